@@ -1,0 +1,2 @@
+//! The MQTT broker.
+pub mod ingress;
