@@ -1,2 +1,3 @@
 //! The MQTT broker.
+pub mod codec;
 pub mod ingress;

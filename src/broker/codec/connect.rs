@@ -1,0 +1,281 @@
+//! CONNECT [MQTT-3.1].
+
+use super::property::{Once, Property, next};
+use super::{Error, Fields, Version};
+use crate::message::{Qos, check_topic};
+
+/// A client's last will.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Will {
+    /// Topic.
+    pub topic: Box<str>,
+    /// Payload.
+    pub payload: Box<[u8]>,
+    /// QoS.
+    pub qos: Qos,
+    /// Retain flag.
+    pub retain: bool,
+    /// Seconds between the end of the connection and the will.
+    pub delay: u32,
+    /// Message expiry interval in seconds.
+    pub expiry: Option<u32>,
+    /// Properties to pass through, encoded.
+    pub properties: Box<[u8]>,
+}
+
+/// What a client asks for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Connect {
+    /// Protocol version.
+    pub version: Version,
+    /// The sender is a bridge of mosquitto's kind (bit 7 of the protocol level).
+    pub is_bridge: bool,
+    /// Clean session (MQTT 3) or clean start (MQTT 5).
+    pub clean: bool,
+    /// Keep alive in seconds; 0 switches it off.
+    pub keep_alive: u16,
+    /// Client id; empty: assign one.
+    pub client_id: Box<str>,
+    /// Last will.
+    pub will: Option<Will>,
+    /// User name.
+    pub username: Option<Box<str>>,
+    /// Password.
+    pub password: Option<Box<[u8]>>,
+    /// Session expiry interval in seconds; `None` where the client does not say.
+    pub session_expiry: Option<u32>,
+    /// QoS 1 and 2 messages that the client takes at once.
+    pub receive_maximum: u16,
+    /// Largest packet that the client takes.
+    pub maximum_packet_size: u32,
+    /// Topic aliases that the client takes.
+    pub topic_alias_maximum: u16,
+    /// Whether the client wants reason strings.
+    pub problem_information: bool,
+    /// An authentication method other than name and password was asked for.
+    pub extended_authentication: bool,
+}
+
+impl Connect {
+    /// Decodes the body of a CONNECT.
+    pub fn decode(body: &[u8]) -> Result<Connect, Error> {
+        let mut fields = Fields::new(body);
+        let (version, is_bridge) = version(&mut fields)?;
+        let flags = fields.u8()?;
+        if flags & 1 != 0 && version != Version::V31 {
+            return Err(Error::Malformed("reserved connect flag")); // [MQTT-3.1.2-3]
+        }
+        let mut connect = Connect {
+            version,
+            is_bridge,
+            clean: flags & 0x02 != 0,
+            keep_alive: fields.u16()?,
+            client_id: Box::default(),
+            will: None,
+            username: None,
+            password: None,
+            session_expiry: None,
+            receive_maximum: u16::MAX,
+            maximum_packet_size: u32::MAX,
+            topic_alias_maximum: 0,
+            problem_information: true,
+            extended_authentication: false,
+        };
+        if version.is_v5() {
+            connect.read_properties(fields.properties()?)?;
+        }
+        connect.client_id = fields.string()?.into();
+        connect.will = will(flags, version, &mut fields)?;
+        if flags & 0x80 != 0 {
+            connect.username = Some(fields.string()?.into());
+        }
+        if flags & 0x40 != 0 {
+            if flags & 0x80 == 0 && !version.is_v5() {
+                return Err(Error::Malformed("password without user name")); // [MQTT-3.1.2-22] of 3.1.1
+            }
+            connect.password = Some(fields.binary()?.into());
+        }
+        if fields.is_empty() { Ok(connect) } else { Err(Error::Malformed("bytes after the end of CONNECT")) }
+    }
+
+    fn read_properties(&mut self, mut fields: Fields<'_>) -> Result<(), Error> {
+        let mut once = Once::default();
+        while let Some(property) = next(&mut fields)? {
+            match property {
+                Property::User => continue,
+                Property::SessionExpiry(seconds) => {
+                    once.mark(0)?;
+                    self.session_expiry = Some(seconds);
+                }
+                Property::ReceiveMaximum(count) => {
+                    once.mark(1)?;
+                    self.receive_maximum = count;
+                }
+                Property::MaximumPacketSize(size) => {
+                    once.mark(2)?;
+                    self.maximum_packet_size = size;
+                }
+                Property::TopicAliasMaximum(count) => {
+                    once.mark(3)?;
+                    self.topic_alias_maximum = count;
+                }
+                Property::RequestProblemInformation(wanted) => {
+                    once.mark(4)?;
+                    self.problem_information = wanted;
+                }
+                Property::RequestResponseInformation => once.mark(5)?,
+                Property::AuthenticationMethod => {
+                    once.mark(6)?;
+                    self.extended_authentication = true;
+                }
+                Property::AuthenticationData => once.mark(7)?,
+                _ => return Err(Error::Protocol("a property that CONNECT does not have")),
+            }
+        }
+        Ok(())
+    }
+}
+
+fn version(fields: &mut Fields<'_>) -> Result<(Version, bool), Error> {
+    let name = fields.binary()?;
+    let level = fields.u8()?;
+    let version = match (name, level & 0x7f) {
+        (b"MQIsdp", 3) => Version::V31,
+        (b"MQTT", 4) => Version::V311,
+        (b"MQTT", 5) => Version::V5,
+        (b"MQIsdp" | b"MQTT", _) => return Err(Error::Level(level)),
+        _ => return Err(Error::Malformed("this is not MQTT")),
+    };
+    Ok((version, level & 0x80 != 0))
+}
+
+fn will(flags: u8, version: Version, fields: &mut Fields<'_>) -> Result<Option<Will>, Error> {
+    if flags & 0x04 == 0 {
+        // [MQTT-3.1.2-11], [MQTT-3.1.2-13]
+        return if flags & 0x38 == 0 { Ok(None) } else { Err(Error::Malformed("will flags without a will")) };
+    }
+    let qos = Qos::from_u8((flags >> 3) & 3).ok_or(Error::Qos)?;
+    let mut will = Will {
+        topic: Box::default(),
+        payload: Box::default(),
+        qos,
+        retain: flags & 0x20 != 0,
+        delay: 0,
+        expiry: None,
+        properties: Box::default(),
+    };
+    if version.is_v5() {
+        will_properties(&mut will, fields.properties()?)?;
+    }
+    let topic = fields.string()?;
+    check_topic(topic).map_err(Error::Topic)?;
+    will.topic = topic.into();
+    will.payload = fields.binary()?.into();
+    Ok(Some(will))
+}
+
+fn will_properties(will: &mut Will, mut fields: Fields<'_>) -> Result<(), Error> {
+    let mut once = Once::default();
+    let mut kept = Vec::new();
+    loop {
+        let before = fields.rest();
+        let Some(property) = next(&mut fields)? else { break };
+        let encoded = &before[..before.len() - fields.rest().len()];
+        match property {
+            Property::WillDelay(seconds) => {
+                once.mark(0)?;
+                will.delay = seconds;
+            }
+            Property::MessageExpiry(seconds) => {
+                once.mark(1)?;
+                will.expiry = Some(seconds);
+            }
+            Property::PayloadFormat => {
+                once.mark(2)?;
+                kept.extend_from_slice(encoded);
+            }
+            Property::ContentType => {
+                once.mark(3)?;
+                kept.extend_from_slice(encoded);
+            }
+            Property::ResponseTopic(topic) => {
+                once.mark(4)?;
+                check_topic(topic).map_err(Error::Topic)?;
+                kept.extend_from_slice(encoded);
+            }
+            Property::CorrelationData => {
+                once.mark(5)?;
+                kept.extend_from_slice(encoded);
+            }
+            Property::User => kept.extend_from_slice(encoded),
+            _ => return Err(Error::Protocol("a property that a will does not have")),
+        }
+    }
+    will.properties = kept.into();
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn body(name: &[u8], level: u8, flags: u8, rest: &[u8]) -> Vec<u8> {
+        let mut body = vec![0, name.len() as u8];
+        body.extend_from_slice(name);
+        body.extend_from_slice(&[level, flags, 0, 60]);
+        body.extend_from_slice(rest);
+        body
+    }
+
+    #[test]
+    fn the_three_versions_are_told_apart() {
+        for (name, level, rest, version) in [
+            (&b"MQIsdp"[..], 3, &b"\0\x01a"[..], Version::V31),
+            (b"MQTT", 4, b"\0\x01a", Version::V311),
+            (b"MQTT", 5, b"\0\0\x01a", Version::V5),
+        ] {
+            let connect = Connect::decode(&body(name, level, 2, rest)).unwrap();
+            assert_eq!((connect.version, &*connect.client_id, connect.keep_alive), (version, "a", 60));
+            assert!(connect.clean && !connect.is_bridge);
+        }
+        assert_eq!(Connect::decode(&body(b"MQTT", 9, 2, b"\0\0")), Err(Error::Level(9)));
+        assert!(Connect::decode(&body(b"HTTP", 4, 2, b"\0\0")).is_err());
+        assert!(Connect::decode(&body(b"MQTT", 0x84, 2, b"\0\x01b")).unwrap().is_bridge);
+    }
+
+    #[test]
+    fn will_and_login_are_read() {
+        let rest = b"\0\x01c\0\x03w/t\0\x03bye\0\x01u\0\x02p\xff";
+        let connect = Connect::decode(&body(b"MQTT", 4, 0b1110_1110, rest)).unwrap();
+        let will = connect.will.unwrap();
+        assert_eq!((&*will.topic, &*will.payload, will.qos, will.retain), ("w/t", &b"bye"[..], Qos::AtLeastOnce, true));
+        assert_eq!((connect.username.as_deref(), connect.password.as_deref()), (Some("u"), Some(&b"p\xff"[..])));
+    }
+
+    #[test]
+    fn properties_of_version_5_are_read_once() {
+        let properties = [0x11, 0, 0, 0, 9, 0x21, 0, 5, 0x22, 0, 3, 0x27, 0, 0, 1, 0];
+        let mut rest = vec![properties.len() as u8];
+        rest.extend_from_slice(&properties);
+        rest.extend_from_slice(b"\0\0");
+        let connect = Connect::decode(&body(b"MQTT", 5, 2, &rest)).unwrap();
+        assert_eq!((connect.session_expiry, connect.receive_maximum), (Some(9), 5));
+        assert_eq!((connect.topic_alias_maximum, connect.maximum_packet_size), (3, 256));
+        let twice = [10, 0x11, 0, 0, 0, 9, 0x11, 0, 0, 0, 9, 0, 0];
+        assert_eq!(Connect::decode(&body(b"MQTT", 5, 2, &twice)), Err(Error::Protocol("a property appears twice")));
+    }
+
+    #[test]
+    fn what_the_specification_forbids_is_refused() {
+        assert!(Connect::decode(&body(b"MQTT", 4, 3, b"\0\x01a")).is_err(), "reserved flag");
+        assert!(Connect::decode(&body(b"MQTT", 4, 0x12, b"\0\x01a")).is_err(), "will QoS without will");
+        assert!(Connect::decode(&body(b"MQTT", 4, 0x1e, b"\0\x01a\0\x01t\0\0")).is_err(), "will QoS 3");
+        assert!(Connect::decode(&body(b"MQTT", 4, 0x42, b"\0\x01a\0\x01p")).is_err(), "password without name");
+        assert!(Connect::decode(&body(b"MQTT", 4, 2, b"\0\x01a!")).is_err(), "trailing bytes");
+        assert!(Connect::decode(&body(b"MQTT", 4, 6, b"\0\x01a\0\x01+\0\0")).is_err(), "wildcard will");
+        let good = body(b"MQTT", 4, 0b1110_1110, b"\0\x01c\0\x03w/t\0\x03bye\0\x01u\0\x02pp");
+        for cut in 0..good.len() {
+            assert!(Connect::decode(&good[..cut]).is_err(), "cut at {cut}");
+        }
+    }
+}

@@ -1,0 +1,324 @@
+//! MQTT 3.1, 3.1.1 and 5 on the wire, from the server's side.
+//!
+//! Packets are read in place: a [`Publish`] borrows topic, properties and payload from the receive buffer, and its MQTT 5
+//! properties stay encoded all the way to the subscriber. Everything a client may send is checked here, so that the
+//! session sees only well-formed packets; what is wrong is an [`Error`] that says which reason code it deserves.
+
+pub mod connect;
+pub mod property;
+pub mod publish;
+pub mod reason;
+pub mod subscribe;
+pub mod write;
+
+pub use connect::{Connect, Will};
+pub use publish::Publish;
+pub use reason::Reason;
+pub use subscribe::{RetainHandling, Subscribe, SubscribeFilter, Unsubscribe};
+
+/// Protocol version of a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Version {
+    /// MQTT 3.1 (`MQIsdp`, level 3).
+    V31,
+    /// MQTT 3.1.1 (level 4).
+    V311,
+    /// MQTT 5.
+    V5,
+}
+
+impl Version {
+    /// Whether packets have properties and reason codes.
+    pub fn is_v5(self) -> bool {
+        self == Version::V5
+    }
+
+    /// As people write it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Version::V31 => "3.1",
+            Version::V311 => "3.1.1",
+            Version::V5 => "5",
+        }
+    }
+}
+
+/// A packet that breaks the protocol.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Error {
+    /// The packet does not conform to the specification.
+    #[error("malformed packet: {0}")]
+    Malformed(&'static str),
+    /// The packet is well formed but not allowed.
+    #[error("protocol error: {0}")]
+    Protocol(&'static str),
+    /// The packet is larger than this broker accepts.
+    #[error("packet of {0} bytes is too large")]
+    TooLarge(usize),
+    /// A topic that no message can have.
+    #[error("invalid topic: {0}")]
+    Topic(crate::message::TopicError),
+    /// A CONNECT for a protocol level that does not exist.
+    #[error("unsupported protocol level {0}")]
+    Level(u8),
+    /// A QoS that does not exist.
+    #[error("QoS 3 does not exist")]
+    Qos,
+}
+
+impl Error {
+    /// The reason code for a DISCONNECT or CONNACK [MQTT-4.13].
+    pub fn reason(&self) -> Reason {
+        match self {
+            Error::Malformed(_) | Error::Qos => Reason::MALFORMED_PACKET,
+            Error::Protocol(_) => Reason::PROTOCOL_ERROR,
+            Error::TooLarge(_) => Reason::PACKET_TOO_LARGE,
+            Error::Topic(_) => Reason::TOPIC_NAME_INVALID,
+            Error::Level(_) => Reason::UNSUPPORTED_PROTOCOL_VERSION,
+        }
+    }
+}
+
+/// First nibble of a packet [MQTT-2.1.2].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+#[allow(missing_docs)]
+pub enum PacketType {
+    Connect = 1,
+    Publish = 3,
+    PubAck = 4,
+    PubRec = 5,
+    PubRel = 6,
+    PubComp = 7,
+    Subscribe = 8,
+    Unsubscribe = 10,
+    PingReq = 12,
+    Disconnect = 14,
+    Auth = 15,
+}
+
+/// A whole packet in the receive buffer.
+#[derive(Clone, Copy, Debug)]
+pub struct Frame {
+    /// What it is.
+    pub kind: PacketType,
+    /// Low nibble of the first byte.
+    pub flags: u8,
+    /// Where the body starts.
+    pub body: usize,
+    /// Length of the whole packet.
+    pub len: usize,
+}
+
+/// Finds the first packet in `bytes`; `None` while it is not complete. Fails on the first wrong byte, before the rest
+/// has arrived. `max` is the largest packet, all of it counted [MQTT-3.1.2-24].
+pub fn frame(bytes: &[u8], max: usize) -> Result<Option<Frame>, Error> {
+    let Some(first) = bytes.first() else { return Ok(None) };
+    let (kind, flags) = kind(*first)?;
+    let mut remaining = 0usize;
+    for (at, byte) in bytes.iter().enumerate().skip(1).take(4) {
+        remaining |= usize::from(byte & 0x7f) << (7 * (at - 1));
+        if byte & 0x80 == 0 {
+            let (body, len) = (at + 1, at + 1 + remaining);
+            if len > max {
+                return Err(Error::TooLarge(len));
+            }
+            return Ok((bytes.len() >= len).then_some(Frame { kind, flags, body, len }));
+        }
+    }
+    if bytes.len() > 4 { Err(Error::Malformed("remaining length has more than 4 bytes")) } else { Ok(None) }
+}
+
+fn kind(first: u8) -> Result<(PacketType, u8), Error> {
+    use PacketType::*;
+    let (kind, flags) = match first >> 4 {
+        1 => (Connect, 0),
+        3 => return Ok((Publish, first & 15)),
+        4 => (PubAck, 0),
+        5 => (PubRec, 0),
+        6 => (PubRel, 2),
+        7 => (PubComp, 0),
+        8 => (Subscribe, 2),
+        10 => (Unsubscribe, 2),
+        12 => (PingReq, 0),
+        14 => (Disconnect, 0),
+        15 => (Auth, 0),
+        2 | 9 | 11 | 13 => return Err(Error::Protocol("a packet that only servers send")),
+        _ => return Err(Error::Malformed("packet type 0")),
+    };
+    if first & 15 == flags { Ok((kind, flags)) } else { Err(Error::Malformed("reserved flags of the fixed header")) }
+}
+
+/// Reads the fields of a packet's body.
+#[derive(Clone, Copy, Debug)]
+pub struct Fields<'a> {
+    bytes: &'a [u8],
+}
+
+const SHORT: Error = Error::Malformed("the packet ends within a field");
+
+impl<'a> Fields<'a> {
+    /// The fields in `bytes`.
+    pub fn new(bytes: &'a [u8]) -> Self {
+        Fields { bytes }
+    }
+
+    /// What has not been read.
+    pub fn rest(self) -> &'a [u8] {
+        self.bytes
+    }
+
+    /// Whether all has been read.
+    pub fn is_empty(&self) -> bool {
+        self.bytes.is_empty()
+    }
+
+    /// The next `len` bytes.
+    pub fn take(&mut self, len: usize) -> Result<&'a [u8], Error> {
+        let (head, tail) = self.bytes.split_at_checked(len).ok_or(SHORT)?;
+        self.bytes = tail;
+        Ok(head)
+    }
+
+    /// One byte.
+    pub fn u8(&mut self) -> Result<u8, Error> {
+        Ok(self.take(1)?[0])
+    }
+
+    /// Two bytes, big endian.
+    pub fn u16(&mut self) -> Result<u16, Error> {
+        let bytes = self.take(2)?;
+        Ok(u16::from_be_bytes([bytes[0], bytes[1]]))
+    }
+
+    /// Four bytes, big endian.
+    pub fn u32(&mut self) -> Result<u32, Error> {
+        let bytes = self.take(4)?;
+        Ok(u32::from_be_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]))
+    }
+
+    /// A packet id: not zero [MQTT-2.2.1-3].
+    pub fn packet_id(&mut self) -> Result<u16, Error> {
+        match self.u16()? {
+            0 => Err(Error::Malformed("packet id 0")),
+            id => Ok(id),
+        }
+    }
+
+    /// Bytes with a 16-bit length in front.
+    pub fn binary(&mut self) -> Result<&'a [u8], Error> {
+        let len = self.u16()?;
+        self.take(usize::from(len))
+    }
+
+    /// UTF-8 with a 16-bit length in front, without U+0000 [MQTT-1.5.4].
+    pub fn string(&mut self) -> Result<&'a str, Error> {
+        let text = std::str::from_utf8(self.binary()?).map_err(|_| Error::Malformed("a string is not UTF-8"))?;
+        if text.as_bytes().contains(&0) { Err(Error::Malformed("a string contains NUL")) } else { Ok(text) }
+    }
+
+    /// A variable byte integer [MQTT-1.5.5].
+    pub fn variable(&mut self) -> Result<usize, Error> {
+        let mut value = 0;
+        for shift in [0, 7, 14, 21] {
+            let byte = self.u8()?;
+            value |= usize::from(byte & 0x7f) << shift;
+            if byte & 0x80 == 0 {
+                return Ok(value);
+            }
+        }
+        Err(Error::Malformed("variable byte integer has more than 4 bytes"))
+    }
+
+    /// The property section: its length and that many bytes.
+    pub fn properties(&mut self) -> Result<Fields<'a>, Error> {
+        let len = self.variable()?;
+        Ok(Fields { bytes: self.take(len)? })
+    }
+}
+
+/// PUBACK, PUBREC, PUBREL or PUBCOMP: packet id and reason code [MQTT-3.4.2].
+pub fn acknowledgement(body: &[u8], version: Version) -> Result<(u16, Reason), Error> {
+    let mut fields = Fields::new(body);
+    let id = fields.packet_id()?;
+    if !version.is_v5() || fields.is_empty() {
+        return if fields.is_empty() {
+            Ok((id, Reason::SUCCESS))
+        } else {
+            Err(Error::Malformed("bytes after the packet id"))
+        };
+    }
+    let reason = Reason(fields.u8()?);
+    if !fields.is_empty() {
+        property::skip(&mut fields.properties()?, property::Allowed::Acknowledgement)?;
+    }
+    Ok((id, reason))
+}
+
+/// DISCONNECT: reason code and a new session expiry interval [MQTT-3.14.2].
+pub fn disconnect(body: &[u8], version: Version) -> Result<(Reason, Option<u32>), Error> {
+    let mut fields = Fields::new(body);
+    if !version.is_v5() || fields.is_empty() {
+        return if fields.is_empty() {
+            Ok((Reason::SUCCESS, None))
+        } else {
+            Err(Error::Malformed("DISCONNECT has a body"))
+        };
+    }
+    let reason = Reason(fields.u8()?);
+    let mut expiry = None;
+    if !fields.is_empty() {
+        let mut properties = fields.properties()?;
+        while let Some(property) = property::next(&mut properties)? {
+            match property {
+                property::Property::SessionExpiry(seconds) => expiry = Some(seconds),
+                property::Property::ReasonString | property::Property::User => {}
+                _ => return Err(Error::Protocol("a property that DISCONNECT does not have")),
+            }
+        }
+    }
+    Ok((reason, expiry))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_packet_is_framed_once_it_is_complete() {
+        let ping = [0xc0, 0];
+        assert!(frame(&[], 100).unwrap().is_none());
+        assert!(frame(&ping[..1], 100).unwrap().is_none());
+        let found = frame(&ping, 100).unwrap().unwrap();
+        assert_eq!((found.kind, found.body, found.len), (PacketType::PingReq, 2, 2));
+        let long = [0x30, 0x80, 0x01];
+        assert!(frame(&long, 1000).unwrap().is_none());
+    }
+
+    #[test]
+    fn wrong_bytes_are_found_at_once() {
+        assert_eq!(frame(&[0x00], 9).unwrap_err(), Error::Malformed("packet type 0"));
+        assert!(matches!(frame(&[0x20], 9), Err(Error::Protocol(_))));
+        assert!(matches!(frame(&[0x80], 9), Err(Error::Malformed(_))), "SUBSCRIBE needs flags 2");
+        assert!(matches!(frame(&[0x30, 0xff, 0xff, 0xff, 0xff], 9), Err(Error::Malformed(_))));
+        assert_eq!(frame(&[0x30, 0xff, 0x7f], 100).unwrap_err(), Error::TooLarge(16386));
+    }
+
+    #[test]
+    fn acknowledgements_of_both_generations() {
+        assert_eq!(acknowledgement(&[0, 7], Version::V311), Ok((7, Reason::SUCCESS)));
+        assert_eq!(acknowledgement(&[0, 7], Version::V5), Ok((7, Reason::SUCCESS)));
+        assert_eq!(acknowledgement(&[0, 7, 0x97], Version::V5), Ok((7, Reason::QUOTA_EXCEEDED)));
+        assert_eq!(acknowledgement(&[0, 7, 0, 0], Version::V5), Ok((7, Reason::SUCCESS)));
+        assert!(acknowledgement(&[0, 0], Version::V5).is_err());
+        assert!(acknowledgement(&[0, 7, 0], Version::V311).is_err());
+        assert!(acknowledgement(&[0], Version::V311).is_err());
+    }
+
+    #[test]
+    fn a_disconnect_may_change_the_session_expiry() {
+        assert_eq!(disconnect(&[], Version::V5), Ok((Reason::SUCCESS, None)));
+        assert_eq!(disconnect(&[4, 5, 0x11, 0, 0, 0, 9], Version::V5), Ok((Reason::DISCONNECT_WITH_WILL, Some(9))));
+        assert!(disconnect(&[0], Version::V311).is_err());
+    }
+}

@@ -1,0 +1,206 @@
+//! What the broker answers.
+
+use bytes::{BufMut, BytesMut};
+
+use super::property::id;
+use super::{Reason, Version};
+
+/// Largest variable byte integer [MQTT-1.5.5].
+pub const VARIABLE_MAX: usize = 268_435_455;
+
+/// Bytes of a variable byte integer.
+pub fn variable_len(value: usize) -> usize {
+    match value {
+        0..=0x7f => 1,
+        0x80..=0x3fff => 2,
+        0x4000..=0x1f_ffff => 3,
+        _ => 4,
+    }
+}
+
+/// Appends a variable byte integer.
+pub fn variable(out: &mut BytesMut, mut value: usize) {
+    loop {
+        let byte = (value & 0x7f) as u8;
+        value >>= 7;
+        if value == 0 {
+            out.put_u8(byte);
+            return;
+        }
+        out.put_u8(byte | 0x80);
+    }
+}
+
+fn string(out: &mut BytesMut, text: &str) {
+    out.put_u16(text.len() as u16);
+    out.put_slice(text.as_bytes());
+}
+
+/// What CONNACK tells an MQTT 5 client [MQTT-3.2.2.3].
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ConnAckProperties<'a> {
+    /// Session expiry interval, where it differs from what was asked for.
+    pub session_expiry: Option<u32>,
+    /// QoS 1 and 2 messages that the broker takes at once.
+    pub receive_maximum: Option<u16>,
+    /// Largest packet that the broker takes.
+    pub maximum_packet_size: Option<u32>,
+    /// Client id that the broker chose.
+    pub assigned_client_id: Option<&'a str>,
+    /// Topic aliases that the broker takes.
+    pub topic_alias_maximum: Option<u16>,
+    /// Keep alive that the client must use instead of its own.
+    pub server_keep_alive: Option<u16>,
+    /// For people.
+    pub reason_string: Option<&'a str>,
+}
+
+/// Appends a CONNACK.
+pub fn connack(out: &mut BytesMut, version: Version, session_present: bool, reason: Reason, p: &ConnAckProperties<'_>) {
+    // MQTT 3.1 has a reserved byte where 3.1.1 says "session present"
+    let present = u8::from(session_present && version != Version::V31 && !reason.is_error());
+    if !version.is_v5() {
+        out.put_slice(&[0x20, 2, present, reason.connect_return_code()]);
+        return;
+    }
+    let mut properties = BytesMut::new();
+    if let Some(seconds) = p.session_expiry {
+        properties.put_u8(id::SESSION_EXPIRY);
+        properties.put_u32(seconds);
+    }
+    if let Some(count) = p.receive_maximum {
+        properties.put_u8(id::RECEIVE_MAXIMUM);
+        properties.put_u16(count);
+    }
+    if let Some(size) = p.maximum_packet_size {
+        properties.put_u8(id::MAXIMUM_PACKET_SIZE);
+        properties.put_u32(size);
+    }
+    if let Some(client_id) = p.assigned_client_id {
+        properties.put_u8(id::ASSIGNED_CLIENT_ID);
+        string(&mut properties, client_id);
+    }
+    if let Some(count) = p.topic_alias_maximum {
+        properties.put_u8(id::TOPIC_ALIAS_MAXIMUM);
+        properties.put_u16(count);
+    }
+    if let Some(seconds) = p.server_keep_alive {
+        properties.put_u8(id::SERVER_KEEP_ALIVE);
+        properties.put_u16(seconds);
+    }
+    if let Some(text) = p.reason_string {
+        properties.put_u8(id::REASON_STRING);
+        string(&mut properties, text);
+    }
+    out.put_u8(0x20);
+    variable(out, 2 + variable_len(properties.len()) + properties.len());
+    out.put_slice(&[present, reason.0]);
+    variable(out, properties.len());
+    out.put_slice(&properties);
+}
+
+/// Acknowledgements of a PUBLISH and their first bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+#[allow(missing_docs)]
+pub enum Ack {
+    PubAck = 0x40,
+    PubRec = 0x50,
+    PubRel = 0x62,
+    PubComp = 0x70,
+}
+
+/// Appends a PUBACK, PUBREC, PUBREL or PUBCOMP.
+pub fn ack(out: &mut BytesMut, version: Version, ack: Ack, packet_id: u16, reason: Reason) {
+    if version.is_v5() && reason != Reason::SUCCESS {
+        out.put_slice(&[ack as u8, 3]);
+        out.put_u16(packet_id);
+        out.put_u8(reason.0);
+    } else {
+        out.put_slice(&[ack as u8, 2]);
+        out.put_u16(packet_id);
+    }
+}
+
+/// Appends a SUBACK with one reason per filter: the granted QoS, or why not.
+pub fn suback(out: &mut BytesMut, version: Version, packet_id: u16, reasons: &[Reason]) {
+    out.put_u8(0x90);
+    codes(out, version, packet_id, reasons);
+}
+
+/// Appends an UNSUBACK.
+pub fn unsuback(out: &mut BytesMut, version: Version, packet_id: u16, reasons: &[Reason]) {
+    out.put_u8(0xb0);
+    if version.is_v5() {
+        codes(out, version, packet_id, reasons);
+    } else {
+        out.put_u8(2);
+        out.put_u16(packet_id);
+    }
+}
+
+fn codes(out: &mut BytesMut, version: Version, packet_id: u16, reasons: &[Reason]) {
+    variable(out, 2 + usize::from(version.is_v5()) + reasons.len());
+    out.put_u16(packet_id);
+    if version.is_v5() {
+        out.put_u8(0);
+    }
+    for reason in reasons {
+        // MQTT 3 knows only one failure [MQTT-3.9.3]
+        out.put_u8(if version.is_v5() { reason.0 } else { reason.0.min(0x80) });
+    }
+}
+
+/// Appends a PINGRESP.
+pub fn pingresp(out: &mut BytesMut) {
+    out.put_slice(&[0xd0, 0]);
+}
+
+/// Appends a DISCONNECT; MQTT 3 has none from the server.
+pub fn disconnect(out: &mut BytesMut, version: Version, reason: Reason) {
+    if version.is_v5() {
+        out.put_slice(&[0xe0, 2, reason.0, 0]);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn variable_byte_integers_as_in_the_specification() {
+        for (value, bytes) in [
+            (0, &[0x00][..]),
+            (127, &[0x7f]),
+            (128, &[0x80, 0x01]),
+            (16_383, &[0xff, 0x7f]),
+            (16_384, &[0x80, 0x80, 0x01]),
+            (2_097_152, &[0x80, 0x80, 0x80, 0x01]),
+            (VARIABLE_MAX, &[0xff, 0xff, 0xff, 0x7f]),
+        ] {
+            let mut out = BytesMut::new();
+            variable(&mut out, value);
+            assert_eq!((&out[..], variable_len(value)), (bytes, bytes.len()));
+        }
+    }
+
+    #[test]
+    fn refusals_have_the_codes_of_their_version() {
+        let mut out = BytesMut::new();
+        let none = ConnAckProperties::default();
+        connack(&mut out, Version::V311, true, Reason::BAD_USER_NAME_OR_PASSWORD, &none);
+        assert_eq!(&out[..], &[0x20, 2, 0, 4]);
+        out.clear();
+        connack(&mut out, Version::V5, false, Reason::NOT_AUTHORIZED, &none);
+        assert_eq!(&out[..], &[0x20, 3, 0, 0x87, 0]);
+        out.clear();
+        connack(&mut out, Version::V31, true, Reason::SUCCESS, &none);
+        assert_eq!(&out[..], &[0x20, 2, 0, 0]);
+        out.clear();
+        suback(&mut out, Version::V311, 5, &[Reason(1), Reason::NOT_AUTHORIZED]);
+        assert_eq!(&out[..], &[0x90, 4, 0, 5, 1, 0x80]);
+        out.clear();
+        suback(&mut out, Version::V5, 5, &[Reason::NOT_AUTHORIZED]);
+        assert_eq!(&out[..], &[0x90, 4, 0, 5, 0, 0x87]);
+    }
+}
