@@ -472,6 +472,7 @@ impl fmt::Debug for Message {
 pub struct BatchBuilder {
     bytes: BytesMut,
     count: u32,
+    has_retain: bool,
 }
 
 impl BatchBuilder {
@@ -482,6 +483,12 @@ impl BatchBuilder {
         }
         draft.encode(&mut self.bytes);
         self.count += 1;
+        self.has_retain |= draft.retain;
+    }
+
+    /// Whether one of them has the retain flag.
+    pub fn has_retain(&self) -> bool {
+        self.has_retain
     }
 
     /// Messages so far.
@@ -507,6 +514,7 @@ impl BatchBuilder {
     /// Numbers the messages from `seq` on and takes them; the builder is empty afterwards.
     pub fn finish(&mut self, seq: u64) -> Batch {
         self.count = 0;
+        self.has_retain = false;
         let mut bytes = self.bytes.split();
         if bytes.is_empty() {
             bytes.put_u64_le(0);

@@ -1,13 +1,27 @@
 //! The one door in.
 //!
-//! Every message, whatever brought it, goes through [`Ingress`]: there it gets its place in the one order that the
-//! retained store, the journal and the live router all see.
+//! Every message, whatever brought it, goes through [`Ingress`]. Under one short lock a batch gets its place in the one
+//! order that the retained store, the journal and the live router all see: two publishers can race, but never leave
+//! different last values behind. Nothing is awaited under that lock.
 
-use crate::journal::{Full, Journal, Position};
-use crate::message::{BatchBuilder, Draft};
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+use smallvec::SmallVec;
+use tracing::warn;
+
+use super::filters::FilterTree;
+use super::live::{LiveLink, Room, RouterError, empty_batch};
+use super::retained::Retained;
+use super::shared::SharedGroup;
+use super::stats::Stats;
+use super::subscribers::{Subscriber, Subscribers, SubscriptionOptions};
+use crate::journal::{ConsumerId, Full, Journal, Position};
+use crate::message::{Batch, BatchBuilder, Draft, Message, Origin, Qos, TopicFilter};
+use crate::time::SharedClock;
 
 /// What a publisher waits for before it may say "accepted".
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Receipt {
     /// Place in the journal that must be synced; `None`: nobody needs the message kept.
     pub durable: Option<Position>,
@@ -22,31 +36,313 @@ pub enum IngressError {
     /// The gateway is going down.
     #[error("the gateway is shutting down")]
     Closed,
+    /// The router has failed.
+    #[error(transparent)]
+    Router(#[from] RouterError),
+}
+
+/// A batch that has its place.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Accepted {
+    /// What to wait for.
+    pub receipt: Receipt,
+    /// Messages of the batch, counted from 0, that were not accepted.
+    pub refused: SmallVec<[u32; 4]>,
+}
+
+/// Who must get messages whether it is connected or not.
+#[derive(Clone, Debug)]
+pub enum Route {
+    /// An upstream; does not get back what it sent.
+    Upstream(ConsumerId, Origin),
+    /// A persistent session: everything that is delivered above QoS 0.
+    Session {
+        /// Its consumer.
+        consumer: ConsumerId,
+        /// Largest QoS, not 0.
+        qos: Qos,
+        /// Its own messages are left out.
+        not_from: Option<Origin>,
+    },
+    /// A shared subscription.
+    Shared(Arc<SharedGroup>),
+}
+
+impl Route {
+    /// Whether both lead to the same consumer or group.
+    pub fn is_same(&self, other: &Route) -> bool {
+        match (self, other) {
+            (Route::Upstream(a, _), Route::Upstream(b, _)) => a == b,
+            (Route::Session { consumer: a, .. }, Route::Session { consumer: b, .. }) => a == b,
+            (Route::Shared(a), Route::Shared(b)) => Arc::ptr_eq(a, b),
+            _ => false,
+        }
+    }
+}
+
+#[derive(Debug)]
+struct Sequencer {
+    next_seq: u64,
+    link: LiveLink,
+    retained: Retained,
+    routes: FilterTree<Route>,
+    upstream_filters: Vec<(ConsumerId, TopicFilter)>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    sequencer: Mutex<Sequencer>,
+    subscribers: Arc<Subscribers>,
+    journal: Journal,
+    room: Room,
+    stats: Arc<Stats>,
+    clock: SharedClock2,
+}
+
+struct SharedClock2(SharedClock);
+
+impl std::fmt::Debug for SharedClock2 {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Clock")
+    }
 }
 
 /// Puts messages in order and hands them on. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Ingress {
-    journal: Journal,
+    inner: Arc<Inner>,
 }
 
 impl Ingress {
+    /// An ingress in front of these.
+    pub fn new(
+        link: LiveLink,
+        subscribers: Arc<Subscribers>,
+        journal: Journal,
+        retained: Retained,
+        stats: Arc<Stats>,
+        clock: SharedClock,
+    ) -> Ingress {
+        let room = link.room();
+        let sequencer = Sequencer {
+            next_seq: 0,
+            link,
+            retained,
+            routes: FilterTree::default(),
+            upstream_filters: Vec::new(),
+        };
+        let clock = SharedClock2(clock);
+        Ingress {
+            inner: Arc::new(Inner { sequencer: Mutex::new(sequencer), subscribers, journal, room, stats, clock }),
+        }
+    }
+
+    /// Gives the batch its place and empties it. `None`: live subscribers are too far behind; the batch is untouched, try
+    /// again after [`Ingress::room`].
+    pub fn try_publish(&self, batch: &mut BatchBuilder) -> Result<Option<Accepted>, RouterError> {
+        let has_retain = batch.has_retain();
+        let count = batch.len();
+        let mut sequencer = self.inner.sequencer.lock();
+        if !sequencer.link.has_room() {
+            return Ok(None);
+        }
+        let seq = sequencer.next_seq;
+        let mut placed = batch.finish(seq);
+        let mut accepted = Accepted::default();
+        if !sequencer.routes.is_empty() {
+            accepted = self.append(&mut sequencer, &placed);
+            if !accepted.refused.is_empty() {
+                placed = without(&placed, &accepted.refused);
+            }
+        }
+        if has_retain {
+            self.retain(&mut sequencer.retained, &placed);
+        }
+        sequencer.next_seq = seq + u64::from(count) - accepted.refused.len() as u64;
+        sequencer.link.publish(placed)?;
+        Ok(Some(accepted))
+    }
+
+    fn append(&self, sequencer: &mut Sequencer, batch: &Batch) -> Accepted {
+        let mut accepted = Accepted::default();
+        for (at, entry) in batch.iter().enumerate() {
+            let message = entry.message;
+            let mut consumers: SmallVec<[ConsumerId; 4]> = SmallVec::new();
+            let mut groups: SmallVec<[&Arc<SharedGroup>; 2]> = SmallVec::new();
+            sequencer.routes.matches(message.topic(), |route| match route {
+                Route::Upstream(consumer, origin) => {
+                    if message.origin() != *origin && !consumers.contains(consumer) {
+                        consumers.push(*consumer);
+                    }
+                }
+                Route::Session { consumer, qos, not_from } => {
+                    let is_live_only = message.qos().min(*qos) == Qos::AtMostOnce;
+                    if !is_live_only && *not_from != Some(message.origin()) && !consumers.contains(consumer) {
+                        consumers.push(*consumer);
+                    }
+                }
+                Route::Shared(group) => groups.push(group),
+            });
+            if !consumers.is_empty() {
+                match self.inner.journal.append(&batch.message_at(entry.offset), &consumers) {
+                    Ok(position) => accepted.receipt.durable = Some(position),
+                    // at QoS 0 nobody asks: live subscribers get it all the same
+                    Err(Full) if message.qos() == Qos::AtMostOnce => self.inner.stats.publish_dropped.add(1),
+                    Err(Full) => {
+                        accepted.refused.push(at as u32);
+                        continue;
+                    }
+                }
+            }
+            for group in groups {
+                group.push(batch.message_at(entry.offset));
+            }
+        }
+        accepted
+    }
+
+    fn retain(&self, retained: &mut Retained, batch: &Batch) {
+        for entry in batch.iter().filter(|entry| entry.message.retain()) {
+            if retained.apply(entry.message).is_err() {
+                if self.inner.stats.retained_refused.get() == 0 {
+                    warn!(
+                        topic = entry.message.topic(),
+                        "the store of retained messages is full (broker.max_retained, broker.max_retained_size): \
+                         messages on new topics are delivered but not retained"
+                    );
+                }
+                self.inner.stats.retained_refused.add(1);
+            }
+        }
+    }
+
     /// Publishes one message; waits while live subscribers are too far behind.
     pub async fn publish(&self, draft: &Draft<'_>) -> Result<Receipt, IngressError> {
         let mut batch = BatchBuilder::default();
         batch.push(draft);
-        self.publish_batch(&mut batch).await
+        let accepted = self.publish_batch(&mut batch).await?;
+        if accepted.refused.is_empty() { Ok(accepted.receipt) } else { Err(IngressError::Full(Full)) }
     }
 
-    /// Publishes a batch, all of it or none.
-    pub async fn publish_batch(&self, _batch: &mut BatchBuilder) -> Result<Receipt, IngressError> {
-        Ok(Receipt::default())
+    /// Publishes a batch; waits while live subscribers are too far behind.
+    pub async fn publish_batch(&self, batch: &mut BatchBuilder) -> Result<Accepted, IngressError> {
+        loop {
+            let room = self.inner.room.notified();
+            if let Some(accepted) = self.try_publish(batch)? {
+                return Ok(accepted);
+            }
+            room.await;
+        }
+    }
+
+    /// Completes when [`Ingress::try_publish`] may find room again. Create it before trying.
+    pub fn room(&self) -> &Room {
+        &self.inner.room
     }
 
     /// Waits until what the receipt stands for is safe.
     pub async fn settled(&self, receipt: Receipt) -> Result<(), IngressError> {
         let Some(position) = receipt.durable else { return Ok(()) };
-        let mut synced = self.journal.synced();
+        let mut synced = self.inner.journal.synced();
         synced.wait_for(|safe| *safe >= position).await.map(|_| ()).map_err(|_| IngressError::Closed)
     }
+
+    /// Sends an empty batch through the router, to see whether it lives.
+    pub fn probe(&self) -> Result<(), RouterError> {
+        let mut sequencer = self.inner.sequencer.lock();
+        let batch = empty_batch(sequencer.next_seq);
+        sequencer.link.publish(batch)
+    }
+
+    /// Subscribes to live messages from now on. Returns whether the subscription is new and, if `retained` asks for them
+    /// with that knowledge, the retained messages of this very moment.
+    pub fn subscribe(
+        &self,
+        filter: &str,
+        subscriber: &Arc<Subscriber>,
+        options: SubscriptionOptions,
+        retained: impl FnOnce(bool) -> bool,
+    ) -> (bool, Vec<Message>) {
+        let sequencer = self.inner.sequencer.lock();
+        let is_new = self.inner.subscribers.insert(filter, subscriber, options, sequencer.next_seq);
+        let found = if retained(is_new) { sequencer.retained.select(filter).cloned().collect() } else { Vec::new() };
+        (is_new, found)
+    }
+
+    /// Ends a live subscription; says whether there was one.
+    pub fn unsubscribe(&self, filter: &str, subscriber: &Arc<Subscriber>) -> bool {
+        self.inner.subscribers.remove(filter, subscriber)
+    }
+
+    /// Routes what `filter` selects to a durable consumer or a shared group, replacing its route under this filter.
+    pub fn add_route(&self, filter: &str, route: Route) {
+        let mut sequencer = self.inner.sequencer.lock();
+        sequencer.routes.remove(filter, |known| known.is_same(&route));
+        sequencer.routes.insert(filter, route);
+    }
+
+    /// Ends a route.
+    pub fn remove_route(&self, filter: &str, route: &Route) {
+        self.inner.sequencer.lock().routes.remove(filter, |known| known.is_same(route));
+    }
+
+    /// Sets the filters whose messages an upstream gets; what it sent itself (`origin`) is left out.
+    pub fn set_upstream_filters(&self, consumer: ConsumerId, origin: Origin, filters: Vec<TopicFilter>) {
+        let mut guard = self.inner.sequencer.lock();
+        let sequencer = &mut *guard;
+        let route = Route::Upstream(consumer, origin);
+        sequencer.upstream_filters.retain(|(owner, filter)| {
+            if *owner == consumer {
+                sequencer.routes.remove(filter, |known| known.is_same(&route));
+            }
+            *owner != consumer
+        });
+        for filter in filters {
+            sequencer.routes.insert(&filter, route.clone());
+            sequencer.upstream_filters.push((consumer, filter));
+        }
+    }
+
+    /// The retained message on a topic.
+    pub fn retained(&self, topic: &str) -> Option<Message> {
+        self.inner.sequencer.lock().retained.get(topic).cloned()
+    }
+
+    /// Forgets expired retained messages; returns how many messages and bytes are left.
+    pub fn expire_retained(&self) -> (usize, usize) {
+        let mut sequencer = self.inner.sequencer.lock();
+        sequencer.retained.expire(self.inner.clock.0.boot_ms());
+        (sequencer.retained.len(), sequencer.retained.bytes())
+    }
+
+    /// The clock that messages are stamped with.
+    pub fn clock(&self) -> &SharedClock {
+        &self.inner.clock.0
+    }
+
+    /// The journal behind this door.
+    pub fn journal(&self) -> &Journal {
+        &self.inner.journal
+    }
+
+    /// What is counted.
+    pub fn stats(&self) -> &Arc<Stats> {
+        &self.inner.stats
+    }
+
+    /// The live subscriptions.
+    pub fn subscribers(&self) -> &Arc<Subscribers> {
+        &self.inner.subscribers
+    }
+}
+
+/// The batch without the messages at these places.
+fn without(batch: &Batch, refused: &[u32]) -> Batch {
+    let mut rest = BatchBuilder::default();
+    for (at, entry) in batch.iter().enumerate() {
+        if !refused.contains(&(at as u32)) {
+            rest.push(&entry.message.to_draft());
+        }
+    }
+    rest.finish(batch.seq())
 }

@@ -1,0 +1,296 @@
+//! The live way: from ingress through rumqttd's router to connected subscribers.
+//!
+//! Batches pass through the router as single publications on one internal topic, so that its cost is per batch and it
+//! never sees a client's topic, filter or id: nothing in it grows with them. One link publishes, under the lock of ingress;
+//! one link subscribes and feeds the dispatcher, which matches each message against the subscriptions and puts it into
+//! inboxes.
+//!
+//! The router keeps a ring and silently drops its oldest entries. [`LiveLink::has_room`] therefore holds publishers back
+//! before the ring can overrun the dispatcher; a gap in the sequence numbers would still be noticed and counted.
+//!
+//! Facts about rumqttd 0.20 that this file relies on: a subscription at QoS 1 keeps at most 100 publications in
+//! flight, so the router never asks for a `Ready`, which could panic it for a dead link; their packet ids count from 1 to 100
+//! and over; acknowledgements must come in that order; the router handles a `DeviceData` event by taking the whole
+//! buffer of a link, so a further push while it is not empty needs no further event.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use rumqttd::local::{LinkBuilder, LinkError, LinkRx, LinkTx};
+use rumqttd::protocol::{self, Packet};
+use rumqttd::{Notification, Router, RouterConfig};
+use tokio::sync::Notify;
+use tokio::time::{Instant, interval, timeout};
+use tokio_util::sync::CancellationToken;
+use tracing::error;
+
+use super::inbox::{Offer, Queued};
+use super::subscribers::{Fanout, Matcher, Subscribers};
+use crate::message::{Batch, BatchBuilder};
+
+const TOPIC: &[u8] = b"m/live";
+const SEGMENT_BYTES: usize = 128 * 1024;
+const SEGMENTS: usize = 8;
+/// Bytes that the dispatcher may be behind: half of what the ring surely keeps.
+const WINDOW: u64 = (SEGMENT_BYTES * SEGMENTS / 2) as u64;
+/// Publications that the router keeps in flight at QoS 1.
+const LAST_PACKET_ID: u16 = 100;
+/// How often an idle router is asked whether it lives.
+const PROBE: Duration = Duration::from_secs(5);
+
+/// The router has ended or hangs: the gateway cannot go on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum RouterError {
+    /// Its thread has ended.
+    #[error("the message router has ended unexpectedly")]
+    Ended,
+    /// It has not answered in time.
+    #[error("the message router does not answer")]
+    Hangs,
+}
+
+impl From<LinkError> for RouterError {
+    fn from(_: LinkError) -> Self {
+        RouterError::Ended
+    }
+}
+
+#[derive(Debug, Default)]
+struct Flow {
+    appended: AtomicU64,
+    consumed: AtomicU64,
+    publishers_wait: AtomicBool,
+    room: Notify,
+    lost: AtomicU64,
+}
+
+/// The publishing end.
+pub struct LiveLink {
+    link: LinkTx,
+    flow: Arc<Flow>,
+}
+
+/// The dispatching end.
+pub struct Dispatcher {
+    link: LinkTx,
+    notifications: LinkRx,
+    next_packet_id: u16,
+    next_seq: u64,
+    flow: Arc<Flow>,
+    subscribers: Arc<Subscribers>,
+    matcher: Matcher,
+    fanout: Fanout,
+}
+
+/// Starts the router and both ends. Blocks for a moment: not for a runtime worker.
+pub fn start(subscribers: Arc<Subscribers>) -> Result<(LiveLink, Dispatcher), RouterError> {
+    let config = RouterConfig {
+        max_connections: 4,
+        max_outgoing_packet_count: 200,
+        max_segment_size: SEGMENT_BYTES,
+        max_segment_count: SEGMENTS,
+        ..RouterConfig::default()
+    };
+    let router = Router::new(0, config).spawn();
+    let flow = Arc::new(Flow::default());
+    let (publishing, _, _) = LinkBuilder::new("publish", router.clone()).dynamic_filters(true).build()?;
+    let (mut link, mut notifications, _) = LinkBuilder::new("dispatch", router).build()?;
+    subscribe(&mut link, &mut notifications)?;
+    let dispatcher = Dispatcher {
+        link,
+        notifications,
+        next_packet_id: 1,
+        next_seq: 0,
+        flow: flow.clone(),
+        subscribers,
+        matcher: Matcher::default(),
+        fanout: Fanout::default(),
+    };
+    Ok((LiveLink { link: publishing, flow }, dispatcher))
+}
+
+fn subscribe(link: &mut LinkTx, notifications: &mut LinkRx) -> Result<(), RouterError> {
+    let filter = protocol::Filter {
+        path: String::from_utf8_lossy(TOPIC).into_owned(),
+        qos: protocol::QoS::AtLeastOnce,
+        nolocal: false,
+        preserve_retain: false,
+        retain_forward_rule: protocol::RetainForwardRule::Never,
+    };
+    send(link, Packet::Subscribe(protocol::Subscribe { pkid: 1, filters: vec![filter] }, None))?;
+    // the router answers once the subscription stands: nothing published from now on is missed
+    loop {
+        if let Some(Notification::DeviceAck(_)) = notifications.recv()? {
+            return Ok(());
+        }
+    }
+}
+
+/// Gives the router a packet. Waits only while 1000 events are queued before a running router, which never waits for us.
+fn send(link: &mut LinkTx, packet: Packet) -> Result<(), RouterError> {
+    {
+        let mut buffer = link.buffer();
+        if !buffer.is_empty() {
+            // an event for this buffer is on its way already
+            buffer.push_back(packet);
+            return Ok(());
+        }
+    }
+    // `send` is async in name only: it completes at the first poll
+    let mut send = std::pin::pin!(link.send(packet));
+    match send.as_mut().poll(&mut std::task::Context::from_waker(std::task::Waker::noop())) {
+        std::task::Poll::Ready(sent) => sent.map(|_| ()).map_err(RouterError::from),
+        std::task::Poll::Pending => Err(RouterError::Hangs),
+    }
+}
+
+impl LiveLink {
+    /// Whether the dispatcher is near enough for another batch.
+    pub fn has_room(&self) -> bool {
+        let behind = self.flow.appended.load(Ordering::Relaxed) - self.flow.consumed.load(Ordering::Acquire);
+        if behind < WINDOW {
+            return true;
+        }
+        self.flow.publishers_wait.store(true, Ordering::SeqCst);
+        // once more, now that the dispatcher knows that somebody waits
+        self.flow.appended.load(Ordering::Relaxed) - self.flow.consumed.load(Ordering::SeqCst) < WINDOW
+    }
+
+    /// Publishes a batch.
+    pub fn publish(&mut self, batch: Batch) -> Result<(), RouterError> {
+        self.flow.appended.fetch_add(batch.size() as u64, Ordering::Relaxed);
+        let publish = protocol::Publish::new(bytes::Bytes::from_static(TOPIC), batch.into_bytes(), false);
+        send(&mut self.link, Packet::Publish(publish, None))
+    }
+
+    /// A handle to wait for room without holding the link.
+    pub fn room(&self) -> Room {
+        Room { flow: self.flow.clone() }
+    }
+}
+
+impl std::fmt::Debug for LiveLink {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("LiveLink").field("flow", &self.flow).finish_non_exhaustive()
+    }
+}
+
+/// Waits for the dispatcher to come near.
+#[derive(Clone, Debug)]
+pub struct Room {
+    flow: Arc<Flow>,
+}
+
+impl Room {
+    /// Completes when there may be room again; check with [`LiveLink::has_room`]. Register before checking.
+    pub fn notified(&self) -> tokio::sync::futures::Notified<'_> {
+        self.flow.room.notified()
+    }
+
+    /// Messages that the router lost: always 0, unless its ring has overrun the dispatcher.
+    pub fn lost(&self) -> u64 {
+        self.flow.lost.load(Ordering::Relaxed)
+    }
+}
+
+impl Dispatcher {
+    /// Feeds live subscribers until cancelled. `probe` publishes an empty batch to see whether the router lives, and
+    /// `alive` is called whenever it has shown that it does.
+    pub async fn run(
+        mut self,
+        cancel: CancellationToken,
+        probe: impl Fn() -> Result<(), RouterError>,
+        alive: impl Fn(),
+    ) -> Result<(), RouterError> {
+        let mut idle = interval(PROBE);
+        let mut probed: Option<Instant> = None;
+        loop {
+            tokio::select! {
+                biased;
+                () = cancel.cancelled() => return Ok(()),
+                notification = self.notifications.next() => {
+                    if let Some(Notification::Forward(forward)) = notification? {
+                        if probed.take().is_some() {
+                            alive();
+                        }
+                        self.forward(forward).await?;
+                    }
+                }
+                _ = idle.tick() => {
+                    if probed.is_some() {
+                        return Err(RouterError::Hangs);
+                    }
+                    probe()?;
+                    probed = Some(Instant::now());
+                }
+            }
+        }
+    }
+
+    async fn forward(&mut self, forward: rumqttd::Forward) -> Result<(), RouterError> {
+        let id = self.next_packet_id;
+        self.next_packet_id = if id == LAST_PACKET_ID { 1 } else { id + 1 };
+        let ack = protocol::PubAck { pkid: id, reason: protocol::PubAckReason::Success };
+        send(&mut self.link, Packet::PubAck(ack, None))?;
+        if let Some(batch) = Batch::from_bytes(forward.publish.payload) {
+            let size = batch.size() as u64;
+            self.dispatch(&batch).await;
+            self.consumed(size);
+        }
+        Ok(())
+    }
+
+    async fn dispatch(&mut self, batch: &Batch) {
+        if batch.seq() != self.next_seq {
+            let lost = batch.seq().saturating_sub(self.next_seq);
+            self.flow.lost.fetch_add(lost, Ordering::Relaxed);
+            error!(messages = lost, "the message router has dropped messages");
+        }
+        self.next_seq = batch.seq();
+        for entry in batch.iter() {
+            self.next_seq = entry.seq + 1;
+            let fanout = &mut self.fanout;
+            let mut hint = 0;
+            self.matcher.select(&self.subscribers, &entry, |subscriber, grant| {
+                fanout.push(hint, subscriber, Queued { message: batch.message_at(entry.offset), grant });
+                hint += 1;
+            });
+        }
+        self.deliver().await;
+    }
+
+    /// Offers what was collected to everybody, then waits for those who are full.
+    async fn deliver(&mut self) {
+        loop {
+            let now = Instant::now();
+            let mut first = None;
+            self.fanout.outgoing.retain_mut(|(subscriber, queued)| match subscriber.inbox.offer(queued, now) {
+                Offer::Done => false,
+                Offer::Wait(deadline) => {
+                    first = Some(first.map_or(deadline, |known: Instant| known.min(deadline)));
+                    true
+                }
+            });
+            let Some((deadline, (subscriber, _))) = first.zip(self.fanout.outgoing.first()) else { return };
+            // either way everything is offered again
+            let _ = timeout(deadline.saturating_duration_since(now), subscriber.inbox.room()).await;
+        }
+    }
+
+    fn consumed(&self, size: u64) {
+        self.flow.consumed.fetch_add(size, Ordering::SeqCst);
+        if self.flow.publishers_wait.load(Ordering::SeqCst) {
+            let behind = self.flow.appended.load(Ordering::Relaxed) - self.flow.consumed.load(Ordering::Relaxed);
+            if behind < WINDOW / 2 {
+                self.flow.publishers_wait.store(false, Ordering::SeqCst);
+                self.flow.room.notify_waiters();
+            }
+        }
+    }
+}
+
+/// An empty batch: passes through the router and is nobody's.
+pub fn empty_batch(seq: u64) -> Batch {
+    BatchBuilder::default().finish(seq)
+}

@@ -1,0 +1,163 @@
+//! Retained messages: the last one on each topic that was published with the retain flag [MQTT-3.3.1.3].
+
+use std::collections::BTreeMap;
+use std::ops::Bound;
+
+use crate::message::{Message, MessageRef, matches};
+
+/// The store, bounded in messages and bytes.
+#[derive(Debug)]
+pub struct Retained {
+    by_topic: BTreeMap<Box<str>, Message>,
+    bytes: usize,
+    max_messages: usize,
+    max_bytes: usize,
+}
+
+/// The store is at its bound and the topic is new, or the message too large.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the store of retained messages is full")]
+pub struct RetainedFull;
+
+impl Retained {
+    /// An empty store.
+    pub fn new(max_messages: usize, max_bytes: usize) -> Retained {
+        Retained { by_topic: BTreeMap::new(), bytes: 0, max_messages, max_bytes }
+    }
+
+    /// Keeps a message that was published with the retain flag; an empty payload clears its topic.
+    pub fn apply(&mut self, message: MessageRef<'_>) -> Result<(), RetainedFull> {
+        if message.payload().is_empty() {
+            if let Some(old) = self.by_topic.remove(message.topic()) {
+                self.bytes -= cost(&old);
+            }
+            return Ok(());
+        }
+        let new = message.as_bytes().len() + message.topic().len();
+        let old = self.by_topic.get(message.topic()).map(cost);
+        let messages = self.by_topic.len() + usize::from(old.is_none());
+        let bytes = self.bytes - old.unwrap_or(0) + new;
+        if messages > self.max_messages || bytes > self.max_bytes {
+            return Err(RetainedFull);
+        }
+        self.bytes = bytes;
+        let owned = Message::new(&message.to_draft());
+        match self.by_topic.get_mut(message.topic()) {
+            Some(slot) => *slot = owned,
+            None => {
+                self.by_topic.insert(message.topic().into(), owned);
+            }
+        }
+        Ok(())
+    }
+
+    /// The retained message on this topic.
+    pub fn get(&self, topic: &str) -> Option<&Message> {
+        self.by_topic.get(topic)
+    }
+
+    /// All that `filter` selects, in order of topic.
+    pub fn select<'a>(&'a self, filter: &'a str) -> impl Iterator<Item = &'a Message> {
+        // only topics that begin with the filter's literal part can match; `a/#` selects `a` too
+        let literal = filter.find(['+', '#']).map_or(filter, |at| filter[..at].trim_end_matches('/'));
+        self.by_topic
+            .range::<str, _>((Bound::Included(literal), Bound::Unbounded))
+            .take_while(move |(topic, _)| topic.starts_with(literal))
+            .filter(move |(topic, _)| matches(filter, topic))
+            .map(|(_, message)| message)
+    }
+
+    /// Forgets messages whose expiry interval has passed [MQTT-3.3.2-5].
+    pub fn expire(&mut self, now_boot_ms: u64) {
+        let bytes = &mut self.bytes;
+        self.by_topic.retain(|_, message| {
+            let keep = message.view().remaining_expiry(now_boot_ms).is_ok();
+            if !keep {
+                *bytes -= cost(message);
+            }
+            keep
+        });
+    }
+
+    /// Messages.
+    pub fn len(&self) -> usize {
+        self.by_topic.len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.by_topic.is_empty()
+    }
+
+    /// Bytes, as the bound counts them.
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+}
+
+fn cost(message: &Message) -> usize {
+    message.size() + message.view().topic().len()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::message::{Draft, Origin, Qos};
+
+    fn message(topic: &str, payload: &str) -> Message {
+        Message::new(&Draft {
+            topic,
+            payload: payload.as_bytes(),
+            qos: Qos::AtMostOnce,
+            retain: true,
+            properties: &[],
+            expiry: (payload == "short").then_some(1),
+            hops: 0,
+            boot_ms: 0,
+            origin: Origin::gateway(),
+        })
+    }
+
+    fn topics(store: &Retained, filter: &str) -> Vec<String> {
+        store.select(filter).map(|message| message.view().topic().to_owned()).collect()
+    }
+
+    #[test]
+    fn the_last_message_stays_until_an_empty_one_clears_it() {
+        let mut store = Retained::new(10, 10_000);
+        for (topic, payload) in [("a", "1"), ("a/b", "1"), ("a/b", "2"), ("a/c/d", "1"), ("ab", "1"), ("$x/a", "1")] {
+            store.apply(message(topic, payload).view()).unwrap();
+        }
+        assert_eq!(store.get("a/b").unwrap().view().payload(), b"2");
+        assert_eq!(topics(&store, "a/#"), ["a", "a/b", "a/c/d"]);
+        assert_eq!(topics(&store, "#"), ["a", "a/b", "a/c/d", "ab"]);
+        assert_eq!(topics(&store, "+/b"), ["a/b"]);
+        assert_eq!(topics(&store, "a/b"), ["a/b"]);
+        assert_eq!(topics(&store, "$x/+"), ["$x/a"]);
+        for topic in ["a", "a/b", "a/c/d", "ab", "$x/a"] {
+            store.apply(message(topic, "").view()).unwrap();
+        }
+        assert_eq!((store.len(), store.bytes()), (0, 0));
+    }
+
+    #[test]
+    fn bounds_hold_and_updates_still_work_at_the_bound() {
+        let mut store = Retained::new(2, 200);
+        store.apply(message("a", "1").view()).unwrap();
+        store.apply(message("b", "1").view()).unwrap();
+        assert_eq!(store.apply(message("c", "1").view()), Err(RetainedFull));
+        store.apply(message("a", "2").view()).unwrap();
+        assert_eq!(store.apply(message("a", &"x".repeat(200)).view()), Err(RetainedFull));
+        assert_eq!(store.get("a").unwrap().view().payload(), b"2");
+    }
+
+    #[test]
+    fn expired_messages_go() {
+        let mut store = Retained::new(2, 200);
+        store.apply(message("a", "short").view()).unwrap();
+        store.expire(999);
+        assert_eq!(store.len(), 1);
+        store.expire(1000);
+        assert_eq!((store.len(), store.bytes()), (0, 0));
+    }
+}

@@ -1,0 +1,76 @@
+//! What the broker counts.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+macro_rules! counters {
+    ($($(#[$doc:meta])* $name:ident),* $(,)?) => {
+        /// Counters since the start of the gateway.
+        #[derive(Debug, Default)]
+        pub struct Stats {
+            $($(#[$doc])* pub $name: Counter,)*
+        }
+    };
+}
+
+/// A number that only goes up, or a gauge that goes both ways.
+#[derive(Debug, Default)]
+pub struct Counter(AtomicU64);
+
+impl Counter {
+    /// Adds.
+    pub fn add(&self, count: u64) {
+        self.0.fetch_add(count, Ordering::Relaxed);
+    }
+
+    /// Subtracts; for gauges.
+    pub fn sub(&self, count: u64) {
+        self.0.fetch_sub(count, Ordering::Relaxed);
+    }
+
+    /// Raises to at least `value`.
+    pub fn raise_to(&self, value: u64) {
+        self.0.fetch_max(value, Ordering::Relaxed);
+    }
+
+    /// The number.
+    pub fn get(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+counters! {
+    /// Bytes received from MQTT clients.
+    bytes_received,
+    /// Bytes sent to MQTT clients.
+    bytes_sent,
+    /// MQTT packets received.
+    packets_received,
+    /// MQTT packets sent.
+    packets_sent,
+    /// PUBLISH packets received.
+    publish_received,
+    /// PUBLISH packets sent.
+    publish_sent,
+    /// Payload bytes of PUBLISH packets received.
+    publish_bytes_received,
+    /// Payload bytes of PUBLISH packets sent.
+    publish_bytes_sent,
+    /// Messages that were not delivered to a client: its queue was full, it was too slow, or they were too large for it.
+    publish_dropped,
+    /// Messages that expired before they were delivered.
+    publish_expired,
+    /// Retained messages that did not fit into the store.
+    retained_refused,
+    /// Connections accepted, before CONNECT (gauge).
+    sockets,
+    /// Clients connected (gauge).
+    connected,
+    /// Most clients connected at a time.
+    connected_maximum,
+    /// CONNECTs refused.
+    refused,
+    /// Persistent sessions that expired.
+    sessions_expired,
+    /// Sessions that ended with a panic.
+    panics,
+}
