@@ -1,2 +1,3 @@
 //! The MQTT broker.
 pub mod ingress;
+pub mod settings;
