@@ -1,5 +1,8 @@
 //! pigateway.
 pub mod broker;
+pub mod http;
 pub mod journal;
 pub mod message;
+pub mod sensors;
 pub mod time;
+pub mod upstream;

@@ -1,1 +1,2 @@
+//! The pigateway program.
 fn main() {}

@@ -145,6 +145,34 @@ pub fn matches(filter: &str, topic: &str) -> bool {
     levels.next().is_none()
 }
 
+/// Whether there is a topic that both filters select. Exact but for the rule about `$`, which is ignored.
+pub fn overlap(a: &str, b: &str) -> bool {
+    let (mut left, mut right) = (a.split('/'), b.split('/'));
+    loop {
+        match (left.next(), right.next()) {
+            (Some("#"), _) | (_, Some("#")) | (None, None) => return true,
+            (Some(x), Some(y)) if x == "+" || y == "+" || x == y => {}
+            _ => return false,
+        }
+    }
+}
+
+/// Whether every topic that `narrow` selects is selected by `wide` too.
+pub fn covers(wide: &str, narrow: &str) -> bool {
+    if narrow.starts_with('$') && wide.starts_with(['+', '#']) {
+        return false;
+    }
+    let (mut outer, mut inner) = (wide.split('/'), narrow.split('/'));
+    loop {
+        match (outer.next(), inner.next()) {
+            (Some("#"), _) | (None, None) => return true,
+            (Some("+"), Some(level)) if level != "#" => {}
+            (Some(x), Some(y)) if x == y => {}
+            _ => return false,
+        }
+    }
+}
+
 macro_rules! validated_string {
     ($(#[$doc:meta])* $name:ident, $check:ident) => {
         $(#[$doc])*
@@ -690,6 +718,28 @@ mod tests {
             ("a", "A", false),
         ] {
             assert_eq!(matches(filter, topic), expected, "{filter} {topic}");
+        }
+    }
+
+    #[test]
+    fn filters_are_compared() {
+        for (a, b, overlapping, a_covers_b) in [
+            ("a/#", "a/b", true, true),
+            ("a/#", "a", true, true),
+            ("a/b", "a/#", true, false),
+            ("+/b", "a/+", true, false),
+            ("+/+", "a/+", true, true),
+            ("+/+", "a/#", true, false),
+            ("#", "a/+/c", true, true),
+            ("a/b", "a/c", false, false),
+            ("a/+", "a", false, false),
+            ("a/+/#", "a", false, false),
+            ("a/b", "a/b", true, true),
+            ("#", "$SYS/#", true, false),
+            ("$SYS/#", "$SYS/broker/+", true, true),
+        ] {
+            assert_eq!((overlap(a, b), overlap(b, a)), (overlapping, overlapping), "{a} {b}");
+            assert_eq!(covers(a, b), a_covers_b, "{a} {b}");
         }
     }
 

@@ -6,6 +6,7 @@
 //! does not fit, counted and logged, until it has caught up completely. So nobody can hold others back for long, or twice.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -14,6 +15,7 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 use tracing::warn;
 
+use super::shared::SharedGroup;
 use crate::message::{Message, Qos};
 
 /// Without any progress for this long, a full inbox belongs to a slow subscriber.
@@ -24,7 +26,7 @@ pub const PATIENCE: Duration = Duration::from_secs(5);
 const COPY_FROM: usize = 128;
 
 /// How a message is to be delivered.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct Grant {
     /// QoS of the delivery.
     pub qos: Qos,
@@ -32,6 +34,8 @@ pub struct Grant {
     pub retain: bool,
     /// Ids of the subscriptions that it is for.
     pub ids: SmallVec<[u32; 1]>,
+    /// The shared subscription that it comes from, to be told when the delivery is settled.
+    pub share: Option<Arc<SharedGroup>>,
 }
 
 /// A message on its way to a subscriber.
@@ -152,6 +156,19 @@ impl Inbox {
         Offer::Done
     }
 
+    /// Puts a message in that its sender bounds; gives it back if the subscriber has gone.
+    pub fn put(&self, queued: Queued) -> Result<(), Queued> {
+        let mut state = self.state.lock();
+        if state.closed {
+            return Err(queued);
+        }
+        state.bytes += queued.message.size();
+        state.queue.push_back(queued);
+        drop(state);
+        self.filled.notify_one();
+        Ok(())
+    }
+
     /// Takes up to `count` messages into `out`; says how many are left.
     pub fn take(&self, count: usize, out: &mut VecDeque<Queued>) -> usize {
         let mut state = self.state.lock();
@@ -191,14 +208,15 @@ impl Inbox {
         self.room.notified().await;
     }
 
-    /// The subscriber has gone: nothing more is kept.
-    pub fn close(&self) {
+    /// The subscriber has gone: nothing more is kept. Returns what it did not take.
+    pub fn close(&self) -> VecDeque<Queued> {
         let mut state = self.state.lock();
         state.closed = true;
-        state.queue = VecDeque::new();
         state.bytes = 0;
+        let left = std::mem::take(&mut state.queue);
         drop(state);
         self.room.notify_one();
+        left
     }
 
     /// Messages that wait.
@@ -240,7 +258,7 @@ mod tests {
             boot_ms: 0,
             origin: Origin::gateway(),
         });
-        let grant = Grant { qos: Qos::AtMostOnce, retain: false, ids: SmallVec::new() };
+        let grant = Grant { qos: Qos::AtMostOnce, retain: false, ids: SmallVec::new(), share: None };
         (0..count).map(|_| Queued { message: message.clone(), grant: grant.clone() }).collect()
     }
 

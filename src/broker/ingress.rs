@@ -124,13 +124,8 @@ impl Ingress {
         clock: SharedClock,
     ) -> Ingress {
         let room = link.room();
-        let sequencer = Sequencer {
-            next_seq: 0,
-            link,
-            retained,
-            routes: FilterTree::default(),
-            upstream_filters: Vec::new(),
-        };
+        let sequencer =
+            Sequencer { next_seq: 0, link, retained, routes: FilterTree::default(), upstream_filters: Vec::new() };
         let clock = SharedClock2(clock);
         Ingress {
             inner: Arc::new(Inner { sequencer: Mutex::new(sequencer), subscribers, journal, room, stats, clock }),

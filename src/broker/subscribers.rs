@@ -135,7 +135,12 @@ fn grant(overlapping: &[Subscription], entry: &Entry<'_>) -> Option<Grant> {
         if entry.seq < subscription.since || is_own {
             continue;
         }
-        let grant = granted.get_or_insert(Grant { qos: Qos::AtMostOnce, retain: false, ids: SmallVec::new() });
+        let grant = granted.get_or_insert_with(|| Grant {
+            qos: Qos::AtMostOnce,
+            retain: false,
+            ids: SmallVec::new(),
+            share: None,
+        });
         grant.qos = grant.qos.max(options.qos.min(message.qos()));
         grant.retain |= options.retain_as_published && message.retain();
         grant.ids.extend(options.id);

@@ -8,6 +8,8 @@
 //! This journal lives in memory and is bounded by its settings: it survives the loss of every connection, not the end
 //! of the process.
 
+pub mod settings;
+
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
 

@@ -1,0 +1,234 @@
+//! Who may do what: one decision for every door.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+
+use super::settings::{Access, AccessRule, AnonymousFrom, AnonymousSettings, BrokerSettings, UserSettings};
+use crate::message::{covers, matches, overlap};
+
+/// Who a client says it is, as far as it has been checked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Identity {
+    /// User name; `None`: anonymous.
+    pub user: Option<Box<str>>,
+    /// Client id.
+    pub client_id: Box<str>,
+}
+
+/// Users and rules as they are now. They change on reload; connections keep what they were given.
+#[derive(Debug)]
+pub struct Authoriser {
+    policy: ArcSwap<Policy>,
+}
+
+#[derive(Debug)]
+struct Policy {
+    anonymous: AnonymousSettings,
+    users: HashMap<String, Arc<UserSettings>>,
+}
+
+impl Policy {
+    fn new(settings: &BrokerSettings) -> Policy {
+        let users = settings.users.iter().map(|user| (user.name.clone(), Arc::new(user.clone()))).collect();
+        Policy { anonymous: settings.anonymous.clone(), users }
+    }
+}
+
+impl Authoriser {
+    /// Decides by these settings.
+    pub fn new(settings: &BrokerSettings) -> Authoriser {
+        Authoriser { policy: ArcSwap::from_pointee(Policy::new(settings)) }
+    }
+
+    /// Decides by new settings. Sessions for which [`Authoriser::still_holds`] is false must end.
+    pub fn reload(&self, settings: &BrokerSettings) {
+        self.policy.store(Arc::new(Policy::new(settings)));
+    }
+
+    /// The user with this name.
+    pub fn user(&self, name: &str) -> Option<Arc<UserSettings>> {
+        self.policy.load().users.get(name).cloned()
+    }
+
+    /// Whether a client without a user name may connect from this address.
+    pub fn accepts_anonymous(&self, from: IpAddr) -> bool {
+        match self.policy.load().anonymous.accept {
+            AnonymousFrom::None => false,
+            AnonymousFrom::Loopback => from.to_canonical().is_loopback(),
+            AnonymousFrom::All => true,
+        }
+    }
+
+    /// What this client may do.
+    pub fn permissions(&self, identity: &Identity) -> Permissions {
+        let policy = self.policy.load();
+        let access = match &identity.user {
+            None => Some(policy.anonymous.access.clone()),
+            Some(name) => policy.users.get(&**name).map(|user| user.access.clone()),
+        };
+        let access = access.unwrap_or(Access { publish: Vec::new(), subscribe: Vec::new() });
+        Permissions {
+            publish: Rules::new(&access.publish, identity),
+            subscribe: Rules::new(&access.subscribe, identity),
+            access,
+        }
+    }
+
+    /// Whether a client that was let in with these permissions would be let in with the same ones now.
+    pub fn still_holds(&self, identity: &Identity, hash: Option<&str>, from: IpAddr, given: &Permissions) -> bool {
+        match &identity.user {
+            None => self.accepts_anonymous(from) && self.policy.load().anonymous.access == given.access,
+            Some(name) => {
+                self.user(name).is_some_and(|user| user.access == given.access && user.password_hash.as_deref() == hash)
+            }
+        }
+    }
+}
+
+/// What one client may do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Permissions {
+    publish: Rules,
+    subscribe: Rules,
+    access: Access,
+}
+
+impl Permissions {
+    /// Whether it may publish on this topic. Nobody publishes below `$`: that is the broker's own.
+    pub fn may_publish(&self, topic: &str) -> bool {
+        !topic.starts_with('$') && self.publish.allow(topic)
+    }
+
+    /// Whether it may get messages on this topic.
+    pub fn may_receive(&self, topic: &str) -> bool {
+        self.subscribe.allow(topic)
+    }
+
+    /// Whether it may subscribe to this filter: some of it is allowed and not all of it denied. What is denied is left out
+    /// at delivery.
+    pub fn may_subscribe(&self, filter: &str) -> bool {
+        let reaches = |rule: &str| overlap(rule, filter) && !(filter.starts_with('$') && rule.starts_with(['+', '#']));
+        self.subscribe.allowed.iter().any(|rule| reaches(rule))
+            && !self.subscribe.denied.iter().any(|rule| covers(rule, filter))
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Rules {
+    allowed: Vec<Box<str>>,
+    denied: Vec<Box<str>>,
+    /// Everything that does not begin with `$` is allowed: no need to look.
+    all: bool,
+}
+
+impl Rules {
+    fn new(rules: &[AccessRule], identity: &Identity) -> Rules {
+        let (mut allowed, mut denied) = (Vec::new(), Vec::new());
+        for rule in rules {
+            match expand(&rule.filter, identity) {
+                Some(filter) if rule.deny => denied.push(filter),
+                Some(filter) => allowed.push(filter),
+                // a name that would change the shape of the filter: allow nothing, deny whatever it may stand for
+                None if rule.deny => denied.push(rule.filter.replace("%u", "+").replace("%c", "+").into()),
+                None => {}
+            }
+        }
+        let all = denied.is_empty() && allowed.iter().any(|filter| &**filter == "#");
+        Rules { allowed, denied, all }
+    }
+
+    fn allow(&self, topic: &str) -> bool {
+        (self.all && !topic.starts_with('$'))
+            || (self.allowed.iter().any(|filter| matches(filter, topic))
+                && !self.denied.iter().any(|filter| matches(filter, topic)))
+    }
+}
+
+/// The filter with `%u` and `%c` replaced; `None` if there is nothing to replace them with, or nothing that stays
+/// within its level.
+fn expand(filter: &str, identity: &Identity) -> Option<Box<str>> {
+    let is_plain = |name: &&str| !name.is_empty() && !name.contains(['+', '#', '/', '\0']);
+    let mut expanded = String::with_capacity(filter.len());
+    let mut rest = filter;
+    while let Some(at) = rest.find('%') {
+        expanded.push_str(&rest[..at]);
+        match rest[at..].get(..2) {
+            Some("%u") => expanded.push_str(identity.user.as_deref().filter(is_plain)?),
+            Some("%c") => expanded.push_str(Some(&*identity.client_id).filter(is_plain)?),
+            _ => {
+                expanded.push('%');
+                rest = &rest[at + 1..];
+                continue;
+            }
+        }
+        rest = &rest[at + 2..];
+    }
+    expanded.push_str(rest);
+    Some(expanded.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn permissions(publish: &[&str], subscribe: &[&str], client_id: &str) -> Permissions {
+        let rules = |rules: &[&str]| {
+            rules
+                .iter()
+                .map(|rule| AccessRule { deny: rule.starts_with('!'), filter: rule.trim_start_matches('!').into() })
+                .collect()
+        };
+        let user = UserSettings {
+            name: "u".into(),
+            password_hash: None,
+            access: Access { publish: rules(publish), subscribe: rules(subscribe) },
+        };
+        let settings = BrokerSettings { users: vec![user], ..BrokerSettings::default() };
+        let identity = Identity { user: Some("u".into()), client_id: client_id.into() };
+        Authoriser::new(&settings).permissions(&identity)
+    }
+
+    #[test]
+    fn a_denial_wins_and_dollar_topics_must_be_named() {
+        let p = permissions(&["loft/#"], &["loft/#", "!loft/private/#"], "c");
+        assert!(p.may_publish("loft/a") && !p.may_publish("attic/a"));
+        assert!(p.may_receive("loft/a") && !p.may_receive("loft/private/a") && !p.may_receive("attic"));
+        assert!(p.may_subscribe("loft/#") && p.may_subscribe("#") && p.may_subscribe("+/+"));
+        assert!(!p.may_subscribe("attic/#") && !p.may_subscribe("loft/private/+"));
+        let p = permissions(&["#"], &["#"], "c");
+        assert!(!p.may_publish("$SYS/x") && !p.may_receive("$SYS/x") && !p.may_subscribe("$SYS/#"));
+        let p = permissions(&["#", "$SYS/#"], &["$SYS/broker/#"], "c");
+        assert!(!p.may_publish("$SYS/broker/x"), "not even when named");
+        assert!(p.may_receive("$SYS/broker/x") && p.may_subscribe("$SYS/#"));
+    }
+
+    #[test]
+    fn names_cannot_widen_a_rule() {
+        let p = permissions(&["dev/%c/#", "user/%u"], &["#", "!secret/%c"], "esp");
+        assert!(p.may_publish("dev/esp/a") && p.may_publish("user/u") && !p.may_publish("dev/other/a"));
+        assert!(!p.may_receive("secret/esp") && p.may_receive("secret/other"));
+        for evil in ["+", "#", "a/b", "", "es+p"] {
+            let p = permissions(&["dev/%c/#"], &["#", "!secret/%c"], evil);
+            assert!(!p.may_publish("dev/a/b") && !p.may_publish("dev/esp/a") && !p.may_publish("dev//a"), "{evil}");
+            assert!(!p.may_receive("secret/a"), "{evil}");
+        }
+    }
+
+    #[test]
+    fn anonymous_clients_come_from_where_the_settings_say() {
+        let mut settings = BrokerSettings::default();
+        let loopback = ["127.0.0.1", "::1", "::ffff:127.0.0.1"].map(|text| text.parse::<IpAddr>().unwrap());
+        let far: IpAddr = "192.0.2.1".parse().unwrap();
+        let authoriser = Authoriser::new(&settings);
+        assert!(loopback.iter().all(|from| authoriser.accepts_anonymous(*from)) && !authoriser.accepts_anonymous(far));
+        settings.anonymous.accept = AnonymousFrom::All;
+        authoriser.reload(&settings);
+        assert!(authoriser.accepts_anonymous(far));
+        settings.anonymous.accept = AnonymousFrom::None;
+        authoriser.reload(&settings);
+        assert!(!authoriser.accepts_anonymous(loopback[0]));
+    }
+}

@@ -1,0 +1,2 @@
+//! REST and a web page over the same topics.
+pub mod settings;

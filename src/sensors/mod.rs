@@ -1,0 +1,2 @@
+//! Motion sensors at GPIO pins.
+pub mod settings;

@@ -1,0 +1,2 @@
+//! Upstreams: remote brokers that messages are forwarded to and taken from.
+pub mod settings;
