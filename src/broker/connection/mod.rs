@@ -1,0 +1,305 @@
+//! One client's connection, from CONNECT to the end.
+//!
+//! A single task owns the socket and the session. It reads what has arrived, turns all PUBLISHes of a read into one
+//! batch, pulls what waits for the client as far as its window allows, and writes everything at once. Nothing in it
+//! waits for disk or for others: acknowledgements are queued in order and leave when their receipt has come true.
+
+mod admit;
+mod deliver;
+mod handshake;
+mod receive;
+mod run;
+
+use std::collections::VecDeque;
+use std::net::IpAddr;
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+
+use bytes::BytesMut;
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
+use tokio::sync::watch;
+use tokio::time::{Duration, Instant, timeout};
+use tracing::{debug, error, info};
+
+use self::admit::Admitted;
+use super::authorise::{Identity, Permissions};
+use super::codec::write::Ack;
+use super::codec::{self, Reason, Version, Will, write};
+use super::core::Core;
+use super::inbox::Queued;
+use super::ingress::Receipt;
+use super::registry::{Parked, expires};
+use super::session::Session;
+use super::subscribers::Subscriber;
+use crate::journal::Position;
+use crate::message::{BatchBuilder, Origin};
+
+/// Where a connection comes from.
+#[derive(Clone, Debug)]
+pub struct Peer {
+    /// Address.
+    pub address: IpAddr,
+    /// User named by its TLS client certificate.
+    pub certificate_user: Option<Box<str>>,
+}
+
+/// Why a connection ends.
+#[derive(Clone, Debug)]
+enum End {
+    /// The client has closed it, or it broke.
+    Closed,
+    /// The client has sent DISCONNECT.
+    Disconnected(Reason, Option<u32>),
+    /// The client has broken the protocol.
+    Broken(codec::Error),
+    /// We end it.
+    Ended(Reason),
+    /// The client takes nothing any more.
+    Stalled,
+    /// Our fault.
+    Panicked,
+}
+
+impl End {
+    /// What an MQTT 5 client is told; `None`: nothing.
+    fn reason(&self) -> Option<Reason> {
+        match self {
+            End::Closed | End::Disconnected(..) | End::Stalled => None,
+            End::Broken(error) => Some(error.reason()),
+            End::Ended(reason) => Some(*reason),
+            End::Panicked => Some(Reason::UNSPECIFIED_ERROR),
+        }
+    }
+
+    fn publishes_will(&self) -> bool {
+        match self {
+            End::Disconnected(reason, _) => *reason == Reason::DISCONNECT_WITH_WILL,
+            End::Ended(reason) => *reason != Reason::SERVER_SHUTTING_DOWN,
+            _ => true,
+        }
+    }
+
+    fn log(&self, client_id: &str) {
+        match self {
+            End::Closed => debug!(client_id, "connection closed without DISCONNECT"),
+            End::Disconnected(..) => debug!(client_id, "disconnected"),
+            End::Broken(error) => info!(client_id, %error, "disconnected: protocol violation"),
+            End::Ended(Reason::KEEP_ALIVE_TIMEOUT) => info!(client_id, "disconnected: keep alive timeout"),
+            End::Ended(Reason::SESSION_TAKEN_OVER) => debug!(client_id, "disconnected: its client id connected again"),
+            End::Ended(reason) => debug!(client_id, reason = reason.0, "disconnected"),
+            End::Stalled => info!(client_id, "disconnected: it takes no data any more"),
+            End::Panicked => error!(client_id, "disconnected: the session has failed"),
+        }
+    }
+}
+
+/// An acknowledgement that waits for its turn.
+#[derive(Clone, Copy, Debug)]
+struct PendingAck {
+    kind: Ack,
+    packet_id: u16,
+    reason: Reason,
+    /// Present once the message has its place; place in the batch before that.
+    state: AckState,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum AckState {
+    InBatch(u32),
+    Waits(Receipt),
+}
+
+/// A connected client.
+struct Connection {
+    core: Arc<Core>,
+    identity: Identity,
+    permissions: Arc<Permissions>,
+    origin: Origin,
+    version: Version,
+    is_bridge: bool,
+    keep_alive: u16,
+    session: Session,
+    subscriber: Arc<Subscriber>,
+    will: Option<Will>,
+    /// Largest packet that the client takes.
+    max_packet: usize,
+    aliases: receive::InboundAliases,
+    outbound_aliases: deliver::OutboundAliases,
+    out: BytesMut,
+    batch: BatchBuilder,
+    acks: VecDeque<PendingAck>,
+    synced: watch::Receiver<Position>,
+    /// Taken from the inbox, waiting for the client's window.
+    pending: VecDeque<Queued>,
+}
+
+/// Serves a connection until it ends.
+pub async fn serve<R, W>(core: Arc<Core>, mut reader: R, mut writer: W, peer: Peer)
+where
+    R: AsyncRead + Unpin,
+    W: AsyncWrite + Unpin,
+{
+    let mut input = BytesMut::new();
+    let connect = match handshake::read_connect(&core, &mut reader, &mut input).await {
+        Ok(connect) => connect,
+        Err(answer) => {
+            send_last(&mut writer, &answer).await;
+            return;
+        }
+    };
+    let version = connect.version;
+    let admitted = match admit::admit(&core, connect, &peer).await {
+        Ok(admitted) => admitted,
+        Err(reason) => {
+            let mut answer = BytesMut::new();
+            write::connack(&mut answer, version, false, reason, &write::ConnAckProperties::default());
+            core.stats.refused.add(1);
+            send_last(&mut writer, &answer).await;
+            return;
+        }
+    };
+    let (claim, number, mut connection) = open(&core, admitted, &peer).await;
+    debug!(client_id = &*connection.identity.client_id, version = version.as_str(), from = %peer.address, "connected");
+
+    let kick = claim.kick.clone();
+    let running = connection.run(&mut reader, &mut writer, &mut input, &kick);
+    let end = contain(running).await.unwrap_or_else(|()| {
+        core.stats.panics.add(1);
+        End::Panicked
+    });
+    end.log(&connection.identity.client_id);
+    if let Some(reason) = end.reason() {
+        write::disconnect(&mut connection.out, version, reason);
+    }
+    send_last(&mut writer, &connection.out).await;
+    drop((reader, writer));
+    core.leave(number);
+    close(&core, connection, end, claim).await;
+}
+
+/// Runs a future so that a panic in it ends only this future.
+async fn contain<T>(future: impl Future<Output = T>) -> Result<T, ()> {
+    let mut future = std::pin::pin!(future);
+    std::future::poll_fn(|context| match std::panic::catch_unwind(AssertUnwindSafe(|| future.as_mut().poll(context))) {
+        Ok(poll) => poll.map(Ok),
+        Err(_) => std::task::Poll::Ready(Err(())),
+    })
+    .await
+}
+
+async fn send_last(writer: &mut (impl AsyncWrite + Unpin), bytes: &[u8]) {
+    let sending = async {
+        writer.write_all(bytes).await?;
+        writer.shutdown().await
+    };
+    // whoever does not take it within this time has gone
+    let _ = timeout(Duration::from_millis(300), sending).await;
+}
+
+/// Takes the client id, finds or makes the session, and greets the client.
+async fn open(core: &Arc<Core>, admitted: Admitted, peer: &Peer) -> (super::registry::Claim, u64, Connection) {
+    let Admitted { connect, identity, permissions, password_hash, assigned, keep_alive, expiry } = admitted;
+    let (claim, parked) = core.registry.claim(&identity.client_id).await;
+    let mut resumed = None;
+    if let Some(Parked { session, will, .. }) = parked {
+        if connect.clean {
+            // the old session ends here, and with it the delay of its will [MQTT-3.1.3-9]
+            if let Some((_, will)) = will {
+                core.publish_delayed(identity.client_id.clone(), will).await;
+            }
+            core.end(session);
+        } else {
+            resumed = Some(session);
+        }
+    }
+    let window = connect.receive_maximum.min(core.settings.load().max_inflight);
+    let present = resumed.is_some();
+    let is_persistent = expiry > 0;
+    let mut session = resumed.unwrap_or_else(|| core.new_session(&identity.client_id, window, is_persistent, expiry));
+    session.expiry = expiry;
+    session.outbound.resume(window);
+    let subscriber = core.subscriber(&identity.client_id, session.durable.is_some());
+    if present {
+        core.attach(&session, &subscriber);
+    }
+    let number = core.enter(super::core::Client {
+        identity: identity.clone(),
+        address: peer.address,
+        version: connect.version,
+        since: Instant::now(),
+        keep_alive,
+        is_persistent,
+        permissions: permissions.clone(),
+        password_hash,
+        kick: claim.kick.clone(),
+    });
+    let mut out = BytesMut::new();
+    admit::greet(&mut out, core, &connect, present, assigned.then_some(&*identity.client_id), keep_alive);
+    let connection = Connection {
+        origin: Origin::client(&identity.client_id),
+        identity,
+        permissions,
+        version: connect.version,
+        is_bridge: connect.is_bridge,
+        keep_alive,
+        session,
+        subscriber,
+        will: connect.will,
+        max_packet: connect.maximum_packet_size as usize,
+        aliases: receive::InboundAliases::default(),
+        outbound_aliases: deliver::OutboundAliases::new(connect.topic_alias_maximum),
+        out,
+        batch: BatchBuilder::default(),
+        acks: VecDeque::new(),
+        synced: core.ingress.journal().synced(),
+        pending: VecDeque::new(),
+        core: core.clone(),
+    };
+    (claim, number, connection)
+}
+
+/// Publishes the will or keeps it for later, parks the session or ends it, and lets go of the client id.
+async fn close(core: &Arc<Core>, mut connection: Connection, end: End, claim: super::registry::Claim) {
+    // what was accepted but has no place yet still gets one; a failed router is reported by its own task
+    if !connection.batch.is_empty() && !matches!(end, End::Panicked) {
+        let _ = core.ingress.publish_batch(&mut connection.batch).await;
+    }
+    let mut session = connection.session;
+    if let End::Disconnected(_, Some(expiry)) = end {
+        session.expiry = expiry;
+    }
+    core.detach(&mut session, &connection.subscriber, connection.pending.into());
+    let will = connection.will.filter(|_| end.publishes_will());
+    let keep = session.durable.is_some() && session.expiry > 0;
+    let now = Instant::now();
+    let mut delayed = None;
+    if let Some(will) = will {
+        if keep && will.delay > 0 && connection.permissions.may_publish(&will.topic) {
+            delayed = Some((now + Duration::from_secs(u64::from(will.delay)), will));
+        } else {
+            core.publish_will(&connection.identity, &connection.permissions, will).await;
+        }
+    }
+    if keep {
+        let expires = expires(now, session.expiry, core.settings.load().session_expiry);
+        core.registry.release(claim, Some(Parked { session, expires, since: now, will: delayed }));
+    } else {
+        core.end(session);
+        core.registry.release(claim, None);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_panic_costs_only_the_future_that_panicked() {
+        assert_eq!(contain(async { 7 }).await, Ok(7));
+        let result = contain(async {
+            tokio::task::yield_now().await;
+            panic!("on purpose");
+        });
+        assert_eq!(result.await, Err::<(), ()>(()));
+    }
+}

@@ -1,0 +1,390 @@
+//! What clients send.
+
+use std::collections::HashMap;
+
+use bytes::{Buf, BytesMut};
+use smallvec::SmallVec;
+use tracing::{debug, warn};
+
+use super::super::codec::write::Ack;
+use super::super::codec::{
+    Error, Frame, PacketType, Publish, Reason, RetainHandling, Subscribe, SubscribeFilter, Unsubscribe,
+    acknowledgement, disconnect, frame, write,
+};
+use super::super::core::{session_route, split_share};
+use super::super::filters::MAX_LEVELS;
+use super::super::inbox::{Grant, Queued};
+use super::super::ingress::{Accepted, Receipt};
+use super::super::session::{Received, Source, Subscription};
+use super::super::subscribers::SubscriptionOptions;
+use super::{AckState, Connection, End, PendingAck};
+use crate::message::{Draft, Qos, check_filter};
+
+/// QoS 1 and 2 messages that a client may have sent and not got acknowledged.
+pub const RECEIVE_MAXIMUM: u16 = 1000;
+/// Topic aliases that a client may use.
+pub const TOPIC_ALIAS_MAXIMUM: u16 = 32;
+/// Subscriptions of one session.
+const MAX_FILTERS: usize = 10_000;
+/// Live subscriptions of all sessions.
+const MAX_ALL_FILTERS: usize = 50_000;
+/// A batch that has reached this size is sent on before more is parsed.
+const BATCH_SIZE: usize = 64 * 1024;
+
+/// What the client's topic aliases stand for.
+#[derive(Debug, Default)]
+pub struct InboundAliases {
+    topics: HashMap<u16, Box<str>>,
+}
+
+impl Connection {
+    /// Deals with all whole packets in `input`. Says whether every message has got its place.
+    pub(super) fn receive(&mut self, input: &mut BytesMut) -> Result<bool, End> {
+        let max = self.core.settings.load().max_packet_size;
+        let mut placed = self.place()?;
+        let mut packets = 0;
+        // parsed in place: nothing is copied but messages into their batch
+        let bytes = std::mem::take(input);
+        let mut at = 0;
+        let result = loop {
+            match frame(&bytes[at..], max) {
+                Ok(Some(found)) => {
+                    packets += 1;
+                    let packet = &bytes[at..at + found.len];
+                    at += found.len;
+                    if let Err(end) = self.packet(&found, packet) {
+                        break Err(end);
+                    }
+                    if self.batch.size() >= BATCH_SIZE && placed {
+                        match self.place() {
+                            Ok(now) => placed = now,
+                            Err(end) => break Err(end),
+                        }
+                    }
+                }
+                Ok(None) => break Ok(()),
+                Err(error) => break Err(End::Broken(error)),
+            }
+        };
+        *input = bytes;
+        input.advance(at);
+        self.core.stats.packets_received.add(packets);
+        // what came before a wrong packet was right
+        placed = self.place()?;
+        result.map(|()| placed)
+    }
+
+    /// Gives the batch its place in the order, if there is room; says whether nothing is left.
+    fn place(&mut self) -> Result<bool, End> {
+        if self.batch.is_empty() {
+            return Ok(true);
+        }
+        match self.core.ingress.try_publish(&mut self.batch) {
+            Ok(Some(accepted)) => {
+                self.placed(&accepted);
+                Ok(true)
+            }
+            Ok(None) => Ok(false),
+            Err(_) => Err(End::Ended(Reason::SERVER_SHUTTING_DOWN)),
+        }
+    }
+
+    fn placed(&mut self, accepted: &Accepted) {
+        let mut refused: SmallVec<[u16; 4]> = SmallVec::new();
+        let is_v5 = self.version.is_v5();
+        self.acks.retain_mut(|ack| {
+            let AckState::InBatch(place) = ack.state else { return true };
+            ack.state = AckState::Waits(accepted.receipt);
+            if accepted.refused.contains(&place) {
+                refused.push(ack.packet_id);
+                ack.reason = Reason::QUOTA_EXCEEDED;
+                return is_v5; // MQTT 3 cannot say no: without PUBACK the client sends it again
+            }
+            true
+        });
+        for packet_id in refused {
+            self.session.unreleased.remove(&packet_id);
+        }
+    }
+
+    fn packet(&mut self, found: &Frame, packet: &[u8]) -> Result<(), End> {
+        let body = &packet[found.body..];
+        match found.kind {
+            PacketType::Publish => {
+                let publish = Publish::decode(found, packet, self.version).map_err(End::Broken)?;
+                self.publish(publish)
+            }
+            PacketType::PubAck | PacketType::PubRec | PacketType::PubRel | PacketType::PubComp => {
+                let (packet_id, reason) = acknowledgement(body, self.version).map_err(End::Broken)?;
+                self.acknowledgement(found.kind, packet_id, reason);
+                Ok(())
+            }
+            PacketType::Subscribe => {
+                let subscribe = Subscribe::decode(body, self.version).map_err(End::Broken)?;
+                self.subscribe(&subscribe)
+            }
+            PacketType::Unsubscribe => {
+                let unsubscribe = Unsubscribe::decode(body, self.version).map_err(End::Broken)?;
+                self.unsubscribe(&unsubscribe);
+                Ok(())
+            }
+            PacketType::PingReq => {
+                write::pingresp(&mut self.out);
+                self.core.stats.packets_sent.add(1);
+                Ok(())
+            }
+            PacketType::Disconnect => {
+                let (reason, expiry) = disconnect(body, self.version).map_err(End::Broken)?;
+                if expiry.is_some_and(|seconds| seconds > 0) && self.session.expiry == 0 {
+                    // [MQTT-3.14.2-2]
+                    return Err(End::Broken(Error::Protocol("DISCONNECT makes a session out of none")));
+                }
+                Err(End::Disconnected(reason, expiry))
+            }
+            PacketType::Connect => Err(End::Broken(Error::Protocol("a second CONNECT"))), // [MQTT-3.1.0-2]
+            PacketType::Auth => Err(End::Broken(Error::Protocol("AUTH without an authentication method"))),
+        }
+    }
+
+    fn publish(&mut self, publish: Publish<'_>) -> Result<(), End> {
+        self.core.stats.publish_received.add(1);
+        self.core.stats.publish_bytes_received.add(publish.payload.len() as u64);
+        let Publish { qos, packet_id, .. } = publish;
+        if qos > Qos::AtMostOnce && self.acks.len() + self.session.unreleased.len() >= usize::from(RECEIVE_MAXIMUM) {
+            let is_repeated = self.session.unreleased.contains(&packet_id);
+            if self.version.is_v5() && !is_repeated {
+                return Err(End::Ended(Reason::RECEIVE_MAXIMUM_EXCEEDED)); // [MQTT-3.3.4-9]
+            }
+        }
+        let is_repeated = qos == Qos::ExactlyOnce && !self.session.unreleased.insert(packet_id);
+        // the topic is looked at even if the message is repeated: it may set an alias
+        let accepted = self.push(&publish, is_repeated)?;
+        if qos == Qos::AtMostOnce {
+            return Ok(());
+        }
+        let is_v5 = self.version.is_v5();
+        // MQTT 3 cannot say no: what is not allowed is acknowledged and goes nowhere [MQTT-3.3.5-2]
+        let reason = accepted.err().filter(|_| is_v5).unwrap_or(Reason::SUCCESS);
+        if reason.is_error() {
+            self.session.unreleased.remove(&packet_id);
+        }
+        let kind = if qos == Qos::AtLeastOnce { Ack::PubAck } else { Ack::PubRec };
+        let state = match self.batch.len().checked_sub(1) {
+            // a repeated message has its place; waiting for the last one is waiting long enough for it
+            Some(last) if accepted.is_ok() => AckState::InBatch(last),
+            _ => AckState::Waits(Receipt::default()),
+        };
+        self.acks.push_back(PendingAck { kind, packet_id, reason, state });
+        Ok(())
+    }
+
+    /// Adds the message to the batch, unless it was there before or is not allowed.
+    fn push(&mut self, publish: &Publish<'_>, is_repeated: bool) -> Result<Result<(), Reason>, End> {
+        let topic = match publish.alias {
+            None => publish.topic,
+            Some(alias) if alias == 0 || alias > TOPIC_ALIAS_MAXIMUM => {
+                return Err(End::Ended(Reason::TOPIC_ALIAS_INVALID)); // [MQTT-3.3.2-8]
+            }
+            Some(alias) if publish.topic.is_empty() => match self.aliases.topics.get(&alias) {
+                Some(topic) => topic,
+                None => return Err(End::Broken(Error::Protocol("a topic alias that was not set"))),
+            },
+            Some(alias) => {
+                self.aliases.topics.insert(alias, publish.topic.into());
+                publish.topic
+            }
+        };
+        if topic.bytes().filter(|byte| *byte == b'/').count() >= MAX_LEVELS {
+            return Ok(Err(Reason::TOPIC_NAME_INVALID));
+        }
+        if !self.permissions.may_publish(topic) {
+            debug!(client_id = &*self.identity.client_id, topic, "publication refused: no permission");
+            return Ok(Err(Reason::NOT_AUTHORIZED));
+        }
+        if !is_repeated {
+            self.batch.push(&Draft {
+                topic,
+                payload: publish.payload,
+                qos: publish.qos,
+                retain: publish.retain,
+                properties: &publish.properties,
+                expiry: publish.expiry,
+                hops: 0,
+                boot_ms: self.core.ingress.clock().boot_ms(),
+                origin: self.origin,
+            });
+        }
+        Ok(Ok(()))
+    }
+
+    fn acknowledgement(&mut self, kind: PacketType, packet_id: u16, reason: Reason) {
+        let settled = match kind {
+            PacketType::PubAck => self.session.outbound.acknowledged(packet_id),
+            PacketType::PubComp => self.session.outbound.completed(packet_id),
+            PacketType::PubRec => match self.session.outbound.received(packet_id, reason) {
+                Received::Refused(source) => Some(source),
+                answer => {
+                    let reason =
+                        if matches!(answer, Received::Release) { Reason::SUCCESS } else { Reason::PACKET_ID_NOT_FOUND };
+                    write::ack(&mut self.out, self.version, Ack::PubRel, packet_id, reason);
+                    None
+                }
+            },
+            _ => {
+                let known = self.session.unreleased.remove(&packet_id);
+                let reason = if known { Reason::SUCCESS } else { Reason::PACKET_ID_NOT_FOUND };
+                // after the PUBREC of the same message, if that still waits for its receipt
+                let state = AckState::Waits(Receipt::default());
+                self.acks.push_back(PendingAck { kind: Ack::PubComp, packet_id, reason, state });
+                None
+            }
+        };
+        if let Some(source) = settled {
+            self.settle(source);
+        }
+    }
+
+    /// A delivery is done with.
+    pub(super) fn settle(&mut self, source: Source) {
+        match source {
+            Source::Live => {}
+            Source::Journal(position) => {
+                if let Some(durable) = &mut self.session.durable {
+                    durable.reader.settle(position);
+                }
+            }
+            Source::Shared(group) => group.settled(&self.subscriber),
+        }
+    }
+
+    /// Writes the acknowledgements whose receipts have come true, in order [MQTT-4.6.0-2].
+    pub(super) fn flush_acks(&mut self) {
+        if self.acks.is_empty() {
+            return;
+        }
+        let synced = *self.synced.borrow_and_update();
+        let mut sent = 0;
+        while let Some(ack) = self.acks.front() {
+            let AckState::Waits(receipt) = ack.state else { break };
+            if receipt.durable.is_some_and(|position| position > synced) {
+                break;
+            }
+            write::ack(&mut self.out, self.version, ack.kind, ack.packet_id, ack.reason);
+            self.acks.pop_front();
+            sent += 1;
+        }
+        self.core.stats.packets_sent.add(sent);
+    }
+
+    fn subscribe(&mut self, subscribe: &Subscribe<'_>) -> Result<(), End> {
+        let mut reasons: SmallVec<[Reason; 8]> = SmallVec::new();
+        for wanted in &subscribe.filters {
+            let reason = self.subscribe_one(wanted, subscribe.id);
+            if reason == Reason::TOPIC_FILTER_INVALID && !self.version.is_v5() {
+                return Err(End::Broken(Error::Malformed("invalid topic filter"))); // [MQTT-4.7.1-2], [MQTT-4.8.0-1]
+            }
+            reasons.push(reason);
+        }
+        write::suback(&mut self.out, self.version, subscribe.packet_id, &reasons);
+        self.core.stats.packets_sent.add(1);
+        Ok(())
+    }
+
+    fn subscribe_one(&mut self, wanted: &SubscribeFilter<'_>, id: Option<u32>) -> Reason {
+        let Some((shared, filter)) = checked(wanted.filter) else { return Reason::TOPIC_FILTER_INVALID };
+        if !self.permissions.may_subscribe(filter) {
+            debug!(client_id = &*self.identity.client_id, filter, "subscription refused: no permission");
+            return Reason::NOT_AUTHORIZED;
+        }
+        let known = self.session.subscriptions.contains_key(wanted.filter);
+        let count = self.session.subscriptions.len();
+        if !known && (count >= MAX_FILTERS || self.core.ingress.subscribers().len() >= MAX_ALL_FILTERS) {
+            warn!(client_id = &*self.identity.client_id, "subscription refused: too many topic filters");
+            return Reason::QUOTA_EXCEEDED;
+        }
+        let options = SubscriptionOptions {
+            qos: wanted.qos,
+            // a bridge of mosquitto's kind expects both [mosquitto.conf, bridge_attempt_unsubscribe ff.]
+            no_local: wanted.no_local || self.is_bridge,
+            retain_as_published: wanted.retain_as_published || self.is_bridge,
+            id,
+        };
+        if shared {
+            self.subscribe_shared(wanted.filter, filter, options);
+        } else {
+            self.subscribe_own(filter, options, wanted.retain_handling);
+        }
+        Reason(wanted.qos as u8)
+    }
+
+    fn subscribe_shared(&mut self, shared: &str, filter: &str, options: SubscriptionOptions) {
+        let group = match self.session.subscriptions.get(shared) {
+            Some(Subscription { group: Some(group), .. }) => group.clone(),
+            _ => self.core.join_group(shared, filter),
+        };
+        self.session.subscribe(shared, Subscription { options, group: Some(group.clone()) });
+        group.join(&self.subscriber, options);
+    }
+
+    fn subscribe_own(&mut self, filter: &str, options: SubscriptionOptions, retained: RetainHandling) {
+        let old = self.session.subscribe(filter, Subscription { options, group: None });
+        let is_new = old.is_none();
+        let core = self.core.clone();
+        match session_route(&self.session, options) {
+            Some(route) => core.ingress.add_route(filter, route),
+            None => {
+                if let Some(route) = old.and_then(|old| session_route(&self.session, old.options)) {
+                    core.ingress.remove_route(filter, &route);
+                }
+            }
+        }
+        let wanted = |_| match retained {
+            RetainHandling::Always => true,
+            RetainHandling::IfNew => is_new,
+            RetainHandling::Never => false,
+        };
+        let (_, found) = core.ingress.subscribe(filter, &self.subscriber, options, wanted);
+        for message in found {
+            let qos = options.qos.min(message.view().qos());
+            let grant = Grant { qos, retain: true, ids: options.id.into_iter().collect(), share: None };
+            self.session.retained.push_back(Queued { message, grant });
+        }
+    }
+
+    fn unsubscribe(&mut self, unsubscribe: &Unsubscribe<'_>) {
+        let mut reasons: SmallVec<[Reason; 8]> = SmallVec::new();
+        for filter in &unsubscribe.filters {
+            let Some(removed) = self.session.unsubscribe(filter) else {
+                reasons.push(Reason::NO_SUBSCRIPTION_EXISTED);
+                continue;
+            };
+            match &removed.group {
+                Some(group) => {
+                    group.leave(&self.subscriber);
+                }
+                None => {
+                    self.core.ingress.unsubscribe(filter, &self.subscriber);
+                }
+            }
+            self.core.drop_subscription(&self.session, filter, &removed);
+            reasons.push(Reason::SUCCESS);
+        }
+        write::unsuback(&mut self.out, self.version, unsubscribe.packet_id, &reasons);
+        self.core.stats.packets_sent.add(1);
+    }
+}
+
+/// Whether the filter is shared, and the filter proper; `None` if it is invalid.
+fn checked(filter: &str) -> Option<(bool, &str)> {
+    let (shared, inner) = if filter.starts_with("$share/") {
+        let (name, inner) = split_share(filter)?;
+        if name.is_empty() || name.contains(['+', '#']) {
+            return None; // [MQTT-4.8.2-1], [MQTT-4.8.2-2]
+        }
+        (true, inner)
+    } else {
+        (false, filter)
+    };
+    let fits = inner.bytes().filter(|byte| *byte == b'/').count() < MAX_LEVELS;
+    (fits && check_filter(inner).is_ok()).then_some((shared, inner))
+}

@@ -1,0 +1,104 @@
+//! The loop of a connection.
+
+use std::time::Duration;
+
+use bytes::BytesMut;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::time::{Instant, sleep_until};
+
+use super::super::registry::Kick;
+use super::{Connection, End};
+
+/// Stop producing output beyond this many unsent bytes.
+pub(super) const OUT_FULL: usize = 64 * 1024;
+/// Stop reading while this much input waits for its place.
+const BATCH_FULL: usize = 256 * 1024;
+/// Stop reading while this many acknowledgements wait for their receipts.
+const ACKS_FULL: usize = 10_000;
+const SMALLEST_READ: usize = 4 * 1024;
+const LARGEST_READ: usize = 64 * 1024;
+/// A client that takes nothing for this long has gone.
+const STALL: Duration = Duration::from_secs(30);
+const NEVER: Duration = Duration::from_secs(365 * 24 * 3600);
+
+impl Connection {
+    /// Reads, delivers and writes until the connection ends.
+    pub(super) async fn run<R, W>(&mut self, reader: &mut R, writer: &mut W, input: &mut BytesMut, kick: &Kick) -> End
+    where
+        R: AsyncRead + Unpin,
+        W: AsyncWrite + Unpin,
+    {
+        let core = self.core.clone();
+        let patience = match self.keep_alive {
+            0 => NEVER,
+            seconds => Duration::from_millis(u64::from(seconds) * 1500), // [MQTT-3.1.2-22]
+        };
+        let mut last_read = Instant::now();
+        let mut last_write = Instant::now();
+        let mut read_size = SMALLEST_READ;
+        let mut alarm = std::pin::pin!(sleep_until(last_read + patience));
+        loop {
+            // before trying, so that room made meanwhile is not missed
+            let room = core.ingress.room().notified();
+            let placed = match self.receive(input) {
+                Ok(placed) => placed,
+                Err(end) => return end,
+            };
+            self.flush_acks();
+            let idle = self.deliver();
+            if self.out.is_empty() {
+                last_write = Instant::now();
+            } else if alarm.deadline() > last_write + STALL {
+                alarm.as_mut().reset(last_write + STALL);
+            }
+            let may_read = self.batch.size() < BATCH_FULL && self.acks.len() < ACKS_FULL;
+            if may_read {
+                input.reserve(read_size);
+            }
+            tokio::select! {
+                result = reader.read_buf(input), if may_read => match result {
+                    Ok(0) | Err(_) => return End::Closed,
+                    Ok(count) => {
+                        core.stats.bytes_received.add(count as u64);
+                        last_read = Instant::now();
+                        // a client that fills the buffer gets a larger one, an idle one none
+                        read_size = if count >= read_size { (read_size * 2).min(LARGEST_READ) } else { read_size };
+                        if count < SMALLEST_READ / 4 {
+                            read_size = SMALLEST_READ;
+                        }
+                    }
+                },
+                result = writer.write_buf(&mut self.out), if !self.out.is_empty() => match result {
+                    Ok(0) | Err(_) => return End::Closed,
+                    Ok(count) => {
+                        core.stats.bytes_sent.add(count as u64);
+                        last_write = Instant::now();
+                    }
+                },
+                () = self.subscriber.inbox.filled(), if idle => {}
+                () = durable_ready(&self.session), if idle => {}
+                _ = self.synced.changed(), if !self.acks.is_empty() => {}
+                () = room, if !placed => {}
+                () = alarm.as_mut() => {
+                    let now = Instant::now();
+                    if now >= last_read + patience {
+                        return End::Ended(super::Reason::KEEP_ALIVE_TIMEOUT);
+                    }
+                    if !self.out.is_empty() && now >= last_write + STALL {
+                        return End::Stalled;
+                    }
+                    let write_by = if self.out.is_empty() { now + NEVER } else { last_write + STALL };
+                    alarm.as_mut().reset((last_read + patience).min(write_by));
+                }
+                reason = kick.kicked() => return End::Ended(reason),
+            }
+        }
+    }
+}
+
+async fn durable_ready(session: &super::Session) {
+    match &session.durable {
+        Some(durable) => durable.reader.ready().await,
+        None => std::future::pending().await,
+    }
+}

@@ -1,0 +1,333 @@
+//! What all connections share, and what happens to sessions between connections.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use arc_swap::ArcSwap;
+use parking_lot::Mutex;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use super::authorise::{Authoriser, Identity, Permissions};
+use super::codec::{Reason, Version, Will};
+use super::inbox::{Inbox, InboxLimits};
+use super::ingress::{Ingress, IngressError, Route};
+use super::password::Passwords;
+use super::registry::{Kick, Parked, Registry};
+use super::session::{Durable, Session, Subscription};
+use super::settings::BrokerSettings;
+use super::shared::SharedGroup;
+use super::stats::Stats;
+use super::subscribers::{Subscriber, SubscriptionOptions};
+use crate::journal::{Limits, WhenFull};
+use crate::message::{Draft, Origin, Qos};
+
+/// While its client is connected, a persistent session may be this many times further behind than while it is away:
+/// enough for a burst that the client is busy reading.
+const CONNECTED_FACTOR: usize = 16;
+
+/// A connected client, as others may see it.
+#[derive(Clone, Debug)]
+pub struct Client {
+    /// Who it is.
+    pub identity: Identity,
+    /// Where it comes from.
+    pub address: IpAddr,
+    /// What it speaks.
+    pub version: Version,
+    /// Since when.
+    pub since: Instant,
+    /// Seconds.
+    pub keep_alive: u16,
+    /// Whether its session outlives the connection.
+    pub is_persistent: bool,
+    pub(super) permissions: Arc<Permissions>,
+    pub(super) password_hash: Option<String>,
+    pub(super) kick: Arc<Kick>,
+}
+
+struct Group {
+    group: Arc<SharedGroup>,
+    /// Sessions that have this subscription, connected or not.
+    sessions: usize,
+}
+
+/// Shared by all connections.
+pub struct Core {
+    /// Limits, as they are now.
+    pub settings: ArcSwap<BrokerSettings>,
+    /// The door in.
+    pub ingress: Ingress,
+    /// Who may do what.
+    pub authoriser: Authoriser,
+    /// Password checks.
+    pub passwords: Passwords,
+    /// Client ids in use.
+    pub registry: Registry,
+    /// What is counted.
+    pub stats: Arc<Stats>,
+    /// Cancelled when the gateway goes down.
+    pub cancel: CancellationToken,
+    clients: Mutex<HashMap<u64, Client>>,
+    next_client: AtomicU64,
+    groups: Mutex<HashMap<Box<str>, Group>>,
+}
+
+impl Core {
+    /// Everything new.
+    pub fn new(settings: BrokerSettings, ingress: Ingress, cancel: CancellationToken) -> Arc<Core> {
+        Arc::new(Core {
+            authoriser: Authoriser::new(&settings),
+            settings: ArcSwap::from_pointee(settings),
+            stats: ingress.stats().clone(),
+            ingress,
+            passwords: Passwords::default(),
+            registry: Registry::default(),
+            cancel,
+            clients: Mutex::default(),
+            next_client: AtomicU64::new(0),
+            groups: Mutex::default(),
+        })
+    }
+
+    /// Applies new users, rules and limits. Clients whose user has gone or changed are disconnected.
+    pub fn reload(&self, settings: BrokerSettings) {
+        self.authoriser.reload(&settings);
+        self.passwords.reload();
+        self.settings.store(Arc::new(settings));
+        for client in self.clients.lock().values() {
+            let hash = client.password_hash.as_deref();
+            if !self.authoriser.still_holds(&client.identity, hash, client.address, &client.permissions) {
+                info!(client_id = &*client.identity.client_id, "disconnected: its user has changed");
+                client.kick.kick(Reason::ADMINISTRATIVE_ACTION);
+            }
+        }
+    }
+
+    /// Connected clients.
+    pub fn clients(&self) -> Vec<Client> {
+        self.clients.lock().values().cloned().collect()
+    }
+
+    pub(super) fn enter(&self, client: Client) -> u64 {
+        let number = self.next_client.fetch_add(1, Ordering::Relaxed);
+        self.clients.lock().insert(number, client);
+        self.stats.connected.add(1);
+        self.stats.connected_maximum.raise_to(self.stats.connected.get());
+        number
+    }
+
+    pub(super) fn leave(&self, number: u64) {
+        self.clients.lock().remove(&number);
+        self.stats.connected.sub(1);
+    }
+
+    fn inbox_limits(&self) -> InboxLimits {
+        let settings = self.settings.load();
+        InboxLimits { messages: settings.max_queued_messages, bytes: settings.max_queued_size }
+    }
+
+    /// A fresh live subscriber for a session.
+    pub(super) fn subscriber(&self, client_id: &str, is_durable: bool) -> Arc<Subscriber> {
+        let inbox = Inbox::new(client_id, self.inbox_limits());
+        Arc::new(Subscriber { inbox, origin: Origin::client(client_id), is_durable })
+    }
+
+    /// A new session; a persistent one gets its consumer in the journal.
+    pub(super) fn new_session(&self, client_id: &str, window: u16, is_persistent: bool, expiry: u32) -> Session {
+        let durable = is_persistent.then(|| {
+            let journal = self.ingress.journal();
+            let consumer = journal.register(&consumer_name(client_id), self.journal_limits(CONNECTED_FACTOR));
+            Durable { consumer, reader: journal.reader(consumer) }
+        });
+        Session::new(client_id, window, durable, expiry)
+    }
+
+    fn journal_limits(&self, factor: usize) -> Limits {
+        let limits = self.inbox_limits();
+        Limits {
+            messages: limits.messages.saturating_mul(factor),
+            bytes: limits.bytes.saturating_mul(factor),
+            when_full: WhenFull::DropOldest,
+        }
+    }
+
+    /// The client of a session is connected again: its live subscriptions start anew.
+    pub(super) fn attach(&self, session: &Session, subscriber: &Arc<Subscriber>) {
+        if session.durable.is_some() {
+            let name = consumer_name(&session.client_id);
+            self.ingress.journal().register(&name, self.journal_limits(CONNECTED_FACTOR));
+        }
+        for (filter, subscription) in &session.subscriptions {
+            match &subscription.group {
+                Some(group) => group.join(subscriber, subscription.options),
+                None => {
+                    self.ingress.subscribe(filter, subscriber, subscription.options, |_| false);
+                }
+            }
+        }
+    }
+
+    /// The client of a session has gone: nothing live is kept, and what shared subscriptions gave it goes to others.
+    pub(super) fn detach(
+        &self,
+        session: &mut Session,
+        subscriber: &Arc<Subscriber>,
+        pending: Vec<super::inbox::Queued>,
+    ) {
+        for (filter, subscription) in &session.subscriptions {
+            match &subscription.group {
+                Some(group) => {
+                    group.leave(subscriber);
+                }
+                None => {
+                    self.ingress.unsubscribe(filter, subscriber);
+                }
+            }
+        }
+        let unread = pending.into_iter().chain(subscriber.inbox.close());
+        let unread = unread.filter_map(|queued| queued.grant.share.map(|group| (group, queued.message)));
+        let mut back: Vec<(Arc<SharedGroup>, Vec<_>)> = Vec::new();
+        for (group, message) in session.outbound.take_shared().into_iter().chain(unread) {
+            match back.iter_mut().find(|(known, _)| Arc::ptr_eq(known, &group)) {
+                Some((_, messages)) => messages.push(message),
+                None => back.push((group, vec![message])),
+            }
+        }
+        for (group, messages) in back {
+            group.take_back(messages);
+        }
+        if session.durable.is_some() {
+            self.ingress.journal().register(&consumer_name(&session.client_id), self.journal_limits(1));
+        }
+    }
+
+    /// A session is over: nothing of it is kept.
+    pub(super) fn end(&self, mut session: Session) {
+        let filters: Vec<Box<str>> = session.subscriptions.keys().cloned().collect();
+        for filter in filters {
+            if let Some(subscription) = session.unsubscribe(&filter) {
+                self.drop_subscription(&session, &filter, &subscription);
+            }
+        }
+        if let Some(durable) = &session.durable {
+            self.ingress.journal().remove(durable.consumer);
+        }
+    }
+
+    /// The group behind `$share/NAME/FILTER`, with one more session.
+    pub(super) fn join_group(&self, shared: &str, filter: &str) -> Arc<SharedGroup> {
+        let mut groups = self.groups.lock();
+        let group = groups.entry(shared.into()).or_insert_with(|| {
+            let group = SharedGroup::new(self.inbox_limits());
+            self.ingress.add_route(filter, Route::Shared(group.clone()));
+            Group { group, sessions: 0 }
+        });
+        group.sessions += 1;
+        group.group.clone()
+    }
+
+    /// What a subscription leaves behind when it ends, besides the live part.
+    pub(super) fn drop_subscription(&self, session: &Session, filter: &str, subscription: &Subscription) {
+        if subscription.group.is_some() {
+            let mut groups = self.groups.lock();
+            if let Some(group) = groups.get_mut(filter) {
+                group.sessions -= 1;
+                if group.sessions == 0
+                    && let Some(group) = groups.remove(filter)
+                    && let Some((_, inner)) = split_share(filter)
+                {
+                    self.ingress.remove_route(inner, &Route::Shared(group.group));
+                }
+            }
+        } else if let Some(route) = session_route(session, subscription.options) {
+            self.ingress.remove_route(filter, &route);
+        }
+    }
+
+    /// Shared subscriptions.
+    pub fn group_count(&self) -> usize {
+        self.groups.lock().len()
+    }
+
+    /// Publishes a client's last will, if it may.
+    pub(super) async fn publish_will(&self, identity: &Identity, permissions: &Permissions, will: Will) {
+        if !permissions.may_publish(&will.topic) {
+            info!(client_id = &*identity.client_id, topic = &*will.topic, "last will not published: no permission");
+            return;
+        }
+        let draft = Draft {
+            topic: &will.topic,
+            payload: &will.payload,
+            qos: will.qos,
+            retain: will.retain,
+            properties: &will.properties,
+            expiry: will.expiry,
+            hops: 0,
+            boot_ms: self.ingress.clock().boot_ms(),
+            origin: Origin::client(&identity.client_id),
+        };
+        match self.ingress.publish(&draft).await {
+            Ok(_) | Err(IngressError::Closed) => {}
+            Err(error) => warn!(client_id = &*identity.client_id, %error, "last will not published"),
+        }
+    }
+
+    /// Ends expired sessions and publishes delayed wills, until cancelled.
+    pub async fn sweep(self: Arc<Self>) {
+        loop {
+            tokio::select! {
+                () = self.cancel.cancelled() => return,
+                () = self.registry.due() => {}
+            }
+            let now = Instant::now();
+            let most = self.settings.load().max_sessions;
+            for (client_id, will) in self.registry.due_wills(now) {
+                self.publish_delayed(client_id, will).await;
+            }
+            for Parked { session, expires, will, .. } in self.registry.expired(now, most) {
+                if expires > now {
+                    warn!(
+                        client_id = &*session.client_id,
+                        "more clients are away than broker.max_sessions: the session longest away is given up"
+                    );
+                }
+                self.stats.sessions_expired.add(1);
+                if let Some((_, will)) = will {
+                    self.publish_delayed(session.client_id.clone(), will).await;
+                }
+                self.end(session);
+            }
+        }
+    }
+
+    /// Publishes a will whose permission was checked when its client left.
+    pub(super) async fn publish_delayed(&self, client_id: Box<str>, will: Will) {
+        let identity = Identity { user: None, client_id };
+        let everything = Authoriser::new(&BrokerSettings::default()).permissions(&identity);
+        self.publish_will(&identity, &everything, will).await;
+    }
+}
+
+/// Name of a session's consumer in the journal.
+fn consumer_name(client_id: &str) -> String {
+    format!("session/{client_id}")
+}
+
+/// `$share/NAME/FILTER` taken apart.
+pub(super) fn split_share(filter: &str) -> Option<(&str, &str)> {
+    filter.strip_prefix("$share/")?.split_once('/')
+}
+
+/// How the journal feeds a session for a subscription; `None` if it need not.
+pub(super) fn session_route(session: &Session, options: SubscriptionOptions) -> Option<Route> {
+    let durable = session.durable.as_ref()?;
+    (options.qos > Qos::AtMostOnce).then(|| Route::Session {
+        consumer: durable.consumer,
+        qos: options.qos,
+        not_from: options.no_local.then(|| Origin::client(&session.client_id)),
+    })
+}

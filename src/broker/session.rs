@@ -1,0 +1,383 @@
+//! The state of a client that outlives its connection: subscriptions and messages in flight [MQTT-4.1, 4.3].
+//!
+//! This file decides and does no I/O: the connection tells it what arrived and sends what it says.
+
+use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::sync::Arc;
+
+use smallvec::SmallVec;
+
+use super::codec::Reason;
+use super::filters::FilterTree;
+use super::inbox::{Grant, Queued};
+use super::shared::SharedGroup;
+use super::subscribers::SubscriptionOptions;
+use crate::journal::{ConsumerId, Position, Reader};
+use crate::message::{Message, MessageRef, Origin, Qos};
+
+/// Where a message in flight came from, and so who is told when it is settled.
+#[derive(Clone, Debug)]
+pub enum Source {
+    /// The router or the retained store: nobody.
+    Live,
+    /// The journal.
+    Journal(Position),
+    /// A shared subscription.
+    Shared(Arc<SharedGroup>),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Step {
+    /// PUBLISH sent, PUBACK or PUBREC awaited.
+    Published,
+    /// PUBREL sent, PUBCOMP awaited.
+    Released,
+    /// Not sent on this connection yet: the client's window is smaller than it was.
+    Held,
+    /// The same, but for PUBREL.
+    HeldRelease,
+}
+
+#[derive(Debug)]
+struct InFlight {
+    packet_id: u16,
+    step: Step,
+    queued: Queued,
+    source: Source,
+}
+
+/// What to send for a message in flight.
+#[derive(Debug)]
+pub enum Send<'a> {
+    /// A PUBLISH.
+    Publish {
+        /// Packet id.
+        packet_id: u16,
+        /// Sent before.
+        dup: bool,
+        /// Message and how to deliver it.
+        queued: &'a Queued,
+    },
+    /// A PUBREL with this packet id.
+    Release(u16),
+}
+
+/// What a PUBREC leads to.
+#[derive(Debug)]
+pub enum Received {
+    /// Send PUBREL.
+    Release,
+    /// The client refused the message: it is settled.
+    Refused(Source),
+    /// No such message in flight.
+    Unknown,
+}
+
+/// QoS 1 and 2 messages sent to a client and not yet acknowledged, in order.
+#[derive(Debug)]
+pub struct Outbound {
+    in_flight: VecDeque<InFlight>,
+    last_id: u16,
+    window: usize,
+}
+
+impl Outbound {
+    /// Nothing in flight; at most `window` at a time.
+    pub fn new(window: u16) -> Outbound {
+        Outbound { in_flight: VecDeque::new(), last_id: 0, window: usize::from(window.max(1)) }
+    }
+
+    /// How many more may be sent.
+    pub fn room(&self) -> usize {
+        self.window.saturating_sub(self.in_flight.len())
+    }
+
+    /// Messages in flight.
+    pub fn len(&self) -> usize {
+        self.in_flight.len()
+    }
+
+    /// Whether none is.
+    pub fn is_empty(&self) -> bool {
+        self.in_flight.is_empty()
+    }
+
+    /// Takes a message into flight and gives it a packet id.
+    pub fn begin(&mut self, queued: Queued, source: Source) -> u16 {
+        loop {
+            self.last_id = self.last_id.checked_add(1).unwrap_or(1);
+            if self.in_flight.iter().all(|known| known.packet_id != self.last_id) {
+                break;
+            }
+        }
+        self.in_flight.push_back(InFlight { packet_id: self.last_id, step: Step::Published, queued, source });
+        self.last_id
+    }
+
+    /// The last message taken into flight could not be sent: it is settled.
+    pub fn give_up(&mut self, packet_id: u16) -> Option<Source> {
+        self.remove(packet_id, |_| true)
+    }
+
+    /// PUBACK: what was settled.
+    pub fn acknowledged(&mut self, packet_id: u16) -> Option<Source> {
+        self.remove(packet_id, |entry| entry.queued.grant.qos == Qos::AtLeastOnce && entry.step == Step::Published)
+    }
+
+    /// PUBREC [MQTT-4.3.3].
+    pub fn received(&mut self, packet_id: u16, reason: Reason) -> Received {
+        if reason.is_error() {
+            return self.give_up(packet_id).map_or(Received::Unknown, Received::Refused);
+        }
+        let entry = self.in_flight.iter_mut().find(|entry| {
+            entry.packet_id == packet_id && entry.queued.grant.qos == Qos::ExactlyOnce && entry.step != Step::Held
+        });
+        match entry {
+            Some(entry) => {
+                entry.step = Step::Released;
+                Received::Release
+            }
+            None => Received::Unknown,
+        }
+    }
+
+    /// PUBCOMP: what was settled.
+    pub fn completed(&mut self, packet_id: u16) -> Option<Source> {
+        self.remove(packet_id, |entry| entry.step == Step::Released)
+    }
+
+    fn remove(&mut self, packet_id: u16, accept: impl Fn(&InFlight) -> bool) -> Option<Source> {
+        let at = self.in_flight.iter().position(|entry| entry.packet_id == packet_id && accept(entry))?;
+        self.in_flight.remove(at).map(|entry| entry.source)
+    }
+
+    /// A new connection with this window: everything in flight must be sent again [MQTT-4.4.0-1].
+    pub fn resume(&mut self, window: u16) {
+        self.window = usize::from(window.max(1));
+        for entry in &mut self.in_flight {
+            entry.step = match entry.step {
+                Step::Published | Step::Held => Step::Held,
+                Step::Released | Step::HeldRelease => Step::HeldRelease,
+            };
+        }
+    }
+
+    /// Calls `send` for what has to be sent again, oldest first, as far as the window allows.
+    pub fn resend(&mut self, mut send: impl FnMut(Send<'_>)) {
+        for entry in self.in_flight.iter_mut().take(self.window) {
+            match entry.step {
+                Step::Held => {
+                    send(Send::Publish { packet_id: entry.packet_id, dup: true, queued: &entry.queued });
+                    entry.step = Step::Published;
+                }
+                Step::HeldRelease => {
+                    send(Send::Release(entry.packet_id));
+                    entry.step = Step::Released;
+                }
+                Step::Published | Step::Released => {}
+            }
+        }
+    }
+
+    /// Whether something has to be sent again as soon as the window allows.
+    pub fn has_held(&self) -> bool {
+        self.in_flight.iter().any(|entry| matches!(entry.step, Step::Held | Step::HeldRelease))
+    }
+
+    /// Takes out what came from shared subscriptions and was not received: others shall get it.
+    pub fn take_shared(&mut self) -> Vec<(Arc<SharedGroup>, Message)> {
+        let mut taken = Vec::new();
+        self.in_flight.retain(|entry| match &entry.source {
+            Source::Shared(group) if matches!(entry.step, Step::Published | Step::Held) => {
+                taken.push((group.clone(), entry.queued.message.clone()));
+                false
+            }
+            _ => true,
+        });
+        taken
+    }
+}
+
+/// One subscription of a session.
+#[derive(Clone, Debug)]
+pub struct Subscription {
+    /// Options.
+    pub options: SubscriptionOptions,
+    /// Its group, for a shared subscription.
+    pub group: Option<Arc<SharedGroup>>,
+}
+
+/// What feeds a persistent session.
+#[derive(Debug)]
+pub struct Durable {
+    /// Its consumer in the journal.
+    pub consumer: ConsumerId,
+    /// Where it reads.
+    pub reader: Reader,
+}
+
+/// A session.
+#[derive(Debug)]
+pub struct Session {
+    /// Client id.
+    pub client_id: Box<str>,
+    /// Subscriptions by filter as the client wrote it.
+    pub subscriptions: HashMap<Box<str>, Subscription>,
+    /// The same without shared ones, for messages from the journal.
+    own: FilterTree<SubscriptionOptions>,
+    /// Outgoing QoS 1 and 2 messages.
+    pub outbound: Outbound,
+    /// Incoming QoS 2 messages that are not released.
+    pub unreleased: BTreeSet<u16>,
+    /// Retained messages to send for new subscriptions.
+    pub retained: VecDeque<Queued>,
+    /// Present in persistent sessions.
+    pub durable: Option<Durable>,
+    /// Seconds that the session outlives its connection; `u32::MAX`: as long as the broker allows.
+    pub expiry: u32,
+}
+
+impl Session {
+    /// A new session.
+    pub fn new(client_id: &str, window: u16, durable: Option<Durable>, expiry: u32) -> Session {
+        Session {
+            client_id: client_id.into(),
+            subscriptions: HashMap::new(),
+            own: FilterTree::default(),
+            outbound: Outbound::new(window),
+            unreleased: BTreeSet::new(),
+            retained: VecDeque::new(),
+            durable,
+            expiry,
+        }
+    }
+
+    /// Notes a subscription; returns the one it replaces.
+    pub fn subscribe(&mut self, filter: &str, subscription: Subscription) -> Option<Subscription> {
+        if subscription.group.is_none() {
+            self.own.remove(filter, |_| true);
+            self.own.insert(filter, subscription.options);
+        }
+        self.subscriptions.insert(filter.into(), subscription)
+    }
+
+    /// Forgets a subscription.
+    pub fn unsubscribe(&mut self, filter: &str) -> Option<Subscription> {
+        let removed = self.subscriptions.remove(filter)?;
+        if removed.group.is_none() {
+            self.own.remove(filter, |_| true);
+        }
+        Some(removed)
+    }
+
+    /// How to deliver a message from the journal by today's subscriptions; `None`: not at all.
+    pub fn grant(&self, message: MessageRef<'_>) -> Option<Grant> {
+        let mut granted: Option<Grant> = None;
+        self.own.matches(message.topic(), |options| {
+            if options.no_local && message.origin() == Origin::client(&self.client_id) {
+                return;
+            }
+            let grant = granted.get_or_insert_with(|| Grant {
+                qos: Qos::AtMostOnce,
+                retain: false,
+                ids: SmallVec::new(),
+                share: None,
+            });
+            grant.qos = grant.qos.max(options.qos.min(message.qos()));
+            grant.retain |= options.retain_as_published && message.retain();
+            grant.ids.extend(options.id);
+        });
+        granted
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::message::Draft;
+
+    fn queued(qos: Qos) -> Queued {
+        let message = Message::new(&Draft {
+            topic: "a/b",
+            payload: b"x",
+            qos,
+            retain: true,
+            properties: &[],
+            expiry: None,
+            hops: 0,
+            boot_ms: 0,
+            origin: Origin::client("me"),
+        });
+        Queued { message, grant: Grant { qos, retain: false, ids: SmallVec::new(), share: None } }
+    }
+
+    fn resent(outbound: &mut Outbound) -> Vec<String> {
+        let mut sent = Vec::new();
+        outbound.resend(|send| {
+            sent.push(match send {
+                Send::Publish { packet_id, dup, .. } => format!("publish {packet_id} {dup}"),
+                Send::Release(id) => format!("release {id}"),
+            });
+        });
+        sent
+    }
+
+    #[test]
+    fn a_new_connection_sends_again_what_was_not_acknowledged() {
+        let mut outbound = Outbound::new(4);
+        let ids: Vec<u16> = [Qos::AtLeastOnce, Qos::ExactlyOnce, Qos::ExactlyOnce, Qos::AtLeastOnce]
+            .map(|qos| outbound.begin(queued(qos), Source::Live))
+            .into();
+        assert_eq!((ids, outbound.room()), (vec![1, 2, 3, 4], 0));
+        assert!(outbound.acknowledged(1).is_some());
+        assert!(matches!(outbound.received(2, Reason::SUCCESS), Received::Release));
+        assert!(resent(&mut outbound).is_empty(), "not on the same connection");
+        outbound.resume(2);
+        assert_eq!(resent(&mut outbound), ["release 2", "publish 3 true"]);
+        assert!(outbound.has_held() && outbound.room() == 0);
+        assert!(outbound.completed(2).is_some());
+        assert_eq!(resent(&mut outbound), ["publish 4 true"]);
+        assert!(!outbound.has_held());
+    }
+
+    #[test]
+    fn acknowledgements_must_fit_what_they_acknowledge() {
+        let mut outbound = Outbound::new(9);
+        outbound.begin(queued(Qos::ExactlyOnce), Source::Live);
+        outbound.begin(queued(Qos::AtLeastOnce), Source::Live);
+        assert!(outbound.acknowledged(1).is_none(), "PUBACK for QoS 2");
+        assert!(outbound.completed(1).is_none(), "PUBCOMP before PUBREC");
+        assert!(matches!(outbound.received(2, Reason::SUCCESS), Received::Unknown), "PUBREC for QoS 1");
+        assert!(matches!(outbound.received(1, Reason::QUOTA_EXCEEDED), Received::Refused(_)));
+        assert!(outbound.acknowledged(9).is_none());
+        assert_eq!(outbound.len(), 1);
+    }
+
+    #[test]
+    fn packet_ids_in_use_are_passed_over() {
+        let mut outbound = Outbound::new(u16::MAX);
+        outbound.begin(queued(Qos::AtLeastOnce), Source::Live);
+        outbound.last_id = u16::MAX;
+        assert_eq!(outbound.begin(queued(Qos::AtLeastOnce), Source::Live), 2);
+    }
+
+    #[test]
+    fn overlapping_subscriptions_grant_one_delivery() {
+        let mut session = Session::new("me", 9, None, 0);
+        let options =
+            |qos, id| SubscriptionOptions { qos, no_local: false, retain_as_published: id == 2, id: Some(id) };
+        session.subscribe("a/#", Subscription { options: options(Qos::AtMostOnce, 1), group: None });
+        session.subscribe("a/+", Subscription { options: options(Qos::AtLeastOnce, 2), group: None });
+        let grant = session.grant(queued(Qos::ExactlyOnce).message.view()).unwrap();
+        assert_eq!((grant.qos, grant.retain, grant.ids.len()), (Qos::AtLeastOnce, true, 2));
+        session.unsubscribe("a/+");
+        session.subscribe(
+            "a/#",
+            Subscription {
+                options: SubscriptionOptions { no_local: true, ..options(Qos::AtLeastOnce, 1) },
+                group: None,
+            },
+        );
+        assert!(session.grant(queued(Qos::ExactlyOnce).message.view()).is_none(), "its own");
+    }
+}

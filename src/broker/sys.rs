@@ -1,0 +1,153 @@
+//! `$SYS/broker/...`: figures by the names that mosquitto's users know [mosquitto(8)].
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::{Instant, MissedTickBehavior, interval};
+
+use super::core::Core;
+use super::stats::Stats;
+use crate::message::{BatchBuilder, Draft, Origin, Qos};
+
+/// How often figures are brought up to date; mosquitto's `sys_interval`.
+const INTERVAL: Duration = Duration::from_secs(10);
+
+/// A moving average over some minutes, as `load` topics have it: an exponentially damped rate per minute.
+#[derive(Clone, Copy, Debug, Default)]
+struct Load {
+    averages: [f64; 3],
+    last: u64,
+}
+
+const SPANS: [(&str, f64); 3] = [("1min", 1.0), ("5min", 5.0), ("15min", 15.0)];
+
+impl Load {
+    fn update(&mut self, total: u64, elapsed: Duration) {
+        let minutes = elapsed.as_secs_f64() / 60.0;
+        if minutes <= 0.0 {
+            return;
+        }
+        let rate = total.saturating_sub(self.last) as f64 / minutes;
+        self.last = total;
+        for (average, (_, span)) in self.averages.iter_mut().zip(SPANS) {
+            let weight = (-minutes / span).exp();
+            *average = rate + weight * (*average - rate);
+        }
+    }
+}
+
+type Reading = fn(&Stats) -> u64;
+
+const LOADS: [(&str, Reading); 7] = [
+    ("messages/received", |stats| stats.packets_received.get()),
+    ("messages/sent", |stats| stats.packets_sent.get()),
+    ("bytes/received", |stats| stats.bytes_received.get()),
+    ("bytes/sent", |stats| stats.bytes_sent.get()),
+    ("publish/received", |stats| stats.publish_received.get()),
+    ("publish/sent", |stats| stats.publish_sent.get()),
+    ("publish/dropped", |stats| stats.publish_dropped.get()),
+];
+
+const TOTALS: [(&str, Reading); 10] = [
+    ("messages/received", |stats| stats.packets_received.get()),
+    ("messages/sent", |stats| stats.packets_sent.get()),
+    ("bytes/received", |stats| stats.bytes_received.get()),
+    ("bytes/sent", |stats| stats.bytes_sent.get()),
+    ("publish/messages/received", |stats| stats.publish_received.get()),
+    ("publish/messages/sent", |stats| stats.publish_sent.get()),
+    ("publish/messages/dropped", |stats| stats.publish_dropped.get()),
+    ("publish/bytes/received", |stats| stats.publish_bytes_received.get()),
+    ("publish/bytes/sent", |stats| stats.publish_bytes_sent.get()),
+    ("clients/maximum", |stats| stats.connected_maximum.get()),
+];
+
+/// Publishes the figures, those that changed, until the gateway goes down.
+pub async fn run(core: Arc<Core>) {
+    let started = Instant::now();
+    let mut ticks = interval(INTERVAL);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut loads = [Load::default(); LOADS.len()];
+    let mut published: HashMap<String, String> = HashMap::new();
+    let mut last = started;
+    loop {
+        tokio::select! {
+            () = core.cancel.cancelled() => return,
+            _ = ticks.tick() => {}
+        }
+        let now = Instant::now();
+        for (load, (_, reading)) in loads.iter_mut().zip(LOADS) {
+            load.update(reading(&core.stats), now - last);
+        }
+        last = now;
+        let mut batch = BatchBuilder::default();
+        for (name, value) in figures(&core, now - started, &loads) {
+            if published.get(&name) != Some(&value) {
+                push(&mut batch, &core, &name, &value);
+                published.insert(name, value);
+            }
+        }
+        if !batch.is_empty() && core.ingress.publish_batch(&mut batch).await.is_err() {
+            return; // the dispatcher reports why
+        }
+    }
+}
+
+fn push(batch: &mut BatchBuilder, core: &Core, name: &str, value: &str) {
+    batch.push(&Draft {
+        topic: &format!("$SYS/broker/{name}"),
+        payload: value.as_bytes(),
+        qos: Qos::AtMostOnce,
+        retain: true,
+        properties: &[],
+        expiry: None,
+        hops: 0,
+        boot_ms: core.ingress.clock().boot_ms(),
+        origin: Origin::gateway(),
+    });
+}
+
+fn figures(core: &Core, uptime: Duration, loads: &[Load]) -> Vec<(String, String)> {
+    let (connected, away) = core.registry.counts();
+    let (retained, retained_bytes) = core.ingress.expire_retained();
+    let mut figures: Vec<(String, String)> = [
+        ("version", concat!("pigateway version ", env!("CARGO_PKG_VERSION")).to_owned()),
+        ("uptime", format!("{} seconds", uptime.as_secs())),
+        ("clients/total", (connected + away).to_string()),
+        ("clients/connected", connected.to_string()),
+        ("clients/active", connected.to_string()),
+        ("clients/disconnected", away.to_string()),
+        ("clients/inactive", away.to_string()),
+        ("clients/expired", core.stats.sessions_expired.get().to_string()),
+        ("retained messages/count", retained.to_string()),
+        ("messages/stored", retained.to_string()),
+        ("store/messages/count", retained.to_string()),
+        ("store/messages/bytes", retained_bytes.to_string()),
+        ("subscriptions/count", core.ingress.subscribers().len().to_string()),
+        ("shared_subscriptions/count", core.group_count().to_string()),
+    ]
+    .map(|(name, value)| (name.to_owned(), value))
+    .into();
+    figures.extend(TOTALS.map(|(name, reading)| (name.to_owned(), reading(&core.stats).to_string())));
+    for (load, (name, _)) in loads.iter().zip(LOADS) {
+        for (average, (span, _)) in load.averages.iter().zip(SPANS) {
+            figures.push((format!("load/{name}/{span}"), format!("{average:.2}")));
+        }
+    }
+    figures
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn load_approaches_the_rate_per_minute() {
+        let mut load = Load::default();
+        for step in 1..=60 {
+            load.update(step * 100, Duration::from_secs(10));
+        }
+        assert!((load.averages[0] - 600.0).abs() < 1.0, "{load:?}");
+        assert!(load.averages[2] > 250.0 && load.averages[2] < 600.0, "{load:?}");
+    }
+}
