@@ -5,5 +5,7 @@ pub mod http;
 pub mod journal;
 pub mod message;
 pub mod sensors;
+pub mod service;
+pub mod supervise;
 pub mod time;
 pub mod upstream;
