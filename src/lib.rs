@@ -1,5 +1,7 @@
 //! pigateway.
+pub mod app;
 pub mod broker;
+pub mod cli;
 pub mod config;
 pub mod http;
 pub mod journal;
