@@ -62,7 +62,7 @@ struct Run {
 #[derive(Debug, thiserror::Error)]
 pub enum CliError {
     /// The configuration is not valid.
-    #[error(transparent)]
+    #[error("the configuration is not valid, nothing was started\n{0}")]
     Config(#[from] config::Problems),
     /// Some of the files checked are not valid; what is wrong has been printed.
     #[error("{bad} of {all} files not valid")]
