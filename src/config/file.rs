@@ -1,0 +1,203 @@
+//! The file as a whole, and its small sections.
+
+use std::collections::HashSet;
+use std::net::SocketAddr;
+use std::path::Path;
+
+use toml::de::DeTable;
+use tracing_subscriber::EnvFilter;
+
+use super::document::{Document, MISSING, Table, Value, assign, line_and_column};
+use super::error::{Problem, Problems, nearest};
+use super::paths::{Environment, Paths};
+use super::settings::Settings;
+use super::{broker, sensors, upstream};
+use crate::broker::settings::ListenerSettings;
+use crate::http::settings::{HttpSettings, HttpTls};
+use crate::journal::WhenFull;
+use crate::journal::settings::{JournalSettings, Order};
+
+/// Valid settings, and what a person should know about them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Loaded {
+    /// The settings.
+    pub settings: Settings,
+    /// Not wrong, but perhaps not meant.
+    pub warnings: Vec<Problem>,
+}
+
+/// Reads a configuration file.
+pub fn load(path: &Path) -> Result<Loaded, Problems> {
+    load_in(path, &Environment::current())
+}
+
+/// Reads a configuration file as if the process had been started like this.
+pub fn load_in(path: &Path, environment: &Environment) -> Result<Loaded, Problems> {
+    let file = path.display().to_string();
+    let whole = |place, message| {
+        let problem = Problem { file: file.clone(), place, key: String::new(), message };
+        Problems { file: file.clone(), problems: vec![problem] }
+    };
+    let bytes = std::fs::read(path).map_err(|error| whole(None, format!("cannot be read: {error}")))?;
+    let text = std::str::from_utf8(&bytes).map_err(|error| {
+        whole(Some(line_and_column(&bytes, error.valid_up_to())), "found bytes that are not UTF-8; valid: text".into())
+    })?;
+    read(text, path, environment)
+}
+
+/// Reads the text of a configuration file; `path` is where it would be.
+pub fn read(text: &str, path: &Path, environment: &Environment) -> Result<Loaded, Problems> {
+    let file = path.display().to_string();
+    let document = Document::new(&file, text);
+    let (mut root, errors) = DeTable::parse_recoverable(text);
+    let lines = |errors: &[toml::de::Error]| -> HashSet<usize> {
+        errors.iter().map(|error| document.line(place(error, text))).collect()
+    };
+    let note = |error: &toml::de::Error| {
+        document.problem(place(error, text), "", format!("not TOML: {}", error.message()));
+    };
+    errors.iter().for_each(note);
+    // what the parser makes of a broken line is not what was meant, so the rest is read without it
+    let mut broken = lines(&errors);
+    let mut rest;
+    let mut is_whole = errors.is_empty();
+    for _ in 0..MOST_PASSES {
+        if is_whole {
+            break;
+        }
+        rest = without_lines(text, &broken);
+        let again = DeTable::parse_recoverable(&rest);
+        // a value over several lines may have lost one of them, but nothing comes twice because a line is gone
+        again.1.iter().filter(|error| error.message() == "duplicate key").for_each(note);
+        broken.extend(lines(&again.1));
+        is_whole = again.1.is_empty();
+        root = again.0;
+        root.get_mut().make_owned();
+    }
+    let paths = Paths::new(path, environment);
+    let settings = is_whole.then(|| sections(Table::root(&document, root.get_ref()), &paths, environment));
+    let (mut problems, warnings) = document.into_findings();
+    if !errors.is_empty() {
+        // what seems to be missing may be in a broken line
+        problems.retain(|problem| problem.key.is_empty() || !problem.message.starts_with(MISSING));
+    }
+    match settings {
+        Some(settings) if problems.is_empty() => Ok(Loaded { settings, warnings }),
+        _ => Err(Problems { file, problems }),
+    }
+}
+
+/// How often a file is read again without its broken lines before the rest of it is left alone.
+const MOST_PASSES: usize = 8;
+
+fn place(error: &toml::de::Error, text: &str) -> usize {
+    error.span().map_or(text.len(), |span| span.start)
+}
+
+/// The text with these lines blank, so that everything else keeps its place. A header goes with all that is below it,
+/// which would else belong to the header before.
+fn without_lines(text: &str, lines: &HashSet<usize>) -> String {
+    let mut rest = String::with_capacity(text.len());
+    let mut below_broken_header = false;
+    for (index, line) in text.split_inclusive('\n').enumerate() {
+        let is_broken = lines.contains(&(index + 1));
+        if line.trim_start().starts_with('[') {
+            below_broken_header = is_broken;
+        }
+        if is_broken || below_broken_header {
+            rest.extend(line.bytes().map(|byte| if byte == b'\n' { '\n' } else { ' ' }));
+        } else {
+            rest.push_str(line);
+        }
+    }
+    rest
+}
+
+fn sections(root: Table, paths: &Paths, environment: &Environment) -> Settings {
+    let mut settings = Settings::defaults(environment);
+    gateway(&root, &mut settings, paths);
+    if let Some(table) = root.table("log") {
+        assign(&mut settings.log.level, table.get("level").and_then(|value| log_level(&value)));
+        table.finish();
+    }
+    settings.broker = broker::read(&root, paths);
+    settings.gpio = sensors::gpio(&root);
+    settings.sensors = sensors::read(&root);
+    settings.upstreams = upstream::read(&root, paths, &settings.gateway.id);
+    settings.journal = journal(&root);
+    settings.http = http(&root, paths, &settings);
+    root.finish();
+    settings
+}
+
+fn gateway(root: &Table, settings: &mut Settings, paths: &Paths) {
+    let Some(table) = root.table("gateway") else { return };
+    assign(&mut settings.gateway.id, table.get("id").and_then(|value| value.name()));
+    assign(&mut settings.gateway.data_dir, table.get("data_dir").and_then(|value| paths.path(&value)));
+    table.finish();
+}
+
+const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
+
+/// A tracing filter. A word alone would be taken for the name of a module, and a misspelt level would then silence all.
+fn log_level(value: &Value) -> Option<String> {
+    let valid = "off, error, warn, info, debug, trace, or a list such as \"info,pigateway::upstream=debug\"";
+    let text = value.text(valid)?;
+    for part in text.split(',').map(str::trim) {
+        if part.contains(['=', '[']) || LEVELS.contains(&part) {
+            continue;
+        }
+        match nearest(part, &LEVELS) {
+            Some(near) => value.wrong(format!("{valid}; did you mean {near:?}?")),
+            None => value.wrong(valid),
+        }
+        return None;
+    }
+    value.parsed(valid, |text| EnvFilter::builder().parse(text).is_ok().then(|| text.into()))
+}
+
+fn journal(root: &Table) -> JournalSettings {
+    let mut settings = JournalSettings::default();
+    let Some(table) = root.table("journal") else { return settings };
+    assign(&mut settings.max_size, table.get("max_size").and_then(|value| value.size(1 << 20..=1 << 40)));
+    let when_full = [("drop_oldest", WhenFull::DropOldest), ("refuse", WhenFull::Refuse)];
+    assign(&mut settings.when_full, table.get("when_full").and_then(|value| value.choice(&when_full)));
+    let order = [("strict", Order::Strict), ("live_first", Order::LiveFirst)];
+    assign(&mut settings.order, table.get("order").and_then(|value| value.choice(&order)));
+    table.finish();
+    settings
+}
+
+fn http(root: &Table, paths: &Paths, others: &Settings) -> HttpSettings {
+    let mut settings = HttpSettings::default();
+    let table = root.table("http");
+    let address = table.as_ref().and_then(|table| table.get("address"));
+    assign(&mut settings.address, address.as_ref().and_then(http_address));
+    let collides =
+        |listener: &&ListenerSettings| settings.address.is_some_and(|at| broker::collide(listener.address, at));
+    if let Some(listener) = others.broker.listeners.iter().find(collides) {
+        let message = format!("the broker listens on {} already; valid: another port, or \"off\"", listener.address);
+        match &address {
+            Some(address) => address.problem(message),
+            None => root.problem("http.address", message),
+        }
+    }
+    let Some(table) = table else { return settings };
+    if let Some(list) = table.get("allowed_hosts") {
+        let is_host = |c: char| c.is_alphanumeric() || matches!(c, '.' | '-' | '_');
+        let valid = "a list of host names without port, such as [\"pi.example.org\"]";
+        let host = |text: &str| (!text.is_empty() && text.chars().all(is_host)).then(|| text.to_lowercase());
+        settings.allowed_hosts = list.items(valid).iter().filter_map(|item| item.parsed(valid, host)).collect();
+    }
+    if let Some(tls) = table.table("tls") {
+        settings.tls = paths.server_tls(&tls).map(|(cert, key)| HttpTls { cert, key });
+        tls.finish();
+    }
+    table.finish();
+    settings
+}
+
+fn http_address(value: &Value) -> Option<Option<SocketAddr>> {
+    let valid = "\"off\", or an IP address and a port, such as \"[::]:8080\" or \"127.0.0.1:8080\"";
+    value.parsed(valid, |text| if text == "off" { Some(None) } else { text.parse().ok().map(Some) })
+}

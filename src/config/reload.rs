@@ -1,0 +1,284 @@
+//! What changes when the configuration is read again: what can be applied while the gateway runs, and what cannot.
+
+use super::settings::Settings;
+use crate::broker::settings::UserSettings;
+use crate::sensors::settings::SensorSettings;
+use crate::upstream::overlap::loops;
+use crate::upstream::settings::{Protocol, UpstreamSettings};
+
+/// What to do about a changed configuration.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Reload {
+    /// What is in force from now on: the new settings, and the old ones where they need a restart.
+    pub settings: Settings,
+    /// The log level differs.
+    pub log: bool,
+    /// What anonymous clients may do differs.
+    pub anonymous: bool,
+    /// A limit of the broker differs.
+    pub limits: bool,
+    /// Users that are new.
+    pub users_added: Vec<String>,
+    /// Users that are gone or have another password: their connections end.
+    pub users_revoked: Vec<String>,
+    /// Users that may do other things than before.
+    pub users_access: Vec<String>,
+    /// Sensors that are new or differ: to be started.
+    pub sensors_started: Vec<String>,
+    /// Sensors that are gone or differ: to be stopped.
+    pub sensors_stopped: Vec<String>,
+    /// Upstreams whose rules differ.
+    pub rules: Vec<String>,
+    /// Keys whose change needs a restart, by name.
+    pub restart: Vec<String>,
+}
+
+impl Reload {
+    /// Compares what is in force with what was read.
+    pub fn plan(old: &Settings, new: &Settings) -> Reload {
+        let mut restart = restart_keys(old, new);
+        let mut settings = new.clone();
+        settings.gateway = old.gateway.clone();
+        settings.broker.listeners = old.broker.listeners.clone();
+        settings.gpio = old.gpio.clone();
+        settings.journal = old.journal.clone();
+        settings.http = old.http.clone();
+        settings.upstreams = upstreams(&old.upstreams, &new.upstreams, &mut restart);
+        let same_name = |a: &UserSettings, b: &UserSettings| a.name == b.name;
+        let (old_users, new_users) = (&old.broker.users, &new.broker.users);
+        let same_password = |a: &UserSettings, b: &UserSettings| a.name == b.name && a.password_hash == b.password_hash;
+        let users =
+            |users: &[UserSettings], others: &[UserSettings], same: &dyn Fn(&UserSettings, &UserSettings) -> bool| {
+                users
+                    .iter()
+                    .filter(|user| !others.iter().any(|other| same(user, other)))
+                    .map(|user| user.name.clone())
+                    .collect()
+            };
+        let access =
+            |user: &&UserSettings| old_users.iter().any(|was| same_password(was, user) && was.access != user.access);
+        let sensors = |sensors: &[SensorSettings], others: &[SensorSettings]| {
+            sensors.iter().filter(|sensor| !others.contains(sensor)).map(|sensor| sensor.name.clone()).collect()
+        };
+        Reload {
+            log: old.log != new.log,
+            anonymous: old.broker.anonymous != new.broker.anonymous,
+            limits: limits_differ(old, new),
+            users_added: users(new_users, old_users, &same_name),
+            users_revoked: users(old_users, new_users, &same_password),
+            users_access: new_users.iter().filter(access).map(|user| user.name.clone()).collect(),
+            sensors_started: sensors(&new.sensors, &old.sensors),
+            sensors_stopped: sensors(&old.sensors, &new.sensors),
+            rules: changed_rules(&old.upstreams, &settings.upstreams),
+            settings,
+            restart,
+        }
+    }
+}
+
+/// Names of what differs.
+fn differing(keys: &[(&str, bool)]) -> Vec<String> {
+    keys.iter().filter(|(_, differs)| *differs).map(|(key, _)| (*key).into()).collect()
+}
+
+fn restart_keys(old: &Settings, new: &Settings) -> Vec<String> {
+    differing(&[
+        ("gateway.id", old.gateway.id != new.gateway.id),
+        ("gateway.data_dir", old.gateway.data_dir != new.gateway.data_dir),
+        ("broker.listener", old.broker.listeners != new.broker.listeners),
+        ("gpio.backend", old.gpio.backend != new.gpio.backend),
+        ("journal.max_size", old.journal.max_size != new.journal.max_size),
+        ("journal.when_full", old.journal.when_full != new.journal.when_full),
+        ("journal.order", old.journal.order != new.journal.order),
+        ("http.address", old.http.address != new.http.address),
+        ("http.allowed_hosts", old.http.allowed_hosts != new.http.allowed_hosts),
+        ("http.tls", old.http.tls != new.http.tls),
+    ])
+}
+
+fn limits_differ(old: &Settings, new: &Settings) -> bool {
+    // what is left when everything else in the section is made the same
+    let mut limits = new.broker.clone();
+    limits.anonymous = old.broker.anonymous.clone();
+    limits.listeners = old.broker.listeners.clone();
+    limits.users = old.broker.users.clone();
+    limits != old.broker
+}
+
+/// The old upstreams with the new rules. Rules stay old where the protocol differs: the new ones may only be right
+/// with the new one.
+fn upstreams(old: &[UpstreamSettings], new: &[UpstreamSettings], restart: &mut Vec<String>) -> Vec<UpstreamSettings> {
+    let added = new.iter().filter(|upstream| !old.iter().any(|was| was.name == upstream.name));
+    restart.extend(added.map(|upstream| format!("upstream {} (new)", upstream.name)));
+    let mut in_force = Vec::new();
+    for was in old {
+        let Some(upstream) = new.iter().find(|upstream| upstream.name == was.name) else {
+            restart.push(format!("upstream {} (gone)", was.name));
+            in_force.push(was.clone());
+            continue;
+        };
+        let keys = connection_keys(was, upstream);
+        restart.extend(keys.iter().map(|key| format!("upstream {}: {key}", was.name)));
+        let mut kept = was.clone();
+        if was.protocol == upstream.protocol {
+            kept.out = upstream.out.clone();
+            kept.inbound = upstream.inbound.clone();
+            kept.both = upstream.both.clone();
+            kept.v5_only = kept.protocol == Protocol::Auto && !loops(&kept).is_empty();
+        }
+        in_force.push(kept);
+    }
+    in_force
+}
+
+fn connection_keys(old: &UpstreamSettings, new: &UpstreamSettings) -> Vec<String> {
+    differing(&[
+        ("addresses", old.addresses != new.addresses),
+        ("protocol", old.protocol != new.protocol),
+        ("client_id", old.client_id != new.client_id),
+        ("username", old.username != new.username),
+        ("password_file", old.password != new.password),
+        ("clean_session", old.clean_session != new.clean_session),
+        ("session_expiry", old.session_expiry != new.session_expiry),
+        ("keep_alive", old.keep_alive != new.keep_alive),
+        ("max_inflight", old.max_inflight != new.max_inflight),
+        ("tls", old.tls != new.tls),
+        ("status_topic", old.status_topic != new.status_topic),
+    ])
+}
+
+fn changed_rules(old: &[UpstreamSettings], in_force: &[UpstreamSettings]) -> Vec<String> {
+    let changed = old.iter().zip(in_force).filter(|(was, is)| was != is);
+    changed.map(|(was, _)| was.name.clone()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::config::{Environment, read};
+    use crate::upstream::settings::OutQos;
+
+    const BASE: &str = r#"
+[gateway]
+id = "loft"
+[[broker.user]]
+name = "a"
+[[broker.user]]
+name = "b"
+[[sensor]]
+name = "s"
+pin = 1
+topic = "s"
+[[upstream]]
+name = "u"
+addresses = ["mqtt://h"]
+[[upstream.out]]
+topic_filter = "a/#"
+[[upstream.in]]
+topic_filter = "b/#"
+"#;
+
+    fn settings(text: &str) -> Settings {
+        let mut settings = read(text, Path::new("t.toml"), &Environment::default()).unwrap().settings;
+        settings.broker.users.iter_mut().for_each(|user| user.password_hash = Some(format!("hash of {}", user.name)));
+        settings
+    }
+
+    fn plan(from: &str, to: &str) -> Reload {
+        assert!(BASE.contains(from));
+        Reload::plan(&settings(BASE), &settings(&BASE.replace(from, to)))
+    }
+
+    #[test]
+    fn nothing_changes_when_nothing_differs() {
+        // another line in front moves every rule and changes none
+        let reload = plan("[gateway]", "# moved\n[gateway]");
+        let nothing = Reload {
+            settings: settings(BASE),
+            log: false,
+            anonymous: false,
+            limits: false,
+            users_added: vec![],
+            users_revoked: vec![],
+            users_access: vec![],
+            sensors_started: vec![],
+            sensors_stopped: vec![],
+            rules: vec![],
+            restart: vec![],
+        };
+        assert_eq!(reload, nothing);
+    }
+
+    #[test]
+    fn users_are_told_apart_by_what_changed() {
+        let reload = plan("name = \"b\"", "name = \"c\"");
+        assert_eq!((reload.users_added, reload.users_revoked), (vec!["c".into()], vec!["b".into()]));
+        let reload = plan("name = \"b\"", "name = \"b\"\npublish = []");
+        assert_eq!((reload.users_access, reload.users_revoked), (vec!["b".into()], vec![]));
+        let (old, mut new) = (settings(BASE), settings(BASE));
+        new.broker.users[0].password_hash = Some("another".into());
+        let reload = Reload::plan(&old, &new);
+        assert_eq!((reload.users_revoked, reload.users_added), (vec!["a".into()], vec![]));
+        assert_eq!(reload.settings.broker.users, new.broker.users);
+    }
+
+    #[test]
+    fn sensors_limits_log_and_anonymous_clients_change_live() {
+        let reload = plan("pin = 1", "pin = 2");
+        assert_eq!((reload.sensors_started, reload.sensors_stopped), (vec!["s".into()], vec!["s".into()]));
+        assert_eq!(reload.settings.sensors[0].pin, 2);
+        let reload = plan("[[broker.user]]\nname = \"a\"", "[broker]\nmax_sessions = 3\n[[broker.user]]\nname = \"a\"");
+        assert!(reload.limits && !reload.anonymous && !reload.log);
+        assert_eq!(reload.settings.broker.max_sessions, 3);
+        let reload = plan("[gateway]", "[log]\nlevel = \"debug\"\n[broker.anonymous]\naccept = \"all\"\n[gateway]");
+        assert!(reload.log && reload.anonymous && !reload.limits);
+        assert!(reload.restart.is_empty());
+    }
+
+    #[test]
+    fn rules_change_live_and_connections_do_not() {
+        let reload = plan("topic_filter = \"a/#\"", "topic_filter = \"c/#\"\nqos = \"keep\"");
+        assert_eq!((reload.rules, reload.restart), (vec!["u".into()], vec![]));
+        assert_eq!(reload.settings.upstreams[0].out[0].qos, OutQos::Keep);
+        let looping = plan("topic_filter = \"a/#\"", "topic_filter = \"b/#\"");
+        assert!(looping.settings.upstreams[0].v5_only);
+        let reload = plan("addresses = [\"mqtt://h\"]", "addresses = [\"mqtt://i\"]\nkeep_alive = \"9 s\"");
+        assert_eq!(reload.restart, ["upstream u: addresses", "upstream u: keep_alive"]);
+        assert_eq!(reload.settings, settings(BASE));
+        let reload = plan("name = \"u\"", "name = \"v\"");
+        assert_eq!(reload.restart, ["upstream v (new)", "upstream u (gone)"]);
+        assert_eq!(reload.settings, settings(BASE));
+    }
+
+    #[test]
+    fn rules_wait_for_the_protocol_they_need() {
+        let reload = plan(
+            "addresses = [\"mqtt://h\"]",
+            "addresses = [\"mqtt://h\"]\nprotocol = 5\n[[upstream.both]]\ntopic_filter = \"x\"",
+        );
+        assert_eq!(reload.restart, ["upstream u: protocol"]);
+        assert_eq!((reload.rules, reload.settings), (vec![], settings(BASE)));
+    }
+
+    #[test]
+    fn what_needs_a_restart_is_said_by_name_and_stays_as_it_is() {
+        let text = "[gateway]\ndata_dir = \"/x\"\n[[broker.listener]]\naddress = \"[::]:1884\"\n[journal]\nmax_size = \"1 GiB\"\n\
+                    [http]\naddress = \"off\"\n[gpio]\nbackend = \"simulated\"";
+        let reload = plan("[gateway]\nid = \"loft\"", &text.replace("[gateway]", "[gateway]\nid = \"attic\""));
+        assert_eq!(
+            reload.restart,
+            [
+                "gateway.id",
+                "gateway.data_dir",
+                "broker.listener",
+                "gpio.backend",
+                "journal.max_size",
+                "http.address",
+                "upstream u: client_id"
+            ]
+        );
+        assert_eq!(reload.settings, settings(BASE));
+    }
+}
