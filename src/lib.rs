@@ -1,5 +1,6 @@
 //! pigateway.
 pub mod broker;
+pub mod config;
 pub mod http;
 pub mod journal;
 pub mod message;

@@ -1,2 +1,3 @@
 //! Upstreams: remote brokers that messages are forwarded to and taken from.
+pub mod overlap;
 pub mod settings;

@@ -1,0 +1,117 @@
+//! What is wrong with a configuration: all of it at once, each with its place.
+
+use std::fmt;
+
+/// One thing that is wrong, or, as a warning, one that a person should know.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Problem {
+    /// The file.
+    pub file: String,
+    /// Line and column, from 1 on, columns counted in characters; `None` where the whole file is meant.
+    pub place: Option<(usize, usize)>,
+    /// Path of the key, such as `broker.listener.address`; empty where there is none.
+    pub key: String,
+    /// What was found and what is valid.
+    pub message: String,
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.file)?;
+        if let Some((line, column)) = self.place {
+            write!(f, ":{line}:{column}")?;
+        }
+        if !self.key.is_empty() {
+            write!(f, ": {}", self.key)?;
+        }
+        write!(f, ": {}", self.message)
+    }
+}
+
+/// Everything that is wrong with a file, in the order of its lines. Displayed as one problem per line and a last line
+/// that counts them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Problems {
+    /// The file.
+    pub file: String,
+    /// At least one.
+    pub problems: Vec<Problem>,
+}
+
+impl fmt::Display for Problems {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for problem in &self.problems {
+            writeln!(f, "{problem}")?;
+        }
+        match self.problems.len() {
+            1 => write!(f, "{}: 1 problem", self.file),
+            count => write!(f, "{}: {count} problems", self.file),
+        }
+    }
+}
+
+impl std::error::Error for Problems {}
+
+/// The candidate that `word` is most likely a misspelling of, if any is close.
+pub(super) fn nearest<'a>(word: &str, candidates: &[&'a str]) -> Option<&'a str> {
+    let plain = |text: &str| text.to_lowercase().replace(['-', ' '], "_");
+    let word = plain(word);
+    let allowed = word.chars().count().max(3) / 3;
+    candidates
+        .iter()
+        .map(|candidate| (distance(&word, &plain(candidate)), *candidate))
+        .filter(|(distance, _)| *distance <= allowed)
+        .min_by_key(|(distance, _)| *distance)
+        .map(|(_, candidate)| candidate)
+}
+
+/// Characters to insert, remove, replace or swap with their neighbour to get from one word to the other.
+fn distance(a: &str, b: &str) -> usize {
+    let (a, b): (Vec<char>, Vec<char>) = (a.chars().collect(), b.chars().collect());
+    let mut rows = vec![vec![0; b.len() + 1]; a.len() + 1];
+    for i in 0..=a.len() {
+        for j in 0..=b.len() {
+            rows[i][j] = if i == 0 || j == 0 {
+                i + j
+            } else {
+                let replaced = rows[i - 1][j - 1] + usize::from(a[i - 1] != b[j - 1]);
+                let edited = replaced.min(rows[i - 1][j] + 1).min(rows[i][j - 1] + 1);
+                let swapped = i > 1 && j > 1 && a[i - 1] == b[j - 2] && a[i - 2] == b[j - 1];
+                if swapped { edited.min(rows[i - 2][j - 2] + 1) } else { edited }
+            };
+        }
+    }
+    rows[a.len()][b.len()]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_nearest_word_is_found() {
+        let keys = ["name", "pin", "topic", "max_connections", "max_sessions", "hold"];
+        for (word, expected) in [
+            ("pni", Some("pin")),
+            ("Name", Some("name")),
+            ("max-connections", Some("max_connections")),
+            ("max_conections", Some("max_connections")),
+            ("topics", Some("topic")),
+            ("host", None),
+            ("x", None),
+            ("", None),
+        ] {
+            assert_eq!(nearest(word, &keys), expected, "{word}");
+        }
+    }
+
+    #[test]
+    fn problems_are_counted() {
+        let problem = Problem { file: "f".into(), place: Some((2, 3)), key: "a.b".into(), message: "no".into() };
+        let whole = Problem { file: "f".into(), place: None, key: String::new(), message: "cannot be read".into() };
+        let one = Problems { file: "f".into(), problems: vec![problem.clone()] };
+        assert_eq!(one.to_string(), "f:2:3: a.b: no\nf: 1 problem");
+        let two = Problems { file: "f".into(), problems: vec![problem, whole] };
+        assert_eq!(two.to_string(), "f:2:3: a.b: no\nf: cannot be read\nf: 2 problems");
+    }
+}

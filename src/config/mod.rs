@@ -1,0 +1,24 @@
+//! The configuration: from a TOML file to the valid settings of every room.
+//!
+//! A file is read to the end whatever is wrong with it, so that a person sees all problems at once, each with its line
+//! and column, the key, what was found, what is valid and, for a word that is close to a valid one, that one. Settings
+//! exist only when there is no problem; the rooms need not check them again.
+
+mod broker;
+mod document;
+mod error;
+mod file;
+mod paths;
+pub mod reload;
+mod sensors;
+mod settings;
+pub mod units;
+mod upstream;
+
+pub use error::{Problem, Problems};
+pub use file::{Loaded, load, load_in, read};
+pub use paths::Environment;
+pub use settings::{GatewaySettings, LogSettings, Settings};
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,111 @@
+//! All settings of the gateway, valid.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use super::paths::Environment;
+use crate::broker::settings::BrokerSettings;
+use crate::http::settings::HttpSettings;
+use crate::journal::settings::JournalSettings;
+use crate::message::Topic;
+use crate::sensors::settings::{GpioBackend, GpioSettings, SensorSettings, Simulation};
+use crate::upstream::settings::UpstreamSettings;
+
+/// `[gateway]`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GatewaySettings {
+    /// Name of this gateway.
+    pub id: String,
+    /// Where journal, retained messages and sessions are kept.
+    pub data_dir: PathBuf,
+}
+
+/// `[log]`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LogSettings {
+    /// A valid tracing filter.
+    pub level: String,
+}
+
+/// All settings.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Settings {
+    /// Name and place.
+    pub gateway: GatewaySettings,
+    /// What is logged.
+    pub log: LogSettings,
+    /// The broker.
+    pub broker: BrokerSettings,
+    /// The pins.
+    pub gpio: GpioSettings,
+    /// The sensors.
+    pub sensors: Vec<SensorSettings>,
+    /// The upstreams.
+    pub upstreams: Vec<UpstreamSettings>,
+    /// The journal.
+    pub journal: JournalSettings,
+    /// HTTP.
+    pub http: HttpSettings,
+}
+
+impl Settings {
+    /// What an empty file means.
+    pub fn defaults(environment: &Environment) -> Settings {
+        let data_dir = environment.state_dir.clone().unwrap_or_else(|| "pigateway-data".into());
+        Settings {
+            gateway: GatewaySettings { id: default_id(&environment.host_name), data_dir },
+            log: LogSettings { level: "info".into() },
+            broker: BrokerSettings::default(),
+            gpio: GpioSettings::default(),
+            sensors: Vec::new(),
+            upstreams: Vec::new(),
+            journal: JournalSettings::default(),
+            http: HttpSettings::default(),
+        }
+    }
+
+    /// What the gateway shows when it is started without a file: a simulated motion sensor that reports within seconds,
+    /// and the defaults of everything else.
+    pub fn demonstration() -> Settings {
+        let mut settings = Settings::defaults(&Environment::current());
+        settings.gpio.backend = GpioBackend::Simulated;
+        if let Ok(topic) = Topic::new("loft/motion1") {
+            let script = [(1, false), (3, true), (8, false)];
+            let script = script.map(|(seconds, motion)| (Duration::from_secs(seconds), motion));
+            settings.sensors.push(SensorSettings {
+                warm_up: Duration::ZERO,
+                hold: Duration::from_secs(2),
+                simulate: Some(Simulation::Script(script.into())),
+                ..SensorSettings::new("loft-motion", 17, topic)
+            });
+        }
+        settings
+    }
+}
+
+/// The host name as a gateway id, which allows fewer characters.
+fn default_id(host_name: &str) -> String {
+    let kept = |c: char| if c.is_alphanumeric() || matches!(c, '-' | '_' | '.') { c } else { '-' };
+    let id: String = host_name.chars().take(64).map(kept).collect();
+    if id.is_empty() { "pigateway".into() } else { id }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_demonstration_has_a_sensor_that_reports_within_seconds() {
+        let settings = Settings::demonstration();
+        let sensor = &settings.sensors[0];
+        assert_eq!((sensor.name.as_str(), sensor.pin, sensor.topic.as_str()), ("loft-motion", 17, "loft/motion1"));
+        assert_eq!(settings.broker.listeners[0].address.to_string(), "[::]:1883");
+        assert!(sensor.retain && sensor.warm_up.is_zero());
+    }
+
+    #[test]
+    fn a_host_without_a_name_has_an_id() {
+        assert_eq!(default_id(""), "pigateway");
+        assert_eq!(default_id("pi loft"), "pi-loft");
+    }
+}

@@ -1,0 +1,121 @@
+//! Which topics two filters share, and which rules of an upstream would loop.
+
+use super::settings::{Place, UpstreamSettings};
+
+/// Whether there is a topic that both filters select [MQTT-4.7.1, 4.7.2].
+pub fn filters_overlap(a: &str, b: &str) -> bool {
+    // a filter that begins with a wildcard selects no topic that begins with '$'
+    let apart = |a: &str, b: &str| a.starts_with(['+', '#']) && b.starts_with('$');
+    if apart(a, b) || apart(b, a) {
+        return false;
+    }
+    let (mut a, mut b) = (a.split('/'), b.split('/'));
+    loop {
+        match (a.next(), b.next()) {
+            (None, None) | (Some("#"), _) | (_, Some("#")) => return true,
+            (Some(x), Some(y)) if x == "+" || y == "+" || x == y => {}
+            _ => return false,
+        }
+    }
+}
+
+/// The pairs of rules that would loop on MQTT 3.1.1, where the upstream sends us what we send it: a message that goes
+/// up by the first and comes down again by the second to a topic from where it could go up once more. A rule that goes
+/// both ways loops with itself. On version 5 the no local option prevents this.
+pub fn loops(upstream: &UpstreamSettings) -> Vec<(&Place, &Place)> {
+    let side = |local: String, remote: String, place| (local, remote, place);
+    let both = || upstream.both.iter().map(|rule| side(rule.local_filter(), rule.remote_filter(), &rule.place));
+    let out = upstream.out.iter().map(|rule| side(rule.local_filter(), rule.remote_filter(), &rule.place));
+    let inbound = upstream.inbound.iter().map(|rule| side(rule.local_filter(), rule.remote_filter(), &rule.place));
+    let out: Vec<_> = out.chain(both()).collect();
+    let inbound: Vec<_> = inbound.chain(both()).collect();
+    let mut pairs = Vec::new();
+    for (out_local, out_remote, out_place) in &out {
+        for (in_local, in_remote, in_place) in &inbound {
+            if filters_overlap(out_remote, in_remote) && filters_overlap(out_local, in_local) {
+                pairs.push((*out_place, *in_place));
+            }
+        }
+    }
+    pairs
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::message::{Qos, matches};
+    use crate::upstream::settings::{OutQos, Rule};
+    use proptest::prelude::*;
+
+    #[test]
+    fn filters_that_share_a_topic_overlap() {
+        for (a, b, expected) in [
+            ("a", "a", true),
+            ("a", "b", false),
+            ("a", "a/", false),
+            ("a/#", "a", true),
+            ("a/#", "a/b/c", true),
+            ("a/#", "ab", false),
+            ("a/+", "a", false),
+            ("a/+", "a/", true),
+            ("+/b", "a/+", true),
+            ("+/b", "a/c", false),
+            ("a/+/c", "a/b/#", true),
+            ("a/+/c", "a/b", false),
+            ("#", "+", true),
+            ("#", "$SYS/#", false),
+            ("+/x", "$SYS/x", false),
+            ("$SYS/#", "$SYS/broker/+", true),
+            ("a/#", "a/$x", true),
+        ] {
+            assert_eq!(filters_overlap(a, b), expected, "{a} {b}");
+            assert_eq!(filters_overlap(b, a), expected, "{b} {a}");
+        }
+    }
+
+    fn filter() -> impl Strategy<Value = String> {
+        let level = prop_oneof![Just("a"), Just("b"), Just("+"), Just(""), Just("$s")];
+        (prop::collection::vec(level, 1..4), any::<bool>())
+            .prop_map(|(levels, hash)| levels.join("/") + if hash { "/#" } else { "" })
+            .prop_filter("not a filter", |filter| !filter.is_empty())
+    }
+
+    proptest! {
+        #[test]
+        fn what_both_filters_select_makes_them_overlap(a in filter(), b in filter()) {
+            let levels = ["a", "b", "", "$s", "c"];
+            let mut shared = false;
+            let mut topics: Vec<String> = levels.iter().map(|level| (*level).into()).collect();
+            for _ in 0..4 {
+                shared |= topics.iter().any(|topic| !topic.is_empty() && matches(&a, topic) && matches(&b, topic));
+                topics = topics.iter().flat_map(|topic| levels.map(|level| format!("{topic}/{level}"))).collect();
+            }
+            prop_assert_eq!(filters_overlap(&a, &b), shared, "{} {}", a, b);
+        }
+    }
+
+    fn rule<Q>(filter: &str, local: &str, remote: &str, qos: Q) -> Rule<Q> {
+        let place = Place::new("f", 1);
+        Rule { topic_filter: filter.into(), local_prefix: local.into(), remote_prefix: remote.into(), qos, place }
+    }
+
+    #[test]
+    fn rules_loop_when_both_sides_overlap() {
+        for (out, inbound, count) in [
+            (("loft/#", "", "sites/"), ("commands/#", "", "sites/loft/"), 0),
+            (("loft/#", "", "sites/"), ("#", "mirror/", "sites/"), 0),
+            (("loft/#", "", ""), ("loft/+", "", ""), 1),
+            (("#", "", "sites/loft/"), ("#", "", "sites/"), 1),
+            (("", "a", "b"), ("", "a", "b"), 1),
+            (("", "a", "b"), ("", "b", "a"), 0),
+        ] {
+            let mut upstream = UpstreamSettings::new("u", Vec::new(), "c");
+            upstream.out.push(rule(out.0, out.1, out.2, OutQos::Keep));
+            upstream.inbound.push(rule(inbound.0, inbound.1, inbound.2, Qos::AtLeastOnce));
+            assert_eq!(loops(&upstream).len(), count, "{out:?} {inbound:?}");
+        }
+        let mut upstream = UpstreamSettings::new("u", Vec::new(), "c");
+        upstream.both.push(rule("a/#", "", "", OutQos::Keep));
+        assert_eq!(loops(&upstream).len(), 1);
+    }
+}
