@@ -1,27 +1,52 @@
 //! The composition root: the only file that knows every room.
+//!
+//! [`run`] reads as the gateway's life: open everything, say so, wait for a signal or the first part that fails, and go
+//! down in order: sensors and ports first, then clients and upstreams, the router last.
 
+mod data_dir;
+mod reload;
+mod summary;
+
+use std::future::pending;
 use std::io;
-use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
 
+use tokio::sync::watch;
+use tokio::time::{Instant, interval, timeout};
+use tokio_util::sync::CancellationToken;
+use tracing::{error, info, warn};
+
+use self::data_dir::DataDir;
+use self::reload::Reloadable;
+use crate::broker::codec::Reason;
+use crate::broker::core::Core;
+use crate::broker::{Broker, BrokerError, sys};
 use crate::config::Settings;
+use crate::journal::Journal;
+use crate::sensors::{self, Source};
 use crate::service::logging::{Logging, LoggingError};
+use crate::service::notify;
 use crate::service::signals::{Signal, Signals};
-use crate::supervise::Exit;
+use crate::supervise::{Exit, Supervisor};
+use crate::time::{SharedClock, SystemClock};
+
+/// An orderly shutdown takes no longer than this.
+const SHUTDOWN: Duration = Duration::from_secs(4);
+/// After a failure, clients are told within this time.
+const FAREWELL: Duration = Duration::from_secs(1);
+/// A router that has not answered a probe for this long does not feed systemd's watchdog.
+const ROUTER_SILENCE: Duration = Duration::from_secs(15);
 
 /// Why the gateway did not start, or ended.
 #[derive(Debug, thiserror::Error)]
 pub enum AppError {
-    /// An address cannot be listened on.
-    #[error("cannot listen on {address}: {source}")]
-    Listen {
-        /// The address.
-        address: SocketAddr,
-        /// What the system says.
-        source: io::Error,
-    },
-    /// The data directory cannot be created or written.
-    #[error("cannot use {} as data directory: {source}", path.display())]
+    /// The broker cannot open its ports or start its router.
+    #[error(transparent)]
+    Broker(#[from] BrokerError),
+    /// The data directory cannot be created or written, or another gateway uses it.
+    #[error("cannot use {} as data directory: {source}{}", path.display(), data_dir::hint(source))]
     DataDir {
         /// The directory.
         path: PathBuf,
@@ -43,9 +68,9 @@ impl AppError {
     /// The exit code, as sysexits.h names them.
     pub fn exit_code(&self) -> u8 {
         match self {
-            AppError::Listen { .. } => 69,
+            AppError::Broker(BrokerError::Listen(_)) => 69,
             AppError::DataDir { .. } => 73,
-            AppError::Ended(_) => 70,
+            AppError::Ended(_) | AppError::Broker(BrokerError::Router(_)) => 70,
             AppError::Logging(_) | AppError::System(_) => 71,
         }
     }
@@ -53,14 +78,181 @@ impl AppError {
 
 /// Runs the gateway until it is told to stop. `config_path` is read again on SIGHUP.
 pub fn run(settings: Settings, config_path: Option<&Path>) -> Result<(), AppError> {
-    let _logging = Logging::init(&settings.log.level)?;
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    runtime.block_on(async {
-        let mut signals = Signals::new()?;
-        let file = config_path.map_or_else(|| "none".into(), |path| path.display().to_string());
-        tracing::info!(config = file, "gateway {} is up", settings.gateway.id);
-        while signals.next().await == Signal::Hangup {}
-        tracing::info!("stopped");
+    let logging = Logging::init(&settings.log.level)?;
+    raise_file_limit();
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    // beyond a few workers the one order of all messages is the limit
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(cores.min(4))
+        .thread_name("pigateway-io")
+        .enable_all()
+        .build()?;
+    let result = runtime.block_on(async {
+        let signals = Signals::new()?;
+        let gateway = Gateway::start(settings, config_path, logging).await?;
+        gateway.serve(signals).await
+    });
+    // threads that wait for disk or GPIO must not hold up the end
+    runtime.shutdown_timeout(Duration::from_millis(200));
+    result
+}
+
+/// Every client is a file descriptor; the usual soft limit of 1024 is older than that.
+fn raise_file_limit() {
+    use rustix::process::{Resource, getrlimit, setrlimit};
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    // what cannot be raised stays: accept() reports when it is reached
+    let _ = setrlimit(Resource::Nofile, limit);
+}
+
+/// A gateway that serves.
+struct Gateway {
+    supervisor: Supervisor,
+    core: Arc<Core>,
+    connections: tokio_util::task::TaskTracker,
+    reloadable: Reloadable,
+    /// Ends sensors and ports.
+    doors: CancellationToken,
+    /// Closed once the sensors have said goodbye.
+    sensors_gone: watch::Receiver<()>,
+    router_answered: watch::Receiver<Instant>,
+    /// Locked while we run.
+    _data_dir: DataDir,
+}
+
+impl Gateway {
+    async fn start(settings: Settings, config_path: Option<&Path>, logging: Logging) -> Result<Gateway, AppError> {
+        let clock: SharedClock = Arc::new(SystemClock);
+        let data_dir = DataDir::open(&settings.gateway.data_dir)?;
+        let supervisor = Supervisor::default();
+        let doors = CancellationToken::new();
+        let journal = Journal::default();
+
+        let broker = open_broker(&settings, journal, clock.clone(), doors.clone()).await?;
+        let Broker { core, dispatcher, listeners, connections } = broker;
+        let source = Source::open(&settings.gpio, clock.clone(), seed())?;
+        let simulated = matches!(source, Source::Simulated(_));
+        let addresses: Vec<_> = listeners.iter().map(|listener| listener.address).collect();
+
+        let (answered, router_answered) = watch::channel(Instant::now());
+        let probe = core.ingress.clone();
+        let alive = move || {
+            answered.send_replace(Instant::now());
+        };
+        supervisor.spawn("router", dispatcher.run(supervisor.token(), move || probe.probe(), alive));
+        supervisor.spawn_endless("sessions", core.clone().sweep());
+        supervisor.spawn_endless("$SYS", sys::run(core.clone()));
+
+        let (sensor_settings, sensor_changes) = watch::channel(settings.sensors.clone().into());
+        let (snapshots, _) = watch::channel(Vec::new());
+        let (gone, sensors_gone) = watch::channel(());
+        let sensors = sensors::run(sensor_changes, source, core.ingress.clone(), clock, snapshots, doors.clone());
+        supervisor.spawn("sensors", async move {
+            let result = sensors.await;
+            drop(gone);
+            result
+        });
+        // last, so that whoever connects finds everything there
+        for listener in listeners {
+            let name = format!("listener {}", listener.address);
+            supervisor.spawn_endless(name, listener.run(core.clone(), connections.clone()));
+        }
+        summary::say(&settings, config_path, &addresses, simulated);
+        notify::ready(&summary::status(&settings));
+        let reloadable = Reloadable::new(settings, config_path, logging, core.clone(), sensor_settings);
+        Ok(Gateway {
+            supervisor,
+            core,
+            connections,
+            reloadable,
+            doors,
+            sensors_gone,
+            router_answered,
+            _data_dir: data_dir,
+        })
+    }
+
+    async fn serve(mut self, mut signals: Signals) -> Result<(), AppError> {
+        let mut feed = notify::watchdog_interval().map(interval);
+        loop {
+            let fed = async {
+                match &mut feed {
+                    Some(interval) => drop(interval.tick().await),
+                    None => pending().await,
+                }
+            };
+            tokio::select! {
+                signal = signals.next() => match signal {
+                    Signal::Hangup => self.reloadable.reload().await,
+                    Signal::Interrupt | Signal::Terminate => break,
+                },
+                exit = self.supervisor.first_exit() => return self.fail(exit).await,
+                () = fed => {
+                    if self.router_answered.borrow().elapsed() < ROUTER_SILENCE {
+                        notify::watchdog();
+                    }
+                }
+            }
+        }
+        self.stop().await;
         Ok(())
-    })
+    }
+
+    /// Something essential has ended: say so and let systemd start us again.
+    async fn fail(self, exit: Exit) -> Result<(), AppError> {
+        self.doors.cancel();
+        self.part_with_clients(FAREWELL).await;
+        error!(task = &*exit.name, "{exit}: the gateway ends");
+        Err(exit.into())
+    }
+
+    async fn stop(mut self) {
+        info!("stopping");
+        notify::stopping();
+        let begin = Instant::now();
+        self.doors.cancel();
+        // sensors say "offline" before anybody is disconnected
+        let _ = timeout(SHUTDOWN / 4, self.sensors_gone.changed()).await;
+        self.part_with_clients(SHUTDOWN / 4).await;
+        let left = SHUTDOWN.saturating_sub(begin.elapsed());
+        let shutdown = self.supervisor.shutdown(left).await;
+        for late in &shutdown.still_running {
+            warn!(task = &**late, "did not stop in time");
+        }
+        for failed in &shutdown.failed {
+            warn!(task = &*failed.name, "failed while stopping: {failed}");
+        }
+        info!("stopped");
+    }
+
+    async fn part_with_clients(&self, within: Duration) {
+        self.core.registry.kick_all(Reason::SERVER_SHUTTING_DOWN);
+        self.connections.close();
+        // whoever has not gone by then is cut off
+        let _ = timeout(within, self.connections.wait()).await;
+    }
+}
+
+async fn open_broker(
+    settings: &Settings,
+    journal: Journal,
+    clock: SharedClock,
+    cancel: CancellationToken,
+) -> Result<Broker, AppError> {
+    let settings = settings.broker.clone();
+    let opening = tokio::task::spawn_blocking(move || Broker::open(settings, journal, clock, cancel));
+    match opening.await {
+        Ok(broker) => Ok(broker?),
+        Err(panicked) => Err(io::Error::other(panicked).into()),
+    }
+}
+
+/// Another pattern of simulated motion at every start.
+fn seed() -> u64 {
+    let mut seed = [0; 8];
+    match getrandom::fill(&mut seed) {
+        Ok(()) => u64::from_le_bytes(seed),
+        Err(_) => 0,
+    }
 }

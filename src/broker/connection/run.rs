@@ -15,6 +15,10 @@ pub(super) const OUT_FULL: usize = 64 * 1024;
 const BATCH_FULL: usize = 256 * 1024;
 /// Stop reading while this many acknowledgements wait for their receipts.
 const ACKS_FULL: usize = 10_000;
+/// Stop reading while this many bytes of answers wait for the client.
+const ANSWERS_FULL: usize = 256 * 1024;
+/// Stop reading while this many retained messages wait for the client.
+const RETAINED_FULL: usize = 100_000;
 const SMALLEST_READ: usize = 4 * 1024;
 const LARGEST_READ: usize = 64 * 1024;
 /// A client that takes nothing for this long has gone.
@@ -48,10 +52,13 @@ impl Connection {
             let idle = self.deliver();
             if self.out.is_empty() {
                 last_write = Instant::now();
+                if self.out.capacity() > OUT_FULL {
+                    self.out = BytesMut::new(); // a burst is over
+                }
             } else if alarm.deadline() > last_write + STALL {
                 alarm.as_mut().reset(last_write + STALL);
             }
-            let may_read = self.batch.size() < BATCH_FULL && self.acks.len() < ACKS_FULL;
+            let may_read = self.may_read();
             if may_read {
                 input.reserve(read_size);
             }
@@ -93,6 +100,16 @@ impl Connection {
                 reason = kick.kicked() => return End::Ended(reason),
             }
         }
+    }
+}
+
+impl Connection {
+    /// Whether more may come in: a client that does not take its answers is not asked for more.
+    fn may_read(&self) -> bool {
+        self.batch.size() < BATCH_FULL
+            && self.acks.len() < ACKS_FULL
+            && self.out.len() < ANSWERS_FULL
+            && self.session.retained.len() < RETAINED_FULL
     }
 }
 

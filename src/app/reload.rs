@@ -1,0 +1,95 @@
+//! SIGHUP: what changes while the gateway runs.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use tokio::sync::watch;
+use tracing::{error, info, warn};
+
+use super::summary;
+use crate::broker::core::Core;
+use crate::config::reload::Reload;
+use crate::config::{self, Settings};
+use crate::sensors::settings::SensorSettings;
+use crate::service::logging::Logging;
+use crate::service::notify;
+
+/// What can be changed, and what it is now.
+pub struct Reloadable {
+    settings: Settings,
+    path: Option<PathBuf>,
+    logging: Logging,
+    core: Arc<Core>,
+    sensors: watch::Sender<Arc<[SensorSettings]>>,
+}
+
+impl Reloadable {
+    /// Starts from these settings.
+    pub fn new(
+        settings: Settings,
+        path: Option<&Path>,
+        logging: Logging,
+        core: Arc<Core>,
+        sensors: watch::Sender<Arc<[SensorSettings]>>,
+    ) -> Reloadable {
+        Reloadable { settings, path: path.map(Into::into), logging, core, sensors }
+    }
+
+    /// Reads the file again and applies what differs. A file with problems changes nothing.
+    pub async fn reload(&mut self) {
+        let Some(path) = self.path.clone() else {
+            info!("nothing to reload: the gateway runs without a configuration file");
+            return;
+        };
+        notify::reloading();
+        // secrets and certificates are files too: not on a runtime worker
+        match tokio::task::spawn_blocking(move || config::load(&path)).await {
+            Ok(Ok(loaded)) => {
+                for warning in &loaded.warnings {
+                    warn!("{warning}");
+                }
+                self.apply(&loaded.settings);
+            }
+            Ok(Err(problems)) => {
+                for line in problems.to_string().lines() {
+                    error!("{line}");
+                }
+                error!("configuration not reloaded: the one in force stays");
+            }
+            Err(panicked) => error!(%panicked, "configuration not reloaded"),
+        }
+        notify::ready(&summary::status(&self.settings));
+    }
+
+    fn apply(&mut self, new: &Settings) {
+        let plan = Reload::plan(&self.settings, new);
+        if plan.log
+            && let Err(error) = self.logging.set_level(&plan.settings.log.level)
+        {
+            error!(%error, "log level not changed");
+        }
+        if plan.settings.broker != self.settings.broker {
+            self.core.reload(plan.settings.broker.clone());
+        }
+        if plan.settings.sensors != self.settings.sensors {
+            self.sensors.send_replace(plan.settings.sensors.clone().into());
+        }
+        for (what, names) in [
+            ("users added", &plan.users_added),
+            ("users revoked", &plan.users_revoked),
+            ("users with other rules", &plan.users_access),
+            ("sensors started", &plan.sensors_started),
+            ("sensors stopped", &plan.sensors_stopped),
+            ("upstreams with other rules", &plan.rules),
+        ] {
+            if !names.is_empty() {
+                info!("{what}: {}", names.join(", "));
+            }
+        }
+        if !plan.restart.is_empty() {
+            warn!("a restart is needed to change {}", plan.restart.join(", "));
+        }
+        info!("configuration reloaded");
+        self.settings = plan.settings;
+    }
+}

@@ -1,0 +1,79 @@
+//! What a person wants to know at the start.
+
+use std::net::SocketAddr;
+use std::path::Path;
+
+use tracing::info;
+
+use crate::broker::settings::AnonymousFrom;
+use crate::config::Settings;
+
+/// Says what runs, where, and how to see it.
+pub fn say(settings: &Settings, config_path: Option<&Path>, addresses: &[SocketAddr], simulated: bool) {
+    for line in lines(settings, config_path, addresses, simulated) {
+        info!("{line}");
+    }
+}
+
+/// One line for `systemctl status`.
+pub fn status(settings: &Settings) -> String {
+    let count = |count: usize, what: &str| format!("{count} {what}{}", if count == 1 { "" } else { "s" });
+    format!("serving; {}, {}", count(settings.sensors.len(), "sensor"), count(settings.upstreams.len(), "upstream"))
+}
+
+fn lines(settings: &Settings, config_path: Option<&Path>, addresses: &[SocketAddr], simulated: bool) -> Vec<String> {
+    let config = config_path.map_or_else(
+        || "no configuration file, a demonstration (pigateway run --config FILE for yours)".to_owned(),
+        |path| path.display().to_string(),
+    );
+    let mut lines = vec![
+        format!("pigateway {} \"{}\": {config}", env!("CARGO_PKG_VERSION"), settings.gateway.id),
+        format!("data in {}", settings.gateway.data_dir.display()),
+    ];
+    let anonymous = match settings.broker.anonymous.accept {
+        AnonymousFrom::None => "only users with a password or certificate",
+        AnonymousFrom::Loopback => {
+            "without a user name only from this host; accept = \"all\" under [broker.anonymous] opens it to all"
+        }
+        AnonymousFrom::All => "also without a user name",
+    };
+    for (address, listener) in addresses.iter().zip(&settings.broker.listeners) {
+        let tls = if listener.tls.is_some() { "MQTT over TLS" } else { "MQTT" };
+        lines.push(format!("{tls} 3.1, 3.1.1 and 5 on {address}: {anonymous}"));
+    }
+    for sensor in &settings.sensors {
+        let how = if simulated { " (simulated)" } else { "" };
+        lines.push(format!("sensor {} on pin {}{how} publishes to {}", sensor.name, sensor.pin, sensor.topic));
+    }
+    for upstream in &settings.upstreams {
+        let addresses: Vec<String> = upstream.addresses.iter().map(ToString::to_string).collect();
+        lines.push(format!("upstream {} at {}", upstream.name, addresses.join(", ")));
+    }
+    let plain = addresses.iter().zip(&settings.broker.listeners).find(|(_, listener)| listener.tls.is_none());
+    if let Some((address, _)) = plain {
+        let port = if address.port() == 1883 { String::new() } else { format!(" -p {}", address.port()) };
+        lines.push(format!("to see all messages: mosquitto_sub -h localhost{port} -v -t '#'"));
+    }
+    lines
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_person_can_act_on_it() {
+        let settings = Settings::demonstration();
+        let lines = lines(&settings, None, &["[::]:1883".parse().unwrap()], true).join("\n");
+        for part in [
+            "no configuration file",
+            "[::]:1883",
+            "only from this host",
+            "sensor loft-motion on pin 17 (simulated) publishes to loft/motion1",
+            "mosquitto_sub -h localhost -v -t '#'",
+        ] {
+            assert!(lines.contains(part), "{part} in\n{lines}");
+        }
+        assert_eq!(status(&settings), "serving; 1 sensor, 0 upstreams");
+    }
+}

@@ -1,0 +1,133 @@
+//! What a sensor's message says.
+//!
+//! `json` is one object:
+//!
+//! ```json
+//! {"sensor":"loft-motion","state":"on","since":"2026-03-01T12:00:00.250Z","time":"2026-03-01T12:00:00.250Z",
+//!  "boot_ms":81250,"seq":7}
+//! ```
+//!
+//! | key | what |
+//! |---|---|
+//! | `sensor` | its name |
+//! | `state` | `"on"` or `"off"` |
+//! | `since` | when that state began, in UTC; `null` while the clock is not synchronised |
+//! | `time` | when it happened, which is when the state began; `null` likewise |
+//! | `boot_ms` | `since` on the boot clock: milliseconds since the Pi started, right even when its date is not |
+//! | `seq` | number of this state since the gateway started, from 1 on: a gap means that a message was missed |
+//! | `clock` | only while the clock is not synchronised: `"unsynchronised"`. The message is repeated with times, and the same `seq`, once it is |
+//!
+//! `on_off` is `ON` or `OFF`. `time` is the local time of day at which motion began, as `%H:%M:%S`; the end of a motion
+//! is not published. It has no place for a mark, so before the clock is synchronised it is as wrong as the system's.
+
+use jiff::Timestamp;
+use jiff::tz::TimeZone;
+use serde::Serialize;
+
+use super::settings::PayloadFormat;
+use crate::time::Clock;
+
+/// A state to be told of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Reading {
+    /// Motion or none.
+    pub on: bool,
+    /// Boot clock, in milliseconds, when the state began.
+    pub since_boot_ms: u64,
+    /// Number of the state.
+    pub seq: u64,
+}
+
+#[derive(Serialize)]
+struct Json<'a> {
+    sensor: &'a str,
+    state: &'static str,
+    since: Option<&'a str>,
+    time: Option<&'a str>,
+    boot_ms: u64,
+    seq: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    clock: Option<&'static str>,
+}
+
+/// Wall time of a moment of the boot clock as RFC 3339 in UTC, if it is known.
+pub fn wall_time(clock: &dyn Clock, boot_ms: u64) -> Option<String> {
+    if !clock.is_synchronised() {
+        return None;
+    }
+    Timestamp::from_millisecond(clock.unix_ms_at(boot_ms)).ok().map(|time| format!("{time:.3}"))
+}
+
+/// The payload for a state; `None` if this format does not tell of it.
+pub fn payload(format: PayloadFormat, sensor: &str, reading: Reading, clock: &dyn Clock) -> Option<Vec<u8>> {
+    match format {
+        PayloadFormat::Json => Some(json(sensor, reading, clock)),
+        PayloadFormat::OnOff => Some(if reading.on { b"ON".to_vec() } else { b"OFF".to_vec() }),
+        PayloadFormat::Time => reading.on.then(|| {
+            let moment = Timestamp::from_millisecond(clock.unix_ms_at(reading.since_boot_ms)).unwrap_or_default();
+            moment.to_zoned(TimeZone::system()).strftime("%H:%M:%S").to_string().into_bytes()
+        }),
+    }
+}
+
+fn json(sensor: &str, reading: Reading, clock: &dyn Clock) -> Vec<u8> {
+    let since = wall_time(clock, reading.since_boot_ms);
+    let since = since.as_deref();
+    let json = Json {
+        sensor,
+        state: if reading.on { "on" } else { "off" },
+        since,
+        time: since,
+        boot_ms: reading.since_boot_ms,
+        seq: reading.seq,
+        clock: since.is_none().then_some("unsynchronised"),
+    };
+    // strings, numbers and times: nothing that could fail to be written
+    serde_json::to_vec(&json).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::time::TestClock;
+
+    const READING: Reading = Reading { on: true, since_boot_ms: 1_000, seq: 7 };
+
+    fn text(format: PayloadFormat, reading: Reading, clock: &TestClock) -> Option<String> {
+        payload(format, "loft", reading, clock).map(|bytes| String::from_utf8(bytes).unwrap())
+    }
+
+    #[test]
+    fn json_has_wall_time_when_it_is_known() {
+        let clock = TestClock::new(3_000, 0);
+        clock.synchronise(1_772_366_402_250);
+        let expected = concat!(
+            r#"{"sensor":"loft","state":"on","since":"2026-03-01T12:00:00.250Z","#,
+            r#""time":"2026-03-01T12:00:00.250Z","boot_ms":1000,"seq":7}"#
+        );
+        assert_eq!(text(PayloadFormat::Json, READING, &clock).unwrap(), expected);
+    }
+
+    #[test]
+    fn json_says_when_wall_time_is_not_known() {
+        let clock = TestClock::new(3_000, 1_000_000);
+        let expected = concat!(
+            r#"{"sensor":"loft","state":"off","since":null,"time":null,"#,
+            r#""boot_ms":1000,"seq":7,"clock":"unsynchronised"}"#
+        );
+        assert_eq!(text(PayloadFormat::Json, Reading { on: false, ..READING }, &clock).unwrap(), expected);
+    }
+
+    #[test]
+    fn other_formats() {
+        let clock = TestClock::new(1_000, 0);
+        clock.synchronise(1_772_366_402_000);
+        assert_eq!(text(PayloadFormat::OnOff, READING, &clock).unwrap(), "ON");
+        assert_eq!(text(PayloadFormat::OnOff, Reading { on: false, ..READING }, &clock).unwrap(), "OFF");
+        let expected = Timestamp::from_millisecond(1_772_366_402_000).unwrap().to_zoned(TimeZone::system());
+        let time = text(PayloadFormat::Time, READING, &clock).unwrap();
+        assert_eq!(time, expected.strftime("%H:%M:%S").to_string());
+        assert!(time.ends_with(":02") && time.len() == 8);
+        assert_eq!(text(PayloadFormat::Time, Reading { on: false, ..READING }, &clock), None);
+    }
+}

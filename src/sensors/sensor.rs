@@ -1,0 +1,238 @@
+//! One sensor: what it publishes when its pin does something. Pure, like the state machine it is built on.
+
+use serde::Serialize;
+use tracing::{debug, error, info, warn};
+
+use super::edge::{Fault, PinEventKind};
+use super::motion::{Motion, MotionAction, Timing};
+use super::payload::{self, Reading};
+use super::settings::{PayloadFormat, SensorSettings};
+use crate::message::Qos;
+use crate::time::Clock;
+
+/// What a sensor is doing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum State {
+    /// Its pin is not watched (yet).
+    Offline,
+    /// What it says is noise.
+    WarmUp,
+    /// Motion.
+    On,
+    /// No motion.
+    Off,
+}
+
+/// A sensor as others see it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Snapshot {
+    /// Its name.
+    pub name: String,
+    /// BCM number of its pin.
+    pub pin: u8,
+    /// Where its state is published.
+    pub topic: String,
+    /// What it is doing.
+    pub state: State,
+    /// Boot clock, in milliseconds, when it began to; `None` before the first state.
+    pub since_boot_ms: Option<u64>,
+    /// Number of the state: how many were published since the sensor was started.
+    pub seq: u64,
+    /// Edges that came faster than they could be read.
+    pub lost_edges: u64,
+    /// Messages that the gateway had no room for.
+    pub refused: u64,
+    /// Whether the pin has been active for suspiciously long.
+    pub stuck: bool,
+    /// Why its pin is not watched.
+    pub fault: Option<Fault>,
+}
+
+/// A message of a sensor.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Publication {
+    pub topic: String,
+    pub payload: Vec<u8>,
+    pub qos: Qos,
+    pub retain: bool,
+}
+
+/// A sensor.
+pub(super) struct Sensor {
+    pub settings: SensorSettings,
+    started: u64,
+    motion: Option<Motion>,
+    online: bool,
+    reading: Option<Reading>,
+    /// The reading was published without wall time.
+    lacks_time: bool,
+    pub lost_edges: u64,
+    pub refused: u64,
+    stuck: bool,
+    fault: Option<Fault>,
+}
+
+impl Sensor {
+    /// A sensor that starts now.
+    pub fn new(settings: SensorSettings, now: u64) -> Sensor {
+        Sensor {
+            settings,
+            started: now,
+            motion: None,
+            online: false,
+            reading: None,
+            lacks_time: false,
+            lost_edges: 0,
+            refused: 0,
+            stuck: false,
+            fault: None,
+        }
+    }
+
+    pub fn snapshot(&self) -> Snapshot {
+        let state = match (&self.motion, self.reading) {
+            (None, _) => State::Offline,
+            (Some(motion), Some(reading)) if motion.is_warm() => {
+                if reading.on {
+                    State::On
+                } else {
+                    State::Off
+                }
+            }
+            _ => State::WarmUp,
+        };
+        Snapshot {
+            name: self.settings.name.clone(),
+            pin: self.settings.pin,
+            topic: self.settings.topic.as_str().to_owned(),
+            state,
+            since_boot_ms: self.reading.map(|reading| reading.since_boot_ms),
+            seq: self.reading.map_or(0, |reading| reading.seq),
+            lost_edges: self.lost_edges,
+            refused: self.refused,
+            stuck: self.stuck,
+            fault: self.fault.clone(),
+        }
+    }
+
+    /// When [`Sensor::time`] is to be called next.
+    pub fn deadline(&self) -> Option<u64> {
+        self.motion.as_ref()?.deadline()
+    }
+
+    /// Whether the last state should be told again because wall time has become known.
+    pub fn lacks_time(&self) -> bool {
+        self.lacks_time
+    }
+
+    /// Its `<topic>/status`.
+    pub fn status(&self) -> Publication {
+        Publication {
+            topic: format!("{}/status", self.settings.topic),
+            payload: if self.online { b"online".to_vec() } else { b"offline".to_vec() },
+            qos: Qos::AtLeastOnce,
+            retain: true,
+        }
+    }
+
+    /// Its last state; `None` if there is none or its payload does not tell of it.
+    pub fn state(&mut self, clock: &dyn Clock) -> Option<Publication> {
+        let settings = &self.settings;
+        let payload = payload::payload(settings.payload, &settings.name, self.reading?, clock)?;
+        self.lacks_time = settings.payload == PayloadFormat::Json && !clock.is_synchronised();
+        Some(Publication {
+            topic: settings.topic.as_str().to_owned(),
+            payload,
+            qos: settings.qos,
+            retain: settings.retain,
+        })
+    }
+
+    /// The sensor ends.
+    pub fn stop(&mut self) -> Publication {
+        (self.online, self.motion) = (false, None);
+        self.status()
+    }
+
+    /// Its pin did something.
+    pub fn event(&mut self, kind: PinEventKind, clock: &dyn Clock) -> Vec<Publication> {
+        match kind {
+            PinEventKind::Watched { level, boot_ms } => {
+                // a sensor that runs keeps to the edges: they have better times than this
+                if self.motion.is_some() {
+                    return Vec::new();
+                }
+                let active = level == self.settings.active;
+                let mut motion = Motion::new(timing(&self.settings), self.started, boot_ms, active);
+                let actions = motion.time(boot_ms);
+                self.motion = Some(motion);
+                self.fault = None;
+                self.online = true;
+                info!(sensor = self.settings.name, pin = self.settings.pin, topic = %self.settings.topic, "watching");
+                let mut publications = vec![self.status()];
+                publications.extend(self.perform(actions, clock));
+                publications
+            }
+            PinEventKind::Edge { level, boot_ms } => {
+                let active = level == self.settings.active;
+                let actions = self.motion.as_mut().map(|motion| motion.level(active, boot_ms));
+                self.perform(actions.unwrap_or_default(), clock)
+            }
+            PinEventKind::Lost { count } => {
+                self.lost_edges += count;
+                debug!(sensor = self.settings.name, pin = self.settings.pin, count, "edges came too fast to be read");
+                Vec::new()
+            }
+            PinEventKind::Fault(fault) => {
+                let (name, pin) = (&self.settings.name, self.settings.pin);
+                error!(sensor = name, pin, "{}: {}", fault.problem, fault.remedy);
+                self.fault = Some(fault);
+                vec![self.stop()]
+            }
+        }
+    }
+
+    /// Time has come so far.
+    pub fn time(&mut self, now: u64, clock: &dyn Clock) -> Vec<Publication> {
+        let actions = self.motion.as_mut().map(|motion| motion.time(now));
+        self.perform(actions.unwrap_or_default(), clock)
+    }
+
+    fn perform(&mut self, actions: Vec<MotionAction>, clock: &dyn Clock) -> Vec<Publication> {
+        let mut publications = Vec::new();
+        for action in actions {
+            let (sensor, pin) = (self.settings.name.as_str(), self.settings.pin);
+            match action {
+                MotionAction::WarmUpOver => debug!(sensor, pin, "warm-up is over"),
+                MotionAction::Publish { on, since } => {
+                    debug!(sensor, pin, topic = %self.settings.topic, on, since_boot_ms = since, "motion");
+                    let seq = self.reading.map_or(0, |reading| reading.seq) + 1;
+                    self.reading = Some(Reading { on, since_boot_ms: since, seq });
+                    publications.extend(self.state(clock));
+                }
+                MotionAction::Stuck { since } => {
+                    let minutes = clock.boot_ms().saturating_sub(since) / 60_000;
+                    warn!(sensor, pin, minutes, "active for so long that the sensor or its wire is likely broken");
+                    self.stuck = true;
+                }
+                MotionAction::NotStuck => {
+                    info!(sensor, pin, "inactive again");
+                    self.stuck = false;
+                }
+            }
+        }
+        publications
+    }
+}
+
+fn timing(settings: &SensorSettings) -> Timing {
+    // a duration that does not fit 64 bits of milliseconds is as good as for ever
+    let ms = |duration: std::time::Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX / 4);
+    Timing {
+        warm_up: ms(settings.warm_up),
+        debounce: ms(settings.debounce),
+        hold: ms(settings.hold),
+        stuck_after: ms(settings.stuck_after),
+    }
+}
