@@ -59,7 +59,7 @@ async fn serve(stream: TcpStream, subscribers: Outboxes) {
             Ok(0) | Err(_) => break,
             Ok(_) => {}
         }
-        let mut published = BytesMut::new();
+        let (mut published, mut ended) = (BytesMut::new(), false);
         packets(&mut input, |packet| {
             let mut answer = own.bytes.borrow_mut();
             match packet.first >> 4 {
@@ -80,12 +80,15 @@ async fn serve(stream: TcpStream, subscribers: Outboxes) {
                     answer.put_slice(&[if kind == 6 { 0x70 } else { 0x62 }, 2]);
                     answer.put_u16(packet.ack_id());
                 }
-                _ => {}
+                other => ended |= other == 14,
             }
         });
         own.filled.notify_one();
         if !published.is_empty() {
             distribute(&subscribers, &published).await;
+        }
+        if ended {
+            break;
         }
     }
     subscribers.borrow_mut().retain(|other| !Rc::ptr_eq(other, &own));
