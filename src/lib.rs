@@ -1,9 +1,13 @@
 //! pigateway.
+pub mod app;
 pub mod broker;
+pub mod cli;
 pub mod config;
 pub mod http;
 pub mod journal;
 pub mod message;
 pub mod sensors;
+pub mod service;
+pub mod supervise;
 pub mod time;
 pub mod upstream;

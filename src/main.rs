@@ -1,2 +1,16 @@
 //! The pigateway program.
-fn main() {}
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use pigateway::cli::Cli;
+
+fn main() -> ExitCode {
+    match Cli::parse().execute() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("pigateway: {error}");
+            ExitCode::from(error.exit_code())
+        }
+    }
+}

@@ -228,13 +228,21 @@ impl<'a> Value<'a> {
         matches!(self.value, DeValue::Array(_))
     }
 
+    /// Its text, if it is one.
+    pub(super) fn as_text(&self) -> Option<&'a str> {
+        match self.value {
+            DeValue::String(text) => Some(text),
+            _ => None,
+        }
+    }
+
     /// A text.
     pub(super) fn text(&self, valid: &str) -> Option<&'a str> {
-        let DeValue::String(text) = self.value else {
+        let text = self.as_text();
+        if text.is_none() {
             self.wrong(valid);
-            return None;
-        };
-        Some(text)
+        }
+        text
     }
 
     /// A text that `read` accepts.
@@ -284,11 +292,12 @@ impl<'a> Value<'a> {
             return Some(*value);
         }
         let names: Vec<&str> = choices.iter().map(|(name, _)| *name).collect();
-        let quoted = |name: &&str| {
-            if name.starts_with(|c: char| c.is_ascii_digit()) { (*name).into() } else { format!("{name:?}") }
-        };
+        let is_digits = |name: &str| name.starts_with(|c: char| c.is_ascii_digit());
+        let quoted = |name: &&str| if is_digits(name) { (*name).into() } else { format!("{name:?}") };
         let mut valid = names.iter().map(quoted).collect::<Vec<String>>().join(", ");
-        if let Some(near) = word.and_then(|word| nearest(word, &names)) {
+        // a number is never a misspelling of another, but may stand in quotes where it should not
+        let near = word.and_then(|word| nearest(word, &names).filter(|near| !is_digits(near) || *near == word));
+        if let Some(near) = near {
             let _ = write!(valid, "; did you mean {}?", quoted(&near));
         }
         self.wrong(valid);

@@ -48,26 +48,69 @@ pub fn load_in(path: &Path, environment: &Environment) -> Result<Loaded, Problem
 /// Reads the text of a configuration file; `path` is where it would be.
 pub fn read(text: &str, path: &Path, environment: &Environment) -> Result<Loaded, Problems> {
     let file = path.display().to_string();
-    // an editor on Windows may put a byte order mark in front, which TOML allows but does not count as text
     let document = Document::new(&file, text);
-    let (root, errors) = DeTable::parse_recoverable(text);
-    let mut broken_lines = HashSet::new();
-    for error in &errors {
-        let at = error.span().map_or(text.len(), |span| span.start);
-        broken_lines.insert(document.line(at));
-        document.problem(at, "", format!("not TOML: {}", error.message()));
+    let (mut root, errors) = DeTable::parse_recoverable(text);
+    let lines = |errors: &[toml::de::Error]| -> HashSet<usize> {
+        errors.iter().map(|error| document.line(place(error, text))).collect()
+    };
+    let note = |error: &toml::de::Error| {
+        document.problem(place(error, text), "", format!("not TOML: {}", error.message()));
+    };
+    errors.iter().for_each(note);
+    // what the parser makes of a broken line is not what was meant, so the rest is read without it
+    let mut broken = lines(&errors);
+    let mut rest;
+    let mut is_whole = errors.is_empty();
+    for _ in 0..MOST_PASSES {
+        if is_whole {
+            break;
+        }
+        rest = without_lines(text, &broken);
+        let again = DeTable::parse_recoverable(&rest);
+        // a value over several lines may have lost one of them, but nothing comes twice because a line is gone
+        again.1.iter().filter(|error| error.message() == "duplicate key").for_each(note);
+        broken.extend(lines(&again.1));
+        is_whole = again.1.is_empty();
+        root = again.0;
+        root.get_mut().make_owned();
     }
-    let settings = sections(Table::root(&document, root.get_ref()), &Paths::new(path, environment), environment);
+    let paths = Paths::new(path, environment);
+    let settings = is_whole.then(|| sections(Table::root(&document, root.get_ref()), &paths, environment));
     let (mut problems, warnings) = document.into_findings();
     if !errors.is_empty() {
-        // what the parser made of a broken line is not what was meant, and what seems missing may be in one
-        problems.retain(|problem| {
-            let is_syntax = problem.key.is_empty();
-            let is_broken = problem.place.is_some_and(|(line, _)| broken_lines.contains(&line));
-            is_syntax || !(is_broken || problem.message.starts_with(MISSING))
-        });
+        // what seems to be missing may be in a broken line
+        problems.retain(|problem| problem.key.is_empty() || !problem.message.starts_with(MISSING));
     }
-    if problems.is_empty() { Ok(Loaded { settings, warnings }) } else { Err(Problems { file, problems }) }
+    match settings {
+        Some(settings) if problems.is_empty() => Ok(Loaded { settings, warnings }),
+        _ => Err(Problems { file, problems }),
+    }
+}
+
+/// How often a file is read again without its broken lines before the rest of it is left alone.
+const MOST_PASSES: usize = 8;
+
+fn place(error: &toml::de::Error, text: &str) -> usize {
+    error.span().map_or(text.len(), |span| span.start)
+}
+
+/// The text with these lines blank, so that everything else keeps its place. A header goes with all that is below it,
+/// which would else belong to the header before.
+fn without_lines(text: &str, lines: &HashSet<usize>) -> String {
+    let mut rest = String::with_capacity(text.len());
+    let mut below_broken_header = false;
+    for (index, line) in text.split_inclusive('\n').enumerate() {
+        let is_broken = lines.contains(&(index + 1));
+        if line.trim_start().starts_with('[') {
+            below_broken_header = is_broken;
+        }
+        if is_broken || below_broken_header {
+            rest.extend(line.bytes().map(|byte| if byte == b'\n' { '\n' } else { ' ' }));
+        } else {
+            rest.push_str(line);
+        }
+    }
+    rest
 }
 
 fn sections(root: Table, paths: &Paths, environment: &Environment) -> Settings {

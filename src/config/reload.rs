@@ -151,3 +151,134 @@ fn changed_rules(old: &[UpstreamSettings], in_force: &[UpstreamSettings]) -> Vec
     let changed = old.iter().zip(in_force).filter(|(was, is)| was != is);
     changed.map(|(was, _)| was.name.clone()).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::config::{Environment, read};
+    use crate::upstream::settings::OutQos;
+
+    const BASE: &str = r#"
+[gateway]
+id = "loft"
+[[broker.user]]
+name = "a"
+[[broker.user]]
+name = "b"
+[[sensor]]
+name = "s"
+pin = 1
+topic = "s"
+[[upstream]]
+name = "u"
+addresses = ["mqtt://h"]
+[[upstream.out]]
+topic_filter = "a/#"
+[[upstream.in]]
+topic_filter = "b/#"
+"#;
+
+    fn settings(text: &str) -> Settings {
+        let mut settings = read(text, Path::new("t.toml"), &Environment::default()).unwrap().settings;
+        settings.broker.users.iter_mut().for_each(|user| user.password_hash = Some(format!("hash of {}", user.name)));
+        settings
+    }
+
+    fn plan(from: &str, to: &str) -> Reload {
+        assert!(BASE.contains(from));
+        Reload::plan(&settings(BASE), &settings(&BASE.replace(from, to)))
+    }
+
+    #[test]
+    fn nothing_changes_when_nothing_differs() {
+        // another line in front moves every rule and changes none
+        let reload = plan("[gateway]", "# moved\n[gateway]");
+        let nothing = Reload {
+            settings: settings(BASE),
+            log: false,
+            anonymous: false,
+            limits: false,
+            users_added: vec![],
+            users_revoked: vec![],
+            users_access: vec![],
+            sensors_started: vec![],
+            sensors_stopped: vec![],
+            rules: vec![],
+            restart: vec![],
+        };
+        assert_eq!(reload, nothing);
+    }
+
+    #[test]
+    fn users_are_told_apart_by_what_changed() {
+        let reload = plan("name = \"b\"", "name = \"c\"");
+        assert_eq!((reload.users_added, reload.users_revoked), (vec!["c".into()], vec!["b".into()]));
+        let reload = plan("name = \"b\"", "name = \"b\"\npublish = []");
+        assert_eq!((reload.users_access, reload.users_revoked), (vec!["b".into()], vec![]));
+        let (old, mut new) = (settings(BASE), settings(BASE));
+        new.broker.users[0].password_hash = Some("another".into());
+        let reload = Reload::plan(&old, &new);
+        assert_eq!((reload.users_revoked, reload.users_added), (vec!["a".into()], vec![]));
+        assert_eq!(reload.settings.broker.users, new.broker.users);
+    }
+
+    #[test]
+    fn sensors_limits_log_and_anonymous_clients_change_live() {
+        let reload = plan("pin = 1", "pin = 2");
+        assert_eq!((reload.sensors_started, reload.sensors_stopped), (vec!["s".into()], vec!["s".into()]));
+        assert_eq!(reload.settings.sensors[0].pin, 2);
+        let reload = plan("[[broker.user]]\nname = \"a\"", "[broker]\nmax_sessions = 3\n[[broker.user]]\nname = \"a\"");
+        assert!(reload.limits && !reload.anonymous && !reload.log);
+        assert_eq!(reload.settings.broker.max_sessions, 3);
+        let reload = plan("[gateway]", "[log]\nlevel = \"debug\"\n[broker.anonymous]\naccept = \"all\"\n[gateway]");
+        assert!(reload.log && reload.anonymous && !reload.limits);
+        assert!(reload.restart.is_empty());
+    }
+
+    #[test]
+    fn rules_change_live_and_connections_do_not() {
+        let reload = plan("topic_filter = \"a/#\"", "topic_filter = \"c/#\"\nqos = \"keep\"");
+        assert_eq!((reload.rules, reload.restart), (vec!["u".into()], vec![]));
+        assert_eq!(reload.settings.upstreams[0].out[0].qos, OutQos::Keep);
+        let looping = plan("topic_filter = \"a/#\"", "topic_filter = \"b/#\"");
+        assert!(looping.settings.upstreams[0].v5_only);
+        let reload = plan("addresses = [\"mqtt://h\"]", "addresses = [\"mqtt://i\"]\nkeep_alive = \"9 s\"");
+        assert_eq!(reload.restart, ["upstream u: addresses", "upstream u: keep_alive"]);
+        assert_eq!(reload.settings, settings(BASE));
+        let reload = plan("name = \"u\"", "name = \"v\"");
+        assert_eq!(reload.restart, ["upstream v (new)", "upstream u (gone)"]);
+        assert_eq!(reload.settings, settings(BASE));
+    }
+
+    #[test]
+    fn rules_wait_for_the_protocol_they_need() {
+        let reload = plan(
+            "addresses = [\"mqtt://h\"]",
+            "addresses = [\"mqtt://h\"]\nprotocol = 5\n[[upstream.both]]\ntopic_filter = \"x\"",
+        );
+        assert_eq!(reload.restart, ["upstream u: protocol"]);
+        assert_eq!((reload.rules, reload.settings), (vec![], settings(BASE)));
+    }
+
+    #[test]
+    fn what_needs_a_restart_is_said_by_name_and_stays_as_it_is() {
+        let text = "[gateway]\ndata_dir = \"/x\"\n[[broker.listener]]\naddress = \"[::]:1884\"\n[journal]\nmax_size = \"1 GiB\"\n\
+                    [http]\naddress = \"off\"\n[gpio]\nbackend = \"simulated\"";
+        let reload = plan("[gateway]\nid = \"loft\"", &text.replace("[gateway]", "[gateway]\nid = \"attic\""));
+        assert_eq!(
+            reload.restart,
+            [
+                "gateway.id",
+                "gateway.data_dir",
+                "broker.listener",
+                "gpio.backend",
+                "journal.max_size",
+                "http.address",
+                "upstream u: client_id"
+            ]
+        );
+        assert_eq!(reload.settings, settings(BASE));
+    }
+}

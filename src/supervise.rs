@@ -1,0 +1,284 @@
+//! Named tasks and threads that all run until the gateway goes down.
+//!
+//! One of them ending on its own is a fault, whatever it returned: the first such [`Exit`] is kept with its name and
+//! cause and ends the process, so that nothing limps on with a part missing. An orderly shutdown cancels one token that
+//! all of them watch and waits for them under one deadline; who is late is named.
+
+use std::any::Any;
+use std::collections::BTreeMap;
+use std::convert::Infallible;
+use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+/// How a task or thread ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Cause {
+    /// It returned as if its work were done.
+    Returned,
+    /// It returned this error.
+    Failed(String),
+    /// It panicked with this message.
+    Panicked(String),
+}
+
+/// The end of a task or thread.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Exit {
+    /// Its name.
+    pub name: Arc<str>,
+    /// How it ended.
+    pub cause: Cause,
+}
+
+impl fmt::Display for Exit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.cause {
+            Cause::Returned => write!(f, "{} ended unexpectedly", self.name),
+            Cause::Failed(error) => write!(f, "{} failed: {error}", self.name),
+            Cause::Panicked(message) => write!(f, "{} panicked: {message}", self.name),
+        }
+    }
+}
+
+impl std::error::Error for Exit {}
+
+/// What became of a shutdown.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Shutdown {
+    /// Names of those that still ran at the deadline.
+    pub still_running: Vec<Arc<str>>,
+    /// Those that ended with an error or a panic.
+    pub failed: Vec<Exit>,
+}
+
+impl Shutdown {
+    /// Whether all ended in time and well.
+    pub fn is_clean(&self) -> bool {
+        self.still_running.is_empty() && self.failed.is_empty()
+    }
+}
+
+#[derive(Debug, Default)]
+struct State {
+    next: u64,
+    running: BTreeMap<u64, Arc<str>>,
+    first: Option<Exit>,
+    failed: Vec<Exit>,
+}
+
+/// Starts tasks and threads and knows who runs. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Supervisor {
+    token: CancellationToken,
+    state: Arc<watch::Sender<State>>,
+}
+
+impl Default for Supervisor {
+    fn default() -> Self {
+        Supervisor { token: CancellationToken::new(), state: Arc::new(watch::Sender::default()) }
+    }
+}
+
+impl Supervisor {
+    /// Cancelled when the gateway goes down.
+    pub fn token(&self) -> CancellationToken {
+        self.token.clone()
+    }
+
+    /// Runs a task on the current runtime. It ends when the token is cancelled, and not before.
+    pub fn spawn<F, E>(&self, name: impl Into<Arc<str>>, future: F)
+    where
+        F: Future<Output = Result<(), E>> + Send + 'static,
+        E: fmt::Display + Send + 'static,
+    {
+        let (supervisor, id) = (self.clone(), self.started(name.into()));
+        let task = tokio::spawn(future);
+        // a task of its own sees how the other ends, panics included
+        tokio::spawn(async move {
+            let cause = match task.await {
+                Ok(result) => cause(result),
+                Err(error) => match error.try_into_panic() {
+                    Ok(panic) => Cause::Panicked(panic_message(&*panic)),
+                    // only the end of the runtime aborts a task
+                    Err(_) => Cause::Returned,
+                },
+            };
+            supervisor.ended(id, cause);
+        });
+    }
+
+    /// Runs a task that has no error to return.
+    pub fn spawn_endless<F>(&self, name: impl Into<Arc<str>>, future: F)
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        self.spawn(name, async move {
+            future.await;
+            Ok::<(), Infallible>(())
+        });
+    }
+
+    /// Runs a thread, for work that blocks. It ends when the token is cancelled, and not before.
+    pub fn spawn_thread<F, E>(&self, name: impl Into<Arc<str>>, body: F) -> std::io::Result<()>
+    where
+        F: FnOnce() -> Result<(), E> + Send + 'static,
+        E: fmt::Display,
+    {
+        let name = name.into();
+        let (supervisor, id) = (self.clone(), self.started(name.clone()));
+        let thread = std::thread::Builder::new().name(name.to_string()).spawn(move || {
+            let cause = match catch_unwind(AssertUnwindSafe(body)) {
+                Ok(result) => cause(result),
+                Err(panic) => Cause::Panicked(panic_message(&*panic)),
+            };
+            supervisor.ended(id, cause);
+        });
+        if let Err(error) = thread {
+            self.state.send_modify(|state| drop(state.running.remove(&id)));
+            return Err(error);
+        }
+        Ok(())
+    }
+
+    /// Waits for the first task or thread that ends while the gateway should run. Safe to cancel.
+    pub async fn first_exit(&self) -> Exit {
+        let mut state = self.state.subscribe();
+        loop {
+            if let Ok(state) = state.wait_for(|state| state.first.is_some()).await
+                && let Some(exit) = &state.first
+            {
+                return exit.clone();
+            }
+        }
+    }
+
+    /// Cancels the token and waits until all have ended, but no longer than this.
+    pub async fn shutdown(&self, deadline: Duration) -> Shutdown {
+        self.token.cancel();
+        let mut changes = self.state.subscribe();
+        let all_ended = changes.wait_for(|state| state.running.is_empty());
+        // at the deadline the report names those that are late
+        let _ = tokio::time::timeout(deadline, all_ended).await;
+        let state = self.state.borrow();
+        Shutdown { still_running: state.running.values().cloned().collect(), failed: state.failed.clone() }
+    }
+
+    fn started(&self, name: Arc<str>) -> u64 {
+        let mut id = 0;
+        self.state.send_modify(|state| {
+            id = state.next;
+            state.next += 1;
+            state.running.insert(id, name);
+        });
+        id
+    }
+
+    fn ended(&self, id: u64, cause: Cause) {
+        let expected = self.token.is_cancelled();
+        self.state.send_modify(|state| {
+            let Some(name) = state.running.remove(&id) else { return };
+            let exit = Exit { name, cause };
+            if !expected {
+                state.first.get_or_insert(exit);
+            } else if exit.cause != Cause::Returned {
+                state.failed.push(exit);
+            }
+        });
+    }
+}
+
+fn cause<E: fmt::Display>(result: Result<(), E>) -> Cause {
+    match result {
+        Ok(()) => Cause::Returned,
+        Err(error) => Cause::Failed(error.to_string()),
+    }
+}
+
+/// What a panic said.
+fn panic_message(panic: &(dyn Any + Send)) -> String {
+    let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
+    text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_else(|| "no message".into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn exit(name: &str, cause: Cause) -> Exit {
+        Exit { name: name.into(), cause }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_first_unexpected_exit_wins() {
+        let supervisor = Supervisor::default();
+        let token = supervisor.token();
+        supervisor.spawn_endless("patient", async move { token.cancelled().await });
+        supervisor.spawn("second", async {
+            tokio::time::sleep(Duration::from_secs(2)).await;
+            Ok::<(), String>(())
+        });
+        supervisor.spawn("first", async {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            Err("no more sockets".to_owned())
+        });
+        let first = supervisor.first_exit().await;
+        assert_eq!(first.to_string(), "first failed: no more sockets");
+        tokio::time::sleep(Duration::from_secs(5)).await;
+        assert_eq!(supervisor.first_exit().await, first);
+        assert!(supervisor.shutdown(Duration::from_secs(1)).await.is_clean());
+    }
+
+    #[tokio::test]
+    async fn panics_of_tasks_and_threads_are_exits() {
+        let supervisor = Supervisor::default();
+        supervisor.spawn("task", async {
+            if true {
+                panic!("at {}", 7);
+            }
+            Ok::<(), String>(())
+        });
+        assert_eq!(supervisor.first_exit().await, exit("task", Cause::Panicked("at 7".into())));
+
+        let supervisor = Supervisor::default();
+        let body = || -> Result<(), String> { panic!("out of pins") };
+        supervisor.spawn_thread("gpio", body).unwrap();
+        let exit = supervisor.first_exit().await;
+        assert_eq!(exit.to_string(), "gpio panicked: out of pins");
+    }
+
+    #[tokio::test]
+    async fn returning_is_an_unexpected_exit_too() {
+        let supervisor = Supervisor::default();
+        supervisor.spawn_thread("router", || Ok::<(), String>(())).unwrap();
+        assert_eq!(supervisor.first_exit().await.to_string(), "router ended unexpectedly");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_orderly_shutdown_names_who_is_late_or_fails() {
+        let supervisor = Supervisor::default();
+        for (name, delay) in [("quick", 1), ("slow", 60)] {
+            let token = supervisor.token();
+            supervisor.spawn_endless(name, async move {
+                token.cancelled().await;
+                tokio::time::sleep(Duration::from_secs(delay)).await;
+            });
+        }
+        let token = supervisor.token();
+        supervisor.spawn("torn", async move {
+            token.cancelled().await;
+            Err("disk full")
+        });
+        let before = tokio::time::Instant::now();
+        let shutdown = supervisor.shutdown(Duration::from_secs(4)).await;
+        assert_eq!(before.elapsed(), Duration::from_secs(4));
+        assert_eq!(shutdown.still_running, ["slow".into()]);
+        assert_eq!(shutdown.failed, [exit("torn", Cause::Failed("disk full".into()))]);
+        let nothing_unexpected = tokio::time::timeout(Duration::from_secs(1), supervisor.first_exit()).await;
+        assert!(nothing_unexpected.is_err());
+    }
+}
