@@ -300,7 +300,11 @@ async fn poll_v4(mut event_loop: rumqttc::EventLoop, sender: Events, patience: D
 }
 
 /// Whether to go on.
-async fn hand_on(sender: &Events, events: Vec<ClientEvent>, broken: Option<Broken>) -> bool {
+async fn hand_on(sender: &Events, mut events: Vec<ClientEvent>, broken: Option<Broken>) -> bool {
+    if broken.is_some() {
+        // the loop says so before it writes, and this write is the one that failed
+        events.retain(|event| *event != ClientEvent::Sent(0));
+    }
     if !events.is_empty() && sender.send(Ok(events)).await.is_err() {
         return false;
     }
