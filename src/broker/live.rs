@@ -29,7 +29,7 @@ use tokio::time::{Instant, interval, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::error;
 
-use super::inbox::{Offer, Queued};
+use super::inbox::{Offer, Run};
 use super::subscribers::{Fanout, Subscriber, Subscribers};
 use crate::message::{Batch, BatchBuilder};
 
@@ -178,7 +178,7 @@ impl LiveLink {
     /// Delivers to all subscribers at once; leaves everything as it was if one of them has no room.
     fn straight(&mut self, batch: &Batch, messages: u32) -> bool {
         self.fanout.collect(batch);
-        let has_room = |(subscriber, queued): &(Arc<Subscriber>, VecDeque<Queued>)| subscriber.inbox.has_room(queued);
+        let has_room = |(subscriber, queued): &(Arc<Subscriber>, VecDeque<Run>)| subscriber.inbox.has_room(queued);
         if !self.fanout.outgoing.iter().all(has_room) {
             self.fanout.outgoing.clear();
             return false;
