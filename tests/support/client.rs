@@ -152,6 +152,19 @@ impl Connect {
         (client, ConnAck { present, reason, properties })
     }
 
+    /// Connects over this socket and is accepted, after two minutes at most.
+    #[track_caller]
+    pub fn open_patiently(&self, socket: TcpStream) -> Client {
+        let stream = Box::new(socket.try_clone().expect("a second handle"));
+        let mut client = Client::over(stream, socket, self.version);
+        client.patience(Duration::from_secs(120));
+        client.send(&self.encode());
+        let answer = client.read();
+        assert_eq!((answer.kind(), answer.body[1]), (2, 0), "{answer:?}");
+        client.patience(PATIENCE);
+        client
+    }
+
     /// Connects and is accepted.
     #[track_caller]
     pub fn open(&self, port: u16) -> Client {

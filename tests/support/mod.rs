@@ -11,6 +11,7 @@ pub mod client;
 pub mod packet;
 pub mod process;
 pub mod python;
+pub mod tls;
 
 use std::net::TcpListener;
 use std::sync::atomic::{AtomicU16, Ordering};
