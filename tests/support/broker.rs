@@ -57,6 +57,11 @@ impl Setup {
         self
     }
 
+    /// The port of its first listener.
+    pub fn port_number(&self) -> u16 {
+        self.port
+    }
+
     /// Where the configuration and its files are.
     pub fn dir(&self) -> &Path {
         self.dir.path()
@@ -121,6 +126,12 @@ impl Gateway {
     #[track_caller]
     pub fn stop(self) -> (Option<i32>, Vec<String>) {
         self.process.stop()
+    }
+
+    /// Waits for its end; returns the exit code and everything printed.
+    #[track_caller]
+    pub fn wait(self) -> (Option<i32>, Vec<String>) {
+        self.process.wait()
     }
 
     /// kill -9; what is on disk stays for [`Killed::restart`].
@@ -217,7 +228,8 @@ pub fn wait_until_served(process: &mut Process, port: u16) {
     }
 }
 
-fn is_served(port: u16) -> bool {
+/// Whether somebody answers CONNECT there.
+pub fn is_served(port: u16) -> bool {
     let Ok(mut stream) = TcpStream::connect(("localhost", port)) else { return false };
     let mut answer = [0; 4];
     // whatever the answer says, refused included: somebody serves
