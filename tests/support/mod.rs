@@ -12,6 +12,7 @@ pub mod packet;
 pub mod process;
 pub mod python;
 pub mod tls;
+pub mod wire;
 
 use std::net::TcpListener;
 use std::sync::atomic::{AtomicU16, Ordering};
