@@ -29,6 +29,7 @@ use crate::sensors::{self, Source};
 use crate::service::logging::{Logging, LoggingError};
 use crate::service::notify;
 use crate::service::signals::{Signal, Signals};
+use crate::status::Problems;
 use crate::supervise::{Exit, Supervisor};
 use crate::time::{SharedClock, SystemClock};
 
@@ -78,7 +79,8 @@ impl AppError {
 
 /// Runs the gateway until it is told to stop. `config_path` is read again on SIGHUP.
 pub fn run(settings: Settings, config_path: Option<&Path>) -> Result<(), AppError> {
-    let logging = Logging::init(&settings.log.level)?;
+    let problems = Problems::default();
+    let logging = Logging::init(&settings.log.level, problems.clone())?;
     raise_file_limit();
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     // beyond a few workers the one order of all messages is the limit
