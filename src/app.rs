@@ -6,6 +6,7 @@
 mod data_dir;
 mod reload;
 mod summary;
+mod web;
 
 use std::future::pending;
 use std::io;
@@ -24,12 +25,13 @@ use crate::broker::codec::Reason;
 use crate::broker::core::Core;
 use crate::broker::{Broker, BrokerError, sys};
 use crate::config::Settings;
+use crate::http;
 use crate::journal::Journal;
 use crate::sensors::{self, Source};
 use crate::service::logging::{Logging, LoggingError};
 use crate::service::notify;
 use crate::service::signals::{Signal, Signals};
-use crate::status::Problems;
+use crate::status::{Problems, Status};
 use crate::supervise::{Exit, Supervisor};
 use crate::time::{SharedClock, SystemClock};
 
@@ -91,7 +93,7 @@ pub fn run(settings: Settings, config_path: Option<&Path>) -> Result<(), AppErro
         .build()?;
     let result = runtime.block_on(async {
         let signals = Signals::new()?;
-        let gateway = Gateway::start(settings, config_path, logging).await?;
+        let gateway = Gateway::start(settings, config_path, logging, problems).await?;
         gateway.serve(signals).await
     });
     // threads that wait for disk or GPIO must not hold up the end
@@ -124,7 +126,12 @@ struct Gateway {
 }
 
 impl Gateway {
-    async fn start(settings: Settings, config_path: Option<&Path>, logging: Logging) -> Result<Gateway, AppError> {
+    async fn start(
+        settings: Settings,
+        config_path: Option<&Path>,
+        logging: Logging,
+        problems: Problems,
+    ) -> Result<Gateway, AppError> {
         let clock: SharedClock = Arc::new(SystemClock);
         let data_dir = DataDir::open(&settings.gateway.data_dir)?;
         let supervisor = Supervisor::default();
@@ -133,6 +140,8 @@ impl Gateway {
 
         let broker = open_broker(&settings, journal, clock.clone(), doors.clone()).await?;
         let Broker { core, dispatcher, listeners, connections } = broker;
+        let port = http::server::open(&settings.http).map_err(BrokerError::from)?;
+        let web_address = port.as_ref().map(|port| port.address);
         let source = Source::open(&settings.gpio, clock.clone(), seed())?;
         let simulated = matches!(source, Source::Simulated(_));
         let addresses: Vec<_> = listeners.iter().map(|listener| listener.address).collect();
@@ -147,20 +156,30 @@ impl Gateway {
         supervisor.spawn_endless("$SYS", sys::run(core.clone()));
 
         let (sensor_settings, sensor_changes) = watch::channel(settings.sensors.clone().into());
-        let (snapshots, _) = watch::channel(Vec::new());
+        let (snapshots, sensor_snapshots) = watch::channel(Vec::new());
         let (gone, sensors_gone) = watch::channel(());
-        let sensors = sensors::run(sensor_changes, source, core.ingress.clone(), clock, snapshots, doors.clone());
+        let sensors =
+            sensors::run(sensor_changes, source, core.ingress.clone(), clock.clone(), snapshots, doors.clone());
         supervisor.spawn("sensors", async move {
             let result = sensors.await;
             drop(gone);
             result
         });
+        let status = Status {
+            gateway_id: settings.gateway.id.as_str().into(),
+            sensors: sensor_snapshots,
+            upstreams: Vec::new(),
+            problems,
+        };
         // last, so that whoever connects finds everything there
+        if let Some(port) = port {
+            web::start(port, &settings, status, &core, &connections, &supervisor);
+        }
         for listener in listeners {
             let name = format!("listener {}", listener.address);
             supervisor.spawn_endless(name, listener.run(core.clone(), connections.clone()));
         }
-        summary::say(&settings, config_path, &addresses, simulated);
+        summary::say(&settings, config_path, &addresses, web_address, simulated);
         notify::ready(&summary::status(&settings));
         let reloadable = Reloadable::new(settings, config_path, logging, core.clone(), sensor_settings);
         Ok(Gateway {
