@@ -23,10 +23,11 @@ use self::data_dir::DataDir;
 use self::reload::Reloadable;
 use crate::broker::codec::Reason;
 use crate::broker::core::Core;
+use crate::broker::live::Dispatcher;
 use crate::broker::{Broker, BrokerError, sys};
 use crate::config::Settings;
 use crate::http;
-use crate::journal::Journal;
+use crate::journal::{Journal, Limits};
 use crate::sensors::{self, Source};
 use crate::service::logging::{Logging, LoggingError};
 use crate::service::notify;
@@ -34,11 +35,15 @@ use crate::service::signals::{Signal, Signals};
 use crate::status::{Problems, Status};
 use crate::supervise::{Exit, Supervisor};
 use crate::time::{SharedClock, SystemClock};
+use crate::upstream::settings::UpstreamSettings;
+use crate::upstream::{self, Upstream};
 
 /// An orderly shutdown takes no longer than this.
 const SHUTDOWN: Duration = Duration::from_secs(4);
 /// After a failure, clients are told within this time.
 const FAREWELL: Duration = Duration::from_secs(1);
+/// Most bytes that wait in memory for one upstream.
+const BACKLOG_BYTES: usize = 32 << 20;
 /// A router that has not answered a probe for this long does not feed systemd's watchdog.
 const ROUTER_SILENCE: Duration = Duration::from_secs(15);
 
@@ -142,18 +147,12 @@ impl Gateway {
         let Broker { core, dispatcher, listeners, connections } = broker;
         let port = http::server::open(&settings.http).map_err(BrokerError::from)?;
         let web_address = port.as_ref().map(|port| port.address);
+        let (rules, upstreams) = start_upstreams(&settings, &core, &clock, &supervisor);
         let source = Source::open(&settings.gpio, clock.clone(), seed())?;
         let simulated = matches!(source, Source::Simulated(_));
         let addresses: Vec<_> = listeners.iter().map(|listener| listener.address).collect();
 
-        let (answered, router_answered) = watch::channel(Instant::now());
-        let probe = core.ingress.clone();
-        let alive = move || {
-            answered.send_replace(Instant::now());
-        };
-        supervisor.spawn("router", dispatcher.run(supervisor.token(), move || probe.probe(), alive));
-        supervisor.spawn_endless("sessions", core.clone().sweep());
-        supervisor.spawn_endless("$SYS", sys::run(core.clone()));
+        let router_answered = start_router(dispatcher, &core, &supervisor);
 
         let (sensor_settings, sensor_changes) = watch::channel(settings.sensors.clone().into());
         let (snapshots, sensor_snapshots) = watch::channel(Vec::new());
@@ -165,12 +164,8 @@ impl Gateway {
             drop(gone);
             result
         });
-        let status = Status {
-            gateway_id: settings.gateway.id.as_str().into(),
-            sensors: sensor_snapshots,
-            upstreams: Vec::new(),
-            problems,
-        };
+        let status =
+            Status { gateway_id: settings.gateway.id.as_str().into(), sensors: sensor_snapshots, upstreams, problems };
         // last, so that whoever connects finds everything there
         if let Some(port) = port {
             web::start(port, &settings, status, &core, &connections, &supervisor);
@@ -181,7 +176,7 @@ impl Gateway {
         }
         summary::say(&settings, config_path, &addresses, web_address, simulated);
         notify::ready(&summary::status(&settings));
-        let reloadable = Reloadable::new(settings, config_path, logging, core.clone(), sensor_settings);
+        let reloadable = Reloadable::new(settings, config_path, logging, core.clone(), sensor_settings, rules);
         Ok(Gateway {
             supervisor,
             core,
@@ -253,6 +248,45 @@ impl Gateway {
         // whoever has not gone by then is cut off
         let _ = timeout(within, self.connections.wait()).await;
     }
+}
+
+/// Starts the router and what belongs to it; what is returned is when it has last shown that it lives.
+fn start_router(dispatcher: Dispatcher, core: &Arc<Core>, supervisor: &Supervisor) -> watch::Receiver<Instant> {
+    let (answered, router_answered) = watch::channel(Instant::now());
+    let probe = core.ingress.clone();
+    let alive = move || {
+        answered.send_replace(Instant::now());
+    };
+    supervisor.spawn("router", dispatcher.run(supervisor.token(), move || probe.probe(), alive));
+    supervisor.spawn_endless("sessions", core.clone().sweep());
+    supervisor.spawn_endless("$SYS", sys::run(core.clone()));
+    router_answered
+}
+
+/// Starts the upstreams. Returned is what changes their rules, and how they are doing.
+fn start_upstreams(
+    settings: &Settings,
+    core: &Arc<Core>,
+    clock: &SharedClock,
+    supervisor: &Supervisor,
+) -> (Vec<watch::Sender<Arc<UpstreamSettings>>>, Vec<watch::Receiver<upstream::Snapshot>>) {
+    let journal = core.ingress.journal();
+    let limits = Limits {
+        messages: usize::MAX,
+        bytes: usize::try_from(settings.journal.max_size).unwrap_or(usize::MAX).min(BACKLOG_BYTES),
+        when_full: settings.journal.when_full,
+    };
+    let max_packet = settings.broker.max_packet_size;
+    let start = |upstream: &UpstreamSettings| {
+        let (rules, changes) = watch::channel(Arc::new(upstream.clone()));
+        let (snapshots, shown) = watch::channel(upstream::Snapshot::default());
+        let ingress = core.ingress.clone();
+        let upstream = Upstream::new(changes, journal, limits, ingress, max_packet, clock.clone(), snapshots);
+        let name = format!("upstream {}", rules.borrow().name);
+        supervisor.spawn(name, upstream.run(supervisor.token()));
+        (rules, shown)
+    };
+    settings.upstreams.iter().map(start).unzip()
 }
 
 async fn open_broker(

@@ -156,6 +156,15 @@ impl Inbox {
         Offer::Done
     }
 
+    /// Whether all of this fits, or would not be kept anyway because the subscriber has gone.
+    pub fn has_room(&self, offered: &VecDeque<Queued>) -> bool {
+        let state = self.state.lock();
+        let bytes: usize = offered.iter().map(|queued| queued.message.size()).sum();
+        state.closed
+            || (state.queue.is_empty() && offered.len() <= 1)
+            || (state.queue.len() + offered.len() <= self.limits.messages && state.bytes + bytes <= self.limits.bytes)
+    }
+
     /// Puts a message in that its sender bounds; gives it back if the subscriber has gone.
     pub fn put(&self, queued: Queued) -> Result<(), Queued> {
         let mut state = self.state.lock();

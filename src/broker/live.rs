@@ -5,6 +5,9 @@
 //! one link subscribes and feeds the dispatcher, which matches each message against the subscriptions and puts it into
 //! inboxes.
 //!
+//! The way through the router costs two hand-overs between threads. When nothing is on that way, a small batch goes
+//! straight into the inboxes instead, in the thread that published it: a lone message wakes nobody but its receivers.
+//!
 //! The router keeps a ring and silently drops its oldest entries. [`LiveLink::has_room`] therefore holds publishers back
 //! before the ring can overrun the dispatcher; a gap in the sequence numbers would still be noticed and counted.
 //!
@@ -13,6 +16,7 @@
 //! and over; acknowledgements must come in that order; the router handles a `DeviceData` event by taking the whole
 //! buffer of a link, so a further push while it is not empty needs no further event.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
@@ -26,7 +30,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::error;
 
 use super::inbox::{Offer, Queued};
-use super::subscribers::{Fanout, Matcher, Subscribers};
+use super::subscribers::{Fanout, Subscriber, Subscribers};
 use crate::message::{Batch, BatchBuilder};
 
 const TOPIC: &[u8] = b"m/live";
@@ -34,6 +38,9 @@ const SEGMENT_BYTES: usize = 128 * 1024;
 const SEGMENTS: usize = 8;
 /// Bytes that the dispatcher may be behind: half of what the ring surely keeps.
 const WINDOW: u64 = (SEGMENT_BYTES * SEGMENTS / 2) as u64;
+/// Largest batch, in messages, that may go straight to the inboxes. Larger ones come from a flood, where publishing and
+/// delivering on two cores at once is worth the detour.
+const STRAIGHT: u32 = 8;
 /// Publications that the router keeps in flight at QoS 1.
 const LAST_PACKET_ID: u16 = 100;
 /// How often an idle router is asked whether it lives.
@@ -60,6 +67,8 @@ impl From<LinkError> for RouterError {
 struct Flow {
     appended: AtomicU64,
     consumed: AtomicU64,
+    /// What comes next to subscribers, by whichever way.
+    next_seq: AtomicU64,
     publishers_wait: AtomicBool,
     room: Notify,
     lost: AtomicU64,
@@ -69,6 +78,7 @@ struct Flow {
 pub struct LiveLink {
     link: LinkTx,
     flow: Arc<Flow>,
+    fanout: Fanout,
 }
 
 /// The dispatching end.
@@ -76,10 +86,7 @@ pub struct Dispatcher {
     link: LinkTx,
     notifications: LinkRx,
     next_packet_id: u16,
-    next_seq: u64,
     flow: Arc<Flow>,
-    subscribers: Arc<Subscribers>,
-    matcher: Matcher,
     fanout: Fanout,
 }
 
@@ -101,13 +108,10 @@ pub fn start(subscribers: Arc<Subscribers>) -> Result<(LiveLink, Dispatcher), Ro
         link,
         notifications,
         next_packet_id: 1,
-        next_seq: 0,
         flow: flow.clone(),
-        subscribers,
-        matcher: Matcher::default(),
-        fanout: Fanout::default(),
+        fanout: Fanout::new(subscribers.clone()),
     };
-    Ok((LiveLink { link: publishing, flow }, dispatcher))
+    Ok((LiveLink { link: publishing, flow, fanout: Fanout::new(subscribers) }, dispatcher))
 }
 
 fn subscribe(link: &mut LinkTx, notifications: &mut LinkRx) -> Result<(), RouterError> {
@@ -157,8 +161,39 @@ impl LiveLink {
         self.flow.appended.load(Ordering::Relaxed) - self.flow.consumed.load(Ordering::SeqCst) < WINDOW
     }
 
-    /// Publishes a batch.
-    pub fn publish(&mut self, batch: Batch) -> Result<(), RouterError> {
+    /// Publishes a batch of so many messages: straight into the inboxes where that is as good as the way through the
+    /// router, else through the router.
+    pub fn publish(&mut self, batch: Batch, messages: u32) -> Result<(), RouterError> {
+        if messages <= STRAIGHT && self.is_quiet() && self.straight(&batch, messages) {
+            return Ok(());
+        }
+        self.route(batch)
+    }
+
+    /// Whether nothing is on its way through the router: what goes straight now overtakes nothing.
+    fn is_quiet(&self) -> bool {
+        self.flow.appended.load(Ordering::Relaxed) == self.flow.consumed.load(Ordering::Acquire)
+    }
+
+    /// Delivers to all subscribers at once; leaves everything as it was if one of them has no room.
+    fn straight(&mut self, batch: &Batch, messages: u32) -> bool {
+        self.fanout.collect(batch);
+        let has_room = |(subscriber, queued): &(Arc<Subscriber>, VecDeque<Queued>)| subscriber.inbox.has_room(queued);
+        if !self.fanout.outgoing.iter().all(has_room) {
+            self.fanout.outgoing.clear();
+            return false;
+        }
+        self.flow.next_seq.store(batch.seq() + u64::from(messages), Ordering::Relaxed);
+        let now = Instant::now();
+        for (subscriber, mut queued) in self.fanout.outgoing.drain(..) {
+            // there is room, and nobody else fills this inbox meanwhile but shared subscriptions, which have their own
+            subscriber.inbox.offer(&mut queued, now);
+        }
+        true
+    }
+
+    /// Publishes a batch through the router.
+    pub fn route(&mut self, batch: Batch) -> Result<(), RouterError> {
         self.flow.appended.fetch_add(batch.size() as u64, Ordering::Relaxed);
         let publish = protocol::Publish::new(bytes::Bytes::from_static(TOPIC), batch.into_bytes(), false);
         send(&mut self.link, Packet::Publish(publish, None))
@@ -242,21 +277,14 @@ impl Dispatcher {
     }
 
     async fn dispatch(&mut self, batch: &Batch) {
-        if batch.seq() != self.next_seq {
-            let lost = batch.seq().saturating_sub(self.next_seq);
+        let expected = self.flow.next_seq.load(Ordering::Relaxed);
+        if batch.seq() != expected {
+            let lost = batch.seq().saturating_sub(expected);
             self.flow.lost.fetch_add(lost, Ordering::Relaxed);
             error!(messages = lost, "the message router has dropped messages");
         }
-        self.next_seq = batch.seq();
-        for entry in batch.iter() {
-            self.next_seq = entry.seq + 1;
-            let fanout = &mut self.fanout;
-            let mut hint = 0;
-            self.matcher.select(&self.subscribers, &entry, |subscriber, grant| {
-                fanout.push(hint, subscriber, Queued { message: batch.message_at(entry.offset), grant });
-                hint += 1;
-            });
-        }
+        let next = self.fanout.collect(batch);
+        self.flow.next_seq.store(next, Ordering::Relaxed);
         self.deliver().await;
     }
 

@@ -9,7 +9,7 @@ use smallvec::SmallVec;
 
 use super::filters::FilterTree;
 use super::inbox::{Grant, Inbox, Queued};
-use crate::message::{Entry, Origin, Qos};
+use crate::message::{Batch, Entry, Origin, Qos};
 
 /// How a subscriber wants a filter's messages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -149,22 +149,50 @@ fn grant(overlapping: &[Subscription], entry: &Entry<'_>) -> Option<Grant> {
 }
 
 /// Messages collected for each subscriber, in order, before they are offered to the inboxes.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Fanout {
+    subscribers: Arc<Subscribers>,
+    matcher: Matcher,
     /// Subscribers and what they get.
     pub outgoing: Vec<(Arc<Subscriber>, VecDeque<Queued>)>,
 }
 
 impl Fanout {
-    /// Adds a message for a subscriber. `hint` is where to look first: fan-outs repeat their order.
-    pub fn push(&mut self, hint: usize, subscriber: &Arc<Subscriber>, queued: Queued) {
-        let at = match self.outgoing.get(hint) {
-            Some((known, _)) if Arc::ptr_eq(known, subscriber) => Some(hint),
-            _ => self.outgoing.iter().position(|(known, _)| Arc::ptr_eq(known, subscriber)),
-        };
-        match at {
-            Some(at) => self.outgoing[at].1.push_back(queued),
-            None => self.outgoing.push((subscriber.clone(), VecDeque::from([queued]))),
+    /// Collects for these.
+    pub fn new(subscribers: Arc<Subscribers>) -> Fanout {
+        Fanout { subscribers, matcher: Matcher::default(), outgoing: Vec::new() }
+    }
+
+    /// Adds what everybody gets of this batch; returns the sequence number after it.
+    pub fn collect(&mut self, batch: &Batch) -> u64 {
+        let mut next = batch.seq();
+        let outgoing = &mut self.outgoing;
+        for entry in batch.iter() {
+            next = entry.seq + 1;
+            let mut hint = 0;
+            self.matcher.select(&self.subscribers, &entry, |subscriber, grant| {
+                let queued = Queued { message: batch.message_at(entry.offset), grant };
+                push(outgoing, hint, subscriber, queued);
+                hint += 1;
+            });
         }
+        next
+    }
+}
+
+/// Adds a message for a subscriber. `hint` is where to look first: fan-outs repeat their order.
+fn push(
+    outgoing: &mut Vec<(Arc<Subscriber>, VecDeque<Queued>)>,
+    hint: usize,
+    subscriber: &Arc<Subscriber>,
+    queued: Queued,
+) {
+    let at = match outgoing.get(hint) {
+        Some((known, _)) if Arc::ptr_eq(known, subscriber) => Some(hint),
+        _ => outgoing.iter().position(|(known, _)| Arc::ptr_eq(known, subscriber)),
+    };
+    match at {
+        Some(at) => outgoing[at].1.push_back(queued),
+        None => outgoing.push((subscriber.clone(), VecDeque::from([queued]))),
     }
 }
