@@ -155,6 +155,11 @@ impl Hub {
         Ok(state.ring.read(from, filters, may))
     }
 
+    /// Whether a stream can go on from there.
+    pub fn check(&self, from: u64) -> Result<(), Gap> {
+        self.state.read().ring.check(from)
+    }
+
     /// Topics and bytes remembered.
     pub fn size(&self) -> (usize, usize) {
         self.state.read().recent.size()

@@ -46,6 +46,7 @@ pub mod websocket;
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
 
 use tokio::sync::Semaphore;
 use tokio_util::task::TaskTracker;
@@ -58,6 +59,8 @@ use crate::status::Status;
 
 /// Streams at the same time, over all clients.
 pub const MAX_STREAMS: usize = 1000;
+/// Differences between the clocks that mean nothing.
+const JITTER_MS: u64 = 20;
 
 /// What all requests share.
 pub struct Http {
@@ -71,6 +74,10 @@ pub struct Http {
     pub connections: TaskTracker,
     /// Where the past of the sensors is.
     pub history: PathBuf,
+    /// Which boot of the host this is.
+    boot: String,
+    /// Wall time minus boot clock, as it was told last.
+    offset_ms: AtomicI64,
     guard: Guard,
     overviews: Overviews,
     streams: Arc<Semaphore>,
@@ -88,12 +95,21 @@ impl Http {
     ) -> Arc<Http> {
         let overviews = Overviews::new(core.ingress.clock().boot_ms());
         let streams = Arc::new(Semaphore::new(MAX_STREAMS));
-        Arc::new(Http { core, hub, status, connections, history, guard, overviews, streams })
+        let (boot, offset_ms) = (history::boot_id(), AtomicI64::new(0));
+        Arc::new(Http { core, hub, status, connections, history, boot, offset_ms, guard, overviews, streams })
     }
 
     /// A moment of the boot clock as RFC 3339, once the clock is right.
     pub fn time(&self, boot_ms: u64) -> Option<String> {
         let clock = self.core.ingress.clock();
-        if clock.is_synchronised() { envelope::rfc3339(clock.unix_ms_at(boot_ms)) } else { None }
+        if !clock.is_synchronised() {
+            return None;
+        }
+        // two clocks cannot be read in the same moment: without this, a time would differ by a millisecond now and then
+        let (now, told) = (clock.unix_ms_at(0), self.offset_ms.load(Ordering::Relaxed));
+        if now.abs_diff(told) > JITTER_MS {
+            self.offset_ms.store(now, Ordering::Relaxed);
+        }
+        envelope::rfc3339(self.offset_ms.load(Ordering::Relaxed) + boot_ms as i64)
     }
 }

@@ -7,7 +7,7 @@
 //! |---|---|
 //! | `message` | a message; its id is one to resume from |
 //! | `gap` | `{"missed": n}`: so many messages, on all topics, have gone by unseen; `null`: nobody knows how many |
-//! | `heartbeat` | `{}`, every 15 seconds, with the id to resume from |
+//! | `heartbeat` | at the start and every 15 seconds, with the id to resume from: the boot clock of the host, and which boot it is |
 //! | `sensors`, `upstreams`, `clients`, `problems`, `gateway` | with `status=true`: at the start and after every change |
 
 use std::collections::HashMap;
@@ -84,9 +84,10 @@ pub async fn stream(
             return Err(Problem::forbidden("this user may not subscribe to this topic filter"));
         }
     }
-    let resume = match query.get("last_event_id")? {
-        Some(id) => Some(id),
-        None => headers.get("last-event-id").and_then(|id| id.to_str().ok()),
+    // the header goes before the parameter: a browser repeats the address as it was, and keeps the header up to date
+    let resume = match headers.get("last-event-id") {
+        Some(id) => id.to_str().ok(),
+        None => query.get("last_event_id")?,
     };
     let resume = match resume.filter(|id| !id.is_empty()) {
         None => None,
@@ -122,6 +123,9 @@ impl Stream {
         if !self.begun {
             self.begun = true;
             out.push_str("retry: 2000\n\n");
+            if self.http.hub.check(self.cursor).is_ok() {
+                self.beat(&mut out);
+            }
         }
         loop {
             if !self.caller.still_holds(&self.http.core) {
@@ -169,8 +173,14 @@ impl Stream {
     }
 
     fn beat(&mut self, out: &mut String) {
+        if self.filters.is_empty() {
+            self.cursor = self.http.hub.next();
+        }
         // the browser resumes from here even if nothing that it wants has come for long
-        let _ = write!(out, "id: {}\nevent: heartbeat\ndata: {{}}\n\n", self.cursor.saturating_sub(1));
+        let (id, boot, now) =
+            (self.cursor.saturating_sub(1), &self.http.boot, self.http.core.ingress.clock().boot_ms());
+        let data = serde_json::json!({ "boot": boot, "boot_ms": now });
+        let _ = write!(out, "id: {id}\nevent: heartbeat\ndata: {data}\n\n");
     }
 
     fn status(&mut self, out: &mut String) {
