@@ -226,7 +226,7 @@ async fn open(core: &Arc<Core>, admitted: Admitted, peer: &Peer) -> (super::regi
         identity: identity.clone(),
         address: peer.address,
         version: connect.version,
-        since: Instant::now(),
+        since_boot_ms: core.ingress.clock().boot_ms(),
         keep_alive,
         is_persistent,
         permissions: permissions.clone(),
