@@ -203,7 +203,7 @@ fn at_its_size_the_oldest_segment_goes_or_publishers_wait() {
         let journal = open(&storage, settings(1 << 20, when_full));
         let id = journal.register("upstream/a", ANY);
         let (mut accepted, mut last) = (0u64, Position(0));
-        for _ in 0..4000 {
+        for _ in 0..if when_full == WhenFull::Refuse { 10_000 } else { 4000 } {
             match journal.append(&message(&[7; 1000]), &[id]) {
                 Ok(position) => (accepted, last) = (accepted + 1, position),
                 Err(Full) if when_full == WhenFull::Refuse => break,
