@@ -24,18 +24,22 @@ use crate::broker::codec::Reason;
 use crate::broker::core::Core;
 use crate::broker::{Broker, BrokerError, sys};
 use crate::config::Settings;
-use crate::journal::Journal;
+use crate::journal::{Journal, Limits};
 use crate::sensors::{self, Source};
 use crate::service::logging::{Logging, LoggingError};
 use crate::service::notify;
 use crate::service::signals::{Signal, Signals};
 use crate::supervise::{Exit, Supervisor};
 use crate::time::{SharedClock, SystemClock};
+use crate::upstream::settings::UpstreamSettings;
+use crate::upstream::{self, Upstream};
 
 /// An orderly shutdown takes no longer than this.
 const SHUTDOWN: Duration = Duration::from_secs(4);
 /// After a failure, clients are told within this time.
 const FAREWELL: Duration = Duration::from_secs(1);
+/// Most bytes that wait in memory for one upstream.
+const BACKLOG_BYTES: usize = 32 << 20;
 /// A router that has not answered a probe for this long does not feed systemd's watchdog.
 const ROUTER_SILENCE: Duration = Duration::from_secs(15);
 
@@ -131,6 +135,7 @@ impl Gateway {
 
         let broker = open_broker(&settings, journal, clock.clone(), doors.clone()).await?;
         let Broker { core, dispatcher, listeners, connections } = broker;
+        let rules = start_upstreams(&settings, &core, &clock, &supervisor);
         let source = Source::open(&settings.gpio, clock.clone(), seed())?;
         let simulated = matches!(source, Source::Simulated(_));
         let addresses: Vec<_> = listeners.iter().map(|listener| listener.address).collect();
@@ -160,7 +165,7 @@ impl Gateway {
         }
         summary::say(&settings, config_path, &addresses, simulated);
         notify::ready(&summary::status(&settings));
-        let reloadable = Reloadable::new(settings, config_path, logging, core.clone(), sensor_settings);
+        let reloadable = Reloadable::new(settings, config_path, logging, core.clone(), sensor_settings, rules);
         Ok(Gateway {
             supervisor,
             core,
@@ -232,6 +237,32 @@ impl Gateway {
         // whoever has not gone by then is cut off
         let _ = timeout(within, self.connections.wait()).await;
     }
+}
+
+/// Starts the upstreams; what is returned changes their rules.
+fn start_upstreams(
+    settings: &Settings,
+    core: &Arc<Core>,
+    clock: &SharedClock,
+    supervisor: &Supervisor,
+) -> Vec<watch::Sender<Arc<UpstreamSettings>>> {
+    let journal = core.ingress.journal();
+    let limits = Limits {
+        messages: usize::MAX,
+        bytes: usize::try_from(settings.journal.max_size).unwrap_or(usize::MAX).min(BACKLOG_BYTES),
+        when_full: settings.journal.when_full,
+    };
+    let max_packet = settings.broker.max_packet_size;
+    let start = |upstream: &UpstreamSettings| {
+        let (rules, changes) = watch::channel(Arc::new(upstream.clone()));
+        let (snapshots, _) = watch::channel(upstream::Snapshot::default());
+        let ingress = core.ingress.clone();
+        let upstream = Upstream::new(changes, journal, limits, ingress, max_packet, clock.clone(), snapshots);
+        let name = format!("upstream {}", rules.borrow().name);
+        supervisor.spawn(name, upstream.run(supervisor.token()));
+        rules
+    };
+    settings.upstreams.iter().map(start).collect()
 }
 
 async fn open_broker(

@@ -13,6 +13,7 @@ use crate::config::{self, Settings};
 use crate::sensors::settings::SensorSettings;
 use crate::service::logging::Logging;
 use crate::service::notify;
+use crate::upstream::settings::UpstreamSettings;
 
 /// What can be changed, and what it is now.
 pub struct Reloadable {
@@ -21,6 +22,7 @@ pub struct Reloadable {
     logging: Logging,
     core: Arc<Core>,
     sensors: watch::Sender<Arc<[SensorSettings]>>,
+    upstreams: Vec<watch::Sender<Arc<UpstreamSettings>>>,
 }
 
 impl Reloadable {
@@ -31,8 +33,9 @@ impl Reloadable {
         logging: Logging,
         core: Arc<Core>,
         sensors: watch::Sender<Arc<[SensorSettings]>>,
+        upstreams: Vec<watch::Sender<Arc<UpstreamSettings>>>,
     ) -> Reloadable {
-        Reloadable { settings, path: path.map(Into::into), logging, core, sensors }
+        Reloadable { settings, path: path.map(Into::into), logging, core, sensors, upstreams }
     }
 
     /// Reads the file again and applies what differs. A file with problems changes nothing.
@@ -73,6 +76,15 @@ impl Reloadable {
         }
         if plan.settings.sensors != self.settings.sensors {
             self.sensors.send_replace(plan.settings.sensors.clone().into());
+        }
+        for (upstream, changes) in plan.settings.upstreams.iter().zip(&self.upstreams) {
+            changes.send_if_modified(|known| {
+                let differs = **known != *upstream;
+                if differs {
+                    *known = Arc::new(upstream.clone());
+                }
+                differs
+            });
         }
         for (what, names) in [
             ("users added", &plan.users_added),

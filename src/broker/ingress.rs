@@ -96,12 +96,13 @@ struct Inner {
     journal: Journal,
     room: Room,
     stats: Arc<Stats>,
-    clock: SharedClock2,
+    clock: ShownClock,
 }
 
-struct SharedClock2(SharedClock);
+/// A clock that can stand in a `Debug`.
+struct ShownClock(SharedClock);
 
-impl std::fmt::Debug for SharedClock2 {
+impl std::fmt::Debug for ShownClock {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("Clock")
     }
@@ -126,7 +127,7 @@ impl Ingress {
         let room = link.room();
         let sequencer =
             Sequencer { next_seq: 0, link, retained, routes: FilterTree::default(), upstream_filters: Vec::new() };
-        let clock = SharedClock2(clock);
+        let clock = ShownClock(clock);
         Ingress {
             inner: Arc::new(Inner { sequencer: Mutex::new(sequencer), subscribers, journal, room, stats, clock }),
         }
@@ -153,8 +154,9 @@ impl Ingress {
         if has_retain {
             self.retain(&mut sequencer.retained, &placed);
         }
-        sequencer.next_seq = seq + u64::from(count) - accepted.refused.len() as u64;
-        sequencer.link.publish(placed)?;
+        let count = count - accepted.refused.len() as u32;
+        sequencer.next_seq = seq + u64::from(count);
+        sequencer.link.publish(placed, count)?;
         Ok(Some(accepted))
     }
 
@@ -246,7 +248,7 @@ impl Ingress {
     pub fn probe(&self) -> Result<(), RouterError> {
         let mut sequencer = self.inner.sequencer.lock();
         let batch = empty_batch(sequencer.next_seq);
-        sequencer.link.publish(batch)
+        sequencer.link.route(batch)
     }
 
     /// Subscribes to live messages from now on. Returns whether the subscription is new and, if `retained` asks for them

@@ -5,6 +5,9 @@
 //! one link subscribes and feeds the dispatcher, which matches each message against the subscriptions and puts it into
 //! inboxes.
 //!
+//! The way through the router costs two hand-overs between threads. When nothing is on that way, a small batch goes
+//! straight into the inboxes instead, in the thread that published it: a lone message wakes nobody but its receivers.
+//!
 //! The router keeps a ring and silently drops its oldest entries. [`LiveLink::has_room`] therefore holds publishers back
 //! before the ring can overrun the dispatcher; a gap in the sequence numbers would still be noticed and counted.
 //!
@@ -13,6 +16,7 @@
 //! and over; acknowledgements must come in that order; the router handles a `DeviceData` event by taking the whole
 //! buffer of a link, so a further push while it is not empty needs no further event.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
@@ -25,8 +29,8 @@ use tokio::time::{Instant, interval, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::error;
 
-use super::inbox::{Offer, Queued};
-use super::subscribers::{Fanout, Matcher, Subscribers};
+use super::inbox::{Offer, Run};
+use super::subscribers::{Fanout, Subscriber, Subscribers};
 use crate::message::{Batch, BatchBuilder};
 
 const TOPIC: &[u8] = b"m/live";
@@ -34,6 +38,9 @@ const SEGMENT_BYTES: usize = 128 * 1024;
 const SEGMENTS: usize = 8;
 /// Bytes that the dispatcher may be behind: half of what the ring surely keeps.
 const WINDOW: u64 = (SEGMENT_BYTES * SEGMENTS / 2) as u64;
+/// Largest batch, in messages, that may go straight to the inboxes. Larger ones come from a flood, where publishing and
+/// delivering on two cores at once is worth the detour.
+const STRAIGHT: u32 = 8;
 /// Publications that the router keeps in flight at QoS 1.
 const LAST_PACKET_ID: u16 = 100;
 /// How often an idle router is asked whether it lives.
@@ -60,6 +67,8 @@ impl From<LinkError> for RouterError {
 struct Flow {
     appended: AtomicU64,
     consumed: AtomicU64,
+    /// What comes next to subscribers, by whichever way.
+    next_seq: AtomicU64,
     publishers_wait: AtomicBool,
     room: Notify,
     lost: AtomicU64,
@@ -69,6 +78,7 @@ struct Flow {
 pub struct LiveLink {
     link: LinkTx,
     flow: Arc<Flow>,
+    fanout: Fanout,
 }
 
 /// The dispatching end.
@@ -76,10 +86,7 @@ pub struct Dispatcher {
     link: LinkTx,
     notifications: LinkRx,
     next_packet_id: u16,
-    next_seq: u64,
     flow: Arc<Flow>,
-    subscribers: Arc<Subscribers>,
-    matcher: Matcher,
     fanout: Fanout,
 }
 
@@ -101,13 +108,10 @@ pub fn start(subscribers: Arc<Subscribers>) -> Result<(LiveLink, Dispatcher), Ro
         link,
         notifications,
         next_packet_id: 1,
-        next_seq: 0,
         flow: flow.clone(),
-        subscribers,
-        matcher: Matcher::default(),
-        fanout: Fanout::default(),
+        fanout: Fanout::new(subscribers.clone()),
     };
-    Ok((LiveLink { link: publishing, flow }, dispatcher))
+    Ok((LiveLink { link: publishing, flow, fanout: Fanout::new(subscribers) }, dispatcher))
 }
 
 fn subscribe(link: &mut LinkTx, notifications: &mut LinkRx) -> Result<(), RouterError> {
@@ -157,8 +161,39 @@ impl LiveLink {
         self.flow.appended.load(Ordering::Relaxed) - self.flow.consumed.load(Ordering::SeqCst) < WINDOW
     }
 
-    /// Publishes a batch.
-    pub fn publish(&mut self, batch: Batch) -> Result<(), RouterError> {
+    /// Publishes a batch of so many messages: straight into the inboxes where that is as good as the way through the
+    /// router, else through the router.
+    pub fn publish(&mut self, batch: Batch, messages: u32) -> Result<(), RouterError> {
+        if messages <= STRAIGHT && self.is_quiet() && self.straight(&batch, messages) {
+            return Ok(());
+        }
+        self.route(batch)
+    }
+
+    /// Whether nothing is on its way through the router: what goes straight now overtakes nothing.
+    fn is_quiet(&self) -> bool {
+        self.flow.appended.load(Ordering::Relaxed) == self.flow.consumed.load(Ordering::Acquire)
+    }
+
+    /// Delivers to all subscribers at once; leaves everything as it was if one of them has no room.
+    fn straight(&mut self, batch: &Batch, messages: u32) -> bool {
+        self.fanout.collect(batch);
+        let has_room = |(subscriber, queued): &(Arc<Subscriber>, VecDeque<Run>)| subscriber.inbox.has_room(queued);
+        if !self.fanout.outgoing.iter().all(has_room) {
+            self.fanout.outgoing.clear();
+            return false;
+        }
+        self.flow.next_seq.store(batch.seq() + u64::from(messages), Ordering::Relaxed);
+        let now = Instant::now();
+        for (subscriber, mut queued) in self.fanout.outgoing.drain(..) {
+            // there is room, and nobody else fills this inbox meanwhile but shared subscriptions, which have their own
+            subscriber.inbox.offer(&mut queued, now);
+        }
+        true
+    }
+
+    /// Publishes a batch through the router.
+    pub fn route(&mut self, batch: Batch) -> Result<(), RouterError> {
         self.flow.appended.fetch_add(batch.size() as u64, Ordering::Relaxed);
         let publish = protocol::Publish::new(bytes::Bytes::from_static(TOPIC), batch.into_bytes(), false);
         send(&mut self.link, Packet::Publish(publish, None))
@@ -242,21 +277,14 @@ impl Dispatcher {
     }
 
     async fn dispatch(&mut self, batch: &Batch) {
-        if batch.seq() != self.next_seq {
-            let lost = batch.seq().saturating_sub(self.next_seq);
+        let expected = self.flow.next_seq.load(Ordering::Relaxed);
+        if batch.seq() != expected {
+            let lost = batch.seq().saturating_sub(expected);
             self.flow.lost.fetch_add(lost, Ordering::Relaxed);
             error!(messages = lost, "the message router has dropped messages");
         }
-        self.next_seq = batch.seq();
-        for entry in batch.iter() {
-            self.next_seq = entry.seq + 1;
-            let fanout = &mut self.fanout;
-            let mut hint = 0;
-            self.matcher.select(&self.subscribers, &entry, |subscriber, grant| {
-                fanout.push(hint, subscriber, Queued { message: batch.message_at(entry.offset), grant });
-                hint += 1;
-            });
-        }
+        let next = self.fanout.collect(batch);
+        self.flow.next_seq.store(next, Ordering::Relaxed);
         self.deliver().await;
     }
 
@@ -293,4 +321,76 @@ impl Dispatcher {
 /// An empty batch: passes through the router and is nobody's.
 pub fn empty_batch(seq: u64) -> Batch {
     BatchBuilder::default().finish(seq)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_router_that_does_not_answer_is_an_error() {
+        let starting = std::thread::spawn(|| start(Arc::default()));
+        let (_link, dispatcher) = starting.join().unwrap().unwrap();
+        // probes that never reach the router look like a router that hangs
+        let result = dispatcher.run(CancellationToken::new(), || Ok(()), || ()).await;
+        assert_eq!(result, Err(RouterError::Hangs));
+    }
+
+    #[tokio::test]
+    async fn batches_arrive_in_order_whichever_way_they_take() {
+        use crate::broker::inbox::{Inbox, InboxLimits};
+        use crate::broker::subscribers::SubscriptionOptions;
+        use crate::message::{Draft, Origin, Qos};
+
+        let subscribers = Arc::new(Subscribers::default());
+        let limits = InboxLimits { messages: 100_000, bytes: 100_000_000 };
+        let inbox = Inbox::new("a", limits);
+        let subscriber = Arc::new(Subscriber { inbox, origin: Origin::gateway(), is_durable: false });
+        let options =
+            SubscriptionOptions { qos: Qos::AtMostOnce, no_local: false, retain_as_published: false, id: None };
+        subscribers.insert("#", &subscriber, options, 0);
+        let (mut link, dispatcher) = tokio::task::spawn_blocking(|| start(subscribers)).await.unwrap().unwrap();
+        let cancel = CancellationToken::new();
+        let running = tokio::spawn(dispatcher.run(cancel.clone(), || Ok(()), || ()));
+        let mut seq = 0;
+        for round in 0..2000u64 {
+            let mut builder = BatchBuilder::default();
+            // small batches and floods in turn
+            let messages: u64 = if round % 3 == 0 { 40 } else { 2 };
+            for number in 0..messages {
+                builder.push(&Draft {
+                    topic: if number % 2 == 0 { "a" } else { "b" },
+                    payload: &(seq + number).to_le_bytes(),
+                    qos: Qos::AtMostOnce,
+                    retain: false,
+                    properties: &[],
+                    expiry: None,
+                    hops: 0,
+                    boot_ms: 0,
+                    origin: Origin::gateway(),
+                });
+            }
+            let count = builder.len();
+            let room = link.room();
+            let notified = room.notified();
+            if !link.has_room() {
+                notified.await;
+            }
+            link.publish(builder.finish(seq), count).unwrap();
+            seq += u64::from(count);
+            if round % 7 == 0 {
+                tokio::task::yield_now().await;
+            }
+        }
+        let mut out = VecDeque::new();
+        while (out.len() as u64) < seq {
+            subscriber.inbox.take(usize::MAX / 2, &mut out);
+            tokio::task::yield_now().await;
+        }
+        for (expected, queued) in out.iter().enumerate() {
+            assert_eq!(queued.message.view().payload(), (expected as u64).to_le_bytes());
+        }
+        cancel.cancel();
+        assert_eq!((running.await.unwrap(), link.room().lost()), (Ok(()), 0));
+    }
 }

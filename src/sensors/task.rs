@@ -443,4 +443,17 @@ pub(super) mod tests {
         bench.pins = None;
         assert_eq!(bench.task.await.unwrap(), Err(SensorsError::Source(SourceEnded)));
     }
+
+    #[test]
+    fn the_task_can_be_spawned() {
+        fn spawnable<F: Future + Send + 'static>(_: impl FnOnce(Ingress, CancellationToken) -> F) {}
+        let clock = PausedClock { start: std::time::Instant::now().into(), boot_ms: 0, offset: TestClock::default() };
+        let clock: SharedClock = Arc::new(clock);
+        let (_, settings) = watch::channel(Arc::from(Vec::new()));
+        let (snapshots, _) = watch::channel(Vec::new());
+        spawnable(move |ingress, cancel| {
+            let source = super::super::simulated::Simulated::new(clock.clone(), 0);
+            run(settings, source, ingress, clock, snapshots, cancel)
+        });
+    }
 }

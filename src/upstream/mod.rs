@@ -1,3 +1,29 @@
 //! Upstreams: remote brokers that messages are forwarded to and taken from.
+//!
+//! [`rule`] maps topics, [`session`] decides, [`client`] speaks MQTT (and is the only one that names rumqttc),
+//! [`task`] brings them together, and [`ledger`] keeps account.
+//!
+//! Promises: what the journal holds for an upstream arrives there in order, at least once at QoS 1, whatever happens to the
+//! connection; what does not arrive is counted with a reason. A command is acknowledged upstream when the gateway
+//! has it safe. No upstream at start, or for weeks, is normal.
+//!
+//! Limits: QoS 2 goes up as 1, and commands are subscribed to at 0 or 1. On MQTT 3.1.1 an upstream sends back what it is
+//! sent where a subscription covers it; rules that would loop there are refused by the configuration.
+pub mod backoff;
+pub mod client;
+mod inbox;
+pub mod ledger;
 pub mod overlap;
+mod properties;
+pub mod rule;
+pub mod session;
 pub mod settings;
+pub mod snapshot;
+pub mod task;
+#[cfg(test)]
+mod tests;
+mod tls;
+pub mod wire;
+
+pub use snapshot::{Snapshot, State};
+pub use task::{Upstream, UpstreamError};

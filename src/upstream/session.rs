@@ -1,0 +1,384 @@
+//! The conversation with one upstream, as a pure state machine: it is told what happens and answers with what to do.
+//!
+//! **Up.** Messages come from the journal in order and are handed to the connection in order, at most a window of them
+//! without an answer; the window is counted from the oldest unanswered one. A message is settled in the journal when it and
+//! all before it have ended: by the upstream's PUBACK, by being sent where QoS 0 is asked for, by expiry, or by being set
+//! aside with a reason. When the connection breaks, everything unsettled is sent again on the next one, so the upstream
+//! sees duplicates of at most the window.
+//!
+//! **Set aside.** What the upstream refuses, or what is too large for it, does not hold up the rest. MQTT 3.1.1 has no
+//! refusal: a broker that dislikes a message closes the connection. So when an upstream closes it while messages are
+//! unanswered, these are sent one at a time on the next connection; a message that is alone and ends the connection
+//! [`STRIKES`] times in a row is set aside. Failures of the network are not counted against it.
+//!
+//! **Down.** A message is mapped to its local topic and acknowledged when the gateway has it safe.
+//!
+//! **No echo.** What came from an upstream is not sent back to it. On version 5 subscriptions have the no local option, and a count of
+//! the gateways that a message has passed through ends loops of several.
+
+use std::collections::VecDeque;
+
+use bytes::Bytes;
+use tracing::{debug, info, warn};
+
+use super::ledger::{Counts, DropReason, Outcome};
+use super::properties;
+use super::rule::Rules;
+use super::settings::{OutQos, UpstreamSettings};
+use super::wire::{Broken, InMessage, Link, OutMessage, Version};
+use crate::journal::{Delivery, Position};
+use crate::message::{Message, Origin, Qos, TopicFilter};
+
+/// Connections that a message may end before it is set aside.
+pub const STRIKES: u32 = 3;
+/// Gateways that a message may pass through.
+pub const MAX_HOPS: u8 = 8;
+/// An upstream that has messages to answer to and answers to none for this long is taken for dead.
+pub const ANSWER_TIMEOUT_MS: u64 = 60_000;
+
+/// What is to be done.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum SessionAction {
+    /// Hand this to the connection.
+    Publish(OutMessage),
+    /// The journal may forget this message.
+    Settle(Position),
+    /// Read the journal again from the oldest unsettled message on.
+    Rewind,
+    /// Subscribe to these, all in one packet.
+    Subscribe(Vec<(TopicFilter, Qos)>),
+    /// Unsubscribe from these.
+    Unsubscribe(Vec<TopicFilter>),
+    /// End the connection: the upstream does not answer.
+    Break,
+}
+
+/// A message that came down, ready to be published here.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Inbound {
+    /// Local topic.
+    pub topic: String,
+    /// Payload.
+    pub payload: Bytes,
+    /// QoS.
+    pub qos: Qos,
+    /// Retain flag.
+    pub retain: bool,
+    /// MQTT 5 properties, encoded.
+    pub properties: Vec<u8>,
+    /// Message expiry interval in seconds.
+    pub expiry: Option<u32>,
+    /// Gateways that it has passed through.
+    pub hops: u8,
+    /// What to acknowledge afterwards; 0: nothing.
+    pub packet_id: u16,
+}
+
+#[derive(Debug)]
+struct InFlight {
+    /// `None`: a message of our own, such as the status.
+    source: Option<(Position, Message)>,
+    handed_over: u64,
+    packet_id: Option<u16>,
+    outcome: Option<Outcome>,
+}
+
+/// A message that was unanswered when the upstream closed the connection.
+#[derive(Clone, Copy, Debug)]
+struct Suspect {
+    position: Position,
+    strikes: u32,
+    /// Up to here messages go one at a time.
+    until: Position,
+}
+
+/// The state of the conversation.
+#[derive(Debug)]
+pub struct Session {
+    name: String,
+    origin: Origin,
+    rules: Rules,
+    max_inflight: u16,
+    status_topic: Option<String>,
+    link: Option<Link>,
+    in_flight: VecDeque<InFlight>,
+    last_answer: u64,
+    suspect: Option<Suspect>,
+    subscribing: VecDeque<Vec<TopicFilter>>,
+    counts: Counts,
+}
+
+impl Session {
+    /// A conversation that has not begun.
+    pub fn new(rules: Rules, settings: &UpstreamSettings) -> Session {
+        Session {
+            name: settings.name.clone(),
+            origin: Origin::upstream(&settings.name),
+            rules,
+            max_inflight: settings.max_inflight,
+            status_topic: settings.status_topic.as_ref().map(|topic| topic.as_str().to_owned()),
+            link: None,
+            in_flight: VecDeque::new(),
+            last_answer: 0,
+            suspect: None,
+            subscribing: VecDeque::new(),
+            counts: Counts::default(),
+        }
+    }
+
+    /// What is not about rules holds from the next connection on, at the latest.
+    pub fn set_settings(&mut self, settings: &UpstreamSettings) {
+        self.max_inflight = settings.max_inflight;
+        self.status_topic = settings.status_topic.as_ref().map(|topic| topic.as_str().to_owned());
+    }
+
+    /// How messages ended so far.
+    pub fn counts(&self) -> &Counts {
+        &self.counts
+    }
+
+    /// Messages handed over and not settled.
+    pub fn in_flight(&self) -> usize {
+        self.in_flight.len()
+    }
+
+    /// The upstream has accepted a connection.
+    pub fn connected(&mut self, link: Link, now: u64) -> Vec<SessionAction> {
+        self.link = Some(link);
+        let mut actions = Vec::new();
+        self.subscribe(self.rules.subscriptions(), &mut actions);
+        if let Some(status) = self.status("online") {
+            self.in_flight.push_back(InFlight { source: None, handed_over: now, packet_id: None, outcome: None });
+            actions.push(SessionAction::Publish(status));
+        }
+        actions
+    }
+
+    /// The status message with this payload, if one is wanted.
+    pub fn status(&self, payload: &'static str) -> Option<OutMessage> {
+        let link = self.link?;
+        Some(OutMessage {
+            topic: self.status_topic.clone()?,
+            payload: Bytes::from_static(payload.as_bytes()),
+            qos: Qos::AtLeastOnce.min(link.max_qos),
+            retain: link.retain_available,
+            properties: Vec::new(),
+        })
+    }
+
+    /// The connection is gone.
+    pub fn disconnected(&mut self, why: &Broken) -> Vec<SessionAction> {
+        self.link = None;
+        self.subscribing.clear();
+        let mut actions = Vec::new();
+        let unanswered = self.in_flight.iter().find(|message| message.outcome.is_none());
+        let unanswered = unanswered.filter(|message| message.packet_id.is_some()).and_then(|m| m.source.clone());
+        let closed = matches!(why, Broken::Closed | Broken::Dismissed(_));
+        if let Some((position, message)) = unanswered.filter(|_| closed) {
+            self.suspect(position, &message, &mut actions);
+        }
+        self.in_flight.clear();
+        actions.push(SessionAction::Rewind);
+        actions
+    }
+
+    /// The upstream closed the connection while this was the oldest message without an answer.
+    fn suspect(&mut self, position: Position, message: &Message, actions: &mut Vec<SessionAction>) {
+        let last = self.in_flight.iter().filter_map(|message| message.source.as_ref()).map(|source| source.0).max();
+        let until = last.unwrap_or(position).max(self.suspect.map_or(position, |suspect| suspect.until));
+        let alone = self.in_flight.iter().filter(|message| message.source.is_some()).count() == 1;
+        let before = self.suspect.filter(|suspect| suspect.position == position).map_or(0, |suspect| suspect.strikes);
+        let strikes = before + u32::from(alone);
+        self.suspect = Some(Suspect { position, strikes, until });
+        if strikes >= STRIKES {
+            let why = "the upstream closes the connection whenever it gets this message";
+            self.counts.add_loss(&self.name, DropReason::EndsConnection, message.view().topic(), why);
+            self.suspect = (until > position).then_some(Suspect { position: until, strikes: 0, until });
+            actions.push(SessionAction::Settle(position));
+        }
+    }
+
+    /// Whether the next message may be handed over.
+    pub fn has_room(&self) -> bool {
+        let Some(link) = self.link else { return false };
+        let window = if self.suspect.is_some() { 1 } else { self.max_inflight.min(link.receive_maximum).max(1) };
+        self.in_flight.len() < usize::from(window)
+    }
+
+    /// The journal has this message. Only to be called while there is room.
+    pub fn delivery(&mut self, delivery: Delivery, now: u64) -> Vec<SessionAction> {
+        let Delivery { position, message, .. } = delivery;
+        let mut in_flight = InFlight { source: None, handed_over: now, packet_id: None, outcome: None };
+        let mut actions = Vec::new();
+        match self.outgoing(&message, now) {
+            Ok(out) => actions.push(SessionAction::Publish(out)),
+            Err(outcome) => in_flight.outcome = Some(outcome),
+        }
+        in_flight.source = Some((position, message));
+        self.in_flight.push_back(in_flight);
+        self.settle(&mut actions);
+        actions
+    }
+
+    fn outgoing(&self, message: &Message, now: u64) -> Result<OutMessage, Outcome> {
+        let Some(link) = self.link else { return Err(Outcome::Dropped(DropReason::NoRule)) };
+        let view = message.view();
+        if view.origin() == self.origin {
+            return Err(Outcome::Dropped(DropReason::CameFromThere));
+        }
+        let mapped = self.rules.outgoing(view.topic());
+        let (topic, policy) = mapped.ok_or(Outcome::Dropped(DropReason::NoRule))?;
+        let expiry = view.remaining_expiry(now).map_err(|_| Outcome::Expired)?;
+        let (mut properties, named_hops) = properties::split(view.properties());
+        let hops = view.hops().max(named_hops);
+        if hops >= MAX_HOPS {
+            return Err(Outcome::Dropped(DropReason::Loop));
+        }
+        properties::join(&mut properties, hops + 1, expiry);
+        if link.version == Version::V4 {
+            properties.clear();
+        }
+        let qos = match policy {
+            OutQos::AtMostOnce => Qos::AtMostOnce,
+            OutQos::AtLeastOnce => Qos::AtLeastOnce,
+            OutQos::Keep => view.qos().min(Qos::AtLeastOnce),
+        };
+        let out = OutMessage {
+            topic,
+            payload: Bytes::copy_from_slice(view.payload()),
+            qos: qos.min(link.max_qos),
+            retain: view.retain() && link.retain_available,
+            properties,
+        };
+        // [MQTT-2.1.4]: the remaining length has 28 bits
+        let limit = link.max_packet_size.map_or(268_435_455, |size| size as usize);
+        if out.topic.len() > usize::from(u16::MAX) || out.packet_size(link.version) > limit {
+            return Err(Outcome::Dropped(DropReason::TooLarge));
+        }
+        Ok(out)
+    }
+
+    /// The oldest message handed over has been sent.
+    pub fn sent(&mut self, packet_id: u16) -> Vec<SessionAction> {
+        let mut actions = Vec::new();
+        let waiting = |message: &&mut InFlight| message.packet_id.is_none() && message.outcome.is_none();
+        if let Some(message) = self.in_flight.iter_mut().find(waiting) {
+            message.packet_id = Some(packet_id);
+            if packet_id == 0 {
+                message.outcome = Some(Outcome::SentUnconfirmed);
+                self.settle(&mut actions);
+            }
+        }
+        actions
+    }
+
+    /// The upstream has answered to a message.
+    pub fn acked(&mut self, packet_id: u16, reason: u8, now: u64) -> Vec<SessionAction> {
+        self.last_answer = now;
+        let mut actions = Vec::new();
+        let is_it = |message: &&mut InFlight| message.packet_id == Some(packet_id) && message.outcome.is_none();
+        if let Some(message) = self.in_flight.iter_mut().find(is_it) {
+            let refused = reason >= 0x80;
+            if let Some((_, source)) = message.source.as_ref().filter(|_| refused) {
+                let (upstream, topic) = (&self.name, source.view().topic());
+                debug!(upstream, topic, reason, "the upstream refuses a message");
+            }
+            let outcome = if refused { Outcome::Dropped(DropReason::Refused) } else { Outcome::Acked };
+            message.outcome = Some(outcome);
+            self.settle(&mut actions);
+        }
+        actions
+    }
+
+    /// Settles what has ended, up to the first message that has not.
+    fn settle(&mut self, actions: &mut Vec<SessionAction>) {
+        while let Some(outcome) = self.in_flight.front().and_then(|oldest| oldest.outcome) {
+            let Some((position, message)) = self.in_flight.pop_front().and_then(|oldest| oldest.source) else {
+                continue; // the status
+            };
+            if self.suspect.is_some_and(|suspect| suspect.until <= position) {
+                self.suspect = None;
+            }
+            let why = match outcome {
+                Outcome::Dropped(DropReason::Refused) => "the upstream refuses it",
+                Outcome::Dropped(DropReason::TooLarge) => "it is larger than the upstream takes",
+                Outcome::Dropped(DropReason::Loop) => "it has passed through too many gateways: is there a loop?",
+                _ => "",
+            };
+            match outcome {
+                Outcome::Dropped(reason) if !why.is_empty() => {
+                    self.counts.add_loss(&self.name, reason, message.view().topic(), why);
+                }
+                outcome => self.counts.add(outcome),
+            }
+            actions.push(SessionAction::Settle(position));
+        }
+    }
+
+    /// When [`Session::time`] is to be called.
+    pub fn deadline(&self) -> Option<u64> {
+        let oldest = self.in_flight.iter().find(|message| message.outcome.is_none())?;
+        Some(oldest.handed_over.max(self.last_answer) + ANSWER_TIMEOUT_MS)
+    }
+
+    /// Time has come so far.
+    pub fn time(&mut self, now: u64) -> Vec<SessionAction> {
+        let silent = self.link.is_some() && self.deadline().is_some_and(|deadline| deadline <= now);
+        if silent { vec![SessionAction::Break] } else { Vec::new() }
+    }
+
+    /// New rules; the connection stays.
+    pub fn set_rules(&mut self, rules: Rules) -> Vec<SessionAction> {
+        let (before, wanted) = (self.rules.subscriptions(), rules.subscriptions());
+        self.rules = rules;
+        let mut actions = Vec::new();
+        if self.link.is_some() {
+            let gone = before.iter().filter(|(filter, _)| wanted.iter().all(|(kept, _)| kept != filter));
+            let gone: Vec<_> = gone.map(|(filter, _)| filter.clone()).collect();
+            if !gone.is_empty() {
+                actions.push(SessionAction::Unsubscribe(gone));
+            }
+            self.subscribe(wanted.into_iter().filter(|new| !before.contains(new)).collect(), &mut actions);
+        }
+        actions
+    }
+
+    fn subscribe(&mut self, wanted: Vec<(TopicFilter, Qos)>, actions: &mut Vec<SessionAction>) {
+        if !wanted.is_empty() {
+            self.subscribing.push_back(wanted.iter().map(|(filter, _)| filter.clone()).collect());
+            actions.push(SessionAction::Subscribe(wanted));
+        }
+    }
+
+    /// The upstream has answered to a subscription.
+    pub fn subscribed(&mut self, reasons: &[u8]) {
+        let upstream = &self.name;
+        for (filter, reason) in self.subscribing.pop_front().unwrap_or_default().iter().zip(reasons) {
+            if *reason >= 0x80 {
+                warn!(upstream, %filter, reason, "the upstream refuses the subscription: nothing comes down by it");
+            } else {
+                info!(upstream, %filter, qos = reason, "subscribed");
+            }
+        }
+    }
+
+    /// A message came down; `None`: no rule wants it, and it is to be acknowledged at once.
+    pub fn incoming(&self, message: InMessage) -> Option<Inbound> {
+        let (topic, qos) = self.rules.incoming(&message.topic)?;
+        let (properties, hops) = properties::split(&message.properties);
+        Some(Inbound {
+            topic,
+            payload: message.payload,
+            qos: message.qos.min(qos),
+            retain: message.retain,
+            properties,
+            expiry: message.expiry,
+            hops,
+            packet_id: message.packet_id,
+        })
+    }
+}
+
+#[cfg(test)]
+#[path = "session_tests.rs"]
+mod tests;

@@ -1,0 +1,450 @@
+use proptest::prelude::*;
+
+use super::super::rule::tests::{rule, settings};
+use super::*;
+use crate::journal::{Journal, Limits, Reader, WhenFull};
+use crate::message::Draft;
+
+const V5: Link = Link {
+    version: Version::V5,
+    session_present: false,
+    receive_maximum: u16::MAX,
+    max_packet_size: None,
+    max_qos: Qos::ExactlyOnce,
+    retain_available: true,
+};
+const V4: Link = Link { version: Version::V4, ..V5 };
+
+/// A journal and a session that reads it, and what the upstream was sent.
+struct Bench {
+    journal: Journal,
+    consumer: crate::journal::ConsumerId,
+    reader: Reader,
+    session: Session,
+    sent: Vec<OutMessage>,
+    broken: bool,
+}
+
+fn draft<'a>(topic: &'a str, payload: &'a [u8]) -> Draft<'a> {
+    Draft {
+        topic,
+        payload,
+        qos: Qos::AtLeastOnce,
+        retain: false,
+        properties: &[],
+        expiry: None,
+        hops: 0,
+        boot_ms: 0,
+        origin: Origin::client("somebody"),
+    }
+}
+
+impl Bench {
+    fn new(change: impl FnOnce(&mut UpstreamSettings)) -> Bench {
+        let journal = Journal::default();
+        let limits = Limits { messages: 1_000, bytes: 1 << 20, when_full: WhenFull::DropOldest };
+        let consumer = journal.register("upstream/home", limits);
+        let mut settings = settings();
+        settings.max_inflight = 4;
+        settings.out.push(rule("#", "", "up/", OutQos::AtLeastOnce));
+        change(&mut settings);
+        let session = Session::new(Rules::new(&settings), &settings);
+        let reader = journal.reader(consumer);
+        Bench { journal, consumer, reader, session, sent: Vec::new(), broken: false }
+    }
+
+    fn append(&mut self, draft: &Draft<'_>) {
+        let position = self.journal.append(&Message::new(draft), &[self.consumer]).unwrap();
+        // the journal hands out nothing before it is safe
+        while *self.journal.synced().borrow() < position {
+            std::thread::yield_now();
+        }
+    }
+
+    fn append_many(&mut self, payloads: std::ops::Range<u32>) {
+        for payload in payloads {
+            self.append(&draft("t", payload.to_string().as_bytes()));
+        }
+    }
+
+    fn perform(&mut self, actions: Vec<SessionAction>) {
+        for action in actions {
+            match action {
+                SessionAction::Publish(message) => self.sent.push(message),
+                SessionAction::Settle(position) => self.reader.settle(position),
+                SessionAction::Rewind => self.reader.rewind(),
+                SessionAction::Break => self.broken = true,
+                SessionAction::Subscribe(_) | SessionAction::Unsubscribe(_) => {}
+            }
+        }
+    }
+
+    fn connect(&mut self, link: Link) {
+        let actions = self.session.connected(link, 0);
+        self.perform(actions);
+    }
+
+    fn pump(&mut self, now: u64) {
+        while self.session.has_room() {
+            let Some(delivery) = self.reader.try_next() else { return };
+            let actions = self.session.delivery(delivery, now);
+            self.perform(actions);
+        }
+    }
+
+    /// The upstream gets all that was sent, under packet ids from `first` on.
+    fn deliver(&mut self, first: u16) -> Vec<String> {
+        let sent = std::mem::take(&mut self.sent);
+        let mut id = first;
+        for message in &sent {
+            let packet_id = if message.qos == Qos::AtMostOnce { 0 } else { id };
+            id += u16::from(packet_id != 0);
+            let actions = self.session.sent(packet_id);
+            self.perform(actions);
+        }
+        sent.iter().map(|message| String::from_utf8(message.payload.to_vec()).unwrap()).collect()
+    }
+
+    fn ack(&mut self, packet_id: u16, reason: u8) {
+        let actions = self.session.acked(packet_id, reason, 0);
+        self.perform(actions);
+    }
+
+    fn disconnect(&mut self, why: &Broken) {
+        let actions = self.session.disconnected(why);
+        self.perform(actions);
+    }
+
+    fn ledger(&self) -> super::super::ledger::Ledger {
+        let ledger = self.session.counts().ledger(&self.reader.backlog());
+        assert!(ledger.is_balanced(), "{ledger:?}");
+        ledger
+    }
+}
+
+#[test]
+fn the_window_slides_on_the_oldest_unanswered() {
+    let mut bench = Bench::new(|_| {});
+    bench.append_many(0..10);
+    bench.connect(V5);
+    bench.pump(0);
+    assert_eq!(bench.deliver(1), ["0", "1", "2", "3"]);
+    bench.ack(2, 0);
+    bench.pump(0);
+    assert!(bench.sent.is_empty(), "the oldest is unanswered");
+    assert_eq!(bench.ledger().acked, 0, "settled in order");
+    bench.ack(1, 0x10);
+    bench.pump(0);
+    assert_eq!(bench.deliver(5), ["4", "5"]);
+    assert_eq!((bench.ledger().acked, bench.ledger().pending), (2, 8));
+}
+
+#[test]
+fn the_upstreams_receive_maximum_bounds_the_window() {
+    let mut bench = Bench::new(|_| {});
+    bench.append_many(0..10);
+    bench.connect(Link { receive_maximum: 2, ..V5 });
+    bench.pump(0);
+    assert_eq!(bench.deliver(1), ["0", "1"]);
+}
+
+#[test]
+fn after_a_break_everything_unsettled_is_sent_again_in_order() {
+    let mut bench = Bench::new(|_| {});
+    bench.append_many(0..5);
+    bench.connect(V5);
+    bench.pump(0);
+    bench.deliver(1);
+    bench.ack(1, 0);
+    bench.ack(3, 0);
+    bench.disconnect(&Broken::Silent);
+    bench.connect(V5);
+    bench.pump(0);
+    assert_eq!(bench.deliver(1), ["1", "2", "3", "4"]);
+    for id in 1..=4 {
+        bench.ack(id, 0);
+    }
+    assert_eq!((bench.ledger().acked, bench.ledger().pending), (5, 0));
+}
+
+#[test]
+fn what_the_upstream_does_not_want_does_not_hold_up_the_rest() {
+    let mut bench = Bench::new(|_| {});
+    bench.append(&draft("t", b"refused"));
+    bench.append(&draft("t", &[b'x'; 300]));
+    bench.append(&draft("t", b"good"));
+    bench.connect(Link { max_packet_size: Some(100), ..V5 });
+    bench.pump(0);
+    assert_eq!(bench.deliver(1), ["refused", "good"]);
+    bench.ack(1, 0x87);
+    bench.ack(2, 0);
+    let ledger = bench.ledger();
+    assert_eq!((ledger.acked, ledger.dropped.refused, ledger.dropped.too_large, ledger.pending), (1, 1, 1, 0));
+}
+
+#[test]
+fn a_message_that_ends_the_connection_is_found_and_set_aside() {
+    let mut bench = Bench::new(|_| {});
+    bench.append_many(0..6);
+    let mut connections = 0;
+    // a broker on 3.1.1 that closes the connection when it gets "2"
+    while bench.ledger().pending > 0 {
+        connections += 1;
+        assert!(connections < 10, "{:?}", bench.ledger());
+        bench.connect(V4);
+        let mut id = 1;
+        'connection: loop {
+            bench.pump(0);
+            let sent = bench.deliver(id);
+            if sent.is_empty() {
+                break;
+            }
+            for payload in sent {
+                if payload == "2" {
+                    bench.disconnect(&Broken::Closed);
+                    break 'connection;
+                }
+                bench.ack(id, 0);
+                id += 1;
+            }
+        }
+    }
+    let ledger = bench.ledger();
+    assert_eq!((ledger.acked, ledger.dropped.ends_connection), (5, 1));
+    assert_eq!(connections, STRIKES + 2, "one to suspect it, three strikes, one for the rest");
+    assert!(bench.session.has_room() && bench.session.suspect.is_none());
+}
+
+#[test]
+fn a_bad_network_is_not_blamed_on_a_message() {
+    let mut bench = Bench::new(|_| {});
+    bench.append_many(0..3);
+    for _ in 0..10 {
+        bench.connect(V4);
+        bench.pump(0);
+        bench.deliver(1);
+        bench.disconnect(&Broken::Silent);
+    }
+    assert_eq!(bench.ledger().pending, 3);
+}
+
+#[test]
+fn qos_follows_the_rule() {
+    let mut bench = Bench::new(|settings| {
+        settings.out = vec![
+            rule("keep", "", "", OutQos::Keep),
+            rule("zero", "", "", OutQos::AtMostOnce),
+            rule("one", "", "", OutQos::AtLeastOnce),
+        ];
+        settings.max_inflight = 10;
+    });
+    for (topic, qos) in
+        [("keep", Qos::AtMostOnce), ("keep", Qos::ExactlyOnce), ("zero", Qos::ExactlyOnce), ("one", Qos::AtMostOnce)]
+    {
+        bench.append(&Draft { qos, ..draft(topic, b"") });
+    }
+    bench.connect(V5);
+    bench.pump(0);
+    assert_eq!(bench.sent.iter().map(|message| message.qos as u8).collect::<Vec<_>>(), [0, 1, 0, 1]);
+    bench.deliver(1);
+    assert_eq!(bench.ledger().sent_unconfirmed, 1, "in order: the others wait for the second");
+    bench.ack(1, 0);
+    bench.ack(2, 0);
+    let ledger = bench.ledger();
+    assert_eq!((ledger.acked, ledger.sent_unconfirmed, ledger.pending), (2, 2, 0));
+}
+
+#[test]
+fn expiry_is_honoured_and_passed_on_as_the_remainder() {
+    let mut bench = Bench::new(|_| {});
+    bench.append(&Draft { expiry: Some(10), ..draft("t", b"late") });
+    bench.append(&Draft { expiry: Some(60), ..draft("t", b"in time") });
+    bench.connect(V5);
+    bench.pump(20_000);
+    let properties = bench.sent[0].properties.clone();
+    assert_eq!(properties[..5], [2, 0, 0, 0, 40]);
+    assert_eq!(bench.deliver(1), ["in time"]);
+    assert_eq!(bench.ledger().expired, 1);
+}
+
+#[test]
+fn nothing_echoes_and_loops_end() {
+    let mut bench = Bench::new(|settings| settings.both.push(rule("x/#", "", "", OutQos::Keep)));
+    bench.append(&Draft { origin: Origin::upstream("home"), ..draft("x/1", b"came from there") });
+    bench.append(&Draft { hops: MAX_HOPS, ..draft("x/1", b"went round") });
+    bench.append(&Draft { hops: 2, ..draft("x/1", b"good") });
+    bench.connect(V5);
+    bench.pump(0);
+    let (_, hops) = properties::split(&bench.sent[0].properties);
+    assert_eq!((bench.deliver(1), hops), (vec!["good".to_owned()], 3));
+    let dropped = bench.ledger().dropped;
+    assert_eq!((dropped.came_from_there, dropped.looped), (1, 1));
+    let mut properties = Vec::new();
+    properties::join(&mut properties, 3, None);
+    let message = InMessage {
+        packet_id: 7,
+        topic: "x/2".into(),
+        payload: Bytes::new(),
+        qos: Qos::AtLeastOnce,
+        retain: true,
+        expiry: Some(5),
+        properties,
+    };
+    let inbound = bench.session.incoming(message.clone()).unwrap();
+    assert_eq!((inbound.topic.as_str(), inbound.hops, inbound.properties.len(), inbound.packet_id), ("x/2", 3, 0, 7));
+    assert_eq!(bench.session.incoming(InMessage { topic: "y".into(), ..message }), None);
+}
+
+#[test]
+fn two_gateways_at_one_upstream_do_not_echo() {
+    // what one sends up comes down to the other, which does not send it up again
+    let other = Bench::new(|settings| {
+        settings.out.clear();
+        settings.both.push(rule("x/#", "", "", OutQos::Keep));
+    });
+    let mut one = Bench::new(|settings| {
+        settings.out.clear();
+        settings.both.push(rule("x/#", "", "", OutQos::Keep));
+    });
+    one.append(&draft("x/1", b"hello"));
+    one.connect(V5);
+    one.pump(0);
+    let up = one.sent.remove(0);
+    let message = InMessage {
+        packet_id: 1,
+        topic: up.topic,
+        payload: up.payload,
+        qos: up.qos,
+        retain: false,
+        expiry: None,
+        properties: up.properties,
+    };
+    let inbound = other.session.incoming(message).unwrap();
+    let mut other = other;
+    let origin = Origin::upstream("home");
+    other.append(&Draft { hops: inbound.hops, origin, ..draft(&inbound.topic, &inbound.payload) });
+    other.connect(V5);
+    other.pump(0);
+    assert!(other.sent.is_empty());
+    assert_eq!(other.ledger().dropped.came_from_there, 1);
+}
+
+#[test]
+fn new_rules_subscribe_and_unsubscribe_the_difference() {
+    let mut bench = Bench::new(|settings| {
+        settings.inbound = vec![rule("a/#", "", "", Qos::AtLeastOnce), rule("b/#", "", "", Qos::AtMostOnce)];
+    });
+    let filter = |text: &str| TopicFilter::new(text).unwrap();
+    let expected = vec![(filter("a/#"), Qos::AtLeastOnce), (filter("b/#"), Qos::AtMostOnce)];
+    assert_eq!(bench.session.connected(V5, 0), [SessionAction::Subscribe(expected)]);
+    let mut changed = settings();
+    changed.inbound = vec![rule("b/#", "", "", Qos::AtLeastOnce), rule("c", "", "", Qos::AtMostOnce)];
+    let expected = [
+        SessionAction::Unsubscribe(vec![filter("a/#")]),
+        SessionAction::Subscribe(vec![(filter("b/#"), Qos::AtLeastOnce), (filter("c"), Qos::AtMostOnce)]),
+    ];
+    assert_eq!(bench.session.set_rules(Rules::new(&changed)), expected);
+    assert_eq!(bench.session.set_rules(Rules::new(&changed)), []);
+}
+
+#[test]
+fn the_status_is_published_on_connecting_and_counts_for_nothing() {
+    let mut bench =
+        Bench::new(|settings| settings.status_topic = Some(crate::message::Topic::new("sites/loft").unwrap()));
+    bench.append_many(0..1);
+    bench.connect(V5);
+    bench.pump(0);
+    assert!(bench.sent[0].retain && bench.sent[0].topic == "sites/loft");
+    assert_eq!(bench.deliver(1), ["online", "0"]);
+    bench.ack(1, 0);
+    bench.ack(2, 0);
+    assert_eq!((bench.ledger().acked, bench.session.in_flight()), (1, 0));
+}
+
+#[test]
+fn an_upstream_that_answers_to_nothing_is_left() {
+    let mut bench = Bench::new(|_| {});
+    bench.append_many(0..2);
+    bench.connect(V5);
+    bench.pump(1_000);
+    bench.deliver(1);
+    let actions = bench.session.acked(1, 0, 30_000);
+    bench.perform(actions);
+    assert_eq!(bench.session.time(30_000 + ANSWER_TIMEOUT_MS - 1), []);
+    assert_eq!(bench.session.time(30_000 + ANSWER_TIMEOUT_MS), [SessionAction::Break]);
+}
+
+#[test]
+fn the_ledger_balances_when_bounds_push_out_what_is_in_flight() {
+    let mut bench = Bench::new(|_| {});
+    let limits = Limits { messages: 3, bytes: 1 << 20, when_full: WhenFull::DropOldest };
+    bench.journal.register("upstream/home", limits);
+    bench.append_many(0..3);
+    bench.connect(V5);
+    bench.pump(0);
+    bench.deliver(1);
+    bench.append_many(3..5);
+    assert_eq!(bench.ledger().dropped.journal_full, 2);
+    for id in 1..=3 {
+        bench.ack(id, 0);
+    }
+    let ledger = bench.ledger();
+    assert_eq!((ledger.acked, ledger.dropped.journal_full, ledger.pending), (3, 0, 2));
+}
+
+proptest! {
+    /// Whatever happens to the connection: in order, nothing missing but what was refused, and the ledger balances.
+    #[test]
+    fn nothing_is_lost_silently(steps in prop::collection::vec(0..100u8, 1..300)) {
+        let mut bench = Bench::new(|_| {});
+        let mut next = 0;
+        let mut unanswered: VecDeque<(u16, String)> = VecDeque::new();
+        let mut arrived: Vec<u32> = Vec::new();
+        let mut refused = 0;
+        let mut id = 0;
+        let mut connected = false;
+        for step in steps.into_iter().chain([99, 45].into_iter().chain([60; 2_000])) {
+            match step {
+                0..20 => {
+                    bench.append_many(next..next + 1);
+                    next += 1;
+                }
+                20..25 if connected => {
+                    bench.disconnect(if step == 20 { &Broken::Closed } else { &Broken::Silent });
+                    bench.sent.clear();
+                    unanswered.clear();
+                    connected = false;
+                }
+                25..50 if !connected => {
+                    bench.connect(V5);
+                    connected = true;
+                }
+                _ if connected => {
+                    bench.pump(0);
+                    for payload in bench.deliver(id + 1) {
+                        id += 1;
+                        unanswered.push_back((id, payload));
+                    }
+                    if let Some((id, payload)) = unanswered.pop_front() {
+                        if step == 98 {
+                            refused += 1;
+                        } else {
+                            arrived.push(payload.parse().unwrap());
+                        }
+                        bench.ack(id, if step == 98 { 0x80 } else { 0 });
+                    }
+                }
+                _ => {}
+            }
+            bench.ledger();
+        }
+        let ledger = bench.ledger();
+        prop_assert_eq!(ledger.pending, 0);
+        prop_assert_eq!(ledger.dropped.refused, refused);
+        let mut kinds = arrived.clone();
+        kinds.sort_unstable();
+        kinds.dedup();
+        prop_assert_eq!(kinds.len() as u64 + refused + ledger.dropped.ends_connection, u64::from(next));
+        prop_assert!(arrived.is_sorted() , "{arrived:?}");
+    }
+}

@@ -1,0 +1,462 @@
+//! The task of one upstream: connects, lets the session decide, and does what it says.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio::time::{Instant, Interval, MissedTickBehavior, interval, sleep};
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, error, info};
+
+use super::backoff::Backoff;
+use super::client::Client;
+use super::inbox::{Door, Inbox};
+use super::rule::Rules;
+use super::session::{Session, SessionAction};
+use super::settings::{Protocol, UpstreamSettings};
+use super::snapshot::{Snapshot, State};
+use super::wire::{Broken, ClientEvent, Link, UpstreamClient, Version};
+use crate::broker::ingress::{Ingress, IngressError};
+use crate::journal::{ConsumerId, Journal, Limits, Reader};
+use crate::message::Origin;
+use crate::time::SharedClock;
+
+/// How often the snapshot is brought up to date, and what waits for time is looked at.
+const TICK: Duration = Duration::from_millis(500);
+/// After 3.1.1 was the answer, version 5 is not tried again for this long.
+const V4_REMEMBERED: Duration = Duration::from_secs(3600);
+/// Time for what is in flight, the status and the good-bye when the gateway stops.
+const GOOD_BYE: Duration = Duration::from_secs(2);
+/// Different reasons for failing to connect that are logged.
+const REASONS: usize = 8;
+/// Messages taken from the journal before anything else gets a turn.
+const AT_ONCE: usize = 128;
+
+/// Why an upstream's task ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum UpstreamError {
+    /// There is nobody to publish to.
+    #[error("the upstream's messages cannot be published")]
+    Ingress(#[from] IngressError),
+}
+
+/// One upstream, known to the journal and the ingress, ready to run.
+pub struct Upstream<C> {
+    name: String,
+    settings: watch::Receiver<Arc<UpstreamSettings>>,
+    current: Arc<UpstreamSettings>,
+    client: C,
+    session: Session,
+    consumer: ConsumerId,
+    reader: Reader,
+    door: Door,
+    inbox: Inbox,
+    clock: SharedClock,
+    snapshots: watch::Sender<Snapshot>,
+    shown: Snapshot,
+    backoff: Backoff,
+    /// Index of the address that is tried next.
+    address: usize,
+    /// Until when 3.1.1 is spoken at an address.
+    v4_until: Option<(usize, Instant)>,
+    /// What was logged since the last connection, so that it is not logged again.
+    reasons: Vec<String>,
+    tick: Interval,
+}
+
+/// Why a conversation ended, or a wait did.
+enum End {
+    Broken(Broken),
+    /// The settings changed in a way that needs a new connection.
+    Changed,
+    Cancelled,
+}
+
+impl Upstream<Client> {
+    /// An upstream of the gateway. From now on the journal keeps what its rules send up. Must be called within the
+    /// runtime.
+    pub fn new(
+        settings: watch::Receiver<Arc<UpstreamSettings>>,
+        journal: &Journal,
+        limits: Limits,
+        ingress: Ingress,
+        max_packet_size: usize,
+        clock: SharedClock,
+        snapshots: watch::Sender<Snapshot>,
+    ) -> Self {
+        let client = Client::new(max_packet_size);
+        Upstream::with(settings, journal, limits, Door::Ingress(ingress), client, max_packet_size, clock, snapshots)
+    }
+}
+
+impl<C: UpstreamClient> Upstream<C> {
+    #[expect(clippy::too_many_arguments, reason = "everything an upstream touches, given once")]
+    pub(super) fn with(
+        mut settings: watch::Receiver<Arc<UpstreamSettings>>,
+        journal: &Journal,
+        limits: Limits,
+        door: Door,
+        client: C,
+        max_packet_size: usize,
+        clock: SharedClock,
+        snapshots: watch::Sender<Snapshot>,
+    ) -> Self {
+        let current = settings.borrow_and_update().clone();
+        let consumer = journal.register(&format!("upstream/{}", current.name), limits);
+        let rules = Rules::new(&current);
+        door.set_filters(consumer, Origin::upstream(&current.name), rules.local_filters());
+        let mut tick = interval(TICK);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let since_boot_ms = clock.boot_ms();
+        Upstream {
+            name: current.name.clone(),
+            session: Session::new(rules, &current),
+            reader: journal.reader(consumer),
+            inbox: Inbox::new(&current.name, max_packet_size),
+            shown: Snapshot { name: current.name.clone(), since_boot_ms, ..Snapshot::default() },
+            settings,
+            current,
+            client,
+            consumer,
+            door,
+            clock,
+            snapshots,
+            backoff: Backoff::default(),
+            address: 0,
+            v4_until: None,
+            reasons: Vec::new(),
+            tick,
+        }
+    }
+
+    /// Runs until `cancel`. Ends by itself only when nothing can be published here any more.
+    pub async fn run(mut self, cancel: CancellationToken) -> Result<(), UpstreamError> {
+        loop {
+            let Some(link) = self.connect(&cancel).await else { break };
+            let connected = Instant::now();
+            let end = self.converse(link, &cancel).await?;
+            self.client.close();
+            self.backoff.connected_for(connected.elapsed());
+            let (why, at_once) = match end {
+                End::Cancelled => break,
+                End::Changed => (Broken::Failed("the configuration has changed".into()), true),
+                End::Broken(why) => (why, false),
+            };
+            let actions = self.session.disconnected(&why);
+            self.perform(actions);
+            self.inbox.disconnected(self.current.clean_session);
+            let upstream = &self.name;
+            let waiting = self.reader.backlog().messages;
+            info!(upstream, address = self.shown.address, waiting, "connection ended: {why}");
+            self.shown.last_error = Some(why.to_string());
+            self.set_state(State::Waiting, None);
+            let pause = if at_once { Duration::ZERO } else { self.backoff.next(getrandom::u64().unwrap_or(0)) };
+            if self.pause(pause, &cancel).await {
+                break;
+            }
+        }
+        self.set_state(State::Stopped, None);
+        Ok(())
+    }
+
+    /// Tries the addresses in turn until one accepts; `None`: cancelled.
+    async fn connect(&mut self, cancel: &CancellationToken) -> Option<Link> {
+        let mut failed_in_turn = 0;
+        loop {
+            let settings = self.current.clone();
+            self.session.set_settings(&settings);
+            self.address %= settings.addresses.len().max(1);
+            let address = settings.addresses.get(self.address)?;
+            self.shown.address = address.to_string();
+            self.show();
+            let remembered = self.v4_until.is_some_and(|(at, until)| at == self.address && Instant::now() < until);
+            let versions: &[Version] = match settings.protocol {
+                Protocol::V4 => &[Version::V4],
+                Protocol::V5 => &[Version::V5],
+                Protocol::Auto if settings.v5_only => &[Version::V5],
+                Protocol::Auto if remembered => &[Version::V4],
+                Protocol::Auto => &[Version::V5, Version::V4],
+            };
+            let attempt = try_versions(&mut self.client, &settings, self.address, versions);
+            let result = tokio::select! {
+                () = cancel.cancelled() => return None,
+                result = attempt => result,
+            };
+            match result {
+                Ok(link) => {
+                    if versions.len() > 1 && link.version == Version::V4 {
+                        self.v4_until = Some((self.address, Instant::now() + V4_REMEMBERED));
+                    }
+                    return Some(link);
+                }
+                Err(why) => self.failed(&why),
+            }
+            self.address += 1;
+            failed_in_turn += 1;
+            if failed_in_turn >= settings.addresses.len() {
+                failed_in_turn = 0;
+                let pause = self.backoff.next(getrandom::u64().unwrap_or(0));
+                if self.pause(pause, cancel).await {
+                    return None;
+                }
+            }
+        }
+    }
+
+    /// An attempt to connect failed: a new reason is logged, then every doubling of the count.
+    fn failed(&mut self, why: &Broken) {
+        self.shown.failed_attempts += 1;
+        let attempts = self.shown.failed_attempts;
+        let text = format!("{}: {why}", self.shown.address);
+        let is_new = !self.reasons.contains(&text);
+        if is_new && self.reasons.len() < REASONS {
+            self.reasons.push(text);
+        }
+        let (upstream, address) = (&self.name, &self.shown.address);
+        let waiting = self.reader.backlog().messages;
+        match why {
+            // nothing but a person mends that
+            Broken::Refused(_) if is_new && self.reasons.len() < REASONS => {
+                error!(upstream, address, waiting, "waiting for upstream: {why}")
+            }
+            _ if (is_new && self.reasons.len() < REASONS) || attempts.is_power_of_two() => {
+                info!(upstream, address, attempts, waiting, "waiting for upstream: {why}");
+            }
+            _ => debug!(upstream, address, attempts, "still waiting for upstream: {why}"),
+        }
+        self.shown.last_error = Some(why.to_string());
+        self.show();
+    }
+
+    /// Waits, unless the settings change meanwhile; whether it was cancelled.
+    async fn pause(&mut self, pause: Duration, cancel: &CancellationToken) -> bool {
+        let wait = sleep(pause);
+        tokio::pin!(wait);
+        let mut may_change = true;
+        loop {
+            tokio::select! {
+                () = cancel.cancelled() => return true,
+                () = &mut wait => return false,
+                _ = self.tick.tick() => self.show(),
+                changed = self.settings.changed(), if may_change => match changed {
+                    Ok(()) => {
+                        let needs_connection = self.apply_settings();
+                        if needs_connection {
+                            return false;
+                        }
+                    }
+                    Err(_) => may_change = false,
+                },
+            }
+        }
+    }
+
+    /// Speaks with the upstream until the connection ends.
+    async fn converse(&mut self, link: Link, cancel: &CancellationToken) -> Result<End, UpstreamError> {
+        let (upstream, address, version) = (&self.name, &self.shown.address, link.version);
+        let (resumed, waiting) = (link.session_present, self.reader.backlog().messages);
+        info!(upstream, address, ?version, resumed, waiting, "connected");
+        self.shown.failed_attempts = 0;
+        self.reasons.clear();
+        self.set_state(State::Connected, Some(link.version));
+        let actions = self.session.connected(link, self.clock.boot_ms());
+        let mut alive = self.perform(actions);
+        let mut may_change = true;
+        while alive {
+            let more = self.take_from_journal();
+            alive = self.inbox.acknowledge(&mut self.client) && more.is_some();
+            let (more, has_room) = (more == Some(true), self.session.has_room());
+            tokio::select! {
+                () = cancel.cancelled() => {
+                    self.say_good_bye().await;
+                    return Ok(End::Cancelled);
+                }
+                events = self.client.events() => match events {
+                    Ok(events) => alive &= self.handle(events).await?,
+                    Err(why) => return Ok(End::Broken(why)),
+                },
+                changed = self.settings.changed(), if may_change => match changed {
+                    Ok(()) => {
+                        if self.apply_settings() {
+                            self.say_good_bye().await;
+                            return Ok(End::Changed);
+                        }
+                    }
+                    Err(_) => may_change = false,
+                },
+                settled = self.inbox.next_settled(&self.door) => settled?,
+                _ = self.tick.tick() => {
+                    let actions = self.session.time(self.clock.boot_ms());
+                    alive &= self.perform(actions);
+                    self.inbox.deliver(&self.door, self.clock.boot_ms()).await?;
+                    self.show();
+                }
+                () = tokio::task::yield_now(), if more => {}
+                () = self.reader.ready(), if has_room && !more => {}
+            }
+        }
+        Ok(End::Broken(Broken::Silent))
+    }
+
+    /// Hands over what there is room for: whether there may be more, `None` if the connection takes nothing.
+    fn take_from_journal(&mut self) -> Option<bool> {
+        let now = self.clock.boot_ms();
+        for _ in 0..AT_ONCE {
+            if !self.session.has_room() {
+                return Some(false);
+            }
+            let Some(delivery) = self.reader.try_next() else { return Some(false) };
+            let actions = self.session.delivery(delivery, now);
+            if !self.perform(actions) {
+                return None;
+            }
+        }
+        Some(true)
+    }
+
+    /// Whether the connection goes on.
+    async fn handle(&mut self, events: Vec<ClientEvent>) -> Result<bool, IngressError> {
+        let mut alive = true;
+        for event in events {
+            let actions = match event {
+                ClientEvent::Sent(packet_id) => self.session.sent(packet_id),
+                ClientEvent::Acked(packet_id, reason) => self.session.acked(packet_id, reason, self.clock.boot_ms()),
+                ClientEvent::Subscribed(reasons) => {
+                    self.session.subscribed(&reasons);
+                    continue;
+                }
+                ClientEvent::Received(message) => {
+                    let packet_id = message.packet_id;
+                    self.inbox.received(self.session.incoming(message), packet_id);
+                    self.inbox.deliver(&self.door, self.clock.boot_ms()).await?;
+                    continue;
+                }
+            };
+            alive &= self.perform(actions);
+        }
+        Ok(alive)
+    }
+
+    /// Whether the connection goes on.
+    fn perform(&mut self, actions: Vec<SessionAction>) -> bool {
+        let mut alive = true;
+        for action in actions {
+            let done = match action {
+                SessionAction::Publish(message) => self.client.publish(message),
+                SessionAction::Subscribe(filters) => self.client.subscribe(&filters),
+                SessionAction::Unsubscribe(filters) => self.client.unsubscribe(&filters),
+                SessionAction::Settle(position) => {
+                    self.reader.settle(position);
+                    Ok(())
+                }
+                SessionAction::Rewind => {
+                    self.reader.rewind();
+                    Ok(())
+                }
+                SessionAction::Break => {
+                    alive = false;
+                    Ok(())
+                }
+            };
+            // there is room for the whole window: a connection without any has stopped
+            alive &= done.is_ok();
+        }
+        alive
+    }
+
+    /// Tells the upstream that the gateway goes, and waits for the answers to what it was sent.
+    async fn say_good_bye(&mut self) {
+        let offline = self.session.status("offline");
+        let said = offline.map_or(Ok(()), |status| self.client.publish(status)).and_then(|()| self.client.disconnect());
+        if said.is_err() {
+            return;
+        }
+        let until_closed = async {
+            while let Ok(events) = self.client.events().await {
+                for event in events {
+                    let actions = match event {
+                        ClientEvent::Sent(packet_id) => self.session.sent(packet_id),
+                        ClientEvent::Acked(packet_id, reason) => {
+                            self.session.acked(packet_id, reason, self.clock.boot_ms())
+                        }
+                        _ => continue,
+                    };
+                    for action in actions {
+                        if let SessionAction::Settle(position) = action {
+                            self.reader.settle(position);
+                        }
+                    }
+                }
+            }
+        };
+        if tokio::time::timeout(GOOD_BYE, until_closed).await.is_err() {
+            debug!(upstream = self.name, "the upstream did not close the connection");
+        }
+    }
+
+    /// Takes new settings; whether they need a new connection.
+    fn apply_settings(&mut self) -> bool {
+        let new = self.settings.borrow_and_update().clone();
+        let old = std::mem::replace(&mut self.current, new);
+        let rules = Rules::new(&self.current);
+        self.door.set_filters(self.consumer, Origin::upstream(&self.name), rules.local_filters());
+        let actions = self.session.set_rules(rules);
+        let alive = self.perform(actions);
+        let is_same = without_rules(&old) == without_rules(&self.current);
+        let v4_forbidden = self.current.v5_only && self.shown.version == Some(Version::V4);
+        if is_same && !v4_forbidden {
+            info!(upstream = self.name, "new rules");
+            return !alive;
+        }
+        self.v4_until = None;
+        self.address = 0;
+        true
+    }
+
+    fn set_state(&mut self, state: State, version: Option<Version>) {
+        self.shown.state = state;
+        self.shown.version = version;
+        self.shown.since_boot_ms = self.clock.boot_ms();
+        self.show();
+    }
+
+    /// Brings the snapshot up to date.
+    fn show(&mut self) {
+        let backlog = self.reader.backlog();
+        self.shown.ledger = self.session.counts().ledger(&backlog);
+        self.shown.in_flight = self.session.in_flight();
+        self.shown.backlog_bytes = backlog.bytes;
+        self.shown.oldest_boot_ms = backlog.oldest_boot_ms;
+        (self.shown.received, self.shown.received_dropped) = self.inbox.counts();
+        let shown = &self.shown;
+        self.snapshots.send_if_modified(|last| {
+            let is_new = last != shown;
+            if is_new {
+                last.clone_from(shown);
+            }
+            is_new
+        });
+    }
+}
+
+/// Tries one version after the other where the first seems not to be understood.
+async fn try_versions<C: UpstreamClient>(
+    client: &mut C,
+    settings: &UpstreamSettings,
+    address: usize,
+    versions: &[Version],
+) -> Result<Link, Broken> {
+    let mut result = Err(Broken::Version);
+    for version in versions {
+        result = client.connect(settings, &settings.addresses[address], *version).await;
+        // a broker that does not know version 5 says so in the words of 3.1.1, or just closes
+        if !matches!(result, Err(Broken::Version | Broken::Closed)) {
+            break;
+        }
+    }
+    result
+}
+
+fn without_rules(settings: &UpstreamSettings) -> UpstreamSettings {
+    UpstreamSettings { out: Vec::new(), inbound: Vec::new(), both: Vec::new(), ..settings.clone() }
+}

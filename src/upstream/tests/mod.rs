@@ -1,0 +1,292 @@
+//! The task against a scripted upstream; beside this, against real brokers.
+
+mod real;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinHandle;
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+
+use super::inbox::Door;
+use super::rule::tests::rule;
+use super::settings::{OutQos, UpstreamAddress, UpstreamSettings};
+use super::snapshot::{Snapshot, State};
+use super::task::{Upstream, UpstreamError};
+use super::wire::{Broken, Busy, ClientEvent, InMessage, Link, OutMessage, UpstreamClient, Version};
+use crate::broker::ingress::{IngressError, Receipt};
+use crate::journal::{ConsumerId, Full, Journal, Limits, Position, WhenFull};
+use crate::message::{Draft, Message, Origin, Qos, Topic, TopicFilter};
+use crate::time::SystemClock;
+
+/// Stands for the ingress.
+#[derive(Clone, Default)]
+pub struct TestDoor {
+    /// Topic, payload, whether from the upstream, hops.
+    published: Arc<Mutex<Vec<(String, String)>>>,
+    full: Arc<Mutex<bool>>,
+    filters: Arc<Mutex<Vec<String>>>,
+    /// How many receipts are safe.
+    safe: Option<watch::Receiver<u64>>,
+}
+
+impl TestDoor {
+    pub fn publish(&self, draft: &Draft<'_>) -> Result<Receipt, IngressError> {
+        if *self.full.lock() {
+            return Err(Full.into());
+        }
+        assert_eq!(draft.origin, Origin::upstream("home"));
+        let mut published = self.published.lock();
+        published.push((draft.topic.into(), String::from_utf8(draft.payload.to_vec()).unwrap()));
+        Ok(Receipt { durable: Some(Position(published.len() as u64)) })
+    }
+
+    pub async fn settled(&self, receipt: Receipt) -> Result<(), IngressError> {
+        let Some(safe) = &self.safe else { return Ok(()) };
+        let position = receipt.durable.map_or(0, |position| position.0);
+        safe.clone().wait_for(|safe| *safe >= position).await.map(drop).map_err(|_| IngressError::Closed)
+    }
+
+    pub fn set_filters(&self, filters: &[TopicFilter]) {
+        *self.filters.lock() = filters.iter().map(ToString::to_string).collect();
+    }
+}
+
+/// What the task asked of the scripted client.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Asked {
+    Connect(String, Version),
+    Publish(String),
+    Subscribe(Vec<String>),
+    Unsubscribe(Vec<String>),
+    Ack(u16),
+    Disconnect,
+}
+
+/// Plays the upstream: answers of the test, in order.
+struct Scripted {
+    asked: mpsc::UnboundedSender<Asked>,
+    answers: mpsc::Receiver<Result<Link, Broken>>,
+    events: mpsc::Receiver<Result<Vec<ClientEvent>, Broken>>,
+}
+
+impl Scripted {
+    fn ask(&self, what: Asked) -> Result<(), Busy> {
+        self.asked.send(what).map_err(|_| Busy)
+    }
+}
+
+fn strings<'a>(filters: impl Iterator<Item = &'a TopicFilter>) -> Vec<String> {
+    filters.map(ToString::to_string).collect()
+}
+
+impl UpstreamClient for Scripted {
+    async fn connect(&mut self, _: &UpstreamSettings, to: &UpstreamAddress, version: Version) -> Result<Link, Broken> {
+        self.ask(Asked::Connect(to.host.clone(), version)).unwrap();
+        self.answers.recv().await.unwrap_or(Err(Broken::Silent))
+    }
+    fn publish(&mut self, message: OutMessage) -> Result<(), Busy> {
+        self.ask(Asked::Publish(format!("{} {}", message.topic, String::from_utf8_lossy(&message.payload))))
+    }
+    fn subscribe(&mut self, filters: &[(TopicFilter, Qos)]) -> Result<(), Busy> {
+        self.ask(Asked::Subscribe(strings(filters.iter().map(|(filter, _)| filter))))
+    }
+    fn unsubscribe(&mut self, filters: &[TopicFilter]) -> Result<(), Busy> {
+        self.ask(Asked::Unsubscribe(strings(filters.iter())))
+    }
+    fn ack(&mut self, packet_id: u16) -> Result<(), Busy> {
+        self.ask(Asked::Ack(packet_id))
+    }
+    async fn events(&mut self) -> Result<Vec<ClientEvent>, Broken> {
+        self.events.recv().await.unwrap_or(Err(Broken::Closed))
+    }
+    fn disconnect(&mut self) -> Result<(), Busy> {
+        self.ask(Asked::Disconnect)
+    }
+    fn close(&mut self) {}
+}
+
+struct Running {
+    journal: Journal,
+    consumer: ConsumerId,
+    settings: watch::Sender<Arc<UpstreamSettings>>,
+    snapshots: watch::Receiver<Snapshot>,
+    cancel: CancellationToken,
+    task: JoinHandle<Result<(), UpstreamError>>,
+}
+
+impl Running {
+    fn start<C: UpstreamClient + 'static>(settings: UpstreamSettings, door: TestDoor, client: C) -> Running {
+        let journal = Journal::default();
+        let limits = Limits { messages: 100_000, bytes: 64 << 20, when_full: WhenFull::DropOldest };
+        let (settings, settings_rx) = watch::channel(Arc::new(settings));
+        let (snapshots_tx, snapshots) = watch::channel(Snapshot::default());
+        let cancel = CancellationToken::new();
+        let clock = Arc::new(SystemClock);
+        let door = Door::Test(door);
+        let upstream = Upstream::with(settings_rx, &journal, limits, door, client, 256 << 10, clock, snapshots_tx);
+        let consumer = journal.register("upstream/home", limits);
+        let task = tokio::spawn(upstream.run(cancel.clone()));
+        Running { journal, consumer, settings, snapshots, cancel, task }
+    }
+
+    fn append(&self, topic: &str, payload: &str) {
+        let draft = Draft {
+            topic,
+            payload: payload.as_bytes(),
+            qos: Qos::AtLeastOnce,
+            retain: false,
+            properties: &[],
+            expiry: None,
+            hops: 0,
+            boot_ms: 0,
+            origin: Origin::http(),
+        };
+        self.journal.append(&Message::new(&draft), &[self.consumer]).unwrap();
+    }
+
+    async fn until(&mut self, what: &str, condition: impl FnMut(&Snapshot) -> bool) -> Snapshot {
+        let last = self.snapshots.clone();
+        let found = timeout(Duration::from_secs(20), self.snapshots.wait_for(condition)).await;
+        match found {
+            Ok(snapshot) => snapshot.unwrap().clone(),
+            Err(_) => panic!("never {what}: {:?}", last.borrow()),
+        }
+    }
+
+    async fn stop(self) {
+        self.cancel.cancel();
+        assert_eq!(timeout(Duration::from_secs(5), self.task).await.unwrap().unwrap(), Ok(()));
+        assert_eq!(self.snapshots.borrow().state, State::Stopped);
+    }
+}
+
+fn settings(addresses: &[&str]) -> UpstreamSettings {
+    let addresses = addresses.iter().map(|address| UpstreamAddress::parse(address).unwrap()).collect();
+    let mut settings = UpstreamSettings::new("home", addresses, "pigateway-test");
+    settings.out.push(rule("loft/#", "", "sites/", OutQos::AtLeastOnce));
+    settings.inbound.push(rule("commands/#", "", "sites/loft/", Qos::AtLeastOnce));
+    settings
+}
+
+fn link(version: Version) -> Link {
+    Link {
+        version,
+        session_present: false,
+        receive_maximum: 10,
+        max_packet_size: None,
+        max_qos: Qos::ExactlyOnce,
+        retain_available: true,
+    }
+}
+
+struct Script {
+    asked: mpsc::UnboundedReceiver<Asked>,
+    answers: mpsc::Sender<Result<Link, Broken>>,
+    events: mpsc::Sender<Result<Vec<ClientEvent>, Broken>>,
+}
+
+impl Script {
+    fn new() -> (Script, Scripted) {
+        let (asked_tx, asked) = mpsc::unbounded_channel();
+        let (answers, answers_rx) = mpsc::channel(16);
+        let (events, events_rx) = mpsc::channel(16);
+        (Script { asked, answers, events }, Scripted { asked: asked_tx, answers: answers_rx, events: events_rx })
+    }
+
+    async fn next(&mut self) -> Asked {
+        timeout(Duration::from_secs(600), self.asked.recv()).await.unwrap().unwrap()
+    }
+
+    async fn event(&self, event: ClientEvent) {
+        self.events.send(Ok(vec![event])).await.unwrap();
+    }
+}
+
+fn connect(host: &str, version: Version) -> Asked {
+    Asked::Connect(host.into(), version)
+}
+
+#[tokio::test(start_paused = true)]
+async fn addresses_and_versions_are_tried_in_turn() {
+    let (mut script, client) = Script::new();
+    let running = Running::start(settings(&["mqtt://one", "mqtt://two"]), TestDoor::default(), client);
+    assert_eq!(script.next().await, connect("one", Version::V5));
+    script.answers.send(Err(Broken::Silent)).await.unwrap();
+    assert_eq!(script.next().await, connect("two", Version::V5));
+    script.answers.send(Err(Broken::Closed)).await.unwrap();
+    assert_eq!(script.next().await, connect("two", Version::V4));
+    script.answers.send(Ok(link(Version::V4))).await.unwrap();
+    assert_eq!(script.next().await, Asked::Subscribe(vec!["sites/loft/commands/#".into()]));
+    script.events.send(Err(Broken::Closed)).await.unwrap();
+    // where 3.1.1 was the answer, it is remembered
+    assert_eq!(script.next().await, connect("two", Version::V4));
+    running.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn commands_are_acknowledged_in_order_once_they_are_safe() {
+    let (mut script, client) = Script::new();
+    let (safe, safe_rx) = watch::channel(0);
+    let door = TestDoor { safe: Some(safe_rx), ..TestDoor::default() };
+    let mut running = Running::start(settings(&["mqtt://one"]), door.clone(), client);
+    script.answers.send(Ok(link(Version::V5))).await.unwrap();
+    script.next().await;
+    script.next().await;
+    let message = |packet_id, payload: &'static str| {
+        ClientEvent::Received(InMessage {
+            packet_id,
+            topic: "sites/loft/commands/lamp".into(),
+            payload: payload.into(),
+            qos: Qos::AtLeastOnce,
+            retain: false,
+            expiry: None,
+            properties: Vec::new(),
+        })
+    };
+    *door.full.lock() = true;
+    script.event(message(1, "on")).await;
+    script.event(message(2, "off")).await;
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert!(door.published.lock().is_empty());
+    *door.full.lock() = false;
+    running.until("both published", |snapshot| snapshot.received == 2).await;
+    let expected = [("commands/lamp".to_owned(), "on".to_owned()), ("commands/lamp".to_owned(), "off".to_owned())];
+    assert_eq!(*door.published.lock(), expected);
+    assert!(script.asked.try_recv().is_err(), "not safe yet");
+    safe.send_replace(1);
+    assert_eq!(script.next().await, Asked::Ack(1));
+    safe.send_replace(2);
+    assert_eq!(script.next().await, Asked::Ack(2));
+    running.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn rules_change_on_a_live_connection_and_the_rest_needs_a_new_one() {
+    let (mut script, client) = Script::new();
+    let door = TestDoor::default();
+    let mut first = settings(&["mqtt://one"]);
+    first.status_topic = Some(Topic::new("sites/loft").unwrap());
+    let running = Running::start(first.clone(), door.clone(), client);
+    script.answers.send(Ok(link(Version::V5))).await.unwrap();
+    script.next().await;
+    script.next().await;
+    assert_eq!(script.next().await, Asked::Publish("sites/loft online".into()));
+    let mut rules = first.clone();
+    rules.inbound.push(rule("x", "", "", Qos::AtMostOnce));
+    rules.out = vec![rule("cellar/#", "", "", OutQos::Keep)];
+    running.settings.send_replace(Arc::new(rules.clone()));
+    assert_eq!(script.next().await, Asked::Subscribe(vec!["x".into()]));
+    assert_eq!(*door.filters.lock(), ["cellar/#"]);
+    let mut moved = rules;
+    moved.addresses = settings(&["mqtt://two"]).addresses;
+    running.settings.send_replace(Arc::new(moved));
+    assert_eq!(script.next().await, Asked::Publish("sites/loft offline".into()));
+    assert_eq!(script.next().await, Asked::Disconnect);
+    script.events.send(Err(Broken::Closed)).await.unwrap();
+    assert_eq!(script.next().await, connect("two", Version::V5));
+    running.stop().await;
+}

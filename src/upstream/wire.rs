@@ -1,0 +1,156 @@
+//! What passes between the session and the client: packets in the project's own words.
+
+use std::future::Future;
+
+use bytes::Bytes;
+
+use super::properties::varint;
+use super::settings::{UpstreamAddress, UpstreamSettings};
+use crate::message::{Qos, TopicFilter};
+
+/// Version of MQTT spoken with an upstream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+pub enum Version {
+    /// 3.1.1.
+    #[serde(rename = "3.1.1")]
+    V4,
+    /// 5.
+    #[serde(rename = "5")]
+    V5,
+}
+
+/// What an upstream granted when it accepted a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Link {
+    /// Version spoken.
+    pub version: Version,
+    /// Whether it remembers subscriptions and messages from before.
+    pub session_present: bool,
+    /// QoS 1 messages that it takes before it has acknowledged the first of them.
+    pub receive_maximum: u16,
+    /// Largest packet that it takes.
+    pub max_packet_size: Option<u32>,
+    /// Highest QoS that it takes.
+    pub max_qos: Qos,
+    /// Whether it takes retained messages.
+    pub retain_available: bool,
+}
+
+/// A message on its way up.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OutMessage {
+    /// Remote topic.
+    pub topic: String,
+    /// Payload.
+    pub payload: Bytes,
+    /// 0 or 1.
+    pub qos: Qos,
+    /// Retain flag.
+    pub retain: bool,
+    /// MQTT 5 properties, encoded, without their length; empty on 3.1.1.
+    pub properties: Vec<u8>,
+}
+
+impl OutMessage {
+    /// Bytes of the PUBLISH packet.
+    pub fn packet_size(&self, version: Version) -> usize {
+        let properties = match version {
+            Version::V4 => 0,
+            Version::V5 => varint(self.properties.len()).len() + self.properties.len(),
+        };
+        let packet_id = if self.qos == Qos::AtMostOnce { 0 } else { 2 };
+        let remaining = 2 + self.topic.len() + packet_id + properties + self.payload.len();
+        1 + varint(remaining).len() + remaining
+    }
+}
+
+/// A message that came down.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct InMessage {
+    /// What to acknowledge; 0 at QoS 0.
+    pub packet_id: u16,
+    /// Remote topic.
+    pub topic: String,
+    /// Payload.
+    pub payload: Bytes,
+    /// QoS.
+    pub qos: Qos,
+    /// Retain flag.
+    pub retain: bool,
+    /// Message expiry interval in seconds.
+    pub expiry: Option<u32>,
+    /// MQTT 5 properties, encoded, without their length.
+    pub properties: Vec<u8>,
+}
+
+/// What happens on a connection.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ClientEvent {
+    /// The oldest message handed over and not yet sent is sent, under this packet id; 0 at QoS 0.
+    Sent(u16),
+    /// The upstream has answered to the message with this packet id. Reasons from 0x80 on are refusals.
+    Acked(u16, u8),
+    /// A message came.
+    Received(InMessage),
+    /// The upstream has answered to the oldest unanswered subscription: a reason code for each of its filters.
+    Subscribed(Vec<u8>),
+}
+
+/// Why there is no connection (any more).
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Broken {
+    /// It does not speak this version of MQTT.
+    #[error("it does not speak this version of MQTT")]
+    Version,
+    /// It answered, and said no.
+    #[error("it refuses the connection: {0}")]
+    Refused(String),
+    /// It closed the connection without a reason.
+    #[error("it closed the connection")]
+    Closed,
+    /// It closed the connection and said why.
+    #[error("it closed the connection: {0}")]
+    Dismissed(String),
+    /// Nothing is heard of it.
+    #[error("it does not answer")]
+    Silent,
+    /// The network, TLS or the protocol failed.
+    #[error("{0}")]
+    Failed(String),
+}
+
+/// The connection has no room for another request at the moment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Busy;
+
+/// A client for one upstream. One of the project's few traits, so that tests can play the upstream.
+pub trait UpstreamClient: Send {
+    /// Connects. What was connected before is gone.
+    fn connect(
+        &mut self,
+        settings: &UpstreamSettings,
+        address: &UpstreamAddress,
+        version: Version,
+    ) -> impl Future<Output = Result<Link, Broken>> + Send;
+
+    /// Hands a message over. [`ClientEvent::Sent`] follows, in this order.
+    fn publish(&mut self, message: OutMessage) -> Result<(), Busy>;
+
+    /// Subscribes, in one packet. [`ClientEvent::Subscribed`] follows.
+    fn subscribe(&mut self, filters: &[(TopicFilter, Qos)]) -> Result<(), Busy>;
+
+    /// Unsubscribes.
+    fn unsubscribe(&mut self, filters: &[TopicFilter]) -> Result<(), Busy>;
+
+    /// Acknowledges a message that was received with this packet id.
+    fn ack(&mut self, packet_id: u16) -> Result<(), Busy>;
+
+    /// What happened next, at least one event, or the end of the connection. Safe to cancel.
+    fn events(&mut self) -> impl Future<Output = Result<Vec<ClientEvent>, Broken>> + Send;
+
+    /// Says good-bye: the upstream is not to publish the will.
+    fn disconnect(&mut self) -> Result<(), Busy>;
+
+    /// Drops the connection as it is.
+    fn close(&mut self);
+}

@@ -1,0 +1,316 @@
+//! mosquitto and the gateway under the same load in the same run, and how far the load generator itself could go.
+//!
+//! `tests/bench/run` runs everything and prints one table; nothing is asserted. Environment:
+//!
+//! | variable | default | |
+//! |---|---|---|
+//! | `BENCH_ONLY` | all | names of measurements or parts of them, with commas between: `qos0-1to50,rtt` |
+//! | `BENCH_BROKERS` | `mosquitto,pigateway,ceiling` | who takes part; `port` is whoever listens on `BENCH_PORT` |
+//! | `BENCH_PORT` | `1883` | a broker that runs already |
+//! | `BENCH_SECONDS` | `2` | how long publishers publish |
+//! | `BENCH_ROUNDS` | `3` | how often, the brokers taking turns; the median is shown |
+//! | `BENCH_PAYLOAD` | `64` | bytes |
+//! | `BENCH_WINDOW` | `20` | QoS 1 and 2: publications in flight per publisher; mosquitto refuses more at QoS 2 |
+//! | `BENCH_PIGATEWAY` | the one just built | another binary, to compare two builds |
+//!
+//! Rates are deliveries per second, from the first PUBLISH to the last delivery; what was lost is said. Every
+//! measurement gets a fresh broker with its defaults, except that mosquitto gets `max_queued_messages 0`: with its
+//! default of 1000 it would drop QoS 0 messages instead of delivering them. Its `max_inflight_messages` is 20, as is the
+//! gateway's `max_inflight`.
+
+mod ceiling;
+mod latency;
+mod load;
+#[path = "../support/mod.rs"]
+mod support;
+mod wire;
+
+use std::io;
+use std::time::{Duration, Instant};
+
+use load::{Load, Outcome, Until};
+use support::broker::{Mosquitto, Setup};
+use support::{Gateway, Process};
+
+fn main() -> io::Result<()> {
+    let options = Options::from_environment();
+    println!(
+        "payload {} bytes, window {}, {} s, median of {} rounds; deliveries per second unless said otherwise\n",
+        options.payload,
+        options.window,
+        options.time.as_secs_f64(),
+        options.rounds
+    );
+    let mut header = format!("{:<26}", "");
+    options.brokers.iter().for_each(|broker| header.push_str(&format!("{:>14}", broker.name())));
+    println!("{header}{:>10}", "ratio");
+    for (name, measurement) in measurements() {
+        if options.wants(&name) {
+            row(&name, &measurement, &options);
+        }
+    }
+    Ok(())
+}
+
+/// With the window of the others it would show the time of a round trip, not what the generator can do.
+const CEILING_WINDOW: u16 = 1000;
+
+/// Who is measured.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Broker {
+    Mosquitto,
+    Pigateway,
+    Ceiling,
+    Port(u16),
+}
+
+impl Broker {
+    fn name(self) -> &'static str {
+        match self {
+            Broker::Mosquitto => "mosquitto",
+            Broker::Pigateway => "pigateway",
+            Broker::Ceiling => "ceiling",
+            Broker::Port(_) => "port",
+        }
+    }
+
+    fn start(self) -> io::Result<Running> {
+        Ok(match self {
+            Broker::Mosquitto => Running::Mosquitto(Mosquitto::with("max_queued_messages 0")),
+            Broker::Pigateway => Running::Pigateway(Setup::default().start()),
+            Broker::Ceiling => Running::Port(ceiling::start()?),
+            Broker::Port(port) => Running::Port(port),
+        })
+    }
+}
+
+/// Stopped when dropped.
+enum Running {
+    Mosquitto(Mosquitto),
+    Pigateway(Gateway),
+    Port(u16),
+}
+
+impl Running {
+    fn port(&self) -> u16 {
+        match self {
+            Running::Mosquitto(mosquitto) => mosquitto.port,
+            Running::Pigateway(gateway) => gateway.port,
+            Running::Port(port) => *port,
+        }
+    }
+
+    fn process(&self) -> Option<&Process> {
+        match self {
+            Running::Mosquitto(mosquitto) => Some(mosquitto),
+            Running::Pigateway(gateway) => Some(gateway),
+            Running::Port(_) => None,
+        }
+    }
+}
+
+struct Options {
+    only: Vec<String>,
+    brokers: Vec<Broker>,
+    time: Duration,
+    rounds: usize,
+    payload: usize,
+    window: u16,
+}
+
+impl Options {
+    fn from_environment() -> Options {
+        let text = |name: &str, default: &str| std::env::var(name).unwrap_or_else(|_| default.into());
+        let list = |text: String| text.split(',').map(|part| part.trim().to_owned()).collect::<Vec<_>>();
+        let number = |name: &str, default: &str| match text(name, default).parse::<f64>() {
+            Ok(number) => number,
+            Err(_) => panic!("{name} is not a number"),
+        };
+        let brokers = list(text("BENCH_BROKERS", "mosquitto,pigateway,ceiling"));
+        let broker = |name: &String| match name.as_str() {
+            "mosquitto" => Broker::Mosquitto,
+            "pigateway" => Broker::Pigateway,
+            "ceiling" => Broker::Ceiling,
+            "port" => Broker::Port(number("BENCH_PORT", "1883") as u16),
+            other => panic!("BENCH_BROKERS: there is no {other}"),
+        };
+        Options {
+            only: list(text("BENCH_ONLY", "")),
+            brokers: brokers.iter().map(broker).collect(),
+            time: Duration::from_secs_f64(number("BENCH_SECONDS", "2")),
+            rounds: number("BENCH_ROUNDS", "3") as usize,
+            payload: number("BENCH_PAYLOAD", "64") as usize,
+            window: number("BENCH_WINDOW", "20") as u16,
+        }
+    }
+
+    fn wants(&self, name: &str) -> bool {
+        self.only.iter().any(|part| name.contains(part.as_str()))
+    }
+}
+
+enum Measurement {
+    /// QoS, publishers, subscribers.
+    Rate(u8, usize, usize),
+    /// QoS, quantile.
+    RoundTrip(u8, &'static [(&'static str, f64)]),
+    Memory,
+    Idle,
+    Start,
+}
+
+fn measurements() -> Vec<(String, Measurement)> {
+    let mut all = Vec::new();
+    for qos in 0..=2 {
+        for (publishers, subscribers) in [(1, 1), (1, 50), (50, 1)] {
+            let name = format!("qos{qos}-{publishers}to{subscribers}");
+            all.push((name, Measurement::Rate(qos, publishers, subscribers)));
+        }
+    }
+    for qos in 0..=1 {
+        all.push((format!("rtt-qos{qos}"), Measurement::RoundTrip(qos, &[("p50", 0.5), ("p99", 0.99)])));
+    }
+    all.push(("rss".into(), Measurement::Memory));
+    all.push(("cpu".into(), Measurement::Idle));
+    all.push(("start".into(), Measurement::Start));
+    all
+}
+
+/// A figure with its name, as each broker has it: (line, unit, value per round).
+type Figures = Vec<(String, &'static str, f64)>;
+
+fn row(name: &str, measurement: &Measurement, options: &Options) {
+    // rounds[broker][round]
+    let mut rounds: Vec<Vec<Figures>> = vec![Vec::new(); options.brokers.len()];
+    let mut notes = Vec::new();
+    for _ in 0..options.rounds {
+        for (number, broker) in options.brokers.iter().enumerate() {
+            match measure(*broker, measurement, options, &mut notes) {
+                Ok(figures) => rounds[number].push(figures),
+                Err(error) => notes.push(format!("{}: {error}", broker.name())),
+            }
+        }
+    }
+    let lines: Vec<(String, &str)> = rounds
+        .iter()
+        .flatten()
+        .max_by_key(|figures| figures.len())
+        .map(|figures| figures.iter().map(|(line, unit, _)| (line.clone(), *unit)).collect())
+        .unwrap_or_default();
+    for (at, (line, unit)) in lines.iter().enumerate() {
+        let label = [name, line].join(" ");
+        let mut text = format!("{:<26}", format!("{} {unit}", label.trim()).trim_end());
+        let values: Vec<Option<f64>> =
+            rounds.iter().map(|own| median(own.iter().filter_map(|figures| Some(figures.get(at)?.2)))).collect();
+        values.iter().for_each(|value| text.push_str(&format!("{:>14}", value.map_or("-".into(), show))));
+        let of = |wanted| options.brokers.iter().position(|broker| *broker == wanted).and_then(|at| values[at]);
+        if let (Some(theirs), Some(ours)) = (of(Broker::Mosquitto), of(Broker::Pigateway)) {
+            text.push_str(&format!("{:>9.2}x", ours / theirs));
+        }
+        println!("{text}");
+    }
+    notes.dedup();
+    notes.iter().for_each(|note| println!("    {note}"));
+}
+
+fn median(values: impl Iterator<Item = f64>) -> Option<f64> {
+    let mut values: Vec<f64> = values.collect();
+    values.sort_by(f64::total_cmp);
+    values.get(values.len() / 2).copied()
+}
+
+fn show(value: f64) -> String {
+    if value < 1000.0 {
+        return format!("{value:.2}");
+    }
+    let digits = format!("{value:.0}");
+    let groups: Vec<&str> =
+        digits.as_bytes().rchunks(3).rev().filter_map(|group| std::str::from_utf8(group).ok()).collect();
+    groups.join(" ")
+}
+
+fn measure(broker: Broker, what: &Measurement, options: &Options, notes: &mut Vec<String>) -> io::Result<Figures> {
+    match what {
+        Measurement::Rate(qos, publishers, subscribers) => {
+            let running = broker.start()?;
+            let load = Load {
+                publishers: *publishers,
+                subscribers: *subscribers,
+                qos: *qos,
+                payload: options.payload,
+                window: if broker == Broker::Ceiling { CEILING_WINDOW } else { options.window },
+                until: Until::Time(options.time),
+            };
+            let outcome = load::run(running.port(), &load)?;
+            note_loss(broker, &outcome, notes);
+            Ok(vec![(String::new(), "", outcome.rate())])
+        }
+        Measurement::RoundTrip(qos, quantiles) => {
+            let running = broker.start()?;
+            let count = (options.time.as_millis() as usize).max(1000);
+            let times = latency::measure(running.port(), *qos, count, Duration::from_millis(1))?;
+            let at = |quantile: f64| times[((times.len() - 1) as f64 * quantile) as usize].as_secs_f64() * 1e6;
+            Ok(quantiles.iter().map(|(name, quantile)| (name.to_string(), "µs", at(*quantile))).collect())
+        }
+        Measurement::Memory => memory(broker, notes),
+        Measurement::Idle => idle(broker, options.time),
+        Measurement::Start => start(broker),
+    }
+}
+
+fn note_loss(broker: Broker, outcome: &Outcome, notes: &mut Vec<String>) {
+    if outcome.delivered < outcome.expected {
+        let lost = outcome.expected - outcome.delivered;
+        let percent = 100.0 * lost as f64 / outcome.expected as f64;
+        notes.push(format!("{}: {lost} of {} deliveries lost ({percent:.1} %)", broker.name(), outcome.expected));
+    }
+}
+
+fn memory(broker: Broker, notes: &mut Vec<String>) -> io::Result<Figures> {
+    const PAYLOAD: usize = 16 * 1024;
+    let running = broker.start()?;
+    let Some(process) = running.process() else { return Ok(Vec::new()) };
+    let now = |name| process.memory_kib(name) as f64 / 1024.0;
+    let mut figures = vec![("idle".to_owned(), "MiB", now("VmRSS"))];
+    let clients = load::idle_clients(running.port(), 200)?;
+    figures.push(("200 clients".into(), "MiB", now("VmRSS")));
+    drop(clients);
+    let messages = (2 << 30) / PAYLOAD as u64;
+    let load =
+        Load { publishers: 1, subscribers: 1, qos: 0, payload: PAYLOAD, window: 1, until: Until::Count(messages) };
+    let outcome = load::run(running.port(), &load)?;
+    note_loss(broker, &outcome, notes);
+    figures.push(("after 2 GiB".into(), "MiB", now("VmRSS")));
+    figures.push(("peak".into(), "MiB", now("VmHWM")));
+    Ok(figures)
+}
+
+/// Processor time per second while nothing happens.
+fn idle(broker: Broker, time: Duration) -> io::Result<Figures> {
+    let running = broker.start()?;
+    let Some(process) = running.process() else { return Ok(Vec::new()) };
+    let over = |name: &str| {
+        let before = process.cpu_time();
+        std::thread::sleep(time * 2);
+        let used = process.cpu_time().saturating_sub(before);
+        (name.to_owned(), "ms/s", used.as_secs_f64() * 1000.0 / (time * 2).as_secs_f64())
+    };
+    let alone = over("idle");
+    let clients = load::idle_clients(running.port(), 200)?;
+    let with_clients = over("200 clients");
+    drop(clients);
+    Ok(vec![alone, with_clients])
+}
+
+/// From exec to the first CONNACK.
+fn start(broker: Broker) -> io::Result<Figures> {
+    if matches!(broker, Broker::Ceiling | Broker::Port(_)) {
+        return Ok(Vec::new());
+    }
+    let times = (0..5).map(|_| {
+        let begin = Instant::now();
+        let _running = broker.start();
+        begin.elapsed().as_secs_f64() * 1000.0
+    });
+    Ok(vec![(String::new(), "ms", median(times).unwrap_or_default())])
+}

@@ -1,0 +1,229 @@
+//! The gateway and mosquitto, each on a port of its own.
+
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::ops::{Deref, DerefMut};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use tempfile::TempDir;
+
+use super::{PATIENCE, Process, free_port};
+
+/// CONNECT of MQTT 3.1.1 with client id "probe", clean, without keep alive.
+pub const PROBE: &[u8] = b"\x10\x11\0\x04MQTT\x04\x02\0\0\0\x05probe";
+
+/// A gateway under test.
+pub struct Gateway {
+    process: Process,
+    /// Its first listener's port.
+    pub port: u16,
+    dir: TempDir,
+}
+
+/// What a gateway is started with.
+pub struct Setup {
+    port: u16,
+    listen_on: &'static str,
+    extra: String,
+    dir: TempDir,
+}
+
+impl Default for Setup {
+    fn default() -> Self {
+        let dir = tempfile::Builder::new().prefix("pigateway-test-").tempdir().expect("a temporary directory");
+        Setup { port: free_port(), listen_on: "127.0.0.1", extra: String::new(), dir }
+    }
+}
+
+impl Setup {
+    /// Adds to the configuration: tables other than `[gateway]`, `[gpio]` and `[http]`.
+    pub fn config(mut self, text: &str) -> Setup {
+        self.extra.push_str(text);
+        self.extra.push('\n');
+        self
+    }
+
+    /// Listens there instead of on 127.0.0.1.
+    pub fn listen_on(mut self, address: &'static str) -> Setup {
+        self.listen_on = address;
+        self
+    }
+
+    /// Takes this port, whoever has it.
+    pub fn port(mut self, port: u16) -> Setup {
+        self.port = port;
+        self
+    }
+
+    /// Where the configuration and its files are.
+    pub fn dir(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// Writes the configuration.
+    pub fn write(&self) -> PathBuf {
+        let Setup { port, listen_on, extra, .. } = self;
+        let text = format!(
+            "[gateway]\nid = \"test\"\ndata_dir = \"data\"\n[gpio]\nbackend = \"simulated\"\n[http]\naddress = \"off\"\n\
+             [[broker.listener]]\naddress = \"{listen_on}:{port}\"\n{extra}"
+        );
+        let path = self.dir.path().join("pigateway.toml");
+        std::fs::write(&path, text).expect("the configuration");
+        path
+    }
+
+    /// Starts the gateway without waiting for anything.
+    pub fn spawn(&self) -> Process {
+        let path = self.write();
+        Process::start(gateway().arg("run").arg("--config").arg(path).current_dir(self.dir.path()))
+    }
+
+    /// Starts the gateway and waits until it serves.
+    #[track_caller]
+    pub fn start(self) -> Gateway {
+        let mut process = self.spawn();
+        wait_until_served(&mut process, self.port);
+        Gateway { process, port: self.port, dir: self.dir }
+    }
+}
+
+/// The program under test.
+pub fn gateway() -> Command {
+    Command::new(env!("CARGO_BIN_EXE_pigateway"))
+}
+
+impl Gateway {
+    /// With the defaults.
+    #[track_caller]
+    pub fn start() -> Gateway {
+        Setup::default().start()
+    }
+
+    /// With this added to the configuration.
+    #[track_caller]
+    pub fn with(config: &str) -> Gateway {
+        Setup::default().config(config).start()
+    }
+
+    /// Where clients connect.
+    pub fn address(&self) -> SocketAddr {
+        SocketAddr::from(([127, 0, 0, 1], self.port))
+    }
+
+    /// Where the configuration and its files are.
+    pub fn dir(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// SIGTERM; returns the exit code and everything printed.
+    #[track_caller]
+    pub fn stop(self) -> (Option<i32>, Vec<String>) {
+        self.process.stop()
+    }
+
+    /// kill -9; what is on disk stays for [`Killed::restart`].
+    pub fn kill(self) -> Killed {
+        self.process.kill();
+        Killed { dir: self.dir, port: self.port }
+    }
+}
+
+impl Deref for Gateway {
+    type Target = Process;
+
+    fn deref(&self) -> &Process {
+        &self.process
+    }
+}
+
+impl DerefMut for Gateway {
+    fn deref_mut(&mut self) -> &mut Process {
+        &mut self.process
+    }
+}
+
+/// What a gateway leaves when it is killed.
+pub struct Killed {
+    dir: TempDir,
+    port: u16,
+}
+
+impl Killed {
+    /// Starts it again on the same disk and port.
+    #[track_caller]
+    pub fn restart(self) -> Gateway {
+        let path = self.dir.path().join("pigateway.toml");
+        let mut process = Process::start(gateway().arg("run").arg("--config").arg(path).current_dir(self.dir.path()));
+        wait_until_served(&mut process, self.port);
+        Gateway { process, port: self.port, dir: self.dir }
+    }
+}
+
+/// A mosquitto to compare with or to bridge to.
+pub struct Mosquitto {
+    process: Process,
+    /// Its port.
+    pub port: u16,
+    _dir: TempDir,
+}
+
+impl Mosquitto {
+    /// Starts it with these lines added to its configuration.
+    #[track_caller]
+    pub fn with(config: &str) -> Mosquitto {
+        let (mut process, dir, port) = Self::spawn(config);
+        wait_until_served(&mut process, port);
+        Mosquitto { process, port, _dir: dir }
+    }
+
+    fn spawn(config: &str) -> (Process, TempDir, u16) {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let port = free_port();
+        let path = dir.path().join("mosquitto.conf");
+        let text = format!("listener {port} 127.0.0.1\nallow_anonymous true\npersistence false\n{config}\n");
+        std::fs::write(&path, text).expect("the configuration");
+        (Process::start(Command::new(mosquitto()).arg("-c").arg(path)), dir, port)
+    }
+
+    /// SIGTERM.
+    pub fn stop(self) {
+        self.process.stop();
+    }
+}
+
+/// Debian keeps it where the path of most users does not reach.
+fn mosquitto() -> &'static str {
+    if Path::new("/usr/sbin/mosquitto").exists() { "/usr/sbin/mosquitto" } else { "mosquitto" }
+}
+
+impl Deref for Mosquitto {
+    type Target = Process;
+
+    fn deref(&self) -> &Process {
+        &self.process
+    }
+}
+
+/// Waits for a CONNACK from a process that listens on this loopback port.
+#[track_caller]
+pub fn wait_until_served(process: &mut Process, port: u16) {
+    let begin = Instant::now();
+    while !is_served(port) {
+        assert!(process.is_running(), "it has ended: {}", process.log().join("\n"));
+        assert!(begin.elapsed() < PATIENCE, "port {port} is not served; it says: {}", process.log().join("\n"));
+        std::thread::sleep(Duration::from_micros(200));
+    }
+}
+
+fn is_served(port: u16) -> bool {
+    let Ok(mut stream) = TcpStream::connect(("localhost", port)) else { return false };
+    let mut answer = [0; 4];
+    // whatever the answer says, refused included: somebody serves
+    stream.set_read_timeout(Some(Duration::from_secs(5))).is_ok()
+        && stream.write_all(PROBE).is_ok()
+        && stream.read_exact(&mut answer).is_ok()
+        && answer[0] == 0x20
+        && stream.write_all(&[0xe0, 0]).is_ok()
+}

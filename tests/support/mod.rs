@@ -1,0 +1,50 @@
+//! What the tests share: the gateway and its counterparts as processes, and an MQTT client that can misbehave.
+//!
+//! Nothing here sleeps for a result: whoever waits polls a condition until [`PATIENCE`] is over and then fails with what
+//! it saw. Processes are ended by their own pid.
+
+// every test file is a crate of its own and uses a part of this
+#![allow(dead_code, unused_imports, clippy::unwrap_used)]
+
+pub mod broker;
+pub mod client;
+pub mod packet;
+pub mod process;
+pub mod python;
+pub mod tls;
+
+use std::net::TcpListener;
+use std::sync::atomic::{AtomicU16, Ordering};
+use std::time::{Duration, Instant};
+
+pub use broker::{Gateway, Mosquitto, Setup};
+pub use client::{Client, Connect};
+pub use packet::{Lookup, Properties, Publish, contents};
+pub use process::Process;
+
+/// Longest wait for a condition; generous, because a debug build on a busy machine is slow.
+pub const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Waits until `condition` holds.
+#[track_caller]
+pub fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
+    let begin = Instant::now();
+    while !condition() {
+        assert!(begin.elapsed() < PATIENCE, "waited in vain: {what}");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+/// A free loopback port, below those that the system gives to outgoing connections: nobody takes it in between.
+pub fn free_port() -> u16 {
+    const FIRST: u16 = 16_000;
+    const COUNT: u16 = 16_000;
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    let base = (std::process::id() as u16).wrapping_mul(61);
+    loop {
+        let port = FIRST + base.wrapping_add(NEXT.fetch_add(1, Ordering::Relaxed)) % COUNT;
+        if TcpListener::bind(("0.0.0.0", port)).is_ok() && TcpListener::bind(("::1", port)).is_ok() {
+            return port;
+        }
+    }
+}
