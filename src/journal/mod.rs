@@ -172,7 +172,8 @@ pub struct Delivery {
 /// What else an append does.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Extra {
-    /// The message is the retained one of its topic from now on, or clears it.
+    /// The message is the retained one of its topic from now on, or clears it. It is kept as it is: it should have memory of
+    /// its own.
     pub retained: bool,
     /// It is a QoS 2 PUBLISH of this persistent session with this packet id.
     pub received: Option<(ConsumerId, u16)>,
@@ -382,8 +383,22 @@ impl Journal {
     }
 
     /// Keeps a persistent session; `None` forgets it. Safe once [`Journal::synced`] has reached the place returned.
-    pub fn keep_session(&self, client_id: &str, session: Option<&[u8]>) -> Result<Position, Full> {
-        self.with_state(|state| state.append_session(client_id, session))
+    /// `lazy`: nobody waits for that.
+    pub fn keep_session(&self, client_id: &str, session: Option<&[u8]>, lazy: bool) -> Result<Position, Full> {
+        self.with_state(|state| state.append_session(client_id, session, lazy))
+    }
+
+    /// The place up to which everything appended so far is safe, once [`Journal::synced`] has reached it.
+    pub fn barrier(&self) -> Position {
+        self.with_state(State::barrier)
+    }
+
+    /// These retained messages have expired: they need not be kept.
+    pub fn expire_retained<'a>(&self, topics: impl Iterator<Item = &'a str>) {
+        let mut state = self.shared.state.lock();
+        for topic in topics {
+            state.retained.remove(topic);
+        }
     }
 
     fn with_state<T>(&self, act: impl FnOnce(&mut State) -> T) -> T {

@@ -158,12 +158,27 @@ impl Filler {
             if let Some(id) = state.fills.pop_front() {
                 drop(state);
                 self.fill(id);
+            } else if let Some(name) = state.making.clone() {
+                drop(state);
+                self.make(&name);
             } else if let Some(generation) = state.unverified.pop_front() {
                 drop(state);
                 self.verify(generation);
             } else {
                 self.shared.fill.wait(&mut state);
             }
+        }
+    }
+
+    /// Makes the next file; where that fails, the writing thread sees for itself when it needs one.
+    fn make(&self, name: &str) {
+        let size = self.shared.settings.segment_size();
+        let made = self.shared.storage.create(name, size);
+        let mut state = self.shared.state.lock();
+        state.making = None;
+        if made.is_ok() {
+            state.spare.push(name.into());
+            state.counts.bytes += size;
         }
     }
 

@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use bytes::Bytes;
 use smallvec::SmallVec;
+use tracing::{error, info};
 
 use super::boots::Boots;
 use super::format::{CONSUMER_LEN, DATA, FLAG_RECEIVED, FLAG_RETAINED, Kind, RECORD_HEAD, u64_at};
@@ -74,8 +75,10 @@ pub struct State {
     pub fills: VecDeque<ConsumerId>,
     /// Files that the background check has still to read, by generation.
     pub unverified: VecDeque<u64>,
-    /// Files for another use, and those set aside.
+    /// Files that are ready to become segments.
     pub spare: Vec<String>,
+    /// A file that the reading thread shall make, or is making, before it is needed.
+    pub making: Option<String>,
     /// Set aside, oldest first.
     pub aside: VecDeque<String>,
     /// What was wrong.
@@ -84,6 +87,12 @@ pub struct State {
     pub failing: Option<String>,
     /// No file can be written to without giving up messages that wait, and these must not be given up.
     pub is_full: bool,
+    /// Bytes that are being written.
+    pub writing: usize,
+    /// Bytes that the disk space that is ours takes at least, where messages are refused rather than given up.
+    space: u64,
+    /// Whether there was none when somebody looked last; for the log.
+    was_full: bool,
     /// Counters.
     pub counts: Status,
     /// End.
@@ -115,13 +124,46 @@ impl State {
 
     /// Refuses what there is no room for.
     fn admit(&mut self, len: usize, settings: &JournalSettings) -> Result<(), Full> {
-        let is_stuck = settings.when_full == WhenFull::Refuse && (self.is_full || self.failing.is_some());
+        let is_stuck =
+            settings.when_full == WhenFull::Refuse && (self.failing.is_some() || !self.has_space(len, settings));
         let is_too_large = len as u64 > settings.segment_size() - DATA;
         if is_stuck || is_too_large || self.pending.bytes.len() + len > PENDING_MAX.max(len) {
             self.counts.refused += 1;
             return Err(Full);
         }
+        self.space = self.space.saturating_sub(len as u64);
         Ok(())
+    }
+
+    /// Whether the disk space that is ours takes this much more without giving anything up. What is known of it is only
+    /// looked at anew when it seems to be used up.
+    fn has_space(&mut self, len: usize, settings: &JournalSettings) -> bool {
+        if self.space >= len as u64 {
+            return true;
+        }
+        let usable = settings.segment_size() - DATA;
+        let per_segment = usable - usable % (len as u64).max(1);
+        let (mut space, mut free) = (0, settings.segments().saturating_sub(self.segments.len()) as u64);
+        let tail = self.segments.keys().next_back().copied();
+        for (generation, segment) in &self.segments {
+            if Some(*generation) == tail {
+                space += segment.header.size.saturating_sub(segment.end);
+            } else if !segment.is_needed(&self.queues, &self.by_key) {
+                free += 1;
+            }
+        }
+        let waiting = (self.pending.bytes.len() + self.writing) as u64;
+        self.space = (space + free * per_segment).saturating_sub(waiting);
+        let has_space = self.space >= len as u64;
+        if has_space == self.was_full {
+            self.was_full = !has_space;
+            if has_space {
+                info!("journal: there is room again");
+            } else {
+                error!("journal: full (journal.max_size): messages that must be kept are refused until there is room");
+            }
+        }
+        has_space
     }
 
     /// See [`super::Journal::append_with`].
@@ -155,7 +197,7 @@ impl State {
         }
         if extra.retained {
             flags |= FLAG_RETAINED;
-            self.retain(message.to_owned_memory());
+            self.retain(message.clone());
         }
         let position = self.push(Kind::Message, flags, pairs.into_iter(), &[view.as_bytes()]);
         if extra.lazy {
@@ -203,16 +245,28 @@ impl State {
     }
 
     /// See [`super::Journal::keep_session`].
-    pub fn append_session(&mut self, client_id: &str, session: Option<&[u8]>) -> Result<Position, Full> {
+    pub fn append_session(&mut self, client_id: &str, session: Option<&[u8]>, lazy: bool) -> Result<Position, Full> {
         self.control(session.map_or(0, <[u8]>::len))?;
         match session {
             Some(session) => self.sessions.insert(client_id.into(), Bytes::copy_from_slice(session)),
             None => self.sessions.remove(client_id),
         };
-        self.due_now();
+        if lazy {
+            self.due_later()
+        } else {
+            self.due_now()
+        }
         let len = (client_id.len() as u16).to_le_bytes();
         let body: &[&[u8]] = &[&len, client_id.as_bytes(), session.unwrap_or_default()];
         Ok(self.push(Kind::State, 0, std::iter::empty(), body))
+    }
+
+    /// See [`super::Journal::barrier`].
+    pub fn barrier(&mut self) -> Position {
+        if self.newest > self.committed && !self.pending.bytes.is_empty() {
+            self.due_now();
+        }
+        Position(self.newest)
     }
 
     /// See [`super::Journal::register`].

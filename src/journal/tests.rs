@@ -272,9 +272,9 @@ fn state_of_the_broker_comes_back() {
             last = journal.append_with(&draft(&format!("r/{number}"), value.as_bytes(), true), &[], retained).unwrap();
         }
         journal.append_with(&draft("r/20", b"", true), &[], retained).unwrap();
-        journal.keep_session("gone", Some(b"x")).unwrap();
-        journal.keep_session("gone", None).unwrap();
-        journal.keep_session("c", Some(format!("subscriptions {run}").as_bytes())).unwrap();
+        journal.keep_session("gone", Some(b"x"), false).unwrap();
+        journal.keep_session("gone", None, false).unwrap();
+        journal.keep_session("c", Some(format!("subscriptions {run}").as_bytes()), false).unwrap();
         journal.note(session, Note::Forgotten(run)).unwrap();
         let received = Extra { received: Some((session, run + 1)), ..Extra::default() };
         last = last.max(journal.append_with(&message(b"q2"), &[session], received).unwrap());

@@ -73,6 +73,7 @@ impl Writer {
             if !self.commit(&mut bytes) {
                 return;
             }
+            self.shared.state.lock().writing = 0;
             bytes.clear();
             if bytes.capacity() > super::PENDING_MAX / 4 {
                 bytes = Vec::new(); // a burst is over
@@ -108,6 +109,7 @@ impl Writer {
                 state.push_cursors(false);
                 state.push_clock(&*self.shared.clock.0);
                 std::mem::swap(&mut state.pending.bytes, bytes);
+                state.writing = bytes.len();
                 state.pending.due = None;
                 return Next::Write;
             }
@@ -214,8 +216,7 @@ impl Writer {
                 if let Some(name) = state.spare.pop() {
                     return Ok(name);
                 }
-                let names = state.segments.values().map(|segment| segment.name.as_str());
-                (state.segments.len(), segment::free_number(names), self.has_uncovered(&state))
+                (state.segments.len(), free_number(&state), self.has_uncovered(&state))
             };
             if count < self.shared.settings.segments() {
                 let name = segment::name(number);
@@ -248,6 +249,25 @@ impl Writer {
                 && segment.last > state.covered
                 && !segment.is_needed(&state.queues, &state.by_key)
         })
+    }
+
+    /// Has the next file made while there is time: making one takes a card a good part of a second.
+    fn prepare(&self, state: &mut State) {
+        let settings = &self.shared.settings;
+        let Some(tail) = self.tail.and_then(|tail| state.segments.get(&tail)) else { return };
+        let is_wanted = tail.end > tail.header.size / 2
+            && state.spare.is_empty()
+            && state.making.is_none()
+            && state.segments.len() < settings.segments()
+            && state.segments.iter().all(|(generation, segment)| {
+                Some(*generation) == self.tail
+                    || segment.last > state.covered
+                    || segment.is_needed(&state.queues, &state.by_key)
+            });
+        if is_wanted {
+            state.making = Some(segment::name(free_number(state)));
+            self.shared.fill.notify_one();
+        }
     }
 
     /// Takes a segment that nobody needs.
@@ -342,6 +362,7 @@ impl Writer {
                 self.shared.fill.notify_one();
             }
             if records.peek().is_none() {
+                self.prepare(&mut state);
                 state.counts.bytes += bytes.len() as u64;
                 state.counts.syncs += 1;
             }
@@ -397,6 +418,12 @@ impl Writer {
         // where a directory has vanished, the snapshot has too
         self.begun = SNAPSHOT_EVERY;
     }
+}
+
+/// A number that no segment's file has.
+fn free_number(state: &State) -> u32 {
+    let names = state.segments.values().map(|segment| &segment.name);
+    segment::free_number(names.chain(&state.making).chain(&state.spare).map(String::as_str))
 }
 
 /// Whether trying again at once is of no use.

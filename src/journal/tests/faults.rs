@@ -37,7 +37,7 @@ fn history(steps: &[u8]) -> (MemoryStorage, Vec<(usize, Promise)>) {
             }
             1 => {
                 promise.session = Some(format!("s{number}"));
-                journal.keep_session("client", Some(format!("s{number}").as_bytes())).unwrap()
+                journal.keep_session("client", Some(format!("s{number}").as_bytes()), false).unwrap()
             }
             2 => {
                 // many records for one sync
@@ -219,7 +219,7 @@ fn a_damaged_snapshot_costs_at_most_what_was_damaged() {
     let storage = MemoryStorage::default();
     let journal = open(&storage, settings(SMALL, WhenFull::DropOldest));
     let id = journal.register("upstream/a", ANY);
-    journal.keep_session("client", Some(b"subscriptions")).unwrap();
+    journal.keep_session("client", Some(b"subscriptions"), false).unwrap();
     let mut last = Position(0);
     for number in 0..1000 {
         last = journal.append(&message(format!("{number} {}", "x".repeat(400)).as_bytes()), &[id]).unwrap();
