@@ -158,7 +158,7 @@ impl Gateway {
         let simulated = matches!(source, Source::Simulated(_));
         let addresses: Vec<_> = listeners.iter().map(|listener| listener.address).collect();
 
-        let router_answered = start_router(dispatcher, &core, &supervisor);
+        let router_answered = start_router(dispatcher, &core, &supervisor).await;
 
         let (sensor_settings, sensor_changes) = watch::channel(settings.sensors.clone().into());
         let (snapshots, sensor_snapshots) = watch::channel(Vec::new());
@@ -268,7 +268,7 @@ impl Gateway {
 }
 
 /// Starts the router and what belongs to it; what is returned is when it has last shown that it lives.
-fn start_router(dispatcher: Dispatcher, core: &Arc<Core>, supervisor: &Supervisor) -> watch::Receiver<Instant> {
+async fn start_router(dispatcher: Dispatcher, core: &Arc<Core>, supervisor: &Supervisor) -> watch::Receiver<Instant> {
     let (answered, router_answered) = watch::channel(Instant::now());
     let probe = core.ingress.clone();
     let alive = move || {
@@ -276,7 +276,8 @@ fn start_router(dispatcher: Dispatcher, core: &Arc<Core>, supervisor: &Superviso
     };
     supervisor.spawn("router", dispatcher.run(supervisor.token(), move || probe.probe(), alive));
     supervisor.spawn_endless("sessions", core.clone().sweep());
-    supervisor.spawn_endless("$SYS", sys::run(core.clone()));
+    let figures = sys::Figures::start(core.clone()).await;
+    supervisor.spawn_endless("$SYS", figures.run());
     router_answered
 }
 
