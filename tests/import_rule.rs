@@ -8,17 +8,19 @@ use std::path::{Path, PathBuf};
 
 /// What a room may import besides itself. `settings` stands for the settings of all rooms; besides these the
 /// configuration uses the type of one of them and the check that upstream rules do not loop.
-const RULES: [(&str, &[&str]); 15] = [
+const RULES: [(&str, &[&str]); 17] = [
     ("time", &[]),
     ("message", &["time"]),
+    ("net", &["tls"]),
+    ("tls", &[]),
     ("supervise", &[]),
-    ("status", &["message", "time"]),
+    ("status", &["message", "time", "sensors", "upstream"]),
     ("service", &["message", "time", "status"]),
     ("journal", &["message", "time", "status"]),
-    ("broker", &["message", "time", "status", "journal"]),
+    ("broker", &["message", "time", "status", "journal", "net", "tls"]),
     ("sensors", &["message", "time", "status", "broker::ingress"]),
     ("upstream", &["message", "time", "status", "journal", "broker::ingress"]),
-    ("http", &["message", "time", "status", "broker::ingress", "broker::authorise"]),
+    ("http", &["message", "time", "status", "broker", "net", "tls"]),
     ("config", &["message", "time", "settings", "journal::WhenFull", "upstream::overlap"]),
     ("cli", &["app", "config"]),
     ("main", &["cli"]),
