@@ -27,13 +27,14 @@ pub struct Setup {
     port: u16,
     listen_on: &'static str,
     extra: String,
+    http: String,
     dir: TempDir,
 }
 
 impl Default for Setup {
     fn default() -> Self {
         let dir = tempfile::Builder::new().prefix("pigateway-test-").tempdir().expect("a temporary directory");
-        Setup { port: free_port(), listen_on: "127.0.0.1", extra: String::new(), dir }
+        Setup { port: free_port(), listen_on: "127.0.0.1", extra: String::new(), http: "off".into(), dir }
     }
 }
 
@@ -51,6 +52,13 @@ impl Setup {
         self
     }
 
+    /// Serves HTTP on a loopback port, which it returns.
+    pub fn http(mut self) -> (Setup, u16) {
+        let port = free_port();
+        self.http = format!("127.0.0.1:{port}");
+        (self, port)
+    }
+
     /// Takes this port, whoever has it.
     pub fn port(mut self, port: u16) -> Setup {
         self.port = port;
@@ -64,9 +72,9 @@ impl Setup {
 
     /// Writes the configuration.
     pub fn write(&self) -> PathBuf {
-        let Setup { port, listen_on, extra, .. } = self;
+        let Setup { port, listen_on, extra, http, .. } = self;
         let text = format!(
-            "[gateway]\nid = \"test\"\ndata_dir = \"data\"\n[gpio]\nbackend = \"simulated\"\n[http]\naddress = \"off\"\n\
+            "[gateway]\nid = \"test\"\ndata_dir = \"data\"\n[gpio]\nbackend = \"simulated\"\n[http]\naddress = \"{http}\"\n\
              [[broker.listener]]\naddress = \"{listen_on}:{port}\"\n{extra}"
         );
         let path = self.dir.path().join("pigateway.toml");
