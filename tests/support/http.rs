@@ -20,8 +20,8 @@ pub struct Answer {
 impl Answer {
     /// A header's value.
     pub fn header(&self, name: &str) -> Option<&str> {
-        let lines = self.head.lines().filter_map(|line| line.split_once(": "));
-        lines.into_iter().find(|(known, _)| known.eq_ignore_ascii_case(name)).map(|(_, value)| value)
+        let mut lines = self.head.lines().filter_map(|line| line.split_once(':'));
+        lines.find(|(known, _)| known.eq_ignore_ascii_case(name)).map(|(_, value)| value.trim())
     }
 
     /// The body as text.
@@ -65,13 +65,31 @@ pub fn try_request(
     stream.write_all((head + "\r\n").as_bytes())?;
     // who is refused early may close before all was sent
     let _ = stream.write_all(body);
-    let mut answer = Vec::new();
-    let read = stream.read_to_end(&mut answer);
-    let end = answer.windows(4).position(|window| window == b"\r\n\r\n");
-    let Some(end) = end else { return Err(read.err().unwrap_or(std::io::ErrorKind::UnexpectedEof.into())) };
-    let head = String::from_utf8_lossy(&answer[..end]).into_owned();
+    read_answer(stream, method == "HEAD")
+}
+
+fn read_answer(stream: TcpStream, is_head: bool) -> std::io::Result<Answer> {
+    let mut reader = BufReader::new(stream);
+    let mut head = String::new();
+    while !head.ends_with("\r\n\r\n") {
+        if reader.read_line(&mut head)? == 0 {
+            return Err(std::io::ErrorKind::UnexpectedEof.into());
+        }
+    }
     let status = head.split(' ').nth(1).and_then(|status| status.parse().ok()).unwrap_or(0);
-    Ok(Answer { status, head, body: answer[end + 4..].to_vec() })
+    let mut answer = Answer { status, head: head.trim_end().to_owned(), body: Vec::new() };
+    // not every server closes the connection when it is asked to
+    match answer.header("content-length").and_then(|length| length.parse().ok()) {
+        _ if is_head || status == 204 => {}
+        Some(length) => {
+            answer.body.resize(length, 0);
+            reader.read_exact(&mut answer.body)?;
+        }
+        None => {
+            reader.read_to_end(&mut answer.body)?;
+        }
+    }
+    Ok(answer)
 }
 
 /// `GET`.

@@ -7,6 +7,7 @@
 #![allow(dead_code, unused_imports, clippy::unwrap_used)]
 
 pub mod broker;
+pub mod browser;
 pub mod http;
 pub mod process;
 
