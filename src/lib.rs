@@ -1,4 +1,44 @@
-//! pigateway.
+//! pigateway: an MQTT broker, motion sensors and a store-and-forward bridge in one process on a Raspberry Pi.
+//!
+//! # The way through the house
+//!
+//! ```text
+//! GPIO edge ─► sensors ─────────┐                            ┌─► live ─► inboxes ─► connected clients
+//! MQTT client ─► connection ────┼─► broker::ingress: one ────┤
+//! HTTP PUT ─► http ─────────────┤   order for everybody      │             └─► http ─► streams, the page
+//! remote topic ─► upstream (in) ┘   (and the retained store) └─► journal ─┬─► upstream (out) ─► remote broker
+//!                                                                         └─► persistent sessions ─► clients
+//! ```
+//!
+//! A message is encoded once, by the door it comes through ([`message`]), gets its place in
+//! [`broker::ingress`], and from there on is only shared.
+//!
+//! # Rooms
+//!
+//! | room | what it is for |
+//! |---|---|
+//! | [`app`] | puts everything together; the only one that knows every room |
+//! | [`cli`] | the command line |
+//! | [`config`] | the file, checked as a whole, and what a reload changes |
+//! | [`supervise`] | named tasks; the first unexpected end wins; one deadline for shutdown |
+//! | [`sensors`] | from an edge on a pin to a published state |
+//! | [`broker`] | MQTT clients: ports, sessions, authorisation, the one door in, the live way out |
+//! | [`journal`] | what must reach a consumer whether it is connected or not |
+//! | [`upstream`] | remote brokers, both ways |
+//! | [`http`] | REST, streams, the web page, metrics, MQTT over WebSocket |
+//! | [`service`] | log, signals, systemd |
+//! | [`status`] | how the rooms are doing, for those who show it |
+//! | [`message`], [`time`] | what everybody hands around, and clocks |
+//! | [`net`], [`tls`] | ports, alike for MQTT and HTTP |
+//!
+//! # Who may know whom
+//!
+//! [`time`] knows nothing of ours, [`message`] at most [`time`]. Rooms know these two and otherwise only what the flow
+//! above needs: sensors and upstream the broker's `ingress`, broker and upstream the journal, http what the broker has
+//! for every door. [`status`] knows the snapshots of the rooms, [`config`] their settings. Nobody knows [`app`] or
+//! [`cli`]. rppal is named only in `sensors/rppal.rs`, rumqttd only in
+//! `broker/`, rumqttc only in `upstream/client.rs`. A test holds all this.
+
 pub mod app;
 pub mod broker;
 pub mod cli;

@@ -591,6 +591,97 @@ impl Batch {
     }
 }
 
+impl Batch {
+    /// The messages between two offsets, `count` of them, sharing the batch's memory.
+    pub fn pack(&self, from: usize, to: usize, count: usize) -> Packed {
+        let bytes = self.bytes.slice(from.max(BATCH_HEADER)..to);
+        Packed { bytes, count, shared: self.bytes.len() }
+    }
+}
+
+/// Messages one after the other, without places.
+#[derive(Clone, Debug)]
+pub struct Packed {
+    bytes: Bytes,
+    count: usize,
+    /// Size of the memory that is kept for them.
+    shared: usize,
+}
+
+impl Packed {
+    /// One message.
+    pub fn one(message: Message) -> Packed {
+        let shared = message.size();
+        Packed { bytes: message.bytes, count: 1, shared }
+    }
+
+    /// Messages.
+    pub fn len(&self) -> usize {
+        self.count
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.count == 0
+    }
+
+    /// Bytes of the messages.
+    pub fn size(&self) -> usize {
+        self.bytes.len()
+    }
+
+    /// The first message, in place.
+    pub fn first(&self) -> Option<MessageRef<'_>> {
+        (self.count > 0).then(|| MessageRef { bytes: &self.bytes[..u32_at(&self.bytes, 0) as usize] })
+    }
+
+    /// Forgets the first message.
+    pub fn advance(&mut self) {
+        if self.count > 0 {
+            let len = u32_at(&self.bytes, 0) as usize;
+            bytes::Buf::advance(&mut self.bytes, len);
+            self.count -= 1;
+        }
+    }
+
+    /// Takes the first message out, sharing the memory.
+    pub fn next_message(&mut self) -> Option<Message> {
+        if self.count == 0 {
+            return None;
+        }
+        let len = u32_at(&self.bytes, 0) as usize;
+        self.count -= 1;
+        Some(Message { bytes: self.bytes.split_to(len) })
+    }
+
+    /// Keeps as many messages from the front as `fits` (given their number and bytes) allows, and returns the rest.
+    pub fn split_off_front(&mut self, fits: impl Fn(usize, usize) -> bool) -> Option<Packed> {
+        if fits(self.count, self.bytes.len()) {
+            return None;
+        }
+        let (mut count, mut at) = (0, 0);
+        while count < self.count {
+            let len = u32_at(&self.bytes, at) as usize;
+            if !fits(count + 1, at + len) {
+                break;
+            }
+            count += 1;
+            at += len;
+        }
+        let rest = Packed { bytes: self.bytes.split_off(at), count: self.count - count, shared: self.shared };
+        self.count = count;
+        Some(rest)
+    }
+
+    /// Moves the messages to memory of their own if they keep much more alive than they are.
+    pub fn compact(&mut self) {
+        if self.shared > 2 * self.bytes.len() {
+            self.bytes = Bytes::copy_from_slice(&self.bytes);
+            self.shared = self.bytes.len();
+        }
+    }
+}
+
 /// One message of a batch.
 #[derive(Clone, Copy, Debug)]
 pub struct Entry<'a> {

@@ -6,11 +6,13 @@ mod support;
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
+use std::process::Command;
 
 use argon2::password_hash::{PasswordHasher, SaltString};
 use base64ct::{Base64, Encoding};
 use support::broker::Setup;
 use support::http::{escape, request, try_request};
+use support::tls::Authority;
 
 /// A reproducible choice.
 struct Dice(u64);
@@ -233,4 +235,18 @@ fn pages_of_other_sites_are_refused_everywhere() {
     let mut answer = [0; 12];
     stream.read_exact(&mut answer).unwrap();
     assert_eq!(&answer, b"HTTP/1.1 101", "our own page may");
+}
+
+#[test]
+fn https_is_served_with_the_certificate_of_the_configuration() {
+    let authority = Authority::new();
+    let setup = Setup::default();
+    authority.write_server_files(setup.dir());
+    let (setup, port) = setup.http_tls("{ cert = \"server.crt\", key = \"server.key\" }");
+    let gateway = setup.start();
+    let url = format!("https://localhost:{port}/api/v1/sensors");
+    let ca = gateway.dir().join("ca.crt");
+    let output = Command::new("curl").args(["-fsS", "--cacert"]).arg(ca).arg(&url).output().unwrap();
+    assert_eq!(String::from_utf8_lossy(&output.stdout), "[]", "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(try_request(port, "GET", "/livez", &[], b"").is_err(), "nothing in the clear");
 }

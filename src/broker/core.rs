@@ -13,7 +13,7 @@ use tracing::{info, warn};
 
 use super::authorise::{Authoriser, Identity, Permissions};
 use super::codec::{Reason, Version, Will};
-use super::inbox::{Inbox, InboxLimits};
+use super::inbox::{Inbox, InboxLimits, Run};
 use super::ingress::{Ingress, IngressError, Route};
 use super::password::Passwords;
 use super::registry::{Kick, Parked, Registry};
@@ -172,12 +172,7 @@ impl Core {
     }
 
     /// The client of a session has gone: nothing live is kept, and what shared subscriptions gave it goes to others.
-    pub(super) fn detach(
-        &self,
-        session: &mut Session,
-        subscriber: &Arc<Subscriber>,
-        pending: Vec<super::inbox::Queued>,
-    ) {
+    pub(super) fn detach(&self, session: &mut Session, subscriber: &Arc<Subscriber>, pending: Option<Run>) {
         for (filter, subscription) in &session.subscriptions {
             match &subscription.group {
                 Some(group) => {
@@ -189,7 +184,9 @@ impl Core {
             }
         }
         let unread = pending.into_iter().chain(subscriber.inbox.close());
-        let unread = unread.filter_map(|queued| queued.grant.share.map(|group| (group, queued.message)));
+        let unread = unread.flat_map(|Run { mut messages, terms }| {
+            std::iter::from_fn(move || terms.share.clone().zip(messages.next_message()))
+        });
         let mut back: Vec<(Arc<SharedGroup>, Vec<_>)> = Vec::new();
         for (group, message) in session.outbound.take_shared().into_iter().chain(unread) {
             match back.iter_mut().find(|(known, _)| Arc::ptr_eq(known, &group)) {

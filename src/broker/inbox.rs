@@ -16,7 +16,7 @@ use tokio::time::Instant;
 use tracing::warn;
 
 use super::shared::SharedGroup;
-use crate::message::{Message, Qos};
+use crate::message::{Message, MessageRef, Packed, Qos};
 
 /// Without any progress for this long, a full inbox belongs to a slow subscriber.
 pub const STALL: Duration = Duration::from_secs(2);
@@ -25,7 +25,7 @@ pub const PATIENCE: Duration = Duration::from_secs(5);
 /// From this many waiting messages on, small ones are copied out of their batches instead of keeping them alive.
 const COPY_FROM: usize = 128;
 
-/// How a message is to be delivered.
+/// How one message is to be delivered.
 #[derive(Clone, Debug)]
 pub struct Grant {
     /// QoS of the delivery.
@@ -45,6 +45,61 @@ pub struct Queued {
     pub message: Message,
     /// How to deliver it.
     pub grant: Grant,
+}
+
+/// Which retain flag a delivery has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RetainFlag {
+    /// None: it is a live message [MQTT-3.3.1-12].
+    Clear,
+    /// That of the publication, as the subscription wants it.
+    AsPublished,
+    /// Set: it comes from the retained store [MQTT-3.3.1-8].
+    Set,
+}
+
+/// How a subscriber gets the messages that a filter selects.
+#[derive(Clone, Debug)]
+pub struct Terms {
+    /// Largest QoS.
+    pub qos: Qos,
+    /// Retain flag.
+    pub retain: RetainFlag,
+    /// What the subscriber itself published is left out.
+    pub no_local: bool,
+    /// Ids of the subscriptions that they are for.
+    pub ids: SmallVec<[u32; 1]>,
+    /// The shared subscription that they come from.
+    pub share: Option<Arc<SharedGroup>>,
+}
+
+impl Terms {
+    /// How one message is delivered on these terms.
+    pub fn grant(&self, message: MessageRef<'_>) -> Grant {
+        let retain = match self.retain {
+            RetainFlag::Clear => false,
+            RetainFlag::AsPublished => message.retain(),
+            RetainFlag::Set => true,
+        };
+        Grant { qos: self.qos.min(message.qos()), retain, ids: self.ids.clone(), share: self.share.clone() }
+    }
+}
+
+/// Messages next to each other in a batch that go to a subscriber on the same terms: handed over with one reference,
+/// however many they are.
+#[derive(Clone, Debug)]
+pub struct Run {
+    /// The messages.
+    pub messages: Packed,
+    /// How to deliver them.
+    pub terms: Terms,
+}
+
+impl Run {
+    /// A run of one.
+    pub fn one(message: Message, terms: Terms) -> Run {
+        Run { messages: Packed::one(message), terms }
+    }
 }
 
 /// Bounds of an inbox.
@@ -67,7 +122,8 @@ pub enum Offer {
 
 #[derive(Debug)]
 struct State {
-    queue: VecDeque<Queued>,
+    queue: VecDeque<Run>,
+    messages: usize,
     bytes: usize,
     full_since: Option<Instant>,
     progress: Instant,
@@ -94,6 +150,7 @@ impl Inbox {
             limits,
             state: Mutex::new(State {
                 queue: VecDeque::new(),
+                messages: 0,
                 bytes: 0,
                 full_since: None,
                 progress: Instant::now(),
@@ -107,7 +164,7 @@ impl Inbox {
     }
 
     /// Takes messages from the front of `offered`, or drops them if the subscriber is slow or gone.
-    pub fn offer(&self, offered: &mut VecDeque<Queued>, now: Instant) -> Offer {
+    pub fn offer(&self, offered: &mut VecDeque<Run>, now: Instant) -> Offer {
         let mut state = self.state.lock();
         if state.closed {
             offered.clear();
@@ -115,19 +172,19 @@ impl Inbox {
         }
         let was_empty = state.queue.is_empty();
         let mut result = Offer::Done;
-        while let Some(next) = offered.front() {
-            let size = next.message.size();
-            if !state.fits(size, &self.limits) {
+        while let Some(mut run) = offered.pop_front() {
+            let rest = run.messages.split_off_front(|messages, bytes| state.fits(messages, bytes, &self.limits));
+            if let Some(rest) = rest {
+                offered.push_front(Run { messages: rest, terms: run.terms.clone() });
+            }
+            if run.messages.is_empty() {
                 result = self.when_full(&mut state, offered, now);
                 break;
             }
-            if let Some(mut queued) = offered.pop_front() {
-                if state.queue.len() >= COPY_FROM {
-                    queued.message = queued.message.to_owned_memory();
-                }
-                state.bytes += size;
-                state.queue.push_back(queued);
+            if state.messages >= COPY_FROM {
+                run.messages.compact();
             }
+            state.push(run);
         }
         let fill = was_empty && !state.queue.is_empty();
         drop(state);
@@ -137,7 +194,7 @@ impl Inbox {
         result
     }
 
-    fn when_full(&self, state: &mut State, offered: &mut VecDeque<Queued>, now: Instant) -> Offer {
+    fn when_full(&self, state: &mut State, offered: &mut VecDeque<Run>, now: Instant) -> Offer {
         let since = *state.full_since.get_or_insert(now);
         let deadline = (since + PATIENCE).min(state.progress.max(since) + STALL);
         if !state.slow && now < deadline {
@@ -147,50 +204,48 @@ impl Inbox {
             state.slow = true;
             warn!(
                 client_id = &*self.owner,
-                waiting = state.queue.len(),
+                waiting = state.messages,
                 "this subscriber reads too slowly: what does not fit into its queue is dropped until it has caught up"
             );
         }
-        state.dropped += offered.len() as u64;
+        state.dropped += offered.iter().map(|run| run.messages.len() as u64).sum::<u64>();
         offered.clear();
         Offer::Done
     }
 
     /// Whether all of this fits, or would not be kept anyway because the subscriber has gone.
-    pub fn has_room(&self, offered: &VecDeque<Queued>) -> bool {
+    pub fn has_room(&self, offered: &VecDeque<Run>) -> bool {
         let state = self.state.lock();
-        let bytes: usize = offered.iter().map(|queued| queued.message.size()).sum();
+        let messages: usize = offered.iter().map(|run| run.messages.len()).sum();
+        let bytes: usize = offered.iter().map(|run| run.messages.size()).sum();
         state.closed
-            || (state.queue.is_empty() && offered.len() <= 1)
-            || (state.queue.len() + offered.len() <= self.limits.messages && state.bytes + bytes <= self.limits.bytes)
+            || (state.queue.is_empty() && messages <= 1)
+            || (state.messages + messages <= self.limits.messages && state.bytes + bytes <= self.limits.bytes)
     }
 
-    /// Puts a message in that its sender bounds; gives it back if the subscriber has gone.
-    pub fn put(&self, queued: Queued) -> Result<(), Queued> {
+    /// Puts a run in that its sender bounds; gives it back if the subscriber has gone.
+    pub fn put(&self, run: Run) -> Result<(), Run> {
         let mut state = self.state.lock();
         if state.closed {
-            return Err(queued);
+            return Err(run);
         }
-        state.bytes += queued.message.size();
-        state.queue.push_back(queued);
+        state.push(run);
         drop(state);
         self.filled.notify_one();
         Ok(())
     }
 
-    /// Takes up to `count` messages into `out`; says how many are left.
-    pub fn take(&self, count: usize, out: &mut VecDeque<Queued>) -> usize {
+    /// Takes the oldest run, but no more than `most` messages of it: what is taken counts as progress.
+    pub fn take_run(&self, most: usize) -> Option<Run> {
         let mut state = self.state.lock();
-        let count = count.min(state.queue.len());
-        if count == 0 {
-            return state.queue.len();
+        let mut run = state.queue.pop_front()?;
+        if let Some(messages) = run.messages.split_off_front(|messages, _| messages <= most) {
+            state.queue.push_front(Run { messages, terms: run.terms.clone() });
         }
-        for queued in state.queue.drain(..count).collect::<SmallVec<[Queued; 16]>>() {
-            state.bytes -= queued.message.size();
-            out.push_back(queued);
-        }
+        state.messages -= run.messages.len();
+        state.bytes -= run.messages.size();
         state.progress = Instant::now();
-        let half = state.queue.len() <= self.limits.messages / 2 && state.bytes <= self.limits.bytes / 2;
+        let half = state.messages <= self.limits.messages / 2 && state.bytes <= self.limits.bytes / 2;
         let wake = state.full_since.is_some() && (half || !state.slow);
         if half {
             state.full_since = None;
@@ -199,12 +254,25 @@ impl Inbox {
             state.slow = false;
             warn!(client_id = &*self.owner, dropped = state.dropped, "this subscriber has caught up");
         }
-        let left = state.queue.len();
         drop(state);
         if wake {
             self.room.notify_one();
         }
-        left
+        Some(run)
+    }
+
+    /// Takes up to `count` messages into `out`; says how many are left.
+    pub fn take(&self, count: usize, out: &mut VecDeque<Queued>) -> usize {
+        let enough = out.len() + count;
+        while out.len() < enough {
+            let Some(run) = self.take_run(enough - out.len()) else { return 0 };
+            let Run { mut messages, terms } = run;
+            while let Some(message) = messages.next_message() {
+                let grant = terms.grant(message.view());
+                out.push_back(Queued { message, grant });
+            }
+        }
+        self.len()
     }
 
     /// Waits until something has come into an empty inbox. Safe to cancel.
@@ -218,10 +286,10 @@ impl Inbox {
     }
 
     /// The subscriber has gone: nothing more is kept. Returns what it did not take.
-    pub fn close(&self) -> VecDeque<Queued> {
+    pub fn close(&self) -> VecDeque<Run> {
         let mut state = self.state.lock();
         state.closed = true;
-        state.bytes = 0;
+        (state.messages, state.bytes) = (0, 0);
         let left = std::mem::take(&mut state.queue);
         drop(state);
         self.room.notify_one();
@@ -230,7 +298,7 @@ impl Inbox {
 
     /// Messages that wait.
     pub fn len(&self) -> usize {
-        self.state.lock().queue.len()
+        self.state.lock().messages
     }
 
     /// Whether nothing waits.
@@ -245,30 +313,51 @@ impl Inbox {
 }
 
 impl State {
-    fn fits(&self, size: usize, limits: &InboxLimits) -> bool {
-        self.queue.is_empty() || (self.queue.len() < limits.messages && self.bytes + size <= limits.bytes)
+    /// Whether so many more messages of so many bytes together are within the bounds.
+    fn fits(&self, messages: usize, bytes: usize, limits: &InboxLimits) -> bool {
+        (self.messages == 0 && messages == 1)
+            || (self.messages + messages <= limits.messages && self.bytes + bytes <= limits.bytes)
+    }
+
+    fn push(&mut self, run: Run) {
+        self.messages += run.messages.len();
+        self.bytes += run.messages.size();
+        self.queue.push_back(run);
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::message::{Draft, Origin};
+    use crate::message::{BatchBuilder, Draft, Origin};
 
-    fn queued(count: usize) -> VecDeque<Queued> {
-        let message = Message::new(&Draft {
-            topic: "t",
-            payload: b"12345678",
-            qos: Qos::AtMostOnce,
-            retain: false,
-            properties: &[],
-            expiry: None,
-            hops: 0,
-            boot_ms: 0,
-            origin: Origin::gateway(),
-        });
-        let grant = Grant { qos: Qos::AtMostOnce, retain: false, ids: SmallVec::new(), share: None };
-        (0..count).map(|_| Queued { message: message.clone(), grant: grant.clone() }).collect()
+    fn queued(count: usize) -> VecDeque<Run> {
+        let mut batch = BatchBuilder::default();
+        for _ in 0..count {
+            batch.push(&Draft {
+                topic: "t",
+                payload: b"12345678",
+                qos: Qos::AtMostOnce,
+                retain: false,
+                properties: &[],
+                expiry: None,
+                hops: 0,
+                boot_ms: 0,
+                origin: Origin::gateway(),
+            });
+        }
+        let batch = batch.finish(0);
+        let ids = SmallVec::new();
+        let terms = Terms { qos: Qos::AtMostOnce, retain: RetainFlag::Clear, no_local: false, ids, share: None };
+        // two runs, so that bounds fall within one
+        let half = count / 2;
+        let mut messages = batch.pack(0, batch.size(), count);
+        let rest = messages.split_off_front(|messages, _| messages <= half);
+        std::iter::once(messages)
+            .chain(rest)
+            .filter(|part| !part.is_empty())
+            .map(|messages| Run { messages, terms: terms.clone() })
+            .collect()
     }
 
     fn inbox() -> Inbox {

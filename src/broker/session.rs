@@ -102,19 +102,22 @@ impl Outbound {
         self.in_flight.is_empty()
     }
 
-    /// Takes a message into flight and gives it a packet id.
-    pub fn begin(&mut self, queued: Queued, source: Source) -> u16 {
+    /// A packet id that is not in use.
+    pub fn next_id(&mut self) -> u16 {
         loop {
             self.last_id = self.last_id.checked_add(1).unwrap_or(1);
             if self.in_flight.iter().all(|known| known.packet_id != self.last_id) {
-                break;
+                return self.last_id;
             }
         }
-        self.in_flight.push_back(InFlight { packet_id: self.last_id, step: Step::Published, queued, source });
-        self.last_id
     }
 
-    /// The last message taken into flight could not be sent: it is settled.
+    /// Takes a message into flight under an id of [`Outbound::next_id`].
+    pub fn begin(&mut self, packet_id: u16, queued: Queued, source: Source) {
+        self.in_flight.push_back(InFlight { packet_id, step: Step::Published, queued, source });
+    }
+
+    /// A message in flight could not be sent again: it is settled.
     pub fn give_up(&mut self, packet_id: u16) -> Option<Source> {
         self.remove(packet_id, |_| true)
     }
@@ -311,6 +314,12 @@ mod tests {
         Queued { message, grant: Grant { qos, retain: false, ids: SmallVec::new(), share: None } }
     }
 
+    fn begin(outbound: &mut Outbound, qos: Qos) -> u16 {
+        let id = outbound.next_id();
+        outbound.begin(id, queued(qos), Source::Live);
+        id
+    }
+
     fn resent(outbound: &mut Outbound) -> Vec<String> {
         let mut sent = Vec::new();
         outbound.resend(|send| {
@@ -326,7 +335,7 @@ mod tests {
     fn a_new_connection_sends_again_what_was_not_acknowledged() {
         let mut outbound = Outbound::new(4);
         let ids: Vec<u16> = [Qos::AtLeastOnce, Qos::ExactlyOnce, Qos::ExactlyOnce, Qos::AtLeastOnce]
-            .map(|qos| outbound.begin(queued(qos), Source::Live))
+            .map(|qos| begin(&mut outbound, qos))
             .into();
         assert_eq!((ids, outbound.room()), (vec![1, 2, 3, 4], 0));
         assert!(outbound.acknowledged(1).is_some());
@@ -343,8 +352,8 @@ mod tests {
     #[test]
     fn acknowledgements_must_fit_what_they_acknowledge() {
         let mut outbound = Outbound::new(9);
-        outbound.begin(queued(Qos::ExactlyOnce), Source::Live);
-        outbound.begin(queued(Qos::AtLeastOnce), Source::Live);
+        begin(&mut outbound, Qos::ExactlyOnce);
+        begin(&mut outbound, Qos::AtLeastOnce);
         assert!(outbound.acknowledged(1).is_none(), "PUBACK for QoS 2");
         assert!(outbound.completed(1).is_none(), "PUBCOMP before PUBREC");
         assert!(matches!(outbound.received(2, Reason::SUCCESS), Received::Unknown), "PUBREC for QoS 1");
@@ -356,9 +365,9 @@ mod tests {
     #[test]
     fn packet_ids_in_use_are_passed_over() {
         let mut outbound = Outbound::new(u16::MAX);
-        outbound.begin(queued(Qos::AtLeastOnce), Source::Live);
+        begin(&mut outbound, Qos::AtLeastOnce);
         outbound.last_id = u16::MAX;
-        assert_eq!(outbound.begin(queued(Qos::AtLeastOnce), Source::Live), 2);
+        assert_eq!(begin(&mut outbound, Qos::AtLeastOnce), 2);
     }
 
     #[test]

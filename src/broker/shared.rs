@@ -9,7 +9,7 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 use smallvec::SmallVec;
 
-use super::inbox::{Grant, InboxLimits, Queued};
+use super::inbox::{InboxLimits, RetainFlag, Run, Terms};
 use super::subscribers::{Subscriber, SubscriptionOptions};
 use crate::message::Message;
 
@@ -111,14 +111,14 @@ impl SharedGroup {
                 continue;
             }
             let options = member.options;
-            let view = message.view();
-            let grant = Grant {
-                qos: options.qos.min(view.qos()),
-                retain: options.retain_as_published && view.retain(),
+            let terms = Terms {
+                qos: options.qos,
+                retain: if options.retain_as_published { RetainFlag::AsPublished } else { RetainFlag::Clear },
+                no_local: false,
                 ids: options.id.into_iter().collect::<SmallVec<_>>(),
                 share: Some(self.clone()),
             };
-            if member.subscriber.inbox.put(Queued { message: message.clone(), grant }).is_ok() {
+            if member.subscriber.inbox.put(Run::one(message.clone(), terms)).is_ok() {
                 member.unsettled += 1;
                 tried = 0;
                 if let Some(handed) = state.waiting.pop_front() {

@@ -8,7 +8,7 @@ use parking_lot::RwLock;
 use smallvec::SmallVec;
 
 use super::filters::FilterTree;
-use super::inbox::{Grant, Inbox, Queued};
+use super::inbox::{Inbox, RetainFlag, Run, Terms};
 use crate::message::{Batch, Entry, Origin, Qos};
 
 /// How a subscriber wants a filter's messages.
@@ -90,23 +90,16 @@ impl Subscribers {
     }
 }
 
-/// Finds subscribers for messages in order, remembering the last topic: bursts are mostly on one.
+/// Finds subscribers for topics, remembering the last one: bursts are mostly on one topic.
 #[derive(Debug, Default)]
-pub struct Matcher {
+struct Matcher {
     topic: String,
     version: Option<u64>,
     selected: Selected,
 }
 
 impl Matcher {
-    /// Who gets `entry`, each subscriber once: pairs of subscriber and how to deliver.
-    pub fn select(
-        &mut self,
-        subscribers: &Subscribers,
-        entry: &Entry<'_>,
-        mut to: impl FnMut(&Arc<Subscriber>, Grant),
-    ) {
-        let topic = entry.message.topic();
+    fn select(&mut self, subscribers: &Subscribers, topic: &str) {
         let version = subscribers.version.load(Ordering::Acquire);
         if self.version != Some(version) || self.topic != topic {
             self.version = Some(version);
@@ -117,44 +110,25 @@ impl Matcher {
             // overlapping subscriptions of one client side by side
             self.selected.sort_by_key(|found| Arc::as_ptr(&found.subscriber));
         }
-        for overlapping in self.selected.chunk_by(|a, b| Arc::ptr_eq(&a.subscriber, &b.subscriber)) {
-            if let Some(grant) = grant(overlapping, entry) {
-                to(&overlapping[0].subscriber, grant);
-            }
-        }
     }
 }
 
-/// One copy for all overlapping subscriptions, at the largest QoS, with all ids [MQTT-3.3.4-4].
-fn grant(overlapping: &[Subscription], entry: &Entry<'_>) -> Option<Grant> {
-    let message = entry.message;
-    let mut granted: Option<Grant> = None;
-    for subscription in overlapping {
-        let options = subscription.options;
-        let is_own = options.no_local && message.origin() == subscription.subscriber.origin;
-        if entry.seq < subscription.since || is_own {
-            continue;
-        }
-        let grant = granted.get_or_insert_with(|| Grant {
-            qos: Qos::AtMostOnce,
-            retain: false,
-            ids: SmallVec::new(),
-            share: None,
-        });
-        grant.qos = grant.qos.max(options.qos.min(message.qos()));
-        grant.retain |= options.retain_as_published && message.retain();
-        grant.ids.extend(options.id);
-    }
-    granted.filter(|grant| !(overlapping[0].subscriber.is_durable && grant.qos > Qos::AtMostOnce))
-}
-
-/// Messages collected for each subscriber, in order, before they are offered to the inboxes.
+/// What is collected for each subscriber, in order, before it is offered to the inboxes.
 #[derive(Debug)]
 pub struct Fanout {
     subscribers: Arc<Subscribers>,
     matcher: Matcher,
     /// Subscribers and what they get.
-    pub outgoing: Vec<(Arc<Subscriber>, VecDeque<Queued>)>,
+    pub outgoing: Vec<(Arc<Subscriber>, VecDeque<Run>)>,
+}
+
+/// Messages next to each other on one topic.
+#[derive(Clone, Copy)]
+struct Stretch {
+    from: usize,
+    to: usize,
+    count: usize,
+    first_seq: u64,
 }
 
 impl Fanout {
@@ -166,33 +140,71 @@ impl Fanout {
     /// Adds what everybody gets of this batch; returns the sequence number after it.
     pub fn collect(&mut self, batch: &Batch) -> u64 {
         let mut next = batch.seq();
-        let outgoing = &mut self.outgoing;
-        for entry in batch.iter() {
-            next = entry.seq + 1;
-            let mut hint = 0;
-            self.matcher.select(&self.subscribers, &entry, |subscriber, grant| {
-                let queued = Queued { message: batch.message_at(entry.offset), grant };
-                push(outgoing, hint, subscriber, queued);
-                hint += 1;
-            });
+        let mut entries = batch.iter().peekable();
+        while let Some(first) = entries.next() {
+            let topic = first.message.topic();
+            let end = |entry: &Entry<'_>| entry.offset + entry.message.as_bytes().len();
+            let mut stretch = Stretch { from: first.offset, to: end(&first), count: 1, first_seq: first.seq };
+            while let Some(more) = entries.next_if(|entry| entry.message.topic() == topic) {
+                stretch.to = end(&more);
+                stretch.count += 1;
+            }
+            next = stretch.first_seq + stretch.count as u64;
+            self.matcher.select(&self.subscribers, topic);
+            self.add(batch, stretch);
         }
         next
     }
+
+    fn add(&mut self, batch: &Batch, stretch: Stretch) {
+        let groups = self.matcher.selected.chunk_by(|a, b| Arc::ptr_eq(&a.subscriber, &b.subscriber));
+        for (hint, overlapping) in groups.enumerate() {
+            let subscriber = &overlapping[0].subscriber;
+            let is_uniform = overlapping.iter().all(|entry| {
+                entry.since <= stretch.first_seq && entry.options.no_local == overlapping[0].options.no_local
+            });
+            if is_uniform {
+                let messages = batch.pack(stretch.from, stretch.to, stretch.count);
+                let terms = terms(overlapping.iter());
+                push(&mut self.outgoing, hint, subscriber, Run { messages, terms });
+                continue;
+            }
+            // some began within this stretch, or differ in what is their own: message by message
+            for entry in batch.iter().filter(|entry| (stretch.from..stretch.to).contains(&entry.offset)) {
+                let is_own = entry.message.origin() == subscriber.origin;
+                let applies = |known: &&Subscription| known.since <= entry.seq && !(known.options.no_local && is_own);
+                if overlapping.iter().any(|known| applies(&known)) {
+                    let terms = terms(overlapping.iter().filter(applies));
+                    push(&mut self.outgoing, hint, subscriber, Run::one(batch.message_at(entry.offset), terms));
+                }
+            }
+        }
+    }
 }
 
-/// Adds a message for a subscriber. `hint` is where to look first: fan-outs repeat their order.
-fn push(
-    outgoing: &mut Vec<(Arc<Subscriber>, VecDeque<Queued>)>,
-    hint: usize,
-    subscriber: &Arc<Subscriber>,
-    queued: Queued,
-) {
+/// One copy for all overlapping subscriptions, at the largest QoS, with all ids [MQTT-3.3.4-4].
+fn terms<'a>(overlapping: impl Iterator<Item = &'a Subscription>) -> Terms {
+    let (retain, ids) = (RetainFlag::Clear, SmallVec::new());
+    let mut terms = Terms { qos: Qos::AtMostOnce, retain, no_local: false, ids, share: None };
+    for Subscription { options, .. } in overlapping {
+        terms.qos = terms.qos.max(options.qos);
+        terms.no_local |= options.no_local;
+        if options.retain_as_published {
+            terms.retain = RetainFlag::AsPublished;
+        }
+        terms.ids.extend(options.id);
+    }
+    terms
+}
+
+/// Adds a run for a subscriber. `hint` is where to look first: fan-outs repeat their order.
+fn push(outgoing: &mut Vec<(Arc<Subscriber>, VecDeque<Run>)>, hint: usize, subscriber: &Arc<Subscriber>, run: Run) {
     let at = match outgoing.get(hint) {
         Some((known, _)) if Arc::ptr_eq(known, subscriber) => Some(hint),
         _ => outgoing.iter().position(|(known, _)| Arc::ptr_eq(known, subscriber)),
     };
     match at {
-        Some(at) => outgoing[at].1.push_back(queued),
-        None => outgoing.push((subscriber.clone(), VecDeque::from([queued]))),
+        Some(at) => outgoing[at].1.push_back(run),
+        None => outgoing.push((subscriber.clone(), VecDeque::from([run]))),
     }
 }

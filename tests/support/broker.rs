@@ -52,6 +52,13 @@ impl Setup {
         self
     }
 
+    /// Serves HTTPS on a loopback port, which it returns, with these files.
+    pub fn http_tls(self, files: &str) -> (Setup, u16) {
+        let (mut setup, port) = self.http();
+        setup.http = format!("127.0.0.1:{port}\"\ntls = {files} #\"");
+        (setup, port)
+    }
+
     /// Serves HTTP on a loopback port, which it returns.
     pub fn http(mut self) -> (Setup, u16) {
         let port = free_port();
@@ -63,6 +70,11 @@ impl Setup {
     pub fn port(mut self, port: u16) -> Setup {
         self.port = port;
         self
+    }
+
+    /// The port of its first listener.
+    pub fn port_number(&self) -> u16 {
+        self.port
     }
 
     /// Where the configuration and its files are.
@@ -129,6 +141,12 @@ impl Gateway {
     #[track_caller]
     pub fn stop(self) -> (Option<i32>, Vec<String>) {
         self.process.stop()
+    }
+
+    /// Waits for its end; returns the exit code and everything printed.
+    #[track_caller]
+    pub fn wait(self) -> (Option<i32>, Vec<String>) {
+        self.process.wait()
     }
 
     /// kill -9; what is on disk stays for [`Killed::restart`].
@@ -225,7 +243,8 @@ pub fn wait_until_served(process: &mut Process, port: u16) {
     }
 }
 
-fn is_served(port: u16) -> bool {
+/// Whether somebody answers CONNECT there.
+pub fn is_served(port: u16) -> bool {
     let Ok(mut stream) = TcpStream::connect(("localhost", port)) else { return false };
     let mut answer = [0; 4];
     // whatever the answer says, refused included: somebody serves

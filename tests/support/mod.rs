@@ -8,14 +8,21 @@
 
 pub mod broker;
 pub mod browser;
+pub mod client;
 pub mod http;
+pub mod packet;
 pub mod process;
+pub mod python;
+pub mod tls;
+pub mod wire;
 
 use std::net::TcpListener;
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::{Duration, Instant};
 
-pub use broker::{Gateway, Mosquitto};
+pub use broker::{Gateway, Mosquitto, Setup};
+pub use client::{Client, Connect};
+pub use packet::{Lookup, Properties, Publish, contents};
 pub use process::Process;
 
 /// Longest wait for a condition; generous, because a debug build on a busy machine is slow.

@@ -135,7 +135,9 @@ impl Drop for Process {
             let _ = self.child.wait();
         }
         if std::thread::panicking() {
-            eprintln!("--- {} (pid {}) said:\n{}\n---", self.name, self.pid(), self.log().join("\n"));
+            let log = self.log();
+            let last = &log[log.len().saturating_sub(20)..];
+            eprintln!("--- {} (pid {}) said last:\n{}\n---", self.name, self.pid(), last.join("\n"));
         }
     }
 }

@@ -5,15 +5,15 @@ use std::collections::HashMap;
 use super::super::codec::publish::{Outgoing, encode};
 use super::super::codec::write::{self, Ack};
 use super::super::codec::{Reason, Version};
-use super::super::inbox::Queued;
+use super::super::inbox::{Grant, Queued, Run};
 use super::super::session::{Send, Source};
 use super::super::stats::Stats;
 use super::Connection;
 use super::run::OUT_FULL;
-use crate::message::{Message, Qos};
+use crate::message::{MessageRef, Qos};
 use bytes::BytesMut;
 
-/// Messages taken out of the inbox at a time.
+/// Messages taken from the inbox or the journal at a time.
 const TAKE: usize = 64;
 /// Most aliases that are assigned, whatever the client allows.
 const MOST_ALIASES: u16 = 64;
@@ -51,32 +51,21 @@ impl OutboundAliases {
 }
 
 /// Writes one message; says whether it went out, or is too large for the client or expired.
-#[allow(clippy::too_many_arguments)]
 fn write_one(
     out: &mut BytesMut,
     aliases: &mut OutboundAliases,
     stats: &Stats,
-    version: Version,
-    max: usize,
+    (version, max): (Version, usize),
     now_boot_ms: u64,
-    queued: &Queued,
-    (packet_id, dup): (u16, bool),
+    (message, grant, (packet_id, dup)): (MessageRef<'_>, &Grant, (u16, bool)),
 ) -> bool {
-    let message = queued.message.view();
     let Ok(expiry) = message.remaining_expiry(now_boot_ms) else {
         stats.publish_expired.add(1);
         return false;
     };
     let alias = aliases.get(message.topic());
-    let how = Outgoing {
-        dup,
-        qos: queued.grant.qos,
-        retain: queued.grant.retain,
-        packet_id,
-        expiry,
-        subscription_ids: &queued.grant.ids,
-        alias,
-    };
+    let how =
+        Outgoing { dup, qos: grant.qos, retain: grant.retain, packet_id, expiry, subscription_ids: &grant.ids, alias };
     if !encode(out, message, &how, version, max) {
         stats.publish_dropped.add(1);
         return false;
@@ -101,21 +90,51 @@ impl Connection {
                 }
                 continue;
             }
-            if let Some(queued) = self.pending.pop_front() {
-                let source = queued.grant.share.clone().map_or(Source::Live, Source::Shared);
-                if let Err(queued) = self.send(queued, source) {
-                    self.pending.push_front(queued);
+            if let Some(run) = self.pending.take() {
+                self.pending = self.send_run(run);
+                if self.pending.is_some() {
                     return false;
                 }
                 continue;
             }
-            self.subscriber.inbox.take(TAKE, &mut self.pending);
+            self.pending = self.subscriber.inbox.take_run(TAKE);
             let from_journal = self.deliver_from_journal();
-            if self.pending.is_empty() && !from_journal {
+            if self.pending.is_none() && !from_journal {
                 return true;
             }
         }
         false
+    }
+
+    /// Sends a run from the inbox; returns what the window or the output buffer had no room for.
+    fn send_run(&mut self, mut run: Run) -> Option<Run> {
+        while let Some(message) = run.messages.first() {
+            let qos = run.terms.qos.min(message.qos());
+            let is_durable = self.subscriber.is_durable && run.terms.share.is_none();
+            let is_own = run.terms.no_local && message.origin() == self.origin;
+            if is_own || (is_durable && qos > Qos::AtMostOnce) {
+                // what is durable comes from the journal
+                run.messages.advance();
+                continue;
+            }
+            if self.out.len() >= OUT_FULL || (qos > Qos::AtMostOnce && self.session.outbound.room() == 0) {
+                return Some(run);
+            }
+            if qos == Qos::AtMostOnce && run.terms.share.is_none() {
+                // nothing to remember: straight from the batch into the output
+                if self.permissions.may_receive(message.topic()) {
+                    let grant = run.terms.grant(message);
+                    self.write(message, &grant, (0, false));
+                }
+                run.messages.advance();
+            } else if let Some(message) = run.messages.next_message() {
+                let grant = run.terms.grant(message.view());
+                let source = grant.share.clone().map_or(Source::Live, Source::Shared);
+                // there is room: it is sent, or settled where it cannot be
+                let _ = self.send(Queued { message, grant }, source);
+            }
+        }
+        None
     }
 
     /// Sends a run of messages from the journal; says whether there was one.
@@ -148,30 +167,22 @@ impl Connection {
             self.settle(source);
             return Ok(());
         }
-        let (mut packet_id, mut on_failure) = (0, None);
-        let sent = if needs_window {
-            let message: Message = queued.message.clone();
-            let copy = Queued { message, grant: queued.grant.clone() };
-            packet_id = self.session.outbound.begin(queued, source);
-            self.write(&copy, (packet_id, false))
+        let packet_id = if needs_window { self.session.outbound.next_id() } else { 0 };
+        let sent = self.write(queued.message.view(), &queued.grant, (packet_id, false));
+        if sent && needs_window {
+            self.session.outbound.begin(packet_id, queued, source);
         } else {
-            let sent = self.write(&queued, (0, false));
-            on_failure = Some(source);
-            sent
-        };
-        if !sent && needs_window {
-            on_failure = self.session.outbound.give_up(packet_id);
-        }
-        if let Some(source) = on_failure {
             self.settle(source);
         }
         Ok(())
     }
 
-    fn write(&mut self, queued: &Queued, id: (u16, bool)) -> bool {
-        let now = self.core.ingress.clock().boot_ms();
+    fn write(&mut self, message: MessageRef<'_>, grant: &Grant, id: (u16, bool)) -> bool {
+        // the clock is asked only for messages that expire
+        let now = message.expiry().map_or(0, |_| self.core.ingress.clock().boot_ms());
         let stats = &self.core.stats;
-        write_one(&mut self.out, &mut self.outbound_aliases, stats, self.version, self.max_packet, now, queued, id)
+        let what = (message, grant, id);
+        write_one(&mut self.out, &mut self.outbound_aliases, stats, (self.version, self.max_packet), now, what)
     }
 
     /// Sends again what was in flight when the last connection ended.
@@ -181,12 +192,13 @@ impl Connection {
         }
         let now = self.core.ingress.clock().boot_ms();
         let (out, aliases, core) = (&mut self.out, &mut self.outbound_aliases, &self.core);
-        let (version, max) = (self.version, self.max_packet);
+        let limits = (self.version, self.max_packet);
         let mut failed = Vec::new();
         self.session.outbound.resend(|send| match send {
-            Send::Release(packet_id) => write::ack(out, version, Ack::PubRel, packet_id, Reason::SUCCESS),
+            Send::Release(packet_id) => write::ack(out, limits.0, Ack::PubRel, packet_id, Reason::SUCCESS),
             Send::Publish { packet_id, dup, queued } => {
-                if !write_one(out, aliases, &core.stats, version, max, now, queued, (packet_id, dup)) {
+                let what = (queued.message.view(), &queued.grant, (packet_id, dup));
+                if !write_one(out, aliases, &core.stats, limits, now, what) {
                     failed.push(packet_id);
                 }
             }

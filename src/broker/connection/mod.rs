@@ -26,7 +26,7 @@ use super::authorise::{Identity, Permissions};
 use super::codec::write::Ack;
 use super::codec::{self, Reason, Version, Will, write};
 use super::core::Core;
-use super::inbox::Queued;
+use super::inbox::Run;
 use super::ingress::Receipt;
 use super::registry::{Parked, expires};
 use super::session::Session;
@@ -129,8 +129,8 @@ struct Connection {
     batch: BatchBuilder,
     acks: VecDeque<PendingAck>,
     synced: watch::Receiver<Position>,
-    /// Taken from the inbox, waiting for the client's window.
-    pending: VecDeque<Queued>,
+    /// Taken from the inbox and not yet sent.
+    pending: Option<Run>,
 }
 
 /// Serves a connection until it ends.
@@ -252,7 +252,7 @@ async fn open(core: &Arc<Core>, admitted: Admitted, peer: &Peer) -> (super::regi
         batch: BatchBuilder::default(),
         acks: VecDeque::new(),
         synced: core.ingress.journal().synced(),
-        pending: VecDeque::new(),
+        pending: None,
         core: core.clone(),
     };
     (claim, number, connection)
@@ -268,7 +268,8 @@ async fn close(core: &Arc<Core>, mut connection: Connection, end: End, claim: su
     if let End::Disconnected(_, Some(expiry)) = end {
         session.expiry = expiry;
     }
-    core.detach(&mut session, &connection.subscriber, connection.pending.into());
+    core.detach(&mut session, &connection.subscriber, connection.pending);
+    session.retained.truncate(core.settings.load().max_queued_messages);
     let will = connection.will.filter(|_| end.publishes_will());
     let keep = session.durable.is_some() && session.expiry > 0;
     let now = Instant::now();

@@ -345,8 +345,13 @@ impl Connection {
         };
         let (_, found) = core.ingress.subscribe(filter, &self.subscriber, options, wanted);
         for message in found {
-            let qos = options.qos.min(message.view().qos());
-            let grant = Grant { qos, retain: true, ids: options.id.into_iter().collect(), share: None };
+            let view = message.view();
+            let grant = Grant {
+                qos: options.qos.min(view.qos()),
+                retain: true,
+                ids: options.id.into_iter().collect(),
+                share: None,
+            };
             self.session.retained.push_back(Queued { message, grant });
         }
     }
