@@ -204,7 +204,7 @@ fn an_upstream_that_is_down_is_shown_and_does_not_make_the_gateway_ill() {
 /// Every example of the documentation, as it stands there.
 #[test]
 fn the_examples_work() {
-    let text = std::fs::read_to_string("docs/http.md").unwrap();
+    let text = ["README.md", "docs/http.md"].map(|path| std::fs::read_to_string(path).unwrap()).concat();
     let blocks = text.split("```").skip(1).step_by(2).filter_map(|block| block.strip_prefix("sh\n"));
     let examples: Vec<&str> = blocks.flat_map(str::lines).filter(|line| line.starts_with("curl ")).collect();
     assert!(examples.len() >= 15, "{}", examples.len());
