@@ -25,18 +25,17 @@
 //! | [`broker`] | MQTT clients: ports, sessions, authorisation, the one door in, the live way out |
 //! | [`journal`] | what must reach a consumer whether it is connected or not |
 //! | [`upstream`] | remote brokers, both ways |
-//! | [`http`] | REST, streams, the web page, metrics, MQTT over WebSocket |
+//! | [`http`] | the same topics by REST, live stream, web page and MQTT over WebSocket |
 //! | [`service`] | log, signals, systemd |
-//! | [`status`] | how the rooms are doing, for those who show it |
+//! | [`status`] | what the rooms say of themselves |
+//! | [`net`], [`tls`] | ports and TLS, for all doors alike |
 //! | [`message`], [`time`] | what everybody hands around, and clocks |
-//! | [`net`], [`tls`] | ports, alike for MQTT and HTTP |
 //!
 //! # Who may know whom
 //!
 //! [`time`] knows nothing of ours, [`message`] at most [`time`]. Rooms know these two and otherwise only what the flow
-//! above needs: sensors and upstream the broker's `ingress`, broker and upstream the journal, http what the broker has
-//! for every door. [`status`] knows the snapshots of the rooms, [`config`] their settings. Nobody knows [`app`] or
-//! [`cli`]. rppal is named only in `sensors/rppal.rs`, rumqttd only in
+//! above needs: sensors and upstream the broker's `ingress`, http the broker, broker and upstream the journal. [`config`] knows
+//! the rooms' settings. Nobody knows [`app`] or [`cli`]. rppal is named only in `sensors/rppal.rs`, rumqttd only in
 //! `broker/`, rumqttc only in `upstream/client.rs`. A test holds all this.
 
 pub mod app;

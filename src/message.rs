@@ -387,14 +387,15 @@ impl<'a> MessageRef<'a> {
     /// What is left of the expiry interval at `now_boot_ms`: `Ok(None)` if it never expires, `Err(Expired)` if it has.
     pub fn remaining_expiry(&self, now_boot_ms: u64) -> Result<Option<u32>, Expired> {
         let Some(expiry) = self.expiry() else { return Ok(None) };
-        let age_s = now_boot_ms.saturating_sub(self.boot_ms()) / 1000;
+        // signed: what came in before this boot has a time less than 0
+        let age_s = (now_boot_ms as i64).wrapping_sub(self.boot_ms() as i64).max(0) as u64 / 1000;
         match u64::from(expiry).checked_sub(age_s) {
             None | Some(0) => Err(Expired),
             Some(left) => Ok(Some(left as u32)),
         }
     }
 
-    /// Boot clock, in milliseconds, when it came in.
+    /// Boot clock, in milliseconds, when it came in; less than 0, as a number that wraps, if that was before this boot.
     pub fn boot_ms(&self) -> u64 {
         u64_at(self.bytes, 16)
     }

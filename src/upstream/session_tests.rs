@@ -54,7 +54,11 @@ impl Bench {
     }
 
     fn append(&mut self, draft: &Draft<'_>) {
-        self.journal.append(&Message::new(draft), &[self.consumer]).unwrap();
+        let position = self.journal.append(&Message::new(draft), &[self.consumer]).unwrap();
+        // the journal hands out nothing before it is safe
+        while *self.journal.synced().borrow() < position {
+            std::thread::yield_now();
+        }
     }
 
     fn append_many(&mut self, payloads: std::ops::Range<u32>) {
