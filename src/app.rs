@@ -23,6 +23,7 @@ use self::data_dir::DataDir;
 use self::reload::Reloadable;
 use crate::broker::codec::Reason;
 use crate::broker::core::Core;
+use crate::broker::ingress::Receipt;
 use crate::broker::live::Dispatcher;
 use crate::broker::{Broker, BrokerError, sys};
 use crate::config::Settings;
@@ -237,6 +238,10 @@ impl Gateway {
         self.doors.cancel();
         // sensors say "offline" before anybody is disconnected
         let _ = timeout(SHUTDOWN / 4, self.sensors_gone.changed()).await;
+        // upstreams and persistent sessions get only what is on disk
+        let ingress = &self.core.ingress;
+        let said = Receipt { durable: Some(ingress.journal().barrier()) };
+        let _ = timeout(SHUTDOWN / 4, ingress.settled(said)).await;
         self.part_with_clients(SHUTDOWN / 4).await;
         let left = (SHUTDOWN - SHUTDOWN / 4).saturating_sub(begin.elapsed());
         let shutdown = self.supervisor.shutdown(left).await;
