@@ -22,6 +22,7 @@ use super::settings::BrokerSettings;
 use super::shared::SharedGroup;
 use super::stats::Stats;
 use super::subscribers::{Subscriber, SubscriptionOptions};
+use super::waiting::WaitingRoom;
 use crate::journal::{Limits, WhenFull};
 use crate::message::{Draft, Origin, Qos};
 
@@ -67,6 +68,8 @@ pub struct Core {
     pub passwords: Passwords,
     /// Client ids in use.
     pub registry: Registry,
+    /// Connections that have not said who they are.
+    pub waiting: Arc<WaitingRoom>,
     /// What is counted.
     pub stats: Arc<Stats>,
     /// Cancelled when the gateway goes down.
@@ -86,6 +89,7 @@ impl Core {
             ingress,
             passwords: Passwords::default(),
             registry: Registry::default(),
+            waiting: Arc::default(),
             cancel,
             clients: Mutex::default(),
             next_client: AtomicU64::new(0),

@@ -114,6 +114,8 @@ pub struct InboxLimits {
 pub enum Offer {
     /// Nothing is left to offer.
     Done,
+    /// Nothing is left to offer: so many messages were dropped.
+    Dropped(u64),
     /// Full: offer the rest again when there is room, or at this time at the latest.
     Wait(Instant),
 }
@@ -207,9 +209,10 @@ impl Inbox {
                 "this subscriber reads too slowly: what does not fit into its queue is dropped until it has caught up"
             );
         }
-        state.dropped += offered.iter().map(|run| run.messages.len() as u64).sum::<u64>();
+        let dropped = offered.iter().map(|run| run.messages.len() as u64).sum::<u64>();
+        state.dropped += dropped;
         offered.clear();
-        Offer::Done
+        Offer::Dropped(dropped)
     }
 
     /// Whether all of this fits, or would not be kept anyway because the subscriber has gone.
@@ -385,11 +388,11 @@ mod tests {
         let Offer::Wait(deadline) = inbox.offer(&mut offered, Instant::now()) else { panic!("full") };
         assert_eq!(deadline, Instant::now() + PATIENCE);
         tokio::time::advance(PATIENCE).await;
-        assert_eq!(inbox.offer(&mut offered, Instant::now()), Offer::Done);
+        assert_eq!(inbox.offer(&mut offered, Instant::now()), Offer::Dropped(5));
         assert_eq!((inbox.dropped(), inbox.len()), (5, 10));
         let mut out = VecDeque::new();
         inbox.take(3, &mut out);
-        assert_eq!(inbox.offer(&mut queued(9), Instant::now()), Offer::Done, "slow until it has caught up");
+        assert_eq!(inbox.offer(&mut queued(9), Instant::now()), Offer::Dropped(6), "slow until it has caught up");
         assert_eq!((inbox.dropped(), inbox.len()), (11, 10));
         inbox.take(10, &mut out);
         assert!(matches!(inbox.offer(&mut queued(11), Instant::now()), Offer::Wait(_)), "a new chance");

@@ -13,11 +13,10 @@ use tracing::{debug, warn};
 use super::connection::{Peer, serve};
 use super::core::Core;
 use super::settings::ListenerSettings;
+use super::waiting::MOST;
 use crate::net::{ListenError, bind, is_about_the_connection};
 use crate::tls::{acceptor, common_name};
 
-/// Connections that may be between accept and CONNECT, beyond `max_connections`.
-const HALF_OPEN: u64 = 64;
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// An open port.
@@ -63,25 +62,37 @@ impl Listener {
     }
 
     fn accepted(&self, stream: TcpStream, from: SocketAddr, core: &Arc<Core>, connections: &TaskTracker) {
-        let most = core.settings.load().max_connections as u64 + HALF_OPEN;
+        // those that are being cut are still open for a moment
+        let most = (core.settings.load().max_connections + 2 * MOST) as u64;
         if core.stats.sockets.get() >= most {
             core.stats.refused.add(1);
             debug!(%from, "connection dropped: too many are open");
             return;
         }
         core.stats.sockets.add(1);
-        let (core, tls) = (core.clone(), self.tls.clone());
+        let (ticket, has_cut) = core.waiting.enter();
+        if has_cut {
+            core.stats.refused.add(1);
+            debug!("the connection that has waited longest for its CONNECT is cut: too many wait");
+        }
+        let (core, tls, ticket) = (core.clone(), self.tls.clone(), Arc::new(ticket));
         connections.spawn(async move {
             let open = OpenSocket(core.clone());
             // a packet must not wait for the acknowledgement of the one before
             let _ = stream.set_nodelay(true);
-            let peer = Peer { address: from.ip().to_canonical(), certificate_user: None };
-            match tls {
-                None => {
-                    let (reader, writer) = stream.into_split();
-                    serve(core, reader, writer, peer).await;
+            let peer = Peer { address: from.ip().to_canonical(), certificate_user: None, ticket: Some(ticket.clone()) };
+            let serving = async {
+                match tls {
+                    None => {
+                        let (reader, writer) = stream.into_split();
+                        serve(core, reader, writer, peer).await;
+                    }
+                    Some(tls) => serve_tls(core, stream, &tls, peer).await,
                 }
-                Some(tls) => serve_tls(core, stream, &tls, peer).await,
+            };
+            tokio::select! {
+                () = serving => {}
+                () = ticket.cut() => {}
             }
             drop(open);
         });

@@ -30,6 +30,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::error;
 
 use super::inbox::{Offer, Run};
+use super::stats::Stats;
 use super::subscribers::{Fanout, Subscriber, Subscribers};
 use crate::message::{Batch, BatchBuilder};
 
@@ -88,10 +89,11 @@ pub struct Dispatcher {
     next_packet_id: u16,
     flow: Arc<Flow>,
     fanout: Fanout,
+    stats: Arc<Stats>,
 }
 
 /// Starts the router and both ends. Blocks for a moment: not for a runtime worker.
-pub fn start(subscribers: Arc<Subscribers>) -> Result<(LiveLink, Dispatcher), RouterError> {
+pub fn start(subscribers: Arc<Subscribers>, stats: Arc<Stats>) -> Result<(LiveLink, Dispatcher), RouterError> {
     let config = RouterConfig {
         max_connections: 4,
         max_outgoing_packet_count: 200,
@@ -110,6 +112,7 @@ pub fn start(subscribers: Arc<Subscribers>) -> Result<(LiveLink, Dispatcher), Ro
         next_packet_id: 1,
         flow: flow.clone(),
         fanout: Fanout::new(subscribers.clone()),
+        stats,
     };
     Ok((LiveLink { link: publishing, flow, fanout: Fanout::new(subscribers) }, dispatcher))
 }
@@ -293,8 +296,13 @@ impl Dispatcher {
         loop {
             let now = Instant::now();
             let mut first = None;
+            let stats = &self.stats;
             self.fanout.outgoing.retain_mut(|(subscriber, queued)| match subscriber.inbox.offer(queued, now) {
                 Offer::Done => false,
+                Offer::Dropped(messages) => {
+                    stats.publish_dropped.add(messages);
+                    false
+                }
                 Offer::Wait(deadline) => {
                     first = Some(first.map_or(deadline, |known: Instant| known.min(deadline)));
                     true
@@ -329,7 +337,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_router_that_does_not_answer_is_an_error() {
-        let starting = std::thread::spawn(|| start(Arc::default()));
+        let starting = std::thread::spawn(|| start(Arc::default(), Arc::default()));
         let (_link, dispatcher) = starting.join().unwrap().unwrap();
         // probes that never reach the router look like a router that hangs
         let result = dispatcher.run(CancellationToken::new(), || Ok(()), || ()).await;
@@ -349,7 +357,8 @@ mod tests {
         let options =
             SubscriptionOptions { qos: Qos::AtMostOnce, no_local: false, retain_as_published: false, id: None };
         subscribers.insert("#", &subscriber, options, 0);
-        let (mut link, dispatcher) = tokio::task::spawn_blocking(|| start(subscribers)).await.unwrap().unwrap();
+        let (mut link, dispatcher) =
+            tokio::task::spawn_blocking(|| start(subscribers, Arc::default())).await.unwrap().unwrap();
         let cancel = CancellationToken::new();
         let running = tokio::spawn(dispatcher.run(cancel.clone(), || Ok(()), || ()));
         let mut seq = 0;

@@ -3,7 +3,7 @@
 //! | file | what |
 //! |---|---|
 //! | `settings` | what the configuration says |
-//! | `listener` | ports, TLS handshakes |
+//! | `listener`, `waiting` | ports, TLS handshakes |
 //! | `connection/` | one client from CONNECT to the end: `handshake`, `admit`, then `run` with `receive` and `deliver` |
 //! | `codec/` | packets |
 //! | `keep` | what is kept of sessions and retained messages on disk |
@@ -37,6 +37,7 @@ pub mod shared;
 pub mod stats;
 pub mod subscribers;
 pub mod sys;
+pub mod waiting;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -89,9 +90,10 @@ impl Broker {
     ) -> Result<Broker, BrokerError> {
         let listeners = settings.listeners.iter().map(listener::open).collect::<Result<Vec<_>, _>>()?;
         let subscribers = Arc::new(Subscribers::default());
-        let (link, dispatcher) = live::start(subscribers.clone())?;
+        let stats = Arc::new(Stats::default());
+        let (link, dispatcher) = live::start(subscribers.clone(), stats.clone())?;
         let retained = Retained::new(settings.max_retained, settings.max_retained_size);
-        let ingress = Ingress::new(link, subscribers, journal, retained, Arc::new(Stats::default()), clock);
+        let ingress = Ingress::new(link, subscribers, journal, retained, stats, clock);
         let core = Core::new(settings, ingress, cancel);
         core.restore();
         Ok(Broker { core, dispatcher, listeners, connections: TaskTracker::new() })

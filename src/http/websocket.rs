@@ -56,7 +56,7 @@ pub async fn upgrade(
     }
     let from: IpAddr = address(peer, &headers);
     upgrade.on_upgrade(move |socket| async move {
-        let peer = Peer { address: from, certificate_user: None };
+        let peer = Peer { address: from, certificate_user: None, ticket: None };
         let (reader, writer) = tokio::io::split(Frames { socket, rest: Bytes::new(), unflushed: false });
         let connections = http.connections.clone();
         connections.track_future(serve(http.core.clone(), reader, writer, peer)).await;

@@ -31,6 +31,7 @@ use super::ingress::Receipt;
 use super::registry::{Parked, expires};
 use super::session::Session;
 use super::subscribers::Subscriber;
+use super::waiting::Ticket;
 use crate::journal::Position;
 use crate::message::{BatchBuilder, Origin};
 
@@ -41,6 +42,8 @@ pub struct Peer {
     pub address: IpAddr,
     /// User named by its TLS client certificate.
     pub certificate_user: Option<Box<str>>,
+    /// Its place in the waiting room, where there is one.
+    pub ticket: Option<Arc<Ticket>>,
 }
 
 /// Why a connection ends.
@@ -151,6 +154,9 @@ where
             return;
         }
     };
+    if let Some(ticket) = &peer.ticket {
+        ticket.seated();
+    }
     let version = connect.version;
     let admitted = match admit::admit(&core, connect, &peer).await {
         Ok(admitted) => admitted,
