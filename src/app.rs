@@ -23,6 +23,7 @@ use self::data_dir::DataDir;
 use self::reload::Reloadable;
 use crate::broker::codec::Reason;
 use crate::broker::core::Core;
+use crate::broker::ingress::Receipt;
 use crate::broker::live::Dispatcher;
 use crate::broker::{Broker, BrokerError, sys};
 use crate::config::Settings;
@@ -158,7 +159,7 @@ impl Gateway {
         let simulated = matches!(source, Source::Simulated(_));
         let addresses: Vec<_> = listeners.iter().map(|listener| listener.address).collect();
 
-        let router_answered = start_router(dispatcher, &core, &supervisor);
+        let router_answered = start_router(dispatcher, &core, &supervisor).await;
 
         let (sensor_settings, sensor_changes) = watch::channel(settings.sensors.clone().into());
         let (snapshots, sensor_snapshots) = watch::channel(Vec::new());
@@ -237,6 +238,10 @@ impl Gateway {
         self.doors.cancel();
         // sensors say "offline" before anybody is disconnected
         let _ = timeout(SHUTDOWN / 4, self.sensors_gone.changed()).await;
+        // upstreams and persistent sessions get only what is on disk
+        let ingress = &self.core.ingress;
+        let said = Receipt { durable: Some(ingress.journal().barrier()) };
+        let _ = timeout(SHUTDOWN / 4, ingress.settled(said)).await;
         self.part_with_clients(SHUTDOWN / 4).await;
         let left = (SHUTDOWN - SHUTDOWN / 4).saturating_sub(begin.elapsed());
         let shutdown = self.supervisor.shutdown(left).await;
@@ -268,7 +273,7 @@ impl Gateway {
 }
 
 /// Starts the router and what belongs to it; what is returned is when it has last shown that it lives.
-fn start_router(dispatcher: Dispatcher, core: &Arc<Core>, supervisor: &Supervisor) -> watch::Receiver<Instant> {
+async fn start_router(dispatcher: Dispatcher, core: &Arc<Core>, supervisor: &Supervisor) -> watch::Receiver<Instant> {
     let (answered, router_answered) = watch::channel(Instant::now());
     let probe = core.ingress.clone();
     let alive = move || {
@@ -276,7 +281,8 @@ fn start_router(dispatcher: Dispatcher, core: &Arc<Core>, supervisor: &Superviso
     };
     supervisor.spawn("router", dispatcher.run(supervisor.token(), move || probe.probe(), alive));
     supervisor.spawn_endless("sessions", core.clone().sweep());
-    supervisor.spawn_endless("$SYS", sys::run(core.clone()));
+    let figures = sys::Figures::start(core.clone()).await;
+    supervisor.spawn_endless("$SYS", figures.run());
     router_answered
 }
 

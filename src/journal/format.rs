@@ -45,7 +45,7 @@
 //! | 2 state | length of the name (2), name, value: a persistent session, as the broker encodes it; no value: it is gone |
 //! | 3 consumer | name; its key is the only consumer |
 //! | 4 consumer removed | none |
-//! | 5 cursors | per consumer: key, base, read, settled by outcome (4 × 8), dropped, lost; after them 1 byte: 1 for an orderly end |
+//! | 5 cursors | per consumer: key, base, read, dropped, lost, settled by outcome (9 × 8); after them 1 byte: 1 for an orderly end |
 //! | 6 note | what (8), value (8): see [`crate::journal::Note`] |
 //! | 7 clock | boot (4), 0 (4), hash of the kernel's boot id (8), Unix time minus boot clock in ms (8), 1 if synchronised (8) |
 //! | 8 table | in snapshots, first and last: consumers, boots and segments, as `snapshot.rs` encodes them |

@@ -14,7 +14,7 @@
 //! | `writer` | the thread that writes: all that waits with one write and one sync |
 //! | `reader` | how consumers read, and the thread that reads ahead for them |
 //! | `recovery` | what is found at start |
-//! | `report` | what the journal has to say about itself |
+//! | `report`, `inspect` | what the journal has to say about itself, inside and from outside |
 //!
 //! # Promises
 //! - What [`Journal::synced`] has reached is on disk. Nothing is handed to a consumer before that, so that no place or
@@ -32,6 +32,7 @@
 
 pub mod boots;
 pub mod format;
+pub mod inspect;
 pub mod queue;
 pub mod reader;
 pub mod record;
@@ -120,13 +121,23 @@ pub enum Outcome {
     Unconfirmed = 1,
     /// Its expiry interval has passed.
     Expired = 2,
-    /// The other side does not take it, or it must not be sent.
+    /// The other side has refused it.
     Refused = 3,
+    /// It is larger than the other side takes.
+    TooLarge = 4,
+    /// It ended the connection again and again.
+    EndsConnection = 5,
+    /// It came from the other side.
+    CameFromThere = 6,
+    /// It has passed through too many gateways.
+    Loop = 7,
+    /// Nothing asks for it any more.
+    NotWanted = 8,
 }
 
 impl Outcome {
     /// So many there are.
-    pub const COUNT: usize = 4;
+    pub const COUNT: usize = 9;
 }
 
 /// What waits for a consumer, and what became of the rest.
@@ -136,12 +147,8 @@ pub struct Backlog {
     pub accepted: u64,
     /// Messages it settled, whatever the outcome.
     pub settled: u64,
-    /// Of these: sent at QoS 0.
-    pub unconfirmed: u64,
-    /// Of these: expired.
-    pub expired: u64,
-    /// Of these: refused by the other side.
-    pub refused: u64,
+    /// The same by [`Outcome`].
+    pub settled_as: [u64; Outcome::COUNT],
     /// Messages that bounds pushed out.
     pub dropped: u64,
     /// Messages that could not be read from the disk any more.

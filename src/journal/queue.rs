@@ -120,6 +120,8 @@ pub struct Queue {
     pub received: BTreeSet<u16>,
     /// Ordinals that this session has received (PUBREC) and not completed.
     pub released: BTreeSet<u64>,
+    /// In hand when they had to make room.
+    pushed_out: BTreeSet<Position>,
     /// Cursor movements that are not on disk.
     pub unsaved: u64,
     /// Somebody reads.
@@ -149,6 +151,7 @@ impl Queue {
             maybe_sent: 0,
             received: BTreeSet::new(),
             released: BTreeSet::new(),
+            pushed_out: BTreeSet::new(),
             unsaved: 0,
             is_attached: false,
             is_moved: false,
@@ -187,7 +190,12 @@ impl Queue {
         let ordinal = self.cursor.base + 1;
         let mut settled = None;
         if self.held.front().is_some_and(|held| held.delivery.ordinal <= ordinal) {
-            settled = self.held.pop_front().and_then(|held| held.settled);
+            if let Some(held) = self.held.pop_front() {
+                settled = held.settled;
+                if settled.is_none() {
+                    self.pushed_out.insert(held.delivery.position);
+                }
+            }
         } else if self.ready.front().is_some_and(|ready| ready.ordinal <= ordinal) {
             self.pop_ready();
         }
@@ -313,6 +321,7 @@ impl Queue {
 
     /// What is in hand and not settled is to be handed out again.
     pub fn rewind(&mut self) {
+        self.pushed_out.clear();
         let mut again = VecDeque::new();
         let mut kept = VecDeque::new();
         for held in self.held.drain(..) {
@@ -334,7 +343,15 @@ impl Queue {
 
     /// The consumer is done with a message.
     pub fn settle(&mut self, position: Position, outcome: Outcome) {
-        let Some(held) = self.held.iter_mut().find(|held| held.delivery.position == position) else { return };
+        let Some(held) = self.held.iter_mut().find(|held| held.delivery.position == position) else {
+            if self.pushed_out.remove(&position) {
+                // it was on its way when it had to make room, and has arrived nevertheless
+                self.cursor.dropped -= 1;
+                self.cursor.settled[outcome as usize] += 1;
+                self.unsaved += 1;
+            }
+            return;
+        };
         held.settled.get_or_insert(outcome);
         self.pass();
     }
@@ -375,9 +392,7 @@ impl Queue {
         Backlog {
             accepted: self.accepted,
             settled: self.cursor.settled.iter().sum(),
-            unconfirmed: self.cursor.settled[Outcome::Unconfirmed as usize],
-            expired: self.cursor.settled[Outcome::Expired as usize],
-            refused: self.cursor.settled[Outcome::Refused as usize],
+            settled_as: self.cursor.settled,
             dropped: self.cursor.dropped,
             lost: self.cursor.lost,
             messages: self.waiting() as usize,

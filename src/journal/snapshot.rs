@@ -17,7 +17,7 @@ use super::format::{
 use super::queue::Cursor;
 use super::record::{self, Draft};
 use super::segment::Share;
-use super::state::{State, decode_cursors, encode_cursor};
+use super::state::{CURSOR_LEN, State, decode_cursors, encode_cursor};
 use super::storage::Storage;
 use crate::message::Message;
 
@@ -149,7 +149,7 @@ impl Table {
         for _ in 0..u64_at(&head, 8) {
             let head = take(16)?;
             let name = take(u64_at(&head, 0) as usize)?;
-            let cursor = take(72)?;
+            let cursor = take(CURSOR_LEN)?;
             let (key, cursor) = decode_cursors(&cursor).0.next()?;
             let counts = take(16)?;
             let received = take(2 * u64_at(&counts, 0) as usize)?;
@@ -270,7 +270,7 @@ mod tests {
             name: "session/ü".into(),
             key: 5,
             committed: 9,
-            cursor: Cursor { base: 3, read: 4, settled: [1, 2, 3, 4], dropped: 5, lost: 6 },
+            cursor: Cursor { base: 3, read: 4, settled: [1, 2, 3, 4, 5, 6, 7, 8, 9], dropped: 5, lost: 6 },
             received: vec![1, 65535],
             released: vec![8],
         });

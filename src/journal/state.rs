@@ -30,7 +30,7 @@ pub enum Stop {
 }
 
 /// Bytes of a cursor in a record.
-const CURSOR_LEN: usize = 72;
+pub const CURSOR_LEN: usize = 8 * (5 + Outcome::COUNT);
 
 /// Bytes that wait to be written.
 #[derive(Debug, Default)]
@@ -468,8 +468,7 @@ fn mark_moved(moved: &mut Vec<ConsumerId>, since: &mut Option<Instant>, id: Cons
 
 /// Appends a cursor as records hold it.
 pub fn encode_cursor(key: u64, cursor: &Cursor, out: &mut Vec<u8>) {
-    let [acked, unconfirmed, expired, refused] = cursor.settled;
-    for value in [key, cursor.base, cursor.read, acked, unconfirmed, expired, refused, cursor.dropped, cursor.lost] {
+    for value in [key, cursor.base, cursor.read, cursor.dropped, cursor.lost].iter().chain(&cursor.settled) {
         out.extend_from_slice(&value.to_le_bytes());
     }
 }
@@ -480,9 +479,9 @@ pub fn decode_cursors(body: &[u8]) -> (impl Iterator<Item = (u64, Cursor)> + '_,
         let value = |at: usize| u64_at(bytes, at * 8);
         let mut settled = [0; Outcome::COUNT];
         for (at, count) in settled.iter_mut().enumerate() {
-            *count = value(3 + at);
+            *count = value(5 + at);
         }
-        (value(0), Cursor { base: value(1), read: value(2), settled, dropped: value(7), lost: value(8) })
+        (value(0), Cursor { base: value(1), read: value(2), settled, dropped: value(3), lost: value(4) })
     });
     (cursors, body.len() % CURSOR_LEN == 1 && body.last() == Some(&1))
 }

@@ -71,7 +71,7 @@ impl Bench {
         for action in actions {
             match action {
                 SessionAction::Publish(message) => self.sent.push(message),
-                SessionAction::Settle(position) => self.reader.settle(position),
+                SessionAction::Settle(position, outcome) => self.reader.settle_as(position, outcome.in_journal()),
                 SessionAction::Rewind => self.reader.rewind(),
                 SessionAction::Break => self.broken = true,
                 SessionAction::Subscribe(_) | SessionAction::Unsubscribe(_) => {}

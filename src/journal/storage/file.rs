@@ -40,6 +40,11 @@ impl FileStorage {
         Ok(file)
     }
 
+    fn may_change(&self) -> io::Result<()> {
+        let reason = "it is only looked at";
+        if self.read_only { Err(io::Error::new(io::ErrorKind::ReadOnlyFilesystem, reason)) } else { Ok(()) }
+    }
+
     fn sync_dir(&self) -> io::Result<()> {
         File::open(&self.dir)?.sync_all()
     }
@@ -82,6 +87,7 @@ impl Storage for FileStorage {
     }
 
     fn create(&self, name: &str, len: u64) -> io::Result<()> {
+        self.may_change()?;
         fs::create_dir_all(&self.dir)?;
         self.open.lock().remove(name);
         let path = self.dir.join(name);
@@ -123,6 +129,7 @@ impl Storage for FileStorage {
     }
 
     fn rename(&self, from: &str, to: &str) -> io::Result<()> {
+        self.may_change()?;
         fs::rename(self.dir.join(from), self.dir.join(to))?;
         let mut open = self.open.lock();
         open.remove(to);
@@ -134,6 +141,7 @@ impl Storage for FileStorage {
     }
 
     fn remove(&self, name: &str) -> io::Result<()> {
+        self.may_change()?;
         self.open.lock().remove(name);
         fs::remove_file(self.dir.join(name))
     }
