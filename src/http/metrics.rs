@@ -153,6 +153,7 @@ fn upstream(text: &mut Text, snapshots: &[UpstreamSnapshot], http: &Http) {
         let dropped = &snapshot.ledger.dropped;
         for (reason, count) in [
             ("journal_full", dropped.journal_full),
+            ("unreadable", dropped.unreadable),
             ("refused", dropped.refused),
             ("too_large", dropped.too_large),
             ("ends_connection", dropped.ends_connection),
