@@ -95,22 +95,23 @@ fn http(port: u16, user: Option<(&str, &str)>, method: &str, target: &str) -> u1
     request(port, method, target, &headers, b"").status
 }
 
+/// A random topic filter; as a rule, it may deny.
+fn rule(dice: &mut Dice, may_deny: bool) -> String {
+    let mut rule = String::from(if may_deny && dice.below(3) == 0 { "!" } else { "" });
+    for level in 0..3 {
+        let part = dice.of(&["a", "b", "c", "", "+", "#"]);
+        rule += if level > 0 { "/" } else { "" };
+        rule += part;
+        if part == "#" || dice.below(3) == 0 {
+            break;
+        }
+    }
+    if rule.trim_start_matches('!').is_empty() { "#".into() } else { rule }
+}
+
 #[test]
 fn mqtt_and_http_give_the_same_answer() {
     let mut dice = Dice(20_261_122);
-    let levels = ["a", "b", "c", "", "+", "#"];
-    let rule = |dice: &mut Dice, may_deny: bool| {
-        let mut rule = String::from(if may_deny && dice.below(3) == 0 { "!" } else { "" });
-        for level in 0..3 {
-            let part = dice.of(&levels);
-            rule += if level > 0 { "/" } else { "" };
-            rule += part;
-            if part == "#" || dice.below(3) == 0 {
-                break;
-            }
-        }
-        if rule.trim_start_matches('!').is_empty() { "#".into() } else { rule }
-    };
     let mut config = String::from("[broker.anonymous]\npublish = [\"a/#\"]\nsubscribe = [\"#\", \"!b/#\"]\n");
     for name in ["u0", "u1", "u2", "u3", "u4", "u5"] {
         let mut rules = || (0..3).map(|at| format!("{:?}", rule(&mut dice, at > 0))).collect::<Vec<_>>().join(", ");

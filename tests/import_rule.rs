@@ -22,7 +22,7 @@ const RULES: [(&str, &[&str]); 17] = [
     ("upstream", &["message", "time", "status", "journal", "broker::ingress"]),
     ("http", &["message", "time", "status", "broker", "net", "tls"]),
     ("config", &["message", "time", "settings", "journal::WhenFull", "upstream::overlap"]),
-    ("cli", &["app", "config"]),
+    ("cli", &["app", "config", "journal::inspect"]),
     ("main", &["cli"]),
     ("lib", &[]),
     ("app", &["*"]),

@@ -21,7 +21,8 @@ pub struct Envelope {
     retained: bool,
     /// When it came in; `None` while the clock is not synchronised.
     time: Option<String>,
-    boot_ms: u64,
+    /// Boot clock in milliseconds; less than 0 if that was before this boot.
+    boot_ms: i64,
     #[serde(skip_serializing_if = "Option::is_none")]
     content_type: Option<String>,
 }
@@ -41,7 +42,7 @@ impl Envelope {
             qos: view.qos() as u8,
             retained,
             time: http.time(view.boot_ms()),
-            boot_ms: view.boot_ms(),
+            boot_ms: view.boot_ms() as i64,
             content_type: content_type(&view).map(Into::into),
         }
     }

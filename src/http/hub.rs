@@ -96,7 +96,7 @@ impl Hub {
     /// read it.
     pub async fn arrived(&self, topic: &str, boot_ms: u64) {
         let mut head = self.head.subscribe();
-        let is_there = |message: &Message| message.view().boot_ms() >= boot_ms;
+        let is_there = |message: &Message| came_in(message) >= boot_ms as i64;
         let _ = timeout(ARRIVAL, head.wait_for(|_| self.state.read().recent.get(topic).is_some_and(is_there))).await;
     }
 
@@ -190,6 +190,11 @@ impl Drop for SysGuard {
     }
 }
 
+/// Boot clock, in milliseconds, when a message came in: less than 0 if that was before this boot.
+fn came_in(message: &Message) -> i64 {
+    message.view().boot_ms() as i64
+}
+
 /// The last of the two, and whether it is the retained one. The live way may be a moment behind the retained store, and
 /// knows nothing of what was before the start.
 fn newer(recent: Option<Message>, retained: Option<Message>) -> Option<(Message, bool)> {
@@ -198,7 +203,7 @@ fn newer(recent: Option<Message>, retained: Option<Message>) -> Option<(Message,
         (None, Some(retained)) => Some((retained, true)),
         (Some(recent), None) => Some((recent, false)),
         (Some(recent), Some(retained)) => {
-            if retained.view().boot_ms() > recent.view().boot_ms() {
+            if came_in(&retained) > came_in(&recent) {
                 Some((retained, true))
             } else {
                 let is_retained = recent.view().retain();
@@ -222,6 +227,7 @@ mod tests {
         assert_eq!(answer(live(5, false), retained(3)), Some((true, false)));
         assert_eq!(answer(live(5, true), retained(5)), Some((true, true)));
         assert_eq!(answer(live(5, false), retained(6)), Some((false, true)), "the live one is behind");
+        assert_eq!(answer(live(5, false), retained(-7_i64 as u64)), Some((true, false)), "kept since the last boot");
         assert_eq!(answer(live(5, false), None), Some((true, false)));
         assert_eq!(answer(None, retained(1)), Some((false, true)));
     }

@@ -21,7 +21,7 @@ pub async fn metrics(State(http): State<Arc<Http>>, caller: Caller) -> Result<Re
     broker(&mut text, &http.core.stats);
     sensors(&mut text, &http.status.sensors.borrow().clone());
     let upstreams: Vec<_> = http.status.upstreams.iter().map(|upstream| upstream.borrow().clone()).collect();
-    upstream(&mut text, &upstreams, http.core.ingress.clock().boot_ms());
+    upstream(&mut text, &upstreams, &http);
     let kind = [(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")];
     Ok((kind, text.0).into_response())
 }
@@ -121,8 +121,8 @@ fn sensors(text: &mut Text, snapshots: &[SensorSnapshot]) {
     }
 }
 
-fn upstream(text: &mut Text, snapshots: &[UpstreamSnapshot], now: u64) {
-    type Reading = fn(&UpstreamSnapshot, u64) -> u64;
+fn upstream(text: &mut Text, snapshots: &[UpstreamSnapshot], http: &Http) {
+    type Reading = fn(&UpstreamSnapshot, &Http) -> u64;
     let figures: [(&str, &str, Reading); 10] = [
         ("upstream_connected", "Whether it is connected.", |s, _| u64::from(s.state == UpstreamState::Connected)),
         ("upstream_accepted_total", "Messages accepted for it.", |s, _| s.ledger.accepted),
@@ -131,8 +131,8 @@ fn upstream(text: &mut Text, snapshots: &[UpstreamSnapshot], now: u64) {
         ("upstream_expired_total", "Messages that expired while they waited.", |s, _| s.ledger.expired),
         ("upstream_pending", "Messages that wait or are in flight.", |s, _| s.ledger.pending),
         ("upstream_backlog_bytes", "Bytes that wait.", |s, _| s.backlog_bytes as u64),
-        ("upstream_oldest_age_seconds", "Age of the oldest message that waits.", |s, now| {
-            s.oldest_boot_ms.map_or(0, |oldest| now.saturating_sub(oldest) / 1000)
+        ("upstream_oldest_age_seconds", "Age of the oldest message that waits.", |s, http| {
+            s.oldest_boot_ms.map_or(0, |oldest| http.age_seconds(oldest))
         }),
         ("upstream_received_total", "Messages that came from it.", |s, _| s.received),
         ("upstream_received_dropped_total", "Messages that came from it and were not taken.", |s, _| {
@@ -145,7 +145,7 @@ fn upstream(text: &mut Text, snapshots: &[UpstreamSnapshot], now: u64) {
     for (name, help, reading) in figures {
         text.head(name, help);
         for snapshot in snapshots {
-            text.sample(name, &[("upstream", &snapshot.name)], reading(snapshot, now));
+            text.sample(name, &[("upstream", &snapshot.name)], reading(snapshot, http));
         }
     }
     text.head("upstream_dropped_total", "Messages dropped, by reason.");
@@ -153,6 +153,7 @@ fn upstream(text: &mut Text, snapshots: &[UpstreamSnapshot], now: u64) {
         let dropped = &snapshot.ledger.dropped;
         for (reason, count) in [
             ("journal_full", dropped.journal_full),
+            ("unreadable", dropped.unreadable),
             ("refused", dropped.refused),
             ("too_large", dropped.too_large),
             ("ends_connection", dropped.ends_connection),

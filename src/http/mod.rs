@@ -99,6 +99,12 @@ impl Http {
         Arc::new(Http { core, hub, status, connections, history, boot, offset_ms, guard, overviews, streams })
     }
 
+    /// Seconds since a moment of the boot clock, which may be before this boot.
+    fn age_seconds(&self, boot_ms: u64) -> u64 {
+        let age_ms = self.core.ingress.clock().boot_ms() as i64 - boot_ms as i64;
+        u64::try_from(age_ms).unwrap_or(0) / 1000
+    }
+
     /// Streams that are open.
     fn open_streams(&self) -> u32 {
         u32::try_from(MAX_STREAMS - self.streams.available_permits()).unwrap_or(u32::MAX)

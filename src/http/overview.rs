@@ -129,7 +129,6 @@ impl Http {
     }
 
     fn upstreams_json(&self) -> String {
-        let now = self.core.ingress.clock().boot_ms();
         let snapshots: Vec<Snapshot> = self.status.upstreams.iter().map(|upstream| upstream.borrow().clone()).collect();
         let views: Vec<UpstreamView<'_>> = snapshots
             .iter()
@@ -137,7 +136,7 @@ impl Http {
                 snapshot,
                 since: self.time(snapshot.since_boot_ms),
                 oldest: snapshot.oldest_boot_ms.and_then(|oldest| self.time(oldest)),
-                oldest_age_seconds: snapshot.oldest_boot_ms.map(|oldest| now.saturating_sub(oldest) / 1000),
+                oldest_age_seconds: snapshot.oldest_boot_ms.map(|oldest| self.age_seconds(oldest)),
             })
             .collect();
         json(&views)
