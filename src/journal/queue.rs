@@ -389,13 +389,16 @@ impl Queue {
     pub fn backlog(&self) -> Backlog {
         let front = self.held.front().map(|held| &held.delivery).or(self.ready.front());
         let in_memory = front.filter(|front| front.ordinal == self.cursor.base + 1);
+        let settled: u64 = self.cursor.settled.iter().sum();
+        let waiting = self.waiting();
         Backlog {
-            accepted: self.accepted,
-            settled: self.cursor.settled.iter().sum(),
+            // ordinals of a consumer begin where the journal was when it was made: they do not count
+            accepted: settled + self.cursor.dropped + self.cursor.lost + waiting,
+            settled,
             settled_as: self.cursor.settled,
             dropped: self.cursor.dropped,
             lost: self.cursor.lost,
-            messages: self.waiting() as usize,
+            messages: waiting as usize,
             bytes: self.sizes.bytes(),
             oldest_boot_ms: in_memory
                 .map(|front| front.message.view().boot_ms())

@@ -46,7 +46,7 @@ async fn answers(accept: AnonymousFrom, addresses: &[&str]) -> Vec<u8> {
         let (client, server) = tokio::io::duplex(4096);
         let (reader, writer) = tokio::io::split(server);
         let address: IpAddr = address.parse().unwrap();
-        let peer = Peer { address: address.to_canonical(), certificate_user: None };
+        let peer = Peer { address: address.to_canonical(), certificate_user: None, ticket: None };
         let serving = tokio::spawn(serve(broker.core.clone(), reader, writer, peer));
         let (mut reader, mut writer) = tokio::io::split(client);
         writer.write_all(&Connect::new("a").encode()).await.unwrap();
