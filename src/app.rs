@@ -6,6 +6,7 @@
 mod data_dir;
 mod reload;
 mod summary;
+mod web;
 
 use std::future::pending;
 use std::io;
@@ -23,8 +24,10 @@ use self::reload::Reloadable;
 use crate::broker::codec::Reason;
 use crate::broker::core::Core;
 use crate::broker::ingress::Receipt;
+use crate::broker::live::Dispatcher;
 use crate::broker::{Broker, BrokerError, sys};
 use crate::config::Settings;
+use crate::http;
 use crate::journal::settings::JournalSettings;
 use crate::journal::storage::file::FileStorage;
 use crate::journal::{Journal, JournalError, Limits};
@@ -32,6 +35,7 @@ use crate::sensors::{self, Source};
 use crate::service::logging::{Logging, LoggingError};
 use crate::service::notify;
 use crate::service::signals::{Signal, Signals};
+use crate::status::{Problems, Status};
 use crate::supervise::{Exit, Supervisor};
 use crate::time::{SharedClock, SystemClock};
 use crate::upstream::settings::UpstreamSettings;
@@ -88,7 +92,8 @@ impl AppError {
 
 /// Runs the gateway until it is told to stop. `config_path` is read again on SIGHUP.
 pub fn run(settings: Settings, config_path: Option<&Path>) -> Result<(), AppError> {
-    let logging = Logging::init(&settings.log.level)?;
+    let problems = Problems::default();
+    let logging = Logging::init(&settings.log.level, problems.clone())?;
     raise_file_limit();
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     // beyond a few workers the one order of all messages is the limit
@@ -99,7 +104,7 @@ pub fn run(settings: Settings, config_path: Option<&Path>) -> Result<(), AppErro
         .build()?;
     let result = runtime.block_on(async {
         let signals = Signals::new()?;
-        let gateway = Gateway::start(settings, config_path, logging).await?;
+        let gateway = Gateway::start(settings, config_path, logging, problems).await?;
         gateway.serve(signals).await
     });
     // threads that wait for disk or GPIO must not hold up the end
@@ -132,7 +137,12 @@ struct Gateway {
 }
 
 impl Gateway {
-    async fn start(settings: Settings, config_path: Option<&Path>, logging: Logging) -> Result<Gateway, AppError> {
+    async fn start(
+        settings: Settings,
+        config_path: Option<&Path>,
+        logging: Logging,
+        problems: Problems,
+    ) -> Result<Gateway, AppError> {
         let clock: SharedClock = Arc::new(SystemClock);
         let data_dir = DataDir::open(&settings.gateway.data_dir)?;
         let supervisor = Supervisor::default();
@@ -142,35 +152,36 @@ impl Gateway {
 
         let broker = open_broker(&settings, journal, clock.clone(), doors.clone()).await?;
         let Broker { core, dispatcher, listeners, connections } = broker;
-        let rules = start_upstreams(&settings, &core, &clock, &supervisor);
+        let port = http::server::open(&settings.http).map_err(BrokerError::from)?;
+        let web_address = port.as_ref().map(|port| port.address);
+        let (rules, upstreams) = start_upstreams(&settings, &core, &clock, &supervisor);
         let source = Source::open(&settings.gpio, clock.clone(), seed())?;
         let simulated = matches!(source, Source::Simulated(_));
         let addresses: Vec<_> = listeners.iter().map(|listener| listener.address).collect();
 
-        let (answered, router_answered) = watch::channel(Instant::now());
-        let probe = core.ingress.clone();
-        let alive = move || {
-            answered.send_replace(Instant::now());
-        };
-        supervisor.spawn("router", dispatcher.run(supervisor.token(), move || probe.probe(), alive));
-        supervisor.spawn_endless("sessions", core.clone().sweep());
-        supervisor.spawn_endless("$SYS", sys::run(core.clone()));
+        let router_answered = start_router(dispatcher, &core, &supervisor).await;
 
         let (sensor_settings, sensor_changes) = watch::channel(settings.sensors.clone().into());
-        let (snapshots, _) = watch::channel(Vec::new());
+        let (snapshots, sensor_snapshots) = watch::channel(Vec::new());
         let (gone, sensors_gone) = watch::channel(());
-        let sensors = sensors::run(sensor_changes, source, core.ingress.clone(), clock, snapshots, doors.clone());
+        let sensors =
+            sensors::run(sensor_changes, source, core.ingress.clone(), clock.clone(), snapshots, doors.clone());
         supervisor.spawn("sensors", async move {
             let result = sensors.await;
             drop(gone);
             result
         });
+        let status =
+            Status { gateway_id: settings.gateway.id.as_str().into(), sensors: sensor_snapshots, upstreams, problems };
         // last, so that whoever connects finds everything there
+        if let Some(port) = port {
+            web::start(port, &settings, status, &core, &connections, &supervisor);
+        }
         for listener in listeners {
             let name = format!("listener {}", listener.address);
             supervisor.spawn_endless(name, listener.run(core.clone(), connections.clone()));
         }
-        summary::say(&settings, config_path, &addresses, simulated);
+        summary::say(&settings, config_path, &addresses, web_address, simulated);
         notify::ready(&summary::status(&settings));
         let reloadable = Reloadable::new(settings, config_path, logging, core.clone(), sensor_settings, rules);
         Ok(Gateway {
@@ -261,13 +272,27 @@ impl Gateway {
     }
 }
 
-/// Starts the upstreams; what is returned changes their rules.
+/// Starts the router and what belongs to it; what is returned is when it has last shown that it lives.
+async fn start_router(dispatcher: Dispatcher, core: &Arc<Core>, supervisor: &Supervisor) -> watch::Receiver<Instant> {
+    let (answered, router_answered) = watch::channel(Instant::now());
+    let probe = core.ingress.clone();
+    let alive = move || {
+        answered.send_replace(Instant::now());
+    };
+    supervisor.spawn("router", dispatcher.run(supervisor.token(), move || probe.probe(), alive));
+    supervisor.spawn_endless("sessions", core.clone().sweep());
+    let figures = sys::Figures::start(core.clone()).await;
+    supervisor.spawn_endless("$SYS", figures.run());
+    router_answered
+}
+
+/// Starts the upstreams. Returned is what changes their rules, and how they are doing.
 fn start_upstreams(
     settings: &Settings,
     core: &Arc<Core>,
     clock: &SharedClock,
     supervisor: &Supervisor,
-) -> Vec<watch::Sender<Arc<UpstreamSettings>>> {
+) -> (Vec<watch::Sender<Arc<UpstreamSettings>>>, Vec<watch::Receiver<upstream::Snapshot>>) {
     let journal = core.ingress.journal();
     drop_unknown_upstreams(settings, journal);
     let limits = Limits {
@@ -279,14 +304,14 @@ fn start_upstreams(
     let max_packet = settings.broker.max_packet_size;
     let start = |upstream: &UpstreamSettings| {
         let (rules, changes) = watch::channel(Arc::new(upstream.clone()));
-        let (snapshots, _) = watch::channel(upstream::Snapshot::default());
+        let (snapshots, shown) = watch::channel(upstream::Snapshot::default());
         let ingress = core.ingress.clone();
         let upstream = Upstream::new(changes, journal, limits, ingress, max_packet, clock.clone(), snapshots);
         let name = format!("upstream {}", rules.borrow().name);
         supervisor.spawn(name, upstream.run(supervisor.token()));
-        rules
+        (rules, shown)
     };
-    settings.upstreams.iter().map(start).collect()
+    settings.upstreams.iter().map(start).unzip()
 }
 
 async fn open_journal(settings: &Settings, clock: SharedClock) -> Result<Journal, AppError> {

@@ -38,8 +38,8 @@ pub struct Client {
     pub address: IpAddr,
     /// What it speaks.
     pub version: Version,
-    /// Since when.
-    pub since: Instant,
+    /// Since when, on the boot clock in milliseconds.
+    pub since_boot_ms: u64,
     /// Seconds.
     pub keep_alive: u16,
     /// Whether its session outlives the connection.

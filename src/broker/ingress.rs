@@ -375,6 +375,19 @@ impl Ingress {
         self.inner.sequencer.lock().retained.get(topic).cloned()
     }
 
+    /// Retained messages that `filter` selects and `wanted` takes, on topics behind `after`, in order of topic.
+    pub fn select_retained(
+        &self,
+        filter: &str,
+        after: &str,
+        count: usize,
+        wanted: impl Fn(&Message) -> bool,
+    ) -> Vec<Message> {
+        let sequencer = self.inner.sequencer.lock();
+        let found = sequencer.retained.select(filter).filter(|message| message.view().topic() > after);
+        found.filter(|message| wanted(message)).take(count).cloned().collect()
+    }
+
     /// Forgets expired retained messages; returns how many messages and bytes are left.
     pub fn expire_retained(&self) -> (usize, usize) {
         let mut sequencer = self.inner.sequencer.lock();

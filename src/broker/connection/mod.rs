@@ -231,7 +231,7 @@ async fn open(core: &Arc<Core>, admitted: Admitted, peer: &Peer) -> (super::regi
         identity: identity.clone(),
         address: peer.address,
         version: connect.version,
-        since: Instant::now(),
+        since_boot_ms: core.ingress.clock().boot_ms(),
         keep_alive,
         is_persistent,
         permissions: permissions.clone(),
@@ -284,6 +284,7 @@ async fn close(core: &Arc<Core>, mut connection: Connection, end: End, claim: su
         session.expiry = expiry;
     }
     core.detach(&mut session, &connection.subscriber, connection.pending);
+    session.retained.truncate(core.settings.load().max_queued_messages);
     let will = connection.will.filter(|_| end.publishes_will());
     let keep = session.durable.is_some() && session.expiry > 0;
     let now = Instant::now();

@@ -132,6 +132,7 @@ impl Connection {
                 self.unsubscribe(&unsubscribe);
                 Ok(())
             }
+            PacketType::PingReq if !body.is_empty() => Err(End::Broken(Error::Malformed("PINGREQ has a body"))),
             PacketType::PingReq => {
                 write::pingresp(&mut self.out);
                 self.core.stats.packets_sent.add(1);
