@@ -5,8 +5,9 @@
 //! ```text
 //! GPIO edge ─► sensors ─────────┐                            ┌─► live ─► inboxes ─► connected clients
 //! MQTT client ─► connection ────┼─► broker::ingress: one ────┤
-//! remote topic ─► upstream (in) ┘   order for everybody      └─► journal ─┬─► upstream (out) ─► remote broker
-//!                                   (and the retained store)              └─► persistent sessions ─► clients
+//! HTTP PUT ─► http ─────────────┤   order for everybody      │             └─► http ─► streams, the page
+//! remote topic ─► upstream (in) ┘   (and the retained store) └─► journal ─┬─► upstream (out) ─► remote broker
+//!                                                                         └─► persistent sessions ─► clients
 //! ```
 //!
 //! A message is encoded once, by the door it comes through ([`message`]), gets its place in

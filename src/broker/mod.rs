@@ -6,6 +6,7 @@
 //! | `listener` | ports, TLS handshakes |
 //! | `connection/` | one client from CONNECT to the end: `handshake`, `admit`, then `run` with `receive` and `deliver` |
 //! | `codec/` | packets |
+//! | `keep` | what is kept of sessions and retained messages on disk |
 //! | `session`, `registry`, `core` | what outlives a connection, who has which client id, what all share |
 //! | `authenticate`, `password`, `authorise` | who somebody is and may do what |
 //! | `ingress` | the one door in: order, retained store, journal, router |
@@ -24,6 +25,7 @@ pub mod core;
 pub mod filters;
 pub mod inbox;
 pub mod ingress;
+pub mod keep;
 pub mod listener;
 pub mod live;
 pub mod password;
@@ -91,6 +93,7 @@ impl Broker {
         let retained = Retained::new(settings.max_retained, settings.max_retained_size);
         let ingress = Ingress::new(link, subscribers, journal, retained, Arc::new(Stats::default()), clock);
         let core = Core::new(settings, ingress, cancel);
+        core.restore();
         Ok(Broker { core, dispatcher, listeners, connections: TaskTracker::new() })
     }
 

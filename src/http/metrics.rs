@@ -70,8 +70,7 @@ fn gateway(text: &mut Text, http: &Http) {
     let (topics, bytes) = http.hub.size();
     text.one("recent_topics", "Topics whose last message is remembered.", topics);
     text.one("recent_bytes", "Memory for them.", bytes);
-    let streams = super::MAX_STREAMS - http.streams.available_permits();
-    text.one("http_streams", "Event streams that are open.", streams);
+    text.one("http_streams", "Event streams that are open.", http.open_streams());
     text.one("problems_total", "Warnings and errors logged.", *http.status.problems.count().borrow());
 }
 

@@ -99,6 +99,11 @@ impl Http {
         Arc::new(Http { core, hub, status, connections, history, boot, offset_ms, guard, overviews, streams })
     }
 
+    /// Streams that are open.
+    fn open_streams(&self) -> u32 {
+        u32::try_from(MAX_STREAMS - self.streams.available_permits()).unwrap_or(u32::MAX)
+    }
+
     /// A moment of the boot clock as RFC 3339, once the clock is right.
     pub fn time(&self, boot_ms: u64) -> Option<String> {
         let clock = self.core.ingress.clock();

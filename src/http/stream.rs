@@ -33,8 +33,11 @@ use crate::message::{check_filter, matches};
 
 /// How often a quiet stream shows that it lives.
 const HEARTBEAT: Duration = Duration::from_secs(15);
-/// After something has happened, more is waited for this long, so that a burst is one write.
+/// After something has happened, more is waited for this long, so that a burst is one write ...
 const GATHER: Duration = Duration::from_millis(20);
+/// ... and this much longer for every open stream: a thousand of them write no more often than fifty, and leave time for
+/// MQTT.
+const GATHER_MORE: Duration = Duration::from_micros(400);
 /// How often the gateway's own figures are compared.
 const STATUS: Duration = Duration::from_secs(1);
 /// Filters of one stream.
@@ -140,7 +143,7 @@ impl Stream {
                 () = cancel.cancelled() => return None,
                 changed = self.head.changed(), if !self.filters.is_empty() => {
                     changed.ok()?;
-                    sleep(GATHER).await;
+                    sleep(GATHER + GATHER_MORE * self.http.open_streams()).await;
                 }
                 _ = self.heartbeat.tick() => self.beat(&mut out),
                 () = status_changes(&mut self.status) => self.status(&mut out),

@@ -27,13 +27,14 @@ pub struct Setup {
     port: u16,
     listen_on: &'static str,
     extra: String,
+    http: String,
     dir: TempDir,
 }
 
 impl Default for Setup {
     fn default() -> Self {
         let dir = tempfile::Builder::new().prefix("pigateway-test-").tempdir().expect("a temporary directory");
-        Setup { port: free_port(), listen_on: "127.0.0.1", extra: String::new(), dir }
+        Setup { port: free_port(), listen_on: "127.0.0.1", extra: String::new(), http: "off".into(), dir }
     }
 }
 
@@ -49,6 +50,20 @@ impl Setup {
     pub fn listen_on(mut self, address: &'static str) -> Setup {
         self.listen_on = address;
         self
+    }
+
+    /// Serves HTTPS on a loopback port, which it returns, with these files.
+    pub fn http_tls(self, files: &str) -> (Setup, u16) {
+        let (mut setup, port) = self.http();
+        setup.http = format!("127.0.0.1:{port}\"\ntls = {files} #\"");
+        (setup, port)
+    }
+
+    /// Serves HTTP on a loopback port, which it returns.
+    pub fn http(mut self) -> (Setup, u16) {
+        let port = free_port();
+        self.http = format!("127.0.0.1:{port}");
+        (self, port)
     }
 
     /// Takes this port, whoever has it.
@@ -69,9 +84,9 @@ impl Setup {
 
     /// Writes the configuration.
     pub fn write(&self) -> PathBuf {
-        let Setup { port, listen_on, extra, .. } = self;
+        let Setup { port, listen_on, extra, http, .. } = self;
         let text = format!(
-            "[gateway]\nid = \"test\"\ndata_dir = \"data\"\n[gpio]\nbackend = \"simulated\"\n[http]\naddress = \"off\"\n\
+            "[gateway]\nid = \"test\"\ndata_dir = \"data\"\n[gpio]\nbackend = \"simulated\"\n[http]\naddress = \"{http}\"\n\
              [[broker.listener]]\naddress = \"{listen_on}:{port}\"\n{extra}"
         );
         let path = self.dir.path().join("pigateway.toml");

@@ -7,7 +7,9 @@
 #![allow(dead_code, unused_imports, clippy::unwrap_used)]
 
 pub mod broker;
+pub mod browser;
 pub mod client;
+pub mod http;
 pub mod packet;
 pub mod process;
 pub mod python;
