@@ -138,13 +138,14 @@ fn a_version_5_session_lives_as_long_as_its_expiry_says() {
     wait_until("the session ends with the connection", || !connect(0).open_with(gateway.port).1.present);
 
     connect(600).open(gateway.port).vanish();
-    let (client, connack) = connect(600).open_with(gateway.port);
+    let will = Properties::new().four(0x18, 600);
+    let (client, connack) = connect(600).will_with("will", "over", 1, false, will).open_with(gateway.port);
     assert!(connack.present);
-    client.disconnect_with(0, &Properties::new().four(0x11, 1));
-    let (client, connack) = connect(600).open_with(gateway.port);
-    assert!(connack.present, "one second has not passed");
-    client.disconnect_with(0, &Properties::new().four(0x11, 1));
-    std::thread::sleep(std::time::Duration::from_millis(1500));
+    let mut watcher = Connect::new("watcher").open(gateway.port);
+    watcher.subscribe("will", 1);
+    // the end of the session is heard: it is the end of the will's delay too
+    client.disconnect_with(0x04, &Properties::new().four(0x11, 1));
+    assert_eq!(watcher.receive().text(), "over");
     assert!(!connect(1).open_with(gateway.port).1.present, "DISCONNECT has cut it to one second");
 }
 

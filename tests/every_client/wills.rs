@@ -81,10 +81,10 @@ fn a_will_waits_for_its_delay() {
     assert_eq!(watcher.receive().text(), "late");
     assert!(begin.elapsed() >= Duration::from_secs(1));
 
-    delayed(1, "never").open(gateway.port).vanish();
+    delayed(3, "never").open(gateway.port).vanish();
     let back = Connect::v5("a").clean(false).properties(Properties::new().four(0x11, 60)).open(gateway.port);
     // longer than the delay: an own delayed will of another client measures it
-    let other = Properties::new().four(0x18, 2);
+    let other = Properties::new().four(0x18, 4);
     let other = Connect::v5("b").properties(Properties::new().four(0x11, 60)).will_with("will/b", "x", 1, false, other);
     other.open(gateway.port).vanish();
     assert_eq!(watcher.receive().topic, "will/b");

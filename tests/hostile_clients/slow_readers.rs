@@ -31,12 +31,10 @@ fn a_subscriber_that_never_reads_is_bounded_and_dropped_with_a_reason() {
                 publisher.ping();
                 std::thread::sleep(Duration::from_millis(20));
             }
+            publisher.publish("flood", "end", 0, false);
+            publisher.ping();
         });
-        scope.spawn(|| {
-            while !over.load(Ordering::Relaxed) {
-                reading.receive();
-            }
-        });
+        scope.spawn(|| while reading.receive().payload != b"end" {});
         let begin = Instant::now();
         while !is_cut_off(gateway.log()) && begin.elapsed() < CUT_OFF {
             // others are served all the time

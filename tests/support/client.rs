@@ -458,8 +458,19 @@ impl Client {
         self.expect(13);
     }
 
+    /// Nothing comes for this long. Only for what shall not happen; where something else can be awaited, that is better.
+    #[track_caller]
+    pub fn stays_silent(&mut self, time: Duration) {
+        assert!(self.waiting.is_empty() && self.input.is_empty(), "something has come already");
+        self.patience(time);
+        let read = self.stream.read(&mut [0; 64]);
+        let is_silent = read.as_ref().is_err_and(|e| matches!(e.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut));
+        assert!(is_silent, "{read:?}");
+        self.patience(PATIENCE);
+    }
+
     /// Waits no longer than this for what comes.
-    pub fn patience(&self, time: Duration) {
+    fn patience(&self, time: Duration) {
         self.socket.set_read_timeout(Some(time)).expect("an open socket");
     }
 
