@@ -58,7 +58,10 @@ pub fn acceptor(cert: &Path, key: &Path, client_ca: Option<&Path>) -> Result<Tls
     };
     let key = PrivateKeyDer::from_pem_file(key)
         .map_err(|error| TlsError::File { path: key.into(), reason: error.to_string() })?;
-    let config = builder.with_single_cert(certificates(cert)?, key).map_err(|error| unusable(error.to_string()))?;
+    let config = builder.with_single_cert(certificates(cert)?, key).map_err(|error| {
+        let error = error.to_string();
+        unusable(format!("{error}{}", version_hint(&error)))
+    })?;
     Ok(TlsAcceptor::from(Arc::new(config)))
 }
 
@@ -67,4 +70,63 @@ pub fn common_name(certificate: &CertificateDer<'_>) -> Option<Box<str>> {
     let (_, certificate) = x509_parser::parse_x509_certificate(certificate).ok()?;
     let name = certificate.subject().iter_common_name().next()?.as_str().ok()?;
     Some(name.into())
+}
+
+fn version_hint(error: &str) -> &'static str {
+    if error.contains("UnsupportedCertVersion") {
+        ". The certificate is X.509 version 1, which `openssl x509 -req` makes unless it is told otherwise; make it version 3 \
+         with -extfile"
+    } else {
+        ""
+    }
+}
+
+/// What most likely is behind a failed handshake, to be put after the error; empty where the error says enough.
+pub fn handshake_hint(error: &str) -> &'static str {
+    let causes = [
+        (
+            "no certificates",
+            ". The listener has client_ca: the client must show a certificate that this authority has signed",
+        ),
+        (
+            "InvalidContentType",
+            ". Most likely a client that does not speak TLS: let it use TLS, or a listener without `tls`",
+        ),
+        (
+            "received fatal alert",
+            ". The client refuses the certificate of this gateway: does it know the authority that has signed it, and is the \
+             name in it the one that it connects to?",
+        ),
+        (
+            "UnknownIssuer",
+            ". The certificate of the client is not signed by the authority in client_ca of the listener",
+        ),
+    ];
+    match causes.iter().find(|(part, _)| error.contains(part)) {
+        Some((_, hint)) => hint,
+        None => version_hint(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rustls::{AlertDescription, CertificateError, Error, InvalidMessage, OtherError};
+
+    use super::*;
+
+    #[test]
+    fn usual_failures_have_a_hint() {
+        let version = OtherError(Arc::new(std::io::Error::other("UnsupportedCertVersion")));
+        for (error, part) in [
+            (Error::NoCertificatesPresented, "client_ca"),
+            (Error::InvalidMessage(InvalidMessage::InvalidContentType), "does not speak TLS"),
+            (Error::AlertReceived(AlertDescription::UnknownCA), "refuses the certificate"),
+            (Error::InvalidCertificate(CertificateError::UnknownIssuer), "client_ca"),
+            (Error::InvalidCertificate(CertificateError::Other(version)), "-extfile"),
+        ] {
+            let hint = handshake_hint(&error.to_string());
+            assert!(hint.contains(part), "{error}: {hint}");
+        }
+        assert_eq!(handshake_hint("tls handshake eof"), "");
+    }
 }
