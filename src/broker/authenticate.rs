@@ -2,8 +2,9 @@
 
 use std::net::IpAddr;
 
-use tracing::warn;
+use tracing::{info, warn};
 
+use super::authorise::Identity;
 use super::core::Core;
 use super::password::Verdict;
 
@@ -106,5 +107,41 @@ pub(super) fn refused(core: &Core, credentials: &Credentials<'_>, why: &str) {
             more_since_last = more,
             "client refused: {why}"
         );
+    }
+}
+
+/// What a client may not do.
+#[derive(Clone, Copy, Debug, Hash)]
+pub(super) enum Denied<'a> {
+    /// To this topic.
+    Publish(&'a str),
+    /// With this topic filter.
+    Subscribe(&'a str),
+}
+
+impl Core {
+    /// Says that rules have denied something, of the same client and topic only now and then. MQTT 3 cannot tell the client
+    /// about a publication, so this may be the only place where it is told.
+    pub(super) fn denied(&self, identity: &Identity, denied: Denied<'_>) {
+        let Some(more) = self.limiter.due(("rules", &identity.client_id), denied) else { return };
+        let client_id = &*identity.client_id;
+        let user = identity.user.as_deref();
+        let whose = if user.is_some() { "its user" } else { "[broker.anonymous]" };
+        match denied {
+            Denied::Publish(topic) => info!(
+                client_id,
+                user,
+                topic,
+                more_since_last = more,
+                "publication refused: the `publish` rules of {whose} do not allow it"
+            ),
+            Denied::Subscribe(filter) => info!(
+                client_id,
+                user,
+                filter,
+                more_since_last = more,
+                "subscription refused: the `subscribe` rules of {whose} do not allow it"
+            ),
+        }
     }
 }
