@@ -30,6 +30,16 @@ pub enum TlsError {
     },
 }
 
+impl TlsError {
+    /// The file that is to blame.
+    pub fn path(&self) -> &Path {
+        match self {
+            TlsError::File { path, .. } => path,
+            TlsError::Unusable { cert, .. } => cert,
+        }
+    }
+}
+
 fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
     let file = |reason: String| TlsError::File { path: path.into(), reason };
     let found: Result<Vec<_>, _> = CertificateDer::pem_file_iter(path).map_err(|e| file(e.to_string()))?.collect();
@@ -49,18 +59,27 @@ pub fn acceptor(cert: &Path, key: &Path, client_ca: Option<&Path>) -> Result<Tls
         Some(path) => {
             let mut roots = RootCertStore::empty();
             for certificate in certificates(path)? {
-                let reason = |error: rustls::Error| TlsError::File { path: path.into(), reason: error.to_string() };
-                roots.add(certificate).map_err(reason)?;
+                roots.add(certificate).map_err(|error| {
+                    let error = error.to_string();
+                    TlsError::File { path: path.into(), reason: format!("{error}{}", version_hint(&error)) }
+                })?;
             }
             let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider);
             builder.with_client_cert_verifier(verifier.build().map_err(|error| unusable(error.to_string()))?)
         }
     };
-    let key = PrivateKeyDer::from_pem_file(key)
-        .map_err(|error| TlsError::File { path: key.into(), reason: error.to_string() })?;
-    let config = builder.with_single_cert(certificates(cert)?, key).map_err(|error| {
-        let error = error.to_string();
-        unusable(format!("{error}{}", version_hint(&error)))
+    let wrong_key = |reason: String| TlsError::File { path: key.into(), reason };
+    let private = PrivateKeyDer::from_pem_file(key).map_err(|error| wrong_key(error.to_string()))?;
+    let config = builder.with_single_cert(certificates(cert)?, private).map_err(|error| match error {
+        rustls::Error::InconsistentKeys(_) => {
+            wrong_key(format!("this key does not belong to the certificate in {}", cert.display()))
+        }
+        // what the key's reader says
+        rustls::Error::General(reason) => wrong_key(reason),
+        error => {
+            let error = error.to_string();
+            unusable(format!("{error}{}", version_hint(&error)))
+        }
     })?;
     Ok(TlsAcceptor::from(Arc::new(config)))
 }

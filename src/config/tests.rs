@@ -413,6 +413,24 @@ fn files_that_are_not_pem_are_reported() {
 }
 
 #[test]
+fn tls_files_that_do_not_make_a_server_are_reported() {
+    let (_dir, path) = example_dir();
+    let other = rcgen::generate_simple_self_signed(vec!["pi".into()]).unwrap();
+    std::fs::write(path.with_file_name("server.key"), other.signing_key.serialize_pem()).unwrap();
+    std::fs::write(&path, EXAMPLE.replace("# tls = {", "tls = {")).unwrap();
+    let problems = load_in(&path, &environment()).unwrap_err().problems;
+    let keys: Vec<&str> = problems.iter().map(|problem| problem.key.as_str()).collect();
+    assert_eq!(keys, ["broker.listener.tls.key", "http.tls.key"]);
+    let message = &problems[0].message;
+    assert!(message.contains("server.key: this key does not belong to the certificate in"), "{message}");
+    // a certificate that is not one
+    let pem = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n";
+    std::fs::write(path.with_file_name("server.crt"), pem).unwrap();
+    let problems = load_in(&path, &environment()).unwrap_err().problems;
+    assert_eq!(problems[0].key, "broker.listener.tls.cert");
+}
+
+#[test]
 fn rules_that_loop_keep_an_upstream_on_version_5() {
     let text = "[[upstream]]\nname = \"u\"\naddresses = [\"mqtt://h\"]\n[[upstream.both]]\ntopic_filter = \"a/#\"\n";
     let loaded = parse(text).unwrap();
