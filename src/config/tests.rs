@@ -337,7 +337,7 @@ fn the_example_is_valid() {
     assert_eq!(upstream.addresses[1].to_string(), "mqtt://192.0.2.7:1883");
     assert_eq!((upstream.out[0].qos, upstream.v5_only), (OutQos::AtLeastOnce, false));
     assert_eq!(upstream.out[0].remote_filter(), "sites/loft/#");
-    assert!(upstream.out[0].place.to_string().ends_with("pigateway.toml:70"), "{}", upstream.out[0].place);
+    assert!(upstream.out[0].place.to_string().ends_with("pigateway.toml:71"), "{}", upstream.out[0].place);
     let denied = AccessRule { deny: true, filter: "loft/private/#".into() };
     assert_eq!(settings.broker.users[0].access.subscribe[1], denied);
     assert!(!format!("{settings:?}").contains("hunter2"));
