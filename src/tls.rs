@@ -30,6 +30,16 @@ pub enum TlsError {
     },
 }
 
+impl TlsError {
+    /// The file that is to blame.
+    pub fn path(&self) -> &Path {
+        match self {
+            TlsError::File { path, .. } => path,
+            TlsError::Unusable { cert, .. } => cert,
+        }
+    }
+}
+
 fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
     let file = |reason: String| TlsError::File { path: path.into(), reason };
     let found: Result<Vec<_>, _> = CertificateDer::pem_file_iter(path).map_err(|e| file(e.to_string()))?.collect();
@@ -49,16 +59,28 @@ pub fn acceptor(cert: &Path, key: &Path, client_ca: Option<&Path>) -> Result<Tls
         Some(path) => {
             let mut roots = RootCertStore::empty();
             for certificate in certificates(path)? {
-                let reason = |error: rustls::Error| TlsError::File { path: path.into(), reason: error.to_string() };
-                roots.add(certificate).map_err(reason)?;
+                roots.add(certificate).map_err(|error| {
+                    let error = error.to_string();
+                    TlsError::File { path: path.into(), reason: format!("{error}{}", version_hint(&error)) }
+                })?;
             }
             let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider);
             builder.with_client_cert_verifier(verifier.build().map_err(|error| unusable(error.to_string()))?)
         }
     };
-    let key = PrivateKeyDer::from_pem_file(key)
-        .map_err(|error| TlsError::File { path: key.into(), reason: error.to_string() })?;
-    let config = builder.with_single_cert(certificates(cert)?, key).map_err(|error| unusable(error.to_string()))?;
+    let wrong_key = |reason: String| TlsError::File { path: key.into(), reason };
+    let private = PrivateKeyDer::from_pem_file(key).map_err(|error| wrong_key(error.to_string()))?;
+    let config = builder.with_single_cert(certificates(cert)?, private).map_err(|error| match error {
+        rustls::Error::InconsistentKeys(_) => {
+            wrong_key(format!("this key does not belong to the certificate in {}", cert.display()))
+        }
+        // what the key's reader says
+        rustls::Error::General(reason) => wrong_key(reason),
+        error => {
+            let error = error.to_string();
+            unusable(format!("{error}{}", version_hint(&error)))
+        }
+    })?;
     Ok(TlsAcceptor::from(Arc::new(config)))
 }
 
@@ -67,4 +89,63 @@ pub fn common_name(certificate: &CertificateDer<'_>) -> Option<Box<str>> {
     let (_, certificate) = x509_parser::parse_x509_certificate(certificate).ok()?;
     let name = certificate.subject().iter_common_name().next()?.as_str().ok()?;
     Some(name.into())
+}
+
+fn version_hint(error: &str) -> &'static str {
+    if error.contains("UnsupportedCertVersion") {
+        ". The certificate is X.509 version 1, which `openssl x509 -req` makes unless it is told otherwise; make it version 3 \
+         with -extfile"
+    } else {
+        ""
+    }
+}
+
+/// What most likely is behind a failed handshake, to be put after the error; empty where the error says enough.
+pub fn handshake_hint(error: &str) -> &'static str {
+    let causes = [
+        (
+            "no certificates",
+            ". The listener has client_ca: the client must show a certificate that this authority has signed",
+        ),
+        (
+            "InvalidContentType",
+            ". Most likely a client that does not speak TLS: let it use TLS, or a listener without `tls`",
+        ),
+        (
+            "received fatal alert",
+            ". The client refuses the certificate of this gateway: does it know the authority that has signed it, and is the \
+             name in it the one that it connects to?",
+        ),
+        (
+            "UnknownIssuer",
+            ". The certificate of the client is not signed by the authority in client_ca of the listener",
+        ),
+    ];
+    match causes.iter().find(|(part, _)| error.contains(part)) {
+        Some((_, hint)) => hint,
+        None => version_hint(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rustls::{AlertDescription, CertificateError, Error, InvalidMessage, OtherError};
+
+    use super::*;
+
+    #[test]
+    fn usual_failures_have_a_hint() {
+        let version = OtherError(Arc::new(std::io::Error::other("UnsupportedCertVersion")));
+        for (error, part) in [
+            (Error::NoCertificatesPresented, "client_ca"),
+            (Error::InvalidMessage(InvalidMessage::InvalidContentType), "does not speak TLS"),
+            (Error::AlertReceived(AlertDescription::UnknownCA), "refuses the certificate"),
+            (Error::InvalidCertificate(CertificateError::UnknownIssuer), "client_ca"),
+            (Error::InvalidCertificate(CertificateError::Other(version)), "-extfile"),
+        ] {
+            let hint = handshake_hint(&error.to_string());
+            assert!(hint.contains(part), "{error}: {hint}");
+        }
+        assert_eq!(handshake_hint("tls handshake eof"), "");
+    }
 }

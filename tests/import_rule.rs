@@ -7,7 +7,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// What a room may import besides itself. `settings` stands for the settings of all rooms; besides these the
-/// configuration uses the type of one of them and the check that upstream rules do not loop.
+/// configuration uses the type of one of them, the check that upstream rules do not loop, and the one that TLS files work.
 const RULES: [(&str, &[&str]); 17] = [
     ("time", &[]),
     ("message", &["time"]),
@@ -21,7 +21,7 @@ const RULES: [(&str, &[&str]); 17] = [
     ("sensors", &["message", "time", "status", "broker::ingress"]),
     ("upstream", &["message", "time", "status", "journal", "broker::ingress"]),
     ("http", &["message", "time", "status", "broker", "net", "tls"]),
-    ("config", &["message", "time", "settings", "journal::WhenFull", "upstream::overlap"]),
+    ("config", &["message", "time", "settings", "tls", "journal::WhenFull", "upstream::overlap"]),
     ("cli", &["app", "config", "journal::inspect"]),
     ("main", &["cli"]),
     ("lib", &[]),

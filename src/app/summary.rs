@@ -41,9 +41,10 @@ fn lines(settings: &Settings, config_path: Option<&Path>, addresses: &[SocketAdd
         || "no configuration file, a demonstration (pigateway run --config FILE for yours)".to_owned(),
         |path| path.display().to_string(),
     );
+    let data_dir = std::path::absolute(&settings.gateway.data_dir).unwrap_or(settings.gateway.data_dir.clone());
     let mut lines = vec![
         format!("pigateway {} \"{}\": {config}", env!("CARGO_PKG_VERSION"), settings.gateway.id),
-        format!("data in {}", settings.gateway.data_dir.display()),
+        format!("data in {}", data_dir.display()),
     ];
     let anonymous = match settings.broker.anonymous.accept {
         AnonymousFrom::None => "only users with a password or certificate",
@@ -89,6 +90,7 @@ mod tests {
         ] {
             assert!(lines.contains(part), "{part} in\n{lines}");
         }
+        assert!(lines.contains("\ndata in /"), "an absolute path in\n{lines}");
         assert!(page(&settings, "[::]:8080".parse().unwrap()).ends_with(": http://localhost:8080/"));
         assert!(page(&settings, "[::1]:80".parse().unwrap()).ends_with(": http://[::1]:80/"));
         assert_eq!(status(&settings), "serving; 1 sensor, 0 upstreams");

@@ -2,10 +2,9 @@
 
 use std::net::IpAddr;
 
-use parking_lot::Mutex;
-use tokio::time::{Duration, Instant};
-use tracing::warn;
+use tracing::{info, warn};
 
+use super::authorise::Identity;
 use super::core::Core;
 use super::password::Verdict;
 
@@ -53,7 +52,7 @@ pub async fn authenticate(core: &Core, credentials: &Credentials<'_>) -> Result<
         return match core.authoriser.user(name) {
             Some(user) => Ok(Authenticated { user: Some(name.into()), password_hash: user.password_hash.clone() }),
             None => {
-                refused(credentials, "there is no [[broker.user]] with the common name of its certificate");
+                refused(core, credentials, "there is no [[broker.user]] with the common name of its certificate");
                 Err(Refusal::NotAuthorized)
             }
         };
@@ -66,6 +65,7 @@ pub async fn authenticate(core: &Core, credentials: &Credentials<'_>) -> Result<
             Ok(Authenticated { user: None, password_hash: None })
         } else {
             refused(
+                core,
                 credentials,
                 "it gave no user name. Add a user (pigateway user NAME) and give the client its name and password, or \
                  let clients without one in: accept = \"all\" under [broker.anonymous]",
@@ -82,6 +82,7 @@ pub async fn authenticate(core: &Core, credentials: &Credentials<'_>) -> Result<
         Verdict::Busy => Err(Refusal::Busy),
         _ => {
             refused(
+                core,
                 credentials,
                 "wrong user name or password. `pigateway user NAME` makes a new [[broker.user]] table",
             );
@@ -94,25 +95,53 @@ pub async fn authenticate(core: &Core, credentials: &Credentials<'_>) -> Result<
 const NOBODY: &str =
     "$argon2id$v=19$m=19456,t=2,p=1$cGlnYXRld2F5LW5vYm9keQ$AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA";
 
-/// Says why a client was refused and how to let it in; at most once in ten seconds, so that a client that tries for ever
-/// does not fill the log.
-pub(super) fn refused(credentials: &Credentials<'_>, why: &str) {
-    static LAST: Mutex<Option<(Instant, u64)>> = Mutex::new(None);
-    let now = Instant::now();
-    let mut last = LAST.lock();
-    match &mut *last {
-        Some((at, more)) if now.duration_since(*at) < Duration::from_secs(10) => *more += 1,
-        slot => {
-            let more = slot.map_or(0, |(_, more)| more);
-            *slot = Some((now, 0));
-            drop(last);
-            warn!(
-                client_id = credentials.client_id,
-                user = credentials.username,
-                from = %credentials.from,
+/// Says why a client was refused and how to let it in; of the same user at the same address only now and then, so that a
+/// client that tries for ever does not fill the log.
+pub(super) fn refused(core: &Core, credentials: &Credentials<'_>, why: &str) {
+    let user = credentials.certificate_user.or(credentials.username);
+    if let Some(more) = core.limiter.due(credentials.from, (why, user)) {
+        warn!(
+            client_id = credentials.client_id,
+            user,
+            from = %credentials.from,
+            more_since_last = more,
+            "client refused: {why}"
+        );
+    }
+}
+
+/// What a client may not do.
+#[derive(Clone, Copy, Debug, Hash)]
+pub(super) enum Denied<'a> {
+    /// To this topic.
+    Publish(&'a str),
+    /// With this topic filter.
+    Subscribe(&'a str),
+}
+
+impl Core {
+    /// Says that rules have denied something, of the same client and topic only now and then. MQTT 3 cannot tell the client
+    /// about a publication, so this may be the only place where it is told.
+    pub(super) fn denied(&self, identity: &Identity, denied: Denied<'_>) {
+        let Some(more) = self.limiter.due(("rules", &identity.client_id), denied) else { return };
+        let client_id = &*identity.client_id;
+        let user = identity.user.as_deref();
+        let whose = if user.is_some() { "its user" } else { "[broker.anonymous]" };
+        match denied {
+            Denied::Publish(topic) => info!(
+                client_id,
+                user,
+                topic,
                 more_since_last = more,
-                "client refused: {why}"
-            );
+                "publication refused: the `publish` rules of {whose} do not allow it"
+            ),
+            Denied::Subscribe(filter) => info!(
+                client_id,
+                user,
+                filter,
+                more_since_last = more,
+                "subscription refused: the `subscribe` rules of {whose} do not allow it"
+            ),
         }
     }
 }

@@ -15,6 +15,7 @@ use super::authorise::{Authoriser, Identity, Permissions};
 use super::codec::{Reason, Version, Will};
 use super::inbox::{Inbox, InboxLimits, Run};
 use super::ingress::{Ingress, IngressError, Route};
+use super::limiter::Limiter;
 use super::password::Passwords;
 use super::registry::{Kick, Parked, Registry};
 use super::session::{Durable, Session, Subscription};
@@ -70,6 +71,8 @@ pub struct Core {
     pub registry: Registry,
     /// Connections that have not said who they are.
     pub waiting: Arc<WaitingRoom>,
+    /// Which log lines that clients cause are written.
+    pub limiter: Limiter,
     /// What is counted.
     pub stats: Arc<Stats>,
     /// Cancelled when the gateway goes down.
@@ -90,6 +93,7 @@ impl Core {
             passwords: Passwords::default(),
             registry: Registry::default(),
             waiting: Arc::default(),
+            limiter: Limiter::default(),
             cancel,
             clients: Mutex::default(),
             next_client: AtomicU64::new(0),

@@ -8,14 +8,14 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::time::{sleep, timeout};
 use tokio_rustls::TlsAcceptor;
 use tokio_util::task::TaskTracker;
-use tracing::{debug, warn};
+use tracing::{debug, info, warn};
 
 use super::connection::{Peer, serve};
 use super::core::Core;
 use super::settings::ListenerSettings;
 use super::waiting::MOST;
 use crate::net::{ListenError, bind, is_about_the_connection};
-use crate::tls::{acceptor, common_name};
+use crate::tls::{acceptor, common_name, handshake_hint};
 
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -116,7 +116,24 @@ async fn serve_tls(core: Arc<Core>, stream: TcpStream, tls: &TlsAcceptor, mut pe
             let (reader, writer) = tokio::io::split(stream);
             serve(core, reader, writer, peer).await;
         }
-        Ok(Err(error)) => debug!(from = %peer.address, %error, "TLS handshake failed"),
-        Err(_) => debug!(from = %peer.address, "TLS handshake took too long"),
+        Ok(Err(error)) => {
+            core.stats.refused.add(1);
+            let error = error.to_string();
+            if let Some(more) = core.limiter.due(peer.address, ("TLS", &error)) {
+                let hint = handshake_hint(&error);
+                info!(from = %peer.address, more_since_last = more, "TLS handshake failed: {error}{hint}");
+            }
+        }
+        Err(_) => {
+            core.stats.refused.add(1);
+            if let Some(more) = core.limiter.due(peer.address, "TLS took too long") {
+                let seconds = HANDSHAKE_TIMEOUT.as_secs();
+                info!(
+                    from = %peer.address,
+                    more_since_last = more,
+                    "TLS handshake not done within {seconds} s: is it a client that does not speak TLS?"
+                );
+            }
+        }
     }
 }

@@ -13,6 +13,7 @@
 //! | `live`, `subscribers`, `inbox` | the way to connected subscribers: router, matching, bounded queues |
 //! | `filters`, `retained`, `shared` | topic filters, retained messages, shared subscriptions |
 //! | `stats`, `sys` | counters, `$SYS` |
+//! | `limiter` | which log lines that clients cause are written |
 //!
 //! A message comes in through `connection::receive` (or a sensor, an upstream, HTTP), gets its place in `ingress`, and goes
 //! two ways: through `live` to those who are connected, and through the journal to those who must get it in any case.
@@ -26,6 +27,7 @@ pub mod filters;
 pub mod inbox;
 pub mod ingress;
 pub mod keep;
+pub mod limiter;
 pub mod listener;
 pub mod live;
 pub mod password;

@@ -86,8 +86,10 @@ fn listeners(broker: &Table, paths: &Paths) -> Vec<ListenerSettings> {
         let value = table.required("address", valid);
         let address = value.as_ref().and_then(|value| value.parsed(valid, |text| text.parse::<SocketAddr>().ok()));
         let tls = table.table("tls").and_then(|tls| {
-            let client_ca = tls.get("client_ca").and_then(|value| paths.certificates(&value));
-            let files = paths.server_tls(&tls).map(|(cert, key)| ListenerTls { cert, key, client_ca });
+            let value = tls.get("client_ca");
+            let client_ca = value.as_ref().and_then(|value| paths.certificates(value));
+            let files = paths.server_tls(&tls, value.as_ref().zip(client_ca.as_deref()));
+            let files = files.map(|(cert, key)| ListenerTls { cert, key, client_ca });
             tls.finish();
             files
         });

@@ -190,7 +190,7 @@ fn http(root: &Table, paths: &Paths, others: &Settings) -> HttpSettings {
         settings.allowed_hosts = list.items(valid).iter().filter_map(|item| item.parsed(valid, host)).collect();
     }
     if let Some(tls) = table.table("tls") {
-        settings.tls = paths.server_tls(&tls).map(|(cert, key)| HttpTls { cert, key });
+        settings.tls = paths.server_tls(&tls, None).map(|(cert, key)| HttpTls { cert, key });
         tls.finish();
     }
     table.finish();

@@ -6,6 +6,7 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 
 use super::document::{Table, Value};
+use crate::tls::acceptor;
 use crate::upstream::settings::Secret;
 
 /// What the process was started with, as far as the configuration depends on it.
@@ -95,13 +96,25 @@ impl<'a> Paths<'a> {
         Some(path)
     }
 
-    /// Certificate and key of a listener's `tls` table.
-    pub(super) fn server_tls(&self, tls: &Table) -> Option<(PathBuf, PathBuf)> {
-        let cert = tls.required("cert", "a file with the certificate chain in PEM form");
-        let key = tls.required("key", "a file with the private key in PEM form");
-        let cert = cert.and_then(|cert| self.certificates(&cert));
-        let key = key.and_then(|key| self.key(&key));
-        cert.zip(key)
+    /// Certificate and key of a listener's `tls` table; with `client_ca` they must make a server that asks for certificates.
+    pub(super) fn server_tls(&self, tls: &Table, client_ca: Option<(&Value, &Path)>) -> Option<(PathBuf, PathBuf)> {
+        let cert_value = tls.required("cert", "a file with the certificate chain in PEM form");
+        let key_value = tls.required("key", "a file with the private key in PEM form");
+        let cert = cert_value.as_ref().and_then(|cert| self.certificates(cert));
+        let key = key_value.as_ref().and_then(|key| self.key(key));
+        let (cert, key) = cert.zip(key)?;
+        if let Err(error) = acceptor(&cert, &key, client_ca.map(|(_, path)| path)) {
+            let to_blame = match client_ca {
+                Some((value, path)) if error.path() == path => Some(value),
+                _ if error.path() == key => key_value.as_ref(),
+                _ => cert_value.as_ref(),
+            };
+            if let Some(value) = to_blame {
+                value.problem(error.to_string());
+            }
+            return None;
+        }
+        Some((cert, key))
     }
 }
 

@@ -337,7 +337,7 @@ fn the_example_is_valid() {
     assert_eq!(upstream.addresses[1].to_string(), "mqtt://192.0.2.7:1883");
     assert_eq!((upstream.out[0].qos, upstream.v5_only), (OutQos::AtLeastOnce, false));
     assert_eq!(upstream.out[0].remote_filter(), "sites/loft/#");
-    assert!(upstream.out[0].place.to_string().ends_with("pigateway.toml:70"), "{}", upstream.out[0].place);
+    assert!(upstream.out[0].place.to_string().ends_with("pigateway.toml:71"), "{}", upstream.out[0].place);
     let denied = AccessRule { deny: true, filter: "loft/private/#".into() };
     assert_eq!(settings.broker.users[0].access.subscribe[1], denied);
     assert!(!format!("{settings:?}").contains("hunter2"));
@@ -410,6 +410,24 @@ fn files_that_are_not_pem_are_reported() {
     let (no_certificate, no_key) =
         ("ca.crt has no certificate in PEM form", "server.key has no private key in PEM form");
     assert_eq!(messages, [no_key, no_certificate, no_certificate, no_key]);
+}
+
+#[test]
+fn tls_files_that_do_not_make_a_server_are_reported() {
+    let (_dir, path) = example_dir();
+    let other = rcgen::generate_simple_self_signed(vec!["pi".into()]).unwrap();
+    std::fs::write(path.with_file_name("server.key"), other.signing_key.serialize_pem()).unwrap();
+    std::fs::write(&path, EXAMPLE.replace("# tls = {", "tls = {")).unwrap();
+    let problems = load_in(&path, &environment()).unwrap_err().problems;
+    let keys: Vec<&str> = problems.iter().map(|problem| problem.key.as_str()).collect();
+    assert_eq!(keys, ["broker.listener.tls.key", "http.tls.key"]);
+    let message = &problems[0].message;
+    assert!(message.contains("server.key: this key does not belong to the certificate in"), "{message}");
+    // a certificate that is not one
+    let pem = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n";
+    std::fs::write(path.with_file_name("server.crt"), pem).unwrap();
+    let problems = load_in(&path, &environment()).unwrap_err().problems;
+    assert_eq!(problems[0].key, "broker.listener.tls.cert");
 }
 
 #[test]

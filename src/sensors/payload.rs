@@ -119,6 +119,16 @@ mod tests {
     }
 
     #[test]
+    fn time_zones_have_names() {
+        // TZ=Europe/Berlin in the unit is looked up here
+        if std::path::Path::new("/usr/share/zoneinfo/Europe/Berlin").exists() {
+            let berlin = TimeZone::get("Europe/Berlin").unwrap();
+            let moment = Timestamp::from_millisecond(1_772_366_402_000).unwrap().to_zoned(berlin);
+            assert_eq!(moment.strftime("%H:%M:%S").to_string(), "13:00:02");
+        }
+    }
+
+    #[test]
     fn other_formats() {
         let clock = TestClock::new(1_000, 0);
         clock.synchronise(1_772_366_402_000);

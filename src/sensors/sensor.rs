@@ -191,6 +191,11 @@ impl Sensor {
                 self.online = true;
                 info!(sensor = self.settings.name, pin = self.settings.pin, topic = %self.settings.topic, "watching");
                 let mut publications = vec![self.status()];
+                if self.motion.as_ref().is_some_and(|motion| !motion.is_warm()) {
+                    let rest = timing(&self.settings).warm_up.saturating_sub(boot_ms.saturating_sub(self.started));
+                    let (name, pin) = (&self.settings.name, self.settings.pin);
+                    info!(sensor = name, pin, "warming up for {}: says nothing until then", shown(rest));
+                }
                 publications.extend(self.perform(actions, clock));
                 publications
             }
@@ -236,8 +241,8 @@ impl Sensor {
                     publications.extend(self.state(clock));
                 }
                 MotionAction::Stuck { since } => {
-                    let minutes = clock.boot_ms().saturating_sub(since) / 60_000;
-                    warn!(sensor, pin, minutes, "active for so long that the sensor or its wire is likely broken");
+                    let active = shown(clock.boot_ms().saturating_sub(since));
+                    warn!(sensor, pin, "active for {active}: the sensor or its wire is likely broken");
                     self.stuck = true;
                 }
                 MotionAction::NotStuck => {
@@ -250,6 +255,16 @@ impl Sensor {
     }
 }
 
+/// Milliseconds as people say them, in whole units.
+fn shown(ms: u64) -> String {
+    match ms {
+        0..1_000 => format!("{ms} ms"),
+        1_000..120_000 => format!("{} s", ms / 1_000),
+        120_000..7_200_000 => format!("{} min", ms / 60_000),
+        _ => format!("{} h", ms / 3_600_000),
+    }
+}
+
 fn timing(settings: &SensorSettings) -> Timing {
     // a duration that does not fit 64 bits of milliseconds is as good as for ever
     let ms = |duration: std::time::Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX / 4);
@@ -258,5 +273,17 @@ fn timing(settings: &SensorSettings) -> Timing {
         debounce: ms(settings.debounce),
         hold: ms(settings.hold),
         stuck_after: ms(settings.stuck_after),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations_are_shown_in_a_unit_that_fits() {
+        for (ms, text) in [(300, "300 ms"), (60_000, "60 s"), (1_800_000, "30 min"), (86_400_000, "24 h")] {
+            assert_eq!(shown(ms), text);
+        }
     }
 }

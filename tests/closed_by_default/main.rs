@@ -79,6 +79,21 @@ fn a_refusal_says_once_how_to_let_the_client_in() {
 }
 
 #[test]
+fn one_client_does_not_hide_why_others_are_refused() {
+    let gateway = Gateway::with(&(user("esp", "") + "[broker.anonymous]\naccept = \"none\""));
+    for _ in 0..3 {
+        Connect::new("lost-esp").refused(gateway.port);
+        Connect::new("typo").login("esp", "wrong").refused(gateway.port);
+        Connect::new("stranger").login("nobody", PASSWORD).refused(gateway.port);
+    }
+    let lines: Vec<String> = gateway.log().into_iter().filter(|line| line.contains("refused")).collect();
+    assert!(lines.len() == 3, "{lines:?}");
+    for name in ["esp", "nobody"] {
+        assert!(lines.iter().any(|line| line.contains(&format!("user=\"{name}\""))), "{name} in {lines:?}");
+    }
+}
+
+#[test]
 fn with_users_anonymous_clients_still_come_in_from_this_host() {
     let gateway = Gateway::with(&(user("esp", "") + "[broker.anonymous]\npublish = [\"from/here/#\"]"));
     let mut anonymous = Connect::v5("a").open(gateway.port);

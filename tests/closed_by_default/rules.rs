@@ -110,3 +110,20 @@ fn a_will_needs_permission_too() {
     assert_eq!(admin.receive().topic, "loft/will");
     gateway.wait_for_line("last will not published");
 }
+
+#[test]
+fn the_log_says_which_rules_deny_what_to_whom() {
+    let gateway = Gateway::with(&(user("esp", RULES) + "[broker.anonymous]\nsubscribe = [\"loft/#\"]"));
+    let mut esp = open(&gateway, V311, "esp", "one");
+    for _ in 0..3 {
+        esp.publish("other", "", 1, false);
+    }
+    esp.publish("another", "", 1, false);
+    assert_eq!(Connect::v5("nameless").open(gateway.port).subscribe("attic/#", 1), 0x87);
+    let lines: Vec<String> = gateway.log().into_iter().filter(|line| line.contains("do not allow it")).collect();
+    assert!(lines.len() == 3, "{lines:#?}");
+    for part in ["`publish` rules of its user", "user=\"esp\"", "client_id=\"one\"", "topic=\"other\""] {
+        assert!(lines[0].contains(part), "{part} in {lines:#?}");
+    }
+    assert!(lines[2].contains("`subscribe` rules of [broker.anonymous]") && lines[2].contains("attic/#"), "{lines:#?}");
+}

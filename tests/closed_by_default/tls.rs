@@ -1,5 +1,6 @@
 //! TLS listeners and client certificates.
 
+use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
@@ -73,4 +74,24 @@ fn silent_handshakes_and_half_open_sockets_hold_up_nobody() {
     }
     assert!(begin.elapsed() < Duration::from_secs(8), "{:?}: as long as a handshake may take", begin.elapsed());
     drop(silent);
+}
+
+#[test]
+fn the_log_says_why_a_handshake_failed() {
+    let authority = Authority::new();
+    let (gateway, port) = gateway(&authority, true, "");
+    for _ in 0..3 {
+        assert!(is_turned_away(port, client_config(&authority, None)), "no certificate");
+        let mut plain = TcpStream::connect(("127.0.0.1", port)).unwrap();
+        plain.write_all(b"\x10\x0d\x00\x04MQTT\x04\x02\x00\x3c\x00\x01a").unwrap();
+        let _ = plain.read(&mut [0; 100]);
+        let mut tls = TcpStream::connect(("127.0.0.1", gateway.port)).unwrap();
+        tls.write_all(b"\x16\x03\x01\x02\x00").unwrap();
+        let _ = tls.read(&mut [0; 100]);
+    }
+    let log = gateway.log();
+    for part in ["The listener has client_ca", "does not speak TLS", "It speaks TLS"] {
+        let count = log.iter().filter(|line| line.contains(part) && line.contains("from=127.0.0.1")).count();
+        assert_eq!(count, 1, "{part} in {log:#?}");
+    }
 }

@@ -53,8 +53,8 @@ pub enum Error {
     #[error("protocol error: {0}")]
     Protocol(&'static str),
     /// The packet is larger than this broker accepts.
-    #[error("packet of {0} bytes is too large")]
-    TooLarge(usize),
+    #[error("packet of {0} bytes is too large; broker.max_packet_size is {1} bytes")]
+    TooLarge(usize, usize),
     /// A topic that no message can have.
     #[error("invalid topic: {0}")]
     Topic(crate::message::TopicError),
@@ -72,7 +72,7 @@ impl Error {
         match self {
             Error::Malformed(_) | Error::Qos => Reason::MALFORMED_PACKET,
             Error::Protocol(_) => Reason::PROTOCOL_ERROR,
-            Error::TooLarge(_) => Reason::PACKET_TOO_LARGE,
+            Error::TooLarge(..) => Reason::PACKET_TOO_LARGE,
             Error::Topic(_) => Reason::TOPIC_NAME_INVALID,
             Error::Level(_) => Reason::UNSUPPORTED_PROTOCOL_VERSION,
         }
@@ -121,7 +121,7 @@ pub fn frame(bytes: &[u8], max: usize) -> Result<Option<Frame>, Error> {
         if byte & 0x80 == 0 {
             let (body, len) = (at + 1, at + 1 + remaining);
             if len > max {
-                return Err(Error::TooLarge(len));
+                return Err(Error::TooLarge(len, max));
             }
             return Ok((bytes.len() >= len).then_some(Frame { kind, flags, body, len }));
         }
@@ -301,7 +301,7 @@ mod tests {
         assert!(matches!(frame(&[0x20], 9), Err(Error::Protocol(_))));
         assert!(matches!(frame(&[0x80], 9), Err(Error::Malformed(_))), "SUBSCRIBE needs flags 2");
         assert!(matches!(frame(&[0x30, 0xff, 0xff, 0xff, 0xff], 9), Err(Error::Malformed(_))));
-        assert_eq!(frame(&[0x30, 0xff, 0x7f], 100).unwrap_err(), Error::TooLarge(16386));
+        assert_eq!(frame(&[0x30, 0xff, 0x7f], 100).unwrap_err(), Error::TooLarge(16386, 100));
     }
 
     #[test]

@@ -39,7 +39,8 @@ pub async fn admit(core: &Arc<Core>, connect: Connect, peer: &Peer) -> Result<Ad
         return Err(Reason::BAD_AUTHENTICATION_METHOD);
     }
     if core.stats.connected.get() >= settings.max_connections as u64 {
-        refused(&credentials(&connect, peer), "too many clients are connected; broker.max_connections can be raised");
+        let why = "too many clients are connected; broker.max_connections can be raised";
+        refused(core, &credentials(&connect, peer), why);
         return Err(Reason::SERVER_BUSY);
     }
     let is_v5 = connect.version.is_v5();

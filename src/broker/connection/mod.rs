@@ -147,7 +147,7 @@ where
     W: AsyncWrite + Unpin,
 {
     let mut input = BytesMut::new();
-    let connect = match handshake::read_connect(&core, &mut reader, &mut input).await {
+    let connect = match handshake::read_connect(&core, &mut reader, &mut input, &peer).await {
         Ok(connect) => connect,
         Err(answer) => {
             send_last(&mut writer, &answer).await;

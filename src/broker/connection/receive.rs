@@ -4,8 +4,9 @@ use std::collections::HashMap;
 
 use bytes::{Buf, BytesMut};
 use smallvec::SmallVec;
-use tracing::{debug, warn};
+use tracing::warn;
 
+use super::super::authenticate::Denied;
 use super::super::codec::write::Ack;
 use super::super::codec::{
     Error, Frame, PacketType, Publish, Reason, RetainHandling, Subscribe, SubscribeFilter, Unsubscribe,
@@ -212,7 +213,7 @@ impl Connection {
             return Ok(Err(Reason::TOPIC_NAME_INVALID));
         }
         if !self.permissions.may_publish(topic) {
-            debug!(client_id = &*self.identity.client_id, topic, "publication refused: no permission");
+            self.core.denied(&self.identity, Denied::Publish(topic));
             return Ok(Err(Reason::NOT_AUTHORIZED));
         }
         if !is_repeated {
@@ -346,7 +347,7 @@ impl Connection {
     fn subscribe_one(&mut self, wanted: &SubscribeFilter<'_>, id: Option<u32>) -> Reason {
         let Some((shared, filter)) = checked(wanted.filter) else { return Reason::TOPIC_FILTER_INVALID };
         if !self.permissions.may_subscribe(filter) {
-            debug!(client_id = &*self.identity.client_id, filter, "subscription refused: no permission");
+            self.core.denied(&self.identity, Denied::Subscribe(filter));
             return Reason::NOT_AUTHORIZED;
         }
         let known = self.session.subscriptions.contains_key(wanted.filter);

@@ -1,0 +1,100 @@
+//! Which log lines that clients cause are written.
+//!
+//! A client that tries for ever must neither fill the log nor hide what happens to others. So each kind of event has its
+//! own pace: the first one is logged at once, the same one again after [`PAUSE`] with the number of those between.
+
+use std::hash::{BuildHasher, Hash, RandomState};
+
+use parking_lot::Mutex;
+use tokio::time::{Duration, Instant};
+
+/// The same event is logged once in this time.
+const PAUSE: Duration = Duration::from_secs(60);
+/// Different events that are remembered.
+const MOST: usize = 256;
+/// Different events of one cause that are logged within [`PAUSE`]: what they are called, the client may choose.
+const MOST_OF_ONE: usize = 16;
+
+struct Entry {
+    cause: u64,
+    event: u64,
+    logged: Instant,
+    more: u64,
+}
+
+/// Paces log lines. It keeps hashes, so its size does not depend on what clients send.
+#[derive(Default)]
+pub struct Limiter {
+    hasher: RandomState,
+    entries: Mutex<Vec<Entry>>,
+}
+
+impl Limiter {
+    /// Whether an event that somebody (an address, a client id) has caused is to be logged now, and if so, how many like
+    /// it were not since the last time. Beyond the bounds nothing is logged until older events are a minute old.
+    pub fn due(&self, cause: impl Hash, event: impl Hash) -> Option<u64> {
+        self.due_at(Instant::now(), self.hasher.hash_one(cause), self.hasher.hash_one(event))
+    }
+
+    fn due_at(&self, now: Instant, cause: u64, event: u64) -> Option<u64> {
+        let is_recent = |entry: &Entry| now.duration_since(entry.logged) < PAUSE;
+        let mut entries = self.entries.lock();
+        if let Some(entry) = entries.iter_mut().find(|entry| entry.cause == cause && entry.event == event) {
+            if is_recent(entry) {
+                entry.more += 1;
+                return None;
+            }
+            entry.logged = now;
+            return Some(std::mem::take(&mut entry.more));
+        }
+        if entries.iter().filter(|entry| entry.cause == cause && is_recent(entry)).count() >= MOST_OF_ONE {
+            return None;
+        }
+        if entries.len() >= MOST {
+            let oldest = entries.iter().enumerate().min_by_key(|(_, entry)| entry.logged).map(|(at, _)| at);
+            match oldest {
+                Some(at) if !is_recent(&entries[at]) => drop(entries.swap_remove(at)),
+                _ => return None,
+            }
+        }
+        entries.push(Entry { cause, event, logged: now, more: 0 });
+        Some(0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_is_logged_at_once_and_the_next_after_a_minute_with_the_count() {
+        let (limiter, now) = (Limiter::default(), Instant::now());
+        assert_eq!(limiter.due_at(now, 1, 1), Some(0));
+        assert_eq!(limiter.due_at(now, 1, 1), None);
+        assert_eq!(limiter.due_at(now + PAUSE / 2, 1, 1), None);
+        assert_eq!(limiter.due_at(now + PAUSE / 2, 1, 2), Some(0), "another event");
+        assert_eq!(limiter.due_at(now + PAUSE / 2, 2, 1), Some(0), "somebody else");
+        assert_eq!(limiter.due_at(now + PAUSE, 1, 1), Some(2));
+        assert_eq!(limiter.due_at(now + 2 * PAUSE, 1, 1), Some(0));
+    }
+
+    #[test]
+    fn nobody_fills_the_log_or_takes_the_place_of_others() {
+        let (limiter, now) = (Limiter::default(), Instant::now());
+        let logged = (0..1000).filter(|event| limiter.due_at(now, 1, *event).is_some()).count();
+        assert_eq!(logged, MOST_OF_ONE);
+        assert_eq!(limiter.due_at(now, 2, 0), Some(0));
+        let logged = (3..1000).filter(|cause| limiter.due_at(now, *cause, 0).is_some()).count();
+        assert_eq!(logged, MOST - MOST_OF_ONE - 1);
+        assert_eq!(limiter.due_at(now + PAUSE, 5000, 0), Some(0), "the oldest is forgotten");
+        assert_eq!(limiter.entries.lock().len(), MOST);
+    }
+
+    #[test]
+    fn keys_are_told_apart() {
+        let limiter = Limiter::default();
+        assert_eq!(limiter.due("a", ("publish", "x")), Some(0));
+        assert_eq!(limiter.due("a", ("subscribe", "x")), Some(0));
+        assert_eq!(limiter.due("a", ("publish", "x")), None);
+    }
+}
