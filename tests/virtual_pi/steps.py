@@ -208,6 +208,26 @@ def pi5(pi, _):
     motion(pi, None)
 
 
+def compare(pi, _):
+    """Edge to subscriber and processor time, beside a Python program doing the same: printed, not judged."""
+    pi.run("""cat >> /etc/pigateway/pigateway.toml <<'END'
+
+[[sensor]]
+name = "compare"
+pin = 22
+topic = "compare/gateway"
+payload = "on_off"
+qos = 0
+retain = false
+debounce = "0 s"
+hold = "0 s"
+warm_up = "0 s"
+END
+systemctl restart pigateway""")
+    pi.put(HERE / "compare.py", "/root/compare.py")
+    print(pi.run("python3 /root/compare.py 22 compare/gateway 23", timeout=300))
+
+
 def package_life(pi, package):
     """An upgrade keeps a changed configuration and the data; remove keeps both; purge keeps nothing."""
     with tempfile.TemporaryDirectory() as directory:
@@ -236,7 +256,7 @@ def package_life(pi, package):
     assert not left, left
 
 
-STEPS = [install, reload, motion, journal, stop, watchdog, credentials, power_cut, boot, deploy, pi5, package_life]
+STEPS = [install, reload, motion, journal, stop, watchdog, credentials, power_cut, boot, deploy, compare, pi5, package_life]
 
 
 def main():
