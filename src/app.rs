@@ -6,6 +6,7 @@
 mod data_dir;
 mod reload;
 mod summary;
+mod web;
 
 use std::future::pending;
 use std::io;
@@ -22,13 +23,19 @@ use self::data_dir::DataDir;
 use self::reload::Reloadable;
 use crate::broker::codec::Reason;
 use crate::broker::core::Core;
+use crate::broker::ingress::Receipt;
+use crate::broker::live::Dispatcher;
 use crate::broker::{Broker, BrokerError, sys};
 use crate::config::Settings;
-use crate::journal::{Journal, Limits};
+use crate::http;
+use crate::journal::settings::JournalSettings;
+use crate::journal::storage::file::FileStorage;
+use crate::journal::{Journal, JournalError, Limits};
 use crate::sensors::{self, Source};
 use crate::service::logging::{Logging, LoggingError};
 use crate::service::notify;
 use crate::service::signals::{Signal, Signals};
+use crate::status::{Problems, Status};
 use crate::supervise::{Exit, Supervisor};
 use crate::time::{SharedClock, SystemClock};
 use crate::upstream::settings::UpstreamSettings;
@@ -38,8 +45,8 @@ use crate::upstream::{self, Upstream};
 const SHUTDOWN: Duration = Duration::from_secs(4);
 /// After a failure, clients are told within this time.
 const FAREWELL: Duration = Duration::from_secs(1);
-/// Most bytes that wait in memory for one upstream.
-const BACKLOG_BYTES: usize = 32 << 20;
+/// Headers and consumers around a message in the journal.
+const RECORD_OVERHEAD: usize = 16 << 10;
 /// A router that has not answered a probe for this long does not feed systemd's watchdog.
 const ROUTER_SILENCE: Duration = Duration::from_secs(15);
 
@@ -57,6 +64,9 @@ pub enum AppError {
         /// What the system says.
         source: io::Error,
     },
+    /// The journal is of another version, or its threads cannot be started.
+    #[error(transparent)]
+    Journal(#[from] JournalError),
     /// A task or thread ended while the gateway should run.
     #[error(transparent)]
     Ended(#[from] Exit),
@@ -73,7 +83,7 @@ impl AppError {
     pub fn exit_code(&self) -> u8 {
         match self {
             AppError::Broker(BrokerError::Listen(_)) => 69,
-            AppError::DataDir { .. } => 73,
+            AppError::DataDir { .. } | AppError::Journal(_) => 73,
             AppError::Ended(_) | AppError::Broker(BrokerError::Router(_)) => 70,
             AppError::Logging(_) | AppError::System(_) => 71,
         }
@@ -82,7 +92,8 @@ impl AppError {
 
 /// Runs the gateway until it is told to stop. `config_path` is read again on SIGHUP.
 pub fn run(settings: Settings, config_path: Option<&Path>) -> Result<(), AppError> {
-    let logging = Logging::init(&settings.log.level)?;
+    let problems = Problems::default();
+    let logging = Logging::init(&settings.log.level, problems.clone())?;
     raise_file_limit();
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     // beyond a few workers the one order of all messages is the limit
@@ -93,7 +104,7 @@ pub fn run(settings: Settings, config_path: Option<&Path>) -> Result<(), AppErro
         .build()?;
     let result = runtime.block_on(async {
         let signals = Signals::new()?;
-        let gateway = Gateway::start(settings, config_path, logging).await?;
+        let gateway = Gateway::start(settings, config_path, logging, problems).await?;
         gateway.serve(signals).await
     });
     // threads that wait for disk or GPIO must not hold up the end
@@ -126,44 +137,51 @@ struct Gateway {
 }
 
 impl Gateway {
-    async fn start(settings: Settings, config_path: Option<&Path>, logging: Logging) -> Result<Gateway, AppError> {
+    async fn start(
+        settings: Settings,
+        config_path: Option<&Path>,
+        logging: Logging,
+        problems: Problems,
+    ) -> Result<Gateway, AppError> {
         let clock: SharedClock = Arc::new(SystemClock);
         let data_dir = DataDir::open(&settings.gateway.data_dir)?;
         let supervisor = Supervisor::default();
         let doors = CancellationToken::new();
-        let journal = Journal::default();
+        let journal = open_journal(&settings, clock.clone()).await?;
+        supervisor.spawn("journal", watch_journal(journal.clone(), supervisor.token()));
 
         let broker = open_broker(&settings, journal, clock.clone(), doors.clone()).await?;
         let Broker { core, dispatcher, listeners, connections } = broker;
-        let rules = start_upstreams(&settings, &core, &clock, &supervisor);
+        let port = http::server::open(&settings.http).map_err(BrokerError::from)?;
+        let web_address = port.as_ref().map(|port| port.address);
+        let (rules, upstreams) = start_upstreams(&settings, &core, &clock, &supervisor);
         let source = Source::open(&settings.gpio, clock.clone(), seed())?;
         let simulated = matches!(source, Source::Simulated(_));
         let addresses: Vec<_> = listeners.iter().map(|listener| listener.address).collect();
 
-        let (answered, router_answered) = watch::channel(Instant::now());
-        let probe = core.ingress.clone();
-        let alive = move || {
-            answered.send_replace(Instant::now());
-        };
-        supervisor.spawn("router", dispatcher.run(supervisor.token(), move || probe.probe(), alive));
-        supervisor.spawn_endless("sessions", core.clone().sweep());
-        supervisor.spawn_endless("$SYS", sys::run(core.clone()));
+        let router_answered = start_router(dispatcher, &core, &supervisor).await;
 
         let (sensor_settings, sensor_changes) = watch::channel(settings.sensors.clone().into());
-        let (snapshots, _) = watch::channel(Vec::new());
+        let (snapshots, sensor_snapshots) = watch::channel(Vec::new());
         let (gone, sensors_gone) = watch::channel(());
-        let sensors = sensors::run(sensor_changes, source, core.ingress.clone(), clock, snapshots, doors.clone());
+        let sensors =
+            sensors::run(sensor_changes, source, core.ingress.clone(), clock.clone(), snapshots, doors.clone());
         supervisor.spawn("sensors", async move {
             let result = sensors.await;
             drop(gone);
             result
         });
+        let status =
+            Status { gateway_id: settings.gateway.id.as_str().into(), sensors: sensor_snapshots, upstreams, problems };
         // last, so that whoever connects finds everything there
+        if let Some(port) = port {
+            web::start(port, &settings, status, &core, &connections, &supervisor);
+        }
         for listener in listeners {
             let name = format!("listener {}", listener.address);
             supervisor.spawn_endless(name, listener.run(core.clone(), connections.clone()));
         }
-        summary::say(&settings, config_path, &addresses, simulated);
+        summary::say(&settings, config_path, &addresses, web_address, simulated);
         notify::ready(&summary::status(&settings));
         let reloadable = Reloadable::new(settings, config_path, logging, core.clone(), sensor_settings, rules);
         Ok(Gateway {
@@ -208,6 +226,7 @@ impl Gateway {
     async fn fail(self, exit: Exit) -> Result<(), AppError> {
         self.doors.cancel();
         self.part_with_clients(FAREWELL).await;
+        self.close_journal().await;
         error!(task = &*exit.name, "{exit}: the gateway ends");
         Err(exit.into())
     }
@@ -219,8 +238,12 @@ impl Gateway {
         self.doors.cancel();
         // sensors say "offline" before anybody is disconnected
         let _ = timeout(SHUTDOWN / 4, self.sensors_gone.changed()).await;
+        // upstreams and persistent sessions get only what is on disk
+        let ingress = &self.core.ingress;
+        let said = Receipt { durable: Some(ingress.journal().barrier()) };
+        let _ = timeout(SHUTDOWN / 4, ingress.settled(said)).await;
         self.part_with_clients(SHUTDOWN / 4).await;
-        let left = SHUTDOWN.saturating_sub(begin.elapsed());
+        let left = (SHUTDOWN - SHUTDOWN / 4).saturating_sub(begin.elapsed());
         let shutdown = self.supervisor.shutdown(left).await;
         for late in &shutdown.still_running {
             warn!(task = &**late, "did not stop in time");
@@ -228,7 +251,17 @@ impl Gateway {
         for failed in &shutdown.failed {
             warn!(task = &*failed.name, "failed while stopping: {failed}");
         }
+        self.close_journal().await;
         info!("stopped");
+    }
+
+    /// Cursors and what nobody waited for are still written.
+    async fn close_journal(&self) {
+        let journal = self.core.ingress.journal().clone();
+        let closing = tokio::task::spawn_blocking(move || journal.close());
+        if timeout(SHUTDOWN / 4, closing).await.is_err() {
+            error!("the disk does not take the last messages in time; none of them was acknowledged");
+        }
     }
 
     async fn part_with_clients(&self, within: Duration) {
@@ -239,30 +272,82 @@ impl Gateway {
     }
 }
 
-/// Starts the upstreams; what is returned changes their rules.
+/// Starts the router and what belongs to it; what is returned is when it has last shown that it lives.
+async fn start_router(dispatcher: Dispatcher, core: &Arc<Core>, supervisor: &Supervisor) -> watch::Receiver<Instant> {
+    let (answered, router_answered) = watch::channel(Instant::now());
+    let probe = core.ingress.clone();
+    let alive = move || {
+        answered.send_replace(Instant::now());
+    };
+    supervisor.spawn("router", dispatcher.run(supervisor.token(), move || probe.probe(), alive));
+    supervisor.spawn_endless("sessions", core.clone().sweep());
+    let figures = sys::Figures::start(core.clone()).await;
+    supervisor.spawn_endless("$SYS", figures.run());
+    router_answered
+}
+
+/// Starts the upstreams. Returned is what changes their rules, and how they are doing.
 fn start_upstreams(
     settings: &Settings,
     core: &Arc<Core>,
     clock: &SharedClock,
     supervisor: &Supervisor,
-) -> Vec<watch::Sender<Arc<UpstreamSettings>>> {
+) -> (Vec<watch::Sender<Arc<UpstreamSettings>>>, Vec<watch::Receiver<upstream::Snapshot>>) {
     let journal = core.ingress.journal();
+    drop_unknown_upstreams(settings, journal);
     let limits = Limits {
         messages: usize::MAX,
-        bytes: usize::try_from(settings.journal.max_size).unwrap_or(usize::MAX).min(BACKLOG_BYTES),
+        // the journal bounds all of them together
+        bytes: usize::MAX,
         when_full: settings.journal.when_full,
     };
     let max_packet = settings.broker.max_packet_size;
     let start = |upstream: &UpstreamSettings| {
         let (rules, changes) = watch::channel(Arc::new(upstream.clone()));
-        let (snapshots, _) = watch::channel(upstream::Snapshot::default());
+        let (snapshots, shown) = watch::channel(upstream::Snapshot::default());
         let ingress = core.ingress.clone();
         let upstream = Upstream::new(changes, journal, limits, ingress, max_packet, clock.clone(), snapshots);
         let name = format!("upstream {}", rules.borrow().name);
         supervisor.spawn(name, upstream.run(supervisor.token()));
-        rules
+        (rules, shown)
     };
-    settings.upstreams.iter().map(start).collect()
+    settings.upstreams.iter().map(start).unzip()
+}
+
+async fn open_journal(settings: &Settings, clock: SharedClock) -> Result<Journal, AppError> {
+    let largest_message = settings.broker.max_packet_size + RECORD_OVERHEAD;
+    let journal = JournalSettings { largest_message, ..settings.journal.clone() };
+    let storage = Arc::new(FileStorage::new(&settings.gateway.data_dir.join("journal")));
+    match tokio::task::spawn_blocking(move || Journal::open(storage, journal, clock)).await {
+        Ok(journal) => Ok(journal?),
+        Err(panicked) => Err(io::Error::other(panicked).into()),
+    }
+}
+
+/// Ends when the gateway goes down; before that only if one of the journal's threads has ended, which is a fault.
+async fn watch_journal(journal: Journal, cancel: CancellationToken) -> Result<(), &'static str> {
+    tokio::select! {
+        () = cancel.cancelled() => Ok(()),
+        () = journal.ended() => Err("a thread of the journal has ended"),
+    }
+}
+
+/// Messages for upstreams that the configuration no longer has are given up: nobody will ever fetch them.
+fn drop_unknown_upstreams(settings: &Settings, journal: &Journal) {
+    for (name, id, backlog) in journal.consumers() {
+        if let Some(upstream) = name.strip_prefix("upstream/")
+            && !settings.upstreams.iter().any(|known| *known.name == *upstream)
+        {
+            journal.remove(id);
+            if backlog.messages > 0 {
+                error!(
+                    upstream,
+                    messages = backlog.messages,
+                    "upstream no longer configured: its messages are dropped"
+                );
+            }
+        }
+    }
 }
 
 async fn open_broker(

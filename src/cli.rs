@@ -1,13 +1,14 @@
 //! The command line.
 
 use std::io::{self, IsTerminal, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use argon2::password_hash::{PasswordHasher, SaltString};
 use argon2::{Algorithm, Argon2, Params, Version};
 use clap::{Args, CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
 
+use crate::journal::inspect::{InspectError, What, inspect};
 use crate::{app, config};
 
 /// MQTT gateway for the Raspberry Pi: broker, motion sensors and store-and-forward bridge in one process.
@@ -42,6 +43,17 @@ enum Command {
         #[arg(value_parser = user_name)]
         name: String,
     },
+    /// Show what a journal holds: segments, consumers with their ledgers, damage. Changes nothing, works beside a gateway
+    Journal {
+        /// The data directory
+        dir: PathBuf,
+        /// Read every record
+        #[arg(long)]
+        verify: bool,
+        /// Print the messages as JSON, one a line
+        #[arg(long, conflicts_with = "verify")]
+        export: bool,
+    },
     /// Print completions for a shell
     Completions {
         /// The shell
@@ -75,6 +87,12 @@ pub enum CliError {
     /// The gateway did not start, or ended.
     #[error(transparent)]
     App(#[from] app::AppError),
+    /// The journal cannot be shown.
+    #[error(transparent)]
+    Journal(#[from] InspectError),
+    /// The journal is damaged; how has been printed.
+    #[error("the journal is damaged")]
+    Damaged,
     /// The password will not do.
     #[error("{0}")]
     Password(&'static str),
@@ -89,7 +107,8 @@ impl CliError {
         match self {
             CliError::Config(_) | CliError::Check { .. } => 78,
             CliError::App(error) => error.exit_code(),
-            CliError::Password(_) => 65,
+            CliError::Password(_) | CliError::Damaged => 65,
+            CliError::Journal(_) => 66,
             CliError::Io(_) => 74,
         }
     }
@@ -103,6 +122,7 @@ impl Cli {
             Some(Command::Run(args)) => run(args),
             Some(Command::Check { files }) => check(&files),
             Some(Command::User { name }) => print(user_table(&name, &ask_password(&name)?)?.as_bytes()),
+            Some(Command::Journal { dir, verify, export }) => show_journal(&dir, What { verify, export }),
             Some(Command::Completions { shell }) => {
                 let mut script = Vec::new();
                 clap_complete::generate(shell, &mut Cli::command(), "pigateway", &mut script);
@@ -134,7 +154,8 @@ fn man_page() -> io::Result<Vec<u8>> {
     for (code, meaning) in [
         ("0", "It was told to stop, or the command did what it should."),
         ("2", "The command line is not valid."),
-        ("65", "The password will not do."),
+        ("65", "The password will not do, or the journal is damaged."),
+        ("66", "There is no journal, or it cannot be read."),
         ("69", "An address cannot be listened on."),
         ("70", "A part of the gateway ended unexpectedly."),
         ("71", "The system refuses threads, timers or signals."),
@@ -179,6 +200,16 @@ fn check(files: &[PathBuf]) -> Result<(), CliError> {
         }
     }
     if bad > 0 { Err(CliError::Check { bad, all: files.len() }) } else { Ok(()) }
+}
+
+fn show_journal(dir: &Path, what: What) -> Result<(), CliError> {
+    let mut out = io::BufWriter::new(io::stdout().lock());
+    let is_whole = match inspect(dir, what, &mut out).and_then(|is_whole| Ok(out.flush().map(|()| is_whole)?)) {
+        // a reader that has seen enough is no error
+        Err(InspectError::Io(error)) if error.kind() == io::ErrorKind::BrokenPipe => true,
+        result => result?,
+    };
+    if is_whole { Ok(()) } else { Err(CliError::Damaged) }
 }
 
 /// Writes to standard output, where a reader that has seen enough is no error.
@@ -237,7 +268,6 @@ mod tests {
     use super::*;
     use argon2::PasswordVerifier;
     use argon2::password_hash::PasswordHash;
-    use std::path::Path;
 
     #[test]
     fn the_command_line_is_consistent() {
@@ -262,7 +292,7 @@ mod tests {
     #[test]
     fn the_manual_has_every_command() {
         let page = String::from_utf8(man_page().unwrap()).unwrap();
-        for command in ["run", "check", "user", "completions", "man"] {
+        for command in ["run", "check", "user", "journal", "completions", "man"] {
             assert!(page.contains(&format!("\\fBpigateway {command}")), "{command}: {page}");
         }
     }

@@ -1,6 +1,8 @@
 //! What works with mosquitto works unchanged: every scenario runs against a real one and against the gateway, and both
 //! must look the same to the client.
 
+#![allow(clippy::unwrap_used)]
+
 mod support;
 
 use std::fmt::Debug;

@@ -9,10 +9,25 @@ use crate::broker::settings::AnonymousFrom;
 use crate::config::Settings;
 
 /// Says what runs, where, and how to see it.
-pub fn say(settings: &Settings, config_path: Option<&Path>, addresses: &[SocketAddr], simulated: bool) {
-    for line in lines(settings, config_path, addresses, simulated) {
+pub fn say(
+    settings: &Settings,
+    config_path: Option<&Path>,
+    addresses: &[SocketAddr],
+    web: Option<SocketAddr>,
+    simulated: bool,
+) {
+    for line in lines(settings, config_path, addresses, simulated).into_iter().chain(web.map(|web| page(settings, web)))
+    {
         info!("{line}");
     }
+}
+
+/// Where the web page is.
+fn page(settings: &Settings, address: SocketAddr) -> String {
+    let scheme = if settings.http.tls.is_some() { "https" } else { "http" };
+    let host = if address.ip().is_unspecified() { "localhost".to_owned() } else { address.ip().to_string() };
+    let host = if host.contains(':') { format!("[{host}]") } else { host };
+    format!("web page, REST and MQTT over WebSocket on {address}: {scheme}://{host}:{}/", address.port())
 }
 
 /// One line for `systemctl status`.
@@ -74,6 +89,8 @@ mod tests {
         ] {
             assert!(lines.contains(part), "{part} in\n{lines}");
         }
+        assert!(page(&settings, "[::]:8080".parse().unwrap()).ends_with(": http://localhost:8080/"));
+        assert!(page(&settings, "[::1]:80".parse().unwrap()).ends_with(": http://[::1]:80/"));
         assert_eq!(status(&settings), "serving; 1 sensor, 0 upstreams");
     }
 }

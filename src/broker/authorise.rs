@@ -107,6 +107,12 @@ impl Permissions {
         self.subscribe.allow(topic)
     }
 
+    /// Whether it may see how the gateway itself is doing: who reads everything, or the figures below `$SYS`.
+    pub fn may_observe(&self) -> bool {
+        self.subscribe.allowed.iter().any(|rule| matches!(&**rule, "#" | "$SYS/#"))
+            && !self.subscribe.denied.iter().any(|rule| matches!(&**rule, "#" | "$SYS/#"))
+    }
+
     /// Whether it may subscribe to this filter: some of it is allowed and not all of it denied. What is denied is left out
     /// at delivery.
     pub fn may_subscribe(&self, filter: &str) -> bool {

@@ -38,8 +38,8 @@ pub struct Client {
     pub address: IpAddr,
     /// What it speaks.
     pub version: Version,
-    /// Since when.
-    pub since: Instant,
+    /// Since when, on the boot clock in milliseconds.
+    pub since_boot_ms: u64,
     /// Seconds.
     pub keep_alive: u16,
     /// Whether its session outlives the connection.
@@ -146,7 +146,7 @@ impl Core {
         Session::new(client_id, window, durable, expiry)
     }
 
-    fn journal_limits(&self, factor: usize) -> Limits {
+    pub(super) fn journal_limits(&self, factor: usize) -> Limits {
         let limits = self.inbox_limits();
         Limits {
             messages: limits.messages.saturating_mul(factor),
@@ -200,6 +200,9 @@ impl Core {
         if session.durable.is_some() {
             self.ingress.journal().register(&consumer_name(&session.client_id), self.journal_limits(1));
         }
+        if let Some(durable) = &mut session.durable {
+            durable.reader.rest();
+        }
     }
 
     /// A session is over: nothing of it is kept.
@@ -211,7 +214,10 @@ impl Core {
             }
         }
         if let Some(durable) = &session.durable {
-            self.ingress.journal().remove(durable.consumer);
+            let journal = self.ingress.journal();
+            journal.remove(durable.consumer);
+            // where it cannot be written now, the session comes back with the next start and expires then
+            let _ = journal.keep_session(&session.client_id, None, false);
         }
     }
 
@@ -310,7 +316,7 @@ impl Core {
 }
 
 /// Name of a session's consumer in the journal.
-fn consumer_name(client_id: &str) -> String {
+pub(super) fn consumer_name(client_id: &str) -> String {
     format!("session/{client_id}")
 }
 

@@ -16,8 +16,8 @@ use super::retained::Retained;
 use super::shared::SharedGroup;
 use super::stats::Stats;
 use super::subscribers::{Subscriber, Subscribers, SubscriptionOptions};
-use crate::journal::{ConsumerId, Full, Journal, Position};
-use crate::message::{Batch, BatchBuilder, Draft, Message, Origin, Qos, TopicFilter};
+use crate::journal::{ConsumerId, Extra, Full, Journal, Position};
+use crate::message::{Batch, BatchBuilder, Draft, Message, MessageRef, Origin, Qos, TopicFilter};
 use crate::time::SharedClock;
 
 /// What a publisher waits for before it may say "accepted".
@@ -136,6 +136,16 @@ impl Ingress {
     /// Gives the batch its place and empties it. `None`: live subscribers are too far behind; the batch is untouched, try
     /// again after [`Ingress::room`].
     pub fn try_publish(&self, batch: &mut BatchBuilder) -> Result<Option<Accepted>, RouterError> {
+        self.try_publish_for(batch, None)
+    }
+
+    /// The same for a persistent session; `received`: its consumer, and which messages of the batch are QoS 2, with their
+    /// packet ids.
+    pub fn try_publish_for(
+        &self,
+        batch: &mut BatchBuilder,
+        received: Option<(ConsumerId, &[(u32, u16)])>,
+    ) -> Result<Option<Accepted>, RouterError> {
         let has_retain = batch.has_retain();
         let count = batch.len();
         let mut sequencer = self.inner.sequencer.lock();
@@ -145,14 +155,11 @@ impl Ingress {
         let seq = sequencer.next_seq;
         let mut placed = batch.finish(seq);
         let mut accepted = Accepted::default();
-        if !sequencer.routes.is_empty() {
-            accepted = self.append(&mut sequencer, &placed);
+        if !sequencer.routes.is_empty() || has_retain || received.is_some() {
+            accepted = self.append(&mut sequencer, &placed, received);
             if !accepted.refused.is_empty() {
                 placed = without(&placed, &accepted.refused);
             }
-        }
-        if has_retain {
-            self.retain(&mut sequencer.retained, &placed);
         }
         let count = count - accepted.refused.len() as u32;
         sequencer.next_seq = seq + u64::from(count);
@@ -160,7 +167,12 @@ impl Ingress {
         Ok(Some(accepted))
     }
 
-    fn append(&self, sequencer: &mut Sequencer, batch: &Batch) -> Accepted {
+    fn append(
+        &self,
+        sequencer: &mut Sequencer,
+        batch: &Batch,
+        received: Option<(ConsumerId, &[(u32, u16)])>,
+    ) -> Accepted {
         let mut accepted = Accepted::default();
         for (at, entry) in batch.iter().enumerate() {
             let message = entry.message;
@@ -180,16 +192,25 @@ impl Ingress {
                 }
                 Route::Shared(group) => groups.push(group),
             });
-            if !consumers.is_empty() {
-                match self.inner.journal.append(&batch.message_at(entry.offset), &consumers) {
-                    Ok(position) => accepted.receipt.durable = Some(position),
-                    // at QoS 0 nobody asks: live subscribers get it all the same
-                    Err(Full) if message.qos() == Qos::AtMostOnce => self.inner.stats.publish_dropped.add(1),
-                    Err(Full) => {
-                        accepted.refused.push(at as u32);
-                        continue;
-                    }
+            let received = received.and_then(|(session, ids)| {
+                ids.iter().find(|(place, _)| *place == at as u32).map(|(_, packet_id)| (session, *packet_id))
+            });
+            let kept =
+                self.keeps(&sequencer.retained, message).then(|| batch.message_at(entry.offset).to_owned_memory());
+            let is_asked = message.qos() > Qos::AtMostOnce;
+            match self.write(batch, entry.offset, kept.as_ref(), &consumers, received) {
+                Ok(position) if is_asked => accepted.receipt.durable = position.max(accepted.receipt.durable),
+                Ok(_) => {}
+                Err(Full) if is_asked => {
+                    accepted.refused.push(at as u32);
+                    continue;
                 }
+                // at QoS 0 nobody asks: live subscribers get it all the same
+                Err(Full) => self.inner.stats.publish_dropped.add(1),
+            }
+            if let Some(kept) = kept {
+                // whether it fits was asked before
+                let _ = sequencer.retained.apply(&kept);
             }
             for group in groups {
                 group.push(batch.message_at(entry.offset));
@@ -198,19 +219,68 @@ impl Ingress {
         accepted
     }
 
-    fn retain(&self, retained: &mut Retained, batch: &Batch) {
-        for entry in batch.iter().filter(|entry| entry.message.retain()) {
-            if retained.apply(entry.message).is_err() {
-                if self.inner.stats.retained_refused.get() == 0 {
-                    warn!(
-                        topic = entry.message.topic(),
-                        "the store of retained messages is full (broker.max_retained, broker.max_retained_size): \
-                         messages on new topics are delivered but not retained"
-                    );
-                }
+    /// Gives the journal what it has to keep of a message; returns its place, if there is one.
+    fn write(
+        &self,
+        batch: &Batch,
+        offset: usize,
+        retained: Option<&Message>,
+        consumers: &[ConsumerId],
+        received: Option<(ConsumerId, u16)>,
+    ) -> Result<Option<Position>, Full> {
+        let journal = &self.inner.journal;
+        // what the gateway says of itself is said anew after every start
+        let retained = retained.filter(|message| !message.view().topic().starts_with('$'));
+        match (retained, received) {
+            (None, Some((session, packet_id))) if consumers.is_empty() => {
+                journal.received(session, packet_id).map(Some)
+            }
+            (None, None) if consumers.is_empty() => Ok(None),
+            _ => {
+                let shared;
+                let message = match retained {
+                    Some(message) => message,
+                    None => {
+                        shared = batch.message_at(offset);
+                        &shared
+                    }
+                };
+                let lazy = consumers.is_empty() && message.view().qos() == Qos::AtMostOnce;
+                let extra = Extra { retained: retained.is_some(), received, lazy };
+                journal.append_with(message, consumers, extra).map(Some)
+            }
+        }
+    }
+
+    /// Whether the retained store takes a message.
+    fn keeps(&self, retained: &Retained, message: MessageRef<'_>) -> bool {
+        if !message.retain() {
+            return false;
+        }
+        let fits = retained.fits(message).is_ok();
+        if !fits {
+            if self.inner.stats.retained_refused.get() == 0 {
+                warn!(
+                    topic = message.topic(),
+                    "the store of retained messages is full (broker.max_retained, broker.max_retained_size): \
+                     messages on new topics are delivered but not retained"
+                );
+            }
+            self.inner.stats.retained_refused.add(1);
+        }
+        fits
+    }
+
+    /// Puts retained messages back that were kept over a restart; returns how many there are now.
+    pub fn restore_retained(&self, messages: &[Message]) -> usize {
+        let now = self.inner.clock.0.boot_ms();
+        let mut sequencer = self.inner.sequencer.lock();
+        for message in messages.iter().filter(|message| message.view().remaining_expiry(now).is_ok()) {
+            if sequencer.retained.apply(message).is_err() {
                 self.inner.stats.retained_refused.add(1);
             }
         }
+        sequencer.retained.len()
     }
 
     /// Publishes one message; waits while live subscribers are too far behind.
@@ -305,10 +375,24 @@ impl Ingress {
         self.inner.sequencer.lock().retained.get(topic).cloned()
     }
 
+    /// Retained messages that `filter` selects and `wanted` takes, on topics behind `after`, in order of topic.
+    pub fn select_retained(
+        &self,
+        filter: &str,
+        after: &str,
+        count: usize,
+        wanted: impl Fn(&Message) -> bool,
+    ) -> Vec<Message> {
+        let sequencer = self.inner.sequencer.lock();
+        let found = sequencer.retained.select(filter).filter(|message| message.view().topic() > after);
+        found.filter(|message| wanted(message)).take(count).cloned().collect()
+    }
+
     /// Forgets expired retained messages; returns how many messages and bytes are left.
     pub fn expire_retained(&self) -> (usize, usize) {
         let mut sequencer = self.inner.sequencer.lock();
-        sequencer.retained.expire(self.inner.clock.0.boot_ms());
+        let expired = sequencer.retained.expire(self.inner.clock.0.boot_ms());
+        self.inner.journal.expire_retained(expired.iter().map(|topic| &**topic));
         (sequencer.retained.len(), sequencer.retained.bytes())
     }
 

@@ -4,7 +4,6 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::{sleep, timeout};
 use tokio_rustls::TlsAcceptor;
@@ -14,45 +13,12 @@ use tracing::{debug, warn};
 use super::connection::{Peer, serve};
 use super::core::Core;
 use super::settings::ListenerSettings;
-use super::tls::{TlsError, acceptor, common_name};
+use crate::net::{ListenError, bind, is_about_the_connection};
+use crate::tls::{acceptor, common_name};
 
 /// Connections that may be between accept and CONNECT, beyond `max_connections`.
 const HALF_OPEN: u64 = 64;
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
-const BACKLOG: i32 = 1024;
-
-/// Why a listener cannot be opened.
-#[derive(Debug, thiserror::Error)]
-pub enum ListenError {
-    /// The address is taken, or not this host's.
-    #[error("cannot listen on {address}: {source}{}", hint(source))]
-    Bind {
-        /// The address.
-        address: SocketAddr,
-        /// What the system says.
-        source: std::io::Error,
-    },
-    /// TLS files.
-    #[error("cannot set up TLS for {address}: {source}")]
-    Tls {
-        /// The address.
-        address: SocketAddr,
-        /// What is wrong.
-        source: TlsError,
-    },
-}
-
-fn hint(error: &std::io::Error) -> &'static str {
-    match error.kind() {
-        std::io::ErrorKind::AddrInUse => {
-            " (another program listens there, perhaps mosquitto: stop it, or choose another port under \
-             [[broker.listener]])"
-        }
-        std::io::ErrorKind::PermissionDenied => " (ports below 1024 need privileges)",
-        std::io::ErrorKind::AddrNotAvailable => " (this host does not have that address)",
-        _ => "",
-    }
-}
 
 /// An open port.
 pub struct Listener {
@@ -66,32 +32,14 @@ pub struct Listener {
 pub fn open(settings: &ListenerSettings) -> Result<Listener, ListenError> {
     let address = settings.address;
     let tls = match &settings.tls {
-        Some(files) => Some(acceptor(files).map_err(|source| ListenError::Tls { address, source })?),
+        Some(files) => {
+            let acceptor = acceptor(&files.cert, &files.key, files.client_ca.as_deref());
+            Some(acceptor.map_err(|source| ListenError::Tls { address, source })?)
+        }
         None => None,
     };
-    let (socket, address) = bind(address).map_err(|source| ListenError::Bind { address, source })?;
+    let (socket, address) = bind(address)?;
     Ok(Listener { socket, tls, address })
-}
-
-fn bind(address: SocketAddr) -> std::io::Result<(TcpListener, SocketAddr)> {
-    let socket = match Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP)) {
-        // a kernel without IPv6
-        Err(_) if address.is_ipv6() && address.ip().is_unspecified() => {
-            return bind(SocketAddr::from(([0, 0, 0, 0], address.port())));
-        }
-        other => other?,
-    };
-    if address.is_ipv6() {
-        socket.set_only_v6(false)?;
-    }
-    // a restart must not wait for old connections to time out
-    socket.set_reuse_address(true)?;
-    socket.set_nonblocking(true)?;
-    socket.bind(&address.into())?;
-    socket.listen(BACKLOG)?;
-    let listener = TcpListener::from_std(socket.into())?;
-    let bound = listener.local_addr()?;
-    Ok((listener, bound))
 }
 
 impl Listener {
@@ -160,9 +108,4 @@ async fn serve_tls(core: Arc<Core>, stream: TcpStream, tls: &TlsAcceptor, mut pe
         Ok(Err(error)) => debug!(from = %peer.address, %error, "TLS handshake failed"),
         Err(_) => debug!(from = %peer.address, "TLS handshake took too long"),
     }
-}
-
-fn is_about_the_connection(error: &std::io::Error) -> bool {
-    use std::io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset, Interrupted};
-    matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset | Interrupted)
 }

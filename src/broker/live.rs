@@ -322,3 +322,75 @@ impl Dispatcher {
 pub fn empty_batch(seq: u64) -> Batch {
     BatchBuilder::default().finish(seq)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_router_that_does_not_answer_is_an_error() {
+        let starting = std::thread::spawn(|| start(Arc::default()));
+        let (_link, dispatcher) = starting.join().unwrap().unwrap();
+        // probes that never reach the router look like a router that hangs
+        let result = dispatcher.run(CancellationToken::new(), || Ok(()), || ()).await;
+        assert_eq!(result, Err(RouterError::Hangs));
+    }
+
+    #[tokio::test]
+    async fn batches_arrive_in_order_whichever_way_they_take() {
+        use crate::broker::inbox::{Inbox, InboxLimits};
+        use crate::broker::subscribers::SubscriptionOptions;
+        use crate::message::{Draft, Origin, Qos};
+
+        let subscribers = Arc::new(Subscribers::default());
+        let limits = InboxLimits { messages: 100_000, bytes: 100_000_000 };
+        let inbox = Inbox::new("a", limits);
+        let subscriber = Arc::new(Subscriber { inbox, origin: Origin::gateway(), is_durable: false });
+        let options =
+            SubscriptionOptions { qos: Qos::AtMostOnce, no_local: false, retain_as_published: false, id: None };
+        subscribers.insert("#", &subscriber, options, 0);
+        let (mut link, dispatcher) = tokio::task::spawn_blocking(|| start(subscribers)).await.unwrap().unwrap();
+        let cancel = CancellationToken::new();
+        let running = tokio::spawn(dispatcher.run(cancel.clone(), || Ok(()), || ()));
+        let mut seq = 0;
+        for round in 0..2000u64 {
+            let mut builder = BatchBuilder::default();
+            // small batches and floods in turn
+            let messages: u64 = if round % 3 == 0 { 40 } else { 2 };
+            for number in 0..messages {
+                builder.push(&Draft {
+                    topic: if number % 2 == 0 { "a" } else { "b" },
+                    payload: &(seq + number).to_le_bytes(),
+                    qos: Qos::AtMostOnce,
+                    retain: false,
+                    properties: &[],
+                    expiry: None,
+                    hops: 0,
+                    boot_ms: 0,
+                    origin: Origin::gateway(),
+                });
+            }
+            let count = builder.len();
+            let room = link.room();
+            let notified = room.notified();
+            if !link.has_room() {
+                notified.await;
+            }
+            link.publish(builder.finish(seq), count).unwrap();
+            seq += u64::from(count);
+            if round % 7 == 0 {
+                tokio::task::yield_now().await;
+            }
+        }
+        let mut out = VecDeque::new();
+        while (out.len() as u64) < seq {
+            subscriber.inbox.take(usize::MAX / 2, &mut out);
+            tokio::task::yield_now().await;
+        }
+        for (expected, queued) in out.iter().enumerate() {
+            assert_eq!(queued.message.view().payload(), (expected as u64).to_le_bytes());
+        }
+        cancel.cancel();
+        assert_eq!((running.await.unwrap(), link.room().lost()), (Ok(()), 0));
+    }
+}

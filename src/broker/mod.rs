@@ -3,11 +3,12 @@
 //! | file | what |
 //! |---|---|
 //! | `settings` | what the configuration says |
-//! | `listener`, `tls` | ports, TLS handshakes |
+//! | `listener` | ports, TLS handshakes |
 //! | `connection/` | one client from CONNECT to the end: `handshake`, `admit`, then `run` with `receive` and `deliver` |
 //! | `codec/` | packets |
+//! | `keep` | what is kept of sessions and retained messages on disk |
 //! | `session`, `registry`, `core` | what outlives a connection, who has which client id, what all share |
-//! | `authorise`, `password` | who may do what |
+//! | `authenticate`, `password`, `authorise` | who somebody is and may do what |
 //! | `ingress` | the one door in: order, retained store, journal, router |
 //! | `live`, `subscribers`, `inbox` | the way to connected subscribers: router, matching, bounded queues |
 //! | `filters`, `retained`, `shared` | topic filters, retained messages, shared subscriptions |
@@ -16,6 +17,7 @@
 //! A message comes in through `connection::receive` (or a sensor, an upstream, HTTP), gets its place in `ingress`, and goes
 //! two ways: through `live` to those who are connected, and through the journal to those who must get it in any case.
 
+pub mod authenticate;
 pub mod authorise;
 pub mod codec;
 pub mod connection;
@@ -23,6 +25,7 @@ pub mod core;
 pub mod filters;
 pub mod inbox;
 pub mod ingress;
+pub mod keep;
 pub mod listener;
 pub mod live;
 pub mod password;
@@ -34,7 +37,6 @@ pub mod shared;
 pub mod stats;
 pub mod subscribers;
 pub mod sys;
-pub mod tls;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -44,13 +46,14 @@ use tokio_util::task::TaskTracker;
 
 use self::core::Core;
 use self::ingress::Ingress;
-use self::listener::{ListenError, Listener};
+use self::listener::Listener;
 use self::live::{Dispatcher, RouterError};
 use self::retained::Retained;
 use self::settings::BrokerSettings;
 use self::stats::Stats;
 use self::subscribers::Subscribers;
 use crate::journal::Journal;
+use crate::net::ListenError;
 use crate::time::SharedClock;
 
 /// Why the broker cannot start.
@@ -90,6 +93,7 @@ impl Broker {
         let retained = Retained::new(settings.max_retained, settings.max_retained_size);
         let ingress = Ingress::new(link, subscribers, journal, retained, Arc::new(Stats::default()), clock);
         let core = Core::new(settings, ingress, cancel);
+        core.restore();
         Ok(Broker { core, dispatcher, listeners, connections: TaskTracker::new() })
     }
 

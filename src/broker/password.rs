@@ -10,7 +10,8 @@ use std::net::IpAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use argon2::{Argon2, PasswordHash, PasswordVerifier};
+use argon2::password_hash::{Output, Salt};
+use argon2::{Algorithm, Argon2, Block, Params, PasswordHash, Version};
 use parking_lot::Mutex;
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, sleep_until};
@@ -21,6 +22,10 @@ const MAX_WAITING: usize = 256;
 const MAX_ADDRESSES: usize = 1024;
 const FIRST_DELAY: Duration = Duration::from_millis(250);
 const LONGEST_DELAY: Duration = Duration::from_secs(8);
+/// glibc keeps freed memory for every thread unless the piece was larger than 32 MiB, the most that its threshold for pieces
+/// with a mapping of their own rises to. So more is asked for than is used: what is not touched costs nothing, and all of
+/// it goes back to the system after each check, whichever thread did it.
+const OWN_MAPPING: usize = 33 << 20;
 
 /// Result of a check.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -88,9 +93,7 @@ impl Passwords {
             return Verdict::Right;
         }
         let (hash, password) = (hash.to_owned(), password.to_vec());
-        let checked = tokio::task::spawn_blocking(move || {
-            PasswordHash::new(&hash).is_ok_and(|hash| Argon2::default().verify_password(&password, &hash).is_ok())
-        });
+        let checked = tokio::task::spawn_blocking(move || verify(&hash, &password).unwrap_or(false));
         if checked.await.unwrap_or(false) {
             self.known.lock().insert(user.into(), fingerprint);
             self.failures.lock().remove(&from);
@@ -118,9 +121,28 @@ impl Passwords {
     }
 }
 
+/// Whether the password has this hash; `None` if the hash is none of argon2's.
+fn verify(hash: &str, password: &[u8]) -> Option<bool> {
+    let hash = PasswordHash::new(hash).ok()?;
+    let algorithm = Algorithm::try_from(hash.algorithm).ok()?;
+    let version = hash.version.map_or(Ok(Version::default()), Version::try_from).ok()?;
+    let params = Params::try_from(&hash).ok()?;
+    let (expected, salt) = hash.hash.zip(hash.salt)?;
+    let mut salt_bytes = [0; Salt::MAX_LENGTH];
+    let salt = salt.decode_b64(&mut salt_bytes).ok()?;
+    let mut memory = Vec::with_capacity(params.block_count().max(OWN_MAPPING / Block::SIZE));
+    memory.resize(params.block_count(), Block::default());
+    let mut computed = [0; Output::MAX_LENGTH];
+    let computed = &mut computed[..expected.len()];
+    Argon2::new(algorithm, version, params).hash_password_into_with_memory(password, salt, computed, memory).ok()?;
+    // `Output` compares in constant time
+    Some(Output::new(computed).ok()? == expected)
+}
+
 #[cfg(test)]
 mod tests {
-    use argon2::password_hash::{PasswordHasher, SaltString};
+    use argon2::PasswordHasher;
+    use argon2::password_hash::SaltString;
 
     use super::*;
 

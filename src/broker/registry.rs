@@ -126,6 +126,12 @@ impl Registry {
         }
     }
 
+    /// The session of a client that was there before the gateway was started.
+    pub fn restore(&self, client_id: &str, parked: Parked) {
+        self.state.lock().slots.insert(client_id.into(), Slot::Parked(Box::new(parked)));
+        self.changed.notify_one();
+    }
+
     /// Ends every connection.
     pub fn kick_all(&self, reason: Reason) {
         for slot in self.state.lock().slots.values() {

@@ -25,23 +25,18 @@ impl Retained {
         Retained { by_topic: BTreeMap::new(), bytes: 0, max_messages, max_bytes }
     }
 
-    /// Keeps a message that was published with the retain flag; an empty payload clears its topic.
-    pub fn apply(&mut self, message: MessageRef<'_>) -> Result<(), RetainedFull> {
+    /// Keeps a message that was published with the retain flag; an empty payload clears its topic. The message should
+    /// have memory of its own.
+    pub fn apply(&mut self, message: &Message) -> Result<(), RetainedFull> {
+        let owned = message.clone();
+        let message = message.view();
         if message.payload().is_empty() {
             if let Some(old) = self.by_topic.remove(message.topic()) {
                 self.bytes -= cost(&old);
             }
             return Ok(());
         }
-        let new = message.as_bytes().len() + message.topic().len();
-        let old = self.by_topic.get(message.topic()).map(cost);
-        let messages = self.by_topic.len() + usize::from(old.is_none());
-        let bytes = self.bytes - old.unwrap_or(0) + new;
-        if messages > self.max_messages || bytes > self.max_bytes {
-            return Err(RetainedFull);
-        }
-        self.bytes = bytes;
-        let owned = Message::new(&message.to_draft());
+        self.bytes = self.fits(message)?;
         match self.by_topic.get_mut(message.topic()) {
             Some(slot) => *slot = owned,
             None => {
@@ -49,6 +44,16 @@ impl Retained {
             }
         }
         Ok(())
+    }
+
+    /// The bytes of the store with this message in it.
+    pub fn fits(&self, message: MessageRef<'_>) -> Result<usize, RetainedFull> {
+        let new = message.as_bytes().len() + message.topic().len();
+        let old = self.by_topic.get(message.topic()).map(cost);
+        let messages = self.by_topic.len() + usize::from(old.is_none());
+        let bytes = self.bytes - old.unwrap_or(0) + new;
+        let is_new = !message.payload().is_empty();
+        if is_new && (messages > self.max_messages || bytes > self.max_bytes) { Err(RetainedFull) } else { Ok(bytes) }
     }
 
     /// The retained message on this topic.
@@ -67,16 +72,19 @@ impl Retained {
             .map(|(_, message)| message)
     }
 
-    /// Forgets messages whose expiry interval has passed [MQTT-3.3.2-5].
-    pub fn expire(&mut self, now_boot_ms: u64) {
+    /// Forgets messages whose expiry interval has passed [MQTT-3.3.2-5]; returns their topics.
+    pub fn expire(&mut self, now_boot_ms: u64) -> Vec<Box<str>> {
         let bytes = &mut self.bytes;
-        self.by_topic.retain(|_, message| {
+        let mut expired = Vec::new();
+        self.by_topic.retain(|topic, message| {
             let keep = message.view().remaining_expiry(now_boot_ms).is_ok();
             if !keep {
                 *bytes -= cost(message);
+                expired.push(topic.clone());
             }
             keep
         });
+        expired
     }
 
     /// Messages.
@@ -126,7 +134,7 @@ mod tests {
     fn the_last_message_stays_until_an_empty_one_clears_it() {
         let mut store = Retained::new(10, 10_000);
         for (topic, payload) in [("a", "1"), ("a/b", "1"), ("a/b", "2"), ("a/c/d", "1"), ("ab", "1"), ("$x/a", "1")] {
-            store.apply(message(topic, payload).view()).unwrap();
+            store.apply(&message(topic, payload)).unwrap();
         }
         assert_eq!(store.get("a/b").unwrap().view().payload(), b"2");
         assert_eq!(topics(&store, "a/#"), ["a", "a/b", "a/c/d"]);
@@ -135,7 +143,7 @@ mod tests {
         assert_eq!(topics(&store, "a/b"), ["a/b"]);
         assert_eq!(topics(&store, "$x/+"), ["$x/a"]);
         for topic in ["a", "a/b", "a/c/d", "ab", "$x/a"] {
-            store.apply(message(topic, "").view()).unwrap();
+            store.apply(&message(topic, "")).unwrap();
         }
         assert_eq!((store.len(), store.bytes()), (0, 0));
     }
@@ -143,18 +151,18 @@ mod tests {
     #[test]
     fn bounds_hold_and_updates_still_work_at_the_bound() {
         let mut store = Retained::new(2, 200);
-        store.apply(message("a", "1").view()).unwrap();
-        store.apply(message("b", "1").view()).unwrap();
-        assert_eq!(store.apply(message("c", "1").view()), Err(RetainedFull));
-        store.apply(message("a", "2").view()).unwrap();
-        assert_eq!(store.apply(message("a", &"x".repeat(200)).view()), Err(RetainedFull));
+        store.apply(&message("a", "1")).unwrap();
+        store.apply(&message("b", "1")).unwrap();
+        assert_eq!(store.apply(&message("c", "1")), Err(RetainedFull));
+        store.apply(&message("a", "2")).unwrap();
+        assert_eq!(store.apply(&message("a", &"x".repeat(200))), Err(RetainedFull));
         assert_eq!(store.get("a").unwrap().view().payload(), b"2");
     }
 
     #[test]
     fn expired_messages_go() {
         let mut store = Retained::new(2, 200);
-        store.apply(message("a", "short").view()).unwrap();
+        store.apply(&message("a", "short")).unwrap();
         store.expire(999);
         assert_eq!(store.len(), 1);
         store.expire(1000);

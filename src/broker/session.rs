@@ -15,13 +15,16 @@ use super::subscribers::SubscriptionOptions;
 use crate::journal::{ConsumerId, Position, Reader};
 use crate::message::{Message, MessageRef, Origin, Qos};
 
+/// Packet ids from 1 to this one are for messages from the journal, in sessions that have such.
+const FROM_JOURNAL: u16 = 32_767;
+
 /// Where a message in flight came from, and so who is told when it is settled.
 #[derive(Clone, Debug)]
 pub enum Source {
     /// The router or the retained store: nobody.
     Live,
-    /// The journal.
-    Journal(Position),
+    /// The journal: place and ordinal.
+    Journal(Position, u64),
     /// A shared subscription.
     Shared(Arc<SharedGroup>),
 }
@@ -65,8 +68,8 @@ pub enum Send<'a> {
 /// What a PUBREC leads to.
 #[derive(Debug)]
 pub enum Received {
-    /// Send PUBREL.
-    Release,
+    /// Send PUBREL; for a message from the journal, once this is noted of its ordinal.
+    Release(Option<u64>),
     /// The client refused the message: it is settled.
     Refused(Source),
     /// No such message in flight.
@@ -102,10 +105,19 @@ impl Outbound {
         self.in_flight.is_empty()
     }
 
-    /// A packet id that is not in use.
-    pub fn next_id(&mut self) -> u16 {
+    /// A packet id that is not in use. For messages from the journal it follows from the ordinal, so that it is the same
+    /// when the message is sent again after a restart; in sessions that have such, others take the upper half.
+    pub fn next_id(&mut self, source: &Source, is_durable: bool) -> u16 {
+        if let Source::Journal(_, ordinal) = source {
+            let id = (ordinal % u64::from(FROM_JOURNAL)) as u16 + 1;
+            if self.in_flight.iter().all(|known| known.packet_id != id) {
+                return id;
+            }
+            // a message is that far behind: what is sent after it may not keep its id over a restart
+        }
+        let first = if is_durable { FROM_JOURNAL + 1 } else { 1 };
         loop {
-            self.last_id = self.last_id.checked_add(1).unwrap_or(1);
+            self.last_id = self.last_id.checked_add(1).unwrap_or(first).max(first);
             if self.in_flight.iter().all(|known| known.packet_id != self.last_id) {
                 return self.last_id;
             }
@@ -115,6 +127,11 @@ impl Outbound {
     /// Takes a message into flight under an id of [`Outbound::next_id`].
     pub fn begin(&mut self, packet_id: u16, queued: Queued, source: Source) {
         self.in_flight.push_back(InFlight { packet_id, step: Step::Published, queued, source });
+    }
+
+    /// Takes a message into flight that was received before the gateway was started: its PUBREL is sent again.
+    pub fn begin_released(&mut self, packet_id: u16, queued: Queued, source: Source) {
+        self.in_flight.push_back(InFlight { packet_id, step: Step::HeldRelease, queued, source });
     }
 
     /// A message in flight could not be sent again: it is settled.
@@ -137,8 +154,12 @@ impl Outbound {
         });
         match entry {
             Some(entry) => {
+                let is_first = entry.step == Step::Published;
                 entry.step = Step::Released;
-                Received::Release
+                Received::Release(match entry.source {
+                    Source::Journal(_, ordinal) if is_first => Some(ordinal),
+                    _ => None,
+                })
             }
             None => Received::Unknown,
         }
@@ -315,7 +336,7 @@ mod tests {
     }
 
     fn begin(outbound: &mut Outbound, qos: Qos) -> u16 {
-        let id = outbound.next_id();
+        let id = outbound.next_id(&Source::Live, false);
         outbound.begin(id, queued(qos), Source::Live);
         id
     }
@@ -339,7 +360,7 @@ mod tests {
             .into();
         assert_eq!((ids, outbound.room()), (vec![1, 2, 3, 4], 0));
         assert!(outbound.acknowledged(1).is_some());
-        assert!(matches!(outbound.received(2, Reason::SUCCESS), Received::Release));
+        assert!(matches!(outbound.received(2, Reason::SUCCESS), Received::Release(None)));
         assert!(resent(&mut outbound).is_empty(), "not on the same connection");
         outbound.resume(2);
         assert_eq!(resent(&mut outbound), ["release 2", "publish 3 true"]);

@@ -7,6 +7,7 @@ use std::time::Duration;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use super::core::Core;
+use super::ingress::IngressError;
 use super::stats::Stats;
 use crate::message::{BatchBuilder, Draft, Origin, Qos};
 
@@ -62,34 +63,59 @@ const TOTALS: [(&str, Reading); 10] = [
     ("clients/maximum", |stats| stats.connected_maximum.get()),
 ];
 
-/// Publishes the figures, those that changed, until the gateway goes down.
-pub async fn run(core: Arc<Core>) {
-    let started = Instant::now();
-    let mut ticks = interval(INTERVAL);
-    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut loads = [Load::default(); LOADS.len()];
-    let mut published: HashMap<String, String> = HashMap::new();
-    let mut last = started;
-    loop {
-        tokio::select! {
-            () = core.cancel.cancelled() => return,
-            _ = ticks.tick() => {}
-        }
+/// The figures as they were published last.
+pub struct Figures {
+    core: Arc<Core>,
+    started: Instant,
+    last: Instant,
+    loads: [Load; LOADS.len()],
+    published: HashMap<String, String>,
+}
+
+impl Figures {
+    /// Publishes them for the first time: whoever connects from now on finds them.
+    pub async fn start(core: Arc<Core>) -> Figures {
         let now = Instant::now();
-        for (load, (_, reading)) in loads.iter_mut().zip(LOADS) {
-            load.update(reading(&core.stats), now - last);
-        }
-        last = now;
-        let mut batch = BatchBuilder::default();
-        for (name, value) in figures(&core, now - started, &loads) {
-            if published.get(&name) != Some(&value) {
-                push(&mut batch, &core, &name, &value);
-                published.insert(name, value);
+        let loads = [Load::default(); LOADS.len()];
+        let mut figures = Figures { core, started: now, last: now, loads, published: HashMap::new() };
+        // a failure shows at once in the task that feeds the router
+        let _ = figures.publish().await;
+        figures
+    }
+
+    /// Publishes what has changed, again and again, until the gateway goes down.
+    pub async fn run(mut self) {
+        let mut ticks = interval(INTERVAL);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        ticks.tick().await;
+        loop {
+            tokio::select! {
+                () = self.core.cancel.cancelled() => return,
+                _ = ticks.tick() => {}
+            }
+            if self.publish().await.is_err() {
+                return; // the dispatcher reports why
             }
         }
-        if !batch.is_empty() && core.ingress.publish_batch(&mut batch).await.is_err() {
-            return; // the dispatcher reports why
+    }
+
+    async fn publish(&mut self) -> Result<(), IngressError> {
+        let now = Instant::now();
+        for (load, (_, reading)) in self.loads.iter_mut().zip(LOADS) {
+            load.update(reading(&self.core.stats), now - self.last);
         }
+        self.last = now;
+        let mut batch = BatchBuilder::default();
+        for (name, value) in figures(&self.core, now - self.started, &self.loads) {
+            if self.published.get(&name) != Some(&value) {
+                push(&mut batch, &self.core, &name, &value);
+                self.published.insert(name, value);
+            }
+        }
+        if !batch.is_empty() {
+            self.core.ingress.publish_batch(&mut batch).await?;
+        }
+        Ok(())
     }
 }
 

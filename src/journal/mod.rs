@@ -1,22 +1,82 @@
 //! What waits: messages for consumers that must get them whether they are connected or not, each upstream and each
-//! persistent session being one consumer.
+//! persistent session being one consumer, and the state of the broker that must outlive the process.
 //!
-//! One [`Journal::append`] serves all consumers of a message. Every consumer reads in the order of appending, settles
-//! what it is done with, and after a break reads again from its oldest unsettled message. Bounds are per consumer; what
-//! they push out is counted and can be read.
+//! One [`Journal::append`] serves all consumers of a message and the retained store. Every consumer reads in the order of
+//! appending, settles what it is done with, and after a break reads again from its oldest unsettled message. Bounds are
+//! per consumer and for the whole; what they push out is counted and can be read.
 //!
-//! This journal lives in memory and is bounded by its settings: it survives the loss of every connection, not the end
-//! of the process.
+//! | file | what |
+//! |---|---|
+//! | `format` | what is on disk |
+//! | `record`, `segment`, `snapshot`, `boots` | its parts |
+//! | `storage/` | files, real and for tests |
+//! | `queue`, `state` | what is in memory: consumers, bytes that wait to be written, an entry per segment |
+//! | `writer` | the thread that writes: all that waits with one write and one sync |
+//! | `reader` | how consumers read, and the thread that reads ahead for them |
+//! | `recovery` | what is found at start |
+//! | `report`, `inspect` | what the journal has to say about itself, inside and from outside |
+//!
+//! # Promises
+//! - What [`Journal::synced`] has reached is on disk. Nothing is handed to a consumer before that, so that no place or
+//!   ordinal ever means one message to a consumer and another after a power cut.
+//! - `append` never waits for the disk.
+//! - A restart loses nothing that was synced. Consumers get again what they have settled since their cursor was last
+//!   written: at most [`CURSOR_EVERY`] messages and a few that are settled while it is being written.
+//! - What cannot be read costs the records concerned, is reported, and counted as lost for the consumers concerned.
+//!
+//! # Limits
+//! - Memory: [`PENDING_MAX`] bytes that wait for the disk and as many being written; 256 KiB read ahead for a consumer
+//!   and [`AHEAD_ALL`] for all together; what consumers hold unsettled; retained messages and sessions; per segment some
+//!   words for each consumer that it has messages for.
+//! - Disk: `max_size`, a snapshot, which is as large as retained messages and sessions, and [`MOST_ASIDE`] files set aside.
 
+pub mod boots;
+pub mod format;
+pub mod inspect;
+pub mod queue;
+pub mod reader;
+pub mod record;
+pub mod recovery;
+pub mod report;
+pub mod segment;
 pub mod settings;
+pub mod snapshot;
+pub mod state;
+pub mod storage;
+#[cfg(test)]
+mod tests;
+mod writer;
 
-use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
+use std::time::Duration;
 
-use parking_lot::Mutex;
-use tokio::sync::{Notify, watch};
+use bytes::Bytes;
+use parking_lot::{Condvar, Mutex};
+use tokio::sync::watch;
 
+pub use self::reader::Reader;
+use self::report::{Report, Status};
+use self::settings::JournalSettings;
+use self::state::State;
+use self::storage::Storage;
+use self::storage::memory::MemoryStorage;
 use crate::message::Message;
+use crate::time::{SharedClock, SystemClock};
+
+/// A consumer's cursor is written after so many settled messages at the latest.
+pub const CURSOR_EVERY: u64 = 500;
+/// And when something is written anyway, if it has moved and the last time is this long ago.
+const CURSOR_AGE: Duration = Duration::from_secs(1);
+/// And when nothing is written, after this time.
+const CURSOR_IDLE: Duration = Duration::from_secs(30);
+/// Messages that nobody waits for may stay unwritten for this long.
+const LAZY: Duration = Duration::from_secs(10);
+/// Bytes that may wait for the disk; more are refused.
+pub const PENDING_MAX: usize = 4 << 20;
+/// Bytes read ahead for all consumers.
+pub const AHEAD_ALL: usize = 6 << 20;
+/// Files set aside that are kept.
+pub const MOST_ASIDE: usize = 4;
 
 /// A consumer of the journal, for this run of the gateway.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -26,7 +86,7 @@ pub struct ConsumerId(pub u32);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct Position(pub u64);
 
-/// What to do with a new message when its consumer's backlog is at its bound.
+/// What to do with a new message when its consumer's backlog, or the whole journal, is at its bound.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub enum WhenFull {
     /// The oldest waiting message makes room.
@@ -47,25 +107,57 @@ pub struct Limits {
     pub when_full: WhenFull,
 }
 
-/// The journal does not accept a message: a consumer that refuses is full.
+/// The journal does not accept a message: a consumer that refuses is full, or the disk is, or it fails.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the journal is full")]
 pub struct Full;
 
+/// What became of a message that its consumer is done with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// The other side has acknowledged it.
+    Acked = 0,
+    /// It was sent, and there is no acknowledgement at QoS 0.
+    Unconfirmed = 1,
+    /// Its expiry interval has passed.
+    Expired = 2,
+    /// The other side has refused it.
+    Refused = 3,
+    /// It is larger than the other side takes.
+    TooLarge = 4,
+    /// It ended the connection again and again.
+    EndsConnection = 5,
+    /// It came from the other side.
+    CameFromThere = 6,
+    /// It has passed through too many gateways.
+    Loop = 7,
+    /// Nothing asks for it any more.
+    NotWanted = 8,
+}
+
+impl Outcome {
+    /// So many there are.
+    pub const COUNT: usize = 9;
+}
+
 /// What waits for a consumer, and what became of the rest.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Backlog {
-    /// Messages ever accepted for it: settled + dropped + waiting.
+    /// Messages ever accepted for it: settled + dropped + lost + waiting.
     pub accepted: u64,
-    /// Messages it settled.
+    /// Messages it settled, whatever the outcome.
     pub settled: u64,
-    /// Messages that its bounds pushed out.
+    /// The same by [`Outcome`].
+    pub settled_as: [u64; Outcome::COUNT],
+    /// Messages that bounds pushed out.
     pub dropped: u64,
+    /// Messages that could not be read from the disk any more.
+    pub lost: u64,
     /// Messages that wait, in flight included.
     pub messages: usize,
-    /// Their bytes.
+    /// Their bytes; of a large backlog the oldest few are estimated.
     pub bytes: usize,
-    /// Boot clock, in milliseconds, of the oldest that waits.
+    /// Boot clock, in milliseconds, of the oldest that waits, as far as known.
     pub oldest_boot_ms: Option<u64>,
 }
 
@@ -74,291 +166,299 @@ pub struct Backlog {
 pub struct Delivery {
     /// Its place, for [`Reader::settle`].
     pub position: Position,
-    /// Its number among this consumer's messages, from 1 on, the same after every rewind.
+    /// Its number among this consumer's messages, without gaps but for what is lost, the same after every rewind and every restart.
     pub ordinal: u64,
     /// The message.
     pub message: Message,
+    /// It was handed out before, or may have been before the process began.
+    pub resent: bool,
+    /// The consumer has said that the other side has received it ([`Note::Released`]).
+    pub released: bool,
+}
+
+/// What else an append does.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Extra {
+    /// The message is the retained one of its topic from now on, or clears it. It is kept as it is: it should have memory of
+    /// its own.
+    pub retained: bool,
+    /// It is a QoS 2 PUBLISH of this persistent session with this packet id.
+    pub received: Option<(ConsumerId, u16)>,
+    /// Nobody waits for it: it may be written a little later, together with others.
+    pub lazy: bool,
+}
+
+/// A step of a QoS 2 exchange of a persistent session [MQTT-4.3.3].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Note {
+    /// The session has released this packet id (PUBREL).
+    Forgotten(u16),
+    /// The session has received this message (PUBREC), by its ordinal.
+    Released(u64),
+}
+
+/// What was found at start.
+#[derive(Clone, Debug, Default)]
+pub struct Recovered {
+    /// Retained messages.
+    pub retained: Vec<Message>,
+    /// Persistent sessions by client id, as the broker encoded them.
+    pub sessions: Vec<(Box<str>, Bytes)>,
+}
+
+/// Why the journal cannot be opened. Damage is never a reason.
+#[derive(Debug, thiserror::Error)]
+pub enum JournalError {
+    /// The files are of another version.
+    #[error(
+        "{file} was written by another version of pigateway (format {found}, this program reads {}): install that \
+         version, or move the directory `journal` away to begin with an empty one",
+        format::VERSION
+    )]
+    Version {
+        /// The file.
+        file: String,
+        /// Its version.
+        found: u16,
+    },
+    /// The system refuses a thread.
+    #[error("cannot start a thread for the journal: {0}")]
+    Thread(std::io::Error),
 }
 
 #[derive(Debug)]
-struct Queue {
-    limits: Limits,
-    waiting: VecDeque<Delivery>,
-    settled_early: BTreeSet<Position>,
-    next_read: Position,
-    counts: Backlog,
-    changed: Arc<Notify>,
+struct Shared {
+    state: Mutex<State>,
+    /// Wakes the writing thread.
+    work: Condvar,
+    /// Wakes the reading thread.
+    fill: Condvar,
+    synced: watch::Sender<Position>,
+    storage: Arc<dyn Storage>,
+    clock: ClockOf,
+    settings: JournalSettings,
 }
 
-impl Queue {
-    fn is_full_for(&self, size: usize) -> bool {
-        self.waiting.len() >= self.limits.messages || self.counts.bytes + size > self.limits.bytes
-    }
+struct ClockOf(SharedClock);
 
-    fn pop_oldest(&mut self) -> Option<Delivery> {
-        let delivery = self.waiting.pop_front()?;
-        self.counts.bytes -= delivery.message.size();
-        Some(delivery)
-    }
-
-    fn push(&mut self, position: Position, message: Message) {
-        while !self.waiting.is_empty() && self.is_full_for(message.size()) {
-            if let Some(oldest) = self.pop_oldest() {
-                if self.settled_early.remove(&oldest.position) {
-                    self.counts.settled += 1;
-                } else {
-                    self.counts.dropped += 1;
-                }
-            }
-        }
-        self.counts.accepted += 1;
-        self.counts.bytes += message.size();
-        self.waiting.push_back(Delivery { position, ordinal: self.counts.accepted, message });
-        self.changed.notify_one();
-    }
-
-    fn settle(&mut self, position: Position) {
-        if self.waiting.front().is_none_or(|oldest| oldest.position > position) {
-            return;
-        }
-        self.settled_early.insert(position);
-        while let Some(oldest) = self.waiting.front() {
-            if !self.settled_early.remove(&oldest.position) {
-                break;
-            }
-            self.pop_oldest();
-            self.counts.settled += 1;
-        }
+impl std::fmt::Debug for ClockOf {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Clock")
     }
 }
 
-#[derive(Debug, Default)]
-struct State {
-    next: u64,
-    next_consumer: u32,
-    names: HashMap<Box<str>, ConsumerId>,
-    queues: HashMap<ConsumerId, Queue>,
+/// Stops the threads when the last who could use the journal has gone.
+#[derive(Debug)]
+struct Guard {
+    shared: Arc<Shared>,
+    threads: Mutex<Vec<std::thread::JoinHandle<()>>>,
+    alive: watch::Receiver<()>,
+}
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        self.shared.stop(state::Stop::Now);
+    }
 }
 
 /// The journal, shared by those who append and those who read.
 #[derive(Clone, Debug)]
 pub struct Journal {
-    state: Arc<Mutex<State>>,
-    synced: watch::Sender<Position>,
+    shared: Arc<Shared>,
+    guard: Arc<Guard>,
 }
 
 impl Default for Journal {
+    /// A journal in memory, for tests.
     fn default() -> Self {
-        Journal { state: Arc::default(), synced: watch::Sender::new(Position(0)) }
+        let storage = Arc::new(MemoryStorage::default());
+        let settings = JournalSettings { max_size: 8 << 20, ..JournalSettings::default() };
+        match Journal::open(storage, settings, Arc::new(SystemClock)) {
+            Ok(journal) => journal,
+            Err(error) => unreachable!("an empty journal opens: {error}"),
+        }
+    }
+}
+
+impl Shared {
+    fn stop(&self, how: state::Stop) {
+        self.state.lock().stop.get_or_insert(how);
+        self.work.notify_all();
+        self.fill.notify_all();
     }
 }
 
 impl Journal {
+    /// Opens the journal in `storage`, whatever state it is in, and starts its threads. Reads: not for a runtime worker.
+    pub fn open(
+        storage: Arc<dyn Storage>,
+        settings: JournalSettings,
+        clock: SharedClock,
+    ) -> Result<Journal, JournalError> {
+        Journal::open_in_boot(storage, settings, clock, boots::kernel_boot_id())
+    }
+
+    /// The same for a boot with this id.
+    pub fn open_in_boot(
+        storage: Arc<dyn Storage>,
+        settings: JournalSettings,
+        clock: SharedClock,
+        boot: u64,
+    ) -> Result<Journal, JournalError> {
+        let recovered = recovery::recover(&*storage, &settings, boot, &*clock)?;
+        let synced = watch::Sender::new(Position(recovered.committed));
+        let shared = Arc::new(Shared {
+            state: Mutex::new(recovered),
+            work: Condvar::new(),
+            fill: Condvar::new(),
+            synced,
+            storage,
+            clock: ClockOf(clock),
+            settings,
+        });
+        let (alive, ended) = watch::channel(());
+        let mut threads = Vec::new();
+        let (writer, filler) = (writer::Writer::new(shared.clone()), reader::Filler::new(shared.clone()));
+        let token = alive.clone();
+        threads.push(start("journal", move || drop((writer.run(), token)))?);
+        threads.push(start("journal-read", move || drop((filler.run(), alive)))?);
+        let guard = Arc::new(Guard { shared: shared.clone(), threads: Mutex::new(threads), alive: ended });
+        Ok(Journal { shared, guard })
+    }
+
+    /// Completes when the threads have ended, which they do only after [`Journal::close`] or by a fault of ours.
+    pub async fn ended(&self) {
+        let mut alive = self.guard.alive.clone();
+        while alive.changed().await.is_ok() {}
+    }
+
+    /// Writes what waits and all cursors, and ends. Blocks until the disk has taken it: not for a runtime worker.
+    pub fn close(&self) {
+        self.shared.stop(state::Stop::Orderly);
+        for thread in self.guard.threads.lock().drain(..) {
+            // a thread that has panicked has been reported by its panic
+            let _ = thread.join();
+        }
+    }
+
     /// The consumer with this lasting name (`upstream/home`, `session/esp-loft`), known from now on.
     pub fn register(&self, name: &str, limits: Limits) -> ConsumerId {
-        let mut guard = self.state.lock();
-        let state = &mut *guard;
-        if let Some(id) = state.names.get(name) {
-            if let Some(queue) = state.queues.get_mut(id) {
-                queue.limits = limits;
-            }
-            return *id;
-        }
-        let id = ConsumerId(state.next_consumer);
-        state.next_consumer += 1;
-        state.names.insert(name.into(), id);
-        let queue = Queue {
-            limits,
-            waiting: VecDeque::new(),
-            settled_early: BTreeSet::new(),
-            next_read: Position(0),
-            counts: Backlog::default(),
-            changed: Arc::default(),
-        };
-        state.queues.insert(id, queue);
+        let id = self.shared.state.lock().register(name, limits);
+        self.shared.work.notify_one();
         id
     }
 
     /// Forgets a consumer and what waits for it.
     pub fn remove(&self, id: ConsumerId) -> Backlog {
-        let mut state = self.state.lock();
-        state.names.retain(|_, known| *known != id);
-        state.queues.remove(&id).map(|queue| queue.counts).unwrap_or_default()
+        let backlog = self.shared.state.lock().remove(id);
+        self.shared.work.notify_one();
+        backlog
+    }
+
+    /// All consumers with their names, those included that nobody has registered since the start.
+    pub fn consumers(&self) -> Vec<(Box<str>, ConsumerId, Backlog)> {
+        let state = self.shared.state.lock();
+        state.queues.iter().map(|(id, queue)| (queue.name.clone(), *id, queue.backlog())).collect()
     }
 
     /// Appends a message for `consumers`. Never waits; the message is safe once [`Journal::synced`] has reached the
     /// place returned. Either all consumers get it or, where one of them refuses, none.
     pub fn append(&self, message: &Message, consumers: &[ConsumerId]) -> Result<Position, Full> {
-        let mut state = self.state.lock();
-        let refused = |id: &ConsumerId| {
-            state
-                .queues
-                .get(id)
-                .is_some_and(|queue| queue.limits.when_full == WhenFull::Refuse && queue.is_full_for(message.size()))
-        };
-        if consumers.iter().any(refused) {
-            return Err(Full);
-        }
-        let kept = message.to_owned_memory();
-        state.next += 1;
-        let position = Position(state.next);
-        for id in consumers {
-            if let Some(queue) = state.queues.get_mut(id) {
-                queue.push(position, kept.clone());
-            }
-        }
+        self.append_with(message, consumers, Extra::default())
+    }
+
+    /// Appends a message and what goes with it, as one.
+    pub fn append_with(&self, message: &Message, consumers: &[ConsumerId], extra: Extra) -> Result<Position, Full> {
+        let mut state = self.shared.state.lock();
+        let was_due = state.pending.due.is_some();
+        let position = state.append(message, consumers, extra, &self.shared.settings)?;
         drop(state);
-        self.synced.send_replace(position);
+        if !was_due || !extra.lazy {
+            self.shared.work.notify_one();
+        }
         Ok(position)
+    }
+
+    /// Notes that this session's QoS 2 PUBLISH was received, where nobody needs the message itself.
+    pub fn received(&self, id: ConsumerId, packet_id: u16) -> Result<Position, Full> {
+        self.with_state(|state| state.append_received(id, packet_id))
+    }
+
+    /// Notes a step of a QoS 2 exchange; it is safe once [`Journal::synced`] has reached the place returned.
+    pub fn note(&self, id: ConsumerId, note: Note) -> Result<Position, Full> {
+        self.with_state(|state| state.append_note(id, note))
+    }
+
+    /// Keeps a persistent session; `None` forgets it. Safe once [`Journal::synced`] has reached the place returned.
+    /// `lazy`: nobody waits for that.
+    pub fn keep_session(&self, client_id: &str, session: Option<&[u8]>, lazy: bool) -> Result<Position, Full> {
+        self.with_state(|state| state.append_session(client_id, session, lazy))
+    }
+
+    /// The place up to which everything appended so far is safe, once [`Journal::synced`] has reached it.
+    pub fn barrier(&self) -> Position {
+        self.with_state(State::barrier)
+    }
+
+    /// These retained messages have expired: they need not be kept.
+    pub fn expire_retained<'a>(&self, topics: impl Iterator<Item = &'a str>) {
+        let mut state = self.shared.state.lock();
+        for topic in topics {
+            state.retained.remove(topic);
+        }
+    }
+
+    fn with_state<T>(&self, act: impl FnOnce(&mut State) -> T) -> T {
+        let result = act(&mut self.shared.state.lock());
+        self.shared.work.notify_one();
+        result
+    }
+
+    /// Packet ids of QoS 2 messages that were received from this session and not released.
+    pub fn unreleased(&self, id: ConsumerId) -> std::collections::BTreeSet<u16> {
+        self.shared.state.lock().queues.get(&id).map(|queue| queue.received.clone()).unwrap_or_default()
+    }
+
+    /// What was found at start besides messages that wait. Once.
+    pub fn recovered(&self) -> Recovered {
+        let state = self.shared.state.lock();
+        Recovered {
+            retained: state.retained.values().cloned().collect(),
+            sessions: state.sessions.iter().map(|(name, value)| (name.clone(), value.clone())).collect(),
+        }
     }
 
     /// The greatest place up to which all is safe.
     pub fn synced(&self) -> watch::Receiver<Position> {
-        self.synced.subscribe()
+        self.shared.synced.subscribe()
     }
 
     /// Reads for a consumer, from its oldest unsettled message on. One reader at a time.
     pub fn reader(&self, id: ConsumerId) -> Reader {
-        let mut state = self.state.lock();
-        let changed = state.queues.get(&id).map(|queue| queue.changed.clone()).unwrap_or_default();
-        if let Some(queue) = state.queues.get_mut(&id) {
-            queue.next_read = Position(0);
-        }
-        Reader { journal: self.clone(), id, changed }
+        Reader::new(self.clone(), id)
     }
 
     /// What waits for a consumer.
     pub fn backlog(&self, id: ConsumerId) -> Backlog {
-        let state = self.state.lock();
-        let Some(queue) = state.queues.get(&id) else { return Backlog::default() };
-        Backlog {
-            messages: queue.waiting.len(),
-            oldest_boot_ms: queue.waiting.front().map(|delivery| delivery.message.view().boot_ms()),
-            ..queue.counts
-        }
+        self.shared.state.lock().queues.get(&id).map(queue::Queue::backlog).unwrap_or_default()
+    }
+
+    /// How the journal is.
+    pub fn status(&self) -> Status {
+        self.shared.state.lock().status()
+    }
+
+    /// What was wrong with the files, since the start.
+    pub fn reports(&self) -> Vec<Report> {
+        self.shared.state.lock().reports.clone()
     }
 }
 
-/// Reads the journal for one consumer.
-#[derive(Debug)]
-pub struct Reader {
-    journal: Journal,
-    id: ConsumerId,
-    changed: Arc<Notify>,
+fn start(name: &str, run: impl FnOnce() + Send + 'static) -> Result<std::thread::JoinHandle<()>, JournalError> {
+    std::thread::Builder::new().name(name.into()).spawn(run).map_err(JournalError::Thread)
 }
 
-impl Reader {
-    /// The next message, if there is one yet.
-    pub fn try_next(&mut self) -> Option<Delivery> {
-        let mut state = self.journal.state.lock();
-        let queue = state.queues.get_mut(&self.id)?;
-        let from = queue.next_read;
-        let at = queue.waiting.partition_point(|delivery| delivery.position <= from);
-        let delivery = queue.waiting.range(at..).find(|delivery| !queue.settled_early.contains(&delivery.position));
-        let delivery = delivery.cloned()?;
-        queue.next_read = delivery.position;
-        Some(delivery)
-    }
-
-    /// Waits until [`Reader::try_next`] may have something new. Safe to cancel.
-    pub async fn ready(&self) {
-        self.changed.notified().await;
-    }
-
-    /// The consumer is done with the message at this place, in any order.
-    pub fn settle(&mut self, position: Position) {
-        let mut state = self.journal.state.lock();
-        if let Some(queue) = state.queues.get_mut(&self.id) {
-            queue.settle(position);
-        }
-    }
-
-    /// Reads again from the oldest unsettled message on.
-    pub fn rewind(&mut self) {
-        let mut state = self.journal.state.lock();
-        if let Some(queue) = state.queues.get_mut(&self.id) {
-            queue.next_read = Position(0);
-        }
-    }
-
-    /// What waits for this consumer.
-    pub fn backlog(&self) -> Backlog {
-        self.journal.backlog(self.id)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::message::{Draft, Origin, Qos};
-
-    fn message(payload: &str) -> Message {
-        Message::new(&Draft {
-            topic: "t",
-            payload: payload.as_bytes(),
-            qos: Qos::AtLeastOnce,
-            retain: false,
-            properties: &[],
-            expiry: None,
-            hops: 0,
-            boot_ms: 7,
-            origin: Origin::gateway(),
-        })
-    }
-
-    fn limits(messages: usize, when_full: WhenFull) -> Limits {
-        Limits { messages, bytes: 1 << 20, when_full }
-    }
-
-    fn read_all(reader: &mut Reader) -> Vec<(u64, String)> {
-        std::iter::from_fn(|| reader.try_next())
-            .map(|d| (d.ordinal, String::from_utf8(d.message.view().payload().to_vec()).unwrap()))
-            .collect()
-    }
-
-    #[test]
-    fn what_is_not_settled_is_read_again() {
-        let journal = Journal::default();
-        let id = journal.register("session/a", limits(10, WhenFull::DropOldest));
-        for payload in ["1", "2", "3"] {
-            journal.append(&message(payload), &[id]).unwrap();
-        }
-        let mut reader = journal.reader(id);
-        let first = reader.try_next().unwrap();
-        let second = reader.try_next().unwrap();
-        reader.settle(second.position);
-        assert_eq!(reader.backlog().messages, 3, "the oldest is not settled yet");
-        reader.rewind();
-        assert_eq!(read_all(&mut reader), [(1, "1".into()), (3, "3".into())]);
-        reader.settle(first.position);
-        let backlog = reader.backlog();
-        assert_eq!((backlog.settled, backlog.messages, backlog.accepted), (2, 1, 3));
-    }
-
-    #[test]
-    fn bounds_drop_the_oldest_or_refuse_the_newest_and_count() {
-        let journal = Journal::default();
-        let old = journal.register("session/a", limits(2, WhenFull::DropOldest));
-        let new = journal.register("upstream/b", limits(2, WhenFull::Refuse));
-        for payload in ["1", "2", "3"] {
-            journal.append(&message(payload), &[old]).unwrap();
-        }
-        assert_eq!(read_all(&mut journal.reader(old)), [(2, "2".into()), (3, "3".into())]);
-        assert_eq!(journal.backlog(old).dropped, 1);
-        journal.append(&message("1"), &[new]).unwrap();
-        journal.append(&message("2"), &[new]).unwrap();
-        assert_eq!(journal.append(&message("3"), &[old, new]), Err(Full));
-        assert_eq!(journal.backlog(old).accepted, 3, "none gets what one refuses");
-    }
-
-    #[test]
-    fn a_consumer_is_known_by_its_name() {
-        let journal = Journal::default();
-        let id = journal.register("upstream/a", limits(5, WhenFull::DropOldest));
-        journal.append(&message("1"), &[id]).unwrap();
-        assert_eq!(journal.register("upstream/a", limits(9, WhenFull::DropOldest)), id);
-        assert_eq!(journal.backlog(id).messages, 1);
-        assert_eq!(journal.remove(id).accepted, 1);
-        assert_ne!(journal.register("upstream/a", limits(5, WhenFull::DropOldest)), id);
-    }
+/// FNV-1a: needs no key, so that it means the same after a restart.
+fn hash(bytes: &[u8]) -> u64 {
+    bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3))
 }

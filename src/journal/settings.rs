@@ -21,10 +21,32 @@ pub struct JournalSettings {
     pub when_full: WhenFull,
     /// Order of delivery.
     pub order: Order,
+    /// Largest message that it must take; not a key of its own, the broker's `max_packet_size`.
+    pub largest_message: usize,
 }
 
 impl Default for JournalSettings {
     fn default() -> Self {
-        JournalSettings { max_size: 256 << 20, when_full: WhenFull::default(), order: Order::default() }
+        JournalSettings {
+            max_size: 256 << 20,
+            when_full: WhenFull::default(),
+            order: Order::default(),
+            largest_message: 256 << 10,
+        }
+    }
+}
+
+impl JournalSettings {
+    /// Size of a segment: a sixteenth of the whole, so that giving one up costs little, but at most what a card writes
+    /// in a moment; and room for the largest message, where the whole allows that.
+    pub fn segment_size(&self) -> u64 {
+        let usual = (self.max_size / 16).clamp(64 << 10, 4 << 20);
+        let needed = (self.largest_message as u64 + (16 << 10)).min(self.max_size / 4);
+        usual.max(needed).next_multiple_of(4096)
+    }
+
+    /// Most segments.
+    pub fn segments(&self) -> usize {
+        (self.max_size / self.segment_size()).max(3) as usize
     }
 }

@@ -18,7 +18,7 @@ pub mod settings;
 pub mod simulated;
 pub mod task;
 
-pub use sensor::{Snapshot, State};
+pub use sensor::{Change, Snapshot, State};
 pub use task::{SensorsError, run};
 
 use crate::time::SharedClock;

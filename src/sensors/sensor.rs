@@ -24,6 +24,20 @@ pub enum State {
     Off,
 }
 
+/// Changes of state that a snapshot tells of: who looks late misses none of a burst shorter than this.
+const RECENT: usize = 16;
+
+/// A change of state.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Change {
+    /// Number of the state since the sensor was started, from 1 on.
+    pub seq: u64,
+    /// Motion or none.
+    pub on: bool,
+    /// Boot clock, in milliseconds, when it happened.
+    pub boot_ms: u64,
+}
+
 /// A sensor as others see it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Snapshot {
@@ -47,6 +61,9 @@ pub struct Snapshot {
     pub stuck: bool,
     /// Why its pin is not watched.
     pub fault: Option<Fault>,
+    /// The last changes of state, oldest first.
+    #[serde(skip)]
+    pub recent: Vec<Change>,
 }
 
 /// A message of a sensor.
@@ -71,6 +88,7 @@ pub(super) struct Sensor {
     pub refused: u64,
     stuck: bool,
     fault: Option<Fault>,
+    recent: Vec<Change>,
 }
 
 impl Sensor {
@@ -87,6 +105,7 @@ impl Sensor {
             refused: 0,
             stuck: false,
             fault: None,
+            recent: Vec::new(),
         }
     }
 
@@ -113,6 +132,7 @@ impl Sensor {
             refused: self.refused,
             stuck: self.stuck,
             fault: self.fault.clone(),
+            recent: self.recent.clone(),
         }
     }
 
@@ -209,6 +229,10 @@ impl Sensor {
                     debug!(sensor, pin, topic = %self.settings.topic, on, since_boot_ms = since, "motion");
                     let seq = self.reading.map_or(0, |reading| reading.seq) + 1;
                     self.reading = Some(Reading { on, since_boot_ms: since, seq });
+                    if self.recent.len() >= RECENT {
+                        self.recent.remove(0);
+                    }
+                    self.recent.push(Change { seq, on, boot_ms: since });
                     publications.extend(self.state(clock));
                 }
                 MotionAction::Stuck { since } => {

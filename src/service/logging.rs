@@ -19,6 +19,9 @@ use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::{SubscriberInitExt, TryInitError};
 use tracing_subscriber::{EnvFilter, Registry, reload};
 
+use super::problems::ProblemsLayer;
+use crate::status::Problems;
+
 /// Libraries whose own log is quiet unless the filter names them. The spans of rumqttd's router cost a good part of its
 /// throughput.
 const QUIET: [(&str, &str); 3] = [("rumqttd", "off"), ("rumqttc", "warn"), ("rustls", "warn")];
@@ -44,15 +47,16 @@ pub struct Logging {
 }
 
 impl Logging {
-    /// Starts the log with this filter, and logs panics from now on.
-    pub fn init(level: &str) -> Result<Logging, LoggingError> {
+    /// Starts the log with this filter, and logs panics from now on. Warnings and errors go to `problems` too.
+    pub fn init(level: &str, problems: Problems) -> Result<Logging, LoggingError> {
         let (filter, handle) = reload::Layer::new(filter(level)?);
         let journal = stderr_is_journal().then(journal_layer).and_then(Result::ok);
         let stderr = journal.is_none().then(|| {
             let colour = io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
             tracing_subscriber::fmt::layer().compact().with_timer(LocalTime).with_ansi(colour).with_writer(io::stderr)
         });
-        tracing_subscriber::registry().with(filter).with(journal).with(stderr).try_init()?;
+        let problems = ProblemsLayer(problems);
+        tracing_subscriber::registry().with(filter).with(journal).with(stderr).with(problems).try_init()?;
         log_panics();
         Ok(Logging { filter: handle })
     }

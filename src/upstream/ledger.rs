@@ -3,7 +3,7 @@
 use serde::Serialize;
 use tracing::error;
 
-use crate::journal::Backlog;
+use crate::journal::{self, Backlog};
 
 /// Why a message was dropped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -28,6 +28,8 @@ pub enum DropReason {
 pub struct Dropped {
     /// The bounds of the journal pushed them out.
     pub journal_full: u64,
+    /// The disk did not give them back.
+    pub unreadable: u64,
     /// See [`DropReason::Refused`].
     pub refused: u64,
     /// See [`DropReason::TooLarge`].
@@ -58,6 +60,7 @@ impl Dropped {
     /// All of them.
     pub fn total(&self) -> u64 {
         self.journal_full
+            + self.unreadable
             + self.refused
             + self.too_large
             + self.ends_connection
@@ -80,53 +83,58 @@ pub enum Outcome {
     Dropped(DropReason),
 }
 
-/// Messages that have ended.
+impl Outcome {
+    /// As the journal counts it.
+    pub fn in_journal(self) -> journal::Outcome {
+        match self {
+            Outcome::Acked => journal::Outcome::Acked,
+            Outcome::SentUnconfirmed => journal::Outcome::Unconfirmed,
+            Outcome::Expired => journal::Outcome::Expired,
+            Outcome::Dropped(DropReason::Refused) => journal::Outcome::Refused,
+            Outcome::Dropped(DropReason::TooLarge) => journal::Outcome::TooLarge,
+            Outcome::Dropped(DropReason::EndsConnection) => journal::Outcome::EndsConnection,
+            Outcome::Dropped(DropReason::CameFromThere) => journal::Outcome::CameFromThere,
+            Outcome::Dropped(DropReason::Loop) => journal::Outcome::Loop,
+            Outcome::Dropped(DropReason::NoRule) => journal::Outcome::NotWanted,
+        }
+    }
+}
+
+/// Losses of this run, for the log.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counts {
-    acked: u64,
-    sent_unconfirmed: u64,
-    expired: u64,
     dropped: Dropped,
 }
 
 impl Counts {
-    /// One more has ended.
-    pub fn add(&mut self, outcome: Outcome) {
-        match outcome {
-            Outcome::Acked => self.acked += 1,
-            Outcome::SentUnconfirmed => self.sent_unconfirmed += 1,
-            Outcome::Expired => self.expired += 1,
-            Outcome::Dropped(reason) => *self.dropped.slot(reason) += 1,
-        }
-    }
-
     /// One more was dropped, which is lost data: the first time is logged, and then every doubling.
     pub fn add_loss(&mut self, upstream: &str, reason: DropReason, topic: &str, why: &str) {
-        self.add(Outcome::Dropped(reason));
-        let count = *self.dropped.slot(reason);
+        let slot = self.dropped.slot(reason);
+        *slot += 1;
+        let count = *slot;
         if count.is_power_of_two() {
             error!(upstream, topic, count, "message not delivered: {why}");
         }
     }
 
-    fn total(&self) -> u64 {
-        self.acked + self.sent_unconfirmed + self.expired + self.dropped.total()
-    }
-
-    /// The ledger, with what the journal says of the consumer at this moment.
-    ///
-    /// Messages are settled in order. One that its bounds had pushed out of the journal while it was in flight is
-    /// settled nevertheless: it counts as what became of it, not as dropped.
+    /// The ledger: the journal counts, because its counts outlive the process.
     pub fn ledger(&self, backlog: &Backlog) -> Ledger {
-        let saved = self.total().saturating_sub(backlog.settled);
-        let mut dropped = self.dropped;
-        dropped.journal_full = backlog.dropped.saturating_sub(saved);
+        let count = |outcome: journal::Outcome| backlog.settled_as[outcome as usize];
         Ledger {
             accepted: backlog.accepted,
-            acked: self.acked,
-            sent_unconfirmed: self.sent_unconfirmed,
-            expired: self.expired,
-            dropped,
+            acked: count(journal::Outcome::Acked),
+            sent_unconfirmed: count(journal::Outcome::Unconfirmed),
+            expired: count(journal::Outcome::Expired),
+            dropped: Dropped {
+                journal_full: backlog.dropped,
+                unreadable: backlog.lost,
+                refused: count(journal::Outcome::Refused),
+                too_large: count(journal::Outcome::TooLarge),
+                ends_connection: count(journal::Outcome::EndsConnection),
+                came_from_there: count(journal::Outcome::CameFromThere),
+                looped: count(journal::Outcome::Loop),
+                no_rule: count(journal::Outcome::NotWanted),
+            },
             pending: backlog.messages as u64,
         }
     }

@@ -42,7 +42,7 @@ pub enum SessionAction {
     /// Hand this to the connection.
     Publish(OutMessage),
     /// The journal may forget this message.
-    Settle(Position),
+    Settle(Position, Outcome),
     /// Read the journal again from the oldest unsettled message on.
     Rewind,
     /// Subscribe to these, all in one packet.
@@ -194,7 +194,7 @@ impl Session {
             let why = "the upstream closes the connection whenever it gets this message";
             self.counts.add_loss(&self.name, DropReason::EndsConnection, message.view().topic(), why);
             self.suspect = (until > position).then_some(Suspect { position: until, strikes: 0, until });
-            actions.push(SessionAction::Settle(position));
+            actions.push(SessionAction::Settle(position, Outcome::Dropped(DropReason::EndsConnection)));
         }
     }
 
@@ -305,13 +305,12 @@ impl Session {
                 Outcome::Dropped(DropReason::Loop) => "it has passed through too many gateways: is there a loop?",
                 _ => "",
             };
-            match outcome {
-                Outcome::Dropped(reason) if !why.is_empty() => {
-                    self.counts.add_loss(&self.name, reason, message.view().topic(), why);
-                }
-                outcome => self.counts.add(outcome),
+            if let Outcome::Dropped(reason) = outcome
+                && !why.is_empty()
+            {
+                self.counts.add_loss(&self.name, reason, message.view().topic(), why);
             }
-            actions.push(SessionAction::Settle(position));
+            actions.push(SessionAction::Settle(position, outcome));
         }
     }
 

@@ -54,7 +54,11 @@ impl Bench {
     }
 
     fn append(&mut self, draft: &Draft<'_>) {
-        self.journal.append(&Message::new(draft), &[self.consumer]).unwrap();
+        let position = self.journal.append(&Message::new(draft), &[self.consumer]).unwrap();
+        // the journal hands out nothing before it is safe
+        while *self.journal.synced().borrow() < position {
+            std::thread::yield_now();
+        }
     }
 
     fn append_many(&mut self, payloads: std::ops::Range<u32>) {
@@ -67,7 +71,7 @@ impl Bench {
         for action in actions {
             match action {
                 SessionAction::Publish(message) => self.sent.push(message),
-                SessionAction::Settle(position) => self.reader.settle(position),
+                SessionAction::Settle(position, outcome) => self.reader.settle_as(position, outcome.in_journal()),
                 SessionAction::Rewind => self.reader.rewind(),
                 SessionAction::Break => self.broken = true,
                 SessionAction::Subscribe(_) | SessionAction::Unsubscribe(_) => {}

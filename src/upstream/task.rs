@@ -345,8 +345,8 @@ impl<C: UpstreamClient> Upstream<C> {
                 SessionAction::Publish(message) => self.client.publish(message),
                 SessionAction::Subscribe(filters) => self.client.subscribe(&filters),
                 SessionAction::Unsubscribe(filters) => self.client.unsubscribe(&filters),
-                SessionAction::Settle(position) => {
-                    self.reader.settle(position);
+                SessionAction::Settle(position, outcome) => {
+                    self.reader.settle_as(position, outcome.in_journal());
                     Ok(())
                 }
                 SessionAction::Rewind => {
@@ -366,6 +366,8 @@ impl<C: UpstreamClient> Upstream<C> {
 
     /// Tells the upstream that the gateway goes, and waits for the answers to what it was sent.
     async fn say_good_bye(&mut self) {
+        // what has become safe just now still goes
+        while self.take_from_journal() == Some(true) {}
         let offline = self.session.status("offline");
         let said = offline.map_or(Ok(()), |status| self.client.publish(status)).and_then(|()| self.client.disconnect());
         if said.is_err() {
@@ -382,8 +384,8 @@ impl<C: UpstreamClient> Upstream<C> {
                         _ => continue,
                     };
                     for action in actions {
-                        if let SessionAction::Settle(position) = action {
-                            self.reader.settle(position);
+                        if let SessionAction::Settle(position, outcome) = action {
+                            self.reader.settle_as(position, outcome.in_journal());
                         }
                     }
                 }

@@ -12,7 +12,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Notify;
 use tokio::task::{LocalSet, spawn_local};
 
-use super::wire::packets;
+use super::support::wire::packets;
 
 /// Bytes that a subscriber may be behind before publishers wait.
 const BEHIND: usize = 1 << 20;

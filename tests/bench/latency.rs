@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
 
-use super::wire::{self, packets};
+use super::support::wire::{self, packets};
 
 /// Sends this many messages at this distance; returns the times, sorted.
 pub fn measure(port: u16, qos: u8, count: usize, distance: Duration) -> io::Result<Vec<Duration>> {

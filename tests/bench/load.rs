@@ -5,12 +5,12 @@ use std::io;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use bytes::{BufMut, BytesMut};
+use bytes::BytesMut;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::task::{JoinHandle, LocalSet, spawn_local};
 
-use super::wire::{self, Template, packets};
+use super::support::wire::{self, Template, packets, put_ack};
 
 /// Bytes written at a time, and room for reading.
 const BLOCK: usize = 64 * 1024;
@@ -192,11 +192,6 @@ async fn converse(mut stream: TcpStream, template: &Template, load: &Load) -> io
         });
     }
     Ok(sent)
-}
-
-fn put_ack(out: &mut BytesMut, first: u8, id: u16) {
-    out.put_slice(&[first, 2]);
-    out.put_u16(id);
 }
 
 /// Receives and acknowledges.

@@ -23,7 +23,6 @@ mod latency;
 mod load;
 #[path = "../support/mod.rs"]
 mod support;
-mod wire;
 
 use std::io;
 use std::time::{Duration, Instant};

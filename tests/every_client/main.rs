@@ -1,5 +1,7 @@
 //! One port serves every client: MQTT 3.1, 3.1.1 and 5, over IPv4 and IPv6, with all that these versions promise.
 
+#![allow(clippy::unwrap_used)]
+
 #[path = "../support/mod.rs"]
 mod support;
 

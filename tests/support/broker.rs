@@ -27,13 +27,14 @@ pub struct Setup {
     port: u16,
     listen_on: &'static str,
     extra: String,
+    http: String,
     dir: TempDir,
 }
 
 impl Default for Setup {
     fn default() -> Self {
         let dir = tempfile::Builder::new().prefix("pigateway-test-").tempdir().expect("a temporary directory");
-        Setup { port: free_port(), listen_on: "127.0.0.1", extra: String::new(), dir }
+        Setup { port: free_port(), listen_on: "127.0.0.1", extra: String::new(), http: "off".into(), dir }
     }
 }
 
@@ -51,10 +52,29 @@ impl Setup {
         self
     }
 
+    /// Serves HTTPS on a loopback port, which it returns, with these files.
+    pub fn http_tls(self, files: &str) -> (Setup, u16) {
+        let (mut setup, port) = self.http();
+        setup.http = format!("127.0.0.1:{port}\"\ntls = {files} #\"");
+        (setup, port)
+    }
+
+    /// Serves HTTP on a loopback port, which it returns.
+    pub fn http(mut self) -> (Setup, u16) {
+        let port = free_port();
+        self.http = format!("127.0.0.1:{port}");
+        (self, port)
+    }
+
     /// Takes this port, whoever has it.
     pub fn port(mut self, port: u16) -> Setup {
         self.port = port;
         self
+    }
+
+    /// The port of its first listener.
+    pub fn port_number(&self) -> u16 {
+        self.port
     }
 
     /// Where the configuration and its files are.
@@ -64,9 +84,9 @@ impl Setup {
 
     /// Writes the configuration.
     pub fn write(&self) -> PathBuf {
-        let Setup { port, listen_on, extra, .. } = self;
+        let Setup { port, listen_on, extra, http, .. } = self;
         let text = format!(
-            "[gateway]\nid = \"test\"\ndata_dir = \"data\"\n[gpio]\nbackend = \"simulated\"\n[http]\naddress = \"off\"\n\
+            "[gateway]\nid = \"test\"\ndata_dir = \"data\"\n[gpio]\nbackend = \"simulated\"\n[http]\naddress = \"{http}\"\n\
              [[broker.listener]]\naddress = \"{listen_on}:{port}\"\n{extra}"
         );
         let path = self.dir.path().join("pigateway.toml");
@@ -121,6 +141,12 @@ impl Gateway {
     #[track_caller]
     pub fn stop(self) -> (Option<i32>, Vec<String>) {
         self.process.stop()
+    }
+
+    /// Waits for its end; returns the exit code and everything printed.
+    #[track_caller]
+    pub fn wait(self) -> (Option<i32>, Vec<String>) {
+        self.process.wait()
     }
 
     /// kill -9; what is on disk stays for [`Killed::restart`].
@@ -217,7 +243,8 @@ pub fn wait_until_served(process: &mut Process, port: u16) {
     }
 }
 
-fn is_served(port: u16) -> bool {
+/// Whether somebody answers CONNECT there.
+pub fn is_served(port: u16) -> bool {
     let Ok(mut stream) = TcpStream::connect(("localhost", port)) else { return false };
     let mut answer = [0; 4];
     // whatever the answer says, refused included: somebody serves

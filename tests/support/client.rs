@@ -5,8 +5,8 @@ use std::io::{ErrorKind, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, TcpStream};
 use std::time::Duration;
 
-use super::PATIENCE;
 use super::packet::{Packet, Properties, Publish, Reader, V5, V31, V311, Value, binary, packet, publish, variable};
+use super::{PATIENCE, wait_until};
 
 /// What a client connects with.
 #[derive(Clone, Debug)]
@@ -152,6 +152,19 @@ impl Connect {
         (client, ConnAck { present, reason, properties })
     }
 
+    /// Connects over this socket and is accepted, after two minutes at most.
+    #[track_caller]
+    pub fn open_patiently(&self, socket: TcpStream) -> Client {
+        let stream = Box::new(socket.try_clone().expect("a second handle"));
+        let mut client = Client::over(stream, socket, self.version);
+        client.patience(Duration::from_secs(120));
+        client.send(&self.encode());
+        let answer = client.read();
+        assert_eq!((answer.kind(), answer.body[1]), (2, 0), "{answer:?}");
+        client.patience(PATIENCE);
+        client
+    }
+
     /// Connects and is accepted.
     #[track_caller]
     pub fn open(&self, port: u16) -> Client {
@@ -164,6 +177,20 @@ impl Connect {
         let (client, connack) = self.try_open(port);
         assert_eq!(connack.reason, 0, "{self:?} is refused");
         (client, connack)
+    }
+
+    /// Connects as often as it takes to be accepted.
+    #[track_caller]
+    pub fn open_eventually(&self, port: u16) -> Client {
+        let mut client = None;
+        wait_until("the client is accepted", || {
+            let socket = TcpStream::connect((self.host, port)).expect("the port is open");
+            let mut opened = Client::over(Box::new(socket.try_clone().expect("a second handle")), socket, self.version);
+            let answer = opened.try_send(&self.encode()).then(|| opened.try_read()).flatten();
+            client = answer.is_some_and(|answer| answer.body[1] == 0).then_some(opened);
+            client.is_some()
+        });
+        client.expect("an accepted client")
     }
 
     /// Connects and is refused; returns the reason.

@@ -7,10 +7,14 @@
 #![allow(dead_code, unused_imports, clippy::unwrap_used)]
 
 pub mod broker;
+pub mod browser;
 pub mod client;
+pub mod http;
 pub mod packet;
 pub mod process;
 pub mod python;
+pub mod tls;
+pub mod wire;
 
 use std::net::TcpListener;
 use std::sync::atomic::{AtomicU16, Ordering};

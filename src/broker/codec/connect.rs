@@ -194,7 +194,7 @@ fn will_properties(will: &mut Will, mut fields: Fields<'_>) -> Result<(), Error>
                 once.mark(2)?;
                 kept.extend_from_slice(encoded);
             }
-            Property::ContentType => {
+            Property::ContentType(_) => {
                 once.mark(3)?;
                 kept.extend_from_slice(encoded);
             }

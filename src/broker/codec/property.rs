@@ -8,7 +8,7 @@ use super::{Error, Fields};
 pub enum Property<'a> {
     PayloadFormat,
     MessageExpiry(u32),
-    ContentType,
+    ContentType(&'a str),
     ResponseTopic(&'a str),
     CorrelationData,
     SubscriptionId(u32),
@@ -72,7 +72,7 @@ pub fn next<'a>(fields: &mut Fields<'a>) -> Result<Option<Property<'a>>, Error> 
     let property = match fields.u8()? {
         id::PAYLOAD_FORMAT => flag(fields).map(|_| Property::PayloadFormat)?,
         id::MESSAGE_EXPIRY => Property::MessageExpiry(fields.u32()?),
-        id::CONTENT_TYPE => fields.string().map(|_| Property::ContentType)?,
+        id::CONTENT_TYPE => Property::ContentType(fields.string()?),
         id::RESPONSE_TOPIC => Property::ResponseTopic(fields.string()?),
         id::CORRELATION_DATA => fields.binary().map(|_| Property::CorrelationData)?,
         id::SUBSCRIPTION_ID => Property::SubscriptionId(not_zero(fields.variable()? as u32)?),

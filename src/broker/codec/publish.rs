@@ -87,7 +87,7 @@ impl<'a> Publish<'a> {
             let passes = match property {
                 Property::User => true,
                 Property::PayloadFormat => once.mark(0).map(|()| true)?,
-                Property::ContentType => once.mark(1).map(|()| true)?,
+                Property::ContentType(_) => once.mark(1).map(|()| true)?,
                 Property::CorrelationData => once.mark(2).map(|()| true)?,
                 Property::ResponseTopic(topic) => {
                     once.mark(3)?;

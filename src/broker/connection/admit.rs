@@ -3,15 +3,12 @@
 use std::sync::Arc;
 
 use bytes::BytesMut;
-use parking_lot::Mutex;
-use tokio::time::{Duration, Instant};
-use tracing::warn;
 
+use super::super::authenticate::{Authenticated, Credentials, Refusal, authenticate, refused};
 use super::super::authorise::{Identity, Permissions};
 use super::super::codec::write::{self, ConnAckProperties};
 use super::super::codec::{Connect, Reason};
 use super::super::core::Core;
-use super::super::password::Verdict;
 use super::Peer;
 use super::receive::{RECEIVE_MAXIMUM, TOPIC_ALIAS_MAXIMUM};
 
@@ -42,7 +39,7 @@ pub async fn admit(core: &Arc<Core>, connect: Connect, peer: &Peer) -> Result<Ad
         return Err(Reason::BAD_AUTHENTICATION_METHOD);
     }
     if core.stats.connected.get() >= settings.max_connections as u64 {
-        refused(&connect, peer, "too many clients are connected; broker.max_connections can be raised");
+        refused(&credentials(&connect, peer), "too many clients are connected; broker.max_connections can be raised");
         return Err(Reason::SERVER_BUSY);
     }
     let is_v5 = connect.version.is_v5();
@@ -52,7 +49,12 @@ pub async fn admit(core: &Arc<Core>, connect: Connect, peer: &Peer) -> Result<Ad
         return Err(Reason::CLIENT_ID_NOT_VALID);
     }
     let client_id = if assigned { assigned_id() } else { connect.client_id.clone() };
-    let (user, password_hash) = authenticate(core, &connect, peer).await?;
+    let who = authenticate(core, &credentials(&connect, peer)).await.map_err(|refusal| match refusal {
+        Refusal::NotAuthorized => Reason::NOT_AUTHORIZED,
+        Refusal::BadCredentials => Reason::BAD_USER_NAME_OR_PASSWORD,
+        Refusal::Busy => Reason::SERVER_BUSY,
+    })?;
+    let Authenticated { user, password_hash } = who;
     let identity = Identity { user, client_id };
     let permissions = Arc::new(core.authoriser.permissions(&identity));
     let wanted = match connect.session_expiry {
@@ -70,59 +72,15 @@ pub async fn admit(core: &Arc<Core>, connect: Connect, peer: &Peer) -> Result<Ad
     Ok(Admitted { expiry: wanted.min(bound), connect, identity, permissions, password_hash, assigned, keep_alive })
 }
 
-/// User name and hash in force; `None`: anonymous.
-async fn authenticate(
-    core: &Arc<Core>,
-    connect: &Connect,
-    peer: &Peer,
-) -> Result<(Option<Box<str>>, Option<String>), Reason> {
-    if let Some(name) = &peer.certificate_user {
-        return match core.authoriser.user(name) {
-            Some(user) => Ok((Some(name.clone()), user.password_hash.clone())),
-            None => {
-                refused(connect, peer, "there is no [[broker.user]] with the common name of its certificate");
-                Err(Reason::NOT_AUTHORIZED)
-            }
-        };
-    }
-    let has_users = !core.settings.load().users.is_empty();
-    let Some(name) =
-        connect.username.as_ref().filter(|_| has_users || !core.authoriser.accepts_anonymous(peer.address))
-    else {
-        // where there are no users, a user name means nothing, as it does to mosquitto
-        return if core.authoriser.accepts_anonymous(peer.address) {
-            Ok((None, None))
-        } else {
-            refused(
-                connect,
-                peer,
-                "it gave no user name. Add a user (pigateway user NAME) and give the client its name and password, or \
-                 let clients without one in: accept = \"all\" under [broker.anonymous]",
-            );
-            Err(Reason::NOT_AUTHORIZED)
-        };
-    };
-    let hash = core.authoriser.user(name).and_then(|user| user.password_hash.clone());
-    let password = connect.password.as_deref().unwrap_or_default();
-    // an unknown user costs as much time as a wrong password
-    let against = hash.as_deref().unwrap_or(NOBODY);
-    match core.passwords.check(name, against, password, peer.address).await {
-        Verdict::Right if hash.is_some() => Ok((Some(name.clone()), hash)),
-        Verdict::Busy => Err(Reason::SERVER_BUSY),
-        _ => {
-            refused(
-                connect,
-                peer,
-                "wrong user name or password. `pigateway user NAME` makes a new [[broker.user]] table",
-            );
-            Err(Reason::BAD_USER_NAME_OR_PASSWORD)
-        }
+fn credentials<'a>(connect: &'a Connect, peer: &'a Peer) -> Credentials<'a> {
+    Credentials {
+        certificate_user: peer.certificate_user.as_deref(),
+        username: connect.username.as_deref(),
+        password: connect.password.as_deref(),
+        client_id: &connect.client_id,
+        from: peer.address,
     }
 }
-
-/// A hash that no password has.
-const NOBODY: &str =
-    "$argon2id$v=19$m=19456,t=2,p=1$cGlnYXRld2F5LW5vYm9keQ$AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA";
 
 /// A client id for a client that has none.
 fn assigned_id() -> Box<str> {
@@ -156,27 +114,4 @@ pub fn greet(
         reason_string: None,
     };
     write::connack(out, connect.version, present, Reason::SUCCESS, &properties);
-}
-
-/// Says why a client was refused and how to let it in; at most once in ten seconds, so that a client that tries for ever
-/// does not fill the log.
-fn refused(connect: &Connect, peer: &Peer, why: &str) {
-    static LAST: Mutex<Option<(Instant, u64)>> = Mutex::new(None);
-    let now = Instant::now();
-    let mut last = LAST.lock();
-    match &mut *last {
-        Some((at, more)) if now.duration_since(*at) < Duration::from_secs(10) => *more += 1,
-        slot => {
-            let more = slot.map_or(0, |(_, more)| more);
-            *slot = Some((now, 0));
-            drop(last);
-            warn!(
-                client_id = &*connect.client_id,
-                user = connect.username.as_deref(),
-                from = %peer.address,
-                more_since_last = more,
-                "client refused: {why}"
-            );
-        }
-    }
 }

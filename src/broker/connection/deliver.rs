@@ -147,10 +147,16 @@ impl Connection {
             let Some(durable) = &mut self.session.durable else { break };
             let Some(delivery) = durable.reader.try_next() else { break };
             any = true;
-            let source = Source::Journal(delivery.position);
+            let source = Source::Journal(delivery.position, delivery.ordinal);
             match self.session.grant(delivery.message.view()) {
+                Some(grant) if delivery.released && grant.qos == Qos::ExactlyOnce => {
+                    let packet_id = self.session.outbound.next_id(&source, true);
+                    let queued = Queued { message: delivery.message, grant };
+                    self.session.outbound.begin_released(packet_id, queued, source);
+                    self.resend();
+                }
                 // there is room: it is sent, or settled where it cannot be
-                Some(grant) => drop(self.send(Queued { message: delivery.message, grant }, source)),
+                Some(grant) => drop(self.send_as(Queued { message: delivery.message, grant }, source, delivery.resent)),
                 None => self.settle(source),
             }
         }
@@ -159,6 +165,11 @@ impl Connection {
 
     /// Sends a message or settles it where it cannot be sent; gives it back while the window is closed.
     fn send(&mut self, queued: Queued, source: Source) -> Result<(), Queued> {
+        self.send_as(queued, source, false)
+    }
+
+    /// The same; `dup`: it may have been sent before.
+    fn send_as(&mut self, queued: Queued, source: Source, dup: bool) -> Result<(), Queued> {
         let needs_window = queued.grant.qos > Qos::AtMostOnce;
         if needs_window && self.session.outbound.room() == 0 {
             return Err(queued);
@@ -167,8 +178,9 @@ impl Connection {
             self.settle(source);
             return Ok(());
         }
-        let packet_id = if needs_window { self.session.outbound.next_id() } else { 0 };
-        let sent = self.write(queued.message.view(), &queued.grant, (packet_id, false));
+        let is_durable = self.session.durable.is_some();
+        let packet_id = if needs_window { self.session.outbound.next_id(&source, is_durable) } else { 0 };
+        let sent = self.write(queued.message.view(), &queued.grant, (packet_id, dup && needs_window));
         if sent && needs_window {
             self.session.outbound.begin(packet_id, queued, source);
         } else {

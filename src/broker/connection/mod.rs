@@ -128,6 +128,10 @@ struct Connection {
     out: BytesMut,
     batch: BatchBuilder,
     acks: VecDeque<PendingAck>,
+    /// SUBACKs and UNSUBACKs that wait until what they say is on disk.
+    subacks: VecDeque<(Position, BytesMut)>,
+    /// QoS 2 messages in the batch, with their packet ids.
+    received: Vec<(u32, u16)>,
     synced: watch::Receiver<Position>,
     /// Taken from the inbox and not yet sent.
     pending: Option<Run>,
@@ -218,6 +222,7 @@ async fn open(core: &Arc<Core>, admitted: Admitted, peer: &Peer) -> (super::regi
     let mut session = resumed.unwrap_or_else(|| core.new_session(&identity.client_id, window, is_persistent, expiry));
     session.expiry = expiry;
     session.outbound.resume(window);
+    core.keep(&session, true, true);
     let subscriber = core.subscriber(&identity.client_id, session.durable.is_some());
     if present {
         core.attach(&session, &subscriber);
@@ -226,7 +231,7 @@ async fn open(core: &Arc<Core>, admitted: Admitted, peer: &Peer) -> (super::regi
         identity: identity.clone(),
         address: peer.address,
         version: connect.version,
-        since: Instant::now(),
+        since_boot_ms: core.ingress.clock().boot_ms(),
         keep_alive,
         is_persistent,
         permissions: permissions.clone(),
@@ -251,6 +256,8 @@ async fn open(core: &Arc<Core>, admitted: Admitted, peer: &Peer) -> (super::regi
         out,
         batch: BatchBuilder::default(),
         acks: VecDeque::new(),
+        subacks: VecDeque::new(),
+        received: Vec::new(),
         synced: core.ingress.journal().synced(),
         pending: None,
         core: core.clone(),
@@ -262,13 +269,22 @@ async fn open(core: &Arc<Core>, admitted: Admitted, peer: &Peer) -> (super::regi
 async fn close(core: &Arc<Core>, mut connection: Connection, end: End, claim: super::registry::Claim) {
     // what was accepted but has no place yet still gets one; a failed router is reported by its own task
     if !connection.batch.is_empty() && !matches!(end, End::Panicked) {
-        let _ = core.ingress.publish_batch(&mut connection.batch).await;
+        loop {
+            let room = core.ingress.room().notified();
+            let session =
+                connection.session.durable.as_ref().map(|durable| (durable.consumer, &connection.received[..]));
+            match core.ingress.try_publish_for(&mut connection.batch, session) {
+                Ok(None) => room.await,
+                _ => break,
+            }
+        }
     }
     let mut session = connection.session;
     if let End::Disconnected(_, Some(expiry)) = end {
         session.expiry = expiry;
     }
     core.detach(&mut session, &connection.subscriber, connection.pending);
+    session.retained.truncate(core.settings.load().max_queued_messages);
     let will = connection.will.filter(|_| end.publishes_will());
     let keep = session.durable.is_some() && session.expiry > 0;
     let now = Instant::now();
@@ -281,6 +297,7 @@ async fn close(core: &Arc<Core>, mut connection: Connection, end: End, claim: su
         }
     }
     if keep {
+        core.keep(&session, false, true);
         let expires = expires(now, session.expiry, core.settings.load().session_expiry);
         core.registry.release(claim, Some(Parked { session, expires, since: now, will: delayed }));
     } else {

@@ -18,6 +18,7 @@ use super::super::ingress::{Accepted, Receipt};
 use super::super::session::{Received, Source, Subscription};
 use super::super::subscribers::SubscriptionOptions;
 use super::{AckState, Connection, End, PendingAck};
+use crate::journal::{Note, Position};
 use crate::message::{Draft, Qos, check_filter};
 
 /// QoS 1 and 2 messages that a client may have sent and not got acknowledged.
@@ -79,8 +80,11 @@ impl Connection {
         if self.batch.is_empty() {
             return Ok(true);
         }
-        match self.core.ingress.try_publish(&mut self.batch) {
+        let session = self.session.durable.as_ref().map(|durable| durable.consumer);
+        let received = session.filter(|_| !self.received.is_empty()).map(|id| (id, &self.received[..]));
+        match self.core.ingress.try_publish_for(&mut self.batch, received) {
             Ok(Some(accepted)) => {
+                self.received.clear();
                 self.placed(&accepted);
                 Ok(true)
             }
@@ -128,6 +132,7 @@ impl Connection {
                 self.unsubscribe(&unsubscribe);
                 Ok(())
             }
+            PacketType::PingReq if !body.is_empty() => Err(End::Broken(Error::Malformed("PINGREQ has a body"))),
             PacketType::PingReq => {
                 write::pingresp(&mut self.out);
                 self.core.stats.packets_sent.add(1);
@@ -171,7 +176,16 @@ impl Connection {
         let kind = if qos == Qos::AtLeastOnce { Ack::PubAck } else { Ack::PubRec };
         let state = match self.batch.len().checked_sub(1) {
             // a repeated message has its place; waiting for the last one is waiting long enough for it
-            Some(last) if accepted.is_ok() => AckState::InBatch(last),
+            Some(last) if accepted.is_ok() => {
+                if qos == Qos::ExactlyOnce && !is_repeated {
+                    self.received.push((last, packet_id));
+                }
+                AckState::InBatch(last)
+            }
+            // a repeated message may still be on its way to the disk
+            _ if is_repeated && self.session.durable.is_some() => {
+                AckState::Waits(Receipt { durable: Some(self.core.ingress.journal().barrier()) })
+            }
             _ => AckState::Waits(Receipt::default()),
         };
         self.acks.push_back(PendingAck { kind, packet_id, reason, state });
@@ -224,9 +238,7 @@ impl Connection {
             PacketType::PubRec => match self.session.outbound.received(packet_id, reason) {
                 Received::Refused(source) => Some(source),
                 answer => {
-                    let reason =
-                        if matches!(answer, Received::Release) { Reason::SUCCESS } else { Reason::PACKET_ID_NOT_FOUND };
-                    write::ack(&mut self.out, self.version, Ack::PubRel, packet_id, reason);
+                    self.release(packet_id, &answer);
                     None
                 }
             },
@@ -234,7 +246,8 @@ impl Connection {
                 let known = self.session.unreleased.remove(&packet_id);
                 let reason = if known { Reason::SUCCESS } else { Reason::PACKET_ID_NOT_FOUND };
                 // after the PUBREC of the same message, if that still waits for its receipt
-                let state = AckState::Waits(Receipt::default());
+                let durable = known.then(|| self.note(Note::Forgotten(packet_id))).flatten();
+                let state = AckState::Waits(Receipt { durable });
                 self.acks.push_back(PendingAck { kind: Ack::PubComp, packet_id, reason, state });
                 None
             }
@@ -244,11 +257,34 @@ impl Connection {
         }
     }
 
+    /// Answers a PUBREC. After a restart the message must not be sent as if it were new, so PUBREL waits until it is known
+    /// on disk that the client has it.
+    fn release(&mut self, packet_id: u16, answer: &Received) {
+        let (reason, ordinal) = match answer {
+            Received::Release(ordinal) => (Reason::SUCCESS, *ordinal),
+            _ => (Reason::PACKET_ID_NOT_FOUND, None),
+        };
+        let durable = ordinal.and_then(|ordinal| self.note(Note::Released(ordinal)));
+        if durable.is_none() && self.acks.is_empty() {
+            write::ack(&mut self.out, self.version, Ack::PubRel, packet_id, reason);
+        } else {
+            let state = AckState::Waits(Receipt { durable });
+            self.acks.push_back(PendingAck { kind: Ack::PubRel, packet_id, reason, state });
+        }
+    }
+
+    /// Notes a step of a QoS 2 exchange of a persistent session. Where that cannot be kept, nothing waits for it: after a
+    /// restart the message may come twice.
+    fn note(&self, note: Note) -> Option<Position> {
+        let durable = self.session.durable.as_ref()?;
+        self.core.ingress.journal().note(durable.consumer, note).ok()
+    }
+
     /// A delivery is done with.
     pub(super) fn settle(&mut self, source: Source) {
         match source {
             Source::Live => {}
-            Source::Journal(position) => {
+            Source::Journal(position, _) => {
                 if let Some(durable) = &mut self.session.durable {
                     durable.reader.settle(position);
                 }
@@ -259,11 +295,16 @@ impl Connection {
 
     /// Writes the acknowledgements whose receipts have come true, in order [MQTT-4.6.0-2].
     pub(super) fn flush_acks(&mut self) {
-        if self.acks.is_empty() {
+        if self.acks.is_empty() && self.subacks.is_empty() {
             return;
         }
         let synced = *self.synced.borrow_and_update();
         let mut sent = 0;
+        while let Some((_, suback)) = self.subacks.front().filter(|(position, _)| *position <= synced) {
+            self.out.extend_from_slice(suback);
+            self.subacks.pop_front();
+            sent += 1;
+        }
         while let Some(ack) = self.acks.front() {
             let AckState::Waits(receipt) = ack.state else { break };
             if receipt.durable.is_some_and(|position| position > synced) {
@@ -285,9 +326,21 @@ impl Connection {
             }
             reasons.push(reason);
         }
-        write::suback(&mut self.out, self.version, subscribe.packet_id, &reasons);
-        self.core.stats.packets_sent.add(1);
+        let mut answer = BytesMut::new();
+        write::suback(&mut answer, self.version, subscribe.packet_id, &reasons);
+        self.answer_when_kept(answer);
         Ok(())
+    }
+
+    /// Sends a SUBACK or UNSUBACK, of a persistent session when what it says is on disk.
+    fn answer_when_kept(&mut self, answer: BytesMut) {
+        match self.core.keep(&self.session, true, false) {
+            Some(position) => self.subacks.push_back((position, answer)),
+            None => {
+                self.out.extend_from_slice(&answer);
+                self.core.stats.packets_sent.add(1);
+            }
+        }
     }
 
     fn subscribe_one(&mut self, wanted: &SubscribeFilter<'_>, id: Option<u32>) -> Reason {
@@ -374,8 +427,9 @@ impl Connection {
             self.core.drop_subscription(&self.session, filter, &removed);
             reasons.push(Reason::SUCCESS);
         }
-        write::unsuback(&mut self.out, self.version, unsubscribe.packet_id, &reasons);
-        self.core.stats.packets_sent.add(1);
+        let mut answer = BytesMut::new();
+        write::unsuback(&mut answer, self.version, unsubscribe.packet_id, &reasons);
+        self.answer_when_kept(answer);
     }
 }
 

@@ -15,6 +15,8 @@ pub(super) const OUT_FULL: usize = 64 * 1024;
 const BATCH_FULL: usize = 256 * 1024;
 /// Stop reading while this many acknowledgements wait for their receipts.
 const ACKS_FULL: usize = 10_000;
+/// And while this many answers to SUBSCRIBE wait for the disk.
+const SUBACKS_FULL: usize = 100;
 /// Stop reading while this many bytes of answers wait for the client.
 const ANSWERS_FULL: usize = 256 * 1024;
 /// Stop reading while this many retained messages wait for the client.
@@ -84,7 +86,7 @@ impl Connection {
                 },
                 () = self.subscriber.inbox.filled(), if idle => {}
                 () = durable_ready(&self.session), if idle => {}
-                _ = self.synced.changed(), if !self.acks.is_empty() => {}
+                _ = self.synced.changed(), if !self.acks.is_empty() || !self.subacks.is_empty() => {}
                 () = room, if !placed => {}
                 () = alarm.as_mut() => {
                     let now = Instant::now();
@@ -108,6 +110,7 @@ impl Connection {
     fn may_read(&self) -> bool {
         self.batch.size() < BATCH_FULL
             && self.acks.len() < ACKS_FULL
+            && self.subacks.len() < SUBACKS_FULL
             && self.out.len() < ANSWERS_FULL
             && self.session.retained.len() < RETAINED_FULL
     }

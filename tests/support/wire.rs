@@ -1,4 +1,4 @@
-//! The little of MQTT 3.1.1 that a load generator needs, on prepared bytes.
+//! The little of MQTT 3.1.1 that clients need who send and receive as fast as they can, on prepared bytes.
 
 use bytes::{Buf, BufMut, BytesMut};
 
@@ -57,6 +57,12 @@ impl Template {
     }
 }
 
+/// Appends an acknowledgement with this first byte.
+pub fn put_ack(out: &mut BytesMut, first: u8, id: u16) {
+    out.put_slice(&[first, 2]);
+    out.put_u16(id);
+}
+
 /// One packet of a stream.
 pub struct Packet<'a> {
     /// First byte.
@@ -77,6 +83,11 @@ impl Packet<'_> {
     pub fn publish_id(&self) -> u16 {
         let at = 2 + usize::from(u16::from_be_bytes([self.body[0], self.body[1]]));
         u16::from_be_bytes([self.body[at], self.body[at + 1]])
+    }
+
+    /// Payload of a PUBLISH at QoS 1 or 2.
+    pub fn payload(&self) -> &[u8] {
+        &self.body[4 + usize::from(u16::from_be_bytes([self.body[0], self.body[1]]))..]
     }
 
     /// Packet id of an acknowledgement.

@@ -1,4 +1,4 @@
-//! TLS for listeners.
+//! TLS for ports: the broker's listeners and HTTP.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -8,8 +8,6 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::WebPkiClientVerifier;
 use tokio_rustls::TlsAcceptor;
-
-use super::settings::ListenerTls;
 
 /// What is wrong with the files of a TLS listener.
 #[derive(Debug, thiserror::Error)]
@@ -39,29 +37,28 @@ fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
     if found.is_empty() { Err(file("no certificate in it (PEM is expected)".into())) } else { Ok(found) }
 }
 
-/// Makes an acceptor of these files.
-pub fn acceptor(tls: &ListenerTls) -> Result<TlsAcceptor, TlsError> {
-    let unusable = |reason: String| TlsError::Unusable { cert: tls.cert.clone(), reason };
+/// Makes an acceptor of certificate chain, key and, if clients are to show a certificate, the authorities that sign those.
+pub fn acceptor(cert: &Path, key: &Path, client_ca: Option<&Path>) -> Result<TlsAcceptor, TlsError> {
+    let unusable = |reason: String| TlsError::Unusable { cert: cert.into(), reason };
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let builder = rustls::ServerConfig::builder_with_provider(provider.clone())
         .with_safe_default_protocol_versions()
         .map_err(|error| unusable(error.to_string()))?;
-    let builder = match &tls.client_ca {
+    let builder = match client_ca {
         None => builder.with_no_client_auth(),
         Some(path) => {
             let mut roots = RootCertStore::empty();
             for certificate in certificates(path)? {
-                let reason = |error: rustls::Error| TlsError::File { path: path.clone(), reason: error.to_string() };
+                let reason = |error: rustls::Error| TlsError::File { path: path.into(), reason: error.to_string() };
                 roots.add(certificate).map_err(reason)?;
             }
             let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider);
             builder.with_client_cert_verifier(verifier.build().map_err(|error| unusable(error.to_string()))?)
         }
     };
-    let key = PrivateKeyDer::from_pem_file(&tls.key)
-        .map_err(|error| TlsError::File { path: tls.key.clone(), reason: error.to_string() })?;
-    let config =
-        builder.with_single_cert(certificates(&tls.cert)?, key).map_err(|error| unusable(error.to_string()))?;
+    let key = PrivateKeyDer::from_pem_file(key)
+        .map_err(|error| TlsError::File { path: key.into(), reason: error.to_string() })?;
+    let config = builder.with_single_cert(certificates(cert)?, key).map_err(|error| unusable(error.to_string()))?;
     Ok(TlsAcceptor::from(Arc::new(config)))
 }
 

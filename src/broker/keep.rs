@@ -1,0 +1,187 @@
+//! What is kept of persistent sessions and retained messages, and how they come back after a restart.
+//!
+//! The journal holds the messages that wait for a session and the steps of its QoS 2 exchanges; what is kept here in
+//! addition is small and changes rarely: subscriptions, expiry, and since when the client is away. It is written whole
+//! when it changes.
+//!
+//! | size | what |
+//! |---|---|
+//! | 1 | 1, the version |
+//! | 4 | session expiry interval in seconds |
+//! | 8 | Unix time in milliseconds when the client left; 0 while it is connected |
+//! | | per subscription: length of the filter (2), filter, QoS (1), bit 0 no local, bit 1 retain as published (1), id or 0 (4) |
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::Instant;
+use tracing::{info, warn};
+
+use super::core::{Core, consumer_name, session_route, split_share};
+use super::registry::{Parked, expires};
+use super::session::{Session, Subscription};
+use super::subscribers::SubscriptionOptions;
+use crate::journal::Position;
+use crate::message::{Qos, check_filter};
+
+const VERSION: u8 = 1;
+
+/// A persistent session as it is kept.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Kept {
+    /// Seconds that it outlives its connection.
+    pub expiry: u32,
+    /// When its client left.
+    pub left_unix_ms: Option<i64>,
+    /// Subscriptions by filter as the client wrote it.
+    pub subscriptions: Vec<(Box<str>, SubscriptionOptions)>,
+}
+
+impl Kept {
+    fn of(session: &Session, left_unix_ms: Option<i64>) -> Kept {
+        let subscriptions =
+            session.subscriptions.iter().map(|(filter, known)| (filter.clone(), known.options)).collect();
+        Kept { expiry: session.expiry, left_unix_ms, subscriptions }
+    }
+
+    /// As bytes.
+    pub fn encode(&self) -> Vec<u8> {
+        let mut out = vec![VERSION];
+        out.extend_from_slice(&self.expiry.to_le_bytes());
+        out.extend_from_slice(&self.left_unix_ms.unwrap_or(0).to_le_bytes());
+        for (filter, options) in &self.subscriptions {
+            out.extend_from_slice(&(filter.len() as u16).to_le_bytes());
+            out.extend_from_slice(filter.as_bytes());
+            let flags = u8::from(options.no_local) | u8::from(options.retain_as_published) << 1;
+            out.extend_from_slice(&[options.qos as u8, flags]);
+            out.extend_from_slice(&options.id.unwrap_or(0).to_le_bytes());
+        }
+        out
+    }
+
+    /// From bytes; `None` if they are none of ours.
+    pub fn decode(bytes: &[u8]) -> Option<Kept> {
+        let mut rest = bytes;
+        let mut take = |len: usize| {
+            let (part, left) = rest.split_at_checked(len)?;
+            rest = left;
+            Some(part)
+        };
+        if take(1)? != [VERSION] {
+            return None;
+        }
+        let expiry = u32::from_le_bytes(take(4)?.try_into().ok()?);
+        let left = i64::from_le_bytes(take(8)?.try_into().ok()?);
+        let mut subscriptions = Vec::new();
+        while let Some(len) = take(2) {
+            let filter = std::str::from_utf8(take(usize::from(u16::from_le_bytes(len.try_into().ok()?)))?).ok()?;
+            let &[qos, flags] = take(2)? else { return None };
+            let id = u32::from_le_bytes(take(4)?.try_into().ok()?);
+            let options = SubscriptionOptions {
+                qos: Qos::from_u8(qos)?,
+                no_local: flags & 1 != 0,
+                retain_as_published: flags & 2 != 0,
+                id: (id > 0).then_some(id),
+            };
+            subscriptions.push((filter.into(), options));
+        }
+        Some(Kept { expiry, left_unix_ms: (left != 0).then_some(left), subscriptions })
+    }
+}
+
+impl Core {
+    /// Keeps a persistent session as it is now; returns what to wait for before the client may rely on it. `lazy`: it
+    /// need not be at once.
+    pub(super) fn keep(&self, session: &Session, is_connected: bool, lazy: bool) -> Option<Position> {
+        session.durable.as_ref()?;
+        let left = (!is_connected).then(|| self.ingress.clock().unix_ms());
+        let kept = Kept::of(session, left).encode();
+        // where it cannot be kept, the session lives on in memory, and the journal has said that it fails
+        self.ingress.journal().keep_session(&session.client_id, Some(&kept), lazy).ok()
+    }
+
+    /// Brings back what the journal has kept.
+    pub(super) fn restore(self: &Arc<Core>) {
+        let journal = self.ingress.journal().clone();
+        let recovered = journal.recovered();
+        let retained = self.ingress.restore_retained(&recovered.retained);
+        let (mut sessions, mut waiting) = (0, 0);
+        for (client_id, bytes) in &recovered.sessions {
+            let Some(kept) = Kept::decode(bytes) else {
+                warn!(client_id = &**client_id, "a kept session cannot be read: its client begins anew");
+                let _ = journal.keep_session(client_id, None, true);
+                continue;
+            };
+            waiting += self.restore_session(client_id, &kept);
+            sessions += 1;
+        }
+        for (name, id, backlog) in journal.consumers() {
+            if let Some(client_id) = name.strip_prefix("session/")
+                && !recovered.sessions.iter().any(|(known, _)| **known == *client_id)
+            {
+                info!(client_id, messages = backlog.messages, "messages of a session that has ended are dropped");
+                journal.remove(id);
+            }
+        }
+        if retained + sessions > 0 {
+            info!(retained, sessions, waiting, "retained messages and persistent sessions are back");
+        }
+    }
+
+    fn restore_session(&self, client_id: &str, kept: &Kept) -> usize {
+        let mut session = self.new_session(client_id, 1, true, kept.expiry);
+        for (filter, options) in &kept.subscriptions {
+            let shared = split_share(filter).filter(|_| filter.starts_with("$share/"));
+            if check_filter(shared.map_or(filter, |(_, inner)| inner)).is_err() {
+                continue;
+            }
+            let group = shared.map(|(_, inner)| self.join_group(filter, inner));
+            if group.is_none()
+                && let Some(route) = session_route(&session, *options)
+            {
+                self.ingress.add_route(filter, route);
+            }
+            session.subscribe(filter, Subscription { options: *options, group });
+        }
+        let journal = self.ingress.journal();
+        let mut waiting = 0;
+        if let Some(durable) = &mut session.durable {
+            session.unreleased = journal.unreleased(durable.consumer);
+            waiting = durable.reader.backlog().messages;
+            durable.reader.rest();
+        }
+        journal.register(&consumer_name(client_id), self.journal_limits(1));
+        let now = Instant::now();
+        // a client that was connected when we ended left then, and that is about now
+        let away_ms = kept.left_unix_ms.map_or(0, |left| (self.ingress.clock().unix_ms() - left).max(0));
+        let left_over = u64::from(kept.expiry).saturating_sub(away_ms as u64 / 1000);
+        let bound = self.settings.load().session_expiry;
+        let expires = match kept.expiry {
+            u32::MAX => expires(now, u32::MAX, bound.saturating_sub(Duration::from_millis(away_ms as u64))),
+            _ => expires(now, left_over as u32, bound),
+        };
+        self.registry.restore(client_id, Parked { session, expires, since: now, will: None });
+        waiting
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_session_is_read_as_it_was_written() {
+        let options =
+            SubscriptionOptions { qos: Qos::ExactlyOnce, no_local: true, retain_as_published: false, id: Some(7) };
+        let other = SubscriptionOptions { qos: Qos::AtMostOnce, no_local: false, retain_as_published: true, id: None };
+        let kept = Kept {
+            expiry: u32::MAX,
+            left_unix_ms: Some(5),
+            subscriptions: vec![("a/+".into(), options), ("$share/g/ü".into(), other)],
+        };
+        let bytes = kept.encode();
+        assert_eq!(Kept::decode(&bytes), Some(kept));
+        assert_eq!(Kept::decode(&[]), None);
+        assert_eq!(Kept::decode(&[2; 30]), None);
+    }
+}

@@ -1,0 +1,137 @@
+//! Who makes a request, and what it may do: the broker decides, as it does for MQTT clients.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use axum::extract::FromRequestParts;
+use axum::http::request::Parts;
+use axum::http::{HeaderMap, header};
+use base64ct::{Base64, Encoding};
+
+use super::Http;
+use super::problem::Problem;
+use crate::broker::authenticate::{Credentials, Refusal, authenticate};
+use crate::broker::authorise::{Identity, Permissions};
+use crate::broker::core::Core;
+
+/// Longest password and user name together.
+const MAX_CREDENTIALS: usize = 1024;
+
+/// Where a request comes from.
+#[derive(Clone, Copy, Debug)]
+pub struct Origin(pub IpAddr);
+
+/// Who makes a request.
+#[derive(Clone, Debug)]
+pub struct Caller {
+    identity: Identity,
+    password_hash: Option<String>,
+    from: IpAddr,
+    /// What it may do.
+    pub permissions: Permissions,
+}
+
+impl Caller {
+    /// Whether it would be let in with the same permissions now.
+    pub fn still_holds(&self, core: &Core) -> bool {
+        core.authoriser.still_holds(&self.identity, self.password_hash.as_deref(), self.from, &self.permissions)
+    }
+
+    /// Whether it may see how the gateway itself is doing.
+    pub fn must_observe(&self) -> Result<(), Problem> {
+        if self.permissions.may_observe() {
+            return Ok(());
+        }
+        Err(Problem::forbidden("this user may not see it: subscribe must contain \"#\" or \"$SYS/#\""))
+    }
+}
+
+/// The address that a request counts as coming from. One that a proxy on this host has passed on does not come from this
+/// host, whoever sent it.
+pub fn address(peer: IpAddr, headers: &HeaderMap) -> IpAddr {
+    let is_passed_on = ["forwarded", "x-forwarded-for", "x-real-ip"].iter().any(|name| headers.contains_key(*name));
+    if is_passed_on && peer.is_loopback() { IpAddr::from([0, 0, 0, 0]) } else { peer }
+}
+
+/// User name and password of `Authorization: Basic` [RFC 7617].
+fn basic(headers: &HeaderMap) -> Result<Option<(String, Vec<u8>)>, Problem> {
+    let Some(value) = headers.get(header::AUTHORIZATION) else { return Ok(None) };
+    let malformed = || Problem::unauthorized("the Authorization header is not Basic with a user name and a password");
+    let value = value.to_str().map_err(|_| malformed())?;
+    let (scheme, encoded) = value.split_once(' ').ok_or_else(malformed)?;
+    if !scheme.eq_ignore_ascii_case("basic") || encoded.len() > MAX_CREDENTIALS * 4 / 3 {
+        return Err(malformed());
+    }
+    let decoded = Base64::decode_vec(encoded.trim()).map_err(|_| malformed())?;
+    let colon = decoded.iter().position(|byte| *byte == b':').ok_or_else(malformed)?;
+    let name = std::str::from_utf8(&decoded[..colon]).map_err(|_| malformed())?;
+    Ok(Some((name.to_owned(), decoded[colon + 1..].to_vec())))
+}
+
+/// Finds out who it is.
+async fn identify(core: &Core, peer: IpAddr, headers: &HeaderMap) -> Result<Caller, Problem> {
+    let from = address(peer, headers);
+    let basic = basic(headers)?;
+    if basic.is_none() && !core.authoriser.accepts_anonymous(from) {
+        // not worth a line in the log: this is how browsers come to ask for the password
+        return Err(Problem::unauthorized(
+            "a user name and password are needed here. `pigateway user NAME` makes a user; accept = \"all\" under \
+             [broker.anonymous] lets everybody in",
+        ));
+    }
+    let credentials = Credentials {
+        certificate_user: None,
+        username: basic.as_ref().map(|(name, _)| name.as_str()),
+        password: basic.as_ref().map(|(_, password)| password.as_slice()),
+        client_id: "(HTTP)",
+        from,
+    };
+    let who = authenticate(core, &credentials).await.map_err(|refusal| match refusal {
+        Refusal::NotAuthorized | Refusal::BadCredentials => Problem::unauthorized(refusal.to_string()),
+        Refusal::Busy => Problem::unavailable(refusal.to_string()),
+    })?;
+    // HTTP knows no client id: rules with %c allow nothing
+    let identity = Identity { user: who.user, client_id: "".into() };
+    let permissions = core.authoriser.permissions(&identity);
+    Ok(Caller { identity, password_hash: who.password_hash, from, permissions })
+}
+
+impl FromRequestParts<Arc<Http>> for Caller {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, http: &Arc<Http>) -> Result<Caller, Problem> {
+        let Some(Origin(peer)) = parts.extensions.get() else {
+            return Err(Problem::unauthorized("nobody knows where this request comes from"));
+        };
+        identify(&http.core, *peer, &parts.headers).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn headers(name: &'static str, value: &str) -> HeaderMap {
+        HeaderMap::from_iter([(name.parse().unwrap(), value.parse().unwrap())])
+    }
+
+    #[test]
+    fn basic_credentials_are_read_and_nothing_else() {
+        let read = |value: &str| basic(&headers("authorization", value));
+        assert_eq!(read("Basic YTpiOmM=").unwrap(), Some(("a".into(), b"b:c".to_vec())));
+        assert_eq!(read("basic YTo=").unwrap(), Some(("a".into(), Vec::new())));
+        for bad in ["Bearer x", "Basic", "Basic !", "Basic YQ==", "Basic /zph", "Basic YTpiOmM"] {
+            assert!(read(bad).is_err(), "{bad}");
+        }
+        assert_eq!(basic(&HeaderMap::new()).unwrap(), None);
+    }
+
+    #[test]
+    fn what_a_proxy_passes_on_is_not_from_this_host() {
+        let loopback: IpAddr = "127.0.0.1".parse().unwrap();
+        let far: IpAddr = "192.0.2.1".parse().unwrap();
+        assert_eq!(address(loopback, &HeaderMap::new()), loopback);
+        assert!(!address(loopback, &headers("x-forwarded-for", "127.0.0.1")).is_loopback());
+        assert_eq!(address(far, &headers("x-forwarded-for", "127.0.0.1")), far);
+    }
+}

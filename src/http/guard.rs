@@ -1,0 +1,209 @@
+//! Which requests a browser may be behind: none that another site has made it send.
+//!
+//! A browser on the same network is let in by its address or by credentials that it remembers, so any page that it shows
+//! could use the gateway through it. Two things tell such requests apart. `Host` must be a name that is ours: a name of
+//! somebody else that leads here is DNS rebinding. And `Origin`, where there is one, must be the page's own: the same
+//! host and port. This holds for reads and for WebSockets too.
+
+use std::net::IpAddr;
+
+use axum::http::{HeaderMap, Uri, header};
+
+/// Names that this gateway goes by.
+#[derive(Clone, Debug)]
+pub struct Guard {
+    /// Lower case.
+    names: Vec<String>,
+    /// Of those, the ones that the configuration names: pages from there are welcome.
+    allowed: Vec<String>,
+    port: u16,
+}
+
+/// Why a request is refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Foreign {
+    /// There is no valid `Host`.
+    #[error("the request has no valid Host")]
+    NoHost,
+    /// Not our name.
+    #[error(
+        "this gateway does not go by that host name; use its IP address or its own name, or add the name to \
+         allowed_hosts under [http]"
+    )]
+    Host,
+    /// Another site's page.
+    #[error("a page of another site may not use this gateway (allowed_hosts under [http] names those that may)")]
+    Origin,
+}
+
+/// Host and port taken apart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Authority<'a> {
+    host: &'a str,
+    port: Option<u16>,
+}
+
+impl<'a> Authority<'a> {
+    fn parse(text: &'a str) -> Option<Authority<'a>> {
+        let (host, rest) = match text.strip_prefix('[') {
+            Some(rest) => rest.split_once(']')?,
+            None => text.split_at(text.find(':').unwrap_or(text.len())),
+        };
+        let port = match rest.strip_prefix(':') {
+            Some(port) => Some(port.parse().ok()?),
+            None if rest.is_empty() => None,
+            None => return None,
+        };
+        (!host.is_empty() && !host.contains(['@', '/'])).then_some(Authority { host, port })
+    }
+}
+
+impl Guard {
+    /// For a host of this name that listens on this port.
+    pub fn new(host_name: &str, allowed_hosts: &[String], port: u16) -> Guard {
+        let host_name = host_name.to_ascii_lowercase();
+        let label = host_name.split('.').next().unwrap_or_default().to_owned();
+        let mut names = vec!["localhost".to_owned()];
+        if !label.is_empty() {
+            // as multicast DNS has it
+            names.push(format!("{label}.local"));
+            names.push(label);
+            names.push(host_name);
+        }
+        let allowed: Vec<String> = allowed_hosts.iter().map(|host| host.to_ascii_lowercase()).collect();
+        names.extend(allowed.iter().cloned());
+        Guard { names, allowed, port }
+    }
+
+    fn is_ours(&self, host: &str) -> bool {
+        // an address cannot be rebound; a final dot only says that a name is complete
+        let host = host.strip_suffix('.').unwrap_or(host);
+        host.parse::<IpAddr>().is_ok() || self.names.iter().any(|name| name.eq_ignore_ascii_case(host))
+    }
+
+    /// Whether a request with these headers may be answered.
+    pub fn check(&self, uri: &Uri, headers: &HeaderMap) -> Result<(), Foreign> {
+        let mut hosts = headers.get_all(header::HOST).iter();
+        let named = match (uri.authority(), hosts.next(), hosts.next()) {
+            (Some(authority), _, None) => authority.as_str(),
+            (None, Some(host), None) => host.to_str().map_err(|_| Foreign::NoHost)?,
+            _ => return Err(Foreign::NoHost),
+        };
+        let host = Authority::parse(named).ok_or(Foreign::NoHost)?;
+        if !self.is_ours(host.host) {
+            return Err(Foreign::Host);
+        }
+        let mut origins = headers.get_all(header::ORIGIN).iter();
+        match (origins.next(), origins.next()) {
+            (None, _) if self.is_from_another_site(headers) => Err(Foreign::Origin),
+            (None, _) => Ok(()),
+            (Some(origin), None) => {
+                let is_ours = origin.to_str().is_ok_and(|origin| self.is_own_page(origin, host));
+                if is_ours { Ok(()) } else { Err(Foreign::Origin) }
+            }
+            _ => Err(Foreign::Origin),
+        }
+    }
+
+    /// Whether the origin is the page's own, or one that the configuration names.
+    fn is_own_page(&self, origin: &str, host: Authority<'_>) -> bool {
+        let Some((scheme, authority)) = origin.split_once("://") else { return false };
+        let Some(page) = Authority::parse(authority) else { return false };
+        if self.allowed.iter().any(|name| name.eq_ignore_ascii_case(page.host)) {
+            return true;
+        }
+        let usual = match scheme {
+            "http" | "ws" => 80,
+            "https" | "wss" => 443,
+            _ => return false,
+        };
+        let from = page.port.unwrap_or(usual);
+        let same_port = match host.port {
+            Some(port) => port == from,
+            // a browser leaves out the usual port only; some clients leave out any
+            None => from == usual || from == self.port,
+        };
+        same_port && page.host.eq_ignore_ascii_case(host.host)
+    }
+
+    /// Without an origin, browsers still say whether another site's page loads something: an image, a script. To
+    /// follow a link to here is allowed.
+    fn is_from_another_site(&self, headers: &HeaderMap) -> bool {
+        let is = |name: &str, values: &[&str]| headers.get(name).is_some_and(|value| values.iter().any(|v| value == v));
+        is("sec-fetch-site", &["cross-site", "same-site"]) && !is("sec-fetch-mode", &["navigate"])
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(headers: &[(&'static str, &str)]) -> Result<(), Foreign> {
+        let guard = Guard::new("Loft", &["Pi.example.org".into()], 8080);
+        let mut map = HeaderMap::new();
+        for (name, value) in headers {
+            map.append(*name, value.parse().unwrap());
+        }
+        guard.check(&Uri::from_static("/"), &map)
+    }
+
+    #[test]
+    fn only_our_own_names_lead_here() {
+        for host in [
+            "localhost",
+            "LOCALHOST:8080",
+            "loft",
+            "loft.local:8080",
+            "loft.local.",
+            "192.0.2.7:8080",
+            "[::1]:8080",
+            "[2001:db8::7]",
+            "pi.example.org",
+        ] {
+            assert_eq!(check(&[("host", host)]), Ok(()), "{host}");
+        }
+        for host in ["evil.example", "loft.evil.example", "localhost.evil.example", "192.0.2.7.evil.example"] {
+            assert_eq!(check(&[("host", host)]), Err(Foreign::Host), "{host}");
+        }
+        for host in ["", ":8080", "a@localhost", "localhost:http", "[::1"] {
+            assert_eq!(check(&[("host", host)]), Err(Foreign::NoHost), "{host}");
+        }
+        assert_eq!(check(&[]), Err(Foreign::NoHost));
+        assert_eq!(check(&[("host", "loft"), ("host", "loft")]), Err(Foreign::NoHost));
+    }
+
+    #[test]
+    fn only_our_own_pages_ask() {
+        let with = |host: &'static str, origin: &'static str| check(&[("host", host), ("origin", origin)]);
+        assert_eq!(with("loft:8080", "http://loft:8080"), Ok(()));
+        assert_eq!(with("192.0.2.7:8080", "http://192.0.2.7:8080"), Ok(()));
+        assert_eq!(with("loft", "https://loft"), Ok(()), "behind a proxy");
+        assert_eq!(with("loft", "http://loft:8080"), Ok(()), "a client that leaves the port out");
+        assert_eq!(with("loft:8080", "https://pi.example.org"), Ok(()), "named in the configuration");
+        for origin in [
+            "http://evil.example",
+            "http://loft",
+            "http://loft:3000",
+            "http://192.0.2.8:8080",
+            "null",
+            "",
+            "file://",
+            "chrome-extension://abc",
+        ] {
+            assert_eq!(with("loft:8080", origin), Err(Foreign::Origin), "{origin}");
+        }
+        assert_eq!(with("192.0.2.7:8080", "http://192.0.2.8:8080"), Err(Foreign::Origin));
+        let twice = [("host", "loft"), ("origin", "http://loft"), ("origin", "http://loft")];
+        assert_eq!(check(&twice), Err(Foreign::Origin));
+    }
+
+    #[test]
+    fn what_other_pages_load_from_here_is_refused_and_links_are_not() {
+        let load = [("host", "loft"), ("sec-fetch-site", "cross-site"), ("sec-fetch-mode", "no-cors")];
+        assert_eq!(check(&load), Err(Foreign::Origin));
+        let link = [("host", "loft"), ("sec-fetch-site", "cross-site"), ("sec-fetch-mode", "navigate")];
+        assert_eq!(check(&link), Ok(()));
+        let own = [("host", "loft"), ("sec-fetch-site", "same-origin"), ("sec-fetch-mode", "cors")];
+        assert_eq!(check(&own), Ok(()));
+    }
+}

@@ -1,0 +1,325 @@
+//! The past of the sensors: when there was motion, over restarts.
+//!
+//! Each sensor has a file `NAME.jsonl` below `history/` in the data directory, one JSON object a line, and an older one,
+//! `NAME.jsonl.old`. When the first is [`MAX_FILE`] long, it takes the place of the second: so there are always between
+//! one and two files' worth, some 5,000 to 10,000 changes of state. Lines are:
+//!
+//! | line | what |
+//! |---|---|
+//! | `{"n":7,"state":"on","boot":"1f0c77ab","boot_ms":81250,"unix_ms":1772366402250}` | change number 7: `on`, `off` or `offline` |
+//! | `{"boot":"1f0c77ab","offset_ms":1772366321000}` | wall time minus boot clock in that boot, once it is known |
+//!
+//! `unix_ms` is `null` while the clock is not synchronised; the second kind of line then tells it later. What is written
+//! is synced once a minute: a power cut may cost the last minute, and a line that it has torn is skipped.
+
+use std::collections::HashMap;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
+use tokio::time::{MissedTickBehavior, interval};
+use tokio_util::sync::CancellationToken;
+use tracing::warn;
+
+use crate::status::{SensorSnapshot, SensorState};
+use crate::time::SharedClock;
+
+/// Largest file; a sensor has two.
+pub const MAX_FILE: u64 = 512 << 10;
+const SYNC: Duration = Duration::from_secs(60);
+
+/// What a sensor began to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum EventState {
+    /// Motion.
+    On,
+    /// No motion.
+    Off,
+    /// Its pin is not watched any more.
+    Offline,
+}
+
+/// A change of a sensor's state.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Event {
+    /// Number, from 1 on, over restarts.
+    pub n: u64,
+    /// What it began to do.
+    pub state: EventState,
+    /// Which boot of the host `boot_ms` belongs to.
+    pub boot: String,
+    /// Boot clock in milliseconds.
+    pub boot_ms: u64,
+    /// Wall time in milliseconds since the Unix epoch, if it is known.
+    pub unix_ms: Option<i64>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct ClockLine {
+    boot: String,
+    offset_ms: i64,
+}
+
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Line {
+    Event(Event),
+    Clock(ClockLine),
+}
+
+/// Which boot of the host this is.
+pub fn boot_id() -> String {
+    let id = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+    id.chars().take(8).collect()
+}
+
+fn current(dir: &Path, sensor: &str) -> PathBuf {
+    dir.join(format!("{sensor}.jsonl"))
+}
+
+fn old(dir: &Path, sensor: &str) -> PathBuf {
+    dir.join(format!("{sensor}.jsonl.old"))
+}
+
+/// All lines that can be read, oldest first.
+fn lines(dir: &Path, sensor: &str) -> io::Result<Vec<Line>> {
+    let mut lines = Vec::new();
+    for path in [old(dir, sensor), current(dir, sensor)] {
+        match fs::read(&path) {
+            Ok(bytes) => {
+                let read = |line: &[u8]| serde_json::from_slice(line).ok();
+                lines.extend(bytes.split(|byte| *byte == b'\n').filter_map(read));
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(lines)
+}
+
+/// Changes of a sensor behind number `after`, oldest first, at most `limit`; with `since`, those that are known to be
+/// from then on. Blocks for disk.
+pub fn read(dir: &Path, sensor: &str, since: Option<i64>, after: u64, limit: usize) -> io::Result<Vec<Event>> {
+    let lines = lines(dir, sensor)?;
+    let mut offsets: HashMap<&str, i64> = HashMap::new();
+    for line in &lines {
+        if let Line::Clock(clock) = line {
+            offsets.insert(&clock.boot, clock.offset_ms);
+        }
+    }
+    let events = lines.iter().filter_map(|line| match line {
+        Line::Event(event) if event.n > after => {
+            let repaired = offsets.get(event.boot.as_str()).map(|offset| event.boot_ms as i64 + offset);
+            Some(Event { unix_ms: event.unix_ms.or(repaired), ..event.clone() })
+        }
+        _ => None,
+    });
+    let is_wanted = |event: &Event| since.is_none_or(|since| event.unix_ms.is_some_and(|at| at >= since));
+    Ok(events.filter(is_wanted).take(limit).collect())
+}
+
+/// The files of one sensor, being written.
+#[derive(Debug)]
+struct Writer {
+    file: File,
+    size: u64,
+    next: u64,
+    /// Number of the last state that was written, as the sensor counts them.
+    seq: u64,
+    last: Option<EventState>,
+    /// Something was written without wall time.
+    lacks_time: bool,
+    dirty: bool,
+}
+
+impl Writer {
+    fn open(dir: &Path, sensor: &str) -> io::Result<Writer> {
+        let last = lines(dir, sensor)?.into_iter().rev().find_map(|line| match line {
+            Line::Event(event) => Some(event),
+            Line::Clock(_) => None,
+        });
+        fs::create_dir_all(dir)?;
+        let mut file = OpenOptions::new().create(true).append(true).open(current(dir, sensor))?;
+        let size = file.metadata()?.len();
+        if size > 0 {
+            // whatever the last line was torn to, the next one starts anew
+            file.write_all(b"\n")?;
+        }
+        let next = last.as_ref().map_or(1, |event| event.n + 1);
+        Ok(Writer { file, size, next, seq: 0, last: last.map(|event| event.state), lacks_time: false, dirty: false })
+    }
+
+    fn write(&mut self, dir: &Path, sensor: &str, line: &impl Serialize) -> io::Result<()> {
+        let mut bytes = serde_json::to_vec(line)?;
+        bytes.push(b'\n');
+        if self.size + bytes.len() as u64 > MAX_FILE {
+            self.file.sync_data()?;
+            fs::rename(current(dir, sensor), old(dir, sensor))?;
+            self.file = OpenOptions::new().create(true).append(true).open(current(dir, sensor))?;
+            self.size = 0;
+        }
+        // in one call, so that it is all there or not at all unless the power fails
+        self.file.write_all(&bytes)?;
+        self.size += bytes.len() as u64;
+        self.dirty = true;
+        Ok(())
+    }
+
+    fn event(&mut self, dir: &Path, sensor: &str, state: EventState, boot_ms: u64, now: &Now) -> io::Result<()> {
+        let unix_ms = now.offset_ms.map(|offset| boot_ms as i64 + offset);
+        let event = Event { n: self.next, state, boot: now.boot.clone(), boot_ms, unix_ms };
+        self.write(dir, sensor, &event)?;
+        self.next += 1;
+        self.last = Some(state);
+        self.lacks_time |= unix_ms.is_none();
+        Ok(())
+    }
+
+    /// Writes what is new in a snapshot.
+    fn catch_up(&mut self, dir: &Path, snapshot: &SensorSnapshot, now: &Now) -> io::Result<()> {
+        if snapshot.seq < self.seq {
+            self.seq = 0; // the sensor was started anew
+        }
+        let known = self.seq;
+        for change in snapshot.recent.iter().filter(|change| change.seq > known) {
+            let state = if change.on { EventState::On } else { EventState::Off };
+            self.event(dir, &snapshot.name, state, change.boot_ms, now)?;
+        }
+        self.seq = snapshot.seq;
+        if snapshot.state == SensorState::Offline && self.last.is_some_and(|last| last != EventState::Offline) {
+            self.event(dir, &snapshot.name, EventState::Offline, now.boot_ms, now)?;
+        }
+        self.learn_time(dir, &snapshot.name, now)
+    }
+
+    fn learn_time(&mut self, dir: &Path, sensor: &str, now: &Now) -> io::Result<()> {
+        if let (true, Some(offset_ms)) = (self.lacks_time, now.offset_ms) {
+            self.write(dir, sensor, &ClockLine { boot: now.boot.clone(), offset_ms })?;
+            self.lacks_time = false;
+        }
+        Ok(())
+    }
+
+    fn sync(&mut self) -> io::Result<()> {
+        if std::mem::take(&mut self.dirty) { self.file.sync_data() } else { Ok(()) }
+    }
+}
+
+/// What time it is.
+#[derive(Clone, Debug)]
+struct Now {
+    boot: String,
+    boot_ms: u64,
+    /// Wall time minus boot clock, if it is known.
+    offset_ms: Option<i64>,
+}
+
+/// Writes the past of all sensors.
+struct Scribe {
+    dir: PathBuf,
+    boot: String,
+    clock: SharedClock,
+    writers: HashMap<String, Writer>,
+    failing: bool,
+}
+
+impl Scribe {
+    fn now(&self) -> Now {
+        let offset = || self.clock.unix_ms_at(0);
+        Now {
+            boot: self.boot.clone(),
+            boot_ms: self.clock.boot_ms(),
+            offset_ms: self.clock.is_synchronised().then(offset),
+        }
+    }
+
+    fn note(&mut self, snapshots: &[SensorSnapshot]) {
+        let now = self.now();
+        self.writers.retain(|name, _| snapshots.iter().any(|snapshot| snapshot.name == *name));
+        for snapshot in snapshots {
+            let result = self.note_one(snapshot, &now);
+            self.judge(result);
+        }
+    }
+
+    fn note_one(&mut self, snapshot: &SensorSnapshot, now: &Now) -> io::Result<()> {
+        if !self.writers.contains_key(&snapshot.name) {
+            self.writers.insert(snapshot.name.clone(), Writer::open(&self.dir, &snapshot.name)?);
+        }
+        let Some(writer) = self.writers.get_mut(&snapshot.name) else { return Ok(()) };
+        writer.catch_up(&self.dir, snapshot, now)
+    }
+
+    fn sync(&mut self) {
+        let now = self.now();
+        let mut results = Vec::new();
+        for (sensor, writer) in &mut self.writers {
+            results.push(writer.learn_time(&self.dir, sensor, &now).and_then(|()| writer.sync()));
+        }
+        results.into_iter().for_each(|result| self.judge(result));
+    }
+
+    /// A full disk costs history, nothing else; it is said once.
+    fn judge(&mut self, result: io::Result<()>) {
+        match result {
+            Ok(()) => self.failing = false,
+            Err(error) => {
+                if !std::mem::replace(&mut self.failing, true) {
+                    warn!(dir = %self.dir.display(), %error, "the history of the sensors cannot be written");
+                }
+            }
+        }
+    }
+}
+
+/// Writes until cancelled.
+pub async fn run(
+    mut sensors: watch::Receiver<Vec<SensorSnapshot>>,
+    dir: PathBuf,
+    clock: SharedClock,
+    cancel: CancellationToken,
+) -> Result<(), tokio::task::JoinError> {
+    let mut scribe = Scribe { dir, boot: boot_id(), clock, writers: HashMap::new(), failing: false };
+    let mut ticks = interval(SYNC);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut open = true;
+    loop {
+        let is_last = tokio::select! {
+            () = cancel.cancelled() => true,
+            changed = sensors.changed(), if open => {
+                open = changed.is_ok();
+                false
+            }
+            _ = ticks.tick() => {
+                scribe = on_disk(scribe, Scribe::sync).await?;
+                continue;
+            }
+        };
+        let snapshots = sensors.borrow_and_update().clone();
+        scribe = on_disk(scribe, move |scribe| scribe.note(&snapshots)).await?;
+        if is_last {
+            on_disk(scribe, Scribe::sync).await?;
+            return Ok(());
+        }
+    }
+}
+
+/// Off the runtime's workers.
+async fn on_disk(
+    mut scribe: Scribe,
+    work: impl FnOnce(&mut Scribe) + Send + 'static,
+) -> Result<Scribe, tokio::task::JoinError> {
+    let working = tokio::task::spawn_blocking(move || {
+        work(&mut scribe);
+        scribe
+    });
+    working.await
+}
+
+#[cfg(test)]
+#[path = "history_tests.rs"]
+mod tests;

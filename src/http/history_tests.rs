@@ -1,0 +1,99 @@
+use std::sync::Arc;
+
+use super::*;
+use crate::status::Change;
+use crate::time::TestClock;
+
+fn scribe(dir: &Path, clock: &Arc<TestClock>) -> Scribe {
+    Scribe { dir: dir.into(), boot: "b1".into(), clock: clock.clone(), writers: HashMap::new(), failing: false }
+}
+
+fn snapshot(state: SensorState, recent: &[(u64, bool, u64)]) -> SensorSnapshot {
+    let change = |(seq, on, boot_ms): &(u64, bool, u64)| Change { seq: *seq, on: *on, boot_ms: *boot_ms };
+    SensorSnapshot {
+        name: "loft".into(),
+        pin: 17,
+        topic: "loft".into(),
+        state,
+        since_boot_ms: None,
+        seq: recent.last().map_or(0, |last| last.0),
+        lost_edges: 0,
+        refused: 0,
+        stuck: false,
+        fault: None,
+        recent: recent.iter().map(change).collect(),
+    }
+}
+
+fn states(events: &[Event]) -> Vec<(u64, EventState, Option<i64>)> {
+    events.iter().map(|event| (event.n, event.state, event.unix_ms)).collect()
+}
+
+#[test]
+fn history_goes_on_over_restarts_and_is_paged() {
+    let dir = tempfile::tempdir().unwrap();
+    let clock = TestClock::new(10_000, 0);
+    clock.synchronise(1_010_000);
+    let mut first = scribe(dir.path(), &clock);
+    first.note(&[snapshot(SensorState::Off, &[(1, false, 1)])]);
+    // two changes between two looks
+    first.note(&[snapshot(SensorState::Off, &[(1, false, 1), (2, true, 2_000), (3, false, 3_000)])]);
+    first.note(&[snapshot(SensorState::Offline, &[(1, false, 1), (2, true, 2_000), (3, false, 3_000)])]);
+    drop(first);
+    let mut second = scribe(dir.path(), &clock);
+    second.note(&[snapshot(SensorState::Offline, &[])]);
+    second.note(&[snapshot(SensorState::On, &[(1, true, 9_000)])]);
+    let all = read(dir.path(), "loft", None, 0, 100).unwrap();
+    let expected = [
+        (1, EventState::Off, Some(1_000_001)),
+        (2, EventState::On, Some(1_002_000)),
+        (3, EventState::Off, Some(1_003_000)),
+        (4, EventState::Offline, Some(1_010_000)),
+        (5, EventState::On, Some(1_009_000)),
+    ];
+    assert_eq!(states(&all), expected);
+    assert_eq!(read(dir.path(), "loft", None, 2, 2).unwrap(), all[2..4]);
+    assert_eq!(read(dir.path(), "loft", Some(1_003_000), 0, 100).unwrap(), all[2..]);
+    assert!(read(dir.path(), "other", None, 0, 100).unwrap().is_empty());
+}
+
+#[test]
+fn times_are_repaired_once_the_clock_is_right() {
+    let dir = tempfile::tempdir().unwrap();
+    let clock = TestClock::new(10_000, 0);
+    let mut scribe = scribe(dir.path(), &clock);
+    scribe.note(&[snapshot(SensorState::On, &[(1, true, 9_000)])]);
+    assert_eq!(states(&read(dir.path(), "loft", None, 0, 9).unwrap()), [(1, EventState::On, None)]);
+    assert!(read(dir.path(), "loft", Some(0), 0, 9).unwrap().is_empty());
+    clock.synchronise(5_010_000);
+    scribe.sync();
+    assert_eq!(states(&read(dir.path(), "loft", None, 0, 9).unwrap()), [(1, EventState::On, Some(5_009_000))]);
+}
+
+#[test]
+fn torn_and_damaged_lines_are_skipped() {
+    let dir = tempfile::tempdir().unwrap();
+    let clock = TestClock::new(10_000, 0);
+    scribe(dir.path(), &clock).note(&[snapshot(SensorState::On, &[(1, true, 9_000)])]);
+    let mut file = OpenOptions::new().append(true).open(current(dir.path(), "loft")).unwrap();
+    file.write_all(b"\0\0\0\n{\"n\":\n{\"n\":2,\"state\":\"o").unwrap();
+    scribe(dir.path(), &clock).note(&[snapshot(SensorState::Off, &[(1, false, 9_500)])]);
+    let all = read(dir.path(), "loft", None, 0, 9).unwrap();
+    assert_eq!(states(&all), [(1, EventState::On, None), (2, EventState::Off, None)]);
+}
+
+#[test]
+fn files_are_bounded() {
+    let dir = tempfile::tempdir().unwrap();
+    let clock = TestClock::new(10_000, 0);
+    let mut scribe = scribe(dir.path(), &clock);
+    let count = 3 * MAX_FILE / 60;
+    for seq in 1..=count {
+        scribe.note(&[snapshot(SensorState::On, &[(seq, seq % 2 == 0, seq)])]);
+    }
+    let size = |path: PathBuf| fs::metadata(path).unwrap().len();
+    assert!(size(current(dir.path(), "loft")) <= MAX_FILE && size(old(dir.path(), "loft")) <= MAX_FILE);
+    let all = read(dir.path(), "loft", None, 0, usize::MAX).unwrap();
+    assert!(all.len() > 5_000 && all.last().unwrap().n == count);
+    assert!(all.windows(2).all(|pair| pair[1].n == pair[0].n + 1));
+}

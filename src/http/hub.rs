@@ -1,0 +1,228 @@
+//! A live subscriber to everything, for all HTTP clients together.
+//!
+//! It keeps the last message of each topic ([`Recent`]) and the last messages in order ([`Ring`]). Streams read the ring
+//! with a cursor of their own: however many there are and however slowly they read, each message is kept once, and
+//! nobody is waited for.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::{Mutex, RwLock};
+use tokio::sync::watch;
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+
+use super::recent::Recent;
+use super::ring::{Gap, Reading, Ring};
+use crate::broker::inbox::{Inbox, InboxLimits, Queued};
+use crate::broker::ingress::Ingress;
+use crate::broker::subscribers::{Subscriber, SubscriptionOptions};
+use crate::message::{Message, Origin, Qos};
+
+/// What may wait for the hub while it has no turn.
+const INBOX: InboxLimits = InboxLimits { messages: 8192, bytes: 4 << 20 };
+const AT_ONCE: usize = 512;
+/// A message that was just published is here within this time, unless the gateway is very busy.
+const ARRIVAL: Duration = Duration::from_millis(250);
+const OPTIONS: SubscriptionOptions =
+    SubscriptionOptions { qos: Qos::ExactlyOnce, no_local: false, retain_as_published: true, id: None };
+
+#[derive(Debug)]
+struct State {
+    recent: Recent,
+    ring: Ring,
+}
+
+/// The hub.
+#[derive(Debug)]
+pub struct Hub {
+    ingress: Ingress,
+    subscriber: Arc<Subscriber>,
+    state: RwLock<State>,
+    /// Id of the next message.
+    head: watch::Sender<u64>,
+    /// Streams that want `$SYS`, which is not kept otherwise: it would push everything else out.
+    sys_streams: Mutex<usize>,
+}
+
+impl Hub {
+    /// Subscribes.
+    pub fn new(ingress: Ingress) -> Arc<Hub> {
+        let subscriber =
+            Arc::new(Subscriber { inbox: Inbox::new("http", INBOX), origin: Origin::http(), is_durable: false });
+        ingress.subscribe("#", &subscriber, OPTIONS, |_| false);
+        let ring = Ring::new(ingress.clock().unix_ms());
+        let head = watch::Sender::new(ring.next());
+        let state = RwLock::new(State { recent: Recent::default(), ring });
+        Arc::new(Hub { ingress, subscriber, state, head, sys_streams: Mutex::new(0) })
+    }
+
+    /// Takes in messages until cancelled.
+    pub async fn run(self: Arc<Self>, cancel: CancellationToken) {
+        let mut batch: VecDeque<Queued> = VecDeque::new();
+        loop {
+            tokio::select! {
+                () = cancel.cancelled() => break,
+                () = self.subscriber.inbox.filled() => {}
+            }
+            while {
+                let left = self.subscriber.inbox.take(AT_ONCE, &mut batch);
+                self.store(&mut batch);
+                left > 0
+            } {
+                tokio::task::yield_now().await;
+            }
+        }
+        self.ingress.unsubscribe("#", &self.subscriber);
+        self.subscriber.inbox.close();
+    }
+
+    fn store(&self, batch: &mut VecDeque<Queued>) {
+        let mut state = self.state.write();
+        for queued in batch.drain(..) {
+            let message = queued.message.to_owned_memory();
+            if !message.view().topic().starts_with('$') {
+                state.recent.insert(&message);
+            }
+            state.ring.push(message);
+        }
+        let next = state.ring.next();
+        drop(state);
+        self.head.send_replace(next);
+    }
+
+    /// Waits until a message on `topic` that came in at `boot_ms` or later is remembered, so that who has published can
+    /// read it.
+    pub async fn arrived(&self, topic: &str, boot_ms: u64) {
+        let mut head = self.head.subscribe();
+        let is_there = |message: &Message| message.view().boot_ms() >= boot_ms;
+        let _ = timeout(ARRIVAL, head.wait_for(|_| self.state.read().recent.get(topic).is_some_and(is_there))).await;
+    }
+
+    /// Waits until a topic is not remembered any more.
+    pub async fn cleared(&self, topic: &str) {
+        let mut head = self.head.subscribe();
+        let _ = timeout(ARRIVAL, head.wait_for(|_| self.state.read().recent.get(topic).is_none())).await;
+    }
+
+    /// The last message on a topic, and whether it is the topic's retained message.
+    pub fn last(&self, topic: &str) -> Option<(Message, bool)> {
+        let recent = self.state.read().recent.get(topic).cloned();
+        let now = self.ingress.clock().boot_ms();
+        let is_valid = |message: &Message| message.view().remaining_expiry(now).is_ok();
+        newer(recent, self.ingress.retained(topic)).filter(|(message, _)| is_valid(message))
+    }
+
+    /// The last messages on topics behind `after` that `filter` selects, in order of topic, at most `count` of them.
+    pub fn select(&self, filter: &str, after: &str, count: usize, may: impl Fn(&str) -> bool) -> Vec<(Message, bool)> {
+        let now = self.ingress.clock().boot_ms();
+        let is_wanted =
+            |message: &&Message| may(message.view().topic()) && message.view().remaining_expiry(now).is_ok();
+        let retained = self.ingress.select_retained(filter, after, count, |message| is_wanted(&message));
+        let state = self.state.read();
+        let mut recent = state.recent.select(filter, after).filter(is_wanted).take(count).peekable();
+        let mut retained = retained.into_iter().peekable();
+        let mut merged = Vec::new();
+        while merged.len() < count {
+            let order = match (recent.peek(), retained.peek()) {
+                (None, None) => break,
+                (Some(_), None) => std::cmp::Ordering::Less,
+                (None, Some(_)) => std::cmp::Ordering::Greater,
+                (Some(a), Some(b)) => a.view().topic().cmp(b.view().topic()),
+            };
+            let a = if order.is_le() { recent.next().cloned() } else { None };
+            let b = if order.is_ge() { retained.next() } else { None };
+            merged.extend(newer(a, b));
+        }
+        merged
+    }
+
+    /// Id of the next message of a stream.
+    pub fn next(&self) -> u64 {
+        self.state.read().ring.next()
+    }
+
+    /// Changes with every message.
+    pub fn head(&self) -> watch::Receiver<u64> {
+        self.head.subscribe()
+    }
+
+    /// What a stream gets, from its cursor on.
+    pub fn read(&self, from: u64, filters: &[Box<str>], may: impl Fn(&str) -> bool) -> Result<Reading, Gap> {
+        let state = self.state.read();
+        state.ring.check(from)?;
+        Ok(state.ring.read(from, filters, may))
+    }
+
+    /// Whether a stream can go on from there.
+    pub fn check(&self, from: u64) -> Result<(), Gap> {
+        self.state.read().ring.check(from)
+    }
+
+    /// Topics and bytes remembered.
+    pub fn size(&self) -> (usize, usize) {
+        self.state.read().recent.size()
+    }
+
+    /// Takes in `$SYS` as long as what is returned is kept.
+    pub fn with_sys(self: &Arc<Self>) -> SysGuard {
+        let mut streams = self.sys_streams.lock();
+        if *streams == 0 {
+            self.ingress.subscribe("$SYS/#", &self.subscriber, OPTIONS, |_| false);
+        }
+        *streams += 1;
+        SysGuard(self.clone())
+    }
+}
+
+/// Somebody wants `$SYS`.
+#[derive(Debug)]
+pub struct SysGuard(Arc<Hub>);
+
+impl Drop for SysGuard {
+    fn drop(&mut self) {
+        let mut streams = self.0.sys_streams.lock();
+        *streams -= 1;
+        if *streams == 0 {
+            self.0.ingress.unsubscribe("$SYS/#", &self.0.subscriber);
+        }
+    }
+}
+
+/// The last of the two, and whether it is the retained one. The live way may be a moment behind the retained store, and
+/// knows nothing of what was before the start.
+fn newer(recent: Option<Message>, retained: Option<Message>) -> Option<(Message, bool)> {
+    match (recent, retained) {
+        (None, None) => None,
+        (None, Some(retained)) => Some((retained, true)),
+        (Some(recent), None) => Some((recent, false)),
+        (Some(recent), Some(retained)) => {
+            if retained.view().boot_ms() > recent.view().boot_ms() {
+                Some((retained, true))
+            } else {
+                let is_retained = recent.view().retain();
+                Some((recent, is_retained))
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::message_at;
+    use super::*;
+
+    #[test]
+    fn the_later_of_retained_and_live_message_counts() {
+        let live = |boot_ms, retain| Some(message_at("a", "live", retain, boot_ms));
+        let retained = |boot_ms| Some(message_at("a", "kept", true, boot_ms));
+        let answer =
+            |recent, retained| newer(recent, retained).map(|(message, is)| (message.view().payload() == b"live", is));
+        assert_eq!(answer(live(5, false), retained(3)), Some((true, false)));
+        assert_eq!(answer(live(5, true), retained(5)), Some((true, true)));
+        assert_eq!(answer(live(5, false), retained(6)), Some((false, true)), "the live one is behind");
+        assert_eq!(answer(live(5, false), None), Some((true, false)));
+        assert_eq!(answer(None, retained(1)), Some((false, true)));
+    }
+}

@@ -1,0 +1,229 @@
+//! How the gateway is doing: upstreams, clients, problems and the gateway itself, as JSON.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::extract::State;
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use parking_lot::Mutex;
+use serde::Serialize;
+use tokio::time::Instant;
+
+use super::Http;
+use super::auth::Caller;
+use super::envelope::rfc3339;
+use super::problem::Problem;
+use crate::status::UpstreamSnapshot as Snapshot;
+
+/// An overview is made at most this often, for however many ask.
+const FRESH: Duration = Duration::from_millis(500);
+/// Clients listed.
+const MAX_CLIENTS: usize = 1000;
+
+/// The parts of an overview, each one JSON.
+#[derive(Clone, Debug)]
+pub struct Overview {
+    upstreams: Arc<str>,
+    clients: Arc<str>,
+    problems: Arc<str>,
+    gateway: Arc<str>,
+}
+
+impl Overview {
+    /// By the names of their events.
+    pub fn events(&self) -> [(&'static str, Arc<str>); 4] {
+        [
+            ("upstreams", self.upstreams.clone()),
+            ("clients", self.clients.clone()),
+            ("problems", self.problems.clone()),
+            ("gateway", self.gateway.clone()),
+        ]
+    }
+}
+
+/// Makes overviews.
+#[derive(Debug)]
+pub struct Overviews {
+    last: Mutex<Option<(Instant, Overview)>>,
+    started_boot_ms: u64,
+}
+
+impl Overviews {
+    /// For a gateway that was started then.
+    pub fn new(started_boot_ms: u64) -> Overviews {
+        Overviews { last: Mutex::new(None), started_boot_ms }
+    }
+}
+
+#[derive(Serialize)]
+struct UpstreamView<'a> {
+    #[serde(flatten)]
+    snapshot: &'a Snapshot,
+    since: Option<String>,
+    /// When the oldest message that waits came in.
+    oldest: Option<String>,
+    oldest_age_seconds: Option<u64>,
+}
+
+#[derive(Serialize)]
+struct ClientView {
+    client_id: String,
+    user: Option<String>,
+    address: String,
+    version: &'static str,
+    since: Option<String>,
+    since_boot_ms: u64,
+    keep_alive_seconds: u16,
+    persistent: bool,
+}
+
+#[derive(Serialize)]
+struct ProblemView {
+    number: u64,
+    time: Option<String>,
+    level: &'static str,
+    target: String,
+    text: String,
+}
+
+#[derive(Serialize)]
+struct GatewayView<'a> {
+    id: &'a str,
+    version: &'static str,
+    started: Option<String>,
+    started_boot_ms: u64,
+    clock_synchronised: bool,
+    clients_connected: u64,
+    sessions_away: usize,
+    max_packet_size: usize,
+}
+
+fn json(value: &impl Serialize) -> String {
+    // strings, numbers and lists: nothing that could fail to be written
+    serde_json::to_string(value).unwrap_or_default()
+}
+
+impl Http {
+    /// How the gateway is doing, at most half a second ago.
+    pub fn overview(&self) -> Overview {
+        let mut last = self.overviews.last.lock();
+        match &*last {
+            Some((at, overview)) if at.elapsed() < FRESH => overview.clone(),
+            _ => {
+                let overview = Overview {
+                    upstreams: self.upstreams_json().into(),
+                    clients: self.clients_json().into(),
+                    problems: self.problems_json().into(),
+                    gateway: self.gateway_json().into(),
+                };
+                *last = Some((Instant::now(), overview.clone()));
+                overview
+            }
+        }
+    }
+
+    /// When the gateway was started, on the boot clock in milliseconds.
+    pub fn started_boot_ms(&self) -> u64 {
+        self.overviews.started_boot_ms
+    }
+
+    fn upstreams_json(&self) -> String {
+        let now = self.core.ingress.clock().boot_ms();
+        let snapshots: Vec<Snapshot> = self.status.upstreams.iter().map(|upstream| upstream.borrow().clone()).collect();
+        let views: Vec<UpstreamView<'_>> = snapshots
+            .iter()
+            .map(|snapshot| UpstreamView {
+                snapshot,
+                since: self.time(snapshot.since_boot_ms),
+                oldest: snapshot.oldest_boot_ms.and_then(|oldest| self.time(oldest)),
+                oldest_age_seconds: snapshot.oldest_boot_ms.map(|oldest| now.saturating_sub(oldest) / 1000),
+            })
+            .collect();
+        json(&views)
+    }
+
+    fn clients_json(&self) -> String {
+        let mut clients = self.core.clients();
+        clients.sort_by(|a, b| a.identity.client_id.cmp(&b.identity.client_id));
+        clients.truncate(MAX_CLIENTS);
+        let view = |client: &crate::broker::core::Client| ClientView {
+            client_id: client.identity.client_id.to_string(),
+            user: client.identity.user.as_ref().map(ToString::to_string),
+            address: client.address.to_string(),
+            version: client.version.as_str(),
+            since: self.time(client.since_boot_ms),
+            since_boot_ms: client.since_boot_ms,
+            keep_alive_seconds: client.keep_alive,
+            persistent: client.is_persistent,
+        };
+        json(&clients.iter().map(view).collect::<Vec<_>>())
+    }
+
+    fn problems_json(&self) -> String {
+        let view = |problem: crate::status::Problem| ProblemView {
+            number: problem.number,
+            time: rfc3339(problem.unix_ms),
+            level: problem.level,
+            target: problem.target,
+            text: problem.text,
+        };
+        json(&self.status.problems.last().into_iter().rev().map(view).collect::<Vec<_>>())
+    }
+
+    fn gateway_json(&self) -> String {
+        let started_boot_ms = self.started_boot_ms();
+        json(&GatewayView {
+            id: &self.status.gateway_id,
+            version: env!("CARGO_PKG_VERSION"),
+            started: self.time(started_boot_ms),
+            started_boot_ms,
+            clock_synchronised: self.core.ingress.clock().is_synchronised(),
+            clients_connected: self.core.stats.connected.get(),
+            sessions_away: self.core.registry.counts().1,
+            max_packet_size: self.core.settings.load().max_packet_size,
+        })
+    }
+}
+
+fn answer(json: &str) -> Response {
+    ([(header::CONTENT_TYPE, "application/json")], json.to_owned()).into_response()
+}
+
+/// `GET /api/v1/upstreams`
+pub async fn upstreams(State(http): State<Arc<Http>>, caller: Caller) -> Result<Response, Problem> {
+    caller.must_observe()?;
+    Ok(answer(&http.upstreams_json()))
+}
+
+/// `GET /api/v1/clients`
+pub async fn clients(State(http): State<Arc<Http>>, caller: Caller) -> Result<Response, Problem> {
+    caller.must_observe()?;
+    Ok(answer(&http.clients_json()))
+}
+
+/// `GET /api/v1/problems`
+pub async fn problems(State(http): State<Arc<Http>>, caller: Caller) -> Result<Response, Problem> {
+    caller.must_observe()?;
+    Ok(answer(&http.problems_json()))
+}
+
+/// `GET /api/v1/gateway`
+pub async fn gateway(State(http): State<Arc<Http>>, caller: Caller) -> Result<Response, Problem> {
+    caller.must_observe()?;
+    Ok(answer(&http.gateway_json()))
+}
+
+/// `GET /livez`: the process answers.
+pub async fn live() -> &'static str {
+    "ok\n"
+}
+
+/// `GET /readyz` and `/healthz`: messages are taken and handed on. Upstreams and sensors do not count: without them the
+/// gateway does what it is for.
+pub async fn ready(State(http): State<Arc<Http>>) -> Result<&'static str, Problem> {
+    if http.core.cancel.is_cancelled() {
+        return Err(Problem::new(StatusCode::SERVICE_UNAVAILABLE, "the gateway is shutting down"));
+    }
+    Ok("ok\n")
+}

@@ -1,0 +1,101 @@
+//! Percent-encoding in paths and query strings.
+
+use axum::http::Uri;
+
+use super::problem::Problem;
+
+/// Decodes `%XX`; in a query, `+` is a space.
+pub fn decode(text: &str, is_query: bool) -> Result<String, Problem> {
+    let mut decoded = Vec::with_capacity(text.len());
+    let mut bytes = text.bytes();
+    let digit = |byte: Option<u8>| byte.and_then(|byte| char::from(byte).to_digit(16));
+    while let Some(byte) = bytes.next() {
+        decoded.push(match byte {
+            b'%' => match (digit(bytes.next()), digit(bytes.next())) {
+                (Some(high), Some(low)) => (high * 16 + low) as u8,
+                _ => {
+                    return Err(Problem::bad_request("a '%' in the address is not followed by two hexadecimal digits"));
+                }
+            },
+            b'+' if is_query => b' ',
+            other => other,
+        });
+    }
+    String::from_utf8(decoded).map_err(|_| Problem::bad_request("the address is not UTF-8"))
+}
+
+/// The parameters of a request, in order.
+#[derive(Clone, Debug)]
+pub struct Query(Vec<(String, String)>);
+
+impl Query {
+    /// Takes them apart. A parameter that is not `known` is an error: it would be ignored otherwise, and not be missed.
+    pub fn parse(uri: &Uri, known: &[&str]) -> Result<Query, Problem> {
+        let mut pairs = Vec::new();
+        for pair in uri.query().unwrap_or_default().split('&').filter(|pair| !pair.is_empty()) {
+            let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
+            let name = decode(name, true)?;
+            if !known.contains(&name.as_str()) {
+                let known = known.join(", ");
+                return Err(Problem::bad_request(format!("unknown parameter \"{name}\"; known: {known}")));
+            }
+            pairs.push((name, decode(value, true)?));
+        }
+        Ok(Query(pairs))
+    }
+
+    /// The value of a parameter that may be given once.
+    pub fn get<'a>(&'a self, name: &str) -> Result<Option<&'a str>, Problem> {
+        let mut values = self.all(name);
+        match (values.next(), values.next()) {
+            (value, None) => Ok(value),
+            _ => Err(Problem::bad_request(format!("parameter \"{name}\" is given twice"))),
+        }
+    }
+
+    /// All values of a parameter.
+    pub fn all<'a, 'n>(&'a self, name: &'n str) -> impl Iterator<Item = &'a str> + use<'a, 'n> {
+        self.0.iter().filter(move |(known, _)| known == name).map(|(_, value)| value.as_str())
+    }
+
+    /// The value of a parameter read by `read`, which gives `None` if it is not valid.
+    pub fn parsed<T>(&self, name: &str, valid: &str, read: impl Fn(&str) -> Option<T>) -> Result<Option<T>, Problem> {
+        let Some(text) = self.get(name)? else { return Ok(None) };
+        let value = read(text).ok_or_else(|| Problem::bad_request(format!("parameter \"{name}\" must be {valid}")))?;
+        Ok(Some(value))
+    }
+
+    /// A yes or no; the bare name is a yes.
+    pub fn flag(&self, name: &str) -> Result<bool, Problem> {
+        let read = |text: &str| match text {
+            "true" | "1" | "" => Some(true),
+            "false" | "0" => Some(false),
+            _ => None,
+        };
+        Ok(self.parsed(name, "true or false", read)?.unwrap_or(false))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_character_can_be_written() {
+        assert_eq!(decode("a%2Fb%252F%C3%BC+%20..", false).unwrap(), "a/b%2Fü+ ..");
+        assert_eq!(decode("a+b%2B", true).unwrap(), "a b+");
+        for bad in ["%", "%2", "%zz", "%ff"] {
+            assert!(decode(bad, false).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn parameters_are_checked() {
+        let query = |uri: &'static str| Query::parse(&Uri::from_static(uri), &["qos", "retain"]);
+        assert!(query("/?qos=1&retain").unwrap().flag("retain").unwrap());
+        assert!(!query("/?qos=1").unwrap().flag("retain").unwrap());
+        assert!(query("/?retain=maybe").unwrap().flag("retain").is_err());
+        assert!(query("/?Qos=1").is_err());
+        assert!(query("/?qos=1&qos=2").unwrap().get("qos").is_err());
+    }
+}

@@ -1,0 +1,129 @@
+//! The last message on each topic, as far as it was recent: bounded, the topic that was quiet for longest gives way.
+
+use std::collections::BTreeMap;
+use std::ops::Bound;
+use std::sync::Arc;
+
+use crate::message::{Message, matches};
+
+/// Topics remembered.
+pub const MAX_TOPICS: usize = 2000;
+/// Bytes remembered, what the store itself needs included.
+pub const MAX_BYTES: usize = 2 << 20;
+/// What a topic costs besides its message: two tree entries.
+const OVERHEAD: usize = 160;
+
+#[derive(Debug)]
+struct Slot {
+    message: Message,
+    age: u64,
+}
+
+/// The store.
+#[derive(Debug, Default)]
+pub struct Recent {
+    by_topic: BTreeMap<Arc<str>, Slot>,
+    /// Oldest first.
+    by_age: BTreeMap<u64, Arc<str>>,
+    next_age: u64,
+    bytes: usize,
+}
+
+fn cost(message: &Message) -> usize {
+    message.size() + message.view().topic().len() + OVERHEAD
+}
+
+impl Recent {
+    /// Remembers a message, which must be in memory of its own. An empty one with the retain flag makes its topic be
+    /// forgotten, as the retained message is.
+    pub fn insert(&mut self, message: &Message) {
+        let view = message.view();
+        let is_clearing = view.retain() && view.payload().is_empty();
+        if is_clearing || cost(message) > MAX_BYTES {
+            self.remove(view.topic());
+            return;
+        }
+        let age = self.next_age;
+        self.next_age += 1;
+        self.bytes += cost(message);
+        if let Some(slot) = self.by_topic.get_mut(view.topic()) {
+            self.bytes -= cost(&slot.message);
+            slot.message = message.clone();
+            if let Some(topic) = self.by_age.remove(&slot.age) {
+                self.by_age.insert(age, topic);
+            }
+            slot.age = age;
+        } else {
+            let topic: Arc<str> = view.topic().into();
+            self.by_age.insert(age, topic.clone());
+            self.by_topic.insert(topic, Slot { message: message.clone(), age });
+        }
+        while self.bytes > MAX_BYTES || self.by_topic.len() > MAX_TOPICS {
+            let Some(oldest) = self.by_age.first_key_value().map(|(_, topic)| topic.clone()) else { return };
+            self.remove(&oldest);
+        }
+    }
+
+    fn remove(&mut self, topic: &str) {
+        if let Some(slot) = self.by_topic.remove(topic) {
+            self.by_age.remove(&slot.age);
+            self.bytes -= cost(&slot.message);
+        }
+    }
+
+    /// The last message on a topic.
+    pub fn get(&self, topic: &str) -> Option<&Message> {
+        self.by_topic.get(topic).map(|slot| &slot.message)
+    }
+
+    /// What `filter` selects behind the topic `after`, in order of topic.
+    pub fn select<'a>(&'a self, filter: &'a str, after: &'a str) -> impl Iterator<Item = &'a Message> {
+        self.by_topic
+            .range::<str, _>((Bound::Excluded(after), Bound::Unbounded))
+            .filter(move |(topic, _)| matches(filter, topic))
+            .map(|(_, slot)| &slot.message)
+    }
+
+    /// Topics, and bytes as the bound counts them.
+    pub fn size(&self) -> (usize, usize) {
+        (self.by_topic.len(), self.bytes)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::message;
+    use super::*;
+
+    #[test]
+    fn the_last_message_counts_and_the_quietest_topic_gives_way() {
+        let mut recent = Recent::default();
+        for number in 0..MAX_TOPICS {
+            recent.insert(&message(&format!("t/{number}"), "1", false));
+        }
+        recent.insert(&message("t/0", "2", false));
+        recent.insert(&message("new", "3", false));
+        assert_eq!(recent.size().0, MAX_TOPICS);
+        assert!(recent.get("t/1").is_none(), "it was quiet for longest");
+        assert_eq!(recent.get("t/0").unwrap().view().payload(), b"2");
+        assert_eq!(recent.select("t/+", "t/98").count(), 21, "980 to 989, 99, 990 to 999");
+    }
+
+    #[test]
+    fn bytes_are_bounded_and_add_up() {
+        let mut recent = Recent::default();
+        let large = "x".repeat(MAX_BYTES / 4);
+        for number in 0..20 {
+            recent.insert(&message(&format!("{number}"), &large, false));
+            recent.insert(&message(&format!("{number}"), "small", number % 2 == 0));
+            recent.insert(&message(&format!("{number}"), &large, false));
+            assert!(recent.size().1 <= MAX_BYTES);
+        }
+        recent.insert(&message("19", &"x".repeat(MAX_BYTES), false));
+        assert!(recent.get("19").is_none(), "better none than an old one");
+        for number in 0..20 {
+            recent.insert(&message(&format!("{number}"), "", true));
+        }
+        assert_eq!(recent.size(), (0, 0));
+    }
+}

@@ -1,0 +1,151 @@
+//! The last messages in order, numbered: what streams are fed from, and what they resume from.
+
+use std::collections::VecDeque;
+
+use crate::message::{Message, matches};
+
+/// Messages kept.
+pub const MAX_MESSAGES: usize = 4096;
+/// Bytes kept.
+pub const MAX_BYTES: usize = 1 << 20;
+/// Messages that one reading returns at most.
+const AT_ONCE: usize = 256;
+/// Bytes that one reading returns at most, beyond its first message.
+const BYTES_AT_ONCE: usize = 64 << 10;
+
+/// The ring. Ids go up by one with every message. They start where the clock says, in microseconds, so that they go up
+/// over a restart too.
+#[derive(Debug)]
+pub struct Ring {
+    messages: VecDeque<Message>,
+    start: u64,
+    next: u64,
+    bytes: usize,
+}
+
+/// What a reader gets.
+#[derive(Debug, Default)]
+pub struct Reading {
+    /// Messages with their ids.
+    pub messages: Vec<(u64, Message)>,
+    /// Where to go on.
+    pub next: u64,
+    /// More is there already.
+    pub more: bool,
+}
+
+/// Why a reader cannot go on where it was.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Gap {
+    /// Messages on all topics that were missed; `None`: from before the start of the gateway, nobody knows.
+    pub missed: Option<u64>,
+    /// Where to go on.
+    pub next: u64,
+}
+
+impl Ring {
+    /// An empty ring that starts at this time.
+    pub fn new(unix_ms: i64) -> Ring {
+        let start = u64::try_from(unix_ms).unwrap_or(0) * 1000 + 1;
+        Ring { messages: VecDeque::new(), start, next: start, bytes: 0 }
+    }
+
+    /// Adds a message, which must be in memory of its own.
+    pub fn push(&mut self, message: Message) {
+        self.bytes += message.size();
+        self.next += 1;
+        self.messages.push_back(message);
+        while self.messages.len() > MAX_MESSAGES || (self.bytes > MAX_BYTES && self.messages.len() > 1) {
+            if let Some(old) = self.messages.pop_front() {
+                self.bytes -= old.size();
+            }
+        }
+    }
+
+    /// Id of the next message.
+    pub fn next(&self) -> u64 {
+        self.next
+    }
+
+    fn first(&self) -> u64 {
+        self.next - self.messages.len() as u64
+    }
+
+    /// Whether messages from `from` on can be read without a gap.
+    pub fn check(&self, from: u64) -> Result<(), Gap> {
+        if from < self.start || from > self.next {
+            Err(Gap { missed: None, next: self.first() })
+        } else if from < self.first() {
+            Err(Gap { missed: Some(self.first() - from), next: self.first() })
+        } else {
+            Ok(())
+        }
+    }
+
+    /// Messages from `from` on, which [`Ring::check`] has accepted, that a filter selects and `may` allows.
+    pub fn read(&self, from: u64, filters: &[Box<str>], may: impl Fn(&str) -> bool) -> Reading {
+        let mut reading = Reading { next: self.next, ..Reading::default() };
+        let mut bytes = 0;
+        let skip = usize::try_from(from - self.first()).unwrap_or(usize::MAX);
+        for (id, message) in (from..).zip(self.messages.iter().skip(skip)) {
+            let topic = message.view().topic();
+            if !filters.iter().any(|filter| matches(filter, topic)) || !may(topic) {
+                continue;
+            }
+            if reading.messages.len() >= AT_ONCE || bytes > BYTES_AT_ONCE {
+                (reading.next, reading.more) = (id, true);
+                break;
+            }
+            bytes += message.size();
+            reading.messages.push((id, message.clone()));
+        }
+        reading
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::message;
+    use super::*;
+
+    fn ids(ring: &Ring, from: u64, filter: &str) -> Vec<u64> {
+        ring.read(from, &[filter.into()], |topic| topic != "secret").messages.iter().map(|(id, _)| *id).collect()
+    }
+
+    #[test]
+    fn readers_get_what_they_ask_for_and_may_see() {
+        let mut ring = Ring::new(1);
+        for topic in ["a", "secret", "b", "a"] {
+            ring.push(message(topic, "", false));
+        }
+        assert_eq!(ids(&ring, 1001, "#"), [1001, 1003, 1004]);
+        assert_eq!(ids(&ring, 1002, "a"), [1004]);
+        assert_eq!(ids(&ring, 1005, "#"), [] as [u64; 0]);
+    }
+
+    #[test]
+    fn gaps_are_told() {
+        let mut ring = Ring::new(1);
+        for _ in 0..MAX_MESSAGES + 10 {
+            ring.push(message("a", "", false));
+        }
+        assert_eq!(ring.check(1003), Err(Gap { missed: Some(8), next: 1011 }));
+        assert_eq!(ring.check(1011), Ok(()));
+        assert_eq!(ring.check(ring.next()), Ok(()));
+        assert_eq!(ring.check(ring.next() + 1), Err(Gap { missed: None, next: 1011 }), "from another life");
+        assert_eq!(ring.check(5), Err(Gap { missed: None, next: 1011 }));
+        let first = ring.read(1011, &["#".into()], |_| true);
+        assert_eq!((first.messages.len(), first.next, first.more), (AT_ONCE, 1011 + AT_ONCE as u64, true));
+    }
+
+    #[test]
+    fn bytes_are_bounded() {
+        let mut ring = Ring::new(0);
+        for _ in 0..100 {
+            ring.push(message("a", &"x".repeat(MAX_BYTES / 8), false));
+            assert!(ring.bytes <= MAX_BYTES);
+        }
+        ring.push(message("a", &"x".repeat(2 * MAX_BYTES), false));
+        assert_eq!(ring.messages.len(), 1, "the last one is always there");
+    }
+}

@@ -1,0 +1,133 @@
+//! All calls, as a table: the router and the OpenAPI document are made from it, so neither can miss one.
+
+use std::sync::Arc;
+
+use axum::Router;
+use axum::http::StatusCode;
+use axum::routing::{MethodRouter, delete, get, post, put};
+
+use super::problem::Problem;
+use super::{Http, metrics, openapi, overview, page, sensors, stream, topics, websocket};
+
+/// A call.
+pub struct Call {
+    /// In lower case.
+    pub method: &'static str,
+    /// With `{name}` for what varies; a topic may contain slashes.
+    pub path: &'static str,
+    /// What it does, in a few words.
+    pub summary: &'static str,
+    /// Parameters behind the question mark.
+    pub query: &'static [Parameter],
+    /// What a success gives: status and content type, empty for none.
+    pub success: (u16, &'static str),
+    /// Whether everybody may.
+    pub is_open: bool,
+    /// Who answers.
+    pub handler: fn() -> MethodRouter<Arc<Http>>,
+}
+
+/// A parameter.
+pub struct Parameter {
+    /// Name.
+    pub name: &'static str,
+    /// What it means.
+    pub meaning: &'static str,
+    /// `string`, `integer` or `boolean`.
+    pub kind: &'static str,
+}
+
+const fn parameter(name: &'static str, kind: &'static str, meaning: &'static str) -> Parameter {
+    Parameter { name, meaning, kind }
+}
+
+const TOPIC: Parameter = parameter("topic", "string", "The topic, where no path can hold it, as \"..\".");
+const PUBLISH: &[Parameter] = &[
+    parameter("qos", "integer", "0, 1 (the default) or 2; from 1 on, the answer means that the message is safe."),
+    parameter("retain", "boolean", "Whether it becomes the retained message of the topic."),
+    parameter("expiry", "integer", "Message expiry interval in seconds."),
+];
+const PUBLISH_ANYWHERE: &[Parameter] = &[
+    TOPIC,
+    parameter("qos", "integer", "0, 1 (the default) or 2."),
+    parameter("retain", "boolean", "Whether it becomes the retained message of the topic."),
+    parameter("expiry", "integer", "Message expiry interval in seconds."),
+];
+const LIST: &[Parameter] = &[
+    parameter("filter", "string", "Topic filter; \"#\" if missing. In an address, # is written %23 and + is %2B."),
+    parameter("after", "string", "Begin behind this topic: \"next\" of the page before."),
+    parameter("limit", "integer", "Messages of a page, at most 1000."),
+    TOPIC,
+];
+const STREAM: &[Parameter] = &[
+    parameter("filter", "string", "Topic filter; may be given several times."),
+    parameter("status", "boolean", "Also sensors, upstreams, clients, problems and the gateway, when they change."),
+    parameter("last_event_id", "string", "Go on behind this id, as the header Last-Event-ID does."),
+];
+const EVENTS: &[Parameter] = &[
+    parameter("since", "string", "Only events from this time on, as 2026-03-01T12:00:00Z."),
+    parameter("limit", "integer", "Events of a page, at most 1000; 100 if missing."),
+    parameter("cursor", "integer", "Begin behind this event: \"cursor\" of the page before."),
+];
+
+const JSON: (u16, &str) = (200, "application/json");
+const TEXT: (u16, &str) = (200, "text/plain");
+const DONE: (u16, &str) = (204, "");
+
+macro_rules! calls {
+    ($($method:ident $path:literal $summary:literal $query:expr, $success:expr, $is_open:literal, $handler:path;)*) => {
+        &[$(Call {
+            method: stringify!($method),
+            path: $path,
+            summary: $summary,
+            query: $query,
+            success: $success,
+            is_open: $is_open,
+            handler: || $method($handler),
+        },)*]
+    };
+}
+
+/// All of them.
+pub const CALLS: &[Call] = calls! {
+    get "/api/v1/topics" "The last message on each topic that a filter selects" LIST, JSON, false, topics::list;
+    put "/api/v1/topics" "Publish, with the topic as a parameter" PUBLISH_ANYWHERE, DONE, false, topics::publish;
+    post "/api/v1/topics" "Publish, with the topic as a parameter" PUBLISH_ANYWHERE, DONE, false, topics::publish;
+    delete "/api/v1/topics" "Clear a retained message, with the topic as a parameter" &[TOPIC], DONE, false, topics::clear;
+    get "/api/v1/topics/{*topic}" "The last message on a topic: its payload, or all of it as JSON by Accept" &[],
+        (200, "*/*"), false, topics::read;
+    put "/api/v1/topics/{*topic}" "Publish" PUBLISH, DONE, false, topics::publish;
+    post "/api/v1/topics/{*topic}" "Publish" PUBLISH, DONE, false, topics::publish;
+    delete "/api/v1/topics/{*topic}" "Clear the retained message of a topic" &[], DONE, false, topics::clear;
+    get "/api/v1/stream" "Messages as they come, as server-sent events" STREAM, (200, "text/event-stream"), false,
+        stream::stream;
+    get "/api/v1/sensors" "All sensors" &[], JSON, false, sensors::list;
+    get "/api/v1/sensors/{name}" "A sensor" &[], JSON, false, sensors::one;
+    get "/api/v1/sensors/{name}/events" "When there was motion" EVENTS, JSON, false, sensors::events;
+    get "/api/v1/upstreams" "The upstreams, their backlog and ledger" &[], JSON, false, overview::upstreams;
+    get "/api/v1/clients" "Connected MQTT clients" &[], JSON, false, overview::clients;
+    get "/api/v1/problems" "The last warnings and errors" &[], JSON, false, overview::problems;
+    get "/api/v1/gateway" "The gateway itself" &[], JSON, false, overview::gateway;
+    get "/api/v1/openapi.json" "This description" &[], JSON, true, openapi::serve;
+    get "/metrics" "Figures for Prometheus" &[], TEXT, false, metrics::metrics;
+    get "/livez" "Whether the process answers" &[], TEXT, true, overview::live;
+    get "/readyz" "Whether messages are taken; an upstream that is down does not matter" &[], TEXT, true,
+        overview::ready;
+    get "/healthz" "The same as readyz" &[], TEXT, true, overview::ready;
+    get "/mqtt" "MQTT over WebSocket" &[], (101, ""), true, websocket::upgrade;
+    get "/" "The web page" &[], (200, "text/html"), false, page::serve;
+};
+
+/// The router for all of them.
+pub fn router(http: Arc<Http>) -> Router {
+    let mut router = Router::new();
+    for call in CALLS {
+        router = router.route(call.path, (call.handler)());
+    }
+    router
+        .fallback(async || Problem::not_found("there is nothing at this address; / is the web page"))
+        .method_not_allowed_fallback(async || {
+            Problem::new(StatusCode::METHOD_NOT_ALLOWED, "this address does not have that method")
+        })
+        .with_state(http)
+}

@@ -1,0 +1,114 @@
+//! Motion now and before.
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::State;
+use axum::http::{StatusCode, Uri, header};
+use axum::response::{IntoResponse, Response};
+use jiff::Timestamp;
+use serde::Serialize;
+use tracing::warn;
+
+use super::Http;
+use super::auth::Caller;
+use super::envelope::rfc3339;
+use super::history::{self, EventState};
+use super::problem::Problem;
+use super::query::{Query, decode};
+use crate::status::SensorSnapshot;
+
+/// Where sensors are.
+const SENSORS: &str = "/api/v1/sensors/";
+/// Events of a page.
+const MAX_EVENTS: usize = 1000;
+
+#[derive(Serialize)]
+struct SensorView<'a> {
+    #[serde(flatten)]
+    snapshot: &'a SensorSnapshot,
+    /// When its state began; `None` while the clock is not synchronised.
+    since: Option<String>,
+}
+
+#[derive(Serialize)]
+struct EventView {
+    n: u64,
+    state: EventState,
+    time: Option<String>,
+    boot: String,
+    boot_ms: u64,
+}
+
+#[derive(Serialize)]
+struct Events {
+    events: Vec<EventView>,
+    /// What to give as `cursor` to go on behind these, now or later.
+    cursor: u64,
+    /// Whether there are more already.
+    more: bool,
+}
+
+fn view<'a>(http: &Http, snapshot: &'a SensorSnapshot) -> SensorView<'a> {
+    SensorView { snapshot, since: snapshot.since_boot_ms.and_then(|since| http.time(since)) }
+}
+
+/// The sensors whose topics the caller may read, as JSON.
+pub fn list_json(http: &Http, caller: &Caller, snapshots: &[SensorSnapshot]) -> String {
+    let visible = snapshots.iter().filter(|snapshot| caller.permissions.may_receive(&snapshot.topic));
+    serde_json::to_string(&visible.map(|snapshot| view(http, snapshot)).collect::<Vec<_>>()).unwrap_or_default()
+}
+
+/// The sensor of a request, if there is one that the caller may see.
+fn find(http: &Http, caller: &Caller, name: &str) -> Result<SensorSnapshot, Problem> {
+    let name = decode(name, false)?;
+    let snapshots = http.status.sensors.borrow();
+    let is_it = |snapshot: &&SensorSnapshot| snapshot.name == name && caller.permissions.may_receive(&snapshot.topic);
+    snapshots.iter().find(is_it).cloned().ok_or_else(|| Problem::not_found("there is no such sensor"))
+}
+
+/// `GET /api/v1/sensors`
+pub async fn list(State(http): State<Arc<Http>>, caller: Caller) -> Response {
+    let snapshots = http.status.sensors.borrow().clone();
+    ([(header::CONTENT_TYPE, "application/json")], list_json(&http, &caller, &snapshots)).into_response()
+}
+
+/// `GET /api/v1/sensors/{name}`
+pub async fn one(State(http): State<Arc<Http>>, caller: Caller, uri: Uri) -> Result<Response, Problem> {
+    let name = uri.path().strip_prefix(SENSORS).unwrap_or_default();
+    let snapshot = find(&http, &caller, name)?;
+    Ok(Json(view(&http, &snapshot)).into_response())
+}
+
+/// `GET /api/v1/sensors/{name}/events`
+pub async fn events(State(http): State<Arc<Http>>, caller: Caller, uri: Uri) -> Result<Response, Problem> {
+    let query = Query::parse(&uri, &["since", "limit", "cursor"])?;
+    let name = uri.path().strip_prefix(SENSORS).and_then(|rest| rest.strip_suffix("/events")).unwrap_or_default();
+    let sensor = find(&http, &caller, name)?.name;
+    let time = |text: &str| text.parse::<Timestamp>().ok().map(Timestamp::as_millisecond);
+    let since = query.parsed("since", "a time such as 2026-03-01T12:00:00Z", time)?;
+    let cursor = query.parsed("cursor", "the cursor of an earlier answer", |text| text.parse().ok())?.unwrap_or(0);
+    let within = |text: &str| text.parse().ok().filter(|limit| (1..=MAX_EVENTS).contains(limit));
+    let limit = query.parsed("limit", "a number from 1 to 1000", within)?.unwrap_or(100);
+    let dir = http.history.clone();
+    let reading = tokio::task::spawn_blocking(move || history::read(&dir, &sensor, since, cursor, limit + 1));
+    let mut found = match reading.await {
+        Ok(Ok(found)) => found,
+        Ok(Err(error)) => {
+            warn!(%error, "the history of a sensor cannot be read");
+            return Err(Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "the history cannot be read"));
+        }
+        Err(_) => return Err(Problem::unavailable("the gateway is shutting down")),
+    };
+    let more = found.len() > limit;
+    found.truncate(limit);
+    let cursor = found.last().map_or(cursor, |event| event.n);
+    let events = found.into_iter().map(|event| EventView {
+        n: event.n,
+        state: event.state,
+        time: event.unix_ms.and_then(rfc3339),
+        boot: event.boot,
+        boot_ms: event.boot_ms,
+    });
+    Ok(Json(Events { events: events.collect(), cursor, more }).into_response())
+}

@@ -1,0 +1,246 @@
+//! The port: connections and the time that they may take.
+//!
+//! Every wait for a client has a limit: for its handshake, for the head of a request (the pause between two requests
+//! included), for a body, and for it to take an answer. A connection costs a bounded amount of memory, and there is a
+//! bounded number of them, so slow clients cost others nothing.
+
+use std::convert::Infallible;
+use std::io;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use axum::Router;
+use axum::body::Body;
+use axum::http::{HeaderValue, Request, Response, header};
+use axum::response::IntoResponse;
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::{Instant, Sleep, sleep, timeout};
+use tokio_rustls::TlsAcceptor;
+use tower_service::Service;
+use tracing::{debug, warn};
+
+use super::auth::Origin;
+use super::problem::Problem;
+use super::settings::HttpSettings;
+use super::{Http, routes};
+use crate::net::{ListenError, bind, is_about_the_connection};
+use crate::tls::acceptor;
+
+/// Connections at the same time, those of streams and of MQTT over WebSocket included. More are closed at once.
+pub const MAX_CONNECTIONS: usize = 1100;
+/// A TLS handshake takes no longer than this.
+const HANDSHAKE: Duration = Duration::from_secs(10);
+/// The head of a request takes no longer than this, nor does the pause before it.
+const HEAD: Duration = Duration::from_secs(15);
+/// A client that takes nothing of an answer for this long has gone.
+const STALL: Duration = Duration::from_secs(30);
+/// Largest head of a request: room for a long topic.
+const MAX_HEAD: usize = 32 << 10;
+/// On shutdown, answers that are under way get this long.
+const FAREWELL: Duration = Duration::from_secs(1);
+
+/// An open port.
+pub struct Port {
+    socket: TcpListener,
+    tls: Option<TlsAcceptor>,
+    /// The address that it is bound to.
+    pub address: SocketAddr,
+}
+
+/// A place among the connections. It stays taken while a copy of it exists, as it does for a WebSocket.
+#[derive(Clone, Debug)]
+pub struct Place(#[allow(dead_code, reason = "held, not read")] Arc<OwnedSemaphorePermit>);
+
+/// Opens the port; `None` if there is to be none.
+pub fn open(settings: &HttpSettings) -> Result<Option<Port>, ListenError> {
+    let Some(address) = settings.address else { return Ok(None) };
+    let tls = match &settings.tls {
+        None => None,
+        Some(files) => {
+            let acceptor = acceptor(&files.cert, &files.key, None);
+            Some(acceptor.map_err(|source| ListenError::Tls { address, source })?)
+        }
+    };
+    let (socket, address) = bind(address)?;
+    Ok(Some(Port { socket, tls, address }))
+}
+
+impl Port {
+    /// Serves until the gateway goes down.
+    pub async fn run(self, http: Arc<Http>) {
+        let router = routes::router(http.clone());
+        let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+        let mut was_full = false;
+        loop {
+            let accepted = tokio::select! {
+                () = http.core.cancel.cancelled() => return,
+                accepted = self.socket.accept() => accepted,
+            };
+            let (stream, from) = match accepted {
+                Ok(accepted) => accepted,
+                Err(error) if is_about_the_connection(&error) => continue,
+                Err(error) => {
+                    // out of file descriptors or memory: those who are connected must go on
+                    warn!(address = %self.address, %error, "cannot accept HTTP connections for now");
+                    sleep(Duration::from_millis(500)).await;
+                    continue;
+                }
+            };
+            let Ok(place) = places.clone().try_acquire_owned() else {
+                if !was_full {
+                    warn!(most = MAX_CONNECTIONS, "too many HTTP connections: more are closed at once");
+                }
+                was_full = true;
+                continue;
+            };
+            was_full = was_full && places.available_permits() < MAX_CONNECTIONS / 2;
+            let connection = Connection { http: http.clone(), router: router.clone(), place: Place(Arc::new(place)) };
+            let tls = self.tls.clone();
+            http.connections.spawn(connection.serve(stream, from, tls));
+        }
+    }
+}
+
+/// What one connection needs.
+struct Connection {
+    http: Arc<Http>,
+    router: Router,
+    place: Place,
+}
+
+impl Connection {
+    async fn serve(self, stream: TcpStream, from: SocketAddr, tls: Option<TlsAcceptor>) {
+        // an event must not wait for the acknowledgement of the one before
+        let _ = stream.set_nodelay(true);
+        match tls {
+            None => self.speak(stream, from).await,
+            Some(tls) => match timeout(HANDSHAKE, tls.accept(stream)).await {
+                Ok(Ok(stream)) => self.speak(stream, from).await,
+                Ok(Err(error)) => debug!(%from, %error, "TLS handshake failed"),
+                Err(_) => debug!(%from, "TLS handshake took too long"),
+            },
+        }
+    }
+
+    async fn speak(self, stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, from: SocketAddr) {
+        let cancel = self.http.core.cancel.clone();
+        let service = service_fn(move |request| self.answer(request, from));
+        let io = TokioIo::new(Impatient { stream, deadline: None });
+        let connection = http1::Builder::new()
+            .timer(TokioTimer::new())
+            .header_read_timeout(HEAD)
+            .max_buf_size(MAX_HEAD)
+            .serve_connection(io, service)
+            .with_upgrades();
+        let mut connection = std::pin::pin!(connection);
+        let ended = tokio::select! {
+            ended = connection.as_mut() => ended,
+            () = cancel.cancelled() => {
+                connection.as_mut().graceful_shutdown();
+                timeout(FAREWELL, connection).await.unwrap_or(Ok(()))
+            }
+        };
+        if let Err(error) = ended {
+            debug!(%from, %error, "HTTP connection ended");
+        }
+    }
+
+    fn answer(
+        &self,
+        mut request: Request<Incoming>,
+        from: SocketAddr,
+    ) -> impl Future<Output = Result<Response<Body>, Infallible>> + use<> {
+        let refused = self.http.guard.check(request.uri(), request.headers());
+        request.extensions_mut().insert(Origin(from.ip().to_canonical()));
+        request.extensions_mut().insert(self.place.clone());
+        let mut router = self.router.clone();
+        async move {
+            let mut response = match refused {
+                Ok(()) => router.call(request).await?,
+                Err(foreign) => Problem::forbidden(foreign.to_string()).into_response(),
+            };
+            for (name, value) in [
+                (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
+                (header::REFERRER_POLICY, "no-referrer"),
+                (header::HeaderName::from_static("cross-origin-resource-policy"), "same-origin"),
+                (header::X_FRAME_OPTIONS, "DENY"),
+            ] {
+                response.headers_mut().insert(name, HeaderValue::from_static(value));
+            }
+            // what is here is of this moment
+            let no_store = HeaderValue::from_static("no-store");
+            response.headers_mut().entry(header::CACHE_CONTROL).or_insert(no_store);
+            Ok(response)
+        }
+    }
+}
+
+/// A connection whose other end must take what is sent.
+struct Impatient<S> {
+    stream: S,
+    /// Runs while there is something that it does not take.
+    deadline: Option<Pin<Box<Sleep>>>,
+}
+
+impl<S> Impatient<S> {
+    fn judge<T>(&mut self, context: &mut Context<'_>, poll: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
+        if poll.is_ready() {
+            self.deadline = None;
+            return poll;
+        }
+        let deadline = self.deadline.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(Instant::now() + STALL)));
+        match deadline.as_mut().poll(context) {
+            Poll::Ready(()) => Poll::Ready(Err(io::ErrorKind::TimedOut.into())),
+            Poll::Pending => Poll::Pending,
+        }
+    }
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Impatient<S> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_read(context, buffer)
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for Impatient<S> {
+    fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        let poll = Pin::new(&mut self.stream).poll_write(context, bytes);
+        self.judge(context, poll)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let poll = Pin::new(&mut self.stream).poll_flush(context);
+        self.judge(context, poll)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let poll = Pin::new(&mut self.stream).poll_shutdown(context);
+        self.judge(context, poll)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        slices: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let poll = Pin::new(&mut self.stream).poll_write_vectored(context, slices);
+        self.judge(context, poll)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+}

@@ -1,0 +1,21 @@
+//! What the tests here share.
+
+use crate::message::{Draft, Message, Origin, Qos};
+
+pub fn message(topic: &str, payload: &str, retain: bool) -> Message {
+    message_at(topic, payload, retain, 0)
+}
+
+pub fn message_at(topic: &str, payload: &str, retain: bool, boot_ms: u64) -> Message {
+    Message::new(&Draft {
+        topic,
+        payload: payload.as_bytes(),
+        qos: Qos::AtLeastOnce,
+        retain,
+        properties: &[],
+        expiry: None,
+        hops: 0,
+        boot_ms,
+        origin: Origin::http(),
+    })
+}

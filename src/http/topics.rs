@@ -1,0 +1,264 @@
+//! Messages: the last ones, and publishing.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Json;
+use axum::body::{Body, Bytes};
+use axum::extract::State;
+use axum::http::{HeaderMap, HeaderValue, StatusCode, Uri, header};
+use axum::response::{IntoResponse, Response};
+use http_body_util::{BodyExt, Limited};
+use serde::Serialize;
+use tokio::time::timeout;
+
+use super::Http;
+use super::auth::Caller;
+use super::envelope::{Envelope, content_type_property, media_type};
+use super::problem::Problem;
+use super::query::{Query, decode};
+use crate::message::{Draft, Origin, Qos, check_filter, check_topic};
+
+/// Where topics are.
+pub const TOPICS: &str = "/api/v1/topics";
+/// A body takes no longer than this.
+const BODY: Duration = Duration::from_secs(30);
+/// What a PUBLISH needs besides topic and payload, at most.
+const PUBLISH_OVERHEAD: usize = 16;
+/// Messages of a list, unless fewer are asked for.
+const MAX_LIST: usize = 1000;
+/// Bytes of a list's messages, beyond the first.
+const MAX_LIST_BYTES: usize = 1 << 20;
+
+/// The topic of a request: the rest of its path, or the parameter for topics that no path can hold (`..`).
+fn topic(uri: &Uri, query: &Query) -> Result<String, Problem> {
+    let in_path = uri.path().strip_prefix(TOPICS).and_then(|rest| rest.strip_prefix('/'));
+    let topic = match (in_path, query.get("topic")?) {
+        (Some(path), None) => decode(path, false)?,
+        (None, Some(topic)) => topic.to_owned(),
+        _ => return Err(Problem::bad_request("the topic belongs into the path, or into the parameter \"topic\"")),
+    };
+    check_topic(&topic)?;
+    Ok(topic)
+}
+
+/// Whether an answer in JSON is asked for.
+fn wants_json(headers: &HeaderMap) -> bool {
+    let accepted = headers.get_all(header::ACCEPT).iter().filter_map(|value| value.to_str().ok());
+    accepted.flat_map(|value| value.split(',')).any(|part| {
+        let mut parameters = part.split(';').map(str::trim);
+        let is_json = parameters.next().is_some_and(|kind| kind.eq_ignore_ascii_case("application/json"));
+        is_json && !parameters.any(|parameter| matches!(parameter, "q=0" | "q=0.0" | "q=0.00" | "q=0.000"))
+    })
+}
+
+/// `GET /api/v1/topics/{topic}`
+pub async fn read(
+    State(http): State<Arc<Http>>,
+    caller: Caller,
+    uri: Uri,
+    headers: HeaderMap,
+) -> Result<Response, Problem> {
+    let query = Query::parse(&uri, &["topic"])?;
+    read_topic(&http, &caller, &topic(&uri, &query)?, &headers)
+}
+
+fn read_topic(http: &Http, caller: &Caller, topic: &str, headers: &HeaderMap) -> Result<Response, Problem> {
+    if !caller.permissions.may_receive(topic) {
+        return Err(Problem::forbidden("this user may not read this topic"));
+    }
+    let Some((message, retained)) = http.hub.last(topic) else {
+        return Err(Problem::not_found("no recent message is known on this topic"));
+    };
+    if wants_json(headers) {
+        return Ok(Json(Envelope::new(http, &message, retained)).into_response());
+    }
+    let view = message.view();
+    let mut response = Bytes::copy_from_slice(view.payload()).into_response();
+    let answer = response.headers_mut();
+    let media_type = HeaderValue::try_from(media_type(&view));
+    answer.insert(header::CONTENT_TYPE, media_type.unwrap_or(HeaderValue::from_static("application/octet-stream")));
+    answer.insert("pigateway-retained", HeaderValue::from_static(if retained { "true" } else { "false" }));
+    answer.insert("pigateway-qos", HeaderValue::from(u16::from(view.qos() as u8)));
+    if let Some(time) = http.time(view.boot_ms()).and_then(|time| HeaderValue::try_from(time).ok()) {
+        answer.insert("pigateway-time", time);
+    }
+    // whatever was published is shown, but never runs as a page of this gateway
+    answer.insert(header::CONTENT_SECURITY_POLICY, HeaderValue::from_static("sandbox; default-src 'none'"));
+    Ok(response)
+}
+
+/// A page of a list of messages.
+#[derive(Debug, Serialize)]
+struct List {
+    messages: Vec<Envelope>,
+    /// What to ask for as `after` to get the next page; `None`: this is the last one.
+    next: Option<String>,
+}
+
+/// `GET /api/v1/topics?filter=`
+pub async fn list(
+    State(http): State<Arc<Http>>,
+    caller: Caller,
+    uri: Uri,
+    headers: HeaderMap,
+) -> Result<Response, Problem> {
+    let query = Query::parse(&uri, &["topic", "filter", "after", "limit"])?;
+    if let Some(topic) = query.get("topic")? {
+        check_topic(topic)?;
+        return read_topic(&http, &caller, topic, &headers);
+    }
+    let filter = query.get("filter")?.unwrap_or("#");
+    check_filter(filter)?;
+    if !caller.permissions.may_subscribe(filter) {
+        return Err(Problem::forbidden("this user may not subscribe to this topic filter"));
+    }
+    let within = |text: &str| text.parse().ok().filter(|limit| (1..=MAX_LIST).contains(limit));
+    let limit = query.parsed("limit", "a number from 1 to 1000", within)?.unwrap_or(MAX_LIST);
+    let after = query.get("after")?.unwrap_or_default();
+    let may = |topic: &str| caller.permissions.may_receive(topic);
+    let mut found = http.hub.select(filter, after, limit + 1, may);
+    let mut bytes = 0;
+    let fitting = found.iter().take(limit).take_while(|(message, _)| {
+        bytes += message.size();
+        bytes - message.size() <= MAX_LIST_BYTES
+    });
+    let fitting = fitting.count();
+    let is_last = fitting == found.len();
+    found.truncate(fitting);
+    let next = found.last().filter(|_| !is_last).map(|(message, _)| message.view().topic().to_owned());
+    let messages = found.iter().map(|(message, retained)| Envelope::new(&http, message, *retained)).collect();
+    Ok(Json(List { messages, next }).into_response())
+}
+
+/// A body of at most `most` bytes.
+async fn body(body: Body, most: usize) -> Result<Bytes, Problem> {
+    match timeout(BODY, Limited::new(body, most).collect()).await {
+        Ok(Ok(collected)) => Ok(collected.to_bytes()),
+        Ok(Err(error)) if error.is::<http_body_util::LengthLimitError>() => Err(Problem::new(
+            StatusCode::PAYLOAD_TOO_LARGE,
+            "the message is larger than max_packet_size under [broker] allows",
+        )),
+        Ok(Err(_)) => Err(Problem::bad_request("the body has not arrived as a whole")),
+        Err(_) => Err(Problem::new(StatusCode::REQUEST_TIMEOUT, "the body has not arrived in time")
+            .with(header::CONNECTION, "close")),
+    }
+}
+
+/// `PUT` and `POST /api/v1/topics/{topic}`
+pub async fn publish(
+    State(http): State<Arc<Http>>,
+    caller: Caller,
+    uri: Uri,
+    headers: HeaderMap,
+    content: Body,
+) -> Result<StatusCode, Problem> {
+    let query = Query::parse(&uri, &["topic", "qos", "retain", "expiry"])?;
+    let topic = topic(&uri, &query)?;
+    let qos = |text: &str| text.parse().ok().and_then(Qos::from_u8);
+    let qos = query.parsed("qos", "0, 1 or 2", qos)?.unwrap_or(Qos::AtLeastOnce);
+    let expiry = query.parsed("expiry", "a number of seconds", |text| text.parse().ok().filter(|s| *s < u32::MAX))?;
+    let retain = query.flag("retain")?;
+    may_publish(&caller, &topic)?;
+    let most = http.core.settings.load().max_packet_size.saturating_sub(topic.len() + PUBLISH_OVERHEAD);
+    let declared = headers.get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse::<usize>().ok());
+    if declared.is_some_and(|length| length > most) {
+        let detail = format!("with this topic, a message may have {most} bytes (max_packet_size under [broker])");
+        return Err(Problem::new(StatusCode::PAYLOAD_TOO_LARGE, detail).with(header::CONNECTION, "close"));
+    }
+    let payload = body(content, most).await?;
+    let content_type = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
+    // what curl says when it is not told what the body is says nothing
+    let content_type = content_type.filter(|kind| *kind != "application/x-www-form-urlencoded");
+    let properties = content_type.map(content_type_property).unwrap_or_default();
+    let draft = Draft {
+        topic: &topic,
+        payload: &payload,
+        qos,
+        retain,
+        properties: &properties,
+        expiry,
+        hops: 0,
+        boot_ms: http.core.ingress.clock().boot_ms(),
+        origin: Origin::http(),
+    };
+    send(&http, &draft).await
+}
+
+/// `DELETE /api/v1/topics/{topic}`
+pub async fn clear(State(http): State<Arc<Http>>, caller: Caller, uri: Uri) -> Result<StatusCode, Problem> {
+    let query = Query::parse(&uri, &["topic"])?;
+    let topic = topic(&uri, &query)?;
+    may_publish(&caller, &topic)?;
+    let draft = Draft {
+        topic: &topic,
+        payload: &[],
+        qos: Qos::AtLeastOnce,
+        retain: true,
+        properties: &[],
+        expiry: None,
+        hops: 0,
+        boot_ms: http.core.ingress.clock().boot_ms(),
+        origin: Origin::http(),
+    };
+    send(&http, &draft).await
+}
+
+fn may_publish(caller: &Caller, topic: &str) -> Result<(), Problem> {
+    if caller.permissions.may_publish(topic) {
+        return Ok(());
+    }
+    Err(Problem::forbidden("this user may not publish on this topic"))
+}
+
+/// Publishes, and waits for what a PUBACK would wait for.
+async fn send(http: &Http, draft: &Draft<'_>) -> Result<StatusCode, Problem> {
+    let receipt = http.core.ingress.publish(draft).await?;
+    if draft.qos > Qos::AtMostOnce {
+        http.core.ingress.settled(receipt).await?;
+    }
+    if draft.retain && draft.payload.is_empty() {
+        http.hub.cleared(draft.topic).await;
+    } else {
+        http.hub.arrived(draft.topic, draft.boot_ms).await;
+    }
+    Ok(StatusCode::NO_CONTENT)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn topics_are_taken_as_they_are_written() {
+        let topic = |uri: &str| {
+            let uri: Uri = uri.parse().unwrap();
+            topic(&uri, &Query::parse(&uri, &["topic"])?)
+        };
+        for (uri, expected) in [
+            ("/api/v1/topics/a/b", "a/b"),
+            ("/api/v1/topics//a//b/", "/a//b/"),
+            ("/api/v1/topics/a%2Fb", "a/b"),
+            ("/api/v1/topics/a%252Fb", "a%2Fb"),
+            ("/api/v1/topics/a/../b", "a/../b"),
+            ("/api/v1/topics/L%C3%BCfter%20+", "Lüfter +"),
+            ("/api/v1/topics?topic=..", ".."),
+        ] {
+            if expected.contains('+') {
+                assert!(topic(uri).is_err(), "a wildcard");
+            } else {
+                assert_eq!(topic(uri).unwrap(), expected);
+            }
+        }
+        for uri in ["/api/v1/topics", "/api/v1/topics/a?topic=b", "/api/v1/topics/%00", "/api/v1/topics/%23"] {
+            assert!(topic(uri).is_err(), "{uri}");
+        }
+    }
+
+    #[test]
+    fn json_is_for_those_who_ask_for_it() {
+        let asks = |accept: &str| wants_json(&HeaderMap::from_iter([(header::ACCEPT, accept.parse().unwrap())]));
+        assert!(asks("application/json") && asks("text/html, application/JSON;q=0.9") && asks("application/json, */*"));
+        assert!(!asks("*/*") && !asks("text/plain") && !asks("application/json;q=0"));
+    }
+}

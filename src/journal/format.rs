@@ -1,0 +1,236 @@
+//! The journal on disk, version 1.
+//!
+//! The directory `journal` below the data directory holds
+//!
+//! | name | what |
+//! |---|---|
+//! | `NNNNNNNN.segment` | a part of the log, of fixed size, written once in full and then used again and again |
+//! | `snapshot` | state at one place of the log: what is older than that need not be read at start |
+//! | `snapshot.new` | a snapshot being written; ignored |
+//! | `*.set-aside` | a file that could not be read or was found damaged; ignored, kept for whoever wants to look |
+//!
+//! All integers are little endian. Segments and snapshots begin with the same header, twice: at 0 and at 4096, so that
+//! one lost page leaves the other. Records follow from 8192 on.
+//!
+//! | offset | size | header |
+//! |---|---|---|
+//! | 0 | 8 | `PIGWJRNL` |
+//! | 8 | 2 | version |
+//! | 10 | 2 | 0 segment, 1 snapshot |
+//! | 12 | 4 | boot: number of the boot that it was begun in, see [`Kind::Clock`] |
+//! | 16 | 8 | generation: later segments have greater ones; of two headers the greater one counts |
+//! | 24 | 8 | salt: random, so that nobody can publish bytes that pass for a record |
+//! | 32 | 8 | size of the file |
+//! | 40 | 8 | base: all records have places from this one on |
+//! | 48 | 4 | CRC-32C of the above |
+//!
+//! A record begins at a multiple of 8 bytes:
+//!
+//! | offset | size | record |
+//! |---|---|---|
+//! | 0 | 4 | CRC-32C of generation, salt and the rest of the record: bytes of an earlier use of the file do not pass |
+//! | 4 | 4 | length, these 32 bytes included, padding to the next multiple of 8 not |
+//! | 8 | 8 | place; strictly greater than that of the record before |
+//! | 16 | 1 | [`Kind`] |
+//! | 17 | 1 | flags: 1 retained, 2 received |
+//! | 18 | 2 | number of consumers |
+//! | 20 | 4 | boot that the message's boot-clock time belongs to |
+//! | 24 | 8 | reserved, 0 |
+//! | 32 | 16 each | consumers: key, ordinal. With the flag "received" the first one is the session of the publisher and the packet id of its QoS 2 PUBLISH instead |
+//! | | | body |
+//!
+//! | [`Kind`] | body |
+//! |---|---|
+//! | 1 message | as [`crate::message`] encodes it; empty for the mere note that a QoS 2 PUBLISH was received |
+//! | 2 state | length of the name (2), name, value: a persistent session, as the broker encodes it; no value: it is gone |
+//! | 3 consumer | name; its key is the only consumer |
+//! | 4 consumer removed | none |
+//! | 5 cursors | per consumer: key, base, read, dropped, lost, settled by outcome (9 × 8); after them 1 byte: 1 for an orderly end |
+//! | 6 note | what (8), value (8): see [`crate::journal::Note`] |
+//! | 7 clock | boot (4), 0 (4), hash of the kernel's boot id (8), Unix time minus boot clock in ms (8), 1 if synchronised (8) |
+//! | 8 table | in snapshots, first and last: consumers, boots and segments, as `snapshot.rs` encodes them |
+//!
+//! # What a power cut can do
+//! Records are written in order, and a run of them is synced before the next is begun, so the last run alone can be cut
+//! short, in any pattern of sectors: what is whole of it stays, the rest is overwritten. A segment is begun only when the
+//! one before is synced. After a failed sync the segment is closed and what was not synced is written once more, with the
+//! same places, to another: records at or beyond the base of the next segment do not count.
+//!
+//! # Versions
+//! A file with another version is refused, with a sentence that says so; version 1 is the first.
+
+/// Version that this program writes.
+pub const VERSION: u16 = 1;
+/// Where the second header is.
+pub const HEADER_COPY: u64 = 4096;
+/// Where records begin.
+pub const DATA: u64 = 8192;
+/// Bytes of a header.
+pub const HEADER_LEN: usize = 52;
+/// Bytes of a record in front of its consumers.
+pub const RECORD_HEAD: usize = 32;
+/// Bytes per consumer.
+pub const CONSUMER_LEN: usize = 16;
+/// What the names of segments end with.
+pub const SEGMENT_SUFFIX: &str = ".segment";
+/// The snapshot.
+pub const SNAPSHOT: &str = "snapshot";
+/// A snapshot that is being written.
+pub const SNAPSHOT_NEW: &str = "snapshot.new";
+/// What the names of files end with that were set aside.
+pub const ASIDE_SUFFIX: &str = ".set-aside";
+
+const MAGIC: [u8; 8] = *b"PIGWJRNL";
+
+/// What a record is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Kind {
+    /// A message, or the note that one was received.
+    Message = 1,
+    /// A named value.
+    State = 2,
+    /// A consumer is known from here on.
+    Consumer = 3,
+    /// A consumer is gone.
+    ConsumerRemoved = 4,
+    /// How far consumers are.
+    Cursors = 5,
+    /// A step of a QoS 2 exchange.
+    Note = 6,
+    /// What a boot's clock means.
+    Clock = 7,
+    /// Consumers, boots and segments, in snapshots.
+    Table = 8,
+}
+
+impl Kind {
+    /// The kind with this number.
+    pub fn from_u8(number: u8) -> Option<Kind> {
+        use Kind::*;
+        [Message, State, Consumer, ConsumerRemoved, Cursors, Note, Clock, Table]
+            .into_iter()
+            .find(|kind| *kind as u8 == number)
+    }
+}
+
+/// The message is the retained one of its topic, or clears it.
+pub const FLAG_RETAINED: u8 = 1;
+/// The first consumer is a publisher and a packet id.
+pub const FLAG_RECEIVED: u8 = 2;
+
+/// Reads a little-endian integer; 0 beyond the end.
+pub fn u64_at(bytes: &[u8], at: usize) -> u64 {
+    bytes.get(at..at + 8).and_then(|b| b.try_into().ok()).map_or(0, u64::from_le_bytes)
+}
+
+/// Reads a little-endian integer; 0 beyond the end.
+pub fn u32_at(bytes: &[u8], at: usize) -> u32 {
+    bytes.get(at..at + 4).and_then(|b| b.try_into().ok()).map_or(0, u32::from_le_bytes)
+}
+
+/// Reads a little-endian integer; 0 beyond the end.
+pub fn u16_at(bytes: &[u8], at: usize) -> u16 {
+    bytes.get(at..at + 2).and_then(|b| b.try_into().ok()).map_or(0, u16::from_le_bytes)
+}
+
+/// The next multiple of 8.
+pub fn padded(len: usize) -> usize {
+    len.next_multiple_of(8)
+}
+
+/// The header of a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Header {
+    /// Of a snapshot, not of a segment.
+    pub is_snapshot: bool,
+    /// Boot that it was begun in.
+    pub boot: u32,
+    /// Generation.
+    pub generation: u64,
+    /// Salt.
+    pub salt: u64,
+    /// Size of the file.
+    pub size: u64,
+    /// Least place.
+    pub base: u64,
+}
+
+/// Why a header cannot be used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HeaderError {
+    /// Nothing was ever written here.
+    Blank,
+    /// It is not what was written.
+    Damaged,
+    /// Whole, but of another version.
+    Version(u16),
+}
+
+impl Header {
+    /// The header as bytes.
+    pub fn encode(&self) -> [u8; HEADER_LEN] {
+        let mut bytes = [0; HEADER_LEN];
+        bytes[..8].copy_from_slice(&MAGIC);
+        bytes[8..10].copy_from_slice(&VERSION.to_le_bytes());
+        bytes[10..12].copy_from_slice(&u16::from(self.is_snapshot).to_le_bytes());
+        bytes[12..16].copy_from_slice(&self.boot.to_le_bytes());
+        for (at, value) in [(16, self.generation), (24, self.salt), (32, self.size), (40, self.base)] {
+            bytes[at..at + 8].copy_from_slice(&value.to_le_bytes());
+        }
+        let crc = crc32c::crc32c(&bytes[..48]);
+        bytes[48..].copy_from_slice(&crc.to_le_bytes());
+        bytes
+    }
+
+    /// The header that these bytes are.
+    pub fn decode(bytes: &[u8]) -> Result<Header, HeaderError> {
+        let Some(bytes) = bytes.get(..HEADER_LEN) else { return Err(HeaderError::Blank) };
+        if bytes.iter().all(|byte| *byte == 0) {
+            return Err(HeaderError::Blank);
+        }
+        if bytes[..8] != MAGIC || crc32c::crc32c(&bytes[..48]) != u32_at(bytes, 48) {
+            return Err(HeaderError::Damaged);
+        }
+        match u16_at(bytes, 8) {
+            VERSION => {}
+            other => return Err(HeaderError::Version(other)),
+        }
+        Ok(Header {
+            is_snapshot: u16_at(bytes, 10) == 1,
+            boot: u32_at(bytes, 12),
+            generation: u64_at(bytes, 16),
+            salt: u64_at(bytes, 24),
+            size: u64_at(bytes, 32),
+            base: u64_at(bytes, 40),
+        })
+    }
+
+    /// What the CRC of every record in the file begins with.
+    pub fn seed(&self) -> u32 {
+        crc32c::crc32c_append(crc32c::crc32c(&self.generation.to_le_bytes()), &self.salt.to_le_bytes())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_header_is_whole_or_not_at_all() {
+        let header = Header { is_snapshot: false, boot: 3, generation: 7, salt: 9, size: 1 << 20, base: 100 };
+        let bytes = header.encode();
+        assert_eq!(Header::decode(&bytes), Ok(header));
+        assert_eq!(Header::decode(&[0; 100]), Err(HeaderError::Blank));
+        for bit in 0..HEADER_LEN * 8 {
+            let mut flipped = bytes;
+            flipped[bit / 8] ^= 1 << (bit % 8);
+            assert_eq!(Header::decode(&flipped), Err(HeaderError::Damaged), "bit {bit}");
+        }
+        let mut newer = bytes;
+        newer[8] = 2;
+        let crc = crc32c::crc32c(&newer[..48]);
+        newer[48..].copy_from_slice(&crc.to_le_bytes());
+        assert_eq!(Header::decode(&newer), Err(HeaderError::Version(2)));
+    }
+}

@@ -1,0 +1,234 @@
+//! Looking at a journal from outside: beside a running gateway, or on the card of a Pi that is dead. Nothing is changed.
+
+use std::collections::HashMap;
+use std::io::{self, Write};
+use std::path::Path;
+
+use jiff::Timestamp;
+use serde_json::{Map, Value, json};
+
+use super::format::{Kind, SEGMENT_SUFFIX};
+use super::record::{RecordRef, Scanner};
+use super::report::Report;
+use super::segment::Segment;
+use super::state::State;
+use super::storage::Storage;
+use super::storage::file::FileStorage;
+use super::{JournalError, boots, recovery, settings::JournalSettings};
+use crate::message::MessageRef;
+use crate::time::{Clock, SystemClock};
+
+/// What to do.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct What {
+    /// Read every record.
+    pub verify: bool,
+    /// Print messages as JSON, one a line, and nothing else.
+    pub export: bool,
+}
+
+/// Why a journal cannot be looked at.
+#[derive(Debug, thiserror::Error)]
+pub enum InspectError {
+    /// There is none.
+    #[error("{0} holds no journal: give the data directory (gateway.data_dir) or the directory `journal` in it")]
+    None(String),
+    /// Another version.
+    #[error(transparent)]
+    Journal(#[from] JournalError),
+    /// The output cannot be written, or the directory not read.
+    #[error(transparent)]
+    Io(#[from] io::Error),
+}
+
+/// Prints what is in the journal in `dir`; says whether all of it is readable.
+pub fn inspect(dir: &Path, what: What, out: &mut dyn Write) -> Result<bool, InspectError> {
+    let inner = dir.join("journal");
+    let storage = FileStorage::read_only(if inner.is_dir() { &inner } else { dir });
+    let files = storage.list()?;
+    if !files.iter().any(|(name, _)| name.ends_with(SEGMENT_SUFFIX)) {
+        return Err(InspectError::None(dir.display().to_string()));
+    }
+    let clock = SystemClock;
+    let mut state = recovery::recover(&storage, &JournalSettings::default(), boots::kernel_boot_id(), &clock)?;
+    if what.export {
+        export(&storage, &state, &clock, out)?;
+    } else {
+        if what.verify {
+            verify(&storage, &mut state);
+        }
+        print(&state, files.iter().map(|(_, len)| len).sum(), what, out)?;
+    }
+    Ok(!state.reports.iter().any(Report::is_loss))
+}
+
+/// Reads what was not read to find the state.
+fn verify(storage: &dyn Storage, state: &mut State) {
+    for generation in std::mem::take(&mut state.unverified) {
+        let Some(segment) = state.segments.get(&generation) else { continue };
+        let mut scanner = Scanner::new(storage, &segment.name, &segment.header, segment.end);
+        let mut records = 0;
+        while scanner.next_record().is_some() {
+            records += 1;
+        }
+        let rest = segment.end.saturating_sub(scanner.offset());
+        if scanner.damage.places > 0 || rest > 0 || records < segment.records {
+            let report = Report::Damaged {
+                file: segment.name.clone(),
+                places: scanner.damage.places + u32::from(rest > 0),
+                bytes: scanner.damage.bytes + rest,
+                records: segment.records.saturating_sub(records),
+            };
+            state.reports.push(report);
+        }
+    }
+}
+
+fn print(state: &State, bytes: u64, what: What, out: &mut dyn Write) -> io::Result<()> {
+    let messages = state.retained.len();
+    writeln!(
+        out,
+        "{bytes} bytes, records up to {}, {messages} retained messages, {} sessions",
+        state.committed,
+        state.sessions.len()
+    )?;
+    writeln!(out, "\nsegment           generation      records  from..to             bytes used  needed by")?;
+    for (generation, segment) in &state.segments {
+        let needed = segment.shares.iter().filter(|(key, share)| {
+            state
+                .by_key
+                .get(key)
+                .and_then(|id| state.queues.get(id))
+                .is_some_and(|queue| queue.cursor.base < share.last)
+        });
+        writeln!(
+            out,
+            "{:<17} {generation:>10} {:>12}  {:<20} {:>10}  {} consumers",
+            segment.name,
+            segment.records,
+            format!("{}..{}", segment.header.base, segment.last),
+            segment.end,
+            needed.count()
+        )?;
+    }
+    writeln!(
+        out,
+        "\nconsumer                         accepted      acked unconfirmed    expired    refused    dropped       lost    waiting"
+    )?;
+    let mut queues: Vec<_> = state.queues.values().collect();
+    queues.sort_by(|a, b| a.name.cmp(&b.name));
+    for queue in queues {
+        let backlog = queue.backlog();
+        let name = if queue.name.is_empty() { "(its name was lost)" } else { &*queue.name };
+        let [acked, unconfirmed, expired, refused @ ..] = backlog.settled_as;
+        let refused: u64 = refused.iter().sum();
+        writeln!(
+            out,
+            "{name:<30} {:>10} {acked:>10} {unconfirmed:>11} {expired:>10} {refused:>10} {:>10} {:>10} {:>10}",
+            backlog.accepted, backlog.dropped, backlog.lost, backlog.messages
+        )?;
+    }
+    writeln!(out)?;
+    for report in &state.reports {
+        writeln!(out, "{report}")?;
+    }
+    for aside in &state.aside {
+        writeln!(out, "{aside}: was set aside")?;
+    }
+    match (what.verify, state.reports.is_empty()) {
+        (true, true) => writeln!(out, "every record is whole"),
+        (false, true) => writeln!(out, "no damage in what was read; --verify reads everything"),
+        _ => Ok(()),
+    }
+}
+
+fn export(storage: &dyn Storage, state: &State, clock: &dyn Clock, out: &mut dyn Write) -> io::Result<()> {
+    let segments: Vec<&Segment> = state.segments.values().collect();
+    for (at, segment) in segments.iter().enumerate() {
+        let limit = segments.get(at + 1).map_or(u64::MAX, |next| next.header.base);
+        let mut scanner = Scanner::new(storage, &segment.name, &segment.header, segment.end);
+        while let Some((_, record)) = scanner.next_record() {
+            if record.position() < limit
+                && record.kind() == Some(Kind::Message)
+                && let Some(line) = line(state, &record, clock)
+            {
+                serde_json::to_writer(&mut *out, &line)?;
+                out.write_all(b"\n")?;
+            }
+        }
+    }
+    Ok(())
+}
+
+fn line(state: &State, record: &RecordRef<'_>, clock: &dyn Clock) -> Option<Value> {
+    let message = MessageRef::parse(record.body())?;
+    let offset = state
+        .boots
+        .known
+        .get(&record.boot())
+        .map_or_else(|| clock.unix_ms() - clock.boot_ms() as i64, |boot| boot.offset_ms);
+    let time = Timestamp::from_millisecond((message.boot_ms() as i64).saturating_add(offset)).ok();
+    let mut line = Map::new();
+    line.insert("place".into(), json!(record.position()));
+    line.insert("time".into(), json!(time.map(|time| time.to_string())));
+    line.insert("topic".into(), json!(message.topic()));
+    match std::str::from_utf8(message.payload()) {
+        Ok(text) => line.insert("payload".into(), json!(text)),
+        Err(_) => {
+            let hex: String = message.payload().iter().map(|byte| format!("{byte:02x}")).collect();
+            line.insert("payload_hex".into(), json!(hex))
+        }
+    };
+    line.insert("qos".into(), json!(message.qos() as u8));
+    line.insert("retain".into(), json!(message.retain()));
+    let mut consumers: HashMap<&str, Value> = HashMap::new();
+    for (key, ordinal) in record.consumers() {
+        if let Some(queue) = state.by_key.get(&key).and_then(|id| state.queues.get(id)) {
+            consumers.insert(&queue.name, json!({ "number": ordinal, "waits": ordinal > queue.cursor.base }));
+        }
+    }
+    line.insert("consumers".into(), json!(consumers));
+    Some(Value::Object(line))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::super::tests::{ANY, draft, settings, wait_synced};
+    use super::*;
+    use crate::journal::{Journal, WhenFull};
+
+    #[test]
+    fn a_journal_in_use_is_shown_and_left_as_it_is() {
+        let dir = tempfile::tempdir().unwrap();
+        assert!(matches!(inspect(dir.path(), What::default(), &mut Vec::new()), Err(InspectError::None(_))));
+        let path = dir.path().join("journal");
+        let storage = Arc::new(FileStorage::new(&path));
+        let journal = Journal::open(storage, settings(1 << 20, WhenFull::DropOldest), Arc::new(SystemClock)).unwrap();
+        let id = journal.register("upstream/home", ANY);
+        let mut last = Default::default();
+        for payload in [&b"21.5"[..], &[0xff, 0]] {
+            last = journal.append(&draft("loft/t", payload, true), &[id]).unwrap();
+        }
+        wait_synced(&journal, last);
+        let show = |what| {
+            let mut out = Vec::new();
+            let whole = inspect(dir.path(), what, &mut out).unwrap();
+            (whole, String::from_utf8(out).unwrap())
+        };
+        let (whole, text) = show(What { verify: true, export: false });
+        assert!(whole && text.contains("upstream/home") && text.contains("every record is whole"), "{text}");
+        let (_, text) = show(What { verify: false, export: true });
+        let lines: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+        assert_eq!((lines.len(), &lines[0]["payload"], &lines[1]["payload_hex"]), (2, &json!("21.5"), &json!("ff00")));
+        assert_eq!(lines[1]["consumers"]["upstream/home"], json!({"number": 2, "waits": true}));
+        let file = path.join("00000000.segment");
+        let mut bytes = std::fs::read(&file).unwrap();
+        bytes[8192 + 50] ^= 1;
+        std::fs::write(&file, bytes).unwrap();
+        let (whole, text) = show(What { verify: true, export: false });
+        assert!(!whole && text.contains("damaged in 1 places"), "{text}");
+        assert_eq!(std::fs::read_dir(&path).unwrap().count(), 1, "nothing is set aside by looking");
+    }
+}

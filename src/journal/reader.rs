@@ -1,0 +1,299 @@
+//! How consumers read, and the thread that reads from disk for them.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use tokio::sync::Notify;
+use tracing::error;
+
+use super::boots::Boots;
+use super::format::{Header, Kind};
+use super::queue::AHEAD_BYTES;
+use super::record::Scanner;
+use super::report::Report;
+use super::state::State;
+use super::{Backlog, ConsumerId, Delivery, Journal, Outcome, Position, Shared};
+use crate::message::Message;
+
+/// Bytes read ahead for a consumer when there is not enough memory for all.
+const SMALL_PORTION: usize = 16 * 1024;
+
+/// Reads the journal for one consumer. Never waits for the disk.
+#[derive(Debug)]
+pub struct Reader {
+    journal: Journal,
+    id: ConsumerId,
+    changed: Arc<Notify>,
+}
+
+impl Reader {
+    pub(super) fn new(journal: Journal, id: ConsumerId) -> Reader {
+        let changed = {
+            let mut state = journal.shared.state.lock();
+            state.queues.get_mut(&id).map(|queue| {
+                queue.rewind();
+                queue.changed.clone()
+            })
+        };
+        let reader = Reader { journal, id, changed: changed.unwrap_or_default() };
+        reader.attach();
+        reader
+    }
+
+    fn attach(&self) {
+        let shared = &self.journal.shared;
+        let mut state = shared.state.lock();
+        if let Some(queue) = state.queues.get_mut(&self.id) {
+            queue.attach();
+        }
+        if state.request_fills(&[self.id]) {
+            shared.fill.notify_one();
+        }
+    }
+
+    /// The next message, if there is one in memory yet.
+    pub fn try_next(&mut self) -> Option<Delivery> {
+        let shared = &self.journal.shared;
+        let mut state = shared.state.lock();
+        let queue = state.queues.get_mut(&self.id)?;
+        queue.attach();
+        let delivery = queue.take();
+        if queue.wants_fill() && state.request_fills(&[self.id]) {
+            shared.fill.notify_one();
+        }
+        delivery
+    }
+
+    /// Waits until [`Reader::try_next`] may have something new. Safe to cancel.
+    pub async fn ready(&self) {
+        self.changed.notified().await;
+    }
+
+    /// The other side has acknowledged the message at this place; in any order.
+    pub fn settle(&mut self, position: Position) {
+        self.settle_as(position, Outcome::Acked);
+    }
+
+    /// The consumer is done with the message at this place; in any order.
+    pub fn settle_as(&mut self, position: Position, outcome: Outcome) {
+        let shared = &self.journal.shared;
+        let mut state = shared.state.lock();
+        let Some(queue) = state.queues.get_mut(&self.id) else { return };
+        queue.settle(position, outcome);
+        if state.moved(self.id) {
+            shared.work.notify_one();
+        }
+    }
+
+    /// Reads again from the oldest unsettled message on.
+    pub fn rewind(&mut self) {
+        if let Some(queue) = self.journal.shared.state.lock().queues.get_mut(&self.id) {
+            queue.rewind();
+        }
+        self.attach();
+    }
+
+    /// Nobody will read for a while: memory that holds what was read ahead is set free. The next
+    /// [`Reader::try_next`] ends the rest.
+    pub fn rest(&mut self) {
+        if let Some(queue) = self.journal.shared.state.lock().queues.get_mut(&self.id) {
+            queue.detach();
+        }
+    }
+
+    /// What waits for this consumer.
+    pub fn backlog(&self) -> Backlog {
+        self.journal.backlog(self.id)
+    }
+}
+
+impl Drop for Reader {
+    fn drop(&mut self) {
+        self.rest();
+    }
+}
+
+/// Where reading for a consumer has stopped.
+#[derive(Clone, Copy, Debug)]
+struct Place {
+    generation: u64,
+    offset: u64,
+    last: u64,
+}
+
+/// What to read.
+struct Job {
+    key: u64,
+    generation: u64,
+    name: String,
+    header: Header,
+    /// End of what is safe, and the greatest place there.
+    end: u64,
+    last: u64,
+    /// Least place wanted.
+    from: u64,
+    most: usize,
+    boots: Boots,
+}
+
+/// The thread that reads ahead, and when nobody needs that, checks what was not read at start.
+pub(super) struct Filler {
+    shared: Arc<Shared>,
+    places: HashMap<ConsumerId, Place>,
+}
+
+impl Filler {
+    /// For this journal.
+    pub(super) fn new(shared: Arc<Shared>) -> Filler {
+        Filler { shared, places: HashMap::new() }
+    }
+
+    /// Until told to stop.
+    pub(super) fn run(mut self) {
+        loop {
+            let mut state = self.shared.state.lock();
+            if state.stop.is_some() {
+                return;
+            }
+            if let Some(id) = state.fills.pop_front() {
+                drop(state);
+                self.fill(id);
+            } else if let Some(name) = state.making.clone() {
+                drop(state);
+                self.make(&name);
+            } else if let Some(generation) = state.unverified.pop_front() {
+                drop(state);
+                self.verify(generation);
+            } else {
+                self.shared.fill.wait(&mut state);
+            }
+        }
+    }
+
+    /// Makes the next file; where that fails, the writing thread sees for itself when it needs one.
+    fn make(&self, name: &str) {
+        let size = self.shared.settings.segment_size();
+        let made = self.shared.storage.create(name, size);
+        let mut state = self.shared.state.lock();
+        state.making = None;
+        if made.is_ok() {
+            state.spare.push(name.into());
+            state.counts.bytes += size;
+        }
+    }
+
+    /// Reads ahead for a consumer until it has enough or there is no more.
+    fn fill(&mut self, id: ConsumerId) {
+        while let Some(job) = self.job(id) {
+            let (found, place) = self.read(&job, self.places.get(&id).copied());
+            let mut state = self.shared.state.lock();
+            let is_there = state.segments.get(&job.generation).is_some_and(|segment| segment.name == job.name);
+            let Some(queue) = state.queues.get_mut(&id) else { return };
+            // a segment that was given up meanwhile may have been overwritten while we read
+            if is_there && queue.behind == Some(job.from) {
+                for (position, ordinal, message) in found {
+                    queue.push_ready(Position(position), ordinal, message);
+                }
+                queue.behind = Some(place.last + 1);
+                self.places.insert(id, place);
+                queue.changed.notify_one();
+            }
+        }
+    }
+
+    /// What to read next for a consumer; `None`: nothing.
+    fn job(&mut self, id: ConsumerId) -> Option<Job> {
+        let mut guard = self.shared.state.lock();
+        let state: &mut State = &mut guard;
+        let most = if state.has_room_ahead() { AHEAD_BYTES } else { SMALL_PORTION };
+        let Some(queue) = state.queues.get_mut(&id) else {
+            self.places.remove(&id);
+            return None;
+        };
+        queue.filling = false;
+        let from = queue.behind?;
+        if !queue.wants_fill() {
+            return None;
+        }
+        let found = state.segments.iter().find(|(_, segment)| {
+            segment.last >= from && segment.shares.get(&queue.key).is_some_and(|share| share.last > queue.cursor.base)
+        });
+        let Some((generation, segment)) = found else {
+            // all that is safe is in memory: what comes now comes from there
+            queue.behind = None;
+            queue.pass();
+            queue.changed.notify_one();
+            self.places.remove(&id);
+            return None;
+        };
+        queue.filling = true;
+        Some(Job {
+            key: queue.key,
+            generation: *generation,
+            name: segment.name.clone(),
+            header: segment.header,
+            end: segment.end,
+            last: segment.last,
+            from,
+            most,
+            boots: state.boots.clone(),
+        })
+    }
+
+    fn read(&self, job: &Job, place: Option<Place>) -> (Vec<(u64, u64, Message)>, Place) {
+        let mut scanner = Scanner::new(&*self.shared.storage, &job.name, &job.header, job.end);
+        if let Some(place) = place.filter(|place| place.generation == job.generation && place.last < job.from) {
+            scanner.seek(place.offset, place.last);
+        }
+        let mut at = Place { generation: job.generation, offset: scanner.offset(), last: job.last };
+        let (mut found, mut bytes) = (Vec::new(), 0);
+        while let Some((offset, record)) = scanner.next_record() {
+            let position = record.position();
+            if position > job.last {
+                break;
+            }
+            at.offset = offset + record.padded_len() as u64;
+            if position < job.from || record.kind() != Some(Kind::Message) {
+                continue;
+            }
+            let Some((_, ordinal)) = record.consumers().find(|(key, _)| *key == job.key) else { continue };
+            if let Some(message) = job.boots.translate(record.body(), record.boot(), &*self.shared.clock.0) {
+                bytes += message.size();
+                found.push((position, ordinal, message));
+            }
+            if bytes >= job.most {
+                at.last = position;
+                break;
+            }
+        }
+        (found, at)
+    }
+
+    /// Reads a segment to the end and reports what is wrong with it.
+    fn verify(&self, generation: u64) {
+        let found = self.shared.state.lock().segments.get(&generation).cloned();
+        let Some(segment) = found else { return };
+        let mut scanner = Scanner::new(&*self.shared.storage, &segment.name, &segment.header, segment.end);
+        let mut records = 0;
+        while scanner.next_record().is_some() {
+            records += 1;
+        }
+        let (damage, rest) = (scanner.damage, segment.end.saturating_sub(scanner.offset()));
+        if damage.places == 0 && rest == 0 && records == segment.records {
+            return;
+        }
+        let mut state = self.shared.state.lock();
+        let Some(still) = state.segments.get_mut(&generation).filter(|still| still.name == segment.name) else {
+            return; // given up meanwhile
+        };
+        still.is_bad = true;
+        let report = Report::Damaged {
+            file: segment.name,
+            places: damage.places + u32::from(rest > 0),
+            bytes: damage.bytes + rest,
+            records: segment.records.saturating_sub(records),
+        };
+        error!("journal: {report}");
+        state.reports.push(report);
+    }
+}

@@ -1,0 +1,388 @@
+//! What is found at start. Nothing that is found is a reason not to start, other versions excepted.
+//!
+//! Read are the headers, the snapshot, and the segments from the snapshot's place on; the rest is checked by the reading
+//! thread afterwards. Without a snapshot everything is read.
+
+use std::collections::HashMap;
+
+use bytes::Bytes;
+
+use super::boots::Boots;
+use super::format::{
+    ASIDE_SUFFIX, DATA, HEADER_COPY, HEADER_LEN, Header, HeaderError, Kind, SEGMENT_SUFFIX, SNAPSHOT, SNAPSHOT_NEW,
+    u16_at, u64_at,
+};
+use super::queue::Queue;
+use super::record::{Damage, RecordRef, Scanner};
+use super::report::Report;
+use super::segment::Segment;
+use super::settings::JournalSettings;
+use super::snapshot::{Table, decode_boot};
+use super::state::{State, decode_cursors};
+use super::storage::Storage;
+use super::{CURSOR_EVERY, JournalError, Limits, MOST_ASIDE};
+use crate::message::MessageRef;
+use crate::time::Clock;
+
+/// Messages that a consumer may have had in hand when the process was killed.
+const IN_HAND: u64 = 1000;
+/// Bounds of a consumer until somebody registers it: nothing new comes for it.
+const UNBOUNDED: Limits = Limits { messages: usize::MAX, bytes: usize::MAX, when_full: super::WhenFull::DropOldest };
+
+/// Reads what is there.
+pub fn recover(
+    storage: &dyn Storage,
+    settings: &JournalSettings,
+    boot: u64,
+    clock: &dyn Clock,
+) -> Result<State, JournalError> {
+    let mut recovery = Recovery { storage, state: State::default(), retained: HashMap::new(), orderly: HashMap::new() };
+    let files = match storage.list() {
+        Ok(files) => files,
+        Err(error) => {
+            let report = Report::Unreadable { file: "the directory".into(), error: error.to_string() };
+            recovery.state.reports.push(report);
+            Vec::new()
+        }
+    };
+    let table = recovery.snapshot(&files)?;
+    recovery.segments(&files, settings)?;
+    recovery.read(table);
+    recovery.finish(boot, clock);
+    Ok(recovery.state)
+}
+
+/// Reads the header of a file, from whichever of its two places has the newer one; says whether the other is damaged.
+pub fn read_header(storage: &dyn Storage, name: &str) -> Result<(Header, bool), HeaderError> {
+    let mut found: [Result<Header, HeaderError>; 2] = [Err(HeaderError::Damaged); 2];
+    for (at, slot) in [0, HEADER_COPY].into_iter().zip(&mut found) {
+        let mut bytes = [0; HEADER_LEN];
+        if let Ok(count) = storage.read_at(name, at, &mut bytes) {
+            *slot = Header::decode(&bytes[..count]);
+        }
+    }
+    match found {
+        [Ok(first), Ok(second)] if second.generation > first.generation => Ok((second, true)),
+        [Ok(first), second] => Ok((first, second.is_err())),
+        [Err(_), Ok(second)] => Ok((second, true)),
+        [Err(HeaderError::Version(version)), _] | [_, Err(HeaderError::Version(version))] => {
+            Err(HeaderError::Version(version))
+        }
+        [Err(HeaderError::Blank), Err(HeaderError::Blank)] => Err(HeaderError::Blank),
+        _ => Err(HeaderError::Damaged),
+    }
+}
+
+/// Renames a file so that it is not used any more, and removes the oldest of those.
+pub fn set_aside(storage: &dyn Storage, state: &mut State, name: &str, bytes: u64) {
+    let to = (1..)
+        .map(|number: u32| format!("{name}.{number}{ASIDE_SUFFIX}"))
+        .find(|to| !state.aside.contains(to))
+        .unwrap_or_default();
+    match storage.rename(name, &to) {
+        Ok(()) => {
+            state.aside.push_back(to.clone());
+            state.reports.push(Report::SetAside { file: name.into(), to, bytes });
+        }
+        Err(error) => state.reports.push(Report::Unreadable { file: name.into(), error: error.to_string() }),
+    }
+    while state.aside.len() > MOST_ASIDE {
+        if let Some(oldest) = state.aside.pop_front() {
+            // what cannot be removed is in nobody's way
+            let _ = storage.remove(&oldest);
+        }
+    }
+}
+
+struct Recovery<'a> {
+    storage: &'a dyn Storage,
+    state: State,
+    /// Newest retained message per topic and the boot its time belongs to.
+    retained: HashMap<Box<str>, (u32, Bytes)>,
+    /// Whether the last cursor of a key was written at an orderly end.
+    orderly: HashMap<u64, bool>,
+}
+
+impl Recovery<'_> {
+    fn snapshot(&mut self, files: &[(String, u64)]) -> Result<Option<Table>, JournalError> {
+        for (name, _) in files {
+            if name == SNAPSHOT_NEW {
+                // it was never finished
+                let _ = self.storage.remove(name);
+            } else if name.ends_with(ASIDE_SUFFIX) {
+                self.state.aside.push_back(name.clone());
+            }
+        }
+        let Some((_, len)) = files.iter().find(|(name, _)| name == SNAPSHOT) else { return Ok(None) };
+        let header = match read_header(self.storage, SNAPSHOT) {
+            Ok((header, is_damaged)) => {
+                if is_damaged {
+                    self.state.reports.push(Report::Header { file: SNAPSHOT.into() });
+                }
+                header
+            }
+            Err(HeaderError::Version(found)) => {
+                return Err(JournalError::Version { file: SNAPSHOT.into(), found });
+            }
+            Err(_) => {
+                set_aside(self.storage, &mut self.state, SNAPSHOT, *len);
+                return Ok(None);
+            }
+        };
+        let mut scanner = Scanner::new(self.storage, SNAPSHOT, &header, header.size);
+        let (mut table, mut last, mut missing) = (None, 0, 0);
+        while let Some((_, record)) = scanner.next_record() {
+            missing += record.position() - last - 1;
+            last = record.position();
+            match record.kind() {
+                Some(Kind::Table) if table.is_none() => table = Table::decode(record.body()),
+                Some(Kind::Message) => keep_retained(&mut self.retained, &record),
+                Some(Kind::State) => keep_session(&mut self.state, &record),
+                _ => {}
+            }
+        }
+        let rest = header.size.saturating_sub(scanner.offset());
+        let damage = scanner.damage;
+        self.report_damage(SNAPSHOT, damage, rest, missing);
+        Ok(table)
+    }
+
+    fn report_damage(&mut self, name: &str, damage: Damage, rest: u64, records: u64) {
+        if damage.places > 0 || rest > 0 || records > 0 {
+            let (places, bytes) = (damage.places + u32::from(rest > 0), damage.bytes + rest);
+            self.state.reports.push(Report::Damaged { file: name.into(), places, bytes, records });
+        }
+    }
+
+    /// Reads the headers of all segments.
+    fn segments(&mut self, files: &[(String, u64)], settings: &JournalSettings) -> Result<(), JournalError> {
+        for (name, len) in files.iter().filter(|(name, _)| name.ends_with(SEGMENT_SUFFIX)) {
+            match read_header(self.storage, name) {
+                Ok((header, is_damaged)) => {
+                    if is_damaged {
+                        self.state.reports.push(Report::Header { file: name.clone() });
+                    }
+                    self.state.segments.insert(header.generation, Segment::new(name.clone(), header));
+                }
+                Err(HeaderError::Version(found)) => {
+                    return Err(JournalError::Version { file: name.clone(), found });
+                }
+                // its first use was interrupted before anything was safe
+                Err(error) if self.is_blank(name, error == HeaderError::Blank) => {
+                    if *len == settings.segment_size() {
+                        self.state.spare.push(name.clone());
+                    } else {
+                        let _ = self.storage.remove(name);
+                    }
+                }
+                Err(_) => set_aside(self.storage, &mut self.state, name, *len),
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether no record was ever written to a file; `or_short`: neither to one that ends before them.
+    fn is_blank(&self, name: &str, or_short: bool) -> bool {
+        let mut page = [0; 4096];
+        let read = self.storage.read_at(name, DATA, &mut page);
+        read.is_ok_and(|count| count > 0 || or_short) && page.iter().all(|byte| *byte == 0)
+    }
+
+    /// Reads what the snapshot does not know.
+    fn read(&mut self, table: Option<Table>) {
+        let table = table.unwrap_or_default();
+        self.state.covered = table.covered;
+        self.state.boots = Boots { known: table.boots, ..Boots::default() };
+        for known in &table.consumers {
+            let id = self.state.insert(&known.name, known.key, known.cursor.base, UNBOUNDED);
+            if let Some(queue) = self.state.queues.get_mut(&id) {
+                queue.cursor = known.cursor;
+                (queue.accepted, queue.committed) = (known.committed, known.committed);
+                queue.received = known.received.iter().copied().collect();
+                queue.released = known.released.iter().copied().collect();
+            }
+        }
+        let open = table.segments.keys().next_back().copied();
+        let mut generations: Vec<u64> = self.state.segments.keys().copied().collect();
+        generations.sort_unstable();
+        for (at, generation) in generations.iter().enumerate() {
+            let next = generations.get(at + 1).and_then(|next| self.state.segments.get(next)).map(|next| next.header);
+            match table.segments.get(generation).filter(|_| Some(*generation) != open) {
+                Some(known) => {
+                    if let Some(segment) = self.state.segments.get_mut(generation) {
+                        (segment.last, segment.end, segment.records) = (known.last, known.end, known.records);
+                        segment.shares.clone_from(&known.shares);
+                    }
+                    self.state.unverified.push_back(*generation);
+                }
+                None => self.scan(*generation, next),
+            }
+        }
+    }
+
+    /// Reads a segment; `next` is the header of the one after it.
+    fn scan(&mut self, generation: u64, next: Option<Header>) {
+        let Some(mut segment) = self.state.segments.remove(&generation) else { return };
+        let limit = next.map_or(u64::MAX, |next| next.base);
+        let name = segment.name.clone();
+        let mut scanner = Scanner::new(self.storage, &name, &segment.header, segment.header.size);
+        let mut missing = 0;
+        while let Some((offset, record)) = scanner.next_record() {
+            if record.position() >= limit {
+                break;
+            }
+            missing += record.position() - segment.last - 1;
+            segment.last = record.position();
+            segment.end = offset + record.padded_len() as u64;
+            segment.records += 1;
+            if record.kind() == Some(Kind::Message) {
+                for (key, ordinal) in record.consumers() {
+                    segment.add(key, ordinal, record.body().len());
+                }
+            }
+            if record.position() > self.state.covered {
+                apply(&mut self.state, &mut self.retained, &mut self.orderly, &record);
+            }
+        }
+        let (damage, unreadable) = (scanner.damage, scanner.unreadable);
+        let is_torn = next.is_none() && scanner.is_torn();
+        // the next segment tells what this one ended with
+        let rest = next.filter(|next| next.generation == generation + 1).map_or(0, |next| next.base - segment.last - 1);
+        segment.is_bad = unreadable > 0 || damage.places > 0;
+        self.report_damage(&name, damage, 0, missing + rest);
+        if is_torn {
+            self.state.reports.push(Report::TornTail { file: name, at: segment.end });
+        }
+        self.state.committed = self.state.committed.max(segment.last);
+        self.state.segments.insert(generation, segment);
+    }
+
+    fn finish(&mut self, boot: u64, clock: &dyn Clock) {
+        let state = &mut self.state;
+        state.committed = state.committed.max(state.covered);
+        state.newest = state.committed;
+        state.boots.enter(boot);
+        for (boot, bytes) in self.retained.values() {
+            if let Some(message) = state.boots.translate(bytes, *boot, clock) {
+                state.retain(message);
+            }
+        }
+        for queue in state.queues.values_mut() {
+            queue.accepted = queue.accepted.max(queue.cursor.base);
+            queue.committed = queue.accepted;
+            let is_orderly = self.orderly.get(&queue.key) == Some(&true);
+            let in_doubt = if is_orderly { 0 } else { CURSOR_EVERY + IN_HAND };
+            queue.maybe_sent = queue.cursor.read.max(queue.cursor.base + in_doubt);
+            for segment in state.segments.values() {
+                if let Some(share) = segment.shares.get(&queue.key).filter(|share| share.last > queue.cursor.base) {
+                    let left = (share.last - queue.cursor.base).min(u64::from(share.count));
+                    let bytes = share.bytes * left / u64::from(share.count.max(1));
+                    queue.sizes.push(left as u32, bytes, None);
+                }
+            }
+            queue.behind = (queue.waiting() > 0).then_some(0);
+        }
+    }
+}
+
+fn keep_retained(retained: &mut HashMap<Box<str>, (u32, Bytes)>, record: &RecordRef<'_>) {
+    let Some(message) = MessageRef::parse(record.body()).filter(|_| record.is_retained()) else { return };
+    if message.payload().is_empty() {
+        retained.remove(message.topic());
+    } else {
+        let kept = (record.boot(), Bytes::copy_from_slice(message.as_bytes()));
+        retained.insert(message.topic().into(), kept);
+    }
+}
+
+fn keep_session(state: &mut State, record: &RecordRef<'_>) {
+    let body = record.body();
+    let end = 2 + usize::from(u16_at(body, 0));
+    let (Some(name), Some(value)) = (body.get(2..end), body.get(end..)) else { return };
+    let Ok(name) = std::str::from_utf8(name) else { return };
+    if value.is_empty() {
+        state.sessions.remove(name);
+    } else {
+        state.sessions.insert(name.into(), Bytes::copy_from_slice(value));
+    }
+}
+
+/// The consumer with this key; one whose name was lost is made for a message that is there for it.
+fn queue_of(state: &mut State, key: u64, base: u64) -> Option<&mut Queue> {
+    let id = match state.by_key.get(&key) {
+        Some(id) => *id,
+        None => state.insert("", key, base, UNBOUNDED),
+    };
+    state.queues.get_mut(&id)
+}
+
+fn apply_message(state: &mut State, retained: &mut HashMap<Box<str>, (u32, Bytes)>, record: &RecordRef<'_>) {
+    for (key, ordinal) in record.consumers() {
+        if let Some(queue) = queue_of(state, key, ordinal - 1) {
+            queue.accepted = queue.accepted.max(ordinal);
+        }
+    }
+    if let Some((key, packet_id)) = record.received()
+        && let Some(queue) = queue_of(state, key, 0)
+    {
+        queue.received.insert(packet_id as u16);
+    }
+    keep_retained(retained, record);
+}
+
+fn apply_consumer(state: &mut State, record: &RecordRef<'_>) {
+    let (Some((key, base)), Ok(name)) = (record.consumers().next(), std::str::from_utf8(record.body())) else { return };
+    let known = state.by_key.get(&key).copied();
+    match known.and_then(|id| Some((id, state.queues.get_mut(&id)?))) {
+        Some((id, queue)) if queue.cursor.base >= base => {
+            queue.name = name.into();
+            state.by_name.insert(name.into(), id);
+        }
+        _ => drop(state.insert(name, key, base, UNBOUNDED)),
+    }
+}
+
+fn apply(
+    state: &mut State,
+    retained: &mut HashMap<Box<str>, (u32, Bytes)>,
+    orderly: &mut HashMap<u64, bool>,
+    record: &RecordRef<'_>,
+) {
+    let body = record.body();
+    match record.kind() {
+        Some(Kind::Message) => apply_message(state, retained, record),
+        Some(Kind::State) => keep_session(state, record),
+        Some(Kind::Consumer) => apply_consumer(state, record),
+        Some(Kind::ConsumerRemoved) => {
+            if let Some((key, _)) = record.consumers().next()
+                && let Some(id) = state.by_key.get(&key)
+            {
+                state.forget(*id);
+            }
+        }
+        Some(Kind::Cursors) => {
+            let (cursors, is_orderly) = decode_cursors(body);
+            for (key, cursor) in cursors {
+                if let Some(queue) = queue_of(state, key, cursor.base).filter(|queue| queue.cursor.base <= cursor.base)
+                {
+                    queue.cursor = cursor;
+                    queue.released.retain(|ordinal| *ordinal > cursor.base);
+                    orderly.insert(key, is_orderly);
+                }
+            }
+        }
+        Some(Kind::Note) => {
+            let Some((key, _)) = record.consumers().next() else { return };
+            let Some(queue) = state.by_key.get(&key).and_then(|id| state.queues.get_mut(id)) else { return };
+            queue.note(u64_at(body, 0), u64_at(body, 8));
+        }
+        Some(Kind::Clock) => {
+            // with it every run of the gateway begins to write
+            orderly.clear();
+            if let Some((number, boot)) = decode_boot(body) {
+                state.boots.known.insert(number, boot);
+            }
+        }
+        Some(Kind::Table) | None => {}
+    }
+}

@@ -1,0 +1,287 @@
+//! The state at one place of the log, so that a start reads little and old segments can be used again.
+//!
+//! A snapshot is written to a file of its own and takes the place of the one before by its name. It holds every retained
+//! message, every persistent session and, first and last, the table: consumers, boots and segments. The table is there
+//! twice because everything else hangs on it. What happens while it is being written may be in it in part; applying the
+//! log from its place on ends in the same state.
+
+use std::collections::{BTreeMap, HashMap};
+use std::io;
+
+use bytes::Bytes;
+
+use super::boots::Boot;
+use super::format::{
+    DATA, FLAG_RETAINED, HEADER_COPY, Header, Kind, SNAPSHOT, SNAPSHOT_NEW, padded, u16_at, u32_at, u64_at,
+};
+use super::queue::Cursor;
+use super::record::{self, Draft};
+use super::segment::Share;
+use super::state::{CURSOR_LEN, State, decode_cursors, encode_cursor};
+use super::storage::Storage;
+use crate::message::Message;
+
+/// Bytes written at a time.
+const BLOCK: usize = 256 * 1024;
+
+/// A consumer in the table.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct TableConsumer {
+    /// Lasting name.
+    pub name: Box<str>,
+    /// Key.
+    pub key: u64,
+    /// Ordinal of the newest message that was safe.
+    pub committed: u64,
+    /// Cursor.
+    pub cursor: Cursor,
+    /// Packet ids received and not released.
+    pub received: Vec<u16>,
+    /// Ordinals received by the session and not completed.
+    pub released: Vec<u64>,
+}
+
+/// A segment in the table.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct TableSegment {
+    /// Greatest place.
+    pub last: u64,
+    /// End of its records.
+    pub end: u64,
+    /// Number of records.
+    pub records: u64,
+    /// What it holds for whom.
+    pub shares: HashMap<u64, Share>,
+}
+
+/// What a snapshot says besides messages and sessions.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Table {
+    /// Greatest place that it covers.
+    pub covered: u64,
+    /// Consumers.
+    pub consumers: Vec<TableConsumer>,
+    /// Boots by number.
+    pub boots: BTreeMap<u32, Boot>,
+    /// Segments by generation; the last one was being written.
+    pub segments: BTreeMap<u64, TableSegment>,
+}
+
+/// Appends a boot as records hold it.
+pub fn encode_boot(number: u32, boot: &Boot, out: &mut Vec<u8>) {
+    for value in [u64::from(number), boot.id, boot.offset_ms as u64, u64::from(boot.is_synchronised)] {
+        out.extend_from_slice(&value.to_le_bytes());
+    }
+}
+
+/// Reads what [`encode_boot`] has written.
+pub fn decode_boot(bytes: &[u8]) -> Option<(u32, Boot)> {
+    let boot =
+        Boot { id: u64_at(bytes, 8), offset_ms: u64_at(bytes, 16) as i64, is_synchronised: u64_at(bytes, 24) == 1 };
+    (bytes.len() >= 32).then(|| (u32_at(bytes, 0), boot))
+}
+
+fn put(out: &mut Vec<u8>, values: &[u64]) {
+    for value in values {
+        out.extend_from_slice(&value.to_le_bytes());
+    }
+}
+
+impl Table {
+    /// As things stand.
+    pub fn of(state: &State) -> Table {
+        let consumers = state.queues.values().map(|queue| TableConsumer {
+            name: queue.name.clone(),
+            key: queue.key,
+            // what its bounds have pushed out before it was safe is not coming
+            committed: queue.committed.max(queue.cursor.base),
+            cursor: queue.cursor,
+            received: queue.received.iter().copied().collect(),
+            released: queue.released.iter().copied().collect(),
+        });
+        let segments = state.segments.iter().map(|(generation, segment)| {
+            let (last, end, records) = (segment.last, segment.end, segment.records);
+            (*generation, TableSegment { last, end, records, shares: segment.shares.clone() })
+        });
+        Table {
+            covered: state.committed,
+            consumers: consumers.collect(),
+            boots: state.boots.known.clone(),
+            segments: segments.collect(),
+        }
+    }
+
+    /// As bytes.
+    pub fn encode(&self) -> Vec<u8> {
+        let mut out = Vec::new();
+        put(&mut out, &[self.covered, self.consumers.len() as u64]);
+        for consumer in &self.consumers {
+            put(&mut out, &[consumer.name.len() as u64, consumer.committed]);
+            out.extend_from_slice(consumer.name.as_bytes());
+            encode_cursor(consumer.key, &consumer.cursor, &mut out);
+            put(&mut out, &[consumer.received.len() as u64, consumer.released.len() as u64]);
+            for packet_id in &consumer.received {
+                out.extend_from_slice(&packet_id.to_le_bytes());
+            }
+            put(&mut out, &consumer.released);
+        }
+        put(&mut out, &[self.boots.len() as u64]);
+        for (number, boot) in &self.boots {
+            encode_boot(*number, boot, &mut out);
+        }
+        put(&mut out, &[self.segments.len() as u64]);
+        for (generation, segment) in &self.segments {
+            put(&mut out, &[*generation, segment.last, segment.end, segment.records, segment.shares.len() as u64]);
+            for (key, share) in &segment.shares {
+                put(&mut out, &[*key, share.first, share.last, u64::from(share.count), share.bytes]);
+            }
+        }
+        out
+    }
+
+    /// From bytes; `None` if they are not a table.
+    pub fn decode(bytes: &[u8]) -> Option<Table> {
+        let mut from = Bytes::copy_from_slice(bytes);
+        let mut take = |len: usize| (from.len() >= len).then(|| from.split_to(len));
+        let mut table = Table::default();
+        let head = take(16)?;
+        table.covered = u64_at(&head, 0);
+        for _ in 0..u64_at(&head, 8) {
+            let head = take(16)?;
+            let name = take(u64_at(&head, 0) as usize)?;
+            let cursor = take(CURSOR_LEN)?;
+            let (key, cursor) = decode_cursors(&cursor).0.next()?;
+            let counts = take(16)?;
+            let received = take(2 * u64_at(&counts, 0) as usize)?;
+            let released = take(8 * u64_at(&counts, 8) as usize)?;
+            table.consumers.push(TableConsumer {
+                name: std::str::from_utf8(&name).ok()?.into(),
+                key,
+                committed: u64_at(&head, 8),
+                cursor,
+                received: received.chunks_exact(2).map(|id| u16_at(id, 0)).collect(),
+                released: released.chunks_exact(8).map(|ordinal| u64_at(ordinal, 0)).collect(),
+            });
+        }
+        for _ in 0..u64_at(&take(8)?, 0) {
+            let (number, boot) = decode_boot(&take(32)?)?;
+            table.boots.insert(number, boot);
+        }
+        for _ in 0..u64_at(&take(8)?, 0) {
+            let head = take(40)?;
+            let value = |at: usize| u64_at(&head, at * 8);
+            let mut segment = TableSegment { last: value(1), end: value(2), records: value(3), shares: HashMap::new() };
+            for _ in 0..value(4) {
+                let bytes = take(40)?;
+                let part = |at: usize| u64_at(&bytes, at * 8);
+                let share = Share { first: part(1), last: part(2), count: part(3) as u32, bytes: part(4) };
+                segment.shares.insert(part(0), share);
+            }
+            table.segments.insert(value(0), segment);
+        }
+        Some(table)
+    }
+}
+
+/// What a snapshot is made of, taken under the lock.
+#[derive(Debug)]
+pub struct Contents {
+    table: Table,
+    boot: u32,
+    retained: Vec<Message>,
+    sessions: Vec<(Box<str>, Bytes)>,
+}
+
+impl Contents {
+    /// As things stand; nothing is copied but what is small.
+    pub fn of(state: &State) -> Contents {
+        Contents {
+            table: Table::of(state),
+            boot: state.boots.current,
+            retained: state.retained.values().cloned().collect(),
+            sessions: state.sessions.iter().map(|(name, value)| (name.clone(), value.clone())).collect(),
+        }
+    }
+
+    /// Greatest place that it covers.
+    pub fn covered(&self) -> u64 {
+        self.table.covered
+    }
+
+    /// Writes it and makes it the snapshot. Returns the bytes written.
+    pub fn write(&self, storage: &dyn Storage, salt: u64) -> io::Result<u64> {
+        let mut header =
+            Header { is_snapshot: true, boot: self.boot, generation: self.table.covered, salt, size: 0, base: 1 };
+        let mut file = Output { storage, seed: header.seed(), offset: DATA, position: 0, buffer: Vec::new() };
+        storage.create(SNAPSHOT_NEW, 0)?;
+        let table = self.table.encode();
+        file.put(Kind::Table, 0, self.boot, &[&table])?;
+        for message in &self.retained {
+            file.put(Kind::Message, FLAG_RETAINED, self.boot, &[message.view().as_bytes()])?;
+        }
+        for (name, value) in &self.sessions {
+            let len = (name.len() as u16).to_le_bytes();
+            file.put(Kind::State, 0, self.boot, &[&len, name.as_bytes(), value])?;
+        }
+        file.put(Kind::Table, 0, self.boot, &[&table])?;
+        file.flush()?;
+        header.size = file.offset;
+        storage.write_at(SNAPSHOT_NEW, 0, &header.encode())?;
+        storage.write_at(SNAPSHOT_NEW, HEADER_COPY, &header.encode())?;
+        storage.sync(SNAPSHOT_NEW)?;
+        storage.rename(SNAPSHOT_NEW, SNAPSHOT)?;
+        Ok(header.size)
+    }
+}
+
+struct Output<'a> {
+    storage: &'a dyn Storage,
+    seed: u32,
+    offset: u64,
+    position: u64,
+    buffer: Vec<u8>,
+}
+
+impl Output<'_> {
+    fn put(&mut self, kind: Kind, flags: u8, boot: u32, body: &[&[u8]]) -> io::Result<()> {
+        self.position += 1;
+        record::encode(&mut self.buffer, self.position, &Draft { kind, flags, boot, body }, std::iter::empty());
+        if self.buffer.len() >= BLOCK { self.flush() } else { Ok(()) }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        debug_assert_eq!(self.buffer.len(), padded(self.buffer.len()));
+        record::seal(&mut self.buffer, self.seed);
+        self.storage.write_at(SNAPSHOT_NEW, self.offset, &self.buffer)?;
+        self.offset += self.buffer.len() as u64;
+        self.buffer.clear();
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_table_is_read_as_it_was_written() {
+        let mut table = Table { covered: 77, ..Table::default() };
+        table.consumers.push(TableConsumer {
+            name: "session/ü".into(),
+            key: 5,
+            committed: 9,
+            cursor: Cursor { base: 3, read: 4, settled: [1, 2, 3, 4, 5, 6, 7, 8, 9], dropped: 5, lost: 6 },
+            received: vec![1, 65535],
+            released: vec![8],
+        });
+        table.boots.insert(2, Boot { id: 1, offset_ms: -5, is_synchronised: true });
+        let share = Share { first: 1, last: 2, count: 2, bytes: 99 };
+        let shares = HashMap::from([(5, share)]);
+        table.segments.insert(4, TableSegment { last: 1, end: 2, records: 3, shares });
+        let bytes = table.encode();
+        assert_eq!(Table::decode(&bytes), Some(table));
+        for len in 0..bytes.len() {
+            assert_eq!(Table::decode(&bytes[..len]), None, "{len}");
+        }
+    }
+}

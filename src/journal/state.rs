@@ -1,0 +1,487 @@
+//! What the journal knows in memory, behind one lock that is never held while the disk works.
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::time::Instant;
+
+use bytes::Bytes;
+use smallvec::SmallVec;
+use tracing::{error, info};
+
+use super::boots::Boots;
+use super::format::{CONSUMER_LEN, DATA, FLAG_RECEIVED, FLAG_RETAINED, Kind, RECORD_HEAD, u64_at};
+use super::queue::{Cursor, Queue};
+use super::record::{self, Draft, RecordRef};
+use super::report::{Report, Status};
+use super::segment::Segment;
+use super::settings::JournalSettings;
+use super::{
+    Backlog, CURSOR_AGE, CURSOR_EVERY, ConsumerId, Extra, Full, LAZY, Limits, Note, Outcome, PENDING_MAX, Position,
+    WhenFull, hash,
+};
+use crate::message::Message;
+
+/// How the threads shall end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stop {
+    /// When everything is written.
+    Orderly,
+    /// At once.
+    Now,
+}
+
+/// Bytes of a cursor in a record.
+pub const CURSOR_LEN: usize = 8 * (5 + Outcome::COUNT);
+
+/// Bytes that wait to be written.
+#[derive(Debug, Default)]
+pub struct Pending {
+    /// Records without CRCs.
+    pub bytes: Vec<u8>,
+    /// When they are to be written; `None`: together with the next that has a time.
+    pub due: Option<Instant>,
+}
+
+/// All that is known.
+#[derive(Debug, Default)]
+pub struct State {
+    /// Place of the newest record.
+    pub newest: u64,
+    /// Greatest place that is safe.
+    pub committed: u64,
+    /// What waits to be written.
+    pub pending: Pending,
+    /// Consumers.
+    pub queues: HashMap<ConsumerId, Queue>,
+    /// By lasting name.
+    pub by_name: HashMap<Box<str>, ConsumerId>,
+    /// By key in records.
+    pub by_key: HashMap<u64, ConsumerId>,
+    next_consumer: u32,
+    /// Persistent sessions.
+    pub sessions: HashMap<Box<str>, Bytes>,
+    /// Retained messages by topic.
+    pub retained: HashMap<Box<str>, Message>,
+    /// The log, by generation; the last one is written to.
+    pub segments: BTreeMap<u64, Segment>,
+    /// Greatest place that the snapshot covers.
+    pub covered: u64,
+    /// Boots.
+    pub boots: Boots,
+    /// Consumers whose cursors have moved since they were written.
+    pub moved: Vec<ConsumerId>,
+    /// Since when there are such.
+    pub moved_since: Option<Instant>,
+    /// Consumers that the reading thread shall read ahead for.
+    pub fills: VecDeque<ConsumerId>,
+    /// Files that the background check has still to read, by generation.
+    pub unverified: VecDeque<u64>,
+    /// Files that are ready to become segments.
+    pub spare: Vec<String>,
+    /// A file that the reading thread shall make, or is making, before it is needed.
+    pub making: Option<String>,
+    /// Set aside, oldest first.
+    pub aside: VecDeque<String>,
+    /// What was wrong.
+    pub reports: Vec<Report>,
+    /// Why nothing can be written.
+    pub failing: Option<String>,
+    /// No file can be written to without giving up messages that wait, and these must not be given up.
+    pub is_full: bool,
+    /// Bytes that are being written.
+    pub writing: usize,
+    /// Bytes that the disk space that is ours takes at least, where messages are refused rather than given up.
+    space: u64,
+    /// Whether there was none when somebody looked last; for the log.
+    was_full: bool,
+    /// Counters.
+    pub counts: Status,
+    /// End.
+    pub stop: Option<Stop>,
+}
+
+impl State {
+    /// Adds a record to what waits; returns its place.
+    fn push(
+        &mut self,
+        kind: Kind,
+        flags: u8,
+        consumers: impl ExactSizeIterator<Item = (u64, u64)>,
+        body: &[&[u8]],
+    ) -> Position {
+        self.newest += 1;
+        let draft = Draft { kind, flags, boot: self.boots.current, body };
+        record::encode(&mut self.pending.bytes, self.newest, &draft, consumers);
+        Position(self.newest)
+    }
+
+    fn due_now(&mut self) {
+        self.pending.due = Some(Instant::now());
+    }
+
+    fn due_later(&mut self) {
+        self.pending.due.get_or_insert_with(|| Instant::now() + LAZY);
+    }
+
+    /// Refuses what there is no room for.
+    fn admit(&mut self, len: usize, settings: &JournalSettings) -> Result<(), Full> {
+        let is_stuck =
+            settings.when_full == WhenFull::Refuse && (self.failing.is_some() || !self.has_space(len, settings));
+        let is_too_large = len as u64 > settings.segment_size() - DATA;
+        if is_stuck || is_too_large || self.pending.bytes.len() + len > PENDING_MAX.max(len) {
+            self.counts.refused += 1;
+            return Err(Full);
+        }
+        self.space = self.space.saturating_sub(len as u64);
+        Ok(())
+    }
+
+    /// Whether the disk space that is ours takes this much more without giving anything up. What is known of it is only
+    /// looked at anew when it seems to be used up.
+    fn has_space(&mut self, len: usize, settings: &JournalSettings) -> bool {
+        if self.space >= len as u64 {
+            return true;
+        }
+        let usable = settings.segment_size() - DATA;
+        let per_segment = usable - usable % (len as u64).max(1);
+        let (mut space, mut free) = (0, settings.segments().saturating_sub(self.segments.len()) as u64);
+        let tail = self.segments.keys().next_back().copied();
+        for (generation, segment) in &self.segments {
+            if Some(*generation) == tail {
+                space += segment.header.size.saturating_sub(segment.end);
+            } else if !segment.is_needed(&self.queues, &self.by_key) {
+                free += 1;
+            }
+        }
+        let waiting = (self.pending.bytes.len() + self.writing) as u64;
+        self.space = (space + free * per_segment).saturating_sub(waiting);
+        let has_space = self.space >= len as u64;
+        if has_space == self.was_full {
+            self.was_full = !has_space;
+            if has_space {
+                info!("journal: there is room again");
+            } else {
+                error!("journal: full (journal.max_size): messages that must be kept are refused until there is room");
+            }
+        }
+        has_space
+    }
+
+    /// See [`super::Journal::append_with`].
+    pub fn append(
+        &mut self,
+        message: &Message,
+        consumers: &[ConsumerId],
+        extra: Extra,
+        settings: &JournalSettings,
+    ) -> Result<Position, Full> {
+        let (view, size) = (message.view(), message.size());
+        self.admit(RECORD_HEAD + CONSUMER_LEN * (consumers.len() + 1) + size, settings)?;
+        if consumers.iter().any(|id| self.queues.get(id).is_some_and(|queue| queue.refuses(size))) {
+            return Err(Full);
+        }
+        let mut pairs: SmallVec<[(u64, u64); 4]> = SmallVec::new();
+        let mut flags = 0;
+        if let Some((id, packet_id)) = extra.received
+            && let Some(queue) = self.queues.get(&id)
+        {
+            flags |= FLAG_RECEIVED;
+            pairs.push((queue.key, u64::from(packet_id)));
+        }
+        for id in consumers {
+            if let Some(queue) = self.queues.get_mut(id) {
+                pairs.push((queue.key, queue.accept(size, view.boot_ms())));
+                if queue.unsaved > 0 {
+                    mark_moved(&mut self.moved, &mut self.moved_since, *id, queue);
+                }
+            }
+        }
+        if extra.retained {
+            flags |= FLAG_RETAINED;
+            self.retain(message.clone());
+        }
+        let position = self.push(Kind::Message, flags, pairs.into_iter(), &[view.as_bytes()]);
+        if extra.lazy {
+            self.due_later()
+        } else {
+            self.due_now()
+        }
+        Ok(position)
+    }
+
+    /// Keeps or clears the retained message of a topic.
+    pub fn retain(&mut self, message: Message) {
+        let view = message.view();
+        if view.payload().is_empty() {
+            self.retained.remove(view.topic());
+        } else {
+            self.retained.insert(view.topic().into(), message);
+        }
+    }
+
+    fn control(&mut self, len: usize) -> Result<(), Full> {
+        // small, and what they say may set space free: twice as much room as for messages
+        if self.pending.bytes.len() + len > 2 * PENDING_MAX { Err(Full) } else { Ok(()) }
+    }
+
+    /// See [`super::Journal::received`].
+    pub fn append_received(&mut self, id: ConsumerId, packet_id: u16) -> Result<Position, Full> {
+        self.control(0)?;
+        let Some(key) = self.queues.get(&id).map(|queue| queue.key) else { return Ok(Position(self.newest)) };
+        self.due_now();
+        Ok(self.push(Kind::Message, FLAG_RECEIVED, [(key, u64::from(packet_id))].into_iter(), &[]))
+    }
+
+    /// See [`super::Journal::note`].
+    pub fn append_note(&mut self, id: ConsumerId, note: Note) -> Result<Position, Full> {
+        self.control(0)?;
+        let Some(key) = self.queues.get(&id).map(|queue| queue.key) else { return Ok(Position(self.newest)) };
+        let (what, value) = match note {
+            Note::Forgotten(packet_id) => (0u64, u64::from(packet_id)),
+            Note::Released(ordinal) => (1, ordinal),
+        };
+        self.due_now();
+        let body: &[&[u8]] = &[&what.to_le_bytes(), &value.to_le_bytes()];
+        Ok(self.push(Kind::Note, 0, [(key, 0)].into_iter(), body))
+    }
+
+    /// See [`super::Journal::keep_session`].
+    pub fn append_session(&mut self, client_id: &str, session: Option<&[u8]>, lazy: bool) -> Result<Position, Full> {
+        self.control(session.map_or(0, <[u8]>::len))?;
+        match session {
+            Some(session) => self.sessions.insert(client_id.into(), Bytes::copy_from_slice(session)),
+            None => self.sessions.remove(client_id),
+        };
+        if lazy {
+            self.due_later()
+        } else {
+            self.due_now()
+        }
+        let len = (client_id.len() as u16).to_le_bytes();
+        let body: &[&[u8]] = &[&len, client_id.as_bytes(), session.unwrap_or_default()];
+        Ok(self.push(Kind::State, 0, std::iter::empty(), body))
+    }
+
+    /// See [`super::Journal::barrier`].
+    pub fn barrier(&mut self) -> Position {
+        if self.newest > self.committed && !self.pending.bytes.is_empty() {
+            self.due_now();
+        }
+        Position(self.newest)
+    }
+
+    /// See [`super::Journal::register`].
+    pub fn register(&mut self, name: &str, limits: Limits) -> ConsumerId {
+        if let Some(id) = self.by_name.get(name) {
+            if let Some(queue) = self.queues.get_mut(id) {
+                queue.limits = limits;
+            }
+            return *id;
+        }
+        let mut key = hash(name.as_bytes());
+        loop {
+            match self.by_key.get(&key).and_then(|id| self.queues.get(id)) {
+                None => break,
+                // its name was in a record that is damaged
+                Some(queue) if queue.name.is_empty() => {
+                    return self.name(key, name, limits);
+                }
+                Some(_) => key = key.wrapping_add(1),
+            }
+        }
+        let base = self.newest;
+        self.push(Kind::Consumer, 0, [(key, base)].into_iter(), &[name.as_bytes()]);
+        self.insert(name, key, base, limits)
+    }
+
+    fn name(&mut self, key: u64, name: &str, limits: Limits) -> ConsumerId {
+        let id = self.by_key[&key];
+        if let Some(queue) = self.queues.get_mut(&id) {
+            (queue.name, queue.limits) = (name.into(), limits);
+            let base = queue.cursor.base;
+            self.push(Kind::Consumer, 0, [(key, base)].into_iter(), &[name.as_bytes()]);
+        }
+        self.by_name.insert(name.into(), id);
+        id
+    }
+
+    /// Makes a consumer whose next message has the ordinal `base + 1`.
+    pub fn insert(&mut self, name: &str, key: u64, base: u64, limits: Limits) -> ConsumerId {
+        let id = ConsumerId(self.next_consumer);
+        self.next_consumer += 1;
+        let mut queue = Queue::new(name, key, limits);
+        (queue.accepted, queue.committed, queue.cursor.base, queue.cursor.read) = (base, base, base, base);
+        if let Some(old) = self.by_key.insert(key, id) {
+            self.queues.remove(&old);
+        }
+        if !name.is_empty() {
+            self.by_name.insert(name.into(), id);
+        }
+        self.queues.insert(id, queue);
+        id
+    }
+
+    /// See [`super::Journal::remove`].
+    pub fn remove(&mut self, id: ConsumerId) -> Backlog {
+        let Some(queue) = self.forget(id) else { return Backlog::default() };
+        self.push(Kind::ConsumerRemoved, 0, [(queue.key, 0)].into_iter(), &[]);
+        self.due_later();
+        queue.backlog()
+    }
+
+    /// Takes a consumer out.
+    pub fn forget(&mut self, id: ConsumerId) -> Option<Queue> {
+        let queue = self.queues.remove(&id)?;
+        self.by_name.remove(&queue.name);
+        self.by_key.remove(&queue.key);
+        Some(queue)
+    }
+
+    /// A consumer has settled messages; says whether the writing thread should know.
+    pub fn moved(&mut self, id: ConsumerId) -> bool {
+        let Some(queue) = self.queues.get_mut(&id) else { return false };
+        if queue.unsaved == 0 {
+            return false;
+        }
+        let is_first = self.moved_since.is_none();
+        mark_moved(&mut self.moved, &mut self.moved_since, id, queue);
+        is_first || queue.unsaved >= CURSOR_EVERY || self.is_full
+    }
+
+    /// Adds the cursors that have moved to what waits, if it is time.
+    pub fn push_cursors(&mut self, orderly: bool) {
+        let is_time =
+            orderly || self.moved_since.is_some_and(|since| since.elapsed() >= CURSOR_AGE) || self.wants_cursors();
+        if !is_time || (self.moved.is_empty() && !orderly) {
+            return;
+        }
+        let mut body = Vec::new();
+        let ids: Vec<ConsumerId> =
+            if orderly { self.queues.keys().copied().collect() } else { std::mem::take(&mut self.moved) };
+        for id in ids {
+            if let Some(queue) = self.queues.get_mut(&id) {
+                (queue.unsaved, queue.is_moved) = (0, false);
+                encode_cursor(queue.key, &queue.cursor, &mut body);
+            }
+        }
+        self.moved.clear();
+        self.moved_since = None;
+        for part in body.chunks(CURSOR_LEN * 500) {
+            self.push(Kind::Cursors, 0, std::iter::empty(), &[part, &[u8::from(orderly)]]);
+        }
+        self.due_now();
+    }
+
+    /// Whether a cursor is due, whatever else is written.
+    pub fn wants_cursors(&self) -> bool {
+        self.moved.iter().any(|id| self.queues.get(id).is_some_and(|queue| queue.unsaved >= CURSOR_EVERY))
+    }
+
+    /// Adds what the clock says to what waits, if that is news.
+    pub fn push_clock(&mut self, clock: &dyn crate::time::Clock) {
+        if let Some(boot) = self.boots.observe(clock) {
+            let mut body = Vec::new();
+            super::snapshot::encode_boot(self.boots.current, &boot, &mut body);
+            self.push(Kind::Clock, 0, std::iter::empty(), &[&body]);
+        }
+    }
+
+    /// Whether more may be read ahead.
+    pub fn has_room_ahead(&self) -> bool {
+        self.queues.values().map(Queue::ready_bytes).sum::<usize>() < super::AHEAD_ALL
+    }
+
+    /// A record has become safe.
+    pub fn commit(&mut self, record: &RecordRef<'_>, generation: u64, room: bool, behind: &mut Vec<ConsumerId>) {
+        let (position, body) = (record.position(), record.body());
+        let mut segment = self.segments.get_mut(&generation);
+        if let Some(segment) = &mut segment {
+            segment.last = position;
+            segment.end += record.padded_len() as u64;
+            segment.records += 1;
+        }
+        self.counts.records += 1;
+        match record.kind() {
+            Some(Kind::Message) => {
+                if let Some((key, packet_id)) = record.received()
+                    && let Some(queue) = self.by_key.get(&key).and_then(|id| self.queues.get_mut(id))
+                {
+                    queue.received.insert(packet_id as u16);
+                }
+                let mut message: Option<Message> = None;
+                for (key, ordinal) in record.consumers() {
+                    if let Some(segment) = &mut segment {
+                        segment.add(key, ordinal, body.len());
+                    }
+                    let Some(id) = self.by_key.get(&key) else { continue };
+                    let Some(queue) = self.queues.get_mut(id) else { continue };
+                    let was_behind = queue.behind.is_some();
+                    if room && queue.takes(ordinal) && message.is_none() {
+                        message = Message::from_bytes(Bytes::copy_from_slice(body));
+                    }
+                    queue.commit(message.as_ref(), ordinal, position, room);
+                    if !was_behind && queue.behind.is_some() {
+                        behind.push(*id);
+                    }
+                }
+            }
+            Some(Kind::Note) => {
+                let Some((key, _)) = record.consumers().next() else { return };
+                let Some(queue) = self.by_key.get(&key).and_then(|id| self.queues.get_mut(id)) else { return };
+                queue.note(u64_at(body, 0), u64_at(body, 8));
+            }
+            _ => {}
+        }
+    }
+
+    /// Asks for reading ahead where it is wanted; says whether it is.
+    pub fn request_fills(&mut self, ids: &[ConsumerId]) -> bool {
+        let mut any = false;
+        for id in ids {
+            if let Some(queue) = self.queues.get_mut(id).filter(|queue| queue.wants_fill()) {
+                queue.filling = true;
+                self.fills.push_back(*id);
+                any = true;
+            }
+        }
+        any
+    }
+
+    /// How the journal is.
+    pub fn status(&self) -> Status {
+        Status {
+            failing: self.failing.clone(),
+            segments: self.segments.len(),
+            pending: self.pending.bytes.len(),
+            synced: self.committed,
+            ..self.counts.clone()
+        }
+    }
+}
+
+fn mark_moved(moved: &mut Vec<ConsumerId>, since: &mut Option<Instant>, id: ConsumerId, queue: &mut Queue) {
+    if !queue.is_moved {
+        queue.is_moved = true;
+        moved.push(id);
+    }
+    since.get_or_insert_with(Instant::now);
+}
+
+/// Appends a cursor as records hold it.
+pub fn encode_cursor(key: u64, cursor: &Cursor, out: &mut Vec<u8>) {
+    for value in [key, cursor.base, cursor.read, cursor.dropped, cursor.lost].iter().chain(&cursor.settled) {
+        out.extend_from_slice(&value.to_le_bytes());
+    }
+}
+
+/// The cursors in a body, and whether they were written at an orderly end.
+pub fn decode_cursors(body: &[u8]) -> (impl Iterator<Item = (u64, Cursor)> + '_, bool) {
+    let cursors = body.chunks_exact(CURSOR_LEN).map(|bytes| {
+        let value = |at: usize| u64_at(bytes, at * 8);
+        let mut settled = [0; Outcome::COUNT];
+        for (at, count) in settled.iter_mut().enumerate() {
+            *count = value(5 + at);
+        }
+        (value(0), Cursor { base: value(1), read: value(2), settled, dropped: value(3), lost: value(4) })
+    });
+    (cursors, body.len() % CURSOR_LEN == 1 && body.last() == Some(&1))
+}

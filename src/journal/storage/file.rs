@@ -1,0 +1,148 @@
+//! Files in a directory.
+
+use std::collections::HashMap;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+
+use super::Storage;
+
+/// A directory. Files stay open once used.
+#[derive(Debug)]
+pub struct FileStorage {
+    dir: PathBuf,
+    read_only: bool,
+    open: Mutex<HashMap<String, Arc<File>>>,
+}
+
+impl FileStorage {
+    /// The files in `dir`, which is made when first written to.
+    pub fn new(dir: &Path) -> FileStorage {
+        FileStorage { dir: dir.into(), read_only: false, open: Mutex::default() }
+    }
+
+    /// The same, to be looked at only.
+    pub fn read_only(dir: &Path) -> FileStorage {
+        FileStorage { read_only: true, ..FileStorage::new(dir) }
+    }
+
+    fn file(&self, name: &str) -> io::Result<Arc<File>> {
+        if let Some(file) = self.open.lock().get(name) {
+            return Ok(file.clone());
+        }
+        let file = OpenOptions::new().read(true).write(!self.read_only).open(self.dir.join(name))?;
+        let file = Arc::new(file);
+        self.open.lock().insert(name.into(), file.clone());
+        Ok(file)
+    }
+
+    fn may_change(&self) -> io::Result<()> {
+        let reason = "it is only looked at";
+        if self.read_only { Err(io::Error::new(io::ErrorKind::ReadOnlyFilesystem, reason)) } else { Ok(()) }
+    }
+
+    fn sync_dir(&self) -> io::Result<()> {
+        File::open(&self.dir)?.sync_all()
+    }
+}
+
+impl Storage for FileStorage {
+    fn list(&self) -> io::Result<Vec<(String, u64)>> {
+        let entries = match fs::read_dir(&self.dir) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            entries => entries?,
+        };
+        let mut files = Vec::new();
+        for entry in entries {
+            let entry = entry?;
+            if let (Ok(name), Ok(metadata)) = (entry.file_name().into_string(), entry.metadata())
+                && metadata.is_file()
+            {
+                files.push((name, metadata.len()));
+            }
+        }
+        Ok(files)
+    }
+
+    fn read_at(&self, name: &str, offset: u64, buffer: &mut [u8]) -> io::Result<usize> {
+        let file = self.file(name)?;
+        let mut done = 0;
+        while done < buffer.len() {
+            match file.read_at(&mut buffer[done..], offset + done as u64) {
+                Ok(0) => break,
+                Ok(count) => done += count,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(done)
+    }
+
+    fn write_at(&self, name: &str, offset: u64, bytes: &[u8]) -> io::Result<()> {
+        self.file(name)?.write_all_at(bytes, offset)
+    }
+
+    fn create(&self, name: &str, len: u64) -> io::Result<()> {
+        self.may_change()?;
+        fs::create_dir_all(&self.dir)?;
+        self.open.lock().remove(name);
+        let path = self.dir.join(name);
+        let made =
+            OpenOptions::new().read(true).write(true).create(true).truncate(true).open(&path).and_then(|mut file| {
+                // written, not only allocated: extents that were never written cost a metadata write with every sync
+                let zeros = [0; 64 * 1024];
+                let mut left = len;
+                while left > 0 {
+                    let part = left.min(zeros.len() as u64);
+                    file.write_all(&zeros[..part as usize])?;
+                    left -= part;
+                }
+                file.sync_all()?;
+                self.sync_dir()?;
+                Ok(file)
+            });
+        match made {
+            Ok(file) => {
+                self.open.lock().insert(name.into(), Arc::new(file));
+                Ok(())
+            }
+            Err(error) => {
+                // a part of a file is of no use, and its space is what others need
+                let _ = fs::remove_file(&path);
+                Err(error)
+            }
+        }
+    }
+
+    fn sync(&self, name: &str) -> io::Result<()> {
+        let file = self.file(name)?;
+        file.sync_data()?;
+        if file.metadata()?.nlink() == 0 {
+            self.open.lock().remove(name);
+            return Err(io::Error::new(io::ErrorKind::NotFound, "the file was removed while in use"));
+        }
+        Ok(())
+    }
+
+    fn rename(&self, from: &str, to: &str) -> io::Result<()> {
+        self.may_change()?;
+        fs::rename(self.dir.join(from), self.dir.join(to))?;
+        let mut open = self.open.lock();
+        open.remove(to);
+        if let Some(file) = open.remove(from) {
+            open.insert(to.into(), file);
+        }
+        drop(open);
+        self.sync_dir()
+    }
+
+    fn remove(&self, name: &str) -> io::Result<()> {
+        self.may_change()?;
+        self.open.lock().remove(name);
+        fs::remove_file(self.dir.join(name))
+    }
+}

@@ -1,0 +1,223 @@
+//! Files in memory, for tests: writes that were not synced are known and can be lost, calls can be made to fail, and
+//! everything written is recorded so that it can be cut short anywhere.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::sync::Arc;
+
+use parking_lot::{Condvar, Mutex};
+
+use super::Storage;
+
+/// A change of the files.
+#[derive(Clone, Debug)]
+pub enum Change {
+    /// A file of zeros.
+    Create(String, u64),
+    /// Bytes at an offset.
+    Write(String, u64, Vec<u8>),
+    /// What was written to a file is safe.
+    Sync(String),
+    /// A new name.
+    Rename(String, String),
+    /// Gone.
+    Remove(String),
+}
+
+/// What goes wrong; the numbers are those of errno(3).
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Faults {
+    /// Creating files fails.
+    pub create: Option<i32>,
+    /// Writing fails.
+    pub write: Option<i32>,
+    /// Syncing fails, and what was to be synced is lost, as Linux does it.
+    pub sync: Option<i32>,
+    /// So many syncs fail, then no more.
+    pub syncs: Option<u32>,
+    /// Syncing waits until this is no longer set.
+    pub hold_sync: bool,
+}
+
+#[derive(Clone, Debug, Default)]
+struct Contents {
+    /// What a reader sees.
+    seen: Vec<u8>,
+    /// What a power cut leaves.
+    safe: Vec<u8>,
+    /// A sync has failed: the kernel takes the pages for clean, and nothing brings them to the disk any more.
+    poisoned: bool,
+}
+
+#[derive(Debug, Default)]
+struct Disk {
+    files: BTreeMap<String, Contents>,
+    changes: Option<Vec<Change>>,
+    faults: Faults,
+}
+
+/// The files; clones share them.
+#[derive(Clone, Debug, Default)]
+pub struct MemoryStorage {
+    disk: Arc<(Mutex<Disk>, Condvar)>,
+}
+
+fn missing() -> io::Error {
+    io::Error::from_raw_os_error(2)
+}
+
+fn write(contents: &mut Vec<u8>, offset: u64, bytes: &[u8]) {
+    let end = offset as usize + bytes.len();
+    if contents.len() < end {
+        contents.resize(end, 0);
+    }
+    contents[offset as usize..end].copy_from_slice(bytes);
+}
+
+impl MemoryStorage {
+    /// Changes what goes wrong.
+    pub fn set_faults(&self, faults: Faults) {
+        self.disk.0.lock().faults = faults;
+        self.disk.1.notify_all();
+    }
+
+    /// Records every change from now on.
+    pub fn record(&self) {
+        self.disk.0.lock().changes = Some(Vec::new());
+    }
+
+    /// What was recorded.
+    pub fn recorded(&self) -> Vec<Change> {
+        self.disk.0.lock().changes.clone().unwrap_or_default()
+    }
+
+    /// Files as a power cut leaves them now: what was not synced is gone.
+    pub fn after_power_cut(&self) -> MemoryStorage {
+        let mut files = self.disk.0.lock().files.clone();
+        for contents in files.values_mut() {
+            contents.seen.clone_from(&contents.safe);
+        }
+        MemoryStorage { disk: Arc::new((Mutex::new(Disk { files, ..Disk::default() }), Condvar::new())) }
+    }
+
+    /// Files of their own with the same contents.
+    pub fn copy(&self) -> MemoryStorage {
+        let files = self.disk.0.lock().files.clone();
+        MemoryStorage { disk: Arc::new((Mutex::new(Disk { files, ..Disk::default() }), Condvar::new())) }
+    }
+
+    /// Makes a recorded change, of a write only the first `most` bytes.
+    pub fn apply(&self, change: &Change, most: usize) {
+        // what a recording contains has succeeded once
+        let _ = match change {
+            Change::Create(name, len) => self.create(name, *len),
+            Change::Write(name, offset, bytes) => self.write_at(name, *offset, &bytes[..most.min(bytes.len())]),
+            Change::Sync(name) => self.sync(name),
+            Change::Rename(from, to) => self.rename(from, to),
+            Change::Remove(name) => self.remove(name),
+        };
+    }
+
+    /// Flips a bit.
+    pub fn flip(&self, name: &str, bit: usize) {
+        self.change(name, |bytes| bytes[bit / 8] ^= 1 << (bit % 8));
+    }
+
+    /// Fills a part with zeros.
+    pub fn blank(&self, name: &str, offset: usize, len: usize) {
+        self.change(name, |bytes| {
+            let end = (offset + len).min(bytes.len());
+            bytes[offset..end].fill(0);
+        });
+    }
+
+    fn change(&self, name: &str, change: impl Fn(&mut Vec<u8>)) {
+        if let Some(contents) = self.disk.0.lock().files.get_mut(name) {
+            change(&mut contents.seen);
+            change(&mut contents.safe);
+        }
+    }
+
+    /// All that is in a file.
+    pub fn contents(&self, name: &str) -> Vec<u8> {
+        self.disk.0.lock().files.get(name).map(|contents| contents.seen.clone()).unwrap_or_default()
+    }
+}
+
+impl Disk {
+    fn note(&mut self, change: impl FnOnce() -> Change) {
+        if let Some(changes) = &mut self.changes {
+            changes.push(change());
+        }
+    }
+}
+
+fn fault(number: Option<i32>) -> io::Result<()> {
+    number.map_or(Ok(()), |number| Err(io::Error::from_raw_os_error(number)))
+}
+
+impl Storage for MemoryStorage {
+    fn list(&self) -> io::Result<Vec<(String, u64)>> {
+        let disk = self.disk.0.lock();
+        Ok(disk.files.iter().map(|(name, contents)| (name.clone(), contents.seen.len() as u64)).collect())
+    }
+
+    fn read_at(&self, name: &str, offset: u64, buffer: &mut [u8]) -> io::Result<usize> {
+        let disk = self.disk.0.lock();
+        let seen = &disk.files.get(name).ok_or_else(missing)?.seen;
+        let from = seen.get(offset as usize..).unwrap_or_default();
+        let count = from.len().min(buffer.len());
+        buffer[..count].copy_from_slice(&from[..count]);
+        Ok(count)
+    }
+
+    fn write_at(&self, name: &str, offset: u64, bytes: &[u8]) -> io::Result<()> {
+        let mut disk = self.disk.0.lock();
+        fault(disk.faults.write)?;
+        write(&mut disk.files.get_mut(name).ok_or_else(missing)?.seen, offset, bytes);
+        disk.note(|| Change::Write(name.into(), offset, bytes.into()));
+        Ok(())
+    }
+
+    fn create(&self, name: &str, len: u64) -> io::Result<()> {
+        let mut disk = self.disk.0.lock();
+        fault(disk.faults.create)?;
+        let zeros = vec![0; len as usize];
+        disk.files.insert(name.into(), Contents { seen: zeros.clone(), safe: zeros, poisoned: false });
+        disk.note(|| Change::Create(name.into(), len));
+        Ok(())
+    }
+
+    fn sync(&self, name: &str) -> io::Result<()> {
+        let mut disk = self.disk.0.lock();
+        while disk.faults.hold_sync {
+            self.disk.1.wait(&mut disk);
+        }
+        if disk.faults.sync.is_some() && disk.faults.syncs != Some(0) {
+            disk.faults.syncs = disk.faults.syncs.map(|left| left - 1);
+            disk.files.get_mut(name).ok_or_else(missing)?.poisoned = true;
+            return fault(disk.faults.sync);
+        }
+        let contents = disk.files.get_mut(name).ok_or_else(missing)?;
+        if !contents.poisoned {
+            contents.safe.clone_from(&contents.seen);
+        }
+        disk.note(|| Change::Sync(name.into()));
+        Ok(())
+    }
+
+    fn rename(&self, from: &str, to: &str) -> io::Result<()> {
+        let mut disk = self.disk.0.lock();
+        let contents = disk.files.remove(from).ok_or_else(missing)?;
+        disk.files.insert(to.into(), contents);
+        disk.note(|| Change::Rename(from.into(), to.into()));
+        Ok(())
+    }
+
+    fn remove(&self, name: &str) -> io::Result<()> {
+        let mut disk = self.disk.0.lock();
+        disk.files.remove(name).ok_or_else(missing)?;
+        disk.note(|| Change::Remove(name.into()));
+        Ok(())
+    }
+}

@@ -1,0 +1,438 @@
+//! The thread that writes.
+//!
+//! It takes all that waits, writes it behind the records that are there, syncs once, and only then lets consumers and
+//! publishers know. What cannot be written stays and is tried again elsewhere, less and less often; a sync that has
+//! failed says nothing about what is on disk, so its segment is closed and everything since the last good sync is written
+//! to another one.
+
+use std::io;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tracing::{error, info, warn};
+
+use super::format::{DATA, HEADER_COPY, Header, u32_at};
+use super::record;
+use super::recovery::set_aside;
+use super::segment::{self, Segment};
+use super::snapshot::Contents;
+use super::state::{State, Stop};
+use super::{CURSOR_IDLE, Position, Shared, WhenFull};
+
+/// A snapshot is written after so many segments at the latest: they are what a start has to read.
+const SNAPSHOT_EVERY: u32 = 4;
+const FIRST_RETRY: Duration = Duration::from_millis(250);
+const LONGEST_RETRY: Duration = Duration::from_secs(10);
+/// An orderly end waits so long for a disk that fails.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// What to do next.
+enum Next {
+    Write,
+    End,
+}
+
+/// The writing thread's own.
+pub struct Writer {
+    shared: Arc<Shared>,
+    /// Generation of the segment that is written to.
+    tail: Option<u64>,
+    generation: u64,
+    /// Segments begun since the last snapshot.
+    begun: u32,
+    retry: Duration,
+    failing_since: Option<Instant>,
+}
+
+fn random() -> u64 {
+    let mut salt = [0; 8];
+    // without randomness the generation alone tells old bytes from new
+    let _ = getrandom::fill(&mut salt);
+    u64::from_le_bytes(salt)
+}
+
+impl Writer {
+    /// For a journal as it was recovered.
+    pub fn new(shared: Arc<Shared>) -> Writer {
+        let state = shared.state.lock();
+        let last = state.segments.last_key_value();
+        let generation = last.map_or(0, |(generation, _)| *generation);
+        let tail = last.filter(|(_, segment)| !segment.is_bad).map(|(generation, _)| *generation);
+        for report in &state.reports {
+            if report.is_loss() { error!("journal: {report}") } else { info!("journal: {report}") }
+        }
+        drop(state);
+        Writer { shared, tail, generation, begun: 0, retry: FIRST_RETRY, failing_since: None }
+    }
+
+    /// Until told to stop.
+    pub fn run(mut self) {
+        let mut bytes = Vec::new();
+        let mut is_ending = false;
+        while let Next::Write = self.wait(&mut bytes, &mut is_ending) {
+            if !self.commit(&mut bytes) {
+                return;
+            }
+            self.shared.state.lock().writing = 0;
+            bytes.clear();
+            if bytes.capacity() > super::PENDING_MAX / 4 {
+                bytes = Vec::new(); // a burst is over
+            }
+        }
+    }
+
+    /// Waits for something to write, and takes it.
+    fn wait(&self, bytes: &mut Vec<u8>, is_ending: &mut bool) -> Next {
+        let mut state = self.shared.state.lock();
+        loop {
+            let now = Instant::now();
+            match state.stop {
+                Some(Stop::Now) => return Next::End,
+                Some(Stop::Orderly) => {
+                    let is_of_use = !state.moved.is_empty() || state.queues.values().any(|queue| queue.waiting() > 0);
+                    if is_of_use && !*is_ending {
+                        state.push_cursors(true);
+                    }
+                    *is_ending = true;
+                    if state.pending.due.is_none() {
+                        return Next::End;
+                    }
+                    state.pending.due = Some(now);
+                }
+                None => {}
+            }
+            let idle = state.moved_since.map(|since| since + CURSOR_IDLE);
+            if idle.is_some_and(|idle| idle <= now) || state.wants_cursors() {
+                state.push_cursors(false);
+            }
+            if state.pending.due.is_some_and(|due| due <= now) {
+                state.push_cursors(false);
+                state.push_clock(&*self.shared.clock.0);
+                std::mem::swap(&mut state.pending.bytes, bytes);
+                state.writing = bytes.len();
+                state.pending.due = None;
+                return Next::Write;
+            }
+            match [state.pending.due, idle].into_iter().flatten().min() {
+                Some(until) => drop(self.shared.work.wait_until(&mut state, until)),
+                None => self.shared.work.wait(&mut state),
+            }
+        }
+    }
+
+    /// Writes and syncs records; says whether to go on.
+    fn commit(&mut self, bytes: &mut [u8]) -> bool {
+        let mut at = 0;
+        while at < bytes.len() {
+            let position = super::format::u64_at(bytes, at + 8);
+            let first = super::format::padded(u32_at(bytes, at + 4) as usize);
+            match self.write_some(&mut bytes[at..], position, first) {
+                Ok(len) => {
+                    self.healed();
+                    at += len;
+                }
+                Err(error) => {
+                    if !self.failed(&error) {
+                        return false;
+                    }
+                }
+            }
+        }
+        true
+    }
+
+    /// Writes as many records as one segment takes, and tells everybody. Returns their length.
+    fn write_some(&mut self, bytes: &mut [u8], position: u64, first: usize) -> io::Result<usize> {
+        let (generation, name, header, offset) = self.tail_for(position, first)?;
+        let room = header.size - offset;
+        let mut len = 0;
+        while len < bytes.len() {
+            let record = super::format::padded(u32_at(bytes, len + 4) as usize);
+            if (len + record) as u64 > room {
+                break;
+            }
+            len += record;
+        }
+        let part = &mut bytes[..len];
+        record::seal(part, header.seed());
+        let storage = &self.shared.storage;
+        if let Err(error) = storage.write_at(&name, offset, part).and_then(|()| storage.sync(&name)) {
+            self.tail = None;
+            if let Some(segment) = self.shared.state.lock().segments.get_mut(&generation) {
+                segment.is_bad = true;
+            }
+            return Err(error);
+        }
+        self.publish(part, generation);
+        Ok(len)
+    }
+
+    /// The segment to write to, with room for at least `len` bytes.
+    fn tail_for(&mut self, position: u64, len: usize) -> io::Result<(u64, String, Header, u64)> {
+        if let Some(generation) = self.tail {
+            let state = self.shared.state.lock();
+            if let Some(tail) = state.segments.get(&generation)
+                && tail.end + len as u64 <= tail.header.size
+            {
+                return Ok((generation, tail.name.clone(), tail.header, tail.end));
+            }
+        }
+        self.roll(position)
+    }
+
+    /// Begins another segment.
+    fn roll(&mut self, base: u64) -> io::Result<(u64, String, Header, u64)> {
+        if self.begun >= SNAPSHOT_EVERY {
+            self.snapshot()?;
+        }
+        let name = self.pick()?;
+        let size = self.shared.settings.segment_size();
+        self.generation += 1;
+        let boot = self.shared.state.lock().boots.current;
+        let header = Header { is_snapshot: false, boot, generation: self.generation, salt: random(), size, base };
+        let written =
+            [0, HEADER_COPY].into_iter().try_for_each(|at| self.shared.storage.write_at(&name, at, &header.encode()));
+        let mut segment = Segment::new(name.clone(), header);
+        segment.is_bad = written.is_err();
+        let mut state = self.shared.state.lock();
+        state.segments.insert(self.generation, segment);
+        state.is_full = false;
+        state.counts.bytes += 2 * super::format::HEADER_LEN as u64;
+        drop(state);
+        written?;
+        self.tail = Some(self.generation);
+        self.begun += 1;
+        Ok((self.generation, name, header, DATA))
+    }
+
+    /// A file that may be written to.
+    fn pick(&mut self) -> io::Result<String> {
+        for _ in 0..2 {
+            if let Some(name) = self.reuse() {
+                return Ok(name);
+            }
+            let (count, number, uncovered) = {
+                let mut state = self.shared.state.lock();
+                if let Some(name) = state.spare.pop() {
+                    return Ok(name);
+                }
+                (state.segments.len(), free_number(&state), self.has_uncovered(&state))
+            };
+            if count < self.shared.settings.segments() {
+                let name = segment::name(number);
+                let made = self.shared.storage.create(&name, self.shared.settings.segment_size());
+                match made {
+                    Ok(()) => {
+                        self.shared.state.lock().counts.bytes += self.shared.settings.segment_size();
+                        return Ok(name);
+                    }
+                    Err(error) if self.shared.settings.when_full == WhenFull::Refuse || count < 2 => {
+                        return Err(error);
+                    }
+                    // the disk is smaller than we were told: newer messages are worth more than the oldest
+                    Err(_) => {}
+                }
+            }
+            if uncovered {
+                self.snapshot()?;
+            } else {
+                break;
+            }
+        }
+        self.evict()
+    }
+
+    /// Whether a snapshot would set segments free.
+    fn has_uncovered(&self, state: &State) -> bool {
+        state.segments.iter().any(|(generation, segment)| {
+            Some(*generation) != self.tail
+                && segment.last > state.covered
+                && !segment.is_needed(&state.queues, &state.by_key)
+        })
+    }
+
+    /// Has the next file made while there is time: making one takes a card a good part of a second.
+    fn prepare(&self, state: &mut State) {
+        let settings = &self.shared.settings;
+        let Some(tail) = self.tail.and_then(|tail| state.segments.get(&tail)) else { return };
+        let is_wanted = tail.end > tail.header.size / 2
+            && state.spare.is_empty()
+            && state.making.is_none()
+            && state.segments.len() < settings.segments()
+            && state.segments.iter().all(|(generation, segment)| {
+                Some(*generation) == self.tail
+                    || segment.last > state.covered
+                    || segment.is_needed(&state.queues, &state.by_key)
+            });
+        if is_wanted {
+            state.making = Some(segment::name(free_number(state)));
+            self.shared.fill.notify_one();
+        }
+    }
+
+    /// Takes a segment that nobody needs.
+    fn reuse(&self) -> Option<String> {
+        let mut guard = self.shared.state.lock();
+        let state = &mut *guard;
+        loop {
+            let (generation, _) = state.segments.iter().find(|(generation, segment)| {
+                Some(**generation) != self.tail
+                    && segment.last <= state.covered
+                    && !segment.is_needed(&state.queues, &state.by_key)
+            })?;
+            let generation = *generation;
+            let segment = state.segments.remove(&generation)?;
+            if segment.is_bad && segment.records > 0 {
+                set_aside(&*self.shared.storage, state, &segment.name, segment.header.size);
+                if let Some(report) = state.reports.last() {
+                    warn!("journal: {report}");
+                }
+            } else if segment.is_bad || segment.header.size != self.shared.settings.segment_size() {
+                // what cannot be removed is found again at the next start
+                let _ = self.shared.storage.remove(&segment.name);
+            } else {
+                return Some(segment.name);
+            }
+        }
+    }
+
+    /// Gives up the oldest segment, or says that there is no room.
+    fn evict(&mut self) -> io::Result<String> {
+        let mut guard = self.shared.state.lock();
+        let state = &mut *guard;
+        let oldest = state.segments.iter().find(|(generation, _)| Some(**generation) != self.tail);
+        let Some((last, generation)) = oldest.map(|(generation, segment)| (segment.last, *generation)) else {
+            return Err(io::ErrorKind::StorageFull.into());
+        };
+        if self.shared.settings.when_full == WhenFull::Refuse {
+            state.is_full = true;
+            return Err(io::Error::new(io::ErrorKind::StorageFull, "the journal has reached journal.max_size"));
+        }
+        if last > state.covered {
+            drop(guard);
+            self.snapshot()?;
+            return self.evict();
+        }
+        let mut dropped = 0;
+        if let Some(segment) = state.segments.get(&generation) {
+            for (key, share) in &segment.shares {
+                if let Some(queue) = state.by_key.get(key).and_then(|id| state.queues.get_mut(id)) {
+                    dropped += share.last.saturating_sub(queue.cursor.base);
+                    queue.drop_through(share.last);
+                }
+            }
+        }
+        if state.counts.evicted == 0 {
+            error!(
+                messages = dropped,
+                "the journal is full (journal.max_size): its oldest messages make room; further ones are only counted"
+            );
+        }
+        state.counts.evicted += 1;
+        drop(guard);
+        self.reuse().ok_or_else(|| io::ErrorKind::StorageFull.into())
+    }
+
+    fn snapshot(&mut self) -> io::Result<()> {
+        let contents = Contents::of(&self.shared.state.lock());
+        let bytes = contents.write(&*self.shared.storage, random())?;
+        let mut state = self.shared.state.lock();
+        state.covered = contents.covered();
+        state.counts.bytes += bytes;
+        state.counts.syncs += 1;
+        self.begun = 0;
+        Ok(())
+    }
+
+    /// What was written is safe: consumers and publishers get to know.
+    fn publish(&self, bytes: &[u8], generation: u64) {
+        let mut records = record::iter(bytes).peekable();
+        let mut last = 0;
+        while records.peek().is_some() {
+            // in portions, so that publishers need not wait long for the lock
+            let mut state = self.shared.state.lock();
+            let mut behind = Vec::new();
+            let room = state.has_room_ahead();
+            for record in records.by_ref().take(256) {
+                last = record.position();
+                state.commit(&record, generation, room, &mut behind);
+            }
+            state.committed = last;
+            if state.request_fills(&behind) {
+                self.shared.fill.notify_one();
+            }
+            if records.peek().is_none() {
+                self.prepare(&mut state);
+                state.counts.bytes += bytes.len() as u64;
+                state.counts.syncs += 1;
+            }
+        }
+        self.shared.synced.send_replace(Position(last));
+    }
+
+    /// Says so, once, and waits before the next attempt. Returns whether there shall be one.
+    fn failed(&mut self, error: &io::Error) -> bool {
+        let mut state = self.shared.state.lock();
+        let since = *self.failing_since.get_or_insert_with(Instant::now);
+        if state.failing.is_none() && (self.retry > FIRST_RETRY || is_lasting(error)) {
+            error!(%error, "journal: cannot write; messages that must be kept are not acknowledged until it can");
+            state.failing = Some(error.to_string());
+        }
+        let is_first = self.retry == FIRST_RETRY && !is_lasting(error);
+        let until = Instant::now() + if is_first { Duration::ZERO } else { self.retry };
+        self.retry = (self.retry * 2).min(LONGEST_RETRY);
+        loop {
+            match state.stop {
+                Some(Stop::Now) => return false,
+                Some(Stop::Orderly) if since.elapsed() >= PATIENCE => {
+                    error!(%error, "journal: stopped with messages unwritten; none of them was acknowledged");
+                    return false;
+                }
+                _ => {}
+            }
+            let until = if state.stop.is_some() { until.min(since + PATIENCE) } else { until };
+            // a consumer's cursor may have set space free, so every wake is worth a look
+            if Instant::now() >= until || (state.is_full && !self.is_still_full(&state)) {
+                return true;
+            }
+            self.shared.work.wait_until(&mut state, until);
+        }
+    }
+
+    fn is_still_full(&self, state: &State) -> bool {
+        !state.segments.iter().any(|(generation, segment)| {
+            Some(*generation) != self.tail && !segment.is_needed(&state.queues, &state.by_key)
+        })
+    }
+
+    fn healed(&mut self) {
+        let Some(since) = self.failing_since.take() else { return };
+        self.retry = FIRST_RETRY;
+        let mut state = self.shared.state.lock();
+        state.is_full = false;
+        if state.failing.take().is_some() {
+            warn!(seconds = since.elapsed().as_secs(), "journal: writes again; nothing acknowledged was lost");
+        } else {
+            warn!("journal: a write or sync failed; what was not safe has been written elsewhere");
+        }
+        // where a directory has vanished, the snapshot has too
+        self.begun = SNAPSHOT_EVERY;
+    }
+}
+
+/// A number that no segment's file has.
+fn free_number(state: &State) -> u32 {
+    let names = state.segments.values().map(|segment| &segment.name);
+    segment::free_number(names.chain(&state.making).chain(&state.spare).map(String::as_str))
+}
+
+/// Whether trying again at once is of no use.
+fn is_lasting(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::StorageFull
+            | io::ErrorKind::QuotaExceeded
+            | io::ErrorKind::ReadOnlyFilesystem
+            | io::ErrorKind::PermissionDenied
+    )
+}

@@ -1,0 +1,264 @@
+//! Runs of messages: being collected, with their places in the order, and packed for one reader.
+
+use bytes::{BufMut, Bytes, BytesMut};
+
+use super::{BATCH_HEADER, Draft, HEADER, Message, MessageRef, u32_at, u64_at};
+
+/// Messages being collected for one place in the order.
+#[derive(Debug, Default)]
+pub struct BatchBuilder {
+    bytes: BytesMut,
+    count: u32,
+    has_retain: bool,
+}
+
+impl BatchBuilder {
+    /// Adds a message.
+    pub fn push(&mut self, draft: &Draft<'_>) {
+        if self.bytes.is_empty() {
+            self.bytes.put_u64_le(0);
+        }
+        draft.encode(&mut self.bytes);
+        self.count += 1;
+        self.has_retain |= draft.retain;
+    }
+
+    /// Whether one of them has the retain flag.
+    pub fn has_retain(&self) -> bool {
+        self.has_retain
+    }
+
+    /// Messages so far.
+    pub fn len(&self) -> u32 {
+        self.count
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.count == 0
+    }
+
+    /// Bytes so far.
+    pub fn size(&self) -> usize {
+        self.bytes.len()
+    }
+
+    /// The messages so far.
+    pub fn iter(&self) -> Messages<'_> {
+        Messages { bytes: &self.bytes, at: BATCH_HEADER.min(self.bytes.len()), seq: 0 }
+    }
+
+    /// Numbers the messages from `seq` on and takes them; the builder is empty afterwards.
+    pub fn finish(&mut self, seq: u64) -> Batch {
+        self.count = 0;
+        self.has_retain = false;
+        let mut bytes = self.bytes.split();
+        if bytes.is_empty() {
+            bytes.put_u64_le(0);
+        }
+        bytes[..BATCH_HEADER].copy_from_slice(&seq.to_le_bytes());
+        Batch { bytes: bytes.freeze() }
+    }
+}
+
+/// Messages with their places in the order: the first has the sequence number of the batch, the next one more.
+#[derive(Clone, Debug)]
+pub struct Batch {
+    bytes: Bytes,
+}
+
+impl Batch {
+    /// A batch from bytes that [`Batch::into_bytes`] gave within this process.
+    pub fn from_bytes(bytes: Bytes) -> Option<Batch> {
+        (bytes.len() >= BATCH_HEADER).then_some(Batch { bytes })
+    }
+
+    /// The encoded batch.
+    pub fn into_bytes(self) -> Bytes {
+        self.bytes
+    }
+
+    /// Bytes.
+    pub fn size(&self) -> usize {
+        self.bytes.len()
+    }
+
+    /// Sequence number of the first message.
+    pub fn seq(&self) -> u64 {
+        u64_at(&self.bytes, 0)
+    }
+
+    /// The messages in order.
+    pub fn iter(&self) -> Messages<'_> {
+        Messages { bytes: &self.bytes, at: BATCH_HEADER, seq: self.seq() }
+    }
+
+    /// The message at this offset, which [`Messages`] gave, sharing the batch's memory.
+    pub fn message_at(&self, offset: usize) -> Message {
+        let len = u32_at(&self.bytes, offset) as usize;
+        Message { bytes: self.bytes.slice(offset..offset + len) }
+    }
+}
+
+impl Batch {
+    /// The messages between two offsets, `count` of them, sharing the batch's memory.
+    pub fn pack(&self, from: usize, to: usize, count: usize) -> Packed {
+        let bytes = self.bytes.slice(from.max(BATCH_HEADER)..to);
+        Packed { bytes, count, shared: self.bytes.len() }
+    }
+}
+
+/// Messages one after the other, without places.
+#[derive(Clone, Debug)]
+pub struct Packed {
+    bytes: Bytes,
+    count: usize,
+    /// Size of the memory that is kept for them.
+    shared: usize,
+}
+
+impl Packed {
+    /// One message.
+    pub fn one(message: Message) -> Packed {
+        let shared = message.size();
+        Packed { bytes: message.bytes, count: 1, shared }
+    }
+
+    /// Messages.
+    pub fn len(&self) -> usize {
+        self.count
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.count == 0
+    }
+
+    /// Bytes of the messages.
+    pub fn size(&self) -> usize {
+        self.bytes.len()
+    }
+
+    /// The first message, in place.
+    pub fn first(&self) -> Option<MessageRef<'_>> {
+        (self.count > 0).then(|| MessageRef { bytes: &self.bytes[..u32_at(&self.bytes, 0) as usize] })
+    }
+
+    /// Forgets the first message.
+    pub fn advance(&mut self) {
+        if self.count > 0 {
+            let len = u32_at(&self.bytes, 0) as usize;
+            bytes::Buf::advance(&mut self.bytes, len);
+            self.count -= 1;
+        }
+    }
+
+    /// Takes the first message out, sharing the memory.
+    pub fn next_message(&mut self) -> Option<Message> {
+        if self.count == 0 {
+            return None;
+        }
+        let len = u32_at(&self.bytes, 0) as usize;
+        self.count -= 1;
+        Some(Message { bytes: self.bytes.split_to(len) })
+    }
+
+    /// Keeps as many messages from the front as `fits` (given their number and bytes) allows, and returns the rest.
+    pub fn split_off_front(&mut self, fits: impl Fn(usize, usize) -> bool) -> Option<Packed> {
+        if fits(self.count, self.bytes.len()) {
+            return None;
+        }
+        let (mut count, mut at) = (0, 0);
+        while count < self.count {
+            let len = u32_at(&self.bytes, at) as usize;
+            if !fits(count + 1, at + len) {
+                break;
+            }
+            count += 1;
+            at += len;
+        }
+        let rest = Packed { bytes: self.bytes.split_off(at), count: self.count - count, shared: self.shared };
+        self.count = count;
+        Some(rest)
+    }
+
+    /// Moves the messages to memory of their own if they keep much more alive than they are.
+    pub fn compact(&mut self) {
+        if self.shared > 2 * self.bytes.len() {
+            self.bytes = Bytes::copy_from_slice(&self.bytes);
+            self.shared = self.bytes.len();
+        }
+    }
+}
+
+/// One message of a batch.
+#[derive(Clone, Copy, Debug)]
+pub struct Entry<'a> {
+    /// Place in the order of all messages.
+    pub seq: u64,
+    /// Where it starts in its batch.
+    pub offset: usize,
+    /// The message.
+    pub message: MessageRef<'a>,
+}
+
+/// Iterator over the messages of a batch.
+#[derive(Clone, Debug)]
+pub struct Messages<'a> {
+    bytes: &'a [u8],
+    at: usize,
+    seq: u64,
+}
+
+impl<'a> Iterator for Messages<'a> {
+    type Item = Entry<'a>;
+
+    fn next(&mut self) -> Option<Entry<'a>> {
+        if self.at + HEADER > self.bytes.len() {
+            return None;
+        }
+        let len = u32_at(self.bytes, self.at) as usize;
+        let entry = Entry {
+            seq: self.seq,
+            offset: self.at,
+            message: MessageRef { bytes: self.bytes.get(self.at..self.at + len)? },
+        };
+        self.at += len;
+        self.seq += 1;
+        Some(entry)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::message::{Origin, Qos};
+
+    fn draft<'a>(topic: &'a str, payload: &'a [u8]) -> Draft<'a> {
+        Draft {
+            topic,
+            payload,
+            qos: Qos::AtLeastOnce,
+            retain: false,
+            properties: &[],
+            expiry: None,
+            hops: 0,
+            boot_ms: 0,
+            origin: Origin::gateway(),
+        }
+    }
+
+    #[test]
+    fn a_batch_numbers_its_messages() {
+        let mut builder = BatchBuilder::default();
+        builder.push(&draft("a", b"1"));
+        builder.push(&draft("b", b"22"));
+        assert_eq!((builder.len(), builder.iter().count()), (2, 2));
+        let batch = builder.finish(40);
+        assert!(builder.is_empty());
+        let seen: Vec<_> = batch.iter().map(|entry| (entry.seq, entry.message.topic().to_owned())).collect();
+        assert_eq!(seen, [(40, "a".to_owned()), (41, "b".to_owned())]);
+        let second = batch.iter().nth(1).unwrap();
+        assert_eq!(batch.message_at(second.offset).view().payload(), b"22");
+    }
+}

@@ -1,0 +1,392 @@
+//! Messages, topics and topic filters: what every room hands to the next.
+//!
+//! A message is encoded once, by the door it came in through, and from then on is only shared: the live router, the
+//! journal, the retained store and every session read the same bytes. A [`Batch`] is a run of messages that came in
+//! together; it is the unit that is put in order, so a busy publisher pays the price of ordering once per read, not
+//! once per message.
+//!
+//! # Layout
+//! All integers are little endian. A batch is an 8-byte sequence number (that of its first message) and then messages,
+//! each of which is
+//!
+//! | offset | size | what |
+//! |---|---|---|
+//! | 0 | 4 | length of the whole message, these 32 bytes included |
+//! | 4 | 1 | bits 0-1 QoS, bit 2 retain |
+//! | 5 | 1 | hops: gateways that this message has passed through |
+//! | 6 | 2 | length of the topic |
+//! | 8 | 4 | message expiry interval in seconds, `u32::MAX` for none [MQTT-3.3.2.3.3] |
+//! | 12 | 4 | length of the properties |
+//! | 16 | 8 | boot clock, in milliseconds, when the message came in |
+//! | 24 | 8 | origin: who published it |
+//! | 32 | | properties: MQTT 5 PUBLISH properties as received, without length, topic alias, expiry and subscription ids |
+//! | | | topic, UTF-8 |
+//! | | | payload, to the end |
+
+mod batch;
+mod topic;
+
+use std::fmt;
+use std::hash::{Hash, Hasher};
+
+use bytes::{BufMut, Bytes, BytesMut};
+
+pub use self::batch::{Batch, BatchBuilder, Entry, Messages, Packed};
+pub use self::topic::{Topic, TopicError, TopicFilter, check_filter, check_topic, covers, matches, overlap};
+
+/// Bytes in front of the properties of an encoded message.
+pub const HEADER: usize = 32;
+/// Bytes in front of the first message of a batch.
+pub const BATCH_HEADER: usize = 8;
+const NO_EXPIRY: u32 = u32::MAX;
+
+/// Quality of service of a message or a subscription [MQTT-4.3].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+#[repr(u8)]
+pub enum Qos {
+    /// QoS 0: delivered if the connection holds.
+    #[default]
+    AtMostOnce = 0,
+    /// QoS 1: delivered until acknowledged, perhaps more than once.
+    AtLeastOnce = 1,
+    /// QoS 2: delivered once.
+    ExactlyOnce = 2,
+}
+
+impl Qos {
+    /// The QoS with this number, if there is one.
+    pub fn from_u8(number: u8) -> Option<Qos> {
+        match number {
+            0 => Some(Qos::AtMostOnce),
+            1 => Some(Qos::AtLeastOnce),
+            2 => Some(Qos::ExactlyOnce),
+            _ => None,
+        }
+    }
+}
+
+/// Who published a message, as a number that is the same for the same publisher in every run of the gateway. It serves
+/// the no local option of subscriptions [MQTT-3.8.3-3] and keeps a bridge from sending back what it received.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Origin(pub u64);
+
+impl Origin {
+    /// The MQTT client with this client id.
+    pub fn client(client_id: &str) -> Origin {
+        Origin::of("client", client_id)
+    }
+
+    /// The upstream with this name.
+    pub fn upstream(name: &str) -> Origin {
+        Origin::of("upstream", name)
+    }
+
+    /// The sensor with this name.
+    pub fn sensor(name: &str) -> Origin {
+        Origin::of("sensor", name)
+    }
+
+    /// The gateway itself: status messages and `$SYS`.
+    pub fn gateway() -> Origin {
+        Origin::of("gateway", "")
+    }
+
+    /// A request by HTTP.
+    pub fn http() -> Origin {
+        Origin::of("http", "")
+    }
+
+    fn of(door: &str, name: &str) -> Origin {
+        // FNV-1a: needs no key, so that the number means the same after a restart
+        struct Fnv(u64);
+        impl Hasher for Fnv {
+            fn write(&mut self, bytes: &[u8]) {
+                for byte in bytes {
+                    self.0 = (self.0 ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3);
+                }
+            }
+            fn finish(&self) -> u64 {
+                self.0
+            }
+        }
+        let mut fnv = Fnv(0xcbf2_9ce4_8422_2325);
+        (door, name).hash(&mut fnv);
+        Origin(fnv.finish())
+    }
+}
+
+/// What a door knows of a message before it has a place in the order.
+#[derive(Clone, Copy, Debug)]
+pub struct Draft<'a> {
+    /// Topic, already checked with [`check_topic`].
+    pub topic: &'a str,
+    /// Payload, at most the broker's `max_packet_size`.
+    pub payload: &'a [u8],
+    /// QoS it was published with.
+    pub qos: Qos,
+    /// Whether it becomes (or, when empty, clears) the retained message of its topic.
+    pub retain: bool,
+    /// MQTT 5 properties to pass through, encoded; empty for none.
+    pub properties: &'a [u8],
+    /// Message expiry interval in seconds.
+    pub expiry: Option<u32>,
+    /// Gateways that it has passed through.
+    pub hops: u8,
+    /// Boot clock in milliseconds.
+    pub boot_ms: u64,
+    /// Publisher.
+    pub origin: Origin,
+}
+
+impl Draft<'_> {
+    /// Appends the encoded message.
+    fn encode(&self, out: &mut BytesMut) {
+        let len = HEADER + self.properties.len() + self.topic.len() + self.payload.len();
+        out.reserve(len);
+        let mut head = [0u8; HEADER];
+        head[0..4].copy_from_slice(&u32::try_from(len).unwrap_or(u32::MAX).to_le_bytes());
+        head[4] = self.qos as u8 | (u8::from(self.retain) << 2);
+        head[5] = self.hops;
+        head[6..8].copy_from_slice(&(self.topic.len() as u16).to_le_bytes());
+        head[8..12].copy_from_slice(&self.expiry.unwrap_or(NO_EXPIRY).to_le_bytes());
+        head[12..16].copy_from_slice(&(self.properties.len() as u32).to_le_bytes());
+        head[16..24].copy_from_slice(&self.boot_ms.to_le_bytes());
+        head[24..32].copy_from_slice(&self.origin.0.to_le_bytes());
+        out.put_slice(&head);
+        out.put_slice(self.properties);
+        out.put_slice(self.topic.as_bytes());
+        out.put_slice(self.payload);
+    }
+}
+
+/// A message in place: a view of encoded bytes.
+#[derive(Clone, Copy)]
+pub struct MessageRef<'a> {
+    bytes: &'a [u8],
+}
+
+fn u32_at(bytes: &[u8], at: usize) -> u32 {
+    u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
+}
+
+fn u64_at(bytes: &[u8], at: usize) -> u64 {
+    u64::from(u32_at(bytes, at)) | u64::from(u32_at(bytes, at + 4)) << 32
+}
+
+impl<'a> MessageRef<'a> {
+    /// The first message in `bytes`, checked: lengths add up, the topic is a valid topic, the QoS exists.
+    pub fn parse(bytes: &'a [u8]) -> Option<MessageRef<'a>> {
+        if bytes.len() < HEADER {
+            return None;
+        }
+        let len = u32_at(bytes, 0) as usize;
+        if len < HEADER || len > bytes.len() {
+            return None;
+        }
+        let message = MessageRef { bytes: &bytes[..len] };
+        let topic_end = HEADER.checked_add(u32_at(bytes, 12) as usize)?.checked_add(message.topic_len())?;
+        if topic_end > len || bytes[4] & 3 == 3 {
+            return None;
+        }
+        let topic = std::str::from_utf8(&bytes[topic_end - message.topic_len()..topic_end]).ok()?;
+        check_topic(topic).ok()?;
+        Some(message)
+    }
+
+    fn topic_len(&self) -> usize {
+        usize::from(u16::from_le_bytes([self.bytes[6], self.bytes[7]]))
+    }
+
+    fn topic_start(&self) -> usize {
+        HEADER + u32_at(self.bytes, 12) as usize
+    }
+
+    /// The encoded message.
+    pub fn as_bytes(&self) -> &'a [u8] {
+        self.bytes
+    }
+
+    /// QoS it was published with.
+    pub fn qos(&self) -> Qos {
+        Qos::from_u8(self.bytes[4] & 3).unwrap_or_default()
+    }
+
+    /// Whether it was published with the retain flag.
+    pub fn retain(&self) -> bool {
+        self.bytes[4] & 4 != 0
+    }
+
+    /// Gateways that it has passed through.
+    pub fn hops(&self) -> u8 {
+        self.bytes[5]
+    }
+
+    /// Message expiry interval in seconds, counted from [`MessageRef::boot_ms`].
+    pub fn expiry(&self) -> Option<u32> {
+        Some(u32_at(self.bytes, 8)).filter(|seconds| *seconds != NO_EXPIRY)
+    }
+
+    /// What is left of the expiry interval at `now_boot_ms`: `Ok(None)` if it never expires, `Err(Expired)` if it has.
+    pub fn remaining_expiry(&self, now_boot_ms: u64) -> Result<Option<u32>, Expired> {
+        let Some(expiry) = self.expiry() else { return Ok(None) };
+        // signed: what came in before this boot has a time less than 0
+        let age_s = (now_boot_ms as i64).wrapping_sub(self.boot_ms() as i64).max(0) as u64 / 1000;
+        match u64::from(expiry).checked_sub(age_s) {
+            None | Some(0) => Err(Expired),
+            Some(left) => Ok(Some(left as u32)),
+        }
+    }
+
+    /// Boot clock, in milliseconds, when it came in; less than 0, as a number that wraps, if that was before this boot.
+    pub fn boot_ms(&self) -> u64 {
+        u64_at(self.bytes, 16)
+    }
+
+    /// Publisher.
+    pub fn origin(&self) -> Origin {
+        Origin(u64_at(self.bytes, 24))
+    }
+
+    /// MQTT 5 properties, encoded.
+    pub fn properties(&self) -> &'a [u8] {
+        &self.bytes[HEADER..self.topic_start()]
+    }
+
+    /// Topic.
+    pub fn topic(&self) -> &'a str {
+        let start = self.topic_start();
+        // every message was checked when it was encoded or parsed
+        std::str::from_utf8(&self.bytes[start..start + self.topic_len()]).unwrap_or_default()
+    }
+
+    /// Payload.
+    pub fn payload(&self) -> &'a [u8] {
+        &self.bytes[self.topic_start() + self.topic_len()..]
+    }
+
+    /// The message as a draft, to be published again with changes.
+    pub fn to_draft(&self) -> Draft<'a> {
+        Draft {
+            topic: self.topic(),
+            payload: self.payload(),
+            qos: self.qos(),
+            retain: self.retain(),
+            properties: self.properties(),
+            expiry: self.expiry(),
+            hops: self.hops(),
+            boot_ms: self.boot_ms(),
+            origin: self.origin(),
+        }
+    }
+}
+
+/// The message's expiry interval has passed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the message has expired")]
+pub struct Expired;
+
+impl fmt::Debug for MessageRef<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Message")
+            .field("topic", &self.topic())
+            .field("qos", &self.qos())
+            .field("retain", &self.retain())
+            .field("payload", &self.payload().len())
+            .finish_non_exhaustive()
+    }
+}
+
+/// A message that shares its bytes with others: cheap to clone.
+#[derive(Clone)]
+pub struct Message {
+    bytes: Bytes,
+}
+
+impl Message {
+    /// Encodes a message of its own.
+    pub fn new(draft: &Draft<'_>) -> Message {
+        let mut bytes = BytesMut::new();
+        draft.encode(&mut bytes);
+        Message { bytes: bytes.freeze() }
+    }
+
+    /// A message from bytes that [`MessageRef::as_bytes`] gave once; `None` if they are damaged.
+    pub fn from_bytes(bytes: Bytes) -> Option<Message> {
+        let len = MessageRef::parse(&bytes)?.bytes.len();
+        Some(Message { bytes: bytes.slice(..len) })
+    }
+
+    /// The view that everything is read through.
+    pub fn view(&self) -> MessageRef<'_> {
+        MessageRef { bytes: &self.bytes }
+    }
+
+    /// Encoded size in bytes: what bounds of memory count.
+    pub fn size(&self) -> usize {
+        self.bytes.len()
+    }
+
+    /// The same message in memory of its own, for those who keep it: a slice would keep its whole batch.
+    pub fn to_owned_memory(&self) -> Message {
+        Message { bytes: Bytes::copy_from_slice(&self.bytes) }
+    }
+}
+
+impl fmt::Debug for Message {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.view().fmt(f)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn draft<'a>(topic: &'a str, payload: &'a [u8]) -> Draft<'a> {
+        Draft {
+            topic,
+            payload,
+            qos: Qos::AtLeastOnce,
+            retain: true,
+            properties: &[3, 0, 1, b'x'],
+            expiry: Some(10),
+            hops: 2,
+            boot_ms: 5_000,
+            origin: Origin::client("a"),
+        }
+    }
+
+    #[test]
+    fn a_message_reads_back_as_it_was_written() {
+        let message = Message::new(&draft("loft/motion1", b"12:00:00"));
+        let view = MessageRef::parse(message.view().as_bytes()).unwrap();
+        assert_eq!((view.topic(), view.payload()), ("loft/motion1", &b"12:00:00"[..]));
+        assert_eq!((view.qos(), view.retain(), view.hops()), (Qos::AtLeastOnce, true, 2));
+        assert_eq!((view.properties(), view.expiry()), (&[3, 0, 1, b'x'][..], Some(10)));
+        assert_eq!((view.boot_ms(), view.origin()), (5_000, Origin::client("a")));
+        assert_ne!(view.origin(), Origin::upstream("a"));
+    }
+
+    #[test]
+    fn a_damaged_message_is_not_parsed() {
+        let message = Message::new(&draft("loft/motion1", b"x"));
+        let good = message.view().as_bytes().to_vec();
+        for cut in 0..good.len() {
+            assert!(MessageRef::parse(&good[..cut]).is_none(), "cut at {cut}");
+        }
+        for (at, value) in [(4, 3), (7, 200), (15, 255), (36, b'#'), (36, 0)] {
+            let mut bad = good.clone();
+            bad[at] = value;
+            assert!(MessageRef::parse(&bad).is_none(), "byte {at}");
+        }
+    }
+
+    #[test]
+    fn expiry_counts_down_from_arrival() {
+        let message = Message::new(&draft("t", b""));
+        assert_eq!(message.view().remaining_expiry(5_000), Ok(Some(10)));
+        assert_eq!(message.view().remaining_expiry(13_999), Ok(Some(2)));
+        assert_eq!(message.view().remaining_expiry(15_000), Err(Expired));
+        assert_eq!(message.view().remaining_expiry(0), Ok(Some(10)));
+    }
+}

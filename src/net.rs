@@ -1,0 +1,75 @@
+//! Ports: what the broker's listeners and HTTP do alike.
+
+use std::net::SocketAddr;
+
+use socket2::{Domain, Protocol, Socket, Type};
+use tokio::net::TcpListener;
+
+use crate::tls::TlsError;
+
+const BACKLOG: i32 = 1024;
+
+/// Why a port cannot be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum ListenError {
+    /// The address is taken, or not this host's.
+    #[error("cannot listen on {address}: {source}{}", hint(source))]
+    Bind {
+        /// The address.
+        address: SocketAddr,
+        /// What the system says.
+        source: std::io::Error,
+    },
+    /// TLS files.
+    #[error("cannot set up TLS for {address}: {source}")]
+    Tls {
+        /// The address.
+        address: SocketAddr,
+        /// What is wrong.
+        source: TlsError,
+    },
+}
+
+fn hint(error: &std::io::Error) -> &'static str {
+    match error.kind() {
+        std::io::ErrorKind::AddrInUse => {
+            " (another program listens there, perhaps mosquitto: stop it, or choose another port under \
+             [[broker.listener]] or [http])"
+        }
+        std::io::ErrorKind::PermissionDenied => " (ports below 1024 need privileges)",
+        std::io::ErrorKind::AddrNotAvailable => " (this host does not have that address)",
+        _ => "",
+    }
+}
+
+/// Listens; `[::]` takes IPv4 too. Returns the address that it is bound to.
+pub fn bind(address: SocketAddr) -> Result<(TcpListener, SocketAddr), ListenError> {
+    try_bind(address).map_err(|source| ListenError::Bind { address, source })
+}
+
+fn try_bind(address: SocketAddr) -> std::io::Result<(TcpListener, SocketAddr)> {
+    let socket = match Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP)) {
+        // a kernel without IPv6
+        Err(_) if address.is_ipv6() && address.ip().is_unspecified() => {
+            return try_bind(SocketAddr::from(([0, 0, 0, 0], address.port())));
+        }
+        other => other?,
+    };
+    if address.is_ipv6() {
+        socket.set_only_v6(false)?;
+    }
+    // a restart must not wait for old connections to time out
+    socket.set_reuse_address(true)?;
+    socket.set_nonblocking(true)?;
+    socket.bind(&address.into())?;
+    socket.listen(BACKLOG)?;
+    let listener = TcpListener::from_std(socket.into())?;
+    let bound = listener.local_addr()?;
+    Ok((listener, bound))
+}
+
+/// Whether an error of `accept` is about that connection only.
+pub fn is_about_the_connection(error: &std::io::Error) -> bool {
+    use std::io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset, Interrupted};
+    matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset | Interrupted)
+}

@@ -1,0 +1,104 @@
+//! How the gateway is doing: what the rooms publish about themselves, for those who show it.
+//!
+//! Rooms write, each through its own channel; HTTP and the service only read. Everything here is a snapshot of now or
+//! bounded: nothing in it grows with time or traffic.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+use serde::Serialize;
+use tokio::sync::watch;
+
+pub use crate::sensors::{Change, Snapshot as SensorSnapshot, State as SensorState};
+pub use crate::upstream::{Snapshot as UpstreamSnapshot, State as UpstreamState};
+
+/// Problems remembered.
+pub const MAX_PROBLEMS: usize = 50;
+/// Longest text of a problem, in bytes.
+pub const MAX_PROBLEM: usize = 1000;
+
+/// What there is to see. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Status {
+    /// The gateway's id.
+    pub gateway_id: Arc<str>,
+    /// The sensors.
+    pub sensors: watch::Receiver<Vec<SensorSnapshot>>,
+    /// The upstreams, in the order of the configuration.
+    pub upstreams: Vec<watch::Receiver<UpstreamSnapshot>>,
+    /// What was logged as a warning or an error.
+    pub problems: Problems,
+}
+
+/// A warning or an error.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Problem {
+    /// Number, from 1 on.
+    pub number: u64,
+    /// Milliseconds since the Unix epoch, as the system believed.
+    pub unix_ms: i64,
+    /// `"warn"`: recovered and nothing lost; `"error"`: data lost, or a person is needed.
+    pub level: &'static str,
+    /// Where it comes from.
+    pub target: String,
+    /// What happened.
+    pub text: String,
+}
+
+/// The last problems: at most [`MAX_PROBLEMS`]. Cheap to clone.
+#[derive(Clone, Debug, Default)]
+pub struct Problems {
+    inner: Arc<ProblemsInner>,
+}
+
+#[derive(Debug, Default)]
+struct ProblemsInner {
+    last: Mutex<VecDeque<Problem>>,
+    count: watch::Sender<u64>,
+}
+
+impl Problems {
+    /// Remembers one.
+    pub fn push(&self, unix_ms: i64, level: &'static str, target: &str, mut text: String) {
+        if text.len() > MAX_PROBLEM {
+            let end = (0..=MAX_PROBLEM).rev().find(|end| text.is_char_boundary(*end)).unwrap_or(0);
+            text.truncate(end);
+            text.push('…');
+        }
+        let mut last = self.inner.last.lock();
+        if last.len() >= MAX_PROBLEMS {
+            last.pop_front();
+        }
+        let number = last.back().map_or(1, |problem| problem.number + 1);
+        last.push_back(Problem { number, unix_ms, level, target: target.into(), text });
+        drop(last);
+        self.inner.count.send_replace(number);
+    }
+
+    /// Those remembered, oldest first.
+    pub fn last(&self) -> Vec<Problem> {
+        self.inner.last.lock().iter().cloned().collect()
+    }
+
+    /// Changes with every problem: their number so far.
+    pub fn count(&self) -> watch::Receiver<u64> {
+        self.inner.count.subscribe()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn old_problems_give_way_and_long_ones_are_cut() {
+        let problems = Problems::default();
+        for number in 0..MAX_PROBLEMS + 5 {
+            problems.push(0, "warn", "t", format!("{number}{}", "ü".repeat(MAX_PROBLEM)));
+        }
+        let last = problems.last();
+        assert_eq!((last.len(), last[0].number, *problems.count().borrow()), (MAX_PROBLEMS, 6, 55));
+        assert!(last.iter().all(|problem| problem.text.len() <= MAX_PROBLEM + 3));
+    }
+}

@@ -1,0 +1,108 @@
+//! Closed by default: who comes in, what they may do, and what the others are told.
+
+#![allow(clippy::unwrap_used)]
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod addresses;
+mod rules;
+mod storm;
+mod tls;
+
+use std::sync::OnceLock;
+
+use support::broker::gateway;
+use support::packet::{V5, V31, V311};
+use support::{Connect, Gateway, Process};
+
+const PASSWORD: &str = "correct horse";
+
+/// The hash of [`PASSWORD`], as `pigateway user` prints it.
+fn hash() -> &'static str {
+    static HASH: OnceLock<String> = OnceLock::new();
+    HASH.get_or_init(|| {
+        let mut process = Process::start(gateway().args(["user", "somebody"]));
+        process.input(format!("{PASSWORD}\n").as_bytes());
+        let (code, lines) = process.wait();
+        assert_eq!(code, Some(0), "{lines:?}");
+        let line = lines.iter().find_map(|line| line.trim().strip_prefix("password_hash = \"")).expect("a hash");
+        line.split('"').next().expect("a quoted hash").to_owned()
+    })
+}
+
+/// The table of a user with [`PASSWORD`] and these further keys.
+fn user(name: &str, rules: &str) -> String {
+    format!("[[broker.user]]\nname = \"{name}\"\npassword_hash = \"{}\"\n{rules}\n", hash())
+}
+
+#[test]
+fn the_table_that_the_command_prints_lets_its_user_in() {
+    let mut process = Process::start(gateway().args(["user", "esp"]));
+    process.input(format!("{PASSWORD}\n").as_bytes());
+    let (_, lines) = process.wait();
+    let begin = lines.iter().position(|line| line == "[[broker.user]]").expect("a table");
+    let gateway = Gateway::with(&lines[begin..].join("\n"));
+    Connect::new("a").login("esp", PASSWORD).open(gateway.port).ping();
+}
+
+#[test]
+fn names_and_passwords_must_be_right() {
+    let gateway = Gateway::with(&(user("esp", "") + "[broker.anonymous]\naccept = \"none\""));
+    for (version, bad_password, not_authorised) in [(V31, 4, 5), (V311, 4, 5), (V5, 0x86, 0x87)] {
+        let connect = || Connect::version(version, "a");
+        connect().login("esp", PASSWORD).open(gateway.port).ping();
+        // each failure makes the next one wait longer
+        let (name, password) = match version {
+            V31 => ("esp", "wrong"),
+            V311 => ("esp", ""),
+            _ => ("nobody", PASSWORD),
+        };
+        assert_eq!(connect().login(name, password).refused(gateway.port), bad_password);
+        assert_eq!(connect().refused(gateway.port), not_authorised);
+    }
+}
+
+#[test]
+fn a_refusal_says_once_how_to_let_the_client_in() {
+    let gateway = Gateway::with("[broker.anonymous]\naccept = \"none\"");
+    let refused = |line: &String| line.contains("refused");
+    for _ in 0..50 {
+        Connect::new("lost-esp").refused(gateway.port);
+    }
+    let lines: Vec<String> = gateway.log().into_iter().filter(refused).collect();
+    // the probe at start may have had the first one
+    assert!(lines.len() == 1, "{lines:?}");
+    for part in ["pigateway user", "accept = \"all\"", "127.0.0.1"] {
+        assert!(lines[0].contains(part), "{part} is missing in {lines:?}");
+    }
+}
+
+#[test]
+fn with_users_anonymous_clients_still_come_in_from_this_host() {
+    let gateway = Gateway::with(&(user("esp", "") + "[broker.anonymous]\npublish = [\"from/here/#\"]"));
+    let mut anonymous = Connect::v5("a").open(gateway.port);
+    assert_eq!(anonymous.publish("from/here/x", "", 1, false), 0);
+    assert_eq!(anonymous.publish("elsewhere", "", 1, false), 0x87);
+    let mut known = Connect::v5("b").login("esp", PASSWORD).open(gateway.port);
+    assert_eq!(known.publish("elsewhere", "", 1, false), 0);
+}
+
+#[test]
+fn a_failed_login_holds_up_nobody_else() {
+    let gateway = Gateway::with(&user("esp", ""));
+    let known = Connect::new("a").login("esp", PASSWORD);
+    known.open(gateway.port).disconnect();
+    std::thread::scope(|scope| {
+        for number in 0..8 {
+            let wrong = Connect::new(&format!("wrong-{number}")).login("esp", "wrong");
+            let port = gateway.port;
+            scope.spawn(move || wrong.refused(port));
+        }
+        // while those wait for their answers
+        for _ in 0..100 {
+            known.open(gateway.port).disconnect();
+            Connect::new("anonymous").open(gateway.port).disconnect();
+        }
+    });
+}

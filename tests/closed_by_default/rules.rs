@@ -1,0 +1,112 @@
+//! Publish and subscribe rules.
+
+use super::{PASSWORD, user};
+use crate::support::packet::{Properties, V5, V31, V311};
+use crate::support::{Client, Connect, Gateway, contents};
+
+const RULES: &str = "publish = [\"loft/#\", \"!loft/private/#\", \"users/%u/#\", \"clients/%c/#\"]\n\
+                     subscribe = [\"loft/#\", \"!loft/private/#\", \"users/%u/#\", \"clients/%c/#\"]";
+
+fn open(gateway: &Gateway, version: u8, name: &str, id: &str) -> Client {
+    Connect::version(version, id).login(name, PASSWORD).open(gateway.port)
+}
+
+fn gateway() -> Gateway {
+    Gateway::with(&(user("esp", RULES) + &user("admin", "")))
+}
+
+#[test]
+fn what_may_not_be_published_goes_nowhere() {
+    let gateway = gateway();
+    let mut admin = open(&gateway, V5, "admin", "admin");
+    admin.subscribe("#", 2);
+    for (version, refusal) in [(V31, 0), (V311, 0), (V5, 0x87)] {
+        let mut client = open(&gateway, version, "esp", "one");
+        for topic in ["other", "loft/private/a", "users/admin/a", "users", "clients/two/a", "$SYS/a", "lof"] {
+            for qos in 0..=2 {
+                let expected = if qos == 0 { 0 } else { refusal };
+                assert_eq!(client.publish(topic, "no", qos, true), expected, "{topic} at QoS {qos}");
+            }
+        }
+        for topic in ["loft/a", "loft", "users/esp/a", "clients/one/a"] {
+            assert_eq!(client.publish(topic, "yes", 1, false), 0, "{topic}");
+        }
+        let topics: Vec<String> = admin.drain().into_iter().map(|message| message.topic).collect();
+        let topics: Vec<&str> =
+            topics.iter().map(String::as_str).filter(|topic| !topic.starts_with("fence/")).collect();
+        assert_eq!(topics, ["loft/a", "loft", "users/esp/a", "clients/one/a"]);
+    }
+}
+
+#[test]
+fn what_may_not_be_subscribed_is_refused() {
+    let gateway = gateway();
+    for (version, refusal) in [(V31, 0x80), (V311, 0x80), (V5, 0x87)] {
+        let mut client = open(&gateway, version, "esp", "one");
+        let filters = ["other", "loft/private/#", "loft/private/a", "users/admin/#", "$SYS/#", "clients/two/+"];
+        let wanted: Vec<(&str, u8)> = filters.iter().map(|filter| (*filter, 1)).collect();
+        assert_eq!(client.subscribe_all(&wanted, &Properties::new()), [refusal; 6]);
+        let wanted = [("loft/#", 1), ("other", 0), ("users/esp/#", 2), ("clients/one/x", 0), ("loft/+/a", 1)];
+        assert_eq!(client.subscribe_all(&wanted, &Properties::new()), [1, refusal, 2, 0, 1]);
+    }
+    let mut client = open(&gateway, V5, "esp", "one");
+    assert_eq!(client.subscribe("$share/g/loft/#", 1), 1);
+    assert_eq!(client.subscribe("$share/g/other", 1), 0x87, "a group is no way around");
+}
+
+#[test]
+fn what_is_denied_is_left_out_of_what_is_delivered() {
+    let gateway = gateway();
+    let mut admin = open(&gateway, V5, "admin", "admin");
+    admin.publish("loft/private/kept", "secret", 1, true);
+    admin.publish("loft/kept", "open", 1, true);
+    for connect in [Connect::v5("one"), Connect::v5("one").persistent(), Connect::new("one").persistent()] {
+        let connect = connect.login("esp", PASSWORD);
+        let mut client = connect.open(gateway.port);
+        client.subscribe("#", 1);
+        admin.publish("loft/private/live", "secret", 1, false);
+        admin.publish("elsewhere", "secret", 1, false);
+        admin.publish("loft/live", "open", 1, false);
+        let received = [client.receive(), client.receive()];
+        assert_eq!(contents(&received), [("loft/kept", "open".into()), ("loft/live", "open".into())]);
+        client.ping();
+        client.disconnect();
+        for topic in ["loft/private/later", "elsewhere", "loft/later"] {
+            admin.publish(topic, "x", 1, false);
+        }
+        let (mut client, connack) = connect.open_with(gateway.port);
+        admin.publish("loft/last", "x", 1, false);
+        if connack.present {
+            assert_eq!(client.receive().topic, "loft/later");
+            assert_eq!(client.receive().topic, "loft/last");
+        }
+        client.disconnect();
+    }
+}
+
+#[test]
+fn client_ids_and_names_cannot_widen_a_rule() {
+    let gateway = gateway();
+    for id in ["+", "#", "a/b", "one/#", "+/x", "two/../one", "/"] {
+        let mut client = open(&gateway, V5, "esp", id);
+        for filter in ["clients/#", "clients/one/#", "clients/+/x", "clients/a/b/x", "clients/+/+", "clients/%c/x"] {
+            assert_eq!(client.subscribe(filter, 0), 0x87, "{filter} with client id {id:?}");
+        }
+        for topic in ["clients/one/x", "clients/a/b/x", "clients//x", "clients/%c/x"] {
+            assert_eq!(client.publish(topic, "", 1, false), 0x87, "{topic} with client id {id:?}");
+        }
+        assert_eq!(client.publish("loft/a", "", 1, false), 0, "other rules hold");
+    }
+}
+
+#[test]
+fn a_will_needs_permission_too() {
+    let gateway = gateway();
+    let mut admin = open(&gateway, V5, "admin", "admin");
+    admin.subscribe("#", 1);
+    for topic in ["loft/private/will", "loft/will"] {
+        Connect::new("one").login("esp", PASSWORD).will(topic, "gone", 1, false).open(gateway.port).vanish();
+    }
+    assert_eq!(admin.receive().topic, "loft/will");
+    gateway.wait_for_line("last will not published");
+}

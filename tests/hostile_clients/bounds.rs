@@ -1,0 +1,149 @@
+//! Many of everything: memory stays within bounds, and what has gone is given back.
+
+use std::net::TcpStream;
+
+use super::assert_it_serves;
+use crate::support::packet::{Properties, publish};
+use crate::support::{Client, Connect, Gateway, wait_until};
+
+/// For a debug build, in KiB.
+const MOST: u64 = 80 << 10;
+
+#[track_caller]
+fn assert_small(gateway: &Gateway) {
+    let rss = gateway.memory_kib("VmRSS");
+    assert!(rss < MOST, "{rss} KiB");
+}
+
+#[test]
+fn a_thousand_idle_connections() {
+    let mut gateway = Gateway::with("[broker]\nmax_connections = 1100");
+    let mut clients: Vec<Client> = (0..1000)
+        .map(|number| {
+            let mut client = Connect::v5(&format!("idle-{number}")).open(gateway.port);
+            client.subscribe(&format!("idle/{number}"), 1);
+            client
+        })
+        .collect();
+    assert_small(&gateway);
+    assert_it_serves(&mut gateway);
+    let mut publisher = Connect::new("publisher").open(gateway.port);
+    for number in [0, 499, 999] {
+        publisher.publish(&format!("idle/{number}"), "x", 1, false);
+        assert_eq!(clients[number].receive().text(), "x");
+    }
+}
+
+#[test]
+fn more_clients_than_allowed_are_told_that_it_is_full() {
+    let gateway = Gateway::with("[broker]\nmax_connections = 10");
+    let mut clients: Vec<Client> =
+        (0..10).map(|number| Connect::new(&number.to_string()).open_eventually(gateway.port)).collect();
+    assert_eq!(Connect::v5("more").refused(gateway.port), 0x89);
+    assert_eq!(Connect::new("more").refused(gateway.port), 3);
+    clients.pop().unwrap().disconnect();
+    wait_until("there is room again", || Connect::new("more").try_open(gateway.port).1.reason == 0);
+}
+
+#[test]
+fn half_open_sockets_by_the_hundred() {
+    let mut gateway = Gateway::with("[broker]\nmax_connections = 100");
+    let silent: Vec<TcpStream> =
+        (0..400).map(|_| TcpStream::connect(gateway.address()).expect("the port is open")).collect();
+    // those beyond the bound are dropped at once, the others when their time to say CONNECT is over
+    wait_until("a client gets in", || {
+        let mut client = Client::raw(gateway.port, crate::support::packet::V311);
+        client.try_send(&Connect::new("patient").encode()) && client.try_read().is_some()
+    });
+    assert_it_serves(&mut gateway);
+    drop(silent);
+}
+
+#[test]
+fn ten_thousand_connects_with_distinct_ids() {
+    let mut gateway = Gateway::start();
+    let connect = |from: usize| {
+        for number in from..from + 5000 {
+            let mut client = Connect::new(&format!("id-{number}")).open(gateway.port);
+            client.subscribe(&format!("own/{number}"), 1);
+            client.reset();
+        }
+        gateway.memory_kib("VmRSS")
+    };
+    let (first, second) = (connect(0), connect(5000));
+    assert!(second < first + 2048, "{first} KiB, then {second} KiB");
+    assert_small(&gateway);
+    assert_it_serves(&mut gateway);
+}
+
+#[test]
+fn more_sessions_than_are_kept() {
+    let mut gateway = Gateway::with("[broker]\nmax_sessions = 100");
+    let mut publisher = Connect::new("publisher").open(gateway.port);
+    for number in 0..1000 {
+        let mut client = Connect::v5(&format!("sleeper-{number}")).persistent().open(gateway.port);
+        client.subscribe(&format!("own/{number}"), 1);
+        client.disconnect();
+        publisher.publish(&format!("own/{number}"), vec![b'x'; 1000], 1, false);
+    }
+    let present = |number: usize| {
+        let connect = Connect::v5(&format!("sleeper-{number}")).persistent();
+        connect.open_with(gateway.port).1.present
+    };
+    wait_until("the oldest is given up", || !present(0));
+    assert!(present(999), "the youngest is kept");
+    gateway.wait_for_line("max_sessions");
+    assert_small(&gateway);
+    assert_it_serves(&mut gateway);
+}
+
+#[test]
+fn a_hundred_thousand_distinct_topics() {
+    let mut gateway = Gateway::start();
+    let mut client = Connect::new("client").open(gateway.port);
+    let mut flood = |kind: &str, retain: u8| {
+        for block in 0..100 {
+            let topics = block * 1000..(block + 1) * 1000;
+            let burst: Vec<u8> = topics
+                .flat_map(|number| publish(format!("{kind}/{number}/x").as_bytes(), b"12345678", retain, None, None))
+                .collect();
+            client.send(&burst);
+        }
+        client.ping();
+        gateway.memory_kib("VmRSS")
+    };
+    let (first, second) = (flood("first", 0), flood("second", 0));
+    assert!(second < first + 2048, "{first} KiB, then {second} KiB");
+    flood("kept", 1);
+    assert_small(&gateway);
+    let mut subscriber = Connect::new("subscriber").open(gateway.port);
+    subscriber.subscribe("kept/#", 1);
+    let kept = subscriber.drain().len();
+    assert!((9_900..=10_000).contains(&kept), "broker.max_retained, with $SYS: {kept}");
+    assert_it_serves(&mut gateway);
+}
+
+#[test]
+fn ten_thousand_distinct_filters() {
+    let mut gateway = Gateway::start();
+    let mut publisher = Connect::new("publisher").open(gateway.port);
+    let mut rss = Vec::new();
+    for round in 0..20 {
+        let mut client = Connect::v5(&format!("client-{round}")).open(gateway.port);
+        for block in 0..100 {
+            let filters: Vec<String> = (0..100).map(|number| format!("f/{round}/{}/+", block * 100 + number)).collect();
+            let wanted: Vec<(&str, u8)> = filters.iter().map(|filter| (filter.as_str(), 1)).collect();
+            assert!(client.subscribe_all(&wanted, &Properties::new()).iter().all(|granted| *granted == 1));
+        }
+        assert_eq!(client.subscribe("one/more", 1), 0x97);
+        for number in [0, 5000, 9999] {
+            publisher.publish(&format!("f/{round}/{number}/x"), "x", 1, false);
+            assert_eq!(client.receive().topic, format!("f/{round}/{number}/x"));
+        }
+        client.vanish();
+        rss.push(gateway.memory_kib("VmRSS"));
+    }
+    assert!(rss[19] < rss[9] + 2048, "{rss:?} KiB");
+    assert_small(&gateway);
+    assert_it_serves(&mut gateway);
+}

@@ -1,0 +1,188 @@
+//! Which room may use which: the map of the house in `src/lib.rs`, held by reading the sources. Unit tests may use more.
+
+#![allow(clippy::unwrap_used)]
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// What a room may import besides itself. `settings` stands for the settings of all rooms; besides these the
+/// configuration uses the type of one of them and the check that upstream rules do not loop.
+const RULES: [(&str, &[&str]); 17] = [
+    ("time", &[]),
+    ("message", &["time"]),
+    ("net", &["tls"]),
+    ("tls", &[]),
+    ("supervise", &[]),
+    ("status", &["message", "time", "sensors", "upstream"]),
+    ("service", &["message", "time", "status"]),
+    ("journal", &["message", "time", "status"]),
+    ("broker", &["message", "time", "status", "journal", "net", "tls"]),
+    ("sensors", &["message", "time", "status", "broker::ingress"]),
+    ("upstream", &["message", "time", "status", "journal", "broker::ingress"]),
+    ("http", &["message", "time", "status", "broker", "net", "tls"]),
+    ("config", &["message", "time", "settings", "journal::WhenFull", "upstream::overlap"]),
+    ("cli", &["app", "config"]),
+    ("main", &["cli"]),
+    ("lib", &[]),
+    ("app", &["*"]),
+];
+
+/// Crates that only one place may name.
+const CRATES: [(&str, &str); 3] =
+    [("rppal", "sensors/rppal.rs"), ("rumqttd", "broker/"), ("rumqttc", "upstream/client.rs")];
+
+fn sources() -> Vec<(PathBuf, String)> {
+    fn walk(dir: &Path, found: &mut Vec<PathBuf>) {
+        for entry in fs::read_dir(dir).unwrap().flatten() {
+            let path = entry.path();
+            if path.is_dir() {
+                walk(&path, found);
+            } else if path.extension().is_some_and(|extension| extension == "rs") {
+                found.push(path);
+            }
+        }
+    }
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let mut paths = Vec::new();
+    walk(&root, &mut paths);
+    let read = |path: PathBuf| {
+        let text = fs::read_to_string(&path).unwrap();
+        let text = code(without_tests(&text));
+        (path.strip_prefix(&root).unwrap().to_owned(), text)
+    };
+    paths.into_iter().map(read).collect()
+}
+
+fn without_tests(source: &str) -> &str {
+    let is_module = |at: &usize| source[*at..].lines().nth(2).is_some_and(|line| line.contains("mod "));
+    let tests = source.match_indices("\n#[cfg(test)]\n").map(|(at, _)| at).find(is_module);
+    tests.map_or(source, |at| &source[..at])
+}
+
+/// The source without comments and string literals, which may speak of anything.
+fn code(source: &str) -> String {
+    let mut code = String::new();
+    for line in source.lines() {
+        let (mut in_string, mut previous) = (false, ' ');
+        for (at, character) in line.char_indices() {
+            if !in_string && line[at..].starts_with("//") {
+                break;
+            }
+            if character == '"' && previous != '\\' && previous != '\'' {
+                in_string = !in_string;
+            }
+            if !in_string {
+                code.push(character);
+            }
+            previous = if previous == '\\' { ' ' } else { character };
+        }
+        code.push('\n');
+    }
+    code
+}
+
+/// All paths below `crate::` and `pigateway::`, `use` groups spelt out.
+fn imports(code: &str) -> BTreeSet<String> {
+    let mut found = BTreeSet::new();
+    for start in ["crate::", "pigateway::"] {
+        for (at, _) in code.match_indices(start) {
+            let before = code[..at].chars().next_back();
+            if before.is_none_or(|before| !before.is_alphanumeric() && before != '_' && before != '$' && before != ':')
+            {
+                expand("", &code[at + start.len()..], &mut found);
+            }
+        }
+    }
+    found
+}
+
+/// Adds the path at the start of `rest`, or each of its group; returns what follows.
+fn expand<'a>(prefix: &str, rest: &'a str, found: &mut BTreeSet<String>) -> &'a str {
+    let rest = rest.trim_start();
+    if let Some(mut group) = rest.strip_prefix('{') {
+        loop {
+            group = expand(prefix, group, found).trim_start();
+            match group.strip_prefix(',') {
+                Some(more) if !more.trim_start().starts_with('}') => group = more,
+                Some(more) => return more.trim_start().trim_start_matches('}'),
+                None => return group.strip_prefix('}').unwrap_or(group),
+            }
+        }
+    }
+    let end = rest.find(|c: char| !c.is_alphanumeric() && c != '_').unwrap_or(rest.len());
+    let path = if prefix.is_empty() { rest[..end].to_owned() } else { format!("{prefix}::{}", &rest[..end]) };
+    let after = &rest[end..];
+    match after.strip_prefix("::") {
+        Some(more) => expand(&path, more, found),
+        None => {
+            found.insert(path);
+            let after = after.trim_start();
+            let renamed = after.strip_prefix("as ").map(|alias| alias.trim_start());
+            renamed.map_or(after, |alias| alias.trim_start_matches(|c: char| c.is_alphanumeric() || c == '_'))
+        }
+    }
+}
+
+fn room(path: &Path) -> String {
+    let first = path.components().next().unwrap().as_os_str().to_string_lossy();
+    first.trim_end_matches(".rs").to_owned()
+}
+
+fn is_allowed(room: &str, allowed: &[&str], import: &str) -> bool {
+    let parts: Vec<&str> = import.split("::").collect();
+    parts[0] == room
+        || parts[0] == "self"
+        || allowed.iter().any(|rule| match *rule {
+            "*" => true,
+            // what they say is data; `settings` of a room, or a type that its settings are made of
+            "settings" => parts.contains(&"settings") && parts[0] != "app" && parts[0] != "cli",
+            rule => import == rule || import.starts_with(&format!("{rule}::")),
+        })
+}
+
+#[test]
+fn rooms_import_only_what_the_flow_needs() {
+    let rules: BTreeMap<&str, &[&str]> = RULES.into();
+    let mut wrong = Vec::new();
+    for (path, code) in sources() {
+        let room = room(&path);
+        let Some(allowed) = rules.get(room.as_str()) else { panic!("{room} is a room without a rule") };
+        for import in imports(&code) {
+            if !is_allowed(&room, allowed, &import) {
+                wrong.push(format!("{}: {import}", path.display()));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{wrong:#?}");
+}
+
+#[test]
+fn only_one_place_names_each_of_these_crates() {
+    for (name, place) in CRATES {
+        let mut seen = false;
+        for (path, code) in sources() {
+            let path = path.to_string_lossy().into_owned();
+            let named = code.split(|c: char| !c.is_alphanumeric() && c != '_').any(|word| word == name);
+            // `mod rppal;` is the file's own name
+            let own_module = place.ends_with(&format!("{name}.rs")) && path.starts_with(&room(Path::new(place)));
+            if named && !path.starts_with(place) && !own_module {
+                panic!("{path} names {name}");
+            }
+            seen |= named && path.starts_with(place);
+        }
+        assert!(
+            seen || !Path::new(env!("CARGO_MANIFEST_DIR")).join("src").join(place).exists(),
+            "{name}: no longer used?"
+        );
+    }
+}
+
+#[test]
+fn the_reader_of_imports_sees_groups_and_paths() {
+    let source = "use crate::broker::{self, codec::{Reason, Version as V}, ingress};\n// crate::app\nlet x = \"crate::cli\";\n\
+                  fn f() { crate::time::now(); }\n";
+    let found: Vec<String> = imports(&code(source)).into_iter().collect();
+    let expected = ["broker::codec::Reason", "broker::codec::Version", "broker::ingress", "broker::self", "time::now"];
+    assert_eq!(found, expected);
+}

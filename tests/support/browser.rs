@@ -1,0 +1,126 @@
+//! A browser: Chromium by chromedriver, which is asked by HTTP [W3C WebDriver].
+
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use base64ct::{Base64, Encoding};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+use super::http::try_request;
+use super::{PATIENCE, Process, free_port};
+
+/// A browser with one page. Closed when dropped.
+pub struct Browser {
+    port: u16,
+    session: String,
+    _driver: Process,
+    _profile: TempDir,
+}
+
+impl Browser {
+    /// Starts it with a window of this size and more arguments.
+    #[track_caller]
+    pub fn start(width: u32, height: u32, more: &[&str]) -> Browser {
+        let port = free_port();
+        let driver = Process::start(Command::new("chromedriver").arg(format!("--port={port}")));
+        let profile = tempfile::tempdir().unwrap();
+        let mut args: Vec<String> = [
+            "--headless",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--disable-quic",
+            "--no-first-run",
+            "--disable-background-networking",
+            "--disable-component-update",
+            "--disable-sync",
+        ]
+        .iter()
+        .chain(more)
+        .map(ToString::to_string)
+        .collect();
+        args.push(format!("--window-size={width},{height}"));
+        args.push(format!("--user-data-dir={}", profile.path().display()));
+        let wanted = json!({ "capabilities": { "alwaysMatch": {
+            "browserName": "chrome",
+            "goog:chromeOptions": { "args": args },
+            "goog:loggingPrefs": { "browser": "ALL" },
+        }}});
+        super::wait_until("chromedriver", || try_request(port, "GET", "/status", &[], b"").is_ok());
+        let mut browser = Browser { port, session: String::new(), _driver: driver, _profile: profile };
+        let session = browser.call("POST", "", &wanted);
+        browser.session = format!("/{}", session["sessionId"].as_str().expect("a session"));
+        browser
+    }
+
+    #[track_caller]
+    fn call(&self, method: &str, path: &str, body: &Value) -> Value {
+        let body = if method == "POST" { body.to_string() } else { String::new() };
+        let target = format!("/session{}{path}", self.session);
+        let headers = [("Content-Type", "application/json")];
+        let answer = try_request(self.port, method, &target, &headers, body.as_bytes()).expect("chromedriver answers");
+        let mut json = answer.json();
+        assert_eq!(answer.status, 200, "{json}");
+        json["value"].take()
+    }
+
+    /// Opens a page.
+    #[track_caller]
+    pub fn open(&self, url: &str) {
+        self.call("POST", "/url", &json!({ "url": url }));
+    }
+
+    /// Runs a script and returns what it does.
+    #[track_caller]
+    pub fn run(&self, script: &str) -> Value {
+        self.call("POST", "/execute/sync", &json!({ "script": script, "args": [] }))
+    }
+
+    /// Waits until a script returns something true, and says how long that took.
+    #[track_caller]
+    pub fn wait_for(&self, script: &str) -> Duration {
+        let begin = Instant::now();
+        while self.run(&format!("return Boolean({script})")) != true {
+            let text = || self.run("return document.body.innerText");
+            assert!(begin.elapsed() < PATIENCE, "in vain: {script}; the page says: {}", text());
+        }
+        begin.elapsed()
+    }
+
+    /// Types keys into whatever has the focus.
+    #[track_caller]
+    pub fn keys(&self, text: &str) {
+        let actions: Vec<Value> = text
+            .chars()
+            .flat_map(|key| ["keyDown", "keyUp"].map(|kind| json!({ "type": kind, "value": key })))
+            .collect();
+        self.call("POST", "/actions", &json!({ "actions": [{ "type": "key", "id": "keyboard", "actions": actions }] }));
+    }
+
+    /// What the page and the browser have complained about.
+    #[track_caller]
+    pub fn complaints(&self) -> Vec<String> {
+        let log = self.call("POST", "/se/log", &json!({ "type": "browser" }));
+        log.as_array().unwrap().iter().map(|entry| entry["message"].as_str().unwrap_or_default().to_owned()).collect()
+    }
+
+    /// All nodes that a screen reader finds, as the browser computes them.
+    #[track_caller]
+    pub fn accessibility(&self) -> Vec<Value> {
+        let command = json!({ "cmd": "Accessibility.getFullAXTree", "params": {} });
+        self.call("POST", "/goog/cdp/execute", &command)["nodes"].as_array().unwrap().clone()
+    }
+
+    /// A picture of the window.
+    #[track_caller]
+    pub fn screenshot(&self) -> Vec<u8> {
+        let picture = self.call("GET", "/screenshot", &Value::Null);
+        Base64::decode_vec(picture.as_str().unwrap()).unwrap()
+    }
+}
+
+impl Drop for Browser {
+    fn drop(&mut self) {
+        let _ = try_request(self.port, "DELETE", &format!("/session{}", self.session), &[], b"");
+    }
+}
