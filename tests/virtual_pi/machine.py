@@ -130,11 +130,11 @@ class Subscriber:
         """What has come so far: time, topic, retain flag and payload."""
         return pathlib.Path(self.file.name).read_text().splitlines()
 
-    def wait(self, text, seconds=60, after=0):
-        """Waits for a line with this text; returns it."""
-        found = lambda: next((line for line in self.lines()[after:] if text in line), None)
+    def wait(self, pattern, seconds=60, after=0):
+        """Waits for a line that matches; returns it."""
+        found = lambda: next((line for line in self.lines()[after:] if re.search(pattern, line)), None)
         try:
-            return wait_for(f"a message with {text}", found, seconds)
+            return wait_for(f"a message like {pattern}", found, seconds)
         except AssertionError as error:
             raise AssertionError(f"{error}; there were {self.lines()}") from None
 

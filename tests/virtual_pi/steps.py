@@ -66,7 +66,7 @@ def motion(pi, _):
     subscriber.wait('"state":"off"', after=count)
     subscriber.close()
     again = Subscriber(pi.mqtt_port, "-t", "loft/motion1")
-    again.wait(' loft/motion1 1 {')
+    again.wait(r' loft/motion1 1 \{')
     again.close()
 
 
@@ -134,7 +134,7 @@ END
 systemctl daemon-reload; systemctl restart pigateway""")
     subscriber = Subscriber(port, "-t", "sites/#", "-q", "1")
     subscriber.wait("sites/pi/status 1 online")
-    subscriber.wait("sites/loft/motion1/status 1 online")
+    subscriber.wait("sites/loft/motion1/status [01] online")
     subscriber.close()
     upstream.close()
     pi.run("sync")  # the power cut is to hit messages, not this configuration
@@ -160,7 +160,7 @@ def power_cut(pi, port):
     begin = time.monotonic()
     pi.boot()
     for message in acknowledged:
-        subscriber.wait(message, 120)
+        subscriber.wait(f" {message}$", 120)
     say(f"all of them arrived {time.monotonic() - begin:.1f} s after the power came back")
     subscriber.close()
     upstream.close()
