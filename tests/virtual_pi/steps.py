@@ -133,7 +133,7 @@ remote_prefix = "sites/"
 END
 systemctl daemon-reload; systemctl restart pigateway""")
     subscriber = Subscriber(port, "-t", "sites/#", "-q", "1")
-    subscriber.wait("sites/pi/status 1 online")
+    subscriber.wait("sites/pi/status [01] online")
     subscriber.wait("sites/loft/motion1/status [01] online")
     subscriber.close()
     upstream.close()
