@@ -27,7 +27,10 @@ def program(pin):
     client.connect("127.0.0.1")
     client.loop_start()
     settings = gpiod.LineSettings(edge_detection=Edge.BOTH)
-    with gpiod.request_lines("/dev/gpiochip0", consumer="program", config={pin: settings}) as lines:
+    # QEMU's machine has a chip of its own beside that of the Pi
+    chips = map(str, pathlib.Path("/dev").glob("gpiochip*"))
+    chip = next(path for path in chips if gpiod.Chip(path).get_info().label.startswith("pinctrl-"))
+    with gpiod.request_lines(chip, consumer="program", config={pin: settings}) as lines:
         print("ready", flush=True)
         while True:
             for event in lines.read_edge_events():
