@@ -1,0 +1,286 @@
+"""What the virtual Pi must show, step by step: the gateway as a package and a service.
+
+Run by tests/virtual_pi/run. Every step leaves the gateway running for the next one.
+"""
+
+import json
+import os
+import pathlib
+import re
+import subprocess
+import sys
+import tempfile
+import time
+
+from machine import Mosquitto, Pi, Subscriber, free_port, say, wait_for
+
+HERE = pathlib.Path(__file__).parent
+# quick for a test, open to the host, which is not the Pi's loopback
+EDITS = r"""sed -i 's/^accept = .*/accept = "all"/; s/^hold = .*/hold = "1 s"/; s/^warm_up = .*/warm_up = "1 s"/' \
+    /etc/pigateway/pigateway.toml"""
+ACTIVE = "systemctl is-active --quiet pigateway"
+
+
+def install(pi, package):
+    """The package installs, and the gateway is ready."""
+    pi.put(package, "/root/pigateway.deb")
+    begin = time.monotonic()
+    print(pi.run("dpkg -i /root/pigateway.deb", timeout=300))
+    pi.wait_until("the gateway is ready", ACTIVE)
+    say(f"installed and ready in {time.monotonic() - begin:.1f} s")
+    assert "gpio" in pi.run("id -nG pigateway")
+    assert pi.run("stat -c '%U:%G %a' /etc/pigateway/pigateway.toml") == "root:pigateway 640"
+    assert pi.run("systemctl is-enabled pigateway") == "enabled"
+    status = pi.run("systemctl status pigateway --no-pager")
+    assert "serving; 1 sensor" in status, status
+    print(pi.run("systemd-analyze security --no-pager pigateway | tail -n 1"))
+    # nothing but INFO: a gateway in order warns of nothing
+    noise = pi.run("journalctl -u pigateway -p warning --no-pager -o cat")
+    assert not noise or "No entries" in noise, noise
+
+
+def reload(pi, _):
+    """A changed configuration is applied by a reload; one with mistakes is refused and changes nothing."""
+    pi.run("echo 'mistake = 1' >> /etc/pigateway/pigateway.toml")
+    refused = pi.run("systemctl reload pigateway", check=False)
+    assert "failed" in refused, refused
+    pi.run(ACTIVE)
+    pi.run("sed -i '/^mistake/d' /etc/pigateway/pigateway.toml")
+    pi.run(EDITS)
+    pi.run("systemctl reload pigateway")
+    pi.wait_until("the reload", "journalctl -u pigateway -o cat | grep -q '^configuration reloaded'")
+
+
+def motion(pi, _):
+    """A pin that moves becomes a message on the host; its state is retained."""
+    subscriber = Subscriber(pi.mqtt_port, "-t", "loft/#", "-q", "1")
+    subscriber.wait("loft/motion1/status 1 online")
+    subscriber.wait('"state":"off"')
+    begin = time.time()
+    pi.pin(17, True)
+    line = subscriber.wait('"state":"on"')
+    say(f"pin to subscriber on the host, with the test's own shell: {(float(line.split()[0]) - begin) * 1000:.0f} ms")
+    assert json.loads(line.split(" ", 3)[3])["sensor"] == "loft-motion"
+    count = len(subscriber.lines())
+    pi.pin(17, False)
+    subscriber.wait('"state":"off"', after=count)
+    subscriber.close()
+    again = Subscriber(pi.mqtt_port, "-t", "loft/motion1")
+    again.wait(r' loft/motion1 1 \{')
+    again.close()
+
+
+def journal(pi, _):
+    """The log is found by its fields."""
+    fields = json.loads(pi.run("journalctl SENSOR=loft-motion -o json --no-pager -n 1"))
+    assert fields["PIN"] == "17" and fields["TOPIC"] == "loft/motion1", fields
+    assert fields["_SYSTEMD_UNIT"] == "pigateway.service", fields
+    assert fields["SYSLOG_IDENTIFIER"] == "pigateway", fields
+
+
+def stop(pi, _):
+    """A stop takes less than five seconds, with a client connected; a start is ready soon."""
+    subscriber = Subscriber(pi.mqtt_port, "-t", "loft/motion1/status")
+    subscriber.wait("online")
+    begin = time.monotonic()
+    pi.run("systemctl stop pigateway")
+    took = time.monotonic() - begin
+    subscriber.close()
+    assert took < 5, took
+    begin = time.monotonic()
+    pi.run("systemctl start pigateway")
+    say(f"stopped in {took:.1f} s, started and ready in {time.monotonic() - begin:.1f} s")
+    begin = pi.run("systemctl show -p ExecMainStartTimestampMonotonic --value pigateway")
+    ready = pi.run("systemctl show -p ActiveEnterTimestampMonotonic --value pigateway")
+    say(f"from process start to READY in the virtual Pi: {(int(ready) - int(begin)) / 1000:.0f} ms")
+
+
+def watchdog(pi, _):
+    """A gateway that hangs is killed and started again."""
+    drop_in = "/run/systemd/system/pigateway.service.d"
+    pi.run(f"mkdir -p {drop_in}; printf '[Service]\\nWatchdogSec=8s\\n' > {drop_in}/test.conf; systemctl daemon-reload")
+    pi.run("systemctl restart pigateway")
+    pid = pi.run("systemctl show -p MainPID --value pigateway")
+    time.sleep(16)
+    assert pi.run("systemctl show -p MainPID --value pigateway") == pid, "it is fed"
+    begin = time.monotonic()
+    pi.run("systemctl kill -s STOP pigateway")
+    pi.wait_until("a restart", f"{ACTIVE} && test $(systemctl show -p MainPID --value pigateway) != {pid}")
+    say(f"hung, killed and ready again in {time.monotonic() - begin:.1f} s")
+    assert "watchdog" in pi.run("journalctl -u pigateway -o cat --no-pager -n 40").lower()
+    pi.run(f"rm -r {drop_in}; systemctl daemon-reload; systemctl restart pigateway")
+
+
+def credentials(pi, _):
+    """A secret comes from systemd, out of a file that the gateway itself may not read; an upstream uses it."""
+    port = free_port()
+    upstream = Mosquitto(port)
+    pi.run("mkdir -pm 700 /etc/pigateway/secrets; umask 077; echo secret > /etc/pigateway/secrets/home.password")
+    pi.run("mkdir -p /etc/systemd/system/pigateway.service.d")
+    pi.put(HERE / "../../systemd/secrets.conf", "/etc/systemd/system/pigateway.service.d/secrets.conf")
+    pi.run(f"""cat >> /etc/pigateway/pigateway.toml <<'END'
+
+[[upstream]]
+name = "home"
+addresses = ["mqtt://10.0.2.2:{port}"]
+username = "loft"
+password_file = "home.password"
+status_topic = "sites/pi/status"
+
+[[upstream.out]]
+topic_filter = "loft/#"
+remote_prefix = "sites/"
+END
+systemctl daemon-reload; systemctl restart pigateway""")
+    subscriber = Subscriber(port, "-t", "sites/#", "-q", "1")
+    subscriber.wait("sites/pi/status [01] online")
+    subscriber.wait("sites/loft/motion1/status [01] online")
+    subscriber.close()
+    upstream.close()
+    pi.run("sync")  # the power cut is to hit messages, not this configuration
+    return port
+
+
+def power_cut(pi, port):
+    """What was acknowledged for an upstream that is away is there after a power cut, and arrives."""
+    if "journal" not in pi.run("ls /var/lib/pigateway"):
+        say("SKIPPED power_cut: the gateway keeps no journal on disk")
+        return
+    acknowledged = []
+    for number in range(200):
+        command = ["mosquitto_pub", "-h", "127.0.0.1", "-p", str(pi.mqtt_port), "-q", "1", "-t", "loft/cut"]
+        done = subprocess.run([*command, "-m", f"message-{number}"], timeout=30, check=False)
+        if done.returncode == 0:
+            acknowledged.append(f"message-{number}")
+    lost = pi.cut_power()
+    say(f"power cut: {len(acknowledged)} messages acknowledged, {lost} blocks not flushed are gone")
+    assert len(acknowledged) > 100
+    upstream = Mosquitto(port)
+    subscriber = Subscriber(port, "-t", "sites/#", "-q", "1")
+    begin = time.monotonic()
+    pi.boot()
+    for message in acknowledged:
+        subscriber.wait(f" {message}$", 120)
+    say(f"all of them arrived {time.monotonic() - begin:.1f} s after the power came back")
+    subscriber.close()
+    upstream.close()
+
+
+def boot(pi, _):
+    """From power on to the first message of a pin; the state from before is retained only if it was kept on disk."""
+    pi.run("sync")
+    pi.cut_power()
+    begin = time.monotonic()
+    pi.boot()
+    pi.wait_until("the gateway is ready", ACTIVE)
+    say(f"power on to ready: {time.monotonic() - begin:.1f} s")
+    motion(pi, None)
+    say(f"power on to the first motion on the host: {time.monotonic() - begin:.1f} s")
+
+
+def deploy(pi, package):
+    """deploy/deploy over ssh, to this Pi that has the package: an upgrade that adds a sensor."""
+    with tempfile.TemporaryDirectory() as directory:
+        key = f"{directory}/key"
+        subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", key], check=True)
+        public = pathlib.Path(key + ".pub").read_text().strip()
+        pi.run(f"install -d -m 700 -o pi -g pi ~pi/.ssh; echo '{public}' > ~pi/.ssh/authorized_keys; chown pi: ~pi/.ssh/*")
+        pi.run("systemctl start ssh")
+        options = [f"Port={pi.ssh_port}", f"IdentityFile={key}", "StrictHostKeyChecking=no", "LogLevel=ERROR",
+                   f"UserKnownHostsFile={directory}/known_hosts", "BatchMode=yes"]
+        options = [part for option in options for part in ("-o", option)]
+        command = [HERE / "../../deploy/deploy", "--sensor", "hall-motion:27:hall/motion", *options, "pi@127.0.0.1"]
+        begin = time.monotonic()
+        done = subprocess.run(command, env={**os.environ, "PACKAGE": package}, text=True, capture_output=True, check=False)
+        print(done.stdout, done.stderr)
+        assert done.returncode == 0 and "is ready" in done.stdout
+        say(f"deployed over ssh in {time.monotonic() - begin:.1f} s")
+    assert "serving; 2 sensors" in pi.run("systemctl status pigateway --no-pager")
+
+
+def pi5(pi, _):
+    """The same on a Pi 5, whose pins hang at another chip."""
+    pi.run("sync")
+    pi.cut_power()
+    pi.model = "pi5"
+    pi.boot()
+    pi.wait_until("the gateway is ready", ACTIVE)
+    motion(pi, None)
+
+
+def compare(pi, _):
+    """Edge to subscriber and processor time, beside a Python program doing the same: printed, not judged."""
+    pi.run("""cat >> /etc/pigateway/pigateway.toml <<'END'
+
+[[sensor]]
+name = "compare"
+pin = 22
+topic = "compare/gateway"
+payload = "on_off"
+qos = 0
+retain = false
+debounce = "0 s"
+hold = "0 s"
+warm_up = "0 s"
+END
+systemctl restart pigateway""")
+    pi.put(HERE / "compare.py", "/root/compare.py")
+    print(pi.run("python3 /root/compare.py 22 compare/gateway 23", timeout=300))
+
+
+def package_life(pi, package):
+    """An upgrade keeps a changed configuration and the data; remove keeps both; purge keeps nothing."""
+    with tempfile.TemporaryDirectory() as directory:
+        subprocess.run(["dpkg-deb", "-R", package, f"{directory}/tree"], check=True)
+        control = pathlib.Path(f"{directory}/tree/DEBIAN/control")
+        control.write_text(re.sub(r"(?m)^Version: .*", "Version: 99", control.read_text()))
+        with open(f"{directory}/tree/etc/pigateway/pigateway.toml", "a", encoding="utf-8") as config:
+            config.write("# from version 99\n")
+        subprocess.run(["dpkg-deb", "--root-owner-group", "-b", f"{directory}/tree", f"{directory}/99.deb"], check=True)
+        pi.put(f"{directory}/99.deb", "/root/99.deb")
+    config = "/etc/pigateway/pigateway.toml"
+    pi.run("touch /var/lib/pigateway/data")
+    before = pi.run(f"cat {config}")
+    pid = pi.run("systemctl show -p MainPID --value pigateway")
+    print(pi.run("dpkg --force-confdef --force-confold -i /root/99.deb", timeout=300))
+    pi.wait_until("the new version", f"{ACTIVE} && test $(systemctl show -p MainPID --value pigateway) != {pid}")
+    assert pi.run(f"cat {config}") == before
+    assert "from version 99" in pi.run(f"tail -n 1 {config}.dpkg-dist")
+    assert pi.run(f"stat -c '%U:%G %a' {config}") == "root:pigateway 640"
+    pi.run("dpkg -r pigateway", timeout=300)
+    assert pi.run("systemctl is-active pigateway", check=False) == "inactive"
+    pi.run(f"test -e {config} && test -e /var/lib/pigateway/data && test ! -e /usr/bin/pigateway")
+    pi.run("rm -rf /etc/pigateway/secrets /etc/systemd/system/pigateway.service.d")
+    pi.run("dpkg -P pigateway", timeout=300)
+    left = pi.run("find / -xdev -path /proc -prune -o -name '*pigateway*' -print | grep -v -e ^/var/log -e ^/tmp -e ^/root || true")
+    assert not left, left
+
+
+STEPS = [install, reload, motion, journal, stop, watchdog, credentials, power_cut, boot, deploy, compare, pi5, package_life]
+
+
+def main():
+    images, package, *names = sys.argv[1:]
+    steps = [step for step in STEPS if not names or step.__name__ in names]
+    pi = Pi(images)
+    try:
+        pi.boot()
+        port = None
+        for step in steps:
+            begin = time.monotonic()
+            result = step(pi, port if step is power_cut else package)
+            port = result or port
+            say(f"ok: {step.__name__} ({time.monotonic() - begin:.1f} s)")
+    except BaseException:
+        print(pathlib.Path(pi.serial.name).read_text(errors="replace")[-2000:])
+        if pi.qemu and pi.qemu.poll() is None:
+            print(pi.run("journalctl -u pigateway -n 60 --no-pager; systemctl --failed --no-pager", check=False, timeout=30))
+        raise
+    finally:
+        if pi.qemu:
+            pi.cut_power()
+    print(f"{len(steps)} passed, 0 failed")
+
+
+if __name__ == "__main__":
+    main()
