@@ -120,7 +120,7 @@ fn the_log_says_which_rules_deny_what_to_whom() {
     }
     esp.publish("another", "", 1, false);
     assert_eq!(Connect::v5("nameless").open(gateway.port).subscribe("attic/#", 1), 0x87);
-    let lines: Vec<String> = gateway.log().into_iter().filter(|line| line.contains("do not allow it")).collect();
+    let lines = gateway.wait_for_lines("do not allow it", 3);
     assert!(lines.len() == 3, "{lines:#?}");
     for part in ["`publish` rules of its user", "user=\"esp\"", "client_id=\"one\"", "topic=\"other\""] {
         assert!(lines[0].contains(part), "{part} in {lines:#?}");
