@@ -3,6 +3,8 @@
 
 mod support;
 
+use std::time::Duration;
+
 use rustix::process::Signal;
 use support::broker::gateway;
 use support::{Client, Connect, Gateway, Mosquitto, Process, Setup, free_port};
@@ -166,6 +168,39 @@ fn two_gateways_that_share_an_upstream_do_not_echo() {
     for client in &mut clients {
         client.ping();
         assert!(client.drain().is_empty(), "nothing comes round again");
+    }
+}
+
+#[test]
+fn two_gateways_that_are_each_others_upstream_do_not_echo() {
+    let ports = [free_port(), free_port()];
+    let gateways = [(0, 1), (1, 0)].map(|(own, other): (usize, usize)| {
+        let rules = "protocol = 5\n[[upstream.both]]\ntopic_filter = \"#\"\n";
+        Setup::default().port(ports[own]).config(&upstream("other", &[ports[other]], rules)).start()
+    });
+    for gateway in &gateways {
+        gateway.wait_for_line(" subscribed");
+    }
+    let mut clients = ports.map(|port| {
+        let mut client = Connect::v5("watcher").open(port);
+        client.subscribe("house/#", 1);
+        client
+    });
+    for round in 0..20 {
+        let text = round.to_string();
+        clients[round % 2].publish("house/a", &text, 1, round % 3 == 0);
+        for client in &mut clients {
+            assert_eq!(until(client, &text), [("house/a".to_owned(), text.clone())], "once, and nothing else");
+        }
+    }
+    // what came round again would come before long
+    std::thread::sleep(Duration::from_secs(1));
+    for (client, port) in clients.iter_mut().zip(ports) {
+        client.ping();
+        assert!(client.drain().is_empty(), "nothing comes round again");
+        let mut late = Connect::v5("late").open(port);
+        late.subscribe("house/a", 1);
+        assert_eq!(late.receive().text(), "18", "retained on both sides");
     }
 }
 

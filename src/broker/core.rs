@@ -277,7 +277,6 @@ impl Core {
             retain: will.retain,
             properties: &will.properties,
             expiry: will.expiry,
-            hops: 0,
             boot_ms: self.ingress.clock().boot_ms(),
             origin: Origin::client(&identity.client_id),
         };

@@ -345,7 +345,6 @@ mod tests {
                 retain: false,
                 properties: &[],
                 expiry: None,
-                hops: 0,
                 boot_ms: 0,
                 origin: Origin::gateway(),
             });

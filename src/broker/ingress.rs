@@ -17,7 +17,7 @@ use super::shared::SharedGroup;
 use super::stats::Stats;
 use super::subscribers::{Subscriber, Subscribers, SubscriptionOptions};
 use crate::journal::{ConsumerId, Extra, Full, Journal, Position};
-use crate::message::{Batch, BatchBuilder, Draft, Message, MessageRef, Origin, Qos, TopicFilter};
+use crate::message::{Batch, BatchBuilder, Draft, Message, MessageRef, Origin, Qos, TopicFilter, matches, via};
 use crate::time::SharedClock;
 
 /// What a publisher waits for before it may say "accepted".
@@ -97,6 +97,15 @@ struct Inner {
     room: Room,
     stats: Arc<Stats>,
     clock: ShownClock,
+    carried: Mutex<Vec<Carried>>,
+}
+
+/// What the gateway forwards, unchanged, to an upstream that is a gateway too.
+#[derive(Debug)]
+struct Carried {
+    consumer: ConsumerId,
+    to: via::Id,
+    filters: Vec<TopicFilter>,
 }
 
 /// A clock that can stand in a `Debug`.
@@ -129,7 +138,15 @@ impl Ingress {
             Sequencer { next_seq: 0, link, retained, routes: FilterTree::default(), upstream_filters: Vec::new() };
         let clock = ShownClock(clock);
         Ingress {
-            inner: Arc::new(Inner { sequencer: Mutex::new(sequencer), subscribers, journal, room, stats, clock }),
+            inner: Arc::new(Inner {
+                sequencer: Mutex::new(sequencer),
+                subscribers,
+                journal,
+                room,
+                stats,
+                clock,
+                carried: Mutex::default(),
+            }),
         }
     }
 
@@ -368,6 +385,21 @@ impl Ingress {
             sequencer.routes.insert(&filter, route.clone());
             sequencer.upstream_filters.push((consumer, filter));
         }
+    }
+
+    /// Says what an upstream gets unchanged, and which gateway it is, if it is one.
+    pub fn set_carried(&self, consumer: ConsumerId, gateway: Option<via::Id>, filters: Vec<TopicFilter>) {
+        let mut carried = self.inner.carried.lock();
+        carried.retain(|known| known.consumer != consumer);
+        carried.extend(gateway.map(|to| Carried { consumer, to, filters }));
+    }
+
+    /// Whether a message gets to this gateway without a subscription: it has been there, or is forwarded there.
+    pub fn reaches(&self, gateway: via::Id, message: MessageRef<'_>) -> bool {
+        let forwards = |to: &Carried| {
+            to.to == gateway && to.filters.iter().any(|filter| matches(filter.as_str(), message.topic()))
+        };
+        via::names(message.properties(), gateway) || self.inner.carried.lock().iter().any(forwards)
     }
 
     /// The retained message on a topic.

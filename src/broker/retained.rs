@@ -120,7 +120,6 @@ mod tests {
             retain: true,
             properties: &[],
             expiry: (payload == "short").then_some(1),
-            hops: 0,
             boot_ms: 0,
             origin: Origin::gateway(),
         })

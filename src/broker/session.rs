@@ -328,7 +328,6 @@ mod tests {
             retain: true,
             properties: &[],
             expiry: None,
-            hops: 0,
             boot_ms: 0,
             origin: Origin::client("me"),
         });

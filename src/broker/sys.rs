@@ -127,7 +127,6 @@ fn push(batch: &mut BatchBuilder, core: &Core, name: &str, value: &str) {
         retain: true,
         properties: &[],
         expiry: None,
-        hops: 0,
         boot_ms: core.ingress.clock().boot_ms(),
         origin: Origin::gateway(),
     });

@@ -14,7 +14,6 @@ pub fn message_at(topic: &str, payload: &str, retain: bool, boot_ms: u64) -> Mes
         retain,
         properties: &[],
         expiry: None,
-        hops: 0,
         boot_ms,
         origin: Origin::http(),
     })

@@ -178,7 +178,6 @@ pub async fn publish(
         retain,
         properties: &properties,
         expiry,
-        hops: 0,
         boot_ms: http.core.ingress.clock().boot_ms(),
         origin: Origin::http(),
     };
@@ -197,7 +196,6 @@ pub async fn clear(State(http): State<Arc<Http>>, caller: Caller, uri: Uri) -> R
         retain: true,
         properties: &[],
         expiry: None,
-        hops: 0,
         boot_ms: http.core.ingress.clock().boot_ms(),
         origin: Origin::http(),
     };

@@ -23,7 +23,6 @@ pub fn draft(topic: &str, payload: &[u8], retain: bool) -> Message {
         retain,
         properties: &[],
         expiry: None,
-        hops: 0,
         boot_ms: 7,
         origin: Origin::gateway(),
     })

@@ -13,7 +13,7 @@
 //! |---|---|---|
 //! | 0 | 4 | length of the whole message, these 32 bytes included |
 //! | 4 | 1 | bits 0-1 QoS, bit 2 retain |
-//! | 5 | 1 | hops: gateways that this message has passed through |
+//! | 5 | 1 | 0, not looked at |
 //! | 6 | 2 | length of the topic |
 //! | 8 | 4 | message expiry interval in seconds, `u32::MAX` for none [MQTT-3.3.2.3.3] |
 //! | 12 | 4 | length of the properties |
@@ -25,6 +25,7 @@
 
 mod batch;
 mod topic;
+pub mod via;
 
 use std::fmt;
 use std::hash::{Hash, Hasher};
@@ -130,8 +131,6 @@ pub struct Draft<'a> {
     pub properties: &'a [u8],
     /// Message expiry interval in seconds.
     pub expiry: Option<u32>,
-    /// Gateways that it has passed through.
-    pub hops: u8,
     /// Boot clock in milliseconds.
     pub boot_ms: u64,
     /// Publisher.
@@ -146,7 +145,6 @@ impl Draft<'_> {
         let mut head = [0u8; HEADER];
         head[0..4].copy_from_slice(&u32::try_from(len).unwrap_or(u32::MAX).to_le_bytes());
         head[4] = self.qos as u8 | (u8::from(self.retain) << 2);
-        head[5] = self.hops;
         head[6..8].copy_from_slice(&(self.topic.len() as u16).to_le_bytes());
         head[8..12].copy_from_slice(&self.expiry.unwrap_or(NO_EXPIRY).to_le_bytes());
         head[12..16].copy_from_slice(&(self.properties.len() as u32).to_le_bytes());
@@ -216,11 +214,6 @@ impl<'a> MessageRef<'a> {
         self.bytes[4] & 4 != 0
     }
 
-    /// Gateways that it has passed through.
-    pub fn hops(&self) -> u8 {
-        self.bytes[5]
-    }
-
     /// Message expiry interval in seconds, counted from [`MessageRef::boot_ms`].
     pub fn expiry(&self) -> Option<u32> {
         Some(u32_at(self.bytes, 8)).filter(|seconds| *seconds != NO_EXPIRY)
@@ -273,7 +266,6 @@ impl<'a> MessageRef<'a> {
             retain: self.retain(),
             properties: self.properties(),
             expiry: self.expiry(),
-            hops: self.hops(),
             boot_ms: self.boot_ms(),
             origin: self.origin(),
         }
@@ -350,7 +342,6 @@ mod tests {
             retain: true,
             properties: &[3, 0, 1, b'x'],
             expiry: Some(10),
-            hops: 2,
             boot_ms: 5_000,
             origin: Origin::client("a"),
         }
@@ -361,7 +352,7 @@ mod tests {
         let message = Message::new(&draft("loft/motion1", b"12:00:00"));
         let view = MessageRef::parse(message.view().as_bytes()).unwrap();
         assert_eq!((view.topic(), view.payload()), ("loft/motion1", &b"12:00:00"[..]));
-        assert_eq!((view.qos(), view.retain(), view.hops()), (Qos::AtLeastOnce, true, 2));
+        assert_eq!((view.qos(), view.retain()), (Qos::AtLeastOnce, true));
         assert_eq!((view.properties(), view.expiry()), (&[3, 0, 1, b'x'][..], Some(10)));
         assert_eq!((view.boot_ms(), view.origin()), (5_000, Origin::client("a")));
         assert_ne!(view.origin(), Origin::upstream("a"));

@@ -177,7 +177,6 @@ where
                 retain: publication.retain,
                 properties: &[],
                 expiry: None,
-                hops: 0,
                 boot_ms: self.clock.boot_ms(),
                 origin: Origin::sensor(&slot.sensor.settings.name),
             };

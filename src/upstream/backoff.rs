@@ -3,11 +3,11 @@
 use std::time::Duration;
 
 const FIRST: Duration = Duration::from_secs(1);
-const LONGEST: Duration = Duration::from_secs(60);
+const LONGEST: Duration = Duration::from_secs(30);
 /// A connection that held this long was a good one: the next attempt after it does not wait longer than the first.
 const LASTED: Duration = Duration::from_secs(30);
 
-/// Waits that double from 1 s to 60 s, each shortened at random by up to half, so that gateways that lost the same
+/// Waits that double from 1 s to 30 s, each shortened at random by up to half, so that gateways that lost the same
 /// upstream do not come back at the same moment.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Backoff {
@@ -36,13 +36,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn waits_double_up_to_a_minute_and_begin_anew_after_a_good_connection() {
+    fn waits_double_up_to_half_a_minute_and_begin_anew_after_a_good_connection() {
         let mut backoff = Backoff::default();
         let waits: Vec<_> = (0..9).map(|_| backoff.next(u64::MAX).as_secs_f64().round() as u64).collect();
-        assert_eq!(waits, [1, 2, 4, 8, 16, 32, 60, 60, 60]);
-        assert_eq!(backoff.next(0), Duration::from_secs(30));
+        assert_eq!(waits, [1, 2, 4, 8, 16, 30, 30, 30, 30]);
+        assert_eq!(backoff.next(0), Duration::from_secs(15));
         backoff.connected_for(Duration::from_secs(5));
-        assert_eq!(backoff.next(0), Duration::from_secs(30));
+        assert_eq!(backoff.next(0), Duration::from_secs(15));
         backoff.connected_for(LASTED);
         assert_eq!(backoff.next(0), Duration::from_millis(500));
     }

@@ -22,11 +22,11 @@ use tokio::sync::mpsc;
 use tokio::time::timeout;
 use tokio_util::task::AbortOnDropHandle;
 
-use super::properties::varint;
+use super::properties::{gateway_in, varint};
 use super::settings::{Scheme, UpstreamAddress, UpstreamSettings};
 use super::tls;
 use super::wire::{Broken, Busy, ClientEvent, InMessage, Link, OutMessage, UpstreamClient, Version};
-use crate::message::{Qos, TopicFilter};
+use crate::message::{Qos, TopicFilter, via};
 
 /// Time for TCP, TLS and CONNACK together.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -103,6 +103,7 @@ impl Client {
             max_packet_size: properties.and_then(|p| p.max_packet_size),
             max_qos: properties.and_then(|p| p.max_qos).and_then(Qos::from_u8).unwrap_or(Qos::ExactlyOnce),
             retain_available: properties.and_then(|p| p.retain_available) != Some(0),
+            gateway: properties.and_then(|p| gateway_in(&p.user_properties)),
         })
     }
 
@@ -125,6 +126,7 @@ impl Client {
             max_packet_size: None,
             max_qos: Qos::ExactlyOnce,
             retain_available: true,
+            gateway: None,
         })
     }
 }
@@ -232,6 +234,7 @@ fn options_v5(
     options.set_session_expiry_interval(Some(u32::try_from(expiry).unwrap_or(u32::MAX)));
     options.set_receive_maximum(Some(RECEIVE_MAXIMUM));
     options.set_max_packet_size(Some(u32::try_from(max_packet_size).unwrap_or(u32::MAX)));
+    options.set_user_properties(vec![(via::NAME.into(), settings.introduction())]);
     if let Some(user) = &settings.username {
         options.set_credentials(user, settings.password.as_ref().map_or("", |password| password.expose()));
     }

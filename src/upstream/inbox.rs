@@ -8,7 +8,7 @@ use super::session::Inbound;
 use super::wire::UpstreamClient;
 use crate::broker::ingress::{Ingress, IngressError, Receipt};
 use crate::journal::ConsumerId;
-use crate::message::{Draft, Origin, Qos, TopicFilter};
+use crate::message::{Draft, Origin, Qos, TopicFilter, via};
 
 /// Messages held while the gateway has no room for them. More are not acknowledged, and come again later.
 const HELD: usize = 1000;
@@ -42,6 +42,14 @@ impl Door {
             Door::Ingress(ingress) => ingress.set_upstream_filters(consumer, origin, filters),
             #[cfg(test)]
             Door::Test(door) => door.set_filters(&filters),
+        }
+    }
+
+    pub(super) fn set_carried(&self, consumer: ConsumerId, gateway: Option<via::Id>, filters: Vec<TopicFilter>) {
+        match self {
+            Door::Ingress(ingress) => ingress.set_carried(consumer, gateway, filters),
+            #[cfg(test)]
+            Door::Test(_) => {}
         }
     }
 }
@@ -78,11 +86,11 @@ impl Inbox {
         (self.published, self.dropped)
     }
 
-    /// A message came; `None` for one that no rule wants.
+    /// A message came; `None` for one that no rule wants or that has been here.
     pub fn received(&mut self, message: Option<Inbound>, packet_id: u16) {
         match message {
             None => {
-                // left over from a subscription of an earlier configuration
+                // such as what is left over from a subscription of an earlier configuration
                 self.dropped += 1;
                 self.acks.extend(Some(packet_id).filter(|id| *id != 0));
             }
@@ -108,7 +116,6 @@ impl Inbox {
                 retain: message.retain,
                 properties: &message.properties,
                 expiry: message.expiry,
-                hops: message.hops,
                 boot_ms: now,
                 origin: self.origin,
             };

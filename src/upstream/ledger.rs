@@ -15,7 +15,7 @@ pub enum DropReason {
     TooLarge,
     /// It ended the connection again and again.
     EndsConnection,
-    /// It came from this upstream.
+    /// It came from this upstream, or has been there.
     CameFromThere,
     /// It has passed through too many gateways.
     Loop,

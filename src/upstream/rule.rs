@@ -73,6 +73,12 @@ impl Rules {
         filters
     }
 
+    /// What surely arrives there under the topic that it has here; nothing if only some of it does.
+    pub fn carried(&self) -> Vec<TopicFilter> {
+        let is_kept = |mapping: &Mapping<OutQos>| mapping.from == mapping.to && mapping.qos != OutQos::AtMostOnce;
+        if self.out.iter().all(is_kept) { self.local_filters() } else { Vec::new() }
+    }
+
     /// What is to be subscribed to there: every filter once, at the highest QoS that a rule asks for.
     pub fn subscriptions(&self) -> Vec<(TopicFilter, Qos)> {
         let mut wanted: Vec<_> = self.inbound.iter().map(|mapping| (mapping.filter.clone(), mapping.qos)).collect();

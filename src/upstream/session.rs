@@ -13,8 +13,8 @@
 //!
 //! **Down.** A message is mapped to its local topic and acknowledged when the gateway has it safe.
 //!
-//! **No echo.** What came from an upstream is not sent back to it. On version 5 subscriptions have the no local option, and a count of
-//! the gateways that a message has passed through ends loops of several.
+//! **No echo.** What came from an upstream is not sent back to it. On version 5 subscriptions have the no local option, and
+//! messages name the gateways that they have passed through: none enters a gateway twice (see [`via`]).
 
 use std::collections::VecDeque;
 
@@ -27,12 +27,10 @@ use super::rule::Rules;
 use super::settings::{OutQos, UpstreamSettings};
 use super::wire::{Broken, InMessage, Link, OutMessage, Version};
 use crate::journal::{Delivery, Position};
-use crate::message::{Message, Origin, Qos, TopicFilter};
+use crate::message::{Message, Origin, Qos, TopicFilter, via};
 
 /// Connections that a message may end before it is set aside.
 pub const STRIKES: u32 = 3;
-/// Gateways that a message may pass through.
-pub const MAX_HOPS: u8 = 8;
 /// An upstream that has messages to answer to and answers to none for this long is taken for dead.
 pub const ANSWER_TIMEOUT_MS: u64 = 60_000;
 
@@ -68,8 +66,6 @@ pub struct Inbound {
     pub properties: Vec<u8>,
     /// Message expiry interval in seconds.
     pub expiry: Option<u32>,
-    /// Gateways that it has passed through.
-    pub hops: u8,
     /// What to acknowledge afterwards; 0: nothing.
     pub packet_id: u16,
 }
@@ -229,15 +225,10 @@ impl Session {
         let mapped = self.rules.outgoing(view.topic());
         let (topic, policy) = mapped.ok_or(Outcome::Dropped(DropReason::NoRule))?;
         let expiry = view.remaining_expiry(now).map_err(|_| Outcome::Expired)?;
-        let (mut properties, named_hops) = properties::split(view.properties());
-        let hops = view.hops().max(named_hops);
-        if hops >= MAX_HOPS {
-            return Err(Outcome::Dropped(DropReason::Loop));
-        }
-        properties::join(&mut properties, hops + 1, expiry);
-        if link.version == Version::V4 {
-            properties.clear();
-        }
+        let properties = match link.version {
+            Version::V4 => Vec::new(),
+            Version::V5 => properties_up(view.properties(), link.gateway, expiry).map_err(Outcome::Dropped)?,
+        };
         let qos = match policy {
             OutQos::AtMostOnce => Qos::AtMostOnce,
             OutQos::AtLeastOnce => Qos::AtLeastOnce,
@@ -361,10 +352,13 @@ impl Session {
         }
     }
 
-    /// A message came down; `None`: no rule wants it, and it is to be acknowledged at once.
+    /// A message came down; `None`: no rule wants it, or it has been here, and it is to be acknowledged at once.
     pub fn incoming(&self, message: InMessage) -> Option<Inbound> {
         let (topic, qos) = self.rules.incoming(&message.topic)?;
-        let (properties, hops) = properties::split(&message.properties);
+        let Some(properties) = properties_down(&message.properties, self.link.and_then(|link| link.gateway)) else {
+            debug!(upstream = self.name, topic, "not taken from upstream: it has been here, or in too many gateways");
+            return None;
+        };
         Some(Inbound {
             topic,
             payload: message.payload,
@@ -372,10 +366,38 @@ impl Session {
             retain: message.retain,
             properties,
             expiry: message.expiry,
-            hops,
             packet_id: message.packet_id,
         })
     }
+}
+
+/// The properties that a message has on its way up to an upstream, which may be a gateway itself.
+fn properties_up(encoded: &[u8], upstream: Option<via::Id>, expiry: Option<u32>) -> Result<Vec<u8>, DropReason> {
+    if upstream.is_some_and(|gateway| via::names(encoded, gateway)) {
+        return Err(DropReason::CameFromThere);
+    }
+    if via::names(encoded, via::Id::ours()) {
+        return Err(DropReason::Loop);
+    }
+    let mut properties = properties::kept(encoded);
+    via::append(&mut properties, via::Id::ours()).map_err(|via::TooMany| DropReason::Loop)?;
+    if let Some(seconds) = expiry {
+        properties::add_expiry(&mut properties, seconds);
+    }
+    Ok(properties)
+}
+
+/// The properties of a message that came down; `None`: it must not come in here. An upstream does not write itself into
+/// what it delivers to a subscription, so that is done here.
+fn properties_down(encoded: &[u8], upstream: Option<via::Id>) -> Option<Vec<u8>> {
+    if via::names(encoded, via::Id::ours()) {
+        return None;
+    }
+    let mut properties = properties::kept(encoded);
+    if let Some(gateway) = upstream.filter(|gateway| !via::names(encoded, *gateway)) {
+        via::append(&mut properties, gateway).ok()?;
+    }
+    Some(properties)
 }
 
 #[cfg(test)]

@@ -4,7 +4,7 @@ use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use crate::message::{Qos, Topic};
+use crate::message::{Qos, Topic, via};
 
 /// One `[[upstream]]`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -44,6 +44,14 @@ pub struct UpstreamSettings {
 }
 
 impl UpstreamSettings {
+    /// How this gateway introduces itself to an upstream that may be a gateway too: by its id, if it takes messages in under
+    /// the topics that they have there. That gateway then need not deliver what it forwards here anyway.
+    pub fn introduction(&self) -> String {
+        let inbound = self.inbound.iter().all(|rule| rule.local_prefix == rule.remote_prefix);
+        let both = self.both.iter().all(|rule| rule.local_prefix == rule.remote_prefix);
+        if inbound && both { via::Id::ours().as_str().to_owned() } else { String::new() }
+    }
+
     /// An upstream with the defaults of everything that has one, and no rules.
     pub fn new(name: impl Into<String>, addresses: Vec<UpstreamAddress>, client_id: impl Into<String>) -> Self {
         UpstreamSettings {

@@ -18,7 +18,7 @@ use super::snapshot::{Snapshot, State};
 use super::wire::{Broken, ClientEvent, Link, UpstreamClient, Version};
 use crate::broker::ingress::{Ingress, IngressError};
 use crate::journal::{ConsumerId, Journal, Limits, Reader};
-use crate::message::Origin;
+use crate::message::{Origin, via};
 use crate::time::SharedClock;
 
 /// How often the snapshot is brought up to date, and what waits for time is looked at.
@@ -55,6 +55,8 @@ pub struct Upstream<C> {
     snapshots: watch::Sender<Snapshot>,
     shown: Snapshot,
     backoff: Backoff,
+    /// The upstream, if it is a gateway.
+    gateway: Option<via::Id>,
     /// Index of the address that is tried next.
     address: usize,
     /// Until when 3.1.1 is spoken at an address.
@@ -122,6 +124,7 @@ impl<C: UpstreamClient> Upstream<C> {
             clock,
             snapshots,
             backoff: Backoff::default(),
+            gateway: None,
             address: 0,
             v4_until: None,
             reasons: Vec::new(),
@@ -155,6 +158,7 @@ impl<C: UpstreamClient> Upstream<C> {
                 break;
             }
         }
+        self.door.set_carried(self.consumer, None, Vec::new());
         self.set_state(State::Stopped, None);
         Ok(())
     }
@@ -189,22 +193,25 @@ impl<C: UpstreamClient> Upstream<C> {
                     }
                     return Some(link);
                 }
-                Err(why) => self.failed(&why),
-            }
-            self.address += 1;
-            failed_in_turn += 1;
-            if failed_in_turn >= settings.addresses.len() {
-                failed_in_turn = 0;
-                let pause = self.backoff.next(getrandom::u64().unwrap_or(0));
-                if self.pause(pause, cancel).await {
-                    return None;
+                Err(why) => {
+                    self.address += 1;
+                    failed_in_turn += 1;
+                    let is_last = failed_in_turn >= settings.addresses.len();
+                    let pause = is_last.then(|| self.backoff.next(getrandom::u64().unwrap_or(0)));
+                    self.failed(&why, pause.unwrap_or_default());
+                    if let Some(pause) = pause {
+                        failed_in_turn = 0;
+                        if self.pause(pause, cancel).await {
+                            return None;
+                        }
+                    }
                 }
             }
         }
     }
 
     /// An attempt to connect failed: a new reason is logged, then every doubling of the count.
-    fn failed(&mut self, why: &Broken) {
+    fn failed(&mut self, why: &Broken, pause: Duration) {
         self.shown.failed_attempts += 1;
         let attempts = self.shown.failed_attempts;
         let text = format!("{}: {why}", self.shown.address);
@@ -214,15 +221,16 @@ impl<C: UpstreamClient> Upstream<C> {
         }
         let (upstream, address) = (&self.name, &self.shown.address);
         let waiting = self.reader.backlog().messages;
+        let next_attempt = format!("in {:.1} s", pause.as_secs_f32());
         match why {
             // nothing but a person mends that
             Broken::Refused(_) if is_new && self.reasons.len() < REASONS => {
-                error!(upstream, address, waiting, "waiting for upstream: {why}")
+                error!(upstream, address, waiting, next_attempt, "waiting for upstream: {why}")
             }
             _ if (is_new && self.reasons.len() < REASONS) || attempts.is_power_of_two() => {
-                info!(upstream, address, attempts, waiting, "waiting for upstream: {why}");
+                info!(upstream, address, attempts, waiting, next_attempt, "waiting for upstream: {why}");
             }
-            _ => debug!(upstream, address, attempts, "still waiting for upstream: {why}"),
+            _ => debug!(upstream, address, attempts, next_attempt, "still waiting for upstream: {why}"),
         }
         self.shown.last_error = Some(why.to_string());
         self.show();
@@ -256,6 +264,8 @@ impl<C: UpstreamClient> Upstream<C> {
         let (upstream, address, version) = (&self.name, &self.shown.address, link.version);
         let (resumed, waiting) = (link.session_present, self.reader.backlog().messages);
         info!(upstream, address, ?version, resumed, waiting, "connected");
+        self.gateway = link.gateway;
+        self.door.set_carried(self.consumer, self.gateway, Rules::new(&self.current).carried());
         self.shown.failed_attempts = 0;
         self.reasons.clear();
         self.set_state(State::Connected, Some(link.version));
@@ -402,6 +412,7 @@ impl<C: UpstreamClient> Upstream<C> {
         let old = std::mem::replace(&mut self.current, new);
         let rules = Rules::new(&self.current);
         self.door.set_filters(self.consumer, Origin::upstream(&self.name), rules.local_filters());
+        self.door.set_carried(self.consumer, self.gateway, rules.carried());
         let actions = self.session.set_rules(rules);
         let alive = self.perform(actions);
         let is_same = without_rules(&old) == without_rules(&self.current);

@@ -6,7 +6,7 @@ use bytes::Bytes;
 
 use super::properties::varint;
 use super::settings::{UpstreamAddress, UpstreamSettings};
-use crate::message::{Qos, TopicFilter};
+use crate::message::{Qos, TopicFilter, via};
 
 /// Version of MQTT spoken with an upstream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
@@ -34,6 +34,8 @@ pub struct Link {
     pub max_qos: Qos,
     /// Whether it takes retained messages.
     pub retain_available: bool,
+    /// It is a gateway, and this one.
+    pub gateway: Option<via::Id>,
 }
 
 /// A message on its way up.

@@ -2,7 +2,7 @@
 
 use super::property::{Once, Property, next};
 use super::{Error, Fields, Version};
-use crate::message::{Qos, check_topic};
+use crate::message::{Qos, check_topic, via};
 
 /// A client's last will.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -54,6 +54,10 @@ pub struct Connect {
     pub problem_information: bool,
     /// An authentication method other than name and password was asked for.
     pub extended_authentication: bool,
+    /// The client is a gateway, and wants to know which one this is.
+    pub is_gateway: bool,
+    /// The client is this gateway, and takes messages in under the topics that they have here.
+    pub gateway: Option<via::Id>,
 }
 
 impl Connect {
@@ -80,6 +84,8 @@ impl Connect {
             topic_alias_maximum: 0,
             problem_information: true,
             extended_authentication: false,
+            is_gateway: false,
+            gateway: None,
         };
         if version.is_v5() {
             connect.read_properties(fields.properties()?)?;
@@ -102,7 +108,11 @@ impl Connect {
         let mut once = Once::default();
         while let Some(property) = next(&mut fields)? {
             match property {
-                Property::User => continue,
+                Property::User(via::NAME, id) => {
+                    self.is_gateway = true;
+                    self.gateway = via::Id::parse(id);
+                }
+                Property::User(..) => {}
                 Property::SessionExpiry(seconds) => {
                     once.mark(0)?;
                     self.session_expiry = Some(seconds);
@@ -207,7 +217,7 @@ fn will_properties(will: &mut Will, mut fields: Fields<'_>) -> Result<(), Error>
                 once.mark(5)?;
                 kept.extend_from_slice(encoded);
             }
-            Property::User => kept.extend_from_slice(encoded),
+            Property::User(..) => kept.extend_from_slice(encoded),
             _ => return Err(Error::Protocol("a property that a will does not have")),
         }
     }

@@ -272,7 +272,7 @@ pub fn disconnect(body: &[u8], version: Version) -> Result<(Reason, Option<u32>)
         while let Some(property) = property::next(&mut properties)? {
             match property {
                 property::Property::SessionExpiry(seconds) => expiry = Some(seconds),
-                property::Property::ReasonString | property::Property::User => {}
+                property::Property::ReasonString | property::Property::User(..) => {}
                 _ => return Err(Error::Protocol("a property that DISCONNECT does not have")),
             }
         }

@@ -23,7 +23,7 @@ pub enum Property<'a> {
     TopicAliasMaximum(u16),
     TopicAlias(u16),
     MaximumPacketSize(u32),
-    User,
+    User(&'a str, &'a str),
 }
 
 /// Identifiers on the wire.
@@ -87,9 +87,8 @@ pub fn next<'a>(fields: &mut Fields<'a>) -> Result<Option<Property<'a>>, Error> 
         id::TOPIC_ALIAS_MAXIMUM => Property::TopicAliasMaximum(fields.u16()?),
         id::TOPIC_ALIAS => Property::TopicAlias(fields.u16()?),
         id::USER => {
-            fields.string()?;
-            fields.string()?;
-            Property::User
+            let name = fields.string()?;
+            Property::User(name, fields.string()?)
         }
         id::MAXIMUM_PACKET_SIZE => Property::MaximumPacketSize(not_zero(fields.u32()?)?),
         _ => return Err(Error::Malformed("unknown property")),
@@ -110,7 +109,7 @@ pub enum Allowed {
 pub fn skip(fields: &mut Fields<'_>, allowed: Allowed) -> Result<(), Error> {
     while let Some(property) = next(fields)? {
         match property {
-            Property::User => {}
+            Property::User(..) => {}
             Property::ReasonString if allowed == Allowed::Acknowledgement => {}
             _ => return Err(Error::Protocol("a property that this packet does not have")),
         }

@@ -85,7 +85,7 @@ impl<'a> Publish<'a> {
             let Some(property) = next(&mut fields)? else { break };
             let end = all.len() - fields.rest().len();
             let passes = match property {
-                Property::User => true,
+                Property::User(..) => true,
                 Property::PayloadFormat => once.mark(0).map(|()| true)?,
                 Property::ContentType(_) => once.mark(1).map(|()| true)?,
                 Property::CorrelationData => once.mark(2).map(|()| true)?,
@@ -226,7 +226,6 @@ mod tests {
             retain: publish.retain,
             properties: &publish.properties,
             expiry: publish.expiry,
-            hops: 0,
             boot_ms: 0,
             origin: Origin::client("a"),
         });

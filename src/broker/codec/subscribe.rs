@@ -51,7 +51,7 @@ impl<'a> Subscribe<'a> {
             let mut properties = fields.properties()?;
             while let Some(property) = next(&mut properties)? {
                 match property {
-                    Property::User => {}
+                    Property::User(..) => {}
                     Property::SubscriptionId(id) if subscribe.id.is_none() => subscribe.id = Some(id),
                     Property::SubscriptionId(_) => return Err(Error::Protocol("two subscription ids")),
                     _ => return Err(Error::Protocol("a property that SUBSCRIBE does not have")),

@@ -4,6 +4,7 @@ use bytes::{BufMut, BytesMut};
 
 use super::property::id;
 use super::{Reason, Version};
+use crate::message::via;
 
 /// Largest variable byte integer [MQTT-1.5.5].
 pub const VARIABLE_MAX: usize = 268_435_455;
@@ -53,6 +54,8 @@ pub struct ConnAckProperties<'a> {
     pub server_keep_alive: Option<u16>,
     /// For people.
     pub reason_string: Option<&'a str>,
+    /// Which gateway this is, for another gateway.
+    pub gateway: Option<via::Id>,
 }
 
 /// Appends a CONNACK.
@@ -91,6 +94,11 @@ pub fn connack(out: &mut BytesMut, version: Version, session_present: bool, reas
     if let Some(text) = p.reason_string {
         properties.put_u8(id::REASON_STRING);
         string(&mut properties, text);
+    }
+    if let Some(gateway) = p.gateway {
+        properties.put_u8(id::USER);
+        string(&mut properties, via::NAME);
+        string(&mut properties, gateway.as_str());
     }
     out.put_u8(0x20);
     variable(out, 2 + variable_len(properties.len()) + properties.len());

@@ -11,6 +11,7 @@ use super::super::codec::{Connect, Reason};
 use super::super::core::Core;
 use super::Peer;
 use super::receive::{RECEIVE_MAXIMUM, TOPIC_ALIAS_MAXIMUM};
+use crate::message::via;
 
 /// Longest keep alive for MQTT 5 clients, in seconds: a dead one is noticed within one and a half times this.
 const MAX_KEEP_ALIVE: u16 = 60;
@@ -113,6 +114,7 @@ pub fn greet(
         topic_alias_maximum: Some(TOPIC_ALIAS_MAXIMUM),
         server_keep_alive: (keep_alive != connect.keep_alive).then_some(keep_alive),
         reason_string: None,
+        gateway: connect.is_gateway.then(via::Id::ours),
     };
     write::connack(out, connect.version, present, Reason::SUCCESS, &properties);
 }

@@ -112,7 +112,8 @@ impl Connection {
             let qos = run.terms.qos.min(message.qos());
             let is_durable = self.subscriber.is_durable && run.terms.share.is_none();
             let is_own = run.terms.no_local && message.origin() == self.origin;
-            if is_own || (is_durable && qos > Qos::AtMostOnce) {
+            let is_there = run.terms.share.is_none() && self.is_there(message);
+            if is_own || is_there || (is_durable && qos > Qos::AtMostOnce) {
                 // what is durable comes from the journal
                 run.messages.advance();
                 continue;
@@ -149,6 +150,7 @@ impl Connection {
             any = true;
             let source = Source::Journal(delivery.position, delivery.ordinal);
             match self.session.grant(delivery.message.view()) {
+                Some(_) if self.is_there(delivery.message.view()) => self.settle(source),
                 Some(grant) if delivery.released && grant.qos == Qos::ExactlyOnce => {
                     let packet_id = self.session.outbound.next_id(&source, true);
                     let queued = Queued { message: delivery.message, grant };
@@ -161,6 +163,12 @@ impl Connection {
             }
         }
         any
+    }
+
+    /// Whether the client is a gateway that has this message or is forwarded it, so that it would come there twice.
+    /// Retained messages that a new subscription selects are delivered all the same: they may be older than the rule.
+    fn is_there(&self, message: MessageRef<'_>) -> bool {
+        self.gateway.is_some_and(|gateway| self.core.ingress.reaches(gateway, message))
     }
 
     /// Sends a message or settles it where it cannot be sent; gives it back while the window is closed.

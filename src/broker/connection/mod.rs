@@ -33,7 +33,7 @@ use super::session::Session;
 use super::subscribers::Subscriber;
 use super::waiting::Ticket;
 use crate::journal::Position;
-use crate::message::{BatchBuilder, Origin};
+use crate::message::{BatchBuilder, Origin, via};
 
 /// Where a connection comes from.
 #[derive(Clone, Debug)]
@@ -120,6 +120,8 @@ struct Connection {
     origin: Origin,
     version: Version,
     is_bridge: bool,
+    /// The client is this gateway.
+    gateway: Option<via::Id>,
     keep_alive: u16,
     session: Session,
     subscriber: Arc<Subscriber>,
@@ -252,6 +254,7 @@ async fn open(core: &Arc<Core>, admitted: Admitted, peer: &Peer) -> (super::regi
         permissions,
         version: connect.version,
         is_bridge: connect.is_bridge,
+        gateway: connect.gateway,
         keep_alive,
         session,
         subscriber,

@@ -20,7 +20,7 @@ use super::super::session::{Received, Source, Subscription};
 use super::super::subscribers::SubscriptionOptions;
 use super::{AckState, Connection, End, PendingAck};
 use crate::journal::{Note, Position};
-use crate::message::{Draft, Qos, check_filter};
+use crate::message::{Draft, Qos, check_filter, via};
 
 /// QoS 1 and 2 messages that a client may have sent and not got acknowledged.
 pub const RECEIVE_MAXIMUM: u16 = 1000;
@@ -193,7 +193,8 @@ impl Connection {
         Ok(())
     }
 
-    /// Adds the message to the batch, unless it was there before or is not allowed.
+    /// Adds the message to the batch, unless it was there before or is not allowed. `Err(SUCCESS)`: it has been in this
+    /// gateway, and is acknowledged and goes nowhere.
     fn push(&mut self, publish: &Publish<'_>, is_repeated: bool) -> Result<Result<(), Reason>, End> {
         let topic = match publish.alias {
             None => publish.topic,
@@ -216,6 +217,10 @@ impl Connection {
             self.core.denied(&self.identity, Denied::Publish(topic));
             return Ok(Err(Reason::NOT_AUTHORIZED));
         }
+        if !publish.properties.is_empty() && via::names(&publish.properties, via::Id::ours()) {
+            debug!(client_id = &*self.identity.client_id, topic, "publication not taken: it has been here");
+            return Ok(Err(Reason::SUCCESS));
+        }
         if !is_repeated {
             self.batch.push(&Draft {
                 topic,
@@ -224,7 +229,6 @@ impl Connection {
                 retain: publish.retain,
                 properties: &publish.properties,
                 expiry: publish.expiry,
-                hops: 0,
                 boot_ms: self.core.ingress.clock().boot_ms(),
                 origin: self.origin,
             });

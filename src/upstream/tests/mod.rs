@@ -25,7 +25,7 @@ use crate::time::SystemClock;
 /// Stands for the ingress.
 #[derive(Clone, Default)]
 pub struct TestDoor {
-    /// Topic, payload, whether from the upstream, hops.
+    /// Topic and payload.
     published: Arc<Mutex<Vec<(String, String)>>>,
     full: Arc<Mutex<bool>>,
     filters: Arc<Mutex<Vec<String>>>,
@@ -141,7 +141,6 @@ impl Running {
             retain: false,
             properties: &[],
             expiry: None,
-            hops: 0,
             boot_ms: 0,
             origin: Origin::http(),
         };
@@ -180,6 +179,7 @@ fn link(version: Version) -> Link {
         max_packet_size: None,
         max_qos: Qos::ExactlyOnce,
         retain_available: true,
+        gateway: None,
     }
 }
 
