@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use bytes::{Buf, BytesMut};
 use smallvec::SmallVec;
-use tracing::warn;
+use tracing::{debug, warn};
 
 use super::super::authenticate::Denied;
 use super::super::codec::write::Ack;
