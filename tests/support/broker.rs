@@ -177,11 +177,23 @@ pub struct Killed {
 }
 
 impl Killed {
+    fn spawn(&self) -> Process {
+        let path = self.dir.path().join("pigateway.toml");
+        Process::start(gateway().arg("run").arg("--config").arg(path).current_dir(self.dir.path()))
+    }
+
+    /// Starts it again and kills it after this time, ready or not.
+    pub fn start_and_kill(self, after: Duration) -> Killed {
+        let process = self.spawn();
+        std::thread::sleep(after);
+        process.kill();
+        self
+    }
+
     /// Starts it again on the same disk and port.
     #[track_caller]
     pub fn restart(self) -> Gateway {
-        let path = self.dir.path().join("pigateway.toml");
-        let mut process = Process::start(gateway().arg("run").arg("--config").arg(path).current_dir(self.dir.path()));
+        let mut process = self.spawn();
         wait_until_served(&mut process, self.port);
         Gateway { process, port: self.port, dir: self.dir }
     }
