@@ -220,6 +220,11 @@ impl Killed {
         self
     }
 
+    /// Where the configuration and its files are.
+    pub fn dir(&self) -> &Path {
+        self.dir.path()
+    }
+
     /// What it was started with, to be started differently.
     pub fn setup(self) -> Setup {
         Setup { port: self.port, listen_on: "127.0.0.1", extra: String::new(), http: "off".into(), dir: self.dir }
