@@ -6,6 +6,8 @@
 mod data_dir;
 mod reload;
 mod summary;
+#[cfg(test)]
+mod tests;
 mod web;
 
 use std::future::pending;

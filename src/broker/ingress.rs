@@ -338,6 +338,12 @@ impl Ingress {
         sequencer.link.route(batch)
     }
 
+    /// Ends the router's thread as its own faults would.
+    #[cfg(test)]
+    pub fn kill_router(&self) {
+        self.inner.sequencer.lock().link.kill_router();
+    }
+
     /// Subscribes to live messages from now on. Returns whether the subscription is new and, if `retained` asks for them
     /// with that knowledge, the retained messages of this very moment.
     pub fn subscribe(
