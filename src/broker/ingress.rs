@@ -48,6 +48,8 @@ pub struct Accepted {
     pub receipt: Receipt,
     /// Messages of the batch, counted from 0, that were not accepted.
     pub refused: SmallVec<[u32; 4]>,
+    /// Those that were delivered and forwarded, but that the retained store had no room for.
+    pub unretained: SmallVec<[u32; 4]>,
 }
 
 /// Who must get messages whether it is connected or not.
@@ -224,6 +226,9 @@ impl Ingress {
                 }
                 // at QoS 0 nobody asks: live subscribers get it all the same
                 Err(Full) => self.inner.stats.publish_dropped.add(1),
+            }
+            if message.retain() && kept.is_none() {
+                accepted.unretained.push(at as u32);
             }
             if let Some(kept) = kept {
                 // whether it fits was asked before
