@@ -88,7 +88,7 @@ struct Sequencer {
     link: LiveLink,
     retained: Retained,
     routes: FilterTree<Route>,
-    upstream_filters: Vec<(ConsumerId, TopicFilter)>,
+    upstream_filters: Vec<(Origin, TopicFilter)>,
 }
 
 #[derive(Debug)]
@@ -381,20 +381,21 @@ impl Ingress {
         self.inner.sequencer.lock().routes.remove(filter, |known| known.is_same(route));
     }
 
-    /// Sets the filters whose messages an upstream gets; what it sent itself (`origin`) is left out.
+    /// Sets the consumer of an upstream and the filters whose messages it gets, in place of those before, at once: every
+    /// message goes to the one or to the other. What the upstream sent itself (`origin`) is left out.
     pub fn set_upstream_filters(&self, consumer: ConsumerId, origin: Origin, filters: Vec<TopicFilter>) {
         let mut guard = self.inner.sequencer.lock();
         let sequencer = &mut *guard;
-        let route = Route::Upstream(consumer, origin);
+        let is_its_own = |route: &Route| matches!(route, Route::Upstream(_, from) if *from == origin);
         sequencer.upstream_filters.retain(|(owner, filter)| {
-            if *owner == consumer {
-                sequencer.routes.remove(filter, |known| known.is_same(&route));
+            if *owner == origin {
+                sequencer.routes.remove(filter, is_its_own);
             }
-            *owner != consumer
+            *owner != origin
         });
         for filter in filters {
-            sequencer.routes.insert(&filter, route.clone());
-            sequencer.upstream_filters.push((consumer, filter));
+            sequencer.routes.insert(&filter, Route::Upstream(consumer, origin));
+            sequencer.upstream_filters.push((origin, filter));
         }
     }
 
