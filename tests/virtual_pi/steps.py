@@ -12,6 +12,7 @@ import sys
 import tempfile
 import time
 
+from faults import pin_faults
 from machine import Mosquitto, Pi, Subscriber, free_port, say, wait_for
 
 HERE = pathlib.Path(__file__).parent
@@ -54,7 +55,7 @@ def reload(pi, _):
 def motion(pi, _):
     """A pin that moves becomes a message on the host; its state is retained."""
     subscriber = Subscriber(pi.mqtt_port, "-t", "loft/#", "-q", "1")
-    subscriber.wait("loft/motion1/status 1 online")
+    subscriber.wait("loft/motion1/status [01] online")
     subscriber.wait('"state":"off"')
     begin = time.time()
     pi.pin(17, True)
@@ -254,7 +255,7 @@ def package_life(pi, package):
     assert not left, left
 
 
-STEPS = [install, reload, motion, journal, stop, watchdog, credentials, power_cut, boot, deploy, compare, pi5, package_life]
+STEPS = [install, reload, motion, journal, pin_faults, stop, watchdog, credentials, power_cut, boot, deploy, compare, pi5, package_life]
 
 
 def main():
