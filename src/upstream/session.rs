@@ -18,7 +18,7 @@
 //! **Down.** A message is mapped to its local topic and acknowledged when the gateway has it safe.
 //!
 //! **No echo.** What came from an upstream is not sent back to it. On version 5 subscriptions have the no local option, and
-//! messages name the gateways that they have passed through: none enters a gateway twice (see [`via`]).
+//! messages name the gateways that they have passed through: none enters a gateway twice (see [`crate::message::via`]).
 
 use std::collections::VecDeque;
 
@@ -32,7 +32,7 @@ use super::rule::Rules;
 use super::settings::{OutQos, UpstreamSettings};
 use super::wire::{Broken, InMessage, Link, OutMessage, Role, Version};
 use crate::journal::{Delivery, Position};
-use crate::message::{Message, Origin, Qos, TopicFilter, via};
+use crate::message::{Message, Origin, Qos, TopicFilter};
 
 /// Connections that a message may end before it is set aside.
 pub const STRIKES: u32 = 3;
@@ -55,6 +55,8 @@ pub enum SessionAction {
     Subscribe(Vec<(TopicFilter, Qos)>),
     /// Unsubscribe from these.
     Unsubscribe(Vec<TopicFilter>),
+    /// The upstream has deleted its retained message on this remote topic.
+    Deleted(String),
     /// End the connection: the upstream does not answer.
     Break,
 }
@@ -94,11 +96,18 @@ struct InFlight {
     handed_over: u64,
     packet_id: Option<u16>,
     outcome: Option<Outcome>,
+    /// The remote topic whose retained message it deletes.
+    deletes: Option<String>,
 }
 
 impl InFlight {
     fn new(source: Option<Source>, now: u64) -> InFlight {
-        InFlight { source, handed_over: now, packet_id: None, outcome: None }
+        InFlight { source, handed_over: now, packet_id: None, outcome: None, deletes: None }
+    }
+
+    fn with(mut self, out: &OutMessage) -> InFlight {
+        self.deletes = (out.retain && out.payload.is_empty()).then(|| out.topic.clone());
+        self
     }
 }
 
@@ -171,6 +180,11 @@ impl Session {
     /// Messages handed over and not settled.
     pub fn in_flight(&self) -> usize {
         self.in_flight.len()
+    }
+
+    /// Those of them that are not from the journal.
+    pub fn own_in_flight(&self) -> usize {
+        self.in_flight.iter().filter(|message| message.source.is_none()).count()
     }
 
     /// The upstream has accepted a connection.
@@ -260,17 +274,33 @@ impl Session {
         self.suspect = self.suspect.and_then(|suspect| suspect.past(lane, Position(u64::MAX)));
     }
 
-    /// The journal has this message. Only to be called while there is room.
-    pub fn delivery(&mut self, (lane, role): (Lane, Role), delivery: Delivery, now: u64) -> Vec<SessionAction> {
+    /// A message of ours that is not in the journal. Only to be called while there is room.
+    pub fn own(&mut self, out: OutMessage, now: u64) -> Vec<SessionAction> {
+        self.in_flight.push_back(InFlight::new(None, now).with(&out));
+        vec![SessionAction::Publish(out)]
+    }
+
+    /// The journal has this message; `is_current`: if it has the retain flag, it is the retained one of its topic here. Only
+    /// to be called while there is room.
+    pub fn delivery(
+        &mut self,
+        (lane, role): (Lane, Role),
+        delivery: Delivery,
+        is_current: bool,
+        now: u64,
+    ) -> Vec<SessionAction> {
         let Delivery { position, message, .. } = delivery;
         let mut actions = Vec::new();
-        let outgoing = self.outgoing(&message, now);
+        let outgoing = self.outgoing(&message, is_current, now);
         if role == Role::Backlog {
             self.backlog_bytes += message.size();
         }
         let mut in_flight = InFlight::new(Some(Source { lane, role, position, message }), now);
         match outgoing {
-            Ok(out) => actions.push(SessionAction::Publish(out)),
+            Ok(out) => {
+                in_flight = in_flight.with(&out);
+                actions.push(SessionAction::Publish(out));
+            }
             Err(outcome) => in_flight.outcome = Some(outcome),
         }
         self.in_flight.push_back(in_flight);
@@ -278,7 +308,25 @@ impl Session {
         actions
     }
 
-    fn outgoing(&self, message: &Message, now: u64) -> Result<OutMessage, Outcome> {
+    /// A retained message as it goes up in a pass; `None`: it does not, or also comes down from there.
+    pub fn retained(&self, message: &Message, now: u64) -> Option<OutMessage> {
+        let out = self.outgoing(message, true, now).ok()?;
+        (out.retain && self.rules.incoming(&out.topic).is_none()).then_some(out)
+    }
+
+    /// The deletion of a retained message that went up before; `None`: it does not go up any more, or also comes down.
+    pub fn deletion(&self, local: &str, remote: String) -> Option<OutMessage> {
+        let link = self.link.filter(|link| link.retain_available)?;
+        let (topic, qos) = self.rules.outgoing(local)?;
+        if topic != remote || self.rules.incoming(&remote).is_some() {
+            return None;
+        }
+        let qos = if qos == OutQos::AtMostOnce { Qos::AtMostOnce } else { Qos::AtLeastOnce };
+        let (payload, properties) = (Bytes::new(), Vec::new());
+        Some(OutMessage { topic, payload, qos: qos.min(link.max_qos), retain: true, properties })
+    }
+
+    fn outgoing(&self, message: &Message, is_current: bool, now: u64) -> Result<OutMessage, Outcome> {
         let Some(link) = self.link else { return Err(Outcome::Dropped(DropReason::NoRule)) };
         let view = message.view();
         if view.origin() == self.origin {
@@ -289,7 +337,7 @@ impl Session {
         let expiry = view.remaining_expiry(now).map_err(|_| Outcome::Expired)?;
         let properties = match link.version {
             Version::V4 => Vec::new(),
-            Version::V5 => properties_up(view.properties(), link.gateway, expiry).map_err(Outcome::Dropped)?,
+            Version::V5 => properties::up(view.properties(), link.gateway, expiry).map_err(Outcome::Dropped)?,
         };
         let qos = match policy {
             OutQos::AtMostOnce => Qos::AtMostOnce,
@@ -300,7 +348,7 @@ impl Session {
             topic,
             payload: Bytes::copy_from_slice(view.payload()),
             qos: qos.min(link.max_qos),
-            retain: view.retain() && link.retain_available,
+            retain: view.retain() && is_current && link.retain_available,
             properties,
         };
         // [MQTT-2.1.4]: the remaining length has 28 bits
@@ -338,6 +386,7 @@ impl Session {
             }
             let outcome = if refused { Outcome::Dropped(DropReason::Refused) } else { Outcome::Acked };
             message.outcome = Some(outcome);
+            actions.extend(message.deletes.take().filter(|_| !refused).map(SessionAction::Deleted));
             self.settle(&mut actions);
         }
         actions
@@ -419,7 +468,7 @@ impl Session {
     /// A message came down; `None`: no rule wants it, or it has been here, and it is to be acknowledged at once.
     pub fn incoming(&self, message: InMessage) -> Option<Inbound> {
         let (topic, qos) = self.rules.incoming(&message.topic)?;
-        let Some(properties) = properties_down(&message.properties, self.link.and_then(|link| link.gateway)) else {
+        let Some(properties) = properties::down(&message.properties, self.link.and_then(|link| link.gateway)) else {
             debug!(upstream = self.name, topic, "not taken from upstream: it has been here, or in too many gateways");
             return None;
         };
@@ -433,35 +482,6 @@ impl Session {
             packet_id: message.packet_id,
         })
     }
-}
-
-/// The properties that a message has on its way up to an upstream, which may be a gateway itself.
-fn properties_up(encoded: &[u8], upstream: Option<via::Id>, expiry: Option<u32>) -> Result<Vec<u8>, DropReason> {
-    if upstream.is_some_and(|gateway| via::names(encoded, gateway)) {
-        return Err(DropReason::CameFromThere);
-    }
-    if via::names(encoded, via::Id::ours()) {
-        return Err(DropReason::Loop);
-    }
-    let mut properties = properties::kept(encoded);
-    via::append(&mut properties, via::Id::ours()).map_err(|via::TooMany| DropReason::Loop)?;
-    if let Some(seconds) = expiry {
-        properties::add_expiry(&mut properties, seconds);
-    }
-    Ok(properties)
-}
-
-/// The properties of a message that came down; `None`: it must not come in here. An upstream does not write itself into
-/// what it delivers to a subscription, so that is done here.
-fn properties_down(encoded: &[u8], upstream: Option<via::Id>) -> Option<Vec<u8>> {
-    if via::names(encoded, via::Id::ours()) {
-        return None;
-    }
-    let mut properties = properties::kept(encoded);
-    if let Some(gateway) = upstream.filter(|gateway| !via::names(encoded, *gateway)) {
-        via::append(&mut properties, gateway).ok()?;
-    }
-    Some(properties)
 }
 
 #[cfg(test)]
