@@ -290,6 +290,12 @@ impl Passes {
         }
     }
 
+    /// The upstream did not take all of it: again, but not at once.
+    pub fn put_off(&mut self) {
+        self.end();
+        self.noted = None;
+    }
+
     /// The gateway ends in order: what has been made good need not be made good again.
     pub fn close(&self, journal: &Journal) {
         if let Some(noted) = self.noted.filter(|_| !self.kept.is_empty()) {
@@ -378,6 +384,14 @@ mod tests {
         assert!(!passes.is_due());
         passes.connected(false, 3, 2);
         assert!(passes.is_due());
+        let mut other = Passes::restore(&journal, "other");
+        other.connected(false, 0, 0);
+        other.begin(filter(), 0, 0);
+        other.put_off();
+        other.losses(0, PASS_EVERY_MS - 1);
+        assert!(!other.is_due());
+        other.losses(0, PASS_EVERY_MS);
+        assert!(other.is_due());
         // after an orderly restart it is known what has been made good
         passes.close(&journal);
         let mut passes = Passes::restore(&journal, "home");

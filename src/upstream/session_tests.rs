@@ -1,6 +1,10 @@
+#[path = "session_later_tests.rs"]
+mod later;
+
 use proptest::prelude::*;
 
 use super::super::rule::tests::{rule, settings};
+use super::super::wire::InMessage;
 use super::*;
 use crate::journal::{Journal, Limits, Reader, WhenFull};
 use crate::message::{Draft, via};

@@ -31,7 +31,9 @@ impl<C: UpstreamClient> Upstream<C> {
             }
             Need::Items => self.send_items(now),
             Need::Answers => {
-                if self.session.own_in_flight() == 0 {
+                if self.session.take_own_put_off() {
+                    self.passes.put_off();
+                } else if self.session.own_in_flight() == 0 {
                     self.passes.complete();
                 }
                 Some(false)
