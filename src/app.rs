@@ -6,6 +6,8 @@
 mod data_dir;
 mod reload;
 mod summary;
+#[cfg(test)]
+mod tests;
 mod web;
 
 use std::future::pending;
@@ -319,12 +321,13 @@ fn start_upstreams(
         bytes: usize::MAX,
         when_full: settings.journal.when_full,
     };
+    let kept = (limits, settings.journal.order);
     let max_packet = settings.broker.max_packet_size;
     let start = |upstream: &UpstreamSettings| {
         let (rules, changes) = watch::channel(Arc::new(upstream.clone()));
         let (snapshots, shown) = watch::channel(upstream::Snapshot::default());
         let ingress = core.ingress.clone();
-        let upstream = Upstream::new(changes, journal, limits, ingress, max_packet, clock.clone(), snapshots);
+        let upstream = Upstream::new(changes, journal, kept, ingress, max_packet, clock.clone(), snapshots);
         let name = format!("upstream {}", rules.borrow().name);
         supervisor.spawn(name, upstream.run(supervisor.token()));
         (rules, shown)
@@ -353,7 +356,7 @@ async fn watch_journal(journal: Journal, cancel: CancellationToken) -> Result<()
 /// Messages for upstreams that the configuration no longer has are given up: nobody will ever fetch them.
 fn drop_unknown_upstreams(settings: &Settings, journal: &Journal) {
     for (name, id, backlog) in journal.consumers() {
-        if let Some(upstream) = name.strip_prefix("upstream/")
+        if let Some(upstream) = upstream::lanes::upstream_of(&name)
             && !settings.upstreams.iter().any(|known| *known.name == *upstream)
         {
             journal.remove(id);

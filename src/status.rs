@@ -10,6 +10,7 @@ use parking_lot::Mutex;
 use serde::Serialize;
 use tokio::sync::watch;
 
+pub use crate::journal::report::Status as JournalStatus;
 pub use crate::sensors::{Change, Snapshot as SensorSnapshot, State as SensorState};
 pub use crate::upstream::{Snapshot as UpstreamSnapshot, State as UpstreamState};
 

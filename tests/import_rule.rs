@@ -14,7 +14,7 @@ const RULES: [(&str, &[&str]); 17] = [
     ("net", &["tls"]),
     ("tls", &[]),
     ("supervise", &[]),
-    ("status", &["message", "time", "sensors", "upstream"]),
+    ("status", &["message", "time", "sensors", "upstream", "journal"]),
     ("service", &["message", "time", "status"]),
     ("journal", &["message", "time", "status"]),
     ("broker", &["message", "time", "status", "journal", "net", "tls"]),

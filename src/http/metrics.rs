@@ -11,7 +11,7 @@ use super::Http;
 use super::auth::Caller;
 use super::problem::Problem;
 use crate::broker::stats::Stats;
-use crate::status::{SensorSnapshot, SensorState, UpstreamSnapshot, UpstreamState};
+use crate::status::{JournalStatus, SensorSnapshot, SensorState, UpstreamSnapshot, UpstreamState};
 
 /// Serves it.
 pub async fn metrics(State(http): State<Arc<Http>>, caller: Caller) -> Result<Response, Problem> {
@@ -19,6 +19,7 @@ pub async fn metrics(State(http): State<Arc<Http>>, caller: Caller) -> Result<Re
     let mut text = Text::default();
     gateway(&mut text, &http);
     broker(&mut text, &http.core.stats);
+    journal(&mut text, &http.core.ingress.journal().status());
     sensors(&mut text, &http.status.sensors.borrow().clone());
     let upstreams: Vec<_> = http.status.upstreams.iter().map(|upstream| upstream.borrow().clone()).collect();
     upstream(&mut text, &upstreams, &http);
@@ -98,6 +99,27 @@ fn broker(text: &mut Text, stats: &Stats) {
         ("clients_connected_maximum", "Most MQTT clients connected at a time.", &stats.connected_maximum),
     ] {
         text.one(name, help, counter.get());
+    }
+}
+
+fn journal(text: &mut Text, journal: &JournalStatus) {
+    for (name, help, value) in [
+        ("failing", "Whether nothing can be written to the disk.", u64::from(journal.failing.is_some())),
+        ("full", "Whether messages are refused because those that wait fill it.", u64::from(journal.is_full)),
+        ("used_bytes", "Bytes on disk.", journal.used_bytes),
+        ("maximum_bytes", "Most bytes that it may take.", journal.max_bytes),
+        ("segments", "Segments in use.", journal.segments as u64),
+        ("pending_bytes", "Bytes that wait to be written.", journal.pending_bytes as u64),
+        ("messages_total", "Messages written.", journal.messages),
+        ("records_total", "Records written: messages, cursors and the like.", journal.records),
+        ("written_bytes_total", "Bytes given to the system to be written.", journal.written_bytes),
+        ("syncs_total", "Syncs.", journal.syncs),
+        ("refused_total", "Messages refused: the disk is full, fails or is too slow.", journal.refused),
+        ("evicted_total", "Segments given up to make room.", journal.evicted),
+        ("damaged_total", "Damage found in its files.", journal.damaged),
+        ("set_aside", "Files that were set aside.", journal.set_aside as u64),
+    ] {
+        text.one(&format!("journal_{name}"), help, value);
     }
 }
 

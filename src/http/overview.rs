@@ -14,7 +14,7 @@ use super::Http;
 use super::auth::Caller;
 use super::envelope::rfc3339;
 use super::problem::Problem;
-use crate::status::UpstreamSnapshot as Snapshot;
+use crate::status::{JournalStatus, UpstreamSnapshot as Snapshot};
 
 /// An overview is made at most this often, for however many ask.
 const FRESH: Duration = Duration::from_millis(500);
@@ -97,6 +97,7 @@ struct GatewayView<'a> {
     clients_connected: u64,
     sessions_away: usize,
     max_packet_size: usize,
+    journal: JournalStatus,
 }
 
 fn json(value: &impl Serialize) -> String {
@@ -181,6 +182,7 @@ impl Http {
             clients_connected: self.core.stats.connected.get(),
             sessions_away: self.core.registry.counts().1,
             max_packet_size: self.core.settings.load().max_packet_size,
+            journal: self.core.ingress.journal().status(),
         })
     }
 }

@@ -79,7 +79,7 @@ fn verify(storage: &dyn Storage, state: &mut State) {
                 bytes: scanner.damage.bytes + rest,
                 records: segment.records.saturating_sub(records),
             };
-            state.reports.push(report);
+            state.report(report);
         }
     }
 }

@@ -14,7 +14,7 @@
 //! | `writer` | the thread that writes: all that waits with one write and one sync |
 //! | `reader` | how consumers read, and the thread that reads ahead for them |
 //! | `recovery` | what is found at start |
-//! | `report`, `inspect` | what the journal has to say about itself, inside and from outside |
+//! | `report`, `trouble`, `inspect` | what the journal has to say about itself, inside and from outside |
 //!
 //! # Promises
 //! - What [`Journal::synced`] has reached is on disk. Nothing is handed to a consumer before that, so that no place or
@@ -45,6 +45,7 @@ pub mod state;
 pub mod storage;
 #[cfg(test)]
 mod tests;
+mod trouble;
 mod writer;
 
 use std::sync::Arc;
@@ -77,6 +78,8 @@ pub const PENDING_MAX: usize = 4 << 20;
 pub const AHEAD_ALL: usize = 6 << 20;
 /// Files set aside that are kept.
 pub const MOST_ASIDE: usize = 4;
+/// Reports that are kept; older ones are only counted.
+const MOST_REPORTS: usize = 100;
 
 /// A consumer of the journal, for this run of the gateway.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -445,12 +448,12 @@ impl Journal {
 
     /// How the journal is.
     pub fn status(&self) -> Status {
-        self.shared.state.lock().status()
+        Status::of(&self.shared.state.lock(), &self.shared.settings)
     }
 
-    /// What was wrong with the files, since the start.
+    /// What was wrong with the files, since the start: the last [`MOST_REPORTS`].
     pub fn reports(&self) -> Vec<Report> {
-        self.shared.state.lock().reports.clone()
+        self.shared.state.lock().reports.iter().cloned().collect()
     }
 }
 

@@ -178,7 +178,7 @@ impl Filler {
         state.making = None;
         if made.is_ok() {
             state.spare.push(name.into());
-            state.counts.bytes += size;
+            state.counts.written_bytes += size;
         }
     }
 
@@ -294,6 +294,6 @@ impl Filler {
             records: segment.records.saturating_sub(records),
         };
         error!("journal: {report}");
-        state.reports.push(report);
+        state.report(report);
     }
 }

@@ -41,7 +41,7 @@ pub fn recover(
         Ok(files) => files,
         Err(error) => {
             let report = Report::Unreadable { file: "the directory".into(), error: error.to_string() };
-            recovery.state.reports.push(report);
+            recovery.state.report(report);
             Vec::new()
         }
     };
@@ -82,9 +82,9 @@ pub fn set_aside(storage: &dyn Storage, state: &mut State, name: &str, bytes: u6
     match storage.rename(name, &to) {
         Ok(()) => {
             state.aside.push_back(to.clone());
-            state.reports.push(Report::SetAside { file: name.into(), to, bytes });
+            state.report(Report::SetAside { file: name.into(), to, bytes });
         }
-        Err(error) => state.reports.push(Report::Unreadable { file: name.into(), error: error.to_string() }),
+        Err(error) => state.report(Report::Unreadable { file: name.into(), error: error.to_string() }),
     }
     while state.aside.len() > MOST_ASIDE {
         if let Some(oldest) = state.aside.pop_front() {
@@ -117,7 +117,7 @@ impl Recovery<'_> {
         let header = match read_header(self.storage, SNAPSHOT) {
             Ok((header, is_damaged)) => {
                 if is_damaged {
-                    self.state.reports.push(Report::Header { file: SNAPSHOT.into() });
+                    self.state.report(Report::Header { file: SNAPSHOT.into() });
                 }
                 header
             }
@@ -129,6 +129,7 @@ impl Recovery<'_> {
                 return Ok(None);
             }
         };
+        self.state.snapshot_bytes = *len;
         let mut scanner = Scanner::new(self.storage, SNAPSHOT, &header, header.size);
         let (mut table, mut last, mut missing) = (None, 0, 0);
         while let Some((_, record)) = scanner.next_record() {
@@ -150,7 +151,7 @@ impl Recovery<'_> {
     fn report_damage(&mut self, name: &str, damage: Damage, rest: u64, records: u64) {
         if damage.places > 0 || rest > 0 || records > 0 {
             let (places, bytes) = (damage.places + u32::from(rest > 0), damage.bytes + rest);
-            self.state.reports.push(Report::Damaged { file: name.into(), places, bytes, records });
+            self.state.report(Report::Damaged { file: name.into(), places, bytes, records });
         }
     }
 
@@ -160,7 +161,7 @@ impl Recovery<'_> {
             match read_header(self.storage, name) {
                 Ok((header, is_damaged)) => {
                     if is_damaged {
-                        self.state.reports.push(Report::Header { file: name.clone() });
+                        self.state.report(Report::Header { file: name.clone() });
                     }
                     self.state.segments.insert(header.generation, Segment::new(name.clone(), header));
                 }
@@ -251,7 +252,7 @@ impl Recovery<'_> {
         segment.is_bad = unreadable > 0 || damage.places > 0;
         self.report_damage(&name, damage, 0, missing + rest);
         if is_torn {
-            self.state.reports.push(Report::TornTail { file: name, at: segment.end });
+            self.state.report(Report::TornTail { file: name, at: segment.end });
         }
         self.state.committed = self.state.committed.max(segment.last);
         self.state.segments.insert(generation, segment);

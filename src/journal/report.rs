@@ -2,6 +2,11 @@
 
 use std::fmt;
 
+use serde::Serialize;
+
+use super::settings::JournalSettings;
+use super::state::State;
+
 /// Something that was wrong with a file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Report {
@@ -70,24 +75,59 @@ impl fmt::Display for Report {
 }
 
 /// How the journal is.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Status {
-    /// Why nothing can be written now; `None`: all is well.
+    /// Why nothing can be written now, and what to do; `None`: all is well.
     pub failing: Option<String>,
+    /// The last such trouble, even if it is over.
+    pub last_error: Option<String>,
+    /// Whether messages are refused because those that wait fill `journal.max_size`.
+    pub is_full: bool,
+    /// Bytes on disk.
+    pub used_bytes: u64,
+    /// `journal.max_size`.
+    pub max_bytes: u64,
     /// Segments in use.
     pub segments: usize,
     /// Bytes that wait to be written.
-    pub pending: usize,
+    pub pending_bytes: usize,
     /// Greatest place that is safe.
     pub synced: u64,
-    /// Records written since the start.
+    /// Messages written since the start.
+    pub messages: u64,
+    /// Records written since the start: messages, cursors and the like.
     pub records: u64,
-    /// Bytes given to the system since the start, to be written.
-    pub bytes: u64,
+    /// Bytes given to the system to be written, since the start: files that are made, headers and snapshots included.
+    pub written_bytes: u64,
+    /// The same for one message, on the average.
+    pub bytes_per_message: u64,
     /// Syncs since the start.
     pub syncs: u64,
     /// Messages refused because the disk is full, fails or is too slow, since the start.
     pub refused: u64,
     /// Segments given up to make room, since the start.
     pub evicted: u64,
+    /// Damage found since the start, see [`Report::is_loss`].
+    pub damaged: u64,
+    /// Files that were set aside and are still there.
+    pub set_aside: usize,
+}
+
+impl Status {
+    /// As things are.
+    pub fn of(state: &State, settings: &JournalSettings) -> Status {
+        let segments: u64 = state.segments.values().map(|segment| segment.header.size).sum();
+        Status {
+            failing: state.failing.clone(),
+            is_full: state.is_full || state.was_full,
+            used_bytes: segments + state.spare.len() as u64 * settings.segment_size() + state.snapshot_bytes,
+            max_bytes: settings.max_size,
+            segments: state.segments.len(),
+            pending_bytes: state.pending.bytes.len(),
+            synced: state.committed,
+            bytes_per_message: state.counts.written_bytes / state.counts.messages.max(1),
+            set_aside: state.aside.len(),
+            ..state.counts.clone()
+        }
+    }
 }

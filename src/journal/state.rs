@@ -15,8 +15,8 @@ use super::report::{Report, Status};
 use super::segment::Segment;
 use super::settings::JournalSettings;
 use super::{
-    Backlog, CURSOR_AGE, CURSOR_EVERY, ConsumerId, Extra, Full, LAZY, Limits, Note, Outcome, PENDING_MAX, Position,
-    WhenFull, hash,
+    Backlog, CURSOR_AGE, CURSOR_EVERY, ConsumerId, Extra, Full, LAZY, Limits, MOST_REPORTS, Note, Outcome, PENDING_MAX,
+    Position, WhenFull, hash,
 };
 use crate::message::Message;
 
@@ -82,7 +82,9 @@ pub struct State {
     /// Set aside, oldest first.
     pub aside: VecDeque<String>,
     /// What was wrong.
-    pub reports: Vec<Report>,
+    pub reports: VecDeque<Report>,
+    /// Size of the snapshot.
+    pub snapshot_bytes: u64,
     /// Why nothing can be written.
     pub failing: Option<String>,
     /// No file can be written to without giving up messages that wait, and these must not be given up.
@@ -91,8 +93,8 @@ pub struct State {
     pub writing: usize,
     /// Bytes that the disk space that is ours takes at least, where messages are refused rather than given up.
     space: u64,
-    /// Whether there was none when somebody looked last; for the log.
-    was_full: bool,
+    /// Whether there was none when somebody looked last.
+    pub was_full: bool,
     /// Counters.
     pub counts: Status,
     /// End.
@@ -402,6 +404,7 @@ impl State {
         self.counts.records += 1;
         match record.kind() {
             Some(Kind::Message) => {
+                self.counts.messages += 1;
                 if let Some((key, packet_id)) = record.received()
                     && let Some(queue) = self.by_key.get(&key).and_then(|id| self.queues.get_mut(id))
                 {
@@ -446,15 +449,20 @@ impl State {
         any
     }
 
-    /// How the journal is.
-    pub fn status(&self) -> Status {
-        Status {
-            failing: self.failing.clone(),
-            segments: self.segments.len(),
-            pending: self.pending.bytes.len(),
-            synced: self.committed,
-            ..self.counts.clone()
+    /// The consumer's cursor is not on disk any more as it is.
+    pub fn mark_moved(&mut self, id: ConsumerId) {
+        if let Some(queue) = self.queues.get_mut(&id) {
+            mark_moved(&mut self.moved, &mut self.moved_since, id, queue);
         }
+    }
+
+    /// Something was wrong with a file.
+    pub fn report(&mut self, report: Report) {
+        self.counts.damaged += u64::from(report.is_loss());
+        if self.reports.len() >= MOST_REPORTS {
+            self.reports.pop_front();
+        }
+        self.reports.push_back(report);
     }
 }
 

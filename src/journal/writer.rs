@@ -17,6 +17,7 @@ use super::recovery::set_aside;
 use super::segment::{self, Segment};
 use super::snapshot::Contents;
 use super::state::{State, Stop};
+use super::trouble::{advice, is_lasting};
 use super::{CURSOR_IDLE, Position, Shared, WhenFull};
 
 /// A snapshot is written after so many segments at the latest: they are what a start has to read.
@@ -159,7 +160,8 @@ impl Writer {
         if let Err(error) = storage.write_at(&name, offset, part).and_then(|()| storage.sync(&name)) {
             self.tail = None;
             if let Some(segment) = self.shared.state.lock().segments.get_mut(&generation) {
-                segment.is_bad = true;
+                // where there is no room, or no right, the file itself is well
+                segment.is_bad |= !is_lasting(&error);
             }
             return Err(error);
         }
@@ -197,7 +199,7 @@ impl Writer {
         let mut state = self.shared.state.lock();
         state.segments.insert(self.generation, segment);
         state.is_full = false;
-        state.counts.bytes += 2 * super::format::HEADER_LEN as u64;
+        state.counts.written_bytes += 2 * super::format::HEADER_LEN as u64;
         drop(state);
         written?;
         self.tail = Some(self.generation);
@@ -223,7 +225,7 @@ impl Writer {
                 let made = self.shared.storage.create(&name, self.shared.settings.segment_size());
                 match made {
                     Ok(()) => {
-                        self.shared.state.lock().counts.bytes += self.shared.settings.segment_size();
+                        self.shared.state.lock().counts.written_bytes += self.shared.settings.segment_size();
                         return Ok(name);
                     }
                     Err(error) if self.shared.settings.when_full == WhenFull::Refuse || count < 2 => {
@@ -284,7 +286,7 @@ impl Writer {
             let segment = state.segments.remove(&generation)?;
             if segment.is_bad && segment.records > 0 {
                 set_aside(&*self.shared.storage, state, &segment.name, segment.header.size);
-                if let Some(report) = state.reports.last() {
+                if let Some(report) = state.reports.back() {
                     warn!("journal: {report}");
                 }
             } else if segment.is_bad || segment.header.size != self.shared.settings.segment_size() {
@@ -314,12 +316,17 @@ impl Writer {
             return self.evict();
         }
         let mut dropped = 0;
-        if let Some(segment) = state.segments.get(&generation) {
-            for (key, share) in &segment.shares {
-                if let Some(queue) = state.by_key.get(key).and_then(|id| state.queues.get_mut(id)) {
-                    dropped += share.last.saturating_sub(queue.cursor.base);
-                    queue.drop_through(share.last);
-                }
+        let shares: Vec<(u64, u64)> = state
+            .segments
+            .get(&generation)
+            .map(|segment| segment.shares.iter().map(|(key, share)| (*key, share.last)).collect())
+            .unwrap_or_default();
+        for (key, last) in shares {
+            let Some(id) = state.by_key.get(&key).copied() else { continue };
+            if let Some(queue) = state.queues.get_mut(&id).filter(|queue| queue.cursor.base < last) {
+                dropped += last - queue.cursor.base;
+                queue.drop_through(last);
+                state.mark_moved(id);
             }
         }
         if state.counts.evicted == 0 {
@@ -338,7 +345,8 @@ impl Writer {
         let bytes = contents.write(&*self.shared.storage, random())?;
         let mut state = self.shared.state.lock();
         state.covered = contents.covered();
-        state.counts.bytes += bytes;
+        state.snapshot_bytes = bytes;
+        state.counts.written_bytes += bytes;
         state.counts.syncs += 1;
         self.begun = 0;
         Ok(())
@@ -363,7 +371,7 @@ impl Writer {
             }
             if records.peek().is_none() {
                 self.prepare(&mut state);
-                state.counts.bytes += bytes.len() as u64;
+                state.counts.written_bytes += bytes.len() as u64;
                 state.counts.syncs += 1;
             }
         }
@@ -374,9 +382,16 @@ impl Writer {
     fn failed(&mut self, error: &io::Error) -> bool {
         let mut state = self.shared.state.lock();
         let since = *self.failing_since.get_or_insert_with(Instant::now);
-        if state.failing.is_none() && (self.retry > FIRST_RETRY || is_lasting(error)) {
-            error!(%error, "journal: cannot write; messages that must be kept are not acknowledged until it can");
-            state.failing = Some(error.to_string());
+        if self.retry > FIRST_RETRY || is_lasting(error) {
+            let advice = match state.is_full {
+                true => "journal.max_size is reached, and what waits must not be given up (journal.when_full)".into(),
+                false => advice(error, &self.shared.storage.place()),
+            };
+            if state.failing.as_ref() != Some(&advice) {
+                error!("journal: messages that must be kept are not acknowledged any more: {advice}");
+                state.counts.last_error = Some(advice.clone());
+                state.failing = Some(advice);
+            }
         }
         let is_first = self.retry == FIRST_RETRY && !is_lasting(error);
         let until = Instant::now() + if is_first { Duration::ZERO } else { self.retry };
@@ -415,8 +430,11 @@ impl Writer {
         } else {
             warn!("journal: a write or sync failed; what was not safe has been written elsewhere");
         }
+        drop(state);
         // where a directory has vanished, the snapshot has too
-        self.begun = SNAPSHOT_EVERY;
+        if self.snapshot().is_err() {
+            self.begun = SNAPSHOT_EVERY;
+        }
     }
 }
 
@@ -424,15 +442,4 @@ impl Writer {
 fn free_number(state: &State) -> u32 {
     let names = state.segments.values().map(|segment| &segment.name);
     segment::free_number(names.chain(&state.making).chain(&state.spare).map(String::as_str))
-}
-
-/// Whether trying again at once is of no use.
-fn is_lasting(error: &io::Error) -> bool {
-    matches!(
-        error.kind(),
-        io::ErrorKind::StorageFull
-            | io::ErrorKind::QuotaExceeded
-            | io::ErrorKind::ReadOnlyFilesystem
-            | io::ErrorKind::PermissionDenied
-    )
 }

@@ -6,6 +6,10 @@
 //! aside with a reason. When the connection breaks, everything unsettled is sent again on the next one, so the upstream
 //! sees duplicates of at most the window.
 //!
+//! **Live first.** Where messages come in two lanes (see [`super::lanes`]), those of the backlog leave an eighth of the window
+//! free, and have at most [`BACKLOG_BYTES`] under way: what is live goes at once and does not queue up behind them on a slow
+//! line.
+//!
 //! **Set aside.** What the upstream refuses, or what is too large for it, does not hold up the rest. MQTT 3.1.1 has no
 //! refusal: a broker that dislikes a message closes the connection. So when an upstream closes it while messages are
 //! unanswered, these are sent one at a time on the next connection; a message that is alone and ends the connection
@@ -21,11 +25,12 @@ use std::collections::VecDeque;
 use bytes::Bytes;
 use tracing::{debug, info, warn};
 
+use super::lanes::Lane;
 use super::ledger::{Counts, DropReason, Outcome};
 use super::properties;
 use super::rule::Rules;
 use super::settings::{OutQos, UpstreamSettings};
-use super::wire::{Broken, InMessage, Link, OutMessage, Version};
+use super::wire::{Broken, InMessage, Link, OutMessage, Role, Version};
 use crate::journal::{Delivery, Position};
 use crate::message::{Message, Origin, Qos, TopicFilter, via};
 
@@ -34,13 +39,16 @@ pub const STRIKES: u32 = 3;
 /// An upstream that has messages to answer to and answers to none for this long is taken for dead.
 pub const ANSWER_TIMEOUT_MS: u64 = 60_000;
 
+/// Bytes of a backlog that may be under way: half a second on a line of 1 Mbit/s.
+pub const BACKLOG_BYTES: usize = 64 << 10;
+
 /// What is to be done.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum SessionAction {
     /// Hand this to the connection.
     Publish(OutMessage),
     /// The journal may forget this message.
-    Settle(Position, Outcome),
+    Settle(Lane, Position, Outcome),
     /// Read the journal again from the oldest unsettled message on.
     Rewind,
     /// Subscribe to these, all in one packet.
@@ -70,13 +78,28 @@ pub struct Inbound {
     pub packet_id: u16,
 }
 
+/// Where a message in flight came from.
+#[derive(Clone, Debug)]
+struct Source {
+    lane: Lane,
+    role: Role,
+    position: Position,
+    message: Message,
+}
+
 #[derive(Debug)]
 struct InFlight {
     /// `None`: a message of our own, such as the status.
-    source: Option<(Position, Message)>,
+    source: Option<Source>,
     handed_over: u64,
     packet_id: Option<u16>,
     outcome: Option<Outcome>,
+}
+
+impl InFlight {
+    fn new(source: Option<Source>, now: u64) -> InFlight {
+        InFlight { source, handed_over: now, packet_id: None, outcome: None }
+    }
 }
 
 /// A message that was unanswered when the upstream closed the connection.
@@ -84,8 +107,17 @@ struct InFlight {
 struct Suspect {
     position: Position,
     strikes: u32,
-    /// Up to here messages go one at a time.
-    until: Position,
+    /// Up to here messages go one at a time, per lane; `None`: this lane is not concerned.
+    until: [Option<Position>; 2],
+}
+
+impl Suspect {
+    /// What is left of the suspicion when a lane is past this place.
+    fn past(mut self, lane: Lane, position: Position) -> Option<Suspect> {
+        let until = &mut self.until[lane.index()];
+        *until = until.filter(|until| *until > position);
+        self.until.iter().any(Option::is_some).then_some(self)
+    }
 }
 
 /// The state of the conversation.
@@ -98,6 +130,8 @@ pub struct Session {
     status_topic: Option<String>,
     link: Option<Link>,
     in_flight: VecDeque<InFlight>,
+    /// Bytes of a backlog that are under way.
+    backlog_bytes: usize,
     last_answer: u64,
     suspect: Option<Suspect>,
     subscribing: VecDeque<Vec<TopicFilter>>,
@@ -115,6 +149,7 @@ impl Session {
             status_topic: settings.status_topic.as_ref().map(|topic| topic.as_str().to_owned()),
             link: None,
             in_flight: VecDeque::new(),
+            backlog_bytes: 0,
             last_answer: 0,
             suspect: None,
             subscribing: VecDeque::new(),
@@ -144,7 +179,7 @@ impl Session {
         let mut actions = Vec::new();
         self.subscribe(self.rules.subscriptions(), &mut actions);
         if let Some(status) = self.status("online") {
-            self.in_flight.push_back(InFlight { source: None, handed_over: now, packet_id: None, outcome: None });
+            self.in_flight.push_back(InFlight::new(None, now));
             actions.push(SessionAction::Publish(status));
         }
         actions
@@ -170,18 +205,23 @@ impl Session {
         let unanswered = self.in_flight.iter().find(|message| message.outcome.is_none());
         let unanswered = unanswered.filter(|message| message.packet_id.is_some()).and_then(|m| m.source.clone());
         let closed = matches!(why, Broken::Closed | Broken::Dismissed(_));
-        if let Some((position, message)) = unanswered.filter(|_| closed) {
-            self.suspect(position, &message, &mut actions);
+        if let Some(source) = unanswered.filter(|_| closed) {
+            self.suspect(&source, &mut actions);
         }
         self.in_flight.clear();
+        self.backlog_bytes = 0;
         actions.push(SessionAction::Rewind);
         actions
     }
 
     /// The upstream closed the connection while this was the oldest message without an answer.
-    fn suspect(&mut self, position: Position, message: &Message, actions: &mut Vec<SessionAction>) {
-        let last = self.in_flight.iter().filter_map(|message| message.source.as_ref()).map(|source| source.0).max();
-        let until = last.unwrap_or(position).max(self.suspect.map_or(position, |suspect| suspect.until));
+    fn suspect(&mut self, source: &Source, actions: &mut Vec<SessionAction>) {
+        let &Source { lane, position, ref message, .. } = source;
+        let mut until = self.suspect.map_or([None; 2], |suspect| suspect.until);
+        for source in self.in_flight.iter().filter_map(|message| message.source.as_ref()) {
+            let until = &mut until[source.lane.index()];
+            *until = (*until).max(Some(source.position));
+        }
         let alone = self.in_flight.iter().filter(|message| message.source.is_some()).count() == 1;
         let before = self.suspect.filter(|suspect| suspect.position == position).map_or(0, |suspect| suspect.strikes);
         let strikes = before + u32::from(alone);
@@ -189,28 +229,50 @@ impl Session {
         if strikes >= STRIKES {
             let why = "the upstream closes the connection whenever it gets this message";
             self.counts.add_loss(&self.name, DropReason::EndsConnection, message.view().topic(), why);
-            self.suspect = (until > position).then_some(Suspect { position: until, strikes: 0, until });
-            actions.push(SessionAction::Settle(position, Outcome::Dropped(DropReason::EndsConnection)));
+            self.suspect = self.suspect.and_then(|suspect| suspect.past(lane, position));
+            actions.push(SessionAction::Settle(lane, position, Outcome::Dropped(DropReason::EndsConnection)));
         }
     }
 
     /// Whether the next message may be handed over.
-    pub fn has_room(&self) -> bool {
+    pub fn has_room(&self, role: Role) -> bool {
         let Some(link) = self.link else { return false };
         let window = if self.suspect.is_some() { 1 } else { self.max_inflight.min(link.receive_maximum).max(1) };
-        self.in_flight.len() < usize::from(window)
+        let window = usize::from(window);
+        let in_flight = self.in_flight.len();
+        match role {
+            Role::Live => in_flight < window,
+            Role::Backlog => {
+                let kept_free = if window > 1 { (window / 8).max(1) } else { 0 };
+                in_flight < window - kept_free && self.backlog_bytes < BACKLOG_BYTES
+            }
+        }
+    }
+
+    /// Whether messages of this lane are to be handed over before those of the other, one at a time, because one of
+    /// them may be what the upstream closes connections for.
+    pub fn suspects(&self, lane: Lane) -> bool {
+        self.suspect.is_some_and(|suspect| suspect.until[lane.index()].is_some())
+    }
+
+    /// Nothing waits in this lane: nothing in it is suspected any more.
+    pub fn acquit(&mut self, lane: Lane) {
+        self.suspect = self.suspect.and_then(|suspect| suspect.past(lane, Position(u64::MAX)));
     }
 
     /// The journal has this message. Only to be called while there is room.
-    pub fn delivery(&mut self, delivery: Delivery, now: u64) -> Vec<SessionAction> {
+    pub fn delivery(&mut self, (lane, role): (Lane, Role), delivery: Delivery, now: u64) -> Vec<SessionAction> {
         let Delivery { position, message, .. } = delivery;
-        let mut in_flight = InFlight { source: None, handed_over: now, packet_id: None, outcome: None };
         let mut actions = Vec::new();
-        match self.outgoing(&message, now) {
+        let outgoing = self.outgoing(&message, now);
+        if role == Role::Backlog {
+            self.backlog_bytes += message.size();
+        }
+        let mut in_flight = InFlight::new(Some(Source { lane, role, position, message }), now);
+        match outgoing {
             Ok(out) => actions.push(SessionAction::Publish(out)),
             Err(outcome) => in_flight.outcome = Some(outcome),
         }
-        in_flight.source = Some((position, message));
         self.in_flight.push_back(in_flight);
         self.settle(&mut actions);
         actions
@@ -270,8 +332,8 @@ impl Session {
         let is_it = |message: &&mut InFlight| message.packet_id == Some(packet_id) && message.outcome.is_none();
         if let Some(message) = self.in_flight.iter_mut().find(is_it) {
             let refused = reason >= 0x80;
-            if let Some((_, source)) = message.source.as_ref().filter(|_| refused) {
-                let (upstream, topic) = (&self.name, source.view().topic());
+            if let Some(source) = message.source.as_ref().filter(|_| refused) {
+                let (upstream, topic) = (&self.name, source.message.view().topic());
                 debug!(upstream, topic, reason, "the upstream refuses a message");
             }
             let outcome = if refused { Outcome::Dropped(DropReason::Refused) } else { Outcome::Acked };
@@ -284,12 +346,14 @@ impl Session {
     /// Settles what has ended, up to the first message that has not.
     fn settle(&mut self, actions: &mut Vec<SessionAction>) {
         while let Some(outcome) = self.in_flight.front().and_then(|oldest| oldest.outcome) {
-            let Some((position, message)) = self.in_flight.pop_front().and_then(|oldest| oldest.source) else {
+            let Some(source) = self.in_flight.pop_front().and_then(|oldest| oldest.source) else {
                 continue; // the status
             };
-            if self.suspect.is_some_and(|suspect| suspect.until <= position) {
-                self.suspect = None;
+            let Source { lane, role, position, message } = source;
+            if role == Role::Backlog {
+                self.backlog_bytes -= message.size();
             }
+            self.suspect = self.suspect.and_then(|suspect| suspect.past(lane, position));
             let why = match outcome {
                 Outcome::Dropped(DropReason::Refused) => "the upstream refuses it",
                 Outcome::Dropped(DropReason::TooLarge) => "it is larger than the upstream takes",
@@ -301,7 +365,7 @@ impl Session {
             {
                 self.counts.add_loss(&self.name, reason, message.view().topic(), why);
             }
-            actions.push(SessionAction::Settle(position, outcome));
+            actions.push(SessionAction::Settle(lane, position, outcome));
         }
     }
 

@@ -66,6 +66,15 @@ impl OutMessage {
     }
 }
 
+/// How a message on its way up stands to the others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// It may use the whole window.
+    Live,
+    /// It leaves a part of the window to those that are live.
+    Backlog,
+}
+
 /// A message that came down.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct InMessage {

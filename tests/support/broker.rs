@@ -100,6 +100,19 @@ impl Setup {
         Process::start(gateway().arg("run").arg("--config").arg(path).current_dir(self.dir.path()))
     }
 
+    /// Runs `script` in a mount namespace of its own, in the directory of the configuration, and then starts the gateway
+    /// there. Needs no root where the system has user namespaces.
+    #[track_caller]
+    pub fn start_after(self, script: &str) -> Gateway {
+        let script = format!("set -e; {script}; exec \"$0\" run --config \"$1\"");
+        let program = Path::new(env!("CARGO_BIN_EXE_pigateway"));
+        let mut command = Command::new("unshare");
+        command.args(["--map-root-user", "--mount", "sh", "-c", &script]).arg(program).arg(self.write());
+        let mut process = Process::start(command.current_dir(self.dir.path()));
+        wait_until_served(&mut process, self.port);
+        Gateway { process, port: self.port, dir: self.dir }
+    }
+
     /// Starts the gateway and waits until it serves.
     #[track_caller]
     pub fn start(self) -> Gateway {
@@ -135,6 +148,23 @@ impl Gateway {
     /// Where the configuration and its files are.
     pub fn dir(&self) -> &Path {
         self.dir.path()
+    }
+
+    /// Runs a command in the mount namespace of [`Setup::start_after`].
+    #[track_caller]
+    pub fn run_inside(&self, command: &[&str]) {
+        let pid = self.pid().to_string();
+        let mut nsenter = Command::new("nsenter");
+        nsenter.args(["--preserve-credentials", "--user", "--mount", "--target", &pid, "--"]).args(command);
+        let status = nsenter.status().expect("nsenter");
+        assert!(status.success(), "{command:?}: {status}");
+    }
+
+    /// What is left of it when it has ended in order.
+    #[track_caller]
+    pub fn end(self) -> Killed {
+        self.process.stop();
+        Killed { dir: self.dir, port: self.port }
     }
 
     /// SIGTERM; returns the exit code and everything printed.
@@ -177,11 +207,33 @@ pub struct Killed {
 }
 
 impl Killed {
+    fn spawn(&self) -> Process {
+        let path = self.dir.path().join("pigateway.toml");
+        Process::start(gateway().arg("run").arg("--config").arg(path).current_dir(self.dir.path()))
+    }
+
+    /// Starts it again and kills it after this time, ready or not.
+    pub fn start_and_kill(self, after: Duration) -> Killed {
+        let process = self.spawn();
+        std::thread::sleep(after);
+        process.kill();
+        self
+    }
+
+    /// Where the configuration and its files are.
+    pub fn dir(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// What it was started with, to be started differently.
+    pub fn setup(self) -> Setup {
+        Setup { port: self.port, listen_on: "127.0.0.1", extra: String::new(), http: "off".into(), dir: self.dir }
+    }
+
     /// Starts it again on the same disk and port.
     #[track_caller]
     pub fn restart(self) -> Gateway {
-        let path = self.dir.path().join("pigateway.toml");
-        let mut process = Process::start(gateway().arg("run").arg("--config").arg(path).current_dir(self.dir.path()));
+        let mut process = self.spawn();
         wait_until_served(&mut process, self.port);
         Gateway { process, port: self.port, dir: self.dir }
     }

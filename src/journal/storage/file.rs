@@ -40,6 +40,16 @@ impl FileStorage {
         Ok(file)
     }
 
+    /// A file that may not be written can still be read. It does not stay open: the next write shall see whether it may.
+    fn readable(&self, name: &str) -> io::Result<Arc<File>> {
+        self.file(name).or_else(|error| match error.kind() {
+            io::ErrorKind::ReadOnlyFilesystem | io::ErrorKind::PermissionDenied => {
+                Ok(Arc::new(File::open(self.dir.join(name))?))
+            }
+            _ => Err(error),
+        })
+    }
+
     fn may_change(&self) -> io::Result<()> {
         let reason = "it is only looked at";
         if self.read_only { Err(io::Error::new(io::ErrorKind::ReadOnlyFilesystem, reason)) } else { Ok(()) }
@@ -51,6 +61,10 @@ impl FileStorage {
 }
 
 impl Storage for FileStorage {
+    fn place(&self) -> String {
+        std::path::absolute(&self.dir).unwrap_or_else(|_| self.dir.clone()).display().to_string()
+    }
+
     fn list(&self) -> io::Result<Vec<(String, u64)>> {
         let entries = match fs::read_dir(&self.dir) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
@@ -69,7 +83,7 @@ impl Storage for FileStorage {
     }
 
     fn read_at(&self, name: &str, offset: u64, buffer: &mut [u8]) -> io::Result<usize> {
-        let file = self.file(name)?;
+        let file = self.readable(name)?;
         let mut done = 0;
         while done < buffer.len() {
             match file.read_at(&mut buffer[done..], offset + done as u64) {

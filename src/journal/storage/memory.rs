@@ -157,6 +157,10 @@ fn fault(number: Option<i32>) -> io::Result<()> {
 }
 
 impl Storage for MemoryStorage {
+    fn place(&self) -> String {
+        "memory".into()
+    }
+
     fn list(&self) -> io::Result<Vec<(String, u64)>> {
         let disk = self.disk.0.lock();
         Ok(disk.files.iter().map(|(name, contents)| (name.clone(), contents.seen.len() as u64)).collect())

@@ -8,6 +8,8 @@ use std::io;
 
 /// A directory of files. Calls block.
 pub trait Storage: Debug + Send + Sync + 'static {
+    /// Where that is, for people.
+    fn place(&self) -> String;
     /// Names and sizes of all files.
     fn list(&self) -> io::Result<Vec<(String, u64)>>;
     /// Reads up to `buffer.len()` bytes; fewer only at the end of the file.

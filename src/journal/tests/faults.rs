@@ -333,7 +333,7 @@ fn a_disk_that_takes_nothing_delays_or_refuses_and_heals_by_itself() {
         assert_eq!(refused.is_err(), when_full == WhenFull::Refuse);
         if when_full == WhenFull::DropOldest {
             wait_for("memory is bounded", || journal.append(&message(&[0; 10_000]), &[id]).is_err());
-            assert!(journal.status().pending <= PENDING_MAX);
+            assert!(journal.status().pending_bytes <= PENDING_MAX);
         }
         storage.set_faults(Faults::default());
         wait_synced(&journal, during);

@@ -1,0 +1,218 @@
+//! A disk that takes nothing: full, read-only, gone, or broken. Whoever needs nothing kept does not notice; what must be
+//! kept is acknowledged when it is safe, or refused, as configured; log and status say what is the matter and what to do;
+//! and when the disk takes it again, all goes on by itself.
+//!
+//! Full and read-only disks are file systems of the test's own, in a user and mount namespace: where the system allows
+//! those to nobody, the tests must run as root.
+
+#![allow(clippy::unwrap_used)]
+
+mod support;
+
+use std::path::Path;
+use std::sync::Arc;
+
+use pigateway::broker::Broker;
+use pigateway::broker::settings::{BrokerSettings, ListenerSettings};
+use pigateway::journal::Journal;
+use pigateway::journal::settings::JournalSettings;
+use pigateway::journal::storage::memory::{Faults, MemoryStorage};
+use pigateway::time::SystemClock;
+use serde_json::Value;
+use support::packet::{Properties, publish};
+use support::{Client, Connect, Gateway, Mosquitto, Setup, contents, wait_until};
+use tokio_util::sync::CancellationToken;
+
+fn config(upstream: u16, when_full: &str) -> String {
+    format!(
+        "[journal]\nwhen_full = \"{when_full}\"\n[[upstream]]\nname = \"home\"\naddresses = [\"mqtt://127.0.0.1:{upstream}\"]\n\
+         [[upstream.out]]\ntopic_filter = \"up/#\"\n"
+    )
+}
+
+fn journal(http: u16) -> Value {
+    support::http::get(http, "/api/v1/gateway").json()["journal"].take()
+}
+
+/// Publishes something that must be kept, at QoS 1 with this packet id, and does not wait for the answer.
+fn send(client: &mut Client, id: u16, version: u8) {
+    let properties = Properties::new();
+    client.send(&publish(b"up/x", b"kept", 0x32, Some(id), (version == 5).then_some(&properties)));
+}
+
+/// Others do not notice.
+fn local_clients_are_served(port: u16) {
+    let mut client = Connect::new("local").open(port);
+    client.subscribe("local", 1);
+    assert_eq!(client.publish("local", "x", 1, false), 0);
+    assert_eq!(contents(&client.drain()), [("local", "x".into())]);
+}
+
+#[test]
+fn a_full_disk_delays_puback_says_so_and_heals_by_itself() {
+    let upstream = support::free_port();
+    let (setup, http) = Setup::default().config(&config(upstream, "drop_oldest")).http();
+    let gateway = setup.start_after(FULL);
+    let mut publisher = Connect::v5("publisher").open(gateway.port);
+    send(&mut publisher, 7, 5);
+    let line = gateway.wait_for_line("are not acknowledged any more");
+    let dir = gateway.dir().join("data/journal").display().to_string();
+    for part in [&*dir, "has no room left", "delete what is not needed"] {
+        assert!(line.contains(part), "{line}");
+    }
+    let status = journal(http);
+    assert!(status["failing"].as_str().is_some_and(|text| text.contains(&dir)), "{status}");
+    let metrics = support::http::get(http, "/metrics").text();
+    assert!(metrics.contains("\npigateway_journal_failing 1\n"), "{metrics}");
+    local_clients_are_served(gateway.port);
+    // an answer to what came later, and none to what must be kept
+    publisher.ping();
+
+    make_room(&gateway);
+    assert_eq!(publisher.expect(4).id(), 7);
+    gateway.wait_for_line("writes again");
+    wait_until("the status is well again", || journal(http)["failing"].is_null());
+    let status = journal(http);
+    assert!(status["last_error"].as_str().is_some_and(|text| text.contains("has no room left")), "{status}");
+    assert!(status["messages"] == 1 && status["used_bytes"].as_u64() > Some(4 << 20), "{status}");
+    it_arrives(upstream, &["kept"]);
+}
+
+#[test]
+fn a_full_disk_refuses_where_it_is_told_to() {
+    let upstream = support::free_port();
+    let (setup, http) = Setup::default().config(&config(upstream, "refuse")).http();
+    let gateway = setup.start_after(FULL);
+    let mut first = Connect::v5("first").open(gateway.port);
+    send(&mut first, 1, 5);
+    wait_until("trouble is known", || journal(http)["failing"].is_string());
+    let mut v5 = Connect::v5("v5").open(gateway.port);
+    assert_eq!(v5.publish("up/x", "refused", 1, false), 0x97);
+    // version 3 has no word for it: no PUBACK, so the client keeps the message
+    let mut v3 = Connect::new("v3").open(gateway.port);
+    send(&mut v3, 1, 4);
+    v3.ping();
+    local_clients_are_served(gateway.port);
+    make_room(&gateway);
+    assert_eq!(first.expect(4).id(), 1);
+    wait_until("it takes messages again", || v5.publish("up/x", "taken", 1, false) == 0);
+    it_arrives(upstream, &["kept", "taken"]);
+}
+
+/// A file system of 12 MiB with little room on it: less than the journal's first file needs.
+const FULL: &str = "mkdir data; mount -t tmpfs -o size=12m tmpfs data; head -c 10M /dev/zero >data/ballast";
+
+fn make_room(gateway: &Gateway) {
+    let ballast = gateway.dir().join("data/ballast");
+    gateway.run_inside(&["rm", &ballast.display().to_string()]);
+}
+
+/// What was acknowledged in the end arrives.
+fn it_arrives(upstream: u16, payloads: &[&str]) {
+    let mosquitto = Mosquitto::with(&format!("listener {upstream} 127.0.0.1"));
+    let mut reader = Connect::new("reader").open(mosquitto.port);
+    reader.subscribe("up/#", 1);
+    let received: Vec<String> = payloads.iter().map(|_| reader.receive().text()).collect();
+    assert_eq!(received, payloads);
+}
+
+#[test]
+fn a_read_only_disk_is_read_and_written_once_it_can_be() {
+    let upstream = support::free_port();
+    let rules = config(upstream, "drop_oldest");
+    let gateway = Gateway::with(&rules);
+    let mut client = Connect::new("client").open(gateway.port);
+    client.publish("kept", "before", 1, true);
+    client.publish("up/x", "before", 1, false);
+    let gateway = gateway.end().setup().config(&rules);
+    let gateway = gateway.start_after("mount --bind data data; mount -o remount,bind,ro data");
+    let mut client = Connect::new("client").open(gateway.port);
+    client.subscribe("kept", 1);
+    assert_eq!(contents(&[client.receive()]), [("kept", "before".into())]);
+    let mut publisher = Connect::v5("publisher").open(gateway.port);
+    send(&mut publisher, 7, 5);
+    gateway.wait_for_line("is on a file system that is read-only");
+    local_clients_are_served(gateway.port);
+    publisher.ping();
+    let data = gateway.dir().join("data").display().to_string();
+    gateway.run_inside(&["mount", "-o", "remount,bind,rw", &data]);
+    assert_eq!(publisher.expect(4).id(), 7);
+    it_arrives(upstream, &["before", "kept"]);
+}
+
+#[test]
+fn a_directory_that_vanishes_is_made_again_with_what_is_known() {
+    let upstream = support::free_port();
+    let gateway = Gateway::with(&config(upstream, "drop_oldest"));
+    let mut client = Connect::new("client").open(gateway.port);
+    let mut sleeper = Connect::new("sleeper").persistent().open(gateway.port);
+    sleeper.subscribe("news", 1);
+    sleeper.disconnect();
+    client.publish("kept", "before", 1, true);
+    std::fs::remove_dir_all(gateway.dir().join("data")).unwrap();
+    client.publish("up/x", "after", 1, false);
+    gateway.wait_for_line("written elsewhere");
+    local_clients_are_served(gateway.port);
+    wait_until("a snapshot", || Path::new(&gateway.dir().join("data/journal/snapshot")).exists());
+    let gateway = gateway.kill().restart();
+    let mut client = Connect::new("client").open(gateway.port);
+    client.subscribe("kept", 1);
+    assert_eq!(contents(&[client.receive()]), [("kept", "before".into())]);
+    assert!(Connect::new("sleeper").persistent().open_with(gateway.port).1.present);
+    it_arrives(upstream, &["after"]);
+}
+
+/// A broker on a disk of the test's own; returns its port.
+fn broker_on(storage: &MemoryStorage, runtime: &tokio::runtime::Runtime) -> u16 {
+    let clock = Arc::new(SystemClock);
+    let settings = JournalSettings { max_size: 8 << 20, ..JournalSettings::default() };
+    let journal = Journal::open(Arc::new(storage.clone()), settings, clock.clone()).unwrap();
+    let _guard = runtime.enter();
+    let listener = ListenerSettings { address: ([127, 0, 0, 1], 0).into(), ..ListenerSettings::default() };
+    let settings = BrokerSettings { listeners: vec![listener], ..BrokerSettings::default() };
+    let cancel = CancellationToken::new();
+    let broker = Broker::open(settings, journal, clock, cancel.clone()).unwrap();
+    let port = broker.addresses()[0].port();
+    let Broker { core, dispatcher, listeners, connections } = broker;
+    let probe = core.ingress.clone();
+    runtime.spawn(dispatcher.run(cancel, move || probe.probe(), || {}));
+    for listener in listeners {
+        runtime.spawn(listener.run(core.clone(), connections.clone()));
+    }
+    port
+}
+
+#[test]
+fn no_puback_leaves_before_the_sync_has_succeeded() {
+    let storage = MemoryStorage::default();
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let port = broker_on(&storage, &runtime);
+    let mut client = Connect::v5("client").open(port);
+    client.publish("kept", "0", 1, true);
+    for (faults, first, answer) in [
+        (Faults { hold_sync: true, ..Faults::default() }, 0x33, 4),
+        (Faults { hold_sync: true, ..Faults::default() }, 0x35, 5),
+        // EIO: what the kernel then takes for clean is written elsewhere
+        (Faults { sync: Some(5), ..Faults::default() }, 0x33, 4),
+        (Faults { write: Some(5), ..Faults::default() }, 0x35, 5),
+    ] {
+        storage.set_faults(faults);
+        client.send(&publish(b"kept", b"1", first, Some(9), Some(&Properties::new())));
+        client.ping();
+        local_clients_are_served(port);
+        client.ping();
+        // nothing is told to the publisher that a power cut would make a lie
+        let cut = storage.after_power_cut();
+        let clock = Arc::new(SystemClock);
+        let settings = JournalSettings { max_size: 8 << 20, ..JournalSettings::default() };
+        let left = Journal::open(Arc::new(cut), settings, clock).unwrap().recovered();
+        assert_eq!(left.retained[0].view().payload(), b"0", "{faults:?}");
+        storage.set_faults(Faults::default());
+        assert_eq!(client.expect(answer).id(), 9);
+        if answer == 5 {
+            client.ack(0x62, 9);
+            client.expect(7);
+        }
+        client.publish("kept", "0", 1, true);
+    }
+}
