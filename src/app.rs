@@ -49,6 +49,8 @@ const SHUTDOWN: Duration = Duration::from_secs(4);
 const FAREWELL: Duration = Duration::from_secs(1);
 /// Headers and consumers around a message in the journal.
 const RECORD_OVERHEAD: usize = 16 << 10;
+/// Readiness waits this long for the pins.
+const SENSORS: Duration = Duration::from_millis(500);
 /// A router that has not answered a probe for this long does not feed systemd's watchdog.
 const ROUTER_SILENCE: Duration = Duration::from_secs(15);
 
@@ -177,15 +179,16 @@ impl Gateway {
             Status { gateway_id: settings.gateway.id.as_str().into(), sensors: sensor_snapshots, upstreams, problems };
         // last, so that whoever connects finds everything there
         if let Some(port) = port {
-            web::start(port, &settings, status, &core, &connections, &supervisor);
+            web::start(port, &settings, status.clone(), &core, &connections, &supervisor);
         }
         for listener in listeners {
             let name = format!("listener {}", listener.address);
             supervisor.spawn_endless(name, listener.run(core.clone(), connections.clone()));
         }
         summary::say(&settings, config_path, &addresses, web_address, simulated);
-        notify::ready(&summary::status(&settings));
-        let reloadable = Reloadable::new(settings, config_path, logging, core.clone(), sensor_settings, rules);
+        sensors_have_answered(&settings, status.sensors.clone()).await;
+        let reloadable = Reloadable::new(settings, config_path, logging, core.clone(), sensor_settings, rules, status);
+        notify::ready(&reloadable.status_line());
         Ok(Gateway {
             supervisor,
             core,
@@ -200,6 +203,7 @@ impl Gateway {
 
     async fn serve(mut self, mut signals: Signals) -> Result<(), AppError> {
         let mut feed = notify::watchdog_interval().map(interval);
+        let mut said = self.reloadable.status_line();
         loop {
             let fed = async {
                 match &mut feed {
@@ -216,6 +220,11 @@ impl Gateway {
                 () = fed => {
                     if self.router_answered.borrow().elapsed() < ROUTER_SILENCE {
                         notify::watchdog();
+                    }
+                    let line = self.reloadable.status_line();
+                    if line != said {
+                        notify::status(&line);
+                        said = line;
                     }
                 }
             }
@@ -272,6 +281,15 @@ impl Gateway {
         // whoever has not gone by then is cut off
         let _ = timeout(within, self.connections.wait()).await;
     }
+}
+
+/// Waits until every pin is watched or known to be faulty, for a moment: a sensor holds nobody up.
+async fn sensors_have_answered(settings: &Settings, mut sensors: watch::Receiver<Vec<sensors::Snapshot>>) {
+    let answered = |sensors: &Vec<sensors::Snapshot>| {
+        sensors.len() == settings.sensors.len()
+            && sensors.iter().all(|sensor| sensor.fault.is_some() || sensor.state != sensors::State::Offline)
+    };
+    let _ = timeout(SENSORS, sensors.wait_for(answered)).await;
 }
 
 /// Starts the router and what belongs to it; what is returned is when it has last shown that it lives.

@@ -62,8 +62,8 @@ def taken(pi, subscriber):
     reported(pi, "taken", "pin 22", '"fan-control"', "config.txt")
     watches_motion(pi, subscriber, 17, "loft/motion1")
     count = len(subscriber.lines())
-    # more than one attempt has been made by then, and only the first was told
-    pi.wait_until("two more attempts", "sleep 11")
+    # by then it has been tried again, and only the first attempt was told
+    pi.wait_until("the status line", "systemctl status pigateway --no-pager | grep '; faulty: taken'")
     assert len(errors(pi, "taken")) == 1, errors(pi, "taken")
     begin = monotonic()
     pi.run("systemctl stop holder")
