@@ -6,6 +6,8 @@
 mod data_dir;
 mod reload;
 mod summary;
+#[cfg(test)]
+mod tests;
 mod web;
 
 use std::future::pending;
@@ -47,6 +49,8 @@ const SHUTDOWN: Duration = Duration::from_secs(4);
 const FAREWELL: Duration = Duration::from_secs(1);
 /// Headers and consumers around a message in the journal.
 const RECORD_OVERHEAD: usize = 16 << 10;
+/// Readiness waits this long for the pins.
+const SENSORS: Duration = Duration::from_millis(500);
 /// A router that has not answered a probe for this long does not feed systemd's watchdog.
 const ROUTER_SILENCE: Duration = Duration::from_secs(15);
 
@@ -175,15 +179,16 @@ impl Gateway {
             Status { gateway_id: settings.gateway.id.as_str().into(), sensors: sensor_snapshots, upstreams, problems };
         // last, so that whoever connects finds everything there
         if let Some(port) = port {
-            web::start(port, &settings, status, &core, &connections, &supervisor);
+            web::start(port, &settings, status.clone(), &core, &connections, &supervisor);
         }
         for listener in listeners {
             let name = format!("listener {}", listener.address);
             supervisor.spawn_endless(name, listener.run(core.clone(), connections.clone()));
         }
         summary::say(&settings, config_path, &addresses, web_address, simulated);
-        notify::ready(&summary::status(&settings));
-        let reloadable = Reloadable::new(settings, config_path, logging, core.clone(), sensor_settings, rules);
+        sensors_have_answered(&settings, status.sensors.clone()).await;
+        let reloadable = Reloadable::new(settings, config_path, logging, core.clone(), sensor_settings, rules, status);
+        notify::ready(&reloadable.status_line());
         Ok(Gateway {
             supervisor,
             core,
@@ -198,6 +203,7 @@ impl Gateway {
 
     async fn serve(mut self, mut signals: Signals) -> Result<(), AppError> {
         let mut feed = notify::watchdog_interval().map(interval);
+        let mut said = self.reloadable.status_line();
         loop {
             let fed = async {
                 match &mut feed {
@@ -214,6 +220,11 @@ impl Gateway {
                 () = fed => {
                     if self.router_answered.borrow().elapsed() < ROUTER_SILENCE {
                         notify::watchdog();
+                    }
+                    let line = self.reloadable.status_line();
+                    if line != said {
+                        notify::status(&line);
+                        said = line;
                     }
                 }
             }
@@ -272,6 +283,15 @@ impl Gateway {
     }
 }
 
+/// Waits until every pin is watched or known to be faulty, for a moment: a sensor holds nobody up.
+async fn sensors_have_answered(settings: &Settings, mut sensors: watch::Receiver<Vec<sensors::Snapshot>>) {
+    let answered = |sensors: &Vec<sensors::Snapshot>| {
+        sensors.len() == settings.sensors.len()
+            && sensors.iter().all(|sensor| sensor.fault.is_some() || sensor.state != sensors::State::Offline)
+    };
+    let _ = timeout(SENSORS, sensors.wait_for(answered)).await;
+}
+
 /// Starts the router and what belongs to it; what is returned is when it has last shown that it lives.
 async fn start_router(dispatcher: Dispatcher, core: &Arc<Core>, supervisor: &Supervisor) -> watch::Receiver<Instant> {
     let (answered, router_answered) = watch::channel(Instant::now());
@@ -301,12 +321,13 @@ fn start_upstreams(
         bytes: usize::MAX,
         when_full: settings.journal.when_full,
     };
+    let kept = (limits, settings.journal.order);
     let max_packet = settings.broker.max_packet_size;
     let start = |upstream: &UpstreamSettings| {
         let (rules, changes) = watch::channel(Arc::new(upstream.clone()));
         let (snapshots, shown) = watch::channel(upstream::Snapshot::default());
         let ingress = core.ingress.clone();
-        let upstream = Upstream::new(changes, journal, limits, ingress, max_packet, clock.clone(), snapshots);
+        let upstream = Upstream::new(changes, journal, kept, ingress, max_packet, clock.clone(), snapshots);
         let name = format!("upstream {}", rules.borrow().name);
         supervisor.spawn(name, upstream.run(supervisor.token()));
         (rules, shown)
@@ -334,9 +355,11 @@ async fn watch_journal(journal: Journal, cancel: CancellationToken) -> Result<()
 
 /// Messages for upstreams that the configuration no longer has are given up: nobody will ever fetch them.
 fn drop_unknown_upstreams(settings: &Settings, journal: &Journal) {
+    let is_known = |name: &str| settings.upstreams.iter().any(|known| known.name == name);
+    upstream::retained::forget_unknown(journal, is_known);
     for (name, id, backlog) in journal.consumers() {
-        if let Some(upstream) = name.strip_prefix("upstream/")
-            && !settings.upstreams.iter().any(|known| *known.name == *upstream)
+        if let Some(upstream) = upstream::lanes::upstream_of(&name)
+            && !is_known(upstream)
         {
             journal.remove(id);
             if backlog.messages > 0 {

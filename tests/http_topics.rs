@@ -29,6 +29,20 @@ fn publish(gateway: &Gateway, topic: &str, payload: &str, retain: bool) {
 }
 
 #[test]
+fn what_is_not_retained_is_said() {
+    let (gateway, http) = start("[broker]\nmax_retained = 1\n");
+    let path = "/api/v1/topics/";
+    assert_eq!(request(http, "PUT", &format!("{path}a?retain=true"), &[], b"1").status, 204);
+    let mut stream = Events::open(http, "filter=b", &[]);
+    let full = request(http, "PUT", &format!("{path}b?retain=true"), &[], b"1");
+    assert_eq!(full.status, 507);
+    assert!(full.json()["detail"].as_str().unwrap().contains("max_retained"), "{}", full.text());
+    assert_eq!(stream.wait_for("message").data["topic"], "b", "it is delivered all the same");
+    assert_eq!(request(http, "PUT", &format!("{path}a?retain=true"), &[], b"2").status, 204);
+    drop(gateway);
+}
+
+#[test]
 fn every_topic_round_trips() {
     let (gateway, http) = start("");
     let mut stream = Events::open(http, "filter=%23", &[]);

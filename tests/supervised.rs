@@ -41,6 +41,25 @@ fn sigterm_and_ctrl_c_end_it_in_order() {
 }
 
 #[test]
+fn everybody_hears_that_sensors_are_offline_before_the_end() {
+    let sensor = "[[sensor]]\nname = \"loft\"\npin = 17\ntopic = \"loft/motion1\"\nsimulate = [\"1 h off\"]\n";
+    let gateway = Gateway::with(sensor);
+    let mut clients: Vec<_> = (0..20).map(|number| Connect::v5(&number.to_string()).open(gateway.port)).collect();
+    for (number, client) in (0..).zip(&mut clients) {
+        client.subscribe("loft/motion1/status", number % 3);
+        let online = client.receive();
+        assert_eq!((online.payload, online.retain), (b"online".to_vec(), true));
+    }
+    gateway.signal(Signal::TERM);
+    for client in &mut clients {
+        let offline = client.receive_unacked();
+        assert_eq!((offline.payload, offline.retain), (b"offline".to_vec(), false));
+        client.closed_with(0x8b);
+    }
+    assert_eq!(gateway.wait().0, Some(0));
+}
+
+#[test]
 fn it_ends_within_a_second_when_nobody_hangs() {
     let end = || {
         let gateway = Gateway::start();

@@ -13,6 +13,7 @@ use crate::config::{self, Settings};
 use crate::sensors::settings::SensorSettings;
 use crate::service::logging::Logging;
 use crate::service::notify;
+use crate::status::Status;
 use crate::upstream::settings::UpstreamSettings;
 
 /// What can be changed, and what it is now.
@@ -23,6 +24,7 @@ pub struct Reloadable {
     core: Arc<Core>,
     sensors: watch::Sender<Arc<[SensorSettings]>>,
     upstreams: Vec<watch::Sender<Arc<UpstreamSettings>>>,
+    status: Status,
 }
 
 impl Reloadable {
@@ -34,8 +36,14 @@ impl Reloadable {
         core: Arc<Core>,
         sensors: watch::Sender<Arc<[SensorSettings]>>,
         upstreams: Vec<watch::Sender<Arc<UpstreamSettings>>>,
+        status: Status,
     ) -> Reloadable {
-        Reloadable { settings, path: path.map(Into::into), logging, core, sensors, upstreams }
+        Reloadable { settings, path: path.map(Into::into), logging, core, sensors, upstreams, status }
+    }
+
+    /// How things are, in one line.
+    pub fn status_line(&self) -> String {
+        summary::status(&self.settings, &self.status)
     }
 
     /// Reads the file again and applies what differs. A file with problems changes nothing.
@@ -61,7 +69,7 @@ impl Reloadable {
             }
             Err(panicked) => error!(%panicked, "configuration not reloaded"),
         }
-        notify::ready(&summary::status(&self.settings));
+        notify::ready(&self.status_line());
     }
 
     fn apply(&mut self, new: &Settings) {

@@ -48,6 +48,15 @@ pub struct Accepted {
     pub receipt: Receipt,
     /// Messages of the batch, counted from 0, that were not accepted.
     pub refused: SmallVec<[u32; 4]>,
+    /// Those that were delivered and forwarded, but that the retained store had no room for.
+    pub unretained: SmallVec<[u32; 4]>,
+}
+
+impl Accepted {
+    /// What to wait for, if all of the batch was accepted.
+    pub fn whole(&self) -> Result<Receipt, IngressError> {
+        if self.refused.is_empty() { Ok(self.receipt) } else { Err(IngressError::Full(Full)) }
+    }
 }
 
 /// Who must get messages whether it is connected or not.
@@ -86,7 +95,7 @@ struct Sequencer {
     link: LiveLink,
     retained: Retained,
     routes: FilterTree<Route>,
-    upstream_filters: Vec<(ConsumerId, TopicFilter)>,
+    upstream_filters: Vec<(Origin, TopicFilter)>,
 }
 
 #[derive(Debug)]
@@ -225,6 +234,9 @@ impl Ingress {
                 // at QoS 0 nobody asks: live subscribers get it all the same
                 Err(Full) => self.inner.stats.publish_dropped.add(1),
             }
+            if message.retain() && kept.is_none() {
+                accepted.unretained.push(at as u32);
+            }
             if let Some(kept) = kept {
                 // whether it fits was asked before
                 let _ = sequencer.retained.apply(&kept);
@@ -304,8 +316,7 @@ impl Ingress {
     pub async fn publish(&self, draft: &Draft<'_>) -> Result<Receipt, IngressError> {
         let mut batch = BatchBuilder::default();
         batch.push(draft);
-        let accepted = self.publish_batch(&mut batch).await?;
-        if accepted.refused.is_empty() { Ok(accepted.receipt) } else { Err(IngressError::Full(Full)) }
+        self.publish_batch(&mut batch).await?.whole()
     }
 
     /// Publishes a batch; waits while live subscribers are too far behind.
@@ -336,6 +347,12 @@ impl Ingress {
         let mut sequencer = self.inner.sequencer.lock();
         let batch = empty_batch(sequencer.next_seq);
         sequencer.link.route(batch)
+    }
+
+    /// Ends the router's thread as its own faults would.
+    #[cfg(test)]
+    pub fn kill_router(&self) {
+        self.inner.sequencer.lock().link.kill_router();
     }
 
     /// Subscribes to live messages from now on. Returns whether the subscription is new and, if `retained` asks for them
@@ -370,20 +387,21 @@ impl Ingress {
         self.inner.sequencer.lock().routes.remove(filter, |known| known.is_same(route));
     }
 
-    /// Sets the filters whose messages an upstream gets; what it sent itself (`origin`) is left out.
+    /// Sets the consumer of an upstream and the filters whose messages it gets, in place of those before, at once: every
+    /// message goes to the one or to the other. What the upstream sent itself (`origin`) is left out.
     pub fn set_upstream_filters(&self, consumer: ConsumerId, origin: Origin, filters: Vec<TopicFilter>) {
         let mut guard = self.inner.sequencer.lock();
         let sequencer = &mut *guard;
-        let route = Route::Upstream(consumer, origin);
+        let is_its_own = |route: &Route| matches!(route, Route::Upstream(_, from) if *from == origin);
         sequencer.upstream_filters.retain(|(owner, filter)| {
-            if *owner == consumer {
-                sequencer.routes.remove(filter, |known| known.is_same(&route));
+            if *owner == origin {
+                sequencer.routes.remove(filter, is_its_own);
             }
-            *owner != consumer
+            *owner != origin
         });
         for filter in filters {
-            sequencer.routes.insert(&filter, route.clone());
-            sequencer.upstream_filters.push((consumer, filter));
+            sequencer.routes.insert(&filter, Route::Upstream(consumer, origin));
+            sequencer.upstream_filters.push((origin, filter));
         }
     }
 

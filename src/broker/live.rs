@@ -202,6 +202,14 @@ impl LiveLink {
         send(&mut self.link, Packet::Publish(publish, None))
     }
 
+    /// A topic that begins with a character of several bytes panics rumqttd's router.
+    #[cfg(test)]
+    pub fn kill_router(&mut self) {
+        let publish =
+            protocol::Publish::new(bytes::Bytes::from_static("\u{e9}".as_bytes()), bytes::Bytes::new(), false);
+        send(&mut self.link, Packet::Publish(publish, None)).unwrap();
+    }
+
     /// A handle to wait for room without holding the link.
     pub fn room(&self) -> Room {
         Room { flow: self.flow.clone() }

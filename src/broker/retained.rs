@@ -5,10 +5,12 @@ use std::ops::Bound;
 
 use crate::message::{Message, MessageRef, matches};
 
-/// The store, bounded in messages and bytes.
+/// The store, bounded in messages and bytes. The gateway's own figures below `$SYS` are few and do not count.
 #[derive(Debug)]
 pub struct Retained {
     by_topic: BTreeMap<Box<str>, Message>,
+    /// Messages that count.
+    messages: usize,
     bytes: usize,
     max_messages: usize,
     max_bytes: usize,
@@ -22,7 +24,7 @@ pub struct RetainedFull;
 impl Retained {
     /// An empty store.
     pub fn new(max_messages: usize, max_bytes: usize) -> Retained {
-        Retained { by_topic: BTreeMap::new(), bytes: 0, max_messages, max_bytes }
+        Retained { by_topic: BTreeMap::new(), messages: 0, bytes: 0, max_messages, max_bytes }
     }
 
     /// Keeps a message that was published with the retain flag; an empty payload clears its topic. The message should
@@ -32,11 +34,15 @@ impl Retained {
         let message = message.view();
         if message.payload().is_empty() {
             if let Some(old) = self.by_topic.remove(message.topic()) {
-                self.bytes -= cost(&old);
+                self.bytes -= cost(old.view());
+                self.messages -= count(old.view());
             }
             return Ok(());
         }
         self.bytes = self.fits(message)?;
+        if !self.by_topic.contains_key(message.topic()) {
+            self.messages += count(message);
+        }
         match self.by_topic.get_mut(message.topic()) {
             Some(slot) => *slot = owned,
             None => {
@@ -48,12 +54,11 @@ impl Retained {
 
     /// The bytes of the store with this message in it.
     pub fn fits(&self, message: MessageRef<'_>) -> Result<usize, RetainedFull> {
-        let new = message.as_bytes().len() + message.topic().len();
-        let old = self.by_topic.get(message.topic()).map(cost);
-        let messages = self.by_topic.len() + usize::from(old.is_none());
-        let bytes = self.bytes - old.unwrap_or(0) + new;
-        let is_new = !message.payload().is_empty();
-        if is_new && (messages > self.max_messages || bytes > self.max_bytes) { Err(RetainedFull) } else { Ok(bytes) }
+        let old = self.by_topic.get(message.topic()).map(Message::view);
+        let messages = self.messages + if old.is_none() { count(message) } else { 0 };
+        let bytes = self.bytes - old.map_or(0, cost) + cost(message);
+        let adds = !message.payload().is_empty() && count(message) > 0;
+        if adds && (messages > self.max_messages || bytes > self.max_bytes) { Err(RetainedFull) } else { Ok(bytes) }
     }
 
     /// The retained message on this topic.
@@ -74,12 +79,13 @@ impl Retained {
 
     /// Forgets messages whose expiry interval has passed [MQTT-3.3.2-5]; returns their topics.
     pub fn expire(&mut self, now_boot_ms: u64) -> Vec<Box<str>> {
-        let bytes = &mut self.bytes;
+        let (bytes, messages) = (&mut self.bytes, &mut self.messages);
         let mut expired = Vec::new();
         self.by_topic.retain(|topic, message| {
             let keep = message.view().remaining_expiry(now_boot_ms).is_ok();
             if !keep {
-                *bytes -= cost(message);
+                *bytes -= cost(message.view());
+                *messages -= count(message.view());
                 expired.push(topic.clone());
             }
             keep
@@ -103,8 +109,13 @@ impl Retained {
     }
 }
 
-fn cost(message: &Message) -> usize {
-    message.size() + message.view().topic().len()
+/// Whether it counts, as a number.
+fn count(message: MessageRef<'_>) -> usize {
+    usize::from(!message.topic().starts_with("$SYS/"))
+}
+
+fn cost(message: MessageRef<'_>) -> usize {
+    (message.as_bytes().len() + message.topic().len()) * count(message)
 }
 
 #[cfg(test)]
@@ -154,6 +165,7 @@ mod tests {
         store.apply(&message("b", "1")).unwrap();
         assert_eq!(store.apply(&message("c", "1")), Err(RetainedFull));
         store.apply(&message("a", "2")).unwrap();
+        store.apply(&message("$SYS/broker/uptime", "1 seconds")).unwrap();
         assert_eq!(store.apply(&message("a", &"x".repeat(200))), Err(RetainedFull));
         assert_eq!(store.get("a").unwrap().view().payload(), b"2");
     }

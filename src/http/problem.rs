@@ -47,6 +47,13 @@ impl Problem {
         Problem::new(StatusCode::SERVICE_UNAVAILABLE, detail).with(header::RETRY_AFTER, "5")
     }
 
+    /// 507: delivered to whoever is there, but not kept for others.
+    pub fn full_store() -> Problem {
+        let detail = "the message was delivered but not retained: the store of retained messages is full \
+                      (broker.max_retained, broker.max_retained_size)";
+        Problem::new(StatusCode::INSUFFICIENT_STORAGE, detail)
+    }
+
     /// The same with a header.
     pub fn with(self, name: HeaderName, value: &'static str) -> Problem {
         Problem { header: Some((name, value)), ..self }

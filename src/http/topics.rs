@@ -17,7 +17,7 @@ use super::auth::Caller;
 use super::envelope::{Envelope, content_type_property, media_type};
 use super::problem::Problem;
 use super::query::{Query, decode};
-use crate::message::{Draft, Origin, Qos, check_filter, check_topic};
+use crate::message::{BatchBuilder, Draft, Origin, Qos, check_filter, check_topic};
 
 /// Where topics are.
 pub const TOPICS: &str = "/api/v1/topics";
@@ -211,7 +211,10 @@ fn may_publish(caller: &Caller, topic: &str) -> Result<(), Problem> {
 
 /// Publishes, and waits for what a PUBACK would wait for.
 async fn send(http: &Http, draft: &Draft<'_>) -> Result<StatusCode, Problem> {
-    let receipt = http.core.ingress.publish(draft).await?;
+    let mut batch = BatchBuilder::default();
+    batch.push(draft);
+    let accepted = http.core.ingress.publish_batch(&mut batch).await?;
+    let receipt = accepted.whole()?;
     if draft.qos > Qos::AtMostOnce {
         http.core.ingress.settled(receipt).await?;
     }
@@ -219,6 +222,9 @@ async fn send(http: &Http, draft: &Draft<'_>) -> Result<StatusCode, Problem> {
         http.hub.cleared(draft.topic).await;
     } else {
         http.hub.arrived(draft.topic, draft.boot_ms).await;
+    }
+    if !accepted.unretained.is_empty() {
+        return Err(Problem::full_store());
     }
     Ok(StatusCode::NO_CONTENT)
 }

@@ -104,7 +104,7 @@ fn print(state: &State, bytes: u64, what: What, out: &mut dyn Write) -> io::Resu
         out,
         "{bytes} bytes, records up to {}, {messages} retained messages, {} sessions",
         state.committed,
-        state.sessions.len()
+        state.client_sessions().count()
     )?;
     writeln!(out, "\nsegment           generation      records  from..to             bytes used  needed by")?;
     for (generation, segment) in &state.segments {

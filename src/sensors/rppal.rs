@@ -17,6 +17,7 @@ use std::time::{Duration, Instant};
 use gpiocdev::chip::Chip;
 use parking_lot::Mutex;
 use rppal::gpio::{self, Gpio, InputPin, Trigger};
+use rppal::system::{DeviceInfo, Model};
 use rustix::time::{ClockId, clock_gettime};
 use tokio::sync::mpsc;
 use tracing::debug;
@@ -35,7 +36,7 @@ const DRIVERS: [&str; 3] = ["pinctrl-bcm2835", "pinctrl-bcm2711", "pinctrl-rp1"]
 
 /// Whether this is a Raspberry Pi that rppal knows.
 pub fn is_pi() -> bool {
-    rppal::system::DeviceInfo::new().is_ok()
+    DeviceInfo::new().is_ok()
 }
 
 /// A pin that is to be watched.
@@ -210,7 +211,30 @@ fn lost_before(last: u32, number: u32) -> u64 {
     u64::from(number.wrapping_sub(last).wrapping_sub(1))
 }
 
+/// The last pin of the 40-pin header.
+const LAST_OF_HEADER: u8 = 27;
+
+/// Whether the pins beyond the header lead anywhere. On other models they serve the SD card and the network: to make one
+/// of those an input would end the Pi's day.
+fn has_more_than_the_header(model: Model) -> bool {
+    matches!(
+        model,
+        Model::RaspberryPiBRev2
+            | Model::RaspberryPiComputeModule
+            | Model::RaspberryPiComputeModule3
+            | Model::RaspberryPiComputeModule3Plus
+            | Model::RaspberryPiComputeModule4
+            | Model::RaspberryPiComputeModule4S
+    )
+}
+
 fn open(wanted: Wanted) -> Result<Open, Fault> {
+    if wanted.pin > LAST_OF_HEADER
+        && let Ok(device) = DeviceInfo::new()
+        && !has_more_than_the_header(device.model())
+    {
+        return Err(absent(wanted.pin, &device.model().to_string()));
+    }
     if let Some(holder) = holder(wanted.pin) {
         return Err(taken(wanted.pin, &holder));
     }
@@ -257,16 +281,20 @@ fn taken(pin: u8, holder: &str) -> Fault {
     }
 }
 
+fn absent(pin: u8, model: &str) -> Fault {
+    Fault {
+        problem: format!("pin {pin} does not exist on the header of {model}"),
+        remedy: "use a BCM number from 2 to 27 (17 is pin 11 of the header)".into(),
+    }
+}
+
 fn describe(pin: u8, error: &gpio::Error) -> Fault {
     let (problem, remedy) = match error {
         gpio::Error::PermissionDenied(path) => (
             format!("pin {pin} may not be used: no permission for {path}"),
             "add the gateway's user to the group gpio (usermod -aG gpio USER) and restart the gateway".to_owned(),
         ),
-        gpio::Error::PinNotAvailable(_) => (
-            format!("pin {pin} does not exist on this Pi"),
-            "use a BCM number from 2 to 27 (17 is pin 11 of the header)".to_owned(),
-        ),
+        gpio::Error::PinNotAvailable(_) => return absent(pin, "this Pi"),
         gpio::Error::UnknownModel => (
             format!("pin {pin} cannot be used: this is not a Raspberry Pi that is known"),
             "set backend = \"simulated\" in [gpio], or update the gateway".to_owned(),

@@ -193,8 +193,8 @@ impl Sensor {
                 let mut publications = vec![self.status()];
                 if self.motion.as_ref().is_some_and(|motion| !motion.is_warm()) {
                     let rest = timing(&self.settings).warm_up.saturating_sub(boot_ms.saturating_sub(self.started));
-                    let (name, pin) = (&self.settings.name, self.settings.pin);
-                    info!(sensor = name, pin, "warming up for {}: says nothing until then", shown(rest));
+                    let (name, pin, topic) = (&self.settings.name, self.settings.pin, &self.settings.topic);
+                    info!(sensor = name, pin, %topic, "warming up for {}: says nothing until then", shown(rest));
                 }
                 publications.extend(self.perform(actions, clock));
                 publications
@@ -206,12 +206,13 @@ impl Sensor {
             }
             PinEventKind::Lost { count } => {
                 self.lost_edges += count;
-                debug!(sensor = self.settings.name, pin = self.settings.pin, count, "edges came too fast to be read");
+                let (name, pin, topic) = (&self.settings.name, self.settings.pin, &self.settings.topic);
+                debug!(sensor = name, pin, %topic, count, "edges came too fast to be read");
                 Vec::new()
             }
             PinEventKind::Fault(fault) => {
-                let (name, pin) = (&self.settings.name, self.settings.pin);
-                error!(sensor = name, pin, "{}: {}", fault.problem, fault.remedy);
+                let (name, pin, topic) = (&self.settings.name, self.settings.pin, &self.settings.topic);
+                error!(sensor = name, pin, %topic, "{}: {}", fault.problem, fault.remedy);
                 self.fault = Some(fault);
                 vec![self.stop()]
             }
@@ -227,11 +228,11 @@ impl Sensor {
     fn perform(&mut self, actions: Vec<MotionAction>, clock: &dyn Clock) -> Vec<Publication> {
         let mut publications = Vec::new();
         for action in actions {
-            let (sensor, pin) = (self.settings.name.as_str(), self.settings.pin);
+            let (sensor, pin, topic) = (self.settings.name.as_str(), self.settings.pin, self.settings.topic.clone());
             match action {
-                MotionAction::WarmUpOver => debug!(sensor, pin, "warm-up is over"),
+                MotionAction::WarmUpOver => debug!(sensor, pin, %topic, "warm-up is over"),
                 MotionAction::Publish { on, since } => {
-                    debug!(sensor, pin, topic = %self.settings.topic, on, since_boot_ms = since, "motion");
+                    debug!(sensor, pin, %topic, on, since_boot_ms = since, "motion");
                     let seq = self.reading.map_or(0, |reading| reading.seq) + 1;
                     self.reading = Some(Reading { on, since_boot_ms: since, seq });
                     if self.recent.len() >= RECENT {
@@ -242,11 +243,11 @@ impl Sensor {
                 }
                 MotionAction::Stuck { since } => {
                     let active = shown(clock.boot_ms().saturating_sub(since));
-                    warn!(sensor, pin, "active for {active}: the sensor or its wire is likely broken");
+                    warn!(sensor, pin, %topic, "active for {active}: the sensor or its wire is likely broken");
                     self.stuck = true;
                 }
                 MotionAction::NotStuck => {
-                    info!(sensor, pin, "inactive again");
+                    info!(sensor, pin, %topic, "inactive again");
                     self.stuck = false;
                 }
             }

@@ -61,6 +61,12 @@ impl Logging {
         Ok(Logging { filter: handle })
     }
 
+    /// A log that nothing comes from.
+    #[cfg(test)]
+    pub fn silent() -> Logging {
+        Logging { filter: reload::Layer::new(EnvFilter::new("off")).1 }
+    }
+
     /// Logs by this filter from now on.
     pub fn set_level(&self, level: &str) -> Result<(), LoggingError> {
         Ok(self.filter.reload(filter(level)?)?)

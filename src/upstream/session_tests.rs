@@ -1,9 +1,13 @@
+#[path = "session_later_tests.rs"]
+mod later;
+
 use proptest::prelude::*;
 
 use super::super::rule::tests::{rule, settings};
+use super::super::wire::InMessage;
 use super::*;
 use crate::journal::{Journal, Limits, Reader, WhenFull};
-use crate::message::Draft;
+use crate::message::{Draft, via};
 
 const V5: Link = Link {
     version: Version::V5,
@@ -71,10 +75,13 @@ impl Bench {
         for action in actions {
             match action {
                 SessionAction::Publish(message) => self.sent.push(message),
-                SessionAction::Settle(position, outcome) => self.reader.settle_as(position, outcome.in_journal()),
+                SessionAction::Settle(Lane::First, position, outcome) => {
+                    self.reader.settle_as(position, outcome.in_journal());
+                }
+                SessionAction::Settle(..) => panic!("one lane only"),
                 SessionAction::Rewind => self.reader.rewind(),
                 SessionAction::Break => self.broken = true,
-                SessionAction::Subscribe(_) | SessionAction::Unsubscribe(_) => {}
+                SessionAction::Subscribe(_) | SessionAction::Unsubscribe(_) | SessionAction::Deleted(_) => {}
             }
         }
     }
@@ -85,9 +92,9 @@ impl Bench {
     }
 
     fn pump(&mut self, now: u64) {
-        while self.session.has_room() {
+        while self.session.has_room(Role::Live) {
             let Some(delivery) = self.reader.try_next() else { return };
-            let actions = self.session.delivery(delivery, now);
+            let actions = self.session.delivery((Lane::First, Role::Live), delivery, true, now);
             self.perform(actions);
         }
     }
@@ -212,7 +219,7 @@ fn a_message_that_ends_the_connection_is_found_and_set_aside() {
     let ledger = bench.ledger();
     assert_eq!((ledger.acked, ledger.dropped.ends_connection), (5, 1));
     assert_eq!(connections, STRIKES + 2, "one to suspect it, three strikes, one for the rest");
-    assert!(bench.session.has_room() && bench.session.suspect.is_none());
+    assert!(bench.session.has_room(Role::Live) && bench.session.suspect.is_none());
 }
 
 #[test]

@@ -1,34 +1,36 @@
 //! The task of one upstream: connects, lets the session decide, and does what it says.
 
+mod connect;
+mod pass;
+
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::watch;
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval, sleep};
 use tokio_util::sync::CancellationToken;
-use tracing::{debug, error, info};
+use tracing::{debug, info};
 
 use super::backoff::Backoff;
 use super::client::Client;
 use super::inbox::{Door, Inbox};
+use super::lanes::{Consumers, Lane, Lanes, Readers};
+use super::retained::{Passes, losses};
 use super::rule::Rules;
 use super::session::{Session, SessionAction};
-use super::settings::{Protocol, UpstreamSettings};
+use super::settings::UpstreamSettings;
 use super::snapshot::{Snapshot, State};
-use super::wire::{Broken, ClientEvent, Link, UpstreamClient, Version};
+use super::wire::{Broken, ClientEvent, Link, Role, UpstreamClient, Version};
 use crate::broker::ingress::{Ingress, IngressError};
-use crate::journal::{ConsumerId, Journal, Limits, Reader};
-use crate::message::{Origin, via};
+use crate::journal::settings::Order;
+use crate::journal::{Delivery, Journal, Limits, Position};
+use crate::message::{Message, Origin, via};
 use crate::time::SharedClock;
 
 /// How often the snapshot is brought up to date, and what waits for time is looked at.
 const TICK: Duration = Duration::from_millis(500);
-/// After 3.1.1 was the answer, version 5 is not tried again for this long.
-const V4_REMEMBERED: Duration = Duration::from_secs(3600);
 /// Time for what is in flight, the status and the good-bye when the gateway stops.
 const GOOD_BYE: Duration = Duration::from_secs(2);
-/// Different reasons for failing to connect that are logged.
-const REASONS: usize = 8;
 /// Messages taken from the journal before anything else gets a turn.
 const AT_ONCE: usize = 128;
 
@@ -47,8 +49,12 @@ pub struct Upstream<C> {
     current: Arc<UpstreamSettings>,
     client: C,
     session: Session,
-    consumer: ConsumerId,
-    reader: Reader,
+    lanes: Lanes,
+    consumers: Consumers,
+    readers: Readers,
+    passes: Passes,
+    journal: Journal,
+    synced: watch::Receiver<Position>,
     door: Door,
     inbox: Inbox,
     clock: SharedClock,
@@ -80,14 +86,15 @@ impl Upstream<Client> {
     pub fn new(
         settings: watch::Receiver<Arc<UpstreamSettings>>,
         journal: &Journal,
-        limits: Limits,
+        (limits, order): (Limits, Order),
         ingress: Ingress,
         max_packet_size: usize,
         clock: SharedClock,
         snapshots: watch::Sender<Snapshot>,
     ) -> Self {
         let client = Client::new(max_packet_size);
-        Upstream::with(settings, journal, limits, Door::Ingress(ingress), client, max_packet_size, clock, snapshots)
+        let kept = (limits, order);
+        Upstream::with(settings, journal, kept, Door::Ingress(ingress), client, max_packet_size, clock, snapshots)
     }
 }
 
@@ -96,7 +103,7 @@ impl<C: UpstreamClient> Upstream<C> {
     pub(super) fn with(
         mut settings: watch::Receiver<Arc<UpstreamSettings>>,
         journal: &Journal,
-        limits: Limits,
+        (limits, order): (Limits, Order),
         door: Door,
         client: C,
         max_packet_size: usize,
@@ -104,22 +111,27 @@ impl<C: UpstreamClient> Upstream<C> {
         snapshots: watch::Sender<Snapshot>,
     ) -> Self {
         let current = settings.borrow_and_update().clone();
-        let consumer = journal.register(&format!("upstream/{}", current.name), limits);
+        let consumers = Consumers::register(journal, &current.name, limits, order);
+        let lanes = Lanes::new(order, consumers.waiting());
         let rules = Rules::new(&current);
-        door.set_filters(consumer, Origin::upstream(&current.name), rules.local_filters());
+        door.set_filters(consumers.id(lanes.append()), Origin::upstream(&current.name), rules.local_filters());
         let mut tick = interval(TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let since_boot_ms = clock.boot_ms();
         Upstream {
             name: current.name.clone(),
             session: Session::new(rules, &current),
-            reader: journal.reader(consumer),
+            readers: consumers.readers(),
+            passes: Passes::restore(journal, &current.name),
+            journal: journal.clone(),
+            synced: journal.synced(),
             inbox: Inbox::new(&current.name, max_packet_size),
             shown: Snapshot { name: current.name.clone(), since_boot_ms, ..Snapshot::default() },
             settings,
             current,
             client,
-            consumer,
+            lanes,
+            consumers,
             door,
             clock,
             snapshots,
@@ -145,11 +157,15 @@ impl<C: UpstreamClient> Upstream<C> {
                 End::Changed => (Broken::Failed("the configuration has changed".into()), true),
                 End::Broken(why) => (why, false),
             };
+            let by_message = matches!(why, Broken::Closed | Broken::Dismissed(_)) && self.session.own_in_flight() > 0;
+            self.passes.disconnected(by_message, self.clock.boot_ms());
             let actions = self.session.disconnected(&why);
             self.perform(actions);
+            self.lanes.disconnected(self.consumers.waiting());
+            self.set_filters();
             self.inbox.disconnected(self.current.clean_session);
             let upstream = &self.name;
-            let waiting = self.reader.backlog().messages;
+            let waiting = self.consumers.backlog().messages;
             info!(upstream, address = self.shown.address, waiting, "connection ended: {why}");
             self.shown.last_error = Some(why.to_string());
             self.set_state(State::Waiting, None);
@@ -158,82 +174,10 @@ impl<C: UpstreamClient> Upstream<C> {
                 break;
             }
         }
-        self.door.set_carried(self.consumer, None, Vec::new());
+        self.set_carried(None);
+        self.passes.close(&self.journal);
         self.set_state(State::Stopped, None);
         Ok(())
-    }
-
-    /// Tries the addresses in turn until one accepts; `None`: cancelled.
-    async fn connect(&mut self, cancel: &CancellationToken) -> Option<Link> {
-        let mut failed_in_turn = 0;
-        loop {
-            let settings = self.current.clone();
-            self.session.set_settings(&settings);
-            self.address %= settings.addresses.len().max(1);
-            let address = settings.addresses.get(self.address)?;
-            self.shown.address = address.to_string();
-            self.show();
-            let remembered = self.v4_until.is_some_and(|(at, until)| at == self.address && Instant::now() < until);
-            let versions: &[Version] = match settings.protocol {
-                Protocol::V4 => &[Version::V4],
-                Protocol::V5 => &[Version::V5],
-                Protocol::Auto if settings.v5_only => &[Version::V5],
-                Protocol::Auto if remembered => &[Version::V4],
-                Protocol::Auto => &[Version::V5, Version::V4],
-            };
-            let attempt = try_versions(&mut self.client, &settings, self.address, versions);
-            let result = tokio::select! {
-                () = cancel.cancelled() => return None,
-                result = attempt => result,
-            };
-            match result {
-                Ok(link) => {
-                    if versions.len() > 1 && link.version == Version::V4 {
-                        self.v4_until = Some((self.address, Instant::now() + V4_REMEMBERED));
-                    }
-                    return Some(link);
-                }
-                Err(why) => {
-                    self.address += 1;
-                    failed_in_turn += 1;
-                    let is_last = failed_in_turn >= settings.addresses.len();
-                    let pause = is_last.then(|| self.backoff.next(getrandom::u64().unwrap_or(0)));
-                    self.failed(&why, pause.unwrap_or_default());
-                    if let Some(pause) = pause {
-                        failed_in_turn = 0;
-                        if self.pause(pause, cancel).await {
-                            return None;
-                        }
-                    }
-                }
-            }
-        }
-    }
-
-    /// An attempt to connect failed: a new reason is logged, then every doubling of the count.
-    fn failed(&mut self, why: &Broken, pause: Duration) {
-        self.shown.failed_attempts += 1;
-        let attempts = self.shown.failed_attempts;
-        let text = format!("{}: {why}", self.shown.address);
-        let is_new = !self.reasons.contains(&text);
-        if is_new && self.reasons.len() < REASONS {
-            self.reasons.push(text);
-        }
-        let (upstream, address) = (&self.name, &self.shown.address);
-        let waiting = self.reader.backlog().messages;
-        let next_attempt = format!("in {:.1} s", pause.as_secs_f32());
-        match why {
-            // nothing but a person mends that
-            Broken::Refused(_) if is_new && self.reasons.len() < REASONS => {
-                error!(upstream, address, waiting, next_attempt, "waiting for upstream: {why}")
-            }
-            _ if (is_new && self.reasons.len() < REASONS) || attempts.is_power_of_two() => {
-                info!(upstream, address, attempts, waiting, next_attempt, "waiting for upstream: {why}");
-            }
-            _ => debug!(upstream, address, attempts, next_attempt, "still waiting for upstream: {why}"),
-        }
-        self.shown.last_error = Some(why.to_string());
-        self.show();
     }
 
     /// Waits, unless the settings change meanwhile; whether it was cancelled.
@@ -262,20 +206,27 @@ impl<C: UpstreamClient> Upstream<C> {
     /// Speaks with the upstream until the connection ends.
     async fn converse(&mut self, link: Link, cancel: &CancellationToken) -> Result<End, UpstreamError> {
         let (upstream, address, version) = (&self.name, &self.shown.address, link.version);
-        let (resumed, waiting) = (link.session_present, self.reader.backlog().messages);
+        let (resumed, waiting) = (link.session_present, self.consumers.backlog().messages);
         info!(upstream, address, ?version, resumed, waiting, "connected");
-        self.gateway = link.gateway;
-        self.door.set_carried(self.consumer, self.gateway, Rules::new(&self.current).carried());
+        self.set_carried(link.gateway);
+        let now = self.clock.boot_ms();
+        self.passes.connected(link.session_present, losses(&self.consumers.backlog()), now);
+        self.lanes.connected(self.consumers.waiting());
+        self.set_filters();
         self.shown.failed_attempts = 0;
         self.reasons.clear();
         self.set_state(State::Connected, Some(link.version));
-        let actions = self.session.connected(link, self.clock.boot_ms());
+        let actions = self.session.connected(link, now);
         let mut alive = self.perform(actions);
         let mut may_change = true;
         while alive {
-            let more = self.take_from_journal();
+            let mut more = self.take_from_journal();
+            if more == Some(false) && self.passes.is_active() {
+                more = self.step_pass();
+            }
+            let waits_for_disk = self.passes.waits_for_disk(*self.synced.borrow_and_update());
             alive = self.inbox.acknowledge(&mut self.client) && more.is_some();
-            let (more, has_room) = (more == Some(true), self.session.has_room());
+            let (more, has_room) = (more == Some(true), self.session.has_room(Role::Live));
             tokio::select! {
                 () = cancel.cancelled() => {
                     self.say_good_bye().await;
@@ -301,8 +252,9 @@ impl<C: UpstreamClient> Upstream<C> {
                     self.inbox.deliver(&self.door, self.clock.boot_ms()).await?;
                     self.show();
                 }
+                _ = self.synced.changed(), if waits_for_disk => {}
                 () = tokio::task::yield_now(), if more => {}
-                () = self.reader.ready(), if has_room && !more => {}
+                () = self.readers.ready(), if has_room && !more => {}
             }
         }
         Ok(End::Broken(Broken::Silent))
@@ -312,16 +264,48 @@ impl<C: UpstreamClient> Upstream<C> {
     fn take_from_journal(&mut self) -> Option<bool> {
         let now = self.clock.boot_ms();
         for _ in 0..AT_ONCE {
-            if !self.session.has_room() {
-                return Some(false);
+            let Some((turn, delivery)) = self.next_delivery() else { return Some(false) };
+            let message = delivery.message.clone();
+            let is_current = message.view().retain() && self.door.is_current(&message);
+            let actions = self.session.delivery(turn, delivery, is_current, now);
+            if is_current {
+                self.note_retained(&message, &actions);
             }
-            let Some(delivery) = self.reader.try_next() else { return Some(false) };
-            let actions = self.session.delivery(delivery, now);
             if !self.perform(actions) {
                 return None;
             }
         }
         Some(true)
+    }
+
+    fn note_retained(&mut self, message: &Message, actions: &[SessionAction]) {
+        for action in actions {
+            if let SessionAction::Publish(out) = action
+                && out.retain
+            {
+                let local = message.view().topic();
+                self.passes.handed_over(&self.journal, &out.topic, local, !out.payload.is_empty());
+            }
+        }
+    }
+
+    /// The next message, from the first lane in turn that has one and may hand it over.
+    fn next_delivery(&mut self) -> Option<((Lane, Role), Delivery)> {
+        let mut turns = self.lanes.in_turn();
+        if !self.session.suspects(turns[0].0) && self.session.suspects(turns[1].0) {
+            turns.swap(0, 1);
+        }
+        for turn @ (lane, role) in turns {
+            if self.session.has_room(role)
+                && let Some(delivery) = self.readers.try_next(lane)
+            {
+                return Some((turn, delivery));
+            }
+            if self.session.suspects(lane) && self.readers.is_empty(lane) {
+                self.session.acquit(lane);
+            }
+        }
+        None
     }
 
     /// Whether the connection goes on.
@@ -355,12 +339,16 @@ impl<C: UpstreamClient> Upstream<C> {
                 SessionAction::Publish(message) => self.client.publish(message),
                 SessionAction::Subscribe(filters) => self.client.subscribe(&filters),
                 SessionAction::Unsubscribe(filters) => self.client.unsubscribe(&filters),
-                SessionAction::Settle(position, outcome) => {
-                    self.reader.settle_as(position, outcome.in_journal());
+                SessionAction::Settle(lane, position, outcome) => {
+                    self.readers.settle(lane, position, outcome.in_journal());
                     Ok(())
                 }
                 SessionAction::Rewind => {
-                    self.reader.rewind();
+                    self.readers.rewind();
+                    Ok(())
+                }
+                SessionAction::Deleted(remote) => {
+                    self.deleted(&remote);
                     Ok(())
                 }
                 SessionAction::Break => {
@@ -394,8 +382,8 @@ impl<C: UpstreamClient> Upstream<C> {
                         _ => continue,
                     };
                     for action in actions {
-                        if let SessionAction::Settle(position, outcome) = action {
-                            self.reader.settle_as(position, outcome.in_journal());
+                        if let SessionAction::Settle(lane, position, outcome) = action {
+                            self.readers.settle(lane, position, outcome.in_journal());
                         }
                     }
                 }
@@ -410,10 +398,9 @@ impl<C: UpstreamClient> Upstream<C> {
     fn apply_settings(&mut self) -> bool {
         let new = self.settings.borrow_and_update().clone();
         let old = std::mem::replace(&mut self.current, new);
-        let rules = Rules::new(&self.current);
-        self.door.set_filters(self.consumer, Origin::upstream(&self.name), rules.local_filters());
-        self.door.set_carried(self.consumer, self.gateway, rules.carried());
-        let actions = self.session.set_rules(rules);
+        self.set_filters();
+        self.set_carried(self.gateway);
+        let actions = self.session.set_rules(Rules::new(&self.current));
         let alive = self.perform(actions);
         let is_same = without_rules(&old) == without_rules(&self.current);
         let v4_forbidden = self.current.v5_only && self.shown.version == Some(Version::V4);
@@ -426,6 +413,18 @@ impl<C: UpstreamClient> Upstream<C> {
         true
     }
 
+    /// From now on new messages go to the lane that they belong in.
+    fn set_filters(&self) {
+        let filters = Rules::new(&self.current).local_filters();
+        self.door.set_filters(self.consumers.id(self.lanes.append()), Origin::upstream(&self.name), filters);
+    }
+
+    fn set_carried(&mut self, gateway: Option<via::Id>) {
+        self.gateway = gateway;
+        let carried = if gateway.is_some() { Rules::new(&self.current).carried() } else { Vec::new() };
+        self.door.set_carried(self.consumers.id(Lane::First), gateway, carried);
+    }
+
     fn set_state(&mut self, state: State, version: Option<Version>) {
         self.shown.state = state;
         self.shown.version = version;
@@ -435,7 +434,10 @@ impl<C: UpstreamClient> Upstream<C> {
 
     /// Brings the snapshot up to date.
     fn show(&mut self) {
-        let backlog = self.reader.backlog();
+        let backlog = self.consumers.backlog();
+        if self.shown.state == State::Connected {
+            self.passes.losses(losses(&backlog), self.clock.boot_ms());
+        }
         self.shown.ledger = self.session.counts().ledger(&backlog);
         self.shown.in_flight = self.session.in_flight();
         self.shown.backlog_bytes = backlog.bytes;
@@ -450,24 +452,6 @@ impl<C: UpstreamClient> Upstream<C> {
             is_new
         });
     }
-}
-
-/// Tries one version after the other where the first seems not to be understood.
-async fn try_versions<C: UpstreamClient>(
-    client: &mut C,
-    settings: &UpstreamSettings,
-    address: usize,
-    versions: &[Version],
-) -> Result<Link, Broken> {
-    let mut result = Err(Broken::Version);
-    for version in versions {
-        result = client.connect(settings, &settings.addresses[address], *version).await;
-        // a broker that does not know version 5 says so in the words of 3.1.1, or just closes
-        if !matches!(result, Err(Broken::Version | Broken::Closed)) {
-            break;
-        }
-    }
-    result
 }
 
 fn without_rules(settings: &UpstreamSettings) -> UpstreamSettings {

@@ -132,6 +132,7 @@ class Subscriber:
 
     def wait(self, pattern, seconds=60, after=0):
         """Waits for a line that matches; returns it."""
+        assert self.process.poll() is None, f"mosquitto_sub has ended: {self.lines()}"
         found = lambda: next((line for line in self.lines()[after:] if re.search(pattern, line)), None)
         try:
             return wait_for(f"a message like {pattern}", found, seconds)
@@ -154,6 +155,11 @@ class Mosquitto:
         self.config.flush()
         command = ["mosquitto", "-c", self.config.name]
         self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        wait_for("the upstream to listen", self._listens, 30)
+
+    def _listens(self):
+        with socket.socket() as client:
+            return client.connect_ex(("127.0.0.1", self.port)) == 0
 
     def close(self):
         """Ends it."""

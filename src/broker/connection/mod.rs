@@ -180,6 +180,10 @@ where
         End::Panicked
     });
     end.log(&connection.identity.client_id);
+    if matches!(end, End::Ended(Reason::SERVER_SHUTTING_DOWN)) {
+        // what the gateway itself said last, such as that a sensor is offline now, still goes out
+        connection.deliver();
+    }
     if let Some(reason) = end.reason() {
         write::disconnect(&mut connection.out, version, reason);
     }
@@ -224,13 +228,8 @@ async fn open(core: &Arc<Core>, admitted: Admitted, peer: &Peer) -> (super::regi
             resumed = Some(session);
         }
     }
-    let window = connect.receive_maximum.min(core.settings.load().max_inflight);
     let present = resumed.is_some();
-    let is_persistent = expiry > 0;
-    let mut session = resumed.unwrap_or_else(|| core.new_session(&identity.client_id, window, is_persistent, expiry));
-    session.expiry = expiry;
-    session.outbound.resume(window);
-    core.keep(&session, true, true);
+    let session = begin_session(core, &connect, &identity.client_id, resumed, expiry);
     let subscriber = core.subscriber(&identity.client_id, session.durable.is_some());
     if present {
         core.attach(&session, &subscriber);
@@ -241,7 +240,7 @@ async fn open(core: &Arc<Core>, admitted: Admitted, peer: &Peer) -> (super::regi
         version: connect.version,
         since_boot_ms: core.ingress.clock().boot_ms(),
         keep_alive,
-        is_persistent,
+        is_persistent: expiry > 0,
         permissions: permissions.clone(),
         password_hash,
         kick: claim.kick.clone(),
@@ -272,6 +271,22 @@ async fn open(core: &Arc<Core>, admitted: Admitted, peer: &Peer) -> (super::regi
         core: core.clone(),
     };
     (claim, number, connection)
+}
+
+/// Goes on with the session that was found, or makes one.
+fn begin_session(
+    core: &Core,
+    connect: &codec::Connect,
+    client_id: &str,
+    resumed: Option<Session>,
+    expiry: u32,
+) -> Session {
+    let window = connect.receive_maximum.min(core.settings.load().max_inflight);
+    let mut session = resumed.unwrap_or_else(|| core.new_session(client_id, window, expiry > 0, expiry));
+    session.expiry = expiry;
+    session.outbound.resume(window);
+    core.keep(&session, true, true);
+    session
 }
 
 /// Publishes the will or keeps it for later, parks the session or ends it, and lets go of the client id.

@@ -100,12 +100,13 @@ impl Connection {
         self.acks.retain_mut(|ack| {
             let AckState::InBatch(place) = ack.state else { return true };
             ack.state = AckState::Waits(accepted.receipt);
-            if accepted.refused.contains(&place) {
+            let is_refused = accepted.refused.contains(&place);
+            if is_refused || (is_v5 && accepted.unretained.contains(&place)) {
                 refused.push(ack.packet_id);
                 ack.reason = Reason::QUOTA_EXCEEDED;
-                return is_v5; // MQTT 3 cannot say no: without PUBACK the client sends it again
             }
-            true
+            // MQTT 3 cannot say no: without PUBACK the client sends it again
+            is_v5 || !is_refused
         });
         for packet_id in refused {
             self.session.unreleased.remove(&packet_id);

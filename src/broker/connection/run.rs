@@ -7,7 +7,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::time::{Instant, sleep_until};
 
 use super::super::registry::Kick;
-use super::{Connection, End};
+use super::{Connection, End, Reason};
 
 /// Stop producing output beyond this many unsent bytes.
 pub(super) const OUT_FULL: usize = 64 * 1024;
@@ -35,14 +35,8 @@ impl Connection {
         W: AsyncWrite + Unpin,
     {
         let core = self.core.clone();
-        let patience = match self.keep_alive {
-            0 => NEVER,
-            seconds => Duration::from_millis(u64::from(seconds) * 1500), // [MQTT-3.1.2-22]
-        };
-        let mut last_read = Instant::now();
-        let mut last_write = Instant::now();
-        let mut read_size = SMALLEST_READ;
-        let mut alarm = std::pin::pin!(sleep_until(last_read + patience));
+        let mut pace = Pace::new(self.keep_alive);
+        let mut alarm = std::pin::pin!(sleep_until(pace.read_by()));
         loop {
             // before trying, so that room made meanwhile is not missed
             let room = core.ingress.room().notified();
@@ -53,55 +47,93 @@ impl Connection {
             self.flush_acks();
             let idle = self.deliver();
             if self.out.is_empty() {
-                last_write = Instant::now();
+                pace.last_write = Instant::now();
                 if self.out.capacity() > OUT_FULL {
                     self.out = BytesMut::new(); // a burst is over
                 }
-            } else if alarm.deadline() > last_write + STALL {
-                alarm.as_mut().reset(last_write + STALL);
+            } else if alarm.deadline() > pace.write_by() {
+                alarm.as_mut().reset(pace.write_by());
             }
             let may_read = self.may_read();
             if may_read {
-                input.reserve(read_size);
+                input.reserve(pace.read_size);
             }
             tokio::select! {
                 result = reader.read_buf(input), if may_read => match result {
                     Ok(0) | Err(_) => return End::Closed,
                     Ok(count) => {
                         core.stats.bytes_received.add(count as u64);
-                        last_read = Instant::now();
-                        // a client that fills the buffer gets a larger one, an idle one none
-                        read_size = if count >= read_size { (read_size * 2).min(LARGEST_READ) } else { read_size };
-                        if count < SMALLEST_READ / 4 {
-                            read_size = SMALLEST_READ;
-                        }
+                        pace.has_read(count);
                     }
                 },
                 result = writer.write_buf(&mut self.out), if !self.out.is_empty() => match result {
                     Ok(0) | Err(_) => return End::Closed,
                     Ok(count) => {
                         core.stats.bytes_sent.add(count as u64);
-                        last_write = Instant::now();
+                        pace.last_write = Instant::now();
                     }
                 },
                 () = self.subscriber.inbox.filled(), if idle => {}
                 () = durable_ready(&self.session), if idle => {}
                 _ = self.synced.changed(), if !self.acks.is_empty() || !self.subacks.is_empty() => {}
                 () = room, if !placed => {}
-                () = alarm.as_mut() => {
-                    let now = Instant::now();
-                    if now >= last_read + patience {
-                        return End::Ended(super::Reason::KEEP_ALIVE_TIMEOUT);
-                    }
-                    if !self.out.is_empty() && now >= last_write + STALL {
-                        return End::Stalled;
-                    }
-                    let write_by = if self.out.is_empty() { now + NEVER } else { last_write + STALL };
-                    alarm.as_mut().reset((last_read + patience).min(write_by));
-                }
+                () = alarm.as_mut() => match pace.check(!self.out.is_empty()) {
+                    Ok(next) => alarm.as_mut().reset(next),
+                    Err(end) => return end,
+                },
                 reason = kick.kicked() => return End::Ended(reason),
             }
         }
+    }
+}
+
+/// When a client has last been heard of and has last taken something, and how much it sends at a time.
+struct Pace {
+    /// Silence longer than this ends the connection.
+    patience: Duration,
+    last_read: Instant,
+    last_write: Instant,
+    read_size: usize,
+}
+
+impl Pace {
+    fn new(keep_alive: u16) -> Pace {
+        let patience = match keep_alive {
+            0 => NEVER,
+            seconds => Duration::from_millis(u64::from(seconds) * 1500), // [MQTT-3.1.2-22]
+        };
+        let now = Instant::now();
+        Pace { patience, last_read: now, last_write: now, read_size: SMALLEST_READ }
+    }
+
+    fn read_by(&self) -> Instant {
+        self.last_read + self.patience
+    }
+
+    fn write_by(&self) -> Instant {
+        self.last_write + STALL
+    }
+
+    /// A client that fills the buffer gets a larger one, an idle one none.
+    fn has_read(&mut self, count: usize) {
+        self.last_read = Instant::now();
+        if count >= self.read_size {
+            self.read_size = (self.read_size * 2).min(LARGEST_READ);
+        } else if count < SMALLEST_READ / 4 {
+            self.read_size = SMALLEST_READ;
+        }
+    }
+
+    /// When to look again, or why the connection ends.
+    fn check(&self, has_output: bool) -> Result<Instant, End> {
+        let now = Instant::now();
+        if now >= self.read_by() {
+            return Err(End::Ended(Reason::KEEP_ALIVE_TIMEOUT));
+        }
+        if has_output && now >= self.write_by() {
+            return Err(End::Stalled);
+        }
+        Ok(self.read_by().min(if has_output { self.write_by() } else { now + NEVER }))
     }
 }
 

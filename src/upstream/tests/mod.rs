@@ -1,6 +1,7 @@
 //! The task against a scripted upstream; beside this, against real brokers.
 
 mod real;
+mod tls;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,6 +19,7 @@ use super::snapshot::{Snapshot, State};
 use super::task::{Upstream, UpstreamError};
 use super::wire::{Broken, Busy, ClientEvent, InMessage, Link, OutMessage, UpstreamClient, Version};
 use crate::broker::ingress::{IngressError, Receipt};
+use crate::journal::settings::Order;
 use crate::journal::{ConsumerId, Full, Journal, Limits, Position, WhenFull};
 use crate::message::{Draft, Message, Origin, Qos, Topic, TopicFilter};
 use crate::time::SystemClock;
@@ -126,8 +128,8 @@ impl Running {
         let (snapshots_tx, snapshots) = watch::channel(Snapshot::default());
         let cancel = CancellationToken::new();
         let clock = Arc::new(SystemClock);
-        let door = Door::Test(door);
-        let upstream = Upstream::with(settings_rx, &journal, limits, door, client, 256 << 10, clock, snapshots_tx);
+        let (door, kept) = (Door::Test(door), (limits, Order::Strict));
+        let upstream = Upstream::with(settings_rx, &journal, kept, door, client, 256 << 10, clock, snapshots_tx);
         let consumer = journal.register("upstream/home", limits);
         let task = tokio::spawn(upstream.run(cancel.clone()));
         Running { journal, consumer, settings, snapshots, cancel, task }

@@ -1,0 +1,40 @@
+use super::*;
+use crate::service::problems::ProblemsLayer;
+use crate::supervise::Cause;
+use tracing_subscriber::layer::SubscriberExt;
+
+/// A gateway whose ports are free ones and whose data is in `directory`.
+fn settings(directory: &Path) -> Settings {
+    let mut settings = Settings::demonstration();
+    settings.gateway.data_dir = directory.join("data");
+    settings.http.address = None;
+    for listener in &mut settings.broker.listeners {
+        listener.address = "127.0.0.1:0".parse().unwrap();
+    }
+    settings
+}
+
+#[tokio::test]
+async fn the_death_of_the_router_ends_the_gateway_with_its_cause() {
+    let directory = tempfile::tempdir().unwrap();
+    let problems = Problems::default();
+    let log = tracing_subscriber::registry().with(ProblemsLayer(problems.clone()));
+    let _log = tracing::subscriber::set_default(log);
+    let settings = settings(directory.path());
+    let gateway = Gateway::start(settings, None, Logging::silent(), problems.clone()).await.unwrap();
+    let core = gateway.core.clone();
+    let serving = gateway.serve(Signals::new().unwrap());
+    let ended = async {
+        core.ingress.kill_router();
+        serving.await
+    };
+    let error = timeout(Duration::from_secs(2), ended).await.expect("within two seconds").unwrap_err();
+    assert_eq!(error.exit_code(), 70);
+    let AppError::Ended(exit) = error else { panic!("{error}") };
+    let cause = Cause::Failed("the message router has ended unexpectedly".into());
+    assert_eq!(exit, Exit { name: "router".into(), cause });
+    let last = problems.last().pop().expect("an error is logged");
+    assert_eq!(last.level, "error");
+    let expected = "router failed: the message router has ended unexpectedly: the gateway ends";
+    assert!(last.text.starts_with(expected), "{last:?}");
+}

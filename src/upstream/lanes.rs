@@ -1,0 +1,263 @@
+//! The two lanes of an upstream: with `order = "live_first"` new messages pass what waits since an outage.
+//!
+//! Each lane is a consumer of the journal, with a cursor of its own, and every message is in one of them. While there is
+//! no connection, new messages go to the lane with more in it: an outage makes one backlog, however often it is
+//! interrupted. While there is one, they go to the other lane, which is handed over first; the backlog gets the rest of the
+//! window. So each lane stays in order, two lanes are enough for any number of outages, and what a crash can repeat is
+//! bounded by two cursors instead of one.
+//!
+//! With `order = "strict"` there is one lane. What an earlier configuration has left in the other goes first.
+
+use std::future::pending;
+
+use super::wire::Role;
+use crate::journal::settings::Order;
+use crate::journal::{Backlog, ConsumerId, Delivery, Journal, Limits, Outcome, Position, Reader};
+
+/// One of the two.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum Lane {
+    /// The only one while messages are strictly in order.
+    #[default]
+    First,
+    /// The other one.
+    Second,
+}
+
+impl Lane {
+    /// Both.
+    pub const ALL: [Lane; 2] = [Lane::First, Lane::Second];
+
+    /// Its place in arrays.
+    pub fn index(self) -> usize {
+        self as usize
+    }
+
+    fn other(self) -> Lane {
+        match self {
+            Lane::First => Lane::Second,
+            Lane::Second => Lane::First,
+        }
+    }
+
+    /// Name of its consumer in the journal.
+    pub fn consumer(self, upstream: &str) -> String {
+        match self {
+            Lane::First => format!("upstream/{upstream}"),
+            Lane::Second => format!("upstream/{upstream}/2"),
+        }
+    }
+}
+
+/// The upstream that a consumer of the journal belongs to.
+pub fn upstream_of(consumer: &str) -> Option<&str> {
+    let name = consumer.strip_prefix("upstream/")?;
+    Some(name.strip_suffix("/2").unwrap_or(name))
+}
+
+/// Which lane is for what; decides and does nothing.
+#[derive(Clone, Copy, Debug)]
+pub struct Lanes {
+    order: Order,
+    append: Lane,
+}
+
+impl Lanes {
+    /// Before the first connection, with so many messages in each.
+    pub fn new(order: Order, waiting: [usize; 2]) -> Lanes {
+        let mut lanes = Lanes { order, append: Lane::First };
+        lanes.disconnected(waiting);
+        lanes
+    }
+
+    /// The lane that new messages go to.
+    pub fn append(&self) -> Lane {
+        self.append
+    }
+
+    /// There is a connection, with so many messages in each: new ones shall not wait for many.
+    pub fn connected(&mut self, waiting: [usize; 2]) {
+        self.switch_if(waiting[self.append.other().index()] < waiting[self.append.index()]);
+    }
+
+    /// There is none any more: what comes now waits in any case.
+    pub fn disconnected(&mut self, waiting: [usize; 2]) {
+        self.switch_if(waiting[self.append.other().index()] > waiting[self.append.index()]);
+    }
+
+    fn switch_if(&mut self, wanted: bool) {
+        if wanted && self.order == Order::LiveFirst {
+            self.append = self.append.other();
+        }
+    }
+
+    /// The lanes in the order in which they are handed over.
+    pub fn in_turn(&self) -> [(Lane, Role); 2] {
+        match self.order {
+            Order::Strict => [(Lane::Second, Role::Live), (Lane::First, Role::Live)],
+            Order::LiveFirst => [(self.append, Role::Live), (self.append.other(), Role::Backlog)],
+        }
+    }
+}
+
+/// The lanes in the journal.
+#[derive(Clone, Debug)]
+pub struct Consumers {
+    journal: Journal,
+    ids: [Option<ConsumerId>; 2],
+}
+
+impl Consumers {
+    /// Makes them known to the journal.
+    pub fn register(journal: &Journal, upstream: &str, limits: Limits, order: Order) -> Consumers {
+        let known = journal.consumers();
+        let ids = Lane::ALL.map(|lane| {
+            let name = lane.consumer(upstream);
+            let is_needed =
+                lane == Lane::First || order == Order::LiveFirst || known.iter().any(|(known, ..)| **known == *name);
+            is_needed.then(|| journal.register(&name, limits))
+        });
+        Consumers { journal: journal.clone(), ids }
+    }
+
+    /// The consumer of a lane; where there is only one, that.
+    pub fn id(&self, lane: Lane) -> ConsumerId {
+        self.ids[lane.index()].or(self.ids[0]).unwrap_or(ConsumerId(u32::MAX))
+    }
+
+    /// Messages that wait in each.
+    pub fn waiting(&self) -> [usize; 2] {
+        self.ids.map(|id| id.map_or(0, |id| self.journal.backlog(id).messages))
+    }
+
+    /// What waits in both, and what became of the rest.
+    pub fn backlog(&self) -> Backlog {
+        let mut sum = Backlog::default();
+        for lane in self.ids.iter().flatten().map(|id| self.journal.backlog(*id)) {
+            sum.accepted += lane.accepted;
+            sum.settled += lane.settled;
+            sum.settled_as.iter_mut().zip(lane.settled_as).for_each(|(sum, count)| *sum += count);
+            sum.dropped += lane.dropped;
+            sum.lost += lane.lost;
+            sum.messages += lane.messages;
+            sum.bytes += lane.bytes;
+            // what came in before this boot has a time less than 0
+            let oldest = [sum.oldest_boot_ms, lane.oldest_boot_ms].into_iter().flatten();
+            sum.oldest_boot_ms = oldest.min_by_key(|boot_ms| *boot_ms as i64);
+        }
+        sum
+    }
+
+    /// Reads both, each from its oldest unsettled message on.
+    pub fn readers(&self) -> Readers {
+        Readers { readers: self.ids.map(|id| id.map(|id| self.journal.reader(id))) }
+    }
+}
+
+/// Reads both lanes.
+#[derive(Debug)]
+pub struct Readers {
+    readers: [Option<Reader>; 2],
+}
+
+impl Readers {
+    /// The next message of a lane that is in memory.
+    pub fn try_next(&mut self, lane: Lane) -> Option<Delivery> {
+        self.readers[lane.index()].as_mut()?.try_next()
+    }
+
+    /// A message is done with.
+    pub fn settle(&mut self, lane: Lane, position: Position, outcome: Outcome) {
+        if let Some(reader) = &mut self.readers[lane.index()] {
+            reader.settle_as(position, outcome);
+        }
+    }
+
+    /// Reads again from the oldest unsettled message on.
+    pub fn rewind(&mut self) {
+        self.readers.iter_mut().flatten().for_each(Reader::rewind);
+    }
+
+    /// Whether nothing waits in a lane.
+    pub fn is_empty(&self, lane: Lane) -> bool {
+        self.readers[lane.index()].as_ref().is_none_or(|reader| reader.backlog().messages == 0)
+    }
+
+    /// Waits until there may be something new. Safe to cancel.
+    pub async fn ready(&self) {
+        let [first, second] = self.readers.each_ref().map(|reader| ready(reader.as_ref()));
+        tokio::select! {
+            () = first => {}
+            () = second => {}
+        }
+    }
+}
+
+async fn ready(reader: Option<&Reader>) {
+    match reader {
+        Some(reader) => reader.ready().await,
+        None => pending().await,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn an_outage_makes_a_backlog_and_new_messages_pass_it() {
+        let mut lanes = Lanes::new(Order::LiveFirst, [0, 0]);
+        assert_eq!(lanes.append(), Lane::First);
+        lanes.connected([0, 0]);
+        assert_eq!(lanes.append(), Lane::First, "nothing to pass");
+        lanes.disconnected([3, 0]);
+        assert_eq!(lanes.append(), Lane::First, "behind what was under way");
+        lanes.connected([1000, 0]);
+        assert_eq!(lanes.in_turn(), [(Lane::Second, Role::Live), (Lane::First, Role::Backlog)]);
+        lanes.disconnected([900, 4]);
+        assert_eq!(lanes.append(), Lane::First, "a second outage makes the backlog longer");
+        lanes.connected([950, 4]);
+        assert_eq!(lanes.append(), Lane::Second);
+        // the upstream has taken nothing for long: what was live is a backlog now
+        lanes.disconnected([0, 5000]);
+        assert_eq!(lanes.append(), Lane::Second);
+        lanes.connected([0, 6000]);
+        assert_eq!(lanes.in_turn(), [(Lane::First, Role::Live), (Lane::Second, Role::Backlog)]);
+        assert_eq!(Lanes::new(Order::LiveFirst, [4, 900]).append(), Lane::Second, "after a restart");
+    }
+
+    #[test]
+    fn in_strict_order_there_is_one_lane() {
+        let mut lanes = Lanes::new(Order::Strict, [0, 7]);
+        lanes.connected([9, 0]);
+        lanes.disconnected([0, 9]);
+        assert_eq!(lanes.append(), Lane::First);
+        assert_eq!(lanes.in_turn()[0].0, Lane::Second, "what another order has left goes first");
+    }
+
+    #[test]
+    fn consumers_belong_to_an_upstream() {
+        for lane in Lane::ALL {
+            assert_eq!(upstream_of(&lane.consumer("home")), Some("home"));
+        }
+        assert_eq!(upstream_of("session/upstream"), None);
+    }
+
+    proptest! {
+        /// However often the connection comes and goes: new messages wait behind the shorter lane, or make the longer
+        /// one longer.
+        #[test]
+        fn new_messages_never_make_the_shorter_lane_wait(steps in prop::collection::vec((any::<bool>(), 0..9usize, 0..9usize), 1..50)) {
+            let mut lanes = Lanes::new(Order::LiveFirst, [0, 0]);
+            for (connected, first, second) in steps {
+                let waiting = [first, second];
+                if connected { lanes.connected(waiting) } else { lanes.disconnected(waiting) }
+                let (append, other) = (waiting[lanes.append().index()], waiting[lanes.append().other().index()]);
+                let is_right = if connected { append <= other } else { append >= other };
+                prop_assert!(is_right, "{append} {other}");
+            }
+        }
+    }
+}

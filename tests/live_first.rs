@@ -1,0 +1,201 @@
+//! With `order = "live_first"` new messages do not wait behind what an outage has piled up, and that still arrives, in
+//! order, whatever happens meanwhile.
+
+#![allow(clippy::unwrap_used)]
+
+mod support;
+
+use std::collections::BTreeMap;
+use std::io::{Read, Write};
+use std::net::{Shutdown, TcpListener, TcpStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use support::packet::publish;
+use support::{Client, Connect, Gateway, Mosquitto, Setup, free_port, wait_until};
+
+/// A slow line to a broker, which can be cut.
+struct Line {
+    port: u16,
+    up: Arc<AtomicBool>,
+}
+
+impl Line {
+    /// Bytes per second on the way up.
+    const RATE: u64 = 1_000_000;
+
+    fn to(broker: u16) -> Line {
+        let port = free_port();
+        let listener = TcpListener::bind(("127.0.0.1", port)).unwrap();
+        let line = Line { port, up: Arc::default() };
+        let up = line.up.clone();
+        std::thread::spawn(move || {
+            for client in listener.incoming().flatten() {
+                let Some(broker) = up.load(Ordering::Relaxed).then(|| TcpStream::connect(("127.0.0.1", broker))) else {
+                    continue;
+                };
+                let broker = broker.unwrap();
+                let (from, to) = (client.try_clone().unwrap(), broker.try_clone().unwrap());
+                let (up_there, down_here) = (up.clone(), up.clone());
+                std::thread::spawn(move || copy(from, to, &up_there, Line::RATE));
+                std::thread::spawn(move || copy(broker, client, &down_here, u64::MAX));
+            }
+        });
+        line
+    }
+
+    fn set(&self, up: bool) {
+        self.up.store(up, Ordering::Relaxed);
+    }
+}
+
+fn copy(mut from: TcpStream, mut to: TcpStream, up: &AtomicBool, rate: u64) {
+    from.set_read_timeout(Some(Duration::from_millis(20))).unwrap();
+    let mut buffer = [0; 1024];
+    while up.load(Ordering::Relaxed) {
+        match from.read(&mut buffer) {
+            Ok(0) => break,
+            Ok(count) => {
+                // so long such a line takes for it
+                std::thread::sleep(Duration::from_nanos(count as u64 * 1_000_000_000 / rate));
+                if to.write_all(&buffer[..count]).is_err() {
+                    break;
+                }
+            }
+            Err(error) if matches!(error.kind(), std::io::ErrorKind::WouldBlock | std::io::ErrorKind::TimedOut) => {}
+            Err(_) => break,
+        }
+    }
+    for stream in [from, to] {
+        // whoever was faster has closed it
+        let _ = stream.shutdown(Shutdown::Both);
+    }
+}
+
+fn configuration(port: u16) -> String {
+    format!(
+        "[journal]\norder = \"live_first\"\n[[upstream]]\nname = \"home\"\naddresses = [\"mqtt://127.0.0.1:{port}\"]\n\
+         [[upstream.out]]\ntopic_filter = \"loft/#\"\nremote_prefix = \"sites/\"\n"
+    )
+}
+
+fn publish_all(gateway: &Gateway, topic: &str, numbers: std::ops::Range<u32>) {
+    let mut publisher = Connect::new("publisher").open(gateway.port);
+    for part in numbers.collect::<Vec<_>>().chunks(100) {
+        let packet = |number: &u32| {
+            let (id, payload) = ((number % 60_000 + 1) as u16, format!("{number:0100}"));
+            publish(topic.as_bytes(), payload.as_bytes(), 2, Some(id), None)
+        };
+        publisher.send(&part.iter().flat_map(packet).collect::<Vec<u8>>());
+        for _ in part {
+            publisher.expect(4);
+        }
+    }
+    publisher.disconnect();
+}
+
+/// Numbers by topic as they come, with when the first of each came.
+#[derive(Default)]
+struct Seen(BTreeMap<String, Vec<u32>>);
+
+impl Seen {
+    fn of(&self, topic: &str) -> &[u32] {
+        self.0.get(topic).map_or(&[], Vec::as_slice)
+    }
+
+    fn take(&mut self, client: &mut Client) -> (String, u32) {
+        let message = client.receive();
+        let number = message.text().parse().unwrap();
+        self.0.entry(message.topic.clone()).or_default().push(number);
+        (message.topic, number)
+    }
+}
+
+#[test]
+fn live_messages_pass_a_backlog_within_a_second() {
+    const BACKLOG: u32 = 30_000;
+    const LIVE: u32 = 200;
+    let mosquitto = Mosquitto::with("max_queued_messages 0");
+    let line = Line::to(mosquitto.port);
+    let gateway = Setup::default().config(&configuration(line.port)).start();
+    publish_all(&gateway, "loft/old", 0..BACKLOG);
+    let mut remote = Connect::new("remote").open(mosquitto.port);
+    remote.subscribe("sites/#", 0);
+    line.set(true);
+    let mut seen = Seen::default();
+    seen.take(&mut remote);
+    let mut publisher = Connect::new("live").open(gateway.port);
+    let mut waits = Vec::new();
+    for number in 0..LIVE {
+        let begin = Instant::now();
+        publisher.publish("loft/live", number.to_string(), 1, false);
+        while seen.take(&mut remote) != ("sites/loft/live".into(), number) {}
+        waits.push(begin.elapsed());
+    }
+    let drained_by_then = seen.of("sites/loft/old").len();
+    waits.sort();
+    let p99 = waits[waits.len() * 99 / 100];
+    println!("live messages beside a backlog of {BACKLOG}: median {:?}, p99 {p99:?}", waits[waits.len() / 2]);
+    println!("{drained_by_then} of the backlog had arrived after the last of them");
+    assert!(drained_by_then > 100 && drained_by_then < BACKLOG as usize, "{drained_by_then}");
+    assert!(p99 < Duration::from_secs(1), "{p99:?}");
+    while seen.of("sites/loft/old").len() < BACKLOG as usize {
+        seen.take(&mut remote);
+    }
+    assert_eq!(seen.of("sites/loft/old"), (0..BACKLOG).collect::<Vec<_>>());
+    assert_eq!(seen.of("sites/loft/live"), (0..LIVE).collect::<Vec<_>>());
+}
+
+#[test]
+fn outages_and_crashes_while_it_drains_lose_nothing() {
+    const PART: u32 = 4_000;
+    let mosquitto = Mosquitto::with("max_queued_messages 0");
+    let line = Line::to(mosquitto.port);
+    let (setup, http) = Setup::default().config(&configuration(line.port)).http();
+    let mut gateway = setup.start();
+    let mut remote = Connect::new("remote").open(mosquitto.port);
+    remote.subscribe("sites/#", 0);
+    let mut seen = Seen::default();
+    for round in 0..6 {
+        publish_all(&gateway, "loft/old", round * PART..(round + 1) * PART);
+        line.set(true);
+        publish_all(&gateway, "loft/live", round * 100..(round + 1) * 100);
+        // some of it arrives, not all
+        for _ in 0..500 {
+            seen.take(&mut remote);
+        }
+        if round % 2 == 0 {
+            gateway = gateway.kill().restart();
+        }
+        line.set(false);
+    }
+    line.set(true);
+    let missing = |seen: &Seen| {
+        let count = |topic: &str| {
+            let mut numbers = seen.of(topic).to_vec();
+            numbers.sort_unstable();
+            numbers.dedup();
+            numbers.len()
+        };
+        (6 * PART as usize - count("sites/loft/old")) + (600 - count("sites/loft/live"))
+    };
+    let begin = Instant::now();
+    let mut total = 0;
+    while missing(&seen) > 0 {
+        for _ in 0..missing(&seen) {
+            seen.take(&mut remote);
+            total += 1;
+        }
+        assert!(begin.elapsed() < support::PATIENCE, "{} missing after {total}", missing(&seen));
+    }
+    let all: usize = seen.0.values().map(Vec::len).sum();
+    // each break repeats at most the window; each crash at most 500 acknowledged ones more, per lane
+    let most = 6 * PART as usize + 600 + 12 * 100 + 3 * 2 * (500 + 100);
+    assert!(all <= most, "{all} of at most {most}");
+    wait_until("the ledger says so", || {
+        let ledger = support::http::get(http, "/api/v1/upstreams").json()[0]["ledger"].clone();
+        let count = |name: &str| ledger[name].as_u64().unwrap();
+        count("pending") == 0 && count("accepted") == count("acked") && ledger["dropped"]["journal_full"] == 0
+    });
+}

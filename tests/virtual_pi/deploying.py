@@ -1,0 +1,119 @@
+"""deploy/deploy over ssh: refusals that change nothing, an upgrade, versions that do not start, a first install."""
+
+import os
+import pathlib
+import subprocess
+import tempfile
+from time import monotonic
+
+from machine import Subscriber, free_port, say
+
+HERE = pathlib.Path(__file__).parent
+PID = "systemctl show -p MainPID --value pigateway"
+
+
+class Deployer:
+    """A person at a computer with deploy/deploy and an ssh key that the Pi knows."""
+
+    def __init__(self, pi, directory):
+        self.pi, self.directory = pi, directory
+        self.key = f"{directory}/key"
+        subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", self.key], check=True)
+        public = pathlib.Path(self.key + ".pub").read_text().strip()
+        pi.run(f"""id plain > /dev/null || useradd -m plain
+for user in pi plain; do
+    install -d -m 700 -o $user -g $user /home/$user/.ssh
+    echo '{public}' > /home/$user/.ssh/authorized_keys
+    chown $user: /home/$user/.ssh/authorized_keys
+done
+systemctl start ssh""")
+
+    def deploy(self, package, *arguments, user="pi", port=None):
+        """Runs it; returns the exit code and what it said."""
+        options = [f"Port={port or self.pi.ssh_port}", f"IdentityFile={self.key}", "StrictHostKeyChecking=no",
+                   "LogLevel=ERROR", f"UserKnownHostsFile={self.directory}/known_hosts", "BatchMode=yes"]
+        options = [part for option in options for part in ("-o", option)]
+        command = [HERE / "../../deploy/deploy", *arguments, *options, f"{user}@127.0.0.1"]
+        done = subprocess.run(command, env={**os.environ, "PACKAGE": str(package)}, text=True, capture_output=True,
+                              stdin=subprocess.DEVNULL, timeout=300, check=False)
+        print(done.stdout, done.stderr, flush=True)
+        return done.returncode, done.stdout + done.stderr
+
+    def refused(self, package, *words, **how):
+        """It fails with these words, and the gateway runs on untouched."""
+        pid = self.pi.run(PID)
+        code, said = self.deploy(package, **how)
+        assert code == 1 and all(word in said for word in words), (words, said)
+        assert self.pi.run(PID) == pid != "0"
+
+
+def repacked(package, directory, version, program):
+    """The package in another version, with a shell script for a program."""
+    tree, path = f"{directory}/tree-{version}", f"{directory}/pigateway-{version}.deb"
+    subprocess.run(["dpkg-deb", "-R", package, tree], check=True)
+    control = pathlib.Path(f"{tree}/DEBIAN/control")
+    lines = control.read_text().splitlines(keepends=True)
+    control.write_text("".join(f"Version: {version}\n" if line.startswith("Version:") else line for line in lines))
+    pathlib.Path(f"{tree}/usr/bin/pigateway").write_text(f"#!/bin/sh\n{program}\n")
+    subprocess.run(["dpkg-deb", "--root-owner-group", "-b", tree, path], check=True, stdout=subprocess.DEVNULL)
+    return path
+
+
+def pretend(pi, program, option, answer):
+    """A program of the Pi answers one question as another machine would; returns what ends that."""
+    pi.run(f"""mkdir -p /usr/local/bin; cat > /usr/local/bin/{program} <<'END'
+#!/bin/sh
+[ "$1" = {option} ] && echo '{answer}' || exec /usr/bin/{program} "$@"
+END
+chmod +x /usr/local/bin/{program}""")
+    return lambda: pi.run(f"rm /usr/local/bin/{program}")
+
+
+def refusals(pi, person, package):
+    """What is in the way is said in plain words."""
+    person.refused(package, "no ssh connection", "is the Pi on", port=free_port())
+    person.refused(package, "sudo asks for a password", "NOPASSWD", user="plain")
+    for program, option, answer, words in (
+        ("dpkg", "--print-architecture", "amd64", ("amd64", "not a Raspberry Pi")),
+        ("systemctl", "--version", "systemd 247 (247.3-7)", ("too old", "bookworm")),
+    ):
+        end = pretend(pi, program, option, answer)
+        person.refused(package, *words)
+        end()
+
+
+def deploy_again(pi, package):
+    """To a Pi that has the package: refusals, an upgrade that adds a sensor, versions that are no good."""
+    with tempfile.TemporaryDirectory() as directory:
+        person = Deployer(pi, directory)
+        refusals(pi, person, package)
+
+        begin = monotonic()
+        code, said = person.deploy(package, "--sensor", "hall-motion:27:hall/motion")
+        assert code == 0 and "is ready" in said, said
+        say(f"deployed over ssh in {monotonic() - begin:.1f} s")
+        assert "serving; 2 sensors" in pi.run("systemctl status pigateway --no-pager")
+
+        person.refused(repacked(package, directory, "97", "exit 1"), "does not accept the configuration")
+        begin = monotonic()
+        code, said = person.deploy(repacked(package, directory, "98", '[ "$1" = check ]'))
+        assert code == 1 and "does not become ready" in said and "the version before runs again" in said, said
+        say(f"a version that does not start was taken back in {monotonic() - begin:.1f} s")
+        assert "serving; 2 sensors" in pi.run("systemctl status pigateway --no-pager")
+        assert pi.run("dpkg-query -W -f '${Version}' pigateway") not in ("97", "98")
+
+
+def deploy_first(pi, package):
+    """To a Pi that has never seen it: its sensor is the one given, and it starts at boot."""
+    pi.run("! test -e /etc/pigateway && ! dpkg-query -W pigateway")
+    with tempfile.TemporaryDirectory() as directory:
+        code, said = Deployer(pi, directory).deploy(package, "--sensor", "hall-motion:27:hall/motion")
+    assert code == 0 and "is ready" in said and "journalctl" in said, said
+    assert pi.run("systemctl is-enabled pigateway") == "enabled"
+    assert "serving; 1 sensor" in pi.run("systemctl status pigateway --no-pager")
+    assert "sensor hall-motion on pin 27 publishes to hall/motion" in pi.run("journalctl -u pigateway -o cat --no-pager")
+    # open to the host, to see the first event there
+    pi.run("sed -i 's/^accept = .*/accept = \"all\"/' /etc/pigateway/pigateway.toml; systemctl reload pigateway")
+    subscriber = Subscriber(pi.mqtt_port, "-t", "hall/#")
+    subscriber.wait("hall/motion/status [01] online")
+    subscriber.close()

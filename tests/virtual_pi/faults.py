@@ -1,0 +1,116 @@
+"""Pins that cannot be watched: each fault is named with its remedy, the gateway runs on, and it heals by itself."""
+
+from time import monotonic
+
+from machine import Subscriber, say, wait_for
+
+CONFIG = "/etc/pigateway/pigateway.toml"
+# holds a line as any other program would
+HOLDER = """
+import gpiod, pathlib, signal
+chips = map(str, pathlib.Path("/dev").glob("gpiochip*"))
+chip = next(path for path in chips if gpiod.Chip(path).get_info().label.startswith("pinctrl-"))
+with gpiod.request_lines(chip, consumer="fan-control", config={22: gpiod.LineSettings()}):
+    pathlib.Path("/run/holder.ready").touch()
+    signal.pause()
+"""
+
+
+def add_sensor(pi, name, pin):
+    """Adds a quick sensor to the configuration, which the next reload or start reads."""
+    pi.run(f"""cat >> {CONFIG} <<'END'
+
+[[sensor]]
+name = "{name}"
+pin = {pin}
+topic = "faults/{name}"
+hold = "0 s"
+warm_up = "0 s"
+END""")
+
+
+def errors(pi, sensor):
+    """What the log says of a sensor at level ERROR."""
+    lines = pi.run(f"journalctl -b SENSOR={sensor} -p err -o cat --no-pager", check=False)
+    return [line for line in lines.splitlines() if not line.startswith("--")]
+
+
+def reported(pi, sensor, *words):
+    """Waits until an error names all these words; returns it."""
+    def found():
+        return next((line for line in errors(pi, sensor) if all(word in line for word in words)), None)
+    line = wait_for(f"an error of {sensor} with {words}", found, 60)
+    print(f"    {line}")
+
+
+def watches_motion(pi, subscriber, pin, topic):
+    """A pin that goes up and down is published."""
+    count = len(subscriber.lines())
+    pi.pin(pin, True)
+    subscriber.wait(f'{topic} .*"state":"on"', after=count)
+    pi.pin(pin, False)
+    subscriber.wait(f'{topic} .*"state":"off"', after=count)
+
+
+def taken(pi, subscriber):
+    """A line that another program holds: it is named, and the sensor comes when the line is released."""
+    pi.run(f"cat > /run/holder.py <<'END'\n{HOLDER}\nEND\nsystemd-run --quiet --unit=holder python3 /run/holder.py")
+    pi.wait_until("the other holder", "test -e /run/holder.ready")
+    add_sensor(pi, "taken", 22)
+    pi.run("systemctl reload pigateway")
+    subscriber.wait("faults/taken/status [01] offline")
+    reported(pi, "taken", "pin 22", '"fan-control"', "config.txt")
+    watches_motion(pi, subscriber, 17, "loft/motion1")
+    count = len(subscriber.lines())
+    # by then it has been tried again, and only the first attempt was told
+    pi.wait_until("the status line", "systemctl status pigateway --no-pager | grep '; faulty: taken'")
+    assert len(errors(pi, "taken")) == 1, errors(pi, "taken")
+    begin = monotonic()
+    pi.run("systemctl stop holder")
+    subscriber.wait("faults/taken/status [01] online", after=count)
+    say(f"a released pin is watched after {monotonic() - begin:.1f} s")
+    watches_motion(pi, subscriber, 22, "faults/taken")
+
+
+def named_twice(pi, subscriber):
+    """A pin that two sensors name: the reload is refused with both places, and what runs goes on."""
+    pi.run(f"cp {CONFIG} /root/before.toml")
+    add_sensor(pi, "twice", 17)
+    refused = pi.run(f"pigateway check {CONFIG}", check=False)
+    print(f"    {refused}")
+    assert "17" in refused and "sensor.pin" in refused, refused
+    assert "failed" in pi.run("systemctl reload pigateway", check=False)
+    pi.run(f"cat /root/before.toml > {CONFIG}")
+    watches_motion(pi, subscriber, 17, "loft/motion1")
+
+
+def not_there(pi, subscriber):
+    """A pin that no header has; on this Pi it leads to the SD card."""
+    add_sensor(pi, "absent", 50)
+    pi.run("systemctl reload pigateway")
+    subscriber.wait("faults/absent/status [01] offline")
+    reported(pi, "absent", "pin 50", "does not exist on the header of Raspberry Pi 4 B", "BCM number")
+    watches_motion(pi, subscriber, 17, "loft/motion1")
+
+
+def forbidden(pi, subscriber):
+    """Permissions that are missing at the start: named with the file and the group; the broker serves; it heals."""
+    subscriber.close()
+    pi.run("chmod 600 /dev/gpiochip* /dev/gpiomem*; systemctl restart pigateway; systemctl is-active pigateway")
+    reported(pi, "loft-motion", "pin 17", "no permission for /dev/gpio", "group gpio")
+    subscriber = Subscriber(pi.mqtt_port, "-t", "loft/#", "-q", "1")
+    subscriber.wait("loft/motion1/status 1 offline")
+    pi.run("chmod 660 /dev/gpiochip* /dev/gpiomem*")
+    subscriber.wait("loft/motion1/status [01] online")
+    watches_motion(pi, subscriber, 17, "loft/motion1")
+    subscriber.close()
+
+
+def pin_faults(pi, _):
+    """All faults; the configuration is afterwards what it was."""
+    pi.run(f"cp {CONFIG} /root/unfaulty.toml")
+    subscriber = Subscriber(pi.mqtt_port, "-t", "loft/#", "-t", "faults/#", "-q", "1")
+    subscriber.wait("loft/motion1/status [01] online")
+    for fault in (taken, not_there, named_twice, forbidden):
+        fault(pi, subscriber)
+    pi.run(f"cat /root/unfaulty.toml > {CONFIG}; systemctl reload pigateway")
