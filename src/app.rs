@@ -355,9 +355,11 @@ async fn watch_journal(journal: Journal, cancel: CancellationToken) -> Result<()
 
 /// Messages for upstreams that the configuration no longer has are given up: nobody will ever fetch them.
 fn drop_unknown_upstreams(settings: &Settings, journal: &Journal) {
+    let is_known = |name: &str| settings.upstreams.iter().any(|known| known.name == name);
+    upstream::retained::forget_unknown(journal, is_known);
     for (name, id, backlog) in journal.consumers() {
         if let Some(upstream) = upstream::lanes::upstream_of(&name)
-            && !settings.upstreams.iter().any(|known| *known.name == *upstream)
+            && !is_known(upstream)
         {
             journal.remove(id);
             if backlog.messages > 0 {

@@ -41,7 +41,9 @@ fn publish(port: u16, args: &str) {
 #[track_caller]
 fn subscribe(port: u16, args: &str) -> Process {
     let subscriber = client("mosquitto_sub", port, &format!("-d {args}"));
-    subscriber.wait_for_line("received SUBACK");
+    subscriber.wait_for_line("Subscribed ");
+    // its handler of SIGTERM takes locks, so that a signal while it is busy could hang it
+    wait_until("it waits for messages", || subscriber.is_asleep());
     subscriber
 }
 

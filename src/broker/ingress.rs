@@ -52,6 +52,13 @@ pub struct Accepted {
     pub unretained: SmallVec<[u32; 4]>,
 }
 
+impl Accepted {
+    /// What to wait for, if all of the batch was accepted.
+    pub fn whole(&self) -> Result<Receipt, IngressError> {
+        if self.refused.is_empty() { Ok(self.receipt) } else { Err(IngressError::Full(Full)) }
+    }
+}
+
 /// Who must get messages whether it is connected or not.
 #[derive(Clone, Debug)]
 pub enum Route {
@@ -309,8 +316,7 @@ impl Ingress {
     pub async fn publish(&self, draft: &Draft<'_>) -> Result<Receipt, IngressError> {
         let mut batch = BatchBuilder::default();
         batch.push(draft);
-        let accepted = self.publish_batch(&mut batch).await?;
-        if accepted.refused.is_empty() { Ok(accepted.receipt) } else { Err(IngressError::Full(Full)) }
+        self.publish_batch(&mut batch).await?.whole()
     }
 
     /// Publishes a batch; waits while live subscribers are too far behind.

@@ -118,6 +118,11 @@ impl<'a> Table<'a> {
         Some(Value { document: self.document, path: self.path_of(key), value: value.get_ref(), span: value.span() })
     }
 
+    /// Whether a key is there.
+    pub(super) fn has(&self, key: &str) -> bool {
+        self.table.iter().any(|(name, _)| name.get_ref() == key)
+    }
+
     /// The value of a key that must be there; `valid` says what it may be.
     pub(super) fn required(&self, key: &'static str, valid: &str) -> Option<Value<'a>> {
         let value = self.get(key);

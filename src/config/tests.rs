@@ -444,11 +444,14 @@ fn rules_that_loop_keep_an_upstream_on_version_5() {
 }
 
 #[test]
-fn clients_that_cannot_connect_are_warned_about() {
+fn what_can_do_nothing_is_warned_about() {
     let warnings = |text| -> Vec<String> { parse(text).unwrap().warnings.iter().map(ToString::to_string).collect() };
     let nobody =
         "t.toml:1:2: broker.anonymous.accept: there are no users and no anonymous clients: no client can connect";
     assert_eq!(warnings("[broker.anonymous]\naccept = \"none\""), [nobody]);
+    let no_rules = "t.toml:1:1: upstream.out: this upstream has no rules, so nothing goes up or comes down; \
+                    valid: [[upstream.out]], [[upstream.in]] or [[upstream.both]] below it";
+    assert_eq!(warnings(UPSTREAM), [no_rules]);
     let no_password = "t.toml:1:1: broker.user.password_hash: there is none and no listener asks for client certificates: \
                        this user cannot connect";
     assert_eq!(warnings("[[broker.user]]\nname = \"a\""), [no_password]);

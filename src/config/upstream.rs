@@ -38,6 +38,11 @@ pub(super) fn read(root: &Table, paths: &Paths, gateway_id: &str) -> Vec<Upstrea
         upstream.out = rules(&table, "out", &OUT_QOS, OutQos::default());
         upstream.inbound = rules(&table, "in", &IN_QOS, Qos::AtLeastOnce);
         upstream.both = rules(&table, "both", &OUT_QOS, OutQos::default());
+        // a rule with a problem is one all the same
+        if !["out", "in", "both"].iter().any(|direction| table.has(direction)) {
+            let valid = "valid: [[upstream.out]], [[upstream.in]] or [[upstream.both]] below it";
+            table.warning("out", format!("this upstream has no rules, so nothing goes up or comes down; {valid}"));
+        }
         check_loops(&table, &mut upstream);
         check_twins(&table, &upstream, &upstreams);
         table.finish();

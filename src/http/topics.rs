@@ -17,8 +17,6 @@ use super::auth::Caller;
 use super::envelope::{Envelope, content_type_property, media_type};
 use super::problem::Problem;
 use super::query::{Query, decode};
-use crate::broker::ingress::{Accepted, IngressError};
-use crate::journal::Full;
 use crate::message::{BatchBuilder, Draft, Origin, Qos, check_filter, check_topic};
 
 /// Where topics are.
@@ -215,10 +213,8 @@ fn may_publish(caller: &Caller, topic: &str) -> Result<(), Problem> {
 async fn send(http: &Http, draft: &Draft<'_>) -> Result<StatusCode, Problem> {
     let mut batch = BatchBuilder::default();
     batch.push(draft);
-    let Accepted { receipt, refused, unretained } = http.core.ingress.publish_batch(&mut batch).await?;
-    if !refused.is_empty() {
-        return Err(IngressError::Full(Full).into());
-    }
+    let accepted = http.core.ingress.publish_batch(&mut batch).await?;
+    let receipt = accepted.whole()?;
     if draft.qos > Qos::AtMostOnce {
         http.core.ingress.settled(receipt).await?;
     }
@@ -227,7 +223,7 @@ async fn send(http: &Http, draft: &Draft<'_>) -> Result<StatusCode, Problem> {
     } else {
         http.hub.arrived(draft.topic, draft.boot_ms).await;
     }
-    if !unretained.is_empty() {
+    if !accepted.unretained.is_empty() {
         return Err(Problem::full_store());
     }
     Ok(StatusCode::NO_CONTENT)

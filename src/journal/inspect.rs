@@ -18,6 +18,9 @@ use super::{JournalError, boots, recovery, settings::JournalSettings};
 use crate::message::MessageRef;
 use crate::time::{Clock, SystemClock};
 
+/// What seems damaged is looked at so often again.
+const LOOKS: u32 = 3;
+
 /// What to do.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct What {
@@ -50,13 +53,24 @@ pub fn inspect(dir: &Path, what: What, out: &mut dyn Write) -> Result<bool, Insp
         return Err(InspectError::None(dir.display().to_string()));
     }
     let clock = SystemClock;
-    let mut state = recovery::recover(&storage, &JournalSettings::default(), boots::kernel_boot_id(), &clock)?;
+    let look = || -> Result<State, JournalError> {
+        let mut state = recovery::recover(&storage, &JournalSettings::default(), boots::kernel_boot_id(), &clock)?;
+        if what.verify && !what.export {
+            verify(&storage, &mut state);
+        }
+        Ok(state)
+    };
+    let mut state = look()?;
+    for _ in 0..LOOKS {
+        if !state.reports.iter().any(Report::is_loss) {
+            break;
+        }
+        // a gateway may have used a segment again while it was read: damage is still there the next time
+        state = look()?;
+    }
     if what.export {
         export(&storage, &state, &clock, out)?;
     } else {
-        if what.verify {
-            verify(&storage, &mut state);
-        }
         print(&state, files.iter().map(|(_, len)| len).sum(), what, out)?;
     }
     Ok(!state.reports.iter().any(Report::is_loss))
@@ -90,7 +104,7 @@ fn print(state: &State, bytes: u64, what: What, out: &mut dyn Write) -> io::Resu
         out,
         "{bytes} bytes, records up to {}, {messages} retained messages, {} sessions",
         state.committed,
-        state.sessions.len()
+        state.client_sessions().count()
     )?;
     writeln!(out, "\nsegment           generation      records  from..to             bytes used  needed by")?;
     for (generation, segment) in &state.segments {

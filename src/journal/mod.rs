@@ -395,7 +395,19 @@ impl Journal {
     /// Keeps a persistent session; `None` forgets it. Safe once [`Journal::synced`] has reached the place returned.
     /// `lazy`: nobody waits for that.
     pub fn keep_session(&self, client_id: &str, session: Option<&[u8]>, lazy: bool) -> Result<Position, Full> {
-        self.with_state(|state| state.append_session(client_id, session, lazy))
+        self.keep(client_id, session, lazy)
+    }
+
+    /// The same for a value of another room, whose name begins with NUL, as no client id does.
+    pub fn keep(&self, name: &str, value: Option<&[u8]>, lazy: bool) -> Result<Position, Full> {
+        self.with_state(|state| state.append_session(name, value, lazy))
+    }
+
+    /// Values of another room, by the beginning of their names.
+    pub fn kept(&self, prefix: &str) -> Vec<(Box<str>, Bytes)> {
+        let state = self.shared.state.lock();
+        let found = state.sessions.iter().filter(|(name, _)| name.starts_with(prefix));
+        found.map(|(name, value)| (name.clone(), value.clone())).collect()
     }
 
     /// The place up to which everything appended so far is safe, once [`Journal::synced`] has reached it.
@@ -427,7 +439,7 @@ impl Journal {
         let state = self.shared.state.lock();
         Recovered {
             retained: state.retained.values().cloned().collect(),
-            sessions: state.sessions.iter().map(|(name, value)| (name.clone(), value.clone())).collect(),
+            sessions: state.client_sessions().map(|(name, value)| (name.clone(), value.clone())).collect(),
         }
     }
 

@@ -57,7 +57,7 @@ pub struct State {
     /// By key in records.
     pub by_key: HashMap<u64, ConsumerId>,
     next_consumer: u32,
-    /// Persistent sessions.
+    /// Persistent sessions; names that begin with NUL are values of other rooms.
     pub sessions: HashMap<Box<str>, Bytes>,
     /// Retained messages by topic.
     pub retained: HashMap<Box<str>, Message>,
@@ -249,6 +249,7 @@ impl State {
     /// See [`super::Journal::keep_session`].
     pub fn append_session(&mut self, client_id: &str, session: Option<&[u8]>, lazy: bool) -> Result<Position, Full> {
         self.control(session.map_or(0, <[u8]>::len))?;
+        let Ok(len) = u16::try_from(client_id.len()) else { return Ok(Position(self.newest)) };
         match session {
             Some(session) => self.sessions.insert(client_id.into(), Bytes::copy_from_slice(session)),
             None => self.sessions.remove(client_id),
@@ -258,9 +259,13 @@ impl State {
         } else {
             self.due_now()
         }
-        let len = (client_id.len() as u16).to_le_bytes();
-        let body: &[&[u8]] = &[&len, client_id.as_bytes(), session.unwrap_or_default()];
+        let body: &[&[u8]] = &[&len.to_le_bytes(), client_id.as_bytes(), session.unwrap_or_default()];
         Ok(self.push(Kind::State, 0, std::iter::empty(), body))
+    }
+
+    /// Persistent sessions alone.
+    pub fn client_sessions(&self) -> impl Iterator<Item = (&Box<str>, &Bytes)> {
+        self.sessions.iter().filter(|(name, _)| !name.starts_with('\0'))
     }
 
     /// See [`super::Journal::barrier`].

@@ -25,7 +25,7 @@ use tokio_util::task::AbortOnDropHandle;
 use super::properties::{gateway_in, varint};
 use super::settings::{Scheme, UpstreamAddress, UpstreamSettings};
 use super::tls;
-use super::wire::{Broken, Busy, ClientEvent, InMessage, Link, OutMessage, UpstreamClient, Version};
+use super::wire::{Broken, Busy, ClientEvent, InMessage, Link, OutMessage, UpstreamClient, Version, words};
 use crate::message::{Qos, TopicFilter, via};
 
 /// Time for TCP, TLS and CONNACK together.
@@ -383,12 +383,22 @@ fn broken_v5(error: &v5::ConnectionError) -> Broken {
         ConnectionError::ConnectionRefused(Code::UnsupportedProtocolVersion | Code::RefusedProtocolVersion) => {
             Broken::Version
         }
+        // it will be better without a person
+        ConnectionError::ConnectionRefused(
+            code @ (Code::ServiceUnavailable
+            | Code::ServerUnavailable
+            | Code::ServerBusy
+            | Code::QuotaExceeded
+            | Code::ConnectionRateExceeded),
+        ) => Broken::Failed(words(code)),
         ConnectionError::ConnectionRefused(code) => Broken::Refused(words(code)),
+        ConnectionError::Tls(error) => tls::broken(error),
         ConnectionError::Timeout(_) | ConnectionError::MqttState(StateError::AwaitPingResp) => Broken::Silent,
-        ConnectionError::Io(error) => broken_io(error),
+        ConnectionError::Io(error) => tls::broken_io(error),
         ConnectionError::MqttState(StateError::ConnectionAborted) => Broken::Closed,
-        ConnectionError::MqttState(StateError::Io(error)) => broken_io(error),
-        ConnectionError::MqttState(StateError::Deserialization(mqttbytes::Error::Io(error))) => broken_io(error),
+        ConnectionError::MqttState(StateError::Io(error)) => tls::broken_io(error),
+        ConnectionError::MqttState(StateError::Deserialization(mqttbytes::Error::Io(error))) => tls::broken_io(error),
+        ConnectionError::MqttState(StateError::Deserialization(_)) | ConnectionError::NotConnAck(_) => Broken::Garbled,
         ConnectionError::MqttState(StateError::ServerDisconnect { reason_code, reason_string }) => {
             let mut why = words(reason_code);
             if let Some(text) = reason_string {
@@ -408,19 +418,12 @@ fn broken_v4(error: &rumqttc::ConnectionError) -> Broken {
         ConnectionError::NetworkTimeout
         | ConnectionError::FlushTimeout
         | ConnectionError::MqttState(StateError::AwaitPingResp) => Broken::Silent,
-        ConnectionError::Io(error) | ConnectionError::MqttState(StateError::Io(error)) => broken_io(error),
+        ConnectionError::Io(error) | ConnectionError::MqttState(StateError::Io(error)) => tls::broken_io(error),
         ConnectionError::MqttState(StateError::ConnectionAborted) => Broken::Closed,
-        ConnectionError::MqttState(StateError::Deserialization(p4::Error::Io(error))) => broken_io(error),
+        ConnectionError::MqttState(StateError::Deserialization(p4::Error::Io(error))) => tls::broken_io(error),
+        ConnectionError::MqttState(StateError::Deserialization(_)) | ConnectionError::NotConnAck(_) => Broken::Garbled,
+        ConnectionError::Tls(error) => tls::broken(error),
         error => Broken::Failed(error.to_string()),
-    }
-}
-
-fn broken_io(error: &std::io::Error) -> Broken {
-    use std::io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset, TimedOut, UnexpectedEof};
-    match error.kind() {
-        BrokenPipe | ConnectionAborted | ConnectionReset | UnexpectedEof => Broken::Closed,
-        TimedOut => Broken::Silent,
-        _ => Broken::Failed(error.to_string()),
     }
 }
 
@@ -431,6 +434,9 @@ fn concerns_message(reason: p5::DisconnectReasonCode) -> bool {
         reason,
         Code::ServerBusy
             | Code::ServerShuttingDown
+            | Code::MessageRateTooHigh
+            | Code::QuotaExceeded
+            | Code::ReceiveMaximumExceeded
             | Code::KeepAliveTimeout
             | Code::SessionTakenOver
             | Code::AdministrativeAction
@@ -439,18 +445,6 @@ fn concerns_message(reason: p5::DisconnectReasonCode) -> bool {
             | Code::ConnectionRateExceeded
             | Code::MaximumConnectTime
     )
-}
-
-/// `NotAuthorized` as "not authorized".
-fn words(code: &impl std::fmt::Debug) -> String {
-    let mut text = String::new();
-    for c in format!("{code:?}").chars() {
-        if c.is_uppercase() && !text.is_empty() {
-            text.push(' ');
-        }
-        text.extend(c.to_lowercase());
-    }
-    text
 }
 
 fn reason_v5(reason: p5::PubAckReason) -> u8 {

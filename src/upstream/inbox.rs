@@ -4,11 +4,12 @@ use std::collections::VecDeque;
 
 use tracing::{error, warn};
 
+use super::retained::{PAGE, is_same};
 use super::session::Inbound;
 use super::wire::UpstreamClient;
 use crate::broker::ingress::{Ingress, IngressError, Receipt};
 use crate::journal::ConsumerId;
-use crate::message::{Draft, Origin, Qos, TopicFilter, via};
+use crate::message::{Draft, Message, Origin, Qos, TopicFilter, via};
 
 /// Messages held while the gateway has no room for them. More are not acknowledged, and come again later.
 const HELD: usize = 1000;
@@ -42,6 +43,38 @@ impl Door {
             Door::Ingress(ingress) => ingress.set_upstream_filters(consumer, origin, filters),
             #[cfg(test)]
             Door::Test(door) => door.set_filters(&filters),
+        }
+    }
+
+    /// Whether a message is the retained one of its topic.
+    pub(super) fn is_current(&self, message: &Message) -> bool {
+        match self {
+            Door::Ingress(ingress) => match ingress.retained(message.view().topic()) {
+                Some(retained) => is_same(&retained, message),
+                None => message.view().payload().is_empty(),
+            },
+            #[cfg(test)]
+            Door::Test(_) => true,
+        }
+    }
+
+    /// Whether nothing is retained on a topic.
+    pub(super) fn is_absent(&self, topic: &str) -> bool {
+        match self {
+            Door::Ingress(ingress) => ingress.retained(topic).is_none(),
+            #[cfg(test)]
+            Door::Test(_) => false,
+        }
+    }
+
+    /// Retained messages behind a topic.
+    pub(super) fn retained(&self, filter: &TopicFilter, after: &str, not_from: Origin) -> Vec<Message> {
+        match self {
+            Door::Ingress(ingress) => {
+                ingress.select_retained(filter, after, PAGE, |message| message.view().origin() != not_from)
+            }
+            #[cfg(test)]
+            Door::Test(_) => Vec::new(),
         }
     }
 

@@ -60,8 +60,8 @@ impl Bench {
         }
     }
 
-    fn append(&self, payload: &[u8]) {
-        let draft = Draft {
+    fn draft(payload: &[u8]) -> Draft<'_> {
+        Draft {
             topic: "t",
             payload,
             qos: Qos::AtLeastOnce,
@@ -70,9 +70,16 @@ impl Bench {
             expiry: None,
             boot_ms: 0,
             origin: Origin::client("somebody"),
-        };
+        }
+    }
+
+    fn append(&self, payload: &[u8]) {
+        self.append_draft(&Bench::draft(payload));
+    }
+
+    fn append_draft(&self, draft: &Draft<'_>) {
         let to = self.consumers.id(self.lanes.append());
-        let position = self.journal.append(&Message::new(&draft), &[to]).unwrap();
+        let position = self.journal.append(&Message::new(draft), &[to]).unwrap();
         while *self.journal.synced().borrow() < position {
             std::thread::yield_now();
         }
@@ -131,7 +138,7 @@ impl Bench {
                 Some((turn, delivery?))
             });
             let Some((turn, delivery)) = next else { return };
-            let actions = self.session.delivery(turn, delivery, 0);
+            let actions = self.session.delivery(turn, delivery, true, 0);
             self.perform(actions);
         }
     }
@@ -231,6 +238,27 @@ fn a_message_that_ends_the_connection_is_found_in_the_backlog_while_live_ones_co
     assert_eq!((ledger.acked, ledger.dropped.ends_connection), (10 + u64::from(connections), 1));
     assert!(!Lane::ALL.iter().any(|lane| bench.session.suspects(*lane)));
     assert!(bench.session.has_room(Role::Live));
+}
+
+#[test]
+fn a_message_that_was_overtaken_goes_without_its_retain_flag_and_a_deletion_is_reported() {
+    let mut bench = Bench::new(16);
+    let retained = Draft { retain: true, ..Bench::draft(b"") };
+    for _ in 0..2 {
+        bench.append_draft(&retained);
+    }
+    bench.connect(V5);
+    let mut deliveries = (0..2).map(|_| bench.readers.try_next(Lane::First).unwrap()).collect::<Vec<_>>();
+    let turn = (Lane::First, Role::Live);
+    for (is_current, delivery) in [false, true].into_iter().zip(deliveries.drain(..)) {
+        let actions = bench.session.delivery(turn, delivery, is_current, 0);
+        assert!(matches!(&actions[..], [SessionAction::Publish(out)] if out.retain == is_current), "{actions:?}");
+    }
+    for id in 1..=2 {
+        bench.session.sent(id);
+        let is_deletion = bench.session.acked(id, 0, 0).contains(&SessionAction::Deleted("t".into()));
+        assert_eq!(is_deletion, id == 2);
+    }
 }
 
 proptest! {

@@ -1,6 +1,6 @@
 //! Upstreams: remote brokers that messages are forwarded to and taken from.
 //!
-//! [`rule`] maps topics, [`lanes`] says what goes before what, [`session`] decides, [`client`] speaks MQTT (and is the only one that names rumqttc),
+//! [`rule`] maps topics, [`lanes`] says what goes before what, [`retained`] keeps retained messages equal, [`session`] decides, [`client`] speaks MQTT (and is the only one that names rumqttc),
 //! [`task`] brings them together, and [`ledger`] keeps account.
 //!
 //! Promises: what the journal holds for an upstream arrives there in order, at least once at QoS 1, whatever happens to the
@@ -18,6 +18,7 @@ mod lanes_tests;
 pub mod ledger;
 pub mod overlap;
 mod properties;
+pub mod retained;
 pub mod rule;
 pub mod session;
 pub mod settings;

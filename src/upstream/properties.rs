@@ -1,5 +1,6 @@
 //! MQTT 5 PUBLISH properties as they are encoded [MQTT-3.3.2.3]: only what passing them on needs.
 
+use super::ledger::DropReason;
 use crate::message::via::{self, Properties};
 
 const MESSAGE_EXPIRY: u8 = 2;
@@ -22,6 +23,35 @@ pub fn kept(encoded: &[u8]) -> Vec<u8> {
 pub fn add_expiry(properties: &mut Vec<u8>, seconds: u32) {
     properties.push(MESSAGE_EXPIRY);
     properties.extend(seconds.to_be_bytes());
+}
+
+/// The properties that a message has on its way up to an upstream, which may be a gateway itself.
+pub fn up(encoded: &[u8], upstream: Option<via::Id>, expiry: Option<u32>) -> Result<Vec<u8>, DropReason> {
+    if upstream.is_some_and(|gateway| via::names(encoded, gateway)) {
+        return Err(DropReason::CameFromThere);
+    }
+    if via::names(encoded, via::Id::ours()) {
+        return Err(DropReason::Loop);
+    }
+    let mut properties = kept(encoded);
+    via::append(&mut properties, via::Id::ours()).map_err(|via::TooMany| DropReason::Loop)?;
+    if let Some(seconds) = expiry {
+        add_expiry(&mut properties, seconds);
+    }
+    Ok(properties)
+}
+
+/// The properties of a message that came down; `None`: it must not come in here. An upstream does not write itself into
+/// what it delivers to a subscription, so that is done here.
+pub fn down(encoded: &[u8], upstream: Option<via::Id>) -> Option<Vec<u8>> {
+    if via::names(encoded, via::Id::ours()) {
+        return None;
+    }
+    let mut properties = kept(encoded);
+    if let Some(gateway) = upstream.filter(|gateway| !via::names(encoded, *gateway)) {
+        via::append(&mut properties, gateway).ok()?;
+    }
+    Some(properties)
 }
 
 /// The gateway that introduces itself in these user properties.

@@ -6,6 +6,12 @@
 //! aside with a reason. When the connection breaks, everything unsettled is sent again on the next one, so the upstream
 //! sees duplicates of at most the window.
 //!
+//! **Later.** A refusal that says nothing about the message, but that the upstream takes none at the moment, sets nothing
+//! aside: quota exceeded (0x97), and packet identifier in use (0x91), which only says that both sides count differently.
+//! When everything under way is answered, the upstream gets a pause, the longer the more often, and then what it refused and
+//! all after it, in order. All other refusals are for good [MQTT-5 3.4.2.1]: unspecified (0x80) and implementation specific
+//! (0x83) errors mean that the upstream does not accept this message, and give no reason to expect that it ever will.
+//!
 //! **Live first.** Where messages come in two lanes (see [`super::lanes`]), those of the backlog leave an eighth of the window
 //! free, and have at most [`BACKLOG_BYTES`] under way: what is live goes at once and does not queue up behind them on a slow
 //! line.
@@ -18,21 +24,25 @@
 //! **Down.** A message is mapped to its local topic and acknowledged when the gateway has it safe.
 //!
 //! **No echo.** What came from an upstream is not sent back to it. On version 5 subscriptions have the no local option, and
-//! messages name the gateways that they have passed through: none enters a gateway twice (see [`via`]).
+//! messages name the gateways that they have passed through: none enters a gateway twice (see [`crate::message::via`]).
+
+mod down;
+mod suspect;
 
 use std::collections::VecDeque;
 
 use bytes::Bytes;
 use tracing::{debug, info, warn};
 
+use self::suspect::Suspect;
 use super::lanes::Lane;
 use super::ledger::{Counts, DropReason, Outcome};
 use super::properties;
 use super::rule::Rules;
 use super::settings::{OutQos, UpstreamSettings};
-use super::wire::{Broken, InMessage, Link, OutMessage, Role, Version};
+use super::wire::{Broken, Link, OutMessage, Role, Version};
 use crate::journal::{Delivery, Position};
-use crate::message::{Message, Origin, Qos, TopicFilter, via};
+use crate::message::{Message, Origin, Qos, TopicFilter};
 
 /// Connections that a message may end before it is set aside.
 pub const STRIKES: u32 = 3;
@@ -41,6 +51,11 @@ pub const ANSWER_TIMEOUT_MS: u64 = 60_000;
 
 /// Bytes of a backlog that may be under way: half a second on a line of 1 Mbit/s.
 pub const BACKLOG_BYTES: usize = 64 << 10;
+
+/// Refusals that do not concern the message: packet identifier in use, quota exceeded.
+const TRANSIENT: [u8; 2] = [0x91, 0x97];
+const FIRST_PAUSE_MS: u64 = 1_000;
+const LONGEST_PAUSE_MS: u64 = 60_000;
 
 /// What is to be done.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -55,6 +70,8 @@ pub enum SessionAction {
     Subscribe(Vec<(TopicFilter, Qos)>),
     /// Unsubscribe from these.
     Unsubscribe(Vec<TopicFilter>),
+    /// The upstream has deleted its retained message on this remote topic.
+    Deleted(String),
     /// End the connection: the upstream does not answer.
     Break,
 }
@@ -94,30 +111,29 @@ struct InFlight {
     handed_over: u64,
     packet_id: Option<u16>,
     outcome: Option<Outcome>,
+    /// The remote topic whose retained message it deletes.
+    deletes: Option<String>,
+    /// Answered, and to be sent again later.
+    again: bool,
 }
 
 impl InFlight {
     fn new(source: Option<Source>, now: u64) -> InFlight {
-        InFlight { source, handed_over: now, packet_id: None, outcome: None }
+        InFlight { source, handed_over: now, packet_id: None, outcome: None, deletes: None, again: false }
+    }
+
+    fn with(mut self, out: &OutMessage) -> InFlight {
+        self.deletes = (out.retain && out.payload.is_empty()).then(|| out.topic.clone());
+        self
     }
 }
 
-/// A message that was unanswered when the upstream closed the connection.
+/// The upstream takes nothing at the moment.
 #[derive(Clone, Copy, Debug)]
-struct Suspect {
-    position: Position,
-    strikes: u32,
-    /// Up to here messages go one at a time, per lane; `None`: this lane is not concerned.
-    until: [Option<Position>; 2],
-}
-
-impl Suspect {
-    /// What is left of the suspicion when a lane is past this place.
-    fn past(mut self, lane: Lane, position: Position) -> Option<Suspect> {
-        let until = &mut self.until[lane.index()];
-        *until = until.filter(|until| *until > position);
-        self.until.iter().any(Option::is_some).then_some(self)
-    }
+struct Pause {
+    /// Until then, once everything under way is answered.
+    until: Option<u64>,
+    times: u32,
 }
 
 /// The state of the conversation.
@@ -134,6 +150,11 @@ pub struct Session {
     backlog_bytes: usize,
     last_answer: u64,
     suspect: Option<Suspect>,
+    pause: Option<Pause>,
+    /// Pauses in a row.
+    pauses: u32,
+    /// A message that is not from the journal was to come again.
+    own_put_off: bool,
     subscribing: VecDeque<Vec<TopicFilter>>,
     counts: Counts,
 }
@@ -152,6 +173,9 @@ impl Session {
             backlog_bytes: 0,
             last_answer: 0,
             suspect: None,
+            pause: None,
+            pauses: 0,
+            own_put_off: false,
             subscribing: VecDeque::new(),
             counts: Counts::default(),
         }
@@ -171,6 +195,16 @@ impl Session {
     /// Messages handed over and not settled.
     pub fn in_flight(&self) -> usize {
         self.in_flight.len()
+    }
+
+    /// Those of them that are not from the journal.
+    pub fn own_in_flight(&self) -> usize {
+        self.in_flight.iter().filter(|message| message.source.is_none()).count()
+    }
+
+    /// Whether one of them was not taken, since this was asked last.
+    pub fn take_own_put_off(&mut self) -> bool {
+        std::mem::take(&mut self.own_put_off)
     }
 
     /// The upstream has accepted a connection.
@@ -210,33 +244,15 @@ impl Session {
         }
         self.in_flight.clear();
         self.backlog_bytes = 0;
+        // what was to come again does so on the next connection
+        self.pause = self.pause.filter(|pause| pause.until.is_some());
         actions.push(SessionAction::Rewind);
         actions
     }
 
-    /// The upstream closed the connection while this was the oldest message without an answer.
-    fn suspect(&mut self, source: &Source, actions: &mut Vec<SessionAction>) {
-        let &Source { lane, position, ref message, .. } = source;
-        let mut until = self.suspect.map_or([None; 2], |suspect| suspect.until);
-        for source in self.in_flight.iter().filter_map(|message| message.source.as_ref()) {
-            let until = &mut until[source.lane.index()];
-            *until = (*until).max(Some(source.position));
-        }
-        let alone = self.in_flight.iter().filter(|message| message.source.is_some()).count() == 1;
-        let before = self.suspect.filter(|suspect| suspect.position == position).map_or(0, |suspect| suspect.strikes);
-        let strikes = before + u32::from(alone);
-        self.suspect = Some(Suspect { position, strikes, until });
-        if strikes >= STRIKES {
-            let why = "the upstream closes the connection whenever it gets this message";
-            self.counts.add_loss(&self.name, DropReason::EndsConnection, message.view().topic(), why);
-            self.suspect = self.suspect.and_then(|suspect| suspect.past(lane, position));
-            actions.push(SessionAction::Settle(lane, position, Outcome::Dropped(DropReason::EndsConnection)));
-        }
-    }
-
     /// Whether the next message may be handed over.
     pub fn has_room(&self, role: Role) -> bool {
-        let Some(link) = self.link else { return false };
+        let Some(link) = self.link.filter(|_| self.pause.is_none()) else { return false };
         let window = if self.suspect.is_some() { 1 } else { self.max_inflight.min(link.receive_maximum).max(1) };
         let window = usize::from(window);
         let in_flight = self.in_flight.len();
@@ -249,28 +265,33 @@ impl Session {
         }
     }
 
-    /// Whether messages of this lane are to be handed over before those of the other, one at a time, because one of
-    /// them may be what the upstream closes connections for.
-    pub fn suspects(&self, lane: Lane) -> bool {
-        self.suspect.is_some_and(|suspect| suspect.until[lane.index()].is_some())
+    /// A message of ours that is not in the journal. Only to be called while there is room.
+    pub fn own(&mut self, out: OutMessage, now: u64) -> Vec<SessionAction> {
+        self.in_flight.push_back(InFlight::new(None, now).with(&out));
+        vec![SessionAction::Publish(out)]
     }
 
-    /// Nothing waits in this lane: nothing in it is suspected any more.
-    pub fn acquit(&mut self, lane: Lane) {
-        self.suspect = self.suspect.and_then(|suspect| suspect.past(lane, Position(u64::MAX)));
-    }
-
-    /// The journal has this message. Only to be called while there is room.
-    pub fn delivery(&mut self, (lane, role): (Lane, Role), delivery: Delivery, now: u64) -> Vec<SessionAction> {
+    /// The journal has this message; `is_current`: if it has the retain flag, it is the retained one of its topic here. Only
+    /// to be called while there is room.
+    pub fn delivery(
+        &mut self,
+        (lane, role): (Lane, Role),
+        delivery: Delivery,
+        is_current: bool,
+        now: u64,
+    ) -> Vec<SessionAction> {
         let Delivery { position, message, .. } = delivery;
         let mut actions = Vec::new();
-        let outgoing = self.outgoing(&message, now);
+        let outgoing = self.outgoing(&message, is_current, now);
         if role == Role::Backlog {
             self.backlog_bytes += message.size();
         }
         let mut in_flight = InFlight::new(Some(Source { lane, role, position, message }), now);
         match outgoing {
-            Ok(out) => actions.push(SessionAction::Publish(out)),
+            Ok(out) => {
+                in_flight = in_flight.with(&out);
+                actions.push(SessionAction::Publish(out));
+            }
             Err(outcome) => in_flight.outcome = Some(outcome),
         }
         self.in_flight.push_back(in_flight);
@@ -278,7 +299,25 @@ impl Session {
         actions
     }
 
-    fn outgoing(&self, message: &Message, now: u64) -> Result<OutMessage, Outcome> {
+    /// A retained message as it goes up in a pass; `None`: it does not, or also comes down from there.
+    pub fn retained(&self, message: &Message, now: u64) -> Option<OutMessage> {
+        let out = self.outgoing(message, true, now).ok()?;
+        (out.retain && self.rules.incoming(&out.topic).is_none()).then_some(out)
+    }
+
+    /// The deletion of a retained message that went up before; `None`: it does not go up any more, or also comes down.
+    pub fn deletion(&self, local: &str, remote: String) -> Option<OutMessage> {
+        let link = self.link.filter(|link| link.retain_available)?;
+        let (topic, qos) = self.rules.outgoing(local)?;
+        if topic != remote || self.rules.incoming(&remote).is_some() {
+            return None;
+        }
+        let qos = if qos == OutQos::AtMostOnce { Qos::AtMostOnce } else { Qos::AtLeastOnce };
+        let (payload, properties) = (Bytes::new(), Vec::new());
+        Some(OutMessage { topic, payload, qos: qos.min(link.max_qos), retain: true, properties })
+    }
+
+    fn outgoing(&self, message: &Message, is_current: bool, now: u64) -> Result<OutMessage, Outcome> {
         let Some(link) = self.link else { return Err(Outcome::Dropped(DropReason::NoRule)) };
         let view = message.view();
         if view.origin() == self.origin {
@@ -289,7 +328,7 @@ impl Session {
         let expiry = view.remaining_expiry(now).map_err(|_| Outcome::Expired)?;
         let properties = match link.version {
             Version::V4 => Vec::new(),
-            Version::V5 => properties_up(view.properties(), link.gateway, expiry).map_err(Outcome::Dropped)?,
+            Version::V5 => properties::up(view.properties(), link.gateway, expiry).map_err(Outcome::Dropped)?,
         };
         let qos = match policy {
             OutQos::AtMostOnce => Qos::AtMostOnce,
@@ -300,7 +339,7 @@ impl Session {
             topic,
             payload: Bytes::copy_from_slice(view.payload()),
             qos: qos.min(link.max_qos),
-            retain: view.retain() && link.retain_available,
+            retain: view.retain() && is_current && link.retain_available,
             properties,
         };
         // [MQTT-2.1.4]: the remaining length has 28 bits
@@ -329,18 +368,56 @@ impl Session {
     pub fn acked(&mut self, packet_id: u16, reason: u8, now: u64) -> Vec<SessionAction> {
         self.last_answer = now;
         let mut actions = Vec::new();
-        let is_it = |message: &&mut InFlight| message.packet_id == Some(packet_id) && message.outcome.is_none();
-        if let Some(message) = self.in_flight.iter_mut().find(is_it) {
-            let refused = reason >= 0x80;
-            if let Some(source) = message.source.as_ref().filter(|_| refused) {
-                let (upstream, topic) = (&self.name, source.message.view().topic());
-                debug!(upstream, topic, reason, "the upstream refuses a message");
+        let is_it = |message: &&mut InFlight| {
+            message.packet_id == Some(packet_id) && message.outcome.is_none() && !message.again
+        };
+        let Some(message) = self.in_flight.iter_mut().find(is_it) else { return actions };
+        let refused = reason >= 0x80;
+        if let Some(source) = message.source.as_ref().filter(|_| refused) {
+            let (upstream, topic) = (&self.name, source.message.view().topic());
+            debug!(upstream, topic, reason, "the upstream refuses a message");
+        }
+        if TRANSIENT.contains(&reason) {
+            message.again = true;
+            if self.pause.is_none() {
+                self.pauses += 1;
+                self.pause = Some(Pause { until: None, times: self.pauses });
             }
+        } else {
             let outcome = if refused { Outcome::Dropped(DropReason::Refused) } else { Outcome::Acked };
             message.outcome = Some(outcome);
+            actions.extend(message.deletes.take().filter(|_| !refused).map(SessionAction::Deleted));
+            if !refused && self.pause.is_none() && std::mem::take(&mut self.pauses) > 0 {
+                info!(upstream = self.name, "the upstream takes messages again");
+            }
             self.settle(&mut actions);
         }
+        self.rest(now, &mut actions);
         actions
+    }
+
+    /// Begins the pause when everything under way is answered: what was taken is settled, the rest comes again.
+    fn rest(&mut self, now: u64, actions: &mut Vec<SessionAction>) {
+        let Some(pause) = self.pause.as_mut().filter(|pause| pause.until.is_none()) else { return };
+        if self.in_flight.iter().any(|message| message.outcome.is_none() && !message.again) {
+            return;
+        }
+        let wait = (FIRST_PAUSE_MS << (pause.times - 1).min(10)).min(LONGEST_PAUSE_MS);
+        pause.until = Some(now + wait);
+        let times = pause.times;
+        if times.is_power_of_two() {
+            let (upstream, seconds) = (&self.name, wait / 1000);
+            warn!(upstream, times, seconds, "the upstream's quota is exceeded: messages wait, none is lost");
+        }
+        for message in std::mem::take(&mut self.in_flight) {
+            match (message.source, message.outcome) {
+                (Some(source), Some(outcome)) => self.end(source, outcome, actions),
+                (None, _) => self.own_put_off |= message.again,
+                _ => {}
+            }
+        }
+        self.backlog_bytes = 0;
+        actions.push(SessionAction::Rewind);
     }
 
     /// Settles what has ended, up to the first message that has not.
@@ -349,119 +426,46 @@ impl Session {
             let Some(source) = self.in_flight.pop_front().and_then(|oldest| oldest.source) else {
                 continue; // the status
             };
-            let Source { lane, role, position, message } = source;
-            if role == Role::Backlog {
-                self.backlog_bytes -= message.size();
-            }
-            self.suspect = self.suspect.and_then(|suspect| suspect.past(lane, position));
-            let why = match outcome {
-                Outcome::Dropped(DropReason::Refused) => "the upstream refuses it",
-                Outcome::Dropped(DropReason::TooLarge) => "it is larger than the upstream takes",
-                Outcome::Dropped(DropReason::Loop) => "it has passed through too many gateways: is there a loop?",
-                _ => "",
-            };
-            if let Outcome::Dropped(reason) = outcome
-                && !why.is_empty()
-            {
-                self.counts.add_loss(&self.name, reason, message.view().topic(), why);
-            }
-            actions.push(SessionAction::Settle(lane, position, outcome));
+            self.end(source, outcome, actions);
         }
+    }
+
+    /// A message has ended.
+    fn end(&mut self, source: Source, outcome: Outcome, actions: &mut Vec<SessionAction>) {
+        let Source { lane, role, position, message } = source;
+        if role == Role::Backlog {
+            self.backlog_bytes = self.backlog_bytes.saturating_sub(message.size());
+        }
+        self.suspect = self.suspect.and_then(|suspect| suspect.past(lane, position));
+        let why = match outcome {
+            Outcome::Dropped(DropReason::Refused) => "the upstream refuses it",
+            Outcome::Dropped(DropReason::TooLarge) => "it is larger than the upstream takes",
+            Outcome::Dropped(DropReason::Loop) => "it has passed through too many gateways: is there a loop?",
+            _ => "",
+        };
+        if let Outcome::Dropped(reason) = outcome
+            && !why.is_empty()
+        {
+            self.counts.add_loss(&self.name, reason, message.view().topic(), why);
+        }
+        actions.push(SessionAction::Settle(lane, position, outcome));
     }
 
     /// When [`Session::time`] is to be called.
     pub fn deadline(&self) -> Option<u64> {
-        let oldest = self.in_flight.iter().find(|message| message.outcome.is_none())?;
-        Some(oldest.handed_over.max(self.last_answer) + ANSWER_TIMEOUT_MS)
+        let oldest = self.in_flight.iter().find(|message| message.outcome.is_none() && !message.again);
+        let answer = oldest.map(|oldest| oldest.handed_over.max(self.last_answer) + ANSWER_TIMEOUT_MS);
+        [answer, self.pause.and_then(|pause| pause.until)].into_iter().flatten().min()
     }
 
     /// Time has come so far.
     pub fn time(&mut self, now: u64) -> Vec<SessionAction> {
+        if self.pause.and_then(|pause| pause.until).is_some_and(|until| until <= now) {
+            self.pause = None;
+        }
         let silent = self.link.is_some() && self.deadline().is_some_and(|deadline| deadline <= now);
         if silent { vec![SessionAction::Break] } else { Vec::new() }
     }
-
-    /// New rules; the connection stays.
-    pub fn set_rules(&mut self, rules: Rules) -> Vec<SessionAction> {
-        let (before, wanted) = (self.rules.subscriptions(), rules.subscriptions());
-        self.rules = rules;
-        let mut actions = Vec::new();
-        if self.link.is_some() {
-            let gone = before.iter().filter(|(filter, _)| wanted.iter().all(|(kept, _)| kept != filter));
-            let gone: Vec<_> = gone.map(|(filter, _)| filter.clone()).collect();
-            if !gone.is_empty() {
-                actions.push(SessionAction::Unsubscribe(gone));
-            }
-            self.subscribe(wanted.into_iter().filter(|new| !before.contains(new)).collect(), &mut actions);
-        }
-        actions
-    }
-
-    fn subscribe(&mut self, wanted: Vec<(TopicFilter, Qos)>, actions: &mut Vec<SessionAction>) {
-        if !wanted.is_empty() {
-            self.subscribing.push_back(wanted.iter().map(|(filter, _)| filter.clone()).collect());
-            actions.push(SessionAction::Subscribe(wanted));
-        }
-    }
-
-    /// The upstream has answered to a subscription.
-    pub fn subscribed(&mut self, reasons: &[u8]) {
-        let upstream = &self.name;
-        for (filter, reason) in self.subscribing.pop_front().unwrap_or_default().iter().zip(reasons) {
-            if *reason >= 0x80 {
-                warn!(upstream, %filter, reason, "the upstream refuses the subscription: nothing comes down by it");
-            } else {
-                info!(upstream, %filter, qos = reason, "subscribed");
-            }
-        }
-    }
-
-    /// A message came down; `None`: no rule wants it, or it has been here, and it is to be acknowledged at once.
-    pub fn incoming(&self, message: InMessage) -> Option<Inbound> {
-        let (topic, qos) = self.rules.incoming(&message.topic)?;
-        let Some(properties) = properties_down(&message.properties, self.link.and_then(|link| link.gateway)) else {
-            debug!(upstream = self.name, topic, "not taken from upstream: it has been here, or in too many gateways");
-            return None;
-        };
-        Some(Inbound {
-            topic,
-            payload: message.payload,
-            qos: message.qos.min(qos),
-            retain: message.retain,
-            properties,
-            expiry: message.expiry,
-            packet_id: message.packet_id,
-        })
-    }
-}
-
-/// The properties that a message has on its way up to an upstream, which may be a gateway itself.
-fn properties_up(encoded: &[u8], upstream: Option<via::Id>, expiry: Option<u32>) -> Result<Vec<u8>, DropReason> {
-    if upstream.is_some_and(|gateway| via::names(encoded, gateway)) {
-        return Err(DropReason::CameFromThere);
-    }
-    if via::names(encoded, via::Id::ours()) {
-        return Err(DropReason::Loop);
-    }
-    let mut properties = properties::kept(encoded);
-    via::append(&mut properties, via::Id::ours()).map_err(|via::TooMany| DropReason::Loop)?;
-    if let Some(seconds) = expiry {
-        properties::add_expiry(&mut properties, seconds);
-    }
-    Ok(properties)
-}
-
-/// The properties of a message that came down; `None`: it must not come in here. An upstream does not write itself into
-/// what it delivers to a subscription, so that is done here.
-fn properties_down(encoded: &[u8], upstream: Option<via::Id>) -> Option<Vec<u8>> {
-    if via::names(encoded, via::Id::ours()) {
-        return None;
-    }
-    let mut properties = properties::kept(encoded);
-    if let Some(gateway) = upstream.filter(|gateway| !via::names(encoded, *gateway)) {
-        via::append(&mut properties, gateway).ok()?;
-    }
-    Some(properties)
 }
 
 #[cfg(test)]

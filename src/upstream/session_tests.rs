@@ -1,9 +1,13 @@
+#[path = "session_later_tests.rs"]
+mod later;
+
 use proptest::prelude::*;
 
 use super::super::rule::tests::{rule, settings};
+use super::super::wire::InMessage;
 use super::*;
 use crate::journal::{Journal, Limits, Reader, WhenFull};
-use crate::message::Draft;
+use crate::message::{Draft, via};
 
 const V5: Link = Link {
     version: Version::V5,
@@ -77,7 +81,7 @@ impl Bench {
                 SessionAction::Settle(..) => panic!("one lane only"),
                 SessionAction::Rewind => self.reader.rewind(),
                 SessionAction::Break => self.broken = true,
-                SessionAction::Subscribe(_) | SessionAction::Unsubscribe(_) => {}
+                SessionAction::Subscribe(_) | SessionAction::Unsubscribe(_) | SessionAction::Deleted(_) => {}
             }
         }
     }
@@ -90,7 +94,7 @@ impl Bench {
     fn pump(&mut self, now: u64) {
         while self.session.has_room(Role::Live) {
             let Some(delivery) = self.reader.try_next() else { return };
-            let actions = self.session.delivery((Lane::First, Role::Live), delivery, now);
+            let actions = self.session.delivery((Lane::First, Role::Live), delivery, true, now);
             self.perform(actions);
         }
     }

@@ -1,6 +1,7 @@
 //! The task of one upstream: connects, lets the session decide, and does what it says.
 
 mod connect;
+mod pass;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,6 +15,7 @@ use super::backoff::Backoff;
 use super::client::Client;
 use super::inbox::{Door, Inbox};
 use super::lanes::{Consumers, Lane, Lanes, Readers};
+use super::retained::{Passes, losses};
 use super::rule::Rules;
 use super::session::{Session, SessionAction};
 use super::settings::UpstreamSettings;
@@ -21,8 +23,8 @@ use super::snapshot::{Snapshot, State};
 use super::wire::{Broken, ClientEvent, Link, Role, UpstreamClient, Version};
 use crate::broker::ingress::{Ingress, IngressError};
 use crate::journal::settings::Order;
-use crate::journal::{Delivery, Journal, Limits};
-use crate::message::{Origin, via};
+use crate::journal::{Delivery, Journal, Limits, Position};
+use crate::message::{Message, Origin, via};
 use crate::time::SharedClock;
 
 /// How often the snapshot is brought up to date, and what waits for time is looked at.
@@ -50,6 +52,9 @@ pub struct Upstream<C> {
     lanes: Lanes,
     consumers: Consumers,
     readers: Readers,
+    passes: Passes,
+    journal: Journal,
+    synced: watch::Receiver<Position>,
     door: Door,
     inbox: Inbox,
     clock: SharedClock,
@@ -117,6 +122,9 @@ impl<C: UpstreamClient> Upstream<C> {
             name: current.name.clone(),
             session: Session::new(rules, &current),
             readers: consumers.readers(),
+            passes: Passes::restore(journal, &current.name),
+            journal: journal.clone(),
+            synced: journal.synced(),
             inbox: Inbox::new(&current.name, max_packet_size),
             shown: Snapshot { name: current.name.clone(), since_boot_ms, ..Snapshot::default() },
             settings,
@@ -149,6 +157,8 @@ impl<C: UpstreamClient> Upstream<C> {
                 End::Changed => (Broken::Failed("the configuration has changed".into()), true),
                 End::Broken(why) => (why, false),
             };
+            let by_message = matches!(why, Broken::Closed | Broken::Dismissed(_)) && self.session.own_in_flight() > 0;
+            self.passes.disconnected(by_message, self.clock.boot_ms());
             let actions = self.session.disconnected(&why);
             self.perform(actions);
             self.lanes.disconnected(self.consumers.waiting());
@@ -165,6 +175,7 @@ impl<C: UpstreamClient> Upstream<C> {
             }
         }
         self.set_carried(None);
+        self.passes.close(&self.journal);
         self.set_state(State::Stopped, None);
         Ok(())
     }
@@ -198,16 +209,22 @@ impl<C: UpstreamClient> Upstream<C> {
         let (resumed, waiting) = (link.session_present, self.consumers.backlog().messages);
         info!(upstream, address, ?version, resumed, waiting, "connected");
         self.set_carried(link.gateway);
+        let now = self.clock.boot_ms();
+        self.passes.connected(link.session_present, losses(&self.consumers.backlog()), now);
         self.lanes.connected(self.consumers.waiting());
         self.set_filters();
         self.shown.failed_attempts = 0;
         self.reasons.clear();
         self.set_state(State::Connected, Some(link.version));
-        let actions = self.session.connected(link, self.clock.boot_ms());
+        let actions = self.session.connected(link, now);
         let mut alive = self.perform(actions);
         let mut may_change = true;
         while alive {
-            let more = self.take_from_journal();
+            let mut more = self.take_from_journal();
+            if more == Some(false) && self.passes.is_active() {
+                more = self.step_pass();
+            }
+            let waits_for_disk = self.passes.waits_for_disk(*self.synced.borrow_and_update());
             alive = self.inbox.acknowledge(&mut self.client) && more.is_some();
             let (more, has_room) = (more == Some(true), self.session.has_room(Role::Live));
             tokio::select! {
@@ -235,6 +252,7 @@ impl<C: UpstreamClient> Upstream<C> {
                     self.inbox.deliver(&self.door, self.clock.boot_ms()).await?;
                     self.show();
                 }
+                _ = self.synced.changed(), if waits_for_disk => {}
                 () = tokio::task::yield_now(), if more => {}
                 () = self.readers.ready(), if has_room && !more => {}
             }
@@ -247,12 +265,28 @@ impl<C: UpstreamClient> Upstream<C> {
         let now = self.clock.boot_ms();
         for _ in 0..AT_ONCE {
             let Some((turn, delivery)) = self.next_delivery() else { return Some(false) };
-            let actions = self.session.delivery(turn, delivery, now);
+            let message = delivery.message.clone();
+            let is_current = message.view().retain() && self.door.is_current(&message);
+            let actions = self.session.delivery(turn, delivery, is_current, now);
+            if is_current {
+                self.note_retained(&message, &actions);
+            }
             if !self.perform(actions) {
                 return None;
             }
         }
         Some(true)
+    }
+
+    fn note_retained(&mut self, message: &Message, actions: &[SessionAction]) {
+        for action in actions {
+            if let SessionAction::Publish(out) = action
+                && out.retain
+            {
+                let local = message.view().topic();
+                self.passes.handed_over(&self.journal, &out.topic, local, !out.payload.is_empty());
+            }
+        }
     }
 
     /// The next message, from the first lane in turn that has one and may hand it over.
@@ -311,6 +345,10 @@ impl<C: UpstreamClient> Upstream<C> {
                 }
                 SessionAction::Rewind => {
                     self.readers.rewind();
+                    Ok(())
+                }
+                SessionAction::Deleted(remote) => {
+                    self.deleted(&remote);
                     Ok(())
                 }
                 SessionAction::Break => {
@@ -397,6 +435,9 @@ impl<C: UpstreamClient> Upstream<C> {
     /// Brings the snapshot up to date.
     fn show(&mut self) {
         let backlog = self.consumers.backlog();
+        if self.shown.state == State::Connected {
+            self.passes.losses(losses(&backlog), self.clock.boot_ms());
+        }
         self.shown.ledger = self.session.counts().ledger(&backlog);
         self.shown.in_flight = self.session.in_flight();
         self.shown.backlog_bytes = backlog.bytes;

@@ -1,14 +1,17 @@
 //! TLS towards an upstream: rustls with ring, the system's roots or a given authority, a client certificate if there is one.
 
+use std::error::Error;
+use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
 use rustls::crypto::ring;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use rustls::{ClientConfig, RootCertStore};
+use rustls::{AlertDescription, CertificateError, ClientConfig, RootCertStore};
 
-use super::settings::UpstreamTls;
+use super::settings::{Scheme, UpstreamTls};
+use super::wire::Broken;
 
 /// Reads the files, which blocks. They are read for every connection, so a renewed certificate is used at once.
 pub(super) fn client_config(files: &UpstreamTls) -> Result<Arc<ClientConfig>, String> {
@@ -49,4 +52,71 @@ fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
     CertificateDer::pem_file_iter(path)
         .and_then(|certificates| certificates.collect::<Result<Vec<_>, _>>())
         .map_err(|error| format!("{}: {error}", path.display()))
+}
+
+/// What a failure of TLS means.
+pub(super) fn broken(error: &(dyn Error + 'static)) -> Broken {
+    let mut cause = Some(error);
+    while let Some(error) = cause {
+        if let Some(error) = error.downcast_ref::<io::Error>() {
+            return broken_io(error);
+        }
+        if let Some(error) = error.downcast_ref::<rustls::Error>() {
+            return Broken::Failed(in_words(error));
+        }
+        cause = error.source();
+    }
+    Broken::Failed(error.to_string())
+}
+
+/// What a failure of the network or of TLS means.
+pub(super) fn broken_io(error: &io::Error) -> Broken {
+    use io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset, TimedOut, UnexpectedEof};
+    if let Some(error) = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()) {
+        return Broken::Failed(in_words(error));
+    }
+    match error.kind() {
+        BrokenPipe | ConnectionAborted | ConnectionReset | UnexpectedEof => Broken::Closed,
+        TimedOut => Broken::Silent,
+        _ => Broken::Failed(error.to_string()),
+    }
+}
+
+/// What is wrong, and what to do about it.
+fn in_words(error: &rustls::Error) -> String {
+    use rustls::Error::{AlertReceived, InvalidCertificate, InvalidMessage};
+    let advice = match error {
+        InvalidCertificate(CertificateError::UnknownIssuer) => {
+            "the authority that signed its certificate is not known here: set tls.ca to that authority's certificate"
+        }
+        InvalidCertificate(CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. }) => {
+            "its certificate is for another host name: use a name in addresses that the certificate has"
+        }
+        InvalidCertificate(
+            CertificateError::Expired
+            | CertificateError::ExpiredContext { .. }
+            | CertificateError::NotValidYet
+            | CertificateError::NotValidYetContext { .. },
+        ) => "its certificate is not valid today: is it renewed, and is this machine's clock right?",
+        AlertReceived(AlertDescription::CertificateRequired) => {
+            "it asks for a client certificate: set tls.cert and tls.key"
+        }
+        AlertReceived(AlertDescription::UnknownCA | AlertDescription::BadCertificate) => {
+            "it does not accept our certificate: see tls.cert"
+        }
+        InvalidMessage(_) => "it does not speak TLS on this port: a plain port's address begins with mqtt://",
+        _ => return format!("TLS: {error}"),
+    };
+    format!("{advice} ({error})")
+}
+
+/// What may be wrong with an address where nothing answers in MQTT.
+pub(super) fn hint(scheme: Scheme, why: &Broken) -> Option<&'static str> {
+    match (scheme, why) {
+        (Scheme::Mqtt, Broken::Closed | Broken::Garbled) => {
+            Some("if this port is for TLS, its address begins with mqtts://")
+        }
+        (Scheme::Mqtts, Broken::Closed) => Some("if this port is not for TLS, its address begins with mqtt://"),
+        _ => None,
+    }
 }

@@ -122,12 +122,27 @@ pub enum Broken {
     /// It closed the connection and said why.
     #[error("it closed the connection: {0}")]
     Dismissed(String),
+    /// What it says is not MQTT.
+    #[error("what it says is not MQTT")]
+    Garbled,
     /// Nothing is heard of it.
     #[error("it does not answer")]
     Silent,
     /// The network, TLS or the protocol failed.
     #[error("{0}")]
     Failed(String),
+}
+
+/// `NotAuthorized` as "not authorized".
+pub fn words(code: &impl std::fmt::Debug) -> String {
+    let mut text = String::new();
+    for c in format!("{code:?}").chars() {
+        if c.is_uppercase() && !text.is_empty() {
+            text.push(' ');
+        }
+        text.extend(c.to_lowercase());
+    }
+    text
 }
 
 /// The connection has no room for another request at the moment.

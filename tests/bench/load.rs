@@ -69,15 +69,44 @@ struct Progress {
 
 /// Connects to the port, runs the load and waits for the last delivery.
 pub fn run(port: u16, load: &Load) -> io::Result<Outcome> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    LocalSet::new().block_on(&runtime, drive(port, load))
+    run_between(port, port, load)
 }
 
-async fn drive(port: u16, load: &Load) -> io::Result<Outcome> {
+/// The same with publishers at one port and subscribers at another.
+pub fn run_between(port: u16, subscribe_at: u16, load: &Load) -> io::Result<Outcome> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    LocalSet::new().block_on(&runtime, drive(port, subscribe_at, load))
+}
+
+/// Receives until so many have come or no more come; returns how many did, and how long that took from the first one on.
+pub fn collect(port: u16, expected: u64) -> io::Result<(u64, Duration)> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let collecting = async {
+        let progress = Rc::new(Progress { delivered: Cell::new(0), last: Cell::new(Instant::now()) });
+        let mut stream = client(port, "collector").await?;
+        stream.write_all(&wire::subscribe("bench/#", 1)).await?;
+        answer(&mut stream, 5, 0x90).await?;
+        let receiving = spawn_local(receive(stream, progress.clone()));
+        let mut begin = None;
+        while progress.delivered.get() < expected {
+            match begin {
+                None if progress.delivered.get() > 0 => begin = Some(Instant::now()),
+                Some(_) if progress.last.get().elapsed() > LOST_AFTER => break,
+                _ => {}
+            }
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+        receiving.abort();
+        Ok((progress.delivered.get(), begin.map_or(Duration::ZERO, |begin| progress.last.get() - begin)))
+    };
+    LocalSet::new().block_on(&runtime, collecting)
+}
+
+async fn drive(port: u16, subscribe_at: u16, load: &Load) -> io::Result<Outcome> {
     let progress = Rc::new(Progress { delivered: Cell::new(0), last: Cell::new(Instant::now()) });
     let mut receiving = Vec::new();
     for number in 0..load.subscribers {
-        let mut stream = client(port, &format!("sub-{number}")).await?;
+        let mut stream = client(subscribe_at, &format!("sub-{number}")).await?;
         stream.write_all(&wire::subscribe("bench/#", load.qos)).await?;
         answer(&mut stream, 5, 0x90).await?;
         receiving.push(spawn_local(receive(stream, progress.clone())));

@@ -11,13 +11,16 @@
 //! | `BENCH_ROUNDS` | `3` | how often, the brokers taking turns; the median is shown |
 //! | `BENCH_PAYLOAD` | `64` | bytes |
 //! | `BENCH_WINDOW` | `20` | publications in flight per publisher at QoS 1; half of it at QoS 2, where mosquitto takes no more |
+//! | `BENCH_OUTAGE` | `100000` | messages of `outage` |
 //! | `BENCH_PIGATEWAY` | the one just built | another binary, to compare two builds |
 //!
 //! Rates are deliveries per second, from the first PUBLISH to the last delivery; what was lost is said. Every
 //! measurement gets a fresh broker with its defaults, except that mosquitto gets `max_queued_messages 0`: with its
 //! default of 1000 it would drop QoS 0 messages instead of delivering them. Its `max_inflight_messages` is 20, as is the
-//! gateway's `max_inflight`.
+//! gateway's `max_inflight`. `bridge` and `outage` forward messages of 200 bytes at QoS 1 to another mosquitto, in whose
+//! `max_inflight_messages` of 20 both are.
 
+mod bridge;
 mod ceiling;
 mod latency;
 mod load;
@@ -73,6 +76,10 @@ impl Broker {
         }
     }
 
+    fn can_forward(self) -> bool {
+        matches!(self, Broker::Mosquitto | Broker::Pigateway)
+    }
+
     fn start(self) -> io::Result<Running> {
         Ok(match self {
             Broker::Mosquitto => Running::Mosquitto(Mosquitto::with("max_queued_messages 0")),
@@ -115,6 +122,7 @@ struct Options {
     rounds: usize,
     payload: usize,
     window: u16,
+    outage: u64,
 }
 
 impl Options {
@@ -140,6 +148,7 @@ impl Options {
             rounds: number("BENCH_ROUNDS", "3") as usize,
             payload: number("BENCH_PAYLOAD", "64") as usize,
             window: number("BENCH_WINDOW", "20") as u16,
+            outage: number("BENCH_OUTAGE", "100000") as u64,
         }
     }
 
@@ -153,6 +162,10 @@ enum Measurement {
     Rate(u8, usize, usize),
     /// QoS, quantile.
     RoundTrip(u8, &'static [(&'static str, f64)]),
+    /// Publishers whose messages are forwarded to another broker.
+    Bridge(usize),
+    /// No broker to forward to.
+    Outage,
     Memory,
     Idle,
     Start,
@@ -169,6 +182,10 @@ fn measurements() -> Vec<(String, Measurement)> {
     for qos in 0..=1 {
         all.push((format!("rtt-qos{qos}"), Measurement::RoundTrip(qos, &[("p50", 0.5), ("p99", 0.99)])));
     }
+    for publishers in [1, 10] {
+        all.push((format!("bridge-{publishers}to1"), Measurement::Bridge(publishers)));
+    }
+    all.push(("outage".into(), Measurement::Outage));
     all.push(("rss".into(), Measurement::Memory));
     all.push(("cpu".into(), Measurement::Idle));
     all.push(("start".into(), Measurement::Start));
@@ -255,6 +272,24 @@ fn measure(broker: Broker, what: &Measurement, options: &Options, notes: &mut Ve
             let times = latency::measure(running.port(), *qos, count, Duration::from_millis(1))?;
             let at = |quantile: f64| times[((times.len() - 1) as f64 * quantile) as usize].as_secs_f64() * 1e6;
             Ok(quantiles.iter().map(|(name, quantile)| (name.to_string(), "µs", at(*quantile))).collect())
+        }
+        Measurement::Bridge(_) | Measurement::Outage if !broker.can_forward() => Ok(Vec::new()),
+        Measurement::Bridge(publishers) => {
+            let outcome = bridge::live(broker == Broker::Pigateway, *publishers, options.time)?;
+            note_loss(broker, &outcome, notes);
+            Ok(vec![(String::new(), "", outcome.rate())])
+        }
+        Measurement::Outage => {
+            let outage = bridge::outage(broker == Broker::Pigateway, options.outage)?;
+            if outage.missing > 0 {
+                notes.push(format!("{}: {} messages did not arrive", broker.name(), outage.missing));
+            }
+            Ok(vec![
+                ("stored".into(), "", outage.stored),
+                ("memory".into(), "MiB", outage.memory),
+                ("drained".into(), "", outage.drained),
+                ("peak".into(), "MiB", outage.peak),
+            ])
         }
         Measurement::Memory => memory(broker, notes),
         Measurement::Idle => idle(broker, options.time),

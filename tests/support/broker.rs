@@ -256,13 +256,26 @@ impl Mosquitto {
         Mosquitto { process, port, _dir: dir }
     }
 
+    /// The same on this port, persistent if the lines say so.
+    #[track_caller]
+    pub fn on(port: u16, config: &str) -> Mosquitto {
+        let (mut process, dir) = Self::spawn_on(port, config);
+        wait_until_served(&mut process, port);
+        Mosquitto { process, port, _dir: dir }
+    }
+
     fn spawn(config: &str) -> (Process, TempDir, u16) {
-        let dir = tempfile::tempdir().expect("a temporary directory");
         let port = free_port();
+        let (process, dir) = Self::spawn_on(port, config);
+        (process, dir, port)
+    }
+
+    fn spawn_on(port: u16, config: &str) -> (Process, TempDir) {
+        let dir = tempfile::tempdir().expect("a temporary directory");
         let path = dir.path().join("mosquitto.conf");
-        let text = format!("listener {port} 127.0.0.1\nallow_anonymous true\npersistence false\n{config}\n");
+        let text = format!("listener {port} 127.0.0.1\nallow_anonymous true\n{config}\n");
         std::fs::write(&path, text).expect("the configuration");
-        (Process::start(Command::new(mosquitto()).arg("-c").arg(path)), dir, port)
+        (Process::start(Command::new(mosquitto()).arg("-c").arg(path)), dir)
     }
 
     /// SIGTERM.

@@ -8,6 +8,7 @@ use tracing::{debug, error, info};
 
 use super::Upstream;
 use crate::upstream::settings::{Protocol, UpstreamSettings};
+use crate::upstream::tls;
 use crate::upstream::wire::{Broken, Link, UpstreamClient, Version};
 
 /// After 3.1.1 was the answer, version 5 is not tried again for this long.
@@ -47,6 +48,8 @@ impl<C: UpstreamClient> Upstream<C> {
                     return Some(link);
                 }
                 Err(why) => {
+                    let hint = tls::hint(address.scheme, &why);
+                    let why = hint.map_or(why.clone(), |hint| Broken::Failed(format!("{why}; {hint}")));
                     self.address += 1;
                     failed_in_turn += 1;
                     let is_last = failed_in_turn >= settings.addresses.len();

@@ -1,6 +1,7 @@
 //! The task against a scripted upstream; beside this, against real brokers.
 
 mod real;
+mod tls;
 
 use std::sync::Arc;
 use std::time::Duration;

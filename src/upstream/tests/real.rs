@@ -8,18 +8,18 @@ use std::process::{Child, Command, Stdio};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt};
 
 use super::super::client::Client;
-use super::super::settings::{Protocol, UpstreamTls};
+use super::super::settings::Protocol;
 use super::*;
 
-fn free_port() -> u16 {
+pub fn free_port() -> u16 {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 
 /// A real mosquitto, ended with this.
-struct Mosquitto(Child);
+pub struct Mosquitto(Child);
 
 impl Mosquitto {
-    async fn start(dir: &Path, port: u16, extra: &str) -> Mosquitto {
+    pub async fn start(dir: &Path, port: u16, extra: &str) -> Mosquitto {
         let config = dir.join("mosquitto.conf");
         std::fs::write(&config, format!("listener {port} 127.0.0.1\nallow_anonymous true\n{extra}\n")).unwrap();
         let mut command = Command::new("/usr/sbin/mosquitto");
@@ -206,43 +206,5 @@ async fn a_broker_that_knows_only_3_1_1_gets_that() {
     let (levels, socket) = broker.await.unwrap();
     assert_eq!(levels, [5, 4]);
     drop(socket);
-    running.stop().await;
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn tls_trusts_the_given_authority_and_shows_a_certificate() {
-    let dir = tempfile::tempdir().unwrap();
-    let file = |name: &str| dir.path().join(name);
-    let key = rcgen::KeyPair::generate().unwrap();
-    let mut authority = rcgen::CertificateParams::new(Vec::<String>::new()).unwrap();
-    // the default name is the same for all certificates, which then look self-signed to OpenSSL
-    authority.distinguished_name.push(rcgen::DnType::CommonName, "authority");
-    authority.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
-    let authority_pem = authority.self_signed(&key).unwrap().pem();
-    let issuer = rcgen::Issuer::new(authority, key);
-    std::fs::write(file("ca.crt"), authority_pem).unwrap();
-    for name in ["server", "client"] {
-        let key = rcgen::KeyPair::generate().unwrap();
-        let names = vec!["127.0.0.1".to_owned(), "localhost".to_owned()];
-        let certificate = rcgen::CertificateParams::new(names).unwrap().signed_by(&key, &issuer).unwrap();
-        std::fs::write(file(&format!("{name}.crt")), certificate.pem()).unwrap();
-        std::fs::write(file(&format!("{name}.key")), key.serialize_pem()).unwrap();
-    }
-    let port = free_port();
-    let at = dir.path().display();
-    let extra = format!(
-        "user root\ncafile {at}/ca.crt\ncertfile {at}/server.crt\nkeyfile {at}/server.key\nrequire_certificate true"
-    );
-    let _broker = Mosquitto::start(dir.path(), port, &extra).await;
-    let mut configured = settings(&[&format!("mqtts://127.0.0.1:{port}")]);
-    let stranger = Running::start(configured.clone(), TestDoor::default(), Client::new(256 << 10));
-    let mut stranger = stranger;
-    stranger.until("a refusal", |snapshot| snapshot.last_error.is_some()).await;
-    stranger.stop().await;
-    let files = UpstreamTls { ca: Some(file("ca.crt")), cert: Some(file("client.crt")), key: Some(file("client.key")) };
-    configured.tls = Some(files);
-    let mut running = Running::start(configured, TestDoor::default(), Client::new(256 << 10));
-    running.append("loft/a", "1");
-    running.until("an ack", |snapshot| snapshot.ledger.acked == 1).await;
     running.stop().await;
 }

@@ -1,0 +1,463 @@
+//! What the upstream retains because of us equals what is retained here.
+//!
+//! Three rules make it so, without a look at what is retained there, most of which belongs to others:
+//!
+//! 1. A message keeps its retain flag on the way up only while it is the retained one of its topic here. One that was
+//!    overtaken in the meantime is sent without it, so nothing older ever replaces what is newer there, in whatever order
+//!    messages arrive.
+//! 2. The topics that the upstream retains because of us are kept in the journal, until their deletion is acknowledged.
+//! 3. When the upstream has forgotten our session, and so perhaps more, when messages for it were lost (by the bounds of
+//!    the journal, by expiry, by damage), or when the gateway had crashed, a **pass** follows once all that waits has been handed over: deletions of kept
+//!    topics that are retained here no more, and all values that were not sent on this connection anyway.
+//!
+//! Topics that also come down from the upstream are left out of passes: what is retained there may be newer.
+//!
+//! Limits: at most [`MOST_KEPT`] topics per upstream are kept; the deletion of another one may be lost together with its
+//! message. What was refused, is too large or ends connections is not tried again. On MQTT 3.1.1 nobody tells the upstream
+//! when a value expires.
+
+use std::collections::{BTreeMap, HashSet, VecDeque};
+use std::hash::{BuildHasher, RandomState};
+use std::ops::Bound;
+
+use tracing::{debug, info, warn};
+
+use crate::journal::{Backlog, Journal, Outcome, Position};
+use crate::message::{Message, TopicFilter};
+
+/// Topics kept per upstream.
+pub const MOST_KEPT: usize = 20_000;
+/// Topics remembered as sent on this connection; others are sent again by a pass.
+const MOST_SENT: usize = 65_536;
+/// Between passes on one connection.
+const PASS_EVERY_MS: u64 = 300_000;
+/// Connections that passes may end in turn before there is a rest: one of the values may be what ends them.
+const STRIKES: u32 = 3;
+const REST_MS: u64 = 3_600_000;
+/// Retained messages looked up at a time.
+pub const PAGE: usize = 32;
+/// What names in the journal begin with; no client id does.
+const PREFIX: &str = "\0retained/";
+
+/// Whether both say the same: a boot clock that was translated may differ a little.
+pub fn is_same(a: &Message, b: &Message) -> bool {
+    let (a, b) = (a.view(), b.view());
+    let is_as_old = a.expiry().is_none() || (a.boot_ms() as i64).abs_diff(b.boot_ms() as i64) < 1_000;
+    a.payload() == b.payload() && a.properties() == b.properties() && a.expiry() == b.expiry() && is_as_old
+}
+
+/// Something to send in a pass, if it is still right.
+#[derive(Clone, Debug)]
+pub enum Item {
+    /// This is the retained message of its topic.
+    Value(Message),
+    /// Nothing is retained on the local topic.
+    Clear {
+        /// Here.
+        local: String,
+        /// There.
+        remote: String,
+    },
+}
+
+/// What a pass needs next.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Need {
+    /// Nothing: there is no pass, or it waits.
+    Nothing,
+    /// What is not retained here any more, see [`Passes::clears`].
+    Clears,
+    /// The retained messages of this filter behind this topic, see [`Passes::values`].
+    Values(TopicFilter, String),
+    /// There are items to send.
+    Items,
+    /// All is sent: is it answered to?
+    Answers,
+}
+
+#[derive(Debug)]
+struct Pass {
+    /// Losses when it was begun.
+    losses: u64,
+    is_clearing: bool,
+    filters: VecDeque<TopicFilter>,
+    after: String,
+    items: VecDeque<Item>,
+    safe_at: Position,
+    sent: u64,
+}
+
+/// When passes are due, how far the one is that runs, and which topics the upstream retains because of us.
+#[derive(Debug)]
+pub struct Passes {
+    name: String,
+    /// Remote to local topic.
+    kept: BTreeMap<String, String>,
+    /// Losses when the last pass was complete; `None`: there was none since the gateway ended out of order, when it may have
+    /// forgotten what it had not yet made safe.
+    noted: Option<u64>,
+    is_due: bool,
+    /// No pass before that while this connection lasts.
+    not_before: u64,
+    /// No pass before that at all.
+    rests_until: u64,
+    pass: Option<Pass>,
+    sent: HashSet<u64>,
+    hasher: RandomState,
+    strikes: u32,
+    /// For the log.
+    is_full: bool,
+}
+
+/// Messages that may have been the last on their topic and never reached the upstream.
+pub fn losses(backlog: &Backlog) -> u64 {
+    backlog.dropped + backlog.lost + backlog.settled_as[Outcome::Expired as usize]
+}
+
+fn prefix(upstream: &str) -> String {
+    format!("{PREFIX}{upstream}\0")
+}
+
+/// Forgets what was kept for upstreams that there are no more.
+pub fn forget_unknown(journal: &Journal, is_known: impl Fn(&str) -> bool) {
+    for (name, _) in journal.kept(PREFIX) {
+        let upstream = name.strip_prefix(PREFIX).and_then(|rest| rest.split_once('\0'));
+        if upstream.is_some_and(|(upstream, _)| !is_known(upstream)) {
+            // what stays now goes at the next start
+            let _ = journal.keep(&name, None, true);
+        }
+    }
+}
+
+impl Passes {
+    /// As the journal has kept it.
+    pub fn restore(journal: &Journal, upstream: &str) -> Passes {
+        let prefix = prefix(upstream);
+        let (mut kept, mut noted) = (BTreeMap::new(), None);
+        for (name, value) in journal.kept(&prefix) {
+            let remote = &name[prefix.len()..];
+            match (remote, <[u8; 8]>::try_from(&*value), String::from_utf8(value.to_vec())) {
+                ("", Ok(losses), _) => {
+                    noted = Some(u64::from_le_bytes(losses));
+                    // written again at the end, if that is in order
+                    let _ = journal.keep(&name, None, false);
+                }
+                ("", ..) | (_, _, Err(_)) => {}
+                (remote, _, Ok(local)) => drop(kept.insert(remote.to_owned(), local)),
+            }
+        }
+        Passes {
+            name: upstream.to_owned(),
+            kept,
+            noted,
+            is_due: false,
+            not_before: 0,
+            rests_until: 0,
+            pass: None,
+            sent: HashSet::new(),
+            hasher: RandomState::new(),
+            strikes: 0,
+            is_full: false,
+        }
+    }
+
+    /// There is a connection.
+    pub fn connected(&mut self, session_present: bool, losses: u64, now: u64) {
+        self.end();
+        self.not_before = self.rests_until;
+        self.is_due = now >= self.not_before && (!session_present || Some(losses) != self.noted);
+    }
+
+    /// There is none any more; `by_message`: the upstream may have closed it because of a message of the pass.
+    pub fn disconnected(&mut self, by_message: bool, now: u64) {
+        if by_message && self.pass.as_ref().is_some_and(|pass| pass.sent > 0) {
+            self.strikes += 1;
+            if self.strikes == STRIKES {
+                (self.strikes, self.rests_until) = (0, now + REST_MS);
+                warn!(
+                    upstream = self.name,
+                    "the connection ends whenever retained messages are brought up to date: not tried again for an hour"
+                );
+            }
+        }
+        self.end();
+    }
+
+    fn end(&mut self) {
+        (self.is_due, self.pass, self.sent) = (false, None, HashSet::new());
+    }
+
+    /// So much was lost by now.
+    pub fn losses(&mut self, losses: u64, now: u64) {
+        if !self.is_active() && Some(losses) != self.noted && now >= self.not_before {
+            self.is_due = true;
+        }
+    }
+
+    /// Whether a pass is to come or runs.
+    pub fn is_active(&self) -> bool {
+        self.is_due || self.pass.is_some()
+    }
+
+    /// Whether a pass is to come.
+    pub fn is_due(&self) -> bool {
+        self.is_due
+    }
+
+    /// All that waited is handed over: the pass begins.
+    pub fn begin(&mut self, filters: Vec<TopicFilter>, losses: u64, now: u64) {
+        self.is_due = false;
+        self.not_before = now + PASS_EVERY_MS;
+        debug!(upstream = self.name, kept = self.kept.len(), "retained messages are brought up to date");
+        self.pass = Some(Pass {
+            losses,
+            is_clearing: true,
+            filters: filters.into(),
+            after: String::new(),
+            items: VecDeque::new(),
+            safe_at: Position(0),
+            sent: 0,
+        });
+    }
+
+    /// What the pass needs, when all up to `synced` is safe.
+    pub fn need(&self, synced: Position) -> Need {
+        let Some(pass) = &self.pass else { return Need::Nothing };
+        match pass.filters.front() {
+            _ if !pass.items.is_empty() && pass.safe_at > synced => Need::Nothing,
+            _ if !pass.items.is_empty() => Need::Items,
+            _ if pass.is_clearing => Need::Clears,
+            Some(filter) => Need::Values(filter.clone(), pass.after.clone()),
+            None => Need::Answers,
+        }
+    }
+
+    /// Whether it waits for the disk.
+    pub fn waits_for_disk(&self, synced: Position) -> bool {
+        self.pass.as_ref().is_some_and(|pass| !pass.items.is_empty() && pass.safe_at > synced)
+    }
+
+    /// Looks at the next kept topics; `is_absent` says that nothing is retained on a local topic, and `barrier` where in
+    /// the journal that is safe.
+    pub fn clears(&mut self, is_absent: impl Fn(&str) -> bool, barrier: impl FnOnce() -> Position) {
+        let Some(pass) = &mut self.pass else { return };
+        let behind = (Bound::Excluded(pass.after.as_str()), Bound::Unbounded);
+        let mut last = None;
+        for (remote, local) in self.kept.range::<str, _>(behind).take(PAGE) {
+            last = Some(remote.clone());
+            if is_absent(local) {
+                pass.items.push_back(Item::Clear { local: local.clone(), remote: remote.clone() });
+            }
+        }
+        pass.safe_at = barrier();
+        pass.is_clearing = last.is_some();
+        pass.after = last.unwrap_or_default();
+    }
+
+    /// The retained messages that were asked for.
+    pub fn values(&mut self, messages: Vec<Message>, safe_at: Position) {
+        let Some(pass) = &mut self.pass else { return };
+        pass.safe_at = safe_at;
+        match messages.last() {
+            Some(last) => pass.after = last.view().topic().to_owned(),
+            None => {
+                pass.filters.pop_front();
+                pass.after.clear();
+            }
+        }
+        pass.items = messages.into_iter().map(Item::Value).collect();
+    }
+
+    /// The next item.
+    pub fn next_item(&mut self) -> Option<Item> {
+        self.pass.as_mut()?.items.pop_front()
+    }
+
+    /// A message of the pass was handed over.
+    pub fn count(&mut self) {
+        if let Some(pass) = &mut self.pass {
+            pass.sent += 1;
+        }
+    }
+
+    /// Everything was answered to.
+    pub fn complete(&mut self) {
+        let Some(pass) = self.pass.take() else { return };
+        (self.noted, self.strikes) = (Some(pass.losses), 0);
+        self.sent = HashSet::new();
+        if pass.sent > 0 {
+            info!(upstream = self.name, messages = pass.sent, "retained messages brought up to date");
+        }
+    }
+
+    /// The upstream did not take all of it: again, but not at once.
+    pub fn put_off(&mut self) {
+        self.end();
+        self.noted = None;
+    }
+
+    /// The gateway ends in order: what has been made good need not be made good again.
+    pub fn close(&self, journal: &Journal) {
+        if let Some(noted) = self.noted.filter(|_| !self.kept.is_empty()) {
+            // where it cannot be kept, there is a pass too many
+            let _ = journal.keep(&prefix(&self.name), Some(&noted.to_le_bytes()), true);
+        }
+    }
+
+    /// Whether a pass need not send a topic.
+    pub fn was_sent(&self, remote: &str) -> bool {
+        self.sent.contains(&self.hasher.hash_one(remote))
+    }
+
+    /// A retained message is handed over: the upstream may retain it from now on, and nothing older comes after it.
+    pub fn handed_over(&mut self, journal: &Journal, remote: &str, local: &str, is_value: bool) {
+        if self.is_active() && self.sent.len() < MOST_SENT {
+            self.sent.insert(self.hasher.hash_one(remote));
+        }
+        if !is_value || self.kept.get(remote).is_some_and(|known| known == local) {
+            return;
+        }
+        if self.kept.len() >= MOST_KEPT && !self.kept.contains_key(remote) {
+            if !std::mem::replace(&mut self.is_full, true) {
+                warn!(upstream = self.name, MOST_KEPT, "more retained topics go up than are kept in mind");
+            }
+            return;
+        }
+        self.kept.insert(remote.to_owned(), local.to_owned());
+        // before the message is settled, which is written after this
+        let _ = journal.keep(&(prefix(&self.name) + remote), Some(local.as_bytes()), false);
+    }
+
+    /// The upstream does not retain this topic because of us any more.
+    pub fn forget(&mut self, journal: &Journal, remote: &str) {
+        if self.kept.remove(remote).is_some() {
+            let _ = journal.keep(&(prefix(&self.name) + remote), None, true);
+        }
+    }
+
+    /// The local topic of one that the upstream retains because of us.
+    pub fn local(&self, remote: &str) -> Option<&str> {
+        self.kept.get(remote).map(String::as_str)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::message::{Draft, Origin, Qos};
+
+    fn message(topic: &str, payload: &[u8]) -> Message {
+        Message::new(&Draft {
+            topic,
+            payload,
+            qos: Qos::AtLeastOnce,
+            retain: true,
+            properties: &[],
+            expiry: None,
+            boot_ms: 0,
+            origin: Origin::http(),
+        })
+    }
+
+    fn filter() -> Vec<TopicFilter> {
+        vec![TopicFilter::new("a/#").unwrap()]
+    }
+
+    #[test]
+    fn a_pass_is_due_when_the_session_is_gone_or_something_was_lost() {
+        let journal = Journal::default();
+        let mut passes = Passes::restore(&journal, "home");
+        passes.handed_over(&journal, "up/a", "a", true);
+        passes.connected(true, 3, 0);
+        assert!(passes.is_due(), "the first");
+        passes.begin(filter(), 3, 2);
+        passes.clears(|_| false, || Position(0));
+        passes.clears(|_| false, || Position(0));
+        passes.values(Vec::new(), Position(0));
+        assert_eq!(passes.need(Position(0)), Need::Answers);
+        passes.complete();
+        passes.losses(4, 3);
+        assert!(!passes.is_due(), "not that soon again");
+        passes.losses(4, 2 + PASS_EVERY_MS);
+        assert!(passes.is_due());
+        passes.connected(true, 3, 2);
+        assert!(!passes.is_due());
+        passes.connected(false, 3, 2);
+        assert!(passes.is_due());
+        let mut other = Passes::restore(&journal, "other");
+        other.connected(false, 0, 0);
+        other.begin(filter(), 0, 0);
+        other.put_off();
+        other.losses(0, PASS_EVERY_MS - 1);
+        assert!(!other.is_due());
+        other.losses(0, PASS_EVERY_MS);
+        assert!(other.is_due());
+        // after an orderly restart it is known what has been made good
+        passes.close(&journal);
+        let mut passes = Passes::restore(&journal, "home");
+        passes.connected(true, 3, 0);
+        assert!(!passes.is_due());
+        passes.connected(true, 4, 0);
+        assert!(passes.is_due());
+        let mut passes = Passes::restore(&journal, "home");
+        passes.connected(true, 3, 0);
+        assert!(passes.is_due(), "after a crash");
+    }
+
+    #[test]
+    fn a_pass_deletes_what_is_gone_and_sends_the_rest_once_it_is_safe() {
+        let journal = Journal::default();
+        let mut passes = Passes::restore(&journal, "home");
+        for topic in ["a/1", "a/2", "a/3"] {
+            passes.handed_over(&journal, &format!("up/{topic}"), topic, true);
+        }
+        passes.forget(&journal, "up/a/3");
+        let mut passes = Passes::restore(&journal, "home");
+        assert_eq!((passes.local("up/a/1"), passes.local("up/a/3")), (Some("a/1"), None));
+        assert!(Passes::restore(&journal, "other").kept.is_empty());
+        passes.connected(false, 0, 0);
+        passes.handed_over(&journal, "up/a/4", "a/4", true);
+        passes.begin(filter(), 0, 0);
+        assert_eq!(passes.need(Position(0)), Need::Clears);
+        passes.clears(|local| local != "a/2", || Position(7));
+        assert!(passes.need(Position(6)) == Need::Nothing && passes.waits_for_disk(Position(6)));
+        assert_eq!(passes.need(Position(7)), Need::Items);
+        assert!(matches!(passes.next_item(), Some(Item::Clear { remote, .. }) if remote == "up/a/1"));
+        assert!(matches!(passes.next_item(), Some(Item::Clear { remote, .. }) if remote == "up/a/4"));
+        assert_eq!(passes.need(Position(7)), Need::Clears);
+        passes.clears(|_| true, || Position(7));
+        assert_eq!(passes.need(Position(7)), Need::Values(filter()[0].clone(), String::new()));
+        passes.values(vec![message("a/2", b"x")], Position(8));
+        assert!(matches!(passes.next_item(), Some(Item::Value(_))));
+        assert_eq!(passes.need(Position(8)), Need::Values(filter()[0].clone(), "a/2".into()));
+        assert!(passes.was_sent("up/a/4") && !passes.was_sent("up/a/2"));
+    }
+
+    #[test]
+    fn a_pass_that_ends_every_connection_rests() {
+        let journal = Journal::default();
+        let mut passes = Passes::restore(&journal, "home");
+        for _ in 0..STRIKES {
+            passes.connected(false, 0, 0);
+            assert!(passes.is_due());
+            passes.begin(filter(), 0, 0);
+            passes.count();
+            passes.disconnected(true, 0);
+        }
+        passes.connected(false, 0, REST_MS - 1);
+        assert!(!passes.is_due());
+        passes.connected(false, 0, REST_MS);
+        assert!(passes.is_due());
+    }
+
+    #[test]
+    fn upstreams_that_are_gone_are_forgotten() {
+        let journal = Journal::default();
+        for name in ["home", "gone"] {
+            Passes::restore(&journal, name).handed_over(&journal, "up/a", "a", true);
+        }
+        forget_unknown(&journal, |name| name == "home");
+        assert_eq!(journal.kept(PREFIX).len(), 1);
+        assert!(journal.recovered().sessions.is_empty());
+    }
+}

@@ -1,0 +1,56 @@
+use super::super::*;
+use super::{Bench, V5};
+
+#[test]
+fn what_the_upstream_does_not_take_now_is_sent_later_and_in_order() {
+    let mut bench = Bench::new(|_| {});
+    bench.append_many(0..6);
+    bench.connect(V5);
+    bench.pump(0);
+    assert_eq!(bench.deliver(1), ["0", "1", "2", "3"]);
+    for (id, reason) in [(1, 0), (2, 0x97), (3, 0)] {
+        bench.ack(id, reason);
+    }
+    bench.pump(0);
+    assert!(bench.sent.is_empty() && bench.session.deadline() == Some(ANSWER_TIMEOUT_MS), "the last is unanswered");
+    bench.ack(4, 0x97);
+    let mut id = 5;
+    for (now, reason) in [(FIRST_PAUSE_MS, 0x97), (3 * FIRST_PAUSE_MS, 0x91), (7 * FIRST_PAUSE_MS, 0)] {
+        assert_eq!(bench.session.deadline(), Some(now));
+        assert_eq!(bench.session.time(now - 1), []);
+        assert!(!bench.session.has_room(Role::Live));
+        assert_eq!(bench.session.time(now), []);
+        bench.pump(now);
+        assert_eq!(bench.deliver(id), ["1", "3", "4", "5"], "what was taken is not sent again");
+        for _ in 0..4 {
+            let actions = bench.session.acked(id, reason, now);
+            bench.perform(actions);
+            id += 1;
+        }
+    }
+    let ledger = bench.ledger();
+    assert_eq!((ledger.acked, ledger.pending, ledger.dropped.total()), (6, 0, 0));
+}
+
+#[test]
+fn a_pause_lasts_over_a_break() {
+    let mut bench = Bench::new(|_| {});
+    bench.append_many(0..2);
+    bench.connect(V5);
+    bench.pump(0);
+    bench.deliver(1);
+    bench.ack(1, 0x97);
+    bench.disconnect(&Broken::Silent);
+    bench.connect(V5);
+    bench.pump(0);
+    assert_eq!(bench.deliver(1), ["0", "1"], "it was not answered in full");
+    bench.ack(1, 0x97);
+    bench.ack(2, 0x97);
+    bench.disconnect(&Broken::Silent);
+    bench.connect(V5);
+    bench.pump(0);
+    assert!(bench.sent.is_empty());
+    bench.session.time(LONGEST_PAUSE_MS);
+    bench.pump(0);
+    assert_eq!(bench.deliver(1), ["0", "1"]);
+}

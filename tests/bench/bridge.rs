@@ -1,0 +1,94 @@
+//! A broker that forwards everything to another one, a mosquitto, where the subscriber is: what goes through, and what
+//! becomes of an outage. Ours has everything on its disk before it acknowledges, mosquitto's bridge in its memory.
+
+use std::io;
+use std::time::{Duration, Instant};
+
+use super::load::{self, Load, Outcome, Until};
+use super::support::broker::{Mosquitto, Setup};
+use super::support::{self, Gateway, Process};
+
+/// Bytes of the payload.
+const PAYLOAD: usize = 200;
+/// Publishers' window: as many as a gateway's client may have.
+const WINDOW: u16 = 100;
+
+/// Who forwards.
+pub enum Forwarder {
+    Mosquitto(Mosquitto),
+    Pigateway(Gateway),
+}
+
+impl Forwarder {
+    /// One that forwards to this port.
+    pub fn start(is_ours: bool, upstream: u16) -> Forwarder {
+        if is_ours {
+            let config = format!(
+                "[journal]\nmax_size = \"1 GiB\"\n[[upstream]]\nname = \"up\"\naddresses = [\"mqtt://127.0.0.1:{upstream}\"]\n\
+                 [[upstream.out]]\ntopic_filter = \"bench/#\"\n"
+            );
+            return Forwarder::Pigateway(Setup::default().config(&config).start());
+        }
+        let config = format!(
+            "max_queued_messages 0\nconnection up\naddress 127.0.0.1:{upstream}\ntopic bench/# out 1\nrestart_timeout 1\n\
+             bridge_attempt_unsubscribe false\nbridge_protocol_version mqttv311\n"
+        );
+        Forwarder::Mosquitto(Mosquitto::with(&config))
+    }
+
+    fn port(&self) -> u16 {
+        match self {
+            Forwarder::Mosquitto(mosquitto) => mosquitto.port,
+            Forwarder::Pigateway(gateway) => gateway.port,
+        }
+    }
+
+    fn process(&self) -> &Process {
+        match self {
+            Forwarder::Mosquitto(mosquitto) => mosquitto,
+            Forwarder::Pigateway(gateway) => gateway,
+        }
+    }
+}
+
+fn load(publishers: usize, subscribers: usize, until: Until) -> Load {
+    Load { publishers, subscribers, qos: 1, payload: PAYLOAD, window: WINDOW, until }
+}
+
+/// QoS 1 from local publishers to a subscriber at the upstream.
+pub fn live(is_ours: bool, publishers: usize, time: Duration) -> io::Result<Outcome> {
+    let upstream = Mosquitto::with("max_queued_messages 0");
+    let forwarder = Forwarder::start(is_ours, upstream.port);
+    // the first message shows that the way is open
+    load::run_between(forwarder.port(), upstream.port, &load(1, 1, Until::Count(1)))?;
+    load::run_between(forwarder.port(), upstream.port, &load(publishers, 1, Until::Time(time)))
+}
+
+/// What an outage of so many messages costs.
+pub struct Outage {
+    /// Messages stored per second.
+    pub stored: f64,
+    /// Memory afterwards, in MiB.
+    pub memory: f64,
+    /// Most memory until all was delivered, in MiB.
+    pub peak: f64,
+    /// Messages delivered per second afterwards.
+    pub drained: f64,
+    /// Messages that did not arrive.
+    pub missing: u64,
+}
+
+/// Stores so many messages while there is no upstream, then lets it come.
+pub fn outage(is_ours: bool, count: u64) -> io::Result<Outage> {
+    let port = support::free_port();
+    let forwarder = Forwarder::start(is_ours, port);
+    let begin = Instant::now();
+    load::run(forwarder.port(), &load(1, 0, Until::Count(count)))?;
+    let stored = count as f64 / begin.elapsed().as_secs_f64();
+    let memory = forwarder.process().memory_kib("VmRSS") as f64 / 1024.0;
+    let upstream = Mosquitto::with(&format!("listener {port} 127.0.0.1\nmax_queued_messages 0"));
+    let (delivered, took) = load::collect(upstream.port, count)?;
+    let peak = forwarder.process().memory_kib("VmHWM") as f64 / 1024.0;
+    let drained = delivered as f64 / took.as_secs_f64();
+    Ok(Outage { stored, memory, peak, drained, missing: count.saturating_sub(delivered) })
+}

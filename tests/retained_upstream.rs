@@ -1,0 +1,160 @@
+//! What the upstream retains because of us equals what is retained here, after outages, crashes and losses; what others
+//! retain there stays.
+
+#![allow(clippy::unwrap_used)]
+
+mod support;
+
+use std::collections::BTreeMap;
+
+use support::{Connect, Gateway, Mosquitto, Setup, free_port, wait_until};
+
+const TOPICS: u64 = 40;
+
+/// Small numbers that look random and are the same in every run.
+struct Dice(u64);
+
+impl Dice {
+    fn below(&mut self, most: u64) -> u64 {
+        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (self.0 >> 33) % most
+    }
+}
+
+fn upstream(port: u16, rules: &str) -> String {
+    format!(
+        "[journal]\nmax_size = \"1 MiB\"\n[[upstream]]\nname = \"home\"\naddresses = [\"mqtt://127.0.0.1:{port}\"]\n{rules}\
+         [[upstream.out]]\ntopic_filter = \"loft/#\"\nremote_prefix = \"sites/\"\n"
+    )
+}
+
+/// What is retained on a broker, by topic.
+fn retained(port: u16, filter: &str) -> BTreeMap<String, String> {
+    let mut client = Connect::new("looker").open(port);
+    client.subscribe(filter, 0);
+    let found = client.drain().into_iter().filter(|message| message.retain);
+    found.map(|message| (message.topic.clone(), message.text())).collect()
+}
+
+/// What should be retained there.
+fn expected(gateway: &Gateway, others: &[(&str, &str)]) -> BTreeMap<String, String> {
+    let ours = retained(gateway.port, "loft/#").into_iter().map(|(topic, text)| (format!("sites/{topic}"), text));
+    ours.chain(others.iter().map(|(topic, text)| ((*topic).into(), (*text).into()))).collect()
+}
+
+#[track_caller]
+fn wait_until_equal(gateway: &Gateway, mosquitto: &Mosquitto, others: &[(&str, &str)]) {
+    let mut seen = (BTreeMap::new(), BTreeMap::new());
+    let mut is_equal = || {
+        seen = (retained(mosquitto.port, "sites/#"), expected(gateway, others));
+        seen.0 == seen.1
+    };
+    let begin = std::time::Instant::now();
+    while !is_equal() && begin.elapsed() < support::PATIENCE {}
+    assert_eq!(seen.0, seen.1, "there and here");
+}
+
+/// Sets and deletes at random; now and then so much else that the journal drops its oldest messages.
+fn change(gateway: &Gateway, dice: &mut Dice, flood: bool) {
+    let mut client = Connect::new("changer").open(gateway.port);
+    for number in 0..60 {
+        let topic = format!("loft/{}", dice.below(TOPICS));
+        let text = if dice.below(3) == 0 { String::new() } else { format!("{number}-{}", dice.below(1000)) };
+        client.publish(&topic, text, 1, true);
+        if flood && number == 40 {
+            for _ in 0..60 {
+                client.publish("loft/flood", [b'x'; 20_000], 1, false);
+            }
+        }
+    }
+    client.disconnect();
+}
+
+const OTHERS: [(&str, &str); 3] = [("sites/cellar", "theirs"), ("sites/loft/theirs", "1"), ("sites/loft/99", "2")];
+
+fn others_publish(port: u16) {
+    let mut other = Connect::new("other").open(port);
+    for (topic, text) in OTHERS {
+        other.publish(topic, text, 1, true);
+    }
+    other.disconnect();
+}
+
+#[test]
+fn it_is_equal_after_outages_losses_and_crashes() {
+    let dir = tempfile::tempdir().unwrap();
+    let port = free_port();
+    // it keeps what is retained and our session
+    let persistence = format!("persistence true\npersistence_location {}/\nuser root", dir.path().display());
+    let start = || Mosquitto::on(port, &persistence);
+    let mut gateway = Setup::default().config(&upstream(port, "protocol = 5\n")).start();
+    let mut mosquitto = start();
+    others_publish(port);
+    let mut dice = Dice(7);
+    for round in 0..8 {
+        change(&gateway, &mut dice, false);
+        wait_until_equal(&gateway, &mosquitto, &OTHERS);
+        mosquitto.stop();
+        change(&gateway, &mut dice, round % 2 == 0);
+        if round % 3 == 0 {
+            gateway = gateway.kill().restart();
+            change(&gateway, &mut dice, round == 3);
+        }
+        mosquitto = start();
+        wait_until_equal(&gateway, &mosquitto, &OTHERS);
+    }
+}
+
+#[test]
+fn it_is_equal_when_the_upstream_has_forgotten_everything_and_when_messages_expire() {
+    let port = free_port();
+    for protocol in [4, 5] {
+        let gateway = Setup::default().config(&upstream(port, &format!("protocol = {protocol}\n"))).start();
+        let mosquitto = Mosquitto::on(port, "");
+        let mut dice = Dice(9);
+        change(&gateway, &mut dice, false);
+        wait_until_equal(&gateway, &mosquitto, &[]);
+        mosquitto.stop();
+        // a deletion that expires before it can be passed on
+        let mut client = Connect::v5("client").open(gateway.port);
+        for topic in 0..TOPICS / 2 {
+            let properties = support::Properties::new().four(2, 1);
+            client.publish_with(&format!("loft/{topic}"), "", 1, true, &properties);
+        }
+        std::thread::sleep(std::time::Duration::from_secs(1));
+        let mosquitto = Mosquitto::on(port, "");
+        others_publish(port);
+        wait_until_equal(&gateway, &mosquitto, &OTHERS);
+        drop(gateway.stop());
+        mosquitto.stop();
+    }
+}
+
+#[test]
+fn an_overtaken_message_does_not_replace_what_is_newer() {
+    const OLD: u32 = 2000;
+    let port = free_port();
+    let config = upstream(port, "").replace("[journal]", "[journal]\norder = \"live_first\"");
+    let gateway = Setup::default().config(&config).start();
+    let mut publisher = Connect::new("publisher").open(gateway.port);
+    for number in 0..OLD {
+        publisher.publish("loft/a", format!("old {number}"), 1, true);
+    }
+    let mosquitto = Mosquitto::on(port, "max_queued_messages 0");
+    let mut remote = Connect::new("remote").open(port);
+    remote.subscribe("sites/loft/a", 1);
+    gateway.wait_for_line("connected");
+    publisher.publish("loft/a", "new", 1, true);
+    let last = format!("old {}", OLD - 1);
+    let mut awaited = vec!["new", &*last];
+    while !awaited.is_empty() {
+        let text = remote.receive().text();
+        awaited.retain(|awaited| *awaited != text);
+    }
+    wait_until("the last value", || {
+        retained(port, "sites/loft/a").get("sites/loft/a").is_some_and(|text| text == "new")
+    });
+    publisher.publish("loft/a", "", 1, true);
+    wait_until("the deletion", || retained(port, "sites/#").is_empty());
+    drop(mosquitto);
+}
