@@ -77,7 +77,6 @@ impl End {
     fn publishes_will(&self) -> bool {
         match self {
             End::Disconnected(reason, _) => *reason == Reason::DISCONNECT_WITH_WILL,
-            End::Ended(reason) => *reason != Reason::SERVER_SHUTTING_DOWN,
             _ => true,
         }
     }
@@ -230,6 +229,7 @@ async fn open(core: &Arc<Core>, admitted: Admitted, peer: &Peer) -> (super::regi
     }
     let present = resumed.is_some();
     let session = begin_session(core, &connect, &identity.client_id, resumed, expiry);
+    core.keep_will(&identity.client_id, connect.will.as_ref().filter(|will| permissions.may_publish(&will.topic)));
     let subscriber = core.subscriber(&identity.client_id, session.durable.is_some());
     if present {
         core.attach(&session, &subscriber);
@@ -319,6 +319,9 @@ async fn close(core: &Arc<Core>, mut connection: Connection, end: End, claim: su
         } else {
             core.publish_will(&connection.identity, &connection.permissions, will).await;
         }
+    }
+    if delayed.is_none() {
+        core.keep_will(&connection.identity.client_id, None);
     }
     if keep {
         core.keep(&session, false, true);
