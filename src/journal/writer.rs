@@ -313,20 +313,19 @@ impl Writer {
             self.snapshot()?;
             return self.evict();
         }
-        let mut dropped = 0;
+        let mut lost = Vec::new();
         if let Some(segment) = state.segments.get(&generation) {
             for (key, share) in &segment.shares {
-                if let Some(queue) = state.by_key.get(key).and_then(|id| state.queues.get_mut(id)) {
-                    dropped += share.last.saturating_sub(queue.cursor.base);
+                let Some(id) = state.by_key.get(key) else { continue };
+                if let Some(queue) = state.queues.get_mut(id) {
+                    let dropped = queue.cursor.dropped;
                     queue.drop_through(share.last);
+                    lost.push((*id, queue.cursor.dropped - dropped));
                 }
             }
         }
-        if state.counts.evicted == 0 {
-            error!(
-                messages = dropped,
-                "the journal is full (journal.max_size): its oldest messages make room; further ones are only counted"
-            );
+        for (id, messages) in lost {
+            state.lost(id, messages, "journal.max_size");
         }
         state.counts.evicted += 1;
         drop(guard);

@@ -29,5 +29,5 @@ mod tests;
 mod tls;
 pub mod wire;
 
-pub use snapshot::{Snapshot, State};
+pub use snapshot::{Shown, Snapshot, State};
 pub use task::{Upstream, UpstreamError};

@@ -99,6 +99,8 @@ pub struct Passes {
     is_due: bool,
     /// No pass before that while this connection lasts.
     not_before: u64,
+    /// A pass is wanted, but not before.
+    wanted_at: Option<u64>,
     /// No pass before that at all.
     rests_until: u64,
     pass: Option<Pass>,
@@ -152,6 +154,7 @@ impl Passes {
             noted,
             is_due: false,
             not_before: 0,
+            wanted_at: None,
             rests_until: 0,
             pass: None,
             sent: HashSet::new(),
@@ -184,14 +187,19 @@ impl Passes {
     }
 
     fn end(&mut self) {
-        (self.is_due, self.pass, self.sent) = (false, None, HashSet::new());
+        (self.is_due, self.pass, self.sent, self.wanted_at) = (false, None, HashSet::new(), None);
     }
 
     /// So much was lost by now.
     pub fn losses(&mut self, losses: u64, now: u64) {
-        if !self.is_active() && Some(losses) != self.noted && now >= self.not_before {
-            self.is_due = true;
-        }
+        let is_wanted = !self.is_active() && Some(losses) != self.noted;
+        self.is_due |= is_wanted && now >= self.not_before;
+        self.wanted_at = Some(self.not_before).filter(|_| is_wanted && !self.is_due);
+    }
+
+    /// When [`Passes::losses`] is to be called at the latest.
+    pub fn deadline(&self) -> Option<u64> {
+        self.wanted_at
     }
 
     /// Whether a pass is to come or runs.
@@ -377,7 +385,7 @@ mod tests {
         assert_eq!(passes.need(Position(0)), Need::Answers);
         passes.complete();
         passes.losses(4, 3);
-        assert!(!passes.is_due(), "not that soon again");
+        assert!(!passes.is_due() && passes.deadline() == Some(2 + PASS_EVERY_MS), "not that soon again");
         passes.losses(4, 2 + PASS_EVERY_MS);
         assert!(passes.is_due());
         passes.connected(true, 3, 2);
