@@ -204,8 +204,8 @@ impl<C: UpstreamClient> Upstream<C> {
         }
     }
 
-    /// Speaks with the upstream until the connection ends.
-    async fn converse(&mut self, link: Link, cancel: &CancellationToken) -> Result<End, UpstreamError> {
+    /// There is a connection: what it takes to begin; whether it goes on.
+    fn begin(&mut self, link: Link) -> bool {
         let (upstream, address, version) = (&self.name, &self.shown.address, link.version);
         let (resumed, waiting) = (link.session_present, self.consumers.backlog().messages);
         info!(upstream, address, ?version, resumed, waiting, "connected");
@@ -218,7 +218,12 @@ impl<C: UpstreamClient> Upstream<C> {
         self.reasons.clear();
         self.set_state(State::Connected, Some(link.version));
         let actions = self.session.connected(link, now);
-        let mut alive = self.perform(actions);
+        self.perform(actions)
+    }
+
+    /// Speaks with the upstream until the connection ends.
+    async fn converse(&mut self, link: Link, cancel: &CancellationToken) -> Result<End, UpstreamError> {
+        let mut alive = self.begin(link);
         let mut may_change = true;
         while alive {
             let mut more = self.take_from_journal();
