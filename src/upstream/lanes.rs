@@ -243,7 +243,9 @@ mod tests {
         /// However often the connection comes and goes: new messages wait behind the shorter lane, or make the longer
         /// one longer.
         #[test]
-        fn new_messages_never_make_the_shorter_lane_wait(steps in prop::collection::vec((any::<bool>(), 0..9usize, 0..9usize), 1..50)) {
+        fn new_messages_never_make_the_shorter_lane_wait(
+            steps in prop::collection::vec((any::<bool>(), 0..9usize, 0..9usize), 1..50)
+        ) {
             let mut lanes = Lanes::new(Order::LiveFirst, [0, 0]);
             for (connected, first, second) in steps {
                 let waiting = [first, second];

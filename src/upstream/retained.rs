@@ -7,14 +7,15 @@
 //!    messages arrive.
 //! 2. The topics that the upstream retains because of us are kept in the journal, until their deletion is acknowledged.
 //! 3. When the upstream has forgotten our session, and so perhaps more, when messages for it were lost (by the bounds of
-//!    the journal, by expiry, by damage), or when the gateway had crashed, a **pass** follows once all that waits has been handed over: deletions of kept
-//!    topics that are retained here no more, and all values that were not sent on this connection anyway.
+//!    the journal, by expiry, by damage), or when the gateway had crashed, a **pass** follows once all that waits has been
+//!    handed over: deletions of kept topics that are retained here no more, and all values that were not sent on this
+//!    connection anyway.
 //!
 //! Topics that also come down from the upstream are left out of passes: what is retained there may be newer.
 //!
 //! Limits: at most [`MOST_KEPT`] topics per upstream are kept; the deletion of another one may be lost together with its
 //! message. What was refused, is too large or ends connections is not tried again. On MQTT 3.1.1 nobody tells the upstream
-//! when a value expires.
+//! when a value expires. A retained message at QoS 0 that the journal had no room for does not go up until the next pass.
 
 use std::collections::{BTreeMap, HashSet, VecDeque};
 use std::hash::{BuildHasher, RandomState};
