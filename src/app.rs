@@ -30,6 +30,7 @@ use crate::broker::live::Dispatcher;
 use crate::broker::{Broker, BrokerError, sys};
 use crate::config::Settings;
 use crate::http;
+use crate::journal::loss::Owner;
 use crate::journal::settings::JournalSettings;
 use crate::journal::storage::file::FileStorage;
 use crate::journal::{Journal, JournalError, Limits};
@@ -312,7 +313,7 @@ fn start_upstreams(
     core: &Arc<Core>,
     clock: &SharedClock,
     supervisor: &Supervisor,
-) -> (Vec<watch::Sender<Arc<UpstreamSettings>>>, Vec<watch::Receiver<upstream::Snapshot>>) {
+) -> (Vec<watch::Sender<Arc<UpstreamSettings>>>, Vec<upstream::Shown>) {
     let journal = core.ingress.journal();
     drop_unknown_upstreams(settings, journal);
     let limits = Limits {
@@ -325,9 +326,9 @@ fn start_upstreams(
     let max_packet = settings.broker.max_packet_size;
     let start = |upstream: &UpstreamSettings| {
         let (rules, changes) = watch::channel(Arc::new(upstream.clone()));
-        let (snapshots, shown) = watch::channel(upstream::Snapshot::default());
         let ingress = core.ingress.clone();
-        let upstream = Upstream::new(changes, journal, kept, ingress, max_packet, clock.clone(), snapshots);
+        let upstream = Upstream::new(changes, journal, kept, ingress, max_packet, clock.clone());
+        let shown = upstream.shown();
         let name = format!("upstream {}", rules.borrow().name);
         supervisor.spawn(name, upstream.run(supervisor.token()));
         (rules, shown)
@@ -358,7 +359,7 @@ fn drop_unknown_upstreams(settings: &Settings, journal: &Journal) {
     let is_known = |name: &str| settings.upstreams.iter().any(|known| known.name == name);
     upstream::retained::forget_unknown(journal, is_known);
     for (name, id, backlog) in journal.consumers() {
-        if let Some(upstream) = upstream::lanes::upstream_of(&name)
+        if let Owner::Upstream(upstream) = Owner::of(&name)
             && !is_known(upstream)
         {
             journal.remove(id);

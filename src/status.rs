@@ -12,7 +12,7 @@ use tokio::sync::watch;
 
 pub use crate::journal::report::Status as JournalStatus;
 pub use crate::sensors::{Change, Snapshot as SensorSnapshot, State as SensorState};
-pub use crate::upstream::{Snapshot as UpstreamSnapshot, State as UpstreamState};
+pub use crate::upstream::{Shown as UpstreamShown, Snapshot as UpstreamSnapshot, State as UpstreamState};
 
 /// Problems remembered.
 pub const MAX_PROBLEMS: usize = 50;
@@ -27,7 +27,7 @@ pub struct Status {
     /// The sensors.
     pub sensors: watch::Receiver<Vec<SensorSnapshot>>,
     /// The upstreams, in the order of the configuration.
-    pub upstreams: Vec<watch::Receiver<UpstreamSnapshot>>,
+    pub upstreams: Vec<UpstreamShown>,
     /// What was logged as a warning or an error.
     pub problems: Problems,
 }

@@ -82,16 +82,26 @@ fn others_publish(port: u16) {
 
 #[test]
 fn it_is_equal_after_outages_losses_and_crashes() {
+    equal_after_all("strict", 7);
+}
+
+#[test]
+fn it_is_equal_in_live_first_order_too() {
+    equal_after_all("live_first", 8);
+}
+
+fn equal_after_all(order: &str, seed: u64) {
     let dir = tempfile::tempdir().unwrap();
     let port = free_port();
     // it keeps what is retained and our session
     let persistence = format!("persistence true\npersistence_location {}/\nuser root", dir.path().display());
     let start = || Mosquitto::on(port, &persistence);
-    let mut gateway = Setup::default().config(&upstream(port, "protocol = 5\n")).start();
+    let config = upstream(port, "protocol = 5\n").replace("[journal]", &format!("[journal]\norder = \"{order}\""));
+    let mut gateway = Setup::default().config(&config).start();
     let mut mosquitto = start();
     others_publish(port);
-    let mut dice = Dice(7);
-    for round in 0..8 {
+    let mut dice = Dice(seed);
+    for round in 0..6 {
         change(&gateway, &mut dice, false);
         wait_until_equal(&gateway, &mosquitto, &OTHERS);
         mosquitto.stop();

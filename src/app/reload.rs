@@ -43,7 +43,8 @@ impl Reloadable {
 
     /// How things are, in one line.
     pub fn status_line(&self) -> String {
-        summary::status(&self.settings, &self.status)
+        let upstreams: Vec<_> = self.status.upstreams.iter().map(|upstream| upstream.now().state).collect();
+        summary::status(&self.settings, &self.status.sensors.borrow(), &upstreams)
     }
 
     /// Reads the file again and applies what differs. A file with problems changes nothing.

@@ -7,7 +7,7 @@ use tracing::info;
 
 use crate::broker::settings::AnonymousFrom;
 use crate::config::Settings;
-use crate::status::{Status, UpstreamState};
+use crate::status::{SensorSnapshot, UpstreamState};
 
 /// Says what runs, where, and how to see it.
 pub fn say(
@@ -32,24 +32,21 @@ fn page(settings: &Settings, address: SocketAddr) -> String {
 }
 
 /// One line for `systemctl status`: what is served, and what is missing.
-pub fn status(settings: &Settings, status: &Status) -> String {
+pub fn status(settings: &Settings, sensors: &[SensorSnapshot], upstreams: &[UpstreamState]) -> String {
     let count = |count: usize, what: &str| format!("{count} {what}{}", if count == 1 { "" } else { "s" });
     let mut line = format!(
         "serving; {}, {}",
         count(settings.sensors.len(), "sensor"),
         count(settings.upstreams.len(), "upstream")
     );
-    let sensors = status.sensors.borrow();
     let faulty: Vec<&str> =
         sensors.iter().filter(|sensor| sensor.fault.is_some()).map(|sensor| sensor.name.as_str()).collect();
     if !faulty.is_empty() {
         line += &format!("; faulty: {}", faulty.join(", "));
     }
-    let away = settings.upstreams.iter().zip(&status.upstreams);
-    let away: Vec<&str> = away
-        .filter(|(_, upstream)| upstream.borrow().state != UpstreamState::Connected)
-        .map(|(known, _)| &*known.name)
-        .collect();
+    let away = settings.upstreams.iter().zip(upstreams);
+    let away: Vec<&str> =
+        away.filter(|(_, state)| **state != UpstreamState::Connected).map(|(known, _)| &*known.name).collect();
     if !away.is_empty() {
         line += &format!("; not connected: {}", away.join(", "));
     }
@@ -99,11 +96,9 @@ fn lines(settings: &Settings, config_path: Option<&Path>, addresses: &[SocketAdd
 
 #[cfg(test)]
 mod tests {
-    use tokio::sync::watch;
-
     use super::*;
     use crate::sensors::edge::Fault;
-    use crate::status::{SensorSnapshot, SensorState, UpstreamSnapshot};
+    use crate::status::SensorState;
 
     #[test]
     fn a_person_can_act_on_it() {
@@ -125,18 +120,14 @@ mod tests {
 
     #[test]
     fn the_status_line_says_what_is_missing() {
-        let (sensors_tx, sensors) = watch::channel(Vec::new());
-        let (upstream, upstream_rx) = watch::channel(Default::default());
-        let mut now = Status { gateway_id: "a".into(), sensors, upstreams: Vec::new(), problems: Default::default() };
-        assert_eq!(status(&Settings::demonstration(), &now), "serving; 1 sensor, 0 upstreams");
+        assert_eq!(status(&Settings::demonstration(), &[], &[]), "serving; 1 sensor, 0 upstreams");
         let file = tempfile::NamedTempFile::new().expect("a file");
         let toml = "[[sensor]]\nname = \"loft\"\npin = 17\ntopic = \"a\"\n[[upstream]]\nname = \"home\"\n\
                     addresses = [\"mqtt://192.0.2.7\"]\n[[upstream.out]]\ntopic_filter = \"#\"";
         std::fs::write(file.path(), toml).expect("a configuration");
         let settings = crate::config::load(file.path()).expect("no problems").settings;
-        now.upstreams.push(upstream_rx);
         let fault = Fault { problem: "gone".into(), remedy: "find it".into() };
-        sensors_tx.send_replace(vec![SensorSnapshot {
+        let sensor = SensorSnapshot {
             name: "loft".into(),
             pin: 17,
             topic: "a".into(),
@@ -148,10 +139,9 @@ mod tests {
             stuck: false,
             fault: Some(fault),
             recent: Vec::new(),
-        }]);
-        assert_eq!(status(&settings, &now), "serving; 1 sensor, 1 upstream; faulty: loft; not connected: home");
-        sensors_tx.send_replace(Vec::new());
-        upstream.send_replace(UpstreamSnapshot { state: UpstreamState::Connected, ..Default::default() });
-        assert_eq!(status(&settings, &now), "serving; 1 sensor, 1 upstream");
+        };
+        let line = status(&settings, &[sensor], &[UpstreamState::default()]);
+        assert_eq!(line, "serving; 1 sensor, 1 upstream; faulty: loft; not connected: home");
+        assert_eq!(status(&settings, &[], &[UpstreamState::Connected]), "serving; 1 sensor, 1 upstream");
     }
 }

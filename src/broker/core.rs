@@ -301,7 +301,7 @@ impl Core {
 }
 
 /// Name of a session's consumer in the journal.
-pub(super) fn consumer_name(client_id: &str) -> String {
+pub fn consumer_name(client_id: &str) -> String {
     format!("session/{client_id}")
 }
 

@@ -1,6 +1,6 @@
 //! `$SYS/broker/...`: figures by the names that mosquitto's users know [mosquitto(8)].
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,6 +9,8 @@ use tokio::time::{Instant, MissedTickBehavior, interval};
 use super::core::Core;
 use super::ingress::IngressError;
 use super::stats::Stats;
+use crate::journal::loss::Owner;
+use crate::journal::{Backlog, ConsumerId};
 use crate::message::{BatchBuilder, Draft, Origin, Qos};
 
 /// How often figures are brought up to date; mosquitto's `sys_interval`.
@@ -50,14 +52,13 @@ const LOADS: [(&str, Reading); 7] = [
     ("publish/dropped", |stats| stats.publish_dropped.get()),
 ];
 
-const TOTALS: [(&str, Reading); 10] = [
+const TOTALS: [(&str, Reading); 9] = [
     ("messages/received", |stats| stats.packets_received.get()),
     ("messages/sent", |stats| stats.packets_sent.get()),
     ("bytes/received", |stats| stats.bytes_received.get()),
     ("bytes/sent", |stats| stats.bytes_sent.get()),
     ("publish/messages/received", |stats| stats.publish_received.get()),
     ("publish/messages/sent", |stats| stats.publish_sent.get()),
-    ("publish/messages/dropped", |stats| stats.publish_dropped.get()),
     ("publish/bytes/received", |stats| stats.publish_bytes_received.get()),
     ("publish/bytes/sent", |stats| stats.publish_bytes_sent.get()),
     ("clients/maximum", |stats| stats.connected_maximum.get()),
@@ -153,6 +154,10 @@ fn figures(core: &Core, uptime: Duration, loads: &[Load]) -> Vec<(String, String
     ]
     .map(|(name, value)| (name.to_owned(), value))
     .into();
+    let journal = core.ingress.journal();
+    let dropped = core.stats.publish_dropped.get() + journal.status().dropped;
+    figures.push(("publish/messages/dropped".into(), dropped.to_string()));
+    figures.extend(upstreams(&journal.consumers()));
     figures.extend(TOTALS.map(|(name, reading)| (name.to_owned(), reading(&core.stats).to_string())));
     for (load, (name, _)) in loads.iter().zip(LOADS) {
         for (average, (span, _)) in load.averages.iter().zip(SPANS) {
@@ -160,6 +165,22 @@ fn figures(core: &Core, uptime: Duration, loads: &[Load]) -> Vec<(String, String
         }
     }
     figures
+}
+
+/// What waits for each upstream, and what its bounds have pushed out, beside mosquitto's `connection/NAME/state`.
+fn upstreams(consumers: &[(Box<str>, ConsumerId, Backlog)]) -> Vec<(String, String)> {
+    let mut sums: BTreeMap<&str, (usize, u64)> = BTreeMap::new();
+    for (name, _, backlog) in consumers {
+        if let Owner::Upstream(name) = Owner::of(name) {
+            let sum = sums.entry(name).or_default();
+            *sum = (sum.0 + backlog.messages, sum.1 + backlog.dropped);
+        }
+    }
+    let figures = sums.into_iter().flat_map(|(name, (waiting, dropped))| {
+        let topic = |what: &str| format!("connection/{name}/messages/{what}");
+        [(topic("waiting"), waiting.to_string()), (topic("dropped"), dropped.to_string())]
+    });
+    figures.collect()
 }
 
 #[cfg(test)]

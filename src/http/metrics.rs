@@ -11,7 +11,7 @@ use super::Http;
 use super::auth::Caller;
 use super::problem::Problem;
 use crate::broker::stats::Stats;
-use crate::status::{JournalStatus, SensorSnapshot, SensorState, UpstreamSnapshot, UpstreamState};
+use crate::status::{JournalStatus, SensorSnapshot, SensorState, UpstreamShown, UpstreamSnapshot, UpstreamState};
 
 /// Serves it.
 pub async fn metrics(State(http): State<Arc<Http>>, caller: Caller) -> Result<Response, Problem> {
@@ -21,7 +21,7 @@ pub async fn metrics(State(http): State<Arc<Http>>, caller: Caller) -> Result<Re
     broker(&mut text, &http.core.stats);
     journal(&mut text, &http.core.ingress.journal().status());
     sensors(&mut text, &http.status.sensors.borrow().clone());
-    let upstreams: Vec<_> = http.status.upstreams.iter().map(|upstream| upstream.borrow().clone()).collect();
+    let upstreams: Vec<_> = http.status.upstreams.iter().map(UpstreamShown::now).collect();
     upstream(&mut text, &upstreams, &http);
     let kind = [(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")];
     Ok((kind, text.0).into_response())
@@ -72,6 +72,10 @@ fn gateway(text: &mut Text, http: &Http) {
     text.one("recent_topics", "Topics whose last message is remembered.", topics);
     text.one("recent_bytes", "Memory for them.", bytes);
     text.one("http_streams", "Event streams that are open.", http.open_streams());
+    let journal = http.core.ingress.journal().status();
+    let help = "Messages that queues of upstreams and persistent sessions had no room for.";
+    text.one("queue_dropped_total", help, journal.dropped);
+    text.one("journal_refused_total", "Messages that the journal had no room for.", journal.refused);
     text.one("problems_total", "Warnings and errors logged.", *http.status.problems.count().borrow());
 }
 

@@ -14,7 +14,7 @@ use super::Http;
 use super::auth::Caller;
 use super::envelope::rfc3339;
 use super::problem::Problem;
-use crate::status::{JournalStatus, UpstreamSnapshot as Snapshot};
+use crate::status::{JournalStatus, UpstreamShown, UpstreamSnapshot as Snapshot};
 
 /// An overview is made at most this often, for however many ask.
 const FRESH: Duration = Duration::from_millis(500);
@@ -76,6 +76,9 @@ struct ClientView {
     since_boot_ms: u64,
     keep_alive_seconds: u16,
     persistent: bool,
+    /// Of a persistent session: messages that wait for it, and those that its bounds have pushed out.
+    waiting: Option<usize>,
+    dropped: Option<u64>,
 }
 
 #[derive(Serialize)]
@@ -130,7 +133,7 @@ impl Http {
     }
 
     fn upstreams_json(&self) -> String {
-        let snapshots: Vec<Snapshot> = self.status.upstreams.iter().map(|upstream| upstream.borrow().clone()).collect();
+        let snapshots: Vec<Snapshot> = self.status.upstreams.iter().map(UpstreamShown::now).collect();
         let views: Vec<UpstreamView<'_>> = snapshots
             .iter()
             .map(|snapshot| UpstreamView {
@@ -147,15 +150,24 @@ impl Http {
         let mut clients = self.core.clients();
         clients.sort_by(|a, b| a.identity.client_id.cmp(&b.identity.client_id));
         clients.truncate(MAX_CLIENTS);
-        let view = |client: &crate::broker::core::Client| ClientView {
-            client_id: client.identity.client_id.to_string(),
-            user: client.identity.user.as_ref().map(ToString::to_string),
-            address: client.address.to_string(),
-            version: client.version.as_str(),
-            since: self.time(client.since_boot_ms),
-            since_boot_ms: client.since_boot_ms,
-            keep_alive_seconds: client.keep_alive,
-            persistent: client.is_persistent,
+        let queue = |client: &crate::broker::core::Client| {
+            let name = crate::broker::core::consumer_name(&client.identity.client_id);
+            client.is_persistent.then(|| self.core.ingress.journal().backlog_of(&name)).flatten()
+        };
+        let view = |client: &crate::broker::core::Client| {
+            let queue = queue(client);
+            ClientView {
+                client_id: client.identity.client_id.to_string(),
+                user: client.identity.user.as_ref().map(ToString::to_string),
+                address: client.address.to_string(),
+                version: client.version.as_str(),
+                since: self.time(client.since_boot_ms),
+                since_boot_ms: client.since_boot_ms,
+                keep_alive_seconds: client.keep_alive,
+                persistent: client.is_persistent,
+                waiting: queue.map(|queue| queue.messages),
+                dropped: queue.map(|queue| queue.dropped),
+            }
         };
         json(&clients.iter().map(view).collect::<Vec<_>>())
     }

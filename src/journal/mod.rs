@@ -14,7 +14,7 @@
 //! | `writer` | the thread that writes: all that waits with one write and one sync |
 //! | `reader` | how consumers read, and the thread that reads ahead for them |
 //! | `recovery` | what is found at start |
-//! | `report`, `trouble`, `inspect` | what the journal has to say about itself, inside and from outside |
+//! | `report`, `loss`, `trouble`, `inspect` | what the journal has to say about itself, inside, in the log and from outside |
 //!
 //! # Promises
 //! - What [`Journal::synced`] has reached is on disk. Nothing is handed to a consumer before that, so that no place or
@@ -33,6 +33,7 @@
 pub mod boots;
 pub mod format;
 pub mod inspect;
+pub mod loss;
 pub mod queue;
 pub mod reader;
 pub mod record;
@@ -456,6 +457,12 @@ impl Journal {
     /// What waits for a consumer.
     pub fn backlog(&self, id: ConsumerId) -> Backlog {
         self.shared.state.lock().queues.get(&id).map(queue::Queue::backlog).unwrap_or_default()
+    }
+
+    /// The same by the consumer's lasting name.
+    pub fn backlog_of(&self, name: &str) -> Option<Backlog> {
+        let state = self.shared.state.lock();
+        Some(state.queues.get(state.by_name.get(name)?)?.backlog())
     }
 
     /// How the journal is.

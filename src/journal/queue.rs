@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use tokio::sync::Notify;
 
+use super::loss::Pace;
 use super::{Backlog, Delivery, Limits, Outcome, Position, WhenFull};
 use crate::message::Message;
 
@@ -128,6 +129,10 @@ pub struct Queue {
     pub is_attached: bool,
     /// It is among those whose cursors are to be written.
     pub is_moved: bool,
+    /// Messages pushed out that the log has not spoken of.
+    pub unsaid: u64,
+    /// When it has.
+    pub said: Pace,
     /// Something new to read.
     pub changed: Arc<Notify>,
 }
@@ -155,6 +160,8 @@ impl Queue {
             unsaved: 0,
             is_attached: false,
             is_moved: false,
+            unsaid: 0,
+            said: Pace::default(),
             changed: Arc::default(),
         }
     }

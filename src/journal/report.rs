@@ -105,6 +105,8 @@ pub struct Status {
     pub syncs: u64,
     /// Messages refused because the disk is full, fails or is too slow, since the start.
     pub refused: u64,
+    /// Messages that bounds have pushed out of consumers' queues, since the start.
+    pub dropped: u64,
     /// Segments given up to make room, since the start.
     pub evicted: u64,
     /// Damage found since the start, see [`Report::is_loss`].

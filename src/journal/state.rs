@@ -5,10 +5,10 @@ use std::time::Instant;
 
 use bytes::Bytes;
 use smallvec::SmallVec;
-use tracing::{error, info};
 
 use super::boots::Boots;
 use super::format::{CONSUMER_LEN, DATA, FLAG_RECEIVED, FLAG_RETAINED, Kind, RECORD_HEAD, u64_at};
+use super::loss::Pace;
 use super::queue::{Cursor, Queue};
 use super::record::{self, Draft, RecordRef};
 use super::report::{Report, Status};
@@ -95,6 +95,12 @@ pub struct State {
     space: u64,
     /// Whether there was none when somebody looked last.
     pub was_full: bool,
+    /// Lines in the log about losses.
+    pub said: Pace,
+    /// Lines in the log about having no room.
+    pub full_lines: Pace,
+    /// The last of them was not followed by one that there is room again.
+    pub said_full: bool,
     /// Counters.
     pub counts: Status,
     /// End.
@@ -157,14 +163,8 @@ impl State {
         let waiting = (self.pending.bytes.len() + self.writing) as u64;
         self.space = (space + free * per_segment).saturating_sub(waiting);
         let has_space = self.space >= len as u64;
-        if has_space == self.was_full {
-            self.was_full = !has_space;
-            if has_space {
-                info!("journal: there is room again");
-            } else {
-                error!("journal: full (journal.max_size): messages that must be kept are refused until there is room");
-            }
-        }
+        self.was_full = !has_space;
+        self.say_full(!has_space);
         has_space
     }
 
@@ -189,13 +189,21 @@ impl State {
             flags |= FLAG_RECEIVED;
             pairs.push((queue.key, u64::from(packet_id)));
         }
+        let mut lost: SmallVec<[(ConsumerId, u64); 4]> = SmallVec::new();
         for id in consumers {
             if let Some(queue) = self.queues.get_mut(id) {
+                let dropped = queue.cursor.dropped;
                 pairs.push((queue.key, queue.accept(size, view.boot_ms())));
+                if queue.cursor.dropped > dropped {
+                    lost.push((*id, queue.cursor.dropped - dropped));
+                }
                 if queue.unsaved > 0 {
                     mark_moved(&mut self.moved, &mut self.moved_since, *id, queue);
                 }
             }
+        }
+        for (id, messages) in lost {
+            self.lost(id, messages, "broker.max_queued_messages, broker.max_queued_size");
         }
         if extra.retained {
             flags |= FLAG_RETAINED;

@@ -315,25 +315,23 @@ impl Writer {
             self.snapshot()?;
             return self.evict();
         }
-        let mut dropped = 0;
         let shares: Vec<(u64, u64)> = state
             .segments
             .get(&generation)
             .map(|segment| segment.shares.iter().map(|(key, share)| (*key, share.last)).collect())
             .unwrap_or_default();
+        let mut lost = Vec::new();
         for (key, last) in shares {
             let Some(id) = state.by_key.get(&key).copied() else { continue };
             if let Some(queue) = state.queues.get_mut(&id).filter(|queue| queue.cursor.base < last) {
-                dropped += last - queue.cursor.base;
+                let dropped = queue.cursor.dropped;
                 queue.drop_through(last);
-                state.mark_moved(id);
+                lost.push((id, queue.cursor.dropped - dropped));
             }
         }
-        if state.counts.evicted == 0 {
-            error!(
-                messages = dropped,
-                "the journal is full (journal.max_size): its oldest messages make room; further ones are only counted"
-            );
+        for (id, messages) in lost {
+            state.mark_moved(id);
+            state.lost(id, messages, "journal.max_size");
         }
         state.counts.evicted += 1;
         drop(guard);

@@ -119,6 +119,11 @@ impl Inbox {
         (self.published, self.dropped)
     }
 
+    /// Whether messages wait for room.
+    pub fn is_holding(&self) -> bool {
+        !self.held.is_empty()
+    }
+
     /// A message came; `None` for one that no rule wants or that has been here.
     pub fn received(&mut self, message: Option<Inbound>, packet_id: u16) {
         match message {

@@ -49,12 +49,6 @@ impl Lane {
     }
 }
 
-/// The upstream that a consumer of the journal belongs to.
-pub fn upstream_of(consumer: &str) -> Option<&str> {
-    let name = consumer.strip_prefix("upstream/")?;
-    Some(name.strip_suffix("/2").unwrap_or(name))
-}
-
 /// Which lane is for what; decides and does nothing.
 #[derive(Clone, Copy, Debug)]
 pub struct Lanes {
@@ -205,6 +199,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::journal::loss::Owner;
 
     #[test]
     fn an_outage_makes_a_backlog_and_new_messages_pass_it() {
@@ -240,16 +235,17 @@ mod tests {
     #[test]
     fn consumers_belong_to_an_upstream() {
         for lane in Lane::ALL {
-            assert_eq!(upstream_of(&lane.consumer("home")), Some("home"));
+            assert_eq!(Owner::of(&lane.consumer("home")), Owner::Upstream("home"));
         }
-        assert_eq!(upstream_of("session/upstream"), None);
     }
 
     proptest! {
         /// However often the connection comes and goes: new messages wait behind the shorter lane, or make the longer
         /// one longer.
         #[test]
-        fn new_messages_never_make_the_shorter_lane_wait(steps in prop::collection::vec((any::<bool>(), 0..9usize, 0..9usize), 1..50)) {
+        fn new_messages_never_make_the_shorter_lane_wait(
+            steps in prop::collection::vec((any::<bool>(), 0..9usize, 0..9usize), 1..50)
+        ) {
             let mut lanes = Lanes::new(Order::LiveFirst, [0, 0]);
             for (connected, first, second) in steps {
                 let waiting = [first, second];

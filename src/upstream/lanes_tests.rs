@@ -157,7 +157,7 @@ impl Bench {
     }
 
     fn ledger(&self) -> Ledger {
-        let ledger = self.session.counts().ledger(&self.consumers.backlog());
+        let ledger = Ledger::of(&self.consumers.backlog());
         assert!(ledger.is_balanced(), "{ledger:?}");
         ledger
     }

@@ -116,28 +116,6 @@ impl Counts {
             error!(upstream, topic, count, "message not delivered: {why}");
         }
     }
-
-    /// The ledger: the journal counts, because its counts outlive the process.
-    pub fn ledger(&self, backlog: &Backlog) -> Ledger {
-        let count = |outcome: journal::Outcome| backlog.settled_as[outcome as usize];
-        Ledger {
-            accepted: backlog.accepted,
-            acked: count(journal::Outcome::Acked),
-            sent_unconfirmed: count(journal::Outcome::Unconfirmed),
-            expired: count(journal::Outcome::Expired),
-            dropped: Dropped {
-                journal_full: backlog.dropped,
-                unreadable: backlog.lost,
-                refused: count(journal::Outcome::Refused),
-                too_large: count(journal::Outcome::TooLarge),
-                ends_connection: count(journal::Outcome::EndsConnection),
-                came_from_there: count(journal::Outcome::CameFromThere),
-                looped: count(journal::Outcome::Loop),
-                no_rule: count(journal::Outcome::NotWanted),
-            },
-            pending: backlog.messages as u64,
-        }
-    }
 }
 
 /// Every message accepted for an upstream:
@@ -159,6 +137,28 @@ pub struct Ledger {
 }
 
 impl Ledger {
+    /// As the journal counts, because its counts outlive the process.
+    pub fn of(backlog: &Backlog) -> Ledger {
+        let count = |outcome: journal::Outcome| backlog.settled_as[outcome as usize];
+        Ledger {
+            accepted: backlog.accepted,
+            acked: count(journal::Outcome::Acked),
+            sent_unconfirmed: count(journal::Outcome::Unconfirmed),
+            expired: count(journal::Outcome::Expired),
+            dropped: Dropped {
+                journal_full: backlog.dropped,
+                unreadable: backlog.lost,
+                refused: count(journal::Outcome::Refused),
+                too_large: count(journal::Outcome::TooLarge),
+                ends_connection: count(journal::Outcome::EndsConnection),
+                came_from_there: count(journal::Outcome::CameFromThere),
+                looped: count(journal::Outcome::Loop),
+                no_rule: count(journal::Outcome::NotWanted),
+            },
+            pending: backlog.messages as u64,
+        }
+    }
+
     /// Whether every message is accounted for.
     pub fn is_balanced(&self) -> bool {
         self.accepted == self.acked + self.sent_unconfirmed + self.expired + self.dropped.total() + self.pending

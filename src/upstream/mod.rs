@@ -1,7 +1,8 @@
 //! Upstreams: remote brokers that messages are forwarded to and taken from.
 //!
-//! [`rule`] maps topics, [`lanes`] says what goes before what, [`retained`] keeps retained messages equal, [`session`] decides, [`client`] speaks MQTT (and is the only one that names rumqttc),
-//! [`task`] brings them together, and [`ledger`] keeps account.
+//! [`rule`] maps topics, [`lanes`] says what goes before what, [`retained`] keeps retained messages equal, [`session`]
+//! decides, [`client`] speaks MQTT (and is the only one that names rumqttc), [`task`] brings them together, and [`ledger`]
+//! keeps account.
 //!
 //! Promises: what the journal holds for an upstream arrives there in order, at least once at QoS 1, whatever happens to the
 //! connection; what does not arrive is counted with a reason. A command is acknowledged upstream when the gateway
@@ -29,5 +30,5 @@ mod tests;
 mod tls;
 pub mod wire;
 
-pub use snapshot::{Snapshot, State};
+pub use snapshot::{Shown, Snapshot, State};
 pub use task::{Upstream, UpstreamError};

@@ -7,14 +7,15 @@
 //!    messages arrive.
 //! 2. The topics that the upstream retains because of us are kept in the journal, until their deletion is acknowledged.
 //! 3. When the upstream has forgotten our session, and so perhaps more, when messages for it were lost (by the bounds of
-//!    the journal, by expiry, by damage), or when the gateway had crashed, a **pass** follows once all that waits has been handed over: deletions of kept
-//!    topics that are retained here no more, and all values that were not sent on this connection anyway.
+//!    the journal, by expiry, by damage), or when the gateway had crashed, a **pass** follows once all that waits has been
+//!    handed over: deletions of kept topics that are retained here no more, and all values that were not sent on this
+//!    connection anyway.
 //!
 //! Topics that also come down from the upstream are left out of passes: what is retained there may be newer.
 //!
 //! Limits: at most [`MOST_KEPT`] topics per upstream are kept; the deletion of another one may be lost together with its
 //! message. What was refused, is too large or ends connections is not tried again. On MQTT 3.1.1 nobody tells the upstream
-//! when a value expires.
+//! when a value expires. A retained message at QoS 0 that the journal had no room for does not go up until the next pass.
 
 use std::collections::{BTreeMap, HashSet, VecDeque};
 use std::hash::{BuildHasher, RandomState};
@@ -99,6 +100,8 @@ pub struct Passes {
     is_due: bool,
     /// No pass before that while this connection lasts.
     not_before: u64,
+    /// A pass is wanted, but not before.
+    wanted_at: Option<u64>,
     /// No pass before that at all.
     rests_until: u64,
     pass: Option<Pass>,
@@ -152,6 +155,7 @@ impl Passes {
             noted,
             is_due: false,
             not_before: 0,
+            wanted_at: None,
             rests_until: 0,
             pass: None,
             sent: HashSet::new(),
@@ -184,14 +188,19 @@ impl Passes {
     }
 
     fn end(&mut self) {
-        (self.is_due, self.pass, self.sent) = (false, None, HashSet::new());
+        (self.is_due, self.pass, self.sent, self.wanted_at) = (false, None, HashSet::new(), None);
     }
 
     /// So much was lost by now.
     pub fn losses(&mut self, losses: u64, now: u64) {
-        if !self.is_active() && Some(losses) != self.noted && now >= self.not_before {
-            self.is_due = true;
-        }
+        let is_wanted = !self.is_active() && Some(losses) != self.noted;
+        self.is_due |= is_wanted && now >= self.not_before;
+        self.wanted_at = Some(self.not_before).filter(|_| is_wanted && !self.is_due);
+    }
+
+    /// When [`Passes::losses`] is to be called at the latest.
+    pub fn deadline(&self) -> Option<u64> {
+        self.wanted_at
     }
 
     /// Whether a pass is to come or runs.
@@ -377,7 +386,7 @@ mod tests {
         assert_eq!(passes.need(Position(0)), Need::Answers);
         passes.complete();
         passes.losses(4, 3);
-        assert!(!passes.is_due(), "not that soon again");
+        assert!(!passes.is_due() && passes.deadline() == Some(2 + PASS_EVERY_MS), "not that soon again");
         passes.losses(4, 2 + PASS_EVERY_MS);
         assert!(passes.is_due());
         passes.connected(true, 3, 2);

@@ -187,11 +187,6 @@ impl Session {
         self.status_topic = settings.status_topic.as_ref().map(|topic| topic.as_str().to_owned());
     }
 
-    /// How messages ended so far.
-    pub fn counts(&self) -> &Counts {
-        &self.counts
-    }
-
     /// Messages handed over and not settled.
     pub fn in_flight(&self) -> usize {
         self.in_flight.len()

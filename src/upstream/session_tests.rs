@@ -3,6 +3,7 @@ mod later;
 
 use proptest::prelude::*;
 
+use super::super::ledger::Ledger;
 use super::super::rule::tests::{rule, settings};
 use super::super::wire::InMessage;
 use super::*;
@@ -122,8 +123,8 @@ impl Bench {
         self.perform(actions);
     }
 
-    fn ledger(&self) -> super::super::ledger::Ledger {
-        let ledger = self.session.counts().ledger(&self.reader.backlog());
+    fn ledger(&self) -> Ledger {
+        let ledger = Ledger::of(&self.reader.backlog());
         assert!(ledger.is_balanced(), "{ledger:?}");
         ledger
     }

@@ -1,7 +1,9 @@
 //! An upstream as others see it.
 
 use serde::Serialize;
+use tokio::sync::watch;
 
+use super::lanes::Consumers;
 use super::ledger::Ledger;
 use super::wire::Version;
 
@@ -47,4 +49,31 @@ pub struct Snapshot {
     pub received: u64,
     /// Messages that came down and were not: no rule wants them, they are too large, or there was no room.
     pub received_dropped: u64,
+}
+
+impl Snapshot {
+    /// Brings up to date what the journal counts.
+    pub fn count(&mut self, consumers: &Consumers) {
+        let backlog = consumers.backlog();
+        self.ledger = Ledger::of(&backlog);
+        self.backlog_bytes = backlog.bytes;
+        self.oldest_boot_ms = backlog.oldest_boot_ms;
+    }
+}
+
+/// How an upstream is doing, for those who show it. What the journal counts is of the very moment; so that nobody need be
+/// woken while nobody looks.
+#[derive(Clone, Debug)]
+pub struct Shown {
+    pub(super) snapshots: watch::Receiver<Snapshot>,
+    pub(super) consumers: Consumers,
+}
+
+impl Shown {
+    /// As things stand.
+    pub fn now(&self) -> Snapshot {
+        let mut snapshot = self.snapshots.borrow().clone();
+        snapshot.count(&self.consumers);
+        snapshot
+    }
 }

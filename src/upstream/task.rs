@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::watch;
-use tokio::time::{Instant, Interval, MissedTickBehavior, interval, sleep};
+use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info};
 
@@ -19,7 +19,7 @@ use super::retained::{Passes, losses};
 use super::rule::Rules;
 use super::session::{Session, SessionAction};
 use super::settings::UpstreamSettings;
-use super::snapshot::{Snapshot, State};
+use super::snapshot::{Shown, Snapshot, State};
 use super::wire::{Broken, ClientEvent, Link, Role, UpstreamClient, Version};
 use crate::broker::ingress::{Ingress, IngressError};
 use crate::journal::settings::Order;
@@ -27,8 +27,9 @@ use crate::journal::{Delivery, Journal, Limits, Position};
 use crate::message::{Message, Origin, via};
 use crate::time::SharedClock;
 
-/// How often the snapshot is brought up to date, and what waits for time is looked at.
-const TICK: Duration = Duration::from_millis(500);
+/// After something has happened, the snapshot is brought up to date within this time; and messages from the upstream that
+/// found no room are tried again.
+const SOON: Duration = Duration::from_millis(500);
 /// Time for what is in flight, the status and the good-bye when the gateway stops.
 const GOOD_BYE: Duration = Duration::from_secs(2);
 /// Messages taken from the journal before anything else gets a turn.
@@ -69,7 +70,8 @@ pub struct Upstream<C> {
     v4_until: Option<(usize, Instant)>,
     /// What was logged since the last connection, so that it is not logged again.
     reasons: Vec<String>,
-    tick: Interval,
+    /// When the snapshot is to be brought up to date.
+    show_at: Option<Instant>,
 }
 
 /// Why a conversation ended, or a wait did.
@@ -90,16 +92,14 @@ impl Upstream<Client> {
         ingress: Ingress,
         max_packet_size: usize,
         clock: SharedClock,
-        snapshots: watch::Sender<Snapshot>,
     ) -> Self {
         let client = Client::new(max_packet_size);
         let kept = (limits, order);
-        Upstream::with(settings, journal, kept, Door::Ingress(ingress), client, max_packet_size, clock, snapshots)
+        Upstream::with(settings, journal, kept, Door::Ingress(ingress), client, max_packet_size, clock)
     }
 }
 
 impl<C: UpstreamClient> Upstream<C> {
-    #[expect(clippy::too_many_arguments, reason = "everything an upstream touches, given once")]
     pub(super) fn with(
         mut settings: watch::Receiver<Arc<UpstreamSettings>>,
         journal: &Journal,
@@ -108,15 +108,12 @@ impl<C: UpstreamClient> Upstream<C> {
         client: C,
         max_packet_size: usize,
         clock: SharedClock,
-        snapshots: watch::Sender<Snapshot>,
     ) -> Self {
         let current = settings.borrow_and_update().clone();
         let consumers = Consumers::register(journal, &current.name, limits, order);
         let lanes = Lanes::new(order, consumers.waiting());
         let rules = Rules::new(&current);
         door.set_filters(consumers.id(lanes.append()), Origin::upstream(&current.name), rules.local_filters());
-        let mut tick = interval(TICK);
-        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let since_boot_ms = clock.boot_ms();
         Upstream {
             name: current.name.clone(),
@@ -134,14 +131,19 @@ impl<C: UpstreamClient> Upstream<C> {
             consumers,
             door,
             clock,
-            snapshots,
+            snapshots: watch::Sender::default(),
             backoff: Backoff::default(),
             gateway: None,
             address: 0,
             v4_until: None,
             reasons: Vec::new(),
-            tick,
+            show_at: None,
         }
+    }
+
+    /// How it is doing.
+    pub fn shown(&self) -> Shown {
+        Shown { snapshots: self.snapshots.subscribe(), consumers: self.consumers.clone() }
     }
 
     /// Runs until `cancel`. Ends by itself only when nothing can be published here any more.
@@ -189,7 +191,6 @@ impl<C: UpstreamClient> Upstream<C> {
             tokio::select! {
                 () = cancel.cancelled() => return true,
                 () = &mut wait => return false,
-                _ = self.tick.tick() => self.show(),
                 changed = self.settings.changed(), if may_change => match changed {
                     Ok(()) => {
                         let needs_connection = self.apply_settings();
@@ -203,8 +204,8 @@ impl<C: UpstreamClient> Upstream<C> {
         }
     }
 
-    /// Speaks with the upstream until the connection ends.
-    async fn converse(&mut self, link: Link, cancel: &CancellationToken) -> Result<End, UpstreamError> {
+    /// There is a connection: what it takes to begin; whether it goes on.
+    fn begin(&mut self, link: Link) -> bool {
         let (upstream, address, version) = (&self.name, &self.shown.address, link.version);
         let (resumed, waiting) = (link.session_present, self.consumers.backlog().messages);
         info!(upstream, address, ?version, resumed, waiting, "connected");
@@ -217,7 +218,12 @@ impl<C: UpstreamClient> Upstream<C> {
         self.reasons.clear();
         self.set_state(State::Connected, Some(link.version));
         let actions = self.session.connected(link, now);
-        let mut alive = self.perform(actions);
+        self.perform(actions)
+    }
+
+    /// Speaks with the upstream until the connection ends.
+    async fn converse(&mut self, link: Link, cancel: &CancellationToken) -> Result<End, UpstreamError> {
+        let mut alive = self.begin(link);
         let mut may_change = true;
         while alive {
             let mut more = self.take_from_journal();
@@ -227,6 +233,7 @@ impl<C: UpstreamClient> Upstream<C> {
             let waits_for_disk = self.passes.waits_for_disk(*self.synced.borrow_and_update());
             alive = self.inbox.acknowledge(&mut self.client) && more.is_some();
             let (more, has_room) = (more == Some(true), self.session.has_room(Role::Live));
+            let wake = self.wake();
             tokio::select! {
                 () = cancel.cancelled() => {
                     self.say_good_bye().await;
@@ -246,18 +253,30 @@ impl<C: UpstreamClient> Upstream<C> {
                     Err(_) => may_change = false,
                 },
                 settled = self.inbox.next_settled(&self.door) => settled?,
-                _ = self.tick.tick() => {
+                () = sleep(wake.unwrap_or_default()), if wake.is_some() => {
                     let actions = self.session.time(self.clock.boot_ms());
                     alive &= self.perform(actions);
                     self.inbox.deliver(&self.door, self.clock.boot_ms()).await?;
                     self.show();
+                    continue;
                 }
                 _ = self.synced.changed(), if waits_for_disk => {}
                 () = tokio::task::yield_now(), if more => {}
                 () = self.readers.ready(), if has_room && !more => {}
             }
+            self.show_at.get_or_insert_with(|| Instant::now() + SOON);
         }
         Ok(End::Broken(Broken::Silent))
+    }
+
+    /// When there is something to do even if nothing happens. Nothing is looked at again and again: a Pi sleeps meanwhile.
+    fn wake(&self) -> Option<Duration> {
+        let now = self.clock.boot_ms();
+        let deadlines = [self.session.deadline(), self.passes.deadline()].into_iter().flatten();
+        let deadlines = deadlines.map(|deadline| Duration::from_millis(deadline.saturating_sub(now)));
+        let held = self.inbox.is_holding().then_some(SOON);
+        let show = self.show_at.map(|at| at.saturating_duration_since(Instant::now()));
+        deadlines.chain(held).chain(show).min()
     }
 
     /// Hands over what there is room for: whether there may be more, `None` if the connection takes nothing.
@@ -434,14 +453,12 @@ impl<C: UpstreamClient> Upstream<C> {
 
     /// Brings the snapshot up to date.
     fn show(&mut self) {
-        let backlog = self.consumers.backlog();
+        self.show_at = None;
         if self.shown.state == State::Connected {
-            self.passes.losses(losses(&backlog), self.clock.boot_ms());
+            self.passes.losses(losses(&self.consumers.backlog()), self.clock.boot_ms());
         }
-        self.shown.ledger = self.session.counts().ledger(&backlog);
+        self.shown.count(&self.consumers);
         self.shown.in_flight = self.session.in_flight();
-        self.shown.backlog_bytes = backlog.bytes;
-        self.shown.oldest_boot_ms = backlog.oldest_boot_ms;
         (self.shown.received, self.shown.received_dropped) = self.inbox.counts();
         let shown = &self.shown;
         self.snapshots.send_if_modified(|last| {

@@ -3,7 +3,9 @@
 mod real;
 mod tls;
 
+use std::future::{Future, poll_fn};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -118,6 +120,8 @@ struct Running {
     snapshots: watch::Receiver<Snapshot>,
     cancel: CancellationToken,
     task: JoinHandle<Result<(), UpstreamError>>,
+    /// How often the task was woken.
+    polls: Arc<AtomicUsize>,
 }
 
 impl Running {
@@ -125,14 +129,19 @@ impl Running {
         let journal = Journal::default();
         let limits = Limits { messages: 100_000, bytes: 64 << 20, when_full: WhenFull::DropOldest };
         let (settings, settings_rx) = watch::channel(Arc::new(settings));
-        let (snapshots_tx, snapshots) = watch::channel(Snapshot::default());
         let cancel = CancellationToken::new();
         let clock = Arc::new(SystemClock);
         let (door, kept) = (Door::Test(door), (limits, Order::Strict));
-        let upstream = Upstream::with(settings_rx, &journal, kept, door, client, 256 << 10, clock, snapshots_tx);
+        let upstream = Upstream::with(settings_rx, &journal, kept, door, client, 256 << 10, clock);
+        let snapshots = upstream.shown().snapshots;
         let consumer = journal.register("upstream/home", limits);
-        let task = tokio::spawn(upstream.run(cancel.clone()));
-        Running { journal, consumer, settings, snapshots, cancel, task }
+        let polls = Arc::new(AtomicUsize::new(0));
+        let (mut run, polled) = (Box::pin(upstream.run(cancel.clone())), polls.clone());
+        let task = tokio::spawn(poll_fn(move |context| {
+            polled.fetch_add(1, Ordering::Relaxed);
+            run.as_mut().poll(context)
+        }));
+        Running { journal, consumer, settings, snapshots, cancel, task, polls }
     }
 
     fn append(&self, topic: &str, payload: &str) {
@@ -146,7 +155,11 @@ impl Running {
             boot_ms: 0,
             origin: Origin::http(),
         };
-        self.journal.append(&Message::new(&draft), &[self.consumer]).unwrap();
+        let position = self.journal.append(&Message::new(&draft), &[self.consumer]).unwrap();
+        // a paused clock would run away while the disk works
+        while *self.journal.synced().borrow() < position {
+            std::thread::yield_now();
+        }
     }
 
     async fn until(&mut self, what: &str, condition: impl FnMut(&Snapshot) -> bool) -> Snapshot {
@@ -290,5 +303,20 @@ async fn rules_change_on_a_live_connection_and_the_rest_needs_a_new_one() {
     assert_eq!(script.next().await, Asked::Disconnect);
     script.events.send(Err(Broken::Closed)).await.unwrap();
     assert_eq!(script.next().await, connect("two", Version::V5));
+    running.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_idle_upstream_wakes_nobody() {
+    let (mut script, client) = Script::new();
+    let mut running = Running::start(settings(&["mqtt://one"]), TestDoor::default(), client);
+    script.answers.send(Ok(link(Version::V5))).await.unwrap();
+    running.until("connected", |snapshot| snapshot.state == State::Connected).await;
+    tokio::time::sleep(Duration::from_secs(10)).await;
+    let before = running.polls.load(Ordering::Relaxed);
+    tokio::time::sleep(Duration::from_secs(3600)).await;
+    assert_eq!(running.polls.load(Ordering::Relaxed), before);
+    running.append("loft/a", "1");
+    while !matches!(script.next().await, Asked::Publish(_)) {}
     running.stop().await;
 }
