@@ -61,7 +61,7 @@ def repacked(package, directory, version, program):
 
 def pretend(pi, program, option, answer):
     """A program of the Pi answers one question as another machine would; returns what ends that."""
-    pi.run(f"""mkdir -p /usr/local/bin; cat > /usr/local/bin/{program} <<'END'
+    pi.run(f"""cat > /usr/local/bin/{program} <<'END'
 #!/bin/sh
 [ "$1" = {option} ] && echo '{answer}' || exec /usr/bin/{program} "$@"
 END

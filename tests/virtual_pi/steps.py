@@ -7,6 +7,7 @@ import itertools
 import json
 import pathlib
 import re
+import socket
 import subprocess
 import sys
 import tempfile
@@ -79,6 +80,13 @@ def journal(pi, _):
     assert fields["PIN"] == "17" and fields["TOPIC"] == "loft/motion1", fields
     assert fields["_SYSTEMD_UNIT"] == "pigateway.service", fields
     assert fields["SYSLOG_IDENTIFIER"] == "pigateway", fields
+    # a client that breaks the protocol is found by its id
+    with socket.create_connection(("127.0.0.1", pi.mqtt_port), timeout=30) as client:
+        client.sendall(b"\x10\x17\x00\x04MQTT\x04\x02\x00\x3c\x00\x0btest-client")
+        assert client.recv(4) == b"\x20\x02\x00\x00"
+        client.sendall(b"\x00\x00")
+        assert client.recv(1) == b""
+    pi.wait_until("the line of the client", "journalctl CLIENT_ID=test-client -o cat --no-pager | grep protocol")
 
 
 def stop(pi, _):
@@ -141,6 +149,7 @@ systemctl daemon-reload; systemctl restart pigateway""")
     subscriber.wait("sites/pi/status [01] online")
     subscriber.wait("sites/loft/motion1/status [01] online")
     subscriber.close()
+    pi.wait_until("the line of the upstream", "journalctl UPSTREAM=home -o cat --no-pager | grep connected")
     upstream.close()
     pi.run("sync")  # the power cut is to hit messages, not this configuration
     return port
