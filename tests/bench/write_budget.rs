@@ -2,10 +2,13 @@
 //! once a second, and SQLite with a transaction per message.
 //!
 //! A subscriber with a persistent session is away; a publisher publishes at QoS 1, 200 bytes, at a steady rate. Two
-//! figures are shown per message: what the process had written (`write_bytes` of /proc/PID/io, pages that it dirtied) and
-//! what the disk of the temporary directory took (/sys/dev/block/*/stat), which has the file system's own journal in it and
-//! everything else that happens there: `TMPDIR` may point to a loop device of its own. `BENCH_SECONDS` (10) is how long each takes, `BENCH_RATES` (`1,10,100`) messages per second, and
-//! 0 stands for bursts of 100 once a second.
+//! figures are shown per message: what the process had written (`write_bytes` of /proc/PID/io, pages that it dirtied; where
+//! the kernel keeps files in large folios, it counts whole ones) and what the disk of the temporary directory took
+//! (/sys/dev/block/*/stat), which has the file system's own journal in it and everything else that happens there: let
+//! `TMPDIR` point to a loop device of its own. The ratio is that of the disk to the gateway's.
+//!
+//! `BENCH_SECONDS` (10) is how long each takes, `BENCH_RATES` (`1,10,100,0`) messages per second; 0 stands for bursts of 100
+//! once a second.
 
 #[path = "../support/mod.rs"]
 mod support;
@@ -37,17 +40,19 @@ fn main() {
     let setting = |name: &str, usual: &str| std::env::var(name).unwrap_or_else(|_| usual.into());
     let seconds: u64 = setting("BENCH_SECONDS", "10").parse().expect("BENCH_SECONDS is a number");
     let rates = setting("BENCH_RATES", "1,10,100,0");
-    println!("{:<12}{:>26}{:>26}{:>26}", "bytes/message", "pigateway", "mosquitto, every second", "SQLite, WAL, full");
-    println!("{:<12}{}", "messages/s", format!("{:>13}{:>13}", "process", "disk").repeat(3));
+    println!("{:<12}{:>28}{:>28}{:>28}", "bytes/message", "pigateway", "mosquitto, every second", "SQLite, WAL, full");
+    println!("{:<12}{}", "messages/s", format!("{:>11}{:>11}{:>6}", "process", "disk", "").repeat(3));
     for rate in rates.split(',').map(|rate| rate.trim().parse::<u64>().expect("BENCH_RATES are numbers")) {
         let (burst, pause) = match rate {
             0 => (100, Duration::from_secs(1)),
             rate => (1, Duration::from_secs(1) / rate as u32),
         };
         let mut row = if rate == 0 { format!("{:<12}", "100 at once") } else { format!("{rate:<12}") };
+        let mut ours = None;
         for measure in [gateway, mosquitto, sqlite] {
             let (process, disk) = measure(burst, pause, Duration::from_secs(seconds));
-            row.push_str(&format!("{process:>13}{disk:>13}"));
+            let ratio = disk as f64 / *ours.get_or_insert(disk.max(1)) as f64;
+            row.push_str(&format!("{process:>11}{disk:>11}{ratio:>5.1}x"));
         }
         println!("{row}");
     }

@@ -124,7 +124,9 @@ impl Setup {
 
 /// The program under test.
 pub fn gateway() -> Command {
-    Command::new(env!("CARGO_BIN_EXE_pigateway"))
+    // benchmarks may compare two builds
+    let other = std::env::var_os("BENCH_PIGATEWAY");
+    Command::new(other.unwrap_or_else(|| env!("CARGO_BIN_EXE_pigateway").into()))
 }
 
 impl Gateway {
