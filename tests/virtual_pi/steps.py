@@ -97,6 +97,7 @@ def stop(pi, _):
     pi.run("systemctl stop pigateway")
     took = time.monotonic() - begin
     subscriber.close()
+    print(pi.run("journalctl -u pigateway -o short-monotonic --no-pager -n 6"))
     assert took < 5, took
     begin = time.monotonic()
     pi.run("systemctl start pigateway")
