@@ -476,10 +476,9 @@ impl State {
     /// Something was wrong with a file.
     pub fn report(&mut self, report: Report) {
         self.counts.damaged += u64::from(report.is_loss());
-        if self.reports.len() >= MOST_REPORTS {
-            self.reports.pop_front();
-        }
         self.reports.push_back(report);
+        let old = self.reports.len().saturating_sub(MOST_REPORTS);
+        drop(self.reports.drain(..old));
     }
 }
 
