@@ -39,6 +39,12 @@ fn what_is_not_retained_is_said() {
     assert!(full.json()["detail"].as_str().unwrap().contains("max_retained"), "{}", full.text());
     assert_eq!(stream.wait_for("message").data["topic"], "b", "it is delivered all the same");
     assert_eq!(request(http, "PUT", &format!("{path}a?retain=true"), &[], b"2").status, 204);
+    // too large for the store: what was retained stays, and REST says which of the two it shows
+    let (gateway, http) = start("[broker]\nmax_retained_size = \"1 KiB\"\n");
+    assert_eq!(request(http, "PUT", &format!("{path}a?retain=true"), &[], b"1").status, 204);
+    assert_eq!(request(http, "PUT", &format!("{path}a?retain=true"), &[], &[b'x'; 2000]).status, 507);
+    assert_eq!(get(http, &format!("{path}a")).header("pigateway-retained"), Some("false"));
+    assert_eq!(request(http, "PUT", &format!("{path}{}a", "a/".repeat(200)), &[], b"1").status, 400);
     drop(gateway);
 }
 

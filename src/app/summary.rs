@@ -67,7 +67,7 @@ fn lines(settings: &Settings, config_path: Option<&Path>, addresses: &[SocketAdd
         format!("data in {}", data_dir.display()),
     ];
     let anonymous = match settings.broker.anonymous.accept {
-        AnonymousFrom::None => "only users with a password or certificate",
+        AnonymousFrom::None => "only users, with a password or, where client_ca is set, a certificate",
         AnonymousFrom::Loopback => {
             "without a user name only from this host; accept = \"all\" under [broker.anonymous] opens it to all"
         }
@@ -88,7 +88,11 @@ fn lines(settings: &Settings, config_path: Option<&Path>, addresses: &[SocketAdd
     let plain = addresses.iter().zip(&settings.broker.listeners).find(|(_, listener)| listener.tls.is_none());
     if let Some((address, _)) = plain {
         let port = if address.port() == 1883 { String::new() } else { format!(" -p {}", address.port()) };
-        lines.push(format!("to see all messages: mosquitto_sub -h localhost{port} -v -t '#'"));
+        let user = match settings.broker.anonymous.accept {
+            AnonymousFrom::None => " -u NAME -P PASSWORD",
+            AnonymousFrom::Loopback | AnonymousFrom::All => "",
+        };
+        lines.push(format!("to see all messages: mosquitto_sub -h localhost{port}{user} -v -t '#'"));
     }
     lines
 }

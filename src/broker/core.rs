@@ -14,7 +14,7 @@ use tracing::{info, warn};
 use super::authorise::{Authoriser, Identity, Permissions};
 use super::codec::{Reason, Version, Will};
 use super::inbox::{Inbox, InboxLimits, Run};
-use super::ingress::{Ingress, IngressError, Route};
+use super::ingress::{Ingress, Route};
 use super::limiter::Limiter;
 use super::password::Passwords;
 use super::registry::{Kick, Parked, Registry};
@@ -25,7 +25,7 @@ use super::stats::Stats;
 use super::subscribers::{Subscriber, SubscriptionOptions};
 use super::waiting::WaitingRoom;
 use crate::journal::{Limits, WhenFull};
-use crate::message::{Draft, Origin, Qos};
+use crate::message::{Origin, Qos};
 
 /// While its client is connected, a persistent session may be this many times further behind than while it is away:
 /// enough for a burst that the client is busy reading.
@@ -80,6 +80,8 @@ pub struct Core {
     clients: Mutex<HashMap<u64, Client>>,
     next_client: AtomicU64,
     groups: Mutex<HashMap<Box<str>, Group>>,
+    /// Wills of clients that were connected when the gateway ended, and whose sessions ended with it.
+    pub(super) orphaned_wills: Mutex<Vec<(Box<str>, Will)>>,
 }
 
 impl Core {
@@ -98,6 +100,7 @@ impl Core {
             clients: Mutex::default(),
             next_client: AtomicU64::new(0),
             groups: Mutex::default(),
+            orphaned_wills: Mutex::default(),
         })
     }
 
@@ -264,30 +267,12 @@ impl Core {
         self.groups.lock().len()
     }
 
-    /// Publishes a client's last will, if it may.
-    pub(super) async fn publish_will(&self, identity: &Identity, permissions: &Permissions, will: Will) {
-        if !permissions.may_publish(&will.topic) {
-            info!(client_id = &*identity.client_id, topic = &*will.topic, "last will not published: no permission");
-            return;
-        }
-        let draft = Draft {
-            topic: &will.topic,
-            payload: &will.payload,
-            qos: will.qos,
-            retain: will.retain,
-            properties: &will.properties,
-            expiry: will.expiry,
-            boot_ms: self.ingress.clock().boot_ms(),
-            origin: Origin::client(&identity.client_id),
-        };
-        match self.ingress.publish(&draft).await {
-            Ok(_) | Err(IngressError::Closed) => {}
-            Err(error) => warn!(client_id = &*identity.client_id, %error, "last will not published"),
-        }
-    }
-
     /// Ends expired sessions and publishes delayed wills, until cancelled.
     pub async fn sweep(self: Arc<Self>) {
+        let orphaned = std::mem::take(&mut *self.orphaned_wills.lock());
+        for (client_id, will) in orphaned {
+            self.publish_delayed(client_id, will).await;
+        }
         loop {
             tokio::select! {
                 () = self.cancel.cancelled() => return,
@@ -312,13 +297,6 @@ impl Core {
                 self.end(session);
             }
         }
-    }
-
-    /// Publishes a will whose permission was checked when its client left.
-    pub(super) async fn publish_delayed(&self, client_id: Box<str>, will: Will) {
-        let identity = Identity { user: None, client_id };
-        let everything = Authoriser::new(&BrokerSettings::default()).permissions(&identity);
-        self.publish_will(&identity, &everything, will).await;
     }
 }
 

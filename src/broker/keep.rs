@@ -11,12 +11,14 @@
 //! | 8 | Unix time in milliseconds when the client left; 0 while it is connected |
 //! | | per subscription: length of the filter (2), filter, QoS (1), bit 0 no local, bit 1 retain as published (1), id or 0 (4) |
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::Instant;
 use tracing::{info, warn};
 
+use super::codec::Will;
 use super::core::{Core, consumer_name, session_route, split_share};
 use super::registry::{Parked, expires};
 use super::session::{Session, Subscription};
@@ -106,15 +108,17 @@ impl Core {
         let recovered = journal.recovered();
         let retained = self.ingress.restore_retained(&recovered.retained);
         let (mut sessions, mut waiting) = (0, 0);
+        let mut wills: HashMap<Box<str>, Will> = self.kept_wills().into_iter().collect();
         for (client_id, bytes) in &recovered.sessions {
             let Some(kept) = Kept::decode(bytes) else {
                 warn!(client_id = &**client_id, "a kept session cannot be read: its client begins anew");
                 let _ = journal.keep_session(client_id, None, true);
                 continue;
             };
-            waiting += self.restore_session(client_id, &kept);
+            waiting += self.restore_session(client_id, &kept, wills.remove(client_id));
             sessions += 1;
         }
+        *self.orphaned_wills.lock() = wills.into_iter().collect();
         for (name, id, backlog) in journal.consumers() {
             if let Some(client_id) = name.strip_prefix("session/")
                 && !recovered.sessions.iter().any(|(known, _)| **known == *client_id)
@@ -128,7 +132,7 @@ impl Core {
         }
     }
 
-    fn restore_session(&self, client_id: &str, kept: &Kept) -> usize {
+    fn restore_session(&self, client_id: &str, kept: &Kept, will: Option<Will>) -> usize {
         let mut session = self.new_session(client_id, 1, true, kept.expiry);
         for (filter, options) in &kept.subscriptions {
             let shared = split_share(filter).filter(|_| filter.starts_with("$share/"));
@@ -160,7 +164,8 @@ impl Core {
             u32::MAX => expires(now, u32::MAX, bound.saturating_sub(Duration::from_millis(away_ms as u64))),
             _ => expires(now, left_over as u32, bound),
         };
-        self.registry.restore(client_id, Parked { session, expires, since: now, will: None });
+        let will = will.map(|will| (now + Duration::from_secs(u64::from(will.delay)), will));
+        self.registry.restore(client_id, Parked { session, expires, since: now, will });
         waiting
     }
 }

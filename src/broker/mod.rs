@@ -6,7 +6,7 @@
 //! | `listener`, `waiting` | ports, TLS handshakes |
 //! | `connection/` | one client from CONNECT to the end: `handshake`, `admit`, then `run` with `receive` and `deliver` |
 //! | `codec/` | packets |
-//! | `keep` | what is kept of sessions and retained messages on disk |
+//! | `keep`, `wills` | what is kept of sessions, retained messages and last wills on disk |
 //! | `session`, `registry`, `core` | what outlives a connection, who has which client id, what all share |
 //! | `authenticate`, `password`, `authorise` | who somebody is and may do what |
 //! | `ingress` | the one door in: order, retained store, journal, router |
@@ -40,6 +40,7 @@ pub mod stats;
 pub mod subscribers;
 pub mod sys;
 pub mod waiting;
+pub mod wills;
 
 use std::net::SocketAddr;
 use std::sync::Arc;

@@ -206,7 +206,8 @@ fn newer(recent: Option<Message>, retained: Option<Message>) -> Option<(Message,
             if came_in(&retained) > came_in(&recent) {
                 Some((retained, true))
             } else {
-                let is_retained = recent.view().retain();
+                // one that the retained store had no room for carries the flag all the same
+                let is_retained = recent.view().retain() && recent.view().payload() == retained.view().payload();
                 Some((recent, is_retained))
             }
         }
@@ -225,7 +226,9 @@ mod tests {
         let answer =
             |recent, retained| newer(recent, retained).map(|(message, is)| (message.view().payload() == b"live", is));
         assert_eq!(answer(live(5, false), retained(3)), Some((true, false)));
-        assert_eq!(answer(live(5, true), retained(5)), Some((true, true)));
+        let same = |boot_ms| Some(message_at("a", "live", true, boot_ms));
+        assert_eq!(answer(live(5, true), same(5)), Some((true, true)));
+        assert_eq!(answer(live(5, true), retained(3)), Some((true, false)), "the store had no room for it");
         assert_eq!(answer(live(5, false), retained(6)), Some((false, true)), "the live one is behind");
         assert_eq!(answer(live(5, false), retained(-7_i64 as u64)), Some((true, false)), "kept since the last boot");
         assert_eq!(answer(live(5, false), None), Some((true, false)));

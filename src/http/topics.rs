@@ -17,6 +17,7 @@ use super::auth::Caller;
 use super::envelope::{Envelope, content_type_property, media_type};
 use super::problem::Problem;
 use super::query::{Query, decode};
+use crate::broker::filters::MAX_LEVELS;
 use crate::message::{BatchBuilder, Draft, Origin, Qos, check_filter, check_topic};
 
 /// Where topics are.
@@ -39,6 +40,9 @@ fn topic(uri: &Uri, query: &Query) -> Result<String, Problem> {
         _ => return Err(Problem::bad_request("the topic belongs into the path, or into the parameter \"topic\"")),
     };
     check_topic(&topic)?;
+    if topic.split('/').count() > MAX_LEVELS {
+        return Err(Problem::bad_request(format!("the topic has more than {MAX_LEVELS} levels")));
+    }
     Ok(topic)
 }
 

@@ -248,6 +248,10 @@ impl State {
 
     /// See [`super::Journal::keep_session`].
     pub fn append_session(&mut self, client_id: &str, session: Option<&[u8]>, lazy: bool) -> Result<Position, Full> {
+        if self.sessions.get(client_id).map(|known| &known[..]) == session {
+            // known, and perhaps not written yet
+            return Ok(if lazy { Position(self.newest) } else { self.barrier() });
+        }
         self.control(session.map_or(0, <[u8]>::len))?;
         let Ok(len) = u16::try_from(client_id.len()) else { return Ok(Position(self.newest)) };
         match session {

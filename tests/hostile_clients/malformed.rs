@@ -54,6 +54,23 @@ fn every_malformed_packet_ends_its_connection_only() {
 }
 
 #[test]
+fn one_bad_client_does_not_fill_the_log() {
+    let gateway = Gateway::start();
+    let deep = "a/".repeat(201);
+    for _ in 0..50 {
+        let mut client = Connect::v5("evil").open(gateway.port);
+        assert_eq!(client.publish(&deep, "x", 1, false), 0x90);
+        client.send(b"\xf1\0");
+        client.closed();
+    }
+    Connect::new("old").open(gateway.port).publish(&deep, "not taken, and MQTT 3 cannot say so", 1, false);
+    gateway.wait_for_lines("more than 200 levels", 2);
+    let (_, log) = gateway.stop();
+    let lines = |text: &str| log.iter().filter(|line| line.contains(text)).count();
+    assert_eq!((lines("protocol violation"), lines("levels")), (1, 2), "{log:?}");
+}
+
+#[test]
 fn wildcards_and_nul_in_topics_have_their_reason() {
     let gateway = Gateway::start();
     for (topic, reason) in [(&b"a/+"[..], 0x90), (b"#", 0x90), (b"a\0", 0x81), (b"\xc3", 0x81)] {

@@ -77,21 +77,25 @@ impl End {
     fn publishes_will(&self) -> bool {
         match self {
             End::Disconnected(reason, _) => *reason == Reason::DISCONNECT_WITH_WILL,
-            End::Ended(reason) => *reason != Reason::SERVER_SHUTTING_DOWN,
             _ => true,
         }
     }
 
-    fn log(&self, client_id: &str) {
-        match self {
-            End::Closed => debug!(client_id, "connection closed without DISCONNECT"),
-            End::Disconnected(..) => debug!(client_id, "disconnected"),
-            End::Broken(error) => info!(client_id, %error, "disconnected: protocol violation"),
-            End::Ended(Reason::KEEP_ALIVE_TIMEOUT) => info!(client_id, "disconnected: keep alive timeout"),
-            End::Ended(Reason::SESSION_TAKEN_OVER) => debug!(client_id, "disconnected: its client id connected again"),
-            End::Ended(reason) => debug!(client_id, reason = reason.0, "disconnected"),
-            End::Stalled => info!(client_id, "disconnected: it takes no data any more"),
-            End::Panicked => error!(client_id, "disconnected: the session has failed"),
+    fn log(&self, core: &Core, client_id: &str, from: IpAddr) {
+        let what = match self {
+            End::Closed => return debug!(client_id, "connection closed without DISCONNECT"),
+            End::Disconnected(..) => return debug!(client_id, "disconnected"),
+            End::Ended(Reason::SESSION_TAKEN_OVER) => {
+                return debug!(client_id, "disconnected: its client id connected again");
+            }
+            End::Panicked => return error!(client_id, "disconnected: the session has failed"),
+            End::Ended(Reason::KEEP_ALIVE_TIMEOUT) => "keep alive timeout".to_owned(),
+            End::Ended(reason) => return debug!(client_id, reason = reason.0, "disconnected"),
+            End::Broken(error) => format!("protocol violation: {error}"),
+            End::Stalled => "it takes no data any more".to_owned(),
+        };
+        if let Some(more_since_last) = core.limiter.due(from, (client_id, &what)) {
+            info!(client_id, %from, more_since_last, "disconnected: {what}");
         }
     }
 }
@@ -179,7 +183,7 @@ where
         core.stats.panics.add(1);
         End::Panicked
     });
-    end.log(&connection.identity.client_id);
+    end.log(&core, &connection.identity.client_id, peer.address);
     if matches!(end, End::Ended(Reason::SERVER_SHUTTING_DOWN)) {
         // what the gateway itself said last, such as that a sensor is offline now, still goes out
         connection.deliver();
@@ -230,6 +234,7 @@ async fn open(core: &Arc<Core>, admitted: Admitted, peer: &Peer) -> (super::regi
     }
     let present = resumed.is_some();
     let session = begin_session(core, &connect, &identity.client_id, resumed, expiry);
+    core.keep_will(&identity.client_id, connect.will.as_ref().filter(|will| permissions.may_publish(&will.topic)));
     let subscriber = core.subscriber(&identity.client_id, session.durable.is_some());
     if present {
         core.attach(&session, &subscriber);
@@ -320,6 +325,9 @@ async fn close(core: &Arc<Core>, mut connection: Connection, end: End, claim: su
             core.publish_will(&connection.identity, &connection.permissions, will).await;
         }
     }
+    if delayed.is_none() {
+        core.keep_will(&connection.identity.client_id, None);
+    }
     if keep {
         core.keep(&session, false, true);
         let expires = expires(now, session.expiry, core.settings.load().session_expiry);
@@ -332,7 +340,57 @@ async fn close(core: &Arc<Core>, mut connection: Connection, end: End, claim: su
 
 #[cfg(test)]
 mod tests {
+    use tokio::io::AsyncReadExt;
+
     use super::*;
+
+    /// A broker without a port, and a client that is connected to it.
+    async fn connected() -> (crate::broker::Broker, tokio::io::DuplexStream) {
+        use crate::broker::Broker;
+        use crate::broker::settings::BrokerSettings;
+        use crate::journal::Journal;
+        use crate::time::SystemClock;
+
+        let settings = BrokerSettings { listeners: Vec::new(), ..BrokerSettings::default() };
+        let opening = std::thread::spawn(|| {
+            Broker::open(settings, Journal::default(), Arc::new(SystemClock), Default::default()).unwrap()
+        });
+        let broker = opening.join().unwrap();
+        let (mut client, server) = tokio::io::duplex(4096);
+        let (reader, writer) = tokio::io::split(server);
+        let peer = Peer { address: IpAddr::from([127, 0, 0, 1]), certificate_user: None, ticket: None };
+        tokio::spawn(serve(broker.core.clone(), reader, writer, peer));
+        client.write_all(b"\x10\x0d\0\x04MQTT\x04\x02\0\x3c\0\x01a").await.unwrap();
+        let mut connack = [0; 4];
+        client.read_exact(&mut connack).await.unwrap();
+        assert_eq!(connack, [0x20, 2, 0, 0]);
+        (broker, client)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_client_that_was_quiet_for_long_still_gets_its_answers() {
+        let (_broker, mut client) = connected().await;
+        for _ in 0..50 {
+            // longer than anybody may take nothing, shorter than its keep alive allows
+            tokio::time::sleep(Duration::from_secs(59)).await;
+            client.write_all(&[0xc0, 0]).await.unwrap();
+            let mut pingresp = [0; 2];
+            client.read_exact(&mut pingresp).await.expect("it is still connected");
+            assert_eq!(pingresp, [0xd0, 0]);
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_client_that_takes_nothing_is_cut_off() {
+        let (_broker, mut client) = connected().await;
+        let begin = Instant::now();
+        let ping = async {
+            // the answers fill the pipe, and then nothing moves any more
+            while client.write_all(&[0xc0, 0].repeat(512)).await.is_ok() {}
+        };
+        timeout(Duration::from_secs(300), ping).await.expect("it is cut off");
+        assert!(begin.elapsed() >= Duration::from_secs(30), "{:?}", begin.elapsed());
+    }
 
     #[tokio::test]
     async fn a_panic_costs_only_the_future_that_panicked() {

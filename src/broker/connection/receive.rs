@@ -212,6 +212,12 @@ impl Connection {
             }
         };
         if topic.bytes().filter(|byte| *byte == b'/').count() >= MAX_LEVELS {
+            let client_id = &*self.identity.client_id;
+            self.core.stats.publish_dropped.add(1);
+            if let Some(more_since_last) = self.core.limiter.due(client_id, "levels") {
+                let most = MAX_LEVELS;
+                warn!(client_id, more_since_last, "publication not taken: its topic has more than {most} levels");
+            }
             return Ok(Err(Reason::TOPIC_NAME_INVALID));
         }
         if !self.permissions.may_publish(topic) {

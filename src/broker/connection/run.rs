@@ -40,18 +40,20 @@ impl Connection {
         loop {
             // before trying, so that room made meanwhile is not missed
             let room = core.ingress.room().notified();
+            if self.out.is_empty() {
+                // whatever comes to be sent now has been waiting for no time
+                pace.last_write = Instant::now();
+                if self.out.capacity() > OUT_FULL {
+                    self.out = BytesMut::new(); // a burst is over
+                }
+            }
             let placed = match self.receive(input) {
                 Ok(placed) => placed,
                 Err(end) => return end,
             };
             self.flush_acks();
             let idle = self.deliver();
-            if self.out.is_empty() {
-                pace.last_write = Instant::now();
-                if self.out.capacity() > OUT_FULL {
-                    self.out = BytesMut::new(); // a burst is over
-                }
-            } else if alarm.deadline() > pace.write_by() {
+            if !self.out.is_empty() && alarm.deadline() > pace.write_by() {
                 alarm.as_mut().reset(pace.write_by());
             }
             let may_read = self.may_read();

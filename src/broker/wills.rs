@@ -1,0 +1,129 @@
+//! Last wills: publishing them, and keeping them over the end of the gateway.
+//!
+//! A will must be published when its client is cut off, and a power cut cuts off everybody: "offline" would be missing
+//! for a node that never comes back. So a will is kept while its client is connected, or while it waits for its delay,
+//! and is published after the next start if nothing has taken it back [MQTT-3.1.2-8]. Where its session lives on, its
+//! delay begins anew with the start, and the client may be back before it is over.
+//!
+//! Nobody waits for this to be on disk: a client that was connected for less than ten seconds may leave no will behind,
+//! or leave one although it had sent DISCONNECT. Wills larger than [`MOST_KEPT`] are not kept.
+//!
+//! | size | what |
+//! |---|---|
+//! | 1 | 1, the version |
+//! | 4 | delay in seconds |
+//! | | the message |
+
+use bytes::Bytes;
+use tracing::{info, warn};
+
+use super::authorise::{Authoriser, Identity, Permissions};
+use super::codec::Will;
+use super::core::Core;
+use super::ingress::IngressError;
+use super::settings::BrokerSettings;
+use crate::message::{Draft, Message, Origin};
+
+const VERSION: u8 = 1;
+/// No client id begins with NUL.
+const PREFIX: &str = "\0will/";
+/// Bytes of a will that is kept, at most.
+pub const MOST_KEPT: usize = 4096;
+
+fn draft(will: &Will, client_id: &str, boot_ms: u64) -> Message {
+    Message::new(&Draft {
+        topic: &will.topic,
+        payload: &will.payload,
+        qos: will.qos,
+        retain: will.retain,
+        properties: &will.properties,
+        expiry: will.expiry,
+        boot_ms,
+        origin: Origin::client(client_id),
+    })
+}
+
+fn encode(will: &Will) -> Vec<u8> {
+    let mut out = vec![VERSION];
+    out.extend_from_slice(&will.delay.to_le_bytes());
+    out.extend_from_slice(draft(will, "", 0).view().as_bytes());
+    out
+}
+
+fn decode(bytes: &Bytes) -> Option<Will> {
+    let (&version, rest) = bytes.split_first()?;
+    let delay = rest.first_chunk()?;
+    let message = Message::from_bytes(bytes.slice(1 + delay.len()..)).filter(|_| version == VERSION)?;
+    let view = message.view();
+    Some(Will {
+        topic: view.topic().into(),
+        payload: view.payload().into(),
+        qos: view.qos(),
+        retain: view.retain(),
+        delay: u32::from_le_bytes(*delay),
+        expiry: view.expiry(),
+        properties: view.properties().into(),
+    })
+}
+
+impl Core {
+    /// Keeps the will of a client that is connected; `None`: it has none, or it is published or taken back.
+    pub(super) fn keep_will(&self, client_id: &str, will: Option<&Will>) {
+        let kept = will.map(encode).filter(|bytes| bytes.len() <= MOST_KEPT);
+        // where it cannot be kept, the journal has said that it fails
+        let _ = self.ingress.journal().keep(&format!("{PREFIX}{client_id}"), kept.as_deref(), true);
+    }
+
+    /// The wills that were kept when the gateway ended, with the ids of their clients.
+    pub(super) fn kept_wills(&self) -> Vec<(Box<str>, Will)> {
+        let kept = self.ingress.journal().kept(PREFIX);
+        let read = |(name, bytes): (Box<str>, Bytes)| Some((name.strip_prefix(PREFIX)?.into(), decode(&bytes)?));
+        kept.into_iter().filter_map(read).collect()
+    }
+
+    /// Publishes a client's last will, if it may.
+    pub(super) async fn publish_will(&self, identity: &Identity, permissions: &Permissions, will: Will) {
+        if !permissions.may_publish(&will.topic) {
+            info!(client_id = &*identity.client_id, topic = &*will.topic, "last will not published: no permission");
+            return;
+        }
+        let message = draft(&will, &identity.client_id, self.ingress.clock().boot_ms());
+        match self.ingress.publish(&message.view().to_draft()).await {
+            Ok(_) | Err(IngressError::Closed) => {}
+            Err(error) => warn!(client_id = &*identity.client_id, %error, "last will not published"),
+        }
+    }
+
+    /// Publishes a will whose permission was checked when its client came or left.
+    pub(super) async fn publish_delayed(&self, client_id: Box<str>, will: Will) {
+        let identity = Identity { user: None, client_id };
+        let everything = Authoriser::new(&BrokerSettings::default()).permissions(&identity);
+        self.publish_will(&identity, &everything, will).await;
+        self.keep_will(&identity.client_id, None);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::message::Qos;
+
+    #[test]
+    fn a_will_is_read_as_it_was_written() {
+        let will = Will {
+            topic: "a/status".into(),
+            payload: (*b"offline").into(),
+            qos: Qos::AtLeastOnce,
+            retain: true,
+            delay: 7,
+            expiry: Some(60),
+            properties: [3, 0, 1, b'x'].into(),
+        };
+        let bytes = Bytes::from(encode(&will));
+        assert_eq!(decode(&bytes), Some(will));
+        for end in 0..bytes.len() {
+            assert_eq!(decode(&bytes.slice(..end)), None);
+        }
+        assert_eq!(decode(&Bytes::from(vec![2; 80])), None);
+    }
+}

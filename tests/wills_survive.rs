@@ -1,0 +1,110 @@
+//! Whoever is cut off with the gateway leaves its last will all the same: at the stop, or after the next start.
+
+#![allow(clippy::unwrap_used)]
+
+mod support;
+
+use support::packet::{Properties, V5, V31, V311};
+use support::{Client, Connect, Gateway};
+
+/// Gets what is published while it is away.
+fn watcher(port: u16) -> Client {
+    Connect::new("watcher").persistent().open(port)
+}
+
+fn watch(gateway: &Gateway) {
+    let mut watcher = watcher(gateway.port);
+    watcher.subscribe("will/#", 1);
+    watcher.disconnect();
+}
+
+/// Everything that was said so far is on disk once this is acknowledged.
+fn settle(gateway: &Gateway) {
+    Connect::new("settler").open(gateway.port).publish("settled", "x", 1, true);
+}
+
+/// The retained value of a topic for somebody who comes now.
+fn retained(gateway: &Gateway, topic: &str) -> Vec<String> {
+    let mut client = Connect::new("reader").open(gateway.port);
+    client.subscribe(topic, 1);
+    client.drain().iter().map(support::Publish::text).collect()
+}
+
+fn with_status(version: u8) -> Connect {
+    Connect::version(version, &format!("node-{version}")).will(&format!("will/{version}"), "offline", 1, true)
+}
+
+#[test]
+fn at_an_orderly_stop_every_will_is_published() {
+    let mut gateway = Gateway::start();
+    watch(&gateway);
+    let mut nodes = [V31, V311, V5].map(|version| (version, with_status(version).open(gateway.port)));
+    for (version, node) in &mut nodes {
+        node.publish(&format!("will/{version}"), "online", 1, true);
+    }
+    gateway = gateway.end().restart();
+    for (version, _) in nodes {
+        assert_eq!(retained(&gateway, &format!("will/{version}")), ["offline"]);
+    }
+    let mut watcher = watcher(gateway.port);
+    let mut heard: Vec<String> = (0..6).map(|_| watcher.receive().text()).collect();
+    heard.sort();
+    assert_eq!(heard, ["offline", "offline", "offline", "online", "online", "online"]);
+    assert_eq!(watcher.drain(), [], "once each");
+}
+
+#[test]
+fn after_a_crash_wills_are_published_at_the_next_start() {
+    let mut gateway = Gateway::start();
+    let mut nodes = [V31, V311, V5].map(|version| (version, with_status(version).open(gateway.port)));
+    for (version, node) in &mut nodes {
+        node.publish(&format!("will/{version}"), "online", 1, true);
+    }
+    Connect::new("orderly").will("will/9", "offline", 1, true).open(gateway.port).disconnect();
+    // its id is free again only when all of that is done
+    Connect::new("orderly").open(gateway.port).disconnect();
+    settle(&gateway);
+    gateway = gateway.kill().restart();
+    for (version, _) in nodes {
+        assert_eq!(retained(&gateway, &format!("will/{version}")), ["offline"]);
+    }
+    assert_eq!(retained(&gateway, "will/9"), [] as [&str; 0], "it had sent DISCONNECT");
+    // published is published
+    watch(&gateway);
+    let mut watcher_now = watcher(gateway.port);
+    watcher_now.drain();
+    watcher_now.disconnect();
+    settle(&gateway);
+    gateway = gateway.kill().restart();
+    assert_eq!(watcher(gateway.port).drain(), []);
+}
+
+#[test]
+fn after_a_crash_a_delay_begins_anew_and_its_client_may_come_back() {
+    let gateway = Gateway::start();
+    watch(&gateway);
+    let session = || Properties::new().four(0x11, 600);
+    let node = |id: &str, delay| {
+        let will = Properties::new().four(0x18, delay).user("why", "power");
+        Connect::v5(id).properties(session()).will_with(&format!("will/{id}"), "gone", 1, false, will)
+    };
+    let connected = node("connected", 1).open(gateway.port);
+    node("waiting", 1).open(gateway.port).vanish();
+    node("back", 2).open(gateway.port).vanish();
+    settle(&gateway);
+    let gateway = gateway.kill().restart();
+    let back = Connect::v5("back").clean(false).properties(session()).open(gateway.port);
+    // its delay is longer than that of the one that came back
+    node("measure", 3).open(gateway.port).vanish();
+    let mut watcher = watcher(gateway.port);
+    let mut heard = Vec::new();
+    while heard.last().is_none_or(|topic| topic != "will/measure") {
+        let will = watcher.receive();
+        assert_eq!(will.text(), "gone");
+        heard.push(will.topic);
+    }
+    heard.sort();
+    heard.dedup();
+    assert_eq!(heard, ["will/connected", "will/measure", "will/waiting"]);
+    drop((connected, back));
+}
