@@ -30,7 +30,7 @@ fn publish(gateway: &Gateway, topic: &str, payload: &str, retain: bool) {
 
 #[test]
 fn what_is_not_retained_is_said() {
-    let (gateway, http) = start("[broker]\nmax_retained = 1\n");
+    let (_gateway, http) = start("[broker]\nmax_retained = 1\n");
     let path = "/api/v1/topics/";
     assert_eq!(request(http, "PUT", &format!("{path}a?retain=true"), &[], b"1").status, 204);
     let mut stream = Events::open(http, "filter=b", &[]);
