@@ -86,7 +86,8 @@ fn verify(storage: &dyn Storage, state: &mut State) {
             records += 1;
         }
         let rest = segment.end.saturating_sub(scanner.offset());
-        if scanner.damage.places > 0 || rest > 0 || records < segment.records {
+        let is_damaged = scanner.damage.places > 0 || rest > 0 || records < segment.records;
+        if is_damaged && !recovery::is_reused(storage, segment) {
             let report = Report::Damaged {
                 file: segment.name.clone(),
                 places: scanner.damage.places + u32::from(rest > 0),

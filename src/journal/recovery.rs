@@ -250,7 +250,9 @@ impl Recovery<'_> {
         // the next segment tells what this one ended with
         let rest = next.filter(|next| next.generation == generation + 1).map_or(0, |next| next.base - segment.last - 1);
         segment.is_bad = unreadable > 0 || damage.places > 0;
-        self.report_damage(&name, damage, 0, missing + rest);
+        if !is_reused(self.storage, &segment) {
+            self.report_damage(&name, damage, 0, missing + rest);
+        }
         if is_torn {
             self.state.report(Report::TornTail { file: name, at: segment.end });
         }
@@ -284,6 +286,11 @@ impl Recovery<'_> {
             queue.behind = (queue.waiting() > 0).then_some(0);
         }
     }
+}
+
+/// Whether a gateway has used a segment again while somebody else read it: what is not as it should be is no damage.
+pub fn is_reused(storage: &dyn Storage, segment: &Segment) -> bool {
+    read_header(storage, &segment.name).is_ok_and(|(header, _)| header.generation != segment.header.generation)
 }
 
 fn keep_retained(retained: &mut HashMap<Box<str>, (u32, Bytes)>, record: &RecordRef<'_>) {
