@@ -301,6 +301,7 @@ async fn start_router(dispatcher: Dispatcher, core: &Arc<Core>, supervisor: &Sup
         answered.send_replace(Instant::now());
     };
     supervisor.spawn("router", dispatcher.run(supervisor.token(), move || probe.probe(), alive));
+    core.publish_orphaned_wills().await;
     supervisor.spawn_endless("sessions", core.clone().sweep());
     let figures = sys::Figures::start(core.clone()).await;
     supervisor.spawn_endless("$SYS", figures.run());

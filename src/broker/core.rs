@@ -269,10 +269,6 @@ impl Core {
 
     /// Ends expired sessions and publishes delayed wills, until cancelled.
     pub async fn sweep(self: Arc<Self>) {
-        let orphaned = std::mem::take(&mut *self.orphaned_wills.lock());
-        for (client_id, will) in orphaned {
-            self.publish_delayed(client_id, will).await;
-        }
         loop {
             tokio::select! {
                 () = self.cancel.cancelled() => return,

@@ -81,6 +81,14 @@ impl Core {
         kept.into_iter().filter_map(read).collect()
     }
 
+    /// Publishes the wills of clients whose sessions ended with the gateway. Before anybody is served.
+    pub async fn publish_orphaned_wills(&self) {
+        let orphaned = std::mem::take(&mut *self.orphaned_wills.lock());
+        for (client_id, will) in orphaned {
+            self.publish_delayed(client_id, will).await;
+        }
+    }
+
     /// Publishes a client's last will, if it may.
     pub(super) async fn publish_will(&self, identity: &Identity, permissions: &Permissions, will: Will) {
         if !permissions.may_publish(&will.topic) {
