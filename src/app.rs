@@ -4,6 +4,7 @@
 //! down in order: sensors and ports first, then clients and upstreams, the router last.
 
 mod data_dir;
+mod pulse;
 mod reload;
 mod summary;
 #[cfg(test)]
@@ -22,6 +23,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
 use self::data_dir::DataDir;
+use self::pulse::Rooms;
 use self::reload::Reloadable;
 use crate::broker::codec::Reason;
 use crate::broker::core::Core;
@@ -52,8 +54,6 @@ const FAREWELL: Duration = Duration::from_secs(1);
 const RECORD_OVERHEAD: usize = 16 << 10;
 /// Readiness waits this long for the pins.
 const SENSORS: Duration = Duration::from_millis(500);
-/// A router that has not answered a probe for this long does not feed systemd's watchdog.
-const ROUTER_SILENCE: Duration = Duration::from_secs(15);
 
 /// Why the gateway did not start, or ended.
 #[derive(Debug, thiserror::Error)]
@@ -136,7 +136,7 @@ struct Gateway {
     doors: CancellationToken,
     /// Closed once the sensors have said goodbye.
     sensors_gone: watch::Receiver<()>,
-    router_answered: watch::Receiver<Instant>,
+    rooms: Rooms,
     /// Locked while we run.
     _data_dir: DataDir,
 }
@@ -165,12 +165,13 @@ impl Gateway {
         let addresses: Vec<_> = listeners.iter().map(|listener| listener.address).collect();
 
         let router_answered = start_router(dispatcher, &core, &supervisor).await;
+        let (rooms, pulse) = Rooms::new(router_answered, core.ingress.journal().clone());
 
         let (sensor_settings, sensor_changes) = watch::channel(settings.sensors.clone().into());
         let (snapshots, sensor_snapshots) = watch::channel(Vec::new());
         let (gone, sensors_gone) = watch::channel(());
         let sensors =
-            sensors::run(sensor_changes, source, core.ingress.clone(), clock.clone(), snapshots, doors.clone());
+            sensors::run(sensor_changes, source, core.ingress.clone(), clock.clone(), snapshots, pulse, doors.clone());
         supervisor.spawn("sensors", async move {
             let result = sensors.await;
             drop(gone);
@@ -190,16 +191,7 @@ impl Gateway {
         sensors_have_answered(&settings, status.sensors.clone()).await;
         let reloadable = Reloadable::new(settings, config_path, logging, core.clone(), sensor_settings, rules, status);
         notify::ready(&reloadable.status_line());
-        Ok(Gateway {
-            supervisor,
-            core,
-            connections,
-            reloadable,
-            doors,
-            sensors_gone,
-            router_answered,
-            _data_dir: data_dir,
-        })
+        Ok(Gateway { supervisor, core, connections, reloadable, doors, sensors_gone, rooms, _data_dir: data_dir })
     }
 
     async fn serve(mut self, mut signals: Signals) -> Result<(), AppError> {
@@ -219,7 +211,7 @@ impl Gateway {
                 },
                 exit = self.supervisor.first_exit() => return self.fail(exit).await,
                 () = fed => {
-                    if self.router_answered.borrow().elapsed() < ROUTER_SILENCE {
+                    if self.rooms.are_at_work() {
                         notify::watchdog();
                     }
                     let line = self.reloadable.status_line();

@@ -5,10 +5,12 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::time::Duration;
 
 use parking_lot::Mutex;
 use serde::Serialize;
 use tokio::sync::watch;
+use tokio::time::Instant;
 
 pub use crate::journal::report::Status as JournalStatus;
 pub use crate::sensors::{Change, Snapshot as SensorSnapshot, State as SensorState};
@@ -85,6 +87,56 @@ impl Problems {
     /// Changes with every problem: their number so far.
     pub fn count(&self) -> watch::Receiver<u64> {
         self.inner.count.subscribe()
+    }
+}
+
+/// Shows that a task is at work: it answers when it gets around to being asked.
+#[derive(Debug)]
+pub struct Pulse {
+    asked: watch::Receiver<u64>,
+    answered: watch::Sender<u64>,
+}
+
+impl Pulse {
+    /// Waits for a question. Safe to cancel.
+    pub async fn asked(&mut self) {
+        let answered = *self.answered.borrow();
+        if self.asked.wait_for(|asked| *asked > answered).await.is_err() {
+            // nobody asks any more
+            std::future::pending().await
+        }
+    }
+
+    /// Answers it.
+    pub fn answer(&self) {
+        self.answered.send_replace(*self.asked.borrow());
+    }
+}
+
+/// The other side of a [`Pulse`].
+#[derive(Debug)]
+pub struct PulseTaker {
+    ask: watch::Sender<u64>,
+    answered: watch::Receiver<u64>,
+    since: Instant,
+}
+
+impl PulseTaker {
+    /// Asks for the first time.
+    pub fn new() -> (PulseTaker, Pulse) {
+        let (ask, asked) = watch::channel(1);
+        let (answer, answered) = watch::channel(0);
+        (PulseTaker { ask, answered, since: Instant::now() }, Pulse { asked, answered: answer })
+    }
+
+    /// How long the last question has been without an answer. Asks again where it has one.
+    pub fn silence(&mut self, now: Instant) -> Duration {
+        let asked = *self.ask.borrow();
+        if *self.answered.borrow() == asked {
+            self.since = now;
+            self.ask.send_replace(asked + 1);
+        }
+        now.duration_since(self.since)
     }
 }
 

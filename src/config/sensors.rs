@@ -24,13 +24,18 @@ pub(super) fn gpio(root: &Table) -> GpioSettings {
 
 /// Reads all `[[sensor]]` tables.
 pub(super) fn read(root: &Table) -> Vec<SensorSettings> {
-    let (mut names, mut pins) = (Unique::new("sensor"), Unique::new("sensor"));
+    let mut names = Unique::new("sensor");
+    let mut pins: Vec<u8> = Vec::new();
     let mut topics = Unique::new("sensor or its status");
     let mut sensors = Vec::new();
     for table in root.tables("sensor") {
         let name = table.required("name", NAME_FORM).and_then(|value| names.check(&value, value.name()?));
         let pin = table.required("pin", &format!("the BCM number of a pin, from 0 to {LAST_PIN}"));
-        let pin = pin.and_then(|value| pins.check(&value, value.whole(0..=LAST_PIN)? as u8));
+        let pin = pin.and_then(|value| Some(value.whole(0..=LAST_PIN)? as u8));
+        if let Some(pin) = pin.filter(|pin| pins.contains(pin)) {
+            table.warning("pin", format!("another sensor has pin {pin}: this one will be faulty until it has its own"));
+        }
+        pins.extend(pin);
         let topic = table.required("topic", "a topic, such as \"loft/motion1\"");
         let topic = topic.and_then(|value| sensor_topic(&value, &mut topics));
         // a sensor that lacks something is never used, but its other keys may have problems too

@@ -154,10 +154,6 @@ const MISTAKES: &[(&str, &str)] = &[
         "5:12: sensor.simulate: found a list; valid: \"random\" or a list such as [\"3 s on\", \"10 s off\"]",
     ),
     (
-        "{sensor}[[sensor]]\nname = \"b\"\npin = 1\ntopic = \"b\"",
-        "7:7: sensor.pin: found 1; valid: one that no other sensor has, and line 3 has it",
-    ),
-    (
         "{sensor}[[sensor]]\nname = \"b\"\npin = 2\ntopic = \"a/status\"",
         "8:9: sensor.topic: found \"a/status\"; valid: one that no other sensor or its status has, and line 4 has it",
     ),
@@ -441,6 +437,15 @@ fn rules_that_loop_keep_an_upstream_on_version_5() {
     assert_eq!(loaded.warnings[0].to_string(), warning);
     let five = parse(&text.replace("[[upstream.both]]", "protocol = 5\n[[upstream.both]]")).unwrap();
     assert_eq!(five.warnings, []);
+}
+
+#[test]
+fn a_pin_named_twice_is_warned_about() {
+    let sensor = |name: &str| format!("[[sensor]]\nname = \"{name}\"\npin = 17\ntopic = \"{name}\"\n");
+    let loaded = parse(&(sensor("a") + &sensor("b"))).unwrap();
+    assert_eq!(loaded.settings.sensors.len(), 2, "the others and the gateway go on");
+    let warning = loaded.warnings[0].to_string();
+    assert!(warning.contains(":5:1: sensor.pin: another sensor has pin 17"), "{warning}");
 }
 
 #[test]

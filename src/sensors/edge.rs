@@ -73,6 +73,11 @@ pub trait EdgeSource: Send {
     /// the same way before. Never waits.
     fn watch(&mut self, sensors: &[SensorSettings]);
 
+    /// Whether whatever watches the pins is at work.
+    fn is_at_work(&self) -> bool {
+        true
+    }
+
     /// The next event. Safe to cancel.
     fn next(&mut self) -> impl Future<Output = Result<PinEvent, SourceEnded>> + Send;
 }

@@ -57,6 +57,13 @@ impl EdgeSource for Source {
         }
     }
 
+    fn is_at_work(&self) -> bool {
+        match self {
+            Source::Pins(pins) => pins.is_at_work(),
+            Source::Simulated(simulated) => simulated.is_at_work(),
+        }
+    }
+
     async fn next(&mut self) -> Result<PinEvent, SourceEnded> {
         match self {
             Source::Pins(pins) => pins.next().await,

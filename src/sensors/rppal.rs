@@ -11,6 +11,7 @@
 //! whoever holds it. So the kernel is asked first who that is.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -27,6 +28,8 @@ use super::settings::{Bias, Level, SensorSettings};
 
 /// Longest time until a new order is seen.
 const POLL: Duration = Duration::from_secs(1);
+/// The thread has hung if it has not come around for this long.
+const HUNG_MS: u64 = 15_000;
 /// Time between two attempts at a pin that cannot be watched.
 const RETRY: Duration = Duration::from_secs(5);
 /// Events on their way from the thread. When they are not taken, the kernel's own queues take over.
@@ -56,6 +59,8 @@ struct Orders {
 pub struct Pins {
     orders: Arc<Mutex<Orders>>,
     events: mpsc::Receiver<PinEvent>,
+    /// Boot clock, in milliseconds, when the thread came around last.
+    turned: Arc<AtomicU64>,
     thread: JoinHandle<()>,
 }
 
@@ -64,10 +69,17 @@ impl Pins {
     pub fn new() -> std::io::Result<Pins> {
         let orders = Arc::new(Mutex::new(Orders::default()));
         let (sender, events) = mpsc::channel(EVENTS);
-        let mut watcher =
-            Watcher { orders: orders.clone(), followed: 0, events: sender, open: Vec::new(), faulty: Vec::new() };
+        let turned = Arc::new(AtomicU64::new(now_boot_ms()));
+        let mut watcher = Watcher {
+            orders: orders.clone(),
+            followed: 0,
+            events: sender,
+            turned: turned.clone(),
+            open: Vec::new(),
+            faulty: Vec::new(),
+        };
         let thread = thread::Builder::new().name("gpio".into()).spawn(move || watcher.run())?;
-        Ok(Pins { orders, events, thread })
+        Ok(Pins { orders, events, turned, thread })
     }
 }
 
@@ -78,6 +90,10 @@ impl EdgeSource for Pins {
         *orders = Orders { number: orders.number + 1, wanted };
         drop(orders);
         self.thread.thread().unpark();
+    }
+
+    fn is_at_work(&self) -> bool {
+        now_boot_ms().saturating_sub(self.turned.load(Ordering::Relaxed)) < HUNG_MS
     }
 
     async fn next(&mut self) -> Result<PinEvent, SourceEnded> {
@@ -103,6 +119,7 @@ struct Watcher {
     /// Number of the orders that were followed last.
     followed: u64,
     events: mpsc::Sender<PinEvent>,
+    turned: Arc<AtomicU64>,
     open: Vec<Open>,
     faulty: Vec<Faulty>,
 }
@@ -110,6 +127,7 @@ struct Watcher {
 impl Watcher {
     fn run(&mut self) {
         while !self.events.is_closed() {
+            self.turned.store(now_boot_ms(), Ordering::Relaxed);
             self.follow_orders();
             if self.open.is_empty() {
                 thread::park_timeout(POLL);

@@ -8,11 +8,12 @@ use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use super::edge::{EdgeSource, SourceEnded};
+use super::edge::{EdgeSource, Fault, PinEventKind, SourceEnded};
 use super::sensor::{Publication, Sensor, Snapshot};
 use super::settings::SensorSettings;
 use crate::broker::ingress::{Ingress, IngressError};
 use crate::message::{Draft, Origin};
+use crate::status::Pulse;
 use crate::time::SharedClock;
 
 /// How often what could not be published, or was published without wall time, is looked at again.
@@ -36,15 +37,18 @@ pub async fn run<S: EdgeSource>(
     ingress: Ingress,
     clock: SharedClock,
     snapshots: watch::Sender<Vec<Snapshot>>,
+    pulse: Pulse,
     cancel: CancellationToken,
 ) -> Result<(), SensorsError> {
     let publish = async move |draft: Draft<'_>| ingress.publish(&draft).await.map(drop);
-    Task { source, clock, snapshots, publish, sensors: Vec::new(), again: None }.run(settings, cancel).await
+    Task { source, clock, snapshots, publish, sensors: Vec::new(), again: None }.run(settings, pulse, cancel).await
 }
 
 /// A sensor, and which of its messages the gateway had no room for.
 struct Slot {
     sensor: Sensor,
+    /// Its pin is not that of a sensor before it.
+    has_pin: bool,
     status_unsent: bool,
     state_unsent: bool,
 }
@@ -66,6 +70,7 @@ where
     async fn run(
         &mut self,
         mut settings: watch::Receiver<Arc<[SensorSettings]>>,
+        mut pulse: Pulse,
         cancel: CancellationToken,
     ) -> Result<(), SensorsError> {
         let first = settings.borrow_and_update().clone();
@@ -81,7 +86,7 @@ where
                 event = self.source.next() => {
                     let event = event?;
                     let clock = self.clock.clone();
-                    let slot = self.sensors.iter_mut().position(|slot| slot.sensor.settings.pin == event.pin);
+                    let slot = self.sensors.iter().position(|slot| slot.has_pin && slot.sensor.settings.pin == event.pin);
                     let Some(index) = slot else { continue };
                     let publications = self.sensors[index].sensor.event(event.kind, clock.as_ref());
                     self.publish_all(index, publications).await?;
@@ -95,6 +100,7 @@ where
                     Err(_) => may_change = false,
                 },
                 () = sleep_until(deadline) => self.time().await?,
+                () = pulse.asked(), if self.source.is_at_work() => pulse.answer(),
             }
         }
         for index in 0..self.sensors.len() {
@@ -123,11 +129,35 @@ where
             let sensor = Sensor::new(new.clone(), self.clock.boot_ms());
             // after a crash the last run's "online" is still retained
             let offline = sensor.status();
-            self.sensors.push(Slot { sensor, status_unsent: false, state_unsent: false });
+            self.sensors.push(Slot { sensor, has_pin: true, status_unsent: false, state_unsent: false });
             self.publish_all(self.sensors.len() - 1, vec![offline]).await?;
         }
-        self.source.watch(settings);
+        let (first, again) = by_pin(settings);
+        for (sensor, owner) in again {
+            let fault = Fault {
+                problem: format!("pin {} is named twice: sensor \"{owner}\" has it", sensor.pin),
+                remedy: "give each sensor a pin of its own and reload the configuration".into(),
+            };
+            self.take_pin(sensor, fault).await?;
+        }
+        for slot in &mut self.sensors {
+            slot.has_pin = first.contains(&slot.sensor.settings);
+        }
+        self.source.watch(&first);
         Ok(())
+    }
+
+    /// A sensor has no pin, or not any more.
+    async fn take_pin(&mut self, settings: &SensorSettings, fault: Fault) -> Result<(), IngressError> {
+        let slot = self.sensors.iter().position(|slot| slot.sensor.settings == *settings);
+        let Some(index) = slot else { return Ok(()) };
+        let sensor = &mut self.sensors[index].sensor;
+        if sensor.snapshot().fault.as_ref() == Some(&fault) {
+            return Ok(());
+        }
+        let clock = self.clock.clone();
+        let publications = sensor.event(PinEventKind::Fault(fault), clock.as_ref());
+        self.publish_all(index, publications).await
     }
 
     /// When to wake up if nothing happens.
@@ -200,6 +230,18 @@ where
     }
 }
 
+/// Those whose pin is theirs, and those whose pin is that of another before them, with its name.
+fn by_pin(settings: &[SensorSettings]) -> (Vec<SensorSettings>, Vec<(&SensorSettings, &str)>) {
+    let (mut first, mut again): (Vec<SensorSettings>, Vec<_>) = (Vec::new(), Vec::new());
+    for sensor in settings {
+        match settings.iter().find(|other| other.pin == sensor.pin) {
+            Some(owner) if owner != sensor => again.push((sensor, owner.name.as_str())),
+            _ => first.push(sensor.clone()),
+        }
+    }
+    (first, again)
+}
+
 #[cfg(test)]
 pub(super) mod tests {
     use std::collections::VecDeque;
@@ -213,6 +255,7 @@ pub(super) mod tests {
     use super::*;
     use crate::journal::Full;
     use crate::message::Topic;
+    use crate::status::PulseTaker;
     use crate::time::{Clock, TestClock};
 
     /// A clock that follows tokio's, paused or not.
@@ -315,7 +358,7 @@ pub(super) mod tests {
                 again: None,
             };
             let until = cancel.clone();
-            let task = tokio::spawn(async move { task.run(settings_rx, until).await });
+            let task = tokio::spawn(async move { task.run(settings_rx, PulseTaker::new().1, until).await });
             Bench { clock, settings, pins: Some(pins), orders, published, full, snapshots, cancel, task }
         }
 
@@ -377,6 +420,26 @@ pub(super) mod tests {
         let expected =
             [told(15_000, "a/status", "offline"), told(16_000, "a/status", "online"), told(16_000, "a", "ON")];
         assert_eq!(bench.take(), expected);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_pin_named_twice_is_that_of_the_first_and_a_fault_of_the_other() {
+        let bench = Bench::new(vec![sensor("a", 4), sensor("b", 4), sensor("c", 5)]);
+        bench.at(15_000).await;
+        let fault = bench.snapshots.borrow()[1].fault.clone().expect("a fault");
+        assert!(fault.problem.contains("pin 4") && fault.problem.contains("\"a\""), "{fault}");
+        assert_eq!(*bench.orders.lock(), [vec![4, 5]]);
+        bench.take();
+        bench.edge(4, Level::High).await;
+        bench.at(16_000).await;
+        assert_eq!(bench.take(), [told(15_050, "a", "ON")]);
+        // the first gives the pin up
+        bench.settings.send_replace(Arc::from(vec![sensor("b", 4), sensor("c", 5)]));
+        bench.at(17_000).await;
+        assert_eq!(bench.snapshots.borrow()[0].fault, None);
+        let published = bench.take();
+        assert!(published.contains(&told(16_000, "b/status", "online")), "{published:?}");
+        assert!(published.iter().all(|(_, topic, _)| !topic.starts_with('c')), "{published:?}");
     }
 
     #[tokio::test(start_paused = true)]
@@ -452,7 +515,7 @@ pub(super) mod tests {
         let (snapshots, _) = watch::channel(Vec::new());
         spawnable(move |ingress, cancel| {
             let source = super::super::simulated::Simulated::new(clock.clone(), 0);
-            run(settings, source, ingress, clock, snapshots, cancel)
+            run(settings, source, ingress, clock, snapshots, PulseTaker::new().1, cancel)
         });
     }
 }
