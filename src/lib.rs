@@ -36,7 +36,7 @@
 //! [`time`] knows nothing of ours, [`message`] at most [`time`]. Rooms know these two and otherwise only what the flow
 //! above needs: sensors and upstream the broker's `ingress`, http the broker, broker and upstream the journal. [`config`] knows
 //! the rooms' settings. Nobody knows [`app`] or [`cli`]. rppal is named only in `sensors/rppal.rs`, rumqttd only in
-//! `broker/`, rumqttc only in `upstream/client.rs`. A test holds all this.
+//! `broker/`, rumqttc only in `upstream/client/`. A test holds all this.
 
 pub mod app;
 pub mod broker;

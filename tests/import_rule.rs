@@ -30,7 +30,7 @@ const RULES: [(&str, &[&str]); 17] = [
 
 /// Crates that only one place may name.
 const CRATES: [(&str, &str); 3] =
-    [("rppal", "sensors/rppal.rs"), ("rumqttd", "broker/"), ("rumqttc", "upstream/client.rs")];
+    [("rppal", "sensors/rppal.rs"), ("rumqttd", "broker/"), ("rumqttc", "upstream/client/")];
 
 fn sources() -> Vec<(PathBuf, String)> {
     fn walk(dir: &Path, found: &mut Vec<PathBuf>) {

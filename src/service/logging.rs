@@ -23,8 +23,8 @@ use super::problems::ProblemsLayer;
 use crate::status::Problems;
 
 /// Libraries whose own log is quiet unless the filter names them. The spans of rumqttd's router cost a good part of its
-/// throughput; what rumqttc warns of, the upstream says itself.
-const QUIET: [(&str, &str); 3] = [("rumqttd", "off"), ("rumqttc", "error"), ("rustls", "warn")];
+/// throughput.
+const QUIET: [(&str, &str); 2] = [("rumqttd", "off"), ("rustls", "warn")];
 
 /// Why the log cannot be what it should.
 #[derive(Debug, thiserror::Error)]

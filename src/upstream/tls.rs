@@ -1,6 +1,5 @@
 //! TLS towards an upstream: rustls with ring, the system's roots or a given authority, a client certificate if there is one.
 
-use std::error::Error;
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
@@ -52,21 +51,6 @@ fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
     CertificateDer::pem_file_iter(path)
         .and_then(|certificates| certificates.collect::<Result<Vec<_>, _>>())
         .map_err(|error| format!("{}: {error}", path.display()))
-}
-
-/// What a failure of TLS means.
-pub(super) fn broken(error: &(dyn Error + 'static)) -> Broken {
-    let mut cause = Some(error);
-    while let Some(error) = cause {
-        if let Some(error) = error.downcast_ref::<io::Error>() {
-            return broken_io(error);
-        }
-        if let Some(error) = error.downcast_ref::<rustls::Error>() {
-            return Broken::Failed(in_words(error));
-        }
-        cause = error.source();
-    }
-    Broken::Failed(error.to_string())
 }
 
 /// What a failure of the network or of TLS means.

@@ -2,7 +2,7 @@
 
 use std::future::Future;
 
-use bytes::Bytes;
+use bytes::{BufMut, Bytes, BytesMut};
 
 use super::properties::varint;
 use super::settings::{UpstreamAddress, UpstreamSettings};
@@ -56,13 +56,35 @@ pub struct OutMessage {
 impl OutMessage {
     /// Bytes of the PUBLISH packet.
     pub fn packet_size(&self, version: Version) -> usize {
+        let remaining = self.remaining_length(version);
+        1 + varint(remaining).len() + remaining
+    }
+
+    fn remaining_length(&self, version: Version) -> usize {
         let properties = match version {
             Version::V4 => 0,
             Version::V5 => varint(self.properties.len()).len() + self.properties.len(),
         };
         let packet_id = if self.qos == Qos::AtMostOnce { 0 } else { 2 };
-        let remaining = 2 + self.topic.len() + packet_id + properties + self.payload.len();
-        1 + varint(remaining).len() + remaining
+        2 + self.topic.len() + packet_id + properties + self.payload.len()
+    }
+
+    /// Appends the PUBLISH packet [MQTT-3.3]. The packet id is not used at QoS 0.
+    pub fn encode(&self, version: Version, packet_id: u16, out: &mut BytesMut) {
+        let remaining = self.remaining_length(version);
+        out.reserve(5 + remaining);
+        out.put_u8(0x30 | (self.qos as u8) << 1 | u8::from(self.retain));
+        out.put_slice(&varint(remaining));
+        out.put_u16(self.topic.len() as u16);
+        out.put_slice(self.topic.as_bytes());
+        if self.qos != Qos::AtMostOnce {
+            out.put_u16(packet_id);
+        }
+        if version == Version::V5 {
+            out.put_slice(&varint(self.properties.len()));
+            out.put_slice(&self.properties);
+        }
+        out.put_slice(&self.payload);
     }
 }
 

@@ -1,0 +1,365 @@
+//! One connection: requests become bytes, bytes become events.
+
+use std::collections::{HashSet, VecDeque};
+use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::time::Duration;
+
+use bytes::{BufMut, BytesMut};
+use futures_util::FutureExt;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadHalf, WriteHalf, split};
+use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at};
+
+use super::{Incoming, Request, v4, v5};
+use crate::message::Qos;
+use crate::upstream::settings::UpstreamSettings;
+use crate::upstream::tls;
+use crate::upstream::wire::{Broken, Busy, ClientEvent, Link, Version};
+
+/// Requests become bytes while fewer than these wait to be written: a write that is worth its system call.
+const WRITE_BYTES: usize = 64 << 10;
+/// Bytes read at once.
+const READ_BYTES: usize = 16 << 10;
+/// A buffer that grew beyond this for a large message is given back.
+const KEPT_BYTES: usize = 256 << 10;
+/// Packet ids above are for SUBSCRIBE and UNSUBSCRIBE, those up to it for messages: a window of so many at most.
+const MESSAGE_IDS: u16 = 0xff00;
+
+const PUBACK: u8 = 0x40;
+const PUBREC: u8 = 0x50;
+const PUBCOMP: u8 = 0x70;
+const PINGREQ: u8 = 0xc0;
+const DISCONNECT: u8 = 0xe0;
+
+/// TCP, or TLS on top of it.
+pub(super) trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
+impl<S: AsyncRead + AsyncWrite + Send + Unpin> Stream for S {}
+
+/// Hands out packet ids of a range in turn; the range is longer than what can be unanswered.
+pub(super) struct Ids {
+    first: u16,
+    last: u16,
+    next: u16,
+}
+
+impl Ids {
+    pub(super) fn new(first: u16, last: u16) -> Ids {
+        Ids { first, last, next: first }
+    }
+
+    pub(super) fn take(&mut self) -> u16 {
+        let id = self.next;
+        self.next = if id == self.last { self.first } else { id + 1 };
+        id
+    }
+}
+
+/// When the upstream was asked for a sign of life, and whether there was one.
+struct KeepAlive {
+    ticks: Interval,
+    heard: bool,
+    wrote: bool,
+    /// Since the tick before there is a PINGREQ: what must have been written until it is out.
+    asked: Option<u64>,
+}
+
+impl KeepAlive {
+    fn new(period: Duration) -> KeepAlive {
+        let mut ticks = interval_at(Instant::now() + period, period);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        KeepAlive { ticks, heard: false, wrote: false, asked: None }
+    }
+}
+
+pub(super) struct Connection {
+    reader: ReadHalf<Box<dyn Stream>>,
+    writer: WriteHalf<Box<dyn Stream>>,
+    version: Version,
+    max_incoming: usize,
+    requests: VecDeque<Request>,
+    max_requests: usize,
+    message_ids: Ids,
+    other_ids: Ids,
+    output: BytesMut,
+    /// Bytes put into `output` and taken from it, ever.
+    encoded: u64,
+    written: u64,
+    needs_flush: bool,
+    /// Where messages end in what is encoded, and their packet ids.
+    unsent: VecDeque<(u64, u16)>,
+    input: BytesMut,
+    keep_alive: KeepAlive,
+    accepted: Option<(Link, Option<u16>)>,
+    /// Messages at QoS 2 that the upstream has not released.
+    pub(super) exactly_once: HashSet<u16>,
+    events: Vec<ClientEvent>,
+    broken: Option<Broken>,
+}
+
+impl Connection {
+    /// A connection on which nothing has been said. It takes packets and requests up to these numbers.
+    pub(super) fn new(
+        stream: Box<dyn Stream>,
+        version: Version,
+        max_incoming: usize,
+        max_requests: usize,
+    ) -> Connection {
+        let (reader, writer) = split(stream);
+        Connection {
+            reader,
+            writer,
+            version,
+            max_incoming,
+            requests: VecDeque::new(),
+            max_requests,
+            message_ids: Ids::new(1, MESSAGE_IDS),
+            other_ids: Ids::new(MESSAGE_IDS + 1, u16::MAX),
+            output: BytesMut::new(),
+            encoded: 0,
+            written: 0,
+            needs_flush: false,
+            unsent: VecDeque::new(),
+            input: BytesMut::new(),
+            keep_alive: KeepAlive::new(Duration::from_secs(3600)),
+            accepted: None,
+            exactly_once: HashSet::new(),
+            events: Vec::new(),
+            broken: None,
+        }
+    }
+
+    /// Says CONNECT and waits for the answer.
+    pub(super) async fn open(&mut self, settings: &UpstreamSettings) -> Result<Link, Broken> {
+        let connect = match self.version {
+            Version::V4 => v4::connect(settings, &mut self.output),
+            Version::V5 => v5::connect(settings, self.max_incoming, &mut self.output),
+        };
+        connect.map_err(Broken::Failed)?;
+        self.encoded = self.output.len() as u64;
+        loop {
+            self.step().await;
+            if let Some((mut link, seconds)) = self.accepted.take() {
+                // an upstream that wants no pings gets them all the same: they find a dead connection
+                let seconds = seconds.filter(|seconds| *seconds > 0).map(|seconds| Duration::from_secs(seconds.into()));
+                self.keep_alive = KeepAlive::new(seconds.unwrap_or(settings.keep_alive));
+                link.receive_maximum = link.receive_maximum.min(MESSAGE_IDS);
+                return Ok(link);
+            }
+            match self.broken.take() {
+                Some(broken) => return Err(broken),
+                None if !self.events.is_empty() => return Err(Broken::Garbled), // [MQTT-3.2.0-1]
+                None => {}
+            }
+        }
+    }
+
+    /// Takes a request, unless there are too many.
+    pub(super) fn request(&mut self, request: Request) -> Result<(), Busy> {
+        if self.requests.len() >= self.max_requests {
+            return Err(Busy);
+        }
+        self.requests.push_back(request);
+        Ok(())
+    }
+
+    /// What happened next. Safe to cancel.
+    pub(super) async fn events(&mut self) -> Result<Vec<ClientEvent>, Broken> {
+        loop {
+            if !self.events.is_empty() {
+                return Ok(std::mem::take(&mut self.events));
+            }
+            if let Some(broken) = &self.broken {
+                return Err(broken.clone());
+            }
+            self.step().await;
+        }
+    }
+
+    /// Writes or reads once, or sees that the time for a ping has come. Safe to cancel: what is half done stays in the
+    /// buffers.
+    async fn step(&mut self) {
+        self.encode();
+        self.input.reserve(READ_BYTES);
+        tokio::select! {
+            read = self.reader.read_buf(&mut self.input) => match read {
+                Ok(0) => self.broken = Some(Broken::Closed),
+                Ok(_) => self.decode(),
+                Err(error) => self.broken = Some(tls::broken_io(&error)),
+            },
+            written = write(&mut self.writer, &mut self.output), if !self.output.is_empty() || self.needs_flush => {
+                match written {
+                    Ok(0) => self.needs_flush = false,
+                    Ok(bytes) => self.wrote(bytes),
+                    Err(error) => self.write_failed(tls::broken_io(&error)),
+                }
+            },
+            _ = self.keep_alive.ticks.tick() => self.tick(),
+        }
+    }
+
+    fn encode(&mut self) {
+        while self.output.len() < WRITE_BYTES
+            && let Some(request) = self.requests.pop_front()
+        {
+            self.append(&request);
+        }
+    }
+
+    fn append(&mut self, request: &Request) {
+        let (before, out) = (self.output.len(), &mut self.output);
+        let mut message = None;
+        let encoded = match (request, self.version) {
+            (Request::Publish(publish), version) => {
+                let packet_id = if publish.qos == Qos::AtMostOnce { 0 } else { self.message_ids.take() };
+                publish.encode(version, packet_id, out);
+                message = Some(packet_id);
+                Ok(())
+            }
+            (Request::Subscribe(filters), Version::V4) => v4::subscribe(filters, self.other_ids.take(), out),
+            (Request::Subscribe(filters), Version::V5) => v5::subscribe(filters, self.other_ids.take(), out),
+            (Request::Unsubscribe(filters), Version::V4) => v4::unsubscribe(filters, self.other_ids.take(), out),
+            (Request::Unsubscribe(filters), Version::V5) => v5::unsubscribe(filters, self.other_ids.take(), out),
+            (Request::Ack(packet_id), _) => {
+                let kind = if self.exactly_once.contains(packet_id) { PUBREC } else { PUBACK };
+                answer(kind, *packet_id, out)
+            }
+            (Request::Complete(packet_id), _) => answer(PUBCOMP, *packet_id, out),
+            (Request::Ping, _) => bare(PINGREQ, out),
+            (Request::Disconnect, _) => bare(DISCONNECT, out),
+        };
+        self.encoded += (self.output.len() - before) as u64;
+        self.unsent.extend(message.map(|packet_id| (self.encoded, packet_id)));
+        if let Err(why) = encoded {
+            self.broken = Some(Broken::Failed(why));
+        }
+    }
+
+    fn wrote(&mut self, bytes: usize) {
+        self.written += bytes as u64;
+        self.needs_flush = true;
+        self.keep_alive.wrote = true;
+        while self.unsent.front().is_some_and(|(end, _)| *end <= self.written)
+            && let Some((_, packet_id)) = self.unsent.pop_front()
+        {
+            self.events.push(ClientEvent::Sent(packet_id));
+        }
+        if self.output.is_empty() && self.output.capacity() > KEPT_BYTES {
+            self.output = BytesMut::new();
+        }
+    }
+
+    /// What the upstream said before it closed the connection says more than the failure to write.
+    fn write_failed(&mut self, why: Broken) {
+        while self.broken.is_none() {
+            self.input.reserve(READ_BYTES);
+            match self.reader.read_buf(&mut self.input).now_or_never() {
+                Some(Ok(bytes)) if bytes > 0 => self.decode(),
+                _ => self.broken = Some(why.clone()),
+            }
+        }
+    }
+
+    fn tick(&mut self) {
+        let alive = &mut self.keep_alive;
+        if let Some(ping) = alive.asked
+            && !alive.heard
+            // on a slow line a ping may stand behind a large message
+            && !(ping > self.written && alive.wrote)
+        {
+            self.broken = Some(Broken::Silent);
+            return;
+        }
+        (alive.heard, alive.wrote) = (false, false);
+        if alive.asked.is_none_or(|ping| ping <= self.written) {
+            self.append(&Request::Ping);
+            self.keep_alive.asked = Some(self.encoded);
+        }
+    }
+
+    fn decode(&mut self) {
+        self.keep_alive.heard = true;
+        while self.broken.is_none() {
+            match self.next_packet() {
+                Ok(None) => break,
+                Ok(Some(incoming)) => self.take(incoming),
+                Err(broken) => self.broken = Some(broken),
+            }
+        }
+    }
+
+    /// The next whole packet.
+    fn next_packet(&mut self) -> Result<Option<Incoming>, Broken> {
+        let Some(length) = packet_length(&self.input)? else { return Ok(None) };
+        if length > self.max_incoming {
+            let max = self.max_incoming;
+            return Err(Broken::Failed(format!("it sent a packet of {length} bytes, and at most {max} are taken")));
+        }
+        if self.input.len() < length {
+            return Ok(None);
+        }
+        let mut packet = self.input.split_to(length);
+        let version = self.version;
+        // whatever comes from outside must not end the gateway
+        let decoded = catch_unwind(AssertUnwindSafe(|| match version {
+            Version::V4 => v4::decode(&mut packet),
+            Version::V5 => v5::decode(&mut packet),
+        }));
+        decoded.unwrap_or(Err(Broken::Garbled)).map(Some)
+    }
+
+    fn take(&mut self, incoming: Incoming) {
+        match incoming {
+            Incoming::Accepted(link, keep_alive) => self.accepted = Some((link, keep_alive)),
+            Incoming::Event(event) => {
+                if let ClientEvent::Received(message) = &event
+                    && message.qos == Qos::ExactlyOnce
+                    && !self.exactly_once.insert(message.packet_id)
+                {
+                    return; // it is here already
+                }
+                self.events.push(event);
+            }
+            Incoming::Released(packet_id) => {
+                self.exactly_once.remove(&packet_id);
+                self.append(&Request::Complete(packet_id));
+            }
+            Incoming::Other => {}
+        }
+    }
+}
+
+/// Writes what can be written, or flushes where nothing is left to write: then it returns 0.
+async fn write(writer: &mut WriteHalf<Box<dyn Stream>>, output: &mut BytesMut) -> io::Result<usize> {
+    if output.is_empty() {
+        return writer.flush().await.map(|()| 0);
+    }
+    match writer.write_buf(output).await? {
+        0 => Err(io::ErrorKind::WriteZero.into()),
+        bytes => Ok(bytes),
+    }
+}
+
+/// An acknowledgement that all is well: the same on both versions [MQTT-3.4].
+fn answer(kind: u8, packet_id: u16, out: &mut BytesMut) -> Result<(), String> {
+    out.put_slice(&[kind, 2]);
+    out.put_u16(packet_id);
+    Ok(())
+}
+
+/// A packet that has nothing in it: the same on both versions [MQTT-3.12, MQTT-3.14].
+fn bare(kind: u8, out: &mut BytesMut) -> Result<(), String> {
+    out.put_slice(&[kind, 0]);
+    Ok(())
+}
+
+/// Length of the packet that begins here, as soon as it is known [MQTT-2.1.4].
+fn packet_length(bytes: &[u8]) -> Result<Option<usize>, Broken> {
+    let mut remaining = 0;
+    for (at, byte) in bytes.iter().enumerate().skip(1).take(4) {
+        remaining |= usize::from(byte & 0x7f) << (7 * (at - 1));
+        if byte & 0x80 == 0 {
+            return Ok(Some(1 + at + remaining));
+        }
+    }
+    if bytes.len() >= 5 { Err(Broken::Garbled) } else { Ok(None) }
+}

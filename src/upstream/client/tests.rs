@@ -1,0 +1,275 @@
+//! What the client does on the wire, against a made-up upstream.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::{Context, Poll};
+
+use bytes::{Bytes, BytesMut};
+use futures_util::FutureExt;
+use proptest::prelude::*;
+use rumqttc::{mqttbytes as p4, v5::mqttbytes as p5};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, DuplexStream, ReadBuf, duplex};
+
+use super::*;
+use crate::upstream::wire::InMessage;
+
+/// Counts the writes.
+struct Counted(DuplexStream, Arc<AtomicUsize>);
+
+impl AsyncRead for Counted {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, to: &mut ReadBuf<'_>) -> Poll<std::io::Result<()>> {
+        Pin::new(&mut self.0).poll_read(cx, to)
+    }
+}
+
+impl AsyncWrite for Counted {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<std::io::Result<usize>> {
+        self.1.fetch_add(1, Ordering::Relaxed);
+        Pin::new(&mut self.0).poll_write(cx, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+        Pin::new(&mut self.0).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+        Pin::new(&mut self.0).poll_shutdown(cx)
+    }
+}
+
+fn settings() -> UpstreamSettings {
+    UpstreamSettings::new("home", vec![UpstreamAddress::parse("mqtt://127.0.0.1").unwrap()], "loft")
+}
+
+fn message(payload: &[u8], qos: Qos) -> OutMessage {
+    let payload = Bytes::copy_from_slice(payload);
+    OutMessage { topic: "loft/motion1".into(), payload, qos, retain: false, properties: Vec::new() }
+}
+
+/// A connection that is open, its upstream with a line of so many bytes, and the number of writes.
+async fn opened(version: Version, line: usize) -> (Connection, DuplexStream, Arc<AtomicUsize>) {
+    let (ours, mut theirs) = duplex(line);
+    let writes = Arc::new(AtomicUsize::new(0));
+    let stream = Box::new(Counted(ours, writes.clone()));
+    let mut connection = Connection::new(stream, version, 1000, 100);
+    let upstream = async {
+        let (_, connect) = packet(&mut theirs).await;
+        assert_eq!(connect[6], if version == Version::V5 { 5 } else { 4 });
+        let connack: &[u8] = if version == Version::V5 { &[0x20, 3, 0, 0, 0] } else { &[0x20, 2, 0, 0] };
+        theirs.write_all(connack).await.unwrap();
+    };
+    let settings = settings();
+    let (link, ()) = tokio::join!(connection.open(&settings), upstream);
+    assert_eq!(link.unwrap().version, version);
+    writes.store(0, Ordering::Relaxed);
+    (connection, theirs, writes)
+}
+
+/// First byte and body of the next packet, which is a short one.
+async fn packet(stream: &mut DuplexStream) -> (u8, Vec<u8>) {
+    let (first, length) = (stream.read_u8().await.unwrap(), stream.read_u8().await.unwrap());
+    assert!(length < 0x80);
+    let mut body = vec![0; length.into()];
+    stream.read_exact(&mut body).await.unwrap();
+    (first, body)
+}
+
+#[tokio::test]
+async fn what_was_handed_over_meanwhile_leaves_in_one_write() {
+    for version in [Version::V4, Version::V5] {
+        let (mut connection, mut theirs, writes) = opened(version, 64 << 10).await;
+        for number in 0..50 {
+            connection.request(Request::Publish(message(&[number], Qos::AtLeastOnce))).unwrap();
+        }
+        let events = connection.events().await.unwrap();
+        assert_eq!(events, (1..=50).map(ClientEvent::Sent).collect::<Vec<_>>());
+        assert_eq!(writes.load(Ordering::Relaxed), 1);
+        for number in 0..50 {
+            let (first, body) = packet(&mut theirs).await;
+            assert_eq!((first, body.last()), (0x32, Some(&number)));
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_message_is_sent_when_its_last_byte_has_left() {
+    let (mut connection, mut theirs, _) = opened(Version::V4, 100).await;
+    let size = message(&[0; 50], Qos::AtMostOnce).packet_size(Version::V4);
+    for _ in 0..2 {
+        connection.request(Request::Publish(message(&[0; 50], Qos::AtMostOnce))).unwrap();
+    }
+    assert_eq!(connection.events().await.unwrap(), [ClientEvent::Sent(0)]);
+    assert!(connection.events().now_or_never().is_none());
+    theirs.read_exact(&mut vec![0; size]).await.unwrap();
+    assert_eq!(connection.events().await.unwrap(), [ClientEvent::Sent(0)]);
+}
+
+#[tokio::test]
+async fn a_message_at_qos_2_comes_once_and_is_answered_in_two_steps() {
+    for version in [Version::V4, Version::V5] {
+        let (mut connection, mut theirs, _) = opened(version, 1024).await;
+        let publish: &[u8] =
+            if version == Version::V5 { b"\x34\x07\0\x01t\0\x09\0x" } else { b"\x34\x06\0\x01t\0\x09x" };
+        theirs.write_all(publish).await.unwrap();
+        theirs.write_all(publish).await.unwrap();
+        let expected = InMessage {
+            packet_id: 9,
+            topic: "t".into(),
+            payload: Bytes::from_static(b"x"),
+            qos: Qos::ExactlyOnce,
+            retain: false,
+            expiry: None,
+            properties: Vec::new(),
+        };
+        assert_eq!(connection.events().await.unwrap(), [ClientEvent::Received(expected)]);
+        connection.request(Request::Ack(9)).unwrap();
+        let upstream = async {
+            assert_eq!(packet(&mut theirs).await, (0x50, vec![0, 9]));
+            theirs.write_all(&[0x62, 2, 0, 9]).await.unwrap();
+            assert_eq!(packet(&mut theirs).await, (0x70, vec![0, 9]));
+        };
+        tokio::select! {
+            () = upstream => {}
+            events = connection.events() => panic!("{events:?}"),
+        }
+        assert!(connection.exactly_once.is_empty());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_upstream_that_answers_pings_is_there_and_another_is_not() {
+    let (mut connection, mut theirs, _) = opened(Version::V5, 1024).await;
+    let begin = tokio::time::Instant::now();
+    let upstream = async {
+        for _ in 0..10 {
+            assert_eq!(packet(&mut theirs).await, (0xc0, vec![]));
+            theirs.write_all(&[0xd0, 0]).await.unwrap();
+        }
+        std::future::pending::<()>().await;
+    };
+    tokio::select! {
+        () = upstream => {}
+        events = connection.events() => assert_eq!(events, Err(Broken::Silent)),
+    }
+    // ten answered, one that is not, and the time to answer it
+    assert_eq!(begin.elapsed().as_secs(), 12 * settings().keep_alive.as_secs());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_message_that_takes_long_on_a_slow_line_is_not_silence() {
+    let (mut connection, mut theirs, _) = opened(Version::V5, 100).await;
+    connection.request(Request::Publish(message(&[0; 2000], Qos::AtLeastOnce))).unwrap();
+    let upstream = async {
+        loop {
+            // the whole message takes several times the keep alive
+            tokio::time::sleep(settings().keep_alive / 4).await;
+            theirs.read_exact(&mut [0; 100]).await.unwrap();
+        }
+    };
+    let (mut sent, mut upstream) = (false, std::pin::pin!(upstream));
+    while !sent {
+        tokio::select! {
+            () = &mut upstream => {}
+            events = connection.events() => sent = events.unwrap() == [ClientEvent::Sent(1)],
+        }
+    }
+}
+
+#[tokio::test]
+async fn answers_and_reasons_come_before_the_end() {
+    let (mut connection, mut theirs, _) = opened(Version::V5, 1024).await;
+    for _ in 0..2 {
+        connection.request(Request::Publish(message(b"1", Qos::AtLeastOnce))).unwrap();
+    }
+    assert_eq!(connection.events().await.unwrap(), [ClientEvent::Sent(1), ClientEvent::Sent(2)]);
+    theirs.write_all(&[0x40, 2, 0, 1, 0x40, 3, 0, 2, 0x97, 0xe0, 1, 0x95]).await.unwrap();
+    drop(theirs);
+    // this cannot be written any more
+    connection.request(Request::Publish(message(b"2", Qos::AtLeastOnce))).unwrap();
+    assert_eq!(connection.events().await.unwrap(), [ClientEvent::Acked(1, 0), ClientEvent::Acked(2, 0x97)]);
+    assert_eq!(connection.events().await, Err(Broken::Dismissed("packet too large".into())));
+}
+
+#[tokio::test]
+async fn requests_are_bounded() {
+    let (mut connection, ..) = opened(Version::V4, 1024).await;
+    for _ in 0..100 {
+        connection.request(Request::Publish(message(b"", Qos::AtMostOnce))).unwrap();
+    }
+    assert_eq!(connection.request(Request::Disconnect), Err(Busy));
+}
+
+#[tokio::test]
+async fn a_packet_that_is_too_large_is_named_before_it_is_there() {
+    let (mut connection, mut theirs, _) = opened(Version::V5, 1024).await;
+    theirs.write_all(&[0x30, 0xe8, 0x07]).await.unwrap();
+    let Err(Broken::Failed(why)) = connection.events().await else { panic!("taken") };
+    assert!(why.contains("1003 bytes") && why.contains("1000"), "{why}");
+}
+
+#[tokio::test]
+async fn a_broker_that_does_not_know_version_5_is_understood() {
+    let (ours, mut theirs) = duplex(1024);
+    let mut connection = Connection::new(Box::new(ours), Version::V5, 1000, 100);
+    theirs.write_all(&[0x20, 2, 0, 1]).await.unwrap();
+    assert_eq!(connection.open(&settings()).await, Err(Broken::Version));
+}
+
+#[test]
+fn packet_ids_come_round() {
+    let mut ids = connection::Ids::new(3, 5);
+    assert_eq!([(); 5].map(|()| ids.take()), [3, 4, 5, 3, 4]);
+}
+
+fn out_messages() -> impl Strategy<Value = OutMessage> {
+    let lengths = prop_oneof![0..10usize, 100..140usize, 16_300..16_400usize];
+    (any::<bool>(), any::<bool>(), lengths, "[a-z/]{1,20}").prop_map(|(at_least_once, retain, length, topic)| {
+        let qos = if at_least_once { Qos::AtLeastOnce } else { Qos::AtMostOnce };
+        OutMessage { topic, payload: Bytes::from(vec![7; length]), qos, retain, properties: vec![1, 1] }
+    })
+}
+
+proptest! {
+    #[test]
+    fn a_message_is_encoded_as_rumqttc_would(message in out_messages(), packet_id in 1..=u16::MAX) {
+        let is_durable = message.qos == Qos::AtLeastOnce;
+        let (mut ours, mut theirs) = (BytesMut::new(), BytesMut::new());
+        message.encode(Version::V4, packet_id, &mut ours);
+        let qos = if is_durable { p4::QoS::AtLeastOnce } else { p4::QoS::AtMostOnce };
+        let mut publish = p4::v4::Publish::new(&message.topic, qos, message.payload.to_vec());
+        (publish.retain, publish.pkid) = (message.retain, packet_id);
+        publish.write(&mut theirs).unwrap();
+        prop_assert_eq!(&ours, &theirs);
+        prop_assert_eq!(ours.len(), message.packet_size(Version::V4));
+
+        let (mut ours, mut theirs) = (BytesMut::new(), BytesMut::new());
+        message.encode(Version::V5, packet_id, &mut ours);
+        let qos = if is_durable { p5::QoS::AtLeastOnce } else { p5::QoS::AtMostOnce };
+        let properties = p5::v5::PublishProperties { payload_format_indicator: Some(1), ..Default::default() };
+        let mut publish = p5::v5::Publish::new(&message.topic, qos, message.payload.clone(), Some(properties));
+        (publish.retain, publish.pkid) = (message.retain, packet_id);
+        publish.write(&mut theirs).unwrap();
+        prop_assert_eq!(&ours, &theirs);
+        prop_assert_eq!(ours.len(), message.packet_size(Version::V5));
+    }
+
+    #[test]
+    fn whatever_an_upstream_says_ends_the_connection_at_most(
+        packets in prop::collection::vec((any::<u8>(), prop::collection::vec(any::<u8>(), 0..40)), 0..8),
+        is_v5 in any::<bool>(),
+    ) {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+        runtime.block_on(async {
+            let (mut connection, mut theirs, _) =
+                opened(if is_v5 { Version::V5 } else { Version::V4 }, 64 << 10).await;
+            for (first, body) in packets {
+                let first = if first & 1 == 0 { 0x40 } else { first };
+                theirs.write_all(&[first, body.len() as u8]).await.unwrap();
+                theirs.write_all(&body).await.unwrap();
+            }
+            drop(theirs);
+            while connection.events().await.is_ok() {}
+        });
+    }
+}

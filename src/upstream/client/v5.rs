@@ -1,0 +1,185 @@
+//! Packets of MQTT 5, by rumqttc.
+
+use bytes::BytesMut;
+use rumqttc::v5::mqttbytes::v5::{
+    Connect, ConnectProperties, ConnectReturnCode, Disconnect, DisconnectReasonCode, Filter, LastWill, Login, Packet,
+    PubAckReason, Publish, PublishProperties, RetainForwardRule, Subscribe, SubscribeReasonCode, Unsubscribe,
+};
+use rumqttc::v5::mqttbytes::{Error, QoS};
+
+use super::Incoming;
+use crate::message::{Qos, TopicFilter, via};
+use crate::upstream::properties::gateway_in;
+use crate::upstream::settings::UpstreamSettings;
+use crate::upstream::wire::{Broken, ClientEvent, InMessage, Link, Version, words};
+
+/// Incoming messages that the upstream may send before the first is acknowledged.
+const RECEIVE_MAXIMUM: u16 = 100;
+
+pub(super) fn connect(settings: &UpstreamSettings, max_incoming: usize, out: &mut BytesMut) -> Result<(), String> {
+    let expiry = if settings.clean_session { 0 } else { settings.session_expiry.as_secs() };
+    let mut properties = ConnectProperties::new();
+    properties.session_expiry_interval = Some(u32::try_from(expiry).unwrap_or(u32::MAX));
+    properties.receive_maximum = Some(RECEIVE_MAXIMUM);
+    properties.max_packet_size = Some(u32::try_from(max_incoming).unwrap_or(u32::MAX));
+    properties.user_properties = vec![(via::NAME.into(), settings.introduction())];
+    let connect = Connect {
+        keep_alive: u16::try_from(settings.keep_alive.as_secs()).unwrap_or(u16::MAX),
+        client_id: settings.client_id.clone(),
+        clean_start: settings.clean_session,
+        properties: Some(properties),
+    };
+    let will = |topic| LastWill::new(topic, "offline", QoS::AtLeastOnce, true, None);
+    let will = settings.status_topic.as_ref().map(|topic| will(topic.as_str()));
+    let password = settings.password.as_ref().map_or("", |password| password.expose());
+    let login = settings.username.as_ref().map(|user| Login::new(user, password));
+    connect.write(&will, &login, out).map(drop).map_err(|error| error.to_string())
+}
+
+pub(super) fn subscribe(filters: &[(TopicFilter, Qos)], pkid: u16, out: &mut BytesMut) -> Result<(), String> {
+    let filter = |(filter, qos): &(TopicFilter, Qos)| Filter {
+        path: filter.to_string(),
+        qos: if *qos == Qos::AtMostOnce { QoS::AtMostOnce } else { QoS::AtLeastOnce },
+        nolocal: true,
+        preserve_retain: true,
+        // a resumed session has had them
+        retain_forward_rule: RetainForwardRule::OnNewSubscribe,
+    };
+    let packet = Subscribe { pkid, filters: filters.iter().map(filter).collect(), properties: None };
+    packet.write(out).map(drop).map_err(|error| error.to_string())
+}
+
+pub(super) fn unsubscribe(filters: &[String], pkid: u16, out: &mut BytesMut) -> Result<(), String> {
+    let packet = Unsubscribe { pkid, filters: filters.to_vec(), properties: None };
+    packet.write(out).map(drop).map_err(|error| error.to_string())
+}
+
+/// Decodes a whole packet.
+pub(super) fn decode(bytes: &mut BytesMut) -> Result<Incoming, Broken> {
+    match bytes[..] {
+        // a broker that does not know version 5 answers in the words of 3.1.1
+        [0x20, 2, _, code] if code != 0 => return Err(Broken::Version),
+        // the two short forms of DISCONNECT [MQTT-3.14.2], which rumqttc does not know
+        [0xe0, 0] => return Err(Broken::Closed),
+        [0xe0, 1, reason] => {
+            bytes.clear();
+            bytes.extend_from_slice(&[0xe0, 2, reason, 0]);
+        }
+        _ => {}
+    }
+    let packet = Packet::read(bytes, None).map_err(|_: Error| Broken::Garbled)?;
+    Ok(match packet {
+        Packet::ConnAck(connack) if connack.code == ConnectReturnCode::Success => {
+            let properties = connack.properties.as_ref();
+            let link = Link {
+                version: Version::V5,
+                session_present: connack.session_present,
+                receive_maximum: properties.and_then(|p| p.receive_max).unwrap_or(u16::MAX),
+                max_packet_size: properties.and_then(|p| p.max_packet_size),
+                max_qos: properties.and_then(|p| p.max_qos).and_then(Qos::from_u8).unwrap_or(Qos::ExactlyOnce),
+                retain_available: properties.and_then(|p| p.retain_available) != Some(0),
+                gateway: properties.and_then(|p| gateway_in(&p.user_properties)),
+            };
+            Incoming::Accepted(link, properties.and_then(|p| p.server_keep_alive))
+        }
+        Packet::ConnAck(connack) => return Err(refused(connack.code)),
+        Packet::PubAck(ack) => Incoming::Event(ClientEvent::Acked(ack.pkid, reason(ack.reason))),
+        Packet::SubAck(ack) => {
+            Incoming::Event(ClientEvent::Subscribed(ack.return_codes.iter().map(subscribe_reason).collect()))
+        }
+        Packet::Publish(publish) => Incoming::Event(ClientEvent::Received(received(publish)?)),
+        Packet::PubRel(release) => Incoming::Released(release.pkid),
+        Packet::Disconnect(disconnect) => return Err(dismissed(&disconnect)),
+        _ => Incoming::Other,
+    })
+}
+
+fn received(publish: Publish) -> Result<InMessage, Broken> {
+    let mut properties = publish.properties.unwrap_or_default();
+    let expiry = properties.message_expiry_interval.take();
+    Ok(InMessage {
+        packet_id: publish.pkid,
+        topic: String::from_utf8(publish.topic.into()).map_err(|_| Broken::Garbled)?,
+        payload: publish.payload,
+        qos: Qos::from_u8(publish.qos as u8).ok_or(Broken::Garbled)?,
+        retain: publish.retain,
+        expiry,
+        properties: encode(&properties),
+    })
+}
+
+fn refused(code: ConnectReturnCode) -> Broken {
+    use ConnectReturnCode as Code;
+    match code {
+        Code::UnsupportedProtocolVersion | Code::RefusedProtocolVersion => Broken::Version,
+        // it will be better without a person
+        Code::ServiceUnavailable
+        | Code::ServerUnavailable
+        | Code::ServerBusy
+        | Code::QuotaExceeded
+        | Code::ConnectionRateExceeded => Broken::Failed(words(&code)),
+        code => Broken::Refused(words(&code)),
+    }
+}
+
+fn dismissed(disconnect: &Disconnect) -> Broken {
+    let mut why = words(&disconnect.reason_code);
+    if let Some(text) = disconnect.properties.as_ref().and_then(|properties| properties.reason_string.as_ref()) {
+        why = format!("{why} ({text})");
+    }
+    if concerns_message(disconnect.reason_code) { Broken::Dismissed(why) } else { Broken::Failed(why) }
+}
+
+/// Whether an upstream may have ended the connection because of a message.
+fn concerns_message(reason: DisconnectReasonCode) -> bool {
+    use DisconnectReasonCode as Code;
+    !matches!(
+        reason,
+        Code::ServerBusy
+            | Code::ServerShuttingDown
+            | Code::MessageRateTooHigh
+            | Code::QuotaExceeded
+            | Code::ReceiveMaximumExceeded
+            | Code::KeepAliveTimeout
+            | Code::SessionTakenOver
+            | Code::AdministrativeAction
+            | Code::UseAnotherServer
+            | Code::ServerMoved
+            | Code::ConnectionRateExceeded
+            | Code::MaximumConnectTime
+    )
+}
+
+fn subscribe_reason(code: &SubscribeReasonCode) -> u8 {
+    match code {
+        SubscribeReasonCode::Success(qos) => *qos as u8,
+        SubscribeReasonCode::NotAuthorized => 0x87,
+        SubscribeReasonCode::TopicFilterInvalid => 0x8f,
+        _ => 0x80,
+    }
+}
+
+fn reason(reason: PubAckReason) -> u8 {
+    use PubAckReason as Reason;
+    match reason {
+        Reason::Success => 0,
+        Reason::NoMatchingSubscribers => 0x10,
+        Reason::UnspecifiedError => 0x80,
+        Reason::ImplementationSpecificError => 0x83,
+        Reason::NotAuthorized => 0x87,
+        Reason::TopicNameInvalid => 0x90,
+        Reason::PacketIdentifierInUse => 0x91,
+        Reason::QuotaExceeded => 0x97,
+        Reason::PayloadFormatInvalid => 0x99,
+    }
+}
+
+/// Properties as they are on the wire, without the length in front.
+fn encode(properties: &PublishProperties) -> Vec<u8> {
+    let mut bytes = BytesMut::new();
+    if properties.write(&mut bytes).is_err() {
+        return Vec::new();
+    }
+    let length = bytes.iter().position(|byte| byte & 0x80 == 0).map_or(bytes.len(), |last| last + 1);
+    bytes[length..].to_vec()
+}
