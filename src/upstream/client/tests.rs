@@ -38,6 +38,12 @@ impl AsyncWrite for Counted {
     }
 }
 
+impl Stream for Counted {
+    fn socket(&self) -> Option<std::os::fd::BorrowedFd<'_>> {
+        None
+    }
+}
+
 fn settings() -> UpstreamSettings {
     UpstreamSettings::new("home", vec![UpstreamAddress::parse("mqtt://127.0.0.1").unwrap()], "loft")
 }
@@ -211,7 +217,8 @@ async fn a_packet_that_is_too_large_is_named_before_it_is_there() {
 #[tokio::test]
 async fn a_broker_that_does_not_know_version_5_is_understood() {
     let (ours, mut theirs) = duplex(1024);
-    let mut connection = Connection::new(Box::new(ours), Version::V5, 1000, 100);
+    let stream = Box::new(Counted(ours, Arc::default()));
+    let mut connection = Connection::new(stream, Version::V5, 1000, 100);
     theirs.write_all(&[0x20, 2, 0, 1]).await.unwrap();
     assert_eq!(connection.open(&settings()).await, Err(Broken::Version));
 }
