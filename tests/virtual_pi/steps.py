@@ -7,22 +7,20 @@ import itertools
 import json
 import pathlib
 import re
+import signal
 import socket
 import subprocess
 import sys
 import tempfile
 import threading
 import time
+import traceback
 
-from deploying import deploy_again, deploy_first
+from deploying import REPACK, deploy_again, deploy_first
 from faults import pin_faults
-from machine import Mosquitto, Pi, Subscriber, free_port, say, wait_for
+from machine import ACTIVE, EDITS, Mosquitto, Pi, Subscriber, end_all, free_port, say, wait_for
 
 HERE = pathlib.Path(__file__).parent
-# quick for a test, open to the host, which is not the Pi's loopback
-EDITS = r"""sed -i 's/^accept = .*/accept = "all"/; s/^hold = .*/hold = "1 s"/; s/^warm_up = .*/warm_up = "1 s"/' \
-    /etc/pigateway/pigateway.toml"""
-ACTIVE = "systemctl is-active --quiet pigateway"
 
 
 def install(pi, package):
@@ -241,7 +239,7 @@ def package_life(pi, package):
         control.write_text(re.sub(r"(?m)^Version: .*", "Version: 99", control.read_text()))
         with open(f"{directory}/tree/etc/pigateway/pigateway.toml", "a", encoding="utf-8") as config:
             config.write("# from version 99\n")
-        subprocess.run(["dpkg-deb", "--root-owner-group", "-b", f"{directory}/tree", f"{directory}/99.deb"], check=True)
+        subprocess.run([*REPACK, f"{directory}/tree", f"{directory}/99.deb"], check=True)
         pi.put(f"{directory}/99.deb", "/root/99.deb")
     config = "/etc/pigateway/pigateway.toml"
     pi.run("touch /var/lib/pigateway/data")
@@ -263,29 +261,53 @@ def package_life(pi, package):
 
 STEPS = [install, reload, motion, journal, pin_faults, stop, watchdog, credentials, power_cut, boot, deploy_again,
          compare, pi5, package_life, deploy_first]
+# what a step finds done, where that is not an installed and configured gateway
+NEEDED = {install: [], reload: [install], power_cut: [install, reload, credentials], deploy_first: []}
+
+
+def chosen(names):
+    """The steps of these names and those that they need, in order; all without names."""
+    unknown = set(names) - {step.__name__ for step in STEPS}
+    if unknown:
+        sys.exit(f"no such step: {', '.join(unknown)}; there are {', '.join(step.__name__ for step in STEPS)}")
+    wanted = {step for step in STEPS if not names or step.__name__ in names}
+    needed = {other for step in wanted for other in NEEDED.get(step, [install, reload])}
+    return [step for step in STEPS if step in wanted | needed]
+
+
+def explain(pi):
+    """What may tell why a step has failed."""
+    print(pathlib.Path(pi.serial.name).read_text(errors="replace")[-2000:])
+    if pi.qemu and pi.qemu.poll() is None:
+        log = "journalctl -u pigateway -n 60 --no-pager; systemctl --failed --no-pager"
+        try:
+            print(pi.run(log, check=False, timeout=30))
+        except OSError as error:
+            print(f"the virtual Pi does not answer: {error}")
 
 
 def main():
     images, package, *names = sys.argv[1:]
-    steps = [step for step in STEPS if not names or step.__name__ in names]
+    steps = chosen(names)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended"))
     pi = Pi(images)
+    done, name = 0, "power on"
     try:
         pi.boot()
         port = None
         for step in steps:
-            begin = time.monotonic()
+            begin, name = time.monotonic(), step.__name__
             result = step(pi, port if step is power_cut else package)
             port = result or port
-            say(f"ok: {step.__name__} ({time.monotonic() - begin:.1f} s)")
-    except BaseException:
-        print(pathlib.Path(pi.serial.name).read_text(errors="replace")[-2000:])
-        if pi.qemu and pi.qemu.poll() is None:
-            print(pi.run("journalctl -u pigateway -n 60 --no-pager; systemctl --failed --no-pager", check=False, timeout=30))
-        raise
+            done += 1
+            say(f"ok: {name} ({time.monotonic() - begin:.1f} s)")
+    except Exception:
+        explain(pi)
+        traceback.print_exc()
+        sys.exit(f"{done} passed, 1 failed: {name}; {len(steps) - done - 1} not run")
     finally:
-        if pi.qemu:
-            pi.cut_power()
-    print(f"{len(steps)} passed, 0 failed")
+        end_all()
+    print(f"{done} passed, 0 failed")
 
 
 if __name__ == "__main__":
