@@ -231,6 +231,30 @@ systemctl restart pigateway""")
     print(pi.run("python3 /root/compare.py 22 compare/gateway 23", timeout=300))
 
 
+def memory(pi, _):
+    """The unit's limits are in force, what the gateway uses is far below them, and one that is above is started again."""
+    names = ("MemoryHigh", "MemoryMax", "MemoryPeak", "OOMScoreAdjust", "ControlGroup", "MainPID", "NRestarts")
+    shown = pi.run(f"systemctl show pigateway {' '.join(f'-p {name}' for name in names)}; grep MemTotal /proc/meminfo")
+    values = dict(re.findall(r"(?m)^(\w+)[=:] *(\S+)", shown))
+    total, group = int(values["MemTotal"]) * 1024, f"/sys/fs/cgroup{values['ControlGroup']}"
+    for name, file, part in (("MemoryHigh", "memory.high", 0.45), ("MemoryMax", "memory.max", 0.6)):
+        limit = int(pi.run(f"cat {group}/{file}"))
+        assert abs(limit - int(values[name])) <= 4096 and abs(limit / total - part) < 0.01, (name, limit, shown)
+    assert pi.run(f"cat /proc/{values['MainPID']}/oom_score_adj") == values["OOMScoreAdjust"] == "-300", shown
+    peak = int(values["MemoryPeak"])
+    say(f"most memory since its start, with what the system caches for it: {peak >> 20} of {total >> 20} MiB")
+    assert peak < int(values["MemoryHigh"]) / 3, shown
+    # the limit comes down instead of the memory going up; the next start has the unit's limit again
+    pi.run(f"echo 1M > {group}/memory.max")
+    begin = time.monotonic()
+    another = f"test $(systemctl show -p MainPID --value pigateway) != {values['MainPID']}"
+    pi.wait_until("a restart", f"{ACTIVE} && {another}")
+    say(f"above its limit, killed and ready again in {time.monotonic() - begin:.1f} s")
+    assert int(pi.run("systemctl show -p NRestarts --value pigateway")) == int(values["NRestarts"]) + 1
+    assert "Failed with result 'oom-kill'" in pi.run("journalctl -b -u pigateway -o cat --no-pager -n 40")
+    assert abs(int(pi.run(f"cat {group}/memory.max")) / total - 0.6) < 0.01
+
+
 def package_life(pi, package):
     """An upgrade keeps a changed configuration and the data; remove keeps both; purge keeps nothing."""
     with tempfile.TemporaryDirectory() as directory:
@@ -259,7 +283,7 @@ def package_life(pi, package):
     assert not left, left
 
 
-STEPS = [install, reload, motion, journal, pin_faults, stop, watchdog, credentials, power_cut, boot, deploy_again,
+STEPS = [install, reload, motion, journal, pin_faults, stop, watchdog, credentials, power_cut, memory, boot, deploy_again,
          compare, pi5, package_life, deploy_first]
 # what a step finds done, where that is not an installed and configured gateway
 NEEDED = {install: [], reload: [install], power_cut: [install, reload, credentials], deploy_first: []}
