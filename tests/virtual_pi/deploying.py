@@ -1,12 +1,15 @@
-"""deploy/deploy over ssh: refusals that change nothing, an upgrade, versions that do not start, a first install."""
+"""Over ssh: deploy/deploy (refusals that change nothing, an upgrade, versions that do not start, a first install), and
+what docs/install.md says is done by hand."""
 
 import os
 import pathlib
+import re
 import subprocess
 import tempfile
 from time import monotonic
 
-from machine import Subscriber, free_port, say
+from faults import watches_motion
+from machine import ACTIVE, EDITS, Subscriber, free_port, say
 
 HERE = pathlib.Path(__file__).parent
 # compressed a little: to unpack what is compressed well takes an emulator longer
@@ -110,6 +113,51 @@ def deploy_again(pi, package):
         say(f"a version that does not start was taken back in {monotonic() - begin:.1f} s")
         assert "serving; 2 sensors" in pi.run("systemctl status pigateway --no-pager")
         assert pi.run("dpkg-query -W -f '${Version}' pigateway") not in ("97", "98")
+
+
+def nothing_left(pi):
+    """No file of the gateway is left but logs and what the test and its persons have copied."""
+    left = pi.run("""find / -xdev -path /proc -prune -o -name '*pigateway*' -print |
+        grep -v -e ^/var/log -e ^/tmp -e ^/root -e ^/home || true""")
+    assert not left, left
+
+
+def commands(heading):
+    """The blocks of commands below a heading of docs/install.md."""
+    text = (HERE / "../../docs/install.md").read_text(encoding="utf-8").split(f"\n{heading}\n")[1]
+    return re.findall(r"(?m)(?:^    .*\n)+", re.split(r"(?m)^#", text)[0])
+
+
+def by_hand(pi, package):
+    """Installed and removed by the commands of docs/install.md as they stand there."""
+    copied, installed = commands("### 3. By hand")
+    with tempfile.TemporaryDirectory() as directory:
+        person = Deployer(pi, directory)
+        tree = pathlib.Path(directory, "tree")
+        # the sources, with what deploy/build has left there
+        subprocess.run(["dpkg-deb", "-x", package, f"{directory}/package"], check=True)
+        (tree / "target/deploy").mkdir(parents=True)
+        os.rename(f"{directory}/package/usr/bin/pigateway", tree / "target/deploy/pigateway-arm64")
+        for name in ("systemd", "deploy"):
+            (tree / name).symlink_to((HERE / "../.." / name).resolve())
+        config = pathlib.Path(directory, "ssh_config")
+        config.write_text("Host raspberrypi.local\nHostName 127.0.0.1\n" + "".join(
+            option.replace("=", " ", 1) + "\n" for option in person.options()), encoding="utf-8")
+
+        def follow(*command, text):
+            text = "set -e\n" + re.sub("(?m)^ *deploy/build .*", "", text).replace("armv7", "arm64")
+            subprocess.run(command, input=text, text=True, cwd=tree, timeout=120, check=True)
+
+        on_the_pi = ["ssh", "-F", config, "pi@raspberrypi.local", "bash -s"]
+        follow("bash", "-s", text=f'scp() {{ command scp -F {config} "$@"; }}\n{copied}')
+        follow(*on_the_pi, text=installed)
+        pi.run(f"{ACTIVE} && systemctl is-enabled pigateway && {EDITS} && systemctl reload pigateway")
+        subscriber = Subscriber(pi.mqtt_port, "-t", "loft/#", "-q", "1")
+        subscriber.wait("loft/motion1/status [01] online")
+        watches_motion(pi, subscriber, 17, "loft/motion1")
+        subscriber.close()
+        follow(*on_the_pi, text=commands("## Uninstalling")[1])
+    nothing_left(pi)
 
 
 def deploy_first(pi, package):
