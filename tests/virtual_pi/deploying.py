@@ -165,10 +165,14 @@ def deploy_first(pi, package):
     pi.run("! test -e /etc/pigateway && ! dpkg-query -W pigateway")
     if not os.environ.get("PACKAGE"):
         package = None
+    logins = "journalctl -b -u ssh -o cat --no-pager | grep -c '^Accepted ' || true"
+    before = int(pi.run(logins))
     with tempfile.TemporaryDirectory() as directory:
         begin = monotonic()
         code, said = Deployer(pi, directory).deploy(package, "--sensor", "hall-motion:27:hall/motion")
     assert code == 0 and "is ready" in said and "journalctl" in said, said
+    # a person with a password types it once, however long the build takes
+    assert int(pi.run(logins)) == before + 1
     if not package:
         say(f"built and deployed in {monotonic() - begin:.1f} s")
         assert "building for arm64" in said
