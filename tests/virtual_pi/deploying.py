@@ -1,14 +1,19 @@
-"""deploy/deploy over ssh: refusals that change nothing, an upgrade, versions that do not start, a first install."""
+"""Over ssh: deploy/deploy (refusals that change nothing, an upgrade, versions that do not start, a first install), and
+what docs/install.md says is done by hand."""
 
 import os
 import pathlib
+import re
 import subprocess
 import tempfile
 from time import monotonic
 
-from machine import Subscriber, free_port, say
+from faults import watches_motion
+from machine import ACTIVE, EDITS, Subscriber, free_port, say
 
 HERE = pathlib.Path(__file__).parent
+# compressed a little: to unpack what is compressed well takes an emulator longer
+REPACK = ["dpkg-deb", "--root-owner-group", "-Zgzip", "-z1", "-b"]
 PID = "systemctl show -p MainPID --value pigateway"
 
 
@@ -28,14 +33,21 @@ for user in pi plain; do
 done
 systemctl start ssh""")
 
+    def options(self, port=None):
+        """What ssh is told about the virtual Pi, with keys that an emulator exchanges quickly."""
+        return [f"Port={port or self.pi.ssh_port}", f"IdentityFile={self.key}", "StrictHostKeyChecking=no",
+                f"UserKnownHostsFile={self.directory}/known_hosts", "LogLevel=ERROR", "BatchMode=yes",
+                "KexAlgorithms=curve25519-sha256"]
+
     def deploy(self, package, *arguments, user="pi", port=None):
-        """Runs it; returns the exit code and what it said."""
-        options = [f"Port={port or self.pi.ssh_port}", f"IdentityFile={self.key}", "StrictHostKeyChecking=no",
-                   "LogLevel=ERROR", f"UserKnownHostsFile={self.directory}/known_hosts", "BatchMode=yes"]
-        options = [part for option in options for part in ("-o", option)]
+        """Runs it; returns the exit code and what it said. Without a package it builds one."""
+        options = [part for option in self.options(port) for part in ("-o", option)]
         command = [HERE / "../../deploy/deploy", *arguments, *options, f"{user}@127.0.0.1"]
-        done = subprocess.run(command, env={**os.environ, "PACKAGE": str(package)}, text=True, capture_output=True,
-                              stdin=subprocess.DEVNULL, timeout=300, check=False)
+        environment = {name: value for name, value in os.environ.items() if name != "PACKAGE"}
+        if package:
+            environment["PACKAGE"] = str(package)
+        done = subprocess.run(command, env=environment, text=True, capture_output=True, stdin=subprocess.DEVNULL,
+                              timeout=900, check=False)
         print(done.stdout, done.stderr, flush=True)
         return done.returncode, done.stdout + done.stderr
 
@@ -55,7 +67,7 @@ def repacked(package, directory, version, program):
     lines = control.read_text().splitlines(keepends=True)
     control.write_text("".join(f"Version: {version}\n" if line.startswith("Version:") else line for line in lines))
     pathlib.Path(f"{tree}/usr/bin/pigateway").write_text(f"#!/bin/sh\n{program}\n")
-    subprocess.run(["dpkg-deb", "--root-owner-group", "-b", tree, path], check=True, stdout=subprocess.DEVNULL)
+    subprocess.run([*REPACK, tree, path], check=True, stdout=subprocess.DEVNULL)
     return path
 
 
@@ -103,12 +115,69 @@ def deploy_again(pi, package):
         assert pi.run("dpkg-query -W -f '${Version}' pigateway") not in ("97", "98")
 
 
-def deploy_first(pi, package):
-    """To a Pi that has never seen it: its sensor is the one given, and it starts at boot."""
-    pi.run("! test -e /etc/pigateway && ! dpkg-query -W pigateway")
+def nothing_left(pi):
+    """No file of the gateway is left but logs and what the test and its persons have copied."""
+    left = pi.run("""find / -xdev -path /proc -prune -o -name '*pigateway*' -print |
+        grep -v -e ^/var/log -e ^/tmp -e ^/root -e ^/home || true""")
+    assert not left, left
+
+
+def commands(heading):
+    """The blocks of commands below a heading of docs/install.md."""
+    text = (HERE / "../../docs/install.md").read_text(encoding="utf-8").split(f"\n{heading}\n")[1]
+    return re.findall(r"(?m)(?:^    .*\n)+", re.split(r"(?m)^#", text)[0])
+
+
+def by_hand(pi, package):
+    """Installed and removed by the commands of docs/install.md as they stand there."""
+    copied, installed = commands("### 3. By hand")
     with tempfile.TemporaryDirectory() as directory:
+        person = Deployer(pi, directory)
+        tree = pathlib.Path(directory, "tree")
+        # the sources, with what deploy/build has left there
+        subprocess.run(["dpkg-deb", "-x", package, f"{directory}/package"], check=True)
+        (tree / "target/deploy").mkdir(parents=True)
+        os.rename(f"{directory}/package/usr/bin/pigateway", tree / "target/deploy/pigateway-arm64")
+        for name in ("systemd", "deploy"):
+            (tree / name).symlink_to((HERE / "../.." / name).resolve())
+        config = pathlib.Path(directory, "ssh_config")
+        config.write_text("Host raspberrypi.local\nHostName 127.0.0.1\n" + "".join(
+            option.replace("=", " ", 1) + "\n" for option in person.options()), encoding="utf-8")
+
+        def follow(*command, text):
+            text = "set -e\n" + re.sub("(?m)^ *deploy/build .*", "", text).replace("armv7", "arm64")
+            subprocess.run(command, input=text, text=True, cwd=tree, timeout=120, check=True)
+
+        on_the_pi = ["ssh", "-F", config, "pi@raspberrypi.local", "bash -s"]
+        follow("bash", "-s", text=f'scp() {{ command scp -F {config} "$@"; }}\n{copied}')
+        follow(*on_the_pi, text=installed)
+        pi.run(f"{ACTIVE} && systemctl is-enabled pigateway && {EDITS} && systemctl reload pigateway")
+        subscriber = Subscriber(pi.mqtt_port, "-t", "loft/#", "-q", "1")
+        subscriber.wait("loft/motion1/status [01] online")
+        watches_motion(pi, subscriber, 17, "loft/motion1")
+        subscriber.close()
+        follow(*on_the_pi, text=commands("## Uninstalling")[1])
+    nothing_left(pi)
+
+
+def deploy_first(pi, package):
+    """To a Pi that has never seen it, built along: its sensor is the one given, and it starts at boot."""
+    pi.run("! test -e /etc/pigateway && ! dpkg-query -W pigateway")
+    if not os.environ.get("PACKAGE"):
+        package = None
+    logins = "journalctl -b -u ssh -o cat --no-pager | grep -c '^Accepted ' || true"
+    before = int(pi.run(logins))
+    with tempfile.TemporaryDirectory() as directory:
+        begin = monotonic()
         code, said = Deployer(pi, directory).deploy(package, "--sensor", "hall-motion:27:hall/motion")
     assert code == 0 and "is ready" in said and "journalctl" in said, said
+    # a person with a password types it once, however long the build takes
+    assert int(pi.run(logins)) == before + 1
+    if not package:
+        say(f"built and deployed in {monotonic() - begin:.1f} s")
+        assert "building for arm64" in said
+        built = subprocess.check_output(["sha256sum", HERE / "../../target/deploy/pigateway-arm64"], text=True)
+        assert pi.run("sha256sum /usr/bin/pigateway").split()[0] == built.split()[0]
     assert pi.run("systemctl is-enabled pigateway") == "enabled"
     assert "serving; 1 sensor" in pi.run("systemctl status pigateway --no-pager")
     assert "sensor hall-motion on pin 27 publishes to hall/motion" in pi.run("journalctl -u pigateway -o cat --no-pager")

@@ -10,6 +10,14 @@ import time
 from disk import Disk
 
 START = time.monotonic()
+# quick for a test, open to the host, which is not the Pi's loopback
+EDITS = r"""sed -i 's/^accept = .*/accept = "all"/; s/^hold = .*/hold = "1 s"/; s/^warm_up = .*/warm_up = "1 s"/' \
+    /etc/pigateway/pigateway.toml"""
+ACTIVE = "systemctl is-active --quiet pigateway"
+# without what a kernel does against attackers: in an emulator it makes every way into the kernel several times as long
+KERNEL = ("console=ttyAMA0 quiet systemd.show_status=0 systemd.gpt_auto=0 net.ifnames=0 panic=-1 nokaslr mitigations=off "
+          "init_on_alloc=0 audit=0 lsm=capability")
+_started = []
 
 
 def say(text):
@@ -35,6 +43,21 @@ def free_port():
         return listener.getsockname()[1]
 
 
+def start(command, **how):
+    """Starts a program of the host, which `end_all` ends at the latest."""
+    process = subprocess.Popen(command, stdin=subprocess.DEVNULL, **how)
+    _started.append(process)
+    return process
+
+
+def end_all():
+    """Ends what has been started and still runs."""
+    for process in _started:
+        if process.poll() is None:
+            process.kill()
+            process.wait()
+
+
 class Pi:
     """A Pi with its disk; the disk outlives power cuts."""
 
@@ -44,7 +67,7 @@ class Pi:
         self.disk = Disk(self.images / "root.ext4")
         self.shell_port, self.mqtt_port, self.ssh_port = free_port(), free_port(), free_port()
         self.serial = tempfile.NamedTemporaryFile(prefix="virtual-pi-", suffix=".log")
-        self.qemu = None
+        self.qemu = self._shell = None
 
     def boot(self):
         """Switches it on and waits for its shell."""
@@ -56,12 +79,12 @@ class Pi:
             "-serial", f"file:{self.serial.name}",
             "-kernel", self.images / "vmlinuz", "-initrd", self.images / "initrd",
             "-dtb", self.images / f"{self.model}.dtb",
-            "-append", "console=ttyAMA0 quiet systemd.show_status=0 systemd.gpt_auto=0 net.ifnames=0 panic=-1",
+            "-append", KERNEL,
             "-drive", f"file=nbd:127.0.0.1:{self.disk.port},format=raw,if=virtio,cache=writeback",
             "-netdev", f"user,id=net{forward}", "-device", "virtio-net-pci,netdev=net,romfile=",
         ]
         begin = time.monotonic()
-        self.qemu = subprocess.Popen(command, stdin=subprocess.DEVNULL)
+        self.qemu = start(command)
         wait_for("the shell of the virtual Pi", self._answers, 300)
         say(f"{self.model} booted to a shell in {time.monotonic() - begin:.1f} s")
 
@@ -78,21 +101,43 @@ class Pi:
         """Ends it at once; unflushed writes are gone."""
         self.qemu.kill()
         self.qemu.wait()
+        self._forget_shell()
         return self.disk.power_cut()
 
-    def run(self, script, timeout=120, check=True):
-        """Runs a shell script as root and returns what it printed."""
-        with socket.create_connection(("127.0.0.1", self.shell_port), timeout=timeout) as connection:
+    def _connect(self, timeout):
+        # one shell for everything: in the emulator the start of another takes longer than what it is to run
+        if not self._shell:
+            self._shell = socket.create_connection(("127.0.0.1", self.shell_port), timeout=timeout)
+        self._shell.settimeout(timeout)
+        return self._shell
+
+    def _forget_shell(self):
+        if self._shell:
+            self._shell.close()
+            self._shell = None
+
+    def _ask(self, script, end, timeout):
+        """Sends lines to the shell; returns what it prints up to `end`, and the match of that."""
+        output = b""
+        try:
+            shell = self._connect(timeout)
             # one write: bash reads its script from the connection
-            script = f"({script}\n) < /dev/null 2>&1; printf '\\nEXIT=%s\\n' $?; exit\n"
-            connection.sendall(script.encode())
-            output = b""
-            while not (match := re.search(rb"\nEXIT=(\d+)\n$", output)):
-                received = connection.recv(65536)
+            shell.sendall(script)
+            while not (match := re.search(end, output)):
+                received = shell.recv(65536)
                 if not received:
                     raise OSError("the shell has gone")
                 output += received
-        text = output[: match.start()].decode(errors="replace").strip()
+        except OSError:
+            self._forget_shell()
+            raise
+        return output[: match.start()], match
+
+    def run(self, script, timeout=120, check=True):
+        """Runs a shell script as root and returns what it printed."""
+        sent = f"({script}\n) < /dev/null 2>&1; printf '\\nEXIT=%s\\n' $?\n"
+        output, match = self._ask(sent.encode(), rb"\nEXIT=(\d+)\n$", timeout)
+        text = output.decode(errors="replace").strip()
         if check and match[1] != b"0":
             raise AssertionError(f"exit code {match[1].decode()} of: {script}\n{text}")
         return text
@@ -100,14 +145,9 @@ class Pi:
     def put(self, source, target):
         """Copies a file into it."""
         data = pathlib.Path(source).read_bytes()
-        with socket.create_connection(("127.0.0.1", self.shell_port), timeout=300) as connection:
-            # the shell must have read its line before the data come
-            connection.sendall(f"echo GO; head -c {len(data)} > {target}; echo DONE; exit\n".encode())
-            stream = connection.makefile("rwb")
-            assert stream.readline() == b"GO\n"
-            stream.write(data)
-            stream.flush()
-            assert stream.readline() == b"DONE\n"
+        # the shell must have read its line before the data come
+        self._ask(f"echo GO; head -c {len(data)} > {target}; echo DONE\n".encode(), rb"GO\n$", 60)
+        self._ask(data, rb"DONE\n$", 300)
 
     def pin(self, number, high):
         """Puts a level on a pin."""
@@ -124,7 +164,7 @@ class Subscriber:
     def __init__(self, port, *arguments):
         self.file = tempfile.NamedTemporaryFile(prefix="virtual-pi-", suffix=".messages")
         command = ["mosquitto_sub", "-h", "127.0.0.1", "-p", str(port), "-v", "-F", "%U %t %r %p", *arguments]
-        self.process = subprocess.Popen(command, stdout=self.file, stderr=subprocess.STDOUT)
+        self.process = start(command, stdout=self.file, stderr=subprocess.STDOUT)
 
     def lines(self):
         """What has come so far: time, topic, retain flag and payload."""
@@ -154,7 +194,7 @@ class Mosquitto:
         self.config.write(f"listener {port} 127.0.0.1\nallow_anonymous true\nmax_queued_messages 0\n")
         self.config.flush()
         command = ["mosquitto", "-c", self.config.name]
-        self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        self.process = start(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         wait_for("the upstream to listen", self._listens, 30)
 
     def _listens(self):

@@ -7,22 +7,20 @@ import itertools
 import json
 import pathlib
 import re
+import signal
 import socket
 import subprocess
 import sys
 import tempfile
 import threading
 import time
+import traceback
 
-from deploying import deploy_again, deploy_first
+from deploying import REPACK, by_hand, deploy_again, deploy_first, nothing_left
 from faults import pin_faults
-from machine import Mosquitto, Pi, Subscriber, free_port, say, wait_for
+from machine import ACTIVE, EDITS, Mosquitto, Pi, Subscriber, end_all, free_port, say, wait_for
 
 HERE = pathlib.Path(__file__).parent
-# quick for a test, open to the host, which is not the Pi's loopback
-EDITS = r"""sed -i 's/^accept = .*/accept = "all"/; s/^hold = .*/hold = "1 s"/; s/^warm_up = .*/warm_up = "1 s"/' \
-    /etc/pigateway/pigateway.toml"""
-ACTIVE = "systemctl is-active --quiet pigateway"
 
 
 def install(pi, package):
@@ -233,6 +231,30 @@ systemctl restart pigateway""")
     print(pi.run("python3 /root/compare.py 22 compare/gateway 23", timeout=300))
 
 
+def memory(pi, _):
+    """The unit's limits are in force, what the gateway uses is far below them, and one that is above is started again."""
+    names = ("MemoryHigh", "MemoryMax", "MemoryPeak", "OOMScoreAdjust", "ControlGroup", "MainPID", "NRestarts")
+    shown = pi.run(f"systemctl show pigateway {' '.join(f'-p {name}' for name in names)}; grep MemTotal /proc/meminfo")
+    values = dict(re.findall(r"(?m)^(\w+)[=:] *(\S+)", shown))
+    total, group = int(values["MemTotal"]) * 1024, f"/sys/fs/cgroup{values['ControlGroup']}"
+    for name, file, part in (("MemoryHigh", "memory.high", 0.45), ("MemoryMax", "memory.max", 0.6)):
+        limit = int(pi.run(f"cat {group}/{file}"))
+        assert abs(limit - int(values[name])) <= 4096 and abs(limit / total - part) < 0.01, (name, limit, shown)
+    assert pi.run(f"cat /proc/{values['MainPID']}/oom_score_adj") == values["OOMScoreAdjust"] == "-300", shown
+    peak = int(values["MemoryPeak"])
+    say(f"most memory since its start, with what the system caches for it: {peak >> 20} of {total >> 20} MiB")
+    assert peak < int(values["MemoryHigh"]) / 3, shown
+    # the limit comes down instead of the memory going up; the next start has the unit's limit again
+    pi.run(f"echo 1M > {group}/memory.max")
+    begin = time.monotonic()
+    another = f"test $(systemctl show -p MainPID --value pigateway) != {values['MainPID']}"
+    pi.wait_until("a restart", f"{ACTIVE} && {another}")
+    say(f"above its limit, killed and ready again in {time.monotonic() - begin:.1f} s")
+    assert int(pi.run("systemctl show -p NRestarts --value pigateway")) == int(values["NRestarts"]) + 1
+    assert "Failed with result 'oom-kill'" in pi.run("journalctl -b -u pigateway -o cat --no-pager -n 40")
+    assert abs(int(pi.run(f"cat {group}/memory.max")) / total - 0.6) < 0.01
+
+
 def package_life(pi, package):
     """An upgrade keeps a changed configuration and the data; remove keeps both; purge keeps nothing."""
     with tempfile.TemporaryDirectory() as directory:
@@ -241,7 +263,7 @@ def package_life(pi, package):
         control.write_text(re.sub(r"(?m)^Version: .*", "Version: 99", control.read_text()))
         with open(f"{directory}/tree/etc/pigateway/pigateway.toml", "a", encoding="utf-8") as config:
             config.write("# from version 99\n")
-        subprocess.run(["dpkg-deb", "--root-owner-group", "-b", f"{directory}/tree", f"{directory}/99.deb"], check=True)
+        subprocess.run([*REPACK, f"{directory}/tree", f"{directory}/99.deb"], check=True)
         pi.put(f"{directory}/99.deb", "/root/99.deb")
     config = "/etc/pigateway/pigateway.toml"
     pi.run("touch /var/lib/pigateway/data")
@@ -257,35 +279,58 @@ def package_life(pi, package):
     pi.run(f"test -e {config} && test -e /var/lib/pigateway/data && test ! -e /usr/bin/pigateway")
     pi.run("rm -rf /etc/pigateway/secrets /etc/systemd/system/pigateway.service.d")
     pi.run("dpkg -P pigateway", timeout=300)
-    left = pi.run("find / -xdev -path /proc -prune -o -name '*pigateway*' -print | grep -v -e ^/var/log -e ^/tmp -e ^/root || true")
-    assert not left, left
+    nothing_left(pi)
 
 
-STEPS = [install, reload, motion, journal, pin_faults, stop, watchdog, credentials, power_cut, boot, deploy_again,
-         compare, pi5, package_life, deploy_first]
+STEPS = [install, reload, motion, journal, pin_faults, stop, watchdog, credentials, power_cut, memory, boot, deploy_again,
+         compare, pi5, package_life, by_hand, deploy_first]
+# what a step finds done, where that is not an installed and configured gateway
+NEEDED = {install: [], reload: [install], power_cut: [install, reload, credentials], by_hand: [], deploy_first: []}
+
+
+def chosen(names):
+    """The steps of these names and those that they need, in order; all without names."""
+    unknown = set(names) - {step.__name__ for step in STEPS}
+    if unknown:
+        sys.exit(f"no such step: {', '.join(unknown)}; there are {', '.join(step.__name__ for step in STEPS)}")
+    wanted = {step for step in STEPS if not names or step.__name__ in names}
+    needed = {other for step in wanted for other in NEEDED.get(step, [install, reload])}
+    return [step for step in STEPS if step in wanted | needed]
+
+
+def explain(pi):
+    """What may tell why a step has failed."""
+    print(pathlib.Path(pi.serial.name).read_text(errors="replace")[-2000:])
+    if pi.qemu and pi.qemu.poll() is None:
+        log = "journalctl -u pigateway -n 60 --no-pager; systemctl --failed --no-pager"
+        try:
+            print(pi.run(log, check=False, timeout=30))
+        except OSError as error:
+            print(f"the virtual Pi does not answer: {error}")
 
 
 def main():
     images, package, *names = sys.argv[1:]
-    steps = [step for step in STEPS if not names or step.__name__ in names]
+    steps = chosen(names)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended"))
     pi = Pi(images)
+    done, name = 0, "power on"
     try:
         pi.boot()
         port = None
         for step in steps:
-            begin = time.monotonic()
+            begin, name = time.monotonic(), step.__name__
             result = step(pi, port if step is power_cut else package)
             port = result or port
-            say(f"ok: {step.__name__} ({time.monotonic() - begin:.1f} s)")
-    except BaseException:
-        print(pathlib.Path(pi.serial.name).read_text(errors="replace")[-2000:])
-        if pi.qemu and pi.qemu.poll() is None:
-            print(pi.run("journalctl -u pigateway -n 60 --no-pager; systemctl --failed --no-pager", check=False, timeout=30))
-        raise
+            done += 1
+            say(f"ok: {name} ({time.monotonic() - begin:.1f} s)")
+    except Exception:
+        explain(pi)
+        traceback.print_exc()
+        sys.exit(f"{done} passed, 1 failed: {name}; {len(steps) - done - 1} not run")
     finally:
-        if pi.qemu:
-            pi.cut_power()
-    print(f"{len(steps)} passed, 0 failed")
+        end_all()
+    print(f"{done} passed, 0 failed")
 
 
 if __name__ == "__main__":
