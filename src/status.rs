@@ -111,6 +111,17 @@ impl Pulse {
     pub fn answer(&self) {
         self.answered.send_replace(*self.asked.borrow());
     }
+
+    /// Answers for as long as `wait` takes: for what may take long without anything being wrong.
+    pub async fn during<T>(&mut self, wait: impl Future<Output = T>) -> T {
+        let mut wait = std::pin::pin!(wait);
+        loop {
+            tokio::select! {
+                done = &mut wait => return done,
+                () = self.asked() => self.answer(),
+            }
+        }
+    }
 }
 
 /// The other side of a [`Pulse`].
