@@ -1,7 +1,7 @@
 //! The composition root: the only file that knows every room.
 //!
-//! [`run`] reads as the gateway's life: open everything, say so, wait for a signal or the first part that fails, and go
-//! down in order: sensors and ports first, then clients and upstreams, the router last.
+//! [`run`] reads as the gateway's life: open everything, say so once all rooms answer, wait for a signal or the first
+//! part that fails, and go down in order: sensors and ports first, then clients and upstreams, the router last.
 
 mod data_dir;
 mod pulse;
@@ -192,13 +192,13 @@ impl Gateway {
         summary::say(&settings, config_path, &addresses, web_address, simulated);
         sensors_have_answered(&settings, status.sensors.clone()).await;
         let reloadable = Reloadable::new(settings, config_path, logging, core.clone(), sensor_settings, rules, status);
-        notify::ready(&reloadable.status_line());
         Ok(Gateway { supervisor, core, connections, reloadable, doors, sensors_gone, rooms, _data_dir: data_dir })
     }
 
     async fn serve(mut self, mut signals: Signals) -> Result<(), AppError> {
         let mut feed = notify::watchdog_interval().map(interval);
         let mut said = self.reloadable.status_line();
+        let mut is_ready = false;
         loop {
             let fed = async {
                 match &mut feed {
@@ -212,6 +212,10 @@ impl Gateway {
                     Signal::Interrupt | Signal::Terminate => break,
                 },
                 exit = self.supervisor.first_exit() => return self.fail(exit).await,
+                () = self.rooms.have_answered(), if !is_ready => {
+                    is_ready = true;
+                    notify::ready(&said);
+                }
                 () = fed => {
                     if self.rooms.are_at_work() {
                         notify::watchdog();

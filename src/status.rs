@@ -140,6 +140,15 @@ impl PulseTaker {
         (PulseTaker { ask, answered, since: Instant::now() }, Pulse { asked, answered: answer })
     }
 
+    /// Waits for the answer to the last question. Safe to cancel.
+    pub async fn answered(&mut self) {
+        let asked = *self.ask.borrow();
+        if self.answered.wait_for(|answered| *answered == asked).await.is_err() {
+            // whoever would answer has gone
+            std::future::pending().await
+        }
+    }
+
     /// How long the last question has been without an answer. Asks again where it has one.
     pub fn silence(&mut self, now: Instant) -> Duration {
         let asked = *self.ask.borrow();

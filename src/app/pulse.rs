@@ -1,4 +1,4 @@
-//! Whether every room is at work: what systemd's watchdog is fed with.
+//! Whether every room is at work: what systemd's watchdog is fed with, and what readiness waits for.
 //!
 //! A task that ends is seen by the supervisor; one that hangs is seen here. The router shows by a message that has gone
 //! through it, and so does the sequencer in front of it. The journal's thread has to write what is there to be written,
@@ -29,6 +29,8 @@ const DISK_SILENCE: Duration = Duration::from_secs(60);
 /// Watches over the rooms.
 pub struct Rooms {
     router_answered: watch::Receiver<Instant>,
+    /// When nobody had answered yet.
+    started: Instant,
     /// Those who are asked.
     asked: Vec<(Arc<str>, PulseTaker)>,
     journal: Journal,
@@ -40,7 +42,8 @@ pub struct Rooms {
 impl Rooms {
     /// Router and journal, at work now.
     pub fn new(router_answered: watch::Receiver<Instant>, journal: Journal) -> Rooms {
-        Rooms { router_answered, asked: Vec::new(), journal, unwritten: None, late: None }
+        let started = *router_answered.borrow();
+        Rooms { router_answered, started, asked: Vec::new(), journal, unwritten: None, late: None }
     }
 
     /// One more that is asked; it answers with this.
@@ -48,6 +51,18 @@ impl Rooms {
         let (taker, pulse) = PulseTaker::new();
         self.asked.push((room.into(), taker));
         pulse
+    }
+
+    /// Waits until a message has gone through the router and all who are asked have answered. Safe to cancel.
+    pub async fn have_answered(&mut self) {
+        let started = self.started;
+        if self.router_answered.wait_for(|answered| *answered > started).await.is_err() {
+            // the router has ended, and with it the gateway
+            std::future::pending().await
+        }
+        for (_, taker) in &mut self.asked {
+            taker.answered().await;
+        }
     }
 
     /// Whether all are at work. Asks those who have to be asked, so that the next call knows.
@@ -82,14 +97,6 @@ impl Rooms {
         self.asked.iter().map(|(room, _)| &**room).collect()
     }
 
-    /// The first whose last question is without an answer.
-    #[cfg(test)]
-    pub fn silent(&mut self) -> Option<&str> {
-        let now = Instant::now();
-        let silent = self.asked.iter_mut().find_map(|(room, taker)| (!taker.silence(now).is_zero()).then_some(room));
-        silent.map(|room| &**room)
-    }
-
     /// How long the journal has not written what it has to.
     fn journal_silence(&mut self, now: Instant) -> Duration {
         let synced = *self.journal.synced().borrow();
@@ -108,7 +115,24 @@ impl Rooms {
 
 #[cfg(test)]
 mod tests {
+    use tokio::time::timeout;
+
     use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn all_have_answered_when_the_last_one_has() {
+        let (answered, router_answered) = watch::channel(Instant::now());
+        let mut rooms = Rooms::new(router_answered, Journal::default());
+        let (sensors, upstream) = (rooms.watch("sensors"), rooms.watch("upstream home"));
+        let mut is_ready = async || timeout(Duration::from_secs(60), rooms.have_answered()).await.is_ok();
+        sensors.answer();
+        upstream.answer();
+        assert!(!is_ready().await, "nothing has gone through the router");
+        answered.send_replace(Instant::now());
+        assert!(is_ready().await);
+        rooms.watch("HTTP");
+        assert!(timeout(Duration::from_secs(60), rooms.have_answered()).await.is_err());
+    }
 
     #[tokio::test(start_paused = true)]
     async fn whoever_does_not_answer_is_late() {

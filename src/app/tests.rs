@@ -53,12 +53,7 @@ async fn every_room_is_asked_whether_it_is_at_work_and_answers() {
     assert!(asked.starts_with("upstream home, sensors, HTTP messages, HTTP 127.0.0.1:"), "{asked}");
     for _ in 0..5 {
         assert!(gateway.rooms.are_at_work());
-        let answered = async {
-            while gateway.rooms.silent().is_some() {
-                tokio::time::sleep(Duration::from_millis(10)).await;
-            }
-        };
-        timeout(Duration::from_secs(10), answered).await.expect("all have answered");
+        timeout(Duration::from_secs(10), gateway.rooms.have_answered()).await.expect("all have answered");
     }
     gateway.stop().await;
 }
