@@ -1,7 +1,7 @@
 //! The composition root: the only file that knows every room.
 //!
-//! [`run`] reads as the gateway's life: open everything, say so, wait for a signal or the first part that fails, and go
-//! down in order: sensors and ports first, then clients and upstreams, the router last.
+//! [`run`] reads as the gateway's life: open everything, say so once all rooms answer, wait for a signal or the first
+//! part that fails, and go down in order: sensors and ports first, then clients and upstreams, the router last.
 
 mod data_dir;
 mod pulse;
@@ -159,17 +159,19 @@ impl Gateway {
         let Broker { core, dispatcher, listeners, connections } = broker;
         let port = http::server::open(&settings.http).map_err(BrokerError::from)?;
         let web_address = port.as_ref().map(|port| port.address);
-        let (rules, upstreams) = start_upstreams(&settings, &core, &clock, &supervisor);
+        let (answered, router_answered) = watch::channel(Instant::now());
+        let mut rooms = Rooms::new(router_answered, core.ingress.journal().clone());
+        let (rules, upstreams) = start_upstreams(&settings, &core, &clock, &supervisor, &mut rooms);
         let source = Source::open(&settings.gpio, clock.clone(), seed())?;
         let simulated = matches!(source, Source::Simulated(_));
         let addresses: Vec<_> = listeners.iter().map(|listener| listener.address).collect();
 
-        let router_answered = start_router(dispatcher, &core, &supervisor).await;
-        let (rooms, pulse) = Rooms::new(router_answered, core.ingress.journal().clone());
+        start_router(dispatcher, &core, &supervisor, answered).await;
 
         let (sensor_settings, sensor_changes) = watch::channel(settings.sensors.clone().into());
         let (snapshots, sensor_snapshots) = watch::channel(Vec::new());
         let (gone, sensors_gone) = watch::channel(());
+        let pulse = rooms.watch("sensors");
         let sensors =
             sensors::run(sensor_changes, source, core.ingress.clone(), clock.clone(), snapshots, pulse, doors.clone());
         supervisor.spawn("sensors", async move {
@@ -181,7 +183,7 @@ impl Gateway {
             Status { gateway_id: settings.gateway.id.as_str().into(), sensors: sensor_snapshots, upstreams, problems };
         // last, so that whoever connects finds everything there
         if let Some(port) = port {
-            web::start(port, &settings, status.clone(), &core, &connections, &supervisor);
+            web::start(port, &settings, status.clone(), &core, &connections, &supervisor, &mut rooms);
         }
         for listener in listeners {
             let name = format!("listener {}", listener.address);
@@ -190,13 +192,13 @@ impl Gateway {
         summary::say(&settings, config_path, &addresses, web_address, simulated);
         sensors_have_answered(&settings, status.sensors.clone()).await;
         let reloadable = Reloadable::new(settings, config_path, logging, core.clone(), sensor_settings, rules, status);
-        notify::ready(&reloadable.status_line());
         Ok(Gateway { supervisor, core, connections, reloadable, doors, sensors_gone, rooms, _data_dir: data_dir })
     }
 
     async fn serve(mut self, mut signals: Signals) -> Result<(), AppError> {
         let mut feed = notify::watchdog_interval().map(interval);
         let mut said = self.reloadable.status_line();
+        let mut is_ready = false;
         loop {
             let fed = async {
                 match &mut feed {
@@ -210,6 +212,10 @@ impl Gateway {
                     Signal::Interrupt | Signal::Terminate => break,
                 },
                 exit = self.supervisor.first_exit() => return self.fail(exit).await,
+                () = self.rooms.have_answered(), if !is_ready => {
+                    is_ready = true;
+                    notify::ready(&said);
+                }
                 () = fed => {
                     if self.rooms.are_at_work() {
                         notify::watchdog();
@@ -285,9 +291,13 @@ async fn sensors_have_answered(settings: &Settings, mut sensors: watch::Receiver
     let _ = timeout(SENSORS, sensors.wait_for(answered)).await;
 }
 
-/// Starts the router and what belongs to it; what is returned is when it has last shown that it lives.
-async fn start_router(dispatcher: Dispatcher, core: &Arc<Core>, supervisor: &Supervisor) -> watch::Receiver<Instant> {
-    let (answered, router_answered) = watch::channel(Instant::now());
+/// Starts the router and what belongs to it; `answered` is when it has last shown that it lives.
+async fn start_router(
+    dispatcher: Dispatcher,
+    core: &Arc<Core>,
+    supervisor: &Supervisor,
+    answered: watch::Sender<Instant>,
+) {
     let probe = core.ingress.clone();
     let alive = move || {
         answered.send_replace(Instant::now());
@@ -297,7 +307,6 @@ async fn start_router(dispatcher: Dispatcher, core: &Arc<Core>, supervisor: &Sup
     supervisor.spawn_endless("sessions", core.clone().sweep());
     let figures = sys::Figures::start(core.clone()).await;
     supervisor.spawn_endless("$SYS", figures.run());
-    router_answered
 }
 
 /// Starts the upstreams. Returned is what changes their rules, and how they are doing.
@@ -306,6 +315,7 @@ fn start_upstreams(
     core: &Arc<Core>,
     clock: &SharedClock,
     supervisor: &Supervisor,
+    rooms: &mut Rooms,
 ) -> (Vec<watch::Sender<Arc<UpstreamSettings>>>, Vec<upstream::Shown>) {
     let journal = core.ingress.journal();
     drop_unknown_upstreams(settings, journal);
@@ -322,8 +332,9 @@ fn start_upstreams(
         let ingress = core.ingress.clone();
         let upstream = Upstream::new(changes, journal, kept, ingress, max_packet, clock.clone());
         let shown = upstream.shown();
-        let name = format!("upstream {}", rules.borrow().name);
-        supervisor.spawn(name, upstream.run(supervisor.token()));
+        let name: Arc<str> = format!("upstream {}", rules.borrow().name).into();
+        let pulse = rooms.watch(name.clone());
+        supervisor.spawn(name, upstream.run(pulse, supervisor.token()));
         (rules, shown)
     };
     settings.upstreams.iter().map(start).unzip()

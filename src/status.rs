@@ -111,6 +111,17 @@ impl Pulse {
     pub fn answer(&self) {
         self.answered.send_replace(*self.asked.borrow());
     }
+
+    /// Answers for as long as `wait` takes: for what may take long without anything being wrong.
+    pub async fn during<T>(&mut self, wait: impl Future<Output = T>) -> T {
+        let mut wait = std::pin::pin!(wait);
+        loop {
+            tokio::select! {
+                done = &mut wait => return done,
+                () = self.asked() => self.answer(),
+            }
+        }
+    }
 }
 
 /// The other side of a [`Pulse`].
@@ -127,6 +138,15 @@ impl PulseTaker {
         let (ask, asked) = watch::channel(1);
         let (answer, answered) = watch::channel(0);
         (PulseTaker { ask, answered, since: Instant::now() }, Pulse { asked, answered: answer })
+    }
+
+    /// Waits for the answer to the last question. Safe to cancel.
+    pub async fn answered(&mut self) {
+        let asked = *self.ask.borrow();
+        if self.answered.wait_for(|answered| *answered == asked).await.is_err() {
+            // whoever would answer has gone
+            std::future::pending().await
+        }
     }
 
     /// How long the last question has been without an answer. Asks again where it has one.

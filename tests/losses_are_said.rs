@@ -6,6 +6,7 @@
 mod support;
 
 use support::broker::gateway;
+use support::packet::Properties;
 use support::{Connect, Gateway, Process, Setup, free_port, http, wait_until};
 
 const OPEN: &str = "[broker.anonymous]\nsubscribe = [\"#\", \"$SYS/#\"]\n";
@@ -32,6 +33,35 @@ fn journal_line(gateway_under_test: &Gateway, name: &str) -> Vec<String> {
     assert_eq!(code, Some(0), "{lines:?}");
     let line = lines.iter().find(|line| line.starts_with(name)).unwrap_or_else(|| panic!("{lines:?}"));
     line.split_whitespace().map(Into::into).collect()
+}
+
+#[test]
+fn of_a_client_that_is_there_and_too_slow() {
+    let (setup, port) = Setup::default().config(&format!("{OPEN}[broker]\nmax_queued_messages = 10\n")).http();
+    let gateway = setup.start();
+    // it acknowledges nothing
+    let mut mute = Connect::v5("mute").properties(Properties::new().two(0x21, 10)).open(gateway.port);
+    mute.subscribe("news/#", 1);
+    let mut publisher = Connect::new("publisher").open(gateway.port);
+    for number in 0..100 {
+        publisher.publish("news/a", number.to_string(), 1, false);
+    }
+    let line = gateway.wait_for_line("reads too slowly");
+    assert!(line.contains("mute") && line.contains("dropped=") && !line.contains("dropped=0"), "{line}");
+    let lost = || {
+        let clients = http::get(port, "/api/v1/clients").json();
+        let lost =
+            |id: &str| clients.as_array().unwrap().iter().find(|c| c["client_id"] == id).unwrap()["dropped"].as_u64();
+        assert_eq!(lost("publisher"), Some(0));
+        lost("mute").unwrap()
+    };
+    // what is under way or waits is not lost
+    wait_until("the count", || (50..100).contains(&lost()));
+    let lost = lost();
+    wait_for_figure(&gateway, "publish/messages/dropped", |count| count == lost);
+    drop(mute);
+    let line = gateway.wait_for_line("too slow to the end");
+    assert!(line.contains("mute") && line.contains(&format!("dropped={lost}")), "{line}");
 }
 
 #[test]

@@ -1,6 +1,7 @@
 use super::*;
 use crate::service::problems::ProblemsLayer;
 use crate::supervise::Cause;
+use crate::upstream::settings::UpstreamAddress;
 use tracing_subscriber::layer::SubscriberExt;
 
 /// A gateway whose ports are free ones and whose data is in `directory`.
@@ -37,4 +38,22 @@ async fn the_death_of_the_router_ends_the_gateway_with_its_cause() {
     assert_eq!(last.level, "error");
     let expected = "router failed: the message router has ended unexpectedly: the gateway ends";
     assert!(last.text.starts_with(expected), "{last:?}");
+}
+
+#[tokio::test]
+async fn every_room_is_asked_whether_it_is_at_work_and_answers() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut settings = settings(directory.path());
+    settings.http.address = Some("127.0.0.1:0".parse().unwrap());
+    // nobody is there: an upstream that is away is at work all the same
+    let nowhere = UpstreamAddress::parse("mqtt://127.0.0.1:1").unwrap();
+    settings.upstreams = vec![UpstreamSettings::new("home", vec![nowhere], "test")];
+    let mut gateway = Gateway::start(settings, None, Logging::silent(), Problems::default()).await.unwrap();
+    let asked = gateway.rooms.asked().join(", ");
+    assert!(asked.starts_with("upstream home, sensors, HTTP messages, HTTP 127.0.0.1:"), "{asked}");
+    for _ in 0..5 {
+        assert!(gateway.rooms.are_at_work());
+        timeout(Duration::from_secs(10), gateway.rooms.have_answered()).await.expect("all have answered");
+    }
+    gateway.stop().await;
 }

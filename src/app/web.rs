@@ -13,6 +13,8 @@ use crate::http::{Http, history};
 use crate::status::Status;
 use crate::supervise::Supervisor;
 
+use super::pulse::Rooms;
+
 /// Starts it.
 pub fn start(
     port: Port,
@@ -21,6 +23,7 @@ pub fn start(
     core: &Arc<Core>,
     connections: &TaskTracker,
     supervisor: &Supervisor,
+    rooms: &mut Rooms,
 ) {
     let dir = settings.gateway.data_dir.join("history");
     let host_name = rustix::system::uname();
@@ -28,9 +31,12 @@ pub fn start(
     let guard = Guard::new(&host_name, &settings.http.allowed_hosts, port.address.port());
     let hub = Hub::new(core.ingress.clone());
     let clock = core.ingress.clock().clone();
-    supervisor.spawn_endless("HTTP messages", hub.clone().run(supervisor.token()));
+    let pulse = rooms.watch("HTTP messages");
+    supervisor.spawn_endless("HTTP messages", hub.clone().run(pulse, supervisor.token()));
     // ends after the sensors, whose last word it writes
     supervisor.spawn("history", history::run(status.sensors.clone(), dir.clone(), clock, supervisor.token()));
     let http = Http::new(core.clone(), hub, status, connections.clone(), dir, guard);
-    supervisor.spawn_endless(format!("HTTP {}", port.address), port.run(http));
+    let name: Arc<str> = format!("HTTP {}", port.address).into();
+    let pulse = rooms.watch(name.clone());
+    supervisor.spawn_endless(name, port.run(http, pulse));
 }

@@ -49,6 +49,14 @@ pub struct Client {
     pub(super) permissions: Arc<Permissions>,
     pub(super) password_hash: Option<String>,
     pub(super) kick: Arc<Kick>,
+    pub(super) subscriber: Arc<Subscriber>,
+}
+
+impl Client {
+    /// Messages that it has been too slow for.
+    pub fn lost(&self) -> u64 {
+        self.subscriber.inbox.dropped()
+    }
 }
 
 struct Group {

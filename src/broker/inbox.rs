@@ -201,16 +201,17 @@ impl Inbox {
         if !state.slow && now < deadline {
             return Offer::Wait(deadline);
         }
+        let dropped = offered.iter().map(|run| run.messages.len() as u64).sum::<u64>();
+        state.dropped += dropped;
         if !state.slow {
             state.slow = true;
             warn!(
                 client_id = &*self.owner,
                 waiting = state.messages,
+                dropped = state.dropped,
                 "this subscriber reads too slowly: what does not fit into its queue is dropped until it has caught up"
             );
         }
-        let dropped = offered.iter().map(|run| run.messages.len() as u64).sum::<u64>();
-        state.dropped += dropped;
         offered.clear();
         Offer::Dropped(dropped)
     }
@@ -295,6 +296,10 @@ impl Inbox {
         state.closed = true;
         (state.messages, state.bytes) = (0, 0);
         let left = std::mem::take(&mut state.queue);
+        if std::mem::take(&mut state.slow) {
+            // it will not catch up any more, which would have said how much it has lost
+            warn!(client_id = &*self.owner, dropped = state.dropped, "this subscriber has gone, too slow to the end");
+        }
         drop(state);
         self.room.notify_one();
         left

@@ -19,6 +19,7 @@ use crate::broker::inbox::{Inbox, InboxLimits, Queued};
 use crate::broker::ingress::Ingress;
 use crate::broker::subscribers::{Subscriber, SubscriptionOptions};
 use crate::message::{Message, Origin, Qos};
+use crate::status::Pulse;
 
 /// What may wait for the hub while it has no turn.
 const INBOX: InboxLimits = InboxLimits { messages: 8192, bytes: 4 << 20 };
@@ -58,21 +59,22 @@ impl Hub {
         Arc::new(Hub { ingress, subscriber, state, head, sys_streams: Mutex::new(0) })
     }
 
-    /// Takes in messages until cancelled.
-    pub async fn run(self: Arc<Self>, cancel: CancellationToken) {
+    /// Takes in messages until cancelled; `pulse` is answered between them.
+    pub async fn run(self: Arc<Self>, mut pulse: Pulse, cancel: CancellationToken) {
         let mut batch: VecDeque<Queued> = VecDeque::new();
+        let mut more = false;
         loop {
             tokio::select! {
                 () = cancel.cancelled() => break,
-                () = self.subscriber.inbox.filled() => {}
+                () = self.subscriber.inbox.filled(), if !more => {}
+                () = tokio::task::yield_now(), if more => {}
+                () = pulse.asked() => {
+                    pulse.answer();
+                    continue;
+                }
             }
-            while {
-                let left = self.subscriber.inbox.take(AT_ONCE, &mut batch);
-                self.store(&mut batch);
-                left > 0
-            } {
-                tokio::task::yield_now().await;
-            }
+            more = self.subscriber.inbox.take(AT_ONCE, &mut batch) > 0;
+            self.store(&mut batch);
         }
         self.ingress.unsubscribe("#", &self.subscriber);
         self.subscriber.inbox.close();

@@ -76,9 +76,11 @@ struct ClientView {
     since_boot_ms: u64,
     keep_alive_seconds: u16,
     persistent: bool,
-    /// Of a persistent session: messages that wait for it, and those that its bounds have pushed out.
+    /// Of a persistent session: messages that wait for it.
     waiting: Option<usize>,
-    dropped: Option<u64>,
+    /// Messages that it has been too slow for since it connected, and those that the bounds of its persistent session
+    /// have pushed out.
+    dropped: u64,
 }
 
 #[derive(Serialize)]
@@ -166,7 +168,7 @@ impl Http {
                 keep_alive_seconds: client.keep_alive,
                 persistent: client.is_persistent,
                 waiting: queue.map(|queue| queue.messages),
-                dropped: queue.map(|queue| queue.dropped),
+                dropped: client.lost() + queue.map_or(0, |queue| queue.dropped),
             }
         };
         json(&clients.iter().map(view).collect::<Vec<_>>())

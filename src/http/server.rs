@@ -33,6 +33,7 @@ use super::problem::Problem;
 use super::settings::HttpSettings;
 use super::{Http, routes};
 use crate::net::{ListenError, bind, is_about_the_connection};
+use crate::status::Pulse;
 use crate::tls::acceptor;
 
 /// Connections at the same time, those of streams and of MQTT over WebSocket included. More are closed at once.
@@ -75,8 +76,8 @@ pub fn open(settings: &HttpSettings) -> Result<Option<Port>, ListenError> {
 }
 
 impl Port {
-    /// Serves until the gateway goes down.
-    pub async fn run(self, http: Arc<Http>) {
+    /// Serves until the gateway goes down; `pulse` is answered where connections are accepted.
+    pub async fn run(self, http: Arc<Http>, mut pulse: Pulse) {
         let router = routes::router(http.clone());
         let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
         let mut was_full = false;
@@ -84,6 +85,10 @@ impl Port {
             let accepted = tokio::select! {
                 () = http.core.cancel.cancelled() => return,
                 accepted = self.socket.accept() => accepted,
+                () = pulse.asked() => {
+                    pulse.answer();
+                    continue;
+                }
             };
             let (stream, from) = match accepted {
                 Ok(accepted) => accepted,

@@ -25,6 +25,7 @@ use crate::broker::ingress::{Ingress, IngressError};
 use crate::journal::settings::Order;
 use crate::journal::{Delivery, Journal, Limits, Position};
 use crate::message::{Message, Origin, via};
+use crate::status::Pulse;
 use crate::time::SharedClock;
 
 /// After something has happened, the snapshot is brought up to date within this time; and messages from the upstream that
@@ -146,12 +147,13 @@ impl<C: UpstreamClient> Upstream<C> {
         Shown { snapshots: self.snapshots.subscribe(), consumers: self.consumers.clone() }
     }
 
-    /// Runs until `cancel`. Ends by itself only when nothing can be published here any more.
-    pub async fn run(mut self, cancel: CancellationToken) -> Result<(), UpstreamError> {
+    /// Runs until `cancel`. Ends by itself only when nothing can be published here any more. `pulse` is answered whether
+    /// the upstream is there or not.
+    pub async fn run(mut self, mut pulse: Pulse, cancel: CancellationToken) -> Result<(), UpstreamError> {
         loop {
-            let Some(link) = self.connect(&cancel).await else { break };
+            let Some(link) = self.connect(&mut pulse, &cancel).await else { break };
             let connected = Instant::now();
-            let end = self.converse(link, &cancel).await?;
+            let end = self.converse(link, &mut pulse, &cancel).await?;
             self.client.close();
             self.backoff.connected_for(connected.elapsed());
             let (why, at_once) = match end {
@@ -172,7 +174,7 @@ impl<C: UpstreamClient> Upstream<C> {
             self.shown.last_error = Some(why.to_string());
             self.set_state(State::Waiting, None);
             let pause = if at_once { Duration::ZERO } else { self.backoff.next(getrandom::u64().unwrap_or(0)) };
-            if self.pause(pause, &cancel).await {
+            if pulse.during(self.pause(pause, &cancel)).await {
                 break;
             }
         }
@@ -222,7 +224,12 @@ impl<C: UpstreamClient> Upstream<C> {
     }
 
     /// Speaks with the upstream until the connection ends.
-    async fn converse(&mut self, link: Link, cancel: &CancellationToken) -> Result<End, UpstreamError> {
+    async fn converse(
+        &mut self,
+        link: Link,
+        pulse: &mut Pulse,
+        cancel: &CancellationToken,
+    ) -> Result<End, UpstreamError> {
         let mut alive = self.begin(link);
         let mut may_change = true;
         while alive {
@@ -263,6 +270,10 @@ impl<C: UpstreamClient> Upstream<C> {
                 _ = self.synced.changed(), if waits_for_disk => {}
                 () = tokio::task::yield_now(), if more => {}
                 () = self.readers.ready(), if has_room && !more => {}
+                () = pulse.asked() => {
+                    pulse.answer();
+                    continue;
+                }
             }
             self.show_at.get_or_insert_with(|| Instant::now() + SOON);
         }

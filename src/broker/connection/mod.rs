@@ -249,6 +249,7 @@ async fn open(core: &Arc<Core>, admitted: Admitted, peer: &Peer) -> (super::regi
         permissions: permissions.clone(),
         password_hash,
         kick: claim.kick.clone(),
+        subscriber: subscriber.clone(),
     });
     let mut out = BytesMut::new();
     admit::greet(&mut out, core, &connect, present, assigned.then_some(&*identity.client_id), keep_alive);

@@ -7,6 +7,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info};
 
 use super::Upstream;
+use crate::status::Pulse;
 use crate::upstream::settings::{Protocol, UpstreamSettings};
 use crate::upstream::tls;
 use crate::upstream::wire::{Broken, Link, UpstreamClient, Version};
@@ -18,7 +19,7 @@ const REASONS: usize = 8;
 
 impl<C: UpstreamClient> Upstream<C> {
     /// Tries the addresses in turn until one accepts; `None`: cancelled.
-    pub(super) async fn connect(&mut self, cancel: &CancellationToken) -> Option<Link> {
+    pub(super) async fn connect(&mut self, pulse: &mut Pulse, cancel: &CancellationToken) -> Option<Link> {
         let mut failed_in_turn = 0;
         loop {
             let settings = self.current.clone();
@@ -38,7 +39,7 @@ impl<C: UpstreamClient> Upstream<C> {
             let attempt = try_versions(&mut self.client, &settings, self.address, versions);
             let result = tokio::select! {
                 () = cancel.cancelled() => return None,
-                result = attempt => result,
+                result = pulse.during(attempt) => result,
             };
             match result {
                 Ok(link) => {
@@ -57,7 +58,7 @@ impl<C: UpstreamClient> Upstream<C> {
                     self.failed(&why, pause.unwrap_or_default());
                     if let Some(pause) = pause {
                         failed_in_turn = 0;
-                        if self.pause(pause, cancel).await {
+                        if pulse.during(self.pause(pause, cancel)).await {
                             return None;
                         }
                     }

@@ -1,5 +1,6 @@
 //! The task against a scripted upstream; beside this, against real brokers.
 
+mod pulse;
 mod real;
 mod tls;
 
@@ -24,6 +25,7 @@ use crate::broker::ingress::{IngressError, Receipt};
 use crate::journal::settings::Order;
 use crate::journal::{ConsumerId, Full, Journal, Limits, Position, WhenFull};
 use crate::message::{Draft, Message, Origin, Qos, Topic, TopicFilter};
+use crate::status::PulseTaker;
 use crate::time::SystemClock;
 
 /// Stands for the ingress.
@@ -120,6 +122,7 @@ struct Running {
     snapshots: watch::Receiver<Snapshot>,
     cancel: CancellationToken,
     task: JoinHandle<Result<(), UpstreamError>>,
+    pulse: PulseTaker,
     /// How often the task was woken.
     polls: Arc<AtomicUsize>,
 }
@@ -136,12 +139,13 @@ impl Running {
         let snapshots = upstream.shown().snapshots;
         let consumer = journal.register("upstream/home", limits);
         let polls = Arc::new(AtomicUsize::new(0));
-        let (mut run, polled) = (Box::pin(upstream.run(cancel.clone())), polls.clone());
+        let (taker, pulse) = PulseTaker::new();
+        let (mut run, polled) = (Box::pin(upstream.run(pulse, cancel.clone())), polls.clone());
         let task = tokio::spawn(poll_fn(move |context| {
             polled.fetch_add(1, Ordering::Relaxed);
             run.as_mut().poll(context)
         }));
-        Running { journal, consumer, settings, snapshots, cancel, task, polls }
+        Running { journal, consumer, settings, snapshots, cancel, task, pulse: taker, polls }
     }
 
     fn append(&self, topic: &str, payload: &str) {
