@@ -5,7 +5,7 @@ use crate::upstream::wire::Role;
 /// Bytes of a backlog that may be under way: half a second on a line of 1 Mbit/s.
 pub const BACKLOG_BYTES: usize = 64 << 10;
 
-/// Whether there is room. A window that has been full is refilled when an eighth of it is free: if every single answer let
+/// Whether there is room. A window that has been full is refilled when a quarter of it is free: if every single answer let
 /// one message go, both sides would be woken for each, and at full speed that is most of the work.
 #[derive(Debug, Default)]
 pub(super) struct Window {
@@ -27,7 +27,7 @@ impl Window {
         let was_full = &mut self.was_full[role as usize];
         if in_flight >= messages || backlog_bytes >= bytes {
             *was_full = true;
-        } else if in_flight <= messages - messages / 8 && backlog_bytes <= bytes - bytes / 8 {
+        } else if in_flight <= messages - messages / 4 && backlog_bytes <= bytes - bytes / 4 {
             *was_full = false;
         }
         !*was_full
@@ -39,22 +39,22 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_full_window_is_refilled_when_an_eighth_of_it_is_free() {
+    fn a_full_window_is_refilled_when_a_quarter_of_it_is_free() {
         let mut window = Window::default();
         for in_flight in 0..100 {
             assert!(window.has_room(Role::Live, 100, in_flight, 0));
         }
-        for in_flight in (89..=100).rev() {
+        for in_flight in (76..=100).rev() {
             assert!(!window.has_room(Role::Live, 100, in_flight, 0), "{in_flight}");
         }
-        for in_flight in 88..100 {
+        for in_flight in 75..100 {
             assert!(window.has_room(Role::Live, 100, in_flight, 0), "{in_flight}");
         }
     }
 
     #[test]
     fn a_small_window_is_refilled_at_once() {
-        for size in 1..8 {
+        for size in 1..4 {
             let mut window = Window::default();
             assert!(!window.has_room(Role::Live, size, size, 0));
             assert!(window.has_room(Role::Live, size, size - 1, 0));
@@ -68,11 +68,11 @@ mod tests {
         assert!(!window.has_room(Role::Backlog, 100, 88, 0));
         assert!(window.has_room(Role::Live, 100, 88, 1));
         assert!(!window.has_room(Role::Live, 100, 100, 1) && window.has_room(Role::Live, 100, 99, 1));
-        assert!(!window.has_room(Role::Backlog, 100, 78, 0));
-        assert!(window.has_room(Role::Backlog, 100, 77, 0));
+        assert!(!window.has_room(Role::Backlog, 100, 67, 0));
+        assert!(window.has_room(Role::Backlog, 100, 66, 0));
         assert!(!window.has_room(Role::Backlog, 100, 1, BACKLOG_BYTES));
         assert!(!window.has_room(Role::Backlog, 100, 1, BACKLOG_BYTES - 1));
-        assert!(window.has_room(Role::Backlog, 100, 1, BACKLOG_BYTES * 7 / 8));
+        assert!(window.has_room(Role::Backlog, 100, 1, BACKLOG_BYTES * 3 / 4));
         assert!(window.has_room(Role::Backlog, 1, 0, 0) && !window.has_room(Role::Backlog, 1, 1, 0));
     }
 }
