@@ -13,7 +13,7 @@
 //! (0x83) errors mean that the upstream does not accept this message, and give no reason to expect that it ever will.
 //!
 //! **Live first.** Where messages come in two lanes (see [`super::lanes`]), those of the backlog leave an eighth of the window
-//! free, and have at most 64 KiB under way: what is live goes at once and does not queue up behind them on a slow
+//! free, and have at most [`BACKLOG_BYTES`] under way: what is live goes at once and does not queue up behind them on a slow
 //! line.
 //!
 //! **Set aside.** What the upstream refuses, or what is too large for it, does not hold up the rest. MQTT 3.1.1 has no
@@ -28,7 +28,6 @@
 
 mod down;
 mod suspect;
-mod window;
 
 use std::collections::VecDeque;
 
@@ -36,8 +35,6 @@ use bytes::Bytes;
 use tracing::{debug, info, warn};
 
 use self::suspect::Suspect;
-pub use self::window::BACKLOG_BYTES;
-use self::window::Window;
 use super::lanes::Lane;
 use super::ledger::{Counts, DropReason, Outcome};
 use super::properties;
@@ -51,6 +48,9 @@ use crate::message::{Message, Origin, Qos, TopicFilter};
 pub const STRIKES: u32 = 3;
 /// An upstream that has messages to answer to and answers to none for this long is taken for dead.
 pub const ANSWER_TIMEOUT_MS: u64 = 60_000;
+
+/// Bytes of a backlog that may be under way: half a second on a line of 1 Mbit/s.
+pub const BACKLOG_BYTES: usize = 64 << 10;
 
 /// Refusals that do not concern the message: packet identifier in use, quota exceeded.
 const TRANSIENT: [u8; 2] = [0x91, 0x97];
@@ -146,7 +146,6 @@ pub struct Session {
     status_topic: Option<String>,
     link: Option<Link>,
     in_flight: VecDeque<InFlight>,
-    window: Window,
     /// Bytes of a backlog that are under way.
     backlog_bytes: usize,
     last_answer: u64,
@@ -171,7 +170,6 @@ impl Session {
             status_topic: settings.status_topic.as_ref().map(|topic| topic.as_str().to_owned()),
             link: None,
             in_flight: VecDeque::new(),
-            window: Window::default(),
             backlog_bytes: 0,
             last_answer: 0,
             suspect: None,
@@ -248,10 +246,18 @@ impl Session {
     }
 
     /// Whether the next message may be handed over.
-    pub fn has_room(&mut self, role: Role) -> bool {
+    pub fn has_room(&self, role: Role) -> bool {
         let Some(link) = self.link.filter(|_| self.pause.is_none()) else { return false };
-        let size = if self.suspect.is_some() { 1 } else { self.max_inflight.min(link.receive_maximum).max(1) };
-        self.window.has_room(role, usize::from(size), self.in_flight.len(), self.backlog_bytes)
+        let window = if self.suspect.is_some() { 1 } else { self.max_inflight.min(link.receive_maximum).max(1) };
+        let window = usize::from(window);
+        let in_flight = self.in_flight.len();
+        match role {
+            Role::Live => in_flight < window,
+            Role::Backlog => {
+                let kept_free = if window > 1 { (window / 8).max(1) } else { 0 };
+                in_flight < window - kept_free && self.backlog_bytes < BACKLOG_BYTES
+            }
+        }
     }
 
     /// A message of ours that is not in the journal. Only to be called while there is room.
