@@ -172,9 +172,17 @@ impl Filler {
 
     /// Makes the next file; where that fails, the writing thread sees for itself when it needs one.
     fn make(&self, name: &str) {
-        let size = self.shared.settings.segment_size();
+        let (size, most) = (self.shared.settings.segment_size(), self.shared.settings.segments());
         let made = self.shared.storage.create(name, size);
         let mut state = self.shared.state.lock();
+        // the writing thread may not have waited for it
+        if made.is_ok() && state.segments.len() + state.spare.len() >= most {
+            // it keeps its name until it is gone: another file of that name must not be removed instead
+            drop(state);
+            let _ = self.shared.storage.remove(name);
+            self.shared.state.lock().making = None;
+            return;
+        }
         state.making = None;
         if made.is_ok() {
             state.spare.push(name.into());

@@ -150,7 +150,13 @@ fn ten_thousand_distinct_filters() {
         client.vanish();
         rss.push(gateway.memory_kib("VmRSS"));
     }
-    assert!(rss[19] < rss[9] + 2048, "{rss:?} KiB");
+    // an allocator keeps more or less from one moment to the next; what counts is that it does not grow
+    let middle = |part: &[u64]| {
+        let mut part = part.to_vec();
+        part.sort_unstable();
+        part[part.len() / 2]
+    };
+    assert!(middle(&rss[10..]) < middle(&rss[..10]) + 2048, "{rss:?} KiB");
     assert_small(&gateway);
     assert_it_serves(&mut gateway);
 }
