@@ -108,6 +108,8 @@ pub(super) struct Connection {
     /// Where messages end in what is encoded, and their packet ids.
     unsent: VecDeque<(u64, u16)>,
     input: BytesMut,
+    /// Something was read since.
+    unacknowledged: bool,
     keep_alive: KeepAlive,
     accepted: Option<(Link, Option<u16>)>,
     /// Messages at QoS 2 that the upstream has not released.
@@ -142,6 +144,7 @@ impl Connection {
             needs_flush: false,
             unsent: VecDeque::new(),
             input: BytesMut::new(),
+            unacknowledged: false,
             keep_alive: KeepAlive::new(Duration::from_secs(3600)),
             accepted: None,
             exactly_once: HashSet::new(),
@@ -201,12 +204,13 @@ impl Connection {
     /// buffers.
     async fn step(&mut self) {
         self.encode();
+        self.acknowledge();
         self.input.reserve(READ_BYTES);
         tokio::select! {
             read = self.reader.read_buf(&mut self.input) => match read {
                 Ok(0) => self.broken = Some(Broken::Closed),
                 Ok(_) => {
-                    self.acknowledge_soon();
+                    self.unacknowledged = true;
                     self.decode();
                 }
                 Err(error) => self.broken = Some(tls::broken_io(&error)),
@@ -222,10 +226,13 @@ impl Connection {
         }
     }
 
-    /// Many brokers leave Nagle's algorithm on: what they say next waits until TCP here acknowledges what they have said,
-    /// and with nothing to send it takes 40 ms over that. The system forgets this wish again and again.
-    fn acknowledge_soon(&self) {
-        if let Some(socket) = &self.socket {
+    /// Many brokers leave Nagle's algorithm on: what they say next waits until TCP here acknowledges what they have said.
+    /// That goes with the next write; where there is none, the system would take 40 ms over it.
+    fn acknowledge(&mut self) {
+        if std::mem::take(&mut self.unacknowledged)
+            && self.output.is_empty()
+            && let Some(socket) = &self.socket
+        {
             // one that does not know it is only slower
             let _ = set_tcp_quickack(socket, true);
         }
