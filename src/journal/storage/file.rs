@@ -10,41 +10,50 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 
 use super::Storage;
+use super::direct::{Opened, Sectors};
 
-/// A directory. Files stay open once used.
+/// A directory. Files stay open once used. What is small is written in sectors, see [`super::direct`].
 #[derive(Debug)]
 pub struct FileStorage {
     dir: PathBuf,
     read_only: bool,
-    open: Mutex<HashMap<String, Arc<File>>>,
+    open: Mutex<HashMap<String, Arc<Opened>>>,
+    sectors: Sectors,
 }
 
 impl FileStorage {
     /// The files in `dir`, which is made when first written to.
     pub fn new(dir: &Path) -> FileStorage {
-        FileStorage { dir: dir.into(), read_only: false, open: Mutex::default() }
+        FileStorage { dir: dir.into(), read_only: false, open: Mutex::default(), sectors: Sectors::default() }
     }
 
     /// The same, to be looked at only.
     pub fn read_only(dir: &Path) -> FileStorage {
-        FileStorage { read_only: true, ..FileStorage::new(dir) }
+        FileStorage { read_only: true, sectors: Sectors::off(), ..FileStorage::new(dir) }
     }
 
-    fn file(&self, name: &str) -> io::Result<Arc<File>> {
+    /// The same, with every write through the page cache.
+    #[cfg(test)]
+    pub fn buffered(dir: &Path) -> FileStorage {
+        FileStorage { sectors: Sectors::off(), ..FileStorage::new(dir) }
+    }
+
+    fn file(&self, name: &str) -> io::Result<Arc<Opened>> {
         if let Some(file) = self.open.lock().get(name) {
             return Ok(file.clone());
         }
         let file = OpenOptions::new().read(true).write(!self.read_only).open(self.dir.join(name))?;
-        let file = Arc::new(file);
+        let len = file.metadata()?.len();
+        let file = Arc::new(Opened::new(file, len));
         self.open.lock().insert(name.into(), file.clone());
         Ok(file)
     }
 
     /// A file that may not be written can still be read. It does not stay open: the next write shall see whether it may.
-    fn readable(&self, name: &str) -> io::Result<Arc<File>> {
+    fn readable(&self, name: &str) -> io::Result<Arc<Opened>> {
         self.file(name).or_else(|error| match error.kind() {
             io::ErrorKind::ReadOnlyFilesystem | io::ErrorKind::PermissionDenied => {
-                Ok(Arc::new(File::open(self.dir.join(name))?))
+                Ok(Arc::new(Opened::new(File::open(self.dir.join(name))?, 0)))
             }
             _ => Err(error),
         })
@@ -86,7 +95,7 @@ impl Storage for FileStorage {
         let file = self.readable(name)?;
         let mut done = 0;
         while done < buffer.len() {
-            match file.read_at(&mut buffer[done..], offset + done as u64) {
+            match file.file.read_at(&mut buffer[done..], offset + done as u64) {
                 Ok(0) => break,
                 Ok(count) => done += count,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
@@ -97,7 +106,7 @@ impl Storage for FileStorage {
     }
 
     fn write_at(&self, name: &str, offset: u64, bytes: &[u8]) -> io::Result<()> {
-        self.file(name)?.write_all_at(bytes, offset)
+        self.sectors.write(&self.file(name)?, &self.dir.join(name), offset, bytes)
     }
 
     fn create(&self, name: &str, len: u64) -> io::Result<()> {
@@ -121,7 +130,7 @@ impl Storage for FileStorage {
             });
         match made {
             Ok(file) => {
-                self.open.lock().insert(name.into(), Arc::new(file));
+                self.open.lock().insert(name.into(), Arc::new(Opened::new(file, len)));
                 Ok(())
             }
             Err(error) => {
@@ -134,8 +143,8 @@ impl Storage for FileStorage {
 
     fn sync(&self, name: &str) -> io::Result<()> {
         let file = self.file(name)?;
-        file.sync_data()?;
-        if file.metadata()?.nlink() == 0 {
+        file.file.sync_data()?;
+        if file.file.metadata()?.nlink() == 0 {
             self.open.lock().remove(name);
             return Err(io::Error::new(io::ErrorKind::NotFound, "the file was removed while in use"));
         }
