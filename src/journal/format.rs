@@ -52,9 +52,10 @@
 //!
 //! # What a power cut can do
 //! Records are written in order, and a run of them is synced before the next is begun, so the last run alone can be cut
-//! short, in any pattern of sectors: what is whole of it stays, the rest is overwritten. A segment is begun only when the
-//! one before is synced. After a failed sync the segment is closed and what was not synced is written once more, with the
-//! same places, to another: records at or beyond the base of the next segment do not count.
+//! short, in any pattern of sectors: what is whole of it stays, the rest is overwritten. The sector in which one run ends
+//! and the next begins is written again, with the same bytes in front: devices write a sector in full or not at all. A
+//! segment is begun only when the one before is synced. After a failed sync the segment is closed and what was not synced
+//! is written once more, with the same places, to another: records at or beyond the base of the next segment do not count.
 //!
 //! # Versions
 //! A file with another version is refused, with a sentence that says so; version 1 is the first.

@@ -9,7 +9,7 @@
 //! |---|---|
 //! | `format` | what is on disk |
 //! | `record`, `segment`, `snapshot`, `boots` | its parts |
-//! | `storage/` | files, real and for tests |
+//! | `storage/` | files, real and for tests; `direct` writes what is small in sectors of 512 bytes, not in blocks of 4096 |
 //! | `queue`, `state` | what is in memory: consumers, bytes that wait to be written, an entry per segment |
 //! | `writer` | the thread that writes: all that waits with one write and one sync |
 //! | `reader` | how consumers read, and the thread that reads ahead for them |
