@@ -13,6 +13,18 @@ const PAYLOAD: usize = 200;
 /// Publishers' window: as many as a gateway's client may have.
 const WINDOW: u16 = 100;
 
+/// What is spoken with the upstream. On version 5 mosquitto lets others send no more than its `max_inflight_messages`
+/// before it has answered; on 3.1.1 there is no such limit, and each has its own: mosquitto 20, the gateway 100.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Protocol {
+    V4 = 4,
+    V5 = 5,
+}
+
+impl Protocol {
+    pub const ALL: [Protocol; 2] = [Protocol::V4, Protocol::V5];
+}
+
 /// Who forwards.
 pub enum Forwarder {
     Mosquitto(Mosquitto),
@@ -21,17 +33,22 @@ pub enum Forwarder {
 
 impl Forwarder {
     /// One that forwards to this port.
-    pub fn start(is_ours: bool, upstream: u16) -> Forwarder {
+    pub fn start(is_ours: bool, protocol: Protocol, upstream: u16) -> Forwarder {
         if is_ours {
+            let protocol = protocol as u8;
             let config = format!(
-                "[journal]\nmax_size = \"1 GiB\"\n[[upstream]]\nname = \"up\"\naddresses = [\"mqtt://127.0.0.1:{upstream}\"]\n\
-                 [[upstream.out]]\ntopic_filter = \"bench/#\"\n"
+                "[journal]\nmax_size = \"1 GiB\"\n[[upstream]]\nname = \"up\"\nprotocol = {protocol}\n\
+                 addresses = [\"mqtt://127.0.0.1:{upstream}\"]\n[[upstream.out]]\ntopic_filter = \"bench/#\"\n"
             );
             return Forwarder::Pigateway(Setup::default().config(&config).start());
         }
+        let protocol = match protocol {
+            Protocol::V4 => "mqttv311",
+            Protocol::V5 => "mqttv50",
+        };
         let config = format!(
             "max_queued_messages 0\nconnection up\naddress 127.0.0.1:{upstream}\ntopic bench/# out 1\nrestart_timeout 1\n\
-             bridge_attempt_unsubscribe false\nbridge_protocol_version mqttv311\n"
+             bridge_attempt_unsubscribe false\nbridge_protocol_version {protocol}\n"
         );
         Forwarder::Mosquitto(Mosquitto::with(&config))
     }
@@ -56,9 +73,9 @@ fn load(publishers: usize, subscribers: usize, until: Until) -> Load {
 }
 
 /// QoS 1 from local publishers to a subscriber at the upstream.
-pub fn live(is_ours: bool, publishers: usize, time: Duration) -> io::Result<Outcome> {
+pub fn live(is_ours: bool, protocol: Protocol, publishers: usize, time: Duration) -> io::Result<Outcome> {
     let upstream = Mosquitto::with("max_queued_messages 0");
-    let forwarder = Forwarder::start(is_ours, upstream.port);
+    let forwarder = Forwarder::start(is_ours, protocol, upstream.port);
     // the first message shows that the way is open
     load::run_between(forwarder.port(), upstream.port, &load(1, 1, Until::Count(1)))?;
     load::run_between(forwarder.port(), upstream.port, &load(publishers, 1, Until::Time(time)))
@@ -79,9 +96,9 @@ pub struct Outage {
 }
 
 /// Stores so many messages while there is no upstream, then lets it come.
-pub fn outage(is_ours: bool, count: u64) -> io::Result<Outage> {
+pub fn outage(is_ours: bool, protocol: Protocol, count: u64) -> io::Result<Outage> {
     let port = support::free_port();
-    let forwarder = Forwarder::start(is_ours, port);
+    let forwarder = Forwarder::start(is_ours, protocol, port);
     let begin = Instant::now();
     load::run(forwarder.port(), &load(1, 0, Until::Count(count)))?;
     let stored = count as f64 / begin.elapsed().as_secs_f64();

@@ -17,8 +17,8 @@
 //! Rates are deliveries per second, from the first PUBLISH to the last delivery; what was lost is said. Every
 //! measurement gets a fresh broker with its defaults, except that mosquitto gets `max_queued_messages 0`: with its
 //! default of 1000 it would drop QoS 0 messages instead of delivering them. Its `max_inflight_messages` is 20, as is the
-//! gateway's `max_inflight`. `bridge` and `outage` forward messages of 200 bytes at QoS 1 to another mosquitto, in whose
-//! `max_inflight_messages` of 20 both are.
+//! gateway's `max_inflight`. `bridge` and `outage` forward messages of 200 bytes at QoS 1 to another mosquitto, on MQTT 3.1.1
+//! (`bridge4`), which mosquitto's bridge speaks unless told otherwise, and on MQTT 5 (`bridge5`), which the gateway does.
 
 mod bridge;
 mod ceiling;
@@ -30,6 +30,7 @@ mod support;
 use std::io;
 use std::time::{Duration, Instant};
 
+use bridge::Protocol;
 use load::{Load, Outcome, Until};
 use support::broker::{Mosquitto, Setup};
 use support::{Gateway, Process};
@@ -163,9 +164,9 @@ enum Measurement {
     /// QoS, quantile.
     RoundTrip(u8, &'static [(&'static str, f64)]),
     /// Publishers whose messages are forwarded to another broker.
-    Bridge(usize),
+    Bridge(Protocol, usize),
     /// No broker to forward to.
-    Outage,
+    Outage(Protocol),
     Memory,
     Idle,
     Start,
@@ -183,9 +184,14 @@ fn measurements() -> Vec<(String, Measurement)> {
         all.push((format!("rtt-qos{qos}"), Measurement::RoundTrip(qos, &[("p50", 0.5), ("p99", 0.99)])));
     }
     for publishers in [1, 10] {
-        all.push((format!("bridge-{publishers}to1"), Measurement::Bridge(publishers)));
+        for protocol in Protocol::ALL {
+            let name = format!("bridge{}-{publishers}to1", protocol as u8);
+            all.push((name, Measurement::Bridge(protocol, publishers)));
+        }
     }
-    all.push(("outage".into(), Measurement::Outage));
+    for protocol in Protocol::ALL {
+        all.push((format!("outage{}", protocol as u8), Measurement::Outage(protocol)));
+    }
     all.push(("rss".into(), Measurement::Memory));
     all.push(("cpu".into(), Measurement::Idle));
     all.push(("start".into(), Measurement::Start));
@@ -273,14 +279,14 @@ fn measure(broker: Broker, what: &Measurement, options: &Options, notes: &mut Ve
             let at = |quantile: f64| times[((times.len() - 1) as f64 * quantile) as usize].as_secs_f64() * 1e6;
             Ok(quantiles.iter().map(|(name, quantile)| (name.to_string(), "µs", at(*quantile))).collect())
         }
-        Measurement::Bridge(_) | Measurement::Outage if !broker.can_forward() => Ok(Vec::new()),
-        Measurement::Bridge(publishers) => {
-            let outcome = bridge::live(broker == Broker::Pigateway, *publishers, options.time)?;
+        Measurement::Bridge(..) | Measurement::Outage(_) if !broker.can_forward() => Ok(Vec::new()),
+        Measurement::Bridge(protocol, publishers) => {
+            let outcome = bridge::live(broker == Broker::Pigateway, *protocol, *publishers, options.time)?;
             note_loss(broker, &outcome, notes);
             Ok(vec![(String::new(), "", outcome.rate())])
         }
-        Measurement::Outage => {
-            let outage = bridge::outage(broker == Broker::Pigateway, options.outage)?;
+        Measurement::Outage(protocol) => {
+            let outage = bridge::outage(broker == Broker::Pigateway, *protocol, options.outage)?;
             if outage.missing > 0 {
                 notes.push(format!("{}: {} messages did not arrive", broker.name(), outage.missing));
             }

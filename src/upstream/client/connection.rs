@@ -14,6 +14,7 @@ use tokio::net::TcpStream;
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at};
 use tokio_rustls::client::TlsStream;
 
+use super::pace::Pace;
 use super::{Incoming, Request, v4, v5};
 use crate::message::Qos;
 use crate::upstream::settings::UpstreamSettings;
@@ -94,6 +95,8 @@ pub(super) struct Connection {
     writer: WriteHalf<Box<dyn Stream>>,
     /// What is below both.
     socket: Option<OwnedFd>,
+    /// Without it every answer is read when it comes: slower, but right.
+    pace: Option<Pace>,
     version: Version,
     max_incoming: usize,
     requests: VecDeque<Request>,
@@ -127,11 +130,13 @@ impl Connection {
         max_requests: usize,
     ) -> Connection {
         let socket = stream.socket().and_then(|socket| socket.try_clone_to_owned().ok());
+        let pace = socket.as_ref().and_then(|_| Pace::new().ok());
         let (reader, writer) = split(stream);
         Connection {
             reader,
             writer,
             socket,
+            pace,
             version,
             max_incoming,
             requests: VecDeque::new(),
@@ -168,6 +173,9 @@ impl Connection {
                 let seconds = seconds.filter(|seconds| *seconds > 0).map(|seconds| Duration::from_secs(seconds.into()));
                 self.keep_alive = KeepAlive::new(seconds.unwrap_or(settings.keep_alive));
                 link.receive_maximum = link.receive_maximum.min(MESSAGE_IDS);
+                if let Some(pace) = &mut self.pace {
+                    pace.set_window(link.receive_maximum.min(settings.max_inflight));
+                }
                 return Ok(link);
             }
             match self.broken.take() {
@@ -207,7 +215,7 @@ impl Connection {
         self.acknowledge();
         self.input.reserve(READ_BYTES);
         tokio::select! {
-            read = self.reader.read_buf(&mut self.input) => match read {
+            read = read(&mut self.reader, &mut self.input, &mut self.pace) => match read {
                 Ok(0) => self.broken = Some(Broken::Closed),
                 Ok(_) => {
                     self.unacknowledged = true;
@@ -367,6 +375,19 @@ impl Connection {
             Incoming::Other => {}
         }
     }
+}
+
+/// Reads what is there when its time has come.
+async fn read(
+    reader: &mut ReadHalf<Box<dyn Stream>>,
+    input: &mut BytesMut,
+    pace: &mut Option<Pace>,
+) -> io::Result<usize> {
+    let Some(pace) = pace else { return reader.read_buf(input).await };
+    pace.turn().await?;
+    let bytes = reader.read_buf(input).await?;
+    pace.has_read();
+    Ok(bytes)
 }
 
 /// Writes what can be written, or flushes where nothing is left to write: then it returns 0.

@@ -3,9 +3,10 @@
 //! Packets are rumqttc's ([`v4`], [`v5`]). Its event loop is not used: it flushes after every PUBLISH, which costs a system
 //! call and often a TCP segment for each, and it reconnects and resends from what it remembers, where here the journal is
 //! the truth. So [`connection`] moves the bytes: whatever was handed over meanwhile leaves in one write, in the task of the
-//! upstream itself, without a queue between tasks.
+//! upstream itself, without a queue between tasks, and what came in is read in portions ([`pace`]).
 
 mod connection;
+mod pace;
 #[cfg(test)]
 mod tests;
 mod v4;

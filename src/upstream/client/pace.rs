@@ -1,0 +1,106 @@
+//! How often a connection is read while much comes in.
+//!
+//! An upstream that works off a full window answers every few microseconds. If every answer were read at once, and let one
+//! message go, both sides, and who subscribes there, would be woken for each: at full speed that is most of the work. So
+//! after a read the next one comes a little later and finds several answers, whose places in the window are filled in one
+//! write. What goes up never waits for this, and what comes seldom is read when it comes.
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::time::{Duration, Instant};
+
+use rustix::time::{Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec};
+use rustix::time::{timerfd_create, timerfd_settime};
+use tokio::io::unix::AsyncFd;
+
+/// Between two reads there is so much per message of the window. Even an upstream next door needs several times that for
+/// each message, so the window is never empty for this reason.
+const PER_MESSAGE: Duration = Duration::from_micros(1);
+/// And no more than this.
+const LONGEST: Duration = Duration::from_micros(200);
+
+/// Says when to read next. The runtime's own timers count milliseconds, hence one of the system's.
+pub(super) struct Pace {
+    timer: AsyncFd<OwnedFd>,
+    is_set: bool,
+    pause: Duration,
+    next: Instant,
+}
+
+impl Pace {
+    /// One that never waits until it knows the window.
+    pub(super) fn new() -> io::Result<Pace> {
+        let timer = timerfd_create(TimerfdClockId::Monotonic, TimerfdFlags::NONBLOCK | TimerfdFlags::CLOEXEC)?;
+        #[expect(
+            deprecated,
+            reason = "its successor is unsafe, for types that exchange their descriptor; this one does not"
+        )]
+        let timer = AsyncFd::new(timer)?;
+        Ok(Pace { timer, is_set: false, pause: Duration::ZERO, next: Instant::now() })
+    }
+
+    /// At most so many messages are unanswered.
+    pub(super) fn set_window(&mut self, messages: u16) {
+        self.pause = (PER_MESSAGE * messages.into()).min(LONGEST);
+    }
+
+    /// Something was read.
+    pub(super) fn has_read(&mut self) {
+        self.next = Instant::now() + self.pause;
+    }
+
+    /// Waits until it is time. Safe to cancel.
+    pub(super) async fn turn(&mut self) -> io::Result<()> {
+        loop {
+            let left = self.next.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Ok(());
+            }
+            if !self.is_set {
+                let zero = Timespec::default();
+                let it_value = Timespec { tv_sec: 0, tv_nsec: left.as_nanos() as _ };
+                timerfd_settime(&self.timer, TimerfdTimerFlags::empty(), &Itimerspec { it_interval: zero, it_value })?;
+                self.is_set = true;
+            }
+            self.timer.readable().await?.clear_ready();
+            self.is_set = false;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::FutureExt;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_read_soon_after_another_waits_and_a_late_one_does_not() {
+        let mut pace = Pace::new().unwrap();
+        pace.has_read();
+        assert!(pace.turn().now_or_never().is_some(), "nothing is known yet");
+        // long enough to be seen
+        pace.pause = Duration::from_millis(50);
+        pace.has_read();
+        let begin = Instant::now();
+        assert!(pace.turn().now_or_never().is_none());
+        assert!(pace.turn().now_or_never().is_none(), "cancelled, and asked again");
+        pace.turn().await.unwrap();
+        assert!(begin.elapsed() >= Duration::from_millis(49));
+        assert!(pace.turn().now_or_never().is_some(), "once is enough");
+        for _ in 0..3 {
+            pace.has_read();
+            pace.turn().await.unwrap();
+        }
+        assert!(begin.elapsed() >= Duration::from_millis(190));
+    }
+
+    #[tokio::test]
+    async fn the_pause_grows_with_the_window_and_has_a_bound() {
+        let mut pace = Pace::new().unwrap();
+        for (window, micros) in [(1, 1), (20, 20), (100, 100), (201, 200), (u16::MAX, 200)] {
+            pace.set_window(window);
+            assert_eq!(pace.pause, Duration::from_micros(micros));
+        }
+    }
+}
