@@ -25,22 +25,23 @@ use tracing::{error, info, warn};
 use self::data_dir::DataDir;
 use self::pulse::Rooms;
 use self::reload::Reloadable;
-use crate::broker::codec::Reason;
 use crate::broker::core::Core;
-use crate::broker::ingress::Receipt;
-use crate::broker::live::Dispatcher;
 use crate::broker::{Broker, BrokerError, sys};
 use crate::config::Settings;
+use crate::exchange::ingress::Receipt;
+use crate::exchange::live::Dispatcher;
+use crate::health::Problems;
 use crate::http;
 use crate::journal::loss::Owner;
 use crate::journal::settings::JournalSettings;
 use crate::journal::storage::file::FileStorage;
 use crate::journal::{Journal, JournalError, Limits};
+use crate::mqtt::Reason;
 use crate::sensors::{self, Source};
 use crate::service::logging::{Logging, LoggingError};
 use crate::service::notify;
 use crate::service::signals::{Signal, Signals};
-use crate::status::{Problems, Status};
+use crate::status::{ClientsShown, SensorSnapshot, SensorState, Status, UpstreamShown};
 use crate::supervise::{Exit, Supervisor};
 use crate::time::{SharedClock, SystemClock};
 use crate::upstream::settings::UpstreamSettings;
@@ -179,8 +180,13 @@ impl Gateway {
             drop(gone);
             result
         });
-        let status =
-            Status { gateway_id: settings.gateway.id.as_str().into(), sensors: sensor_snapshots, upstreams, problems };
+        let status = Status {
+            gateway_id: settings.gateway.id.as_str().into(),
+            sensors: sensor_snapshots,
+            upstreams,
+            clients: clients_shown(&core),
+            problems,
+        };
         // last, so that whoever connects finds everything there
         if let Some(port) = port {
             web::start(port, &settings, status.clone(), &core, &connections, &supervisor, &mut rooms);
@@ -282,11 +288,17 @@ impl Gateway {
     }
 }
 
+/// Lets others see the MQTT clients.
+fn clients_shown(core: &Arc<Core>) -> ClientsShown {
+    let (list, count) = (core.clone(), core.clone());
+    ClientsShown::new(move |most| list.clients(most), move || count.client_counts())
+}
+
 /// Waits until every pin is watched or known to be faulty, for a moment: a sensor holds nobody up.
-async fn sensors_have_answered(settings: &Settings, mut sensors: watch::Receiver<Vec<sensors::Snapshot>>) {
-    let answered = |sensors: &Vec<sensors::Snapshot>| {
+async fn sensors_have_answered(settings: &Settings, mut sensors: watch::Receiver<Vec<SensorSnapshot>>) {
+    let answered = |sensors: &Vec<SensorSnapshot>| {
         sensors.len() == settings.sensors.len()
-            && sensors.iter().all(|sensor| sensor.fault.is_some() || sensor.state != sensors::State::Offline)
+            && sensors.iter().all(|sensor| sensor.fault.is_some() || sensor.state != SensorState::Offline)
     };
     let _ = timeout(SENSORS, sensors.wait_for(answered)).await;
 }
@@ -316,7 +328,7 @@ fn start_upstreams(
     clock: &SharedClock,
     supervisor: &Supervisor,
     rooms: &mut Rooms,
-) -> (Vec<watch::Sender<Arc<UpstreamSettings>>>, Vec<upstream::Shown>) {
+) -> (Vec<watch::Sender<Arc<UpstreamSettings>>>, Vec<UpstreamShown>) {
     let journal = core.ingress.journal();
     drop_unknown_upstreams(settings, journal);
     let limits = Limits {

@@ -301,7 +301,7 @@ mod tests {
     fn the_printed_table_is_a_user_with_that_password() {
         let table = user_table("esp \"loft\"", "hunter2").unwrap();
         let loaded = config::read(&table, Path::new("x.toml"), &config::Environment::default()).unwrap();
-        let user = &loaded.settings.broker.users[0];
+        let user = &loaded.settings.broker.access.users[0];
         assert_eq!(user.name, "esp \"loft\"");
         let hash = user.password_hash.as_deref().unwrap();
         assert!(hash.starts_with("$argon2id$v=19$m=19456,t=2,p=1$"));

@@ -3,48 +3,55 @@
 //! # The way through the house
 //!
 //! ```text
-//! GPIO edge ─► sensors ─────────┐                            ┌─► live ─► inboxes ─► connected clients
-//! MQTT client ─► connection ────┼─► broker::ingress: one ────┤
-//! HTTP PUT ─► http ─────────────┤   order for everybody      │             └─► http ─► streams, the page
-//! remote topic ─► upstream (in) ┘   (and the retained store) └─► journal ─┬─► upstream (out) ─► remote broker
-//!                                                                         └─► persistent sessions ─► clients
+//! GPIO edge ─► sensors ─────┐                              ┌─► live ─► inboxes ─► connected clients, streams, the page
+//! MQTT client ─► broker ────┼─► exchange: one order, one ──┤
+//! HTTP PUT ─► http ─────────┤   matching, retained store   └─► journal ─┬─► upstream (out) ─► remote broker
+//! remote topic ─► upstream ─┘                                           └─► persistent sessions ─► clients
 //! ```
 //!
 //! A message is encoded once, by the door it comes through ([`message`]), gets its place in
-//! [`broker::ingress`], and from there on is only shared.
+//! [`exchange::ingress`], and from there on is only shared.
 //!
-//! # Rooms
+//! # Rooms, from the top floor down
 //!
 //! | room | what it is for |
 //! |---|---|
-//! | [`app`] | puts everything together; the only one that knows every room |
 //! | [`cli`] | the command line |
+//! | [`app`] | puts everything together; the only one that knows every room |
 //! | [`config`] | the file, checked as a whole, and what a reload changes |
-//! | [`supervise`] | named tasks; the first unexpected end wins; one deadline for shutdown |
-//! | [`sensors`] | from an edge on a pin to a published state |
-//! | [`broker`] | MQTT clients: ports, sessions, authorisation, the one door in, the live way out |
-//! | [`journal`] | what must reach a consumer whether it is connected or not |
-//! | [`upstream`] | remote brokers, both ways |
-//! | [`http`] | the same topics by REST, live stream, web page and MQTT over WebSocket |
+//! | [`broker`] | the door for MQTT clients: ports, sessions |
+//! | [`sensors`] | the door for pins: from an edge to a published state |
+//! | [`upstream`] | the door to remote brokers, both ways |
+//! | [`http`] | the door for programs and browsers: REST, live stream, web page |
 //! | [`service`] | log, signals, systemd |
-//! | [`status`] | what the rooms say of themselves |
-//! | [`net`], [`tls`] | ports and TLS, for all doors alike |
-//! | [`message`], [`time`] | what everybody hands around, and clocks |
+//! | [`status`] | what the rooms say of themselves, for those who show it |
+//! | [`exchange`] | what every door shares: order, retained store, live delivery, shared groups, counters |
+//! | [`journal`] | what must reach a consumer whether it is connected or not |
+//! | [`access`] | users, passwords, rules: one answer for every door |
+//! | [`net`], [`tls`] | sockets and TLS, for all doors alike |
+//! | [`mqtt`] | packets, properties, reason codes |
+//! | [`message`] | what everybody hands around |
+//! | [`health`] | pulse of the tasks, problems |
+//! | [`supervise`] | named tasks; the first unexpected end wins; one deadline for shutdown |
+//! | [`time`] | clocks |
 //!
 //! # Who may know whom
 //!
-//! [`time`] knows nothing of ours, [`message`] at most [`time`]. Rooms know these two and otherwise only what the flow
-//! above needs: sensors and upstream the broker's `ingress`, http the broker, broker and upstream the journal. [`config`] knows
-//! the rooms' settings. Nobody knows [`app`] or [`cli`]. rppal is named only in `sensors/rppal.rs`, rumqttd only in
-//! `broker/`, rumqttc only in `upstream/client/`. A test holds all this.
+//! A room imports what stands below it. The four doors know nothing of each other, [`config`] knows only the settings of
+//! other rooms, and nobody knows [`app`] or [`cli`]. rppal is named only in `sensors/rppal.rs`, rumqttd only in
+//! `exchange/`, rumqttc only in `upstream/client/`. A test holds all this.
 
+pub mod access;
 pub mod app;
 pub mod broker;
 pub mod cli;
 pub mod config;
+pub mod exchange;
+pub mod health;
 pub mod http;
 pub mod journal;
 pub mod message;
+pub mod mqtt;
 pub mod net;
 pub mod sensors;
 pub mod service;

@@ -8,13 +8,13 @@ use std::path::Path;
 use std::sync::{Arc, OnceLock};
 
 use pigateway::broker::Broker;
-use pigateway::broker::codec::{Connect, PacketType, Publish, Subscribe, Unsubscribe, Version};
-use pigateway::broker::codec::{acknowledgement, disconnect, frame};
 use pigateway::broker::connection::{Peer, serve};
 use pigateway::broker::core::Core;
 use pigateway::broker::settings::BrokerSettings;
 use pigateway::config::{Environment, read};
 use pigateway::journal::Journal;
+use pigateway::mqtt::{Connect, PacketType, Publish, Subscribe, Unsubscribe, Version};
+use pigateway::mqtt::{acknowledgement, disconnect, frame};
 use pigateway::time::SystemClock;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::runtime::Runtime;
@@ -42,7 +42,7 @@ pub fn first_bytes(data: &[u8]) {
     }
 }
 
-fn decode(whole: &pigateway::broker::codec::Frame, packet: &[u8], body: &[u8], version: Version) {
+fn decode(whole: &pigateway::mqtt::Frame, packet: &[u8], body: &[u8], version: Version) {
     match whole.kind {
         PacketType::Publish => {
             if let Ok(publish) = Publish::decode(whole, packet, version) {

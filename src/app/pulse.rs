@@ -18,8 +18,8 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 use tracing::warn;
 
+use crate::health::{Pulse, PulseTaker};
 use crate::journal::{Journal, Position};
-use crate::status::{Pulse, PulseTaker};
 
 /// A room that has not answered for this long does not feed the watchdog.
 const SILENCE: Duration = Duration::from_secs(15);

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use tracing::info;
 
-use crate::broker::settings::AnonymousFrom;
+use crate::access::settings::AnonymousFrom;
 use crate::config::Settings;
 use crate::status::{SensorSnapshot, UpstreamState};
 
@@ -63,7 +63,7 @@ fn lines(settings: &Settings, config_path: Option<&Path>, addresses: &[SocketAdd
         format!("pigateway {} \"{}\": {config}", env!("CARGO_PKG_VERSION"), settings.gateway.id),
         format!("data in {}", data_dir.display()),
     ];
-    let anonymous = match settings.broker.anonymous.accept {
+    let anonymous = match settings.broker.access.anonymous.accept {
         AnonymousFrom::None => "only users, with a password or, where client_ca is set, a certificate",
         AnonymousFrom::Loopback => {
             "without a user name only from this host; accept = \"all\" under [broker.anonymous] opens it to all"
@@ -85,7 +85,7 @@ fn lines(settings: &Settings, config_path: Option<&Path>, addresses: &[SocketAdd
     let plain = addresses.iter().zip(&settings.broker.listeners).find(|(_, listener)| listener.tls.is_none());
     if let Some((address, _)) = plain {
         let port = if address.port() == 1883 { String::new() } else { format!(" -p {}", address.port()) };
-        let user = match settings.broker.anonymous.accept {
+        let user = match settings.broker.access.anonymous.accept {
             AnonymousFrom::None => " -u NAME -P PASSWORD",
             AnonymousFrom::Loopback | AnonymousFrom::All => "",
         };
@@ -97,7 +97,7 @@ fn lines(settings: &Settings, config_path: Option<&Path>, addresses: &[SocketAdd
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::sensors::edge::Fault;
+    use crate::status::Fault;
     use crate::status::SensorState;
 
     #[test]

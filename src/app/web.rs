@@ -4,12 +4,14 @@ use std::sync::Arc;
 
 use tokio_util::task::TaskTracker;
 
+use crate::broker::connection::{Peer, serve};
 use crate::broker::core::Core;
 use crate::config::Settings;
 use crate::http::guard::Guard;
 use crate::http::hub::Hub;
 use crate::http::server::Port;
-use crate::http::{Http, history};
+use crate::http::websocket::MqttDoor;
+use crate::http::{Http, Parts, history};
 use crate::status::Status;
 use crate::supervise::Supervisor;
 
@@ -35,8 +37,27 @@ pub fn start(
     supervisor.spawn_endless("HTTP messages", hub.clone().run(pulse, supervisor.token()));
     // ends after the sensors, whose last word it writes
     supervisor.spawn("history", history::run(status.sensors.clone(), dir.clone(), clock, supervisor.token()));
-    let http = Http::new(core.clone(), hub, status, connections.clone(), dir, guard);
+    let http = Http::new(Parts {
+        access: core.access.clone(),
+        ingress: core.ingress.clone(),
+        hub,
+        status,
+        mqtt: mqtt_door(core.clone()),
+        connections: connections.clone(),
+        cancel: core.cancel.clone(),
+        history: dir,
+        guard,
+    });
     let name: Arc<str> = format!("HTTP {}", port.address).into();
     let pulse = rooms.watch(name.clone());
     supervisor.spawn_endless(name, port.run(http, pulse));
+}
+
+/// Hands connections that speak MQTT over WebSocket to the broker.
+fn mqtt_door(core: Arc<Core>) -> MqttDoor {
+    Arc::new(move |frames, address| {
+        let peer = Peer { address, certificate_user: None, ticket: None };
+        let (reader, writer) = tokio::io::split(frames);
+        Box::pin(serve(core.clone(), reader, writer, peer))
+    })
 }

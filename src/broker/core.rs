@@ -11,21 +11,21 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use super::authorise::{Authoriser, Identity, Permissions};
-use super::codec::{Reason, Version, Will};
-use super::inbox::{Inbox, InboxLimits, Run};
-use super::ingress::{Ingress, Route};
-use super::limiter::Limiter;
-use super::password::Passwords;
 use super::registry::{Kick, Parked, Registry};
 use super::session::{Durable, Session, Subscription};
 use super::settings::BrokerSettings;
-use super::shared::SharedGroup;
-use super::stats::Stats;
-use super::subscribers::{Subscriber, SubscriptionOptions};
-use super::waiting::WaitingRoom;
+use crate::access::Access;
+use crate::access::authorise::{Identity, Permissions};
+use crate::access::waiting::WaitingRoom;
+use crate::exchange::inbox::{Inbox, InboxLimits, Run};
+use crate::exchange::ingress::{Ingress, Route};
+use crate::exchange::shared::SharedGroup;
+use crate::exchange::stats::Stats;
+use crate::exchange::subscribers::{Subscriber, SubscriptionOptions};
 use crate::journal::{Limits, WhenFull};
 use crate::message::{Origin, Qos};
+use crate::mqtt::{Reason, Version, Will};
+use crate::status::{ClientCounts, ClientSnapshot};
 
 /// While its client is connected, a persistent session may be this many times further behind than while it is away:
 /// enough for a burst that the client is busy reading.
@@ -52,13 +52,6 @@ pub struct Client {
     pub(super) subscriber: Arc<Subscriber>,
 }
 
-impl Client {
-    /// Messages that it has been too slow for.
-    pub fn lost(&self) -> u64 {
-        self.subscriber.inbox.dropped()
-    }
-}
-
 struct Group {
     group: Arc<SharedGroup>,
     /// Sessions that have this subscription, connected or not.
@@ -71,16 +64,12 @@ pub struct Core {
     pub settings: ArcSwap<BrokerSettings>,
     /// The door in.
     pub ingress: Ingress,
-    /// Who may do what.
-    pub authoriser: Authoriser,
-    /// Password checks.
-    pub passwords: Passwords,
+    /// Who may come in and do what.
+    pub access: Arc<Access>,
     /// Client ids in use.
     pub registry: Registry,
     /// Connections that have not said who they are.
     pub waiting: Arc<WaitingRoom>,
-    /// Which log lines that clients cause are written.
-    pub limiter: Limiter,
     /// What is counted.
     pub stats: Arc<Stats>,
     /// Cancelled when the gateway goes down.
@@ -95,15 +84,14 @@ pub struct Core {
 impl Core {
     /// Everything new.
     pub fn new(settings: BrokerSettings, ingress: Ingress, cancel: CancellationToken) -> Arc<Core> {
+        ingress.set_max_packet_size(settings.max_packet_size);
         Arc::new(Core {
-            authoriser: Authoriser::new(&settings),
+            access: Arc::new(Access::new(&settings.access)),
             settings: ArcSwap::from_pointee(settings),
             stats: ingress.stats().clone(),
             ingress,
-            passwords: Passwords::default(),
             registry: Registry::default(),
             waiting: Arc::default(),
-            limiter: Limiter::default(),
             cancel,
             clients: Mutex::default(),
             next_client: AtomicU64::new(0),
@@ -114,21 +102,47 @@ impl Core {
 
     /// Applies new users, rules and limits. Clients whose user has gone or changed are disconnected.
     pub fn reload(&self, settings: BrokerSettings) {
-        self.authoriser.reload(&settings);
-        self.passwords.reload();
+        self.access.reload(&settings.access);
+        self.ingress.set_max_packet_size(settings.max_packet_size);
         self.settings.store(Arc::new(settings));
         for client in self.clients.lock().values() {
             let hash = client.password_hash.as_deref();
-            if !self.authoriser.still_holds(&client.identity, hash, client.address, &client.permissions) {
+            if !self.access.authoriser.still_holds(&client.identity, hash, client.address, &client.permissions) {
                 info!(client_id = &*client.identity.client_id, "disconnected: its user has changed");
                 client.kick.kick(Reason::ADMINISTRATIVE_ACTION);
             }
         }
     }
 
-    /// Connected clients.
-    pub fn clients(&self) -> Vec<Client> {
-        self.clients.lock().values().cloned().collect()
+    /// Connected clients, at most so many, in the order of their client ids.
+    pub fn clients(&self, most: usize) -> Vec<ClientSnapshot> {
+        let mut clients: Vec<Client> = self.clients.lock().values().cloned().collect();
+        clients.sort_by(|a, b| a.identity.client_id.cmp(&b.identity.client_id));
+        clients.truncate(most);
+        clients.into_iter().map(|client| self.shown(client)).collect()
+    }
+
+    fn shown(&self, client: Client) -> ClientSnapshot {
+        let queue = client.is_persistent.then(|| consumer_name(&client.identity.client_id));
+        let queue = queue.and_then(|name| self.ingress.journal().backlog_of(&name));
+        let dropped = client.subscriber.inbox.dropped() + queue.as_ref().map_or(0, |queue| queue.dropped);
+        ClientSnapshot {
+            client_id: client.identity.client_id,
+            user: client.identity.user,
+            address: client.address,
+            version: client.version,
+            since_boot_ms: client.since_boot_ms,
+            keep_alive: client.keep_alive,
+            is_persistent: client.is_persistent,
+            waiting: queue.map(|queue| queue.messages),
+            dropped,
+        }
+    }
+
+    /// How many clients are connected, and how many are away with a session that is kept for them.
+    pub fn client_counts(&self) -> ClientCounts {
+        let (connected, away) = self.registry.counts();
+        ClientCounts { connected, away }
     }
 
     pub(super) fn enter(&self, client: Client) -> u64 {

@@ -18,13 +18,13 @@ use std::time::Duration;
 use tokio::time::Instant;
 use tracing::{info, warn};
 
-use super::codec::Will;
 use super::core::{Core, consumer_name, session_route, split_share};
 use super::registry::{Parked, expires};
 use super::session::{Session, Subscription};
-use super::subscribers::SubscriptionOptions;
+use crate::exchange::subscribers::SubscriptionOptions;
 use crate::journal::Position;
 use crate::message::{Qos, check_filter};
+use crate::mqtt::Will;
 
 const VERSION: u8 = 1;
 

@@ -13,7 +13,7 @@ use tracing::{debug, info, warn};
 use super::connection::{Peer, serve};
 use super::core::Core;
 use super::settings::ListenerSettings;
-use super::waiting::MOST;
+use crate::access::waiting::MOST;
 use crate::net::{ListenError, bind, is_about_the_connection};
 use crate::tls::{acceptor, common_name, handshake_hint};
 
@@ -119,14 +119,14 @@ async fn serve_tls(core: Arc<Core>, stream: TcpStream, tls: &TlsAcceptor, mut pe
         Ok(Err(error)) => {
             core.stats.refused.add(1);
             let error = error.to_string();
-            if let Some(more) = core.limiter.due(peer.address, ("TLS", &error)) {
+            if let Some(more) = core.access.limiter.due(peer.address, ("TLS", &error)) {
                 let hint = handshake_hint(&error);
                 info!(from = %peer.address, more_since_last = more, "TLS handshake failed: {error}{hint}");
             }
         }
         Err(_) => {
             core.stats.refused.add(1);
-            if let Some(more) = core.limiter.due(peer.address, "TLS took too long") {
+            if let Some(more) = core.access.limiter.due(peer.address, "TLS took too long") {
                 let seconds = HANDSHAKE_TIMEOUT.as_secs();
                 info!(
                     from = %peer.address,

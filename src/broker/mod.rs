@@ -1,45 +1,25 @@
-//! The MQTT broker: our sessions on rumqttd's router.
+//! The door for MQTT clients: ports, sessions, what they send and get.
 //!
 //! | file | what |
 //! |---|---|
 //! | `settings` | what the configuration says |
-//! | `listener`, `waiting` | ports, TLS handshakes |
+//! | `listener` | ports, TLS handshakes |
 //! | `connection/` | one client from CONNECT to the end: `handshake`, `admit`, then `run` with `receive` and `deliver` |
-//! | `codec/` | packets |
 //! | `keep`, `wills` | what is kept of sessions, retained messages and last wills on disk |
 //! | `session`, `registry`, `core` | what outlives a connection, who has which client id, what all share |
-//! | `authenticate`, `password`, `authorise` | who somebody is and may do what |
-//! | `ingress` | the one door in: order, retained store, journal, router |
-//! | `live`, `subscribers`, `inbox` | the way to connected subscribers: router, matching, bounded queues |
-//! | `filters`, `retained`, `shared` | topic filters, retained messages, shared subscriptions |
-//! | `stats`, `sys` | counters, `$SYS` |
-//! | `limiter` | which log lines that clients cause are written |
+//! | `sys` | `$SYS` |
 //!
-//! A message comes in through `connection::receive` (or a sensor, an upstream, HTTP), gets its place in `ingress`, and goes
-//! two ways: through `live` to those who are connected, and through the journal to those who must get it in any case.
+//! A message comes in through `connection::receive` and gets its place in the [exchange](crate::exchange). What the exchange
+//! and the journal have for a client leaves through `connection::deliver`.
 
-pub mod authenticate;
-pub mod authorise;
-pub mod codec;
 pub mod connection;
 pub mod core;
-pub mod filters;
-pub mod inbox;
-pub mod ingress;
 pub mod keep;
-pub mod limiter;
 pub mod listener;
-pub mod live;
-pub mod password;
 pub mod registry;
-pub mod retained;
 pub mod session;
 pub mod settings;
-pub mod shared;
-pub mod stats;
-pub mod subscribers;
 pub mod sys;
-pub mod waiting;
 pub mod wills;
 
 use std::net::SocketAddr;
@@ -49,13 +29,13 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use self::core::Core;
-use self::ingress::Ingress;
 use self::listener::Listener;
-use self::live::{Dispatcher, RouterError};
-use self::retained::Retained;
 use self::settings::BrokerSettings;
-use self::stats::Stats;
-use self::subscribers::Subscribers;
+use crate::exchange::ingress::Ingress;
+use crate::exchange::live::{Dispatcher, RouterError};
+use crate::exchange::retained::Retained;
+use crate::exchange::stats::Stats;
+use crate::exchange::subscribers::Subscribers;
 use crate::journal::Journal;
 use crate::net::ListenError;
 use crate::time::SharedClock;
@@ -94,7 +74,7 @@ impl Broker {
         let listeners = settings.listeners.iter().map(listener::open).collect::<Result<Vec<_>, _>>()?;
         let subscribers = Arc::new(Subscribers::default());
         let stats = Arc::new(Stats::default());
-        let (link, dispatcher) = live::start(subscribers.clone(), stats.clone())?;
+        let (link, dispatcher) = crate::exchange::live::start(subscribers.clone(), stats.clone())?;
         let retained = Retained::new(settings.max_retained, settings.max_retained_size);
         let ingress = Ingress::new(link, subscribers, journal, retained, stats, clock);
         let core = Core::new(settings, ingress, cancel);

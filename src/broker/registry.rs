@@ -8,8 +8,8 @@ use parking_lot::Mutex;
 use tokio::sync::{Notify, oneshot};
 use tokio::time::Instant;
 
-use super::codec::{Reason, Will};
 use super::session::Session;
+use crate::mqtt::{Reason, Will};
 
 /// A session whose client is away.
 #[derive(Debug)]

@@ -7,13 +7,13 @@ use std::sync::Arc;
 
 use smallvec::SmallVec;
 
-use super::codec::Reason;
-use super::filters::FilterTree;
-use super::inbox::{Grant, Queued};
-use super::shared::SharedGroup;
-use super::subscribers::SubscriptionOptions;
+use crate::exchange::filters::FilterTree;
+use crate::exchange::inbox::{Grant, Queued};
+use crate::exchange::shared::SharedGroup;
+use crate::exchange::subscribers::SubscriptionOptions;
 use crate::journal::{ConsumerId, Position, Reader};
 use crate::message::{Message, MessageRef, Origin, Qos};
+use crate::mqtt::Reason;
 
 /// Packet ids from 1 to this one are for messages from the journal, in sessions that have such.
 const FROM_JOURNAL: u16 = 32_767;

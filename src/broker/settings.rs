@@ -1,11 +1,10 @@
-//! Settings of the broker: limits, listeners, users and what they may do.
+//! Settings of the broker: limits and listeners.
 
-use std::fmt;
 use std::net::{Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use crate::message::{TopicError, check_filter};
+use crate::access::settings::AccessSettings;
 
 /// `[broker]`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -28,12 +27,10 @@ pub struct BrokerSettings {
     pub max_retained_size: usize,
     /// Upper bound for the time that the session of a client that is away is kept.
     pub session_expiry: Duration,
-    /// Clients without a user name.
-    pub anonymous: AnonymousSettings,
+    /// Who may come in and do what; HTTP asks the same.
+    pub access: AccessSettings,
     /// Where to listen; at least one.
     pub listeners: Vec<ListenerSettings>,
-    /// Users, their names unique.
-    pub users: Vec<UserSettings>,
 }
 
 impl Default for BrokerSettings {
@@ -48,32 +45,10 @@ impl Default for BrokerSettings {
             max_retained: 10_000,
             max_retained_size: 16 << 20,
             session_expiry: Duration::from_secs(7 * 24 * 60 * 60),
-            anonymous: AnonymousSettings::default(),
+            access: AccessSettings::default(),
             listeners: vec![ListenerSettings::default()],
-            users: Vec::new(),
         }
     }
-}
-
-/// Where clients without a user name are accepted from.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
-pub enum AnonymousFrom {
-    /// Nowhere.
-    None,
-    /// The host itself.
-    #[default]
-    Loopback,
-    /// Everywhere.
-    All,
-}
-
-/// `[broker.anonymous]`.
-#[derive(Clone, Debug, PartialEq, Eq, Default)]
-pub struct AnonymousSettings {
-    /// Where they are accepted from.
-    pub accept: AnonymousFrom,
-    /// What they may do.
-    pub access: Access,
 }
 
 /// One `[[broker.listener]]`.
@@ -100,84 +75,4 @@ pub struct ListenerTls {
     pub key: PathBuf,
     /// Authorities that sign client certificates; with it, a certificate's common name is the user.
     pub client_ca: Option<PathBuf>,
-}
-
-/// One `[[broker.user]]`.
-#[derive(Clone, PartialEq, Eq)]
-pub struct UserSettings {
-    /// User name, or common name of the client certificate.
-    pub name: String,
-    /// Argon2id hash as a PHC string; `None`: no password will do, only a certificate.
-    pub password_hash: Option<String>,
-    /// What the user may do.
-    pub access: Access,
-}
-
-impl fmt::Debug for UserSettings {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("UserSettings")
-            .field("name", &self.name)
-            .field("password_hash", &self.password_hash.as_ref().map(|_| "(hidden)"))
-            .field("access", &self.access)
-            .finish()
-    }
-}
-
-/// What a client may do. A topic must be selected by a rule that allows it and by none that denies it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Access {
-    /// Topics that it may publish to.
-    pub publish: Vec<AccessRule>,
-    /// Topics that it may receive.
-    pub subscribe: Vec<AccessRule>,
-}
-
-impl Default for Access {
-    fn default() -> Self {
-        let all = AccessRule { deny: false, filter: "#".into() };
-        Access { publish: vec![all.clone()], subscribe: vec![all] }
-    }
-}
-
-/// Allows or denies the topics of a filter.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct AccessRule {
-    /// Whether it denies them.
-    pub deny: bool,
-    /// Topic filter, in which `%u` stands for the user name and `%c` for the client id.
-    pub filter: String,
-}
-
-impl AccessRule {
-    /// Reads `FILTER`, which allows, or `!FILTER`, which denies.
-    pub fn parse(text: &str) -> Result<AccessRule, TopicError> {
-        let (deny, filter) = match text.strip_prefix('!') {
-            Some(filter) => (true, filter),
-            None => (false, text),
-        };
-        // neither %u nor %c holds a character that means something in a filter, so the filter is checked as it stands
-        check_filter(filter)?;
-        Ok(AccessRule { deny, filter: filter.into() })
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn an_exclamation_mark_denies() {
-        let rule = |deny, filter: &str| Ok(AccessRule { deny, filter: filter.into() });
-        assert_eq!(AccessRule::parse("loft/%u/in-%c/#"), rule(false, "loft/%u/in-%c/#"));
-        assert_eq!(AccessRule::parse("!loft/private/#"), rule(true, "loft/private/#"));
-        assert_eq!(AccessRule::parse("!"), Err(TopicError::Empty));
-        assert_eq!(AccessRule::parse("loft/#/x"), Err(TopicError::MisplacedHash));
-    }
-
-    #[test]
-    fn hashes_are_not_printed() {
-        let user =
-            UserSettings { name: "a".into(), password_hash: Some("$argon2id$x".into()), access: Access::default() };
-        assert!(!format!("{user:?}").contains("argon2id"));
-    }
 }

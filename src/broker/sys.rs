@@ -7,8 +7,8 @@ use std::time::Duration;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use super::core::Core;
-use super::ingress::IngressError;
-use super::stats::Stats;
+use crate::exchange::ingress::IngressError;
+use crate::exchange::stats::Stats;
 use crate::journal::loss::Owner;
 use crate::journal::{Backlog, ConsumerId};
 use crate::message::{BatchBuilder, Draft, Origin, Qos};

@@ -17,12 +17,12 @@
 use bytes::Bytes;
 use tracing::{info, warn};
 
-use super::authorise::{Authoriser, Identity, Permissions};
-use super::codec::Will;
 use super::core::Core;
-use super::ingress::IngressError;
-use super::settings::BrokerSettings;
+use crate::access::authorise::{Authoriser, Identity, Permissions};
+use crate::access::settings::AccessSettings;
+use crate::exchange::ingress::IngressError;
 use crate::message::{Draft, Message, Origin};
+use crate::mqtt::Will;
 
 const VERSION: u8 = 1;
 /// No client id begins with NUL.
@@ -105,7 +105,7 @@ impl Core {
     /// Publishes a will whose permission was checked when its client came or left.
     pub(super) async fn publish_delayed(&self, client_id: Box<str>, will: Will) {
         let identity = Identity { user: None, client_id };
-        let everything = Authoriser::new(&BrokerSettings::default()).permissions(&identity);
+        let everything = Authoriser::new(&AccessSettings::default()).permissions(&identity);
         self.publish_will(&identity, &everything, will).await;
         self.keep_will(&identity.client_id, None);
     }

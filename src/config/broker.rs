@@ -7,9 +7,8 @@ use argon2::password_hash::PasswordHash;
 
 use super::document::{Table, Unique, Value, assign};
 use super::paths::Paths;
-use crate::broker::settings::{
-    Access, AccessRule, AnonymousFrom, AnonymousSettings, BrokerSettings, ListenerSettings, ListenerTls, UserSettings,
-};
+use crate::access::settings::{AccessRule, AnonymousFrom, AnonymousSettings, Rights, UserSettings};
+use crate::broker::settings::{BrokerSettings, ListenerSettings, ListenerTls};
 
 /// Longest session expiry in whole days that is not "never" [MQTT-3.1.2.11.2].
 pub(super) const MAX_EXPIRY: Duration = Duration::from_secs(49_710 * 24 * 60 * 60);
@@ -24,15 +23,15 @@ pub(super) fn read(root: &Table, paths: &Paths) -> BrokerSettings {
     let Some(table) = root.table("broker") else { return settings };
     limits(&table, &mut settings);
     if let Some(anonymous) = table.table("anonymous") {
-        settings.anonymous = read_anonymous(&anonymous);
+        settings.access.anonymous = read_anonymous(&anonymous);
         anonymous.finish();
     }
     let listeners = listeners(&table, paths);
     if !listeners.is_empty() {
         settings.listeners = listeners;
     }
-    settings.users = users(&table, &settings.listeners);
-    if settings.users.is_empty() && settings.anonymous.accept == AnonymousFrom::None {
+    settings.access.users = users(&table, &settings.listeners);
+    if settings.access.users.is_empty() && settings.access.anonymous.accept == AnonymousFrom::None {
         table.warning("anonymous.accept", "there are no users and no anonymous clients: no client can connect");
     }
     table.finish();
@@ -57,17 +56,17 @@ fn limits(table: &Table, settings: &mut BrokerSettings) {
 }
 
 fn read_anonymous(table: &Table) -> AnonymousSettings {
-    let mut settings = AnonymousSettings { access: access(table), ..AnonymousSettings::default() };
+    let mut settings = AnonymousSettings { rights: rights(table), ..AnonymousSettings::default() };
     let from = [("none", AnonymousFrom::None), ("loopback", AnonymousFrom::Loopback), ("all", AnonymousFrom::All)];
     assign(&mut settings.accept, table.get("accept").and_then(|value| value.choice(&from)));
     settings
 }
 
-fn access(table: &Table) -> Access {
-    let mut access = Access::default();
-    assign(&mut access.publish, table.get("publish").map(|value| rules(&value)));
-    assign(&mut access.subscribe, table.get("subscribe").map(|value| rules(&value)));
-    access
+fn rights(table: &Table) -> Rights {
+    let mut rights = Rights::default();
+    assign(&mut rights.publish, table.get("publish").map(|value| rules(&value)));
+    assign(&mut rights.subscribe, table.get("subscribe").map(|value| rules(&value)));
+    rights
 }
 
 fn rules(value: &Value) -> Vec<AccessRule> {
@@ -134,8 +133,8 @@ fn users(broker: &Table, listeners: &[ListenerSettings]) -> Vec<UserSettings> {
             table.warning("password_hash", message);
         }
         let password_hash = hash.and_then(|value| password_hash(&value));
-        let access = access(&table);
-        users.extend(name.map(|name| UserSettings { name, password_hash, access }));
+        let rights = rights(&table);
+        users.extend(name.map(|name| UserSettings { name, password_hash, rights }));
         table.finish();
     }
     users

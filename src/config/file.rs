@@ -14,7 +14,7 @@ use super::settings::Settings;
 use super::{broker, sensors, upstream};
 use crate::broker::settings::ListenerSettings;
 use crate::http::settings::{HttpSettings, HttpTls};
-use crate::journal::WhenFull;
+use crate::journal::settings::WhenFull;
 use crate::journal::settings::{JournalSettings, Order};
 
 /// Valid settings, and what a person should know about them.

@@ -1,9 +1,9 @@
 //! What changes when the configuration is read again: what can be applied while the gateway runs, and what cannot.
 
 use super::settings::Settings;
-use crate::broker::settings::UserSettings;
+use crate::access::settings::UserSettings;
 use crate::sensors::settings::SensorSettings;
-use crate::upstream::overlap::loops;
+use crate::upstream::settings::loops;
 use crate::upstream::settings::{Protocol, UpstreamSettings};
 
 /// What to do about a changed configuration.
@@ -45,7 +45,7 @@ impl Reload {
         settings.http = old.http.clone();
         settings.upstreams = upstreams(&old.upstreams, &new.upstreams, &mut restart);
         let same_name = |a: &UserSettings, b: &UserSettings| a.name == b.name;
-        let (old_users, new_users) = (&old.broker.users, &new.broker.users);
+        let (old_users, new_users) = (&old.broker.access.users, &new.broker.access.users);
         let same_password = |a: &UserSettings, b: &UserSettings| a.name == b.name && a.password_hash == b.password_hash;
         let users =
             |users: &[UserSettings], others: &[UserSettings], same: &dyn Fn(&UserSettings, &UserSettings) -> bool| {
@@ -56,13 +56,13 @@ impl Reload {
                     .collect()
             };
         let access =
-            |user: &&UserSettings| old_users.iter().any(|was| same_password(was, user) && was.access != user.access);
+            |user: &&UserSettings| old_users.iter().any(|was| same_password(was, user) && was.rights != user.rights);
         let sensors = |sensors: &[SensorSettings], others: &[SensorSettings]| {
             sensors.iter().filter(|sensor| !others.contains(sensor)).map(|sensor| sensor.name.clone()).collect()
         };
         Reload {
             log: old.log != new.log,
-            anonymous: old.broker.anonymous != new.broker.anonymous,
+            anonymous: old.broker.access.anonymous != new.broker.access.anonymous,
             limits: limits_differ(old, new),
             users_added: users(new_users, old_users, &same_name),
             users_revoked: users(old_users, new_users, &same_password),
@@ -99,9 +99,8 @@ fn restart_keys(old: &Settings, new: &Settings) -> Vec<String> {
 fn limits_differ(old: &Settings, new: &Settings) -> bool {
     // what is left when everything else in the section is made the same
     let mut limits = new.broker.clone();
-    limits.anonymous = old.broker.anonymous.clone();
+    limits.access = old.broker.access.clone();
     limits.listeners = old.broker.listeners.clone();
-    limits.users = old.broker.users.clone();
     limits != old.broker
 }
 
@@ -182,7 +181,12 @@ topic_filter = "b/#"
 
     fn settings(text: &str) -> Settings {
         let mut settings = read(text, Path::new("t.toml"), &Environment::default()).unwrap().settings;
-        settings.broker.users.iter_mut().for_each(|user| user.password_hash = Some(format!("hash of {}", user.name)));
+        settings
+            .broker
+            .access
+            .users
+            .iter_mut()
+            .for_each(|user| user.password_hash = Some(format!("hash of {}", user.name)));
         settings
     }
 
@@ -218,10 +222,10 @@ topic_filter = "b/#"
         let reload = plan("name = \"b\"", "name = \"b\"\npublish = []");
         assert_eq!((reload.users_access, reload.users_revoked), (vec!["b".into()], vec![]));
         let (old, mut new) = (settings(BASE), settings(BASE));
-        new.broker.users[0].password_hash = Some("another".into());
+        new.broker.access.users[0].password_hash = Some("another".into());
         let reload = Reload::plan(&old, &new);
         assert_eq!((reload.users_revoked, reload.users_added), (vec!["a".into()], vec![]));
-        assert_eq!(reload.settings.broker.users, new.broker.users);
+        assert_eq!(reload.settings.broker.access.users, new.broker.access.users);
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::time::Duration;
 use proptest::prelude::*;
 
 use super::*;
-use crate::broker::settings::{AccessRule, AnonymousFrom};
+use crate::access::settings::{AccessRule, AnonymousFrom};
 use crate::sensors::settings::Simulation;
 use crate::upstream::settings::{OutQos, Protocol};
 
@@ -300,7 +300,7 @@ fn an_empty_file_means_the_defaults() {
     assert_eq!(settings, Settings::defaults(&environment));
     assert_eq!(settings.gateway.id, "pi");
     assert_eq!(settings.gateway.data_dir, Path::new("pigateway-data"));
-    assert_eq!(settings.broker.anonymous.accept, AnonymousFrom::Loopback);
+    assert_eq!(settings.broker.access.anonymous.accept, AnonymousFrom::Loopback);
     environment.state_dir = Some("/var/lib/pigateway".into());
     assert_eq!(Settings::defaults(&environment).gateway.data_dir, Path::new("/var/lib/pigateway"));
 }
@@ -335,7 +335,7 @@ fn the_example_is_valid() {
     assert_eq!(upstream.out[0].remote_filter(), "sites/loft/#");
     assert!(upstream.out[0].place.to_string().ends_with("pigateway.toml:71"), "{}", upstream.out[0].place);
     let denied = AccessRule { deny: true, filter: "loft/private/#".into() };
-    assert_eq!(settings.broker.users[0].access.subscribe[1], denied);
+    assert_eq!(settings.broker.access.users[0].rights.subscribe[1], denied);
     assert!(!format!("{settings:?}").contains("hunter2"));
 }
 

@@ -6,7 +6,7 @@ use super::broker::MAX_EXPIRY;
 use super::document::{NAME_FORM, Table, Unique, Value, assign, topic};
 use super::paths::Paths;
 use crate::message::{Qos, TopicError, check_filter, check_topic};
-use crate::upstream::overlap::loops;
+use crate::upstream::settings::loops;
 use crate::upstream::settings::{
     OutQos, Place, Protocol, Rule, Scheme, UpstreamAddress, UpstreamSettings, UpstreamTls,
 };

@@ -1,4 +1,4 @@
-//! Who makes a request, and what it may do: the broker decides, as it does for MQTT clients.
+//! Who makes a request, and what it may do: the same decision as for MQTT clients.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -10,9 +10,9 @@ use base64ct::{Base64, Encoding};
 
 use super::Http;
 use super::problem::Problem;
-use crate::broker::authenticate::{Credentials, Refusal, authenticate};
-use crate::broker::authorise::{Identity, Permissions};
-use crate::broker::core::Core;
+use crate::access::Access;
+use crate::access::authenticate::{Credentials, Refusal};
+use crate::access::authorise::{Identity, Permissions};
 
 /// Longest password and user name together.
 const MAX_CREDENTIALS: usize = 1024;
@@ -33,8 +33,8 @@ pub struct Caller {
 
 impl Caller {
     /// Whether it would be let in with the same permissions now.
-    pub fn still_holds(&self, core: &Core) -> bool {
-        core.authoriser.still_holds(&self.identity, self.password_hash.as_deref(), self.from, &self.permissions)
+    pub fn still_holds(&self, access: &Access) -> bool {
+        access.authoriser.still_holds(&self.identity, self.password_hash.as_deref(), self.from, &self.permissions)
     }
 
     /// Whether it may see how the gateway itself is doing.
@@ -69,10 +69,10 @@ fn basic(headers: &HeaderMap) -> Result<Option<(String, Vec<u8>)>, Problem> {
 }
 
 /// Finds out who it is.
-async fn identify(core: &Core, peer: IpAddr, headers: &HeaderMap) -> Result<Caller, Problem> {
+async fn identify(access: &Access, peer: IpAddr, headers: &HeaderMap) -> Result<Caller, Problem> {
     let from = address(peer, headers);
     let basic = basic(headers)?;
-    if basic.is_none() && !core.authoriser.accepts_anonymous(from) {
+    if basic.is_none() && !access.authoriser.accepts_anonymous(from) {
         // not worth a line in the log: this is how browsers come to ask for the password
         return Err(Problem::unauthorized(
             "a user name and password are needed here. `pigateway user NAME` makes a user; accept = \"all\" under \
@@ -86,13 +86,13 @@ async fn identify(core: &Core, peer: IpAddr, headers: &HeaderMap) -> Result<Call
         client_id: "(HTTP)",
         from,
     };
-    let who = authenticate(core, &credentials).await.map_err(|refusal| match refusal {
+    let who = access.authenticate(&credentials).await.map_err(|refusal| match refusal {
         Refusal::NotAuthorized | Refusal::BadCredentials => Problem::unauthorized(refusal.to_string()),
         Refusal::Busy => Problem::unavailable(refusal.to_string()),
     })?;
     // HTTP knows no client id: rules with %c allow nothing
     let identity = Identity { user: who.user, client_id: "".into() };
-    let permissions = core.authoriser.permissions(&identity);
+    let permissions = access.authoriser.permissions(&identity);
     Ok(Caller { identity, password_hash: who.password_hash, from, permissions })
 }
 
@@ -103,7 +103,7 @@ impl FromRequestParts<Arc<Http>> for Caller {
         let Some(Origin(peer)) = parts.extensions.get() else {
             return Err(Problem::unauthorized("nobody knows where this request comes from"));
         };
-        identify(&http.core, *peer, &parts.headers).await
+        identify(&http.access, *peer, &parts.headers).await
     }
 }
 

@@ -5,9 +5,9 @@ use jiff::Timestamp;
 use serde::Serialize;
 
 use super::Http;
-use crate::broker::codec::Fields;
-use crate::broker::codec::property::{self, Property, id};
 use crate::message::{Message, MessageRef};
+use crate::mqtt::Fields;
+use crate::mqtt::property::{self, Property, id};
 
 /// A message as JSON.
 #[derive(Clone, Debug, Serialize)]

@@ -15,11 +15,11 @@ use tokio_util::sync::CancellationToken;
 
 use super::recent::Recent;
 use super::ring::{Gap, Reading, Ring};
-use crate::broker::inbox::{Inbox, InboxLimits, Queued};
-use crate::broker::ingress::Ingress;
-use crate::broker::subscribers::{Subscriber, SubscriptionOptions};
+use crate::exchange::inbox::{Inbox, InboxLimits, Queued};
+use crate::exchange::ingress::Ingress;
+use crate::exchange::subscribers::{Subscriber, SubscriptionOptions};
+use crate::health::Pulse;
 use crate::message::{Message, Origin, Qos};
-use crate::status::Pulse;
 
 /// What may wait for the hub while it has no turn.
 const INBOX: InboxLimits = InboxLimits { messages: 8192, bytes: 4 << 20 };

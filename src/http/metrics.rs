@@ -10,7 +10,7 @@ use axum::response::{IntoResponse, Response};
 use super::Http;
 use super::auth::Caller;
 use super::problem::Problem;
-use crate::broker::stats::Stats;
+use crate::exchange::stats::Stats;
 use crate::status::{JournalStatus, SensorSnapshot, SensorState, UpstreamShown, UpstreamSnapshot, UpstreamState};
 
 /// Serves it.
@@ -18,8 +18,8 @@ pub async fn metrics(State(http): State<Arc<Http>>, caller: Caller) -> Result<Re
     caller.must_observe()?;
     let mut text = Text::default();
     gateway(&mut text, &http);
-    broker(&mut text, &http.core.stats);
-    journal(&mut text, &http.core.ingress.journal().status());
+    broker(&mut text, http.ingress.stats());
+    journal(&mut text, &http.ingress.journal().status());
     sensors(&mut text, &http.status.sensors.borrow().clone());
     let upstreams: Vec<_> = http.status.upstreams.iter().map(UpstreamShown::now).collect();
     upstream(&mut text, &upstreams, &http);
@@ -57,22 +57,22 @@ fn escape(value: &str) -> String {
 fn gateway(text: &mut Text, http: &Http) {
     text.head("build_info", "The version that runs.");
     text.sample("build_info", &[("version", env!("CARGO_PKG_VERSION"))], 1);
-    let clock = http.core.ingress.clock();
+    let clock = http.ingress.clock();
     let uptime = clock.boot_ms().saturating_sub(http.started_boot_ms()) as f64 / 1000.0;
     text.one("uptime_seconds", "Time since the gateway was started.", uptime);
     text.one("clock_synchronised", "Whether wall time is known.", u8::from(clock.is_synchronised()));
     if let Some(bytes) = resident_bytes() {
         text.one("resident_memory_bytes", "Memory of the process.", bytes);
     }
-    let (connected, away) = http.core.registry.counts();
-    text.one("clients_connected", "MQTT clients that are connected.", connected);
-    text.one("sessions_away", "Persistent sessions whose clients are away.", away);
-    text.one("subscriptions", "Live subscriptions.", http.core.ingress.subscribers().len());
+    let clients = http.status.clients.counts();
+    text.one("clients_connected", "MQTT clients that are connected.", clients.connected);
+    text.one("sessions_away", "Persistent sessions whose clients are away.", clients.away);
+    text.one("subscriptions", "Live subscriptions.", http.ingress.subscribers().len());
     let (topics, bytes) = http.hub.size();
     text.one("recent_topics", "Topics whose last message is remembered.", topics);
     text.one("recent_bytes", "Memory for them.", bytes);
     text.one("http_streams", "Event streams that are open.", http.open_streams());
-    let journal = http.core.ingress.journal().status();
+    let journal = http.ingress.journal().status();
     let help = "Messages that queues of upstreams and persistent sessions had no room for.";
     text.one("queue_dropped_total", help, journal.dropped);
     text.one("journal_refused_total", "Messages that the journal had no room for.", journal.refused);

@@ -22,6 +22,7 @@
 //! [`ring::MAX_BYTES`] for what a stream can resume from, [`history::MAX_FILE`] for the past of a sensor. HTTP/1.1 only.
 
 pub mod auth;
+pub mod calls;
 pub mod envelope;
 pub mod guard;
 pub mod history;
@@ -30,6 +31,7 @@ pub mod metrics;
 pub mod openapi;
 pub mod overview;
 pub mod page;
+pub mod place;
 pub mod problem;
 pub mod query;
 pub mod recent;
@@ -49,12 +51,15 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 
 use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use self::guard::Guard;
 use self::hub::Hub;
 use self::overview::Overviews;
-use crate::broker::core::Core;
+use self::websocket::MqttDoor;
+use crate::access::Access;
+use crate::exchange::ingress::Ingress;
 use crate::status::Status;
 
 /// Streams at the same time, over all clients.
@@ -64,14 +69,20 @@ const JITTER_MS: u64 = 20;
 
 /// What all requests share.
 pub struct Http {
-    /// The broker.
-    pub core: Arc<Core>,
+    /// Who may come in and do what.
+    pub access: Arc<Access>,
+    /// The door in for what is published here.
+    pub ingress: Ingress,
     /// What is remembered of messages.
     pub hub: Arc<Hub>,
     /// How the gateway is doing.
     pub status: Status,
-    /// MQTT connections, for those by WebSocket.
+    /// Takes over connections that turn out to speak MQTT by WebSocket.
+    pub mqtt: MqttDoor,
+    /// All connections.
     pub connections: TaskTracker,
+    /// Cancelled when the gateway goes down.
+    pub cancel: CancellationToken,
     /// Where the past of the sensors is.
     pub history: PathBuf,
     /// Which boot of the host this is.
@@ -83,25 +94,55 @@ pub struct Http {
     streams: Arc<Semaphore>,
 }
 
+/// What [`Http`] is made of.
+pub struct Parts {
+    /// See [`Http::access`].
+    pub access: Arc<Access>,
+    /// See [`Http::ingress`].
+    pub ingress: Ingress,
+    /// See [`Http::hub`].
+    pub hub: Arc<Hub>,
+    /// See [`Http::status`].
+    pub status: Status,
+    /// See [`Http::mqtt`].
+    pub mqtt: MqttDoor,
+    /// See [`Http::connections`].
+    pub connections: TaskTracker,
+    /// See [`Http::cancel`].
+    pub cancel: CancellationToken,
+    /// See [`Http::history`].
+    pub history: PathBuf,
+    /// Which requests are refused because pages of other sites make them.
+    pub guard: Guard,
+}
+
 impl Http {
     /// Everything new.
-    pub fn new(
-        core: Arc<Core>,
-        hub: Arc<Hub>,
-        status: Status,
-        connections: TaskTracker,
-        history: PathBuf,
-        guard: Guard,
-    ) -> Arc<Http> {
-        let overviews = Overviews::new(core.ingress.clock().boot_ms());
+    pub fn new(parts: Parts) -> Arc<Http> {
+        let Parts { access, ingress, hub, status, mqtt, connections, cancel, history, guard } = parts;
+        let overviews = Overviews::new(ingress.clock().boot_ms());
         let streams = Arc::new(Semaphore::new(MAX_STREAMS));
         let (boot, offset_ms) = (history::boot_id(), AtomicI64::new(0));
-        Arc::new(Http { core, hub, status, connections, history, boot, offset_ms, guard, overviews, streams })
+        Arc::new(Http {
+            access,
+            ingress,
+            hub,
+            status,
+            mqtt,
+            connections,
+            cancel,
+            history,
+            boot,
+            offset_ms,
+            guard,
+            overviews,
+            streams,
+        })
     }
 
     /// Seconds since a moment of the boot clock, which may be before this boot.
     fn age_seconds(&self, boot_ms: u64) -> u64 {
-        let age_ms = self.core.ingress.clock().boot_ms() as i64 - boot_ms as i64;
+        let age_ms = self.ingress.clock().boot_ms() as i64 - boot_ms as i64;
         u64::try_from(age_ms).unwrap_or(0) / 1000
     }
 
@@ -112,7 +153,7 @@ impl Http {
 
     /// A moment of the boot clock as RFC 3339, once the clock is right.
     pub fn time(&self, boot_ms: u64) -> Option<String> {
-        let clock = self.core.ingress.clock();
+        let clock = self.ingress.clock();
         if !clock.is_synchronised() {
             return None;
         }

@@ -1,22 +1,13 @@
 //! The description of all calls as an OpenAPI document, from their table.
 
-use std::sync::LazyLock;
-
-use axum::http::header;
-use axum::response::{IntoResponse, Response};
 use serde_json::{Map, Value, json};
 
-use super::routes::{CALLS, Call};
+use super::calls::Call;
 
-/// `GET /api/v1/openapi.json`
-pub async fn serve() -> Response {
-    static DOCUMENT: LazyLock<String> = LazyLock::new(|| document().to_string());
-    ([(header::CONTENT_TYPE, "application/json")], DOCUMENT.as_str()).into_response()
-}
-
-fn document() -> Value {
+/// Describes these calls.
+pub fn document(calls: &[Call]) -> Value {
     let mut paths: Map<String, Value> = Map::new();
-    for call in CALLS {
+    for call in calls {
         let path = paths.entry(call.path.replace("{*", "{")).or_insert_with(|| json!({}));
         path[call.method] = operation(call);
     }
@@ -85,11 +76,12 @@ fn operation(call: &Call) -> Value {
 
 #[cfg(test)]
 mod tests {
+    use super::super::routes::CALLS;
     use super::*;
 
     #[test]
     fn every_call_is_described() {
-        let document = document();
+        let document = document(CALLS);
         for call in CALLS {
             let operation = &document["paths"][call.path.replace("{*", "{")][call.method];
             assert_eq!(operation["summary"], call.summary);

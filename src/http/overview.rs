@@ -14,7 +14,7 @@ use super::Http;
 use super::auth::Caller;
 use super::envelope::rfc3339;
 use super::problem::Problem;
-use crate::status::{JournalStatus, UpstreamShown, UpstreamSnapshot as Snapshot};
+use crate::status::{ClientSnapshot, JournalStatus, UpstreamShown, UpstreamSnapshot as Snapshot};
 
 /// An overview is made at most this often, for however many ask.
 const FRESH: Duration = Duration::from_millis(500);
@@ -149,33 +149,24 @@ impl Http {
     }
 
     fn clients_json(&self) -> String {
-        let mut clients = self.core.clients();
-        clients.sort_by(|a, b| a.identity.client_id.cmp(&b.identity.client_id));
-        clients.truncate(MAX_CLIENTS);
-        let queue = |client: &crate::broker::core::Client| {
-            let name = crate::broker::core::consumer_name(&client.identity.client_id);
-            client.is_persistent.then(|| self.core.ingress.journal().backlog_of(&name)).flatten()
-        };
-        let view = |client: &crate::broker::core::Client| {
-            let queue = queue(client);
-            ClientView {
-                client_id: client.identity.client_id.to_string(),
-                user: client.identity.user.as_ref().map(ToString::to_string),
-                address: client.address.to_string(),
-                version: client.version.as_str(),
-                since: self.time(client.since_boot_ms),
-                since_boot_ms: client.since_boot_ms,
-                keep_alive_seconds: client.keep_alive,
-                persistent: client.is_persistent,
-                waiting: queue.map(|queue| queue.messages),
-                dropped: client.lost() + queue.map_or(0, |queue| queue.dropped),
-            }
+        let clients = self.status.clients.list(MAX_CLIENTS);
+        let view = |client: &ClientSnapshot| ClientView {
+            client_id: client.client_id.to_string(),
+            user: client.user.as_ref().map(ToString::to_string),
+            address: client.address.to_string(),
+            version: client.version.as_str(),
+            since: self.time(client.since_boot_ms),
+            since_boot_ms: client.since_boot_ms,
+            keep_alive_seconds: client.keep_alive,
+            persistent: client.is_persistent,
+            waiting: client.waiting,
+            dropped: client.dropped,
         };
         json(&clients.iter().map(view).collect::<Vec<_>>())
     }
 
     fn problems_json(&self) -> String {
-        let view = |problem: crate::status::Problem| ProblemView {
+        let view = |problem: crate::health::Problem| ProblemView {
             number: problem.number,
             time: rfc3339(problem.unix_ms),
             level: problem.level,
@@ -192,11 +183,11 @@ impl Http {
             version: env!("CARGO_PKG_VERSION"),
             started: self.time(started_boot_ms),
             started_boot_ms,
-            clock_synchronised: self.core.ingress.clock().is_synchronised(),
-            clients_connected: self.core.stats.connected.get(),
-            sessions_away: self.core.registry.counts().1,
-            max_packet_size: self.core.settings.load().max_packet_size,
-            journal: self.core.ingress.journal().status(),
+            clock_synchronised: self.ingress.clock().is_synchronised(),
+            clients_connected: self.ingress.stats().connected.get(),
+            sessions_away: self.status.clients.counts().away,
+            max_packet_size: self.ingress.max_packet_size(),
+            journal: self.ingress.journal().status(),
         })
     }
 }
@@ -237,7 +228,7 @@ pub async fn live() -> &'static str {
 /// `GET /readyz` and `/healthz`: messages are taken and handed on. Upstreams and sensors do not count: without them the
 /// gateway does what it is for.
 pub async fn ready(State(http): State<Arc<Http>>) -> Result<&'static str, Problem> {
-    if http.core.cancel.is_cancelled() {
+    if http.cancel.is_cancelled() {
         return Err(Problem::new(StatusCode::SERVICE_UNAVAILABLE, "the gateway is shutting down"));
     }
     Ok("ok\n")

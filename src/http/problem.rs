@@ -4,7 +4,7 @@ use axum::http::{HeaderName, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde_json::json;
 
-use crate::broker::ingress::IngressError;
+use crate::exchange::ingress::IngressError;
 use crate::message::TopicError;
 
 /// An answer that is an error.

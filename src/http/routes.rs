@@ -1,41 +1,15 @@
 //! All calls, as a table: the router and the OpenAPI document are made from it, so neither can miss one.
 
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 use axum::Router;
-use axum::http::StatusCode;
-use axum::routing::{MethodRouter, delete, get, post, put};
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{delete, get, post, put};
 
+use super::calls::{Call, Parameter};
 use super::problem::Problem;
 use super::{Http, metrics, openapi, overview, page, sensors, stream, topics, websocket};
-
-/// A call.
-pub struct Call {
-    /// In lower case.
-    pub method: &'static str,
-    /// With `{name}` for what varies; a topic may contain slashes.
-    pub path: &'static str,
-    /// What it does, in a few words.
-    pub summary: &'static str,
-    /// Parameters behind the question mark.
-    pub query: &'static [Parameter],
-    /// What a success gives: status and content type, empty for none.
-    pub success: (u16, &'static str),
-    /// Whether everybody may.
-    pub is_open: bool,
-    /// Who answers.
-    pub handler: fn() -> MethodRouter<Arc<Http>>,
-}
-
-/// A parameter.
-pub struct Parameter {
-    /// Name.
-    pub name: &'static str,
-    /// What it means.
-    pub meaning: &'static str,
-    /// `string`, `integer` or `boolean`.
-    pub kind: &'static str,
-}
 
 const fn parameter(name: &'static str, kind: &'static str, meaning: &'static str) -> Parameter {
     Parameter { name, meaning, kind }
@@ -108,7 +82,7 @@ pub const CALLS: &[Call] = calls! {
     get "/api/v1/clients" "Connected MQTT clients" &[], JSON, false, overview::clients;
     get "/api/v1/problems" "The last warnings and errors" &[], JSON, false, overview::problems;
     get "/api/v1/gateway" "The gateway itself" &[], JSON, false, overview::gateway;
-    get "/api/v1/openapi.json" "This description" &[], JSON, true, openapi::serve;
+    get "/api/v1/openapi.json" "This description" &[], JSON, true, describe;
     get "/metrics" "Figures for Prometheus" &[], TEXT, false, metrics::metrics;
     get "/livez" "Whether the process answers" &[], TEXT, true, overview::live;
     get "/readyz" "Whether messages are taken; an upstream that is down does not matter" &[], TEXT, true,
@@ -117,6 +91,12 @@ pub const CALLS: &[Call] = calls! {
     get "/mqtt" "MQTT over WebSocket" &[], (101, ""), true, websocket::upgrade;
     get "/" "The web page" &[], (200, "text/html"), false, page::serve;
 };
+
+/// `GET /api/v1/openapi.json`
+async fn describe() -> Response {
+    static DOCUMENT: LazyLock<String> = LazyLock::new(|| openapi::document(CALLS).to_string());
+    ([(header::CONTENT_TYPE, "application/json")], DOCUMENT.as_str()).into_response()
+}
 
 /// The router for all of them.
 pub fn router(http: Arc<Http>) -> Router {

@@ -22,18 +22,19 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::Semaphore;
 use tokio::time::{Instant, Sleep, sleep, timeout};
 use tokio_rustls::TlsAcceptor;
 use tower_service::Service;
 use tracing::{debug, warn};
 
 use super::auth::Origin;
+use super::place::Place;
 use super::problem::Problem;
 use super::settings::HttpSettings;
 use super::{Http, routes};
+use crate::health::Pulse;
 use crate::net::{ListenError, bind, is_about_the_connection};
-use crate::status::Pulse;
 use crate::tls::acceptor;
 
 /// Connections at the same time, those of streams and of MQTT over WebSocket included. More are closed at once.
@@ -57,10 +58,6 @@ pub struct Port {
     pub address: SocketAddr,
 }
 
-/// A place among the connections. It stays taken while a copy of it exists, as it does for a WebSocket.
-#[derive(Clone, Debug)]
-pub struct Place(#[allow(dead_code, reason = "held, not read")] Arc<OwnedSemaphorePermit>);
-
 /// Opens the port; `None` if there is to be none.
 pub fn open(settings: &HttpSettings) -> Result<Option<Port>, ListenError> {
     let Some(address) = settings.address else { return Ok(None) };
@@ -83,7 +80,7 @@ impl Port {
         let mut was_full = false;
         loop {
             let accepted = tokio::select! {
-                () = http.core.cancel.cancelled() => return,
+                () = http.cancel.cancelled() => return,
                 accepted = self.socket.accept() => accepted,
                 () = pulse.asked() => {
                     pulse.answer();
@@ -108,7 +105,7 @@ impl Port {
                 continue;
             };
             was_full = was_full && places.available_permits() < MAX_CONNECTIONS / 2;
-            let connection = Connection { http: http.clone(), router: router.clone(), place: Place(Arc::new(place)) };
+            let connection = Connection { http: http.clone(), router: router.clone(), place: Place::new(place) };
             let tls = self.tls.clone();
             http.connections.spawn(connection.serve(stream, from, tls));
         }
@@ -137,7 +134,7 @@ impl Connection {
     }
 
     async fn speak(self, stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, from: SocketAddr) {
-        let cancel = self.http.core.cancel.clone();
+        let cancel = self.http.cancel.clone();
         let service = service_fn(move |request| self.answer(request, from));
         let io = TokioIo::new(Impatient { stream, deadline: None });
         let connection = http1::Builder::new()

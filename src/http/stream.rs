@@ -131,14 +131,14 @@ impl Stream {
             }
         }
         loop {
-            if !self.caller.still_holds(&self.http.core) {
+            if !self.caller.still_holds(&self.http.access) {
                 return None;
             }
             self.messages(&mut out);
             if !out.is_empty() {
                 return Some(out.into());
             }
-            let cancel = self.http.core.cancel.clone();
+            let cancel = self.http.cancel.clone();
             tokio::select! {
                 () = cancel.cancelled() => return None,
                 changed = self.head.changed(), if !self.filters.is_empty() => {
@@ -180,8 +180,7 @@ impl Stream {
             self.cursor = self.http.hub.next();
         }
         // the browser resumes from here even if nothing that it wants has come for long
-        let (id, boot, now) =
-            (self.cursor.saturating_sub(1), &self.http.boot, self.http.core.ingress.clock().boot_ms());
+        let (id, boot, now) = (self.cursor.saturating_sub(1), &self.http.boot, self.http.ingress.clock().boot_ms());
         let data = serde_json::json!({ "boot": boot, "boot_ms": now });
         let _ = write!(out, "id: {id}\nevent: heartbeat\ndata: {data}\n\n");
     }

@@ -17,7 +17,7 @@ use super::auth::Caller;
 use super::envelope::{Envelope, content_type_property, media_type};
 use super::problem::Problem;
 use super::query::{Query, decode};
-use crate::broker::filters::MAX_LEVELS;
+use crate::exchange::filters::MAX_LEVELS;
 use crate::message::{BatchBuilder, Draft, Origin, Qos, check_filter, check_topic};
 
 /// Where topics are.
@@ -164,7 +164,7 @@ pub async fn publish(
     let expiry = query.parsed("expiry", "a number of seconds", |text| text.parse().ok().filter(|s| *s < u32::MAX))?;
     let retain = query.flag("retain")?;
     may_publish(&caller, &topic)?;
-    let most = http.core.settings.load().max_packet_size.saturating_sub(topic.len() + PUBLISH_OVERHEAD);
+    let most = http.ingress.max_packet_size().saturating_sub(topic.len() + PUBLISH_OVERHEAD);
     let declared = headers.get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse::<usize>().ok());
     if declared.is_some_and(|length| length > most) {
         let detail = format!("with this topic, a message may have {most} bytes (max_packet_size under [broker])");
@@ -182,7 +182,7 @@ pub async fn publish(
         retain,
         properties: &properties,
         expiry,
-        boot_ms: http.core.ingress.clock().boot_ms(),
+        boot_ms: http.ingress.clock().boot_ms(),
         origin: Origin::http(),
     };
     send(&http, &draft).await
@@ -200,7 +200,7 @@ pub async fn clear(State(http): State<Arc<Http>>, caller: Caller, uri: Uri) -> R
         retain: true,
         properties: &[],
         expiry: None,
-        boot_ms: http.core.ingress.clock().boot_ms(),
+        boot_ms: http.ingress.clock().boot_ms(),
         origin: Origin::http(),
     };
     send(&http, &draft).await
@@ -217,10 +217,10 @@ fn may_publish(caller: &Caller, topic: &str) -> Result<(), Problem> {
 async fn send(http: &Http, draft: &Draft<'_>) -> Result<StatusCode, Problem> {
     let mut batch = BatchBuilder::default();
     batch.push(draft);
-    let accepted = http.core.ingress.publish_batch(&mut batch).await?;
+    let accepted = http.ingress.publish_batch(&mut batch).await?;
     let receipt = accepted.whole()?;
     if draft.qos > Qos::AtMostOnce {
-        http.core.ingress.settled(receipt).await?;
+        http.ingress.settled(receipt).await?;
     }
     if draft.retain && draft.payload.is_empty() {
         http.hub.cleared(draft.topic).await;

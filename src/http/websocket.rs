@@ -1,4 +1,4 @@
-//! MQTT over WebSocket [MQTT-6.0]: the broker's own connection on a stream of binary frames.
+//! MQTT over WebSocket [MQTT-6.0]: a stream of binary frames that reads and writes as a socket does.
 //!
 //! Packets and frames need not end together [MQTT-6.0.0-2]: what arrives is one stream of bytes, and what a write
 //! gives is one frame.
@@ -20,9 +20,8 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::Http;
 use super::auth::{Origin, address};
+use super::place::Place;
 use super::problem::Problem;
-use super::server::Place;
-use crate::broker::connection::{Peer, serve};
 
 /// Subprotocols, by the names of MQTT 3.1.1 and 5, and of 3.1.
 const PROTOCOLS: [&str; 2] = ["mqtt", "mqttv3.1"];
@@ -31,6 +30,10 @@ const FRAME_ROOM: usize = 64 << 10;
 const READ_BUFFER: usize = 4 << 10;
 /// Largest frame sent.
 const WRITE: usize = 64 << 10;
+
+/// Serves an MQTT client on these bytes, at that address, until it has gone. HTTP does not know the broker: whoever puts the
+/// house together hands this over.
+pub type MqttDoor = Arc<dyn Fn(Frames, IpAddr) -> Pin<Box<dyn Future<Output = ()> + Send>> + Send + Sync>;
 
 /// `GET /mqtt`
 pub async fn upgrade(
@@ -44,7 +47,7 @@ pub async fn upgrade(
         Ok(upgrade) => upgrade,
         Err(error) => return Problem::new(error.status(), "this is for MQTT over WebSocket").into_response(),
     };
-    let most = http.core.settings.load().max_packet_size + FRAME_ROOM;
+    let most = http.ingress.max_packet_size() + FRAME_ROOM;
     let upgrade = upgrade
         .protocols(PROTOCOLS)
         .read_buffer_size(READ_BUFFER)
@@ -56,16 +59,15 @@ pub async fn upgrade(
     }
     let from: IpAddr = address(peer, &headers);
     upgrade.on_upgrade(move |socket| async move {
-        let peer = Peer { address: from, certificate_user: None, ticket: None };
-        let (reader, writer) = tokio::io::split(Frames { socket, rest: Bytes::new(), unflushed: false });
+        let frames = Frames { socket, rest: Bytes::new(), unflushed: false };
         let connections = http.connections.clone();
-        connections.track_future(serve(http.core.clone(), reader, writer, peer)).await;
+        connections.track_future((http.mqtt)(frames, from)).await;
         drop(place);
     })
 }
 
 /// A WebSocket as a stream of bytes.
-struct Frames {
+pub struct Frames {
     socket: WebSocket,
     /// Of the last frame, what was not read yet.
     rest: Bytes,

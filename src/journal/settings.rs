@@ -1,6 +1,6 @@
 //! Settings of the journal.
 
-use super::WhenFull;
+pub use super::WhenFull;
 
 /// Order in which a consumer gets what waits for it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]

@@ -4,27 +4,10 @@
 //! (high, low); which of them means motion is decided by who listens. Times are on the boot clock
 //! (`CLOCK_BOOTTIME`), of the moment when the edge happened, not of the moment when somebody looked.
 
-use std::fmt;
 use std::future::Future;
 
-use serde::Serialize;
-
 use super::settings::{Level, SensorSettings};
-
-/// Why a pin cannot be watched, in words for the person who has to mend it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Fault {
-    /// What is wrong, pin included.
-    pub problem: String,
-    /// What to do about it.
-    pub remedy: String,
-}
-
-impl fmt::Display for Fault {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}; {}", self.problem, self.remedy)
-    }
-}
+use crate::status::Fault;
 
 /// What happens to a pin.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -18,7 +18,6 @@ pub mod settings;
 pub mod simulated;
 pub mod task;
 
-pub use sensor::{Change, Snapshot, State};
 pub use task::{SensorsError, run};
 
 use crate::time::SharedClock;

@@ -23,8 +23,9 @@ use rustix::time::{ClockId, clock_gettime};
 use tokio::sync::mpsc;
 use tracing::debug;
 
-use super::edge::{EdgeSource, Fault, PinEvent, PinEventKind, SourceEnded};
+use super::edge::{EdgeSource, PinEvent, PinEventKind, SourceEnded};
 use super::settings::{Bias, Level, SensorSettings};
+use crate::status::Fault;
 
 /// Longest time until a new order is seen.
 const POLL: Duration = Duration::from_secs(1);

@@ -1,70 +1,17 @@
 //! One sensor: what it publishes when its pin does something. Pure, like the state machine it is built on.
 
-use serde::Serialize;
 use tracing::{debug, error, info, warn};
 
-use super::edge::{Fault, PinEventKind};
+use super::edge::PinEventKind;
 use super::motion::{Motion, MotionAction, Timing};
 use super::payload::{self, Reading};
 use super::settings::{PayloadFormat, SensorSettings};
 use crate::message::Qos;
+use crate::status::{Change, Fault, SensorSnapshot, SensorState};
 use crate::time::Clock;
-
-/// What a sensor is doing.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum State {
-    /// Its pin is not watched (yet).
-    Offline,
-    /// What it says is noise.
-    WarmUp,
-    /// Motion.
-    On,
-    /// No motion.
-    Off,
-}
 
 /// Changes of state that a snapshot tells of: who looks late misses none of a burst shorter than this.
 const RECENT: usize = 16;
-
-/// A change of state.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Change {
-    /// Number of the state since the sensor was started, from 1 on.
-    pub seq: u64,
-    /// Motion or none.
-    pub on: bool,
-    /// Boot clock, in milliseconds, when it happened.
-    pub boot_ms: u64,
-}
-
-/// A sensor as others see it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Snapshot {
-    /// Its name.
-    pub name: String,
-    /// BCM number of its pin.
-    pub pin: u8,
-    /// Where its state is published.
-    pub topic: String,
-    /// What it is doing.
-    pub state: State,
-    /// Boot clock, in milliseconds, when it began to; `None` before the first state.
-    pub since_boot_ms: Option<u64>,
-    /// Number of the state: how many were published since the sensor was started.
-    pub seq: u64,
-    /// Edges that came faster than they could be read.
-    pub lost_edges: u64,
-    /// Messages that the gateway had no room for.
-    pub refused: u64,
-    /// Whether the pin has been active for suspiciously long.
-    pub stuck: bool,
-    /// Why its pin is not watched.
-    pub fault: Option<Fault>,
-    /// The last changes of state, oldest first.
-    #[serde(skip)]
-    pub recent: Vec<Change>,
-}
 
 /// A message of a sensor.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -109,19 +56,19 @@ impl Sensor {
         }
     }
 
-    pub fn snapshot(&self) -> Snapshot {
+    pub fn snapshot(&self) -> SensorSnapshot {
         let state = match (&self.motion, self.reading) {
-            (None, _) => State::Offline,
+            (None, _) => SensorState::Offline,
             (Some(motion), Some(reading)) if motion.is_warm() => {
                 if reading.on {
-                    State::On
+                    SensorState::On
                 } else {
-                    State::Off
+                    SensorState::Off
                 }
             }
-            _ => State::WarmUp,
+            _ => SensorState::WarmUp,
         };
-        Snapshot {
+        SensorSnapshot {
             name: self.settings.name.clone(),
             pin: self.settings.pin,
             topic: self.settings.topic.as_str().to_owned(),

@@ -8,12 +8,13 @@ use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use super::edge::{EdgeSource, Fault, PinEventKind, SourceEnded};
-use super::sensor::{Publication, Sensor, Snapshot};
+use super::edge::{EdgeSource, PinEventKind, SourceEnded};
+use super::sensor::{Publication, Sensor};
 use super::settings::SensorSettings;
-use crate::broker::ingress::{Ingress, IngressError};
+use crate::exchange::ingress::{Ingress, IngressError};
+use crate::health::Pulse;
 use crate::message::{Draft, Origin};
-use crate::status::Pulse;
+use crate::status::{Fault, SensorSnapshot};
 use crate::time::SharedClock;
 
 /// How often what could not be published, or was published without wall time, is looked at again.
@@ -36,7 +37,7 @@ pub async fn run<S: EdgeSource>(
     source: S,
     ingress: Ingress,
     clock: SharedClock,
-    snapshots: watch::Sender<Vec<Snapshot>>,
+    snapshots: watch::Sender<Vec<SensorSnapshot>>,
     pulse: Pulse,
     cancel: CancellationToken,
 ) -> Result<(), SensorsError> {
@@ -56,7 +57,7 @@ struct Slot {
 struct Task<S, P> {
     source: S,
     clock: SharedClock,
-    snapshots: watch::Sender<Vec<Snapshot>>,
+    snapshots: watch::Sender<Vec<SensorSnapshot>>,
     publish: P,
     sensors: Vec<Slot>,
     again: Option<Instant>,
@@ -249,13 +250,13 @@ pub(super) mod tests {
     use parking_lot::Mutex;
     use tokio::sync::mpsc;
 
-    use super::super::edge::{Fault, PinEvent, PinEventKind};
-    use super::super::sensor::State;
+    use super::super::edge::{PinEvent, PinEventKind};
     use super::super::settings::{Level, PayloadFormat};
     use super::*;
+    use crate::health::PulseTaker;
     use crate::journal::Full;
     use crate::message::Topic;
-    use crate::status::PulseTaker;
+    use crate::status::{Fault, SensorState};
     use crate::time::{Clock, TestClock};
 
     /// A clock that follows tokio's, paused or not.
@@ -316,7 +317,7 @@ pub(super) mod tests {
         orders: Arc<Mutex<Vec<Vec<u8>>>>,
         published: Published,
         full: Arc<Mutex<bool>>,
-        snapshots: watch::Receiver<Vec<Snapshot>>,
+        snapshots: watch::Receiver<Vec<SensorSnapshot>>,
         cancel: CancellationToken,
         task: tokio::task::JoinHandle<Result<(), SensorsError>>,
     }
@@ -392,12 +393,12 @@ pub(super) mod tests {
         bench.at(20_000).await;
         bench.edge(4, Level::High).await;
         bench.at(21_000).await;
-        assert_eq!(bench.snapshots.borrow()[0].state, State::On);
+        assert_eq!(bench.snapshots.borrow()[0].state, SensorState::On);
         bench.edge(4, Level::Low).await;
         bench.at(30_000).await;
         assert_eq!(bench.take(), [told(20_050, "a", "ON"), told(26_000, "a", "OFF")]);
         let snapshot = bench.snapshots.borrow()[0].clone();
-        assert_eq!((snapshot.state, snapshot.since_boot_ms, snapshot.seq), (State::Off, Some(26_000), 3));
+        assert_eq!((snapshot.state, snapshot.since_boot_ms, snapshot.seq), (SensorState::Off, Some(26_000), 3));
         bench.cancel.cancel();
         assert_eq!(bench.task.await.unwrap(), Ok(()));
         assert_eq!(std::mem::take(&mut *bench.published.lock()), [told(30_000, "a/status", "offline")]);
@@ -413,8 +414,8 @@ pub(super) mod tests {
         bench.pin(4, PinEventKind::Lost { count: 3 }).await;
         bench.at(16_000).await;
         let snapshot = bench.snapshots.borrow()[0].clone();
-        assert_eq!((snapshot.state, snapshot.fault, snapshot.lost_edges), (State::Offline, Some(fault), 3));
-        assert_eq!(bench.snapshots.borrow()[1].state, State::Off);
+        assert_eq!((snapshot.state, snapshot.fault, snapshot.lost_edges), (SensorState::Offline, Some(fault), 3));
+        assert_eq!(bench.snapshots.borrow()[1].state, SensorState::Off);
         bench.pin(4, PinEventKind::Watched { level: Level::High, boot_ms: 16_000 }).await;
         bench.at(17_000).await;
         let expected =

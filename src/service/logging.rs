@@ -20,7 +20,7 @@ use tracing_subscriber::util::{SubscriberInitExt, TryInitError};
 use tracing_subscriber::{EnvFilter, Registry, reload};
 
 use super::problems::ProblemsLayer;
-use crate::status::Problems;
+use crate::health::Problems;
 
 /// Libraries whose own log is quiet unless the filter names them. The spans of rumqttd's router cost a good part of its
 /// throughput.

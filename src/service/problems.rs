@@ -7,7 +7,7 @@ use tracing::{Event, Level, Subscriber};
 use tracing_subscriber::Layer;
 use tracing_subscriber::layer::Context;
 
-use crate::status::Problems;
+use crate::health::Problems;
 use crate::time::{Clock, SystemClock};
 
 /// Copies warnings and errors to [`Problems`].

@@ -7,7 +7,7 @@ use tracing::{error, warn};
 use super::retained::{PAGE, is_same};
 use super::session::Inbound;
 use super::wire::UpstreamClient;
-use crate::broker::ingress::{Ingress, IngressError, Receipt};
+use crate::exchange::ingress::{Ingress, IngressError, Receipt};
 use crate::journal::ConsumerId;
 use crate::message::{Draft, Message, Origin, Qos, TopicFilter, via};
 

@@ -5,7 +5,6 @@ use std::collections::VecDeque;
 use proptest::prelude::*;
 
 use super::lanes::{Consumers, Lane, Lanes, Readers};
-use super::ledger::Ledger;
 use super::rule::Rules;
 use super::rule::tests::{rule, settings};
 use super::session::{BACKLOG_BYTES, STRIKES, Session, SessionAction};
@@ -14,6 +13,7 @@ use super::wire::{Broken, Link, Role, Version};
 use crate::journal::settings::Order;
 use crate::journal::{Journal, Limits, WhenFull};
 use crate::message::{Draft, Message, Origin, Qos};
+use crate::status::ledger::Ledger;
 
 const V5: Link = Link {
     version: Version::V5,
@@ -221,7 +221,7 @@ fn a_message_that_ends_the_connection_is_found_in_the_backlog_while_live_ones_co
     while bench.ledger().pending > 0 {
         connections += 1;
         assert!(connections < 12, "{:?}", bench.ledger());
-        bench.connect(Link { version: Version::V4, ..V5 });
+        bench.connect(Link { version: Version::V311, ..V5 });
         bench.append(format!("live{connections}").as_bytes());
         loop {
             bench.pump();

@@ -16,19 +16,18 @@ mod inbox;
 pub mod lanes;
 #[cfg(test)]
 mod lanes_tests;
-pub mod ledger;
+
 pub mod overlap;
 mod properties;
 pub mod retained;
 pub mod rule;
 pub mod session;
 pub mod settings;
-pub mod snapshot;
+
 pub mod task;
 #[cfg(test)]
 mod tests;
 mod tls;
 pub mod wire;
 
-pub use snapshot::{Shown, Snapshot, State};
 pub use task::{Upstream, UpstreamError};

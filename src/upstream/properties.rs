@@ -1,7 +1,7 @@
 //! MQTT 5 PUBLISH properties as they are encoded [MQTT-3.3.2.3]: only what passing them on needs.
 
-use super::ledger::DropReason;
 use crate::message::via::{self, Properties};
+use crate::status::ledger::DropReason;
 
 const MESSAGE_EXPIRY: u8 = 2;
 const SUBSCRIPTION_ID: u8 = 11;

@@ -36,13 +36,13 @@ use tracing::{debug, info, warn};
 
 use self::suspect::Suspect;
 use super::lanes::Lane;
-use super::ledger::{Counts, DropReason, Outcome};
 use super::properties;
 use super::rule::Rules;
 use super::settings::{OutQos, UpstreamSettings};
 use super::wire::{Broken, Link, OutMessage, Role, Version};
 use crate::journal::{Delivery, Position};
 use crate::message::{Message, Origin, Qos, TopicFilter};
+use crate::status::ledger::{Counts, DropReason, Outcome};
 
 /// Connections that a message may end before it is set aside.
 pub const STRIKES: u32 = 3;
@@ -322,7 +322,7 @@ impl Session {
         let (topic, policy) = mapped.ok_or(Outcome::Dropped(DropReason::NoRule))?;
         let expiry = view.remaining_expiry(now).map_err(|_| Outcome::Expired)?;
         let properties = match link.version {
-            Version::V4 => Vec::new(),
+            Version::V31 | Version::V311 => Vec::new(),
             Version::V5 => properties::up(view.properties(), link.gateway, expiry).map_err(Outcome::Dropped)?,
         };
         let qos = match policy {

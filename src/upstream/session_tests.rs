@@ -3,12 +3,12 @@ mod later;
 
 use proptest::prelude::*;
 
-use super::super::ledger::Ledger;
 use super::super::rule::tests::{rule, settings};
 use super::super::wire::InMessage;
 use super::*;
 use crate::journal::{Journal, Limits, Reader, WhenFull};
 use crate::message::{Draft, via};
+use crate::status::ledger::Ledger;
 
 const V5: Link = Link {
     version: Version::V5,
@@ -19,7 +19,7 @@ const V5: Link = Link {
     retain_available: true,
     gateway: None,
 };
-const V4: Link = Link { version: Version::V4, ..V5 };
+const V4: Link = Link { version: Version::V311, ..V5 };
 
 /// A journal and a session that reads it, and what the upstream was sent.
 struct Bench {

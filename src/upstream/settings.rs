@@ -4,6 +4,7 @@ use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
 
+pub use super::overlap::loops;
 use crate::message::{Qos, Topic, via};
 
 /// One `[[upstream]]`.

@@ -19,13 +19,13 @@ use super::retained::{Passes, losses};
 use super::rule::Rules;
 use super::session::{Session, SessionAction};
 use super::settings::UpstreamSettings;
-use super::snapshot::{Shown, Snapshot, State};
 use super::wire::{Broken, ClientEvent, Link, Role, UpstreamClient, Version};
-use crate::broker::ingress::{Ingress, IngressError};
+use crate::exchange::ingress::{Ingress, IngressError};
+use crate::health::Pulse;
 use crate::journal::settings::Order;
 use crate::journal::{Delivery, Journal, Limits, Position};
 use crate::message::{Message, Origin, via};
-use crate::status::Pulse;
+use crate::status::{UpstreamShown, UpstreamSnapshot, UpstreamState};
 use crate::time::SharedClock;
 
 /// After something has happened, the snapshot is brought up to date within this time; and messages from the upstream that
@@ -60,8 +60,8 @@ pub struct Upstream<C> {
     door: Door,
     inbox: Inbox,
     clock: SharedClock,
-    snapshots: watch::Sender<Snapshot>,
-    shown: Snapshot,
+    pub(super) snapshots: watch::Sender<UpstreamSnapshot>,
+    shown: UpstreamSnapshot,
     backoff: Backoff,
     /// The upstream, if it is a gateway.
     gateway: Option<via::Id>,
@@ -124,7 +124,7 @@ impl<C: UpstreamClient> Upstream<C> {
             journal: journal.clone(),
             synced: journal.synced(),
             inbox: Inbox::new(&current.name, max_packet_size),
-            shown: Snapshot { name: current.name.clone(), since_boot_ms, ..Snapshot::default() },
+            shown: UpstreamSnapshot { name: current.name.clone(), since_boot_ms, ..UpstreamSnapshot::default() },
             settings,
             current,
             client,
@@ -143,8 +143,9 @@ impl<C: UpstreamClient> Upstream<C> {
     }
 
     /// How it is doing.
-    pub fn shown(&self) -> Shown {
-        Shown { snapshots: self.snapshots.subscribe(), consumers: self.consumers.clone() }
+    pub fn shown(&self) -> UpstreamShown {
+        let consumers = self.consumers.clone();
+        UpstreamShown::new(self.snapshots.subscribe(), move || consumers.backlog())
     }
 
     /// Runs until `cancel`. Ends by itself only when nothing can be published here any more. `pulse` is answered whether
@@ -172,7 +173,7 @@ impl<C: UpstreamClient> Upstream<C> {
             let waiting = self.consumers.backlog().messages;
             info!(upstream, address = self.shown.address, waiting, "connection ended: {why}");
             self.shown.last_error = Some(why.to_string());
-            self.set_state(State::Waiting, None);
+            self.set_state(UpstreamState::Waiting, None);
             let pause = if at_once { Duration::ZERO } else { self.backoff.next(getrandom::u64().unwrap_or(0)) };
             if pulse.during(self.pause(pause, &cancel)).await {
                 break;
@@ -180,7 +181,7 @@ impl<C: UpstreamClient> Upstream<C> {
         }
         self.set_carried(None);
         self.passes.close(&self.journal);
-        self.set_state(State::Stopped, None);
+        self.set_state(UpstreamState::Stopped, None);
         Ok(())
     }
 
@@ -218,7 +219,7 @@ impl<C: UpstreamClient> Upstream<C> {
         self.set_filters();
         self.shown.failed_attempts = 0;
         self.reasons.clear();
-        self.set_state(State::Connected, Some(link.version));
+        self.set_state(UpstreamState::Connected, Some(link.version));
         let actions = self.session.connected(link, now);
         self.perform(actions)
     }
@@ -433,7 +434,7 @@ impl<C: UpstreamClient> Upstream<C> {
         let actions = self.session.set_rules(Rules::new(&self.current));
         let alive = self.perform(actions);
         let is_same = without_rules(&old) == without_rules(&self.current);
-        let v4_forbidden = self.current.v5_only && self.shown.version == Some(Version::V4);
+        let v4_forbidden = self.current.v5_only && self.shown.version == Some(Version::V311);
         if is_same && !v4_forbidden {
             info!(upstream = self.name, "new rules");
             return !alive;
@@ -455,7 +456,7 @@ impl<C: UpstreamClient> Upstream<C> {
         self.door.set_carried(self.consumers.id(Lane::First), gateway, carried);
     }
 
-    fn set_state(&mut self, state: State, version: Option<Version>) {
+    fn set_state(&mut self, state: UpstreamState, version: Option<Version>) {
         self.shown.state = state;
         self.shown.version = version;
         self.shown.since_boot_ms = self.clock.boot_ms();
@@ -465,10 +466,10 @@ impl<C: UpstreamClient> Upstream<C> {
     /// Brings the snapshot up to date.
     fn show(&mut self) {
         self.show_at = None;
-        if self.shown.state == State::Connected {
+        if self.shown.state == UpstreamState::Connected {
             self.passes.losses(losses(&self.consumers.backlog()), self.clock.boot_ms());
         }
-        self.shown.count(&self.consumers);
+        self.shown.count(&self.consumers.backlog());
         self.shown.in_flight = self.session.in_flight();
         (self.shown.received, self.shown.received_dropped) = self.inbox.counts();
         let shown = &self.shown;

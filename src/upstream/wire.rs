@@ -7,17 +7,7 @@ use bytes::{BufMut, Bytes, BytesMut};
 use super::properties::varint;
 use super::settings::{UpstreamAddress, UpstreamSettings};
 use crate::message::{Qos, TopicFilter, via};
-
-/// Version of MQTT spoken with an upstream.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
-pub enum Version {
-    /// 3.1.1.
-    #[serde(rename = "3.1.1")]
-    V4,
-    /// 5.
-    #[serde(rename = "5")]
-    V5,
-}
+pub use crate::mqtt::Version;
 
 /// What an upstream granted when it accepted a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -62,7 +52,7 @@ impl OutMessage {
 
     fn remaining_length(&self, version: Version) -> usize {
         let properties = match version {
-            Version::V4 => 0,
+            Version::V31 | Version::V311 => 0,
             Version::V5 => varint(self.properties.len()).len() + self.properties.len(),
         };
         let packet_id = if self.qos == Qos::AtMostOnce { 0 } else { 2 };

@@ -4,9 +4,10 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use pigateway::access::settings::{AccessSettings, AnonymousFrom, AnonymousSettings};
 use pigateway::broker::Broker;
 use pigateway::broker::connection::{Peer, serve};
-use pigateway::broker::settings::{AnonymousFrom, AnonymousSettings, BrokerSettings, ListenerSettings};
+use pigateway::broker::settings::{BrokerSettings, ListenerSettings};
 use pigateway::journal::Journal;
 use pigateway::time::SystemClock;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -30,7 +31,10 @@ async fn anonymous_clients_are_accepted_from_loopback_only_unless_one_line_says_
 /// The CONNACK codes that clients at these addresses get.
 async fn answers(accept: AnonymousFrom, addresses: &[&str]) -> Vec<u8> {
     let settings = BrokerSettings {
-        anonymous: AnonymousSettings { accept, ..AnonymousSettings::default() },
+        access: AccessSettings {
+            anonymous: AnonymousSettings { accept, ..AnonymousSettings::default() },
+            ..AccessSettings::default()
+        },
         listeners: vec![ListenerSettings { address: ([127, 0, 0, 1], 0).into(), tls: None }],
         ..BrokerSettings::default()
     };

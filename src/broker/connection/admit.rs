@@ -4,14 +4,14 @@ use std::sync::Arc;
 
 use bytes::BytesMut;
 
-use super::super::authenticate::{Authenticated, Credentials, Refusal, authenticate, refused};
-use super::super::authorise::{Identity, Permissions};
-use super::super::codec::write::{self, ConnAckProperties};
-use super::super::codec::{Connect, Reason};
 use super::super::core::Core;
 use super::Peer;
 use super::receive::{RECEIVE_MAXIMUM, TOPIC_ALIAS_MAXIMUM};
+use crate::access::authenticate::{Authenticated, Credentials, Refusal};
+use crate::access::authorise::{Identity, Permissions};
 use crate::message::via;
+use crate::mqtt::write::{self, ConnAckProperties};
+use crate::mqtt::{Connect, Reason};
 
 /// Longest keep alive for MQTT 5 clients, in seconds: a dead one is noticed within one and a half times this.
 const MAX_KEEP_ALIVE: u16 = 60;
@@ -41,7 +41,7 @@ pub async fn admit(core: &Arc<Core>, connect: Connect, peer: &Peer) -> Result<Ad
     }
     if core.stats.connected.get() >= settings.max_connections as u64 {
         let why = "too many clients are connected; broker.max_connections can be raised";
-        refused(core, &credentials(&connect, peer), why);
+        core.access.refused(&credentials(&connect, peer), why);
         return Err(Reason::SERVER_BUSY);
     }
     let is_v5 = connect.version.is_v5();
@@ -51,14 +51,14 @@ pub async fn admit(core: &Arc<Core>, connect: Connect, peer: &Peer) -> Result<Ad
         return Err(Reason::CLIENT_ID_NOT_VALID);
     }
     let client_id = if assigned { assigned_id() } else { connect.client_id.clone() };
-    let who = authenticate(core, &credentials(&connect, peer)).await.map_err(|refusal| match refusal {
+    let who = core.access.authenticate(&credentials(&connect, peer)).await.map_err(|refusal| match refusal {
         Refusal::NotAuthorized => Reason::NOT_AUTHORIZED,
         Refusal::BadCredentials => Reason::BAD_USER_NAME_OR_PASSWORD,
         Refusal::Busy => Reason::SERVER_BUSY,
     })?;
     let Authenticated { user, password_hash } = who;
     let identity = Identity { user, client_id };
-    let permissions = Arc::new(core.authoriser.permissions(&identity));
+    let permissions = Arc::new(core.access.authoriser.permissions(&identity));
     let wanted = match connect.session_expiry {
         _ if !is_v5 => {
             if connect.clean {

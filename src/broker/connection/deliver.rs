@@ -2,15 +2,15 @@
 
 use std::collections::HashMap;
 
-use super::super::codec::publish::{Outgoing, encode};
-use super::super::codec::write::{self, Ack};
-use super::super::codec::{Reason, Version};
-use super::super::inbox::{Grant, Queued, Run};
 use super::super::session::{Send, Source};
-use super::super::stats::Stats;
 use super::Connection;
 use super::run::OUT_FULL;
+use crate::exchange::inbox::{Grant, Queued, Run};
+use crate::exchange::stats::Stats;
 use crate::message::{MessageRef, Qos};
+use crate::mqtt::publish::{Outgoing, encode};
+use crate::mqtt::write::{self, Ack};
+use crate::mqtt::{Reason, Version};
 use bytes::BytesMut;
 
 /// Messages taken from the inbox or the journal at a time.

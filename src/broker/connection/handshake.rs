@@ -8,9 +8,9 @@ use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::time::timeout;
 use tracing::info;
 
-use super::super::codec::{Connect, Error, PacketType, frame};
 use super::super::core::Core;
 use super::Peer;
+use crate::mqtt::{Connect, Error, PacketType, frame};
 
 /// A client that has connected must send its CONNECT within this time.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -64,7 +64,7 @@ pub async fn read_connect(
 
 /// Says why a connection was closed before its client had a name.
 fn log(core: &Core, peer: &Peer, why: &str) {
-    if let Some(more) = core.limiter.due(peer.address, ("CONNECT", why)) {
+    if let Some(more) = core.access.limiter.due(peer.address, ("CONNECT", why)) {
         info!(from = %peer.address, more_since_last = more, "connection closed before it was a client: {why}");
     }
 }

@@ -22,18 +22,18 @@ use tokio::time::{Duration, Instant, timeout};
 use tracing::{debug, error, info};
 
 use self::admit::Admitted;
-use super::authorise::{Identity, Permissions};
-use super::codec::write::Ack;
-use super::codec::{self, Reason, Version, Will, write};
 use super::core::Core;
-use super::inbox::Run;
-use super::ingress::Receipt;
 use super::registry::{Parked, expires};
 use super::session::Session;
-use super::subscribers::Subscriber;
-use super::waiting::Ticket;
+use crate::access::authorise::{Identity, Permissions};
+use crate::access::waiting::Ticket;
+use crate::exchange::inbox::Run;
+use crate::exchange::ingress::Receipt;
+use crate::exchange::subscribers::Subscriber;
 use crate::journal::Position;
 use crate::message::{BatchBuilder, Origin, via};
+use crate::mqtt::write::Ack;
+use crate::mqtt::{self, Reason, Version, Will, write};
 
 /// Where a connection comes from.
 #[derive(Clone, Debug)]
@@ -54,7 +54,7 @@ enum End {
     /// The client has sent DISCONNECT.
     Disconnected(Reason, Option<u32>),
     /// The client has broken the protocol.
-    Broken(codec::Error),
+    Broken(mqtt::Error),
     /// We end it.
     Ended(Reason),
     /// The client takes nothing any more.
@@ -94,7 +94,7 @@ impl End {
             End::Broken(error) => format!("protocol violation: {error}"),
             End::Stalled => "it takes no data any more".to_owned(),
         };
-        if let Some(more_since_last) = core.limiter.due(from, (client_id, &what)) {
+        if let Some(more_since_last) = core.access.limiter.due(from, (client_id, &what)) {
             info!(client_id, %from, more_since_last, "disconnected: {what}");
         }
     }
@@ -282,7 +282,7 @@ async fn open(core: &Arc<Core>, admitted: Admitted, peer: &Peer) -> (super::regi
 /// Goes on with the session that was found, or makes one.
 fn begin_session(
     core: &Core,
-    connect: &codec::Connect,
+    connect: &mqtt::Connect,
     client_id: &str,
     resumed: Option<Session>,
     expiry: u32,

@@ -6,21 +6,21 @@ use bytes::{Buf, BytesMut};
 use smallvec::SmallVec;
 use tracing::{debug, warn};
 
-use super::super::authenticate::Denied;
-use super::super::codec::write::Ack;
-use super::super::codec::{
+use super::super::core::{session_route, split_share};
+use super::super::session::{Received, Source, Subscription};
+use super::{AckState, Connection, End, PendingAck};
+use crate::access::authenticate::Denied;
+use crate::exchange::filters::MAX_LEVELS;
+use crate::exchange::inbox::{Grant, Queued};
+use crate::exchange::ingress::{Accepted, Receipt};
+use crate::exchange::subscribers::SubscriptionOptions;
+use crate::journal::{Note, Position};
+use crate::message::{Draft, Qos, check_filter, via};
+use crate::mqtt::write::Ack;
+use crate::mqtt::{
     Error, Frame, PacketType, Publish, Reason, RetainHandling, Subscribe, SubscribeFilter, Unsubscribe,
     acknowledgement, disconnect, frame, write,
 };
-use super::super::core::{session_route, split_share};
-use super::super::filters::MAX_LEVELS;
-use super::super::inbox::{Grant, Queued};
-use super::super::ingress::{Accepted, Receipt};
-use super::super::session::{Received, Source, Subscription};
-use super::super::subscribers::SubscriptionOptions;
-use super::{AckState, Connection, End, PendingAck};
-use crate::journal::{Note, Position};
-use crate::message::{Draft, Qos, check_filter, via};
 
 /// QoS 1 and 2 messages that a client may have sent and not got acknowledged.
 pub const RECEIVE_MAXIMUM: u16 = 1000;
@@ -214,14 +214,14 @@ impl Connection {
         if topic.bytes().filter(|byte| *byte == b'/').count() >= MAX_LEVELS {
             let client_id = &*self.identity.client_id;
             self.core.stats.publish_dropped.add(1);
-            if let Some(more_since_last) = self.core.limiter.due(client_id, "levels") {
+            if let Some(more_since_last) = self.core.access.limiter.due(client_id, "levels") {
                 let most = MAX_LEVELS;
                 warn!(client_id, more_since_last, "publication not taken: its topic has more than {most} levels");
             }
             return Ok(Err(Reason::TOPIC_NAME_INVALID));
         }
         if !self.permissions.may_publish(topic) {
-            self.core.denied(&self.identity, Denied::Publish(topic));
+            self.core.access.denied(&self.identity, Denied::Publish(topic));
             return Ok(Err(Reason::NOT_AUTHORIZED));
         }
         if !publish.properties.is_empty() && via::names(&publish.properties, via::Id::ours()) {
@@ -358,7 +358,7 @@ impl Connection {
     fn subscribe_one(&mut self, wanted: &SubscribeFilter<'_>, id: Option<u32>) -> Reason {
         let Some((shared, filter)) = checked(wanted.filter) else { return Reason::TOPIC_FILTER_INVALID };
         if !self.permissions.may_subscribe(filter) {
-            self.core.denied(&self.identity, Denied::Subscribe(filter));
+            self.core.access.denied(&self.identity, Denied::Subscribe(filter));
             return Reason::NOT_AUTHORIZED;
         }
         let known = self.session.subscriptions.contains_key(wanted.filter);

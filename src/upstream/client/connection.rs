@@ -161,7 +161,7 @@ impl Connection {
     /// Says CONNECT and waits for the answer.
     pub(super) async fn open(&mut self, settings: &UpstreamSettings) -> Result<Link, Broken> {
         let connect = match self.version {
-            Version::V4 => v4::connect(settings, &mut self.output),
+            Version::V31 | Version::V311 => v4::connect(settings, &mut self.output),
             Version::V5 => v5::connect(settings, self.max_incoming, &mut self.output),
         };
         connect.map_err(Broken::Failed)?;
@@ -264,9 +264,13 @@ impl Connection {
                 message = Some(packet_id);
                 Ok(())
             }
-            (Request::Subscribe(filters), Version::V4) => v4::subscribe(filters, self.other_ids.take(), out),
+            (Request::Subscribe(filters), Version::V31 | Version::V311) => {
+                v4::subscribe(filters, self.other_ids.take(), out)
+            }
             (Request::Subscribe(filters), Version::V5) => v5::subscribe(filters, self.other_ids.take(), out),
-            (Request::Unsubscribe(filters), Version::V4) => v4::unsubscribe(filters, self.other_ids.take(), out),
+            (Request::Unsubscribe(filters), Version::V31 | Version::V311) => {
+                v4::unsubscribe(filters, self.other_ids.take(), out)
+            }
             (Request::Unsubscribe(filters), Version::V5) => v5::unsubscribe(filters, self.other_ids.take(), out),
             (Request::Ack(packet_id), _) => {
                 let kind = if self.exactly_once.contains(packet_id) { PUBREC } else { PUBACK };
@@ -350,7 +354,7 @@ impl Connection {
         let version = self.version;
         // whatever comes from outside must not end the gateway
         let decoded = catch_unwind(AssertUnwindSafe(|| match version {
-            Version::V4 => v4::decode(&mut packet),
+            Version::V31 | Version::V311 => v4::decode(&mut packet),
             Version::V5 => v5::decode(&mut packet),
         }));
         decoded.unwrap_or(Err(Broken::Garbled)).map(Some)

@@ -83,7 +83,7 @@ impl UpstreamClient for Client {
     ) -> Result<Link, Broken> {
         self.connection = None;
         let max_incoming = match version {
-            Version::V4 => MAX_INCOMING_V4,
+            Version::V31 | Version::V311 => MAX_INCOMING_V4,
             Version::V5 => self.max_packet_size,
         };
         let connecting = async {

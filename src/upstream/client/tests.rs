@@ -83,7 +83,7 @@ async fn packet(stream: &mut DuplexStream) -> (u8, Vec<u8>) {
 
 #[tokio::test]
 async fn what_was_handed_over_meanwhile_leaves_in_one_write() {
-    for version in [Version::V4, Version::V5] {
+    for version in [Version::V311, Version::V5] {
         let (mut connection, mut theirs, writes) = opened(version, 64 << 10).await;
         for number in 0..50 {
             connection.request(Request::Publish(message(&[number], Qos::AtLeastOnce))).unwrap();
@@ -100,8 +100,8 @@ async fn what_was_handed_over_meanwhile_leaves_in_one_write() {
 
 #[tokio::test]
 async fn a_message_is_sent_when_its_last_byte_has_left() {
-    let (mut connection, mut theirs, _) = opened(Version::V4, 100).await;
-    let size = message(&[0; 50], Qos::AtMostOnce).packet_size(Version::V4);
+    let (mut connection, mut theirs, _) = opened(Version::V311, 100).await;
+    let size = message(&[0; 50], Qos::AtMostOnce).packet_size(Version::V311);
     for _ in 0..2 {
         connection.request(Request::Publish(message(&[0; 50], Qos::AtMostOnce))).unwrap();
     }
@@ -113,7 +113,7 @@ async fn a_message_is_sent_when_its_last_byte_has_left() {
 
 #[tokio::test]
 async fn a_message_at_qos_2_comes_once_and_is_answered_in_two_steps() {
-    for version in [Version::V4, Version::V5] {
+    for version in [Version::V311, Version::V5] {
         let (mut connection, mut theirs, _) = opened(version, 1024).await;
         let publish: &[u8] =
             if version == Version::V5 { b"\x34\x07\0\x01t\0\x09\0x" } else { b"\x34\x06\0\x01t\0\x09x" };
@@ -199,7 +199,7 @@ async fn answers_and_reasons_come_before_the_end() {
 
 #[tokio::test]
 async fn requests_are_bounded() {
-    let (mut connection, ..) = opened(Version::V4, 1024).await;
+    let (mut connection, ..) = opened(Version::V311, 1024).await;
     for _ in 0..100 {
         connection.request(Request::Publish(message(b"", Qos::AtMostOnce))).unwrap();
     }
@@ -242,13 +242,13 @@ proptest! {
     fn a_message_is_encoded_as_rumqttc_would(message in out_messages(), packet_id in 1..=u16::MAX) {
         let is_durable = message.qos == Qos::AtLeastOnce;
         let (mut ours, mut theirs) = (BytesMut::new(), BytesMut::new());
-        message.encode(Version::V4, packet_id, &mut ours);
+        message.encode(Version::V311, packet_id, &mut ours);
         let qos = if is_durable { p4::QoS::AtLeastOnce } else { p4::QoS::AtMostOnce };
         let mut publish = p4::v4::Publish::new(&message.topic, qos, message.payload.to_vec());
         (publish.retain, publish.pkid) = (message.retain, packet_id);
         publish.write(&mut theirs).unwrap();
         prop_assert_eq!(&ours, &theirs);
-        prop_assert_eq!(ours.len(), message.packet_size(Version::V4));
+        prop_assert_eq!(ours.len(), message.packet_size(Version::V311));
 
         let (mut ours, mut theirs) = (BytesMut::new(), BytesMut::new());
         message.encode(Version::V5, packet_id, &mut ours);
@@ -269,7 +269,7 @@ proptest! {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
         runtime.block_on(async {
             let (mut connection, mut theirs, _) =
-                opened(if is_v5 { Version::V5 } else { Version::V4 }, 64 << 10).await;
+                opened(if is_v5 { Version::V5 } else { Version::V311 }, 64 << 10).await;
             for (first, body) in packets {
                 let first = if first & 1 == 0 { 0x40 } else { first };
                 theirs.write_all(&[first, body.len() as u8]).await.unwrap();

@@ -42,7 +42,7 @@ pub(super) fn decode(bytes: &mut BytesMut) -> Result<Incoming, Broken> {
         Packet::ConnAck(connack) => match connack.code {
             ConnectReturnCode::Success => {
                 let link = Link {
-                    version: Version::V4,
+                    version: Version::V311,
                     session_present: connack.session_present,
                     receive_maximum: u16::MAX,
                     max_packet_size: None,

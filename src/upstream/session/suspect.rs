@@ -2,8 +2,8 @@
 
 use super::{STRIKES, Session, SessionAction, Source};
 use crate::journal::Position;
+use crate::status::ledger::{DropReason, Outcome};
 use crate::upstream::lanes::Lane;
-use crate::upstream::ledger::{DropReason, Outcome};
 
 /// A message that was unanswered when the upstream closed the connection.
 #[derive(Clone, Copy, Debug)]

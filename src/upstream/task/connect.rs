@@ -7,7 +7,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info};
 
 use super::Upstream;
-use crate::status::Pulse;
+use crate::health::Pulse;
 use crate::upstream::settings::{Protocol, UpstreamSettings};
 use crate::upstream::tls;
 use crate::upstream::wire::{Broken, Link, UpstreamClient, Version};
@@ -30,11 +30,11 @@ impl<C: UpstreamClient> Upstream<C> {
             self.show();
             let remembered = self.v4_until.is_some_and(|(at, until)| at == self.address && Instant::now() < until);
             let versions: &[Version] = match settings.protocol {
-                Protocol::V4 => &[Version::V4],
+                Protocol::V4 => &[Version::V311],
                 Protocol::V5 => &[Version::V5],
                 Protocol::Auto if settings.v5_only => &[Version::V5],
-                Protocol::Auto if remembered => &[Version::V4],
-                Protocol::Auto => &[Version::V5, Version::V4],
+                Protocol::Auto if remembered => &[Version::V311],
+                Protocol::Auto => &[Version::V5, Version::V311],
             };
             let attempt = try_versions(&mut self.client, &settings, self.address, versions);
             let result = tokio::select! {
@@ -43,7 +43,7 @@ impl<C: UpstreamClient> Upstream<C> {
             };
             match result {
                 Ok(link) => {
-                    if versions.len() > 1 && link.version == Version::V4 {
+                    if versions.len() > 1 && link.version == Version::V311 {
                         self.v4_until = Some((self.address, Instant::now() + V4_REMEMBERED));
                     }
                     return Some(link);

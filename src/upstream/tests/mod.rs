@@ -18,14 +18,14 @@ use tokio_util::sync::CancellationToken;
 use super::inbox::Door;
 use super::rule::tests::rule;
 use super::settings::{OutQos, UpstreamAddress, UpstreamSettings};
-use super::snapshot::{Snapshot, State};
 use super::task::{Upstream, UpstreamError};
 use super::wire::{Broken, Busy, ClientEvent, InMessage, Link, OutMessage, UpstreamClient, Version};
-use crate::broker::ingress::{IngressError, Receipt};
+use crate::exchange::ingress::{IngressError, Receipt};
+use crate::health::PulseTaker;
 use crate::journal::settings::Order;
 use crate::journal::{ConsumerId, Full, Journal, Limits, Position, WhenFull};
 use crate::message::{Draft, Message, Origin, Qos, Topic, TopicFilter};
-use crate::status::PulseTaker;
+use crate::status::{UpstreamSnapshot, UpstreamState};
 use crate::time::SystemClock;
 
 /// Stands for the ingress.
@@ -119,7 +119,7 @@ struct Running {
     journal: Journal,
     consumer: ConsumerId,
     settings: watch::Sender<Arc<UpstreamSettings>>,
-    snapshots: watch::Receiver<Snapshot>,
+    snapshots: watch::Receiver<UpstreamSnapshot>,
     cancel: CancellationToken,
     task: JoinHandle<Result<(), UpstreamError>>,
     pulse: PulseTaker,
@@ -136,7 +136,7 @@ impl Running {
         let clock = Arc::new(SystemClock);
         let (door, kept) = (Door::Test(door), (limits, Order::Strict));
         let upstream = Upstream::with(settings_rx, &journal, kept, door, client, 256 << 10, clock);
-        let snapshots = upstream.shown().snapshots;
+        let snapshots = upstream.snapshots.subscribe();
         let consumer = journal.register("upstream/home", limits);
         let polls = Arc::new(AtomicUsize::new(0));
         let (taker, pulse) = PulseTaker::new();
@@ -166,7 +166,7 @@ impl Running {
         }
     }
 
-    async fn until(&mut self, what: &str, condition: impl FnMut(&Snapshot) -> bool) -> Snapshot {
+    async fn until(&mut self, what: &str, condition: impl FnMut(&UpstreamSnapshot) -> bool) -> UpstreamSnapshot {
         let last = self.snapshots.clone();
         let found = timeout(Duration::from_secs(20), self.snapshots.wait_for(condition)).await;
         match found {
@@ -178,7 +178,7 @@ impl Running {
     async fn stop(self) {
         self.cancel.cancel();
         assert_eq!(timeout(Duration::from_secs(5), self.task).await.unwrap().unwrap(), Ok(()));
-        assert_eq!(self.snapshots.borrow().state, State::Stopped);
+        assert_eq!(self.snapshots.borrow().state, UpstreamState::Stopped);
     }
 }
 
@@ -237,12 +237,12 @@ async fn addresses_and_versions_are_tried_in_turn() {
     script.answers.send(Err(Broken::Silent)).await.unwrap();
     assert_eq!(script.next().await, connect("two", Version::V5));
     script.answers.send(Err(Broken::Closed)).await.unwrap();
-    assert_eq!(script.next().await, connect("two", Version::V4));
-    script.answers.send(Ok(link(Version::V4))).await.unwrap();
+    assert_eq!(script.next().await, connect("two", Version::V311));
+    script.answers.send(Ok(link(Version::V311))).await.unwrap();
     assert_eq!(script.next().await, Asked::Subscribe(vec!["sites/loft/commands/#".into()]));
     script.events.send(Err(Broken::Closed)).await.unwrap();
     // where 3.1.1 was the answer, it is remembered
-    assert_eq!(script.next().await, connect("two", Version::V4));
+    assert_eq!(script.next().await, connect("two", Version::V311));
     running.stop().await;
 }
 
@@ -315,7 +315,7 @@ async fn an_idle_upstream_wakes_nobody() {
     let (mut script, client) = Script::new();
     let mut running = Running::start(settings(&["mqtt://one"]), TestDoor::default(), client);
     script.answers.send(Ok(link(Version::V5))).await.unwrap();
-    running.until("connected", |snapshot| snapshot.state == State::Connected).await;
+    running.until("connected", |snapshot| snapshot.state == UpstreamState::Connected).await;
     tokio::time::sleep(Duration::from_secs(10)).await;
     let before = running.polls.load(Ordering::Relaxed);
     tokio::time::sleep(Duration::from_secs(3600)).await;

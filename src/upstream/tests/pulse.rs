@@ -21,7 +21,7 @@ async fn an_upstream_that_is_away_is_watched_as_one_that_is_there() {
     assert_eq!(script.next().await, connect("one", Version::V5));
     answers_for(&mut running, Duration::from_secs(300)).await;
     script.answers.send(Ok(link(Version::V5))).await.unwrap();
-    running.until("connected", |snapshot| snapshot.state == State::Connected).await;
+    running.until("connected", |snapshot| snapshot.state == UpstreamState::Connected).await;
     answers_for(&mut running, Duration::from_secs(300)).await;
     script.events.send(Err(Broken::Closed)).await.unwrap();
     // from now on nobody is there: nothing but failures and pauses

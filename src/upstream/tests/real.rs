@@ -111,7 +111,7 @@ async fn through_an_outage(protocol: Protocol) {
     running.until("an attempt", |snapshot| snapshot.failed_attempts > 0).await;
     let broker = Mosquitto::start(dir.path(), port, &persistence).await;
     let mut subscriber = Subscriber::start(port, "sites/#").await;
-    running.until("connected", |snapshot| snapshot.state == State::Connected).await;
+    running.until("connected", |snapshot| snapshot.state == UpstreamState::Connected).await;
     let mut seen = Vec::new();
     while seen.len() < 4 {
         seen.push(subscriber.next().await);
@@ -125,7 +125,7 @@ async fn through_an_outage(protocol: Protocol) {
     running.until("all acked", |snapshot| snapshot.ledger.acked == 3).await;
     drop(subscriber);
     broker.stop();
-    running.until("the end", |snapshot| snapshot.state == State::Waiting).await;
+    running.until("the end", |snapshot| snapshot.state == UpstreamState::Waiting).await;
     for n in 0..500 {
         running.append("loft/motion1", &n.to_string());
     }
@@ -165,7 +165,7 @@ async fn commands_published_during_our_absence_arrive_afterwards() {
     let _broker = Mosquitto::start(dir.path(), port, "").await;
     let configured = settings(&[&format!("mqtt://127.0.0.1:{port}")]);
     let mut running = Running::start(configured.clone(), TestDoor::default(), Client::new(256 << 10));
-    running.until("connected", |snapshot| snapshot.state == State::Connected).await;
+    running.until("connected", |snapshot| snapshot.state == UpstreamState::Connected).await;
     publish(port, "sites/loft/commands/a", "1", false).await;
     running.until("a command", |snapshot| snapshot.received == 1).await;
     running.stop().await;
@@ -201,8 +201,8 @@ async fn a_broker_that_knows_only_3_1_1_gets_that() {
         }
     });
     let mut running = Running::start(settings(&[&address]), TestDoor::default(), Client::new(256 << 10));
-    let snapshot = running.until("connected", |snapshot| snapshot.state == State::Connected).await;
-    assert_eq!(snapshot.version, Some(Version::V4));
+    let snapshot = running.until("connected", |snapshot| snapshot.state == UpstreamState::Connected).await;
+    assert_eq!(snapshot.version, Some(Version::V311));
     let (levels, socket) = broker.await.unwrap();
     assert_eq!(levels, [5, 4]);
     drop(socket);

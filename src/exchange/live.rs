@@ -354,8 +354,8 @@ mod tests {
 
     #[tokio::test]
     async fn batches_arrive_in_order_whichever_way_they_take() {
-        use crate::broker::inbox::{Inbox, InboxLimits};
-        use crate::broker::subscribers::SubscriptionOptions;
+        use crate::exchange::inbox::{Inbox, InboxLimits};
+        use crate::exchange::subscribers::SubscriptionOptions;
         use crate::message::{Draft, Origin, Qos};
 
         let subscribers = Arc::new(Subscribers::default());

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 
-use super::settings::{Access, AccessRule, AnonymousFrom, AnonymousSettings, BrokerSettings, UserSettings};
+use super::settings::{AccessRule, AccessSettings, AnonymousFrom, AnonymousSettings, Rights, UserSettings};
 use crate::message::{covers, matches, overlap};
 
 /// Who a client says it is, as far as it has been checked.
@@ -31,7 +31,7 @@ struct Policy {
 }
 
 impl Policy {
-    fn new(settings: &BrokerSettings) -> Policy {
+    fn new(settings: &AccessSettings) -> Policy {
         let users = settings.users.iter().map(|user| (user.name.clone(), Arc::new(user.clone()))).collect();
         Policy { anonymous: settings.anonymous.clone(), users }
     }
@@ -39,13 +39,18 @@ impl Policy {
 
 impl Authoriser {
     /// Decides by these settings.
-    pub fn new(settings: &BrokerSettings) -> Authoriser {
+    pub fn new(settings: &AccessSettings) -> Authoriser {
         Authoriser { policy: ArcSwap::from_pointee(Policy::new(settings)) }
     }
 
     /// Decides by new settings. Sessions for which [`Authoriser::still_holds`] is false must end.
-    pub fn reload(&self, settings: &BrokerSettings) {
+    pub fn reload(&self, settings: &AccessSettings) {
         self.policy.store(Arc::new(Policy::new(settings)));
+    }
+
+    /// Whether there is any user at all.
+    pub fn has_users(&self) -> bool {
+        !self.policy.load().users.is_empty()
     }
 
     /// The user with this name.
@@ -65,24 +70,24 @@ impl Authoriser {
     /// What this client may do.
     pub fn permissions(&self, identity: &Identity) -> Permissions {
         let policy = self.policy.load();
-        let access = match &identity.user {
-            None => Some(policy.anonymous.access.clone()),
-            Some(name) => policy.users.get(&**name).map(|user| user.access.clone()),
+        let rights = match &identity.user {
+            None => Some(policy.anonymous.rights.clone()),
+            Some(name) => policy.users.get(&**name).map(|user| user.rights.clone()),
         };
-        let access = access.unwrap_or(Access { publish: Vec::new(), subscribe: Vec::new() });
+        let rights = rights.unwrap_or(Rights { publish: Vec::new(), subscribe: Vec::new() });
         Permissions {
-            publish: Rules::new(&access.publish, identity),
-            subscribe: Rules::new(&access.subscribe, identity),
-            access,
+            publish: Rules::new(&rights.publish, identity),
+            subscribe: Rules::new(&rights.subscribe, identity),
+            rights,
         }
     }
 
     /// Whether a client that was let in with these permissions would be let in with the same ones now.
     pub fn still_holds(&self, identity: &Identity, hash: Option<&str>, from: IpAddr, given: &Permissions) -> bool {
         match &identity.user {
-            None => self.accepts_anonymous(from) && self.policy.load().anonymous.access == given.access,
+            None => self.accepts_anonymous(from) && self.policy.load().anonymous.rights == given.rights,
             Some(name) => {
-                self.user(name).is_some_and(|user| user.access == given.access && user.password_hash.as_deref() == hash)
+                self.user(name).is_some_and(|user| user.rights == given.rights && user.password_hash.as_deref() == hash)
             }
         }
     }
@@ -93,7 +98,7 @@ impl Authoriser {
 pub struct Permissions {
     publish: Rules,
     subscribe: Rules,
-    access: Access,
+    rights: Rights,
 }
 
 impl Permissions {
@@ -190,9 +195,9 @@ mod tests {
         let user = UserSettings {
             name: "u".into(),
             password_hash: None,
-            access: Access { publish: rules(publish), subscribe: rules(subscribe) },
+            rights: Rights { publish: rules(publish), subscribe: rules(subscribe) },
         };
-        let settings = BrokerSettings { users: vec![user], ..BrokerSettings::default() };
+        let settings = AccessSettings { users: vec![user], ..AccessSettings::default() };
         let identity = Identity { user: Some("u".into()), client_id: client_id.into() };
         Authoriser::new(&settings).permissions(&identity)
     }
@@ -225,7 +230,7 @@ mod tests {
 
     #[test]
     fn anonymous_clients_come_from_where_the_settings_say() {
-        let mut settings = BrokerSettings::default();
+        let mut settings = AccessSettings::default();
         let loopback = ["127.0.0.1", "::1", "::ffff:127.0.0.1"].map(|text| text.parse::<IpAddr>().unwrap());
         let far: IpAddr = "192.0.2.1".parse().unwrap();
         let authoriser = Authoriser::new(&settings);

@@ -1,4 +1,4 @@
-//! MQTT 3.1, 3.1.1 and 5 on the wire, from the server's side.
+//! MQTT 3.1, 3.1.1 and 5 on the wire: packets, properties, reason codes.
 //!
 //! Packets are read in place: a [`Publish`] borrows topic, properties and payload from the receive buffer, and its MQTT 5
 //! properties stay encoded all the way to the subscriber. Everything a client may send is checked here, so that the
@@ -17,13 +17,16 @@ pub use reason::Reason;
 pub use subscribe::{RetainHandling, Subscribe, SubscribeFilter, Unsubscribe};
 
 /// Protocol version of a connection.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
 pub enum Version {
     /// MQTT 3.1 (`MQIsdp`, level 3).
+    #[serde(rename = "3.1")]
     V31,
     /// MQTT 3.1.1 (level 4).
+    #[serde(rename = "3.1.1")]
     V311,
     /// MQTT 5.
+    #[serde(rename = "5")]
     V5,
 }
 

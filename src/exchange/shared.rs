@@ -144,7 +144,7 @@ impl State {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::broker::inbox::Inbox;
+    use crate::exchange::inbox::Inbox;
     use crate::message::{Draft, Origin, Qos};
 
     fn message(payload: u8) -> Message {

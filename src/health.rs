@@ -1,7 +1,7 @@
-//! How the gateway is doing: what the rooms publish about themselves, for those who show it.
+//! Whether the gateway is well: the pulse of its tasks, and the problems that a person should hear of.
 //!
-//! Rooms write, each through its own channel; HTTP and the service only read. Everything here is a snapshot of now or
-//! bounded: nothing in it grows with time or traffic.
+//! Every room may write here, and those who show it read: what stands here is bounded and grows with neither time nor
+//! traffic.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -12,27 +12,10 @@ use serde::Serialize;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-pub use crate::journal::report::Status as JournalStatus;
-pub use crate::sensors::{Change, Snapshot as SensorSnapshot, State as SensorState};
-pub use crate::upstream::{Shown as UpstreamShown, Snapshot as UpstreamSnapshot, State as UpstreamState};
-
 /// Problems remembered.
 pub const MAX_PROBLEMS: usize = 50;
 /// Longest text of a problem, in bytes.
 pub const MAX_PROBLEM: usize = 1000;
-
-/// What there is to see. Cheap to clone.
-#[derive(Clone, Debug)]
-pub struct Status {
-    /// The gateway's id.
-    pub gateway_id: Arc<str>,
-    /// The sensors.
-    pub sensors: watch::Receiver<Vec<SensorSnapshot>>,
-    /// The upstreams, in the order of the configuration.
-    pub upstreams: Vec<UpstreamShown>,
-    /// What was logged as a warning or an error.
-    pub problems: Problems,
-}
 
 /// A warning or an error.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]

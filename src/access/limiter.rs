@@ -15,6 +15,7 @@ const MOST: usize = 256;
 /// Different events of one cause that are logged within [`PAUSE`]: what they are called, the client may choose.
 const MOST_OF_ONE: usize = 16;
 
+#[derive(Debug)]
 struct Entry {
     cause: u64,
     event: u64,
@@ -23,7 +24,7 @@ struct Entry {
 }
 
 /// Paces log lines. It keeps hashes, so its size does not depend on what clients send.
-#[derive(Default)]
+#[derive(Debug, Default)]
 pub struct Limiter {
     hasher: RandomState,
     entries: Mutex<Vec<Entry>>,

@@ -5,6 +5,7 @@
 //! different last values behind. Nothing is awaited under that lock.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use parking_lot::Mutex;
 use smallvec::SmallVec;
@@ -107,6 +108,7 @@ struct Inner {
     stats: Arc<Stats>,
     clock: ShownClock,
     carried: Mutex<Vec<Carried>>,
+    max_packet_size: AtomicUsize,
 }
 
 /// What the gateway forwards, unchanged, to an upstream that is a gateway too.
@@ -155,8 +157,19 @@ impl Ingress {
                 stats,
                 clock,
                 carried: Mutex::default(),
+                max_packet_size: AtomicUsize::new(usize::MAX),
             }),
         }
+    }
+
+    /// Size of the largest MQTT packet, in bytes, that any door takes; what HTTP takes follows from it.
+    pub fn max_packet_size(&self) -> usize {
+        self.inner.max_packet_size.load(Ordering::Relaxed)
+    }
+
+    /// Changes it for what comes from now on.
+    pub fn set_max_packet_size(&self, bytes: usize) {
+        self.inner.max_packet_size.store(bytes, Ordering::Relaxed);
     }
 
     /// Gives the batch its place and empties it. `None`: live subscribers are too far behind; the batch is untouched, try

@@ -1,16 +1,19 @@
-//! An upstream as others see it.
+//! Upstreams as others see them.
+
+use std::fmt;
+use std::sync::Arc;
 
 use serde::Serialize;
 use tokio::sync::watch;
 
-use super::lanes::Consumers;
 use super::ledger::Ledger;
-use super::wire::Version;
+use crate::journal::Backlog;
+use crate::mqtt::Version;
 
 /// What an upstream is doing.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
-pub enum State {
+pub enum UpstreamState {
     /// Not connected: it is tried again and again.
     #[default]
     Waiting,
@@ -22,11 +25,11 @@ pub enum State {
 
 /// An upstream as others see it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
-pub struct Snapshot {
+pub struct UpstreamSnapshot {
     /// Its name.
     pub name: String,
     /// What it is doing.
-    pub state: State,
+    pub state: UpstreamState,
     /// Boot clock, in milliseconds, since when.
     pub since_boot_ms: u64,
     /// The address in use, or tried next.
@@ -51,11 +54,10 @@ pub struct Snapshot {
     pub received_dropped: u64,
 }
 
-impl Snapshot {
+impl UpstreamSnapshot {
     /// Brings up to date what the journal counts.
-    pub fn count(&mut self, consumers: &Consumers) {
-        let backlog = consumers.backlog();
-        self.ledger = Ledger::of(&backlog);
+    pub fn count(&mut self, backlog: &Backlog) {
+        self.ledger = Ledger::of(backlog);
         self.backlog_bytes = backlog.bytes;
         self.oldest_boot_ms = backlog.oldest_boot_ms;
     }
@@ -63,17 +65,31 @@ impl Snapshot {
 
 /// How an upstream is doing, for those who show it. What the journal counts is of the very moment; so that nobody need be
 /// woken while nobody looks.
-#[derive(Clone, Debug)]
-pub struct Shown {
-    pub(super) snapshots: watch::Receiver<Snapshot>,
-    pub(super) consumers: Consumers,
+#[derive(Clone)]
+pub struct UpstreamShown {
+    snapshots: watch::Receiver<UpstreamSnapshot>,
+    backlog: Arc<dyn Fn() -> Backlog + Send + Sync>,
 }
 
-impl Shown {
+impl UpstreamShown {
+    /// Shows the last of these snapshots with what waits at the time.
+    pub fn new(
+        snapshots: watch::Receiver<UpstreamSnapshot>,
+        backlog: impl Fn() -> Backlog + Send + Sync + 'static,
+    ) -> UpstreamShown {
+        UpstreamShown { snapshots, backlog: Arc::new(backlog) }
+    }
+
     /// As things stand.
-    pub fn now(&self) -> Snapshot {
+    pub fn now(&self) -> UpstreamSnapshot {
         let mut snapshot = self.snapshots.borrow().clone();
-        snapshot.count(&self.consumers);
+        snapshot.count(&(self.backlog)());
         snapshot
+    }
+}
+
+impl fmt::Debug for UpstreamShown {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("UpstreamShown").field("snapshots", &self.snapshots).finish_non_exhaustive()
     }
 }

@@ -197,9 +197,9 @@ fn property_len(message: MessageRef<'_>, how: &Outgoing<'_>) -> usize {
 
 #[cfg(test)]
 mod tests {
-    use super::super::frame;
     use super::*;
     use crate::message::{Draft, Message, Origin};
+    use crate::mqtt::frame;
 
     fn decode(bytes: &[u8], version: Version) -> Result<Publish<'_>, Error> {
         let frame = frame(bytes, 1000)?.expect("complete");

@@ -1,0 +1,145 @@
+//! Who a client is: one decision for every door.
+
+use std::net::IpAddr;
+
+use tracing::{info, warn};
+
+use super::Access;
+use super::authorise::Identity;
+use super::password::Verdict;
+
+/// What a client shows.
+#[derive(Clone, Copy, Debug)]
+pub struct Credentials<'a> {
+    /// User named by its TLS client certificate; goes before the others.
+    pub certificate_user: Option<&'a str>,
+    /// User name.
+    pub username: Option<&'a str>,
+    /// Password.
+    pub password: Option<&'a [u8]>,
+    /// Client id, or what stands for it in the log.
+    pub client_id: &'a str,
+    /// Where it comes from.
+    pub from: IpAddr,
+}
+
+/// A client that is who it says it is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Authenticated {
+    /// User name; `None`: anonymous.
+    pub user: Option<Box<str>>,
+    /// Hash in force, by which a later change is noticed.
+    pub password_hash: Option<String>,
+}
+
+/// Why a client is not let in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    /// Nobody is let in that way.
+    #[error("not authorized")]
+    NotAuthorized,
+    /// Wrong user name or password.
+    #[error("wrong user name or password")]
+    BadCredentials,
+    /// Too many password checks wait.
+    #[error("too many password checks wait")]
+    Busy,
+}
+
+/// A hash that no password has.
+const NOBODY: &str =
+    "$argon2id$v=19$m=19456,t=2,p=1$cGlnYXRld2F5LW5vYm9keQ$AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA";
+
+/// What a client may not do.
+#[derive(Clone, Copy, Debug, Hash)]
+pub enum Denied<'a> {
+    /// To this topic.
+    Publish(&'a str),
+    /// With this topic filter.
+    Subscribe(&'a str),
+}
+
+impl Access {
+    /// Checks who it is.
+    pub async fn authenticate(&self, credentials: &Credentials<'_>) -> Result<Authenticated, Refusal> {
+        if let Some(name) = credentials.certificate_user {
+            return match self.authoriser.user(name) {
+                Some(user) => Ok(Authenticated { user: Some(name.into()), password_hash: user.password_hash.clone() }),
+                None => {
+                    self.refused(credentials, "there is no [[broker.user]] with the common name of its certificate");
+                    Err(Refusal::NotAuthorized)
+                }
+            };
+        }
+        let has_users = self.authoriser.has_users();
+        let accepts_anonymous = self.authoriser.accepts_anonymous(credentials.from);
+        let Some(name) = credentials.username.filter(|_| has_users || !accepts_anonymous) else {
+            // where there are no users, a user name means nothing, as it does to mosquitto
+            return if accepts_anonymous {
+                Ok(Authenticated { user: None, password_hash: None })
+            } else {
+                self.refused(
+                    credentials,
+                    "it gave no user name. Add a user (pigateway user NAME) and give the client its name and password, or \
+                     let clients without one in: accept = \"all\" under [broker.anonymous]",
+                );
+                Err(Refusal::NotAuthorized)
+            };
+        };
+        let hash = self.authoriser.user(name).and_then(|user| user.password_hash.clone());
+        let password = credentials.password.unwrap_or_default();
+        // an unknown user costs as much time as a wrong password
+        let against = hash.as_deref().unwrap_or(NOBODY);
+        match self.passwords.check(name, against, password, credentials.from).await {
+            Verdict::Right if hash.is_some() => Ok(Authenticated { user: Some(name.into()), password_hash: hash }),
+            Verdict::Busy => Err(Refusal::Busy),
+            _ => {
+                self.refused(
+                    credentials,
+                    "wrong user name or password. `pigateway user NAME` makes a new [[broker.user]] table",
+                );
+                Err(Refusal::BadCredentials)
+            }
+        }
+    }
+
+    /// Says why a client was refused and how to let it in; of the same user at the same address only now and then, so that a
+    /// client that tries for ever does not fill the log.
+    pub fn refused(&self, credentials: &Credentials<'_>, why: &str) {
+        let user = credentials.certificate_user.or(credentials.username);
+        if let Some(more) = self.limiter.due(credentials.from, (why, user)) {
+            warn!(
+                client_id = credentials.client_id,
+                user,
+                from = %credentials.from,
+                more_since_last = more,
+                "client refused: {why}"
+            );
+        }
+    }
+
+    /// Says that rules have denied something, of the same client and topic only now and then. MQTT 3 cannot tell the client
+    /// about a publication, so this may be the only place where it is told.
+    pub fn denied(&self, identity: &Identity, denied: Denied<'_>) {
+        let Some(more) = self.limiter.due(("rules", &identity.client_id), denied) else { return };
+        let client_id = &*identity.client_id;
+        let user = identity.user.as_deref();
+        let whose = if user.is_some() { "its user" } else { "[broker.anonymous]" };
+        match denied {
+            Denied::Publish(topic) => info!(
+                client_id,
+                user,
+                topic,
+                more_since_last = more,
+                "publication refused: the `publish` rules of {whose} do not allow it"
+            ),
+            Denied::Subscribe(filter) => info!(
+                client_id,
+                user,
+                filter,
+                more_since_last = more,
+                "subscription refused: the `subscribe` rules of {whose} do not allow it"
+            ),
+        }
+    }
+}

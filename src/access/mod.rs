@@ -1,0 +1,45 @@
+//! Who somebody is and what it may do: one answer for every door.
+//!
+//! | file | what |
+//! |---|---|
+//! | `settings` | users, clients without a user name, and what they may do |
+//! | `authenticate`, `password` | who somebody is |
+//! | `authorise` | what it may publish and receive |
+//! | `waiting` | places of connections that have not said who they are |
+//! | `limiter` | which log lines that clients cause are written |
+
+pub mod authenticate;
+pub mod authorise;
+pub mod limiter;
+pub mod password;
+pub mod settings;
+pub mod waiting;
+
+use self::authorise::Authoriser;
+use self::limiter::Limiter;
+use self::password::Passwords;
+use self::settings::AccessSettings;
+
+/// What all doors ask.
+#[derive(Debug)]
+pub struct Access {
+    /// Who may do what.
+    pub authoriser: Authoriser,
+    /// Password checks.
+    pub passwords: Passwords,
+    /// Which log lines that clients cause are written.
+    pub limiter: Limiter,
+}
+
+impl Access {
+    /// Decides by these settings.
+    pub fn new(settings: &AccessSettings) -> Access {
+        Access { authoriser: Authoriser::new(settings), passwords: Passwords::default(), limiter: Limiter::default() }
+    }
+
+    /// Decides by new settings. Whoever was let in before must be judged again.
+    pub fn reload(&self, settings: &AccessSettings) {
+        self.authoriser.reload(settings);
+        self.passwords.reload();
+    }
+}

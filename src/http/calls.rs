@@ -1,0 +1,35 @@
+//! What a call is: what the table of all calls is made of.
+
+use std::sync::Arc;
+
+use axum::routing::MethodRouter;
+
+use super::Http;
+
+/// A call.
+pub struct Call {
+    /// In lower case.
+    pub method: &'static str,
+    /// With `{name}` for what varies; a topic may contain slashes.
+    pub path: &'static str,
+    /// What it does, in a few words.
+    pub summary: &'static str,
+    /// Parameters behind the question mark.
+    pub query: &'static [Parameter],
+    /// What a success gives: status and content type, empty for none.
+    pub success: (u16, &'static str),
+    /// Whether everybody may.
+    pub is_open: bool,
+    /// Who answers.
+    pub handler: fn() -> MethodRouter<Arc<Http>>,
+}
+
+/// A parameter.
+pub struct Parameter {
+    /// Name.
+    pub name: &'static str,
+    /// What it means.
+    pub meaning: &'static str,
+    /// `string`, `integer` or `boolean`.
+    pub kind: &'static str,
+}

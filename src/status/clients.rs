@@ -1,0 +1,76 @@
+//! MQTT clients as others see them.
+
+use std::fmt;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use crate::mqtt::Version;
+
+/// A connected client.
+#[derive(Clone, Debug)]
+pub struct ClientSnapshot {
+    /// Client id.
+    pub client_id: Box<str>,
+    /// User name; `None`: a client without one.
+    pub user: Option<Box<str>>,
+    /// Where it comes from.
+    pub address: IpAddr,
+    /// What it speaks.
+    pub version: Version,
+    /// Since when, on the boot clock in milliseconds.
+    pub since_boot_ms: u64,
+    /// Keep alive in force, in seconds; 0: none.
+    pub keep_alive: u16,
+    /// Whether its session outlives the connection.
+    pub is_persistent: bool,
+    /// Of a persistent session: messages that wait for it.
+    pub waiting: Option<usize>,
+    /// Messages that it has been too slow for since it connected, and those that the bounds of its persistent session
+    /// have pushed out.
+    pub dropped: u64,
+}
+
+/// How many clients there are.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ClientCounts {
+    /// Connected.
+    pub connected: usize,
+    /// Away, with a session that is kept for them.
+    pub away: usize,
+}
+
+type List = dyn Fn(usize) -> Vec<ClientSnapshot> + Send + Sync;
+type Count = dyn Fn() -> ClientCounts + Send + Sync;
+
+/// The clients of this very moment: nobody is woken for them while nobody looks. Cheap to clone.
+#[derive(Clone)]
+pub struct ClientsShown {
+    list: Arc<List>,
+    count: Arc<Count>,
+}
+
+impl ClientsShown {
+    /// Shows what these say. `list` gives at most as many as it is asked for, in the order of their client ids.
+    pub fn new(
+        list: impl Fn(usize) -> Vec<ClientSnapshot> + Send + Sync + 'static,
+        count: impl Fn() -> ClientCounts + Send + Sync + 'static,
+    ) -> ClientsShown {
+        ClientsShown { list: Arc::new(list), count: Arc::new(count) }
+    }
+
+    /// At most so many, in the order of their client ids.
+    pub fn list(&self, most: usize) -> Vec<ClientSnapshot> {
+        (self.list)(most)
+    }
+
+    /// How many there are.
+    pub fn counts(&self) -> ClientCounts {
+        (self.count)()
+    }
+}
+
+impl fmt::Debug for ClientsShown {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("ClientsShown")
+    }
+}

@@ -1,0 +1,34 @@
+//! How the gateway is doing: what the rooms publish about themselves, for those who show it.
+//!
+//! Rooms write, each through its own channel; HTTP and the service only read. Everything here is a snapshot of now or
+//! bounded: nothing in it grows with time or traffic.
+
+mod clients;
+pub mod ledger;
+mod sensors;
+mod upstreams;
+
+use std::sync::Arc;
+
+use tokio::sync::watch;
+
+pub use self::clients::{ClientCounts, ClientSnapshot, ClientsShown};
+pub use self::sensors::{Change, Fault, SensorSnapshot, SensorState};
+pub use self::upstreams::{UpstreamShown, UpstreamSnapshot, UpstreamState};
+use crate::health::Problems;
+pub use crate::journal::report::Status as JournalStatus;
+
+/// What there is to see. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Status {
+    /// The gateway's id.
+    pub gateway_id: Arc<str>,
+    /// The sensors.
+    pub sensors: watch::Receiver<Vec<SensorSnapshot>>,
+    /// The upstreams, in the order of the configuration.
+    pub upstreams: Vec<UpstreamShown>,
+    /// MQTT clients.
+    pub clients: ClientsShown,
+    /// What was logged as a warning or an error.
+    pub problems: Problems,
+}

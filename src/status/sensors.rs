@@ -1,0 +1,73 @@
+//! Sensors as others see them.
+
+use std::fmt;
+
+use serde::Serialize;
+
+/// What a sensor is doing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum SensorState {
+    /// Its pin is not watched (yet).
+    Offline,
+    /// What it says is noise.
+    WarmUp,
+    /// Motion.
+    On,
+    /// No motion.
+    Off,
+}
+
+/// Why a pin cannot be watched, in words for the person who has to mend it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Fault {
+    /// What is wrong, pin included.
+    pub problem: String,
+    /// What to do about it.
+    pub remedy: String,
+}
+
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}; {}", self.problem, self.remedy)
+    }
+}
+
+/// A change of state.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Change {
+    /// Number of the state since the sensor was started, from 1 on.
+    pub seq: u64,
+    /// Motion or none.
+    pub on: bool,
+    /// Boot clock, in milliseconds, when it happened.
+    pub boot_ms: u64,
+}
+
+/// A sensor as others see it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct SensorSnapshot {
+    /// Its name.
+    pub name: String,
+    /// BCM number of its pin.
+    pub pin: u8,
+    /// Where its state is published.
+    pub topic: String,
+    /// What it is doing.
+    pub state: SensorState,
+    /// Boot clock, in milliseconds, when it began to; `None` before the first state.
+    pub since_boot_ms: Option<u64>,
+    /// Number of the state: how many were published since the sensor was started.
+    pub seq: u64,
+    /// Edges that came faster than they could be read.
+    pub lost_edges: u64,
+    /// Messages that the gateway had no room for.
+    pub refused: u64,
+    /// Whether the pin has been active for suspiciously long.
+    pub stuck: bool,
+    /// Why its pin is not watched.
+    pub fault: Option<Fault>,
+    /// The last changes of state, oldest first.
+    #[serde(skip)]
+    pub recent: Vec<Change>,
+}
