@@ -1,0 +1,262 @@
+//! The pages are in step with the program: links lead somewhere, files and tests that they name exist, and the
+//! configuration page explains exactly the keys of the example.
+
+#![allow(clippy::unwrap_used)]
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+fn text(path: &str) -> String {
+    fs::read_to_string(root().join(path)).unwrap()
+}
+
+/// All files below a directory with one of these extensions, relative to the root.
+fn files(below: &str, extension: &str) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    let mut directories = vec![root().join(below)];
+    while let Some(directory) = directories.pop() {
+        for path in fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().path()) {
+            if path.is_dir() {
+                directories.push(path);
+            } else if path.extension().is_some_and(|other| other == extension) {
+                found.push(path.strip_prefix(root()).unwrap().to_owned());
+            }
+        }
+    }
+    found
+}
+
+/// The pages: those at the top, and those in `docs` and `.github`.
+fn pages() -> Vec<(PathBuf, String)> {
+    let mut paths = [files("docs", "md"), files(".github", "md")].concat();
+    for path in fs::read_dir(root()).unwrap().map(|entry| entry.unwrap().path()) {
+        if path.extension().is_some_and(|extension| extension == "md") {
+            paths.push(path.strip_prefix(root()).unwrap().to_owned());
+        }
+    }
+    assert!(paths.len() >= 9, "{paths:?}");
+    paths.into_iter().map(|path| (path.clone(), fs::read_to_string(root().join(path)).unwrap())).collect()
+}
+
+/// The lines outside of blocks of code, and those inside.
+fn prose_and_code(page: &str) -> (String, String) {
+    let (mut prose, mut code, mut in_code) = (String::new(), String::new(), false);
+    for line in page.lines() {
+        if line.trim_start().starts_with("```") {
+            in_code = !in_code;
+            continue;
+        }
+        let side = if in_code { &mut code } else { &mut prose };
+        side.push_str(line);
+        side.push('\n');
+    }
+    (prose, code)
+}
+
+/// What stands in single backticks.
+fn quoted(prose: &str) -> Vec<&str> {
+    prose.lines().flat_map(|line| line.split('`').skip(1).step_by(2)).collect()
+}
+
+/// Where links and pictures lead.
+fn links(prose: &str) -> Vec<&str> {
+    let without_code: Vec<&str> = prose.split("](").skip(1).collect();
+    without_code.into_iter().filter_map(|rest| rest.split_once(')').map(|(target, _)| target)).collect()
+}
+
+/// The anchors of a page's headings, as hosts of repositories make them.
+fn anchors(page: &str) -> BTreeSet<String> {
+    let (prose, _) = prose_and_code(page);
+    let headings = prose.lines().filter(|line| line.starts_with('#')).map(|line| line.trim_start_matches('#').trim());
+    let anchor = |heading: &str| -> String {
+        let kept = heading.to_lowercase();
+        let kept = kept.chars().filter(|c| c.is_alphanumeric() || matches!(c, ' ' | '-' | '_'));
+        kept.map(|c| if c == ' ' { '-' } else { c }).collect()
+    };
+    headings.map(anchor).collect()
+}
+
+#[test]
+fn the_front_page_is_short() {
+    let lines = text("README.md").lines().count();
+    assert!(lines <= 250, "README.md has {lines} lines: long tables belong to docs/");
+}
+
+#[test]
+fn links_lead_somewhere() {
+    let mut wrong = Vec::new();
+    let mut seen = 0;
+    for (path, page) in pages() {
+        for target in links(&prose_and_code(&page).0) {
+            if target.contains("://") || target.starts_with("mailto:") {
+                continue;
+            }
+            seen += 1;
+            let (file, anchor) = target.split_once('#').unwrap_or((target, ""));
+            let place = if file.is_empty() { path.clone() } else { path.parent().unwrap().join(file) };
+            let whole = root().join(&place);
+            let missing = !whole.exists();
+            if missing || (!anchor.is_empty() && !anchors(&fs::read_to_string(&whole).unwrap()).contains(anchor)) {
+                wrong.push(format!("{}: {target}", path.display()));
+            }
+        }
+    }
+    assert!(seen >= 20, "only {seen} links were found");
+    assert!(wrong.is_empty(), "{wrong:#?}");
+}
+
+/// What a word names: a file or directory of the project, and perhaps a function in it.
+fn named(word: &str) -> Option<(&str, Option<&str>)> {
+    const PLACES: [&str; 8] =
+        ["src/", "tests/", "docs/", "deploy/", "systemd/", "fuzz/", ".github/workflows/", "proptest-regressions/"];
+    let word = word.trim_matches(|c: char| ",.;:()\"'".contains(c));
+    let is_path = PLACES.iter().any(|place| word.starts_with(place)) && !word.contains(['*', '<', '{', '$']);
+    is_path.then(|| match word.split_once("::") {
+        Some((path, function)) => (path, Some(function.rsplit("::").next().unwrap())),
+        None => (word, None),
+    })
+}
+
+/// Whether this file, or one below this directory, has this function.
+fn has_function(path: &str, function: &str) -> bool {
+    let whole = root().join(path);
+    let sources =
+        if whole.is_dir() { [files(path, "rs"), files(path, "py")].concat() } else { vec![PathBuf::from(path)] };
+    sources.iter().any(|source| {
+        let source = fs::read_to_string(root().join(source)).unwrap_or_default();
+        ["fn ", "def "].iter().any(|start| source.contains(&format!("{start}{function}(")))
+    })
+}
+
+#[test]
+fn what_the_pages_name_exists() {
+    let mut wrong = BTreeSet::new();
+    let mut seen = 0;
+    for (path, page) in pages() {
+        let (prose, code) = prose_and_code(&page);
+        let spans = quoted(&prose).into_iter().filter_map(|span| span.split_whitespace().next());
+        for (place, function) in spans.chain(code.split_whitespace()).filter_map(named) {
+            seen += 1;
+            if !root().join(place).exists() {
+                wrong.insert(format!("{}: {place} is not there", path.display()));
+            } else if function.is_some_and(|function| !has_function(place, function)) {
+                wrong.insert(format!("{}: {place} has no {}", path.display(), function.unwrap()));
+            }
+        }
+    }
+    assert!(seen >= 60, "only {seen} names were found");
+    assert!(wrong.is_empty(), "{wrong:#?}");
+}
+
+#[test]
+fn the_readers_of_pages_see_links_names_and_headings() {
+    let page =
+        "# A `b.c`: d, e_f\n\n[x](y.md#z) and ![p](q.png) `tests/run --x`, `src/lib.rs::main`\n```sh\n[no](no)\n```\n";
+    let (prose, code) = prose_and_code(page);
+    assert_eq!(links(&prose), ["y.md#z", "q.png"]);
+    assert_eq!(code, "[no](no)\n");
+    assert_eq!(anchors(page), BTreeSet::from(["a-bc-d-e_f".to_owned()]));
+    assert_eq!(quoted(&prose), ["b.c", "tests/run --x", "src/lib.rs::main"]);
+    assert_eq!(named("src/a.rs::b::c,"), Some(("src/a.rs", Some("c"))));
+    assert_eq!(named("target/deploy/"), None);
+    assert!(has_function("tests", "has_function") && !has_function("tests", "has_no_such_function"));
+}
+
+/// The tables of the example as `[a.b]` and its keys as `a.b.c`, those that stand there as comments included.
+fn keys_of_the_example() -> BTreeSet<String> {
+    let mut keys = BTreeSet::new();
+    let mut table = String::new();
+    for line in text("deploy/pigateway.example.toml").lines() {
+        let line = line.strip_prefix("# ").unwrap_or(line);
+        let name = line.split_once(" = ").map_or("", |(name, _)| name);
+        if let Some((name, _)) = line.trim_start_matches('[').split_once(']').filter(|_| line.starts_with('[')) {
+            table = name.to_owned();
+            keys.insert(format!("[{table}]"));
+        } else if !name.is_empty() && name.chars().all(|c| c.is_ascii_lowercase() || c == '_') {
+            let value: toml::Table = line.parse().unwrap_or_else(|error| panic!("{line}: {error}"));
+            match &value[name] {
+                // on the page, a table in one line is written with dots
+                toml::Value::Table(inner) => {
+                    // the comment may name keys that are left out: "# optional: ca, cert, key; ..."
+                    let (_, more) = line.split_once("# optional: ").unwrap_or_default();
+                    let more = more.split(';').next().unwrap_or_default().split(", ").filter(|key| !key.is_empty());
+                    let all = inner.keys().map(String::as_str).chain(more);
+                    keys.extend(all.map(|inner| format!("{table}.{name}.{inner}")));
+                }
+                _ => drop(keys.insert(format!("{table}.{name}"))),
+            }
+        }
+    }
+    keys
+}
+
+/// The same of the page: its headings are the tables, and the first cell of each row is a key.
+fn keys_of_the_page() -> BTreeSet<String> {
+    let mut keys = BTreeSet::new();
+    let mut table = String::new();
+    for line in text("docs/configuration.md").lines() {
+        if let Some(heading) = line.strip_prefix("## ") {
+            table = heading.trim_matches('`').trim_matches(['[', ']']).to_owned();
+            if heading.starts_with("`[") {
+                keys.insert(format!("[{table}]"));
+            }
+        } else if let Some(key) = line.strip_prefix("| `").and_then(|rest| rest.split_once('`')) {
+            assert!(keys.insert(format!("{table}.{}", key.0)), "{table}.{} twice", key.0);
+        }
+    }
+    keys
+}
+
+#[test]
+fn every_key_is_explained() {
+    let (example, page) = (keys_of_the_example(), keys_of_the_page());
+    assert!(example.len() >= 60 && example.contains("broker.listener.tls.client_ca"), "{example:#?}");
+    let missing: Vec<_> = example.difference(&page).collect();
+    let unknown: Vec<_> = page.difference(&example).collect();
+    assert!(missing.is_empty(), "docs/configuration.md does not explain {missing:#?}");
+    assert!(unknown.is_empty(), "deploy/pigateway.example.toml does not have {unknown:#?}");
+}
+
+#[test]
+fn workflows_call_commands_that_exist() {
+    let mut seen = BTreeSet::new();
+    for path in files(".github/workflows", "yml") {
+        for line in fs::read_to_string(root().join(&path)).unwrap().lines() {
+            let Some((_, command)) = line.split_once("run: ") else { continue };
+            let program = command.split_whitespace().next().unwrap();
+            if !program.contains('/') {
+                continue;
+            }
+            let mode = fs::metadata(root().join(program)).map(|file| file.permissions().mode());
+            assert!(mode.is_ok_and(|mode| mode & 0o111 != 0), "{}: {program} cannot be run", path.display());
+            seen.insert(program.to_owned());
+        }
+    }
+    assert_eq!(seen, BTreeSet::from(["deploy/release".to_owned(), "tests/run".to_owned()]));
+}
+
+#[test]
+fn a_release_has_the_changelog_s_entry() {
+    let release = |arguments: &[&str]| {
+        let output = Command::new(root().join("deploy/release")).args(arguments).output().unwrap();
+        let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+        (output.status.success(), text(output.stdout), text(output.stderr))
+    };
+    let (good, notes, _) = release(&["--notes", "v0.1.0"]);
+    let changelog = text("CHANGELOG.md");
+    let entry = changelog.split("\n## ").find(|entry| entry.starts_with("0.1.0")).unwrap();
+    assert!(good && notes.starts_with("- ") && !notes.contains("## "), "{notes}");
+    assert_eq!(notes.trim(), entry.split_once('\n').unwrap().1.trim());
+    let (good, _, error) = release(&["--notes", "99.0.0"]);
+    assert!(!good && error.contains("CHANGELOG.md has no entry for 99.0.0"), "{error}");
+    // nothing is built when the places that name the version do not agree
+    let (good, _, error) = release(&["1.2"]);
+    assert!(!good && error.contains("usage"), "{error}");
+}
