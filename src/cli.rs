@@ -84,6 +84,14 @@ pub enum CliError {
         /// So many were checked.
         all: usize,
     },
+    /// Files that are checked are valid, but name files that are not there; which has been printed.
+    #[error("{incomplete} of {all} files valid, but they name files that cannot be read")]
+    Missing {
+        /// So many name such files.
+        incomplete: usize,
+        /// So many were checked.
+        all: usize,
+    },
     /// The gateway did not start, or ended.
     #[error(transparent)]
     App(#[from] app::AppError),
@@ -108,7 +116,7 @@ impl CliError {
             CliError::Config(_) | CliError::Check { .. } => 78,
             CliError::App(error) => error.exit_code(),
             CliError::Password(_) | CliError::Damaged => 65,
-            CliError::Journal(_) => 66,
+            CliError::Journal(_) | CliError::Missing { .. } => 66,
             CliError::Io(_) => 74,
         }
     }
@@ -155,7 +163,7 @@ fn man_page() -> io::Result<Vec<u8>> {
         ("0", "It was told to stop, or the command did what it should."),
         ("2", "The command line is not valid."),
         ("65", "The password will not do, or the journal is damaged."),
-        ("66", "There is no journal, or it cannot be read."),
+        ("66", "There is no journal, or it cannot be read; or a valid configuration names files that cannot be read."),
         ("69", "An address cannot be listened on."),
         ("70", "A part of the gateway ended unexpectedly."),
         ("71", "The system refuses threads, timers or signals."),
@@ -183,15 +191,25 @@ fn run(args: Run) -> Result<(), CliError> {
     Ok(app::run(settings, args.config.as_deref())?)
 }
 
+/// Mistakes are told from files that are missing: with these the gateway runs, and what needs them waits.
 fn check(files: &[PathBuf]) -> Result<(), CliError> {
-    let mut bad = 0;
+    let (mut bad, mut incomplete) = (0, 0);
     for file in files {
         match config::load(file) {
             Ok(loaded) => {
                 for warning in &loaded.warnings {
                     eprintln!("warning: {warning}");
                 }
-                print(format!("{}: ok\n", file.display()).as_bytes())?;
+                for file in &loaded.files {
+                    eprintln!("{}", file.problem);
+                }
+                if loaded.files.iter().any(|file| !file.is_missing) {
+                    bad += 1;
+                } else if !loaded.files.is_empty() {
+                    incomplete += 1;
+                } else {
+                    print(format!("{}: ok\n", file.display()).as_bytes())?;
+                }
             }
             Err(problems) => {
                 eprintln!("{problems}");
@@ -199,7 +217,12 @@ fn check(files: &[PathBuf]) -> Result<(), CliError> {
             }
         }
     }
-    if bad > 0 { Err(CliError::Check { bad, all: files.len() }) } else { Ok(()) }
+    let all = files.len();
+    match (bad, incomplete) {
+        (0, 0) => Ok(()),
+        (0, _) => Err(CliError::Missing { incomplete, all }),
+        _ => Err(CliError::Check { bad, all }),
+    }
 }
 
 fn show_journal(dir: &Path, what: What) -> Result<(), CliError> {
@@ -237,7 +260,7 @@ fn ask_password(name: &str) -> Result<String, CliError> {
     } else {
         let mut line = String::new();
         io::stdin().read_line(&mut line)?;
-        line.trim_end_matches(['\r', '\n']).into()
+        line.trim_start_matches('\u{feff}').trim_end_matches(['\r', '\n']).into()
     };
     if password.is_empty() { Err(CliError::Password("the password is empty")) } else { Ok(password) }
 }
@@ -317,7 +340,18 @@ mod tests {
         std::fs::write(&good, "[log]\nlevel = \"info\"\n").unwrap();
         std::fs::write(&bad, "x = 1").unwrap();
         assert!(check(std::slice::from_ref(&good)).is_ok());
-        assert!(matches!(check(&[good, bad]), Err(CliError::Check { bad: 1, all: 2 })));
+        assert!(matches!(check(&[good.clone(), bad.clone()]), Err(CliError::Check { bad: 1, all: 2 })));
+        let incomplete = dir.path().join("incomplete.toml");
+        let upstream =
+            "[[upstream]]\nname = \"u\"\naddresses = [\"mqtt://h\"]\nusername = \"a\"\npassword_file = \"p\"\n";
+        std::fs::write(&incomplete, upstream).unwrap();
+        let error = check(&[good.clone(), incomplete.clone()]).unwrap_err();
+        assert!(matches!(error, CliError::Missing { incomplete: 1, all: 2 }) && error.exit_code() == 66, "{error}");
+        assert!(matches!(check(&[incomplete.clone(), bad]), Err(CliError::Check { bad: 1, all: 2 })));
+        std::fs::write(dir.path().join("p"), "\r\n").unwrap();
+        assert!(matches!(check(std::slice::from_ref(&incomplete)), Err(CliError::Check { bad: 1, all: 1 })));
+        std::fs::write(dir.path().join("p"), "secret\r\n").unwrap();
+        assert!(check(&[incomplete]).is_ok());
     }
 
     #[test]

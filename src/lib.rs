@@ -33,6 +33,7 @@
 //! | [`message`] | what everybody hands around |
 //! | [`health`] | pulse of the tasks, problems |
 //! | [`supervise`] | named tasks; the first unexpected end wins; one deadline for shutdown |
+//! | [`secret`] | passwords, certificates and keys in files |
 //! | [`time`] | clocks |
 //!
 //! # Who may know whom
@@ -53,6 +54,7 @@ pub mod journal;
 pub mod message;
 pub mod mqtt;
 pub mod net;
+pub mod secret;
 pub mod sensors;
 pub mod service;
 pub mod status;

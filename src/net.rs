@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::TcpListener;
 
-use crate::tls::TlsError;
+use crate::secret::FileError;
 
 const BACKLOG: i32 = 1024;
 
@@ -26,7 +26,7 @@ pub enum ListenError {
         /// The address.
         address: SocketAddr,
         /// What is wrong.
-        source: TlsError,
+        source: FileError,
     },
 }
 

@@ -1,6 +1,6 @@
-//! TLS for ports: the broker's listeners and HTTP.
+//! TLS: certificates and keys, and what ports make of them.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use rustls::RootCertStore;
@@ -9,79 +9,65 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::WebPkiClientVerifier;
 use tokio_rustls::TlsAcceptor;
 
-/// What is wrong with the files of a TLS listener.
-#[derive(Debug, thiserror::Error)]
-pub enum TlsError {
-    /// A file that cannot be read or has no PEM section of the kind needed.
-    #[error("{path}: {reason}")]
-    File {
-        /// The file.
-        path: PathBuf,
-        /// What is wrong.
-        reason: String,
-    },
-    /// Certificate and key do not make a server.
-    #[error("{cert}: {reason}")]
-    Unusable {
-        /// The certificate's file.
-        cert: PathBuf,
-        /// What is wrong.
-        reason: String,
-    },
+use crate::secret::{self, FileError};
+
+/// The certificates in a file, at least one.
+pub fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, FileError> {
+    let text = secret::contents(path)?;
+    let found: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&text).collect();
+    let found = found.unwrap_or_default();
+    if found.is_empty() { Err(FileError::unusable(path, "has no certificate in PEM form")) } else { Ok(found) }
 }
 
-impl TlsError {
-    /// The file that is to blame.
-    pub fn path(&self) -> &Path {
-        match self {
-            TlsError::File { path, .. } => path,
-            TlsError::Unusable { cert, .. } => cert,
+/// The private key in a file.
+pub fn private_key(path: &Path) -> Result<PrivateKeyDer<'static>, FileError> {
+    let text = secret::contents(path)?;
+    PrivateKeyDer::from_pem_slice(&text).map_err(|_| FileError::unusable(path, "has no private key in PEM form"))
+}
+
+/// Certificates of authorities.
+pub fn authorities(path: &Path) -> Result<RootCertStore, FileError> {
+    let mut roots = RootCertStore::empty();
+    for certificate in certificates(path)? {
+        roots.add(certificate).map_err(|error| {
+            let error = error.to_string();
+            FileError::unusable(path, format!("will not do: {error}{}", version_hint(&error)))
+        })?;
+    }
+    Ok(roots)
+}
+
+/// What is wrong with certificate and key together: which of them is to blame, and why.
+pub fn blame(cert: &Path, key: &Path, error: rustls::Error) -> FileError {
+    match error {
+        rustls::Error::InconsistentKeys(_) => FileError::unusable(
+            key,
+            format!("will not do: this key does not belong to the certificate in {}", cert.display()),
+        ),
+        // what the key's reader says
+        rustls::Error::General(reason) => FileError::unusable(key, format!("will not do: {reason}")),
+        error => {
+            let error = error.to_string();
+            FileError::unusable(cert, format!("will not do: {error}{}", version_hint(&error)))
         }
     }
 }
 
-fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
-    let file = |reason: String| TlsError::File { path: path.into(), reason };
-    let found: Result<Vec<_>, _> = CertificateDer::pem_file_iter(path).map_err(|e| file(e.to_string()))?.collect();
-    let found = found.map_err(|error| file(error.to_string()))?;
-    if found.is_empty() { Err(file("no certificate in it (PEM is expected)".into())) } else { Ok(found) }
-}
-
 /// Makes an acceptor of certificate chain, key and, if clients are to show a certificate, the authorities that sign those.
-pub fn acceptor(cert: &Path, key: &Path, client_ca: Option<&Path>) -> Result<TlsAcceptor, TlsError> {
-    let unusable = |reason: String| TlsError::Unusable { cert: cert.into(), reason };
+pub fn acceptor(cert: &Path, key: &Path, client_ca: Option<&Path>) -> Result<TlsAcceptor, FileError> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let builder = rustls::ServerConfig::builder_with_provider(provider.clone())
         .with_safe_default_protocol_versions()
-        .map_err(|error| unusable(error.to_string()))?;
+        .map_err(|error| blame(cert, key, error))?;
     let builder = match client_ca {
         None => builder.with_no_client_auth(),
         Some(path) => {
-            let mut roots = RootCertStore::empty();
-            for certificate in certificates(path)? {
-                roots.add(certificate).map_err(|error| {
-                    let error = error.to_string();
-                    TlsError::File { path: path.into(), reason: format!("{error}{}", version_hint(&error)) }
-                })?;
-            }
-            let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider);
-            builder.with_client_cert_verifier(verifier.build().map_err(|error| unusable(error.to_string()))?)
+            let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(authorities(path)?), provider).build();
+            builder.with_client_cert_verifier(verifier.map_err(|error| FileError::unusable(path, error.to_string()))?)
         }
     };
-    let wrong_key = |reason: String| TlsError::File { path: key.into(), reason };
-    let private = PrivateKeyDer::from_pem_file(key).map_err(|error| wrong_key(error.to_string()))?;
-    let config = builder.with_single_cert(certificates(cert)?, private).map_err(|error| match error {
-        rustls::Error::InconsistentKeys(_) => {
-            wrong_key(format!("this key does not belong to the certificate in {}", cert.display()))
-        }
-        // what the key's reader says
-        rustls::Error::General(reason) => wrong_key(reason),
-        error => {
-            let error = error.to_string();
-            unusable(format!("{error}{}", version_hint(&error)))
-        }
-    })?;
-    Ok(TlsAcceptor::from(Arc::new(config)))
+    let config = builder.with_single_cert(certificates(cert)?, private_key(key)?);
+    Ok(TlsAcceptor::from(Arc::new(config.map_err(|error| blame(cert, key, error))?)))
 }
 
 /// The common name of a client certificate's subject.

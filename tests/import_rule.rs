@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 /// The rooms from the ground floor up. Each may import what stands on floors below its own, and nothing else.
 const FLOORS: [&[&str]; 10] = [
-    &["time", "supervise"],
+    &["time", "supervise", "secret"],
     &["health", "message"],
     &["mqtt", "tls"],
     &["net", "access"],
@@ -22,7 +22,7 @@ const FLOORS: [&[&str]; 10] = [
 ];
 
 /// The configuration knows the doors' and the other rooms' settings, and the ground floors.
-const CONFIG: [&str; 4] = ["time", "message", "tls", "settings"];
+const CONFIG: [&str; 5] = ["time", "message", "secret", "tls", "settings"];
 /// The command line starts the gateway, reads its configuration and looks into its journal.
 const CLI: [&str; 3] = ["app", "config", "journal"];
 

@@ -12,9 +12,10 @@ use std::time::Duration;
 
 use toml::de::{DeTable, DeValue};
 
-use super::error::{Problem, nearest};
+use super::error::{FileProblem, Problem, nearest};
 use super::units;
 use crate::message::{Topic, check_topic};
+use crate::secret::FileError;
 
 /// The text of a file, and what is wrong with it so far.
 pub(super) struct Document<'a> {
@@ -22,6 +23,7 @@ pub(super) struct Document<'a> {
     text: &'a str,
     problems: RefCell<Vec<Problem>>,
     warnings: RefCell<Vec<Problem>>,
+    files: RefCell<Vec<FileProblem>>,
 }
 
 /// Line and column, from 1 on, of a byte of a text.
@@ -34,7 +36,7 @@ pub(super) fn line_and_column(text: &[u8], at: usize) -> (usize, usize) {
 
 impl<'a> Document<'a> {
     pub(super) fn new(file: &'a str, text: &'a str) -> Document<'a> {
-        Document { file, text, problems: RefCell::default(), warnings: RefCell::default() }
+        Document { file, text, problems: RefCell::default(), warnings: RefCell::default(), files: RefCell::default() }
     }
 
     /// Name of the file.
@@ -64,12 +66,14 @@ impl<'a> Document<'a> {
         self.warnings.borrow_mut().push(warning);
     }
 
-    /// What was noted: problems and warnings, each in the order of the lines.
-    pub(super) fn into_findings(self) -> (Vec<Problem>, Vec<Problem>) {
+    /// What was noted: problems, warnings and files that cannot be used, each in the order of the lines.
+    pub(super) fn into_findings(self) -> (Vec<Problem>, Vec<Problem>, Vec<FileProblem>) {
         let (mut problems, mut warnings) = (self.problems.into_inner(), self.warnings.into_inner());
+        let mut files = self.files.into_inner();
         problems.sort_by_key(|problem| problem.place);
         warnings.sort_by_key(|warning| warning.place);
-        (problems, warnings)
+        files.sort_by_key(|file| file.problem.place);
+        (problems, warnings, files)
     }
 }
 
@@ -187,6 +191,12 @@ impl<'a> Value<'a> {
     /// Notes a problem with it.
     pub(super) fn problem(&self, message: impl Into<String>) {
         self.document.problem(self.span.start, &self.path, message);
+    }
+
+    /// Notes that the file it names cannot be used now.
+    pub(super) fn file(&self, error: &FileError) {
+        let problem = self.document.problem_at(self.span.start, &self.path, error.to_string());
+        self.document.files.borrow_mut().push(FileProblem { problem, is_missing: error.is_missing() });
     }
 
     /// Notes that it is not what it should be.

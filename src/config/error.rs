@@ -28,6 +28,16 @@ impl fmt::Display for Problem {
     }
 }
 
+/// A file that the configuration names and that cannot be used as things stand. The configuration is valid all the same:
+/// only the part that needs the file waits for it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FileProblem {
+    /// What is wrong, and where the file is named.
+    pub problem: Problem,
+    /// It is not there or may not be read; otherwise what is in it will not do.
+    pub is_missing: bool,
+}
+
 /// Everything that is wrong with a file, in the order of its lines. Displayed as one problem per line and a last line
 /// that counts them.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -8,7 +8,7 @@ use toml::de::DeTable;
 use tracing_subscriber::EnvFilter;
 
 use super::document::{Document, MISSING, Table, Value, assign, line_and_column};
-use super::error::{Problem, Problems, nearest};
+use super::error::{FileProblem, Problem, Problems, nearest};
 use super::paths::{Environment, Paths};
 use super::settings::Settings;
 use super::{broker, sensors, upstream};
@@ -24,6 +24,8 @@ pub struct Loaded {
     pub settings: Settings,
     /// Not wrong, but perhaps not meant.
     pub warnings: Vec<Problem>,
+    /// Files that cannot be used as things stand.
+    pub files: Vec<FileProblem>,
 }
 
 /// Reads a configuration file.
@@ -76,13 +78,13 @@ pub fn read(text: &str, path: &Path, environment: &Environment) -> Result<Loaded
     }
     let paths = Paths::new(path, environment);
     let settings = is_whole.then(|| sections(Table::root(&document, root.get_ref()), &paths, environment));
-    let (mut problems, warnings) = document.into_findings();
+    let (mut problems, warnings, files) = document.into_findings();
     if !errors.is_empty() {
         // what seems to be missing may be in a broken line
         problems.retain(|problem| problem.key.is_empty() || !problem.message.starts_with(MISSING));
     }
     match settings {
-        Some(settings) if problems.is_empty() => Ok(Loaded { settings, warnings }),
+        Some(settings) if problems.is_empty() => Ok(Loaded { settings, warnings, files }),
         _ => Err(Problems { file, problems }),
     }
 }

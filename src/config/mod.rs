@@ -3,6 +3,9 @@
 //! A file is read to the end whatever is wrong with it, so that a person sees all problems at once, each with its line
 //! and column, the key, what was found, what is valid and, for a word that is close to a valid one, that one. Settings
 //! exist only when there is no problem; the rooms need not check them again.
+//!
+//! Passwords, certificates and keys are files of their own. One that is missing or will not do is no mistake of the
+//! configuration: it is reported apart, and the part that needs it stays closed until the file is there.
 
 mod broker;
 mod document;
@@ -15,7 +18,7 @@ mod settings;
 pub mod units;
 mod upstream;
 
-pub use error::{Problem, Problems};
+pub use error::{FileProblem, Problem, Problems};
 pub use file::{Loaded, load, load_in, read};
 pub use paths::Environment;
 pub use settings::{GatewaySettings, LogSettings, Settings};

@@ -2,12 +2,9 @@
 
 use std::path::{Path, PathBuf};
 
-use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
-
 use super::document::{Table, Value};
-use crate::tls::acceptor;
-use crate::upstream::settings::Secret;
+use crate::secret::{self, FileError};
+use crate::tls::{self, acceptor};
 
 /// What the process was started with, as far as the configuration depends on it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -56,43 +53,24 @@ impl<'a> Paths<'a> {
         Some(credential.filter(|credential| credential.exists()).unwrap_or(path))
     }
 
-    /// The password in a file: its text without the line end.
-    pub(super) fn password(&self, value: &Value) -> Option<Secret> {
+    /// A file with a password.
+    pub(super) fn password(&self, value: &Value) -> Option<PathBuf> {
         let path = self.secret_path(value)?;
-        let content = read(value, &path)?;
-        let Ok(text) = String::from_utf8(content) else {
-            value.problem(format!("{} is not UTF-8 text", path.display()));
-            return None;
-        };
-        let text = text.strip_suffix('\n').unwrap_or(&text);
-        let text = text.strip_suffix('\r').unwrap_or(text);
-        if text.is_empty() {
-            value.problem(format!("{} is empty", path.display()));
-            return None;
-        }
-        Some(Secret::new(text))
+        note(value, secret::password(&path));
+        Some(path)
     }
 
     /// A file with certificates.
     pub(super) fn certificates(&self, value: &Value) -> Option<PathBuf> {
         let path = self.path(value)?;
-        let content = read(value, &path)?;
-        let good = CertificateDer::pem_slice_iter(&content).collect::<Result<Vec<_>, _>>();
-        if !good.is_ok_and(|certificates| !certificates.is_empty()) {
-            value.problem(format!("{} has no certificate in PEM form", path.display()));
-            return None;
-        }
+        note(value, tls::certificates(&path));
         Some(path)
     }
 
     /// A file with a private key.
     pub(super) fn key(&self, value: &Value) -> Option<PathBuf> {
         let path = self.secret_path(value)?;
-        let content = read(value, &path)?;
-        if PrivateKeyDer::from_pem_slice(&content).is_err() {
-            value.problem(format!("{} has no private key in PEM form", path.display()));
-            return None;
-        }
+        note(value, tls::private_key(&path));
         Some(path)
     }
 
@@ -103,27 +81,26 @@ impl<'a> Paths<'a> {
         let cert = cert_value.as_ref().and_then(|cert| self.certificates(cert));
         let key = key_value.as_ref().and_then(|key| self.key(key));
         let (cert, key) = cert.zip(key)?;
-        if let Err(error) = acceptor(&cert, &key, client_ca.map(|(_, path)| path)) {
+        let each_is_well = tls::certificates(&cert).is_ok()
+            && tls::private_key(&key).is_ok()
+            && client_ca.is_none_or(|(_, path)| tls::certificates(path).is_ok());
+        // what is wrong with one of them alone has been said
+        if each_is_well && let Err(error) = acceptor(&cert, &key, client_ca.map(|(_, path)| path)) {
             let to_blame = match client_ca {
                 Some((value, path)) if error.path() == path => Some(value),
                 _ if error.path() == key => key_value.as_ref(),
                 _ => cert_value.as_ref(),
             };
             if let Some(value) = to_blame {
-                value.problem(error.to_string());
+                value.file(&error);
             }
-            return None;
         }
         Some((cert, key))
     }
 }
 
-fn read(value: &Value, path: &Path) -> Option<Vec<u8>> {
-    match std::fs::read(path) {
-        Ok(content) => Some(content),
-        Err(error) => {
-            value.problem(format!("{} cannot be read: {error}", path.display()));
-            None
-        }
+fn note<T>(value: &Value, read: Result<T, FileError>) {
+    if let Err(error) = read {
+        value.file(&error);
     }
 }

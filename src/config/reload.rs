@@ -136,7 +136,7 @@ fn connection_keys(old: &UpstreamSettings, new: &UpstreamSettings) -> Vec<String
         ("protocol", old.protocol != new.protocol),
         ("client_id", old.client_id != new.client_id),
         ("username", old.username != new.username),
-        ("password_file", old.password != new.password),
+        ("password_file", old.password_file != new.password_file),
         ("clean_session", old.clean_session != new.clean_session),
         ("session_expiry", old.session_expiry != new.session_expiry),
         ("keep_alive", old.keep_alive != new.keep_alive),

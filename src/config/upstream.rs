@@ -90,7 +90,7 @@ fn login(table: &Table, upstream: &mut UpstreamSettings, paths: &Paths) {
     if !has_username {
         file.problem("there is no username; valid: a username and a password_file, or neither");
     }
-    upstream.password = paths.password(&file);
+    upstream.password_file = paths.password(&file);
 }
 
 fn read_tls(table: Table, paths: &Paths) -> UpstreamTls {

@@ -17,6 +17,7 @@ use tokio_rustls::client::TlsStream;
 use super::pace::Pace;
 use super::{Incoming, Request, v4, v5};
 use crate::message::Qos;
+use crate::secret::Secret;
 use crate::upstream::settings::UpstreamSettings;
 use crate::upstream::tls;
 use crate::upstream::wire::{Broken, Busy, ClientEvent, Link, Version};
@@ -159,10 +160,14 @@ impl Connection {
     }
 
     /// Says CONNECT and waits for the answer.
-    pub(super) async fn open(&mut self, settings: &UpstreamSettings) -> Result<Link, Broken> {
+    pub(super) async fn open(
+        &mut self,
+        settings: &UpstreamSettings,
+        password: Option<&Secret>,
+    ) -> Result<Link, Broken> {
         let connect = match self.version {
-            Version::V31 | Version::V311 => v4::connect(settings, &mut self.output),
-            Version::V5 => v5::connect(settings, self.max_incoming, &mut self.output),
+            Version::V31 | Version::V311 => v4::connect(settings, password, &mut self.output),
+            Version::V5 => v5::connect(settings, password, self.max_incoming, &mut self.output),
         };
         connect.map_err(Broken::Failed)?;
         self.encoded = self.output.len() as u64;

@@ -24,6 +24,7 @@ use super::settings::{Scheme, UpstreamAddress, UpstreamSettings};
 use super::tls;
 use super::wire::{Broken, Busy, ClientEvent, Link, OutMessage, UpstreamClient, Version};
 use crate::message::{Qos, TopicFilter};
+use crate::secret::{self, Secret};
 
 /// Time for TCP, TLS and CONNACK together.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -87,10 +88,11 @@ impl UpstreamClient for Client {
             Version::V5 => self.max_packet_size,
         };
         let connecting = async {
+            let password = password(settings).await?;
             let stream = open(settings, address).await?;
             let requests = usize::from(settings.max_inflight) + SPARE_REQUESTS;
             let mut connection = Connection::new(stream, version, max_incoming, requests);
-            let link = connection.open(settings).await?;
+            let link = connection.open(settings, password.as_ref()).await?;
             Ok((connection, link))
         };
         let (connection, link) = timeout(CONNECT_TIMEOUT, connecting).await.map_err(|_| Broken::Silent)??;
@@ -130,22 +132,32 @@ impl UpstreamClient for Client {
     }
 }
 
+/// The password, as its file has it now. Without it there is no connection: the upstream may let strangers in.
+async fn password(settings: &UpstreamSettings) -> Result<Option<Secret>, Broken> {
+    let Some(path) = settings.password_file.clone() else { return Ok(None) };
+    let read = tokio::task::spawn_blocking(move || secret::password(&path)).await;
+    let read = read.map_err(|error| Broken::Failed(error.to_string()))?;
+    read.map(Some).map_err(|error| Broken::Failed(error.to_string()))
+}
+
 /// Opens the connection that MQTT is to be spoken on.
 async fn open(settings: &UpstreamSettings, address: &UpstreamAddress) -> Result<Box<dyn Stream>, Broken> {
+    // what is missing here is found before anything is asked of the network
+    let config = match address.scheme {
+        Scheme::Mqtt => None,
+        Scheme::Mqtts => {
+            let files = settings.tls.clone().unwrap_or_default();
+            let config = tokio::task::spawn_blocking(move || tls::client_config(&files)).await;
+            Some(config.map_err(|error| Broken::Failed(error.to_string()))?.map_err(Broken::Failed)?)
+        }
+    };
     let tcp = TcpStream::connect((address.host.as_str(), address.port)).await;
     let tcp = tcp.map_err(|error| tls::broken_io(&error))?;
     // what belongs together is written together already
     tcp.set_nodelay(true).map_err(|error| tls::broken_io(&error))?;
-    match address.scheme {
-        Scheme::Mqtt => Ok(Box::new(tcp)),
-        Scheme::Mqtts => {
-            let files = settings.tls.clone().unwrap_or_default();
-            let config = tokio::task::spawn_blocking(move || tls::client_config(&files)).await;
-            let config = config.map_err(|error| Broken::Failed(error.to_string()))?.map_err(Broken::Failed)?;
-            let name = ServerName::try_from(address.host.clone());
-            let name = name.map_err(|_| Broken::Failed(format!("{} is no name for TLS", address.host)))?;
-            let stream = TlsConnector::from(config).connect(name, tcp).await;
-            Ok(Box::new(stream.map_err(|error| tls::broken_io(&error))?))
-        }
-    }
+    let Some(config) = config else { return Ok(Box::new(tcp)) };
+    let name = ServerName::try_from(address.host.clone());
+    let name = name.map_err(|_| Broken::Failed(format!("{} is no name for TLS", address.host)))?;
+    let stream = TlsConnector::from(config).connect(name, tcp).await;
+    Ok(Box::new(stream.map_err(|error| tls::broken_io(&error))?))
 }

@@ -66,7 +66,7 @@ async fn opened(version: Version, line: usize) -> (Connection, DuplexStream, Arc
         theirs.write_all(connack).await.unwrap();
     };
     let settings = settings();
-    let (link, ()) = tokio::join!(connection.open(&settings), upstream);
+    let (link, ()) = tokio::join!(connection.open(&settings, None), upstream);
     assert_eq!(link.unwrap().version, version);
     writes.store(0, Ordering::Relaxed);
     (connection, theirs, writes)
@@ -220,7 +220,7 @@ async fn a_broker_that_does_not_know_version_5_is_understood() {
     let stream = Box::new(Counted(ours, Arc::default()));
     let mut connection = Connection::new(stream, Version::V5, 1000, 100);
     theirs.write_all(&[0x20, 2, 0, 1]).await.unwrap();
-    assert_eq!(connection.open(&settings()).await, Err(Broken::Version));
+    assert_eq!(connection.open(&settings(), None).await, Err(Broken::Version));
 }
 
 #[test]

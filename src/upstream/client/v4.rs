@@ -7,16 +7,21 @@ use rumqttc::{ConnectReturnCode, SubscribeReasonCode};
 
 use super::Incoming;
 use crate::message::{Qos, TopicFilter};
+use crate::secret::Secret;
 use crate::upstream::settings::UpstreamSettings;
 use crate::upstream::wire::{Broken, ClientEvent, InMessage, Link, Version, words};
 
-pub(super) fn connect(settings: &UpstreamSettings, out: &mut BytesMut) -> Result<(), String> {
+pub(super) fn connect(
+    settings: &UpstreamSettings,
+    password: Option<&Secret>,
+    out: &mut BytesMut,
+) -> Result<(), String> {
     let mut connect = Connect::new(&settings.client_id);
     connect.keep_alive = u16::try_from(settings.keep_alive.as_secs()).unwrap_or(u16::MAX);
     connect.clean_session = settings.clean_session;
     let will = |topic| LastWill::new(topic, "offline", QoS::AtLeastOnce, true);
     connect.last_will = settings.status_topic.as_ref().map(|topic| will(topic.as_str()));
-    let password = settings.password.as_ref().map_or("", |password| password.expose());
+    let password = password.map_or("", Secret::expose);
     connect.login = settings.username.as_ref().map(|user| Login::new(user, password));
     connect.write(out).map(drop).map_err(|error| error.to_string())
 }

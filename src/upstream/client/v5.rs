@@ -9,6 +9,7 @@ use rumqttc::v5::mqttbytes::{Error, QoS};
 
 use super::Incoming;
 use crate::message::{Qos, TopicFilter, via};
+use crate::secret::Secret;
 use crate::upstream::properties::gateway_in;
 use crate::upstream::settings::UpstreamSettings;
 use crate::upstream::wire::{Broken, ClientEvent, InMessage, Link, Version, words};
@@ -16,7 +17,12 @@ use crate::upstream::wire::{Broken, ClientEvent, InMessage, Link, Version, words
 /// Incoming messages that the upstream may send before the first is acknowledged.
 const RECEIVE_MAXIMUM: u16 = 100;
 
-pub(super) fn connect(settings: &UpstreamSettings, max_incoming: usize, out: &mut BytesMut) -> Result<(), String> {
+pub(super) fn connect(
+    settings: &UpstreamSettings,
+    password: Option<&Secret>,
+    max_incoming: usize,
+    out: &mut BytesMut,
+) -> Result<(), String> {
     let expiry = if settings.clean_session { 0 } else { settings.session_expiry.as_secs() };
     let mut properties = ConnectProperties::new();
     properties.session_expiry_interval = Some(u32::try_from(expiry).unwrap_or(u32::MAX));
@@ -31,7 +37,7 @@ pub(super) fn connect(settings: &UpstreamSettings, max_incoming: usize, out: &mu
     };
     let will = |topic| LastWill::new(topic, "offline", QoS::AtLeastOnce, true, None);
     let will = settings.status_topic.as_ref().map(|topic| will(topic.as_str()));
-    let password = settings.password.as_ref().map_or("", |password| password.expose());
+    let password = password.map_or("", Secret::expose);
     let login = settings.username.as_ref().map(|user| Login::new(user, password));
     connect.write(&will, &login, out).map(drop).map_err(|error| error.to_string())
 }

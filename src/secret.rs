@@ -1,0 +1,173 @@
+//! Files that the configuration names: passwords, certificates, keys.
+//!
+//! They are read when they are used, not when the configuration is: one that comes late, or is renewed, is then used
+//! without a restart, and one that is missing costs only the part that needs it.
+//!
+//! Windows writes text with a byte order mark, in UTF-16 or with CRLF at the end of its lines. None of that is meant.
+
+use std::fmt;
+use std::io;
+use std::path::{Path, PathBuf};
+
+/// Longest file that is read: certificate chains and lists of authorities are far smaller.
+const MOST: u64 = 4 << 20;
+
+/// Text that is never printed.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Secret(Box<str>);
+
+impl Secret {
+    /// Hides a text.
+    pub fn new(text: impl Into<Box<str>>) -> Secret {
+        Secret(text.into())
+    }
+
+    /// The text, to be handed to the protocol and nothing else.
+    pub fn expose(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("(hidden)")
+    }
+}
+
+/// Why a file cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum FileError {
+    /// It is not there, or may not be read.
+    #[error("{path} cannot be read: {source}")]
+    Missing {
+        /// The file.
+        path: PathBuf,
+        /// What the system says.
+        source: io::Error,
+    },
+    /// It is there, and not what it should be.
+    #[error("{path} {reason}")]
+    Unusable {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong, as the end of a sentence that begins with the file.
+        reason: String,
+    },
+}
+
+impl FileError {
+    /// That what is in the file will not do.
+    pub fn unusable(path: &Path, reason: impl Into<String>) -> FileError {
+        FileError::Unusable { path: path.into(), reason: reason.into() }
+    }
+
+    /// The file.
+    pub fn path(&self) -> &Path {
+        match self {
+            FileError::Missing { path, .. } | FileError::Unusable { path, .. } => path,
+        }
+    }
+
+    /// Whether the file cannot be read at all.
+    pub fn is_missing(&self) -> bool {
+        matches!(self, FileError::Missing { .. })
+    }
+
+    /// What a person can do about it.
+    pub fn remedy(&self) -> &'static str {
+        match self {
+            FileError::Missing { source, .. } if source.kind() == io::ErrorKind::PermissionDenied => {
+                "let the user that pigateway runs as read it, or hand it over with LoadCredential; it is tried again"
+            }
+            FileError::Missing { .. } => "put the file there; it is tried again",
+            FileError::Unusable { .. } => "put the right file there; it is tried again",
+        }
+    }
+}
+
+/// The contents of a file as it was meant: without byte order mark, text as UTF-8.
+pub fn contents(path: &Path) -> Result<Vec<u8>, FileError> {
+    let missing = |source| FileError::Missing { path: path.into(), source };
+    // a FIFO without a writer would hold up whoever reads it, and a directory is none of ours
+    let about = std::fs::metadata(path).map_err(missing)?;
+    if !about.is_file() {
+        return Err(FileError::unusable(path, "is not a file"));
+    }
+    if about.len() > MOST {
+        return Err(FileError::unusable(path, "is far too large"));
+    }
+    Ok(plain(std::fs::read(path).map_err(missing)?))
+}
+
+/// The password in a file: its text without the end of its line.
+pub fn password(path: &Path) -> Result<Secret, FileError> {
+    let text = String::from_utf8(contents(path)?).map_err(|_| FileError::unusable(path, "is not UTF-8 text"))?;
+    let text = text.trim_end_matches(['\r', '\n']);
+    if text.is_empty() { Err(FileError::unusable(path, "is empty")) } else { Ok(Secret::new(text)) }
+}
+
+/// Text without what Windows puts in front of it. Bytes that are no text stay as they are.
+fn plain(bytes: Vec<u8>) -> Vec<u8> {
+    let wide = |bytes: &[u8], unit: fn([u8; 2]) -> u16| {
+        let units: Vec<u16> = bytes.chunks_exact(2).map(|pair| unit([pair[0], pair[1]])).collect();
+        String::from_utf16(&units).ok().filter(|_| bytes.len().is_multiple_of(2)).map(String::into_bytes)
+    };
+    let read = match bytes.as_slice() {
+        [0xef, 0xbb, 0xbf, rest @ ..] => Some(rest.to_vec()),
+        [0xff, 0xfe, rest @ ..] => wide(rest, u16::from_le_bytes),
+        [0xfe, 0xff, rest @ ..] => wide(rest, u16::from_be_bytes),
+        _ => None,
+    };
+    read.unwrap_or(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn file(bytes: &[u8]) -> tempfile::NamedTempFile {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), bytes).unwrap();
+        file
+    }
+
+    #[test]
+    fn a_password_is_read_as_it_was_meant() {
+        let wide = |unit: fn(u16) -> [u8; 2], text: &str| -> Vec<u8> { text.encode_utf16().flat_map(unit).collect() };
+        for bytes in [
+            b"hunter2".to_vec(),
+            b"hunter2\n".to_vec(),
+            b"hunter2\r\n".to_vec(),
+            b"hunter2\r\n\r\n".to_vec(),
+            b"\xef\xbb\xbfhunter2\r\n".to_vec(),
+            wide(u16::to_le_bytes, "\u{feff}hunter2\r\n"),
+            wide(u16::to_be_bytes, "\u{feff}hunter2\n"),
+        ] {
+            assert_eq!(password(file(&bytes).path()).unwrap().expose(), "hunter2", "{bytes:?}");
+        }
+        // spaces may be meant
+        assert_eq!(password(file(b" a b \n").path()).unwrap().expose(), " a b ");
+    }
+
+    #[test]
+    fn what_is_wrong_is_said_with_the_file() {
+        for (bytes, reason) in
+            [(&b"\r\n"[..], "is empty"), (b"\xef\xbb\xbf\r\n", "is empty"), (b"\xff\xfex", "is not UTF-8 text")]
+        {
+            let file = file(bytes);
+            let error = password(file.path()).unwrap_err();
+            assert_eq!(error.to_string(), format!("{} {reason}", file.path().display()));
+            assert!(!error.is_missing() && error.path() == file.path());
+        }
+        let error = password(Path::new("/nowhere/x")).unwrap_err();
+        assert_eq!(error.to_string(), "/nowhere/x cannot be read: No such file or directory (os error 2)");
+        assert!(error.is_missing());
+        let dir = tempfile::tempdir().unwrap();
+        assert!(password(dir.path()).unwrap_err().to_string().ends_with("is not a file"));
+    }
+
+    #[test]
+    fn secrets_are_not_printed() {
+        assert!(!format!("{:?}", Secret::new("hunter2")).contains("hunter2"));
+    }
+}
