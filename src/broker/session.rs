@@ -208,11 +208,14 @@ impl Outbound {
         self.in_flight.iter().any(|entry| matches!(entry.step, Step::Held | Step::HeldRelease))
     }
 
-    /// Takes out what came from shared subscriptions and was not received: others shall get it.
+    /// Takes out what came from shared subscriptions at QoS 1 and was not received: others shall get it. What has begun at
+    /// QoS 2 stays with this session, and ends with it [MQTT-4.8.2-4], [MQTT-4.8.2-5].
     pub fn take_shared(&mut self) -> Vec<(Arc<SharedGroup>, Message)> {
         let mut taken = Vec::new();
         self.in_flight.retain(|entry| match &entry.source {
-            Source::Shared(group) if matches!(entry.step, Step::Published | Step::Held) => {
+            Source::Shared(group)
+                if entry.queued.grant.qos == Qos::AtLeastOnce && matches!(entry.step, Step::Published | Step::Held) =>
+            {
                 taken.push((group.clone(), entry.queued.message.clone()));
                 false
             }

@@ -106,6 +106,7 @@ impl Connect {
 
     fn read_properties(&mut self, mut fields: Fields<'_>) -> Result<(), Error> {
         let mut once = Once::default();
+        let mut has_data = false;
         while let Some(property) = next(&mut fields)? {
             match property {
                 Property::User(via::NAME, id) => {
@@ -138,9 +139,15 @@ impl Connect {
                     once.mark(6)?;
                     self.extended_authentication = true;
                 }
-                Property::AuthenticationData => once.mark(7)?,
+                Property::AuthenticationData => {
+                    once.mark(7)?;
+                    has_data = true;
+                }
                 _ => return Err(Error::Protocol("a property that CONNECT does not have")),
             }
+        }
+        if has_data && !self.extended_authentication {
+            return Err(Error::Protocol("authentication data without an authentication method")); // section 3.1.2.11.10
         }
         Ok(())
     }
@@ -273,6 +280,8 @@ mod tests {
         assert_eq!((connect.topic_alias_maximum, connect.maximum_packet_size), (3, 256));
         let twice = [10, 0x11, 0, 0, 0, 9, 0x11, 0, 0, 0, 9, 0, 0];
         assert_eq!(Connect::decode(&body(b"MQTT", 5, 2, &twice)), Err(Error::Protocol("a property appears twice")));
+        let data_alone = [4, 0x16, 0, 1, 7, 0, 0];
+        assert!(matches!(Connect::decode(&body(b"MQTT", 5, 2, &data_alone)), Err(Error::Protocol(_))));
     }
 
     #[test]

@@ -227,7 +227,13 @@ impl<'a> Fields<'a> {
             let byte = self.u8()?;
             value |= usize::from(byte & 0x7f) << shift;
             if byte & 0x80 == 0 {
-                return Ok(value);
+                // the shortest form only [MQTT-1.5.5-1]
+                let is_overlong = byte == 0 && shift > 0;
+                return if is_overlong {
+                    Err(Error::Malformed("a variable byte integer is overlong"))
+                } else {
+                    Ok(value)
+                };
             }
         }
         Err(Error::Malformed("variable byte integer has more than 4 bytes"))
@@ -255,7 +261,7 @@ pub fn acknowledgement(body: &[u8], version: Version) -> Result<(u16, Reason), E
     if !fields.is_empty() {
         property::skip(&mut fields.properties()?, property::Allowed::Acknowledgement)?;
     }
-    Ok((id, reason))
+    if fields.is_empty() { Ok((id, reason)) } else { Err(Error::Malformed("bytes after the properties")) }
 }
 
 /// DISCONNECT: reason code and a new session expiry interval [MQTT-3.14.2].
@@ -272,15 +278,20 @@ pub fn disconnect(body: &[u8], version: Version) -> Result<(Reason, Option<u32>)
     let mut expiry = None;
     if !fields.is_empty() {
         let mut properties = fields.properties()?;
+        let mut once = property::Once::default();
         while let Some(property) = property::next(&mut properties)? {
             match property {
-                property::Property::SessionExpiry(seconds) => expiry = Some(seconds),
-                property::Property::ReasonString | property::Property::User(..) => {}
+                property::Property::SessionExpiry(seconds) => {
+                    once.mark(0)?;
+                    expiry = Some(seconds);
+                }
+                property::Property::ReasonString => once.mark(1)?,
+                property::Property::User(..) => {}
                 _ => return Err(Error::Protocol("a property that DISCONNECT does not have")),
             }
         }
     }
-    Ok((reason, expiry))
+    if fields.is_empty() { Ok((reason, expiry)) } else { Err(Error::Malformed("bytes after the properties")) }
 }
 
 #[cfg(test)]
@@ -316,6 +327,9 @@ mod tests {
         assert!(acknowledgement(&[0, 0], Version::V5).is_err());
         assert!(acknowledgement(&[0, 7, 0], Version::V311).is_err());
         assert!(acknowledgement(&[0], Version::V311).is_err());
+        assert!(acknowledgement(&[0, 7, 0, 0, 0], Version::V5).is_err(), "bytes after the properties");
+        let reasons = [0, 7, 0, 8, 0x1f, 0, 1, b'a', 0x1f, 0, 1, b'b'];
+        assert_eq!(acknowledgement(&reasons, Version::V5), Err(Error::Protocol("a property appears twice")));
     }
 
     #[test]
@@ -323,5 +337,17 @@ mod tests {
         assert_eq!(disconnect(&[], Version::V5), Ok((Reason::SUCCESS, None)));
         assert_eq!(disconnect(&[4, 5, 0x11, 0, 0, 0, 9], Version::V5), Ok((Reason::DISCONNECT_WITH_WILL, Some(9))));
         assert!(disconnect(&[0], Version::V311).is_err());
+        assert!(disconnect(&[0, 0, 0], Version::V5).is_err(), "bytes after the properties");
+        let twice = [0, 10, 0x11, 0, 0, 0, 9, 0x11, 0, 0, 0, 8];
+        assert_eq!(disconnect(&twice, Version::V5), Err(Error::Protocol("a property appears twice")));
+    }
+
+    #[test]
+    fn a_variable_byte_integer_has_its_shortest_form() {
+        assert_eq!(Fields::new(&[0x80, 0x01]).variable(), Ok(128));
+        for overlong in [&[0x80, 0x00][..], &[0xff, 0x80, 0x00], &[0x81, 0x80, 0x80, 0x00]] {
+            assert!(Fields::new(overlong).variable().is_err(), "{overlong:x?}");
+        }
+        assert_eq!(Fields::new(&[0x00]).variable(), Ok(0));
     }
 }

@@ -107,10 +107,11 @@ pub enum Allowed {
 
 /// Checks properties whose values do not matter here.
 pub fn skip(fields: &mut Fields<'_>, allowed: Allowed) -> Result<(), Error> {
+    let mut once = Once::default();
     while let Some(property) = next(fields)? {
         match property {
             Property::User(..) => {}
-            Property::ReasonString if allowed == Allowed::Acknowledgement => {}
+            Property::ReasonString if allowed == Allowed::Acknowledgement => once.mark(0)?,
             _ => return Err(Error::Protocol("a property that this packet does not have")),
         }
     }

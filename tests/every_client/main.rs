@@ -6,6 +6,8 @@
 mod support;
 
 mod delivery;
+mod exchanges_by_the_clause;
+mod packets_by_the_clause;
 mod retained;
 mod sessions;
 mod shared;

@@ -59,9 +59,14 @@ fn write_one(
     now_boot_ms: u64,
     (message, grant, (packet_id, dup)): (MessageRef<'_>, &Grant, (u16, bool)),
 ) -> bool {
-    let Ok(expiry) = message.remaining_expiry(now_boot_ms) else {
-        stats.publish_expired.add(1);
-        return false;
+    let expiry = match message.remaining_expiry(now_boot_ms) {
+        Ok(expiry) => expiry,
+        // an exchange that has begun is brought to its end [MQTT-4.3.3-7], [MQTT-4.4.0-1]
+        Err(_) if dup => Some(0),
+        Err(_) => {
+            stats.publish_expired.add(1);
+            return false;
+        }
     };
     let alias = aliases.get(message.topic());
     let how =

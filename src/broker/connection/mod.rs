@@ -59,6 +59,8 @@ enum End {
     Ended(Reason),
     /// The client takes nothing any more.
     Stalled,
+    /// The client does not take packets as large as the CONNACK.
+    TooSmall,
     /// Our fault.
     Panicked,
 }
@@ -67,7 +69,7 @@ impl End {
     /// What an MQTT 5 client is told; `None`: nothing.
     fn reason(&self) -> Option<Reason> {
         match self {
-            End::Closed | End::Disconnected(..) | End::Stalled => None,
+            End::Closed | End::Disconnected(..) | End::Stalled | End::TooSmall => None,
             End::Broken(error) => Some(error.reason()),
             End::Ended(reason) => Some(*reason),
             End::Panicked => Some(Reason::UNSPECIFIED_ERROR),
@@ -76,7 +78,9 @@ impl End {
 
     fn publishes_will(&self) -> bool {
         match self {
-            End::Disconnected(reason, _) => *reason == Reason::DISCONNECT_WITH_WILL,
+            // only a normal disconnection takes the will with it [MQTT-3.14.4-3]
+            End::Disconnected(reason, _) => *reason != Reason::SUCCESS,
+            End::TooSmall => false,
             _ => true,
         }
     }
@@ -93,6 +97,7 @@ impl End {
             End::Ended(reason) => return debug!(client_id, reason = reason.0, "disconnected"),
             End::Broken(error) => format!("protocol violation: {error}"),
             End::Stalled => "it takes no data any more".to_owned(),
+            End::TooSmall => "its Maximum Packet Size is less than the size of CONNACK".to_owned(),
         };
         if let Some(more_since_last) = core.access.limiter.due(from, (client_id, &what)) {
             info!(client_id, %from, more_since_last, "disconnected: {what}");
@@ -177,12 +182,17 @@ where
     let (claim, number, mut connection) = open(&core, admitted, &peer).await;
     debug!(client_id = &*connection.identity.client_id, version = version.as_str(), from = %peer.address, "connected");
 
-    let kick = claim.kick.clone();
-    let running = connection.run(&mut reader, &mut writer, &mut input, &kick);
-    let end = contain(running).await.unwrap_or_else(|()| {
-        core.stats.panics.add(1);
-        End::Panicked
-    });
+    let end = if connection.out.len() > connection.max_packet {
+        connection.out.clear(); // [MQTT-3.1.2-24]
+        End::TooSmall
+    } else {
+        let kick = claim.kick.clone();
+        let running = connection.run(&mut reader, &mut writer, &mut input, &kick);
+        contain(running).await.unwrap_or_else(|()| {
+            core.stats.panics.add(1);
+            End::Panicked
+        })
+    };
     end.log(&core, &connection.identity.client_id, peer.address);
     if matches!(end, End::Ended(Reason::SERVER_SHUTTING_DOWN)) {
         // what the gateway itself said last, such as that a sensor is offline now, still goes out

@@ -131,8 +131,7 @@ impl Connection {
             }
             PacketType::Unsubscribe => {
                 let unsubscribe = Unsubscribe::decode(body, self.version).map_err(End::Broken)?;
-                self.unsubscribe(&unsubscribe);
-                Ok(())
+                self.unsubscribe(&unsubscribe)
             }
             PacketType::PingReq if !body.is_empty() => Err(End::Broken(Error::Malformed("PINGREQ has a body"))),
             PacketType::PingReq => {
@@ -340,12 +339,14 @@ impl Connection {
         }
         let mut answer = BytesMut::new();
         write::suback(&mut answer, self.version, subscribe.packet_id, &reasons);
-        self.answer_when_kept(answer);
-        Ok(())
+        self.answer_when_kept(answer)
     }
 
     /// Sends a SUBACK or UNSUBACK, of a persistent session when what it says is on disk.
-    fn answer_when_kept(&mut self, answer: BytesMut) {
+    fn answer_when_kept(&mut self, answer: BytesMut) -> Result<(), End> {
+        if answer.len() > self.max_packet {
+            return Err(End::Ended(Reason::PACKET_TOO_LARGE)); // [MQTT-3.1.2-24]
+        }
         match self.core.keep(&self.session, true, false) {
             Some(position) => self.subacks.push_back((position, answer)),
             None => {
@@ -353,6 +354,7 @@ impl Connection {
                 self.core.stats.packets_sent.add(1);
             }
         }
+        Ok(())
     }
 
     fn subscribe_one(&mut self, wanted: &SubscribeFilter<'_>, id: Option<u32>) -> Reason {
@@ -421,7 +423,7 @@ impl Connection {
         }
     }
 
-    fn unsubscribe(&mut self, unsubscribe: &Unsubscribe<'_>) {
+    fn unsubscribe(&mut self, unsubscribe: &Unsubscribe<'_>) -> Result<(), End> {
         let mut reasons: SmallVec<[Reason; 8]> = SmallVec::new();
         for filter in &unsubscribe.filters {
             let Some(removed) = self.session.unsubscribe(filter) else {
@@ -441,7 +443,7 @@ impl Connection {
         }
         let mut answer = BytesMut::new();
         write::unsuback(&mut answer, self.version, unsubscribe.packet_id, &reasons);
-        self.answer_when_kept(answer);
+        self.answer_when_kept(answer)
     }
 }
 
