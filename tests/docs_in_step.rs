@@ -224,6 +224,61 @@ fn every_key_is_explained() {
     assert!(unknown.is_empty(), "deploy/pigateway.example.toml does not have {unknown:#?}");
 }
 
+/// How many statements each section of the standards has, by section; they are numbered from 1.
+const VERSION_5: &str = "1.5.4 3, 1.5.5 1, 1.5.7 1, 2.1.3 1, 2.2.1 2-6, 2.2.2 1, 3.1.0 2, 3.1.2 30, 3.1.3 12, 3.1.4 6, \
+    3.2.0 2, 3.2.2 22, 3.3.1 13, 3.3.2 20, 3.3.4 10, 3.4.2 3, 3.5.2 3, 3.6.1 1, 3.6.2 3, 3.7.2 3, 3.8.1 1, 3.8.3 5, \
+    3.8.4 8, 3.9.2 2, 3.9.3 2, 3.10.1 1, 3.10.3 2, 3.10.4 6, 3.11.2 2, 3.11.3 2, 3.12.4 1, 3.14.0 1, 3.14.1 1, 3.14.2 4, \
+    3.14.4 3, 3.15.1 1, 3.15.2 3, 4.1.0 2, 4.2 1, 4.3.1 1, 4.3.2 5, 4.3.3 13, 4.4.0 2, 4.5.0 2, 4.6.0 6, 4.7.0 1, 4.7.1 2, \
+    4.7.2 1, 4.7.3 4, 4.8.2 6, 4.9.0 3, 4.12.0 7, 4.12.1 2, 4.13.1 1, 4.13.2 1, 6.0.0 4";
+const VERSION_3_1_1: &str = "1.5.3 3, 2.2.2 2, 2.3.1 7, 3.1.0 2, 3.1.2 24, 3.1.3 11, 3.1.4 5, 3.2.0 1, 3.2.2 6, 3.3.1 12, \
+    3.3.2 3, 3.3.4 1, 3.3.5 2, 3.6.1 1, 3.8.1 1, 3.8.3 4, 3.8.4 6, 3.9.3 2, 3.10.1 1, 3.10.3 2, 3.10.4 6, 3.12.4 1, \
+    3.14.1 1, 3.14.4 3, 4.1.0 2, 4.3.1 1, 4.3.2 2, 4.3.3 2, 4.4.0 1, 4.5.0 2, 4.6.0 6, 4.7.1 3, 4.7.2 1, 4.7.3 4, 4.8.0 2, \
+    6.0.0 4, 7.0.0 2, 7.1.1 1, 7.1.2 1";
+
+/// The numbers of a standard's statements, in order.
+fn statements(sections: &str) -> Vec<String> {
+    let section = |text: &str| -> Vec<String> {
+        let (section, count) = text.trim().split_once(' ').unwrap();
+        let (first, last) = count.split_once('-').unwrap_or(("1", count));
+        let numbers = first.parse::<u32>().unwrap()..=last.parse().unwrap();
+        numbers.map(|number| format!("[MQTT-{section}-{number}]")).collect()
+    };
+    sections.split(',').flat_map(section).collect()
+}
+
+#[test]
+fn every_statement_of_the_standards_has_its_row() {
+    let page = text("docs/conformance.md");
+    for (heading, sections, count) in [("MQTT 5.0", VERSION_5, 251), ("MQTT 3.1.1", VERSION_3_1_1, 141)] {
+        let section = page.split("\n## ").find(|section| section.starts_with(&format!("{heading}\n"))).unwrap();
+        let rows: Vec<Vec<&str>> = section
+            .lines()
+            .filter(|line| line.starts_with("| [MQTT-"))
+            .map(|line| line.trim_matches('|').split(" | ").map(str::trim).collect())
+            .collect();
+        let expected = statements(sections);
+        assert_eq!(expected.len(), count);
+        assert_eq!(rows.iter().map(|row| row[0]).collect::<Vec<_>>(), expected, "{heading}: each once, in order");
+        let (mut held, mut does_not_apply, mut open) = (0, 0, 0);
+        for row in &rows {
+            assert!(row.len() == 3 && row[1].len() > 10, "{row:?}");
+            match row[2] {
+                by if by.starts_with("Does not apply: ") => does_not_apply += 1,
+                by if by.starts_with("Not held by a test yet") => open += 1,
+                by => {
+                    let tests = quoted(by);
+                    assert!(!tests.is_empty(), "{row:?} names no test");
+                    // that they exist, `what_the_pages_name_exists` holds
+                    assert!(tests.iter().all(|test| named(test).is_some_and(|(_, test)| test.is_some())), "{row:?}");
+                    held += 1;
+                }
+            }
+        }
+        let counts = format!("| {heading} | {count} | {held} | {does_not_apply} | {open} |");
+        assert!(page.lines().any(|line| line == counts), "the counts are {counts}");
+    }
+}
+
 #[test]
 fn workflows_call_commands_that_exist() {
     let mut seen = BTreeSet::new();

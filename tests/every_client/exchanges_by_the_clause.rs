@@ -302,6 +302,43 @@ fn acknowledgements_come_in_the_order_of_the_messages() {
 }
 
 #[test]
+fn releases_come_in_the_order_of_the_receipts() {
+    let gateway = Gateway::start();
+    let mut publisher = Connect::new("publisher").open(gateway.port);
+    for connect in [Connect::new("client"), Connect::v5("client").persistent()] {
+        let mut client = connect.open(gateway.port);
+        client.subscribe("a", 2);
+        for number in 0..10 {
+            publisher.publish("a", number.to_string(), 2, false);
+        }
+        let mut ids: Vec<u16> = (0..10).map(|_| client.receive_unacked().id).collect();
+        // not the order in which they came
+        ids.reverse();
+        client.send(&ids.iter().flat_map(|id| packet(0x50, &[&id.to_be_bytes()])).collect::<Vec<u8>>());
+        let released: Vec<u16> = ids.iter().map(|_| client.expect(6).id()).collect();
+        assert_eq!(released, ids, "[MQTT-4.6.0-4]");
+        ids.iter().for_each(|id| client.ack(0x70, *id));
+        client.disconnect();
+    }
+}
+
+#[test]
+fn without_a_will_nothing_is_published() {
+    let gateway = Gateway::start();
+    let mut watcher = Connect::new("watcher").open(gateway.port);
+    watcher.subscribe("#", 1);
+    for version in [V311, V5] {
+        Connect::version(version, "a").will("will", "x", 1, false).open(gateway.port).disconnect();
+        let mut old = Connect::version(version, "a").open(gateway.port);
+        let _new = Connect::version(version, "a").open(gateway.port);
+        old.closed();
+        Connect::version(version, "b").open(gateway.port).vanish();
+        Connect::version(version, "b").open(gateway.port).ping();
+        assert_eq!(watcher.drain(), [], "[MQTT-3.1.2-12]");
+    }
+}
+
+#[test]
 fn a_session_lasts_as_long_as_its_connection() {
     let gateway = Gateway::start();
     let connect = || Connect::v5("client").clean(false).properties(Properties::new().four(0x11, 1));
