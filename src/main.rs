@@ -5,7 +5,32 @@ use std::process::ExitCode;
 use clap::Parser;
 use pigateway::cli::Cli;
 
+/// How many arenas malloc may have, and how glibc is told.
+#[cfg(target_env = "gnu")]
+const ARENAS: (&str, &str) = ("MALLOC_ARENA_MAX", "1");
+
+/// glibc gives threads arenas of their own, and what has been freed in one is of no use to the others: after some hundred
+/// busy clients the gateway would have twice the memory that it needs (docs/decisions/allocator.md). How many there may be
+/// is read from the environment before `main`, so the program starts itself anew in its own place. Who has set the
+/// variable has decided already.
+#[cfg(target_env = "gnu")]
+fn limit_arenas() {
+    use std::os::unix::process::CommandExt;
+    use std::process::Command;
+
+    let (name, most) = ARENAS;
+    let mut args = std::env::args_os();
+    let (Ok(program), Some(called)) = (std::env::current_exe(), args.next()) else { return };
+    if std::env::var_os(name).is_some() {
+        return;
+    }
+    // returns only where the system refuses, and then the gateway merely takes more memory
+    let _refused = Command::new(program).arg0(called).args(args).env(name, most).exec();
+}
+
 fn main() -> ExitCode {
+    #[cfg(target_env = "gnu")]
+    limit_arenas();
     match Cli::parse().execute() {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

@@ -130,12 +130,18 @@ fn a_hundred_thousand_distinct_topics() {
     assert_it_serves(&mut gateway);
 }
 
+/// For a debug build, in KiB: what ten thousand filters take while they are there, and nothing for those that have gone.
+const MOST_WITH_FILTERS: u64 = 36 << 10;
+
+/// That no byte of them stays in use is seen by `live_bytes_return`; this is what the system's allocator makes of it.
+/// `ROUNDS=1000` for more.
 #[test]
 fn ten_thousand_distinct_filters() {
+    let rounds = std::env::var("ROUNDS").ok().and_then(|text| text.parse().ok()).unwrap_or(60);
     let mut gateway = Gateway::start();
     let mut publisher = Connect::new("publisher").open(gateway.port);
     let mut rss = Vec::new();
-    for round in 0..20 {
+    for round in 0..rounds {
         let mut client = Connect::v5(&format!("client-{round}")).open(gateway.port);
         for block in 0..100 {
             let filters: Vec<String> = (0..100).map(|number| format!("f/{round}/{}/+", block * 100 + number)).collect();
@@ -150,13 +156,8 @@ fn ten_thousand_distinct_filters() {
         client.vanish();
         rss.push(gateway.memory_kib("VmRSS"));
     }
-    // an allocator keeps more or less from one moment to the next; what counts is that it does not grow
-    let middle = |part: &[u64]| {
-        let mut part = part.to_vec();
-        part.sort_unstable();
-        part[part.len() / 2]
-    };
-    assert!(middle(&rss[10..]) < middle(&rss[..10]) + 2048, "{rss:?} KiB");
-    assert_small(&gateway);
+    let most = gateway.memory_kib("VmHWM");
+    println!("{rss:?} KiB, {most} KiB at most");
+    assert!(most < MOST_WITH_FILTERS, "{most} KiB at most; {rss:?} KiB");
     assert_it_serves(&mut gateway);
 }
