@@ -26,17 +26,19 @@ use self::data_dir::DataDir;
 use self::pulse::Rooms;
 use self::reload::Reloadable;
 use crate::broker::core::Core;
-use crate::broker::{Broker, BrokerError, sys};
+use crate::broker::{Broker, sys};
 use crate::config::Settings;
 use crate::exchange::ingress::Receipt;
-use crate::exchange::live::Dispatcher;
-use crate::health::Problems;
+use crate::exchange::live::{Dispatcher, RouterError};
+use crate::health::{Health, Problems};
 use crate::http;
 use crate::journal::loss::Owner;
 use crate::journal::settings::JournalSettings;
 use crate::journal::storage::file::FileStorage;
 use crate::journal::{Journal, JournalError, Limits};
 use crate::mqtt::Reason;
+use crate::net::ListenError;
+use crate::net::port::Port;
 use crate::sensors::{self, Source};
 use crate::service::logging::{Logging, LoggingError};
 use crate::service::notify;
@@ -59,9 +61,12 @@ const SENSORS: Duration = Duration::from_millis(500);
 /// Why the gateway did not start, or ended.
 #[derive(Debug, thiserror::Error)]
 pub enum AppError {
-    /// The broker cannot open its ports or start its router.
+    /// No port can be opened, and waiting will not help.
     #[error(transparent)]
-    Broker(#[from] BrokerError),
+    Listen(ListenError),
+    /// The broker cannot start its router.
+    #[error(transparent)]
+    Router(#[from] RouterError),
     /// The data directory cannot be created or written, or another gateway uses it.
     #[error("cannot use {} as data directory: {source}{}", path.display(), data_dir::hint(source))]
     DataDir {
@@ -88,9 +93,9 @@ impl AppError {
     /// The exit code, as sysexits.h names them.
     pub fn exit_code(&self) -> u8 {
         match self {
-            AppError::Broker(BrokerError::Listen(_)) => 69,
+            AppError::Listen(_) => 69,
             AppError::DataDir { .. } | AppError::Journal(_) => 73,
-            AppError::Ended(_) | AppError::Broker(BrokerError::Router(_)) => 70,
+            AppError::Ended(_) | AppError::Router(_) => 70,
             AppError::Logging(_) | AppError::System(_) => 71,
         }
     }
@@ -138,6 +143,8 @@ struct Gateway {
     /// Closed once the sensors have said goodbye.
     sensors_gone: watch::Receiver<()>,
     rooms: Rooms,
+    /// What is wrong, for systemd's status line.
+    health: watch::Receiver<u64>,
     /// Locked while we run.
     _data_dir: DataDir,
 }
@@ -153,19 +160,20 @@ impl Gateway {
         let data_dir = DataDir::open(&settings.gateway.data_dir)?;
         let supervisor = Supervisor::default();
         let doors = CancellationToken::new();
+        let health = Health::default();
         let journal = open_journal(&settings, clock.clone()).await?;
+        journal.report_to(health.clone());
         supervisor.spawn("journal", watch_journal(journal.clone(), supervisor.token()));
 
-        let broker = open_broker(&settings, journal, clock.clone(), doors.clone()).await?;
+        let reloads = watch::Sender::new(0);
+        let (broker, web_port) =
+            open_ports(&settings, journal, clock.clone(), doors.clone(), (&health, &reloads)).await?;
         let Broker { core, dispatcher, listeners, connections } = broker;
-        let port = http::server::open(&settings.http).map_err(BrokerError::from)?;
-        let web_address = port.as_ref().map(|port| port.address);
         let (answered, router_answered) = watch::channel(Instant::now());
         let mut rooms = Rooms::new(router_answered, core.ingress.journal().clone());
         let (rules, upstreams) = start_upstreams(&settings, &core, &clock, &supervisor, &mut rooms);
         let source = Source::open(&settings.gpio, clock.clone(), seed())?;
         let simulated = matches!(source, Source::Simulated(_));
-        let addresses: Vec<_> = listeners.iter().map(|listener| listener.address).collect();
 
         start_router(dispatcher, &core, &supervisor, answered).await;
 
@@ -173,8 +181,15 @@ impl Gateway {
         let (snapshots, sensor_snapshots) = watch::channel(Vec::new());
         let (gone, sensors_gone) = watch::channel(());
         let pulse = rooms.watch("sensors");
-        let sensors =
-            sensors::run(sensor_changes, source, core.ingress.clone(), clock.clone(), snapshots, pulse, doors.clone());
+        let sensors = sensors::run(
+            sensor_changes,
+            source,
+            core.ingress.clone(),
+            clock.clone(),
+            (snapshots, health.clone()),
+            pulse,
+            doors.clone(),
+        );
         supervisor.spawn("sensors", async move {
             let result = sensors.await;
             drop(gone);
@@ -186,19 +201,33 @@ impl Gateway {
             upstreams,
             clients: clients_shown(&core),
             problems,
+            health,
+            listeners: listeners.iter().map(|listener| listener.port.name().to_owned()).collect(),
         };
+        summary::say(&settings, config_path, &listeners, web_port.as_ref(), simulated);
         // last, so that whoever connects finds everything there
-        if let Some(port) = port {
+        if let Some(port) = web_port {
             web::start(port, &settings, status.clone(), &core, &connections, &supervisor, &mut rooms);
         }
         for listener in listeners {
-            let name = format!("listener {}", listener.address);
+            let name = listener.port.task_name("listener");
             supervisor.spawn_endless(name, listener.run(core.clone(), connections.clone()));
         }
-        summary::say(&settings, config_path, &addresses, web_address, simulated);
         sensors_have_answered(&settings, status.sensors.clone()).await;
-        let reloadable = Reloadable::new(settings, config_path, logging, core.clone(), sensor_settings, rules, status);
-        Ok(Gateway { supervisor, core, connections, reloadable, doors, sensors_gone, rooms, _data_dir: data_dir })
+        let faults = status.health.changes();
+        let changes = reload::Changes { sensors: sensor_settings, upstreams: rules, ports: reloads };
+        let reloadable = Reloadable::new(settings, config_path, logging, core.clone(), changes, status);
+        Ok(Gateway {
+            supervisor,
+            core,
+            connections,
+            reloadable,
+            doors,
+            sensors_gone,
+            rooms,
+            health: faults,
+            _data_dir: data_dir,
+        })
     }
 
     async fn serve(mut self, mut signals: Signals) -> Result<(), AppError> {
@@ -226,16 +255,23 @@ impl Gateway {
                     if self.rooms.are_at_work() {
                         notify::watchdog();
                     }
-                    let line = self.reloadable.status_line();
-                    if line != said {
-                        notify::status(&line);
-                        said = line;
-                    }
+                    self.say_status(&mut said);
                 }
+                // its sender is in the status that we hold
+                _ = self.health.changed() => self.say_status(&mut said),
             }
         }
         self.stop().await;
         Ok(())
+    }
+
+    /// Tells systemd how things are, if that is news.
+    fn say_status(&self, said: &mut String) {
+        let line = self.reloadable.status_line();
+        if line != *said {
+            notify::status(&line);
+            *said = line;
+        }
     }
 
     /// Something essential has ended: say so and let systemd start us again.
@@ -390,18 +426,30 @@ fn drop_unknown_upstreams(settings: &Settings, journal: &Journal) {
     }
 }
 
-async fn open_broker(
+/// Opens the broker with its ports, and the port for HTTP, as far as that is possible now; the others are tried again. It
+/// fails only where there is nothing to serve and nothing to wait for: other programs have all of them.
+async fn open_ports(
     settings: &Settings,
     journal: Journal,
     clock: SharedClock,
     cancel: CancellationToken,
-) -> Result<Broker, AppError> {
-    let settings = settings.broker.clone();
-    let opening = tokio::task::spawn_blocking(move || Broker::open(settings, journal, clock, cancel));
-    match opening.await {
-        Ok(broker) => Ok(broker?),
-        Err(panicked) => Err(io::Error::other(panicked).into()),
+    (health, reloads): (&Health, &watch::Sender<u64>),
+) -> Result<(Broker, Option<Port>), AppError> {
+    let (broker, web) = (settings.broker.clone(), http::server::port(&settings.http));
+    let (health, reloads) = (health.clone(), reloads.clone());
+    let opening = tokio::task::spawn_blocking(move || {
+        let broker = Broker::open_with(broker, journal, clock, cancel, (&health, &reloads))?;
+        let web = web.map(|web| Port::open(web, health, reloads.subscribe()));
+        Ok::<_, AppError>((broker, web))
+    });
+    let (mut broker, web) = opening.await.map_err(io::Error::other)??;
+    let ports = broker.listeners.iter().map(|listener| &listener.port);
+    if ports.chain(&web).all(Port::is_hopeless)
+        && let Some(error) = broker.listeners.drain(..).find_map(|listener| listener.port.into_error())
+    {
+        return Err(AppError::Listen(error));
     }
+    Ok((broker, web))
 }
 
 /// Another pattern of simulated motion at every start.

@@ -1,9 +1,14 @@
 //! Whether the gateway is well: the pulse of its tasks, and the problems that a person should hear of.
 //!
+//! Two things are told apart. [`Problems`] are what was logged: they have happened. A [`Fault`] is what is wrong now: a part
+//! that cannot work has one in [`Health`], with its name, since when, and what to do, until it works again. Such a part is
+//! tried again and never takes the others with it.
+//!
 //! Every room may write here, and those who show it read: what stands here is bounded and grows with neither time nor
 //! traffic.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
+use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,6 +16,9 @@ use parking_lot::Mutex;
 use serde::Serialize;
 use tokio::sync::watch;
 use tokio::time::Instant;
+use tracing::{error, info};
+
+use crate::time::{Clock, SystemClock};
 
 /// Problems remembered.
 pub const MAX_PROBLEMS: usize = 50;
@@ -70,6 +78,108 @@ impl Problems {
     /// Changes with every problem: their number so far.
     pub fn count(&self) -> watch::Receiver<u64> {
         self.inner.count.subscribe()
+    }
+}
+
+/// Why a part cannot work, in words for the person who has to mend it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Fault {
+    /// What is wrong.
+    pub problem: String,
+    /// What to do about it.
+    pub remedy: String,
+}
+
+impl Fault {
+    /// Of these words.
+    pub fn new(problem: impl Into<String>, remedy: impl Into<String>) -> Fault {
+        Fault { problem: problem.into(), remedy: remedy.into() }
+    }
+}
+
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}; {}", self.problem, self.remedy)
+    }
+}
+
+/// A part that does not work now.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct FaultyPart {
+    /// Its name: what it is and which, such as `listener 192.0.2.7:1883`.
+    pub part: String,
+    /// Boot clock, in milliseconds, since when.
+    pub since_boot_ms: u64,
+    /// Why, and what to do.
+    #[serde(flatten)]
+    pub fault: Fault,
+}
+
+/// What is wrong now: at most one fault per part, and there are as many parts as the configuration names. Cheap to clone.
+#[derive(Clone, Debug, Default)]
+pub struct Health {
+    inner: Arc<HealthInner>,
+}
+
+#[derive(Debug, Default)]
+struct HealthInner {
+    faulty: Mutex<BTreeMap<String, FaultyPart>>,
+    changes: watch::Sender<u64>,
+}
+
+impl Health {
+    /// Says how a part is; whether that is news. For parts that log it themselves.
+    pub fn set(&self, part: &str, fault: Option<&Fault>) -> bool {
+        let mut faulty = self.inner.faulty.lock();
+        let is_news = match (faulty.get_mut(part), fault) {
+            (Some(known), Some(fault)) if known.fault == *fault => false,
+            // the same part with another reason: it has not worked in between
+            (Some(known), Some(fault)) => {
+                known.fault = fault.clone();
+                true
+            }
+            (None, Some(fault)) => {
+                let since_boot_ms = SystemClock.boot_ms();
+                faulty.insert(part.into(), FaultyPart { part: part.into(), since_boot_ms, fault: fault.clone() });
+                true
+            }
+            (Some(_), None) => faulty.remove(part).is_some(),
+            (None, None) => false,
+        };
+        drop(faulty);
+        if is_news {
+            self.inner.changes.send_modify(|changes| *changes += 1);
+        }
+        is_news
+    }
+
+    /// A part cannot work. The log says so once for each reason.
+    pub fn raise(&self, part: &str, fault: &Fault) {
+        if self.set(part, Some(fault)) {
+            error!(part, "{part}: {fault}");
+        }
+    }
+
+    /// A part works. The log says so if it did not before.
+    pub fn clear(&self, part: &str) {
+        if self.set(part, None) {
+            info!(part, "{part}: works again");
+        }
+    }
+
+    /// What is wrong now, by the names of the parts.
+    pub fn faulty(&self) -> Vec<FaultyPart> {
+        self.inner.faulty.lock().values().cloned().collect()
+    }
+
+    /// Whether this part is faulty.
+    pub fn is_faulty(&self, part: &str) -> bool {
+        self.inner.faulty.lock().contains_key(part)
+    }
+
+    /// Changes whenever something begins to be wrong, or ceases to be.
+    pub fn changes(&self) -> watch::Receiver<u64> {
+        self.inner.changes.subscribe()
     }
 }
 
@@ -146,6 +256,23 @@ impl PulseTaker {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_fault_stands_until_the_part_works_again() {
+        let health = Health::default();
+        let changes = health.changes();
+        let (taken, gone) = (Fault::new("taken", "wait"), Fault::new("gone", "find it"));
+        assert!(health.set("listener 1", Some(&taken)) && !health.set("listener 1", Some(&taken)));
+        let since = health.faulty()[0].since_boot_ms;
+        assert!(health.set("listener 1", Some(&gone)), "another reason is news");
+        assert!(health.set("HTTP", Some(&taken)));
+        let shown: Vec<_> = health.faulty().into_iter().map(|faulty| (faulty.part, faulty.fault)).collect();
+        assert_eq!(shown, [("HTTP".into(), taken), ("listener 1".into(), gone)]);
+        assert_eq!(health.faulty()[1].since_boot_ms, since);
+        assert!(health.set("listener 1", None) && !health.set("listener 1", None));
+        assert!(!health.is_faulty("listener 1") && health.is_faulty("HTTP"));
+        assert_eq!(*changes.borrow(), 4);
+    }
 
     #[test]
     fn old_problems_give_way_and_long_ones_are_cut() {

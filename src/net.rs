@@ -1,50 +1,51 @@
 //! Ports: what the broker's listeners and HTTP do alike.
 
+pub mod port;
+
 use std::net::SocketAddr;
 
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::TcpListener;
 
-use crate::secret::FileError;
-
 const BACKLOG: i32 = 1024;
 
-/// Why a port cannot be opened.
+/// Why a port cannot be opened: the address is taken, or not this host's.
 #[derive(Debug, thiserror::Error)]
-pub enum ListenError {
-    /// The address is taken, or not this host's.
-    #[error("cannot listen on {address}: {source}{}", hint(source))]
-    Bind {
-        /// The address.
-        address: SocketAddr,
-        /// What the system says.
-        source: std::io::Error,
-    },
-    /// TLS files.
-    #[error("cannot set up TLS for {address}: {source}")]
-    Tls {
-        /// The address.
-        address: SocketAddr,
-        /// What is wrong.
-        source: FileError,
-    },
+#[error("cannot listen on {address}: {source}{}", in_brackets(hint(source)))]
+pub struct ListenError {
+    /// The address.
+    pub address: SocketAddr,
+    /// What the system says.
+    pub source: std::io::Error,
+}
+
+impl ListenError {
+    /// Whether it takes a person to change that: an address that is not there yet comes by itself.
+    pub fn is_hopeless(&self) -> bool {
+        use std::io::ErrorKind::{AddrInUse, PermissionDenied};
+        matches!(self.source.kind(), AddrInUse | PermissionDenied)
+    }
+}
+
+fn in_brackets(hint: &str) -> String {
+    if hint.is_empty() { String::new() } else { format!(" ({hint})") }
 }
 
 fn hint(error: &std::io::Error) -> &'static str {
     match error.kind() {
         std::io::ErrorKind::AddrInUse => {
-            " (another program listens there, perhaps mosquitto: stop it, or choose another port under \
-             [[broker.listener]] or [http])"
+            "another program listens there, perhaps mosquitto: stop it, or choose another port under \
+             [[broker.listener]] or [http]"
         }
-        std::io::ErrorKind::PermissionDenied => " (ports below 1024 need privileges)",
-        std::io::ErrorKind::AddrNotAvailable => " (this host does not have that address)",
+        std::io::ErrorKind::PermissionDenied => "ports below 1024 need privileges",
+        std::io::ErrorKind::AddrNotAvailable => "this host does not have that address",
         _ => "",
     }
 }
 
 /// Listens; `[::]` takes IPv4 too. Returns the address that it is bound to.
-pub fn bind(address: SocketAddr) -> Result<(TcpListener, SocketAddr), ListenError> {
-    try_bind(address).map_err(|source| ListenError::Bind { address, source })
+fn bind(address: SocketAddr) -> Result<(TcpListener, SocketAddr), ListenError> {
+    try_bind(address).map_err(|source| ListenError { address, source })
 }
 
 fn try_bind(address: SocketAddr) -> std::io::Result<(TcpListener, SocketAddr)> {
@@ -69,7 +70,7 @@ fn try_bind(address: SocketAddr) -> std::io::Result<(TcpListener, SocketAddr)> {
 }
 
 /// Whether an error of `accept` is about that connection only.
-pub fn is_about_the_connection(error: &std::io::Error) -> bool {
+fn is_about_the_connection(error: &std::io::Error) -> bool {
     use std::io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset, Interrupted};
     matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset | Interrupted)
 }

@@ -1,7 +1,9 @@
 //! TLS: certificates and keys, and what ports make of them.
 
-use std::path::Path;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use rustls::RootCertStore;
 use rustls::pki_types::pem::PemObject;
@@ -10,6 +12,37 @@ use rustls::server::WebPkiClientVerifier;
 use tokio_rustls::TlsAcceptor;
 
 use crate::secret::{self, FileError};
+
+/// Files of a port with TLS, all in PEM.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TlsFiles {
+    /// Certificate chain, the server's own first.
+    pub cert: PathBuf,
+    /// Private key.
+    pub key: PathBuf,
+    /// Authorities that sign the certificates that clients must show.
+    pub client_ca: Option<PathBuf>,
+}
+
+/// What files were like: another time, size or inode means that they have been written.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Stamps(Vec<Option<(SystemTime, u64, u64)>>);
+
+impl TlsFiles {
+    /// What they are like now; links are followed.
+    pub fn stamps(&self) -> Stamps {
+        let stamp = |path: &PathBuf| {
+            let about = std::fs::metadata(path).ok()?;
+            Some((about.modified().ok()?, about.len(), about.ino()))
+        };
+        Stamps([&self.cert, &self.key].into_iter().chain(&self.client_ca).map(stamp).collect())
+    }
+
+    /// An acceptor made of them.
+    pub fn acceptor(&self) -> Result<TlsAcceptor, FileError> {
+        acceptor(&self.cert, &self.key, self.client_ca.as_deref())
+    }
+}
 
 /// The certificates in a file, at least one.
 pub fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, FileError> {

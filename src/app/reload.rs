@@ -22,9 +22,18 @@ pub struct Reloadable {
     path: Option<PathBuf>,
     logging: Logging,
     core: Arc<Core>,
-    sensors: watch::Sender<Arc<[SensorSettings]>>,
-    upstreams: Vec<watch::Sender<Arc<UpstreamSettings>>>,
+    changes: Changes,
     status: Status,
+}
+
+/// Tells the rooms what has changed.
+pub struct Changes {
+    /// The sensors.
+    pub sensors: watch::Sender<Arc<[SensorSettings]>>,
+    /// The upstreams, in the order of the configuration.
+    pub upstreams: Vec<watch::Sender<Arc<UpstreamSettings>>>,
+    /// Ports are to read their files again.
+    pub ports: watch::Sender<u64>,
 }
 
 impl Reloadable {
@@ -34,17 +43,16 @@ impl Reloadable {
         path: Option<&Path>,
         logging: Logging,
         core: Arc<Core>,
-        sensors: watch::Sender<Arc<[SensorSettings]>>,
-        upstreams: Vec<watch::Sender<Arc<UpstreamSettings>>>,
+        changes: Changes,
         status: Status,
     ) -> Reloadable {
-        Reloadable { settings, path: path.map(Into::into), logging, core, sensors, upstreams, status }
+        Reloadable { settings, path: path.map(Into::into), logging, core, changes, status }
     }
 
     /// How things are, in one line.
     pub fn status_line(&self) -> String {
         let upstreams: Vec<_> = self.status.upstreams.iter().map(|upstream| upstream.now().state).collect();
-        summary::status(&self.settings, &self.status.sensors.borrow(), &upstreams)
+        summary::status(&self.settings, &self.status.sensors.borrow(), &self.status.health.faulty(), &upstreams)
     }
 
     /// Reads the file again and applies what differs. A file with problems changes nothing.
@@ -84,9 +92,9 @@ impl Reloadable {
             self.core.reload(plan.settings.broker.clone());
         }
         if plan.settings.sensors != self.settings.sensors {
-            self.sensors.send_replace(plan.settings.sensors.clone().into());
+            self.changes.sensors.send_replace(plan.settings.sensors.clone().into());
         }
-        for (upstream, changes) in plan.settings.upstreams.iter().zip(&self.upstreams) {
+        for (upstream, changes) in plan.settings.upstreams.iter().zip(&self.changes.upstreams) {
             changes.send_if_modified(|known| {
                 let differs = **known != *upstream;
                 if differs {
@@ -110,6 +118,7 @@ impl Reloadable {
         if !plan.restart.is_empty() {
             warn!("a restart is needed to change {}", plan.restart.join(", "));
         }
+        self.changes.ports.send_modify(|asked| *asked += 1);
         info!("configuration reloaded");
         self.settings = plan.settings;
     }

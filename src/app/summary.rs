@@ -6,19 +6,26 @@ use std::path::Path;
 use tracing::info;
 
 use crate::access::settings::AnonymousFrom;
+use crate::broker::listener::Listener;
 use crate::config::Settings;
+use crate::health::FaultyPart;
+use crate::net::port::Port;
+use crate::sensors::PART as SENSOR;
 use crate::status::{SensorSnapshot, UpstreamState};
 
 /// Says what runs, where, and how to see it.
 pub fn say(
     settings: &Settings,
     config_path: Option<&Path>,
-    addresses: &[SocketAddr],
-    web: Option<SocketAddr>,
+    listeners: &[Listener],
+    web: Option<&Port>,
     simulated: bool,
 ) {
-    for line in lines(settings, config_path, addresses, simulated).into_iter().chain(web.map(|web| page(settings, web)))
-    {
+    // those that cannot be opened have said so
+    let address = |port: &Port| port.is_open().then(|| port.address());
+    let addresses: Vec<_> = listeners.iter().map(|listener| address(&listener.port)).collect();
+    let web = web.and_then(address).map(|web| page(settings, web));
+    for line in lines(settings, config_path, &addresses, simulated).into_iter().chain(web) {
         info!("{line}");
     }
 }
@@ -32,15 +39,21 @@ fn page(settings: &Settings, address: SocketAddr) -> String {
 }
 
 /// One line for `systemctl status`: what is served, and what is missing.
-pub fn status(settings: &Settings, sensors: &[SensorSnapshot], upstreams: &[UpstreamState]) -> String {
+pub fn status(
+    settings: &Settings,
+    sensors: &[SensorSnapshot],
+    others: &[FaultyPart],
+    upstreams: &[UpstreamState],
+) -> String {
     let count = |count: usize, what: &str| format!("{count} {what}{}", if count == 1 { "" } else { "s" });
     let mut line = format!(
         "serving; {}, {}",
         count(settings.sensors.len(), "sensor"),
         count(settings.upstreams.len(), "upstream")
     );
-    let faulty: Vec<&str> =
+    let mut faulty: Vec<&str> =
         sensors.iter().filter(|sensor| sensor.fault.is_some()).map(|sensor| sensor.name.as_str()).collect();
+    faulty.extend(others.iter().map(|faulty| faulty.part.as_str()).filter(|part| !part.starts_with(SENSOR)));
     if !faulty.is_empty() {
         line += &format!("; faulty: {}", faulty.join(", "));
     }
@@ -53,7 +66,12 @@ pub fn status(settings: &Settings, sensors: &[SensorSnapshot], upstreams: &[Upst
     line
 }
 
-fn lines(settings: &Settings, config_path: Option<&Path>, addresses: &[SocketAddr], simulated: bool) -> Vec<String> {
+fn lines(
+    settings: &Settings,
+    config_path: Option<&Path>,
+    addresses: &[Option<SocketAddr>],
+    simulated: bool,
+) -> Vec<String> {
     let config = config_path.map_or_else(
         || "no configuration file, a demonstration (pigateway run --config FILE for yours)".to_owned(),
         |path| path.display().to_string(),
@@ -70,7 +88,9 @@ fn lines(settings: &Settings, config_path: Option<&Path>, addresses: &[SocketAdd
         }
         AnonymousFrom::All => "also without a user name",
     };
-    for (address, listener) in addresses.iter().zip(&settings.broker.listeners) {
+    let listeners = addresses.iter().zip(&settings.broker.listeners);
+    let open = listeners.filter_map(|(address, listener)| Some(((*address)?, listener)));
+    for (address, listener) in open.clone() {
         let tls = if listener.tls.is_some() { "MQTT over TLS" } else { "MQTT" };
         lines.push(format!("{tls} 3.1, 3.1.1 and 5 on {address}: {anonymous}"));
     }
@@ -82,7 +102,7 @@ fn lines(settings: &Settings, config_path: Option<&Path>, addresses: &[SocketAdd
         let addresses: Vec<String> = upstream.addresses.iter().map(ToString::to_string).collect();
         lines.push(format!("upstream {} at {}", upstream.name, addresses.join(", ")));
     }
-    let plain = addresses.iter().zip(&settings.broker.listeners).find(|(_, listener)| listener.tls.is_none());
+    let plain = { open }.find(|(_, listener)| listener.tls.is_none());
     if let Some((address, _)) = plain {
         let port = if address.port() == 1883 { String::new() } else { format!(" -p {}", address.port()) };
         let user = match settings.broker.access.anonymous.accept {
@@ -97,13 +117,13 @@ fn lines(settings: &Settings, config_path: Option<&Path>, addresses: &[SocketAdd
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::status::Fault;
+    use crate::health::{Fault, Health};
     use crate::status::SensorState;
 
     #[test]
     fn a_person_can_act_on_it() {
         let settings = Settings::demonstration();
-        let lines = lines(&settings, None, &["[::]:1883".parse().unwrap()], true).join("\n");
+        let lines = lines(&settings, None, &["[::]:1883".parse().ok()], true).join("\n");
         for part in [
             "no configuration file",
             "[::]:1883",
@@ -120,7 +140,7 @@ mod tests {
 
     #[test]
     fn the_status_line_says_what_is_missing() {
-        assert_eq!(status(&Settings::demonstration(), &[], &[]), "serving; 1 sensor, 0 upstreams");
+        assert_eq!(status(&Settings::demonstration(), &[], &[], &[]), "serving; 1 sensor, 0 upstreams");
         let file = tempfile::NamedTempFile::new().expect("a file");
         let toml = "[[sensor]]\nname = \"loft\"\npin = 17\ntopic = \"a\"\n[[upstream]]\nname = \"home\"\n\
                     addresses = [\"mqtt://192.0.2.7\"]\n[[upstream.out]]\ntopic_filter = \"#\"";
@@ -140,8 +160,12 @@ mod tests {
             fault: Some(fault),
             recent: Vec::new(),
         };
-        let line = status(&settings, &[sensor], &[UpstreamState::default()]);
-        assert_eq!(line, "serving; 1 sensor, 1 upstream; faulty: loft; not connected: home");
-        assert_eq!(status(&settings, &[], &[UpstreamState::Connected]), "serving; 1 sensor, 1 upstream");
+        let health = Health::default();
+        health.set("sensor loft", sensor.fault.as_ref());
+        health.set("HTTP [::]:8080", sensor.fault.as_ref());
+        let line = status(&settings, &[sensor], &health.faulty(), &[UpstreamState::default()]);
+        let expected = "serving; 1 sensor, 1 upstream; faulty: loft, HTTP [::]:8080; not connected: home";
+        assert_eq!(line, expected);
+        assert_eq!(status(&settings, &[], &[], &[UpstreamState::Connected]), "serving; 1 sensor, 1 upstream");
     }
 }

@@ -9,9 +9,9 @@ use crate::broker::core::Core;
 use crate::config::Settings;
 use crate::http::guard::Guard;
 use crate::http::hub::Hub;
-use crate::http::server::Port;
 use crate::http::websocket::MqttDoor;
-use crate::http::{Http, Parts, history};
+use crate::http::{Http, Parts, history, server};
+use crate::net::port::Port;
 use crate::status::Status;
 use crate::supervise::Supervisor;
 
@@ -30,7 +30,7 @@ pub fn start(
     let dir = settings.gateway.data_dir.join("history");
     let host_name = rustix::system::uname();
     let host_name = host_name.nodename().to_string_lossy();
-    let guard = Guard::new(&host_name, &settings.http.allowed_hosts, port.address.port());
+    let guard = Guard::new(&host_name, &settings.http.allowed_hosts, port.address().port());
     let hub = Hub::new(core.ingress.clone());
     let clock = core.ingress.clock().clone();
     let pulse = rooms.watch("HTTP messages");
@@ -48,9 +48,9 @@ pub fn start(
         history: dir,
         guard,
     });
-    let name: Arc<str> = format!("HTTP {}", port.address).into();
+    let name = port.task_name("HTTP");
     let pulse = rooms.watch(name.clone());
-    supervisor.spawn_endless(name, port.run(http, pulse));
+    supervisor.spawn_endless(name, server::run(port, http, pulse));
 }
 
 /// Hands connections that speak MQTT over WebSocket to the broker.

@@ -1,102 +1,87 @@
 //! Accepting connections.
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::net::{TcpListener, TcpStream};
-use tokio::time::{sleep, timeout};
+use tokio::net::TcpStream;
+use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 use tokio_util::task::TaskTracker;
-use tracing::{debug, info, warn};
+use tracing::{debug, info};
 
 use super::connection::{Peer, serve};
 use super::core::Core;
 use super::settings::ListenerSettings;
 use crate::access::waiting::MOST;
-use crate::net::{ListenError, bind, is_about_the_connection};
-use crate::tls::{acceptor, common_name, handshake_hint};
+use crate::net::port::{Accepted, Port, PortSettings};
+use crate::tls::{TlsFiles, common_name, handshake_hint};
 
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// An open port.
+/// A port for MQTT clients, open or not yet.
 pub struct Listener {
-    socket: TcpListener,
-    tls: Option<TlsAcceptor>,
-    /// The address that it is bound to.
-    pub address: SocketAddr,
+    /// Where connections come in.
+    pub port: Port,
 }
 
-/// Opens a port; `[::]` takes IPv4 too.
-pub fn open(settings: &ListenerSettings) -> Result<Listener, ListenError> {
-    let address = settings.address;
-    let tls = match &settings.tls {
-        Some(files) => {
-            let acceptor = acceptor(&files.cert, &files.key, files.client_ca.as_deref());
-            Some(acceptor.map_err(|source| ListenError::Tls { address, source })?)
-        }
-        None => None,
-    };
-    let (socket, address) = bind(address)?;
-    Ok(Listener { socket, tls, address })
+/// What the port of a listener is to be.
+pub fn port(settings: &ListenerSettings) -> PortSettings {
+    let tls = settings.tls.as_ref().map(|files| TlsFiles {
+        cert: files.cert.clone(),
+        key: files.key.clone(),
+        client_ca: files.client_ca.clone(),
+    });
+    PortSettings { name: format!("listener {}", settings.address), address: settings.address, tls }
 }
 
 impl Listener {
     /// Accepts connections until the gateway goes down.
-    pub async fn run(self, core: Arc<Core>, connections: TaskTracker) {
+    pub async fn run(mut self, core: Arc<Core>, connections: TaskTracker) {
         loop {
-            let accepted = tokio::select! {
-                () = core.cancel.cancelled() => return,
-                accepted = self.socket.accept() => accepted,
-            };
-            match accepted {
-                Ok((stream, from)) => self.accepted(stream, from, &core, &connections),
-                Err(error) if is_about_the_connection(&error) => {}
-                Err(error) => {
-                    // out of file descriptors or memory: those who are connected must go on
-                    warn!(address = %self.address, %error, "cannot accept connections for now");
-                    sleep(Duration::from_millis(500)).await;
-                }
-            }
-        }
-    }
-
-    fn accepted(&self, stream: TcpStream, from: SocketAddr, core: &Arc<Core>, connections: &TaskTracker) {
-        // those that are being cut are still open for a moment
-        let most = (core.settings.load().max_connections + 2 * MOST) as u64;
-        if core.stats.sockets.get() >= most {
-            core.stats.refused.add(1);
-            debug!(%from, "connection dropped: too many are open");
-            return;
-        }
-        core.stats.sockets.add(1);
-        let (ticket, has_cut) = core.waiting.enter();
-        if has_cut {
-            core.stats.refused.add(1);
-            debug!("the connection that has waited longest for its CONNECT is cut: too many wait");
-        }
-        let (core, tls, ticket) = (core.clone(), self.tls.clone(), Arc::new(ticket));
-        connections.spawn(async move {
-            let open = OpenSocket(core.clone());
-            // a packet must not wait for the acknowledgement of the one before
-            let _ = stream.set_nodelay(true);
-            let peer = Peer { address: from.ip().to_canonical(), certificate_user: None, ticket: Some(ticket.clone()) };
-            let serving = async {
-                match tls {
-                    None => {
-                        let (reader, writer) = stream.into_split();
-                        serve(core, reader, writer, peer).await;
-                    }
-                    Some(tls) => serve_tls(core, stream, &tls, peer).await,
-                }
-            };
             tokio::select! {
-                () = serving => {}
-                () = ticket.cut() => {}
+                () = core.cancel.cancelled() => return,
+                accepted = self.port.accept() => accept(accepted, &core, &connections),
             }
-            drop(open);
-        });
+        }
     }
+}
+
+fn accept(accepted: Accepted, core: &Arc<Core>, connections: &TaskTracker) {
+    let Accepted { stream, from, tls } = accepted;
+    // those that are being cut are still open for a moment
+    let most = (core.settings.load().max_connections + 2 * MOST) as u64;
+    if core.stats.sockets.get() >= most {
+        core.stats.refused.add(1);
+        debug!(%from, "connection dropped: too many are open");
+        return;
+    }
+    core.stats.sockets.add(1);
+    let (ticket, has_cut) = core.waiting.enter();
+    if has_cut {
+        core.stats.refused.add(1);
+        debug!("the connection that has waited longest for its CONNECT is cut: too many wait");
+    }
+    let (core, ticket) = (core.clone(), Arc::new(ticket));
+    connections.spawn(async move {
+        let open = OpenSocket(core.clone());
+        // a packet must not wait for the acknowledgement of the one before
+        let _ = stream.set_nodelay(true);
+        let peer = Peer { address: from.ip().to_canonical(), certificate_user: None, ticket: Some(ticket.clone()) };
+        let serving = async {
+            match tls {
+                None => {
+                    let (reader, writer) = stream.into_split();
+                    serve(core, reader, writer, peer).await;
+                }
+                Some(tls) => serve_tls(core, stream, &tls, peer).await,
+            }
+        };
+        tokio::select! {
+            () = serving => {}
+            () = ticket.cut() => {}
+        }
+        drop(open);
+    });
 }
 
 /// Counts a socket as open until dropped, panics included.

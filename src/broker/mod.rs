@@ -25,6 +25,7 @@ pub mod wills;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -36,42 +37,48 @@ use crate::exchange::live::{Dispatcher, RouterError};
 use crate::exchange::retained::Retained;
 use crate::exchange::stats::Stats;
 use crate::exchange::subscribers::Subscribers;
+use crate::health::Health;
 use crate::journal::Journal;
-use crate::net::ListenError;
+use crate::net::port::Port;
 use crate::time::SharedClock;
 
-/// Why the broker cannot start.
-#[derive(Debug, thiserror::Error)]
-pub enum BrokerError {
-    /// The router.
-    #[error(transparent)]
-    Router(#[from] RouterError),
-    /// A listener.
-    #[error(transparent)]
-    Listen(#[from] ListenError),
-}
-
-/// A broker that is ready to run: its ports are open, nobody is served yet.
+/// A broker that is ready to run; nobody is served yet.
 pub struct Broker {
     /// Shared by all connections.
     pub core: Arc<Core>,
     /// Feeds live subscribers.
     pub dispatcher: Dispatcher,
-    /// Open ports.
+    /// Its ports, as far as they could be opened.
     pub listeners: Vec<Listener>,
     /// All connections.
     pub connections: TaskTracker,
 }
 
 impl Broker {
-    /// Opens the ports and starts the router. Blocks for a moment: not for a runtime worker.
+    /// A broker that nobody asks how its ports are.
     pub fn open(
         settings: BrokerSettings,
         journal: Journal,
         clock: SharedClock,
         cancel: CancellationToken,
-    ) -> Result<Broker, BrokerError> {
-        let listeners = settings.listeners.iter().map(listener::open).collect::<Result<Vec<_>, _>>()?;
+    ) -> Result<Broker, RouterError> {
+        Broker::open_with(settings, journal, clock, cancel, (&Health::default(), &watch::Sender::default()))
+    }
+
+    /// Opens the ports as far as that is possible now, starts the router and brings back what was kept. Ports tell `health`
+    /// how they are, and read their files again when `reloads` changes. Blocks for a moment: not for a runtime worker.
+    pub fn open_with(
+        settings: BrokerSettings,
+        journal: Journal,
+        clock: SharedClock,
+        cancel: CancellationToken,
+        (health, reloads): (&Health, &watch::Sender<u64>),
+    ) -> Result<Broker, RouterError> {
+        let open = |listener| {
+            let port = Port::open(listener::port(listener), health.clone(), reloads.subscribe());
+            Listener { port }
+        };
+        let listeners = settings.listeners.iter().map(open).collect();
         let subscribers = Arc::new(Subscribers::default());
         let stats = Arc::new(Stats::default());
         let (link, dispatcher) = crate::exchange::live::start(subscribers.clone(), stats.clone())?;
@@ -84,6 +91,6 @@ impl Broker {
 
     /// Where clients connect.
     pub fn addresses(&self) -> Vec<SocketAddr> {
-        self.listeners.iter().map(|listener| listener.address).collect()
+        self.listeners.iter().map(|listener| listener.port.address()).collect()
     }
 }

@@ -61,6 +61,8 @@ fn gateway(text: &mut Text, http: &Http) {
     let uptime = clock.boot_ms().saturating_sub(http.started_boot_ms()) as f64 / 1000.0;
     text.one("uptime_seconds", "Time since the gateway was started.", uptime);
     text.one("clock_synchronised", "Whether wall time is known.", u8::from(clock.is_synchronised()));
+    let faulty = http.status.health.faulty();
+    text.one("faulty_parts", "Parts that do not work now.", faulty.len());
     if let Some(bytes) = resident_bytes() {
         text.one("resident_memory_bytes", "Memory of the process.", bytes);
     }

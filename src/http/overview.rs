@@ -14,6 +14,7 @@ use super::Http;
 use super::auth::Caller;
 use super::envelope::rfc3339;
 use super::problem::Problem;
+use crate::health::FaultyPart;
 use crate::status::{ClientSnapshot, JournalStatus, UpstreamShown, UpstreamSnapshot as Snapshot};
 
 /// An overview is made at most this often, for however many ask.
@@ -103,6 +104,15 @@ struct GatewayView<'a> {
     sessions_away: usize,
     max_packet_size: usize,
     journal: JournalStatus,
+    /// What is wrong now.
+    faulty: Vec<FaultyView>,
+}
+
+#[derive(Serialize)]
+struct FaultyView {
+    since: Option<String>,
+    #[serde(flatten)]
+    faulty: FaultyPart,
 }
 
 fn json(value: &impl Serialize) -> String {
@@ -178,6 +188,7 @@ impl Http {
 
     fn gateway_json(&self) -> String {
         let started_boot_ms = self.started_boot_ms();
+        let view = |faulty: FaultyPart| FaultyView { since: self.time(faulty.since_boot_ms), faulty };
         json(&GatewayView {
             id: &self.status.gateway_id,
             version: env!("CARGO_PKG_VERSION"),
@@ -188,6 +199,7 @@ impl Http {
             sessions_away: self.status.clients.counts().away,
             max_packet_size: self.ingress.max_packet_size(),
             journal: self.ingress.journal().status(),
+            faulty: self.status.health.faulty().into_iter().map(view).collect(),
         })
     }
 }
@@ -225,11 +237,25 @@ pub async fn live() -> &'static str {
     "ok\n"
 }
 
-/// `GET /readyz` and `/healthz`: messages are taken and handed on. Upstreams and sensors do not count: without them the
-/// gateway does what it is for.
-pub async fn ready(State(http): State<Arc<Http>>) -> Result<&'static str, Problem> {
+/// `GET /readyz` and `/healthz`: messages are taken and handed on. Faulty parts do not count as long as one port for MQTT
+/// is open: without them the gateway does what it is for. Who may see how it is doing is told which they are.
+pub async fn ready(State(http): State<Arc<Http>>, caller: Result<Caller, Problem>) -> Result<String, Problem> {
     if http.cancel.is_cancelled() {
         return Err(Problem::new(StatusCode::SERVICE_UNAVAILABLE, "the gateway is shutting down"));
     }
-    Ok("ok\n")
+    let faulty = http.status.health.faulty();
+    let may_know = caller.is_ok_and(|caller| caller.must_observe().is_ok());
+    let shown = |faulty: &FaultyPart| match may_know {
+        true => format!("{}: {}\n", faulty.part, faulty.fault),
+        false => String::new(),
+    };
+    let lines: String = faulty.iter().map(shown).collect();
+    if !http.status.has_listener() {
+        return Err(Problem::unavailable(format!("no port for MQTT is open\n{lines}")));
+    }
+    Ok(match faulty.len() {
+        0 => "ok\n".into(),
+        1 => format!("ok; 1 part is faulty\n{lines}"),
+        count => format!("ok; {count} parts are faulty\n{lines}"),
+    })
 }

@@ -21,9 +21,9 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpStream;
 use tokio::sync::Semaphore;
-use tokio::time::{Instant, Sleep, sleep, timeout};
+use tokio::time::{Instant, Sleep, timeout};
 use tokio_rustls::TlsAcceptor;
 use tower_service::Service;
 use tracing::{debug, warn};
@@ -34,8 +34,8 @@ use super::problem::Problem;
 use super::settings::HttpSettings;
 use super::{Http, routes};
 use crate::health::Pulse;
-use crate::net::{ListenError, bind, is_about_the_connection};
-use crate::tls::acceptor;
+use crate::net::port::{Accepted, Port, PortSettings};
+use crate::tls::TlsFiles;
 
 /// Connections at the same time, those of streams and of MQTT over WebSocket included. More are closed at once.
 pub const MAX_CONNECTIONS: usize = 1100;
@@ -50,65 +50,38 @@ const MAX_HEAD: usize = 32 << 10;
 /// On shutdown, answers that are under way get this long.
 const FAREWELL: Duration = Duration::from_secs(1);
 
-/// An open port.
-pub struct Port {
-    socket: TcpListener,
-    tls: Option<TlsAcceptor>,
-    /// The address that it is bound to.
-    pub address: SocketAddr,
+/// What the port is to be; `None` if there is to be none.
+pub fn port(settings: &HttpSettings) -> Option<PortSettings> {
+    let address = settings.address?;
+    let tls = settings.tls.as_ref();
+    let tls = tls.map(|files| TlsFiles { cert: files.cert.clone(), key: files.key.clone(), client_ca: None });
+    Some(PortSettings { name: format!("HTTP {address}"), address, tls })
 }
 
-/// Opens the port; `None` if there is to be none.
-pub fn open(settings: &HttpSettings) -> Result<Option<Port>, ListenError> {
-    let Some(address) = settings.address else { return Ok(None) };
-    let tls = match &settings.tls {
-        None => None,
-        Some(files) => {
-            let acceptor = acceptor(&files.cert, &files.key, None);
-            Some(acceptor.map_err(|source| ListenError::Tls { address, source })?)
-        }
-    };
-    let (socket, address) = bind(address)?;
-    Ok(Some(Port { socket, tls, address }))
-}
-
-impl Port {
-    /// Serves until the gateway goes down; `pulse` is answered where connections are accepted.
-    pub async fn run(self, http: Arc<Http>, mut pulse: Pulse) {
-        let router = routes::router(http.clone());
-        let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
-        let mut was_full = false;
-        loop {
-            let accepted = tokio::select! {
-                () = http.cancel.cancelled() => return,
-                accepted = self.socket.accept() => accepted,
-                () = pulse.asked() => {
-                    pulse.answer();
-                    continue;
-                }
-            };
-            let (stream, from) = match accepted {
-                Ok(accepted) => accepted,
-                Err(error) if is_about_the_connection(&error) => continue,
-                Err(error) => {
-                    // out of file descriptors or memory: those who are connected must go on
-                    warn!(address = %self.address, %error, "cannot accept HTTP connections for now");
-                    sleep(Duration::from_millis(500)).await;
-                    continue;
-                }
-            };
-            let Ok(place) = places.clone().try_acquire_owned() else {
-                if !was_full {
-                    warn!(most = MAX_CONNECTIONS, "too many HTTP connections: more are closed at once");
-                }
-                was_full = true;
+/// Serves until the gateway goes down; `pulse` is answered where connections are accepted.
+pub async fn run(mut port: Port, http: Arc<Http>, mut pulse: Pulse) {
+    let router = routes::router(http.clone());
+    let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    let mut was_full = false;
+    loop {
+        let Accepted { stream, from, tls } = tokio::select! {
+            () = http.cancel.cancelled() => return,
+            accepted = port.accept() => accepted,
+            () = pulse.asked() => {
+                pulse.answer();
                 continue;
-            };
-            was_full = was_full && places.available_permits() < MAX_CONNECTIONS / 2;
-            let connection = Connection { http: http.clone(), router: router.clone(), place: Place::new(place) };
-            let tls = self.tls.clone();
-            http.connections.spawn(connection.serve(stream, from, tls));
-        }
+            }
+        };
+        let Ok(place) = places.clone().try_acquire_owned() else {
+            if !was_full {
+                warn!(most = MAX_CONNECTIONS, "too many HTTP connections: more are closed at once");
+            }
+            was_full = true;
+            continue;
+        };
+        was_full = was_full && places.available_permits() < MAX_CONNECTIONS / 2;
+        let connection = Connection { http: http.clone(), router: router.clone(), place: Place::new(place) };
+        http.connections.spawn(connection.serve(stream, from, tls));
     }
 }
 

@@ -62,6 +62,7 @@ use self::settings::JournalSettings;
 use self::state::State;
 use self::storage::Storage;
 use self::storage::memory::MemoryStorage;
+use crate::health::Health;
 use crate::message::Message;
 use crate::time::{SharedClock, SystemClock};
 
@@ -463,6 +464,13 @@ impl Journal {
     pub fn backlog_of(&self, name: &str) -> Option<Backlog> {
         let state = self.shared.state.lock();
         Some(state.queues.get(state.by_name.get(name)?)?.backlog())
+    }
+
+    /// Tells this of a disk that takes nothing, from now on.
+    pub fn report_to(&self, health: Health) {
+        let mut state = self.shared.state.lock();
+        state.health = health;
+        state.show_failing();
     }
 
     /// How the journal is.

@@ -18,6 +18,7 @@ use super::{
     Backlog, CURSOR_AGE, CURSOR_EVERY, ConsumerId, Extra, Full, LAZY, Limits, MOST_REPORTS, Note, Outcome, PENDING_MAX,
     Position, WhenFull, hash,
 };
+use crate::health::{Fault, Health};
 use crate::message::Message;
 
 /// How the threads shall end.
@@ -87,6 +88,8 @@ pub struct State {
     pub snapshot_bytes: u64,
     /// Why nothing can be written.
     pub failing: Option<String>,
+    /// Who hears of that besides the log.
+    pub health: Health,
     /// No file can be written to without giving up messages that wait, and these must not be given up.
     pub is_full: bool,
     /// Bytes that are being written.
@@ -402,6 +405,12 @@ impl State {
             super::snapshot::encode_boot(self.boots.current, &boot, &mut body);
             self.push(Kind::Clock, 0, std::iter::empty(), &[&body]);
         }
+    }
+
+    /// Says whether messages can be kept.
+    pub fn show_failing(&self) {
+        let fault = self.failing.as_ref().map(|why| Fault::new("what must be kept is not acknowledged", why.as_str()));
+        self.health.set("journal", fault.as_ref());
     }
 
     /// Whether more may be read ahead.

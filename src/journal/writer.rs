@@ -389,6 +389,7 @@ impl Writer {
                 error!("journal: messages that must be kept are not acknowledged any more: {advice}");
                 state.counts.last_error = Some(advice.clone());
                 state.failing = Some(advice);
+                state.show_failing();
             }
         }
         let is_first = self.retry == FIRST_RETRY && !is_lasting(error);
@@ -424,6 +425,7 @@ impl Writer {
         let mut state = self.shared.state.lock();
         state.is_full = false;
         if state.failing.take().is_some() {
+            state.show_failing();
             warn!(seconds = since.elapsed().as_secs(), "journal: writes again; nothing acknowledged was lost");
         } else {
             warn!("journal: a write or sync failed; what was not safe has been written elsewhere");

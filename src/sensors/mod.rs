@@ -21,6 +21,10 @@ pub mod task;
 pub use task::{SensorsError, run};
 
 use crate::time::SharedClock;
+
+/// How the names of faulty sensors begin among all faulty parts.
+pub const PART: &str = "sensor ";
+
 use edge::{EdgeSource, PinEvent, SourceEnded};
 use settings::{GpioBackend, GpioSettings, SensorSettings};
 

@@ -8,11 +8,12 @@ use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
+use super::PART;
 use super::edge::{EdgeSource, PinEventKind, SourceEnded};
 use super::sensor::{Publication, Sensor};
 use super::settings::SensorSettings;
 use crate::exchange::ingress::{Ingress, IngressError};
-use crate::health::Pulse;
+use crate::health::{Health, Pulse};
 use crate::message::{Draft, Origin};
 use crate::status::{Fault, SensorSnapshot};
 use crate::time::SharedClock;
@@ -37,12 +38,14 @@ pub async fn run<S: EdgeSource>(
     source: S,
     ingress: Ingress,
     clock: SharedClock,
-    snapshots: watch::Sender<Vec<SensorSnapshot>>,
+    (snapshots, health): (watch::Sender<Vec<SensorSnapshot>>, Health),
     pulse: Pulse,
     cancel: CancellationToken,
 ) -> Result<(), SensorsError> {
     let publish = async move |draft: Draft<'_>| ingress.publish(&draft).await.map(drop);
-    Task { source, clock, snapshots, publish, sensors: Vec::new(), again: None }.run(settings, pulse, cancel).await
+    Task { source, clock, snapshots, health, publish, sensors: Vec::new(), again: None }
+        .run(settings, pulse, cancel)
+        .await
 }
 
 /// A sensor, and which of its messages the gateway had no room for.
@@ -58,6 +61,7 @@ struct Task<S, P> {
     source: S,
     clock: SharedClock,
     snapshots: watch::Sender<Vec<SensorSnapshot>>,
+    health: Health,
     publish: P,
     sensors: Vec<Slot>,
     again: Option<Instant>,
@@ -78,7 +82,7 @@ where
         self.apply(&first).await?;
         let mut may_change = true;
         loop {
-            self.snapshots.send_replace(self.sensors.iter().map(|slot| slot.sensor.snapshot()).collect());
+            self.show();
             let deadline = self.sleep_deadline();
             // edges before timers: what happened before a timer was due is to be seen before it
             tokio::select! {
@@ -108,8 +112,25 @@ where
             let offline = self.sensors[index].sensor.stop();
             self.publish_all(index, vec![offline]).await?;
         }
-        self.snapshots.send_replace(self.sensors.iter().map(|slot| slot.sensor.snapshot()).collect());
+        self.show();
         Ok(())
+    }
+
+    /// Tells those who show it how the sensors are. The log has heard of faults already.
+    fn show(&self) {
+        let snapshots: Vec<_> = self.sensors.iter().map(|slot| slot.sensor.snapshot()).collect();
+        self.snapshots.send_replace(snapshots.clone());
+        // whoever hears of this finds the snapshots up to date
+        for sensor in &snapshots {
+            self.health.set(&format!("{PART}{}", sensor.name), sensor.fault.as_ref());
+        }
+        for faulty in self.health.faulty() {
+            if let Some(name) = faulty.part.strip_prefix(PART)
+                && !snapshots.iter().any(|sensor| sensor.name == name)
+            {
+                self.health.set(&faulty.part, None);
+            }
+        }
     }
 
     /// Starts, restarts and ends sensors so that they are those of `settings`.
@@ -354,6 +375,7 @@ pub(super) mod tests {
                 source,
                 clock: clock.clone(),
                 snapshots: snapshots_tx,
+                health: Health::default(),
                 publish,
                 sensors: Vec::new(),
                 again: None,
@@ -516,7 +538,7 @@ pub(super) mod tests {
         let (snapshots, _) = watch::channel(Vec::new());
         spawnable(move |ingress, cancel| {
             let source = super::super::simulated::Simulated::new(clock.clone(), 0);
-            run(settings, source, ingress, clock, snapshots, PulseTaker::new().1, cancel)
+            run(settings, source, ingress, clock, (snapshots, Health::default()), PulseTaker::new().1, cancel)
         });
     }
 }

@@ -13,9 +13,10 @@ use std::sync::Arc;
 use tokio::sync::watch;
 
 pub use self::clients::{ClientCounts, ClientSnapshot, ClientsShown};
-pub use self::sensors::{Change, Fault, SensorSnapshot, SensorState};
+pub use self::sensors::{Change, SensorSnapshot, SensorState};
 pub use self::upstreams::{UpstreamShown, UpstreamSnapshot, UpstreamState};
-use crate::health::Problems;
+pub use crate::health::Fault;
+use crate::health::{Health, Problems};
 pub use crate::journal::report::Status as JournalStatus;
 
 /// What there is to see. Cheap to clone.
@@ -31,4 +32,15 @@ pub struct Status {
     pub clients: ClientsShown,
     /// What was logged as a warning or an error.
     pub problems: Problems,
+    /// What is wrong now.
+    pub health: Health,
+    /// Names of the ports for MQTT.
+    pub listeners: Arc<[String]>,
+}
+
+impl Status {
+    /// Whether a port for MQTT is open.
+    pub fn has_listener(&self) -> bool {
+        self.listeners.iter().any(|name| !self.health.is_faulty(name))
+    }
 }

@@ -1,8 +1,8 @@
 //! Sensors as others see them.
 
-use std::fmt;
-
 use serde::Serialize;
+
+use crate::health::Fault;
 
 /// What a sensor is doing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -16,21 +16,6 @@ pub enum SensorState {
     On,
     /// No motion.
     Off,
-}
-
-/// Why a pin cannot be watched, in words for the person who has to mend it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Fault {
-    /// What is wrong, pin included.
-    pub problem: String,
-    /// What to do about it.
-    pub remedy: String,
-}
-
-impl fmt::Display for Fault {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}; {}", self.problem, self.remedy)
-    }
 }
 
 /// A change of state.

@@ -28,13 +28,21 @@ pub struct Setup {
     listen_on: &'static str,
     extra: String,
     http: String,
+    environment: Vec<(String, String)>,
     dir: TempDir,
 }
 
 impl Default for Setup {
     fn default() -> Self {
         let dir = tempfile::Builder::new().prefix("pigateway-test-").tempdir().expect("a temporary directory");
-        Setup { port: free_port(), listen_on: "127.0.0.1", extra: String::new(), http: "off".into(), dir }
+        Setup {
+            port: free_port(),
+            listen_on: "127.0.0.1",
+            extra: String::new(),
+            http: "off".into(),
+            environment: Vec::new(),
+            dir,
+        }
     }
 }
 
@@ -72,6 +80,12 @@ impl Setup {
         self
     }
 
+    /// With this in its environment.
+    pub fn environment(mut self, name: &str, value: &str) -> Setup {
+        self.environment.push((name.into(), value.into()));
+        self
+    }
+
     /// The port of its first listener.
     pub fn port_number(&self) -> u16 {
         self.port
@@ -97,7 +111,9 @@ impl Setup {
     /// Starts the gateway without waiting for anything.
     pub fn spawn(&self) -> Process {
         let path = self.write();
-        Process::start(gateway().arg("run").arg("--config").arg(path).current_dir(self.dir.path()))
+        let mut command = gateway();
+        command.envs(self.environment.iter().map(|(name, value)| (name, value)));
+        Process::start(command.arg("run").arg("--config").arg(path).current_dir(self.dir.path()))
     }
 
     /// Runs `script` in a mount namespace of its own, in the directory of the configuration, and then starts the gateway
@@ -108,6 +124,7 @@ impl Setup {
         let program = Path::new(env!("CARGO_BIN_EXE_pigateway"));
         let mut command = Command::new("unshare");
         command.args(["--map-root-user", "--mount", "sh", "-c", &script]).arg(program).arg(self.write());
+        command.envs(self.environment.iter().map(|(name, value)| (name, value)));
         let mut process = Process::start(command.current_dir(self.dir.path()));
         wait_until_served(&mut process, self.port);
         Gateway { process, port: self.port, dir: self.dir }
@@ -229,7 +246,7 @@ impl Killed {
 
     /// What it was started with, to be started differently.
     pub fn setup(self) -> Setup {
-        Setup { port: self.port, listen_on: "127.0.0.1", extra: String::new(), http: "off".into(), dir: self.dir }
+        Setup { port: self.port, dir: self.dir, ..Setup::default() }
     }
 
     /// Starts it again on the same disk and port.

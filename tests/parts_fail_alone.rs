@@ -1,0 +1,367 @@
+//! A part that cannot work is a problem with a name, retried and shown; it never takes the others with it. One table of all
+//! parts: each is broken at the start, heals, breaks later and heals again, as far as it can. Each time the page's data,
+//! `/readyz`, systemd's status line and the log say the same, and whoever uses the rest does not notice.
+
+#![allow(clippy::unwrap_used)]
+
+mod support;
+
+use std::fs;
+use std::net::TcpListener;
+use std::os::unix::net::UnixDatagram;
+use std::path::{Path, PathBuf};
+
+use rustix::process::Signal;
+use support::packet::{Properties, publish};
+use support::tls::{Authority, client_config};
+use support::{Client, Connect, Gateway, Setup, free_port, wait_until};
+
+/// A sensor that all gateways here have, and whoever breaks must leave alone.
+const STEADY: &str =
+    "[[sensor]]\nname = \"steady\"\npin = 17\ntopic = \"steady\"\nwarm_up = \"0 s\"\nsimulate = [\"1 h off\"]\n";
+
+/// What systemd hears.
+struct Systemd {
+    socket: UnixDatagram,
+    status: String,
+}
+
+impl Systemd {
+    fn new(path: &Path) -> Systemd {
+        let socket = UnixDatagram::bind(path).unwrap();
+        socket.set_nonblocking(true).unwrap();
+        Systemd { socket, status: String::new() }
+    }
+
+    /// The last status line.
+    fn status(&mut self) -> &str {
+        let mut buffer = [0; 4096];
+        while let Ok(len) = self.socket.recv(&mut buffer) {
+            let text = String::from_utf8_lossy(&buffer[..len]).into_owned();
+            if let Some(status) = text.lines().find_map(|line| line.strip_prefix("STATUS=")) {
+                self.status = status.into();
+            }
+        }
+        &self.status
+    }
+}
+
+/// A gateway with one part that can be broken.
+struct Case {
+    part: Part,
+    dir: PathBuf,
+    /// Port of the part, where it has one.
+    port: u16,
+    taken: Option<TcpListener>,
+    authority: Authority,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Part {
+    /// The address of a second listener is another program's.
+    Listener,
+    /// That of HTTP is.
+    Http,
+    /// The key of a listener that asks for certificates is missing, or is another's.
+    Certificate,
+    /// The authority of its clients is.
+    ClientCa,
+    /// The certificate of HTTPS is.
+    HttpCertificate,
+    /// A sensor's pin is another sensor's.
+    Sensor,
+    /// The disk is full.
+    Journal,
+}
+
+impl Part {
+    fn config(self, port: u16) -> String {
+        match self {
+            Part::Listener => format!("[[broker.listener]]\naddress = \"127.0.0.1:{port}\"\n"),
+            Part::Certificate | Part::ClientCa => format!(
+                "[[broker.listener]]\naddress = \"127.0.0.1:{port}\"\n\
+                 tls = {{ cert = \"server.crt\", key = \"server.key\", client_ca = \"ca.crt\" }}\n\
+                 [[broker.user]]\nname = \"esp\"\n"
+            ),
+            Part::Sensor => "[[sensor]]\nname = \"second\"\npin = 17\ntopic = \"second\"\n".into(),
+            Part::Http | Part::HttpCertificate | Part::Journal => String::new(),
+        }
+    }
+
+    /// What it is called while it does not work; another word for a part that goes on with what it had.
+    fn name(self, port: u16, is_open: bool) -> String {
+        match (self, is_open) {
+            (Part::Certificate | Part::ClientCa, true) => format!("certificate of listener 127.0.0.1:{port}"),
+            (Part::HttpCertificate, true) => format!("certificate of HTTP 127.0.0.1:{port}"),
+            (Part::Listener | Part::Certificate | Part::ClientCa, _) => format!("listener 127.0.0.1:{port}"),
+            (Part::Http | Part::HttpCertificate, _) => format!("HTTP 127.0.0.1:{port}"),
+            (Part::Sensor, _) => "second".into(),
+            (Part::Journal, _) => "journal".into(),
+        }
+    }
+
+    /// What the log says about it.
+    fn reason(self, is_open: bool) -> &'static str {
+        match (self, is_open) {
+            (Part::Listener | Part::Http, _) => "another program listens there",
+            (Part::Certificate, false) => "server.key cannot be read: No such file",
+            (Part::ClientCa, false) => "ca.crt cannot be read: No such file",
+            (Part::HttpCertificate, false) => "server.crt cannot be read: No such file",
+            (Part::Certificate, true) => "this key does not belong to the certificate",
+            (Part::ClientCa, true) => "ca.crt has no certificate in PEM form",
+            (Part::HttpCertificate, true) => "server.crt has no certificate in PEM form",
+            (Part::Sensor, _) => "named twice",
+            (Part::Journal, _) => "has no room left",
+        }
+    }
+
+    /// An open port stays open: nobody can take it.
+    fn can_break_later(self) -> bool {
+        !matches!(self, Part::Listener | Part::Http)
+    }
+}
+
+impl Case {
+    fn file(&self, name: &str) -> PathBuf {
+        self.dir.join(name)
+    }
+
+    /// The file that is missing or wrong.
+    fn culprit(&self) -> PathBuf {
+        self.file(match self.part {
+            Part::Certificate => "server.key",
+            Part::ClientCa => "ca.crt",
+            _ => "server.crt",
+        })
+    }
+
+    fn break_at_start(&mut self) {
+        self.authority.write_server_files(&self.dir);
+        match self.part {
+            Part::Listener | Part::Http => self.taken = Some(TcpListener::bind(("127.0.0.1", self.port)).unwrap()),
+            Part::Certificate | Part::ClientCa | Part::HttpCertificate => {
+                fs::rename(self.culprit(), self.file("elsewhere")).unwrap();
+            }
+            Part::Sensor | Part::Journal => {}
+        }
+    }
+
+    fn break_later(&mut self, gateway: &Gateway) {
+        match self.part {
+            Part::Listener | Part::Http => unreachable!("an open port stays open"),
+            Part::Certificate => {
+                fs::write(self.culprit(), self.authority.sign("other").key).unwrap();
+                // at once; the others are seen without it
+                gateway.signal(Signal::HUP);
+            }
+            Part::ClientCa | Part::HttpCertificate => fs::write(self.culprit(), "not PEM").unwrap(),
+            Part::Sensor => self.change_config(gateway, "pin = 18", "pin = 17"),
+            Part::Journal => {
+                let data = self.file("data").display().to_string();
+                gateway.run_inside(&["sh", "-c", &format!("head -c 40M /dev/zero >{data}/ballast || true")]);
+            }
+        }
+    }
+
+    fn heal(&mut self, gateway: &Gateway) {
+        match self.part {
+            Part::Listener | Part::Http => drop(self.taken.take()),
+            Part::Certificate | Part::ClientCa | Part::HttpCertificate => {
+                if self.file("elsewhere").exists() {
+                    fs::rename(self.file("elsewhere"), self.culprit()).unwrap();
+                } else {
+                    self.authority.write_server_files(&self.dir);
+                }
+            }
+            Part::Sensor => self.change_config(gateway, "name = \"second\"\npin = 17", "name = \"second\"\npin = 18"),
+            Part::Journal => {
+                gateway.run_inside(&["rm", &self.file("data/ballast").display().to_string()]);
+            }
+        }
+    }
+
+    fn change_config(&self, gateway: &Gateway, from: &str, to: &str) {
+        let path = self.file("pigateway.toml");
+        let text = fs::read_to_string(&path).unwrap();
+        assert!(text.contains(from), "{text}");
+        fs::write(&path, text.replace(from, to)).unwrap();
+        gateway.signal(Signal::HUP);
+    }
+
+    /// Whether the part does what it is for.
+    fn works(&self, gateway: &Gateway) -> bool {
+        match self.part {
+            Part::Listener => support::broker::is_served(self.port),
+            Part::Http => support::http::try_request(self.port, "GET", "/livez", &[], b"").is_ok(),
+            Part::Certificate | Part::ClientCa => {
+                if !is_open(self.port) {
+                    return false;
+                }
+                let identity = self.authority.sign("esp");
+                !support::tls::is_turned_away(self.port, client_config(&self.authority, Some(&identity)))
+            }
+            Part::HttpCertificate => is_open(self.port),
+            Part::Sensor => {
+                let mut client = Connect::new("sensor-probe").open(gateway.port);
+                client.subscribe("second/status", 0);
+                client.receive().text() == "online"
+            }
+            Part::Journal => {
+                let mut client = Connect::v5("journal-probe").open(gateway.port);
+                client.send(&publish(b"kept", b"x", 0x33, Some(7), Some(&Properties::new())));
+                is_acknowledged(&mut client)
+            }
+        }
+    }
+}
+
+/// Whether a PUBACK is there by now.
+fn is_acknowledged(client: &mut Client) -> bool {
+    client.send(&[0xc0, 0]);
+    let mut acknowledged = false;
+    while let Some(packet) = client.try_read() {
+        match packet.kind() {
+            4 => acknowledged = true,
+            13 => break,
+            _ => {}
+        }
+    }
+    acknowledged
+}
+
+fn is_open(port: u16) -> bool {
+    std::net::TcpStream::connect(("127.0.0.1", port)).is_ok()
+}
+
+/// All that shows what is wrong shows this, or nothing, of the part.
+fn is_shown(case: &Case, gateway: &Gateway, http: u16, systemd: &mut Systemd, expected: Option<&str>) {
+    let what = |place: &str| format!("{:?} {expected:?} in {place}", case.part);
+    // while HTTP is closed or speaks TLS, it shows nothing that this test could read
+    if !matches!(case.part, Part::Http | Part::HttpCertificate) || (case.part == Part::Http && expected.is_none()) {
+        let name = expected.map(|name| if case.part == Part::Sensor { format!("sensor {name}") } else { name.into() });
+        let mut seen = String::new();
+        wait_until(&what("the gateway's data"), || {
+            case.poke(gateway);
+            seen = support::http::get(http, "/api/v1/gateway").json()["faulty"].to_string();
+            match &name {
+                Some(name) => seen.contains(&format!("\"part\":\"{name}\"")),
+                None => seen == "[]",
+            }
+        });
+        assert!(expected.is_none() || seen.contains("\"remedy\"") && seen.contains("\"since_boot_ms\""), "{seen}");
+        let ready = support::http::get(http, "/readyz");
+        assert!(ready.head.contains(" 200 "), "{}", ready.head);
+        match name {
+            Some(name) => assert!(ready.text().contains(&format!("{name}: ")), "{}", ready.text()),
+            None => assert_eq!(ready.text(), "ok\n"),
+        }
+    }
+    wait_until(&what("the status line"), || match expected {
+        Some(name) => systemd.status().contains(&format!("; faulty: {name}")),
+        None => !systemd.status().contains("faulty"),
+    });
+}
+
+impl Case {
+    /// A disk is seen to be full by who writes to it.
+    fn poke(&self, gateway: &Gateway) {
+        if self.part == Part::Journal {
+            let mut client = Connect::v5("journal-poke").open(gateway.port);
+            // the file that is being written has room for some of these
+            client.send(&publish(b"kept", &[b'x'; 200_000], 0x33, Some(7), Some(&Properties::new())));
+        }
+    }
+}
+
+fn fails_alone(part: Part) {
+    let mut setup = Setup::default();
+    let (mut port, mut http) = (free_port(), 0);
+    if part == Part::HttpCertificate {
+        (setup, port) = setup.http_tls("{ cert = \"server.crt\", key = \"server.key\" }");
+    } else {
+        (setup, http) = setup.http();
+    }
+    if part == Part::Http {
+        port = http;
+    }
+    let (setup, dir) = (setup.config(STEADY).config(&part.config(port)), tempfile::tempdir().unwrap());
+    let socket = dir.path().join("notify");
+    let mut systemd = Systemd::new(&socket);
+    let setup = setup.environment("NOTIFY_SOCKET", &socket.display().to_string());
+    let mut case = Case { part, dir: setup.dir().into(), port, taken: None, authority: Authority::new() };
+    case.break_at_start();
+    let gateway = match part {
+        Part::Journal => {
+            setup.start_after("mkdir data; mount -t tmpfs -o size=12m tmpfs data; head -c 10M /dev/zero >data/ballast")
+        }
+        _ => setup.start(),
+    };
+    let mut other = Connect::v5("other").open(gateway.port);
+    other.subscribe("steady/status", 1);
+    // it is "offline" until its pin is watched
+    while other.receive().text() != "online" {}
+
+    case.poke(&gateway);
+    let closed = part.name(port, false);
+    is_shown(&case, &gateway, http, &mut systemd, Some(&closed));
+    gateway.wait_for_line(part.reason(false));
+    assert!(!case.works(&gateway), "{part:?}");
+    other.ping();
+
+    case.heal(&gateway);
+    wait_until(&format!("{part:?} works"), || case.works(&gateway));
+    is_shown(&case, &gateway, http, &mut systemd, None);
+
+    if part.can_break_later() {
+        case.break_later(&gateway);
+        is_shown(&case, &gateway, http, &mut systemd, Some(&part.name(port, true)));
+        gateway.wait_for_line(part.reason(true));
+        // what was read before the files broke stays in use
+        let goes_on = matches!(part, Part::Certificate | Part::ClientCa | Part::HttpCertificate);
+        assert_eq!(case.works(&gateway), goes_on, "{part:?}");
+        case.heal(&gateway);
+        is_shown(&case, &gateway, http, &mut systemd, None);
+        wait_until(&format!("{part:?} works again"), || case.works(&gateway));
+    }
+    // nobody else has noticed
+    other.ping();
+    assert!(other.drain().is_empty(), "the other sensor has been disturbed");
+    let (code, log) = gateway.stop();
+    assert_eq!(code, Some(0), "{log:?}");
+    assert_eq!(log.iter().filter(|line| line.contains("sensor=\"steady\"") && line.contains("watching")).count(), 1);
+}
+
+#[test]
+fn a_listener_whose_port_is_taken() {
+    fails_alone(Part::Listener);
+}
+
+#[test]
+fn http_whose_port_is_taken() {
+    fails_alone(Part::Http);
+}
+
+#[test]
+fn a_listener_without_its_key() {
+    fails_alone(Part::Certificate);
+}
+
+#[test]
+fn a_listener_without_the_authority_of_its_clients() {
+    fails_alone(Part::ClientCa);
+}
+
+#[test]
+fn https_without_its_certificate() {
+    fails_alone(Part::HttpCertificate);
+}
+
+#[test]
+fn a_sensor_without_a_pin() {
+    fails_alone(Part::Sensor);
+}
+
+#[test]
+fn a_journal_without_room() {
+    fails_alone(Part::Journal);
+}
