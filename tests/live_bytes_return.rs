@@ -31,7 +31,7 @@ const HABITS: [(&str, Habit, usize); 6] = [
     ("many filters", many_filters, 32 << 10),
     ("many clients", many_clients, 32 << 10),
     ("many topics", many_topics, 512 << 10),
-    ("wills", wills, 512 << 10),
+    ("wills", wills, 128 << 10),
     ("sessions that are given up", a_session_that_is_given_up, 128 << 10),
     ("shared subscriptions", a_shared_subscription, 32 << 10),
 ];
@@ -83,11 +83,13 @@ fn many_clients(number: usize, _: &mut Client, port: u16) {
     }
 }
 
-fn wills(number: usize, _: &mut Client, port: u16) {
+fn wills(number: usize, publisher: &mut Client, port: u16) {
     for id in 0..5 {
         let topic = format!("will/{number}/{id}");
         Connect::new(&format!("will-{number}-{id}")).will(&topic, "gone", 1, false).open(port).vanish();
     }
+    // changes of wills are collected until something must be on disk
+    assert_eq!(publisher.publish("will/sync", "x", 1, true), 0);
 }
 
 fn many_filters(number: usize, publisher: &mut Client, port: u16) {
