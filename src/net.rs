@@ -3,11 +3,17 @@
 pub mod port;
 
 use std::net::SocketAddr;
+use std::time::Duration;
 
-use socket2::{Domain, Protocol, Socket, Type};
-use tokio::net::TcpListener;
+use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
+use tokio::net::{TcpListener, TcpStream};
 
 const BACKLOG: i32 = 1024;
+/// The system asks a silent other end whether it is still there: first after this time, then in steps. A host that has
+/// vanished is noticed after three minutes, whatever its client said about keep alive.
+const KEEPALIVE: Duration = Duration::from_secs(120);
+const KEEPALIVE_STEP: Duration = Duration::from_secs(15);
+const KEEPALIVE_STEPS: u32 = 4;
 
 /// Why a port cannot be opened: the address is taken, or not this host's.
 #[derive(Debug, thiserror::Error)]
@@ -67,6 +73,15 @@ fn try_bind(address: SocketAddr) -> std::io::Result<(TcpListener, SocketAddr)> {
     let listener = TcpListener::from_std(socket.into())?;
     let bound = listener.local_addr()?;
     Ok((listener, bound))
+}
+
+/// What every accepted connection gets.
+fn prepare(stream: &TcpStream) {
+    // a packet must not wait for the acknowledgement of the one before
+    let _ = stream.set_nodelay(true);
+    let keepalive =
+        TcpKeepalive::new().with_time(KEEPALIVE).with_interval(KEEPALIVE_STEP).with_retries(KEEPALIVE_STEPS);
+    let _ = SockRef::from(stream).set_tcp_keepalive(&keepalive);
 }
 
 /// Whether an error of `accept` is about that connection only.

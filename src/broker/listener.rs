@@ -9,7 +9,7 @@ use tokio_rustls::TlsAcceptor;
 use tokio_util::task::TaskTracker;
 use tracing::{debug, info};
 
-use super::connection::{Peer, serve};
+use super::connection::{Peer, part, serve};
 use super::core::Core;
 use super::settings::ListenerSettings;
 use crate::access::waiting::MOST;
@@ -64,8 +64,6 @@ fn accept(accepted: Accepted, core: &Arc<Core>, connections: &TaskTracker) {
     let (core, ticket) = (core.clone(), Arc::new(ticket));
     connections.spawn(async move {
         let open = OpenSocket(core.clone());
-        // a packet must not wait for the acknowledgement of the one before
-        let _ = stream.set_nodelay(true);
         let peer = Peer { address: from.ip().to_canonical(), certificate_user: None, ticket: Some(ticket.clone()) };
         let serving = async {
             match tls {
@@ -94,20 +92,23 @@ impl Drop for OpenSocket {
 }
 
 async fn serve_tls(core: Arc<Core>, stream: TcpStream, tls: &TlsAcceptor, mut peer: Peer) {
-    match timeout(HANDSHAKE_TIMEOUT, tls.accept(stream)).await {
+    match timeout(HANDSHAKE_TIMEOUT, tls.accept(stream).into_fallible()).await {
         Ok(Ok(stream)) => {
             let certificates = stream.get_ref().1.peer_certificates();
             peer.certificate_user = certificates.and_then(|chain| common_name(chain.first()?));
             let (reader, writer) = tokio::io::split(stream);
             serve(core, reader, writer, peer).await;
         }
-        Ok(Err(error)) => {
+        Ok(Err((error, stream))) => {
             core.stats.refused.add(1);
             let error = error.to_string();
             if let Some(more) = core.access.limiter.due(peer.address, ("TLS", &error)) {
                 let hint = handshake_hint(&error);
                 info!(from = %peer.address, more_since_last = more, "TLS handshake failed: {error}{hint}");
             }
+            // the alert says why, and is lost if the connection is reset
+            let (reader, writer) = stream.into_split();
+            part(&core.waiting, reader, writer, &[], false).await;
         }
         Err(_) => {
             core.stats.refused.add(1);

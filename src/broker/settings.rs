@@ -15,6 +15,8 @@ pub struct BrokerSettings {
     pub max_sessions: usize,
     /// Largest MQTT packet, in bytes.
     pub max_packet_size: usize,
+    /// Longest keep alive that MQTT 5 clients may have, in seconds; `None`: what they ask for.
+    pub max_keep_alive: Option<u16>,
     /// Per session: QoS 1 and 2 messages sent to the client and not yet acknowledged; at least 1.
     pub max_inflight: u16,
     /// Per session: messages that wait for a client that is slow or away.
@@ -39,6 +41,7 @@ impl Default for BrokerSettings {
             max_connections: 256,
             max_sessions: 1024,
             max_packet_size: 256 << 10,
+            max_keep_alive: None,
             max_inflight: 20,
             max_queued_messages: 1000,
             max_queued_size: 1 << 20,

@@ -45,6 +45,9 @@ fn limits(table: &Table, settings: &mut BrokerSettings) {
     assign(&mut settings.max_connections, count("max_connections", 1));
     assign(&mut settings.max_sessions, count("max_sessions", 0));
     assign(&mut settings.max_packet_size, size("max_packet_size", 1 << 10, MAX_PACKET));
+    let longest = Duration::from_secs(u64::from(u16::MAX));
+    let keep_alive = table.get("max_keep_alive").and_then(|value| value.duration(Duration::from_secs(1)..=longest));
+    settings.max_keep_alive = keep_alive.map(|time| time.as_secs() as u16);
     let inflight = table.get("max_inflight").and_then(|value| value.whole(1..=u64::from(u16::MAX)));
     assign(&mut settings.max_inflight, inflight.map(|count| count as u16));
     assign(&mut settings.max_queued_messages, count("max_queued_messages", 1));

@@ -94,8 +94,6 @@ struct Connection {
 
 impl Connection {
     async fn serve(self, stream: TcpStream, from: SocketAddr, tls: Option<TlsAcceptor>) {
-        // an event must not wait for the acknowledgement of the one before
-        let _ = stream.set_nodelay(true);
         match tls {
             None => self.speak(stream, from).await,
             Some(tls) => match timeout(HANDSHAKE, tls.accept(stream)).await {

@@ -92,10 +92,12 @@ impl Connect {
         }
         connect.client_id = fields.string()?.into();
         connect.will = will(flags, version, &mut fields)?;
-        if flags & 0x80 != 0 {
+        // in MQTT 3.1 the remaining length takes precedence over these flags: what is missing was not sent
+        let is_missing = |fields: &Fields<'_>| version == Version::V31 && fields.is_empty();
+        if flags & 0x80 != 0 && !is_missing(&fields) {
             connect.username = Some(fields.string()?.into());
         }
-        if flags & 0x40 != 0 {
+        if flags & 0x40 != 0 && !is_missing(&fields) {
             if flags & 0x80 == 0 && !version.is_v5() {
                 return Err(Error::Malformed("password without user name")); // [MQTT-3.1.2-22] of 3.1.1
             }
@@ -168,8 +170,12 @@ fn version(fields: &mut Fields<'_>) -> Result<(Version, bool), Error> {
 
 fn will(flags: u8, version: Version, fields: &mut Fields<'_>) -> Result<Option<Will>, Error> {
     if flags & 0x04 == 0 {
-        // [MQTT-3.1.2-11], [MQTT-3.1.2-13]
-        return if flags & 0x38 == 0 { Ok(None) } else { Err(Error::Malformed("will flags without a will")) };
+        // [MQTT-3.1.2-11], [MQTT-3.1.2-13]; MQTT 3.1 does not look at them
+        return if flags & 0x38 == 0 || version == Version::V31 {
+            Ok(None)
+        } else {
+            Err(Error::Malformed("will flags without a will"))
+        };
     }
     let qos = Qos::from_u8((flags >> 3) & 3).ok_or(Error::Qos)?;
     let mut will = Will {
@@ -258,6 +264,21 @@ mod tests {
         assert_eq!(Connect::decode(&body(b"MQTT", 9, 2, b"\0\0")), Err(Error::Level(9)));
         assert!(Connect::decode(&body(b"HTTP", 4, 2, b"\0\0")).is_err());
         assert!(Connect::decode(&body(b"MQTT", 0x84, 2, b"\0\x01b")).unwrap().is_bridge);
+    }
+
+    #[test]
+    fn version_3_1_is_read_as_its_own_document_says() {
+        for (flags, rest) in [
+            (0x02 | 0x01, &b"\0\x01a"[..]), // a bit without a meaning
+            (0x02 | 0x38, b"\0\x01a"),      // QoS and retain of a will that is not there
+            (0x02 | 0xc0, b"\0\x01a"),      // neither user name nor password follows
+        ] {
+            let connect = Connect::decode(&body(b"MQIsdp", 3, flags, rest)).unwrap();
+            assert_eq!((connect.will, connect.username, connect.password), (None, None, None), "{flags:x}");
+            assert!(Connect::decode(&body(b"MQTT", 4, flags, rest)).is_err(), "{flags:x}");
+        }
+        let connect = Connect::decode(&body(b"MQIsdp", 3, 0xc2, b"\0\x01a\0\x01u")).unwrap();
+        assert_eq!((connect.username.as_deref(), connect.password), (Some("u"), None));
     }
 
     #[test]

@@ -115,9 +115,9 @@ pub struct Frame {
 
 /// Finds the first packet in `bytes`; `None` while it is not complete. Fails on the first wrong byte, before the rest
 /// has arrived. `max` is the largest packet, all of it counted [MQTT-3.1.2-24].
-pub fn frame(bytes: &[u8], max: usize) -> Result<Option<Frame>, Error> {
+pub fn frame(bytes: &[u8], max: usize, version: Version) -> Result<Option<Frame>, Error> {
     let Some(first) = bytes.first() else { return Ok(None) };
-    let (kind, flags) = kind(*first)?;
+    let (kind, flags) = kind(*first, version)?;
     let mut remaining = 0usize;
     for (at, byte) in bytes.iter().enumerate().skip(1).take(4) {
         remaining |= usize::from(byte & 0x7f) << (7 * (at - 1));
@@ -132,7 +132,7 @@ pub fn frame(bytes: &[u8], max: usize) -> Result<Option<Frame>, Error> {
     if bytes.len() > 4 { Err(Error::Malformed("remaining length has more than 4 bytes")) } else { Ok(None) }
 }
 
-fn kind(first: u8) -> Result<(PacketType, u8), Error> {
+fn kind(first: u8, version: Version) -> Result<(PacketType, u8), Error> {
     use PacketType::*;
     let (kind, flags) = match first >> 4 {
         1 => (Connect, 0),
@@ -149,7 +149,12 @@ fn kind(first: u8) -> Result<(PacketType, u8), Error> {
         2 | 9 | 11 | 13 => return Err(Error::Protocol("a packet that only servers send")),
         _ => return Err(Error::Malformed("packet type 0")),
     };
-    if first & 15 == flags { Ok((kind, flags)) } else { Err(Error::Malformed("reserved flags of the fixed header")) }
+    // MQTT 3.1 has DUP on PUBREL, SUBSCRIBE and UNSUBSCRIBE, and does not look at flags that a packet has no use for
+    if first & 15 == flags || version == Version::V31 {
+        Ok((kind, first & 15))
+    } else {
+        Err(Error::Malformed("reserved flags of the fixed header"))
+    }
 }
 
 /// Reads the fields of a packet's body.
@@ -301,21 +306,39 @@ mod tests {
     #[test]
     fn a_packet_is_framed_once_it_is_complete() {
         let ping = [0xc0, 0];
-        assert!(frame(&[], 100).unwrap().is_none());
-        assert!(frame(&ping[..1], 100).unwrap().is_none());
-        let found = frame(&ping, 100).unwrap().unwrap();
+        assert!(frame(&[], 100, Version::V5).unwrap().is_none());
+        assert!(frame(&ping[..1], 100, Version::V5).unwrap().is_none());
+        let found = frame(&ping, 100, Version::V5).unwrap().unwrap();
         assert_eq!((found.kind, found.body, found.len), (PacketType::PingReq, 2, 2));
         let long = [0x30, 0x80, 0x01];
-        assert!(frame(&long, 1000).unwrap().is_none());
+        assert!(frame(&long, 1000, Version::V5).unwrap().is_none());
     }
 
     #[test]
     fn wrong_bytes_are_found_at_once() {
-        assert_eq!(frame(&[0x00], 9).unwrap_err(), Error::Malformed("packet type 0"));
-        assert!(matches!(frame(&[0x20], 9), Err(Error::Protocol(_))));
-        assert!(matches!(frame(&[0x80], 9), Err(Error::Malformed(_))), "SUBSCRIBE needs flags 2");
-        assert!(matches!(frame(&[0x30, 0xff, 0xff, 0xff, 0xff], 9), Err(Error::Malformed(_))));
-        assert_eq!(frame(&[0x30, 0xff, 0x7f], 100).unwrap_err(), Error::TooLarge(16386, 100));
+        assert_eq!(frame(&[0x00], 9, Version::V5).unwrap_err(), Error::Malformed("packet type 0"));
+        assert!(matches!(frame(&[0x20], 9, Version::V5), Err(Error::Protocol(_))));
+        assert!(matches!(frame(&[0x80], 9, Version::V5), Err(Error::Malformed(_))), "SUBSCRIBE needs flags 2");
+        assert!(matches!(frame(&[0x30, 0xff, 0xff, 0xff, 0xff], 9, Version::V5), Err(Error::Malformed(_))));
+        assert_eq!(frame(&[0x30, 0xff, 0x7f], 100, Version::V5).unwrap_err(), Error::TooLarge(16386, 100));
+    }
+
+    #[test]
+    fn version_3_1_marks_redeliveries_and_ignores_unused_flags() {
+        for (first, kind) in [
+            (0x6a, PacketType::PubRel),
+            (0x8a, PacketType::Subscribe),
+            (0xaa, PacketType::Unsubscribe),
+            (0x4f, PacketType::PubAck),
+            (0xc1, PacketType::PingReq),
+            (0xe8, PacketType::Disconnect),
+        ] {
+            assert_eq!(frame(&[first, 0], 9, Version::V31).unwrap().unwrap().kind, kind);
+            for strict in [Version::V311, Version::V5] {
+                assert!(matches!(frame(&[first, 0], 9, strict), Err(Error::Malformed(_))), "{first:x}");
+            }
+        }
+        assert!(frame(&[0x90, 0], 9, Version::V31).is_err() && frame(&[0x00, 0], 9, Version::V31).is_err());
     }
 
     #[test]

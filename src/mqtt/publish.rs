@@ -36,7 +36,8 @@ impl<'a> Publish<'a> {
     pub fn decode(frame: &Frame, bytes: &'a [u8], version: Version) -> Result<Publish<'a>, Error> {
         let qos = Qos::from_u8((frame.flags >> 1) & 3).ok_or(Error::Qos)?; // [MQTT-3.3.1-4]
         let dup = frame.flags & 8 != 0;
-        if dup && qos == Qos::AtMostOnce {
+        // MQTT 3.1 does not look at DUP there
+        if dup && qos == Qos::AtMostOnce && version != Version::V31 {
             return Err(Error::Malformed("DUP at QoS 0")); // [MQTT-3.3.1-2]
         }
         let mut fields = Fields::new(&bytes[frame.body..frame.len]);
@@ -202,7 +203,7 @@ mod tests {
     use crate::mqtt::frame;
 
     fn decode(bytes: &[u8], version: Version) -> Result<Publish<'_>, Error> {
-        let frame = frame(bytes, 1000)?.expect("complete");
+        let frame = frame(bytes, 1000, version)?.expect("complete");
         Publish::decode(&frame, bytes, version)
     }
 

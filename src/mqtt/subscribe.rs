@@ -71,6 +71,8 @@ impl<'a> Subscribe<'a> {
 }
 
 fn subscribe_filter(filter: &str, options: u8, version: Version) -> Result<SubscribeFilter<'_>, Error> {
+    // MQTT 3.1 does not look at the other bits
+    let options = if version == Version::V31 { options & 3 } else { options };
     let reserved = if version.is_v5() { 0xc0 } else { 0xfc };
     if options & reserved != 0 {
         return Err(Error::Malformed("reserved subscription options"));

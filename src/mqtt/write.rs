@@ -130,9 +130,12 @@ pub fn ack(out: &mut BytesMut, version: Version, ack: Ack, packet_id: u16, reaso
     }
 }
 
+/// First byte of a SUBACK.
+pub const SUBACK: u8 = 0x90;
+
 /// Appends a SUBACK with one reason per filter: the granted QoS, or why not.
 pub fn suback(out: &mut BytesMut, version: Version, packet_id: u16, reasons: &[Reason]) {
-    out.put_u8(0x90);
+    out.put_u8(SUBACK);
     codes(out, version, packet_id, reasons);
 }
 

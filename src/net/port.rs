@@ -16,7 +16,7 @@ use tokio::time::{Instant, sleep_until};
 use tokio_rustls::TlsAcceptor;
 use tracing::{debug, info};
 
-use super::{ListenError, bind, hint, is_about_the_connection};
+use super::{ListenError, bind, hint, is_about_the_connection, prepare};
 use crate::health::{Fault, Health};
 use crate::secret::FileError;
 use crate::tls::{self, TlsFiles};
@@ -129,6 +129,7 @@ impl Port {
             match self.step().await {
                 Step::Accepted(Ok((stream, from))) => {
                     self.health.clear(&self.accepting());
+                    prepare(&stream);
                     let tls = self.certificate.as_ref().and_then(|certificate| certificate.acceptor.clone());
                     return Accepted { stream, from, tls };
                 }

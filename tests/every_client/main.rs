@@ -6,12 +6,14 @@
 mod support;
 
 mod delivery;
+mod endings;
 mod exchanges_by_the_clause;
 mod packets_by_the_clause;
 mod retained;
 mod sessions;
 mod shared;
 mod system_topics;
+mod version_3_1;
 mod version_5;
 mod wills;
 
@@ -68,12 +70,44 @@ fn a_silent_client_is_disconnected_after_one_and_a_half_times_its_keep_alive() {
 }
 
 #[test]
-fn version_5_clients_are_told_a_keep_alive_that_notices_dead_ones() {
+fn a_keep_alive_holds_as_the_client_says_unless_the_configuration_bounds_it() {
     let gateway = Gateway::start();
-    for (asked, told) in [(0, None), (30, None), (60, None), (61, Some(60)), (65535, Some(60))] {
+    for asked in [0, 30, 61, 3600, 65535] {
+        let (_, connack) = Connect::v5("a").keep_alive(asked).open_with(gateway.port);
+        assert_eq!(connack.properties.number(0x13), None, "keep alive {asked}");
+    }
+    let gateway = Gateway::with("[broker]\nmax_keep_alive = \"1 min\"");
+    for (asked, told) in [(0, Some(60)), (30, None), (60, None), (61, Some(60)), (65535, Some(60))] {
         let (_, connack) = Connect::v5("a").keep_alive(asked).open_with(gateway.port);
         assert_eq!(connack.properties.number(0x13), told, "keep alive {asked}");
     }
+    let gateway = Gateway::with("[broker]\nmax_keep_alive = \"1 s\"");
+    let (mut client, _) = Connect::v5("silent").keep_alive(600).open_with(gateway.port);
+    client.closed_with(0x8d);
+    let mut old = Connect::new("old").keep_alive(600).open(gateway.port);
+    old.stays_silent(Duration::from_secs(2)); // it cannot be told
+    old.ping();
+}
+
+#[test]
+fn the_system_looks_after_silent_connections_on_every_port() {
+    let (setup, http) = Setup::default().http();
+    let gateway = setup.start();
+    let _mqtt = Connect::new("silent").open(gateway.port);
+    let _http = std::net::TcpStream::connect(("127.0.0.1", http)).unwrap();
+    for port in [gateway.port, http] {
+        support::wait_until("the keepalive timer runs", || has_keepalive(port));
+    }
+}
+
+/// Whether an accepted connection on this port has a keepalive timer [Linux, Documentation/networking/proc_net_tcp].
+fn has_keepalive(port: u16) -> bool {
+    let table = std::fs::read_to_string("/proc/net/tcp").unwrap();
+    let accepted = format!(":{port:04X}");
+    table.lines().any(|line| {
+        let fields: Vec<&str> = line.split_whitespace().collect();
+        fields[1].ends_with(&accepted) && fields[3] == "01" && fields[5].starts_with("02:")
+    })
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! Retained messages.
 
-use crate::support::packet::{Properties, V5, V31, V311};
+use crate::support::packet::{Properties, V5, V31, V311, packet};
 use crate::support::{Connect, Gateway, Lookup, contents, wait_until};
 
 #[test]
@@ -130,4 +130,32 @@ fn a_retained_message_comes_with_its_properties_and_the_subscription_id() {
     assert_eq!((message.qos, message.retain), (2, true));
     assert_eq!(message.properties.text(0x03).as_deref(), Some("text/plain"));
     assert_eq!(message.properties.numbers(0x0b), [9]);
+}
+
+#[test]
+fn nothing_that_a_subscribe_causes_comes_before_its_suback() {
+    let gateway = Gateway::start();
+    let mut publisher = Connect::new("publisher").open(gateway.port);
+    for number in 0..20 {
+        publisher.publish(&format!("news/{number}"), "kept", 1, true);
+    }
+    for version in [3, 4, 5] {
+        for connect in [Connect::version(version, "reader"), Connect::version(version, "reader").persistent()] {
+            let mut reader = connect.open(gateway.port);
+            for round in 0..10u8 {
+                let section: &[u8] = if version == 5 { &[0] } else { &[] };
+                reader.send(&packet(0x82, &[&[0, round + 1], section, b"\0\x06news/#", &[round % 3]]));
+                // live ones race with the answer
+                publisher.publish("news/live", "now", 1, false);
+                let answer = reader.read();
+                assert_eq!((answer.kind(), answer.id()), (9, u16::from(round) + 1), "{answer:?}");
+                let messages = reader.drain();
+                assert!(messages.iter().filter(|message| message.retain).count() == 20);
+                reader.unsubscribe("news/#");
+                reader.drain();
+            }
+            reader.disconnect();
+            Connect::version(version, "reader").open(gateway.port).disconnect();
+        }
+    }
 }

@@ -142,6 +142,39 @@ fn more_at_once_than_the_broker_takes_ends_the_connection() {
 }
 
 #[test]
+fn an_exchange_counts_once_towards_the_receive_maximum() {
+    let gateway = Gateway::start();
+    let none = Properties::new();
+    for connect in [Connect::v5("client"), Connect::v5("client").persistent()] {
+        let (mut client, connack) = connect.open_with(gateway.port);
+        let maximum = connack.properties.number(0x21).expect("a receive maximum") as u16;
+        let all: Vec<u8> = (1..=maximum).flat_map(|id| publish(b"a", b"x", 4, Some(id), Some(&none))).collect();
+        client.send(&all);
+        let repeated: Vec<u8> = (1..=maximum).flat_map(|id| publish(b"a", b"x", 12, Some(id), Some(&none))).collect();
+        client.send(&repeated);
+        for id in (1..=maximum).chain(1..=maximum) {
+            let answer = client.expect(5);
+            assert_eq!((answer.id(), answer.reason()), (id, 0));
+        }
+        // releases of what is unknown are no exchanges, and those of what is known give their room back when answered
+        let releases: Vec<u8> = (1..=maximum + 500).flat_map(|id| packet(0x62, &[&id.to_be_bytes()])).collect();
+        client.send(&releases);
+        for id in 1..=maximum + 500 {
+            assert_eq!(client.expect(7).id(), id);
+        }
+        let mixed: Vec<u8> = (1..=maximum)
+            .flat_map(|id| publish(b"a", b"x", if id % 2 == 0 { 2 } else { 4 }, Some(id), Some(&none)))
+            .collect();
+        client.send(&mixed);
+        for id in 1..=maximum {
+            let answer = client.expect(if id % 2 == 0 { 4 } else { 5 });
+            assert_eq!((answer.id(), answer.reason()), (id, 0));
+        }
+        client.disconnect();
+    }
+}
+
+#[test]
 fn maximum_packet_sizes_hold_both_ways() {
     let gateway = Gateway::with("[broker]\nmax_packet_size = \"4 KiB\"");
     let (mut client, connack) =

@@ -13,9 +13,6 @@ use crate::message::via;
 use crate::mqtt::write::{self, ConnAckProperties};
 use crate::mqtt::{Connect, Reason};
 
-/// Longest keep alive for MQTT 5 clients, in seconds: a dead one is noticed within one and a half times this.
-const MAX_KEEP_ALIVE: u16 = 60;
-
 /// A client that may come in.
 pub struct Admitted {
     pub connect: Connect,
@@ -70,7 +67,11 @@ pub async fn admit(core: &Arc<Core>, connect: Connect, peer: &Peer) -> Result<Ad
         asked => asked.unwrap_or(0),
     };
     let bound = u32::try_from(settings.session_expiry.as_secs()).unwrap_or(u32::MAX);
-    let keep_alive = if is_v5 && connect.keep_alive > MAX_KEEP_ALIVE { MAX_KEEP_ALIVE } else { connect.keep_alive };
+    // older clients cannot be told, and would be cut off for keeping their word
+    let keep_alive = match settings.max_keep_alive {
+        Some(most) if is_v5 && (connect.keep_alive == 0 || connect.keep_alive > most) => most,
+        _ => connect.keep_alive,
+    };
     Ok(Admitted { expiry: wanted.min(bound), connect, identity, permissions, password_hash, assigned, keep_alive })
 }
 

@@ -9,7 +9,7 @@ use crate::exchange::inbox::{Grant, Queued, Run};
 use crate::exchange::stats::Stats;
 use crate::message::{MessageRef, Qos};
 use crate::mqtt::publish::{Outgoing, encode};
-use crate::mqtt::write::{self, Ack};
+use crate::mqtt::write::{self, Ack, SUBACK};
 use crate::mqtt::{Reason, Version};
 use bytes::BytesMut;
 
@@ -87,6 +87,10 @@ impl Connection {
     /// delivered before something new comes in.
     pub(super) fn deliver(&mut self) -> bool {
         self.resend();
+        if self.awaits_suback() {
+            // many clients drop what comes for a subscription before its SUBACK
+            return false;
+        }
         while self.out.len() < OUT_FULL {
             if let Some(queued) = self.session.retained.pop_front() {
                 if let Err(queued) = self.send(queued, Source::Live) {
@@ -109,6 +113,11 @@ impl Connection {
             }
         }
         false
+    }
+
+    /// Whether the answer to a SUBSCRIBE still waits for the disk.
+    fn awaits_suback(&self) -> bool {
+        self.subacks.iter().any(|(_, answer)| answer.first() == Some(&SUBACK))
     }
 
     /// Sends a run from the inbox; returns what the window or the output buffer had no room for.

@@ -10,7 +10,7 @@ use tracing::info;
 
 use super::super::core::Core;
 use super::Peer;
-use crate::mqtt::{Connect, Error, PacketType, frame};
+use crate::mqtt::{Connect, Error, PacketType, Version, frame};
 
 /// A client that has connected must send its CONNECT within this time.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -25,17 +25,21 @@ pub async fn read_connect(
     let max = core.settings.load().max_packet_size;
     let reading = async {
         loop {
-            if let Some(found) = frame(input, max)? {
+            // whether the flags of the first byte count is known when the version is
+            if let Some(found) = frame(input, max, Version::V31)? {
                 if found.kind != PacketType::Connect {
                     return Err(Error::Protocol("the first packet is not CONNECT"));
                 }
                 let connect = Connect::decode(&input[found.body..found.len])?;
+                if found.flags != 0 && connect.version != Version::V31 {
+                    return Err(Error::Malformed("reserved flags of the fixed header")); // [MQTT-2.2.2-2] of 3.1.1
+                }
                 input.advance(found.len);
                 core.stats.bytes_received.add(found.len as u64);
                 core.stats.packets_received.add(1);
                 return Ok(Some(connect));
             }
-            if input.first().is_some_and(|first| *first != 0x10) {
+            if input.first().is_some_and(|first| *first >> 4 != PacketType::Connect as u8) {
                 return Err(Error::Protocol("the first packet is not CONNECT"));
             }
             input.reserve(1024);

@@ -4,9 +4,11 @@
 //! batch, pulls what waits for the client as far as its window allows, and writes everything at once. Nothing in it
 //! waits for disk or for others: acknowledgements are queued in order and leave when their receipt has come true.
 
+mod acks;
 mod admit;
 mod deliver;
 mod handshake;
+mod leave;
 mod receive;
 mod run;
 
@@ -16,23 +18,23 @@ use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 
 use bytes::BytesMut;
-use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::watch;
-use tokio::time::{Duration, Instant, timeout};
+use tokio::time::{Duration, Instant};
 use tracing::{debug, error, info};
 
+use self::acks::Acks;
 use self::admit::Admitted;
+pub(super) use self::leave::part;
 use super::core::Core;
 use super::registry::{Parked, expires};
 use super::session::Session;
 use crate::access::authorise::{Identity, Permissions};
 use crate::access::waiting::Ticket;
 use crate::exchange::inbox::Run;
-use crate::exchange::ingress::Receipt;
 use crate::exchange::subscribers::Subscriber;
 use crate::journal::Position;
 use crate::message::{BatchBuilder, Origin, via};
-use crate::mqtt::write::Ack;
 use crate::mqtt::{self, Reason, Version, Will, write};
 
 /// Where a connection comes from.
@@ -76,6 +78,11 @@ impl End {
         }
     }
 
+    /// The gateway goes down.
+    fn is_stopping(&self) -> bool {
+        matches!(self, End::Ended(Reason::SERVER_SHUTTING_DOWN))
+    }
+
     fn publishes_will(&self) -> bool {
         match self {
             // only a normal disconnection takes the will with it [MQTT-3.14.4-3]
@@ -105,22 +112,6 @@ impl End {
     }
 }
 
-/// An acknowledgement that waits for its turn.
-#[derive(Clone, Copy, Debug)]
-struct PendingAck {
-    kind: Ack,
-    packet_id: u16,
-    reason: Reason,
-    /// Present once the message has its place; place in the batch before that.
-    state: AckState,
-}
-
-#[derive(Clone, Copy, Debug)]
-enum AckState {
-    InBatch(u32),
-    Waits(Receipt),
-}
-
 /// A connected client.
 struct Connection {
     core: Arc<Core>,
@@ -141,12 +132,14 @@ struct Connection {
     outbound_aliases: deliver::OutboundAliases,
     out: BytesMut,
     batch: BatchBuilder,
-    acks: VecDeque<PendingAck>,
+    acks: Acks,
     /// SUBACKs and UNSUBACKs that wait until what they say is on disk.
     subacks: VecDeque<(Position, BytesMut)>,
     /// QoS 2 messages in the batch, with their packet ids.
     received: Vec<(u32, u16)>,
     synced: watch::Receiver<Position>,
+    /// The client takes nothing any more: what is said to it is dropped.
+    is_deaf: bool,
     /// Taken from the inbox and not yet sent.
     pending: Option<Run>,
 }
@@ -161,7 +154,9 @@ where
     let connect = match handshake::read_connect(&core, &mut reader, &mut input, &peer).await {
         Ok(connect) => connect,
         Err(answer) => {
-            send_last(&mut writer, &answer).await;
+            if !answer.is_empty() {
+                part(&core.waiting, reader, writer, &answer, false).await;
+            }
             return;
         }
     };
@@ -175,7 +170,7 @@ where
             let mut answer = BytesMut::new();
             write::connack(&mut answer, version, false, reason, &write::ConnAckProperties::default());
             core.stats.refused.add(1);
-            send_last(&mut writer, &answer).await;
+            part(&core.waiting, reader, writer, &answer, false).await;
             return;
         }
     };
@@ -194,17 +189,24 @@ where
         })
     };
     end.log(&core, &connection.identity.client_id, peer.address);
-    if matches!(end, End::Ended(Reason::SERVER_SHUTTING_DOWN)) {
+    if end.is_stopping() {
         // what the gateway itself said last, such as that a sensor is offline now, still goes out
         connection.deliver();
     }
     if let Some(reason) = end.reason() {
         write::disconnect(&mut connection.out, version, reason);
     }
-    send_last(&mut writer, &connection.out).await;
-    drop((reader, writer));
     core.leave(number);
-    close(&core, connection, end, claim).await;
+    let (last, is_stopping) = (std::mem::take(&mut connection.out), end.is_stopping());
+    let is_there = !connection.is_deaf && !matches!(end, End::Closed | End::Stalled);
+    // whoever waits for the client id does not wait for a client that is slow to take its last packet
+    let closing = close(&core, connection, end, claim);
+    if is_there {
+        tokio::join!(closing, part(&core.waiting, reader, writer, &last, is_stopping));
+    } else {
+        drop((reader, writer));
+        closing.await;
+    }
 }
 
 /// Runs a future so that a panic in it ends only this future.
@@ -215,15 +217,6 @@ async fn contain<T>(future: impl Future<Output = T>) -> Result<T, ()> {
         Err(_) => std::task::Poll::Ready(Err(())),
     })
     .await
-}
-
-async fn send_last(writer: &mut (impl AsyncWrite + Unpin), bytes: &[u8]) {
-    let sending = async {
-        writer.write_all(bytes).await?;
-        writer.shutdown().await
-    };
-    // whoever does not take it within this time has gone
-    let _ = timeout(Duration::from_millis(300), sending).await;
 }
 
 /// Takes the client id, finds or makes the session, and greets the client.
@@ -279,10 +272,11 @@ async fn open(core: &Arc<Core>, admitted: Admitted, peer: &Peer) -> (super::regi
         outbound_aliases: deliver::OutboundAliases::new(connect.topic_alias_maximum),
         out,
         batch: BatchBuilder::default(),
-        acks: VecDeque::new(),
+        acks: Acks::default(),
         subacks: VecDeque::new(),
         received: Vec::new(),
         synced: core.ingress.journal().synced(),
+        is_deaf: false,
         pending: None,
         core: core.clone(),
     };
@@ -351,7 +345,8 @@ async fn close(core: &Arc<Core>, mut connection: Connection, end: End, claim: su
 
 #[cfg(test)]
 mod tests {
-    use tokio::io::AsyncReadExt;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::time::timeout;
 
     use super::*;
 

@@ -9,7 +9,8 @@ use tracing::{debug, warn};
 use super::super::core::session_route;
 use super::super::groups::split_share;
 use super::super::session::{Received, Source, Subscription};
-use super::{AckState, Connection, End, PendingAck};
+use super::acks::{AckState, PendingAck};
+use super::{Connection, End};
 use crate::access::authenticate::Denied;
 use crate::exchange::filters::MAX_LEVELS;
 use crate::exchange::inbox::{Grant, Queued};
@@ -20,7 +21,7 @@ use crate::journal::{Note, Position};
 use crate::message::{Draft, Qos, check_filter, via};
 use crate::mqtt::write::Ack;
 use crate::mqtt::{
-    Error, Frame, PacketType, Publish, Reason, RetainHandling, Subscribe, SubscribeFilter, Unsubscribe,
+    Error, Frame, PacketType, Publish, Reason, RetainHandling, Subscribe, SubscribeFilter, Unsubscribe, Version,
     acknowledgement, disconnect, frame, write,
 };
 
@@ -51,7 +52,7 @@ impl Connection {
         let bytes = std::mem::take(input);
         let mut at = 0;
         let result = loop {
-            match frame(&bytes[at..], max) {
+            match frame(&bytes[at..], max, self.version) {
                 Ok(Some(found)) => {
                     packets += 1;
                     let packet = &bytes[at..at + found.len];
@@ -97,19 +98,7 @@ impl Connection {
     }
 
     fn placed(&mut self, accepted: &Accepted) {
-        let mut refused: SmallVec<[u16; 4]> = SmallVec::new();
-        let is_v5 = self.version.is_v5();
-        self.acks.retain_mut(|ack| {
-            let AckState::InBatch(place) = ack.state else { return true };
-            ack.state = AckState::Waits(accepted.receipt);
-            let is_refused = accepted.refused.contains(&place);
-            if is_refused || (is_v5 && accepted.unretained.contains(&place)) {
-                refused.push(ack.packet_id);
-                ack.reason = Reason::QUOTA_EXCEEDED;
-            }
-            // MQTT 3 cannot say no: without PUBACK the client sends it again
-            is_v5 || !is_refused
-        });
+        let refused = self.acks.placed(accepted, self.version.is_v5());
         for packet_id in refused {
             self.session.unreleased.remove(&packet_id);
         }
@@ -158,7 +147,8 @@ impl Connection {
         self.core.stats.publish_received.add(1);
         self.core.stats.publish_bytes_received.add(publish.payload.len() as u64);
         let Publish { qos, packet_id, .. } = publish;
-        if qos > Qos::AtMostOnce && self.acks.len() + self.session.unreleased.len() >= usize::from(RECEIVE_MAXIMUM) {
+        let open = self.acks.ending() + self.session.unreleased.len();
+        if qos > Qos::AtMostOnce && open >= usize::from(RECEIVE_MAXIMUM) {
             let is_repeated = self.session.unreleased.contains(&packet_id);
             if self.version.is_v5() && !is_repeated {
                 return Err(End::Ended(Reason::RECEIVE_MAXIMUM_EXCEEDED)); // [MQTT-3.3.4-9]
@@ -191,7 +181,7 @@ impl Connection {
             }
             _ => AckState::Waits(Receipt::default()),
         };
-        self.acks.push_back(PendingAck { kind, packet_id, reason, state });
+        self.acks.push(PendingAck { kind, packet_id, reason, state });
         Ok(())
     }
 
@@ -261,7 +251,7 @@ impl Connection {
                 // after the PUBREC of the same message, if that still waits for its receipt
                 let durable = known.then(|| self.note(Note::Forgotten(packet_id))).flatten();
                 let state = AckState::Waits(Receipt { durable });
-                self.acks.push_back(PendingAck { kind: Ack::PubComp, packet_id, reason, state });
+                self.acks.push(PendingAck { kind: Ack::PubComp, packet_id, reason, state });
                 None
             }
         };
@@ -282,7 +272,7 @@ impl Connection {
             write::ack(&mut self.out, self.version, Ack::PubRel, packet_id, reason);
         } else {
             let state = AckState::Waits(Receipt { durable });
-            self.acks.push_back(PendingAck { kind: Ack::PubRel, packet_id, reason, state });
+            self.acks.push(PendingAck { kind: Ack::PubRel, packet_id, reason, state });
         }
     }
 
@@ -325,7 +315,7 @@ impl Connection {
                 break;
             }
             write::ack(&mut self.out, self.version, ack.kind, ack.packet_id, ack.reason);
-            self.acks.pop_front();
+            self.acks.pop();
             sent += 1;
         }
         self.core.stats.packets_sent.add(sent);
@@ -338,7 +328,9 @@ impl Connection {
             if reason == Reason::TOPIC_FILTER_INVALID && !self.version.is_v5() {
                 return Err(End::Broken(Error::Malformed("invalid topic filter"))); // [MQTT-4.7.1-2], [MQTT-4.8.0-1]
             }
-            reasons.push(reason);
+            // MQTT 3.1 has no refusal: whoever may not subscribe is told that it has, and gets nothing
+            let is_silent = self.version == Version::V31 && reason.is_error();
+            reasons.push(if is_silent { Reason(wanted.qos as u8) } else { reason });
         }
         let mut answer = BytesMut::new();
         write::suback(&mut answer, self.version, subscribe.packet_id, &reasons);

@@ -3,11 +3,14 @@
 use std::time::Duration;
 
 use bytes::BytesMut;
+use futures_util::FutureExt;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::time::{Instant, sleep_until};
 
 use super::super::registry::Kick;
+use super::leave::Leaving;
 use super::{Connection, End, Reason};
+use crate::exchange::stats::Stats;
 
 /// Stop producing output beyond this many unsent bytes.
 pub(super) const OUT_FULL: usize = 64 * 1024;
@@ -47,29 +50,31 @@ impl Connection {
                     self.out = BytesMut::new(); // a burst is over
                 }
             }
+            let unsent = self.out.len();
             let placed = match self.receive(input) {
                 Ok(placed) => placed,
                 Err(end) => return end,
             };
             self.flush_acks();
-            let idle = self.deliver();
-            if !self.out.is_empty() && alarm.deadline() > pace.write_by() {
-                alarm.as_mut().reset(pace.write_by());
+            if self.is_deaf || (pace.leaving.is_some() && unsent >= ANSWERS_FULL) {
+                // what a client that leaves has sent counts, answered or not; packets stay whole
+                self.out.truncate(if self.is_deaf { 0 } else { unsent });
             }
-            let may_read = self.may_read();
-            if may_read {
-                input.reserve(pace.read_size);
+            let idle = pace.leaving.is_none() && self.deliver();
+            let may_read = self.may_read(&mut pace, input);
+            if let Some(leaving) = &pace.leaving {
+                alarm.as_mut().reset(leaving.over_at(may_read));
+            } else if !self.out.is_empty() && alarm.deadline() > pace.write_by() {
+                alarm.as_mut().reset(pace.write_by());
             }
             tokio::select! {
                 result = reader.read_buf(input), if may_read => match result {
-                    Ok(0) | Err(_) => return End::Closed,
-                    Ok(count) => {
-                        core.stats.bytes_received.add(count as u64);
-                        pace.has_read(count);
-                    }
+                    Ok(0) | Err(_) => return pace.over(),
+                    Ok(count) => pace.has_read(count, &core.stats),
                 },
                 result = writer.write_buf(&mut self.out), if !self.out.is_empty() => match result {
-                    Ok(0) | Err(_) => return End::Closed,
+                    // what the client has sent before it closed is still there to be read
+                    Ok(0) | Err(_) => self.leave(&mut pace, End::Closed),
                     Ok(count) => {
                         core.stats.bytes_sent.add(count as u64);
                         pace.last_write = Instant::now();
@@ -79,13 +84,66 @@ impl Connection {
                 () = durable_ready(&self.session), if idle => {}
                 _ = self.synced.changed(), if !self.acks.is_empty() || !self.subacks.is_empty() => {}
                 () = room, if !placed => {}
-                () = alarm.as_mut() => match pace.check(!self.out.is_empty()) {
+                () = alarm.as_mut() => match self.rung(&mut pace, reader, input, may_read) {
                     Ok(next) => alarm.as_mut().reset(next),
                     Err(end) => return end,
                 },
-                reason = kick.kicked() => return End::Ended(reason),
+                reason = kick.kicked(), if pace.leaving.is_none() => {
+                    if !Leaving::is_due(reason) {
+                        return End::Ended(reason);
+                    }
+                    self.leave(&mut pace, End::Ended(reason));
+                }
             }
         }
+    }
+
+    /// Ends for this reason as soon as what the client has sent before is dealt with.
+    fn leave(&mut self, pace: &mut Pace, end: End) {
+        self.is_deaf |= matches!(end, End::Closed | End::Stalled);
+        pace.leaving.get_or_insert_with(|| Leaving::new(end));
+    }
+
+    /// A time is over: says when to look again, or why the connection ends.
+    fn rung<R>(&mut self, pace: &mut Pace, reader: &mut R, input: &mut BytesMut, may_read: bool) -> Result<Instant, End>
+    where
+        R: AsyncRead + Unpin,
+    {
+        // where the process itself was held up, what has come meanwhile is not late
+        let read = if may_read { reader.read_buf(input).now_or_never() } else { None };
+        if let Some(Ok(count)) = read
+            && count > 0
+        {
+            pace.has_read(count, &self.core.stats);
+            return Ok(pace.read_by());
+        }
+        if pace.leaving.as_ref().is_some_and(|leaving| leaving.is_over(may_read)) {
+            return Err(pace.over());
+        }
+        match pace.check(!self.out.is_empty()) {
+            Err(End::Stalled) => {
+                self.leave(pace, End::Stalled);
+                Ok(Instant::now())
+            }
+            next => next,
+        }
+    }
+
+    /// Whether more may come in, and room for it: a client that does not take its answers is not asked for more. One that
+    /// leaves is, without the answers.
+    fn may_read(&mut self, pace: &mut Pace, input: &mut BytesMut) -> bool {
+        let may_read = self.batch.size() < BATCH_FULL
+            && self.acks.len() < ACKS_FULL
+            && self.subacks.len() < SUBACKS_FULL
+            && self.session.retained.len() < RETAINED_FULL
+            && pace.leaving.as_ref().map_or(self.out.len() < ANSWERS_FULL, Leaving::may_read);
+        if may_read {
+            input.reserve(pace.read_size);
+        } else {
+            // it is not late while nobody listens
+            pace.last_read = Instant::now();
+        }
+        may_read
     }
 }
 
@@ -96,6 +154,8 @@ struct Pace {
     last_read: Instant,
     last_write: Instant,
     read_size: usize,
+    /// It is about to end.
+    leaving: Option<Leaving>,
 }
 
 impl Pace {
@@ -105,7 +165,7 @@ impl Pace {
             seconds => Duration::from_millis(u64::from(seconds) * 1500), // [MQTT-3.1.2-22]
         };
         let now = Instant::now();
-        Pace { patience, last_read: now, last_write: now, read_size: SMALLEST_READ }
+        Pace { patience, last_read: now, last_write: now, read_size: SMALLEST_READ, leaving: None }
     }
 
     fn read_by(&self) -> Instant {
@@ -117,13 +177,22 @@ impl Pace {
     }
 
     /// A client that fills the buffer gets a larger one, an idle one none.
-    fn has_read(&mut self, count: usize) {
+    fn has_read(&mut self, count: usize, stats: &Stats) {
+        stats.bytes_received.add(count as u64);
+        if let Some(leaving) = &mut self.leaving {
+            leaving.has_read(count);
+        }
         self.last_read = Instant::now();
         if count >= self.read_size {
             self.read_size = (self.read_size * 2).min(LARGEST_READ);
         } else if count < SMALLEST_READ / 4 {
             self.read_size = SMALLEST_READ;
         }
+    }
+
+    /// There is nothing more to read: why the connection ends.
+    fn over(&mut self) -> End {
+        self.leaving.take().map_or(End::Closed, Leaving::into_end)
     }
 
     /// When to look again, or why the connection ends.
@@ -136,17 +205,6 @@ impl Pace {
             return Err(End::Stalled);
         }
         Ok(self.read_by().min(if has_output { self.write_by() } else { now + NEVER }))
-    }
-}
-
-impl Connection {
-    /// Whether more may come in: a client that does not take its answers is not asked for more.
-    fn may_read(&self) -> bool {
-        self.batch.size() < BATCH_FULL
-            && self.acks.len() < ACKS_FULL
-            && self.subacks.len() < SUBACKS_FULL
-            && self.out.len() < ANSWERS_FULL
-            && self.session.retained.len() < RETAINED_FULL
     }
 }
 
