@@ -27,6 +27,7 @@
 //! | [`status`] | what the rooms say of themselves, for those who show it |
 //! | [`exchange`] | what every door shares: order, retained store, live delivery, shared groups, counters |
 //! | [`journal`] | what must reach a consumer whether it is connected or not |
+//! | [`import`] | configurations of mosquitto and mqtt-io, as ours |
 //! | [`access`] | users, passwords, rules: one answer for every door |
 //! | [`net`], [`tls`] | sockets and TLS, for all doors alike |
 //! | [`mqtt`] | packets, properties, reason codes |
@@ -50,6 +51,7 @@ pub mod config;
 pub mod exchange;
 pub mod health;
 pub mod http;
+pub mod import;
 pub mod journal;
 pub mod message;
 pub mod mqtt;

@@ -4,12 +4,14 @@
 //! |---|---|
 //! | `settings` | users, clients without a user name, and what they may do |
 //! | `authenticate`, `password` | who somebody is |
+//! | `hash` | forms of password hashes |
 //! | `authorise` | what it may publish and receive |
 //! | `waiting` | places of connections that have not said who they are |
 //! | `limiter` | which log lines that clients cause are written |
 
 pub mod authenticate;
 pub mod authorise;
+pub mod hash;
 pub mod limiter;
 pub mod password;
 pub mod settings;

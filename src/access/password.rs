@@ -1,4 +1,4 @@
-//! Passwords against argon2id hashes.
+//! Passwords against hashes.
 //!
 //! One check takes about 19 MiB and, on a small Pi, a second. So there is one at a time, off the runtime's workers, with
 //! a bounded queue in front; who has succeeded once is known by a keyed hash until the configuration is reloaded, and an
@@ -15,6 +15,9 @@ use argon2::{Algorithm, Argon2, Block, Params, PasswordHash, Version};
 use parking_lot::Mutex;
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, sleep_until};
+
+use super::authenticate::NOBODY;
+use super::hash::verify_mosquitto;
 
 /// Checks that may wait. A client that comes later is told that the broker is busy.
 const MAX_WAITING: usize = 256;
@@ -121,8 +124,15 @@ impl Passwords {
     }
 }
 
-/// Whether the password has this hash; `None` if the hash is none of argon2's.
+/// Whether the password has this hash; `None` if the hash is not one.
 fn verify(hash: &str, password: &[u8]) -> Option<bool> {
+    if let Some(is_right) = verify_mosquitto(hash, password) {
+        // refusals take as long as elsewhere, so that they do not tell who has such a hash
+        if !is_right {
+            verify(NOBODY, password)?;
+        }
+        return Some(is_right);
+    }
     let hash = PasswordHash::new(hash).ok()?;
     let algorithm = Algorithm::try_from(hash.algorithm).ok()?;
     let version = hash.version.map_or(Ok(Version::default()), Version::try_from).ok()?;

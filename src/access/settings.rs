@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+pub use super::hash::{MAX_MEMORY as MAX_HASH_MEMORY, is_usable as is_usable_hash};
 use crate::message::{TopicError, check_filter};
 
 /// Who may come in, and what each may do.
@@ -39,7 +40,7 @@ pub struct AnonymousSettings {
 pub struct UserSettings {
     /// User name, or common name of the client certificate.
     pub name: String,
-    /// Argon2id hash as a PHC string; `None`: no password will do, only a certificate.
+    /// Argon2id hash as a PHC string, or one of mosquitto's; `None`: no password will do, only a certificate.
     pub password_hash: Option<String>,
     /// What the user may do.
     pub rights: Rights,

@@ -3,19 +3,17 @@
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
-use argon2::password_hash::PasswordHash;
-
 use super::document::{Table, Unique, Value, assign};
 use super::paths::Paths;
-use crate::access::settings::{AccessRule, AnonymousFrom, AnonymousSettings, Rights, UserSettings};
+use crate::access::settings::{
+    AccessRule, AnonymousFrom, AnonymousSettings, MAX_HASH_MEMORY, Rights, UserSettings, is_usable_hash,
+};
 use crate::broker::settings::{BrokerSettings, ListenerSettings, ListenerTls};
 
 /// Longest session expiry in whole days that is not "never" [MQTT-3.1.2.11.2].
 pub(super) const MAX_EXPIRY: Duration = Duration::from_secs(49_710 * 24 * 60 * 60);
 /// Largest packet that MQTT has, less a few bytes [MQTT-2.1.4].
 const MAX_PACKET: u64 = 256 << 20;
-/// Memory of one password check that a Pi with 512 MB can still bear, in KiB.
-const MAX_HASH_MEMORY: u32 = 64 << 10;
 
 /// Reads the broker's settings.
 pub(super) fn read(root: &Table, paths: &Paths) -> BrokerSettings {
@@ -143,18 +141,13 @@ fn users(broker: &Table, listeners: &[ListenerSettings]) -> Vec<UserSettings> {
     users
 }
 
-/// An argon2id hash. What was found is not repeated: it may be a password.
+/// A hash. What was found is not repeated: it may be a password.
 fn password_hash(value: &Value) -> Option<String> {
     let text = value.as_text().unwrap_or_default();
-    let good = PasswordHash::new(text).ok().is_some_and(|hash| {
-        let params = argon2::Params::try_from(&hash);
-        let bearable = params.is_ok_and(|params| params.m_cost() <= MAX_HASH_MEMORY);
-        hash.algorithm == argon2::ARGON2ID_IDENT && hash.salt.is_some() && hash.hash.is_some() && bearable
-    });
-    if !good {
-        let memory = MAX_HASH_MEMORY;
+    if !is_usable_hash(text) {
         value.problem(format!(
-            "not an argon2id hash with m up to {memory}; valid: one that `pigateway user NAME` prints"
+            "not an argon2id hash with m up to {MAX_HASH_MEMORY}; valid: one that `pigateway user NAME` prints, or one of \
+             mosquitto's ($7$..., $6$...)"
         ));
         return None;
     }

@@ -18,6 +18,7 @@ pub mod settings;
 pub mod simulated;
 pub mod task;
 
+pub use rppal::holder;
 pub use task::{SensorsError, run};
 
 use crate::time::SharedClock;

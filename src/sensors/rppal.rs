@@ -283,7 +283,7 @@ fn close(mut open: Open) {
 }
 
 /// Who holds the line of a pin, if somebody does and we may know.
-fn holder(pin: u8) -> Option<String> {
+pub fn holder(pin: u8) -> Option<String> {
     let chip = gpiocdev::chip::chips().ok()?.into_iter().find_map(|path| {
         let chip = Chip::from_path(path).ok()?;
         DRIVERS.contains(&chip.info().ok()?.label.as_str()).then_some(chip)

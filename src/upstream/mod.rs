@@ -27,7 +27,7 @@ pub mod settings;
 pub mod task;
 #[cfg(test)]
 mod tests;
-mod tls;
+pub mod tls;
 pub mod wire;
 
 pub use task::{Upstream, UpstreamError};

@@ -11,7 +11,7 @@ use super::wire::Broken;
 use crate::tls::{authorities, blame, certificates, private_key};
 
 /// Reads the files, which blocks. They are read for every connection, so a renewed certificate is used at once.
-pub(super) fn client_config(files: &UpstreamTls) -> Result<Arc<ClientConfig>, String> {
+pub fn client_config(files: &UpstreamTls) -> Result<Arc<ClientConfig>, String> {
     let roots = match &files.ca {
         Some(path) => authorities(path).map_err(|error| error.to_string())?,
         None => {
@@ -55,7 +55,7 @@ pub(super) fn broken_io(error: &io::Error) -> Broken {
 }
 
 /// What is wrong, and what to do about it.
-fn in_words(error: &rustls::Error) -> String {
+pub fn in_words(error: &rustls::Error) -> String {
     use rustls::Error::{AlertReceived, InvalidCertificate, InvalidMessage};
     let advice = match error {
         InvalidCertificate(CertificateError::UnknownIssuer) => {

@@ -1,0 +1,172 @@
+//! `pigateway check`: what is wrong with configuration files.
+
+use std::path::{Path, PathBuf};
+
+use clap::ValueEnum;
+use serde::Serialize;
+
+use super::{CliError, print};
+use crate::config::{self, Problem};
+use crate::import::kind_of_file;
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// Files to check
+    #[arg(required = true, value_name = "FILE")]
+    files: Vec<PathBuf>,
+    /// For people, or one JSON object for programs
+    #[arg(long, value_enum, default_value_t = Format::Text)]
+    format: Format,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Format {
+    Text,
+    Json,
+}
+
+/// What was found out about one file.
+#[derive(Debug, Default, Serialize)]
+struct Report {
+    file: String,
+    /// It has no mistakes. With files missing the gateway runs, and what needs them waits.
+    valid: bool,
+    problems: Vec<Finding>,
+    warnings: Vec<Finding>,
+    missing_files: Vec<Finding>,
+}
+
+#[derive(Debug, Serialize)]
+struct Finding {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    line: Option<usize>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    column: Option<usize>,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    key: String,
+    message: String,
+    /// The same as a line for people.
+    #[serde(skip)]
+    shown: String,
+}
+
+impl From<&Problem> for Finding {
+    fn from(problem: &Problem) -> Finding {
+        let (line, column) = problem.place.unzip();
+        let (key, message) = (problem.key.clone(), problem.message.clone());
+        Finding { line, column, key, message, shown: problem.to_string() }
+    }
+}
+
+/// That a file is another program's, and which command reads it.
+pub(super) fn foreign(path: &Path) -> Option<String> {
+    let kind = kind_of_file(path)?;
+    let (what, from, file) = (kind.name(), kind.import()?, path.display());
+    Some(format!("{file}: this is {what}; `pigateway import {from} {file}` makes a pigateway.toml of it"))
+}
+
+fn report(path: &Path) -> Report {
+    let mut report = Report { file: path.display().to_string(), ..Report::default() };
+    if let Some(message) = foreign(path) {
+        let shown = message.clone();
+        report.problems.push(Finding { line: None, column: None, key: String::new(), message, shown });
+        return report;
+    }
+    match config::load(path) {
+        Ok(loaded) => {
+            report.warnings = loaded.warnings.iter().map(Finding::from).collect();
+            for file in &loaded.files {
+                let list = if file.is_missing { &mut report.missing_files } else { &mut report.problems };
+                list.push(Finding::from(&file.problem));
+            }
+        }
+        Err(problems) => report.problems = problems.problems.iter().map(Finding::from).collect(),
+    }
+    report.valid = report.problems.is_empty();
+    report
+}
+
+fn show(report: &Report) -> Result<(), CliError> {
+    for warning in &report.warnings {
+        eprintln!("warning: {}", warning.shown);
+    }
+    for finding in report.problems.iter().chain(&report.missing_files) {
+        eprintln!("{}", finding.shown);
+    }
+    match report.problems.len() {
+        0 if report.missing_files.is_empty() => print(format!("{}: ok\n", report.file).as_bytes())?,
+        0 => {}
+        1 => eprintln!("{}: 1 problem", report.file),
+        count => eprintln!("{}: {count} problems", report.file),
+    }
+    Ok(())
+}
+
+/// Mistakes are told from files that are missing: with these the gateway runs, and what needs them waits.
+pub(super) fn check(args: &Args) -> Result<(), CliError> {
+    let reports: Vec<Report> = args.files.iter().map(|path| report(path)).collect();
+    match args.format {
+        Format::Text => reports.iter().try_for_each(show)?,
+        Format::Json => {
+            let json = serde_json::to_string_pretty(&serde_json::json!({ "files": reports }));
+            print((json.map_err(std::io::Error::from)? + "\n").as_bytes())?;
+        }
+    }
+    let all = reports.len();
+    let bad = reports.iter().filter(|report| !report.valid).count();
+    let incomplete = reports.iter().filter(|report| report.valid && !report.missing_files.is_empty()).count();
+    match (bad, incomplete) {
+        (0, 0) => Ok(()),
+        (0, _) => Err(CliError::Missing { incomplete, all }),
+        _ => Err(CliError::Check { bad, all }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check_these(files: &[&PathBuf]) -> Result<(), CliError> {
+        check(&Args { files: files.iter().map(|path| (*path).clone()).collect(), format: Format::Text })
+    }
+
+    #[test]
+    fn one_bad_file_among_several_is_an_error() {
+        let dir = tempfile::tempdir().unwrap();
+        let (good, bad) = (dir.path().join("good.toml"), dir.path().join("bad.toml"));
+        std::fs::write(&good, "[log]\nlevel = \"info\"\n").unwrap();
+        std::fs::write(&bad, "x = 1").unwrap();
+        assert!(check_these(&[&good]).is_ok());
+        assert!(matches!(check_these(&[&good, &bad]), Err(CliError::Check { bad: 1, all: 2 })));
+        let incomplete = dir.path().join("incomplete.toml");
+        let upstream =
+            "[[upstream]]\nname = \"u\"\naddresses = [\"mqtt://h\"]\nusername = \"a\"\npassword_file = \"p\"\n";
+        std::fs::write(&incomplete, upstream).unwrap();
+        let error = check_these(&[&good, &incomplete]).unwrap_err();
+        assert!(matches!(error, CliError::Missing { incomplete: 1, all: 2 }) && error.exit_code() == 66, "{error}");
+        assert!(matches!(check_these(&[&incomplete, &bad]), Err(CliError::Check { bad: 1, all: 2 })));
+        std::fs::write(dir.path().join("p"), "\r\n").unwrap();
+        assert!(matches!(check_these(&[&incomplete]), Err(CliError::Check { bad: 1, all: 1 })));
+        std::fs::write(dir.path().join("p"), "secret\r\n").unwrap();
+        assert!(check_these(&[&incomplete]).is_ok());
+    }
+
+    #[test]
+    fn what_belongs_to_another_program_is_said_with_the_command_that_reads_it() {
+        let dir = tempfile::tempdir().unwrap();
+        for (name, text, command) in [
+            ("mosquitto.conf", "listener 1883\nallow_anonymous true\n", "import mosquitto"),
+            ("passwd", "a:$7$101$c2FsdA==$aGFzaA==\n", "import mosquitto"),
+            ("aclfile", "user a\ntopic read x/#\n", "import mosquitto"),
+            ("config.yml", "mqtt:\n  host: h\ndigital_inputs: []\n", "import mqtt-io"),
+        ] {
+            let path = dir.path().join(name);
+            std::fs::write(&path, text).unwrap();
+            let found = report(&path);
+            assert!(!found.valid && found.problems[0].message.contains(command), "{found:?}");
+            assert!(foreign(&path).unwrap().contains(name));
+        }
+        let own = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/deploy/pigateway.example.toml"));
+        assert_eq!(foreign(own), None);
+    }
+}

@@ -1,0 +1,228 @@
+//! `pigateway publish` and `pigateway subscribe`: quick looks, in MQTT 3.1.1 over plain TCP.
+
+use std::io::{self, Read, Write};
+use std::net::{TcpStream, ToSocketAddrs};
+use std::time::{Duration, Instant};
+
+use bytes::BytesMut;
+
+use super::{CliError, print, user};
+use crate::message::{check_filter, check_topic};
+use crate::mqtt::{Fields, write};
+
+/// Longest wait for the broker.
+const PATIENCE: Duration = Duration::from_secs(10);
+const KEEP_ALIVE: u16 = 60;
+const PUBLISH: u8 = 3;
+const PUBACK: u8 = 4;
+const SUBACK: u8 = 9;
+
+/// Where to connect.
+#[derive(Debug, clap::Args)]
+pub(super) struct Broker {
+    /// Host name or address
+    #[arg(long, default_value = "localhost")]
+    host: String,
+    /// Port
+    #[arg(long, short, default_value_t = 1883)]
+    port: u16,
+    /// User name; its password is asked for, or read from standard input
+    #[arg(long, value_name = "NAME")]
+    user: Option<String>,
+}
+
+#[derive(Debug, clap::Args)]
+pub(super) struct PublishArgs {
+    /// The topic
+    #[arg(value_parser = topic)]
+    topic: String,
+    /// What to publish; without it, nothing, which with --retain deletes what is retained
+    #[arg(default_value = "")]
+    payload: String,
+    /// Keep it for those who subscribe later
+    #[arg(long, short)]
+    retain: bool,
+    /// Quality of service: 0, or 1, which waits until the broker has it
+    #[arg(long, short, default_value_t = 1, value_parser = clap::value_parser!(u8).range(0..=1))]
+    qos: u8,
+    #[command(flatten)]
+    broker: Broker,
+}
+
+#[derive(Debug, clap::Args)]
+pub(super) struct SubscribeArgs {
+    /// Topic filters
+    #[arg(required = true, value_parser = filter)]
+    filters: Vec<String>,
+    /// End after this many messages
+    #[arg(long, short = 'n', value_name = "NUMBER")]
+    count: Option<u64>,
+    #[command(flatten)]
+    broker: Broker,
+}
+
+fn topic(text: &str) -> Result<String, String> {
+    check_topic(text).map(|()| text.to_owned()).map_err(|error| format!("a topic is meant; this {error}"))
+}
+
+fn filter(text: &str) -> Result<String, String> {
+    check_filter(text).map(|()| text.to_owned()).map_err(|error| format!("a topic filter is meant; this {error}"))
+}
+
+/// A connection to a broker.
+struct Client {
+    stream: TcpStream,
+    input: Vec<u8>,
+}
+
+fn failed(what: impl Into<String>) -> CliError {
+    CliError::Broker(what.into())
+}
+
+/// Where the body of the first packet begins and ends, once it is there.
+fn whole(bytes: &[u8]) -> Result<Option<(usize, usize)>, CliError> {
+    let mut length = 0;
+    for (at, byte) in bytes.iter().enumerate().skip(1).take(4) {
+        length |= usize::from(byte & 0x7f) << (7 * (at - 1));
+        if byte & 0x80 == 0 {
+            let end = at + 1 + length;
+            return Ok((bytes.len() >= end).then_some((at + 1, end)));
+        }
+    }
+    if bytes.len() > 4 { Err(failed("what the broker sends is not MQTT")) } else { Ok(None) }
+}
+
+fn binary(out: &mut Vec<u8>, bytes: &[u8]) {
+    let length = u16::try_from(bytes.len()).unwrap_or(u16::MAX);
+    out.extend(length.to_be_bytes());
+    out.extend(&bytes[..usize::from(length)]);
+}
+
+impl Client {
+    fn open(broker: &Broker) -> Result<Client, CliError> {
+        let password = broker.user.as_deref().map(user::read_password).transpose()?;
+        let at = format!("{}:{}", broker.host, broker.port);
+        let mut stream = Err(failed(format!("{at}: the name has no address")));
+        let addresses = (broker.host.as_str(), broker.port).to_socket_addrs();
+        for address in addresses.map_err(|error| failed(format!("{at}: {error}")))? {
+            stream = TcpStream::connect_timeout(&address, PATIENCE).map_err(|error| failed(format!("{at}: {error}")));
+            if stream.is_ok() {
+                break;
+            }
+        }
+        let mut client = Client { stream: stream?, input: Vec::new() };
+        client.stream.set_read_timeout(Some(PATIENCE))?;
+        let mut body = Vec::new();
+        binary(&mut body, b"MQTT");
+        body.push(4);
+        body.push(0x02 | if broker.user.is_some() { 0xc0 } else { 0 });
+        body.extend(KEEP_ALIVE.to_be_bytes());
+        binary(&mut body, format!("pigateway-cli-{}", std::process::id()).as_bytes());
+        if let Some(name) = &broker.user {
+            binary(&mut body, name.as_bytes());
+            binary(&mut body, password.unwrap_or_default().as_bytes());
+        }
+        client.send(0x10, &body)?;
+        let (first, answer) =
+            client.read(Some(Instant::now() + PATIENCE))?.ok_or_else(|| failed(format!("{at}: no answer")))?;
+        match (first >> 4, answer.get(1)) {
+            (2, Some(0)) => Ok(client),
+            (2, Some(4)) => Err(failed("wrong user name or password")),
+            (2, Some(5)) => Err(failed("not authorised: --user NAME gives a user name")),
+            (2, Some(code)) => Err(failed(format!("refused with code {code}"))),
+            _ => Err(failed(format!("{at}: the answer is not MQTT"))),
+        }
+    }
+
+    fn send(&mut self, first: u8, body: &[u8]) -> io::Result<()> {
+        let mut packet = BytesMut::new();
+        packet.extend([first]);
+        write::variable(&mut packet, body.len());
+        packet.extend_from_slice(body);
+        self.stream.write_all(&packet)
+    }
+
+    /// The next packet: its first byte, and what follows the length. `None`: nothing until then.
+    fn read(&mut self, until: Option<Instant>) -> Result<Option<(u8, Vec<u8>)>, CliError> {
+        loop {
+            if let Some((body, end)) = whole(&self.input)? {
+                let (first, body) = (self.input[0], self.input[body..end].to_vec());
+                self.input.drain(..end);
+                return Ok(Some((first, body)));
+            }
+            let left = until.map(|until| until.saturating_duration_since(Instant::now()));
+            if left.is_some_and(|left| left.is_zero()) {
+                return Ok(None);
+            }
+            self.stream.set_read_timeout(left)?;
+            let mut bytes = [0; 16 << 10];
+            match self.stream.read(&mut bytes) {
+                Ok(0) => return Err(failed("the broker closed the connection")),
+                Ok(count) => self.input.extend(&bytes[..count]),
+                Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) => {}
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+
+    /// Waits for a packet of this kind.
+    fn expect(&mut self, kind: u8) -> Result<Vec<u8>, CliError> {
+        let until = Instant::now() + PATIENCE;
+        while let Some((first, body)) = self.read(Some(until))? {
+            if first >> 4 == kind {
+                return Ok(body);
+            }
+        }
+        Err(failed("the broker does not answer"))
+    }
+}
+
+/// Publishes one message.
+pub(super) fn publish(args: &PublishArgs) -> Result<(), CliError> {
+    let mut client = Client::open(&args.broker)?;
+    let mut body = Vec::new();
+    binary(&mut body, args.topic.as_bytes());
+    if args.qos > 0 {
+        body.extend([0, 1]);
+    }
+    body.extend(args.payload.as_bytes());
+    client.send(0x30 | args.qos << 1 | u8::from(args.retain), &body)?;
+    if args.qos > 0 {
+        client.expect(PUBACK)?;
+    }
+    Ok(client.send(0xe0, &[])?)
+}
+
+/// Prints messages as they come.
+pub(super) fn subscribe(args: &SubscribeArgs) -> Result<(), CliError> {
+    let mut client = Client::open(&args.broker)?;
+    let mut body = vec![0, 1];
+    for filter in &args.filters {
+        binary(&mut body, filter.as_bytes());
+        body.push(0);
+    }
+    client.send(0x82, &body)?;
+    let answer = client.expect(SUBACK)?;
+    for (filter, code) in args.filters.iter().zip(answer.iter().skip(2)) {
+        if *code == 0x80 {
+            return Err(failed(format!("{filter}: the rules do not allow it")));
+        }
+    }
+    let mut left = args.count;
+    while left != Some(0) {
+        let Some((first, body)) = client.read(Some(Instant::now() + Duration::from_secs(u64::from(KEEP_ALIVE) / 2)))?
+        else {
+            client.send(0xc0, &[])?;
+            continue;
+        };
+        if first >> 4 == PUBLISH {
+            let mut fields = Fields::new(&body);
+            let topic = fields.string().map_err(|error| failed(error.to_string()))?;
+            let payload = String::from_utf8_lossy(fields.rest()).into_owned();
+            print(format!("{topic} {payload}\n").as_bytes())?;
+            left = left.map(|left| left - 1);
+        }
+    }
+    Ok(client.send(0xe0, &[])?)
+}

@@ -1,0 +1,167 @@
+//! The data directory: where it is, whether it can be written, how much space there is.
+
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{Access, access, statvfs};
+
+use super::{Finding, System};
+use crate::config::{Settings, units};
+
+/// A file system, as /proc/self/mountinfo tells.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Mount {
+    point: PathBuf,
+    kind: String,
+    device: String,
+    is_read_only: bool,
+}
+
+/// The file system that a path is on: the mount with the longest path above it, the last of several on one place.
+fn mount_of(mountinfo: &str, path: &Path) -> Option<Mount> {
+    let mounts = mountinfo.lines().filter_map(|line| {
+        let (left, right) = line.split_once(" - ")?;
+        let left: Vec<&str> = left.split(' ').collect();
+        let right: Vec<&str> = right.split(' ').collect();
+        let is_ro = |options: &str| options.split(',').any(|option| option == "ro");
+        Some(Mount {
+            point: left.get(4)?.replace("\\040", " ").into(),
+            kind: (*right.first()?).into(),
+            device: (*right.get(1)?).into(),
+            is_read_only: is_ro(left.get(5)?) || right.get(2).is_some_and(|options| is_ro(options)),
+        })
+    });
+    mounts.filter(|mount| path.starts_with(&mount.point)).max_by_key(|mount| mount.point.components().count())
+}
+
+/// What is to be said of the data directory.
+pub(super) fn data_dir(settings: &Settings, system: &System) -> Vec<Finding> {
+    let dir = &settings.gateway.data_dir;
+    let absolute = std::path::absolute(dir).unwrap_or_else(|_| dir.clone());
+    let shown = absolute.display();
+    let existing = absolute.ancestors().find(|path| path.exists()).unwrap_or(Path::new("/"));
+    let mut findings = Vec::new();
+    if access(existing, Access::WRITE_OK | Access::EXEC_OK).is_err() {
+        let who = rustix::process::getuid().as_raw();
+        findings.push(Finding::problem(
+            format!("data directory {shown}: {} cannot be written by this user (uid {who})", existing.display()),
+            "run this as the gateway's user (sudo -u pigateway), or let that user write there",
+        ));
+    } else {
+        let state = if existing == absolute { "can be written" } else { "does not exist yet and can be made" };
+        findings.push(Finding::good(format!("data directory {shown} {state}")));
+    }
+    let is_open = std::fs::metadata(&absolute).is_ok_and(|metadata| metadata.permissions().mode() & 0o007 != 0);
+    if is_open {
+        findings.push(Finding::warning(
+            format!("everybody on this machine can look into {shown}"),
+            format!("chmod o-rwx {shown}"),
+        ));
+    }
+    if let Some(mount) = system.text("/proc/self/mountinfo").and_then(|text| mount_of(&text, existing)) {
+        findings.extend(file_system(&mount));
+        findings.extend(card(&mount, system));
+    }
+    findings.extend(space(existing, settings.journal.max_size));
+    findings
+}
+
+fn file_system(mount: &Mount) -> Option<Finding> {
+    let (kind, point) = (&mount.kind, mount.point.display());
+    if mount.is_read_only {
+        return Some(Finding::problem(
+            format!("the file system of the data directory ({kind} at {point}) is read-only"),
+            "mount it writable; a card that has become read-only is usually worn out: replace it",
+        ));
+    }
+    Some(match kind.as_str() {
+        "tmpfs" | "ramfs" | "overlay" => Finding::warning(
+            format!(
+                "the data directory is in memory or on an overlay ({kind} at {point}): a power cut costs everything"
+            ),
+            "choose gateway.data_dir on a disk or card",
+        ),
+        "vfat" | "exfat" | "ntfs" | "ntfs3" | "fuseblk" => Finding::warning(
+            format!("the file system {kind} at {point} does not survive a power cut well"),
+            "use ext4 for the data directory",
+        ),
+        "nfs" | "nfs4" | "cifs" | "smb3" => Finding::warning(
+            format!("the data directory is on the network ({kind} at {point})"),
+            "choose gateway.data_dir on this machine",
+        ),
+        _ => Finding::good(format!("the file system of the data directory is {kind}, at {point}")),
+    })
+}
+
+/// What the card says of itself.
+fn card(mount: &Mount, system: &System) -> Option<Finding> {
+    let name = mount.device.strip_prefix("/dev/")?;
+    let disk = name.split_once('p').filter(|_| name.starts_with("mmcblk")).map(|(disk, _)| disk)?;
+    let read = |file: &str| system.text(&format!("/sys/block/{disk}/device/{file}"));
+    let (model, date) = (read("name")?, read("date").unwrap_or_default());
+    // 0x01 to 0x0a are tenths of its life that are used, 0x0b is more than all of it; SD cards do not say
+    let life = read("life_time").unwrap_or_default();
+    let used =
+        life.split_whitespace().filter_map(|word| u32::from_str_radix(word.trim_start_matches("0x"), 16).ok()).max();
+    Some(match used {
+        Some(used @ 9..) => Finding::problem(
+            format!("the card {model} of {date} has used up its life ({}0 % or more)", used.min(10)),
+            "copy it to a new one soon",
+        ),
+        _ => Finding::good(format!("the card is {model} of {date}")),
+    })
+}
+
+fn space(path: &Path, journal: u64) -> Option<Finding> {
+    let stat = statvfs(path).ok()?;
+    let free = stat.f_bavail.saturating_mul(stat.f_frsize);
+    let wanted = journal + (32 << 20);
+    let shown = |bytes: u64| units::show_size(bytes >> 20 << 20);
+    Some(if free < 32 << 20 {
+        Finding::problem(format!("only {} are free", shown(free)), "make room: `sudo du -xh / | sort -h | tail`")
+    } else if free < wanted {
+        Finding::warning(
+            format!("{} are free, and the journal may grow to {}", shown(free), shown(journal)),
+            "make room, or set journal.max_size lower",
+        )
+    } else {
+        Finding::good(format!("{} are free", shown(free)))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MOUNTS: &str = "\
+22 1 179:2 / / rw,noatime shared:1 - ext4 /dev/mmcblk0p2 rw
+30 22 0:26 / /var/lib rw shared:2 - tmpfs tmpfs rw,size=100k
+31 22 0:27 / /mnt/with\\040space ro,relatime - vfat /dev/sda1 rw
+32 22 0:28 / /srv rw - ext4 /dev/sdb1 ro,errors=remount-ro
+";
+
+    #[test]
+    fn the_file_system_of_a_path_is_found() {
+        let at = |path: &str| mount_of(MOUNTS, Path::new(path)).unwrap();
+        assert_eq!((at("/home/pi").kind, at("/var/lib/pigateway").kind), ("ext4".into(), "tmpfs".into()));
+        assert!(at("/mnt/with space/x").is_read_only && at("/srv").is_read_only && !at("/home").is_read_only);
+        assert!(file_system(&at("/srv")).unwrap().what.contains("read-only"));
+        assert!(file_system(&at("/var/lib/x")).unwrap().what.contains("power cut"));
+    }
+
+    #[test]
+    fn a_worn_card_is_a_problem() {
+        let dir = tempfile::tempdir().unwrap();
+        let device = dir.path().join("sys/block/mmcblk0/device");
+        std::fs::create_dir_all(&device).unwrap();
+        for (name, text) in [("name", "SC32G\n"), ("date", "03/2021\n"), ("life_time", "0x03 0x0a\n")] {
+            std::fs::write(device.join(name), text).unwrap();
+        }
+        let system = System(dir.path().into());
+        let mount = mount_of(MOUNTS, Path::new("/")).unwrap();
+        let finding = card(&mount, &system).unwrap();
+        assert!(finding.what.contains("SC32G") && finding.remedy.contains("new one"), "{finding}");
+        std::fs::write(device.join("life_time"), "0x01 0x01\n").unwrap();
+        assert!(card(&mount, &system).unwrap().remedy.is_empty());
+    }
+}

@@ -1,0 +1,171 @@
+//! `pigateway doctor`: what stands in the way of a gateway on this machine, and what to do about each thing.
+//!
+//! It changes nothing, works on a laptop as on a Pi, and beside a running gateway.
+
+mod disk;
+mod pins;
+mod ports;
+mod system;
+mod upstreams;
+
+use std::fmt;
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+use super::{CliError, print};
+use crate::config::{self, Settings};
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// Configuration file; without one, what the defaults mean
+    #[arg(long, short, value_name = "FILE")]
+    config: Option<PathBuf>,
+}
+
+/// How serious a finding is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Level {
+    Good,
+    /// It works, and a person should know.
+    Warning,
+    /// Something will not work.
+    Problem,
+}
+
+/// One thing that was looked at.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Finding {
+    level: Level,
+    what: String,
+    /// What to do about it; empty where nothing is to be done.
+    remedy: String,
+}
+
+impl Finding {
+    fn good(what: impl Into<String>) -> Finding {
+        Finding { level: Level::Good, what: what.into(), remedy: String::new() }
+    }
+
+    fn warning(what: impl Into<String>, remedy: impl Into<String>) -> Finding {
+        Finding { level: Level::Warning, what: what.into(), remedy: remedy.into() }
+    }
+
+    fn problem(what: impl Into<String>, remedy: impl Into<String>) -> Finding {
+        Finding { level: Level::Problem, what: what.into(), remedy: remedy.into() }
+    }
+}
+
+impl fmt::Display for Finding {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mark = match self.level {
+            Level::Good => "ok     ",
+            Level::Warning => "warning",
+            Level::Problem => "PROBLEM",
+        };
+        write!(f, "{mark} {}", self.what)?;
+        if !self.remedy.is_empty() {
+            write!(f, "\n        -> {}", self.remedy)?;
+        }
+        Ok(())
+    }
+}
+
+/// Where the files of the system are: `/`, or what a test says.
+#[derive(Clone, Debug)]
+struct System(PathBuf);
+
+impl System {
+    fn path(&self, path: &str) -> PathBuf {
+        self.0.join(path.trim_start_matches('/'))
+    }
+
+    /// The text of a file of the system, without the space around it.
+    fn text(&self, path: &str) -> Option<String> {
+        let bytes = fs::read(self.path(path)).ok()?;
+        Some(String::from_utf8_lossy(&bytes).trim_end_matches('\0').trim().to_owned())
+    }
+
+    fn model(&self) -> Option<String> {
+        self.text("/proc/device-tree/model").filter(|model| model.contains("Raspberry Pi"))
+    }
+}
+
+/// Looks at everything and says what was found.
+pub(super) fn doctor(args: &Args) -> Result<(), CliError> {
+    let system = System("/".into());
+    let mut findings = system::versions(&system);
+    let settings = configuration(args.config.as_deref(), &mut findings);
+    findings.push(system::clock());
+    findings.extend(system::power(&system));
+    findings.extend(system::memory(&system));
+    findings.extend(disk::data_dir(&settings, &system));
+    findings.extend(ports::all(&settings, &system));
+    findings.extend(pins::all(&settings, &system));
+    findings.extend(upstreams::all(&settings));
+    let mut text = String::new();
+    for finding in &findings {
+        text.push_str(&format!("{finding}\n"));
+    }
+    let count = |level: Level| findings.iter().filter(|finding| finding.level == level).count();
+    let (problems, warnings) = (count(Level::Problem), count(Level::Warning));
+    text.push_str(&format!("{problems} problems, {warnings} warnings\n"));
+    print(text.as_bytes())?;
+    if problems > 0 { Err(CliError::Unwell(problems)) } else { Ok(()) }
+}
+
+/// The settings to look at, and what is to be said of the file.
+fn configuration(path: Option<&Path>, findings: &mut Vec<Finding>) -> Settings {
+    let defaults = || Settings::defaults(&config::Environment::current());
+    let Some(path) = path else {
+        findings.push(Finding::good("no configuration given: the defaults are looked at (--config FILE)"));
+        return defaults();
+    };
+    let shown = path.display();
+    match config::load(path) {
+        Err(problems) => {
+            for problem in &problems.problems {
+                findings.push(Finding::problem(problem.to_string(), "correct the configuration"));
+            }
+            defaults()
+        }
+        Ok(loaded) => {
+            findings.push(Finding::good(format!("configuration {shown}: valid")));
+            for warning in &loaded.warnings {
+                findings.push(Finding::warning(warning.to_string(), "see docs/configuration.md"));
+            }
+            for file in &loaded.files {
+                let what = if file.is_missing { "what needs it waits until it is there" } else { "replace the file" };
+                findings.push(Finding::problem(file.problem.to_string(), what));
+            }
+            findings.extend(secrets(&loaded.settings));
+            loaded.settings
+        }
+    }
+}
+
+/// Secrets that everybody on the machine can read.
+fn secrets(settings: &Settings) -> Vec<Finding> {
+    let mut files: Vec<&Path> = Vec::new();
+    for upstream in &settings.upstreams {
+        files.extend(upstream.password_file.as_deref());
+        files.extend(upstream.tls.iter().filter_map(|tls| tls.key.as_deref()));
+    }
+    files.extend(settings.broker.listeners.iter().filter_map(|listener| Some(listener.tls.as_ref()?.key.as_path())));
+    files.extend(settings.http.tls.iter().map(|tls| tls.key.as_path()));
+    let mut findings = Vec::new();
+    for path in files {
+        let Ok(metadata) = fs::metadata(path) else { continue };
+        if metadata.permissions().mode() & 0o004 != 0 {
+            let path = path.display();
+            findings.push(Finding::warning(
+                format!("{path} is secret, and everybody on this machine can read it"),
+                format!("chmod o-r {path}, and see that the gateway's user can read it"),
+            ));
+        }
+    }
+    findings
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,118 @@
+//! The machine: versions, clock, power, memory.
+
+use std::process::Command;
+
+use super::{Finding, System};
+use crate::time::{Clock, SystemClock};
+
+/// What runs here.
+pub(super) fn versions(system: &System) -> Vec<Finding> {
+    let name = rustix::system::uname();
+    let os = system.text("/etc/os-release").and_then(|text| {
+        let line = text.lines().find_map(|line| line.strip_prefix("PRETTY_NAME="))?.to_owned();
+        Some(line.trim_matches('"').to_owned())
+    });
+    let os = os.unwrap_or_else(|| "an unknown system".into());
+    let (kernel, machine) = (name.release().to_string_lossy(), name.machine().to_string_lossy());
+    let model = system.model().unwrap_or_else(|| "not a Raspberry Pi".into());
+    vec![
+        Finding::good(format!("pigateway {}, {os}, Linux {kernel}, {machine}", env!("CARGO_PKG_VERSION"))),
+        Finding::good(model),
+    ]
+}
+
+/// Whether times can be trusted.
+pub(super) fn clock() -> Finding {
+    if SystemClock.is_synchronised() {
+        return Finding::good("the clock is synchronised");
+    }
+    Finding::warning(
+        "the clock is not synchronised: messages carry no time until it is",
+        "`timedatectl` says why; `sudo apt install systemd-timesyncd` where nothing sets the clock",
+    )
+}
+
+/// Bits of the firmware's answer about power and heat.
+const UNDERVOLTAGE_NOW: u32 = 1;
+const THROTTLED_NOW: u32 = 1 << 2;
+const UNDERVOLTAGE_SINCE_BOOT: u32 = 1 << 16;
+const THROTTLED_SINCE_BOOT: u32 = 1 << 18;
+
+/// Power supply of a Pi, as the firmware sees it.
+pub(super) fn power(system: &System) -> Vec<Finding> {
+    let Some(bits) = throttled(system).or_else(|| alarm(system)) else {
+        return match system.model() {
+            Some(_) => vec![Finding::warning(
+                "the firmware does not say how the power supply is",
+                "install vcgencmd (libraspberrypi-bin)",
+            )],
+            None => Vec::new(),
+        };
+    };
+    let supply = "use a power supply for this model and a short cable; undervoltage damages cards";
+    if bits & UNDERVOLTAGE_NOW != 0 {
+        return vec![Finding::problem("the voltage is too low now", supply)];
+    }
+    let mut findings = Vec::new();
+    if bits & UNDERVOLTAGE_SINCE_BOOT != 0 {
+        findings.push(Finding::warning("the voltage has been too low since boot", supply));
+    }
+    if bits & (THROTTLED_NOW | THROTTLED_SINCE_BOOT) != 0 {
+        findings.push(Finding::warning("the processor is or was slowed down", "see to cooling and power supply"));
+    }
+    if findings.is_empty() {
+        findings.push(Finding::good("the power supply has been sufficient since boot"));
+    }
+    findings
+}
+
+fn throttled(system: &System) -> Option<u32> {
+    let parse = |text: &str| {
+        u32::from_str_radix(text.trim().trim_start_matches("throttled=").trim_start_matches("0x"), 16).ok()
+    };
+    if let Some(text) = system.text("/sys/devices/platform/soc/soc:firmware/get_throttled") {
+        return parse(&text);
+    }
+    system.model()?;
+    let output = Command::new("vcgencmd").arg("get_throttled").output().ok()?;
+    parse(&String::from_utf8_lossy(&output.stdout))
+}
+
+/// The kernel's own alarm, which newer systems have instead.
+fn alarm(system: &System) -> Option<u32> {
+    for entry in std::fs::read_dir(system.path("/sys/class/hwmon")).ok()?.flatten() {
+        let read = |name: &str| std::fs::read_to_string(entry.path().join(name)).ok();
+        if read("name").is_some_and(|name| name.trim() == "rpi_volt") {
+            return read("in0_lcrit_alarm").map(|text| u32::from(text.trim() == "1"));
+        }
+    }
+    None
+}
+
+/// Whether the limits of the unit do anything.
+pub(super) fn memory(system: &System) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    if let Some(text) = system.text("/sys/fs/cgroup/cgroup.controllers") {
+        if text.split_whitespace().any(|word| word == "memory") {
+            findings.push(Finding::good("memory is counted per service: the unit's limits hold"));
+        } else {
+            findings.push(Finding::warning(
+                "memory is not counted per service: MemoryHigh and MemoryMax of the unit do nothing",
+                "add cgroup_enable=memory to the line in /boot/firmware/cmdline.txt, and reboot",
+            ));
+        }
+    }
+    let available = system.text("/proc/meminfo").and_then(|text| {
+        let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?.to_owned();
+        line.trim().trim_end_matches(" kB").parse::<u64>().ok()
+    });
+    match available.map(|kib| kib >> 10) {
+        Some(mebibytes) if mebibytes < 64 => findings.push(Finding::warning(
+            format!("{mebibytes} MiB of memory are available"),
+            "stop what is not needed: the gateway takes 10 to 100 MiB",
+        )),
+        Some(mebibytes) => findings.push(Finding::good(format!("{mebibytes} MiB of memory are available"))),
+        None => {}
+    }
+    findings
+}

@@ -1,0 +1,103 @@
+//! Upstreams: name resolution, connection and TLS to each of their addresses.
+
+use std::io;
+use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
+use std::sync::mpsc;
+use std::thread;
+use std::time::Duration;
+
+use rustls::ClientConnection;
+use rustls::pki_types::ServerName;
+
+use super::Finding;
+use crate::config::Settings;
+use crate::upstream::settings::{Scheme, UpstreamAddress, UpstreamSettings};
+use crate::upstream::tls::{client_config, in_words};
+
+/// Longest wait for each step.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Every address of every upstream, all at once.
+pub(super) fn all(settings: &Settings) -> Vec<Finding> {
+    thread::scope(|scope| {
+        let asked =
+            settings.upstreams.iter().flat_map(|upstream| upstream.addresses.iter().map(move |at| (upstream, at)));
+        let asked: Vec<_> = asked.map(|(upstream, at)| scope.spawn(move || address(upstream, at))).collect();
+        asked.into_iter().filter_map(|thread| thread.join().ok()).collect()
+    })
+}
+
+fn address(upstream: &UpstreamSettings, at: &UpstreamAddress) -> Finding {
+    let name = &upstream.name;
+    let addresses = match resolve(&at.host, at.port) {
+        Ok(addresses) => addresses,
+        Err(error) => {
+            return Finding::problem(
+                format!("upstream {name}: {} cannot be resolved: {error}", at.host),
+                "correct the name, or see to DNS: `getent hosts NAME`, /etc/resolv.conf",
+            );
+        }
+    };
+    let mut stream = Err(io::Error::other("no address"));
+    for address in addresses {
+        stream = TcpStream::connect_timeout(&address, PATIENCE);
+        if stream.is_ok() {
+            break;
+        }
+    }
+    match stream {
+        Err(error) => Finding::problem(
+            format!("upstream {name}: {at}: {error}"),
+            "is the broker running, and does a firewall let this machine through?",
+        ),
+        Ok(stream) if at.scheme == Scheme::Mqtts => tls(upstream, at, stream),
+        Ok(_) => Finding::good(format!("upstream {name}: {at} answers")),
+    }
+}
+
+/// Name resolution has no time limit of its own.
+fn resolve(host: &str, port: u16) -> Result<Vec<SocketAddr>, String> {
+    let (sender, receiver) = mpsc::channel();
+    let target = (host.to_owned(), port);
+    thread::spawn(move || {
+        let addresses = target.to_socket_addrs().map(Iterator::collect::<Vec<SocketAddr>>);
+        // nobody may be waiting any more
+        let _ = sender.send(addresses);
+    });
+    match receiver.recv_timeout(PATIENCE) {
+        Ok(Ok(addresses)) if !addresses.is_empty() => Ok(addresses),
+        Ok(Ok(_)) => Err("the name has no address".into()),
+        Ok(Err(error)) => Err(error.to_string()),
+        Err(_) => Err("nobody answers within 5 s".into()),
+    }
+}
+
+fn tls(upstream: &UpstreamSettings, at: &UpstreamAddress, mut stream: TcpStream) -> Finding {
+    let name = &upstream.name;
+    let problem = |what: String| Finding::problem(format!("upstream {name}: {at}: {what}"), "see tls of this upstream");
+    let config = match client_config(&upstream.tls.clone().unwrap_or_default()) {
+        Ok(config) => config,
+        Err(error) => return problem(error),
+    };
+    let Ok(server) = ServerName::try_from(at.host.clone()) else {
+        return problem("its name is not one that a certificate can have".into());
+    };
+    let mut connection = match ClientConnection::new(config, server) {
+        Ok(connection) => connection,
+        Err(error) => return problem(in_words(&error)),
+    };
+    let patience = stream.set_read_timeout(Some(PATIENCE)).and_then(|()| stream.set_write_timeout(Some(PATIENCE)));
+    let done = patience.and_then(|()| {
+        while connection.is_handshaking() {
+            connection.complete_io(&mut stream)?;
+        }
+        Ok(())
+    });
+    match done {
+        Ok(()) => Finding::good(format!("upstream {name}: {at} answers with TLS, and its certificate is good")),
+        Err(error) => match error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()) {
+            Some(error) => problem(in_words(error)),
+            None => problem(format!("TLS: {error}")),
+        },
+    }
+}

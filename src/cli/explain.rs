@@ -1,0 +1,387 @@
+//! `pigateway explain`: what the configuration means for one topic.
+
+use std::collections::HashMap;
+use std::fmt::Write;
+use std::path::PathBuf;
+
+use toml::de::{DeTable, DeValue};
+
+use super::{CliError, print};
+use crate::access::authorise::{Authoriser, Identity};
+use crate::access::settings::{AccessRule, AccessSettings, AnonymousFrom, Rights, UserSettings};
+use crate::config::{self, Settings};
+use crate::message::{check_topic, matches};
+use crate::upstream::rule::Rules;
+use crate::upstream::settings::{OutQos, UpstreamSettings};
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// The topic
+    #[arg(value_parser = topic)]
+    topic: String,
+    /// Only what this user may do; "" for clients without a user name
+    #[arg(long, value_name = "NAME")]
+    user: Option<String>,
+    /// With this client id, for rules with %c
+    #[arg(long, value_name = "ID")]
+    client: Option<String>,
+    /// Configuration file
+    #[arg(long, short, value_name = "FILE", default_value = super::CONFIGURATION)]
+    config: PathBuf,
+}
+
+fn topic(text: &str) -> Result<String, String> {
+    check_topic(text).map(|()| text.to_owned()).map_err(|error| format!("a topic is meant; this {error}"))
+}
+
+/// Prints what the configuration means for a topic.
+pub(super) fn explain(args: &Args) -> Result<(), CliError> {
+    let loaded = config::load(&args.config)?;
+    if let Some(name) = args.user.as_ref().filter(|name| !name.is_empty())
+        && !loaded.settings.broker.access.users.iter().any(|user| user.name == *name)
+    {
+        return Err(CliError::NoSuchUser(name.clone()));
+    }
+    let text = std::fs::read_to_string(&args.config)?;
+    let lines = RuleLines::of(&text);
+    let file = args.config.display().to_string();
+    let explained = Explained { settings: &loaded.settings, lines: &lines, file: &file, args };
+    print(explained.text().as_bytes())
+}
+
+/// In which line each rule of access stands: by user (none: without a name), kind, and text.
+#[derive(Debug, Default)]
+struct RuleLines(HashMap<(Option<String>, &'static str, String), usize>);
+
+impl RuleLines {
+    fn of(text: &str) -> RuleLines {
+        let mut lines = RuleLines::default();
+        let Ok(root) = DeTable::parse(text) else { return lines };
+        let Some(broker) = get(root.get_ref(), "broker") else { return lines };
+        let DeValue::Table(broker) = broker else { return lines };
+        let mut note = |user: Option<&str>, table: &DeTable| {
+            for kind in ["publish", "subscribe"] {
+                let Some(list) = get(table, kind) else { continue };
+                let DeValue::Array(items) = list else { continue };
+                for item in items.iter() {
+                    if let DeValue::String(rule) = item.get_ref() {
+                        let line = text[..item.span().start].matches('\n').count() + 1;
+                        lines.0.entry((user.map(str::to_owned), kind, rule.to_string())).or_insert(line);
+                    }
+                }
+            }
+        };
+        if let Some(anonymous) = get(broker, "anonymous")
+            && let DeValue::Table(anonymous) = anonymous
+        {
+            note(None, anonymous);
+        }
+        if let Some(users) = get(broker, "user")
+            && let DeValue::Array(users) = users
+        {
+            for user in users.iter() {
+                let DeValue::Table(user) = user.get_ref() else { continue };
+                if let Some(name) = get(user, "name")
+                    && let DeValue::String(name) = name
+                {
+                    note(Some(name), user);
+                }
+            }
+        }
+        lines
+    }
+}
+
+/// What stands under a key.
+fn get<'a, 'b>(table: &'b DeTable<'a>, key: &str) -> Option<&'b DeValue<'a>> {
+    table.iter().find(|(name, _)| name.get_ref() == key).map(|(_, value)| value.get_ref())
+}
+
+struct Explained<'a> {
+    settings: &'a Settings,
+    lines: &'a RuleLines,
+    file: &'a str,
+    args: &'a Args,
+}
+
+impl Explained<'_> {
+    fn text(&self) -> String {
+        let mut text = format!("{}\n", self.args.topic);
+        self.sensors(&mut text);
+        for (kind, words) in [("publish", "may publish it"), ("subscribe", "may receive it")] {
+            let _ = writeln!(text, "\n  {words}:");
+            self.who(kind, &mut text);
+        }
+        self.kept(&mut text);
+        self.upstreams(&mut text);
+        text
+    }
+
+    fn sensors(&self, text: &mut String) {
+        for sensor in &self.settings.sensors {
+            let is_state = *sensor.topic == *self.args.topic;
+            if is_state || format!("{}/status", sensor.topic) == self.args.topic {
+                let what = if is_state { "the state" } else { "\"online\" or \"offline\"" };
+                let retained = if !is_state || sensor.retain { "retained" } else { "not retained" };
+                let _ = writeln!(
+                    text,
+                    "  the sensor {:?} (pin {}) publishes {what} here, {retained}",
+                    sensor.name, sensor.pin
+                );
+            }
+        }
+    }
+
+    /// Everybody that is asked about, with the answer and the line that gives it.
+    fn who(&self, kind: &'static str, text: &mut String) {
+        let access = &self.settings.broker.access;
+        let wanted = self.args.user.as_deref();
+        let accept = match access.anonymous.accept {
+            AnonymousFrom::None => None,
+            AnonymousFrom::Loopback => Some("clients without a user name, from this host"),
+            AnonymousFrom::All => Some("clients without a user name"),
+        };
+        let mut nobody = true;
+        for user in access.users.iter().filter(|user| wanted.is_none_or(|name| name == user.name)) {
+            let answer = self.answer(Some(&user.name), &user.rights, kind);
+            let _ = writeln!(text, "    {:<24} {answer}", user.name);
+            nobody = false;
+        }
+        if let Some(who) = accept.filter(|_| wanted.is_none_or(str::is_empty)) {
+            let answer = self.answer(None, &access.anonymous.rights, kind);
+            let _ = writeln!(text, "    {who:<24} {answer}");
+            nobody = false;
+        }
+        if nobody {
+            let _ = writeln!(text, "    nobody can come in");
+        }
+    }
+
+    /// Yes or no by the same decision as the gateway's, and the rule that makes it.
+    fn answer(&self, user: Option<&str>, rights: &Rights, kind: &'static str) -> String {
+        let topic = self.args.topic.as_str();
+        let rules = if kind == "publish" { &rights.publish } else { &rights.subscribe };
+        let client_id = self.args.client.as_deref().unwrap_or_default();
+        let identity = Identity { user: user.map(Into::into), client_id: client_id.into() };
+        let permissions = authoriser(user, rights.clone()).permissions(&identity);
+        let allowed = if kind == "publish" { permissions.may_publish(topic) } else { permissions.may_receive(topic) };
+        let selects = |rule: &AccessRule| {
+            let alone = AccessRule { deny: false, filter: rule.filter.clone() };
+            let rights = Rights { publish: Vec::new(), subscribe: vec![alone] };
+            authoriser(user, rights).permissions(&identity).may_receive(topic)
+        };
+        let cited = |rule: &AccessRule| {
+            let shown = format!("{}{}", if rule.deny { "!" } else { "" }, rule.filter);
+            match self.lines.0.get(&(user.map(str::to_owned), kind, shown.clone())) {
+                Some(line) => format!("{shown:?} ({}:{line})", self.file),
+                None => format!("{shown:?} (the default)"),
+            }
+        };
+        if allowed {
+            let rule = rules.iter().find(|rule| !rule.deny && selects(rule));
+            return rule.map_or("yes".into(), |rule| format!("yes, by {}", cited(rule)));
+        }
+        if let Some(rule) = rules.iter().find(|rule| rule.deny && selects(rule)) {
+            return format!("no, {} denies it", cited(rule));
+        }
+        if topic.starts_with('$') && kind == "publish" {
+            return "no, topics that begin with $ are the broker's own".into();
+        }
+        let with_an_id =
+            |rule: &&AccessRule| !rule.deny && rule.filter.contains("%c") && could_select(rule, user, topic);
+        match rules.iter().find(with_an_id).filter(|_| self.args.client.is_none()) {
+            Some(rule) => format!("depends on the client id, by {}; --client ID tells", cited(rule)),
+            None => format!("no {kind} rule selects it"),
+        }
+    }
+
+    fn kept(&self, text: &mut String) {
+        let topic = &self.args.topic;
+        let _ = writeln!(text, "\n  kept:");
+        if topic.starts_with('$') {
+            let _ = writeln!(text, "    no: the broker makes it up when somebody asks");
+            return;
+        }
+        let broker = &self.settings.broker;
+        if broker.max_retained == 0 {
+            let _ = writeln!(text, "    nothing is retained (broker.max_retained = 0)");
+        } else {
+            let _ = writeln!(
+                text,
+                "    as the retained message, if it was published with the retain flag, for whoever subscribes later"
+            );
+        }
+        let expiry = config::units::show_duration(broker.session_expiry);
+        let _ = writeln!(
+            text,
+            "    with QoS 1 or 2, for each persistent session that subscribes to it, for at most {expiry} and {} messages",
+            broker.max_queued_messages
+        );
+        for upstream in &self.settings.upstreams {
+            if Rules::new(upstream).outgoing(topic).is_some_and(|(_, qos)| qos != OutQos::AtMostOnce) {
+                let size = config::units::show_size(self.settings.journal.max_size);
+                let _ = writeln!(
+                    text,
+                    "    for the upstream {:?}, until it has acknowledged it; the journal has {size}",
+                    upstream.name
+                );
+            }
+        }
+    }
+
+    fn upstreams(&self, text: &mut String) {
+        let topic = &self.args.topic;
+        let _ = writeln!(text, "\n  upstreams:");
+        let mut none = true;
+        for upstream in &self.settings.upstreams {
+            let rules = Rules::new(upstream);
+            let addresses: Vec<String> = upstream.addresses.iter().map(ToString::to_string).collect();
+            let (name, addresses) = (&upstream.name, addresses.join(", "));
+            if let Some((to, qos)) = rules.outgoing(topic) {
+                let qos = match qos {
+                    OutQos::AtMostOnce => "QoS 0",
+                    OutQos::AtLeastOnce => "QoS 1",
+                    _ => "the QoS that it was published with",
+                };
+                let places = places_out(upstream, topic);
+                let _ = writeln!(text, "    up to {name:?} ({addresses}) as {to:?} with {qos}, by {places}");
+                none = false;
+            }
+            for (from, place) in sources(upstream, topic) {
+                let _ = writeln!(text, "    down from {name:?} ({addresses}), where it is {from:?}, by {place}");
+                none = false;
+            }
+        }
+        if none {
+            let _ = writeln!(text, "    it goes to none and comes from none");
+        }
+    }
+}
+
+/// A decision for one identity by these rights alone.
+fn authoriser(user: Option<&str>, rights: Rights) -> Authoriser {
+    let mut access = AccessSettings::default();
+    match user {
+        None => access.anonymous.rights = rights,
+        Some(name) => access.users.push(UserSettings { name: name.into(), password_hash: None, rights }),
+    }
+    Authoriser::new(&access)
+}
+
+/// Whether a rule with `%c` selects the topic for some client id.
+fn could_select(rule: &AccessRule, user: Option<&str>, topic: &str) -> bool {
+    let level =
+        |level: &str| if level.contains("%c") { "+".to_owned() } else { level.replace("%u", user.unwrap_or("%u")) };
+    matches(&rule.filter.split('/').map(level).collect::<Vec<String>>().join("/"), topic)
+}
+
+/// The rules that send a topic up.
+fn places_out(upstream: &UpstreamSettings, topic: &str) -> String {
+    let rules = upstream.out.iter().chain(&upstream.both).filter(|rule| matches(&rule.local_filter(), topic));
+    let places: Vec<String> = rules.map(|rule| format!("the rule at {}", rule.place)).collect();
+    places.join(", ")
+}
+
+/// The remote topics that come down as this one, and by which rule.
+fn sources(upstream: &UpstreamSettings, topic: &str) -> Vec<(String, String)> {
+    let inbound = upstream
+        .inbound
+        .iter()
+        .map(|rule| (rule.local_filter(), &rule.local_prefix, &rule.remote_prefix, rule.place.to_string()));
+    let both = upstream
+        .both
+        .iter()
+        .map(|rule| (rule.local_filter(), &rule.local_prefix, &rule.remote_prefix, rule.place.to_string()));
+    let rules = Rules::new(upstream);
+    let source = |(filter, local, remote, place): (String, &String, &String, String)| {
+        let from = format!("{remote}{}", topic.strip_prefix(local.as_str())?);
+        let comes = matches(&filter, topic) && rules.incoming(&from).is_some_and(|(to, _)| to == topic);
+        comes.then(|| (from, format!("the rule at {place}")))
+    };
+    inbound.chain(both).filter_map(source).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::config::Environment;
+
+    const TEXT: &str = r##"
+[broker.anonymous]
+accept = "all"
+publish = []
+
+[[broker.user]]
+name = "esp"
+password_hash = "$7$101$X+vfWTSUfGwxZqZA$0X68176mCA7P0/iVT5aJ0nJWnUQr8KI+3NzuWUArBX1tuqxqnf95WYUKt/nLkSCK58xYfTcAq9yDf/Xx+jIffg=="
+publish = [
+    "dev/%c/#",
+    "loft/#",
+]
+subscribe = ["loft/#", "!loft/private/#"]
+
+[[sensor]]
+name = "pir"
+pin = 17
+topic = "loft/motion1"
+
+[[upstream]]
+name = "home"
+addresses = ["mqtt://192.0.2.7"]
+[[upstream.out]]
+topic_filter = "loft/#"
+remote_prefix = "sites/"
+[[upstream.in]]
+topic_filter = "lamp"
+local_prefix = "loft/"
+remote_prefix = "commands/"
+"##;
+
+    fn explained(topic: &str, user: Option<&str>, client: Option<&str>) -> String {
+        let loaded = config::read(TEXT, Path::new("t.toml"), &Environment::default()).unwrap();
+        let args = Args {
+            topic: topic.into(),
+            user: user.map(Into::into),
+            client: client.map(Into::into),
+            config: "t.toml".into(),
+        };
+        let lines = RuleLines::of(TEXT);
+        Explained { settings: &loaded.settings, lines: &lines, file: "t.toml", args: &args }.text()
+    }
+
+    #[test]
+    fn who_may_and_by_which_line() {
+        let text = explained("loft/motion1", None, None);
+        for part in [
+            "sensor \"pir\" (pin 17) publishes the state here, retained",
+            "esp                      yes, by \"loft/#\" (t.toml:11)",
+            "clients without a user name no publish rule selects it",
+            "esp                      yes, by \"loft/#\" (t.toml:13)",
+            "clients without a user name yes, by \"#\" (the default)",
+            "for the upstream \"home\"",
+            "up to \"home\" (mqtt://192.0.2.7:1883) as \"sites/loft/motion1\" with QoS 1, by the rule at t.toml:23",
+        ] {
+            assert!(text.contains(part), "{part}\n{text}");
+        }
+        let text = explained("loft/private/x", Some("esp"), None);
+        assert!(
+            text.contains("no, \"!loft/private/#\" (t.toml:13) denies it") && !text.contains("without a user"),
+            "{text}"
+        );
+        let text = explained("loft/lamp", Some("esp"), None);
+        assert!(text.contains("down from \"home\" (mqtt://192.0.2.7:1883), where it is \"commands/lamp\""), "{text}");
+    }
+
+    #[test]
+    fn client_ids_and_the_brokers_own_topics() {
+        assert!(
+            explained("dev/a/x", Some("esp"), None).contains("depends on the client id, by \"dev/%c/#\" (t.toml:10)")
+        );
+        assert!(explained("dev/a/x", Some("esp"), Some("a")).contains("yes, by \"dev/%c/#\""));
+        assert!(explained("dev/a/x", Some("esp"), Some("b")).contains("no publish rule selects it"));
+        let text = explained("$SYS/broker/uptime", Some(""), None);
+        assert!(text.contains("the broker's own") && text.contains("makes it up") && !text.contains("esp"), "{text}");
+    }
+}

@@ -1,0 +1,91 @@
+//! `pigateway import`: configurations of other programs.
+
+use std::fs::OpenOptions;
+use std::io::{ErrorKind, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+use clap::Subcommand;
+
+use super::{CliError, print};
+use crate::config::{self, Environment};
+use crate::import::{Imported, Options, mosquitto, mqtt_io};
+
+#[derive(Debug, Subcommand)]
+pub(super) enum From {
+    /// mosquitto.conf with what it includes, password files and access control lists
+    Mosquitto {
+        /// mosquitto.conf, and password files and access control lists that are not where it says
+        #[arg(required = true, value_name = "FILE")]
+        files: Vec<PathBuf>,
+        #[command(flatten)]
+        to: To,
+    },
+    /// The YAML file of mqtt-io or pi-mqtt-gpio: its digital inputs
+    MqttIo {
+        /// The YAML file
+        file: PathBuf,
+        #[command(flatten)]
+        to: To,
+    },
+}
+
+/// Where the result goes.
+#[derive(Debug, clap::Args)]
+pub(super) struct To {
+    /// Write the configuration to this file, and passwords to files beside it; without it, to standard output
+    #[arg(long, short, value_name = "FILE")]
+    output: Option<PathBuf>,
+    /// Overwrite what is there
+    #[arg(long, requires = "output")]
+    force: bool,
+}
+
+/// Makes a configuration; what became of the lines goes to standard error.
+pub(super) fn import(from: &From) -> Result<(), CliError> {
+    let environment = Environment::current();
+    let to = match from {
+        From::Mosquitto { to, .. } | From::MqttIo { to, .. } => to,
+    };
+    let options = Options { host_name: &environment.host_name, keeps_secrets: to.output.is_some() };
+    let imported = match from {
+        From::Mosquitto { files, .. } => mosquitto::import(files, &options)?,
+        From::MqttIo { file, .. } => mqtt_io::import(file, &options)?,
+    };
+    let path = to.output.as_deref().unwrap_or(Path::new("pigateway.toml"));
+    let checked = config::read(&imported.text, path, &environment).map_err(CliError::ImportedBadly);
+    match &to.output {
+        None => print(imported.text.as_bytes())?,
+        Some(path) => write(path, &imported, to.force)?,
+    }
+    eprintln!("{}", imported.summary);
+    for warning in &checked?.warnings {
+        eprintln!("warning: {warning}");
+    }
+    Ok(())
+}
+
+fn write(path: &Path, imported: &Imported, force: bool) -> Result<(), CliError> {
+    let dir = path.parent().unwrap_or(Path::new(""));
+    let secrets: Vec<(PathBuf, &str)> =
+        imported.secrets.iter().map(|secret| (dir.join(&secret.name), secret.password.as_str())).collect();
+    let mut all = std::iter::once(path).chain(secrets.iter().map(|(path, _)| path.as_path()));
+    // nothing is written if something is in the way
+    if let Some(there) = all.find(|path| !force && path.symlink_metadata().is_ok()) {
+        return Err(CliError::Exists(there.into()));
+    }
+    for (path, password) in &secrets {
+        write_file(path, password, 0o600, force)?;
+    }
+    write_file(path, &imported.text, 0o644, force)
+}
+
+fn write_file(path: &Path, text: &str, mode: u32, force: bool) -> Result<(), CliError> {
+    let mut options = OpenOptions::new();
+    options.write(true).mode(mode).create(force).truncate(force).create_new(!force);
+    let written = options.open(path).and_then(|mut file| file.write_all(text.as_bytes()));
+    written.map_err(|source| match source.kind() {
+        ErrorKind::AlreadyExists => CliError::Exists(path.into()),
+        _ => CliError::Write { path: path.into(), source },
+    })
+}

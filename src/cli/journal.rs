@@ -1,0 +1,17 @@
+//! `pigateway journal`: what a journal holds.
+
+use std::io::{self, Write};
+use std::path::Path;
+
+use super::CliError;
+use crate::journal::inspect::{InspectError, What, inspect};
+
+pub(super) fn show_journal(dir: &Path, what: What) -> Result<(), CliError> {
+    let mut out = io::BufWriter::new(io::stdout().lock());
+    let is_whole = match inspect(dir, what, &mut out).and_then(|is_whole| Ok(out.flush().map(|()| is_whole)?)) {
+        // a reader that has seen enough is no error
+        Err(InspectError::Io(error)) if error.kind() == io::ErrorKind::BrokenPipe => true,
+        result => result?,
+    };
+    if is_whole { Ok(()) } else { Err(CliError::Damaged) }
+}

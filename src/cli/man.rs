@@ -1,0 +1,63 @@
+//! `pigateway man`: the manual.
+
+use std::io::{self, Write};
+
+use clap::CommandFactory;
+
+use super::Cli;
+
+/// The manual, all commands on one page.
+pub(super) fn man_page() -> io::Result<Vec<u8>> {
+    let plain = |text: &str| text.replace('\\', "\\\\").replace('-', "\\-");
+    let mut page = Vec::new();
+    let man = clap_mangen::Man::new(Cli::command());
+    man.render_title(&mut page)?;
+    man.render_name_section(&mut page)?;
+    man.render_synopsis_section(&mut page)?;
+    man.render_options_section(&mut page)?;
+    writeln!(page, ".SH COMMANDS")?;
+    let mut root = Cli::command();
+    root.build();
+    for command in root.get_subcommands_mut() {
+        let usage = command.render_usage().to_string();
+        let about = command.get_about().map(ToString::to_string).unwrap_or_default();
+        writeln!(page, ".TP\n\\fB{}\\fR\n{}.", plain(usage.trim_start_matches("Usage: ")), plain(&about))?;
+    }
+    writeln!(page, ".SH EXIT STATUS")?;
+    for (code, meaning) in [
+        ("0", "It was told to stop, or the command did what it should."),
+        ("1", "pigateway doctor has found problems."),
+        ("2", "The command line is not valid."),
+        ("65", "The password will not do, the journal is damaged, or a file to import is something else."),
+        (
+            "66",
+            "There is no journal or no file to import, or it cannot be read; or a valid configuration names files that cannot be read.",
+        ),
+        ("67", "There is no such user."),
+        ("69", "An address cannot be listened on; a broker or a running gateway does not answer or refuses."),
+        ("70", "A part of the gateway ended unexpectedly."),
+        ("71", "The system refuses threads, timers or signals."),
+        ("73", "The data directory, or a file, cannot be created or written."),
+        ("74", "Input or output failed."),
+        ("78", "A configuration file is not valid."),
+    ] {
+        writeln!(page, ".TP\n{code}\n{meaning}")?;
+    }
+    man.render_version_section(&mut page)?;
+    Ok(page)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_manual_has_every_command() {
+        let page = String::from_utf8(man_page().unwrap()).unwrap();
+        let mut root = Cli::command();
+        root.build();
+        for command in root.get_subcommands() {
+            assert!(page.contains(&format!("\\fBpigateway {}", command.get_name())), "{}: {page}", command.get_name());
+        }
+    }
+}

@@ -1,0 +1,139 @@
+//! `pigateway status`: how a running gateway is doing, asked over HTTP.
+
+use std::fmt::Write as _;
+use std::io::{Read, Write};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use base64ct::{Base64, Encoding};
+use serde_json::Value;
+
+use super::{CliError, print, user};
+use crate::config;
+
+/// Longest wait for the gateway.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// Longest answer that is read.
+const LONGEST: u64 = 16 << 20;
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// Configuration file of the gateway; without one, it is asked at port 8080
+    #[arg(long, short, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// User name; its password is asked for, or read from standard input
+    #[arg(long, value_name = "NAME")]
+    user: Option<String>,
+    /// The answers as they are, for programs
+    #[arg(long)]
+    json: bool,
+}
+
+/// Prints how the gateway is doing.
+pub(super) fn status(args: &Args) -> Result<(), CliError> {
+    let at = address(args)?;
+    let login = match &args.user {
+        Some(name) => Some(Base64::encode_string(format!("{name}:{}", user::read_password(name)?).as_bytes())),
+        None => None,
+    };
+    let ask = |what: &str| get(at, &format!("/api/v1/{what}"), login.as_deref());
+    let answers = [ask("gateway")?, ask("upstreams")?, ask("clients")?, ask("sensors")?, ask("problems")?];
+    if args.json {
+        let [gateway, upstreams, clients, sensors, problems] = answers;
+        let all = serde_json::json!({
+            "gateway": gateway, "upstreams": upstreams, "clients": clients, "sensors": sensors, "problems": problems,
+        });
+        return print(format!("{all:#}\n").as_bytes());
+    }
+    let [gateway, upstreams, clients, sensors, problems] = &answers;
+    print(shown(gateway, upstreams, clients, sensors, problems).as_bytes())
+}
+
+/// Where the gateway answers HTTP on this host.
+fn address(args: &Args) -> Result<SocketAddr, CliError> {
+    let Some(path) = &args.config else { return Ok(SocketAddr::from((Ipv4Addr::LOCALHOST, 8080))) };
+    let http = config::load(path)?.settings.http;
+    let Some(address) = http.address else {
+        return Err(CliError::Gateway("HTTP is off ([http] address = \"off\"), and it is HTTP that tells".into()));
+    };
+    if http.tls.is_some() {
+        return Err(CliError::Gateway(
+            "HTTP is served with TLS: `curl -u NAME https://HOST:PORT/api/v1/gateway` tells".into(),
+        ));
+    }
+    let ip = match address.ip() {
+        IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
+        // which may be IPv4 alone where the kernel has no IPv6
+        IpAddr::V6(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
+        IpAddr::V6(Ipv6Addr::LOCALHOST) => Ipv6Addr::LOCALHOST.into(),
+        ip => ip,
+    };
+    Ok(SocketAddr::new(ip, address.port()))
+}
+
+/// One request; the answer as JSON.
+pub(super) fn get(at: SocketAddr, path: &str, login: Option<&str>) -> Result<Value, CliError> {
+    let failed = |what: String| CliError::Gateway(format!("{at}: {what}"));
+    let mut stream = TcpStream::connect_timeout(&at, PATIENCE)
+        .map_err(|error| failed(format!("{error}; is the gateway running? `systemctl status pigateway`")))?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    let login = login.map(|login| format!("Authorization: Basic {login}\r\n")).unwrap_or_default();
+    stream.write_all(format!("GET {path} HTTP/1.0\r\nHost: {at}\r\n{login}\r\n").as_bytes())?;
+    let mut answer = Vec::new();
+    stream.take(LONGEST).read_to_end(&mut answer)?;
+    let text = String::from_utf8_lossy(&answer);
+    let (head, body) = text.split_once("\r\n\r\n").ok_or_else(|| failed("the answer is not HTTP".into()))?;
+    match head.split(' ').nth(1) {
+        Some("200") => serde_json::from_str(body).map_err(|_| failed("the answer is not the gateway's".into())),
+        Some("401" | "403") => Err(failed("not authorised: --user NAME, of a user who may read # or $SYS/#".into())),
+        Some(code) => Err(failed(format!("HTTP {code}"))),
+        None => Err(failed("the answer is not HTTP".into())),
+    }
+}
+
+fn shown(gateway: &Value, upstreams: &Value, clients: &Value, sensors: &Value, problems: &Value) -> String {
+    let word = |value: &Value| match value {
+        Value::String(text) => text.clone(),
+        Value::Null => "-".into(),
+        other => other.to_string(),
+    };
+    let list = |value: &Value| value.as_array().cloned().unwrap_or_default();
+    let mut text = format!("pigateway {} {:?}", word(&gateway["version"]), word(&gateway["id"]));
+    let _ = writeln!(text, ", started {}", word(&gateway["started"]));
+    if gateway["clock_synchronised"] == false {
+        let _ = writeln!(text, "the clock is not synchronised");
+    }
+    let journal = &gateway["journal"];
+    let mebibytes = |value: &Value| value.as_u64().unwrap_or_default() >> 20;
+    let _ =
+        writeln!(text, "journal: {} of {} MiB", mebibytes(&journal["used_bytes"]), mebibytes(&journal["max_bytes"]));
+    if !journal["failing"].is_null() {
+        let _ = writeln!(text, "  failing: {}", word(&journal["failing"]));
+    }
+    let _ =
+        writeln!(text, "clients: {} connected, {} sessions away", list(clients).len(), word(&gateway["sessions_away"]));
+    for sensor in list(sensors) {
+        let _ = writeln!(text, "sensor {}: {}", word(&sensor["name"]), word(&sensor["state"]));
+        if let Some(problem) = sensor["fault"]["problem"].as_str() {
+            let _ = writeln!(text, "  {problem}");
+        }
+    }
+    for upstream in list(upstreams) {
+        let state = if upstream["connected"] == true { "connected" } else { "not connected" };
+        let _ = writeln!(
+            text,
+            "upstream {}: {state}, {} messages wait",
+            word(&upstream["name"]),
+            word(&upstream["pending"])
+        );
+        if let Some(error) = upstream["last_error"].as_str() {
+            let _ = writeln!(text, "  {error}");
+        }
+    }
+    let problems = list(problems);
+    for problem in problems.iter().rev().take(5).rev() {
+        let _ = writeln!(text, "{} {} {}", word(&problem["time"]), word(&problem["level"]), word(&problem["text"]));
+    }
+    text
+}

@@ -1,0 +1,66 @@
+//! `pigateway user`: the table that makes a user.
+
+use std::io::{self, IsTerminal};
+
+use super::CliError;
+use crate::access::hash;
+
+pub(super) fn user_name(text: &str) -> Result<String, &'static str> {
+    let fits = !text.is_empty() && text.len() <= 1024 && !text.contains(char::is_control);
+    if fits { Ok(text.into()) } else { Err("a name is not empty and has no control characters") }
+}
+
+/// The password, asked for twice on a terminal, else one line of standard input.
+pub(super) fn ask_password(name: &str) -> Result<String, CliError> {
+    let password = if io::stdin().is_terminal() {
+        let first = rpassword::prompt_password(format!("Password for {name}: "))?;
+        if first != rpassword::prompt_password("The same again: ")? {
+            return Err(CliError::Password("the two passwords differ"));
+        }
+        first
+    } else {
+        let mut line = String::new();
+        io::stdin().read_line(&mut line)?;
+        line.trim_start_matches('\u{feff}').trim_end_matches(['\r', '\n']).into()
+    };
+    if password.is_empty() { Err(CliError::Password("the password is empty")) } else { Ok(password) }
+}
+
+/// The password of somebody who has one, asked for once on a terminal, else one line of standard input.
+pub(super) fn read_password(name: &str) -> Result<String, CliError> {
+    if io::stdin().is_terminal() {
+        return Ok(rpassword::prompt_password(format!("Password of {name}: "))?);
+    }
+    let mut line = String::new();
+    io::stdin().read_line(&mut line)?;
+    Ok(line.trim_start_matches('\u{feff}').trim_end_matches(['\r', '\n']).into())
+}
+
+/// The table that makes a user, to be pasted into the configuration.
+pub(super) fn user_table(name: &str, password: &str) -> Result<String, CliError> {
+    let name = toml::Value::String(name.into());
+    let hash = hash::make(password)?;
+    Ok(format!("[[broker.user]]\nname = {name}\npassword_hash = \"{hash}\"\npublish = [\"#\"]\nsubscribe = [\"#\"]\n"))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use argon2::password_hash::PasswordHash;
+    use argon2::{Argon2, PasswordVerifier};
+
+    use super::*;
+    use crate::config;
+
+    #[test]
+    fn the_printed_table_is_a_user_with_that_password() {
+        let table = user_table("esp \"loft\"", "hunter2").unwrap();
+        let loaded = config::read(&table, Path::new("x.toml"), &config::Environment::default()).unwrap();
+        let user = &loaded.settings.broker.access.users[0];
+        assert_eq!(user.name, "esp \"loft\"");
+        let hash = PasswordHash::new(user.password_hash.as_deref().unwrap()).unwrap();
+        assert!(Argon2::default().verify_password(b"hunter2", &hash).is_ok());
+        assert!(Argon2::default().verify_password(b"hunter3", &hash).is_err());
+    }
+}

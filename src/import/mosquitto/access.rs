@@ -1,0 +1,235 @@
+//! Who may come in and do what: password files, access control lists and `allow_anonymous`.
+
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+
+use super::Given;
+use super::acl::{Acl, Rules};
+use super::document::Section;
+use crate::access::hash;
+use crate::import::ImportError;
+use crate::import::files::{Files, read};
+use crate::import::line::{Line, Lines, Place};
+use crate::import::text::{Text, list, quoted};
+
+/// A user to be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct User {
+    pub name: String,
+    /// `None`: a certificate only.
+    pub hash: Option<String>,
+    pub rules: Rules,
+}
+
+/// What one listener, or the whole broker, says about access.
+#[derive(Debug, Default)]
+pub(super) struct Security {
+    pub allow_anonymous: bool,
+    /// The line that says so, where one does.
+    pub anonymous_line: Option<Rc<Line>>,
+    passwords: Option<Vec<(String, String, Rc<Line>)>>,
+    acl: Option<Acl>,
+    /// A list is named that is not here: nobody may do anything.
+    acl_is_missing: bool,
+}
+
+/// What all readers of access need.
+pub(super) struct Reader<'a> {
+    pub files: &'a Files,
+    pub given: &'a Given,
+    pub lines: &'a Lines,
+    pub sources: Vec<String>,
+    pub to_do: Vec<String>,
+}
+
+impl Reader<'_> {
+    /// Reads what a section says. With `is_local_only` mosquitto lets everybody in, whatever `allow_anonymous` says.
+    pub fn security(&mut self, section: &Section, is_local_only: bool) -> Result<Security, ImportError> {
+        let mut security = Security::of_nobody(is_local_only);
+        if let Some((line, allowed)) = section.flag("allow_anonymous") {
+            if is_local_only && !allowed {
+                line.differs(
+                    "without a listener mosquitto lets everybody in on its own host all the same; so does this",
+                );
+            } else {
+                security.allow_anonymous = allowed;
+                line.taken();
+            }
+            security.anonymous_line = Some(line);
+        }
+        if let Some(line) = section.get("password_file") {
+            let path = self.named(&line, &self.given.passwords, "users");
+            security.passwords = Some(path.map_or(Ok(Vec::new()), |path| self.passwords(&path))?);
+        }
+        if let Some(line) = section.get("acl_file") {
+            match self.named(&line, &self.given.acls, "rules") {
+                Some(path) => security.acl = Some(self.acl(&path)?),
+                None => security.acl_is_missing = true,
+            }
+        }
+        Ok(security)
+    }
+
+    /// Files on the command line that no configuration names.
+    pub fn add_given(&mut self, security: &mut Security) -> Result<(), ImportError> {
+        let given = self.given;
+        if security.passwords.is_none() {
+            for path in &given.passwords {
+                let entries = self.passwords(path)?;
+                security.passwords.get_or_insert_default().extend(entries);
+            }
+        }
+        if let (None, false, Some(path)) = (&security.acl, security.acl_is_missing, given.acls.first()) {
+            security.acl = Some(self.acl(path)?);
+        }
+        Ok(())
+    }
+
+    /// The file that a line names: where it says, beside the configuration, or the one given on the command line.
+    fn named(&mut self, line: &Line, given: &[PathBuf], what: &str) -> Option<PathBuf> {
+        let named = line.path()?;
+        let found = self.files.find(named).filter(|path| path.is_file()).or_else(|| given.first().cloned());
+        match &found {
+            Some(_) => line.taken(),
+            None => {
+                line.not_taken("the file is not here: name it after the configuration on the command line");
+                self.to_do.push(format!("add the {what} of {named}, which is not here"));
+            }
+        }
+        found
+    }
+
+    fn acl(&mut self, path: &Path) -> Result<Acl, ImportError> {
+        self.sources.push(path.display().to_string());
+        Acl::read(path, self.lines)
+    }
+
+    fn passwords(&mut self, path: &Path) -> Result<Vec<(String, String, Rc<Line>)>, ImportError> {
+        let text = read(path).map_err(|source| ImportError::Read { path: path.into(), source })?;
+        self.sources.push(path.display().to_string());
+        let file: Rc<str> = path.display().to_string().into();
+        let mut entries: Vec<(String, String, Rc<Line>)> = Vec::new();
+        for (index, raw) in text.lines().enumerate() {
+            let raw = raw.trim();
+            if raw.is_empty() || raw.starts_with('#') {
+                continue;
+            }
+            let (name, hash) = raw.split_once(':').map_or((raw, ""), |(name, hash)| (name.trim(), hash.trim()));
+            let place = Place { file: file.clone(), number: index + 1 };
+            let line = self.lines.add(Line::new(place, &format!("{name}:..."), "password", ""));
+            if name.is_empty() || name.len() > 1024 || name.contains(char::is_control) {
+                line.wrong("the name of the user is not one");
+            } else if hash.is_empty() {
+                line.not_taken("there is no password, and nobody is let in without one here");
+            } else if let Some((_, _, first)) = entries.iter().find(|(other, _, _)| other == name) {
+                line.not_needed(format!("{} has the same user and counts", first.place()));
+            } else if let Some(hash) = self.hash(hash, &line)? {
+                entries.push((name.into(), hash, line));
+            }
+        }
+        Ok(entries)
+    }
+
+    /// The hash to write for what stands in a password file.
+    fn hash(&self, written: &str, line: &Line) -> Result<Option<String>, ImportError> {
+        if hash::is_usable(written) {
+            return Ok(Some(written.into()));
+        }
+        if written.starts_with('$') {
+            line.wrong("a hash that is not known; `pigateway user NAME` makes a new one");
+            return Ok(None);
+        }
+        line.differs("the password stood there in plain text, which mosquitto does not accept; it is hashed now");
+        Ok(Some(hash::make(written)?))
+    }
+}
+
+impl Security {
+    /// Where nothing is said.
+    pub fn of_nobody(allow_anonymous: bool) -> Security {
+        Security { allow_anonymous, ..Security::default() }
+    }
+
+    /// Whether a password file says who may log in.
+    pub fn has_passwords(&self) -> bool {
+        self.passwords.is_some()
+    }
+
+    /// Users with a password, and with `names_certificates` those that the access control list alone names.
+    pub fn users(&self, names_certificates: bool) -> Vec<User> {
+        let mut users = Vec::new();
+        for (name, hash, line) in self.passwords.iter().flatten() {
+            line.taken();
+            users.push(User { name: name.clone(), hash: Some(hash.clone()), rules: self.rules(Some(name)) });
+        }
+        for name in self.acl.iter().flat_map(Acl::users).filter(|_| names_certificates) {
+            if !users.iter().any(|user| user.name == name) {
+                users.push(User { name: name.into(), hash: None, rules: self.rules(Some(name)) });
+            }
+        }
+        users
+    }
+
+    /// What clients without a user name may do.
+    pub fn anonymous_rules(&self) -> Rules {
+        self.rules(None)
+    }
+
+    fn rules(&self, user: Option<&str>) -> Rules {
+        match &self.acl {
+            Some(acl) => acl.rules(user),
+            None if self.acl_is_missing => Rules::default(),
+            None => Rules::everything(),
+        }
+    }
+
+    /// Decides about the lines that concern nobody.
+    pub fn finish(&self, names_certificates: bool) {
+        if let Some(acl) = &self.acl {
+            acl.finish(self.allow_anonymous, self.has_passwords() || names_certificates || !self.allow_anonymous);
+        }
+    }
+
+    fn entry(&self, name: &str) -> Option<&Rc<Line>> {
+        self.passwords.iter().flatten().find(|(other, _, _)| other == name).map(|(_, _, line)| line)
+    }
+}
+
+/// The users of several listeners together. A user is one here, whichever listener it comes to.
+pub(super) fn merge(securities: &[Security], names_certificates: bool) -> Vec<User> {
+    let mut merged: Vec<User> = Vec::new();
+    for security in securities {
+        for user in security.users(names_certificates) {
+            match merged.iter().find(|other| other.name == user.name) {
+                None => merged.push(user),
+                Some(other) if *other == user => {}
+                Some(_) => {
+                    if let Some(line) = security.entry(&user.name) {
+                        line.revoke(
+                            "another listener has this user with another password or other rules, and those are taken",
+                        );
+                    }
+                }
+            }
+        }
+    }
+    merged
+}
+
+/// Writes the users.
+pub(super) fn write_users(users: &[User], text: &mut Text) {
+    for user in users {
+        text.table("[[broker.user]]");
+        text.key("name", quoted(&user.name));
+        if let Some(hash) = &user.hash {
+            text.key("password_hash", quoted(hash));
+        }
+        write_rules(&user.rules, text);
+    }
+}
+
+/// Writes what somebody may do.
+pub(super) fn write_rules(rules: &Rules, text: &mut Text) {
+    text.key("publish", list(&rules.publish));
+    text.key("subscribe", list(&rules.subscribe));
+}

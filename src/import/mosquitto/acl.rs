@@ -1,0 +1,206 @@
+//! Access control lists: from mosquitto's `topic`, `pattern` and `user` lines to rules of users.
+//!
+//! mosquitto asks, in this order: what a `topic deny` of the user names is denied, what a `topic` allows is allowed, what a
+//! `pattern deny` names is denied, what a `pattern` allows is allowed, and all else is denied. Here a denial always wins. So a
+//! `pattern deny` is left out where it takes nothing away that a pattern allows; where it also touches what a `topic` of the
+//! user allows, it stays, and the result is narrower than the original.
+
+use std::path::Path;
+use std::rc::Rc;
+
+use crate::import::ImportError;
+use crate::import::files::read;
+use crate::import::line::{Line, Lines, Place};
+use crate::message::{check_filter, overlap};
+
+/// Whom a rule is for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Subject {
+    /// Clients without a user name.
+    Anonymous,
+    /// One user.
+    User(String),
+    /// Everybody, with `%u` and `%c` replaced.
+    Everybody,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Grant {
+    Read,
+    Write,
+    Both,
+    Deny,
+}
+
+#[derive(Debug)]
+struct Rule {
+    line: Rc<Line>,
+    subject: Subject,
+    grant: Grant,
+    topic: String,
+}
+
+/// One file.
+#[derive(Debug, Default)]
+pub(super) struct Acl {
+    rules: Vec<Rule>,
+    users: Vec<(String, Rc<Line>)>,
+}
+
+/// What somebody may do, as lists of rules.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Rules {
+    pub publish: Vec<String>,
+    pub subscribe: Vec<String>,
+}
+
+impl Rules {
+    /// Everything that mosquitto lets everybody do where there is no list. `$SYS` must be named here.
+    pub fn everything() -> Rules {
+        Rules { publish: vec!["#".into()], subscribe: vec!["#".into(), "$SYS/#".into()] }
+    }
+}
+
+impl Acl {
+    pub fn read(path: &Path, lines: &Lines) -> Result<Acl, ImportError> {
+        let text = read(path).map_err(|source| ImportError::Read { path: path.into(), source })?;
+        let file: Rc<str> = path.display().to_string().into();
+        let mut acl = Acl::default();
+        let mut subject = Subject::Anonymous;
+        for (index, raw) in text.lines().enumerate() {
+            let raw = raw.trim();
+            if raw.is_empty() || raw.starts_with('#') {
+                continue;
+            }
+            let (word, rest) = raw.split_once([' ', '\t']).unwrap_or((raw, ""));
+            let place = Place { file: file.clone(), number: index + 1 };
+            let line = lines.add(Line::new(place, word, "acl", rest.trim()));
+            match word {
+                "user" if line.value.is_empty() => line.wrong("the name of the user is missing"),
+                "user" => {
+                    subject = Subject::User(line.value.clone());
+                    acl.users.push((line.value.clone(), line));
+                }
+                "topic" => acl.add(line, subject.clone()),
+                "pattern" => acl.add(line, Subject::Everybody),
+                _ => line.wrong("mosquitto ignores it; valid: user, topic, pattern"),
+            }
+        }
+        Ok(acl)
+    }
+
+    fn add(&mut self, line: Rc<Line>, subject: Subject) {
+        // with one word it is the topic, even if it looks like a kind of access
+        let (access, topic) = line.value.split_once([' ', '\t']).unwrap_or(("readwrite", &line.value));
+        let topic = topic.trim().to_owned();
+        let grant = match access {
+            "read" => Grant::Read,
+            "write" => Grant::Write,
+            "readwrite" => Grant::Both,
+            "deny" => Grant::Deny,
+            _ => {
+                return line
+                    .wrong("mosquitto does not start with it; valid before the topic: read, write, readwrite, deny");
+            }
+        };
+        if let Err(error) = check_filter(&topic) {
+            return line.wrong(format!("the topic {error}"));
+        }
+        if subject != Subject::Everybody && (topic.contains("%u") || topic.contains("%c")) {
+            return line.not_taken(
+                "after `topic` mosquitto replaces neither %u nor %c, so it matched nothing; with `pattern` it would",
+            );
+        }
+        self.rules.push(Rule { line, subject, grant, topic });
+    }
+
+    /// Users that have rules of their own.
+    pub fn users(&self) -> impl Iterator<Item = &str> {
+        self.users.iter().map(|(name, _)| name.as_str())
+    }
+
+    /// What a user may do; `None`: clients without a user name.
+    pub fn rules(&self, user: Option<&str>) -> Rules {
+        for (_, line) in self.users.iter().filter(|(name, _)| Some(name.as_str()) == user) {
+            line.taken();
+        }
+        Rules { publish: self.list(user, Grant::Write), subscribe: self.list(user, Grant::Read) }
+    }
+
+    fn list(&self, user: Option<&str>, wanted: Grant) -> Vec<String> {
+        let is_own = |rule: &&Rule| match (&rule.subject, user) {
+            (Subject::Anonymous, None) => true,
+            (Subject::User(name), Some(user)) => name == user,
+            _ => false,
+        };
+        // a pattern with %u is for clients with a user name
+        let is_pattern =
+            |rule: &&Rule| rule.subject == Subject::Everybody && (user.is_some() || !rule.topic.contains("%u"));
+        let allows = |rule: &&Rule| rule.grant == wanted || rule.grant == Grant::Both;
+        let denies = |rule: &&Rule| rule.grant == Grant::Deny;
+        let own: Vec<&Rule> = self.rules.iter().filter(is_own).collect();
+        let patterns: Vec<&Rule> = self.rules.iter().filter(is_pattern).collect();
+        let mut list = Vec::new();
+        let mut push = |text: String| {
+            if !list.contains(&text) {
+                list.push(text);
+            }
+        };
+        for rule in own.iter().chain(&patterns).filter(|rule| allows(rule)) {
+            if wanted == Grant::Write && is_the_brokers(&rule.topic) {
+                rule.line.not_taken("nobody publishes on the broker's own topics");
+            } else {
+                push(rule.topic.clone());
+                rule.line.taken();
+            }
+        }
+        for rule in own.iter().filter(|rule| denies(rule)) {
+            push(format!("!{}", rule.topic));
+            rule.line.taken();
+        }
+        for rule in patterns.iter().filter(|rule| denies(rule)) {
+            let touches = |other: &&&Rule| allows(other) && overlap(&shape(&other.topic), &shape(&rule.topic));
+            if patterns.iter().any(|other| touches(&other)) {
+                push(format!("!{}", rule.topic));
+                if own.iter().any(|other| touches(&other)) {
+                    rule.line.differs("a denial always wins here, also over what a `topic` line of a user allows");
+                }
+                rule.line.taken();
+            }
+        }
+        list
+    }
+
+    /// What became of lines that concern nobody.
+    pub fn finish(&self, lets_anonymous_in: bool, users_are_checked: bool) {
+        for (_, line) in &self.users {
+            if users_are_checked {
+                line.not_needed("no user of this name can log in");
+            } else {
+                line.not_taken(CLAIMED);
+            }
+        }
+        for rule in &self.rules {
+            match &rule.subject {
+                Subject::Anonymous if !lets_anonymous_in => {
+                    rule.line.not_needed("no client without a user name is let in");
+                }
+                Subject::User(_) if users_are_checked => rule.line.not_needed("no user of this name can log in"),
+                Subject::User(_) => rule.line.not_taken(CLAIMED),
+                _ => rule.line.not_needed("it takes nothing away that is allowed, or concerns nobody"),
+            }
+        }
+    }
+}
+
+const CLAIMED: &str = "without a password file anybody could claim this name; give it a password with `pigateway user`";
+
+/// A pattern as a filter: whatever a name stands for is within one level.
+fn shape(pattern: &str) -> String {
+    let level = |level: &str| if level.contains("%u") || level.contains("%c") { "+".into() } else { level.to_owned() };
+    pattern.split('/').map(level).collect::<Vec<String>>().join("/")
+}
+
+fn is_the_brokers(topic: &str) -> bool {
+    ["$SYS", "$share", "$CONTROL"].iter().any(|own| topic.split('/').next() == Some(own))
+}

@@ -1,0 +1,444 @@
+//! Where mosquitto listens, and how each listener is protected.
+//!
+//! A listener whose protection cannot be had here is left out, never opened with less.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::rc::Rc;
+
+use super::document::{Document, Section};
+use crate::import::files::Files;
+use crate::import::line::Line;
+use crate::import::text::{Text, quoted};
+
+/// Certificate and key, and who signs client certificates.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Tls {
+    cert: String,
+    key: String,
+    client_ca: Option<String>,
+}
+
+/// One listener of mosquitto as it is to be here.
+#[derive(Clone, Debug)]
+pub(super) struct Opening {
+    pub addresses: Vec<SocketAddr>,
+    pub tls: Option<Tls>,
+    pub is_websocket: bool,
+    /// Its place in [`Document::listeners`]; `None`: mosquitto's own, where no listener is given.
+    pub section: Option<usize>,
+}
+
+impl Opening {
+    /// Whether only the host itself reaches it.
+    pub fn is_local(&self) -> bool {
+        self.addresses.iter().all(|address| address.ip().is_loopback())
+    }
+
+    /// Whether it names users by their certificates.
+    pub fn asks_for_certificates(&self) -> bool {
+        self.tls.as_ref().is_some_and(|tls| tls.client_ca.is_some())
+    }
+}
+
+/// All listeners.
+#[derive(Debug, Default)]
+pub(super) struct Listeners {
+    pub openings: Vec<Opening>,
+    pub to_do: Vec<String>,
+}
+
+/// Whether mosquitto listens on this host only and lets everybody in: no `listener`, `port` or `bind_address` is given.
+pub(super) fn is_local_only(document: &Document) -> bool {
+    document.listeners.len() == 1 && !["port", "bind_address"].iter().any(|key| document.listeners[0].has(key))
+}
+
+/// Whether the default listener is there: something is said about it that is not so anyway.
+fn default_is_there(section: &Section) -> bool {
+    let usual = |line: &Line| match line.key.as_str() {
+        "max_connections" => line.word() == "-1",
+        "max_qos" => line.word() == "2",
+        "protocol" => line.word() == "mqtt",
+        "require_certificate" | "use_identity_as_username" | "use_subject_as_username" | "use_username_as_clientid" => {
+            matches!(line.word(), "false" | "0")
+        }
+        "allow_zero_length_clientid" => matches!(line.word(), "true" | "1"),
+        "tls_keyform" => line.word() == "pem",
+        "allow_anonymous" | "acl_file" | "auto_id_prefix" | "max_topic_alias" | "max_topic_alias_broker" => true,
+        "tls_version" | "http_dir" | "websockets_origin" | "plugin_opt_" | "auth_plugin_deny_special_chars" => true,
+        _ => false,
+    };
+    section.lines.iter().any(|line| !usual(line))
+}
+
+impl Listeners {
+    pub fn read(document: &Document, files: &Files) -> Listeners {
+        let mut listeners = Listeners::default();
+        let both =
+            |port| vec![SocketAddr::from((Ipv4Addr::LOCALHOST, port)), SocketAddr::from((Ipv6Addr::LOCALHOST, port))];
+        let default_is_there = default_is_there(&document.listeners[0]);
+        if is_local_only(document) && !default_is_there {
+            let opening = Opening { addresses: both(1883), tls: None, is_websocket: false, section: None };
+            listeners.openings.push(opening);
+        }
+        for (index, section) in document.listeners.iter().enumerate() {
+            // that of mosquitto's own comes last, so that what is written out takes an address first
+            if index > 0 || !default_is_there {
+                listeners.open(index, section, files);
+            }
+        }
+        if default_is_there {
+            listeners.open(0, &document.listeners[0], files);
+        }
+        for section in &document.listeners {
+            // who may come in is read later, by those who know
+            let is_own = |line: &&Rc<Line>| line.is_open() && !super::keys::is_about_access(&line.key);
+            section.lines.iter().filter(is_own).for_each(|line| line.taken());
+        }
+        listeners
+    }
+
+    fn open(&mut self, index: usize, section: &Section, files: &Files) {
+        if index == 0 && section.lines.is_empty() {
+            return;
+        }
+        if index == 0 && !default_is_there(section) {
+            section.lines.iter().for_each(|line| read_usual(line));
+            return;
+        }
+        let opened = self.addresses(section).and_then(|addresses| {
+            let tls = self.tls(section, files)?;
+            let is_websocket = protocol(section)?;
+            Ok(Opening { addresses, tls, is_websocket, section: Some(index) })
+        });
+        let opened = opened.and_then(|opening| self.checked(opening, section));
+        match opened {
+            Ok(opening) => {
+                section.head.iter().for_each(|line| line.taken());
+                self.openings.push(opening);
+            }
+            Err(why) => {
+                let place = section.everything().next().map(|line| line.place().to_string()).unwrap_or_default();
+                self.to_do.push(format!("{place}: this listener is left out: {why}"));
+                section.head.iter().for_each(|line| line.not_taken(&*why));
+                section.everything().for_each(|line| line.revoke("its listener is left out"));
+            }
+        }
+    }
+
+    /// An opening that takes nothing from another and is not protected by what is not here.
+    fn checked(&mut self, mut opening: Opening, section: &Section) -> Result<Opening, String> {
+        if let Some(line) = section.get("mount_point") {
+            line.not_taken("topics are not put below another topic: give its users rules instead");
+            return Err("its clients were kept apart by mount_point, which is not here".into());
+        }
+        if section.flag("enable_proxy_protocol").is_some() || section.has("enable_proxy_protocol") {
+            return Err("it is behind a proxy that speaks the PROXY protocol, which is not spoken here".into());
+        }
+        if opening.is_websocket && opening.asks_for_certificates() {
+            return Err("client certificates are not asked for over WebSocket".into());
+        }
+        if opening.is_websocket && self.openings.iter().any(|other| other.is_websocket) {
+            return Err("there is one address for HTTP and WebSocket, [http], and another listener has it".into());
+        }
+        let taken: Vec<SocketAddr> = self.openings.iter().flat_map(|other| other.addresses.clone()).collect();
+        let before = opening.addresses.len();
+        opening.addresses.retain(|address| !taken.iter().any(|other| collide(*other, *address)));
+        if opening.addresses.is_empty() {
+            return Err("another listener has its address already, and mosquitto does not start with both".into());
+        }
+        if opening.addresses.len() < before {
+            section.head.iter().for_each(|line| line.differs("another listener has one of its addresses already"));
+        }
+        Ok(opening)
+    }
+
+    fn addresses(&mut self, section: &Section) -> Result<Vec<SocketAddr>, String> {
+        let (port_line, host_line, host) = match &section.head {
+            Some(head) => {
+                let mut words = head.value.split_whitespace();
+                let port = words.next().unwrap_or_default().to_owned();
+                let host = words.next().filter(|word| !word.starts_with('#')).map(str::to_owned);
+                (Some((head.clone(), port)), Some(head.clone()), host)
+            }
+            None => {
+                let host = section.get("bind_address");
+                let port = section.get("port").map(|line| (line.clone(), line.word().to_owned()));
+                (port, host.clone(), host.map(|line| line.word().to_owned()))
+            }
+        };
+        let port: u16 = match &port_line {
+            None => 1883,
+            Some((line, text)) => text.parse().map_err(|_| {
+                line.wrong("valid: a port from 1 to 65535");
+                "its port is not one".to_owned()
+            })?,
+        };
+        if port == 0 {
+            return Err(
+                "it is a Unix socket, which the gateway does not listen on: let its clients use 127.0.0.1".into()
+            );
+        }
+        let domain = section.get("socket_domain");
+        if let Some(line) = &domain {
+            match line.word() {
+                "ipv4" | "ipv6" => line.taken(),
+                _ => line.wrong("valid: ipv4, ipv6"),
+            }
+        }
+        let domain = domain.as_ref().map(|line| line.word());
+        if let Some(line) = section.get("bind_interface") {
+            return Ok(self.interface(&line, port));
+        }
+        Ok(self.resolve(host.as_deref(), host_line.as_ref(), domain, port))
+    }
+
+    fn resolve(
+        &mut self,
+        host: Option<&str>,
+        line: Option<&Rc<Line>>,
+        domain: Option<&str>,
+        port: u16,
+    ) -> Vec<SocketAddr> {
+        let is_wanted = |ip: &IpAddr| match domain {
+            Some("ipv4") => ip.is_ipv4(),
+            Some("ipv6") => ip.is_ipv6(),
+            _ => true,
+        };
+        let ips: Vec<IpAddr> = match host {
+            None if domain == Some("ipv4") => vec![Ipv4Addr::UNSPECIFIED.into()],
+            None => vec![Ipv6Addr::UNSPECIFIED.into()],
+            Some("localhost") => vec![Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()],
+            Some(host) => host.parse().into_iter().collect(),
+        };
+        if let (Some("::"), Some(line)) = (host, line) {
+            line.differs("[::] takes IPv4 too");
+        }
+        if ips.is_empty() {
+            let host = host.unwrap_or_default();
+            self.to_do.push(format!("write the IP address of {host} into the listener of port {port}"));
+            if let Some(line) = line {
+                line.not_taken(format!(
+                    "a listener has an IP address, not a name: write that of {host}; until then it is this host only"
+                ));
+            }
+            return vec![SocketAddr::from((Ipv4Addr::LOCALHOST, port))];
+        }
+        ips.into_iter().filter(is_wanted).map(|ip| SocketAddr::new(ip, port)).collect()
+    }
+
+    fn interface(&mut self, line: &Line, port: u16) -> Vec<SocketAddr> {
+        if line.word() == "lo" {
+            line.taken();
+            return vec![SocketAddr::from((Ipv4Addr::LOCALHOST, port)), SocketAddr::from((Ipv6Addr::LOCALHOST, port))];
+        }
+        let interface = line.word();
+        self.to_do.push(format!("write the IP address of {interface} into the listener of port {port}"));
+        line.not_taken(format!(
+            "a listener has an IP address, not an interface: write that of {interface}; until then it is this host only"
+        ));
+        vec![SocketAddr::from((Ipv4Addr::LOCALHOST, port))]
+    }
+
+    fn tls(&mut self, section: &Section, files: &Files) -> Result<Option<Tls>, String> {
+        if let Some(line) = section.get("psk_hint") {
+            line.not_taken("TLS with pre-shared keys is not spoken: use certificates");
+            return Err("it is protected by pre-shared keys, which are not spoken here".into());
+        }
+        if section.has("tls_engine") || section.get("tls_keyform").is_some_and(|line| line.word() == "engine") {
+            return Err("its key is in an engine, and keys are read from files only".into());
+        }
+        let (cert, key) = match (section.get("certfile"), section.get("keyfile")) {
+            (Some(cert), Some(key)) => (cert, key),
+            (None, None) => {
+                for line in section.lines.iter().filter(|line| is_about_tls(&line.key)) {
+                    line.not_needed("without certfile and keyfile the listener has no TLS, in mosquitto neither");
+                }
+                return Ok(None);
+            }
+            _ => return Err("certfile and keyfile belong together, and one is missing".into()),
+        };
+        let client_ca = self.client_ca(section, files)?;
+        let (cert, key) = (self.file(&cert, files), self.file(&key, files));
+        let (Some(cert), Some(key)) = (cert, key) else { return Err("its certificate or key is not named".into()) };
+        if let Some(line) = section.get("tls_version") {
+            match line.word() {
+                "tlsv1.2" => line.not_needed("TLS 1.2 and 1.3 are spoken"),
+                "tlsv1.3" => line.not_taken("TLS 1.2 is spoken too"),
+                _ => line.differs("TLS before 1.2 is not spoken"),
+            }
+        }
+        Ok(Some(Tls { cert, key, client_ca }))
+    }
+
+    /// Who signs client certificates, where they are asked for.
+    fn client_ca(&mut self, section: &Section, files: &Files) -> Result<Option<String>, String> {
+        let required = section.flag("require_certificate");
+        let is_required = required.as_ref().is_some_and(|(_, required)| *required);
+        let cafile = section.get("cafile");
+        if !is_required {
+            if let Some((line, _)) = &required {
+                line.not_needed("it is so here");
+            }
+            for key in ["cafile", "capath", "crlfile", "use_identity_as_username", "use_subject_as_username"] {
+                section.all(key).for_each(|line| line.not_needed("client certificates are not asked for"));
+            }
+            return Ok(None);
+        }
+        let Some(cafile) = cafile else {
+            section
+                .all("capath")
+                .for_each(|line| line.not_taken("put the certificates of the directory into one file"));
+            return Err(
+                "it asks for client certificates, and client_ca takes one file (cafile), not a directory".into()
+            );
+        };
+        section
+            .all("capath")
+            .for_each(|line| line.not_taken("client_ca takes one file: add the certificates of the directory to it"));
+        let named = |key| section.flag(key).filter(|(_, is_set)| *is_set).map(|(line, _)| line);
+        match (named("use_identity_as_username"), named("use_subject_as_username")) {
+            (Some(line), _) => line.taken(),
+            (None, Some(line)) => line.differs("the user is the certificate's common name, not its whole subject"),
+            (None, None) => {
+                if let Some((line, _)) = &required {
+                    line.differs(
+                        "the certificate's common name is the user, whatever name and password a client gives",
+                    );
+                }
+            }
+        }
+        if let Some(line) = section.get("crlfile") {
+            line.not_taken("revoked certificates are not known here: remove the [[broker.user]] of whoever is revoked");
+            self.to_do.push("remove the users whose certificates are revoked: crlfile has no equivalent".into());
+        }
+        self.to_do.push("there must be a [[broker.user]] for the common name of each client certificate".into());
+        Ok(self.file(&cafile, files))
+    }
+
+    fn file(&mut self, line: &Line, files: &Files) -> Option<String> {
+        let (path, is_there) = files.locate(line.path()?);
+        if !is_there {
+            self.to_do.push(format!("{path} is not here; it must be before the gateway starts"));
+        }
+        line.taken();
+        Some(path)
+    }
+}
+
+/// Whether it speaks MQTT over WebSocket.
+fn protocol(section: &Section) -> Result<bool, String> {
+    let Some(line) = section.get("protocol") else { return Ok(false) };
+    match line.word() {
+        "mqtt" => {
+            line.taken();
+            Ok(false)
+        }
+        "websockets" => {
+            line.differs("clients connect to the path /mqtt");
+            section.all("websockets_origin").for_each(|line| {
+                line.differs("pages of this host and of http.allowed_hosts may connect");
+            });
+            Ok(true)
+        }
+        "quic" => Err("QUIC is not spoken".into()),
+        "http_api" => Err("the gateway's own HTTP interface is at [http]".into()),
+        _ => {
+            line.wrong("valid: mqtt, websockets");
+            Err("its protocol is not known".into())
+        }
+    }
+}
+
+/// Settings of a default listener that is not there because they all say what is usual.
+fn read_usual(line: &Line) {
+    if line.is_open() && !matches!(line.key.as_str(), "allow_anonymous" | "acl_file" | "password_file") {
+        line.not_needed("it says what is usual");
+    }
+}
+
+fn is_about_tls(key: &str) -> bool {
+    let keys = ["cafile", "capath", "crlfile", "require_certificate", "use_identity_as_username"];
+    keys.contains(&key) || matches!(key, "use_subject_as_username" | "tls_version")
+}
+
+/// Whether only one of two listeners can have its address: `[::]` takes IPv4 too.
+pub(super) fn collide(a: SocketAddr, b: SocketAddr) -> bool {
+    let takes = |a: IpAddr, b: IpAddr| match a {
+        IpAddr::V6(all) if all.is_unspecified() => true,
+        IpAddr::V4(all) if all.is_unspecified() => b.is_ipv4(),
+        _ => a == b,
+    };
+    a.port() == b.port() && (takes(a.ip(), b.ip()) || takes(b.ip(), a.ip()))
+}
+
+/// `tls = { ... }`.
+pub(super) fn tls_table(tls: &Tls) -> String {
+    let mut table = format!("{{ cert = {}, key = {}", quoted(&tls.cert), quoted(&tls.key));
+    if let Some(ca) = &tls.client_ca {
+        table.push_str(&format!(", client_ca = {}", quoted(ca)));
+    }
+    table + " }"
+}
+
+/// Writes the listeners, and `[http]`.
+pub(super) fn write(listeners: &Listeners, document: &Document, text: &mut Text) {
+    let remarks = |index: Option<usize>, text: &mut Text| {
+        if let Some(section) = index.and_then(|index| document.listeners.get(index)) {
+            text.remarks(section.everything());
+        }
+    };
+    let plain: Vec<&Opening> = listeners.openings.iter().filter(|opening| !opening.is_websocket).collect();
+    for opening in &plain {
+        for (number, address) in opening.addresses.iter().enumerate() {
+            text.table("[[broker.listener]]");
+            text.key("address", quoted(&address.to_string()));
+            if let Some(tls) = &opening.tls {
+                text.key("tls", tls_table(tls));
+            }
+            if number == 0 {
+                remarks(opening.section, text);
+            }
+        }
+    }
+    if plain.is_empty() {
+        text.table("[[broker.listener]]");
+        text.key_with(
+            "address",
+            quoted("127.0.0.1:1883"),
+            "none could be taken over; without any there would be one on [::]:1883",
+        );
+    }
+    for (index, section) in document.listeners.iter().enumerate() {
+        if !listeners.openings.iter().any(|opening| opening.section == Some(index)) {
+            text.remarks(section.everything());
+        }
+    }
+}
+
+/// Writes `[http]`, where MQTT over WebSocket is.
+pub(super) fn write_http(listeners: &Listeners, document: &Document, text: &mut Text) {
+    let websocket = listeners.openings.iter().find(|opening| opening.is_websocket);
+    if let Some(opening) = websocket {
+        text.table("[http]");
+        if let Some(address) = opening.addresses.first() {
+            text.key_with(
+                "address",
+                quoted(&address.to_string()),
+                "MQTT over WebSocket is at the path /mqtt; the page is here too",
+            );
+        }
+        if let Some(tls) = &opening.tls {
+            text.key("tls", tls_table(tls));
+        }
+        if let Some(section) = opening.section.and_then(|index| document.listeners.get(index)) {
+            text.remarks(section.everything());
+        }
+        return;
+    }
+    let usual = SocketAddr::from((Ipv6Addr::UNSPECIFIED, 8080));
+    let mut addresses = listeners.openings.iter().flat_map(|opening| &opening.addresses);
+    if addresses.any(|address| collide(*address, usual)) {
+        text.table("[http]");
+        text.key_with("address", quoted("off"), "the page would be on port 8080, which a listener has");
+    }
+}

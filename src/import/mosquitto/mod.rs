@@ -1,0 +1,201 @@
+//! mosquitto: `mosquitto.conf` with what it includes, password files and access control lists.
+//!
+//! | file | what |
+//! |---|---|
+//! | `keys` | every setting: where it applies, what a repetition means, and the fate of those that need no thought |
+//! | `document` | from files to sections |
+//! | `listeners`, `access`, `acl` | who can come in, where, and what it may do |
+//! | `global` | limits and the log |
+//! | `bridge` | upstreams |
+
+mod access;
+mod acl;
+mod bridge;
+mod document;
+mod global;
+mod keys;
+mod listeners;
+
+use std::path::PathBuf;
+use std::rc::Rc;
+
+use self::access::{Reader, Security};
+use self::bridge::Bridges;
+use self::document::Document;
+use self::listeners::{Listeners, is_local_only};
+use super::files::{Files, read};
+use super::line::Line;
+use super::sniff::{Kind, kind_of};
+use super::text::{Text, quoted};
+use super::{ImportError, Imported, Options, Summary, head};
+
+/// Whether a word is a setting of `mosquitto.conf`.
+pub(super) fn is_setting(word: &str) -> bool {
+    keys::find(word).is_some()
+}
+
+/// The files that were given, by what they are.
+#[derive(Clone, Debug, Default)]
+struct Given {
+    configurations: Vec<PathBuf>,
+    passwords: Vec<PathBuf>,
+    acls: Vec<PathBuf>,
+}
+
+impl Given {
+    fn sort(paths: &[PathBuf]) -> Result<Given, ImportError> {
+        let mut given = Given::default();
+        for path in paths {
+            let text = read(path).map_err(|source| ImportError::Read { path: path.clone(), source })?;
+            match kind_of(&text) {
+                Some(Kind::MosquittoPasswords) => given.passwords.push(path.clone()),
+                Some(Kind::MosquittoAcl) => given.acls.push(path.clone()),
+                Some(Kind::MqttIo | Kind::Pigateway) => {
+                    return Err(ImportError::NotThat { path: path.clone(), expected: "a file of mosquitto" });
+                }
+                Some(Kind::MosquittoConf) | None => given.configurations.push(path.clone()),
+            }
+        }
+        Ok(given)
+    }
+}
+
+/// Makes a configuration of these files: one or more `mosquitto.conf`, read one after another, password files and access
+/// control lists, in any order.
+pub fn import(paths: &[PathBuf], options: &Options) -> Result<Imported, ImportError> {
+    let given = Given::sort(paths)?;
+    let first = given.configurations.first().or_else(|| paths.first()).cloned().unwrap_or_default();
+    let files = Files::new(&first, paths);
+    let document = Document::read(&given.configurations, &files)?;
+    let mut reader =
+        Reader { files: &files, given: &given, lines: &document.lines, sources: Vec::new(), to_do: Vec::new() };
+    let is_local_only = is_local_only(&document);
+    let listeners = Listeners::read(&document, &files);
+    let names_certificates = listeners.openings.iter().any(|opening| opening.asks_for_certificates());
+    let mut securities = securities(&document, &listeners, &mut reader, is_local_only)?;
+    if let Some(security) = securities.first_mut() {
+        reader.add_given(security)?;
+    }
+    for line in document.listeners.iter().flat_map(|listener| &listener.lines) {
+        line.not_needed("its listener is not opened, or it is about the default listener, which is not there");
+    }
+    let users = access::merge(&securities, names_certificates);
+    let anonymous = anonymous(&document, &listeners, &securities, is_local_only, &mut reader.to_do);
+    securities.iter().for_each(|security| security.finish(names_certificates));
+    let bridges = Bridges::read(&document.bridges, &files, options);
+
+    let mut text = Text::default();
+    global::write_log(&document.global, &mut text);
+    let max_connections = max_connections(&document, &listeners);
+    global::write_limits(&document.global, max_connections, &mut text);
+    text.append(&anonymous);
+    listeners::write(&listeners, &document, &mut text);
+    access::write_users(&users, &mut text);
+    for source in &reader.sources {
+        let lines = document.lines.all();
+        text.remarks(lines.iter().filter(|line| &*line.place().file == source.as_str()));
+    }
+    listeners::write_http(&listeners, &document, &mut text);
+    text.append(&bridges.text);
+
+    let mut to_do = listeners.to_do;
+    to_do.extend(reader.to_do);
+    to_do.extend(bridges.to_do);
+    let mut known = Vec::new();
+    to_do.retain(|item| {
+        !known.contains(item) && {
+            known.push(item.clone());
+            true
+        }
+    });
+    let summary = Summary::of(&document.lines, to_do);
+    let sources: Vec<String> = document.sources.iter().chain(&reader.sources).cloned().collect();
+    let text = head("mosquitto", &sources, &summary) + text.as_str();
+    Ok(Imported { text, secrets: bridges.secrets, summary })
+}
+
+/// What applies to the broker as a whole; with `per_listener_settings`, what applies to each listener.
+fn securities(
+    document: &Document,
+    listeners: &Listeners,
+    reader: &mut Reader,
+    is_local_only: bool,
+) -> Result<Vec<Security>, ImportError> {
+    if !document.per_listener {
+        return Ok(vec![reader.security(&document.global, is_local_only)?]);
+    }
+    let sections = listeners.openings.iter().filter_map(|opening| document.listeners.get(opening.section?));
+    let mut securities = Vec::new();
+    for section in sections {
+        securities.push(reader.security(section, false)?);
+    }
+    if securities.is_empty() {
+        securities.push(Security::of_nobody(is_local_only));
+    }
+    Ok(securities)
+}
+
+/// `[broker.anonymous]`. There is one answer for all listeners; where they differ, the narrower one is taken.
+fn anonymous(
+    document: &Document,
+    listeners: &Listeners,
+    securities: &[Security],
+    is_local_only: bool,
+    to_do: &mut Vec<String>,
+) -> Text {
+    let per_listener = document.per_listener && securities.len() == listeners.openings.len();
+    let is_let_in =
+        |index: usize| securities.get(if per_listener { index } else { 0 }).is_some_and(|s| s.allow_anonymous);
+    let openings = || listeners.openings.iter().enumerate();
+    let remote_in = openings().any(|(index, opening)| !opening.is_local() && is_let_in(index));
+    let remote_out = openings().any(|(index, opening)| !opening.is_local() && !is_let_in(index));
+    let local_in = openings().any(|(index, opening)| opening.is_local() && is_let_in(index));
+    let accept = match (remote_in, remote_out) {
+        (true, false) => "all",
+        (true, true) => {
+            for line in securities.iter().filter_map(|security| security.anonymous_line.as_ref()) {
+                let why = "there is one answer for all listeners, and another one lets nobody in without a user name";
+                if line.word() == "true" || line.word() == "1" {
+                    line.revoke(why);
+                }
+            }
+            to_do.push("some listeners let clients in without a user name and others do not: choose accept under [broker.anonymous]".into());
+            "loopback"
+        }
+        (false, _) if local_in || is_local_only => "loopback",
+        (false, _) => "none",
+    };
+    let mut text = Text::default();
+    text.table("[broker.anonymous]");
+    if accept == "none"
+        && securities.iter().all(|security| security.anonymous_line.is_none())
+        && !document.sources.is_empty()
+    {
+        let why =
+            "mosquitto 2 lets nobody in without a user name where a listener is given; 1.6 and older did: then \"all\"";
+        text.key_with("accept", quoted(accept), why);
+    } else {
+        text.key("accept", quoted(accept));
+    }
+    if accept != "none"
+        && let Some(security) = securities.iter().find(|security| security.allow_anonymous)
+    {
+        access::write_rules(&security.anonymous_rules(), &mut text);
+    }
+    text
+}
+
+/// The limit of all listeners together, if each has one.
+fn max_connections(document: &Document, listeners: &Listeners) -> Option<i64> {
+    let lines: Vec<Option<Rc<Line>>> = listeners
+        .openings
+        .iter()
+        .map(|opening| document.listeners.get(opening.section?)?.get("max_connections"))
+        .collect();
+    let limit = |line: &Option<Rc<Line>>| line.as_ref()?.word().parse::<i64>().ok().filter(|limit| *limit > 0);
+    let limits: Vec<i64> = lines.iter().filter_map(limit).collect();
+    (!limits.is_empty() && limits.len() == lines.len()).then(|| limits.iter().sum())
+}
+
+#[cfg(test)]
+mod tests;

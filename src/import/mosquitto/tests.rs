@@ -1,0 +1,481 @@
+//! What becomes of mosquitto's settings: everything that is made is read by our own configuration.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use super::*;
+use crate::access::settings::{AnonymousFrom, Rights};
+use crate::config::{Environment, Settings, read as read_config};
+use crate::import::NOT_TAKEN;
+use crate::message::Qos;
+use crate::upstream::settings::{OutQos, Protocol};
+
+const HASH: &str =
+    "$7$101$X+vfWTSUfGwxZqZA$0X68176mCA7P0/iVT5aJ0nJWnUQr8KI+3NzuWUArBX1tuqxqnf95WYUKt/nLkSCK58xYfTcAq9yDf/Xx+jIffg==";
+
+struct Result {
+    settings: Settings,
+    text: String,
+    summary: Summary,
+    secrets: Vec<(String, String)>,
+}
+
+impl Result {
+    fn users(&self) -> Vec<(&str, Vec<String>, Vec<String>)> {
+        let rules = |rights: &Rights| (shown(&rights.publish), shown(&rights.subscribe));
+        let user = |user: &crate::access::settings::UserSettings| (rules(&user.rights).0, rules(&user.rights).1);
+        let users = &self.settings.broker.access.users;
+        users.iter().map(|of| (of.name.as_str(), user(of).0, user(of).1)).collect()
+    }
+
+    fn anonymous(&self) -> (AnonymousFrom, Vec<String>, Vec<String>) {
+        let anonymous = &self.settings.broker.access.anonymous;
+        (anonymous.accept, shown(&anonymous.rights.publish), shown(&anonymous.rights.subscribe))
+    }
+
+    fn listeners(&self) -> Vec<String> {
+        self.settings.broker.listeners.iter().map(|listener| listener.address.to_string()).collect()
+    }
+
+    /// The comment about the line with this text.
+    #[track_caller]
+    fn remark(&self, about: &str) -> &str {
+        let found = self.text.lines().find(|line| line.starts_with('#') && line.contains(&format!("\"{about}\"")));
+        found.unwrap_or_else(|| panic!("no remark about {about:?} in\n{}", self.text))
+    }
+}
+
+fn shown(rules: &[crate::access::settings::AccessRule]) -> Vec<String> {
+    rules.iter().map(|rule| format!("{}{}", if rule.deny { "!" } else { "" }, rule.filter)).collect()
+}
+
+fn list(rules: &[&str]) -> Vec<String> {
+    rules.iter().map(|rule| (*rule).to_owned()).collect()
+}
+
+/// Imports a configuration with these files beside it.
+#[track_caller]
+fn with_files(conf: &str, others: &[(&str, &str)]) -> Result {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("mosquitto.conf");
+    std::fs::write(&path, conf).unwrap();
+    for (name, text) in others {
+        let path = dir.path().join(name);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, text).unwrap();
+    }
+    all(&[path])
+}
+
+#[track_caller]
+fn all(paths: &[PathBuf]) -> Result {
+    let imported = import(paths, &Options { host_name: "attic", keeps_secrets: true }).unwrap();
+    let environment = Environment { host_name: "attic".into(), ..Environment::default() };
+    let loaded = read_config(&imported.text, Path::new("/x/pigateway.toml"), &environment);
+    let settings = loaded.unwrap_or_else(|error| panic!("{error}\n{}", imported.text)).settings;
+    let Summary { lines, taken, differ, not_needed, not_taken, not_understood, .. } = imported.summary;
+    assert_eq!(lines, taken + differ + not_needed + not_taken + not_understood, "the counts add up");
+    let remarks = imported.text.lines().filter(|line| {
+        let marks = ["\" differs: ", "\" is not needed: ", "\" NOT TAKEN OVER: ", "\" is not understood: "];
+        line.starts_with("# ") && marks.iter().any(|mark| line.contains(mark))
+    });
+    assert_eq!(remarks.count(), lines - taken, "every other line is a comment, once\n{}", imported.text);
+    let secrets = imported.secrets.into_iter().map(|secret| (secret.name, secret.password)).collect();
+    Result { settings, text: imported.text, summary: imported.summary, secrets }
+}
+
+#[track_caller]
+fn of(conf: &str) -> Result {
+    with_files(conf, &[])
+}
+
+#[test]
+fn without_a_listener_it_is_this_host_only_and_everybody_on_it() {
+    for conf in
+        ["", "# nothing\n", "persistence true\n", "allow_anonymous false\n", "max_connections -1\nprotocol mqtt\n"]
+    {
+        let result = of(conf);
+        assert_eq!(result.listeners(), ["127.0.0.1:1883", "[::1]:1883"], "{conf}");
+        assert_eq!(result.anonymous(), (AnonymousFrom::Loopback, list(&["#"]), list(&["#", "$SYS/#"])), "{conf}");
+    }
+    // something about the default listener makes one on all interfaces, and mosquitto lets everybody in there
+    let result = of("max_connections 100\n");
+    assert_eq!(result.listeners(), ["[::]:1883"]);
+    assert_eq!((result.anonymous().0, result.settings.broker.max_connections), (AnonymousFrom::All, 100));
+}
+
+#[test]
+fn with_a_listener_nobody_comes_in_without_a_name_unless_it_is_said() {
+    for (conf, accept) in [
+        ("listener 1883\n", AnonymousFrom::None),
+        ("port 1883\n", AnonymousFrom::None),
+        ("listener 1883\nallow_anonymous true\n", AnonymousFrom::All),
+        ("allow_anonymous true\nlistener 1883\n", AnonymousFrom::All),
+        ("allow_anonymous true\nlistener 1883\nallow_anonymous false\n", AnonymousFrom::None),
+        ("allow_anonymous 1 # comment\nlistener 1883\n", AnonymousFrom::All),
+        ("listener 1883 localhost\nallow_anonymous true\n", AnonymousFrom::Loopback),
+        ("bind_address 127.0.0.1\nallow_anonymous true\n", AnonymousFrom::Loopback),
+        (
+            "per_listener_settings true\nlistener 1883 127.0.0.1\nallow_anonymous true\nlistener 1884\npassword_file p\n",
+            AnonymousFrom::Loopback,
+        ),
+        (
+            "per_listener_settings true\nlistener 1883\nallow_anonymous true\nlistener 1884\nallow_anonymous true\n",
+            AnonymousFrom::All,
+        ),
+        // the narrower one of two that differ
+        (
+            "per_listener_settings true\nlistener 1883\nallow_anonymous true\nlistener 1884\nallow_anonymous false\n",
+            AnonymousFrom::Loopback,
+        ),
+    ] {
+        assert_eq!(with_files(conf, &[("p", "")]).anonymous().0, accept, "{conf}");
+    }
+    assert!(of("listener 1883\n").text.contains("1.6 and older did"));
+}
+
+#[test]
+fn listeners_have_the_addresses_that_mosquitto_opens() {
+    for (conf, expected) in [
+        ("listener 1883", &["[::]:1883"][..]),
+        ("listener 1884 0.0.0.0", &["0.0.0.0:1884"]),
+        ("listener 1884 localhost", &["127.0.0.1:1884", "[::1]:1884"]),
+        ("listener 1884 127.0.0.1 # local", &["127.0.0.1:1884"]),
+        ("listener 1884 ::1", &["[::1]:1884"]),
+        ("listener 1884 ::", &["[::]:1884"]),
+        ("listener 1884\nsocket_domain ipv4", &["0.0.0.0:1884"]),
+        ("listener 1884 localhost\nsocket_domain ipv6", &["[::1]:1884"]),
+        ("port 1885", &["[::]:1885"]),
+        ("port 1885\nport 1886", &["[::]:1886"]),
+        ("bind_address 192.0.2.1", &["192.0.2.1:1883"]),
+        ("port 1885\nlistener 1886\nbind_address 192.0.2.1", &["[::]:1886", "192.0.2.1:1885"]),
+        (
+            "listener 1883\nlistener 8883\nlistener 1884 localhost",
+            &["[::]:1883", "[::]:8883", "127.0.0.1:1884", "[::1]:1884"],
+        ),
+        ("listener 1884\nbind_interface lo", &["127.0.0.1:1884", "[::1]:1884"]),
+        // what needs an address that is not known here is opened to this host only
+        ("listener 1884 broker.example.org", &["127.0.0.1:1884"]),
+        ("listener 1884\nbind_interface eth0", &["127.0.0.1:1884"]),
+        // what cannot be opened as it was is not opened
+        ("listener 0 /run/mosquitto.sock", &["127.0.0.1:1883"]),
+        ("listener 1883\nlistener 0 /run/mosquitto.sock", &["[::]:1883"]),
+        ("listener 1883\nlistener 8883\npsk_hint home", &["[::]:1883"]),
+        ("listener 1883\nlistener 1884\nmount_point a/", &["[::]:1883"]),
+        ("listener 1883\nlistener 1884\nenable_proxy_protocol 2", &["[::]:1883"]),
+        ("listener 1883\nlistener 1884\nprotocol quic", &["[::]:1883"]),
+        ("listener 1883\nlistener 8883\ncertfile a\nkeyfile b\nrequire_certificate true\ncapath c", &["[::]:1883"]),
+        ("listener 1883\nlistener 8883\ncertfile a", &["[::]:1883"]),
+        ("listener 1883\nlistener 8883\ncertfile a\ntls_keyform engine\nkeyfile b", &["[::]:1883"]),
+        // the default listener and one that is given want the same address
+        ("max_connections 5\nlistener 1883", &["[::]:1883"]),
+        ("listener no_port", &["127.0.0.1:1883"]),
+    ] {
+        let result = of(&format!("{conf}\n"));
+        assert_eq!(result.listeners(), expected, "{conf}\n{}", result.text);
+    }
+}
+
+#[test]
+fn tls_is_as_it_was_or_the_listener_is_left_out() {
+    let result = of("listener 8883\ncafile ca.crt\ncertfile /etc/c.crt\nkeyfile /etc/c.key\ntls_version tlsv1.2\n");
+    assert!(result.text.contains("tls = { cert = \"/etc/c.crt\", key = \"/etc/c.key\" }"), "{}", result.text);
+    assert!(result.remark("cafile ca.crt").contains("not asked for"));
+    let mutual =
+        "listener 8883\ncafile /etc/ca.crt\ncertfile /etc/c.crt\nkeyfile /etc/c.key\nrequire_certificate true\n";
+    let result = with_files(
+        &format!("{mutual}use_identity_as_username true\nacl_file acl\ncrlfile /etc/crl\n"),
+        &[("acl", "user sensor\ntopic write a/#\n")],
+    );
+    assert!(result.text.contains("client_ca = \"/etc/ca.crt\""), "{}", result.text);
+    assert_eq!(result.users(), [("sensor", list(&["a/#"]), list(&[]))]);
+    assert_eq!(result.settings.broker.access.users[0].password_hash, None);
+    assert!(result.remark("crlfile /etc/crl").contains(NOT_TAKEN));
+    let result = of(&format!("{mutual}use_subject_as_username true\n"));
+    assert!(result.remark("use_subject_as_username true").contains("common name"));
+    // a certificate beside the configuration is found, wherever it was on the other machine
+    let result =
+        with_files("listener 8883\ncertfile /certs/s.crt\nkeyfile /certs/s.key\n", &[("s.crt", ""), ("s.key", "")]);
+    assert!(!result.text.contains("/certs/s.crt\",") && result.summary.to_do.is_empty(), "{}", result.text);
+}
+
+#[test]
+fn websockets_are_served_at_http() {
+    let result = of(
+        "listener 1883\nlistener 9001\nprotocol websockets\nwebsockets_origin https://a\nlistener 9002\nprotocol websockets\n",
+    );
+    assert_eq!(result.listeners(), ["[::]:1883"]);
+    assert_eq!(result.settings.http.address, Some("[::]:9001".parse().unwrap()));
+    assert!(result.remark("listener 9002").contains(NOT_TAKEN));
+    // no listener that nobody asked for
+    let result = of("listener 9001\nprotocol websockets\n");
+    assert_eq!(result.listeners(), ["127.0.0.1:1883"]);
+    // the page does not take the port of a listener
+    assert_eq!(of("listener 8080\n").settings.http.address, None);
+}
+
+#[test]
+fn limits_and_the_log_keep_their_meaning() {
+    let settings =
+        of("max_inflight_messages 0\nmax_queued_messages 0\nmax_queued_bytes 0\nmax_packet_size 0\n").settings.broker;
+    assert_eq!((settings.max_inflight, settings.max_queued_messages), (65_535, 10_000_000));
+    assert_eq!(
+        (settings.max_queued_size, settings.max_packet_size),
+        (crate::broker::settings::BrokerSettings::default().max_queued_size, 256 << 20)
+    );
+    let settings = of("max_inflight_messages 5\nmax_queued_messages 7\nmax_queued_bytes 2048\nmax_packet_size 65536\n")
+        .settings
+        .broker;
+    assert_eq!((settings.max_inflight, settings.max_queued_messages), (5, 7));
+    assert_eq!((settings.max_queued_size, settings.max_packet_size), (2048, 65_536));
+    for (limit, bytes) in [
+        ("message_size_limit 1024", 2048),
+        ("message_size_limit 1024\nmax_packet_size 1500", 1500),
+        ("max_packet_size 100", 1024),
+    ] {
+        assert_eq!(of(&format!("{limit}\n")).settings.broker.max_packet_size, bytes, "{limit}");
+    }
+    let usual = crate::broker::settings::BrokerSettings::default().max_packet_size;
+    assert_eq!(of("message_size_limit 0\n").settings.broker.max_packet_size, usual);
+    assert_eq!(of("retain_available false\n").settings.broker.max_retained, 0);
+    for (text, days) in [("14d", 14), ("2w", 14), ("2m", 60), ("1y", 365), ("24h", 1), ("1000y", 49_710)] {
+        let expiry = of(&format!("persistent_client_expiration {text}\n")).settings.broker.session_expiry;
+        assert_eq!(expiry, Duration::from_secs(days * 86_400), "{text}");
+    }
+    for (conf, connections) in [
+        ("listener 1883\nmax_connections 10\nlistener 1884\nmax_connections 20\n", 30),
+        ("listener 1883\nmax_connections 10\nlistener 1884\n", 256),
+        ("listener 1883\nmax_connections -1\n", 256),
+        ("listener 1883\nglobal_max_connections 50\n", 50),
+    ] {
+        assert_eq!(of(conf).settings.broker.max_connections, connections, "{conf}");
+    }
+    for (types, level) in [
+        ("log_type error", "error"),
+        ("log_type warning\nlog_type error", "warn"),
+        ("log_type error\nlog_type all", "debug"),
+        ("log_type all\nlog_type none", "off"),
+        ("log_type none\nlog_type notice", "info"),
+        ("log_type error warning # both", "warn"),
+        ("log_dest none", "off"),
+        ("log_dest file /var/log/mosquitto/mosquitto.log", "info"),
+    ] {
+        assert_eq!(of(&format!("{types}\n")).settings.log.level, level, "{types}");
+    }
+}
+
+#[test]
+fn files_are_read_as_people_write_them() {
+    let result = of("\u{feff}# comment\r\n  listener\t1883   \r\n\r\n   # indented\r\nallow_anonymous   true\r\n");
+    assert_eq!((result.listeners(), result.anonymous().0), (vec!["[::]:1883".to_owned()], AnonymousFrom::All));
+    assert_eq!(result.summary.taken, 2);
+    let result = of("listener 1883\nno_such_setting 1\nlistner 1884\nallow_anonymous maybe\ntopic a/# out\n");
+    assert_eq!(result.summary.not_understood, 4, "{}", result.text);
+    assert!(result.remark("topic a/# out").contains("connection"));
+    // of two texts mosquitto takes none; of two others the last
+    let result = with_files("password_file a\npassword_file b\nlistener 1883\n", &[("a", ""), ("b", "")]);
+    assert!(result.remark("password_file b").contains("refuses a second"));
+    // control characters and quotes do no harm
+    let result = of("listener 1883\nlog_dest file /a\"b\\c\u{7}d\nconnection a\"b\naddress h\ntopic # out 1\n");
+    assert_eq!(result.settings.upstreams[0].name, "a-b");
+}
+
+#[test]
+fn included_files_begin_anew_and_come_in_order() {
+    let result = with_files(
+        "listener 1883\ninclude_dir conf.d\nmax_connections 9\n",
+        &[
+            ("conf.d/b.conf", "log_type none\n"),
+            ("conf.d/A.conf", "log_type error\ninclude_dir ../other\nlistener 1884 localhost\nmax_connections 1\n"),
+            ("conf.d/ignored.txt", "nonsense\n"),
+            ("other/x.conf", "nonsense\n"),
+        ],
+    );
+    assert_eq!(result.listeners(), ["[::]:1883", "127.0.0.1:1884", "[::1]:1884"]);
+    assert_eq!((result.settings.log.level.as_str(), result.settings.broker.max_connections), ("off", 10));
+    assert!(result.remark("include_dir ../other").contains("main file only"));
+    assert!(of("include_dir /no/such/dir\n").remark("include_dir /no/such/dir").contains(NOT_TAKEN));
+}
+
+#[test]
+fn users_and_their_rules_are_taken_over() {
+    let acl = "# guests\ntopic read public/#\n\nuser alice\ntopic readwrite home/#\ntopic   deny  home/private/#\ntopic write only/write\n\
+               topic single\nuser bob\n\nuser nobody\ntopic read x\npattern readwrite dev/%c/#\npattern read who/%u\n";
+    let passwords =
+        format!("alice:{HASH}\n# comment\nbob:{HASH}\r\nbob:{HASH}\n:{HASH}\nempty:\nplain:secret\nodd:$9$x\n");
+    let conf = "listener 1883\nallow_anonymous true\npassword_file passwd\nacl_file acl\n";
+    let result = with_files(conf, &[("passwd", &passwords), ("acl", acl)]);
+    let everybody = ["dev/%c/#", "who/%u"];
+    let alice = (
+        "alice",
+        list(&["home/#", "only/write", "single", "dev/%c/#", "!home/private/#"]),
+        list(&["home/#", "single", "dev/%c/#", "who/%u", "!home/private/#"]),
+    );
+    let (bob, plain) =
+        (("bob", list(&everybody[..1]), list(&everybody)), ("plain", list(&everybody[..1]), list(&everybody)));
+    assert_eq!(result.users(), [alice, bob, plain]);
+    assert_eq!(result.anonymous(), (AnonymousFrom::All, list(&["dev/%c/#"]), list(&["public/#", "dev/%c/#"])));
+    let users = &result.settings.broker.access.users;
+    assert_eq!(users[0].password_hash.as_deref(), Some(HASH));
+    assert!(users[2].password_hash.as_deref().unwrap().starts_with("$argon2id$"));
+    assert!(!result.text.contains("secret") && !result.text.contains("$9$x"));
+    assert_eq!(result.summary.not_understood, 2, "{}", result.text);
+}
+
+#[test]
+fn without_a_list_everybody_may_do_everything() {
+    let result = with_files("listener 1883\npassword_file p\n", &[("p", &format!("a:{HASH}\n"))]);
+    assert_eq!(result.users(), [("a", list(&["#"]), list(&["#", "$SYS/#"]))]);
+    // a list that is not here allows nothing, users that are not here do not come in
+    let result = with_files("listener 1883\npassword_file p\nacl_file gone\n", &[("p", &format!("a:{HASH}\n"))]);
+    assert_eq!(result.users(), [("a", list(&[]), list(&[]))]);
+    let result = of("listener 1883\npassword_file /gone\n");
+    assert_eq!((result.users().len(), result.anonymous().0), (0, AnonymousFrom::None));
+    assert!(result.summary.to_do[0].contains("/gone"));
+}
+
+#[test]
+fn rules_that_mean_something_else_here_are_narrower() {
+    let acl = "user a\ntopic readwrite a/#\ntopic read own/%u\npattern deny a/secret\npattern deny x/y\npattern read x/#\n\
+               pattern write $SYS/broker/connection/%c/state\ntopic bad/#/x\ntopic sometimes a\nsomething else\n";
+    let result =
+        with_files("listener 1883\npassword_file p\nacl_file acl\n", &[("p", &format!("a:{HASH}\n")), ("acl", acl)]);
+    // `pattern deny a/secret` takes nothing away in mosquitto, since a `topic` allows it first
+    assert_eq!(result.users(), [("a", list(&["a/#"]), list(&["a/#", "x/#", "!x/y"]))]);
+    assert!(result.remark("topic read own/%u").contains("pattern"));
+    assert!(result.remark("pattern write $SYS/broker/connection/%c/state").contains(NOT_TAKEN));
+    let narrowed = "user a\ntopic readwrite a/#\npattern deny a/secret\npattern readwrite a/+\n";
+    let result = with_files(
+        "listener 1883\npassword_file p\nacl_file acl\n",
+        &[("p", &format!("a:{HASH}\n")), ("acl", narrowed)],
+    );
+    assert!(result.remark("pattern deny a/secret").contains("denial always wins"), "{}", result.text);
+    // without a password file a name is only a claim
+    let result = with_files(
+        "listener 1883\nallow_anonymous true\nacl_file acl\n",
+        &[("acl", "topic read a\nuser root\ntopic #\n")],
+    );
+    assert_eq!((result.users().len(), result.anonymous().2), (0, list(&["a"])));
+    assert!(result.remark("user root").contains("claim"));
+}
+
+#[test]
+fn files_on_the_command_line_are_what_they_are() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = |name: &str, text: &str| {
+        let path = dir.path().join(name);
+        std::fs::write(&path, text).unwrap();
+        path
+    };
+    let (acl, passwords) = (file("rules", "user a\ntopic read x\n"), file("names", &format!("a:{HASH}\n")));
+    let conf = file("m.conf", "listener 1883\npassword_file /elsewhere/passwd\nacl_file /elsewhere/acl\n");
+    let result = all(&[acl.clone(), conf, passwords.clone()]);
+    assert_eq!(result.users(), [("a", list(&[]), list(&["x"]))]);
+    let result = all(&[passwords, acl]);
+    assert_eq!(result.users(), [("a", list(&[]), list(&["x"]))]);
+    let yaml = file("c.yml", "mqtt:\n  host: h\ndigital_inputs: []\n");
+    let error = import(&[yaml], &Options { host_name: "h", keeps_secrets: false }).unwrap_err();
+    assert!(matches!(error, ImportError::NotThat { .. }));
+    let error = import(&[dir.path().join("gone")], &Options { host_name: "h", keeps_secrets: false }).unwrap_err();
+    assert!(matches!(error, ImportError::Read { .. }));
+}
+
+#[test]
+fn what_each_listener_says_about_access_is_read_where_it_stands() {
+    let result = of(
+        "per_listener_settings true\nallow_anonymous true\nlistener 1883\npassword_file /gone\nacl_file /gone-too\n",
+    );
+    assert_eq!(result.anonymous().0, AnonymousFrom::None);
+    assert!(result.remark("allow_anonymous true").contains("default listener"));
+    assert!(
+        result.remark("password_file /gone").contains(NOT_TAKEN)
+            && result.remark("acl_file /gone-too").contains(NOT_TAKEN)
+    );
+    let result = with_files(
+        "per_listener_settings true\nlistener 1883\npassword_file a\nlistener 1884\npassword_file b\nacl_file c\nlistener 1885\n\
+         psk_hint x\nallow_anonymous true\n",
+        &[
+            ("a", &format!("x:{HASH}\ny:{HASH}\n")),
+            ("b", &format!("y:{HASH}\nz:{HASH}\n")),
+            ("c", "user z\ntopic read z\n"),
+        ],
+    );
+    let everything = (list(&["#"]), list(&["#", "$SYS/#"]));
+    let (x, y) = (("x", everything.0.clone(), everything.1.clone()), ("y", everything.0, everything.1));
+    assert_eq!(result.users(), [x, y, ("z", list(&[]), list(&["z"]))]);
+    assert_eq!(result.anonymous().0, AnonymousFrom::None);
+    assert!(result.text.contains("another listener has this user"), "{}", result.text);
+}
+
+#[test]
+fn a_bridge_becomes_an_upstream() {
+    let conf = "listener 1883\nconnection to-cloud\naddress cloud.example.org:8883 192.0.2.9 # both\nround_robin true\n\
+                bridge_cafile /etc/ssl/ca.crt\nbridge_certfile /etc/c.crt\nbridge_keyfile /etc/c.key\nremote_clientid loft\n\
+                username u\nremote_password p a s s # not a comment\ncleansession false\nkeepalive_interval 3\nstart_type automatic\n\
+                try_private false\nnotifications true\nnotification_topic sites/loft/state\nrestart_timeout 5 30\n\
+                bridge_protocol_version mqttv50\nbridge_attempt_unsubscribe true\nbridge_outgoing_retain true\n\
+                topic sensors/# out 1 loft/ sites/loft/\ntopic cmd/# in 2 \"\" remote/\ntopic # both 2 \"\" remote/x/\ntopic \"\" out 0 here there\n\
+                topic plain\n";
+    let result = of(conf);
+    let upstream = &result.settings.upstreams[0];
+    assert_eq!(upstream.name, "to-cloud");
+    let addresses: Vec<String> = upstream.addresses.iter().map(ToString::to_string).collect();
+    assert_eq!(addresses, ["mqtts://cloud.example.org:8883", "mqtts://192.0.2.9:1883"]);
+    assert_eq!((upstream.client_id.as_str(), upstream.username.as_deref()), ("loft", Some("u")));
+    assert_eq!(result.secrets, [("to-cloud.password".to_owned(), "p a s s # not a comment".to_owned())]);
+    assert!(!result.text.contains("p a s s"));
+    assert_eq!((upstream.clean_session, upstream.keep_alive), (false, Duration::from_secs(5)));
+    assert_eq!((upstream.protocol, upstream.status_topic.as_deref()), (Protocol::V5, Some("sites/loft/state")));
+    assert_eq!(upstream.tls.as_ref().unwrap().ca.as_deref(), Some(Path::new("/etc/ssl/ca.crt")));
+    let out: Vec<_> = upstream
+        .out
+        .iter()
+        .map(|rule| (&*rule.topic_filter, &*rule.local_prefix, &*rule.remote_prefix, rule.qos))
+        .collect();
+    assert_eq!(
+        out,
+        [
+            ("sensors/#", "loft/", "sites/loft/", OutQos::AtLeastOnce),
+            ("", "here", "there", OutQos::AtMostOnce),
+            ("plain", "", "", OutQos::AtMostOnce)
+        ]
+    );
+    let inbound = &upstream.inbound[0];
+    assert_eq!((&*inbound.topic_filter, &*inbound.local_prefix, &*inbound.remote_prefix), ("cmd/#", "", "remote/"));
+    assert_eq!(inbound.qos, Qos::AtLeastOnce);
+    assert_eq!((&*upstream.both[0].topic_filter, &*upstream.both[0].remote_prefix), ("#", "remote/x/"));
+}
+
+#[test]
+fn bridges_that_mosquitto_would_refuse_or_that_lose_their_protection_are_left_out() {
+    for (bridge, why) in [
+        ("connection a\naddress h\n", "topics"),
+        ("connection a\ntopic # out\n", "address"),
+        ("connection a\naddress h\ntopic # out\nbridge_psk 00\nbridge_identity x\n", "pre-shared"),
+        ("connection a\naddress h:0\ntopic # out\n", "address"),
+        ("connection a\naddress h\ntopic # sideways\n", "topics"),
+        ("connection a\naddress h\ntopic # out 3\n", "topics"),
+        ("connection a\naddress h\ntopic \"\" out 1 x\n", "topics"),
+        ("connection a\naddress h\ntopic # out 1 x/+/ y\n", "topics"),
+    ] {
+        let result = of(&format!("listener 1883\n{bridge}"));
+        assert!(result.settings.upstreams.is_empty(), "{bridge}");
+        assert!(result.remark("connection a").contains(why), "{bridge}: {}", result.text);
+        assert!(!result.text.contains("bridge_psk 00"));
+    }
+}
+
+#[test]
+fn bridges_keep_their_ids_apart_and_loops_need_version_5() {
+    let conf = "connection a\naddress h\ntopic # both\nbridge_protocol_version mqttv311\nconnection b c\naddress h\ntopic x/# out\n\
+                bridge_protocol_version mqttv31\nnotifications false\nremote_password x\nbridge_insecure true\n";
+    let result = of(conf);
+    let [a, b] = result.settings.upstreams.as_slice() else { panic!("two") };
+    assert_eq!((a.client_id.as_str(), b.client_id.as_str()), ("attic.a", "attic.b"));
+    assert_eq!((a.protocol, a.v5_only, b.protocol), (Protocol::Auto, true, Protocol::V4));
+    assert!(result.remark("remote_password (hidden)").contains("remote_username"));
+    assert!(result.secrets.is_empty());
+    assert!(result.remark("bridge_insecure true").contains("no TLS"));
+    // an empty value is no value
+    assert!(of("connection\naddress h\ntopic # out\n").text.contains("missing"));
+}

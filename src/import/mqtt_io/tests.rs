@@ -1,0 +1,126 @@
+//! What becomes of mqtt-io's settings: everything that is made is read by our own configuration.
+
+use std::time::Duration;
+
+use super::*;
+use crate::config::{Environment, Settings, read as read_config};
+use crate::sensors::settings::{Bias, Level, PayloadFormat};
+
+fn of(yaml: &str) -> (Settings, Imported) {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("config.yml");
+    std::fs::write(&path, yaml).unwrap();
+    let imported = import(&path, &Options { host_name: "attic", keeps_secrets: true }).unwrap();
+    let loaded = read_config(&imported.text, Path::new("/x/pigateway.toml"), &Environment::default());
+    let settings = loaded.unwrap_or_else(|error| panic!("{error}\n{}", imported.text)).settings;
+    let summary = &imported.summary;
+    let others = summary.differ + summary.not_needed + summary.not_taken + summary.not_understood;
+    assert_eq!(summary.lines, summary.taken + others);
+    (settings, imported)
+}
+
+const INPUTS: &str = "\
+mqtt:
+  host: localhost
+  topic_prefix: home/porch/
+gpio_modules:
+  - name: rpi
+    module: raspberrypi
+  - {name: far, module: pcf8574, i2c_bus_num: 1}
+digital_inputs:
+  - name: pir   # in the hall
+    module: rpi
+    pin: 17
+    pulldown: yes
+    interrupt: both
+    bouncetime: 250
+    retain: true
+    ha_discovery: {component: binary_sensor, device_class: motion}
+  - name: \"front door\"
+    module: rpi
+    pin: \"22\"
+    inverted: on
+    pullup: True
+    on_payload: \"OPEN\"
+    off_payload: OFF
+    interrupt: rising
+    poll_interval: 0.5
+  - {name: far away, module: far, pin: 3}
+  - name: no pin
+    module: rpi
+  - name: bad/#
+    module: rpi
+    pin: 4
+digital_outputs:
+  - name: lamp
+    module: rpi
+    pin: 5
+logging: {version: 1}
+";
+
+#[test]
+fn digital_inputs_become_sensors() {
+    let (settings, imported) = of(INPUTS);
+    let [pir, door] = settings.sensors.as_slice() else { panic!("{}", imported.text) };
+    assert_eq!((pir.name.as_str(), pir.pin, &*pir.topic), ("pir", 17, "home/porch/input/pir"));
+    assert_eq!((pir.active, pir.bias, pir.debounce), (Level::High, Bias::PullDown, Duration::from_millis(250)));
+    assert_eq!(
+        (pir.hold, pir.warm_up, pir.payload, pir.retain),
+        (Duration::ZERO, Duration::ZERO, PayloadFormat::OnOff, true)
+    );
+    assert_eq!((door.name.as_str(), door.pin, &*door.topic), ("front-door", 22, "home/porch/input/front door"));
+    assert_eq!((door.active, door.bias, door.retain), (Level::Low, Bias::PullUp, false));
+    // the broker was on this host
+    assert!(settings.upstreams.is_empty());
+    for (line, what) in [
+        ("digital_inputs.2.on_payload: OPEN", "differs: it says ON"),
+        ("digital_inputs.2.interrupt: rising", "differs"),
+        ("digital_inputs.3.pin: 3", "NOT TAKEN OVER: only the Pi's own pins"),
+        ("digital_inputs.4.name: no pin", "NOT TAKEN OVER: it has no pin"),
+        ("digital_inputs.5.name: bad/#", "NOT TAKEN OVER: its topic"),
+        ("digital_outputs.1.name: lamp", "NOT TAKEN OVER"),
+        ("digital_inputs.1.ha_discovery.component: binary_sensor", "home_assistant"),
+        ("mqtt.host: localhost", "not needed"),
+        ("logging.version: 1", "not needed"),
+    ] {
+        let remark = imported.text.lines().find(|text| text.contains(&format!("\"{line}\"")));
+        assert!(remark.is_some_and(|remark| remark.contains(what)), "{line}: {remark:?}\n{}", imported.text);
+    }
+    assert!(imported.text.contains("config.yml:9: \"digital_inputs") || !imported.text.contains("config.yml:0:"));
+}
+
+#[test]
+fn another_broker_becomes_an_upstream() {
+    let (settings, imported) = of(
+        "mqtt: {host: mqtt.example.org, port: 8883, user: u, password: p4ss, client_id: porch,\n  keepalive: 2, clean_session: no, \
+         topic_prefix: porch, status_topic: state, tls: {enabled: yes, ca_certs: /etc/ca.crt, insecure: true}}\n\
+         digital_inputs: [{name: a, module: raspberrypi, pin: 4}]\n",
+    );
+    let upstream = &settings.upstreams[0];
+    assert_eq!(upstream.addresses[0].to_string(), "mqtts://mqtt.example.org:8883");
+    assert_eq!((upstream.client_id.as_str(), upstream.username.as_deref()), ("porch", Some("u")));
+    assert_eq!((upstream.keep_alive, upstream.clean_session), (Duration::from_secs(5), false));
+    assert_eq!(upstream.status_topic.as_deref(), Some("porch/state"));
+    assert_eq!(upstream.out[0].local_filter(), "porch/input/#");
+    assert_eq!(upstream.out[0].remote_filter(), "porch/input/#");
+    assert_eq!(
+        (imported.secrets[0].name.as_str(), imported.secrets[0].password.as_str()),
+        ("mqtt-io.password", "p4ss")
+    );
+    assert!(!imported.text.contains("p4ss"));
+    let (settings, _) = of("mqtt: {host: 192.0.2.1, topic_prefix: ''}\ndigital_inputs: []\n");
+    assert_eq!(settings.upstreams[0].out[0].local_filter(), "input/#");
+}
+
+#[test]
+fn what_is_not_such_a_file_is_said_with_its_place() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("config.yml");
+    let fails = |text: &str| {
+        std::fs::write(&path, text).unwrap();
+        import(&path, &Options { host_name: "h", keeps_secrets: false }).unwrap_err().to_string()
+    };
+    assert!(fails("mqtt:\n  host: [a\n").contains("not YAML"));
+    assert!(fails("a: 1\n").contains("this is not a configuration of mqtt-io"));
+    assert!(fails(&"[".repeat(100)).contains("nested too deeply"));
+}

@@ -1,0 +1,133 @@
+//! What a file is, by what stands in it.
+
+use super::mosquitto::is_setting;
+
+/// Files that are recognised.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Our own.
+    Pigateway,
+    /// `mosquitto.conf`.
+    MosquittoConf,
+    /// mosquitto's password file.
+    MosquittoPasswords,
+    /// mosquitto's access control list.
+    MosquittoAcl,
+    /// mqtt-io's YAML, or that of its predecessor pi-mqtt-gpio.
+    MqttIo,
+}
+
+impl Kind {
+    /// What it is called in a sentence.
+    pub fn name(self) -> &'static str {
+        match self {
+            Kind::Pigateway => "a configuration of pigateway",
+            Kind::MosquittoConf => "a configuration of mosquitto",
+            Kind::MosquittoPasswords => "a password file of mosquitto",
+            Kind::MosquittoAcl => "an access control list of mosquitto",
+            Kind::MqttIo => "a configuration of mqtt-io",
+        }
+    }
+
+    /// Which `pigateway import` reads it.
+    pub fn import(self) -> Option<&'static str> {
+        match self {
+            Kind::Pigateway => None,
+            Kind::MosquittoConf | Kind::MosquittoPasswords | Kind::MosquittoAcl => Some("mosquitto"),
+            Kind::MqttIo => Some("mqtt-io"),
+        }
+    }
+}
+
+/// What a text is, if it is clearly one of these.
+pub fn kind_of(text: &str) -> Option<Kind> {
+    let text = text.strip_prefix('\u{feff}').unwrap_or(text);
+    let lines: Vec<&str> = text.lines().map(str::trim_end).filter(|line| !is_comment(line)).collect();
+    if lines.is_empty() {
+        return None;
+    }
+    let all_but_few = |is: fn(&str) -> bool| lines.iter().filter(|line| is(line)).count() * 5 >= lines.len() * 4;
+    let top = |name: &str| {
+        lines.iter().any(|line| line.strip_prefix(name).is_some_and(|rest| rest.trim_start().starts_with(':')))
+    };
+    let mqtt_io = ["digital_inputs", "digital_outputs", "gpio_modules", "sensor_inputs", "sensor_modules"];
+    if top("mqtt") && mqtt_io.iter().any(|name| top(name)) {
+        return Some(Kind::MqttIo);
+    }
+    if lines.iter().any(|line| is_toml(line)) {
+        return Some(Kind::Pigateway);
+    }
+    if all_but_few(is_password) {
+        return Some(Kind::MosquittoPasswords);
+    }
+    let has_acl = lines.iter().any(|line| is_acl(line));
+    if has_acl && lines.iter().all(|line| is_acl(line) || first_word(line) == "user") {
+        return Some(Kind::MosquittoAcl);
+    }
+    all_but_few(|line| is_setting(first_word(line))).then_some(Kind::MosquittoConf)
+}
+
+fn is_comment(line: &str) -> bool {
+    let line = line.trim();
+    line.is_empty() || line.starts_with('#')
+}
+
+fn first_word(line: &str) -> &str {
+    line.split_whitespace().next().unwrap_or_default()
+}
+
+/// A header, or a key with a value behind `=`.
+fn is_toml(line: &str) -> bool {
+    let line = line.trim();
+    let is_name =
+        |text: &str| !text.is_empty() && text.chars().all(|c| c.is_ascii_alphanumeric() || "_.-\"".contains(c));
+    if let Some(header) = line.strip_prefix('[') {
+        return header.trim_start_matches('[').split(']').next().is_some_and(is_name);
+    }
+    line.split_once('=').is_some_and(|(name, _)| is_name(name.trim()))
+}
+
+/// `name:hash`, or `name:password` in one word.
+fn is_password(line: &str) -> bool {
+    let is_hash = |hash: &str| hash.starts_with("$6$") || hash.starts_with("$7$") || hash.starts_with("$argon2id$");
+    line.split_once(':').is_some_and(|(name, hash)| {
+        !name.is_empty() && !hash.is_empty() && (is_hash(hash.trim()) || !line.contains([' ', '\t']))
+    })
+}
+
+/// A line of a list that no `mosquitto.conf` has: `topic read ...`, `pattern ...`.
+fn is_acl(line: &str) -> bool {
+    let mut words = line.split_whitespace();
+    matches!(
+        (words.next(), words.next(), words.next()),
+        (Some("pattern"), Some(_), _)
+            | (Some("topic"), Some("read" | "write" | "readwrite" | "deny"), Some(_))
+            | (Some("topic"), Some(_), None)
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn files_are_told_apart() {
+        for (text, kind) in [
+            ("listener 1883\nallow_anonymous true\n", Some(Kind::MosquittoConf)),
+            ("\u{feff}# x\r\npersistence true\r\n", Some(Kind::MosquittoConf)),
+            ("connection a\naddress h\ntopic # both 2 \"\" remote/\n", Some(Kind::MosquittoConf)),
+            ("listener 1883\nno_such_key 1\n", None),
+            ("user a\ntopic read x/#\npattern write y/%u\n", Some(Kind::MosquittoAcl)),
+            ("topic x\n", Some(Kind::MosquittoAcl)),
+            ("a:$7$101$c2FsdA==$aGFzaA==\nb:$6$c2FsdA==$aGFzaA==\n", Some(Kind::MosquittoPasswords)),
+            ("alice:secret\nbob:secret\n", Some(Kind::MosquittoPasswords)),
+            ("[broker]\nmax_connections = 3\n", Some(Kind::Pigateway)),
+            ("[[sensor]]\n", Some(Kind::Pigateway)),
+            ("mqtt:\n  host: h\ndigital_inputs:\n  - name: a\n    pin: 3\n", Some(Kind::MqttIo)),
+            ("", None),
+            ("hello world\n", None),
+        ] {
+            assert_eq!(kind_of(text), kind, "{text}");
+        }
+    }
+}

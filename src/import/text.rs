@@ -1,0 +1,86 @@
+//! The text that is written.
+
+use std::fmt::{Display, Write};
+use std::rc::Rc;
+
+use super::line::Line;
+use super::remark;
+
+/// TOML as it grows.
+#[derive(Debug, Default)]
+pub(super) struct Text(String);
+
+impl Text {
+    /// A table's header, with an empty line in front.
+    pub fn table(&mut self, header: &str) {
+        let _ = write!(self.0, "\n{header}\n");
+    }
+
+    /// A key; `value` is TOML already.
+    pub fn key(&mut self, name: &str, value: impl Display) {
+        let _ = writeln!(self.0, "{name} = {value}");
+    }
+
+    /// A key with a comment behind it.
+    pub fn key_with(&mut self, name: &str, value: impl Display, comment: &str) {
+        let _ = writeln!(self.0, "{name} = {value}    # {}", printable(comment));
+    }
+
+    /// A comment.
+    pub fn comment(&mut self, comment: &str) {
+        let _ = writeln!(self.0, "# {}", printable(comment));
+    }
+
+    /// What these lines leave as comments.
+    pub fn remarks<'a>(&mut self, lines: impl IntoIterator<Item = &'a Rc<Line>>) {
+        for line in lines {
+            if let Some(remark) = remark(line) {
+                self.comment(&remark);
+            }
+        }
+    }
+
+    /// Another text behind it.
+    pub fn append(&mut self, other: &Text) {
+        self.0.push_str(&other.0);
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+/// A text as TOML.
+pub(super) fn quoted(text: &str) -> String {
+    toml::Value::String(text.into()).to_string()
+}
+
+/// A list of texts as TOML.
+pub(super) fn list(texts: &[String]) -> String {
+    let items: Vec<String> = texts.iter().map(|text| quoted(text)).collect();
+    format!("[{}]", items.join(", "))
+}
+
+/// What may stand in a comment: TOML allows no control characters there.
+pub(super) fn printable(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() { '?' } else { c }).collect()
+}
+
+/// A text as a name of ours, which allows fewer characters.
+pub(super) fn name(text: &str) -> String {
+    let fits = |c: char| if c.is_alphanumeric() || matches!(c, '-' | '_' | '.') { c } else { '-' };
+    let name: String = text.chars().take(64).map(fits).collect();
+    if name.is_empty() { "unnamed".into() } else { name }
+}
+
+/// The name, or the first of `name-2`, `name-3`, ... that is free.
+pub(super) fn free_name(wanted: &str, taken: &[String]) -> String {
+    let wanted = name(wanted);
+    let short: String = wanted.chars().take(58).collect();
+    let others = (2..).map(|number: usize| format!("{short}-{number}"));
+    std::iter::once(wanted.clone()).chain(others).find(|name| !taken.contains(name)).unwrap_or(wanted)
+}

@@ -1,0 +1,160 @@
+//! The commands for people: what a topic means, what is wrong with a machine, how a gateway is doing, quick looks.
+
+#![allow(clippy::unwrap_used)]
+
+mod support;
+
+use std::net::TcpListener;
+use std::path::Path;
+
+use support::broker::gateway;
+use support::{Connect, Gateway, Mosquitto, Process, Setup, free_port};
+
+/// Runs the program to its end; returns exit code and lines.
+fn run(args: &[&str], input: &str, dir: &Path) -> (Option<i32>, Vec<String>) {
+    let mut process = Process::start(gateway().args(args).current_dir(dir));
+    process.input(input.as_bytes());
+    process.wait()
+}
+
+fn user(name: &str) -> String {
+    let (_, lines) = run(&["user", name], "secret\n", Path::new("."));
+    lines.join("\n") + "\n"
+}
+
+#[test]
+fn messages_are_published_and_shown() {
+    let gateway = Gateway::with(&format!("[broker.anonymous]\nsubscribe = [\"a/#\"]\n{}", user("esp")));
+    let port = gateway.port.to_string();
+    let dir = gateway.dir();
+    let (code, lines) = run(&["publish", "a/b", "kept", "--retain", "--port", &port], "", dir);
+    assert_eq!(code, Some(0), "{lines:?}");
+    let (code, lines) = run(&["subscribe", "a/#", "-n", "1", "--port", &port], "", dir);
+    assert_eq!((code, lines), (Some(0), vec!["a/b kept".to_owned()]));
+    let (code, lines) = run(&["subscribe", "other/#", "--port", &port], "", dir);
+    assert!(code == Some(69) && lines[0].contains("rules do not allow"), "{lines:?}");
+    for (password, expected) in [("secret\n", Some(0)), ("wrong\n", Some(69))] {
+        let (code, lines) = run(&["publish", "x", "", "-q", "0", "--user", "esp", "--port", &port], password, dir);
+        assert_eq!(code, expected, "{lines:?}");
+    }
+    let mut client = Connect::new("reader").login("esp", "secret").open(gateway.port);
+    client.subscribe("#", 1);
+    let mut subscriber = Process::start(gateway_at(&port).args(["--user", "esp", "#"]));
+    subscriber.input(b"secret\n");
+    subscriber.wait_for_line("a/b kept");
+    let big = "x".repeat(100_000);
+    client.publish("large", &big, 1, false);
+    subscriber.wait_for_line(&format!("large {big}"));
+    subscriber.kill();
+    let nobody = free_port().to_string();
+    let (code, _) = run(&["publish", "a", "b", "--host", "127.0.0.1", "--port", &nobody], "", dir);
+    assert_eq!(code, Some(69));
+}
+
+fn gateway_at(port: &str) -> std::process::Command {
+    let mut command = gateway();
+    command.args(["subscribe", "--port", port]);
+    command
+}
+
+#[test]
+fn a_running_gateway_says_how_it_is() {
+    let (setup, http) = Setup::default()
+        .config(&format!(
+            "{}[[upstream]]\nname = \"home\"\naddresses = [\"mqtt://127.0.0.1:{}\"]\n",
+            user("esp"),
+            free_port()
+        ))
+        .http();
+    let gateway = setup.start();
+    let config = gateway.dir().join("pigateway.toml");
+    let config = config.to_str().unwrap();
+    let (code, lines) = run(&["status", "--config", config], "", gateway.dir());
+    assert_eq!(code, Some(0), "{lines:?}");
+    for part in ["pigateway ", "\"test\"", "journal: ", "upstream home: not connected"] {
+        assert!(lines.iter().any(|line| line.contains(part)), "{part}: {lines:?}");
+    }
+    let (code, lines) = run(&["status", "--config", config, "--json"], "", gateway.dir());
+    let json: serde_json::Value = serde_json::from_str(&lines.join("\n")).unwrap();
+    assert_eq!((code, json["gateway"]["id"].as_str()), (Some(0), Some("test")));
+    let (code, lines) = run(&["status", "--config", config, "--user", "esp"], "wrong\n", gateway.dir());
+    assert!(code == Some(69) && lines[0].contains("not authorised"), "{lines:?}");
+    let (code, _) = run(&["status", "--config", config, "--user", "esp"], "secret\n", gateway.dir());
+    assert_eq!(code, Some(0));
+    gateway.stop();
+    assert!(TcpListener::bind(("127.0.0.1", http)).is_ok());
+}
+
+#[test]
+fn the_doctor_names_what_is_wrong_and_what_to_do() {
+    let upstream = Mosquitto::with("");
+    let dir = tempfile::tempdir().unwrap();
+    let free = free_port();
+    let write = |listener: u16, address: &str| {
+        let text = format!(
+            "[gateway]\ndata_dir = \"data\"\n[http]\naddress = \"off\"\n[[broker.listener]]\naddress = \"127.0.0.1:{listener}\"\n\
+             [[upstream]]\nname = \"home\"\naddresses = [\"{address}\"]\n[[upstream.out]]\ntopic_filter = \"a\"\n"
+        );
+        std::fs::write(dir.path().join("c.toml"), text).unwrap();
+    };
+    let doctor = || run(&["doctor", "--config", "c.toml"], "", dir.path());
+    write(free, &format!("mqtt://127.0.0.1:{}", upstream.port));
+    let (code, lines) = doctor();
+    assert_eq!(code, Some(0), "{lines:#?}");
+    let shown = |lines: &[String], part: &str| {
+        lines.iter().position(|line| line.contains(part)).unwrap_or_else(|| panic!("{part}: {lines:#?}"))
+    };
+    for part in ["is free", "answers", "data directory", "clock", "configuration c.toml: valid", "pigateway 0."] {
+        shown(&lines, part);
+    }
+    // a port that another program has, an upstream that is not there, one that does not speak TLS, a name that is none
+    write(upstream.port, &format!("mqtt://127.0.0.1:{free}"));
+    let (code, lines) = doctor();
+    assert_eq!(code, Some(1));
+    let taken = shown(&lines, &format!("taken by mosquitto (process {})", upstream.pid()));
+    assert!(lines[taken + 1].contains("-> stop it"), "{lines:#?}");
+    let gone = shown(&lines, "PROBLEM upstream home");
+    assert!(lines[gone + 1].contains("->"), "{lines:#?}");
+    write(free, &format!("mqtts://127.0.0.1:{}", upstream.port));
+    let (code, lines) = doctor();
+    assert_eq!(code, Some(1));
+    shown(&lines, "PROBLEM upstream home: mqtts://");
+    write(free, "mqtt://no-such-host.invalid");
+    let (_, lines) = doctor();
+    shown(&lines, "cannot be resolved");
+    std::fs::write(dir.path().join("c.toml"), "x = 1\n").unwrap();
+    let (code, lines) = doctor();
+    assert_eq!(code, Some(1));
+    shown(&lines, "PROBLEM c.toml:1:1: x: unknown key");
+    // its own gateway is no stranger
+    let gateway = Gateway::start();
+    let config = gateway.dir().join("pigateway.toml");
+    let (_, lines) = run(&["doctor", "--config", config.to_str().unwrap()], "", gateway.dir());
+    shown(&lines, &format!("a running pigateway (process {})", gateway.pid()));
+}
+
+#[test]
+fn a_topic_is_explained() {
+    let dir = tempfile::tempdir().unwrap();
+    let table = user("esp");
+    std::fs::write(dir.path().join("c.toml"), &table).unwrap();
+    let (code, lines) = run(&["explain", "loft/x", "--config", "c.toml"], "", dir.path());
+    assert_eq!(code, Some(0), "{lines:?}");
+    assert!(lines.iter().any(|line| line.contains("esp") && line.contains("yes, by \"#\" (c.toml:4)")), "{lines:#?}");
+    let (code, _) = run(&["explain", "loft/x", "--config", "c.toml", "--user", "nobody"], "", dir.path());
+    assert_eq!(code, Some(67));
+    let (code, _) = run(&["explain", "loft/#", "--config", "c.toml"], "", dir.path());
+    assert_eq!(code, Some(2));
+}
+
+#[test]
+fn every_command_has_help() {
+    let (code, lines) = run(&["help"], "", Path::new("."));
+    assert_eq!(code, Some(0));
+    for command in ["run", "check", "user", "import", "explain", "doctor", "status", "publish", "subscribe", "journal"]
+    {
+        assert!(lines.iter().any(|line| line.contains(&format!("pigateway {command}"))), "{command}");
+        let (code, help) = run(&["help", command], "", Path::new("."));
+        assert!(code == Some(0) && help.len() > 2, "{command}: {help:?}");
+    }
+}
