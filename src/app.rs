@@ -4,12 +4,16 @@
 //! part that fails, and go down in order: sensors and ports first, then clients and upstreams, the router last.
 
 mod data_dir;
+mod identity;
+mod orphans;
 mod pulse;
 mod reload;
 mod summary;
 #[cfg(test)]
 mod tests;
 mod web;
+
+pub use self::orphans::discard;
 
 use std::future::pending;
 use std::io;
@@ -32,7 +36,6 @@ use crate::exchange::ingress::Receipt;
 use crate::exchange::live::{Dispatcher, RouterError};
 use crate::health::{Health, Problems};
 use crate::http;
-use crate::journal::loss::Owner;
 use crate::journal::settings::JournalSettings;
 use crate::journal::storage::file::FileStorage;
 use crate::journal::{Journal, JournalError, Limits};
@@ -46,8 +49,9 @@ use crate::service::signals::{Signal, Signals};
 use crate::status::{ClientsShown, SensorSnapshot, SensorState, Status, UpstreamShown};
 use crate::supervise::{Exit, Supervisor};
 use crate::time::{SharedClock, SystemClock};
+use crate::upstream::Upstream;
+use crate::upstream::announce::announce;
 use crate::upstream::settings::UpstreamSettings;
-use crate::upstream::{self, Upstream};
 
 /// An orderly shutdown takes no longer than this.
 const SHUTDOWN: Duration = Duration::from_secs(4);
@@ -151,13 +155,17 @@ struct Gateway {
 
 impl Gateway {
     async fn start(
-        settings: Settings,
+        mut settings: Settings,
         config_path: Option<&Path>,
         logging: Logging,
         problems: Problems,
     ) -> Result<Gateway, AppError> {
         let clock: SharedClock = Arc::new(SystemClock);
-        let data_dir = DataDir::open(&settings.gateway.data_dir)?;
+        let path = settings.gateway.data_dir.clone();
+        let is_new = !path.join("journal").exists();
+        let data_dir = DataDir::open(&path)?;
+        identity::choose(&path, is_new);
+        identity::apply(&mut settings, &path);
         let supervisor = Supervisor::default();
         let doors = CancellationToken::new();
         let health = Health::default();
@@ -353,7 +361,6 @@ async fn start_router(
     supervisor.spawn("router", dispatcher.run(supervisor.token(), move || probe.probe(), alive));
     core.publish_orphaned_wills().await;
     supervisor.spawn_endless("sessions", core.clone().sweep());
-    supervisor.spawn_endless("shared subscriptions", core.clone().share());
     let figures = sys::Figures::start(core.clone()).await;
     supervisor.spawn_endless("$SYS", figures.run());
 }
@@ -367,7 +374,7 @@ fn start_upstreams(
     rooms: &mut Rooms,
 ) -> (Vec<watch::Sender<Arc<UpstreamSettings>>>, Vec<UpstreamShown>) {
     let journal = core.ingress.journal();
-    drop_unknown_upstreams(settings, journal);
+    let removed = orphans::keep(settings, journal);
     let limits = Limits {
         messages: usize::MAX,
         // the journal bounds all of them together
@@ -381,12 +388,16 @@ fn start_upstreams(
         let ingress = core.ingress.clone();
         let upstream = Upstream::new(changes, journal, kept, ingress, max_packet, clock.clone());
         let shown = upstream.shown();
+        let announced = announce(shown.clone(), core.ingress.clone(), clock.clone(), supervisor.token());
+        supervisor.spawn_endless(format!("state of upstream {}", rules.borrow().name), announced);
         let name: Arc<str> = format!("upstream {}", rules.borrow().name).into();
         let pulse = rooms.watch(name.clone());
         supervisor.spawn(name, upstream.run(pulse, supervisor.token()));
         (rules, shown)
     };
-    settings.upstreams.iter().map(start).unzip()
+    let (rules, mut shown): (Vec<_>, Vec<_>) = settings.upstreams.iter().map(start).unzip();
+    shown.extend(removed);
+    (rules, shown)
 }
 
 async fn open_journal(settings: &Settings, clock: SharedClock) -> Result<Journal, AppError> {
@@ -404,26 +415,6 @@ async fn watch_journal(journal: Journal, cancel: CancellationToken) -> Result<()
     tokio::select! {
         () = cancel.cancelled() => Ok(()),
         () = journal.ended() => Err("a thread of the journal has ended"),
-    }
-}
-
-/// Messages for upstreams that the configuration no longer has are given up: nobody will ever fetch them.
-fn drop_unknown_upstreams(settings: &Settings, journal: &Journal) {
-    let is_known = |name: &str| settings.upstreams.iter().any(|known| known.name == name);
-    upstream::retained::forget_unknown(journal, is_known);
-    for (name, id, backlog) in journal.consumers() {
-        if let Owner::Upstream(upstream) = Owner::of(&name)
-            && !is_known(upstream)
-        {
-            journal.remove(id);
-            if backlog.messages > 0 {
-                error!(
-                    upstream,
-                    messages = backlog.messages,
-                    "upstream no longer configured: its messages are dropped"
-                );
-            }
-        }
     }
 }
 

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use tokio::sync::watch;
 use tracing::{error, info, warn};
 
-use super::summary;
+use super::{identity, summary};
 use crate::broker::core::Core;
 use crate::config::reload::Reload;
 use crate::config::{self, Settings};
@@ -68,7 +68,9 @@ impl Reloadable {
                 for warning in &loaded.warnings {
                     warn!("{warning}");
                 }
-                self.apply(&loaded.settings);
+                let mut new = loaded.settings;
+                identity::apply(&mut new, &self.settings.gateway.data_dir);
+                self.apply(&new);
             }
             Ok(Err(problems)) => {
                 for line in problems.to_string().lines() {

@@ -8,6 +8,7 @@ use serde::Serialize;
 use super::{CliError, print};
 use crate::config::{self, Problem};
 use crate::import::kind_of_file;
+use crate::journal::inspect::waiting_upstreams;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
@@ -75,6 +76,7 @@ fn report(path: &Path) -> Report {
     match config::load(path) {
         Ok(loaded) => {
             report.warnings = loaded.warnings.iter().map(Finding::from).collect();
+            report.warnings.extend(orphans(&loaded.settings));
             for file in &loaded.files {
                 let list = if file.is_missing { &mut report.missing_files } else { &mut report.problems };
                 list.push(Finding::from(&file.problem));
@@ -84,6 +86,23 @@ fn report(path: &Path) -> Report {
     }
     report.valid = report.problems.is_empty();
     report
+}
+
+/// What waits for upstreams that a configuration does not have: it may be a mistake.
+fn orphans(settings: &config::Settings) -> Vec<Finding> {
+    let dir = &settings.gateway.data_dir;
+    // what cannot be looked at is for the gateway to say
+    let waiting = waiting_upstreams(dir).unwrap_or_default().into_iter();
+    let unknown = waiting.filter(|(name, _)| !settings.upstreams.iter().any(|upstream| upstream.name == *name));
+    let finding = |(name, messages): (String, u64)| {
+        let dir = dir.display();
+        let message = format!(
+            "{messages} messages wait for upstream {name}, which is not configured: they are kept, and are the first to give \
+             way when the journal is full; pigateway journal {dir} --discard {name} removes them"
+        );
+        Finding { line: None, column: None, key: String::new(), shown: message.clone(), message }
+    };
+    unknown.map(finding).collect()
 }
 
 fn show(report: &Report) -> Result<(), CliError> {

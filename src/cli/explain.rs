@@ -218,7 +218,7 @@ impl Explained<'_> {
             broker.max_queued_messages
         );
         for upstream in &self.settings.upstreams {
-            if Rules::new(upstream).outgoing(topic).is_some_and(|(_, qos)| qos != OutQos::AtMostOnce) {
+            if Rules::new(upstream).outgoing(topic).is_some_and(|target| target.qos != OutQos::AtMostOnce) {
                 let size = config::units::show_size(self.settings.journal.max_size);
                 let _ = writeln!(
                     text,
@@ -237,8 +237,9 @@ impl Explained<'_> {
             let rules = Rules::new(upstream);
             let addresses: Vec<String> = upstream.addresses.iter().map(ToString::to_string).collect();
             let (name, addresses) = (&upstream.name, addresses.join(", "));
-            if let Some((to, qos)) = rules.outgoing(topic) {
-                let qos = match qos {
+            if let Some(target) = rules.outgoing(topic) {
+                let to = target.topic;
+                let qos = match target.qos {
                     OutQos::AtMostOnce => "QoS 0",
                     OutQos::AtLeastOnce => "QoS 1",
                     _ => "the QoS that it was published with",
@@ -295,7 +296,7 @@ fn sources(upstream: &UpstreamSettings, topic: &str) -> Vec<(String, String)> {
     let rules = Rules::new(upstream);
     let source = |(filter, local, remote, place): (String, &String, &String, String)| {
         let from = format!("{remote}{}", topic.strip_prefix(local.as_str())?);
-        let comes = matches(&filter, topic) && rules.incoming(&from).is_some_and(|(to, _)| to == topic);
+        let comes = matches(&filter, topic) && rules.incoming(&from).is_some_and(|(to, ..)| to == topic);
         comes.then(|| (from, format!("the rule at {place}")))
     };
     inbound.chain(both).filter_map(source).collect()

@@ -3,7 +3,8 @@
 use std::io::{self, Write};
 use std::path::Path;
 
-use super::CliError;
+use super::{CliError, print};
+use crate::app;
 use crate::journal::inspect::{InspectError, What, inspect};
 
 pub(super) fn show_journal(dir: &Path, what: What) -> Result<(), CliError> {
@@ -14,4 +15,17 @@ pub(super) fn show_journal(dir: &Path, what: What) -> Result<(), CliError> {
         result => result?,
     };
     if is_whole { Ok(()) } else { Err(CliError::Damaged) }
+}
+
+/// Removes what waits for an upstream.
+pub(super) fn discard(dir: &Path, upstream: &str) -> Result<(), CliError> {
+    if !dir.join("journal").is_dir() {
+        return Err(InspectError::None(dir.display().to_string()).into());
+    }
+    match app::discard(dir, upstream)? {
+        Some(messages) => {
+            print(format!("{messages} messages that waited for upstream {upstream} are removed\n").as_bytes())
+        }
+        None => Err(CliError::NoUpstream(upstream.to_owned())),
+    }
 }

@@ -68,6 +68,10 @@ enum Command {
         /// Print the messages as JSON, one a line
         #[arg(long, conflicts_with = "verify")]
         export: bool,
+        /// Remove what waits for the upstream with this name, such as one that is not configured any more; no gateway may
+        /// run there
+        #[arg(long, value_name = "NAME", conflicts_with_all = ["verify", "export"])]
+        discard: Option<String>,
     },
     /// Print completions for a shell
     Completions {
@@ -145,6 +149,9 @@ pub enum CliError {
     /// The journal cannot be shown.
     #[error(transparent)]
     Journal(#[from] InspectError),
+    /// The journal knows no such upstream.
+    #[error("nothing waits for an upstream {0:?} there")]
+    NoUpstream(String),
     /// The journal is damaged; how has been printed.
     #[error("the journal is damaged")]
     Damaged,
@@ -164,7 +171,7 @@ impl CliError {
             CliError::App(error) => error.exit_code(),
             CliError::Password(_) | CliError::Damaged => 65,
             CliError::Import(ImportError::NotThat { .. } | ImportError::Yaml { .. }) => 65,
-            CliError::Import(_) | CliError::Journal(_) | CliError::Missing { .. } => 66,
+            CliError::Import(_) | CliError::Journal(_) | CliError::NoUpstream(_) | CliError::Missing { .. } => 66,
             CliError::Unwell(_) => 1,
             CliError::NoSuchUser(_) => 67,
             CliError::Gateway(_) | CliError::Broker(_) => 69,
@@ -189,7 +196,8 @@ impl Cli {
             Some(Command::Publish(args)) => client::publish(&args),
             Some(Command::Subscribe(args)) => client::subscribe(&args),
             Some(Command::Import(from)) => import::import(&from),
-            Some(Command::Journal { dir, verify, export }) => journal::show_journal(&dir, What { verify, export }),
+            Some(Command::Journal { dir, discard: Some(name), .. }) => journal::discard(&dir, &name),
+            Some(Command::Journal { dir, verify, export, .. }) => journal::show_journal(&dir, What { verify, export }),
             Some(Command::Completions { shell }) => {
                 let mut script = Vec::new();
                 clap_complete::generate(shell, &mut Cli::command(), "pigateway", &mut script);

@@ -6,7 +6,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::access::settings::{AccessRule, AnonymousFrom};
 use crate::sensors::settings::Simulation;
-use crate::upstream::settings::{OutQos, Protocol};
+use crate::upstream::settings::{OutQos, Password, Protocol};
 
 const EXAMPLE: &str = include_str!("../../deploy/pigateway.example.toml");
 
@@ -168,7 +168,7 @@ const MISTAKES: &[(&str, &str)] = &[
     ),
     (
         "[[upstream]]\nname = \"u\"\naddresses = [\"tcp://h\"]",
-        "3:14: upstream.addresses: found \"tcp://h\"; valid: mqtt://HOST:PORT or mqtts://HOST:PORT",
+        "3:14: upstream.addresses: found \"tcp://h\"; valid: mqtt://HOST:PORT, mqtts://HOST:PORT, ws://HOST:PORT/PATH or wss://HOST:PORT/PATH",
     ),
     ("{upstream}protocol = 3", "4:12: upstream.protocol: found 3; valid: \"auto\", 5, 4"),
     (
@@ -176,8 +176,24 @@ const MISTAKES: &[(&str, &str)] = &[
         "4:14: upstream.keep_alive: found \"4 s\"; valid: a duration from 5 s to 65535 s: a whole number and ms, s, min, h or days",
     ),
     (
+        "{upstream}rate = \"50\"",
+        "4:8: upstream.rate: found \"50\"; valid: messages in a time, such as \"50/s\", \"600/min\" or \"1000/h\"",
+    ),
+    (
+        "{upstream}proxy = \"ftp://me:secret@h\"",
+        "4:9: upstream.proxy: not a proxy; valid: http://[USER:PASSWORD@]HOST:PORT or socks5://[USER:PASSWORD@]HOST:PORT",
+    ),
+    (
+        "{upstream}failback = \"1 h\"",
+        "4:12: upstream.failback: there is only one address; valid: \"never\", or more addresses",
+    ),
+    (
+        "{upstream}username = \"u\"\npassword_command = [\"token\"]",
+        "5:20: upstream.password_command: the program has no absolute path; valid: a list of an absolute path and arguments, such as [\"/usr/local/bin/sas-token\", \"loft\"]; there is no shell",
+    ),
+    (
         "{upstream}tls = { }",
-        "1:1: upstream.tls: no address uses TLS; valid: an address that begins with mqtts://, or no tls",
+        "1:1: upstream.tls: no address uses TLS; valid: an address that begins with mqtts:// or wss://, or no tls",
     ),
     (
         "{upstream}{other}",
@@ -324,7 +340,7 @@ fn the_example_is_valid() {
     assert_eq!((warnings, files), (vec![], vec![]));
     let (sensor, upstream) = (&settings.sensors[0], &settings.upstreams[0]);
     assert_eq!((sensor.name.as_str(), sensor.pin, sensor.topic.as_str()), ("loft-motion", 17, "loft/motion1"));
-    assert_eq!(upstream.password_file.as_deref(), Some(path.with_file_name("home.password").as_path()));
+    assert_eq!(upstream.password, Some(Password::File(path.with_file_name("home.password"))));
     assert_eq!(upstream.addresses[1].to_string(), "mqtt://192.0.2.7:1883");
     assert_eq!((upstream.out[0].qos, upstream.v5_only), (OutQos::AtLeastOnce, false));
     assert_eq!(upstream.out[0].remote_filter(), "sites/loft/#");
@@ -357,6 +373,7 @@ fn the_example_shows_the_defaults() {
         "publish",
         "subscribe",
         "password_hash",
+        "client_id",
         "username",
         "password_file",
         "tls",
@@ -382,7 +399,10 @@ fn secrets_are_looked_for_among_the_credentials_first() {
     let (_dir, path) = example_dir();
     let credentials = tempfile::tempdir().unwrap();
     let environment = Environment { credentials_dir: Some(credentials.path().into()), ..environment() };
-    let password_file = || load_in(&path, &environment).unwrap().settings.upstreams[0].password_file.clone().unwrap();
+    let password_file = || match load_in(&path, &environment).unwrap().settings.upstreams[0].password.clone() {
+        Some(Password::File(path)) => path,
+        other => panic!("{other:?}"),
+    };
     assert_eq!(password_file(), path.with_file_name("home.password"));
     std::fs::write(credentials.path().join("home.password"), "from systemd\r\n").unwrap();
     assert_eq!(password_file(), credentials.path().join("home.password"));

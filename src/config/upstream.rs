@@ -1,14 +1,17 @@
 //! `[[upstream]]` with its `[[upstream.out]]`, `[[upstream.in]]` and `[[upstream.both]]`.
 
+use std::path::Path;
 use std::time::Duration;
+
+use rustls::pki_types::ServerName;
 
 use super::broker::MAX_EXPIRY;
 use super::document::{NAME_FORM, Table, Unique, Value, assign, topic};
 use super::paths::Paths;
 use crate::message::{Qos, TopicError, check_filter, check_topic};
-use crate::upstream::settings::loops;
 use crate::upstream::settings::{
-    OutQos, Place, Protocol, Rule, Scheme, UpstreamAddress, UpstreamSettings, UpstreamTls,
+    OutQos, Password, Place, Protocol, Proxy, Rate, Rule, UpstreamAddress, UpstreamSettings, UpstreamTls, fingerprint,
+    loops,
 };
 
 const ADDRESSES_FORM: &str =
@@ -25,13 +28,17 @@ pub(super) fn read(root: &Table, paths: &Paths, gateway_id: &str) -> Vec<Upstrea
         let mut upstream =
             UpstreamSettings::new(name.unwrap_or_default(), addresses(&table), format!("pigateway-{gateway_id}"));
         session(&table, &mut upstream);
+        line(&table, &mut upstream);
         login(&table, &mut upstream, paths);
         upstream.tls = table.table("tls").map(|tls| read_tls(tls, paths));
         if upstream.tls.is_some()
             && !upstream.addresses.is_empty()
-            && upstream.addresses.iter().all(|a| a.scheme == Scheme::Mqtt)
+            && !upstream.addresses.iter().any(|address| address.scheme.is_tls())
         {
-            table.problem("tls", "no address uses TLS; valid: an address that begins with mqtts://, or no tls");
+            table.problem(
+                "tls",
+                "no address uses TLS; valid: an address that begins with mqtts:// or wss://, or no tls",
+            );
         }
         let status = table.get("status_topic");
         upstream.status_topic = status.and_then(|value| topic(&value, ""));
@@ -57,7 +64,7 @@ fn addresses(table: &Table) -> Vec<UpstreamAddress> {
     if value.is_list() && items.is_empty() {
         value.problem(format!("the list is empty; valid: {ADDRESSES_FORM}"));
     }
-    let valid = "mqtt://HOST:PORT or mqtts://HOST:PORT";
+    let valid = "mqtt://HOST:PORT, mqtts://HOST:PORT, ws://HOST:PORT/PATH or wss://HOST:PORT/PATH";
     items.iter().filter_map(|item| item.parsed(valid, UpstreamAddress::parse)).collect()
 }
 
@@ -68,6 +75,7 @@ fn session(table: &Table, upstream: &mut UpstreamSettings) {
     let fits = |text: &str| (1..=65535).contains(&text.len()) && !text.contains(char::is_control);
     let client_id = table.get("client_id");
     let client_id = client_id.and_then(|value| value.parsed(id_form, |text| fits(text).then(|| text.into())));
+    upstream.has_default_client_id = client_id.is_none();
     assign(&mut upstream.client_id, client_id);
     assign(&mut upstream.clean_session, table.get("clean_session").and_then(|value| value.switch()));
     let expiry = table.get("session_expiry").and_then(|value| value.duration(Duration::ZERO..=MAX_EXPIRY));
@@ -85,12 +93,85 @@ fn login(table: &Table, upstream: &mut UpstreamSettings, paths: &Paths) {
     let username = table.get("username");
     let has_username = username.is_some();
     upstream.username = username.and_then(|value| value.parsed(name_form, |text| fits(text).then(|| text.into())));
-    let Some(file) = table.get("password_file") else { return };
+    let (file, command) = (table.get("password_file"), table.get("password_command"));
+    let Some(value) = file.as_ref().or(command.as_ref()) else { return };
     // MQTT 3.1.1 has no password without a user name [MQTT-3.1.2-22]
     if !has_username {
-        file.problem("there is no username; valid: a username and a password_file, or neither");
+        let key = if file.is_some() { "password_file" } else { "password_command" };
+        value.problem(format!("there is no username; valid: a username and a {key}, or neither"));
     }
-    upstream.password_file = paths.password(&file);
+    if file.is_some()
+        && let Some(command) = &command
+    {
+        command.problem("there is a password_file too; valid: one of them");
+    }
+    upstream.password = match (&file, &command) {
+        (Some(file), _) => paths.password(file).map(Password::File),
+        (None, Some(value)) => {
+            let command = password_command(value);
+            if let Some(program) = command.iter().flatten().next().filter(|program| !Path::new(program).is_file()) {
+                table
+                    .warning("password_command", format!("{program} is not there: there is no connection until it is"));
+            }
+            command.map(Password::Command)
+        }
+        (None, None) => None,
+    };
+}
+
+/// A program and its arguments. It is not run here: a token may cost something.
+fn password_command(value: &Value) -> Option<Vec<String>> {
+    let valid =
+        "a list of an absolute path and arguments, such as [\"/usr/local/bin/sas-token\", \"loft\"]; there is no shell";
+    let items = value.items(valid);
+    let words: Vec<String> = items
+        .iter()
+        .filter_map(|item| item.parsed(valid, |text| (!text.contains('\0')).then(|| text.to_owned())))
+        .collect();
+    if words.len() < items.len() || !value.is_list() {
+        return None;
+    }
+    if !words.first().is_some_and(|program| program.starts_with('/')) {
+        value.problem(format!("the program has no absolute path; valid: {valid}"));
+        return None;
+    }
+    Some(words)
+}
+
+/// How the line is used: what goes through where, and how long and how often.
+fn line(table: &Table, upstream: &mut UpstreamSettings) {
+    let seconds = |from, to| Duration::from_secs(from)..=Duration::from_secs(to);
+    let timeout = table.get("connect_timeout").and_then(|value| value.duration(seconds(1, 600)));
+    assign(&mut upstream.connect_timeout, timeout);
+    if let Some(retry) = table.table("retry") {
+        let range = || Duration::from_millis(100)..=Duration::from_secs(86_400);
+        assign(&mut upstream.retry.min, retry.get("min").and_then(|value| value.duration(range())));
+        assign(&mut upstream.retry.max, retry.get("max").and_then(|value| value.duration(range())));
+        if upstream.retry.min > upstream.retry.max {
+            retry.problem("min", "it is longer than max; valid: at most max, which is \"30 s\" where it is not given");
+        }
+        retry.finish();
+    }
+    if let Some(value) = table.get("failback") {
+        let after = match value.as_text() {
+            Some("never") => None,
+            _ => value.duration(seconds(1, 31 * 86_400)),
+        };
+        if after.is_some() && upstream.addresses.len() < 2 {
+            value.problem("there is only one address; valid: \"never\", or more addresses");
+        }
+        upstream.failback = after;
+    }
+    let rate = "messages in a time, such as \"50/s\", \"600/min\" or \"1000/h\"";
+    upstream.rate = table.get("rate").and_then(|value| value.parsed(rate, Rate::parse));
+    let proxy = "http://[USER:PASSWORD@]HOST:PORT or socks5://[USER:PASSWORD@]HOST:PORT";
+    if let Some(value) = table.get("proxy") {
+        upstream.proxy = value.as_text().and_then(Proxy::parse);
+        if upstream.proxy.is_none() {
+            // what was found is not repeated: it may have a password
+            value.problem(format!("not a proxy; valid: {proxy}"));
+        }
+    }
 }
 
 fn read_tls(table: Table, paths: &Paths) -> UpstreamTls {
@@ -100,13 +181,27 @@ fn read_tls(table: Table, paths: &Paths) -> UpstreamTls {
         (None, Some(_)) => table.problem("cert", "key is given and cert is missing; valid: both or neither"),
         _ => {}
     }
+    let sha256 =
+        "sha256: and 64 hexadecimal digits, as `openssl x509 -noout -fingerprint -sha256 -in FILE` prints them";
+    let name_form = "the host name, or IP address, that is in the certificate";
+    let server_name = table.get("server_name");
+    let is_name = |text: &str| ServerName::try_from(text.to_owned()).is_ok().then(|| text.to_owned());
     let settings = UpstreamTls {
+        fingerprint: table.get("fingerprint").and_then(|value| value.parsed(sha256, fingerprint)),
+        server_name: server_name.and_then(|value| value.parsed(name_form, is_name)),
+        alpn: table.get("alpn").map(|value| alpn(&value)).unwrap_or_default(),
         ca: table.get("ca").and_then(|value| paths.certificates(&value)),
         cert: cert.and_then(|value| paths.certificates(&value)),
         key: key.and_then(|value| paths.key(&value)),
     };
     table.finish();
     settings
+}
+
+fn alpn(value: &Value) -> Vec<String> {
+    let valid = "a list of protocols, such as [\"mqtt\"] or [\"x-amzn-mqtt-ca\"]";
+    let fits = |text: &str| (1..=255).contains(&text.len()).then(|| text.to_owned());
+    value.items(valid).iter().filter_map(|item| item.parsed(valid, fits)).collect()
 }
 
 fn rules<Q: Copy>(upstream: &Table, direction: &'static str, qos: &[(&str, Q)], default: Q) -> Vec<Rule<Q>> {
@@ -122,8 +217,15 @@ fn rules<Q: Copy>(upstream: &Table, direction: &'static str, qos: &[(&str, Q)], 
             local_prefix: local.unwrap_or_default().into(),
             remote_prefix: remote.unwrap_or_default().into(),
             qos: default,
+            retain: true,
+            max_age: None,
             place,
         };
+        assign(&mut rule.retain, table.get("retain").and_then(|value| value.switch()));
+        if direction != "in" {
+            let ages = Duration::from_secs(1)..=Duration::from_secs(10 * 365 * 86_400);
+            rule.max_age = table.get("max_age").and_then(|value| value.duration(ages));
+        }
         assign(&mut rule.qos, table.get("qos").and_then(|value| value.choice(qos)));
         if let (Some(value), Some(_), Some(_), Some(_)) = (&filter, text, local, remote)
             && check_rule(value, &rule)

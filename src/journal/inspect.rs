@@ -1,6 +1,6 @@
 //! Looking at a journal from outside: beside a running gateway, or on the card of a Pi that is dead. Nothing is changed.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::io::{self, Write};
 use std::path::Path;
 
@@ -8,6 +8,7 @@ use jiff::Timestamp;
 use serde_json::{Map, Value, json};
 
 use super::format::{Kind, SEGMENT_SUFFIX};
+use super::loss::Owner;
 use super::record::{RecordRef, Scanner};
 use super::report::Report;
 use super::segment::Segment;
@@ -74,6 +75,19 @@ pub fn inspect(dir: &Path, what: What, out: &mut dyn Write) -> Result<bool, Insp
         print(&state, files.iter().map(|(_, len)| len).sum(), what, out)?;
     }
     Ok(!state.reports.iter().any(Report::is_loss))
+}
+
+/// Upstreams that something waits for, with how much.
+pub fn waiting_upstreams(dir: &Path) -> Result<Vec<(String, u64)>, JournalError> {
+    let storage = FileStorage::read_only(&dir.join("journal"));
+    let state = recovery::recover(&storage, &JournalSettings::default(), boots::kernel_boot_id(), &SystemClock)?;
+    let mut waiting: BTreeMap<String, u64> = BTreeMap::new();
+    for queue in state.queues.values() {
+        if let Owner::Upstream(name) = Owner::of(&queue.name) {
+            *waiting.entry(name.to_owned()).or_default() += queue.waiting();
+        }
+    }
+    Ok(waiting.into_iter().filter(|(_, messages)| *messages > 0).collect())
 }
 
 /// Reads what was not read to find the state.

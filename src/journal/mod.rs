@@ -34,6 +34,7 @@ pub mod boots;
 pub mod format;
 pub mod inspect;
 pub mod loss;
+mod orphans;
 pub mod queue;
 pub mod reader;
 pub mod record;
@@ -56,7 +57,6 @@ use bytes::Bytes;
 use parking_lot::{Condvar, Mutex};
 use tokio::sync::watch;
 
-pub use self::queue::News;
 pub use self::reader::Reader;
 use self::report::{Report, Status};
 use self::settings::JournalSettings;
@@ -190,8 +190,6 @@ pub struct Extra {
     pub retained: bool,
     /// It is a QoS 2 PUBLISH of this persistent session with this packet id.
     pub received: Option<(ConsumerId, u16)>,
-    /// This consumer has had it until now, under this ordinal.
-    pub handed_over: Option<(ConsumerId, u64)>,
     /// Nobody waits for it: it may be written a little later, together with others.
     pub lazy: bool,
 }
@@ -356,13 +354,6 @@ impl Journal {
         id
     }
 
-    /// Changes the bounds of a consumer for what comes from now on.
-    pub fn bound(&self, id: ConsumerId, limits: Limits) {
-        if let Some(queue) = self.shared.state.lock().queues.get_mut(&id) {
-            queue.limits = limits;
-        }
-    }
-
     /// Forgets a consumer and what waits for it.
     pub fn remove(&self, id: ConsumerId) -> Backlog {
         let backlog = self.shared.state.lock().remove(id);
@@ -462,24 +453,7 @@ impl Journal {
 
     /// Reads for a consumer, from its oldest unsettled message on. One reader at a time.
     pub fn reader(&self, id: ConsumerId) -> Reader {
-        Reader::new(self.clone(), id, None)
-    }
-
-    /// The same for a task that reads for many consumers: `news` says whose [`Reader::try_next`] is worth a call.
-    pub fn reader_with_news(&self, id: ConsumerId, news: Arc<News>) -> Reader {
-        Reader::new(self.clone(), id, Some(news))
-    }
-
-    /// Gives a message that `from` has in hand to another consumer, as one: whatever happens, one of them has it.
-    pub fn hand_over(&self, from: ConsumerId, delivery: &Delivery, to: ConsumerId) -> Result<Position, Full> {
-        let extra = Extra { handed_over: Some((from, delivery.ordinal)), ..Extra::default() };
-        let position = self.append_with(&delivery.message, &[to], extra)?;
-        let mut state = self.shared.state.lock();
-        if let Some(queue) = state.queues.get_mut(&from) {
-            queue.settle(delivery.position, Outcome::Acked);
-            state.moved(from);
-        }
-        Ok(position)
+        Reader::new(self.clone(), id)
     }
 
     /// What waits for a consumer.
@@ -516,6 +490,6 @@ fn start(name: &str, run: impl FnOnce() + Send + 'static) -> Result<std::thread:
 }
 
 /// FNV-1a: needs no key, so that it means the same after a restart.
-fn hash(bytes: &[u8]) -> u64 {
+pub(crate) fn hash(bytes: &[u8]) -> u64 {
     bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3))
 }

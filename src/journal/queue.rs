@@ -6,11 +6,10 @@
 use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 
-use parking_lot::Mutex;
 use tokio::sync::Notify;
 
 use super::loss::Pace;
-use super::{Backlog, ConsumerId, Delivery, Limits, Outcome, Position, WhenFull};
+use super::{Backlog, Delivery, Limits, Outcome, Position, WhenFull};
 use crate::message::Message;
 
 /// Most bytes of messages read ahead for one consumer.
@@ -92,32 +91,6 @@ pub struct Cursor {
     pub lost: u64,
 }
 
-/// Consumers that have something new, for a task that reads for many of them.
-#[derive(Debug, Default)]
-pub struct News {
-    consumers: Mutex<BTreeSet<ConsumerId>>,
-    some: Notify,
-}
-
-impl News {
-    fn add(&self, id: ConsumerId) {
-        let mut consumers = self.consumers.lock();
-        consumers.insert(id);
-        drop(consumers);
-        self.some.notify_one();
-    }
-
-    /// The next consumer that has something new. Safe to cancel.
-    pub async fn next(&self) -> ConsumerId {
-        loop {
-            if let Some(id) = self.consumers.lock().pop_first() {
-                return id;
-            }
-            self.some.notified().await;
-        }
-    }
-}
-
 /// A consumer.
 #[derive(Debug)]
 pub struct Queue {
@@ -152,6 +125,8 @@ pub struct Queue {
     pushed_out: BTreeSet<Position>,
     /// Cursor movements that are not on disk.
     pub unsaved: u64,
+    /// No configuration asks for it: it gives way first.
+    pub is_orphan: bool,
     /// Somebody reads.
     pub is_attached: bool,
     /// It is among those whose cursors are to be written.
@@ -162,8 +137,6 @@ pub struct Queue {
     pub said: Pace,
     /// Something new to read.
     pub changed: Arc<Notify>,
-    /// Who reads for many consumers is told here instead.
-    pub news: Option<(ConsumerId, Arc<News>)>,
 }
 
 impl Queue {
@@ -187,20 +160,12 @@ impl Queue {
             released: BTreeSet::new(),
             pushed_out: BTreeSet::new(),
             unsaved: 0,
+            is_orphan: false,
             is_attached: false,
             is_moved: false,
             unsaid: 0,
             said: Pace::default(),
             changed: Arc::default(),
-            news: None,
-        }
-    }
-
-    /// Wakes who reads.
-    pub fn tell(&self) {
-        match &self.news {
-            Some((id, news)) => news.add(*id),
-            None => self.changed.notify_one(),
         }
     }
 
@@ -289,7 +254,7 @@ impl Queue {
             Some(message) => self.push_ready(Position(position), ordinal, message.clone()),
             None => self.behind = Some(position),
         }
-        self.tell();
+        self.changed.notify_one();
     }
 
     /// A step of a QoS 2 exchange has become safe.
@@ -383,7 +348,7 @@ impl Queue {
             delivery.released = self.released.contains(&delivery.ordinal);
         }
         self.held = kept;
-        self.tell();
+        self.changed.notify_one();
     }
 
     /// The consumer is done with a message.

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use smallvec::SmallVec;
 
 use super::boots::Boots;
-use super::format::{CONSUMER_LEN, DATA, FLAG_HANDED_OVER, FLAG_RECEIVED, FLAG_RETAINED, Kind, RECORD_HEAD, u64_at};
+use super::format::{CONSUMER_LEN, DATA, FLAG_RECEIVED, FLAG_RETAINED, Kind, RECORD_HEAD, u64_at};
 use super::loss::Pace;
 use super::queue::{Cursor, Queue};
 use super::record::{self, Draft, RecordRef};
@@ -166,6 +166,9 @@ impl State {
         let waiting = (self.pending.bytes.len() + self.writing) as u64;
         self.space = (space + free * per_segment).saturating_sub(waiting);
         let has_space = self.space >= len as u64;
+        if !has_space && self.orphans_give_way() {
+            return self.has_space(len, settings);
+        }
         self.was_full = !has_space;
         self.say_full(!has_space);
         has_space
@@ -191,12 +194,6 @@ impl State {
         {
             flags |= FLAG_RECEIVED;
             pairs.push((queue.key, u64::from(packet_id)));
-        }
-        if let Some((id, ordinal)) = extra.handed_over
-            && let Some(queue) = self.queues.get(&id)
-        {
-            flags |= FLAG_HANDED_OVER;
-            pairs.push((queue.key, ordinal));
         }
         let mut lost: SmallVec<[(ConsumerId, u64); 4]> = SmallVec::new();
         for id in consumers {
@@ -302,6 +299,7 @@ impl State {
         if let Some(id) = self.by_name.get(name) {
             if let Some(queue) = self.queues.get_mut(id) {
                 queue.limits = limits;
+                queue.is_orphan = false;
             }
             return *id;
         }
@@ -441,11 +439,6 @@ impl State {
                     && let Some(queue) = self.by_key.get(&key).and_then(|id| self.queues.get_mut(id))
                 {
                     queue.received.insert(packet_id as u16);
-                }
-                if let Some((key, ordinal)) = record.handed_over()
-                    && let Some(queue) = self.by_key.get(&key).and_then(|id| self.queues.get_mut(id))
-                {
-                    queue.note(1, ordinal);
                 }
                 let mut message: Option<Message> = None;
                 for (key, ordinal) in record.consumers() {

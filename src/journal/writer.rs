@@ -302,6 +302,14 @@ impl Writer {
     fn evict(&mut self) -> io::Result<String> {
         let mut guard = self.shared.state.lock();
         let state = &mut *guard;
+        if state.orphans_give_way() {
+            let uncovered = self.has_uncovered(state);
+            drop(guard);
+            if uncovered {
+                self.snapshot()?;
+            }
+            return self.reuse().map_or_else(|| self.evict(), Ok);
+        }
         let oldest = state.segments.iter().find(|(generation, _)| Some(**generation) != self.tail);
         let Some((last, generation)) = oldest.map(|(generation, segment)| (segment.last, *generation)) else {
             return Err(io::ErrorKind::StorageFull.into());

@@ -21,6 +21,8 @@ pub enum UpstreamState {
     Connected,
     /// The gateway or the configuration has ended it.
     Stopped,
+    /// The configuration does not have it any more, and messages wait for it.
+    Removed,
 }
 
 /// An upstream as others see it.
@@ -78,6 +80,13 @@ impl UpstreamShown {
         backlog: impl Fn() -> Backlog + Send + Sync + 'static,
     ) -> UpstreamShown {
         UpstreamShown { snapshots, backlog: Arc::new(backlog) }
+    }
+
+    /// Waits for a change of what is not counted by the journal; for ever where there will be none.
+    pub async fn changed(&mut self) {
+        if self.snapshots.changed().await.is_err() {
+            std::future::pending().await
+        }
     }
 
     /// As things stand.

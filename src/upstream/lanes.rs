@@ -126,20 +126,8 @@ impl Consumers {
 
     /// What waits in both, and what became of the rest.
     pub fn backlog(&self) -> Backlog {
-        let mut sum = Backlog::default();
-        for lane in self.ids.iter().flatten().map(|id| self.journal.backlog(*id)) {
-            sum.accepted += lane.accepted;
-            sum.settled += lane.settled;
-            sum.settled_as.iter_mut().zip(lane.settled_as).for_each(|(sum, count)| *sum += count);
-            sum.dropped += lane.dropped;
-            sum.lost += lane.lost;
-            sum.messages += lane.messages;
-            sum.bytes += lane.bytes;
-            // what came in before this boot has a time less than 0
-            let oldest = [sum.oldest_boot_ms, lane.oldest_boot_ms].into_iter().flatten();
-            sum.oldest_boot_ms = oldest.min_by_key(|boot_ms| *boot_ms as i64);
-        }
-        sum
+        let lanes = self.ids.iter().flatten().map(|id| self.journal.backlog(*id));
+        lanes.fold(Backlog::default(), |sum, lane| sum.plus(&lane))
     }
 
     /// Reads both, each from its oldest unsettled message on.

@@ -97,7 +97,7 @@ impl Bench {
     }
 
     fn disconnect(&mut self, why: &Broken) {
-        let actions = self.session.disconnected(why);
+        let actions = self.session.disconnected(why, 0);
         self.sent.clear();
         self.connected = false;
         self.perform(actions);
@@ -126,6 +126,11 @@ impl Bench {
     /// As the task does it.
     fn pump(&mut self) {
         loop {
+            if self.session.held().is_some() {
+                let actions = self.session.send_held(true, 0);
+                self.perform(actions);
+                continue;
+            }
             let mut turns = self.lanes.in_turn();
             if !self.session.suspects(turns[0].0) && self.session.suspects(turns[1].0) {
                 turns.swap(0, 1);
@@ -137,7 +142,12 @@ impl Bench {
                 }
                 Some((turn, delivery?))
             });
-            let Some((turn, delivery)) = next else { return };
+            let Some((turn, delivery)) = next else {
+                if self.session.nothing_else() {
+                    continue;
+                }
+                return;
+            };
             let actions = self.session.delivery(turn, delivery, true, 0);
             self.perform(actions);
         }

@@ -8,8 +8,12 @@
 //! connection; what does not arrive is counted with a reason. A command is acknowledged upstream when the gateway
 //! has it safe. No upstream at start, or for weeks, is normal.
 //!
-//! Limits: QoS 2 goes up as 1, and commands are subscribed to at 0 or 1. On MQTT 3.1.1 an upstream sends back what it is
+//! Limits: QoS 2 goes up as 1, and commands are subscribed to at 0 or 1. One order holds for all messages, but for those
+//! that pass a message which may be what the upstream ends connections for (see [`session`]). On MQTT 3.1.1 an upstream sends back what it is
 //! sent where a subscription covers it; rules that would loop there are refused by the configuration.
+mod address;
+pub mod announce;
+pub mod approach;
 pub mod backoff;
 pub mod client;
 mod inbox;
@@ -18,6 +22,7 @@ pub mod lanes;
 mod lanes_tests;
 
 pub mod overlap;
+mod password;
 mod properties;
 pub mod retained;
 pub mod rule;
@@ -28,6 +33,7 @@ pub mod task;
 #[cfg(test)]
 mod tests;
 pub mod tls;
+mod twins;
 pub mod wire;
 
 pub use task::{Upstream, UpstreamError};

@@ -97,7 +97,15 @@ mod tests {
 
     fn rule<Q>(filter: &str, local: &str, remote: &str, qos: Q) -> Rule<Q> {
         let place = Place::new("f", 1);
-        Rule { topic_filter: filter.into(), local_prefix: local.into(), remote_prefix: remote.into(), qos, place }
+        Rule {
+            topic_filter: filter.into(),
+            local_prefix: local.into(),
+            remote_prefix: remote.into(),
+            qos,
+            retain: true,
+            max_age: None,
+            place,
+        }
     }
 
     #[test]

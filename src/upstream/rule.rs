@@ -7,7 +7,9 @@
 //! Where several rules select a topic, the first that has a prefix maps it, and only if there is none the first without.
 //! mosquitto does it so, and a message never passes twice.
 
-use super::settings::{OutQos, Rule, UpstreamSettings};
+use std::time::Duration;
+
+use super::settings::{OutQos, Place, Rule, UpstreamSettings};
 use crate::message::{Qos, TopicFilter, check_topic, matches};
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -18,6 +20,22 @@ struct Mapping<Q> {
     /// Prefix of the side that it goes to.
     to: String,
     qos: Q,
+    retain: bool,
+    max_age: Option<Duration>,
+    place: Place,
+}
+
+/// Where a message goes, and how.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Target {
+    /// Topic there.
+    pub topic: String,
+    /// QoS there.
+    pub qos: OutQos,
+    /// Whether the retain flag is kept.
+    pub retain: bool,
+    /// An older message does not go.
+    pub max_age: Option<Duration>,
 }
 
 impl<Q: Copy> Mapping<Q> {
@@ -40,11 +58,27 @@ impl Rules {
     pub fn new(settings: &UpstreamSettings) -> Rules {
         let out = settings.out.iter().chain(&settings.both).filter_map(|rule| {
             let filter = TopicFilter::new(rule.local_filter()).ok()?;
-            Some(Mapping { filter, from: rule.local_prefix.clone(), to: rule.remote_prefix.clone(), qos: rule.qos })
+            Some(Mapping {
+                filter,
+                from: rule.local_prefix.clone(),
+                to: rule.remote_prefix.clone(),
+                qos: rule.qos,
+                retain: rule.retain,
+                max_age: rule.max_age,
+                place: rule.place.clone(),
+            })
         });
         fn inbound<Q>(rule: &Rule<Q>, qos: Qos) -> Option<Mapping<Qos>> {
             let filter = TopicFilter::new(rule.remote_filter()).ok()?;
-            Some(Mapping { filter, from: rule.remote_prefix.clone(), to: rule.local_prefix.clone(), qos })
+            Some(Mapping {
+                filter,
+                from: rule.remote_prefix.clone(),
+                to: rule.local_prefix.clone(),
+                qos,
+                retain: rule.retain,
+                max_age: None,
+                place: rule.place.clone(),
+            })
         }
         let plain = settings.inbound.iter().filter_map(|rule| inbound(rule, rule.qos));
         let both = settings.both.iter().filter_map(|rule| inbound(rule, rule.qos_in()));
@@ -55,14 +89,22 @@ impl Rules {
         rules
     }
 
-    /// Where a message published here goes there, and at which QoS; `None` if it does not.
-    pub fn outgoing(&self, topic: &str) -> Option<(String, OutQos)> {
-        first(&self.out, topic)
+    /// Where a message published here goes there, and how; `None` if it does not.
+    pub fn outgoing(&self, topic: &str) -> Option<Target> {
+        let (topic, rule) = first(&self.out, topic)?;
+        Some(Target { topic, qos: rule.qos, retain: rule.retain, max_age: rule.max_age })
     }
 
-    /// Where a message that came from there goes here, and the highest QoS it keeps; `None` if it does not.
-    pub fn incoming(&self, topic: &str) -> Option<(String, Qos)> {
-        first(&self.inbound, topic)
+    /// Where a message that came from there goes here, the highest QoS it keeps, and whether it keeps the retain flag;
+    /// `None` if it does not.
+    pub fn incoming(&self, topic: &str) -> Option<(String, Qos, bool)> {
+        first(&self.inbound, topic).map(|(topic, rule)| (topic, rule.qos, rule.retain))
+    }
+
+    /// Where the rules stand that a remote filter comes from.
+    pub fn place_of(&self, remote: &TopicFilter) -> String {
+        let places = self.inbound.iter().filter(|mapping| mapping.filter == *remote);
+        places.map(|mapping| mapping.place.to_string()).collect::<Vec<_>>().join(", ")
     }
 
     /// What is to be kept for this upstream.
@@ -88,18 +130,18 @@ impl Rules {
     }
 }
 
-fn first<Q: Copy>(mappings: &[Mapping<Q>], topic: &str) -> Option<(String, Q)> {
+fn first<'a, Q: Copy>(mappings: &'a [Mapping<Q>], topic: &str) -> Option<(String, &'a Mapping<Q>)> {
     let mapping = mappings.iter().find(|mapping| matches(&mapping.filter, topic))?;
     let mapped = mapping.map(topic);
     // the rest of a topic alone may be empty
-    check_topic(&mapped).is_ok().then_some((mapped, mapping.qos))
+    check_topic(&mapped).is_ok().then_some((mapped, mapping))
 }
 
 #[cfg(test)]
 pub(super) mod tests {
     use serde::Deserialize;
 
-    use super::super::settings::{Place, UpstreamAddress};
+    use super::super::settings::UpstreamAddress;
     use super::*;
 
     #[derive(Deserialize)]
@@ -123,6 +165,8 @@ pub(super) mod tests {
             local_prefix: local.into(),
             remote_prefix: remote.into(),
             qos,
+            retain: true,
+            max_age: None,
             place: Place::default(),
         }
     }
@@ -146,13 +190,17 @@ pub(super) mod tests {
             let rules = Rules::new(&settings);
             let what = format!("{direction} {filter:?} {local:?} {remote:?}: {topic}");
             let is_out = direction != "in";
-            let out = rules.outgoing(&topic).map(|(to, _)| to);
-            let inbound = rules.incoming(&topic).map(|(to, _)| to);
+            let out = rules.outgoing(&topic).map(|target| target.topic);
+            let inbound = rules.incoming(&topic).map(|(to, ..)| to);
             assert_eq!(if is_out { out } else { inbound }, to, "{what}");
             if direction == "both" {
                 assert_eq!(rules.incoming(&to.unwrap()).unwrap().0, topic, "{what}");
             }
         }
+    }
+
+    fn target(rules: &Rules, topic: &str) -> Option<(String, OutQos)> {
+        rules.outgoing(topic).map(|target| (target.topic, target.qos))
     }
 
     #[test]
@@ -162,8 +210,8 @@ pub(super) mod tests {
         settings.out.push(rule("+/a", "", "x/", OutQos::Keep));
         settings.out.push(rule("a", "loft/", "y/", OutQos::AtLeastOnce));
         let rules = Rules::new(&settings);
-        assert_eq!(rules.outgoing("loft/a"), Some(("x/loft/a".into(), OutQos::Keep)));
-        assert_eq!(rules.outgoing("loft/b"), Some(("loft/b".into(), OutQos::AtMostOnce)));
+        assert_eq!(target(&rules, "loft/a"), Some(("x/loft/a".into(), OutQos::Keep)));
+        assert_eq!(target(&rules, "loft/b"), Some(("loft/b".into(), OutQos::AtMostOnce)));
         assert_eq!(rules.incoming("loft/b"), None);
         assert_eq!(rules.local_filters().len(), 3);
     }
@@ -184,7 +232,7 @@ pub(super) mod tests {
         let mut settings = settings();
         settings.out.push(rule("/#", "loft", "", OutQos::Keep));
         let rules = Rules::new(&settings);
-        assert_eq!(rules.outgoing("loft/a"), Some(("/a".into(), OutQos::Keep)));
+        assert_eq!(target(&rules, "loft/a"), Some(("/a".into(), OutQos::Keep)));
         assert_eq!(rules.outgoing("loft"), None);
     }
 }

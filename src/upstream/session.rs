@@ -17,9 +17,9 @@
 //! line.
 //!
 //! **Set aside.** What the upstream refuses, or what is too large for it, does not hold up the rest. MQTT 3.1.1 has no
-//! refusal: a broker that dislikes a message closes the connection. So when an upstream closes it while messages are
-//! unanswered, these are sent one at a time on the next connection; a message that is alone and ends the connection
-//! [`STRIKES`] times in a row is set aside. Failures of the network are not counted against it.
+//! refusal: a broker that dislikes something closes the connection. What it dislikes is found out in order: first what is
+//! said before any message ([`opening`]), then the retain flag, then a message, which is set aside only where others get
+//! through ([`suspect`]). Failures of the network are not counted against anything. No more than `rate` is handed over.
 //!
 //! **Down.** A message is mapped to its local topic and acknowledged when the gateway has it safe.
 //!
@@ -27,6 +27,9 @@
 //! messages name the gateways that they have passed through: none enters a gateway twice (see [`crate::message::via`]).
 
 mod down;
+mod opening;
+mod outgoing;
+mod rate;
 mod suspect;
 
 use std::collections::VecDeque;
@@ -34,12 +37,13 @@ use std::collections::VecDeque;
 use bytes::Bytes;
 use tracing::{debug, info, warn};
 
-use self::suspect::Suspect;
+use self::opening::Opening;
+use self::rate::Throttle;
+use self::suspect::Suspicion;
 use super::lanes::Lane;
-use super::properties;
 use super::rule::Rules;
-use super::settings::{OutQos, UpstreamSettings};
-use super::wire::{Broken, Link, OutMessage, Role, Version};
+use super::settings::UpstreamSettings;
+use super::wire::{Broken, Link, OutMessage, Role};
 use crate::journal::{Delivery, Position};
 use crate::message::{Message, Origin, Qos, TopicFilter};
 use crate::status::ledger::{Counts, DropReason, Outcome};
@@ -54,6 +58,8 @@ pub const BACKLOG_BYTES: usize = 64 << 10;
 
 /// Refusals that do not concern the message: packet identifier in use, quota exceeded.
 const TRANSIENT: [u8; 2] = [0x91, 0x97];
+/// [MQTT-5 3.14.2.1]
+const RETAIN_NOT_SUPPORTED: u8 = 0x9a;
 const FIRST_PAUSE_MS: u64 = 1_000;
 const LONGEST_PAUSE_MS: u64 = 60_000;
 
@@ -66,7 +72,7 @@ pub enum SessionAction {
     Settle(Lane, Position, Outcome),
     /// Read the journal again from the oldest unsettled message on.
     Rewind,
-    /// Subscribe to these, all in one packet.
+    /// Subscribe to these, in one packet.
     Subscribe(Vec<(TopicFilter, Qos)>),
     /// Unsubscribe from these.
     Unsubscribe(Vec<TopicFilter>),
@@ -115,16 +121,37 @@ struct InFlight {
     deletes: Option<String>,
     /// Answered, and to be sent again later.
     again: bool,
+    /// Not sent: others go first, to see whether they get through.
+    held: bool,
+    /// Sent with the retain flag.
+    retain: bool,
+    /// The status.
+    is_status: bool,
 }
 
 impl InFlight {
     fn new(source: Option<Source>, now: u64) -> InFlight {
-        InFlight { source, handed_over: now, packet_id: None, outcome: None, deletes: None, again: false }
+        InFlight {
+            source,
+            handed_over: now,
+            packet_id: None,
+            outcome: None,
+            deletes: None,
+            again: false,
+            held: false,
+            retain: false,
+            is_status: false,
+        }
     }
 
-    fn with(mut self, out: &OutMessage) -> InFlight {
+    fn with(mut self, out: &OutMessage, now: u64) -> InFlight {
         self.deletes = (out.retain && out.payload.is_empty()).then(|| out.topic.clone());
+        (self.retain, self.handed_over) = (out.retain, now);
         self
+    }
+
+    fn is_unanswered(&self) -> bool {
+        self.outcome.is_none() && !self.held && !self.again
     }
 }
 
@@ -146,16 +173,23 @@ pub struct Session {
     status_topic: Option<String>,
     link: Option<Link>,
     in_flight: VecDeque<InFlight>,
+    /// Those of them that are held back.
+    held: usize,
     /// Bytes of a backlog that are under way.
     backlog_bytes: usize,
     last_answer: u64,
-    suspect: Option<Suspect>,
+    suspicion: Suspicion,
+    opening: Opening,
+    throttle: Throttle,
+    /// The upstream does not take the retain flag.
+    retain_refused: bool,
+    /// It has acknowledged a message of the journal on this connection.
+    got_through: bool,
     pause: Option<Pause>,
     /// Pauses in a row.
     pauses: u32,
     /// A message that is not from the journal was to come again.
     own_put_off: bool,
-    subscribing: VecDeque<Vec<TopicFilter>>,
     counts: Counts,
 }
 
@@ -170,13 +204,17 @@ impl Session {
             status_topic: settings.status_topic.as_ref().map(|topic| topic.as_str().to_owned()),
             link: None,
             in_flight: VecDeque::new(),
+            held: 0,
             backlog_bytes: 0,
             last_answer: 0,
-            suspect: None,
+            suspicion: Suspicion::default(),
+            opening: Opening::default(),
+            throttle: Throttle::new(settings.rate),
+            retain_refused: false,
+            got_through: false,
             pause: None,
             pauses: 0,
             own_put_off: false,
-            subscribing: VecDeque::new(),
             counts: Counts::default(),
         }
     }
@@ -184,6 +222,7 @@ impl Session {
     /// What is not about rules holds from the next connection on, at the latest.
     pub fn set_settings(&mut self, settings: &UpstreamSettings) {
         self.max_inflight = settings.max_inflight;
+        self.throttle.set_rate(settings.rate);
         self.status_topic = settings.status_topic.as_ref().map(|topic| topic.as_str().to_owned());
     }
 
@@ -202,54 +241,58 @@ impl Session {
         std::mem::take(&mut self.own_put_off)
     }
 
+    /// Whether the upstream does not take the retain flag.
+    pub fn is_retain_refused(&self) -> bool {
+        self.retain_refused
+    }
+
     /// The upstream has accepted a connection.
     pub fn connected(&mut self, link: Link, now: u64) -> Vec<SessionAction> {
         self.link = Some(link);
+        self.suspicion.connected();
+        self.got_through = false;
         let mut actions = Vec::new();
-        self.subscribe(self.rules.subscriptions(), &mut actions);
-        if let Some(status) = self.status("online") {
-            self.in_flight.push_back(InFlight::new(None, now));
-            actions.push(SessionAction::Publish(status));
-        }
+        self.open(now, &mut actions);
         actions
     }
 
-    /// The status message with this payload, if one is wanted.
-    pub fn status(&self, payload: &'static str) -> Option<OutMessage> {
-        let link = self.link?;
-        Some(OutMessage {
-            topic: self.status_topic.clone()?,
-            payload: Bytes::from_static(payload.as_bytes()),
-            qos: Qos::AtLeastOnce.min(link.max_qos),
-            retain: link.retain_available,
-            properties: Vec::new(),
-        })
-    }
-
     /// The connection is gone.
-    pub fn disconnected(&mut self, why: &Broken) -> Vec<SessionAction> {
+    pub fn disconnected(&mut self, why: &Broken, now: u64) -> Vec<SessionAction> {
         self.link = None;
-        self.subscribing.clear();
         let mut actions = Vec::new();
-        let unanswered = self.in_flight.iter().find(|message| message.outcome.is_none());
-        let unanswered = unanswered.filter(|message| message.packet_id.is_some()).and_then(|m| m.source.clone());
-        let closed = matches!(why, Broken::Closed | Broken::Dismissed(_));
-        if let Some(source) = unanswered.filter(|_| closed) {
-            self.suspect(&source, &mut actions);
+        match why {
+            Broken::Dismissed(RETAIN_NOT_SUPPORTED, _) => self.refuse_retain("reason code 0x9A"),
+            Broken::Closed | Broken::Dismissed(..) if !self.opening_ended(now) => self.suspect(&mut actions),
+            _ => {}
         }
         self.in_flight.clear();
-        self.backlog_bytes = 0;
+        (self.held, self.backlog_bytes) = (0, 0);
         // what was to come again does so on the next connection
         self.pause = self.pause.filter(|pause| pause.until.is_some());
         actions.push(SessionAction::Rewind);
         actions
     }
 
+    /// Whether something that was sent is suspected of ending connections.
+    pub fn blames(&self) -> bool {
+        self.suspicion.blames() || self.opening.blames()
+    }
+
+    /// Whether a message was acknowledged on the last connection.
+    pub fn got_through(&self) -> bool {
+        self.got_through
+    }
+
     /// Whether the next message may be handed over.
     pub fn has_room(&self, role: Role) -> bool {
         let Some(link) = self.link.filter(|_| self.pause.is_none()) else { return false };
-        let window = if self.suspect.is_some() { 1 } else { self.max_inflight.min(link.receive_maximum).max(1) };
-        let window = usize::from(window);
+        if self.opening.is_waiting() || self.throttle.is_closed() {
+            return false;
+        }
+        if self.is_cautious() {
+            return !self.in_flight.iter().any(InFlight::is_unanswered);
+        }
+        let window = usize::from(self.max_inflight.min(link.receive_maximum).max(1));
         let in_flight = self.in_flight.len();
         match role {
             Role::Live => in_flight < window,
@@ -260,9 +303,15 @@ impl Session {
         }
     }
 
+    /// Whether messages go one at a time.
+    fn is_cautious(&self) -> bool {
+        self.held > 0 || self.suspicion.is_active()
+    }
+
     /// A message of ours that is not in the journal. Only to be called while there is room.
     pub fn own(&mut self, out: OutMessage, now: u64) -> Vec<SessionAction> {
-        self.in_flight.push_back(InFlight::new(None, now).with(&out));
+        self.in_flight.push_back(InFlight::new(None, now).with(&out, now));
+        self.throttle.count(now);
         vec![SessionAction::Publish(out)]
     }
 
@@ -277,78 +326,19 @@ impl Session {
     ) -> Vec<SessionAction> {
         let Delivery { position, message, .. } = delivery;
         let mut actions = Vec::new();
-        let outgoing = self.outgoing(&message, is_current, now);
-        if role == Role::Backlog {
-            self.backlog_bytes += message.size();
+        if self.is_held_back(lane, position, &message) {
+            self.hold_back(lane, role, position, message, now);
+            return actions;
         }
-        let mut in_flight = InFlight::new(Some(Source { lane, role, position, message }), now);
-        match outgoing {
-            Ok(out) => {
-                in_flight = in_flight.with(&out);
-                actions.push(SessionAction::Publish(out));
-            }
-            Err(outcome) => in_flight.outcome = Some(outcome),
-        }
-        self.in_flight.push_back(in_flight);
-        self.settle(&mut actions);
+        let in_flight = InFlight::new(Some(Source { lane, role, position, message }), now);
+        self.hand_over(in_flight, usize::MAX, is_current, now, &mut actions);
         actions
-    }
-
-    /// A retained message as it goes up in a pass; `None`: it does not, or also comes down from there.
-    pub fn retained(&self, message: &Message, now: u64) -> Option<OutMessage> {
-        let out = self.outgoing(message, true, now).ok()?;
-        (out.retain && self.rules.incoming(&out.topic).is_none()).then_some(out)
-    }
-
-    /// The deletion of a retained message that went up before; `None`: it does not go up any more, or also comes down.
-    pub fn deletion(&self, local: &str, remote: String) -> Option<OutMessage> {
-        let link = self.link.filter(|link| link.retain_available)?;
-        let (topic, qos) = self.rules.outgoing(local)?;
-        if topic != remote || self.rules.incoming(&remote).is_some() {
-            return None;
-        }
-        let qos = if qos == OutQos::AtMostOnce { Qos::AtMostOnce } else { Qos::AtLeastOnce };
-        let (payload, properties) = (Bytes::new(), Vec::new());
-        Some(OutMessage { topic, payload, qos: qos.min(link.max_qos), retain: true, properties })
-    }
-
-    fn outgoing(&self, message: &Message, is_current: bool, now: u64) -> Result<OutMessage, Outcome> {
-        let Some(link) = self.link else { return Err(Outcome::Dropped(DropReason::NoRule)) };
-        let view = message.view();
-        if view.origin() == self.origin {
-            return Err(Outcome::Dropped(DropReason::CameFromThere));
-        }
-        let mapped = self.rules.outgoing(view.topic());
-        let (topic, policy) = mapped.ok_or(Outcome::Dropped(DropReason::NoRule))?;
-        let expiry = view.remaining_expiry(now).map_err(|_| Outcome::Expired)?;
-        let properties = match link.version {
-            Version::V31 | Version::V311 => Vec::new(),
-            Version::V5 => properties::up(view.properties(), link.gateway, expiry).map_err(Outcome::Dropped)?,
-        };
-        let qos = match policy {
-            OutQos::AtMostOnce => Qos::AtMostOnce,
-            OutQos::AtLeastOnce => Qos::AtLeastOnce,
-            OutQos::Keep => view.qos().min(Qos::AtLeastOnce),
-        };
-        let out = OutMessage {
-            topic,
-            payload: Bytes::copy_from_slice(view.payload()),
-            qos: qos.min(link.max_qos),
-            retain: view.retain() && is_current && link.retain_available,
-            properties,
-        };
-        // [MQTT-2.1.4]: the remaining length has 28 bits
-        let limit = link.max_packet_size.map_or(268_435_455, |size| size as usize);
-        if out.topic.len() > usize::from(u16::MAX) || out.packet_size(link.version) > limit {
-            return Err(Outcome::Dropped(DropReason::TooLarge));
-        }
-        Ok(out)
     }
 
     /// The oldest message handed over has been sent.
     pub fn sent(&mut self, packet_id: u16) -> Vec<SessionAction> {
         let mut actions = Vec::new();
-        let waiting = |message: &&mut InFlight| message.packet_id.is_none() && message.outcome.is_none();
+        let waiting = |message: &&mut InFlight| message.packet_id.is_none() && message.is_unanswered();
         if let Some(message) = self.in_flight.iter_mut().find(waiting) {
             message.packet_id = Some(packet_id);
             if packet_id == 0 {
@@ -363,22 +353,30 @@ impl Session {
     pub fn acked(&mut self, packet_id: u16, reason: u8, now: u64) -> Vec<SessionAction> {
         self.last_answer = now;
         let mut actions = Vec::new();
-        let is_it = |message: &&mut InFlight| {
-            message.packet_id == Some(packet_id) && message.outcome.is_none() && !message.again
-        };
+        let is_it = |message: &&mut InFlight| message.packet_id == Some(packet_id) && message.is_unanswered();
         let Some(message) = self.in_flight.iter_mut().find(is_it) else { return actions };
         let refused = reason >= 0x80;
         if let Some(source) = message.source.as_ref().filter(|_| refused) {
             let (upstream, topic) = (&self.name, source.message.view().topic());
             debug!(upstream, topic, reason, "the upstream refuses a message");
         }
-        if TRANSIENT.contains(&reason) {
+        if message.is_status {
+            message.outcome = Some(Outcome::Acked);
+            self.status_answered(now, &mut actions);
+            self.settle(&mut actions);
+        } else if reason == RETAIN_NOT_SUPPORTED && message.retain && message.source.is_some() {
+            (message.packet_id, message.held) = (None, true);
+            self.held += 1;
+            self.refuse_retain("reason code 0x9A");
+        } else if TRANSIENT.contains(&reason) {
             message.again = true;
             if self.pause.is_none() {
                 self.pauses += 1;
                 self.pause = Some(Pause { until: None, times: self.pauses });
             }
-        } else {
+        } else if !self.proves_flag(packet_id) {
+            let Some(message) = self.in_flight.iter_mut().find(is_it) else { return actions };
+            self.got_through |= !refused;
             let outcome = if refused { Outcome::Dropped(DropReason::Refused) } else { Outcome::Acked };
             message.outcome = Some(outcome);
             actions.extend(message.deletes.take().filter(|_| !refused).map(SessionAction::Deleted));
@@ -391,10 +389,23 @@ impl Session {
         actions
     }
 
+    /// Whether a message was acknowledged without its retain flag, and is to be sent again with it: see [`suspect`].
+    fn proves_flag(&mut self, packet_id: u16) -> bool {
+        let is_it = |message: &&mut InFlight| message.packet_id == Some(packet_id) && message.is_unanswered();
+        let Some(message) = self.in_flight.iter_mut().find(is_it) else { return false };
+        let Some(source) = &message.source else { return false };
+        if self.suspicion.acked(source.lane, source.position) {
+            return false;
+        }
+        (message.packet_id, message.held) = (None, true);
+        self.held += 1;
+        true
+    }
+
     /// Begins the pause when everything under way is answered: what was taken is settled, the rest comes again.
     fn rest(&mut self, now: u64, actions: &mut Vec<SessionAction>) {
         let Some(pause) = self.pause.as_mut().filter(|pause| pause.until.is_none()) else { return };
-        if self.in_flight.iter().any(|message| message.outcome.is_none() && !message.again) {
+        if self.in_flight.iter().any(InFlight::is_unanswered) {
             return;
         }
         let wait = (FIRST_PAUSE_MS << (pause.times - 1).min(10)).min(LONGEST_PAUSE_MS);
@@ -411,17 +422,26 @@ impl Session {
                 _ => {}
             }
         }
-        self.backlog_bytes = 0;
+        (self.held, self.backlog_bytes) = (0, 0);
         actions.push(SessionAction::Rewind);
     }
 
-    /// Settles what has ended, up to the first message that has not.
+    /// Settles what has ended, up to the first message that has not; while messages go one at a time, all that has ended.
     fn settle(&mut self, actions: &mut Vec<SessionAction>) {
-        while let Some(outcome) = self.in_flight.front().and_then(|oldest| oldest.outcome) {
-            let Some(source) = self.in_flight.pop_front().and_then(|oldest| oldest.source) else {
-                continue; // the status
-            };
-            self.end(source, outcome, actions);
+        let mut at = 0;
+        while let Some(message) = self.in_flight.get(at) {
+            match message.outcome {
+                Some(outcome) => {
+                    if let Some(source) = self.in_flight.remove(at).and_then(|message| message.source) {
+                        self.end(source, outcome, actions);
+                    }
+                }
+                None if self.is_cautious() => at += 1,
+                None => break,
+            }
+        }
+        if self.held == 0 {
+            self.suspicion.settle();
         }
     }
 
@@ -431,7 +451,7 @@ impl Session {
         if role == Role::Backlog {
             self.backlog_bytes = self.backlog_bytes.saturating_sub(message.size());
         }
-        self.suspect = self.suspect.and_then(|suspect| suspect.past(lane, position));
+        self.suspicion.past(lane, position);
         let why = match outcome {
             Outcome::Dropped(DropReason::Refused) => "the upstream refuses it",
             Outcome::Dropped(DropReason::TooLarge) => "it is larger than the upstream takes",
@@ -446,11 +466,16 @@ impl Session {
         actions.push(SessionAction::Settle(lane, position, outcome));
     }
 
+    fn answer_deadline(&self) -> Option<u64> {
+        let oldest = self.in_flight.iter().find(|message| message.is_unanswered())?;
+        Some(oldest.handed_over.max(self.last_answer) + ANSWER_TIMEOUT_MS)
+    }
+
     /// When [`Session::time`] is to be called.
     pub fn deadline(&self) -> Option<u64> {
-        let oldest = self.in_flight.iter().find(|message| message.outcome.is_none() && !message.again);
-        let answer = oldest.map(|oldest| oldest.handed_over.max(self.last_answer) + ANSWER_TIMEOUT_MS);
-        [answer, self.pause.and_then(|pause| pause.until)].into_iter().flatten().min()
+        let pause = self.pause.and_then(|pause| pause.until);
+        let opening = self.opening.deadline();
+        [self.answer_deadline(), pause, opening, self.throttle.deadline()].into_iter().flatten().min()
     }
 
     /// Time has come so far.
@@ -458,8 +483,13 @@ impl Session {
         if self.pause.and_then(|pause| pause.until).is_some_and(|until| until <= now) {
             self.pause = None;
         }
-        let silent = self.link.is_some() && self.deadline().is_some_and(|deadline| deadline <= now);
-        if silent { vec![SessionAction::Break] } else { Vec::new() }
+        self.throttle.time(now);
+        let mut actions = Vec::new();
+        self.opening_time(now, &mut actions);
+        if self.link.is_some() && self.answer_deadline().is_some_and(|deadline| deadline <= now) {
+            actions.push(SessionAction::Break);
+        }
+        actions
     }
 }
 

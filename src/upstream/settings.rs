@@ -4,7 +4,9 @@ use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
 
+pub use super::address::{Proxy, ProxyScheme, Scheme, UpstreamAddress};
 pub use super::overlap::loops;
+pub(crate) use super::tls::fingerprint;
 use crate::message::{Qos, Topic, via};
 
 /// One `[[upstream]]`.
@@ -20,10 +22,12 @@ pub struct UpstreamSettings {
     pub v5_only: bool,
     /// Client id, not empty.
     pub client_id: String,
+    /// It is not configured.
+    pub has_default_client_id: bool,
     /// User name.
     pub username: Option<String>,
-    /// File with the password, only with a user name. It is read for every connection.
-    pub password_file: Option<PathBuf>,
+    /// Where the password comes from, only with a user name.
+    pub password: Option<Password>,
     /// Whether the upstream forgets us when the connection ends.
     pub clean_session: bool,
     /// On version 5: how long the upstream keeps messages for us; whole seconds.
@@ -32,8 +36,18 @@ pub struct UpstreamSettings {
     pub keep_alive: Duration,
     /// QoS 1 messages sent and not yet acknowledged; at least 1.
     pub max_inflight: u16,
-    /// Files for `mqtts` addresses; `None`: the system's roots, no client certificate.
+    /// For `mqtts` and `wss` addresses; `None`: the system's roots, no client certificate.
     pub tls: Option<UpstreamTls>,
+    /// What connections go through.
+    pub proxy: Option<Proxy>,
+    /// From the first packet of TCP to CONNACK.
+    pub connect_timeout: Duration,
+    /// Waits between attempts to connect.
+    pub retry: Retry,
+    /// After this time with another than the first address, the first is tried again; `None`: never.
+    pub failback: Option<Duration>,
+    /// Most messages in a time.
+    pub rate: Option<Rate>,
     /// Remote topic that says whether the gateway is connected.
     pub status_topic: Option<Topic>,
     /// Local topics that go up.
@@ -61,13 +75,19 @@ impl UpstreamSettings {
             protocol: Protocol::default(),
             v5_only: false,
             client_id: client_id.into(),
+            has_default_client_id: false,
             username: None,
-            password_file: None,
+            password: None,
             clean_session: false,
             session_expiry: Duration::from_secs(7 * 24 * 60 * 60),
             keep_alive: Duration::from_secs(30),
             max_inflight: 100,
             tls: None,
+            proxy: None,
+            connect_timeout: Duration::from_secs(30),
+            retry: Retry::default(),
+            failback: None,
+            rate: None,
             status_topic: None,
             out: Vec::new(),
             inbound: Vec::new(),
@@ -76,69 +96,59 @@ impl UpstreamSettings {
     }
 }
 
-/// How to reach an upstream.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Scheme {
-    /// Plain TCP.
-    Mqtt,
-    /// TLS.
-    Mqtts,
-}
-
-/// One address of an upstream: `mqtt://HOST[:PORT]` or `mqtts://HOST[:PORT]`.
+/// Where a password comes from. It is fetched for each connection, so that a new one is used at once.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct UpstreamAddress {
-    /// How.
-    pub scheme: Scheme,
-    /// Host name or IP address; an IPv6 address without brackets.
-    pub host: String,
-    /// Port, not 0.
-    pub port: u16,
+pub enum Password {
+    /// A file: its text without the line end.
+    File(PathBuf),
+    /// A program and its arguments: what it prints, without the line end.
+    Command(Vec<String>),
 }
 
-impl UpstreamAddress {
-    /// Reads an address as the configuration has it.
-    pub fn parse(text: &str) -> Option<UpstreamAddress> {
-        let (scheme, rest) = match text.split_once("://")? {
-            ("mqtt", rest) => (Scheme::Mqtt, rest),
-            ("mqtts", rest) => (Scheme::Mqtts, rest),
-            _ => return None,
-        };
-        let (host, port) = match rest.strip_prefix('[') {
-            Some(bracketed) => {
-                let (host, after) = bracketed.split_once(']')?;
-                host.parse::<std::net::Ipv6Addr>().ok()?;
-                (host, if after.is_empty() { None } else { Some(after.strip_prefix(':')?) })
-            }
-            None => match rest.split_once(':') {
-                Some((host, port)) => (host, Some(port)),
-                None => (rest, None),
-            },
-        };
-        let is_host = |c: char| c.is_alphanumeric() || matches!(c, '.' | '-' | '_');
-        if host.is_empty() || !(rest.starts_with('[') || host.chars().all(is_host)) {
-            return None;
-        }
-        let port = match (port, scheme) {
-            (Some(port), _) => port.parse().ok().filter(|port| *port != 0)?,
-            (None, Scheme::Mqtt) => 1883,
-            (None, Scheme::Mqtts) => 8883,
-        };
-        Some(UpstreamAddress { scheme, host: host.into(), port })
+/// Waits between attempts to connect: they double from the first to the second, each shortened at random by up to half.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Retry {
+    /// The first.
+    pub min: Duration,
+    /// The longest.
+    pub max: Duration,
+}
+
+impl Default for Retry {
+    fn default() -> Retry {
+        Retry { min: Duration::from_secs(1), max: Duration::from_secs(30) }
     }
 }
 
-impl fmt::Display for UpstreamAddress {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let scheme = match self.scheme {
-            Scheme::Mqtt => "mqtt",
-            Scheme::Mqtts => "mqtts",
+/// Most messages in a time: `50/s`, `600/min`, `1000/h`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rate {
+    messages: u32,
+    per: Duration,
+}
+
+impl Rate {
+    /// Reads a rate as the configuration has it.
+    pub fn parse(text: &str) -> Option<Rate> {
+        let (messages, unit) = text.split_once('/')?;
+        let seconds = match unit.trim() {
+            "s" => 1,
+            "min" => 60,
+            "h" => 3600,
+            _ => return None,
         };
-        if self.host.contains(':') {
-            write!(f, "{scheme}://[{}]:{}", self.host, self.port)
-        } else {
-            write!(f, "{scheme}://{}:{}", self.host, self.port)
-        }
+        let messages = messages.trim().parse().ok().filter(|messages| (1..=1_000_000).contains(messages))?;
+        Some(Rate { messages, per: Duration::from_secs(seconds) })
+    }
+
+    /// Between two messages.
+    pub fn interval(self) -> Duration {
+        self.per / self.messages
+    }
+
+    /// Messages in a second.
+    pub fn per_second(self) -> f64 {
+        f64::from(self.messages) / self.per.as_secs_f64()
     }
 }
 
@@ -154,9 +164,15 @@ pub enum Protocol {
     V4,
 }
 
-/// Files for TLS, all in PEM.
+/// TLS towards an upstream; files are in PEM.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
 pub struct UpstreamTls {
+    /// SHA-256 of the one certificate that is accepted, whoever signed it and whatever it says.
+    pub fingerprint: Option<[u8; 32]>,
+    /// The name that the certificate is to have, and that the upstream is told; `None`: the host of the address.
+    pub server_name: Option<String>,
+    /// Protocols to offer (ALPN).
+    pub alpn: Vec<String>,
     /// Authorities that sign the upstream's certificate; `None`: the system's.
     pub ca: Option<PathBuf>,
     /// Our certificate chain; always with `key`.
@@ -190,6 +206,10 @@ pub struct Rule<Q> {
     pub remote_prefix: String,
     /// QoS of what is passed on.
     pub qos: Q,
+    /// Whether the retain flag is passed on.
+    pub retain: bool,
+    /// What waited for longer does not go up.
+    pub max_age: Option<Duration>,
     /// Where the rule stands in the configuration.
     pub place: Place,
 }
@@ -262,30 +282,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn addresses_are_read_and_printed() {
-        for (text, printed) in [
-            ("mqtt://192.0.2.7", "mqtt://192.0.2.7:1883"),
-            ("mqtts://mqtt.example.org", "mqtts://mqtt.example.org:8883"),
-            ("mqtt://[2001:db8::1]:1884", "mqtt://[2001:db8::1]:1884"),
-            ("mqtts://[::1]", "mqtts://[::1]:8883"),
-        ] {
-            assert_eq!(UpstreamAddress::parse(text).unwrap().to_string(), printed);
+    fn rates_are_read() {
+        for (text, interval) in [("50/s", 20), ("600/min", 100), ("1 / h", 3_600_000)] {
+            assert_eq!(Rate::parse(text).unwrap().interval(), Duration::from_millis(interval), "{text}");
         }
-        for bad in [
-            "mqtt.example.org:1883",
-            "tcp://h",
-            "mqtt://",
-            "mqtt://:1883",
-            "mqtt://h:0",
-            "mqtt://h:65536",
-            "mqtt://h:1883/x",
-            "mqtt://user@h",
-            "mqtt://2001:db8::1",
-            "mqtt://[::1",
-            "mqtt://[h]:1883",
-            "mqtt://[::1]1883",
-        ] {
-            assert_eq!(UpstreamAddress::parse(bad), None, "{bad}");
+        for bad in ["", "50", "0/s", "50/day", "-1/s", "1.5/s", "50/", "2000000/s"] {
+            assert_eq!(Rate::parse(bad), None, "{bad}");
         }
     }
 }

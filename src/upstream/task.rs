@@ -1,7 +1,10 @@
 //! The task of one upstream: connects, lets the session decide, and does what it says.
 
 mod connect;
+mod failback;
+mod handing;
 mod pass;
+mod settle;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,22 +12,25 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
-use tracing::{debug, info};
+use tracing::{info, warn};
 
+use self::failback::Failback;
+use super::approach::Approach;
 use super::backoff::Backoff;
 use super::client::Client;
 use super::inbox::{Door, Inbox};
-use super::lanes::{Consumers, Lane, Lanes, Readers};
+use super::lanes::{Consumers, Lanes, Readers};
 use super::retained::{Passes, losses};
 use super::rule::Rules;
 use super::session::{Session, SessionAction};
 use super::settings::UpstreamSettings;
+use super::twins::Twins;
 use super::wire::{Broken, ClientEvent, Link, Role, UpstreamClient, Version};
 use crate::exchange::ingress::{Ingress, IngressError};
 use crate::health::Pulse;
 use crate::journal::settings::Order;
-use crate::journal::{Delivery, Journal, Limits, Position};
-use crate::message::{Message, Origin, via};
+use crate::journal::{Journal, Limits, Position};
+use crate::message::{Origin, via};
 use crate::status::{UpstreamShown, UpstreamSnapshot, UpstreamState};
 use crate::time::SharedClock;
 
@@ -67,8 +73,11 @@ pub struct Upstream<C> {
     gateway: Option<via::Id>,
     /// Index of the address that is tried next.
     address: usize,
-    /// Until when 3.1.1 is spoken at an address.
-    v4_until: Option<(usize, Instant)>,
+    /// How the addresses are spoken to.
+    approach: Approach,
+    twins: Twins,
+    /// Whether another address may be preferred again.
+    failback: Option<Failback>,
     /// What was logged since the last connection, so that it is not logged again.
     reasons: Vec<String>,
     /// When the snapshot is to be brought up to date.
@@ -80,6 +89,8 @@ enum End {
     Broken(Broken),
     /// The settings changed in a way that needs a new connection.
     Changed,
+    /// A better address answers again.
+    Failback,
     Cancelled,
 }
 
@@ -115,7 +126,8 @@ impl<C: UpstreamClient> Upstream<C> {
         let lanes = Lanes::new(order, consumers.waiting());
         let rules = Rules::new(&current);
         door.set_filters(consumers.id(lanes.append()), Origin::upstream(&current.name), rules.local_filters());
-        let since_boot_ms = clock.boot_ms();
+        let (since_boot_ms, retry) = (clock.boot_ms(), current.retry);
+        let shown = UpstreamSnapshot { name: current.name.clone(), since_boot_ms, ..UpstreamSnapshot::default() };
         Upstream {
             name: current.name.clone(),
             session: Session::new(rules, &current),
@@ -124,7 +136,7 @@ impl<C: UpstreamClient> Upstream<C> {
             journal: journal.clone(),
             synced: journal.synced(),
             inbox: Inbox::new(&current.name, max_packet_size),
-            shown: UpstreamSnapshot { name: current.name.clone(), since_boot_ms, ..UpstreamSnapshot::default() },
+            shown: shown.clone(),
             settings,
             current,
             client,
@@ -132,11 +144,13 @@ impl<C: UpstreamClient> Upstream<C> {
             consumers,
             door,
             clock,
-            snapshots: watch::Sender::default(),
-            backoff: Backoff::default(),
+            snapshots: watch::Sender::new(shown),
+            backoff: Backoff::new(retry),
             gateway: None,
             address: 0,
-            v4_until: None,
+            approach: Approach::default(),
+            twins: Twins::default(),
+            failback: None,
             reasons: Vec::new(),
             show_at: None,
         }
@@ -160,12 +174,17 @@ impl<C: UpstreamClient> Upstream<C> {
             let (why, at_once) = match end {
                 End::Cancelled => break,
                 End::Changed => (Broken::Failed("the configuration has changed".into()), true),
+                End::Failback => (Broken::Failed("the first address answers again".into()), true),
                 End::Broken(why) => (why, false),
             };
-            let by_message = matches!(why, Broken::Closed | Broken::Dismissed(_)) && self.session.own_in_flight() > 0;
+            let by_message = matches!(why, Broken::Closed | Broken::Dismissed(..)) && self.session.own_in_flight() > 0;
             self.passes.disconnected(by_message, self.clock.boot_ms());
-            let actions = self.session.disconnected(&why);
+            let actions = self.session.disconnected(&why, self.clock.boot_ms());
+            if self.session.blames() && self.session.got_through() {
+                self.backoff.made_progress();
+            }
             self.perform(actions);
+            self.look_for_twin(&why, connected.elapsed());
             self.lanes.disconnected(self.consumers.waiting());
             self.set_filters();
             self.inbox.disconnected(self.current.clean_session);
@@ -219,6 +238,7 @@ impl<C: UpstreamClient> Upstream<C> {
         self.set_filters();
         self.shown.failed_attempts = 0;
         self.reasons.clear();
+        self.failback = Failback::after(&self.current, self.address);
         self.set_state(UpstreamState::Connected, Some(link.version));
         let actions = self.session.connected(link, now);
         self.perform(actions)
@@ -269,6 +289,11 @@ impl<C: UpstreamClient> Upstream<C> {
                     continue;
                 }
                 _ = self.synced.changed(), if waits_for_disk => {}
+                true = Failback::is_due(&mut self.failback, &self.current) => {
+                    self.say_good_bye().await;
+                    self.address = 0;
+                    return Ok(End::Failback);
+                }
                 () = tokio::task::yield_now(), if more => {}
                 () = self.readers.ready(), if has_room && !more => {}
                 () = pulse.asked() => {
@@ -291,52 +316,19 @@ impl<C: UpstreamClient> Upstream<C> {
         deadlines.chain(held).chain(show).min()
     }
 
-    /// Hands over what there is room for: whether there may be more, `None` if the connection takes nothing.
-    fn take_from_journal(&mut self) -> Option<bool> {
-        let now = self.clock.boot_ms();
-        for _ in 0..AT_ONCE {
-            let Some((turn, delivery)) = self.next_delivery() else { return Some(false) };
-            let message = delivery.message.clone();
-            let is_current = message.view().retain() && self.door.is_current(&message);
-            let actions = self.session.delivery(turn, delivery, is_current, now);
-            if is_current {
-                self.note_retained(&message, &actions);
-            }
-            if !self.perform(actions) {
-                return None;
-            }
+    /// Whether another client may use our client id, which is said.
+    fn look_for_twin(&mut self, why: &Broken, lasted: Duration) {
+        if !self.twins.ended(why, lasted, self.session.blames()) {
+            return;
         }
-        Some(true)
-    }
-
-    fn note_retained(&mut self, message: &Message, actions: &[SessionAction]) {
-        for action in actions {
-            if let SessionAction::Publish(out) = action
-                && out.retain
-            {
-                let local = message.view().topic();
-                self.passes.handed_over(&self.journal, &out.topic, local, !out.payload.is_empty());
-            }
-        }
-    }
-
-    /// The next message, from the first lane in turn that has one and may hand it over.
-    fn next_delivery(&mut self) -> Option<((Lane, Role), Delivery)> {
-        let mut turns = self.lanes.in_turn();
-        if !self.session.suspects(turns[0].0) && self.session.suspects(turns[1].0) {
-            turns.swap(0, 1);
-        }
-        for turn @ (lane, role) in turns {
-            if self.session.has_room(role)
-                && let Some(delivery) = self.readers.try_next(lane)
-            {
-                return Some((turn, delivery));
-            }
-            if self.session.suspects(lane) && self.readers.is_empty(lane) {
-                self.session.acquit(lane);
-            }
-        }
-        None
+        let (upstream, client_id, times) = (&self.name, &self.current.client_id, self.twins.times());
+        warn!(
+            upstream,
+            client_id,
+            times,
+            "the upstream has accepted and ended connections in a row ({why}): does another client, such as \
+             another gateway, use this client_id?"
+        );
     }
 
     /// Whether the connection goes on.
@@ -346,10 +338,7 @@ impl<C: UpstreamClient> Upstream<C> {
             let actions = match event {
                 ClientEvent::Sent(packet_id) => self.session.sent(packet_id),
                 ClientEvent::Acked(packet_id, reason) => self.session.acked(packet_id, reason, self.clock.boot_ms()),
-                ClientEvent::Subscribed(reasons) => {
-                    self.session.subscribed(&reasons);
-                    continue;
-                }
+                ClientEvent::Subscribed(reasons) => self.session.subscribed(&reasons, self.clock.boot_ms()),
                 ClientEvent::Received(message) => {
                     let packet_id = message.packet_id;
                     self.inbox.received(self.session.incoming(message), packet_id);
@@ -393,69 +382,6 @@ impl<C: UpstreamClient> Upstream<C> {
         alive
     }
 
-    /// Tells the upstream that the gateway goes, and waits for the answers to what it was sent.
-    async fn say_good_bye(&mut self) {
-        // what has become safe just now still goes
-        while self.take_from_journal() == Some(true) {}
-        let offline = self.session.status("offline");
-        let said = offline.map_or(Ok(()), |status| self.client.publish(status)).and_then(|()| self.client.disconnect());
-        if said.is_err() {
-            return;
-        }
-        let until_closed = async {
-            while let Ok(events) = self.client.events().await {
-                for event in events {
-                    let actions = match event {
-                        ClientEvent::Sent(packet_id) => self.session.sent(packet_id),
-                        ClientEvent::Acked(packet_id, reason) => {
-                            self.session.acked(packet_id, reason, self.clock.boot_ms())
-                        }
-                        _ => continue,
-                    };
-                    for action in actions {
-                        if let SessionAction::Settle(lane, position, outcome) = action {
-                            self.readers.settle(lane, position, outcome.in_journal());
-                        }
-                    }
-                }
-            }
-        };
-        if tokio::time::timeout(GOOD_BYE, until_closed).await.is_err() {
-            debug!(upstream = self.name, "the upstream did not close the connection");
-        }
-    }
-
-    /// Takes new settings; whether they need a new connection.
-    fn apply_settings(&mut self) -> bool {
-        let new = self.settings.borrow_and_update().clone();
-        let old = std::mem::replace(&mut self.current, new);
-        self.set_filters();
-        self.set_carried(self.gateway);
-        let actions = self.session.set_rules(Rules::new(&self.current));
-        let alive = self.perform(actions);
-        let is_same = without_rules(&old) == without_rules(&self.current);
-        let v4_forbidden = self.current.v5_only && self.shown.version == Some(Version::V311);
-        if is_same && !v4_forbidden {
-            info!(upstream = self.name, "new rules");
-            return !alive;
-        }
-        self.v4_until = None;
-        self.address = 0;
-        true
-    }
-
-    /// From now on new messages go to the lane that they belong in.
-    fn set_filters(&self) {
-        let filters = Rules::new(&self.current).local_filters();
-        self.door.set_filters(self.consumers.id(self.lanes.append()), Origin::upstream(&self.name), filters);
-    }
-
-    fn set_carried(&mut self, gateway: Option<via::Id>) {
-        self.gateway = gateway;
-        let carried = if gateway.is_some() { Rules::new(&self.current).carried() } else { Vec::new() };
-        self.door.set_carried(self.consumers.id(Lane::First), gateway, carried);
-    }
-
     fn set_state(&mut self, state: UpstreamState, version: Option<Version>) {
         self.shown.state = state;
         self.shown.version = version;
@@ -481,8 +407,4 @@ impl<C: UpstreamClient> Upstream<C> {
             is_new
         });
     }
-}
-
-fn without_rules(settings: &UpstreamSettings) -> UpstreamSettings {
-    UpstreamSettings { out: Vec::new(), inbound: Vec::new(), both: Vec::new(), ..settings.clone() }
 }

@@ -3,33 +3,30 @@
 use std::io;
 use std::sync::Arc;
 
-use rustls::crypto::ring;
-use rustls::{AlertDescription, CertificateError, ClientConfig, RootCertStore};
+use ::ring::digest::{SHA256, digest};
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::crypto::{CryptoProvider, ring, verify_tls12_signature, verify_tls13_signature_with_raw_key};
+use rustls::pki_types::{CertificateDer, ServerName, SubjectPublicKeyInfoDer, UnixTime};
+use rustls::{AlertDescription, CertificateError, ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
 
 use super::settings::{Scheme, UpstreamTls};
 use super::wire::Broken;
 use crate::tls::{authorities, blame, certificates, private_key};
 
 /// Reads the files, which blocks. They are read for every connection, so a renewed certificate is used at once.
-pub fn client_config(files: &UpstreamTls) -> Result<Arc<ClientConfig>, String> {
-    let roots = match &files.ca {
-        Some(path) => authorities(path).map_err(|error| error.to_string())?,
-        None => {
-            let mut roots = RootCertStore::empty();
-            let system = rustls_native_certs::load_native_certs();
-            // a certificate of the system that cannot be read does not spoil the others
-            roots.add_parsable_certificates(system.certs);
-            roots
-        }
-    };
-    if roots.is_empty() {
-        return Err("no certificate authority in the system: set tls.ca, or install ca-certificates".into());
-    }
-    let builder = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
+pub fn client_config(files: &UpstreamTls, is_web_socket: bool) -> Result<Arc<ClientConfig>, String> {
+    let provider = Arc::new(ring::default_provider());
+    let builder = ClientConfig::builder_with_provider(provider.clone())
         .with_safe_default_protocol_versions()
-        .map_err(|error| error.to_string())?
-        .with_root_certificates(roots);
-    let config = match (&files.cert, &files.key) {
+        .map_err(|error| error.to_string())?;
+    let builder = match files.fingerprint {
+        Some(fingerprint) => {
+            let verifier = Arc::new(Pinned { fingerprint, provider });
+            builder.dangerous().with_custom_certificate_verifier(verifier)
+        }
+        None => builder.with_root_certificates(roots(files)?),
+    };
+    let mut config = match (&files.cert, &files.key) {
         (Some(cert), Some(key)) => {
             let (chain, private) = certificates(cert)
                 .and_then(|chain| Ok((chain, private_key(key)?)))
@@ -38,7 +35,26 @@ pub fn client_config(files: &UpstreamTls) -> Result<Arc<ClientConfig>, String> {
         }
         _ => builder.with_no_client_auth(),
     };
+    config.alpn_protocols = files.alpn.iter().map(|name| name.clone().into_bytes()).collect();
+    if is_web_socket && config.alpn_protocols.is_empty() {
+        // a server that knows HTTP/2 must not choose it
+        config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    }
     Ok(Arc::new(config))
+}
+
+fn roots(files: &UpstreamTls) -> Result<RootCertStore, String> {
+    if let Some(path) = &files.ca {
+        return authorities(path).map_err(|error| error.to_string());
+    }
+    let mut roots = RootCertStore::empty();
+    let system = rustls_native_certs::load_native_certs();
+    // a certificate of the system that cannot be read does not spoil the others
+    roots.add_parsable_certificates(system.certs);
+    if roots.is_empty() {
+        return Err("no certificate authority in the system: set tls.ca, or install ca-certificates".into());
+    }
+    Ok(roots)
 }
 
 /// What a failure of the network or of TLS means.
@@ -56,13 +72,19 @@ pub(super) fn broken_io(error: &io::Error) -> Broken {
 
 /// What is wrong, and what to do about it.
 pub fn in_words(error: &rustls::Error) -> String {
-    use rustls::Error::{AlertReceived, InvalidCertificate, InvalidMessage};
+    use rustls::Error::{AlertReceived, InvalidCertificate, InvalidMessage, NoApplicationProtocol};
     let advice = match error {
         InvalidCertificate(CertificateError::UnknownIssuer) => {
-            "the authority that signed its certificate is not known here: set tls.ca to that authority's certificate"
+            "the authority that signed its certificate is not known here: set tls.ca to that authority's certificate, or \
+             tls.fingerprint to this one's"
+        }
+        InvalidCertificate(CertificateError::NotValidForNameContext { presented, .. }) if presented.is_empty() => {
+            "its certificate names no host in subjectAltName, and the common name does not count: make one with \
+             -addext subjectAltName=DNS:NAME, or set tls.fingerprint"
         }
         InvalidCertificate(CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. }) => {
-            "its certificate is for another host name: use a name in addresses that the certificate has"
+            "its certificate is for another host name: use a name in addresses that the certificate has, or set \
+             tls.server_name to it"
         }
         InvalidCertificate(
             CertificateError::Expired
@@ -70,25 +92,117 @@ pub fn in_words(error: &rustls::Error) -> String {
             | CertificateError::NotValidYet
             | CertificateError::NotValidYetContext { .. },
         ) => "its certificate is not valid today: is it renewed, and is this machine's clock right?",
+        InvalidCertificate(CertificateError::ApplicationVerificationFailure) => {
+            "its certificate is not the one of tls.fingerprint: has it been renewed, or is somebody in between?"
+        }
         AlertReceived(AlertDescription::CertificateRequired) => {
             "it asks for a client certificate: set tls.cert and tls.key"
         }
         AlertReceived(AlertDescription::UnknownCA | AlertDescription::BadCertificate) => {
             "it does not accept our certificate: see tls.cert"
         }
-        InvalidMessage(_) => "it does not speak TLS on this port: a plain port's address begins with mqtt://",
-        _ => return format!("TLS: {error}"),
+        AlertReceived(AlertDescription::NoApplicationProtocol) | NoApplicationProtocol => {
+            "it does not take the protocols of tls.alpn"
+        }
+        AlertReceived(AlertDescription::UnrecognisedName) => {
+            "it does not know the host name: is tls.server_name, or the name in addresses, right?"
+        }
+        InvalidMessage(_) => "it does not speak TLS on this port: a plain port's address begins with mqtt:// or ws://",
+        _ => return format!("TLS: {error}{}", self_made(&error.to_string())),
     };
     format!("{advice} ({error})")
 }
 
-/// What may be wrong with an address where nothing answers in MQTT.
-pub(super) fn hint(scheme: Scheme, why: &Broken) -> Option<&'static str> {
+/// What to do about certificates as they are made by hand, to be put after the error.
+fn self_made(error: &str) -> &'static str {
+    if error.contains("UnsupportedCertVersion") {
+        ". The certificate is X.509 version 1, which `openssl x509 -req` makes unless it is told otherwise: make it version 3 \
+         with -extfile, or set tls.fingerprint"
+    } else if error.contains("CaUsedAsEndEntity") {
+        ". The certificate is that of an authority (CA:TRUE), used as that of a server: sign another with it and set tls.ca, \
+         or set tls.fingerprint"
+    } else {
+        ""
+    }
+}
+
+/// Accepts the one certificate with this fingerprint. Who holds its key is checked as always.
+#[derive(Debug)]
+struct Pinned {
+    fingerprint: [u8; 32],
+    provider: Arc<CryptoProvider>,
+}
+
+impl ServerCertVerifier for Pinned {
+    fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        _: &[CertificateDer<'_>],
+        _: &ServerName<'_>,
+        _: &[u8],
+        _: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        if digest(&SHA256, end_entity).as_ref() == self.fingerprint {
+            return Ok(ServerCertVerified::assertion());
+        }
+        Err(rustls::Error::InvalidCertificate(CertificateError::ApplicationVerificationFailure))
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        verify_tls12_signature(message, cert, dss, &self.provider.signature_verification_algorithms)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        // by the key alone, so that certificates of version 1 will do
+        let bad = rustls::Error::InvalidCertificate(CertificateError::BadEncoding);
+        let (_, parsed) = x509_parser::parse_x509_certificate(cert).map_err(|_| bad)?;
+        let key = SubjectPublicKeyInfoDer::from(parsed.public_key().raw);
+        verify_tls13_signature_with_raw_key(message, &key, dss, &self.provider.signature_verification_algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.provider.signature_verification_algorithms.supported_schemes()
+    }
+}
+
+/// Reads `sha256:` and 64 hexadecimal digits, with or without colons between them.
+pub(crate) fn fingerprint(text: &str) -> Option<[u8; 32]> {
+    let (algorithm, digits) = text.split_once(':')?;
+    if !algorithm.eq_ignore_ascii_case("sha256") {
+        return None;
+    }
+    let digits: Vec<u8> = digits.bytes().filter(|byte| *byte != b':').collect();
+    if digits.len() != 64 || !digits.is_ascii() {
+        return None;
+    }
+    let mut fingerprint = [0; 32];
+    for (byte, pair) in fingerprint.iter_mut().zip(digits.chunks(2)) {
+        *byte = u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok()?;
+    }
+    Some(fingerprint)
+}
+
+/// What may be wrong where an upstream does not answer as it should; `worked`: it has accepted a connection before.
+pub(super) fn hint(scheme: Scheme, why: &Broken, worked: bool) -> Option<&'static str> {
     match (scheme, why) {
+        _ if worked => None,
         (Scheme::Mqtt, Broken::Closed | Broken::Garbled) => {
             Some("if this port is for TLS, its address begins with mqtts://")
         }
-        (Scheme::Mqtts, Broken::Closed) => Some("if this port is not for TLS, its address begins with mqtt://"),
+        (Scheme::Mqtts | Scheme::Wss, Broken::Closed) => {
+            Some("TLS works; it may be that it does not accept client_id, username, password or the certificate")
+        }
+        (Scheme::Ws, Broken::Closed) => Some("it may be that it does not accept client_id, username or password"),
         _ => None,
     }
 }

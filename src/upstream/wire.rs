@@ -119,21 +119,52 @@ pub enum ClientEvent {
     Subscribed(Vec<u8>),
 }
 
+/// The will that is offered with CONNECT, where the settings want a status.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Will {
+    /// As it should be.
+    #[default]
+    Whole,
+    /// Without the retain flag.
+    WithoutRetain,
+    /// At QoS 0.
+    AtMostOnce,
+    /// None.
+    None,
+}
+
+/// How an upstream is spoken to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Offer {
+    /// Version of MQTT.
+    pub version: Version,
+    /// The will.
+    pub will: Will,
+    /// It is not known whether the upstream speaks this version: half the time is left for another.
+    pub is_trial: bool,
+}
+
 /// Why there is no connection (any more).
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Broken {
     /// It does not speak this version of MQTT.
     #[error("it does not speak this version of MQTT")]
     Version,
-    /// It answered, and said no.
-    #[error("it refuses the connection: {0}")]
-    Refused(String),
+    /// It answered, and said no, with this reason code of version 5; 3.1.1 has "not authorized" for much.
+    #[error("it refuses the connection: {1}")]
+    Refused(u8, String),
+    /// It answered, and wants no connection for a while.
+    #[error("it takes no connection for a while: {0}")]
+    SentAway(String),
     /// It closed the connection without a reason.
     #[error("it closed the connection")]
     Closed,
     /// It closed the connection and said why.
-    #[error("it closed the connection: {0}")]
-    Dismissed(String),
+    #[error("it closed the connection: {1}")]
+    Dismissed(u8, String),
+    /// Another client came with our client id.
+    #[error("another client has connected with our client id")]
+    TakenOver,
     /// What it says is not MQTT.
     #[error("what it says is not MQTT")]
     Garbled,
@@ -168,7 +199,7 @@ pub trait UpstreamClient: Send {
         &mut self,
         settings: &UpstreamSettings,
         address: &UpstreamAddress,
-        version: Version,
+        offer: Offer,
     ) -> impl Future<Output = Result<Link, Broken>> + Send;
 
     /// Hands a message over. [`ClientEvent::Sent`] follows, in this order.

@@ -6,8 +6,7 @@ use bytes::{Buf, BytesMut};
 use smallvec::SmallVec;
 use tracing::{debug, warn};
 
-use super::super::core::session_route;
-use super::super::groups::split_share;
+use super::super::core::{session_route, split_share};
 use super::super::session::{Received, Source, Subscription};
 use super::acks::{AckState, PendingAck};
 use super::{Connection, End};
@@ -15,7 +14,6 @@ use crate::access::authenticate::Denied;
 use crate::exchange::filters::MAX_LEVELS;
 use crate::exchange::inbox::{Grant, Queued};
 use crate::exchange::ingress::{Accepted, Receipt};
-use crate::exchange::shared::SharedGroup;
 use crate::exchange::subscribers::SubscriptionOptions;
 use crate::journal::{Note, Position};
 use crate::message::{Draft, Qos, check_filter, via};
@@ -291,9 +289,8 @@ impl Connection {
                 if let Some(durable) = &mut self.session.durable {
                     durable.reader.settle(position);
                 }
-                self.session.givers().for_each(SharedGroup::look);
             }
-            Source::Shared(share) => share.settled(&self.subscriber),
+            Source::Shared(group) => group.settled(&self.subscriber),
         }
     }
 
@@ -380,10 +377,12 @@ impl Connection {
     }
 
     fn subscribe_shared(&mut self, shared: &str, filter: &str, options: SubscriptionOptions) {
-        let old = self.session.subscriptions.get(shared).map(|known| known.options);
-        let group = self.core.join_group(&self.session, shared, filter, old, options);
+        let group = match self.session.subscriptions.get(shared) {
+            Some(Subscription { group: Some(group), .. }) => group.clone(),
+            _ => self.core.join_group(shared, filter),
+        };
         self.session.subscribe(shared, Subscription { options, group: Some(group.clone()) });
-        group.join(&self.subscriber, options, self.session.consumer());
+        group.join(&self.subscriber, options);
     }
 
     fn subscribe_own(&mut self, filter: &str, options: SubscriptionOptions, retained: RetainHandling) {

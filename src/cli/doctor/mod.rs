@@ -15,6 +15,7 @@ use std::path::{Path, PathBuf};
 
 use super::{CliError, print};
 use crate::config::{self, Settings};
+use crate::upstream::settings::Password;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
@@ -148,7 +149,9 @@ fn configuration(path: Option<&Path>, findings: &mut Vec<Finding>) -> Settings {
 fn secrets(settings: &Settings) -> Vec<Finding> {
     let mut files: Vec<&Path> = Vec::new();
     for upstream in &settings.upstreams {
-        files.extend(upstream.password_file.as_deref());
+        if let Some(Password::File(path)) = &upstream.password {
+            files.push(path);
+        }
         files.extend(upstream.tls.iter().filter_map(|tls| tls.key.as_deref()));
     }
     files.extend(settings.broker.listeners.iter().filter_map(|listener| Some(listener.tls.as_ref()?.key.as_path())));

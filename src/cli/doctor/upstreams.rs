@@ -11,7 +11,7 @@ use rustls::pki_types::ServerName;
 
 use super::Finding;
 use crate::config::Settings;
-use crate::upstream::settings::{Scheme, UpstreamAddress, UpstreamSettings};
+use crate::upstream::settings::{Proxy, UpstreamAddress, UpstreamSettings};
 use crate::upstream::tls::{client_config, in_words};
 
 /// Longest wait for each step.
@@ -29,6 +29,9 @@ pub(super) fn all(settings: &Settings) -> Vec<Finding> {
 
 fn address(upstream: &UpstreamSettings, at: &UpstreamAddress) -> Finding {
     let name = &upstream.name;
+    if let Some(proxy) = &upstream.proxy {
+        return behind(name, at, proxy);
+    }
     let addresses = match resolve(&at.host, at.port) {
         Ok(addresses) => addresses,
         Err(error) => {
@@ -50,8 +53,22 @@ fn address(upstream: &UpstreamSettings, at: &UpstreamAddress) -> Finding {
             format!("upstream {name}: {at}: {error}"),
             "is the broker running, and does a firewall let this machine through?",
         ),
-        Ok(stream) if at.scheme == Scheme::Mqtts => tls(upstream, at, stream),
+        Ok(stream) if at.scheme.is_tls() => tls(upstream, at, stream),
         Ok(_) => Finding::good(format!("upstream {name}: {at} answers")),
+    }
+}
+
+/// What is behind a proxy is only reached through it.
+fn behind(name: &str, at: &UpstreamAddress, proxy: &Proxy) -> Finding {
+    let reached = resolve(&proxy.host, proxy.port).and_then(|addresses| {
+        let attempt = |address: &SocketAddr| TcpStream::connect_timeout(address, PATIENCE).ok();
+        addresses.iter().find_map(attempt).ok_or_else(|| "it does not answer".to_owned())
+    });
+    match reached {
+        Ok(_) => Finding::good(format!("upstream {name}: {at} is behind {proxy}, which answers")),
+        Err(error) => {
+            Finding::problem(format!("upstream {name}: proxy {proxy}: {error}"), "see proxy of this upstream")
+        }
     }
 }
 
@@ -75,11 +92,12 @@ fn resolve(host: &str, port: u16) -> Result<Vec<SocketAddr>, String> {
 fn tls(upstream: &UpstreamSettings, at: &UpstreamAddress, mut stream: TcpStream) -> Finding {
     let name = &upstream.name;
     let problem = |what: String| Finding::problem(format!("upstream {name}: {at}: {what}"), "see tls of this upstream");
-    let config = match client_config(&upstream.tls.clone().unwrap_or_default()) {
+    let files = upstream.tls.clone().unwrap_or_default();
+    let config = match client_config(&files, at.scheme.is_web_socket()) {
         Ok(config) => config,
         Err(error) => return problem(error),
     };
-    let Ok(server) = ServerName::try_from(at.host.clone()) else {
+    let Ok(server) = ServerName::try_from(files.server_name.unwrap_or_else(|| at.host.clone())) else {
         return problem("its name is not one that a certificate can have".into());
     };
     let mut connection = match ClientConnection::new(config, server) {

@@ -20,7 +20,7 @@ use crate::message::Qos;
 use crate::secret::Secret;
 use crate::upstream::settings::UpstreamSettings;
 use crate::upstream::tls;
-use crate::upstream::wire::{Broken, Busy, ClientEvent, Link, Version};
+use crate::upstream::wire::{Broken, Busy, ClientEvent, Link, Version, Will};
 
 /// Requests become bytes while fewer than these wait to be written: a write that is worth its system call.
 const WRITE_BYTES: usize = 64 << 10;
@@ -46,6 +46,12 @@ pub(super) trait Stream: AsyncRead + AsyncWrite + Send + Unpin {
 impl Stream for TcpStream {
     fn socket(&self) -> Option<BorrowedFd<'_>> {
         Some(self.as_fd())
+    }
+}
+
+impl Stream for Box<dyn Stream> {
+    fn socket(&self) -> Option<BorrowedFd<'_>> {
+        (**self).socket()
     }
 }
 
@@ -163,11 +169,12 @@ impl Connection {
     pub(super) async fn open(
         &mut self,
         settings: &UpstreamSettings,
+        will: Will,
         password: Option<&Secret>,
     ) -> Result<Link, Broken> {
         let connect = match self.version {
-            Version::V31 | Version::V311 => v4::connect(settings, password, &mut self.output),
-            Version::V5 => v5::connect(settings, password, self.max_incoming, &mut self.output),
+            Version::V31 | Version::V311 => v4::connect(settings, will, password, &mut self.output),
+            Version::V5 => v5::connect(settings, (will, password), self.max_incoming, &mut self.output),
         };
         connect.map_err(Broken::Failed)?;
         self.encoded = self.output.len() as u64;

@@ -6,30 +6,33 @@
 //! upstream itself, without a queue between tasks, and what came in is read in portions ([`pace`]).
 
 mod connection;
+mod dial;
+mod frames;
 mod pace;
+mod proxy;
 #[cfg(test)]
 mod tests;
 mod v4;
 mod v5;
 
-use std::time::Duration;
+use std::net::IpAddr;
 
 use rustls::pki_types::ServerName;
 use tokio::net::TcpStream;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout, timeout_at};
 use tokio_rustls::TlsConnector;
 
 use self::connection::{Connection, Stream};
-use super::settings::{Scheme, UpstreamAddress, UpstreamSettings};
-use super::tls;
-use super::wire::{Broken, Busy, ClientEvent, Link, OutMessage, UpstreamClient, Version};
+use super::settings::{ProxyScheme, UpstreamAddress, UpstreamSettings};
+use super::wire::{Broken, Busy, ClientEvent, Link, Offer, OutMessage, UpstreamClient, Version};
+use super::{password, tls};
 use crate::message::{Qos, TopicFilter};
-use crate::secret::{self, Secret};
+use crate::secret::Secret;
 
-/// Time for TCP, TLS and CONNACK together.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// Requests besides messages: subscriptions and acknowledgements.
 const SPARE_REQUESTS: usize = 512;
+/// Addresses of one name that are given up in one attempt.
+const MOST_SILENT: usize = 3;
 /// On 3.1.1 nothing can tell an upstream our limit, and a larger packet would end every connection anew.
 const MAX_INCOMING_V4: usize = 16 << 20;
 
@@ -80,24 +83,31 @@ impl UpstreamClient for Client {
         &mut self,
         settings: &UpstreamSettings,
         address: &UpstreamAddress,
-        version: Version,
+        offer: Offer,
     ) -> Result<Link, Broken> {
         self.connection = None;
-        let max_incoming = match version {
-            Version::V31 | Version::V311 => MAX_INCOMING_V4,
-            Version::V5 => self.max_packet_size,
+        let password = match &settings.password {
+            Some(password) => Some(password::fetch(password).await.map_err(Broken::Failed)?),
+            None => None,
         };
-        let connecting = async {
-            let password = password(settings).await?;
-            let stream = open(settings, address).await?;
-            let requests = usize::from(settings.max_inflight) + SPARE_REQUESTS;
-            let mut connection = Connection::new(stream, version, max_incoming, requests);
-            let link = connection.open(settings, password.as_ref()).await?;
-            Ok((connection, link))
-        };
-        let (connection, link) = timeout(CONNECT_TIMEOUT, connecting).await.map_err(|_| Broken::Silent)??;
-        self.connection = Some(connection);
-        Ok(link)
+        let mut silent = Vec::new();
+        loop {
+            let answer = attempt((settings, self.max_packet_size), address, offer, password.as_ref(), &silent).await;
+            match answer {
+                Ok((connection, link)) => {
+                    self.connection = Some(connection);
+                    return Ok(link);
+                }
+                // of the addresses of one name, one may lead to nowhere
+                Err((Broken::Silent, Some(peer))) if !silent.contains(&peer) && silent.len() < MOST_SILENT => {
+                    silent.push(peer);
+                    if !dial::has_others(&address.host, address.port, &silent).await {
+                        return Err(Broken::Silent);
+                    }
+                }
+                Err((broken, _)) => return Err(broken),
+            }
+        }
     }
 
     fn publish(&mut self, message: OutMessage) -> Result<(), Busy> {
@@ -132,32 +142,109 @@ impl UpstreamClient for Client {
     }
 }
 
-/// The password, as its file has it now. Without it there is no connection: the upstream may let strangers in.
-async fn password(settings: &UpstreamSettings) -> Result<Option<Secret>, Broken> {
-    let Some(path) = settings.password_file.clone() else { return Ok(None) };
-    let read = tokio::task::spawn_blocking(move || secret::password(&path)).await;
-    let read = read.map_err(|error| Broken::Failed(error.to_string()))?;
-    read.map(Some).map_err(|error| Broken::Failed(error.to_string()))
+/// One attempt; the error says where it led.
+async fn attempt(
+    (settings, max_packet_size): (&UpstreamSettings, usize),
+    address: &UpstreamAddress,
+    offer: Offer,
+    password: Option<&Secret>,
+    silent: &[IpAddr],
+) -> Result<(Connection, Link), (Broken, Option<IpAddr>)> {
+    let begin = Instant::now();
+    let end = begin + settings.connect_timeout;
+    let stream = timeout_at(end, open(settings, address, silent)).await.unwrap_or_else(|_| {
+        let seconds = settings.connect_timeout.as_secs_f32();
+        Err(Broken::Failed(format!("there is no connection within {seconds} s (connect_timeout)")))
+    });
+    let (stream, peer) = stream.map_err(|broken| (broken, None))?;
+    let max_incoming = match offer.version {
+        Version::V31 | Version::V311 => MAX_INCOMING_V4,
+        Version::V5 => max_packet_size,
+    };
+    let requests = usize::from(settings.max_inflight) + SPARE_REQUESTS;
+    let mut connection = Connection::new(stream, offer.version, max_incoming, requests);
+    // whoever may be silent only to this version is asked in another while there is time
+    let end = if offer.is_trial { end - settings.connect_timeout / 2 } else { end };
+    let patience = end.saturating_duration_since(Instant::now()).max(settings.connect_timeout / 4);
+    let link = timeout(patience, connection.open(settings, offer.will, password)).await;
+    let link = link.map_err(|_| (Broken::Silent, peer))?.map_err(|broken| (broken, peer))?;
+    Ok((connection, link))
 }
 
-/// Opens the connection that MQTT is to be spoken on.
-async fn open(settings: &UpstreamSettings, address: &UpstreamAddress) -> Result<Box<dyn Stream>, Broken> {
+/// Whether TCP, and TLS where it is to be, get through to an address.
+pub(super) async fn is_reachable(settings: &UpstreamSettings, address: &UpstreamAddress) -> bool {
+    matches!(timeout(settings.connect_timeout, open(settings, address, &[])).await, Ok(Ok(_)))
+}
+
+/// Opens the connection that MQTT is to be spoken on, and says whom it leads to, if there is no proxy in between.
+async fn open(
+    settings: &UpstreamSettings,
+    address: &UpstreamAddress,
+    silent: &[IpAddr],
+) -> Result<(Box<dyn Stream>, Option<IpAddr>), Broken> {
+    let failed = |error: std::io::Error| tls::broken_io(&error);
     // what is missing here is found before anything is asked of the network
-    let config = match address.scheme {
-        Scheme::Mqtt => None,
-        Scheme::Mqtts => {
-            let files = settings.tls.clone().unwrap_or_default();
-            let config = tokio::task::spawn_blocking(move || tls::client_config(&files)).await;
-            Some(config.map_err(|error| Broken::Failed(error.to_string()))?.map_err(Broken::Failed)?)
+    let secure = if address.scheme.is_tls() { Some(Secure::prepare(settings, address).await?) } else { None };
+    let (mut tcp, peer) = match &settings.proxy {
+        None => {
+            let tcp = dial::dial(&address.host, address.port, silent).await.map_err(failed)?;
+            let peer = tcp.peer_addr().ok().map(|peer| peer.ip());
+            (tcp, peer)
+        }
+        Some(proxy) => {
+            let tcp = dial::dial(&proxy.host, proxy.port, &[]).await;
+            (tcp.map_err(|error| Broken::Failed(format!("proxy {proxy}: {error}")))?, None)
         }
     };
-    let tcp = TcpStream::connect((address.host.as_str(), address.port)).await;
-    let tcp = tcp.map_err(|error| tls::broken_io(&error))?;
     // what belongs together is written together already
-    tcp.set_nodelay(true).map_err(|error| tls::broken_io(&error))?;
-    let Some(config) = config else { return Ok(Box::new(tcp)) };
-    let name = ServerName::try_from(address.host.clone());
-    let name = name.map_err(|_| Broken::Failed(format!("{} is no name for TLS", address.host)))?;
-    let stream = TlsConnector::from(config).connect(name, tcp).await;
-    Ok(Box::new(stream.map_err(|error| tls::broken_io(&error))?))
+    tcp.set_nodelay(true).map_err(failed)?;
+    if let Some(proxy) = &settings.proxy {
+        let through = match proxy.scheme {
+            ProxyScheme::Http => proxy::http(&mut tcp, proxy, &address.authority()).await,
+            ProxyScheme::Socks5 => proxy::socks5(&mut tcp, proxy, &address.host, address.port).await,
+        };
+        through.map_err(|why| Broken::Failed(format!("proxy {proxy}: {why}")))?;
+    }
+    let stream: Box<dyn Stream> = match secure {
+        Some(secure) => Box::new(secure.connect(tcp).await?),
+        None => Box::new(tcp),
+    };
+    if !address.scheme.is_web_socket() {
+        return Ok((stream, peer));
+    }
+    Ok((Box::new(frames::upgrade(stream, address, MAX_INCOMING_V4).await?), peer))
+}
+
+/// What TLS needs.
+struct Secure {
+    connector: TlsConnector,
+    name: ServerName<'static>,
+    /// How addresses without TLS begin.
+    plain: &'static str,
+}
+
+impl Secure {
+    async fn prepare(settings: &UpstreamSettings, address: &UpstreamAddress) -> Result<Secure, Broken> {
+        let files = settings.tls.clone().unwrap_or_default();
+        let name = files.server_name.clone().unwrap_or_else(|| address.host.clone());
+        let is_web_socket = address.scheme.is_web_socket();
+        let config = tokio::task::spawn_blocking(move || tls::client_config(&files, is_web_socket)).await;
+        let config = config.map_err(|error| Broken::Failed(error.to_string()))?.map_err(Broken::Failed)?;
+        let plain = if is_web_socket { "ws" } else { "mqtt" };
+        match ServerName::try_from(name.clone()) {
+            Ok(name) => Ok(Secure { connector: TlsConnector::from(config), name, plain }),
+            Err(_) => Err(Broken::Failed(format!("{name} is no name for TLS"))),
+        }
+    }
+
+    async fn connect(self, tcp: TcpStream) -> Result<tokio_rustls::client::TlsStream<TcpStream>, Broken> {
+        self.connector.connect(self.name, tcp).await.map_err(|error| match tls::broken_io(&error) {
+            Broken::Closed => Broken::Failed(format!(
+                "it closed the connection before TLS was agreed on; if this port is not for TLS, its address begins with \
+                 {}://",
+                self.plain
+            )),
+            broken => broken,
+        })
+    }
 }

@@ -12,7 +12,7 @@ use rumqttc::{mqttbytes as p4, v5::mqttbytes as p5};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, DuplexStream, ReadBuf, duplex};
 
 use super::*;
-use crate::upstream::wire::InMessage;
+use crate::upstream::wire::{InMessage, Will};
 
 /// Counts the writes.
 struct Counted(DuplexStream, Arc<AtomicUsize>);
@@ -66,7 +66,7 @@ async fn opened(version: Version, line: usize) -> (Connection, DuplexStream, Arc
         theirs.write_all(connack).await.unwrap();
     };
     let settings = settings();
-    let (link, ()) = tokio::join!(connection.open(&settings, None), upstream);
+    let (link, ()) = tokio::join!(connection.open(&settings, Will::Whole, None), upstream);
     assert_eq!(link.unwrap().version, version);
     writes.store(0, Ordering::Relaxed);
     (connection, theirs, writes)
@@ -194,7 +194,7 @@ async fn answers_and_reasons_come_before_the_end() {
     // this cannot be written any more
     connection.request(Request::Publish(message(b"2", Qos::AtLeastOnce))).unwrap();
     assert_eq!(connection.events().await.unwrap(), [ClientEvent::Acked(1, 0), ClientEvent::Acked(2, 0x97)]);
-    assert_eq!(connection.events().await, Err(Broken::Dismissed("packet too large".into())));
+    assert_eq!(connection.events().await, Err(Broken::Dismissed(0x80, "packet too large".into())));
 }
 
 #[tokio::test]
@@ -220,7 +220,7 @@ async fn a_broker_that_does_not_know_version_5_is_understood() {
     let stream = Box::new(Counted(ours, Arc::default()));
     let mut connection = Connection::new(stream, Version::V5, 1000, 100);
     theirs.write_all(&[0x20, 2, 0, 1]).await.unwrap();
-    assert_eq!(connection.open(&settings(), None).await, Err(Broken::Version));
+    assert_eq!(connection.open(&settings(), Will::Whole, None).await, Err(Broken::Version));
 }
 
 #[test]

@@ -1,26 +1,32 @@
 //! Packets of MQTT 3.1.1, by rumqttc.
 
 use bytes::BytesMut;
+use rumqttc::SubscribeReasonCode;
 use rumqttc::mqttbytes::v4::{Connect, LastWill, Login, Packet, Publish, Subscribe, SubscribeFilter, Unsubscribe};
 use rumqttc::mqttbytes::{Error, QoS};
-use rumqttc::{ConnectReturnCode, SubscribeReasonCode};
 
 use super::Incoming;
 use crate::message::{Qos, TopicFilter};
 use crate::secret::Secret;
 use crate::upstream::settings::UpstreamSettings;
-use crate::upstream::wire::{Broken, ClientEvent, InMessage, Link, Version, words};
+use crate::upstream::wire::{Broken, ClientEvent, InMessage, Link, Version, Will};
+
+/// CONNACK: unacceptable protocol version, and the greatest code that MQTT 3.1.1 has [MQTT-3.2.2.3].
+const BAD_VERSION: u8 = 1;
+const LAST_CODE: u8 = 5;
 
 pub(super) fn connect(
     settings: &UpstreamSettings,
+    will: Will,
     password: Option<&Secret>,
     out: &mut BytesMut,
 ) -> Result<(), String> {
     let mut connect = Connect::new(&settings.client_id);
     connect.keep_alive = u16::try_from(settings.keep_alive.as_secs()).unwrap_or(u16::MAX);
     connect.clean_session = settings.clean_session;
-    let will = |topic| LastWill::new(topic, "offline", QoS::AtLeastOnce, true);
-    connect.last_will = settings.status_topic.as_ref().map(|topic| will(topic.as_str()));
+    let topic = settings.status_topic.as_ref().filter(|_| will != Will::None);
+    let qos = if will == Will::AtMostOnce { QoS::AtMostOnce } else { QoS::AtLeastOnce };
+    connect.last_will = topic.map(|topic| LastWill::new(topic.as_str(), "offline", qos, will == Will::Whole));
     let password = password.map_or("", Secret::expose);
     connect.login = settings.username.as_ref().map(|user| Login::new(user, password));
     connect.write(out).map(drop).map_err(|error| error.to_string())
@@ -42,24 +48,25 @@ pub(super) fn unsubscribe(filters: &[String], pkid: u16, out: &mut BytesMut) -> 
 
 /// Decodes a whole packet.
 pub(super) fn decode(bytes: &mut BytesMut) -> Result<Incoming, Broken> {
+    if let [0x20, 2, _, code] = bytes[..]
+        && code != 0
+    {
+        return Err(refused(code));
+    }
     let packet = Packet::read(bytes, usize::MAX).map_err(|_: Error| Broken::Garbled)?;
     Ok(match packet {
-        Packet::ConnAck(connack) => match connack.code {
-            ConnectReturnCode::Success => {
-                let link = Link {
-                    version: Version::V311,
-                    session_present: connack.session_present,
-                    receive_maximum: u16::MAX,
-                    max_packet_size: None,
-                    max_qos: Qos::ExactlyOnce,
-                    retain_available: true,
-                    gateway: None,
-                };
-                Incoming::Accepted(link, None)
-            }
-            ConnectReturnCode::RefusedProtocolVersion => return Err(Broken::Version),
-            code => return Err(Broken::Refused(words(&code))),
-        },
+        Packet::ConnAck(connack) => {
+            let link = Link {
+                version: Version::V311,
+                session_present: connack.session_present,
+                receive_maximum: u16::MAX,
+                max_packet_size: None,
+                max_qos: Qos::ExactlyOnce,
+                retain_available: true,
+                gateway: None,
+            };
+            Incoming::Accepted(link, None)
+        }
         Packet::PubAck(ack) => Incoming::Event(ClientEvent::Acked(ack.pkid, 0)),
         Packet::SubAck(ack) => {
             Incoming::Event(ClientEvent::Subscribed(ack.return_codes.iter().map(subscribe_reason).collect()))
@@ -68,6 +75,22 @@ pub(super) fn decode(bytes: &mut BytesMut) -> Result<Incoming, Broken> {
         Packet::PubRel(release) => Incoming::Released(release.pkid),
         _ => Incoming::Other,
     })
+}
+
+/// What CONNACK says where it is no. Some clouds have codes of their own: Adafruit IO throttles with 6 and bans with 7.
+pub(super) fn refused(code: u8) -> Broken {
+    match code {
+        BAD_VERSION => Broken::Version,
+        2 => Broken::Refused(0x85, "client identifier not accepted: is client_id what it expects?".into()),
+        3 => Broken::Failed("it is not available at the moment".into()),
+        4 => Broken::Refused(0x86, "bad user name or password".into()),
+        LAST_CODE => Broken::Refused(0x87, "not authorized".into()),
+        6 => Broken::SentAway(
+            "code 6, which MQTT 3.1.1 does not have; it may mean: too many connections or messages".into(),
+        ),
+        7 => Broken::SentAway("code 7, which MQTT 3.1.1 does not have; it may mean: banned for a while".into()),
+        code => Broken::SentAway(format!("code {code}, which MQTT 3.1.1 does not have")),
+    }
 }
 
 fn received(publish: Publish) -> Result<InMessage, Broken> {

@@ -3,23 +3,23 @@
 use bytes::BytesMut;
 use rumqttc::v5::mqttbytes::v5::{
     Connect, ConnectProperties, ConnectReturnCode, Disconnect, DisconnectReasonCode, Filter, LastWill, Login, Packet,
-    PubAckReason, Publish, PublishProperties, RetainForwardRule, Subscribe, SubscribeReasonCode, Unsubscribe,
+    Publish, PublishProperties, RetainForwardRule, Subscribe, SubscribeReasonCode, Unsubscribe,
 };
 use rumqttc::v5::mqttbytes::{Error, QoS};
 
-use super::Incoming;
+use super::{Incoming, v4};
 use crate::message::{Qos, TopicFilter, via};
 use crate::secret::Secret;
 use crate::upstream::properties::gateway_in;
 use crate::upstream::settings::UpstreamSettings;
-use crate::upstream::wire::{Broken, ClientEvent, InMessage, Link, Version, words};
+use crate::upstream::wire::{Broken, ClientEvent, InMessage, Link, Version, Will, words};
 
 /// Incoming messages that the upstream may send before the first is acknowledged.
 const RECEIVE_MAXIMUM: u16 = 100;
 
 pub(super) fn connect(
     settings: &UpstreamSettings,
-    password: Option<&Secret>,
+    (will, password): (Will, Option<&Secret>),
     max_incoming: usize,
     out: &mut BytesMut,
 ) -> Result<(), String> {
@@ -35,8 +35,9 @@ pub(super) fn connect(
         clean_start: settings.clean_session,
         properties: Some(properties),
     };
-    let will = |topic| LastWill::new(topic, "offline", QoS::AtLeastOnce, true, None);
-    let will = settings.status_topic.as_ref().map(|topic| will(topic.as_str()));
+    let topic = settings.status_topic.as_ref().filter(|_| will != Will::None);
+    let qos = if will == Will::AtMostOnce { QoS::AtMostOnce } else { QoS::AtLeastOnce };
+    let will = topic.map(|topic| LastWill::new(topic.as_str(), "offline", qos, will == Will::Whole, None));
     let password = password.map_or("", Secret::expose);
     let login = settings.username.as_ref().map(|user| Login::new(user, password));
     connect.write(&will, &login, out).map(drop).map_err(|error| error.to_string())
@@ -63,8 +64,13 @@ pub(super) fn unsubscribe(filters: &[String], pkid: u16, out: &mut BytesMut) -> 
 /// Decodes a whole packet.
 pub(super) fn decode(bytes: &mut BytesMut) -> Result<Incoming, Broken> {
     match bytes[..] {
-        // a broker that does not know version 5 answers in the words of 3.1.1
+        // a broker that does not know version 5 answers in the words of 3.1.1; so do those that send us away
+        [0x20, 2, _, code] if code > 5 && code < 0x80 => return Err(v4::refused(code)),
         [0x20, 2, _, code] if code != 0 => return Err(Broken::Version),
+        // reasons that rumqttc does not know are reasons all the same
+        [0x40, length, high, low, reason, ..] if length > 2 => {
+            return Ok(Incoming::Event(ClientEvent::Acked(u16::from_be_bytes([high, low]), reason)));
+        }
         // the two short forms of DISCONNECT [MQTT-3.14.2], which rumqttc does not know
         [0xe0, 0] => return Err(Broken::Closed),
         [0xe0, 1, reason] => {
@@ -89,7 +95,7 @@ pub(super) fn decode(bytes: &mut BytesMut) -> Result<Incoming, Broken> {
             Incoming::Accepted(link, properties.and_then(|p| p.server_keep_alive))
         }
         Packet::ConnAck(connack) => return Err(refused(connack.code)),
-        Packet::PubAck(ack) => Incoming::Event(ClientEvent::Acked(ack.pkid, reason(ack.reason))),
+        Packet::PubAck(ack) => Incoming::Event(ClientEvent::Acked(ack.pkid, 0)),
         Packet::SubAck(ack) => {
             Incoming::Event(ClientEvent::Subscribed(ack.return_codes.iter().map(subscribe_reason).collect()))
         }
@@ -116,24 +122,35 @@ fn received(publish: Publish) -> Result<InMessage, Broken> {
 
 fn refused(code: ConnectReturnCode) -> Broken {
     use ConnectReturnCode as Code;
-    match code {
-        Code::UnsupportedProtocolVersion | Code::RefusedProtocolVersion => Broken::Version,
+    let reason = match code {
+        Code::UnsupportedProtocolVersion | Code::RefusedProtocolVersion => return Broken::Version,
         // it will be better without a person
-        Code::ServiceUnavailable
-        | Code::ServerUnavailable
-        | Code::ServerBusy
-        | Code::QuotaExceeded
-        | Code::ConnectionRateExceeded => Broken::Failed(words(&code)),
-        code => Broken::Refused(words(&code)),
-    }
+        Code::ServiceUnavailable | Code::ServerUnavailable | Code::ServerBusy => return Broken::Failed(words(&code)),
+        Code::QuotaExceeded | Code::ConnectionRateExceeded | Code::Banned => return Broken::SentAway(words(&code)),
+        Code::NotAuthorized => 0x87,
+        Code::TopicNameInvalid => 0x90,
+        Code::RetainNotSupported => RETAIN_NOT_SUPPORTED,
+        Code::QoSNotSupported => 0x9b,
+        _ => 0x80,
+    };
+    Broken::Refused(reason, words(&code))
 }
 
+/// [MQTT-5 3.14.2.1]
+const RETAIN_NOT_SUPPORTED: u8 = 0x9a;
+
 fn dismissed(disconnect: &Disconnect) -> Broken {
-    let mut why = words(&disconnect.reason_code);
+    let code = disconnect.reason_code;
+    let mut why = words(&code);
     if let Some(text) = disconnect.properties.as_ref().and_then(|properties| properties.reason_string.as_ref()) {
         why = format!("{why} ({text})");
     }
-    if concerns_message(disconnect.reason_code) { Broken::Dismissed(why) } else { Broken::Failed(why) }
+    match code {
+        DisconnectReasonCode::SessionTakenOver => Broken::TakenOver,
+        DisconnectReasonCode::RetainNotSupported => Broken::Dismissed(RETAIN_NOT_SUPPORTED, why),
+        code if concerns_message(code) => Broken::Dismissed(0x80, why),
+        _ => Broken::Failed(why),
+    }
 }
 
 /// Whether an upstream may have ended the connection because of a message.
@@ -162,21 +179,6 @@ fn subscribe_reason(code: &SubscribeReasonCode) -> u8 {
         SubscribeReasonCode::NotAuthorized => 0x87,
         SubscribeReasonCode::TopicFilterInvalid => 0x8f,
         _ => 0x80,
-    }
-}
-
-fn reason(reason: PubAckReason) -> u8 {
-    use PubAckReason as Reason;
-    match reason {
-        Reason::Success => 0,
-        Reason::NoMatchingSubscribers => 0x10,
-        Reason::UnspecifiedError => 0x80,
-        Reason::ImplementationSpecificError => 0x83,
-        Reason::NotAuthorized => 0x87,
-        Reason::TopicNameInvalid => 0x90,
-        Reason::PacketIdentifierInUse => 0x91,
-        Reason::QuotaExceeded => 0x97,
-        Reason::PayloadFormatInvalid => 0x99,
     }
 }
 

@@ -1,57 +1,365 @@
-//! Which message an upstream closes the connection for.
+//! Which message an upstream closes the connection for, if it is one.
+//!
+//! MQTT 3.1.1 has no refusal: a broker that dislikes a message closes the connection. But a broker that is being deployed,
+//! or over its quota, closes it at every message. So after such an end messages go one at a time, and a message is set
+//! aside only on evidence that it alone is the cause:
+//!
+//! - It was alone under way when the connection ended, [`STRIKES`] times, the first time as the first message of its
+//!   connection: so it is no matter of how many an upstream takes per connection.
+//! - Between these times others got through. For this, a message that has ended a connection is held back on the next one
+//!   until others behind it, of another topic where there is one, are acknowledged. Where none is, nothing counts.
+//! - When different messages end connections in turn, none of them is the cause: all are held, and tried again in order,
+//!   ever more slowly.
+//!
+//! A message with the retain flag is sent once without it before anything else is tried. If that is acknowledged, and the
+//! same message with the flag ends the connection again, it is the flag that the upstream does not take.
 
-use super::{STRIKES, Session, SessionAction, Source};
+use tracing::warn;
+
+use super::{InFlight, STRIKES, Session, SessionAction};
 use crate::journal::Position;
+use crate::message::Message;
 use crate::status::ledger::{DropReason, Outcome};
 use crate::upstream::lanes::Lane;
 
-/// A message that was unanswered when the upstream closed the connection.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Suspect {
-    position: Position,
-    strikes: u32,
-    /// Up to here messages go one at a time, per lane; `None`: this lane is not concerned.
-    until: [Option<Position>; 2],
+/// Messages that may be held back.
+const HELD: usize = 64;
+/// Messages that have ended connections and are remembered.
+const ENTRIES: usize = 64;
+
+/// Whether the retain flag is what ends connections.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Flag {
+    /// Nothing is known.
+    Unknown,
+    /// It is left out the next time.
+    LeftOut,
+    /// Without it the message was acknowledged; now with it again.
+    Proving,
+    /// It makes no difference.
+    Innocent,
 }
 
-impl Suspect {
-    /// What is left of the suspicion when a lane is past this place.
-    pub(super) fn past(mut self, lane: Lane, position: Position) -> Option<Suspect> {
-        let until = &mut self.until[lane.index()];
-        *until = until.filter(|until| *until > position);
-        self.until.iter().any(Option::is_some).then_some(self)
+/// A message that has ended a connection while it was alone.
+#[derive(Clone, Copy, Debug)]
+struct Entry {
+    lane: Lane,
+    position: Position,
+    strikes: u32,
+    /// Others got through since it was struck.
+    others: bool,
+    flag: Flag,
+}
+
+/// What may go before what is suspected, on this connection.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Plan {
+    /// Nothing: in order.
+    #[default]
+    InOrder,
+    /// So many others.
+    Others(u32),
+    /// One of another topic.
+    OtherTopic,
+}
+
+/// A message that was under way.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Seen {
+    pub lane: Lane,
+    pub position: Position,
+    /// It was sent with the retain flag.
+    pub retain: bool,
+}
+
+/// What follows from the end of a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Verdict {
+    /// Nothing yet.
+    Open,
+    /// It is this message.
+    Guilty,
+    /// It is the retain flag; the message has arrived without it.
+    Flag,
+    /// It is none of the messages.
+    Upstream,
+}
+
+/// What is known about messages that may end connections; decides and does nothing.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Suspicion {
+    /// Up to here messages go one at a time, per lane; `None`: this lane is not concerned.
+    until: [Option<Position>; 2],
+    /// How far they have got.
+    passed: [Position; 2],
+    entries: Vec<Entry>,
+    plan: Plan,
+    /// Connections in turn that ended at a message that was alone, while nothing was acknowledged.
+    failures: u32,
+    /// Messages sent on this connection.
+    sent: u32,
+    said: bool,
+}
+
+impl Suspicion {
+    /// Whether messages go one at a time.
+    pub fn is_active(&self) -> bool {
+        !self.entries.is_empty() || self.until.iter().any(Option::is_some)
+    }
+
+    /// Whether a message is suspected.
+    pub fn blames(&self) -> bool {
+        !self.entries.is_empty()
+    }
+
+    /// The same for one lane.
+    pub fn concerns(&self, lane: Lane) -> bool {
+        self.until[lane.index()].is_some() || self.entries.iter().any(|entry| entry.lane == lane)
+    }
+
+    /// A connection begins.
+    pub fn connected(&mut self) {
+        self.sent = 0;
+        let strikes = self.entries.iter().map(|entry| entry.strikes).max();
+        let is_trying = self.entries.iter().any(|entry| matches!(entry.flag, Flag::LeftOut | Flag::Proving));
+        self.plan = match (strikes, self.failures) {
+            (None | Some(0), _) => Plan::InOrder,
+            _ if is_trying => Plan::InOrder,
+            // something got through since: it takes more of that
+            (Some(strikes), 0) => Plan::Others(if strikes > 1 { 4 } else { 1 }),
+            (Some(strikes), 1) => Plan::Others(if strikes > 1 { 4 } else { 1 }),
+            (_, failures) if failures % 8 == 0 => Plan::Others(1),
+            (_, failures) if failures % 3 == 1 => Plan::OtherTopic,
+            _ => Plan::InOrder,
+        };
+    }
+
+    /// Whether this message is to wait for others that come behind it; `is_held`: one of its topic does.
+    pub fn holds(&self, lane: Lane, position: Position, is_held: bool) -> bool {
+        let is_known = self.entries.iter().any(|entry| (entry.lane, entry.position) == (lane, position));
+        match self.plan {
+            Plan::InOrder => false,
+            Plan::Others(_) => is_known,
+            Plan::OtherTopic => is_known || is_held,
+        }
+    }
+
+    /// Whether what is held has waited enough.
+    pub fn releases(&self) -> bool {
+        self.plan == Plan::InOrder
+    }
+
+    /// No other message is there to go before what is held.
+    pub fn in_order(&mut self) {
+        self.plan = Plan::InOrder;
+    }
+
+    /// Whether a message goes without its retain flag this time.
+    pub fn leaves_out_flag(&self, lane: Lane, position: Position) -> bool {
+        self.entry(lane, position).is_some_and(|entry| entry.flag == Flag::LeftOut)
+    }
+
+    /// A message was sent.
+    pub fn sent(&mut self) {
+        self.sent = self.sent.saturating_add(1);
+    }
+
+    fn entry(&self, lane: Lane, position: Position) -> Option<&Entry> {
+        self.entries.iter().find(|entry| (entry.lane, entry.position) == (lane, position))
+    }
+
+    /// The upstream ended the connection while these were unanswered; `alone`: nothing else was.
+    pub fn ended(&mut self, unanswered: &[Seen], alone: bool) -> Verdict {
+        for seen in unanswered {
+            let until = &mut self.until[seen.lane.index()];
+            *until = (*until).max(Some(seen.position));
+        }
+        let (Some(&Seen { lane, position, retain }), true) = (unanswered.first(), alone) else { return Verdict::Open };
+        self.failures += 1;
+        let is_first = self.sent <= 1;
+        let at = self.entries.iter().position(|entry| (entry.lane, entry.position) == (lane, position));
+        let at = at.unwrap_or_else(|| {
+            if self.entries.len() >= ENTRIES {
+                self.entries.remove(0);
+            }
+            self.entries.push(Entry { lane, position, strikes: 0, others: true, flag: Flag::Unknown });
+            self.entries.len() - 1
+        });
+        let entry = &mut self.entries[at];
+        match entry.flag {
+            Flag::Proving => {
+                self.entries.remove(at);
+                return Verdict::Flag;
+            }
+            Flag::LeftOut => entry.flag = Flag::Innocent,
+            Flag::Unknown | Flag::Innocent => {
+                if entry.others && (entry.strikes > 0 || is_first) {
+                    entry.strikes += 1;
+                    entry.others = false;
+                }
+                if entry.strikes > 0 && retain && entry.flag == Flag::Unknown {
+                    entry.flag = Flag::LeftOut;
+                }
+                if entry.strikes >= STRIKES {
+                    self.entries.remove(at);
+                    return Verdict::Guilty;
+                }
+            }
+        }
+        let is_news = self.failures > 1 && self.entries.len() > 1 && !std::mem::replace(&mut self.said, true);
+        if is_news { Verdict::Upstream } else { Verdict::Open }
+    }
+
+    /// The upstream has acknowledged a message: `false` if it is to be sent once more, with its retain flag.
+    pub fn acked(&mut self, lane: Lane, position: Position) -> bool {
+        (self.failures, self.said) = (0, false);
+        let is_it = |entry: &Entry| (entry.lane, entry.position) == (lane, position);
+        self.entries.iter_mut().filter(|entry| !is_it(entry)).for_each(|entry| entry.others = true);
+        if let Some(entry) = self.entries.iter_mut().find(|entry| is_it(entry))
+            && entry.flag == Flag::LeftOut
+        {
+            entry.flag = Flag::Proving;
+            return false;
+        }
+        self.plan = match self.plan {
+            Plan::Others(more) if more > 1 => Plan::Others(more - 1),
+            _ => Plan::InOrder,
+        };
+        true
+    }
+
+    /// A message is done with, whatever became of it.
+    pub fn past(&mut self, lane: Lane, position: Position) {
+        self.entries.retain(|entry| (entry.lane, entry.position) != (lane, position));
+        let passed = &mut self.passed[lane.index()];
+        *passed = (*passed).max(position);
+    }
+
+    /// Nothing is held back: what is past is not suspected any more.
+    pub fn settle(&mut self) {
+        if self.entries.is_empty() {
+            for (until, passed) in self.until.iter_mut().zip(&mut self.passed) {
+                *until = until.filter(|until| *until > *passed);
+                if until.is_none() {
+                    *passed = Position(0);
+                }
+            }
+        }
+    }
+
+    /// Nothing waits in this lane.
+    pub fn acquit(&mut self, lane: Lane) {
+        self.until[lane.index()] = None;
+        self.entries.retain(|entry| entry.lane != lane);
     }
 }
 
 impl Session {
-    /// The upstream closed the connection while this was the oldest message without an answer.
-    pub(super) fn suspect(&mut self, source: &Source, actions: &mut Vec<SessionAction>) {
-        let &Source { lane, position, ref message, .. } = source;
-        let mut until = self.suspect.map_or([None; 2], |suspect| suspect.until);
-        for source in self.in_flight.iter().filter_map(|message| message.source.as_ref()) {
-            let until = &mut until[source.lane.index()];
-            *until = (*until).max(Some(source.position));
+    /// The upstream closed the connection, and nothing of its opening was unanswered.
+    pub(super) fn suspect(&mut self, actions: &mut Vec<SessionAction>) {
+        let unanswered = |message: &&InFlight| message.is_unanswered() && message.packet_id.is_some();
+        let under_way = self.in_flight.iter().filter(|message| message.is_unanswered()).count();
+        let sent: Vec<&InFlight> = self.in_flight.iter().filter(unanswered).collect();
+        let seen = sent.iter().filter_map(|message| {
+            let source = message.source.as_ref()?;
+            Some(Seen { lane: source.lane, position: source.position, retain: message.retain })
+        });
+        let seen: Vec<Seen> = seen.collect();
+        let verdict = self.suspicion.ended(&seen, under_way == 1);
+        let source = sent.iter().find_map(|message| message.source.clone());
+        let Some(source) = source else { return };
+        let upstream = &self.name;
+        match verdict {
+            Verdict::Open => {}
+            Verdict::Guilty => {
+                let why = "the upstream closes the connection whenever it gets this message, and takes others";
+                self.counts.add_loss(upstream, DropReason::EndsConnection, source.message.view().topic(), why);
+                self.suspicion.past(source.lane, source.position);
+                let outcome = Outcome::Dropped(DropReason::EndsConnection);
+                actions.push(SessionAction::Settle(source.lane, source.position, outcome));
+            }
+            Verdict::Flag => {
+                self.refuse_retain("it closes the connection when it gets the flag");
+                self.suspicion.past(source.lane, source.position);
+                actions.push(SessionAction::Settle(source.lane, source.position, Outcome::Acked));
+            }
+            Verdict::Upstream => {
+                warn!(
+                    upstream,
+                    "the upstream closes the connection whatever message it gets: all are kept, and tried again ever \
+                     more slowly"
+                );
+            }
         }
-        let alone = self.in_flight.iter().filter(|message| message.source.is_some()).count() == 1;
-        let before = self.suspect.filter(|suspect| suspect.position == position).map_or(0, |suspect| suspect.strikes);
-        let strikes = before + u32::from(alone);
-        self.suspect = Some(Suspect { position, strikes, until });
-        if strikes >= STRIKES {
-            let why = "the upstream closes the connection whenever it gets this message";
-            self.counts.add_loss(&self.name, DropReason::EndsConnection, message.view().topic(), why);
-            self.suspect = self.suspect.and_then(|suspect| suspect.past(lane, position));
-            actions.push(SessionAction::Settle(lane, position, Outcome::Dropped(DropReason::EndsConnection)));
+    }
+
+    /// From now on nothing goes up with the retain flag.
+    pub(super) fn refuse_retain(&mut self, why: &str) {
+        if !std::mem::replace(&mut self.retain_refused, true) {
+            warn!(
+                upstream = self.name,
+                "the upstream does not take the retain flag ({why}): status, will and messages go without it from now \
+                 on; retain = false on a rule says the same"
+            );
         }
     }
 
     /// Whether messages of this lane are to be handed over before those of the other, one at a time, because one of
     /// them may be what the upstream closes connections for.
     pub fn suspects(&self, lane: Lane) -> bool {
-        self.suspect.is_some_and(|suspect| suspect.until[lane.index()].is_some())
+        self.suspicion.concerns(lane)
     }
 
     /// Nothing waits in this lane: nothing in it is suspected any more.
     pub fn acquit(&mut self, lane: Lane) {
-        self.suspect = self.suspect.and_then(|suspect| suspect.past(lane, Position(u64::MAX)));
+        self.suspicion.acquit(lane);
+    }
+
+    /// Whether a message is to wait until others have got through.
+    pub(super) fn is_held_back(&self, lane: Lane, position: Position, message: &Message) -> bool {
+        let topic = message.view().topic();
+        let held = self.in_flight.iter().filter(|message| message.held).filter_map(|held| held.source.as_ref());
+        let (mut count, mut has_topic) = (0, false);
+        for source in held {
+            count += 1;
+            has_topic |= source.message.view().topic() == topic;
+        }
+        count < HELD && self.suspicion.holds(lane, position, has_topic)
+    }
+
+    /// The message that was held back and whose turn it is.
+    pub fn held(&self) -> Option<&Message> {
+        if self.held == 0
+            || self.link.is_none()
+            || self.pause.is_some()
+            || self.opening.is_waiting()
+            || !self.suspicion.releases()
+        {
+            return None;
+        }
+        if self.in_flight.iter().any(InFlight::is_unanswered) {
+            return None;
+        }
+        let held = self.in_flight.iter().find(|message| message.held)?;
+        held.source.as_ref().map(|source| &source.message)
+    }
+
+    /// Nothing else is there to hand over: whether something that was held back has its turn now.
+    pub fn nothing_else(&mut self) -> bool {
+        if self.held > 0 && !self.suspicion.releases() && !self.in_flight.iter().any(InFlight::is_unanswered) {
+            self.suspicion.in_order();
+        }
+        self.held().is_some()
+    }
+
+    /// Sends what [`Session::held`] says; `is_current` as for [`Session::delivery`].
+    pub fn send_held(&mut self, is_current: bool, now: u64) -> Vec<SessionAction> {
+        let mut actions = Vec::new();
+        let Some(at) = self.in_flight.iter().position(|message| message.held) else { return actions };
+        let Some(mut message) = self.in_flight.remove(at) else { return actions };
+        message.held = false;
+        self.held = self.held.saturating_sub(1);
+        self.hand_over(message, at, is_current, now, &mut actions);
+        actions
     }
 }

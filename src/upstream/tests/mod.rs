@@ -19,7 +19,7 @@ use super::inbox::Door;
 use super::rule::tests::rule;
 use super::settings::{OutQos, UpstreamAddress, UpstreamSettings};
 use super::task::{Upstream, UpstreamError};
-use super::wire::{Broken, Busy, ClientEvent, InMessage, Link, OutMessage, UpstreamClient, Version};
+use super::wire::{Broken, Busy, ClientEvent, InMessage, Link, Offer, OutMessage, UpstreamClient, Version};
 use crate::exchange::ingress::{IngressError, Receipt};
 use crate::health::PulseTaker;
 use crate::journal::settings::Order;
@@ -90,8 +90,8 @@ fn strings<'a>(filters: impl Iterator<Item = &'a TopicFilter>) -> Vec<String> {
 }
 
 impl UpstreamClient for Scripted {
-    async fn connect(&mut self, _: &UpstreamSettings, to: &UpstreamAddress, version: Version) -> Result<Link, Broken> {
-        self.ask(Asked::Connect(to.host.clone(), version)).unwrap();
+    async fn connect(&mut self, _: &UpstreamSettings, to: &UpstreamAddress, offer: Offer) -> Result<Link, Broken> {
+        self.ask(Asked::Connect(to.host.clone(), offer.version)).unwrap();
         self.answers.recv().await.unwrap_or(Err(Broken::Silent))
     }
     fn publish(&mut self, message: OutMessage) -> Result<(), Busy> {
@@ -234,7 +234,10 @@ async fn addresses_and_versions_are_tried_in_turn() {
     let (mut script, client) = Script::new();
     let running = Running::start(settings(&["mqtt://one", "mqtt://two"]), TestDoor::default(), client);
     assert_eq!(script.next().await, connect("one", Version::V5));
-    script.answers.send(Err(Broken::Silent)).await.unwrap();
+    script.answers.send(Err(Broken::Failed("no route".into()))).await.unwrap();
+    assert_eq!(script.next().await, connect("two", Version::V5));
+    script.answers.send(Err(Broken::Closed)).await.unwrap();
+    // one connection that ends early is no proof
     assert_eq!(script.next().await, connect("two", Version::V5));
     script.answers.send(Err(Broken::Closed)).await.unwrap();
     assert_eq!(script.next().await, connect("two", Version::V311));

@@ -38,8 +38,8 @@ struct Stuck {
 }
 
 impl UpstreamClient for Stuck {
-    async fn connect(&mut self, _: &UpstreamSettings, _: &UpstreamAddress, version: Version) -> Result<Link, Broken> {
-        Ok(link(version))
+    async fn connect(&mut self, _: &UpstreamSettings, _: &UpstreamAddress, offer: Offer) -> Result<Link, Broken> {
+        Ok(link(offer.version))
     }
     fn publish(&mut self, _: OutMessage) -> Result<(), Busy> {
         self.is_called.send(()).unwrap();

@@ -42,7 +42,12 @@ async fn it_trusts_the_given_authority_and_shows_a_certificate() {
     let mut stranger = stranger;
     stranger.until("a refusal", |snapshot| snapshot.last_error.is_some()).await;
     stranger.stop().await;
-    let files = UpstreamTls { ca: Some(file("ca.crt")), cert: Some(file("client.crt")), key: Some(file("client.key")) };
+    let files = UpstreamTls {
+        ca: Some(file("ca.crt")),
+        cert: Some(file("client.crt")),
+        key: Some(file("client.key")),
+        ..UpstreamTls::default()
+    };
     configured.tls = Some(files);
     let mut running = Running::start(configured, TestDoor::default(), Client::new(256 << 10));
     running.append("loft/a", "1");

@@ -1,0 +1,236 @@
+//! Where an upstream is, and what stands in between.
+
+use std::fmt;
+
+use crate::secret::Secret;
+
+/// How to reach an upstream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scheme {
+    /// Plain TCP.
+    Mqtt,
+    /// TLS.
+    Mqtts,
+    /// WebSocket.
+    Ws,
+    /// WebSocket over TLS.
+    Wss,
+}
+
+impl Scheme {
+    const ALL: [(&'static str, Scheme, u16); 4] = [
+        ("mqtt", Scheme::Mqtt, 1883),
+        ("mqtts", Scheme::Mqtts, 8883),
+        ("ws", Scheme::Ws, 80),
+        ("wss", Scheme::Wss, 443),
+    ];
+
+    /// Whether there is TLS.
+    pub fn is_tls(self) -> bool {
+        matches!(self, Scheme::Mqtts | Scheme::Wss)
+    }
+
+    /// Whether MQTT is spoken in frames of WebSocket.
+    pub fn is_web_socket(self) -> bool {
+        matches!(self, Scheme::Ws | Scheme::Wss)
+    }
+
+    /// As addresses begin.
+    pub fn name(self) -> &'static str {
+        Scheme::ALL[self as usize].0
+    }
+}
+
+/// One address of an upstream: `mqtt://HOST[:PORT]`, `mqtts://HOST[:PORT]`, `ws://HOST[:PORT][/PATH]` or
+/// `wss://HOST[:PORT][/PATH]`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UpstreamAddress {
+    /// How.
+    pub scheme: Scheme,
+    /// Host name or IP address; an IPv6 address without brackets.
+    pub host: String,
+    /// Port, not 0.
+    pub port: u16,
+    /// What is asked for with WebSocket, query included; empty otherwise.
+    pub path: String,
+}
+
+impl UpstreamAddress {
+    /// Reads an address as the configuration has it.
+    pub fn parse(text: &str) -> Option<UpstreamAddress> {
+        let (scheme, rest) = text.split_once("://")?;
+        let (_, scheme, default) = Scheme::ALL.into_iter().find(|(name, ..)| *name == scheme)?;
+        let (place, path) = match rest.find(['/', '?']) {
+            Some(at) if scheme.is_web_socket() => rest.split_at(at),
+            _ => (rest, ""),
+        };
+        let (host, port) = host_and_port(place)?;
+        let path = match path {
+            "" if scheme.is_web_socket() => "/mqtt".to_owned(),
+            path if path.starts_with('?') => format!("/{path}"),
+            path => path.to_owned(),
+        };
+        let fits = |c: char| c.is_ascii_graphic() && !matches!(c, '#' | '"' | '<' | '>' | '\\');
+        path.chars().all(fits).then(|| UpstreamAddress {
+            scheme,
+            host: host.into(),
+            port: port.unwrap_or(default),
+            path,
+        })
+    }
+
+    /// Host and port as URLs and HTTP have them.
+    pub fn authority(&self) -> String {
+        authority(&self.host, self.port)
+    }
+}
+
+impl fmt::Display for UpstreamAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // what stands behind a question mark may be a secret
+        let path = self.path.split('?').next().unwrap_or_default();
+        write!(f, "{}://{}{path}", self.scheme.name(), self.authority())
+    }
+}
+
+fn authority(host: &str, port: u16) -> String {
+    if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") }
+}
+
+fn host_and_port(place: &str) -> Option<(&str, Option<u16>)> {
+    let (host, port) = match place.strip_prefix('[') {
+        Some(bracketed) => {
+            let (host, after) = bracketed.split_once(']')?;
+            host.parse::<std::net::Ipv6Addr>().ok()?;
+            (host, if after.is_empty() { None } else { Some(after.strip_prefix(':')?) })
+        }
+        None => match place.split_once(':') {
+            Some((host, port)) => (host, Some(port)),
+            None => (place, None),
+        },
+    };
+    let is_host = |c: char| c.is_alphanumeric() || matches!(c, '.' | '-' | '_');
+    if host.is_empty() || !(place.starts_with('[') || host.chars().all(is_host)) {
+        return None;
+    }
+    match port {
+        Some(port) => Some((host, Some(port.parse().ok().filter(|port| *port != 0)?))),
+        None => Some((host, None)),
+    }
+}
+
+/// How a proxy is spoken to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ProxyScheme {
+    /// HTTP CONNECT.
+    Http,
+    /// SOCKS5; the proxy looks up the name.
+    Socks5,
+}
+
+/// `http://[USER:PASSWORD@]HOST:PORT` or `socks5://[USER:PASSWORD@]HOST[:PORT]`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Proxy {
+    /// How.
+    pub scheme: ProxyScheme,
+    /// Host name or IP address.
+    pub host: String,
+    /// Port, not 0.
+    pub port: u16,
+    /// User name and password.
+    pub login: Option<(String, Secret)>,
+}
+
+impl Proxy {
+    /// Reads a proxy as the configuration has it.
+    pub fn parse(text: &str) -> Option<Proxy> {
+        let (scheme, rest) = text.split_once("://")?;
+        let (scheme, default) = match scheme {
+            "http" => (ProxyScheme::Http, 3128),
+            "socks5" | "socks5h" => (ProxyScheme::Socks5, 1080),
+            _ => return None,
+        };
+        let rest = rest.strip_suffix('/').unwrap_or(rest);
+        let (login, place) = match rest.rsplit_once('@') {
+            Some((login, place)) => {
+                let (user, password) = login.split_once(':')?;
+                // lengths of SOCKS5 [RFC 1929]
+                let fits = |text: &str| (1..=255).contains(&text.len());
+                (fits(user) && fits(password)).then_some(())?;
+                (Some((user.to_owned(), Secret::new(password))), place)
+            }
+            None => (None, rest),
+        };
+        let (host, port) = host_and_port(place)?;
+        Some(Proxy { scheme, host: host.into(), port: port.unwrap_or(default), login })
+    }
+}
+
+impl fmt::Display for Proxy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let scheme = match self.scheme {
+            ProxyScheme::Http => "http",
+            ProxyScheme::Socks5 => "socks5",
+        };
+        write!(f, "{scheme}://{}", authority(&self.host, self.port))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_are_read_and_printed() {
+        for (text, printed) in [
+            ("mqtt://192.0.2.7", "mqtt://192.0.2.7:1883"),
+            ("mqtts://mqtt.example.org", "mqtts://mqtt.example.org:8883"),
+            ("mqtt://[2001:db8::1]:1884", "mqtt://[2001:db8::1]:1884"),
+            ("mqtts://[::1]", "mqtts://[::1]:8883"),
+            ("ws://h", "ws://h:80/mqtt"),
+            ("wss://h/", "wss://h:443/"),
+            ("wss://h:8443/a/b?token=secret", "wss://h:8443/a/b"),
+            ("wss://[::1]:8443", "wss://[::1]:8443/mqtt"),
+        ] {
+            assert_eq!(UpstreamAddress::parse(text).unwrap().to_string(), printed);
+        }
+        assert_eq!(UpstreamAddress::parse("wss://h?x=1").unwrap().path, "/?x=1");
+        for bad in [
+            "mqtt.example.org:1883",
+            "tcp://h",
+            "mqtt://",
+            "mqtt://:1883",
+            "mqtt://h:0",
+            "mqtt://h:65536",
+            "mqtt://h:1883/x",
+            "mqtt://user@h",
+            "mqtt://2001:db8::1",
+            "mqtt://[::1",
+            "mqtt://[h]:1883",
+            "mqtt://[::1]1883",
+            "wss:///mqtt",
+            "wss://h/a b",
+            "wss://h/#x",
+        ] {
+            assert_eq!(UpstreamAddress::parse(bad), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn proxies_are_read_and_their_passwords_not_printed() {
+        for (text, printed) in [
+            ("http://proxy.example.org:8080", "http://proxy.example.org:8080"),
+            ("http://proxy/", "http://proxy:3128"),
+            ("socks5://10.0.0.1", "socks5://10.0.0.1:1080"),
+            ("socks5h://me:p@ss:word@[::1]:9", "socks5://[::1]:9"),
+        ] {
+            assert_eq!(Proxy::parse(text).unwrap().to_string(), printed);
+        }
+        let proxy = Proxy::parse("socks5://me:p@ss:word@h").unwrap();
+        assert!(proxy.login.as_ref().is_some_and(|(user, password)| user == "me" && password.expose() == "p@ss:word"));
+        assert!(!format!("{proxy:?}").contains("p@ss"));
+        for bad in ["proxy:8080", "https://proxy", "http://", "http://me@proxy", "http://proxy/x", "socks4://h"] {
+            assert_eq!(Proxy::parse(bad), None, "{bad}");
+        }
+    }
+}

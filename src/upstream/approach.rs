@@ -1,0 +1,263 @@
+//! How each address of an upstream is spoken to: which version of MQTT, and with which will; a pure state machine.
+//!
+//! **Version.** 5 is tried first. An upstream that says that it does not know it, that is silent to it, or that closes the
+//! connection twice in a row before it has answered, is tried with 3.1.1, and if that works, 5 is not tried again for an
+//! hour. Where 5 has been spoken before, a connection that ends early proves nothing: it takes [`ODD_ENDS`] in a row.
+//!
+//! **Will.** An upstream may refuse the connection, or close it, because of the will: its retain flag, its QoS or its topic.
+//! So where that may be the reason, the next attempt goes without the flag, or without a will. What works is kept for an
+//! hour.
+
+use crate::mqtt::Version;
+
+use super::settings::{Protocol, UpstreamSettings};
+use super::wire::{Broken, Offer, Will};
+
+/// What was learned holds for this long.
+const REMEMBERED_MS: u64 = 3_600_000;
+/// Connections that must end early in a row before an upstream that has spoken version 5 is tried with 3.1.1.
+pub const ODD_ENDS: u32 = 5;
+/// The same for one that is not known.
+const ENDS: u32 = 2;
+/// Every so often the will is left out where it might be the reason.
+const WILL_EVERY: u32 = 3;
+
+/// CONNACK: retain not supported, QoS not supported, topic name invalid, not authorized.
+const RETAIN_NOT_SUPPORTED: u8 = 0x9a;
+const QOS_NOT_SUPPORTED: u8 = 0x9b;
+const TOPIC_NAME_INVALID: u8 = 0x90;
+const NOT_AUTHORIZED: u8 = 0x87;
+
+/// What is known of one address.
+#[derive(Clone, Copy, Debug, Default)]
+struct Known {
+    spoke_v5: bool,
+    /// 3.1.1 until then.
+    v311_until: Option<u64>,
+    /// Early ends to version 5 in a row.
+    ends: u32,
+    /// 3.1.1 is tried next, once.
+    try_v311: bool,
+    /// It has accepted a connection.
+    worked: bool,
+    will: Will,
+    will_until: u64,
+    /// Refusals for which the will may be the reason, in a row.
+    doubts: u32,
+    /// A will that is tried once.
+    trial: Option<Will>,
+}
+
+/// What is known of all of them.
+#[derive(Clone, Debug, Default)]
+pub struct Approach {
+    known: Vec<Known>,
+}
+
+/// What follows from an attempt.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Next {
+    /// Try the same address again, at once, another way.
+    AnotherWay,
+    /// It is the next address' turn.
+    NextAddress,
+}
+
+impl Approach {
+    fn at(&mut self, address: usize) -> &mut Known {
+        if self.known.len() <= address {
+            self.known.resize(address + 1, Known::default());
+        }
+        &mut self.known[address]
+    }
+
+    /// Other settings: all is forgotten.
+    pub fn forget(&mut self) {
+        self.known.clear();
+    }
+
+    /// Whether an address has accepted a connection.
+    pub fn worked(&self, address: usize) -> bool {
+        self.known.get(address).is_some_and(|known| known.worked)
+    }
+
+    /// How to speak to an address now.
+    pub fn offer(&mut self, settings: &UpstreamSettings, address: usize, retain_refused: bool, now: u64) -> Offer {
+        let known = self.at(address);
+        let may_fall_back = settings.protocol == Protocol::Auto && !settings.v5_only;
+        let is_old = known.try_v311 || known.v311_until.is_some_and(|until| now < until);
+        let version = match settings.protocol {
+            Protocol::V4 => Version::V311,
+            Protocol::Auto if may_fall_back && is_old => Version::V311,
+            Protocol::V5 | Protocol::Auto => Version::V5,
+        };
+        if now >= known.will_until {
+            known.will = Will::Whole;
+        }
+        let will = match known.trial.unwrap_or(known.will) {
+            _ if settings.status_topic.is_none() => Will::None,
+            Will::Whole if retain_refused => Will::WithoutRetain,
+            will => will,
+        };
+        Offer { version, will, is_trial: may_fall_back && version == Version::V5 && !known.spoke_v5 }
+    }
+
+    /// An offer was accepted: whether the will has to do with what was refused before.
+    pub fn accepted(&mut self, settings: &UpstreamSettings, address: usize, offer: Offer, now: u64) -> bool {
+        let known = self.at(address);
+        known.worked = true;
+        (known.ends, known.try_v311, known.doubts) = (0, false, 0);
+        match offer.version {
+            Version::V5 => known.spoke_v5 = true,
+            _ if settings.protocol == Protocol::Auto => known.v311_until = Some(now + REMEMBERED_MS),
+            _ => {}
+        }
+        let is_news = known.trial.is_some();
+        if let Some(will) = known.trial.take() {
+            (known.will, known.will_until) = (will, now + REMEMBERED_MS);
+        }
+        is_news
+    }
+
+    /// An offer was not accepted.
+    pub fn failed(&mut self, settings: &UpstreamSettings, address: usize, offer: Offer, why: &Broken) -> Next {
+        let known = self.at(address);
+        let was_fallback = std::mem::take(&mut known.try_v311);
+        let trial = known.trial.take();
+        let may_fall_back = settings.protocol == Protocol::Auto && !settings.v5_only;
+        if may_fall_back && offer.version == Version::V5 {
+            known.ends = if *why == Broken::Closed { known.ends + 1 } else { 0 };
+            let patience = if known.spoke_v5 { ODD_ENDS } else { ENDS };
+            match why {
+                Broken::Version => known.try_v311 = true,
+                Broken::Silent if !known.spoke_v5 => known.try_v311 = true,
+                Broken::Closed if known.ends >= patience => known.try_v311 = true,
+                _ => {}
+            }
+            if known.try_v311 || (*why == Broken::Closed && !known.spoke_v5) {
+                // the will has not been refused by this
+                known.trial = trial;
+                return Next::AnotherWay;
+            }
+        }
+        if matches!(why, Broken::Version) && offer.version == Version::V311 && !was_fallback {
+            known.v311_until = None;
+        }
+        let doubt = match (why, offer.will) {
+            (_, Will::None) => None,
+            _ if trial.is_some() => None,
+            (Broken::Refused(RETAIN_NOT_SUPPORTED, _), Will::Whole) => Some((Will::WithoutRetain, true)),
+            (Broken::Refused(QOS_NOT_SUPPORTED, _), Will::Whole | Will::WithoutRetain) => {
+                Some((Will::AtMostOnce, true))
+            }
+            (Broken::Refused(TOPIC_NAME_INVALID, _), _) => Some((Will::None, true)),
+            (Broken::Refused(NOT_AUTHORIZED, _), _) | (Broken::Closed, _) => Some((Will::None, false)),
+            _ => None,
+        };
+        let Some((will, is_clear)) = doubt else { return Next::NextAddress };
+        known.doubts += 1;
+        if is_clear || known.doubts % WILL_EVERY == 2 {
+            known.trial = Some(will);
+        } else if matches!(why, Broken::Closed) && known.doubts % WILL_EVERY == 1 && known.doubts > 1 {
+            known.trial = Some(Will::WithoutRetain);
+        }
+        if is_clear { Next::AnotherWay } else { Next::NextAddress }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::settings::UpstreamAddress;
+    use super::*;
+    use crate::message::Topic;
+
+    fn settings(protocol: Protocol) -> UpstreamSettings {
+        let address = UpstreamAddress::parse("mqtt://h").unwrap();
+        let mut settings = UpstreamSettings::new("home", vec![address], "gateway");
+        settings.protocol = protocol;
+        settings
+    }
+
+    /// What is offered while these are the answers.
+    fn offers(
+        settings: &UpstreamSettings,
+        approach: &mut Approach,
+        answers: &[Option<Broken>],
+    ) -> Vec<(Version, Will)> {
+        let mut offers = Vec::new();
+        for (now, answer) in answers.iter().enumerate() {
+            let offer = approach.offer(settings, 0, false, now as u64);
+            offers.push((offer.version, offer.will));
+            match answer {
+                None => drop(approach.accepted(settings, 0, offer, now as u64)),
+                Some(why) => drop(approach.failed(settings, 0, offer, why)),
+            }
+        }
+        offers
+    }
+
+    fn versions(settings: &UpstreamSettings, approach: &mut Approach, answers: &[Option<Broken>]) -> String {
+        let digit = |version| if version == Version::V5 { '5' } else { '4' };
+        offers(settings, approach, answers).into_iter().map(|(version, _)| digit(version)).collect()
+    }
+
+    #[test]
+    fn version_3_1_1_is_tried_on_evidence_only() {
+        use Broken::{Closed, Failed, Refused, Silent, Version};
+        let down = || Some(Failed("no route".into()));
+        let auto = settings(Protocol::Auto);
+        for (answers, expected) in [
+            (vec![Some(Version), None, None], "544"),
+            (vec![Some(Silent), None, None], "544"),
+            (vec![Some(Closed), None, None], "555"),
+            (vec![Some(Closed), Some(Closed), None, None], "5544"),
+            (vec![Some(Closed), Some(Closed), Some(Closed), Some(Closed)], "5545"),
+            (vec![Some(Closed), down(), Some(Closed), None], "5555"),
+            (vec![down(), down(), down(), down()], "5555"),
+            (vec![Some(Refused(0x87, String::new())); 4], "5555"),
+            // 5 was spoken before
+            (vec![None, Some(Closed), Some(Closed), Some(Closed), Some(Silent)], "55555"),
+            (vec![None, Some(Closed), Some(Closed), Some(Closed), Some(Closed), Some(Closed), None], "5555554"),
+            (vec![None, Some(Version), None], "554"),
+        ] {
+            assert_eq!(versions(&auto, &mut Approach::default(), &answers), expected, "{answers:?}");
+        }
+        for (protocol, expected) in [(Protocol::V4, "444"), (Protocol::V5, "555")] {
+            let answers = [Some(Version), Some(Silent), Some(Closed)];
+            assert_eq!(versions(&settings(protocol), &mut Approach::default(), &answers), expected);
+        }
+        let v5_only = UpstreamSettings { v5_only: true, ..auto };
+        assert_eq!(versions(&v5_only, &mut Approach::default(), &[Some(Version), Some(Silent), None]), "555");
+    }
+
+    #[test]
+    fn version_5_is_tried_again_after_an_hour() {
+        let auto = settings(Protocol::Auto);
+        let mut approach = Approach::default();
+        assert_eq!(versions(&auto, &mut approach, &[Some(Broken::Version), None]), "54");
+        assert_eq!(approach.offer(&auto, 0, false, REMEMBERED_MS).version, Version::V311);
+        assert_eq!(approach.offer(&auto, 0, false, REMEMBERED_MS + 1).version, Version::V5);
+        assert_eq!(approach.offer(&auto, 1, false, 1).version, Version::V5, "another address");
+    }
+
+    #[test]
+    fn a_will_that_is_not_taken_is_left_out() {
+        let mut with_will = settings(Protocol::V5);
+        with_will.status_topic = Some(Topic::new("status").unwrap());
+        let refused = |code| Some(Broken::Refused(code, String::new()));
+        for (answers, expected) in [
+            (vec![refused(RETAIN_NOT_SUPPORTED), None, None], [Will::Whole, Will::WithoutRetain, Will::WithoutRetain]),
+            (vec![refused(QOS_NOT_SUPPORTED), None, None], [Will::Whole, Will::AtMostOnce, Will::AtMostOnce]),
+            (vec![refused(NOT_AUTHORIZED), refused(NOT_AUTHORIZED), None], [Will::Whole, Will::Whole, Will::None]),
+            (vec![Some(Broken::Closed), Some(Broken::Closed), None], [Will::Whole, Will::Whole, Will::None]),
+        ] {
+            let wills: Vec<_> =
+                offers(&with_will, &mut Approach::default(), &answers).into_iter().map(|(_, will)| will).collect();
+            assert_eq!(wills, expected, "{answers:?}");
+        }
+        // a password that is wrong is wrong without a will too
+        let answers = vec![refused(NOT_AUTHORIZED); 7];
+        let without = offers(&with_will, &mut Approach::default(), &answers);
+        assert_eq!(without.iter().filter(|(_, will)| *will == Will::None).count(), 2, "{without:?}");
+    }
+}

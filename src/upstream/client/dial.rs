@@ -1,0 +1,114 @@
+//! Connecting to a name: its addresses are raced [RFC 8305], so that a dead one costs a moment and not the connection.
+
+use std::collections::VecDeque;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+use tokio::net::{TcpStream, lookup_host};
+use tokio::task::JoinSet;
+use tokio::time::sleep;
+
+/// An attempt has this long before the next one begins [RFC 8305 section 5].
+const HEAD_START: Duration = Duration::from_millis(250);
+/// Addresses of a name that are tried.
+const MOST: usize = 16;
+
+/// Connects to one of the addresses that a name has, but for these.
+pub(super) async fn dial(host: &str, port: u16, except: &[IpAddr]) -> io::Result<TcpStream> {
+    let found = addresses(host, port, except).await?;
+    if found.is_empty() {
+        return Err(io::Error::new(io::ErrorKind::NotFound, format!("{host} has no address")));
+    }
+    race(found).await
+}
+
+/// Whether a name has other addresses than these.
+pub(super) async fn has_others(host: &str, port: u16, except: &[IpAddr]) -> bool {
+    addresses(host, port, except).await.is_ok_and(|found| !found.is_empty())
+}
+
+async fn addresses(host: &str, port: u16, except: &[IpAddr]) -> io::Result<VecDeque<SocketAddr>> {
+    let found = lookup_host((host, port)).await?.filter(|address| !except.contains(&address.ip()));
+    Ok(interleaved(found.take(MOST).collect()))
+}
+
+/// The families in turn, beginning with that of the first, which is the one that the system prefers.
+fn interleaved(addresses: Vec<SocketAddr>) -> VecDeque<SocketAddr> {
+    let Some(first) = addresses.first().copied() else { return VecDeque::new() };
+    let (mut preferred, mut other): (VecDeque<SocketAddr>, VecDeque<SocketAddr>) =
+        addresses.into_iter().partition(|address| address.is_ipv6() == first.is_ipv6());
+    let mut all = VecDeque::new();
+    while !(preferred.is_empty() && other.is_empty()) {
+        all.extend(preferred.pop_front());
+        all.extend(other.pop_front());
+    }
+    all
+}
+
+async fn race(mut waiting: VecDeque<SocketAddr>) -> io::Result<TcpStream> {
+    let mut attempts = JoinSet::new();
+    let mut failure = io::Error::from(io::ErrorKind::NotFound);
+    loop {
+        if let Some(address) = waiting.pop_front() {
+            attempts.spawn(TcpStream::connect(address));
+        }
+        tokio::select! {
+            ended = attempts.join_next() => match ended {
+                Some(Ok(Ok(stream))) => return Ok(stream),
+                Some(Ok(Err(error))) => failure = error,
+                Some(Err(error)) => failure = io::Error::other(error),
+                None => return Err(failure),
+            },
+            () = sleep(HEAD_START), if !waiting.is_empty() => {}
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Instant;
+
+    use super::*;
+
+    fn address(text: &str) -> SocketAddr {
+        text.parse().unwrap()
+    }
+
+    #[test]
+    fn families_take_turns() {
+        let all = ["[::1]:1", "[::2]:1", "[::3]:1", "1.1.1.1:1", "2.2.2.2:1"].map(address).to_vec();
+        let expected = ["[::1]:1", "1.1.1.1:1", "[::2]:1", "2.2.2.2:1", "[::3]:1"].map(address);
+        assert_eq!(interleaved(all), expected);
+    }
+
+    /// A listener whose backlog is full: what connects to it gets no answer.
+    fn dead() -> (socket2::Socket, Vec<std::net::TcpStream>, SocketAddr) {
+        use socket2::{Domain, Socket, Type};
+        let socket = Socket::new(Domain::IPV6, Type::STREAM, None).unwrap();
+        socket.bind(&address("[::1]:0").into()).unwrap();
+        socket.listen(0).unwrap();
+        let at = socket.local_addr().unwrap().as_socket().unwrap();
+        let mut fill = Vec::new();
+        while let Ok(stream) = std::net::TcpStream::connect_timeout(&at, Duration::from_millis(200)) {
+            fill.push(stream);
+        }
+        (socket, fill, at)
+    }
+
+    #[tokio::test]
+    async fn a_dead_address_does_not_hold_up_a_live_one() {
+        let (_socket, _fill, dead) = dead();
+        let live = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let live_at = live.local_addr().unwrap();
+        let begin = Instant::now();
+        let stream = race([dead, live_at].into()).await.unwrap();
+        assert_eq!(stream.peer_addr().unwrap(), live_at);
+        assert!(begin.elapsed() < Duration::from_secs(5), "{:?}", begin.elapsed());
+        let closed = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+        let stream = race([closed, live_at].into()).await.unwrap();
+        assert_eq!(stream.peer_addr().unwrap(), live_at, "what is refused is left at once");
+        let error = race([closed].into()).await.unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::ConnectionRefused);
+    }
+}

@@ -1,0 +1,194 @@
+//! Through a proxy: HTTP CONNECT [RFC 9110 section 9.3.6] and SOCKS5 [RFC 1928, 1929].
+
+use std::net::IpAddr;
+
+use base64ct::{Base64, Encoding};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+
+use crate::upstream::settings::Proxy;
+
+/// Most bytes of a proxy's answer.
+const MOST: usize = 8 << 10;
+
+/// Asks an HTTP proxy for a tunnel.
+pub(super) async fn http(
+    stream: &mut (impl AsyncRead + AsyncWrite + Unpin),
+    proxy: &Proxy,
+    authority: &str,
+) -> Result<(), String> {
+    let mut request = format!("CONNECT {authority} HTTP/1.1\r\nHost: {authority}\r\n");
+    if let Some((user, password)) = &proxy.login {
+        let login = Base64::encode_string(format!("{user}:{}", password.expose()).as_bytes());
+        request += &format!("Proxy-Authorization: Basic {login}\r\n");
+    }
+    request += "\r\n";
+    stream.write_all(request.as_bytes()).await.map_err(|error| error.to_string())?;
+    let mut answer = Vec::new();
+    while !answer.ends_with(b"\r\n\r\n") {
+        if answer.len() >= MOST {
+            return Err("its answer has no end".into());
+        }
+        // what comes behind the answer is the upstream's
+        answer.push(stream.read_u8().await.map_err(|_| "it closed the connection; is it an HTTP proxy?")?);
+    }
+    let line = answer.split(|byte| *byte == b'\r').next().unwrap_or_default();
+    let line = String::from_utf8_lossy(line);
+    let status = line.strip_prefix("HTTP/1.").and_then(|rest| rest.split(' ').nth(1));
+    match status {
+        Some(status) if status.starts_with('2') => Ok(()),
+        Some("407") => {
+            Err("it wants a user name and password (407): proxy = \"http://USER:PASSWORD@HOST:PORT\"".into())
+        }
+        Some(status) => Err(format!("it does not connect to {authority}: HTTP status {status}")),
+        None => Err("what it says is not HTTP".into()),
+    }
+}
+
+/// Asks a SOCKS5 proxy for a connection; the name is looked up there.
+pub(super) async fn socks5(
+    stream: &mut (impl AsyncRead + AsyncWrite + Unpin),
+    proxy: &Proxy,
+    host: &str,
+    port: u16,
+) -> Result<(), String> {
+    const VERSION: u8 = 5;
+    const NONE: u8 = 0;
+    const PASSWORD: u8 = 2;
+    let failed = |_| "it closed the connection; is it a SOCKS5 proxy?".to_owned();
+    let methods: &[u8] = if proxy.login.is_some() { &[VERSION, 2, NONE, PASSWORD] } else { &[VERSION, 1, NONE] };
+    stream.write_all(methods).await.map_err(failed)?;
+    let mut chosen = [0; 2];
+    stream.read_exact(&mut chosen).await.map_err(failed)?;
+    match (chosen, &proxy.login) {
+        ([VERSION, NONE], _) => {}
+        ([VERSION, PASSWORD], Some((user, password))) => {
+            let password = password.expose();
+            let mut login = vec![1, user.len() as u8];
+            login.extend_from_slice(user.as_bytes());
+            login.push(password.len() as u8);
+            login.extend_from_slice(password.as_bytes());
+            stream.write_all(&login).await.map_err(failed)?;
+            stream.read_exact(&mut chosen).await.map_err(failed)?;
+            if chosen[1] != 0 {
+                return Err("it does not accept the user name and password".into());
+            }
+        }
+        ([VERSION, _], None) => {
+            return Err("it wants a user name and password: proxy = \"socks5://USER:PASSWORD@HOST:PORT\"".into());
+        }
+        ([VERSION, _], Some(_)) => return Err("it does not take a user name and password".into()),
+        _ => return Err("what it says is not SOCKS5".into()),
+    }
+    let mut request = vec![VERSION, 1, 0];
+    match host.parse() {
+        Ok(IpAddr::V4(address)) => {
+            request.push(1);
+            request.extend(address.octets());
+        }
+        Ok(IpAddr::V6(address)) => {
+            request.push(4);
+            request.extend(address.octets());
+        }
+        Err(_) => {
+            let length = u8::try_from(host.len()).map_err(|_| "the host name is too long".to_owned())?;
+            request.extend([3, length]);
+            request.extend_from_slice(host.as_bytes());
+        }
+    }
+    request.extend(port.to_be_bytes());
+    stream.write_all(&request).await.map_err(failed)?;
+    let mut answer = [0; 4];
+    stream.read_exact(&mut answer).await.map_err(failed)?;
+    let why = match answer[1] {
+        0 => "",
+        1 => "general failure",
+        2 => "its rules do not allow it",
+        3 => "network unreachable",
+        4 => "host unreachable",
+        5 => "connection refused",
+        6 => "time to live exceeded",
+        7 => "it does not know the command",
+        8 => "it does not know this kind of address",
+        _ => "an unknown failure",
+    };
+    if !why.is_empty() {
+        return Err(format!("it does not connect to {host}:{port}: {why}"));
+    }
+    let bound = match answer[3] {
+        1 => 4,
+        4 => 16,
+        3 => usize::from(stream.read_u8().await.map_err(failed)?),
+        _ => return Err("what it says is not SOCKS5".into()),
+    };
+    let mut rest = vec![0; bound + 2];
+    stream.read_exact(&mut rest).await.map_err(failed)?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::duplex;
+
+    use super::*;
+
+    /// What a proxy that answers so is asked, and what comes of it.
+    async fn ask(proxy: &str, host: &str, answers: &[(usize, &[u8])]) -> (Vec<u8>, Result<(), String>) {
+        let (mut ours, mut theirs) = duplex(4096);
+        let proxy = Proxy::parse(proxy).unwrap();
+        let answering = async {
+            let mut asked = Vec::new();
+            for (count, answer) in answers {
+                let mut part = vec![0; *count];
+                theirs.read_exact(&mut part).await.unwrap();
+                asked.extend(part);
+                theirs.write_all(answer).await.unwrap();
+            }
+            drop(theirs);
+            asked
+        };
+        let asking = async {
+            match proxy.scheme {
+                crate::upstream::settings::ProxyScheme::Http => http(&mut ours, &proxy, &format!("{host}:8883")).await,
+                crate::upstream::settings::ProxyScheme::Socks5 => socks5(&mut ours, &proxy, host, 8883).await,
+            }
+        };
+        tokio::join!(answering, asking)
+    }
+
+    #[tokio::test]
+    async fn http_proxies_are_asked_for_a_tunnel() {
+        let request = b"CONNECT h:8883 HTTP/1.1\r\nHost: h:8883\r\n\r\n";
+        let (asked, result) =
+            ask("http://p", "h", &[(request.len(), b"HTTP/1.1 200 Connection established\r\nVia: x\r\n\r\n")]).await;
+        assert_eq!((&asked[..], result), (&request[..], Ok(())));
+        let with_login = b"CONNECT h:8883 HTTP/1.1\r\nHost: h:8883\r\nProxy-Authorization: Basic bWU6cHc=\r\n\r\n";
+        let answer = (with_login.len(), &b"HTTP/1.0 407 Proxy Authentication Required\r\n\r\n"[..]);
+        let (asked, result) = ask("http://me:pw@p", "h", &[answer]).await;
+        assert_eq!(asked, with_login);
+        assert!(result.unwrap_err().contains("407"));
+        let refused = (request.len(), &b"HTTP/1.1 403 Forbidden\r\n\r\n"[..]);
+        assert!(ask("http://p", "h", &[refused]).await.1.unwrap_err().contains("403"));
+        let other = (request.len(), &b"SSH-2.0-x\r\n\r\n"[..]);
+        assert!(ask("http://p", "h", &[other]).await.1.unwrap_err().contains("not HTTP"));
+    }
+
+    #[tokio::test]
+    async fn socks5_proxies_look_up_the_name() {
+        let done: &[u8] = &[5, 0, 0, 1, 0, 0, 0, 0, 0, 0];
+        let (asked, result) = ask("socks5://p", "host", &[(3, &[5, 0]), (11, done)]).await;
+        assert_eq!(result, Ok(()));
+        assert_eq!(asked, b"\x05\x01\x00\x05\x01\x00\x03\x04host\x22\xb3");
+        let (asked, result) = ask("socks5://me:pw@p", "192.0.2.7", &[(4, &[5, 2]), (7, &[1, 0]), (10, done)]).await;
+        assert_eq!(result, Ok(()));
+        assert_eq!(asked, b"\x05\x02\x00\x02\x01\x02me\x02pw\x05\x01\x00\x01\xc0\x00\x02\x07\x22\xb3");
+        for (answers, expected) in [
+            (vec![(3, &[5, 0xff][..])], "wants a user name"),
+            (vec![(3, &[5, 0][..]), (8, &[5, 5, 0, 1, 0, 0, 0, 0, 0, 0][..])], "connection refused"),
+            (vec![(3, &b"HTTP/1.1 400"[..])], "not SOCKS5"),
+            (vec![(3, &[][..])], "closed the connection"),
+        ] {
+            let error = ask("socks5://p", "h", &answers).await.1.unwrap_err();
+            assert!(error.contains(expected), "{error}");
+        }
+    }
+}

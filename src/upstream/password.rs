@@ -1,0 +1,157 @@
+//! Passwords, fetched for each connection: tokens such as SAS and JWT expire, and files are replaced.
+
+use std::process::Stdio;
+use std::time::Duration;
+
+use rustix::process::{Pid, Signal, kill_process_group};
+use tokio::io::{AsyncRead, AsyncReadExt};
+use tokio::process::Command;
+use tokio::time::timeout;
+
+use super::settings::Password;
+use crate::secret::{self, Secret};
+
+/// Most bytes of a password.
+const MOST: u64 = 4 << 10;
+/// Time that a program has to print one.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Fetches a password. What it is never gets into an error.
+pub(super) async fn fetch(from: &Password) -> Result<Secret, String> {
+    match from {
+        Password::File(path) => {
+            let path = path.clone();
+            let read = tokio::task::spawn_blocking(move || secret::password(&path)).await;
+            read.map_err(|error| error.to_string())?.map_err(|error| error.to_string())
+        }
+        Password::Command(command) => run(command, PATIENCE).await,
+    }
+}
+
+/// The text without the line end.
+fn printed(bytes: Vec<u8>) -> Result<Secret, String> {
+    if bytes.len() as u64 > MOST {
+        return Err(format!("is longer than {MOST} bytes"));
+    }
+    let text = String::from_utf8(bytes).map_err(|_| "is not UTF-8 text")?;
+    let text = text.strip_suffix('\n').unwrap_or(&text);
+    let text = text.strip_suffix('\r').unwrap_or(text);
+    if text.is_empty() { Err("is empty".into()) } else { Ok(Secret::new(text)) }
+}
+
+/// Ends a program and all that it has started, whatever way we leave.
+struct Group(Option<Pid>);
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        if let Some(pid) = self.0 {
+            // whoever has ended is not there any more
+            let _ = kill_process_group(pid, Signal::KILL);
+        }
+    }
+}
+
+async fn run(command: &[String], patience: Duration) -> Result<Secret, String> {
+    let (program, arguments) = command.split_first().ok_or("password_command is empty")?;
+    let failed = |error: std::io::Error| format!("password_command {program}: {error}");
+    let mut child = Command::new(program)
+        .args(arguments)
+        .env_clear()
+        .current_dir("/")
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .process_group(0)
+        .kill_on_drop(true)
+        .spawn()
+        .map_err(failed)?;
+    let group = Group(child.id().and_then(|id| Pid::from_raw(id.cast_signed())));
+    let output = child.stdout.take().ok_or("password_command has no output")?;
+    let finished = timeout(patience, async {
+        let bytes = up_to(output, MOST + 1).await?;
+        if bytes.len() as u64 > MOST {
+            return Ok((bytes, None));
+        }
+        Ok((bytes, Some(child.wait().await?)))
+    });
+    let finished = finished.await;
+    drop(group);
+    // so that nothing is left of it
+    let _ = child.start_kill();
+    match finished {
+        Err(_) => Err(format!("password_command {program} has not ended within {} s", patience.as_secs())),
+        Ok(Err(error)) => Err(failed(error)),
+        Ok(Ok((_, Some(status)))) if !status.success() => Err(format!("password_command {program} failed: {status}")),
+        Ok(Ok((bytes, _))) => {
+            printed(bytes).map_err(|problem| format!("what password_command {program} prints {problem}"))
+        }
+    }
+}
+
+async fn up_to(from: impl AsyncRead + Unpin, most: u64) -> std::io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    from.take(most).read_to_end(&mut bytes).await?;
+    Ok(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    async fn sh(script: &str) -> Result<String, String> {
+        let command = ["/bin/sh", "-c", script].map(str::to_owned);
+        run(&command, Duration::from_secs(2)).await.map(|secret| secret.expose().to_owned())
+    }
+
+    #[tokio::test]
+    async fn a_program_prints_the_password_and_knows_nothing_of_us() {
+        assert_eq!(sh("echo hunter2").await.unwrap(), "hunter2");
+        assert_eq!(sh("printf '%s' \"$PATH_INFO$HOME$CREDENTIALS_DIRECTORY$CARGO\"; pwd").await.unwrap(), "/");
+        let command = ["/bin/echo", "$HOME; x"].map(str::to_owned);
+        assert_eq!(run(&command, PATIENCE).await.unwrap().expose(), "$HOME; x", "there is no shell");
+    }
+
+    #[tokio::test]
+    async fn what_it_prints_never_gets_into_an_error() {
+        for (script, expected) in [
+            ("echo hunter2; exit 3", "failed: exit status: 3"),
+            ("echo hunter2 >&2; exit 1", "failed: exit status: 1"),
+            ("true", "is empty"),
+            ("printf 'hunter2\\377'", "not UTF-8"),
+            ("head -c 5000 /dev/zero | tr '\\0' h", "longer than 4096 bytes"),
+            ("yes hunter2", "longer than 4096 bytes"),
+        ] {
+            let error = sh(script).await.unwrap_err();
+            assert!(error.contains(expected) && !error.contains("hunter2"), "{script}: {error}");
+        }
+        let missing = run(&["/does/not/exist".to_owned()], PATIENCE).await.unwrap_err();
+        assert!(missing.contains("/does/not/exist") && missing.contains("No such file"), "{missing}");
+    }
+
+    #[tokio::test]
+    async fn whoever_takes_too_long_is_ended_with_all_its_children() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("pid");
+        let script = format!("sleep 1000 & echo $! > {}; sleep 1000", file.display());
+        let error = sh(&script).await.unwrap_err();
+        assert!(error.contains("within 2 s"), "{error}");
+        let child = std::fs::read_to_string(&file).unwrap();
+        let state = || std::fs::read_to_string(format!("/proc/{}/stat", child.trim())).unwrap_or_default();
+        let begin = std::time::Instant::now();
+        while !(state().is_empty() || state().contains(") Z")) {
+            assert!(begin.elapsed() < Duration::from_secs(10), "{}", state());
+            tokio::task::yield_now().await;
+        }
+    }
+
+    #[tokio::test]
+    async fn a_file_is_read_each_time() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        for password in ["one", "two"] {
+            std::fs::write(file.path(), format!("{password}\n")).unwrap();
+            assert_eq!(fetch(&Password::File(file.path().into())).await.unwrap().expose(), password);
+        }
+        let error = fetch(&Password::File("/does/not/exist".into())).await.unwrap_err();
+        assert!(error.contains("/does/not/exist"), "{error}");
+    }
+}

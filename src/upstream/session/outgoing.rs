@@ -1,0 +1,127 @@
+//! The way up: what a message here is there.
+
+use bytes::Bytes;
+
+use super::{InFlight, Session, SessionAction, Source};
+use crate::journal::Position;
+use crate::message::{Message, Qos};
+use crate::status::ledger::{DropReason, Outcome};
+use crate::upstream::lanes::Lane;
+use crate::upstream::properties;
+use crate::upstream::settings::OutQos;
+use crate::upstream::wire::{Link, OutMessage, Role, Version};
+
+impl Session {
+    /// Whether messages may have the retain flag.
+    fn takes_retain(&self, link: Link) -> bool {
+        link.retain_available && !self.retain_refused
+    }
+
+    /// The status message with this payload, if one is wanted.
+    pub fn status(&self, payload: &'static str) -> Option<OutMessage> {
+        let link = self.link?;
+        Some(OutMessage {
+            topic: self.status_topic.clone()?,
+            payload: Bytes::from_static(payload.as_bytes()),
+            qos: Qos::AtLeastOnce.min(link.max_qos),
+            retain: self.takes_retain(link),
+            properties: Vec::new(),
+        })
+    }
+
+    /// Hands a message of the journal over, or says what became of it.
+    pub(super) fn hand_over(
+        &mut self,
+        mut in_flight: InFlight,
+        at: usize,
+        is_current: bool,
+        now: u64,
+        actions: &mut Vec<SessionAction>,
+    ) {
+        let Some(Source { lane, position, role, message }) = &in_flight.source else { return };
+        let (lane, position) = (*lane, *position);
+        match self.outgoing(message, is_current, now) {
+            Ok(mut out) => {
+                out.retain &= !self.suspicion.leaves_out_flag(lane, position);
+                if *role == Role::Backlog {
+                    self.backlog_bytes += message.size();
+                }
+                in_flight = in_flight.with(&out, now);
+                self.suspicion.sent();
+                self.throttle.count(now);
+                actions.push(SessionAction::Publish(out));
+            }
+            Err(outcome) => {
+                if *role == Role::Backlog {
+                    self.backlog_bytes += message.size();
+                }
+                in_flight.outcome = Some(outcome);
+            }
+        }
+        self.in_flight.insert(at.min(self.in_flight.len()), in_flight);
+        self.settle(actions);
+    }
+
+    /// A message of this lane and place waits until others have got through.
+    pub(super) fn hold_back(&mut self, lane: Lane, role: Role, position: Position, message: Message, now: u64) {
+        let mut held = InFlight::new(Some(Source { lane, role, position, message }), now);
+        held.held = true;
+        self.held += 1;
+        self.in_flight.push_back(held);
+    }
+
+    /// A retained message as it goes up in a pass; `None`: it does not, or also comes down from there.
+    pub fn retained(&self, message: &Message, now: u64) -> Option<OutMessage> {
+        let out = self.outgoing(message, true, now).ok()?;
+        (out.retain && self.rules.incoming(&out.topic).is_none()).then_some(out)
+    }
+
+    /// The deletion of a retained message that went up before; `None`: it does not go up any more, or also comes down.
+    pub fn deletion(&self, local: &str, remote: String) -> Option<OutMessage> {
+        let link = self.link.filter(|link| self.takes_retain(*link))?;
+        let target = self.rules.outgoing(local).filter(|target| target.retain)?;
+        if target.topic != remote || self.rules.incoming(&remote).is_some() {
+            return None;
+        }
+        let qos = if target.qos == OutQos::AtMostOnce { Qos::AtMostOnce } else { Qos::AtLeastOnce };
+        let (payload, properties) = (Bytes::new(), Vec::new());
+        Some(OutMessage { topic: target.topic, payload, qos: qos.min(link.max_qos), retain: true, properties })
+    }
+
+    fn outgoing(&self, message: &Message, is_current: bool, now: u64) -> Result<OutMessage, Outcome> {
+        let Some(link) = self.link else { return Err(Outcome::Dropped(DropReason::NoRule)) };
+        let view = message.view();
+        if view.origin() == self.origin {
+            return Err(Outcome::Dropped(DropReason::CameFromThere));
+        }
+        let target = self.rules.outgoing(view.topic()).ok_or(Outcome::Dropped(DropReason::NoRule))?;
+        // what came in before this boot has a time less than 0
+        let age = (now as i64).saturating_sub(view.boot_ms() as i64);
+        if target.max_age.is_some_and(|most| age > i64::try_from(most.as_millis()).unwrap_or(i64::MAX)) {
+            return Err(Outcome::Expired);
+        }
+        let expiry = view.remaining_expiry(now).map_err(|_| Outcome::Expired)?;
+        let properties = match link.version {
+            Version::V31 | Version::V311 => Vec::new(),
+            Version::V5 => properties::up(view.properties(), link.gateway, expiry).map_err(Outcome::Dropped)?,
+        };
+        let qos = match target.qos {
+            OutQos::AtMostOnce => Qos::AtMostOnce,
+            OutQos::AtLeastOnce => Qos::AtLeastOnce,
+            OutQos::Keep => view.qos().min(Qos::AtLeastOnce),
+        };
+        let out = OutMessage {
+            topic: target.topic,
+            payload: Bytes::copy_from_slice(view.payload()),
+            qos: qos.min(link.max_qos),
+            retain: view.retain() && is_current && target.retain && self.takes_retain(link),
+            properties,
+        };
+        // [MQTT-2.1.4]: the remaining length has 28 bits
+        let limit = link.max_packet_size.map_or(268_435_455, |size| size as usize);
+        if out.topic.len() > usize::from(u16::MAX) || out.packet_size(link.version) > limit {
+            return Err(Outcome::Dropped(DropReason::TooLarge));
+        }
+        Ok(out)
+    }
+}

@@ -1,0 +1,110 @@
+//! How many messages an upstream is sent in a time: clouds end connections that bring more than they sell.
+
+use crate::upstream::settings::Rate;
+
+/// What may come at once after a pause, as a part of what may come in a second.
+const BURST: u64 = 10;
+
+/// Spreads messages evenly (the generic cell rate algorithm of ATM).
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Throttle {
+    /// Microseconds between two messages; 0: there is no limit.
+    interval: u64,
+    /// How far messages may be ahead of that, in microseconds.
+    ahead: u64,
+    /// When the next message is due, in microseconds of the boot clock.
+    due: u64,
+    closed_until: Option<u64>,
+}
+
+impl Throttle {
+    pub fn new(rate: Option<Rate>) -> Throttle {
+        let mut throttle = Throttle::default();
+        throttle.set_rate(rate);
+        throttle
+    }
+
+    /// From now on this rate holds.
+    pub fn set_rate(&mut self, rate: Option<Rate>) {
+        self.interval = rate.map_or(0, |rate| rate.interval().as_micros() as u64);
+        let burst = 1_000_000 / BURST;
+        self.ahead = if self.interval <= burst { burst } else { 0 };
+        if self.interval == 0 {
+            self.closed_until = None;
+        }
+    }
+
+    /// Whether the next message has to wait.
+    pub fn is_closed(&self) -> bool {
+        self.closed_until.is_some()
+    }
+
+    /// When it has not any more.
+    pub fn deadline(&self) -> Option<u64> {
+        self.closed_until
+    }
+
+    /// A message is handed over at this time of the boot clock, in milliseconds.
+    pub fn count(&mut self, now: u64) {
+        if self.interval == 0 {
+            return;
+        }
+        let now = now * 1000;
+        self.due = self.due.max(now) + self.interval;
+        if self.due - now > self.ahead {
+            self.closed_until = Some((self.due - self.ahead).div_ceil(1000));
+        }
+    }
+
+    /// Time has come so far.
+    pub fn time(&mut self, now: u64) {
+        self.closed_until = self.closed_until.filter(|until| *until > now);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Messages of 10 s, when each goes as soon as it may.
+    fn in_ten_seconds(rate: &str) -> Vec<u64> {
+        let mut throttle = Throttle::new(Some(Rate::parse(rate).unwrap()));
+        let mut times = Vec::new();
+        for now in 1_000_000..1_010_000 {
+            throttle.time(now);
+            while !throttle.is_closed() && times.len() < 100_000 {
+                throttle.count(now);
+                times.push(now);
+            }
+        }
+        times
+    }
+
+    #[test]
+    fn no_more_than_the_rate_passes_and_no_less() {
+        for (rate, expected) in
+            [("50/s", 500), ("1/s", 10), ("600/min", 100), ("7/s", 70), ("3000/s", 30_000), ("6/min", 1)]
+        {
+            let times = in_ten_seconds(rate);
+            let most = expected + expected / BURST as usize / 5 + 1;
+            assert!((expected..=most).contains(&times.len()), "{rate}: {}", times.len());
+        }
+    }
+
+    #[test]
+    fn no_second_has_much_more_than_its_share() {
+        let times = in_ten_seconds("50/s");
+        for (first, last) in times.iter().zip(&times[60..]) {
+            assert!(last - first >= 1_000, "60 messages from {first} to {last}");
+        }
+    }
+
+    #[test]
+    fn without_a_rate_nothing_waits() {
+        let mut throttle = Throttle::new(None);
+        for _ in 0..100_000 {
+            throttle.count(5);
+        }
+        assert!(!throttle.is_closed());
+    }
+}

@@ -1,0 +1,81 @@
+//! What ends a conversation in order: new settings, and the good-bye.
+
+use tracing::{debug, info};
+
+use super::{GOOD_BYE, Upstream};
+use crate::message::{Origin, via};
+use crate::mqtt::Version;
+use crate::upstream::lanes::Lane;
+use crate::upstream::rule::Rules;
+use crate::upstream::session::SessionAction;
+use crate::upstream::settings::UpstreamSettings;
+use crate::upstream::wire::{ClientEvent, UpstreamClient};
+
+impl<C: UpstreamClient> Upstream<C> {
+    /// Tells the upstream that the gateway goes, and waits for the answers to what it was sent.
+    pub(super) async fn say_good_bye(&mut self) {
+        // what has become safe just now still goes
+        while self.take_from_journal() == Some(true) {}
+        let offline = self.session.status("offline");
+        let said = offline.map_or(Ok(()), |status| self.client.publish(status)).and_then(|()| self.client.disconnect());
+        if said.is_err() {
+            return;
+        }
+        let until_closed = async {
+            while let Ok(events) = self.client.events().await {
+                for event in events {
+                    let actions = match event {
+                        ClientEvent::Sent(packet_id) => self.session.sent(packet_id),
+                        ClientEvent::Acked(packet_id, reason) => {
+                            self.session.acked(packet_id, reason, self.clock.boot_ms())
+                        }
+                        _ => continue,
+                    };
+                    for action in actions {
+                        if let SessionAction::Settle(lane, position, outcome) = action {
+                            self.readers.settle(lane, position, outcome.in_journal());
+                        }
+                    }
+                }
+            }
+        };
+        if tokio::time::timeout(GOOD_BYE, until_closed).await.is_err() {
+            debug!(upstream = self.name, "the upstream did not close the connection");
+        }
+    }
+
+    /// Takes new settings; whether they need a new connection.
+    pub(super) fn apply_settings(&mut self) -> bool {
+        let new = self.settings.borrow_and_update().clone();
+        let old = std::mem::replace(&mut self.current, new);
+        self.set_filters();
+        self.set_carried(self.gateway);
+        let actions = self.session.set_rules(Rules::new(&self.current), self.clock.boot_ms());
+        let alive = self.perform(actions);
+        let is_same = without_rules(&old) == without_rules(&self.current);
+        let v4_forbidden = self.current.v5_only && self.shown.version == Some(Version::V311);
+        if is_same && !v4_forbidden {
+            info!(upstream = self.name, "new rules");
+            return !alive;
+        }
+        self.approach.forget();
+        self.address = 0;
+        true
+    }
+
+    /// From now on new messages go to the lane that they belong in.
+    pub(super) fn set_filters(&self) {
+        let filters = Rules::new(&self.current).local_filters();
+        self.door.set_filters(self.consumers.id(self.lanes.append()), Origin::upstream(&self.name), filters);
+    }
+
+    pub(super) fn set_carried(&mut self, gateway: Option<via::Id>) {
+        self.gateway = gateway;
+        let carried = if gateway.is_some() { Rules::new(&self.current).carried() } else { Vec::new() };
+        self.door.set_carried(self.consumers.id(Lane::First), gateway, carried);
+    }
+}
+
+fn without_rules(settings: &UpstreamSettings) -> UpstreamSettings {
+    UpstreamSettings { out: Vec::new(), inbound: Vec::new(), both: Vec::new(), ..settings.clone() }
+}

@@ -1,0 +1,58 @@
+//! Two clients with one client id send each other away for ever [MQTT-3.1.4-3]. Version 5 says so; on 3.1.1 it shows in
+//! connections that are accepted and soon ended, time and again.
+
+use std::time::Duration;
+
+use super::wire::Broken;
+
+/// A connection that lasted longer was ended by something else.
+const SOON: Duration = Duration::from_secs(60);
+/// So many in a row are no chance.
+const MANY: u32 = 3;
+
+/// Counts them.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Twins {
+    times: u32,
+}
+
+impl Twins {
+    /// A connection has ended; `is_explained`: something that we sent may be the reason. Whether it is to be said.
+    pub fn ended(&mut self, why: &Broken, lasted: Duration, is_explained: bool) -> bool {
+        let certain = *why == Broken::TakenOver;
+        let possible = *why == Broken::Closed && lasted < SOON && !is_explained;
+        if !certain && !possible {
+            self.times = 0;
+            return false;
+        }
+        self.times = self.times.saturating_add(1);
+        (certain && self.times.is_power_of_two())
+            || (self.times >= MANY && (self.times / MANY).is_power_of_two() && self.times.is_multiple_of(MANY))
+    }
+
+    /// Connections in a row that ended so.
+    pub fn times(self) -> u32 {
+        self.times
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_ends_soon_time_and_again_is_said() {
+        let mut twins = Twins::default();
+        let said: Vec<u32> =
+            (1..=30).filter(|_| twins.ended(&Broken::Closed, Duration::from_secs(2), false)).map(|_| 0).collect();
+        assert_eq!(said.len(), 4, "at 3, 6, 12 and 24");
+        let mut twins = Twins::default();
+        assert!(twins.ended(&Broken::TakenOver, Duration::from_secs(500), true));
+        assert!(twins.ended(&Broken::TakenOver, Duration::from_secs(500), true));
+        assert!(!twins.ended(&Broken::Silent, Duration::ZERO, false) && twins.times() == 0);
+        for _ in 0..10 {
+            assert!(!twins.ended(&Broken::Closed, Duration::ZERO, true), "a message is the reason");
+            assert!(!twins.ended(&Broken::Closed, SOON, false), "it held");
+        }
+    }
+}

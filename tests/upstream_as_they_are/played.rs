@@ -1,0 +1,209 @@
+//! An upstream that is played by the test: it answers as it should, unless the test says otherwise.
+
+use std::io::{Read, Write};
+use std::net::{Shutdown, TcpListener, TcpStream};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread;
+use std::time::Instant;
+
+use crate::support::packet::{Packet, Publish, Reader, V5, packet};
+use crate::support::wait_until;
+
+/// How a packet is answered.
+pub enum Say {
+    /// As it should be.
+    Usual,
+    /// The connection ends.
+    Close,
+    /// There is no answer.
+    Nothing,
+    /// These bytes, and the connection ends.
+    Last(Vec<u8>),
+}
+
+/// What a gateway has said.
+pub struct Heard {
+    /// Connection, from 0 on.
+    pub connection: usize,
+    /// Packets on it before this one.
+    pub before: usize,
+    /// Protocol level.
+    pub version: u8,
+    /// The packet.
+    pub packet: Packet,
+}
+
+impl Heard {
+    /// Whether it is a PUBLISH, and which.
+    pub fn publish(&self) -> Option<Publish> {
+        (self.packet.kind() == 3).then(|| Publish::read(&self.packet, self.version))
+    }
+
+    /// The filters of a SUBSCRIBE.
+    pub fn filters(&self) -> Option<Vec<String>> {
+        (self.packet.kind() == 8).then(|| {
+            let mut reader = Reader(&self.packet.body);
+            reader.number(2);
+            if self.version == V5 {
+                reader.properties();
+            }
+            let mut filters = Vec::new();
+            while !reader.0.is_empty() {
+                filters.push(reader.text());
+                reader.number(1);
+            }
+            filters
+        })
+    }
+
+    /// Whether it is a CONNECT.
+    pub fn is_connect(&self) -> bool {
+        self.packet.kind() == 1
+    }
+
+    /// Flags of a CONNECT.
+    pub fn flags(&self) -> u8 {
+        self.packet.body[7]
+    }
+
+    /// The password of a CONNECT of version 3.1.1 without a will.
+    pub fn password(&self) -> String {
+        let mut reader = Reader(&self.packet.body[10..]);
+        reader.text();
+        reader.text();
+        reader.text()
+    }
+}
+
+/// What it has heard and answered as it should.
+#[derive(Default)]
+pub struct Log {
+    /// When there were connections, and their versions.
+    pub connections: Vec<(Instant, u8)>,
+    /// Messages that were acknowledged, or came at QoS 0.
+    pub messages: Vec<Publish>,
+    /// When.
+    pub times: Vec<Instant>,
+    /// Filters that were subscribed to.
+    pub filters: Vec<String>,
+}
+
+/// The upstream.
+pub struct Played {
+    /// Where it is.
+    pub port: u16,
+    log: Arc<Mutex<Log>>,
+}
+
+type Script = dyn Fn(&Heard) -> Say + Send + Sync;
+
+impl Played {
+    /// One that answers so.
+    pub fn new(script: impl Fn(&Heard) -> Say + Send + Sync + 'static) -> Played {
+        Played::on(TcpListener::bind("127.0.0.1:0").unwrap(), script)
+    }
+
+    /// The same on this listener.
+    pub fn on(listener: TcpListener, script: impl Fn(&Heard) -> Say + Send + Sync + 'static) -> Played {
+        let port = listener.local_addr().unwrap().port();
+        let (log, script): (Arc<Mutex<Log>>, Arc<Script>) = (Arc::default(), Arc::new(script));
+        let (shared, number) = (log.clone(), AtomicUsize::new(0));
+        thread::spawn(move || {
+            for stream in listener.incoming().map_while(Result::ok) {
+                let number = number.fetch_add(1, Ordering::Relaxed);
+                let (log, script) = (shared.clone(), script.clone());
+                thread::spawn(move || converse(stream, number, &log, &*script));
+            }
+        });
+        Played { port, log }
+    }
+
+    /// What it knows.
+    pub fn log(&self) -> std::sync::MutexGuard<'_, Log> {
+        self.log.lock().unwrap()
+    }
+
+    /// The texts of messages on topics other than that of the status.
+    pub fn texts(&self) -> Vec<String> {
+        let log = self.log();
+        log.messages.iter().filter(|message| message.topic != "status").map(Publish::text).collect()
+    }
+
+    /// Waits until all these have arrived, in whatever order and however often.
+    #[track_caller]
+    pub fn wait_for(&self, texts: &[&str]) {
+        wait_until(&format!("{texts:?}"), || {
+            let arrived = self.texts();
+            texts.iter().all(|text| arrived.iter().any(|arrived| arrived == text))
+        });
+    }
+}
+
+fn converse(mut stream: TcpStream, connection: usize, log: &Mutex<Log>, script: &Script) {
+    let (mut version, mut before) = (0, 0);
+    while let Some(packet) = read(&mut stream) {
+        if packet.kind() == 1 {
+            version = packet.body[6];
+            log.lock().unwrap().connections.push((Instant::now(), version));
+        }
+        let heard = Heard { connection, before, version, packet };
+        before += 1;
+        let (answer, is_last) = match script(&heard) {
+            Say::Usual => (usual(&heard, &mut log.lock().unwrap()), heard.packet.kind() == 14),
+            Say::Close => (Vec::new(), true),
+            Say::Nothing => (Vec::new(), false),
+            Say::Last(bytes) => (bytes, true),
+        };
+        if stream.write_all(&answer).is_err() {
+            return;
+        }
+        if is_last {
+            // closing with unread input would reset the connection, and what was said would be lost
+            let _ = stream.shutdown(Shutdown::Write);
+            while read(&mut stream).is_some() {}
+            return;
+        }
+    }
+}
+
+fn usual(heard: &Heard, log: &mut Log) -> Vec<u8> {
+    let Heard { version, packet: said, .. } = heard;
+    let none: &[u8] = if *version == V5 { &[0] } else { &[] };
+    match said.kind() {
+        1 => packet(0x20, &[&[0, 0], none]),
+        3 => {
+            let publish = Publish::read(said, *version);
+            let answer = if publish.qos > 0 { packet(0x40, &[&publish.id.to_be_bytes()]) } else { Vec::new() };
+            log.messages.push(publish);
+            log.times.push(Instant::now());
+            answer
+        }
+        8 => {
+            let filters = heard.filters().unwrap_or_default();
+            let codes = vec![1; filters.len()];
+            log.filters.extend(filters);
+            packet(0x90, &[&said.id().to_be_bytes(), none, &codes])
+        }
+        12 => packet(0xd0, &[]),
+        _ => Vec::new(),
+    }
+}
+
+fn read(stream: &mut TcpStream) -> Option<Packet> {
+    let mut first = [0];
+    stream.read_exact(&mut first).ok()?;
+    let (mut length, mut shift) = (0, 0);
+    loop {
+        let mut byte = [0];
+        stream.read_exact(&mut byte).ok()?;
+        length |= usize::from(byte[0] & 0x7f) << shift;
+        shift += 7;
+        if byte[0] & 0x80 == 0 {
+            break;
+        }
+    }
+    let mut body = vec![0; length];
+    stream.read_exact(&mut body).ok()?;
+    Some(Packet { first: first[0], body })
+}
