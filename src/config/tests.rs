@@ -176,22 +176,6 @@ const MISTAKES: &[(&str, &str)] = &[
         "4:14: upstream.keep_alive: found \"4 s\"; valid: a duration from 5 s to 65535 s: a whole number and ms, s, min, h or days",
     ),
     (
-        "{upstream}rate = \"50\"",
-        "4:8: upstream.rate: found \"50\"; valid: messages in a time, such as \"50/s\", \"600/min\" or \"1000/h\"",
-    ),
-    (
-        "{upstream}proxy = \"ftp://me:secret@h\"",
-        "4:9: upstream.proxy: not a proxy; valid: http://[USER:PASSWORD@]HOST:PORT or socks5://[USER:PASSWORD@]HOST:PORT",
-    ),
-    (
-        "{upstream}failback = \"1 h\"",
-        "4:12: upstream.failback: there is only one address; valid: \"never\", or more addresses",
-    ),
-    (
-        "{upstream}username = \"u\"\npassword_command = [\"token\"]",
-        "5:20: upstream.password_command: the program has no absolute path; valid: a list of an absolute path and arguments, such as [\"/usr/local/bin/sas-token\", \"loft\"]; there is no shell",
-    ),
-    (
         "{upstream}tls = { }",
         "1:1: upstream.tls: no address uses TLS; valid: an address that begins with mqtts:// or wss://, or no tls",
     ),

@@ -311,3 +311,45 @@ fn check_twins(table: &Table, upstream: &UpstreamSettings, others: &[UpstreamSet
         table.problem("client_id", format!("upstream {name} uses {id:?} at the same address; valid: an id of its own"));
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::{Environment, read as read_all};
+    use super::*;
+
+    /// What is wrong with an upstream that has these keys, with one address.
+    fn problem(keys: &str) -> String {
+        let text = format!("[[upstream]]\nname = \"u\"\naddresses = [\"mqtt://h\"]\n{keys}");
+        match read_all(&text, Path::new("t.toml"), &Environment::default()) {
+            Err(problems) => problems.problems[0].to_string(),
+            Ok(_) => panic!("{keys} is taken"),
+        }
+    }
+
+    #[test]
+    fn how_the_line_is_used_is_checked() {
+        for (keys, expected) in [
+            (
+                "rate = \"50\"",
+                "t.toml:4:8: upstream.rate: found \"50\"; valid: messages in a time, such as \"50/s\", \"600/min\" or \
+                 \"1000/h\"",
+            ),
+            (
+                "proxy = \"ftp://me:secret@h\"",
+                "t.toml:4:9: upstream.proxy: not a proxy; valid: http://[USER:PASSWORD@]HOST:PORT or \
+                 socks5://[USER:PASSWORD@]HOST:PORT",
+            ),
+            (
+                "failback = \"1 h\"",
+                "t.toml:4:12: upstream.failback: there is only one address; valid: \"never\", or more addresses",
+            ),
+            (
+                "username = \"u\"\npassword_command = [\"token\"]",
+                "t.toml:5:20: upstream.password_command: the program has no absolute path; valid: a list of an absolute path \
+                 and arguments, such as [\"/usr/local/bin/sas-token\", \"loft\"]; there is no shell",
+            ),
+        ] {
+            assert_eq!(problem(keys), expected);
+        }
+    }
+}
