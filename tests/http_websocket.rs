@@ -53,13 +53,17 @@ struct Socket(TcpStream);
 
 impl Socket {
     fn open(http: u16, protocol: &str) -> Result<Socket, String> {
+        let protocol = format!("Sec-WebSocket-Protocol: {protocol}\r\n");
+        Socket::open_at(http, "/mqtt", &format!("Host: localhost:{http}\r\n{protocol}"))
+    }
+
+    fn open_at(http: u16, path: &str, headers: &str) -> Result<Socket, String> {
         let mut stream = TcpStream::connect(("127.0.0.1", http)).unwrap();
         stream.set_read_timeout(Some(support::PATIENCE)).unwrap();
         write!(
             stream,
-            "GET /mqtt HTTP/1.1\r\nHost: localhost:{http}\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
-             Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\
-             Sec-WebSocket-Protocol: {protocol}\r\n\r\n"
+            "GET {path} HTTP/1.1\r\n{headers}Connection: Upgrade\r\nUpgrade: websocket\r\n\
+             Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
         )
         .unwrap();
         let mut head = Vec::new();
@@ -85,7 +89,13 @@ impl Socket {
     fn read(&mut self) -> Option<(u8, Vec<u8>)> {
         let mut head = [0; 2];
         self.0.read_exact(&mut head).ok()?;
-        let mut payload = vec![0; usize::from(head[1])];
+        let mut len = usize::from(head[1]);
+        if len == 126 {
+            let mut long = [0; 2];
+            self.0.read_exact(&mut long).ok()?;
+            len = usize::from(u16::from_be_bytes(long));
+        }
+        let mut payload = vec![0; len];
         self.0.read_exact(&mut payload).ok()?;
         Some((head[0] & 15, payload))
     }
@@ -132,10 +142,100 @@ fn only_the_subprotocols_of_mqtt() {
         assert!(Socket::open(http, protocol).is_ok(), "{protocol}");
     }
     assert!(Socket::open(http, "chat").err().unwrap().contains(" 400 "));
+    assert!(Socket::open_at(http, "/mqtt", &format!("Host: localhost:{http}\r\n")).is_ok(), "none at all");
     // whoever says nothing after the upgrade is not waited for, and does not keep the gateway from stopping
     let (code, lines) = {
         let _silent = Socket::open(http, "mqtt").unwrap();
         _gateway.stop()
     };
     assert_eq!(code, Some(0), "{}", lines.join("\n"));
+}
+
+#[test]
+fn each_packet_has_a_frame_of_its_own() {
+    let (setup, http) = Setup::default().http();
+    let gateway = setup.start();
+    let mut socket = Socket::open(http, "mqtt").unwrap();
+    socket.frame(2, PROBE);
+    assert_eq!(socket.read(), Some((2, vec![0x20, 2, 0, 0])));
+    socket.frame(2, b"\x82\x06\0\x01\0\x01a\x01");
+    assert_eq!(socket.read(), Some((2, vec![0x90, 3, 0, 1, 1])));
+    let mut publisher = support::Connect::new("publisher").open(gateway.port);
+    let messages: Vec<u8> = (0..200u8).flat_map(|number| [0x30, 4, 0, 1, b'a', number]).collect();
+    publisher.send(&messages);
+    for number in 0..200 {
+        assert_eq!(socket.read(), Some((2, vec![0x30, 4, 0, 1, b'a', number])));
+    }
+    // ten acknowledgements in answer to one frame
+    let asked: Vec<u8> = (1..=10u8).flat_map(|id| [0x32, 5, 0, 1, b'b', 0, id]).collect();
+    socket.frame(2, &asked);
+    for id in 1..=10 {
+        assert_eq!(socket.read(), Some((2, vec![0x40, 2, 0, id])));
+    }
+}
+
+#[test]
+fn every_address_that_programs_use_answers_an_upgrade() {
+    let (setup, http) = Setup::default().http();
+    let _gateway = setup.start();
+    let ours = format!("Host: localhost:{http}\r\n");
+    for path in ["/", "/ws", "/mqtt", "/mqtt/"] {
+        let mut socket = Socket::open_at(http, path, &ours).unwrap();
+        socket.frame(2, PROBE);
+        assert_eq!(socket.read(), Some((2, vec![0x20, 2, 0, 0])), "{path}");
+    }
+    assert!(Socket::open_at(http, "/api/v1/topics", &ours).is_err());
+    assert!(get(http, "/").text().contains("<html"), "the page is still there");
+    // a name that this host does not know of itself: from a program it is welcome, from a page it is not
+    for (path, headers, is_welcome) in [
+        ("/mqtt", "Host: raspberrypi.fritz.box:8080\r\n", true),
+        ("/", "Host: raspberrypi.fritz.box:8080\r\n", true),
+        ("/mqtt", "Host: evil.example\r\nOrigin: http://evil.example\r\n", false),
+        ("/mqtt", "Host: localhost\r\nOrigin: http://evil.example\r\n", false),
+        ("/api/v1/topics", "Host: evil.example\r\n", false),
+    ] {
+        let opened = Socket::open_at(http, path, headers);
+        assert_eq!(opened.is_ok(), is_welcome, "{path} {headers}");
+        if let Err(head) = opened {
+            assert!(head.contains(" 403 "), "{head}");
+        }
+    }
+    let answer = support::http::request(http, "GET", "/", &[("Host", "evil.example")], b"");
+    assert_eq!(answer.status, 403, "all else keeps the check");
+}
+
+#[test]
+fn a_reason_reaches_a_websocket_that_is_still_sending() {
+    let (setup, http) = Setup::default().config("[broker]\nmax_packet_size = \"64 KiB\"").http();
+    let _gateway = setup.start();
+    for _ in 0..20 {
+        let mut socket = Socket::open(http, "mqtt").unwrap();
+        socket.frame(2, b"\x10\x0e\0\x04MQTT\x05\x02\0\0\0\0\x01a");
+        let (kind, connack) = socket.read().unwrap();
+        assert_eq!((kind, connack[0], connack[3]), (2, 0x20, 0));
+        // one frame with a packet of 1 MiB, of which the broker takes the head
+        let packet = [&b"\x30\x80\x80\x40\0\x01a\0"[..], &[b'x'; (1 << 20) - 4]].concat();
+        let head = [&[0x82, 0xff][..], &(packet.len() as u64).to_be_bytes(), &[0; 4]].concat();
+        let _ = socket.0.write_all(&[head, packet].concat());
+        assert_eq!(socket.read(), Some((2, vec![0xe0, 2, 0x95, 0])));
+        assert_eq!(socket.read().map(|(kind, _)| kind), Some(8));
+    }
+}
+
+#[test]
+fn what_a_websocket_sent_before_it_closed_counts() {
+    let (setup, http) = Setup::default().http();
+    let gateway = setup.start();
+    let mut watcher = support::Connect::new("watcher").open(gateway.port);
+    watcher.subscribe("a", 0);
+    for number in 0..100u8 {
+        let mut socket = Socket::open(http, "mqtt").unwrap();
+        let messages = [b'0', b'1', b'2'].iter().flat_map(|part| [0x30, 5, 0, 1, b'a', number, *part]);
+        let all: Vec<u8> = PROBE.iter().copied().chain(messages).chain([0xe0, 0]).collect();
+        socket.frame(2, &all);
+        drop(socket);
+        for part in [b'0', b'1', b'2'] {
+            assert_eq!(watcher.receive().payload, [number, part]);
+        }
+    }
 }

@@ -9,6 +9,9 @@ use arc_swap::ArcSwap;
 use super::settings::{AccessRule, AccessSettings, AnonymousFrom, AnonymousSettings, Rights, UserSettings};
 use crate::message::{covers, matches, overlap};
 
+/// First levels of topics that brokers keep to themselves.
+const RESERVED: [&str; 3] = ["$SYS", "$share", "$CONTROL"];
+
 /// Who a client says it is, as far as it has been checked.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Identity {
@@ -102,9 +105,11 @@ pub struct Permissions {
 }
 
 impl Permissions {
-    /// Whether it may publish on this topic. Nobody publishes below `$`: that is the broker's own.
+    /// Whether it may publish on this topic. Topics that begin with `$` must be named by a rule, since no wildcard reaches
+    /// them, and those that mean something to brokers are nobody's [MQTT-4.7.2-1].
     pub fn may_publish(&self, topic: &str) -> bool {
-        !topic.starts_with('$') && self.publish.allow(topic)
+        let first = topic.split('/').next().unwrap_or_default();
+        !RESERVED.contains(&first) && self.publish.allow(topic)
     }
 
     /// Whether it may get messages on this topic.
@@ -214,6 +219,10 @@ mod tests {
         let p = permissions(&["#", "$SYS/#"], &["$SYS/broker/#"], "c");
         assert!(!p.may_publish("$SYS/broker/x"), "not even when named");
         assert!(p.may_receive("$SYS/broker/x") && p.may_subscribe("$SYS/#"));
+        assert!(!p.may_publish("$aws/x"), "no wildcard reaches it");
+        let p = permissions(&["$aws/#", "!$aws/rules/#", "$share/#", "$CONTROL/#", "+/x"], &["#"], "c");
+        assert!(p.may_publish("$aws/things/a/shadow/update") && !p.may_publish("$aws/rules/a"));
+        assert!(["$share/g/t", "$CONTROL/x", "$SYS", "$iothub/x"].iter().all(|topic| !p.may_publish(topic)));
     }
 
     #[test]

@@ -272,7 +272,7 @@ impl Ingress {
     ) -> Result<Option<Position>, Full> {
         let journal = &self.inner.journal;
         // what the gateway says of itself is said anew after every start
-        let retained = retained.filter(|message| !message.view().topic().starts_with('$'));
+        let retained = retained.filter(|message| !message.view().topic().starts_with("$SYS/"));
         match (retained, received) {
             (None, Some((session, packet_id))) if consumers.is_empty() => {
                 journal.received(session, packet_id).map(Some)

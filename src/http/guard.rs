@@ -81,6 +81,15 @@ impl Guard {
         host.parse::<IpAddr>().is_ok() || self.names.iter().any(|name| name.eq_ignore_ascii_case(host))
     }
 
+    /// The same for a request that wants a WebSocket. There browsers always send an origin; what has none is a program,
+    /// which may call this host as it likes.
+    pub fn check_upgrade(&self, uri: &Uri, headers: &HeaderMap) -> Result<(), Foreign> {
+        if headers.contains_key(header::ORIGIN) || self.is_from_another_site(headers) {
+            return self.check(uri, headers);
+        }
+        Ok(())
+    }
+
     /// Whether a request with these headers may be answered.
     pub fn check(&self, uri: &Uri, headers: &HeaderMap) -> Result<(), Foreign> {
         let mut hosts = headers.get_all(header::HOST).iter();
@@ -170,6 +179,25 @@ mod tests {
         }
         assert_eq!(check(&[]), Err(Foreign::NoHost));
         assert_eq!(check(&[("host", "loft"), ("host", "loft")]), Err(Foreign::NoHost));
+    }
+
+    #[test]
+    fn programs_call_this_host_as_they_like_for_a_websocket() {
+        let guard = Guard::new("Loft", &[], 8080);
+        let check = |headers: &[(&'static str, &'static str)]| {
+            let map =
+                HeaderMap::from_iter(headers.iter().map(|(name, value)| {
+                    (header::HeaderName::from_static(name), header::HeaderValue::from_static(value))
+                }));
+            guard.check_upgrade(&Uri::from_static("/mqtt"), &map)
+        };
+        assert_eq!(check(&[("host", "raspberrypi.fritz.box:8080")]), Ok(()));
+        assert_eq!(check(&[]), Ok(()));
+        let rebound = [("host", "evil.example:8080"), ("origin", "http://evil.example:8080")];
+        assert_eq!(check(&rebound), Err(Foreign::Host));
+        assert_eq!(check(&[("host", "loft:8080"), ("origin", "http://evil.example")]), Err(Foreign::Origin));
+        assert_eq!(check(&[("host", "loft:8080"), ("sec-fetch-site", "cross-site")]), Err(Foreign::Origin));
+        assert_eq!(check(&[("host", "loft:8080"), ("origin", "http://loft:8080")]), Ok(()));
     }
 
     #[test]

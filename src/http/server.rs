@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::body::Body;
-use axum::http::{HeaderValue, Request, Response, header};
+use axum::http::{HeaderValue, Request, Response, Uri, header};
 use axum::response::IntoResponse;
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
@@ -32,7 +32,7 @@ use super::auth::Origin;
 use super::place::Place;
 use super::problem::Problem;
 use super::settings::HttpSettings;
-use super::{Http, routes};
+use super::{Http, routes, websocket};
 use crate::health::Pulse;
 use crate::net::port::{Accepted, Port, PortSettings};
 use crate::tls::TlsFiles;
@@ -132,7 +132,13 @@ impl Connection {
         mut request: Request<Incoming>,
         from: SocketAddr,
     ) -> impl Future<Output = Result<Response<Body>, Infallible>> + use<> {
-        let refused = self.http.guard.check(request.uri(), request.headers());
+        let refused = if websocket::is_wanted(&request) {
+            let refused = self.http.guard.check_upgrade(request.uri(), request.headers());
+            *request.uri_mut() = Uri::from_static(websocket::PATHS[0]);
+            refused
+        } else {
+            self.http.guard.check(request.uri(), request.headers())
+        };
         request.extensions_mut().insert(Origin(from.ip().to_canonical()));
         request.extensions_mut().insert(self.place.clone());
         let mut router = self.router.clone();

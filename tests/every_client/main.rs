@@ -6,6 +6,7 @@
 mod support;
 
 mod delivery;
+mod dollar_topics;
 mod endings;
 mod exchanges_by_the_clause;
 mod packets_by_the_clause;

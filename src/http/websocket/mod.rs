@@ -1,0 +1,145 @@
+//! MQTT over WebSocket [MQTT-6.0]: the upgrade of an HTTP connection [RFC 6455, 4.2].
+
+mod frames;
+
+use std::net::IpAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+
+use axum::Extension;
+use axum::body::Body;
+use axum::extract::{Request, State};
+use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use base64ct::{Base64, Encoding};
+use hyper::upgrade::Upgraded;
+use hyper_util::rt::TokioIo;
+use sha1::{Digest, Sha1};
+
+use super::Http;
+use super::auth::{Origin, address};
+use super::place::Place;
+use super::problem::Problem;
+
+/// Where programs look for it: MQTT.js and most others, paho and mosquitto at the root, some brokers' documentation.
+pub const PATHS: [&str; 4] = ["/mqtt", "/mqtt/", "/ws", "/"];
+/// Subprotocols, by the names of MQTT 3.1.1 and 5, and of 3.1.
+const PROTOCOLS: [&str; 2] = ["mqtt", "mqttv3.1"];
+/// What the answer's key is made with [RFC 6455, 1.3].
+const GUID: &str = "258EAFA5-E914-47DA-95CA-C5AB0DC85B11";
+
+/// What an MQTT client is connected by.
+pub type Frames = frames::Frames<TokioIo<Upgraded>>;
+
+/// Serves an MQTT client on these bytes, at that address, until it has gone. HTTP does not know the broker: whoever puts the
+/// house together hands this over.
+pub type MqttDoor = Arc<dyn Fn(Frames, IpAddr) -> Pin<Box<dyn Future<Output = ()> + Send>> + Send + Sync>;
+
+/// Whether a request wants MQTT over WebSocket.
+pub fn is_wanted<B>(request: &hyper::Request<B>) -> bool {
+    let headers = request.headers();
+    request.method() == Method::GET
+        && PATHS.contains(&request.uri().path())
+        && headers.contains_key(header::SEC_WEBSOCKET_KEY)
+        && has_token(headers, header::UPGRADE, "websocket")
+}
+
+fn has_token(headers: &HeaderMap, name: header::HeaderName, token: &str) -> bool {
+    tokens(headers, name).any(|known| known.eq_ignore_ascii_case(token))
+}
+
+fn tokens(headers: &HeaderMap, name: header::HeaderName) -> impl Iterator<Item = &str> {
+    let values = headers.get_all(name).into_iter();
+    values.filter_map(|value| value.to_str().ok()).flat_map(|value| value.split(',')).map(str::trim)
+}
+
+/// The answer that agrees, or why there is none.
+fn agree(headers: &HeaderMap) -> Result<Response, Problem> {
+    let is_upgrade =
+        has_token(headers, header::UPGRADE, "websocket") && has_token(headers, header::CONNECTION, "upgrade");
+    let key = headers.get(header::SEC_WEBSOCKET_KEY).filter(|_| is_upgrade);
+    let Some(key) = key else { return Err(Problem::bad_request("this is for MQTT over WebSocket")) };
+    if headers.get(header::SEC_WEBSOCKET_VERSION).is_none_or(|version| version != "13") {
+        return Err(Problem::new(StatusCode::UPGRADE_REQUIRED, "the version of WebSocket must be 13"));
+    }
+    let offered = || tokens(headers, header::SEC_WEBSOCKET_PROTOCOL);
+    let chosen = PROTOCOLS.into_iter().find(|protocol| offered().any(|known| known == *protocol));
+    if chosen.is_none() && offered().next().is_some() {
+        return Err(Problem::bad_request("the subprotocol must be mqtt or mqttv3.1, or none"));
+    }
+    let digest = Sha1::new().chain_update(key.as_bytes()).chain_update(GUID).finalize();
+    let accept = HeaderValue::from_str(&Base64::encode_string(&digest));
+    let accept = accept.map_err(|_| Problem::bad_request("no key"))?;
+    let mut response = StatusCode::SWITCHING_PROTOCOLS.into_response();
+    let answer = response.headers_mut();
+    answer.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
+    answer.insert(header::UPGRADE, HeaderValue::from_static("websocket"));
+    answer.insert(header::SEC_WEBSOCKET_ACCEPT, accept);
+    if let Some(chosen) = chosen {
+        answer.insert(header::SEC_WEBSOCKET_PROTOCOL, HeaderValue::from_static(chosen));
+    }
+    Ok(response)
+}
+
+/// `GET /mqtt`
+pub async fn upgrade(
+    State(http): State<Arc<Http>>,
+    Extension(Origin(peer)): Extension<Origin>,
+    Extension(place): Extension<Place>,
+    mut request: Request<Body>,
+) -> Response {
+    let response = match agree(request.headers()) {
+        Ok(response) => response,
+        Err(problem) => return problem.into_response(),
+    };
+    let from: IpAddr = address(peer, request.headers());
+    let upgraded = hyper::upgrade::on(&mut request);
+    let connections = http.connections.clone();
+    connections.spawn(async move {
+        if let Ok(upgraded) = upgraded.await {
+            (http.mqtt)(Frames::new(TokioIo::new(upgraded)), from).await;
+        }
+        drop(place);
+    });
+    response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn headers(more: &[(&'static str, &'static str)]) -> HeaderMap {
+        // the example of RFC 6455, 1.3
+        let mut headers = HeaderMap::new();
+        for (name, value) in [
+            ("connection", "keep-alive, Upgrade"),
+            ("upgrade", "WebSocket"),
+            ("sec-websocket-version", "13"),
+            ("sec-websocket-key", "dGhlIHNhbXBsZSBub25jZQ=="),
+        ]
+        .iter()
+        .chain(more)
+        {
+            headers.append(*name, HeaderValue::from_static(value));
+        }
+        headers
+    }
+
+    #[test]
+    fn the_handshake_is_that_of_the_standard() {
+        let answer = agree(&headers(&[])).unwrap();
+        assert_eq!(answer.status(), 101);
+        assert_eq!(answer.headers()["sec-websocket-accept"], "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=");
+        assert!(!answer.headers().contains_key("sec-websocket-protocol"));
+        for (offered, chosen) in [("mqtt", "mqtt"), ("mqttv3.1", "mqttv3.1"), ("chat, mqttv3.1,mqtt", "mqtt")] {
+            let answer = agree(&headers(&[("sec-websocket-protocol", offered)])).unwrap();
+            assert_eq!(answer.headers()["sec-websocket-protocol"], chosen, "{offered}");
+        }
+        assert!(agree(&headers(&[("sec-websocket-protocol", "chat")])).is_err());
+        for missing in ["connection", "upgrade", "sec-websocket-version", "sec-websocket-key"] {
+            let mut headers = headers(&[]);
+            headers.remove(missing);
+            assert!(agree(&headers).is_err(), "{missing}");
+        }
+    }
+}
