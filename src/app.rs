@@ -42,6 +42,7 @@ use crate::journal::{Journal, JournalError, Limits};
 use crate::mqtt::Reason;
 use crate::net::ListenError;
 use crate::net::port::Port;
+use crate::sensors::edge::EdgeSource;
 use crate::sensors::{self, Source};
 use crate::service::logging::{Logging, LoggingError};
 use crate::service::notify;
@@ -181,7 +182,7 @@ impl Gateway {
         let mut rooms = Rooms::new(router_answered, core.ingress.journal().clone());
         let (rules, upstreams) = start_upstreams(&settings, &core, &clock, &supervisor, &mut rooms);
         let source = Source::open(&settings.gpio, clock.clone(), seed())?;
-        let simulated = matches!(source, Source::Simulated(_));
+        let made_up: Vec<_> = settings.sensors.iter().filter(|sensor| source.simulates(sensor)).cloned().collect();
 
         start_router(dispatcher, &core, &supervisor, answered).await;
 
@@ -212,7 +213,7 @@ impl Gateway {
             health,
             listeners: listeners.iter().map(|listener| listener.port.name().to_owned()).collect(),
         };
-        summary::say(&settings, config_path, &listeners, web_port.as_ref(), simulated);
+        summary::say(&settings, config_path, &listeners, web_port.as_ref(), &|sensor| made_up.contains(sensor));
         // last, so that whoever connects finds everything there
         if let Some(port) = web_port {
             web::start(port, &settings, status.clone(), &core, &connections, &supervisor, &mut rooms);

@@ -11,6 +11,7 @@ use crate::config::Settings;
 use crate::health::FaultyPart;
 use crate::net::port::Port;
 use crate::sensors::PART as SENSOR;
+use crate::sensors::settings::SensorSettings;
 use crate::status::{SensorSnapshot, UpstreamState};
 
 /// Says what runs, where, and how to see it.
@@ -19,7 +20,7 @@ pub fn say(
     config_path: Option<&Path>,
     listeners: &[Listener],
     web: Option<&Port>,
-    simulated: bool,
+    simulated: &dyn Fn(&SensorSettings) -> bool,
 ) {
     // those that cannot be opened have said so
     let address = |port: &Port| port.is_open().then(|| port.address());
@@ -70,7 +71,7 @@ fn lines(
     settings: &Settings,
     config_path: Option<&Path>,
     addresses: &[Option<SocketAddr>],
-    simulated: bool,
+    simulated: &dyn Fn(&SensorSettings) -> bool,
 ) -> Vec<String> {
     let config = config_path.map_or_else(
         || "no configuration file, a demonstration (pigateway run --config FILE for yours)".to_owned(),
@@ -95,7 +96,7 @@ fn lines(
         lines.push(format!("{tls} 3.1, 3.1.1 and 5 on {address}: {anonymous}"));
     }
     for sensor in &settings.sensors {
-        let how = if simulated { " (simulated)" } else { "" };
+        let how = if simulated(sensor) { " (simulated)" } else { "" };
         lines.push(format!("sensor {} on pin {}{how} publishes to {}", sensor.name, sensor.pin, sensor.topic));
     }
     for upstream in &settings.upstreams {
@@ -123,7 +124,7 @@ mod tests {
     #[test]
     fn a_person_can_act_on_it() {
         let settings = Settings::demonstration();
-        let lines = lines(&settings, None, &["[::]:1883".parse().ok()], true).join("\n");
+        let lines = lines(&settings, None, &["[::]:1883".parse().ok()], &|_| true).join("\n");
         for part in [
             "no configuration file",
             "[::]:1883",
@@ -158,6 +159,7 @@ mod tests {
             refused: 0,
             stuck: false,
             fault: Some(fault),
+            simulated: false,
             recent: Vec::new(),
         };
         let health = Health::default();

@@ -87,6 +87,7 @@ fn restart_keys(old: &Settings, new: &Settings) -> Vec<String> {
         ("gateway.data_dir", old.gateway.data_dir != new.gateway.data_dir),
         ("broker.listener", old.broker.listeners != new.broker.listeners),
         ("gpio.backend", old.gpio.backend != new.gpio.backend),
+        ("gpio.chip", old.gpio.chip != new.gpio.chip),
         ("journal.max_size", old.journal.max_size != new.journal.max_size),
         ("journal.when_full", old.journal.when_full != new.journal.when_full),
         ("journal.order", old.journal.order != new.journal.order),

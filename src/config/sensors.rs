@@ -16,8 +16,17 @@ const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 pub(super) fn gpio(root: &Table) -> GpioSettings {
     let mut settings = GpioSettings::default();
     let Some(table) = root.table("gpio") else { return settings };
-    let backends = [("auto", GpioBackend::Auto), ("rppal", GpioBackend::Rppal), ("simulated", GpioBackend::Simulated)];
+    let backends = [
+        ("auto", GpioBackend::Auto),
+        ("rppal", GpioBackend::Rppal),
+        ("gpiocdev", GpioBackend::Gpiocdev),
+        ("simulated", GpioBackend::Simulated),
+    ];
     assign(&mut settings.backend, table.get("backend").and_then(|value| value.choice(&backends)));
+    let chip = table.get("chip");
+    let valid = "path, name or label of a GPIO chip, such as \"gpiochip2\" or \"mcp23017\"";
+    let fits = |text: &str| !text.is_empty() && !text.contains(char::is_control);
+    settings.chip = chip.and_then(|value| value.parsed(valid, |text| fits(text).then(|| text.into())));
     table.finish();
     settings
 }

@@ -11,6 +11,7 @@ fn scribe(dir: &Path, clock: &Arc<TestClock>) -> Scribe {
 fn snapshot(state: SensorState, recent: &[(u64, bool, u64)]) -> SensorSnapshot {
     let change = |(seq, on, boot_ms): &(u64, bool, u64)| Change { seq: *seq, on: *on, boot_ms: *boot_ms };
     SensorSnapshot {
+        simulated: false,
         name: "loft".into(),
         pin: 17,
         topic: "loft".into(),

@@ -56,6 +56,12 @@ pub trait EdgeSource: Send {
     /// the same way before. Never waits.
     fn watch(&mut self, sensors: &[SensorSettings]);
 
+    /// Whether the edges of this sensor are made up.
+    fn simulates(&self, sensor: &SensorSettings) -> bool {
+        let _ = sensor;
+        false
+    }
+
     /// Whether whatever watches the pins is at work.
     fn is_at_work(&self) -> bool {
         true

@@ -16,6 +16,7 @@
 //! | `boot_ms` | `since` on the boot clock: milliseconds since the Pi started, right even when its date is not |
 //! | `seq` | number of this state since the gateway started, from 1 on: a gap means that a message was missed |
 //! | `clock` | only while the clock is not synchronised: `"unsynchronised"`. The message is repeated with times, and the same `seq`, once it is |
+//! | `simulated` | only where the motion is made up: `true` |
 //!
 //! `on_off` is `ON` or `OFF`. `time` is the local time of day at which motion began, as `%H:%M:%S`; the end of a motion
 //! is not published. It has no place for a mark, so before the clock is synchronised it is as wrong as the system's.
@@ -48,6 +49,8 @@ struct Json<'a> {
     seq: u64,
     #[serde(skip_serializing_if = "Option::is_none")]
     clock: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    simulated: Option<bool>,
 }
 
 /// Wall time of a moment of the boot clock as RFC 3339 in UTC, if it is known.
@@ -59,9 +62,15 @@ pub fn wall_time(clock: &dyn Clock, boot_ms: u64) -> Option<String> {
 }
 
 /// The payload for a state; `None` if this format does not tell of it.
-pub fn payload(format: PayloadFormat, sensor: &str, reading: Reading, clock: &dyn Clock) -> Option<Vec<u8>> {
+pub fn payload(
+    format: PayloadFormat,
+    sensor: &str,
+    reading: Reading,
+    simulated: bool,
+    clock: &dyn Clock,
+) -> Option<Vec<u8>> {
     match format {
-        PayloadFormat::Json => Some(json(sensor, reading, clock)),
+        PayloadFormat::Json => Some(json(sensor, reading, simulated, clock)),
         PayloadFormat::OnOff => Some(if reading.on { b"ON".to_vec() } else { b"OFF".to_vec() }),
         PayloadFormat::Time => reading.on.then(|| {
             let moment = Timestamp::from_millisecond(clock.unix_ms_at(reading.since_boot_ms)).unwrap_or_default();
@@ -70,7 +79,7 @@ pub fn payload(format: PayloadFormat, sensor: &str, reading: Reading, clock: &dy
     }
 }
 
-fn json(sensor: &str, reading: Reading, clock: &dyn Clock) -> Vec<u8> {
+fn json(sensor: &str, reading: Reading, simulated: bool, clock: &dyn Clock) -> Vec<u8> {
     let since = wall_time(clock, reading.since_boot_ms);
     let since = since.as_deref();
     let json = Json {
@@ -81,6 +90,7 @@ fn json(sensor: &str, reading: Reading, clock: &dyn Clock) -> Vec<u8> {
         boot_ms: reading.since_boot_ms,
         seq: reading.seq,
         clock: since.is_none().then_some("unsynchronised"),
+        simulated: simulated.then_some(true),
     };
     // strings, numbers and times: nothing that could fail to be written
     serde_json::to_vec(&json).unwrap_or_default()
@@ -94,7 +104,7 @@ mod tests {
     const READING: Reading = Reading { on: true, since_boot_ms: 1_000, seq: 7 };
 
     fn text(format: PayloadFormat, reading: Reading, clock: &TestClock) -> Option<String> {
-        payload(format, "loft", reading, clock).map(|bytes| String::from_utf8(bytes).unwrap())
+        payload(format, "loft", reading, false, clock).map(|bytes| String::from_utf8(bytes).unwrap())
     }
 
     #[test]
@@ -116,6 +126,13 @@ mod tests {
             r#""boot_ms":1000,"seq":7,"clock":"unsynchronised"}"#
         );
         assert_eq!(text(PayloadFormat::Json, Reading { on: false, ..READING }, &clock).unwrap(), expected);
+    }
+
+    #[test]
+    fn json_says_when_motion_is_made_up() {
+        let clock = TestClock::new(3_000, 0);
+        let made_up = payload(PayloadFormat::Json, "loft", READING, true, &*clock).unwrap();
+        assert!(String::from_utf8(made_up).unwrap().ends_with(r#","simulated":true}"#));
     }
 
     #[test]

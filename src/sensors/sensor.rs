@@ -36,6 +36,8 @@ pub(super) struct Sensor {
     stuck: bool,
     fault: Option<Fault>,
     recent: Vec<Change>,
+    /// Its motion is made up.
+    pub simulated: bool,
 }
 
 impl Sensor {
@@ -53,6 +55,7 @@ impl Sensor {
             stuck: false,
             fault: None,
             recent: Vec::new(),
+            simulated: false,
         }
     }
 
@@ -79,6 +82,7 @@ impl Sensor {
             refused: self.refused,
             stuck: self.stuck,
             fault: self.fault.clone(),
+            simulated: self.simulated,
             recent: self.recent.clone(),
         }
     }
@@ -106,7 +110,7 @@ impl Sensor {
     /// Its last state; `None` if there is none or its payload does not tell of it.
     pub fn state(&mut self, clock: &dyn Clock) -> Option<Publication> {
         let settings = &self.settings;
-        let payload = payload::payload(settings.payload, &settings.name, self.reading?, clock)?;
+        let payload = payload::payload(settings.payload, &settings.name, self.reading?, self.simulated, clock)?;
         self.lacks_time = settings.payload == PayloadFormat::Json && !clock.is_synchronised();
         Some(Publication {
             topic: settings.topic.as_str().to_owned(),
@@ -136,7 +140,12 @@ impl Sensor {
                 self.motion = Some(motion);
                 self.fault = None;
                 self.online = true;
-                info!(sensor = self.settings.name, pin = self.settings.pin, topic = %self.settings.topic, "watching");
+                let (name, pin, topic) = (&self.settings.name, self.settings.pin, &self.settings.topic);
+                if self.simulated {
+                    info!(sensor = name, pin, %topic, "watching (simulated: its motion is made up)");
+                } else {
+                    info!(sensor = name, pin, %topic, "watching");
+                }
                 let mut publications = vec![self.status()];
                 if self.motion.as_ref().is_some_and(|motion| !motion.is_warm()) {
                     let rest = timing(&self.settings).warm_up.saturating_sub(boot_ms.saturating_sub(self.started));

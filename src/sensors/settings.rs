@@ -7,11 +7,13 @@ use crate::message::{Qos, Topic};
 /// What reads the pins.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub enum GpioBackend {
-    /// rppal on a Raspberry Pi, simulated elsewhere.
+    /// rppal on the Raspberry Pis that it knows, the kernel's lines on others; nothing is made up unless a sensor asks for it.
     #[default]
     Auto,
     /// The Pi's own GPIO.
     Rppal,
+    /// Lines of a GPIO chip, through the kernel.
+    Gpiocdev,
     /// Edges made up by the gateway.
     Simulated,
 }
@@ -21,6 +23,8 @@ pub enum GpioBackend {
 pub struct GpioSettings {
     /// What reads the pins.
     pub backend: GpioBackend,
+    /// Path, name or label of the GPIO chip that the kernel's lines are taken from; `None`: that of a Pi.
+    pub chip: Option<String>,
 }
 
 /// Physical level of a pin.
@@ -94,7 +98,8 @@ pub struct SensorSettings {
     pub qos: Qos,
     /// Whether the last state is retained.
     pub retain: bool,
-    /// What the simulated backend does with it; `None` is [`Simulation::Random`].
+    /// Asks for made-up motion where there is no GPIO, and says which; [`GpioBackend::Simulated`] makes `None`
+    /// [`Simulation::Random`].
     pub simulate: Option<Simulation>,
 }
 

@@ -1,4 +1,4 @@
-//! Edges made up, where there are no pins: scripted, or at random as people cause them.
+//! Edges made up, where a person has asked for that: scripted, or at random as people cause them.
 //!
 //! The patterns are those of an HC-SR501 with its shortest time set: motion comes in visits of a few pulses, a pulse is
 //! active for 2.5 to 8 s, the sensor is blind for 2.5 s after it, and between visits a room is empty for 5 to 60 s. With the
@@ -89,6 +89,11 @@ impl Simulated {
     /// A source whose patterns follow from `seed`.
     pub fn new(clock: SharedClock, seed: u64) -> Simulated {
         Simulated { clock, seed, pins: Vec::new() }
+    }
+
+    /// How many pins it makes up.
+    pub(super) fn len(&self) -> usize {
+        self.pins.len()
     }
 
     fn start(&self, sensor: &SensorSettings) -> Pin {

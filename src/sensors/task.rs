@@ -93,7 +93,9 @@ where
                     let clock = self.clock.clone();
                     let slot = self.sensors.iter().position(|slot| slot.has_pin && slot.sensor.settings.pin == event.pin);
                     let Some(index) = slot else { continue };
-                    let publications = self.sensors[index].sensor.event(event.kind, clock.as_ref());
+                    let sensor = &mut self.sensors[index].sensor;
+                    sensor.simulated = self.source.simulates(&sensor.settings);
+                    let publications = sensor.event(event.kind, clock.as_ref());
                     self.publish_all(index, publications).await?;
                 }
                 changed = settings.changed(), if may_change => match changed {

@@ -52,6 +52,8 @@ pub struct SensorSnapshot {
     pub stuck: bool,
     /// Why its pin is not watched.
     pub fault: Option<Fault>,
+    /// Whether its motion is made up.
+    pub simulated: bool,
     /// The last changes of state, oldest first.
     #[serde(skip)]
     pub recent: Vec<Change>,
