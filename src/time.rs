@@ -1,6 +1,7 @@
 //! Clocks. A Pi has no battery-backed clock: its wall time is wrong after boot until the network has corrected it. So
 //! events carry the boot clock, which only ever goes forward, and wall time is worked out from it when it is known.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 
@@ -14,6 +15,12 @@ pub trait Clock: Send + Sync + 'static {
     fn unix_ms(&self) -> i64;
     /// Whether the system's clock has been synchronised with a source of time since boot.
     fn is_synchronised(&self) -> bool;
+
+    /// Whether it is kept right at this moment: what it says may be compared with other boots. A clock that was right once
+    /// and has been moved by hand since is not.
+    fn is_kept_right(&self) -> bool {
+        self.is_synchronised()
+    }
 
     /// Unix time, in milliseconds, of a moment of the boot clock, by today's knowledge.
     fn unix_ms_at(&self, boot_ms: u64) -> i64 {
@@ -40,10 +47,30 @@ impl Clock for SystemClock {
     }
 
     fn is_synchronised(&self) -> bool {
-        // systemd-timesyncd, chrony under systemd and ntpsec all lead to this file (systemd-timesyncd.service(8));
+        if WAS_SET.load(Ordering::Relaxed) {
+            return true;
+        }
+        if self.is_kept_right() || Path::new("/run/systemd/timesync/synchronized").exists() {
+            SystemClock::was_set();
+            return true;
+        }
         // without systemd, a date before this program was written cannot be right
-        std::path::Path::new("/run/systemd/timesync/synchronized").exists()
-            || (!std::path::Path::new("/run/systemd/system").exists() && self.unix_ms() > 1_760_000_000_000)
+        !Path::new("/run/systemd/system").exists() && self.unix_ms() > 1_760_000_000_000
+    }
+
+    fn is_kept_right(&self) -> bool {
+        pigateway_clock::is_synchronised().unwrap_or(false)
+    }
+}
+
+/// The kernel takes its word back after hours without a source of time, and a clock that was set runs on as well as before:
+/// once said, it holds for this boot.
+static WAS_SET: AtomicBool = AtomicBool::new(false);
+
+impl SystemClock {
+    /// It is known from before a restart of the gateway that the clock was set in this boot.
+    pub fn was_set() {
+        WAS_SET.store(true, Ordering::Relaxed);
     }
 }
 
@@ -53,12 +80,18 @@ pub struct TestClock {
     boot_ms: AtomicU64,
     unix_ms: AtomicI64,
     synchronised: AtomicBool,
+    kept_right: AtomicBool,
 }
 
 impl TestClock {
     /// A clock at these times, not synchronised.
     pub fn new(boot_ms: u64, unix_ms: i64) -> Arc<TestClock> {
-        Arc::new(TestClock { boot_ms: boot_ms.into(), unix_ms: unix_ms.into(), synchronised: false.into() })
+        Arc::new(TestClock {
+            boot_ms: boot_ms.into(),
+            unix_ms: unix_ms.into(),
+            synchronised: false.into(),
+            kept_right: false.into(),
+        })
     }
 
     /// Lets time pass.
@@ -71,6 +104,13 @@ impl TestClock {
     pub fn synchronise(&self, unix_ms: i64) {
         self.unix_ms.store(unix_ms, Ordering::Relaxed);
         self.synchronised.store(true, Ordering::Relaxed);
+        self.kept_right.store(true, Ordering::Relaxed);
+    }
+
+    /// Moves wall time, as somebody by hand would: the kernel no longer says that it is right.
+    pub fn step(&self, ms: i64) {
+        self.unix_ms.fetch_add(ms, Ordering::Relaxed);
+        self.kept_right.store(false, Ordering::Relaxed);
     }
 }
 
@@ -85,6 +125,10 @@ impl Clock for TestClock {
 
     fn is_synchronised(&self) -> bool {
         self.synchronised.load(Ordering::Relaxed)
+    }
+
+    fn is_kept_right(&self) -> bool {
+        self.kept_right.load(Ordering::Relaxed)
     }
 }
 

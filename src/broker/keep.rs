@@ -33,7 +33,7 @@ const VERSION: u8 = 1;
 pub struct Kept {
     /// Seconds that it outlives its connection.
     pub expiry: u32,
-    /// When its client left.
+    /// When its client left, as [`crate::journal::Journal::stamp`] has it; earlier versions wrote Unix time.
     pub left_unix_ms: Option<i64>,
     /// Subscriptions by filter as the client wrote it.
     pub subscriptions: Vec<(Box<str>, SubscriptionOptions)>,
@@ -96,7 +96,7 @@ impl Core {
     /// need not be at once.
     pub(super) fn keep(&self, session: &Session, is_connected: bool, lazy: bool) -> Option<Position> {
         session.durable.as_ref()?;
-        let left = (!is_connected).then(|| self.ingress.clock().unix_ms());
+        let left = (!is_connected).then(|| self.ingress.journal().stamp());
         let kept = Kept::of(session, left).encode();
         // where it cannot be kept, the session lives on in memory, and the journal has said that it fails
         self.ingress.journal().keep_session(&session.client_id, Some(&kept), lazy).ok()
@@ -157,7 +157,7 @@ impl Core {
         journal.register(&consumer_name(client_id), self.journal_limits(1));
         let now = Instant::now();
         // a client that was connected when we ended left then, and that is about now
-        let away_ms = kept.left_unix_ms.map_or(0, |left| (self.ingress.clock().unix_ms() - left).max(0));
+        let away_ms = kept.left_unix_ms.map_or(0, |left| journal.elapsed_since(left) as i64);
         let left_over = u64::from(kept.expiry).saturating_sub(away_ms as u64 / 1000);
         let bound = self.settings.load().session_expiry;
         let expires = match kept.expiry {

@@ -124,7 +124,10 @@ const MISTAKES: &[(&str, &str)] = &[
         "[journal]\nwhen_full = \"drop-oldest\"",
         "2:13: journal.when_full: found \"drop-oldest\"; valid: \"drop_oldest\", \"refuse\"; did you mean \"drop_oldest\"?",
     ),
-    ("[gpio]\nbackend = \"sysfs\"", "2:11: gpio.backend: found \"sysfs\"; valid: \"auto\", \"rppal\", \"simulated\""),
+    (
+        "[gpio]\nbackend = \"sysfs\"",
+        "2:11: gpio.backend: found \"sysfs\"; valid: \"auto\", \"rppal\", \"gpiocdev\", \"simulated\"",
+    ),
     // sensors
     ("[[sensor]]\nname = \"a\"\npin = 1", "1:1: sensor.topic: missing; valid: a topic, such as \"loft/motion1\""),
     (

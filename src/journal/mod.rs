@@ -467,6 +467,27 @@ impl Journal {
         Some(state.queues.get(state.by_name.get(name)?)?.backlog())
     }
 
+    /// This moment as a number that means the same after a restart and in other boots: see [`Journal::elapsed_since`].
+    pub fn stamp(&self) -> i64 {
+        self.shared.state.lock().boots.stamp(&*self.shared.clock.0)
+    }
+
+    /// Milliseconds that have passed since a moment of [`Journal::stamp`], at least: what is not known to have passed does not
+    /// count. A number that is not of that kind is one of earlier versions, a Unix time, which nothing can be said about.
+    pub fn elapsed_since(&self, stamp: i64) -> u64 {
+        self.shared.state.lock().boots.elapsed_since(stamp, &*self.shared.clock.0)
+    }
+
+    /// Has noted how the clock is, should nothing else be written.
+    pub fn observe_clock(&self) {
+        self.with_state(|state| state.observe_clock(&*self.shared.clock.0));
+    }
+
+    /// Whether the log knows that the clock has been set in this boot.
+    pub fn knows_clock_was_set(&self) -> bool {
+        self.shared.state.lock().boots.is_set()
+    }
+
     /// Tells this of a disk that takes nothing, from now on.
     pub fn report_to(&self, health: Health) {
         let mut state = self.shared.state.lock();

@@ -69,16 +69,24 @@ pub struct Table {
 
 /// Appends a boot as records hold it.
 pub fn encode_boot(number: u32, boot: &Boot, out: &mut Vec<u8>) {
-    for value in [u64::from(number), boot.id, boot.offset_ms as u64, u64::from(boot.is_synchronised)] {
+    for value in [u64::from(number), boot.id, boot.offset_ms as u64, u64::from(boot.is_synchronised), boot.seen_ms] {
         out.extend_from_slice(&value.to_le_bytes());
     }
 }
 
+/// Length of a boot in a table; its `seen_ms` stands behind everything else there, since it came later.
+const BOOT_LEN: usize = 32;
+
 /// Reads what [`encode_boot`] has written.
 pub fn decode_boot(bytes: &[u8]) -> Option<(u32, Boot)> {
-    let boot =
-        Boot { id: u64_at(bytes, 8), offset_ms: u64_at(bytes, 16) as i64, is_synchronised: u64_at(bytes, 24) == 1 };
-    (bytes.len() >= 32).then(|| (u32_at(bytes, 0), boot))
+    let boot = Boot {
+        id: u64_at(bytes, 8),
+        offset_ms: u64_at(bytes, 16) as i64,
+        is_synchronised: u64_at(bytes, 24) == 1,
+        // 0 beyond the end: earlier versions did not note it
+        seen_ms: u64_at(bytes, 32),
+    };
+    (bytes.len() >= BOOT_LEN).then(|| (u32_at(bytes, 0), boot))
 }
 
 fn put(out: &mut Vec<u8>, values: &[u64]) {
@@ -127,7 +135,9 @@ impl Table {
         }
         put(&mut out, &[self.boots.len() as u64]);
         for (number, boot) in &self.boots {
+            let start = out.len();
             encode_boot(*number, boot, &mut out);
+            out.truncate(start + BOOT_LEN);
         }
         put(&mut out, &[self.segments.len() as u64]);
         for (generation, segment) in &self.segments {
@@ -135,6 +145,9 @@ impl Table {
             for (key, share) in &segment.shares {
                 put(&mut out, &[*key, share.first, share.last, u64::from(share.count), share.bytes]);
             }
+        }
+        for boot in self.boots.values() {
+            put(&mut out, &[boot.seen_ms]);
         }
         out
     }
@@ -164,7 +177,7 @@ impl Table {
             });
         }
         for _ in 0..u64_at(&take(8)?, 0) {
-            let (number, boot) = decode_boot(&take(32)?)?;
+            let (number, boot) = decode_boot(&take(BOOT_LEN)?)?;
             table.boots.insert(number, boot);
         }
         for _ in 0..u64_at(&take(8)?, 0) {
@@ -178,6 +191,9 @@ impl Table {
                 segment.shares.insert(part(0), share);
             }
             table.segments.insert(value(0), segment);
+        }
+        for boot in table.boots.values_mut() {
+            boot.seen_ms = take(8).map_or(0, |bytes| u64_at(&bytes, 0));
         }
         Some(table)
     }
@@ -274,14 +290,17 @@ mod tests {
             received: vec![1, 65535],
             released: vec![8],
         });
-        table.boots.insert(2, Boot { id: 1, offset_ms: -5, is_synchronised: true });
+        table.boots.insert(2, Boot { id: 1, offset_ms: -5, is_synchronised: true, seen_ms: 7 });
         let share = Share { first: 1, last: 2, count: 2, bytes: 99 };
         let shares = HashMap::from([(5, share)]);
         table.segments.insert(4, TableSegment { last: 1, end: 2, records: 3, shares });
         let bytes = table.encode();
         assert_eq!(Table::decode(&bytes), Some(table));
-        for len in 0..bytes.len() {
+        // without the last eight bytes it is what earlier versions wrote
+        for len in 0..bytes.len() - 8 {
             assert_eq!(Table::decode(&bytes[..len]), None, "{len}");
         }
+        let earlier = Table::decode(&bytes[..bytes.len() - 8]).unwrap();
+        assert_eq!(earlier.boots[&2], Boot { id: 1, offset_ms: -5, is_synchronised: true, seen_ms: 0 });
     }
 }

@@ -411,6 +411,13 @@ impl State {
         }
     }
 
+    /// Looks at the clock where nothing else is written, and has written what is news. An empty log is left alone.
+    pub fn observe_clock(&mut self, clock: &dyn crate::time::Clock) {
+        if self.newest > 0 && !self.boots.is_known(clock) {
+            self.due_now();
+        }
+    }
+
     /// Says whether messages can be kept.
     pub fn show_failing(&self) {
         let fault = self.failing.as_ref().map(|why| Fault::new("what must be kept is not acknowledged", why.as_str()));

@@ -311,7 +311,8 @@ fn times_stay_right_when_the_machine_was_restarted() {
     old.append(&Message::new(&draft), &[id]).unwrap();
     old.close();
     // booted again 30 s later, 5 s ago
-    let clock = TestClock::new(5_000, 1_700_000_030_000);
+    let clock = TestClock::new(5_000, 0);
+    clock.synchronise(1_700_000_030_000);
     let new = Journal::open_in_boot(Arc::new(storage), JournalSettings::default(), clock.clone(), 2).unwrap();
     let id = new.register("upstream/a", ANY);
     let read = read_all(&new, &mut new.reader(id), 1);

@@ -24,8 +24,6 @@ use crate::time::SharedClock;
 /// The source of edges that settings and machine lead to.
 pub struct Source {
     settings: GpioSettings,
-    clock: SharedClock,
-    seed: u64,
     sensors: Vec<SensorSettings>,
     inner: Inner,
 }
@@ -49,17 +47,17 @@ impl Source {
     /// Opens it. Simulated motion follows from `seed`. Fails only if no thread can be started.
     pub fn open(settings: &GpioSettings, clock: SharedClock, seed: u64) -> std::io::Result<Source> {
         let inner = match settings.backend {
-            GpioBackend::Simulated => Inner::Simulated(Simulated::new(clock.clone(), seed)),
+            GpioBackend::Simulated => Inner::Simulated(Simulated::new(clock, seed)),
             _ => match look(settings)? {
                 Machine::Pins(pins) => Inner::Pins(pins),
                 Machine::Nothing => Inner::Without {
-                    simulated: Simulated::new(clock.clone(), seed),
+                    simulated: Simulated::new(clock, seed),
                     faults: VecDeque::new(),
                     look_at: Instant::now() + RETRY,
                 },
             },
         };
-        Ok(Source { settings: settings.clone(), clock, seed, sensors: Vec::new(), inner })
+        Ok(Source { settings: settings.clone(), sensors: Vec::new(), inner })
     }
 
     /// Looks whether there are pins by now.
