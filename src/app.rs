@@ -372,6 +372,7 @@ async fn start_router(
     supervisor.spawn("router", dispatcher.run(supervisor.token(), move || probe.probe(), alive));
     core.publish_orphaned_wills().await;
     supervisor.spawn_endless("sessions", core.clone().sweep());
+    supervisor.spawn_endless("shared subscriptions", core.clone().share());
     let figures = sys::Figures::start(core.clone()).await;
     supervisor.spawn_endless("$SYS", figures.run());
 }

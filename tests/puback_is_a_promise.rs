@@ -6,7 +6,7 @@
 mod support;
 
 use support::packet::{Properties, V5, V311, publish};
-use support::{Connect, Gateway, Mosquitto, Setup, contents};
+use support::{Connect, Gateway, Mosquitto, Publish, Setup, contents};
 
 #[test]
 fn what_was_acknowledged_arrives_after_kill() {
@@ -187,4 +187,160 @@ fn what_waits_for_an_upstream_arrives_after_kill() {
     reader.subscribe("#", 1);
     let received: Vec<String> = (0..150).map(|_| reader.receive().text()).collect();
     assert_eq!(received, (0..150).map(|number| number.to_string()).collect::<Vec<_>>());
+}
+
+/// A worker of a group, with a persistent session.
+fn worker(gateway: &Gateway, name: &str, qos: u8) -> support::Client {
+    let mut worker = Connect::v5(name).persistent().open(gateway.port);
+    assert_eq!(worker.subscribe("$share/g/t", qos), qos);
+    worker
+}
+
+fn publish_five(gateway: &Gateway, qos: u8) {
+    let mut publisher = Connect::new("publisher").open(gateway.port);
+    for number in 0..5 {
+        publisher.publish("t", number.to_string(), qos, false);
+    }
+}
+
+/// What a worker gets that comes back.
+fn resumed(gateway: &Gateway, name: &str) -> Vec<String> {
+    let (mut worker, connack) = Connect::v5(name).persistent().open_with(gateway.port);
+    assert!(connack.present);
+    let mut received: Vec<String> = worker.drain().iter().map(Publish::text).collect();
+    received.sort();
+    received
+}
+
+const FIVE: [&str; 5] = ["0", "1", "2", "3", "4"];
+
+/// Starts it again: after kill -9, or after an orderly stop.
+fn again(gateway: Gateway, is_killed: bool) -> Gateway {
+    if is_killed { gateway.kill().restart() } else { gateway.end().restart() }
+}
+
+#[test]
+fn a_shared_subscription_keeps_what_was_acknowledged_while_its_member_is_away() {
+    for is_killed in [false, true] {
+        for qos in [1, 2] {
+            let gateway = Gateway::start();
+            worker(&gateway, "worker", qos).disconnect();
+            publish_five(&gateway, qos);
+            let gateway = again(gateway, is_killed);
+            assert_eq!(resumed(&gateway, "worker"), FIVE, "killed: {is_killed}, QoS {qos}");
+            // settled is settled
+            let gateway = again(gateway, false);
+            assert!(resumed(&gateway, "worker").is_empty());
+        }
+    }
+}
+
+#[test]
+fn what_was_in_flight_to_a_member_of_a_group_comes_again() {
+    for is_killed in [false, true] {
+        let gateway = Gateway::start();
+        let mut member = worker(&gateway, "worker", 1);
+        publish_five(&gateway, 1);
+        (0..3).for_each(|_| drop(member.receive_unacked()));
+        let gateway = again(gateway, is_killed);
+        assert_eq!(resumed(&gateway, "worker"), FIVE);
+    }
+}
+
+#[test]
+fn a_qos_2_message_of_a_group_goes_on_with_the_member_that_it_was_begun_with() {
+    let gateway = Gateway::start();
+    let mut member = worker(&gateway, "first", 2);
+    publish_five(&gateway, 2);
+    let before: Vec<(u16, String)> = (0..5).map(|_| member.receive_unacked()).map(|m| (m.id, m.text())).collect();
+    member.ack(0x50, before[0].0);
+    assert_eq!(member.expect(6).id(), before[0].0);
+    member.vanish();
+    let gateway = gateway.kill().restart();
+    let mut other = worker(&gateway, "second", 2);
+    assert!(other.drain().is_empty(), "they belong to the first");
+    let mut member = Connect::v5("first").persistent().open(gateway.port);
+    let (mut released, mut received) = (None, Vec::new());
+    while received.len() < 4 || released.is_none() {
+        let packet = member.read();
+        match packet.kind() {
+            3 => received.push(Publish::read(&packet, V5)),
+            6 => released = Some(packet.id()),
+            kind => panic!("{kind}"),
+        }
+    }
+    assert_eq!(released, Some(before[0].0));
+    let received: Vec<(u16, String)> = received.into_iter().map(|m| (m.id, m.text())).collect();
+    assert_eq!(received, before[1..], "the same messages under the same ids");
+}
+
+#[test]
+fn a_group_of_persistent_and_clean_members_keeps_what_the_clean_ones_leave() {
+    let gateway = Gateway::start();
+    worker(&gateway, "worker", 1).disconnect();
+    let mut clean = Connect::v5("clean").open(gateway.port);
+    clean.subscribe("$share/g/t", 1);
+    publish_five(&gateway, 1);
+    assert_eq!(clean.receive().text(), "0");
+    (1..4).for_each(|number| assert_eq!(clean.receive_unacked().text(), number.to_string()));
+    clean.vanish();
+    let gateway = gateway.end().restart();
+    assert_eq!(resumed(&gateway, "worker"), FIVE[1..]);
+}
+
+#[test]
+fn members_at_qos_0_are_served_and_need_nothing_kept() {
+    let gateway = Gateway::start();
+    worker(&gateway, "keeper", 1).disconnect();
+    let mut quick = Connect::v5("quick").open(gateway.port);
+    quick.subscribe("$share/g/t", 0);
+    publish_five(&gateway, 1);
+    let received = (0..5).map(|_| quick.receive());
+    assert!(received.map(|message| (message.qos, message.text())).eq(FIVE.map(|text| (0, text.to_owned()))));
+    quick.disconnect();
+    let gateway = gateway.end().restart();
+    assert!(resumed(&gateway, "keeper").is_empty(), "they were delivered");
+    // a group of which nobody asks for more than QoS 0 has nothing on disk
+    let gateway = Gateway::start();
+    worker(&gateway, "worker", 0).disconnect();
+    publish_five(&gateway, 1);
+    let gateway = gateway.kill().restart();
+    assert!(resumed(&gateway, "worker").is_empty());
+}
+
+#[test]
+fn a_group_ends_with_its_last_session() {
+    let gateway = Gateway::start();
+    let mut leaving = worker(&gateway, "leaving", 1);
+    let short = Properties::new().four(0x11, 1);
+    let mut expiring = Connect::v5("expiring").clean(false).properties(short).open(gateway.port);
+    expiring.subscribe("$share/g/t", 1);
+    let mut sentinel =
+        Connect::v5("sentinel").clean(false).properties(Properties::new().four(0x11, 1)).open(gateway.port);
+    sentinel.subscribe("t", 1);
+    expiring.disconnect();
+    sentinel.disconnect();
+    leaving.unsubscribe("$share/g/t");
+    support::wait_until("the other sessions have expired", || {
+        !Connect::v5("sentinel").clean(false).open_with(gateway.port).1.present
+            && !Connect::v5("expiring").clean(false).open_with(gateway.port).1.present
+    });
+    publish_five(&gateway, 1);
+    let gateway = gateway.kill().restart();
+    leaving = worker(&gateway, "leaving", 1);
+    assert!(leaving.drain().is_empty(), "nobody was owed them");
+}
+
+#[test]
+fn an_expired_member_leaves_the_rest_to_the_others() {
+    let gateway = Gateway::start();
+    worker(&gateway, "worker", 1).disconnect();
+    let short = Properties::new().four(0x11, 1);
+    let mut expiring = Connect::v5("expiring").clean(false).properties(short).open(gateway.port);
+    expiring.subscribe("$share/g/t", 1);
+    publish_five(&gateway, 1);
+    (0..5).for_each(|_| drop(expiring.receive_unacked()));
+    expiring.vanish();
+    let gateway = gateway.kill().restart();
+    assert_eq!(resumed(&gateway, "worker"), FIVE);
 }

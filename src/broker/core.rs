@@ -11,15 +11,16 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
+use super::groups::Groups;
 use super::registry::{Kick, Parked, Registry};
-use super::session::{Durable, Session, Subscription};
+use super::session::{Durable, Session};
 use super::settings::BrokerSettings;
 use crate::access::Access;
 use crate::access::authorise::{Identity, Permissions};
 use crate::access::waiting::WaitingRoom;
 use crate::exchange::inbox::{Inbox, InboxLimits, Run};
 use crate::exchange::ingress::{Ingress, Route};
-use crate::exchange::shared::SharedGroup;
+use crate::exchange::shared::{Share, SharedGroup};
 use crate::exchange::stats::Stats;
 use crate::exchange::subscribers::{Subscriber, SubscriptionOptions};
 use crate::journal::{Limits, WhenFull};
@@ -29,7 +30,7 @@ use crate::status::{ClientCounts, ClientSnapshot};
 
 /// While its client is connected, a persistent session may be this many times further behind than while it is away:
 /// enough for a burst that the client is busy reading.
-const CONNECTED_FACTOR: usize = 16;
+pub(super) const CONNECTED_FACTOR: usize = 16;
 
 /// A connected client, as others may see it.
 #[derive(Clone, Debug)]
@@ -52,12 +53,6 @@ pub struct Client {
     pub(super) subscriber: Arc<Subscriber>,
 }
 
-struct Group {
-    group: Arc<SharedGroup>,
-    /// Sessions that have this subscription, connected or not.
-    sessions: usize,
-}
-
 /// Shared by all connections.
 pub struct Core {
     /// Limits, as they are now.
@@ -76,7 +71,7 @@ pub struct Core {
     pub cancel: CancellationToken,
     clients: Mutex<HashMap<u64, Client>>,
     next_client: AtomicU64,
-    groups: Mutex<HashMap<Box<str>, Group>>,
+    pub(super) groups: Groups,
     /// Wills of clients that were connected when the gateway ended, and whose sessions ended with it.
     pub(super) orphaned_wills: Mutex<Vec<(Box<str>, Will)>>,
 }
@@ -95,7 +90,7 @@ impl Core {
             cancel,
             clients: Mutex::default(),
             next_client: AtomicU64::new(0),
-            groups: Mutex::default(),
+            groups: Groups::default(),
             orphaned_wills: Mutex::default(),
         })
     }
@@ -158,7 +153,7 @@ impl Core {
         self.stats.connected.sub(1);
     }
 
-    fn inbox_limits(&self) -> InboxLimits {
+    pub(super) fn inbox_limits(&self) -> InboxLimits {
         let settings = self.settings.load();
         InboxLimits { messages: settings.max_queued_messages, bytes: settings.max_queued_size }
     }
@@ -196,7 +191,10 @@ impl Core {
         }
         for (filter, subscription) in &session.subscriptions {
             match &subscription.group {
-                Some(group) => group.join(subscriber, subscription.options),
+                Some(group) => {
+                    group.join(subscriber, subscription.options, session.consumer());
+                    self.bound_group(group, CONNECTED_FACTOR);
+                }
                 None => {
                     self.ingress.subscribe(filter, subscriber, subscription.options, |_| false);
                 }
@@ -209,7 +207,9 @@ impl Core {
         for (filter, subscription) in &session.subscriptions {
             match &subscription.group {
                 Some(group) => {
-                    group.leave(subscriber);
+                    if group.leave(subscriber) {
+                        self.bound_group(group, 1);
+                    }
                 }
                 None => {
                     self.ingress.unsubscribe(filter, subscriber);
@@ -221,10 +221,10 @@ impl Core {
             std::iter::from_fn(move || terms.share.clone().zip(messages.next_message()))
         });
         let mut back: Vec<(Arc<SharedGroup>, Vec<_>)> = Vec::new();
-        for (group, message) in session.outbound.take_shared().into_iter().chain(unread) {
-            match back.iter_mut().find(|(known, _)| Arc::ptr_eq(known, &group)) {
-                Some((_, messages)) => messages.push(message),
-                None => back.push((group, vec![message])),
+        for (share, message) in session.outbound.take_shared().into_iter().chain(unread) {
+            match back.iter_mut().find(|(known, _)| Arc::ptr_eq(known, &share.group)) {
+                Some((_, messages)) => messages.push((share, message)),
+                None => back.push((share.group.clone(), vec![(share, message)])),
             }
         }
         for (group, messages) in back {
@@ -240,6 +240,7 @@ impl Core {
 
     /// A session is over: nothing of it is kept.
     pub(super) fn end(&self, mut session: Session) {
+        session.outbound.shares().for_each(Share::give_up);
         let filters: Vec<Box<str>> = session.subscriptions.keys().cloned().collect();
         for filter in filters {
             if let Some(subscription) = session.unsubscribe(&filter) {
@@ -252,41 +253,6 @@ impl Core {
             // where it cannot be written now, the session comes back with the next start and expires then
             let _ = journal.keep_session(&session.client_id, None, false);
         }
-    }
-
-    /// The group behind `$share/NAME/FILTER`, with one more session.
-    pub(super) fn join_group(&self, shared: &str, filter: &str) -> Arc<SharedGroup> {
-        let mut groups = self.groups.lock();
-        let group = groups.entry(shared.into()).or_insert_with(|| {
-            let group = SharedGroup::new(self.inbox_limits());
-            self.ingress.add_route(filter, Route::Shared(group.clone()));
-            Group { group, sessions: 0 }
-        });
-        group.sessions += 1;
-        group.group.clone()
-    }
-
-    /// What a subscription leaves behind when it ends, besides the live part.
-    pub(super) fn drop_subscription(&self, session: &Session, filter: &str, subscription: &Subscription) {
-        if subscription.group.is_some() {
-            let mut groups = self.groups.lock();
-            if let Some(group) = groups.get_mut(filter) {
-                group.sessions -= 1;
-                if group.sessions == 0
-                    && let Some(group) = groups.remove(filter)
-                    && let Some((_, inner)) = split_share(filter)
-                {
-                    self.ingress.remove_route(inner, &Route::Shared(group.group));
-                }
-            }
-        } else if let Some(route) = session_route(session, subscription.options) {
-            self.ingress.remove_route(filter, &route);
-        }
-    }
-
-    /// Shared subscriptions.
-    pub fn group_count(&self) -> usize {
-        self.groups.lock().len()
     }
 
     /// Ends expired sessions and publishes delayed wills, until cancelled.
@@ -321,11 +287,6 @@ impl Core {
 /// Name of a session's consumer in the journal.
 pub fn consumer_name(client_id: &str) -> String {
     format!("session/{client_id}")
-}
-
-/// `$share/NAME/FILTER` taken apart.
-pub(super) fn split_share(filter: &str) -> Option<(&str, &str)> {
-    filter.strip_prefix("$share/")?.split_once('/')
 }
 
 /// How the journal feeds a session for a subscription; `None` if it need not.

@@ -18,7 +18,8 @@ use std::time::Duration;
 use tokio::time::Instant;
 use tracing::{info, warn};
 
-use super::core::{Core, consumer_name, session_route, split_share};
+use super::core::{Core, consumer_name, session_route};
+use super::groups::split_share;
 use super::registry::{Parked, expires};
 use super::session::{Session, Subscription};
 use crate::exchange::subscribers::SubscriptionOptions;
@@ -127,6 +128,7 @@ impl Core {
                 journal.remove(id);
             }
         }
+        self.drop_lost_groups();
         if retained + sessions > 0 {
             info!(retained, sessions, waiting, "retained messages and persistent sessions are back");
         }
@@ -139,7 +141,10 @@ impl Core {
             if check_filter(shared.map_or(filter, |(_, inner)| inner)).is_err() {
                 continue;
             }
-            let group = shared.map(|(_, inner)| self.join_group(filter, inner));
+            let group = shared.map(|(_, inner)| self.join_group(&session, filter, inner, None, *options));
+            if let Some(group) = &group {
+                self.bound_group(group, 1);
+            }
             if group.is_none()
                 && let Some(route) = session_route(&session, *options)
             {

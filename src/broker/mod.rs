@@ -6,6 +6,7 @@
 //! | `listener` | ports, TLS handshakes |
 //! | `connection/` | one client from CONNECT to the end: `handshake`, `admit`, then `run` with `receive` and `deliver` |
 //! | `keep`, `wills` | what is kept of sessions, retained messages and last wills on disk |
+//! | `groups` | shared subscriptions |
 //! | `session`, `registry`, `core` | what outlives a connection, who has which client id, what all share |
 //! | `sys` | `$SYS` |
 //!
@@ -14,6 +15,7 @@
 
 pub mod connection;
 pub mod core;
+pub mod groups;
 pub mod keep;
 pub mod listener;
 pub mod registry;

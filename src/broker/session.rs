@@ -7,9 +7,10 @@ use std::sync::Arc;
 
 use smallvec::SmallVec;
 
+use super::groups::split_share;
 use crate::exchange::filters::FilterTree;
 use crate::exchange::inbox::{Grant, Queued};
-use crate::exchange::shared::SharedGroup;
+use crate::exchange::shared::{Share, SharedGroup};
 use crate::exchange::subscribers::SubscriptionOptions;
 use crate::journal::{ConsumerId, Position, Reader};
 use crate::message::{Message, MessageRef, Origin, Qos};
@@ -26,7 +27,7 @@ pub enum Source {
     /// The journal: place and ordinal.
     Journal(Position, u64),
     /// A shared subscription.
-    Shared(Arc<SharedGroup>),
+    Shared(Share),
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -208,20 +209,26 @@ impl Outbound {
         self.in_flight.iter().any(|entry| matches!(entry.step, Step::Held | Step::HeldRelease))
     }
 
-    /// Takes out what came from shared subscriptions at QoS 1 and was not received: others shall get it. What has begun at
-    /// QoS 2 stays with this session, and ends with it [MQTT-4.8.2-4], [MQTT-4.8.2-5].
-    pub fn take_shared(&mut self) -> Vec<(Arc<SharedGroup>, Message)> {
+    /// Takes out what came from shared subscriptions and was not acknowledged: others shall get it. A QoS 2 message stays: it
+    /// is for this session, or for nobody [MQTT-4.8.2-4], [MQTT-4.8.2-5].
+    pub fn take_shared(&mut self) -> Vec<(Share, Message)> {
         let mut taken = Vec::new();
         self.in_flight.retain(|entry| match &entry.source {
-            Source::Shared(group)
-                if entry.queued.grant.qos == Qos::AtLeastOnce && matches!(entry.step, Step::Published | Step::Held) =>
-            {
-                taken.push((group.clone(), entry.queued.message.clone()));
+            Source::Shared(share) if entry.queued.grant.qos < Qos::ExactlyOnce => {
+                taken.push((share.clone(), entry.queued.message.clone()));
                 false
             }
             _ => true,
         });
         taken
+    }
+
+    /// What came from shared subscriptions and is in flight still.
+    pub fn shares(&self) -> impl Iterator<Item = &Share> {
+        self.in_flight.iter().filter_map(|entry| match &entry.source {
+            Source::Shared(share) => Some(share),
+            _ => None,
+        })
     }
 }
 
@@ -252,6 +259,8 @@ pub struct Session {
     pub subscriptions: HashMap<Box<str>, Subscription>,
     /// The same without shared ones, for messages from the journal.
     own: FilterTree<SubscriptionOptions>,
+    /// And the shared ones, for what a group has handed over.
+    shared: FilterTree<SubscriptionOptions>,
     /// Outgoing QoS 1 and 2 messages.
     pub outbound: Outbound,
     /// Incoming QoS 2 messages that are not released.
@@ -271,6 +280,7 @@ impl Session {
             client_id: client_id.into(),
             subscriptions: HashMap::new(),
             own: FilterTree::default(),
+            shared: FilterTree::default(),
             outbound: Outbound::new(window),
             unreleased: BTreeSet::new(),
             retained: VecDeque::new(),
@@ -281,20 +291,41 @@ impl Session {
 
     /// Notes a subscription; returns the one it replaces.
     pub fn subscribe(&mut self, filter: &str, subscription: Subscription) -> Option<Subscription> {
-        if subscription.group.is_none() {
-            self.own.remove(filter, |_| true);
-            self.own.insert(filter, subscription.options);
-        }
+        let (tree, inner) = self.tree(filter, &subscription);
+        tree.remove(inner, |_| true);
+        tree.insert(inner, subscription.options);
         self.subscriptions.insert(filter.into(), subscription)
     }
 
     /// Forgets a subscription.
     pub fn unsubscribe(&mut self, filter: &str) -> Option<Subscription> {
         let removed = self.subscriptions.remove(filter)?;
-        if removed.group.is_none() {
-            self.own.remove(filter, |_| true);
-        }
+        let (tree, inner) = self.tree(filter, &removed);
+        tree.remove(inner, |_| true);
         Some(removed)
+    }
+
+    /// Its consumer in the journal, if it is persistent.
+    pub fn consumer(&self) -> Option<ConsumerId> {
+        self.durable.as_ref().map(|durable| durable.consumer)
+    }
+
+    fn tree<'f>(
+        &mut self,
+        filter: &'f str,
+        subscription: &Subscription,
+    ) -> (&mut FilterTree<SubscriptionOptions>, &'f str) {
+        match subscription.group.as_ref().and_then(|_| split_share(filter)) {
+            Some((_, inner)) => (&mut self.shared, inner),
+            None => (&mut self.own, filter),
+        }
+    }
+
+    /// The groups that hand QoS 2 messages over to this session.
+    pub fn givers(&self) -> impl Iterator<Item = &Arc<SharedGroup>> {
+        let known = if self.shared.is_empty() { None } else { Some(self.subscriptions.values()) };
+        let known = known.into_iter().flatten().filter(|known| known.options.qos == Qos::ExactlyOnce);
+        known.filter_map(|known| known.group.as_ref())
     }
 
     /// How to deliver a message from the journal by today's subscriptions; `None`: not at all.
@@ -314,6 +345,14 @@ impl Session {
             grant.retain |= options.retain_as_published && message.retain();
             grant.ids.extend(options.id);
         });
+        if granted.is_none() && !self.shared.is_empty() {
+            self.shared.matches(message.topic(), |options| {
+                let ids = options.id.into_iter().collect();
+                let retain = options.retain_as_published && message.retain();
+                let qos = options.qos.min(message.qos());
+                granted.get_or_insert(Grant { qos, retain, ids, share: None });
+            });
+        }
         granted
     }
 }

@@ -6,7 +6,6 @@
 //! fit, counted and logged, until it has caught up completely, and holds nobody back meanwhile.
 
 use std::collections::VecDeque;
-use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -15,7 +14,7 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 use tracing::warn;
 
-use super::shared::SharedGroup;
+use super::shared::Share;
 use crate::message::{Message, MessageRef, Packed, Qos};
 
 /// A full inbox must be half empty after this long. With the default of 1000 messages that is 167 messages a second.
@@ -33,7 +32,7 @@ pub struct Grant {
     /// Ids of the subscriptions that it is for.
     pub ids: SmallVec<[u32; 1]>,
     /// The shared subscription that it comes from, to be told when the delivery is settled.
-    pub share: Option<Arc<SharedGroup>>,
+    pub share: Option<Share>,
 }
 
 /// A message on its way to a subscriber.
@@ -68,7 +67,7 @@ pub struct Terms {
     /// Ids of the subscriptions that they are for.
     pub ids: SmallVec<[u32; 1]>,
     /// The shared subscription that they come from.
-    pub share: Option<Arc<SharedGroup>>,
+    pub share: Option<Share>,
 }
 
 impl Terms {

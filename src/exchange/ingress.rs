@@ -75,7 +75,12 @@ pub enum Route {
         not_from: Option<Origin>,
     },
     /// A shared subscription.
-    Shared(Arc<SharedGroup>),
+    Shared {
+        /// The group.
+        group: Arc<SharedGroup>,
+        /// The consumer that keeps what is above QoS 0, where one of its sessions is persistent.
+        consumer: Option<ConsumerId>,
+    },
 }
 
 impl Route {
@@ -84,7 +89,7 @@ impl Route {
         match (self, other) {
             (Route::Upstream(a, _), Route::Upstream(b, _)) => a == b,
             (Route::Session { consumer: a, .. }, Route::Session { consumer: b, .. }) => a == b,
-            (Route::Shared(a), Route::Shared(b)) => Arc::ptr_eq(a, b),
+            (Route::Shared { group: a, .. }, Route::Shared { group: b, .. }) => Arc::ptr_eq(a, b),
             _ => false,
         }
     }
@@ -229,7 +234,10 @@ impl Ingress {
                         consumers.push(*consumer);
                     }
                 }
-                Route::Shared(group) => groups.push(group),
+                Route::Shared { consumer: Some(consumer), .. } if message.qos() > Qos::AtMostOnce => {
+                    consumers.push(*consumer);
+                }
+                Route::Shared { group, .. } => groups.push(group),
             });
             let received = received.and_then(|(session, ids)| {
                 ids.iter().find(|(place, _)| *place == at as u32).map(|(_, packet_id)| (session, *packet_id))
@@ -288,7 +296,7 @@ impl Ingress {
                     }
                 };
                 let lazy = consumers.is_empty() && message.view().qos() == Qos::AtMostOnce;
-                let extra = Extra { retained: retained.is_some(), received, lazy };
+                let extra = Extra { retained: retained.is_some(), received, handed_over: None, lazy };
                 journal.append_with(message, consumers, extra).map(Some)
             }
         }

@@ -1,9 +1,16 @@
 //! Shared subscriptions (`$share/NAME/FILTER`) [MQTT-4.8.2]: each message goes to one member of the group.
 //!
 //! A group hands a message to the next member that has room in its window, so a member that is slow or stuck gets
-//! less. What nobody has room for waits, bounded, in the group; what a member leaves behind unacknowledged goes to another.
+//! less. What nobody has room for waits, bounded, and what a member leaves behind unacknowledged goes to another.
+//!
+//! Where a message waits depends on who belongs to the group. As long as one of its sessions is persistent and asks for more
+//! than QoS 0, the group has a consumer in the journal: what was acknowledged to its publisher is on disk, and is settled when
+//! a member has acknowledged it. Otherwise, and at QoS 0, it waits in memory.
+//!
+//! A QoS 2 message must reach the member that it was begun with, and no other [MQTT-4.8.2-4], [MQTT-4.8.2-5]. So a persistent
+//! member gets it handed over in the journal, as one of its session's own, before anything of it is sent.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
 use parking_lot::Mutex;
@@ -11,25 +18,80 @@ use smallvec::SmallVec;
 
 use super::inbox::{InboxLimits, RetainFlag, Run, Terms};
 use super::subscribers::{Subscriber, SubscriptionOptions};
-use crate::message::Message;
+use crate::journal::{ConsumerId, Delivery, Journal, Outcome, Position, Reader};
+use crate::message::{Message, Qos};
 
 /// Messages that one member may have and not have settled.
 const MEMBER_WINDOW: usize = 20;
+
+/// A message's way back to the group that it came from.
+#[derive(Clone, Debug)]
+pub struct Share {
+    /// The group.
+    pub group: Arc<SharedGroup>,
+    /// Its place and ordinal in the journal, where it comes from there.
+    kept: Option<(Position, u64)>,
+}
+
+impl Share {
+    /// A member has dealt with the message.
+    pub fn settled(&self, subscriber: &Arc<Subscriber>) {
+        self.group.settled(subscriber, self.kept);
+    }
+
+    /// Nobody gets the message any more.
+    pub fn give_up(&self) {
+        let mut state = self.group.state.lock();
+        if let Some((durable, (position, _))) = state.durable.as_mut().zip(self.kept) {
+            durable.reader.settle_as(position, Outcome::NotWanted);
+        }
+    }
+}
 
 #[derive(Debug)]
 struct Member {
     subscriber: Arc<Subscriber>,
     options: SubscriptionOptions,
     unsettled: usize,
+    /// Of its session, if that is persistent.
+    consumer: Option<ConsumerId>,
+}
+
+impl Member {
+    fn takes_over(&self) -> Option<ConsumerId> {
+        self.consumer.filter(|_| self.options.qos == Qos::ExactlyOnce)
+    }
+
+    fn has_room(&self, journal: Option<&Journal>) -> bool {
+        let behind = |id| journal.is_some_and(|journal| journal.backlog(id).messages >= MEMBER_WINDOW);
+        self.unsettled < MEMBER_WINDOW && !self.takes_over().is_some_and(behind)
+    }
+}
+
+/// Where the group reads what is kept for it.
+#[derive(Debug)]
+struct Durable {
+    journal: Journal,
+    consumer: ConsumerId,
+    reader: Reader,
 }
 
 #[derive(Debug, Default)]
 struct State {
     members: Vec<Member>,
     next: usize,
+    durable: Option<Durable>,
+    /// Read from the journal and left unacknowledged, by ordinal.
+    again: BTreeMap<u64, Delivery>,
     waiting: VecDeque<Message>,
     bytes: usize,
     dropped: u64,
+}
+
+/// The next message of a group.
+enum Next {
+    Kept(Delivery),
+    InMemory(Message),
 }
 
 /// One group: a name and a filter.
@@ -45,7 +107,7 @@ impl SharedGroup {
         Arc::new(SharedGroup { limits, state: Mutex::default() })
     }
 
-    /// A message for the group; the oldest that waits gives way when too many do.
+    /// A message for the group that nobody needs kept; the oldest that waits gives way when too many do.
     pub fn push(self: &Arc<Self>, message: Message) {
         let mut state = self.state.lock();
         state.enqueue(message, false);
@@ -57,38 +119,75 @@ impl SharedGroup {
         }
     }
 
-    /// A client joins, or changes its options.
-    pub fn join(self: &Arc<Self>, subscriber: &Arc<Subscriber>, options: SubscriptionOptions) {
+    /// From now on this consumer of the journal keeps messages for the group.
+    pub fn keep(self: &Arc<Self>, journal: &Journal, consumer: ConsumerId, mut reader: Reader) {
+        let mut state = self.state.lock();
+        if state.members.is_empty() {
+            reader.rest();
+        }
+        state.durable = Some(Durable { journal: journal.clone(), consumer, reader });
+        self.pump(&mut state);
+    }
+
+    /// The consumer of the journal that keeps messages for the group, or has some of before.
+    pub fn consumer(&self) -> Option<ConsumerId> {
+        self.state.lock().durable.as_ref().map(|durable| durable.consumer)
+    }
+
+    /// The journal may have something for the group, or a member has room again.
+    pub fn look(self: &Arc<Self>) {
+        self.pump(&mut self.state.lock());
+    }
+
+    /// A client joins, or changes its options; `consumer` is that of its session, if it is persistent.
+    pub fn join(
+        self: &Arc<Self>,
+        subscriber: &Arc<Subscriber>,
+        options: SubscriptionOptions,
+        consumer: Option<ConsumerId>,
+    ) {
         let mut state = self.state.lock();
         match state.members.iter_mut().find(|member| Arc::ptr_eq(&member.subscriber, subscriber)) {
             Some(member) => member.options = options,
-            None => state.members.push(Member { subscriber: subscriber.clone(), options, unsettled: 0 }),
+            None => state.members.push(Member { subscriber: subscriber.clone(), options, unsettled: 0, consumer }),
         }
         self.pump(&mut state);
     }
 
-    /// A client leaves. Says whether the group is empty now.
+    /// A client leaves. Says whether nobody is there now.
     pub fn leave(self: &Arc<Self>, subscriber: &Arc<Subscriber>) -> bool {
         let mut state = self.state.lock();
         state.members.retain(|member| !Arc::ptr_eq(&member.subscriber, subscriber));
         self.pump(&mut state);
-        state.members.is_empty()
+        let is_empty = state.members.is_empty();
+        if let Some(durable) = state.durable.as_mut().filter(|_| is_empty) {
+            durable.reader.rest();
+        }
+        is_empty
     }
 
     /// Messages that a client left unacknowledged, oldest first: others get them before anything newer.
-    pub fn take_back(self: &Arc<Self>, messages: Vec<Message>) {
+    pub fn take_back(self: &Arc<Self>, messages: Vec<(Share, Message)>) {
         let mut state = self.state.lock();
-        for message in messages.into_iter().rev() {
-            state.enqueue(message, true);
+        for (share, message) in messages.into_iter().rev() {
+            match share.kept {
+                Some((position, ordinal)) => {
+                    let delivery = Delivery { position, ordinal, message, resent: true, released: false };
+                    state.again.insert(ordinal, delivery);
+                }
+                None => state.enqueue(message, true),
+            }
         }
         self.pump(&mut state);
     }
 
-    /// A member has dealt with one message.
-    pub fn settled(self: &Arc<Self>, subscriber: &Arc<Subscriber>) {
+    fn settled(self: &Arc<Self>, subscriber: &Arc<Subscriber>, kept: Option<(Position, u64)>) {
         let mut state = self.state.lock();
         if let Some(member) = state.members.iter_mut().find(|member| Arc::ptr_eq(&member.subscriber, subscriber)) {
             member.unsettled = member.unsettled.saturating_sub(1);
+        }
+        if let Some((durable, (position, _))) = state.durable.as_mut().zip(kept) {
+            durable.reader.settle(position);
         }
         self.pump(&mut state);
     }
@@ -98,38 +197,81 @@ impl SharedGroup {
         self.state.lock().dropped
     }
 
+    /// Hands out what waits, as far as members have room.
     fn pump(self: &Arc<Self>, state: &mut State) {
-        let count = state.members.len();
-        let mut tried = 0;
-        while tried < count {
-            let Some(message) = state.waiting.front() else { return };
-            let at = state.next % count;
+        while let Some(at) = state.member_with_room() {
+            let Some(next) = state.take() else { return };
             state.next = at + 1;
-            tried += 1;
             let member = &mut state.members[at];
-            if member.unsettled >= MEMBER_WINDOW {
+            let options = member.options;
+            let (message, kept) = match &next {
+                Next::Kept(delivery) => (&delivery.message, Some((delivery.position, delivery.ordinal))),
+                Next::InMemory(message) => (message, None),
+            };
+            if let Next::Kept(delivery) = &next
+                && let Some(consumer) = member.takes_over().filter(|_| message.view().qos() == Qos::ExactlyOnce)
+                && let Some(durable) = &state.durable
+            {
+                if durable.journal.hand_over(durable.consumer, delivery, consumer).is_err() {
+                    // the disk takes nothing now: whatever wakes the group next tries again
+                    state.put_back(next);
+                    return;
+                }
                 continue;
             }
-            let options = member.options;
             let terms = Terms {
                 qos: options.qos,
                 retain: if options.retain_as_published { RetainFlag::AsPublished } else { RetainFlag::Clear },
                 no_local: false,
                 ids: options.id.into_iter().collect::<SmallVec<_>>(),
-                share: Some(self.clone()),
+                share: Some(Share { group: self.clone(), kept }),
             };
             if member.subscriber.inbox.put(Run::one(message.clone(), terms)).is_ok() {
                 member.unsettled += 1;
-                tried = 0;
-                if let Some(handed) = state.waiting.pop_front() {
-                    state.bytes -= handed.size();
-                }
+            } else {
+                // it has gone and only has not left yet
+                state.members.remove(at);
+                state.put_back(next);
             }
         }
     }
 }
 
 impl State {
+    /// The member whose turn it is, of those that have room.
+    fn member_with_room(&self) -> Option<usize> {
+        let count = self.members.len();
+        let journal = self.durable.as_ref().map(|durable| &durable.journal);
+        (0..count).map(|step| (self.next + step) % count).find(|at| self.members[*at].has_room(journal))
+    }
+
+    /// The next message: first what was handed out before, then what is in memory, then what the journal has.
+    fn take(&mut self) -> Option<Next> {
+        if let Some((_, delivery)) = self.again.pop_first() {
+            return Some(Next::Kept(delivery));
+        }
+        if let Some(message) = self.waiting.pop_front() {
+            self.bytes -= message.size();
+            return Some(Next::InMemory(message));
+        }
+        let reader = &mut self.durable.as_mut()?.reader;
+        loop {
+            let delivery = reader.try_next()?;
+            if !delivery.released {
+                return Some(Next::Kept(delivery));
+            }
+            // it was handed over before the gateway was started
+            reader.settle(delivery.position);
+        }
+    }
+
+    fn put_back(&mut self, next: Next) {
+        match next {
+            Next::Kept(delivery) => drop(self.again.insert(delivery.ordinal, delivery)),
+            Next::InMemory(message) => self.enqueue(message, true),
+        }
+    }
+
     fn enqueue(&mut self, message: Message, first: bool) {
         let message = message.to_owned_memory();
         self.bytes += message.size();
@@ -178,15 +320,15 @@ mod tests {
     fn each_message_goes_to_one_member_with_room() {
         let group = SharedGroup::new(InboxLimits { messages: 100, bytes: 100_000 });
         let (a, b) = (member("a"), member("b"));
-        group.join(&a, OPTIONS);
-        group.join(&b, OPTIONS);
+        group.join(&a, OPTIONS, None);
+        group.join(&b, OPTIONS, None);
         (0..60).for_each(|n| group.push(message(n)));
         let (from_a, from_b) = (taken(&a), taken(&b));
         assert_eq!((from_a.len(), from_b.len()), (MEMBER_WINDOW, MEMBER_WINDOW));
         // only b goes on reading: it gets all the rest
         let mut all = [from_a, from_b].concat();
         while all.len() < 60 {
-            group.settled(&b);
+            group.settled(&b, None);
             all.extend(taken(&b));
         }
         all.sort_unstable();
@@ -197,14 +339,15 @@ mod tests {
     fn what_a_member_leaves_behind_goes_to_another_first() {
         let group = SharedGroup::new(InboxLimits { messages: 3, bytes: 100_000 });
         let (a, b) = (member("a"), member("b"));
-        group.join(&a, OPTIONS);
+        group.join(&a, OPTIONS, None);
         (0..22).for_each(|n| group.push(message(n)));
         assert_eq!(taken(&a).len(), MEMBER_WINDOW);
         assert!(group.leave(&a));
-        group.take_back(vec![message(18), message(19)]);
+        let left = [18, 19].map(|n| (Share { group: group.clone(), kept: None }, message(n)));
+        group.take_back(left.into());
         group.push(message(22));
         assert_eq!(group.dropped(), 2, "three may wait");
-        group.join(&b, OPTIONS);
+        group.join(&b, OPTIONS, None);
         assert_eq!(taken(&b), [20, 21, 22]);
     }
 }

@@ -32,11 +32,11 @@
 //! | 4 | 4 | length, these 32 bytes included, padding to the next multiple of 8 not |
 //! | 8 | 8 | place; strictly greater than that of the record before |
 //! | 16 | 1 | [`Kind`] |
-//! | 17 | 1 | flags: 1 retained, 2 received |
+//! | 17 | 1 | flags: 1 retained, 2 received, 4 handed over |
 //! | 18 | 2 | number of consumers |
 //! | 20 | 4 | boot that the message's boot-clock time belongs to |
 //! | 24 | 8 | reserved, 0 |
-//! | 32 | 16 each | consumers: key, ordinal. With the flag "received" the first one is the session of the publisher and the packet id of its QoS 2 PUBLISH instead |
+//! | 32 | 16 each | consumers: key, ordinal. With the flag "received" the first one is the session of the publisher and the packet id of its QoS 2 PUBLISH instead; with "handed over" it is the consumer that the message was taken from, and its ordinal there |
 //! | | | body |
 //!
 //! | [`Kind`] | body |
@@ -119,6 +119,8 @@ impl Kind {
 pub const FLAG_RETAINED: u8 = 1;
 /// The first consumer is a publisher and a packet id.
 pub const FLAG_RECEIVED: u8 = 2;
+/// The first consumer is the one that had the message, which is settled there.
+pub const FLAG_HANDED_OVER: u8 = 4;
 
 /// Reads a little-endian integer; 0 beyond the end.
 pub fn u64_at(bytes: &[u8], at: usize) -> u64 {

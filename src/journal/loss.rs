@@ -19,6 +19,8 @@ pub enum Owner<'a> {
     Upstream(&'a str),
     /// The persistent session of the client with this id.
     Session(&'a str),
+    /// The shared subscription with this name and filter.
+    Shared(&'a str),
     /// Somebody whose name was lost.
     Unknown,
 }
@@ -26,6 +28,9 @@ pub enum Owner<'a> {
 impl Owner<'_> {
     /// By the consumer's lasting name.
     pub fn of(name: &str) -> Owner<'_> {
+        if let Some((_, group)) = name.strip_prefix("share/").and_then(|rest| rest.split_once('/')) {
+            return Owner::Shared(group);
+        }
         match (name.strip_prefix("upstream/"), name.strip_prefix("session/")) {
             (Some(upstream), _) => Owner::Upstream(upstream.strip_suffix("/2").unwrap_or(upstream)),
             (_, Some(client_id)) => Owner::Session(client_id),
@@ -39,6 +44,7 @@ impl std::fmt::Display for Owner<'_> {
         match self {
             Owner::Upstream(name) => write!(f, "upstream {name}"),
             Owner::Session(client_id) => write!(f, "the session of client {client_id}"),
+            Owner::Shared(group) => write!(f, "the shared subscription {group}"),
             Owner::Unknown => f.write_str("a consumer whose name was lost"),
         }
     }
@@ -123,6 +129,7 @@ mod tests {
             ("upstream/home", "upstream home"),
             ("upstream/home/2", "upstream home"),
             ("session/upstream/2", "the session of client upstream/2"),
+            ("share/u/g/a/#", "the shared subscription g/a/#"),
             ("", "a consumer whose name was lost"),
         ] {
             assert_eq!(Owner::of(name).to_string(), shown);

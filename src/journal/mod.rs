@@ -57,6 +57,7 @@ use bytes::Bytes;
 use parking_lot::{Condvar, Mutex};
 use tokio::sync::watch;
 
+pub use self::queue::News;
 pub use self::reader::Reader;
 use self::report::{Report, Status};
 use self::settings::JournalSettings;
@@ -190,6 +191,8 @@ pub struct Extra {
     pub retained: bool,
     /// It is a QoS 2 PUBLISH of this persistent session with this packet id.
     pub received: Option<(ConsumerId, u16)>,
+    /// This consumer has had it until now, under this ordinal.
+    pub handed_over: Option<(ConsumerId, u64)>,
     /// Nobody waits for it: it may be written a little later, together with others.
     pub lazy: bool,
 }
@@ -354,6 +357,13 @@ impl Journal {
         id
     }
 
+    /// Changes the bounds of a consumer for what comes from now on.
+    pub fn bound(&self, id: ConsumerId, limits: Limits) {
+        if let Some(queue) = self.shared.state.lock().queues.get_mut(&id) {
+            queue.limits = limits;
+        }
+    }
+
     /// Forgets a consumer and what waits for it.
     pub fn remove(&self, id: ConsumerId) -> Backlog {
         let backlog = self.shared.state.lock().remove(id);
@@ -453,7 +463,24 @@ impl Journal {
 
     /// Reads for a consumer, from its oldest unsettled message on. One reader at a time.
     pub fn reader(&self, id: ConsumerId) -> Reader {
-        Reader::new(self.clone(), id)
+        Reader::new(self.clone(), id, None)
+    }
+
+    /// The same for a task that reads for many consumers: `news` says whose [`Reader::try_next`] is worth a call.
+    pub fn reader_with_news(&self, id: ConsumerId, news: Arc<News>) -> Reader {
+        Reader::new(self.clone(), id, Some(news))
+    }
+
+    /// Gives a message that `from` has in hand to another consumer, as one: whatever happens, one of them has it.
+    pub fn hand_over(&self, from: ConsumerId, delivery: &Delivery, to: ConsumerId) -> Result<Position, Full> {
+        let extra = Extra { handed_over: Some((from, delivery.ordinal)), ..Extra::default() };
+        let position = self.append_with(&delivery.message, &[to], extra)?;
+        let mut state = self.shared.state.lock();
+        if let Some(queue) = state.queues.get_mut(&from) {
+            queue.settle(delivery.position, Outcome::Acked);
+            state.moved(from);
+        }
+        Ok(position)
     }
 
     /// What waits for a consumer.

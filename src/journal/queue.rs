@@ -6,10 +6,11 @@
 use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 
+use parking_lot::Mutex;
 use tokio::sync::Notify;
 
 use super::loss::Pace;
-use super::{Backlog, Delivery, Limits, Outcome, Position, WhenFull};
+use super::{Backlog, ConsumerId, Delivery, Limits, Outcome, Position, WhenFull};
 use crate::message::Message;
 
 /// Most bytes of messages read ahead for one consumer.
@@ -91,6 +92,32 @@ pub struct Cursor {
     pub lost: u64,
 }
 
+/// Consumers that have something new, for a task that reads for many of them.
+#[derive(Debug, Default)]
+pub struct News {
+    consumers: Mutex<BTreeSet<ConsumerId>>,
+    some: Notify,
+}
+
+impl News {
+    fn add(&self, id: ConsumerId) {
+        let mut consumers = self.consumers.lock();
+        consumers.insert(id);
+        drop(consumers);
+        self.some.notify_one();
+    }
+
+    /// The next consumer that has something new. Safe to cancel.
+    pub async fn next(&self) -> ConsumerId {
+        loop {
+            if let Some(id) = self.consumers.lock().pop_first() {
+                return id;
+            }
+            self.some.notified().await;
+        }
+    }
+}
+
 /// A consumer.
 #[derive(Debug)]
 pub struct Queue {
@@ -137,6 +164,8 @@ pub struct Queue {
     pub said: Pace,
     /// Something new to read.
     pub changed: Arc<Notify>,
+    /// Who reads for many consumers is told here instead.
+    pub news: Option<(ConsumerId, Arc<News>)>,
 }
 
 impl Queue {
@@ -166,6 +195,15 @@ impl Queue {
             unsaid: 0,
             said: Pace::default(),
             changed: Arc::default(),
+            news: None,
+        }
+    }
+
+    /// Wakes who reads.
+    pub fn tell(&self) {
+        match &self.news {
+            Some((id, news)) => news.add(*id),
+            None => self.changed.notify_one(),
         }
     }
 
@@ -254,7 +292,7 @@ impl Queue {
             Some(message) => self.push_ready(Position(position), ordinal, message.clone()),
             None => self.behind = Some(position),
         }
-        self.changed.notify_one();
+        self.tell();
     }
 
     /// A step of a QoS 2 exchange has become safe.
@@ -348,7 +386,7 @@ impl Queue {
             delivery.released = self.released.contains(&delivery.ordinal);
         }
         self.held = kept;
-        self.changed.notify_one();
+        self.tell();
     }
 
     /// The consumer is done with a message.

@@ -8,7 +8,7 @@ use tracing::error;
 
 use super::boots::Boots;
 use super::format::{Header, Kind};
-use super::queue::AHEAD_BYTES;
+use super::queue::{AHEAD_BYTES, News};
 use super::record::Scanner;
 use super::report::Report;
 use super::state::State;
@@ -27,10 +27,11 @@ pub struct Reader {
 }
 
 impl Reader {
-    pub(super) fn new(journal: Journal, id: ConsumerId) -> Reader {
+    pub(super) fn new(journal: Journal, id: ConsumerId, news: Option<Arc<News>>) -> Reader {
         let changed = {
             let mut state = journal.shared.state.lock();
             state.queues.get_mut(&id).map(|queue| {
+                queue.news = news.map(|news| (id, news));
                 queue.rewind();
                 queue.changed.clone()
             })
@@ -204,7 +205,7 @@ impl Filler {
                 }
                 queue.behind = Some(place.last + 1);
                 self.places.insert(id, place);
-                queue.changed.notify_one();
+                queue.tell();
             }
         }
     }
@@ -230,7 +231,7 @@ impl Filler {
             // all that is safe is in memory: what comes now comes from there
             queue.behind = None;
             queue.pass();
-            queue.changed.notify_one();
+            queue.tell();
             self.places.remove(&id);
             return None;
         };

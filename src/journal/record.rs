@@ -1,7 +1,8 @@
 //! Records: encoding, and reading them back from a file that may be damaged.
 
 use super::format::{
-    CONSUMER_LEN, DATA, FLAG_RECEIVED, FLAG_RETAINED, Header, Kind, RECORD_HEAD, padded, u16_at, u32_at, u64_at,
+    CONSUMER_LEN, DATA, FLAG_HANDED_OVER, FLAG_RECEIVED, FLAG_RETAINED, Header, Kind, RECORD_HEAD, padded, u16_at,
+    u32_at, u64_at,
 };
 use super::storage::Storage;
 
@@ -99,6 +100,11 @@ impl<'a> RecordRef<'a> {
         (self.bytes[17] & FLAG_RECEIVED != 0 && self.count() > 0).then(|| self.pair(0))
     }
 
+    /// Key of the consumer that the message was taken from, and its ordinal there.
+    pub fn handed_over(&self) -> Option<(u64, u64)> {
+        (self.bytes[17] & FLAG_HANDED_OVER != 0 && self.count() > 0).then(|| self.pair(0))
+    }
+
     /// Boot.
     pub fn boot(&self) -> u32 {
         u32_at(self.bytes, 20)
@@ -120,7 +126,7 @@ impl<'a> RecordRef<'a> {
 
     /// Keys and ordinals of its consumers.
     pub fn consumers(self) -> impl Iterator<Item = (u64, u64)> + 'a {
-        let first = usize::from(self.bytes[17] & FLAG_RECEIVED != 0);
+        let first = usize::from(self.bytes[17] & (FLAG_RECEIVED | FLAG_HANDED_OVER) != 0);
         (first..self.count()).map(move |at| self.pair(at))
     }
 

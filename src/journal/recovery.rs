@@ -335,6 +335,11 @@ fn apply_message(state: &mut State, retained: &mut HashMap<Box<str>, (u32, Bytes
     {
         queue.received.insert(packet_id as u16);
     }
+    if let Some((key, ordinal)) = record.handed_over()
+        && let Some(queue) = state.by_key.get(&key).and_then(|id| state.queues.get_mut(id))
+    {
+        queue.note(1, ordinal);
+    }
     keep_retained(retained, record);
 }
 

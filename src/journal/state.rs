@@ -7,7 +7,7 @@ use bytes::Bytes;
 use smallvec::SmallVec;
 
 use super::boots::Boots;
-use super::format::{CONSUMER_LEN, DATA, FLAG_RECEIVED, FLAG_RETAINED, Kind, RECORD_HEAD, u64_at};
+use super::format::{CONSUMER_LEN, DATA, FLAG_HANDED_OVER, FLAG_RECEIVED, FLAG_RETAINED, Kind, RECORD_HEAD, u64_at};
 use super::loss::Pace;
 use super::queue::{Cursor, Queue};
 use super::record::{self, Draft, RecordRef};
@@ -194,6 +194,12 @@ impl State {
         {
             flags |= FLAG_RECEIVED;
             pairs.push((queue.key, u64::from(packet_id)));
+        }
+        if let Some((id, ordinal)) = extra.handed_over
+            && let Some(queue) = self.queues.get(&id)
+        {
+            flags |= FLAG_HANDED_OVER;
+            pairs.push((queue.key, ordinal));
         }
         let mut lost: SmallVec<[(ConsumerId, u64); 4]> = SmallVec::new();
         for id in consumers {
@@ -446,6 +452,11 @@ impl State {
                     && let Some(queue) = self.by_key.get(&key).and_then(|id| self.queues.get_mut(id))
                 {
                     queue.received.insert(packet_id as u16);
+                }
+                if let Some((key, ordinal)) = record.handed_over()
+                    && let Some(queue) = self.by_key.get(&key).and_then(|id| self.queues.get_mut(id))
+                {
+                    queue.note(1, ordinal);
                 }
                 let mut message: Option<Message> = None;
                 for (key, ordinal) in record.consumers() {

@@ -6,7 +6,8 @@ use bytes::{Buf, BytesMut};
 use smallvec::SmallVec;
 use tracing::{debug, warn};
 
-use super::super::core::{session_route, split_share};
+use super::super::core::session_route;
+use super::super::groups::split_share;
 use super::super::session::{Received, Source, Subscription};
 use super::acks::{AckState, PendingAck};
 use super::{Connection, End};
@@ -14,6 +15,7 @@ use crate::access::authenticate::Denied;
 use crate::exchange::filters::MAX_LEVELS;
 use crate::exchange::inbox::{Grant, Queued};
 use crate::exchange::ingress::{Accepted, Receipt};
+use crate::exchange::shared::SharedGroup;
 use crate::exchange::subscribers::SubscriptionOptions;
 use crate::journal::{Note, Position};
 use crate::message::{Draft, Qos, check_filter, via};
@@ -289,8 +291,9 @@ impl Connection {
                 if let Some(durable) = &mut self.session.durable {
                     durable.reader.settle(position);
                 }
+                self.session.givers().for_each(SharedGroup::look);
             }
-            Source::Shared(group) => group.settled(&self.subscriber),
+            Source::Shared(share) => share.settled(&self.subscriber),
         }
     }
 
@@ -377,12 +380,10 @@ impl Connection {
     }
 
     fn subscribe_shared(&mut self, shared: &str, filter: &str, options: SubscriptionOptions) {
-        let group = match self.session.subscriptions.get(shared) {
-            Some(Subscription { group: Some(group), .. }) => group.clone(),
-            _ => self.core.join_group(shared, filter),
-        };
+        let old = self.session.subscriptions.get(shared).map(|known| known.options);
+        let group = self.core.join_group(&self.session, shared, filter, old, options);
         self.session.subscribe(shared, Subscription { options, group: Some(group.clone()) });
-        group.join(&self.subscriber, options);
+        group.join(&self.subscriber, options, self.session.consumer());
     }
 
     fn subscribe_own(&mut self, filter: &str, options: SubscriptionOptions, retained: RetainHandling) {

@@ -1,0 +1,182 @@
+//! The groups behind shared subscriptions, and who keeps messages for them.
+//!
+//! A group is there as long as a session, connected or not, has its subscription. While one of these sessions is persistent and
+//! asks for more than QoS 0, messages for the group are kept in the journal, by a consumer named
+//! `share/OWNER/NAME/FILTER`. OWNER is `u` where a user began it and `g` where a client without a user name did: it says in
+//! whose part of the journal the messages count.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+use tracing::info;
+
+use super::core::{CONNECTED_FACTOR, Core};
+use super::session::{Session, Subscription};
+use crate::exchange::ingress::Route;
+use crate::exchange::shared::SharedGroup;
+use crate::exchange::subscribers::SubscriptionOptions;
+use crate::journal::{ConsumerId, Journal, News};
+use crate::message::Qos;
+
+const OWNERS: [&str; 2] = ["u", "g"];
+
+#[derive(Debug)]
+struct Group {
+    group: Arc<SharedGroup>,
+    /// Sessions that have this subscription, connected or not.
+    sessions: usize,
+    /// Those of them that need messages kept.
+    keepers: usize,
+}
+
+#[derive(Debug, Default)]
+struct Known {
+    by_filter: HashMap<Box<str>, Group>,
+    by_consumer: HashMap<ConsumerId, Arc<SharedGroup>>,
+}
+
+/// All groups.
+#[derive(Debug, Default)]
+pub struct Groups {
+    known: Mutex<Known>,
+    news: Arc<News>,
+}
+
+/// `$share/NAME/FILTER` taken apart.
+pub(super) fn split_share(filter: &str) -> Option<(&str, &str)> {
+    filter.strip_prefix("$share/")?.split_once('/')
+}
+
+/// Whether a session needs messages of a group kept while it is away.
+fn keeps(session: &Session, options: SubscriptionOptions) -> bool {
+    session.durable.is_some() && options.qos > Qos::AtMostOnce
+}
+
+/// The name of the consumer that a group has, or would have if this session began it.
+fn consumer_name(journal: &Journal, session: &Session, shared: &str) -> String {
+    let rest = shared.strip_prefix("$share/").unwrap_or(shared);
+    let mut names = OWNERS.iter().map(|owner| format!("share/{owner}/{rest}"));
+    names.find(|name| journal.backlog_of(name).is_some()).unwrap_or_else(|| format!("share/{}/{rest}", owner(session)))
+}
+
+fn owner(_session: &Session) -> &'static str {
+    "u"
+}
+
+impl Core {
+    /// The group behind `$share/NAME/FILTER`, with one more session, or with other options of one that has it (`old`).
+    pub(super) fn join_group(
+        &self,
+        session: &Session,
+        shared: &str,
+        filter: &str,
+        old: Option<SubscriptionOptions>,
+        new: SubscriptionOptions,
+    ) -> Arc<SharedGroup> {
+        let mut guard = self.groups.known.lock();
+        let known = &mut *guard;
+        let entry = known.by_filter.entry(shared.into()).or_insert_with(|| {
+            let group = SharedGroup::new(self.inbox_limits());
+            self.ingress.add_route(filter, Route::Shared { group: group.clone(), consumer: None });
+            Group { group, sessions: 0, keepers: 0 }
+        });
+        let had = entry.keepers > 0;
+        entry.sessions += usize::from(old.is_none());
+        entry.keepers -= usize::from(old.is_some_and(|old| keeps(session, old)));
+        entry.keepers += usize::from(keeps(session, new));
+        let (has, group) = (entry.keepers > 0, entry.group.clone());
+        if has && !had {
+            self.begin_to_keep(session, shared, filter, known, &group);
+        } else if had && !has {
+            self.ingress.add_route(filter, Route::Shared { group: group.clone(), consumer: None });
+        }
+        group
+    }
+
+    fn begin_to_keep(
+        &self,
+        session: &Session,
+        shared: &str,
+        filter: &str,
+        known: &mut Known,
+        group: &Arc<SharedGroup>,
+    ) {
+        let journal = self.ingress.journal();
+        let consumer = group.consumer().unwrap_or_else(|| {
+            let name = consumer_name(journal, session, shared);
+            let consumer = journal.register(&name, self.journal_limits(CONNECTED_FACTOR));
+            known.by_consumer.insert(consumer, group.clone());
+            let reader = journal.reader_with_news(consumer, self.groups.news.clone());
+            group.keep(journal, consumer, reader);
+            consumer
+        });
+        self.ingress.add_route(filter, Route::Shared { group: group.clone(), consumer: Some(consumer) });
+    }
+
+    /// Bounds what waits for a group: less, when nobody is there to take it.
+    pub(super) fn bound_group(&self, group: &SharedGroup, factor: usize) {
+        if let Some(consumer) = group.consumer() {
+            self.ingress.journal().bound(consumer, self.journal_limits(factor));
+        }
+    }
+
+    /// What a subscription leaves behind when it ends, besides the live part.
+    pub(super) fn drop_subscription(&self, session: &Session, filter: &str, subscription: &Subscription) {
+        let Some(group) = &subscription.group else {
+            if let Some(route) = super::core::session_route(session, subscription.options) {
+                self.ingress.remove_route(filter, &route);
+            }
+            return;
+        };
+        let mut guard = self.groups.known.lock();
+        let known = &mut *guard;
+        let (Some(entry), Some((_, inner))) = (known.by_filter.get_mut(filter), split_share(filter)) else { return };
+        entry.sessions -= 1;
+        entry.keepers -= usize::from(keeps(session, subscription.options));
+        let route = Route::Shared { group: group.clone(), consumer: None };
+        if entry.sessions == 0 {
+            known.by_filter.remove(filter);
+            self.ingress.remove_route(inner, &route);
+            if let Some(consumer) = group.consumer() {
+                known.by_consumer.remove(&consumer);
+                self.ingress.journal().remove(consumer);
+            }
+        } else if entry.keepers == 0 {
+            // what is kept goes to those who are left
+            self.ingress.add_route(inner, route);
+        }
+    }
+
+    /// Shared subscriptions.
+    pub fn group_count(&self) -> usize {
+        self.groups.known.lock().by_filter.len()
+    }
+
+    /// Forgets what was kept for groups that no session belongs to any more.
+    pub(super) fn drop_lost_groups(&self) {
+        let journal = self.ingress.journal();
+        let known = self.groups.known.lock();
+        for (name, id, backlog) in journal.consumers() {
+            if name.starts_with("share/") && !known.by_consumer.contains_key(&id) {
+                let messages = backlog.messages;
+                info!(consumer = &*name, messages, "messages of a shared subscription that has ended are dropped");
+                journal.remove(id);
+            }
+        }
+    }
+
+    /// Hands out what the journal has for groups, until cancelled.
+    pub async fn share(self: Arc<Self>) {
+        loop {
+            let consumer = tokio::select! {
+                () = self.cancel.cancelled() => return,
+                consumer = self.groups.news.next() => consumer,
+            };
+            let group = self.groups.known.lock().by_consumer.get(&consumer).cloned();
+            if let Some(group) = group {
+                group.look();
+            }
+        }
+    }
+}
