@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use tracing::{info, warn};
 
 use super::Access;
-use super::authorise::Identity;
+use super::identity::Identity;
 use super::password::Verdict;
 
 /// What a client shows.

@@ -6,20 +6,12 @@ use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 
+use super::identity::Identity;
 use super::settings::{AccessRule, AccessSettings, AnonymousFrom, AnonymousSettings, Rights, UserSettings};
 use crate::message::{covers, matches, overlap};
 
 /// First levels of topics that brokers keep to themselves.
 const RESERVED: [&str; 3] = ["$SYS", "$share", "$CONTROL"];
-
-/// Who a client says it is, as far as it has been checked.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Identity {
-    /// User name; `None`: anonymous.
-    pub user: Option<Box<str>>,
-    /// Client id.
-    pub client_id: Box<str>,
-}
 
 /// Users and rules as they are now. They change on reload; connections keep what they were given.
 #[derive(Debug)]

@@ -3,6 +3,7 @@
 //! | file | what |
 //! |---|---|
 //! | `settings` | users, clients without a user name, and what they may do |
+//! | `identity` | users, clients, and whose a session is |
 //! | `authenticate`, `password` | who somebody is |
 //! | `hash` | forms of password hashes |
 //! | `authorise` | what it may publish and receive |
@@ -12,6 +13,7 @@
 pub mod authenticate;
 pub mod authorise;
 pub mod hash;
+pub mod identity;
 pub mod limiter;
 pub mod password;
 pub mod settings;

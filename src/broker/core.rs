@@ -11,12 +11,13 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use super::groups::Groups;
+use super::groups::{Groups, split_share};
 use super::registry::{Kick, Parked, Registry};
 use super::session::{Durable, Session};
 use super::settings::BrokerSettings;
 use crate::access::Access;
-use crate::access::authorise::{Identity, Permissions};
+use crate::access::authorise::Permissions;
+use crate::access::identity::{Identity, SessionName};
 use crate::access::waiting::WaitingRoom;
 use crate::exchange::inbox::{Inbox, InboxLimits, Run};
 use crate::exchange::ingress::{Ingress, Route};
@@ -47,6 +48,8 @@ pub struct Client {
     pub keep_alive: u16,
     /// Whether its session outlives the connection.
     pub is_persistent: bool,
+    /// The name of its session in the journal.
+    pub(super) session: Box<str>,
     pub(super) permissions: Arc<Permissions>,
     pub(super) password_hash: Option<String>,
     pub(super) kick: Arc<Kick>,
@@ -118,7 +121,7 @@ impl Core {
     }
 
     fn shown(&self, client: Client) -> ClientSnapshot {
-        let queue = client.is_persistent.then(|| consumer_name(&client.identity.client_id));
+        let queue = client.is_persistent.then(|| consumer_name(&client.session));
         let queue = queue.and_then(|name| self.ingress.journal().backlog_of(&name));
         let dropped = client.subscriber.inbox.dropped() + queue.as_ref().map_or(0, |queue| queue.dropped);
         ClientSnapshot {
@@ -159,19 +162,21 @@ impl Core {
     }
 
     /// A fresh live subscriber for a session.
-    pub(super) fn subscriber(&self, client_id: &str, is_durable: bool) -> Arc<Subscriber> {
-        let inbox = Inbox::new(client_id, self.inbox_limits());
-        Arc::new(Subscriber { inbox, origin: Origin::client(client_id), is_durable })
+    pub(super) fn subscriber(&self, session: &Session) -> Arc<Subscriber> {
+        let shown = SessionName::of(&session.owner).to_string();
+        let inbox = Inbox::new(&shown, self.inbox_limits());
+        let is_durable = session.durable.is_some();
+        Arc::new(Subscriber { inbox, origin: Origin::client(&session.owner), is_durable })
     }
 
     /// A new session; a persistent one gets its consumer in the journal.
-    pub(super) fn new_session(&self, client_id: &str, window: u16, is_persistent: bool, expiry: u32) -> Session {
+    pub(super) fn new_session(&self, name: &str, window: u16, is_persistent: bool, expiry: u32) -> Session {
         let durable = is_persistent.then(|| {
             let journal = self.ingress.journal();
-            let consumer = journal.register(&consumer_name(client_id), self.journal_limits(CONNECTED_FACTOR));
+            let consumer = journal.register(&consumer_name(name), self.journal_limits(CONNECTED_FACTOR));
             Durable { consumer, reader: journal.reader(consumer) }
         });
-        Session::new(client_id, window, durable, expiry)
+        Session::new(name, window, durable, expiry)
     }
 
     pub(super) fn journal_limits(&self, factor: usize) -> Limits {
@@ -186,7 +191,7 @@ impl Core {
     /// The client of a session is connected again: its live subscriptions start anew.
     pub(super) fn attach(&self, session: &Session, subscriber: &Arc<Subscriber>) {
         if session.durable.is_some() {
-            let name = consumer_name(&session.client_id);
+            let name = consumer_name(&session.name);
             self.ingress.journal().register(&name, self.journal_limits(CONNECTED_FACTOR));
         }
         for (filter, subscription) in &session.subscriptions {
@@ -231,7 +236,7 @@ impl Core {
             group.take_back(messages);
         }
         if session.durable.is_some() {
-            self.ingress.journal().register(&consumer_name(&session.client_id), self.journal_limits(1));
+            self.ingress.journal().register(&consumer_name(&session.name), self.journal_limits(1));
         }
         if let Some(durable) = &mut session.durable {
             durable.reader.rest();
@@ -251,8 +256,46 @@ impl Core {
             let journal = self.ingress.journal();
             journal.remove(durable.consumer);
             // where it cannot be written now, the session comes back with the next start and expires then
-            let _ = journal.keep_session(&session.client_id, None, false);
+            let _ = journal.keep_session(&session.name, None, false);
         }
+    }
+
+    /// The session of an absent client is over, and with it the delay of its will [MQTT-3.1.2-8].
+    pub(super) async fn end_parked(&self, parked: Parked) {
+        if let Some((_, will)) = parked.will {
+            self.publish_delayed(&parked.session.owner, will).await;
+        }
+        self.end(parked.session);
+    }
+
+    /// What a client finds besides what its own session has left. A session that was made before anybody noted whose it
+    /// was goes to the first who has its client id and may have all its subscriptions. A session that a client
+    /// without a user name has left ends when a user comes with its client id: that is mostly the same device, which
+    /// has been given a password and will not come back for it.
+    pub(super) async fn inherit(
+        &self,
+        identity: &Identity,
+        permissions: &Permissions,
+        own: Option<Parked>,
+    ) -> Option<Parked> {
+        if identity.user.is_some()
+            && let Some(left) = self.registry.take(&SessionName::of_guest(&identity.client_id), |_| true)
+        {
+            self.end_parked(left).await;
+        }
+        if own.is_some() {
+            return own;
+        }
+        let may_have = |filter: &str| {
+            let inner =
+                split_share(filter).filter(|_| filter.starts_with("$share/")).map_or(filter, |(_, inner)| inner);
+            permissions.may_subscribe(inner)
+        };
+        let is_wanted = |parked: &Parked| parked.session.subscriptions.keys().all(|filter| may_have(filter));
+        let mut found = self.registry.take(&identity.client_id, is_wanted)?;
+        self.keep_will(&found.session.owner, None);
+        found.session.owner = identity.session();
+        Some(found)
     }
 
     /// Ends expired sessions and publishes delayed wills, until cancelled.
@@ -264,29 +307,28 @@ impl Core {
             }
             let now = Instant::now();
             let most = self.settings.load().max_sessions;
-            for (client_id, will) in self.registry.due_wills(now) {
-                self.publish_delayed(client_id, will).await;
+            for (session, will) in self.registry.due_wills(now) {
+                self.publish_delayed(&session, will).await;
             }
-            for Parked { session, expires, will, .. } in self.registry.expired(now, most) {
-                if expires > now {
+            for parked in self.registry.expired(now, most) {
+                let Parked { session, expires, .. } = &parked;
+                if *expires > now {
                     warn!(
-                        client_id = &*session.client_id,
-                        "more clients are away than broker.max_sessions: the session longest away is given up"
+                        client_id = %SessionName::of(&session.owner),
+                        "more clients are away than broker.max_sessions: of whoever has most sessions, the one longest away \
+                         is given up"
                     );
                 }
                 self.stats.sessions_expired.add(1);
-                if let Some((_, will)) = will {
-                    self.publish_delayed(session.client_id.clone(), will).await;
-                }
-                self.end(session);
+                self.end_parked(parked).await;
             }
         }
     }
 }
 
 /// Name of a session's consumer in the journal.
-pub fn consumer_name(client_id: &str) -> String {
-    format!("session/{client_id}")
+pub fn consumer_name(session: &str) -> String {
+    format!("session/{session}")
 }
 
 /// How the journal feeds a session for a subscription; `None` if it need not.
@@ -295,6 +337,6 @@ pub(super) fn session_route(session: &Session, options: SubscriptionOptions) -> 
     (options.qos > Qos::AtMostOnce).then(|| Route::Session {
         consumer: durable.consumer,
         qos: options.qos,
-        not_from: options.no_local.then(|| Origin::client(&session.client_id)),
+        not_from: options.no_local.then(|| Origin::client(&session.owner)),
     })
 }

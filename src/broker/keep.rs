@@ -6,9 +6,11 @@
 //!
 //! | size | what |
 //! |---|---|
-//! | 1 | 1, the version |
+//! | 1 | 2, the version |
 //! | 4 | session expiry interval in seconds |
 //! | 8 | Unix time in milliseconds when the client left; 0 while it is connected |
+//! | 4 | length of the owner; version 1 has neither this nor the owner, and nobody knows whose such a session is |
+//! | | the owner |
 //! | | per subscription: length of the filter (2), filter, QoS (1), bit 0 no local, bit 1 retain as published (1), id or 0 (4) |
 
 use std::collections::HashMap;
@@ -22,18 +24,22 @@ use super::core::{Core, consumer_name, session_route};
 use super::groups::split_share;
 use super::registry::{Parked, expires};
 use super::session::{Session, Subscription};
+use crate::access::identity::SessionName;
 use crate::exchange::subscribers::SubscriptionOptions;
 use crate::journal::Position;
 use crate::message::{Qos, check_filter};
 use crate::mqtt::Will;
 
-const VERSION: u8 = 1;
+const VERSION: u8 = 2;
+const WITHOUT_OWNER: u8 = 1;
 
 /// A persistent session as it is kept.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Kept {
     /// Seconds that it outlives its connection.
     pub expiry: u32,
+    /// Whose it is; `None`: nobody knows.
+    pub owner: Option<Box<str>>,
     /// When its client left, as [`crate::journal::Journal::stamp`] has it; earlier versions wrote Unix time.
     pub left_unix_ms: Option<i64>,
     /// Subscriptions by filter as the client wrote it.
@@ -44,14 +50,19 @@ impl Kept {
     fn of(session: &Session, left_unix_ms: Option<i64>) -> Kept {
         let subscriptions =
             session.subscriptions.iter().map(|(filter, known)| (filter.clone(), known.options)).collect();
-        Kept { expiry: session.expiry, left_unix_ms, subscriptions }
+        Kept { expiry: session.expiry, owner: Some(session.owner.clone()), left_unix_ms, subscriptions }
     }
 
     /// As bytes.
     pub fn encode(&self) -> Vec<u8> {
-        let mut out = vec![VERSION];
+        let owner = self.owner.as_deref();
+        let mut out = vec![if owner.is_some() { VERSION } else { WITHOUT_OWNER }];
         out.extend_from_slice(&self.expiry.to_le_bytes());
         out.extend_from_slice(&self.left_unix_ms.unwrap_or(0).to_le_bytes());
+        if let Some(owner) = owner {
+            out.extend_from_slice(&(owner.len() as u32).to_le_bytes());
+            out.extend_from_slice(owner.as_bytes());
+        }
         for (filter, options) in &self.subscriptions {
             out.extend_from_slice(&(filter.len() as u16).to_le_bytes());
             out.extend_from_slice(filter.as_bytes());
@@ -70,11 +81,16 @@ impl Kept {
             rest = left;
             Some(part)
         };
-        if take(1)? != [VERSION] {
-            return None;
-        }
+        let &[version @ (VERSION | WITHOUT_OWNER)] = take(1)? else { return None };
         let expiry = u32::from_le_bytes(take(4)?.try_into().ok()?);
         let left = i64::from_le_bytes(take(8)?.try_into().ok()?);
+        let owner = match version {
+            VERSION => {
+                let len = u32::from_le_bytes(take(4)?.try_into().ok()?);
+                Some(std::str::from_utf8(take(len as usize)?).ok()?.into())
+            }
+            _ => None,
+        };
         let mut subscriptions = Vec::new();
         while let Some(len) = take(2) {
             let filter = std::str::from_utf8(take(usize::from(u16::from_le_bytes(len.try_into().ok()?)))?).ok()?;
@@ -88,7 +104,7 @@ impl Kept {
             };
             subscriptions.push((filter.into(), options));
         }
-        Some(Kept { expiry, left_unix_ms: (left != 0).then_some(left), subscriptions })
+        Some(Kept { expiry, owner, left_unix_ms: (left != 0).then_some(left), subscriptions })
     }
 }
 
@@ -100,7 +116,7 @@ impl Core {
         let left = (!is_connected).then(|| self.ingress.journal().stamp());
         let kept = Kept::of(session, left).encode();
         // where it cannot be kept, the session lives on in memory, and the journal has said that it fails
-        self.ingress.journal().keep_session(&session.client_id, Some(&kept), lazy).ok()
+        self.ingress.journal().keep_session(&session.name, Some(&kept), lazy).ok()
     }
 
     /// Brings back what the journal has kept.
@@ -110,21 +126,23 @@ impl Core {
         let retained = self.ingress.restore_retained(&recovered.retained);
         let (mut sessions, mut waiting) = (0, 0);
         let mut wills: HashMap<Box<str>, Will> = self.kept_wills().into_iter().collect();
-        for (client_id, bytes) in &recovered.sessions {
+        for (name, bytes) in &recovered.sessions {
             let Some(kept) = Kept::decode(bytes) else {
-                warn!(client_id = &**client_id, "a kept session cannot be read: its client begins anew");
-                let _ = journal.keep_session(client_id, None, true);
+                warn!(client_id = %SessionName::of(name), "a kept session cannot be read: its client begins anew");
+                let _ = journal.keep_session(name, None, true);
                 continue;
             };
-            waiting += self.restore_session(client_id, &kept, wills.remove(client_id));
+            let will = wills.remove(kept.owner.as_ref().unwrap_or(name));
+            waiting += self.restore_session(name, &kept, will);
             sessions += 1;
         }
         *self.orphaned_wills.lock() = wills.into_iter().collect();
         for (name, id, backlog) in journal.consumers() {
-            if let Some(client_id) = name.strip_prefix("session/")
-                && !recovered.sessions.iter().any(|(known, _)| **known == *client_id)
+            if let Some(session) = name.strip_prefix("session/")
+                && !recovered.sessions.iter().any(|(known, _)| **known == *session)
             {
-                info!(client_id, messages = backlog.messages, "messages of a session that has ended are dropped");
+                let client_id = SessionName::of(session);
+                info!(%client_id, messages = backlog.messages, "messages of a session that has ended are dropped");
                 journal.remove(id);
             }
         }
@@ -134,8 +152,12 @@ impl Core {
         }
     }
 
-    fn restore_session(&self, client_id: &str, kept: &Kept, will: Option<Will>) -> usize {
-        let mut session = self.new_session(client_id, 1, true, kept.expiry);
+    fn restore_session(&self, name: &str, kept: &Kept, will: Option<Will>) -> usize {
+        let mut session = self.new_session(name, 1, true, kept.expiry);
+        if let Some(owner) = &kept.owner {
+            session.owner = owner.clone();
+        }
+        let owner = session.owner.clone();
         for (filter, options) in &kept.subscriptions {
             let shared = split_share(filter).filter(|_| filter.starts_with("$share/"));
             if check_filter(shared.map_or(filter, |(_, inner)| inner)).is_err() {
@@ -159,7 +181,7 @@ impl Core {
             waiting = durable.reader.backlog().messages;
             durable.reader.rest();
         }
-        journal.register(&consumer_name(client_id), self.journal_limits(1));
+        journal.register(&consumer_name(name), self.journal_limits(1));
         let now = Instant::now();
         // a client that was connected when we ended left then, and that is about now
         let away_ms = kept.left_unix_ms.map_or(0, |left| journal.elapsed_since(left) as i64);
@@ -170,7 +192,7 @@ impl Core {
             _ => expires(now, left_over as u32, bound),
         };
         let will = will.map(|will| (now + Duration::from_secs(u64::from(will.delay)), will));
-        self.registry.restore(client_id, Parked { session, expires, since: now, will });
+        self.registry.restore(&owner, Parked { session, expires, since: now, will });
         waiting
     }
 }
@@ -186,12 +208,15 @@ mod tests {
         let other = SubscriptionOptions { qos: Qos::AtMostOnce, no_local: false, retain_as_published: true, id: None };
         let kept = Kept {
             expiry: u32::MAX,
+            owner: Some("u/a\0b".into()),
             left_unix_ms: Some(5),
             subscriptions: vec![("a/+".into(), options), ("$share/g/ü".into(), other)],
         };
         let bytes = kept.encode();
-        assert_eq!(Kept::decode(&bytes), Some(kept));
+        assert_eq!(Kept::decode(&bytes), Some(kept.clone()));
+        let unowned = Kept { owner: None, ..kept };
+        assert_eq!(Kept::decode(&unowned.encode()), Some(unowned));
         assert_eq!(Kept::decode(&[]), None);
-        assert_eq!(Kept::decode(&[2; 30]), None);
+        assert_eq!(Kept::decode(&[3; 30]), None);
     }
 }

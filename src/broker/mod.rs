@@ -7,12 +7,13 @@
 //! | `connection/` | one client from CONNECT to the end: `handshake`, `admit`, then `run` with `receive` and `deliver` |
 //! | `keep`, `wills` | what is kept of sessions, retained messages and last wills on disk |
 //! | `groups` | shared subscriptions |
-//! | `session`, `registry`, `core` | what outlives a connection, who has which client id, what all share |
+//! | `session`, `registry`, `away`, `core` | what outlives a connection, who has which client id, what all share |
 //! | `sys` | `$SYS` |
 //!
 //! A message comes in through `connection::receive` and gets its place in the [exchange](crate::exchange). What the exchange
 //! and the journal have for a client leaves through `connection::deliver`.
 
+mod away;
 pub mod connection;
 pub mod core;
 pub mod groups;

@@ -1,4 +1,4 @@
-//! Which client ids are in use: one connection each [MQTT-3.1.4-3], and the sessions of those who are away.
+//! Which sessions are in use: one connection each [MQTT-3.1.4-3], and the sessions of those who are away.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -8,7 +8,9 @@ use parking_lot::Mutex;
 use tokio::sync::{Notify, oneshot};
 use tokio::time::Instant;
 
+use super::away::Away;
 use super::session::Session;
+use crate::access::identity::SessionName;
 use crate::mqtt::{Reason, Will};
 
 /// A session whose client is away.
@@ -55,23 +57,26 @@ enum Slot {
     Parked(Box<Parked>),
 }
 
-/// The right to a client id, for one connection.
+/// The right to a session, for one connection.
 #[derive(Debug)]
 pub struct Claim {
-    client_id: Box<str>,
+    session: Arc<str>,
     generation: u64,
-    /// Ends this connection when somebody else claims the id.
+    /// Ends this connection when somebody else claims the session.
     pub kick: Arc<Kick>,
     done: Option<oneshot::Sender<Parked>>,
 }
 
 #[derive(Debug, Default)]
 struct State {
-    slots: HashMap<Box<str>, Slot>,
+    slots: HashMap<Arc<str>, Slot>,
     generation: u64,
+    away: Away,
+    /// How many sessions of users have a client id.
+    of_users: HashMap<Box<str>, usize>,
 }
 
-/// Client ids in use.
+/// Sessions in use and those of clients that are away, by their [names](SessionName).
 #[derive(Debug, Default)]
 pub struct Registry {
     state: Mutex<State>,
@@ -80,16 +85,17 @@ pub struct Registry {
 }
 
 impl Registry {
-    /// Claims a client id: ends its connection, waits until that has let go, and returns what it left.
-    pub async fn claim(&self, client_id: &str) -> (Claim, Option<Parked>) {
+    /// Claims a session: ends its connection, waits until that has let go, and returns what it left.
+    pub async fn claim(&self, session: &str) -> (Claim, Option<Parked>) {
         let kick = Arc::new(Kick::default());
         let (done, end) = oneshot::channel();
         let (claim, old) = {
             let mut state = self.state.lock();
             state.generation += 1;
             let generation = state.generation;
-            let old = state.slots.insert(client_id.into(), Slot::Active { generation, kick: kick.clone(), done: end });
-            (Claim { client_id: client_id.into(), generation, kick, done: Some(done) }, old)
+            let session: Arc<str> = session.into();
+            let old = state.put(&session, Slot::Active { generation, kick: kick.clone(), done: end });
+            (Claim { session, generation, kick, done: Some(done) }, old)
         };
         let parked = match old {
             None => None,
@@ -102,19 +108,23 @@ impl Registry {
         (claim, parked)
     }
 
-    /// Gives a client id back: what is left of the session waits for its client, or goes to who has claimed the id
-    /// meanwhile.
-    pub fn release(&self, mut claim: Claim, parked: Option<Parked>) {
+    /// Gives a session back: what is left of it waits for its client, or goes to who has claimed it meanwhile. Returned
+    /// is what nobody can come back for: a session of a client without a user name whose client id belongs to a user by now.
+    pub fn release(&self, mut claim: Claim, parked: Option<Parked>) -> Option<Parked> {
         let mut state = self.state.lock();
-        let is_ours = matches!(state.slots.get(&claim.client_id),
+        let is_ours = matches!(state.slots.get(&claim.session),
             Some(Slot::Active { generation, .. }) if *generation == claim.generation);
         match (is_ours, parked) {
+            (true, Some(parked)) if state.is_outdated(&claim.session) => {
+                state.remove(&claim.session);
+                return Some(parked);
+            }
             (true, Some(parked)) => {
-                state.slots.insert(claim.client_id.clone(), Slot::Parked(Box::new(parked)));
+                state.put(&claim.session, Slot::Parked(Box::new(parked)));
                 self.changed.notify_one();
             }
             (true, None) => {
-                state.slots.remove(&claim.client_id);
+                state.remove(&claim.session);
             }
             (false, Some(parked)) => {
                 if let Some(done) = claim.done.take() {
@@ -124,12 +134,22 @@ impl Registry {
             }
             (false, None) => {}
         }
+        None
     }
 
     /// The session of a client that was there before the gateway was started.
-    pub fn restore(&self, client_id: &str, parked: Parked) {
-        self.state.lock().slots.insert(client_id.into(), Slot::Parked(Box::new(parked)));
+    pub fn restore(&self, session: &str, parked: Parked) {
+        self.state.lock().put(&session.into(), Slot::Parked(Box::new(parked)));
         self.changed.notify_one();
+    }
+
+    /// Takes a session out whose client is away, if it is one that is wanted.
+    pub fn take(&self, session: &str, is_wanted: impl FnOnce(&Parked) -> bool) -> Option<Parked> {
+        let mut state = self.state.lock();
+        match state.slots.get(session) {
+            Some(Slot::Parked(parked)) if is_wanted(parked) => state.take(&session.into()),
+            _ => None,
+        }
     }
 
     /// Ends every connection.
@@ -144,63 +164,45 @@ impl Registry {
     /// Connected clients, and sessions whose clients are away.
     pub fn counts(&self) -> (usize, usize) {
         let state = self.state.lock();
-        let parked = state.slots.values().filter(|slot| matches!(slot, Slot::Parked(_))).count();
-        (state.slots.len() - parked, parked)
+        let away = state.away.len();
+        (state.slots.len() - away, away)
     }
 
-    /// Takes out sessions that have expired by `now`, and the sessions longest away as long as more than `most` are.
+    /// Takes out sessions that have expired by `now`, and as long as more than `most` are away, the one longest away of
+    /// whoever has most. Clients without a user name count as one.
     pub fn expired(&self, now: Instant, most: usize) -> Vec<Parked> {
         let mut state = self.state.lock();
-        let mut away: Vec<(Instant, Box<str>)> = Vec::new();
-        let mut gone: Vec<Box<str>> = Vec::new();
-        for (client_id, slot) in &state.slots {
-            match slot {
-                Slot::Parked(parked) if parked.expires <= now => gone.push(client_id.clone()),
-                Slot::Parked(parked) => away.push((parked.since, client_id.clone())),
-                Slot::Active { .. } => {}
+        let mut gone = Vec::new();
+        for session in state.away.due(now) {
+            if matches!(state.slots.get(&session), Some(Slot::Parked(parked)) if parked.expires <= now) {
+                gone.extend(state.take(&session));
             }
         }
-        if away.len() > most {
-            let excess = away.len() - most;
-            away.sort();
-            gone.extend(away.into_iter().take(excess).map(|(_, client_id)| client_id));
+        while state.away.len() > most
+            && let Some(session) = state.away.to_give_way()
+        {
+            gone.extend(state.take(&session));
         }
-        gone.into_iter()
-            .filter_map(|client_id| match state.slots.remove(&client_id) {
-                Some(Slot::Parked(parked)) => Some(*parked),
-                _ => None,
-            })
-            .collect()
+        gone
     }
 
-    /// Takes out delayed wills that are due by `now`, with the client ids they belong to.
-    pub fn due_wills(&self, now: Instant) -> Vec<(Box<str>, Will)> {
+    /// Takes out delayed wills that are due by `now`, with the sessions that they belong to.
+    pub fn due_wills(&self, now: Instant) -> Vec<(Arc<str>, Will)> {
+        let mut state = self.state.lock();
         let mut due = Vec::new();
-        for (client_id, slot) in &mut self.state.lock().slots {
-            if let Slot::Parked(parked) = slot
-                && parked.will.as_ref().is_some_and(|(at, _)| *at <= now)
-                && let Some((_, will)) = parked.will.take()
-            {
-                due.push((client_id.clone(), will));
+        for session in state.away.due(now) {
+            let Some(mut parked) = state.take(&session) else { continue };
+            if let Some((_, will)) = parked.will.take_if(|(at, _)| *at <= now) {
+                due.push((session.clone(), will));
             }
+            state.put(&session, Slot::Parked(Box::new(parked)));
         }
         due
     }
 
     /// Waits until a parked session or a delayed will is due, or something new is parked.
     pub async fn due(&self) {
-        let next = self
-            .state
-            .lock()
-            .slots
-            .values()
-            .filter_map(|slot| match slot {
-                Slot::Parked(parked) => {
-                    Some(parked.will.as_ref().map_or(parked.expires, |(at, _)| (*at).min(parked.expires)))
-                }
-                Slot::Active { .. } => None,
-            })
-            .min();
+        let next = self.state.lock().away.next();
         let sleep = async {
             match next {
                 Some(at) => tokio::time::sleep_until(at).await,
@@ -211,6 +213,57 @@ impl Registry {
             () = sleep => {}
             () = self.changed.notified() => {}
         }
+    }
+}
+
+impl State {
+    /// Puts a slot in the place of the one that a session has.
+    fn put(&mut self, session: &Arc<str>, slot: Slot) -> Option<Slot> {
+        let old = self.remove(session);
+        if let Slot::Parked(parked) = &slot {
+            self.away.add(session, parked);
+        }
+        let name = SessionName::of(session);
+        if name.user.is_some() {
+            *self.of_users.entry(name.client_id.into()).or_default() += 1;
+        }
+        self.slots.insert(session.clone(), slot);
+        old
+    }
+
+    /// Removes a session's slot, and all that is known of it.
+    fn remove(&mut self, session: &Arc<str>) -> Option<Slot> {
+        let old = self.slots.remove(session)?;
+        if let Slot::Parked(parked) = &old {
+            self.away.remove(session, parked);
+        }
+        let name = SessionName::of(session);
+        if name.user.is_some()
+            && let Some(count) = self.of_users.get_mut(name.client_id)
+        {
+            *count -= 1;
+            if *count == 0 {
+                self.of_users.remove(name.client_id);
+            }
+        }
+        Some(old)
+    }
+
+    /// Takes out a session whose client is away.
+    fn take(&mut self, session: &Arc<str>) -> Option<Parked> {
+        match self.slots.get(session) {
+            Some(Slot::Parked(_)) => match self.remove(session) {
+                Some(Slot::Parked(parked)) => Some(*parked),
+                _ => None,
+            },
+            _ => None,
+        }
+    }
+
+    /// Whether a session belongs to a client without a user name whose client id a user has by now.
+    fn is_outdated(&self, session: &str) -> bool {
+        let name = SessionName::of(session);
+        name.user.is_none() && !name.is_unowned && self.of_users.contains_key(name.client_id)
     }
 }
 
@@ -272,7 +325,35 @@ mod tests {
         registry.due().await; // something was parked
         registry.due().await;
         assert_eq!(begin.elapsed(), Duration::from_secs(2));
-        let gone: Vec<_> = registry.expired(Instant::now(), 1).into_iter().map(|p| p.session.client_id).collect();
+        let gone: Vec<_> = registry.expired(Instant::now(), 1).into_iter().map(|p| p.session.owner).collect();
         assert_eq!(gone, ["a".into(), "b".into()] as [Box<str>; 2]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn whoever_has_most_sessions_gives_way_first() {
+        let registry = Registry::default();
+        let user = "u/ada\0node";
+        registry.restore(user, parked(user, 50));
+        for number in 0..20 {
+            tokio::time::advance(Duration::from_secs(1)).await;
+            let guest = SessionName::of_guest(&number.to_string());
+            registry.restore(&guest, parked(&guest, 50));
+        }
+        let gone: Vec<_> = registry.expired(Instant::now(), 5).into_iter().map(|p| p.session.owner).collect();
+        let oldest: Vec<_> = (0..16).map(|number| SessionName::of_guest(&number.to_string())).collect();
+        assert_eq!(gone, oldest, "the user's, longest away of all, stays");
+        assert!(registry.take(user, |_| true).is_some());
+    }
+
+    #[tokio::test]
+    async fn a_session_without_a_user_ends_when_a_user_has_its_client_id() {
+        let registry = Registry::default();
+        let (guest, user) = ("g/\0node", "u/ada\0node");
+        let (guests, _) = registry.claim(guest).await;
+        let (users, none) = registry.claim(user).await;
+        assert!(none.is_none(), "it is another session");
+        assert!(registry.release(guests, Some(parked(guest, 9))).is_some(), "nobody can come back for it");
+        assert!(registry.release(users, Some(parked(user, 9))).is_none());
+        assert_eq!(registry.counts(), (0, 1));
     }
 }

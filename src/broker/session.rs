@@ -253,8 +253,10 @@ pub struct Durable {
 /// A session.
 #[derive(Debug)]
 pub struct Session {
-    /// Client id.
-    pub client_id: Box<str>,
+    /// Whose it is; see [`SessionName`](crate::access::identity::SessionName).
+    pub owner: Box<str>,
+    /// Its name in the journal: mostly the same, unless it was made before anybody noted whose a session was.
+    pub name: Box<str>,
     /// Subscriptions by filter as the client wrote it.
     pub subscriptions: HashMap<Box<str>, Subscription>,
     /// The same without shared ones, for messages from the journal.
@@ -275,9 +277,10 @@ pub struct Session {
 
 impl Session {
     /// A new session.
-    pub fn new(client_id: &str, window: u16, durable: Option<Durable>, expiry: u32) -> Session {
+    pub fn new(name: &str, window: u16, durable: Option<Durable>, expiry: u32) -> Session {
         Session {
-            client_id: client_id.into(),
+            owner: name.into(),
+            name: name.into(),
             subscriptions: HashMap::new(),
             own: FilterTree::default(),
             shared: FilterTree::default(),
@@ -332,7 +335,7 @@ impl Session {
     pub fn grant(&self, message: MessageRef<'_>) -> Option<Grant> {
         let mut granted: Option<Grant> = None;
         self.own.matches(message.topic(), |options| {
-            if options.no_local && message.origin() == Origin::client(&self.client_id) {
+            if options.no_local && message.origin() == Origin::client(&self.owner) {
                 return;
             }
             let grant = granted.get_or_insert_with(|| Grant {

@@ -18,7 +18,8 @@ use bytes::Bytes;
 use tracing::{info, warn};
 
 use super::core::Core;
-use crate::access::authorise::{Authoriser, Identity, Permissions};
+use crate::access::authorise::{Authoriser, Permissions};
+use crate::access::identity::{Identity, SessionName};
 use crate::access::settings::AccessSettings;
 use crate::exchange::ingress::IngressError;
 use crate::message::{Draft, Message, Origin};
@@ -30,7 +31,7 @@ const PREFIX: &str = "\0will/";
 /// Bytes of a will that is kept, at most.
 pub const MOST_KEPT: usize = 4096;
 
-fn draft(will: &Will, client_id: &str, boot_ms: u64) -> Message {
+fn draft(will: &Will, session: &str, boot_ms: u64) -> Message {
     Message::new(&Draft {
         topic: &will.topic,
         payload: &will.payload,
@@ -39,7 +40,7 @@ fn draft(will: &Will, client_id: &str, boot_ms: u64) -> Message {
         properties: &will.properties,
         expiry: will.expiry,
         boot_ms,
-        origin: Origin::client(client_id),
+        origin: Origin::client(session),
     })
 }
 
@@ -68,13 +69,13 @@ fn decode(bytes: &Bytes) -> Option<Will> {
 
 impl Core {
     /// Keeps the will of a client that is connected; `None`: it has none, or it is published or taken back.
-    pub(super) fn keep_will(&self, client_id: &str, will: Option<&Will>) {
+    pub(super) fn keep_will(&self, session: &str, will: Option<&Will>) {
         let kept = will.map(encode).filter(|bytes| bytes.len() <= MOST_KEPT);
         // where it cannot be kept, the journal has said that it fails
-        let _ = self.ingress.journal().keep(&format!("{PREFIX}{client_id}"), kept.as_deref(), true);
+        let _ = self.ingress.journal().keep(&format!("{PREFIX}{session}"), kept.as_deref(), true);
     }
 
-    /// The wills that were kept when the gateway ended, with the ids of their clients.
+    /// The wills that were kept when the gateway ended, with the sessions that they belong to.
     pub(super) fn kept_wills(&self) -> Vec<(Box<str>, Will)> {
         let kept = self.ingress.journal().kept(PREFIX);
         let read = |(name, bytes): (Box<str>, Bytes)| Some((name.strip_prefix(PREFIX)?.into(), decode(&bytes)?));
@@ -84,8 +85,8 @@ impl Core {
     /// Publishes the wills of clients whose sessions ended with the gateway. Before anybody is served.
     pub async fn publish_orphaned_wills(&self) {
         let orphaned = std::mem::take(&mut *self.orphaned_wills.lock());
-        for (client_id, will) in orphaned {
-            self.publish_delayed(client_id, will).await;
+        for (session, will) in orphaned {
+            self.publish_delayed(&session, will).await;
         }
     }
 
@@ -95,7 +96,7 @@ impl Core {
             info!(client_id = &*identity.client_id, topic = &*will.topic, "last will not published: no permission");
             return;
         }
-        let message = draft(&will, &identity.client_id, self.ingress.clock().boot_ms());
+        let message = draft(&will, &identity.session(), self.ingress.clock().boot_ms());
         match self.ingress.publish(&message.view().to_draft()).await {
             Ok(_) | Err(IngressError::Closed) => {}
             Err(error) => warn!(client_id = &*identity.client_id, %error, "last will not published"),
@@ -103,11 +104,13 @@ impl Core {
     }
 
     /// Publishes a will whose permission was checked when its client came or left.
-    pub(super) async fn publish_delayed(&self, client_id: Box<str>, will: Will) {
-        let identity = Identity { user: None, client_id };
-        let everything = Authoriser::new(&AccessSettings::default()).permissions(&identity);
+    pub(super) async fn publish_delayed(&self, session: &str, will: Will) {
+        let name = SessionName::of(session);
+        let identity = Identity { user: name.user.map(Into::into), client_id: name.client_id.into() };
+        let nobody = Identity { user: None, client_id: "".into() };
+        let everything = Authoriser::new(&AccessSettings::default()).permissions(&nobody);
         self.publish_will(&identity, &everything, will).await;
-        self.keep_will(&identity.client_id, None);
+        self.keep_will(session, None);
     }
 }
 

@@ -12,7 +12,8 @@ use super::Http;
 use super::problem::Problem;
 use crate::access::Access;
 use crate::access::authenticate::{Credentials, Refusal};
-use crate::access::authorise::{Identity, Permissions};
+use crate::access::authorise::Permissions;
+use crate::access::identity::Identity;
 
 /// Longest password and user name together.
 const MAX_CREDENTIALS: usize = 1024;

@@ -8,7 +8,7 @@ use jiff::Timestamp;
 use serde_json::{Map, Value, json};
 
 use super::format::{Kind, SEGMENT_SUFFIX};
-use super::loss::Owner;
+use super::loss::{Owner, shown};
 use super::record::{RecordRef, Scanner};
 use super::report::Report;
 use super::segment::Segment;
@@ -148,7 +148,7 @@ fn print(state: &State, bytes: u64, what: What, out: &mut dyn Write) -> io::Resu
     queues.sort_by(|a, b| a.name.cmp(&b.name));
     for queue in queues {
         let backlog = queue.backlog();
-        let name = if queue.name.is_empty() { "(its name was lost)" } else { &*queue.name };
+        let name = shown(&queue.name);
         let [acked, unconfirmed, expired, refused @ ..] = backlog.settled_as;
         let refused: u64 = refused.iter().sum();
         writeln!(
@@ -210,10 +210,10 @@ fn line(state: &State, record: &RecordRef<'_>, clock: &dyn Clock) -> Option<Valu
     };
     line.insert("qos".into(), json!(message.qos() as u8));
     line.insert("retain".into(), json!(message.retain()));
-    let mut consumers: HashMap<&str, Value> = HashMap::new();
+    let mut consumers: HashMap<String, Value> = HashMap::new();
     for (key, ordinal) in record.consumers() {
         if let Some(queue) = state.by_key.get(&key).and_then(|id| state.queues.get(id)) {
-            consumers.insert(&queue.name, json!({ "number": ordinal, "waits": ordinal > queue.cursor.base }));
+            consumers.insert(shown(&queue.name), json!({ "number": ordinal, "waits": ordinal > queue.cursor.base }));
         }
     }
     line.insert("consumers".into(), json!(consumers));

@@ -7,6 +7,7 @@ use tracing::{error, info};
 
 use super::ConsumerId;
 use super::state::State;
+use crate::access::identity::SessionName;
 
 const MINUTE: Duration = Duration::from_secs(60);
 /// Lines a minute.
@@ -17,8 +18,8 @@ const LINES: u32 = 10;
 pub enum Owner<'a> {
     /// The upstream with this name.
     Upstream(&'a str),
-    /// The persistent session of the client with this id.
-    Session(&'a str),
+    /// A persistent session.
+    Session(SessionName<'a>),
     /// The shared subscription with this name and filter.
     Shared(&'a str),
     /// Somebody whose name was lost.
@@ -33,9 +34,18 @@ impl Owner<'_> {
         }
         match (name.strip_prefix("upstream/"), name.strip_prefix("session/")) {
             (Some(upstream), _) => Owner::Upstream(upstream.strip_suffix("/2").unwrap_or(upstream)),
-            (_, Some(client_id)) => Owner::Session(client_id),
+            (_, Some(session)) => Owner::Session(SessionName::of(session)),
             _ => Owner::Unknown,
         }
+    }
+}
+
+/// The name of a consumer as people read it.
+pub fn shown(name: &str) -> String {
+    match Owner::of(name) {
+        Owner::Session(session) => format!("session/{session}"),
+        _ if name.is_empty() => "(its name was lost)".into(),
+        _ => name.into(),
     }
 }
 
@@ -43,7 +53,7 @@ impl std::fmt::Display for Owner<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Owner::Upstream(name) => write!(f, "upstream {name}"),
-            Owner::Session(client_id) => write!(f, "the session of client {client_id}"),
+            Owner::Session(session) => write!(f, "the session of client {session}"),
             Owner::Shared(group) => write!(f, "the shared subscription {group}"),
             Owner::Unknown => f.write_str("a consumer whose name was lost"),
         }

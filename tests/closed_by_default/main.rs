@@ -7,6 +7,7 @@ mod support;
 
 mod addresses;
 mod rules;
+mod sessions;
 mod storm;
 mod tls;
 

@@ -29,7 +29,8 @@ pub(super) use self::leave::part;
 use super::core::Core;
 use super::registry::{Parked, expires};
 use super::session::Session;
-use crate::access::authorise::{Identity, Permissions};
+use crate::access::authorise::Permissions;
+use crate::access::identity::Identity;
 use crate::access::waiting::Ticket;
 use crate::exchange::inbox::Run;
 use crate::exchange::subscribers::Subscriber;
@@ -222,13 +223,15 @@ async fn contain<T>(future: impl Future<Output = T>) -> Result<T, ()> {
 /// Takes the client id, finds or makes the session, and greets the client.
 async fn open(core: &Arc<Core>, admitted: Admitted, peer: &Peer) -> (super::registry::Claim, u64, Connection) {
     let Admitted { connect, identity, permissions, password_hash, assigned, keep_alive, expiry } = admitted;
-    let (claim, parked) = core.registry.claim(&identity.client_id).await;
+    let owner = identity.session();
+    let (claim, parked) = core.registry.claim(&owner).await;
+    let parked = core.inherit(&identity, &permissions, parked).await;
     let mut resumed = None;
     if let Some(Parked { session, will, .. }) = parked {
         if connect.clean {
             // the old session ends here, and with it the delay of its will [MQTT-3.1.3-9]
             if let Some((_, will)) = will {
-                core.publish_delayed(identity.client_id.clone(), will).await;
+                core.publish_delayed(&owner, will).await;
             }
             core.end(session);
         } else {
@@ -236,9 +239,9 @@ async fn open(core: &Arc<Core>, admitted: Admitted, peer: &Peer) -> (super::regi
         }
     }
     let present = resumed.is_some();
-    let session = begin_session(core, &connect, &identity.client_id, resumed, expiry);
-    core.keep_will(&identity.client_id, connect.will.as_ref().filter(|will| permissions.may_publish(&will.topic)));
-    let subscriber = core.subscriber(&identity.client_id, session.durable.is_some());
+    let session = begin_session(core, &connect, &owner, resumed, expiry);
+    core.keep_will(&owner, connect.will.as_ref().filter(|will| permissions.may_publish(&will.topic)));
+    let subscriber = core.subscriber(&session);
     if present {
         core.attach(&session, &subscriber);
     }
@@ -249,6 +252,7 @@ async fn open(core: &Arc<Core>, admitted: Admitted, peer: &Peer) -> (super::regi
         since_boot_ms: core.ingress.clock().boot_ms(),
         keep_alive,
         is_persistent: expiry > 0,
+        session: session.name.clone(),
         permissions: permissions.clone(),
         password_hash,
         kick: claim.kick.clone(),
@@ -257,7 +261,7 @@ async fn open(core: &Arc<Core>, admitted: Admitted, peer: &Peer) -> (super::regi
     let mut out = BytesMut::new();
     admit::greet(&mut out, core, &connect, present, assigned.then_some(&*identity.client_id), keep_alive);
     let connection = Connection {
-        origin: Origin::client(&identity.client_id),
+        origin: Origin::client(&owner),
         identity,
         permissions,
         version: connect.version,
@@ -284,15 +288,9 @@ async fn open(core: &Arc<Core>, admitted: Admitted, peer: &Peer) -> (super::regi
 }
 
 /// Goes on with the session that was found, or makes one.
-fn begin_session(
-    core: &Core,
-    connect: &mqtt::Connect,
-    client_id: &str,
-    resumed: Option<Session>,
-    expiry: u32,
-) -> Session {
+fn begin_session(core: &Core, connect: &mqtt::Connect, owner: &str, resumed: Option<Session>, expiry: u32) -> Session {
     let window = connect.receive_maximum.min(core.settings.load().max_inflight);
-    let mut session = resumed.unwrap_or_else(|| core.new_session(client_id, window, expiry > 0, expiry));
+    let mut session = resumed.unwrap_or_else(|| core.new_session(owner, window, expiry > 0, expiry));
     session.expiry = expiry;
     session.outbound.resume(window);
     core.keep(&session, true, true);
@@ -331,12 +329,15 @@ async fn close(core: &Arc<Core>, mut connection: Connection, end: End, claim: su
         }
     }
     if delayed.is_none() {
-        core.keep_will(&connection.identity.client_id, None);
+        core.keep_will(&session.owner, None);
     }
     if keep {
         core.keep(&session, false, true);
         let expires = expires(now, session.expiry, core.settings.load().session_expiry);
-        core.registry.release(claim, Some(Parked { session, expires, since: now, will: delayed }));
+        let parked = Parked { session, expires, since: now, will: delayed };
+        if let Some(outdated) = core.registry.release(claim, Some(parked)) {
+            core.end_parked(outdated).await;
+        }
     } else {
         core.end(session);
         core.registry.release(claim, None);
