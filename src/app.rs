@@ -6,6 +6,7 @@
 mod data_dir;
 mod identity;
 mod orphans;
+mod familiar;
 mod pulse;
 mod reload;
 mod summary;
@@ -195,6 +196,9 @@ impl Gateway {
         let made_up: Vec<_> = settings.sensors.iter().filter(|sensor| source.simulates(sensor)).cloned().collect();
 
         start_router(dispatcher, &core, &supervisor, answered).await;
+        familiar::read(&settings.gateway.data_dir, &core.access);
+        let keeping = familiar::keep(settings.gateway.data_dir.clone(), core.access.clone(), supervisor.token());
+        supervisor.spawn_endless("addresses of users", keeping);
 
         let (sensor_settings, sensor_changes) = watch::channel(settings.sensors.clone().into());
         let (snapshots, sensor_snapshots) = watch::channel(Vec::new());

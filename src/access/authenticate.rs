@@ -6,7 +6,7 @@ use tracing::{info, warn};
 
 use super::Access;
 use super::identity::Identity;
-use super::password::Verdict;
+use super::password::{Attempt, Verdict};
 
 /// What a client shows.
 #[derive(Clone, Copy, Debug)]
@@ -41,8 +41,8 @@ pub enum Refusal {
     /// Wrong user name or password.
     #[error("wrong user name or password")]
     BadCredentials,
-    /// Too many password checks wait.
-    #[error("too many password checks wait")]
+    /// Too many password checks wait, or too many were wrong.
+    #[error("too many password checks wait, or too many passwords were wrong")]
     Busy,
 }
 
@@ -89,9 +89,11 @@ impl Access {
         let hash = self.authoriser.user(name).and_then(|user| user.password_hash.clone());
         let password = credentials.password.unwrap_or_default();
         // an unknown user costs as much time as a wrong password
-        let against = hash.as_deref().unwrap_or(NOBODY);
-        match self.passwords.check(name, against, password, credentials.from).await {
-            Verdict::Right if hash.is_some() => Ok(Authenticated { user: Some(name.into()), password_hash: hash }),
+        let decoy = self.authoriser.decoy(name);
+        let decoy = decoy.as_deref().unwrap_or(NOBODY);
+        let attempt = Attempt { user: name, hash: hash.as_deref(), decoy, password, from: credentials.from };
+        match self.passwords.check(&attempt).await {
+            Verdict::Right => Ok(Authenticated { user: Some(name.into()), password_hash: hash }),
             Verdict::Busy => Err(Refusal::Busy),
             _ => {
                 self.refused(

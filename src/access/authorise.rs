@@ -1,6 +1,7 @@
 //! Who may do what: one decision for every door.
 
 use std::collections::HashMap;
+use std::hash::{BuildHasher, RandomState};
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -17,25 +18,29 @@ const RESERVED: [&str; 3] = ["$SYS", "$share", "$CONTROL"];
 #[derive(Debug)]
 pub struct Authoriser {
     policy: ArcSwap<Policy>,
+    key: RandomState,
 }
 
 #[derive(Debug)]
 struct Policy {
     anonymous: AnonymousSettings,
     users: HashMap<String, Arc<UserSettings>>,
+    /// Hashes of users, for names that no user has.
+    decoys: Vec<String>,
 }
 
 impl Policy {
     fn new(settings: &AccessSettings) -> Policy {
         let users = settings.users.iter().map(|user| (user.name.clone(), Arc::new(user.clone()))).collect();
-        Policy { anonymous: settings.anonymous.clone(), users }
+        let decoys = settings.users.iter().filter_map(|user| user.password_hash.clone()).collect();
+        Policy { anonymous: settings.anonymous.clone(), users, decoys }
     }
 }
 
 impl Authoriser {
     /// Decides by these settings.
     pub fn new(settings: &AccessSettings) -> Authoriser {
-        Authoriser { policy: ArcSwap::from_pointee(Policy::new(settings)) }
+        Authoriser { policy: ArcSwap::from_pointee(Policy::new(settings)), key: RandomState::new() }
     }
 
     /// Decides by new settings. Sessions for which [`Authoriser::still_holds`] is false must end.
@@ -51,6 +56,14 @@ impl Authoriser {
     /// The user with this name.
     pub fn user(&self, name: &str) -> Option<Arc<UserSettings>> {
         self.policy.load().users.get(name).cloned()
+    }
+
+    /// A hash that costs somebody with this name as much time as one of its own would: that of some user, always the same for
+    /// the same name. `None`: no user has a hash.
+    pub fn decoy(&self, name: &str) -> Option<String> {
+        let policy = self.policy.load();
+        let count = policy.decoys.len().max(1) as u64;
+        policy.decoys.get((self.key.hash_one(name) % count) as usize).cloned()
     }
 
     /// Whether a client without a user name may connect from this address.

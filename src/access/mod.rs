@@ -6,12 +6,15 @@
 //! | `identity` | users, clients, and whose a session is |
 //! | `authenticate`, `password` | who somebody is |
 //! | `hash` | forms of password hashes |
+//! | `guesses`, `familiar` | how fast passwords may be guessed, and who goes first |
 //! | `authorise` | what it may publish and receive |
 //! | `waiting` | places of connections that have not said who they are |
 //! | `limiter` | which log lines that clients cause are written |
 
 pub mod authenticate;
 pub mod authorise;
+pub mod familiar;
+pub mod guesses;
 pub mod hash;
 pub mod identity;
 pub mod limiter;
@@ -45,5 +48,6 @@ impl Access {
     pub fn reload(&self, settings: &AccessSettings) {
         self.authoriser.reload(settings);
         self.passwords.reload();
+        self.passwords.familiar.retain(|name| settings.users.iter().any(|user| user.name == name));
     }
 }

@@ -1,30 +1,38 @@
-//! Passwords against hashes.
+//! Passwords against hashes: one check at a time, in turn, and no faster than [guesses](super::guesses) may be.
 //!
-//! One check takes about 19 MiB and, on a small Pi, a second. So there is one at a time, off the runtime's workers, with
-//! a bounded queue in front; who has succeeded once is known by a keyed hash until the configuration is reloaded, and an
-//! address that fails waits longer each time. A storm of reconnecting clients so costs one check per user.
+//! One check takes about 19 MiB and, on a small Pi, a second. So there is one at a time, off the runtime's workers. Whoever
+//! has succeeded once is known by a keyed hash, in memory only and until the configuration is reloaded, so that a storm of
+//! reconnecting clients costs one check per user. That hash is compared only by those who have a token to guess, or else
+//! it would tell fast what the slow check is to tell slowly.
+//!
+//! Users that come from an address where they have succeeded before go first. Which these are is remembered over restarts;
+//! it tells nothing about passwords.
 
 use std::collections::HashMap;
+use std::collections::VecDeque;
 use std::hash::{BuildHasher, RandomState};
 use std::net::IpAddr;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use argon2::password_hash::{Output, Salt};
 use argon2::{Algorithm, Argon2, Block, Params, PasswordHash, Version};
 use parking_lot::Mutex;
-use tokio::sync::Semaphore;
-use tokio::time::{Instant, sleep_until};
+use tokio::sync::{Notify, oneshot};
+use tokio::time::{Instant, sleep_until, timeout_at};
 
 use super::authenticate::NOBODY;
+use super::familiar::Familiar;
+use super::guesses::{Guesses, Taken, network};
 use super::hash::verify_mosquitto;
 
-/// Checks that may wait. A client that comes later is told that the broker is busy.
-const MAX_WAITING: usize = 256;
-/// Addresses whose failures are remembered.
-const MAX_ADDRESSES: usize = 1024;
-const FIRST_DELAY: Duration = Duration::from_millis(250);
-const LONGEST_DELAY: Duration = Duration::from_secs(8);
+/// Checks that may wait. Clients that come later are told that the broker is busy.
+const MAX_WAITING: usize = 1024;
+/// Those of one network.
+const MAX_OF_NETWORK: usize = 256;
+/// Checks of users at familiar addresses that may wait besides.
+const MAX_FAMILIAR: usize = 1024;
+/// Nobody waits longer than this for a token.
+const PATIENCE: Duration = Duration::from_secs(60);
 /// glibc keeps freed memory for every thread unless the piece was larger than 32 MiB, the most that its threshold for pieces
 /// with a mapping of their own rises to. So more is asked for than is used: what is not touched costs nothing, and all of
 /// it goes back to the system after each check, whichever thread did it.
@@ -37,90 +45,243 @@ pub enum Verdict {
     Right,
     /// It is not.
     Wrong,
-    /// Too many checks wait.
+    /// Too many checks wait, or too many guesses were wrong. Nothing was compared.
     Busy,
+}
+
+/// What a client shows.
+#[derive(Clone, Copy, Debug)]
+pub struct Attempt<'a> {
+    /// User name.
+    pub user: &'a str,
+    /// Hash of its password; `None`: there is no such user, or none with a password.
+    pub hash: Option<&'a str>,
+    /// What is checked against in that case, so that it takes as long.
+    pub decoy: &'a str,
+    /// Password.
+    pub password: &'a [u8],
+    /// Where it comes from.
+    pub from: IpAddr,
 }
 
 /// Checks passwords.
 #[derive(Debug)]
 pub struct Passwords {
-    one_at_a_time: Semaphore,
-    waiting: AtomicUsize,
     key: RandomState,
     /// Keyed hash of hash and password, of those that were right.
     known: Mutex<HashMap<Box<str>, u64>>,
-    failures: Mutex<HashMap<IpAddr, (u32, Instant)>>,
+    guesses: Mutex<Guesses>,
+    /// Tokens were given back.
+    given_back: Notify,
+    waiting: Mutex<Waiting>,
+    turns: Turns,
+    /// Who has succeeded from where.
+    pub familiar: Familiar,
 }
 
 impl Default for Passwords {
     fn default() -> Self {
         Passwords {
-            one_at_a_time: Semaphore::new(1),
-            waiting: AtomicUsize::new(0),
             key: RandomState::new(),
             known: Mutex::default(),
-            failures: Mutex::default(),
+            guesses: Mutex::default(),
+            given_back: Notify::new(),
+            waiting: Mutex::default(),
+            turns: Turns::default(),
+            familiar: Familiar::default(),
         }
     }
 }
 
 impl Passwords {
-    /// Forgets who has succeeded.
+    /// Forgets which passwords were right.
     pub fn reload(&self) {
         self.known.lock().clear();
     }
 
-    /// Checks `password` against the PHC string `hash` of `user`.
-    pub async fn check(&self, user: &str, hash: &str, password: &[u8], from: IpAddr) -> Verdict {
-        let fingerprint = self.key.hash_one((hash, password));
-        if self.is_known(user, fingerprint) {
-            return Verdict::Right;
+    /// Checks a password.
+    pub async fn check(&self, attempt: &Attempt<'_>) -> Verdict {
+        let is_familiar = attempt.hash.is_some() && self.familiar.knows(attempt.user, attempt.from);
+        let Some(_place) = self.enter(attempt.from, is_familiar) else { return Verdict::Busy };
+        let Some(taken) = self.token(attempt, is_familiar).await else { return Verdict::Busy };
+        let is_right = self.compare(attempt, is_familiar).await;
+        if !is_right {
+            return Verdict::Wrong;
         }
-        if self.waiting.fetch_add(1, Ordering::Relaxed) >= MAX_WAITING {
-            self.waiting.fetch_sub(1, Ordering::Relaxed);
-            return Verdict::Busy;
-        }
-        let verdict = self.check_in_turn(user, hash, password, from, fingerprint).await;
-        self.waiting.fetch_sub(1, Ordering::Relaxed);
-        verdict
+        self.guesses.lock().give_back(taken);
+        self.given_back.notify_waiters();
+        self.familiar.add(attempt.user, attempt.from);
+        Verdict::Right
     }
 
-    async fn check_in_turn(&self, user: &str, hash: &str, password: &[u8], from: IpAddr, fingerprint: u64) -> Verdict {
-        let not_before = self.failures.lock().get(&from).map(|(_, until)| *until);
-        if let Some(until) = not_before {
-            sleep_until(until).await;
+    /// A place among those who wait; `None`: there are too many.
+    fn enter(&self, from: IpAddr, is_familiar: bool) -> Option<Place<'_>> {
+        let network = (!is_familiar).then(|| network(from));
+        let has_room = self.waiting.lock().enter(network);
+        // made only where there is room: it gives its place back when it goes
+        has_room.then(|| Place { waiting: &self.waiting, network })
+    }
+
+    /// Waits for a token to guess.
+    async fn token(&self, attempt: &Attempt<'_>, is_familiar: bool) -> Option<Taken> {
+        let give_up = Instant::now() + PATIENCE;
+        loop {
+            let given_back = self.given_back.notified();
+            let now = Instant::now();
+            let taken = self.guesses.lock().take(attempt.user, attempt.from, is_familiar, now);
+            match taken {
+                Ok(taken) => return Some(taken),
+                Err(again) if again >= give_up => return None,
+                Err(again) => tokio::select! {
+                    () = sleep_until(again) => {}
+                    woken = timeout_at(give_up, given_back) => woken.ok()?,
+                },
+            }
         }
-        let Ok(_turn) = self.one_at_a_time.acquire().await else { return Verdict::Busy };
+    }
+
+    async fn compare(&self, attempt: &Attempt<'_>, is_familiar: bool) -> bool {
+        let against = attempt.hash.unwrap_or(attempt.decoy);
+        let fingerprint = self.key.hash_one((against, attempt.password));
+        let is_known = || attempt.hash.is_some() && self.known.lock().get(attempt.user) == Some(&fingerprint);
+        if is_known() {
+            return true;
+        }
+        let Some(_turn) = self.turns.take(is_familiar).await else { return false };
         // the same user may have succeeded while we waited
-        if self.is_known(user, fingerprint) {
-            return Verdict::Right;
+        if is_known() {
+            return true;
         }
-        let (hash, password) = (hash.to_owned(), password.to_vec());
+        let (hash, password) = (against.to_owned(), attempt.password.to_vec());
         let checked = tokio::task::spawn_blocking(move || verify(&hash, &password).unwrap_or(false));
-        if checked.await.unwrap_or(false) {
-            self.known.lock().insert(user.into(), fingerprint);
-            self.failures.lock().remove(&from);
-            Verdict::Right
-        } else {
-            self.note_failure(from);
-            Verdict::Wrong
+        let is_right = checked.await.unwrap_or(false) && attempt.hash.is_some();
+        if is_right {
+            self.known.lock().insert(attempt.user.into(), fingerprint);
         }
+        is_right
+    }
+}
+
+/// How many wait.
+#[derive(Debug, Default)]
+struct Waiting {
+    familiar: usize,
+    strange: usize,
+    of_network: HashMap<IpAddr, usize>,
+}
+
+impl Waiting {
+    /// `None`: a user at a familiar address.
+    fn enter(&mut self, network: Option<IpAddr>) -> bool {
+        let Some(network) = network else {
+            let has_room = self.familiar < MAX_FAMILIAR;
+            self.familiar += usize::from(has_room);
+            return has_room;
+        };
+        let of_network = self.of_network.get(&network).copied().unwrap_or(0);
+        let has_room = self.strange < MAX_WAITING && of_network < MAX_OF_NETWORK;
+        if has_room {
+            self.strange += 1;
+            *self.of_network.entry(network).or_default() += 1;
+        }
+        has_room
     }
 
-    fn is_known(&self, user: &str, fingerprint: u64) -> bool {
-        self.known.lock().get(user) == Some(&fingerprint)
-    }
-
-    fn note_failure(&self, from: IpAddr) {
-        let mut failures = self.failures.lock();
-        let now = Instant::now();
-        failures.retain(|_, (_, until)| *until + 4 * LONGEST_DELAY > now);
-        if failures.len() >= MAX_ADDRESSES && !failures.contains_key(&from) {
+    fn leave(&mut self, network: Option<IpAddr>) {
+        let Some(network) = network else {
+            self.familiar -= 1;
             return;
+        };
+        self.strange -= 1;
+        if let Some(count) = self.of_network.get_mut(&network) {
+            *count -= 1;
+            if *count == 0 {
+                self.of_network.remove(&network);
+            }
         }
-        let (count, until) = failures.entry(from).or_insert((0, now));
-        *until = now + (FIRST_DELAY * 2u32.saturating_pow(*count)).min(LONGEST_DELAY);
-        *count = (*count + 1).min(16);
+    }
+}
+
+/// A place among those who wait, given back when dropped.
+struct Place<'a> {
+    waiting: &'a Mutex<Waiting>,
+    network: Option<IpAddr>,
+}
+
+impl Drop for Place<'_> {
+    fn drop(&mut self) {
+        self.waiting.lock().leave(self.network);
+    }
+}
+
+/// One check at a time, users at familiar addresses first.
+#[derive(Debug, Default)]
+struct Turns {
+    state: Mutex<Queues>,
+}
+
+#[derive(Debug, Default)]
+struct Queues {
+    is_taken: bool,
+    familiar: VecDeque<oneshot::Sender<()>>,
+    strange: VecDeque<oneshot::Sender<()>>,
+}
+
+/// The turn of one check, given to the next when dropped.
+struct Turn<'a>(&'a Turns);
+
+impl Turns {
+    async fn take(&self, is_familiar: bool) -> Option<Turn<'_>> {
+        let called = {
+            let mut state = self.state.lock();
+            if !state.is_taken {
+                state.is_taken = true;
+                return Some(Turn(self));
+            }
+            let (call, called) = oneshot::channel();
+            if is_familiar {
+                state.familiar.push_back(call)
+            } else {
+                state.strange.push_back(call)
+            }
+            called
+        };
+        let mut called = Called { turns: self, called };
+        (&mut called.called).await.ok()?;
+        Some(Turn(self))
+    }
+
+    /// Gives the turn to the next.
+    fn pass_on(&self) {
+        let mut state = self.state.lock();
+        while let Some(next) = state.familiar.pop_front().or_else(|| state.strange.pop_front()) {
+            if next.send(()).is_ok() {
+                return;
+            }
+            // it has gone while it waited
+        }
+        state.is_taken = false;
+    }
+}
+
+/// Somebody who waits for a turn. If it is called and goes without hearing of it, the turn goes to the next.
+struct Called<'a> {
+    turns: &'a Turns,
+    called: oneshot::Receiver<()>,
+}
+
+impl Drop for Called<'_> {
+    fn drop(&mut self) {
+        self.called.close();
+        if self.called.try_recv().is_ok() {
+            self.turns.pass_on();
+        }
+    }
+}
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        self.0.pass_on();
     }
 }
 
@@ -166,23 +327,67 @@ mod tests {
         cheap.hash_password(password.as_bytes(), &salt).unwrap().to_string()
     }
 
+    fn attempt<'a>(user: &'a str, hash: &'a str, password: &'a str, from: &str) -> Attempt<'a> {
+        let from = from.parse().unwrap();
+        Attempt { user, hash: Some(hash), decoy: hash, password: password.as_bytes(), from }
+    }
+
+    const HOME: &str = "192.0.2.1";
+    const STRANGER: &str = "198.51.100.1";
+
     #[tokio::test(start_paused = true)]
-    async fn right_passwords_are_remembered_and_wrong_ones_slow_their_address_down() {
+    async fn guesses_wait_right_or_wrong_and_users_at_home_do_not() {
         let passwords = Passwords::default();
-        let from: IpAddr = "192.0.2.1".parse().unwrap();
         let hash = hash("secret");
-        assert_eq!(passwords.check("u", &hash, b"secret", from).await, Verdict::Right);
-        assert!(passwords.known.lock().contains_key("u"));
+        assert_eq!(passwords.check(&attempt("u", &hash, "secret", HOME)).await, Verdict::Right);
         let begin = Instant::now();
-        for _ in 0..3 {
-            assert_eq!(passwords.check("u", &hash, b"guess", from).await, Verdict::Wrong);
+        let mut wrong = 0;
+        while begin.elapsed() < Duration::from_secs(1) {
+            assert_eq!(passwords.check(&attempt("u", &hash, "guess", STRANGER)).await, Verdict::Wrong);
+            wrong += 1;
         }
-        assert!(begin.elapsed() >= FIRST_DELAY + FIRST_DELAY * 2);
+        assert_eq!(wrong, 11, "ten at once, and then one by one");
+        // the right password is not told from a wrong one by the time it takes
         let begin = Instant::now();
-        assert_eq!(passwords.check("u", &hash, b"secret", from).await, Verdict::Right);
-        assert_eq!(begin.elapsed(), Duration::ZERO, "known: no wait");
+        assert_eq!(passwords.check(&attempt("u", &hash, "secret", "198.51.100.2")).await, Verdict::Right);
+        assert!(begin.elapsed() >= Duration::from_secs(9), "{:?}", begin.elapsed());
+        let begin = Instant::now();
         passwords.reload();
-        assert_eq!(passwords.check("u", &hash, b"secret", from).await, Verdict::Right);
-        assert!(begin.elapsed() >= FIRST_DELAY * 4, "asked again");
+        assert_eq!(passwords.check(&attempt("u", &hash, "secret", HOME)).await, Verdict::Right);
+        assert_eq!(begin.elapsed(), Duration::ZERO);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_one_network_waits_for_leaves_room_for_others() {
+        let passwords = std::sync::Arc::new(Passwords::default());
+        let hash = hash("secret");
+        let guessing: Vec<_> = (0..2 * MAX_OF_NETWORK)
+            .map(|number| {
+                let (passwords, hash) = (passwords.clone(), hash.clone());
+                let user = format!("user {number}");
+                tokio::spawn(async move { passwords.check(&attempt(&user, &hash, "guess", STRANGER)).await })
+            })
+            .collect();
+        tokio::task::yield_now().await;
+        assert_eq!(passwords.check(&attempt("u", &hash, "secret", HOME)).await, Verdict::Right);
+        let mut busy = 0;
+        for guess in guessing {
+            busy += usize::from(guess.await.unwrap() == Verdict::Busy);
+        }
+        assert!(busy >= MAX_OF_NETWORK, "{busy}");
+        assert_eq!(passwords.waiting.lock().strange, 0);
+    }
+
+    #[tokio::test]
+    async fn a_turn_is_never_lost() {
+        let turns = Turns::default();
+        let first = turns.take(false).await.unwrap();
+        let mut second = Box::pin(turns.take(false));
+        let mut third = Box::pin(turns.take(true));
+        assert!(futures_util::poll!(&mut second).is_pending() && futures_util::poll!(&mut third).is_pending());
+        drop(first);
+        // the familiar one is called first, and goes without having heard of it
+        drop(third);
+        assert!(second.await.is_some());
     }
 }

@@ -6,6 +6,7 @@
 mod support;
 
 mod addresses;
+mod guessing;
 mod rules;
 mod sessions;
 mod storm;

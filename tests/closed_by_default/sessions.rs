@@ -3,7 +3,7 @@
 use super::{PASSWORD, user};
 use crate::support::broker::Setup;
 use crate::support::packet::V5;
-use crate::support::{Connect, Gateway, Setup};
+use crate::support::{Connect, Gateway};
 
 fn gateway() -> Gateway {
     let users = user("ada", "publish = [\"a/#\"]\nsubscribe = [\"a/#\"]")

@@ -1,0 +1,97 @@
+//! Keeps over restarts which users have succeeded from which addresses: after a power cut they go first.
+
+use std::fs::{self, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::sleep;
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use crate::access::Access;
+
+/// The file's name in the data directory.
+const NAME: &str = "familiar";
+/// A larger file is none of ours.
+const LARGEST: u64 = 16 << 20;
+/// New addresses are written together, so that a busy morning costs the card one file.
+const PAUSE: Duration = Duration::from_secs(60);
+
+/// Reads what is there. Blocks for a moment.
+pub fn read(data_dir: &Path, access: &Access) {
+    let path = data_dir.join(NAME);
+    let is_ours = fs::symlink_metadata(&path).is_ok_and(|file| file.is_file() && file.len() <= LARGEST);
+    if is_ours && let Ok(text) = fs::read_to_string(&path) {
+        access.passwords.familiar.read(&text);
+    }
+}
+
+/// Writes what has changed, until the gateway goes down.
+pub async fn keep(data_dir: PathBuf, access: Arc<Access>, cancel: CancellationToken) {
+    let mut changed = access.passwords.familiar.changed();
+    let mut has_failed = false;
+    let write = async |has_failed: &mut bool| {
+        let (dir, text) = (data_dir.clone(), access.passwords.familiar.to_text());
+        let written = tokio::task::spawn_blocking(move || write(&dir, &text)).await.unwrap_or(Ok(()));
+        match &written {
+            Ok(()) if *has_failed => info!("the addresses of users are written again"),
+            Err(error) if !*has_failed => {
+                warn!(%error, "the addresses of users cannot be written: after a restart nobody goes first");
+            }
+            _ => {}
+        }
+        *has_failed = written.is_err();
+    };
+    loop {
+        tokio::select! {
+            () = cancel.cancelled() => return,
+            _ = changed.changed() => {}
+        }
+        tokio::select! {
+            () = cancel.cancelled() => {}
+            () = sleep(PAUSE) => {}
+        }
+        changed.mark_unchanged();
+        write(&mut has_failed).await;
+    }
+}
+
+/// Replaces the file as a whole: a power cut leaves the old one or the new one.
+fn write(data_dir: &Path, text: &str) -> io::Result<()> {
+    let (path, new) = (data_dir.join(NAME), data_dir.join(format!("{NAME}.new")));
+    match fs::remove_file(&new) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&new)?;
+    file.write_all(text.as_bytes())?;
+    file.sync_all()?;
+    fs::rename(&new, &path)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+    use crate::access::settings::AccessSettings;
+
+    #[test]
+    fn what_is_written_is_read_and_nobody_elses_business() {
+        let dir = tempfile::tempdir().unwrap();
+        let access = Access::new(&AccessSettings::default());
+        access.passwords.familiar.add("ada", [192, 0, 2, 1].into());
+        for _ in 0..2 {
+            write(dir.path(), &access.passwords.familiar.to_text()).unwrap();
+        }
+        let again = Access::new(&AccessSettings::default());
+        read(dir.path(), &again);
+        assert!(again.passwords.familiar.knows("ada", [192, 0, 2, 1].into()));
+        let mode = fs::metadata(dir.path().join(NAME)).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o600);
+        read(&dir.path().join("missing"), &again);
+    }
+}

@@ -1,0 +1,108 @@
+//! Guessing passwords is slow, tells nothing, and keeps nobody out.
+
+use std::io::Read;
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::time::Duration;
+
+use socket2::{Domain, Socket, Type};
+
+use super::{PASSWORD, user};
+use crate::support::{Connect, Gateway, Setup};
+
+/// A connection from an address of this host's loopback network.
+fn from(last: u8, port: u16) -> TcpStream {
+    let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+    socket.bind(&SocketAddr::from((Ipv4Addr::new(127, 0, 0, last), 0)).into()).unwrap();
+    socket.connect(&SocketAddr::from((Ipv4Addr::LOCALHOST, port)).into()).unwrap();
+    socket.into()
+}
+
+/// Guesses that wait for their answers.
+struct Flood(Vec<TcpStream>);
+
+impl Flood {
+    /// So many for the same user from the same address.
+    fn start(gateway: &Gateway, name: &str, last: u8, count: usize) -> Flood {
+        let guess = |number: usize| {
+            let mut stream = from(last, gateway.port);
+            let connect = Connect::new(&format!("guess-{last}-{number}")).login(name, &format!("guess {number}"));
+            std::io::Write::write_all(&mut stream, &connect.encode()).unwrap();
+            stream.set_nonblocking(true).unwrap();
+            stream
+        };
+        Flood((0..count).map(guess).collect())
+    }
+
+    /// How many have been told that the password is wrong, and how many that the broker is busy.
+    fn answers(&mut self) -> (usize, usize) {
+        let (mut wrong, mut busy) = (0, 0);
+        self.0.retain_mut(|stream| {
+            let mut connack = [0; 4];
+            match stream.read(&mut connack) {
+                Ok(4) if connack[3] == 4 => wrong += 1,
+                Ok(4) if connack[3] == 3 => busy += 1,
+                Ok(0) => {}
+                Ok(_) => panic!("{connack:?}"),
+                Err(_) => return true,
+            }
+            false
+        });
+        (wrong, busy)
+    }
+}
+
+fn ada_at_home(gateway: &Gateway) {
+    let connect = Connect::new("ada's node").login("ada", PASSWORD);
+    let stream = from(1, gateway.port);
+    let (mut ada, connack) = connect.try_over(Box::new(stream.try_clone().unwrap()), stream);
+    assert_eq!(connack.reason, 0);
+    ada.ping();
+    ada.disconnect();
+}
+
+#[test]
+fn a_user_at_home_gets_in_while_others_guess_also_after_a_restart() {
+    let mut gateway = Setup::default().config(&(user("ada", "") + &user("bob", ""))).start();
+    ada_at_home(&gateway);
+    for restart in [false, true] {
+        if restart {
+            // in order: what was learnt is written then, if not before
+            gateway = gateway.end().restart();
+        }
+        let mut floods: Vec<Flood> = (2..6).map(|last| Flood::start(&gateway, "ada", last, 40)).collect();
+        let mut others = Flood::start(&gateway, "nobody", 6, 40);
+        ada_at_home(&gateway);
+        let wrong: usize = floods.iter_mut().map(|flood| flood.answers().0).sum::<usize>() + others.answers().0;
+        assert!(wrong < 60, "the guesses were not waited for: {wrong}");
+        assert!(floods.iter().any(|flood| !flood.0.is_empty()), "guesses still wait");
+    }
+}
+
+#[test]
+fn a_right_guess_waits_as_long_as_a_wrong_one() {
+    let gateway = Setup::default().config(&user("ada", "")).start();
+    ada_at_home(&gateway);
+    let mut flood = Flood::start(&gateway, "ada", 2, 60);
+    // it is known by now, but not from there
+    let right = Connect::new("right").login("ada", PASSWORD);
+    let mut stream = from(3, gateway.port);
+    std::io::Write::write_all(&mut stream, &right.encode()).unwrap();
+    let mut wrong = 0;
+    crate::support::wait_until("the first guesses to be answered", || {
+        wrong += flood.answers().0;
+        wrong >= 10
+    });
+    stream.set_read_timeout(Some(Duration::from_millis(500))).unwrap();
+    let mut connack = [0; 4];
+    let answer = stream.read(&mut connack);
+    assert!(answer.is_err() || wrong + flood.answers().0 > 10, "{answer:?} after {wrong} guesses");
+}
+
+#[test]
+fn what_is_kept_of_logins_has_no_hash_and_belongs_to_nobody_else() {
+    let gateway = Setup::default().config(&user("ada", "")).start();
+    ada_at_home(&gateway);
+    let ended = gateway.end();
+    let text = std::fs::read_to_string(ended.dir().join("data/familiar")).unwrap();
+    assert_eq!(text, "ada\t127.0.0.1\n");
+}
