@@ -13,6 +13,7 @@ use tracing::info;
 
 use super::core::{CONNECTED_FACTOR, Core};
 use super::session::{Session, Subscription};
+use crate::access::identity::SessionName;
 use crate::exchange::ingress::Route;
 use crate::exchange::shared::SharedGroup;
 use crate::exchange::subscribers::SubscriptionOptions;
@@ -60,8 +61,8 @@ fn consumer_name(journal: &Journal, session: &Session, shared: &str) -> String {
     names.find(|name| journal.backlog_of(name).is_some()).unwrap_or_else(|| format!("share/{}/{rest}", owner(session)))
 }
 
-fn owner(_session: &Session) -> &'static str {
-    "u"
+fn owner(session: &Session) -> &'static str {
+    if SessionName::of(&session.owner).user.is_some() { OWNERS[0] } else { OWNERS[1] }
 }
 
 impl Core {

@@ -7,7 +7,8 @@ use std::path::PathBuf;
 use toml::de::{DeTable, DeValue};
 
 use super::{CliError, print};
-use crate::access::authorise::{Authoriser, Identity};
+use crate::access::authorise::Authoriser;
+use crate::access::identity::Identity;
 use crate::access::settings::{AccessRule, AccessSettings, AnonymousFrom, Rights, UserSettings};
 use crate::config::{self, Settings};
 use crate::message::{check_topic, matches};

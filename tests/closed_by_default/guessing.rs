@@ -83,15 +83,15 @@ fn a_right_guess_waits_as_long_as_a_wrong_one() {
     let gateway = Setup::default().config(&user("ada", "")).start();
     ada_at_home(&gateway);
     let mut flood = Flood::start(&gateway, "ada", 2, 60);
-    // it is known by now, but not from there
-    let right = Connect::new("right").login("ada", PASSWORD);
-    let mut stream = from(3, gateway.port);
-    std::io::Write::write_all(&mut stream, &right.encode()).unwrap();
     let mut wrong = 0;
     crate::support::wait_until("the first guesses to be answered", || {
         wrong += flood.answers().0;
         wrong >= 10
     });
+    // it is known by now, but not from there
+    let right = Connect::new("right").login("ada", PASSWORD);
+    let mut stream = from(3, gateway.port);
+    std::io::Write::write_all(&mut stream, &right.encode()).unwrap();
     stream.set_read_timeout(Some(Duration::from_millis(500))).unwrap();
     let mut connack = [0; 4];
     let answer = stream.read(&mut connack);
