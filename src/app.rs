@@ -4,9 +4,9 @@
 //! part that fails, and go down in order: sensors and ports first, then clients and upstreams, the router last.
 
 mod data_dir;
+mod familiar;
 mod identity;
 mod orphans;
-mod familiar;
 mod pulse;
 mod reload;
 mod summary;
