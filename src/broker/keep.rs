@@ -8,7 +8,7 @@
 //! |---|---|
 //! | 1 | 2, the version |
 //! | 4 | session expiry interval in seconds |
-//! | 8 | Unix time in milliseconds when the client left; 0 while it is connected |
+//! | 8 | when the client left, as the journal stamps it; 0 while it is connected |
 //! | 4 | length of the owner; version 1 has neither this nor the owner, and nobody knows whose such a session is |
 //! | | the owner |
 //! | | per subscription: length of the filter (2), filter, QoS (1), bit 0 no local, bit 1 retain as published (1), id or 0 (4) |
