@@ -16,26 +16,25 @@ mod web;
 
 pub use self::orphans::discard;
 
-use std::future::pending;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::watch;
-use tokio::time::{Instant, interval, timeout};
+use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
 use self::data_dir::DataDir;
-use self::pulse::Rooms;
+use self::pulse::{Feeding, ROUTER, Rooms};
 use self::reload::Reloadable;
 use crate::broker::core::Core;
 use crate::broker::{Broker, sys};
 use crate::config::Settings;
 use crate::exchange::ingress::Receipt;
 use crate::exchange::live::{Dispatcher, RouterError};
-use crate::health::{Fault, Health, Problems};
+use crate::health::{Fault, Health, Problems, Pulse};
 use crate::http;
 use crate::journal::boots::NOTE_MS;
 use crate::journal::settings::JournalSettings;
@@ -189,13 +188,13 @@ impl Gateway {
         let (broker, web_port) =
             open_ports(&settings, journal, clock.clone(), doors.clone(), (&health, &reloads)).await?;
         let Broker { core, dispatcher, listeners, connections } = broker;
-        let (answered, router_answered) = watch::channel(Instant::now());
-        let mut rooms = Rooms::new(router_answered, core.ingress.journal().clone());
+        let mut rooms = Rooms::new(core.ingress.room().clone(), core.ingress.journal().clone());
+        let router_pulse = rooms.watch(ROUTER);
         let (rules, upstreams) = start_upstreams(&settings, &core, &clock, &supervisor, &mut rooms);
         let source = Source::open(&settings.gpio, clock.clone(), seed())?;
         let made_up: Vec<_> = settings.sensors.iter().filter(|sensor| source.simulates(sensor)).cloned().collect();
 
-        start_router(dispatcher, &core, &supervisor, answered).await;
+        start_router(dispatcher, &core, &supervisor, router_pulse).await;
         familiar::read(&settings.gateway.data_dir, &core.access);
         let keeping = familiar::keep(settings.gateway.data_dir.clone(), core.access.clone(), supervisor.token());
         supervisor.spawn_endless("addresses of users", keeping);
@@ -254,16 +253,10 @@ impl Gateway {
     }
 
     async fn serve(mut self, mut signals: Signals) -> Result<(), AppError> {
-        let mut feed = notify::watchdog_interval().map(interval);
+        let mut feeding = Feeding::new(notify::watchdog_interval());
         let mut said = self.reloadable.status_line();
         let mut is_ready = false;
         loop {
-            let fed = async {
-                match &mut feed {
-                    Some(interval) => drop(interval.tick().await),
-                    None => pending().await,
-                }
-            };
             tokio::select! {
                 signal = signals.next() => match signal {
                     Signal::Hangup => self.reloadable.reload().await,
@@ -274,8 +267,8 @@ impl Gateway {
                     is_ready = true;
                     notify::ready(&said);
                 }
-                () = fed => {
-                    if self.rooms.are_at_work() {
+                () = feeding.due() => {
+                    if feeding.look(&mut self.rooms) {
                         notify::watchdog();
                     }
                     self.say_status(&mut said);
@@ -362,18 +355,11 @@ async fn sensors_have_answered(settings: &Settings, mut sensors: watch::Receiver
     let _ = timeout(SENSORS, sensors.wait_for(answered)).await;
 }
 
-/// Starts the router and what belongs to it; `answered` is when it has last shown that it lives.
-async fn start_router(
-    dispatcher: Dispatcher,
-    core: &Arc<Core>,
-    supervisor: &Supervisor,
-    answered: watch::Sender<Instant>,
-) {
+/// Starts the router and what belongs to it; `pulse` shows that it lives.
+async fn start_router(dispatcher: Dispatcher, core: &Arc<Core>, supervisor: &Supervisor, pulse: Pulse) {
     let probe = core.ingress.clone();
-    let alive = move || {
-        answered.send_replace(Instant::now());
-    };
-    supervisor.spawn("router", dispatcher.run(supervisor.token(), move || probe.probe(), alive));
+    supervisor.spawn("router", dispatcher.run(supervisor.token(), move || probe.probe(), pulse));
+    supervisor.spawn_endless("retained messages", core.ingress.clone().expire_retained(supervisor.token()));
     core.publish_orphaned_wills().await;
     supervisor.spawn_endless("sessions", core.clone().sweep());
     supervisor.spawn_endless("shared subscriptions", core.clone().share());

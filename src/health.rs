@@ -183,6 +183,47 @@ impl Health {
     }
 }
 
+/// Steps in which the time of something that is due is counted.
+pub const STEP: Duration = Duration::from_secs(1);
+
+/// For how long something that is due has not been done although this process ran.
+///
+/// A process may be stopped, starved of processor time or memory, or asleep with its machine: what it does not get done
+/// meanwhile says nothing about its parts. So only the time between two looks counts that were no further apart than
+/// [`STEP`] and a half: whoever looked in time could as well have done what is due.
+#[derive(Debug, Default)]
+pub struct Overdue {
+    looked: Option<Instant>,
+    attended: Duration,
+}
+
+impl Overdue {
+    /// Something is due from now on.
+    pub fn from(now: Instant) -> Overdue {
+        Overdue { looked: Some(now), attended: Duration::ZERO }
+    }
+
+    /// It is still not done. Says for how long this process could have done it.
+    pub fn look(&mut self, now: Instant) -> Duration {
+        let gap = self.looked.map_or(Duration::ZERO, |looked| now.saturating_duration_since(looked));
+        self.looked = Some(now);
+        if gap <= STEP * 3 / 2 {
+            self.attended += gap;
+        }
+        self.attended
+    }
+
+    /// Whether something is due.
+    pub fn is_running(&self) -> bool {
+        self.looked.is_some()
+    }
+
+    /// It is done, or others have been waited for: time counts anew.
+    pub fn reset(&mut self) {
+        *self = Overdue::default();
+    }
+}
+
 /// Shows that a task is at work: it answers when it gets around to being asked.
 #[derive(Debug)]
 pub struct Pulse {
@@ -205,6 +246,11 @@ impl Pulse {
         self.answered.send_replace(*self.asked.borrow());
     }
 
+    /// Whether there is a question without an answer.
+    pub fn is_asked(&self) -> bool {
+        *self.asked.borrow() > *self.answered.borrow()
+    }
+
     /// Answers for as long as `wait` takes: for what may take long without anything being wrong.
     pub async fn during<T>(&mut self, wait: impl Future<Output = T>) -> T {
         let mut wait = std::pin::pin!(wait);
@@ -222,7 +268,7 @@ impl Pulse {
 pub struct PulseTaker {
     ask: watch::Sender<u64>,
     answered: watch::Receiver<u64>,
-    since: Instant,
+    overdue: Overdue,
 }
 
 impl PulseTaker {
@@ -230,7 +276,7 @@ impl PulseTaker {
     pub fn new() -> (PulseTaker, Pulse) {
         let (ask, asked) = watch::channel(1);
         let (answer, answered) = watch::channel(0);
-        (PulseTaker { ask, answered, since: Instant::now() }, Pulse { asked, answered: answer })
+        (PulseTaker { ask, answered, overdue: Overdue::from(Instant::now()) }, Pulse { asked, answered: answer })
     }
 
     /// Waits for the answer to the last question. Safe to cancel.
@@ -242,14 +288,25 @@ impl PulseTaker {
         }
     }
 
-    /// How long the last question has been without an answer. Asks again where it has one.
+    /// How long the last question has been without an answer although this process ran ([`Overdue`]). Asks again where it
+    /// has one.
     pub fn silence(&mut self, now: Instant) -> Duration {
-        let asked = *self.ask.borrow();
-        if *self.answered.borrow() == asked {
-            self.since = now;
-            self.ask.send_replace(asked + 1);
+        if self.is_waited_for() {
+            return self.overdue.look(now);
         }
-        now.duration_since(self.since)
+        self.overdue = Overdue::from(now);
+        self.ask.send_modify(|asked| *asked += 1);
+        Duration::ZERO
+    }
+
+    /// Whether the last question is without an answer.
+    pub fn is_waited_for(&self) -> bool {
+        *self.answered.borrow() != *self.ask.borrow()
+    }
+
+    /// The task waits for others, who are watched themselves: that is not its own silence.
+    pub fn excuse(&mut self) {
+        self.overdue.reset();
     }
 }
 
@@ -283,5 +340,41 @@ mod tests {
         let last = problems.last();
         assert_eq!((last.len(), last[0].number, *problems.count().borrow()), (MAX_PROBLEMS, 6, 55));
         assert!(last.iter().all(|problem| problem.text.len() <= MAX_PROBLEM + 3));
+    }
+
+    #[test]
+    fn time_in_which_the_process_stood_still_does_not_count() {
+        let begin = Instant::now();
+        let at = |seconds: f64| begin + Duration::from_secs_f64(seconds);
+        let mut overdue = Overdue::from(begin);
+        assert_eq!(overdue.look(at(1.0)), Duration::from_secs(1));
+        // stopped for twelve seconds, and again
+        assert_eq!(overdue.look(at(13.0)), Duration::from_secs(1));
+        assert_eq!(overdue.look(at(14.0)), Duration::from_secs(2));
+        assert_eq!(overdue.look(at(26.5)), Duration::from_secs(2));
+        // starved: every look comes late
+        for late in 1..100 {
+            assert_eq!(overdue.look(at(26.5 + 2.0 * f64::from(late))), Duration::from_secs(2));
+        }
+        overdue.reset();
+        assert_eq!(overdue.look(at(300.0)), Duration::ZERO);
+        assert_eq!(overdue.look(at(301.4)), Duration::from_secs_f64(1.4));
+    }
+
+    #[test]
+    fn a_task_is_silent_only_while_the_process_runs() {
+        let (mut taker, pulse) = PulseTaker::new();
+        let begin = Instant::now();
+        assert_eq!(taker.silence(begin + Duration::from_secs(60)), Duration::ZERO, "nobody looked for a minute");
+        assert_eq!(taker.silence(begin + Duration::from_secs(61)), STEP);
+        assert!(pulse.is_asked() && taker.is_waited_for());
+        pulse.answer();
+        assert_eq!(taker.silence(begin + Duration::from_secs(62)), Duration::ZERO);
+        assert!(pulse.is_asked(), "it is asked again");
+        for second in 63..70 {
+            taker.silence(begin + Duration::from_secs(second));
+        }
+        taker.excuse();
+        assert_eq!(taker.silence(begin + Duration::from_secs(70)), Duration::ZERO);
     }
 }

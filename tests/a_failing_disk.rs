@@ -175,7 +175,8 @@ fn broker_on(storage: &MemoryStorage, runtime: &tokio::runtime::Runtime) -> u16 
     let port = broker.addresses()[0].port();
     let Broker { core, dispatcher, listeners, connections } = broker;
     let probe = core.ingress.clone();
-    runtime.spawn(dispatcher.run(cancel, move || probe.probe(), || {}));
+    let (_, pulse) = pigateway::health::PulseTaker::new();
+    runtime.spawn(dispatcher.run(cancel, move || probe.probe(), pulse));
     for listener in listeners {
         runtime.spawn(listener.run(core.clone(), connections.clone()));
     }

@@ -12,6 +12,7 @@ use pigateway::broker::connection::{Peer, serve};
 use pigateway::broker::core::Core;
 use pigateway::broker::settings::BrokerSettings;
 use pigateway::config::{Environment, read};
+use pigateway::health::PulseTaker;
 use pigateway::journal::Journal;
 use pigateway::mqtt::{Connect, PacketType, Publish, Subscribe, Unsubscribe, Version};
 use pigateway::mqtt::{acknowledgement, disconnect, frame};
@@ -82,7 +83,8 @@ fn serving() -> &'static Serving {
             Ok(broker) => broker,
             Err(error) => panic!("{error}"),
         };
-        runtime.spawn(dispatcher.run(cancel, || Ok(()), || {}));
+        let (_, pulse) = PulseTaker::new();
+        runtime.spawn(dispatcher.run(cancel, || Ok(()), pulse));
         runtime.spawn(core.clone().sweep());
         Serving { runtime, core }
     })

@@ -1,49 +1,48 @@
 //! Whether every room is at work: what systemd's watchdog is fed with, and what readiness waits for.
 //!
-//! A task that ends is seen by the supervisor; one that hangs is seen here. The router shows by a message that has gone
-//! through it, and so does the sequencer in front of it. The journal's thread has to write what is there to be written,
-//! unless the disk is known to be at fault, which a restart would not mend. Everybody else is asked, and answers where
-//! it waits for its work: the sensors' task, and the thread that reads the pins behind it; the task of every upstream;
-//! HTTP where it accepts connections and where it takes in messages.
+//! A task that ends is seen by the supervisor; one that hangs is seen here. Everybody is asked, and answers where it waits
+//! for its work: the router by a message that has gone through it, and so through the sequencer in front of it; the
+//! sensors' task, and the thread that reads the pins behind it; the task of every upstream; HTTP where it accepts
+//! connections and where it takes in messages. The journal's thread has to write what is there to be written, unless the
+//! disk is known to be at fault, which a restart would not mend.
 //!
 //! It is the task that answers, not what it has to do with: an upstream that cannot be reached, is slow or refuses is
-//! normal, and its task, which tries on, is at work. Only one that never comes back to its waiting is not.
+//! normal, and its task, which tries on, is at work. Only one that never comes back to its waiting is not. And it must
+//! have had the chance: while the process stands still or starves, nobody's silence counts ([`Overdue`]), and while
+//! publishers are held back for a slow reader, theirs does not.
 //!
 //! Nobody is woken for this but by the watchdog, and where there is none, nobody.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::watch;
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep_until};
 use tracing::warn;
 
-use crate::health::{Pulse, PulseTaker};
+use crate::exchange::live::Room;
+use crate::health::{Overdue, Pulse, PulseTaker, STEP};
 use crate::journal::{Journal, Position};
 
-/// A room that has not answered for this long does not feed the watchdog.
-const SILENCE: Duration = Duration::from_secs(15);
+/// A room that could have answered for this long and has not does not feed the watchdog.
+const SILENCE: Duration = Duration::from_secs(10);
 /// A disk may be busy for longer than that.
 const DISK_SILENCE: Duration = Duration::from_secs(60);
 
 /// Watches over the rooms.
 pub struct Rooms {
-    router_answered: watch::Receiver<Instant>,
-    /// When nobody had answered yet.
-    started: Instant,
     /// Those who are asked.
     asked: Vec<(Arc<str>, PulseTaker)>,
+    room: Room,
     journal: Journal,
-    /// What the journal had to write when it was looked at last, and since when.
-    unwritten: Option<(Position, Instant)>,
+    /// What the journal had to write when it was looked at last, and for how long it has not.
+    unwritten: Option<(Position, Overdue)>,
     late: Option<Arc<str>>,
 }
 
 impl Rooms {
-    /// Router and journal, at work now.
-    pub fn new(router_answered: watch::Receiver<Instant>, journal: Journal) -> Rooms {
-        let started = *router_answered.borrow();
-        Rooms { router_answered, started, asked: Vec::new(), journal, unwritten: None, late: None }
+    /// The journal; `room` says whether publishers are held back.
+    pub fn new(room: Room, journal: Journal) -> Rooms {
+        Rooms { asked: Vec::new(), room, journal, unwritten: None, late: None }
     }
 
     /// One more that is asked; it answers with this.
@@ -53,13 +52,8 @@ impl Rooms {
         pulse
     }
 
-    /// Waits until a message has gone through the router and all who are asked have answered. Safe to cancel.
+    /// Waits until all who are asked have answered. Safe to cancel.
     pub async fn have_answered(&mut self) {
-        let started = self.started;
-        if self.router_answered.wait_for(|answered| *answered > started).await.is_err() {
-            // the router has ended, and with it the gateway
-            std::future::pending().await
-        }
         for (_, taker) in &mut self.asked {
             taker.answered().await;
         }
@@ -68,21 +62,19 @@ impl Rooms {
     /// Whether all are at work. Asks those who have to be asked, so that the next call knows.
     pub fn are_at_work(&mut self) -> bool {
         let now = Instant::now();
-        let journal_silence = self.journal_silence(now);
-        let router_silence = now.duration_since(*self.router_answered.borrow());
+        let is_held = self.room.is_held();
         let mut late: Option<Arc<str>> = None;
         // all of them, each time: who is not looked at is not asked again
         for (room, taker) in &mut self.asked {
+            if is_held && &**room != ROUTER {
+                taker.excuse();
+            }
             if taker.silence(now) >= SILENCE {
                 late.get_or_insert_with(|| room.clone());
             }
         }
-        if journal_silence >= DISK_SILENCE {
-            late = Some("journal".into());
-        }
-        // without it nobody else gets on
-        if router_silence >= SILENCE {
-            late = Some("router".into());
+        if self.journal_silence(now) >= DISK_SILENCE {
+            late.get_or_insert_with(|| "journal".into());
         }
         if let Some(room) = late.as_deref().filter(|_| self.late != late) {
             warn!(room, "a part of the gateway does not answer: systemd's watchdog is not fed");
@@ -91,25 +83,65 @@ impl Rooms {
         self.late.is_none()
     }
 
+    /// Whether somebody has been asked before this moment and has not answered: then it is looked after again soon.
+    fn are_waited_for(&self) -> bool {
+        self.unwritten.is_some() || self.asked.iter().any(|(_, taker)| taker.is_waited_for())
+    }
+
     /// Names of those that are asked.
     #[cfg(test)]
     pub fn asked(&self) -> Vec<&str> {
         self.asked.iter().map(|(room, _)| &**room).collect()
     }
 
-    /// How long the journal has not written what it has to.
+    /// How long the journal has not written what it has to, although it could.
     fn journal_silence(&mut self, now: Instant) -> Duration {
         let synced = *self.journal.synced().borrow();
-        match self.unwritten {
-            Some((position, since)) if position > synced && self.journal.status().failing.is_none() => {
-                now.duration_since(since)
+        match &mut self.unwritten {
+            Some((position, overdue)) if *position > synced && self.journal.status().failing.is_none() => {
+                overdue.look(now)
             }
             _ => {
                 let position = self.journal.barrier();
-                self.unwritten = (position > synced).then_some((position, now));
+                self.unwritten = (position > synced).then(|| (position, Overdue::from(now)));
                 Duration::ZERO
             }
         }
+    }
+}
+
+/// The room without which nobody else gets on. Watched first, so that it is named first.
+pub const ROUTER: &str = "router";
+
+/// When systemd is to be told that the gateway lives.
+pub struct Feeding {
+    interval: Option<Duration>,
+    next: Instant,
+}
+
+impl Feeding {
+    /// As often as this; `None`: never.
+    pub fn new(interval: Option<Duration>) -> Feeding {
+        Feeding { interval, next: Instant::now() }
+    }
+
+    /// Waits until it is time to look after the rooms. Safe to cancel.
+    pub async fn due(&self) {
+        match self.interval {
+            Some(_) => sleep_until(self.next).await,
+            None => std::future::pending().await,
+        }
+    }
+
+    /// Looks after them, and says whether systemd is to be told. However late this is, it is done once.
+    pub fn look(&mut self, rooms: &mut Rooms) -> bool {
+        let was_waited_for = rooms.are_waited_for();
+        let is_well = rooms.are_at_work();
+        let interval = self.interval.unwrap_or(STEP);
+        // time counts in steps: whoever has not answered is looked after in such
+        let pause = if was_waited_for && rooms.are_waited_for() { interval.min(STEP) } else { interval };
+        self.next = Instant::now() + pause;
+        is_well
     }
 }
 
@@ -119,51 +151,87 @@ mod tests {
 
     use super::*;
 
+    fn rooms() -> (Rooms, Pulse, Pulse) {
+        let mut rooms = Rooms::new(Room::default(), Journal::default());
+        let (router, sensors) = (rooms.watch(ROUTER), rooms.watch("sensors"));
+        (rooms, router, sensors)
+    }
+
     #[tokio::test(start_paused = true)]
     async fn all_have_answered_when_the_last_one_has() {
-        let (answered, router_answered) = watch::channel(Instant::now());
-        let mut rooms = Rooms::new(router_answered, Journal::default());
-        let (sensors, upstream) = (rooms.watch("sensors"), rooms.watch("upstream home"));
+        let (mut rooms, router, sensors) = rooms();
         let mut is_ready = async || timeout(Duration::from_secs(60), rooms.have_answered()).await.is_ok();
         sensors.answer();
-        upstream.answer();
         assert!(!is_ready().await, "nothing has gone through the router");
-        answered.send_replace(Instant::now());
+        router.answer();
         assert!(is_ready().await);
         rooms.watch("HTTP");
         assert!(timeout(Duration::from_secs(60), rooms.have_answered()).await.is_err());
     }
 
+    /// Looks after the rooms as long as this takes, with this much more before every look; says who is late then.
+    async fn look_for(rooms: &mut Rooms, seconds: u64, lateness: Duration) -> Option<Arc<str>> {
+        let mut feeding = Feeding::new(Some(Duration::from_secs(15)));
+        let end = Instant::now() + Duration::from_secs(seconds);
+        while Instant::now() < end {
+            feeding.due().await;
+            tokio::time::advance(lateness).await;
+            feeding.look(rooms);
+        }
+        rooms.late.clone()
+    }
+
     #[tokio::test(start_paused = true)]
     async fn whoever_does_not_answer_is_late() {
-        let (answered, router_answered) = watch::channel(Instant::now());
-        let mut rooms = Rooms::new(router_answered, Journal::default());
-        let (mut sensors, mut upstream) = (rooms.watch("sensors"), rooms.watch("upstream home"));
-        let answer = async |room: &mut Pulse| {
-            room.asked().await;
-            room.answer();
-        };
+        let (mut rooms, router, mut sensors) = rooms();
+        let answering = tokio::spawn(async move {
+            loop {
+                sensors.asked().await;
+                sensors.answer();
+            }
+        });
+        let begin = Instant::now();
+        assert_eq!(look_for(&mut rooms, 60, Duration::ZERO).await.as_deref(), Some(ROUTER));
+        router.answer();
         assert!(rooms.are_at_work());
-        for _ in 0..10 {
-            tokio::time::advance(Duration::from_secs(14)).await;
-            answered.send_replace(Instant::now());
-            answer(&mut sensors).await;
-            answer(&mut upstream).await;
-            assert!(rooms.are_at_work());
+        answering.abort();
+        assert!(begin.elapsed() < Duration::from_secs(76), "{:?}", begin.elapsed());
+        let _ = answering.await;
+        router.answer();
+        rooms.asked.remove(0);
+        assert_eq!(look_for(&mut rooms, 60, Duration::ZERO).await.as_deref(), Some("sensors"));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn nobody_is_late_while_the_process_does_not_run() {
+        let (mut rooms, router, sensors) = rooms();
+        for pause in [2, 12, 120] {
+            let late = look_for(&mut rooms, 600, Duration::from_secs(pause)).await;
+            assert_eq!(late, None, "every look comes {pause} s late");
         }
-        tokio::time::advance(Duration::from_secs(15)).await;
-        answered.send_replace(Instant::now());
-        assert!(!rooms.are_at_work());
-        assert_eq!(rooms.late.as_deref(), Some("sensors"));
-        answer(&mut sensors).await;
-        assert!(!rooms.are_at_work());
-        assert_eq!(rooms.late.as_deref(), Some("upstream home"));
-        answer(&mut upstream).await;
+        // stopped between the question and the answer: one look late, and all is well again
+        router.answer();
+        sensors.answer();
         assert!(rooms.are_at_work());
-        tokio::time::advance(Duration::from_secs(15)).await;
-        answer(&mut sensors).await;
-        answer(&mut upstream).await;
-        assert!(!rooms.are_at_work());
-        assert_eq!(rooms.late.as_deref(), Some("router"));
+        tokio::time::advance(Duration::from_secs(600)).await;
+        assert!(rooms.are_at_work());
+        router.answer();
+        sensors.answer();
+        assert!(rooms.are_at_work());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_is_held_back_for_a_reader_is_not_late() {
+        let (mut rooms, mut router, _sensors) = rooms();
+        tokio::spawn(async move {
+            loop {
+                router.asked().await;
+                router.answer();
+            }
+        });
+        rooms.room.hold_for_test(true);
+        assert_eq!(look_for(&mut rooms, 600, Duration::ZERO).await, None);
+        rooms.room.hold_for_test(false);
+        assert_eq!(look_for(&mut rooms, 60, Duration::ZERO).await.as_deref(), Some("sensors"));
     }
 }

@@ -50,7 +50,7 @@ async fn every_room_is_asked_whether_it_is_at_work_and_answers() {
     settings.upstreams = vec![UpstreamSettings::new("home", vec![nowhere], "test")];
     let mut gateway = Gateway::start(settings, None, Logging::silent(), Problems::default()).await.unwrap();
     let asked = gateway.rooms.asked().join(", ");
-    assert!(asked.starts_with("upstream home, sensors, HTTP messages, HTTP 127.0.0.1:"), "{asked}");
+    assert!(asked.starts_with("router, upstream home, sensors, HTTP messages, HTTP 127.0.0.1:"), "{asked}");
     for _ in 0..5 {
         assert!(gateway.rooms.are_at_work());
         timeout(Duration::from_secs(10), gateway.rooms.have_answered()).await.expect("all have answered");

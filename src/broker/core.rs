@@ -19,7 +19,8 @@ use crate::access::Access;
 use crate::access::authorise::Permissions;
 use crate::access::identity::{Identity, SessionName};
 use crate::access::waiting::WaitingRoom;
-use crate::exchange::inbox::{Inbox, InboxLimits, Run};
+use crate::exchange::delivery::Run;
+use crate::exchange::inbox::{Inbox, InboxLimits};
 use crate::exchange::ingress::{Ingress, Route};
 use crate::exchange::shared::{Share, SharedGroup};
 use crate::exchange::stats::Stats;
@@ -164,7 +165,9 @@ impl Core {
     /// A fresh live subscriber for a session.
     pub(super) fn subscriber(&self, session: &Session) -> Arc<Subscriber> {
         let shown = SessionName::of(&session.owner).to_string();
-        let inbox = Inbox::new(&shown, self.inbox_limits());
+        // guests together are one user, whose name nobody can have
+        let payer = SessionName::of(&session.owner).user.unwrap_or_default();
+        let inbox = Inbox::new(&shown, self.inbox_limits()).paid_by(payer);
         let is_durable = session.durable.is_some();
         Arc::new(Subscriber { inbox, origin: Origin::client(&session.owner), is_durable })
     }

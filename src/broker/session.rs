@@ -8,8 +8,8 @@ use std::sync::Arc;
 use smallvec::SmallVec;
 
 use super::groups::split_share;
+use crate::exchange::delivery::{Grant, Queued};
 use crate::exchange::filters::FilterTree;
-use crate::exchange::inbox::{Grant, Queued};
 use crate::exchange::shared::{Share, SharedGroup};
 use crate::exchange::subscribers::SubscriptionOptions;
 use crate::journal::{ConsumerId, Position, Reader};

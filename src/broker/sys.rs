@@ -135,7 +135,7 @@ fn push(batch: &mut BatchBuilder, core: &Core, name: &str, value: &str) {
 
 fn figures(core: &Core, uptime: Duration, loads: &[Load]) -> Vec<(String, String)> {
     let (connected, away) = core.registry.counts();
-    let (retained, retained_bytes) = core.ingress.expire_retained();
+    let (retained, retained_bytes) = core.ingress.retained_size();
     let mut figures: Vec<(String, String)> = [
         ("version", concat!("pigateway version ", env!("CARGO_PKG_VERSION")).to_owned()),
         ("uptime", format!("{} seconds", uptime.as_secs())),

@@ -1,103 +1,27 @@
 //! What waits for one live subscriber.
 //!
-//! The dispatcher fills inboxes, sessions empty them. An inbox is bounded. When it is full, a subscriber that goes on
-//! reading holds the whole gateway back until half of it is worked off, so that a burst or a flood loses nothing as long as
-//! everybody can keep up at all. One that does not manage that half within [`PATIENCE`] is slow: it loses what does not
-//! fit, counted and logged, until it has caught up completely, and holds nobody back meanwhile.
+//! The dispatcher fills inboxes, sessions empty them. An inbox is bounded. When it is full, those who publish to it may be
+//! held until half of it is worked off ([`super::hold`] says for whom and for how long), so that a burst or a flood costs
+//! nothing as long as the reader keeps up; what is on its way already is let in beyond the bound. A reader for which nobody
+//! is held any longer is slow: it loses what does not fit, counted and logged, until it has caught up or reads quickly.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use smallvec::SmallVec;
 use tokio::sync::Notify;
-use tokio::time::Instant;
 use tracing::warn;
 
-use super::shared::Share;
-use crate::message::{Message, MessageRef, Packed, Qos};
+use super::delivery::{Queued, Run};
+use super::hold::{Holds, Taken, Uptake};
+use crate::message::Packed;
 
-/// A full inbox must be half empty after this long. With the default of 1000 messages that is 167 messages a second.
-pub const PATIENCE: Duration = Duration::from_secs(3);
+/// Bytes beyond the bound that were on their way when the inbox was full. They are shared with other readers.
+const OVERFLOW: usize = 4 << 20;
 /// From this many waiting messages on, small ones are copied out of their batches instead of keeping them alive.
 const COPY_FROM: usize = 128;
-
-/// How one message is to be delivered.
-#[derive(Clone, Debug)]
-pub struct Grant {
-    /// QoS of the delivery.
-    pub qos: Qos,
-    /// Retain flag of the delivery.
-    pub retain: bool,
-    /// Ids of the subscriptions that it is for.
-    pub ids: SmallVec<[u32; 1]>,
-    /// The shared subscription that it comes from, to be told when the delivery is settled.
-    pub share: Option<Share>,
-}
-
-/// A message on its way to a subscriber.
-#[derive(Clone, Debug)]
-pub struct Queued {
-    /// The message.
-    pub message: Message,
-    /// How to deliver it.
-    pub grant: Grant,
-}
-
-/// Which retain flag a delivery has.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum RetainFlag {
-    /// None: it is a live message [MQTT-3.3.1-12].
-    Clear,
-    /// That of the publication, as the subscription wants it.
-    AsPublished,
-    /// Set: it comes from the retained store [MQTT-3.3.1-8].
-    Set,
-}
-
-/// How a subscriber gets the messages that a filter selects.
-#[derive(Clone, Debug)]
-pub struct Terms {
-    /// Largest QoS.
-    pub qos: Qos,
-    /// Retain flag.
-    pub retain: RetainFlag,
-    /// What the subscriber itself published is left out.
-    pub no_local: bool,
-    /// Ids of the subscriptions that they are for.
-    pub ids: SmallVec<[u32; 1]>,
-    /// The shared subscription that they come from.
-    pub share: Option<Share>,
-}
-
-impl Terms {
-    /// How one message is delivered on these terms.
-    pub fn grant(&self, message: MessageRef<'_>) -> Grant {
-        let retain = match self.retain {
-            RetainFlag::Clear => false,
-            RetainFlag::AsPublished => message.retain(),
-            RetainFlag::Set => true,
-        };
-        Grant { qos: self.qos.min(message.qos()), retain, ids: self.ids.clone(), share: self.share.clone() }
-    }
-}
-
-/// Messages next to each other in a batch that go to a subscriber on the same terms: handed over with one reference,
-/// however many they are.
-#[derive(Clone, Debug)]
-pub struct Run {
-    /// The messages.
-    pub messages: Packed,
-    /// How to deliver them.
-    pub terms: Terms,
-}
-
-impl Run {
-    /// A run of one.
-    pub fn one(message: Message, terms: Terms) -> Run {
-        Run { messages: Packed::one(message), terms }
-    }
-}
 
 /// Bounds of an inbox.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -115,29 +39,40 @@ pub enum Offer {
     Done,
     /// Nothing is left to offer: so many messages were dropped.
     Dropped(u64),
-    /// Full: offer the rest again when there is room, or at this time at the latest.
-    Wait(Instant),
+    /// All was taken, beyond the bound: who has published it is to be held ([`Holds::begin`]).
+    Full,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct State {
     queue: VecDeque<Run>,
     messages: usize,
     bytes: usize,
-    full_since: Option<Instant>,
+    /// Publishers are held for it by this.
+    held_by: Option<Arc<Holds>>,
+    /// It has been full, and not half of it is worked off.
+    full: bool,
+    /// What does not fit is dropped.
     slow: bool,
+    /// It has been slow, and has not caught up.
+    behind: bool,
     closed: bool,
     dropped: u64,
+    taken: Taken,
+    uptake: Uptake,
 }
 
 /// The queue between the dispatcher and one live subscriber.
 #[derive(Debug)]
 pub struct Inbox {
     owner: Box<str>,
+    /// Whose budget pays for holding publishers.
+    payer: Arc<str>,
+    /// Its client takes nothing more for the moment.
+    blocked: AtomicBool,
     limits: InboxLimits,
     state: Mutex<State>,
     filled: Notify,
-    room: Notify,
 }
 
 impl Inbox {
@@ -145,65 +80,79 @@ impl Inbox {
     pub fn new(owner: &str, limits: InboxLimits) -> Inbox {
         Inbox {
             owner: owner.into(),
+            payer: owner.into(),
+            blocked: AtomicBool::new(false),
             limits,
-            state: Mutex::new(State {
-                queue: VecDeque::new(),
-                messages: 0,
-                bytes: 0,
-                full_since: None,
-                slow: false,
-                closed: false,
-                dropped: 0,
-            }),
+            state: Mutex::default(),
             filled: Notify::new(),
-            room: Notify::new(),
         }
     }
 
-    /// Takes messages from the front of `offered`, or drops them if the subscriber is slow or gone.
-    pub fn offer(&self, offered: &mut VecDeque<Run>, now: Instant) -> Offer {
+    /// The same, at the cost of this user.
+    pub fn paid_by(self, payer: &str) -> Inbox {
+        Inbox { payer: payer.into(), ..self }
+    }
+
+    /// Who pays for holding publishers.
+    pub fn payer(&self) -> &Arc<str> {
+        &self.payer
+    }
+
+    /// Takes all messages of `offered`, or drops what does not fit if the subscriber is slow or gone. `now` is of
+    /// [`Holds::now`].
+    pub fn offer(&self, offered: &mut VecDeque<Run>, now: Duration) -> Offer {
         let mut state = self.state.lock();
         if state.closed {
             offered.clear();
             return Offer::Done;
         }
-        if state.full_since.is_some() && !state.slow && !offered.is_empty() {
-            // once full, it is filled again when half of it is worked off: that shows who keeps up, and saves wake-ups
-            return self.when_full(&mut state, offered, now);
+        let taken = state.taken;
+        state.uptake.mark(now, taken);
+        if state.slow && state.uptake.has_been_quick(now, taken, &self.limits) {
+            state.slow = false;
         }
         let was_empty = state.queue.is_empty();
-        let mut result = Offer::Done;
-        while let Some(mut run) = offered.pop_front() {
-            let rest = run.messages.split_off_front(|messages, bytes| state.fits(messages, bytes, &self.limits));
-            if let Some(rest) = rest {
-                offered.push_front(Run { messages: rest, terms: run.terms.clone() });
+        let mut dropped = 0;
+        for mut run in offered.drain(..) {
+            let rest = if state.full && !state.slow {
+                Some(std::mem::replace(&mut run.messages, Packed::none()))
+            } else {
+                run.messages.split_off_front(|messages, bytes| state.fits(messages, bytes, &self.limits))
+            };
+            if !run.messages.is_empty() {
+                if state.messages >= COPY_FROM {
+                    run.messages.compact();
+                }
+                state.push(Run { messages: run.messages, terms: run.terms.clone() });
             }
-            if run.messages.is_empty() {
-                result = self.when_full(&mut state, offered, now);
-                break;
+            let Some(rest) = rest else { continue };
+            if state.slow || state.bytes + rest.size() > self.limits.bytes + OVERFLOW {
+                dropped += rest.len() as u64;
+                state.dropped += rest.len() as u64;
+                self.be_slow(&mut state);
+            } else {
+                if !std::mem::replace(&mut state.full, true) {
+                    state.uptake.set_full(Some((now, taken)));
+                }
+                state.push(Run { messages: rest, terms: run.terms });
             }
-            if state.messages >= COPY_FROM {
-                run.messages.compact();
-            }
-            state.push(run);
         }
+        let is_full = state.full && !state.slow;
         let fill = was_empty && !state.queue.is_empty();
         drop(state);
         if fill {
             self.filled.notify_one();
         }
-        result
+        match dropped {
+            0 if is_full => Offer::Full,
+            0 => Offer::Done,
+            _ => Offer::Dropped(dropped),
+        }
     }
 
-    fn when_full(&self, state: &mut State, offered: &mut VecDeque<Run>, now: Instant) -> Offer {
-        let deadline = *state.full_since.get_or_insert(now) + PATIENCE;
-        if !state.slow && now < deadline {
-            return Offer::Wait(deadline);
-        }
-        let dropped = offered.iter().map(|run| run.messages.len() as u64).sum::<u64>();
-        state.dropped += dropped;
-        if !state.slow {
-            state.slow = true;
+    fn be_slow(&self, state: &mut State) {
+        state.slow = true;
+        if !std::mem::replace(&mut state.behind, true) {
             warn!(
                 client_id = &*self.owner,
                 waiting = state.messages,
@@ -211,21 +160,65 @@ impl Inbox {
                 "this subscriber reads too slowly: what does not fit into its queue is dropped until it has caught up"
             );
         }
-        offered.clear();
-        Offer::Dropped(dropped)
     }
 
-    /// Whether all of this fits, or would not be kept anyway because the subscriber has gone.
-    pub fn has_room(&self, offered: &VecDeque<Run>) -> bool {
-        let state = self.state.lock();
-        let messages: usize = offered.iter().map(|run| run.messages.len()).sum();
-        let bytes: usize = offered.iter().map(|run| run.messages.size()).sum();
-        if state.full_since.is_some() && !state.closed {
-            return false;
+    /// Notes that publishers are held for it; `false`: there is no reason any more.
+    pub fn hold(&self, holds: &Arc<Holds>) -> bool {
+        let mut state = self.state.lock();
+        let is_full = state.full && !state.closed && !state.slow;
+        if is_full {
+            state.held_by = Some(holds.clone());
         }
-        state.closed
-            || (state.queue.is_empty() && messages <= 1)
-            || (state.messages + messages <= self.limits.messages && state.bytes + bytes <= self.limits.bytes)
+        is_full
+    }
+
+    /// Nobody is held for it any more: what is beyond its bound is dropped, and so is what does not fit from now on. Returns
+    /// how many messages those were.
+    pub fn lose(&self) -> u64 {
+        let mut state = self.state.lock();
+        state.held_by = None;
+        if state.closed || !state.full {
+            return 0;
+        }
+        let mut dropped = 0;
+        while state.messages > self.limits.messages || state.bytes > self.limits.bytes {
+            let Some(mut run) = state.queue.pop_back() else { break };
+            state.messages -= run.messages.len();
+            state.bytes -= run.messages.size();
+            let rest = run.messages.split_off_front(|messages, bytes| state.fits(messages, bytes, &self.limits));
+            if !run.messages.is_empty() {
+                run.messages.compact();
+                state.push(run);
+            }
+            let Some(rest) = rest else { break };
+            dropped += rest.len() as u64;
+        }
+        state.dropped += dropped;
+        self.be_slow(&mut state);
+        dropped
+    }
+
+    /// Whether its reader has taken much of it lately.
+    pub fn is_quick(&self, now: Duration) -> bool {
+        let mut state = self.state.lock();
+        let taken = state.taken;
+        state.uptake.mark(now, taken);
+        state.uptake.is_quick(now, taken, &self.limits)
+    }
+
+    /// Its client takes nothing more for the moment, or does again.
+    pub fn set_blocked(&self, blocked: bool) {
+        self.blocked.store(blocked, Ordering::Relaxed);
+    }
+
+    /// Whether its client takes nothing more for the moment.
+    pub fn is_blocked(&self) -> bool {
+        self.blocked.load(Ordering::Relaxed)
+    }
+
+    /// Whether publishers may be held for it.
+    pub fn is_full(&self) -> bool {
+        self.state.lock().held_by.is_some()
     }
 
     /// Puts a run in that its sender bounds; gives it back if the subscriber has gone.
@@ -249,18 +242,20 @@ impl Inbox {
         }
         state.messages -= run.messages.len();
         state.bytes -= run.messages.size();
+        state.taken.messages += run.messages.len() as u64;
+        state.taken.bytes += run.messages.size() as u64;
         let half = state.messages <= self.limits.messages / 2 && state.bytes <= self.limits.bytes / 2;
-        let wake = state.full_since.is_some() && half;
-        if half {
-            state.full_since = None;
+        let held_by = if half { state.held_by.take() } else { None };
+        if half && std::mem::take(&mut state.full) {
+            state.uptake.set_full(None);
         }
-        if state.queue.is_empty() && state.slow {
-            state.slow = false;
+        if state.queue.is_empty() && state.behind {
+            (state.slow, state.behind) = (false, false);
             warn!(client_id = &*self.owner, dropped = state.dropped, "this subscriber has caught up");
         }
         drop(state);
-        if wake {
-            self.room.notify_one();
+        if let Some(holds) = held_by {
+            holds.release(self);
         }
         Some(run)
     }
@@ -284,23 +279,21 @@ impl Inbox {
         self.filled.notified().await;
     }
 
-    /// Waits until half of a full inbox was taken out. Safe to cancel.
-    pub async fn room(&self) {
-        self.room.notified().await;
-    }
-
     /// The subscriber has gone: nothing more is kept. Returns what it did not take.
     pub fn close(&self) -> VecDeque<Run> {
         let mut state = self.state.lock();
         state.closed = true;
         (state.messages, state.bytes) = (0, 0);
         let left = std::mem::take(&mut state.queue);
-        if std::mem::take(&mut state.slow) {
+        if std::mem::take(&mut state.behind) {
             // it will not catch up any more, which would have said how much it has lost
             warn!(client_id = &*self.owner, dropped = state.dropped, "this subscriber has gone, too slow to the end");
         }
+        let held_by = state.held_by.take();
         drop(state);
-        self.room.notify_one();
+        if let Some(holds) = held_by {
+            holds.release(self);
+        }
         left
     }
 
@@ -336,8 +329,15 @@ impl State {
 
 #[cfg(test)]
 mod tests {
+    use tokio::time::Instant;
+
+    use smallvec::SmallVec;
+
+    use super::super::delivery::{RetainFlag, Terms};
+    use super::super::hold::{BUDGET, PERIOD, STEP};
+    use super::super::subscribers::Subscriber;
     use super::*;
-    use crate::message::{BatchBuilder, Draft, Origin};
+    use crate::message::{BatchBuilder, Draft, Origin, Qos};
 
     fn queued(count: usize) -> VecDeque<Run> {
         let mut batch = BatchBuilder::default();
@@ -371,47 +371,57 @@ mod tests {
         Inbox::new("a", InboxLimits { messages: 10, bytes: 10_000 })
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn a_subscriber_that_keeps_reading_loses_nothing() {
-        let inbox = inbox();
-        let mut offered = queued(100);
-        let mut out = VecDeque::new();
-        while let Offer::Wait(_) = inbox.offer(&mut offered, Instant::now()) {
-            tokio::time::advance(Duration::from_millis(100)).await;
-            inbox.take(6, &mut out);
-        }
-        inbox.take(100, &mut out);
-        assert_eq!((out.len(), inbox.dropped()), (100, 0));
+    fn reader() -> Arc<Subscriber> {
+        Arc::new(Subscriber { inbox: inbox(), origin: Origin::client("a"), is_durable: false })
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn a_subscriber_that_stops_reading_holds_back_once_and_then_loses() {
-        let inbox = inbox();
-        let mut offered = queued(15);
-        let Offer::Wait(deadline) = inbox.offer(&mut offered, Instant::now()) else { panic!("full") };
-        assert_eq!(deadline, Instant::now() + PATIENCE);
-        tokio::time::advance(PATIENCE).await;
-        assert_eq!(inbox.offer(&mut offered, Instant::now()), Offer::Dropped(5));
-        assert_eq!((inbox.dropped(), inbox.len()), (5, 10));
+    const AT: Duration = Duration::ZERO;
+
+    #[test]
+    fn what_is_on_its_way_is_let_in_and_kept_while_publishers_are_held() {
+        let (reader, holds, now) = (reader(), Arc::new(Holds::default()), Instant::now());
+        let (inbox, publisher) = (&reader.inbox, Origin::client("p"));
+        assert_eq!(inbox.offer(&mut queued(10), AT), Offer::Done);
+        assert_eq!(inbox.offer(&mut queued(5), AT), Offer::Full);
+        assert_eq!(holds.begin(&reader, publisher, now), 0);
+        assert!(holds.holds(publisher) && !holds.holds(Origin::client("q")) && inbox.is_full());
+        assert_eq!(inbox.offer(&mut queued(5), AT), Offer::Full);
         let mut out = VecDeque::new();
-        inbox.take(3, &mut out);
-        assert_eq!(inbox.offer(&mut queued(9), Instant::now()), Offer::Dropped(6), "slow until it has caught up");
-        assert_eq!((inbox.dropped(), inbox.len()), (11, 10));
+        assert_eq!(inbox.take(14, &mut out), 6);
+        assert!(holds.holds(publisher));
+        assert_eq!(inbox.take(1, &mut out), 5);
+        assert!(!holds.holds(publisher) && !inbox.is_full(), "half of it is worked off");
+        inbox.take(5, &mut out);
+        assert_eq!((out.len(), inbox.dropped()), (20, 0));
+    }
+
+    #[test]
+    fn a_subscriber_whose_client_does_not_read_is_waited_for_once_and_then_loses() {
+        let (reader, holds, begin) = (reader(), Arc::new(Holds::default()), Instant::now());
+        let (inbox, publisher) = (&reader.inbox, Origin::client("p"));
+        inbox.set_blocked(true);
+        assert_eq!(inbox.offer(&mut queued(15), AT), Offer::Full);
+        assert_eq!(holds.begin(&reader, publisher, begin), 0);
+        let mut lost = 0;
+        let mut held = Duration::ZERO;
+        while holds.holds(publisher) {
+            held += STEP;
+            lost += holds.look(begin + held);
+        }
+        assert_eq!((held, lost, inbox.len(), inbox.dropped()), (BUDGET, 5, 10, 5));
+        let mut out = VecDeque::new();
+        inbox.take(2, &mut out);
+        assert_eq!(inbox.offer(&mut queued(9), AT), Offer::Dropped(7), "slow until it has caught up");
         inbox.take(10, &mut out);
-        assert!(matches!(inbox.offer(&mut queued(11), Instant::now()), Offer::Wait(_)), "a new chance");
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_trickle_does_not_hold_back_for_ever() {
-        let inbox = inbox();
-        let mut offered = queued(1000);
-        let begin = Instant::now();
-        let mut out = VecDeque::new();
-        while let Offer::Wait(_) = inbox.offer(&mut offered, Instant::now()) {
-            tokio::time::advance(Duration::from_secs(1)).await;
-            inbox.take(1, &mut out);
-        }
-        assert!(begin.elapsed() <= PATIENCE + Duration::from_secs(1));
-        assert_eq!(inbox.dropped() as usize + inbox.len() + out.len(), 1000);
+        // it has caught up, but within the same second there is no more time for its user
+        assert_eq!(inbox.offer(&mut queued(11), AT), Offer::Full);
+        assert_eq!(holds.begin(&reader, publisher, begin + Duration::from_millis(400)), 1);
+        assert!(!holds.holds(publisher));
+        inbox.take(10, &mut out);
+        assert_eq!(inbox.offer(&mut queued(11), AT), Offer::Full);
+        assert_eq!(holds.begin(&reader, publisher, begin + held + PERIOD + STEP), 0);
+        assert!(holds.holds(publisher), "in the next second there is");
+        inbox.close();
+        assert!(!holds.holds(publisher), "nobody is held for who has gone");
     }
 }

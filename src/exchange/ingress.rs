@@ -9,8 +9,10 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use parking_lot::Mutex;
 use smallvec::SmallVec;
+use tokio::sync::Notify;
 use tracing::warn;
 
+use super::carried::Carried;
 use super::filters::FilterTree;
 use super::live::{LiveLink, Room, RouterError, empty_batch};
 use super::retained::Retained;
@@ -18,7 +20,7 @@ use super::shared::SharedGroup;
 use super::stats::Stats;
 use super::subscribers::{Subscriber, Subscribers, SubscriptionOptions};
 use crate::journal::{ConsumerId, Extra, Full, Journal, Position};
-use crate::message::{Batch, BatchBuilder, Draft, Message, MessageRef, Origin, Qos, TopicFilter, matches, via};
+use crate::message::{Batch, BatchBuilder, Draft, Message, MessageRef, Origin, Qos, TopicFilter};
 use crate::time::SharedClock;
 
 /// What a publisher waits for before it may say "accepted".
@@ -96,32 +98,26 @@ impl Route {
 }
 
 #[derive(Debug)]
-struct Sequencer {
+pub(super) struct Sequencer {
     next_seq: u64,
     link: LiveLink,
-    retained: Retained,
+    pub(super) retained: Retained,
     routes: FilterTree<Route>,
     upstream_filters: Vec<(Origin, TopicFilter)>,
 }
 
 #[derive(Debug)]
-struct Inner {
-    sequencer: Mutex<Sequencer>,
+pub(super) struct Inner {
+    pub(super) sequencer: Mutex<Sequencer>,
     subscribers: Arc<Subscribers>,
-    journal: Journal,
+    pub(super) journal: Journal,
     room: Room,
-    stats: Arc<Stats>,
+    pub(super) stats: Arc<Stats>,
+    /// A retained message has come that expires.
+    pub(super) expires: Notify,
     clock: ShownClock,
-    carried: Mutex<Vec<Carried>>,
+    pub(super) carried: Mutex<Vec<Carried>>,
     max_packet_size: AtomicUsize,
-}
-
-/// What the gateway forwards, unchanged, to an upstream that is a gateway too.
-#[derive(Debug)]
-struct Carried {
-    consumer: ConsumerId,
-    to: via::Id,
-    filters: Vec<TopicFilter>,
 }
 
 /// A clock that can stand in a `Debug`.
@@ -136,7 +132,7 @@ impl std::fmt::Debug for ShownClock {
 /// Puts messages in order and hands them on. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Ingress {
-    inner: Arc<Inner>,
+    pub(super) inner: Arc<Inner>,
 }
 
 impl Ingress {
@@ -160,6 +156,7 @@ impl Ingress {
                 journal,
                 room,
                 stats,
+                expires: Notify::new(),
                 clock,
                 carried: Mutex::default(),
                 max_packet_size: AtomicUsize::new(usize::MAX),
@@ -193,7 +190,7 @@ impl Ingress {
         let has_retain = batch.has_retain();
         let count = batch.len();
         let mut sequencer = self.inner.sequencer.lock();
-        if !sequencer.link.has_room() {
+        if !sequencer.link.has_room() || sequencer.link.is_held(batch) {
             return Ok(None);
         }
         let seq = sequencer.next_seq;
@@ -218,6 +215,7 @@ impl Ingress {
         received: Option<(ConsumerId, &[(u32, u16)])>,
     ) -> Accepted {
         let mut accepted = Accepted::default();
+        let mut expires = false;
         for (at, entry) in batch.iter().enumerate() {
             let message = entry.message;
             let mut consumers: SmallVec<[ConsumerId; 4]> = SmallVec::new();
@@ -261,10 +259,14 @@ impl Ingress {
             if let Some(kept) = kept {
                 // whether it fits was asked before
                 let _ = sequencer.retained.apply(&kept);
+                expires |= message.expiry().is_some();
             }
             for group in groups {
                 group.push(batch.message_at(entry.offset));
             }
+        }
+        if expires {
+            self.inner.expires.notify_one();
         }
         accepted
     }
@@ -321,18 +323,6 @@ impl Ingress {
         fits
     }
 
-    /// Puts retained messages back that were kept over a restart; returns how many there are now.
-    pub fn restore_retained(&self, messages: &[Message]) -> usize {
-        let now = self.inner.clock.0.boot_ms();
-        let mut sequencer = self.inner.sequencer.lock();
-        for message in messages.iter().filter(|message| message.view().remaining_expiry(now).is_ok()) {
-            if sequencer.retained.apply(message).is_err() {
-                self.inner.stats.retained_refused.add(1);
-            }
-        }
-        sequencer.retained.len()
-    }
-
     /// Publishes one message; waits while live subscribers are too far behind.
     pub async fn publish(&self, draft: &Draft<'_>) -> Result<Receipt, IngressError> {
         let mut batch = BatchBuilder::default();
@@ -385,8 +375,28 @@ impl Ingress {
         options: SubscriptionOptions,
         retained: impl FnOnce(bool) -> bool,
     ) -> (bool, Vec<Message>) {
-        let sequencer = self.inner.sequencer.lock();
-        let is_new = self.inner.subscribers.insert(filter, subscriber, options, sequencer.next_seq);
+        self.subscribe_routed(filter, subscriber, options, (None, None), retained)
+    }
+
+    /// The same for a persistent session, whose route under this filter changes at the same moment, from the first to the
+    /// second: every message is delivered live or by the journal, and none twice or not at all.
+    pub fn subscribe_routed(
+        &self,
+        filter: &str,
+        subscriber: &Arc<Subscriber>,
+        options: SubscriptionOptions,
+        (old, new): (Option<Route>, Option<Route>),
+        retained: impl FnOnce(bool) -> bool,
+    ) -> (bool, Vec<Message>) {
+        let mut sequencer = self.inner.sequencer.lock();
+        for route in old.iter().chain(&new) {
+            sequencer.routes.remove(filter, |known| known.is_same(route));
+        }
+        if let Some(route) = new {
+            sequencer.routes.insert(filter, route);
+        }
+        let (next_seq, is_quiet) = (sequencer.next_seq, sequencer.link.is_quiet());
+        let is_new = self.inner.subscribers.insert(filter, subscriber, options, next_seq, is_quiet);
         let found = if retained(is_new) { sequencer.retained.select(filter).cloned().collect() } else { Vec::new() };
         (is_new, found)
     }
@@ -426,21 +436,6 @@ impl Ingress {
         }
     }
 
-    /// Says what an upstream gets unchanged, and which gateway it is, if it is one.
-    pub fn set_carried(&self, consumer: ConsumerId, gateway: Option<via::Id>, filters: Vec<TopicFilter>) {
-        let mut carried = self.inner.carried.lock();
-        carried.retain(|known| known.consumer != consumer);
-        carried.extend(gateway.map(|to| Carried { consumer, to, filters }));
-    }
-
-    /// Whether a message gets to this gateway without a subscription: it has been there, or is forwarded there.
-    pub fn reaches(&self, gateway: via::Id, message: MessageRef<'_>) -> bool {
-        let forwards = |to: &Carried| {
-            to.to == gateway && to.filters.iter().any(|filter| matches(filter.as_str(), message.topic()))
-        };
-        via::names(message.properties(), gateway) || self.inner.carried.lock().iter().any(forwards)
-    }
-
     /// The retained message on a topic.
     pub fn retained(&self, topic: &str) -> Option<Message> {
         self.inner.sequencer.lock().retained.get(topic).cloned()
@@ -457,14 +452,6 @@ impl Ingress {
         let sequencer = self.inner.sequencer.lock();
         let found = sequencer.retained.select(filter).filter(|message| message.view().topic() > after);
         found.filter(|message| wanted(message)).take(count).cloned().collect()
-    }
-
-    /// Forgets expired retained messages; returns how many messages and bytes are left.
-    pub fn expire_retained(&self) -> (usize, usize) {
-        let mut sequencer = self.inner.sequencer.lock();
-        let expired = sequencer.retained.expire(self.inner.clock.0.boot_ms());
-        self.inner.journal.expire_retained(expired.iter().map(|topic| &**topic));
-        (sequencer.retained.len(), sequencer.retained.bytes())
     }
 
     /// The clock that messages are stamped with.

@@ -16,7 +16,6 @@
 //! and over; acknowledgements must come in that order; the router handles a `DeviceData` event by taking the whole
 //! buffer of a link, so a further push while it is not empty needs no further event.
 
-use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
@@ -24,14 +23,14 @@ use std::time::Duration;
 use rumqttd::local::{LinkBuilder, LinkError, LinkRx, LinkTx};
 use rumqttd::protocol::{self, Packet};
 use rumqttd::{Notification, Router, RouterConfig};
-use tokio::sync::Notify;
-use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
+use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 use tracing::error;
 
-use super::inbox::{Offer, Run};
+use super::hold::{Holds, STEP};
 use super::stats::Stats;
 use super::subscribers::{Fanout, Subscriber, Subscribers};
+use crate::health::{self, Overdue, Pulse};
 use crate::message::{Batch, BatchBuilder};
 
 const TOPIC: &[u8] = b"m/live";
@@ -46,6 +45,8 @@ const STRAIGHT: u32 = 8;
 const LAST_PACKET_ID: u16 = 100;
 /// How often an idle router is asked whether it lives.
 const PROBE: Duration = Duration::from_secs(5);
+/// A router that could have answered for this long and has not has failed.
+const HANGS: Duration = Duration::from_secs(8);
 
 /// The router has ended or hangs: the gateway cannot go on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -71,7 +72,7 @@ struct Flow {
     /// What comes next to subscribers, by whichever way.
     next_seq: AtomicU64,
     publishers_wait: AtomicBool,
-    room: Notify,
+    holds: Arc<Holds>,
     lost: AtomicU64,
 }
 
@@ -80,6 +81,7 @@ pub struct LiveLink {
     link: LinkTx,
     flow: Arc<Flow>,
     fanout: Fanout,
+    stats: Arc<Stats>,
 }
 
 /// The dispatching end.
@@ -112,9 +114,9 @@ pub fn start(subscribers: Arc<Subscribers>, stats: Arc<Stats>) -> Result<(LiveLi
         next_packet_id: 1,
         flow: flow.clone(),
         fanout: Fanout::new(subscribers.clone()),
-        stats,
+        stats: stats.clone(),
     };
-    Ok((LiveLink { link: publishing, flow, fanout: Fanout::new(subscribers) }, dispatcher))
+    Ok((LiveLink { link: publishing, flow, fanout: Fanout::new(subscribers), stats }, dispatcher))
 }
 
 fn subscribe(link: &mut LinkTx, notifications: &mut LinkRx) -> Result<(), RouterError> {
@@ -164,35 +166,36 @@ impl LiveLink {
         self.flow.appended.load(Ordering::Relaxed) - self.flow.consumed.load(Ordering::SeqCst) < WINDOW
     }
 
+    /// Whether the publisher of this batch is held for a reader that it publishes to ([`super::hold`]).
+    pub fn is_held(&mut self, batch: &BatchBuilder) -> bool {
+        let holds = &self.flow.holds;
+        if !holds.is_any() {
+            return false;
+        }
+        let Some(first) = batch.iter().next() else { return false };
+        if batch.len() > STRAIGHT {
+            return holds.holds(first.message.origin());
+        }
+        holds.wait();
+        let is_full = |reader: &Arc<Subscriber>| reader.inbox.is_full();
+        batch.iter().any(|entry| self.fanout.readers(entry.message).any(is_full))
+    }
+
     /// Publishes a batch of so many messages: straight into the inboxes where that is as good as the way through the
     /// router, else through the router.
     pub fn publish(&mut self, batch: Batch, messages: u32) -> Result<(), RouterError> {
-        if messages <= STRAIGHT && self.is_quiet() && self.straight(&batch, messages) {
+        if messages <= STRAIGHT && self.is_quiet() {
+            self.flow.next_seq.store(batch.seq() + u64::from(messages), Ordering::Relaxed);
+            self.fanout.collect(&batch);
+            self.fanout.deliver(&self.flow.holds, &self.stats, &batch);
             return Ok(());
         }
         self.route(batch)
     }
 
     /// Whether nothing is on its way through the router: what goes straight now overtakes nothing.
-    fn is_quiet(&self) -> bool {
+    pub fn is_quiet(&self) -> bool {
         self.flow.appended.load(Ordering::Relaxed) == self.flow.consumed.load(Ordering::Acquire)
-    }
-
-    /// Delivers to all subscribers at once; leaves everything as it was if one of them has no room.
-    fn straight(&mut self, batch: &Batch, messages: u32) -> bool {
-        self.fanout.collect(batch);
-        let has_room = |(subscriber, queued): &(Arc<Subscriber>, VecDeque<Run>)| subscriber.inbox.has_room(queued);
-        if !self.fanout.outgoing.iter().all(has_room) {
-            self.fanout.outgoing.clear();
-            return false;
-        }
-        self.flow.next_seq.store(batch.seq() + u64::from(messages), Ordering::Relaxed);
-        let now = Instant::now();
-        for (subscriber, mut queued) in self.fanout.outgoing.drain(..) {
-            // there is room, and nobody else fills this inbox meanwhile but shared subscriptions, which have their own
-            subscriber.inbox.offer(&mut queued, now);
-        }
-        true
     }
 
     /// Publishes a batch through the router.
@@ -223,15 +226,26 @@ impl std::fmt::Debug for LiveLink {
 }
 
 /// Waits for the dispatcher to come near.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Room {
     flow: Arc<Flow>,
 }
 
 impl Room {
+    /// Whether publishers are held back at the moment.
+    pub fn is_held(&self) -> bool {
+        self.flow.publishers_wait.load(Ordering::Relaxed) || self.flow.holds.is_any()
+    }
+
+    /// Holds publishers back or lets them go on.
+    #[cfg(test)]
+    pub fn hold_for_test(&self, held: bool) {
+        self.flow.publishers_wait.store(held, Ordering::Relaxed);
+    }
+
     /// Completes when there may be room again; check with [`LiveLink::has_room`]. Register before checking.
     pub fn notified(&self) -> tokio::sync::futures::Notified<'_> {
-        self.flow.room.notified()
+        self.flow.holds.room().notified()
     }
 
     /// Messages that the router lost: always 0, unless its ring has overrun the dispatcher.
@@ -241,57 +255,74 @@ impl Room {
 }
 
 impl Dispatcher {
-    /// Feeds live subscribers until cancelled. `probe` publishes an empty batch to see whether the router lives, and
-    /// `alive` is called whenever it has shown that it does.
+    /// Feeds live subscribers until cancelled. `probe` publishes an empty batch to see whether the router lives; `pulse`
+    /// is answered when something has come out of it.
+    ///
+    /// The router is at fault when it owes us something and gives nothing although we could have taken it: time in which
+    /// this process did not run does not count, and each thing that comes out shows that it lives.
     pub async fn run(
         mut self,
         cancel: CancellationToken,
         probe: impl Fn() -> Result<(), RouterError>,
-        alive: impl Fn(),
+        mut pulse: Pulse,
     ) -> Result<(), RouterError> {
-        let mut idle = interval(PROBE);
-        // Time in which nobody ran, because the machine was busy or stopped or a full inbox was waited for, is not time that
-        // the router has had: ticks that were missed are left out, and an answer is missing after the second in vain.
-        idle.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut unanswered = 0;
+        let mut overdue = Overdue::default();
+        let mut is_probed = false;
+        let mut look = std::pin::pin!(sleep(PROBE));
+        let mut step = std::pin::pin!(sleep(Duration::ZERO));
+        let holds = self.flow.holds.clone();
         loop {
-            tokio::select! {
+            let is_asked = tokio::select! {
                 biased;
                 () = cancel.cancelled() => return Ok(()),
+                () = &mut step, if holds.is_any() => {
+                    self.stats.publish_dropped.add(holds.look(Instant::now()));
+                    step.as_mut().reset(Instant::now() + STEP);
+                    continue;
+                }
+                // the first step begins
+                () = holds.begun(), if !holds.is_any() => continue,
                 notification = self.notifications.next() => {
                     if let Some(Notification::Forward(forward)) = notification? {
-                        if std::mem::take(&mut unanswered) > 0 {
-                            alive();
+                        self.forward(forward)?;
+                        if is_probed || pulse.is_asked() {
+                            is_probed = false;
+                            overdue.reset();
+                            pulse.answer();
+                            look.as_mut().reset(Instant::now() + PROBE);
                         }
-                        self.forward(forward).await?;
                     }
+                    continue;
                 }
-                _ = idle.tick() => {
-                    match unanswered {
-                        0 => probe()?,
-                        1 => {}
-                        _ => return Err(RouterError::Hangs),
-                    }
-                    unanswered += 1;
-                }
+                () = pulse.asked(), if !is_probed => true,
+                () = &mut look => false,
+            };
+            let now = Instant::now();
+            look.as_mut().reset(now + health::STEP);
+            if is_asked || !is_probed {
+                probe()?;
+                is_probed = true;
+                overdue = Overdue::from(now);
+            } else if overdue.look(now) >= HANGS {
+                return Err(RouterError::Hangs);
             }
         }
     }
 
-    async fn forward(&mut self, forward: rumqttd::Forward) -> Result<(), RouterError> {
+    fn forward(&mut self, forward: rumqttd::Forward) -> Result<(), RouterError> {
         let id = self.next_packet_id;
         self.next_packet_id = if id == LAST_PACKET_ID { 1 } else { id + 1 };
         let ack = protocol::PubAck { pkid: id, reason: protocol::PubAckReason::Success };
         send(&mut self.link, Packet::PubAck(ack, None))?;
         if let Some(batch) = Batch::from_bytes(forward.publish.payload) {
             let size = batch.size() as u64;
-            self.dispatch(&batch).await;
+            self.dispatch(&batch);
             self.consumed(size);
         }
         Ok(())
     }
 
-    async fn dispatch(&mut self, batch: &Batch) {
+    fn dispatch(&mut self, batch: &Batch) {
         let expected = self.flow.next_seq.load(Ordering::Relaxed);
         if batch.seq() != expected {
             let lost = batch.seq().saturating_sub(expected);
@@ -300,30 +331,7 @@ impl Dispatcher {
         }
         let next = self.fanout.collect(batch);
         self.flow.next_seq.store(next, Ordering::Relaxed);
-        self.deliver().await;
-    }
-
-    /// Offers what was collected to everybody, then waits for those who are full.
-    async fn deliver(&mut self) {
-        loop {
-            let now = Instant::now();
-            let mut first = None;
-            let stats = &self.stats;
-            self.fanout.outgoing.retain_mut(|(subscriber, queued)| match subscriber.inbox.offer(queued, now) {
-                Offer::Done => false,
-                Offer::Dropped(messages) => {
-                    stats.publish_dropped.add(messages);
-                    false
-                }
-                Offer::Wait(deadline) => {
-                    first = Some(first.map_or(deadline, |known: Instant| known.min(deadline)));
-                    true
-                }
-            });
-            let Some((deadline, (subscriber, _))) = first.zip(self.fanout.outgoing.first()) else { return };
-            // either way everything is offered again
-            let _ = timeout(deadline.saturating_duration_since(now), subscriber.inbox.room()).await;
-        }
+        self.fanout.deliver(&self.flow.holds, &self.stats, batch);
     }
 
     fn consumed(&self, size: u64) {
@@ -332,7 +340,7 @@ impl Dispatcher {
             let behind = self.flow.appended.load(Ordering::Relaxed) - self.flow.consumed.load(Ordering::Relaxed);
             if behind < WINDOW / 2 {
                 self.flow.publishers_wait.store(false, Ordering::SeqCst);
-                self.flow.room.notify_waiters();
+                self.flow.holds.room().notify_waiters();
             }
         }
     }
@@ -345,29 +353,55 @@ pub fn empty_batch(seq: u64) -> Batch {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use std::collections::VecDeque;
 
-    #[tokio::test(start_paused = true)]
-    async fn a_router_that_does_not_answer_is_an_error() {
+    use tokio::time::timeout;
+
+    use super::*;
+    use crate::health::PulseTaker;
+
+    fn dispatcher() -> Dispatcher {
         let starting = std::thread::spawn(|| start(Arc::default(), Arc::default()));
-        let (_link, dispatcher) = starting.join().unwrap().unwrap();
-        // probes that never reach the router look like a router that hangs
-        let result = dispatcher.run(CancellationToken::new(), || Ok(()), || ()).await;
-        assert_eq!(result, Err(RouterError::Hangs));
+        starting.join().unwrap().unwrap().1
     }
 
     #[tokio::test(start_paused = true)]
-    async fn time_in_which_nobody_ran_is_not_held_against_the_router() {
-        let starting = std::thread::spawn(|| start(Arc::default(), Arc::default()));
-        let (_link, dispatcher) = starting.join().unwrap().unwrap();
-        let running = tokio::spawn(dispatcher.run(CancellationToken::new(), || Ok(()), || ()));
-        tokio::task::yield_now().await;
-        tokio::time::advance(PROBE * 4).await;
-        for _ in 0..10 {
-            tokio::task::yield_now().await;
+    async fn a_router_that_does_not_answer_is_an_error() {
+        let begin = Instant::now();
+        // probes that never reach the router look like a router that hangs
+        let (_taker, pulse) = PulseTaker::new();
+        let result = dispatcher().run(CancellationToken::new(), || Ok(()), pulse).await;
+        assert_eq!(result, Err(RouterError::Hangs));
+        assert!(begin.elapsed() <= PROBE + HANGS + 2 * health::STEP, "{:?}", begin.elapsed());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_process_that_was_stopped_or_starves_does_not_blame_the_router() {
+        let (_taker, pulse) = PulseTaker::new();
+        let mut running = std::pin::pin!(dispatcher().run(CancellationToken::new(), || Ok(()), pulse));
+        for seconds in [12, 12, 300].into_iter().chain([2; 100]) {
+            assert!(futures_util::poll!(running.as_mut()).is_pending(), "after {seconds} s");
+            tokio::time::advance(Duration::from_secs(seconds)).await;
         }
-        assert!(!running.is_finished(), "it had no time to answer");
-        assert_eq!(running.await.unwrap(), Err(RouterError::Hangs));
+        // from now on it runs, and nothing comes
+        assert_eq!(running.await, Err(RouterError::Hangs));
+    }
+
+    #[tokio::test]
+    async fn a_router_that_answers_shows_so() {
+        let starting = std::thread::spawn(|| start(Arc::default(), Arc::default()));
+        let (link, dispatcher) = starting.join().unwrap().unwrap();
+        let link = parking_lot::Mutex::new(link);
+        let (mut taker, pulse) = PulseTaker::new();
+        let cancel = CancellationToken::new();
+        let probe = move || link.lock().route(empty_batch(0));
+        let running = tokio::spawn(dispatcher.run(cancel.clone(), probe, pulse));
+        for _ in 0..20 {
+            timeout(Duration::from_secs(20), taker.answered()).await.expect("an answer");
+            assert_eq!(taker.silence(Instant::now()), Duration::ZERO);
+        }
+        cancel.cancel();
+        assert_eq!(running.await.unwrap(), Ok(()));
     }
 
     #[tokio::test]
@@ -382,11 +416,12 @@ mod tests {
         let subscriber = Arc::new(Subscriber { inbox, origin: Origin::gateway(), is_durable: false });
         let options =
             SubscriptionOptions { qos: Qos::AtMostOnce, no_local: false, retain_as_published: false, id: None };
-        subscribers.insert("#", &subscriber, options, 0);
+        subscribers.insert("#", &subscriber, options, 0, true);
         let (mut link, dispatcher) =
             tokio::task::spawn_blocking(|| start(subscribers, Arc::default())).await.unwrap().unwrap();
         let cancel = CancellationToken::new();
-        let running = tokio::spawn(dispatcher.run(cancel.clone(), || Ok(()), || ()));
+        let (_taker, pulse) = PulseTaker::new();
+        let running = tokio::spawn(dispatcher.run(cancel.clone(), || Ok(()), pulse));
         let mut seq = 0;
         for round in 0..2000u64 {
             let mut builder = BatchBuilder::default();

@@ -1,6 +1,6 @@
 //! Retained messages: the last one on each topic that was published with the retain flag [MQTT-3.3.1.3].
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound;
 
 use crate::message::{Message, MessageRef, matches};
@@ -9,6 +9,8 @@ use crate::message::{Message, MessageRef, matches};
 #[derive(Debug)]
 pub struct Retained {
     by_topic: BTreeMap<Box<str>, Message>,
+    /// When messages expire, on the boot clock in milliseconds.
+    expiries: BTreeSet<(i64, Box<str>)>,
     /// Messages that count.
     messages: usize,
     bytes: usize,
@@ -24,7 +26,14 @@ pub struct RetainedFull;
 impl Retained {
     /// An empty store.
     pub fn new(max_messages: usize, max_bytes: usize) -> Retained {
-        Retained { by_topic: BTreeMap::new(), messages: 0, bytes: 0, max_messages, max_bytes }
+        Retained {
+            by_topic: BTreeMap::new(),
+            expiries: BTreeSet::new(),
+            messages: 0,
+            bytes: 0,
+            max_messages,
+            max_bytes,
+        }
     }
 
     /// Keeps a message that was published with the retain flag; an empty payload clears its topic. The message should
@@ -34,12 +43,17 @@ impl Retained {
         let message = message.view();
         if message.payload().is_empty() {
             if let Some(old) = self.by_topic.remove(message.topic()) {
-                self.bytes -= cost(old.view());
-                self.messages -= count(old.view());
+                self.forgotten(old.view());
             }
             return Ok(());
         }
         self.bytes = self.fits(message)?;
+        if let Some(at) = self.by_topic.get(message.topic()).and_then(|old| expires(old.view())) {
+            self.expiries.remove(&(at, message.topic().into()));
+        }
+        if let Some(at) = expires(message) {
+            self.expiries.insert((at, message.topic().into()));
+        }
         if !self.by_topic.contains_key(message.topic()) {
             self.messages += count(message);
         }
@@ -77,20 +91,36 @@ impl Retained {
             .map(|(_, message)| message)
     }
 
-    /// Forgets messages whose expiry interval has passed [MQTT-3.3.2-5]; returns their topics.
-    pub fn expire(&mut self, now_boot_ms: u64) -> Vec<Box<str>> {
-        let (bytes, messages) = (&mut self.bytes, &mut self.messages);
+    /// When the next message expires, on the boot clock in milliseconds.
+    pub fn next_expiry(&self) -> Option<i64> {
+        self.expiries.first().map(|(at, _)| *at)
+    }
+
+    /// Forgets messages whose expiry interval has passed [MQTT-3.3.2-5], `most` at a time; returns their topics.
+    pub fn expire(&mut self, now_boot_ms: u64, most: usize) -> Vec<Box<str>> {
         let mut expired = Vec::new();
-        self.by_topic.retain(|topic, message| {
-            let keep = message.view().remaining_expiry(now_boot_ms).is_ok();
-            if !keep {
-                *bytes -= cost(message.view());
-                *messages -= count(message.view());
-                expired.push(topic.clone());
+        while expired.len() < most
+            && let Some(topic) = self.pop_expired(now_boot_ms)
+        {
+            if let Some(message) = self.by_topic.remove(&topic) {
+                self.forgotten(message.view());
             }
-            keep
-        });
+            expired.push(topic);
+        }
         expired
+    }
+
+    fn pop_expired(&mut self, now_boot_ms: u64) -> Option<Box<str>> {
+        let is_due = self.next_expiry().is_some_and(|at| at <= now_boot_ms as i64);
+        is_due.then(|| self.expiries.pop_first()).flatten().map(|(_, topic)| topic)
+    }
+
+    fn forgotten(&mut self, message: MessageRef<'_>) {
+        self.bytes -= cost(message);
+        self.messages -= count(message);
+        if let Some(at) = expires(message) {
+            self.expiries.remove(&(at, message.topic().into()));
+        }
     }
 
     /// Messages.
@@ -112,6 +142,11 @@ impl Retained {
 /// Whether it counts, as a number.
 fn count(message: MessageRef<'_>) -> usize {
     usize::from(!message.topic().starts_with("$SYS/"))
+}
+
+/// When it expires; less than 0 if that was before this boot.
+fn expires(message: MessageRef<'_>) -> Option<i64> {
+    message.expiry().map(|seconds| (message.boot_ms() as i64).saturating_add(i64::from(seconds) * 1000))
 }
 
 fn cost(message: MessageRef<'_>) -> usize {
@@ -174,9 +209,22 @@ mod tests {
     fn expired_messages_go() {
         let mut store = Retained::new(2, 200);
         store.apply(&message("a", "short")).unwrap();
-        store.expire(999);
+        assert_eq!((store.next_expiry(), store.expire(999, 9)), (Some(1000), vec![]));
         assert_eq!(store.len(), 1);
-        store.expire(1000);
-        assert_eq!((store.len(), store.bytes()), (0, 0));
+        assert_eq!(store.expire(1000, 9), ["a".into()]);
+        assert_eq!((store.len(), store.bytes(), store.next_expiry()), (0, 0, None));
+    }
+
+    #[test]
+    fn what_has_taken_the_place_of_an_expiring_message_stays() {
+        let mut store = Retained::new(9, 2000);
+        for topic in ["a", "b", "c", "d"] {
+            store.apply(&message(topic, "short")).unwrap();
+        }
+        store.apply(&message("a", "for good")).unwrap();
+        store.apply(&message("b", "")).unwrap();
+        assert_eq!(store.expire(u64::MAX / 2, 1), ["c".into()], "one at a time");
+        assert_eq!(store.expire(u64::MAX / 2, 9), ["d".into()]);
+        assert_eq!((store.len(), store.next_expiry()), (1, None));
     }
 }

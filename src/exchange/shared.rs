@@ -16,7 +16,8 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 use smallvec::SmallVec;
 
-use super::inbox::{InboxLimits, RetainFlag, Run, Terms};
+use super::delivery::{RetainFlag, Run, Terms};
+use super::inbox::InboxLimits;
 use super::subscribers::{Subscriber, SubscriptionOptions};
 use crate::journal::{ConsumerId, Delivery, Journal, Outcome, Position, Reader};
 use crate::message::{Message, Qos};

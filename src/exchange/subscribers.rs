@@ -6,10 +6,14 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use parking_lot::RwLock;
 use smallvec::SmallVec;
+use tokio::time::Instant;
 
+use super::delivery::{RetainFlag, Run, Terms};
 use super::filters::FilterTree;
-use super::inbox::{Inbox, RetainFlag, Run, Terms};
-use crate::message::{Batch, Entry, Origin, Qos};
+use super::hold::Holds;
+use super::inbox::{Inbox, Offer};
+use super::stats::Stats;
+use crate::message::{Batch, Entry, MessageRef, Origin, Qos};
 
 /// How a subscriber wants a filter's messages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,12 +39,27 @@ pub struct Subscriber {
     pub is_durable: bool,
 }
 
+impl Subscriber {
+    /// Whether the journal delivers what this subscriber gets with this QoS.
+    fn is_fed_by_the_journal(&self, qos: Qos) -> bool {
+        self.is_durable && qos > Qos::AtMostOnce
+    }
+}
+
 #[derive(Clone, Debug)]
 struct Subscription {
     subscriber: Arc<Subscriber>,
     options: SubscriptionOptions,
-    /// Messages from this sequence number on.
+    /// Messages from this sequence number on ...
     since: u64,
+    /// ... and before this one: from then on other options hold.
+    until: u64,
+}
+
+impl Subscription {
+    fn is_for(&self, seq: u64) -> bool {
+        (self.since..self.until).contains(&seq)
+    }
 }
 
 /// All live subscriptions.
@@ -55,27 +74,49 @@ type Selected = SmallVec<[Subscription; 4]>;
 
 impl Subscribers {
     /// Adds a subscription to messages from `since` on; one that the subscriber has under this filter is replaced, and
-    /// goes on without a gap. Says whether it is new.
-    pub fn insert(&self, filter: &str, subscriber: &Arc<Subscriber>, options: SubscriptionOptions, since: u64) -> bool {
+    /// goes on without a gap. Where messages before `since` may still be on their way (`is_quiet` is false), those go by the
+    /// options of their time. Says whether it is new.
+    pub fn insert(
+        &self,
+        filter: &str,
+        subscriber: &Arc<Subscriber>,
+        options: SubscriptionOptions,
+        since: u64,
+        is_quiet: bool,
+    ) -> bool {
         let mut tree = self.tree.write();
-        let old = tree.remove(filter, |entry| Arc::ptr_eq(&entry.subscriber, subscriber));
-        let is_new = old.is_none();
-        let since = old.map_or(since, |entry| entry.since);
-        tree.insert(filter, Subscription { subscriber: subscriber.clone(), options, since });
-        self.changed(&tree);
+        let mut entry = Subscription { subscriber: subscriber.clone(), options, since, until: u64::MAX };
+        let mut current = None;
+        while let Some(old) = tree.remove(filter, |entry| Arc::ptr_eq(&entry.subscriber, subscriber)) {
+            if old.until == u64::MAX {
+                current = Some(old);
+            }
+        }
+        let is_new = current.is_none();
+        match current {
+            Some(old) if is_quiet || old.options == options => entry.since = old.since,
+            Some(old) => tree.insert(filter, Subscription { until: since, ..old }),
+            None => {}
+        }
+        tree.insert(filter, entry);
+        self.changed(usize::from(is_new), 0);
         is_new
     }
 
     /// Removes a subscription; says whether it was there.
     pub fn remove(&self, filter: &str, subscriber: &Arc<Subscriber>) -> bool {
         let mut tree = self.tree.write();
-        let was_there = tree.remove(filter, |entry| Arc::ptr_eq(&entry.subscriber, subscriber)).is_some();
-        self.changed(&tree);
+        let mut was_there = false;
+        while tree.remove(filter, |entry| Arc::ptr_eq(&entry.subscriber, subscriber)).is_some() {
+            was_there = true;
+        }
+        self.changed(0, usize::from(was_there));
         was_there
     }
 
-    fn changed(&self, tree: &FilterTree<Subscription>) {
-        self.count.store(tree.len(), Ordering::Relaxed);
+    fn changed(&self, more: usize, fewer: usize) {
+        self.count.fetch_add(more, Ordering::Relaxed);
+        self.count.fetch_sub(fewer, Ordering::Relaxed);
         self.version.fetch_add(1, Ordering::Release);
     }
 
@@ -119,7 +160,7 @@ pub struct Fanout {
     subscribers: Arc<Subscribers>,
     matcher: Matcher,
     /// Subscribers and what they get.
-    pub outgoing: Vec<(Arc<Subscriber>, VecDeque<Run>)>,
+    outgoing: Vec<(Arc<Subscriber>, VecDeque<Run>)>,
 }
 
 /// Messages next to each other on one topic.
@@ -129,6 +170,14 @@ struct Stretch {
     to: usize,
     count: usize,
     first_seq: u64,
+    /// Least and greatest QoS among them.
+    qos: (Qos, Qos),
+}
+
+impl Stretch {
+    fn seqs(&self) -> std::ops::Range<u64> {
+        self.first_seq..self.first_seq + self.count as u64
+    }
 }
 
 impl Fanout {
@@ -144,40 +193,82 @@ impl Fanout {
         while let Some(first) = entries.next() {
             let topic = first.message.topic();
             let end = |entry: &Entry<'_>| entry.offset + entry.message.as_bytes().len();
-            let mut stretch = Stretch { from: first.offset, to: end(&first), count: 1, first_seq: first.seq };
+            let qos = first.message.qos();
+            let (from, first_seq) = (first.offset, first.seq);
+            let mut stretch = Stretch { from, to: end(&first), count: 1, first_seq, qos: (qos, qos) };
             while let Some(more) = entries.next_if(|entry| entry.message.topic() == topic) {
                 stretch.to = end(&more);
                 stretch.count += 1;
+                let qos = more.message.qos();
+                stretch.qos = (stretch.qos.0.min(qos), stretch.qos.1.max(qos));
             }
-            next = stretch.first_seq + stretch.count as u64;
+            next = stretch.seqs().end;
             self.matcher.select(&self.subscribers, topic);
             self.add(batch, stretch);
         }
         next
     }
 
+    /// Here it is decided whether a message goes live to a subscriber or by the journal, which has its place among the
+    /// routes of [`super::ingress`] by the same rule: nothing is queued, and nobody woken, for what the journal delivers.
     fn add(&mut self, batch: &Batch, stretch: Stretch) {
         let groups = self.matcher.selected.chunk_by(|a, b| Arc::ptr_eq(&a.subscriber, &b.subscriber));
         for (hint, overlapping) in groups.enumerate() {
             let subscriber = &overlapping[0].subscriber;
             let is_uniform = overlapping.iter().all(|entry| {
-                entry.since <= stretch.first_seq && entry.options.no_local == overlapping[0].options.no_local
+                entry.since <= stretch.first_seq
+                    && stretch.seqs().end <= entry.until
+                    && entry.options.no_local == overlapping[0].options.no_local
             });
-            if is_uniform {
-                let messages = batch.pack(stretch.from, stretch.to, stretch.count);
+            // with mixed QoS some may be durable, and some not
+            if is_uniform && (!subscriber.is_durable || stretch.qos.0 == stretch.qos.1) {
                 let terms = terms(overlapping.iter());
-                push(&mut self.outgoing, hint, subscriber, Run { messages, terms });
+                if !subscriber.is_fed_by_the_journal(terms.qos.min(stretch.qos.1)) {
+                    let messages = batch.pack(stretch.from, stretch.to, stretch.count);
+                    push(&mut self.outgoing, hint, subscriber, Run { messages, terms });
+                }
                 continue;
             }
-            // some began within this stretch, or differ in what is their own: message by message
+            // message by message; some options began within this stretch, or differ in what is the subscriber's own
             for entry in batch.iter().filter(|entry| (stretch.from..stretch.to).contains(&entry.offset)) {
                 let is_own = entry.message.origin() == subscriber.origin;
-                let applies = |known: &&Subscription| known.since <= entry.seq && !(known.options.no_local && is_own);
-                if overlapping.iter().any(|known| applies(&known)) {
-                    let terms = terms(overlapping.iter().filter(applies));
+                let applies = |known: &&Subscription| known.is_for(entry.seq) && !(known.options.no_local && is_own);
+                if !overlapping.iter().any(|known| applies(&known)) {
+                    continue;
+                }
+                let terms = terms(overlapping.iter().filter(applies));
+                if !subscriber.is_fed_by_the_journal(terms.qos.min(entry.message.qos())) {
                     push(&mut self.outgoing, hint, subscriber, Run::one(batch.message_at(entry.offset), terms));
                 }
             }
+        }
+    }
+
+    /// Subscribers that get this message live.
+    pub fn readers(&mut self, message: MessageRef<'_>) -> impl Iterator<Item = &Arc<Subscriber>> {
+        self.matcher.select(&self.subscribers, message.topic());
+        let is_live =
+            move |known: &&Subscription| !known.subscriber.is_fed_by_the_journal(known.options.qos.min(message.qos()));
+        self.matcher.selected.iter().filter(is_live).map(|known| &known.subscriber)
+    }
+
+    /// Puts what was collected of this batch into the inboxes. Waits for nobody: publishers of what does not fit are held.
+    pub fn deliver(&mut self, holds: &Arc<Holds>, stats: &Stats, batch: &Batch) {
+        if self.outgoing.is_empty() {
+            return;
+        }
+        let now = Instant::now();
+        let at = holds.now(now);
+        for (subscriber, mut queued) in self.outgoing.drain(..) {
+            let lost = match subscriber.inbox.offer(&mut queued, at) {
+                Offer::Done => continue,
+                Offer::Dropped(messages) => messages,
+                Offer::Full => {
+                    let publisher = batch.iter().next().map(|entry| entry.message.origin());
+                    publisher.map_or(0, |publisher| holds.begin(&subscriber, publisher, now))
+                }
+            };
+            stats.publish_dropped.add(lost);
         }
     }
 }

@@ -15,7 +15,8 @@ use tokio_util::sync::CancellationToken;
 
 use super::recent::Recent;
 use super::ring::{Gap, Reading, Ring};
-use crate::exchange::inbox::{Inbox, InboxLimits, Queued};
+use crate::exchange::delivery::Queued;
+use crate::exchange::inbox::{Inbox, InboxLimits};
 use crate::exchange::ingress::Ingress;
 use crate::exchange::subscribers::{Subscriber, SubscriptionOptions};
 use crate::health::Pulse;

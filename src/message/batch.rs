@@ -124,6 +124,11 @@ impl Packed {
         Packed { bytes: message.bytes, count: 1, shared }
     }
 
+    /// No message.
+    pub fn none() -> Packed {
+        Packed { bytes: Bytes::new(), count: 0, shared: 0 }
+    }
+
     /// Messages.
     pub fn len(&self) -> usize {
         self.count

@@ -112,8 +112,13 @@ impl Setup {
     pub fn spawn(&self) -> Process {
         let path = self.write();
         let mut command = gateway();
-        command.envs(self.environment.iter().map(|(name, value)| (name, value)));
-        Process::start(command.arg("run").arg("--config").arg(path).current_dir(self.dir.path()))
+        if self.environment.iter().any(|(name, _)| name == "WATCHDOG_USEC") {
+            // WATCHDOG_PID is the program's own, which nobody knows before it starts
+            command = Command::new("sh");
+            command.args(["-c", "WATCHDOG_PID=$$ exec \"$0\" \"$@\""]).arg(gateway().get_program());
+        }
+        command.arg("run").arg("--config").arg(path).current_dir(self.dir.path());
+        Process::start(command.envs(self.environment.iter().map(|(name, value)| (name, value))))
     }
 
     /// Runs `script` in a mount namespace of its own, in the directory of the configuration, and then starts the gateway

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use super::super::session::{Send, Source};
 use super::Connection;
 use super::run::OUT_FULL;
-use crate::exchange::inbox::{Grant, Queued, Run};
+use crate::exchange::delivery::{Grant, Queued, Run};
 use crate::exchange::stats::Stats;
 use crate::message::{MessageRef, Qos};
 use crate::mqtt::publish::{Outgoing, encode};
@@ -124,11 +124,9 @@ impl Connection {
     fn send_run(&mut self, mut run: Run) -> Option<Run> {
         while let Some(message) = run.messages.first() {
             let qos = run.terms.qos.min(message.qos());
-            let is_durable = self.subscriber.is_durable && run.terms.share.is_none();
             let is_own = run.terms.no_local && message.origin() == self.origin;
             let is_there = run.terms.share.is_none() && self.is_there(message);
-            if is_own || is_there || (is_durable && qos > Qos::AtMostOnce) {
-                // what is durable comes from the journal
+            if is_own || is_there {
                 run.messages.advance();
                 continue;
             }

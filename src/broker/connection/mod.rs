@@ -32,7 +32,7 @@ use super::session::Session;
 use crate::access::authorise::Permissions;
 use crate::access::identity::Identity;
 use crate::access::waiting::Ticket;
-use crate::exchange::inbox::Run;
+use crate::exchange::delivery::Run;
 use crate::exchange::subscribers::Subscriber;
 use crate::journal::Position;
 use crate::message::{BatchBuilder, Origin, via};
@@ -397,6 +397,74 @@ mod tests {
         };
         timeout(Duration::from_secs(300), ping).await.expect("it is cut off");
         assert!(begin.elapsed() >= Duration::from_secs(30), "{:?}", begin.elapsed());
+    }
+
+    /// A future, and how often it has been polled.
+    struct Counted<F>(std::pin::Pin<Box<F>>, Arc<std::sync::atomic::AtomicUsize>);
+
+    impl<F: Future> Future for Counted<F> {
+        type Output = F::Output;
+
+        fn poll(
+            mut self: std::pin::Pin<&mut Self>,
+            context: &mut std::task::Context<'_>,
+        ) -> std::task::Poll<F::Output> {
+            self.1.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+            self.0.as_mut().poll(context)
+        }
+    }
+
+    #[tokio::test]
+    async fn a_delivery_to_a_persistent_session_wakes_it_once() {
+        use crate::journal::Journal;
+        use crate::journal::settings::JournalSettings;
+        use crate::journal::storage::memory::MemoryStorage;
+        use crate::message::{Draft, Qos};
+        use crate::time::{SharedClock, SystemClock};
+
+        let opening = std::thread::spawn(|| {
+            let clock: SharedClock = Arc::new(SystemClock);
+            let storage = Arc::new(MemoryStorage::default());
+            let journal = Journal::open(storage, JournalSettings::default(), clock.clone()).unwrap();
+            let settings = crate::broker::settings::BrokerSettings { listeners: Vec::new(), ..Default::default() };
+            crate::broker::Broker::open(settings, journal, clock, Default::default()).unwrap()
+        });
+        let broker = opening.join().unwrap();
+        let (mut client, server) = tokio::io::duplex(65536);
+        let (reader, writer) = tokio::io::split(server);
+        let peer = Peer { address: IpAddr::from([127, 0, 0, 1]), certificate_user: None, ticket: None };
+        let polls = Arc::<std::sync::atomic::AtomicUsize>::default();
+        tokio::spawn(Counted(Box::pin(serve(broker.core.clone(), reader, writer, peer)), polls.clone()));
+        // not clean, and "t" at QoS 1
+        client.write_all(b"\x10\x0d\0\x04MQTT\x04\0\0\x3c\0\x01a\x82\x06\0\x01\0\x01t\x01").await.unwrap();
+        let mut answers = [0; 9];
+        client.read_exact(&mut answers).await.unwrap();
+        let mut wakes = Vec::new();
+        for number in 0..50u16 {
+            // whatever it was busy with is over
+            tokio::time::sleep(Duration::from_millis(20)).await;
+            let before = polls.load(std::sync::atomic::Ordering::Relaxed);
+            let draft = Draft {
+                topic: "t",
+                payload: &number.to_be_bytes(),
+                qos: Qos::AtLeastOnce,
+                retain: false,
+                properties: &[],
+                expiry: None,
+                boot_ms: 0,
+                origin: Origin::gateway(),
+            };
+            broker.core.ingress.publish(&draft).await.unwrap();
+            let mut publish = [0; 9];
+            client.read_exact(&mut publish).await.unwrap();
+            assert_eq!((publish[0], &publish[7..]), (0x32, &number.to_be_bytes()[..]));
+            tokio::time::sleep(Duration::from_millis(20)).await;
+            wakes.push(polls.load(std::sync::atomic::Ordering::Relaxed) - before);
+            client.write_all(&[0x40, 2, publish[5], publish[6]]).await.unwrap();
+        }
+        assert!(wakes.iter().all(|wakes| *wakes == 1), "{wakes:?}");
+        let dropped = broker.core.stats.publish_dropped.get();
+        assert_eq!(dropped, 0);
     }
 
     #[tokio::test]

@@ -12,8 +12,8 @@ use super::super::session::{Received, Source, Subscription};
 use super::acks::{AckState, PendingAck};
 use super::{Connection, End};
 use crate::access::authenticate::Denied;
+use crate::exchange::delivery::{Grant, Queued};
 use crate::exchange::filters::MAX_LEVELS;
-use crate::exchange::inbox::{Grant, Queued};
 use crate::exchange::ingress::{Accepted, Receipt};
 use crate::exchange::shared::SharedGroup;
 use crate::exchange::subscribers::SubscriptionOptions;
@@ -390,20 +390,14 @@ impl Connection {
         let old = self.session.subscribe(filter, Subscription { options, group: None });
         let is_new = old.is_none();
         let core = self.core.clone();
-        match session_route(&self.session, options) {
-            Some(route) => core.ingress.add_route(filter, route),
-            None => {
-                if let Some(route) = old.and_then(|old| session_route(&self.session, old.options)) {
-                    core.ingress.remove_route(filter, &route);
-                }
-            }
-        }
+        let route = |options| session_route(&self.session, options);
+        let routes = (old.and_then(|old| route(old.options)), route(options));
         let wanted = |_| match retained {
             RetainHandling::Always => true,
             RetainHandling::IfNew => is_new,
             RetainHandling::Never => false,
         };
-        let (_, found) = core.ingress.subscribe(filter, &self.subscriber, options, wanted);
+        let (_, found) = core.ingress.subscribe_routed(filter, &self.subscriber, options, routes, wanted);
         for message in found {
             let view = message.view();
             let grant = Grant {

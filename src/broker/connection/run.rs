@@ -11,6 +11,7 @@ use super::super::registry::Kick;
 use super::leave::Leaving;
 use super::{Connection, End, Reason};
 use crate::exchange::stats::Stats;
+use crate::health::Overdue;
 
 /// Stop producing output beyond this many unsent bytes.
 pub(super) const OUT_FULL: usize = 64 * 1024;
@@ -28,6 +29,8 @@ const SMALLEST_READ: usize = 4 * 1024;
 const LARGEST_READ: usize = 64 * 1024;
 /// A client that takes nothing for this long has gone.
 const STALL: Duration = Duration::from_secs(30);
+/// Once that time is over, the connection is served for this much longer.
+const LAST_CHANCE: Duration = Duration::from_millis(200);
 const NEVER: Duration = Duration::from_secs(365 * 24 * 3600);
 
 impl Connection {
@@ -45,7 +48,7 @@ impl Connection {
             let room = core.ingress.room().notified();
             if self.out.is_empty() {
                 // whatever comes to be sent now has been waiting for no time
-                pace.last_write = Instant::now();
+                pace.has_written();
                 if self.out.capacity() > OUT_FULL {
                     self.out = BytesMut::new(); // a burst is over
                 }
@@ -55,16 +58,21 @@ impl Connection {
                 Ok(placed) => placed,
                 Err(end) => return end,
             };
+            if !placed {
+                // it is we who do not read: that is not the client's silence
+                pace.last_read = Instant::now();
+            }
             self.flush_acks();
             if self.is_deaf || (pace.leaving.is_some() && unsent >= ANSWERS_FULL) {
                 // what a client that leaves has sent counts, answered or not; packets stay whole
                 self.out.truncate(if self.is_deaf { 0 } else { unsent });
             }
             let idle = pace.leaving.is_none() && self.deliver();
+            self.subscriber.inbox.set_blocked(!idle);
             let may_read = self.may_read(&mut pace, input);
             if let Some(leaving) = &pace.leaving {
                 alarm.as_mut().reset(leaving.over_at(may_read));
-            } else if !self.out.is_empty() && alarm.deadline() > pace.write_by() {
+            } else if !self.out.is_empty() && alarm.deadline() > pace.write_by() && !pace.stalled.is_running() {
                 alarm.as_mut().reset(pace.write_by());
             }
             tokio::select! {
@@ -77,7 +85,7 @@ impl Connection {
                     Ok(0) | Err(_) => self.leave(&mut pace, End::Closed),
                     Ok(count) => {
                         core.stats.bytes_sent.add(count as u64);
-                        pace.last_write = Instant::now();
+                        pace.has_written();
                     }
                 },
                 () = self.subscriber.inbox.filled(), if idle => {}
@@ -156,6 +164,9 @@ struct Pace {
     read_size: usize,
     /// It is about to end.
     leaving: Option<Leaving>,
+    /// For how long it could have been read from since its time was over, and written to.
+    silent: Overdue,
+    stalled: Overdue,
 }
 
 impl Pace {
@@ -165,7 +176,15 @@ impl Pace {
             seconds => Duration::from_millis(u64::from(seconds) * 1500), // [MQTT-3.1.2-22]
         };
         let now = Instant::now();
-        Pace { patience, last_read: now, last_write: now, read_size: SMALLEST_READ, leaving: None }
+        Pace {
+            patience,
+            last_read: now,
+            last_write: now,
+            read_size: SMALLEST_READ,
+            silent: Overdue::default(),
+            stalled: Overdue::default(),
+            leaving: None,
+        }
     }
 
     fn read_by(&self) -> Instant {
@@ -183,6 +202,7 @@ impl Pace {
             leaving.has_read(count);
         }
         self.last_read = Instant::now();
+        self.silent.reset();
         if count >= self.read_size {
             self.read_size = (self.read_size * 2).min(LARGEST_READ);
         } else if count < SMALLEST_READ / 4 {
@@ -195,14 +215,25 @@ impl Pace {
         self.leaving.take().map_or(End::Closed, Leaving::into_end)
     }
 
-    /// When to look again, or why the connection ends.
-    fn check(&self, has_output: bool) -> Result<Instant, End> {
+    fn has_written(&mut self) {
+        self.last_write = Instant::now();
+        self.stalled.reset();
+    }
+
+    /// When to look again, or why the connection ends. What a client sent or took while this process did not run counts:
+    /// nobody is given up before there was time to see that.
+    fn check(&mut self, has_output: bool) -> Result<Instant, End> {
         let now = Instant::now();
-        if now >= self.read_by() {
+        let is_silent = now >= self.read_by();
+        let is_stalled = has_output && now >= self.write_by();
+        if is_silent && self.silent.look(now) >= LAST_CHANCE {
             return Err(End::Ended(Reason::KEEP_ALIVE_TIMEOUT));
         }
-        if has_output && now >= self.write_by() {
+        if is_stalled && self.stalled.look(now) >= LAST_CHANCE {
             return Err(End::Stalled);
+        }
+        if is_silent || is_stalled {
+            return Ok(now + LAST_CHANCE);
         }
         Ok(self.read_by().min(if has_output { self.write_by() } else { now + NEVER }))
     }
