@@ -10,6 +10,9 @@
 //!   its new connections too. Guests are one user.
 //! - After that the reader loses what does not fit, counted, until it has caught up or taken a quarter that quickly.
 //!
+//! Where the queues of more than [`ALONE`] readers are full at the same time, it is the machine that is slow, and they share
+//! its pace: each has to take that much less.
+//!
 //! Time in which the gateway itself did not get around to its work is nobody's delay. It passes in steps of [`STEP`] while
 //! somebody is held, and steps that come late count as if they had come in time.
 //!
@@ -32,6 +35,8 @@ use crate::message::Origin;
 /// What a reader has taken within this time tells whether it reads.
 pub const LATELY: Duration = Duration::from_millis(250);
 const QUARTER: f64 = 0.25;
+/// So many readers with full queues are each judged as if they were alone.
+const ALONE: usize = 8;
 /// How long publishers are held for the readers of one user that do not read ...
 pub const BUDGET: Duration = Duration::from_millis(50);
 /// ... in any time of this length.
@@ -79,20 +84,26 @@ impl Uptake {
 
     /// Whether it has taken a quarter of its queue lately; while its queue has been full for less long than that, whether it
     /// is about to.
-    pub fn is_quick(&self, now: Duration, taken: Taken, limits: &InboxLimits) -> bool {
+    /// `full` readers have a full queue at the same time.
+    pub fn is_quick(&self, now: Duration, taken: Taken, limits: &InboxLimits, full: usize) -> bool {
+        let enough = QUARTER * (ALONE as f64 / full.max(1) as f64).min(1.0);
         let is_about_to = self.full.as_ref().is_some_and(|(since, before)| {
             let passed = now.saturating_sub(*since);
             passed <= LATELY
                 && taken != *before
-                && share(before, taken, limits) >= QUARTER * passed.div_duration_f64(LATELY)
+                && share(before, taken, limits) >= enough * passed.div_duration_f64(LATELY)
         });
-        is_about_to || self.has_been_quick(now, taken, limits)
+        is_about_to || self.share_lately(now, taken, limits) >= enough
     }
 
     /// Whether it has taken a quarter of its queue lately.
     pub fn has_been_quick(&self, now: Duration, taken: Taken, limits: &InboxLimits) -> bool {
+        self.share_lately(now, taken, limits) >= QUARTER
+    }
+
+    fn share_lately(&self, now: Duration, taken: Taken, limits: &InboxLimits) -> f64 {
         let lately = self.marks.iter().find(|(at, _)| now <= *at + LATELY);
-        lately.is_some_and(|(_, before)| share(before, taken, limits) >= QUARTER)
+        lately.map_or(0.0, |(_, before)| share(before, taken, limits))
     }
 }
 
@@ -228,7 +239,7 @@ impl Holds {
             Some(at) => at,
             None => {
                 let held = Held { reader: reader.clone(), publishers: SmallVec::new(), since: now };
-                if !held.may_last(&mut state.budgets, now) {
+                if !held.may_last(&mut state.budgets, now, state.readers.len() + 1) {
                     drop(guard);
                     return reader.inbox.lose();
                 }
@@ -272,8 +283,9 @@ impl Holds {
         let now = state.now(now);
         let (mut over, mut is_room) = (Vec::new(), false);
         let mut at = 0;
+        let full = state.readers.len();
         while at < state.readers.len() {
-            if state.readers[at].may_last(&mut state.budgets, now) {
+            if state.readers[at].may_last(&mut state.budgets, now, full) {
                 at += 1;
                 continue;
             }
@@ -294,10 +306,10 @@ impl Holds {
 
 impl Held {
     /// Whether publishers are held for it for another step, which is taken from its user's budget where it does not read.
-    fn may_last(&self, budgets: &mut HashMap<Arc<str>, Budget>, now: Duration) -> bool {
+    fn may_last(&self, budgets: &mut HashMap<Arc<str>, Budget>, now: Duration, full: usize) -> bool {
         let inbox = &self.reader.inbox;
         let by_its_client = inbox.is_blocked() || now > self.since + LONGEST;
-        inbox.is_quick(now) || !by_its_client || budgets.entry(inbox.payer().clone()).or_default().spend(now)
+        inbox.is_quick(now, full) || !by_its_client || budgets.entry(inbox.payer().clone()).or_default().spend(now)
     }
 }
 
@@ -343,26 +355,28 @@ mod tests {
     fn a_reader_is_quick_that_has_taken_a_quarter_within_a_quarter_of_a_second() {
         let mut uptake = Uptake::default();
         let taken = |messages| Taken { messages, bytes: messages * 10 };
-        assert!(!uptake.is_quick(ms(0), taken(5000), &LIMITS), "nothing is known of it");
+        assert!(!uptake.is_quick(ms(0), taken(5000), &LIMITS, 1), "nothing is known of it");
         uptake.mark(ms(0), taken(0));
-        assert!(!uptake.is_quick(ms(100), taken(249), &LIMITS));
-        assert!(uptake.is_quick(ms(100), taken(250), &LIMITS));
-        assert!(uptake.is_quick(ms(250), taken(250), &LIMITS));
-        assert!(!uptake.is_quick(ms(251), taken(250), &LIMITS), "that was before");
+        assert!(!uptake.is_quick(ms(100), taken(249), &LIMITS, 1));
+        assert!(uptake.is_quick(ms(100), taken(250), &LIMITS, 1));
+        assert!(uptake.is_quick(ms(250), taken(250), &LIMITS, 1));
+        assert!(!uptake.is_quick(ms(251), taken(250), &LIMITS, 1), "that was before");
         for step in 1..=20 {
             uptake.mark(ms(step * 25), taken(step * 25));
         }
-        assert!(uptake.is_quick(ms(500), taken(500), &LIMITS), "1,000 messages a second");
-        assert!(!uptake.is_quick(ms(600), taken(510), &LIMITS), "then hardly any");
-        assert!(uptake.is_quick(ms(600), Taken { messages: 510, bytes: 40_000 }, &LIMITS), "but large ones");
+        assert!(uptake.is_quick(ms(500), taken(500), &LIMITS, 1), "1,000 messages a second");
+        assert!(!uptake.is_quick(ms(600), taken(510), &LIMITS, 1), "then hardly any");
+        assert!(uptake.is_quick(ms(600), Taken { messages: 510, bytes: 40_000 }, &LIMITS, 1), "but large ones");
         assert!(uptake.marks.len() <= 12);
         // just full: it is judged by what it has taken since then
         uptake.set_full(Some((ms(600), taken(510))));
-        assert!(!uptake.is_quick(ms(600), taken(510), &LIMITS));
-        assert!(!uptake.is_quick(ms(610), taken(519), &LIMITS));
-        assert!(uptake.is_quick(ms(610), taken(520), &LIMITS));
-        assert!(uptake.is_quick(ms(800), taken(710), &LIMITS));
-        assert!(!uptake.is_quick(ms(851), taken(759), &LIMITS));
+        assert!(!uptake.is_quick(ms(600), taken(510), &LIMITS, 1));
+        assert!(!uptake.is_quick(ms(610), taken(519), &LIMITS, 1));
+        assert!(uptake.is_quick(ms(610), taken(520), &LIMITS, 1));
+        assert!(uptake.is_quick(ms(800), taken(710), &LIMITS, 1));
+        assert!(!uptake.is_quick(ms(851), taken(759), &LIMITS, 1));
+        assert!(uptake.is_quick(ms(851), taken(759), &LIMITS, 2 * ALONE), "many share the pace of the machine");
+        assert!(!uptake.is_quick(ms(2000), taken(759), &LIMITS, 1000), "who takes nothing is never quick");
     }
 
     #[test]

@@ -199,11 +199,11 @@ impl Inbox {
     }
 
     /// Whether its reader has taken much of it lately.
-    pub fn is_quick(&self, now: Duration) -> bool {
+    pub fn is_quick(&self, now: Duration, full: usize) -> bool {
         let mut state = self.state.lock();
         let taken = state.taken;
         state.uptake.mark(now, taken);
-        state.uptake.is_quick(now, taken, &self.limits)
+        state.uptake.is_quick(now, taken, &self.limits, full)
     }
 
     /// Its client takes nothing more for the moment, or does again.
