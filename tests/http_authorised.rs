@@ -227,6 +227,11 @@ fn pages_of_other_sites_are_refused_everywhere() {
         ] {
             let headers = [extra, &[foreign]].concat();
             let answer = try_request(port, method, target, &headers, b"").unwrap();
+            if target == "/mqtt" && foreign.0 == "Host" {
+                // browsers send an Origin with every upgrade: without one it is a program, which may use any name
+                assert_ne!(answer.status, 403, "{foreign:?}: {}", answer.head);
+                continue;
+            }
             assert_eq!(answer.status, 403, "{method} {target} {foreign:?}: {}", answer.head);
         }
     }

@@ -375,7 +375,8 @@ mod tests {
         assert!(uptake.is_quick(ms(610), taken(520), &LIMITS, 1));
         assert!(uptake.is_quick(ms(800), taken(710), &LIMITS, 1));
         assert!(!uptake.is_quick(ms(851), taken(759), &LIMITS, 1));
-        assert!(uptake.is_quick(ms(851), taken(759), &LIMITS, 2 * ALONE), "many share the pace of the machine");
+        assert!(!uptake.is_quick(ms(610), taken(516), &LIMITS, ALONE));
+        assert!(uptake.is_quick(ms(610), taken(516), &LIMITS, 2 * ALONE), "many share the pace of the machine");
         assert!(!uptake.is_quick(ms(2000), taken(759), &LIMITS, 1000), "who takes nothing is never quick");
     }
 

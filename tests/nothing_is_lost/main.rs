@@ -194,7 +194,7 @@ fn chaos(messages: u32, kills: u32, journal: &str, outage: u64) -> Outcome {
     let recorder = Recorder::start(mosquitto.port);
     let proxy = Arc::new(Proxy::start(mosquitto.port));
     let config = format!(
-        "{journal}[[upstream]]\nname = \"home\"\naddresses = [\"mqtt://127.0.0.1:{}\"]\nmax_inflight = {WINDOW}\nkeep_alive = \"5 s\"\n\
+        "{journal}[[upstream]]\nname = \"home\"\naddresses = [\"mqtt://127.0.0.1:{}\"]\nmax_inflight = {WINDOW}\nkeep_alive = \"5 s\"\nconnect_timeout = \"5 s\"\n\
          [[upstream.out]]\ntopic_filter = \"up/#\"\n",
         proxy.port
     );
