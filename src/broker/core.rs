@@ -21,7 +21,7 @@ use crate::access::identity::{Identity, SessionName};
 use crate::access::waiting::WaitingRoom;
 use crate::exchange::delivery::Run;
 use crate::exchange::inbox::{Inbox, InboxLimits};
-use crate::exchange::ingress::{Ingress, Route};
+use crate::exchange::ingress::{Ingress, Receipt, Route};
 use crate::exchange::shared::{Share, SharedGroup};
 use crate::exchange::stats::Stats;
 use crate::exchange::subscribers::{Subscriber, SubscriptionOptions};
@@ -246,8 +246,8 @@ impl Core {
         }
     }
 
-    /// A session is over: nothing of it is kept.
-    pub(super) fn end(&self, mut session: Session) {
+    /// A session is over: nothing of it is kept. That is so after a crash as well once the receipt has come true.
+    pub(super) fn end(&self, mut session: Session) -> Receipt {
         session.outbound.shares().for_each(Share::give_up);
         let filters: Vec<Box<str>> = session.subscriptions.keys().cloned().collect();
         for filter in filters {
@@ -255,12 +255,11 @@ impl Core {
                 self.drop_subscription(&session, &filter, &subscription);
             }
         }
-        if let Some(durable) = &session.durable {
-            let journal = self.ingress.journal();
-            journal.remove(durable.consumer);
-            // where it cannot be written now, the session comes back with the next start and expires then
-            let _ = journal.keep_session(&session.name, None, false);
-        }
+        let Some(durable) = &session.durable else { return Receipt::default() };
+        let journal = self.ingress.journal();
+        journal.remove(durable.consumer);
+        // where it cannot be written now, the session comes back with the next start and expires then
+        Receipt { durable: journal.keep_session(&session.name, None, false).ok() }
     }
 
     /// The session of an absent client is over, and with it the delay of its will [MQTT-3.1.2-8].

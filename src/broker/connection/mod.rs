@@ -38,6 +38,9 @@ use crate::journal::Position;
 use crate::message::{BatchBuilder, Origin, via};
 use crate::mqtt::{self, Reason, Version, Will, write};
 
+/// A client waits no longer than this for the end of its old session to be on disk.
+const LONGEST_SYNC: Duration = Duration::from_secs(2);
+
 /// Where a connection comes from.
 #[derive(Clone, Debug)]
 pub struct Peer {
@@ -233,7 +236,10 @@ async fn open(core: &Arc<Core>, admitted: Admitted, peer: &Peer) -> (super::regi
             if let Some((_, will)) = will {
                 core.publish_delayed(&owner, will).await;
             }
-            core.end(session);
+            let ended = core.end(session);
+            // CONNACK says that the session is gone [MQTT-3.1.2-4], and it must not come back with the next start; a disk
+            // that does not answer keeps nobody out
+            let _ = tokio::time::timeout(LONGEST_SYNC, core.ingress.settled(ended)).await;
         } else {
             resumed = Some(session);
         }
