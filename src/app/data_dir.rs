@@ -3,11 +3,12 @@
 //! A disk that is full or read-only is no reason not to start: local clients are served all the same. The journal says
 //! what cannot be kept.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
 use std::io;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 
-use rustix::fs::{FlockOperation, flock};
+use rustix::fs::{FlockOperation, OFlags, flock};
 use tracing::error;
 
 use super::AppError;
@@ -25,8 +26,14 @@ impl DataDir {
         let failed = |source: io::Error| AppError::DataDir { path: path.into(), source };
         let name = path.join("lock");
         let make = || {
-            fs::create_dir_all(path)?;
-            OpenOptions::new().create(true).truncate(false).write(true).open(&name)
+            DirBuilder::new().recursive(true).mode(0o700).create(path)?;
+            let metadata = fs::metadata(path)?;
+            if metadata.is_dir() && metadata.mode() & 0o077 != 0 {
+                // where it belongs to somebody else, what is in it is private all the same
+                let _ = fs::set_permissions(path, Permissions::from_mode(0o700));
+            }
+            let no_link = OFlags::NOFOLLOW.bits() as i32;
+            OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).custom_flags(no_link).open(&name)
         };
         let lock = match make() {
             Ok(lock) => Some(lock),
@@ -72,6 +79,21 @@ mod tests {
         assert_eq!(error.exit_code(), 73);
         drop(first);
         DataDir::open(&path).unwrap();
+    }
+
+    #[test]
+    fn it_is_for_its_user_alone_and_follows_no_link() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("data");
+        fs::create_dir(&path).unwrap();
+        fs::set_permissions(&path, Permissions::from_mode(0o755)).unwrap();
+        drop(DataDir::open(&path).unwrap());
+        let mode = |path: &Path| fs::symlink_metadata(path).unwrap().mode() & 0o777;
+        assert_eq!((mode(&path), mode(&path.join("lock"))), (0o700, 0o600));
+        fs::remove_file(path.join("lock")).unwrap();
+        std::os::unix::fs::symlink(dir.path().join("elsewhere"), path.join("lock")).unwrap();
+        DataDir::open(&path).unwrap_err();
+        assert!(!dir.path().join("elsewhere").exists());
     }
 
     #[test]

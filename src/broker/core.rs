@@ -11,6 +11,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
+use super::allowance::Allowance;
 use super::groups::{Groups, split_share};
 use super::registry::{Kick, Parked, Registry};
 use super::session::{Durable, Session};
@@ -76,6 +77,8 @@ pub struct Core {
     clients: Mutex<HashMap<u64, Client>>,
     next_client: AtomicU64,
     pub(super) groups: Groups,
+    /// What clients have written by changing their sessions.
+    pub(super) allowance: Allowance,
     /// Wills of clients that were connected when the gateway ended, and whose sessions ended with it.
     pub(super) orphaned_wills: Mutex<Vec<(Box<str>, Will)>>,
 }
@@ -95,6 +98,7 @@ impl Core {
             clients: Mutex::default(),
             next_client: AtomicU64::new(0),
             groups: Groups::default(),
+            allowance: Allowance::default(),
             orphaned_wills: Mutex::default(),
         })
     }
@@ -259,7 +263,7 @@ impl Core {
         let journal = self.ingress.journal();
         journal.remove(durable.consumer);
         // where it cannot be written now, the session comes back with the next start and expires then
-        Receipt { durable: journal.keep_session(&session.name, None, false).ok() }
+        Receipt { durable: journal.keep_session(&session.name, None, false).ok().map(|(position, _)| position) }
     }
 
     /// The session of an absent client is over, and with it the delay of its will [MQTT-3.1.2-8].

@@ -1,8 +1,10 @@
 //! What is kept of persistent sessions and retained messages, and how they come back after a restart.
 //!
 //! The journal holds the messages that wait for a session and the steps of its QoS 2 exchanges; what is kept here in
-//! addition is small and changes rarely: subscriptions, expiry, and since when the client is away. It is written whole
-//! when it changes.
+//! addition is small and changes rarely: expiry, since when the client is away, and subscriptions, each under a name of its own,
+//! so that what a change writes does not depend on how many there are.
+//!
+//! A session, under its name:
 //!
 //! | size | what |
 //! |---|---|
@@ -11,7 +13,15 @@
 //! | 8 | when the client left, as the journal stamps it; 0 while it is connected |
 //! | 4 | length of the owner; version 1 has neither this nor the owner, and nobody knows whose such a session is |
 //! | | the owner |
-//! | | per subscription: length of the filter (2), filter, QoS (1), bit 0 no local, bit 1 retain as published (1), id or 0 (4) |
+//! | | of older gateways, per subscription: length of the filter (2), filter, and what is said below |
+//!
+//! A subscription, under the session's name, two NULs and the filter, so that it goes with the session:
+//!
+//! | size | what |
+//! |---|---|
+//! | 1 | QoS |
+//! | 1 | bit 0 no local, bit 1 retain as published |
+//! | 4 | id or 0 |
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -32,6 +42,8 @@ use crate::mqtt::Will;
 
 const VERSION: u8 = 2;
 const WITHOUT_OWNER: u8 = 1;
+/// Neither user names nor client ids nor filters contain NUL [MQTT-1.5.4-2], and a session's name has no two of them.
+const PART: &str = "\0\0";
 
 /// A persistent session as it is kept.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -42,15 +54,13 @@ pub struct Kept {
     pub owner: Option<Box<str>>,
     /// When its client left, as [`crate::journal::Journal::stamp`] has it; earlier versions wrote Unix time.
     pub left_unix_ms: Option<i64>,
-    /// Subscriptions by filter as the client wrote it.
+    /// Subscriptions by filter as the client wrote it, of a session that an older gateway has kept.
     pub subscriptions: Vec<(Box<str>, SubscriptionOptions)>,
 }
 
 impl Kept {
     fn of(session: &Session, left_unix_ms: Option<i64>) -> Kept {
-        let subscriptions =
-            session.subscriptions.iter().map(|(filter, known)| (filter.clone(), known.options)).collect();
-        Kept { expiry: session.expiry, owner: Some(session.owner.clone()), left_unix_ms, subscriptions }
+        Kept { expiry: session.expiry, owner: Some(session.owner.clone()), left_unix_ms, subscriptions: Vec::new() }
     }
 
     /// As bytes.
@@ -62,13 +72,6 @@ impl Kept {
         if let Some(owner) = owner {
             out.extend_from_slice(&(owner.len() as u32).to_le_bytes());
             out.extend_from_slice(owner.as_bytes());
-        }
-        for (filter, options) in &self.subscriptions {
-            out.extend_from_slice(&(filter.len() as u16).to_le_bytes());
-            out.extend_from_slice(filter.as_bytes());
-            let flags = u8::from(options.no_local) | u8::from(options.retain_as_published) << 1;
-            out.extend_from_slice(&[options.qos as u8, flags]);
-            out.extend_from_slice(&options.id.unwrap_or(0).to_le_bytes());
         }
         out
     }
@@ -94,29 +97,86 @@ impl Kept {
         let mut subscriptions = Vec::new();
         while let Some(len) = take(2) {
             let filter = std::str::from_utf8(take(usize::from(u16::from_le_bytes(len.try_into().ok()?)))?).ok()?;
-            let &[qos, flags] = take(2)? else { return None };
-            let id = u32::from_le_bytes(take(4)?.try_into().ok()?);
-            let options = SubscriptionOptions {
-                qos: Qos::from_u8(qos)?,
-                no_local: flags & 1 != 0,
-                retain_as_published: flags & 2 != 0,
-                id: (id > 0).then_some(id),
-            };
-            subscriptions.push((filter.into(), options));
+            subscriptions.push((filter.into(), decode_options(take(OPTIONS_LEN)?)?));
         }
         Some(Kept { expiry, owner, left_unix_ms: (left != 0).then_some(left), subscriptions })
     }
 }
 
+const OPTIONS_LEN: usize = 6;
+
+fn encode_options(options: &SubscriptionOptions) -> [u8; OPTIONS_LEN] {
+    let [a, b, c, d] = options.id.unwrap_or(0).to_le_bytes();
+    let flags = u8::from(options.no_local) | u8::from(options.retain_as_published) << 1;
+    [options.qos as u8, flags, a, b, c, d]
+}
+
+fn decode_options(bytes: &[u8]) -> Option<SubscriptionOptions> {
+    let &[qos, flags, a, b, c, d] = bytes else { return None };
+    let id = u32::from_le_bytes([a, b, c, d]);
+    Some(SubscriptionOptions {
+        qos: Qos::from_u8(qos)?,
+        no_local: flags & 1 != 0,
+        retain_as_published: flags & 2 != 0,
+        id: (id > 0).then_some(id),
+    })
+}
+
+/// The name of a subscription of the session with this name.
+fn part(session: &str, filter: &str) -> String {
+    format!("{session}{PART}{filter}")
+}
+
 impl Core {
-    /// Keeps a persistent session as it is now; returns what to wait for before the client may rely on it. `lazy`: it
-    /// need not be at once.
-    pub(super) fn keep(&self, session: &Session, is_connected: bool, lazy: bool) -> Option<Position> {
+    /// Whether the journal can hold a subscription of this session.
+    pub(super) fn can_keep(&self, session: &Session, filter: &str) -> bool {
+        let name = session.name.len() + PART.len() + filter.len();
+        session.durable.is_none() || self.ingress.journal().can_keep(name, OPTIONS_LEN)
+    }
+
+    /// Keeps a subscription of a persistent session, or forgets it if there is none by this filter any more; returns what to
+    /// wait for before the client may rely on it. What is known already is not written.
+    pub(super) fn keep_subscription(&self, session: &mut Session, filter: &str) -> Option<Position> {
         session.durable.as_ref()?;
+        let value = session.subscriptions.get(filter).map(|known| encode_options(&known.options));
+        let name = part(&session.name, filter);
+        let kept = self.ingress.journal().keep_session(&name, value.as_ref().map(|value| &value[..]), false);
+        session.is_kept &= kept.is_ok();
+        let (position, bytes) = kept.ok()?;
+        if bytes > 0 {
+            self.allowance.charge(&session.owner, bytes);
+        }
+        Some(position)
+    }
+
+    /// Keeps a persistent session as it is now, when something else is written next.
+    pub(super) fn keep(&self, session: &mut Session, is_connected: bool) {
+        if session.durable.is_none() {
+            return;
+        }
         let left = (!is_connected).then(|| self.ingress.journal().stamp());
-        let kept = Kept::of(session, left).encode();
+        self.keep_as(session, &Kept::of(session, left));
+    }
+
+    fn keep_as(&self, session: &mut Session, kept: &Kept) {
+        let journal = self.ingress.journal();
+        if !session.is_kept {
+            // first what the session is made of: whatever the end is, nothing of it is missing
+            let kept_all = session.subscriptions.iter().all(|(filter, known)| {
+                let (name, value) = (part(&session.name, filter), encode_options(&known.options));
+                journal.keep_session(&name, Some(&value), true).is_ok()
+            });
+            if !kept_all {
+                return;
+            }
+            session.is_kept = true;
+        }
         // where it cannot be kept, the session lives on in memory, and the journal has said that it fails
-        self.ingress.journal().keep_session(&session.name, Some(&kept), lazy).ok()
+        if let Ok((_, bytes)) = journal.keep_session(&session.name, Some(&kept.encode()), true)
+            && bytes > 0
+        {
+            self.allowance.charge(&session.owner, bytes);
+        }
     }
 
     /// Brings back what the journal has kept.
@@ -158,7 +218,11 @@ impl Core {
             session.owner = owner.clone();
         }
         let owner = session.owner.clone();
-        for (filter, options) in &kept.subscriptions {
+        let prefix = part(name, "");
+        let parts = self.ingress.journal().kept(&prefix);
+        let parts = parts.iter().filter_map(|(part, value)| Some((&part[prefix.len()..], decode_options(value)?)));
+        let listed = kept.subscriptions.iter().map(|(filter, options)| (&**filter, *options));
+        for (filter, options) in &listed.chain(parts).collect::<HashMap<_, _>>() {
             let shared = split_share(filter).filter(|_| filter.starts_with("$share/"));
             if check_filter(shared.map_or(filter, |(_, inner)| inner)).is_err() {
                 continue;
@@ -182,6 +246,10 @@ impl Core {
             durable.reader.rest();
         }
         journal.register(&consumer_name(name), self.journal_limits(1));
+        if !kept.subscriptions.is_empty() {
+            session.is_kept = false;
+            self.keep_as(&mut session, &Kept { subscriptions: Vec::new(), ..kept.clone() });
+        }
         let now = Instant::now();
         // a client that was connected when we ended left then, and that is about now
         let away_ms = kept.left_unix_ms.map_or(0, |left| journal.elapsed_since(left) as i64);
@@ -206,17 +274,23 @@ mod tests {
         let options =
             SubscriptionOptions { qos: Qos::ExactlyOnce, no_local: true, retain_as_published: false, id: Some(7) };
         let other = SubscriptionOptions { qos: Qos::AtMostOnce, no_local: false, retain_as_published: true, id: None };
-        let kept = Kept {
-            expiry: u32::MAX,
-            owner: Some("u/a\0b".into()),
-            left_unix_ms: Some(5),
-            subscriptions: vec![("a/+".into(), options), ("$share/g/ü".into(), other)],
-        };
-        let bytes = kept.encode();
+        for options in [options, other] {
+            assert_eq!(decode_options(&encode_options(&options)), Some(options));
+        }
+        let kept = Kept { expiry: u32::MAX, owner: None, left_unix_ms: Some(5), subscriptions: Vec::new() };
+        let owned = Kept { owner: Some("u/a\0b".into()), ..kept.clone() };
+        assert_eq!(Kept::decode(&owned.encode()), Some(owned));
+        let mut bytes = kept.encode();
         assert_eq!(Kept::decode(&bytes), Some(kept.clone()));
-        let unowned = Kept { owner: None, ..kept };
-        assert_eq!(Kept::decode(&unowned.encode()), Some(unowned));
+        // older gateways have appended the subscriptions
+        for (filter, options) in [("a/+", options), ("$share/g/ü", other)] {
+            bytes.extend_from_slice(&(filter.len() as u16).to_le_bytes());
+            bytes.extend_from_slice(filter.as_bytes());
+            bytes.extend_from_slice(&encode_options(&options));
+        }
+        let subscriptions = vec![("a/+".into(), options), ("$share/g/ü".into(), other)];
+        assert_eq!(Kept::decode(&bytes), Some(Kept { subscriptions, ..kept }));
         assert_eq!(Kept::decode(&[]), None);
-        assert_eq!(Kept::decode(&[3; 30]), None);
+        assert_eq!(Kept::decode(&[9; 30]), None);
     }
 }

@@ -5,6 +5,7 @@
 //! | `settings` | what the configuration says |
 //! | `listener` | ports, TLS handshakes |
 //! | `connection/` | one client from CONNECT to the end: `handshake`, `admit`, then `run` with `receive` and `deliver` |
+//! | `allowance` | what a client's changes of its session may cost the card |
 //! | `keep`, `wills` | what is kept of sessions, retained messages and last wills on disk |
 //! | `groups` | shared subscriptions |
 //! | `session`, `registry`, `away`, `core` | what outlives a connection, who has which client id, what all share |
@@ -13,6 +14,7 @@
 //! A message comes in through `connection::receive` and gets its place in the [exchange](crate::exchange). What the exchange
 //! and the journal have for a client leaves through `connection::deliver`.
 
+pub mod allowance;
 mod away;
 pub mod connection;
 pub mod core;

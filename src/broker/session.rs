@@ -271,6 +271,10 @@ pub struct Session {
     pub retained: VecDeque<Queued>,
     /// Present in persistent sessions.
     pub durable: Option<Durable>,
+    /// Bytes of all its filters.
+    pub filter_bytes: usize,
+    /// Whether the journal has every subscription under a name of its own.
+    pub is_kept: bool,
     /// Seconds that the session outlives its connection; `u32::MAX`: as long as the broker allows.
     pub expiry: u32,
 }
@@ -288,6 +292,8 @@ impl Session {
             unreleased: BTreeSet::new(),
             retained: VecDeque::new(),
             durable,
+            filter_bytes: 0,
+            is_kept: true,
             expiry,
         }
     }
@@ -297,7 +303,9 @@ impl Session {
         let (tree, inner) = self.tree(filter, &subscription);
         tree.remove(inner, |_| true);
         tree.insert(inner, subscription.options);
-        self.subscriptions.insert(filter.into(), subscription)
+        let old = self.subscriptions.insert(filter.into(), subscription);
+        self.filter_bytes += if old.is_none() { filter.len() } else { 0 };
+        old
     }
 
     /// Forgets a subscription.
@@ -305,6 +313,7 @@ impl Session {
         let removed = self.subscriptions.remove(filter)?;
         let (tree, inner) = self.tree(filter, &removed);
         tree.remove(inner, |_| true);
+        self.filter_bytes -= filter.len();
         Some(removed)
     }
 

@@ -42,7 +42,7 @@
 //! | [`Kind`] | body |
 //! |---|---|
 //! | 1 message | as [`crate::message`] encodes it; empty for the mere note that a QoS 2 PUBLISH was received |
-//! | 2 state | length of the name (2), name, value: a persistent session, as the broker encodes it, or a value of another room, whose name begins with NUL; no value: it is gone |
+//! | 2 state | length of the name (2), name, value: a persistent session, as the broker encodes it, or a value of another room, whose name begins with NUL; no value: it is gone, and with it all whose names go on after two NULs |
 //! | 3 consumer | name; its key is the only consumer |
 //! | 4 consumer removed | none |
 //! | 5 cursors | per consumer: key, base, read, dropped, lost, settled by outcome (9 × 8); after them 1 byte: 1 for an orderly end |

@@ -10,7 +10,8 @@
 //! | `format` | what is on disk |
 //! | `record`, `segment`, `snapshot`, `boots` | its parts |
 //! | `storage/` | files, real and for tests; `direct` writes what is small in sectors of 512 bytes, not in blocks of 4096 |
-//! | `queue`, `state` | what is in memory: consumers, bytes that wait to be written, an entry per segment |
+//! | `terms` | what rooms hand to the journal and get from it |
+//! | `queue`, `state`, `kept` | what is in memory: consumers, bytes that wait to be written, an entry per segment |
 //! | `writer` | the thread that writes: all that waits with one write and one sync |
 //! | `reader` | how consumers read, and the thread that reads ahead for them |
 //! | `recovery` | what is found at start |
@@ -33,6 +34,7 @@
 pub mod boots;
 pub mod format;
 pub mod inspect;
+mod kept;
 pub mod loss;
 mod orphans;
 pub mod queue;
@@ -45,6 +47,7 @@ pub mod settings;
 pub mod snapshot;
 pub mod state;
 pub mod storage;
+mod terms;
 #[cfg(test)]
 mod tests;
 mod trouble;
@@ -64,6 +67,7 @@ use self::settings::JournalSettings;
 use self::state::State;
 use self::storage::Storage;
 use self::storage::memory::MemoryStorage;
+pub use self::terms::{Backlog, Delivery, Extra, Note, Outcome, Recovered};
 use crate::health::Health;
 use crate::message::Message;
 use crate::time::{SharedClock, SystemClock};
@@ -118,102 +122,6 @@ pub struct Limits {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the journal is full")]
 pub struct Full;
-
-/// What became of a message that its consumer is done with.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Outcome {
-    /// The other side has acknowledged it.
-    Acked = 0,
-    /// It was sent, and there is no acknowledgement at QoS 0.
-    Unconfirmed = 1,
-    /// Its expiry interval has passed.
-    Expired = 2,
-    /// The other side has refused it.
-    Refused = 3,
-    /// It is larger than the other side takes.
-    TooLarge = 4,
-    /// It ended the connection again and again.
-    EndsConnection = 5,
-    /// It came from the other side.
-    CameFromThere = 6,
-    /// It has passed through too many gateways.
-    Loop = 7,
-    /// Nothing asks for it any more.
-    NotWanted = 8,
-}
-
-impl Outcome {
-    /// So many there are.
-    pub const COUNT: usize = 9;
-}
-
-/// What waits for a consumer, and what became of the rest.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Backlog {
-    /// Messages ever accepted for it: settled + dropped + lost + waiting.
-    pub accepted: u64,
-    /// Messages it settled, whatever the outcome.
-    pub settled: u64,
-    /// The same by [`Outcome`].
-    pub settled_as: [u64; Outcome::COUNT],
-    /// Messages that bounds pushed out.
-    pub dropped: u64,
-    /// Messages that could not be read from the disk any more.
-    pub lost: u64,
-    /// Messages that wait, in flight included.
-    pub messages: usize,
-    /// Their bytes; of a large backlog the oldest few are estimated.
-    pub bytes: usize,
-    /// Boot clock, in milliseconds, of the oldest that waits, as far as known.
-    pub oldest_boot_ms: Option<u64>,
-}
-
-/// A message for a consumer.
-#[derive(Clone, Debug)]
-pub struct Delivery {
-    /// Its place, for [`Reader::settle`].
-    pub position: Position,
-    /// Its number among this consumer's messages, without gaps but for what is lost, the same after every rewind and every restart.
-    pub ordinal: u64,
-    /// The message.
-    pub message: Message,
-    /// It was handed out before, or may have been before the process began.
-    pub resent: bool,
-    /// The consumer has said that the other side has received it ([`Note::Released`]).
-    pub released: bool,
-}
-
-/// What else an append does.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Extra {
-    /// The message is the retained one of its topic from now on, or clears it. It is kept as it is: it should have memory of
-    /// its own.
-    pub retained: bool,
-    /// It is a QoS 2 PUBLISH of this persistent session with this packet id.
-    pub received: Option<(ConsumerId, u16)>,
-    /// This consumer has had it until now, under this ordinal.
-    pub handed_over: Option<(ConsumerId, u64)>,
-    /// Nobody waits for it: it may be written a little later, together with others.
-    pub lazy: bool,
-}
-
-/// A step of a QoS 2 exchange of a persistent session [MQTT-4.3.3].
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Note {
-    /// The session has released this packet id (PUBREL).
-    Forgotten(u16),
-    /// The session has received this message (PUBREC), by its ordinal.
-    Released(u64),
-}
-
-/// What was found at start.
-#[derive(Clone, Debug, Default)]
-pub struct Recovered {
-    /// Retained messages.
-    pub retained: Vec<Message>,
-    /// Persistent sessions by client id, as the broker encoded them.
-    pub sessions: Vec<(Box<str>, Bytes)>,
-}
 
 /// Why the journal cannot be opened. Damage is never a reason.
 #[derive(Debug, thiserror::Error)]
@@ -407,19 +315,39 @@ impl Journal {
 
     /// Keeps a persistent session; `None` forgets it. Safe once [`Journal::synced`] has reached the place returned.
     /// `lazy`: nobody waits for that.
-    pub fn keep_session(&self, client_id: &str, session: Option<&[u8]>, lazy: bool) -> Result<Position, Full> {
-        self.keep(client_id, session, lazy)
+    /// A name that goes on after two NULs is a part of the session with the name before them, and forgotten with it. Says
+    /// besides how many bytes are written for it: none, if it is known.
+    pub fn keep_session(&self, name: &str, value: Option<&[u8]>, lazy: bool) -> Result<(Position, usize), Full> {
+        let size = name.len() + value.map_or(0, <[u8]>::len);
+        if !self.can_keep(name.len(), size - name.len()) {
+            return Err(Full);
+        }
+        let mut state = self.shared.state.lock();
+        let (position, bytes) = state.append_session(name, value, lazy)?;
+        let is_due = state.pending.due.is_some();
+        drop(state);
+        if is_due && (bytes > 0 || !lazy) {
+            self.shared.work.notify_one();
+        }
+        Ok((position, bytes))
     }
 
     /// The same for a value of another room, whose name begins with NUL, as no client id does.
     pub fn keep(&self, name: &str, value: Option<&[u8]>, lazy: bool) -> Result<Position, Full> {
-        self.with_state(|state| state.append_session(name, value, lazy))
+        self.keep_session(name, value, lazy).map(|(position, _)| position)
+    }
+
+    /// Whether a value of this size under a name of this length fits into the journal's files.
+    pub fn can_keep(&self, name: usize, value: usize) -> bool {
+        let most = self.shared.settings.segment_size() - format::DATA - format::RECORD_HEAD as u64;
+        u16::try_from(name).is_ok() && (2 + name + value) as u64 <= most
     }
 
     /// Values of another room, by the beginning of their names.
     pub fn kept(&self, prefix: &str) -> Vec<(Box<str>, Bytes)> {
         let state = self.shared.state.lock();
-        let found = state.sessions.iter().filter(|(name, _)| name.starts_with(prefix));
+        let from = (std::ops::Bound::Included(prefix), std::ops::Bound::Unbounded);
+        let found = state.sessions.range::<str, _>(from).take_while(|(name, _)| name.starts_with(prefix));
         found.map(|(name, value)| (name.clone(), value.clone())).collect()
     }
 

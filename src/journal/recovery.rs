@@ -264,6 +264,7 @@ impl Recovery<'_> {
         let state = &mut self.state;
         state.committed = state.committed.max(state.covered);
         state.newest = state.committed;
+        state.forget_lost_parts();
         state.boots.enter(boot);
         for (boot, bytes) in self.retained.values() {
             if let Some(message) = state.boots.translate(bytes, *boot, clock) {
@@ -309,7 +310,7 @@ fn keep_session(state: &mut State, record: &RecordRef<'_>) {
     let (Some(name), Some(value)) = (body.get(2..end), body.get(end..)) else { return };
     let Ok(name) = std::str::from_utf8(name) else { return };
     if value.is_empty() {
-        state.sessions.remove(name);
+        state.forget_session(name);
     } else {
         state.sessions.insert(name.into(), Bytes::copy_from_slice(value));
     }

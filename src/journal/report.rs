@@ -1,6 +1,7 @@
 //! What the journal has to say about itself.
 
 use std::fmt;
+use std::time::Duration;
 
 use serde::Serialize;
 
@@ -115,12 +116,23 @@ pub struct Status {
     pub set_aside: usize,
 }
 
+/// A disk that has not answered for so long is taken for one that fails.
+const STANDS_STILL: Duration = Duration::from_secs(20);
+
+impl State {
+    /// What is to be said of a write that gets nowhere.
+    fn standing_still(&self) -> Option<String> {
+        let seconds = self.writing_since.map(|since| since.elapsed()).filter(|since| *since >= STANDS_STILL)?.as_secs();
+        Some(format!("the disk has not taken a write for {seconds} s: see dmesg; the card may be worn out"))
+    }
+}
+
 impl Status {
     /// As things are.
     pub fn of(state: &State, settings: &JournalSettings) -> Status {
         let segments: u64 = state.segments.values().map(|segment| segment.header.size).sum();
         Status {
-            failing: state.failing.clone(),
+            failing: state.failing.clone().or_else(|| state.standing_still()),
             is_full: state.is_full || state.was_full,
             used_bytes: segments + state.spare.len() as u64 * settings.segment_size() + state.snapshot_bytes,
             max_bytes: settings.max_size,

@@ -59,7 +59,7 @@ pub struct State {
     pub by_key: HashMap<u64, ConsumerId>,
     next_consumer: u32,
     /// Persistent sessions; names that begin with NUL are values of other rooms.
-    pub sessions: HashMap<Box<str>, Bytes>,
+    pub sessions: BTreeMap<Box<str>, Bytes>,
     /// Retained messages by topic.
     pub retained: HashMap<Box<str>, Message>,
     /// The log, by generation; the last one is written to.
@@ -92,8 +92,10 @@ pub struct State {
     pub health: Health,
     /// No file can be written to without giving up messages that wait, and these must not be given up.
     pub is_full: bool,
-    /// Bytes that are being written.
+    /// Bytes that are being written, and since when.
     pub writing: usize,
+    /// When the writing thread has last got something done, while it writes.
+    pub writing_since: Option<Instant>,
     /// Bytes that the disk space that is ours takes at least, where messages are refused rather than given up.
     space: u64,
     /// Whether there was none when somebody looked last.
@@ -112,7 +114,7 @@ pub struct State {
 
 impl State {
     /// Adds a record to what waits; returns its place.
-    fn push(
+    pub(super) fn push(
         &mut self,
         kind: Kind,
         flags: u8,
@@ -125,11 +127,11 @@ impl State {
         Position(self.newest)
     }
 
-    fn due_now(&mut self) {
+    pub(super) fn due_now(&mut self) {
         self.pending.due = Some(Instant::now());
     }
 
-    fn due_later(&mut self) {
+    pub(super) fn due_later(&mut self) {
         self.pending.due.get_or_insert_with(|| Instant::now() + LAZY);
     }
 
@@ -230,17 +232,7 @@ impl State {
         Ok(position)
     }
 
-    /// Keeps or clears the retained message of a topic.
-    pub fn retain(&mut self, message: Message) {
-        let view = message.view();
-        if view.payload().is_empty() {
-            self.retained.remove(view.topic());
-        } else {
-            self.retained.insert(view.topic().into(), message);
-        }
-    }
-
-    fn control(&mut self, len: usize) -> Result<(), Full> {
+    pub(super) fn control(&mut self, len: usize) -> Result<(), Full> {
         // small, and what they say may set space free: twice as much room as for messages
         if self.pending.bytes.len() + len > 2 * PENDING_MAX { Err(Full) } else { Ok(()) }
     }
@@ -264,32 +256,6 @@ impl State {
         self.due_now();
         let body: &[&[u8]] = &[&what.to_le_bytes(), &value.to_le_bytes()];
         Ok(self.push(Kind::Note, 0, [(key, 0)].into_iter(), body))
-    }
-
-    /// See [`super::Journal::keep_session`].
-    pub fn append_session(&mut self, client_id: &str, session: Option<&[u8]>, lazy: bool) -> Result<Position, Full> {
-        if self.sessions.get(client_id).map(|known| &known[..]) == session {
-            // known, and perhaps not written yet
-            return Ok(if lazy { Position(self.newest) } else { self.barrier() });
-        }
-        self.control(session.map_or(0, <[u8]>::len))?;
-        let Ok(len) = u16::try_from(client_id.len()) else { return Ok(Position(self.newest)) };
-        match session {
-            Some(session) => self.sessions.insert(client_id.into(), Bytes::copy_from_slice(session)),
-            None => self.sessions.remove(client_id),
-        };
-        if lazy {
-            self.due_later()
-        } else {
-            self.due_now()
-        }
-        let body: &[&[u8]] = &[&len.to_le_bytes(), client_id.as_bytes(), session.unwrap_or_default()];
-        Ok(self.push(Kind::State, 0, std::iter::empty(), body))
-    }
-
-    /// Persistent sessions alone.
-    pub fn client_sessions(&self) -> impl Iterator<Item = (&Box<str>, &Bytes)> {
-        self.sessions.iter().filter(|(name, _)| !name.starts_with('\0'))
     }
 
     /// See [`super::Journal::barrier`].

@@ -322,3 +322,60 @@ fn times_stay_right_when_the_machine_was_restarted() {
     assert_eq!(view.remaining_expiry(5_000), Ok(Some(20)));
     assert!(view.remaining_expiry(25_000).is_err());
 }
+
+#[test]
+fn what_a_change_of_a_session_writes_does_not_depend_on_its_size() {
+    let (storage, settings) = (MemoryStorage::default(), settings(8 << 20, WhenFull::DropOldest));
+    let journal = open(&storage, settings.clone());
+    journal.keep_session("s", Some(b"session"), true).unwrap();
+    let subscribe =
+        |number: u32| journal.keep_session(&format!("s\0\0filter/{number}"), Some(b"123456"), false).unwrap();
+    let (mut last, mut bytes) = (Position(0), 0);
+    for number in 0..2000 {
+        let (position, written) = subscribe(number);
+        (last, bytes) = (position, bytes + written);
+    }
+    wait_synced(&journal, last);
+    assert!(bytes <= 2000 * 72, "{bytes}");
+    // files are made once, and each change is written once
+    let made = journal.status().used_bytes;
+    assert!(journal.status().written_bytes <= made + 2 * bytes as u64, "{:?}", journal.status());
+    let before = journal.status().written_bytes;
+    let same: usize = (0..2000).map(|number| subscribe(number).1).sum();
+    wait_synced(&journal, journal.barrier());
+    assert_eq!((same, journal.status().written_bytes), (0, before), "nothing new, nothing written");
+    // what ends, ends with all its parts, and another with a similar name does not
+    journal.keep_session("s2", Some(b"other"), true).unwrap();
+    let (position, _) = journal.keep_session("s", None, false).unwrap();
+    wait_synced(&journal, position);
+    drop(journal);
+    let journal = open(&storage.after_power_cut(), settings);
+    assert!(journal.kept("s\0").is_empty());
+    assert_eq!(journal.recovered().sessions, [("s2".into(), Bytes::from("other"))]);
+}
+
+#[test]
+fn what_fits_into_no_file_is_refused_and_stops_nobody() {
+    let settings = settings(1 << 20, WhenFull::DropOldest);
+    let journal = open(&MemoryStorage::default(), settings.clone());
+    let large = vec![b'x'; settings.segment_size() as usize];
+    assert_eq!(journal.keep_session("s", Some(&large), false), Err(Full));
+    assert_eq!(journal.keep_session(&"n".repeat(70_000), Some(b"x"), false), Err(Full));
+    // a consumer's name is not asked for, and its record is left out
+    let id = journal.register(&"n".repeat(large.len()), ANY);
+    let position = journal.append(&message(b"1"), &[id]).unwrap();
+    wait_synced(&journal, position);
+    let status = journal.status();
+    assert!(status.last_error.is_some() && status.failing.is_none(), "{status:?}");
+}
+
+#[test]
+fn a_write_that_gets_nowhere_is_shown() {
+    let storage = MemoryStorage::default();
+    let journal = open(&storage, settings(1 << 20, WhenFull::DropOldest));
+    assert_eq!(journal.status().failing, None);
+    let mut state = journal.shared.state.lock();
+    state.writing_since = Instant::now().checked_sub(Duration::from_secs(30));
+    drop(state);
+    assert!(journal.status().failing.is_some_and(|why| why.contains("has not taken a write")));
+}

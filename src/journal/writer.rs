@@ -20,7 +20,7 @@ use super::state::{State, Stop};
 use super::trouble::{advice, is_lasting};
 use super::{CURSOR_IDLE, Position, Shared, WhenFull};
 
-/// A snapshot is written after so many segments at the latest: they are what a start has to read.
+/// A snapshot is written after so many segments, or when they are as large as the one before: they are what a start has to read.
 const SNAPSHOT_EVERY: u32 = 4;
 const FIRST_RETRY: Duration = Duration::from_millis(250);
 const LONGEST_RETRY: Duration = Duration::from_secs(10);
@@ -74,7 +74,9 @@ impl Writer {
             if !self.commit(&mut bytes) {
                 return;
             }
-            self.shared.state.lock().writing = 0;
+            let mut state = self.shared.state.lock();
+            (state.writing, state.writing_since) = (0, None);
+            drop(state);
             bytes.clear();
             if bytes.capacity() > super::PENDING_MAX / 4 {
                 bytes = Vec::new(); // a burst is over
@@ -110,7 +112,7 @@ impl Writer {
                 state.push_cursors(false);
                 state.push_clock(&*self.shared.clock.0);
                 std::mem::swap(&mut state.pending.bytes, bytes);
-                state.writing = bytes.len();
+                (state.writing, state.writing_since) = (bytes.len(), Some(now));
                 state.pending.due = None;
                 return Next::Write;
             }
@@ -127,10 +129,16 @@ impl Writer {
         while at < bytes.len() {
             let position = super::format::u64_at(bytes, at + 8);
             let first = super::format::padded(u32_at(bytes, at + 4) as usize);
+            if first as u64 > self.shared.settings.segment_size() - DATA {
+                self.leave_out(position, first);
+                at += first;
+                continue;
+            }
             match self.write_some(&mut bytes[at..], position, first) {
                 Ok(len) => {
                     self.healed();
                     at += len;
+                    self.shared.state.lock().writing_since = Some(Instant::now());
                 }
                 Err(error) => {
                     if !self.failed(&error) {
@@ -142,6 +150,19 @@ impl Writer {
         true
     }
 
+    /// A record that fits into no file of this size must not keep everything behind it from the disk.
+    fn leave_out(&self, position: u64, len: usize) {
+        let what =
+            format!("a record of {len} bytes fits into no file of the journal and is left out: raise journal.max_size");
+        error!("journal: {what}");
+        let mut state = self.shared.state.lock();
+        state.counts.last_error = Some(what);
+        state.counts.refused += 1;
+        state.committed = state.committed.max(position);
+        drop(state);
+        self.shared.synced.send_replace(Position(position));
+    }
+
     /// Writes as many records as one segment takes, and tells everybody. Returns their length.
     fn write_some(&mut self, bytes: &mut [u8], position: u64, first: usize) -> io::Result<usize> {
         let (generation, name, header, offset) = self.tail_for(position, first)?;
@@ -149,7 +170,7 @@ impl Writer {
         let mut len = 0;
         while len < bytes.len() {
             let record = super::format::padded(u32_at(bytes, len + 4) as usize);
-            if (len + record) as u64 > room {
+            if (len + record) as u64 > room || record as u64 > self.shared.settings.segment_size() - DATA {
                 break;
             }
             len += record;
@@ -184,7 +205,7 @@ impl Writer {
 
     /// Begins another segment.
     fn roll(&mut self, base: u64) -> io::Result<(u64, String, Header, u64)> {
-        if self.begun >= SNAPSHOT_EVERY {
+        if self.begun >= self.snapshot_every() {
             self.snapshot()?;
         }
         let name = self.pick()?;
@@ -203,8 +224,16 @@ impl Writer {
         drop(state);
         written?;
         self.tail = Some(self.generation);
-        self.begun += 1;
+        self.begun = self.begun.saturating_add(1);
         Ok((self.generation, name, header, DATA))
+    }
+
+    /// A snapshot is worth its bytes when as many have been written since the one before.
+    fn snapshot_every(&self) -> u32 {
+        let settings = &self.shared.settings;
+        let size = self.shared.state.lock().snapshot_bytes / settings.segment_size();
+        let most = (settings.segments() / 2) as u32;
+        u32::try_from(size).unwrap_or(u32::MAX).min(most).max(SNAPSHOT_EVERY)
     }
 
     /// A file that may be written to.
@@ -441,7 +470,7 @@ impl Writer {
         drop(state);
         // where a directory has vanished, the snapshot has too
         if self.snapshot().is_err() {
-            self.begun = SNAPSHOT_EVERY;
+            self.begun = u32::MAX;
         }
     }
 }

@@ -161,3 +161,21 @@ fn ten_thousand_distinct_filters() {
     assert!(most < MOST_WITH_FILTERS, "{most} KiB at most; {rss:?} KiB");
     assert_it_serves(&mut gateway);
 }
+
+#[test]
+fn filters_that_are_too_large_to_keep_are_refused_and_others_go_on() {
+    let mut gateway = Gateway::start();
+    let mut greedy = Connect::v5("greedy").persistent().open(gateway.port);
+    let granted: Vec<u8> =
+        (0..65).map(|number| greedy.subscribe(&format!("{number}{}", "x".repeat(65_000)), 1)).collect();
+    assert_eq!((granted[0], granted[64]), (1, 0x97), "{granted:?}");
+    assert_eq!(greedy.subscribe(&"y".repeat(65_535), 1), 0x97, "longer than a name on disk can be");
+    let mut sleeper = Connect::v5("sleeper").persistent().open(gateway.port);
+    sleeper.subscribe("news", 1);
+    sleeper.disconnect();
+    assert_eq!(Connect::v5("publisher").open(gateway.port).publish("news", "kept", 1, false), 0);
+    let gateway_again = gateway.kill().restart();
+    assert_eq!(Connect::v5("sleeper").persistent().open(gateway_again.port).receive().text(), "kept");
+    gateway = gateway_again;
+    assert_it_serves(&mut gateway);
+}

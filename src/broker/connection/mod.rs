@@ -144,6 +144,8 @@ struct Connection {
     synced: watch::Receiver<Position>,
     /// The client takes nothing any more: what is said to it is dropped.
     is_deaf: bool,
+    /// The client has changed its subscriptions too often, and its next change waits.
+    held_until: Option<Instant>,
     /// Taken from the inbox and not yet sent.
     pending: Option<Run>,
 }
@@ -227,6 +229,9 @@ async fn contain<T>(future: impl Future<Output = T>) -> Result<T, ()> {
 async fn open(core: &Arc<Core>, admitted: Admitted, peer: &Peer) -> (super::registry::Claim, u64, Connection) {
     let Admitted { connect, identity, permissions, password_hash, assigned, keep_alive, expiry } = admitted;
     let owner = identity.session();
+    if expiry > 0 || !connect.clean {
+        core.allowance.wait(&owner).await;
+    }
     let (claim, parked) = core.registry.claim(&owner).await;
     let parked = core.inherit(&identity, &permissions, parked).await;
     let mut resumed = None;
@@ -288,6 +293,7 @@ async fn open(core: &Arc<Core>, admitted: Admitted, peer: &Peer) -> (super::regi
         synced: core.ingress.journal().synced(),
         is_deaf: false,
         pending: None,
+        held_until: None,
         core: core.clone(),
     };
     (claim, number, connection)
@@ -299,7 +305,7 @@ fn begin_session(core: &Core, connect: &mqtt::Connect, owner: &str, resumed: Opt
     let mut session = resumed.unwrap_or_else(|| core.new_session(owner, window, expiry > 0, expiry));
     session.expiry = expiry;
     session.outbound.resume(window);
-    core.keep(&session, true, true);
+    core.keep(&mut session, true);
     session
 }
 
@@ -338,7 +344,7 @@ async fn close(core: &Arc<Core>, mut connection: Connection, end: End, claim: su
         core.keep_will(&session.owner, None);
     }
     if keep {
-        core.keep(&session, false, true);
+        core.keep(&mut session, false);
         let expires = expires(now, session.expiry, core.settings.load().session_expiry);
         let parked = Parked { session, expires, since: now, will: delayed };
         if let Some(outdated) = core.registry.release(claim, Some(parked)) {

@@ -31,6 +31,8 @@ pub const RECEIVE_MAXIMUM: u16 = 1000;
 pub const TOPIC_ALIAS_MAXIMUM: u16 = 32;
 /// Subscriptions of one session.
 const MAX_FILTERS: usize = 10_000;
+/// Bytes of their topic filters.
+const MAX_FILTER_BYTES: usize = 2 << 20;
 /// Live subscriptions of all sessions.
 const MAX_ALL_FILTERS: usize = 50_000;
 /// A batch that has reached this size is sent on before more is parsed.
@@ -54,6 +56,12 @@ impl Connection {
         let result = loop {
             match frame(&bytes[at..], max, self.version) {
                 Ok(Some(found)) => {
+                    if matches!(found.kind, PacketType::Subscribe | PacketType::Unsubscribe) {
+                        self.held_until = self.core.allowance.until(&self.session.owner);
+                        if self.held_until.is_some() {
+                            break Ok(());
+                        }
+                    }
                     packets += 1;
                     let packet = &bytes[at..at + found.len];
                     at += found.len;
@@ -334,15 +342,18 @@ impl Connection {
         }
         let mut answer = BytesMut::new();
         write::suback(&mut answer, self.version, subscribe.packet_id, &reasons);
-        self.answer_when_kept(answer)
+        let granted = subscribe.filters.iter().zip(&reasons).filter(|(_, reason)| !reason.is_error());
+        let kept =
+            granted.filter_map(|(wanted, _)| self.core.keep_subscription(&mut self.session, wanted.filter)).max();
+        self.answer_when_kept(answer, kept)
     }
 
     /// Sends a SUBACK or UNSUBACK, of a persistent session when what it says is on disk.
-    fn answer_when_kept(&mut self, answer: BytesMut) -> Result<(), End> {
+    fn answer_when_kept(&mut self, answer: BytesMut, kept: Option<Position>) -> Result<(), End> {
         if answer.len() > self.max_packet {
             return Err(End::Ended(Reason::PACKET_TOO_LARGE)); // [MQTT-3.1.2-24]
         }
-        match self.core.keep(&self.session, true, false) {
+        match kept {
             Some(position) => self.subacks.push_back((position, answer)),
             None => {
                 self.out.extend_from_slice(&answer);
@@ -362,6 +373,11 @@ impl Connection {
         let count = self.session.subscriptions.len();
         if !known && (count >= MAX_FILTERS || self.core.ingress.subscribers().len() >= MAX_ALL_FILTERS) {
             warn!(client_id = &*self.identity.client_id, "subscription refused: too many topic filters");
+            return Reason::QUOTA_EXCEEDED;
+        }
+        let filter_bytes = self.session.filter_bytes + wanted.filter.len();
+        if !known && (filter_bytes > MAX_FILTER_BYTES || !self.core.can_keep(&self.session, wanted.filter)) {
+            warn!(client_id = &*self.identity.client_id, "subscription refused: its topic filters are too long");
             return Reason::QUOTA_EXCEEDED;
         }
         let options = SubscriptionOptions {
@@ -430,7 +446,9 @@ impl Connection {
         }
         let mut answer = BytesMut::new();
         write::unsuback(&mut answer, self.version, unsubscribe.packet_id, &reasons);
-        self.answer_when_kept(answer)
+        let filters = unsubscribe.filters.iter();
+        let kept = filters.filter_map(|filter| self.core.keep_subscription(&mut self.session, filter)).max();
+        self.answer_when_kept(answer, kept)
     }
 }
 

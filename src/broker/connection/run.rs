@@ -92,6 +92,7 @@ impl Connection {
                 () = durable_ready(&self.session), if idle => {}
                 _ = self.synced.changed(), if !self.acks.is_empty() || !self.subacks.is_empty() => {}
                 () = room, if !placed => {}
+                () = sleep_until(self.held_until.unwrap_or(pace.last_read)), if self.held_until.is_some() => {}
                 () = alarm.as_mut() => match self.rung(&mut pace, reader, input, may_read) {
                     Ok(next) => alarm.as_mut().reset(next),
                     Err(end) => return end,
@@ -140,7 +141,8 @@ impl Connection {
     /// Whether more may come in, and room for it: a client that does not take its answers is not asked for more. One that
     /// leaves is, without the answers.
     fn may_read(&mut self, pace: &mut Pace, input: &mut BytesMut) -> bool {
-        let may_read = self.batch.size() < BATCH_FULL
+        let may_read = self.held_until.is_none()
+            && self.batch.size() < BATCH_FULL
             && self.acks.len() < ACKS_FULL
             && self.subacks.len() < SUBACKS_FULL
             && self.session.retained.len() < RETAINED_FULL

@@ -53,7 +53,10 @@ impl Opened {
     /// The descriptor that leads past the page cache. The name may mean another file by now, and that one is let alone.
     fn direct(&self, path: &Path) -> io::Result<Option<&File>> {
         if self.direct.get().is_none() {
-            let file = OpenOptions::new().write(true).custom_flags(OFlags::DIRECT.bits() as i32).open(path)?;
+            let file = OpenOptions::new()
+                .write(true)
+                .custom_flags((OFlags::DIRECT | OFlags::NOFOLLOW).bits() as i32)
+                .open(path)?;
             let (this, that) = (self.file.metadata()?, file.metadata()?);
             if (this.dev(), this.ino()) != (that.dev(), that.ino()) {
                 return Ok(None);

@@ -1,13 +1,14 @@
 //! Files in a directory.
 
 use std::collections::HashMap;
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
 use std::io::{self, Write};
-use std::os::unix::fs::{FileExt, MetadataExt};
+use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use parking_lot::Mutex;
+use rustix::fs::OFlags;
 
 use super::Storage;
 use super::direct::{Opened, Sectors};
@@ -42,7 +43,10 @@ impl FileStorage {
         if let Some(file) = self.open.lock().get(name) {
             return Ok(file.clone());
         }
-        let file = OpenOptions::new().read(true).write(!self.read_only).open(self.dir.join(name))?;
+        let file = ours().read(true).write(!self.read_only).open(self.dir.join(name))?;
+        if !self.read_only {
+            keep_private(&file)?;
+        }
         let len = file.metadata()?.len();
         let file = Arc::new(Opened::new(file, len));
         self.open.lock().insert(name.into(), file.clone());
@@ -53,7 +57,7 @@ impl FileStorage {
     fn readable(&self, name: &str) -> io::Result<Arc<Opened>> {
         self.file(name).or_else(|error| match error.kind() {
             io::ErrorKind::ReadOnlyFilesystem | io::ErrorKind::PermissionDenied => {
-                Ok(Arc::new(Opened::new(File::open(self.dir.join(name))?, 0)))
+                Ok(Arc::new(Opened::new(ours().read(true).open(self.dir.join(name))?, 0)))
             }
             _ => Err(error),
         })
@@ -64,9 +68,39 @@ impl FileStorage {
         if self.read_only { Err(io::Error::new(io::ErrorKind::ReadOnlyFilesystem, reason)) } else { Ok(()) }
     }
 
+    /// Makes the directory, for us alone. It must be one, and not a link to one elsewhere.
+    fn make_dir(&self) -> io::Result<()> {
+        DirBuilder::new().recursive(true).mode(0o700).create(&self.dir)?;
+        let metadata = fs::symlink_metadata(&self.dir)?;
+        if metadata.is_symlink() {
+            return Err(io::Error::new(
+                io::ErrorKind::NotADirectory,
+                "it is a symbolic link, and none is followed here",
+            ));
+        }
+        if metadata.mode() & 0o077 != 0 {
+            // where it belongs to somebody else, the files in it are private all the same
+            let _ = fs::set_permissions(&self.dir, Permissions::from_mode(0o700));
+        }
+        Ok(())
+    }
+
     fn sync_dir(&self) -> io::Result<()> {
         File::open(&self.dir)?.sync_all()
     }
+}
+
+/// How files of the journal are opened: for us alone, and never through a link that somebody has put there.
+fn ours() -> OpenOptions {
+    let mut options = OpenOptions::new();
+    options.mode(0o600).custom_flags(OFlags::NOFOLLOW.bits() as i32);
+    options
+}
+
+/// Takes away what a file of an older gateway permits to others.
+fn keep_private(file: &File) -> io::Result<()> {
+    let metadata = file.metadata()?;
+    if metadata.mode() & 0o077 != 0 { file.set_permissions(Permissions::from_mode(0o600)) } else { Ok(()) }
 }
 
 impl Storage for FileStorage {
@@ -83,6 +117,7 @@ impl Storage for FileStorage {
         for entry in entries {
             let entry = entry?;
             if let (Ok(name), Ok(metadata)) = (entry.file_name().into_string(), entry.metadata())
+                // a link is not a file of ours, wherever it leads
                 && metadata.is_file()
             {
                 files.push((name, metadata.len()));
@@ -111,23 +146,23 @@ impl Storage for FileStorage {
 
     fn create(&self, name: &str, len: u64) -> io::Result<()> {
         self.may_change()?;
-        fs::create_dir_all(&self.dir)?;
+        self.make_dir()?;
         self.open.lock().remove(name);
         let path = self.dir.join(name);
-        let made =
-            OpenOptions::new().read(true).write(true).create(true).truncate(true).open(&path).and_then(|mut file| {
-                // written, not only allocated: extents that were never written cost a metadata write with every sync
-                let zeros = [0; 64 * 1024];
-                let mut left = len;
-                while left > 0 {
-                    let part = left.min(zeros.len() as u64);
-                    file.write_all(&zeros[..part as usize])?;
-                    left -= part;
-                }
-                file.sync_all()?;
-                self.sync_dir()?;
-                Ok(file)
-            });
+        let made = ours().read(true).write(true).create(true).truncate(true).open(&path).and_then(|mut file| {
+            keep_private(&file)?;
+            // written, not only allocated: extents that were never written cost a metadata write with every sync
+            let zeros = [0; 64 * 1024];
+            let mut left = len;
+            while left > 0 {
+                let part = left.min(zeros.len() as u64);
+                file.write_all(&zeros[..part as usize])?;
+                left -= part;
+            }
+            file.sync_all()?;
+            self.sync_dir()?;
+            Ok(file)
+        });
         match made {
             Ok(file) => {
                 self.open.lock().insert(name.into(), Arc::new(Opened::new(file, len)));
@@ -167,5 +202,31 @@ impl Storage for FileStorage {
         self.may_change()?;
         self.open.lock().remove(name);
         fs::remove_file(self.dir.join(name))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn files_are_for_their_user_alone_and_no_link_is_followed() {
+        let dir = tempfile::tempdir().unwrap();
+        let journal = dir.path().join("journal");
+        let mode = |path: &Path| fs::symlink_metadata(path).unwrap().mode() & 0o777;
+        FileStorage::new(&journal).create("a", 16).unwrap();
+        assert_eq!((mode(&journal), mode(&journal.join("a"))), (0o700, 0o600));
+        // older gateways were less careful
+        fs::set_permissions(journal.join("a"), Permissions::from_mode(0o644)).unwrap();
+        let storage = FileStorage::new(&journal);
+        storage.write_at("a", 0, b"x").unwrap();
+        assert_eq!(mode(&journal.join("a")), 0o600);
+        let elsewhere = dir.path().join("elsewhere");
+        fs::write(&elsewhere, "theirs").unwrap();
+        std::os::unix::fs::symlink(&elsewhere, journal.join("b")).unwrap();
+        storage.create("b", 16).unwrap_err();
+        storage.read_at("b", 0, &mut [0; 6]).unwrap_err();
+        assert_eq!(fs::read(&elsewhere).unwrap(), b"theirs");
+        assert_eq!(storage.list().unwrap(), [("a".into(), 16)]);
     }
 }

@@ -37,7 +37,7 @@ fn history(steps: &[u8]) -> (MemoryStorage, Vec<(usize, Promise)>) {
             }
             1 => {
                 promise.session = Some(format!("s{number}"));
-                journal.keep_session("client", Some(format!("s{number}").as_bytes()), false).unwrap()
+                journal.keep_session("client", Some(format!("s{number}").as_bytes()), false).unwrap().0
             }
             2 => {
                 // many records for one sync

@@ -1,0 +1,104 @@
+//! What rooms hand to the journal and get from it.
+
+use bytes::Bytes;
+
+#[cfg(doc)]
+use super::Reader;
+use super::{ConsumerId, Position};
+use crate::message::Message;
+
+/// What became of a message that its consumer is done with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// The other side has acknowledged it.
+    Acked = 0,
+    /// It was sent, and there is no acknowledgement at QoS 0.
+    Unconfirmed = 1,
+    /// Its expiry interval has passed.
+    Expired = 2,
+    /// The other side has refused it.
+    Refused = 3,
+    /// It is larger than the other side takes.
+    TooLarge = 4,
+    /// It ended the connection again and again.
+    EndsConnection = 5,
+    /// It came from the other side.
+    CameFromThere = 6,
+    /// It has passed through too many gateways.
+    Loop = 7,
+    /// Nothing asks for it any more.
+    NotWanted = 8,
+}
+
+impl Outcome {
+    /// So many there are.
+    pub const COUNT: usize = 9;
+}
+
+/// What waits for a consumer, and what became of the rest.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Backlog {
+    /// Messages ever accepted for it: settled + dropped + lost + waiting.
+    pub accepted: u64,
+    /// Messages it settled, whatever the outcome.
+    pub settled: u64,
+    /// The same by [`Outcome`].
+    pub settled_as: [u64; Outcome::COUNT],
+    /// Messages that bounds pushed out.
+    pub dropped: u64,
+    /// Messages that could not be read from the disk any more.
+    pub lost: u64,
+    /// Messages that wait, in flight included.
+    pub messages: usize,
+    /// Their bytes; of a large backlog the oldest few are estimated.
+    pub bytes: usize,
+    /// Boot clock, in milliseconds, of the oldest that waits, as far as known.
+    pub oldest_boot_ms: Option<u64>,
+}
+
+/// A message for a consumer.
+#[derive(Clone, Debug)]
+pub struct Delivery {
+    /// Its place, for [`Reader::settle`].
+    pub position: Position,
+    /// Its number among this consumer's messages, without gaps but for what is lost, the same after every rewind and every restart.
+    pub ordinal: u64,
+    /// The message.
+    pub message: Message,
+    /// It was handed out before, or may have been before the process began.
+    pub resent: bool,
+    /// The consumer has said that the other side has received it ([`Note::Released`]).
+    pub released: bool,
+}
+
+/// What else an append does.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Extra {
+    /// The message is the retained one of its topic from now on, or clears it. It is kept as it is: it should have memory of
+    /// its own.
+    pub retained: bool,
+    /// It is a QoS 2 PUBLISH of this persistent session with this packet id.
+    pub received: Option<(ConsumerId, u16)>,
+    /// This consumer has had it until now, under this ordinal.
+    pub handed_over: Option<(ConsumerId, u64)>,
+    /// Nobody waits for it: it may be written a little later, together with others.
+    pub lazy: bool,
+}
+
+/// A step of a QoS 2 exchange of a persistent session [MQTT-4.3.3].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Note {
+    /// The session has released this packet id (PUBREL).
+    Forgotten(u16),
+    /// The session has received this message (PUBREC), by its ordinal.
+    Released(u64),
+}
+
+/// What was found at start.
+#[derive(Clone, Debug, Default)]
+pub struct Recovered {
+    /// Retained messages.
+    pub retained: Vec<Message>,
+    /// Persistent sessions by client id, as the broker encoded them.
+    pub sessions: Vec<(Box<str>, Bytes)>,
+}
