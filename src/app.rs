@@ -5,6 +5,7 @@
 
 mod data_dir;
 mod familiar;
+pub mod file_system;
 mod identity;
 mod orphans;
 mod pulse;
@@ -175,7 +176,7 @@ impl Gateway {
         let supervisor = Supervisor::default();
         let doors = CancellationToken::new();
         let health = Health::default();
-        let journal = open_journal(&settings, clock.clone()).await?;
+        let journal = open_journal(&settings, data_dir.largest_journal, clock.clone()).await?;
         journal.report_to(health.clone());
         if journal.knows_clock_was_set() {
             SystemClock::was_set();
@@ -224,6 +225,7 @@ impl Gateway {
             clients: clients_shown(&core),
             problems,
             health,
+            lost_at_power_cut: data_dir.lost_at_power_cut.as_ref().map(|fault| fault.to_string().into()),
             listeners: listeners.iter().map(|listener| listener.port.name().to_owned()).collect(),
         };
         summary::say(&settings, config_path, &listeners, web_port.as_ref(), &|sensor| made_up.contains(sensor));
@@ -402,9 +404,10 @@ fn start_upstreams(
     (rules, shown)
 }
 
-async fn open_journal(settings: &Settings, clock: SharedClock) -> Result<Journal, AppError> {
+async fn open_journal(settings: &Settings, largest: u64, clock: SharedClock) -> Result<Journal, AppError> {
     let largest_message = settings.broker.max_packet_size + RECORD_OVERHEAD;
-    let journal = JournalSettings { largest_message, ..settings.journal.clone() };
+    let max_size = settings.journal.max_size.min(largest);
+    let journal = JournalSettings { largest_message, max_size, ..settings.journal.clone() };
     let storage = Arc::new(FileStorage::new(&settings.gateway.data_dir.join("journal")));
     match tokio::task::spawn_blocking(move || Journal::open(storage, journal, clock)).await {
         Ok(journal) => Ok(journal?),

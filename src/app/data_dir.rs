@@ -1,7 +1,7 @@
 //! The data directory: made where it is missing and locked against a second gateway.
 //!
 //! A disk that is full or read-only is no reason not to start: local clients are served all the same. The journal says
-//! what cannot be kept.
+//! what cannot be kept. And where it is in memory, that is said: a power cut costs more there than elsewhere.
 
 use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
 use std::io;
@@ -9,15 +9,21 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsE
 use std::path::Path;
 
 use rustix::fs::{FlockOperation, OFlags, flock};
-use tracing::error;
+use tracing::{error, warn};
 
 use super::AppError;
+use super::file_system::{AtPowerCut, Mounts};
+use crate::health::Fault;
 
 /// The data directory, ours until dropped.
 #[derive(Debug)]
 pub struct DataDir {
     /// Its lock goes with it, whatever way the process ends. `None`: there is nothing to lock.
     _lock: Option<File>,
+    /// What a power cut costs beyond what is promised to survive one.
+    pub lost_at_power_cut: Option<Fault>,
+    /// Largest journal that is reasonable there.
+    pub largest_journal: u64,
 }
 
 impl DataDir {
@@ -46,7 +52,14 @@ impl DataDir {
         if let Some(lock) = &lock {
             flock(lock, FlockOperation::NonBlockingLockExclusive).map_err(|error| failed(error.into()))?;
         }
-        Ok(DataDir { _lock: lock })
+        let mounts = Mounts::read(Path::new("/"));
+        let at_power_cut = mounts.at_power_cut(path);
+        if let Some(fault) = at_power_cut.fault() {
+            warn!("{fault}");
+        }
+        let in_memory = mounts.largest_in_memory().filter(|_| matches!(at_power_cut, AtPowerCut::Lost(_)));
+        let lost_at_power_cut = at_power_cut.fault().cloned();
+        Ok(DataDir { _lock: lock, lost_at_power_cut, largest_journal: in_memory.unwrap_or(u64::MAX) })
     }
 }
 

@@ -52,7 +52,12 @@ impl Reloadable {
     /// How things are, in one line.
     pub fn status_line(&self) -> String {
         let upstreams: Vec<_> = self.status.upstreams.iter().map(|upstream| upstream.now().state).collect();
-        summary::status(&self.settings, &self.status.sensors.borrow(), &self.status.health.faulty(), &upstreams)
+        let mut line =
+            summary::status(&self.settings, &self.status.sensors.borrow(), &self.status.health.faulty(), &upstreams);
+        if self.status.lost_at_power_cut.is_some() {
+            line += "; a power cut costs data";
+        }
+        line
     }
 
     /// Reads the file again and applies what differs. A file with problems changes nothing.

@@ -111,6 +111,9 @@ fn shown(gateway: &Value, upstreams: &Value, clients: &Value, sensors: &Value, p
     if !journal["failing"].is_null() {
         let _ = writeln!(text, "  failing: {}", word(&journal["failing"]));
     }
+    if !gateway["lost_at_power_cut"].is_null() {
+        let _ = writeln!(text, "  {}", word(&gateway["lost_at_power_cut"]));
+    }
     let _ =
         writeln!(text, "clients: {} connected, {} sessions away", list(clients).len(), word(&gateway["sessions_away"]));
     for sensor in list(sensors) {

@@ -104,6 +104,8 @@ struct GatewayView<'a> {
     sessions_away: usize,
     max_packet_size: usize,
     journal: JournalStatus,
+    /// What a power cut costs beyond what is promised to survive one.
+    lost_at_power_cut: Option<&'a str>,
     /// What is wrong now.
     faulty: Vec<FaultyView>,
 }
@@ -199,6 +201,7 @@ impl Http {
             sessions_away: self.status.clients.counts().away,
             max_packet_size: self.ingress.max_packet_size(),
             journal: self.ingress.journal().status(),
+            lost_at_power_cut: self.status.lost_at_power_cut.as_deref(),
             faulty: self.status.health.faulty().into_iter().map(view).collect(),
         })
     }

@@ -34,6 +34,8 @@ pub struct Status {
     pub problems: Problems,
     /// What is wrong now.
     pub health: Health,
+    /// What a power cut costs beyond what is promised to survive one, and what to do; `None`: nothing.
+    pub lost_at_power_cut: Option<Arc<str>>,
     /// Names of the ports for MQTT.
     pub listeners: Arc<[String]>,
 }

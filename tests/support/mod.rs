@@ -13,6 +13,7 @@ pub mod http;
 pub mod packet;
 pub mod process;
 pub mod python;
+pub mod systemd;
 pub mod tls;
 pub mod wire;
 

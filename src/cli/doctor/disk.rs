@@ -1,38 +1,13 @@
 //! The data directory: where it is, whether it can be written, how much space there is.
 
 use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use rustix::fs::{Access, access, statvfs};
 
 use super::{Finding, System};
+use crate::app::file_system::{Mount, Mounts};
 use crate::config::{Settings, units};
-
-/// A file system, as /proc/self/mountinfo tells.
-#[derive(Clone, Debug, PartialEq, Eq)]
-struct Mount {
-    point: PathBuf,
-    kind: String,
-    device: String,
-    is_read_only: bool,
-}
-
-/// The file system that a path is on: the mount with the longest path above it, the last of several on one place.
-fn mount_of(mountinfo: &str, path: &Path) -> Option<Mount> {
-    let mounts = mountinfo.lines().filter_map(|line| {
-        let (left, right) = line.split_once(" - ")?;
-        let left: Vec<&str> = left.split(' ').collect();
-        let right: Vec<&str> = right.split(' ').collect();
-        let is_ro = |options: &str| options.split(',').any(|option| option == "ro");
-        Some(Mount {
-            point: left.get(4)?.replace("\\040", " ").into(),
-            kind: (*right.first()?).into(),
-            device: (*right.get(1)?).into(),
-            is_read_only: is_ro(left.get(5)?) || right.get(2).is_some_and(|options| is_ro(options)),
-        })
-    });
-    mounts.filter(|mount| path.starts_with(&mount.point)).max_by_key(|mount| mount.point.components().count())
-}
 
 /// What is to be said of the data directory.
 pub(super) fn data_dir(settings: &Settings, system: &System) -> Vec<Finding> {
@@ -58,29 +33,27 @@ pub(super) fn data_dir(settings: &Settings, system: &System) -> Vec<Finding> {
             format!("chmod o-rwx {shown}"),
         ));
     }
-    if let Some(mount) = system.text("/proc/self/mountinfo").and_then(|text| mount_of(&text, existing)) {
-        findings.extend(file_system(&mount));
+    let mounts = Mounts::read(&system.0);
+    if let Some(mount) = mounts.of(existing) {
+        findings.push(match mounts.at_power_cut(&absolute).fault() {
+            Some(fault) if !mount.is_read_only => Finding::warning(&fault.problem, &fault.remedy),
+            _ => file_system(&mount),
+        });
         findings.extend(card(&mount, system));
     }
     findings.extend(space(existing, settings.journal.max_size));
     findings
 }
 
-fn file_system(mount: &Mount) -> Option<Finding> {
+fn file_system(mount: &Mount) -> Finding {
     let (kind, point) = (&mount.kind, mount.point.display());
     if mount.is_read_only {
-        return Some(Finding::problem(
+        return Finding::problem(
             format!("the file system of the data directory ({kind} at {point}) is read-only"),
             "mount it writable; a card that has become read-only is usually worn out: replace it",
-        ));
+        );
     }
-    Some(match kind.as_str() {
-        "tmpfs" | "ramfs" | "overlay" => Finding::warning(
-            format!(
-                "the data directory is in memory or on an overlay ({kind} at {point}): a power cut costs everything"
-            ),
-            "choose gateway.data_dir on a disk or card",
-        ),
+    match kind.as_str() {
         "vfat" | "exfat" | "ntfs" | "ntfs3" | "fuseblk" => Finding::warning(
             format!("the file system {kind} at {point} does not survive a power cut well"),
             "use ext4 for the data directory",
@@ -90,7 +63,7 @@ fn file_system(mount: &Mount) -> Option<Finding> {
             "choose gateway.data_dir on this machine",
         ),
         _ => Finding::good(format!("the file system of the data directory is {kind}, at {point}")),
-    })
+    }
 }
 
 /// What the card says of itself.
@@ -135,30 +108,37 @@ mod tests {
 
     const MOUNTS: &str = "\
 22 1 179:2 / / rw,noatime shared:1 - ext4 /dev/mmcblk0p2 rw
-30 22 0:26 / /var/lib rw shared:2 - tmpfs tmpfs rw,size=100k
+30 22 0:26 / /media rw shared:2 - vfat /dev/sda2 rw
 31 22 0:27 / /mnt/with\\040space ro,relatime - vfat /dev/sda1 rw
 32 22 0:28 / /srv rw - ext4 /dev/sdb1 ro,errors=remount-ro
 ";
 
+    fn mounts() -> (tempfile::TempDir, System) {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::create_dir_all(dir.path().join("proc/self")).unwrap();
+        std::fs::write(dir.path().join("proc/self/mountinfo"), MOUNTS).unwrap();
+        let system = System(dir.path().into());
+        (dir, system)
+    }
+
     #[test]
-    fn the_file_system_of_a_path_is_found() {
-        let at = |path: &str| mount_of(MOUNTS, Path::new(path)).unwrap();
-        assert_eq!((at("/home/pi").kind, at("/var/lib/pigateway").kind), ("ext4".into(), "tmpfs".into()));
-        assert!(at("/mnt/with space/x").is_read_only && at("/srv").is_read_only && !at("/home").is_read_only);
-        assert!(file_system(&at("/srv")).unwrap().what.contains("read-only"));
-        assert!(file_system(&at("/var/lib/x")).unwrap().what.contains("power cut"));
+    fn the_file_system_is_judged() {
+        let (_dir, system) = mounts();
+        let at = |path: &str| file_system(&Mounts::read(&system.0).of(Path::new(path)).unwrap()).to_string();
+        assert!(at("/srv").contains("PROBLEM") && at("/srv").contains("read-only"));
+        assert!(at("/mnt/with space").contains("read-only"));
+        assert!(at("/media").contains("does not survive") && at("/home").contains("ok "));
     }
 
     #[test]
     fn a_worn_card_is_a_problem() {
-        let dir = tempfile::tempdir().unwrap();
+        let (dir, system) = mounts();
         let device = dir.path().join("sys/block/mmcblk0/device");
         std::fs::create_dir_all(&device).unwrap();
         for (name, text) in [("name", "SC32G\n"), ("date", "03/2021\n"), ("life_time", "0x03 0x0a\n")] {
             std::fs::write(device.join(name), text).unwrap();
         }
-        let system = System(dir.path().into());
-        let mount = mount_of(MOUNTS, Path::new("/")).unwrap();
+        let mount = Mounts::read(&system.0).of(Path::new("/")).unwrap();
         let finding = card(&mount, &system).unwrap();
         assert!(finding.what.contains("SC32G") && finding.remedy.contains("new one"), "{finding}");
         std::fs::write(device.join("life_time"), "0x01 0x01\n").unwrap();

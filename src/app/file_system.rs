@@ -1,0 +1,264 @@
+//! What the data directory is on, and what of it a power cut costs.
+//!
+//! A PUBACK is a promise because what it stands for is on a card or disk. Where the root is an overlay in memory, where
+//! `/var` is a tmpfs, or log2ram keeps the directory, the system accepts the same writes and syncs and loses them with the
+//! power. The gateway cannot change that; it says so.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use crate::health::Fault;
+
+/// Overlays over overlays, and files with file systems in them, are followed this far.
+const DEPTH: usize = 4;
+/// Of the memory, a journal in memory may take this part: the gateway and all others need the rest.
+const PART_OF_MEMORY: u64 = 8;
+
+/// A file system, as /proc/self/mountinfo tells.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Mount {
+    /// Where it is mounted.
+    pub point: PathBuf,
+    /// Its type, such as `ext4`.
+    pub kind: String,
+    /// What is mounted: a device, or a word.
+    pub device: String,
+    /// Nobody can write there.
+    pub is_read_only: bool,
+    /// Of an overlay: where changes go.
+    upper: Option<PathBuf>,
+}
+
+/// What becomes of a directory when the power fails.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum AtPowerCut {
+    /// What has been synced is kept.
+    Kept,
+    /// It is in memory.
+    Lost(Fault),
+    /// It cannot be found out.
+    Unknown(Fault),
+}
+
+impl AtPowerCut {
+    /// What is to be said of it.
+    pub fn fault(&self) -> Option<&Fault> {
+        match self {
+            AtPowerCut::Kept => None,
+            AtPowerCut::Lost(fault) | AtPowerCut::Unknown(fault) => Some(fault),
+        }
+    }
+}
+
+/// Why something is in memory.
+enum Memory {
+    /// The device or file system is.
+    This(String),
+    /// And another program writes it to a card now and then.
+    Copied(String, &'static str),
+    /// An overlay whose upper directory cannot be seen.
+    Perhaps(String),
+}
+
+/// The files of the system that tell.
+pub struct Mounts {
+    root: PathBuf,
+    table: String,
+}
+
+impl Mounts {
+    /// Those of the system whose root directory this is: `/`, or what a test says.
+    pub fn read(root: &Path) -> Mounts {
+        let table = fs::read(root.join("proc/self/mountinfo")).unwrap_or_default();
+        Mounts { root: root.into(), table: String::from_utf8_lossy(&table).into_owned() }
+    }
+
+    /// The file system that an absolute path is on: the mount with the longest path above it, the last of several on one
+    /// place.
+    pub fn of(&self, path: &Path) -> Option<Mount> {
+        let mounts = self.table.lines().filter_map(parse);
+        mounts.filter(|mount| path.starts_with(&mount.point)).max_by_key(|mount| mount.point.components().count())
+    }
+
+    /// What becomes of this directory, or of the one that it will be made in.
+    pub fn at_power_cut(&self, dir: &Path) -> AtPowerCut {
+        let absolute = std::path::absolute(dir).unwrap_or_else(|_| dir.into());
+        let existing = absolute.ancestors().find_map(|path| path.canonicalize().ok());
+        let memory = self.of(&existing.unwrap_or_else(|| "/".into())).and_then(|mount| self.memory(&mount, DEPTH));
+        let remedy =
+            "where that is not meant, set gateway.data_dir to a directory on a card or disk that stays writable";
+        let shown = absolute.display();
+        let all =
+            "messages that wait for an upstream or a session, retained messages, sessions, and the sensors' history";
+        match memory {
+            None => AtPowerCut::Kept,
+            Some(Memory::This(what)) => AtPowerCut::Lost(Fault::new(
+                format!("{shown} is in memory ({what}): a power cut or a reboot costs everything: {all}"),
+                remedy,
+            )),
+            Some(Memory::Copied(what, who)) => AtPowerCut::Lost(Fault::new(
+                format!(
+                    "{shown} is in memory ({what}): a power cut costs what came in since {who} wrote it to a disk: {all}"
+                ),
+                remedy,
+            )),
+            Some(Memory::Perhaps(what)) => AtPowerCut::Unknown(Fault::new(
+                format!("{shown} is on {what}: if that is in memory, a power cut or a reboot costs everything: {all}"),
+                remedy,
+            )),
+        }
+    }
+
+    fn memory(&self, mount: &Mount, depth: usize) -> Option<Memory> {
+        let Mount { point, kind, device, upper, .. } = mount;
+        let what = format!("{kind} at {}", point.display());
+        let name = device.strip_prefix("/dev/").unwrap_or_default();
+        match kind.as_str() {
+            _ if device.contains("log2ram") => Some(Memory::Copied(what, "log2ram")),
+            "tmpfs" | "ramfs" | "rootfs" => Some(Memory::This(what)),
+            _ if name.starts_with("zram") || name.starts_with("ram") => {
+                Some(Memory::This(format!("{what} on {device}")))
+            }
+            "overlay" if mount.point == Path::new("/") && self.root_is_volatile() => Some(Memory::This(what)),
+            "overlay" => {
+                let upper = upper.as_deref()?;
+                let below = self.of(upper).filter(|below| below.point != *point && depth > 0);
+                match below {
+                    Some(below) => self.memory(&below, depth - 1),
+                    None => Some(Memory::Perhaps(format!(
+                        "an overlay ({what}) whose changes go to {}, which is not to be seen from here",
+                        upper.display()
+                    ))),
+                }
+            }
+            _ if name.starts_with("loop") && depth > 0 => {
+                let file = fs::read_to_string(self.root.join(format!("sys/block/{name}/loop/backing_file"))).ok()?;
+                self.memory(&self.of(Path::new(file.trim_end()))?, depth - 1)
+            }
+            _ => None,
+        }
+    }
+
+    /// Whether the system was started with changes of its root in memory, whose place is hidden later: Raspberry Pi OS's
+    /// overlay file system, the package overlayroot, systemd.
+    fn root_is_volatile(&self) -> bool {
+        let line = fs::read_to_string(self.root.join("proc/cmdline")).unwrap_or_default();
+        line.split_whitespace().any(|word| {
+            matches!(word, "boot=overlay" | "systemd.volatile=overlay" | "systemd.volatile=yes")
+                || word.starts_with("overlayroot=tmpfs")
+        })
+    }
+
+    /// Largest journal that is reasonable in memory.
+    pub fn largest_in_memory(&self) -> Option<u64> {
+        let text = fs::read_to_string(self.root.join("proc/meminfo")).ok()?;
+        let line = text.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
+        let kib: u64 = line.trim().trim_end_matches(" kB").parse().ok()?;
+        Some((kib << 10) / PART_OF_MEMORY)
+    }
+}
+
+/// A line of mountinfo.
+fn parse(line: &str) -> Option<Mount> {
+    let (left, right) = line.split_once(" - ")?;
+    let left: Vec<&str> = left.split(' ').collect();
+    let right: Vec<&str> = right.split(' ').collect();
+    let options = right.get(2).copied().unwrap_or_default();
+    let is_ro = |options: &str| options.split(',').any(|option| option == "ro");
+    Some(Mount {
+        point: unescape(left.get(4)?).into(),
+        kind: (*right.first()?).into(),
+        device: unescape(right.get(1)?),
+        is_read_only: is_ro(left.get(5)?) || is_ro(options),
+        upper: options
+            .split(',')
+            .find_map(|option| option.strip_prefix("upperdir="))
+            .map(|upper| unescape(upper).into()),
+    })
+}
+
+/// The kernel writes what would end a field in octal.
+fn unescape(field: &str) -> String {
+    field.replace("\\040", " ").replace("\\011", "\t").replace("\\012", "\n").replace("\\134", "\\")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MOUNTS: &str = "\
+22 1 179:2 / / rw,noatime shared:1 - ext4 /dev/mmcblk0p2 rw
+30 22 0:26 / /var/lib rw shared:2 - tmpfs tmpfs rw,size=100k
+31 22 0:27 / /mnt/with\\040space ro,relatime - vfat /dev/sda1 rw
+32 22 0:28 / /srv rw - ext4 /dev/sdb1 ro,errors=remount-ro
+";
+
+    fn mounts(table: &str, files: &[(&str, &str)]) -> (tempfile::TempDir, Mounts) {
+        let root = tempfile::tempdir().unwrap();
+        for (name, text) in files.iter().chain(&[("proc/self/mountinfo", table)]) {
+            let path = root.path().join(name);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, text).unwrap();
+        }
+        let mounts = Mounts::read(root.path());
+        (root, mounts)
+    }
+
+    #[test]
+    fn the_file_system_of_a_path_is_found() {
+        let (_root, mounts) = mounts(MOUNTS, &[]);
+        let at = |path: &str| mounts.of(Path::new(path)).unwrap();
+        assert_eq!((at("/home/pi").kind, at("/var/lib/pigateway").kind), ("ext4".into(), "tmpfs".into()));
+        assert!(at("/mnt/with space/x").is_read_only && at("/srv").is_read_only && !at("/home").is_read_only);
+    }
+
+    /// Of `/` and of what is mounted there; the directory need not be there.
+    fn of_root(table: &str, files: &[(&str, &str)]) -> AtPowerCut {
+        mounts(table, files).1.at_power_cut(Path::new("/no such directory/pigateway"))
+    }
+
+    #[test]
+    fn memory_is_told_from_a_card() {
+        let lost = |table: &str, files: &[(&str, &str)]| match of_root(table, files) {
+            AtPowerCut::Lost(fault) => fault.to_string(),
+            other => panic!("{other:?} of {table}"),
+        };
+        let card = "22 1 179:2 / / rw,noatime shared:1 - ext4 /dev/mmcblk0p2 rw\n";
+        assert_eq!(of_root(card, &[]), AtPowerCut::Kept);
+        assert_eq!(of_root("", &[]), AtPowerCut::Kept);
+        let text = lost("22 1 0:5 / / rw - tmpfs tmpfs rw", &[]);
+        for part in ["pigateway is in memory (tmpfs at /)", "costs everything", "retained messages", "gateway.data_dir"]
+        {
+            assert!(text.contains(part), "{part}: {text}");
+        }
+        assert!(lost("22 1 0:5 / / rw - tmpfs log2ram rw", &[]).contains("since log2ram wrote it"));
+        assert!(lost("22 1 252:0 / / rw - ext4 /dev/zram0 rw", &[]).contains("on /dev/zram0"));
+        let file = [("sys/block/loop3/loop/backing_file", "/run/disk.img\n")];
+        let loops = "22 1 7:3 / / rw - ext4 /dev/loop3 rw\n23 22 0:5 / /run rw - tmpfs tmpfs rw";
+        assert!(lost(loops, &file).contains("tmpfs at /run"));
+        assert_eq!(of_root(&loops.replace("tmpfs", "ext4"), &file), AtPowerCut::Kept);
+    }
+
+    #[test]
+    fn an_overlay_is_as_good_as_where_its_changes_go() {
+        let overlay = "22 1 0:30 / / rw - overlay overlayroot rw,lowerdir=/media/root-ro,upperdir=/media/root-rw/overlay,workdir=/w\n";
+        let on = |kind: &str| format!("{overlay}23 22 0:5 / /media/root-rw rw - {kind} x rw\n");
+        assert!(matches!(of_root(&on("tmpfs"), &[]), AtPowerCut::Lost(_)));
+        assert_eq!(of_root(&on("ext4"), &[]), AtPowerCut::Kept);
+        // where the place of the changes is hidden, the kernel's command line tells
+        for line in ["quiet boot=overlay", "overlayroot=tmpfs:recurse=0", "systemd.volatile=overlay\n"] {
+            assert!(matches!(of_root(overlay, &[("proc/cmdline", line)]), AtPowerCut::Lost(_)), "{line}");
+        }
+        // a container's
+        let AtPowerCut::Unknown(fault) = of_root(overlay, &[("proc/cmdline", "quiet")]) else { panic!("unknown") };
+        assert!(fault.problem.contains("/media/root-rw/overlay, which is not to be seen"), "{fault}");
+        // without an upper directory nothing can be written
+        assert_eq!(of_root("22 1 0:30 / / ro - overlay overlay ro,lowerdir=/a:/b", &[]), AtPowerCut::Kept);
+    }
+
+    #[test]
+    fn a_journal_in_memory_leaves_room_for_others() {
+        let (_root, mounts) = mounts(MOUNTS, &[("proc/meminfo", "MemTotal:         469504 kB\nMemFree: 1 kB\n")]);
+        assert_eq!(mounts.largest_in_memory(), Some(58688 << 10));
+    }
+}
