@@ -173,12 +173,15 @@ impl LiveLink {
             return false;
         }
         let Some(first) = batch.iter().next() else { return false };
-        if batch.len() > STRAIGHT {
-            return holds.holds(first.message.origin());
+        if holds.holds(first.message.origin()) {
+            return true;
         }
+        // Of a large batch the first message speaks for all: most publishers have one topic. Otherwise each of many
+        // publishers would have a batch on its way to a full queue before it is known to publish there.
+        let looked_at = if batch.len() > STRAIGHT { 1 } else { batch.len() as usize };
         holds.wait();
         let is_full = |reader: &Arc<Subscriber>| reader.inbox.is_full();
-        batch.iter().any(|entry| self.fanout.readers(entry.message).any(is_full))
+        batch.iter().take(looked_at).any(|entry| self.fanout.readers(entry.message).any(is_full))
     }
 
     /// Publishes a batch of so many messages: straight into the inboxes where that is as good as the way through the
@@ -402,6 +405,46 @@ mod tests {
         }
         cancel.cancel();
         assert_eq!(running.await.unwrap(), Ok(()));
+    }
+
+    #[tokio::test]
+    async fn who_publishes_to_a_full_queue_is_held_before_the_first_batch_is_on_its_way() {
+        use crate::exchange::inbox::{Inbox, InboxLimits};
+        use crate::exchange::subscribers::SubscriptionOptions;
+        use crate::message::{Draft, Origin, Qos};
+
+        let subscribers = Arc::new(Subscribers::default());
+        let inbox = Inbox::new("a", InboxLimits { messages: 10, bytes: 10_000 });
+        let subscriber = Arc::new(Subscriber { inbox, origin: Origin::gateway(), is_durable: false });
+        let options =
+            SubscriptionOptions { qos: Qos::AtMostOnce, no_local: false, retain_as_published: false, id: None };
+        subscribers.insert("full/#", &subscriber, options, 0, true);
+        let starting = tokio::task::spawn_blocking(|| start(subscribers, Arc::default()));
+        let (mut link, dispatcher) = starting.await.unwrap().unwrap();
+        let cancel = CancellationToken::new();
+        let (_taker, pulse) = PulseTaker::new();
+        let running = tokio::spawn(dispatcher.run(cancel.clone(), || Ok(()), pulse));
+        let batch = |publisher: &str, topic: &str, messages: u32| {
+            let mut builder = BatchBuilder::default();
+            for _ in 0..messages {
+                let origin = Origin::client(publisher);
+                let (payload, qos, retain) = (b"1".as_slice(), Qos::AtMostOnce, false);
+                let draft = Draft { topic, payload, qos, retain, properties: &[], expiry: None, boot_ms: 0, origin };
+                builder.push(&draft);
+            }
+            builder
+        };
+        link.publish(batch("first", "full/1", 40).finish(0), 40).unwrap();
+        while !subscriber.inbox.is_full() {
+            tokio::task::yield_now().await;
+        }
+        for messages in [1, STRAIGHT + 1, 1000] {
+            assert!(link.is_held(&batch("first", "full/1", messages)), "{messages} of the one who has filled it");
+            assert!(link.is_held(&batch("another", "full/2", messages)), "{messages} of another");
+            assert!(!link.is_held(&batch("another", "elsewhere", messages)), "{messages} for others");
+        }
+        cancel.cancel();
+        running.await.unwrap().unwrap();
     }
 
     #[tokio::test]

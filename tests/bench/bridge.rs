@@ -32,15 +32,15 @@ pub enum Forwarder {
 }
 
 impl Forwarder {
-    /// One that forwards to this port.
-    pub fn start(is_ours: bool, protocol: Protocol, upstream: u16) -> Forwarder {
-        if is_ours {
+    /// One that forwards to this port: this gateway, or mosquitto.
+    pub fn start(gateway: Option<Setup>, protocol: Protocol, upstream: u16) -> Forwarder {
+        if let Some(gateway) = gateway {
             let protocol = protocol as u8;
             let config = format!(
                 "[journal]\nmax_size = \"1 GiB\"\n[[upstream]]\nname = \"up\"\nprotocol = {protocol}\n\
                  addresses = [\"mqtt://127.0.0.1:{upstream}\"]\n[[upstream.out]]\ntopic_filter = \"bench/#\"\n"
             );
-            return Forwarder::Pigateway(Setup::default().config(&config).start());
+            return Forwarder::Pigateway(gateway.config(&config).start());
         }
         let protocol = match protocol {
             Protocol::V4 => "mqttv311",
@@ -73,9 +73,9 @@ fn load(publishers: usize, subscribers: usize, until: Until) -> Load {
 }
 
 /// QoS 1 from local publishers to a subscriber at the upstream.
-pub fn live(is_ours: bool, protocol: Protocol, publishers: usize, time: Duration) -> io::Result<Outcome> {
+pub fn live(gateway: Option<Setup>, protocol: Protocol, publishers: usize, time: Duration) -> io::Result<Outcome> {
     let upstream = Mosquitto::with("max_queued_messages 0");
-    let forwarder = Forwarder::start(is_ours, protocol, upstream.port);
+    let forwarder = Forwarder::start(gateway, protocol, upstream.port);
     // the first message shows that the way is open
     load::run_between(forwarder.port(), upstream.port, &load(1, 1, Until::Count(1)))?;
     load::run_between(forwarder.port(), upstream.port, &load(publishers, 1, Until::Time(time)))
@@ -96,9 +96,9 @@ pub struct Outage {
 }
 
 /// Stores so many messages while there is no upstream, then lets it come.
-pub fn outage(is_ours: bool, protocol: Protocol, count: u64) -> io::Result<Outage> {
+pub fn outage(gateway: Option<Setup>, protocol: Protocol, count: u64) -> io::Result<Outage> {
     let port = support::free_port();
-    let forwarder = Forwarder::start(is_ours, protocol, port);
+    let forwarder = Forwarder::start(gateway, protocol, port);
     let begin = Instant::now();
     load::run(forwarder.port(), &load(1, 0, Until::Count(count)))?;
     let stored = count as f64 / begin.elapsed().as_secs_f64();

@@ -12,7 +12,7 @@
 //! | `BENCH_PAYLOAD` | `64` | bytes |
 //! | `BENCH_WINDOW` | `20` | publications in flight per publisher at QoS 1; half of it at QoS 2, where mosquitto takes no more |
 //! | `BENCH_OUTAGE` | `100000` | messages of `outage` |
-//! | `BENCH_PIGATEWAY` | the one just built | another binary, to compare two builds |
+//! | `BENCH_BEFORE` | none | another build of the gateway, which takes part as `before` and is compared with this one |
 //!
 //! Rates are deliveries per second, from the first PUBLISH to the last delivery; what was lost is said. Every
 //! measurement gets a fresh broker with its defaults, except that mosquitto gets `max_queued_messages 0`: with its
@@ -28,6 +28,7 @@ mod load;
 mod support;
 
 use std::io;
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use bridge::Protocol;
@@ -46,7 +47,12 @@ fn main() -> io::Result<()> {
     );
     let mut header = format!("{:<26}", "");
     options.brokers.iter().for_each(|broker| header.push_str(&format!("{:>14}", broker.name())));
-    println!("{header}{:>10}", "ratio");
+    for (broker, title) in [(Broker::Mosquitto, "ratio"), (Broker::Before, "to before")] {
+        if options.brokers.contains(&broker) {
+            header.push_str(&format!("{title:>10}"));
+        }
+    }
+    println!("{header}");
     for (name, measurement) in measurements() {
         if options.wants(&name) {
             row(&name, &measurement, &options);
@@ -63,6 +69,8 @@ const CEILING_WINDOW: u16 = 1000;
 enum Broker {
     Mosquitto,
     Pigateway,
+    /// The build that `BENCH_BEFORE` names.
+    Before,
     Ceiling,
     Port(u16),
 }
@@ -72,23 +80,40 @@ impl Broker {
         match self {
             Broker::Mosquitto => "mosquitto",
             Broker::Pigateway => "pigateway",
+            Broker::Before => "before",
             Broker::Ceiling => "ceiling",
             Broker::Port(_) => "port",
         }
     }
 
     fn can_forward(self) -> bool {
-        matches!(self, Broker::Mosquitto | Broker::Pigateway)
+        matches!(self, Broker::Mosquitto | Broker::Pigateway | Broker::Before)
+    }
+
+    /// What a gateway is started with, if this is one.
+    fn gateway(self) -> Option<Setup> {
+        match self {
+            Broker::Pigateway => Some(Setup::default()),
+            Broker::Before => Some(Setup::default().program(before()?)),
+            Broker::Mosquitto | Broker::Ceiling | Broker::Port(_) => None,
+        }
     }
 
     fn start(self) -> io::Result<Running> {
         Ok(match self {
             Broker::Mosquitto => Running::Mosquitto(Mosquitto::with("max_queued_messages 0")),
-            Broker::Pigateway => Running::Pigateway(Setup::default().start()),
+            Broker::Pigateway | Broker::Before => {
+                Running::Pigateway(self.gateway().ok_or(io::ErrorKind::NotFound)?.start())
+            }
             Broker::Ceiling => Running::Port(ceiling::start()?),
             Broker::Port(port) => Running::Port(port),
         })
     }
+}
+
+/// The build to compare with.
+fn before() -> Option<PathBuf> {
+    std::env::var_os("BENCH_BEFORE").map(PathBuf::from)
 }
 
 /// Stopped when dropped.
@@ -134,10 +159,14 @@ impl Options {
             Ok(number) => number,
             Err(_) => panic!("{name} is not a number"),
         };
-        let brokers = list(text("BENCH_BROKERS", "mosquitto,pigateway,ceiling"));
+        let brokers = list(text(
+            "BENCH_BROKERS",
+            if before().is_some() { "mosquitto,before,pigateway" } else { "mosquitto,pigateway,ceiling" },
+        ));
         let broker = |name: &String| match name.as_str() {
             "mosquitto" => Broker::Mosquitto,
             "pigateway" => Broker::Pigateway,
+            "before" => Broker::Before,
             "ceiling" => Broker::Ceiling,
             "port" => Broker::Port(number("BENCH_PORT", "1883") as u16),
             other => panic!("BENCH_BROKERS: there is no {other}"),
@@ -163,6 +192,8 @@ enum Measurement {
     Rate(u8, usize, usize),
     /// QoS, quantile.
     RoundTrip(u8, &'static [(&'static str, f64)]),
+    /// QoS, messages per second: what a home sends. Processor time of the broker per message.
+    Light(u8, u32),
     /// Publishers whose messages are forwarded to another broker.
     Bridge(Protocol, usize),
     /// No broker to forward to.
@@ -182,6 +213,11 @@ fn measurements() -> Vec<(String, Measurement)> {
     }
     for qos in 0..=1 {
         all.push((format!("rtt-qos{qos}"), Measurement::RoundTrip(qos, &[("p50", 0.5), ("p99", 0.99)])));
+    }
+    for qos in 0..=1 {
+        for rate in [100, 1000] {
+            all.push((format!("light-qos{qos}-{rate}"), Measurement::Light(qos, rate)));
+        }
     }
     for publishers in [1, 10] {
         for protocol in Protocol::ALL {
@@ -226,8 +262,10 @@ fn row(name: &str, measurement: &Measurement, options: &Options) {
             rounds.iter().map(|own| median(own.iter().filter_map(|figures| Some(figures.get(at)?.2)))).collect();
         values.iter().for_each(|value| text.push_str(&format!("{:>14}", value.map_or("-".into(), show))));
         let of = |wanted| options.brokers.iter().position(|broker| *broker == wanted).and_then(|at| values[at]);
-        if let (Some(theirs), Some(ours)) = (of(Broker::Mosquitto), of(Broker::Pigateway)) {
-            text.push_str(&format!("{:>9.2}x", ours / theirs));
+        for other in [Broker::Mosquitto, Broker::Before] {
+            if let (Some(theirs), Some(ours)) = (of(other), of(Broker::Pigateway)) {
+                text.push_str(&format!("{:>9.2}x", ours / theirs));
+            }
         }
         println!("{text}");
     }
@@ -279,14 +317,23 @@ fn measure(broker: Broker, what: &Measurement, options: &Options, notes: &mut Ve
             let at = |quantile: f64| times[((times.len() - 1) as f64 * quantile) as usize].as_secs_f64() * 1e6;
             Ok(quantiles.iter().map(|(name, quantile)| (name.to_string(), "µs", at(*quantile))).collect())
         }
+        Measurement::Light(qos, rate) => {
+            let running = broker.start()?;
+            let Some(process) = running.process() else { return Ok(Vec::new()) };
+            let count = (options.time.as_secs_f64() * f64::from(*rate)) as usize;
+            let before = process.cpu_time();
+            latency::measure(running.port(), *qos, count, Duration::from_secs(1) / *rate)?;
+            let used = process.cpu_time().saturating_sub(before);
+            Ok(vec![(String::new(), "µs", used.as_secs_f64() * 1e6 / count as f64)])
+        }
         Measurement::Bridge(..) | Measurement::Outage(_) if !broker.can_forward() => Ok(Vec::new()),
         Measurement::Bridge(protocol, publishers) => {
-            let outcome = bridge::live(broker == Broker::Pigateway, *protocol, *publishers, options.time)?;
+            let outcome = bridge::live(broker.gateway(), *protocol, *publishers, options.time)?;
             note_loss(broker, &outcome, notes);
             Ok(vec![(String::new(), "", outcome.rate())])
         }
         Measurement::Outage(protocol) => {
-            let outage = bridge::outage(broker == Broker::Pigateway, *protocol, options.outage)?;
+            let outage = bridge::outage(broker.gateway(), *protocol, options.outage)?;
             if outage.missing > 0 {
                 notes.push(format!("{}: {} messages did not arrive", broker.name(), outage.missing));
             }

@@ -29,6 +29,7 @@ pub struct Setup {
     extra: String,
     http: String,
     environment: Vec<(String, String)>,
+    program: PathBuf,
     dir: TempDir,
 }
 
@@ -41,6 +42,7 @@ impl Default for Setup {
             extra: String::new(),
             http: "off".into(),
             environment: Vec::new(),
+            program: env!("CARGO_BIN_EXE_pigateway").into(),
             dir,
         }
     }
@@ -86,6 +88,12 @@ impl Setup {
         self
     }
 
+    /// With another build of the gateway: benchmarks compare two.
+    pub fn program(mut self, program: PathBuf) -> Setup {
+        self.program = program;
+        self
+    }
+
     /// The port of its first listener.
     pub fn port_number(&self) -> u16 {
         self.port
@@ -111,11 +119,11 @@ impl Setup {
     /// Starts the gateway without waiting for anything.
     pub fn spawn(&self) -> Process {
         let path = self.write();
-        let mut command = gateway();
+        let mut command = Command::new(&self.program);
         if self.environment.iter().any(|(name, _)| name == "WATCHDOG_USEC") {
             // WATCHDOG_PID is the program's own, which nobody knows before it starts
             command = Command::new("sh");
-            command.args(["-c", "WATCHDOG_PID=$$ exec \"$0\" \"$@\""]).arg(gateway().get_program());
+            command.args(["-c", "WATCHDOG_PID=$$ exec \"$0\" \"$@\""]).arg(&self.program);
         }
         command.arg("run").arg("--config").arg(path).current_dir(self.dir.path());
         Process::start(command.envs(self.environment.iter().map(|(name, value)| (name, value))))
@@ -126,9 +134,8 @@ impl Setup {
     #[track_caller]
     pub fn start_after(self, script: &str) -> Gateway {
         let script = format!("set -e; {script}; exec \"$0\" run --config \"$1\"");
-        let program = Path::new(env!("CARGO_BIN_EXE_pigateway"));
         let mut command = Command::new("unshare");
-        command.args(["--map-root-user", "--mount", "sh", "-c", &script]).arg(program).arg(self.write());
+        command.args(["--map-root-user", "--mount", "sh", "-c", &script]).arg(&self.program).arg(self.write());
         command.envs(self.environment.iter().map(|(name, value)| (name, value)));
         let mut process = Process::start(command.current_dir(self.dir.path()));
         wait_until_served(&mut process, self.port);
@@ -146,9 +153,7 @@ impl Setup {
 
 /// The program under test.
 pub fn gateway() -> Command {
-    // benchmarks may compare two builds
-    let other = std::env::var_os("BENCH_PIGATEWAY");
-    Command::new(other.unwrap_or_else(|| env!("CARGO_BIN_EXE_pigateway").into()))
+    Command::new(env!("CARGO_BIN_EXE_pigateway"))
 }
 
 impl Gateway {
