@@ -387,9 +387,10 @@ fn what_a_member_refuses_is_not_given_to_another() {
     let mut publisher = Connect::new("publisher").open(gateway.port);
     publisher.publish("jobs", "1", 1, false);
     publisher.publish("jobs", "2", 2, false);
+    // both are the first member's before there is another that could take them
+    let messages = [first.receive_unacked(), first.receive_unacked()];
     let mut second = member(&gateway, "second");
-    for kind in [0x40, 0x50] {
-        let message = first.receive_unacked();
+    for (kind, message) in [0x40, 0x50].into_iter().zip(messages) {
         first.send(&[&[kind, 3], &message.id.to_be_bytes()[..], &[0x80]].concat());
     }
     first.ping();
