@@ -191,7 +191,7 @@ impl Gateway {
         let Broker { core, dispatcher, listeners, connections } = broker;
         let mut rooms = Rooms::new(core.ingress.room().clone(), core.ingress.journal().clone());
         let router_pulse = rooms.watch(ROUTER);
-        let (rules, upstreams) = start_upstreams(&settings, &core, &clock, &supervisor, &mut rooms);
+        let (rules, upstreams) = start_upstreams(&settings, &core, &clock, (&supervisor, &health), &mut rooms);
         let source = Source::open(&settings.gpio, clock.clone(), seed())?;
         let made_up: Vec<_> = settings.sensors.iter().filter(|sensor| source.simulates(sensor)).cloned().collect();
 
@@ -374,7 +374,7 @@ fn start_upstreams(
     settings: &Settings,
     core: &Arc<Core>,
     clock: &SharedClock,
-    supervisor: &Supervisor,
+    (supervisor, health): (&Supervisor, &Health),
     rooms: &mut Rooms,
 ) -> (Vec<watch::Sender<Arc<UpstreamSettings>>>, Vec<UpstreamShown>) {
     let journal = core.ingress.journal();
@@ -391,6 +391,7 @@ fn start_upstreams(
         let (rules, changes) = watch::channel(Arc::new(upstream.clone()));
         let ingress = core.ingress.clone();
         let upstream = Upstream::new(changes, journal, kept, ingress, max_packet, clock.clone());
+        let upstream = upstream.report_to(health.clone());
         let shown = upstream.shown();
         let announced = announce(shown.clone(), core.ingress.clone(), clock.clone(), supervisor.token());
         supervisor.spawn_endless(format!("state of upstream {}", rules.borrow().name), announced);

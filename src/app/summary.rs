@@ -13,6 +13,7 @@ use crate::net::port::Port;
 use crate::sensors::PART as SENSOR;
 use crate::sensors::settings::SensorSettings;
 use crate::status::{SensorSnapshot, UpstreamState};
+use crate::upstream::task::PART as UPSTREAM;
 
 /// Says what runs, where, and how to see it.
 pub fn say(
@@ -58,9 +59,13 @@ pub fn status(
     if !faulty.is_empty() {
         line += &format!("; faulty: {}", faulty.join(", "));
     }
+    // those that have failed are among the faulty
+    let is_faulty = |name: &str| others.iter().any(|faulty| faulty.part.strip_prefix(UPSTREAM) == Some(name));
     let away = settings.upstreams.iter().zip(upstreams);
-    let away: Vec<&str> =
-        away.filter(|(_, state)| **state != UpstreamState::Connected).map(|(known, _)| &*known.name).collect();
+    let away: Vec<&str> = away
+        .filter(|(known, state)| **state != UpstreamState::Connected && !is_faulty(&known.name))
+        .map(|(known, _)| &*known.name)
+        .collect();
     if !away.is_empty() {
         line += &format!("; not connected: {}", away.join(", "));
     }
@@ -168,6 +173,9 @@ mod tests {
         let line = status(&settings, &[sensor], &health.faulty(), &[UpstreamState::default()]);
         let expected = "serving; 1 sensor, 1 upstream; faulty: loft, HTTP [::]:8080; not connected: home";
         assert_eq!(line, expected);
+        health.set("upstream home", Some(&Fault::new("no route", "wait")));
+        let line = status(&settings, &[], &health.faulty(), &[UpstreamState::Waiting]);
+        assert_eq!(line, "serving; 1 sensor, 1 upstream; faulty: HTTP [::]:8080, upstream home");
         assert_eq!(status(&settings, &[], &[], &[UpstreamState::Connected]), "serving; 1 sensor, 1 upstream");
     }
 }

@@ -2,6 +2,7 @@
 
 mod connect;
 mod failback;
+mod fault;
 mod handing;
 mod pass;
 mod settle;
@@ -13,6 +14,8 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
+
+pub use self::fault::PART;
 
 use self::failback::Failback;
 use super::approach::Approach;
@@ -27,7 +30,7 @@ use super::settings::UpstreamSettings;
 use super::twins::Twins;
 use super::wire::{Broken, ClientEvent, Link, Role, UpstreamClient, Version};
 use crate::exchange::ingress::{Ingress, IngressError};
-use crate::health::Pulse;
+use crate::health::{Health, Pulse};
 use crate::journal::settings::Order;
 use crate::journal::{Journal, Limits, Position};
 use crate::message::{Origin, via};
@@ -82,6 +85,7 @@ pub struct Upstream<C> {
     reasons: Vec<String>,
     /// When the snapshot is to be brought up to date.
     show_at: Option<Instant>,
+    health: Health,
 }
 
 /// Why a conversation ended, or a wait did.
@@ -153,6 +157,7 @@ impl<C: UpstreamClient> Upstream<C> {
             failback: None,
             reasons: Vec::new(),
             show_at: None,
+            health: Health::default(),
         }
     }
 
@@ -177,6 +182,9 @@ impl<C: UpstreamClient> Upstream<C> {
                 End::Failback => (Broken::Failed("the first address answers again".into()), true),
                 End::Broken(why) => (why, false),
             };
+            if !at_once {
+                self.is_down(&why, &format!("the connection ended: {why}"));
+            }
             let by_message = matches!(why, Broken::Closed | Broken::Dismissed(..)) && self.session.own_in_flight() > 0;
             self.passes.disconnected(by_message, self.clock.boot_ms());
             let actions = self.session.disconnected(&why, self.clock.boot_ms());
@@ -200,6 +208,7 @@ impl<C: UpstreamClient> Upstream<C> {
         }
         self.set_carried(None);
         self.passes.close(&self.journal);
+        self.is_well();
         self.set_state(UpstreamState::Stopped, None);
         Ok(())
     }
@@ -238,6 +247,7 @@ impl<C: UpstreamClient> Upstream<C> {
         self.set_filters();
         self.shown.failed_attempts = 0;
         self.reasons.clear();
+        self.is_well();
         self.failback = Failback::after(&self.current, self.address);
         self.set_state(UpstreamState::Connected, Some(link.version));
         let actions = self.session.connected(link, now);

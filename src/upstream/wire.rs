@@ -147,6 +147,9 @@ pub struct Offer {
 /// Why there is no connection (any more).
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Broken {
+    /// Something that we need to connect, such as a password or a certificate, is not there.
+    #[error("{0}")]
+    Unprepared(String),
     /// It does not speak this version of MQTT.
     #[error("it does not speak this version of MQTT")]
     Version,

@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod evidence;
+mod faults;
 mod line;
 mod orphans;
 mod played;

@@ -87,7 +87,7 @@ impl UpstreamClient for Client {
     ) -> Result<Link, Broken> {
         self.connection = None;
         let password = match &settings.password {
-            Some(password) => Some(password::fetch(password).await.map_err(Broken::Failed)?),
+            Some(password) => Some(password::fetch(password).await.map_err(Broken::Unprepared)?),
             None => None,
         };
         let mut silent = Vec::new();
@@ -229,7 +229,7 @@ impl Secure {
         let name = files.server_name.clone().unwrap_or_else(|| address.host.clone());
         let is_web_socket = address.scheme.is_web_socket();
         let config = tokio::task::spawn_blocking(move || tls::client_config(&files, is_web_socket)).await;
-        let config = config.map_err(|error| Broken::Failed(error.to_string()))?.map_err(Broken::Failed)?;
+        let config = config.map_err(|error| Broken::Failed(error.to_string()))?.map_err(Broken::Unprepared)?;
         let plain = if is_web_socket { "ws" } else { "mqtt" };
         match ServerName::try_from(name.clone()) {
             Ok(name) => Ok(Secure { connector: TlsConnector::from(config), name, plain }),

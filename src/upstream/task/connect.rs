@@ -98,7 +98,9 @@ impl<C: UpstreamClient> Upstream<C> {
         let next_attempt = format!("in {:.1} s", pause.as_secs_f32());
         match why {
             // nothing but a person mends that
-            Broken::Refused(..) | Broken::SentAway(_) if is_new && self.reasons.len() < REASONS => {
+            Broken::Unprepared(_) | Broken::Refused(..) | Broken::SentAway(_)
+                if is_new && self.reasons.len() < REASONS =>
+            {
                 error!(upstream, address, waiting, next_attempt, "waiting for upstream: {shown}")
             }
             _ if (is_new && self.reasons.len() < REASONS) || attempts.is_power_of_two() => {
@@ -106,6 +108,7 @@ impl<C: UpstreamClient> Upstream<C> {
             }
             _ => debug!(upstream, address, attempts, next_attempt, "still waiting for upstream: {shown}"),
         }
+        self.is_down(why, shown);
         self.shown.last_error = Some(shown.to_owned());
         self.show();
     }

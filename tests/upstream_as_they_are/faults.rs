@@ -1,0 +1,69 @@
+//! An upstream that is not there is named among what does not work, and takes nothing else with it.
+
+use std::fs;
+use std::net::TcpListener;
+
+use crate::played::{Played, Say};
+use crate::support::{free_port, http, wait_until};
+use crate::{publish, start};
+
+fn upstream(name: &str, port: u16, keys: &str) -> String {
+    format!(
+        "[[upstream]]\nname = \"{name}\"\naddresses = [\"mqtt://127.0.0.1:{port}\"]\nclient_id = \"{name}\"\n\
+         retry = {{ min = \"100 ms\", max = \"400 ms\" }}\n{keys}\n[[upstream.out]]\ntopic_filter = \"loft/#\"\n"
+    )
+}
+
+/// The fault of an upstream, if it has one.
+fn fault(http: u16, name: &str) -> Option<serde_json::Value> {
+    let faulty = http::get(http, "/api/v1/gateway").json()["faulty"].clone();
+    faulty.as_array().unwrap().iter().find(|fault| fault["part"] == format!("upstream {name}")).cloned()
+}
+
+#[test]
+fn an_upstream_that_is_not_there_is_named_until_it_is() {
+    let (port, dir) = (free_port(), tempfile::tempdir().unwrap());
+    let secret = dir.path().join("password");
+    let refusing = Played::new(|heard| match heard.is_connect() {
+        true => Say::Last(vec![0x20, 3, 0, 0x87, 0]),
+        false => Say::Usual,
+    });
+    let (secretive, well) = (Played::new(|_| Say::Usual), Played::new(|_| Say::Usual));
+    let keys = format!("username = \"ada\"\npassword_file = \"{}\"", secret.display());
+    let config = [
+        upstream("down", port, ""),
+        upstream("refused", refusing.port, "protocol = 5"),
+        upstream("secret", secretive.port, &keys),
+        upstream("well", well.port, ""),
+    ];
+    let (gateway, http) = start(&config.concat());
+    let expected = [
+        ("down", "Connection refused", "it is tried again"),
+        ("refused", "it refuses the connection", "username, password, client_id"),
+        ("secret", "password", "put it there"),
+    ];
+    for (name, problem, remedy) in expected {
+        wait_until(name, || fault(http, name).is_some());
+        let fault = fault(http, name).unwrap();
+        assert!(fault["problem"].as_str().unwrap().contains(problem), "{fault}");
+        assert!(fault["remedy"].as_str().unwrap().contains(remedy), "{fault}");
+    }
+    // what a person has to mend is also a problem that was logged; being offline is not
+    let problems = http::get(http, "/api/v1/problems").text();
+    assert!(problems.contains("it refuses the connection") && problems.contains("password"), "{problems}");
+    assert!(!problems.contains("Connection refused"), "{problems}");
+    let ready = http::get(http, "/readyz");
+    assert!(ready.head.contains(" 200 ") && ready.text().starts_with("ok; 3 parts are faulty\n"), "{}", ready.text());
+    assert!(expected.iter().all(|(name, ..)| ready.text().contains(&format!("upstream {name}: "))));
+    publish(&gateway, "a", &["1"], false);
+    well.wait_for(&["1"]);
+    assert!(fault(http, "well").is_none());
+
+    let late = Played::on(TcpListener::bind(("127.0.0.1", port)).unwrap(), |_| Say::Usual);
+    fs::write(&secret, "geheim\n").unwrap();
+    for played in [&late, &secretive] {
+        played.wait_for(&["1"]);
+    }
+    wait_until("only one is left", || http::get(http, "/readyz").text().starts_with("ok; 1 part is faulty\n"));
+    assert!(fault(http, "refused").is_some());
+}
