@@ -47,6 +47,8 @@ pub fn start(
         cancel: core.cancel.clone(),
         history: dir,
         guard,
+        trusted_proxies: settings.http.trusted_proxies.clone(),
+        frame_ancestors: settings.http.frame_ancestors.clone(),
     });
     let name = port.task_name("HTTP");
     let pulse = rooms.watch(name.clone());

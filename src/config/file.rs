@@ -13,7 +13,7 @@ use super::paths::{Environment, Paths};
 use super::settings::Settings;
 use super::{broker, sensors, upstream};
 use crate::broker::settings::ListenerSettings;
-use crate::http::settings::{HttpSettings, HttpTls};
+use crate::http::settings::{HttpSettings, HttpTls, Network, frame_ancestor};
 use crate::journal::settings::WhenFull;
 use crate::journal::settings::{JournalSettings, Order};
 
@@ -190,6 +190,16 @@ fn http(root: &Table, paths: &Paths, others: &Settings) -> HttpSettings {
         let valid = "a list of host names without port, such as [\"pi.example.org\"]";
         let host = |text: &str| (!text.is_empty() && text.chars().all(is_host)).then(|| text.to_lowercase());
         settings.allowed_hosts = list.items(valid).iter().filter_map(|item| item.parsed(valid, host)).collect();
+    }
+    if let Some(list) = table.get("trusted_proxies") {
+        let valid = "a list of IP addresses and networks, such as [\"127.0.0.1\", \"192.0.2.0/24\"]";
+        let read = |item: &Value| item.parsed(valid, Network::parse);
+        settings.trusted_proxies = list.items(valid).iter().filter_map(read).collect();
+    }
+    if let Some(list) = table.get("frame_ancestors") {
+        let valid = "a list of \"self\" and origins, such as [\"https://home.example.org:8123\"]";
+        let read = |item: &Value| item.parsed(valid, frame_ancestor);
+        settings.frame_ancestors = list.items(valid).iter().filter_map(read).collect();
     }
     if let Some(tls) = table.table("tls") {
         settings.tls = paths.server_tls(&tls, None).map(|(cert, key)| HttpTls { cert, key });

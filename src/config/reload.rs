@@ -93,6 +93,8 @@ fn restart_keys(old: &Settings, new: &Settings) -> Vec<String> {
         ("journal.order", old.journal.order != new.journal.order),
         ("http.address", old.http.address != new.http.address),
         ("http.allowed_hosts", old.http.allowed_hosts != new.http.allowed_hosts),
+        ("http.trusted_proxies", old.http.trusted_proxies != new.http.trusted_proxies),
+        ("http.frame_ancestors", old.http.frame_ancestors != new.http.frame_ancestors),
         ("http.tls", old.http.tls != new.http.tls),
     ])
 }

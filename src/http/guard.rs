@@ -7,7 +7,7 @@
 
 use std::net::IpAddr;
 
-use axum::http::{HeaderMap, Uri, header};
+use axum::http::{HeaderMap, HeaderValue, Uri, header};
 
 /// Names that this gateway goes by.
 #[derive(Clone, Debug)]
@@ -114,6 +114,15 @@ impl Guard {
         }
     }
 
+    /// The origin of a page of another site that the configuration names: it may read the answer.
+    pub fn welcome<'a>(&self, headers: &'a HeaderMap) -> Option<&'a HeaderValue> {
+        let mut origins = headers.get_all(header::ORIGIN).iter();
+        let (Some(origin), None) = (origins.next(), origins.next()) else { return None };
+        let (_, authority) = origin.to_str().ok()?.split_once("://")?;
+        let page = Authority::parse(authority)?;
+        self.allowed.iter().any(|name| name.eq_ignore_ascii_case(page.host)).then_some(origin)
+    }
+
     /// Whether the origin is the page's own, or one that the configuration names.
     fn is_own_page(&self, origin: &str, host: Authority<'_>) -> bool {
         let Some((scheme, authority)) = origin.split_once("://") else { return false };
@@ -179,6 +188,23 @@ mod tests {
         }
         assert_eq!(check(&[]), Err(Foreign::NoHost));
         assert_eq!(check(&[("host", "loft"), ("host", "loft")]), Err(Foreign::NoHost));
+    }
+
+    #[test]
+    fn pages_that_the_configuration_names_may_read() {
+        let guard = Guard::new("Loft", &["Pi.example.org".into()], 8080);
+        let welcome = |origins: &[&str]| {
+            let mut map = HeaderMap::new();
+            for origin in origins {
+                map.append(header::ORIGIN, origin.parse().unwrap());
+            }
+            guard.welcome(&map).is_some()
+        };
+        assert!(welcome(&["https://pi.example.org"]) && welcome(&["http://PI.example.org:8123"]));
+        for origin in ["https://evil.example", "https://pi.example.org.evil.example", "null", "", "http://loft:8080"] {
+            assert!(!welcome(&[origin]), "{origin}");
+        }
+        assert!(!welcome(&["https://pi.example.org", "https://pi.example.org"]) && !welcome(&[]));
     }
 
     #[test]

@@ -77,7 +77,6 @@ fn gateway(text: &mut Text, http: &Http) {
     let journal = http.ingress.journal().status();
     let help = "Messages that queues of upstreams and persistent sessions had no room for.";
     text.one("queue_dropped_total", help, journal.dropped);
-    text.one("journal_refused_total", "Messages that the journal had no room for.", journal.refused);
     text.one("problems_total", "Warnings and errors logged.", *http.status.problems.count().borrow());
 }
 

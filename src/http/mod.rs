@@ -4,7 +4,7 @@
 //! |---|---|
 //! | `settings` | what the configuration says |
 //! | `server` | the port: connections, time limits, TLS |
-//! | `guard`, `auth` | requests of foreign sites, who somebody is |
+//! | `guard`, `auth`, `proxies` | requests of foreign sites, who somebody is, what stands in between |
 //! | `routes`, `openapi` | the table of all calls, and its description |
 //! | `topics`, `stream` | messages: the last ones, publishing, live |
 //! | `sensors`, `history` | motion now and before |
@@ -33,6 +33,7 @@ pub mod overview;
 pub mod page;
 pub mod place;
 pub mod problem;
+pub mod proxies;
 pub mod query;
 pub mod recent;
 pub mod ring;
@@ -46,10 +47,12 @@ mod testing;
 pub mod topics;
 pub mod websocket;
 
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 
+use axum::http::HeaderMap;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -57,6 +60,7 @@ use tokio_util::task::TaskTracker;
 use self::guard::Guard;
 use self::hub::Hub;
 use self::overview::Overviews;
+use self::proxies::Network;
 use self::websocket::MqttDoor;
 use crate::access::Access;
 use crate::exchange::ingress::Ingress;
@@ -90,6 +94,8 @@ pub struct Http {
     /// Wall time minus boot clock, as it was told last.
     offset_ms: AtomicI64,
     guard: Guard,
+    trusted_proxies: Vec<Network>,
+    frame_ancestors: Vec<String>,
     overviews: Overviews,
     streams: Arc<Semaphore>,
 }
@@ -114,12 +120,17 @@ pub struct Parts {
     pub history: PathBuf,
     /// Which requests are refused because pages of other sites make them.
     pub guard: Guard,
+    /// Proxies whose word about a client's address counts.
+    pub trusted_proxies: Vec<Network>,
+    /// Sites that may show the page in a frame.
+    pub frame_ancestors: Vec<String>,
 }
 
 impl Http {
     /// Everything new.
     pub fn new(parts: Parts) -> Arc<Http> {
-        let Parts { access, ingress, hub, status, mqtt, connections, cancel, history, guard } = parts;
+        let Parts { access, ingress, hub, status, mqtt, connections, cancel, history, guard, .. } = parts;
+        let (trusted_proxies, frame_ancestors) = (parts.trusted_proxies, parts.frame_ancestors);
         let overviews = Overviews::new(ingress.clock().boot_ms());
         let streams = Arc::new(Semaphore::new(MAX_STREAMS));
         let (boot, offset_ms) = (history::boot_id(), AtomicI64::new(0));
@@ -135,9 +146,16 @@ impl Http {
             boot,
             offset_ms,
             guard,
+            trusted_proxies,
+            frame_ancestors,
             overviews,
             streams,
         })
+    }
+
+    /// The address that a request counts as coming from.
+    pub fn address(&self, peer: IpAddr, headers: &HeaderMap) -> IpAddr {
+        proxies::address(&self.trusted_proxies, peer, headers)
     }
 
     /// Seconds since a moment of the boot clock, which may be before this boot.

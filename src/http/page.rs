@@ -1,21 +1,27 @@
 //! The web page: one file without anything from elsewhere.
 
-use std::sync::LazyLock;
+use std::sync::{Arc, LazyLock};
 
+use axum::extract::State;
 use axum::http::{HeaderValue, header};
 use axum::response::{Html, IntoResponse, Response};
 use base64ct::{Base64, Encoding};
 
+use super::Http;
 use super::auth::Caller;
 
 const PAGE: &str = include_str!("page.html");
 
 /// `GET /`: to everybody who is let in, so that a browser asks for the password here.
-pub async fn serve(_: Caller) -> Response {
-    static POLICY: LazyLock<Option<HeaderValue>> = LazyLock::new(|| HeaderValue::try_from(policy()).ok());
+pub async fn serve(State(http): State<Arc<Http>>, _: Caller) -> Response {
+    static POLICY: LazyLock<String> = LazyLock::new(policy);
+    let ancestors = match http.frame_ancestors.as_slice() {
+        [] => "'none'".into(),
+        origins => origins.join(" "),
+    };
     let mut response = Html(PAGE).into_response();
-    if let Some(policy) = &*POLICY {
-        response.headers_mut().insert(header::CONTENT_SECURITY_POLICY, policy.clone());
+    if let Ok(policy) = HeaderValue::try_from(format!("{}; frame-ancestors {ancestors}", *POLICY)) {
+        response.headers_mut().insert(header::CONTENT_SECURITY_POLICY, policy);
     }
     response
 }
@@ -24,7 +30,7 @@ pub async fn serve(_: Caller) -> Response {
 fn policy() -> String {
     format!(
         "default-src 'none'; script-src {}; style-src {}; img-src data:; connect-src 'self'; base-uri 'none'; \
-         form-action 'none'; frame-ancestors 'none'",
+         form-action 'none'",
         hash("script"),
         hash("style")
     )

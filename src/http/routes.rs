@@ -3,13 +3,14 @@
 use std::sync::{Arc, LazyLock};
 
 use axum::Router;
-use axum::http::{StatusCode, header};
+use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{delete, get, post, put};
+use serde_json::{Value, json};
 
 use super::calls::{Call, Parameter};
 use super::problem::Problem;
-use super::{Http, metrics, openapi, overview, page, sensors, stream, topics, websocket};
+use super::{Http, metrics, openapi, overview, page, proxies, sensors, stream, topics, websocket};
 
 const fn parameter(name: &'static str, kind: &'static str, meaning: &'static str) -> Parameter {
     Parameter { name, meaning, kind }
@@ -93,9 +94,13 @@ pub const CALLS: &[Call] = calls! {
 };
 
 /// `GET /api/v1/openapi.json`
-async fn describe() -> Response {
-    static DOCUMENT: LazyLock<String> = LazyLock::new(|| openapi::document(CALLS).to_string());
-    ([(header::CONTENT_TYPE, "application/json")], DOCUMENT.as_str()).into_response()
+async fn describe(headers: HeaderMap) -> Response {
+    static DOCUMENT: LazyLock<Value> = LazyLock::new(|| openapi::document(CALLS));
+    let mut document = DOCUMENT.clone();
+    let prefix = proxies::prefix(&headers);
+    document["servers"] =
+        json!([{ "url": if prefix.is_empty() { "/" } else { prefix }, "description": "This gateway" }]);
+    ([(header::CONTENT_TYPE, "application/json")], document.to_string()).into_response()
 }
 
 /// The router for all of them.

@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::body::Body;
-use axum::http::{HeaderValue, Request, Response, Uri, header};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri, header};
 use axum::response::IntoResponse;
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
@@ -132,6 +132,10 @@ impl Connection {
         mut request: Request<Incoming>,
         from: SocketAddr,
     ) -> impl Future<Output = Result<Response<Body>, Infallible>> + use<> {
+        let welcome = self.http.guard.welcome(request.headers()).cloned();
+        let is_preflight = request.method() == Method::OPTIONS
+            && request.headers().contains_key(header::ACCESS_CONTROL_REQUEST_METHOD);
+        let may_be_framed = request.uri().path() == "/" && !self.http.frame_ancestors.is_empty();
         let refused = if websocket::is_wanted(&request) {
             let refused = self.http.guard.check_upgrade(request.uri(), request.headers());
             *request.uri_mut() = Uri::from_static(websocket::PATHS[0]);
@@ -144,6 +148,7 @@ impl Connection {
         let mut router = self.router.clone();
         async move {
             let mut response = match refused {
+                Ok(()) if welcome.is_some() && is_preflight => StatusCode::NO_CONTENT.into_response(),
                 Ok(()) => router.call(request).await?,
                 Err(foreign) => Problem::forbidden(foreign.to_string()).into_response(),
             };
@@ -155,12 +160,43 @@ impl Connection {
             ] {
                 response.headers_mut().insert(name, HeaderValue::from_static(value));
             }
+            if may_be_framed {
+                // this header knows no list; the page's policy has one
+                response.headers_mut().remove(header::X_FRAME_OPTIONS);
+            }
+            if let Some(origin) = welcome {
+                share(response.headers_mut(), origin, is_preflight);
+            }
             // what is here is of this moment
             let no_store = HeaderValue::from_static("no-store");
             response.headers_mut().entry(header::CACHE_CONTROL).or_insert(no_store);
             Ok(response)
         }
     }
+}
+
+/// Lets a page of this origin read the answer [Fetch, 3.3]. A preflight says what else it may do.
+fn share(headers: &mut HeaderMap, origin: HeaderValue, is_preflight: bool) {
+    headers.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, origin);
+    headers.append(header::VARY, HeaderValue::from_static("Origin"));
+    let more: &[(HeaderName, &str)] = if is_preflight {
+        &[
+            (header::ACCESS_CONTROL_ALLOW_METHODS, "GET, HEAD, PUT, POST, DELETE"),
+            (header::ACCESS_CONTROL_ALLOW_HEADERS, "Authorization, Content-Type, Accept, Last-Event-ID"),
+            (header::ACCESS_CONTROL_MAX_AGE, "600"),
+            (HeaderName::from_static("access-control-allow-private-network"), "true"),
+        ]
+    } else {
+        &[(
+            header::ACCESS_CONTROL_EXPOSE_HEADERS,
+            "Pigateway-Retained, Pigateway-Qos, Pigateway-Time, WWW-Authenticate",
+        )]
+    };
+    for (name, value) in more {
+        headers.insert(name, HeaderValue::from_static(value));
+    }
+    headers.insert(header::ACCESS_CONTROL_ALLOW_CREDENTIALS, HeaderValue::from_static("true"));
+    headers.insert(HeaderName::from_static("cross-origin-resource-policy"), HeaderValue::from_static("cross-origin"));
 }
 
 /// A connection whose other end must take what is sent.

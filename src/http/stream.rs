@@ -17,7 +17,7 @@ use std::time::Duration;
 
 use axum::body::{Body, Bytes};
 use axum::extract::State;
-use axum::http::{HeaderMap, Uri, header};
+use axum::http::{HeaderMap, HeaderName, Uri, header};
 use axum::response::{IntoResponse, Response};
 use tokio::sync::{OwnedSemaphorePermit, watch};
 use tokio::time::{Interval, MissedTickBehavior, interval, sleep};
@@ -115,7 +115,9 @@ pub async fn stream(
         let events = stream.next().await?;
         Some((Ok::<_, std::convert::Infallible>(events), stream))
     });
-    let kind = [(header::CONTENT_TYPE, "text/event-stream"), (header::CACHE_CONTROL, "no-store")];
+    // a proxy that gathers what it passes on would hold back events: nginx is told by this header, others by the type
+    let no_buffering = (HeaderName::from_static("x-accel-buffering"), "no");
+    let kind = [(header::CONTENT_TYPE, "text/event-stream"), (header::CACHE_CONTROL, "no-store"), no_buffering];
     Ok((kind, Body::from_stream(events)).into_response())
 }
 

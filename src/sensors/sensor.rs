@@ -148,9 +148,10 @@ impl Sensor {
                 }
                 let mut publications = vec![self.status()];
                 if self.motion.as_ref().is_some_and(|motion| !motion.is_warm()) {
-                    let rest = timing(&self.settings).warm_up.saturating_sub(boot_ms.saturating_sub(self.started));
+                    let whole = timing(&self.settings).warm_up;
+                    let rest = shown(whole.saturating_sub(boot_ms.saturating_sub(self.started)), whole);
                     let (name, pin, topic) = (&self.settings.name, self.settings.pin, &self.settings.topic);
-                    info!(sensor = name, pin, %topic, "warming up for {}: says nothing until then", shown(rest));
+                    info!(sensor = name, pin, %topic, "warming up for {rest}: says nothing until then");
                 }
                 publications.extend(self.perform(actions, clock));
                 publications
@@ -198,7 +199,8 @@ impl Sensor {
                     publications.extend(self.state(clock));
                 }
                 MotionAction::Stuck { since } => {
-                    let active = shown(clock.boot_ms().saturating_sub(since));
+                    let stuck_after = timing(&self.settings).stuck_after;
+                    let active = shown(clock.boot_ms().saturating_sub(since), stuck_after);
                     warn!(sensor, pin, %topic, "active for {active}: the sensor or its wire is likely broken");
                     self.stuck = true;
                 }
@@ -212,14 +214,25 @@ impl Sensor {
     }
 }
 
-/// Milliseconds as people say them, in whole units.
-fn shown(ms: u64) -> String {
-    match ms {
-        0..1_000 => format!("{ms} ms"),
-        1_000..120_000 => format!("{} s", ms / 1_000),
-        120_000..7_200_000 => format!("{} min", ms / 60_000),
-        _ => format!("{} h", ms / 3_600_000),
-    }
+/// Milliseconds as people say them. What is `configured` is measured a little shorter or longer, and is shown as it was
+/// meant; anything else is rounded to a step that is small beside it.
+fn shown(ms: u64, configured: u64) -> String {
+    // from how much on a unit is used, and how much it is
+    const UNITS: [(&str, u64, u64); 4] =
+        [("h", 7_200_000, 3_600_000), ("min", 120_000, 60_000), ("s", 1_000, 1_000), ("ms", 1, 1)];
+    let ms = if ms.abs_diff(configured) <= (configured / 20).clamp(100, 2_000) {
+        configured
+    } else {
+        let step = match ms {
+            0..1_000 => 1,
+            1_000..600_000 => 1_000,
+            600_000..36_000_000 => 60_000,
+            _ => 3_600_000,
+        };
+        ms.saturating_add(step / 2) / step * step
+    };
+    let fits = UNITS.iter().find(|(_, least, unit)| ms >= *least && ms.is_multiple_of(*unit));
+    fits.map_or("0 s".into(), |(name, _, unit)| format!("{} {name}", ms / unit))
 }
 
 fn timing(settings: &SensorSettings) -> Timing {
@@ -239,8 +252,22 @@ mod tests {
 
     #[test]
     fn durations_are_shown_in_a_unit_that_fits() {
-        for (ms, text) in [(300, "300 ms"), (60_000, "60 s"), (1_800_000, "30 min"), (86_400_000, "24 h")] {
-            assert_eq!(shown(ms), text);
+        for (ms, configured, text) in [
+            (299, 300, "300 ms"),
+            (599_995, 600_000, "10 min"),
+            (59_990, 60_000, "60 s"),
+            (89_999, 90_000, "90 s"),
+            (149_980, 150_000, "150 s"),
+            (1_800_030, 1_800_000, "30 min"),
+            (86_399_000, 86_400_000, "24 h"),
+            (1_499, 1_500, "1500 ms"),
+            // part of it has passed already
+            (423_400, 600_000, "423 s"),
+            (1_500_010, 1_800_000, "25 min"),
+            (59_600, 3_600_000, "60 s"),
+            (0, 0, "0 s"),
+        ] {
+            assert_eq!(shown(ms, configured), text, "{ms} ms of {configured}");
         }
     }
 }

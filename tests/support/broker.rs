@@ -64,8 +64,13 @@ impl Setup {
 
     /// Serves HTTPS on a loopback port, which it returns, with these files.
     pub fn http_tls(self, files: &str) -> (Setup, u16) {
+        self.http_with(&format!("tls = {files}"))
+    }
+
+    /// Serves HTTP on a loopback port, which it returns, with these lines below `[http]`.
+    pub fn http_with(self, lines: &str) -> (Setup, u16) {
         let (mut setup, port) = self.http();
-        setup.http = format!("127.0.0.1:{port}\"\ntls = {files} #\"");
+        setup.http = format!("127.0.0.1:{port}\"\n{lines} #\"");
         (setup, port)
     }
 

@@ -126,9 +126,15 @@ impl Events {
     /// Opens it. HTTP/1.0, so that it comes without chunks.
     #[track_caller]
     pub fn open(port: u16, query: &str, headers: &[(&str, &str)]) -> Events {
+        Events::open_at(port, &format!("/api/v1/stream?{query}"), headers)
+    }
+
+    /// Opens the one at this address, which may be behind a proxy.
+    #[track_caller]
+    pub fn open_at(port: u16, target: &str, headers: &[(&str, &str)]) -> Events {
         let mut stream = TcpStream::connect(("127.0.0.1", port)).expect("a connection");
         stream.set_read_timeout(Some(super::PATIENCE)).expect("a timeout");
-        let mut head = format!("GET /api/v1/stream?{query} HTTP/1.0\r\nHost: localhost:{port}\r\n");
+        let mut head = format!("GET {target} HTTP/1.0\r\nHost: localhost:{port}\r\n");
         for (name, value) in headers {
             head += &format!("{name}: {value}\r\n");
         }

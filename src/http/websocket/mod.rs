@@ -17,7 +17,7 @@ use hyper_util::rt::TokioIo;
 use sha1::{Digest, Sha1};
 
 use super::Http;
-use super::auth::{Origin, address};
+use super::auth::Origin;
 use super::place::Place;
 use super::problem::Problem;
 
@@ -92,7 +92,7 @@ pub async fn upgrade(
         Ok(response) => response,
         Err(problem) => return problem.into_response(),
     };
-    let from: IpAddr = address(peer, request.headers());
+    let from: IpAddr = http.address(peer, request.headers());
     let upgraded = hyper::upgrade::on(&mut request);
     let connections = http.connections.clone();
     connections.spawn(async move {
