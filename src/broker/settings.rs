@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::access::settings::AccessSettings;
+pub use crate::exchange::receiving::SHARE as MAX_SHARE;
 
 /// `[broker]`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -40,11 +41,11 @@ impl Default for BrokerSettings {
         BrokerSettings {
             max_connections: 256,
             max_sessions: 1024,
-            max_packet_size: 256 << 10,
+            max_packet_size: 2 << 20,
             max_keep_alive: None,
             max_inflight: 20,
             max_queued_messages: 1000,
-            max_queued_size: 1 << 20,
+            max_queued_size: 4 << 20,
             max_retained: 10_000,
             max_retained_size: 16 << 20,
             session_expiry: Duration::from_secs(7 * 24 * 60 * 60),

@@ -15,6 +15,7 @@ mod paths;
 pub mod reload;
 mod sensors;
 mod settings;
+mod sizes;
 pub mod units;
 mod upstream;
 

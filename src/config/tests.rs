@@ -499,3 +499,25 @@ fn a_script_is_read() {
     let script = vec![(Duration::from_secs(3), true), (Duration::from_millis(500), false)];
     assert_eq!(parse(text).unwrap().settings.sensors[0].simulate, Some(Simulation::Script(script)));
 }
+
+#[test]
+fn sizes_that_do_not_fit_each_other_are_warned_of() {
+    let warned = |text: &str| -> Vec<String> {
+        let loaded = read(text, Path::new("t.toml"), &Environment::default()).unwrap();
+        loaded.warnings.iter().map(|warning| format!("{}: {}", warning.key, warning.message)).collect()
+    };
+    assert!(warned("").is_empty(), "the defaults fit");
+    for (text, key, part) in [
+        ("[broker]\nmax_queued_size = \"1 MiB\"", "broker.max_queued_size: ", "holds 1 MiB"),
+        ("[broker]\nmax_retained_size = \"1 MiB\"", "broker.max_retained_size: ", "up to 2 MiB"),
+        ("[journal]\nmax_size = \"4 MiB\"", "journal.max_size: ", "a segment of the journal"),
+    ] {
+        let warnings = warned(text);
+        assert!(matches!(&warnings[..], [one] if one.starts_with(key) && one.contains(part)), "{text}: {warnings:?}");
+    }
+    let all = warned("[broker]\nmax_packet_size = \"128 MiB\"");
+    assert_eq!(all.len(), 4, "{all:?}");
+    assert!(all.iter().any(|line| line.starts_with("broker.max_packet_size: ") && line.contains("16 MiB")));
+    assert!(warned("[broker]\nmax_packet_size = \"64 KiB\"\n[journal]\nmax_size = \"1 MiB\"").is_empty());
+    assert!(warned("[broker]\nmax_retained = 0\nmax_retained_size = \"0 B\"").is_empty());
+}

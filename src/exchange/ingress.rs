@@ -15,6 +15,7 @@ use tracing::warn;
 use super::carried::Carried;
 use super::filters::FilterTree;
 use super::live::{LiveLink, Room, RouterError, empty_batch};
+use super::receiving::Receiving;
 use super::retained::Retained;
 use super::shared::SharedGroup;
 use super::stats::Stats;
@@ -118,6 +119,7 @@ pub(super) struct Inner {
     clock: ShownClock,
     pub(super) carried: Mutex<Vec<Carried>>,
     max_packet_size: AtomicUsize,
+    receiving: Receiving,
 }
 
 /// A clock that can stand in a `Debug`.
@@ -160,6 +162,7 @@ impl Ingress {
                 clock,
                 carried: Mutex::default(),
                 max_packet_size: AtomicUsize::new(usize::MAX),
+                receiving: Receiving::default(),
             }),
         }
     }
@@ -172,6 +175,11 @@ impl Ingress {
     /// Changes it for what comes from now on.
     pub fn set_max_packet_size(&self, bytes: usize) {
         self.inner.max_packet_size.store(bytes, Ordering::Relaxed);
+    }
+
+    /// The memory for what is being received, for every door.
+    pub fn receiving(&self) -> &Receiving {
+        &self.inner.receiving
     }
 
     /// Gives the batch its place and empties it. `None`: live subscribers are too far behind; the batch is untouched, try

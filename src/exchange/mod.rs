@@ -7,6 +7,7 @@
 //! | `hold` | whether publishers wait for a reader whose queue is full |
 //! | `filters`, `retained`, `expiry`, `shared` | topic filters, retained messages and their end, shared subscriptions |
 //! | `carried` | what reaches another gateway without a subscription |
+//! | `receiving` | one budget for what is being received |
 //! | `stats` | counters |
 //!
 //! A message comes from an MQTT client, a sensor, an upstream or HTTP, gets its place in `ingress`, and goes two ways: through
@@ -20,6 +21,7 @@ pub mod hold;
 pub mod inbox;
 pub mod ingress;
 pub mod live;
+pub mod receiving;
 pub mod retained;
 pub mod shared;
 pub mod stats;

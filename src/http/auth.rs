@@ -33,6 +33,11 @@ pub struct Caller {
 }
 
 impl Caller {
+    /// Its user; `None`: somebody without a user name.
+    pub fn user(&self) -> Option<&str> {
+        self.identity.user.as_deref()
+    }
+
     /// Whether it would be let in with the same permissions now.
     pub fn still_holds(&self, access: &Access) -> bool {
         access.authoriser.still_holds(&self.identity, self.password_hash.as_deref(), self.from, &self.permissions)

@@ -11,6 +11,7 @@
 //! | `overview`, `metrics` | how the gateway is doing |
 //! | `page` | the web page |
 //! | `websocket` | MQTT |
+//! | `unread` | bodies that nobody reads |
 //! | `hub`, `recent`, `ring` | what is remembered of messages |
 //! | `query`, `problem`, `envelope` | requests and answers |
 //!
@@ -45,6 +46,7 @@ pub mod stream;
 #[cfg(test)]
 mod testing;
 pub mod topics;
+mod unread;
 pub mod websocket;
 
 use std::net::IpAddr;

@@ -32,7 +32,7 @@ use super::auth::Origin;
 use super::place::Place;
 use super::problem::Problem;
 use super::settings::HttpSettings;
-use super::{Http, routes, websocket};
+use super::{Http, routes, unread, websocket};
 use crate::health::Pulse;
 use crate::net::port::{Accepted, Port, PortSettings};
 use crate::tls::TlsFiles;
@@ -145,6 +145,10 @@ impl Connection {
         };
         request.extensions_mut().insert(Origin(from.ip().to_canonical()));
         request.extensions_mut().insert(self.place.clone());
+        // a client that waits for "100 Continue" sends nothing if it is answered otherwise
+        let waits = request.headers().contains_key(header::EXPECT);
+        let connections = self.http.connections.clone();
+        let request = request.map(|body| if waits { Body::new(body) } else { unread::discarded(body, &connections) });
         let mut router = self.router.clone();
         async move {
             let mut response = match refused {

@@ -18,6 +18,7 @@ use super::envelope::{Envelope, content_type_property, media_type};
 use super::problem::Problem;
 use super::query::{Query, decode};
 use crate::exchange::filters::MAX_LEVELS;
+use crate::exchange::receiving::FREE;
 use crate::message::{BatchBuilder, Draft, Origin, Qos, check_filter, check_topic};
 
 /// Where topics are.
@@ -170,6 +171,14 @@ pub async fn publish(
         let detail = format!("with this topic, a message may have {most} bytes (max_packet_size under [broker])");
         return Err(Problem::new(StatusCode::PAYLOAD_TOO_LARGE, detail).with(header::CONNECTION, "close"));
     }
+    // a body without a length may be as large as any
+    let size = declared.unwrap_or(most);
+    let mut memory = None;
+    if size > FREE {
+        let reserved = timeout(BODY, http.ingress.receiving().reserve(caller.user(), size)).await;
+        let busy = |_| Problem::unavailable("too much is being received at the same time");
+        memory = Some(reserved.map_err(busy)?);
+    }
     let payload = body(content, most).await?;
     let content_type = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
     // what curl says when it is not told what the body is says nothing
@@ -185,7 +194,9 @@ pub async fn publish(
         boot_ms: http.ingress.clock().boot_ms(),
         origin: Origin::http(),
     };
-    send(&http, &draft).await
+    let sent = send(&http, &draft).await;
+    drop(memory);
+    sent
 }
 
 /// `DELETE /api/v1/topics/{topic}`

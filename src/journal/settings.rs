@@ -31,7 +31,7 @@ impl Default for JournalSettings {
             max_size: 256 << 20,
             when_full: WhenFull::default(),
             order: Order::default(),
-            largest_message: 256 << 10,
+            largest_message: 2 << 20,
         }
     }
 }

@@ -132,6 +132,27 @@ pub fn frame(bytes: &[u8], max: usize, version: Version) -> Result<Option<Frame>
     if bytes.len() > 4 { Err(Error::Malformed("remaining length has more than 4 bytes")) } else { Ok(None) }
 }
 
+/// How large the packet at the start of `bytes` is as a whole; `None` while its head is not complete.
+pub fn whole_size(bytes: &[u8]) -> Option<usize> {
+    let mut remaining = 0usize;
+    for (at, byte) in bytes.iter().enumerate().skip(1).take(4) {
+        remaining |= usize::from(byte & 0x7f) << (7 * (at - 1));
+        if byte & 0x80 == 0 {
+            return Some(at + 1 + remaining);
+        }
+    }
+    None
+}
+
+/// The topic of the PUBLISH at the start of `bytes`, of which the rest need not be there; `None` while it has not come as a
+/// whole.
+pub fn topic_of_publish(bytes: &[u8]) -> Option<&str> {
+    let head = 1 + bytes.iter().skip(1).take(4).position(|byte| byte & 0x80 == 0)? + 1;
+    let (length, rest) = bytes.get(head..)?.split_first_chunk::<2>()?;
+    let topic = rest.get(..usize::from(u16::from_be_bytes(*length)))?;
+    Some(std::str::from_utf8(topic).unwrap_or("(not UTF-8)"))
+}
+
 fn kind(first: u8, version: Version) -> Result<(PacketType, u8), Error> {
     use PacketType::*;
     let (kind, flags) = match first >> 4 {

@@ -13,6 +13,7 @@ mod packets_by_the_clause;
 mod retained;
 mod sessions;
 mod shared;
+mod sizes;
 mod system_topics;
 mod version_3_1;
 mod version_5;

@@ -6,14 +6,17 @@ use std::time::Duration;
 use bytes::{Buf, BytesMut};
 use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::time::timeout;
-use tracing::info;
+use tracing::{info, warn};
 
 use super::super::core::Core;
 use super::Peer;
-use crate::mqtt::{Connect, Error, PacketType, Version, frame};
+use crate::mqtt::write::{self, ConnAckProperties};
+use crate::mqtt::{Connect, Error, PacketType, Reason, Version, frame};
 
 /// A client that has connected must send its CONNECT within this time.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// Whoever is not known yet gets no more memory than this.
+const MAX_CONNECT: usize = 64 << 10;
 
 /// Reads the CONNECT. Fails with what is to be sent before the connection is closed: mostly nothing [MQTT-3.1.4-1].
 pub async fn read_connect(
@@ -22,7 +25,7 @@ pub async fn read_connect(
     input: &mut BytesMut,
     peer: &Peer,
 ) -> Result<Connect, Vec<u8>> {
-    let max = core.settings.load().max_packet_size;
+    let max = core.settings.load().max_packet_size.min(MAX_CONNECT);
     let reading = async {
         loop {
             // whether the flags of the first byte count is known when the version is
@@ -58,12 +61,30 @@ pub async fn read_connect(
             Err(Vec::new())
         }
         Ok(Err(error)) => {
-            log(core, peer, &format!("{error}{}", hint(input)));
             core.stats.refused.add(1);
+            if let Error::TooLarge(size, most) = error {
+                return Err(too_large(core, peer, input, (size, most)));
+            }
+            log(core, peer, &format!("{error}{}", hint(input)));
             // clients of every version understand this one [MQTT-3.1.2-2] of 3.1.1
             Err(if matches!(error, Error::Level(_)) { vec![0x20, 2, 0, 1] } else { Vec::new() })
         }
     }
+}
+
+/// Says that a CONNECT is too large, and what to answer it with.
+fn too_large(core: &Core, peer: &Peer, input: &[u8], (size, most): (usize, usize)) -> Vec<u8> {
+    let key = if most < MAX_CONNECT { "broker.max_packet_size is" } else { "before login a packet may have" };
+    if let Some(more_since_last) = core.access.limiter.due(peer.address, "CONNECT too large") {
+        warn!(from = %peer.address, size, more_since_last, "connection closed: its CONNECT is too large; {key} {most} bytes");
+    }
+    // only the client of a version that has a code for it is told
+    let level = input.windows(5).take(8).find(|window| window.starts_with(b"MQTT")).map(|window| window[4]);
+    let mut answer = BytesMut::new();
+    if level == Some(5) {
+        write::connack(&mut answer, Version::V5, false, Reason::PACKET_TOO_LARGE, &ConnAckProperties::default());
+    }
+    answer.to_vec()
 }
 
 /// Says why a connection was closed before its client had a name.

@@ -9,6 +9,7 @@ mod admit;
 mod deliver;
 mod handshake;
 mod leave;
+mod memory;
 mod receive;
 mod run;
 
@@ -33,6 +34,7 @@ use crate::access::authorise::Permissions;
 use crate::access::identity::Identity;
 use crate::access::waiting::Ticket;
 use crate::exchange::delivery::Run;
+use crate::exchange::receiving::Reservation;
 use crate::exchange::subscribers::Subscriber;
 use crate::journal::Position;
 use crate::message::{BatchBuilder, Origin, via};
@@ -103,6 +105,7 @@ impl End {
             End::Ended(Reason::SESSION_TAKEN_OVER) => {
                 return debug!(client_id, "disconnected: its client id connected again");
             }
+            End::Broken(mqtt::Error::TooLarge(..)) => return debug!(client_id, "disconnected: packet too large"),
             End::Panicked => return error!(client_id, "disconnected: the session has failed"),
             End::Ended(Reason::KEEP_ALIVE_TIMEOUT) => "keep alive timeout".to_owned(),
             End::Ended(reason) => return debug!(client_id, reason = reason.0, "disconnected"),
@@ -148,6 +151,10 @@ struct Connection {
     held_until: Option<Instant>,
     /// Taken from the inbox and not yet sent.
     pending: Option<Run>,
+    /// Memory for the large packet that is being received, or a place among those who wait for it.
+    receiving: Option<Reservation>,
+    /// Memory of a large packet that has been received and waits in the batch.
+    unplaced: Option<Reservation>,
 }
 
 /// Serves a connection until it ends.
@@ -293,6 +300,8 @@ async fn open(core: &Arc<Core>, admitted: Admitted, peer: &Peer) -> (super::regi
         synced: core.ingress.journal().synced(),
         is_deaf: false,
         pending: None,
+        receiving: None,
+        unplaced: None,
         held_until: None,
         core: core.clone(),
     };

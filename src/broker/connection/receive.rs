@@ -15,6 +15,7 @@ use crate::access::authenticate::Denied;
 use crate::exchange::delivery::{Grant, Queued};
 use crate::exchange::filters::MAX_LEVELS;
 use crate::exchange::ingress::{Accepted, Receipt};
+use crate::exchange::receiving::FREE;
 use crate::exchange::shared::SharedGroup;
 use crate::exchange::subscribers::SubscriptionOptions;
 use crate::journal::{Note, Position};
@@ -22,7 +23,7 @@ use crate::message::{Draft, Qos, check_filter, via};
 use crate::mqtt::write::Ack;
 use crate::mqtt::{
     Error, Frame, PacketType, Publish, Reason, RetainHandling, Subscribe, SubscribeFilter, Unsubscribe, Version,
-    acknowledgement, disconnect, frame, write,
+    acknowledgement, disconnect, frame, topic_of_publish, write,
 };
 
 /// QoS 1 and 2 messages that a client may have sent and not got acknowledged.
@@ -65,6 +66,9 @@ impl Connection {
                     packets += 1;
                     let packet = &bytes[at..at + found.len];
                     at += found.len;
+                    if found.len > FREE {
+                        self.unplaced = self.receiving.take();
+                    }
                     if let Err(end) = self.packet(&found, packet) {
                         break Err(end);
                     }
@@ -76,20 +80,44 @@ impl Connection {
                     }
                 }
                 Ok(None) => break Ok(()),
+                Err(Error::TooLarge(size, most)) => break self.too_large(&bytes[at..], size, most),
                 Err(error) => break Err(End::Broken(error)),
             }
         };
         *input = bytes;
         input.advance(at);
+        self.has_consumed(input);
         self.core.stats.packets_received.add(packets);
         // what came before a wrong packet was right
         placed = self.place()?;
         result.map(|()| placed)
     }
 
+    /// A packet that is larger than allowed ends the connection as soon as it is known what it was about.
+    fn too_large(&self, bytes: &[u8], size: usize, most: usize) -> Result<(), End> {
+        let is_publish = bytes.first().is_some_and(|first| first >> 4 == PacketType::Publish as u8);
+        let topic = if is_publish { topic_of_publish(bytes) } else { None };
+        // few clients send the head of a packet alone
+        if is_publish && topic.is_none() {
+            return Ok(());
+        }
+        let client_id = &*self.identity.client_id;
+        if let Some(more_since_last) = self.core.access.limiter.due(("size", client_id), topic) {
+            warn!(
+                client_id,
+                topic,
+                size,
+                more_since_last,
+                "disconnected: it has sent a packet of {size} bytes; broker.max_packet_size is {most} bytes"
+            );
+        }
+        Err(End::Broken(Error::TooLarge(size, most)))
+    }
+
     /// Gives the batch its place in the order, if there is room; says whether nothing is left.
     fn place(&mut self) -> Result<bool, End> {
         if self.batch.is_empty() {
+            self.unplaced = None;
             return Ok(true);
         }
         let session = self.session.durable.as_ref().map(|durable| durable.consumer);
@@ -98,6 +126,7 @@ impl Connection {
             Ok(Some(accepted)) => {
                 self.received.clear();
                 self.placed(&accepted);
+                self.unplaced = None;
                 Ok(true)
             }
             Ok(None) => Ok(false),

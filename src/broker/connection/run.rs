@@ -46,6 +46,7 @@ impl Connection {
         loop {
             // before trying, so that room made meanwhile is not missed
             let room = core.ingress.room().notified();
+            let freed = core.ingress.receiving().freed();
             if self.out.is_empty() {
                 // whatever comes to be sent now has been waiting for no time
                 pace.has_written();
@@ -70,15 +71,22 @@ impl Connection {
             let idle = pace.leaving.is_none() && self.deliver();
             self.subscriber.inbox.set_blocked(!idle);
             let may_read = self.may_read(&mut pace, input);
+            if let Err(end) = self.give_way() {
+                return end;
+            }
             if let Some(leaving) = &pace.leaving {
                 alarm.as_mut().reset(leaving.over_at(may_read));
             } else if !self.out.is_empty() && alarm.deadline() > pace.write_by() && !pace.stalled.is_running() {
                 alarm.as_mut().reset(pace.write_by());
             }
+            let (waits_for_memory, late_at) = (self.waits_for_memory(), self.is_late_at());
             tokio::select! {
                 result = reader.read_buf(input), if may_read => match result {
                     Ok(0) | Err(_) => return pace.over(),
-                    Ok(count) => pace.has_read(count, &core.stats),
+                    Ok(count) => {
+                        pace.has_read(count, &core.stats);
+                        self.has_moved();
+                    }
                 },
                 result = writer.write_buf(&mut self.out), if !self.out.is_empty() => match result {
                     // what the client has sent before it closed is still there to be read
@@ -92,6 +100,8 @@ impl Connection {
                 () = durable_ready(&self.session), if idle => {}
                 _ = self.synced.changed(), if !self.acks.is_empty() || !self.subacks.is_empty() => {}
                 () = room, if !placed => {}
+                () = freed, if waits_for_memory => {}
+                () = late(late_at), if late_at.is_some() => {}
                 () = sleep_until(self.held_until.unwrap_or(pace.last_read)), if self.held_until.is_some() => {}
                 () = alarm.as_mut() => match self.rung(&mut pace, reader, input, may_read) {
                     Ok(next) => alarm.as_mut().reset(next),
@@ -146,7 +156,8 @@ impl Connection {
             && self.acks.len() < ACKS_FULL
             && self.subacks.len() < SUBACKS_FULL
             && self.session.retained.len() < RETAINED_FULL
-            && pace.leaving.as_ref().map_or(self.out.len() < ANSWERS_FULL, Leaving::may_read);
+            && pace.leaving.as_ref().map_or(self.out.len() < ANSWERS_FULL, Leaving::may_read)
+            && self.has_memory(input);
         if may_read {
             input.reserve(pace.read_size);
         } else {
@@ -238,6 +249,14 @@ impl Pace {
             return Ok(now + LAST_CHANCE);
         }
         Ok(self.read_by().min(if has_output { self.write_by() } else { now + NEVER }))
+    }
+}
+
+/// Waits for that time; for ever if there is none.
+async fn late(at: Option<Instant>) {
+    match at {
+        Some(at) => sleep_until(at).await,
+        None => std::future::pending().await,
     }
 }
 

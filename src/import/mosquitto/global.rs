@@ -191,7 +191,7 @@ fn queues(global: &Section, limits: &mut Text) {
         && let Some(number) = line.number()
     {
         if number <= 0 {
-            line.differs("there is always a limit, of 1 MiB per session unless max_queued_size says more");
+            line.differs("there is always a limit, of 4 MiB per session unless max_queued_size says more");
         } else {
             let bytes = number.clamp(1 << 10, 1 << 30);
             if bytes != number {

@@ -1,0 +1,71 @@
+//! Memory for what is being received.
+
+use bytes::BytesMut;
+use tokio::time::{Duration, Instant};
+use tracing::warn;
+
+use super::{Connection, End, Reason};
+use crate::exchange::receiving::FREE;
+use crate::mqtt::whole_size;
+
+/// Once a packet is late, how often it is looked at whether others wait for its memory.
+const LOOK: Duration = Duration::from_secs(1);
+
+impl Connection {
+    /// Whether there is memory for the packet that begins in `input`. A large one gets all of it at once, so that its buffer
+    /// does not grow in steps.
+    pub(super) fn has_memory(&mut self, input: &mut BytesMut) -> bool {
+        let Some(size) = whole_size(input).filter(|size| *size > FREE) else { return true };
+        let most = self.core.settings.load().max_packet_size;
+        // a packet that is too large is not read at all
+        let size = size.min(most.max(FREE));
+        let user = self.identity.user.as_deref();
+        let reservation = self.receiving.get_or_insert_with(|| self.core.ingress.receiving().ask(user, size));
+        let is_granted = reservation.is_granted();
+        if is_granted {
+            input.reserve(size.saturating_sub(input.len()));
+        }
+        is_granted
+    }
+
+    /// Gives back the buffer of a large packet once the packet has been taken out of it.
+    pub(super) fn has_consumed(&self, input: &mut BytesMut) {
+        if self.receiving.is_none() && input.capacity() > 2 * FREE {
+            *input = BytesMut::from(&input[..]);
+        }
+    }
+
+    /// More of the packet has come.
+    pub(super) fn has_moved(&mut self) {
+        if let Some(reservation) = &mut self.receiving {
+            reservation.has_moved();
+        }
+    }
+
+    /// Whether it waits for memory.
+    pub(super) fn waits_for_memory(&self) -> bool {
+        self.receiving.as_ref().is_some_and(|reservation| reservation.overdue_at().is_none())
+    }
+
+    /// When to look whether others wait for the memory that a packet has which does not come to its end.
+    pub(super) fn is_late_at(&self) -> Option<Instant> {
+        let overdue = self.receiving.as_ref()?.overdue_at()?;
+        Some(overdue.max(Instant::now() + LOOK))
+    }
+
+    /// Ends a client that does not go on with a large packet while others wait for its memory.
+    pub(super) fn give_way(&self) -> Result<(), End> {
+        if !self.receiving.as_ref().is_some_and(|reservation| reservation.is_overdue()) {
+            return Ok(());
+        }
+        let client_id = &*self.identity.client_id;
+        if let Some(more_since_last) = self.core.access.limiter.due(("size", client_id), "late") {
+            warn!(
+                client_id,
+                more_since_last,
+                "disconnected: it does not come to the end of a large packet while others wait to send theirs"
+            );
+        }
+        Err(End::Ended(Reason::QUOTA_EXCEEDED))
+    }
+}

@@ -1,0 +1,37 @@
+//! Sizes that do not fit each other: each is valid, and together they lose what one of them promises.
+
+use super::document::Table;
+use super::settings::Settings;
+use crate::broker::settings::MAX_SHARE;
+
+/// A record of the journal has more than the packet: its head, and for whom it is.
+const RECORD: u64 = 16 << 10;
+
+/// Warns of sizes that do not fit `broker.max_packet_size`.
+pub(super) fn check(root: &Table, settings: &Settings) {
+    let broker = &settings.broker;
+    let packet = broker.max_packet_size as u64;
+    let shown = |bytes: u64| match bytes {
+        bytes if bytes % (1 << 20) == 0 => format!("{} MiB", bytes >> 20),
+        bytes if bytes % (1 << 10) == 0 => format!("{} KiB", bytes >> 10),
+        bytes => format!("{bytes} B"),
+    };
+    let warn = |key: &str, fits: u64, what: &str| {
+        if fits < packet {
+            let (fits, packet) = (shown(fits), shown(packet));
+            root.warning(
+                key,
+                format!("{what} {fits}, and broker.max_packet_size lets in messages of up to {packet}; raise this or lower that"),
+            );
+        }
+    };
+    warn("broker.max_queued_size", broker.max_queued_size as u64, "the queue of a client holds");
+    if broker.max_retained > 0 && broker.max_retained_size > 0 {
+        warn("broker.max_retained_size", broker.max_retained_size as u64, "retained messages together may have");
+    }
+    let mut journal = settings.journal.clone();
+    journal.largest_message = broker.max_packet_size;
+    let segment = journal.segment_size().saturating_sub(RECORD);
+    warn("journal.max_size", segment, "with it, a segment of the journal holds a message of");
+    warn("broker.max_packet_size", MAX_SHARE as u64, "all that one user is sending at a time may have");
+}

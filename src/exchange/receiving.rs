@@ -1,0 +1,225 @@
+//! What is being received takes memory before anybody knows what it is: one budget for all of it.
+//!
+//! Up to [`FREE`] bytes of a packet are read without asking. A larger one gets its whole size from the budget before more of
+//! it is read, in the order of asking; who gets nothing now is read later. No user has more than [`SHARE`] of it, so that
+//! whoever sends much keeps out nobody else. Whoever has a place and does not go on with its packet loses it to those who
+//! wait: see [`Reservation::is_overdue`].
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use tokio::sync::Notify;
+use tokio::time::Instant;
+
+/// Bytes that everything that is being received may take beyond what is free.
+pub const BUDGET: usize = 32 << 20;
+/// What one user may have of it.
+pub const SHARE: usize = BUDGET / 2;
+/// Of each packet or body, so much is read without asking.
+pub const FREE: usize = 64 << 10;
+/// A packet may take this long, and as much more as its bytes need at [`SLOWEST`], while others wait for its place.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// And there is no longer pause than this in it.
+const PAUSE: Duration = Duration::from_secs(3);
+/// Bytes in a second.
+const SLOWEST: u64 = 64 << 10;
+
+/// Whose packets are counted together; `None`: those of clients without a user name.
+type User = Option<Box<str>>;
+
+#[derive(Debug, Default)]
+struct Books {
+    taken: usize,
+    shares: HashMap<User, usize>,
+    /// Who waits, in the order of asking.
+    waiting: BTreeMap<u64, (User, usize)>,
+    next: u64,
+}
+
+impl Books {
+    fn has_share(&self, user: &User, bytes: usize) -> bool {
+        self.shares.get(user).is_none_or(|share| share + bytes <= SHARE)
+    }
+
+    /// Whether this one may have its bytes now: after those who have waited longer and could use what is left.
+    fn is_next(&self, number: u64, user: &User, bytes: usize) -> bool {
+        let ahead = self.waiting.range(..number).map(|(_, waiting)| waiting);
+        let before: usize = ahead.filter(|(user, bytes)| self.has_share(user, *bytes)).map(|(_, bytes)| bytes).sum();
+        self.has_share(user, bytes) && self.taken + before + bytes <= BUDGET
+    }
+}
+
+/// The budget. Cheap to clone.
+#[derive(Clone, Debug, Default)]
+pub struct Receiving {
+    books: Arc<Mutex<Books>>,
+    freed: Arc<Notify>,
+}
+
+impl Receiving {
+    /// Asks for a packet of so many bytes. Of one that is larger than a user's share, no more than that is counted: it is
+    /// read while the user has nothing else.
+    pub fn ask(&self, user: Option<&str>, bytes: usize) -> Reservation {
+        let (user, bytes) = (user.map(Into::into), bytes.min(SHARE));
+        let mut books = self.books.lock();
+        let number = books.next;
+        books.next += 1;
+        books.waiting.insert(number, (user.clone(), bytes));
+        drop(books);
+        Reservation { receiving: self.clone(), user, bytes, number, overdue_at: None, moved_at: Instant::now() }
+    }
+
+    /// Waits until there is room for a packet of so many bytes.
+    pub async fn reserve(&self, user: Option<&str>, bytes: usize) -> Reservation {
+        let mut reservation = self.ask(user, bytes);
+        loop {
+            let freed = self.freed.notified();
+            if reservation.is_granted() {
+                return reservation;
+            }
+            freed.await;
+        }
+    }
+
+    /// Somebody has given back what it had, so that asking again is worth it. To be called before asking.
+    pub fn freed(&self) -> tokio::sync::futures::Notified<'_> {
+        self.freed.notified()
+    }
+
+    /// Bytes that are taken.
+    pub fn taken(&self) -> usize {
+        self.books.lock().taken
+    }
+}
+
+/// A place in the budget, or in the queue for it; given back when dropped.
+#[derive(Debug)]
+pub struct Reservation {
+    receiving: Receiving,
+    user: User,
+    bytes: usize,
+    number: u64,
+    /// When others may ask for it; `None`: it still waits.
+    overdue_at: Option<Instant>,
+    moved_at: Instant,
+}
+
+impl Reservation {
+    /// Whether the bytes may be received. Takes them if they have become free.
+    pub fn is_granted(&mut self) -> bool {
+        if self.overdue_at.is_some() {
+            return true;
+        }
+        let mut books = self.receiving.books.lock();
+        if !books.is_next(self.number, &self.user, self.bytes) {
+            return false;
+        }
+        books.waiting.remove(&self.number);
+        books.taken += self.bytes;
+        *books.shares.entry(self.user.clone()).or_default() += self.bytes;
+        drop(books);
+        // whoever stood behind may be next now
+        self.receiving.freed.notify_waiters();
+        self.moved_at = Instant::now();
+        self.overdue_at = Some(self.moved_at + PATIENCE + Duration::from_secs(self.bytes as u64 / SLOWEST));
+        true
+    }
+
+    /// From when on it is to be given up if others wait; `None`: it has not got anything.
+    pub fn overdue_at(&self) -> Option<Instant> {
+        Some(self.overdue_at?.min(self.moved_at + PAUSE))
+    }
+
+    /// More of the packet has come.
+    pub fn has_moved(&mut self) {
+        self.moved_at = Instant::now();
+    }
+
+    /// Whether it has been held for longer than its packet needs while others wait for what it holds.
+    pub fn is_overdue(&self) -> bool {
+        self.overdue_at().is_some_and(|at| at <= Instant::now()) && !self.receiving.books.lock().waiting.is_empty()
+    }
+}
+
+impl Drop for Reservation {
+    fn drop(&mut self) {
+        let mut books = self.receiving.books.lock();
+        if self.overdue_at.is_none() {
+            books.waiting.remove(&self.number);
+        } else {
+            books.taken -= self.bytes;
+            let left = books.shares.get(&self.user).map_or(0, |share| share - self.bytes);
+            if left == 0 {
+                books.shares.remove(&self.user);
+            } else {
+                books.shares.insert(self.user.clone(), left);
+            }
+        }
+        drop(books);
+        self.receiving.freed.notify_waiters();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MIB: usize = 1 << 20;
+
+    #[test]
+    fn nobody_gets_more_than_there_is_and_a_user_no_more_than_its_share() {
+        let receiving = Receiving::default();
+        let ask = |user, mib| {
+            let mut reservation = receiving.ask(Some(user), mib * MIB);
+            let is_granted = reservation.is_granted();
+            (reservation, is_granted)
+        };
+        let of_a: Vec<_> = (0..9).map(|_| ask("a", 2)).collect();
+        assert_eq!(of_a.iter().filter(|(_, granted)| *granted).count(), 8, "half of 32 MiB");
+        // those of whom nothing more is taken do not stand in the way of others
+        let of_b: Vec<_> = (0..9).map(|_| ask("b", 2)).collect();
+        assert_eq!(of_b.iter().filter(|(_, granted)| *granted).count(), 8);
+        assert_eq!(receiving.taken(), BUDGET);
+        drop(of_a);
+        drop(of_b);
+        assert_eq!(receiving.taken(), 0);
+        assert!(receiving.books.lock().shares.is_empty() && receiving.books.lock().waiting.is_empty());
+        let (_huge, granted) = ask("a", 200);
+        assert!(granted, "what is larger than all there is, is read alone");
+        assert!(ask("b", 16).1 && !ask("a", 1).1);
+    }
+
+    #[test]
+    fn a_large_one_is_not_passed_by_small_ones_for_ever() {
+        let receiving = Receiving::default();
+        let mut held: Vec<_> = (0..32).map(|at| receiving.ask(Some(["a", "b", "c"][at % 3]), MIB)).collect();
+        assert!(held.iter_mut().all(Reservation::is_granted));
+        let mut large = receiving.ask(Some("d"), 4 * MIB);
+        for freed in 1..=4 {
+            assert!(!large.is_granted(), "{freed}");
+            let mut small = receiving.ask(Some("e"), MIB);
+            drop(held.pop());
+            assert!(!small.is_granted(), "{freed}");
+        }
+        assert!(large.is_granted());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn whoever_goes_no_further_makes_room_for_those_who_wait() {
+        let receiving = Receiving::default();
+        let mut held: Vec<_> = ["a", "b"].map(|user| receiving.ask(Some(user), SHARE)).into();
+        assert!(held.iter_mut().all(Reservation::is_granted));
+        tokio::time::advance(Duration::from_secs(10_000)).await;
+        assert!(!held[0].is_overdue(), "nobody waits");
+        let waiting = tokio::spawn({
+            let receiving = receiving.clone();
+            async move { receiving.reserve(Some("c"), MIB).await.is_granted() }
+        });
+        tokio::task::yield_now().await;
+        assert!(held[0].is_overdue());
+        held.remove(0);
+        assert!(waiting.await.unwrap());
+    }
+}
