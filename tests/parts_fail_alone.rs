@@ -8,13 +8,16 @@ mod support;
 
 use std::fs;
 use std::net::TcpListener;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use rustix::process::Signal;
+use support::broker::gateway;
 use support::packet::{Properties, publish};
+
 use support::systemd::Systemd;
 use support::tls::{Authority, client_config};
-use support::{Client, Connect, Gateway, Setup, free_port, wait_until};
+use support::{Client, Connect, Gateway, Mosquitto, Setup, free_port, wait_until};
 
 /// A sensor that all gateways here have, and whoever breaks must leave alone.
 const STEADY: &str =
@@ -26,7 +29,9 @@ struct Case {
     dir: PathBuf,
     /// Port of the part, where it has one.
     port: u16,
+    http: u16,
     taken: Option<TcpListener>,
+    peer: Option<Mosquitto>,
     authority: Authority,
 }
 
@@ -44,6 +49,14 @@ enum Part {
     HttpCertificate,
     /// A sensor's pin is another sensor's.
     Sensor,
+    /// The machine has no GPIO, and nobody has asked for made-up motion.
+    Gpio,
+    /// Nothing has set the clock since boot.
+    Clock,
+    /// Nobody listens where an upstream should.
+    Upstream,
+    /// The password for an upstream is missing.
+    Password,
     /// The disk is full.
     Journal,
 }
@@ -57,8 +70,16 @@ impl Part {
                  tls = {{ cert = \"server.crt\", key = \"server.key\", client_ca = \"ca.crt\" }}\n\
                  [[broker.user]]\nname = \"esp\"\n"
             ),
+            Part::Gpio => {
+                "[[sensor]]\nname = \"second\"\npin = 18\ntopic = \"second\"\n#simulate = \"random\"\n".into()
+            }
             Part::Sensor => "[[sensor]]\nname = \"second\"\npin = 17\ntopic = \"second\"\n".into(),
-            Part::Http | Part::HttpCertificate | Part::Journal => String::new(),
+            Part::Upstream | Part::Password => format!(
+                "[[upstream]]\nname = \"home\"\naddresses = [\"mqtt://127.0.0.1:{port}\"]\nusername = \"ada\"\n\
+                 retry = {{ min = \"100 ms\", max = \"200 ms\" }}\npassword_file = \"home.password\"\n\
+                 [[upstream.out]]\ntopic_filter = \"up/#\"\n"
+            ),
+            Part::Http | Part::HttpCertificate | Part::Journal | Part::Clock => String::new(),
         }
     }
 
@@ -69,7 +90,9 @@ impl Part {
             (Part::HttpCertificate, true) => format!("certificate of HTTP 127.0.0.1:{port}"),
             (Part::Listener | Part::Certificate | Part::ClientCa, _) => format!("listener 127.0.0.1:{port}"),
             (Part::Http | Part::HttpCertificate, _) => format!("HTTP 127.0.0.1:{port}"),
-            (Part::Sensor, _) => "second".into(),
+            (Part::Sensor | Part::Gpio, _) => "second".into(),
+            (Part::Clock, _) => "clock".into(),
+            (Part::Upstream | Part::Password, _) => "upstream home".into(),
             (Part::Journal, _) => "journal".into(),
         }
     }
@@ -85,13 +108,21 @@ impl Part {
             (Part::ClientCa, true) => "ca.crt has no certificate in PEM form",
             (Part::HttpCertificate, true) => "server.crt has no certificate in PEM form",
             (Part::Sensor, _) => "named twice",
+            (Part::Gpio, _) => "this machine has no GPIO of a Raspberry Pi",
+            (Part::Clock, _) => "no source of time has set the clock since boot",
+            (Part::Upstream, _) => "waiting for upstream: Connection refused",
+            (Part::Password, _) => "home.password cannot be read: No such file",
             (Part::Journal, _) => "has no room left",
         }
     }
 
-    /// An open port stays open: nobody can take it.
+    /// An open port stays open: nobody can take it. And a clock that was set runs on.
     fn can_break_later(self) -> bool {
-        !matches!(self, Part::Listener | Part::Http)
+        !matches!(self, Part::Listener | Part::Http | Part::Clock)
+    }
+
+    fn is_sensor(self) -> bool {
+        matches!(self, Part::Sensor | Part::Gpio)
     }
 }
 
@@ -105,24 +136,29 @@ impl Case {
         self.file(match self.part {
             Part::Certificate => "server.key",
             Part::ClientCa => "ca.crt",
+            Part::Password => "home.password",
             _ => "server.crt",
         })
     }
 
     fn break_at_start(&mut self) {
         self.authority.write_server_files(&self.dir);
+        fs::write(self.file("home.password"), "secret").unwrap();
+        if self.part == Part::Password {
+            self.peer = Some(Mosquitto::on(self.port, ""));
+        }
         match self.part {
             Part::Listener | Part::Http => self.taken = Some(TcpListener::bind(("127.0.0.1", self.port)).unwrap()),
-            Part::Certificate | Part::ClientCa | Part::HttpCertificate => {
+            Part::Certificate | Part::ClientCa | Part::HttpCertificate | Part::Password => {
                 fs::rename(self.culprit(), self.file("elsewhere")).unwrap();
             }
-            Part::Sensor | Part::Journal => {}
+            Part::Sensor | Part::Gpio | Part::Clock | Part::Upstream | Part::Journal => {}
         }
     }
 
     fn break_later(&mut self, gateway: &Gateway) {
         match self.part {
-            Part::Listener | Part::Http => unreachable!("an open port stays open"),
+            Part::Listener | Part::Http | Part::Clock => unreachable!("{:?} cannot break later", self.part),
             Part::Certificate => {
                 fs::write(self.culprit(), self.authority.sign("other").key).unwrap();
                 // at once; the others are seen without it
@@ -130,6 +166,14 @@ impl Case {
             }
             Part::ClientCa | Part::HttpCertificate => fs::write(self.culprit(), "not PEM").unwrap(),
             Part::Sensor => self.change_config(gateway, "pin = 18", "pin = 17"),
+            Part::Upstream => self.peer.take().unwrap().stop(),
+            Part::Password => {
+                fs::rename(self.culprit(), self.file("elsewhere")).unwrap();
+                // it is read for the next connection
+                self.peer.take().unwrap().stop();
+                self.peer = Some(Mosquitto::on(self.port, ""));
+            }
+            Part::Gpio => self.change_config(gateway, "\nsimulate = \"random\"", "\n#simulate = \"random\""),
             Part::Journal => {
                 let data = self.file("data").display().to_string();
                 gateway.run_inside(&["sh", "-c", &format!("head -c 40M /dev/zero >{data}/ballast || true")]);
@@ -140,7 +184,8 @@ impl Case {
     fn heal(&mut self, gateway: &Gateway) {
         match self.part {
             Part::Listener | Part::Http => drop(self.taken.take()),
-            Part::Certificate | Part::ClientCa | Part::HttpCertificate => {
+            Part::Upstream => self.peer = Some(Mosquitto::on(self.port, "")),
+            Part::Certificate | Part::ClientCa | Part::HttpCertificate | Part::Password => {
                 if self.file("elsewhere").exists() {
                     fs::rename(self.file("elsewhere"), self.culprit()).unwrap();
                 } else {
@@ -148,6 +193,8 @@ impl Case {
                 }
             }
             Part::Sensor => self.change_config(gateway, "name = \"second\"\npin = 17", "name = \"second\"\npin = 18"),
+            Part::Gpio => self.change_config(gateway, "#simulate", "simulate"),
+            Part::Clock => gateway.run_inside(&["touch", CLOCK_IS_SET]),
             Part::Journal => {
                 gateway.run_inside(&["rm", &self.file("data/ballast").display().to_string()]);
             }
@@ -164,6 +211,10 @@ impl Case {
 
     /// Whether the part does what it is for.
     fn works(&self, gateway: &Gateway) -> bool {
+        if self.taken.is_some() {
+            // whoever connects there gets the other program, which never answers
+            return false;
+        }
         match self.part {
             Part::Listener => support::broker::is_served(self.port),
             Part::Http => support::http::try_request(self.port, "GET", "/livez", &[], b"").is_ok(),
@@ -175,7 +226,11 @@ impl Case {
                 !support::tls::is_turned_away(self.port, client_config(&self.authority, Some(&identity)))
             }
             Part::HttpCertificate => is_open(self.port),
-            Part::Sensor => {
+            Part::Upstream | Part::Password => {
+                pigateway_status(self).contains("\nupstream home: connected, 0 messages wait\n")
+            }
+            Part::Clock => support::http::get(self.http, "/api/v1/gateway").json()["clock_synchronised"] == true,
+            Part::Sensor | Part::Gpio => {
                 let mut client = Connect::new("sensor-probe").open(gateway.port);
                 client.subscribe("second/status", 0);
                 client.receive().text() == "online"
@@ -208,23 +263,28 @@ fn is_open(port: u16) -> bool {
 }
 
 /// All that shows what is wrong shows this, or nothing, of the part.
-fn is_shown(case: &Case, gateway: &Gateway, http: u16, systemd: &mut Systemd, expected: Option<&str>) {
+fn is_shown(case: &Case, gateway: &Gateway, systemd: &mut Systemd, expected: Option<&str>) {
     let what = |place: &str| format!("{:?} {expected:?} in {place}", case.part);
     // while HTTP is closed or speaks TLS, it shows nothing that this test could read
     if !matches!(case.part, Part::Http | Part::HttpCertificate) || (case.part == Part::Http && expected.is_none()) {
-        let name = expected.map(|name| if case.part == Part::Sensor { format!("sensor {name}") } else { name.into() });
+        let name = expected.map(|name| if case.part.is_sensor() { format!("sensor {name}") } else { name.into() });
         let mut seen = String::new();
         wait_until(&what("the gateway's data"), || {
             case.poke(gateway);
-            seen = support::http::get(http, "/api/v1/gateway").json()["faulty"].to_string();
+            seen = support::http::get(case.http, "/api/v1/gateway").json()["faulty"].to_string();
             match &name {
                 Some(name) => seen.contains(&format!("\"part\":\"{name}\"")),
                 None => seen == "[]",
             }
         });
         assert!(expected.is_none() || seen.contains("\"remedy\"") && seen.contains("\"since_boot_ms\""), "{seen}");
-        let ready = support::http::get(http, "/readyz");
+        let ready = support::http::get(case.http, "/readyz");
         assert!(ready.head.contains(" 200 "), "{}", ready.head);
+        let said = pigateway_status(case);
+        match &name {
+            Some(name) => assert!(said.contains(&format!("\nfaulty: {name}: ")), "{said}"),
+            None => assert!(!said.contains("\nfaulty: "), "{said}"),
+        }
         match name {
             Some(name) => assert!(ready.text().contains(&format!("{name}: ")), "{}", ready.text()),
             None => assert_eq!(ready.text(), "ok\n"),
@@ -234,6 +294,14 @@ fn is_shown(case: &Case, gateway: &Gateway, http: u16, systemd: &mut Systemd, ex
         Some(name) => systemd.status().contains(&format!("; faulty: {name}")),
         None => !systemd.status().contains("faulty"),
     });
+}
+
+/// What a person sees at the shell.
+fn pigateway_status(case: &Case) -> String {
+    let mut command = gateway();
+    let output = command.args(["status", "--config"]).arg(case.file("pigateway.toml")).output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+    String::from_utf8(output.stdout).unwrap()
 }
 
 impl Case {
@@ -247,7 +315,29 @@ impl Case {
     }
 }
 
-fn fails_alone(part: Part) {
+/// While this file is there, the kernel of [`kernel_of_the_test`] says that a source of time has set the clock.
+const CLOCK_IS_SET: &str = "/run/clock-is-set";
+
+/// A library that answers, in the kernel's place, whether the clock is synchronised: that of this machine is not the test's.
+fn kernel_of_the_test(dir: &Path) -> String {
+    let (source, library) = (dir.join("kernel.c"), dir.join("kernel.so").display().to_string());
+    let text = format!(
+        "#include <string.h>\n#include <sys/timex.h>\n#include <unistd.h>\n\
+         int adjtimex(struct timex *answer) {{\n\
+             int is_set = access(\"{CLOCK_IS_SET}\", F_OK) == 0;\n\
+             memset(answer, 0, sizeof *answer);\n\
+             answer->maxerror = is_set ? 1000 : 16000000;\n\
+             return is_set ? TIME_OK : TIME_ERROR;\n\
+         }}\n"
+    );
+    fs::write(&source, text).unwrap();
+    let compiled = Command::new("gcc").args(["-shared", "-fPIC", "-o", &library]).arg(&source).status().expect("gcc");
+    assert!(compiled.success());
+    library
+}
+
+/// A gateway whose part is broken from the start, and what systemd hears of it.
+fn start(part: Part) -> (Case, Gateway, Systemd) {
     let mut setup = Setup::default();
     let (mut port, mut http) = (free_port(), 0);
     if part == Part::HttpCertificate {
@@ -258,44 +348,74 @@ fn fails_alone(part: Part) {
     if part == Part::Http {
         port = http;
     }
-    let (setup, dir) = (setup.config(STEADY).config(&part.config(port)), tempfile::tempdir().unwrap());
-    let socket = dir.path().join("notify");
-    let mut systemd = Systemd::new(&socket);
+    let setup = setup.config(STEADY).config(&part.config(port));
+    let socket = setup.dir().join("notify");
+    let systemd = Systemd::new(&socket);
     let setup = setup.environment("NOTIFY_SOCKET", &socket.display().to_string());
-    let mut case = Case { part, dir: setup.dir().into(), port, taken: None, authority: Authority::new() };
+    let setup = match part {
+        Part::Gpio => setup.gpio("auto"),
+        Part::Clock => {
+            let kernel = kernel_of_the_test(setup.dir());
+            setup.environment("LD_PRELOAD", &kernel)
+        }
+        _ => setup,
+    };
+    let mut case =
+        Case { part, dir: setup.dir().into(), port, http, taken: None, peer: None, authority: Authority::new() };
     case.break_at_start();
     let gateway = match part {
         Part::Journal => {
             setup.start_after("mkdir data; mount -t tmpfs -o size=12m tmpfs data; head -c 10M /dev/zero >data/ballast")
         }
+        // a system with systemd, where a date alone is no evidence
+        Part::Clock => setup.start_after("mount -t tmpfs tmpfs /run; mkdir -p /run/systemd/system"),
         _ => setup.start(),
     };
+    (case, gateway, systemd)
+}
+
+fn fails_alone(part: Part) {
+    let (mut case, gateway, mut systemd) = start(part);
     let mut other = Connect::v5("other").open(gateway.port);
     other.subscribe("steady/status", 1);
     // it is "offline" until its pin is watched
     while other.receive().text() != "online" {}
 
     case.poke(&gateway);
-    let closed = part.name(port, false);
-    is_shown(&case, &gateway, http, &mut systemd, Some(&closed));
+    let closed = part.name(case.port, false);
+    is_shown(&case, &gateway, &mut systemd, Some(&closed));
     gateway.wait_for_line(part.reason(false));
     assert!(!case.works(&gateway), "{part:?}");
     other.ping();
 
+    // a reload mends nothing by itself
+    gateway.signal(Signal::HUP);
+    gateway.wait_for_line("configuration reloaded");
+    is_shown(&case, &gateway, &mut systemd, Some(&closed));
+    assert!(!case.works(&gateway), "{part:?} after a reload");
+
     case.heal(&gateway);
     wait_until(&format!("{part:?} works"), || case.works(&gateway));
-    is_shown(&case, &gateway, http, &mut systemd, None);
+    is_shown(&case, &gateway, &mut systemd, None);
 
     if part.can_break_later() {
         case.break_later(&gateway);
-        is_shown(&case, &gateway, http, &mut systemd, Some(&part.name(port, true)));
+        is_shown(&case, &gateway, &mut systemd, Some(&part.name(case.port, true)));
         gateway.wait_for_line(part.reason(true));
         // what was read before the files broke stays in use
         let goes_on = matches!(part, Part::Certificate | Part::ClientCa | Part::HttpCertificate);
         assert_eq!(case.works(&gateway), goes_on, "{part:?}");
         case.heal(&gateway);
-        is_shown(&case, &gateway, http, &mut systemd, None);
+        is_shown(&case, &gateway, &mut systemd, None);
         wait_until(&format!("{part:?} works again"), || case.works(&gateway));
+    }
+    if part == Part::Clock {
+        // after hours without a time server the kernel takes back what it said; the clock runs on as well as before
+        gateway.run_inside(&["rm", CLOCK_IS_SET]);
+        gateway.signal(Signal::HUP);
+        gateway.wait_for_lines("configuration reloaded", 2);
+        is_shown(&case, &gateway, &mut systemd, None);
+        assert!(case.works(&gateway), "a clock that was set");
     }
     // nobody else has noticed
     other.ping();
@@ -333,6 +453,29 @@ fn https_without_its_certificate() {
 #[test]
 fn a_sensor_without_a_pin() {
     fails_alone(Part::Sensor);
+}
+
+#[test]
+fn a_sensor_without_a_gpio() {
+    if Path::new("/dev/gpiochip0").exists() {
+        return; // the pins of this machine may be in use for something
+    }
+    fails_alone(Part::Gpio);
+}
+
+#[test]
+fn an_upstream_that_is_away() {
+    fails_alone(Part::Upstream);
+}
+
+#[test]
+fn an_upstream_without_its_password() {
+    fails_alone(Part::Password);
+}
+
+#[test]
+fn a_clock_that_nothing_has_set() {
+    fails_alone(Part::Clock);
 }
 
 #[test]

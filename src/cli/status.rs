@@ -114,6 +114,10 @@ fn shown(gateway: &Value, upstreams: &Value, clients: &Value, sensors: &Value, p
     if !gateway["lost_at_power_cut"].is_null() {
         let _ = writeln!(text, "  {}", word(&gateway["lost_at_power_cut"]));
     }
+    for faulty in list(&gateway["faulty"]) {
+        let (part, problem, remedy) = (word(&faulty["part"]), word(&faulty["problem"]), word(&faulty["remedy"]));
+        let _ = writeln!(text, "faulty: {part}: {problem}; {remedy}");
+    }
     let _ =
         writeln!(text, "clients: {} connected, {} sessions away", list(clients).len(), word(&gateway["sessions_away"]));
     for sensor in list(sensors) {
@@ -123,12 +127,12 @@ fn shown(gateway: &Value, upstreams: &Value, clients: &Value, sensors: &Value, p
         }
     }
     for upstream in list(upstreams) {
-        let state = if upstream["connected"] == true { "connected" } else { "not connected" };
+        let state = if upstream["state"] == "connected" { "connected" } else { "not connected" };
         let _ = writeln!(
             text,
             "upstream {}: {state}, {} messages wait",
             word(&upstream["name"]),
-            word(&upstream["pending"])
+            word(&upstream["ledger"]["pending"])
         );
         if let Some(error) = upstream["last_error"].as_str() {
             let _ = writeln!(text, "  {error}");

@@ -26,6 +26,7 @@ pub struct Gateway {
 pub struct Setup {
     port: u16,
     listen_on: &'static str,
+    gpio: &'static str,
     extra: String,
     http: String,
     environment: Vec<(String, String)>,
@@ -39,6 +40,7 @@ impl Default for Setup {
         Setup {
             port: free_port(),
             listen_on: "127.0.0.1",
+            gpio: "simulated",
             extra: String::new(),
             http: "off".into(),
             environment: Vec::new(),
@@ -59,6 +61,12 @@ impl Setup {
     /// Listens there instead of on 127.0.0.1.
     pub fn listen_on(mut self, address: &'static str) -> Setup {
         self.listen_on = address;
+        self
+    }
+
+    /// Reads its pins so.
+    pub fn gpio(mut self, backend: &'static str) -> Setup {
+        self.gpio = backend;
         self
     }
 
@@ -111,9 +119,9 @@ impl Setup {
 
     /// Writes the configuration.
     pub fn write(&self) -> PathBuf {
-        let Setup { port, listen_on, extra, http, .. } = self;
+        let Setup { port, listen_on, gpio, extra, http, .. } = self;
         let text = format!(
-            "[gateway]\nid = \"test\"\ndata_dir = \"data\"\n[gpio]\nbackend = \"simulated\"\n[http]\naddress = \"{http}\"\n\
+            "[gateway]\nid = \"test\"\ndata_dir = \"data\"\n[gpio]\nbackend = \"{gpio}\"\n[http]\naddress = \"{http}\"\n\
              [[broker.listener]]\naddress = \"{listen_on}:{port}\"\n{extra}"
         );
         let path = self.dir.path().join("pigateway.toml");

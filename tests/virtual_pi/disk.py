@@ -3,7 +3,7 @@
 A network block device (the newstyle protocol, simple replies) over a read-only image. Writes stay in a volatile cache
 until the guest flushes or asks for FUA; then they become part of the stable disk. `power_cut` throws the cache away,
 as a real drive would. A block is 4 KiB; a cut may also tear what one unflushed request wrote, which dropping all of it
-covers.
+covers. Blocks that are `worn` cannot be read until they are written anew, when a card puts others in their place.
 """
 
 import socket
@@ -18,6 +18,7 @@ READ, WRITE, DISCONNECT, FLUSH, TRIM, WRITE_ZEROES = 0, 1, 2, 3, 4, 6
 # has flags, flush, FUA, trim, write zeroes
 FLAGS = 1 | 4 | 8 | 32 | 64
 FUA = 1
+EIO = 5
 
 
 class Disk:
@@ -29,6 +30,8 @@ class Disk:
         self.stable = {}
         self.cache = {}
         self.flushes = 0
+        self.worn = set()
+        self.failed_reads = 0
         self.lock = threading.Lock()
         self.listener = socket.create_server(("127.0.0.1", 0))
         self.port = self.listener.getsockname()[1]
@@ -83,11 +86,14 @@ class Disk:
     def _transmit(self, stream):
         while True:
             _, flags, command, handle, offset, length = struct.unpack(">IHHQQI", _read(stream, 28))
-            data = b""
+            data, error = b"", 0
             if command == DISCONNECT:
                 return
             with self.lock:
-                if command == READ:
+                if command == READ and self._is_worn(offset, length):
+                    self.failed_reads += 1
+                    error = EIO
+                elif command == READ:
                     data = self._get(offset, length)
                 elif command == WRITE:
                     self._put(offset, _read(stream, length), flags & FUA)
@@ -97,7 +103,7 @@ class Disk:
                     self.flushes += 1
                     self.stable.update(self.cache)
                     self.cache.clear()
-            stream.write(struct.pack(">IIQ", 0x67446698, 0, handle) + data)
+            stream.write(struct.pack(">IIQ", 0x67446698, error, handle) + data)
             stream.flush()
 
     def _block(self, number):
@@ -106,6 +112,9 @@ class Disk:
                 return blocks[number]
         self.image.seek(number * BLOCK)
         return self.image.read(BLOCK).ljust(BLOCK, b"\0")
+
+    def _is_worn(self, offset, length):
+        return not self.worn.isdisjoint(range(offset // BLOCK, (offset + length - 1) // BLOCK + 1))
 
     def _get(self, offset, length):
         first, last = offset // BLOCK, (offset + length - 1) // BLOCK
@@ -122,6 +131,7 @@ class Disk:
                 old = self._block(number)
                 block = old[:inside] + part + old[inside + len(part) :]
             self.cache[number] = written[number] = bytes(block)
+            self.worn.discard(number)
             offset, data = offset + len(part), data[len(part) :]
         if force:
             self.stable.update(written)

@@ -2,6 +2,7 @@
 
 from time import monotonic
 
+from conditions import all_show
 from machine import Subscriber, say, wait_for
 
 CONFIG = "/etc/pigateway/pigateway.toml"
@@ -102,10 +103,25 @@ def forbidden(pi, subscriber):
     reported(pi, "loft-motion", "pin 17", "no permission for /dev/gpio", "group gpio")
     subscriber = Subscriber(pi.mqtt_port, "-t", "loft/#", "-q", "1")
     subscriber.wait("loft/motion1/status 1 offline")
+    all_show(pi, "sensor loft-motion", True, "loft-motion")
     pi.run("chmod 660 /dev/gpiochip* /dev/gpiomem*")
     subscriber.wait("loft/motion1/status [01] online")
     watches_motion(pi, subscriber, 17, "loft/motion1")
+    all_show(pi, "sensor loft-motion", False, "loft-motion")
     subscriber.close()
+
+
+def driver_gone(pi, subscriber):
+    """The GPIO goes away while its pin is watched, and comes back: clients stay connected, and it heals."""
+    count = len(subscriber.lines())
+    pi.run("echo 0 > /sys/kernel/config/gpio-sim/pi/live")
+    subscriber.wait("loft/motion1/status [01] offline", after=count)
+    all_show(pi, "sensor loft-motion", True, "loft-motion")
+    reported(pi, "loft-motion", "pin 17", "cannot be used")
+    pi.run("/usr/local/sbin/gpio-of-a-pi")
+    all_show(pi, "sensor loft-motion", False, "loft-motion")
+    subscriber.wait("loft/motion1/status [01] online", after=count)
+    watches_motion(pi, subscriber, 17, "loft/motion1")
 
 
 def pin_faults(pi, _):
@@ -113,6 +129,6 @@ def pin_faults(pi, _):
     pi.run(f"cp {CONFIG} /root/unfaulty.toml")
     subscriber = Subscriber(pi.mqtt_port, "-t", "loft/#", "-t", "faults/#", "-q", "1")
     subscriber.wait("loft/motion1/status [01] online")
-    for fault in (taken, not_there, named_twice, forbidden):
+    for fault in (taken, driver_gone, not_there, named_twice, forbidden):
         fault(pi, subscriber)
     pi.run(f"cat /root/unfaulty.toml > {CONFIG}; systemctl reload pigateway")

@@ -72,6 +72,7 @@ class Pi:
     def boot(self):
         """Switches it on and waits for its shell."""
         ports = ((self.shell_port, 2222), (self.mqtt_port, 1883), (self.ssh_port, 22))
+        # eth0: where the test looks from; eth1: the way to everything else
         forward = "".join(f",hostfwd=tcp:127.0.0.1:{host}-:{guest}" for host, guest in ports)
         command = [
             "qemu-system-aarch64", "-M", "virt", "-cpu", "cortex-a72", "-smp", "2", "-m", "512",
@@ -82,6 +83,7 @@ class Pi:
             "-append", KERNEL,
             "-drive", f"file=nbd:127.0.0.1:{self.disk.port},format=raw,if=virtio,cache=writeback",
             "-netdev", f"user,id=net{forward}", "-device", "virtio-net-pci,netdev=net,romfile=",
+            "-netdev", "user,id=rest,net=10.0.3.0/24", "-device", "virtio-net-pci,netdev=rest,romfile=",
         ]
         begin = time.monotonic()
         self.qemu = start(command)
@@ -186,7 +188,7 @@ class Subscriber:
 
 
 class Mosquitto:
-    """An upstream broker on the host, seen from the Pi at 10.0.2.2."""
+    """An upstream broker on the host, seen from the Pi at 10.0.3.2."""
 
     def __init__(self, port):
         self.port = port

@@ -16,6 +16,7 @@ import threading
 import time
 import traceback
 
+import conditions
 from deploying import REPACK, by_hand, deploy_again, deploy_first, nothing_left
 from faults import pin_faults
 from machine import ACTIVE, EDITS, Mosquitto, Pi, Subscriber, end_all, free_port, say, wait_for
@@ -134,7 +135,7 @@ def credentials(pi, _):
 
 [[upstream]]
 name = "home"
-addresses = ["mqtt://10.0.2.2:{port}"]
+addresses = ["mqtt://10.0.3.2:{port}"]
 username = "loft"
 password_file = "home.password"
 status_topic = "sites/pi/status"
@@ -142,6 +143,12 @@ status_topic = "sites/pi/status"
 [[upstream.out]]
 topic_filter = "loft/#"
 remote_prefix = "sites/"
+
+[[broker.listener]]
+address = "0.0.0.0:1883"
+
+[[broker.listener]]
+address = "{conditions.LATE_LISTENER}"
 END
 systemctl daemon-reload; systemctl restart pigateway""")
     subscriber = Subscriber(port, "-t", "sites/#", "-q", "1")
@@ -165,8 +172,9 @@ def publish_until_cut(pi, acknowledged):
 
 
 def power_cut(pi, port):
-    """What was acknowledged for an upstream that is away is there after a power cut, and arrives."""
-    pi.run("printf %4096s old > /root/unflushed; sync")
+    """What was acknowledged for an upstream that is away is there after a power cut, and arrives; network and time come late."""
+    pi.run("printf %4096s old > /root/unflushed")
+    conditions.prepare(pi, "systemd-timesyncd")
     acknowledged = []
     publisher = threading.Thread(target=publish_until_cut, args=(pi, acknowledged))
     publisher.start()
@@ -180,25 +188,37 @@ def power_cut(pi, port):
     assert len(acknowledged) >= 200
     upstream = Mosquitto(port)
     subscriber = Subscriber(port, "-t", "sites/#", "-q", "1")
-    begin = time.monotonic()
     pi.boot()
+    pi.wait_until("the gateway is ready", ACTIVE)
+    moved = conditions.without_network(pi)
+    begin = time.monotonic()
+    conditions.network_comes(pi)
     for message in acknowledged:
         subscriber.wait(f" {message}$", 120)
-    say(f"all of them arrived {time.monotonic() - begin:.1f} s after the power came back")
+    say(f"all of them had arrived {time.monotonic() - begin:.1f} s after the network came")
     subscriber.close()
     upstream.close()
+    conditions.timesyncd(pi, moved)
 
 
 def boot(pi, _):
-    """From power on to the first message of a pin; the state from before is retained only if it was kept on disk."""
-    pi.run("sync")
+    """From power on to the first message of a pin, with all that Raspberry Pi OS meets: a clock that is weeks behind, a
+    network and a time server (for chrony) that come later, and a card that cannot read what is old."""
+    conditions.prepare(pi, "chrony")
+    worn = conditions.old_blocks(pi)
     pi.cut_power()
+    pi.disk.worn.update(worn)
     begin = time.monotonic()
     pi.boot()
     pi.wait_until("the gateway is ready", ACTIVE)
     say(f"power on to ready: {time.monotonic() - begin:.1f} s")
     motion(pi, None)
     say(f"power on to the first motion on the host: {time.monotonic() - begin:.1f} s")
+    conditions.worn_card_is_said(pi)
+    moved = conditions.without_network(pi)
+    conditions.network_comes(pi)
+    conditions.chrony(pi, moved)
+    conditions.as_usual(pi)
 
 
 def pi5(pi, _):
@@ -282,10 +302,11 @@ def package_life(pi, package):
     nothing_left(pi)
 
 
-STEPS = [install, reload, motion, journal, pin_faults, stop, watchdog, credentials, power_cut, memory, boot, deploy_again,
+STEPS = [install, reload, motion, conditions.no_time, journal, pin_faults, stop, watchdog, credentials, power_cut, memory, boot, deploy_again,
          compare, pi5, package_life, by_hand, deploy_first]
 # what a step finds done, where that is not an installed and configured gateway
-NEEDED = {install: [], reload: [install], power_cut: [install, reload, credentials], by_hand: [], deploy_first: []}
+NEEDED = {install: [], reload: [install], by_hand: [], deploy_first: [],
+          **dict.fromkeys((power_cut, boot), [install, reload, credentials])}
 
 
 def chosen(names):

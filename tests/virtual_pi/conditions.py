@@ -1,0 +1,182 @@
+"""What Raspberry Pi OS boots under: no clock that runs without power, a network and a time server that come later, and a
+card that cannot read any more what has lain there for long.
+
+The network is away until `network-comes` is run in the Pi: until all that has to work without it has been seen to work, and
+not for two minutes. The time server is a program in the Pi, since timesyncd asks at port 123 only.
+"""
+
+import datetime
+import json
+import pathlib
+import time
+
+from machine import ACTIVE, Subscriber, say, wait_for
+
+HERE = pathlib.Path(__file__).parent
+# where the gateway listens besides; the address is there when the network is
+LATE_LISTENER = "10.0.3.15:1884"
+THREE_WEEKS = 21 * 86400
+READY = r"""exec 3<> /dev/tcp/127.0.0.1/8080
+printf 'GET /readyz HTTP/1.0\r\nHost: localhost\r\n\r\n' >&3; cat <&3"""
+# runs with all that the unit forbids
+CLOCK_PROBE = r"""
+import ctypes, errno, time
+libc = ctypes.CDLL(None, use_errno=True)
+def adjtimex(modes):
+    timex = ctypes.create_string_buffer(modes.to_bytes(4, "little"), 512)
+    return "allowed" if libc.adjtimex(timex) >= 0 else errno.errorcode[ctypes.get_errno()]
+def set_time():
+    try:
+        time.clock_settime(time.CLOCK_REALTIME, time.time())
+        return "allowed"
+    except OSError as error:
+        return errno.errorcode[error.errno]
+print("the clock: reading", adjtimex(0), "adjusting", adjtimex(2), "setting", set_time(), flush=True)
+"""
+# the kernel's word is taken back, as it does by itself after hours without a time server
+UNSYNCHRONISE = r"""
+import ctypes, struct
+timex = ctypes.create_string_buffer(struct.pack("<IxxxxqqqqI", 0x14, 0, 0, 16000000, 16000000, 0x40), 512)
+assert ctypes.CDLL(None).adjtimex(timex) == 5
+"""
+# the blocks of the disk that hold the older half of what is written in a file, its head left out
+OLD_BLOCKS = r"""
+import fcntl, os, struct, sys
+for path in sys.argv[1:]:
+    with open(path, "rb") as file:
+        used = len(file.read().rstrip(b"\0")) // 4096 + 1
+        for number in range(min(2, used - 1), max(used // 2, 1)):
+            print(struct.unpack("I", fcntl.ioctl(file, 1, struct.pack("I", number)))[0])
+"""
+
+
+def told(pi):
+    """What `pigateway status` asks for: the data of the page."""
+    return json.loads(pi.run("pigateway status --json"))
+
+
+def all_show(pi, part, is_faulty, name=None):
+    """Page, `/readyz` and the status line say that a part is faulty, or that it is not; `name` is what the last calls it."""
+    def agree():
+        page = any(faulty["part"] == part for faulty in told(pi)["gateway"]["faulty"])
+        ready = f"\n{part}: " in pi.run(READY)
+        line = pi.run("systemctl show -p StatusText --value pigateway")
+        return {page, ready, (name or part) in line.partition("; faulty: ")[2]} == {is_faulty}
+    wait_for(f"{part} is shown as {'faulty' if is_faulty else 'working'}", agree, 60)
+
+
+def state(line):
+    """The payload of a line of a subscriber."""
+    return json.loads(line.split(" ", 3)[3])
+
+
+def no_time(pi, _):
+    """Where nothing has set the clock, that is said and messages carry no time. The unit lets read the clock and not set it."""
+    all_show(pi, "clock", True)
+    subscriber = Subscriber(pi.mqtt_port, "-t", "loft/motion1")
+    assert state(subscriber.wait('"state"'))["time"] is None
+    subscriber.close()
+    drop_in = "/run/systemd/system/pigateway.service.d"
+    pi.run(f"""mkdir -p {drop_in}; cat > /run/probe.py <<'END'
+{CLOCK_PROBE}
+END
+printf '[Service]\\nExecStartPre=python3 /run/probe.py\\n' > {drop_in}/probe.conf
+systemctl daemon-reload; systemctl restart pigateway; rm -r {drop_in}; systemctl daemon-reload""")
+    line = pi.run("journalctl -b -u pigateway -o cat --no-pager | grep '^the clock: reading'")
+    print(f"    {line}")
+    assert line == "the clock: reading allowed adjusting EPERM setting EPERM", line
+
+
+def prepare(pi, source):
+    """At the next boot the network is late and this is the source of time."""
+    other = "chrony" if source == "systemd-timesyncd" else "systemd-timesyncd"
+    # the time of the last shutdown, as timesyncd keeps it
+    kept, then = "/var/lib/systemd/timesync/clock", int(time.time()) - THREE_WEEKS
+    pi.run(f"""touch /etc/network-is-late; systemctl disable --quiet {other}; systemctl enable --quiet {source}
+install -d -o systemd-timesync -g systemd-timesync {kept.rpartition("/")[0]}
+touch {kept}; chown systemd-timesync: {kept}; touch -d @{then} {kept}; sync""")
+
+
+def without_network(pi):
+    """Local clients and sensors are served, and what is missing is named. Returns when motion began."""
+    all_show(pi, "clock", True)
+    all_show(pi, f"listener {LATE_LISTENER}", True)
+    all_show(pi, "upstream home", True)
+    subscriber = Subscriber(pi.mqtt_port, "-t", "loft/motion1", "-q", "1")
+    count = len(subscriber.wait('"state":"off"') and subscriber.lines())
+    begin = time.time()
+    pi.pin(17, True)
+    moved = state(subscriber.wait('"state":"on"', after=count))
+    assert moved["time"] is None, moved
+    subscriber.close()
+    return begin
+
+
+def network_comes(pi):
+    """The late listener opens by itself; upstreams are for the caller."""
+    begin = time.monotonic()
+    pi.run("network-comes")
+    all_show(pi, f"listener {LATE_LISTENER}", False)
+    pi.run(f"exec 3<> /dev/tcp/{LATE_LISTENER.replace(':', '/')}")
+    say(f"the late listener was open {time.monotonic() - begin:.1f} s after its address came")
+
+
+def time_comes(pi, since):
+    """A time server answers: the clock is set, and the last motion gets its time."""
+    behind = time.time() - int(pi.run("date +%s"))
+    assert behind > THREE_WEEKS - 86400, f"the clock is {behind} s behind"
+    subscriber = Subscriber(pi.mqtt_port, "-t", "loft/motion1", "-q", "1")
+    assert state(subscriber.wait('"state":"on"'))["time"] is None
+    pi.put(HERE / "time_server.py", "/root/time_server.py")
+    at_boot = time.time() - float(pi.run("cut -d ' ' -f 1 /proc/uptime"))
+    pi.run(f"systemd-run --quiet --unit=time-server python3 /root/time_server.py {at_boot}")
+    all_show(pi, "clock", False)
+    moved = state(subscriber.wait('"state":"on".*"time":"|"time":".*"state":"on"'))["time"]
+    moved = datetime.datetime.fromisoformat(moved).timestamp()
+    assert since - 60 < moved < time.time() + 60, (since, moved)
+    subscriber.close()
+    pi.pin(17, False)
+    say(f"the clock was {behind / 86400:.0f} days behind; the motion from before has its time now, {moved - since:+.1f} s")
+
+
+def timesyncd(pi, since):
+    """Its file says that the clock is set."""
+    # networkd would tell it that the network has come, and it would not wait for its next try
+    pi.run("systemctl restart systemd-timesyncd")
+    time_comes(pi, since)
+    pi.run("test -e /run/systemd/timesync/synchronized; systemctl is-active systemd-timesyncd")
+
+
+def chrony(pi, since):
+    """Only the kernel says that the clock is set; what it has said holds for this boot, after a restart too."""
+    time_comes(pi, since)
+    pi.run("test ! -e /run/systemd/timesync/synchronized; systemctl is-active chrony")
+    pi.run(f"systemctl stop chrony; python3 -c '{UNSYNCHRONISE}'; systemctl restart pigateway")
+    pi.wait_until("the gateway is ready", ACTIVE)
+    all_show(pi, "clock", False)
+    assert told(pi)["gateway"]["clock_synchronised"] is True
+
+
+def old_blocks(pi):
+    """Blocks of the disk with old messages and with the past of the sensor."""
+    files = "/var/lib/pigateway/journal/00000000.segment /var/lib/pigateway/history/loft-motion.jsonl"
+    blocks = pi.run(f"cat > /root/blocks.py <<'END'\n{OLD_BLOCKS}\nEND\npython3 /root/blocks.py {files}")
+    assert pi.run("stat -f -c %S /var/lib/pigateway") == "4096"
+    return {int(number) for number in blocks.split()}
+
+
+def worn_card_is_said(pi):
+    """What could not be read is named, and all else works."""
+    assert pi.disk.failed_reads > 0, "nobody has read the worn blocks"
+    # what was not needed to start is looked at behind
+    pi.wait_until("the damage is said", "journalctl -b -u pigateway -p warning -o cat --no-pager | grep 'damaged in'")
+    data = told(pi)
+    assert data["gateway"]["journal"]["damaged"] > 0, data["gateway"]
+    assert any("damaged in" in problem["text"] for problem in data["problems"]), data["problems"]
+    say(f"a worn card: {len(pi.disk.worn)} blocks cannot be read, {pi.disk.failed_reads} reads have failed")
+
+
+def as_usual(pi):
+    """The next boot is one with its network, and with a card that reads."""
+    pi.disk.worn.clear()
+    pi.run("rm /etc/network-is-late; systemctl disable --quiet chrony; sync")
