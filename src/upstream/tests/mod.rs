@@ -177,7 +177,7 @@ impl Running {
 
     async fn stop(self) {
         self.cancel.cancel();
-        assert_eq!(timeout(Duration::from_secs(5), self.task).await.unwrap().unwrap(), Ok(()));
+        assert_eq!(timeout(Duration::from_secs(30), self.task).await.unwrap().unwrap(), Ok(()));
         assert_eq!(self.snapshots.borrow().state, UpstreamState::Stopped);
     }
 }
