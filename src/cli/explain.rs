@@ -243,7 +243,8 @@ impl Explained<'_> {
                 let qos = match target.qos {
                     OutQos::AtMostOnce => "QoS 0",
                     OutQos::AtLeastOnce => "QoS 1",
-                    _ => "the QoS that it was published with",
+                    OutQos::ExactlyOnce => "QoS 2",
+                    OutQos::Keep => "the QoS that it was published with",
                 };
                 let places = places_out(upstream, topic);
                 let _ = writeln!(text, "    up to {name:?} ({addresses}) as {to:?} with {qos}, by {places}");

@@ -200,7 +200,7 @@ const MISTAKES: &[(&str, &str)] = &[
     ),
     (
         "{upstream}[[upstream.in]]\ntopic_filter = \"a\"\nqos = \"keep\"",
-        "6:7: upstream.in.qos: found \"keep\"; valid: 0, 1",
+        "6:7: upstream.in.qos: found \"keep\"; valid: 0, 1, 2",
     ),
     (
         "{upstream}protocol = 4\n[[upstream.out]]\ntopic_filter = \"a/#\"\n[[upstream.in]]\ntopic_filter = \"a/b\"",

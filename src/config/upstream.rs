@@ -16,8 +16,9 @@ use crate::upstream::settings::{
 
 const ADDRESSES_FORM: &str =
     "a list of addresses, such as [\"mqtts://mqtt.example.org:8883\", \"mqtt://192.0.2.7:1883\"]";
-const OUT_QOS: [(&str, OutQos); 3] = [("0", OutQos::AtMostOnce), ("1", OutQos::AtLeastOnce), ("keep", OutQos::Keep)];
-const IN_QOS: [(&str, Qos); 2] = [("0", Qos::AtMostOnce), ("1", Qos::AtLeastOnce)];
+const OUT_QOS: [(&str, OutQos); 4] =
+    [("0", OutQos::AtMostOnce), ("1", OutQos::AtLeastOnce), ("2", OutQos::ExactlyOnce), ("keep", OutQos::Keep)];
+const IN_QOS: [(&str, Qos); 3] = [("0", Qos::AtMostOnce), ("1", Qos::AtLeastOnce), ("2", Qos::ExactlyOnce)];
 
 /// Reads all `[[upstream]]` tables.
 pub(super) fn read(root: &Table, paths: &Paths, gateway_id: &str) -> Vec<UpstreamSettings> {

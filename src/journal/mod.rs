@@ -375,6 +375,11 @@ impl Journal {
         self.shared.state.lock().queues.get(&id).map(|queue| queue.received.clone()).unwrap_or_default()
     }
 
+    /// Ordinals that this consumer has said to be received there and not completed.
+    pub fn released(&self, id: ConsumerId) -> std::collections::BTreeSet<u64> {
+        self.shared.state.lock().queues.get(&id).map(|queue| queue.released.clone()).unwrap_or_default()
+    }
+
     /// What was found at start besides messages that wait. Once.
     pub fn recovered(&self) -> Recovered {
         let state = self.shared.state.lock();

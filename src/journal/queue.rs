@@ -299,6 +299,7 @@ impl Queue {
     pub fn note(&mut self, what: u64, value: u64) {
         match what {
             0 => drop(self.received.remove(&(value as u16))),
+            2 => drop(self.released.remove(&value)),
             _ if value > self.cursor.base => drop(self.released.insert(value)),
             _ => {}
         }

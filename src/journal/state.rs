@@ -252,6 +252,7 @@ impl State {
         let (what, value) = match note {
             Note::Forgotten(packet_id) => (0u64, u64::from(packet_id)),
             Note::Released(ordinal) => (1, ordinal),
+            Note::Again(ordinal) => (2, ordinal),
         };
         self.due_now();
         let body: &[&[u8]] = &[&what.to_le_bytes(), &value.to_le_bytes()];

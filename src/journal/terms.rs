@@ -85,13 +85,15 @@ pub struct Extra {
     pub lazy: bool,
 }
 
-/// A step of a QoS 2 exchange of a persistent session [MQTT-4.3.3].
+/// A step of a QoS 2 exchange of a persistent session or an upstream [MQTT-4.3.3].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Note {
     /// The session has released this packet id (PUBREL).
     Forgotten(u16),
     /// The session has received this message (PUBREC), by its ordinal.
     Released(u64),
+    /// The session or upstream has forgotten that.
+    Again(u64),
 }
 
 /// What was found at start.

@@ -1,14 +1,14 @@
 //! Messages that came down, on their way to the ingress and back to the upstream as acknowledgements.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 
 use tracing::{error, warn};
 
 use super::retained::{PAGE, is_same};
 use super::session::Inbound;
-use super::wire::UpstreamClient;
+use super::wire::{Ack, UpstreamClient};
 use crate::exchange::ingress::{Ingress, IngressError, Receipt};
-use crate::journal::ConsumerId;
+use crate::journal::{ConsumerId, Full, Journal, Note};
 use crate::message::{Draft, Message, Origin, Qos, TopicFilter, via};
 
 /// Messages held while the gateway has no room for them. More are not acknowledged, and come again later.
@@ -22,9 +22,9 @@ pub(super) enum Door {
 }
 
 impl Door {
-    async fn publish(&self, draft: &Draft<'_>) -> Result<Receipt, IngressError> {
+    async fn publish(&self, draft: &Draft<'_>, received: Option<(ConsumerId, u16)>) -> Result<Receipt, IngressError> {
         match self {
-            Door::Ingress(ingress) => ingress.publish(draft).await,
+            Door::Ingress(ingress) => ingress.publish_received(draft, received).await,
             #[cfg(test)]
             Door::Test(door) => door.publish(draft),
         }
@@ -88,20 +88,31 @@ impl Door {
 }
 
 /// What came down and is not done with. Acknowledgements leave in the order in which the messages came.
+///
+/// A message at QoS 2 is written together with its packet id, and PUBREC leaves when both are safe; PUBREL frees the id, and
+/// PUBCOMP leaves when that is safe. So whatever ends in between, an upstream that keeps our session has each message come in
+/// once.
 pub(super) struct Inbox {
     name: String,
     origin: Origin,
     max_packet_size: usize,
     held: VecDeque<Inbound>,
     /// Published, not yet known to be safe.
-    unsafe_yet: VecDeque<(Receipt, u16)>,
-    acks: VecDeque<u16>,
+    unsafe_yet: VecDeque<(Receipt, Ack)>,
+    acks: VecDeque<Ack>,
+    journal: Journal,
+    consumer: ConsumerId,
+    /// Packet ids of messages at QoS 2 that are here and not released.
+    unreleased: BTreeSet<u16>,
+    /// Released, and to be noted.
+    releases: VecDeque<u16>,
     published: u64,
     dropped: u64,
 }
 
 impl Inbox {
-    pub fn new(name: &str, max_packet_size: usize) -> Inbox {
+    /// For the upstream that has this consumer.
+    pub fn new(name: &str, max_packet_size: usize, journal: &Journal, consumer: ConsumerId) -> Inbox {
         Inbox {
             name: name.to_owned(),
             origin: Origin::upstream(name),
@@ -109,6 +120,10 @@ impl Inbox {
             held: VecDeque::new(),
             unsafe_yet: VecDeque::new(),
             acks: VecDeque::new(),
+            journal: journal.clone(),
+            consumer,
+            unreleased: journal.unreleased(consumer),
+            releases: VecDeque::new(),
             published: 0,
             dropped: 0,
         }
@@ -121,22 +136,60 @@ impl Inbox {
 
     /// Whether messages wait for room.
     pub fn is_holding(&self) -> bool {
-        !self.held.is_empty()
+        !self.held.is_empty() || !self.releases.is_empty()
+    }
+
+    /// There is a connection: without our session there, packet ids are new ones.
+    pub fn connected(&mut self, session_present: bool) -> Result<(), Full> {
+        while !session_present && let Some(packet_id) = self.unreleased.first().copied() {
+            self.journal.note(self.consumer, Note::Forgotten(packet_id))?;
+            self.unreleased.remove(&packet_id);
+        }
+        Ok(())
+    }
+
+    /// What will not come in is done with.
+    fn refuse(&mut self, packet_id: u16, qos: Qos) {
+        self.dropped += 1;
+        match qos {
+            Qos::AtMostOnce => {}
+            Qos::AtLeastOnce => self.acks.push_back(Ack::Taken(packet_id)),
+            Qos::ExactlyOnce => self.acks.push_back(Ack::Recorded(packet_id)),
+        }
+    }
+
+    /// The upstream has released a packet id.
+    pub fn released(&mut self, packet_id: u16) {
+        // it sends no more of them than there are
+        if self.releases.len() <= usize::from(u16::MAX) {
+            self.releases.push_back(packet_id);
+        }
+    }
+
+    fn forget_released(&mut self) {
+        while let Some(packet_id) = self.releases.front().copied() {
+            let mut durable = None;
+            if self.unreleased.contains(&packet_id) {
+                let Ok(position) = self.journal.note(self.consumer, Note::Forgotten(packet_id)) else { return };
+                durable = Some(position);
+                self.unreleased.remove(&packet_id);
+            }
+            self.releases.pop_front();
+            self.unsafe_yet.push_back((Receipt { durable }, Ack::Completed(packet_id)));
+        }
     }
 
     /// A message came; `None` for one that no rule wants or that has been here.
-    pub fn received(&mut self, message: Option<Inbound>, packet_id: u16) {
+    pub fn received(&mut self, message: Option<Inbound>, packet_id: u16, qos: Qos) {
         match message {
             None => {
                 // such as what is left over from a subscription of an earlier configuration
-                self.dropped += 1;
-                self.acks.extend(Some(packet_id).filter(|id| *id != 0));
+                self.refuse(packet_id, qos);
             }
             Some(message) if message.payload.len() + message.topic.len() > self.max_packet_size => {
                 let (upstream, topic, size) = (&self.name, &message.topic, message.payload.len());
-                self.dropped += 1;
                 error!(upstream, topic, size, "message from upstream dropped: larger than max_packet_size");
-                self.acks.extend(Some(packet_id).filter(|id| *id != 0));
+                self.refuse(packet_id, qos);
             }
             Some(message) if self.held.len() < HELD => self.held.push_back(message),
             // at QoS 1 it is not acknowledged, so the upstream sends it again after the next connect
@@ -146,7 +199,17 @@ impl Inbox {
 
     /// Publishes what is held, as far as there is room.
     pub async fn deliver(&mut self, door: &Door, now: u64) -> Result<(), IngressError> {
+        self.forget_released();
         while let Some(message) = self.held.front() {
+            let packet_id = message.packet_id;
+            if message.is_exact && self.unreleased.contains(&packet_id) {
+                // it is here, and perhaps not safe yet
+                let safe = Receipt { durable: Some(self.journal.barrier()) };
+                self.unsafe_yet.push_back((safe, Ack::Recorded(packet_id)));
+                self.held.pop_front();
+                continue;
+            }
+            let once = Some((self.consumer, packet_id)).filter(|_| message.is_exact && packet_id != 0);
             let draft = Draft {
                 topic: &message.topic,
                 payload: &message.payload,
@@ -157,12 +220,14 @@ impl Inbox {
                 boot_ms: now,
                 origin: self.origin,
             };
-            match door.publish(&draft).await {
+            match door.publish(&draft, once).await {
                 Ok(receipt) => {
                     self.published += 1;
-                    if message.packet_id != 0 {
-                        self.unsafe_yet.push_back((receipt, message.packet_id));
+                    if packet_id != 0 {
+                        let ack = if message.is_exact { Ack::Recorded } else { Ack::Taken };
+                        self.unsafe_yet.push_back((receipt, ack(packet_id)));
                     }
+                    self.unreleased.extend(once.map(|(_, packet_id)| packet_id));
                 }
                 Err(IngressError::Full(_)) if message.qos == Qos::AtMostOnce => self.dropped += 1,
                 Err(IngressError::Full(_)) => {
@@ -180,19 +245,19 @@ impl Inbox {
 
     /// Waits until the oldest published message is safe. Never ends while there is none. Safe to cancel.
     pub async fn next_settled(&mut self, door: &Door) -> Result<(), IngressError> {
-        let Some((receipt, packet_id)) = self.unsafe_yet.front().copied() else {
+        let Some((receipt, ack)) = self.unsafe_yet.front().copied() else {
             return std::future::pending().await;
         };
         door.settled(receipt).await?;
         self.unsafe_yet.pop_front();
-        self.acks.push_back(packet_id);
+        self.acks.push_back(ack);
         Ok(())
     }
 
     /// Sends acknowledgements as far as the connection takes them; whether it is alive.
     pub fn acknowledge(&mut self, client: &mut impl UpstreamClient) -> bool {
-        while let Some(packet_id) = self.acks.front() {
-            if client.ack(*packet_id).is_err() {
+        while let Some(ack) = self.acks.front() {
+            if client.ack(*ack).is_err() {
                 // packet ids have 16 bits, so there are never more than that
                 return self.acks.len() <= usize::from(u16::MAX);
             }
@@ -206,6 +271,7 @@ impl Inbox {
     pub fn disconnected(&mut self, clean_session: bool) {
         self.acks.clear();
         self.unsafe_yet.clear();
+        self.releases.clear();
         if clean_session {
             self.held.iter_mut().for_each(|message| message.packet_id = 0);
         } else {

@@ -8,7 +8,9 @@
 //! connection; what does not arrive is counted with a reason. A command is acknowledged upstream when the gateway
 //! has it safe. No upstream at start, or for weeks, is normal.
 //!
-//! Limits: QoS 2 goes up as 1, and commands are subscribed to at 0 or 1. One order holds for all messages, but for those
+//! With QoS 2 exactly once, where the upstream keeps our session (see [`session`] and [`task`]).
+//!
+//! Limits: One order holds for all messages, but for those
 //! that pass a message which may be what the upstream ends connections for (see [`session`]). On MQTT 3.1.1 an upstream sends back what it is
 //! sent where a subscription covers it; rules that would loop there are refused by the configuration.
 mod address;

@@ -89,6 +89,11 @@ impl Rules {
         rules
     }
 
+    /// Whether messages go up at QoS 2.
+    pub fn is_exact(&self) -> bool {
+        self.out.iter().any(|mapping| mapping.qos == OutQos::ExactlyOnce)
+    }
+
     /// Where a message published here goes there, and how; `None` if it does not.
     pub fn outgoing(&self, topic: &str) -> Option<Target> {
         let (topic, rule) = first(&self.out, topic)?;

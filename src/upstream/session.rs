@@ -27,6 +27,7 @@
 //! messages name the gateways that they have passed through: none enters a gateway twice (see [`crate::message::via`]).
 
 mod down;
+mod exact;
 mod opening;
 mod outgoing;
 mod rate;
@@ -68,6 +69,10 @@ const LONGEST_PAUSE_MS: u64 = 60_000;
 pub enum SessionAction {
     /// Hand this to the connection.
     Publish(OutMessage),
+    /// The upstream has this message of a lane, by its ordinal, under this packet id: when that is safe here, it may know.
+    Record(Lane, u64, u16),
+    /// The upstream may forget this packet id.
+    Release(u16),
     /// The journal may forget this message.
     Settle(Lane, Position, Outcome),
     /// Read the journal again from the oldest unsettled message on.
@@ -99,6 +104,8 @@ pub struct Inbound {
     pub expiry: Option<u32>,
     /// What to acknowledge afterwards; 0: nothing.
     pub packet_id: u16,
+    /// It came at QoS 2.
+    pub is_exact: bool,
 }
 
 /// Where a message in flight came from.
@@ -107,6 +114,9 @@ struct Source {
     lane: Lane,
     role: Role,
     position: Position,
+    ordinal: u64,
+    /// It may have been sent before.
+    resent: bool,
     message: Message,
 }
 
@@ -127,6 +137,8 @@ struct InFlight {
     retain: bool,
     /// The status.
     is_status: bool,
+    /// The upstream has it, at QoS 2.
+    is_recorded: bool,
 }
 
 impl InFlight {
@@ -141,6 +153,7 @@ impl InFlight {
             held: false,
             retain: false,
             is_status: false,
+            is_recorded: false,
         }
     }
 
@@ -226,6 +239,11 @@ impl Session {
         self.status_topic = settings.status_topic.as_ref().map(|topic| topic.as_str().to_owned());
     }
 
+    /// Whether messages go up at QoS 2.
+    pub fn is_exact(&self) -> bool {
+        self.rules.is_exact()
+    }
+
     /// Messages handed over and not settled.
     pub fn in_flight(&self) -> usize {
         self.in_flight.len()
@@ -286,7 +304,7 @@ impl Session {
     /// Whether the next message may be handed over.
     pub fn has_room(&self, role: Role) -> bool {
         let Some(link) = self.link.filter(|_| self.pause.is_none()) else { return false };
-        if self.opening.is_waiting() || self.throttle.is_closed() {
+        if self.opening.is_waiting() || self.throttle.is_closed() || self.is_out_of_ids() {
             return false;
         }
         if self.is_cautious() {
@@ -324,13 +342,18 @@ impl Session {
         is_current: bool,
         now: u64,
     ) -> Vec<SessionAction> {
-        let Delivery { position, message, .. } = delivery;
+        let Delivery { position, ordinal, message, resent, released } = delivery;
         let mut actions = Vec::new();
-        if self.is_held_back(lane, position, &message) {
-            self.hold_back(lane, role, position, message, now);
+        let source = Source { lane, role, position, ordinal, resent, message };
+        if released {
+            self.hand_over_recorded(source, now, &mut actions);
             return actions;
         }
-        let in_flight = InFlight::new(Some(Source { lane, role, position, message }), now);
+        if self.is_held_back(lane, position, &source.message) {
+            self.hold_back(source, now);
+            return actions;
+        }
+        let in_flight = InFlight::new(Some(source), now);
         self.hand_over(in_flight, usize::MAX, is_current, now, &mut actions);
         actions
     }
@@ -447,7 +470,7 @@ impl Session {
 
     /// A message has ended.
     fn end(&mut self, source: Source, outcome: Outcome, actions: &mut Vec<SessionAction>) {
-        let Source { lane, role, position, message } = source;
+        let Source { lane, role, position, message, .. } = source;
         if role == Role::Backlog {
             self.backlog_bytes = self.backlog_bytes.saturating_sub(message.size());
         }

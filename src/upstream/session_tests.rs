@@ -83,6 +83,7 @@ impl Bench {
                 SessionAction::Settle(..) => panic!("one lane only"),
                 SessionAction::Rewind => self.reader.rewind(),
                 SessionAction::Break => self.broken = true,
+                SessionAction::Record(..) | SessionAction::Release(_) => panic!("no rule has QoS 2"),
                 SessionAction::Subscribe(_) | SessionAction::Unsubscribe(_) | SessionAction::Deleted(_) => {}
             }
         }

@@ -189,6 +189,8 @@ pub enum OutQos {
     /// QoS 1 for all, so that messages published at QoS 0 are confirmed too.
     #[default]
     AtLeastOnce,
+    /// QoS 2 for all: exactly once, where the upstream keeps our session.
+    ExactlyOnce,
     /// As published; 2 goes up as 1.
     Keep,
 }
@@ -229,7 +231,7 @@ impl<Q> Rule<Q> {
 /// One `[[upstream.out]]`: local topics go up.
 pub type OutRule = Rule<OutQos>;
 
-/// One `[[upstream.in]]`: remote topics come down, at most at this QoS, which is 0 or 1.
+/// One `[[upstream.in]]`: remote topics come down, at most at this QoS.
 pub type InRule = Rule<Qos>;
 
 /// One `[[upstream.both]]`: topics go both ways; the QoS is that of the way up, and [`BothRule::qos_in`] that down.
@@ -241,6 +243,7 @@ impl BothRule {
         match self.qos {
             OutQos::AtMostOnce => Qos::AtMostOnce,
             OutQos::AtLeastOnce | OutQos::Keep => Qos::AtLeastOnce,
+            OutQos::ExactlyOnce => Qos::ExactlyOnce,
         }
     }
 }

@@ -1,6 +1,7 @@
 //! The task of one upstream: connects, lets the session decide, and does what it says.
 
 mod connect;
+mod exact;
 mod failback;
 mod fault;
 mod handing;
@@ -17,18 +18,19 @@ use tracing::{info, warn};
 
 pub use self::fault::PART;
 
+use self::exact::Exact;
 use self::failback::Failback;
 use super::approach::Approach;
 use super::backoff::Backoff;
 use super::client::Client;
 use super::inbox::{Door, Inbox};
-use super::lanes::{Consumers, Lanes, Readers};
+use super::lanes::{Consumers, Lane, Lanes, Readers};
 use super::retained::{Passes, losses};
 use super::rule::Rules;
 use super::session::{Session, SessionAction};
 use super::settings::UpstreamSettings;
 use super::twins::Twins;
-use super::wire::{Broken, ClientEvent, Link, Role, UpstreamClient, Version};
+use super::wire::{Ack, Broken, ClientEvent, Link, Role, UpstreamClient, Version};
 use crate::exchange::ingress::{Ingress, IngressError};
 use crate::health::{Health, Pulse};
 use crate::journal::settings::Order;
@@ -85,6 +87,7 @@ pub struct Upstream<C> {
     reasons: Vec<String>,
     /// When the snapshot is to be brought up to date.
     show_at: Option<Instant>,
+    exact: Exact,
     health: Health,
 }
 
@@ -139,7 +142,7 @@ impl<C: UpstreamClient> Upstream<C> {
             passes: Passes::restore(journal, &current.name),
             journal: journal.clone(),
             synced: journal.synced(),
-            inbox: Inbox::new(&current.name, max_packet_size),
+            inbox: Inbox::new(&current.name, max_packet_size, journal, consumers.id(Lane::First)),
             shown: shown.clone(),
             settings,
             current,
@@ -157,6 +160,7 @@ impl<C: UpstreamClient> Upstream<C> {
             failback: None,
             reasons: Vec::new(),
             show_at: None,
+            exact: Exact::default(),
             health: Health::default(),
         }
     }
@@ -196,6 +200,7 @@ impl<C: UpstreamClient> Upstream<C> {
             self.lanes.disconnected(self.consumers.waiting());
             self.set_filters();
             self.inbox.disconnected(self.current.clean_session);
+            self.exact = Exact::default();
             let upstream = &self.name;
             let waiting = self.consumers.backlog().messages;
             info!(upstream, address = self.shown.address, waiting, "connection ended: {why}");
@@ -250,8 +255,9 @@ impl<C: UpstreamClient> Upstream<C> {
         self.is_well();
         self.failback = Failback::after(&self.current, self.address);
         self.set_state(UpstreamState::Connected, Some(link.version));
+        let is_remembered = self.begin_exact(&link);
         let actions = self.session.connected(link, now);
-        self.perform(actions)
+        self.perform(actions) && is_remembered
     }
 
     /// Speaks with the upstream until the connection ends.
@@ -264,11 +270,13 @@ impl<C: UpstreamClient> Upstream<C> {
         let mut alive = self.begin(link);
         let mut may_change = true;
         while alive {
-            let mut more = self.take_from_journal();
-            if more == Some(false) && self.passes.is_active() {
+            let synced = *self.synced.borrow_and_update();
+            let is_ready = self.release_safe(synced);
+            let mut more = if is_ready { self.take_from_journal() } else { Some(false) };
+            if is_ready && more == Some(false) && self.passes.is_active() {
                 more = self.step_pass();
             }
-            let waits_for_disk = self.passes.waits_for_disk(*self.synced.borrow_and_update());
+            let waits_for_disk = self.passes.waits_for_disk(synced) || self.exact.waits_for_disk();
             alive = self.inbox.acknowledge(&mut self.client) && more.is_some();
             let (more, has_room) = (more == Some(true), self.session.has_room(Role::Live));
             let wake = self.wake();
@@ -348,10 +356,16 @@ impl<C: UpstreamClient> Upstream<C> {
             let actions = match event {
                 ClientEvent::Sent(packet_id) => self.session.sent(packet_id),
                 ClientEvent::Acked(packet_id, reason) => self.session.acked(packet_id, reason, self.clock.boot_ms()),
+                ClientEvent::Recorded(packet_id) => self.session.recorded(packet_id, self.clock.boot_ms()),
                 ClientEvent::Subscribed(reasons) => self.session.subscribed(&reasons, self.clock.boot_ms()),
                 ClientEvent::Received(message) => {
-                    let packet_id = message.packet_id;
-                    self.inbox.received(self.session.incoming(message), packet_id);
+                    let (packet_id, qos) = (message.packet_id, message.qos);
+                    self.inbox.received(self.session.incoming(message), packet_id, qos);
+                    self.inbox.deliver(&self.door, self.clock.boot_ms()).await?;
+                    continue;
+                }
+                ClientEvent::Released(packet_id) => {
+                    self.inbox.released(packet_id);
                     self.inbox.deliver(&self.door, self.clock.boot_ms()).await?;
                     continue;
                 }
@@ -367,6 +381,11 @@ impl<C: UpstreamClient> Upstream<C> {
         for action in actions {
             let done = match action {
                 SessionAction::Publish(message) => self.client.publish(message),
+                SessionAction::Record(lane, ordinal, packet_id) => {
+                    self.record(lane, ordinal, packet_id);
+                    Ok(())
+                }
+                SessionAction::Release(packet_id) => self.client.ack(Ack::Released(packet_id)),
                 SessionAction::Subscribe(filters) => self.client.subscribe(&filters),
                 SessionAction::Unsubscribe(filters) => self.client.unsubscribe(&filters),
                 SessionAction::Settle(lane, position, outcome) => {

@@ -35,12 +35,16 @@ pub struct OutMessage {
     pub topic: String,
     /// Payload.
     pub payload: Bytes,
-    /// 0 or 1.
+    /// QoS; with 2 there is a packet id.
     pub qos: Qos,
     /// Retain flag.
     pub retain: bool,
     /// MQTT 5 properties, encoded, without their length; empty on 3.1.1.
     pub properties: Vec<u8>,
+    /// The packet id that it must have; `None`: the connection's choice.
+    pub packet_id: Option<u16>,
+    /// The upstream may have it already (DUP).
+    pub is_repeated: bool,
 }
 
 impl OutMessage {
@@ -63,7 +67,7 @@ impl OutMessage {
     pub fn encode(&self, version: Version, packet_id: u16, out: &mut BytesMut) {
         let remaining = self.remaining_length(version);
         out.reserve(5 + remaining);
-        out.put_u8(0x30 | (self.qos as u8) << 1 | u8::from(self.retain));
+        out.put_u8(0x30 | u8::from(self.is_repeated) << 3 | (self.qos as u8) << 1 | u8::from(self.retain));
         out.put_slice(&varint(remaining));
         out.put_u16(self.topic.len() as u16);
         out.put_slice(self.topic.as_bytes());
@@ -113,10 +117,27 @@ pub enum ClientEvent {
     Sent(u16),
     /// The upstream has answered to the message with this packet id. Reasons from 0x80 on are refusals.
     Acked(u16, u8),
+    /// The upstream has the message at QoS 2 with this packet id (PUBREC), and waits for PUBREL.
+    Recorded(u16),
     /// A message came.
     Received(InMessage),
+    /// The upstream has released this packet id of a message at QoS 2 (PUBREL).
+    Released(u16),
     /// The upstream has answered to the oldest unanswered subscription: a reason code for each of its filters.
     Subscribed(Vec<u8>),
+}
+
+/// An acknowledgement that all is well.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ack {
+    /// PUBACK: a message at QoS 1 is safe.
+    Taken(u16),
+    /// PUBREC: a message at QoS 2 is safe.
+    Recorded(u16),
+    /// PUBREL: it is known to be safe there.
+    Released(u16),
+    /// PUBCOMP: the packet id is free.
+    Completed(u16),
 }
 
 /// The will that is offered with CONNECT, where the settings want a status.
@@ -214,8 +235,8 @@ pub trait UpstreamClient: Send {
     /// Unsubscribes.
     fn unsubscribe(&mut self, filters: &[TopicFilter]) -> Result<(), Busy>;
 
-    /// Acknowledges a message that was received with this packet id.
-    fn ack(&mut self, packet_id: u16) -> Result<(), Busy>;
+    /// Acknowledges.
+    fn ack(&mut self, ack: Ack) -> Result<(), Busy>;
 
     /// What happened next, at least one event, or the end of the connection. Safe to cancel.
     fn events(&mut self) -> impl Future<Output = Result<Vec<ClientEvent>, Broken>> + Send;

@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod evidence;
+mod exactly_once;
 mod faults;
 mod line;
 mod orphans;

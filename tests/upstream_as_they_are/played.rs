@@ -190,7 +190,8 @@ fn usual(heard: &Heard, log: &mut Log) -> Vec<u8> {
     }
 }
 
-fn read(stream: &mut TcpStream) -> Option<Packet> {
+/// The next packet.
+pub fn read(stream: &mut TcpStream) -> Option<Packet> {
     let mut first = [0];
     stream.read_exact(&mut first).ok()?;
     let (mut length, mut shift) = (0, 0);

@@ -388,9 +388,6 @@ fn topic(line: &Rc<Line>) -> Option<Topic> {
         line.wrong(wrong);
         return None;
     }
-    if qos == 2 {
-        line.differs("QoS 2 passes as QoS 1");
-    }
     Some(topic)
 }
 
@@ -423,7 +420,7 @@ fn write_topic(topic: &Topic, text: &mut Text) {
             text.key(name, quoted(prefix));
         }
     }
-    text.key("qos", topic.qos.min(1));
+    text.key("qos", topic.qos);
 }
 
 #[cfg(test)]

@@ -442,7 +442,7 @@ fn a_bridge_becomes_an_upstream() {
     );
     let inbound = &upstream.inbound[0];
     assert_eq!((&*inbound.topic_filter, &*inbound.local_prefix, &*inbound.remote_prefix), ("cmd/#", "", "remote/"));
-    assert_eq!(inbound.qos, Qos::AtLeastOnce);
+    assert_eq!(inbound.qos, Qos::ExactlyOnce);
     assert_eq!((&*upstream.both[0].topic_filter, &*upstream.both[0].remote_prefix), ("#", "remote/x/"));
 }
 

@@ -1,6 +1,6 @@
 //! One connection: requests become bytes, bytes become events.
 
-use std::collections::{HashSet, VecDeque};
+use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -20,7 +20,7 @@ use crate::message::Qos;
 use crate::secret::Secret;
 use crate::upstream::settings::UpstreamSettings;
 use crate::upstream::tls;
-use crate::upstream::wire::{Broken, Busy, ClientEvent, Link, Version, Will};
+use crate::upstream::wire::{Ack, Broken, Busy, ClientEvent, Link, Version, Will};
 
 /// Requests become bytes while fewer than these wait to be written: a write that is worth its system call.
 const WRITE_BYTES: usize = 64 << 10;
@@ -28,11 +28,14 @@ const WRITE_BYTES: usize = 64 << 10;
 const READ_BYTES: usize = 16 << 10;
 /// A buffer that grew beyond this for a large message is given back.
 const KEPT_BYTES: usize = 256 << 10;
-/// Packet ids above are for SUBSCRIBE and UNSUBSCRIBE, those up to it for messages: a window of so many at most.
-const MESSAGE_IDS: u16 = 0xff00;
+/// Packet ids up to it are for messages at QoS 1: a window of so many at most. Those of messages at QoS 2 are chosen by the
+/// session and lie between, and the last are for SUBSCRIBE and UNSUBSCRIBE.
+pub(in crate::upstream) const MESSAGE_IDS: u16 = 0x3fff;
+const OTHER_IDS: u16 = 0xff00;
 
 const PUBACK: u8 = 0x40;
 const PUBREC: u8 = 0x50;
+const PUBREL: u8 = 0x62;
 const PUBCOMP: u8 = 0x70;
 const PINGREQ: u8 = 0xc0;
 const DISCONNECT: u8 = 0xe0;
@@ -122,8 +125,6 @@ pub(super) struct Connection {
     unacknowledged: bool,
     keep_alive: KeepAlive,
     accepted: Option<(Link, Option<u16>)>,
-    /// Messages at QoS 2 that the upstream has not released.
-    pub(super) exactly_once: HashSet<u16>,
     events: Vec<ClientEvent>,
     broken: Option<Broken>,
 }
@@ -149,7 +150,7 @@ impl Connection {
             requests: VecDeque::new(),
             max_requests,
             message_ids: Ids::new(1, MESSAGE_IDS),
-            other_ids: Ids::new(MESSAGE_IDS + 1, u16::MAX),
+            other_ids: Ids::new(OTHER_IDS, u16::MAX),
             output: BytesMut::new(),
             encoded: 0,
             written: 0,
@@ -159,7 +160,6 @@ impl Connection {
             unacknowledged: false,
             keep_alive: KeepAlive::new(Duration::from_secs(3600)),
             accepted: None,
-            exactly_once: HashSet::new(),
             events: Vec::new(),
             broken: None,
         }
@@ -271,7 +271,11 @@ impl Connection {
         let mut message = None;
         let encoded = match (request, self.version) {
             (Request::Publish(publish), version) => {
-                let packet_id = if publish.qos == Qos::AtMostOnce { 0 } else { self.message_ids.take() };
+                let packet_id = match publish.packet_id {
+                    _ if publish.qos == Qos::AtMostOnce => 0,
+                    Some(chosen) => chosen,
+                    None => self.message_ids.take(),
+                };
                 publish.encode(version, packet_id, out);
                 message = Some(packet_id);
                 Ok(())
@@ -284,11 +288,12 @@ impl Connection {
                 v4::unsubscribe(filters, self.other_ids.take(), out)
             }
             (Request::Unsubscribe(filters), Version::V5) => v5::unsubscribe(filters, self.other_ids.take(), out),
-            (Request::Ack(packet_id), _) => {
-                let kind = if self.exactly_once.contains(packet_id) { PUBREC } else { PUBACK };
-                answer(kind, *packet_id, out)
-            }
-            (Request::Complete(packet_id), _) => answer(PUBCOMP, *packet_id, out),
+            (Request::Ack(ack), _) => match *ack {
+                Ack::Taken(packet_id) => answer(PUBACK, packet_id, out),
+                Ack::Recorded(packet_id) => answer(PUBREC, packet_id, out),
+                Ack::Released(packet_id) => answer(PUBREL, packet_id, out),
+                Ack::Completed(packet_id) => answer(PUBCOMP, packet_id, out),
+            },
             (Request::Ping, _) => bare(PINGREQ, out),
             (Request::Disconnect, _) => bare(DISCONNECT, out),
         };
@@ -375,19 +380,7 @@ impl Connection {
     fn take(&mut self, incoming: Incoming) {
         match incoming {
             Incoming::Accepted(link, keep_alive) => self.accepted = Some((link, keep_alive)),
-            Incoming::Event(event) => {
-                if let ClientEvent::Received(message) = &event
-                    && message.qos == Qos::ExactlyOnce
-                    && !self.exactly_once.insert(message.packet_id)
-                {
-                    return; // it is here already
-                }
-                self.events.push(event);
-            }
-            Incoming::Released(packet_id) => {
-                self.exactly_once.remove(&packet_id);
-                self.append(&Request::Complete(packet_id));
-            }
+            Incoming::Event(event) => self.events.push(event),
             Incoming::Other => {}
         }
     }

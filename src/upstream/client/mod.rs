@@ -22,9 +22,11 @@ use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout, timeout_at};
 use tokio_rustls::TlsConnector;
 
+#[cfg(test)]
+pub(super) use self::connection::MESSAGE_IDS;
 use self::connection::{Connection, Stream};
 use super::settings::{ProxyScheme, UpstreamAddress, UpstreamSettings};
-use super::wire::{Broken, Busy, ClientEvent, Link, Offer, OutMessage, UpstreamClient, Version};
+use super::wire::{Ack, Broken, Busy, ClientEvent, Link, Offer, OutMessage, UpstreamClient, Version};
 use super::{password, tls};
 use crate::message::{Qos, TopicFilter};
 use crate::secret::Secret;
@@ -41,10 +43,7 @@ enum Request {
     Publish(OutMessage),
     Subscribe(Vec<(TopicFilter, Qos)>),
     Unsubscribe(Vec<String>),
-    /// Acknowledges a message; at QoS 2 [MQTT-4.3.3] the first half of it.
-    Ack(u16),
-    /// The second half.
-    Complete(u16),
+    Ack(Ack),
     Ping,
     Disconnect,
 }
@@ -54,8 +53,6 @@ enum Incoming {
     /// The upstream accepts; the second is the keep alive that it wants, in seconds.
     Accepted(Link, Option<u16>),
     Event(ClientEvent),
-    /// PUBREL with this packet id.
-    Released(u16),
     /// It shows that the upstream is there.
     Other,
 }
@@ -122,8 +119,8 @@ impl UpstreamClient for Client {
         self.request(Request::Unsubscribe(filters.iter().map(ToString::to_string).collect()))
     }
 
-    fn ack(&mut self, packet_id: u16) -> Result<(), Busy> {
-        self.request(Request::Ack(packet_id))
+    fn ack(&mut self, ack: Ack) -> Result<(), Busy> {
+        self.request(Request::Ack(ack))
     }
 
     async fn events(&mut self) -> Result<Vec<ClientEvent>, Broken> {

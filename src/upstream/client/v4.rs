@@ -34,11 +34,19 @@ pub(super) fn connect(
 
 pub(super) fn subscribe(filters: &[(TopicFilter, Qos)], pkid: u16, out: &mut BytesMut) -> Result<(), String> {
     let filter = |(filter, qos): &(TopicFilter, Qos)| {
-        let qos = if *qos == Qos::AtMostOnce { QoS::AtMostOnce } else { QoS::AtLeastOnce };
+        let qos = granted(*qos);
         SubscribeFilter::new(filter.to_string(), qos)
     };
     let packet = Subscribe { pkid, filters: filters.iter().map(filter).collect() };
     packet.write(out).map(drop).map_err(|error| error.to_string())
+}
+
+fn granted(qos: Qos) -> QoS {
+    match qos {
+        Qos::AtMostOnce => QoS::AtMostOnce,
+        Qos::AtLeastOnce => QoS::AtLeastOnce,
+        Qos::ExactlyOnce => QoS::ExactlyOnce,
+    }
 }
 
 pub(super) fn unsubscribe(filters: &[String], pkid: u16, out: &mut BytesMut) -> Result<(), String> {
@@ -72,7 +80,9 @@ pub(super) fn decode(bytes: &mut BytesMut) -> Result<Incoming, Broken> {
             Incoming::Event(ClientEvent::Subscribed(ack.return_codes.iter().map(subscribe_reason).collect()))
         }
         Packet::Publish(publish) => Incoming::Event(ClientEvent::Received(received(publish)?)),
-        Packet::PubRel(release) => Incoming::Released(release.pkid),
+        Packet::PubRec(rec) => Incoming::Event(ClientEvent::Recorded(rec.pkid)),
+        Packet::PubRel(release) => Incoming::Event(ClientEvent::Released(release.pkid)),
+        Packet::PubComp(complete) => Incoming::Event(ClientEvent::Acked(complete.pkid, 0)),
         _ => Incoming::Other,
     })
 }

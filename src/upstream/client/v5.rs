@@ -46,7 +46,7 @@ pub(super) fn connect(
 pub(super) fn subscribe(filters: &[(TopicFilter, Qos)], pkid: u16, out: &mut BytesMut) -> Result<(), String> {
     let filter = |(filter, qos): &(TopicFilter, Qos)| Filter {
         path: filter.to_string(),
-        qos: if *qos == Qos::AtMostOnce { QoS::AtMostOnce } else { QoS::AtLeastOnce },
+        qos: granted(*qos),
         nolocal: true,
         preserve_retain: true,
         // a resumed session has had them
@@ -54,6 +54,14 @@ pub(super) fn subscribe(filters: &[(TopicFilter, Qos)], pkid: u16, out: &mut Byt
     };
     let packet = Subscribe { pkid, filters: filters.iter().map(filter).collect(), properties: None };
     packet.write(out).map(drop).map_err(|error| error.to_string())
+}
+
+fn granted(qos: Qos) -> QoS {
+    match qos {
+        Qos::AtMostOnce => QoS::AtMostOnce,
+        Qos::AtLeastOnce => QoS::AtLeastOnce,
+        Qos::ExactlyOnce => QoS::ExactlyOnce,
+    }
 }
 
 pub(super) fn unsubscribe(filters: &[String], pkid: u16, out: &mut BytesMut) -> Result<(), String> {
@@ -70,6 +78,19 @@ pub(super) fn decode(bytes: &mut BytesMut) -> Result<Incoming, Broken> {
         // reasons that rumqttc does not know are reasons all the same
         [0x40, length, high, low, reason, ..] if length > 2 => {
             return Ok(Incoming::Event(ClientEvent::Acked(u16::from_be_bytes([high, low]), reason)));
+        }
+        // a refusal ends the exchange, and any PUBCOMP does: where the packet id is not known, it is free as well
+        [0x50, length, high, low, reason, ..] if length > 2 && reason >= 0x80 => {
+            return Ok(Incoming::Event(ClientEvent::Acked(u16::from_be_bytes([high, low]), reason)));
+        }
+        [0x50, length, high, low, ..] if length > 2 => {
+            return Ok(Incoming::Event(ClientEvent::Recorded(u16::from_be_bytes([high, low]))));
+        }
+        [0x62, length, high, low, ..] if length > 2 => {
+            return Ok(Incoming::Event(ClientEvent::Released(u16::from_be_bytes([high, low]))));
+        }
+        [0x70, length, high, low, ..] if length > 2 => {
+            return Ok(Incoming::Event(ClientEvent::Acked(u16::from_be_bytes([high, low]), 0)));
         }
         // the two short forms of DISCONNECT [MQTT-3.14.2], which rumqttc does not know
         [0xe0, 0] => return Err(Broken::Closed),
@@ -100,7 +121,9 @@ pub(super) fn decode(bytes: &mut BytesMut) -> Result<Incoming, Broken> {
             Incoming::Event(ClientEvent::Subscribed(ack.return_codes.iter().map(subscribe_reason).collect()))
         }
         Packet::Publish(publish) => Incoming::Event(ClientEvent::Received(received(publish)?)),
-        Packet::PubRel(release) => Incoming::Released(release.pkid),
+        Packet::PubRec(rec) => Incoming::Event(ClientEvent::Recorded(rec.pkid)),
+        Packet::PubRel(release) => Incoming::Event(ClientEvent::Released(release.pkid)),
+        Packet::PubComp(complete) => Incoming::Event(ClientEvent::Acked(complete.pkid, 0)),
         Packet::Disconnect(disconnect) => return Err(dismissed(&disconnect)),
         _ => Incoming::Other,
     })

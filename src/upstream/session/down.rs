@@ -3,6 +3,7 @@
 use tracing::debug;
 
 use super::{Inbound, Session, SessionAction};
+use crate::message::Qos;
 use crate::upstream::properties;
 use crate::upstream::rule::Rules;
 use crate::upstream::wire::InMessage;
@@ -42,6 +43,7 @@ impl Session {
             properties,
             expiry: message.expiry,
             packet_id: message.packet_id,
+            is_exact: message.qos == Qos::ExactlyOnce,
         })
     }
 }

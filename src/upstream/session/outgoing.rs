@@ -2,11 +2,9 @@
 
 use bytes::Bytes;
 
-use super::{InFlight, Session, SessionAction, Source};
-use crate::journal::Position;
+use super::{InFlight, Session, SessionAction, Source, exact};
 use crate::message::{Message, Qos};
 use crate::status::ledger::{DropReason, Outcome};
-use crate::upstream::lanes::Lane;
 use crate::upstream::properties;
 use crate::upstream::settings::OutQos;
 use crate::upstream::wire::{Link, OutMessage, Role, Version};
@@ -26,6 +24,8 @@ impl Session {
             qos: Qos::AtLeastOnce.min(link.max_qos),
             retain: self.takes_retain(link),
             properties: Vec::new(),
+            packet_id: None,
+            is_repeated: false,
         })
     }
 
@@ -38,15 +38,20 @@ impl Session {
         now: u64,
         actions: &mut Vec<SessionAction>,
     ) {
-        let Some(Source { lane, position, role, message }) = &in_flight.source else { return };
+        let Some(Source { lane, position, ordinal, resent, role, message }) = &mut in_flight.source else { return };
         let (lane, position) = (*lane, *position);
         match self.outgoing(message, is_current, now) {
             Ok(mut out) => {
                 out.retain &= !self.suspicion.leaves_out_flag(lane, position);
+                if out.qos == Qos::ExactlyOnce {
+                    (out.packet_id, out.is_repeated) = (Some(exact::packet_id(lane, *ordinal)), *resent);
+                    *resent = true;
+                }
                 if *role == Role::Backlog {
                     self.backlog_bytes += message.size();
                 }
                 in_flight = in_flight.with(&out, now);
+                in_flight.is_recorded = false;
                 self.suspicion.sent();
                 self.throttle.count(now);
                 actions.push(SessionAction::Publish(out));
@@ -63,8 +68,8 @@ impl Session {
     }
 
     /// A message of this lane and place waits until others have got through.
-    pub(super) fn hold_back(&mut self, lane: Lane, role: Role, position: Position, message: Message, now: u64) {
-        let mut held = InFlight::new(Some(Source { lane, role, position, message }), now);
+    pub(super) fn hold_back(&mut self, source: Source, now: u64) {
+        let mut held = InFlight::new(Some(source), now);
         held.held = true;
         self.held += 1;
         self.in_flight.push_back(held);
@@ -72,7 +77,9 @@ impl Session {
 
     /// A retained message as it goes up in a pass; `None`: it does not, or also comes down from there.
     pub fn retained(&self, message: &Message, now: u64) -> Option<OutMessage> {
-        let out = self.outgoing(message, true, now).ok()?;
+        let mut out = self.outgoing(message, true, now).ok()?;
+        // it has no ordinal, and doubled it says the same
+        out.qos = out.qos.min(Qos::AtLeastOnce);
         (out.retain && self.rules.incoming(&out.topic).is_none()).then_some(out)
     }
 
@@ -85,7 +92,8 @@ impl Session {
         }
         let qos = if target.qos == OutQos::AtMostOnce { Qos::AtMostOnce } else { Qos::AtLeastOnce };
         let (payload, properties) = (Bytes::new(), Vec::new());
-        Some(OutMessage { topic: target.topic, payload, qos: qos.min(link.max_qos), retain: true, properties })
+        let (qos, topic) = (qos.min(link.max_qos), target.topic);
+        Some(OutMessage { topic, payload, qos, retain: true, properties, packet_id: None, is_repeated: false })
     }
 
     fn outgoing(&self, message: &Message, is_current: bool, now: u64) -> Result<OutMessage, Outcome> {
@@ -108,6 +116,7 @@ impl Session {
         let qos = match target.qos {
             OutQos::AtMostOnce => Qos::AtMostOnce,
             OutQos::AtLeastOnce => Qos::AtLeastOnce,
+            OutQos::ExactlyOnce => Qos::ExactlyOnce,
             OutQos::Keep => view.qos().min(Qos::AtLeastOnce),
         };
         let out = OutMessage {
@@ -116,6 +125,8 @@ impl Session {
             qos: qos.min(link.max_qos),
             retain: view.retain() && is_current && target.retain && self.takes_retain(link),
             properties,
+            packet_id: None,
+            is_repeated: false,
         };
         // [MQTT-2.1.4]: the remaining length has 28 bits
         let limit = link.max_packet_size.map_or(268_435_455, |size| size as usize);

@@ -257,7 +257,8 @@ impl Suspicion {
 impl Session {
     /// The upstream closed the connection, and nothing of its opening was unanswered.
     pub(super) fn suspect(&mut self, actions: &mut Vec<SessionAction>) {
-        let unanswered = |message: &&InFlight| message.is_unanswered() && message.packet_id.is_some();
+        let unanswered =
+            |message: &&InFlight| message.is_unanswered() && message.packet_id.is_some() && !message.is_recorded;
         let under_way = self.in_flight.iter().filter(|message| message.is_unanswered()).count();
         let sent: Vec<&InFlight> = self.in_flight.iter().filter(unanswered).collect();
         let seen = sent.iter().filter_map(|message| {

@@ -29,11 +29,17 @@ impl<C: UpstreamClient> Upstream<C> {
                         ClientEvent::Acked(packet_id, reason) => {
                             self.session.acked(packet_id, reason, self.clock.boot_ms())
                         }
+                        ClientEvent::Recorded(packet_id) => self.session.recorded(packet_id, self.clock.boot_ms()),
                         _ => continue,
                     };
                     for action in actions {
-                        if let SessionAction::Settle(lane, position, outcome) = action {
-                            self.readers.settle(lane, position, outcome.in_journal());
+                        match action {
+                            SessionAction::Settle(lane, position, outcome) => {
+                                self.readers.settle(lane, position, outcome.in_journal());
+                            }
+                            // the rest of the exchange follows on the next connection
+                            SessionAction::Record(lane, ordinal, packet_id) => self.record(lane, ordinal, packet_id),
+                            _ => {}
                         }
                     }
                 }

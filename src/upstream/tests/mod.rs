@@ -19,7 +19,7 @@ use super::inbox::Door;
 use super::rule::tests::rule;
 use super::settings::{OutQos, UpstreamAddress, UpstreamSettings};
 use super::task::{Upstream, UpstreamError};
-use super::wire::{Broken, Busy, ClientEvent, InMessage, Link, Offer, OutMessage, UpstreamClient, Version};
+use super::wire::{Ack, Broken, Busy, ClientEvent, InMessage, Link, Offer, OutMessage, UpstreamClient, Version};
 use crate::exchange::ingress::{IngressError, Receipt};
 use crate::health::PulseTaker;
 use crate::journal::settings::Order;
@@ -68,7 +68,7 @@ enum Asked {
     Publish(String),
     Subscribe(Vec<String>),
     Unsubscribe(Vec<String>),
-    Ack(u16),
+    Ack(Ack),
     Disconnect,
 }
 
@@ -103,8 +103,8 @@ impl UpstreamClient for Scripted {
     fn unsubscribe(&mut self, filters: &[TopicFilter]) -> Result<(), Busy> {
         self.ask(Asked::Unsubscribe(strings(filters.iter())))
     }
-    fn ack(&mut self, packet_id: u16) -> Result<(), Busy> {
-        self.ask(Asked::Ack(packet_id))
+    fn ack(&mut self, ack: Ack) -> Result<(), Busy> {
+        self.ask(Asked::Ack(ack))
     }
     async fn events(&mut self) -> Result<Vec<ClientEvent>, Broken> {
         self.events.recv().await.unwrap_or(Err(Broken::Closed))
@@ -280,9 +280,9 @@ async fn commands_are_acknowledged_in_order_once_they_are_safe() {
     assert_eq!(*door.published.lock(), expected);
     assert!(script.asked.try_recv().is_err(), "not safe yet");
     safe.send_replace(1);
-    assert_eq!(script.next().await, Asked::Ack(1));
+    assert_eq!(script.next().await, Asked::Ack(Ack::Taken(1)));
     safe.send_replace(2);
-    assert_eq!(script.next().await, Asked::Ack(2));
+    assert_eq!(script.next().await, Asked::Ack(Ack::Taken(2)));
     running.stop().await;
 }
 

@@ -51,7 +51,7 @@ impl UpstreamClient for Stuck {
     fn unsubscribe(&mut self, _: &[TopicFilter]) -> Result<(), Busy> {
         Ok(())
     }
-    fn ack(&mut self, _: u16) -> Result<(), Busy> {
+    fn ack(&mut self, _: Ack) -> Result<(), Busy> {
         Ok(())
     }
     async fn events(&mut self) -> Result<Vec<ClientEvent>, Broken> {
