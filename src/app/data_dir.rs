@@ -12,7 +12,7 @@ use rustix::fs::{FlockOperation, OFlags, flock};
 use tracing::{error, warn};
 
 use super::AppError;
-use super::file_system::{AtPowerCut, Mounts};
+use super::file_system::{self, AtPowerCut, Mounts};
 use crate::health::Fault;
 
 /// The data directory, ours until dropped.
@@ -59,7 +59,8 @@ impl DataDir {
         }
         let in_memory = mounts.largest_in_memory().filter(|_| matches!(at_power_cut, AtPowerCut::Lost(_)));
         let lost_at_power_cut = at_power_cut.fault().cloned();
-        Ok(DataDir { _lock: lock, lost_at_power_cut, largest_journal: in_memory.unwrap_or(u64::MAX) })
+        let largest_journal = in_memory.unwrap_or(u64::MAX).min(file_system::largest_journal(path));
+        Ok(DataDir { _lock: lock, lost_at_power_cut, largest_journal })
     }
 }
 

@@ -7,6 +7,8 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use rustix::fs::statvfs;
+
 use crate::health::Fault;
 
 /// Overlays over overlays, and files with file systems in them, are followed this far.
@@ -149,13 +151,26 @@ impl Mounts {
         })
     }
 
-    /// Largest journal that is reasonable in memory.
+    /// Largest journal that is reasonable in this directory, where that is in memory.
     pub fn largest_in_memory(&self) -> Option<u64> {
         let text = fs::read_to_string(self.root.join("proc/meminfo")).ok()?;
         let line = text.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
         let kib: u64 = line.trim().trim_end_matches(" kB").parse().ok()?;
         Some((kib << 10) / PART_OF_MEMORY)
     }
+}
+
+/// Largest journal that the file system of a directory can hold beside what else is kept there. How much is free at the
+/// moment is another matter, that may change again.
+pub fn largest_journal(dir: &Path) -> u64 {
+    let total = statvfs(dir).map_or(0, |stat| stat.f_blocks.saturating_mul(stat.f_frsize));
+    // some do not say how large they are
+    if total == 0 { u64::MAX } else { within(total) }
+}
+
+fn within(total: u64) -> u64 {
+    let reserve = (total / 8).max((total / 4).min(2 << 20)).min(256 << 20);
+    total - reserve
 }
 
 /// A line of mountinfo.
@@ -254,6 +269,13 @@ mod tests {
         assert!(fault.problem.contains("/media/root-rw/overlay, which is not to be seen"), "{fault}");
         // without an upper directory nothing can be written
         assert_eq!(of_root("22 1 0:30 / / ro - overlay overlay ro,lowerdir=/a:/b", &[]), AtPowerCut::Kept);
+    }
+
+    #[test]
+    fn a_journal_is_smaller_than_its_disk() {
+        for (total, largest) in [(4, 3), (8, 6), (16, 14), (64, 56), (512, 448), (32 << 10, (32 << 10) - 256)] {
+            assert_eq!(within(total << 20), largest << 20, "{total} MiB");
+        }
     }
 
     #[test]
