@@ -186,6 +186,8 @@ async fn flood(mut stream: TcpStream, template: &Template, until: Until) -> io::
         }
         stream.write_all(&block).await?;
         sent += per_block as u64;
+        // all clients share a thread: otherwise one would write until its socket is full while no subscriber reads
+        tokio::task::yield_now().await;
     }
     // the end of the connection must not overtake what was written
     stream.write_all(&[0xe0, 0]).await?;
