@@ -6,6 +6,7 @@
 mod data_dir;
 mod familiar;
 pub mod file_system;
+mod home_assistant;
 mod identity;
 mod orphans;
 mod pulse;
@@ -13,6 +14,7 @@ mod reload;
 mod summary;
 #[cfg(test)]
 mod tests;
+mod upstreams;
 mod web;
 
 pub use self::orphans::discard;
@@ -40,7 +42,7 @@ use crate::http;
 use crate::journal::boots::NOTE_MS;
 use crate::journal::settings::JournalSettings;
 use crate::journal::storage::file::FileStorage;
-use crate::journal::{Journal, JournalError, Limits};
+use crate::journal::{Journal, JournalError};
 use crate::mqtt::Reason;
 use crate::net::ListenError;
 use crate::net::port::Port;
@@ -49,12 +51,9 @@ use crate::sensors::{self, Source};
 use crate::service::logging::{Logging, LoggingError};
 use crate::service::notify;
 use crate::service::signals::{Signal, Signals};
-use crate::status::{ClientsShown, SensorSnapshot, SensorState, Status, UpstreamShown};
+use crate::status::{ClientsShown, SensorSnapshot, SensorState, Status};
 use crate::supervise::{Exit, Supervisor};
 use crate::time::{SharedClock, SystemClock};
-use crate::upstream::Upstream;
-use crate::upstream::announce::announce;
-use crate::upstream::settings::UpstreamSettings;
 
 /// An orderly shutdown takes no longer than this.
 const SHUTDOWN: Duration = Duration::from_secs(4);
@@ -191,7 +190,7 @@ impl Gateway {
         let Broker { core, dispatcher, listeners, connections } = broker;
         let mut rooms = Rooms::new(core.ingress.room().clone(), core.ingress.journal().clone());
         let router_pulse = rooms.watch(ROUTER);
-        let (rules, upstreams) = start_upstreams(&settings, &core, &clock, (&supervisor, &health), &mut rooms);
+        let (rules, upstreams, waiting) = upstreams::open(&settings, &core, &clock, &health, &mut rooms);
         let source = Source::open(&settings.gpio, clock.clone(), seed())?;
         let made_up: Vec<_> = settings.sensors.iter().filter(|sensor| source.simulates(sensor)).cloned().collect();
 
@@ -203,13 +202,29 @@ impl Gateway {
         let (sensor_settings, sensor_changes) = watch::channel(settings.sensors.clone().into());
         let (snapshots, sensor_snapshots) = watch::channel(Vec::new());
         let (gone, sensors_gone) = watch::channel(());
+        let status = Status {
+            gateway_id: settings.gateway.id.as_str().into(),
+            sensors: sensor_snapshots,
+            upstreams,
+            clients: clients_shown(&core),
+            problems,
+            health: health.clone(),
+            lost_at_power_cut: data_dir.lost_at_power_cut.as_ref().map(|fault| fault.to_string().into()),
+            listeners: listeners.iter().map(|listener| listener.port.name().to_owned()).collect(),
+        };
+        let changes = sensor_settings.subscribe();
+        let announcing =
+            home_assistant::start(&settings, web_port.as_ref(), changes, &status, &core, (&supervisor, &doors, &gone))
+                .await;
+        // an upstream is asked to forget what is retained here no more: what is said anew must have been said
+        waiting.start(&core, &clock, &supervisor);
         let pulse = rooms.watch("sensors");
         let sensors = sensors::run(
             sensor_changes,
             source,
             core.ingress.clone(),
             clock.clone(),
-            (snapshots, health.clone()),
+            (snapshots, health),
             pulse,
             doors.clone(),
         );
@@ -218,16 +233,6 @@ impl Gateway {
             drop(gone);
             result
         });
-        let status = Status {
-            gateway_id: settings.gateway.id.as_str().into(),
-            sensors: sensor_snapshots,
-            upstreams,
-            clients: clients_shown(&core),
-            problems,
-            health,
-            lost_at_power_cut: data_dir.lost_at_power_cut.as_ref().map(|fault| fault.to_string().into()),
-            listeners: listeners.iter().map(|listener| listener.port.name().to_owned()).collect(),
-        };
         summary::say(&settings, config_path, &listeners, web_port.as_ref(), &|sensor| made_up.contains(sensor));
         // last, so that whoever connects finds everything there
         if let Some(port) = web_port {
@@ -238,6 +243,7 @@ impl Gateway {
             supervisor.spawn_endless(name, listener.run(core.clone(), connections.clone()));
         }
         sensors_have_answered(&settings, status.sensors.clone()).await;
+        home_assistant::go_on(announcing);
         let faults = status.health.changes();
         let changes = reload::Changes { sensors: sensor_settings, upstreams: rules, ports: reloads };
         let reloadable = Reloadable::new(settings, config_path, logging, core.clone(), changes, status);
@@ -367,42 +373,6 @@ async fn start_router(dispatcher: Dispatcher, core: &Arc<Core>, supervisor: &Sup
     supervisor.spawn_endless("shared subscriptions", core.clone().share());
     let figures = sys::Figures::start(core.clone()).await;
     supervisor.spawn_endless("$SYS", figures.run());
-}
-
-/// Starts the upstreams. Returned is what changes their rules, and how they are doing.
-fn start_upstreams(
-    settings: &Settings,
-    core: &Arc<Core>,
-    clock: &SharedClock,
-    (supervisor, health): (&Supervisor, &Health),
-    rooms: &mut Rooms,
-) -> (Vec<watch::Sender<Arc<UpstreamSettings>>>, Vec<UpstreamShown>) {
-    let journal = core.ingress.journal();
-    let removed = orphans::keep(settings, journal);
-    let limits = Limits {
-        messages: usize::MAX,
-        // the journal bounds all of them together
-        bytes: usize::MAX,
-        when_full: settings.journal.when_full,
-    };
-    let kept = (limits, settings.journal.order);
-    let max_packet = settings.broker.max_packet_size;
-    let start = |upstream: &UpstreamSettings| {
-        let (rules, changes) = watch::channel(Arc::new(upstream.clone()));
-        let ingress = core.ingress.clone();
-        let upstream = Upstream::new(changes, journal, kept, ingress, max_packet, clock.clone());
-        let upstream = upstream.report_to(health.clone());
-        let shown = upstream.shown();
-        let announced = announce(shown.clone(), core.ingress.clone(), clock.clone(), supervisor.token());
-        supervisor.spawn_endless(format!("state of upstream {}", rules.borrow().name), announced);
-        let name: Arc<str> = format!("upstream {}", rules.borrow().name).into();
-        let pulse = rooms.watch(name.clone());
-        supervisor.spawn(name, upstream.run(pulse, supervisor.token()));
-        (rules, shown)
-    };
-    let (rules, mut shown): (Vec<_>, Vec<_>) = settings.upstreams.iter().map(start).unzip();
-    shown.extend(removed);
-    (rules, shown)
 }
 
 async fn open_journal(settings: &Settings, largest: u64, clock: SharedClock) -> Result<Journal, AppError> {

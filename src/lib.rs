@@ -18,6 +18,7 @@
 //! |---|---|
 //! | [`cli`] | the command line |
 //! | [`app`] | puts everything together; the only one that knows every room |
+//! | [`home_assistant`] | tells Home Assistant of the gateway and its sensors |
 //! | [`config`] | the file, checked as a whole, and what a reload changes |
 //! | [`broker`] | the door for MQTT clients: ports, sessions |
 //! | [`sensors`] | the door for pins: from an edge to a published state |
@@ -50,6 +51,7 @@ pub mod cli;
 pub mod config;
 pub mod exchange;
 pub mod health;
+pub mod home_assistant;
 pub mod http;
 pub mod import;
 pub mod journal;

@@ -5,8 +5,11 @@
 //!
 //! Windows writes text with a byte order mark, in UTF-16 or with CRLF at the end of its lines. None of that is meant.
 
+use std::ffi::OsString;
 use std::fmt;
-use std::io;
+use std::fs::{self, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 /// Longest file that is read: certificate chains and lists of authorities are far smaller.
@@ -32,6 +35,20 @@ impl fmt::Debug for Secret {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("(hidden)")
     }
+}
+
+/// Replaces a file of ours, which nobody else may read, as a whole: a power cut leaves the old one or the new one. Blocks.
+pub fn replace_private(path: &Path, content: &[u8]) -> io::Result<()> {
+    let mut new: OsString = path.as_os_str().to_owned();
+    new.push(".new");
+    match fs::remove_file(&new) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&new)?;
+    file.write_all(content)?;
+    file.sync_all()?;
+    fs::rename(&new, path)
 }
 
 /// Why a file cannot be used.

@@ -7,7 +7,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// The rooms from the ground floor up. Each may import what stands on floors below its own, and nothing else.
-const FLOORS: [&[&str]; 10] = [
+const FLOORS: [&[&str]; 11] = [
     &["time", "supervise", "secret"],
     &["health", "message"],
     &["mqtt", "tls"],
@@ -18,6 +18,8 @@ const FLOORS: [&[&str]; 10] = [
     &["service"],
     // doors of equal rank
     &["broker", "sensors", "upstream", "http"],
+    // tells others of the doors
+    &["home_assistant"],
     &["app"],
 ];
 

@@ -27,13 +27,14 @@ struct Policy {
     users: HashMap<String, Arc<UserSettings>>,
     /// Hashes of users, for names that no user has.
     decoys: Vec<String>,
+    reserved: Arc<[String]>,
 }
 
 impl Policy {
     fn new(settings: &AccessSettings) -> Policy {
         let users = settings.users.iter().map(|user| (user.name.clone(), Arc::new(user.clone()))).collect();
         let decoys = settings.users.iter().filter_map(|user| user.password_hash.clone()).collect();
-        Policy { anonymous: settings.anonymous.clone(), users, decoys }
+        Policy { anonymous: settings.anonymous.clone(), users, decoys, reserved: settings.reserved.clone().into() }
     }
 }
 
@@ -87,6 +88,7 @@ impl Authoriser {
             publish: Rules::new(&rights.publish, identity),
             subscribe: Rules::new(&rights.subscribe, identity),
             rights,
+            reserved: policy.reserved.clone(),
         }
     }
 
@@ -107,6 +109,8 @@ pub struct Permissions {
     publish: Rules,
     subscribe: Rules,
     rights: Rights,
+    /// What only the gateway itself publishes.
+    reserved: Arc<[String]>,
 }
 
 impl Permissions {
@@ -114,7 +118,7 @@ impl Permissions {
     /// them, and those that mean something to brokers are nobody's [MQTT-4.7.2-1].
     pub fn may_publish(&self, topic: &str) -> bool {
         let first = topic.split('/').next().unwrap_or_default();
-        !RESERVED.contains(&first) && self.publish.allow(topic)
+        !RESERVED.contains(&first) && !self.reserved.iter().any(|ours| ours == topic) && self.publish.allow(topic)
     }
 
     /// Whether it may get messages on this topic.
@@ -228,6 +232,15 @@ mod tests {
         let p = permissions(&["$aws/#", "!$aws/rules/#", "$share/#", "$CONTROL/#", "+/x"], &["#"], "c");
         assert!(p.may_publish("$aws/things/a/shadow/update") && !p.may_publish("$aws/rules/a"));
         assert!(["$share/g/t", "$CONTROL/x", "$SYS", "$iothub/x"].iter().all(|topic| !p.may_publish(topic)));
+    }
+
+    #[test]
+    fn what_the_gateway_says_of_itself_is_published_by_nobody_else() {
+        let settings = AccessSettings { reserved: vec!["pigateway/loft/status".into()], ..AccessSettings::default() };
+        let anyone = Identity { user: None, client_id: "c".into() };
+        let p = Authoriser::new(&settings).permissions(&anyone);
+        assert!(!p.may_publish("pigateway/loft/status") && p.may_receive("pigateway/loft/status"));
+        assert!(p.may_publish("pigateway/attic/status") && p.may_publish("pigateway/loft/status/x"));
     }
 
     #[test]

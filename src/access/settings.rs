@@ -12,6 +12,8 @@ pub struct AccessSettings {
     pub anonymous: AnonymousSettings,
     /// Users, their names unique.
     pub users: Vec<UserSettings>,
+    /// Topics that only the gateway itself publishes.
+    pub reserved: Vec<String>,
 }
 
 /// Where clients without a user name are accepted from.

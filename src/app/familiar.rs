@@ -1,8 +1,7 @@
 //! Keeps over restarts which users have succeeded from which addresses: after a power cut they go first.
 
-use std::fs::{self, OpenOptions};
-use std::io::{self, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::access::Access;
+use crate::secret::replace_private;
 
 /// The file's name in the data directory.
 const NAME: &str = "familiar";
@@ -59,17 +59,9 @@ pub async fn keep(data_dir: PathBuf, access: Arc<Access>, cancel: CancellationTo
     }
 }
 
-/// Replaces the file as a whole: a power cut leaves the old one or the new one.
+/// Replaces the file as a whole.
 fn write(data_dir: &Path, text: &str) -> io::Result<()> {
-    let (path, new) = (data_dir.join(NAME), data_dir.join(format!("{NAME}.new")));
-    match fs::remove_file(&new) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-        _ => {}
-    }
-    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&new)?;
-    file.write_all(text.as_bytes())?;
-    file.sync_all()?;
-    fs::rename(&new, &path)
+    replace_private(&data_dir.join(NAME), text.as_bytes())
 }
 
 #[cfg(test)]

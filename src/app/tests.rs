@@ -1,7 +1,7 @@
 use super::*;
 use crate::service::problems::ProblemsLayer;
 use crate::supervise::Cause;
-use crate::upstream::settings::UpstreamAddress;
+use crate::upstream::settings::{UpstreamAddress, UpstreamSettings};
 use tracing_subscriber::layer::SubscriberExt;
 
 /// A gateway whose ports are free ones and whose data is in `directory`.

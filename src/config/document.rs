@@ -193,6 +193,11 @@ impl<'a> Value<'a> {
         self.document.problem(self.span.start, &self.path, message);
     }
 
+    /// Notes that it is perhaps not meant.
+    pub(super) fn warning(&self, message: impl Into<String>) {
+        self.document.warning(self.span.start, &self.path, message);
+    }
+
     /// Notes that the file it names cannot be used now.
     pub(super) fn file(&self, error: &FileError) {
         let problem = self.document.problem_at(self.span.start, &self.path, error.to_string());

@@ -11,6 +11,7 @@ mod broker;
 mod document;
 mod error;
 mod file;
+mod home_assistant;
 mod paths;
 pub mod reload;
 mod sensors;

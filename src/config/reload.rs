@@ -1,5 +1,6 @@
 //! What changes when the configuration is read again: what can be applied while the gateway runs, and what cannot.
 
+use super::home_assistant;
 use super::settings::Settings;
 use crate::access::settings::UserSettings;
 use crate::sensors::settings::SensorSettings;
@@ -43,6 +44,8 @@ impl Reload {
         settings.gpio = old.gpio.clone();
         settings.journal = old.journal.clone();
         settings.http = old.http.clone();
+        settings.home_assistant = old.home_assistant.clone();
+        home_assistant::apply(&settings.home_assistant.clone(), &mut settings);
         settings.upstreams = upstreams(&old.upstreams, &new.upstreams, &mut restart);
         let same_name = |a: &UserSettings, b: &UserSettings| a.name == b.name;
         let (old_users, new_users) = (&old.broker.access.users, &new.broker.access.users);
@@ -67,8 +70,8 @@ impl Reload {
             users_added: users(new_users, old_users, &same_name),
             users_revoked: users(old_users, new_users, &same_password),
             users_access: new_users.iter().filter(access).map(|user| user.name.clone()).collect(),
-            sensors_started: sensors(&new.sensors, &old.sensors),
-            sensors_stopped: sensors(&old.sensors, &new.sensors),
+            sensors_started: sensors(&settings.sensors, &old.sensors),
+            sensors_stopped: sensors(&old.sensors, &settings.sensors),
             rules: changed_rules(&old.upstreams, &settings.upstreams),
             settings,
             restart,
@@ -96,6 +99,7 @@ fn restart_keys(old: &Settings, new: &Settings) -> Vec<String> {
         ("http.trusted_proxies", old.http.trusted_proxies != new.http.trusted_proxies),
         ("http.frame_ancestors", old.http.frame_ancestors != new.http.frame_ancestors),
         ("http.tls", old.http.tls != new.http.tls),
+        ("home_assistant", old.home_assistant != new.home_assistant),
     ])
 }
 

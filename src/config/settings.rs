@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use super::paths::Environment;
 use crate::broker::settings::BrokerSettings;
+use crate::home_assistant::settings::HomeAssistantSettings;
 use crate::http::settings::HttpSettings;
 use crate::journal::settings::JournalSettings;
 use crate::message::Topic;
@@ -46,6 +47,8 @@ pub struct Settings {
     pub journal: JournalSettings,
     /// HTTP.
     pub http: HttpSettings,
+    /// Home Assistant.
+    pub home_assistant: HomeAssistantSettings,
 }
 
 impl Settings {
@@ -61,6 +64,7 @@ impl Settings {
             upstreams: Vec::new(),
             journal: JournalSettings::default(),
             http: HttpSettings::default(),
+            home_assistant: HomeAssistantSettings::default(),
         }
     }
 

@@ -32,7 +32,10 @@ const OTHER: &str = "[[upstream]]\nname = \"v\"\naddresses = [\"mqtt://h\"]\n";
 /// Files with one mistake each, and what is said about it.
 const MISTAKES: &[(&str, &str)] = &[
     // keys
-    ("colour = 1", "1:1: colour: unknown key; valid: gateway, log, broker, gpio, sensor, upstream, journal, http"),
+    (
+        "colour = 1",
+        "1:1: colour: unknown key; valid: gateway, log, broker, gpio, sensor, upstream, journal, http, home_assistant",
+    ),
     ("[[sensors]]", "1:3: sensors: unknown key; did you mean sensor?"),
     ("[broker]\nmax_inflght = 3", "2:1: broker.max_inflght: unknown key; did you mean max_inflight?"),
     ("[broker.anonymous]\nAccept = 3", "2:1: broker.anonymous.Accept: unknown key; did you mean accept?"),

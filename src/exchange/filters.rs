@@ -137,6 +137,11 @@ impl<V> FilterTree<V> {
     }
 }
 
+/// Whether a filter names its first level: what a broker says of itself is for those who ask for it.
+pub fn names_first_level(filter: &str) -> bool {
+    !filter.starts_with(['+', '#'])
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;

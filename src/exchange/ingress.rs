@@ -13,7 +13,7 @@ use tokio::sync::Notify;
 use tracing::warn;
 
 use super::carried::Carried;
-use super::filters::FilterTree;
+use super::filters::{FilterTree, names_first_level};
 use super::live::{LiveLink, Room, RouterError, empty_batch};
 use super::receiving::Receiving;
 use super::retained::Retained;
@@ -67,7 +67,14 @@ impl Accepted {
 #[derive(Clone, Debug)]
 pub enum Route {
     /// An upstream; does not get back what it sent.
-    Upstream(ConsumerId, Origin),
+    Upstream {
+        /// Its consumer.
+        consumer: ConsumerId,
+        /// What it sent itself.
+        origin: Origin,
+        /// Whether the filter names its first level, as it must for what the gateway announces.
+        is_named: bool,
+    },
     /// A persistent session: everything that is delivered above QoS 0.
     Session {
         /// Its consumer.
@@ -90,7 +97,7 @@ impl Route {
     /// Whether both lead to the same consumer or group.
     pub fn is_same(&self, other: &Route) -> bool {
         match (self, other) {
-            (Route::Upstream(a, _), Route::Upstream(b, _)) => a == b,
+            (Route::Upstream { consumer: a, .. }, Route::Upstream { consumer: b, .. }) => a == b,
             (Route::Session { consumer: a, .. }, Route::Session { consumer: b, .. }) => a == b,
             (Route::Shared { group: a, .. }, Route::Shared { group: b, .. }) => Arc::ptr_eq(a, b),
             _ => false,
@@ -224,13 +231,15 @@ impl Ingress {
     ) -> Accepted {
         let mut accepted = Accepted::default();
         let mut expires = false;
+        let announcer = Origin::announcer();
         for (at, entry) in batch.iter().enumerate() {
             let message = entry.message;
             let mut consumers: SmallVec<[ConsumerId; 4]> = SmallVec::new();
             let mut groups: SmallVec<[&Arc<SharedGroup>; 2]> = SmallVec::new();
             sequencer.routes.matches(message.topic(), |route| match route {
-                Route::Upstream(consumer, origin) => {
-                    if message.origin() != *origin && !consumers.contains(consumer) {
+                Route::Upstream { consumer, origin, is_named } => {
+                    let is_wanted = *is_named || message.origin() != announcer;
+                    if is_wanted && message.origin() != *origin && !consumers.contains(consumer) {
                         consumers.push(*consumer);
                     }
                 }
@@ -290,7 +299,7 @@ impl Ingress {
     ) -> Result<Option<Position>, Full> {
         let journal = &self.inner.journal;
         // what the gateway says of itself is said anew after every start
-        let retained = retained.filter(|message| !message.view().topic().starts_with("$SYS/"));
+        let retained = retained.filter(|message| !message.view().is_said_anew());
         match (retained, received) {
             (None, Some((session, packet_id))) if consumers.is_empty() => {
                 journal.received(session, packet_id).map(Some)
@@ -449,7 +458,7 @@ impl Ingress {
     pub fn set_upstream_filters(&self, consumer: ConsumerId, origin: Origin, filters: Vec<TopicFilter>) {
         let mut guard = self.inner.sequencer.lock();
         let sequencer = &mut *guard;
-        let is_its_own = |route: &Route| matches!(route, Route::Upstream(_, from) if *from == origin);
+        let is_its_own = |route: &Route| matches!(route, Route::Upstream { origin: from, .. } if *from == origin);
         sequencer.upstream_filters.retain(|(owner, filter)| {
             if *owner == origin {
                 sequencer.routes.remove(filter, is_its_own);
@@ -457,7 +466,9 @@ impl Ingress {
             *owner != origin
         });
         for filter in filters {
-            sequencer.routes.insert(&filter, Route::Upstream(consumer, origin));
+            sequencer
+                .routes
+                .insert(&filter, Route::Upstream { consumer, origin, is_named: names_first_level(&filter) });
             sequencer.upstream_filters.push((origin, filter));
         }
     }

@@ -5,7 +5,7 @@ use std::ops::Bound;
 
 use crate::message::{Message, MessageRef, matches};
 
-/// The store, bounded in messages and bytes. The gateway's own figures below `$SYS` are few and do not count.
+/// The store, bounded in messages and bytes. What the gateway says of itself is little and does not count.
 #[derive(Debug)]
 pub struct Retained {
     by_topic: BTreeMap<Box<str>, Message>,
@@ -54,9 +54,8 @@ impl Retained {
         if let Some(at) = expires(message) {
             self.expiries.insert((at, message.topic().into()));
         }
-        if !self.by_topic.contains_key(message.topic()) {
-            self.messages += count(message);
-        }
+        self.messages += count(message);
+        self.messages -= self.by_topic.get(message.topic()).map_or(0, |old| count(old.view()));
         match self.by_topic.get_mut(message.topic()) {
             Some(slot) => *slot = owned,
             None => {
@@ -69,7 +68,7 @@ impl Retained {
     /// The bytes of the store with this message in it.
     pub fn fits(&self, message: MessageRef<'_>) -> Result<usize, RetainedFull> {
         let old = self.by_topic.get(message.topic()).map(Message::view);
-        let messages = self.messages + if old.is_none() { count(message) } else { 0 };
+        let messages = self.messages - old.map_or(0, count) + count(message);
         let bytes = self.bytes - old.map_or(0, cost) + cost(message);
         let adds = !message.payload().is_empty() && count(message) > 0;
         if adds && (messages > self.max_messages || bytes > self.max_bytes) { Err(RetainedFull) } else { Ok(bytes) }
@@ -141,7 +140,7 @@ impl Retained {
 
 /// Whether it counts, as a number.
 fn count(message: MessageRef<'_>) -> usize {
-    usize::from(!message.topic().starts_with("$SYS/"))
+    usize::from(!message.is_said_anew())
 }
 
 /// When it expires; less than 0 if that was before this boot.
@@ -190,7 +189,28 @@ mod tests {
         for topic in ["a", "a/b", "a/c/d", "ab", "$x/a"] {
             store.apply(&message(topic, "")).unwrap();
         }
-        assert_eq!((store.len(), store.bytes()), (0, 0));
+        assert_eq!((store.len(), store.bytes(), store.messages), (0, 0, 0));
+    }
+
+    #[test]
+    fn what_the_gateway_announces_does_not_count_whoever_had_its_topic_before() {
+        let mut store = Retained::new(1, 200);
+        let draft = |payload, origin| {
+            let (qos, topic) = (Qos::AtMostOnce, "pigateway/a/state");
+            Draft { topic, payload, qos, retain: true, properties: &[], expiry: None, boot_ms: 0, origin }
+        };
+        let (ours, theirs) = (Origin::announcer(), Origin::client("c"));
+        for origins in [[theirs, ours], [ours, theirs], [ours, ours], [theirs, theirs]] {
+            for origin in origins {
+                store.apply(&Message::new(&draft(b"x", origin))).unwrap();
+            }
+            assert_eq!(store.messages, usize::from(origins[1] == theirs));
+            store.apply(&Message::new(&draft(b"", theirs))).unwrap();
+            assert_eq!((store.messages, store.bytes()), (0, 0));
+        }
+        store.apply(&message("a", "1")).unwrap();
+        store.apply(&Message::new(&draft(&[b'x'; 300], ours))).unwrap();
+        assert_eq!(store.apply(&Message::new(&draft(b"x", theirs))), Err(RetainedFull));
     }
 
     #[test]

@@ -92,6 +92,12 @@ impl Origin {
         Origin::of("gateway", "")
     }
 
+    /// The gateway where it announces itself and its sensors, such as to Home Assistant. That is said anew after every start:
+    /// it is kept in memory only, and goes to an upstream only where a rule names it.
+    pub fn announcer() -> Origin {
+        Origin::of("announcer", "")
+    }
+
     /// A request by HTTP.
     pub fn http() -> Origin {
         Origin::of("http", "")
@@ -238,6 +244,11 @@ impl<'a> MessageRef<'a> {
     /// Publisher.
     pub fn origin(&self) -> Origin {
         Origin(u64_at(self.bytes, 24))
+    }
+
+    /// Whether the gateway says it of itself, anew after every start: then it is not kept on disk.
+    pub fn is_said_anew(&self) -> bool {
+        self.topic().starts_with("$SYS/") || self.origin() == Origin::announcer()
     }
 
     /// MQTT 5 properties, encoded.

@@ -17,6 +17,7 @@
 //! | `seq` | number of this state since the gateway started, from 1 on: a gap means that a message was missed |
 //! | `clock` | only while the clock is not synchronised: `"unsynchronised"`. The message is repeated with times, and the same `seq`, once it is |
 //! | `simulated` | only where the motion is made up: `true` |
+//! | `stuck` | only where Home Assistant is told of the sensors: whether motion has lasted for suspiciously long; the message is repeated when that changes |
 //!
 //! `on_off` is `ON` or `OFF`. `time` is the local time of day at which motion began, as `%H:%M:%S`; the end of a motion
 //! is not published. It has no place for a mark, so before the clock is synchronised it is as wrong as the system's.
@@ -39,6 +40,15 @@ pub struct Reading {
     pub seq: u64,
 }
 
+/// What is to be known of a sensor besides.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Marks {
+    /// Its motion is made up.
+    pub simulated: bool,
+    /// Whether it is stuck, where that is told.
+    pub stuck: Option<bool>,
+}
+
 #[derive(Serialize)]
 struct Json<'a> {
     sensor: &'a str,
@@ -51,6 +61,8 @@ struct Json<'a> {
     clock: Option<&'static str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     simulated: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    stuck: Option<bool>,
 }
 
 /// Wall time of a moment of the boot clock as RFC 3339 in UTC, if it is known.
@@ -66,11 +78,11 @@ pub fn payload(
     format: PayloadFormat,
     sensor: &str,
     reading: Reading,
-    simulated: bool,
+    marks: Marks,
     clock: &dyn Clock,
 ) -> Option<Vec<u8>> {
     match format {
-        PayloadFormat::Json => Some(json(sensor, reading, simulated, clock)),
+        PayloadFormat::Json => Some(json(sensor, reading, marks, clock)),
         PayloadFormat::OnOff => Some(if reading.on { b"ON".to_vec() } else { b"OFF".to_vec() }),
         PayloadFormat::Time => reading.on.then(|| {
             let moment = Timestamp::from_millisecond(clock.unix_ms_at(reading.since_boot_ms)).unwrap_or_default();
@@ -79,7 +91,7 @@ pub fn payload(
     }
 }
 
-fn json(sensor: &str, reading: Reading, simulated: bool, clock: &dyn Clock) -> Vec<u8> {
+fn json(sensor: &str, reading: Reading, marks: Marks, clock: &dyn Clock) -> Vec<u8> {
     let since = wall_time(clock, reading.since_boot_ms);
     let since = since.as_deref();
     let json = Json {
@@ -90,7 +102,8 @@ fn json(sensor: &str, reading: Reading, simulated: bool, clock: &dyn Clock) -> V
         boot_ms: reading.since_boot_ms,
         seq: reading.seq,
         clock: since.is_none().then_some("unsynchronised"),
-        simulated: simulated.then_some(true),
+        simulated: marks.simulated.then_some(true),
+        stuck: marks.stuck,
     };
     // strings, numbers and times: nothing that could fail to be written
     serde_json::to_vec(&json).unwrap_or_default()
@@ -104,7 +117,7 @@ mod tests {
     const READING: Reading = Reading { on: true, since_boot_ms: 1_000, seq: 7 };
 
     fn text(format: PayloadFormat, reading: Reading, clock: &TestClock) -> Option<String> {
-        payload(format, "loft", reading, false, clock).map(|bytes| String::from_utf8(bytes).unwrap())
+        payload(format, "loft", reading, Marks::default(), clock).map(|bytes| String::from_utf8(bytes).unwrap())
     }
 
     #[test]
@@ -131,8 +144,10 @@ mod tests {
     #[test]
     fn json_says_when_motion_is_made_up() {
         let clock = TestClock::new(3_000, 0);
-        let made_up = payload(PayloadFormat::Json, "loft", READING, true, &*clock).unwrap();
-        assert!(String::from_utf8(made_up).unwrap().ends_with(r#","simulated":true}"#));
+        let with =
+            |marks| String::from_utf8(payload(PayloadFormat::Json, "loft", READING, marks, &*clock).unwrap()).unwrap();
+        assert!(with(Marks { simulated: true, stuck: None }).ends_with(r#","simulated":true}"#));
+        assert!(with(Marks { simulated: false, stuck: Some(false) }).ends_with(r#","stuck":false}"#));
     }
 
     #[test]

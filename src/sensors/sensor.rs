@@ -4,7 +4,7 @@ use tracing::{debug, error, info, warn};
 
 use super::edge::PinEventKind;
 use super::motion::{Motion, MotionAction, Timing};
-use super::payload::{self, Reading};
+use super::payload::{self, Marks, Reading};
 use super::settings::{PayloadFormat, SensorSettings};
 use crate::message::Qos;
 use crate::status::{Change, Fault, SensorSnapshot, SensorState};
@@ -110,7 +110,9 @@ impl Sensor {
     /// Its last state; `None` if there is none or its payload does not tell of it.
     pub fn state(&mut self, clock: &dyn Clock) -> Option<Publication> {
         let settings = &self.settings;
-        let payload = payload::payload(settings.payload, &settings.name, self.reading?, self.simulated, clock)?;
+        let stuck = settings.tells_stuck.then_some(self.stuck);
+        let marks = Marks { simulated: self.simulated, stuck };
+        let payload = payload::payload(settings.payload, &settings.name, self.reading?, marks, clock)?;
         self.lacks_time = settings.payload == PayloadFormat::Json && !clock.is_synchronised();
         Some(Publication {
             topic: settings.topic.as_str().to_owned(),
@@ -182,6 +184,13 @@ impl Sensor {
         self.perform(actions.unwrap_or_default(), clock)
     }
 
+    /// What is told of it at once, if that is told at all.
+    fn set_stuck(&mut self, stuck: bool, clock: &dyn Clock) -> Option<Publication> {
+        self.stuck = stuck;
+        let is_told = self.settings.tells_stuck && self.settings.payload == PayloadFormat::Json;
+        if is_told { self.state(clock) } else { None }
+    }
+
     fn perform(&mut self, actions: Vec<MotionAction>, clock: &dyn Clock) -> Vec<Publication> {
         let mut publications = Vec::new();
         for action in actions {
@@ -202,11 +211,11 @@ impl Sensor {
                     let stuck_after = timing(&self.settings).stuck_after;
                     let active = shown(clock.boot_ms().saturating_sub(since), stuck_after);
                     warn!(sensor, pin, %topic, "active for {active}: the sensor or its wire is likely broken");
-                    self.stuck = true;
+                    publications.extend(self.set_stuck(true, clock));
                 }
                 MotionAction::NotStuck => {
                     info!(sensor, pin, %topic, "inactive again");
-                    self.stuck = false;
+                    publications.extend(self.set_stuck(false, clock));
                 }
             }
         }
@@ -269,5 +278,33 @@ mod tests {
         ] {
             assert_eq!(shown(ms, configured), text, "{ms} ms of {configured}");
         }
+    }
+
+    #[test]
+    fn being_stuck_is_told_at_once_where_that_is_asked_for() {
+        use super::super::settings::Level;
+        let clock = crate::time::TestClock::new(0, 0);
+        let topic = crate::message::Topic::new("a").unwrap();
+        let told = |tells_stuck, payload| {
+            let warm_up = std::time::Duration::ZERO;
+            let settings =
+                SensorSettings { tells_stuck, payload, warm_up, ..SensorSettings::new("s", 1, topic.clone()) };
+            let mut sensor = Sensor::new(settings, 0);
+            sensor.event(PinEventKind::Watched { level: Level::Low, boot_ms: 1 }, &*clock);
+            sensor.event(PinEventKind::Edge { level: Level::High, boot_ms: 1_000 }, &*clock);
+            let mut said = sensor.time(2_000, &*clock);
+            said.extend(sensor.time(3_000_000, &*clock));
+            sensor.event(PinEventKind::Edge { level: Level::Low, boot_ms: 3_100_000 }, &*clock);
+            said.extend(sensor.time(3_200_000, &*clock));
+            said.into_iter().map(|said| String::from_utf8(said.payload).unwrap()).collect::<Vec<_>>()
+        };
+        let said = told(true, PayloadFormat::Json);
+        let stuck: Vec<_> = said.iter().map(|said| said.contains(r#""stuck":true"#)).collect();
+        assert!(stuck.contains(&true) && stuck.last() == Some(&false), "{said:#?}");
+        let first = stuck.iter().position(|stuck| *stuck).unwrap();
+        assert!(said[first].contains(r#""state":"on""#) && said[first].contains(r#""seq":2"#), "{said:#?}");
+        let said = told(false, PayloadFormat::Json);
+        assert!(said.iter().all(|said| !said.contains("stuck")) && said.len() == 2, "{said:#?}");
+        assert_eq!(told(true, PayloadFormat::OnOff).len(), 2, "it has no place for it");
     }
 }

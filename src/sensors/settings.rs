@@ -101,6 +101,8 @@ pub struct SensorSettings {
     /// Asks for made-up motion where there is no GPIO, and says which; [`GpioBackend::Simulated`] makes `None`
     /// [`Simulation::Random`].
     pub simulate: Option<Simulation>,
+    /// Whether its messages say that it is stuck, as Home Assistant is told.
+    pub tells_stuck: bool,
 }
 
 impl SensorSettings {
@@ -120,6 +122,7 @@ impl SensorSettings {
             qos: Qos::AtLeastOnce,
             retain: true,
             simulate: None,
+            tells_stuck: false,
         }
     }
 }

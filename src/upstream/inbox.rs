@@ -7,6 +7,7 @@ use tracing::{error, warn};
 use super::retained::{PAGE, is_same};
 use super::session::Inbound;
 use super::wire::{Ack, UpstreamClient};
+use crate::exchange::filters::names_first_level;
 use crate::exchange::ingress::{Ingress, IngressError, Receipt};
 use crate::journal::{ConsumerId, Full, Journal, Note};
 use crate::message::{Draft, Message, Origin, Qos, TopicFilter, via};
@@ -71,7 +72,11 @@ impl Door {
     pub(super) fn retained(&self, filter: &TopicFilter, after: &str, not_from: Origin) -> Vec<Message> {
         match self {
             Door::Ingress(ingress) => {
-                ingress.select_retained(filter, after, PAGE, |message| message.view().origin() != not_from)
+                let (is_named, announcer) = (names_first_level(filter), Origin::announcer());
+                ingress.select_retained(filter, after, PAGE, |message| {
+                    let origin = message.view().origin();
+                    origin != not_from && (is_named || origin != announcer)
+                })
             }
             #[cfg(test)]
             Door::Test(_) => Vec::new(),

@@ -1,7 +1,7 @@
 //! Upstreams: remote brokers that messages are forwarded to and taken from.
 //!
 //! [`rule`] maps topics, [`lanes`] says what goes before what, [`retained`] keeps retained messages equal, [`session`]
-//! decides, [`client`] speaks MQTT (and is the only one that names rumqttc), [`task`] brings them together, and [`ledger`]
+//! decides, `discovery` rewrites what Home Assistant is told, [`client`] speaks MQTT (and is the only one that names rumqttc), [`task`] brings them together, and [`ledger`]
 //! keeps account.
 //!
 //! Promises: what the journal holds for an upstream arrives there in order, at least once at QoS 1, whatever happens to the
@@ -18,6 +18,7 @@ pub mod announce;
 pub mod approach;
 pub mod backoff;
 pub mod client;
+mod discovery;
 mod inbox;
 pub mod lanes;
 #[cfg(test)]

@@ -51,6 +51,7 @@ impl<Q: Copy> Mapping<Q> {
 pub struct Rules {
     out: Vec<Mapping<OutQos>>,
     inbound: Vec<Mapping<Qos>>,
+    reserved: Vec<String>,
 }
 
 impl Rules {
@@ -82,7 +83,8 @@ impl Rules {
         }
         let plain = settings.inbound.iter().filter_map(|rule| inbound(rule, rule.qos));
         let both = settings.both.iter().filter_map(|rule| inbound(rule, rule.qos_in()));
-        let mut rules = Rules { out: out.collect(), inbound: plain.chain(both).collect() };
+        let mut rules =
+            Rules { out: out.collect(), inbound: plain.chain(both).collect(), reserved: settings.reserved.clone() };
         // stable: those with a prefix first, otherwise as they stand in the configuration
         rules.out.sort_by_key(|mapping| mapping.from.is_empty() && mapping.to.is_empty());
         rules.inbound.sort_by_key(|mapping| mapping.from.is_empty() && mapping.to.is_empty());
@@ -103,7 +105,8 @@ impl Rules {
     /// Where a message that came from there goes here, the highest QoS it keeps, and whether it keeps the retain flag;
     /// `None` if it does not.
     pub fn incoming(&self, topic: &str) -> Option<(String, Qos, bool)> {
-        first(&self.inbound, topic).map(|(topic, rule)| (topic, rule.qos, rule.retain))
+        let (topic, rule) = first(&self.inbound, topic)?;
+        (!self.reserved.contains(&topic)).then_some((topic, rule.qos, rule.retain))
     }
 
     /// Where the rules stand that a remote filter comes from.

@@ -56,6 +56,8 @@ pub struct UpstreamSettings {
     pub inbound: Vec<InRule>,
     /// Topics that go both ways.
     pub both: Vec<BothRule>,
+    /// Local topics that only the gateway itself publishes: nothing comes down to them.
+    pub reserved: Vec<String>,
 }
 
 impl UpstreamSettings {
@@ -92,6 +94,7 @@ impl UpstreamSettings {
             out: Vec::new(),
             inbound: Vec::new(),
             both: Vec::new(),
+            reserved: Vec::new(),
         }
     }
 }

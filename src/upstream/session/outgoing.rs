@@ -3,8 +3,9 @@
 use bytes::Bytes;
 
 use super::{InFlight, Session, SessionAction, Source, exact};
-use crate::message::{Message, Qos};
+use crate::message::{Message, Origin, Qos};
 use crate::status::ledger::{DropReason, Outcome};
+use crate::upstream::discovery::{self, Forwarded};
 use crate::upstream::properties;
 use crate::upstream::settings::OutQos;
 use crate::upstream::wire::{Link, OutMessage, Role, Version};
@@ -96,6 +97,16 @@ impl Session {
         Some(OutMessage { topic, payload, qos, retain: true, properties, packet_id: None, is_repeated: false })
     }
 
+    /// What the gateway announces of itself, with the topics that it names as they are there; `None`: nothing is left of it.
+    fn announcement(&self, payload: &[u8]) -> Option<Bytes> {
+        let there = |topic: &str| self.rules.outgoing(topic).map(|target| target.topic);
+        match discovery::forwarded(payload, there, self.status_topic.as_deref()) {
+            Forwarded::AsItIs => Some(Bytes::copy_from_slice(payload)),
+            Forwarded::Changed(changed) => Some(changed.into()),
+            Forwarded::Nothing => None,
+        }
+    }
+
     fn outgoing(&self, message: &Message, is_current: bool, now: u64) -> Result<OutMessage, Outcome> {
         let Some(link) = self.link else { return Err(Outcome::Dropped(DropReason::NoRule)) };
         let view = message.view();
@@ -119,9 +130,13 @@ impl Session {
             OutQos::ExactlyOnce => Qos::ExactlyOnce,
             OutQos::Keep => view.qos().min(Qos::AtLeastOnce),
         };
+        let payload = match view.origin() == Origin::announcer() {
+            true => self.announcement(view.payload()).ok_or(Outcome::Dropped(DropReason::NoRule))?,
+            false => Bytes::copy_from_slice(view.payload()),
+        };
         let out = OutMessage {
             topic: target.topic,
-            payload: Bytes::copy_from_slice(view.payload()),
+            payload,
             qos: qos.min(link.max_qos),
             retain: view.retain() && is_current && target.retain && self.takes_retain(link),
             properties,

@@ -1,0 +1,69 @@
+//! Home Assistant is told of the gateway.
+
+use std::sync::Arc;
+
+use tokio::sync::{oneshot, watch};
+use tokio_util::sync::CancellationToken;
+
+use crate::broker::core::Core;
+use crate::config::Settings;
+use crate::home_assistant::HomeAssistant;
+use crate::home_assistant::device::Gateway;
+use crate::net::port::Port;
+use crate::sensors::settings::SensorSettings;
+use crate::status::Status;
+use crate::supervise::Supervisor;
+
+/// Says what comes before anything else, and leaves the rest until [`go_on`].
+pub(super) async fn start(
+    settings: &Settings,
+    web: Option<&Port>,
+    sensors: watch::Receiver<Arc<[SensorSettings]>>,
+    status: &Status,
+    core: &Arc<Core>,
+    (supervisor, doors, gone): (&Supervisor, &CancellationToken, &watch::Sender<()>),
+) -> Option<oneshot::Sender<()>> {
+    let gateway = Gateway {
+        id: settings.gateway.id.clone(),
+        upstreams: settings.upstreams.iter().map(|upstream| upstream.name.clone()).collect(),
+        url: web.and_then(|web| url(settings, web)),
+    };
+    let (ingress, data_dir) = (core.ingress.clone(), &settings.gateway.data_dir);
+    let told =
+        HomeAssistant::start(&settings.home_assistant, gateway, sensors, status.clone(), ingress, data_dir).await?;
+    let (ready, is_ready) = oneshot::channel();
+    let (doors, gone) = (doors.clone(), gone.clone());
+    supervisor.spawn_endless("Home Assistant", async move {
+        tokio::select! {
+            // without a word where the start has failed
+            Ok(()) = is_ready => {}
+            () = doors.cancelled() => {}
+        }
+        told.run(doors).await;
+        drop(gone);
+    });
+    Some(ready)
+}
+
+/// The gateway is there.
+pub(super) fn go_on(announcing: Option<oneshot::Sender<()>>) {
+    // whoever waited for it may have ended by now
+    let _ = announcing.map(|ready| ready.send(()));
+}
+
+/// Where others find the web page, by the name that mDNS gives to this host.
+fn url(settings: &Settings, web: &Port) -> Option<String> {
+    let address = web.address();
+    let host = match address.ip() {
+        ip if ip.is_loopback() => return None,
+        ip if ip.is_unspecified() => {
+            let name = rustix::system::uname().nodename().to_string_lossy().into_owned();
+            if name.contains('.') { name } else { format!("{name}.local") }
+        }
+        std::net::IpAddr::V6(ip) => format!("[{ip}]"),
+        std::net::IpAddr::V4(ip) => ip.to_string(),
+    };
+    let scheme = if settings.http.tls.is_some() { "https" } else { "http" };
+    let is_name = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '[' | ']' | ':');
+    host.chars().all(is_name).then(|| format!("{scheme}://{host}:{}/", address.port()))
+}

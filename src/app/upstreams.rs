@@ -1,0 +1,66 @@
+//! The upstreams and what belongs to them.
+
+use std::sync::Arc;
+
+use tokio::sync::watch;
+
+use super::orphans;
+use super::pulse::Rooms;
+use crate::broker::core::Core;
+use crate::config::Settings;
+use crate::health::{Health, Pulse};
+use crate::journal::Limits;
+use crate::status::UpstreamShown;
+use crate::supervise::Supervisor;
+use crate::time::SharedClock;
+use crate::upstream::Upstream;
+use crate::upstream::announce::announce;
+use crate::upstream::client::Client;
+use crate::upstream::settings::UpstreamSettings;
+
+/// What is kept for them from now on, and they do not connect yet.
+pub(super) struct Waiting(Vec<(Upstream<Client>, Pulse)>);
+
+/// Opens them. Returned is what changes their rules, how they are doing, and what is to be started.
+pub(super) fn open(
+    settings: &Settings,
+    core: &Arc<Core>,
+    clock: &SharedClock,
+    health: &Health,
+    rooms: &mut Rooms,
+) -> (Vec<watch::Sender<Arc<UpstreamSettings>>>, Vec<UpstreamShown>, Waiting) {
+    let journal = core.ingress.journal();
+    let removed = orphans::keep(settings, journal);
+    let limits = Limits {
+        messages: usize::MAX,
+        // the journal bounds all of them together
+        bytes: usize::MAX,
+        when_full: settings.journal.when_full,
+    };
+    let kept = (limits, settings.journal.order);
+    let max_packet = settings.broker.max_packet_size;
+    let (mut all_rules, mut shown, mut waiting) = (Vec::new(), Vec::new(), Vec::new());
+    for upstream in &settings.upstreams {
+        let (rules, changes) = watch::channel(Arc::new(upstream.clone()));
+        let opened = Upstream::new(changes, journal, kept, core.ingress.clone(), max_packet, clock.clone());
+        let opened = opened.report_to(health.clone());
+        shown.push(opened.shown());
+        waiting.push((opened, rooms.watch(format!("upstream {}", upstream.name))));
+        all_rules.push(rules);
+    }
+    shown.extend(removed);
+    (all_rules, shown, Waiting(waiting))
+}
+
+impl Waiting {
+    /// They connect.
+    pub(super) fn start(self, core: &Arc<Core>, clock: &SharedClock, supervisor: &Supervisor) {
+        for (upstream, pulse) in self.0 {
+            let shown = upstream.shown();
+            let name = shown.now().name;
+            let announced = announce(shown, core.ingress.clone(), clock.clone(), supervisor.token());
+            supervisor.spawn_endless(format!("state of upstream {name}"), announced);
+            supervisor.spawn(format!("upstream {name}"), upstream.run(pulse, supervisor.token()));
+        }
+    }
+}

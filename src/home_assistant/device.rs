@@ -1,0 +1,267 @@
+//! What Home Assistant is told: a device for the gateway and one for each sensor, as MQTT device discovery has them.
+//!
+//! A device of its own for each sensor gets an area of its own, and is removed by one empty message. A component's
+//! availability would replace the device's, so none has one. Parts of the topic are of `[A-Za-z0-9_-]` only, while names may
+//! have more: see [`slug`].
+
+use ring::digest::{SHA256, digest};
+use serde_json::{Map, Value, json};
+
+use super::settings::{state_topic, status_topic};
+use crate::sensors::settings::{PayloadFormat, SensorSettings};
+
+/// A device to be announced.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Device {
+    /// Topic of its discovery message.
+    pub topic: String,
+    /// What a person has configured for it, as a digest: the same until that changes, whatever version of the gateway runs.
+    pub fingerprint: String,
+    /// The discovery message.
+    pub payload: Map<String, Value>,
+}
+
+/// What is announced of the gateway itself.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Gateway {
+    /// Its id.
+    pub id: String,
+    /// Names of its upstreams.
+    pub upstreams: Vec<String>,
+    /// Address of its web page, if others can reach it.
+    pub url: Option<String>,
+}
+
+/// A name as part of a topic, different for different names: itself if it fits, otherwise with `-` for what does not and
+/// with the beginning of its digest.
+pub fn slug(name: &str, fits: impl Fn(char) -> bool) -> String {
+    if !name.is_empty() && name.chars().all(&fits) {
+        return name.into();
+    }
+    let kept: String = name.chars().map(|c| if fits(c) { c } else { '-' }).collect();
+    let digits = hex(name.as_bytes());
+    format!("{kept}-{}", &digits[..8])
+}
+
+fn hex(bytes: &[u8]) -> String {
+    digest(&SHA256, bytes).as_ref().iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// The gateway's part of topics and unique ids. It has no `_`, so that gateway `a` with sensor `b_c` is not gateway `a_b`
+/// with sensor `c` in a Home Assistant that knows both.
+fn gateway_slug(id: &str) -> String {
+    slug(id, |c| c.is_ascii_alphanumeric() || c == '-')
+}
+
+fn name_slug(name: &str) -> String {
+    slug(name, |c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_'))
+}
+
+fn topic(prefix: &str, device: &str) -> String {
+    format!("{prefix}/device/{device}/config")
+}
+
+fn origin() -> Value {
+    json!({"name": "pigateway", "sw": env!("CARGO_PKG_VERSION")})
+}
+
+fn object(value: Value) -> Map<String, Value> {
+    match value {
+        Value::Object(map) => map,
+        _ => Map::new(),
+    }
+}
+
+/// The gateway's device.
+pub fn gateway(prefix: &str, gateway: &Gateway) -> Device {
+    let device = format!("pigateway_{}", gateway_slug(&gateway.id));
+    let state = state_topic(&gateway.id);
+    let part = |id: &str, platform: &str, name: &str, more: Value| {
+        let mut part = object(more);
+        part.insert("p".into(), platform.into());
+        part.insert("uniq_id".into(), format!("{device}_{id}").into());
+        part.insert("name".into(), name.into());
+        part.insert("ent_cat".into(), "diagnostic".into());
+        (id.to_owned(), Value::Object(part))
+    };
+    let mut parts = vec![
+        part(
+            "problem",
+            "binary_sensor",
+            "Problem",
+            json!({
+                "dev_cla": "problem", "val_tpl": "{{ 'ON' if value_json.problem else 'OFF' }}", "json_attr_t": state,
+                "json_attr_tpl": "{{ {'problem': value_json.problem} | tojson }}",
+            }),
+        ),
+        part("started", "sensor", "Started", json!({"dev_cla": "timestamp", "val_tpl": "{{ value_json.started }}"})),
+        part(
+            "clients",
+            "sensor",
+            "Clients",
+            json!({"stat_cla": "measurement", "ic": "mdi:lan-connect", "val_tpl": "{{ value_json.clients }}"}),
+        ),
+        part(
+            "journal_used",
+            "sensor",
+            "Journal used",
+            json!({
+                "dev_cla": "data_size", "unit_of_meas": "B", "stat_cla": "measurement", "en": false,
+                "val_tpl": "{{ value_json.journal_used_bytes }}",
+            }),
+        ),
+    ];
+    for name in &gateway.upstreams {
+        let (id, of) = (name_slug(name), format!("value_json.upstreams['{name}']"));
+        let connected = format!("{{{{ 'ON' if {of}.connected else 'OFF' }}}}");
+        parts.push(part(
+            &format!("upstream_{id}_connected"),
+            "binary_sensor",
+            &format!("Upstream {name}"),
+            json!({"dev_cla": "connectivity", "val_tpl": connected}),
+        ));
+        let pending = format!("{{{{ {of}.pending }}}}");
+        parts.push(part(
+            &format!("upstream_{id}_backlog"),
+            "sensor",
+            &format!("Upstream {name} backlog"),
+            json!({
+                "stat_cla": "measurement", "unit_of_meas": "messages", "ic": "mdi:tray-full", "val_tpl": pending,
+            }),
+        ));
+    }
+    let mut about = json!({
+        "ids": [device], "name": format!("pigateway {}", gateway.id), "mf": "pigateway", "mdl": "MQTT gateway",
+        "sw": env!("CARGO_PKG_VERSION"),
+    });
+    if let Some(url) = &gateway.url {
+        about["cu"] = url.as_str().into();
+    }
+    let payload = json!({
+        "dev": about, "o": origin(), "stat_t": state, "qos": 1, "avty_t": status_topic(&gateway.id),
+        "cmps": parts.into_iter().collect::<Map<_, _>>(),
+    });
+    let fingerprint = hex(format!("{}\n{}", gateway.id, gateway.upstreams.join("\n")).as_bytes());
+    Device { topic: topic(prefix, &device), fingerprint, payload: object(payload) }
+}
+
+/// A sensor's device. `None`: its messages do not say when motion ends, so a Home Assistant that is started would take the
+/// retained one for motion.
+pub fn sensor(prefix: &str, gateway_id: &str, sensor: &SensorSettings) -> Option<Device> {
+    let gateway = format!("pigateway_{}", gateway_slug(gateway_id));
+    let device = format!("{gateway}_{}", name_slug(&sensor.name));
+    let states = sensor.topic.as_str();
+    let mut motion = object(json!({
+        "p": "binary_sensor", "uniq_id": format!("{device}_motion"), "name": null, "dev_cla": "motion", "stat_t": states,
+    }));
+    let mut parts = Map::new();
+    match sensor.payload {
+        PayloadFormat::Time => return None,
+        // ON and OFF are what Home Assistant expects
+        PayloadFormat::OnOff => {}
+        PayloadFormat::Json => {
+            motion.append(&mut object(json!({"val_tpl": "{{ value_json.state }}", "pl_on": "on", "pl_off": "off"})));
+            parts.insert(
+                "since".into(),
+                json!({
+                    "p": "sensor", "uniq_id": format!("{device}_since"), "name": "Since", "dev_cla": "timestamp",
+                    "ent_cat": "diagnostic", "stat_t": states, "val_tpl": "{{ value_json.since }}",
+                }),
+            );
+            parts.insert(
+                "stuck".into(),
+                json!({
+                    "p": "binary_sensor", "uniq_id": format!("{device}_stuck"), "name": "Stuck", "dev_cla": "problem",
+                    "ent_cat": "diagnostic", "stat_t": states,
+                    "val_tpl": "{{ 'ON' if value_json.stuck | default(false) else 'OFF' }}",
+                }),
+            );
+        }
+    }
+    parts.insert("motion".into(), motion.into());
+    let payload = json!({
+        "dev": {
+            "ids": [device], "name": sensor.name, "mf": "pigateway", "mdl": "motion sensor", "via_device": gateway,
+            "sw": env!("CARGO_PKG_VERSION"),
+        },
+        "o": origin(), "qos": 1,
+        "avty": [{"t": status_topic(gateway_id)}, {"t": format!("{states}/status")}], "avty_mode": "all", "cmps": parts,
+    });
+    Some(Device { topic: topic(prefix, &device), fingerprint: fingerprint(sensor), payload: object(payload) })
+}
+
+/// Written out, so that a new key of a later version does not make every sensor another one.
+fn fingerprint(sensor: &SensorSettings) -> String {
+    let SensorSettings { name, pin, topic, active, bias, debounce, hold, warm_up, stuck_after, payload, qos, .. } =
+        sensor;
+    let text = format!(
+        "{name}\n{pin}\n{topic}\n{active:?}\n{bias:?}\n{debounce:?}\n{hold:?}\n{warm_up:?}\n{stuck_after:?}\n{payload:?}\n{}\n{}",
+        *qos as u8, sensor.retain
+    );
+    hex(text.as_bytes())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::message::Topic;
+
+    fn motion() -> SensorSettings {
+        SensorSettings::new("loft-motion", 17, Topic::new("loft/motion1").unwrap())
+    }
+
+    #[test]
+    fn payloads_are_those_that_home_assistant_takes() {
+        let known: Value = serde_json::from_str(include_str!("../../tests/fixtures/home_assistant.json")).unwrap();
+        let url = Some("http://loft.local:8080/".into());
+        let loft = gateway("homeassistant", &Gateway { id: "loft".into(), upstreams: vec!["home".into()], url });
+        let sensor = sensor("homeassistant", "loft", &motion()).unwrap();
+        for device in [loft, sensor] {
+            let mut expected = known[&device.topic].clone();
+            for of in ["dev", "o"] {
+                expected[of]["sw"] = env!("CARGO_PKG_VERSION").into();
+            }
+            assert_eq!(Value::Object(device.payload), expected, "{}", device.topic);
+        }
+    }
+
+    #[test]
+    fn formats_that_say_less_have_fewer_components_or_none() {
+        let on_off = SensorSettings { payload: PayloadFormat::OnOff, ..motion() };
+        let device = sensor("ha", "loft", &on_off).unwrap();
+        let parts = device.payload["cmps"].as_object().unwrap();
+        assert_eq!(parts.keys().collect::<Vec<_>>(), ["motion"]);
+        for key in ["val_tpl", "pl_on", "pl_off"] {
+            assert_eq!(parts["motion"].get(key), None, "Home Assistant's defaults are right");
+        }
+        assert_eq!(device.topic, "ha/device/pigateway_loft_loft-motion/config");
+        assert_eq!(sensor("ha", "loft", &SensorSettings { payload: PayloadFormat::Time, ..motion() }), None);
+    }
+
+    #[test]
+    fn topics_have_only_what_home_assistant_matches_and_differ_for_different_names() {
+        let names = ["a", "a.b", "a-b", "a_b", "ä", "ö", "a.b.c", "a_b.c"];
+        let mut topics: Vec<String> = Vec::new();
+        for id in names {
+            topics.push(gateway("h", &Gateway { id: id.into(), ..Gateway::default() }).topic);
+            for name in ["b", "b.c", "b_c", "c", "ü"] {
+                topics.push(sensor("h", id, &SensorSettings { name: name.into(), ..motion() }).unwrap().topic);
+            }
+        }
+        let fits = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_');
+        assert!(topics.iter().all(|topic| topic.split('/').nth(2).unwrap().chars().all(fits)), "{topics:?}");
+        let count = topics.len();
+        topics.sort();
+        topics.dedup();
+        assert_eq!(topics.len(), count);
+    }
+
+    #[test]
+    fn a_fingerprint_follows_what_is_configured() {
+        let of = |sensor: &SensorSettings| fingerprint(sensor);
+        assert_eq!(of(&motion()), of(&motion()));
+        let other = SensorSettings { hold: std::time::Duration::from_secs(9), ..motion() };
+        assert_ne!(of(&motion()), of(&other));
+        assert_ne!(of(&motion()), of(&SensorSettings { retain: false, ..motion() }));
+    }
+}

@@ -1,0 +1,93 @@
+//! The file of what Home Assistant has been told, in the data directory.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use tracing::{info, warn};
+
+use super::announcer::Memory;
+use crate::secret::replace_private;
+
+/// The file's name in the data directory.
+const NAME: &str = "home_assistant.json";
+/// A larger file is none of ours.
+const LARGEST: u64 = 16 << 20;
+
+/// The file.
+#[derive(Debug)]
+pub(super) struct Store {
+    path: PathBuf,
+    has_failed: bool,
+}
+
+impl Store {
+    pub fn new(data_dir: &Path) -> Store {
+        Store { path: data_dir.join(NAME), has_failed: false }
+    }
+
+    /// What it says. Blocks for a moment.
+    pub fn read(&self) -> Memory {
+        let is_ours = fs::symlink_metadata(&self.path).is_ok_and(|file| file.is_file() && file.len() <= LARGEST);
+        let Some(text) = fs::read(&self.path).ok().filter(|_| is_ours) else { return Memory::default() };
+        serde_json::from_slice(&text).unwrap_or_else(|error| {
+            let path = self.path.display();
+            warn!(%error, "{path} is damaged: what has gone since may stay in Home Assistant, where it can be deleted");
+            Memory::default()
+        })
+    }
+
+    /// Replaces it as a whole: a power cut leaves the old one or the new one. Where nothing is to be kept there is no file.
+    pub async fn write(&mut self, memory: &Memory) {
+        let (path, is_empty) = (self.path.clone(), memory.is_empty());
+        // strings and JSON values: nothing that could fail to be written
+        let text = serde_json::to_vec(memory).unwrap_or_default();
+        let write = move || match is_empty {
+            false => replace_private(&path, &text),
+            true => match fs::remove_file(&path) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+                _ => Ok(()),
+            },
+        };
+        let written = tokio::task::spawn_blocking(write).await.unwrap_or(Ok(()));
+        match &written {
+            Ok(()) if self.has_failed => info!("what Home Assistant has been told is written again"),
+            Err(error) if !self.has_failed => {
+                let path = self.path.display();
+                warn!(%error, "{path} cannot be written: what goes while Home Assistant is away may stay there");
+            }
+            _ => {}
+        }
+        self.has_failed = written.is_err();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::super::announcer::Announcer;
+    use super::super::device::{Gateway, gateway};
+    use super::*;
+
+    #[tokio::test]
+    async fn what_is_written_is_read_and_nobody_elses_business() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut store = Store::new(dir.path());
+        assert!(store.read().is_empty());
+        let mut announcer = Announcer::default();
+        announcer.announce(vec![gateway("homeassistant", &Gateway { id: "loft".into(), ..Gateway::default() })], 0);
+        for _ in 0..2 {
+            store.write(announcer.memory()).await;
+        }
+        assert_eq!(store.read(), *announcer.memory());
+        let path = dir.path().join(NAME);
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+        fs::write(&path, "{").unwrap();
+        assert!(store.read().is_empty(), "damage is no reason not to start");
+        store.write(&Memory::default()).await;
+        assert!(!path.exists());
+        store.write(&Memory::default()).await;
+        assert!(!store.has_failed);
+    }
+}

@@ -1,0 +1,249 @@
+//! The real Home Assistant finds the gateway and its sensors, follows them, and forgets them. It is started once for all that
+//! is asked of it here; `tests/run` puts it into the cache.
+
+#![allow(clippy::unwrap_used)]
+
+mod server;
+#[path = "../support/mod.rs"]
+mod support;
+
+use std::time::{Duration, Instant};
+
+use rustix::process::Signal;
+use server::HomeAssistant;
+use support::{Connect, Gateway, Mosquitto, Setup, free_port, wait_until};
+
+const LOFT: &str = "pigateway_test_loft_motion";
+const HALL: &str = "pigateway_test_hall_motion";
+
+/// A sensor that says "off" when it is started, and nothing more: the test publishes in its place.
+fn sensor(name: &str, pin: u8, more: &str) -> String {
+    format!(
+        "[[sensor]]\nname = \"{name}\"\npin = {pin}\ntopic = \"home/{name}\"\nwarm_up = \"0 s\"\nhold = \"0 s\"\n\
+         simulate = [\"600 s off\"]\n{more}\n"
+    )
+}
+
+fn config(rest: &str) -> String {
+    format!("# the rest\n[home_assistant]\nenabled = true\n{rest}")
+}
+
+/// Writes another configuration.
+fn write(dir: &std::path::Path, rest: &str) {
+    let path = dir.join("pigateway.toml");
+    let text = std::fs::read_to_string(&path).unwrap();
+    let head = &text[..text.find("# the rest").unwrap()];
+    std::fs::write(&path, format!("{head}{}", config(rest))).unwrap();
+}
+
+fn reload(gateway: &Gateway, rest: &str) {
+    write(gateway.dir(), rest);
+    let count = gateway.log().iter().filter(|line| line.contains("configuration reloaded")).count();
+    gateway.signal(Signal::HUP);
+    gateway.wait_for_lines("configuration reloaded", count + 1);
+}
+
+#[track_caller]
+fn shows(server: &HomeAssistant, unique_id: &str, expected: &str) {
+    let mut seen = None;
+    let begin = Instant::now();
+    while begin.elapsed() < support::PATIENCE {
+        seen = server.state(unique_id);
+        if seen.as_deref() == Some(expected) {
+            return;
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    panic!("{unique_id} is {seen:?}, not {expected}");
+}
+
+/// Waits until it has these devices, and none else from us.
+#[track_caller]
+fn has(server: &HomeAssistant, expected: &[&str]) {
+    let mut seen = Vec::new();
+    let begin = Instant::now();
+    while begin.elapsed() < support::PATIENCE {
+        seen = server.devices();
+        if seen == expected {
+            return;
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    panic!("{seen:?}, not {expected:?}");
+}
+
+fn motion(port: u16, name: &str, state: &str) {
+    let text = format!(r#"{{"state":"{state}","since":"2026-03-01T12:00:00.250Z","stuck":false}}"#);
+    Connect::new("pin").open(port).publish(&format!("home/{name}"), text, 1, true);
+}
+
+#[test]
+fn home_assistant_finds_follows_and_forgets() {
+    let both = format!("{}{}", sensor("loft", 17, ""), sensor("hall", 18, ""));
+    let moving = both.replace("600 s off", "1 s off\", \"1 s on");
+    let gateway = Setup::default().config(&config(&moving)).start();
+    let mut server = HomeAssistant::new(gateway.port);
+    has(&server, &["hall", "loft", "pigateway test"]);
+    for state in ["on", "off", "on"] {
+        shows(&server, HALL, state);
+    }
+    reload(&gateway, &both);
+    entities_appear_and_follow(&server, &gateway);
+    let gateway = it_survives_restarts_in_every_order(&mut server, gateway);
+    let gateway = what_goes_disappears(&mut server, gateway, &both);
+    a_persons_decision_holds(&mut server, gateway, &both);
+}
+
+fn entities_appear_and_follow(server: &HomeAssistant, gateway: &Gateway) {
+    shows(server, "pigateway_test_problem", "off");
+    // its own connection
+    wait_until("clients", || server.state("pigateway_test_clients").is_some_and(|clients| clients != "unknown"));
+    assert_ne!(server.state("pigateway_test_started").as_deref(), Some("unavailable"));
+    assert_eq!(server.state("pigateway_test_journal_used").as_deref(), Some("not shown"), "disabled at first");
+    shows(server, LOFT, "off");
+    let follow = |state| {
+        let begin = Instant::now();
+        motion(gateway.port, "loft", state);
+        shows(server, LOFT, state);
+        begin.elapsed()
+    };
+    let fastest = ["on", "off", "on", "off", "on", "off", "on"].map(follow).into_iter().min().unwrap();
+    assert!(fastest < Duration::from_secs(1), "{fastest:?}");
+    shows(server, "pigateway_test_loft_since", "2026-03-01T12:00:00+00:00");
+    shows(server, "pigateway_test_loft_stuck", "off");
+}
+
+fn it_survives_restarts_in_every_order(server: &mut HomeAssistant, gateway: Gateway) -> Gateway {
+    // the gateway, in order and by a crash
+    let gateway = gateway.end().restart();
+    shows(server, LOFT, "off");
+    let killed = gateway.kill();
+    shows(server, LOFT, "unavailable");
+    let gateway = killed.restart();
+    shows(server, LOFT, "off");
+    motion(gateway.port, "loft", "on");
+    shows(server, LOFT, "on");
+    // Home Assistant, likewise
+    server.stop();
+    server.start();
+    shows(server, LOFT, "on");
+    server.kill();
+    server.start();
+    shows(server, LOFT, "on");
+    // both: the gateway first, and Home Assistant first
+    server.kill();
+    let gateway = gateway.kill().restart();
+    server.start();
+    shows(server, LOFT, "off");
+    motion(gateway.port, "loft", "on");
+    shows(server, LOFT, "on");
+    let killed = gateway.kill();
+    server.stop();
+    server.start();
+    let gateway = killed.restart();
+    shows(server, LOFT, "off");
+    has(server, &["hall", "loft", "pigateway test"]);
+    gateway
+}
+
+fn what_goes_disappears(server: &mut HomeAssistant, gateway: Gateway, both: &str) -> Gateway {
+    // a sensor while Home Assistant looks
+    gateway.wait_for_line("announced to Home Assistant");
+    reload(&gateway, &sensor("loft", 17, ""));
+    has(server, &["loft", "pigateway test"]);
+    reload(&gateway, both);
+    has(server, &["hall", "loft", "pigateway test"]);
+    shows(server, HALL, "off");
+    // a component
+    reload(&gateway, &format!("{}{}", sensor("loft", 17, ""), sensor("hall", 18, "payload = \"on_off\"")));
+    wait_until("the component has gone", || server.state("pigateway_test_hall_since").is_none());
+    reload(&gateway, both);
+    shows(server, "pigateway_test_hall_stuck", "off");
+    // while it is away: a sensor, a component of another, and the gateway is started in between
+    server.stop();
+    reload(&gateway, &sensor("loft", 17, "payload = \"on_off\""));
+    let gateway = gateway.kill().restart();
+    server.start();
+    has(server, &["loft", "pigateway test"]);
+    wait_until("the component has gone", || server.state("pigateway_test_loft_since").is_none());
+    assert!(server.state(LOFT).is_some());
+    // another id, while it is away
+    server.kill();
+    let killed = gateway.end();
+    let path = killed.dir().join("pigateway.toml");
+    let text = std::fs::read_to_string(&path).unwrap();
+    std::fs::write(&path, text.replace("id = \"test\"", "id = \"attic\"")).unwrap();
+    let gateway = killed.restart();
+    server.start();
+    has(server, &["loft", "pigateway attic"]);
+    assert_eq!(server.state(LOFT), None);
+    // and back, while it looks
+    let killed = gateway.end();
+    std::fs::write(&path, text).unwrap();
+    write(killed.dir(), both);
+    let gateway = killed.restart();
+    has(server, &["hall", "loft", "pigateway test"]);
+    assert_eq!(server.state("pigateway_attic_loft_motion"), None);
+    gateway
+}
+
+fn a_persons_decision_holds(server: &mut HomeAssistant, gateway: Gateway, both: &str) {
+    server.delete("hall");
+    has(server, &["loft", "pigateway test"]);
+    gateway.wait_for_line("deleted in Home Assistant");
+    reload(&gateway, &format!("{both}{}", sensor("porch", 19, "")));
+    has(server, &["loft", "pigateway test", "porch"]);
+    let gateway = gateway.kill().restart();
+    server.stop();
+    server.start();
+    shows(server, LOFT, "off");
+    has(server, &["loft", "pigateway test", "porch"]);
+    reload(
+        &gateway,
+        &format!(
+            "{}{}",
+            sensor("loft", 17, ""),
+            sensor("hall", 18, "hold = \"1 s\"").replacen("hold = \"0 s\"\n", "", 1)
+        ),
+    );
+    has(server, &["hall", "loft", "pigateway test"]);
+    // nothing is left when it is switched off, and the gateway's topics are anybody's again
+    let killed = gateway.end();
+    let path = killed.dir().join("pigateway.toml");
+    let text = std::fs::read_to_string(&path).unwrap().replace("enabled = true", "enabled = false");
+    std::fs::write(&path, text).unwrap();
+    let gateway = killed.restart();
+    has(server, &[]);
+    wait_until("the file has gone", || {
+        !gateway.dir().join("data/home_assistant.json").exists() || server.devices().is_empty()
+    });
+}
+
+#[test]
+fn a_home_assistant_at_the_upstream_follows_too() {
+    let mosquitto = Mosquitto::on(free_port(), "");
+    let mut rules = format!(
+        "[[upstream]]\nname = \"home\"\naddresses = [\"mqtt://127.0.0.1:{}\"]\nstatus_topic = \"sites/connected\"\n",
+        mosquitto.port
+    );
+    for (filter, prefix) in [("homeassistant/device/#", ""), ("pigateway/#", "sites/"), ("home/#", "sites/")] {
+        rules += &format!("[[upstream.out]]\ntopic_filter = \"{filter}\"\nremote_prefix = \"{prefix}\"\n");
+    }
+    rules += "[[upstream.in]]\ntopic_filter = \"homeassistant/status\"\n";
+    let gateway = Setup::default().config(&config(&format!("{}{rules}", sensor("loft", 17, "")))).start();
+    let mut server = HomeAssistant::new(mosquitto.port);
+    has(&server, &["loft", "pigateway test"]);
+    shows(&server, "pigateway_test_upstream_home_connected", "on");
+    motion(gateway.port, "loft", "on");
+    shows(&server, LOFT, "on");
+    // the will of status_topic
+    let killed = gateway.kill();
+    shows(&server, LOFT, "unavailable");
+    let gateway = killed.restart();
+    shows(&server, LOFT, "off");
+    // gone while it was away: its birth comes down
+    server.kill();
+    reload(&gateway, &rules);
+    server.start();
+    has(&server, &["pigateway test"]);
+}
