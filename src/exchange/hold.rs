@@ -5,7 +5,7 @@
 //!
 //! - Who publishes to no full queue is never held.
 //! - Who publishes to a full one is held while its reader has taken at least a quarter of its queue in the last
-//!   [`LATELY`].
+//!   [`LATELY`], or, at QoS 1 and 2, [`WINDOWS`] messages: it acknowledges each window, on a slow line or beside other work.
 //! - For any other reader publishers are held for at most [`BUDGET`] in any [`PERIOD`], all readers of one user together and
 //!   its new connections too. Guests are one user.
 //! - After that the reader loses what does not fit, counted, until it has caught up or taken a quarter that quickly.
@@ -35,6 +35,8 @@ use crate::message::Origin;
 /// What a reader has taken within this time tells whether it reads.
 pub const LATELY: Duration = Duration::from_millis(250);
 const QUARTER: f64 = 0.25;
+/// Three windows of the usual 20 messages: a client that answers at once takes so many in [`LATELY`] on a line of 80 ms.
+const WINDOWS: f64 = 60.0;
 /// So many readers with full queues are each judged as if they were alone.
 const ALONE: usize = 8;
 /// How long publishers are held for the readers of one user that do not read ...
@@ -55,6 +57,8 @@ pub struct Taken {
     pub messages: u64,
     /// Bytes.
     pub bytes: u64,
+    /// Messages of subscriptions at QoS 1 and 2, which its client acknowledges before it gets more than a window of them.
+    pub by_window: u64,
 }
 
 /// How fast a reader takes what there is for it. Times are of any clock that goes forward.
@@ -110,7 +114,8 @@ impl Uptake {
 /// What was taken since `before`, as a share of the queue.
 fn share(before: &Taken, taken: Taken, limits: &InboxLimits) -> f64 {
     let messages = (taken.messages - before.messages) as f64 / limits.messages as f64;
-    messages.max((taken.bytes - before.bytes) as f64 / limits.bytes as f64)
+    let windows = QUARTER * (taken.by_window - before.by_window) as f64 / WINDOWS;
+    messages.max((taken.bytes - before.bytes) as f64 / limits.bytes as f64).max(windows)
 }
 
 /// What is left to the readers of one user of the time for which they may hold publishers.
@@ -354,7 +359,7 @@ mod tests {
     #[test]
     fn a_reader_is_quick_that_has_taken_a_quarter_within_a_quarter_of_a_second() {
         let mut uptake = Uptake::default();
-        let taken = |messages| Taken { messages, bytes: messages * 10 };
+        let taken = |messages| Taken { messages, bytes: messages * 10, by_window: 0 };
         assert!(!uptake.is_quick(ms(0), taken(5000), &LIMITS, 1), "nothing is known of it");
         uptake.mark(ms(0), taken(0));
         assert!(!uptake.is_quick(ms(100), taken(249), &LIMITS, 1));
@@ -366,8 +371,11 @@ mod tests {
         }
         assert!(uptake.is_quick(ms(500), taken(500), &LIMITS, 1), "1,000 messages a second");
         assert!(!uptake.is_quick(ms(600), taken(510), &LIMITS, 1), "then hardly any");
-        assert!(uptake.is_quick(ms(600), Taken { messages: 510, bytes: 40_000 }, &LIMITS, 1), "but large ones");
+        assert!(uptake.is_quick(ms(600), Taken { bytes: 40_000, ..taken(510) }, &LIMITS, 1), "but large ones");
         assert!(uptake.marks.len() <= 12);
+        let windows = |by_window| Taken { by_window, ..taken(510) };
+        assert!(!uptake.is_quick(ms(600), windows(59), &LIMITS, 1));
+        assert!(uptake.is_quick(ms(600), windows(60), &LIMITS, 1), "but window by window");
         // just full: it is judged by what it has taken since then
         uptake.set_full(Some((ms(600), taken(510))));
         assert!(!uptake.is_quick(ms(600), taken(510), &LIMITS, 1));

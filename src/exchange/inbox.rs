@@ -16,7 +16,7 @@ use tracing::warn;
 
 use super::delivery::{Queued, Run};
 use super::hold::{Holds, Taken, Uptake};
-use crate::message::Packed;
+use crate::message::{Packed, Qos};
 
 /// Bytes beyond the bound that were on their way when the inbox was full. They are shared with other readers.
 const OVERFLOW: usize = 4 << 20;
@@ -244,6 +244,9 @@ impl Inbox {
         state.bytes -= run.messages.size();
         state.taken.messages += run.messages.len() as u64;
         state.taken.bytes += run.messages.size() as u64;
+        if run.terms.qos > Qos::AtMostOnce {
+            state.taken.by_window += run.messages.len() as u64;
+        }
         let half = state.messages <= self.limits.messages / 2 && state.bytes <= self.limits.bytes / 2;
         let held_by = if half { state.held_by.take() } else { None };
         if half && std::mem::take(&mut state.full) {
