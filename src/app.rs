@@ -11,6 +11,7 @@ mod identity;
 mod orphans;
 mod pulse;
 mod reload;
+mod replaced;
 mod summary;
 #[cfg(test)]
 mod tests;
@@ -198,6 +199,9 @@ impl Gateway {
         familiar::read(&settings.gateway.data_dir, &core.access);
         let keeping = familiar::keep(settings.gateway.data_dir.clone(), core.access.clone(), supervisor.token());
         supervisor.spawn_endless("addresses of users", keeping);
+        replaced::read(&settings.gateway.data_dir, &core.access, &settings.broker.access);
+        let keeping = replaced::keep(settings.gateway.data_dir.clone(), core.access.clone(), supervisor.token());
+        supervisor.spawn_endless("password hashes", keeping);
 
         let (sensor_settings, sensor_changes) = watch::channel(settings.sensors.clone().into());
         let (snapshots, sensor_snapshots) = watch::channel(Vec::new());

@@ -10,9 +10,10 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use rustix::process::Signal;
 use support::broker::{gateway, wait_until_served};
 use support::packet::{V5, V311};
-use support::{Connect, Mosquitto, Process, free_port};
+use support::{Connect, Gateway, Mosquitto, Process, free_port, wait_until};
 
 /// A mosquitto with its files, and a gateway with what was imported from them.
 struct Pair {
@@ -334,4 +335,71 @@ fn mqtt_io_s_inputs_are_read_by_the_gateway() {
     let words: BTreeSet<String> = (0..3).map(|_| client.receive().text()).collect();
     assert_eq!(words, BTreeSet::from(["ON".to_owned(), "OFF".to_owned()]));
     gateway.stop();
+}
+
+/// Made by mosquitto_passwd, of the password `pässword`.
+const SEVEN: &str =
+    "$7$101$X+vfWTSUfGwxZqZA$0X68176mCA7P0/iVT5aJ0nJWnUQr8KI+3NzuWUArBX1tuqxqnf95WYUKt/nLkSCK58xYfTcAq9yDf/Xx+jIffg==";
+const SIX: &str =
+    "$6$NnORNO+Hq9AG2LI5$2UB54qxnjCLgjn/JLSIUgxwJqz0NgHwVBurKcrYHRMWCoD9LrqUBg8JkFSHFV5rAvIjPGIfVr29fTMRCFEUvIw==";
+
+fn logs_in(port: u16, user: &str, password: &str) -> bool {
+    Connect::new("c").login(user, password).try_open(port).1.reason == 0
+}
+
+/// The argon2id hash of a password, as `pigateway user` makes it.
+fn argon2id(password: &str) -> String {
+    let mut user = Process::start(gateway().args(["user", "x"]));
+    user.input(format!("{password}\n").as_bytes());
+    let (_, lines) = user.wait();
+    let text = lines.join("\n");
+    let at = text.find("$argon2id").unwrap_or_else(|| panic!("{text}"));
+    text[at..].split(['"', '\n']).next().unwrap().to_owned()
+}
+
+#[test]
+fn mosquittos_hashes_are_replaced_by_argon2id_at_the_first_login() {
+    let users = |seven: &str| {
+        let user = |name: &str, hash: &str| format!("[[broker.user]]\nname = \"{name}\"\npassword_hash = \"{hash}\"\n");
+        format!("{}{}", user("seven", seven), user("six", SIX))
+    };
+    let gateway = Gateway::with(&users(SEVEN));
+    let file = gateway.dir().join("data/password-hashes");
+    let kept = || std::fs::read_to_string(&file).unwrap_or_default();
+    assert!(!logs_in(gateway.port, "seven", "wrong"));
+    assert!(logs_in(gateway.port, "seven", "pässword"));
+    wait_until("one is replaced", || kept().lines().count() == 1);
+    assert!(logs_in(gateway.port, "six", "pässword"));
+    wait_until("both are replaced", || kept().lines().count() == 2);
+    assert_eq!(kept().matches("\t$argon2id$v=19$m=19456,t=2,p=1$").count(), 2, "{}", kept());
+    assert!(!kept().contains("pässword") && !kept().contains("$7$") && !kept().contains("seven"), "{}", kept());
+    assert_eq!(std::fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o600);
+    assert!(logs_in(gateway.port, "seven", "pässword") && !logs_in(gateway.port, "seven", "wrong"));
+
+    // after a restart passwords are checked against what is kept, and not against mosquitto's hash
+    let killed = gateway.kill();
+    let line = kept().lines().find(|line| line.starts_with(&sha256(SEVEN))).unwrap().to_owned();
+    let other = format!("{}\t{}", line.split('\t').next().unwrap(), argon2id("another"));
+    std::fs::write(&file, kept().replace(&line, &other)).unwrap();
+    let gateway = killed.restart();
+    assert!(logs_in(gateway.port, "seven", "another") && !logs_in(gateway.port, "seven", "pässword"));
+    assert!(logs_in(gateway.port, "six", "pässword"));
+
+    // another hash in the configuration wins
+    let path = gateway.dir().join("pigateway.toml");
+    let text = std::fs::read_to_string(&path).unwrap();
+    std::fs::write(&path, text.replace(SEVEN, &argon2id("new"))).unwrap();
+    gateway.signal(Signal::HUP);
+    gateway.wait_for_line("configuration reloaded");
+    assert!(logs_in(gateway.port, "seven", "new") && !logs_in(gateway.port, "seven", "another"));
+    wait_until("its replacement is forgotten", || kept().lines().count() == 1);
+    // the old one again: what was kept in its place is not
+    std::fs::write(&path, text).unwrap();
+    let gateway = gateway.end().restart();
+    assert!(logs_in(gateway.port, "seven", "pässword") && !logs_in(gateway.port, "seven", "another"));
+}
+
+fn sha256(text: &str) -> String {
+    let digest = ring::digest::digest(&ring::digest::SHA256, text.as_bytes());
+    digest.as_ref().iter().map(|byte| format!("{byte:02x}")).collect()
 }

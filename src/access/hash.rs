@@ -9,10 +9,12 @@
 
 use std::io;
 
-use argon2::password_hash::{Output, PasswordHasher, SaltString};
+use argon2::password_hash::{Output, ParamsString, SaltString};
 use argon2::{ARGON2ID_IDENT, Algorithm, Argon2, Params, PasswordHash, Version};
 use base64ct::{Base64, Encoding};
 use sha2::{Digest, Sha512};
+
+use super::password::memory;
 
 /// Memory of one password check that a Pi with 512 MB can still bear, in KiB.
 pub const MAX_MEMORY: u32 = 64 << 10;
@@ -78,16 +80,25 @@ pub(super) fn verify_mosquitto(hash: &str, password: &[u8]) -> Option<bool> {
 }
 
 /// An argon2id hash that a small Pi computes in a fraction of a second: 19 MiB, 2 passes, 1 lane.
-pub fn make(password: &str) -> io::Result<String> {
+pub fn make(password: impl AsRef<[u8]>) -> io::Result<String> {
     fn other(error: impl std::fmt::Display) -> io::Error {
         io::Error::other(error.to_string())
     }
     let mut salt = [0; 16];
     getrandom::fill(&mut salt).map_err(other)?;
     let params = Params::new(19_456, 2, 1, None).map_err(other)?;
-    let argon2 = Argon2::new(Algorithm::Argon2id, Version::V0x13, params);
+    let memory = memory(&params);
+    let argon2 = Argon2::new(Algorithm::Argon2id, Version::V0x13, params.clone());
+    let mut computed = [0; 32];
+    argon2.hash_password_into_with_memory(password.as_ref(), &salt, &mut computed, memory).map_err(other)?;
     let salt = SaltString::encode_b64(&salt).map_err(other)?;
-    let hash = argon2.hash_password(password.as_bytes(), &salt).map_err(other)?;
+    let hash = PasswordHash {
+        algorithm: ARGON2ID_IDENT,
+        version: Some(Version::V0x13.into()),
+        params: ParamsString::try_from(&params).map_err(other)?,
+        salt: Some(salt.as_salt()),
+        hash: Some(Output::new(&computed).map_err(other)?),
+    };
     Ok(hash.to_string())
 }
 

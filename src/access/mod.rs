@@ -5,7 +5,7 @@
 //! | `settings` | users, clients without a user name, and what they may do |
 //! | `identity` | users, clients, and whose a session is |
 //! | `authenticate`, `password` | who somebody is |
-//! | `hash` | forms of password hashes |
+//! | `hash`, `replaced` | forms of password hashes, and argon2id in place of the weaker ones |
 //! | `guesses`, `familiar` | how fast passwords may be guessed, and who goes first |
 //! | `authorise` | what it may publish and receive |
 //! | `waiting` | places of connections that have not said who they are |
@@ -19,6 +19,7 @@ pub mod hash;
 pub mod identity;
 pub mod limiter;
 pub mod password;
+pub mod replaced;
 pub mod settings;
 pub mod waiting;
 
@@ -48,6 +49,7 @@ impl Access {
     pub fn reload(&self, settings: &AccessSettings) {
         self.authoriser.reload(settings);
         self.passwords.reload();
+        self.passwords.replaced.retain(settings.hashes());
         self.passwords.familiar.retain(|name| settings.users.iter().any(|user| user.name == name));
     }
 }

@@ -23,7 +23,8 @@ use tokio::time::{Instant, sleep_until, timeout_at};
 use super::authenticate::NOBODY;
 use super::familiar::Familiar;
 use super::guesses::{Guesses, Taken, network};
-use super::hash::verify_mosquitto;
+use super::hash::{self, is_from_mosquitto, verify_mosquitto};
+use super::replaced::Replaced;
 
 /// Checks that may wait. Clients that come later are told that the broker is busy.
 const MAX_WAITING: usize = 1024;
@@ -37,6 +38,13 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// with a mapping of their own rises to. So more is asked for than is used: what is not touched costs nothing, and all of
 /// it goes back to the system after each check, whichever thread did it.
 const OWN_MAPPING: usize = 33 << 20;
+
+/// Memory for one hash.
+pub(super) fn memory(params: &Params) -> Vec<Block> {
+    let mut memory = Vec::with_capacity(params.block_count().max(OWN_MAPPING / Block::SIZE));
+    memory.resize(params.block_count(), Block::default());
+    memory
+}
 
 /// Result of a check.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -77,6 +85,8 @@ pub struct Passwords {
     turns: Turns,
     /// Who has succeeded from where.
     pub familiar: Familiar,
+    /// What passwords are checked against in place of hashes that mosquitto made.
+    pub replaced: Replaced,
 }
 
 impl Default for Passwords {
@@ -89,6 +99,7 @@ impl Default for Passwords {
             waiting: Mutex::default(),
             turns: Turns::default(),
             familiar: Familiar::default(),
+            replaced: Replaced::default(),
         }
     }
 }
@@ -141,8 +152,8 @@ impl Passwords {
     }
 
     async fn compare(&self, attempt: &Attempt<'_>, is_familiar: bool) -> bool {
-        let against = attempt.hash.unwrap_or(attempt.decoy);
-        let fingerprint = self.key.hash_one((against, attempt.password));
+        let configured = attempt.hash.unwrap_or(attempt.decoy);
+        let fingerprint = self.key.hash_one((configured, attempt.password));
         let is_known = || attempt.hash.is_some() && self.known.lock().get(attempt.user) == Some(&fingerprint);
         if is_known() {
             return true;
@@ -152,9 +163,18 @@ impl Passwords {
         if is_known() {
             return true;
         }
-        let (hash, password) = (against.to_owned(), attempt.password.to_vec());
-        let checked = tokio::task::spawn_blocking(move || verify(&hash, &password).unwrap_or(false));
-        let is_right = checked.await.unwrap_or(false) && attempt.hash.is_some();
+        // for names that nobody has too, or the time that it takes would tell
+        let against = self.replaced.get(configured).unwrap_or_else(|| configured.to_owned());
+        let (is_user, password) = (attempt.hash.is_some(), attempt.password.to_vec());
+        let check = move || {
+            let is_right = verify(&against, &password).unwrap_or(false) && is_user;
+            let is_weak = is_right && is_from_mosquitto(&against);
+            (is_right, is_weak.then(|| hash::make(&password).ok()).flatten())
+        };
+        let (is_right, made) = tokio::task::spawn_blocking(check).await.unwrap_or_default();
+        if let Some(made) = made {
+            self.replaced.set(configured, &made);
+        }
         if is_right {
             self.known.lock().insert(attempt.user.into(), fingerprint);
         }
@@ -301,8 +321,7 @@ fn verify(hash: &str, password: &[u8]) -> Option<bool> {
     let (expected, salt) = hash.hash.zip(hash.salt)?;
     let mut salt_bytes = [0; Salt::MAX_LENGTH];
     let salt = salt.decode_b64(&mut salt_bytes).ok()?;
-    let mut memory = Vec::with_capacity(params.block_count().max(OWN_MAPPING / Block::SIZE));
-    memory.resize(params.block_count(), Block::default());
+    let memory = memory(&params);
     let mut computed = [0; Output::MAX_LENGTH];
     let computed = &mut computed[..expected.len()];
     Argon2::new(algorithm, version, params).hash_password_into_with_memory(password, salt, computed, memory).ok()?;

@@ -16,6 +16,13 @@ pub struct AccessSettings {
     pub reserved: Vec<String>,
 }
 
+impl AccessSettings {
+    /// Hashes of the users' passwords.
+    pub fn hashes(&self) -> impl Iterator<Item = &str> {
+        self.users.iter().filter_map(|user| user.password_hash.as_deref())
+    }
+}
+
 /// Where clients without a user name are accepted from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub enum AnonymousFrom {

@@ -11,10 +11,12 @@ use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 use server::HomeAssistant;
-use support::{Connect, Gateway, Mosquitto, Setup, free_port, wait_until};
+use support::{Connect, Gateway, Mosquitto, Setup, free_port};
 
 const LOFT: &str = "pigateway_test_loft_motion";
 const HALL: &str = "pigateway_test_hall_motion";
+/// It is slow to start where others need the processor.
+const PATIENCE: Duration = Duration::from_secs(180);
 
 /// A sensor that says "off" when it is started, and nothing more: the test publishes in its place.
 fn sensor(name: &str, pin: u8, more: &str) -> String {
@@ -43,33 +45,35 @@ fn reload(gateway: &Gateway, rest: &str) {
     gateway.wait_for_lines("configuration reloaded", count + 1);
 }
 
+/// Waits until what it shows is right.
 #[track_caller]
-fn shows(server: &HomeAssistant, unique_id: &str, expected: &str) {
-    let mut seen = None;
+fn wait_for<T: std::fmt::Debug>(expected: &str, mut look: impl FnMut() -> T, is_right: impl Fn(&T) -> bool) {
     let begin = Instant::now();
-    while begin.elapsed() < support::PATIENCE {
-        seen = server.state(unique_id);
-        if seen.as_deref() == Some(expected) {
+    loop {
+        let seen = look();
+        if is_right(&seen) {
             return;
         }
+        assert!(begin.elapsed() < PATIENCE, "{seen:?}, not {expected}");
         std::thread::sleep(Duration::from_millis(20));
     }
-    panic!("{unique_id} is {seen:?}, not {expected}");
+}
+
+#[track_caller]
+fn shows(server: &HomeAssistant, unique_id: &str, expected: &str) {
+    let what = format!("{unique_id} as {expected}");
+    wait_for(&what, || server.state(unique_id), |seen| seen.as_deref() == Some(expected));
+}
+
+#[track_caller]
+fn forgets(server: &HomeAssistant, unique_id: &str) {
+    wait_for(&format!("{unique_id} gone"), || server.state(unique_id), Option::is_none);
 }
 
 /// Waits until it has these devices, and none else from us.
 #[track_caller]
 fn has(server: &HomeAssistant, expected: &[&str]) {
-    let mut seen = Vec::new();
-    let begin = Instant::now();
-    while begin.elapsed() < support::PATIENCE {
-        seen = server.devices();
-        if seen == expected {
-            return;
-        }
-        std::thread::sleep(Duration::from_millis(20));
-    }
-    panic!("{seen:?}, not {expected:?}");
+    wait_for(&format!("{expected:?}"), || server.devices(), |seen| seen == expected);
 }
 
 fn motion(port: u16, name: &str, state: &str) {
@@ -97,7 +101,8 @@ fn home_assistant_finds_follows_and_forgets() {
 fn entities_appear_and_follow(server: &HomeAssistant, gateway: &Gateway) {
     shows(server, "pigateway_test_problem", "off");
     // its own connection
-    wait_until("clients", || server.state("pigateway_test_clients").is_some_and(|clients| clients != "unknown"));
+    let clients = || server.state("pigateway_test_clients");
+    wait_for("a number of clients", clients, |seen| seen.as_deref().is_some_and(|text| text.parse::<u32>().is_ok()));
     assert_ne!(server.state("pigateway_test_started").as_deref(), Some("unavailable"));
     assert_eq!(server.state("pigateway_test_journal_used").as_deref(), Some("not shown"), "disabled at first");
     shows(server, LOFT, "off");
@@ -107,8 +112,12 @@ fn entities_appear_and_follow(server: &HomeAssistant, gateway: &Gateway) {
         shows(server, LOFT, state);
         begin.elapsed()
     };
-    let fastest = ["on", "off", "on", "off", "on", "off", "on"].map(follow).into_iter().min().unwrap();
-    assert!(fastest < Duration::from_secs(1), "{fastest:?}");
+    // on a machine that does nothing else each of them is
+    let within_a_second =
+        ["on", "off"].into_iter().cycle().take(60).any(|state| follow(state) < Duration::from_secs(1));
+    assert!(within_a_second);
+    motion(gateway.port, "loft", "on");
+    shows(server, LOFT, "on");
     shows(server, "pigateway_test_loft_since", "2026-03-01T12:00:00+00:00");
     shows(server, "pigateway_test_loft_stuck", "off");
 }
@@ -156,7 +165,7 @@ fn what_goes_disappears(server: &mut HomeAssistant, gateway: Gateway, both: &str
     shows(server, HALL, "off");
     // a component
     reload(&gateway, &format!("{}{}", sensor("loft", 17, ""), sensor("hall", 18, "payload = \"on_off\"")));
-    wait_until("the component has gone", || server.state("pigateway_test_hall_since").is_none());
+    forgets(server, "pigateway_test_hall_since");
     reload(&gateway, both);
     shows(server, "pigateway_test_hall_stuck", "off");
     // while it is away: a sensor, a component of another, and the gateway is started in between
@@ -165,7 +174,7 @@ fn what_goes_disappears(server: &mut HomeAssistant, gateway: Gateway, both: &str
     let gateway = gateway.kill().restart();
     server.start();
     has(server, &["loft", "pigateway test"]);
-    wait_until("the component has gone", || server.state("pigateway_test_loft_since").is_none());
+    forgets(server, "pigateway_test_loft_since");
     assert!(server.state(LOFT).is_some());
     // another id, while it is away
     server.kill();
@@ -207,16 +216,13 @@ fn a_persons_decision_holds(server: &mut HomeAssistant, gateway: Gateway, both: 
         ),
     );
     has(server, &["hall", "loft", "pigateway test"]);
-    // nothing is left when it is switched off, and the gateway's topics are anybody's again
+    // nothing is left when it is switched off
     let killed = gateway.end();
     let path = killed.dir().join("pigateway.toml");
     let text = std::fs::read_to_string(&path).unwrap().replace("enabled = true", "enabled = false");
     std::fs::write(&path, text).unwrap();
-    let gateway = killed.restart();
+    let _gateway = killed.restart();
     has(server, &[]);
-    wait_until("the file has gone", || {
-        !gateway.dir().join("data/home_assistant.json").exists() || server.devices().is_empty()
-    });
 }
 
 #[test]

@@ -2,12 +2,15 @@
 
 use std::path::Path;
 use std::process::Command;
+use std::time::{Duration, Instant};
 
+use rustix::process::Signal;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio_tungstenite::tungstenite::Message;
 
-use crate::support::{Process, free_port, http, wait_until};
+use crate::PATIENCE;
+use crate::support::{Process, free_port, http};
 
 /// Where `tests/run` puts the tree.
 const TREE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/.cache/home_assistant");
@@ -54,19 +57,27 @@ impl HomeAssistant {
         let mut command = Command::new("unshare");
         command.args(["--map-root-user", "--mount", "sh", "-ec", START, TREE]).arg(self.dir.path());
         let mut process = Process::start(&mut command);
-        let port = self.port;
-        wait_until("Home Assistant answers", || {
-            assert!(process.is_running(), "{:#?}", process.log());
-            let answer = http::try_request(port, "GET", "/api/onboarding", &[], b"");
-            answer.is_ok_and(|answer| answer.status == 200)
-        });
+        let begin = Instant::now();
+        loop {
+            assert!(process.is_running() && begin.elapsed() < PATIENCE, "{:#?}", process.log());
+            let answer = http::try_request(self.port, "GET", "/api/onboarding", &[], b"");
+            if answer.is_ok_and(|answer| answer.status == 200) {
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
         self.process = Some(process);
     }
 
     /// Ends it in order: it says goodbye to the broker.
     pub fn stop(&mut self) {
-        if let Some(process) = self.process.take() {
-            process.stop();
+        if let Some(mut process) = self.process.take() {
+            process.signal(Signal::TERM);
+            let begin = Instant::now();
+            while process.is_running() && begin.elapsed() < PATIENCE {
+                std::thread::sleep(Duration::from_millis(20));
+            }
+            process.wait();
         }
     }
 

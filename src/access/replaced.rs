@@ -1,0 +1,110 @@
+//! Argon2id in place of mosquitto's hashes.
+//!
+//! mosquitto's hashes are quick to guess against. At the first login by one of them the gateway knows the password for a moment,
+//! makes an argon2id hash of it, and from then on checks against that. The configuration is not the gateway's to write, so the
+//! new hash is kept in its data directory, under a digest of the old one: who changes `password_hash` in the configuration
+//! has replaced both. User names are not kept here.
+
+use std::collections::BTreeMap;
+
+use parking_lot::Mutex;
+use ring::digest::{SHA256, digest};
+use tokio::sync::watch;
+
+use super::hash::{is_from_mosquitto, is_usable};
+
+/// Hashes kept. They are those of the configuration.
+const MOST: usize = 4096;
+
+/// Argon2id hashes by the digest of the hash in whose place they are. As text, it has a line for each: digest, tab, hash.
+#[derive(Debug, Default)]
+pub struct Replaced {
+    hashes: Mutex<BTreeMap<Box<str>, Box<str>>>,
+    changed: watch::Sender<u64>,
+}
+
+fn name(hash: &str) -> Box<str> {
+    digest(&SHA256, hash.as_bytes()).as_ref().iter().map(|byte| format!("{byte:02x}")).collect::<String>().into()
+}
+
+impl Replaced {
+    /// What is to be checked against in place of a hash of the configuration, if there is something.
+    pub fn get(&self, configured: &str) -> Option<String> {
+        // those that nothing replaces are not looked up: that would take time on every login
+        is_from_mosquitto(configured).then(|| self.hashes.lock().get(&name(configured)).map(|hash| (**hash).into()))?
+    }
+
+    /// Has a hash replaced.
+    pub fn set(&self, configured: &str, made: &str) {
+        let mut hashes = self.hashes.lock();
+        if hashes.len() < MOST && hashes.insert(name(configured), made.into()).is_none() {
+            drop(hashes);
+            self.changed.send_modify(|count| *count += 1);
+        }
+    }
+
+    /// Forgets what is in place of hashes that are not configured any more.
+    pub fn retain<'a>(&self, configured: impl Iterator<Item = &'a str>) {
+        let names: Vec<_> = configured.filter(|hash| is_from_mosquitto(hash)).map(name).collect();
+        let mut hashes = self.hashes.lock();
+        let before = hashes.len();
+        hashes.retain(|name, _| names.contains(name));
+        let is_changed = hashes.len() != before;
+        drop(hashes);
+        if is_changed {
+            self.changed.send_modify(|count| *count += 1);
+        }
+    }
+
+    /// Changes with what is to be kept.
+    pub fn changed(&self) -> watch::Receiver<u64> {
+        self.changed.subscribe()
+    }
+
+    /// Everything, to be kept over restarts.
+    pub fn to_text(&self) -> String {
+        self.hashes.lock().iter().map(|(name, hash)| format!("{name}\t{hash}\n")).collect()
+    }
+
+    /// Takes in what was kept. Lines that cannot be read are left out: the hash of the configuration holds then.
+    pub fn read(&self, text: &str) {
+        let lines = text.lines().filter_map(|line| line.split_once('\t'));
+        let lines = lines.filter(|(_, hash)| is_usable(hash) && !is_from_mosquitto(hash));
+        *self.hashes.lock() = lines.take(MOST).map(|(name, hash)| (name.into(), hash.into())).collect();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const OLD: &str =
+        "$6$NnORNO+Hq9AG2LI5$2UB54qxnjCLgjn/JLSIUgxwJqz0NgHwVBurKcrYHRMWCoD9LrqUBg8JkFSHFV5rAvIjPGIfVr29fTMRCFEUvIw==";
+    const NEW: &str = super::super::authenticate::NOBODY;
+
+    #[test]
+    fn what_is_kept_is_read_and_names_nobody() {
+        let replaced = Replaced::default();
+        assert_eq!(replaced.get(OLD), None);
+        replaced.set(OLD, NEW);
+        assert_eq!(replaced.get(OLD).as_deref(), Some(NEW));
+        assert_eq!(replaced.get(NEW), None);
+        let text = replaced.to_text();
+        assert!(!text.contains("$6$") && text.contains(NEW), "{text}");
+        let again = Replaced::default();
+        again.read(&format!("{text}damaged\nx\tsecret\ny\t{OLD}\n"));
+        assert_eq!(again.to_text(), text, "nothing that is no argon2id hash");
+    }
+
+    #[test]
+    fn another_hash_in_the_configuration_wins() {
+        let replaced = Replaced::default();
+        replaced.set(OLD, NEW);
+        let mut changed = replaced.changed();
+        changed.mark_unchanged();
+        replaced.retain([OLD].into_iter());
+        assert!(replaced.get(OLD).is_some() && !changed.has_changed().unwrap());
+        replaced.retain([NEW].into_iter());
+        assert!(replaced.get(OLD).is_none() && changed.has_changed().unwrap());
+    }
+}
