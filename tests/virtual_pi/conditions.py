@@ -121,8 +121,8 @@ def network_comes(pi):
     say(f"the late listener was open {time.monotonic() - begin:.1f} s after its address came")
 
 
-def time_comes(pi, since):
-    """A time server answers: the clock is set, and the last motion gets its time."""
+def time_comes(pi, since, then="true"):
+    """A time server answers, and this is run: the clock is set, and the last motion gets its time."""
     behind = time.time() - int(pi.run("date +%s"))
     assert behind > THREE_WEEKS - 86400, f"the clock is {behind} s behind"
     subscriber = Subscriber(pi.mqtt_port, "-t", "loft/motion1", "-q", "1")
@@ -130,6 +130,8 @@ def time_comes(pi, since):
     pi.put(HERE / "time_server.py", "/root/time_server.py")
     at_boot = time.time() - float(pi.run("cut -d ' ' -f 1 /proc/uptime"))
     pi.run(f"systemd-run --quiet --unit=time-server python3 /root/time_server.py {at_boot}")
+    pi.wait_until("the time server", "grep ':007B ' /proc/net/udp")
+    pi.run(then)
     all_show(pi, "clock", False)
     moved = state(subscriber.wait('"state":"on".*"time":"|"time":".*"state":"on"'))["time"]
     moved = datetime.datetime.fromisoformat(moved).timestamp()
@@ -142,8 +144,7 @@ def time_comes(pi, since):
 def timesyncd(pi, since):
     """Its file says that the clock is set."""
     # networkd would tell it that the network has come, and it would not wait for its next try
-    pi.run("systemctl restart systemd-timesyncd")
-    time_comes(pi, since)
+    time_comes(pi, since, "systemctl restart systemd-timesyncd")
     pi.run("test -e /run/systemd/timesync/synchronized; systemctl is-active systemd-timesyncd")
 
 
