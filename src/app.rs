@@ -371,6 +371,7 @@ async fn sensors_have_answered(settings: &Settings, mut sensors: watch::Receiver
 async fn start_router(dispatcher: Dispatcher, core: &Arc<Core>, supervisor: &Supervisor, pulse: Pulse) {
     let probe = core.ingress.clone();
     supervisor.spawn("router", dispatcher.run(supervisor.token(), move || probe.probe(), pulse));
+    supervisor.spawn_endless("traces", core.ingress.clone().watch_traces(supervisor.token()));
     supervisor.spawn_endless("retained messages", core.ingress.clone().expire_retained(supervisor.token()));
     core.publish_orphaned_wills().await;
     supervisor.spawn_endless("sessions", core.clone().sweep());

@@ -1,19 +1,26 @@
 //! `pigateway publish` and `pigateway subscribe`: quick looks, in MQTT 3.1.1 over plain TCP.
 
 use std::io::{self, Read, Write};
-use std::net::{TcpStream, ToSocketAddrs};
+use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
 use std::time::{Duration, Instant};
 
+use base64ct::{Base64, Encoding};
 use bytes::BytesMut;
 
-use super::{CliError, print, user};
+use super::{CliError, print, status, user};
+use crate::exchange::trace::PROPERTY;
 use crate::message::{check_filter, check_topic};
 use crate::mqtt::{Fields, write};
 
 /// Longest wait for the broker.
 const PATIENCE: Duration = Duration::from_secs(10);
 const KEEP_ALIVE: u16 = 60;
+const V311: u8 = 4;
+const V5: u8 = 5;
 const PUBLISH: u8 = 3;
+/// Between looks at a trace.
+const LOOK: Duration = Duration::from_millis(100);
+const USER_PROPERTY: u8 = 38;
 const PUBACK: u8 = 4;
 const SUBACK: u8 = 9;
 
@@ -45,6 +52,12 @@ pub(super) struct PublishArgs {
     /// Quality of service: 0, or 1, which waits until the broker has it
     #[arg(long, short, default_value_t = 1, value_parser = clap::value_parser!(u8).range(0..=1))]
     qos: u8,
+    /// Say when the gateway accepted the message, had it on disk, sent it upstream, and had it acknowledged there
+    #[arg(long)]
+    trace: bool,
+    /// Port of the gateway's HTTP, which knows that
+    #[arg(long, value_name = "PORT", default_value_t = 8080, requires = "trace")]
+    http_port: u16,
     #[command(flatten)]
     broker: Broker,
 }
@@ -92,6 +105,11 @@ fn whole(bytes: &[u8]) -> Result<Option<(usize, usize)>, CliError> {
     if bytes.len() > 4 { Err(failed("what the broker sends is not MQTT")) } else { Ok(None) }
 }
 
+fn addresses(host: &str, port: u16) -> Result<Vec<SocketAddr>, CliError> {
+    let found = (host, port).to_socket_addrs();
+    Ok(found.map_err(|error| failed(format!("{host}:{port}: {error}")))?.collect())
+}
+
 fn binary(out: &mut Vec<u8>, bytes: &[u8]) {
     let length = u16::try_from(bytes.len()).unwrap_or(u16::MAX);
     out.extend(length.to_be_bytes());
@@ -99,12 +117,10 @@ fn binary(out: &mut Vec<u8>, bytes: &[u8]) {
 }
 
 impl Client {
-    fn open(broker: &Broker) -> Result<Client, CliError> {
-        let password = broker.user.as_deref().map(user::read_password).transpose()?;
+    fn open(broker: &Broker, password: Option<&str>, version: u8) -> Result<Client, CliError> {
         let at = format!("{}:{}", broker.host, broker.port);
         let mut stream = Err(failed(format!("{at}: the name has no address")));
-        let addresses = (broker.host.as_str(), broker.port).to_socket_addrs();
-        for address in addresses.map_err(|error| failed(format!("{at}: {error}")))? {
+        for address in addresses(&broker.host, broker.port)? {
             stream = TcpStream::connect_timeout(&address, PATIENCE).map_err(|error| failed(format!("{at}: {error}")));
             if stream.is_ok() {
                 break;
@@ -114,9 +130,12 @@ impl Client {
         client.stream.set_read_timeout(Some(PATIENCE))?;
         let mut body = Vec::new();
         binary(&mut body, b"MQTT");
-        body.push(4);
+        body.push(version);
         body.push(0x02 | if broker.user.is_some() { 0xc0 } else { 0 });
         body.extend(KEEP_ALIVE.to_be_bytes());
+        if version == V5 {
+            body.push(0);
+        }
         binary(&mut body, format!("pigateway-cli-{}", std::process::id()).as_bytes());
         if let Some(name) = &broker.user {
             binary(&mut body, name.as_bytes());
@@ -127,8 +146,8 @@ impl Client {
             client.read(Some(Instant::now() + PATIENCE))?.ok_or_else(|| failed(format!("{at}: no answer")))?;
         match (first >> 4, answer.get(1)) {
             (2, Some(0)) => Ok(client),
-            (2, Some(4)) => Err(failed("wrong user name or password")),
-            (2, Some(5)) => Err(failed("not authorised: --user NAME gives a user name")),
+            (2, Some(4 | 0x86)) => Err(failed("wrong user name or password")),
+            (2, Some(5 | 0x87)) => Err(failed("not authorised: --user NAME gives a user name")),
             (2, Some(code)) => Err(failed(format!("refused with code {code}"))),
             _ => Err(failed(format!("{at}: the answer is not MQTT"))),
         }
@@ -180,23 +199,86 @@ impl Client {
 
 /// Publishes one message.
 pub(super) fn publish(args: &PublishArgs) -> Result<(), CliError> {
-    let mut client = Client::open(&args.broker)?;
+    let password = args.broker.user.as_deref().map(user::read_password).transpose()?;
+    let trace = if args.trace { Some(Trace::begin(args, password.as_deref())?) } else { None };
+    let version = if args.trace { V5 } else { V311 };
+    let mut client = Client::open(&args.broker, password.as_deref(), version)?;
     let mut body = Vec::new();
     binary(&mut body, args.topic.as_bytes());
     if args.qos > 0 {
         body.extend([0, 1]);
     }
+    if let Some(trace) = &trace {
+        let mut property = vec![USER_PROPERTY];
+        binary(&mut property, PROPERTY.as_bytes());
+        binary(&mut property, trace.id.as_bytes());
+        body.push(property.len() as u8);
+        body.extend(property);
+    }
     body.extend(args.payload.as_bytes());
     client.send(0x30 | args.qos << 1 | u8::from(args.retain), &body)?;
-    if args.qos > 0 {
-        client.expect(PUBACK)?;
+    if args.qos > 0 && client.expect(PUBACK)?.get(2).is_some_and(|reason| *reason >= 0x80) {
+        return Err(failed("the gateway does not accept the message"));
     }
-    Ok(client.send(0xe0, &[])?)
+    client.send(0xe0, &[])?;
+    trace.map_or(Ok(()), |trace| trace.print())
+}
+
+/// A message that is followed.
+struct Trace {
+    at: SocketAddr,
+    login: Option<String>,
+    id: String,
+}
+
+impl Trace {
+    fn begin(args: &PublishArgs, password: Option<&str>) -> Result<Trace, CliError> {
+        let (host, user) = (&args.broker.host, args.broker.user.as_deref());
+        let at = addresses(host, args.http_port)?;
+        let at = at.iter().find(|at| at.is_ipv4()).or(at.first()).copied();
+        let at = at.ok_or_else(|| failed(format!("{host}: the name has no address")))?;
+        let login = user.map(|user| format!("{user}:{}", password.unwrap_or_default()));
+        let login = login.map(|login| Base64::encode_string(login.as_bytes()));
+        let answer = status::request(at, "POST", "/api/v1/traces", login.as_deref())?;
+        let id = answer["id"].as_str().ok_or_else(|| failed("the answer is not the gateway's"))?;
+        Ok(Trace { at, login, id: id.to_owned() })
+    }
+
+    /// Prints what happens, until all upstreams are done with the message or nothing has happened for a while.
+    fn print(&self) -> Result<(), CliError> {
+        let (mut printed, mut begin, mut last) = (0, None, Instant::now());
+        loop {
+            let trace = status::get(self.at, &format!("/api/v1/traces/{}", self.id), self.login.as_deref())?;
+            let steps = trace["steps"].as_array().cloned().unwrap_or_default();
+            for step in &steps[printed.min(steps.len())..] {
+                let at = step["boot_ms"].as_u64().unwrap_or_default();
+                let after = at.saturating_sub(*begin.get_or_insert(at));
+                let what = step["step"].as_str().unwrap_or_default();
+                let who = step["upstream"].as_str().map(|name| format!("upstream {name}: ")).unwrap_or_default();
+                print(format!("{:>8.3} s  {who}{what}\n", after as f64 / 1000.0).as_bytes())?;
+                last = Instant::now();
+            }
+            printed = steps.len();
+            let waits = trace["waits_for_upstreams"].as_u64().unwrap_or_default();
+            let is_safe = trace["is_kept"] == false || steps.iter().any(|step| step["step"] == "synced");
+            if printed > 0 && waits == 0 && is_safe {
+                return Ok(());
+            }
+            if last.elapsed() >= PATIENCE {
+                let where_to = format!("GET /api/v1/traces/{}", self.id);
+                return print(
+                    format!("          it still waits for {waits} upstream(s); {where_to} tells later\n").as_bytes(),
+                );
+            }
+            std::thread::sleep(LOOK);
+        }
+    }
 }
 
 /// Prints messages as they come.
 pub(super) fn subscribe(args: &SubscribeArgs) -> Result<(), CliError> {
-    let mut client = Client::open(&args.broker)?;
+    let password = args.broker.user.as_deref().map(user::read_password).transpose()?;
+    let mut client = Client::open(&args.broker, password.as_deref(), V311)?;
     let mut body = vec![0, 1];
     for filter in &args.filters {
         binary(&mut body, filter.as_bytes());

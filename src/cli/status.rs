@@ -72,20 +72,26 @@ fn address(args: &Args) -> Result<SocketAddr, CliError> {
     Ok(SocketAddr::new(ip, address.port()))
 }
 
-/// One request; the answer as JSON.
+/// Asks for something; the answer as JSON.
 pub(super) fn get(at: SocketAddr, path: &str, login: Option<&str>) -> Result<Value, CliError> {
+    request(at, "GET", path, login)
+}
+
+/// One request; the answer as JSON.
+pub(super) fn request(at: SocketAddr, method: &str, path: &str, login: Option<&str>) -> Result<Value, CliError> {
     let failed = |what: String| CliError::Gateway(format!("{at}: {what}"));
     let mut stream = TcpStream::connect_timeout(&at, PATIENCE)
         .map_err(|error| failed(format!("{error}; is the gateway running? `systemctl status pigateway`")))?;
     stream.set_read_timeout(Some(PATIENCE))?;
     let login = login.map(|login| format!("Authorization: Basic {login}\r\n")).unwrap_or_default();
-    stream.write_all(format!("GET {path} HTTP/1.0\r\nHost: {at}\r\n{login}\r\n").as_bytes())?;
+    stream
+        .write_all(format!("{method} {path} HTTP/1.0\r\nHost: {at}\r\n{login}Content-Length: 0\r\n\r\n").as_bytes())?;
     let mut answer = Vec::new();
     stream.take(LONGEST).read_to_end(&mut answer)?;
     let text = String::from_utf8_lossy(&answer);
     let (head, body) = text.split_once("\r\n\r\n").ok_or_else(|| failed("the answer is not HTTP".into()))?;
     match head.split(' ').nth(1) {
-        Some("200") => serde_json::from_str(body).map_err(|_| failed("the answer is not the gateway's".into())),
+        Some("200" | "201") => serde_json::from_str(body).map_err(|_| failed("the answer is not the gateway's".into())),
         Some("401" | "403") => Err(failed("not authorised: --user NAME, of a user who may read # or $SYS/#".into())),
         Some(code) => Err(failed(format!("HTTP {code}"))),
         None => Err(failed("the answer is not HTTP".into())),

@@ -20,6 +20,7 @@ use super::retained::Retained;
 use super::shared::SharedGroup;
 use super::stats::Stats;
 use super::subscribers::{Subscriber, Subscribers, SubscriptionOptions};
+use super::trace::Traces;
 use crate::journal::{ConsumerId, Extra, Full, Journal, Position};
 use crate::message::{Batch, BatchBuilder, Draft, Message, MessageRef, Origin, Qos, TopicFilter};
 use crate::time::SharedClock;
@@ -126,6 +127,7 @@ pub(super) struct Inner {
     clock: ShownClock,
     pub(super) carried: Mutex<Vec<Carried>>,
     max_packet_size: AtomicUsize,
+    traces: Traces,
     receiving: Receiving,
 }
 
@@ -169,6 +171,7 @@ impl Ingress {
                 clock,
                 carried: Mutex::default(),
                 max_packet_size: AtomicUsize::new(usize::MAX),
+                traces: Traces::default(),
                 receiving: Receiving::default(),
             }),
         }
@@ -211,8 +214,9 @@ impl Ingress {
         let seq = sequencer.next_seq;
         let mut placed = batch.finish(seq);
         let mut accepted = Accepted::default();
-        if !sequencer.routes.is_empty() || has_retain || received.is_some() {
-            accepted = self.append(&mut sequencer, &placed, received);
+        let is_traced = self.traces().is_active(|| self.clock().boot_ms());
+        if !sequencer.routes.is_empty() || has_retain || received.is_some() || is_traced {
+            accepted = self.append(&mut sequencer, &placed, received, is_traced);
             if !accepted.refused.is_empty() {
                 placed = without(&placed, &accepted.refused);
             }
@@ -228,6 +232,7 @@ impl Ingress {
         sequencer: &mut Sequencer,
         batch: &Batch,
         received: Option<(ConsumerId, &[(u32, u16)])>,
+        is_traced: bool,
     ) -> Accepted {
         let mut accepted = Accepted::default();
         let mut expires = false;
@@ -236,11 +241,13 @@ impl Ingress {
             let message = entry.message;
             let mut consumers: SmallVec<[ConsumerId; 4]> = SmallVec::new();
             let mut groups: SmallVec<[&Arc<SharedGroup>; 2]> = SmallVec::new();
+            let mut upstreams = 0;
             sequencer.routes.matches(message.topic(), |route| match route {
                 Route::Upstream { consumer, origin, is_named } => {
                     let is_wanted = *is_named || message.origin() != announcer;
                     if is_wanted && message.origin() != *origin && !consumers.contains(consumer) {
                         consumers.push(*consumer);
+                        upstreams += 1;
                     }
                 }
                 Route::Session { consumer, qos, not_from } => {
@@ -260,7 +267,11 @@ impl Ingress {
             let kept =
                 self.keeps(&sequencer.retained, message).then(|| batch.message_at(entry.offset).to_owned_memory());
             let is_asked = message.qos() > Qos::AtMostOnce;
-            match self.write(batch, entry.offset, kept.as_ref(), &consumers, received) {
+            let written = self.write(batch, entry.offset, kept.as_ref(), &consumers, received);
+            if is_traced {
+                self.traces().accepted(message, written.map_err(drop), upstreams, self.clock().boot_ms());
+            }
+            match written {
                 Ok(position) if is_asked => accepted.receipt.durable = position.max(accepted.receipt.durable),
                 Ok(_) => {}
                 Err(Full) if is_asked => {
@@ -338,42 +349,6 @@ impl Ingress {
             self.inner.stats.retained_refused.add(1);
         }
         fits
-    }
-
-    /// Publishes one message; waits while live subscribers are too far behind.
-    pub async fn publish(&self, draft: &Draft<'_>) -> Result<Receipt, IngressError> {
-        self.publish_received(draft, None).await
-    }
-
-    /// The same; where it is a QoS 2 PUBLISH of this consumer with this packet id, the journal knows from now on that it was
-    /// received.
-    pub async fn publish_received(
-        &self,
-        draft: &Draft<'_>,
-        received: Option<(ConsumerId, u16)>,
-    ) -> Result<Receipt, IngressError> {
-        let mut batch = BatchBuilder::default();
-        batch.push(draft);
-        let ids = received.map(|(consumer, packet_id)| (consumer, [(0, packet_id)]));
-        loop {
-            let room = self.inner.room.notified();
-            let received = ids.as_ref().map(|(consumer, ids)| (*consumer, &ids[..]));
-            if let Some(accepted) = self.try_publish_for(&mut batch, received)? {
-                return accepted.whole();
-            }
-            room.await;
-        }
-    }
-
-    /// Publishes a batch; waits while live subscribers are too far behind.
-    pub async fn publish_batch(&self, batch: &mut BatchBuilder) -> Result<Accepted, IngressError> {
-        loop {
-            let room = self.inner.room.notified();
-            if let Some(accepted) = self.try_publish(batch)? {
-                return Ok(accepted);
-            }
-            room.await;
-        }
     }
 
     /// Completes when [`Ingress::try_publish`] may find room again. Create it before trying.
@@ -499,6 +474,11 @@ impl Ingress {
     /// The journal behind this door.
     pub fn journal(&self) -> &Journal {
         &self.inner.journal
+    }
+
+    /// Messages that are followed.
+    pub fn traces(&self) -> &Traces {
+        &self.inner.traces
     }
 
     /// What is counted.

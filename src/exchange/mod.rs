@@ -8,7 +8,7 @@
 //! | `filters`, `retained`, `expiry`, `shared` | topic filters, retained messages and their end, shared subscriptions |
 //! | `carried` | what reaches another gateway without a subscription |
 //! | `receiving` | one budget for what is being received |
-//! | `stats` | counters |
+//! | `stats`, `trace` | counters, single messages that are followed |
 //!
 //! A message comes from an MQTT client, a sensor, an upstream or HTTP, gets its place in `ingress`, and goes two ways: through
 //! `live` to those who are connected, and through the journal to those who must get it in any case.
@@ -21,8 +21,10 @@ pub mod hold;
 pub mod inbox;
 pub mod ingress;
 pub mod live;
+mod publish;
 pub mod receiving;
 pub mod retained;
 pub mod shared;
 pub mod stats;
 pub mod subscribers;
+pub mod trace;

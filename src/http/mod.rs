@@ -8,7 +8,7 @@
 //! | `routes`, `openapi` | the table of all calls, and its description |
 //! | `topics`, `stream` | messages: the last ones, publishing, live |
 //! | `sensors`, `history` | motion now and before |
-//! | `overview`, `metrics` | how the gateway is doing |
+//! | `overview`, `metrics`, `traces` | how the gateway is doing, and single messages |
 //! | `page` | the web page |
 //! | `websocket` | MQTT |
 //! | `unread` | bodies that nobody reads |
@@ -46,6 +46,7 @@ pub mod stream;
 #[cfg(test)]
 mod testing;
 pub mod topics;
+pub mod traces;
 mod unread;
 pub mod websocket;
 

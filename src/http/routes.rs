@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use super::calls::{Call, Parameter};
 use super::problem::Problem;
-use super::{Http, metrics, openapi, overview, page, proxies, sensors, stream, topics, websocket};
+use super::{Http, metrics, openapi, overview, page, proxies, sensors, stream, topics, traces, websocket};
 
 const fn parameter(name: &'static str, kind: &'static str, meaning: &'static str) -> Parameter {
     Parameter { name, meaning, kind }
@@ -47,6 +47,7 @@ const EVENTS: &[Parameter] = &[
 
 const JSON: (u16, &str) = (200, "application/json");
 const TEXT: (u16, &str) = (200, "text/plain");
+const CREATED: (u16, &str) = (201, "application/json");
 const DONE: (u16, &str) = (204, "");
 
 macro_rules! calls {
@@ -83,6 +84,9 @@ pub const CALLS: &[Call] = calls! {
     get "/api/v1/clients" "Connected MQTT clients" &[], JSON, false, overview::clients;
     get "/api/v1/problems" "The last warnings and errors" &[], JSON, false, overview::problems;
     get "/api/v1/gateway" "The gateway itself" &[], JSON, false, overview::gateway;
+    post "/api/v1/traces" "Begin to follow the message that will carry the id in the answer" &[], CREATED, false,
+        traces::begin;
+    get "/api/v1/traces/{id}" "What has happened to a message" &[], JSON, false, traces::read;
     get "/api/v1/openapi.json" "This description" &[], JSON, true, describe;
     get "/metrics" "Figures for Prometheus" &[], TEXT, false, metrics::metrics;
     get "/livez" "Whether the process answers" &[], TEXT, true, overview::live;

@@ -9,7 +9,8 @@ use super::session::Inbound;
 use super::wire::{Ack, UpstreamClient};
 use crate::exchange::filters::names_first_level;
 use crate::exchange::ingress::{Ingress, IngressError, Receipt};
-use crate::journal::{ConsumerId, Full, Journal, Note};
+use crate::exchange::trace::What;
+use crate::journal::{ConsumerId, Full, Journal, Note, Position};
 use crate::message::{Draft, Message, Origin, Qos, TopicFilter, via};
 
 /// Messages held while the gateway has no room for them. More are not acknowledged, and come again later.
@@ -36,6 +37,20 @@ impl Door {
             Door::Ingress(ingress) => ingress.settled(receipt).await,
             #[cfg(test)]
             Door::Test(door) => door.settled(receipt).await,
+        }
+    }
+
+    /// Notes what happened to a message that is followed.
+    pub(super) fn trace(&self, position: Position, what: What, upstream: &str) {
+        match self {
+            Door::Ingress(ingress) => {
+                let now = || ingress.clock().boot_ms();
+                if ingress.traces().is_active(now) {
+                    ingress.traces().at(position, what, upstream, now());
+                }
+            }
+            #[cfg(test)]
+            Door::Test(_) => {}
         }
     }
 

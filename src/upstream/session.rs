@@ -26,6 +26,7 @@
 //! **No echo.** What came from an upstream is not sent back to it. On version 5 subscriptions have the no local option, and
 //! messages name the gateways that they have passed through: none enters a gateway twice (see [`crate::message::via`]).
 
+mod deadlines;
 mod down;
 mod exact;
 mod opening;
@@ -487,32 +488,6 @@ impl Session {
             self.counts.add_loss(&self.name, reason, message.view().topic(), why);
         }
         actions.push(SessionAction::Settle(lane, position, outcome));
-    }
-
-    fn answer_deadline(&self) -> Option<u64> {
-        let oldest = self.in_flight.iter().find(|message| message.is_unanswered())?;
-        Some(oldest.handed_over.max(self.last_answer) + ANSWER_TIMEOUT_MS)
-    }
-
-    /// When [`Session::time`] is to be called.
-    pub fn deadline(&self) -> Option<u64> {
-        let pause = self.pause.and_then(|pause| pause.until);
-        let opening = self.opening.deadline();
-        [self.answer_deadline(), pause, opening, self.throttle.deadline()].into_iter().flatten().min()
-    }
-
-    /// Time has come so far.
-    pub fn time(&mut self, now: u64) -> Vec<SessionAction> {
-        if self.pause.and_then(|pause| pause.until).is_some_and(|until| until <= now) {
-            self.pause = None;
-        }
-        self.throttle.time(now);
-        let mut actions = Vec::new();
-        self.opening_time(now, &mut actions);
-        if self.link.is_some() && self.answer_deadline().is_some_and(|deadline| deadline <= now) {
-            actions.push(SessionAction::Break);
-        }
-        actions
     }
 }
 

@@ -32,6 +32,7 @@ use super::settings::UpstreamSettings;
 use super::twins::Twins;
 use super::wire::{Ack, Broken, ClientEvent, Link, Role, UpstreamClient, Version};
 use crate::exchange::ingress::{Ingress, IngressError};
+use crate::exchange::trace::What;
 use crate::health::{Health, Pulse};
 use crate::journal::settings::Order;
 use crate::journal::{Journal, Limits, Position};
@@ -390,6 +391,7 @@ impl<C: UpstreamClient> Upstream<C> {
                 SessionAction::Unsubscribe(filters) => self.client.unsubscribe(&filters),
                 SessionAction::Settle(lane, position, outcome) => {
                     self.readers.settle(lane, position, outcome.in_journal());
+                    self.door.trace(position, What::Settled(outcome.in_journal()), &self.name);
                     Ok(())
                 }
                 SessionAction::Rewind => {

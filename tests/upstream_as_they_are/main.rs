@@ -11,6 +11,7 @@ mod orphans;
 mod played;
 #[path = "../support/mod.rs"]
 mod support;
+mod traces;
 
 use support::{Connect, Gateway, Setup, http, wait_until};
 

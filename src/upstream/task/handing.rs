@@ -1,6 +1,7 @@
 //! What waits in the journal is handed over.
 
 use super::{AT_ONCE, Upstream};
+use crate::exchange::trace::What;
 use crate::journal::Delivery;
 use crate::message::Message;
 use crate::upstream::lanes::Lane;
@@ -22,10 +23,16 @@ impl<C: UpstreamClient> Upstream<C> {
                 return Some(false);
             };
             let is_current = message.view().retain() && self.door.is_current(&message);
+            let position = next.as_ref().map(|(_, delivery)| delivery.position);
             let actions = match next {
                 Some((turn, delivery)) => self.session.delivery(turn, delivery, is_current, now),
                 None => self.session.send_held(is_current, now),
             };
+            if let Some(position) = position
+                && actions.iter().any(|action| matches!(action, SessionAction::Publish(_)))
+            {
+                self.door.trace(position, What::Sent, &self.name);
+            }
             if is_current {
                 self.note_retained(&message, &actions);
             }

@@ -1,0 +1,43 @@
+//! Publishing for those who may wait for room.
+
+use super::ingress::{Accepted, Ingress, IngressError, Receipt};
+use crate::journal::ConsumerId;
+use crate::message::{BatchBuilder, Draft};
+
+impl Ingress {
+    /// Publishes one message; waits while live subscribers are too far behind.
+    pub async fn publish(&self, draft: &Draft<'_>) -> Result<Receipt, IngressError> {
+        self.publish_received(draft, None).await
+    }
+
+    /// The same; where it is a QoS 2 PUBLISH of this consumer with this packet id, the journal knows from now on that it was
+    /// received.
+    pub async fn publish_received(
+        &self,
+        draft: &Draft<'_>,
+        received: Option<(ConsumerId, u16)>,
+    ) -> Result<Receipt, IngressError> {
+        let mut batch = BatchBuilder::default();
+        batch.push(draft);
+        let ids = received.map(|(consumer, packet_id)| (consumer, [(0, packet_id)]));
+        loop {
+            let room = self.room().notified();
+            let received = ids.as_ref().map(|(consumer, ids)| (*consumer, &ids[..]));
+            if let Some(accepted) = self.try_publish_for(&mut batch, received)? {
+                return accepted.whole();
+            }
+            room.await;
+        }
+    }
+
+    /// Publishes a batch; waits while live subscribers are too far behind.
+    pub async fn publish_batch(&self, batch: &mut BatchBuilder) -> Result<Accepted, IngressError> {
+        loop {
+            let room = self.room().notified();
+            if let Some(accepted) = self.try_publish(batch)? {
+                return Ok(accepted);
+            }
+            room.await;
+        }
+    }
+}

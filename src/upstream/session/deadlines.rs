@@ -1,0 +1,31 @@
+//! What happens although nothing comes.
+
+use super::{ANSWER_TIMEOUT_MS, Session, SessionAction};
+
+impl Session {
+    fn answer_deadline(&self) -> Option<u64> {
+        let oldest = self.in_flight.iter().find(|message| message.is_unanswered())?;
+        Some(oldest.handed_over.max(self.last_answer) + ANSWER_TIMEOUT_MS)
+    }
+
+    /// When [`Session::time`] is to be called.
+    pub fn deadline(&self) -> Option<u64> {
+        let pause = self.pause.and_then(|pause| pause.until);
+        let opening = self.opening.deadline();
+        [self.answer_deadline(), pause, opening, self.throttle.deadline()].into_iter().flatten().min()
+    }
+
+    /// Time has come so far.
+    pub fn time(&mut self, now: u64) -> Vec<SessionAction> {
+        if self.pause.and_then(|pause| pause.until).is_some_and(|until| until <= now) {
+            self.pause = None;
+        }
+        self.throttle.time(now);
+        let mut actions = Vec::new();
+        self.opening_time(now, &mut actions);
+        if self.link.is_some() && self.answer_deadline().is_some_and(|deadline| deadline <= now) {
+            actions.push(SessionAction::Break);
+        }
+        actions
+    }
+}
