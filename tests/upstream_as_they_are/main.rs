@@ -3,11 +3,13 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod clouds;
 mod evidence;
 mod exactly_once;
 mod faults;
 mod line;
 mod orphans;
+mod outage;
 mod played;
 #[path = "../support/mod.rs"]
 mod support;

@@ -1,0 +1,82 @@
+//! Port 443 and what clouds want to be told while TLS is agreed on.
+
+use std::io::{Read, Write};
+use std::net::TcpListener;
+use std::path::Path;
+use std::sync::{Arc, mpsc};
+use std::thread;
+
+use rustls::pki_types::PrivateKeyDer;
+use rustls::{ServerConfig, ServerConnection, StreamOwned};
+
+use crate::support::tls::Authority;
+use crate::support::{Connect, PATIENCE, Setup, wait_until};
+use crate::{ledger, publish, start, upstream};
+
+#[test]
+fn web_sockets_over_tls_lead_to_an_upstream() {
+    let dir = tempfile::tempdir().unwrap();
+    Authority::new().write_server_files(dir.path());
+    let at = dir.path().display();
+    let (setup, web) =
+        Setup::default().http_tls(&format!("{{ cert = \"{at}/server.crt\", key = \"{at}/server.key\" }}"));
+    let other = setup.start();
+    let config = upstream(1, &format!("tls = {{ ca = \"{at}/ca.crt\" }}"));
+    let (gateway, port) = start(&config.replace("mqtt://127.0.0.1:1", &format!("wss://localhost:{web}/mqtt")));
+    publish(&gateway, "a", &["over 443"], true);
+    wait_until("it is there", || ledger(port)["acked"] == 1);
+    let mut reader = Connect::new("reader").open(other.port);
+    reader.subscribe("loft/a", 1);
+    assert_eq!(reader.receive().text(), "over 443");
+}
+
+/// What a client asks for while TLS is agreed on: protocol and name.
+type Asked = (Option<Vec<u8>>, Option<String>);
+
+/// Accepts CONNECT under the name `iot.example.org` and this protocol alone.
+fn cloud(dir: &Path, protocol: &str) -> (u16, mpsc::Receiver<Asked>) {
+    let key = rcgen::KeyPair::generate().unwrap();
+    let certificate = rcgen::CertificateParams::new(vec!["iot.example.org".into()]).unwrap().self_signed(&key).unwrap();
+    std::fs::write(dir.join("cloud.crt"), certificate.pem()).unwrap();
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let builder = ServerConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
+    let key = PrivateKeyDer::try_from(key.serialize_der()).unwrap();
+    let mut config = builder.with_no_client_auth().with_single_cert(vec![certificate.der().clone()], key).unwrap();
+    config.alpn_protocols = vec![protocol.into()];
+    let (config, listener) = (Arc::new(config), TcpListener::bind("127.0.0.1:0").unwrap());
+    let (port, (asked, heard)) = (listener.local_addr().unwrap().port(), mpsc::channel());
+    thread::spawn(move || {
+        for stream in listener.incoming().map_while(Result::ok) {
+            let mut stream = StreamOwned::new(ServerConnection::new(config.clone()).unwrap(), stream);
+            let mut bytes = [0; 512];
+            if stream.read(&mut bytes).is_err() {
+                continue;
+            }
+            let name = stream.conn.server_name().map(str::to_owned);
+            let _ = asked.send((stream.conn.alpn_protocol().map(Vec::from), name));
+            // CONNACK of version 5
+            let _ = stream.write_all(&[0x20, 3, 0, 0, 0]);
+            while stream.read(&mut bytes).is_ok_and(|count| count > 0) {}
+        }
+    });
+    (port, heard)
+}
+
+#[test]
+fn a_cloud_is_told_the_name_and_the_protocol_that_the_settings_say() {
+    let dir = tempfile::tempdir().unwrap();
+    let (port, heard) = cloud(dir.path(), "x-amzn-mqtt-ca");
+    let keys = |name: &str, alpn: &str| {
+        let ca = dir.path().join("cloud.crt");
+        format!("protocol = 5\ntls = {{ ca = \"{}\"{name}, alpn = [{alpn}] }}", ca.display())
+    };
+    let config = |keys: String| upstream(port, &keys).replace("mqtt://", "mqtts://");
+    let (name, alpn) = (", server_name = \"iot.example.org\"", "\"x-amzn-mqtt-ca\"");
+    let (gateway, _) = start(&config(keys(name, alpn)));
+    let asked = heard.recv_timeout(PATIENCE).unwrap();
+    assert_eq!(asked, (Some(b"x-amzn-mqtt-ca".to_vec()), Some("iot.example.org".into())));
+    gateway.wait_for_line("connected upstream");
+    drop(gateway);
+    start(&config(keys("", alpn))).0.wait_for_line("set tls.server_name to it");
+    start(&config(keys(name, "\"mqtt\""))).0.wait_for_line("does not take the protocols of tls.alpn");
+}

@@ -1,0 +1,36 @@
+//! A long outage: what has waited arrives, in order and once.
+
+use std::net::TcpListener;
+
+use crate::played::{Played, Say};
+use crate::support::packet::publish;
+use crate::support::{Connect, free_port, wait_until};
+use crate::{ledger, start, upstream};
+
+const MESSAGES: usize = 200_000;
+
+#[test]
+fn two_hundred_thousand_messages_arrive_after_an_outage() {
+    let port = free_port();
+    let (gateway, http) = start(&upstream(port, "max_inflight = 1000\nprotocol = 4"));
+    let mut publisher = Connect::new("publisher").open(gateway.port);
+    for first in (0..MESSAGES).step_by(1000) {
+        let packet = |number: usize| {
+            publish(b"loft/a", number.to_string().as_bytes(), 2, Some(1 + (number % 60_000) as u16), None)
+        };
+        publisher.send(&(first..first + 1000).flat_map(packet).collect::<Vec<u8>>());
+        (0..1000).for_each(|_| drop(publisher.expect(4)));
+    }
+    assert_eq!(ledger(http)["pending"], MESSAGES);
+    let played = Played::on(TcpListener::bind(("127.0.0.1", port)).unwrap(), |_| Say::Usual);
+    let acked = || ledger(http)["acked"].as_u64().unwrap() as usize;
+    let mut before = 0;
+    while before < MESSAGES {
+        // however long that takes where others want the processor too
+        wait_until("more has arrived", || acked() > before);
+        before = acked();
+    }
+    let texts = played.texts();
+    assert_eq!(texts.len(), MESSAGES);
+    assert!(texts.iter().enumerate().all(|(number, text)| *text == number.to_string()), "in order");
+}
