@@ -13,6 +13,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
+use schemars::JsonSchema;
 use serde::Serialize;
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -22,6 +23,10 @@ use crate::time::{Clock, SystemClock};
 
 /// Problems remembered.
 pub const MAX_PROBLEMS: usize = 50;
+/// How the names of clients begin among all faulty parts.
+pub const CLIENT_PART: &str = "client ";
+/// Faults that pass by themselves, remembered at the same time.
+pub const MAX_PASSING: usize = 16;
 /// Longest text of a problem, in bytes.
 pub const MAX_PROBLEM: usize = 1000;
 
@@ -82,7 +87,7 @@ impl Problems {
 }
 
 /// Why a part cannot work, in words for the person who has to mend it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct Fault {
     /// What is wrong.
     pub problem: String,
@@ -104,7 +109,7 @@ impl fmt::Display for Fault {
 }
 
 /// A part that does not work now.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct FaultyPart {
     /// Its name: what it is and which, such as `listener 192.0.2.7:1883`.
     pub part: String,
@@ -124,6 +129,8 @@ pub struct Health {
 #[derive(Debug, Default)]
 struct HealthInner {
     faulty: Mutex<BTreeMap<String, FaultyPart>>,
+    /// With the time when they are over.
+    passing: Mutex<BTreeMap<String, (FaultyPart, Instant)>>,
     changes: watch::Sender<u64>,
 }
 
@@ -167,9 +174,37 @@ impl Health {
         }
     }
 
+    /// Something happens to somebody who is no part of the gateway, such as a client, and nobody will say that it is over: it is
+    /// where it has not happened again for this time. At most [`MAX_PASSING`]; the one that is over first gives way.
+    pub fn note(&self, part: &str, fault: &Fault, lasts: Duration) {
+        let now = Instant::now();
+        let mut passing = self.inner.passing.lock();
+        passing.retain(|_, (_, over)| *over > now);
+        let since_boot_ms = passing.get(part).map_or_else(|| SystemClock.boot_ms(), |(known, _)| known.since_boot_ms);
+        if passing.len() >= MAX_PASSING && !passing.contains_key(part) {
+            let first = passing.iter().min_by_key(|(_, (_, over))| *over).map(|(name, _)| name.clone());
+            first.and_then(|name| passing.remove(&name));
+        }
+        let faulty = FaultyPart { part: part.into(), since_boot_ms, fault: fault.clone() };
+        passing.insert(part.into(), (faulty, now + lasts));
+        drop(passing);
+        self.inner.changes.send_modify(|changes| *changes += 1);
+    }
+
+    /// What made such things happen has changed: those whose names begin like this are over.
+    pub fn forget(&self, prefix: &str) {
+        self.inner.passing.lock().retain(|name, _| !name.starts_with(prefix));
+        self.inner.changes.send_modify(|changes| *changes += 1);
+    }
+
     /// What is wrong now, by the names of the parts.
     pub fn faulty(&self) -> Vec<FaultyPart> {
-        self.inner.faulty.lock().values().cloned().collect()
+        let now = Instant::now();
+        let mut all: Vec<_> = self.inner.faulty.lock().values().cloned().collect();
+        let passing = self.inner.passing.lock();
+        all.extend(passing.values().filter(|(_, over)| *over > now).map(|(faulty, _)| faulty.clone()));
+        all.sort_by(|a, b| a.part.cmp(&b.part));
+        all
     }
 
     /// Whether this part is faulty.
@@ -329,6 +364,33 @@ mod tests {
         assert!(health.set("listener 1", None) && !health.set("listener 1", None));
         assert!(!health.is_faulty("listener 1") && health.is_faulty("HTTP"));
         assert_eq!(*changes.borrow(), 4);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_nobody_ends_is_over_when_it_does_not_happen_again() {
+        let (health, minute) = (Health::default(), Duration::from_secs(60));
+        let names = |health: &Health| health.faulty().into_iter().map(|faulty| faulty.part).collect::<Vec<_>>();
+        let fault = Fault::new("cut off", "send less");
+        health.raise("listener 1", &fault);
+        health.note("client a", &fault, minute);
+        tokio::time::advance(minute / 2).await;
+        let since = health.faulty()[0].since_boot_ms;
+        health.note("client a", &fault, minute);
+        tokio::time::advance(minute / 2).await;
+        assert_eq!(
+            (names(&health), health.faulty()[0].since_boot_ms),
+            (vec!["client a".into(), "listener 1".into()], since)
+        );
+        tokio::time::advance(minute / 2).await;
+        assert_eq!(names(&health), ["listener 1"]);
+        for client in 0..100 {
+            health.note(&format!("client {client:03}"), &fault, minute);
+            tokio::time::advance(Duration::from_millis(1)).await;
+        }
+        assert_eq!(names(&health).len(), MAX_PASSING + 1);
+        assert_eq!(names(&health)[0], "client 084", "those that are over first have given way");
+        health.forget("client ");
+        assert_eq!(names(&health), ["listener 1"]);
     }
 
     #[test]

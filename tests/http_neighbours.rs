@@ -234,3 +234,160 @@ fn prometheus_finds_nothing_wrong_and_rules_and_dashboard_name_what_there_is() {
         }
     }
 }
+
+/// A program that a check needs, from where tests/run has put it.
+fn tool(path: &str) -> Command {
+    let mut command = Command::new(root().join(".cache").join(path));
+    command.env("REDOCLY_TELEMETRY", "off").env("REDOCLY_SUPPRESS_UPDATE_NOTICE", "true").env("NO_COLOR", "1");
+    command
+}
+
+#[track_caller]
+fn passes(command: &mut Command) -> String {
+    let output = command.output().unwrap_or_else(|error| panic!("{command:?}: {error}"));
+    let said = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
+    assert!(output.status.success(), "{command:?}: {said}");
+    said
+}
+
+/// The calls whose answers are JSON, with addresses at which a gateway with these parts has something to say.
+const ANSWERS: [(&str, &str, &str); 9] = [
+    ("list_messages", "/api/v1/topics", "/api/v1/topics"),
+    ("list_sensors", "/api/v1/sensors", "/api/v1/sensors"),
+    ("get_sensor", "/api/v1/sensors/{name}", "/api/v1/sensors/loft-motion"),
+    ("list_sensor_events", "/api/v1/sensors/{name}/events", "/api/v1/sensors/loft-motion/events"),
+    ("list_upstreams", "/api/v1/upstreams", "/api/v1/upstreams"),
+    ("list_clients", "/api/v1/clients", "/api/v1/clients"),
+    ("list_problems", "/api/v1/problems", "/api/v1/problems"),
+    ("get_gateway", "/api/v1/gateway", "/api/v1/gateway"),
+    ("read_message", "/api/v1/topics/{topic}", "/api/v1/topics/a"),
+];
+
+#[test]
+fn clients_are_generated_from_the_description_and_read_every_answer() {
+    let parts = PARTS
+        .replace("1 h off", "1 s on\", \"1 s off")
+        .replace("pin = 17", "pin = 17\nwarm_up = \"0 s\"\nhold = \"0 s\"");
+    let (setup, http) = Setup::default().config(&parts).http();
+    let gateway = setup.start();
+    let _client = support::Connect::new("reader").open(gateway.port);
+    assert_eq!(request(http, "PUT", "/api/v1/topics/a?retain=true", &[], b"{\"t\":21.5}").status, 204);
+    for (what, target) in [("events", ANSWERS[3].2), ("clients", ANSWERS[5].2), ("problems", ANSWERS[6].2)] {
+        wait_until(what, || {
+            let answer = get(http, target).json();
+            answer.as_array().or(answer["events"].as_array()).is_some_and(|list| !list.is_empty())
+        });
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let description = dir.path().join("openapi.json");
+    fs::write(&description, get(http, "/api/v1/openapi.json").body).unwrap();
+    let said =
+        passes(tool("openapi-js/node_modules/.bin/redocly").args(["lint", "--extends=recommended"]).arg(&description));
+    assert!(said.contains("Your API description is valid") && !said.contains("warning"), "{said}");
+    passes(tool("openapi-py/bin/openapi-spec-validator").arg("--errors=all").arg(&description));
+    typescript(http, dir.path());
+    python(http, dir.path());
+}
+
+/// The compiler holds the answers against the types that were made from their description.
+fn typescript(http: u16, dir: &Path) {
+    let types = dir.join("api.d.ts");
+    passes(tool("openapi-js/node_modules/.bin/openapi-typescript").arg(dir.join("openapi.json")).arg("-o").arg(&types));
+    let mut program = String::from("import type { paths } from './api';\n");
+    for (number, (_, path, target)) in ANSWERS.iter().enumerate() {
+        let answer = request(http, "GET", target, &[("Accept", "application/json")], b"");
+        assert_eq!(answer.status, 200, "{target}");
+        let kind = format!("paths['{path}']['get']['responses'][200]['content']['application/json']");
+        program += &format!("export const answer{number}: {kind} = {};\n", answer.text());
+    }
+    let missing = get(http, "/api/v1/topics/missing").text();
+    let kind = "paths['/api/v1/topics/{topic}']['get']['responses'][404]['content']['application/problem+json']";
+    program += &format!("export const problem: {kind} = {missing};\n");
+    program += "export const asked: paths['/api/v1/stream']['get']['parameters']['query'] = { filter: ['a', 'b'] };\n";
+    let file = dir.join("answers.ts");
+    fs::write(&file, program).unwrap();
+    passes(
+        tool("openapi-js/node_modules/.bin/tsc").args(["--noEmit", "--strict", "--skipLibCheck", "false"]).arg(file),
+    );
+}
+
+/// Every call of the Python client that gives JSON is made, and what it has read is what was sent.
+fn python(http: u16, dir: &Path) {
+    let mut generate = tool("openapi-py/bin/openapi-python-client");
+    generate.args(["generate", "--meta", "none", "--path"]).arg(dir.join("openapi.json"));
+    generate.arg("--output-path").arg(dir.join("gateway_client"));
+    // it finds the formatter that came with it
+    let path = format!("{}:{}", root().join(".cache/openapi-py/bin").display(), std::env::var("PATH").unwrap());
+    let said = passes(generate.env("PATH", path).current_dir(dir));
+    assert!(!said.to_lowercase().contains("warning") && !said.to_lowercase().contains("error"), "{said}");
+    let script = r#"
+import compileall, importlib, json, sys, urllib.request
+sys.path.insert(0, '.')
+assert compileall.compile_dir('gateway_client', quiet=1)
+from gateway_client import Client
+from gateway_client.types import File
+client = Client(base_url='http://localhost:' + sys.argv[1])
+def call(function, /, **parameters):
+    return importlib.import_module('gateway_client.api.default.' + function).sync_detailed(client=client, **parameters)
+arguments = {'get_sensor': {'name': 'loft-motion'}, 'list_sensor_events': {'name': 'loft-motion'}, 'read_message': {'topic': 'a'}}
+for name in sys.argv[2:]:
+    answer = call(name, **arguments.get(name, {}))
+    assert answer.status_code == 200, (name, answer)
+    if name == 'read_message':
+        assert answer.parsed.payload.read() == b'{"t":21.5}', answer
+        continue
+    parsed = answer.parsed
+    read = [item.to_dict() for item in parsed] if isinstance(parsed, list) else parsed.to_dict()
+    assert read == json.loads(answer.content), (name, read)
+    assert read, name
+for name in ['metrics', 'is_alive', 'is_ready', 'is_healthy', 'page']:
+    answer = call(name)
+    assert answer.status_code == 200 and answer.parsed, (name, answer)
+import io
+assert call('publish', topic='from-python', retain=True, qos=1, body=File(payload=io.BytesIO(b'it works'))).status_code == 204
+assert call('read_message', topic='from-python').parsed.payload.read() == b'it works'
+assert call('clear', topic='from-python').status_code == 204
+missing = call('read_message', topic='from-python')
+assert missing.status_code == 404 and missing.parsed.detail, missing
+"#;
+    let file = dir.join("calls.py");
+    fs::write(&file, script).unwrap();
+    let mut run = tool("openapi-py/bin/python");
+    run.arg(file).arg(http.to_string()).args(ANSWERS.iter().map(|(name, ..)| name)).current_dir(dir);
+    passes(&mut run);
+}
+
+#[test]
+fn what_is_wrong_is_a_problem_until_it_is_over() {
+    let config = "[broker]\nmax_packet_size = \"1 KiB\"\n[[upstream]]\nname = \"home\"\naddresses = [\"mqtt://127.0.0.1:1\"]\n\
+                  [[upstream.out]]\ntopic_filter = \"#\"\n";
+    let (setup, http) = Setup::default().config(config).http();
+    let gateway = setup.start();
+    let parts = || {
+        let problems = get(http, "/api/v1/problems?now=true").json();
+        let problems = problems.as_array().unwrap();
+        assert!(problems.iter().all(|problem| problem["now"] == true && problem["remedy"].is_string()));
+        problems.iter().map(|problem| problem["part"].as_str().unwrap().to_owned()).collect::<Vec<_>>()
+    };
+    wait_until("the upstream", || parts() == ["upstream home"]);
+    assert_eq!(get(http, "/api/v1/problems").json()[0]["part"], "upstream home", "what is so now comes first");
+    let browser = Browser::start(1000, 900, &[]);
+    browser.open(&format!("http://localhost:{http}/"));
+    browser.wait_for("document.getElementById('link').textContent === 'online, 1 part faulty'");
+    // CONNECT of MQTT 3.1.1 as "z2m", and a PUBLISH on "big" with 2000 bytes
+    let mut large = std::net::TcpStream::connect(gateway.address()).unwrap();
+    large.write_all(b"\x10\x0f\0\x04MQTT\x04\x02\0\0\0\x03z2m\x30\xd5\x0f\0\x03big").unwrap();
+    large.write_all(&[b'x'; 2000]).unwrap();
+    wait_until("the client", || parts() == ["client z2m", "upstream home"]);
+    let text = get(http, "/api/v1/problems?now=true").json()[0]["text"].as_str().unwrap().to_owned();
+    assert!(text.contains("on big") && text.contains("max_packet_size"), "{text}");
+    browser.wait_for("document.getElementById('link').textContent === 'online, 2 parts faulty'");
+    browser.wait_for("document.getElementById('faulty-list').textContent.includes('client z2m')");
+    // with room for it, it is over
+    let path = gateway.dir().join("pigateway.toml");
+    let config = fs::read_to_string(&path).unwrap();
+    fs::write(&path, config.replace("\"1 KiB\"", "\"1 MiB\"")).unwrap();
+    gateway.signal(rustix::process::Signal::HUP);
+    wait_until("the end of it", || parts() == ["upstream home"]);
+    browser.wait_for("document.getElementById('link').textContent === 'online, 1 part faulty'");
+}

@@ -23,7 +23,7 @@ fn the_page_shows_what_happens_and_survives_a_restart() {
     let gateway = setup.start();
     let browser = Browser::start(1200, 1600, &[]);
     browser.open(&format!("http://localhost:{http}/"));
-    browser.wait_for("document.getElementById('link').textContent === 'online'");
+    browser.wait_for("document.getElementById('link').textContent.startsWith('online')");
     assert_eq!(browser.run("return document.getElementById('name').textContent"), "test");
     motion_appears_within_a_second(&browser, http);
     messages_appear(&browser, http);
@@ -33,7 +33,7 @@ fn the_page_shows_what_happens_and_survives_a_restart() {
     let gateway = gateway.kill();
     browser.wait_for("document.getElementById('link').textContent.startsWith('offline')");
     let _gateway = gateway.restart();
-    browser.wait_for("document.getElementById('link').textContent === 'online'");
+    browser.wait_for("document.getElementById('link').textContent.startsWith('online')");
     request(http, "PUT", "/api/v1/topics/after/restart", &[], b"here again");
     browser.wait_for("document.getElementById('messages').textContent.includes('here again')");
     // that it could not be reached is the only thing to complain about
@@ -94,6 +94,76 @@ fn messages_appear(browser: &Browser, http: u16) {
     assert!(refused.len() == 1 && refused[0].contains("403"), "{refused:?}");
     browser.run("document.getElementById('filter').value = '#'; document.getElementById('filter').dispatchEvent(new Event('input'))");
     browser.wait_for("document.getElementById('messages').textContent.includes('loft/motion1')");
+}
+
+#[test]
+fn topics_are_found_folded_drawn_and_deleted() {
+    let (setup, http) = Setup::default().config(CONFIG).http();
+    let _gateway = setup.start();
+    for (topic, payload) in [
+        ("zigbee2mqtt/Kitchen lamp", r#"{"state":"ON","power":4.5,"color":{"x":0.3}}"#),
+        ("zigbee2mqtt/Kitchen lamp/availability", r#"{"state":"online"}"#),
+        ("zigbee2mqtt/hall/door", r#"{"contact":true}"#),
+        ("garden/temperature", "21.5"),
+    ] {
+        let topic = topic.replace(' ', "%20");
+        request(http, "PUT", &format!("/api/v1/topics/{topic}?retain=true"), &[], payload.as_bytes());
+    }
+    let found = get(http, "/api/v1/topics?contains=KITCHEN").json();
+    assert_eq!(found["messages"].as_array().unwrap().len(), 2, "{found}");
+    let browser = Browser::start(1000, 1200, &[]);
+    browser.open(&format!("http://localhost:{http}/"));
+    browser.wait_for("document.getElementById('messages').textContent.includes('garden/temperature')");
+    // any part of a topic
+    browser.run("document.getElementById('filter').select()");
+    browser.keys("kitchen\u{e007}");
+    browser.wait_for("document.getElementById('messages').children.length === 2");
+    browser.run("document.getElementById('filter').select()");
+    browser.keys("#\u{e007}");
+    browser.wait_for("document.getElementById('messages').textContent.includes('garden/temperature')");
+    // a chart of what has numbers, each field of an object
+    let row = "[...document.querySelectorAll('#messages details')].find((d) => d.textContent.includes('Kitchen lamp'))";
+    browser.run(&format!("{row}.open = true"));
+    let lamp = "/api/v1/topics/zigbee2mqtt/Kitchen%20lamp?retain=true";
+    request(http, "PUT", lamp, &[], br#"{"state":"ON","power":9.5,"color":{"x":0.4}}"#);
+    browser.wait_for(&format!("[...{row}.querySelectorAll('option')].map((o) => o.value).join() === 'power,color.x'"));
+    let label = format!("{row}.querySelector('svg.chart').getAttribute('aria-label')");
+    browser.wait_for(&format!("{label}.includes('power: 2 values from 4.5 to 9.5')"));
+    browser.run(&format!(
+        "const select = {row}.querySelector('select'); select.value = 'color.x'; select.dispatchEvent(new Event('change'))"
+    ));
+    browser.wait_for(&format!("{label}.includes('color.x: 2 values from 0.3 to 0.4')"));
+    // a tree that folds
+    browser.run("document.getElementById('as-tree').click()");
+    let branch = |name: &str| {
+        format!(
+            "[...document.querySelectorAll('details.branch')].find((d) => d.querySelector('summary').textContent === '{name}')"
+        )
+    };
+    browser.wait_for(&branch("zigbee2mqtt (3)"));
+    browser.wait_for(&format!("!{}.open", branch("zigbee2mqtt (3)")));
+    assert_eq!(browser.run(&format!("return Boolean({})", branch("Kitchen lamp (1)"))), true);
+    // one retained message is deleted, after a question
+    browser.run("window.asked = []; window.confirm = (text) => { asked.push(text); return asked.length > 1; }");
+    let door = "document.querySelector('[aria-label=\"Delete the retained message of zigbee2mqtt/hall/door\"]')";
+    browser.run(&format!("{door}.click()"));
+    assert_eq!(get(http, "/api/v1/topics/zigbee2mqtt/hall/door").status, 200, "the answer was no");
+    browser.run(&format!("{door}.click()"));
+    browser.wait_for(&branch("zigbee2mqtt (2)"));
+    assert_eq!(get(http, "/api/v1/topics/zigbee2mqtt/hall/door").status, 404);
+    // the past of a sensor, nearer, and as a list
+    browser.run(
+        "const zoom = document.querySelector('.sensor select'); zoom.value = '1'; zoom.dispatchEvent(new Event('change')); \
+         document.querySelector('.sensor details').open = true",
+    );
+    browser.wait_for("document.querySelector('svg.day').getAttribute('aria-label').includes('last 1 hour')");
+    browser.wait_for("document.querySelector('.sensor ul').textContent.includes('Motion')");
+    // the upstream in words
+    browser.wait_for("document.getElementById('upstreams').textContent.includes('# goes up')");
+    browser.wait_for(
+        "/Of \\d+ messages for it, 0 have arrived, \\d+ wait/.test(document.getElementById('upstreams').textContent)",
+    );
+    assert_eq!(browser.complaints(), [] as [String; 0]);
 }
 
 #[test]

@@ -26,6 +26,7 @@ use crate::exchange::ingress::{Ingress, Receipt, Route};
 use crate::exchange::shared::{Share, SharedGroup};
 use crate::exchange::stats::Stats;
 use crate::exchange::subscribers::{Subscriber, SubscriptionOptions};
+use crate::health::{CLIENT_PART, Health};
 use crate::journal::{Limits, WhenFull};
 use crate::message::{Origin, Qos};
 use crate::mqtt::{Reason, Version, Will};
@@ -72,6 +73,8 @@ pub struct Core {
     pub waiting: Arc<WaitingRoom>,
     /// What is counted.
     pub stats: Arc<Stats>,
+    /// What is wrong now.
+    pub health: Health,
     /// Cancelled when the gateway goes down.
     pub cancel: CancellationToken,
     clients: Mutex<HashMap<u64, Client>>,
@@ -85,7 +88,7 @@ pub struct Core {
 
 impl Core {
     /// Everything new.
-    pub fn new(settings: BrokerSettings, ingress: Ingress, cancel: CancellationToken) -> Arc<Core> {
+    pub fn new(settings: BrokerSettings, ingress: Ingress, health: Health, cancel: CancellationToken) -> Arc<Core> {
         ingress.set_max_packet_size(settings.max_packet_size);
         Arc::new(Core {
             access: Arc::new(Access::new(&settings.access)),
@@ -94,6 +97,7 @@ impl Core {
             ingress,
             registry: Registry::default(),
             waiting: Arc::default(),
+            health,
             cancel,
             clients: Mutex::default(),
             next_client: AtomicU64::new(0),
@@ -106,6 +110,10 @@ impl Core {
     /// Applies new users, rules and limits. Clients whose user has gone or changed are disconnected.
     pub fn reload(&self, settings: BrokerSettings) {
         self.access.reload(&settings.access);
+        if settings.max_packet_size != self.settings.load().max_packet_size {
+            // whoever was cut off may now be let through; if not, it is said again
+            self.health.forget(CLIENT_PART);
+        }
         self.ingress.set_max_packet_size(settings.max_packet_size);
         self.settings.store(Arc::new(settings));
         for client in self.clients.lock().values() {

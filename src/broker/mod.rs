@@ -89,7 +89,7 @@ impl Broker {
         let (link, dispatcher) = crate::exchange::live::start(subscribers.clone(), stats.clone())?;
         let retained = Retained::new(settings.max_retained, settings.max_retained_size);
         let ingress = Ingress::new(link, subscribers, journal, retained, stats, clock);
-        let core = Core::new(settings, ingress, cancel);
+        let core = Core::new(settings, ingress, health.clone(), cancel);
         core.restore();
         Ok(Broker { core, dispatcher, listeners, connections: TaskTracker::new() })
     }

@@ -3,11 +3,14 @@
 use std::sync::Arc;
 
 use axum::routing::MethodRouter;
+use schemars::{Schema, SchemaGenerator};
 
 use super::Http;
 
 /// A call.
 pub struct Call {
+    /// Its name, which stays.
+    pub id: &'static str,
     /// In lower case.
     pub method: &'static str,
     /// With `{name}` for what varies; a topic may contain slashes.
@@ -18,6 +21,8 @@ pub struct Call {
     pub query: &'static [Parameter],
     /// What a success gives: status and content type, empty for none.
     pub success: (u16, &'static str),
+    /// What the JSON of a success looks like.
+    pub answer: Option<fn(&mut SchemaGenerator) -> Schema>,
     /// Whether everybody may.
     pub is_open: bool,
     /// Who answers.
@@ -30,6 +35,6 @@ pub struct Parameter {
     pub name: &'static str,
     /// What it means.
     pub meaning: &'static str,
-    /// `string`, `integer` or `boolean`.
+    /// `string`, `integer` or `boolean`; `strings`: may be given several times.
     pub kind: &'static str,
 }

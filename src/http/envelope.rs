@@ -2,6 +2,7 @@
 
 use base64ct::{Base64, Encoding};
 use jiff::Timestamp;
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::Http;
@@ -10,7 +11,8 @@ use crate::mqtt::Fields;
 use crate::mqtt::property::{self, Property, id};
 
 /// A message as JSON.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, JsonSchema)]
+#[schemars(rename = "Message")]
 pub struct Envelope {
     topic: String,
     payload: String,

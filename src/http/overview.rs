@@ -4,9 +4,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::extract::State;
-use axum::http::{StatusCode, header};
+use axum::http::{StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
 use parking_lot::Mutex;
+use schemars::JsonSchema;
 use serde::Serialize;
 use tokio::time::Instant;
 
@@ -14,11 +15,14 @@ use super::Http;
 use super::auth::Caller;
 use super::envelope::rfc3339;
 use super::problem::Problem;
+use super::query::Query;
 use crate::health::FaultyPart;
 use crate::status::{ClientSnapshot, JournalStatus, UpstreamShown, UpstreamSnapshot as Snapshot};
 
 /// An overview is made at most this often, for however many ask.
 const FRESH: Duration = Duration::from_millis(500);
+/// Where the log's lines about parts that do not work come from.
+const HEALTH: &str = "pigateway::health";
 /// Clients listed.
 const MAX_CLIENTS: usize = 1000;
 
@@ -57,8 +61,10 @@ impl Overviews {
     }
 }
 
-#[derive(Serialize)]
-struct UpstreamView<'a> {
+/// An upstream.
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "Upstream")]
+pub struct UpstreamView<'a> {
     #[serde(flatten)]
     snapshot: &'a Snapshot,
     since: Option<String>,
@@ -67,8 +73,10 @@ struct UpstreamView<'a> {
     oldest_age_seconds: Option<u64>,
 }
 
-#[derive(Serialize)]
-struct ClientView {
+/// A connected MQTT client.
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "MqttClient")]
+pub struct ClientView {
     client_id: String,
     user: Option<String>,
     address: String,
@@ -84,17 +92,34 @@ struct ClientView {
     dropped: u64,
 }
 
-#[derive(Serialize)]
-struct ProblemView {
-    number: u64,
+/// Something that a person should hear of.
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "Trouble")]
+pub struct ProblemView {
+    /// Whether this is wrong now: such entries come first, and go when it is over. The others are lines of the log.
+    now: bool,
+    /// Number of a line of the log.
+    number: Option<u64>,
+    /// When it was logged, or since when it is so.
     time: Option<String>,
+    /// `"warn"`: recovered and nothing lost; `"error"`: data lost, or a person is needed.
     level: &'static str,
+    /// Where it comes from.
     target: String,
+    /// What is the matter, in words.
     text: String,
+    /// What is wrong now: its name.
+    part: Option<String>,
+    /// What is wrong now: what to do.
+    remedy: Option<String>,
+    /// What is wrong now: boot clock in milliseconds since when.
+    since_boot_ms: Option<u64>,
 }
 
-#[derive(Serialize)]
-struct GatewayView<'a> {
+/// The gateway itself.
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "Gateway")]
+pub struct GatewayView<'a> {
     id: &'a str,
     version: &'static str,
     started: Option<String>,
@@ -110,8 +135,10 @@ struct GatewayView<'a> {
     faulty: Vec<FaultyView>,
 }
 
-#[derive(Serialize)]
-struct FaultyView {
+/// A part that does not work now.
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "FaultyPart")]
+pub struct FaultyView {
     since: Option<String>,
     #[serde(flatten)]
     faulty: FaultyPart,
@@ -132,7 +159,7 @@ impl Http {
                 let overview = Overview {
                     upstreams: self.upstreams_json().into(),
                     clients: self.clients_json().into(),
-                    problems: self.problems_json().into(),
+                    problems: self.problems_json(false).into(),
                     gateway: self.gateway_json().into(),
                 };
                 *last = Some((Instant::now(), overview.clone()));
@@ -177,15 +204,33 @@ impl Http {
         json(&clients.iter().map(view).collect::<Vec<_>>())
     }
 
-    fn problems_json(&self) -> String {
-        let view = |problem: crate::health::Problem| ProblemView {
-            number: problem.number,
+    fn problems_json(&self, only_now: bool) -> String {
+        let now = self.status.health.faulty().into_iter().map(|faulty| ProblemView {
+            now: true,
+            number: None,
+            time: self.time(faulty.since_boot_ms),
+            level: "error",
+            target: HEALTH.into(),
+            text: format!("{}: {}", faulty.part, faulty.fault),
+            part: Some(faulty.part),
+            remedy: Some(faulty.fault.remedy),
+            since_boot_ms: Some(faulty.since_boot_ms),
+        });
+        let logged = |problem: crate::health::Problem| ProblemView {
+            now: false,
+            number: Some(problem.number),
             time: rfc3339(problem.unix_ms),
             level: problem.level,
             target: problem.target,
             text: problem.text,
+            part: None,
+            remedy: None,
+            since_boot_ms: None,
         };
-        json(&self.status.problems.last().into_iter().rev().map(view).collect::<Vec<_>>())
+        // what health has logged is wrong now, or over
+        let is_shown = |line: &crate::health::Problem| !only_now && line.target != HEALTH;
+        let others = self.status.problems.last().into_iter().rev().filter(is_shown);
+        json(&now.chain(others.map(logged)).collect::<Vec<_>>())
     }
 
     fn gateway_json(&self) -> String {
@@ -224,9 +269,10 @@ pub async fn clients(State(http): State<Arc<Http>>, caller: Caller) -> Result<Re
 }
 
 /// `GET /api/v1/problems`
-pub async fn problems(State(http): State<Arc<Http>>, caller: Caller) -> Result<Response, Problem> {
+pub async fn problems(State(http): State<Arc<Http>>, caller: Caller, uri: Uri) -> Result<Response, Problem> {
+    let only_now = Query::parse(&uri, &["now"])?.flag("now")?;
     caller.must_observe()?;
-    Ok(answer(&http.problems_json()))
+    Ok(answer(&http.problems_json(only_now)))
 }
 
 /// `GET /api/v1/gateway`

@@ -2,7 +2,8 @@
 
 use axum::http::{HeaderName, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use serde_json::json;
+use schemars::JsonSchema;
+use serde::Serialize;
 
 use crate::exchange::ingress::IngressError;
 use crate::message::TopicError;
@@ -72,16 +73,32 @@ impl From<IngressError> for Problem {
     }
 }
 
+/// Problem details [RFC 9457].
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "Problem")]
+pub struct Details<'a> {
+    #[serde(rename = "type")]
+    kind: &'static str,
+    /// What the status code means.
+    title: &'static str,
+    /// The status code.
+    status: u16,
+    /// What is the matter, in words.
+    detail: &'a str,
+}
+
 impl IntoResponse for Problem {
     fn into_response(self) -> Response {
-        let body = json!({
-            "type": "about:blank",
-            "title": self.status.canonical_reason().unwrap_or("Error"),
-            "status": self.status.as_u16(),
-            "detail": self.detail,
-        });
+        let details = Details {
+            kind: "about:blank",
+            title: self.status.canonical_reason().unwrap_or("Error"),
+            status: self.status.as_u16(),
+            detail: &self.detail,
+        };
+        // strings and a number: nothing that could fail to be written
+        let body = serde_json::to_string(&details).unwrap_or_default();
         let kind = [(header::CONTENT_TYPE, "application/problem+json")];
-        let mut response = (self.status, kind, body.to_string()).into_response();
+        let mut response = (self.status, kind, body).into_response();
         if let Some((name, value)) = self.header {
             response.headers_mut().insert(name, axum::http::HeaderValue::from_static(value));
         }

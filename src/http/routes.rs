@@ -1,16 +1,16 @@
 //! All calls, as a table: the router and the OpenAPI document are made from it, so neither can miss one.
 
-use std::sync::{Arc, LazyLock};
+use std::sync::Arc;
 
 use axum::Router;
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{delete, get, post, put};
-use serde_json::{Value, json};
+use serde_json::{Map, Value};
 
 use super::calls::{Call, Parameter};
 use super::problem::Problem;
-use super::{Http, metrics, openapi, overview, page, proxies, sensors, stream, topics, traces, websocket};
+use super::{Http, envelope, metrics, openapi, overview, page, proxies, sensors, stream, topics, traces, websocket};
 
 const fn parameter(name: &'static str, kind: &'static str, meaning: &'static str) -> Parameter {
     Parameter { name, meaning, kind }
@@ -30,12 +30,13 @@ const PUBLISH_ANYWHERE: &[Parameter] = &[
 ];
 const LIST: &[Parameter] = &[
     parameter("filter", "string", "Topic filter; \"#\" if missing. In an address, # is written %23 and + is %2B."),
+    parameter("contains", "string", "Only topics with this text in them, in capitals or not."),
     parameter("after", "string", "Begin behind this topic: \"next\" of the page before."),
     parameter("limit", "integer", "Messages of a page, at most 1000."),
     TOPIC,
 ];
 const STREAM: &[Parameter] = &[
-    parameter("filter", "string", "Topic filter; may be given several times."),
+    parameter("filter", "strings", "Topic filter; may be given several times."),
     parameter("status", "boolean", "Also sensors, upstreams, clients, problems and the gateway, when they change."),
     parameter("last_event_id", "string", "Go on behind this id, as the header Last-Event-ID does."),
 ];
@@ -45,19 +46,33 @@ const EVENTS: &[Parameter] = &[
     parameter("cursor", "integer", "Begin behind this event: \"cursor\" of the page before."),
 ];
 
+const PROBLEMS: &[Parameter] = &[parameter("now", "boolean", "Only what is wrong now.")];
+
 const JSON: (u16, &str) = (200, "application/json");
 const TEXT: (u16, &str) = (200, "text/plain");
 const CREATED: (u16, &str) = (201, "application/json");
 const DONE: (u16, &str) = (204, "");
 
+macro_rules! answer {
+    () => {
+        None
+    };
+    ($answer:ty) => {
+        Some(|generator| generator.subschema_for::<$answer>())
+    };
+}
+
 macro_rules! calls {
-    ($($method:ident $path:literal $summary:literal $query:expr, $success:expr, $is_open:literal, $handler:path;)*) => {
+    ($($method:ident $path:literal $id:literal $summary:literal $query:expr, $success:expr, [$($answer:ty)?], $is_open:literal,
+        $handler:path;)*) => {
         &[$(Call {
+            id: $id,
             method: stringify!($method),
             path: $path,
             summary: $summary,
             query: $query,
             success: $success,
+            answer: answer!($($answer)?),
             is_open: $is_open,
             handler: || $method($handler),
         },)*]
@@ -66,45 +81,56 @@ macro_rules! calls {
 
 /// All of them.
 pub const CALLS: &[Call] = calls! {
-    get "/api/v1/topics" "The last message on each topic that a filter selects" LIST, JSON, false, topics::list;
-    put "/api/v1/topics" "Publish, with the topic as a parameter" PUBLISH_ANYWHERE, DONE, false, topics::publish;
-    post "/api/v1/topics" "Publish, with the topic as a parameter" PUBLISH_ANYWHERE, DONE, false, topics::publish;
-    delete "/api/v1/topics" "Clear a retained message, with the topic as a parameter" &[TOPIC], DONE, false, topics::clear;
-    get "/api/v1/topics/{*topic}" "The last message on a topic: its payload, or all of it as JSON by Accept" &[],
-        (200, "*/*"), false, topics::read;
-    put "/api/v1/topics/{*topic}" "Publish" PUBLISH, DONE, false, topics::publish;
-    post "/api/v1/topics/{*topic}" "Publish" PUBLISH, DONE, false, topics::publish;
-    delete "/api/v1/topics/{*topic}" "Clear the retained message of a topic" &[], DONE, false, topics::clear;
-    get "/api/v1/stream" "Messages as they come, as server-sent events" STREAM, (200, "text/event-stream"), false,
+    get "/api/v1/topics" "list_messages" "The last message on each topic that a filter selects" LIST, JSON, [topics::List], false,
+        topics::list;
+    put "/api/v1/topics" "publish_anywhere" "Publish, with the topic as a parameter" PUBLISH_ANYWHERE, DONE, [], false,
+        topics::publish;
+    post "/api/v1/topics" "post_anywhere" "Publish, with the topic as a parameter" PUBLISH_ANYWHERE, DONE, [], false,
+        topics::publish;
+    delete "/api/v1/topics" "clear_anywhere" "Clear a retained message, with the topic as a parameter" &[TOPIC], DONE, [], false,
+        topics::clear;
+    get "/api/v1/topics/{*topic}" "read_message" "The last message on a topic: its payload, or all of it as JSON by Accept" &[],
+        (200, "application/octet-stream"), [envelope::Envelope], false, topics::read;
+    put "/api/v1/topics/{*topic}" "publish" "Publish" PUBLISH, DONE, [], false, topics::publish;
+    post "/api/v1/topics/{*topic}" "post" "Publish" PUBLISH, DONE, [], false, topics::publish;
+    delete "/api/v1/topics/{*topic}" "clear" "Clear the retained message of a topic" &[], DONE, [], false, topics::clear;
+    get "/api/v1/stream" "stream" "Messages as they come, as server-sent events" STREAM, (200, "text/event-stream"), [], false,
         stream::stream;
-    get "/api/v1/sensors" "All sensors" &[], JSON, false, sensors::list;
-    get "/api/v1/sensors/{name}" "A sensor" &[], JSON, false, sensors::one;
-    get "/api/v1/sensors/{name}/events" "When there was motion" EVENTS, JSON, false, sensors::events;
-    get "/api/v1/upstreams" "The upstreams, their backlog and ledger" &[], JSON, false, overview::upstreams;
-    get "/api/v1/clients" "Connected MQTT clients" &[], JSON, false, overview::clients;
-    get "/api/v1/problems" "The last warnings and errors" &[], JSON, false, overview::problems;
-    get "/api/v1/gateway" "The gateway itself" &[], JSON, false, overview::gateway;
-    post "/api/v1/traces" "Begin to follow the message that will carry the id in the answer" &[], CREATED, false,
-        traces::begin;
-    get "/api/v1/traces/{id}" "What has happened to a message" &[], JSON, false, traces::read;
-    get "/api/v1/openapi.json" "This description" &[], JSON, true, describe;
-    get "/metrics" "Figures for Prometheus" &[], TEXT, false, metrics::metrics;
-    get "/livez" "Whether the process answers" &[], TEXT, true, overview::live;
-    get "/readyz" "Whether messages are taken; an upstream that is down does not matter" &[], TEXT, true,
+    get "/api/v1/sensors" "list_sensors" "All sensors" &[], JSON, [Vec<sensors::SensorView<'static>>], false, sensors::list;
+    get "/api/v1/sensors/{name}" "get_sensor" "A sensor" &[], JSON, [sensors::SensorView<'static>], false, sensors::one;
+    get "/api/v1/sensors/{name}/events" "list_sensor_events" "When there was motion" EVENTS, JSON, [sensors::Events], false,
+        sensors::events;
+    get "/api/v1/upstreams" "list_upstreams" "The upstreams, their backlog and ledger" &[], JSON,
+        [Vec<overview::UpstreamView<'static>>], false, overview::upstreams;
+    get "/api/v1/clients" "list_clients" "Connected MQTT clients" &[], JSON, [Vec<overview::ClientView>], false,
+        overview::clients;
+    get "/api/v1/problems" "list_problems" "What is wrong now, and then the last warnings and errors of the log" PROBLEMS, JSON,
+        [Vec<overview::ProblemView>], false, overview::problems;
+    get "/api/v1/gateway" "get_gateway" "The gateway itself" &[], JSON, [overview::GatewayView<'static>], false,
+        overview::gateway;
+    post "/api/v1/traces" "begin_trace" "Begin to follow the message that will carry the id in the answer" &[], CREATED,
+        [traces::Begun], false, traces::begin;
+    get "/api/v1/traces/{id}" "get_trace" "What has happened to a message" &[], JSON, [traces::TraceView], false, traces::read;
+    get "/api/v1/openapi.json" "describe" "This description" &[], JSON, [Map<String, Value>], true, describe;
+    get "/metrics" "metrics" "Figures for Prometheus" &[], TEXT, [], false, metrics::metrics;
+    get "/livez" "is_alive" "Whether the process answers" &[], TEXT, [], true, overview::live;
+    get "/readyz" "is_ready" "Whether messages are taken; an upstream that is down does not matter" &[], TEXT, [], true,
         overview::ready;
-    get "/healthz" "The same as readyz" &[], TEXT, true, overview::ready;
-    get "/mqtt" "MQTT over WebSocket" &[], (101, ""), true, websocket::upgrade;
-    get "/" "The web page" &[], (200, "text/html"), false, page::serve;
+    get "/healthz" "is_healthy" "The same as readyz" &[], TEXT, [], true, overview::ready;
+    get "/mqtt" "mqtt" "MQTT over WebSocket" &[], (101, ""), [], true, websocket::upgrade;
+    get "/" "page" "The web page" &[], (200, "text/html"), [], false, page::serve;
 };
 
 /// `GET /api/v1/openapi.json`
 async fn describe(headers: HeaderMap) -> Response {
-    static DOCUMENT: LazyLock<Value> = LazyLock::new(|| openapi::document(CALLS));
-    let mut document = DOCUMENT.clone();
     let prefix = proxies::prefix(&headers);
-    document["servers"] =
-        json!([{ "url": if prefix.is_empty() { "/" } else { prefix }, "description": "This gateway" }]);
-    ([(header::CONTENT_TYPE, "application/json")], document.to_string()).into_response()
+    let server = if prefix.is_empty() { "/" } else { prefix };
+    ([(header::CONTENT_TYPE, "application/json")], document(server)).into_response()
+}
+
+/// Not within the answer itself, which is one of those that are described.
+fn document(server: &str) -> String {
+    openapi::text(CALLS, server)
 }
 
 /// The router for all of them.

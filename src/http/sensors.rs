@@ -7,6 +7,7 @@ use axum::extract::State;
 use axum::http::{StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
 use jiff::Timestamp;
+use schemars::JsonSchema;
 use serde::Serialize;
 use tracing::warn;
 
@@ -23,16 +24,20 @@ const SENSORS: &str = "/api/v1/sensors/";
 /// Events of a page.
 const MAX_EVENTS: usize = 1000;
 
-#[derive(Serialize)]
-struct SensorView<'a> {
+/// A sensor.
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "Sensor")]
+pub struct SensorView<'a> {
     #[serde(flatten)]
     snapshot: &'a SensorSnapshot,
     /// When its state began; `None` while the clock is not synchronised.
     since: Option<String>,
 }
 
-#[derive(Serialize)]
-struct EventView {
+/// A change of a sensor's state.
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "SensorEvent")]
+pub struct EventView {
     n: u64,
     state: EventState,
     time: Option<String>,
@@ -40,8 +45,10 @@ struct EventView {
     boot_ms: u64,
 }
 
-#[derive(Serialize)]
-struct Events {
+/// A page of the past of a sensor.
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "SensorEvents")]
+pub struct Events {
     events: Vec<EventView>,
     /// What to give as `cursor` to go on behind these, now or later.
     cursor: u64,

@@ -9,6 +9,7 @@ use axum::extract::State;
 use axum::http::{HeaderMap, HeaderValue, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
 use http_body_util::{BodyExt, Limited};
+use schemars::JsonSchema;
 use serde::Serialize;
 use tokio::time::timeout;
 
@@ -94,8 +95,9 @@ fn read_topic(http: &Http, caller: &Caller, topic: &str, headers: &HeaderMap) ->
 }
 
 /// A page of a list of messages.
-#[derive(Debug, Serialize)]
-struct List {
+#[derive(Debug, Serialize, JsonSchema)]
+#[schemars(rename = "Messages")]
+pub struct List {
     messages: Vec<Envelope>,
     /// What to ask for as `after` to get the next page; `None`: this is the last one.
     next: Option<String>,
@@ -108,7 +110,7 @@ pub async fn list(
     uri: Uri,
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
-    let query = Query::parse(&uri, &["topic", "filter", "after", "limit"])?;
+    let query = Query::parse(&uri, &["topic", "filter", "after", "limit", "contains"])?;
     if let Some(topic) = query.get("topic")? {
         check_topic(topic)?;
         return read_topic(&http, &caller, topic, &headers);
@@ -121,7 +123,9 @@ pub async fn list(
     let within = |text: &str| text.parse().ok().filter(|limit| (1..=MAX_LIST).contains(limit));
     let limit = query.parsed("limit", "a number from 1 to 1000", within)?.unwrap_or(MAX_LIST);
     let after = query.get("after")?.unwrap_or_default();
-    let may = |topic: &str| caller.permissions.may_receive(topic);
+    let part = query.get("contains")?.map(str::to_lowercase);
+    let is_meant = |topic: &str| part.as_ref().is_none_or(|part| topic.to_lowercase().contains(part));
+    let may = |topic: &str| is_meant(topic) && caller.permissions.may_receive(topic);
     let mut found = http.hub.select(filter, after, limit + 1, may);
     let mut bytes = 0;
     let fitting = found.iter().take(limit).take_while(|(message, _)| {

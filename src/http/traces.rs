@@ -2,48 +2,79 @@
 
 use std::sync::Arc;
 
+use axum::Json;
 use axum::extract::{Path, State};
-use axum::http::{StatusCode, header};
-use axum::response::{IntoResponse, Response};
-use serde_json::json;
+use axum::http::StatusCode;
+use schemars::JsonSchema;
+use serde::Serialize;
 
 use super::Http;
 use super::auth::Caller;
 use super::problem::Problem;
-use crate::exchange::trace::PROPERTY;
+use crate::exchange::trace::{PROPERTY, Step};
+
+/// What a message is to carry so that it is followed.
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "NewTrace")]
+pub struct Begun {
+    /// The value of the user property.
+    id: String,
+    /// The name of the user property.
+    user_property: &'static str,
+}
+
+/// What has happened to a message.
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "Trace")]
+pub struct TraceView {
+    id: String,
+    /// Until the message has come: null.
+    topic: Option<String>,
+    /// Whether the journal has it.
+    is_kept: bool,
+    /// Upstreams that have not settled it.
+    waits_for_upstreams: usize,
+    steps: Vec<StepView>,
+}
+
+/// One step of a message.
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "TraceStep")]
+pub struct StepView {
+    step: &'static str,
+    upstream: Option<String>,
+    time: Option<String>,
+    boot_ms: u64,
+}
 
 /// `POST /api/v1/traces`
-pub async fn begin(State(http): State<Arc<Http>>, caller: Caller) -> Result<Response, Problem> {
+pub async fn begin(State(http): State<Arc<Http>>, caller: Caller) -> Result<(StatusCode, Json<Begun>), Problem> {
     caller.must_observe()?;
     let id = http.ingress.traces().begin(http.ingress.clock().boot_ms());
     let id = id.map_err(|_| Problem::unavailable("the system has no random numbers yet"))?;
-    let body = json!({ "id": id, "user_property": PROPERTY }).to_string();
-    Ok((StatusCode::CREATED, [(header::CONTENT_TYPE, "application/json")], body).into_response())
+    Ok((StatusCode::CREATED, Json(Begun { id, user_property: PROPERTY })))
 }
 
 /// `GET /api/v1/traces/{id}`
-pub async fn read(State(http): State<Arc<Http>>, caller: Caller, Path(id): Path<String>) -> Result<Response, Problem> {
+pub async fn read(
+    State(http): State<Arc<Http>>,
+    caller: Caller,
+    Path(id): Path<String>,
+) -> Result<Json<TraceView>, Problem> {
     caller.must_observe()?;
     let trace = http.ingress.traces().get(&id, http.ingress.clock().boot_ms());
     let trace = trace.ok_or_else(|| Problem::not_found("there is no such trace: they are kept for ten minutes"))?;
-    let steps: Vec<_> = trace
-        .steps
-        .iter()
-        .map(|step| {
-            json!({
-                "step": step.what.name(),
-                "upstream": step.upstream,
-                "time": http.time(step.boot_ms),
-                "boot_ms": step.boot_ms,
-            })
-        })
-        .collect();
-    let body = json!({
-        "id": trace.id,
-        "topic": trace.topic,
-        "is_kept": trace.position.is_some(),
-        "waits_for_upstreams": trace.waits_for,
-        "steps": steps,
-    });
-    Ok(([(header::CONTENT_TYPE, "application/json")], body.to_string()).into_response())
+    let view = |step: Step| StepView {
+        step: step.what.name(),
+        upstream: step.upstream,
+        time: http.time(step.boot_ms),
+        boot_ms: step.boot_ms,
+    };
+    Ok(Json(TraceView {
+        id: trace.id,
+        topic: trace.topic,
+        is_kept: trace.position.is_some(),
+        waits_for_upstreams: trace.waits_for,
+        steps: trace.steps.into_iter().map(view).collect(),
+    }))
 }

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::time::Duration;
 
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::settings::JournalSettings;
@@ -76,7 +77,8 @@ impl fmt::Display for Report {
 }
 
 /// How the journal is.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, JsonSchema)]
+#[schemars(rename = "Journal")]
 pub struct Status {
     /// Why nothing can be written now, and what to do; `None`: all is well.
     pub failing: Option<String>,

@@ -17,7 +17,7 @@ pub use reason::Reason;
 pub use subscribe::{RetainHandling, Subscribe, SubscribeFilter, Unsubscribe};
 
 /// Protocol version of a connection.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, schemars::JsonSchema)]
 pub enum Version {
     /// MQTT 3.1 (`MQIsdp`, level 3).
     #[serde(rename = "3.1")]

@@ -124,7 +124,15 @@ where
         self.snapshots.send_replace(snapshots.clone());
         // whoever hears of this finds the snapshots up to date
         for sensor in &snapshots {
-            self.health.set(&format!("{PART}{}", sensor.name), sensor.fault.as_ref());
+            let stuck = || {
+                let problem = "it has been active for longer than stuck_after";
+                Fault::new(
+                    problem,
+                    "look at the sensor and its wire, or set stuck_after to more where such motion is real",
+                )
+            };
+            let fault = sensor.fault.clone().or_else(|| sensor.stuck.then(stuck));
+            self.health.set(&format!("{PART}{}", sensor.name), fault.as_ref());
         }
         for faulty in self.health.faulty() {
             if let Some(name) = faulty.part.strip_prefix(PART)

@@ -1,5 +1,6 @@
 //! Where every message accepted for an upstream has ended, so that the counts always add up.
 
+use schemars::JsonSchema;
 use serde::Serialize;
 use tracing::error;
 
@@ -24,7 +25,7 @@ pub enum DropReason {
 }
 
 /// Messages dropped, by reason.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct Dropped {
     /// The bounds of the journal pushed them out.
     pub journal_full: u64,
@@ -120,7 +121,7 @@ impl Counts {
 
 /// Every message accepted for an upstream:
 /// `accepted = acked + sent_unconfirmed + expired + dropped + pending`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct Ledger {
     /// Accepted by the journal for this upstream.
     pub accepted: u64,

@@ -1,11 +1,12 @@
 //! Sensors as others see them.
 
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use crate::health::Fault;
 
 /// What a sensor is doing.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum SensorState {
     /// Its pin is not watched (yet).
@@ -30,7 +31,7 @@ pub struct Change {
 }
 
 /// A sensor as others see it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct SensorSnapshot {
     /// Its name.
     pub name: String,

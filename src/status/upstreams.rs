@@ -3,6 +3,7 @@
 use std::fmt;
 use std::sync::Arc;
 
+use schemars::JsonSchema;
 use serde::Serialize;
 use tokio::sync::watch;
 
@@ -11,7 +12,7 @@ use crate::journal::Backlog;
 use crate::mqtt::Version;
 
 /// What an upstream is doing.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum UpstreamState {
     /// Not connected: it is tried again and again.
@@ -26,10 +27,12 @@ pub enum UpstreamState {
 }
 
 /// An upstream as others see it.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct UpstreamSnapshot {
     /// Its name.
     pub name: String,
+    /// What goes up and what comes down, by the rules, in words.
+    pub rules: Vec<String>,
     /// What it is doing.
     pub state: UpstreamState,
     /// Boot clock, in milliseconds, since when.

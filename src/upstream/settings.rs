@@ -229,6 +229,23 @@ impl<Q> Rule<Q> {
     pub fn remote_filter(&self) -> String {
         format!("{}{}", self.remote_prefix, self.topic_filter)
     }
+
+    /// What it does, for people.
+    fn in_words(&self, way: &str, from: &str, to: &str) -> String {
+        if from == to { format!("{from} {way}") } else { format!("{from} {way} as {to}") }
+    }
+}
+
+impl UpstreamSettings {
+    /// What goes up and what comes down, for people.
+    pub fn rules_in_words(&self) -> Vec<String> {
+        let up = self.out.iter().map(|rule| rule.in_words("goes up", &rule.local_filter(), &rule.remote_filter()));
+        let down =
+            self.inbound.iter().map(|rule| rule.in_words("comes down", &rule.remote_filter(), &rule.local_filter()));
+        let both =
+            self.both.iter().map(|rule| rule.in_words("goes both ways", &rule.local_filter(), &rule.remote_filter()));
+        up.chain(down).chain(both).collect()
+    }
 }
 
 /// One `[[upstream.out]]`: local topics go up.

@@ -135,7 +135,12 @@ impl<C: UpstreamClient> Upstream<C> {
         let rules = Rules::new(&current);
         door.set_filters(consumers.id(lanes.append()), Origin::upstream(&current.name), rules.local_filters());
         let (since_boot_ms, retry) = (clock.boot_ms(), current.retry);
-        let shown = UpstreamSnapshot { name: current.name.clone(), since_boot_ms, ..UpstreamSnapshot::default() };
+        let shown = UpstreamSnapshot {
+            name: current.name.clone(),
+            rules: current.rules_in_words(),
+            since_boot_ms,
+            ..UpstreamSnapshot::default()
+        };
         Upstream {
             name: current.name.clone(),
             session: Session::new(rules, &current),

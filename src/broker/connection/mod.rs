@@ -12,6 +12,7 @@ mod leave;
 mod memory;
 mod receive;
 mod run;
+mod size;
 
 use std::collections::VecDeque;
 use std::net::IpAddr;

@@ -23,7 +23,7 @@ use crate::message::{Draft, Qos, check_filter, via};
 use crate::mqtt::write::Ack;
 use crate::mqtt::{
     Error, Frame, PacketType, Publish, Reason, RetainHandling, Subscribe, SubscribeFilter, Unsubscribe, Version,
-    acknowledgement, disconnect, frame, topic_of_publish, write,
+    acknowledgement, disconnect, frame, write,
 };
 
 /// QoS 1 and 2 messages that a client may have sent and not got acknowledged.
@@ -91,27 +91,6 @@ impl Connection {
         // what came before a wrong packet was right
         placed = self.place()?;
         result.map(|()| placed)
-    }
-
-    /// A packet that is larger than allowed ends the connection as soon as it is known what it was about.
-    fn too_large(&self, bytes: &[u8], size: usize, most: usize) -> Result<(), End> {
-        let is_publish = bytes.first().is_some_and(|first| first >> 4 == PacketType::Publish as u8);
-        let topic = if is_publish { topic_of_publish(bytes) } else { None };
-        // few clients send the head of a packet alone
-        if is_publish && topic.is_none() {
-            return Ok(());
-        }
-        let client_id = &*self.identity.client_id;
-        if let Some(more_since_last) = self.core.access.limiter.due(("size", client_id), topic) {
-            warn!(
-                client_id,
-                topic,
-                size,
-                more_since_last,
-                "disconnected: it has sent a packet of {size} bytes; broker.max_packet_size is {most} bytes"
-            );
-        }
-        Err(End::Broken(Error::TooLarge(size, most)))
     }
 
     /// Gives the batch its place in the order, if there is room; says whether nothing is left.

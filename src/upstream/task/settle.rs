@@ -54,6 +54,7 @@ impl<C: UpstreamClient> Upstream<C> {
     pub(super) fn apply_settings(&mut self) -> bool {
         let new = self.settings.borrow_and_update().clone();
         let old = std::mem::replace(&mut self.current, new);
+        self.shown.rules = self.current.rules_in_words();
         self.set_filters();
         self.set_carried(self.gateway);
         let actions = self.session.set_rules(Rules::new(&self.current), self.clock.boot_ms());

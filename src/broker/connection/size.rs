@@ -1,0 +1,49 @@
+//! Packets that are too large.
+
+use std::time::Duration;
+
+use tracing::warn;
+
+use super::{Connection, End};
+use crate::health::{CLIENT_PART, Fault};
+use crate::mqtt::{Error, PacketType, topic_of_publish};
+
+/// A client that is cut off for what it sends is a problem until it has not been cut off for this long: most come back at
+/// once and send the same again.
+const CUT_OFF: Duration = Duration::from_secs(600);
+/// Characters of a client id that are shown.
+const SHOWN: usize = 64;
+
+/// The beginning of a client id, which may be long.
+fn shorten(client_id: &str) -> String {
+    client_id.chars().take(SHOWN).collect()
+}
+
+impl Connection {
+    /// A packet that is larger than allowed ends the connection as soon as it is known what it was about.
+    pub(super) fn too_large(&self, bytes: &[u8], size: usize, most: usize) -> Result<(), End> {
+        let is_publish = bytes.first().is_some_and(|first| first >> 4 == PacketType::Publish as u8);
+        let topic = if is_publish { topic_of_publish(bytes) } else { None };
+        // few clients send the head of a packet alone
+        if is_publish && topic.is_none() {
+            return Ok(());
+        }
+        let client_id = &*self.identity.client_id;
+        if let Some(more_since_last) = self.core.access.limiter.due(("size", client_id), topic) {
+            warn!(
+                client_id,
+                topic,
+                size,
+                more_since_last,
+                "disconnected: it has sent a packet of {size} bytes; broker.max_packet_size is {most} bytes"
+            );
+        }
+        let what = topic.map_or_else(String::new, |topic| format!(" on {topic}"));
+        let fault = Fault::new(
+            format!("it was disconnected because it has sent a packet of {size} bytes{what}, and {most} are allowed"),
+            format!("set max_packet_size under [broker] to more than {size} bytes, or make it send less"),
+        );
+        self.core.health.note(&format!("{CLIENT_PART}{}", shorten(client_id)), &fault, CUT_OFF);
+        Err(End::Broken(Error::TooLarge(size, most)))
+    }
+}
