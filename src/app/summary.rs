@@ -164,6 +164,7 @@ mod tests {
             refused: 0,
             stuck: false,
             fault: Some(fault),
+            finding: None,
             simulated: false,
             recent: Vec::new(),
         };

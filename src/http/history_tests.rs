@@ -22,6 +22,7 @@ fn snapshot(state: SensorState, recent: &[(u64, bool, u64)]) -> SensorSnapshot {
         refused: 0,
         stuck: false,
         fault: None,
+        finding: None,
         recent: recent.iter().map(change).collect(),
     }
 }

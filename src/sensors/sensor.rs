@@ -2,16 +2,20 @@
 
 use tracing::{debug, error, info, warn};
 
+use super::diagnosis::Edges;
 use super::edge::PinEventKind;
 use super::motion::{Motion, MotionAction, Timing};
 use super::payload::{self, Marks, Reading};
 use super::settings::{PayloadFormat, SensorSettings};
 use crate::message::Qos;
-use crate::status::{Change, Fault, SensorSnapshot, SensorState};
+use crate::status::{Change, Fault, Finding, SensorSnapshot, SensorState};
 use crate::time::Clock;
 
 /// Changes of state that a snapshot tells of: who looks late misses none of a burst shorter than this.
 const RECENT: usize = 16;
+
+/// How often edges are looked at, in milliseconds.
+const EXAMINE: u64 = 1_000;
 
 /// A message of a sensor.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -36,6 +40,10 @@ pub(super) struct Sensor {
     stuck: bool,
     fault: Option<Fault>,
     recent: Vec<Change>,
+    edges: Edges,
+    finding: Option<Finding>,
+    /// When the edges were looked at last.
+    examined: u64,
     /// Its motion is made up.
     pub simulated: bool,
 }
@@ -55,6 +63,9 @@ impl Sensor {
             stuck: false,
             fault: None,
             recent: Vec::new(),
+            edges: Edges::default(),
+            finding: None,
+            examined: 0,
             simulated: false,
         }
     }
@@ -82,6 +93,7 @@ impl Sensor {
             refused: self.refused,
             stuck: self.stuck,
             fault: self.fault.clone(),
+            finding: self.finding.clone().filter(|_| !self.simulated),
             simulated: self.simulated,
             recent: self.recent.clone(),
         }
@@ -160,6 +172,8 @@ impl Sensor {
             }
             PinEventKind::Edge { level, boot_ms } => {
                 let active = level == self.settings.active;
+                self.edges.push(active, boot_ms);
+                self.examine(boot_ms);
                 let actions = self.motion.as_mut().map(|motion| motion.level(active, boot_ms));
                 self.perform(actions.unwrap_or_default(), clock)
             }
@@ -181,7 +195,27 @@ impl Sensor {
     /// Time has come so far.
     pub fn time(&mut self, now: u64, clock: &dyn Clock) -> Vec<Publication> {
         let actions = self.motion.as_mut().map(|motion| motion.time(now));
-        self.perform(actions.unwrap_or_default(), clock)
+        let publications = self.perform(actions.unwrap_or_default(), clock);
+        self.examine(now);
+        publications
+    }
+
+    /// Looks at its edges, at most once a second: a pin that hums has a hundred edges in that time.
+    fn examine(&mut self, now: u64) {
+        if now.saturating_sub(self.examined) < EXAMINE {
+            return;
+        }
+        self.examined = now;
+        let finding = self.edges.finding(now, timing(&self.settings).stuck_after);
+        let verdict = |finding: &Option<Finding>| finding.as_ref().map(|finding| finding.verdict);
+        if verdict(&finding) != verdict(&self.finding)
+            && let Some(Finding { evidence, remedy, .. }) = &finding
+            && !self.simulated
+        {
+            let (sensor, pin) = (&self.settings.name, self.settings.pin);
+            info!(sensor, pin, "its edges look wrong: {evidence}; {remedy}");
+        }
+        self.finding = finding;
     }
 
     /// What is told of it at once, if that is told at all.
@@ -306,5 +340,27 @@ mod tests {
         let said = told(false, PayloadFormat::Json);
         assert!(said.iter().all(|said| !said.contains("stuck")) && said.len() == 2, "{said:#?}");
         assert_eq!(told(true, PayloadFormat::OnOff).len(), 2, "it has no place for it");
+    }
+
+    #[test]
+    fn edges_that_no_sensor_makes_are_named_until_they_are_long_ago() {
+        use super::super::settings::Level;
+        use crate::message::Topic;
+        use crate::status::Verdict;
+        let clock = crate::time::TestClock::new(0, 0);
+        let mut sensor = Sensor::new(SensorSettings::new("a", 4, Topic::new("a").unwrap()), 0);
+        sensor.event(PinEventKind::Watched { level: Level::Low, boot_ms: 0 }, clock.as_ref());
+        for period in 0..200 {
+            for (level, boot_ms) in [(Level::High, period * 20), (Level::Low, period * 20 + 10)] {
+                sensor.event(PinEventKind::Edge { level, boot_ms }, clock.as_ref());
+            }
+        }
+        let finding = sensor.snapshot().finding.unwrap();
+        assert_eq!(finding.verdict, Verdict::MainsHum);
+        assert!(finding.evidence.contains("50 Hz"), "{finding:?}");
+        for (level, boot_ms) in [(Level::High, 700_000), (Level::Low, 705_000)] {
+            sensor.event(PinEventKind::Edge { level, boot_ms }, clock.as_ref());
+        }
+        assert_eq!(sensor.snapshot().finding, None);
     }
 }

@@ -13,7 +13,7 @@ use std::sync::Arc;
 use tokio::sync::watch;
 
 pub use self::clients::{ClientCounts, ClientSnapshot, ClientsShown};
-pub use self::sensors::{Change, SensorSnapshot, SensorState};
+pub use self::sensors::{Change, Finding, SensorSnapshot, SensorState, Verdict};
 pub use self::upstreams::{UpstreamShown, UpstreamSnapshot, UpstreamState};
 pub use crate::health::Fault;
 use crate::health::{Health, Problems};

@@ -30,6 +30,33 @@ pub struct Change {
     pub boot_ms: u64,
 }
 
+/// What the edges of a pin look like.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Verdict {
+    /// Pulses with the period of the mains.
+    MainsHum,
+    /// Short pulses in bursts, as when a radio sends.
+    RadioBursts,
+    /// Many short pulses at random: nothing drives the pin.
+    FloatingPin,
+    /// Pulses shorter than a PIR can make.
+    ShortPulses,
+    /// Active for longer than a PIR can be.
+    Stuck,
+}
+
+/// What is the matter with a sensor, by its edges.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
+pub struct Finding {
+    /// What it looks like.
+    pub verdict: Verdict,
+    /// What was seen.
+    pub evidence: String,
+    /// What to do.
+    pub remedy: String,
+}
+
 /// A sensor as others see it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct SensorSnapshot {
@@ -53,6 +80,8 @@ pub struct SensorSnapshot {
     pub stuck: bool,
     /// Why its pin is not watched.
     pub fault: Option<Fault>,
+    /// What its edges say about sensor and wire; `None`: nothing is the matter.
+    pub finding: Option<Finding>,
     /// Whether its motion is made up.
     pub simulated: bool,
     /// The last changes of state, oldest first.

@@ -1,0 +1,208 @@
+//! What the edges of a pin say about the sensor and its wire: verdicts with the evidence and what to do.
+//!
+//! A PIR's output is slow. The shortest pulse of an AM312 is about 2 s, that of an HC-SR501 3 s, and the chip in most of the
+//! others (BISS0001) makes none below 0.3 s. So a pulse shorter than [`SHORT`] was not made by the sensor, and what such
+//! pulses look like together tells where they come from:
+//!
+//! | verdict | what the edges look like |
+//! |---|---|
+//! | mains hum | they come with the period of the mains, or with half of it |
+//! | radio bursts | they come in groups within a second or so, with long pauses between the groups |
+//! | floating pin | many, at random |
+//! | short pulses | a few, one by one |
+//! | stuck | none any more, while the level is active |
+//!
+//! Looked at are the last [`MOST_EDGES`] edges, of at most [`WINDOW`] before the last of them.
+
+use std::collections::VecDeque;
+
+use crate::status::{Finding, Verdict};
+
+/// Edges remembered.
+pub const MOST_EDGES: usize = 512;
+/// Edges that are longer ago than this before the last one say nothing about now, in milliseconds.
+const WINDOW: u64 = 600_000;
+/// No PIR makes a pulse shorter than this, in milliseconds.
+const SHORT: u64 = 250;
+/// So many short pulses are no accident.
+const FEW: usize = 3;
+/// So many are what a pin does that nothing drives.
+const MANY: usize = 20;
+/// A pause longer than this ends a group of pulses, in milliseconds.
+const GROUP_PAUSE: u64 = 1_500;
+/// Times from one rising edge to the next, in milliseconds: 50 and 60 Hz, and half of it after a rectifier.
+const HUM: [(u64, u64, &str); 4] =
+    [(19, 21, "50 Hz"), (16, 18, "60 Hz"), (9, 11, "100 Hz (50 Hz rectified)"), (7, 9, "120 Hz (60 Hz rectified)")];
+
+/// The last edges of a pin.
+#[derive(Clone, Debug, Default)]
+pub struct Edges {
+    /// Time on the boot clock in milliseconds, and whether the level became active.
+    last: VecDeque<(u64, bool)>,
+}
+
+/// A short pulse: when it began, and how long it was.
+type Pulse = (u64, u64);
+
+impl Edges {
+    /// One more.
+    pub fn push(&mut self, active: bool, boot_ms: u64) {
+        if self.last.len() >= MOST_EDGES {
+            self.last.pop_front();
+        }
+        self.last.push_back((boot_ms, active));
+        while self.last.front().is_some_and(|(first, _)| boot_ms.saturating_sub(*first) > WINDOW) {
+            self.last.pop_front();
+        }
+    }
+
+    /// What they say at this time, for a sensor that counts as stuck after so many milliseconds.
+    pub fn finding(&self, now: u64, stuck_after: u64) -> Option<Finding> {
+        if let Some((since, true)) = self.last.back().filter(|(since, _)| now.saturating_sub(*since) >= stuck_after) {
+            return Some(stuck(now - since));
+        }
+        let short = self.short_pulses();
+        if short.len() < FEW {
+            return None;
+        }
+        self.hum(&short).or_else(|| radio(&short)).or_else(|| {
+            let longest = short.iter().map(|(_, long)| *long).max().unwrap_or_default();
+            let span = seconds(short[short.len() - 1].0 - short[0].0);
+            let evidence = format!("{} pulses of at most {longest} ms within {span}", short.len());
+            Some(if short.len() >= MANY { floating(evidence) } else { too_short(evidence) })
+        })
+    }
+
+    /// Active pulses that no PIR makes.
+    fn short_pulses(&self) -> Vec<Pulse> {
+        let pairs = self.last.iter().zip(self.last.iter().skip(1));
+        let pulses = pairs.filter(|((_, active), (_, after))| *active && !after);
+        pulses.map(|((begin, _), (end, _))| (*begin, end - begin)).filter(|(_, long)| *long < SHORT).collect()
+    }
+
+    /// Hum comes with the period of the mains, although an edge may be missed now and then.
+    fn hum(&self, short: &[Pulse]) -> Option<Finding> {
+        let periods: Vec<u64> = short.windows(2).map(|pair| pair[1].0 - pair[0].0).collect();
+        if periods.len() < MANY {
+            return None;
+        }
+        let (_, _, name) = HUM.into_iter().find(|(least, most, _)| {
+            let fitting = periods.iter().filter(|period| (least..=most).contains(period)).count();
+            fitting * 5 >= periods.len() * 4
+        })?;
+        Some(Finding {
+            verdict: Verdict::MainsHum,
+            evidence: format!("{} pulses with the period of {name}", short.len()),
+            remedy: "keep the wire away from mains cables, connect its ground, and take a supply without hum; \
+                     bias = \"pull_down\" helps where the wire is open"
+                .into(),
+        })
+    }
+}
+
+/// A radio that sends disturbs the sensor for a moment: groups with long pauses.
+fn radio(short: &[Pulse]) -> Option<Finding> {
+    let mut groups: Vec<&[Pulse]> = Vec::new();
+    let mut begin = 0;
+    for at in 1..=short.len() {
+        if at == short.len() || short[at].0 - short[at - 1].0 > GROUP_PAUSE {
+            groups.push(&short[begin..at]);
+            begin = at;
+        }
+    }
+    let bursts: Vec<&[Pulse]> = groups.iter().copied().filter(|group| group.len() >= 3).collect();
+    let within: usize = bursts.iter().map(|group| group.len()).sum();
+    let last = bursts.last()?;
+    let sending: u64 = bursts.iter().map(|group| group[group.len() - 1].0 - group[0].0).sum();
+    let span = last[last.len() - 1].0 - bursts[0][0].0;
+    // pulses at random make groups too, but without pauses that are long beside them
+    let is_radio = bursts.len() >= 3 && within * 5 >= short.len() * 4 && sending * 10 <= span;
+    is_radio.then(|| Finding {
+        verdict: Verdict::RadioBursts,
+        evidence: format!("{within} short pulses in {} bursts within {}", bursts.len(), seconds(span)),
+        remedy: "something beside the sensor sends in this rhythm (Wi-Fi, LoRa, a phone): move them apart, or put a capacitor of \
+                 100 nF between output and ground of the sensor; a longer debounce hides it"
+            .into(),
+    })
+}
+
+fn floating(evidence: String) -> Finding {
+    Finding {
+        verdict: Verdict::FloatingPin,
+        evidence: evidence + ", at random",
+        remedy: "nothing seems to drive this pin: look at the wire and at the number of the pin; bias = \"pull_down\" keeps an open \
+                 pin quiet"
+            .into(),
+    }
+}
+
+fn too_short(evidence: String) -> Finding {
+    Finding {
+        verdict: Verdict::ShortPulses,
+        evidence: evidence + ", shorter than a PIR can make",
+        remedy: "look for a loose contact and for a weak supply (an HC-SR501 needs 5 V); a longer debounce hides it"
+            .into(),
+    }
+}
+
+fn stuck(ms: u64) -> Finding {
+    Finding {
+        verdict: Verdict::Stuck,
+        evidence: format!("active for {} without an edge", seconds(ms)),
+        remedy: "the longest output of an HC-SR501 is 300 s: look at the sensor and its wire, which may touch 3.3 V"
+            .into(),
+    }
+}
+
+fn seconds(ms: u64) -> String {
+    if ms < 120_000 { format!("{:.1} s", ms as f64 / 1000.0) } else { format!("{} min", ms / 60_000) }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::path::Path;
+
+    use super::*;
+
+    /// A recording: what it is, until when, and its edges.
+    fn recording(text: &str) -> (String, u64, Vec<(u64, bool)>) {
+        let after = |prefix: &str| text.lines().find_map(|line| line.strip_prefix(prefix)).unwrap();
+        let edges = text.lines().filter(|line| !line.starts_with('#')).map(|line| {
+            let (at, level) = line.split_once(' ').unwrap();
+            (at.parse().unwrap(), level == "1")
+        });
+        (after("# expected: ").into(), after("# until ").parse().unwrap(), edges.collect())
+    }
+
+    #[test]
+    fn every_recording_gets_the_verdict_that_it_is_labelled_with() {
+        let mut seen = std::collections::BTreeSet::new();
+        for entry in fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/pir")).unwrap() {
+            let path = entry.unwrap().path();
+            let (expected, until, recorded) = recording(&fs::read_to_string(&path).unwrap());
+            let mut edges = Edges::default();
+            recorded.iter().for_each(|(at, active)| edges.push(*active, *at));
+            let found = edges.finding(until, 1_800_000);
+            let verdict = found.as_ref().map_or("none".into(), |finding| {
+                assert!(!finding.evidence.is_empty() && !finding.remedy.is_empty());
+                serde_json::to_value(finding.verdict).unwrap().as_str().unwrap().to_owned()
+            });
+            assert_eq!(verdict, expected, "{}: {found:?}", path.display());
+            seen.insert(verdict);
+        }
+        assert_eq!(seen.len(), 6, "{seen:?}");
+    }
+
+    #[test]
+    fn edges_are_bounded_and_old_ones_say_nothing() {
+        let mut edges = Edges::default();
+        for number in 0..2_000 {
+            edges.push(number % 2 == 0, number * 10);
+        }
+        assert_eq!(edges.last.len(), MOST_EDGES);
+        assert!(edges.finding(20_000, 1_800_000).is_some());
+        edges.push(true, 20_000 + WINDOW + 1);
+        assert_eq!((edges.last.len(), edges.finding(20_000 + WINDOW + 2, 1_800_000)), (1, None));
+    }
+}
