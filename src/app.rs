@@ -34,6 +34,7 @@ use self::data_dir::DataDir;
 use self::pulse::{Feeding, ROUTER, Rooms};
 use self::reload::Reloadable;
 use crate::broker::core::Core;
+use crate::broker::listener::Listener;
 use crate::broker::{Broker, sys};
 use crate::config::Settings;
 use crate::exchange::ingress::Receipt;
@@ -186,7 +187,7 @@ impl Gateway {
         supervisor.spawn("journal", watch_journal(journal.clone(), supervisor.token()));
 
         let reloads = watch::Sender::new(0);
-        let (broker, web_port) =
+        let (broker, web_port, websockets) =
             open_ports(&settings, journal, clock.clone(), doors.clone(), (&health, &reloads)).await?;
         let Broker { core, dispatcher, listeners, connections } = broker;
         let mut rooms = Rooms::new(core.ingress.room().clone(), core.ingress.journal().clone());
@@ -214,7 +215,7 @@ impl Gateway {
             problems,
             health: health.clone(),
             lost_at_power_cut: data_dir.lost_at_power_cut.as_ref().map(|fault| fault.to_string().into()),
-            listeners: listeners.iter().map(|listener| listener.port.name().to_owned()).collect(),
+            listeners: listeners.iter().chain(&websockets).map(|listener| listener.port.name().to_owned()).collect(),
         };
         let changes = sensor_settings.subscribe();
         let announcing =
@@ -237,10 +238,14 @@ impl Gateway {
             drop(gone);
             result
         });
-        summary::say(&settings, config_path, &listeners, web_port.as_ref(), &|sensor| made_up.contains(sensor));
+        let shown: Vec<&Listener> = listeners.iter().chain(&websockets).collect();
+        summary::say(&settings, config_path, &shown, web_port.as_ref(), &|sensor| made_up.contains(sensor));
         // last, so that whoever connects finds everything there
         if let Some(port) = web_port {
             web::start(port, &settings, status.clone(), &core, &connections, &supervisor, &mut rooms);
+        }
+        for listener in websockets {
+            web::start_listener(listener, &settings, &core, &connections, &supervisor, &mut rooms);
         }
         for listener in listeners {
             let name = listener.port.task_name("listener");
@@ -437,22 +442,26 @@ async fn open_ports(
     clock: SharedClock,
     cancel: CancellationToken,
     (health, reloads): (&Health, &watch::Sender<u64>),
-) -> Result<(Broker, Option<Port>), AppError> {
+) -> Result<(Broker, Option<Port>, Vec<Listener>), AppError> {
     let (broker, web) = (settings.broker.clone(), http::server::port(&settings.http));
     let (health, reloads) = (health.clone(), reloads.clone());
     let opening = tokio::task::spawn_blocking(move || {
+        let websockets: Vec<_> = broker.listeners.iter().filter(|listener| listener.websocket).cloned().collect();
         let broker = Broker::open_with(broker, journal, clock, cancel, (&health, &reloads))?;
-        let web = web.map(|web| Port::open(web, health, reloads.subscribe()));
-        Ok::<_, AppError>((broker, web))
+        let open = |settings| Port::open(settings, health.clone(), reloads.subscribe());
+        let websockets = websockets.into_iter().map(|settings| Listener { port: open(settings.port()), settings });
+        let websockets: Vec<Listener> = websockets.collect();
+        Ok::<_, AppError>((broker, web.map(open), websockets))
     });
-    let (mut broker, web) = opening.await.map_err(io::Error::other)??;
-    let ports = broker.listeners.iter().map(|listener| &listener.port);
-    if ports.chain(&web).all(Port::is_hopeless)
-        && let Some(error) = broker.listeners.drain(..).find_map(|listener| listener.port.into_error())
-    {
-        return Err(AppError::Listen(error));
+    let (mut broker, web, mut websockets) = opening.await.map_err(io::Error::other)??;
+    let ports = broker.listeners.iter().chain(&websockets).map(|listener| &listener.port);
+    if ports.chain(&web).all(Port::is_hopeless) {
+        let mut listeners = broker.listeners.drain(..).chain(websockets.drain(..));
+        if let Some(error) = listeners.find_map(|listener| listener.port.into_error()) {
+            return Err(AppError::Listen(error));
+        }
     }
-    Ok((broker, web))
+    Ok((broker, web, websockets))
 }
 
 /// Another pattern of simulated motion at every start.

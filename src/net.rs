@@ -1,12 +1,16 @@
 //! Ports: what the broker's listeners and HTTP do alike.
 
+pub mod address;
+pub mod forwarded;
 pub mod port;
 
 use std::net::SocketAddr;
 use std::time::Duration;
 
 use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpListener;
+
+use self::address::{Address, Listening, Stream, bind_unix};
 
 const BACKLOG: i32 = 1024;
 /// The system asks a silent other end whether it is still there: first after this time, then in steps. A host that has
@@ -20,7 +24,7 @@ const KEEPALIVE_STEPS: u32 = 4;
 #[error("cannot listen on {address}: {source}{}", in_brackets(hint(source)))]
 pub struct ListenError {
     /// The address.
-    pub address: SocketAddr,
+    pub address: Address,
     /// What the system says.
     pub source: std::io::Error,
 }
@@ -43,15 +47,26 @@ fn hint(error: &std::io::Error) -> &'static str {
             "another program listens there, perhaps mosquitto: stop it, or choose another port under \
              [[broker.listener]] or [http]"
         }
-        std::io::ErrorKind::PermissionDenied => "ports below 1024 need privileges",
+        std::io::ErrorKind::PermissionDenied => {
+            "ports below 1024 need privileges, and a socket a directory that the gateway may write"
+        }
+        std::io::ErrorKind::NotFound => {
+            "its directory is not there: RuntimeDirectory=pigateway in the unit makes /run/pigateway"
+        }
         std::io::ErrorKind::AddrNotAvailable => "this host does not have that address",
         _ => "",
     }
 }
 
 /// Listens; `[::]` takes IPv4 too. Returns the address that it is bound to.
-fn bind(address: SocketAddr) -> Result<(TcpListener, SocketAddr), ListenError> {
-    try_bind(address).map_err(|source| ListenError { address, source })
+fn bind(address: &Address) -> Result<(Listening, Address), ListenError> {
+    let bound = match address {
+        Address::Tcp(address) => {
+            try_bind(*address).map(|(listener, bound)| (Listening::Tcp(listener), Address::Tcp(bound)))
+        }
+        Address::Unix(path) => bind_unix(path).map(|listener| (Listening::Unix(listener), address.clone())),
+    };
+    bound.map_err(|source| ListenError { address: address.clone(), source })
 }
 
 fn try_bind(address: SocketAddr) -> std::io::Result<(TcpListener, SocketAddr)> {
@@ -76,7 +91,8 @@ fn try_bind(address: SocketAddr) -> std::io::Result<(TcpListener, SocketAddr)> {
 }
 
 /// What every accepted connection gets.
-fn prepare(stream: &TcpStream) {
+fn prepare(stream: &Stream) {
+    let Stream::Tcp(stream) = stream else { return };
     // a packet must not wait for the acknowledgement of the one before
     let _ = stream.set_nodelay(true);
     let keepalive =

@@ -7,14 +7,14 @@ use std::time::SystemTime;
 
 use rustls::RootCertStore;
 use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::pki_types::{CertificateDer, CertificateRevocationListDer, PrivateKeyDer};
 use rustls::server::WebPkiClientVerifier;
 use tokio_rustls::TlsAcceptor;
 
 use crate::secret::{self, FileError};
 
 /// Files of a port with TLS, all in PEM.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct TlsFiles {
     /// Certificate chain, the server's own first.
     pub cert: PathBuf,
@@ -22,7 +22,16 @@ pub struct TlsFiles {
     pub key: PathBuf,
     /// Authorities that sign the certificates that clients must show.
     pub client_ca: Option<PathBuf>,
+    /// Which of these certificates have been revoked.
+    pub crl: Option<PathBuf>,
+    /// Largest record that is written, its head included; `None`: that of TLS.
+    pub max_fragment_size: Option<usize>,
 }
+
+/// Head, nonce and tag of a record, at most: what TLS 1.2 with AES-GCM needs, by the standard the most of those spoken here.
+const RECORD_OVERHEAD: usize = 5 + 8 + 16;
+/// What rustls counts with a fragment.
+const RECORD_HEAD: usize = 5;
 
 /// What files were like: another time, size or inode means that they have been written.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -35,12 +44,12 @@ impl TlsFiles {
             let about = std::fs::metadata(path).ok()?;
             Some((about.modified().ok()?, about.len(), about.ino()))
         };
-        Stamps([&self.cert, &self.key].into_iter().chain(&self.client_ca).map(stamp).collect())
+        Stamps([&self.cert, &self.key].into_iter().chain(&self.client_ca).chain(&self.crl).map(stamp).collect())
     }
 
     /// An acceptor made of them.
     pub fn acceptor(&self) -> Result<TlsAcceptor, FileError> {
-        acceptor(&self.cert, &self.key, self.client_ca.as_deref())
+        acceptor(self)
     }
 }
 
@@ -86,21 +95,42 @@ pub fn blame(cert: &Path, key: &Path, error: rustls::Error) -> FileError {
     }
 }
 
+/// Lists of revoked certificates, at least one.
+pub fn revoked(path: &Path) -> Result<Vec<CertificateRevocationListDer<'static>>, FileError> {
+    let text = secret::contents(path)?;
+    let found: Result<Vec<_>, _> = CertificateRevocationListDer::pem_slice_iter(&text).collect();
+    let found = found.unwrap_or_default();
+    if found.is_empty() {
+        Err(FileError::unusable(path, "has no list of revoked certificates in PEM form"))
+    } else {
+        Ok(found)
+    }
+}
+
 /// Makes an acceptor of certificate chain, key and, if clients are to show a certificate, the authorities that sign those.
-pub fn acceptor(cert: &Path, key: &Path, client_ca: Option<&Path>) -> Result<TlsAcceptor, FileError> {
+pub fn acceptor(files: &TlsFiles) -> Result<TlsAcceptor, FileError> {
+    let (cert, key) = (files.cert.as_path(), files.key.as_path());
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let builder = rustls::ServerConfig::builder_with_provider(provider.clone())
         .with_safe_default_protocol_versions()
         .map_err(|error| blame(cert, key, error))?;
-    let builder = match client_ca {
+    let builder = match files.client_ca.as_deref() {
         None => builder.with_no_client_auth(),
         Some(path) => {
-            let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(authorities(path)?), provider).build();
-            builder.with_client_cert_verifier(verifier.map_err(|error| FileError::unusable(path, error.to_string()))?)
+            let mut verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(authorities(path)?), provider);
+            if let Some(crl) = &files.crl {
+                // as OpenSSL's X509_V_FLAG_CRL_CHECK: the client's own, whose issuer must have a list
+                verifier = verifier.with_crls(revoked(crl)?).only_check_end_entity_revocation();
+            }
+            let to_blame = files.crl.as_deref().unwrap_or(path);
+            let verifier = verifier.build().map_err(|error| FileError::unusable(to_blame, error.to_string()))?;
+            builder.with_client_cert_verifier(verifier)
         }
     };
     let config = builder.with_single_cert(certificates(cert)?, private_key(key)?);
-    Ok(TlsAcceptor::from(Arc::new(config.map_err(|error| blame(cert, key, error))?)))
+    let mut config = config.map_err(|error| blame(cert, key, error))?;
+    config.max_fragment_size = files.max_fragment_size.map(|most| most - RECORD_OVERHEAD + RECORD_HEAD);
+    Ok(TlsAcceptor::from(Arc::new(config)))
 }
 
 /// The common name of a client certificate's subject.
@@ -134,6 +164,11 @@ pub fn handshake_hint(error: &str) -> &'static str {
             "received fatal alert",
             ". The client refuses the certificate of this gateway: does it know the authority that has signed it, and is the \
              name in it the one that it connects to?",
+        ),
+        ("Revoked", ". The certificate of the client stands in the crl of the listener"),
+        (
+            "UnknownRevocationStatus",
+            ". The crl of the listener has no list of the authority that has signed the certificate of the client",
         ),
         (
             "UnknownIssuer",

@@ -96,7 +96,7 @@ pub fn packets(data: &[u8]) {
     runtime.block_on(async {
         let (mut client, server) = tokio::io::duplex(1 << 20);
         let (reader, writer) = tokio::io::split(server);
-        let peer = Peer { address: IpAddr::V4(Ipv4Addr::LOCALHOST), certificate_user: None, ticket: None };
+        let peer = Peer::at(IpAddr::V4(Ipv4Addr::LOCALHOST));
         let session = tokio::spawn(serve(core.clone(), reader, writer, peer));
         // the session may hang up before it has taken everything
         let _ = client.write_all(data).await;

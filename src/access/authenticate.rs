@@ -21,6 +21,8 @@ pub struct Credentials<'a> {
     pub client_id: &'a str,
     /// Where it comes from.
     pub from: IpAddr,
+    /// The listener that it came through; `None`: another door.
+    pub listener: Option<&'a str>,
 }
 
 /// A client that is who it says it is.
@@ -63,7 +65,7 @@ impl Access {
     /// Checks who it is.
     pub async fn authenticate(&self, credentials: &Credentials<'_>) -> Result<Authenticated, Refusal> {
         if let Some(name) = credentials.certificate_user {
-            return match self.authoriser.user(name) {
+            return match self.authoriser.user(credentials.listener, name) {
                 Some(user) => Ok(Authenticated { user: Some(name.into()), password_hash: user.password_hash.clone() }),
                 None => {
                     self.refused(credentials, "there is no [[broker.user]] with the common name of its certificate");
@@ -71,8 +73,8 @@ impl Access {
                 }
             };
         }
-        let has_users = self.authoriser.has_users();
-        let accepts_anonymous = self.authoriser.accepts_anonymous(credentials.from);
+        let has_users = self.authoriser.has_users(credentials.listener);
+        let accepts_anonymous = self.authoriser.accepts_anonymous(credentials.listener, credentials.from);
         let Some(name) = credentials.username.filter(|_| has_users || !accepts_anonymous) else {
             // where there are no users, a user name means nothing, as it does to mosquitto
             return if accepts_anonymous {
@@ -81,15 +83,15 @@ impl Access {
                 self.refused(
                     credentials,
                     "it gave no user name. Add a user (pigateway user NAME) and give the client its name and password, or \
-                     let clients without one in: accept = \"all\" under [broker.anonymous]",
+                     let clients without one in: accept = \"all\" under [broker.anonymous], or anonymous = \"all\" at its listener",
                 );
                 Err(Refusal::NotAuthorized)
             };
         };
-        let hash = self.authoriser.user(name).and_then(|user| user.password_hash.clone());
+        let hash = self.authoriser.user(credentials.listener, name).and_then(|user| user.password_hash.clone());
         let password = credentials.password.unwrap_or_default();
         // an unknown user costs as much time as a wrong password
-        let decoy = self.authoriser.decoy(name);
+        let decoy = self.authoriser.decoy(credentials.listener, name);
         let decoy = decoy.as_deref().unwrap_or(NOBODY);
         let attempt = Attempt { user: name, hash: hash.as_deref(), decoy, password, from: credentials.from };
         match self.passwords.check(&attempt).await {

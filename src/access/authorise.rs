@@ -8,7 +8,9 @@ use std::sync::Arc;
 use arc_swap::ArcSwap;
 
 use super::identity::Identity;
-use super::settings::{AccessRule, AccessSettings, AnonymousFrom, AnonymousSettings, Rights, UserSettings};
+use super::settings::{
+    AccessRule, AccessSettings, AnonymousFrom, AnonymousSettings, ListenerAccess, Rights, UserSettings,
+};
 use crate::message::{covers, matches, overlap};
 
 /// First levels of topics that brokers keep to themselves.
@@ -23,18 +25,45 @@ pub struct Authoriser {
 
 #[derive(Debug)]
 struct Policy {
+    /// Where nothing else is said.
+    usual: Place,
+    /// Listeners with an answer of their own.
+    listeners: HashMap<String, Place>,
+    reserved: Arc<[String]>,
+}
+
+/// Who may come in somewhere.
+#[derive(Debug)]
+struct Place {
     anonymous: AnonymousSettings,
     users: HashMap<String, Arc<UserSettings>>,
     /// Hashes of users, for names that no user has.
     decoys: Vec<String>,
-    reserved: Arc<[String]>,
+}
+
+impl Place {
+    fn new(anonymous: &AnonymousSettings, users: &[UserSettings]) -> Place {
+        let decoys = users.iter().filter_map(|user| user.password_hash.clone()).collect();
+        let users = users.iter().map(|user| (user.name.clone(), Arc::new(user.clone()))).collect();
+        Place { anonymous: anonymous.clone(), users, decoys }
+    }
 }
 
 impl Policy {
     fn new(settings: &AccessSettings) -> Policy {
-        let users = settings.users.iter().map(|user| (user.name.clone(), Arc::new(user.clone()))).collect();
-        let decoys = settings.users.iter().filter_map(|user| user.password_hash.clone()).collect();
-        Policy { anonymous: settings.anonymous.clone(), users, decoys, reserved: settings.reserved.clone().into() }
+        let own = |access: &ListenerAccess| {
+            let users = access.users.as_ref().unwrap_or(&settings.users);
+            (access.listener.clone(), Place::new(&access.anonymous, users))
+        };
+        Policy {
+            usual: Place::new(&settings.anonymous, &settings.users),
+            listeners: settings.listeners.iter().map(own).collect(),
+            reserved: settings.reserved.clone().into(),
+        }
+    }
+
+    fn at(&self, listener: Option<&str>) -> &Place {
+        listener.and_then(|name| self.listeners.get(name)).unwrap_or(&self.usual)
     }
 }
 
@@ -49,27 +78,28 @@ impl Authoriser {
         self.policy.store(Arc::new(Policy::new(settings)));
     }
 
-    /// Whether there is any user at all.
-    pub fn has_users(&self) -> bool {
-        !self.policy.load().users.is_empty()
+    /// Whether there is any user at all who may come in at this listener.
+    pub fn has_users(&self, listener: Option<&str>) -> bool {
+        !self.policy.load().at(listener).users.is_empty()
     }
 
-    /// The user with this name.
-    pub fn user(&self, name: &str) -> Option<Arc<UserSettings>> {
-        self.policy.load().users.get(name).cloned()
+    /// The user with this name at this listener.
+    pub fn user(&self, listener: Option<&str>, name: &str) -> Option<Arc<UserSettings>> {
+        self.policy.load().at(listener).users.get(name).cloned()
     }
 
     /// A hash that costs somebody with this name as much time as one of its own would: that of some user, always the same for
     /// the same name. `None`: no user has a hash.
-    pub fn decoy(&self, name: &str) -> Option<String> {
+    pub fn decoy(&self, listener: Option<&str>, name: &str) -> Option<String> {
         let policy = self.policy.load();
-        let count = policy.decoys.len().max(1) as u64;
-        policy.decoys.get((self.key.hash_one(name) % count) as usize).cloned()
+        let decoys = &policy.at(listener).decoys;
+        let count = decoys.len().max(1) as u64;
+        decoys.get((self.key.hash_one(name) % count) as usize).cloned()
     }
 
-    /// Whether a client without a user name may connect from this address.
-    pub fn accepts_anonymous(&self, from: IpAddr) -> bool {
-        match self.policy.load().anonymous.accept {
+    /// Whether a client without a user name may connect from this address to this listener.
+    pub fn accepts_anonymous(&self, listener: Option<&str>, from: IpAddr) -> bool {
+        match self.policy.load().at(listener).anonymous.accept {
             AnonymousFrom::None => false,
             AnonymousFrom::Loopback => from.to_canonical().is_loopback(),
             AnonymousFrom::All => true,
@@ -79,9 +109,10 @@ impl Authoriser {
     /// What this client may do.
     pub fn permissions(&self, identity: &Identity) -> Permissions {
         let policy = self.policy.load();
+        let place = policy.at(identity.listener.as_deref());
         let rights = match &identity.user {
-            None => Some(policy.anonymous.rights.clone()),
-            Some(name) => policy.users.get(&**name).map(|user| user.rights.clone()),
+            None => Some(place.anonymous.rights.clone()),
+            Some(name) => place.users.get(&**name).map(|user| user.rights.clone()),
         };
         let rights = rights.unwrap_or(Rights { publish: Vec::new(), subscribe: Vec::new() });
         Permissions {
@@ -94,13 +125,23 @@ impl Authoriser {
 
     /// Whether a client that was let in with these permissions would be let in with the same ones now.
     pub fn still_holds(&self, identity: &Identity, hash: Option<&str>, from: IpAddr, given: &Permissions) -> bool {
+        let listener = identity.listener.as_deref();
         match &identity.user {
-            None => self.accepts_anonymous(from) && self.policy.load().anonymous.rights == given.rights,
-            Some(name) => {
-                self.user(name).is_some_and(|user| user.rights == given.rights && user.password_hash.as_deref() == hash)
+            None => {
+                let policy = self.policy.load();
+                self.accepts_anonymous(listener, from) && policy.at(listener).anonymous.rights == given.rights
             }
+            Some(name) => self.user(listener, name).is_some_and(|user| {
+                let may_have_id = user.may_have_id(&identity.client_id) || is_assigned(&identity.client_id);
+                user.rights == given.rights && user.password_hash.as_deref() == hash && may_have_id
+            }),
         }
     }
+}
+
+/// Whether a client id looks like one that the gateway gives to clients without one.
+fn is_assigned(client_id: &str) -> bool {
+    client_id.is_empty() || client_id.starts_with("auto-")
 }
 
 /// What one client may do.
@@ -210,9 +251,10 @@ mod tests {
             name: "u".into(),
             password_hash: None,
             rights: Rights { publish: rules(publish), subscribe: rules(subscribe) },
+            client_ids: Vec::new(),
         };
         let settings = AccessSettings { users: vec![user], ..AccessSettings::default() };
-        let identity = Identity { user: Some("u".into()), client_id: client_id.into() };
+        let identity = Identity { user: Some("u".into()), client_id: client_id.into(), listener: None };
         Authoriser::new(&settings).permissions(&identity)
     }
 
@@ -237,7 +279,7 @@ mod tests {
     #[test]
     fn what_the_gateway_says_of_itself_is_published_by_nobody_else() {
         let settings = AccessSettings { reserved: vec!["pigateway/loft/status".into()], ..AccessSettings::default() };
-        let anyone = Identity { user: None, client_id: "c".into() };
+        let anyone = Identity { user: None, client_id: "c".into(), listener: None };
         let p = Authoriser::new(&settings).permissions(&anyone);
         assert!(!p.may_publish("pigateway/loft/status") && p.may_receive("pigateway/loft/status"));
         assert!(p.may_publish("pigateway/attic/status") && p.may_publish("pigateway/loft/status/x"));
@@ -261,12 +303,53 @@ mod tests {
         let loopback = ["127.0.0.1", "::1", "::ffff:127.0.0.1"].map(|text| text.parse::<IpAddr>().unwrap());
         let far: IpAddr = "192.0.2.1".parse().unwrap();
         let authoriser = Authoriser::new(&settings);
-        assert!(loopback.iter().all(|from| authoriser.accepts_anonymous(*from)) && !authoriser.accepts_anonymous(far));
+        assert!(
+            loopback.iter().all(|from| authoriser.accepts_anonymous(None, *from))
+                && !authoriser.accepts_anonymous(None, far)
+        );
         settings.anonymous.accept = AnonymousFrom::All;
         authoriser.reload(&settings);
-        assert!(authoriser.accepts_anonymous(far));
+        assert!(authoriser.accepts_anonymous(None, far));
         settings.anonymous.accept = AnonymousFrom::None;
         authoriser.reload(&settings);
-        assert!(!authoriser.accepts_anonymous(loopback[0]));
+        assert!(!authoriser.accepts_anonymous(None, loopback[0]));
+    }
+
+    #[test]
+    fn a_listener_has_users_and_guests_of_its_own_where_it_says_so() {
+        let user = |name: &str, rule: &str| UserSettings {
+            name: name.into(),
+            password_hash: Some(format!("hash of {name}")),
+            rights: Rights { publish: vec![AccessRule { deny: false, filter: rule.into() }], subscribe: Vec::new() },
+            client_ids: Vec::new(),
+        };
+        let own = |listener: &str, accept, users| ListenerAccess {
+            listener: listener.into(),
+            anonymous: AnonymousSettings { accept, ..AnonymousSettings::default() },
+            users,
+        };
+        let settings = AccessSettings {
+            users: vec![user("a", "usual/#"), user("b", "usual/#")],
+            listeners: vec![
+                own("open", AnonymousFrom::All, None),
+                own("own", AnonymousFrom::None, Some(vec![user("a", "own/#")])),
+            ],
+            ..AccessSettings::default()
+        };
+        let authoriser = Authoriser::new(&settings);
+        let (here, far) = ("127.0.0.1".parse().unwrap(), "192.0.2.1".parse().unwrap());
+        let guests = |listener| [here, far].map(|from| authoriser.accepts_anonymous(listener, from));
+        assert_eq!(guests(None), [true, false]);
+        assert_eq!(guests(Some("another")), [true, false]);
+        assert_eq!(guests(Some("open")), [true, true]);
+        assert_eq!(guests(Some("own")), [false, false]);
+        assert!(authoriser.user(Some("open"), "b").is_some() && authoriser.user(Some("own"), "b").is_none());
+        let may = |listener: Option<&str>, topic| {
+            let listener = listener.map(Into::into);
+            let identity = Identity { user: Some("a".into()), client_id: "c".into(), listener };
+            authoriser.permissions(&identity).may_publish(topic)
+        };
+        assert!(may(None, "usual/x") && may(Some("open"), "usual/x") && !may(None, "own/x"));
+        assert!(may(Some("own"), "own/x") && !may(Some("own"), "usual/x"));
     }
 }

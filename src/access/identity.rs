@@ -3,6 +3,8 @@
 //! A client id says nothing about who uses it: client ids of different users, and of clients without a user name, are
 //! different sessions, so that nobody takes over what belongs to another user by using its client id.
 
+use std::sync::Arc;
+
 /// Who a client says it is, as far as it has been checked.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Identity {
@@ -10,6 +12,9 @@ pub struct Identity {
     pub user: Option<Box<str>>,
     /// Client id.
     pub client_id: Box<str>,
+    /// The listener that it came through, which may have users and rules of its own; `None`: another door. It says nothing
+    /// about who the client is.
+    pub listener: Option<Arc<str>>,
 }
 
 impl Identity {
@@ -70,7 +75,7 @@ mod tests {
     #[test]
     fn the_same_client_id_of_different_users_is_different_sessions() {
         let name = |user: Option<&str>, client_id: &str| {
-            Identity { user: user.map(Into::into), client_id: client_id.into() }.session()
+            Identity { user: user.map(Into::into), client_id: client_id.into(), listener: None }.session()
         };
         let names = [name(None, "x"), name(Some("a"), "x"), name(Some("b"), "x"), name(Some("g"), "x"), "x".into()];
         for (at, one) in names.iter().enumerate() {

@@ -50,6 +50,6 @@ impl Access {
         self.authoriser.reload(settings);
         self.passwords.reload();
         self.passwords.replaced.retain(settings.hashes());
-        self.passwords.familiar.retain(|name| settings.users.iter().any(|user| user.name == name));
+        self.passwords.familiar.retain(|name| settings.all_users().any(|user| user.name == name));
     }
 }

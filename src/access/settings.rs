@@ -14,12 +14,31 @@ pub struct AccessSettings {
     pub users: Vec<UserSettings>,
     /// Topics that only the gateway itself publishes.
     pub reserved: Vec<String>,
+    /// Listeners with an answer of their own.
+    pub listeners: Vec<ListenerAccess>,
+}
+
+/// What is different at one listener.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ListenerAccess {
+    /// What the listener is called.
+    pub listener: String,
+    /// Its clients without a user name.
+    pub anonymous: AnonymousSettings,
+    /// The users that may come in there; `None`: all of `[[broker.user]]`.
+    pub users: Option<Vec<UserSettings>>,
 }
 
 impl AccessSettings {
     /// Hashes of the users' passwords.
     pub fn hashes(&self) -> impl Iterator<Item = &str> {
-        self.users.iter().filter_map(|user| user.password_hash.as_deref())
+        self.all_users().filter_map(|user| user.password_hash.as_deref())
+    }
+
+    /// The users of all listeners, and those of a listener of its own.
+    pub fn all_users(&self) -> impl Iterator<Item = &UserSettings> {
+        let own = self.listeners.iter().filter_map(|listener| listener.users.as_ref()).flatten();
+        self.users.iter().chain(own)
     }
 }
 
@@ -53,6 +72,31 @@ pub struct UserSettings {
     pub password_hash: Option<String>,
     /// What the user may do.
     pub rights: Rights,
+    /// Client ids that its clients may have, with `%u` for the user and `*` for anything; none: any.
+    pub client_ids: Vec<String>,
+}
+
+impl UserSettings {
+    /// Whether a client of this user may have this id.
+    pub fn may_have_id(&self, client_id: &str) -> bool {
+        self.client_ids.is_empty() || self.client_ids.iter().any(|pattern| fits(pattern, &self.name, client_id))
+    }
+}
+
+/// Whether a client id fits a pattern. What stands for the user is taken as it is, whatever characters it has.
+fn fits(pattern: &str, user: &str, client_id: &str) -> bool {
+    let mut parts = pattern.split('*').map(|part| part.replace("%u", user));
+    let first = parts.next().unwrap_or_default();
+    let Some(mut rest) = client_id.strip_prefix(first.as_str()) else { return false };
+    let mut parts: Vec<String> = parts.collect();
+    let Some(last) = parts.pop() else { return rest.is_empty() };
+    for part in parts {
+        match rest.find(part.as_str()) {
+            Some(at) => rest = &rest[at + part.len()..],
+            None => return false,
+        }
+    }
+    rest.ends_with(last.as_str())
 }
 
 impl fmt::Debug for UserSettings {
@@ -61,6 +105,7 @@ impl fmt::Debug for UserSettings {
             .field("name", &self.name)
             .field("password_hash", &self.password_hash.as_ref().map(|_| "(hidden)"))
             .field("rights", &self.rights)
+            .field("client_ids", &self.client_ids)
             .finish()
     }
 }
@@ -118,8 +163,34 @@ mod tests {
 
     #[test]
     fn hashes_are_not_printed() {
-        let user =
-            UserSettings { name: "a".into(), password_hash: Some("$argon2id$x".into()), rights: Rights::default() };
+        let user = UserSettings {
+            name: "a".into(),
+            password_hash: Some("$argon2id$x".into()),
+            rights: Rights::default(),
+            client_ids: Vec::new(),
+        };
         assert!(!format!("{user:?}").contains("argon2id"));
+    }
+
+    #[test]
+    fn a_client_id_fits_a_pattern_of_its_user() {
+        for (pattern, user, client_id, expected) in [
+            ("%u-*", "esp", "esp-kitchen", true),
+            ("%u-*", "esp", "esp-", true),
+            ("%u-*", "esp", "esp", false),
+            ("%u-*", "esp", "other-esp-1", false),
+            ("%u", "esp", "esp", true),
+            ("%u", "esp", "esp1", false),
+            ("*", "esp", "anything", true),
+            ("*-%u", "esp", "a-b-esp", true),
+            ("a*b*c", "esp", "a1b2c", true),
+            ("a*b*c", "esp", "acb", false),
+            ("ab*ba", "esp", "aba", false),
+            ("%u-*", "*", "x-1", false),
+            ("%u-*", "*", "*-1", true),
+            ("%u-*", "ü", "ü-1", true),
+        ] {
+            assert_eq!(fits(pattern, user, client_id), expected, "{pattern} {user} {client_id}");
+        }
     }
 }

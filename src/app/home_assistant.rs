@@ -53,7 +53,7 @@ pub(super) fn go_on(announcing: Option<oneshot::Sender<()>>) {
 
 /// Where others find the web page, by the name that mDNS gives to this host.
 fn url(settings: &Settings, web: &Port) -> Option<String> {
-    let address = web.address();
+    let address = web.address().tcp()?;
     let host = match address.ip() {
         ip if ip.is_loopback() => return None,
         ip if ip.is_unspecified() => {

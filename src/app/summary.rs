@@ -7,8 +7,10 @@ use tracing::info;
 
 use crate::access::settings::AnonymousFrom;
 use crate::broker::listener::Listener;
+use crate::broker::settings::ListenerSettings;
 use crate::config::Settings;
 use crate::health::FaultyPart;
+use crate::net::address::Address;
 use crate::net::port::Port;
 use crate::sensors::PART as SENSOR;
 use crate::sensors::settings::SensorSettings;
@@ -19,15 +21,16 @@ use crate::upstream::task::PART as UPSTREAM;
 pub fn say(
     settings: &Settings,
     config_path: Option<&Path>,
-    listeners: &[Listener],
+    listeners: &[&Listener],
     web: Option<&Port>,
     simulated: &dyn Fn(&SensorSettings) -> bool,
 ) {
     // those that cannot be opened have said so
     let address = |port: &Port| port.is_open().then(|| port.address());
-    let addresses: Vec<_> = listeners.iter().map(|listener| address(&listener.port)).collect();
-    let web = web.and_then(address).map(|web| page(settings, web));
-    for line in lines(settings, config_path, &addresses, simulated).into_iter().chain(web) {
+    let open = |listener: &&Listener| Some((address(&listener.port)?, listener.settings.clone()));
+    let open: Vec<_> = listeners.iter().filter_map(open).collect();
+    let web = web.and_then(address).and_then(|web| Some(page(settings, web.tcp()?)));
+    for line in lines(settings, config_path, &open, simulated).into_iter().chain(web) {
         info!("{line}");
     }
 }
@@ -75,7 +78,7 @@ pub fn status(
 fn lines(
     settings: &Settings,
     config_path: Option<&Path>,
-    addresses: &[Option<SocketAddr>],
+    open: &[(Address, ListenerSettings)],
     simulated: &dyn Fn(&SensorSettings) -> bool,
 ) -> Vec<String> {
     let config = config_path.map_or_else(
@@ -87,18 +90,20 @@ fn lines(
         format!("pigateway {} \"{}\": {config}", env!("CARGO_PKG_VERSION"), settings.gateway.id),
         format!("data in {}", data_dir.display()),
     ];
-    let anonymous = match settings.broker.access.anonymous.accept {
-        AnonymousFrom::None => "only users, with a password or, where client_ca is set, a certificate",
-        AnonymousFrom::Loopback => {
-            "without a user name only from this host; accept = \"all\" under [broker.anonymous] opens it to all"
-        }
-        AnonymousFrom::All => "also without a user name",
-    };
-    let listeners = addresses.iter().zip(&settings.broker.listeners);
-    let open = listeners.filter_map(|(address, listener)| Some(((*address)?, listener)));
-    for (address, listener) in open.clone() {
+    let access = &settings.broker.access;
+    let own = |listener: &ListenerSettings| access.listeners.iter().find(|own| own.listener == listener.name());
+    let accepts = |listener| own(listener).map_or(access.anonymous.accept, |own| own.anonymous.accept);
+    for (address, listener) in open {
         let tls = if listener.tls.is_some() { "MQTT over TLS" } else { "MQTT" };
-        lines.push(format!("{tls} 3.1, 3.1.1 and 5 on {address}: {anonymous}"));
+        let by = if listener.websocket { " over WebSocket" } else { "" };
+        let anonymous = match accepts(listener) {
+            AnonymousFrom::None => "only users, with a password or, where client_ca is set, a certificate",
+            AnonymousFrom::Loopback => {
+                "without a user name only from this host; accept = \"all\" under [broker.anonymous] opens it to all"
+            }
+            AnonymousFrom::All => "also without a user name",
+        };
+        lines.push(format!("{tls}{by} 3.1, 3.1.1 and 5 on {address}: {anonymous}"));
     }
     for sensor in &settings.sensors {
         let how = if simulated(sensor) { " (simulated)" } else { "" };
@@ -108,10 +113,10 @@ fn lines(
         let addresses: Vec<String> = upstream.addresses.iter().map(ToString::to_string).collect();
         lines.push(format!("upstream {} at {}", upstream.name, addresses.join(", ")));
     }
-    let plain = { open }.find(|(_, listener)| listener.tls.is_none());
-    if let Some((address, _)) = plain {
+    let plain = open.iter().filter(|(_, listener)| listener.tls.is_none() && !listener.websocket);
+    if let Some((address, listener)) = { plain }.find_map(|(address, listener)| Some((address.tcp()?, listener))) {
         let port = if address.port() == 1883 { String::new() } else { format!(" -p {}", address.port()) };
-        let user = match settings.broker.access.anonymous.accept {
+        let user = match accepts(listener) {
             AnonymousFrom::None => " -u NAME -P PASSWORD",
             AnonymousFrom::Loopback | AnonymousFrom::All => "",
         };
@@ -129,7 +134,8 @@ mod tests {
     #[test]
     fn a_person_can_act_on_it() {
         let settings = Settings::demonstration();
-        let lines = lines(&settings, None, &["[::]:1883".parse().ok()], &|_| true).join("\n");
+        let listener = ListenerSettings::default();
+        let lines = lines(&settings, None, &[(listener.address.clone(), listener)], &|_| true).join("\n");
         for part in [
             "no configuration file",
             "[::]:1883",

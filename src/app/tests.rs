@@ -10,7 +10,7 @@ fn settings(directory: &Path) -> Settings {
     settings.gateway.data_dir = directory.join("data");
     settings.http.address = None;
     for listener in &mut settings.broker.listeners {
-        listener.address = "127.0.0.1:0".parse().unwrap();
+        listener.address = std::net::SocketAddr::from(([127, 0, 0, 1], 0)).into();
     }
     settings
 }

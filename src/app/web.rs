@@ -6,10 +6,12 @@ use tokio_util::task::TaskTracker;
 
 use crate::broker::connection::{Peer, serve};
 use crate::broker::core::Core;
+use crate::broker::listener::Listener;
 use crate::config::Settings;
 use crate::http::guard::Guard;
 use crate::http::hub::Hub;
-use crate::http::websocket::MqttDoor;
+use crate::http::server::Site;
+use crate::http::websocket::{Arrival, Door, MqttDoor};
 use crate::http::{Http, Parts, history, server};
 use crate::net::port::Port;
 use crate::status::Status;
@@ -28,9 +30,7 @@ pub fn start(
     rooms: &mut Rooms,
 ) {
     let dir = settings.gateway.data_dir.join("history");
-    let host_name = rustix::system::uname();
-    let host_name = host_name.nodename().to_string_lossy();
-    let guard = Guard::new(&host_name, &settings.http.allowed_hosts, port.address().port());
+    let guard = guard(&port, settings);
     let hub = Hub::new(core.ingress.clone());
     let clock = core.ingress.clock().clone();
     let pulse = rooms.watch("HTTP messages");
@@ -42,7 +42,7 @@ pub fn start(
         ingress: core.ingress.clone(),
         hub,
         status,
-        mqtt: mqtt_door(core.clone()),
+        mqtt: mqtt_door(core.clone(), None),
         connections: connections.clone(),
         cancel: core.cancel.clone(),
         history: dir,
@@ -52,13 +52,40 @@ pub fn start(
     });
     let name = port.task_name("HTTP");
     let pulse = rooms.watch(name.clone());
-    supervisor.spawn_endless(name, server::run(port, http, pulse));
+    supervisor.spawn_endless(name, server::run(port, Site::whole(&http), pulse));
+}
+
+fn guard(port: &Port, settings: &Settings) -> Guard {
+    let host_name = rustix::system::uname();
+    let host_name = host_name.nodename().to_string_lossy();
+    let number = port.address().tcp().map_or(0, |address| address.port());
+    Guard::new(&host_name, &settings.http.allowed_hosts, number)
+}
+
+/// Starts a listener for MQTT over WebSocket.
+pub fn start_listener(
+    Listener { port, settings: listener }: Listener,
+    settings: &Settings,
+    core: &Arc<Core>,
+    connections: &TaskTracker,
+    supervisor: &Supervisor,
+    rooms: &mut Rooms,
+) {
+    let door = Door {
+        mqtt: mqtt_door(core.clone(), Some(listener.name().into())),
+        connections: connections.clone(),
+        trusted_proxies: settings.http.trusted_proxies.clone().into(),
+    };
+    let site = Site::websocket(guard(&port, settings), door, listener.use_identity, core.cancel.clone());
+    let name = port.task_name("WebSocket listener");
+    let pulse = rooms.watch(name.clone());
+    supervisor.spawn_endless(name, server::run(port, site, pulse));
 }
 
 /// Hands connections that speak MQTT over WebSocket to the broker.
-fn mqtt_door(core: Arc<Core>) -> MqttDoor {
-    Arc::new(move |frames, address| {
-        let peer = Peer { address, certificate_user: None, ticket: None };
+fn mqtt_door(core: Arc<Core>, listener: Option<Arc<str>>) -> MqttDoor {
+    Arc::new(move |frames, Arrival { address, certificate_user }| {
+        let peer = Peer { certificate_user, listener: listener.clone(), ..Peer::at(address) };
         let (reader, writer) = tokio::io::split(frames);
         Box::pin(serve(core.clone(), reader, writer, peer))
     })

@@ -3,7 +3,6 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 use tokio_util::task::TaskTracker;
@@ -12,9 +11,10 @@ use tracing::{debug, info};
 use super::connection::{Peer, part, serve};
 use super::core::Core;
 use super::settings::ListenerSettings;
-use crate::access::waiting::MOST;
-use crate::net::port::{Accepted, Port, PortSettings};
-use crate::tls::{TlsFiles, common_name, handshake_hint};
+use crate::access::waiting::{MOST, Ticket};
+use crate::net::address::Stream;
+use crate::net::port::{Accepted, Port};
+use crate::tls::{common_name, handshake_hint};
 
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -22,37 +22,36 @@ const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 pub struct Listener {
     /// Where connections come in.
     pub port: Port,
+    /// What the configuration says of it.
+    pub settings: ListenerSettings,
 }
 
-/// What the port of a listener is to be.
-pub fn port(settings: &ListenerSettings) -> PortSettings {
-    let tls = settings.tls.as_ref().map(|files| TlsFiles {
-        cert: files.cert.clone(),
-        key: files.key.clone(),
-        client_ca: files.client_ca.clone(),
-    });
-    PortSettings { name: format!("listener {}", settings.address), address: settings.address, tls }
+/// What a connection needs to know of the listener that it came through.
+#[derive(Clone)]
+struct Through {
+    name: Arc<str>,
+    use_identity: bool,
 }
 
 impl Listener {
     /// Accepts connections until the gateway goes down.
     pub async fn run(mut self, core: Arc<Core>, connections: TaskTracker) {
+        let through = Through { name: self.settings.name().into(), use_identity: self.settings.use_identity };
         loop {
             tokio::select! {
                 () = core.cancel.cancelled() => return,
-                accepted = self.port.accept() => accept(accepted, &core, &connections),
+                accepted = self.port.accept() => accept(accepted, &through, &core, &connections),
             }
         }
     }
 }
 
-fn accept(accepted: Accepted, core: &Arc<Core>, connections: &TaskTracker) {
-    let Accepted { stream, from, tls } = accepted;
+fn accept(accepted: Accepted, through: &Through, core: &Arc<Core>, connections: &TaskTracker) {
     // those that are being cut are still open for a moment
     let most = (core.settings.load().max_connections + 2 * MOST) as u64;
     if core.stats.sockets.get() >= most {
         core.stats.refused.add(1);
-        debug!(%from, "connection dropped: too many are open");
+        debug!(from = %accepted.from, "connection dropped: too many are open");
         return;
     }
     core.stats.sockets.add(1);
@@ -61,25 +60,40 @@ fn accept(accepted: Accepted, core: &Arc<Core>, connections: &TaskTracker) {
         core.stats.refused.add(1);
         debug!("the connection that has waited longest for its CONNECT is cut: too many wait");
     }
-    let (core, ticket) = (core.clone(), Arc::new(ticket));
+    let (core, ticket, through) = (core.clone(), Arc::new(ticket), through.clone());
     connections.spawn(async move {
         let open = OpenSocket(core.clone());
-        let peer = Peer { address: from.ip().to_canonical(), certificate_user: None, ticket: Some(ticket.clone()) };
-        let serving = async {
-            match tls {
-                None => {
-                    let (reader, writer) = stream.into_split();
-                    serve(core, reader, writer, peer).await;
-                }
-                Some(tls) => serve_tls(core, stream, &tls, peer).await,
-            }
-        };
         tokio::select! {
-            () = serving => {}
+            () = serve_accepted(core, accepted, ticket.clone(), through) => {}
             () = ticket.cut() => {}
         }
         drop(open);
     });
+}
+
+async fn serve_accepted(core: Arc<Core>, mut accepted: Accepted, ticket: Arc<Ticket>, through: Through) {
+    if let Err(error) = accepted.find_origin().await {
+        core.stats.refused.add(1);
+        let error = error.to_string();
+        if let Some(more) = core.access.limiter.due(accepted.from.ip(), ("PROXY", &error)) {
+            info!(from = %accepted.from, more_since_last = more, "connection closed: {error}");
+        }
+        return;
+    }
+    let Accepted { stream, from, tls, place, .. } = accepted;
+    let peer = Peer { ticket: Some(ticket), listener: Some(through.name), ..Peer::at(from.ip()) };
+    match (tls, stream) {
+        (Some(tls), stream) => serve_tls(core, stream, &tls, (peer, through.use_identity)).await,
+        (None, Stream::Tcp(stream)) => {
+            let (reader, writer) = stream.into_split();
+            serve(core, reader, writer, peer).await;
+        }
+        (None, Stream::Unix(stream)) => {
+            let (reader, writer) = stream.into_split();
+            serve(core, reader, writer, peer).await;
+        }
+    }
+    drop(place);
 }
 
 /// Counts a socket as open until dropped, panics included.
@@ -91,10 +105,10 @@ impl Drop for OpenSocket {
     }
 }
 
-async fn serve_tls(core: Arc<Core>, stream: TcpStream, tls: &TlsAcceptor, mut peer: Peer) {
+async fn serve_tls(core: Arc<Core>, stream: Stream, tls: &TlsAcceptor, (mut peer, use_identity): (Peer, bool)) {
     match timeout(HANDSHAKE_TIMEOUT, tls.accept(stream).into_fallible()).await {
         Ok(Ok(stream)) => {
-            let certificates = stream.get_ref().1.peer_certificates();
+            let certificates = stream.get_ref().1.peer_certificates().filter(|_| use_identity);
             peer.certificate_user = certificates.and_then(|chain| common_name(chain.first()?));
             let (reader, writer) = tokio::io::split(stream);
             serve(core, reader, writer, peer).await;
@@ -107,7 +121,7 @@ async fn serve_tls(core: Arc<Core>, stream: TcpStream, tls: &TlsAcceptor, mut pe
                 info!(from = %peer.address, more_since_last = more, "TLS handshake failed: {error}{hint}");
             }
             // the alert says why, and is lost if the connection is reset
-            let (reader, writer) = stream.into_split();
+            let (reader, writer) = tokio::io::split(stream);
             part(&core.waiting, reader, writer, &[], false).await;
         }
         Err(_) => {

@@ -36,7 +36,7 @@ use tokio_util::task::TaskTracker;
 
 use self::core::Core;
 use self::listener::Listener;
-use self::settings::BrokerSettings;
+use self::settings::{BrokerSettings, ListenerSettings};
 use crate::exchange::ingress::Ingress;
 use crate::exchange::live::{Dispatcher, RouterError};
 use crate::exchange::retained::Retained;
@@ -79,11 +79,12 @@ impl Broker {
         cancel: CancellationToken,
         (health, reloads): (&Health, &watch::Sender<u64>),
     ) -> Result<Broker, RouterError> {
-        let open = |listener| {
-            let port = Port::open(listener::port(listener), health.clone(), reloads.subscribe());
-            Listener { port }
+        let open = |listener: &ListenerSettings| {
+            let port = Port::open(listener.port(), health.clone(), reloads.subscribe());
+            Listener { port, settings: listener.clone() }
         };
-        let listeners = settings.listeners.iter().map(open).collect();
+        // those for WebSocket speak HTTP first
+        let listeners = settings.listeners.iter().filter(|listener| !listener.websocket).map(open).collect();
         let subscribers = Arc::new(Subscribers::default());
         let stats = Arc::new(Stats::default());
         let (link, dispatcher) = crate::exchange::live::start(subscribers.clone(), stats.clone())?;
@@ -94,8 +95,8 @@ impl Broker {
         Ok(Broker { core, dispatcher, listeners, connections: TaskTracker::new() })
     }
 
-    /// Where clients connect.
+    /// Where clients connect by IP.
     pub fn addresses(&self) -> Vec<SocketAddr> {
-        self.listeners.iter().map(|listener| listener.port.address()).collect()
+        self.listeners.iter().filter_map(|listener| listener.port.address().tcp()).collect()
     }
 }

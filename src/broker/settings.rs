@@ -1,11 +1,14 @@
 //! Settings of the broker: limits and listeners.
 
 use std::net::{Ipv6Addr, SocketAddr};
-use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::access::settings::AccessSettings;
 pub use crate::exchange::receiving::SHARE as MAX_SHARE;
+pub use crate::net::address::Address;
+pub use crate::net::forwarded::Network;
+use crate::net::port::PortSettings;
+use crate::tls::TlsFiles;
 
 /// `[broker]`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -55,28 +58,60 @@ impl Default for BrokerSettings {
     }
 }
 
-/// One `[[broker.listener]]`.
+/// One `[[broker.listener]]`. Who may come in there stands with the other answers of that kind, in [`AccessSettings`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ListenerSettings {
-    /// Address and port; `[::]` takes IPv4 too.
-    pub address: SocketAddr,
+    /// Where it listens.
+    pub address: Address,
     /// TLS; `None`: plain TCP.
-    pub tls: Option<ListenerTls>,
+    pub tls: Option<TlsFiles>,
+    /// The common name of a client's certificate is its user; otherwise user name and password are, as without one.
+    pub use_identity: bool,
+    /// MQTT over WebSocket and nothing else.
+    pub websocket: bool,
+    /// Most connections at the same time.
+    pub max_connections: Option<usize>,
+    /// Proxies whose word about where a connection comes from is believed.
+    pub proxies: Vec<Network>,
+}
+
+impl ListenerSettings {
+    /// A listener for everything that has a default.
+    pub fn new(address: impl Into<Address>) -> ListenerSettings {
+        ListenerSettings {
+            address: address.into(),
+            tls: None,
+            use_identity: true,
+            websocket: false,
+            max_connections: None,
+            proxies: Vec::new(),
+        }
+    }
+
+    /// What it is called, in the log and where access is decided.
+    pub fn name(&self) -> String {
+        self.address.to_string()
+    }
+
+    /// What its port is to be.
+    pub fn port(&self) -> PortSettings {
+        PortSettings {
+            name: format!("listener {}", self.address),
+            address: self.address.clone(),
+            tls: self.tls.clone(),
+            max_connections: self.max_connections,
+            proxies: self.proxies.clone(),
+        }
+    }
+
+    /// Whether it finds out who a client is by its certificate.
+    pub fn asks_for_certificates(&self) -> bool {
+        self.use_identity && self.tls.as_ref().is_some_and(|tls| tls.client_ca.is_some())
+    }
 }
 
 impl Default for ListenerSettings {
     fn default() -> Self {
-        ListenerSettings { address: SocketAddr::from((Ipv6Addr::UNSPECIFIED, 1883)), tls: None }
+        ListenerSettings::new(SocketAddr::from((Ipv6Addr::UNSPECIFIED, 1883)))
     }
-}
-
-/// Files of a TLS listener, all in PEM.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ListenerTls {
-    /// Certificate chain, the server's own first.
-    pub cert: PathBuf,
-    /// Private key.
-    pub key: PathBuf,
-    /// Authorities that sign client certificates; with it, a certificate's common name is the user.
-    pub client_ca: Option<PathBuf>,
 }

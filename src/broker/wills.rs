@@ -106,8 +106,8 @@ impl Core {
     /// Publishes a will whose permission was checked when its client came or left.
     pub(super) async fn publish_delayed(&self, session: &str, will: Will) {
         let name = SessionName::of(session);
-        let identity = Identity { user: name.user.map(Into::into), client_id: name.client_id.into() };
-        let nobody = Identity { user: None, client_id: "".into() };
+        let identity = Identity { user: name.user.map(Into::into), client_id: name.client_id.into(), listener: None };
+        let nobody = Identity { user: None, client_id: "".into(), listener: None };
         let everything = Authoriser::new(&AccessSettings::default()).permissions(&nobody);
         self.publish_will(&identity, &everything, will).await;
         self.keep_will(session, None);

@@ -163,7 +163,7 @@ impl Explained<'_> {
         let topic = self.args.topic.as_str();
         let rules = if kind == "publish" { &rights.publish } else { &rights.subscribe };
         let client_id = self.args.client.as_deref().unwrap_or_default();
-        let identity = Identity { user: user.map(Into::into), client_id: client_id.into() };
+        let identity = Identity { user: user.map(Into::into), client_id: client_id.into(), listener: None };
         let permissions = authoriser(user, rights.clone()).permissions(&identity);
         let allowed = if kind == "publish" { permissions.may_publish(topic) } else { permissions.may_receive(topic) };
         let selects = |rule: &AccessRule| {
@@ -266,7 +266,9 @@ fn authoriser(user: Option<&str>, rights: Rights) -> Authoriser {
     let mut access = AccessSettings::default();
     match user {
         None => access.anonymous.rights = rights,
-        Some(name) => access.users.push(UserSettings { name: name.into(), password_hash: None, rights }),
+        Some(name) => {
+            access.users.push(UserSettings { name: name.into(), password_hash: None, rights, client_ids: Vec::new() })
+        }
     }
     Authoriser::new(&access)
 }

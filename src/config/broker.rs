@@ -4,11 +4,12 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use super::document::{Table, Unique, Value, assign};
+use super::listeners;
 use super::paths::Paths;
 use crate::access::settings::{
-    AccessRule, AnonymousFrom, AnonymousSettings, MAX_HASH_MEMORY, Rights, UserSettings, is_usable_hash,
+    AccessRule, AccessSettings, AnonymousFrom, AnonymousSettings, MAX_HASH_MEMORY, Rights, UserSettings, is_usable_hash,
 };
-use crate::broker::settings::{BrokerSettings, ListenerSettings, ListenerTls};
+use crate::broker::settings::{BrokerSettings, ListenerSettings};
 
 /// Longest session expiry in whole days that is not "never" [MQTT-3.1.2.11.2].
 pub(super) const MAX_EXPIRY: Duration = Duration::from_secs(49_710 * 24 * 60 * 60);
@@ -21,15 +22,22 @@ pub(super) fn read(root: &Table, paths: &Paths) -> BrokerSettings {
     let Some(table) = root.table("broker") else { return settings };
     limits(&table, &mut settings);
     if let Some(anonymous) = table.table("anonymous") {
-        settings.access.anonymous = read_anonymous(&anonymous);
+        settings.access.anonymous = read_anonymous(&anonymous, &AnonymousSettings::default());
         anonymous.finish();
     }
-    let listeners = listeners(&table, paths);
-    if !listeners.is_empty() {
-        settings.listeners = listeners;
+    let tables = table.tables("listener");
+    let listeners = listeners::read(&tables, paths);
+    if listeners.iter().any(Option::is_some) {
+        settings.listeners = listeners.iter().flatten().cloned().collect();
     }
-    settings.access.users = users(&table, &settings.listeners);
-    if settings.access.users.is_empty() && settings.access.anonymous.accept == AnonymousFrom::None {
+    settings.access.users = users_of(&table, &settings.listeners, None);
+    let usual = (&settings.access.anonymous, &settings.access.users[..]);
+    let own = listeners::access(&tables, &listeners, usual);
+    tables.into_iter().for_each(Table::finish);
+    settings.access.listeners = own;
+    let AccessSettings { anonymous, users, listeners: own, .. } = &settings.access;
+    let has_own = own.iter().any(|own| own.users.is_some() || own.anonymous.accept != AnonymousFrom::None);
+    if users.is_empty() && anonymous.accept == AnonymousFrom::None && !has_own {
         table.warning("anonymous.accept", "there are no users and no anonymous clients: no client can connect");
     }
     table.finish();
@@ -56,15 +64,15 @@ fn limits(table: &Table, settings: &mut BrokerSettings) {
     assign(&mut settings.session_expiry, expiry);
 }
 
-fn read_anonymous(table: &Table) -> AnonymousSettings {
-    let mut settings = AnonymousSettings { rights: rights(table), ..AnonymousSettings::default() };
+/// What a table says of clients without a user name; what it leaves out is as usual.
+pub(super) fn read_anonymous(table: &Table, usual: &AnonymousSettings) -> AnonymousSettings {
+    let mut settings = AnonymousSettings { rights: rights(table, usual.rights.clone()), ..usual.clone() };
     let from = [("none", AnonymousFrom::None), ("loopback", AnonymousFrom::Loopback), ("all", AnonymousFrom::All)];
     assign(&mut settings.accept, table.get("accept").and_then(|value| value.choice(&from)));
     settings
 }
 
-fn rights(table: &Table) -> Rights {
-    let mut rights = Rights::default();
+fn rights(table: &Table, mut rights: Rights) -> Rights {
     assign(&mut rights.publish, table.get("publish").map(|value| rules(&value)));
     assign(&mut rights.subscribe, table.get("subscribe").map(|value| rules(&value)));
     rights
@@ -79,33 +87,6 @@ fn rules(value: &Value) -> Vec<AccessRule> {
     value.items(valid).iter().filter_map(rule).collect()
 }
 
-fn listeners(broker: &Table, paths: &Paths) -> Vec<ListenerSettings> {
-    let valid = "an IP address and a port, such as \"[::]:1883\" or \"127.0.0.1:1883\"";
-    let mut listeners: Vec<ListenerSettings> = Vec::new();
-    for table in broker.tables("listener") {
-        let value = table.required("address", valid);
-        let address = value.as_ref().and_then(|value| value.parsed(valid, |text| text.parse::<SocketAddr>().ok()));
-        let tls = table.table("tls").and_then(|tls| {
-            let value = tls.get("client_ca");
-            let client_ca = value.as_ref().and_then(|value| paths.certificates(value));
-            let files = paths.server_tls(&tls, value.as_ref().zip(client_ca.as_deref()));
-            let files = files.map(|(cert, key)| ListenerTls { cert, key, client_ca });
-            tls.finish();
-            files
-        });
-        if let (Some(address), Some(value)) = (address, value) {
-            match listeners.iter().find(|other| collide(other.address, address)) {
-                Some(other) => {
-                    value.problem(format!("{} takes this address already; valid: another port", other.address))
-                }
-                None => listeners.push(ListenerSettings { address, tls }),
-            }
-        }
-        table.finish();
-    }
-    listeners
-}
-
 /// Whether only one of two listeners can have its address: `[::]` takes IPv4 too. Port 0 is any free port.
 pub(super) fn collide(a: SocketAddr, b: SocketAddr) -> bool {
     let takes = |a: IpAddr, b: IpAddr| match a {
@@ -116,29 +97,45 @@ pub(super) fn collide(a: SocketAddr, b: SocketAddr) -> bool {
     a.port() == b.port() && a.port() != 0 && (takes(a.ip(), b.ip()) || takes(b.ip(), a.ip()))
 }
 
-fn users(broker: &Table, listeners: &[ListenerSettings]) -> Vec<UserSettings> {
-    let asks_for_certificates =
-        listeners.iter().any(|listener| listener.tls.as_ref().is_some_and(|tls| tls.client_ca.is_some()));
+/// The users below a table. At a listener, what one of `usual` leaves out is as there.
+pub(super) fn users_of(
+    owner: &Table,
+    listeners: &[ListenerSettings],
+    usual: Option<&[UserSettings]>,
+) -> Vec<UserSettings> {
+    let asks_for_certificates = listeners.iter().any(ListenerSettings::asks_for_certificates);
     let name_form = "a text that is not empty and has no control characters";
+    let fits = |text: &str| !text.is_empty() && text.len() <= 1024 && !text.contains(char::is_control);
     let mut names = Unique::new("user");
     let mut users = Vec::new();
-    for table in broker.tables("user") {
-        let fits = |text: &str| !text.is_empty() && text.len() <= 1024 && !text.contains(char::is_control);
+    for table in owner.tables("user") {
         let name = table.required("name", name_form).and_then(|value| {
             let name = value.parsed(name_form, |text| fits(text).then(|| text.to_owned()))?;
             names.check(&value, name)
         });
+        let known = usual.unwrap_or_default().iter().find(|user| name.as_ref().is_some_and(|name| *name == user.name));
         let hash = table.get("password_hash");
-        if hash.is_none() && !asks_for_certificates {
+        if hash.is_none() && known.is_none_or(|user| user.password_hash.is_none()) && !asks_for_certificates {
             let message = "there is none and no listener asks for client certificates: this user cannot connect";
             table.warning("password_hash", message);
         }
-        let password_hash = hash.and_then(|value| password_hash(&value));
-        let rights = rights(&table);
-        users.extend(name.map(|name| UserSettings { name, password_hash, rights }));
+        let password_hash = match hash {
+            Some(value) => password_hash(&value),
+            None => known.and_then(|user| user.password_hash.clone()),
+        };
+        let rights = rights(&table, known.map(|user| user.rights.clone()).unwrap_or_default());
+        let mut client_ids = known.map(|user| user.client_ids.clone()).unwrap_or_default();
+        assign(&mut client_ids, table.get("client_ids").map(|value| patterns(&value)));
+        users.extend(name.map(|name| UserSettings { name, password_hash, rights, client_ids }));
         table.finish();
     }
     users
+}
+
+fn patterns(value: &Value) -> Vec<String> {
+    let valid = "a list of client ids, in which %u stands for the user and * for anything, such as [\"%u-*\"]";
+    let pattern = |text: &str| (!text.is_empty() && !text.contains(char::is_control)).then(|| text.to_owned());
+    value.items(valid).iter().filter_map(|item| item.parsed(valid, pattern)).collect()
 }
 
 /// A hash. What was found is not repeated: it may be a password.

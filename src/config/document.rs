@@ -243,6 +243,11 @@ impl<'a> Value<'a> {
         items.iter().map(item).collect()
     }
 
+    /// Whether it is a table.
+    pub(super) fn is_table(&self) -> bool {
+        matches!(self.value, DeValue::Table(_))
+    }
+
     /// Whether it is a list.
     pub(super) fn is_list(&self) -> bool {
         matches!(self.value, DeValue::Array(_))

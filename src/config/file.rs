@@ -16,6 +16,7 @@ use crate::broker::settings::ListenerSettings;
 use crate::http::settings::{HttpSettings, HttpTls, Network, frame_ancestor};
 use crate::journal::settings::WhenFull;
 use crate::journal::settings::{JournalSettings, Order};
+use crate::tls::TlsFiles;
 
 /// Valid settings, and what a person should know about them.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -177,8 +178,9 @@ fn http(root: &Table, paths: &Paths, others: &Settings) -> HttpSettings {
     let table = root.table("http");
     let address = table.as_ref().and_then(|table| table.get("address"));
     assign(&mut settings.address, address.as_ref().and_then(http_address));
-    let collides =
-        |listener: &&ListenerSettings| settings.address.is_some_and(|at| broker::collide(listener.address, at));
+    let collides = |listener: &&ListenerSettings| {
+        settings.address.zip(listener.address.tcp()).is_some_and(|(at, other)| broker::collide(other, at))
+    };
     if let Some(listener) = others.broker.listeners.iter().find(collides) {
         let message = format!("the broker listens on {} already; valid: another port, or \"off\"", listener.address);
         match &address {
@@ -204,7 +206,7 @@ fn http(root: &Table, paths: &Paths, others: &Settings) -> HttpSettings {
         settings.frame_ancestors = list.items(valid).iter().filter_map(read).collect();
     }
     if let Some(tls) = table.table("tls") {
-        settings.tls = paths.server_tls(&tls, None).map(|(cert, key)| HttpTls { cert, key });
+        settings.tls = paths.server_tls(&tls, false).map(|TlsFiles { cert, key, .. }| HttpTls { cert, key });
         tls.finish();
     }
     table.finish();

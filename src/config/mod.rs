@@ -12,6 +12,7 @@ mod document;
 mod error;
 mod file;
 mod home_assistant;
+mod listeners;
 mod paths;
 pub mod reload;
 mod sensors;

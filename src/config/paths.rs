@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use super::document::{Table, Value};
 use crate::secret::{self, FileError};
-use crate::tls::{self, acceptor};
+use crate::tls::{self, TlsFiles, acceptor};
 
 /// What the process was started with, as far as the configuration depends on it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -67,6 +67,13 @@ impl<'a> Paths<'a> {
         Some(path)
     }
 
+    /// A file with lists of revoked certificates.
+    pub(super) fn revoked(&self, value: &Value) -> Option<PathBuf> {
+        let path = self.path(value)?;
+        note(value, tls::revoked(&path));
+        Some(path)
+    }
+
     /// A file with a private key.
     pub(super) fn key(&self, value: &Value) -> Option<PathBuf> {
         let path = self.secret_path(value)?;
@@ -74,28 +81,40 @@ impl<'a> Paths<'a> {
         Some(path)
     }
 
-    /// Certificate and key of a listener's `tls` table; with `client_ca` they must make a server that asks for certificates.
-    pub(super) fn server_tls(&self, tls: &Table, client_ca: Option<(&Value, &Path)>) -> Option<(PathBuf, PathBuf)> {
+    /// The files of a `tls` table: certificate and key, and with `client` who signs the certificates of clients and which of
+    /// these are revoked. Together they must make a server.
+    pub(super) fn server_tls(&self, tls: &Table, client: bool) -> Option<TlsFiles> {
         let cert_value = tls.required("cert", "a file with the certificate chain in PEM form");
         let key_value = tls.required("key", "a file with the private key in PEM form");
         let cert = cert_value.as_ref().and_then(|cert| self.certificates(cert));
         let key = key_value.as_ref().and_then(|key| self.key(key));
+        let ca_value = client.then(|| tls.get("client_ca")).flatten();
+        let client_ca = ca_value.as_ref().and_then(|value| self.certificates(value));
+        let crl_value = client.then(|| tls.get("crl")).flatten();
+        let crl = crl_value.as_ref().and_then(|value| self.revoked(value));
+        if let Some(value) = crl_value.as_ref().filter(|_| ca_value.is_none()) {
+            value.problem("without client_ca no client shows a certificate that could be revoked");
+        }
         let (cert, key) = cert.zip(key)?;
-        let each_is_well = tls::certificates(&cert).is_ok()
-            && tls::private_key(&key).is_ok()
-            && client_ca.is_none_or(|(_, path)| tls::certificates(path).is_ok());
+        let files = TlsFiles { cert, key, client_ca, crl, max_fragment_size: None };
+        let each_is_well = tls::certificates(&files.cert).is_ok()
+            && tls::private_key(&files.key).is_ok()
+            && files.client_ca.as_deref().is_none_or(|path| tls::certificates(path).is_ok())
+            && files.crl.as_deref().is_none_or(|path| tls::revoked(path).is_ok());
         // what is wrong with one of them alone has been said
-        if each_is_well && let Err(error) = acceptor(&cert, &key, client_ca.map(|(_, path)| path)) {
-            let to_blame = match client_ca {
-                Some((value, path)) if error.path() == path => Some(value),
-                _ if error.path() == key => key_value.as_ref(),
-                _ => cert_value.as_ref(),
+        if each_is_well && let Err(error) = acceptor(&files) {
+            let named = [(&ca_value, &files.client_ca), (&crl_value, &files.crl)];
+            let client = named.into_iter().find(|(_, path)| path.as_deref() == Some(error.path()));
+            let to_blame = match client {
+                Some((value, _)) => value.as_ref(),
+                None if error.path() == files.key => key_value.as_ref(),
+                None => cert_value.as_ref(),
             };
             if let Some(value) = to_blame {
                 value.file(&error);
             }
         }
-        Some((cert, key))
+        Some(files)
     }
 }
 

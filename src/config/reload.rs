@@ -2,7 +2,7 @@
 
 use super::home_assistant;
 use super::settings::Settings;
-use crate::access::settings::UserSettings;
+use crate::access::settings::{ListenerAccess, UserSettings};
 use crate::sensors::settings::SensorSettings;
 use crate::upstream::settings::loops;
 use crate::upstream::settings::{Protocol, UpstreamSettings};
@@ -41,6 +41,9 @@ impl Reload {
         let mut settings = new.clone();
         settings.gateway = old.gateway.clone();
         settings.broker.listeners = old.broker.listeners.clone();
+        // a listener that stays open until the restart keeps its own answer about who may come in
+        let is_gone = |own: &&ListenerAccess| !new.broker.listeners.iter().any(|other| other.name() == own.listener);
+        settings.broker.access.listeners.extend(old.broker.access.listeners.iter().filter(is_gone).cloned());
         settings.gpio = old.gpio.clone();
         settings.journal = old.journal.clone();
         settings.http = old.http.clone();
@@ -65,7 +68,8 @@ impl Reload {
         };
         Reload {
             log: old.log != new.log,
-            anonymous: old.broker.access.anonymous != new.broker.access.anonymous,
+            anonymous: old.broker.access.anonymous != new.broker.access.anonymous
+                || old.broker.access.listeners != settings.broker.access.listeners,
             limits: limits_differ(old, new),
             users_added: users(new_users, old_users, &same_name),
             users_revoked: users(old_users, new_users, &same_password),

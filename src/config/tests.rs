@@ -89,11 +89,11 @@ const MISTAKES: &[(&str, &str)] = &[
     ),
     (
         "[[broker.listener]]",
-        "1:1: broker.listener.address: missing; valid: an IP address and a port, such as \"[::]:1883\" or \"127.0.0.1:1883\"",
+        "1:1: broker.listener.address: missing; valid: an IP address and a port, such as \"[::]:1883\" or \"127.0.0.1:1883\", or the path of a socket",
     ),
     (
         "[[broker.listener]]\naddress = \"localhost\"",
-        "2:11: broker.listener.address: found \"localhost\"; valid: an IP address and a port, such as \"[::]:1883\" or \"127.0.0.1:1883\"",
+        "2:11: broker.listener.address: found \"localhost\"; valid: an IP address and a port, such as \"[::]:1883\" or \"127.0.0.1:1883\", or the path of a socket",
     ),
     (
         "[[broker.listener]]\naddress = \"[::]:1\"\n[[broker.listener]]\naddress = \"1.2.3.4:1\"",

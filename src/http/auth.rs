@@ -22,6 +22,10 @@ const MAX_CREDENTIALS: usize = 1024;
 #[derive(Clone, Copy, Debug)]
 pub struct Origin(pub IpAddr);
 
+/// The user that the certificate of a connection names.
+#[derive(Clone, Debug)]
+pub struct Certificate(pub Option<Box<str>>);
+
 /// Who makes a request.
 #[derive(Clone, Debug)]
 pub struct Caller {
@@ -72,7 +76,7 @@ async fn identify(http: &Http, peer: IpAddr, headers: &HeaderMap) -> Result<Call
     let access = &http.access;
     let from = http.address(peer, headers);
     let basic = basic(headers)?;
-    if basic.is_none() && !access.authoriser.accepts_anonymous(from) {
+    if basic.is_none() && !access.authoriser.accepts_anonymous(None, from) {
         // not worth a line in the log: this is how browsers come to ask for the password
         return Err(Problem::unauthorized(
             "a user name and password are needed here. `pigateway user NAME` makes a user; accept = \"all\" under \
@@ -85,13 +89,14 @@ async fn identify(http: &Http, peer: IpAddr, headers: &HeaderMap) -> Result<Call
         password: basic.as_ref().map(|(_, password)| password.as_slice()),
         client_id: "(HTTP)",
         from,
+        listener: None,
     };
     let who = access.authenticate(&credentials).await.map_err(|refusal| match refusal {
         Refusal::NotAuthorized | Refusal::BadCredentials => Problem::unauthorized(refusal.to_string()),
         Refusal::Busy => Problem::unavailable(refusal.to_string()),
     })?;
     // HTTP knows no client id: rules with %c allow nothing
-    let identity = Identity { user: who.user, client_id: "".into() };
+    let identity = Identity { user: who.user, client_id: "".into(), listener: None };
     let permissions = access.authoriser.permissions(&identity);
     Ok(Caller { identity, password_hash: who.password_hash, from, permissions })
 }

@@ -9,6 +9,8 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use axum::http::HeaderMap;
 
+pub use crate::net::forwarded::Network;
+
 /// Headers that show that a request was forwarded.
 const SIGNS: [&str; 8] = [
     "x-forwarded-for",
@@ -22,36 +24,6 @@ const SIGNS: [&str; 8] = [
 ];
 /// What a forwarded request counts as coming from where nobody trusted says more.
 const NOWHERE: IpAddr = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
-
-/// Addresses with the same first bits.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Network {
-    address: IpAddr,
-    bits: u8,
-}
-
-impl Network {
-    /// Reads an address, or an address and the number of its first bits that count, as in `192.0.2.0/24`.
-    pub fn parse(text: &str) -> Option<Network> {
-        let (address, bits) = match text.split_once('/') {
-            Some((address, bits)) => (address.parse::<IpAddr>().ok()?, Some(bits.parse::<u8>().ok()?)),
-            None => (text.parse::<IpAddr>().ok()?, None),
-        };
-        let most = if address.is_ipv4() { 32 } else { 128 };
-        let bits = bits.unwrap_or(most);
-        // one that holds everybody trusts everybody
-        (1..=most).contains(&bits).then_some(Network { address, bits })
-    }
-
-    fn contains(&self, address: IpAddr) -> bool {
-        let same = |a: u128, b: u128, width: u8| (a ^ b) >> (width - self.bits) == 0;
-        match (self.address, address) {
-            (IpAddr::V4(a), IpAddr::V4(b)) => same(a.to_bits().into(), b.to_bits().into(), 32),
-            (IpAddr::V6(a), IpAddr::V6(b)) => same(a.to_bits(), b.to_bits(), 128),
-            _ => false,
-        }
-    }
-}
 
 /// An address as a proxy writes it, perhaps with a port.
 fn read_address(text: &str) -> Option<IpAddr> {

@@ -21,21 +21,22 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::TcpStream;
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, Sleep, timeout};
-use tokio_rustls::TlsAcceptor;
+use tokio_util::sync::CancellationToken;
 use tower_service::Service;
 use tracing::{debug, warn};
 
-use super::auth::Origin;
+use super::auth::{Certificate, Origin};
+use super::guard::Guard;
 use super::place::Place;
 use super::problem::Problem;
 use super::settings::HttpSettings;
+use super::websocket::Door;
 use super::{Http, routes, unread, websocket};
 use crate::health::Pulse;
 use crate::net::port::{Accepted, Port, PortSettings};
-use crate::tls::TlsFiles;
+use crate::tls::{TlsFiles, common_name};
 
 /// Connections at the same time, those of streams and of MQTT over WebSocket included. More are closed at once.
 pub const MAX_CONNECTIONS: usize = 1100;
@@ -54,18 +55,54 @@ const FAREWELL: Duration = Duration::from_secs(1);
 pub fn port(settings: &HttpSettings) -> Option<PortSettings> {
     let address = settings.address?;
     let tls = settings.tls.as_ref();
-    let tls = tls.map(|files| TlsFiles { cert: files.cert.clone(), key: files.key.clone(), client_ca: None });
-    Some(PortSettings { name: format!("HTTP {address}"), address, tls })
+    let tls = tls.map(|files| TlsFiles { cert: files.cert.clone(), key: files.key.clone(), ..TlsFiles::default() });
+    let (name, address) = (format!("HTTP {address}"), address.into());
+    Some(PortSettings { name, address, tls, max_connections: None, proxies: Vec::new() })
+}
+
+/// What a port serves.
+pub struct Site {
+    /// What it answers.
+    pub router: Router,
+    /// Which requests are refused because pages of other sites make them.
+    pub guard: Guard,
+    /// What an upgrade leads to.
+    pub door: Door,
+    /// The certificates of clients name users.
+    pub use_identity: bool,
+    /// The page may be shown in a frame of another site.
+    pub may_be_framed: bool,
+    /// Cancelled when the gateway goes down.
+    pub cancel: CancellationToken,
+}
+
+impl Site {
+    /// The page, REST and everything else.
+    pub fn whole(http: &Arc<Http>) -> Arc<Site> {
+        let (mqtt, connections) = (http.mqtt.clone(), http.connections.clone());
+        Arc::new(Site {
+            router: routes::router(http.clone()),
+            guard: http.guard.clone(),
+            door: Door { mqtt, connections, trusted_proxies: http.trusted_proxies.clone().into() },
+            use_identity: false,
+            may_be_framed: !http.frame_ancestors.is_empty(),
+            cancel: http.cancel.clone(),
+        })
+    }
+
+    /// MQTT over WebSocket and nothing else.
+    pub fn websocket(guard: Guard, door: Door, use_identity: bool, cancel: CancellationToken) -> Arc<Site> {
+        Arc::new(Site { router: websocket::router(), guard, door, use_identity, may_be_framed: false, cancel })
+    }
 }
 
 /// Serves until the gateway goes down; `pulse` is answered where connections are accepted.
-pub async fn run(mut port: Port, http: Arc<Http>, mut pulse: Pulse) {
-    let router = routes::router(http.clone());
+pub async fn run(mut port: Port, site: Arc<Site>, mut pulse: Pulse) {
     let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     let mut was_full = false;
     loop {
-        let Accepted { stream, from, tls } = tokio::select! {
-            () = http.cancel.cancelled() => return,
+        let mut accepted = tokio::select! {
+            () = site.cancel.cancelled() => return,
             accepted = port.accept() => accepted,
             () = pulse.asked() => {
                 pulse.answer();
@@ -80,33 +117,46 @@ pub async fn run(mut port: Port, http: Arc<Http>, mut pulse: Pulse) {
             continue;
         };
         was_full = was_full && places.available_permits() < MAX_CONNECTIONS / 2;
-        let connection = Connection { http: http.clone(), router: router.clone(), place: Place::new(place) };
-        http.connections.spawn(connection.serve(stream, from, tls));
+        let connection = Connection { site: site.clone(), place: Place::new(place, accepted.place.take()) };
+        site.door.connections.spawn(connection.serve(accepted));
     }
 }
 
 /// What one connection needs.
 struct Connection {
-    http: Arc<Http>,
-    router: Router,
+    site: Arc<Site>,
     place: Place,
 }
 
 impl Connection {
-    async fn serve(self, stream: TcpStream, from: SocketAddr, tls: Option<TlsAcceptor>) {
+    async fn serve(self, mut accepted: Accepted) {
+        if let Err(error) = accepted.find_origin().await {
+            return debug!(from = %accepted.from, "connection closed: {error}");
+        }
+        let Accepted { stream, from, tls, .. } = accepted;
         match tls {
-            None => self.speak(stream, from).await,
+            None => self.speak(stream, from, None).await,
             Some(tls) => match timeout(HANDSHAKE, tls.accept(stream)).await {
-                Ok(Ok(stream)) => self.speak(stream, from).await,
+                Ok(Ok(stream)) => {
+                    let certificates = stream.get_ref().1.peer_certificates().filter(|_| self.site.use_identity);
+                    let user = certificates.and_then(|chain| common_name(chain.first()?));
+                    self.speak(stream, from, user).await;
+                }
                 Ok(Err(error)) => debug!(%from, %error, "TLS handshake failed"),
                 Err(_) => debug!(%from, "TLS handshake took too long"),
             },
         }
     }
 
-    async fn speak(self, stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, from: SocketAddr) {
-        let cancel = self.http.cancel.clone();
-        let service = service_fn(move |request| self.answer(request, from));
+    async fn speak(
+        self,
+        stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+        from: SocketAddr,
+        certificate_user: Option<Box<str>>,
+    ) {
+        let cancel = self.site.cancel.clone();
+        let certificate = Certificate(certificate_user);
+        let service = service_fn(move |request| self.answer(request, from, certificate.clone()));
         let io = TokioIo::new(Impatient { stream, deadline: None });
         let connection = http1::Builder::new()
             .timer(TokioTimer::new())
@@ -131,25 +181,28 @@ impl Connection {
         &self,
         mut request: Request<Incoming>,
         from: SocketAddr,
+        certificate: Certificate,
     ) -> impl Future<Output = Result<Response<Body>, Infallible>> + use<> {
-        let welcome = self.http.guard.welcome(request.headers()).cloned();
+        let welcome = self.site.guard.welcome(request.headers()).cloned();
         let is_preflight = request.method() == Method::OPTIONS
             && request.headers().contains_key(header::ACCESS_CONTROL_REQUEST_METHOD);
-        let may_be_framed = request.uri().path() == "/" && !self.http.frame_ancestors.is_empty();
+        let may_be_framed = request.uri().path() == "/" && self.site.may_be_framed;
         let refused = if websocket::is_wanted(&request) {
-            let refused = self.http.guard.check_upgrade(request.uri(), request.headers());
+            let refused = self.site.guard.check_upgrade(request.uri(), request.headers());
             *request.uri_mut() = Uri::from_static(websocket::PATHS[0]);
             refused
         } else {
-            self.http.guard.check(request.uri(), request.headers())
+            self.site.guard.check(request.uri(), request.headers())
         };
         request.extensions_mut().insert(Origin(from.ip().to_canonical()));
+        request.extensions_mut().insert(certificate);
+        request.extensions_mut().insert(self.site.door.clone());
         request.extensions_mut().insert(self.place.clone());
         // a client that waits for "100 Continue" sends nothing if it is answered otherwise
         let waits = request.headers().contains_key(header::EXPECT);
-        let connections = self.http.connections.clone();
+        let connections = self.site.door.connections.clone();
         let request = request.map(|body| if waits { Body::new(body) } else { unread::discarded(body, &connections) });
-        let mut router = self.router.clone();
+        let mut router = self.site.router.clone();
         async move {
             let mut response = match refused {
                 Ok(()) if welcome.is_some() && is_preflight => StatusCode::NO_CONTENT.into_response(),

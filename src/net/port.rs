@@ -10,12 +10,13 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::watch;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::time::{Instant, sleep_until};
 use tokio_rustls::TlsAcceptor;
-use tracing::{debug, info};
+use tracing::{debug, info, warn};
 
+use super::address::{Address, Listening, Stream};
+use super::forwarded::{self, Network};
 use super::{ListenError, bind, hint, is_about_the_connection, prepare};
 use crate::health::{Fault, Health};
 use crate::secret::FileError;
@@ -34,9 +35,13 @@ pub struct PortSettings {
     /// What faults and tasks call it.
     pub name: String,
     /// Where it listens.
-    pub address: SocketAddr,
+    pub address: Address,
     /// Files for TLS; `None`: plain TCP.
     pub tls: Option<TlsFiles>,
+    /// Most connections at the same time; `None`: as many as there are.
+    pub max_connections: Option<usize>,
+    /// Proxies that say where a connection comes from.
+    pub proxies: Vec<Network>,
 }
 
 /// What is known of the files of a port.
@@ -54,7 +59,11 @@ pub struct Port {
     /// Tells when a person wants files read again.
     reloads: watch::Receiver<u64>,
     certificate: Option<Certificate>,
-    socket: Option<(TcpListener, SocketAddr)>,
+    socket: Option<(Listening, Address)>,
+    /// Places for connections, where they are bounded.
+    places: Option<Arc<Semaphore>>,
+    /// All places are taken, and that has been said.
+    is_full: bool,
     /// Why it is closed, as far as the address is concerned.
     refused: Option<ListenError>,
     look_at: Instant,
@@ -64,15 +73,28 @@ pub struct Port {
 /// A connection that has come in.
 pub struct Accepted {
     /// The connection.
-    pub stream: TcpStream,
-    /// Its other end.
+    pub stream: Stream,
+    /// Its other end; this host for what comes through the file system.
     pub from: SocketAddr,
     /// What to do the handshake with, on a port with TLS.
     pub tls: Option<TlsAcceptor>,
+    /// Its place among the connections of its port, which it has until this is dropped.
+    pub place: Option<OwnedSemaphorePermit>,
+    is_proxied: bool,
+}
+
+impl Accepted {
+    /// Finds out where the connection comes from, if a proxy has passed it on.
+    pub async fn find_origin(&mut self) -> std::io::Result<()> {
+        if self.is_proxied {
+            self.from = forwarded::read(&mut self.stream, self.from).await?;
+        }
+        Ok(())
+    }
 }
 
 enum Step {
-    Accepted(std::io::Result<(TcpStream, SocketAddr)>),
+    Accepted(std::io::Result<(Stream, SocketAddr)>),
     Time,
     Asked(bool),
 }
@@ -83,8 +105,19 @@ impl Port {
         let certificate =
             settings.tls.clone().map(|files| Certificate { files, stamps: tls::Stamps::default(), acceptor: None });
         let look_at = Instant::now();
-        let mut port =
-            Port { settings, health, reloads, certificate, socket: None, refused: None, look_at, paused_until: None };
+        let places = settings.max_connections.map(|most| Arc::new(Semaphore::new(most)));
+        let mut port = Port {
+            settings,
+            health,
+            reloads,
+            certificate,
+            socket: None,
+            places,
+            is_full: false,
+            refused: None,
+            look_at,
+            paused_until: None,
+        };
         if let Some(certificate) = &port.certificate {
             let stamps = certificate.files.stamps();
             port.take((stamps, certificate.files.acceptor()));
@@ -99,8 +132,8 @@ impl Port {
     }
 
     /// The address that it is bound to; while it is closed, the one that it is to have.
-    pub fn address(&self) -> SocketAddr {
-        self.socket.as_ref().map_or(self.settings.address, |(_, bound)| *bound)
+    pub fn address(&self) -> Address {
+        self.socket.as_ref().map_or(&self.settings.address, |(_, bound)| bound).clone()
     }
 
     /// Whether it listens.
@@ -129,9 +162,11 @@ impl Port {
             match self.step().await {
                 Step::Accepted(Ok((stream, from))) => {
                     self.health.clear(&self.accepting());
+                    let Some(place) = self.place() else { continue };
                     prepare(&stream);
                     let tls = self.certificate.as_ref().and_then(|certificate| certificate.acceptor.clone());
-                    return Accepted { stream, from, tls };
+                    let is_proxied = self.settings.proxies.iter().any(|network| network.contains(from.ip()));
+                    return Accepted { stream, from, tls, place, is_proxied };
                 }
                 Step::Accepted(Err(error)) if is_about_the_connection(&error) => {}
                 Step::Accepted(Err(error)) => {
@@ -147,6 +182,27 @@ impl Port {
                     }
                 }
                 Step::Asked(is_asked) => self.look(is_asked).await,
+            }
+        }
+    }
+
+    /// A place for a connection; `None`: all are taken.
+    fn place(&mut self) -> Option<Option<OwnedSemaphorePermit>> {
+        let Some(places) = &self.places else { return Some(None) };
+        match places.clone().try_acquire_owned() {
+            Ok(place) => {
+                self.is_full = self.is_full && places.available_permits() == 0;
+                Some(Some(place))
+            }
+            Err(_) => {
+                if !std::mem::replace(&mut self.is_full, true) {
+                    let most = self.settings.max_connections;
+                    warn!(
+                        most,
+                        "{}: more connections than its max_connections allow are closed at once", self.settings.name
+                    );
+                }
+                None
             }
         }
     }
@@ -235,7 +291,7 @@ impl Port {
     }
 
     fn bind(&mut self) {
-        match bind(self.settings.address) {
+        match bind(&self.settings.address) {
             Ok((socket, address)) => {
                 if self.health.is_faulty(&self.settings.name) {
                     info!(%address, "{}: listens now", self.settings.name);

@@ -35,7 +35,7 @@ async fn answers(accept: AnonymousFrom, addresses: &[&str]) -> Vec<u8> {
             anonymous: AnonymousSettings { accept, ..AnonymousSettings::default() },
             ..AccessSettings::default()
         },
-        listeners: vec![ListenerSettings { address: ([127, 0, 0, 1], 0).into(), tls: None }],
+        listeners: vec![ListenerSettings::new(std::net::SocketAddr::from(([127, 0, 0, 1], 0)))],
         ..BrokerSettings::default()
     };
     let cancel = CancellationToken::new();
@@ -50,7 +50,7 @@ async fn answers(accept: AnonymousFrom, addresses: &[&str]) -> Vec<u8> {
         let (client, server) = tokio::io::duplex(4096);
         let (reader, writer) = tokio::io::split(server);
         let address: IpAddr = address.parse().unwrap();
-        let peer = Peer { address: address.to_canonical(), certificate_user: None, ticket: None };
+        let peer = Peer::at(address);
         let serving = tokio::spawn(serve(broker.core.clone(), reader, writer, peer));
         let (mut reader, mut writer) = tokio::io::split(client);
         writer.write_all(&Connect::new("a").encode()).await.unwrap();

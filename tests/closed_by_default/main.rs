@@ -7,6 +7,7 @@ mod support;
 
 mod addresses;
 mod guessing;
+mod listeners;
 mod rules;
 mod sessions;
 mod storm;

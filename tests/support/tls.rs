@@ -4,7 +4,10 @@ use std::net::{Ipv4Addr, TcpStream};
 use std::path::Path;
 use std::sync::Arc;
 
-use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
+use rcgen::{
+    BasicConstraints, CertificateParams, CertificateRevocationListParams, CertifiedIssuer, DnType, IsCa, KeyIdMethod,
+    KeyPair, RevokedCertParams, SerialNumber, date_time_ymd,
+};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
@@ -47,6 +50,35 @@ impl Authority {
         Identity { cert, key: key.serialize_pem() }
     }
 
+    /// The same with this serial number, by which it can be revoked.
+    pub fn sign_numbered(&self, common_name: &str, number: u64) -> Identity {
+        let mut params = CertificateParams::new(vec!["localhost".to_owned()]).expect("valid names");
+        params.distinguished_name.push(DnType::CommonName, common_name);
+        params.serial_number = Some(SerialNumber::from(number));
+        let key = KeyPair::generate().expect("a key");
+        let cert = params.signed_by(&key, &self.0).expect("a certificate").pem();
+        Identity { cert, key: key.serialize_pem() }
+    }
+
+    /// A list of the certificates with these serial numbers, which are revoked.
+    pub fn revoke(&self, numbers: &[u64]) -> String {
+        let revoked = |number: &u64| RevokedCertParams {
+            serial_number: SerialNumber::from(*number),
+            revocation_time: date_time_ymd(2025, 1, 1),
+            reason_code: None,
+            invalidity_date: None,
+        };
+        let params = CertificateRevocationListParams {
+            this_update: date_time_ymd(2025, 1, 1),
+            next_update: date_time_ymd(2045, 1, 1),
+            crl_number: SerialNumber::from(1u64),
+            issuing_distribution_point: None,
+            revoked_certs: numbers.iter().map(revoked).collect(),
+            key_identifier_method: KeyIdMethod::Sha256,
+        };
+        params.signed_by(&self.0).expect("a list").pem().expect("PEM")
+    }
+
     /// Writes the files of a TLS listener into a directory: ca.crt, server.crt, server.key.
     pub fn write_server_files(&self, dir: &Path) {
         let server = self.sign("localhost");
@@ -82,6 +114,15 @@ pub fn open(connect: &Connect, port: u16, config: Arc<ClientConfig>) -> (Client,
     let connection = ClientConnection::new(config, name).expect("a TLS client");
     let stream = StreamOwned::new(connection, socket.try_clone().expect("a second handle"));
     connect.try_over(Box::new(stream), socket)
+}
+
+/// A TLS client over any stream.
+pub fn over<S: std::io::Read + std::io::Write>(
+    stream: S,
+    config: Arc<ClientConfig>,
+) -> StreamOwned<ClientConnection, S> {
+    let name = ServerName::try_from("localhost").expect("a name");
+    StreamOwned::new(ClientConnection::new(config, name).expect("a TLS client"), stream)
 }
 
 /// Whether the server ends the handshake, or the connection right after it.

@@ -55,7 +55,12 @@ pub async fn admit(core: &Arc<Core>, connect: Connect, peer: &Peer) -> Result<Ad
         Refusal::Busy => Reason::SERVER_BUSY,
     })?;
     let Authenticated { user, password_hash } = who;
-    let identity = Identity { user, client_id };
+    let identity = Identity { user, client_id, listener: peer.listener.clone() };
+    if !assigned && !may_have_id(core, &identity) {
+        let why = "its client id is not one that client_ids of its user allow";
+        core.access.refused(&credentials(&connect, peer), why);
+        return Err(Reason::CLIENT_ID_NOT_VALID);
+    }
     let permissions = Arc::new(core.access.authoriser.permissions(&identity));
     let wanted = match connect.session_expiry {
         _ if !is_v5 => {
@@ -76,6 +81,13 @@ pub async fn admit(core: &Arc<Core>, connect: Connect, peer: &Peer) -> Result<Ad
     Ok(Admitted { expiry: wanted.min(bound), connect, identity, permissions, password_hash, assigned, keep_alive })
 }
 
+/// Whether this client id may be used by this user.
+fn may_have_id(core: &Core, identity: &Identity) -> bool {
+    let Some(name) = identity.user.as_deref() else { return true };
+    let user = core.access.authoriser.user(identity.listener.as_deref(), name);
+    user.is_some_and(|user| user.may_have_id(&identity.client_id))
+}
+
 fn credentials<'a>(connect: &'a Connect, peer: &'a Peer) -> Credentials<'a> {
     Credentials {
         certificate_user: peer.certificate_user.as_deref(),
@@ -83,6 +95,7 @@ fn credentials<'a>(connect: &'a Connect, peer: &'a Peer) -> Credentials<'a> {
         password: connect.password.as_deref(),
         client_id: &connect.client_id,
         from: peer.address,
+        listener: peer.listener.as_deref(),
     }
 }
 

@@ -10,6 +10,7 @@ mod deliver;
 mod handshake;
 mod leave;
 mod memory;
+mod peer;
 mod receive;
 mod run;
 mod size;
@@ -28,12 +29,12 @@ use tracing::{debug, error, info};
 use self::acks::Acks;
 use self::admit::Admitted;
 pub(super) use self::leave::part;
+pub use self::peer::Peer;
 use super::core::Core;
 use super::registry::{Parked, expires};
 use super::session::Session;
 use crate::access::authorise::Permissions;
 use crate::access::identity::Identity;
-use crate::access::waiting::Ticket;
 use crate::exchange::delivery::Run;
 use crate::exchange::receiving::Reservation;
 use crate::exchange::subscribers::Subscriber;
@@ -43,17 +44,6 @@ use crate::mqtt::{self, Reason, Version, Will, write};
 
 /// A client waits no longer than this for the end of its old session to be on disk.
 const LONGEST_SYNC: Duration = Duration::from_secs(2);
-
-/// Where a connection comes from.
-#[derive(Clone, Debug)]
-pub struct Peer {
-    /// Address.
-    pub address: IpAddr,
-    /// User named by its TLS client certificate.
-    pub certificate_user: Option<Box<str>>,
-    /// Its place in the waiting room, where there is one.
-    pub ticket: Option<Arc<Ticket>>,
-}
 
 /// Why a connection ends.
 #[derive(Clone, Debug)]
@@ -387,7 +377,7 @@ mod tests {
         let broker = opening.join().unwrap();
         let (mut client, server) = tokio::io::duplex(4096);
         let (reader, writer) = tokio::io::split(server);
-        let peer = Peer { address: IpAddr::from([127, 0, 0, 1]), certificate_user: None, ticket: None };
+        let peer = Peer::at(IpAddr::from([127, 0, 0, 1]));
         tokio::spawn(serve(broker.core.clone(), reader, writer, peer));
         client.write_all(b"\x10\x0d\0\x04MQTT\x04\x02\0\x3c\0\x01a").await.unwrap();
         let mut connack = [0; 4];
@@ -454,7 +444,7 @@ mod tests {
         let broker = opening.join().unwrap();
         let (mut client, server) = tokio::io::duplex(65536);
         let (reader, writer) = tokio::io::split(server);
-        let peer = Peer { address: IpAddr::from([127, 0, 0, 1]), certificate_user: None, ticket: None };
+        let peer = Peer::at(IpAddr::from([127, 0, 0, 1]));
         let polls = Arc::<std::sync::atomic::AtomicUsize>::default();
         tokio::spawn(Counted(Box::pin(serve(broker.core.clone(), reader, writer, peer)), polls.clone()));
         // not clean, and "t" at QoS 1

@@ -9,7 +9,7 @@ use crate::config::Settings;
 
 /// Each listener of the broker, and HTTP.
 pub(super) fn all(settings: &Settings, system: &System) -> Vec<Finding> {
-    let mqtt = settings.broker.listeners.iter().map(|listener| ("MQTT", listener.address));
+    let mqtt = settings.broker.listeners.iter().filter_map(|listener| Some(("MQTT", listener.address.tcp()?)));
     let http = settings.http.address.map(|address| ("HTTP", address));
     mqtt.chain(http)
         .filter(|(_, address)| address.port() != 0)

@@ -6,20 +6,22 @@ use std::net::IpAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 
-use axum::Extension;
 use axum::body::Body;
-use axum::extract::{Request, State};
+use axum::extract::Request;
 use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use axum::{Extension, Router};
 use base64ct::{Base64, Encoding};
 use hyper::upgrade::Upgraded;
 use hyper_util::rt::TokioIo;
 use sha1::{Digest, Sha1};
+use tokio_util::task::TaskTracker;
 
-use super::Http;
-use super::auth::Origin;
+use super::auth::{Certificate, Origin};
 use super::place::Place;
 use super::problem::Problem;
+use super::proxies::{self, Network};
 
 /// Where programs look for it: MQTT.js and most others, paho and mosquitto at the root, some brokers' documentation.
 pub const PATHS: [&str; 4] = ["/mqtt", "/mqtt/", "/ws", "/"];
@@ -31,9 +33,37 @@ const GUID: &str = "258EAFA5-E914-47DA-95CA-C5AB0DC85B11";
 /// What an MQTT client is connected by.
 pub type Frames = frames::Frames<TokioIo<Upgraded>>;
 
-/// Serves an MQTT client on these bytes, at that address, until it has gone. HTTP does not know the broker: whoever puts the
-/// house together hands this over.
-pub type MqttDoor = Arc<dyn Fn(Frames, IpAddr) -> Pin<Box<dyn Future<Output = ()> + Send>> + Send + Sync>;
+/// Where an MQTT client comes from.
+#[derive(Clone, Debug)]
+pub struct Arrival {
+    /// Its address.
+    pub address: IpAddr,
+    /// The user that its certificate names.
+    pub certificate_user: Option<Box<str>>,
+}
+
+/// Serves an MQTT client on these bytes until it has gone. HTTP does not know the broker: whoever puts the house together
+/// hands this over.
+pub type MqttDoor = Arc<dyn Fn(Frames, Arrival) -> Pin<Box<dyn Future<Output = ()> + Send>> + Send + Sync>;
+
+/// What an upgrade leads to.
+#[derive(Clone)]
+pub struct Door {
+    /// Serves whoever has come.
+    pub mqtt: MqttDoor,
+    /// All connections.
+    pub connections: TaskTracker,
+    /// Proxies whose word about a client's address counts.
+    pub trusted_proxies: Arc<[Network]>,
+}
+
+/// A port that has nothing but MQTT over WebSocket.
+pub fn router() -> Router {
+    let only = || async {
+        Problem::new(StatusCode::UPGRADE_REQUIRED, "this port is for MQTT over WebSocket and nothing else")
+    };
+    Router::new().route(PATHS[0], get(upgrade)).fallback(only)
+}
 
 /// Whether a request wants MQTT over WebSocket.
 pub fn is_wanted<B>(request: &hyper::Request<B>) -> bool {
@@ -83,8 +113,9 @@ fn agree(headers: &HeaderMap) -> Result<Response, Problem> {
 
 /// `GET /mqtt`
 pub async fn upgrade(
-    State(http): State<Arc<Http>>,
+    Extension(door): Extension<Door>,
     Extension(Origin(peer)): Extension<Origin>,
+    Extension(Certificate(certificate_user)): Extension<Certificate>,
     Extension(place): Extension<Place>,
     mut request: Request<Body>,
 ) -> Response {
@@ -92,12 +123,13 @@ pub async fn upgrade(
         Ok(response) => response,
         Err(problem) => return problem.into_response(),
     };
-    let from: IpAddr = http.address(peer, request.headers());
+    let address = proxies::address(&door.trusted_proxies, peer, request.headers());
+    let arrival = Arrival { address, certificate_user };
     let upgraded = hyper::upgrade::on(&mut request);
-    let connections = http.connections.clone();
+    let Door { mqtt, connections, .. } = door;
     connections.spawn(async move {
         if let Ok(upgraded) = upgraded.await {
-            (http.mqtt)(Frames::new(TokioIo::new(upgraded)), from).await;
+            mqtt(Frames::new(TokioIo::new(upgraded)), arrival).await;
         }
         drop(place);
     });

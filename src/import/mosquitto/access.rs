@@ -189,13 +189,9 @@ impl Security {
             acl.finish(self.allow_anonymous, self.has_passwords() || names_certificates || !self.allow_anonymous);
         }
     }
-
-    fn entry(&self, name: &str) -> Option<&Rc<Line>> {
-        self.passwords.iter().flatten().find(|(other, _, _)| other == name).map(|(_, _, line)| line)
-    }
 }
 
-/// The users of several listeners together. A user is one here, whichever listener it comes to.
+/// The users of several listeners together, for every other door. Of one that is several, the first is taken.
 pub(super) fn merge(securities: &[Security], names_certificates: bool) -> Vec<User> {
     let mut merged: Vec<User> = Vec::new();
     for security in securities {
@@ -203,13 +199,8 @@ pub(super) fn merge(securities: &[Security], names_certificates: bool) -> Vec<Us
             match merged.iter().find(|other| other.name == user.name) {
                 None => merged.push(user),
                 Some(other) if *other == user => {}
-                Some(_) => {
-                    if let Some(line) = security.entry(&user.name) {
-                        line.revoke(
-                            "another listener has this user with another password or other rules, and those are taken",
-                        );
-                    }
-                }
+                // its own listener has it as it is there
+                Some(_) => {}
             }
         }
     }
@@ -217,9 +208,9 @@ pub(super) fn merge(securities: &[Security], names_certificates: bool) -> Vec<Us
 }
 
 /// Writes the users.
-pub(super) fn write_users(users: &[User], text: &mut Text) {
+pub(super) fn write_users(table: &str, users: &[User], text: &mut Text) {
     for user in users {
-        text.table("[[broker.user]]");
+        text.table(table);
         text.key("name", quoted(&user.name));
         if let Some(hash) = &user.hash {
             text.key("password_hash", quoted(hash));

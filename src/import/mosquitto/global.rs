@@ -89,8 +89,15 @@ pub(super) fn write_limits(global: &Section, max_connections: Option<i64>, text:
             limits.key("max_retained", 0);
         }
     }
-    if let Some(line) = global.get("max_keepalive") {
-        line.not_taken("a client's own keep alive holds");
+    if let Some(line) = global.get("max_keepalive")
+        && let Some(seconds) = line.number()
+    {
+        if (1..65_535).contains(&seconds) {
+            line.differs("clients of MQTT 5 are told; others keep their own");
+            limits.key("max_keep_alive", quoted(&format!("{seconds} s")));
+        } else {
+            line.not_needed("a client's own keep alive holds");
+        }
     }
     let rest = global.lines.iter().filter(|line| !is_about_log(line));
     limits.remarks(rest);

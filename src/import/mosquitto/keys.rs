@@ -98,12 +98,7 @@ const KEYS: &[Key] = &[
     key("plugin_use", Security, All, NotTaken(PLUGIN)),
     key("global_plugin", Global, All, NotTaken(PLUGIN)),
     key("auth_plugin_deny_special_chars", Security, Last, NotNeeded("names with + # or / never widen a rule")),
-    key(
-        "clientid_prefixes",
-        Global,
-        Refused,
-        NotTaken("client ids are not restricted: give users passwords and rules"),
-    ),
+    key("clientid_prefixes", Global, Refused, NotTaken("write client_ids = [\"PREFIX*\"] below each user")),
     key(
         "check_retain_source",
         Global,

@@ -5,10 +5,12 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::rc::Rc;
 
+use super::access::{self, User};
+use super::acl::Rules;
 use super::document::{Document, Section};
 use crate::import::files::Files;
 use crate::import::line::Line;
-use crate::import::text::{Text, quoted};
+use crate::import::text::{Text, list, quoted};
 
 /// Certificate and key, and who signs client certificates.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -16,12 +18,20 @@ pub(super) struct Tls {
     cert: String,
     key: String,
     client_ca: Option<String>,
+    /// Which certificates of clients are revoked.
+    crl: Option<String>,
+    /// The certificate names the user.
+    use_identity: bool,
 }
 
 /// One listener of mosquitto as it is to be here.
 #[derive(Clone, Debug)]
 pub(super) struct Opening {
     pub addresses: Vec<SocketAddr>,
+    /// A socket in the file system.
+    pub socket: Option<String>,
+    /// A proxy says where its clients are.
+    pub is_proxied: bool,
     pub tls: Option<Tls>,
     pub is_websocket: bool,
     /// Its place in [`Document::listeners`]; `None`: mosquitto's own, where no listener is given.
@@ -36,7 +46,7 @@ impl Opening {
 
     /// Whether it names users by their certificates.
     pub fn asks_for_certificates(&self) -> bool {
-        self.tls.as_ref().is_some_and(|tls| tls.client_ca.is_some())
+        self.tls.as_ref().is_some_and(|tls| tls.client_ca.is_some() && tls.use_identity)
     }
 }
 
@@ -77,7 +87,14 @@ impl Listeners {
             |port| vec![SocketAddr::from((Ipv4Addr::LOCALHOST, port)), SocketAddr::from((Ipv6Addr::LOCALHOST, port))];
         let default_is_there = default_is_there(&document.listeners[0]);
         if is_local_only(document) && !default_is_there {
-            let opening = Opening { addresses: both(1883), tls: None, is_websocket: false, section: None };
+            let opening = Opening {
+                addresses: both(1883),
+                socket: None,
+                is_proxied: false,
+                tls: None,
+                is_websocket: false,
+                section: None,
+            };
             listeners.openings.push(opening);
         }
         for (index, section) in document.listeners.iter().enumerate() {
@@ -105,10 +122,13 @@ impl Listeners {
             section.lines.iter().for_each(|line| read_usual(line));
             return;
         }
-        let opened = self.addresses(section).and_then(|addresses| {
+        let socket = socket(section);
+        let addresses = if socket.is_some() { Ok(Vec::new()) } else { self.addresses(section) };
+        let opened = addresses.and_then(|addresses| {
             let tls = self.tls(section, files)?;
             let is_websocket = protocol(section)?;
-            Ok(Opening { addresses, tls, is_websocket, section: Some(index) })
+            let is_proxied = self.is_proxied(section);
+            Ok(Opening { addresses, socket, is_proxied, tls, is_websocket, section: Some(index) })
         });
         let opened = opened.and_then(|opening| self.checked(opening, section));
         match opened {
@@ -131,14 +151,11 @@ impl Listeners {
             line.not_taken("topics are not put below another topic: give its users rules instead");
             return Err("its clients were kept apart by mount_point, which is not here".into());
         }
-        if section.flag("enable_proxy_protocol").is_some() || section.has("enable_proxy_protocol") {
-            return Err("it is behind a proxy that speaks the PROXY protocol, which is not spoken here".into());
-        }
-        if opening.is_websocket && opening.asks_for_certificates() {
-            return Err("client certificates are not asked for over WebSocket".into());
-        }
-        if opening.is_websocket && self.openings.iter().any(|other| other.is_websocket) {
-            return Err("there is one address for HTTP and WebSocket, [http], and another listener has it".into());
+        if opening.socket.is_some() {
+            if self.openings.iter().any(|other| other.socket == opening.socket) {
+                return Err("another listener has its socket already, and mosquitto does not start with both".into());
+            }
+            return Ok(opening);
         }
         let taken: Vec<SocketAddr> = self.openings.iter().flat_map(|other| other.addresses.clone()).collect();
         let before = opening.addresses.len();
@@ -174,9 +191,7 @@ impl Listeners {
             })?,
         };
         if port == 0 {
-            return Err(
-                "it is a Unix socket, which the gateway does not listen on: let its clients use 127.0.0.1".into()
-            );
+            return Err("its socket in the file system has no absolute path".into());
         }
         let domain = section.get("socket_domain");
         if let Some(line) = &domain {
@@ -258,6 +273,10 @@ impl Listeners {
             _ => return Err("certfile and keyfile belong together, and one is missing".into()),
         };
         let client_ca = self.client_ca(section, files)?;
+        let crl = client_ca.is_some().then(|| section.get("crlfile")).flatten();
+        let crl = crl.and_then(|line| self.file(&line, files));
+        let names_users = |key| section.flag(key).is_some_and(|(_, is_set)| is_set);
+        let use_identity = names_users("use_identity_as_username") || names_users("use_subject_as_username");
         let (cert, key) = (self.file(&cert, files), self.file(&key, files));
         let (Some(cert), Some(key)) = (cert, key) else { return Err("its certificate or key is not named".into()) };
         if let Some(line) = section.get("tls_version") {
@@ -267,7 +286,7 @@ impl Listeners {
                 _ => line.differs("TLS before 1.2 is not spoken"),
             }
         }
-        Ok(Some(Tls { cert, key, client_ca }))
+        Ok(Some(Tls { cert, key, client_ca, crl, use_identity }))
     }
 
     /// Who signs client certificates, where they are asked for.
@@ -301,18 +320,28 @@ impl Listeners {
             (None, Some(line)) => line.differs("the user is the certificate's common name, not its whole subject"),
             (None, None) => {
                 if let Some((line, _)) = &required {
-                    line.differs(
-                        "the certificate's common name is the user, whatever name and password a client gives",
-                    );
+                    line.taken();
                 }
+                return Ok(self.file(&cafile, files));
             }
-        }
-        if let Some(line) = section.get("crlfile") {
-            line.not_taken("revoked certificates are not known here: remove the [[broker.user]] of whoever is revoked");
-            self.to_do.push("remove the users whose certificates are revoked: crlfile has no equivalent".into());
         }
         self.to_do.push("there must be a [[broker.user]] for the common name of each client certificate".into());
         Ok(self.file(&cafile, files))
+    }
+
+    /// Whether it is behind a proxy. mosquitto believes whoever connects; here only this host is, until others are named.
+    fn is_proxied(&mut self, section: &Section) -> bool {
+        let Some(line) = section.get("enable_proxy_protocol") else { return false };
+        let is_proxied = !matches!(line.word(), "false" | "0");
+        if is_proxied {
+            line.differs(
+                "a proxy is believed at the addresses that are named only: those of this host, until others are",
+            );
+            self.to_do.push(format!("{}: write the addresses of the proxy into `proxy` of the listener", line.place()));
+        } else {
+            line.not_needed("it is so here");
+        }
+        is_proxied
     }
 
     fn file(&mut self, line: &Line, files: &Files) -> Option<String> {
@@ -334,7 +363,7 @@ fn protocol(section: &Section) -> Result<bool, String> {
             Ok(false)
         }
         "websockets" => {
-            line.differs("clients connect to the path /mqtt");
+            line.differs("clients connect to the path /, /ws or /mqtt");
             section.all("websockets_origin").for_each(|line| {
                 line.differs("pages of this host and of http.allowed_hosts may connect");
             });
@@ -347,6 +376,13 @@ fn protocol(section: &Section) -> Result<bool, String> {
             Err("its protocol is not known".into())
         }
     }
+}
+
+/// The path of a listener that is a socket in the file system.
+fn socket(section: &Section) -> Option<String> {
+    let mut words = section.head.as_ref()?.value.split_whitespace();
+    let path = (words.next()? == "0").then(|| words.next()).flatten()?;
+    (path.starts_with('/') && path.len() < 108).then(|| path.to_owned())
 }
 
 /// Settings of a default listener that is not there because they all say what is usual.
@@ -376,31 +412,57 @@ pub(super) fn tls_table(tls: &Tls) -> String {
     let mut table = format!("{{ cert = {}, key = {}", quoted(&tls.cert), quoted(&tls.key));
     if let Some(ca) = &tls.client_ca {
         table.push_str(&format!(", client_ca = {}", quoted(ca)));
+        if let Some(crl) = &tls.crl {
+            table.push_str(&format!(", crl = {}", quoted(crl)));
+        }
+        if !tls.use_identity {
+            table.push_str(", use_identity = false");
+        }
     }
     table + " }"
 }
 
-/// Writes the listeners, and `[http]`.
-pub(super) fn write(listeners: &Listeners, document: &Document, text: &mut Text) {
-    let remarks = |index: Option<usize>, text: &mut Text| {
-        if let Some(section) = index.and_then(|index| document.listeners.get(index)) {
-            text.remarks(section.everything());
-        }
-    };
-    let plain: Vec<&Opening> = listeners.openings.iter().filter(|opening| !opening.is_websocket).collect();
-    for opening in &plain {
-        for (number, address) in opening.addresses.iter().enumerate() {
+/// Who may come in at one listener, where it is not who may come in at all.
+#[derive(Clone, Debug)]
+pub(super) struct Own {
+    pub allow_anonymous: bool,
+    pub anonymous: Rules,
+    /// `None`: as everywhere.
+    pub users: Option<Vec<User>>,
+}
+
+/// Writes the listeners; `own` has what each says of access, where it differs.
+pub(super) fn write(listeners: &Listeners, document: &Document, own: &[Option<Own>], text: &mut Text) {
+    for (opening, own) in listeners.openings.iter().zip(own) {
+        let section = opening.section.and_then(|index| document.listeners.get(index));
+        let addresses = opening.addresses.iter().map(ToString::to_string).chain(opening.socket.clone());
+        for (number, address) in addresses.enumerate() {
             text.table("[[broker.listener]]");
-            text.key("address", quoted(&address.to_string()));
+            text.key("address", quoted(&address));
+            if opening.is_websocket {
+                text.key("websocket", true);
+            }
             if let Some(tls) = &opening.tls {
                 text.key("tls", tls_table(tls));
             }
-            if number == 0 {
-                remarks(opening.section, text);
+            if opening.is_proxied {
+                text.key("proxy", "[\"127.0.0.1\", \"::1\"]");
+            }
+            if let Some(most) = section.and_then(max_connections).filter(|_| listeners.openings.len() > 1) {
+                text.key("max_connections", most);
+            }
+            if let Some(own) = own {
+                write_own(own, text);
+            }
+            if let Some(section) = section.filter(|_| number == 0) {
+                text.remarks(section.everything());
+            }
+            if let Some(users) = own.as_ref().and_then(|own| own.users.as_ref()) {
+                access::write_users("[[broker.listener.user]]", users, text);
             }
         }
     }
-    if plain.is_empty() {
+    if listeners.openings.is_empty() {
         text.table("[[broker.listener]]");
         text.key_with(
             "address",
@@ -415,26 +477,27 @@ pub(super) fn write(listeners: &Listeners, document: &Document, text: &mut Text)
     }
 }
 
-/// Writes `[http]`, where MQTT over WebSocket is.
-pub(super) fn write_http(listeners: &Listeners, document: &Document, text: &mut Text) {
-    let websocket = listeners.openings.iter().find(|opening| opening.is_websocket);
-    if let Some(opening) = websocket {
-        text.table("[http]");
-        if let Some(address) = opening.addresses.first() {
-            text.key_with(
-                "address",
-                quoted(&address.to_string()),
-                "MQTT over WebSocket is at the path /mqtt; the page is here too",
-            );
-        }
-        if let Some(tls) = &opening.tls {
-            text.key("tls", tls_table(tls));
-        }
-        if let Some(section) = opening.section.and_then(|index| document.listeners.get(index)) {
-            text.remarks(section.everything());
-        }
-        return;
+fn max_connections(section: &Section) -> Option<i64> {
+    let line = section.all("max_connections").last()?;
+    line.word().parse().ok().filter(|most| (1..=10_000_000).contains(most))
+}
+
+fn write_own(own: &Own, text: &mut Text) {
+    let accept = if own.allow_anonymous { "all" } else { "none" };
+    if own.allow_anonymous {
+        let (publish, subscribe) = (list(&own.anonymous.publish), list(&own.anonymous.subscribe));
+        let accept = quoted(accept);
+        text.key("anonymous", format!("{{ accept = {accept}, publish = {publish}, subscribe = {subscribe} }}"));
+    } else {
+        text.key("anonymous", quoted(accept));
     }
+    if own.users.as_ref().is_some_and(Vec::is_empty) {
+        text.key("user", "[]");
+    }
+}
+
+/// Writes `[http]` where the page's usual address is taken.
+pub(super) fn write_http(listeners: &Listeners, text: &mut Text) {
     let usual = SocketAddr::from((Ipv6Addr::UNSPECIFIED, 8080));
     let mut addresses = listeners.openings.iter().flat_map(|opening| &opening.addresses);
     if addresses.any(|address| collide(*address, usual)) {

@@ -22,7 +22,7 @@ use std::rc::Rc;
 use self::access::{Reader, Security};
 use self::bridge::Bridges;
 use self::document::Document;
-use self::listeners::{Listeners, is_local_only};
+use self::listeners::{Listeners, Own, is_local_only};
 use super::files::{Files, read};
 use super::line::Line;
 use super::sniff::{Kind, kind_of};
@@ -80,7 +80,8 @@ pub fn import(paths: &[PathBuf], options: &Options) -> Result<Imported, ImportEr
         line.not_needed("its listener is not opened, or it is about the default listener, which is not there");
     }
     let users = access::merge(&securities, names_certificates);
-    let anonymous = anonymous(&document, &listeners, &securities, is_local_only, &mut reader.to_do);
+    let own = own(&document, &listeners, &securities);
+    let anonymous = anonymous(&document, &listeners, &securities, is_local_only);
     securities.iter().for_each(|security| security.finish(names_certificates));
     let bridges = Bridges::read(&document.bridges, &files, options);
 
@@ -89,13 +90,13 @@ pub fn import(paths: &[PathBuf], options: &Options) -> Result<Imported, ImportEr
     let max_connections = max_connections(&document, &listeners);
     global::write_limits(&document.global, max_connections, &mut text);
     text.append(&anonymous);
-    listeners::write(&listeners, &document, &mut text);
-    access::write_users(&users, &mut text);
+    listeners::write(&listeners, &document, &own, &mut text);
+    access::write_users("[[broker.user]]", &users, &mut text);
     for source in &reader.sources {
         let lines = document.lines.all();
         text.remarks(lines.iter().filter(|line| &*line.place().file == source.as_str()));
     }
-    listeners::write_http(&listeners, &document, &mut text);
+    listeners::write_http(&listeners, &mut text);
     text.append(&bridges.text);
 
     let mut to_do = listeners.to_do;
@@ -135,14 +136,21 @@ fn securities(
     Ok(securities)
 }
 
-/// `[broker.anonymous]`. There is one answer for all listeners; where they differ, the narrower one is taken.
-fn anonymous(
-    document: &Document,
-    listeners: &Listeners,
-    securities: &[Security],
-    is_local_only: bool,
-    to_do: &mut Vec<String>,
-) -> Text {
+/// What each listener says of access: with `per_listener_settings` its own, and on a socket in any case, since everybody on the
+/// host could come that way.
+fn own(document: &Document, listeners: &Listeners, securities: &[Security]) -> Vec<Option<Own>> {
+    let is_own = document.per_listener && listeners.openings.len() > 1 && securities.len() == listeners.openings.len();
+    let each = listeners.openings.iter().enumerate().map(|(index, opening)| {
+        let security = securities.get(if is_own { index } else { 0 })?;
+        let users = is_own.then(|| security.users(opening.asks_for_certificates()));
+        let own = Own { allow_anonymous: security.allow_anonymous, anonymous: security.anonymous_rules(), users };
+        (is_own || opening.socket.is_some()).then_some(own)
+    });
+    each.collect()
+}
+
+/// `[broker.anonymous]`, which listeners may have another answer than. Where they differ, the narrower one is taken.
+fn anonymous(document: &Document, listeners: &Listeners, securities: &[Security], is_local_only: bool) -> Text {
     let per_listener = document.per_listener && securities.len() == listeners.openings.len();
     let is_let_in =
         |index: usize| securities.get(if per_listener { index } else { 0 }).is_some_and(|s| s.allow_anonymous);
@@ -152,16 +160,8 @@ fn anonymous(
     let local_in = openings().any(|(index, opening)| opening.is_local() && is_let_in(index));
     let accept = match (remote_in, remote_out) {
         (true, false) => "all",
-        (true, true) => {
-            for line in securities.iter().filter_map(|security| security.anonymous_line.as_ref()) {
-                let why = "there is one answer for all listeners, and another one lets nobody in without a user name";
-                if line.word() == "true" || line.word() == "1" {
-                    line.revoke(why);
-                }
-            }
-            to_do.push("some listeners let clients in without a user name and others do not: choose accept under [broker.anonymous]".into());
-            "loopback"
-        }
+        // each listener says it itself; this is for everything else
+        (true, true) => "loopback",
         (false, _) if local_in || is_local_only => "loopback",
         (false, _) => "none",
     };

@@ -158,11 +158,12 @@ fn listeners_have_the_addresses_that_mosquitto_opens() {
         ("listener 1884 broker.example.org", &["127.0.0.1:1884"]),
         ("listener 1884\nbind_interface eth0", &["127.0.0.1:1884"]),
         // what cannot be opened as it was is not opened
-        ("listener 0 /run/mosquitto.sock", &["127.0.0.1:1883"]),
-        ("listener 1883\nlistener 0 /run/mosquitto.sock", &["[::]:1883"]),
+        ("listener 0 /run/mosquitto.sock", &["/run/mosquitto.sock"]),
+        ("listener 1883\nlistener 0 /run/mosquitto.sock", &["[::]:1883", "/run/mosquitto.sock"]),
+        ("listener 1883\nlistener 0 mosquitto.sock", &["[::]:1883"]),
         ("listener 1883\nlistener 8883\npsk_hint home", &["[::]:1883"]),
         ("listener 1883\nlistener 1884\nmount_point a/", &["[::]:1883"]),
-        ("listener 1883\nlistener 1884\nenable_proxy_protocol 2", &["[::]:1883"]),
+        ("listener 1883\nlistener 1884\nenable_proxy_protocol 2", &["[::]:1883", "[::]:1884"]),
         ("listener 1883\nlistener 1884\nprotocol quic", &["[::]:1883"]),
         ("listener 1883\nlistener 8883\ncertfile a\nkeyfile b\nrequire_certificate true\ncapath c", &["[::]:1883"]),
         ("listener 1883\nlistener 8883\ncertfile a", &["[::]:1883"]),
@@ -190,7 +191,9 @@ fn tls_is_as_it_was_or_the_listener_is_left_out() {
     assert!(result.text.contains("client_ca = \"/etc/ca.crt\""), "{}", result.text);
     assert_eq!(result.users(), [("sensor", list(&["a/#"]), list(&[]))]);
     assert_eq!(result.settings.broker.access.users[0].password_hash, None);
-    assert!(result.remark("crlfile /etc/crl").contains(NOT_TAKEN));
+    assert!(result.text.contains(", crl = \"/etc/crl\" }"), "{}", result.text);
+    let result = of(mutual);
+    assert!(result.text.contains(", use_identity = false }") && !result.settings.broker.listeners[0].use_identity);
     let result = of(&format!("{mutual}use_subject_as_username true\n"));
     assert!(result.remark("use_subject_as_username true").contains("common name"));
     // a certificate beside the configuration is found, wherever it was on the other machine
@@ -200,18 +203,43 @@ fn tls_is_as_it_was_or_the_listener_is_left_out() {
 }
 
 #[test]
-fn websockets_are_served_at_http() {
+fn websockets_are_listeners_of_their_own() {
     let result = of(
         "listener 1883\nlistener 9001\nprotocol websockets\nwebsockets_origin https://a\nlistener 9002\nprotocol websockets\n",
     );
-    assert_eq!(result.listeners(), ["[::]:1883"]);
-    assert_eq!(result.settings.http.address, Some("[::]:9001".parse().unwrap()));
-    assert!(result.remark("listener 9002").contains(NOT_TAKEN));
+    assert_eq!(result.listeners(), ["[::]:1883", "[::]:9001", "[::]:9002"]);
+    let kinds: Vec<bool> = result.settings.broker.listeners.iter().map(|listener| listener.websocket).collect();
+    assert_eq!(kinds, [false, true, true]);
     // no listener that nobody asked for
-    let result = of("listener 9001\nprotocol websockets\n");
-    assert_eq!(result.listeners(), ["127.0.0.1:1883"]);
+    assert_eq!(of("listener 9001\nprotocol websockets\n").listeners(), ["[::]:9001"]);
     // the page does not take the port of a listener
     assert_eq!(of("listener 8080\n").settings.http.address, None);
+    assert_eq!(of("listener 8080\nprotocol websockets\n").settings.http.address, None);
+}
+
+#[test]
+fn listeners_keep_settings_of_their_own() {
+    let conf = "per_listener_settings true\nlistener 1883\nallow_anonymous true\nmax_connections 7\nlistener 1884\n\
+                password_file p\nacl_file acl\nlistener 0 /run/m.sock\nallow_anonymous true\n\
+                listener 1885 127.0.0.1\nenable_proxy_protocol 1\nmax_keepalive 600\n";
+    let acl = "user esp\ntopic write a/#\n";
+    let result = with_files(conf, &[("p", &format!("esp:{HASH}\n")), ("acl", acl)]);
+    let broker = &result.settings.broker;
+    assert_eq!(broker.max_keep_alive, Some(600));
+    let own: Vec<_> = broker.access.listeners.iter().map(|own| (own.listener.as_str(), own.anonymous.accept)).collect();
+    let (all, none) = (AnonymousFrom::All, AnonymousFrom::None);
+    let expected = [("[::]:1883", all), ("[::]:1884", none), ("/run/m.sock", all), ("127.0.0.1:1885", none)];
+    assert_eq!(own, expected, "{}", result.text);
+    let users = |at: usize| broker.access.listeners[at].users.as_ref().map(Vec::len);
+    assert_eq!([0, 1, 2, 3].map(users), [Some(0), Some(1), Some(0), Some(0)]);
+    assert_eq!(shown(&broker.access.listeners[1].users.as_ref().unwrap()[0].rights.publish), ["a/#"]);
+    assert_eq!(broker.listeners[0].max_connections, Some(7));
+    assert_eq!(broker.listeners[3].proxies.len(), 2);
+    assert!(result.summary.to_do.iter().any(|item| item.contains("addresses of the proxy")));
+    // a socket has guests only where mosquitto had them
+    let sockets = |conf: &str| of(conf).settings.broker.access.listeners[0].anonymous.accept;
+    assert_eq!(sockets("listener 0 /run/m.sock\n"), AnonymousFrom::None);
+    assert_eq!(sockets("listener 0 /run/m.sock\nallow_anonymous true\n"), AnonymousFrom::All);
 }
 
 #[test]
@@ -404,7 +432,11 @@ fn what_each_listener_says_about_access_is_read_where_it_stands() {
     let (x, y) = (("x", everything.0.clone(), everything.1.clone()), ("y", everything.0, everything.1));
     assert_eq!(result.users(), [x, y, ("z", list(&[]), list(&["z"]))]);
     assert_eq!(result.anonymous().0, AnonymousFrom::None);
-    assert!(result.text.contains("another listener has this user"), "{}", result.text);
+    let own = &result.settings.broker.access.listeners;
+    let names = |at: usize| -> Vec<&str> { own[at].users.iter().flatten().map(|user| user.name.as_str()).collect() };
+    assert_eq!((names(0), names(1)), (vec!["x", "y"], vec!["y", "z"]), "{}", result.text);
+    let of_second = &own[1].users.as_ref().unwrap()[0].rights;
+    assert!(of_second.publish.is_empty() && of_second.subscribe.is_empty(), "each listener has its own rules");
 }
 
 #[test]

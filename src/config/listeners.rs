@@ -1,0 +1,102 @@
+//! `[[broker.listener]]`: where clients come in, and who.
+
+use super::broker::{collide, read_anonymous, users_of};
+use super::document::{Table, Value, assign};
+use super::paths::Paths;
+use crate::access::settings::{AnonymousFrom, AnonymousSettings, ListenerAccess, UserSettings};
+use crate::broker::settings::{Address, ListenerSettings, Network};
+
+/// RFC 6066 knows 512 to 4,096 bytes; beyond 16 KiB TLS has no records.
+const FRAGMENTS: std::ops::RangeInclusive<u64> = 512..=16 << 10;
+
+/// The listeners, one for each table; `None` where the table will not do.
+pub(super) fn read(tables: &[Table], paths: &Paths) -> Vec<Option<ListenerSettings>> {
+    let mut listeners: Vec<Option<ListenerSettings>> = Vec::new();
+    for table in tables {
+        let listener = listener(table, paths, &listeners);
+        listeners.push(listener);
+    }
+    listeners
+}
+
+fn listener(table: &Table, paths: &Paths, others: &[Option<ListenerSettings>]) -> Option<ListenerSettings> {
+    let valid = "an IP address and a port, such as \"[::]:1883\" or \"127.0.0.1:1883\", or the path of a socket";
+    let value = table.required("address", valid);
+    let address = value.as_ref().and_then(|value| value.parsed(valid, Address::parse));
+    let mut settings = ListenerSettings::new(address.clone().unwrap_or(Address::Unix(Default::default())));
+    if let Some(tls) = table.table("tls") {
+        settings.tls = paths.server_tls(&tls, true);
+        assign(&mut settings.use_identity, tls.get("use_identity").and_then(|value| value.switch()));
+        tls.finish();
+    }
+    let fragments = table.get("max_fragment_size");
+    let size = fragments.as_ref().and_then(|value| value.size(FRAGMENTS)).map(|size| size as usize);
+    match (&mut settings.tls, fragments) {
+        (Some(tls), _) => tls.max_fragment_size = size,
+        (None, Some(value)) if !table.has("tls") => value.problem("without `tls` there are no records"),
+        _ => {}
+    }
+    assign(&mut settings.websocket, table.get("websocket").and_then(|value| value.switch()));
+    let most = table.get("max_connections").and_then(|value| value.whole(1..=10_000_000));
+    settings.max_connections = most.map(|most| most as usize);
+    if let Some(value) = table.get("proxy") {
+        let valid = "a list of addresses and networks, such as [\"127.0.0.1\", \"10.0.0.0/8\"]";
+        let networks = value.items(valid);
+        settings.proxies = networks.iter().filter_map(|item| item.parsed(valid, Network::parse)).collect();
+        if matches!(address, Some(Address::Unix(_))) {
+            value.problem("who connects through the file system has no address that could be believed");
+        }
+    }
+    let (address, value) = (address?, value?);
+    let collides = |other: &&ListenerSettings| match (&other.address, &address) {
+        (Address::Tcp(a), Address::Tcp(b)) => collide(*a, *b),
+        (a, b) => a == b,
+    };
+    if let Some(other) = others.iter().flatten().find(collides) {
+        value.problem(format!("{} takes this address already; valid: another port", other.address));
+        return None;
+    }
+    Some(settings)
+}
+
+/// Who may come in where it is not who may come in everywhere.
+pub(super) fn access(
+    tables: &[Table],
+    listeners: &[Option<ListenerSettings>],
+    usual: (&AnonymousSettings, &[UserSettings]),
+) -> Vec<ListenerAccess> {
+    let mut own = Vec::new();
+    for (table, listener) in tables.iter().zip(listeners) {
+        let is_unix = listener.as_ref().is_some_and(|listener| matches!(listener.address, Address::Unix(_)));
+        let anonymous = table.get("anonymous").map(|value| anonymous(&value, usual.0));
+        let has_users = table.has("user");
+        let users = users_of(table, listener.as_slice(), Some(usual.1));
+        let Some(listener) = listener else { continue };
+        if anonymous.is_none() && !has_users && !is_unix {
+            continue;
+        }
+        let mut guests = usual.0.clone();
+        if is_unix {
+            // everybody on this host could come this way: its listener must say so itself
+            guests.accept = AnonymousFrom::None;
+        }
+        let anonymous = anonymous.unwrap_or(guests);
+        own.push(ListenerAccess { listener: listener.name(), anonymous, users: has_users.then_some(users) });
+    }
+    own
+}
+
+/// A word, or a table as `[broker.anonymous]` is; what it leaves out is as there.
+fn anonymous(value: &Value, usual: &AnonymousSettings) -> AnonymousSettings {
+    let from = [("none", AnonymousFrom::None), ("loopback", AnonymousFrom::Loopback), ("all", AnonymousFrom::All)];
+    let mut settings = usual.clone();
+    if value.is_table() {
+        if let Some(table) = value.table() {
+            settings = read_anonymous(&table, usual);
+            table.finish();
+        }
+    } else {
+        assign(&mut settings.accept, value.choice(&from));
+    }
+    settings
+}
