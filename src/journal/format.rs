@@ -16,13 +16,16 @@
 //! |---|---|---|
 //! | 0 | 8 | `PIGWJRNL` |
 //! | 8 | 2 | version |
-//! | 10 | 2 | 0 segment, 1 snapshot |
+//! | 10 | 2 | 0 segment, 1 snapshot, 2 merged segment that is being written, 3 merged segment |
 //! | 12 | 4 | boot: number of the boot that it was begun in, see [`Kind::Clock`] |
 //! | 16 | 8 | generation: later segments have greater ones; of two headers the greater one counts |
 //! | 24 | 8 | salt: random, so that nobody can publish bytes that pass for a record |
 //! | 32 | 8 | size of the file |
 //! | 40 | 8 | base: all records have places from this one on |
 //! | 48 | 4 | CRC-32C of the above |
+//! | 52 | 8 | of a merged segment: least generation that it stands for |
+//! | 60 | 8 | of a merged segment: greatest place that it stands for |
+//! | 68 | 4 | CRC-32C of the above |
 //!
 //! A record begins at a multiple of 8 bytes:
 //!
@@ -57,6 +60,15 @@
 //! segment is begun only when the one before is synced. After a failed sync the segment is closed and what was not synced
 //! is written once more, with the same places, to another: records at or beyond the base of the next segment do not count.
 //!
+//! # Merged segments
+//! Records that somebody still needs are copied, with their places, from the oldest segments of a run to another file, so
+//! that one old record does not keep the space of many that nobody needs. What is in the snapshot anyway is not copied, and
+//! neither are consumers that are done with a record: gaps between the places of a merged segment are no damage. First its header is made
+//! safe with the kind 2, then its records, then its header with the kind 3, and only after that the files that it
+//! stands for are used again. At start a file of the kind 2 is free. One of the kind 3 stands for all of the generations
+//! from its least one to its own, whatever files of these are still there, and for the places up to its greatest one of the
+//! segment after it, whose records there do not count.
+//!
 //! # Versions
 //! A file with another version is refused, with a sentence that says so; version 1 is the first.
 
@@ -66,8 +78,10 @@ pub const VERSION: u16 = 1;
 pub const HEADER_COPY: u64 = 4096;
 /// Where records begin.
 pub const DATA: u64 = 8192;
-/// Bytes of a header.
+/// Bytes of a header that every file has.
 pub const HEADER_LEN: usize = 52;
+/// Bytes of a header with what only merged segments have.
+pub const WHOLE_HEADER_LEN: usize = HEADER_LEN + 20;
 /// Bytes of a record in front of its consumers.
 pub const RECORD_HEAD: usize = 32;
 /// Bytes per consumer.
@@ -142,11 +156,40 @@ pub fn padded(len: usize) -> usize {
     len.next_multiple_of(8)
 }
 
+/// What a file is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FileKind {
+    /// Records as they were appended.
+    Segment,
+    /// The state at one place.
+    Snapshot,
+    /// Records of other segments are being copied to it.
+    Merging,
+    /// It stands for other segments.
+    Merged {
+        /// Least generation that it stands for; the greatest is its own.
+        first: u64,
+        /// Greatest place that it stands for.
+        upto: u64,
+    },
+}
+
+impl FileKind {
+    fn number(self) -> u16 {
+        match self {
+            FileKind::Segment => 0,
+            FileKind::Snapshot => 1,
+            FileKind::Merging => 2,
+            FileKind::Merged { .. } => 3,
+        }
+    }
+}
+
 /// The header of a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Header {
-    /// Of a snapshot, not of a segment.
-    pub is_snapshot: bool,
+    /// What the file is.
+    pub kind: FileKind,
     /// Boot that it was begun in.
     pub boot: u32,
     /// Generation.
@@ -172,24 +215,32 @@ pub enum HeaderError {
 
 impl Header {
     /// The header as bytes.
-    pub fn encode(&self) -> [u8; HEADER_LEN] {
-        let mut bytes = [0; HEADER_LEN];
+    pub fn encode(&self) -> [u8; WHOLE_HEADER_LEN] {
+        let mut bytes = [0; WHOLE_HEADER_LEN];
         bytes[..8].copy_from_slice(&MAGIC);
         bytes[8..10].copy_from_slice(&VERSION.to_le_bytes());
-        bytes[10..12].copy_from_slice(&u16::from(self.is_snapshot).to_le_bytes());
+        bytes[10..12].copy_from_slice(&self.kind.number().to_le_bytes());
         bytes[12..16].copy_from_slice(&self.boot.to_le_bytes());
         for (at, value) in [(16, self.generation), (24, self.salt), (32, self.size), (40, self.base)] {
             bytes[at..at + 8].copy_from_slice(&value.to_le_bytes());
         }
         let crc = crc32c::crc32c(&bytes[..48]);
-        bytes[48..].copy_from_slice(&crc.to_le_bytes());
+        bytes[48..HEADER_LEN].copy_from_slice(&crc.to_le_bytes());
+        if let FileKind::Merged { first, upto } = self.kind {
+            bytes[52..60].copy_from_slice(&first.to_le_bytes());
+            bytes[60..68].copy_from_slice(&upto.to_le_bytes());
+            let crc = crc32c::crc32c(&bytes[..68]);
+            bytes[68..].copy_from_slice(&crc.to_le_bytes());
+        }
         bytes
     }
 
     /// The header that these bytes are.
     pub fn decode(bytes: &[u8]) -> Result<Header, HeaderError> {
-        let Some(bytes) = bytes.get(..HEADER_LEN) else { return Err(HeaderError::Blank) };
-        if bytes.iter().all(|byte| *byte == 0) {
+        if bytes.len() < HEADER_LEN {
+            return Err(HeaderError::Blank);
+        }
+        if bytes[..HEADER_LEN].iter().all(|byte| *byte == 0) {
             return Err(HeaderError::Blank);
         }
         if bytes[..8] != MAGIC || crc32c::crc32c(&bytes[..48]) != u32_at(bytes, 48) {
@@ -199,8 +250,17 @@ impl Header {
             VERSION => {}
             other => return Err(HeaderError::Version(other)),
         }
+        let kind = match u16_at(bytes, 10) {
+            1 => FileKind::Snapshot,
+            2 => FileKind::Merging,
+            3 if bytes.len() < WHOLE_HEADER_LEN || crc32c::crc32c(&bytes[..68]) != u32_at(bytes, 68) => {
+                return Err(HeaderError::Damaged);
+            }
+            3 => FileKind::Merged { first: u64_at(bytes, 52), upto: u64_at(bytes, 60) },
+            _ => FileKind::Segment,
+        };
         Ok(Header {
-            is_snapshot: u16_at(bytes, 10) == 1,
+            kind,
             boot: u32_at(bytes, 12),
             generation: u64_at(bytes, 16),
             salt: u64_at(bytes, 24),
@@ -221,19 +281,25 @@ mod tests {
 
     #[test]
     fn a_header_is_whole_or_not_at_all() {
-        let header = Header { is_snapshot: false, boot: 3, generation: 7, salt: 9, size: 1 << 20, base: 100 };
-        let bytes = header.encode();
-        assert_eq!(Header::decode(&bytes), Ok(header));
-        assert_eq!(Header::decode(&[0; 100]), Err(HeaderError::Blank));
-        for bit in 0..HEADER_LEN * 8 {
-            let mut flipped = bytes;
-            flipped[bit / 8] ^= 1 << (bit % 8);
-            assert_eq!(Header::decode(&flipped), Err(HeaderError::Damaged), "bit {bit}");
+        let merged = FileKind::Merged { first: 5, upto: 1000 };
+        let mut bytes = [0; WHOLE_HEADER_LEN];
+        for (kind, len) in
+            [(merged, WHOLE_HEADER_LEN), (FileKind::Merging, HEADER_LEN), (FileKind::Segment, HEADER_LEN)]
+        {
+            let header = Header { kind, boot: 3, generation: 7, salt: 9, size: 1 << 20, base: 100 };
+            bytes = header.encode();
+            assert_eq!(Header::decode(&bytes), Ok(header));
+            for bit in 0..len * 8 {
+                let mut flipped = bytes;
+                flipped[bit / 8] ^= 1 << (bit % 8);
+                assert_eq!(Header::decode(&flipped), Err(HeaderError::Damaged), "bit {bit}");
+            }
         }
+        assert_eq!(Header::decode(&[0; 100]), Err(HeaderError::Blank));
         let mut newer = bytes;
         newer[8] = 2;
         let crc = crc32c::crc32c(&newer[..48]);
-        newer[48..].copy_from_slice(&crc.to_le_bytes());
+        newer[48..HEADER_LEN].copy_from_slice(&crc.to_le_bytes());
         assert_eq!(Header::decode(&newer), Err(HeaderError::Version(2)));
     }
 }

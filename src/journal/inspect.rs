@@ -174,10 +174,10 @@ fn print(state: &State, bytes: u64, what: What, out: &mut dyn Write) -> io::Resu
 fn export(storage: &dyn Storage, state: &State, clock: &dyn Clock, out: &mut dyn Write) -> io::Result<()> {
     let segments: Vec<&Segment> = state.segments.values().collect();
     for (at, segment) in segments.iter().enumerate() {
-        let limit = segments.get(at + 1).map_or(u64::MAX, |next| next.header.base);
+        let limit = segment.limit(segments.get(at + 1).map(|next| &next.header));
         let mut scanner = Scanner::new(storage, &segment.name, &segment.header, segment.end);
         while let Some((_, record)) = scanner.next_record() {
-            if record.position() < limit
+            if (segment.from..limit).contains(&record.position())
                 && record.kind() == Some(Kind::Message)
                 && let Some(line) = line(state, &record, clock)
             {

@@ -12,6 +12,7 @@
 //! | `storage/` | files, real and for tests; `direct` writes what is small in sectors of 512 bytes, not in blocks of 4096 |
 //! | `terms` | what rooms hand to the journal and get from it |
 //! | `queue`, `state`, `kept` | what is in memory: consumers, bytes that wait to be written, an entry per segment |
+//! | `parts`, `merge` | what gives way when there is no room, and how what is still needed is put together |
 //! | `writer` | the thread that writes: all that waits with one write and one sync |
 //! | `reader` | how consumers read, and the thread that reads ahead for them |
 //! | `recovery` | what is found at start |
@@ -29,14 +30,17 @@
 //! - Memory: [`PENDING_MAX`] bytes that wait for the disk and as many being written; 256 KiB read ahead for a consumer
 //!   and [`AHEAD_ALL`] for all together; what consumers hold unsettled; retained messages and sessions; per segment some
 //!   words for each consumer that it has messages for.
-//! - Disk: `max_size`, a snapshot, which is as large as retained messages and sessions, and [`MOST_ASIDE`] files set aside.
+//! - Disk: `max_size`, or what the file system can hold in all, and one segment more while segments are merged; a snapshot, which is as large as
+//!   retained messages and sessions; and [`MOST_ASIDE`] files set aside.
 
 pub mod boots;
 pub mod format;
 pub mod inspect;
 mod kept;
 pub mod loss;
+mod merge;
 mod orphans;
+mod parts;
 pub mod queue;
 pub mod reader;
 pub mod record;

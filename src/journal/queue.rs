@@ -10,6 +10,7 @@ use parking_lot::Mutex;
 use tokio::sync::Notify;
 
 use super::loss::Pace;
+use super::parts::Part;
 use super::{Backlog, ConsumerId, Delivery, Limits, Outcome, Position, WhenFull};
 use crate::message::Message;
 
@@ -123,6 +124,8 @@ impl News {
 pub struct Queue {
     /// Lasting name.
     pub name: Box<str>,
+    /// The part of the journal that what waits for it counts for.
+    pub part: Part,
     /// Key in records.
     pub key: u64,
     /// Bounds.
@@ -173,6 +176,7 @@ impl Queue {
     pub fn new(name: &str, key: u64, limits: Limits) -> Queue {
         Queue {
             name: name.into(),
+            part: Part::of(name),
             key,
             limits,
             accepted: 0,
@@ -197,6 +201,11 @@ impl Queue {
             changed: Arc::default(),
             news: None,
         }
+    }
+
+    /// Its name was lost and is known again.
+    pub fn rename(&mut self, name: &str) {
+        (self.name, self.part) = (name.into(), Part::of(name));
     }
 
     /// Wakes who reads.

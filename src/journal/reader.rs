@@ -117,7 +117,8 @@ impl Drop for Reader {
 /// Where reading for a consumer has stopped.
 #[derive(Clone, Copy, Debug)]
 struct Place {
-    generation: u64,
+    /// Salt of the file: another one with the same generation is another file.
+    salt: u64,
     offset: u64,
     last: u64,
 }
@@ -196,7 +197,8 @@ impl Filler {
         while let Some(job) = self.job(id) {
             let (found, place) = self.read(&job, self.places.get(&id).copied());
             let mut state = self.shared.state.lock();
-            let is_there = state.segments.get(&job.generation).is_some_and(|segment| segment.name == job.name);
+            let is_there =
+                state.segments.get(&job.generation).is_some_and(|segment| segment.header.salt == job.header.salt);
             let Some(queue) = state.queues.get_mut(&id) else { return };
             // a segment that was given up meanwhile may have been overwritten while we read
             if is_there && queue.behind == Some(job.from) {
@@ -251,10 +253,10 @@ impl Filler {
 
     fn read(&self, job: &Job, place: Option<Place>) -> (Vec<(u64, u64, Message)>, Place) {
         let mut scanner = Scanner::new(&*self.shared.storage, &job.name, &job.header, job.end);
-        if let Some(place) = place.filter(|place| place.generation == job.generation && place.last < job.from) {
+        if let Some(place) = place.filter(|place| place.salt == job.header.salt && place.last < job.from) {
             scanner.seek(place.offset, place.last);
         }
-        let mut at = Place { generation: job.generation, offset: scanner.offset(), last: job.last };
+        let mut at = Place { salt: job.header.salt, offset: scanner.offset(), last: job.last };
         let (mut found, mut bytes) = (Vec::new(), 0);
         while let Some((offset, record)) = scanner.next_record() {
             let position = record.position();
@@ -292,7 +294,8 @@ impl Filler {
             return;
         }
         let mut state = self.shared.state.lock();
-        let Some(still) = state.segments.get_mut(&generation).filter(|still| still.name == segment.name) else {
+        let Some(still) = state.segments.get_mut(&generation).filter(|still| still.header.salt == segment.header.salt)
+        else {
             return; // given up meanwhile
         };
         still.is_bad = true;

@@ -1,8 +1,8 @@
 //! Records: encoding, and reading them back from a file that may be damaged.
 
 use super::format::{
-    CONSUMER_LEN, DATA, FLAG_HANDED_OVER, FLAG_RECEIVED, FLAG_RETAINED, Header, Kind, RECORD_HEAD, padded, u16_at,
-    u32_at, u64_at,
+    CONSUMER_LEN, DATA, FLAG_HANDED_OVER, FLAG_RECEIVED, FLAG_RETAINED, FileKind, Header, Kind, RECORD_HEAD, padded,
+    u16_at, u32_at, u64_at,
 };
 use super::storage::Storage;
 
@@ -174,7 +174,10 @@ impl<'a> Scanner<'a> {
             name,
             seed: header.seed(),
             base: header.base,
-            limit: header.base.saturating_add(header.size / RECORD_HEAD as u64),
+            limit: match header.kind {
+                FileKind::Merged { upto, .. } => upto,
+                _ => header.base.saturating_add(header.size / RECORD_HEAD as u64),
+            },
             last: 0,
             end,
             at: DATA,
@@ -298,7 +301,7 @@ mod tests {
 
     #[test]
     fn a_damaged_record_costs_only_itself() {
-        let header = Header { is_snapshot: false, boot: 0, generation: 5, salt: 1, size: 64 << 10, base: 50 };
+        let header = Header { kind: FileKind::Segment, boot: 0, generation: 5, salt: 1, size: 64 << 10, base: 50 };
         for bit in 0..88 * 8 {
             let storage = MemoryStorage::default();
             let offsets = file(&storage, &header, 5);
@@ -313,7 +316,7 @@ mod tests {
     #[test]
     fn bytes_of_an_earlier_use_are_not_records() {
         let storage = MemoryStorage::default();
-        let old = Header { is_snapshot: false, boot: 0, generation: 5, salt: 1, size: 64 << 10, base: 50 };
+        let old = Header { kind: FileKind::Segment, boot: 0, generation: 5, salt: 1, size: 64 << 10, base: 50 };
         file(&storage, &old, 5);
         assert_eq!(places(&storage, &Header { generation: 6, ..old }).0, [0; 0]);
         assert_eq!(places(&storage, &Header { salt: 2, ..old }).0, [0; 0]);

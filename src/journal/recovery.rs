@@ -9,15 +9,15 @@ use bytes::Bytes;
 
 use super::boots::Boots;
 use super::format::{
-    ASIDE_SUFFIX, DATA, HEADER_COPY, HEADER_LEN, Header, HeaderError, Kind, SEGMENT_SUFFIX, SNAPSHOT, SNAPSHOT_NEW,
-    u16_at, u64_at,
+    ASIDE_SUFFIX, DATA, FileKind, HEADER_COPY, Header, HeaderError, Kind, SEGMENT_SUFFIX, SNAPSHOT, SNAPSHOT_NEW,
+    WHOLE_HEADER_LEN, u16_at, u64_at,
 };
 use super::queue::Queue;
 use super::record::{Damage, RecordRef, Scanner};
 use super::report::Report;
 use super::segment::Segment;
 use super::settings::JournalSettings;
-use super::snapshot::{Table, decode_boot};
+use super::snapshot::{Table, TableSegment, decode_boot};
 use super::state::{State, decode_cursors};
 use super::storage::Storage;
 use super::{CURSOR_EVERY, JournalError, Limits, MOST_ASIDE};
@@ -56,7 +56,7 @@ pub fn recover(
 pub fn read_header(storage: &dyn Storage, name: &str) -> Result<(Header, bool), HeaderError> {
     let mut found: [Result<Header, HeaderError>; 2] = [Err(HeaderError::Damaged); 2];
     for (at, slot) in [0, HEADER_COPY].into_iter().zip(&mut found) {
-        let mut bytes = [0; HEADER_LEN];
+        let mut bytes = [0; WHOLE_HEADER_LEN];
         if let Ok(count) = storage.read_at(name, at, &mut bytes) {
             *slot = Header::decode(&bytes[..count]);
         }
@@ -157,29 +157,55 @@ impl Recovery<'_> {
 
     /// Reads the headers of all segments.
     fn segments(&mut self, files: &[(String, u64)], settings: &JournalSettings) -> Result<(), JournalError> {
+        let mut found = Vec::new();
         for (name, len) in files.iter().filter(|(name, _)| name.ends_with(SEGMENT_SUFFIX)) {
             match read_header(self.storage, name) {
                 Ok((header, is_damaged)) => {
                     if is_damaged {
                         self.state.report(Report::Header { file: name.clone() });
                     }
-                    self.state.segments.insert(header.generation, Segment::new(name.clone(), header));
+                    found.push(Segment::new(name.clone(), header));
                 }
                 Err(HeaderError::Version(found)) => {
                     return Err(JournalError::Version { file: name.clone(), found });
                 }
                 // its first use was interrupted before anything was safe
-                Err(error) if self.is_blank(name, error == HeaderError::Blank) => {
-                    if *len == settings.segment_size() {
-                        self.state.spare.push(name.clone());
-                    } else {
-                        let _ = self.storage.remove(name);
-                    }
-                }
+                Err(error) if self.is_blank(name, error == HeaderError::Blank) => self.set_free(name, *len, settings),
                 Err(_) => set_aside(self.storage, &mut self.state, name, *len),
             }
         }
+        for (at, segment) in found.iter().enumerate() {
+            let is_free = segment.header.kind == FileKind::Merging
+                || found
+                    .iter()
+                    .enumerate()
+                    .any(|(other, merged)| other != at && stands_for(merged, segment, other > at));
+            if is_free {
+                self.set_free(&segment.name, segment.header.size, settings);
+            } else {
+                self.state.segments.insert(segment.header.generation, segment.clone());
+            }
+        }
+        let upto = self.state.segments.values().map(|segment| match segment.header.kind {
+            FileKind::Merged { upto, .. } => upto,
+            _ => 0,
+        });
+        let mut upto: Vec<u64> = upto.collect();
+        upto.insert(0, 0);
+        for (segment, upto) in self.state.segments.values_mut().zip(upto) {
+            segment.from = segment.header.base.max(upto + 1);
+        }
         Ok(())
+    }
+
+    /// A file that holds nothing can become a segment.
+    fn set_free(&mut self, name: &str, len: u64, settings: &JournalSettings) {
+        if len == settings.segment_size() {
+            self.state.spare.push(name.into());
+        } else {
+            // what cannot be removed is found again at the next start
+            let _ = self.storage.remove(name);
+        }
     }
 
     /// Whether no record was ever written to a file; `or_short`: neither to one that ends before them.
@@ -208,12 +234,17 @@ impl Recovery<'_> {
         generations.sort_unstable();
         for (at, generation) in generations.iter().enumerate() {
             let next = generations.get(at + 1).and_then(|next| self.state.segments.get(next)).map(|next| next.header);
-            match table.segments.get(generation).filter(|_| Some(*generation) != open) {
+            let Some(segment) = self.state.segments.get_mut(generation) else { continue };
+            // merged files are not what the table of an earlier snapshot says of their generation
+            let Header { kind, salt, base, .. } = segment.header;
+            let is_as_known = |known: &&TableSegment| {
+                segment.from == base && (known.salt == salt || (known.salt == 0 && kind == FileKind::Segment))
+            };
+            match table.segments.get(generation).filter(|_| Some(*generation) != open).filter(is_as_known) {
                 Some(known) => {
-                    if let Some(segment) = self.state.segments.get_mut(generation) {
-                        (segment.last, segment.end, segment.records) = (known.last, known.end, known.records);
-                        segment.shares.clone_from(&known.shares);
-                    }
+                    (segment.last, segment.end, segment.records) = (known.last, known.end, known.records);
+                    segment.shares.clone_from(&known.shares);
+                    segment.in_part = known.in_part;
                     self.state.unverified.push_back(*generation);
                 }
                 None => self.scan(*generation, next),
@@ -224,31 +255,40 @@ impl Recovery<'_> {
     /// Reads a segment; `next` is the header of the one after it.
     fn scan(&mut self, generation: u64, next: Option<Header>) {
         let Some(mut segment) = self.state.segments.remove(&generation) else { return };
-        let limit = next.map_or(u64::MAX, |next| next.base);
+        let is_merged = segment.header.kind != FileKind::Segment;
+        let limit = segment.limit(next.as_ref());
         let name = segment.name.clone();
         let mut scanner = Scanner::new(self.storage, &name, &segment.header, segment.header.size);
-        let mut missing = 0;
+        let (mut missing, mut last) = (0, segment.from - 1);
         while let Some((offset, record)) = scanner.next_record() {
             if record.position() >= limit {
                 break;
             }
-            missing += record.position() - segment.last - 1;
-            segment.last = record.position();
             segment.end = offset + record.padded_len() as u64;
             segment.records += 1;
-            if record.kind() == Some(Kind::Message) {
-                for (key, ordinal) in record.consumers() {
-                    segment.add(key, ordinal, record.body().len());
-                }
+            if record.position() < segment.from {
+                continue;
             }
+            missing += record.position() - last - 1;
+            last = record.position();
             if record.position() > self.state.covered {
                 apply(&mut self.state, &mut self.retained, &mut self.orderly, &record);
             }
+            if record.kind() == Some(Kind::Message) {
+                let state = &self.state;
+                segment.add_message(&record, |key| Some(state.queues.get(state.by_key.get(&key)?)?.part));
+            }
+        }
+        if !is_merged {
+            segment.last = last;
         }
         let (damage, unreadable) = (scanner.damage, scanner.unreadable);
         let is_torn = next.is_none() && scanner.is_torn();
         // the next segment tells what this one ended with
-        let rest = next.filter(|next| next.generation == generation + 1).map_or(0, |next| next.base - segment.last - 1);
+        let follows = next.filter(|next| next.generation == generation + 1 && next.base > segment.last && !is_merged);
+        let rest = follows.map_or(0, |next| next.base - segment.last - 1);
+        // what a merged segment lacks, nobody needs
+        missing *= u64::from(!is_merged);
         segment.is_bad = unreadable > 0 || damage.places > 0;
         if !is_reused(self.storage, &segment) {
             self.report_damage(&name, damage, 0, missing + rest);
@@ -289,9 +329,24 @@ impl Recovery<'_> {
     }
 }
 
+/// Whether a merged segment stands for another file. Of two that stand for the same, the one that reaches further counts.
+fn stands_for(merged: &Segment, other: &Segment, is_later: bool) -> bool {
+    let FileKind::Merged { first, upto } = merged.header.kind else { return false };
+    let range = (first, merged.header.generation);
+    let others = (other.first_generation(), other.header.generation);
+    let has = first <= others.0 && others.1 <= range.1;
+    match other.header.kind {
+        FileKind::Merged { upto: others_upto, .. } if range == others => {
+            upto > others_upto || (upto == others_upto && is_later)
+        }
+        _ => has,
+    }
+}
+
 /// Whether a gateway has used a segment again while somebody else read it: what is not as it should be is no damage.
 pub fn is_reused(storage: &dyn Storage, segment: &Segment) -> bool {
-    read_header(storage, &segment.name).is_ok_and(|(header, _)| header.generation != segment.header.generation)
+    read_header(storage, &segment.name)
+        .is_ok_and(|(header, _)| (header.generation, header.salt) != (segment.header.generation, segment.header.salt))
 }
 
 fn keep_retained(retained: &mut HashMap<Box<str>, (u32, Bytes)>, record: &RecordRef<'_>) {
@@ -349,7 +404,7 @@ fn apply_consumer(state: &mut State, record: &RecordRef<'_>) {
     let known = state.by_key.get(&key).copied();
     match known.and_then(|id| Some((id, state.queues.get_mut(&id)?))) {
         Some((id, queue)) if queue.cursor.base >= base => {
-            queue.name = name.into();
+            queue.rename(name);
             state.by_name.insert(name.into(), id);
         }
         _ => drop(state.insert(name, key, base, UNBOUNDED)),

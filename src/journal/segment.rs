@@ -3,8 +3,10 @@
 use std::collections::{BTreeMap, HashMap};
 
 use super::ConsumerId;
-use super::format::{DATA, Header, SEGMENT_SUFFIX};
+use super::format::{CONSUMER_LEN, DATA, FileKind, Header, RECORD_HEAD, SEGMENT_SUFFIX};
+use super::parts::{PARTS, Part};
 use super::queue::Queue;
+use super::record::RecordRef;
 
 /// What a segment holds for one consumer: a run of its ordinals.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -19,6 +21,15 @@ pub struct Share {
     pub bytes: u64,
 }
 
+impl Share {
+    /// Bytes in the log of what a consumer that is done with all up to `base` still needs.
+    pub fn live(&self, base: u64) -> u64 {
+        let left = self.last.saturating_sub(base.max(self.first - 1)).min(u64::from(self.count));
+        let bytes = self.bytes * left / u64::from(self.count.max(1));
+        bytes + left * (RECORD_HEAD + CONSUMER_LEN + 8) as u64
+    }
+}
+
 /// A part of the log.
 #[derive(Clone, Debug)]
 pub struct Segment {
@@ -26,6 +37,8 @@ pub struct Segment {
     pub name: String,
     /// Header of its file.
     pub header: Header,
+    /// Records below this place do not count: a merged segment has them.
+    pub from: u64,
     /// Greatest place, or one less than the base.
     pub last: u64,
     /// End of the records that are safe.
@@ -34,19 +47,83 @@ pub struct Segment {
     pub records: u64,
     /// What it holds, by key of the consumer.
     pub shares: HashMap<u64, Share>,
+    /// Bytes of its records by the part that they are for; what is for two parts counts for both.
+    pub in_part: [u64; PARTS],
     /// Writing or reading it has failed: its file is not used again.
     pub is_bad: bool,
+    /// Records of it cannot be read: it is not merged.
+    pub is_damaged: bool,
 }
 
 impl Segment {
     /// A segment without records.
     pub fn new(name: String, header: Header) -> Segment {
-        let last = header.base.saturating_sub(1);
-        Segment { name, header, last, end: DATA, records: 0, shares: HashMap::new(), is_bad: false }
+        let last = match header.kind {
+            FileKind::Merged { upto, .. } => upto,
+            _ => header.base.saturating_sub(1),
+        };
+        Segment {
+            name,
+            header,
+            from: header.base,
+            last,
+            end: DATA,
+            records: 0,
+            shares: HashMap::new(),
+            in_part: [0; PARTS],
+            is_bad: false,
+            is_damaged: false,
+        }
+    }
+
+    /// Places from this one on are in the segment after it, which has this header.
+    pub fn limit(&self, next: Option<&Header>) -> u64 {
+        match self.header.kind {
+            FileKind::Merged { upto, .. } => upto + 1,
+            _ => next.map_or(u64::MAX, |next| next.base),
+        }
+    }
+
+    /// Least generation that it stands for.
+    pub fn first_generation(&self) -> u64 {
+        match self.header.kind {
+            FileKind::Merged { first, .. } => first,
+            _ => self.header.generation,
+        }
+    }
+
+    /// Notes for whom a message is, and how much of the segment it takes.
+    pub fn add_message(&mut self, record: &RecordRef<'_>, part_of: impl Fn(u64) -> Option<Part>) {
+        let mut parts = [false; PARTS];
+        for (key, ordinal) in record.consumers() {
+            self.add(key, ordinal, record.body().len());
+            if let Some(part) = part_of(key) {
+                parts[part as usize] = true;
+            }
+        }
+        for (bytes, is_for) in self.in_part.iter_mut().zip(parts) {
+            *bytes += if is_for { record.padded_len() as u64 } else { 0 };
+        }
+    }
+
+    /// Bytes of it that somebody still needs, by part and in all: at most, as what one consumer needs of it is known
+    /// only by its number.
+    pub fn live(&self, queues: &HashMap<ConsumerId, Queue>, by_key: &HashMap<u64, ConsumerId>) -> ([u64; PARTS], u64) {
+        let mut parts = [0; PARTS];
+        for (key, share) in &self.shares {
+            if let Some(queue) = by_key.get(key).and_then(|id| queues.get(id)) {
+                parts[queue.part as usize] += share.live(queue.cursor.base);
+            }
+        }
+        for (bytes, most) in parts.iter_mut().zip(self.in_part) {
+            *bytes = (*bytes).min(most);
+        }
+        let all = parts.iter().sum::<u64>().min(self.end - DATA);
+        (parts, all)
     }
 
     /// Notes a message for a consumer.
-    pub fn add(&mut self, key: u64, ordinal: u64, size: usize) {
+    fn add(&mut self, key: u64, ordinal: u64, size: usize) {
         let share = self.shares.entry(key).or_insert(Share { first: ordinal, last: ordinal, count: 0, bytes: 0 });
         share.last = share.last.max(ordinal);
         share.count += 1;

@@ -12,8 +12,9 @@ use bytes::Bytes;
 
 use super::boots::Boot;
 use super::format::{
-    DATA, FLAG_RETAINED, HEADER_COPY, Header, Kind, SNAPSHOT, SNAPSHOT_NEW, padded, u16_at, u32_at, u64_at,
+    DATA, FLAG_RETAINED, FileKind, HEADER_COPY, Header, Kind, SNAPSHOT, SNAPSHOT_NEW, padded, u16_at, u32_at, u64_at,
 };
+use super::parts::PARTS;
 use super::queue::Cursor;
 use super::record::{self, Draft};
 use super::segment::Share;
@@ -52,6 +53,10 @@ pub struct TableSegment {
     pub records: u64,
     /// What it holds for whom.
     pub shares: HashMap<u64, Share>,
+    /// See [`super::segment::Segment::in_part`].
+    pub in_part: [u64; PARTS],
+    /// Salt of the file; 0: earlier versions did not note it.
+    pub salt: u64,
 }
 
 /// What a snapshot says besides messages and sessions.
@@ -109,7 +114,8 @@ impl Table {
         });
         let segments = state.segments.iter().map(|(generation, segment)| {
             let (last, end, records) = (segment.last, segment.end, segment.records);
-            (*generation, TableSegment { last, end, records, shares: segment.shares.clone() })
+            let (in_part, salt) = (segment.in_part, segment.header.salt);
+            (*generation, TableSegment { last, end, records, shares: segment.shares.clone(), in_part, salt })
         });
         Table {
             covered: state.committed,
@@ -149,6 +155,10 @@ impl Table {
         for boot in self.boots.values() {
             put(&mut out, &[boot.seen_ms]);
         }
+        for segment in self.segments.values() {
+            put(&mut out, &[segment.salt]);
+            put(&mut out, &segment.in_part);
+        }
         out
     }
 
@@ -183,7 +193,8 @@ impl Table {
         for _ in 0..u64_at(&take(8)?, 0) {
             let head = take(40)?;
             let value = |at: usize| u64_at(&head, at * 8);
-            let mut segment = TableSegment { last: value(1), end: value(2), records: value(3), shares: HashMap::new() };
+            let (last, end, records) = (value(1), value(2), value(3));
+            let mut segment = TableSegment { last, end, records, ..TableSegment::default() };
             for _ in 0..value(4) {
                 let bytes = take(40)?;
                 let part = |at: usize| u64_at(&bytes, at * 8);
@@ -194,6 +205,13 @@ impl Table {
         }
         for boot in table.boots.values_mut() {
             boot.seen_ms = take(8).map_or(0, |bytes| u64_at(&bytes, 0));
+        }
+        for segment in table.segments.values_mut() {
+            // what earlier versions wrote ends before this
+            let most = segment.end.saturating_sub(DATA);
+            (segment.salt, segment.in_part) = take(8 * (1 + PARTS)).map_or((0, [most; PARTS]), |bytes| {
+                (u64_at(&bytes, 0), std::array::from_fn(|part| u64_at(&bytes, 8 * (1 + part))))
+            });
         }
         Some(table)
     }
@@ -224,10 +242,30 @@ impl Contents {
         self.table.covered
     }
 
+    /// How far each consumer was, by its key.
+    pub fn bases(&self) -> HashMap<u64, u64> {
+        self.table.consumers.iter().map(|consumer| (consumer.key, consumer.cursor.base)).collect()
+    }
+
     /// Writes it and makes it the snapshot. Returns the bytes written.
     pub fn write(&self, storage: &dyn Storage, salt: u64) -> io::Result<u64> {
-        let mut header =
-            Header { is_snapshot: true, boot: self.boot, generation: self.table.covered, salt, size: 0, base: 1 };
+        let written = self.write_new(storage, salt);
+        if written.is_err() {
+            // where there is no room, a part of a snapshot must not take what is left
+            let _ = storage.remove(SNAPSHOT_NEW);
+        }
+        written
+    }
+
+    fn write_new(&self, storage: &dyn Storage, salt: u64) -> io::Result<u64> {
+        let mut header = Header {
+            kind: FileKind::Snapshot,
+            boot: self.boot,
+            generation: self.table.covered,
+            salt,
+            size: 0,
+            base: 1,
+        };
         let mut file = Output { storage, seed: header.seed(), offset: DATA, position: 0, buffer: Vec::new() };
         storage.create(SNAPSHOT_NEW, 0)?;
         let table = self.table.encode();
@@ -293,14 +331,17 @@ mod tests {
         table.boots.insert(2, Boot { id: 1, offset_ms: -5, is_synchronised: true, seen_ms: 7 });
         let share = Share { first: 1, last: 2, count: 2, bytes: 99 };
         let shares = HashMap::from([(5, share)]);
-        table.segments.insert(4, TableSegment { last: 1, end: 2, records: 3, shares });
+        table.segments.insert(4, TableSegment { last: 1, end: 2, records: 3, shares, in_part: [1, 2, 3], salt: 9 });
         let bytes = table.encode();
         assert_eq!(Table::decode(&bytes), Some(table));
-        // without the last eight bytes it is what earlier versions wrote
-        for len in 0..bytes.len() - 8 {
+        // without what came later it is what earlier versions wrote
+        let (salts, seen) = (8 * (1 + PARTS), 8);
+        for len in 0..bytes.len() - salts - seen {
             assert_eq!(Table::decode(&bytes[..len]), None, "{len}");
         }
-        let earlier = Table::decode(&bytes[..bytes.len() - 8]).unwrap();
+        let earlier = Table::decode(&bytes[..bytes.len() - salts - seen]).unwrap();
         assert_eq!(earlier.boots[&2], Boot { id: 1, offset_ms: -5, is_synchronised: true, seen_ms: 0 });
+        let earlier = Table::decode(&bytes[..bytes.len() - salts]).unwrap();
+        assert_eq!((earlier.boots[&2].seen_ms, earlier.segments[&4].salt), (7, 0));
     }
 }

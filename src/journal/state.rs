@@ -7,8 +7,9 @@ use bytes::Bytes;
 use smallvec::SmallVec;
 
 use super::boots::Boots;
-use super::format::{CONSUMER_LEN, DATA, FLAG_HANDED_OVER, FLAG_RECEIVED, FLAG_RETAINED, Kind, RECORD_HEAD, u64_at};
+use super::format::{CONSUMER_LEN, FLAG_HANDED_OVER, FLAG_RECEIVED, FLAG_RETAINED, Kind, RECORD_HEAD, u64_at};
 use super::loss::Pace;
+use super::parts::{PARTS, Part, usable};
 use super::queue::{Cursor, Queue};
 use super::record::{self, Draft, RecordRef};
 use super::report::{Report, Status};
@@ -96,8 +97,9 @@ pub struct State {
     pub writing: usize,
     /// When the writing thread has last got something done, while it writes.
     pub writing_since: Option<Instant>,
-    /// Bytes that the disk space that is ours takes at least, where messages are refused rather than given up.
-    space: u64,
+    /// Bytes that the disk space that is ours takes at least, by part and in all, where messages are refused rather than
+    /// given up.
+    room: ([u64; PARTS], u64),
     /// Whether there was none when somebody looked last.
     pub was_full: bool,
     /// Lines in the log about losses.
@@ -136,44 +138,63 @@ impl State {
     }
 
     /// Refuses what there is no room for.
-    fn admit(&mut self, len: usize, settings: &JournalSettings) -> Result<(), Full> {
-        let is_stuck =
-            settings.when_full == WhenFull::Refuse && (self.failing.is_some() || !self.has_space(len, settings));
-        let is_too_large = len as u64 > settings.segment_size() - DATA;
+    fn admit(&mut self, len: usize, consumers: &[ConsumerId], settings: &JournalSettings) -> Result<(), Full> {
+        let is_too_large = len as u64 > usable(settings);
+        let refuses = settings.when_full == WhenFull::Refuse;
+        let is_stuck = refuses && (self.failing.is_some() || !self.has_space(len, consumers, settings));
         if is_stuck || is_too_large || self.pending.bytes.len() + len > PENDING_MAX.max(len) {
             self.counts.refused += 1;
             return Err(Full);
         }
-        self.space = self.space.saturating_sub(len as u64);
+        if refuses {
+            self.take_room(len as u64);
+        }
         Ok(())
     }
 
-    /// Whether the disk space that is ours takes this much more without giving anything up. What is known of it is only
-    /// looked at anew when it seems to be used up.
-    fn has_space(&mut self, len: usize, settings: &JournalSettings) -> bool {
-        if self.space >= len as u64 {
+    /// Whether the disk space that is ours takes this much more without giving anything up, and the parts of all consumers do.
+    /// What is known of it is only looked at anew when it seems to be used up.
+    fn has_space(&mut self, len: usize, consumers: &[ConsumerId], settings: &JournalSettings) -> bool {
+        if self.has_room(len as u64, consumers) {
             return true;
         }
-        let usable = settings.segment_size() - DATA;
-        let per_segment = usable - usable % (len as u64).max(1);
-        let (mut space, mut free) = (0, settings.segments().saturating_sub(self.segments.len()) as u64);
+        let per_segment = usable(settings) - usable(settings) % (len as u64).max(1);
+        let segments = settings.segments() as u64;
+        let (mut space, mut free, mut live) = (0, segments.saturating_sub(self.segments.len() as u64), 0);
         let tail = self.segments.keys().next_back().copied();
         for (generation, segment) in &self.segments {
             if Some(*generation) == tail {
                 space += segment.header.size.saturating_sub(segment.end);
             } else if !segment.is_needed(&self.queues, &self.by_key) {
                 free += 1;
+            } else {
+                live += segment.live(&self.queues, &self.by_key).1;
             }
         }
+        // what is needed can be merged into fewer files, one of which is not filled
+        let merged = (segments.saturating_sub(2) * per_segment).saturating_sub(live);
         let waiting = (self.pending.bytes.len() + self.writing) as u64;
-        self.space = (space + free * per_segment).saturating_sub(waiting);
-        let has_space = self.space >= len as u64;
+        self.room = self.room((space + (free * per_segment).max(merged)).saturating_sub(waiting), settings);
+        let has_space = self.has_room(len as u64, consumers);
         if !has_space && self.orphans_give_way() {
-            return self.has_space(len, settings);
+            return self.has_space(len, consumers, settings);
         }
         self.was_full = !has_space;
         self.say_full(!has_space);
         has_space
+    }
+
+    fn parts_of<'a>(&'a self, consumers: &'a [ConsumerId]) -> impl Iterator<Item = Part> + 'a {
+        consumers.iter().filter_map(|id| self.queues.get(id)).map(|queue| queue.part)
+    }
+
+    fn has_room(&self, len: u64, consumers: &[ConsumerId]) -> bool {
+        self.room.1 >= len && self.parts_of(consumers).all(|part| self.room.0[part as usize] >= len)
+    }
+
+    fn take_room(&mut self, len: u64) {
+        let (parts, all) = &mut self.room;
+        parts.iter_mut().chain([all]).for_each(|room| *room = room.saturating_sub(len));
     }
 
     /// See [`super::Journal::append_with`].
@@ -185,7 +206,7 @@ impl State {
         settings: &JournalSettings,
     ) -> Result<Position, Full> {
         let (view, size) = (message.view(), message.size());
-        self.admit(RECORD_HEAD + CONSUMER_LEN * (consumers.len() + 1) + size, settings)?;
+        self.admit(RECORD_HEAD + CONSUMER_LEN * (consumers.len() + 1) + size, consumers, settings)?;
         if consumers.iter().any(|id| self.queues.get(id).is_some_and(|queue| queue.refuses(size))) {
             return Err(Full);
         }
@@ -295,7 +316,8 @@ impl State {
     fn name(&mut self, key: u64, name: &str, limits: Limits) -> ConsumerId {
         let id = self.by_key[&key];
         if let Some(queue) = self.queues.get_mut(&id) {
-            (queue.name, queue.limits) = (name.into(), limits);
+            queue.rename(name);
+            queue.limits = limits;
             let base = queue.cursor.base;
             self.push(Kind::Consumer, 0, [(key, base)].into_iter(), &[name.as_bytes()]);
         }
@@ -426,10 +448,10 @@ impl State {
                     queue.note(1, ordinal);
                 }
                 let mut message: Option<Message> = None;
+                if let Some(segment) = &mut segment {
+                    segment.add_message(record, |key| Some(self.queues.get(self.by_key.get(&key)?)?.part));
+                }
                 for (key, ordinal) in record.consumers() {
-                    if let Some(segment) = &mut segment {
-                        segment.add(key, ordinal, body.len());
-                    }
                     let Some(id) = self.by_key.get(&key) else { continue };
                     let Some(queue) = self.queues.get_mut(id) else { continue };
                     let was_behind = queue.behind.is_some();

@@ -1,6 +1,7 @@
 //! How the journal behaves as a whole; what it survives is in `tests/faults.rs`.
 
 mod faults;
+mod parts;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -45,7 +46,7 @@ pub fn open(storage: &MemoryStorage, settings: JournalSettings) -> Journal {
 pub fn wait_for(what: &str, mut condition: impl FnMut() -> bool) {
     let begin = Instant::now();
     while !condition() {
-        assert!(begin.elapsed() < Duration::from_secs(20), "timed out: {what}");
+        assert!(begin.elapsed() < Duration::from_secs(90), "timed out: {what}");
         std::thread::sleep(Duration::from_millis(1));
     }
 }

@@ -13,8 +13,8 @@ pub fn advice(error: &Error, place: &str) -> String {
     use ErrorKind::*;
     match error.kind() {
         StorageFull | QuotaExceeded | FileTooLarge => format!(
-            "{place} has no room left ({error}): delete what is not needed on that file system, or set \
-             journal.max_size to what it can hold"
+            "{place} has no room left ({error}): delete what is not needed on that file system; nothing that waits is \
+             given up for that"
         ),
         ReadOnlyFilesystem => format!(
             "{place} is on a file system that is read-only ({error}): mount it for writing; where the kernel has done \

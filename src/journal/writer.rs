@@ -5,13 +5,15 @@
 //! failed says nothing about what is on disk, so its segment is closed and everything since the last good sync is written
 //! to another one.
 
+use std::collections::HashMap;
 use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tracing::{error, info, warn};
 
-use super::format::{DATA, HEADER_COPY, Header, u32_at};
+use super::format::{DATA, FileKind, HEADER_COPY, Header, u32_at};
+use super::merge::CHEAP;
 use super::record;
 use super::recovery::set_aside;
 use super::segment::{self, Segment};
@@ -35,9 +37,9 @@ enum Next {
 
 /// The writing thread's own.
 pub struct Writer {
-    shared: Arc<Shared>,
+    pub(super) shared: Arc<Shared>,
     /// Generation of the segment that is written to.
-    tail: Option<u64>,
+    pub(super) tail: Option<u64>,
     generation: u64,
     /// Segments begun since the last snapshot.
     begun: u32,
@@ -45,7 +47,7 @@ pub struct Writer {
     failing_since: Option<Instant>,
 }
 
-fn random() -> u64 {
+pub(super) fn random() -> u64 {
     let mut salt = [0; 8];
     // without randomness the generation alone tells old bytes from new
     let _ = getrandom::fill(&mut salt);
@@ -58,7 +60,9 @@ impl Writer {
         let state = shared.state.lock();
         let last = state.segments.last_key_value();
         let generation = last.map_or(0, |(generation, _)| *generation);
-        let tail = last.filter(|(_, segment)| !segment.is_bad).map(|(generation, _)| *generation);
+        let tail = last
+            .filter(|(_, segment)| !segment.is_bad && segment.header.kind == FileKind::Segment)
+            .map(|(generation, _)| *generation);
         for report in &state.reports {
             if report.is_loss() { error!("journal: {report}") } else { info!("journal: {report}") }
         }
@@ -212,7 +216,7 @@ impl Writer {
         let size = self.shared.settings.segment_size();
         self.generation += 1;
         let boot = self.shared.state.lock().boots.current;
-        let header = Header { is_snapshot: false, boot, generation: self.generation, salt: random(), size, base };
+        let header = Header { kind: FileKind::Segment, boot, generation: self.generation, salt: random(), size, base };
         let written =
             [0, HEADER_COPY].into_iter().try_for_each(|at| self.shared.storage.write_at(&name, at, &header.encode()));
         let mut segment = Segment::new(name.clone(), header);
@@ -220,7 +224,7 @@ impl Writer {
         let mut state = self.shared.state.lock();
         state.segments.insert(self.generation, segment);
         state.is_full = false;
-        state.counts.written_bytes += 2 * super::format::HEADER_LEN as u64;
+        state.counts.written_bytes += 2 * super::format::WHOLE_HEADER_LEN as u64;
         drop(state);
         written?;
         self.tail = Some(self.generation);
@@ -236,41 +240,36 @@ impl Writer {
         u32::try_from(size).unwrap_or(u32::MAX).min(most).max(SNAPSHOT_EVERY)
     }
 
-    /// A file that may be written to.
+    /// A file that may be written to. Where the disk does not give one, nothing is given up: it may do so later.
     fn pick(&mut self) -> io::Result<String> {
         for _ in 0..2 {
             if let Some(name) = self.reuse() {
                 return Ok(name);
             }
-            let (count, number, uncovered) = {
+            let (count, uncovered) = {
                 let mut state = self.shared.state.lock();
                 if let Some(name) = state.spare.pop() {
                     return Ok(name);
                 }
-                (state.segments.len(), free_number(&state), self.has_uncovered(&state))
+                (state.segments.len(), self.has_uncovered(&state))
             };
             if count < self.shared.settings.segments() {
-                let name = segment::name(number);
-                let made = self.shared.storage.create(&name, self.shared.settings.segment_size());
-                match made {
-                    Ok(()) => {
-                        self.shared.state.lock().counts.written_bytes += self.shared.settings.segment_size();
-                        return Ok(name);
-                    }
-                    Err(error) if self.shared.settings.when_full == WhenFull::Refuse || count < 2 => {
-                        return Err(error);
-                    }
-                    // the disk is smaller than we were told: newer messages are worth more than the oldest
-                    Err(_) => {}
-                }
+                return self.make();
             }
-            if uncovered {
-                self.snapshot()?;
-            } else {
+            if !uncovered {
                 break;
             }
+            self.snapshot()?;
         }
-        self.evict()
+        self.make_room()
+    }
+
+    /// Makes another file.
+    pub(super) fn make(&mut self) -> io::Result<String> {
+        let (name, size) = (segment::name(free_number(&self.shared.state.lock())), self.shared.settings.segment_size());
+        self.shared.storage.create(&name, size)?;
+        self.shared.state.lock().counts.written_bytes += size;
+        Ok(name)
     }
 
     /// Whether a snapshot would set segments free.
@@ -302,7 +301,7 @@ impl Writer {
     }
 
     /// Takes a segment that nobody needs.
-    fn reuse(&self) -> Option<String> {
+    pub(super) fn reuse(&self) -> Option<String> {
         let mut guard = self.shared.state.lock();
         let state = &mut *guard;
         loop {
@@ -318,64 +317,86 @@ impl Writer {
                 if let Some(report) = state.reports.back() {
                     warn!("journal: {report}");
                 }
-            } else if segment.is_bad || segment.header.size != self.shared.settings.segment_size() {
+            } else if !segment.is_bad && state.keeps_file(segment.header.size, &self.shared.settings) {
+                return Some(segment.name);
+            } else {
                 // what cannot be removed is found again at the next start
                 let _ = self.shared.storage.remove(&segment.name);
-            } else {
-                return Some(segment.name);
             }
         }
     }
 
-    /// Gives up the oldest segment, or says that there is no room.
-    fn evict(&mut self) -> io::Result<String> {
-        let mut guard = self.shared.state.lock();
-        let state = &mut *guard;
-        if state.orphans_give_way() {
-            let uncovered = self.has_uncovered(state);
-            drop(guard);
-            if uncovered {
-                self.snapshot()?;
+    /// Merges segments or gives up messages until a file is free, or says that there is no room.
+    fn make_room(&mut self) -> io::Result<String> {
+        let settings = self.shared.settings.clone();
+        let (mut is_cheap, mut merges, mut gave_way) = (true, true, false);
+        loop {
+            if let Some(name) = self.set_free()? {
+                self.shared.state.lock().counts.evicted += u64::from(gave_way);
+                return Ok(name);
             }
-            return self.reuse().map_or_else(|| self.evict(), Ok);
+            if is_cheap && let Some(freed) = self.merge(CHEAP)? {
+                is_cheap = freed;
+                continue;
+            }
+            let mut state = self.shared.state.lock();
+            if state.orphans_give_way() {
+                continue;
+            }
+            let refuses = settings.when_full == WhenFull::Refuse;
+            let above = state.most_above(&settings);
+            drop(state);
+            if merges && (refuses || above.is_none_or(|(_, above)| above <= 0)) {
+                // what is guaranteed, and what must not be given up, is worth more writing
+                merges = self.merge(usize::MAX)? == Some(true);
+                if merges {
+                    continue;
+                }
+            }
+            if refuses {
+                self.shared.state.lock().is_full = true;
+                return Err(io::Error::new(io::ErrorKind::StorageFull, "the journal has reached journal.max_size"));
+            }
+            if !gave_way {
+                self.probe()?;
+            }
+            if !above.is_some_and(|(part, _)| self.shared.state.lock().give_way(part)) {
+                return Err(io::ErrorKind::StorageFull.into());
+            }
+            gave_way = true;
         }
-        let oldest = state.segments.iter().find(|(generation, _)| Some(**generation) != self.tail);
-        let Some((last, generation)) = oldest.map(|(generation, segment)| (segment.last, *generation)) else {
-            return Err(io::ErrorKind::StorageFull.into());
-        };
-        if self.shared.settings.when_full == WhenFull::Refuse {
-            state.is_full = true;
-            return Err(io::Error::new(io::ErrorKind::StorageFull, "the journal has reached journal.max_size"));
+    }
+
+    /// A disk that takes nothing is no reason to give up anything: shows whether this one takes what is to follow.
+    fn probe(&mut self) -> io::Result<()> {
+        let state = self.shared.state.lock();
+        let oldest = state.segments.values().next().map_or(0, |segment| segment.last);
+        let tail = self.tail.and_then(|tail| state.segments.get(&tail)).map(|tail| (tail.name.clone(), tail.header));
+        let is_covered = oldest <= state.covered;
+        drop(state);
+        match tail.filter(|_| is_covered && self.failing_since.is_none()) {
+            Some((name, header)) => {
+                self.shared.storage.write_at(&name, HEADER_COPY, &header.encode())?;
+                self.shared.storage.sync(&name)
+            }
+            None => self.snapshot().map(drop),
         }
-        if last > state.covered {
-            drop(guard);
+    }
+
+    /// A file that nobody needs, if there is one, with a snapshot where only that is in the way.
+    fn set_free(&mut self) -> io::Result<Option<String>> {
+        if let Some(name) = self.reuse().or_else(|| self.shared.state.lock().spare.pop()) {
+            return Ok(Some(name));
+        }
+        let uncovered = self.has_uncovered(&self.shared.state.lock());
+        if uncovered {
             self.snapshot()?;
-            return self.evict();
         }
-        let shares: Vec<(u64, u64)> = state
-            .segments
-            .get(&generation)
-            .map(|segment| segment.shares.iter().map(|(key, share)| (*key, share.last)).collect())
-            .unwrap_or_default();
-        let mut lost = Vec::new();
-        for (key, last) in shares {
-            let Some(id) = state.by_key.get(&key).copied() else { continue };
-            if let Some(queue) = state.queues.get_mut(&id).filter(|queue| queue.cursor.base < last) {
-                let dropped = queue.cursor.dropped;
-                queue.drop_through(last);
-                lost.push((id, queue.cursor.dropped - dropped));
-            }
-        }
-        for (id, messages) in lost {
-            state.mark_moved(id);
-            state.lost(id, messages, "journal.max_size");
-        }
-        state.counts.evicted += 1;
-        drop(guard);
-        self.reuse().ok_or_else(|| io::ErrorKind::StorageFull.into())
+        Ok(self.reuse())
     }
 
-    fn snapshot(&mut self) -> io::Result<()> {
+    /// Writes a snapshot; returns how far each consumer was at that moment, by its key.
+    pub(super) fn snapshot(&mut self) -> io::Result<HashMap<u64, u64>> {
         let contents = Contents::of(&self.shared.state.lock());
         let bytes = contents.write(&*self.shared.storage, random())?;
         let mut state = self.shared.state.lock();
@@ -384,7 +405,7 @@ impl Writer {
         state.counts.written_bytes += bytes;
         state.counts.syncs += 1;
         self.begun = 0;
-        Ok(())
+        Ok(contents.bases())
     }
 
     /// What was written is safe: consumers and publishers get to know.
@@ -451,9 +472,10 @@ impl Writer {
     }
 
     fn is_still_full(&self, state: &State) -> bool {
-        !state.segments.iter().any(|(generation, segment)| {
+        let is_free = state.segments.iter().any(|(generation, segment)| {
             Some(*generation) != self.tail && !segment.is_needed(&state.queues, &state.by_key)
-        })
+        });
+        !is_free && state.merge_plan(self.tail, &self.shared.settings, usize::MAX).is_empty()
     }
 
     fn healed(&mut self) {

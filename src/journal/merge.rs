@@ -1,0 +1,243 @@
+//! Merging: what somebody still needs of a run of segments is put together in fewer files.
+//!
+//! A run is merged from its oldest segment on. One file after the other is filled with records that are needed, with
+//! their places, and stands from then on for the segments that are all in it, and for the beginning of the one after these.
+//! `format` says what a power cut can do in between: nothing. Consumers go on reading meanwhile.
+
+use std::collections::HashMap;
+use std::io;
+
+use super::format::{DATA, FLAG_RETAINED, FileKind, HEADER_COPY, Header, Kind, WHOLE_HEADER_LEN};
+use super::parts::{Part, usable};
+use super::record::{self, Draft, RecordRef, Scanner};
+use super::segment::Segment;
+use super::settings::JournalSettings;
+use super::state::State;
+use super::writer::{Writer, random};
+
+/// Segments that may be merged for one file, where somebody may give way instead.
+pub const CHEAP: usize = 4;
+/// Bytes written at a time.
+const BLOCK: usize = 256 * 1024;
+
+/// Records that are on their way to another file.
+#[derive(Default)]
+struct Copied {
+    bytes: Vec<u8>,
+    /// What the file will hold, without its name and header.
+    shares: Option<Segment>,
+    /// Segments that are all in it.
+    whole: Vec<u64>,
+    /// The segment that is in it in part, as it is without that part.
+    rest: Option<(u64, Segment)>,
+    upto: u64,
+    /// One of the segments cannot be read.
+    is_damaged: bool,
+}
+
+impl State {
+    /// Whether a file of this size may become a segment again; otherwise there are enough without it.
+    pub fn keeps_file(&self, size: u64, settings: &JournalSettings) -> bool {
+        size == settings.segment_size() && self.segments.len() + self.spare.len() < settings.segments()
+    }
+
+    /// The shortest run of at most so many segments that fits into one file less; empty: there is none.
+    pub fn merge_plan(&self, tail: Option<u64>, settings: &JournalSettings, most: usize) -> Vec<u64> {
+        let room = usable(settings);
+        let live: Vec<(u64, Option<u64>)> = self
+            .segments
+            .iter()
+            .map(|(generation, segment)| {
+                let is_whole = Some(*generation) != tail && !segment.is_damaged;
+                let is_fit = is_whole && segment.header.size <= settings.segment_size();
+                (*generation, is_fit.then(|| segment.live(&self.queues, &self.by_key).1))
+            })
+            .collect();
+        let mut best: &[(u64, Option<u64>)] = &[];
+        for begin in 0..live.len() {
+            let mut sum = 0;
+            for (count, (_, bytes)) in live[begin..].iter().enumerate().take(most) {
+                let Some(bytes) = bytes else { break };
+                sum += bytes;
+                // where records do not fit, the end of a file stays empty: a sixteenth is left for that
+                if count > 0 && sum + sum / 16 <= count as u64 * room {
+                    if best.is_empty() || count + 1 < best.len() {
+                        best = &live[begin..=begin + count];
+                    }
+                    break;
+                }
+            }
+        }
+        best.iter().map(|(generation, _)| *generation).collect()
+    }
+}
+
+impl Writer {
+    /// Merges a run of at most so many segments; says whether that has set a file free. `None`: there is nothing to merge.
+    pub(super) fn merge(&mut self, most: usize) -> io::Result<Option<bool>> {
+        let settings = self.shared.settings.clone();
+        let mut run = self.shared.state.lock().merge_plan(self.tail, &settings, most);
+        if run.is_empty() {
+            return Ok(None);
+        }
+        // what a power cut leaves must not ask for what is not copied any more
+        let bases = self.snapshot()?;
+        let before = self.shared.state.lock().segments.len();
+        while !run.is_empty() {
+            let spare = self.shared.state.lock().spare.pop();
+            let name = match spare {
+                Some(name) => name,
+                None => self.make()?,
+            };
+            let copied = self.copy(&run, &bases);
+            if copied.whole.is_empty() {
+                let mut state = self.shared.state.lock();
+                state.spare.push(name);
+                if !copied.is_damaged {
+                    break;
+                }
+                // without that segment another run may do
+                run = state.merge_plan(self.tail, &settings, most);
+                continue;
+            }
+            run.retain(|generation| !copied.whole.contains(generation));
+            if let Err(error) = self.put(&name, copied) {
+                // what cannot be removed is found again at the next start
+                let _ = self.shared.storage.remove(&name);
+                return Err(error);
+            }
+            if self.shared.state.lock().segments.len() < before {
+                break;
+            }
+        }
+        self.drop_surplus();
+        let is_less = self.shared.state.lock().segments.len() < before;
+        Ok(Some(is_less))
+    }
+
+    /// Files beyond those that the journal may have.
+    fn drop_surplus(&self) {
+        let mut state = self.shared.state.lock();
+        while state.segments.len() + state.spare.len() > self.shared.settings.segments() {
+            let Some(name) = state.spare.pop() else { return };
+            // what cannot be removed is found again at the next start
+            let _ = self.shared.storage.remove(&name);
+        }
+    }
+
+    /// Reads what is needed of a run of segments, as much as one file takes.
+    fn copy(&self, run: &[u64], bases: &HashMap<u64, u64>) -> Copied {
+        let (room, mut copied) = (usable(&self.shared.settings) as usize, Copied::default());
+        let (segments, parts): (Vec<Segment>, HashMap<u64, Part>) = {
+            let state = self.shared.state.lock();
+            let parts = state.queues.values().map(|queue| (queue.key, queue.part));
+            (run.iter().filter_map(|at| state.segments.get(at)).cloned().collect(), parts.collect())
+        };
+        let Some(first) = segments.first() else { return copied };
+        let mut shares = Segment::new(String::new(), first.header);
+        shares.from = first.from;
+        for segment in segments {
+            let mut scanner = Scanner::new(&*self.shared.storage, &segment.name, &segment.header, segment.end);
+            let mut rest: Option<Segment> = None;
+            let begin = copied.bytes.len();
+            while let Some((_, record)) = scanner.next_record() {
+                let position = record.position();
+                if position > segment.last || position < segment.from || record.kind() != Some(Kind::Message) {
+                    continue;
+                }
+                let live: Vec<(u64, u64)> = record
+                    .consumers()
+                    .filter(|(key, ordinal)| bases.get(key).is_some_and(|base| base < ordinal))
+                    .collect();
+                if rest.is_none() && !live.is_empty() {
+                    let at = copied.bytes.len();
+                    encode(&mut copied.bytes, &record, &live);
+                    if copied.bytes.len() > room {
+                        copied.bytes.truncate(at);
+                        rest = Some(Segment { shares: HashMap::new(), in_part: Default::default(), ..segment.clone() });
+                        copied.upto = position - 1;
+                    }
+                }
+                let to = rest.as_mut().unwrap_or(&mut shares);
+                if !live.is_empty() {
+                    to.add_message(&record, |key| parts.get(&key).copied());
+                }
+            }
+            if scanner.damage.places > 0 || scanner.unreadable > 0 || scanner.offset() < segment.end {
+                // it stays as it is for its consumers, and the check of files says what is wrong
+                copied.bytes.truncate(begin);
+                if let Some(bad) = self.shared.state.lock().segments.get_mut(&segment.header.generation) {
+                    (bad.is_bad, bad.is_damaged) = (true, true);
+                }
+                copied.whole.clear();
+                copied.is_damaged = true;
+                return copied;
+            }
+            if let Some(mut rest) = rest {
+                rest.from = copied.upto + 1;
+                copied.rest = Some((segment.header.generation, rest));
+                break;
+            }
+            copied.upto = segment.last;
+            copied.whole.push(segment.header.generation);
+        }
+        copied.shares = Some(shares);
+        copied
+    }
+
+    /// Writes what was copied to a file, which stands for its segments from then on.
+    fn put(&self, name: &str, mut copied: Copied) -> io::Result<()> {
+        let (Some(shares), Some(generation)) = (copied.shares, copied.whole.last().copied()) else { return Ok(()) };
+        let storage = &self.shared.storage;
+        let size = self.shared.settings.segment_size();
+        let boot = self.shared.state.lock().boots.current;
+        let (salt, base) = (random(), shares.from);
+        let header = Header { kind: FileKind::Merging, boot, generation, salt, size, base };
+        let write_header = |header: &Header| {
+            let bytes = header.encode();
+            [0, HEADER_COPY].into_iter().try_for_each(|at| storage.write_at(name, at, &bytes))?;
+            storage.sync(name)
+        };
+        write_header(&header)?;
+        record::seal(&mut copied.bytes, header.seed());
+        for (at, part) in copied.bytes.chunks(BLOCK).enumerate() {
+            storage.write_at(name, DATA + (at * BLOCK) as u64, part)?;
+        }
+        storage.sync(name)?;
+        let guard = self.shared.state.lock();
+        let first = copied.whole.first().and_then(|first| guard.segments.get(first)).map(Segment::first_generation);
+        drop(guard);
+        let kind = FileKind::Merged { first: first.unwrap_or(generation), upto: copied.upto };
+        let header = Header { kind, ..header };
+        write_header(&header)?;
+        let mut guard = self.shared.state.lock();
+        let state = &mut *guard;
+        state.counts.written_bytes += (copied.bytes.len() + 4 * WHOLE_HEADER_LEN) as u64;
+        state.counts.syncs += 3;
+        let records = record::iter(&copied.bytes).count() as u64;
+        let end = DATA + copied.bytes.len() as u64;
+        for generation in &copied.whole {
+            if let Some(segment) = state.segments.remove(generation) {
+                if segment.header.size == size && !segment.is_bad {
+                    state.spare.push(segment.name);
+                } else {
+                    // what cannot be removed is found again at the next start
+                    let _ = storage.remove(&segment.name);
+                }
+            }
+        }
+        let merged = Segment { end, records, ..Segment::new(name.into(), header) };
+        state.segments.insert(generation, Segment { shares: shares.shares, in_part: shares.in_part, ..merged });
+        if let Some((generation, rest)) = copied.rest {
+            state.segments.insert(generation, rest);
+        }
+        Ok(())
+    }
+}
+
+/// A record as it is copied: for those alone that still need it.
+fn encode(out: &mut Vec<u8>, record: &RecordRef<'_>, live: &[(u64, u64)]) {
+    let flags = if record.is_retained() { FLAG_RETAINED } else { 0 };
+    let draft = Draft { kind: Kind::Message, flags, boot: record.boot(), body: &[record.body()] };
+    record::encode(out, record.position(), &draft, live.iter().copied());
+}

@@ -1,0 +1,164 @@
+//! Parts of the journal that some consumers are guaranteed: upstreams, sessions of users, and sessions of clients without a
+//! user name.
+//!
+//! What a part does not use, others may: it is taken back when it is needed. When the journal is full, the part that is
+//! furthest above what it is guaranteed gives way, in it whoever has most (an upstream, a user, all guests together),
+//! and of that the oldest. Where messages are refused rather than given up, nothing can be taken back: there the parts that have
+//! consumers keep what they are guaranteed free of others.
+
+use std::collections::HashMap;
+
+use super::ConsumerId;
+use super::format::DATA;
+use super::settings::JournalSettings;
+use super::state::State;
+
+/// Number of parts.
+pub const PARTS: usize = 3;
+
+/// Whom a part of the journal is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Part {
+    /// Upstreams.
+    Upstreams = 0,
+    /// Persistent sessions of users, and what is not known to be somebody else's.
+    Users = 1,
+    /// Persistent sessions of clients without a user name.
+    Guests = 2,
+}
+
+impl Part {
+    /// All of them, in the order of their numbers.
+    pub const ALL: [Part; PARTS] = [Part::Upstreams, Part::Users, Part::Guests];
+
+    /// By a consumer's lasting name.
+    pub fn of(name: &str) -> Part {
+        let is = |prefix: &str| name.starts_with(prefix);
+        if is("upstream/") {
+            Part::Upstreams
+        } else if is("session/g/\0") || is("share/g/") {
+            Part::Guests
+        } else {
+            Part::Users
+        }
+    }
+
+    /// Percent of the journal that are guaranteed.
+    pub fn percent(self) -> u64 {
+        match self {
+            Part::Upstreams => 50,
+            Part::Users => 30,
+            Part::Guests => 20,
+        }
+    }
+
+    /// What the log says of it.
+    pub fn shown(self) -> &'static str {
+        match self {
+            Part::Upstreams => "upstreams",
+            Part::Users => "sessions of users",
+            Part::Guests => "sessions of clients without a user name",
+        }
+    }
+}
+
+/// Who gives way together: an upstream, all sessions of a user, all guests.
+pub fn holder(name: &str) -> &str {
+    match Part::of(name) {
+        Part::Upstreams => name,
+        Part::Users => name.split('\0').next().unwrap_or(name),
+        Part::Guests => "g",
+    }
+}
+
+/// Bytes of the journal that wait for somebody.
+#[derive(Debug, Default)]
+pub struct Usage {
+    /// By part.
+    pub parts: [u64; PARTS],
+    /// In all.
+    pub all: u64,
+}
+
+impl State {
+    /// How much of the journal each part takes now.
+    pub fn usage(&self) -> Usage {
+        let mut usage = Usage::default();
+        for segment in self.segments.values() {
+            let (parts, all) = segment.live(&self.queues, &self.by_key);
+            usage.parts.iter_mut().zip(parts).for_each(|(sum, bytes)| *sum += bytes);
+            usage.all += all;
+        }
+        usage
+    }
+
+    /// The part that gives way next, and by how much it is above what it is guaranteed.
+    pub fn most_above(&self, settings: &JournalSettings) -> Option<(Part, i64)> {
+        let usage = self.usage();
+        let above = |part: Part| usage.parts[part as usize] as i64 - guaranteed(part, settings) as i64;
+        let used = Part::ALL.into_iter().filter(|part| usage.parts[*part as usize] > 0);
+        used.map(|part| (part, above(part))).max_by_key(|(_, above)| *above)
+    }
+
+    /// The oldest messages of whoever has most in this part give way; says whether there were any.
+    pub fn give_way(&mut self, part: Part) -> bool {
+        let mut held: HashMap<&str, u64> = HashMap::new();
+        for segment in self.segments.values() {
+            for (key, share) in &segment.shares {
+                if let Some(queue) = self.by_key.get(key).and_then(|id| self.queues.get(id)).filter(|q| q.part == part)
+                {
+                    *held.entry(holder(&queue.name)).or_default() += share.live(queue.cursor.base);
+                }
+            }
+        }
+        let most = held.into_iter().filter(|(_, bytes)| *bytes > 0).max_by_key(|(_, bytes)| *bytes);
+        let Some(most) = most.map(|(holder, _)| holder.to_owned()) else { return false };
+        let oldest = self.segments.values().find_map(|segment| {
+            let shares = segment.shares.iter().filter_map(|(key, share)| {
+                let id = *self.by_key.get(key)?;
+                let queue = self.queues.get(&id)?;
+                let is_held = queue.part == part && holder(&queue.name) == most && queue.cursor.base < share.last;
+                is_held.then_some((id, share.last))
+            });
+            Some(shares.collect::<Vec<(ConsumerId, u64)>>()).filter(|shares| !shares.is_empty())
+        });
+        let bounds = format!("journal.max_size, of which {} % are for {}", part.percent(), part.shown());
+        for (id, last) in oldest.unwrap_or_default() {
+            let Some(queue) = self.queues.get_mut(&id) else { continue };
+            let dropped = queue.cursor.dropped;
+            queue.drop_through(last);
+            let lost = queue.cursor.dropped - dropped;
+            self.mark_moved(id);
+            self.lost(id, lost, &bounds);
+        }
+        true
+    }
+
+    /// Bytes that each part may still take where nothing is given up, and what may be taken for nobody in particular, when the
+    /// files that are there or may be made take `free`.
+    pub fn room(&self, free: u64, settings: &JournalSettings) -> ([u64; PARTS], u64) {
+        let usage = self.usage();
+        let mut has_consumers = [false; PARTS];
+        self.queues.values().for_each(|queue| has_consumers[queue.part as usize] = true);
+        let room = Part::ALL.map(|part| {
+            let others = Part::ALL.into_iter().filter(|other| *other != part && has_consumers[*other as usize]);
+            let kept = others.map(|other| guaranteed(other, settings).saturating_sub(usage.parts[other as usize]));
+            let kept: u64 = kept.sum();
+            // besides, the file that is being written is not shared evenly
+            let rounding = if kept > 0 { usable(settings) } else { 0 };
+            free.saturating_sub(kept + rounding)
+        });
+        (room, free)
+    }
+}
+
+/// Bytes that a segment has for records.
+pub fn usable(settings: &JournalSettings) -> u64 {
+    settings.segment_size() - DATA
+}
+
+/// Bytes of the journal that are guaranteed to a part: of what is left besides the file that is written to, and one that
+/// others are merged into.
+pub fn guaranteed(part: Part, settings: &JournalSettings) -> u64 {
+    settings.segments().saturating_sub(2) as u64 * usable(settings) * part.percent() / 100
+}
