@@ -14,6 +14,7 @@ use tracing::warn;
 
 use super::carried::Carried;
 use super::filters::{FilterTree, names_first_level};
+use super::keeping::write;
 use super::live::{LiveLink, Room, RouterError, empty_batch};
 use super::receiving::Receiving;
 use super::retained::Retained;
@@ -21,8 +22,8 @@ use super::shared::SharedGroup;
 use super::stats::Stats;
 use super::subscribers::{Subscriber, Subscribers, SubscriptionOptions};
 use super::trace::Traces;
-use crate::journal::{ConsumerId, Extra, Full, Journal, Position};
-use crate::message::{Batch, BatchBuilder, Message, MessageRef, Origin, Qos, TopicFilter};
+use crate::journal::{ConsumerId, Full, Journal, Position};
+use crate::message::{Batch, BatchBuilder, Draft, Message, MessageRef, Origin, Qos, TopicFilter};
 use crate::time::SharedClock;
 
 /// What a publisher waits for before it may say "accepted".
@@ -237,6 +238,9 @@ impl Ingress {
         let mut accepted = Accepted::default();
         let mut expires = false;
         let announcer = Origin::announcer();
+        // the journal's lock is taken once for the batch, and groups may ask the journal themselves
+        let mut appender = self.inner.journal.appender();
+        let mut for_groups: SmallVec<[(&Arc<SharedGroup>, usize); 2]> = SmallVec::new();
         for (at, entry) in batch.iter().enumerate() {
             let message = entry.message;
             let mut consumers: SmallVec<[ConsumerId; 4]> = SmallVec::new();
@@ -267,7 +271,7 @@ impl Ingress {
             let kept =
                 self.keeps(&sequencer.retained, message).then(|| batch.message_at(entry.offset).to_owned_memory());
             let is_asked = message.qos() > Qos::AtMostOnce;
-            let written = self.write(batch, entry.offset, kept.as_ref(), &consumers, received);
+            let written = write(&mut appender, (batch, entry.offset), kept.as_ref(), &consumers, received);
             if is_traced {
                 self.traces().accepted(message, written.map_err(drop), upstreams, self.clock().boot_ms());
             }
@@ -289,47 +293,16 @@ impl Ingress {
                 let _ = sequencer.retained.apply(&kept);
                 expires |= message.expiry().is_some();
             }
-            for group in groups {
-                group.push(batch.message_at(entry.offset));
-            }
+            for_groups.extend(groups.into_iter().map(|group| (group, entry.offset)));
+        }
+        drop(appender);
+        for (group, offset) in for_groups {
+            group.push(batch.message_at(offset));
         }
         if expires {
             self.inner.expires.notify_one();
         }
         accepted
-    }
-
-    /// Gives the journal what it has to keep of a message; returns its place, if there is one.
-    fn write(
-        &self,
-        batch: &Batch,
-        offset: usize,
-        retained: Option<&Message>,
-        consumers: &[ConsumerId],
-        received: Option<(ConsumerId, u16)>,
-    ) -> Result<Option<Position>, Full> {
-        let journal = &self.inner.journal;
-        // what the gateway says of itself is said anew after every start
-        let retained = retained.filter(|message| !message.view().is_said_anew());
-        match (retained, received) {
-            (None, Some((session, packet_id))) if consumers.is_empty() => {
-                journal.received(session, packet_id).map(Some)
-            }
-            (None, None) if consumers.is_empty() => Ok(None),
-            _ => {
-                let shared;
-                let message = match retained {
-                    Some(message) => message,
-                    None => {
-                        shared = batch.message_at(offset);
-                        &shared
-                    }
-                };
-                let lazy = consumers.is_empty() && message.view().qos() == Qos::AtMostOnce;
-                let extra = Extra { retained: retained.is_some(), received, handed_over: None, lazy };
-                journal.append_with(message, consumers, extra).map(Some)
-            }
-        }
     }
 
     /// Whether the retained store takes a message.

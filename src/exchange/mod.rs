@@ -20,6 +20,7 @@ pub mod filters;
 pub mod hold;
 pub mod inbox;
 pub mod ingress;
+mod keeping;
 pub mod live;
 mod publish;
 pub mod receiving;

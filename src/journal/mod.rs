@@ -10,9 +10,10 @@
 //! | `format` | what is on disk |
 //! | `record`, `segment`, `snapshot`, `boots` | its parts |
 //! | `storage/` | files, real and for tests; `direct` writes what is small in sectors of 512 bytes, not in blocks of 4096 |
+//! | `append` | how messages come in |
 //! | `terms` | what rooms hand to the journal and get from it |
 //! | `queue`, `state`, `kept` | what is in memory: consumers, bytes that wait to be written, an entry per segment |
-//! | `parts`, `merge` | what gives way when there is no room, and how what is still needed is put together |
+//! | `parts`, `space`, `merge` | what gives way when there is no room, and how what is still needed is put together |
 //! | `writer` | the thread that writes: all that waits with one write and one sync |
 //! | `reader` | how consumers read, and the thread that reads ahead for them |
 //! | `recovery` | what is found at start |
@@ -33,6 +34,7 @@
 //! - Disk: `max_size`, or what the file system can hold in all, and one segment more while segments are merged; a snapshot, which is as large as
 //!   retained messages and sessions; and [`MOST_ASIDE`] files set aside.
 
+mod append;
 pub mod boots;
 pub mod format;
 pub mod inspect;
@@ -49,6 +51,7 @@ pub mod report;
 pub mod segment;
 pub mod settings;
 pub mod snapshot;
+mod space;
 pub mod state;
 pub mod storage;
 mod terms;
@@ -64,6 +67,7 @@ use bytes::Bytes;
 use parking_lot::{Condvar, Mutex};
 use tokio::sync::watch;
 
+pub use self::append::Appender;
 pub use self::queue::News;
 pub use self::reader::Reader;
 use self::report::{Report, Status};
@@ -158,6 +162,9 @@ struct Shared {
     storage: Arc<dyn Storage>,
     clock: ClockOf,
     settings: JournalSettings,
+    /// How often the lock was taken to append.
+    #[cfg(test)]
+    appends: std::sync::atomic::AtomicU64,
 }
 
 struct ClockOf(SharedClock);
@@ -236,6 +243,8 @@ impl Journal {
             storage,
             clock: ClockOf(clock),
             settings,
+            #[cfg(test)]
+            appends: Default::default(),
         });
         let (alive, ended) = watch::channel(());
         let mut threads = Vec::new();
@@ -297,19 +306,12 @@ impl Journal {
 
     /// Appends a message and what goes with it, as one.
     pub fn append_with(&self, message: &Message, consumers: &[ConsumerId], extra: Extra) -> Result<Position, Full> {
-        let mut state = self.shared.state.lock();
-        let was_due = state.pending.due.is_some();
-        let position = state.append(message, consumers, extra, &self.shared.settings)?;
-        drop(state);
-        if !was_due || !extra.lazy {
-            self.shared.work.notify_one();
-        }
-        Ok(position)
+        self.appender().append(message, consumers, extra)
     }
 
-    /// Notes that this session's QoS 2 PUBLISH was received, where nobody needs the message itself.
+    /// See [`Appender::received`].
     pub fn received(&self, id: ConsumerId, packet_id: u16) -> Result<Position, Full> {
-        self.with_state(|state| state.append_received(id, packet_id))
+        self.appender().received(id, packet_id)
     }
 
     /// Notes a step of a QoS 2 exchange; it is safe once [`Journal::synced`] has reached the place returned.
@@ -391,6 +393,12 @@ impl Journal {
             retained: state.retained.values().cloned().collect(),
             sessions: state.client_sessions().map(|(name, value)| (name.clone(), value.clone())).collect(),
         }
+    }
+
+    /// How often the lock was taken to append.
+    #[cfg(test)]
+    pub fn appends(&self) -> u64 {
+        self.shared.appends.load(std::sync::atomic::Ordering::Relaxed)
     }
 
     /// The greatest place up to which all is safe.

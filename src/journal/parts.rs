@@ -8,10 +8,10 @@
 
 use std::collections::HashMap;
 
-use super::ConsumerId;
 use super::format::DATA;
 use super::settings::JournalSettings;
 use super::state::State;
+use super::{ConsumerId, Full, PENDING_MAX, WhenFull};
 
 /// Number of parts.
 pub const PARTS: usize = 3;
@@ -132,6 +132,71 @@ impl State {
             self.lost(id, lost, &bounds);
         }
         true
+    }
+
+    /// Refuses what there is no room for.
+    pub(super) fn admit(
+        &mut self,
+        len: usize,
+        consumers: &[ConsumerId],
+        settings: &JournalSettings,
+    ) -> Result<(), Full> {
+        let is_too_large = len as u64 > usable(settings);
+        let refuses = settings.when_full == WhenFull::Refuse;
+        let is_stuck = refuses && (self.failing.is_some() || !self.has_space(len, consumers, settings));
+        if is_stuck || is_too_large || self.pending.bytes.len() + len > PENDING_MAX.max(len) {
+            self.counts.refused += 1;
+            return Err(Full);
+        }
+        if refuses {
+            self.take_room(len as u64);
+        }
+        Ok(())
+    }
+
+    /// Whether the disk space that is ours takes this much more without giving anything up, and the parts of all consumers do.
+    /// What is known of it is only looked at anew when it seems to be used up.
+    fn has_space(&mut self, len: usize, consumers: &[ConsumerId], settings: &JournalSettings) -> bool {
+        if self.has_room(len as u64, consumers) {
+            return true;
+        }
+        let per_segment = usable(settings) - usable(settings) % (len as u64).max(1);
+        let segments = settings.segments() as u64;
+        let (mut space, mut free, mut live) = (0, segments.saturating_sub(self.segments.len() as u64), 0);
+        let tail = self.segments.keys().next_back().copied();
+        for (generation, segment) in &self.segments {
+            if Some(*generation) == tail {
+                space += segment.header.size.saturating_sub(segment.end);
+            } else if !segment.is_needed(&self.queues, &self.by_key) {
+                free += 1;
+            } else {
+                live += segment.live(&self.queues, &self.by_key).1;
+            }
+        }
+        // what is needed can be merged into fewer files, one of which is not filled
+        let merged = (segments.saturating_sub(2) * per_segment).saturating_sub(live);
+        let waiting = (self.pending.bytes.len() + self.writing) as u64;
+        self.room = self.room((space + (free * per_segment).max(merged)).saturating_sub(waiting), settings);
+        let has_space = self.has_room(len as u64, consumers);
+        if !has_space && self.orphans_give_way() {
+            return self.has_space(len, consumers, settings);
+        }
+        self.was_full = !has_space;
+        self.say_full(!has_space);
+        has_space
+    }
+
+    fn parts_of<'a>(&'a self, consumers: &'a [ConsumerId]) -> impl Iterator<Item = Part> + 'a {
+        consumers.iter().filter_map(|id| self.queues.get(id)).map(|queue| queue.part)
+    }
+
+    fn has_room(&self, len: u64, consumers: &[ConsumerId]) -> bool {
+        self.room.1 >= len && self.parts_of(consumers).all(|part| self.room.0[part as usize] >= len)
+    }
+
+    fn take_room(&mut self, len: u64) {
+        let (parts, all) = &mut self.room;
+        parts.iter_mut().chain([all]).for_each(|room| *room = room.saturating_sub(len));
     }
 
     /// Bytes that each part may still take where nothing is given up, and what may be taken for nobody in particular, when the

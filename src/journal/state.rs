@@ -9,7 +9,7 @@ use smallvec::SmallVec;
 use super::boots::Boots;
 use super::format::{CONSUMER_LEN, FLAG_HANDED_OVER, FLAG_RECEIVED, FLAG_RETAINED, Kind, RECORD_HEAD, u64_at};
 use super::loss::Pace;
-use super::parts::{PARTS, Part, usable};
+use super::parts::PARTS;
 use super::queue::{Cursor, Queue};
 use super::record::{self, Draft, RecordRef};
 use super::report::{Report, Status};
@@ -17,7 +17,7 @@ use super::segment::Segment;
 use super::settings::JournalSettings;
 use super::{
     Backlog, CURSOR_AGE, CURSOR_EVERY, ConsumerId, Extra, Full, LAZY, Limits, MOST_REPORTS, Note, Outcome, PENDING_MAX,
-    Position, WhenFull, hash,
+    Position, hash,
 };
 use crate::health::{Fault, Health};
 use crate::message::Message;
@@ -99,7 +99,7 @@ pub struct State {
     pub writing_since: Option<Instant>,
     /// Bytes that the disk space that is ours takes at least, by part and in all, where messages are refused rather than
     /// given up.
-    room: ([u64; PARTS], u64),
+    pub(super) room: ([u64; PARTS], u64),
     /// Whether there was none when somebody looked last.
     pub was_full: bool,
     /// Lines in the log about losses.
@@ -135,66 +135,6 @@ impl State {
 
     pub(super) fn due_later(&mut self) {
         self.pending.due.get_or_insert_with(|| Instant::now() + LAZY);
-    }
-
-    /// Refuses what there is no room for.
-    fn admit(&mut self, len: usize, consumers: &[ConsumerId], settings: &JournalSettings) -> Result<(), Full> {
-        let is_too_large = len as u64 > usable(settings);
-        let refuses = settings.when_full == WhenFull::Refuse;
-        let is_stuck = refuses && (self.failing.is_some() || !self.has_space(len, consumers, settings));
-        if is_stuck || is_too_large || self.pending.bytes.len() + len > PENDING_MAX.max(len) {
-            self.counts.refused += 1;
-            return Err(Full);
-        }
-        if refuses {
-            self.take_room(len as u64);
-        }
-        Ok(())
-    }
-
-    /// Whether the disk space that is ours takes this much more without giving anything up, and the parts of all consumers do.
-    /// What is known of it is only looked at anew when it seems to be used up.
-    fn has_space(&mut self, len: usize, consumers: &[ConsumerId], settings: &JournalSettings) -> bool {
-        if self.has_room(len as u64, consumers) {
-            return true;
-        }
-        let per_segment = usable(settings) - usable(settings) % (len as u64).max(1);
-        let segments = settings.segments() as u64;
-        let (mut space, mut free, mut live) = (0, segments.saturating_sub(self.segments.len() as u64), 0);
-        let tail = self.segments.keys().next_back().copied();
-        for (generation, segment) in &self.segments {
-            if Some(*generation) == tail {
-                space += segment.header.size.saturating_sub(segment.end);
-            } else if !segment.is_needed(&self.queues, &self.by_key) {
-                free += 1;
-            } else {
-                live += segment.live(&self.queues, &self.by_key).1;
-            }
-        }
-        // what is needed can be merged into fewer files, one of which is not filled
-        let merged = (segments.saturating_sub(2) * per_segment).saturating_sub(live);
-        let waiting = (self.pending.bytes.len() + self.writing) as u64;
-        self.room = self.room((space + (free * per_segment).max(merged)).saturating_sub(waiting), settings);
-        let has_space = self.has_room(len as u64, consumers);
-        if !has_space && self.orphans_give_way() {
-            return self.has_space(len, consumers, settings);
-        }
-        self.was_full = !has_space;
-        self.say_full(!has_space);
-        has_space
-    }
-
-    fn parts_of<'a>(&'a self, consumers: &'a [ConsumerId]) -> impl Iterator<Item = Part> + 'a {
-        consumers.iter().filter_map(|id| self.queues.get(id)).map(|queue| queue.part)
-    }
-
-    fn has_room(&self, len: u64, consumers: &[ConsumerId]) -> bool {
-        self.room.1 >= len && self.parts_of(consumers).all(|part| self.room.0[part as usize] >= len)
-    }
-
-    fn take_room(&mut self, len: u64) {
-        let (parts, all) = &mut self.room;
-        parts.iter_mut().chain([all]).for_each(|room| *room = room.saturating_sub(len));
     }
 
     /// See [`super::Journal::append_with`].

@@ -13,14 +13,13 @@ use std::time::{Duration, Instant};
 use tracing::{error, info, warn};
 
 use super::format::{DATA, FileKind, HEADER_COPY, Header, u32_at};
-use super::merge::CHEAP;
 use super::record;
 use super::recovery::set_aside;
 use super::segment::{self, Segment};
 use super::snapshot::Contents;
 use super::state::{State, Stop};
 use super::trouble::{advice, is_lasting};
-use super::{CURSOR_IDLE, Position, Shared, WhenFull};
+use super::{CURSOR_IDLE, Position, Shared};
 
 /// A snapshot is written after so many segments, or when they are as large as the one before: they are what a start has to read.
 const SNAPSHOT_EVERY: u32 = 4;
@@ -44,7 +43,7 @@ pub struct Writer {
     /// Segments begun since the last snapshot.
     begun: u32,
     retry: Duration,
-    failing_since: Option<Instant>,
+    pub(super) failing_since: Option<Instant>,
 }
 
 pub(super) fn random() -> u64 {
@@ -273,7 +272,7 @@ impl Writer {
     }
 
     /// Whether a snapshot would set segments free.
-    fn has_uncovered(&self, state: &State) -> bool {
+    pub(super) fn has_uncovered(&self, state: &State) -> bool {
         state.segments.iter().any(|(generation, segment)| {
             Some(*generation) != self.tail
                 && segment.last > state.covered
@@ -324,75 +323,6 @@ impl Writer {
                 let _ = self.shared.storage.remove(&segment.name);
             }
         }
-    }
-
-    /// Merges segments or gives up messages until a file is free, or says that there is no room.
-    fn make_room(&mut self) -> io::Result<String> {
-        let settings = self.shared.settings.clone();
-        let (mut is_cheap, mut merges, mut gave_way) = (true, true, false);
-        loop {
-            if let Some(name) = self.set_free()? {
-                self.shared.state.lock().counts.evicted += u64::from(gave_way);
-                return Ok(name);
-            }
-            if is_cheap && let Some(freed) = self.merge(CHEAP)? {
-                is_cheap = freed;
-                continue;
-            }
-            let mut state = self.shared.state.lock();
-            if state.orphans_give_way() {
-                continue;
-            }
-            let refuses = settings.when_full == WhenFull::Refuse;
-            let above = state.most_above(&settings);
-            drop(state);
-            if merges && (refuses || above.is_none_or(|(_, above)| above <= 0)) {
-                // what is guaranteed, and what must not be given up, is worth more writing
-                merges = self.merge(usize::MAX)? == Some(true);
-                if merges {
-                    continue;
-                }
-            }
-            if refuses {
-                self.shared.state.lock().is_full = true;
-                return Err(io::Error::new(io::ErrorKind::StorageFull, "the journal has reached journal.max_size"));
-            }
-            if !gave_way {
-                self.probe()?;
-            }
-            if !above.is_some_and(|(part, _)| self.shared.state.lock().give_way(part)) {
-                return Err(io::ErrorKind::StorageFull.into());
-            }
-            gave_way = true;
-        }
-    }
-
-    /// A disk that takes nothing is no reason to give up anything: shows whether this one takes what is to follow.
-    fn probe(&mut self) -> io::Result<()> {
-        let state = self.shared.state.lock();
-        let oldest = state.segments.values().next().map_or(0, |segment| segment.last);
-        let tail = self.tail.and_then(|tail| state.segments.get(&tail)).map(|tail| (tail.name.clone(), tail.header));
-        let is_covered = oldest <= state.covered;
-        drop(state);
-        match tail.filter(|_| is_covered && self.failing_since.is_none()) {
-            Some((name, header)) => {
-                self.shared.storage.write_at(&name, HEADER_COPY, &header.encode())?;
-                self.shared.storage.sync(&name)
-            }
-            None => self.snapshot().map(drop),
-        }
-    }
-
-    /// A file that nobody needs, if there is one, with a snapshot where only that is in the way.
-    fn set_free(&mut self) -> io::Result<Option<String>> {
-        if let Some(name) = self.reuse().or_else(|| self.shared.state.lock().spare.pop()) {
-            return Ok(Some(name));
-        }
-        let uncovered = self.has_uncovered(&self.shared.state.lock());
-        if uncovered {
-            self.snapshot()?;
-        }
-        Ok(self.reuse())
     }
 
     /// Writes a snapshot; returns how far each consumer was at that moment, by its key.

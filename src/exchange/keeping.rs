@@ -1,0 +1,69 @@
+//! What the journal keeps of a message on its way in.
+
+use crate::journal::{Appender, ConsumerId, Extra, Full, Position};
+use crate::message::{Batch, Message, Qos};
+
+/// Gives the journal what it has to keep of a message; returns its place, if there is one.
+pub(super) fn write(
+    journal: &mut Appender<'_>,
+    (batch, offset): (&Batch, usize),
+    retained: Option<&Message>,
+    consumers: &[ConsumerId],
+    received: Option<(ConsumerId, u16)>,
+) -> Result<Option<Position>, Full> {
+    // what the gateway says of itself is said anew after every start
+    let retained = retained.filter(|message| !message.view().is_said_anew());
+    match (retained, received) {
+        (None, Some((session, packet_id))) if consumers.is_empty() => journal.received(session, packet_id).map(Some),
+        (None, None) if consumers.is_empty() => Ok(None),
+        _ => {
+            let shared;
+            let message = match retained {
+                Some(message) => message,
+                None => {
+                    shared = batch.message_at(offset);
+                    &shared
+                }
+            };
+            let lazy = consumers.is_empty() && message.view().qos() == Qos::AtMostOnce;
+            let extra = Extra { retained: retained.is_some(), received, handed_over: None, lazy };
+            journal.append(message, consumers, extra).map(Some)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use crate::exchange::ingress::{Ingress, Route};
+    use crate::exchange::live;
+    use crate::exchange::retained::Retained;
+    use crate::journal::{Journal, Limits, WhenFull};
+    use crate::message::{BatchBuilder, Draft, Origin, Qos};
+    use crate::time::TestClock;
+
+    #[tokio::test]
+    async fn a_batch_takes_the_journals_lock_once_or_not_at_all() {
+        let starting = std::thread::spawn(|| live::start(Arc::default(), Arc::default()));
+        let (link, _dispatcher) = starting.join().unwrap().unwrap();
+        let (journal, store) = (Journal::default(), Retained::new(1000, 1 << 20));
+        let ingress = Ingress::new(link, Arc::default(), journal.clone(), store, Arc::default(), TestClock::new(0, 0));
+        let limits = Limits { messages: 1000, bytes: 1 << 20, when_full: WhenFull::DropOldest };
+        let consumers = ["upstream/a", "session/u/ann\0b"].map(|name| journal.register(name, limits));
+        let origin = Origin::gateway();
+        ingress.add_route("up/#", Route::Upstream(consumers[0], Origin::upstream("a")));
+        ingress.add_route("up/+", Route::Session { consumer: consumers[1], qos: Qos::AtLeastOnce, not_from: None });
+        for (topic, retain, locks, kept) in [("up/x", false, 1, 50), ("other", true, 2, 50), ("other", false, 2, 50)] {
+            let mut batch = BatchBuilder::default();
+            for _ in 0..50 {
+                let (payload, qos, properties) = (&b"x"[..], Qos::AtLeastOnce, &[][..]);
+                batch.push(&Draft { topic, payload, qos, retain, properties, expiry: None, boot_ms: 0, origin });
+            }
+            let accepted = ingress.publish_batch(&mut batch).await.unwrap();
+            assert!(accepted.refused.is_empty());
+            assert_eq!(journal.appends(), locks, "{topic} {retain}");
+            assert_eq!(consumers.map(|id| journal.backlog(id).messages), [kept, kept]);
+        }
+    }
+}
