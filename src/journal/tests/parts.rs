@@ -291,7 +291,7 @@ fn consumers_read_on_while_segments_are_merged() {
     for _ in 0..40 {
         wait_for("some", || {
             let Some(delivery) = reader.try_next() else { return false };
-            assert!(payloads(&[delivery.clone()])[0].1.starts_with(&format!("{next} ")));
+            assert!(payloads(std::slice::from_ref(&delivery))[0].1.starts_with(&format!("{next} ")));
             next += 1;
             next.is_multiple_of(5)
         });
@@ -300,7 +300,7 @@ fn consumers_read_on_while_segments_are_merged() {
     }
     wait_for("the rest", || {
         while let Some(delivery) = reader.try_next() {
-            assert!(payloads(&[delivery.clone()])[0].1.starts_with(&format!("{next} ")));
+            assert!(payloads(std::slice::from_ref(&delivery))[0].1.starts_with(&format!("{next} ")));
             next += 1;
         }
         next == count
