@@ -216,7 +216,7 @@ impl Core {
                     self.bound_group(group, CONNECTED_FACTOR);
                 }
                 None => {
-                    self.ingress.subscribe(filter, subscriber, subscription.options, |_| false);
+                    self.ingress.subscribe(filter, subscriber, subscription.options, |_| None);
                 }
             }
         }

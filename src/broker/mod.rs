@@ -22,6 +22,7 @@ pub mod groups;
 pub mod keep;
 pub mod listener;
 pub mod registry;
+mod replies;
 pub mod session;
 pub mod settings;
 pub mod sys;

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use smallvec::SmallVec;
 
 use super::groups::split_share;
+use super::replies::Replies;
 use crate::exchange::delivery::{Grant, Queued};
 use crate::exchange::filters::FilterTree;
 use crate::exchange::shared::{Share, SharedGroup};
@@ -268,7 +269,7 @@ pub struct Session {
     /// Incoming QoS 2 messages that are not released.
     pub unreleased: BTreeSet<u16>,
     /// Retained messages to send for new subscriptions.
-    pub retained: VecDeque<Queued>,
+    pub retained: Replies,
     /// Present in persistent sessions.
     pub durable: Option<Durable>,
     /// Bytes of all its filters.
@@ -290,7 +291,7 @@ impl Session {
             shared: FilterTree::default(),
             outbound: Outbound::new(window),
             unreleased: BTreeSet::new(),
-            retained: VecDeque::new(),
+            retained: Replies::default(),
             durable,
             filter_bytes: 0,
             is_kept: true,

@@ -1,10 +1,16 @@
-//! Many topic filters at once: a tree with one node per level, so that the cost of a match depends on the topic and not
-//! on the number of filters.
+//! Many topic filters at once: a tree in which the cost of a match depends on the topic and on how many filters differ by
+//! wildcards, and not on the number of filters.
+//!
+//! Levels that no other filter branches off from share a node, so the tree is as large as its filters are long, however
+//! many levels they have. A walk counts what it looks at.
 
 use std::collections::HashMap;
+use std::ops::ControlFlow;
 
 /// Most levels of a filter or topic, so that walking the tree needs little stack. mosquitto's limit is the same.
 pub const MAX_LEVELS: usize = 200;
+/// Bytes of levels that are compared within one step.
+const STEP: usize = 16;
 
 /// Values found by the topic filters that they were inserted with.
 #[derive(Debug)]
@@ -15,7 +21,12 @@ pub struct FilterTree<V> {
 
 #[derive(Debug)]
 struct Node<V> {
-    children: HashMap<Box<str>, Node<V>>,
+    /// The levels from the parent to here, joined by `/`; that of the root is not looked at.
+    levels: Box<str>,
+    has_wildcard: bool,
+    /// By their first level.
+    children: Option<Box<Children<V>>>,
+    /// Whose first level is `+`.
     plus: Option<Box<Node<V>>>,
     /// Filters that end here.
     here: Vec<V>,
@@ -23,74 +34,199 @@ struct Node<V> {
     below: Vec<V>,
 }
 
-impl<V> Default for Node<V> {
-    fn default() -> Self {
-        Node { children: HashMap::new(), plus: None, here: Vec::new(), below: Vec::new() }
+type Children<V> = HashMap<Box<str>, Box<Node<V>>>;
+
+/// Whether a filter has a level of its own that is a wildcard for one level: only these make walks branch.
+fn branches(filter: &str) -> bool {
+    filter.split('/').any(|level| level == "+")
+}
+
+/// The filter without `/#`, if it does not end there; and whether it ended with `#`. `None`: it is `#`.
+fn ends(filter: &str) -> (Option<&str>, bool) {
+    match filter.strip_suffix('#') {
+        Some(rest) => (rest.strip_suffix('/'), true),
+        None => (Some(filter), false),
     }
 }
 
+fn first_level(levels: &str) -> &str {
+    levels.split_once('/').map_or(levels, |(first, _)| first)
+}
+
+/// Bytes of the whole levels that both begin with.
+fn common(a: &str, b: &str) -> usize {
+    let mut end = 0;
+    for (at, (level, other)) in a.split('/').zip(b.split('/')).enumerate() {
+        if level != other {
+            break;
+        }
+        end += level.len() + usize::from(at > 0);
+    }
+    end
+}
+
+/// What follows the first so many bytes, which are whole levels.
+fn after(levels: &str, count: usize) -> Option<&str> {
+    levels.get(count + 1..)
+}
+
 impl<V> Node<V> {
-    fn is_empty(&self) -> bool {
-        self.children.is_empty() && self.plus.is_none() && self.here.is_empty() && self.below.is_empty()
+    fn new(levels: &str) -> Node<V> {
+        Node {
+            levels: levels.into(),
+            has_wildcard: branches(levels),
+            children: None,
+            plus: None,
+            here: Vec::new(),
+            below: Vec::new(),
+        }
     }
 
-    fn visit<'a>(&'a self, level: Option<&str>, rest: &str, all: bool, found: &mut impl FnMut(&'a V)) {
-        if all {
+    fn is_empty(&self) -> bool {
+        self.children.is_none() && self.plus.is_none() && self.here.is_empty() && self.below.is_empty()
+    }
+
+    fn values(&mut self, has_hash: bool) -> &mut Vec<V> {
+        if has_hash { &mut self.below } else { &mut self.here }
+    }
+
+    /// What is left of a topic behind this node's levels: `None`: nothing; `Break`: it does not begin with them.
+    fn follow<'t>(&self, topic: &'t str) -> ControlFlow<(), Option<&'t str>> {
+        let end = if self.has_wildcard {
+            let mut at = 0;
+            for (number, level) in self.levels.split('/').enumerate() {
+                if number > 0 {
+                    if topic.as_bytes().get(at) != Some(&b'/') {
+                        return ControlFlow::Break(());
+                    }
+                    at += 1;
+                }
+                let rest = &topic[at..];
+                at += match level {
+                    "+" => rest.find('/').unwrap_or(rest.len()),
+                    _ if rest.starts_with(level) => level.len(),
+                    _ => return ControlFlow::Break(()),
+                };
+            }
+            at
+        } else if topic.starts_with(&*self.levels) {
+            self.levels.len()
+        } else {
+            return ControlFlow::Break(());
+        };
+        match topic.as_bytes().get(end) {
+            None => ControlFlow::Continue(None),
+            Some(b'/') => ControlFlow::Continue(Some(&topic[end + 1..])),
+            Some(_) => ControlFlow::Break(()),
+        }
+    }
+
+    fn enter<'a>(&'a self, topic: &str, walk: &mut usize, found: &mut impl FnMut(&'a V)) {
+        *walk += 1 + self.levels.len() / STEP;
+        if let ControlFlow::Continue(rest) = self.follow(topic) {
+            self.visit(rest, true, walk, found);
+        }
+    }
+
+    fn visit<'a>(&'a self, rest: Option<&str>, all: bool, walk: &mut usize, found: &mut impl FnMut(&'a V)) {
+        if all && !self.below.is_empty() {
+            *walk += self.below.len();
             self.below.iter().for_each(&mut *found);
         }
-        let Some(level) = level else {
+        let Some(rest) = rest else {
+            *walk += self.here.len();
             self.here.iter().for_each(found);
             return;
         };
-        let (next, rest) = split(rest);
-        if let Some(child) = self.children.get(level) {
-            child.visit(next, rest, true, found);
+        if let Some(child) = self.children.as_ref().and_then(|children| children.get(first_level(rest))) {
+            child.enter(rest, walk, found);
         }
         if let Some(plus) = self.plus.as_ref().filter(|_| all) {
-            plus.visit(next, rest, true, found);
+            plus.enter(rest, walk, found);
         }
     }
 
-    fn remove(&mut self, filter: Option<&str>, is_it: &mut impl FnMut(&V) -> bool) -> Option<V> {
-        let Some(filter) = filter else {
-            let at = self.here.iter().position(is_it)?;
-            return Some(self.here.swap_remove(at));
-        };
-        if filter == "#" {
-            let at = self.below.iter().position(is_it)?;
-            return Some(self.below.swap_remove(at));
+    fn child(&mut self, first: &str) -> Option<&mut Box<Node<V>>> {
+        match first {
+            "+" => self.plus.as_mut(),
+            _ => self.children.as_mut()?.get_mut(first),
         }
-        let (level, rest) = match filter.split_once('/') {
-            Some((level, rest)) => (level, Some(rest)),
-            None => (filter, None),
-        };
-        if level == "+" {
-            let plus = self.plus.as_mut()?;
-            let removed = plus.remove(rest, is_it);
-            if plus.is_empty() {
-                self.plus = None;
+    }
+
+    fn adopt(&mut self, child: Box<Node<V>>) {
+        match first_level(&child.levels) {
+            "+" => self.plus = Some(child),
+            first => {
+                let first = first.into();
+                self.children.get_or_insert_default().insert(first, child);
             }
-            return removed;
         }
-        let child = self.children.get_mut(level)?;
-        let removed = child.remove(rest, is_it);
+    }
+
+    fn disown(&mut self, first: &str) -> Option<Box<Node<V>>> {
+        if first == "+" {
+            return self.plus.take();
+        }
+        let children = self.children.as_mut()?;
+        let child = children.remove(first);
+        if children.is_empty() {
+            self.children = None;
+        }
+        child
+    }
+
+    /// Makes a node end behind the first so many bytes of its levels: what it was is below it.
+    fn split(self: &mut Box<Node<V>>, count: usize) {
+        let below = after(&self.levels, count).unwrap_or_default();
+        let mut child = Box::new(Node::new(below));
+        let upper = Box::new(Node::new(&self.levels[..count]));
+        let old = std::mem::replace(self, upper);
+        let Node { children, plus, here, below, .. } = *old;
+        (child.children, child.plus, child.here, child.below) = (children, plus, here, below);
+        self.adopt(child);
+    }
+
+    /// Where nothing ends or branches here, this and what follows become one.
+    fn join(self: &mut Box<Node<V>>) {
+        let count = self.children.as_ref().map_or(0, |children| children.len()) + usize::from(self.plus.is_some());
+        if count != 1 || !self.here.is_empty() || !self.below.is_empty() {
+            return;
+        }
+        let only = self.plus.take().or_else(|| self.children.take()?.into_values().next());
+        if let Some(mut only) = only {
+            only.levels = format!("{}/{}", self.levels, only.levels).into();
+            only.has_wildcard |= self.has_wildcard;
+            *self = only;
+        }
+    }
+
+    fn remove(&mut self, levels: Option<&str>, has_hash: bool, is_it: &mut impl FnMut(&V) -> bool) -> Option<V> {
+        let Some(levels) = levels else {
+            let values = self.values(has_hash);
+            let at = values.iter().position(is_it)?;
+            let removed = values.swap_remove(at);
+            if values.is_empty() {
+                *values = Vec::new();
+            }
+            return Some(removed);
+        };
+        let first = first_level(levels);
+        let child = self.child(first)?;
+        let count = child.levels.len();
+        let is_below = levels.starts_with(&*child.levels) && matches!(levels.as_bytes().get(count), None | Some(b'/'));
+        let removed = if is_below { child.remove(after(levels, count), has_hash, is_it) } else { None };
         if child.is_empty() {
-            self.children.remove(level);
+            self.disown(first);
+        } else {
+            child.join();
         }
         removed
     }
 }
 
-/// First level of what is left, and what is left after it. `rest` begins with the separator, if there is more.
-fn split(rest: &str) -> (Option<&str>, &str) {
-    let Some(rest) = rest.strip_prefix('/') else { return (None, "") };
-    let end = rest.find('/').unwrap_or(rest.len());
-    (Some(&rest[..end]), &rest[end..])
-}
-
 impl<V> Default for FilterTree<V> {
     fn default() -> Self {
-        FilterTree { root: Node::default(), len: 0 }
+        FilterTree { root: Node::new(""), len: 0 }
     }
 }
 
@@ -107,33 +243,44 @@ impl<V> FilterTree<V> {
 
     /// Adds a value under a valid topic filter of at most [`MAX_LEVELS`] levels.
     pub fn insert(&mut self, filter: &str, value: V) {
-        let mut node = &mut self.root;
         self.len += 1;
-        for level in filter.split('/') {
-            match level {
-                "#" => {
-                    node.below.push(value);
-                    return;
-                }
-                "+" => node = node.plus.get_or_insert_default(),
-                _ => node = node.children.entry(level.into()).or_default(),
+        let (mut rest, has_hash) = ends(filter);
+        let mut node = &mut self.root;
+        while let Some(levels) = rest {
+            let first = first_level(levels);
+            if node.child(first).is_none() {
+                node.adopt(Box::new(Node::new(levels)));
             }
+            let Some(child) = node.child(first) else { return };
+            let count = common(&child.levels, levels);
+            if count < child.levels.len() {
+                child.split(count);
+            }
+            rest = after(levels, count);
+            node = child;
         }
-        node.here.push(value);
+        let values = node.values(has_hash);
+        if values.is_empty() {
+            values.reserve_exact(1);
+        }
+        values.push(value);
     }
 
     /// Removes the first value under this filter that `is_it` accepts.
     pub fn remove(&mut self, filter: &str, mut is_it: impl FnMut(&V) -> bool) -> Option<V> {
-        let removed = self.root.remove(Some(filter), &mut is_it);
+        let (levels, has_hash) = ends(filter);
+        let removed = self.root.remove(levels, has_hash, &mut is_it);
         self.len -= usize::from(removed.is_some());
         removed
     }
 
     /// Calls `found` for every value whose filter selects `topic`; as with [`crate::message::matches`], filters that
-    /// begin with a wildcard do not select topics that begin with `$`.
-    pub fn matches<'a>(&'a self, topic: &str, mut found: impl FnMut(&'a V)) {
-        let end = topic.find('/').unwrap_or(topic.len());
-        self.root.visit(Some(&topic[..end]), &topic[end..], !topic.starts_with('$'), &mut found);
+    /// begin with a wildcard do not select topics that begin with `$`. Returns how many
+    /// nodes and values it has looked at.
+    pub fn matches<'a>(&'a self, topic: &str, mut found: impl FnMut(&'a V)) -> usize {
+        let mut walk = 0;
+        self.root.visit(Some(topic), !topic.starts_with('$'), &mut walk, &mut found);
+        walk
     }
 }
 
@@ -186,5 +333,28 @@ mod tests {
             }
             prop_assert!(tree.is_empty() && tree.root.is_empty(), "nothing is left behind");
         }
+    }
+
+    #[test]
+    fn levels_that_nothing_branches_off_from_share_a_node() {
+        fn nodes<V>(node: &Node<V>) -> usize {
+            let children = node.children.iter().flat_map(|children| children.values());
+            1 + children.chain(&node.plus).map(|child| nodes(child)).sum::<usize>()
+        }
+        let deep = |first: &str, last: &str| format!("{first}{}{last}", "/a/+".repeat(99));
+        let mut tree = FilterTree::default();
+        for number in 0..100 {
+            tree.insert(&deep(&number.to_string(), "/x"), number);
+            tree.insert(&deep(&number.to_string(), "/#"), number);
+        }
+        assert_eq!(nodes(&tree.root), 201);
+        let mut found = 0;
+        let walk = tree.matches(&format!("7{}/x", "/a/b".repeat(99)), |_| found += 1);
+        assert_eq!(found, 2);
+        assert!(walk < 40, "{walk} steps");
+        for number in 0..100 {
+            assert!(tree.remove(&deep(&number.to_string(), "/#"), |_| true).is_some());
+        }
+        assert_eq!(nodes(&tree.root), 101);
     }
 }

@@ -17,7 +17,7 @@ use super::filters::{FilterTree, names_first_level};
 use super::keeping::write;
 use super::live::{LiveLink, Room, RouterError, empty_batch};
 use super::receiving::Receiving;
-use super::retained::Retained;
+use super::retained::{Retained, Selected};
 use super::shared::SharedGroup;
 use super::stats::Stats;
 use super::subscribers::{Subscriber, Subscribers, SubscriptionOptions};
@@ -240,7 +240,7 @@ impl Ingress {
         let announcer = Origin::announcer();
         // the journal's lock is taken once for the batch, and groups may ask the journal themselves
         let mut appender = self.inner.journal.appender();
-        let mut for_groups: SmallVec<[(&Arc<SharedGroup>, usize); 2]> = SmallVec::new();
+        let mut for_groups: SmallVec<[(&Arc<SharedGroup>, Message); 2]> = SmallVec::new();
         for (at, entry) in batch.iter().enumerate() {
             let message = entry.message;
             let mut consumers: SmallVec<[ConsumerId; 4]> = SmallVec::new();
@@ -288,16 +288,21 @@ impl Ingress {
             if message.retain() && kept.is_none() {
                 accepted.unretained.push(at as u32);
             }
+            let kept_copy = kept.clone();
             if let Some(kept) = kept {
                 // whether it fits was asked before
                 let _ = sequencer.retained.apply(&kept);
                 expires |= message.expiry().is_some();
             }
-            for_groups.extend(groups.into_iter().map(|group| (group, entry.offset)));
+            if !groups.is_empty() {
+                // one copy, however many groups there are
+                let message = kept_copy.unwrap_or_else(|| batch.message_at(entry.offset).to_owned_memory());
+                for_groups.extend(groups.into_iter().map(|group| (group, message.clone())));
+            }
         }
         drop(appender);
-        for (group, offset) in for_groups {
-            group.push(batch.message_at(offset));
+        for (group, message) in for_groups {
+            group.push(message);
         }
         if expires {
             self.inner.expires.notify_one();
@@ -350,14 +355,14 @@ impl Ingress {
     }
 
     /// Subscribes to live messages from now on. Returns whether the subscription is new and, if `retained` asks for them
-    /// with that knowledge, the retained messages of this very moment.
+    /// with that knowledge, as many retained messages and bytes of this very moment.
     pub fn subscribe(
         &self,
         filter: &str,
         subscriber: &Arc<Subscriber>,
         options: SubscriptionOptions,
-        retained: impl FnOnce(bool) -> bool,
-    ) -> (bool, Vec<Message>) {
+        retained: impl FnOnce(bool) -> Option<(usize, usize)>,
+    ) -> (bool, Selected) {
         self.subscribe_routed(filter, subscriber, options, (None, None), retained)
     }
 
@@ -369,8 +374,8 @@ impl Ingress {
         subscriber: &Arc<Subscriber>,
         options: SubscriptionOptions,
         (old, new): (Option<Route>, Option<Route>),
-        retained: impl FnOnce(bool) -> bool,
-    ) -> (bool, Vec<Message>) {
+        retained: impl FnOnce(bool) -> Option<(usize, usize)>,
+    ) -> (bool, Selected) {
         let mut sequencer = self.inner.sequencer.lock();
         for route in old.iter().chain(&new) {
             sequencer.routes.remove(filter, |known| known.is_same(route));
@@ -380,8 +385,13 @@ impl Ingress {
         }
         let (next_seq, is_quiet) = (sequencer.next_seq, sequencer.link.is_quiet());
         let is_new = self.inner.subscribers.insert(filter, subscriber, options, next_seq, is_quiet);
-        let found = if retained(is_new) { sequencer.retained.select(filter).cloned().collect() } else { Vec::new() };
-        (is_new, found)
+        let first = |most| Selected::first(&sequencer.retained, filter, "", most, 0);
+        (is_new, retained(is_new).map(first).unwrap_or_default())
+    }
+
+    /// Goes on with what a subscription has selected.
+    pub fn retained_behind(&self, filter: &str, after: &str, most: (usize, usize)) -> Selected {
+        Selected::first(&self.inner.sequencer.lock().retained, filter, after, most, 1)
     }
 
     /// Ends a live subscription; says whether there was one.

@@ -81,10 +81,16 @@ impl Retained {
 
     /// All that `filter` selects, in order of topic.
     pub fn select<'a>(&'a self, filter: &'a str) -> impl Iterator<Item = &'a Message> {
+        self.select_behind(filter, "")
+    }
+
+    /// The same on topics behind `after`.
+    pub fn select_behind<'a>(&'a self, filter: &'a str, after: &'a str) -> impl Iterator<Item = &'a Message> {
         // only topics that begin with the filter's literal part can match; `a/#` selects `a` too
         let literal = filter.find(['+', '#']).map_or(filter, |at| filter[..at].trim_end_matches('/'));
+        let first = if after < literal || after.is_empty() { Bound::Included(literal) } else { Bound::Excluded(after) };
         self.by_topic
-            .range::<str, _>((Bound::Included(literal), Bound::Unbounded))
+            .range::<str, _>((first, Bound::Unbounded))
             .take_while(move |(topic, _)| topic.starts_with(literal))
             .filter(move |(topic, _)| matches(filter, topic))
             .map(|(_, message)| message)
@@ -135,6 +141,39 @@ impl Retained {
     /// Bytes, as the bound counts them.
     pub fn bytes(&self) -> usize {
         self.bytes
+    }
+}
+
+/// Retained messages, the first that a filter selects.
+#[derive(Debug, Default)]
+pub struct Selected {
+    /// In order of topic.
+    pub found: Vec<Message>,
+    /// There may be more, on topics behind this one.
+    pub behind: Option<Box<str>>,
+}
+
+impl Selected {
+    /// Takes so many messages and bytes; one at least, where `least` says so.
+    pub(super) fn first(
+        retained: &Retained,
+        filter: &str,
+        after: &str,
+        (most, bytes): (usize, usize),
+        least: usize,
+    ) -> Selected {
+        let mut selected = Selected::default();
+        let mut size = 0;
+        for message in retained.select_behind(filter, after) {
+            size += message.size();
+            if selected.found.len() >= most || (size > bytes && selected.found.len() >= least) {
+                let last = selected.found.last().map_or(after, |last| last.view().topic());
+                selected.behind = Some(last.into());
+                break;
+            }
+            selected.found.push(message.clone());
+        }
+        selected
     }
 }
 

@@ -108,7 +108,8 @@ impl SharedGroup {
         Arc::new(SharedGroup { limits, state: Mutex::default() })
     }
 
-    /// A message for the group that nobody needs kept; the oldest that waits gives way when too many do.
+    /// A message for the group that nobody needs kept; the oldest that waits gives way when too many do. It has memory of its
+    /// own, which groups share.
     pub fn push(self: &Arc<Self>, message: Message) {
         let mut state = self.state.lock();
         state.enqueue(message, false);
@@ -274,7 +275,6 @@ impl State {
     }
 
     fn enqueue(&mut self, message: Message, first: bool) {
-        let message = message.to_owned_memory();
         self.bytes += message.size();
         if first {
             self.waiting.push_front(message);

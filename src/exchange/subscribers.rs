@@ -60,6 +60,22 @@ impl Subscription {
     fn is_for(&self, seq: u64) -> bool {
         (self.since..self.until).contains(&seq)
     }
+
+    /// Becomes both, if from this sequence number on that makes no difference: thousands of overlapping filters of one client
+    /// cost a batch no more than one.
+    fn absorbs(&mut self, other: &Subscription, seq: u64) -> bool {
+        let is_plain =
+            |known: &Subscription| known.since <= seq && known.until == u64::MAX && known.options.id.is_none();
+        let is_like = Arc::ptr_eq(&self.subscriber, &other.subscriber)
+            && self.options.no_local == other.options.no_local
+            && is_plain(self)
+            && is_plain(other);
+        if is_like {
+            self.options.qos = self.options.qos.max(other.options.qos);
+            self.options.retain_as_published |= other.options.retain_as_published;
+        }
+        is_like
+    }
 }
 
 /// All live subscriptions.
@@ -140,14 +156,20 @@ struct Matcher {
 }
 
 impl Matcher {
-    fn select(&mut self, subscribers: &Subscribers, topic: &str) {
+    /// Subscriptions to messages on a topic from this sequence number on.
+    fn select(&mut self, subscribers: &Subscribers, topic: &str, seq: u64) {
         let version = subscribers.version.load(Ordering::Acquire);
         if self.version != Some(version) || self.topic != topic {
             self.version = Some(version);
             self.topic.clear();
             self.topic.push_str(topic);
             self.selected.clear();
-            subscribers.tree.read().matches(topic, |found| self.selected.push(found.clone()));
+            subscribers.tree.read().matches(topic, |found| {
+                let last = self.selected.last_mut();
+                if !last.is_some_and(|last| last.absorbs(found, seq)) {
+                    self.selected.push(found.clone());
+                }
+            });
             // overlapping subscriptions of one client side by side
             self.selected.sort_by_key(|found| Arc::as_ptr(&found.subscriber));
         }
@@ -203,7 +225,7 @@ impl Fanout {
                 stretch.qos = (stretch.qos.0.min(qos), stretch.qos.1.max(qos));
             }
             next = stretch.seqs().end;
-            self.matcher.select(&self.subscribers, topic);
+            self.matcher.select(&self.subscribers, topic, stretch.first_seq);
             self.add(batch, stretch);
         }
         next
@@ -246,7 +268,7 @@ impl Fanout {
 
     /// Subscribers that get this message live.
     pub fn readers(&mut self, message: MessageRef<'_>) -> impl Iterator<Item = &Arc<Subscriber>> {
-        self.matcher.select(&self.subscribers, message.topic());
+        self.matcher.select(&self.subscribers, message.topic(), 0);
         let is_live =
             move |known: &&Subscription| !known.subscriber.is_fed_by_the_journal(known.options.qos.min(message.qos()));
         self.matcher.selected.iter().filter(is_live).map(|known| &known.subscriber)
@@ -297,5 +319,36 @@ fn push(outgoing: &mut Vec<(Arc<Subscriber>, VecDeque<Run>)>, hint: usize, subsc
     match at {
         Some(at) => outgoing[at].1.push_back(run),
         None => outgoing.push((subscriber.clone(), VecDeque::from([run]))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::inbox::InboxLimits;
+    use super::*;
+
+    #[test]
+    fn thousands_of_overlapping_filters_of_one_client_are_one_delivery() {
+        let limits = InboxLimits { messages: 5, bytes: 10_000 };
+        let inbox = Inbox::new("a", limits);
+        let subscriber = Arc::new(Subscriber { inbox, origin: Origin::client("a"), is_durable: false });
+        let subscribers = Subscribers::default();
+        for number in 0..4096_u32 {
+            let levels: Vec<&str> = (0..12).map(|bit| if number >> bit & 1 == 1 { "+" } else { "a" }).collect();
+            let qos = if number == 7 { Qos::ExactlyOnce } else { Qos::AtMostOnce };
+            let options = SubscriptionOptions { qos, no_local: false, retain_as_published: number == 9, id: None };
+            subscribers.insert(&levels.join("/"), &subscriber, options, 3, true);
+        }
+        let mut matcher = Matcher::default();
+        matcher.select(&subscribers, &["a"; 12].join("/"), 3);
+        let options = matcher.selected[0].options;
+        assert_eq!((matcher.selected.len(), options.qos), (1, Qos::ExactlyOnce));
+        assert!(options.retain_as_published);
+        // while some of them begin in the middle of what is looked at, they are not one
+        matcher.select(&subscribers, &["a"; 12].join("/"), 2);
+        assert_eq!(matcher.selected.len(), 1, "remembered");
+        let mut matcher = Matcher::default();
+        matcher.select(&subscribers, &["a"; 12].join("/"), 2);
+        assert_eq!(matcher.selected.len(), 4096);
     }
 }

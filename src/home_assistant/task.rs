@@ -79,7 +79,7 @@ impl HomeAssistant {
             said: None,
         };
         for filter in this.filters() {
-            this.ingress.subscribe(&filter, &this.subscriber, OPTIONS, |_| false);
+            this.ingress.subscribe(&filter, &this.subscriber, OPTIONS, |_| None);
         }
         // the router says why it fails
         let _ = this.first_words().await;

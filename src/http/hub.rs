@@ -53,7 +53,7 @@ impl Hub {
     pub fn new(ingress: Ingress) -> Arc<Hub> {
         let subscriber =
             Arc::new(Subscriber { inbox: Inbox::new("http", INBOX), origin: Origin::http(), is_durable: false });
-        ingress.subscribe("#", &subscriber, OPTIONS, |_| false);
+        ingress.subscribe("#", &subscriber, OPTIONS, |_| None);
         let ring = Ring::new(ingress.clock().unix_ms());
         let head = watch::Sender::new(ring.next());
         let state = RwLock::new(State { recent: Recent::default(), ring });
@@ -172,7 +172,7 @@ impl Hub {
     pub fn with_sys(self: &Arc<Self>) -> SysGuard {
         let mut streams = self.sys_streams.lock();
         if *streams == 0 {
-            self.ingress.subscribe("$SYS/#", &self.subscriber, OPTIONS, |_| false);
+            self.ingress.subscribe("$SYS/#", &self.subscriber, OPTIONS, |_| None);
         }
         *streams += 1;
         SysGuard(self.clone())

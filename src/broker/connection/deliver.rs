@@ -17,18 +17,21 @@ use bytes::BytesMut;
 const TAKE: usize = 64;
 /// Most aliases that are assigned, whatever the client allows.
 const MOST_ALIASES: u16 = 64;
+/// Bytes of the topics that have one.
+const MOST_ALIAS_BYTES: usize = 16 << 10;
 
 /// Topic aliases towards the client: the first topics get one each.
 #[derive(Debug)]
 pub struct OutboundAliases {
     maximum: u16,
     by_topic: HashMap<Box<str>, u16>,
+    bytes: usize,
 }
 
 impl OutboundAliases {
     /// At most as many as the client takes.
     pub fn new(maximum: u16) -> OutboundAliases {
-        OutboundAliases { maximum: maximum.min(MOST_ALIASES), by_topic: HashMap::new() }
+        OutboundAliases { maximum: maximum.min(MOST_ALIASES), by_topic: HashMap::new(), bytes: 0 }
     }
 
     /// The alias of a topic and whether the client knows it.
@@ -39,13 +42,17 @@ impl OutboundAliases {
         let next = self.by_topic.len() as u16 + 1;
         match self.by_topic.get(topic) {
             Some(alias) => Some((*alias, true)),
-            None => (next <= self.maximum).then_some((next, false)),
+            None => {
+                let fits = next <= self.maximum && self.bytes + topic.len() <= MOST_ALIAS_BYTES;
+                fits.then_some((next, false))
+            }
         }
     }
 
     fn sent(&mut self, topic: &str, alias: Option<(u16, bool)>) {
         if let Some((alias, false)) = alias {
             self.by_topic.insert(topic.into(), alias);
+            self.bytes += topic.len();
         }
     }
 }
@@ -92,9 +99,11 @@ impl Connection {
             return false;
         }
         while self.out.len() < OUT_FULL {
-            if let Some(queued) = self.session.retained.pop_front() {
-                if let Err(queued) = self.send(queued, Source::Live) {
-                    self.session.retained.push_front(queued);
+            if let Some((message, options)) = self.session.retained.next(&self.core.ingress) {
+                let qos = options.qos.min(message.view().qos());
+                let grant = Grant { qos, retain: true, ids: options.id.into_iter().collect(), share: None };
+                if let Err(queued) = self.send(Queued { message, grant }, Source::Live) {
+                    self.session.retained.put_back(queued.message);
                     return false;
                 }
                 continue;

@@ -328,7 +328,6 @@ async fn close(core: &Arc<Core>, mut connection: Connection, end: End, claim: su
         session.expiry = expiry;
     }
     core.detach(&mut session, &connection.subscriber, connection.pending);
-    session.retained.truncate(core.settings.load().max_queued_messages);
     let will = connection.will.filter(|_| end.publishes_will());
     let keep = session.durable.is_some() && session.expiry > 0;
     let now = Instant::now();

@@ -8,11 +8,11 @@ use tracing::{debug, warn};
 
 use super::super::core::session_route;
 use super::super::groups::split_share;
+use super::super::replies::repeated;
 use super::super::session::{Received, Source, Subscription};
 use super::acks::{AckState, PendingAck};
 use super::{Connection, End};
 use crate::access::authenticate::Denied;
-use crate::exchange::delivery::{Grant, Queued};
 use crate::exchange::filters::MAX_LEVELS;
 use crate::exchange::ingress::{Accepted, Receipt};
 use crate::exchange::receiving::FREE;
@@ -36,6 +36,8 @@ const MAX_FILTERS: usize = 10_000;
 const MAX_FILTER_BYTES: usize = 2 << 20;
 /// Live subscriptions of all sessions.
 const MAX_ALL_FILTERS: usize = 50_000;
+/// Bytes of the topics that a client's aliases stand for.
+const MAX_ALIAS_BYTES: usize = 128 << 10;
 /// A batch that has reached this size is sent on before more is parsed.
 const BATCH_SIZE: usize = 64 * 1024;
 
@@ -43,6 +45,7 @@ const BATCH_SIZE: usize = 64 * 1024;
 #[derive(Debug, Default)]
 pub struct InboundAliases {
     topics: HashMap<u16, Box<str>>,
+    bytes: usize,
 }
 
 impl Connection {
@@ -214,7 +217,12 @@ impl Connection {
                 None => return Err(End::Broken(Error::Protocol("a topic alias that was not set"))),
             },
             Some(alias) => {
-                self.aliases.topics.insert(alias, publish.topic.into());
+                let old = self.aliases.topics.insert(alias, publish.topic.into());
+                self.aliases.bytes += publish.topic.len();
+                self.aliases.bytes -= old.map_or(0, |old| old.len());
+                if self.aliases.bytes > MAX_ALIAS_BYTES {
+                    return Err(End::Ended(Reason::QUOTA_EXCEEDED));
+                }
                 publish.topic
             }
         };
@@ -339,7 +347,10 @@ impl Connection {
 
     fn subscribe(&mut self, subscribe: &Subscribe<'_>) -> Result<(), End> {
         let mut reasons: SmallVec<[Reason; 8]> = SmallVec::new();
-        for wanted in &subscribe.filters {
+        let is_repeated = repeated(&subscribe.filters);
+        for (at, wanted) in subscribe.filters.iter().enumerate() {
+            let retain_handling = if is_repeated(at) { RetainHandling::Never } else { wanted.retain_handling };
+            let wanted = &SubscribeFilter { retain_handling, ..*wanted };
             let reason = self.subscribe_one(wanted, subscribe.id);
             if reason == Reason::TOPIC_FILTER_INVALID && !self.version.is_v5() {
                 return Err(End::Broken(Error::Malformed("invalid topic filter"))); // [MQTT-4.7.1-2], [MQTT-4.8.0-1]
@@ -416,27 +427,22 @@ impl Connection {
         let core = self.core.clone();
         let route = |options| session_route(&self.session, options);
         let routes = (old.and_then(|old| route(old.options)), route(options));
-        let wanted = |_| match retained {
+        let is_wanted = match retained {
             RetainHandling::Always => true,
             RetainHandling::IfNew => is_new,
             RetainHandling::Never => false,
         };
+        let wanted = |_| is_wanted.then(|| self.session.retained.room());
         let (_, found) = core.ingress.subscribe_routed(filter, &self.subscriber, options, routes, wanted);
-        for message in found {
-            let view = message.view();
-            let grant = Grant {
-                qos: options.qos.min(view.qos()),
-                retain: true,
-                ids: options.id.into_iter().collect(),
-                share: None,
-            };
-            self.session.retained.push_back(Queued { message, grant });
+        if is_wanted {
+            self.session.retained.add(filter, options, found);
         }
     }
 
     fn unsubscribe(&mut self, unsubscribe: &Unsubscribe<'_>) -> Result<(), End> {
         let mut reasons: SmallVec<[Reason; 8]> = SmallVec::new();
         for filter in &unsubscribe.filters {
+            self.session.retained.forget(filter);
             let Some(removed) = self.session.unsubscribe(filter) else {
                 reasons.push(Reason::NO_SUBSCRIPTION_EXISTED);
                 continue;

@@ -23,8 +23,8 @@ const ACKS_FULL: usize = 10_000;
 const SUBACKS_FULL: usize = 100;
 /// Stop reading while this many bytes of answers wait for the client.
 const ANSWERS_FULL: usize = 256 * 1024;
-/// Stop reading while this many retained messages wait for the client.
-const RETAINED_FULL: usize = 100_000;
+/// Stop reading while the retained messages of this many subscriptions wait for the client.
+const RETAINED_FULL: usize = 10_000;
 const SMALLEST_READ: usize = 4 * 1024;
 const LARGEST_READ: usize = 64 * 1024;
 /// A client that takes nothing for this long has gone.

@@ -1,0 +1,106 @@
+//! Retained messages that a client is to get for its new subscriptions.
+//!
+//! What a SUBSCRIBE selects may be a large part of the store, for each of its filters. So only the first of it is taken at that
+//! moment; for the rest a place in the order of topics is remembered, from which the store is read on as the client
+//! takes what it gets. A topic that changes meanwhile comes with its new message, and then live as well.
+
+use std::collections::{HashSet, VecDeque};
+
+use crate::exchange::ingress::Ingress;
+use crate::exchange::retained::Selected;
+use crate::exchange::subscribers::SubscriptionOptions;
+use crate::message::Message;
+use crate::mqtt::{RetainHandling, SubscribeFilter};
+
+/// Messages that are taken at a time.
+const PORTION: usize = 64;
+/// Bytes of messages that a session has taken and not been sent.
+const MOST: usize = 64 << 10;
+
+#[derive(Debug)]
+struct Reply {
+    filter: Box<str>,
+    options: SubscriptionOptions,
+    found: VecDeque<Message>,
+    /// There may be more, on topics behind this one.
+    behind: Option<Box<str>>,
+}
+
+/// The answers to one client.
+#[derive(Debug, Default)]
+pub struct Replies {
+    queue: VecDeque<Reply>,
+    bytes: usize,
+}
+
+impl Replies {
+    /// Filters with messages left.
+    pub fn len(&self) -> usize {
+        self.queue.len()
+    }
+
+    /// Messages and bytes that may be taken from the store at the moment of a subscription.
+    pub fn room(&self) -> (usize, usize) {
+        (PORTION, MOST.saturating_sub(self.bytes))
+    }
+
+    /// What a subscription has found. What is left of an earlier one by the same filter is a part of it.
+    pub fn add(&mut self, filter: &str, options: SubscriptionOptions, selected: Selected) {
+        self.forget(filter);
+        let Selected { found, behind } = selected;
+        if found.is_empty() && behind.is_none() {
+            return;
+        }
+        self.bytes += found.iter().map(Message::size).sum::<usize>();
+        self.queue.push_back(Reply { filter: filter.into(), options, found: found.into(), behind });
+    }
+
+    /// The subscription has ended.
+    pub fn forget(&mut self, filter: &str) {
+        let bytes = &mut self.bytes;
+        self.queue.retain(|reply| {
+            let stays = *reply.filter != *filter;
+            *bytes -= if stays { 0 } else { reply.found.iter().map(Message::size).sum() };
+            stays
+        });
+    }
+
+    /// The next message, and how the client wants it.
+    pub fn next(&mut self, ingress: &Ingress) -> Option<(Message, SubscriptionOptions)> {
+        loop {
+            let reply = self.queue.front_mut()?;
+            if let Some(message) = reply.found.pop_front() {
+                self.bytes -= message.size();
+                return Some((message, reply.options));
+            }
+            let Some(behind) = reply.behind.take() else {
+                self.queue.pop_front();
+                continue;
+            };
+            let Selected { found, behind } = ingress.retained_behind(&reply.filter, &behind, (PORTION, MOST));
+            self.bytes += found.iter().map(Message::size).sum::<usize>();
+            (reply.found, reply.behind) = (found.into(), behind);
+        }
+    }
+
+    /// Takes back what could not be sent now.
+    pub fn put_back(&mut self, message: Message) {
+        if let Some(reply) = self.queue.front_mut() {
+            self.bytes += message.size();
+            reply.found.push_front(message);
+        }
+    }
+}
+
+/// Says of which filters the same stands further behind in the same packet: retained messages are sent once, for the last.
+pub fn repeated(filters: &[SubscribeFilter<'_>]) -> impl Fn(usize) -> bool {
+    let mut later = HashSet::new();
+    let is_wanted = |wanted: &SubscribeFilter<'_>| wanted.retain_handling == RetainHandling::Always;
+    let mut found: HashSet<usize> = HashSet::new();
+    for (at, wanted) in filters.iter().enumerate().rev().filter(|(_, wanted)| is_wanted(wanted)) {
+        if !later.insert(wanted.filter) {
+            found.insert(at);
+        }
+    }
+    move |at| found.contains(&at)
+}
