@@ -23,7 +23,7 @@ use super::stats::Stats;
 use super::subscribers::{Subscriber, Subscribers, SubscriptionOptions};
 use super::trace::Traces;
 use crate::journal::{ConsumerId, Full, Journal, Position};
-use crate::message::{Batch, BatchBuilder, Draft, Message, MessageRef, Origin, Qos, TopicFilter};
+use crate::message::{Batch, BatchBuilder, Message, MessageRef, Origin, Qos, TopicFilter};
 use crate::time::SharedClock;
 
 /// What a publisher waits for before it may say "accepted".

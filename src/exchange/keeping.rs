@@ -52,7 +52,10 @@ mod tests {
         let limits = Limits { messages: 1000, bytes: 1 << 20, when_full: WhenFull::DropOldest };
         let consumers = ["upstream/a", "session/u/ann\0b"].map(|name| journal.register(name, limits));
         let origin = Origin::gateway();
-        ingress.add_route("up/#", Route::Upstream(consumers[0], Origin::upstream("a")));
+        ingress.add_route(
+            "up/#",
+            Route::Upstream { consumer: consumers[0], origin: Origin::upstream("a"), is_named: true },
+        );
         ingress.add_route("up/+", Route::Session { consumer: consumers[1], qos: Qos::AtLeastOnce, not_from: None });
         for (topic, retain, locks, kept) in [("up/x", false, 1, 50), ("other", true, 2, 50), ("other", false, 2, 50)] {
             let mut batch = BatchBuilder::default();
