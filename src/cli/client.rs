@@ -8,8 +8,7 @@ use base64ct::{Base64, Encoding};
 use bytes::BytesMut;
 
 use super::{CliError, print, status, user};
-use crate::exchange::trace::PROPERTY;
-use crate::message::{check_filter, check_topic};
+use crate::message::{TRACE_PROPERTY, check_filter, check_topic};
 use crate::mqtt::{Fields, write};
 
 /// Longest wait for the broker.
@@ -210,7 +209,7 @@ pub(super) fn publish(args: &PublishArgs) -> Result<(), CliError> {
     }
     if let Some(trace) = &trace {
         let mut property = vec![USER_PROPERTY];
-        binary(&mut property, PROPERTY.as_bytes());
+        binary(&mut property, TRACE_PROPERTY.as_bytes());
         binary(&mut property, trace.id.as_bytes());
         body.push(property.len() as u8);
         body.extend(property);

@@ -1,7 +1,7 @@
 //! Follows single messages on their way: when each was accepted, became safe, was handed to an upstream, and was done with.
 //!
 //! Whoever may see how the gateway is doing begins a trace and gets an id that nobody can guess. The first message that
-//! carries it in its MQTT 5 user property [`PROPERTY`] is followed, and the trace is shown to those who know the id and may
+//! carries it in its MQTT 5 user property [`TRACE_PROPERTY`] is followed, and the trace is shown to those who know the id and may
 //! see how the gateway is doing. Without a trace that waits, no message is looked at; so strangers can neither begin one,
 //! nor push out others, nor see anything.
 //!
@@ -16,11 +16,9 @@ use tokio_util::sync::CancellationToken;
 
 use super::ingress::Ingress;
 use crate::journal::{Outcome, Position};
-use crate::message::MessageRef;
 use crate::message::via::Properties;
+use crate::message::{MessageRef, TRACE_PROPERTY};
 
-/// Name of the user property.
-pub const PROPERTY: &str = "pigateway-trace";
 /// Traces kept.
 pub const MOST: usize = 16;
 /// Steps of a trace.
@@ -209,7 +207,7 @@ impl Traces {
 fn id_of(properties: &[u8]) -> Option<&[u8]> {
     const USER_PROPERTY: u8 = 38;
     Properties(properties).find_map(|(kind, property)| {
-        let name = [&(PROPERTY.len() as u16).to_be_bytes(), PROPERTY.as_bytes()].concat();
+        let name = [&(TRACE_PROPERTY.len() as u16).to_be_bytes(), TRACE_PROPERTY.as_bytes()].concat();
         property.get(1..)?.strip_prefix(&*name)?.get(2..).filter(|_| kind == USER_PROPERTY)
     })
 }
@@ -247,7 +245,7 @@ mod tests {
 
     fn message(id: &str) -> Message {
         let mut properties = vec![38];
-        for text in [PROPERTY, id] {
+        for text in [TRACE_PROPERTY, id] {
             properties.extend((text.len() as u16).to_be_bytes());
             properties.extend(text.as_bytes());
         }

@@ -11,7 +11,8 @@ use serde::Serialize;
 use super::Http;
 use super::auth::Caller;
 use super::problem::Problem;
-use crate::exchange::trace::{PROPERTY, Step};
+use crate::exchange::trace::Step;
+use crate::message::TRACE_PROPERTY;
 
 /// What a message is to carry so that it is followed.
 #[derive(Serialize, JsonSchema)]
@@ -52,7 +53,7 @@ pub async fn begin(State(http): State<Arc<Http>>, caller: Caller) -> Result<(Sta
     caller.must_observe()?;
     let id = http.ingress.traces().begin(http.ingress.clock().boot_ms());
     let id = id.map_err(|_| Problem::unavailable("the system has no random numbers yet"))?;
-    Ok((StatusCode::CREATED, Json(Begun { id, user_property: PROPERTY })))
+    Ok((StatusCode::CREATED, Json(Begun { id, user_property: TRACE_PROPERTY })))
 }
 
 /// `GET /api/v1/traces/{id}`

@@ -35,6 +35,8 @@ use bytes::{BufMut, Bytes, BytesMut};
 pub use self::batch::{Batch, BatchBuilder, Entry, Messages, Packed};
 pub use self::topic::{Topic, TopicError, TopicFilter, check_filter, check_topic, covers, matches, overlap};
 
+/// Name of the MQTT 5 user property that carries the id of a message that is followed.
+pub const TRACE_PROPERTY: &str = "pigateway-trace";
 /// Bytes in front of the properties of an encoded message.
 pub const HEADER: usize = 32;
 /// Bytes in front of the first message of a batch.

@@ -1,0 +1,147 @@
+use std::collections::VecDeque;
+
+use tokio::time::timeout;
+
+use super::*;
+use crate::health::PulseTaker;
+
+fn dispatcher() -> Dispatcher {
+    let starting = std::thread::spawn(|| start(Arc::default(), Arc::default()));
+    starting.join().unwrap().unwrap().1
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_router_that_does_not_answer_is_an_error() {
+    let begin = Instant::now();
+    // probes that never reach the router look like a router that hangs
+    let (_taker, pulse) = PulseTaker::new();
+    let result = dispatcher().run(CancellationToken::new(), || Ok(()), pulse).await;
+    assert_eq!(result, Err(RouterError::Hangs));
+    assert!(begin.elapsed() <= PROBE + HANGS + 2 * health::STEP, "{:?}", begin.elapsed());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_process_that_was_stopped_or_starves_does_not_blame_the_router() {
+    let (_taker, pulse) = PulseTaker::new();
+    let mut running = std::pin::pin!(dispatcher().run(CancellationToken::new(), || Ok(()), pulse));
+    for seconds in [12, 12, 300].into_iter().chain([2; 100]) {
+        assert!(futures_util::poll!(running.as_mut()).is_pending(), "after {seconds} s");
+        tokio::time::advance(Duration::from_secs(seconds)).await;
+    }
+    // from now on it runs, and nothing comes
+    assert_eq!(running.await, Err(RouterError::Hangs));
+}
+
+#[tokio::test]
+async fn a_router_that_answers_shows_so() {
+    let starting = std::thread::spawn(|| start(Arc::default(), Arc::default()));
+    let (link, dispatcher) = starting.join().unwrap().unwrap();
+    let link = parking_lot::Mutex::new(link);
+    let (mut taker, pulse) = PulseTaker::new();
+    let cancel = CancellationToken::new();
+    let probe = move || link.lock().route(empty_batch(0));
+    let running = tokio::spawn(dispatcher.run(cancel.clone(), probe, pulse));
+    for _ in 0..20 {
+        timeout(Duration::from_secs(20), taker.answered()).await.expect("an answer");
+        assert_eq!(taker.silence(Instant::now()), Duration::ZERO);
+    }
+    cancel.cancel();
+    assert_eq!(running.await.unwrap(), Ok(()));
+}
+
+#[tokio::test]
+async fn who_publishes_to_a_full_queue_is_held_before_the_first_batch_is_on_its_way() {
+    use crate::exchange::inbox::{Inbox, InboxLimits};
+    use crate::exchange::subscribers::SubscriptionOptions;
+    use crate::message::{Draft, Origin, Qos};
+
+    let subscribers = Arc::new(Subscribers::default());
+    let inbox = Inbox::new("a", InboxLimits { messages: 10, bytes: 10_000 });
+    let subscriber = Arc::new(Subscriber { inbox, origin: Origin::gateway(), is_durable: false });
+    let options = SubscriptionOptions { qos: Qos::AtMostOnce, no_local: false, retain_as_published: false, id: None };
+    subscribers.insert("full/#", &subscriber, options, 0, true);
+    let starting = tokio::task::spawn_blocking(|| start(subscribers, Arc::default()));
+    let (mut link, dispatcher) = starting.await.unwrap().unwrap();
+    let cancel = CancellationToken::new();
+    let (_taker, pulse) = PulseTaker::new();
+    let running = tokio::spawn(dispatcher.run(cancel.clone(), || Ok(()), pulse));
+    let batch = |publisher: &str, topic: &str, messages: u32| {
+        let mut builder = BatchBuilder::default();
+        for _ in 0..messages {
+            let origin = Origin::client(publisher);
+            let (payload, qos, retain) = (b"1".as_slice(), Qos::AtMostOnce, false);
+            let draft = Draft { topic, payload, qos, retain, properties: &[], expiry: None, boot_ms: 0, origin };
+            builder.push(&draft);
+        }
+        builder
+    };
+    link.publish(batch("first", "full/1", 40).finish(0), 40).unwrap();
+    while !subscriber.inbox.is_full() {
+        tokio::task::yield_now().await;
+    }
+    for messages in [1, STRAIGHT + 1, 1000] {
+        assert!(link.is_held(&batch("first", "full/1", messages)), "{messages} of the one who has filled it");
+        assert!(link.is_held(&batch("another", "full/2", messages)), "{messages} of another");
+        assert!(!link.is_held(&batch("another", "elsewhere", messages)), "{messages} for others");
+    }
+    cancel.cancel();
+    running.await.unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn batches_arrive_in_order_whichever_way_they_take() {
+    use crate::exchange::inbox::{Inbox, InboxLimits};
+    use crate::exchange::subscribers::SubscriptionOptions;
+    use crate::message::{Draft, Origin, Qos};
+
+    let subscribers = Arc::new(Subscribers::default());
+    let limits = InboxLimits { messages: 100_000, bytes: 100_000_000 };
+    let inbox = Inbox::new("a", limits);
+    let subscriber = Arc::new(Subscriber { inbox, origin: Origin::gateway(), is_durable: false });
+    let options = SubscriptionOptions { qos: Qos::AtMostOnce, no_local: false, retain_as_published: false, id: None };
+    subscribers.insert("#", &subscriber, options, 0, true);
+    let (mut link, dispatcher) =
+        tokio::task::spawn_blocking(|| start(subscribers, Arc::default())).await.unwrap().unwrap();
+    let cancel = CancellationToken::new();
+    let (_taker, pulse) = PulseTaker::new();
+    let running = tokio::spawn(dispatcher.run(cancel.clone(), || Ok(()), pulse));
+    let mut seq = 0;
+    for round in 0..2000u64 {
+        let mut builder = BatchBuilder::default();
+        // small batches and floods in turn
+        let messages: u64 = if round % 3 == 0 { 40 } else { 2 };
+        for number in 0..messages {
+            builder.push(&Draft {
+                topic: if number % 2 == 0 { "a" } else { "b" },
+                payload: &(seq + number).to_le_bytes(),
+                qos: Qos::AtMostOnce,
+                retain: false,
+                properties: &[],
+                expiry: None,
+                boot_ms: 0,
+                origin: Origin::gateway(),
+            });
+        }
+        let count = builder.len();
+        let room = link.room();
+        let notified = room.notified();
+        if !link.has_room() {
+            notified.await;
+        }
+        link.publish(builder.finish(seq), count).unwrap();
+        seq += u64::from(count);
+        if round % 7 == 0 {
+            tokio::task::yield_now().await;
+        }
+    }
+    let mut out = VecDeque::new();
+    while (out.len() as u64) < seq {
+        subscriber.inbox.take(usize::MAX / 2, &mut out);
+        tokio::task::yield_now().await;
+    }
+    for (expected, queued) in out.iter().enumerate() {
+        assert_eq!(queued.message.view().payload(), (expected as u64).to_le_bytes());
+    }
+    cancel.cancel();
+    assert_eq!((running.await.unwrap(), link.room().lost()), (Ok(()), 0));
+}
