@@ -27,6 +27,8 @@ pub const MAX_PROBLEMS: usize = 50;
 pub const CLIENT_PART: &str = "client ";
 /// Faults that pass by themselves, remembered at the same time.
 pub const MAX_PASSING: usize = 16;
+/// Of these, so many are security events where there are as many, and all others something else.
+pub const MAX_SECURITY: usize = 15;
 /// Longest text of a problem, in bytes.
 pub const MAX_PROBLEM: usize = 1000;
 
@@ -66,10 +68,19 @@ impl Problems {
             text.push('…');
         }
         let mut last = self.inner.last.lock();
-        if last.len() >= MAX_PROBLEMS {
-            last.pop_front();
-        }
         let number = last.back().map_or(1, |problem| problem.number + 1);
+        if last.len() >= MAX_PROBLEMS {
+            // a flood of one kind leaves a part of the places to the other
+            let is_security = |target: &str| target.ends_with("::security");
+            let of_security = last.iter().filter(|problem| is_security(&problem.target)).count();
+            let goes = match of_security.cmp(&MAX_SECURITY) {
+                std::cmp::Ordering::Less => false,
+                std::cmp::Ordering::Equal => is_security(target),
+                std::cmp::Ordering::Greater => true,
+            };
+            let at = last.iter().position(|problem| is_security(&problem.target) == goes).unwrap_or(0);
+            last.remove(at);
+        }
         last.push_back(Problem { number, unix_ms, level, target: target.into(), text });
         drop(last);
         self.inner.count.send_replace(number);

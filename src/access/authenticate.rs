@@ -5,8 +5,10 @@ use std::net::IpAddr;
 use tracing::{info, warn};
 
 use super::Access;
+use super::guesses::network;
 use super::identity::Identity;
 use super::password::{Attempt, Verdict};
+use super::security::{Kind, TARGET};
 
 /// What a client shows.
 #[derive(Clone, Copy, Debug)]
@@ -98,10 +100,7 @@ impl Access {
             Verdict::Right => Ok(Authenticated { user: Some(name.into()), password_hash: hash }),
             Verdict::Busy => Err(Refusal::Busy),
             _ => {
-                self.refused(
-                    credentials,
-                    "wrong user name or password. `pigateway user NAME` makes a new [[broker.user]] table",
-                );
+                self.wrong_password(credentials);
                 Err(Refusal::BadCredentials)
             }
         }
@@ -111,7 +110,7 @@ impl Access {
     /// client that tries for ever does not fill the log.
     pub fn refused(&self, credentials: &Credentials<'_>, why: &str) {
         let user = credentials.certificate_user.or(credentials.username);
-        if let Some(more) = self.limiter.due(credentials.from, (why, user)) {
+        if let Some(more) = self.limiter.due(network(credentials.from), (why, user)) {
             warn!(
                 client_id = credentials.client_id,
                 user,
@@ -122,10 +121,52 @@ impl Access {
         }
     }
 
+    fn wrong_password(&self, credentials: &Credentials<'_>) {
+        let user = credentials.username;
+        let Some(more) = self.security.happened(Kind::WrongPassword, credentials.from, user) else { return };
+        warn!(
+            target: TARGET,
+            event = Kind::WrongPassword.name(),
+            client_id = credentials.client_id,
+            user,
+            from = %credentials.from,
+            more_since_last = more,
+            "client refused: wrong user name or password. `pigateway user NAME` makes a new [[broker.user]] table"
+        );
+    }
+
+    /// Says that a client uses a client id that another user has. It touches nothing of it.
+    pub fn foreign_client_id(&self, identity: &Identity, from: IpAddr) {
+        let Some(more) = self.security.happened(Kind::ForeignClientId, from, &identity.client_id) else { return };
+        info!(
+            target: TARGET,
+            event = Kind::ForeignClientId.name(),
+            client_id = &*identity.client_id,
+            user = identity.user.as_deref(),
+            %from,
+            more_since_last = more,
+            "this client id is another user's too: each has a session of its own"
+        );
+    }
+
+    /// Says that a client has reached a bound that keeps room for others: of `what`.
+    pub fn quota(&self, identity: &Identity, from: IpAddr, what: &str) {
+        let Some(more) = self.security.happened(Kind::Quota, from, (what, &identity.user)) else { return };
+        warn!(
+            target: TARGET,
+            event = Kind::Quota.name(),
+            client_id = &*identity.client_id,
+            user = identity.user.as_deref(),
+            %from,
+            more_since_last = more,
+            "refused: too many {what}"
+        );
+    }
+
     /// Says that rules have denied something, of the same client and topic only now and then. MQTT 3 cannot tell the client
     /// about a publication, so this may be the only place where it is told.
-    pub fn denied(&self, identity: &Identity, denied: Denied<'_>) {
-        let Some(more) = self.limiter.due(("rules", &identity.client_id), denied) else { return };
+    pub fn denied(&self, identity: &Identity, from: IpAddr, denied: Denied<'_>) {
+        let Some(more) = self.limiter.due(network(from), ("rules", &identity.client_id, denied)) else { return };
         let client_id = &*identity.client_id;
         let user = identity.user.as_deref();
         let whose = if user.is_some() { "its user" } else { "[broker.anonymous]" };

@@ -83,6 +83,12 @@ impl Authoriser {
         !self.policy.load().at(listener).users.is_empty()
     }
 
+    /// Whether there is any user at all, at whatever listener.
+    pub fn has_any_users(&self) -> bool {
+        let policy = self.policy.load();
+        policy.listeners.values().chain([&policy.usual]).any(|place| !place.users.is_empty())
+    }
+
     /// The user with this name at this listener.
     pub fn user(&self, listener: Option<&str>, name: &str) -> Option<Arc<UserSettings>> {
         self.policy.load().at(listener).users.get(name).cloned()

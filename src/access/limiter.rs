@@ -10,9 +10,8 @@ use tokio::time::{Duration, Instant};
 
 /// The same event is logged once in this time.
 const PAUSE: Duration = Duration::from_secs(60);
-/// Different events that are remembered.
+/// Lines in [`PAUSE`], and of these those of one cause: what different events are called, the client may choose.
 const MOST: usize = 256;
-/// Different events of one cause that are logged within [`PAUSE`]: what they are called, the client may choose.
 const MOST_OF_ONE: usize = 16;
 
 #[derive(Debug)]
@@ -24,14 +23,27 @@ struct Entry {
 }
 
 /// Paces log lines. It keeps hashes, so its size does not depend on what clients send.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Limiter {
+    most: usize,
+    most_of_one: usize,
     hasher: RandomState,
     entries: Mutex<Vec<Entry>>,
 }
 
+impl Default for Limiter {
+    fn default() -> Self {
+        Limiter::new(MOST, MOST_OF_ONE)
+    }
+}
+
 impl Limiter {
-    /// Whether an event that somebody (an address, a client id) has caused is to be logged now, and if so, how many like
+    /// For so many lines in a minute, and so many of one cause.
+    pub fn new(most: usize, most_of_one: usize) -> Limiter {
+        Limiter { most, most_of_one, hasher: RandomState::new(), entries: Mutex::default() }
+    }
+
+    /// Whether an event that somebody (an address) has caused is to be logged now, and if so, how many like
     /// it were not since the last time. Beyond the bounds nothing is logged until older events are a minute old.
     pub fn due(&self, cause: impl Hash, event: impl Hash) -> Option<u64> {
         self.due_at(Instant::now(), self.hasher.hash_one(cause), self.hasher.hash_one(event))
@@ -48,10 +60,10 @@ impl Limiter {
             entry.logged = now;
             return Some(std::mem::take(&mut entry.more));
         }
-        if entries.iter().filter(|entry| entry.cause == cause && is_recent(entry)).count() >= MOST_OF_ONE {
+        if entries.iter().filter(|entry| entry.cause == cause && is_recent(entry)).count() >= self.most_of_one {
             return None;
         }
-        if entries.len() >= MOST {
+        if entries.len() >= self.most {
             let oldest = entries.iter().enumerate().min_by_key(|(_, entry)| entry.logged).map(|(at, _)| at);
             match oldest {
                 Some(at) if !is_recent(&entries[at]) => drop(entries.swap_remove(at)),

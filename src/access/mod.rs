@@ -8,6 +8,9 @@
 //! | `hash`, `replaced` | forms of password hashes, and argon2id in place of the weaker ones |
 //! | `guesses`, `familiar` | how fast passwords may be guessed, and who goes first |
 //! | `authorise` | what it may publish and receive |
+//! | `places` | places of connections, and who gives way |
+//! | `quota` | shares of what is counted |
+//! | `security` | events that a person should see |
 //! | `waiting` | places of connections that have not said who they are |
 //! | `limiter` | which log lines that clients cause are written |
 
@@ -19,13 +22,17 @@ pub mod hash;
 pub mod identity;
 pub mod limiter;
 pub mod password;
+pub mod places;
+pub mod quota;
 pub mod replaced;
+pub mod security;
 pub mod settings;
 pub mod waiting;
 
 use self::authorise::Authoriser;
 use self::limiter::Limiter;
 use self::password::Passwords;
+use self::security::Security;
 use self::settings::AccessSettings;
 
 /// What all doors ask.
@@ -37,12 +44,19 @@ pub struct Access {
     pub passwords: Passwords,
     /// Which log lines that clients cause are written.
     pub limiter: Limiter,
+    /// Events that a person should see.
+    pub security: Security,
 }
 
 impl Access {
     /// Decides by these settings.
     pub fn new(settings: &AccessSettings) -> Access {
-        Access { authoriser: Authoriser::new(settings), passwords: Passwords::default(), limiter: Limiter::default() }
+        Access {
+            authoriser: Authoriser::new(settings),
+            passwords: Passwords::default(),
+            limiter: Limiter::default(),
+            security: Security::default(),
+        }
     }
 
     /// Decides by new settings. Whoever was let in before must be judged again.

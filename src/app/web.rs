@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use tokio_util::task::TaskTracker;
 
-use crate::broker::connection::{Peer, serve};
+use crate::broker::connection::{Peer, serve_known};
 use crate::broker::core::Core;
 use crate::broker::listener::Listener;
 use crate::config::Settings;
@@ -76,7 +76,12 @@ pub fn start_listener(
         connections: connections.clone(),
         trusted_proxies: settings.http.trusted_proxies.clone().into(),
     };
-    let site = Site::websocket(guard(&port, settings), door, listener.use_identity, core.cancel.clone());
+    let site = Site::websocket(
+        guard(&port, settings),
+        door,
+        listener.use_identity,
+        (core.access.clone(), core.cancel.clone()),
+    );
     let name = port.task_name("WebSocket listener");
     let pulse = rooms.watch(name.clone());
     supervisor.spawn_endless(name, server::run(port, site, pulse));
@@ -84,9 +89,10 @@ pub fn start_listener(
 
 /// Hands connections that speak MQTT over WebSocket to the broker.
 fn mqtt_door(core: Arc<Core>, listener: Option<Arc<str>>) -> MqttDoor {
-    Arc::new(move |frames, Arrival { address, certificate_user }| {
+    Arc::new(move |frames, Arrival { address, certificate_user }, place| {
         let peer = Peer { certificate_user, listener: listener.clone(), ..Peer::at(address) };
         let (reader, writer) = tokio::io::split(frames);
-        Box::pin(serve(core.clone(), reader, writer, peer))
+        let core = core.clone();
+        Box::pin(async move { serve_known(core, reader, writer, peer, |user| place.belongs_to(user)).await })
     })
 }

@@ -19,7 +19,9 @@ use super::settings::BrokerSettings;
 use crate::access::Access;
 use crate::access::authorise::Permissions;
 use crate::access::identity::{Identity, SessionName};
-use crate::access::waiting::WaitingRoom;
+use crate::access::places::{Bounds, Holder, Places};
+use crate::access::quota::Quota;
+use crate::access::waiting::{Sockets, WaitingRoom};
 use crate::exchange::delivery::Run;
 use crate::exchange::inbox::{Inbox, InboxLimits};
 use crate::exchange::ingress::{Ingress, Receipt, Route};
@@ -28,13 +30,16 @@ use crate::exchange::stats::Stats;
 use crate::exchange::subscribers::{Subscriber, SubscriptionOptions};
 use crate::health::{CLIENT_PART, Health};
 use crate::journal::{Limits, WhenFull};
-use crate::message::{Origin, Qos};
+use crate::message::{Origin, Owner, Qos};
 use crate::mqtt::{Reason, Version, Will};
 use crate::status::{ClientCounts, ClientSnapshot};
 
 /// While its client is connected, a persistent session may be this many times further behind than while it is away:
 /// enough for a burst that the client is busy reading.
 pub(super) const CONNECTED_FACTOR: usize = 16;
+
+/// Subscriptions of one user, or of all clients without a user name, one with a long topic filter counting as several.
+const MAX_SUBSCRIPTIONS: usize = 50_000;
 
 /// A connected client, as others may see it.
 #[derive(Clone, Debug)]
@@ -71,6 +76,12 @@ pub struct Core {
     pub registry: Registry,
     /// Connections that have not said who they are.
     pub waiting: Arc<WaitingRoom>,
+    /// Sockets of clients.
+    pub sockets: Arc<Sockets>,
+    /// Places of clients that are connected.
+    pub places: Arc<Places>,
+    /// Subscriptions of all sessions, those of absent clients included.
+    pub(super) subscriptions: Arc<Quota>,
     /// What is counted.
     pub stats: Arc<Stats>,
     /// What is wrong now.
@@ -98,6 +109,9 @@ impl Core {
             registry: Registry::default(),
             waiting: Arc::default(),
             health,
+            sockets: Arc::default(),
+            places: Arc::default(),
+            subscriptions: Arc::new(Quota::new(MAX_SUBSCRIPTIONS)),
             cancel,
             clients: Mutex::default(),
             next_client: AtomicU64::new(0),
@@ -154,6 +168,21 @@ impl Core {
     pub fn client_counts(&self) -> ClientCounts {
         let (connected, away) = self.registry.counts();
         ClientCounts { connected, away }
+    }
+
+    /// How many places there are.
+    pub(super) fn bounds(&self) -> Bounds {
+        let most = self.settings.load().max_connections;
+        Bounds { most, has_users: self.access.authoriser.has_any_users() }
+    }
+
+    /// Whose subscriptions count as those of this session, of a client at this address.
+    pub(super) fn holder(owner: &str, from: Option<IpAddr>) -> Holder {
+        let user = SessionName::of(owner).user;
+        match from {
+            Some(from) => Holder::of(user, from),
+            None => user.map_or(Holder::Guest(None), |user| Holder::User(user.into())),
+        }
     }
 
     pub(super) fn enter(&self, client: Client) -> u64 {
@@ -338,6 +367,11 @@ impl Core {
             }
         }
     }
+}
+
+/// What the owner of a session publishes as.
+pub(super) fn origin(owner: &str) -> Origin {
+    Origin::client(owner).owned_by(Owner::of(SessionName::of(owner).user))
 }
 
 /// Name of a session's consumer in the journal.

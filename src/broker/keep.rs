@@ -218,6 +218,7 @@ impl Core {
             session.owner = owner.clone();
         }
         let owner = session.owner.clone();
+        session.held.belongs_to(&self.subscriptions, Core::holder(&owner, None));
         let prefix = part(name, "");
         let parts = self.ingress.journal().kept(&prefix);
         let parts = parts.iter().filter_map(|(part, value)| Some((&part[prefix.len()..], decode_options(value)?)));

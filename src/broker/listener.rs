@@ -11,6 +11,7 @@ use tracing::{debug, info};
 use super::connection::{Peer, part, serve};
 use super::core::Core;
 use super::settings::ListenerSettings;
+use crate::access::guesses::network;
 use crate::access::waiting::{MOST, Ticket};
 use crate::net::address::Stream;
 use crate::net::port::{Accepted, Port};
@@ -47,22 +48,26 @@ impl Listener {
 }
 
 fn accept(accepted: Accepted, through: &Through, core: &Arc<Core>, connections: &TaskTracker) {
-    // those that are being cut are still open for a moment
-    let most = (core.settings.load().max_connections + 2 * MOST) as u64;
-    if core.stats.sockets.get() >= most {
+    // besides those who have a place: some wait for their CONNECT or the check of their password, some are being cut
+    let bounds = core.bounds();
+    let (most, of_network) = (bounds.most + 4 * MOST, bounds.of_network() + MOST);
+    let from = accepted.from;
+    // nobody knows yet where clients behind a proxy come from
+    let network_of = (!accepted.is_proxied()).then(|| from.ip());
+    let Some(socket) = core.sockets.open(network_of, most, of_network) else {
         core.stats.refused.add(1);
         debug!(from = %accepted.from, "connection dropped: too many are open");
         return;
-    }
+    };
     core.stats.sockets.add(1);
-    let (ticket, has_cut) = core.waiting.enter();
+    let (ticket, has_cut) = core.waiting.enter(Some(from.ip()));
     if has_cut {
         core.stats.refused.add(1);
         debug!("the connection that has waited longest for its CONNECT is cut: too many wait");
     }
     let (core, ticket, through) = (core.clone(), Arc::new(ticket), through.clone());
     connections.spawn(async move {
-        let open = OpenSocket(core.clone());
+        let open = (OpenSocket(core.clone()), socket);
         tokio::select! {
             () = serve_accepted(core, accepted, ticket.clone(), through) => {}
             () = ticket.cut() => {}
@@ -75,7 +80,7 @@ async fn serve_accepted(core: Arc<Core>, mut accepted: Accepted, ticket: Arc<Tic
     if let Err(error) = accepted.find_origin().await {
         core.stats.refused.add(1);
         let error = error.to_string();
-        if let Some(more) = core.access.limiter.due(accepted.from.ip(), ("PROXY", &error)) {
+        if let Some(more) = core.access.limiter.due(network(accepted.from.ip()), ("PROXY", &error)) {
             info!(from = %accepted.from, more_since_last = more, "connection closed: {error}");
         }
         return;
@@ -116,7 +121,7 @@ async fn serve_tls(core: Arc<Core>, stream: Stream, tls: &TlsAcceptor, (mut peer
         Ok(Err((error, stream))) => {
             core.stats.refused.add(1);
             let error = error.to_string();
-            if let Some(more) = core.access.limiter.due(peer.address, ("TLS", &error)) {
+            if let Some(more) = core.access.limiter.due(network(peer.address), ("TLS", &error)) {
                 let hint = handshake_hint(&error);
                 info!(from = %peer.address, more_since_last = more, "TLS handshake failed: {error}{hint}");
             }
@@ -126,7 +131,7 @@ async fn serve_tls(core: Arc<Core>, stream: Stream, tls: &TlsAcceptor, (mut peer
         }
         Err(_) => {
             core.stats.refused.add(1);
-            if let Some(more) = core.access.limiter.due(peer.address, "TLS took too long") {
+            if let Some(more) = core.access.limiter.due(network(peer.address), "TLS took too long") {
                 let seconds = HANDSHAKE_TIMEOUT.as_secs();
                 info!(
                     from = %peer.address,

@@ -10,7 +10,7 @@ use tokio::time::Instant;
 
 use super::away::Away;
 use super::session::Session;
-use crate::access::identity::SessionName;
+use crate::access::identity::{Identity, SessionName};
 use crate::mqtt::{Reason, Will};
 
 /// A session whose client is away.
@@ -141,6 +141,19 @@ impl Registry {
     pub fn restore(&self, session: &str, parked: Parked) {
         self.state.lock().put(&session.into(), Slot::Parked(Box::new(parked)));
         self.changed.notify_one();
+    }
+
+    /// Whether another user has this client id.
+    pub fn has_another_user(&self, identity: &Identity) -> bool {
+        let state = self.state.lock();
+        let of_users = state.of_users.get(&identity.client_id).copied().unwrap_or(0);
+        let own = identity.user.is_some() && state.slots.contains_key(&*identity.session());
+        of_users > usize::from(own)
+    }
+
+    /// Whether there is a session by this name, its client connected or away.
+    pub fn knows(&self, session: &str) -> bool {
+        self.state.lock().slots.contains_key(session)
     }
 
     /// Takes a session out whose client is away, if it is one that is wanted.

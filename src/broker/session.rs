@@ -9,6 +9,7 @@ use smallvec::SmallVec;
 
 use super::groups::split_share;
 use super::replies::Replies;
+use crate::access::quota::Held;
 use crate::exchange::delivery::{Grant, Queued};
 use crate::exchange::filters::FilterTree;
 use crate::exchange::shared::{Share, SharedGroup};
@@ -251,6 +252,11 @@ pub struct Durable {
     pub reader: Reader,
 }
 
+/// What a subscription counts for: a long filter as much as several short ones.
+fn units(filter: &str) -> usize {
+    1 + filter.len() / 256
+}
+
 /// A session.
 #[derive(Debug)]
 pub struct Session {
@@ -274,6 +280,8 @@ pub struct Session {
     pub durable: Option<Durable>,
     /// Bytes of all its filters.
     pub filter_bytes: usize,
+    /// What its subscriptions take of what all may have.
+    pub held: Held,
     /// Whether the journal has every subscription under a name of its own.
     pub is_kept: bool,
     /// Seconds that the session outlives its connection; `u32::MAX`: as long as the broker allows.
@@ -294,6 +302,7 @@ impl Session {
             retained: Replies::default(),
             durable,
             filter_bytes: 0,
+            held: Held::default(),
             is_kept: true,
             expiry,
         }
@@ -305,7 +314,10 @@ impl Session {
         tree.remove(inner, |_| true);
         tree.insert(inner, subscription.options);
         let old = self.subscriptions.insert(filter.into(), subscription);
-        self.filter_bytes += if old.is_none() { filter.len() } else { 0 };
+        if old.is_none() {
+            self.filter_bytes += filter.len();
+            self.held.add(units(filter));
+        }
         old
     }
 
@@ -315,7 +327,13 @@ impl Session {
         let (tree, inner) = self.tree(filter, &removed);
         tree.remove(inner, |_| true);
         self.filter_bytes -= filter.len();
+        self.held.remove(units(filter));
         Some(removed)
+    }
+
+    /// Whether its owner may have this subscription besides all others.
+    pub fn has_room_for(&self, filter: &str) -> bool {
+        self.held.has_room(units(filter))
     }
 
     /// Its consumer in the journal, if it is persistent.

@@ -17,12 +17,12 @@
 use bytes::Bytes;
 use tracing::{info, warn};
 
-use super::core::Core;
+use super::core::{Core, origin};
 use crate::access::authorise::{Authoriser, Permissions};
 use crate::access::identity::{Identity, SessionName};
 use crate::access::settings::AccessSettings;
 use crate::exchange::ingress::IngressError;
-use crate::message::{Draft, Message, Origin};
+use crate::message::{Draft, Message};
 use crate::mqtt::Will;
 
 const VERSION: u8 = 1;
@@ -40,7 +40,7 @@ fn draft(will: &Will, session: &str, boot_ms: u64) -> Message {
         properties: &will.properties,
         expiry: will.expiry,
         boot_ms,
-        origin: Origin::client(session),
+        origin: origin(session),
     })
 }
 

@@ -20,7 +20,7 @@ impl Ingress {
         let now = self.clock().boot_ms();
         let mut sequencer = self.inner.sequencer.lock();
         for message in messages.iter().filter(|message| message.view().remaining_expiry(now).is_ok()) {
-            if sequencer.retained.apply(message).is_err() {
+            if sequencer.retained.restore(message).is_err() {
                 self.inner.stats.retained_refused.add(1);
             }
         }

@@ -320,8 +320,8 @@ impl Ingress {
             if self.inner.stats.retained_refused.get() == 0 {
                 warn!(
                     topic = message.topic(),
-                    "the store of retained messages is full (broker.max_retained, broker.max_retained_size): \
-                     messages on new topics are delivered but not retained"
+                    "its publisher has its share of the store of retained messages (broker.max_retained, \
+                     broker.max_retained_size): messages on new topics are delivered but not retained"
                 );
             }
             self.inner.stats.retained_refused.add(1);

@@ -3,9 +3,15 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound;
 
-use crate::message::{Message, MessageRef, matches};
+use crate::access::quota::has_room;
+use crate::message::{Message, MessageRef, Owner, matches};
 
 /// The store, bounded in messages and bytes. What the gateway says of itself is little and does not count.
+///
+/// Both bounds hold for each [`Owner`], and for all of them in the manner of [`access::quota`](crate::access::quota): whoever
+/// is alone may have as much as they say, and all together a quarter more, of which whoever has most is refused first. What is
+/// there is never taken away for somebody else. A topic counts for whoever has published on it last; on a topic that is
+/// there, only a larger message is more. What the gateway and its sensors retain finds room whatever others have.
 #[derive(Debug)]
 pub struct Retained {
     by_topic: BTreeMap<Box<str>, Message>,
@@ -14,8 +20,16 @@ pub struct Retained {
     /// Messages that count.
     messages: usize,
     bytes: usize,
+    /// The same for each owner.
+    owned: Box<[Owned; 256]>,
     max_messages: usize,
     max_bytes: usize,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Owned {
+    messages: usize,
+    bytes: usize,
 }
 
 /// The store is at its bound and the topic is new, or the message too large.
@@ -31,6 +45,7 @@ impl Retained {
             expiries: BTreeSet::new(),
             messages: 0,
             bytes: 0,
+            owned: Box::new([Owned::default(); 256]),
             max_messages,
             max_bytes,
         }
@@ -39,39 +54,77 @@ impl Retained {
     /// Keeps a message that was published with the retain flag; an empty payload clears its topic. The message should
     /// have memory of its own.
     pub fn apply(&mut self, message: &Message) -> Result<(), RetainedFull> {
+        if !message.view().payload().is_empty() {
+            self.fits(message.view())?;
+        }
+        self.put(message);
+        Ok(())
+    }
+
+    /// Puts a message back that was there before the gateway was started. Only all together are bounded then: who has how much
+    /// depends on what came when.
+    pub fn restore(&mut self, message: &Message) -> Result<(), RetainedFull> {
+        let view = message.view();
+        let (messages, bytes) = (self.messages + count(view), self.bytes + cost(view));
+        if !has_room(0, messages, self.max_messages) || !has_room(0, bytes, self.max_bytes) {
+            return Err(RetainedFull);
+        }
+        self.put(message);
+        Ok(())
+    }
+
+    fn put(&mut self, message: &Message) {
         let owned = message.clone();
         let message = message.view();
         if message.payload().is_empty() {
             if let Some(old) = self.by_topic.remove(message.topic()) {
                 self.forgotten(old.view());
             }
-            return Ok(());
+            return;
         }
-        self.bytes = self.fits(message)?;
-        if let Some(at) = self.by_topic.get(message.topic()).and_then(|old| expires(old.view())) {
-            self.expiries.remove(&(at, message.topic().into()));
+        match self.by_topic.get_mut(message.topic()) {
+            Some(slot) => {
+                let old = std::mem::replace(slot, owned.clone());
+                self.forgotten(old.view());
+            }
+            None => {
+                self.by_topic.insert(message.topic().into(), owned.clone());
+            }
         }
         if let Some(at) = expires(message) {
             self.expiries.insert((at, message.topic().into()));
         }
         self.messages += count(message);
-        self.messages -= self.by_topic.get(message.topic()).map_or(0, |old| count(old.view()));
-        match self.by_topic.get_mut(message.topic()) {
-            Some(slot) => *slot = owned,
-            None => {
-                self.by_topic.insert(message.topic().into(), owned);
-            }
-        }
-        Ok(())
+        self.bytes += cost(message);
+        let of_owner = &mut self.owned[message.origin().owner.index()];
+        of_owner.messages += count(message);
+        of_owner.bytes += cost(message);
     }
 
-    /// The bytes of the store with this message in it.
-    pub fn fits(&self, message: MessageRef<'_>) -> Result<usize, RetainedFull> {
+    /// Whether there is room for a message.
+    pub fn fits(&self, message: MessageRef<'_>) -> Result<(), RetainedFull> {
+        if message.payload().is_empty() || count(message) == 0 {
+            return Ok(());
+        }
         let old = self.by_topic.get(message.topic()).map(Message::view);
-        let messages = self.messages - old.map_or(0, count) + count(message);
-        let bytes = self.bytes - old.map_or(0, cost) + cost(message);
-        let adds = !message.payload().is_empty() && count(message) > 0;
-        if adds && (messages > self.max_messages || bytes > self.max_bytes) { Err(RetainedFull) } else { Ok(bytes) }
+        let (old_cost, is_new) = (old.map_or(0, cost), old.map_or(0, count) == 0);
+        let is_larger = cost(message) > old_cost;
+        let (messages, bytes) = (self.messages + usize::from(is_new), self.bytes - old_cost + cost(message));
+        let owner = message.origin().owner;
+        let mut of_owner = self.owned[owner.index()];
+        if let Some(old) = old.filter(|old| old.origin().owner == owner) {
+            of_owner.bytes -= cost(old);
+            of_owner.messages -= count(old);
+        }
+        of_owner.messages += 1;
+        of_owner.bytes += cost(message);
+        let has_room = |held: usize, total: usize, most: usize| match owner {
+            Owner::HOUSE => held <= most,
+            _ => has_room(held, total, most),
+        };
+        let fits = (!is_new || has_room(of_owner.messages, messages, self.max_messages))
+            && (!is_larger || has_room(of_owner.bytes, bytes, self.max_bytes));
+        if fits { Ok(()) } else { Err(RetainedFull) }
     }
 
     /// The retained message on this topic.
@@ -123,6 +176,9 @@ impl Retained {
     fn forgotten(&mut self, message: MessageRef<'_>) {
         self.bytes -= cost(message);
         self.messages -= count(message);
+        let of_owner = &mut self.owned[message.origin().owner.index()];
+        of_owner.messages -= count(message);
+        of_owner.bytes -= cost(message);
         if let Some(at) = expires(message) {
             self.expiries.remove(&(at, message.topic().into()));
         }
@@ -262,6 +318,59 @@ mod tests {
         store.apply(&message("$SYS/broker/uptime", "1 seconds")).unwrap();
         assert_eq!(store.apply(&message("a", &"x".repeat(200))), Err(RetainedFull));
         assert_eq!(store.get("a").unwrap().view().payload(), b"2");
+    }
+
+    fn by(user: &str, topic: &str, payload: &str) -> Message {
+        let message = message(topic, payload);
+        let draft = message.view().to_draft();
+        let owner = if user.is_empty() { Owner::GUESTS } else { Owner::of(Some(user)) };
+        Message::new(&Draft { origin: Origin::client(user).owned_by(owner), ..draft })
+    }
+
+    /// How many new topics this user, or without a name guests, can have.
+    fn fill(store: &mut Retained, user: &str) -> usize {
+        let fits = |number: &usize| store.apply(&by(user, &format!("{user}/{number}"), "x")).is_ok();
+        (0..100_000).take_while(fits).count()
+    }
+
+    #[test]
+    fn whoever_has_most_is_refused_first_and_the_house_never() {
+        let mut store = Retained::new(1000, 1 << 20);
+        let shares: Vec<usize> = ["", "ada", "bob"].iter().map(|user| fill(&mut store, user)).collect();
+        assert_eq!(shares, [1000, 200, 40]);
+        // what is there can change, also by others, unless it is larger
+        store.apply(&by("", "/7", "y")).unwrap();
+        store.apply(&by("ada", "/8", "y")).unwrap();
+        assert_eq!(store.apply(&by("", "more", "x")), Err(RetainedFull));
+        assert_eq!(store.apply(&by("ada", "more", "x")), Err(RetainedFull));
+        for number in 0..500 {
+            store.apply(&message(&format!("sensor/{number}"), "on")).unwrap();
+        }
+        // what one gives back, others find
+        for number in 9..109 {
+            store.apply(&by("", &format!("/{number}"), "")).unwrap();
+        }
+        let count: usize = store.owned.iter().map(|owned| owned.messages).sum();
+        let bytes: usize = store.owned.iter().map(|owned| owned.bytes).sum();
+        assert_eq!((count, bytes), (store.len(), store.bytes()));
+    }
+
+    #[test]
+    fn large_messages_of_one_leave_room_for_others_and_all_come_back() {
+        let mut store = Retained::new(1000, 100_000);
+        for number in 0..100 {
+            store.apply(&by("", &format!("/{number}"), "x")).unwrap();
+        }
+        let large = "x".repeat(5000);
+        let grown = (0..100).filter(|number| store.apply(&by("", &format!("/{number}"), &large)).is_ok()).count();
+        assert!((15..20).contains(&grown), "{grown}");
+        store.apply(&by("ada", "large", &large)).unwrap();
+        store.apply(&message("sensor", &large)).unwrap();
+        let all: Vec<Message> = store.select("#").cloned().collect();
+        let mut restored = Retained::new(1000, 100_000);
+        all.iter().for_each(|message| restored.restore(message).unwrap());
+        assert_eq!((restored.len(), restored.bytes()), (store.len(), store.bytes()));
+        assert_eq!(restored.apply(&by("", "/0", &"x".repeat(90_000))), Err(RetainedFull));
     }
 
     #[test]

@@ -14,6 +14,8 @@ use crate::access::Access;
 use crate::access::authenticate::{Credentials, Refusal};
 use crate::access::authorise::Permissions;
 use crate::access::identity::Identity;
+use crate::access::places::{Newcomer, Place};
+use crate::message;
 
 /// Longest password and user name together.
 const MAX_CREDENTIALS: usize = 1024;
@@ -45,6 +47,17 @@ impl Caller {
     /// Whether it would be let in with the same permissions now.
     pub fn still_holds(&self, access: &Access) -> bool {
         access.authoriser.still_holds(&self.identity, self.password_hash.as_deref(), self.from, &self.permissions)
+    }
+
+    /// What it publishes as.
+    pub fn origin(&self) -> message::Origin {
+        message::Origin::http().owned_by(message::Owner::of(self.identity.user.as_deref()))
+    }
+
+    /// As somebody who wants a place.
+    pub fn newcomer(&self) -> Newcomer<'_> {
+        let user = self.identity.user.as_deref();
+        Newcomer { user, from: self.from, session: None, is_returning: false, is_unknown: false }
     }
 
     /// Whether it may see how the gateway itself is doing.
@@ -108,7 +121,11 @@ impl FromRequestParts<Arc<Http>> for Caller {
         let Some(Origin(peer)) = parts.extensions.get() else {
             return Err(Problem::unauthorized("nobody knows where this request comes from"));
         };
-        identify(http, *peer, &parts.headers).await
+        let caller = identify(http, *peer, &parts.headers).await?;
+        if let (Some(place), Some(user)) = (parts.extensions.get::<Arc<Place>>(), &caller.identity.user) {
+            place.belongs_to(user);
+        }
+        Ok(caller)
     }
 }
 

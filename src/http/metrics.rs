@@ -10,6 +10,7 @@ use axum::response::{IntoResponse, Response};
 use super::Http;
 use super::auth::Caller;
 use super::problem::Problem;
+use crate::access::security::{Kind, Security};
 use crate::exchange::stats::Stats;
 use crate::status::{JournalStatus, SensorSnapshot, SensorState, UpstreamShown, UpstreamSnapshot, UpstreamState};
 
@@ -23,6 +24,7 @@ pub async fn metrics(State(http): State<Arc<Http>>, caller: Caller) -> Result<Re
     sensors(&mut text, &http.status.sensors.borrow().clone());
     let upstreams: Vec<_> = http.status.upstreams.iter().map(UpstreamShown::now).collect();
     upstream(&mut text, &upstreams, &http);
+    security(&mut text, &http.access.security);
     let kind = [(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")];
     Ok((kind, text.0).into_response())
 }
@@ -104,6 +106,13 @@ fn broker(text: &mut Text, stats: &Stats) {
         ("clients_connected_maximum", "Most MQTT clients connected at a time.", &stats.connected_maximum),
     ] {
         text.one(name, help, counter.get());
+    }
+}
+
+fn security(text: &mut Text, security: &Security) {
+    text.head("security_events_total", "Security events, by kind.");
+    for kind in Kind::ALL {
+        text.sample("security_events_total", &[("event", kind.name())], security.count(kind));
     }
 }
 

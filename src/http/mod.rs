@@ -32,7 +32,6 @@ pub mod metrics;
 pub mod openapi;
 pub mod overview;
 pub mod page;
-pub mod place;
 pub mod problem;
 pub mod proxies;
 pub mod query;
@@ -56,7 +55,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 
 use axum::http::HeaderMap;
-use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -66,6 +64,7 @@ use self::overview::Overviews;
 use self::proxies::Network;
 use self::websocket::MqttDoor;
 use crate::access::Access;
+use crate::access::places::{Bounds, Places};
 use crate::exchange::ingress::Ingress;
 use crate::status::Status;
 
@@ -100,7 +99,8 @@ pub struct Http {
     trusted_proxies: Vec<Network>,
     frame_ancestors: Vec<String>,
     overviews: Overviews,
-    streams: Arc<Semaphore>,
+    /// Places of streams.
+    streams: Arc<Places>,
 }
 
 /// What [`Http`] is made of.
@@ -135,7 +135,6 @@ impl Http {
         let Parts { access, ingress, hub, status, mqtt, connections, cancel, history, guard, .. } = parts;
         let (trusted_proxies, frame_ancestors) = (parts.trusted_proxies, parts.frame_ancestors);
         let overviews = Overviews::new(ingress.clock().boot_ms());
-        let streams = Arc::new(Semaphore::new(MAX_STREAMS));
         let (boot, offset_ms) = (history::boot_id(), AtomicI64::new(0));
         Arc::new(Http {
             access,
@@ -152,7 +151,7 @@ impl Http {
             trusted_proxies,
             frame_ancestors,
             overviews,
-            streams,
+            streams: Arc::default(),
         })
     }
 
@@ -169,7 +168,12 @@ impl Http {
 
     /// Streams that are open.
     fn open_streams(&self) -> u32 {
-        u32::try_from(MAX_STREAMS - self.streams.available_permits()).unwrap_or(u32::MAX)
+        u32::try_from(self.streams.len()).unwrap_or(u32::MAX)
+    }
+
+    /// So many places, divided between users and others.
+    fn bounds(&self, most: usize) -> Bounds {
+        Bounds { most, has_users: self.access.authoriser.has_any_users() }
     }
 
     /// A moment of the boot clock as RFC 3339, once the clock is right.

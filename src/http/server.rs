@@ -21,24 +21,26 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::sync::Semaphore;
 use tokio::time::{Instant, Sleep, timeout};
-use tokio_util::sync::CancellationToken;
+use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use tower_service::Service;
 use tracing::{debug, warn};
 
 use super::auth::{Certificate, Origin};
 use super::guard::Guard;
-use super::place::Place;
 use super::problem::Problem;
 use super::settings::HttpSettings;
 use super::websocket::Door;
 use super::{Http, routes, unread, websocket};
+use crate::access::Access;
+use crate::access::guesses::network;
+use crate::access::places::{Bounds, Newcomer, Place, Places};
 use crate::health::Pulse;
 use crate::net::port::{Accepted, Port, PortSettings};
 use crate::tls::{TlsFiles, common_name};
 
-/// Connections at the same time, those of streams and of MQTT over WebSocket included. More are closed at once.
+/// Connections at the same time, those of streams and of MQTT over WebSocket included. How they are divided, and who gives
+/// way, is said in [`crate::access::places`].
 pub const MAX_CONNECTIONS: usize = 1100;
 /// A TLS handshake takes no longer than this.
 const HANDSHAKE: Duration = Duration::from_secs(10);
@@ -72,6 +74,10 @@ pub struct Site {
     pub use_identity: bool,
     /// The page may be shown in a frame of another site.
     pub may_be_framed: bool,
+    /// Who may come in.
+    access: Arc<Access>,
+    /// Places of its connections.
+    places: Arc<Places>,
     /// Cancelled when the gateway goes down.
     pub cancel: CancellationToken,
 }
@@ -86,22 +92,28 @@ impl Site {
             door: Door { mqtt, connections, trusted_proxies: http.trusted_proxies.clone().into() },
             use_identity: false,
             may_be_framed: !http.frame_ancestors.is_empty(),
+            access: http.access.clone(),
+            places: Arc::default(),
             cancel: http.cancel.clone(),
         })
     }
 
     /// MQTT over WebSocket and nothing else.
-    pub fn websocket(guard: Guard, door: Door, use_identity: bool, cancel: CancellationToken) -> Arc<Site> {
-        Arc::new(Site { router: websocket::router(), guard, door, use_identity, may_be_framed: false, cancel })
+    pub fn websocket(
+        guard: Guard,
+        door: Door,
+        use_identity: bool,
+        (access, cancel): (Arc<Access>, CancellationToken),
+    ) -> Arc<Site> {
+        let (router, places) = (websocket::router(), Arc::default());
+        Arc::new(Site { router, guard, door, use_identity, may_be_framed: false, access, places, cancel })
     }
 }
 
 /// Serves until the gateway goes down; `pulse` is answered where connections are accepted.
 pub async fn run(mut port: Port, site: Arc<Site>, mut pulse: Pulse) {
-    let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
-    let mut was_full = false;
     loop {
-        let mut accepted = tokio::select! {
+        let accepted = tokio::select! {
             () = site.cancel.cancelled() => return,
             accepted = port.accept() => accepted,
             () = pulse.asked() => {
@@ -109,42 +121,62 @@ pub async fn run(mut port: Port, site: Arc<Site>, mut pulse: Pulse) {
                 continue;
             }
         };
-        let Ok(place) = places.clone().try_acquire_owned() else {
-            if !was_full {
-                warn!(most = MAX_CONNECTIONS, "too many HTTP connections: more are closed at once");
+        match accepted.is_proxied() {
+            // a place is for whoever is behind the proxy
+            true => _ = site.door.connections.spawn(find_origin(site.clone(), accepted)),
+            false => seat(&site, accepted),
+        }
+    }
+}
+
+async fn find_origin(site: Arc<Site>, mut accepted: Accepted) {
+    match accepted.find_origin().await {
+        Ok(()) => seat(&site, accepted),
+        Err(error) => debug!(from = %accepted.from, "connection closed: {error}"),
+    }
+}
+
+/// Serves a connection if there is a place for it.
+fn seat(site: &Arc<Site>, mut accepted: Accepted) {
+    let from = accepted.from.ip().to_canonical();
+    let newcomer = Newcomer { user: None, from, session: None, is_returning: false, is_unknown: true };
+    let bounds = Bounds { most: MAX_CONNECTIONS, has_users: site.access.authoriser.has_any_users() };
+    match site.places.enter(&newcomer, bounds) {
+        Ok(place) => {
+            let place = Arc::new(place.at_port(accepted.place.take()));
+            site.door.connections.spawn(Connection { site: site.clone(), place }.serve(accepted));
+        }
+        Err(_) => {
+            if let Some(more_since_last) = site.access.limiter.due(network(from), "HTTP connections") {
+                warn!(%from, most = MAX_CONNECTIONS, more_since_last, "HTTP connection closed at once: there are too many");
             }
-            was_full = true;
-            continue;
-        };
-        was_full = was_full && places.available_permits() < MAX_CONNECTIONS / 2;
-        let connection = Connection { site: site.clone(), place: Place::new(place, accepted.place.take()) };
-        site.door.connections.spawn(connection.serve(accepted));
+        }
     }
 }
 
 /// What one connection needs.
 struct Connection {
     site: Arc<Site>,
-    place: Place,
+    place: Arc<Place>,
 }
 
 impl Connection {
-    async fn serve(self, mut accepted: Accepted) {
-        if let Err(error) = accepted.find_origin().await {
-            return debug!(from = %accepted.from, "connection closed: {error}");
-        }
+    async fn serve(self, accepted: Accepted) {
         let Accepted { stream, from, tls, .. } = accepted;
-        match tls {
-            None => self.speak(stream, from, None).await,
-            Some(tls) => match timeout(HANDSHAKE, tls.accept(stream)).await {
-                Ok(Ok(stream)) => {
-                    let certificates = stream.get_ref().1.peer_certificates().filter(|_| self.site.use_identity);
-                    let user = certificates.and_then(|chain| common_name(chain.first()?));
-                    self.speak(stream, from, user).await;
-                }
-                Ok(Err(error)) => debug!(%from, %error, "TLS handshake failed"),
-                Err(_) => debug!(%from, "TLS handshake took too long"),
-            },
+        let Some(tls) = tls else { return self.speak(stream, from, None).await };
+        let place = self.place.clone();
+        let shaken = tokio::select! {
+            shaken = timeout(HANDSHAKE, tls.accept(stream)) => shaken,
+            () = place.cut() => return,
+        };
+        match shaken {
+            Ok(Ok(stream)) => {
+                let certificates = stream.get_ref().1.peer_certificates().filter(|_| self.site.use_identity);
+                let user = certificates.and_then(|chain| common_name(chain.first()?));
+                self.speak(stream, from, user).await;
+            }
+            Ok(Err(error)) => debug!(%from, %error, "TLS handshake failed"),
+            Err(_) => debug!(%from, "TLS handshake took too long"),
         }
     }
 
@@ -155,9 +187,10 @@ impl Connection {
         certificate_user: Option<Box<str>>,
     ) {
         let cancel = self.site.cancel.clone();
+        let cut = self.place.ending();
         let certificate = Certificate(certificate_user);
         let service = service_fn(move |request| self.answer(request, from, certificate.clone()));
-        let io = TokioIo::new(Impatient { stream, deadline: None });
+        let io = TokioIo::new(Impatient { stream, deadline: None, cut: Box::pin(cut) });
         let connection = http1::Builder::new()
             .timer(TokioTimer::new())
             .header_read_timeout(HEAD)
@@ -256,9 +289,10 @@ fn share(headers: &mut HeaderMap, origin: HeaderValue, is_preflight: bool) {
     headers.insert(HeaderName::from_static("cross-origin-resource-policy"), HeaderValue::from_static("cross-origin"));
 }
 
-/// A connection whose other end must take what is sent.
+/// A connection whose other end must take what is sent, and which ends when somebody else has its place.
 struct Impatient<S> {
     stream: S,
+    cut: Pin<Box<WaitForCancellationFutureOwned>>,
     /// Runs while there is something that it does not take.
     deadline: Option<Pin<Box<Sleep>>>,
 }
@@ -283,6 +317,9 @@ impl<S: AsyncRead + Unpin> AsyncRead for Impatient<S> {
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
+        if self.cut.as_mut().poll(context).is_ready() {
+            return Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()));
+        }
         Pin::new(&mut self.stream).poll_read(context, buffer)
     }
 }

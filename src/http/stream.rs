@@ -19,16 +19,17 @@ use axum::body::{Body, Bytes};
 use axum::extract::State;
 use axum::http::{HeaderMap, HeaderName, Uri, header};
 use axum::response::{IntoResponse, Response};
-use tokio::sync::{OwnedSemaphorePermit, watch};
+use tokio::sync::watch;
 use tokio::time::{Interval, MissedTickBehavior, interval, sleep};
 
-use super::Http;
 use super::auth::Caller;
 use super::envelope::Envelope;
 use super::hub::SysGuard;
 use super::problem::Problem;
 use super::query::Query;
 use super::sensors;
+use super::{Http, MAX_STREAMS};
+use crate::access::places::Place;
 use crate::message::{check_filter, matches};
 
 /// How often a quiet stream shows that it lives.
@@ -54,7 +55,7 @@ struct Stream {
     status: Option<StatusEvents>,
     begun: bool,
     _sys: Option<SysGuard>,
-    _place: OwnedSemaphorePermit,
+    place: Place,
 }
 
 /// The part of a stream that is not about messages.
@@ -96,7 +97,7 @@ pub async fn stream(
         None => None,
         Some(id) => Some(id.parse::<u64>().map_err(|_| Problem::bad_request("the last event id is not a number"))?),
     };
-    let place = http.streams.clone().try_acquire_owned();
+    let place = http.streams.enter(&caller.newcomer(), http.bounds(MAX_STREAMS));
     let place = place.map_err(|_| Problem::unavailable("too many streams are open"))?;
     let sys = filters.iter().any(|filter| matches("$SYS/#", filter)).then(|| http.hub.with_sys());
     let mut heartbeat = interval(HEARTBEAT);
@@ -109,8 +110,7 @@ pub async fn stream(
         sent: HashMap::new(),
     });
     let cursor = resume.map_or_else(|| http.hub.next(), |id| id.saturating_add(1));
-    let stream =
-        Stream { http, caller, filters, cursor, head, heartbeat, status, begun: false, _sys: sys, _place: place };
+    let stream = Stream { http, caller, filters, cursor, head, heartbeat, status, begun: false, _sys: sys, place };
     let events = futures_util::stream::unfold(stream, async |mut stream| {
         let events = stream.next().await?;
         Some((Ok::<_, std::convert::Infallible>(events), stream))
@@ -143,6 +143,7 @@ impl Stream {
             let cancel = self.http.cancel.clone();
             tokio::select! {
                 () = cancel.cancelled() => return None,
+                () = self.place.cut() => return None,
                 changed = self.head.changed(), if !self.filters.is_empty() => {
                     changed.ok()?;
                     sleep(GATHER + GATHER_MORE * self.http.open_streams()).await;

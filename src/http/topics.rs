@@ -20,7 +20,7 @@ use super::problem::Problem;
 use super::query::{Query, decode};
 use crate::exchange::filters::MAX_LEVELS;
 use crate::exchange::receiving::FREE;
-use crate::message::{BatchBuilder, Draft, Origin, Qos, check_filter, check_topic};
+use crate::message::{BatchBuilder, Draft, Qos, check_filter, check_topic};
 
 /// Where topics are.
 pub const TOPICS: &str = "/api/v1/topics";
@@ -196,7 +196,7 @@ pub async fn publish(
         properties: &properties,
         expiry,
         boot_ms: http.ingress.clock().boot_ms(),
-        origin: Origin::http(),
+        origin: caller.origin(),
     };
     let sent = send(&http, &draft).await;
     drop(memory);
@@ -216,7 +216,7 @@ pub async fn clear(State(http): State<Arc<Http>>, caller: Caller, uri: Uri) -> R
         properties: &[],
         expiry: None,
         boot_ms: http.ingress.clock().boot_ms(),
-        origin: Origin::http(),
+        origin: caller.origin(),
     };
     send(&http, &draft).await
 }

@@ -13,7 +13,7 @@
 //! |---|---|---|
 //! | 0 | 4 | length of the whole message, these 32 bytes included |
 //! | 4 | 1 | bits 0-1 QoS, bit 2 retain |
-//! | 5 | 1 | 0, not looked at |
+//! | 5 | 1 | for whom it counts while it is retained; 0: an older gateway has not noted it |
 //! | 6 | 2 | length of the topic |
 //! | 8 | 4 | message expiry interval in seconds, `u32::MAX` for none [MQTT-3.3.2.3.3] |
 //! | 12 | 4 | length of the properties |
@@ -70,42 +70,94 @@ impl Qos {
 
 /// Who published a message, as a number that is the same for the same publisher in every run of the gateway. It serves
 /// the no local option of subscriptions [MQTT-3.8.3-3] and keeps a bridge from sending back what it received.
+#[derive(Clone, Copy, Debug)]
+pub struct Origin {
+    number: u64,
+    /// For whom its messages count.
+    pub owner: Owner,
+}
+
+impl PartialEq for Origin {
+    fn eq(&self, other: &Origin) -> bool {
+        self.number == other.number
+    }
+}
+
+impl Eq for Origin {}
+
+impl Hash for Origin {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.number.hash(state);
+    }
+}
+
+/// For whom a retained message counts. Users are told apart by a hash, so that it is the same in every run; two that have
+/// the same share what each could have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Origin(pub u64);
+pub struct Owner(u8);
+
+impl Owner {
+    /// Nobody knows: an older gateway has kept it.
+    pub const UNKNOWN: Owner = Owner(0);
+    /// The gateway and its sensors.
+    pub const HOUSE: Owner = Owner(1);
+    /// Clients without a user name, all together.
+    pub const GUESTS: Owner = Owner(2);
+    /// Upstreams.
+    pub const UPSTREAMS: Owner = Owner(3);
+    const USERS: u8 = 8;
+
+    /// The user of this name; `None`: clients without one.
+    pub fn of(user: Option<&str>) -> Owner {
+        let Some(user) = user else { return Owner::GUESTS };
+        let number = Origin::of("user", user, Owner::GUESTS).number;
+        Owner(Owner::USERS + (number % u64::from(u8::MAX - Owner::USERS + 1)) as u8)
+    }
+
+    /// As an index, less than 256.
+    pub fn index(self) -> usize {
+        usize::from(self.0)
+    }
+}
 
 impl Origin {
     /// The MQTT client with this client id.
     pub fn client(client_id: &str) -> Origin {
-        Origin::of("client", client_id)
+        Origin::of("client", client_id, Owner::GUESTS)
     }
 
     /// The upstream with this name.
     pub fn upstream(name: &str) -> Origin {
-        Origin::of("upstream", name)
+        Origin::of("upstream", name, Owner::UPSTREAMS)
     }
 
     /// The sensor with this name.
     pub fn sensor(name: &str) -> Origin {
-        Origin::of("sensor", name)
+        Origin::of("sensor", name, Owner::HOUSE)
     }
 
     /// The gateway itself: status messages and `$SYS`.
     pub fn gateway() -> Origin {
-        Origin::of("gateway", "")
+        Origin::of("gateway", "", Owner::HOUSE)
     }
 
     /// The gateway where it announces itself and its sensors, such as to Home Assistant. That is said anew after every start:
     /// it is kept in memory only, and goes to an upstream only where a rule names it.
     pub fn announcer() -> Origin {
-        Origin::of("announcer", "")
+        Origin::of("announcer", "", Owner::HOUSE)
     }
 
     /// A request by HTTP.
     pub fn http() -> Origin {
-        Origin::of("http", "")
+        Origin::of("http", "", Owner::GUESTS)
     }
 
-    fn of(door: &str, name: &str) -> Origin {
+    /// The same publisher, whose messages count for this owner.
+    pub fn owned_by(self, owner: Owner) -> Origin {
+        Origin { owner, ..self }
+    }
+
+    fn of(door: &str, name: &str, owner: Owner) -> Origin {
         // FNV-1a: needs no key, so that the number means the same after a restart
         struct Fnv(u64);
         impl Hasher for Fnv {
@@ -120,7 +172,7 @@ impl Origin {
         }
         let mut fnv = Fnv(0xcbf2_9ce4_8422_2325);
         (door, name).hash(&mut fnv);
-        Origin(fnv.finish())
+        Origin { number: fnv.finish(), owner }
     }
 }
 
@@ -153,11 +205,12 @@ impl Draft<'_> {
         let mut head = [0u8; HEADER];
         head[0..4].copy_from_slice(&u32::try_from(len).unwrap_or(u32::MAX).to_le_bytes());
         head[4] = self.qos as u8 | (u8::from(self.retain) << 2);
+        head[5] = self.origin.owner.0;
         head[6..8].copy_from_slice(&(self.topic.len() as u16).to_le_bytes());
         head[8..12].copy_from_slice(&self.expiry.unwrap_or(NO_EXPIRY).to_le_bytes());
         head[12..16].copy_from_slice(&(self.properties.len() as u32).to_le_bytes());
         head[16..24].copy_from_slice(&self.boot_ms.to_le_bytes());
-        head[24..32].copy_from_slice(&self.origin.0.to_le_bytes());
+        head[24..32].copy_from_slice(&self.origin.number.to_le_bytes());
         out.put_slice(&head);
         out.put_slice(self.properties);
         out.put_slice(self.topic.as_bytes());
@@ -245,7 +298,7 @@ impl<'a> MessageRef<'a> {
 
     /// Publisher.
     pub fn origin(&self) -> Origin {
-        Origin(u64_at(self.bytes, 24))
+        Origin { number: u64_at(self.bytes, 24), owner: Owner(self.bytes[5]) }
     }
 
     /// Whether the gateway says it of itself, anew after every start: then it is not kept on disk.

@@ -84,6 +84,11 @@ pub struct Accepted {
 }
 
 impl Accepted {
+    /// Whether a proxy has passed it on, which says later for whom.
+    pub fn is_proxied(&self) -> bool {
+        self.is_proxied
+    }
+
     /// Finds out where the connection comes from, if a proxy has passed it on.
     pub async fn find_origin(&mut self) -> std::io::Result<()> {
         if self.is_proxied {

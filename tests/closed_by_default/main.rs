@@ -8,6 +8,7 @@ mod support;
 mod addresses;
 mod guessing;
 mod listeners;
+mod places;
 mod rules;
 mod sessions;
 mod storm;

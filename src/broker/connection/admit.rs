@@ -10,6 +10,7 @@ use super::receive::{RECEIVE_MAXIMUM, TOPIC_ALIAS_MAXIMUM};
 use crate::access::authenticate::{Authenticated, Credentials, Refusal};
 use crate::access::authorise::Permissions;
 use crate::access::identity::Identity;
+use crate::access::places::{Newcomer, Place};
 use crate::message::via;
 use crate::mqtt::write::{self, ConnAckProperties};
 use crate::mqtt::{Connect, Reason};
@@ -26,6 +27,8 @@ pub struct Admitted {
     pub keep_alive: u16,
     /// Seconds that the session may outlive the connection.
     pub expiry: u32,
+    /// Its place among all that are connected.
+    pub place: Place,
 }
 
 /// Checks who it is.
@@ -36,11 +39,6 @@ pub async fn admit(core: &Arc<Core>, connect: Connect, peer: &Peer) -> Result<Ad
     }
     if connect.extended_authentication {
         return Err(Reason::BAD_AUTHENTICATION_METHOD);
-    }
-    if core.stats.connected.get() >= settings.max_connections as u64 {
-        let why = "too many clients are connected; broker.max_connections can be raised";
-        core.access.refused(&credentials(&connect, peer), why);
-        return Err(Reason::SERVER_BUSY);
     }
     let is_v5 = connect.version.is_v5();
     let assigned = connect.client_id.is_empty();
@@ -61,6 +59,10 @@ pub async fn admit(core: &Arc<Core>, connect: Connect, peer: &Peer) -> Result<Ad
         core.access.refused(&credentials(&connect, peer), why);
         return Err(Reason::CLIENT_ID_NOT_VALID);
     }
+    if core.registry.has_another_user(&identity) {
+        core.access.foreign_client_id(&identity, peer.address);
+    }
+    let place = place(core, &connect, &identity, peer)?;
     let permissions = Arc::new(core.access.authoriser.permissions(&identity));
     let wanted = match connect.session_expiry {
         _ if !is_v5 => {
@@ -78,7 +80,26 @@ pub async fn admit(core: &Arc<Core>, connect: Connect, peer: &Peer) -> Result<Ad
         Some(most) if is_v5 && (connect.keep_alive == 0 || connect.keep_alive > most) => most,
         _ => connect.keep_alive,
     };
-    Ok(Admitted { expiry: wanted.min(bound), connect, identity, permissions, password_hash, assigned, keep_alive })
+    let expiry = wanted.min(bound);
+    Ok(Admitted { expiry, connect, identity, permissions, password_hash, assigned, keep_alive, place })
+}
+
+/// A place for this client, if there is one or somebody has to give way.
+fn place(core: &Core, connect: &Connect, identity: &Identity, peer: &Peer) -> Result<Place, Reason> {
+    let session = identity.session();
+    let user = identity.user.as_deref();
+    let newcomer = Newcomer {
+        user,
+        from: peer.address,
+        session: Some(&session),
+        is_returning: core.registry.knows(&session),
+        is_unknown: false,
+    };
+    core.places.enter(&newcomer, core.bounds()).map_err(|_| {
+        let why = "too many clients are connected; broker.max_connections can be raised";
+        core.access.refused(&credentials(connect, peer), why);
+        Reason::SERVER_BUSY
+    })
 }
 
 /// Whether this client id may be used by this user.

@@ -10,6 +10,7 @@ use tracing::{info, warn};
 
 use super::super::core::Core;
 use super::Peer;
+use crate::access::guesses::network;
 use crate::mqtt::write::{self, ConnAckProperties};
 use crate::mqtt::{Connect, Error, PacketType, Reason, Version, frame};
 
@@ -75,7 +76,7 @@ pub async fn read_connect(
 /// Says that a CONNECT is too large, and what to answer it with.
 fn too_large(core: &Core, peer: &Peer, input: &[u8], (size, most): (usize, usize)) -> Vec<u8> {
     let key = if most < MAX_CONNECT { "broker.max_packet_size is" } else { "before login a packet may have" };
-    if let Some(more_since_last) = core.access.limiter.due(peer.address, "CONNECT too large") {
+    if let Some(more_since_last) = core.access.limiter.due(network(peer.address), "CONNECT too large") {
         warn!(from = %peer.address, size, more_since_last, "connection closed: its CONNECT is too large; {key} {most} bytes");
     }
     // only the client of a version that has a code for it is told
@@ -89,7 +90,7 @@ fn too_large(core: &Core, peer: &Peer, input: &[u8], (size, most): (usize, usize
 
 /// Says why a connection was closed before its client had a name.
 fn log(core: &Core, peer: &Peer, why: &str) {
-    if let Some(more) = core.access.limiter.due(peer.address, ("CONNECT", why)) {
+    if let Some(more) = core.access.limiter.due(network(peer.address), ("CONNECT", why)) {
         info!(from = %peer.address, more_since_last = more, "connection closed before it was a client: {why}");
     }
 }

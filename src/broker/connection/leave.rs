@@ -92,7 +92,7 @@ pub(in crate::broker) async fn part<R, W>(
         return;
     }
     // it is nobody any more, and gives way to those who want to be somebody
-    let (ticket, _) = room.enter();
+    let (ticket, _) = room.enter(None);
     tokio::select! {
         () = discard(&mut reader) => {}
         () = tokio::time::sleep(time) => {}

@@ -5,6 +5,7 @@ use tokio::time::{Duration, Instant};
 use tracing::warn;
 
 use super::{Connection, End, Reason};
+use crate::access::guesses::network;
 use crate::exchange::receiving::FREE;
 use crate::mqtt::whole_size;
 
@@ -59,7 +60,7 @@ impl Connection {
             return Ok(());
         }
         let client_id = &*self.identity.client_id;
-        if let Some(more_since_last) = self.core.access.limiter.due(("size", client_id), "late") {
+        if let Some(more_since_last) = self.core.access.limiter.due(network(self.address), (client_id, "late")) {
             warn!(
                 client_id,
                 more_since_last,

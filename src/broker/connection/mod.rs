@@ -30,11 +30,13 @@ use self::acks::Acks;
 use self::admit::Admitted;
 pub(super) use self::leave::part;
 pub use self::peer::Peer;
-use super::core::Core;
+use super::core::{self, Core};
 use super::registry::{Parked, expires};
 use super::session::Session;
 use crate::access::authorise::Permissions;
+use crate::access::guesses::network;
 use crate::access::identity::Identity;
+use crate::access::places::Place;
 use crate::exchange::delivery::Run;
 use crate::exchange::receiving::Reservation;
 use crate::exchange::subscribers::Subscriber;
@@ -98,13 +100,16 @@ impl End {
             }
             End::Broken(mqtt::Error::TooLarge(..)) => return debug!(client_id, "disconnected: packet too large"),
             End::Panicked => return error!(client_id, "disconnected: the session has failed"),
+            End::Ended(Reason::SERVER_BUSY) => {
+                "its place was needed: of whoever has most connections, the last to come gives way".to_owned()
+            }
             End::Ended(Reason::KEEP_ALIVE_TIMEOUT) => "keep alive timeout".to_owned(),
             End::Ended(reason) => return debug!(client_id, reason = reason.0, "disconnected"),
             End::Broken(error) => format!("protocol violation: {error}"),
             End::Stalled => "it takes no data any more".to_owned(),
             End::TooSmall => "its Maximum Packet Size is less than the size of CONNACK".to_owned(),
         };
-        if let Some(more_since_last) = core.access.limiter.due(from, (client_id, &what)) {
+        if let Some(more_since_last) = core.access.limiter.due(network(from), (client_id, &what)) {
             info!(client_id, %from, more_since_last, "disconnected: {what}");
         }
     }
@@ -114,6 +119,7 @@ impl End {
 struct Connection {
     core: Arc<Core>,
     identity: Identity,
+    address: IpAddr,
     permissions: Arc<Permissions>,
     origin: Origin,
     version: Version,
@@ -146,10 +152,21 @@ struct Connection {
     receiving: Option<Reservation>,
     /// Memory of a large packet that has been received and waits in the batch.
     unplaced: Option<Reservation>,
+    /// Its place among all that are connected.
+    _place: Place,
 }
 
 /// Serves a connection until it ends.
-pub async fn serve<R, W>(core: Arc<Core>, mut reader: R, mut writer: W, peer: Peer)
+pub async fn serve<R, W>(core: Arc<Core>, reader: R, writer: W, peer: Peer)
+where
+    R: AsyncRead + Unpin,
+    W: AsyncWrite + Unpin,
+{
+    serve_known(core, reader, writer, peer, |_| {}).await;
+}
+
+/// The same; tells who the user is as soon as that is known, if there is one.
+pub async fn serve_known<R, W>(core: Arc<Core>, mut reader: R, mut writer: W, peer: Peer, known: impl FnOnce(&str))
 where
     R: AsyncRead + Unpin,
     W: AsyncWrite + Unpin,
@@ -168,8 +185,17 @@ where
         ticket.seated();
     }
     let version = connect.version;
-    let admitted = match admit::admit(&core, connect, &peer).await {
-        Ok(admitted) => admitted,
+    let opened = match admit::admit(&core, connect, &peer).await {
+        Ok(admitted) => {
+            if let Some(user) = &admitted.identity.user {
+                known(user);
+            }
+            open(&core, admitted, &peer).await
+        }
+        Err(reason) => Err(reason),
+    };
+    let (claim, number, mut connection) = match opened {
+        Ok(opened) => opened,
         Err(reason) => {
             let mut answer = BytesMut::new();
             write::connack(&mut answer, version, false, reason, &write::ConnAckProperties::default());
@@ -178,7 +204,6 @@ where
             return;
         }
     };
-    let (claim, number, mut connection) = open(&core, admitted, &peer).await;
     debug!(client_id = &*connection.identity.client_id, version = version.as_str(), from = %peer.address, "connected");
 
     let end = if connection.out.len() > connection.max_packet {
@@ -223,14 +248,23 @@ async fn contain<T>(future: impl Future<Output = T>) -> Result<T, ()> {
     .await
 }
 
-/// Takes the client id, finds or makes the session, and greets the client.
-async fn open(core: &Arc<Core>, admitted: Admitted, peer: &Peer) -> (super::registry::Claim, u64, Connection) {
-    let Admitted { connect, identity, permissions, password_hash, assigned, keep_alive, expiry } = admitted;
+/// Takes the client id, finds or makes the session, and greets the client. Fails if its place is somebody else's before that.
+async fn open(
+    core: &Arc<Core>,
+    admitted: Admitted,
+    peer: &Peer,
+) -> Result<(super::registry::Claim, u64, Connection), Reason> {
+    let Admitted { connect, identity, permissions, password_hash, assigned, keep_alive, expiry, place } = admitted;
     let owner = identity.session();
     if expiry > 0 || !connect.clean {
-        core.allowance.wait(&owner).await;
+        tokio::select! {
+            () = core.allowance.wait(&owner) => {}
+            () = place.cut() => return Err(Reason::SERVER_BUSY),
+        }
     }
     let (claim, parked) = core.registry.claim(&owner).await;
+    let kick = claim.kick.clone();
+    place.on_cut(move || kick.kick(Reason::SERVER_BUSY));
     let parked = core.inherit(&identity, &permissions, parked).await;
     let mut resumed = None;
     if let Some(Parked { session, will, .. }) = parked {
@@ -248,7 +282,8 @@ async fn open(core: &Arc<Core>, admitted: Admitted, peer: &Peer) -> (super::regi
         }
     }
     let present = resumed.is_some();
-    let session = begin_session(core, &connect, &owner, resumed, expiry);
+    let mut session = begin_session(core, &connect, &owner, resumed, expiry);
+    session.held.belongs_to(&core.subscriptions, Core::holder(&owner, Some(peer.address)));
     core.keep_will(&owner, connect.will.as_ref().filter(|will| permissions.may_publish(&will.topic)));
     let subscriber = core.subscriber(&session);
     if present {
@@ -270,8 +305,9 @@ async fn open(core: &Arc<Core>, admitted: Admitted, peer: &Peer) -> (super::regi
     let mut out = BytesMut::new();
     admit::greet(&mut out, core, &connect, present, assigned.then_some(&*identity.client_id), keep_alive);
     let connection = Connection {
-        origin: Origin::client(&owner),
+        origin: core::origin(&owner),
         identity,
+        address: peer.address,
         permissions,
         version: connect.version,
         is_bridge: connect.is_bridge,
@@ -294,9 +330,10 @@ async fn open(core: &Arc<Core>, admitted: Admitted, peer: &Peer) -> (super::regi
         receiving: None,
         unplaced: None,
         held_until: None,
+        _place: place,
         core: core.clone(),
     };
-    (claim, number, connection)
+    Ok((claim, number, connection))
 }
 
 /// Goes on with the session that was found, or makes one.

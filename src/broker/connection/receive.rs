@@ -13,6 +13,7 @@ use super::super::session::{Received, Source, Subscription};
 use super::acks::{AckState, PendingAck};
 use super::{Connection, End};
 use crate::access::authenticate::Denied;
+use crate::access::guesses::network;
 use crate::exchange::filters::MAX_LEVELS;
 use crate::exchange::ingress::{Accepted, Receipt};
 use crate::exchange::receiving::FREE;
@@ -34,8 +35,6 @@ pub const TOPIC_ALIAS_MAXIMUM: u16 = 32;
 const MAX_FILTERS: usize = 10_000;
 /// Bytes of their topic filters.
 const MAX_FILTER_BYTES: usize = 2 << 20;
-/// Live subscriptions of all sessions.
-const MAX_ALL_FILTERS: usize = 50_000;
 /// Bytes of the topics that a client's aliases stand for.
 const MAX_ALIAS_BYTES: usize = 128 << 10;
 /// A batch that has reached this size is sent on before more is parsed.
@@ -117,6 +116,9 @@ impl Connection {
     }
 
     fn placed(&mut self, accepted: &Accepted) {
+        if !accepted.unretained.is_empty() {
+            self.core.access.quota(&self.identity, self.address, "retained messages");
+        }
         let refused = self.acks.placed(accepted, self.version.is_v5());
         for packet_id in refused {
             self.session.unreleased.remove(&packet_id);
@@ -229,14 +231,14 @@ impl Connection {
         if topic.bytes().filter(|byte| *byte == b'/').count() >= MAX_LEVELS {
             let client_id = &*self.identity.client_id;
             self.core.stats.publish_dropped.add(1);
-            if let Some(more_since_last) = self.core.access.limiter.due(client_id, "levels") {
+            if let Some(more_since_last) = self.core.access.limiter.due(network(self.address), (client_id, "levels")) {
                 let most = MAX_LEVELS;
                 warn!(client_id, more_since_last, "publication not taken: its topic has more than {most} levels");
             }
             return Ok(Err(Reason::TOPIC_NAME_INVALID));
         }
         if !self.permissions.may_publish(topic) {
-            self.core.access.denied(&self.identity, Denied::Publish(topic));
+            self.core.access.denied(&self.identity, self.address, Denied::Publish(topic));
             return Ok(Err(Reason::NOT_AUTHORIZED));
         }
         if !publish.properties.is_empty() && via::names(&publish.properties, via::Id::ours()) {
@@ -385,18 +387,18 @@ impl Connection {
     fn subscribe_one(&mut self, wanted: &SubscribeFilter<'_>, id: Option<u32>) -> Reason {
         let Some((shared, filter)) = checked(wanted.filter) else { return Reason::TOPIC_FILTER_INVALID };
         if !self.permissions.may_subscribe(filter) {
-            self.core.access.denied(&self.identity, Denied::Subscribe(filter));
+            self.core.access.denied(&self.identity, self.address, Denied::Subscribe(filter));
             return Reason::NOT_AUTHORIZED;
         }
         let known = self.session.subscriptions.contains_key(wanted.filter);
         let count = self.session.subscriptions.len();
-        if !known && (count >= MAX_FILTERS || self.core.ingress.subscribers().len() >= MAX_ALL_FILTERS) {
-            warn!(client_id = &*self.identity.client_id, "subscription refused: too many topic filters");
+        if !known && (count >= MAX_FILTERS || !self.session.has_room_for(wanted.filter)) {
+            self.core.access.quota(&self.identity, self.address, "subscriptions");
             return Reason::QUOTA_EXCEEDED;
         }
         let filter_bytes = self.session.filter_bytes + wanted.filter.len();
         if !known && (filter_bytes > MAX_FILTER_BYTES || !self.core.can_keep(&self.session, wanted.filter)) {
-            warn!(client_id = &*self.identity.client_id, "subscription refused: its topic filters are too long");
+            self.core.access.quota(&self.identity, self.address, "bytes of topic filters");
             return Reason::QUOTA_EXCEEDED;
         }
         let options = SubscriptionOptions {

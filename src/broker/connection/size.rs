@@ -5,6 +5,7 @@ use std::time::Duration;
 use tracing::warn;
 
 use super::{Connection, End};
+use crate::access::guesses::network;
 use crate::health::{CLIENT_PART, Fault};
 use crate::mqtt::{Error, PacketType, topic_of_publish};
 
@@ -29,7 +30,7 @@ impl Connection {
             return Ok(());
         }
         let client_id = &*self.identity.client_id;
-        if let Some(more_since_last) = self.core.access.limiter.due(("size", client_id), topic) {
+        if let Some(more_since_last) = self.core.access.limiter.due(network(self.address), ("size", client_id, topic)) {
             warn!(
                 client_id,
                 topic,

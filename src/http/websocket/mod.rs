@@ -19,9 +19,9 @@ use sha1::{Digest, Sha1};
 use tokio_util::task::TaskTracker;
 
 use super::auth::{Certificate, Origin};
-use super::place::Place;
 use super::problem::Problem;
 use super::proxies::{self, Network};
+use crate::access::places::Place;
 
 /// Where programs look for it: MQTT.js and most others, paho and mosquitto at the root, some brokers' documentation.
 pub const PATHS: [&str; 4] = ["/mqtt", "/mqtt/", "/ws", "/"];
@@ -42,9 +42,9 @@ pub struct Arrival {
     pub certificate_user: Option<Box<str>>,
 }
 
-/// Serves an MQTT client on these bytes until it has gone. HTTP does not know the broker: whoever puts the house together
-/// hands this over.
-pub type MqttDoor = Arc<dyn Fn(Frames, Arrival) -> Pin<Box<dyn Future<Output = ()> + Send>> + Send + Sync>;
+/// Serves an MQTT client on these bytes, in that place, until it has gone. HTTP does not know the broker: whoever puts the
+/// house together hands this over.
+pub type MqttDoor = Arc<dyn Fn(Frames, Arrival, Arc<Place>) -> Pin<Box<dyn Future<Output = ()> + Send>> + Send + Sync>;
 
 /// What an upgrade leads to.
 #[derive(Clone)]
@@ -116,7 +116,7 @@ pub async fn upgrade(
     Extension(door): Extension<Door>,
     Extension(Origin(peer)): Extension<Origin>,
     Extension(Certificate(certificate_user)): Extension<Certificate>,
-    Extension(place): Extension<Place>,
+    Extension(place): Extension<Arc<Place>>,
     mut request: Request<Body>,
 ) -> Response {
     let response = match agree(request.headers()) {
@@ -129,9 +129,8 @@ pub async fn upgrade(
     let Door { mqtt, connections, .. } = door;
     connections.spawn(async move {
         if let Ok(upgraded) = upgraded.await {
-            mqtt(Frames::new(TokioIo::new(upgraded)), arrival).await;
+            mqtt(Frames::new(TokioIo::new(upgraded)), arrival, place).await;
         }
-        drop(place);
     });
     response
 }

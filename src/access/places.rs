@@ -1,0 +1,398 @@
+//! Places: who may be connected when not everybody can be.
+//!
+//! - This host has a share of its own, which nobody else can take. So a person who is logged in gets through, whatever
+//!   happens on the network.
+//! - Where there are users, a part of the places is theirs and not for guests, who are clients without a user name. Of the
+//!   places of guests, a network has three quarters at most.
+//! - When there is no place for somebody, whoever holds most gives way: for a guest the network with most guests, if that
+//!   has at least two more than the newcomer's; for a user whoever has more: the guests together, or the user who
+//!   has most. A guest never takes the place of a user. Of whoever gives way, the last to come goes.
+//! - A client that comes back to its session goes before those who have none, and takes the place of its own old connection.
+//! - Nobody knows yet who a new HTTP connection is. It takes the place of the oldest one of the network that has most
+//!   which has not shown a password either.
+
+use std::collections::{BTreeMap, HashMap};
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+use tokio::sync::OwnedSemaphorePermit;
+use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
+
+use super::guesses::network;
+
+/// The share of this host; of a small house an eighth.
+const OF_THIS_HOST: usize = 8;
+/// Of HTTP connections, so many are never a user's, so that somebody new can say who it is.
+const OF_NEWCOMERS: usize = 8;
+
+/// Who holds something. Guests are told apart by their network, as far as it is known.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Holder {
+    /// All clients of this user.
+    User(Box<str>),
+    /// Clients without a user name in this network.
+    Guest(Option<IpAddr>),
+}
+
+impl Holder {
+    /// A client of this user, if it has one, at this address.
+    pub fn of(user: Option<&str>, from: IpAddr) -> Holder {
+        match user {
+            Some(user) => Holder::User(user.into()),
+            None => Holder::Guest(Some(network(from))),
+        }
+    }
+
+    /// Whether it is no user.
+    pub fn is_guest(&self) -> bool {
+        matches!(self, Holder::Guest(_))
+    }
+}
+
+/// How many places there are, and for whom.
+#[derive(Clone, Copy, Debug)]
+pub struct Bounds {
+    /// All of them.
+    pub most: usize,
+    /// There are users, and places that are theirs.
+    pub has_users: bool,
+}
+
+impl Bounds {
+    fn of_this_host(&self) -> usize {
+        OF_THIS_HOST.min(self.most / 8)
+    }
+
+    /// For all but the share of this host.
+    fn common(&self) -> usize {
+        self.most - self.of_this_host()
+    }
+
+    fn of_guests(&self) -> usize {
+        let of_users = if self.has_users && self.most > 1 { (self.most / 4).max(1) } else { 0 };
+        self.common() - of_users
+    }
+
+    /// For guests of one network.
+    pub fn of_network(&self) -> usize {
+        (self.of_guests() * 3 / 4).max(1)
+    }
+}
+
+/// Somebody who wants a place.
+#[derive(Clone, Copy, Debug)]
+pub struct Newcomer<'a> {
+    /// Its user, if it has one.
+    pub user: Option<&'a str>,
+    /// Where it comes from.
+    pub from: IpAddr,
+    /// The name of its session: a connection that has it already gives its place to this one.
+    pub session: Option<&'a str>,
+    /// A session waits for it.
+    pub is_returning: bool,
+    /// It may still turn out to be a user.
+    pub is_unknown: bool,
+}
+
+/// There is no place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("too many are connected")]
+pub struct NoPlace;
+
+struct Taken {
+    holder: Holder,
+    is_local: bool,
+    is_returning: bool,
+    session: Option<Box<str>>,
+    cut: CancellationToken,
+    then: Option<Box<dyn FnOnce() + Send>>,
+}
+
+#[derive(Default)]
+struct State {
+    next: u64,
+    /// By number, the first to come first.
+    taken: BTreeMap<u64, Taken>,
+    by_session: HashMap<Box<str>, u64>,
+    by_holder: HashMap<Holder, usize>,
+    guests: usize,
+    local: usize,
+    local_guests: usize,
+}
+
+/// All places of a kind.
+#[derive(Default)]
+pub struct Places {
+    state: Mutex<State>,
+}
+
+impl std::fmt::Debug for Places {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Places").field("taken", &self.len()).finish()
+    }
+}
+
+/// A place, given back when dropped.
+#[derive(Debug)]
+pub struct Place {
+    places: Arc<Places>,
+    number: u64,
+    bounds: Bounds,
+    cut: CancellationToken,
+    /// Its place among the connections of its port, where these are bounded.
+    _of_port: Option<OwnedSemaphorePermit>,
+}
+
+enum Obstacle {
+    /// Its network has as many guests as it may have.
+    Network,
+    /// Guests have.
+    Guests,
+    /// All places are taken.
+    House,
+}
+
+impl Places {
+    /// Places that are taken.
+    pub fn len(&self) -> usize {
+        self.state.lock().taken.len()
+    }
+
+    /// Whether none is.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Takes a place, if need be that of somebody who has to give way.
+    pub fn enter(self: &Arc<Self>, newcomer: &Newcomer<'_>, bounds: Bounds) -> Result<Place, NoPlace> {
+        let mut gone = Vec::new();
+        let mut state = self.state.lock();
+        if let Some(old) = newcomer.session.and_then(|session| state.by_session.get(session).copied()) {
+            // it is ended by whoever keeps the sessions, and only learns here that it need not wait for anything
+            let old = state.remove(old);
+            old.iter().for_each(|old| old.cut.cancel());
+        }
+        let from = newcomer.from.to_canonical();
+        let new = Taken {
+            holder: Holder::of(newcomer.user, from),
+            is_local: from.is_loopback(),
+            is_returning: newcomer.is_returning,
+            session: newcomer.session.map(Into::into),
+            cut: CancellationToken::new(),
+            then: None,
+        };
+        let mut has_place = true;
+        while has_place && let Some(obstacle) = state.obstacle(&new, bounds) {
+            let victim = if newcomer.is_unknown {
+                state.oldest_stranger(&new, &obstacle, bounds)
+            } else {
+                state.victim(&new, &obstacle, bounds)
+            };
+            has_place = victim.and_then(|number| state.remove(number)).map(|victim| gone.push(victim)).is_some();
+        }
+        let place = has_place.then(|| {
+            let cut = new.cut.clone();
+            let number = state.add(new);
+            Place { places: self.clone(), number, bounds, cut, _of_port: None }
+        });
+        drop(state);
+        gone.into_iter().for_each(Taken::end);
+        place.ok_or(NoPlace)
+    }
+}
+
+impl Taken {
+    fn end(self) {
+        self.cut.cancel();
+        if let Some(then) = self.then {
+            then();
+        }
+    }
+}
+
+impl State {
+    fn add(&mut self, taken: Taken) -> u64 {
+        let number = self.next;
+        self.next += 1;
+        if let Some(session) = &taken.session {
+            self.by_session.insert(session.clone(), number);
+        }
+        self.count(&taken, true);
+        self.taken.insert(number, taken);
+        number
+    }
+
+    fn remove(&mut self, number: u64) -> Option<Taken> {
+        let taken = self.taken.remove(&number)?;
+        if let Some(session) = &taken.session {
+            self.by_session.remove(session);
+        }
+        self.count(&taken, false);
+        Some(taken)
+    }
+
+    fn count(&mut self, taken: &Taken, is_new: bool) {
+        let (is_local, is_guest) = (taken.is_local, taken.holder.is_guest());
+        let counters =
+            [(&mut self.guests, is_guest), (&mut self.local, is_local), (&mut self.local_guests, is_local && is_guest)];
+        for (counter, counts) in counters {
+            *counter = *counter + usize::from(counts && is_new) - usize::from(counts && !is_new);
+        }
+        let held = self.by_holder.entry(taken.holder.clone()).or_default();
+        *held = if is_new { *held + 1 } else { *held - 1 };
+        if *held == 0 {
+            self.by_holder.remove(&taken.holder);
+        }
+    }
+
+    fn held(&self, holder: &Holder) -> usize {
+        self.by_holder.get(holder).copied().unwrap_or(0)
+    }
+
+    /// Guests besides those in the share of this host.
+    fn common_guests(&self, bounds: Bounds) -> usize {
+        self.guests - self.local_guests.min(bounds.of_this_host())
+    }
+
+    fn obstacle(&self, new: &Taken, bounds: Bounds) -> Option<Obstacle> {
+        let share = bounds.of_this_host();
+        if new.holder.is_guest() && !(new.is_local && self.local_guests < share) {
+            if !new.is_local && self.held(&new.holder) >= bounds.of_network() {
+                return Some(Obstacle::Network);
+            }
+            if self.common_guests(bounds) >= bounds.of_guests() {
+                return Some(Obstacle::Guests);
+            }
+        }
+        let common = self.taken.len() - self.local.min(share);
+        let is_full = common >= bounds.common() && !(new.is_local && self.local < share);
+        is_full.then_some(Obstacle::House)
+    }
+
+    /// Who has to give way to a client that is known.
+    fn victim(&self, new: &Taken, obstacle: &Obstacle, bounds: Bounds) -> Option<u64> {
+        let own = self.held(&new.holder);
+        if let Obstacle::Network = obstacle {
+            return if new.is_returning { self.last_of(&new.holder, true) } else { None };
+        }
+        let guests = self.largest(true, bounds);
+        if new.is_returning {
+            let strangers = guests.as_ref().and_then(|(holder, _)| self.last_of(holder, true));
+            if let Some(stranger) = strangers.or_else(|| self.last_of(&new.holder, true)) {
+                return Some(stranger);
+            }
+        }
+        if new.holder.is_guest() {
+            let (holder, held) = guests?;
+            return if held >= own + 2 { self.last(&holder) } else { None };
+        }
+        let user = self.largest(false, bounds).filter(|(_, held)| *held >= own + 2);
+        let all_guests = self.common_guests(bounds);
+        let guests = guests.filter(|_| all_guests > own && user.as_ref().is_none_or(|(_, held)| *held <= all_guests));
+        self.last(&guests.or(user)?.0)
+    }
+
+    /// Who has to give way to a connection that may still turn out to be a user's.
+    fn oldest_stranger(&self, new: &Taken, obstacle: &Obstacle, bounds: Bounds) -> Option<u64> {
+        let own = self.held(&new.holder);
+        let holder = match (obstacle, self.largest(true, bounds)) {
+            (Obstacle::Network, _) => new.holder.clone(),
+            (_, Some((holder, held))) if own == 0 || held >= own + 2 => holder,
+            _ if own > 0 => new.holder.clone(),
+            _ => return None,
+        };
+        self.taken.iter().find(|(_, taken)| taken.holder == holder).map(|(number, _)| *number)
+    }
+
+    /// Who has most of all guests, or of all users, and how many. This host's guests do not count within its share.
+    fn largest(&self, of_guests: bool, bounds: Bounds) -> Option<(Holder, usize)> {
+        let is_spared = |holder: &Holder| {
+            let is_local = matches!(holder, Holder::Guest(Some(network)) if network.is_loopback());
+            is_local && self.local_guests <= bounds.of_this_host()
+        };
+        let holders = self.by_holder.iter().filter(|(holder, _)| holder.is_guest() == of_guests && !is_spared(holder));
+        holders.max_by_key(|(_, held)| **held).map(|(holder, held)| (holder.clone(), *held))
+    }
+
+    /// The last to come of this holder, of those who have come without a session first.
+    fn last(&self, holder: &Holder) -> Option<u64> {
+        self.last_of(holder, true).or_else(|| self.last_of(holder, false))
+    }
+
+    fn last_of(&self, holder: &Holder, is_stranger: bool) -> Option<u64> {
+        let mut last = self.taken.iter().rev();
+        let is_it = |taken: &Taken| taken.holder == *holder && taken.is_returning != is_stranger;
+        last.find(|(_, taken)| is_it(taken)).map(|(number, _)| *number)
+    }
+}
+
+impl Place {
+    /// The same, with a place among the connections of a port where these are bounded.
+    pub fn at_port(mut self, of_port: Option<OwnedSemaphorePermit>) -> Place {
+        self._of_port = of_port;
+        self
+    }
+
+    /// Completes when somebody else has the place.
+    pub async fn cut(&self) {
+        self.cut.cancelled().await;
+    }
+
+    /// The same as a future of its own.
+    pub fn ending(&self) -> WaitForCancellationFutureOwned {
+        self.cut.clone().cancelled_owned()
+    }
+
+    /// Whether somebody else has the place.
+    pub fn is_cut(&self) -> bool {
+        self.cut.is_cancelled()
+    }
+
+    /// The same as [`Place::cut`], for whoever has its own way to end things.
+    pub fn on_cut(&self, then: impl FnOnce() + Send + 'static) {
+        let mut state = self.places.state.lock();
+        match state.taken.get_mut(&self.number) {
+            Some(taken) => taken.then = Some(Box::new(then)),
+            None => {
+                drop(state);
+                then();
+            }
+        }
+    }
+
+    /// It has turned out whose place this is. Newcomers always find a few that are no user's.
+    pub fn belongs_to(&self, user: &str) {
+        let bounds = self.bounds;
+        let mut state = self.places.state.lock();
+        let holder = Holder::User(user.into());
+        if state.taken.get(&self.number).is_none_or(|taken| taken.holder == holder) {
+            return;
+        }
+        let users = state.taken.len() - state.guests;
+        let is_full = users >= bounds.common().saturating_sub(OF_NEWCOMERS).max(1);
+        let largest = if is_full { state.largest(false, bounds) } else { None };
+        let first = largest.and_then(|(holder, _)| {
+            state.taken.iter().find(|(_, taken)| taken.holder == holder).map(|(number, _)| *number)
+        });
+        let gone = first.and_then(|number| state.remove(number));
+        if let Some(mut taken) = state.taken.remove(&self.number) {
+            state.count(&taken, false);
+            taken.holder = holder;
+            state.count(&taken, true);
+            state.taken.insert(self.number, taken);
+        }
+        drop(state);
+        gone.into_iter().for_each(Taken::end);
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.places.state.lock().remove(self.number);
+    }
+}
+
+#[cfg(test)]
+#[path = "places_tests.rs"]
+mod tests;

@@ -1,0 +1,182 @@
+//! Shares of what is counted: nobody can take so much that others find nothing.
+//!
+//! Whoever is alone may have all that the bound says. Beyond it there is a quarter more, and the more is taken the less each
+//! may have: a holder may take more only while what it has is less than four times of what is left of bound and quarter. So
+//! who has most is refused first, and what one leaves is divided in the same way by the next.
+//!
+//! Users are holders, and guests together are one. Of what guests may have, each of their networks is a holder in turn.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+
+use super::places::Holder;
+
+/// Whether a holder may have this much, when all have that much with it.
+pub fn has_room(held: usize, total: usize, most: usize) -> bool {
+    held.saturating_add(total.saturating_mul(4)) <= most.saturating_mul(5)
+}
+
+/// What all hold of something.
+#[derive(Debug, Default)]
+pub struct Quota {
+    most: usize,
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    total: usize,
+    guests: usize,
+    by_holder: HashMap<Holder, usize>,
+}
+
+impl State {
+    fn add(&mut self, holder: &Holder, units: usize) {
+        self.total += units;
+        if holder.is_guest() {
+            self.guests += units;
+        }
+        *self.by_holder.entry(holder.clone()).or_default() += units;
+    }
+
+    fn remove(&mut self, holder: &Holder, units: usize) {
+        self.total -= units;
+        if holder.is_guest() {
+            self.guests -= units;
+        }
+        if let Some(held) = self.by_holder.get_mut(holder) {
+            *held -= units;
+            if *held == 0 {
+                self.by_holder.remove(holder);
+            }
+        }
+    }
+}
+
+impl Quota {
+    /// Of which a single holder may have this much.
+    pub fn new(most: usize) -> Quota {
+        Quota { most, state: Mutex::default() }
+    }
+
+    /// What all hold together.
+    pub fn total(&self) -> usize {
+        self.state.lock().total
+    }
+}
+
+/// What one session, or another thing that belongs to somebody, holds. Given back when dropped.
+#[derive(Debug, Default)]
+pub struct Held {
+    owner: Option<(Arc<Quota>, Holder)>,
+    units: usize,
+}
+
+impl Held {
+    /// From now on it belongs to this holder.
+    pub fn belongs_to(&mut self, quota: &Arc<Quota>, holder: Holder) {
+        let units = std::mem::take(&mut self.units);
+        if let Some((old, before)) = self.owner.take() {
+            old.state.lock().remove(&before, units);
+        }
+        quota.state.lock().add(&holder, units);
+        (self.owner, self.units) = (Some((quota.clone(), holder)), units);
+    }
+
+    /// Whether it may take so much more.
+    pub fn has_room(&self, units: usize) -> bool {
+        let Some((quota, holder)) = &self.owner else { return true };
+        let state = quota.state.lock();
+        let held = state.by_holder.get(holder).copied().unwrap_or(0) + units;
+        let total = state.total + units;
+        if !holder.is_guest() {
+            return has_room(held, total, quota.most);
+        }
+        let guests = state.guests + units;
+        has_room(guests, total, quota.most) && has_room(held, guests, quota.most * 4 / 5)
+    }
+
+    /// Takes more, whether there is room or not.
+    pub fn add(&mut self, units: usize) {
+        self.units += units;
+        if let Some((quota, holder)) = &self.owner {
+            quota.state.lock().add(holder, units);
+        }
+    }
+
+    /// Gives some back.
+    pub fn remove(&mut self, units: usize) {
+        self.units -= units;
+        if let Some((quota, holder)) = &self.owner {
+            quota.state.lock().remove(holder, units);
+        }
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        if let Some((quota, holder)) = &self.owner {
+            quota.state.lock().remove(holder, self.units);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn guest(last: u8) -> Holder {
+        Holder::of(None, std::net::IpAddr::from([192, 0, 2, last]))
+    }
+
+    fn held(quota: &Arc<Quota>, holder: Holder) -> Held {
+        let mut held = Held::default();
+        held.belongs_to(quota, holder);
+        held
+    }
+
+    /// Takes as much as it can.
+    fn fill(held: &mut Held) -> usize {
+        while held.has_room(1) {
+            held.add(1);
+        }
+        held.units
+    }
+
+    #[test]
+    fn a_single_user_may_have_all_and_the_next_find_a_share() {
+        let quota = Arc::new(Quota::new(10_000));
+        let mut users: Vec<Held> = (0..5).map(|number| held(&quota, Holder::User(number.to_string().into()))).collect();
+        let shares: Vec<usize> = users.iter_mut().map(fill).collect();
+        assert_eq!(shares, [10_000, 2000, 400, 80, 16]);
+        users.clear();
+        assert_eq!(quota.total(), 0);
+        assert!(quota.state.lock().by_holder.is_empty());
+    }
+
+    #[test]
+    fn guests_are_one_and_their_networks_share_what_that_one_may_have() {
+        let quota = Arc::new(Quota::new(10_000));
+        // many clients of one network are one
+        let mut guests: Vec<Held> = (0..100).map(|_| held(&quota, guest(1))).collect();
+        let first: usize = guests.iter_mut().map(fill).sum();
+        assert_eq!(first, 8000);
+        let shares: Vec<usize> = (2..100)
+            .map(|network| {
+                guests.push(held(&quota, guest(network)));
+                fill(guests.last_mut().unwrap())
+            })
+            .collect();
+        assert_eq!(shares[..3], [1600, 320, 64]);
+        assert!(quota.total() <= 10_000);
+        let mut user = held(&quota, Holder::User("ada".into()));
+        assert!(fill(&mut user) >= 2000);
+        // what has found its user belongs to it
+        let mut promoted = guests.swap_remove(0);
+        let units = promoted.units;
+        promoted.belongs_to(&quota, Holder::User("bob".into()));
+        assert_eq!(quota.state.lock().by_holder[&Holder::User("bob".into())], units);
+    }
+}

@@ -1,0 +1,96 @@
+//! Security events: what a person looks for who asks whether somebody tries to get in or to take what belongs to others.
+//!
+//! They have a log target of their own, `pigateway::security`, counters in the metrics, and places among the problems of
+//! the page that others cannot take. Each kind has its own bound of log lines, and of these a source has only a few: a
+//! flood of one kind, or of one source, hides neither another kind nor another source.
+
+use std::hash::Hash;
+use std::net::IpAddr;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use super::guesses::network;
+use super::limiter::Limiter;
+
+/// The target of their log lines.
+pub const TARGET: &str = "pigateway::security";
+/// Log lines of a kind in a minute, and of these those of one source.
+const LINES: usize = 64;
+const LINES_OF_ONE: usize = 4;
+
+/// What has happened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// A wrong user name or password.
+    WrongPassword,
+    /// A client id that belongs to another user.
+    ForeignClientId,
+    /// Somebody has reached a bound that keeps room for others.
+    Quota,
+}
+
+impl Kind {
+    /// All of them.
+    pub const ALL: [Kind; 3] = [Kind::WrongPassword, Kind::ForeignClientId, Kind::Quota];
+
+    /// What log and metrics call it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Kind::WrongPassword => "wrong_password",
+            Kind::ForeignClientId => "foreign_client_id",
+            Kind::Quota => "quota",
+        }
+    }
+}
+
+#[derive(Debug)]
+struct Channel {
+    count: AtomicU64,
+    limiter: Limiter,
+}
+
+/// Counts them, and says which are logged.
+#[derive(Debug)]
+pub struct Security {
+    channels: [Channel; 3],
+}
+
+impl Default for Security {
+    fn default() -> Self {
+        let channel = || Channel { count: AtomicU64::new(0), limiter: Limiter::new(LINES, LINES_OF_ONE) };
+        Security { channels: [channel(), channel(), channel()] }
+    }
+}
+
+impl Security {
+    /// One has happened, caused from this address. Whether it is to be logged, and how many like it were not.
+    pub fn happened(&self, kind: Kind, from: IpAddr, what: impl Hash) -> Option<u64> {
+        let channel = &self.channels[kind as usize];
+        channel.count.fetch_add(1, Ordering::Relaxed);
+        channel.limiter.due(network(from), what)
+    }
+
+    /// How many there have been.
+    pub fn count(&self, kind: Kind) -> u64 {
+        self.channels[kind as usize].count.load(Ordering::Relaxed)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_flood_hides_neither_another_source_nor_another_kind() {
+        let security = Security::default();
+        let flood = IpAddr::from([192, 0, 2, 1]);
+        let lines = (0..10_000).filter(|what| security.happened(Kind::Quota, flood, what).is_some()).count();
+        assert_eq!(lines, LINES_OF_ONE);
+        assert_eq!(security.happened(Kind::Quota, IpAddr::from([192, 0, 2, 2]), 0), Some(0));
+        // one that is everywhere at once
+        for number in 0..10_000u32 {
+            security.happened(Kind::Quota, IpAddr::from(number.to_be_bytes()), 0);
+        }
+        assert_eq!(security.happened(Kind::WrongPassword, flood, "ada"), Some(0));
+        assert_eq!([security.count(Kind::Quota), security.count(Kind::WrongPassword)], [20_001, 1]);
+    }
+}
