@@ -39,7 +39,7 @@ struct Waiting {
 
 impl State {
     /// Takes out the one that has waited longest of those who have most.
-    fn to_be_cut(&mut self) -> Option<Waiting> {
+    fn take_longest(&mut self) -> Option<Waiting> {
         let mut counts: HashMap<Option<IpAddr>, usize> = HashMap::new();
         for waiting in &self.waiting {
             *counts.entry(waiting.network).or_default() += 1;
@@ -71,7 +71,7 @@ impl WaitingRoom {
         state.next += 1;
         let cut = CancellationToken::new();
         state.waiting.push_back(Waiting { number, network: from.map(network), cut: cut.clone() });
-        let longest = if state.waiting.len() > MOST { state.to_be_cut() } else { None };
+        let longest = if state.waiting.len() > MOST { state.take_longest() } else { None };
         drop(state);
         let has_cut = longest.is_some();
         if let Some(longest) = longest {

@@ -1,0 +1,127 @@
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::time::timeout;
+
+use super::*;
+
+/// A broker without a port, and a client that is connected to it.
+async fn connected() -> (crate::broker::Broker, tokio::io::DuplexStream) {
+    use crate::broker::Broker;
+    use crate::broker::settings::BrokerSettings;
+    use crate::journal::Journal;
+    use crate::time::SystemClock;
+
+    let settings = BrokerSettings { listeners: Vec::new(), ..BrokerSettings::default() };
+    let opening = std::thread::spawn(|| {
+        Broker::open(settings, Journal::default(), Arc::new(SystemClock), Default::default()).unwrap()
+    });
+    let broker = opening.join().unwrap();
+    let (mut client, server) = tokio::io::duplex(4096);
+    let (reader, writer) = tokio::io::split(server);
+    let peer = Peer::at(IpAddr::from([127, 0, 0, 1]));
+    tokio::spawn(serve(broker.core.clone(), reader, writer, peer));
+    client.write_all(b"\x10\x0d\0\x04MQTT\x04\x02\0\x3c\0\x01a").await.unwrap();
+    let mut connack = [0; 4];
+    client.read_exact(&mut connack).await.unwrap();
+    assert_eq!(connack, [0x20, 2, 0, 0]);
+    (broker, client)
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_that_was_quiet_for_long_still_gets_its_answers() {
+    let (_broker, mut client) = connected().await;
+    for _ in 0..50 {
+        // longer than anybody may take nothing, shorter than its keep alive allows
+        tokio::time::sleep(Duration::from_secs(59)).await;
+        client.write_all(&[0xc0, 0]).await.unwrap();
+        let mut pingresp = [0; 2];
+        client.read_exact(&mut pingresp).await.expect("it is still connected");
+        assert_eq!(pingresp, [0xd0, 0]);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_that_takes_nothing_is_cut_off() {
+    let (_broker, mut client) = connected().await;
+    let begin = Instant::now();
+    let ping = async {
+        // the answers fill the pipe, and then nothing moves any more
+        while client.write_all(&[0xc0, 0].repeat(512)).await.is_ok() {}
+    };
+    timeout(Duration::from_secs(300), ping).await.expect("it is cut off");
+    assert!(begin.elapsed() >= Duration::from_secs(30), "{:?}", begin.elapsed());
+}
+
+/// A future, and how often it has been polled.
+struct Counted<F>(std::pin::Pin<Box<F>>, Arc<std::sync::atomic::AtomicUsize>);
+
+impl<F: Future> Future for Counted<F> {
+    type Output = F::Output;
+
+    fn poll(mut self: std::pin::Pin<&mut Self>, context: &mut std::task::Context<'_>) -> std::task::Poll<F::Output> {
+        self.1.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        self.0.as_mut().poll(context)
+    }
+}
+
+#[tokio::test]
+async fn a_delivery_to_a_persistent_session_wakes_it_once() {
+    use crate::journal::Journal;
+    use crate::journal::settings::JournalSettings;
+    use crate::journal::storage::memory::MemoryStorage;
+    use crate::message::{Draft, Qos};
+    use crate::time::{SharedClock, SystemClock};
+
+    let opening = std::thread::spawn(|| {
+        let clock: SharedClock = Arc::new(SystemClock);
+        let storage = Arc::new(MemoryStorage::default());
+        let journal = Journal::open(storage, JournalSettings::default(), clock.clone()).unwrap();
+        let settings = crate::broker::settings::BrokerSettings { listeners: Vec::new(), ..Default::default() };
+        crate::broker::Broker::open(settings, journal, clock, Default::default()).unwrap()
+    });
+    let broker = opening.join().unwrap();
+    let (mut client, server) = tokio::io::duplex(65536);
+    let (reader, writer) = tokio::io::split(server);
+    let peer = Peer::at(IpAddr::from([127, 0, 0, 1]));
+    let polls = Arc::<std::sync::atomic::AtomicUsize>::default();
+    tokio::spawn(Counted(Box::pin(serve(broker.core.clone(), reader, writer, peer)), polls.clone()));
+    // not clean, and "t" at QoS 1
+    client.write_all(b"\x10\x0d\0\x04MQTT\x04\0\0\x3c\0\x01a\x82\x06\0\x01\0\x01t\x01").await.unwrap();
+    let mut answers = [0; 9];
+    client.read_exact(&mut answers).await.unwrap();
+    let mut wakes = Vec::new();
+    for number in 0..50u16 {
+        // whatever it was busy with is over
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        let before = polls.load(std::sync::atomic::Ordering::Relaxed);
+        let draft = Draft {
+            topic: "t",
+            payload: &number.to_be_bytes(),
+            qos: Qos::AtLeastOnce,
+            retain: false,
+            properties: &[],
+            expiry: None,
+            boot_ms: 0,
+            origin: Origin::gateway(),
+        };
+        broker.core.ingress.publish(&draft).await.unwrap();
+        let mut publish = [0; 9];
+        client.read_exact(&mut publish).await.unwrap();
+        assert_eq!((publish[0], &publish[7..]), (0x32, &number.to_be_bytes()[..]));
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        wakes.push(polls.load(std::sync::atomic::Ordering::Relaxed) - before);
+        client.write_all(&[0x40, 2, publish[5], publish[6]]).await.unwrap();
+    }
+    assert!(wakes.iter().all(|wakes| *wakes == 1), "{wakes:?}");
+    let dropped = broker.core.stats.publish_dropped.get();
+    assert_eq!(dropped, 0);
+}
+
+#[tokio::test]
+async fn a_panic_costs_only_the_future_that_panicked() {
+    assert_eq!(contain(async { 7 }).await, Ok(7));
+    let result = contain(async {
+        tokio::task::yield_now().await;
+        panic!("on purpose");
+    });
+    assert_eq!(result.await, Err::<(), ()>(()));
+}
