@@ -92,8 +92,12 @@ fn the_log_says_why_a_handshake_failed() {
         tls.write_all(b"\x16\x03\x01\x02\x00").unwrap();
         let _ = tls.read(&mut [0; 100]);
     }
+    let parts = ["The listener has client_ca", "does not speak TLS", "It speaks TLS"];
+    for part in parts {
+        gateway.wait_for_line(part);
+    }
     let log = gateway.log();
-    for part in ["The listener has client_ca", "does not speak TLS", "It speaks TLS"] {
+    for part in parts {
         let count = log.iter().filter(|line| line.contains(part) && line.contains("from=127.0.0.1")).count();
         assert_eq!(count, 1, "{part} in {log:#?}");
     }
