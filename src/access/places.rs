@@ -14,6 +14,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::Mutex;
 use tokio::sync::OwnedSemaphorePermit;
@@ -106,6 +107,8 @@ struct Taken {
     is_returning: bool,
     session: Option<Box<str>>,
     cut: CancellationToken,
+    /// Another connection of its session has its place.
+    is_replaced: Arc<AtomicBool>,
     then: Option<Box<dyn FnOnce() + Send>>,
 }
 
@@ -140,6 +143,7 @@ pub struct Place {
     number: u64,
     bounds: Bounds,
     cut: CancellationToken,
+    is_replaced: Arc<AtomicBool>,
     /// Its place among the connections of its port, where these are bounded.
     _of_port: Option<OwnedSemaphorePermit>,
 }
@@ -169,9 +173,12 @@ impl Places {
         let mut gone = Vec::new();
         let mut state = self.state.lock();
         if let Some(old) = newcomer.session.and_then(|session| state.by_session.get(session).copied()) {
-            // it is ended by whoever keeps the sessions, and only learns here that it need not wait for anything
-            let old = state.remove(old);
-            old.iter().for_each(|old| old.cut.cancel());
+            // it is ended by whoever keeps the sessions, and only learns here that it need not wait for anything; of two that
+            // come at the same time it may be the later one, which then takes the session over
+            if let Some(old) = state.remove(old) {
+                old.is_replaced.store(true, Ordering::Release);
+                old.cut.cancel();
+            }
         }
         let from = newcomer.from.to_canonical();
         let new = Taken {
@@ -180,6 +187,7 @@ impl Places {
             is_returning: newcomer.is_returning,
             session: newcomer.session.map(Into::into),
             cut: CancellationToken::new(),
+            is_replaced: Arc::default(),
             then: None,
         };
         let mut has_place = true;
@@ -192,9 +200,9 @@ impl Places {
             has_place = victim.and_then(|number| state.remove(number)).map(|victim| gone.push(victim)).is_some();
         }
         let place = has_place.then(|| {
-            let cut = new.cut.clone();
+            let (cut, is_replaced) = (new.cut.clone(), new.is_replaced.clone());
             let number = state.add(new);
-            Place { places: self.clone(), number, bounds, cut, _of_port: None }
+            Place { places: self.clone(), number, bounds, cut, is_replaced, _of_port: None }
         });
         drop(state);
         gone.into_iter().for_each(Taken::end);
@@ -349,14 +357,17 @@ impl Place {
         self.cut.is_cancelled()
     }
 
-    /// The same as [`Place::cut`], for whoever has its own way to end things.
+    /// For whoever has its own way to end things: called when somebody else has the place, other than a connection of the same
+    /// session.
     pub fn on_cut(&self, then: impl FnOnce() + Send + 'static) {
         let mut state = self.places.state.lock();
         match state.taken.get_mut(&self.number) {
             Some(taken) => taken.then = Some(Box::new(then)),
             None => {
                 drop(state);
-                then();
+                if !self.is_replaced.load(Ordering::Acquire) {
+                    then();
+                }
             }
         }
     }

@@ -170,3 +170,13 @@ fn whoever_has_its_own_way_to_end_is_told() {
     });
     assert_eq!(told.load(count), 11, "it had been cut before");
 }
+
+#[test]
+fn whoever_loses_its_place_to_its_own_session_is_left_to_whoever_keeps_the_sessions() {
+    let places: Arc<Places> = Arc::default();
+    let newcomer = Newcomer { session: Some("s"), ..guest("192.0.2.1") };
+    let old = places.enter(&newcomer, WITH_USERS).unwrap();
+    let _new = places.enter(&newcomer, WITH_USERS).unwrap();
+    assert!(old.is_cut() && places.len() == 1);
+    old.on_cut(|| panic!("it may be the later of two that came at the same time"));
+}

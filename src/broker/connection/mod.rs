@@ -258,6 +258,7 @@ async fn open(
     let owner = identity.session();
     if expiry > 0 || !connect.clean {
         tokio::select! {
+            biased;
             () = core.allowance.wait(&owner) => {}
             () = place.cut() => return Err(Reason::SERVER_BUSY),
         }
