@@ -54,7 +54,7 @@ impl Holder {
 /// How many places there are, and for whom.
 #[derive(Clone, Copy, Debug)]
 pub struct Bounds {
-    /// All of them.
+    /// Places in all, whoever has them.
     pub most: usize,
     /// There are users, and places that are theirs.
     pub has_users: bool,
@@ -151,7 +151,7 @@ pub struct Place {
 enum Obstacle {
     /// Its network has as many guests as it may have.
     Network,
-    /// Guests have.
+    /// All guests together have as many as they may have.
     Guests,
     /// All places are taken.
     House,
@@ -163,7 +163,7 @@ impl Places {
         self.state.lock().taken.len()
     }
 
-    /// Whether none is.
+    /// Whether no place is taken.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }

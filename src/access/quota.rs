@@ -106,7 +106,7 @@ impl Held {
         }
     }
 
-    /// Gives some back.
+    /// Gives back what a subscription took.
     pub fn remove(&mut self, units: usize) {
         self.units -= units;
         if let Some((quota, holder)) = &self.owner {

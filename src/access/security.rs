@@ -17,7 +17,7 @@ pub const TARGET: &str = "pigateway::security";
 const LINES: usize = 64;
 const LINES_OF_ONE: usize = 4;
 
-/// What has happened.
+/// What makes a person look at the log: each kind has bounds of its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     /// A wrong user name or password.
@@ -29,7 +29,7 @@ pub enum Kind {
 }
 
 impl Kind {
-    /// All of them.
+    /// Every kind, in the order of its channel.
     pub const ALL: [Kind; 3] = [Kind::WrongPassword, Kind::ForeignClientId, Kind::Quota];
 
     /// What log and metrics call it.

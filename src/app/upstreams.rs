@@ -53,7 +53,7 @@ pub(super) fn open(
 }
 
 impl Waiting {
-    /// They connect.
+    /// Starts a task for each, which connects and forwards.
     pub(super) fn start(self, core: &Arc<Core>, clock: &SharedClock, supervisor: &Supervisor) {
         for (upstream, pulse) in self.0 {
             let shown = upstream.shown();

@@ -76,7 +76,7 @@ pub struct Core {
     pub registry: Registry,
     /// Connections that have not said who they are.
     pub waiting: Arc<WaitingRoom>,
-    /// Sockets of clients.
+    /// Sockets of MQTT clients by network, those that wait or are about to go included.
     pub sockets: Arc<Sockets>,
     /// Places of clients that are connected.
     pub places: Arc<Places>,

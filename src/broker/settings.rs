@@ -61,7 +61,7 @@ impl Default for BrokerSettings {
 /// One `[[broker.listener]]`. Who may come in there stands with the other answers of that kind, in [`AccessSettings`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ListenerSettings {
-    /// Where it listens.
+    /// An IP address with a port, or a socket in the file system.
     pub address: Address,
     /// TLS; `None`: plain TCP.
     pub tls: Option<TlsFiles>,

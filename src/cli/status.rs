@@ -144,9 +144,28 @@ fn shown(gateway: &Value, upstreams: &Value, clients: &Value, sensors: &Value, p
             let _ = writeln!(text, "  {error}");
         }
     }
-    let problems = list(problems);
-    for problem in problems.iter().rev().take(5).rev() {
+    // what is wrong now stands above; of the log the newest come first
+    let problems: Vec<Value> = list(problems).into_iter().filter(|problem| problem["now"] != true).collect();
+    for problem in problems.iter().take(5).rev() {
         let _ = writeln!(text, "{} {} {}", word(&problem["time"]), word(&problem["level"]), word(&problem["text"]));
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn what_is_wrong_is_said_once_and_then_the_newest_lines_of_the_log() {
+        let gateway = json!({ "faulty": [{ "part": "HTTP", "problem": "its port is taken", "remedy": "free it" }] });
+        let mut problems = vec![json!({ "now": true, "text": "HTTP: its port is taken; free it" })];
+        problems.extend((1..=7).rev().map(|number| json!({ "now": false, "text": format!("line {number}") })));
+        let text = shown(&gateway, &json!([]), &json!([]), &json!([]), &json!(problems));
+        assert_eq!(text.matches("its port is taken").count(), 1, "{text}");
+        let lines: Vec<&str> = text.lines().filter_map(|line| line.split("line ").nth(1)).collect();
+        assert_eq!(lines, ["3", "4", "5", "6", "7"], "{text}");
+    }
 }

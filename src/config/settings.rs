@@ -47,7 +47,7 @@ pub struct Settings {
     pub journal: JournalSettings,
     /// HTTP.
     pub http: HttpSettings,
-    /// Home Assistant.
+    /// What Home Assistant is told.
     pub home_assistant: HomeAssistantSettings,
 }
 

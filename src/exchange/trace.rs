@@ -19,7 +19,7 @@ use crate::journal::{Outcome, Position};
 use crate::message::via::Properties;
 use crate::message::{MessageRef, TRACE_PROPERTY};
 
-/// Traces kept.
+/// Messages that are followed at the same time; the oldest gives way.
 pub const MOST: usize = 16;
 /// Steps of a trace.
 pub const STEPS: usize = 64;
@@ -33,13 +33,13 @@ const TOPIC: usize = 256;
 pub struct Step {
     /// Boot clock, in milliseconds.
     pub boot_ms: u64,
-    /// What.
+    /// Which step it was.
     pub what: What,
-    /// At which upstream.
+    /// The upstream that it was at; `None`: here.
     pub upstream: Option<String>,
 }
 
-/// Kinds of steps.
+/// What can happen to a message on its way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum What {
     /// It has its place in the order of all messages.
@@ -78,9 +78,9 @@ impl What {
 /// A message and what happened to it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Trace {
-    /// Its id.
+    /// What the message carries to be found, random.
     pub id: String,
-    /// When it began.
+    /// When it was asked for, on the boot clock.
     pub began_boot_ms: u64,
     /// Topic of the message; `None`: there is none yet.
     pub topic: Option<String>,
@@ -88,7 +88,7 @@ pub struct Trace {
     pub waits_for: usize,
     /// Where it is in the journal, if something needs it there.
     pub position: Option<Position>,
-    /// What happened.
+    /// What has happened so far, oldest first.
     pub steps: Vec<Step>,
 }
 
@@ -108,7 +108,7 @@ impl Trace {
     }
 }
 
-/// All traces.
+/// The messages that are followed.
 #[derive(Debug, Default)]
 pub struct Traces {
     /// Boot clock, in milliseconds, until which there may be one; 0: there is none.

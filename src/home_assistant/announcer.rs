@@ -82,7 +82,7 @@ impl Memory {
     }
 }
 
-/// Something to do.
+/// What the task beside the announcer has to do.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum AnnouncerAction {
     /// To be published, retained.
@@ -96,7 +96,7 @@ pub enum AnnouncerAction {
     Save,
 }
 
-/// Announces devices.
+/// Decides what Home Assistant is told and when; knows no clock and no broker.
 #[derive(Debug, Default)]
 pub struct Announcer {
     memory: Memory,

@@ -17,14 +17,14 @@ pub struct Device {
     pub topic: String,
     /// What a person has configured for it, as a digest: the same until that changes, whatever version of the gateway runs.
     pub fingerprint: String,
-    /// The discovery message.
+    /// The discovery message of the device, with its components.
     pub payload: Map<String, Value>,
 }
 
 /// What is announced of the gateway itself.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Gateway {
-    /// Its id.
+    /// `gateway.id`, a part of its topics.
     pub id: String,
     /// Names of its upstreams.
     pub upstreams: Vec<String>,
@@ -72,7 +72,7 @@ fn object(value: Value) -> Map<String, Value> {
     }
 }
 
-/// The gateway's device.
+/// The device that stands for the gateway itself.
 pub fn gateway(prefix: &str, gateway: &Gateway) -> Device {
     let device = format!("pigateway_{}", gateway_slug(&gateway.id));
     let state = state_topic(&gateway.id);

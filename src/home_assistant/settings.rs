@@ -15,7 +15,7 @@ pub struct HomeAssistantSettings {
 pub const PREFIX: &str = "homeassistant";
 
 impl HomeAssistantSettings {
-    /// The discovery prefix.
+    /// The first level of discovery topics, `homeassistant` unless configured otherwise.
     pub fn prefix(&self) -> &str {
         self.prefix.as_ref().map_or(PREFIX, |prefix| prefix.as_str())
     }

@@ -26,11 +26,11 @@ const LONGEST: usize = 1000;
 /// What the message is made of.
 #[derive(Debug)]
 pub struct State<'a> {
-    /// What is wrong.
+    /// Parts that do not work at the moment.
     pub faulty: &'a [FaultyPart],
     /// When the gateway was started.
     pub started: Option<String>,
-    /// Clients connected.
+    /// MQTT clients that are connected.
     pub clients: usize,
     /// Bytes of the journal.
     pub journal_used_bytes: u64,
@@ -53,7 +53,7 @@ impl State<'_> {
         News { problem: problem(self.faulty), started: self.started.clone(), connected: connected.collect() }
     }
 
-    /// The message.
+    /// The payload of `pigateway/<id>/state`.
     pub fn to_json(&self) -> Value {
         let upstream = |(upstream, oldest): &(UpstreamSnapshot, Option<String>)| {
             let connected = upstream.state == UpstreamState::Connected;

@@ -14,7 +14,7 @@ const NAME: &str = "home_assistant.json";
 /// A larger file is none of ours.
 const LARGEST: u64 = 16 << 20;
 
-/// The file.
+/// What was announced and has to be taken back, in a file that only the gateway reads.
 #[derive(Debug)]
 pub(super) struct Store {
     path: PathBuf,

@@ -99,7 +99,7 @@ pub struct Http {
     trusted_proxies: Vec<Network>,
     frame_ancestors: Vec<String>,
     overviews: Overviews,
-    /// Places of streams.
+    /// Places of live streams, divided as those of connections are.
     streams: Arc<Places>,
 }
 

@@ -61,7 +61,7 @@ impl Overviews {
     }
 }
 
-/// An upstream.
+/// An upstream with its backlog and ledger.
 #[derive(Serialize, JsonSchema)]
 #[schemars(rename = "Upstream")]
 pub struct UpstreamView<'a> {
@@ -116,7 +116,7 @@ pub struct ProblemView {
     since_boot_ms: Option<u64>,
 }
 
-/// The gateway itself.
+/// How the gateway itself is doing.
 #[derive(Serialize, JsonSchema)]
 #[schemars(rename = "Gateway")]
 pub struct GatewayView<'a> {

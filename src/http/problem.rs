@@ -81,7 +81,7 @@ pub struct Details<'a> {
     kind: &'static str,
     /// What the status code means.
     title: &'static str,
-    /// The status code.
+    /// The HTTP status code, again in the body as RFC 9457 asks.
     status: u16,
     /// What is the matter, in words.
     detail: &'a str,

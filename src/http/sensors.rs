@@ -24,7 +24,7 @@ const SENSORS: &str = "/api/v1/sensors/";
 /// Events of a page.
 const MAX_EVENTS: usize = 1000;
 
-/// A sensor.
+/// A sensor and what it says.
 #[derive(Serialize, JsonSchema)]
 #[schemars(rename = "Sensor")]
 pub struct SensorView<'a> {

@@ -64,7 +64,7 @@ pub fn port(settings: &HttpSettings) -> Option<PortSettings> {
 
 /// What a port serves.
 pub struct Site {
-    /// What it answers.
+    /// Which paths it has and who answers there.
     pub router: Router,
     /// Which requests are refused because pages of other sites make them.
     pub guard: Guard,

@@ -75,7 +75,7 @@ impl State {
         }
     }
 
-    /// Persistent sessions alone.
+    /// The sessions of clients, without the wills and marks that are kept beside them.
     pub fn client_sessions(&self) -> impl Iterator<Item = (&Box<str>, &Bytes)> {
         self.sessions.iter().filter(|(name, _)| !name.starts_with('\0') && !name.contains(PART))
     }

@@ -13,13 +13,13 @@ use super::settings::JournalSettings;
 use super::state::State;
 use super::{ConsumerId, Full, PENDING_MAX, WhenFull};
 
-/// Number of parts.
+/// Parts that have a guarantee of their own.
 pub const PARTS: usize = 3;
 
 /// Whom a part of the journal is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Part {
-    /// Upstreams.
+    /// What waits for upstreams.
     Upstreams = 0,
     /// Persistent sessions of users, and what is not known to be somebody else's.
     Users = 1,
@@ -74,9 +74,9 @@ pub fn holder(name: &str) -> &str {
 /// Bytes of the journal that wait for somebody.
 #[derive(Debug, Default)]
 pub struct Usage {
-    /// By part.
+    /// Bytes of each part.
     pub parts: [u64; PARTS],
-    /// In all.
+    /// Bytes of all parts, each record once.
     pub all: u64,
 }
 

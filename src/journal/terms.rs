@@ -63,7 +63,7 @@ pub struct Delivery {
     pub position: Position,
     /// Its number among this consumer's messages, without gaps but for what is lost, the same after every rewind and every restart.
     pub ordinal: u64,
-    /// The message.
+    /// The message as it was accepted.
     pub message: Message,
     /// It was handed out before, or may have been before the process began.
     pub resent: bool,
@@ -99,7 +99,7 @@ pub enum Note {
 /// What was found at start.
 #[derive(Clone, Debug, Default)]
 pub struct Recovered {
-    /// Retained messages.
+    /// Retained messages that the store begins with.
     pub retained: Vec<Message>,
     /// Persistent sessions by client id, as the broker encoded them.
     pub sessions: Vec<(Box<str>, Bytes)>,

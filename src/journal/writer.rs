@@ -263,7 +263,7 @@ impl Writer {
         self.make_room()
     }
 
-    /// Makes another file.
+    /// Makes the next segment, full size at once, so that later writes need no metadata.
     pub(super) fn make(&mut self) -> io::Result<String> {
         let (name, size) = (segment::name(free_number(&self.shared.state.lock())), self.shared.settings.segment_size());
         self.shared.storage.create(&name, size)?;

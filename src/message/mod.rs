@@ -103,7 +103,7 @@ impl Owner {
     pub const HOUSE: Owner = Owner(1);
     /// Clients without a user name, all together.
     pub const GUESTS: Owner = Owner(2);
-    /// Upstreams.
+    /// What came down from upstreams.
     pub const UPSTREAMS: Owner = Owner(3);
     const USERS: u8 = 8;
 

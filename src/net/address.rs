@@ -100,7 +100,7 @@ pub(super) fn bind_unix(path: &Path) -> io::Result<UnixListener> {
 /// A connection, whatever it came through.
 #[derive(Debug)]
 pub enum Stream {
-    /// By IP.
+    /// By IPv4 or IPv6.
     Tcp(TcpStream),
     /// Through the file system.
     Unix(UnixStream),

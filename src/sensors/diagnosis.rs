@@ -18,7 +18,7 @@ use std::collections::VecDeque;
 
 use crate::status::{Finding, Verdict};
 
-/// Edges remembered.
+/// Edges that are looked at; older ones are forgotten.
 pub const MOST_EDGES: usize = 512;
 /// Edges that are longer ago than this before the last one say nothing about now, in milliseconds.
 const WINDOW: u64 = 600_000;
@@ -45,7 +45,7 @@ pub struct Edges {
 type Pulse = (u64, u64);
 
 impl Edges {
-    /// One more.
+    /// The sensor has become active, or inactive again.
     pub fn push(&mut self, active: bool, boot_ms: u64) {
         if self.last.len() >= MOST_EDGES {
             self.last.pop_front();

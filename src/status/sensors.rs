@@ -51,9 +51,9 @@ pub enum Verdict {
 pub struct Finding {
     /// What it looks like.
     pub verdict: Verdict,
-    /// What was seen.
+    /// What the edges look like, with figures.
     pub evidence: String,
-    /// What to do.
+    /// What a person can do about it.
     pub remedy: String,
 }
 

@@ -6,7 +6,7 @@
 
 use serde_json::{Map, Value, json};
 
-/// What goes up.
+/// A discovery message as it is at the upstream.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Forwarded {
     /// It is no discovery message.

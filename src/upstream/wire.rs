@@ -235,7 +235,7 @@ pub trait UpstreamClient: Send {
     /// Unsubscribes.
     fn unsubscribe(&mut self, filters: &[TopicFilter]) -> Result<(), Busy>;
 
-    /// Acknowledges.
+    /// Sends an acknowledgement of what came down.
     fn ack(&mut self, ack: Ack) -> Result<(), Busy>;
 
     /// What happened next, at least one event, or the end of the connection. Safe to cancel.

@@ -8,7 +8,7 @@ use crate::access::waiting::Ticket;
 /// Where a connection comes from.
 #[derive(Clone, Debug)]
 pub struct Peer {
-    /// Address.
+    /// Where it comes from; of IPv4 in IPv6 the IPv4 address.
     pub address: IpAddr,
     /// User named by its TLS client certificate.
     pub certificate_user: Option<Box<str>>,

@@ -36,7 +36,7 @@ pub type Frames = frames::Frames<TokioIo<Upgraded>>;
 /// Where an MQTT client comes from.
 #[derive(Clone, Debug)]
 pub struct Arrival {
-    /// Its address.
+    /// Where it comes from, as far as trusted proxies say.
     pub address: IpAddr,
     /// The user that its certificate names.
     pub certificate_user: Option<Box<str>>,
@@ -51,7 +51,7 @@ pub type MqttDoor = Arc<dyn Fn(Frames, Arrival, Arc<Place>) -> Pin<Box<dyn Futur
 pub struct Door {
     /// Serves whoever has come.
     pub mqtt: MqttDoor,
-    /// All connections.
+    /// Runs the client, so that the end of the gateway waits for it.
     pub connections: TaskTracker,
     /// Proxies whose word about a client's address counts.
     pub trusted_proxies: Arc<[Network]>,

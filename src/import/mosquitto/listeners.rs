@@ -2,15 +2,14 @@
 //!
 //! A listener whose protection cannot be had here is left out, never opened with less.
 
+pub(super) mod tables;
+
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::rc::Rc;
 
-use super::access::{self, User};
-use super::acl::Rules;
 use super::document::{Document, Section};
 use crate::import::files::Files;
 use crate::import::line::Line;
-use crate::import::text::{Text, list, quoted};
 
 /// Certificate and key, and who signs client certificates.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -405,103 +404,4 @@ pub(super) fn collide(a: SocketAddr, b: SocketAddr) -> bool {
         _ => a == b,
     };
     a.port() == b.port() && (takes(a.ip(), b.ip()) || takes(b.ip(), a.ip()))
-}
-
-/// `tls = { ... }`.
-pub(super) fn tls_table(tls: &Tls) -> String {
-    let mut table = format!("{{ cert = {}, key = {}", quoted(&tls.cert), quoted(&tls.key));
-    if let Some(ca) = &tls.client_ca {
-        table.push_str(&format!(", client_ca = {}", quoted(ca)));
-        if let Some(crl) = &tls.crl {
-            table.push_str(&format!(", crl = {}", quoted(crl)));
-        }
-        if !tls.use_identity {
-            table.push_str(", use_identity = false");
-        }
-    }
-    table + " }"
-}
-
-/// Who may come in at one listener, where it is not who may come in at all.
-#[derive(Clone, Debug)]
-pub(super) struct Own {
-    pub allow_anonymous: bool,
-    pub anonymous: Rules,
-    /// `None`: as everywhere.
-    pub users: Option<Vec<User>>,
-}
-
-/// Writes the listeners; `own` has what each says of access, where it differs.
-pub(super) fn write(listeners: &Listeners, document: &Document, own: &[Option<Own>], text: &mut Text) {
-    for (opening, own) in listeners.openings.iter().zip(own) {
-        let section = opening.section.and_then(|index| document.listeners.get(index));
-        let addresses = opening.addresses.iter().map(ToString::to_string).chain(opening.socket.clone());
-        for (number, address) in addresses.enumerate() {
-            text.table("[[broker.listener]]");
-            text.key("address", quoted(&address));
-            if opening.is_websocket {
-                text.key("websocket", true);
-            }
-            if let Some(tls) = &opening.tls {
-                text.key("tls", tls_table(tls));
-            }
-            if opening.is_proxied {
-                text.key("proxy", "[\"127.0.0.1\", \"::1\"]");
-            }
-            if let Some(most) = section.and_then(max_connections).filter(|_| listeners.openings.len() > 1) {
-                text.key("max_connections", most);
-            }
-            if let Some(own) = own {
-                write_own(own, text);
-            }
-            if let Some(section) = section.filter(|_| number == 0) {
-                text.remarks(section.everything());
-            }
-            if let Some(users) = own.as_ref().and_then(|own| own.users.as_ref()) {
-                access::write_users("[[broker.listener.user]]", users, text);
-            }
-        }
-    }
-    if listeners.openings.is_empty() {
-        text.table("[[broker.listener]]");
-        text.key_with(
-            "address",
-            quoted("127.0.0.1:1883"),
-            "none could be taken over; without any there would be one on [::]:1883",
-        );
-    }
-    for (index, section) in document.listeners.iter().enumerate() {
-        if !listeners.openings.iter().any(|opening| opening.section == Some(index)) {
-            text.remarks(section.everything());
-        }
-    }
-}
-
-fn max_connections(section: &Section) -> Option<i64> {
-    let line = section.all("max_connections").last()?;
-    line.word().parse().ok().filter(|most| (1..=10_000_000).contains(most))
-}
-
-fn write_own(own: &Own, text: &mut Text) {
-    let accept = if own.allow_anonymous { "all" } else { "none" };
-    if own.allow_anonymous {
-        let (publish, subscribe) = (list(&own.anonymous.publish), list(&own.anonymous.subscribe));
-        let accept = quoted(accept);
-        text.key("anonymous", format!("{{ accept = {accept}, publish = {publish}, subscribe = {subscribe} }}"));
-    } else {
-        text.key("anonymous", quoted(accept));
-    }
-    if own.users.as_ref().is_some_and(Vec::is_empty) {
-        text.key("user", "[]");
-    }
-}
-
-/// Writes `[http]` where the page's usual address is taken.
-pub(super) fn write_http(listeners: &Listeners, text: &mut Text) {
-    let usual = SocketAddr::from((Ipv6Addr::UNSPECIFIED, 8080));
-    let mut addresses = listeners.openings.iter().flat_map(|opening| &opening.addresses);
-    if addresses.any(|address| collide(*address, usual)) {
-        text.table("[http]");
-        text.key_with("address", quoted("off"), "the page would be on port 8080, which a listener has");
-    }
 }

@@ -22,7 +22,8 @@ use std::rc::Rc;
 use self::access::{Reader, Security};
 use self::bridge::Bridges;
 use self::document::Document;
-use self::listeners::{Listeners, Own, is_local_only};
+use self::listeners::tables::{self, Own};
+use self::listeners::{Listeners, is_local_only};
 use super::files::{Files, read};
 use super::line::Line;
 use super::sniff::{Kind, kind_of};
@@ -90,13 +91,13 @@ pub fn import(paths: &[PathBuf], options: &Options) -> Result<Imported, ImportEr
     let max_connections = max_connections(&document, &listeners);
     global::write_limits(&document.global, max_connections, &mut text);
     text.append(&anonymous);
-    listeners::write(&listeners, &document, &own, &mut text);
+    tables::write(&listeners, &document, &own, &mut text);
     access::write_users("[[broker.user]]", &users, &mut text);
     for source in &reader.sources {
         let lines = document.lines.all();
         text.remarks(lines.iter().filter(|line| &*line.place().file == source.as_str()));
     }
-    listeners::write_http(&listeners, &mut text);
+    tables::write_http(&listeners, &mut text);
     text.append(&bridges.text);
 
     let mut to_do = listeners.to_do;

@@ -10,7 +10,7 @@ use crate::message::Qos;
 use crate::upstream::lanes::Lane;
 use crate::upstream::wire::{Ack, Link, UpstreamClient};
 
-/// What waits.
+/// Steps of QoS 2 that wait for the disk before the next packet goes out.
 #[derive(Debug, Default)]
 pub(super) struct Exact {
     /// PUBREL leaves when this place is safe.

@@ -1,0 +1,79 @@
+//! Files that a configuration names.
+
+use super::*;
+
+#[test]
+fn secrets_are_looked_for_among_the_credentials_first() {
+    let (_dir, path) = example_dir();
+    let credentials = tempfile::tempdir().unwrap();
+    let environment = Environment { credentials_dir: Some(credentials.path().into()), ..environment() };
+    let password_file = || match load_in(&path, &environment).unwrap().settings.upstreams[0].password.clone() {
+        Some(Password::File(path)) => path,
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(password_file(), path.with_file_name("home.password"));
+    std::fs::write(credentials.path().join("home.password"), "from systemd\r\n").unwrap();
+    assert_eq!(password_file(), credentials.path().join("home.password"));
+}
+
+/// What is said about files of the example with TLS everywhere, without the directory they are in.
+fn file_problems(path: &Path) -> Vec<(String, bool)> {
+    let text = EXAMPLE.replace("# tls = {", "tls = {");
+    std::fs::write(path, text).unwrap();
+    let loaded = load_in(path, &environment()).expect("files are no mistakes of the configuration");
+    let dir = format!("{}/", path.parent().unwrap().display());
+    let shown = |file: &FileProblem| format!("{}: {}", file.problem.key, file.problem.message).replace(&dir, "");
+    loaded.files.iter().map(|file| (shown(file), file.is_missing)).collect()
+}
+
+#[test]
+fn files_that_are_missing_are_told_from_those_that_will_not_do() {
+    let (_dir, path) = example_dir();
+    assert_eq!(file_problems(&path), []);
+    std::fs::remove_file(path.with_file_name("home.password")).unwrap();
+    std::fs::write(path.with_file_name("ca.crt"), "hello").unwrap();
+    std::fs::copy(path.with_file_name("server.crt"), path.with_file_name("server.key")).unwrap();
+    let (no_key, no_certificate) =
+        ("server.key has no private key in PEM form", "ca.crt has no certificate in PEM form");
+    let expected = [
+        ("broker.listener.tls.key", no_key, false),
+        ("broker.listener.tls.client_ca", no_certificate, false),
+        ("upstream.password_file", "home.password cannot be read: No such file or directory (os error 2)", true),
+        ("upstream.tls.ca", no_certificate, false),
+        ("http.tls.key", no_key, false),
+    ];
+    let expected = expected.map(|(key, message, missing)| (format!("{key}: {message}"), missing));
+    assert_eq!(file_problems(&path), expected);
+    std::fs::write(path.with_file_name("home.password"), "\n").unwrap();
+    assert!(file_problems(&path).contains(&("upstream.password_file: home.password is empty".into(), false)));
+}
+
+#[test]
+fn tls_files_that_do_not_make_a_server_are_reported() {
+    let (_dir, path) = example_dir();
+    let other = rcgen::generate_simple_self_signed(vec!["pi".into()]).unwrap();
+    std::fs::write(path.with_file_name("server.key"), other.signing_key.serialize_pem()).unwrap();
+    let problems = file_problems(&path);
+    let message = "server.key will not do: this key does not belong to the certificate in server.crt";
+    let expected = ["broker.listener.tls.key", "http.tls.key"].map(|key| (format!("{key}: {message}"), false));
+    assert_eq!(problems, expected);
+    // a certificate that is not one
+    let pem = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n";
+    std::fs::write(path.with_file_name("server.crt"), pem).unwrap();
+    let (problem, is_missing) = file_problems(&path).remove(0);
+    assert!(problem.starts_with("broker.listener.tls.cert: server.crt will not do: ") && !is_missing, "{problem}");
+}
+
+#[test]
+fn files_written_on_windows_are_read_as_meant() {
+    let (_dir, path) = example_dir();
+    for name in ["home.password", "ca.crt", "server.crt", "server.key"] {
+        let path = path.with_file_name(name);
+        let text = std::fs::read_to_string(&path).unwrap();
+        std::fs::write(&path, format!("\u{feff}{}", text.replace('\n', "\r\n"))).unwrap();
+    }
+    assert_eq!(file_problems(&path), []);
+    let text = EXAMPLE.replace("# tls = {", "tls = {").replace('\n', "\r\n");
+    std::fs::write(&path, format!("\u{feff}{text}")).unwrap();
+    assert_eq!(load_in(&path, &environment()).unwrap().files, []);
+}
