@@ -200,8 +200,8 @@ impl Gateway {
         familiar::read(&settings.gateway.data_dir, &core.access);
         let keeping = familiar::keep(settings.gateway.data_dir.clone(), core.access.clone(), supervisor.token());
         supervisor.spawn_endless("addresses of users", keeping);
-        replaced::read(&settings.gateway.data_dir, &core.access, &settings.broker.access);
-        let keeping = replaced::keep(settings.gateway.data_dir.clone(), core.access.clone(), supervisor.token());
+        let kept = replaced::read(&settings.gateway.data_dir, &core.access, &settings.broker.access);
+        let keeping = replaced::keep(settings.gateway.data_dir.clone(), kept, core.access.clone(), supervisor.token());
         supervisor.spawn_endless("password hashes", keeping);
 
         let (sensor_settings, sensor_changes) = watch::channel(settings.sensors.clone().into());
@@ -214,14 +214,15 @@ impl Gateway {
             clients: clients_shown(&core),
             problems,
             health: health.clone(),
-            lost_at_power_cut: data_dir.lost_at_power_cut.as_ref().map(|fault| fault.to_string().into()),
+            lost_at_power_cut: data_dir.lost_at_power_cut.clone(),
             listeners: listeners.iter().chain(&websockets).map(|listener| listener.port.name().to_owned()).collect(),
         };
         let changes = sensor_settings.subscribe();
         let announcing =
             home_assistant::start(&settings, web_port.as_ref(), changes, &status, &core, (&supervisor, &doors, &gone))
                 .await;
-        // an upstream is asked to forget what is retained here no more: what is said anew must have been said
+        // upstreams start after Home Assistant's messages are retained again: otherwise they would take those for removed, and
+        // clear them there
         waiting.start(&core, &clock, &supervisor);
         let pulse = rooms.watch("sensors");
         let sensors = sensors::run(

@@ -6,8 +6,8 @@
 # something there holds a lock, and what is whole gets its name by a rename.
 cache=${XDG_CACHE_HOME:-$HOME/.cache}/pigateway
 mkdir -p "$cache"
-# what a run that was ended has left half done
-find "$cache" -maxdepth 3 -name 'new.*' -mtime +1 -prune -exec rm -rf {} +
+# what a run that was ended has left half done; what belongs to root goes where it was made
+find "$cache" -maxdepth 3 -name 'new.*' -mtime +1 -prune -exec rm -rf {} + 2> /dev/null || true
 
 # in_cache NAME PATH: PATH in this clone leads to NAME in the cache
 in_cache() {

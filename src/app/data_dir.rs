@@ -13,7 +13,7 @@ use tracing::{error, warn};
 
 use super::AppError;
 use super::file_system::{self, AtPowerCut, Mounts};
-use crate::health::Fault;
+use crate::status::PowerCut;
 
 /// The data directory, ours until dropped.
 #[derive(Debug)]
@@ -21,7 +21,7 @@ pub struct DataDir {
     /// Its lock goes with it, whatever way the process ends. `None`: there is nothing to lock.
     _lock: Option<File>,
     /// What a power cut costs beyond what is promised to survive one.
-    pub lost_at_power_cut: Option<Fault>,
+    pub lost_at_power_cut: Option<PowerCut>,
     /// Largest journal that is reasonable there.
     pub largest_journal: u64,
 }
@@ -33,8 +33,7 @@ impl DataDir {
         let name = path.join("lock");
         let make = || {
             DirBuilder::new().recursive(true).mode(0o700).create(path)?;
-            let metadata = fs::metadata(path)?;
-            if metadata.is_dir() && metadata.mode() & 0o077 != 0 {
+            if fs::metadata(path)?.mode() & 0o077 != 0 && is_ours(path, &name)? {
                 // where it belongs to somebody else, what is in it is private all the same
                 let _ = fs::set_permissions(path, Permissions::from_mode(0o700));
             }
@@ -58,10 +57,17 @@ impl DataDir {
             warn!("{fault}");
         }
         let in_memory = mounts.largest_in_memory().filter(|_| matches!(at_power_cut, AtPowerCut::Lost(_)));
-        let lost_at_power_cut = at_power_cut.fault().cloned();
+        let is_certain = matches!(at_power_cut, AtPowerCut::Lost(_));
+        let lost_at_power_cut =
+            at_power_cut.fault().map(|fault| PowerCut { cost: fault.to_string().into(), is_certain });
         let largest_journal = in_memory.unwrap_or(u64::MAX).min(file_system::largest_journal(path));
         Ok(DataDir { _lock: lock, lost_at_power_cut, largest_journal })
     }
+}
+
+/// Whether nobody else has anything there: it is empty, or a gateway has used it before.
+fn is_ours(path: &Path, lock: &Path) -> io::Result<bool> {
+    Ok(lock.exists() || fs::read_dir(path)?.next().is_none())
 }
 
 /// Whether that may be over one day without anybody changing the configuration.
@@ -104,6 +110,12 @@ mod tests {
         drop(DataDir::open(&path).unwrap());
         let mode = |path: &Path| fs::symlink_metadata(path).unwrap().mode() & 0o777;
         assert_eq!((mode(&path), mode(&path.join("lock"))), (0o700, 0o600));
+        let shared = dir.path().join("shared");
+        fs::create_dir(&shared).unwrap();
+        fs::set_permissions(&shared, Permissions::from_mode(0o755)).unwrap();
+        fs::write(shared.join("of-another-program"), "").unwrap();
+        drop(DataDir::open(&shared).unwrap());
+        assert_eq!(mode(&shared), 0o755, "where others have files it is not closed to them");
         fs::remove_file(path.join("lock")).unwrap();
         std::os::unix::fs::symlink(dir.path().join("elsewhere"), path.join("lock")).unwrap();
         DataDir::open(&path).unwrap_err();

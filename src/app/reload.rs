@@ -54,8 +54,8 @@ impl Reloadable {
         let upstreams: Vec<_> = self.status.upstreams.iter().map(|upstream| upstream.now().state).collect();
         let mut line =
             summary::status(&self.settings, &self.status.sensors.borrow(), &self.status.health.faulty(), &upstreams);
-        if self.status.lost_at_power_cut.is_some() {
-            line += "; a power cut costs data";
+        if let Some(cost) = &self.status.lost_at_power_cut {
+            line += if cost.is_certain { "; a power cut costs data" } else { "; a power cut may cost data" };
         }
         line
     }

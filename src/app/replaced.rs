@@ -1,6 +1,7 @@
 //! Keeps over restarts the hashes that are in place of mosquitto's.
 
 use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -16,23 +17,22 @@ const NAME: &str = "password-hashes";
 /// A larger file is none of ours.
 const LARGEST: u64 = 4 << 20;
 
-/// Reads what is there, and forgets what is not configured any more. Blocks for a moment.
-pub fn read(data_dir: &Path, access: &Access, settings: &AccessSettings) {
+/// Reads what is there, forgets what is not configured any more, and returns what the file says. Blocks for a moment.
+pub fn read(data_dir: &Path, access: &Access, settings: &AccessSettings) -> String {
     let path = data_dir.join(NAME);
     let is_ours = fs::symlink_metadata(&path).is_ok_and(|file| file.is_file() && file.len() <= LARGEST);
-    if is_ours && let Ok(text) = fs::read_to_string(&path) {
-        access.passwords.replaced.read(&text);
-        access.passwords.replaced.retain(settings.hashes());
-    }
+    let text = if is_ours { fs::read_to_string(&path).unwrap_or_default() } else { String::new() };
+    access.passwords.replaced.read(&text);
+    access.passwords.replaced.retain(settings.hashes());
+    text
 }
 
-/// Writes what has changed, until the gateway goes down.
-pub async fn keep(data_dir: PathBuf, access: Arc<Access>, cancel: CancellationToken) {
+/// Writes what differs from what the file says, until the gateway goes down.
+pub async fn keep(data_dir: PathBuf, mut written: String, access: Arc<Access>, cancel: CancellationToken) {
     let replaced = &access.passwords.replaced;
     let mut changed = replaced.changed();
     // what was forgotten at the start too
     changed.mark_changed();
-    let mut written = fs::read_to_string(data_dir.join(NAME)).unwrap_or_default();
     loop {
         tokio::select! {
             () = cancel.cancelled() => return,
@@ -44,7 +44,8 @@ pub async fn keep(data_dir: PathBuf, access: Arc<Access>, cancel: CancellationTo
         }
         let (path, content) = (data_dir.join(NAME), text.clone());
         let done = tokio::task::spawn_blocking(move || replace_private(&path, content.as_bytes())).await;
-        match done.unwrap_or(Ok(())) {
+        match done.unwrap_or_else(|panicked| Err(io::Error::other(panicked))) {
+            Ok(()) if text.is_empty() => written = text,
             Ok(()) => {
                 info!(
                     "passwords are checked against argon2id in place of mosquitto's hashes; \

@@ -113,7 +113,9 @@ fn lines(
         let addresses: Vec<String> = upstream.addresses.iter().map(ToString::to_string).collect();
         lines.push(format!("upstream {} at {}", upstream.name, addresses.join(", ")));
     }
-    let plain = open.iter().filter(|(_, listener)| listener.tls.is_none() && !listener.websocket);
+    let plain = open
+        .iter()
+        .filter(|(_, listener)| listener.tls.is_none() && !listener.websocket && listener.proxies.is_empty());
     if let Some((address, listener)) = { plain }.find_map(|(address, listener)| Some((address.tcp()?, listener))) {
         let port = if address.port() == 1883 { String::new() } else { format!(" -p {}", address.port()) };
         let user = match accepts(listener) {

@@ -1,4 +1,5 @@
-//! `pigateway publish` and `pigateway subscribe`: quick looks, in MQTT 3.1.1 over plain TCP.
+//! `pigateway publish` and `pigateway subscribe`: quick looks, in MQTT 3.1.1 over plain TCP. A message that is followed is
+//! published in MQTT 5, whose user properties carry its id, and HTTP tells what becomes of it.
 
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
@@ -233,12 +234,16 @@ struct Trace {
 impl Trace {
     fn begin(args: &PublishArgs, password: Option<&str>) -> Result<Trace, CliError> {
         let (host, user) = (&args.broker.host, args.broker.user.as_deref());
-        let at = addresses(host, args.http_port)?;
-        let at = at.iter().find(|at| at.is_ipv4()).or(at.first()).copied();
-        let at = at.ok_or_else(|| failed(format!("{host}: the name has no address")))?;
         let login = user.map(|user| format!("{user}:{}", password.unwrap_or_default()));
         let login = login.map(|login| Base64::encode_string(login.as_bytes()));
-        let answer = status::request(at, "POST", "/api/v1/traces", login.as_deref())?;
+        let mut last = Err(failed(format!("{host}: the name has no address")));
+        for at in addresses(host, args.http_port)? {
+            last = status::request(at, "POST", "/api/v1/traces", login.as_deref()).map(|answer| (at, answer));
+            if last.is_ok() {
+                break;
+            }
+        }
+        let (at, answer) = last?;
         let id = answer["id"].as_str().ok_or_else(|| failed("the answer is not the gateway's"))?;
         Ok(Trace { at, login, id: id.to_owned() })
     }
@@ -264,10 +269,15 @@ impl Trace {
                 return Ok(());
             }
             if last.elapsed() >= PATIENCE {
+                if printed == 0 {
+                    return Err(failed("the gateway has not accepted the message: may this client publish it?"));
+                }
+                let left = match waits {
+                    0 => "it is not on disk yet".to_owned(),
+                    waits => format!("it still waits for {waits} upstream(s)"),
+                };
                 let where_to = format!("GET /api/v1/traces/{}", self.id);
-                return print(
-                    format!("          it still waits for {waits} upstream(s); {where_to} tells later\n").as_bytes(),
-                );
+                return print(format!("          {left}; {where_to} tells later\n").as_bytes());
             }
             std::thread::sleep(LOOK);
         }

@@ -9,7 +9,8 @@ use toml::de::{DeTable, DeValue};
 use super::{CliError, print};
 use crate::access::authorise::Authoriser;
 use crate::access::identity::Identity;
-use crate::access::settings::{AccessRule, AccessSettings, AnonymousFrom, Rights, UserSettings};
+use crate::access::settings::{AccessRule, AccessSettings, AnonymousFrom, AnonymousSettings, Rights, UserSettings};
+use crate::broker::settings::Address;
 use crate::config::{self, Settings};
 use crate::message::{check_topic, matches};
 use crate::upstream::rule::Rules;
@@ -39,7 +40,7 @@ fn topic(text: &str) -> Result<String, String> {
 pub(super) fn explain(args: &Args) -> Result<(), CliError> {
     let loaded = config::load(&args.config)?;
     if let Some(name) = args.user.as_ref().filter(|name| !name.is_empty())
-        && !loaded.settings.broker.access.users.iter().any(|user| user.name == *name)
+        && !loaded.settings.broker.access.all_users().any(|user| user.name == *name)
     {
         return Err(CliError::NoSuchUser(name.clone()));
     }
@@ -50,9 +51,12 @@ pub(super) fn explain(args: &Args) -> Result<(), CliError> {
     print(explained.text().as_bytes())
 }
 
-/// In which line each rule of access stands: by user (none: without a name), kind, and text.
+/// Whose a rule is, and which: listener (none: all of them), user (none: clients without a name), kind, and text.
+type RuleKey = (Option<String>, Option<String>, &'static str, String);
+
+/// In which line each rule of access stands.
 #[derive(Debug, Default)]
-struct RuleLines(HashMap<(Option<String>, &'static str, String), usize>);
+struct RuleLines(HashMap<RuleKey, usize>);
 
 impl RuleLines {
     fn of(text: &str) -> RuleLines {
@@ -60,42 +64,58 @@ impl RuleLines {
         let Ok(root) = DeTable::parse(text) else { return lines };
         let Some(broker) = get(root.get_ref(), "broker") else { return lines };
         let DeValue::Table(broker) = broker else { return lines };
-        let mut note = |user: Option<&str>, table: &DeTable| {
+        let mut note = |listener: Option<&str>, user: Option<&str>, table: &DeTable| {
             for kind in ["publish", "subscribe"] {
                 let Some(list) = get(table, kind) else { continue };
                 let DeValue::Array(items) = list else { continue };
                 for item in items.iter() {
                     if let DeValue::String(rule) = item.get_ref() {
                         let line = text[..item.span().start].matches('\n').count() + 1;
-                        lines.0.entry((user.map(str::to_owned), kind, rule.to_string())).or_insert(line);
+                        let key = (listener.map(str::to_owned), user.map(str::to_owned), kind, rule.to_string());
+                        lines.0.entry(key).or_insert(line);
                     }
                 }
             }
         };
-        if let Some(anonymous) = get(broker, "anonymous")
-            && let DeValue::Table(anonymous) = anonymous
-        {
-            note(None, anonymous);
-        }
-        if let Some(users) = get(broker, "user")
-            && let DeValue::Array(users) = users
-        {
-            for user in users.iter() {
-                let DeValue::Table(user) = user.get_ref() else { continue };
-                if let Some(name) = get(user, "name")
-                    && let DeValue::String(name) = name
-                {
-                    note(Some(name), user);
+        let mut note_all = |listener: Option<&str>, table: &DeTable| {
+            if let Some(DeValue::Table(anonymous)) = get(table, "anonymous") {
+                note(listener, None, anonymous);
+            }
+            for user in tables(table, "user") {
+                if let Some(DeValue::String(name)) = get(user, "name") {
+                    note(listener, Some(name), user);
                 }
+            }
+        };
+        note_all(None, broker);
+        for listener in tables(broker, "listener") {
+            let Some(DeValue::String(address)) = get(listener, "address") else { continue };
+            if let Some(address) = Address::parse(address) {
+                note_all(Some(&address.to_string()), listener);
             }
         }
         lines
+    }
+
+    /// The line of a rule at a listener, which may be that of all listeners.
+    fn find(&self, listener: Option<&str>, user: Option<&str>, kind: &'static str, rule: &str) -> Option<usize> {
+        let at = |listener: Option<&str>| {
+            self.0.get(&(listener.map(str::to_owned), user.map(str::to_owned), kind, rule.to_owned())).copied()
+        };
+        at(listener).or_else(|| at(None))
     }
 }
 
 /// What stands under a key.
 fn get<'a, 'b>(table: &'b DeTable<'a>, key: &str) -> Option<&'b DeValue<'a>> {
     table.iter().find(|(name, _)| name.get_ref() == key).map(|(_, value)| value.get_ref())
+}
+
+/// The tables of an array of tables.
+fn tables<'a, 'b>(table: &'b DeTable<'a>, key: &str) -> Vec<&'b DeTable<'a>> {
+    let Some(DeValue::Array(items)) = get(table, key) else { return Vec::new() };
+    let tables = items.iter().map(|item| item.get_ref());
+    tables.filter_map(|item| if let DeValue::Table(table) = item { Some(table) } else { None }).collect()
 }
 
 struct Explained<'a> {
@@ -136,30 +156,54 @@ impl Explained<'_> {
     /// Everybody that is asked about, with the answer and the line that gives it.
     fn who(&self, kind: &'static str, text: &mut String) {
         let access = &self.settings.broker.access;
-        let wanted = self.args.user.as_deref();
-        let accept = match access.anonymous.accept {
-            AnonymousFrom::None => None,
-            AnonymousFrom::Loopback => Some("clients without a user name, from this host"),
-            AnonymousFrom::All => Some("clients without a user name"),
-        };
-        let mut nobody = true;
-        for user in access.users.iter().filter(|user| wanted.is_none_or(|name| name == user.name)) {
-            let answer = self.answer(Some(&user.name), &user.rights, kind);
-            let _ = writeln!(text, "    {:<24} {answer}", user.name);
-            nobody = false;
+        let mut somebody = self.people(None, &access.users, &access.anonymous, kind, text);
+        for own in &access.listeners {
+            let mut there = String::new();
+            // the users of all listeners stand above
+            let users = own.users.as_deref().unwrap_or_default();
+            let anybody = self.people(Some(&own.listener), users, &own.anonymous, kind, &mut there);
+            if own.users.is_some() || anybody {
+                let alone = if own.users.is_some() { ", and nobody else" } else { ", besides these users" };
+                let _ = writeln!(text, "    at the listener {}{alone}:\n{there}", own.listener);
+            }
+            somebody |= anybody;
         }
-        if let Some(who) = accept.filter(|_| wanted.is_none_or(str::is_empty)) {
-            let answer = self.answer(None, &access.anonymous.rights, kind);
-            let _ = writeln!(text, "    {who:<24} {answer}");
-            nobody = false;
-        }
-        if nobody {
+        if !somebody {
             let _ = writeln!(text, "    nobody can come in");
         }
     }
 
+    /// These users and clients without a user name, at this listener or everywhere else; whether there is anybody.
+    fn people(
+        &self,
+        listener: Option<&str>,
+        users: &[UserSettings],
+        anonymous: &AnonymousSettings,
+        kind: &'static str,
+        text: &mut String,
+    ) -> bool {
+        let wanted = self.args.user.as_deref();
+        let accept = match anonymous.accept {
+            AnonymousFrom::None => None,
+            AnonymousFrom::Loopback => Some("clients without a user name, from this host"),
+            AnonymousFrom::All => Some("clients without a user name"),
+        };
+        let mut somebody = false;
+        for user in users.iter().filter(|user| wanted.is_none_or(|name| name == user.name)) {
+            let answer = self.answer(listener, Some(&user.name), &user.rights, kind);
+            let _ = writeln!(text, "    {:<24} {answer}", user.name);
+            somebody = true;
+        }
+        if let Some(who) = accept.filter(|_| wanted.is_none_or(str::is_empty)) {
+            let answer = self.answer(listener, None, &anonymous.rights, kind);
+            let _ = writeln!(text, "    {who:<24} {answer}");
+            somebody = true;
+        }
+        somebody
+    }
+
     /// Yes or no by the same decision as the gateway's, and the rule that makes it.
-    fn answer(&self, user: Option<&str>, rights: &Rights, kind: &'static str) -> String {
+    fn answer(&self, listener: Option<&str>, user: Option<&str>, rights: &Rights, kind: &'static str) -> String {
         let topic = self.args.topic.as_str();
         let rules = if kind == "publish" { &rights.publish } else { &rights.subscribe };
         let client_id = self.args.client.as_deref().unwrap_or_default();
@@ -173,7 +217,7 @@ impl Explained<'_> {
         };
         let cited = |rule: &AccessRule| {
             let shown = format!("{}{}", if rule.deny { "!" } else { "" }, rule.filter);
-            match self.lines.0.get(&(user.map(str::to_owned), kind, shown.clone())) {
+            match self.lines.find(listener, user, kind, &shown) {
                 Some(line) => format!("{shown:?} ({}:{line})", self.file),
                 None => format!("{shown:?} (the default)"),
             }
@@ -388,5 +432,30 @@ remote_prefix = "commands/"
         assert!(explained("dev/a/x", Some("esp"), Some("b")).contains("no publish rule selects it"));
         let text = explained("$SYS/broker/uptime", Some(""), None);
         assert!(text.contains("the broker's own") && text.contains("makes it up") && !text.contains("esp"), "{text}");
+    }
+
+    #[test]
+    fn listeners_with_users_and_guests_of_their_own() {
+        let text = r##"
+[[broker.listener]]
+address = "127.0.0.1:1883"
+[[broker.listener]]
+address = "[::]:1884"
+anonymous = "none"
+[[broker.listener.user]]
+name = "esp"
+password_hash = "$7$101$X+vfWTSUfGwxZqZA$0X68176mCA7P0/iVT5aJ0nJWnUQr8KI+3NzuWUArBX1tuqxqnf95WYUKt/nLkSCK58xYfTcAq9yDf/Xx+jIffg=="
+publish = ["esp/#"]
+"##;
+        let loaded = config::read(text, Path::new("t.toml"), &Environment::default()).unwrap();
+        let args = Args { topic: "esp/1".into(), user: None, client: None, config: "t.toml".into() };
+        let lines = RuleLines::of(text);
+        let text = Explained { settings: &loaded.settings, lines: &lines, file: "t.toml", args: &args }.text();
+        for part in [
+            "    clients without a user name, from this host yes, by \"#\" (the default)\n    at the listener [::]:1884, and nobody else:\n",
+            "    esp                      yes, by \"esp/#\" (t.toml:10)\n",
+        ] {
+            assert!(text.contains(part), "{part}\n{text}");
+        }
     }
 }

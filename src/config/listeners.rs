@@ -53,7 +53,7 @@ fn listener(table: &Table, paths: &Paths, others: &[Option<ListenerSettings>]) -
         (a, b) => a == b,
     };
     if let Some(other) = others.iter().flatten().find(collides) {
-        value.problem(format!("{} takes this address already; valid: another port", other.address));
+        value.problem(format!("{} takes this address already; valid: another address", other.address));
         return None;
     }
     Some(settings)
@@ -68,17 +68,17 @@ pub(super) fn access(
     let mut own = Vec::new();
     for (table, listener) in tables.iter().zip(listeners) {
         let is_unix = listener.as_ref().is_some_and(|listener| matches!(listener.address, Address::Unix(_)));
-        let anonymous = table.get("anonymous").map(|value| anonymous(&value, usual.0));
+        let mut guests = usual.0.clone();
+        if is_unix {
+            // everybody on this host could come this way: its listener must say so itself
+            guests.accept = AnonymousFrom::None;
+        }
+        let anonymous = table.get("anonymous").map(|value| anonymous(&value, &guests));
         let has_users = table.has("user");
         let users = users_of(table, listener.as_slice(), Some(usual.1));
         let Some(listener) = listener else { continue };
         if anonymous.is_none() && !has_users && !is_unix {
             continue;
-        }
-        let mut guests = usual.0.clone();
-        if is_unix {
-            // everybody on this host could come this way: its listener must say so itself
-            guests.accept = AnonymousFrom::None;
         }
         let anonymous = anonymous.unwrap_or(guests);
         own.push(ListenerAccess { listener: listener.name(), anonymous, users: has_users.then_some(users) });

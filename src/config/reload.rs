@@ -3,6 +3,7 @@
 use super::home_assistant;
 use super::settings::Settings;
 use crate::access::settings::{ListenerAccess, UserSettings};
+use crate::broker::settings::ListenerSettings;
 use crate::sensors::settings::SensorSettings;
 use crate::upstream::settings::loops;
 use crate::upstream::settings::{Protocol, UpstreamSettings};
@@ -41,9 +42,7 @@ impl Reload {
         let mut settings = new.clone();
         settings.gateway = old.gateway.clone();
         settings.broker.listeners = old.broker.listeners.clone();
-        // a listener that stays open until the restart keeps its own answer about who may come in
-        let is_gone = |own: &&ListenerAccess| !new.broker.listeners.iter().any(|other| other.name() == own.listener);
-        settings.broker.access.listeners.extend(old.broker.access.listeners.iter().filter(is_gone).cloned());
+        settings.broker.access.listeners.extend(gone_listeners(old, new));
         settings.gpio = old.gpio.clone();
         settings.journal = old.journal.clone();
         settings.http = old.http.clone();
@@ -81,6 +80,20 @@ impl Reload {
             restart,
         }
     }
+}
+
+/// Who may come in at listeners that are not in the file any more and stay open until the restart: whoever might before. What
+/// is new for everywhere may have been written for the listeners that are left.
+fn gone_listeners(old: &Settings, new: &Settings) -> Vec<ListenerAccess> {
+    let access = &old.broker.access;
+    let names = old.broker.listeners.iter().map(ListenerSettings::name);
+    let gone = names.filter(|name| !new.broker.listeners.iter().any(|listener| listener.name() == *name));
+    let as_before = |name: String| {
+        let own = access.listeners.iter().find(|own| own.listener == name).cloned();
+        let (anonymous, users) = (access.anonymous.clone(), Some(access.users.clone()));
+        own.unwrap_or(ListenerAccess { listener: name, anonymous, users })
+    };
+    gone.map(as_before).collect()
 }
 
 /// Names of what differs.
@@ -171,7 +184,10 @@ fn changed_rules(old: &[UpstreamSettings], in_force: &[UpstreamSettings]) -> Vec
 mod tests {
     use std::path::Path;
 
+    use std::net::IpAddr;
+
     use super::*;
+    use crate::access::authorise::Authoriser;
     use crate::config::{Environment, read};
     use crate::upstream::settings::OutQos;
 
@@ -299,6 +315,27 @@ topic_filter = "b/#"
                 "upstream u: client_id"
             ]
         );
-        assert_eq!(reload.settings, settings(BASE));
+        let mut in_force = reload.settings;
+        let usual = in_force.broker.access.listeners.pop().expect("the usual listener stays open");
+        assert_eq!((&*usual.listener, usual.users.map(|users| users.len())), ("[::]:1883", Some(2)));
+        assert_eq!(in_force, settings(BASE));
+    }
+
+    #[test]
+    fn a_listener_that_is_gone_lets_in_whom_it_did_until_the_restart() {
+        let open = |listener: &str, accept: &str| {
+            settings(&format!(
+                "{BASE}\n[[broker.listener]]\naddress = \"{listener}\"\n[broker.anonymous]\naccept = \"{accept}\"\n"
+            ))
+        };
+        let (old, new) = (open("[::]:1883", "none"), open("127.0.0.1:1883", "all"));
+        let reload = Reload::plan(&old, &new);
+        let authoriser = Authoriser::new(&reload.settings.broker.access);
+        let stranger = IpAddr::from([192, 0, 2, 1]);
+        assert!(!authoriser.accepts_anonymous(Some("[::]:1883"), stranger), "it is closed to guests, as it was");
+        assert!(authoriser.accepts_anonymous(Some("127.0.0.1:1883"), stranger));
+        // and once more after the next change
+        let again = Reload::plan(&reload.settings, &open("127.0.0.1:1884", "all"));
+        assert!(!Authoriser::new(&again.settings.broker.access).accepts_anonymous(Some("[::]:1883"), stranger));
     }
 }

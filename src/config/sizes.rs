@@ -33,5 +33,14 @@ pub(super) fn check(root: &Table, settings: &Settings) {
     journal.largest_message = broker.max_packet_size;
     let segment = journal.segment_size().saturating_sub(RECORD);
     warn("journal.max_size", segment, "with it, a segment of the journal holds a message of");
-    warn("broker.max_packet_size", MAX_SHARE as u64, "all that one user is sending at a time may have");
+    if packet > MAX_SHARE as u64 {
+        let share = shown(MAX_SHARE as u64);
+        root.warning(
+            "broker.max_packet_size",
+            format!(
+                "packets of more than {share} are received one at a time, while their user sends nothing else that is large; lower \
+                 this where that matters"
+            ),
+        );
+    }
 }

@@ -99,7 +99,7 @@ const MISTAKES: &[(&str, &str)] = &[
     ),
     (
         "[[broker.listener]]\naddress = \"[::]:1\"\n[[broker.listener]]\naddress = \"1.2.3.4:1\"",
-        "4:11: broker.listener.address: [::]:1 takes this address already; valid: another port",
+        "4:11: broker.listener.address: [::]:1 takes this address already; valid: another address",
     ),
     (
         "[[broker.listener]]\naddress = \"[::]:1\"\ntls = { cert = \"none.crt\" }",
@@ -449,4 +449,16 @@ fn sizes_that_do_not_fit_each_other_are_warned_of() {
     assert!(all.iter().any(|line| line.starts_with("broker.max_packet_size: ") && line.contains("16 MiB")));
     assert!(warned("[broker]\nmax_packet_size = \"64 KiB\"\n[journal]\nmax_size = \"1 MiB\"").is_empty());
     assert!(warned("[broker]\nmax_retained = 0\nmax_retained_size = \"0 B\"").is_empty());
+}
+
+#[test]
+fn guests_of_a_socket_are_let_in_by_its_own_word_alone() {
+    let accept = |anonymous: &str| {
+        let text = format!("[[broker.listener]]\naddress = \"/run/p/mqtt.sock\"\n{anonymous}");
+        parse(&text).unwrap().settings.broker.access.listeners[0].anonymous.accept
+    };
+    assert_eq!(accept(""), AnonymousFrom::None);
+    assert_eq!(accept("anonymous = { publish = [\"a/#\"] }"), AnonymousFrom::None);
+    assert_eq!(accept("anonymous = { accept = \"all\", publish = [\"a/#\"] }"), AnonymousFrom::All);
+    assert_eq!(accept("anonymous = \"all\""), AnonymousFrom::All);
 }

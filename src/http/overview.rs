@@ -246,7 +246,7 @@ impl Http {
             sessions_away: self.status.clients.counts().away,
             max_packet_size: self.ingress.max_packet_size(),
             journal: self.ingress.journal().status(),
-            lost_at_power_cut: self.status.lost_at_power_cut.as_deref(),
+            lost_at_power_cut: self.status.lost_at_power_cut.as_ref().map(|power_cut| &*power_cut.cost),
             faulty: self.status.health.faulty().into_iter().map(view).collect(),
         })
     }

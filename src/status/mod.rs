@@ -19,6 +19,15 @@ pub use crate::health::Fault;
 use crate::health::{Health, Problems};
 pub use crate::journal::report::Status as JournalStatus;
 
+/// What a power cut costs.
+#[derive(Clone, Debug)]
+pub struct PowerCut {
+    /// What, and what to do about it.
+    pub cost: Arc<str>,
+    /// Whether it is known to cost that, or only may.
+    pub is_certain: bool,
+}
+
 /// What there is to see. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Status {
@@ -34,8 +43,8 @@ pub struct Status {
     pub problems: Problems,
     /// What is wrong now.
     pub health: Health,
-    /// What a power cut costs beyond what is promised to survive one, and what to do; `None`: nothing.
-    pub lost_at_power_cut: Option<Arc<str>>,
+    /// What a power cut costs beyond what is promised to survive one; `None`: nothing.
+    pub lost_at_power_cut: Option<PowerCut>,
     /// Names of the ports for MQTT.
     pub listeners: Arc<[String]>,
 }

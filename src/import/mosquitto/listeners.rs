@@ -126,7 +126,7 @@ impl Listeners {
         let opened = addresses.and_then(|addresses| {
             let tls = self.tls(section, files)?;
             let is_websocket = protocol(section)?;
-            let is_proxied = self.is_proxied(section);
+            let is_proxied = self.is_proxied(section) && socket.is_none();
             Ok(Opening { addresses, socket, is_proxied, tls, is_websocket, section: Some(index) })
         });
         let opened = opened.and_then(|opening| self.checked(opening, section));
