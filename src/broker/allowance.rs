@@ -1,7 +1,8 @@
 //! What a client's changes of its session may cost the card.
 //!
 //! Publications are never counted here. What a client writes by subscribing, unsubscribing, and coming and going with a persistent
-//! session is free up to [`FREE`] bytes; beyond them it has [`PER_MINUTE`], and what comes faster waits.
+//! session is free up to [`FREE`] bytes; beyond them it has [`PER_MINUTE`], and what comes faster waits, with all that its client
+//! has sent behind it.
 
 use std::collections::HashMap;
 use std::time::Duration;

@@ -2,7 +2,7 @@
 //! wildcards, and not on the number of filters.
 //!
 //! Levels that no other filter branches off from share a node, so the tree is as large as its filters are long, however
-//! many levels they have. A walk counts what it looks at.
+//! many levels they have. A walk counts what it looks at, which its test bounds.
 
 use std::collections::HashMap;
 use std::ops::ControlFlow;

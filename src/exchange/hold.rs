@@ -57,7 +57,7 @@ pub struct Taken {
     pub messages: u64,
     /// Bytes.
     pub bytes: u64,
-    /// Messages of subscriptions at QoS 1 and 2, which its client acknowledges before it gets more than a window of them.
+    /// Messages at QoS 1 and 2, which its client acknowledges before it gets more than a window of them.
     pub by_window: u64,
 }
 

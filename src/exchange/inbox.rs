@@ -244,7 +244,8 @@ impl Inbox {
         state.bytes -= run.messages.size();
         state.taken.messages += run.messages.len() as u64;
         state.taken.bytes += run.messages.size() as u64;
-        if run.terms.qos > Qos::AtMostOnce {
+        let qos = run.messages.first().map_or(Qos::AtMostOnce, |message| message.qos().min(run.terms.qos));
+        if qos > Qos::AtMostOnce {
             state.taken.by_window += run.messages.len() as u64;
         }
         let half = state.messages <= self.limits.messages / 2 && state.bytes <= self.limits.bytes / 2;

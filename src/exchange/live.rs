@@ -181,7 +181,8 @@ impl LiveLink {
         let looked_at = if batch.len() > STRAIGHT { 1 } else { batch.len() as usize };
         holds.wait();
         let is_full = |reader: &Arc<Subscriber>| reader.inbox.is_full();
-        batch.iter().take(looked_at).any(|entry| self.fanout.readers(entry.message).any(is_full))
+        let next = self.flow.next_seq.load(Ordering::Relaxed);
+        batch.iter().take(looked_at).any(|entry| self.fanout.readers(entry.message, next).any(is_full))
     }
 
     /// Publishes a batch of so many messages: straight into the inboxes where that is as good as the way through the

@@ -2,8 +2,8 @@
 //!
 //! Up to [`FREE`] bytes of a packet are read without asking. A larger one gets its whole size from the budget before more of
 //! it is read, in the order of asking; who gets nothing now is read later. No user has more than [`SHARE`] of it, so that
-//! whoever sends much keeps out nobody else. Whoever has a place and does not go on with its packet loses it to those who
-//! wait: see [`Reservation::is_overdue`].
+//! whoever sends much keeps out nobody else. An MQTT client that has a place and does not go on with its packet loses it to
+//! those who wait: see [`Reservation::is_overdue`]. A request by HTTP has its 30 seconds in any case.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -45,9 +45,21 @@ impl Books {
 
     /// Whether this one may have its bytes now: after those who have waited longer and could use what is left.
     fn is_next(&self, number: u64, user: &User, bytes: usize) -> bool {
-        let ahead = self.waiting.range(..number).map(|(_, waiting)| waiting);
-        let before: usize = ahead.filter(|(user, bytes)| self.has_share(user, *bytes)).map(|(_, bytes)| bytes).sum();
-        self.has_share(user, bytes) && self.taken + before + bytes <= BUDGET
+        let mut ahead: HashMap<&User, usize> = HashMap::new();
+        for (user, bytes) in self.waiting.range(..number).map(|(_, waiting)| waiting) {
+            // of one user no more stands before others than it may have
+            let left = SHARE - self.shares.get(user).copied().unwrap_or(0);
+            let before = ahead.entry(user).or_default();
+            *before = (*before + bytes).min(left);
+        }
+        self.has_share(user, bytes) && self.taken + ahead.values().sum::<usize>() + bytes <= BUDGET
+    }
+
+    /// Whether somebody waits for what this user holds: for its share if it is the same user, else for what is left of all.
+    fn is_wanted(&self, from: &User) -> bool {
+        self.waiting
+            .values()
+            .any(|(user, bytes)| user == from || (self.has_share(user, *bytes) && self.taken + bytes > BUDGET))
     }
 }
 
@@ -139,7 +151,7 @@ impl Reservation {
 
     /// Whether it has been held for longer than its packet needs while others wait for what it holds.
     pub fn is_overdue(&self) -> bool {
-        self.overdue_at().is_some_and(|at| at <= Instant::now()) && !self.receiving.books.lock().waiting.is_empty()
+        self.overdue_at().is_some_and(|at| at <= Instant::now()) && self.receiving.books.lock().is_wanted(&self.user)
     }
 }
 
@@ -221,5 +233,17 @@ mod tests {
         assert!(held[0].is_overdue());
         held.remove(0);
         assert!(waiting.await.unwrap());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn whoever_waits_for_a_share_of_its_own_hurries_nobody_else() {
+        let receiving = Receiving::default();
+        let mut of_a = receiving.ask(Some("a"), SHARE);
+        let mut of_b = receiving.ask(Some("b"), MIB);
+        assert!(of_a.is_granted() && of_b.is_granted());
+        let _waits: Vec<_> = (0..20).map(|_| receiving.ask(Some("a"), 2 * MIB)).collect();
+        tokio::time::advance(Duration::from_secs(1000)).await;
+        assert!(of_a.is_overdue() && !of_b.is_overdue());
+        assert!(receiving.ask(Some("c"), SHARE - MIB).is_granted(), "nor does it stand before others");
     }
 }

@@ -61,12 +61,21 @@ impl Retained {
         Ok(())
     }
 
-    /// Puts a message back that was there before the gateway was started. Only all together are bounded then: who has how much
-    /// depends on what came when.
+    /// Puts a message back that was there before the gateway was started. Only the house and all others together are bounded
+    /// then: who has how much depends on what came when.
     pub fn restore(&mut self, message: &Message) -> Result<(), RetainedFull> {
         let view = message.view();
-        let (messages, bytes) = (self.messages + count(view), self.bytes + cost(view));
-        if !has_room(0, messages, self.max_messages) || !has_room(0, bytes, self.max_bytes) {
+        let house = self.owned[Owner::HOUSE.index()];
+        let fits = match view.origin().owner {
+            Owner::HOUSE => {
+                house.messages + count(view) <= self.max_messages && house.bytes + cost(view) <= self.max_bytes
+            }
+            _ => {
+                has_room(0, self.messages - house.messages + count(view), self.max_messages)
+                    && has_room(0, self.bytes - house.bytes + cost(view), self.max_bytes)
+            }
+        };
+        if !fits {
             return Err(RetainedFull);
         }
         self.put(message);
@@ -345,6 +354,16 @@ mod tests {
         assert_eq!(store.apply(&by("ada", "more", "x")), Err(RetainedFull));
         for number in 0..500 {
             store.apply(&message(&format!("sensor/{number}"), "on")).unwrap();
+        }
+        // and all of it comes back with the next start, in whatever order
+        for is_reversed in [false, true] {
+            let mut kept: Vec<Message> = store.select("#").cloned().collect();
+            if is_reversed {
+                kept.reverse();
+            }
+            let mut again = Retained::new(1000, 1 << 20);
+            assert!(kept.iter().all(|message| again.restore(message).is_ok()));
+            assert_eq!(again.len(), 1740);
         }
         // what one gives back, others find
         for number in 9..109 {

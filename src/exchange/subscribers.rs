@@ -170,8 +170,9 @@ impl Matcher {
                     self.selected.push(found.clone());
                 }
             });
-            // overlapping subscriptions of one client side by side
+            // overlapping subscriptions of one client side by side, and one wherever they can be
             self.selected.sort_by_key(|found| Arc::as_ptr(&found.subscriber));
+            self.selected.dedup_by(|later, first| first.absorbs(later, seq));
         }
     }
 }
@@ -266,9 +267,9 @@ impl Fanout {
         }
     }
 
-    /// Subscribers that get this message live.
-    pub fn readers(&mut self, message: MessageRef<'_>) -> impl Iterator<Item = &Arc<Subscriber>> {
-        self.matcher.select(&self.subscribers, message.topic(), 0);
+    /// Subscribers that get this message live, which has this sequence number or a later one.
+    pub fn readers(&mut self, message: MessageRef<'_>, seq: u64) -> impl Iterator<Item = &Arc<Subscriber>> {
+        self.matcher.select(&self.subscribers, message.topic(), seq);
         let is_live =
             move |known: &&Subscription| !known.subscriber.is_fed_by_the_journal(known.options.qos.min(message.qos()));
         self.matcher.selected.iter().filter(is_live).map(|known| &known.subscriber)
@@ -330,8 +331,10 @@ mod tests {
     #[test]
     fn thousands_of_overlapping_filters_of_one_client_are_one_delivery() {
         let limits = InboxLimits { messages: 5, bytes: 10_000 };
-        let inbox = Inbox::new("a", limits);
-        let subscriber = Arc::new(Subscriber { inbox, origin: Origin::client("a"), is_durable: false });
+        let [subscriber, other] = ["a", "b"].map(|name| {
+            let inbox = Inbox::new(name, limits);
+            Arc::new(Subscriber { inbox, origin: Origin::client(name), is_durable: false })
+        });
         let subscribers = Subscribers::default();
         for number in 0..4096_u32 {
             let levels: Vec<&str> = (0..12).map(|bit| if number >> bit & 1 == 1 { "+" } else { "a" }).collect();
@@ -341,6 +344,18 @@ mod tests {
         }
         let mut matcher = Matcher::default();
         matcher.select(&subscribers, &["a"; 12].join("/"), 3);
+        // another with the same filters stands between them in the tree
+        let both = Subscribers::default();
+        let options =
+            SubscriptionOptions { qos: Qos::AtMostOnce, no_local: false, retain_as_published: false, id: None };
+        for filter in ["a/a", "a/+", "+/a", "+/+"] {
+            for subscriber in [&subscriber, &other] {
+                both.insert(filter, subscriber, options, 3, true);
+            }
+        }
+        let mut of_both = Matcher::default();
+        of_both.select(&both, "a/a", 3);
+        assert_eq!(of_both.selected.len(), 2);
         let options = matcher.selected[0].options;
         assert_eq!((matcher.selected.len(), options.qos), (1, Qos::ExactlyOnce));
         assert!(options.retain_as_published);

@@ -2,7 +2,7 @@
 //!
 //! Whoever may see how the gateway is doing begins a trace and gets an id that nobody can guess. The first message that
 //! carries it in its MQTT 5 user property [`TRACE_PROPERTY`] is followed, and the trace is shown to those who know the id and may
-//! see how the gateway is doing. Without a trace that waits, no message is looked at; so strangers can neither begin one,
+//! see how the gateway is doing. Without a trace, no message is looked at; so strangers can neither begin one,
 //! nor push out others, nor see anything.
 //!
 //! Bounds: [`MOST`] traces, the oldest gives way; [`STEPS`] steps of each; a trace ends after [`LIFE_MS`].
@@ -148,7 +148,11 @@ impl Traces {
         if now() < until {
             return true;
         }
-        self.all.lock().clear();
+        let mut all = self.all.lock();
+        if self.until.load(Ordering::Relaxed) != until {
+            return true; // another has begun meanwhile
+        }
+        all.clear();
         self.until.store(0, Ordering::Relaxed);
         false
     }
@@ -207,8 +211,9 @@ impl Traces {
 fn id_of(properties: &[u8]) -> Option<&[u8]> {
     const USER_PROPERTY: u8 = 38;
     Properties(properties).find_map(|(kind, property)| {
-        let name = [&(TRACE_PROPERTY.len() as u16).to_be_bytes(), TRACE_PROPERTY.as_bytes()].concat();
-        property.get(1..)?.strip_prefix(&*name)?.get(2..).filter(|_| kind == USER_PROPERTY)
+        let name = property.get(1..).filter(|_| kind == USER_PROPERTY)?;
+        let name = name.strip_prefix(&(TRACE_PROPERTY.len() as u16).to_be_bytes())?;
+        name.strip_prefix(TRACE_PROPERTY.as_bytes())?.get(2..)
     })
 }
 

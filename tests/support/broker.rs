@@ -360,4 +360,6 @@ pub fn is_served(port: u16) -> bool {
         && stream.read_exact(&mut answer).is_ok()
         && answer[0] == 0x20
         && stream.write_all(&[0xe0, 0]).is_ok()
+        // when the connection has ended, so has all that it took
+        && stream.read(&mut answer).is_ok_and(|count| count == 0)
 }

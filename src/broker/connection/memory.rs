@@ -43,6 +43,12 @@ impl Connection {
         }
     }
 
+    /// Nothing is read from it for reasons of our own: it is not late then, and does not stand before others who wait.
+    pub(super) fn is_not_read(&mut self) {
+        self.receiving.take_if(|reservation| reservation.overdue_at().is_none());
+        self.has_moved();
+    }
+
     /// Whether it waits for memory.
     pub(super) fn waits_for_memory(&self) -> bool {
         self.receiving.as_ref().is_some_and(|reservation| reservation.overdue_at().is_none())
@@ -64,7 +70,7 @@ impl Connection {
             warn!(
                 client_id,
                 more_since_last,
-                "disconnected: it does not come to the end of a large packet while others wait to send theirs"
+                "disconnected: it has held memory for a large packet for too long while others wait to send theirs"
             );
         }
         Err(End::Ended(Reason::QUOTA_EXCEEDED))

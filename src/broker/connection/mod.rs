@@ -150,8 +150,8 @@ struct Connection {
     pending: Option<Run>,
     /// Memory for the large packet that is being received, or a place among those who wait for it.
     receiving: Option<Reservation>,
-    /// Memory of a large packet that has been received and waits in the batch.
-    unplaced: Option<Reservation>,
+    /// Memory of large packets that have been received and wait in the batch.
+    unplaced: Vec<Reservation>,
     /// Its place among all that are connected.
     _place: Place,
 }
@@ -261,6 +261,7 @@ async fn open(
             biased;
             () = core.allowance.wait(&owner) => {}
             () = place.cut() => return Err(Reason::SERVER_BUSY),
+            () = core.cancel.cancelled() => return Err(Reason::SERVER_SHUTTING_DOWN),
         }
     }
     let (claim, parked) = core.registry.claim(&owner).await;
@@ -329,7 +330,7 @@ async fn open(
         is_deaf: false,
         pending: None,
         receiving: None,
-        unplaced: None,
+        unplaced: Vec::new(),
         held_until: None,
         _place: place,
         core: core.clone(),

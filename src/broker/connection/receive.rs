@@ -69,7 +69,7 @@ impl Connection {
                     let packet = &bytes[at..at + found.len];
                     at += found.len;
                     if found.len > FREE {
-                        self.unplaced = self.receiving.take();
+                        self.unplaced.extend(self.receiving.take());
                     }
                     if let Err(end) = self.packet(&found, packet) {
                         break Err(end);
@@ -98,7 +98,7 @@ impl Connection {
     /// Gives the batch its place in the order, if there is room; says whether nothing is left.
     fn place(&mut self) -> Result<bool, End> {
         if self.batch.is_empty() {
-            self.unplaced = None;
+            self.unplaced.clear();
             return Ok(true);
         }
         let session = self.session.durable.as_ref().map(|durable| durable.consumer);
@@ -107,7 +107,7 @@ impl Connection {
             Ok(Some(accepted)) => {
                 self.received.clear();
                 self.placed(&accepted);
-                self.unplaced = None;
+                self.unplaced.clear();
                 Ok(true)
             }
             Ok(None) => Ok(false),

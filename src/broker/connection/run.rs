@@ -151,15 +151,21 @@ impl Connection {
     /// Whether more may come in, and room for it: a client that does not take its answers is not asked for more. One that
     /// leaves is, without the answers.
     fn may_read(&mut self, pace: &mut Pace, input: &mut BytesMut) -> bool {
-        let may_read = self.held_until.is_none()
+        let is_open = self.held_until.is_none()
             && self.batch.size() < BATCH_FULL
             && self.acks.len() < ACKS_FULL
             && self.subacks.len() < SUBACKS_FULL
             && self.session.retained.len() < RETAINED_FULL
-            && pace.leaving.as_ref().map_or(self.out.len() < ANSWERS_FULL, Leaving::may_read)
-            && self.has_memory(input);
+            && pace.leaving.as_ref().map_or(self.out.len() < ANSWERS_FULL, Leaving::may_read);
+        if !is_open {
+            self.is_not_read();
+        }
+        let may_read = is_open && self.has_memory(input);
         if may_read {
-            input.reserve(pace.read_size);
+            // a large packet has its memory already
+            if self.receiving.is_none() {
+                input.reserve(pace.read_size);
+            }
         } else {
             // it is not late while nobody listens
             pace.last_read = Instant::now();
