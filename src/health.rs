@@ -29,6 +29,10 @@ pub const CLIENT_PART: &str = "client ";
 pub const MAX_PASSING: usize = 16;
 /// Of these, so many are security events where there are as many, and all others something else.
 pub const MAX_SECURITY: usize = 15;
+/// Where the log's lines about parts that do not work come from.
+pub const TARGET: &str = module_path!();
+/// Where its lines about security events come from: see [`crate::access::security`].
+pub const SECURITY: &str = "pigateway::security";
 /// Longest text of a problem, in bytes.
 pub const MAX_PROBLEM: usize = 1000;
 
@@ -59,19 +63,25 @@ struct ProblemsInner {
     count: watch::Sender<u64>,
 }
 
+/// A text that may come from anybody, at most [`MAX_PROBLEM`] bytes of it.
+fn shorten(mut text: String) -> String {
+    if text.len() > MAX_PROBLEM {
+        let end = (0..=MAX_PROBLEM).rev().find(|end| text.is_char_boundary(*end)).unwrap_or(0);
+        text.truncate(end);
+        text.push('…');
+    }
+    text
+}
+
 impl Problems {
     /// Remembers one.
-    pub fn push(&self, unix_ms: i64, level: &'static str, target: &str, mut text: String) {
-        if text.len() > MAX_PROBLEM {
-            let end = (0..=MAX_PROBLEM).rev().find(|end| text.is_char_boundary(*end)).unwrap_or(0);
-            text.truncate(end);
-            text.push('…');
-        }
+    pub fn push(&self, unix_ms: i64, level: &'static str, target: &str, text: String) {
+        let text = shorten(text);
         let mut last = self.inner.last.lock();
         let number = last.back().map_or(1, |problem| problem.number + 1);
         if last.len() >= MAX_PROBLEMS {
             // a flood of one kind leaves a part of the places to the other
-            let is_security = |target: &str| target.ends_with("::security");
+            let is_security = |target: &str| target == SECURITY;
             let of_security = last.iter().filter(|problem| is_security(&problem.target)).count();
             let goes = match of_security.cmp(&MAX_SECURITY) {
                 std::cmp::Ordering::Less => false,
@@ -189,6 +199,7 @@ impl Health {
     /// where it has not happened again for this time. At most [`MAX_PASSING`]; the one that is over first gives way.
     pub fn note(&self, part: &str, fault: &Fault, lasts: Duration) {
         let now = Instant::now();
+        let fault = Fault::new(shorten(fault.problem.clone()), shorten(fault.remedy.clone()));
         let mut passing = self.inner.passing.lock();
         passing.retain(|_, (_, over)| *over > now);
         let since_boot_ms = passing.get(part).map_or_else(|| SystemClock.boot_ms(), |(known, _)| known.since_boot_ms);
@@ -196,10 +207,12 @@ impl Health {
             let first = passing.iter().min_by_key(|(_, (_, over))| *over).map(|(name, _)| name.clone());
             first.and_then(|name| passing.remove(&name));
         }
-        let faulty = FaultyPart { part: part.into(), since_boot_ms, fault: fault.clone() };
-        passing.insert(part.into(), (faulty, now + lasts));
+        let faulty = FaultyPart { part: part.into(), since_boot_ms, fault };
+        let known = passing.insert(part.into(), (faulty.clone(), now + lasts));
         drop(passing);
-        self.inner.changes.send_modify(|changes| *changes += 1);
+        if known.is_none_or(|(known, _)| known != faulty) {
+            self.inner.changes.send_modify(|changes| *changes += 1);
+        }
     }
 
     /// What made such things happen has changed: those whose names begin like this are over.

@@ -48,7 +48,7 @@ fn hint(error: &std::io::Error) -> &'static str {
              [[broker.listener]] or [http]"
         }
         std::io::ErrorKind::PermissionDenied => {
-            "ports below 1024 need privileges, and a socket a directory that the gateway may write"
+            "a port below 1024 needs privileges; a socket needs a directory that the gateway may write to"
         }
         std::io::ErrorKind::NotFound => {
             "its directory is not there: RuntimeDirectory=pigateway in the unit makes /run/pigateway"

@@ -7,14 +7,14 @@
 //! - When there is no place for somebody, whoever holds most gives way: for a guest the network with most guests, if that
 //!   has at least two more than the newcomer's; for a user whoever has more: the guests together, or the user who
 //!   has most. A guest never takes the place of a user. Of whoever gives way, the last to come goes.
-//! - A client that comes back to its session goes before those who have none, and takes the place of its own old connection.
+//! - A client that comes back to its session goes before those who have none, and shares the place of its own old connection
+//!   until that has ended.
 //! - Nobody knows yet who a new HTTP connection is. It takes the place of the oldest one of the network that has most
 //!   which has not shown a password either.
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::Mutex;
 use tokio::sync::OwnedSemaphorePermit;
@@ -107,9 +107,10 @@ struct Taken {
     is_returning: bool,
     session: Option<Box<str>>,
     cut: CancellationToken,
-    /// Another connection of its session has its place.
-    is_replaced: Arc<AtomicBool>,
-    then: Option<Box<dyn FnOnce() + Send>>,
+    /// Those who are in it, with their own way to end, by number: more than one only while a session is taken over.
+    sitting: BTreeMap<u64, Option<Box<dyn FnOnce() + Send>>>,
+    /// The newest of them is told when another comes.
+    newest: CancellationToken,
 }
 
 #[derive(Default)]
@@ -141,9 +142,11 @@ impl std::fmt::Debug for Places {
 pub struct Place {
     places: Arc<Places>,
     number: u64,
+    /// Which of those in it.
+    seat: u64,
     bounds: Bounds,
     cut: CancellationToken,
-    is_replaced: Arc<AtomicBool>,
+    replaced: CancellationToken,
     /// Its place among the connections of its port, where these are bounded.
     _of_port: Option<OwnedSemaphorePermit>,
 }
@@ -172,23 +175,21 @@ impl Places {
     pub fn enter(self: &Arc<Self>, newcomer: &Newcomer<'_>, bounds: Bounds) -> Result<Place, NoPlace> {
         let mut gone = Vec::new();
         let mut state = self.state.lock();
-        if let Some(old) = newcomer.session.and_then(|session| state.by_session.get(session).copied()) {
-            // it is ended by whoever keeps the sessions, and only learns here that it need not wait for anything; of two that
-            // come at the same time it may be the later one, which then takes the session over
-            if let Some(old) = state.remove(old) {
-                old.is_replaced.store(true, Ordering::Release);
-                old.cut.cancel();
-            }
-        }
         let from = newcomer.from.to_canonical();
+        let (holder, is_local) = (Holder::of(newcomer.user, from), from.is_loopback());
+        if let Some(number) = newcomer.session.and_then(|session| state.by_session.get(session).copied()) {
+            // whoever keeps the sessions ends one of the two; until then they have the place together
+            let place = state.join(number, (holder, is_local), self, bounds);
+            return place.ok_or(NoPlace);
+        }
         let new = Taken {
-            holder: Holder::of(newcomer.user, from),
-            is_local: from.is_loopback(),
+            holder,
+            is_local,
             is_returning: newcomer.is_returning,
             session: newcomer.session.map(Into::into),
             cut: CancellationToken::new(),
-            is_replaced: Arc::default(),
-            then: None,
+            sitting: BTreeMap::from([(0, None)]),
+            newest: CancellationToken::new(),
         };
         let mut has_place = true;
         while has_place && let Some(obstacle) = state.obstacle(&new, bounds) {
@@ -200,9 +201,9 @@ impl Places {
             has_place = victim.and_then(|number| state.remove(number)).map(|victim| gone.push(victim)).is_some();
         }
         let place = has_place.then(|| {
-            let (cut, is_replaced) = (new.cut.clone(), new.is_replaced.clone());
+            let (cut, replaced) = (new.cut.clone(), new.newest.clone());
             let number = state.add(new);
-            Place { places: self.clone(), number, bounds, cut, is_replaced, _of_port: None }
+            Place { places: self.clone(), number, seat: 0, bounds, cut, replaced, _of_port: None }
         });
         drop(state);
         gone.into_iter().for_each(Taken::end);
@@ -213,9 +214,7 @@ impl Places {
 impl Taken {
     fn end(self) {
         self.cut.cancel();
-        if let Some(then) = self.then {
-            then();
-        }
+        self.sitting.into_values().flatten().for_each(|then| then());
     }
 }
 
@@ -229,6 +228,26 @@ impl State {
         self.count(&taken, true);
         self.taken.insert(number, taken);
         number
+    }
+
+    /// Another connection of the same session comes into its place, from wherever it is.
+    fn join(
+        &mut self,
+        number: u64,
+        (holder, is_local): (Holder, bool),
+        places: &Arc<Places>,
+        bounds: Bounds,
+    ) -> Option<Place> {
+        let mut taken = self.taken.remove(&number)?;
+        self.count(&taken, false);
+        (taken.holder, taken.is_local) = (holder, is_local);
+        self.count(&taken, true);
+        std::mem::take(&mut taken.newest).cancel();
+        let seat = taken.sitting.last_key_value().map_or(0, |(seat, _)| seat + 1);
+        taken.sitting.insert(seat, None);
+        let (cut, replaced) = (taken.cut.clone(), taken.newest.clone());
+        self.taken.insert(number, taken);
+        Some(Place { places: places.clone(), number, seat, bounds, cut, replaced, _of_port: None })
     }
 
     fn remove(&mut self, number: u64) -> Option<Taken> {
@@ -357,17 +376,19 @@ impl Place {
         self.cut.is_cancelled()
     }
 
-    /// For whoever has its own way to end things: called when somebody else has the place, other than a connection of the same
-    /// session.
+    /// Completes when another connection of the same session has come into the place.
+    pub async fn replaced(&self) {
+        self.replaced.cancelled().await;
+    }
+
+    /// For whoever has its own way to end things: called when somebody else has the place.
     pub fn on_cut(&self, then: impl FnOnce() + Send + 'static) {
         let mut state = self.places.state.lock();
         match state.taken.get_mut(&self.number) {
-            Some(taken) => taken.then = Some(Box::new(then)),
+            Some(taken) => _ = taken.sitting.insert(self.seat, Some(Box::new(then))),
             None => {
                 drop(state);
-                if !self.is_replaced.load(Ordering::Acquire) {
-                    then();
-                }
+                then();
             }
         }
     }
@@ -376,10 +397,11 @@ impl Place {
     pub fn belongs_to(&self, user: &str) {
         let bounds = self.bounds;
         let mut state = self.places.state.lock();
-        let holder = Holder::User(user.into());
-        if state.taken.get(&self.number).is_none_or(|taken| taken.holder == holder) {
+        let is_known = |taken: &Taken| matches!(&taken.holder, Holder::User(name) if **name == *user);
+        if state.taken.get(&self.number).is_none_or(is_known) {
             return;
         }
+        let holder = Holder::User(user.into());
         let users = state.taken.len() - state.guests;
         let is_full = users >= bounds.common().saturating_sub(OF_NEWCOMERS).max(1);
         let largest = if is_full { state.largest(false, bounds) } else { None };
@@ -400,7 +422,12 @@ impl Place {
 
 impl Drop for Place {
     fn drop(&mut self) {
-        self.places.state.lock().remove(self.number);
+        let mut state = self.places.state.lock();
+        let Some(taken) = state.taken.get_mut(&self.number) else { return };
+        taken.sitting.remove(&self.seat);
+        if taken.sitting.is_empty() {
+            state.remove(self.number);
+        }
     }
 }
 

@@ -101,9 +101,9 @@ fn a_client_that_comes_back_goes_before_strangers() {
     // its next connection has the place of this one
     let again = places.enter(&returning("192.0.2.1", "a"), WITHOUT_USERS).unwrap();
     assert_eq!((left(&strangers), places.len()), (247, 248));
-    assert!(back.is_cut() && !again.is_cut());
+    assert!(back.replaced.is_cancelled() && !again.is_cut());
     drop(back);
-    assert_eq!(places.len(), 248, "its place was given away already");
+    assert_eq!(places.len(), 248, "the other has it still");
     drop(again);
     assert_eq!(places.len(), 247);
     // within its own network, too
@@ -172,11 +172,26 @@ fn whoever_has_its_own_way_to_end_is_told() {
 }
 
 #[test]
-fn whoever_loses_its_place_to_its_own_session_is_left_to_whoever_keeps_the_sessions() {
+fn connections_of_one_session_share_a_place() {
     let places: Arc<Places> = Arc::default();
-    let newcomer = Newcomer { session: Some("s"), ..guest("192.0.2.1") };
-    let old = places.enter(&newcomer, WITH_USERS).unwrap();
-    let _new = places.enter(&newcomer, WITH_USERS).unwrap();
-    assert!(old.is_cut() && places.len() == 1);
-    old.on_cut(|| panic!("it may be the later of two that came at the same time"));
+    let bounds = Bounds { most: 1, has_users: false };
+    let newcomer = |from: &str| Newcomer { session: Some("s"), ..guest(from) };
+    let old = places.enter(&newcomer("192.0.2.1"), bounds).unwrap();
+    let new = places.enter(&newcomer("192.0.2.2"), bounds).expect("the house is full, but it has a place");
+    assert!(!old.is_cut() && !new.is_cut() && places.len() == 1);
+    assert!(old.replaced.is_cancelled() && !new.replaced.is_cancelled(), "the older one need not wait for anything");
+    let (told, count) = (Arc::new(std::sync::atomic::AtomicUsize::new(0)), std::sync::atomic::Ordering::Relaxed);
+    for place in [&old, &new] {
+        let told = told.clone();
+        place.on_cut(move || _ = told.fetch_add(1, count));
+    }
+    // whichever of them is left has the place
+    drop(new);
+    assert!(places.len() == 1 && places.enter(&guest("192.0.2.3"), bounds).is_err());
+    assert_eq!(told.load(count), 0);
+    // and gives way as others do
+    let user = places.enter(&user("ada", "192.0.2.4"), bounds).unwrap();
+    assert_eq!((old.is_cut(), told.load(count)), (true, 1), "those who have gone are not told");
+    drop((old, user));
+    assert!(places.is_empty() && places.state.lock().by_session.is_empty());
 }

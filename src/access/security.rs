@@ -1,8 +1,9 @@
 //! Security events: what a person looks for who asks whether somebody tries to get in or to take what belongs to others.
 //!
-//! They have a log target of their own, `pigateway::security`, counters in the metrics, and places among the problems of
-//! the page that others cannot take. Each kind has its own bound of log lines, and of these a source has only a few: a
-//! flood of one kind, or of one source, hides neither another kind nor another source.
+//! They have a log target of their own, `pigateway::security`, counters in the metrics, and, where they are
+//! warnings, places among the problems of the page that others cannot take. Each kind has its own bound of log lines, and of
+//! these a source has only a few: a flood of one kind, or of one source, hides neither another kind nor another source. Of
+//! many sources at once the first sixteen are seen.
 
 use std::hash::Hash;
 use std::net::IpAddr;
@@ -11,8 +12,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use super::guesses::network;
 use super::limiter::Limiter;
 
-/// The target of their log lines.
-pub const TARGET: &str = "pigateway::security";
+pub use crate::health::SECURITY as TARGET;
 /// Log lines of a kind in a minute, and of these those of one source.
 const LINES: usize = 64;
 const LINES_OF_ONE: usize = 4;

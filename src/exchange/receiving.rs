@@ -2,8 +2,8 @@
 //!
 //! Up to [`FREE`] bytes of a packet are read without asking. A larger one gets its whole size from the budget before more of
 //! it is read, in the order of asking; who gets nothing now is read later. No user has more than [`SHARE`] of it, so that
-//! whoever sends much keeps out nobody else. An MQTT client that has a place and does not go on with its packet loses it to
-//! those who wait: see [`Reservation::is_overdue`]. A request by HTTP has its 30 seconds in any case.
+//! whoever sends much keeps out nobody else. Whoever has a place and does not go on with its packet loses it to those who
+//! wait: see [`Reservation::is_overdue`].
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;

@@ -23,6 +23,7 @@
 //! [`ring::MAX_BYTES`] for what a stream can resume from, [`history::MAX_FILE`] for the past of a sensor. HTTP/1.1 only.
 
 pub mod auth;
+mod body;
 pub mod calls;
 pub mod envelope;
 pub mod guard;

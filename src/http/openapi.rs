@@ -132,7 +132,8 @@ fn operation(call: &Call, generator: &mut SchemaGenerator, problem: &Value) -> V
         "parameters": parameters(call),
         "responses": responses,
     });
-    if matches!(call.method, "put" | "post") {
+    // whoever publishes sends a payload, and gets nothing back
+    if matches!(call.method, "put" | "post") && call.success.0 == 204 {
         let content = json!({ "application/octet-stream": bytes() });
         operation["requestBody"] =
             json!({ "description": "The payload, of any content type", "required": true, "content": content });

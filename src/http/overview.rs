@@ -16,13 +16,11 @@ use super::auth::Caller;
 use super::envelope::rfc3339;
 use super::problem::Problem;
 use super::query::Query;
-use crate::health::FaultyPart;
+use crate::health::{FaultyPart, TARGET};
 use crate::status::{ClientSnapshot, JournalStatus, UpstreamShown, UpstreamSnapshot as Snapshot};
 
 /// An overview is made at most this often, for however many ask.
 const FRESH: Duration = Duration::from_millis(500);
-/// Where the log's lines about parts that do not work come from.
-const HEALTH: &str = "pigateway::health";
 /// Clients listed.
 const MAX_CLIENTS: usize = 1000;
 
@@ -205,12 +203,19 @@ impl Http {
     }
 
     fn problems_json(&self, only_now: bool) -> String {
-        let now = self.status.health.faulty().into_iter().map(|faulty| ProblemView {
+        let faulty = self.status.health.faulty();
+        let is_now = |line: &crate::health::Problem| {
+            line.target == TARGET && faulty.iter().any(|faulty| line.text.starts_with(&format!("{}: ", faulty.part)))
+        };
+        // what is wrong now stands there once
+        let logged_before: Vec<_> =
+            self.status.problems.last().into_iter().rev().filter(|line| !only_now && !is_now(line)).collect();
+        let now = faulty.into_iter().map(|faulty| ProblemView {
             now: true,
             number: None,
             time: self.time(faulty.since_boot_ms),
             level: "error",
-            target: HEALTH.into(),
+            target: TARGET.into(),
             text: format!("{}: {}", faulty.part, faulty.fault),
             part: Some(faulty.part),
             remedy: Some(faulty.fault.remedy),
@@ -227,10 +232,7 @@ impl Http {
             remedy: None,
             since_boot_ms: None,
         };
-        // what health has logged is wrong now, or over
-        let is_shown = |line: &crate::health::Problem| !only_now && line.target != HEALTH;
-        let others = self.status.problems.last().into_iter().rev().filter(is_shown);
-        json(&now.chain(others.map(logged)).collect::<Vec<_>>())
+        json(&now.chain(logged_before.into_iter().map(logged)).collect::<Vec<_>>())
     }
 
     fn gateway_json(&self) -> String {

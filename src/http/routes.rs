@@ -1,6 +1,6 @@
 //! All calls, as a table: the router and the OpenAPI document are made from it, so neither can miss one.
 
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 use axum::Router;
 use axum::http::{HeaderMap, StatusCode, header};
@@ -128,9 +128,12 @@ async fn describe(headers: HeaderMap) -> Response {
     ([(header::CONTENT_TYPE, "application/json")], document(server)).into_response()
 }
 
-/// Not within the answer itself, which is one of those that are described.
+/// The description, made once. `CALLS` names `describe`, so what is made once stands in a function of its own.
 fn document(server: &str) -> String {
-    openapi::text(CALLS, server)
+    /// Stands for where the gateway is.
+    const SERVER: &str = "{server}";
+    static TEXT: LazyLock<String> = LazyLock::new(|| openapi::text(CALLS, SERVER));
+    TEXT.replacen(SERVER, server, 1)
 }
 
 /// The router for all of them.

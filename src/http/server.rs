@@ -187,7 +187,7 @@ impl Connection {
         certificate_user: Option<Box<str>>,
     ) {
         let cancel = self.site.cancel.clone();
-        let cut = self.place.ending();
+        let (place, cut) = (self.place.clone(), self.place.ending());
         let certificate = Certificate(certificate_user);
         let service = service_fn(move |request| self.answer(request, from, certificate.clone()));
         let io = TokioIo::new(Impatient { stream, deadline: None, cut: Box::pin(cut) });
@@ -200,6 +200,8 @@ impl Connection {
         let mut connection = std::pin::pin!(connection);
         let ended = tokio::select! {
             ended = connection.as_mut() => ended,
+            // what has become a WebSocket sees it by itself
+            () = place.cut() => return,
             () = cancel.cancelled() => {
                 connection.as_mut().graceful_shutdown();
                 timeout(FAREWELL, connection).await.unwrap_or(Ok(()))

@@ -1,31 +1,25 @@
 //! Messages: the last ones, and publishing.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use axum::Json;
 use axum::body::{Body, Bytes};
 use axum::extract::State;
 use axum::http::{HeaderMap, HeaderValue, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
-use http_body_util::{BodyExt, Limited};
 use schemars::JsonSchema;
 use serde::Serialize;
-use tokio::time::timeout;
 
-use super::Http;
 use super::auth::Caller;
 use super::envelope::{Envelope, content_type_property, media_type};
 use super::problem::Problem;
 use super::query::{Query, decode};
+use super::{Http, body};
 use crate::exchange::filters::MAX_LEVELS;
-use crate::exchange::receiving::FREE;
 use crate::message::{BatchBuilder, Draft, Qos, check_filter, check_topic};
 
 /// Where topics are.
 pub const TOPICS: &str = "/api/v1/topics";
-/// A body takes no longer than this.
-const BODY: Duration = Duration::from_secs(30);
 /// What a PUBLISH needs besides topic and payload, at most.
 const PUBLISH_OVERHEAD: usize = 16;
 /// Messages of a list, unless fewer are asked for.
@@ -140,20 +134,6 @@ pub async fn list(
     Ok(Json(List { messages, next }).into_response())
 }
 
-/// A body of at most `most` bytes.
-async fn body(body: Body, most: usize) -> Result<Bytes, Problem> {
-    match timeout(BODY, Limited::new(body, most).collect()).await {
-        Ok(Ok(collected)) => Ok(collected.to_bytes()),
-        Ok(Err(error)) if error.is::<http_body_util::LengthLimitError>() => Err(Problem::new(
-            StatusCode::PAYLOAD_TOO_LARGE,
-            "the message is larger than max_packet_size under [broker] allows",
-        )),
-        Ok(Err(_)) => Err(Problem::bad_request("the body has not arrived as a whole")),
-        Err(_) => Err(Problem::new(StatusCode::REQUEST_TIMEOUT, "the body has not arrived in time")
-            .with(header::CONNECTION, "close")),
-    }
-}
-
 /// `PUT` and `POST /api/v1/topics/{topic}`
 pub async fn publish(
     State(http): State<Arc<Http>>,
@@ -175,22 +155,14 @@ pub async fn publish(
         let detail = format!("with this topic, a message may have {most} bytes (max_packet_size under [broker])");
         return Err(Problem::new(StatusCode::PAYLOAD_TOO_LARGE, detail).with(header::CONNECTION, "close"));
     }
-    // a body without a length may be as large as any
-    let size = declared.unwrap_or(most);
-    let mut memory = None;
-    if size > FREE {
-        let reserved = timeout(BODY, http.ingress.receiving().reserve(caller.user(), size)).await;
-        let busy = |_| Problem::unavailable("too much is being received at the same time");
-        memory = Some(reserved.map_err(busy)?);
-    }
-    let payload = body(content, most).await?;
+    let received = body::receive(content, (most, declared), http.ingress.receiving(), caller.user()).await?;
     let content_type = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
     // what curl says when it is not told what the body is says nothing
     let content_type = content_type.filter(|kind| *kind != "application/x-www-form-urlencoded");
     let properties = content_type.map(content_type_property).unwrap_or_default();
     let draft = Draft {
         topic: &topic,
-        payload: &payload,
+        payload: &received.bytes,
         qos,
         retain,
         properties: &properties,
@@ -198,9 +170,7 @@ pub async fn publish(
         boot_ms: http.ingress.clock().boot_ms(),
         origin: caller.origin(),
     };
-    let sent = send(&http, &draft).await;
-    drop(memory);
-    sent
+    send(&http, &draft).await
 }
 
 /// `DELETE /api/v1/topics/{topic}`

@@ -39,7 +39,13 @@ impl HttpBody for Unread {
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
         match &mut self.body {
-            Some(body) => Pin::new(body).poll_frame(context),
+            Some(body) => {
+                let poll = Pin::new(body).poll_frame(context);
+                if let Poll::Ready(None) = poll {
+                    self.body = None; // nothing is left to read
+                }
+                poll
+            }
             None => Poll::Ready(None),
         }
     }

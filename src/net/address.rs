@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
+use socket2::{Domain, SockAddr, Socket, Type};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 
@@ -86,10 +87,15 @@ impl Listening {
 /// gateway may connect.
 pub(super) fn bind_unix(path: &Path) -> io::Result<UnixListener> {
     if std::fs::symlink_metadata(path).is_ok_and(|about| about.file_type().is_socket()) {
-        if std::os::unix::net::UnixStream::connect(path).is_ok() {
-            return Err(io::ErrorKind::AddrInUse.into());
+        let probe = Socket::new(Domain::UNIX, Type::STREAM, None)?;
+        // where the other's queue is full nobody waits for it
+        probe.set_nonblocking(true)?;
+        match probe.connect(&SockAddr::unix(path)?) {
+            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => std::fs::remove_file(path)?,
+            Ok(()) => return Err(io::ErrorKind::AddrInUse.into()),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Err(io::ErrorKind::AddrInUse.into()),
+            Err(error) => return Err(error),
         }
-        std::fs::remove_file(path)?;
     }
     let listener = std::os::unix::net::UnixListener::bind(path)?;
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o660))?;
@@ -160,6 +166,10 @@ mod tests {
         assert_eq!(bind_unix(&path).unwrap_err().kind(), io::ErrorKind::AddrInUse);
         drop(first);
         drop(bind_unix(&path).unwrap());
+        // what is no such socket may be in use all the same
+        let datagrams = dir.path().join("d");
+        let _used = std::os::unix::net::UnixDatagram::bind(&datagrams).unwrap();
+        assert!(bind_unix(&datagrams).is_err() && datagrams.exists());
         let file = dir.path().join("f");
         std::fs::write(&file, "kept").unwrap();
         assert!(bind_unix(&file).is_err());

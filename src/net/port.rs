@@ -196,7 +196,9 @@ impl Port {
         let Some(places) = &self.places else { return Some(None) };
         match places.clone().try_acquire_owned() {
             Ok(place) => {
-                self.is_full = self.is_full && places.available_permits() == 0;
+                // said again only after it has been half empty
+                let most = self.settings.max_connections.unwrap_or_default();
+                self.is_full &= places.available_permits() <= most / 2;
                 Some(Some(place))
             }
             Err(_) => {

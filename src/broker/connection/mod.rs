@@ -261,6 +261,8 @@ async fn open(
             biased;
             () = core.allowance.wait(&owner) => {}
             () = place.cut() => return Err(Reason::SERVER_BUSY),
+            // the newer of two connections waits in the place of both
+            () = place.replaced() => return Err(Reason::SERVER_BUSY),
             () = core.cancel.cancelled() => return Err(Reason::SERVER_SHUTTING_DOWN),
         }
     }
