@@ -189,7 +189,7 @@ fn everything_has_a_name_for_those_who_do_not_see_it() {
         seen.push((role, name));
     }
     let has = |role: &str, name: &str| seen.iter().any(|(r, n)| r == role && n.contains(name));
-    assert!(has("textbox", "Topic filter") && has("textbox", "Payload") && has("checkbox", "Retain"), "{seen:?}");
+    assert!(has("textbox", "topic filter") && has("textbox", "Payload") && has("checkbox", "Retain"), "{seen:?}");
     assert!(has("button", "Publish") && has("region", "Sensors") && has("article", "loft-motion"), "{seen:?}");
     assert!(seen.iter().any(|(_, name)| name.contains("last 24 hours")), "{seen:?}");
     // the keyboard reaches all of it, from the top
