@@ -279,11 +279,9 @@ impl Core {
         for (group, messages) in back {
             group.take_back(messages);
         }
-        if session.durable.is_some() {
-            self.ingress.journal().register(&consumer_name(&session.name), self.journal_limits(1));
-        }
         if let Some(durable) = &mut session.durable {
             durable.reader.rest();
+            self.ingress.journal().register(&consumer_name(&session.name), self.journal_limits(1));
         }
     }
 

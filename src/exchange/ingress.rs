@@ -199,8 +199,8 @@ impl Ingress {
         self.try_publish_for(batch, None)
     }
 
-    /// The same for a persistent session; `received`: its consumer, and which messages of the batch are QoS 2, with their
-    /// packet ids.
+    /// The same for a persistent session; `received`: its consumer, and which messages of the batch are QoS 2, in order, with
+    /// their packet ids.
     pub fn try_publish_for(
         &self,
         batch: &mut BatchBuilder,
@@ -240,6 +240,7 @@ impl Ingress {
         let announcer = Origin::announcer();
         // the journal's lock is taken once for the batch, and groups may ask the journal themselves
         let mut appender = self.inner.journal.appender();
+        let mut ids = received.map_or(&[][..], |(_, ids)| ids).iter().peekable();
         let mut for_groups: SmallVec<[(&Arc<SharedGroup>, Message); 2]> = SmallVec::new();
         for (at, entry) in batch.iter().enumerate() {
             let message = entry.message;
@@ -265,9 +266,8 @@ impl Ingress {
                 }
                 Route::Shared { group, .. } => groups.push(group),
             });
-            let received = received.and_then(|(session, ids)| {
-                ids.iter().find(|(place, _)| *place == at as u32).map(|(_, packet_id)| (session, *packet_id))
-            });
+            let packet_id = ids.next_if(|(place, _)| *place == at as u32).map(|(_, packet_id)| *packet_id);
+            let received = received.map(|(session, _)| session).zip(packet_id);
             let kept =
                 self.keeps(&sequencer.retained, message).then(|| batch.message_at(entry.offset).to_owned_memory());
             let is_asked = message.qos() > Qos::AtMostOnce;
@@ -479,7 +479,7 @@ impl Ingress {
 fn without(batch: &Batch, refused: &[u32]) -> Batch {
     let mut rest = BatchBuilder::default();
     for (at, entry) in batch.iter().enumerate() {
-        if !refused.contains(&(at as u32)) {
+        if refused.binary_search(&(at as u32)).is_err() {
             rest.push(&entry.message.to_draft());
         }
     }

@@ -9,23 +9,35 @@ use crate::message::Message;
 impl Journal {
     /// Appends several messages one after the other.
     pub fn appender(&self) -> Appender<'_> {
-        Appender { shared: &self.shared, state: None, wakes: false }
+        Appender { shared: &self.shared, state: None, count: 0, wakes: false }
     }
 }
 
+/// Others may wait for the lock while so many messages are appended.
+const AT_ONCE: u32 = 32;
+
 /// Appends messages under one lock, which is taken with the first and held until this is dropped: nothing else of the
-/// journal may be asked meanwhile. The writing thread is woken once for all of them.
+/// journal may be asked by the same thread meanwhile. Others that wait for it get it after every [`AT_ONCE`] messages. The
+/// writing thread is woken once for all of them.
 #[derive(Debug)]
 pub struct Appender<'a> {
     shared: &'a Shared,
     state: Option<MutexGuard<'a, State>>,
+    /// Messages since others had a chance.
+    count: u32,
     wakes: bool,
 }
 
 impl<'a> Appender<'a> {
     fn state(&mut self) -> &mut State {
         let shared: &'a Shared = self.shared;
-        self.state.get_or_insert_with(|| shared.state.lock())
+        let state = self.state.get_or_insert_with(|| shared.state.lock());
+        if self.count == AT_ONCE {
+            MutexGuard::bump(state);
+            self.count = 0;
+        }
+        self.count += 1;
+        state
     }
 
     /// See [`Journal::append_with`].
@@ -55,5 +67,38 @@ impl Drop for Appender<'_> {
         if self.wakes {
             self.shared.work.notify_one();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicBool, Ordering};
+    use std::time::{Duration, Instant};
+
+    use super::super::tests::{limits, message};
+    use super::super::{Extra, Journal, WhenFull};
+
+    #[test]
+    fn others_get_the_lock_in_the_middle_of_a_long_batch() {
+        let journal = Journal::default();
+        let id = journal.register("upstream/a", limits(10, WhenFull::DropOldest));
+        let (has_had, begun, asked) = (AtomicBool::new(false), AtomicBool::new(false), journal.clone());
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !begun.load(Ordering::Acquire) {
+                    std::thread::yield_now();
+                }
+                asked.backlog(id);
+                has_had.store(true, Ordering::Release);
+            });
+            let mut appender = journal.appender();
+            let since = Instant::now();
+            while !has_had.load(Ordering::Acquire) && since.elapsed() < Duration::from_secs(60) {
+                // whether there is room for it or not
+                let _ = appender.append(&message(b"x"), &[id], Extra::default());
+                begun.store(true, Ordering::Release);
+            }
+            assert!(has_had.load(Ordering::Acquire), "nobody else gets the lock before the batch ends");
+        });
     }
 }

@@ -165,6 +165,9 @@ struct Shared {
     /// How often the lock was taken to append.
     #[cfg(test)]
     appends: std::sync::atomic::AtomicU64,
+    /// How often readers took it.
+    #[cfg(test)]
+    reads: std::sync::atomic::AtomicU64,
 }
 
 struct ClockOf(SharedClock);
@@ -245,6 +248,8 @@ impl Journal {
             settings,
             #[cfg(test)]
             appends: Default::default(),
+            #[cfg(test)]
+            reads: Default::default(),
         });
         let (alive, ended) = watch::channel(());
         let mut threads = Vec::new();

@@ -7,9 +7,11 @@ use super::{Backlog, ConsumerId, Journal};
 impl Journal {
     /// What waits for this consumer is kept for the case that it is registered again, and is the first to give way.
     pub fn orphan(&self, id: ConsumerId) {
-        if let Some(queue) = self.shared.state.lock().queues.get_mut(&id) {
+        let mut state = self.shared.state.lock();
+        if let Some(queue) = state.queues.get_mut(&id) {
             queue.is_orphan = true;
         }
+        state.full_for = None;
     }
 }
 

@@ -155,10 +155,18 @@ impl State {
     }
 
     /// Whether the disk space that is ours takes this much more without giving anything up, and the parts of all consumers do.
-    /// What is known of it is only looked at anew when it seems to be used up.
+    /// What is known of it is only looked at anew when it seems to be used up, and then only if something has changed.
     fn has_space(&mut self, len: usize, consumers: &[ConsumerId], settings: &JournalSettings) -> bool {
         if self.has_room(len as u64, consumers) {
             return true;
+        }
+        if self.full_for.is_some_and(|least| least <= len as u64) {
+            self.say_full(true);
+            return false;
+        }
+        #[cfg(test)]
+        {
+            self.looks += 1;
         }
         let per_segment = usable(settings) - usable(settings) % (len as u64).max(1);
         let segments = settings.segments() as u64;
@@ -182,6 +190,9 @@ impl State {
             return self.has_space(len, consumers, settings);
         }
         self.was_full = !has_space;
+        if !has_space {
+            self.full_for = Some(len as u64);
+        }
         self.say_full(!has_space);
         has_space
     }

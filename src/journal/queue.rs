@@ -377,6 +377,24 @@ impl Queue {
         }
     }
 
+    /// Messages at the end of what is in hand were not used: they are as if they had not been handed out.
+    pub fn put_back(&mut self, unused: impl DoubleEndedIterator<Item = Delivery>) {
+        for delivery in unused.rev() {
+            if self.pushed_out.remove(&delivery.position) {
+                continue;
+            }
+            let Ok(at) = self.held.binary_search_by_key(&delivery.ordinal, |held| held.delivery.ordinal) else {
+                continue;
+            };
+            self.held.remove(at);
+            if !delivery.resent {
+                self.cursor.read = self.cursor.read.min(delivery.ordinal - 1);
+            }
+            self.ready_bytes += delivery.message.size();
+            self.ready.push_front(delivery);
+        }
+    }
+
     /// What is in hand and not settled is to be handed out again.
     pub fn rewind(&mut self) {
         self.pushed_out.clear();

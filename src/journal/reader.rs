@@ -1,14 +1,15 @@
 //! How consumers read, and the thread that reads from disk for them.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
+use parking_lot::MutexGuard;
 use tokio::sync::Notify;
 use tracing::error;
 
 use super::boots::Boots;
 use super::format::{Header, Kind};
-use super::queue::{AHEAD_BYTES, News};
+use super::queue::{AHEAD_BYTES, News, Queue};
 use super::record::Scanner;
 use super::report::Report;
 use super::state::State;
@@ -18,12 +19,19 @@ use crate::message::Message;
 /// Bytes read ahead for a consumer when there is not enough memory for all.
 const SMALL_PORTION: usize = 16 * 1024;
 
+/// Most messages taken under one lock.
+const AT_ONCE: usize = 64;
+
 /// Reads the journal for one consumer. Never waits for the disk.
 #[derive(Debug)]
 pub struct Reader {
     journal: Journal,
     id: ConsumerId,
     changed: Arc<Notify>,
+    /// Taken together with one that was asked for.
+    taken: VecDeque<Delivery>,
+    /// Done with, and not said yet.
+    settled: Vec<(Position, Outcome)>,
 }
 
 impl Reader {
@@ -36,7 +44,8 @@ impl Reader {
                 queue.changed.clone()
             })
         };
-        let reader = Reader { journal, id, changed: changed.unwrap_or_default() };
+        let changed = changed.unwrap_or_default();
+        let reader = Reader { journal, id, changed, taken: VecDeque::new(), settled: Vec::new() };
         reader.attach();
         reader
     }
@@ -54,15 +63,35 @@ impl Reader {
 
     /// The next message, if there is one in memory yet.
     pub fn try_next(&mut self) -> Option<Delivery> {
-        let shared = &self.journal.shared;
-        let mut state = shared.state.lock();
+        self.next_of(1)
+    }
+
+    /// The same for who is going to take up to so many: the lock is not taken for each of them.
+    pub fn next_of(&mut self, most: usize) -> Option<Delivery> {
+        if let Some(delivery) = self.taken.pop_front() {
+            return Some(delivery);
+        }
+        let mut state = lock(&self.journal, self.id, &mut self.settled);
         let queue = state.queues.get_mut(&self.id)?;
         queue.attach();
         let delivery = queue.take();
+        if delivery.is_some() {
+            self.taken.extend(std::iter::from_fn(|| queue.take()).take(most.min(AT_ONCE).saturating_sub(1)));
+        }
         if queue.wants_fill() && state.request_fills(&[self.id]) {
-            shared.fill.notify_one();
+            self.journal.shared.fill.notify_one();
         }
         delivery
+    }
+
+    /// Has the queue do something, where nothing has been taken that is not used.
+    fn with_queue(&mut self, act: impl FnOnce(&mut Queue)) {
+        let mut state = lock(&self.journal, self.id, &mut self.settled);
+        if let Some(queue) = state.queues.get_mut(&self.id) {
+            queue.put_back(self.taken.drain(..));
+            act(queue);
+        }
+        self.taken.clear();
     }
 
     /// Waits until [`Reader::try_next`] may have something new. Safe to cancel.
@@ -77,35 +106,58 @@ impl Reader {
 
     /// The consumer is done with the message at this place; in any order.
     pub fn settle_as(&mut self, position: Position, outcome: Outcome) {
-        let shared = &self.journal.shared;
-        let mut state = shared.state.lock();
-        let Some(queue) = state.queues.get_mut(&self.id) else { return };
-        queue.settle(position, outcome);
-        if state.moved(self.id) {
-            shared.work.notify_one();
+        self.settle_soon(position, outcome);
+        self.say_settled();
+    }
+
+    /// The same, to be said to the journal together with others: with the next message that is asked for, or by
+    /// [`Reader::say_settled`].
+    pub fn settle_soon(&mut self, position: Position, outcome: Outcome) {
+        self.settled.push((position, outcome));
+        if self.settled.len() >= AT_ONCE {
+            self.say_settled();
+        }
+    }
+
+    /// Has the journal know of all that is done with.
+    pub fn say_settled(&mut self) {
+        if !self.settled.is_empty() {
+            drop(lock(&self.journal, self.id, &mut self.settled));
         }
     }
 
     /// Reads again from the oldest unsettled message on.
     pub fn rewind(&mut self) {
-        if let Some(queue) = self.journal.shared.state.lock().queues.get_mut(&self.id) {
-            queue.rewind();
-        }
+        self.with_queue(Queue::rewind);
         self.attach();
     }
 
     /// Nobody will read for a while: memory that holds what was read ahead is set free. The next
     /// [`Reader::try_next`] ends the rest.
     pub fn rest(&mut self) {
-        if let Some(queue) = self.journal.shared.state.lock().queues.get_mut(&self.id) {
-            queue.detach();
-        }
+        self.with_queue(Queue::detach);
     }
 
     /// What waits for this consumer.
     pub fn backlog(&self) -> Backlog {
         self.journal.backlog(self.id)
     }
+}
+
+/// The journal's lock, where it is known what a consumer is done with.
+fn lock<'a>(journal: &'a Journal, id: ConsumerId, settled: &mut Vec<(Position, Outcome)>) -> MutexGuard<'a, State> {
+    let shared = &journal.shared;
+    #[cfg(test)]
+    shared.reads.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+    let mut state = shared.state.lock();
+    if let Some(queue) = state.queues.get_mut(&id).filter(|_| !settled.is_empty()) {
+        settled.drain(..).for_each(|(position, outcome)| queue.settle(position, outcome));
+        if state.moved(id) {
+            shared.work.notify_one();
+        }
+    }
+    settled.clear();
+    state
 }
 
 impl Drop for Reader {
@@ -234,6 +286,7 @@ impl Filler {
             queue.behind = None;
             queue.pass();
             queue.tell();
+            state.full_for = None;
             self.places.remove(&id);
             return None;
         };

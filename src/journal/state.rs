@@ -100,6 +100,11 @@ pub struct State {
     /// Bytes that the disk space that is ours takes at least, by part and in all, where messages are refused rather than
     /// given up.
     pub(super) room: ([u64; PARTS], u64),
+    /// Messages as large as this one had no room when that was looked at last, and nothing has changed since.
+    pub(super) full_for: Option<u64>,
+    /// How often that was looked at.
+    #[cfg(test)]
+    pub(super) looks: u64,
     /// Whether there was none when somebody looked last.
     pub was_full: bool,
     /// Lines in the log about losses.
@@ -258,6 +263,7 @@ impl State {
         if let Some(queue) = self.queues.get_mut(&id) {
             queue.rename(name);
             queue.limits = limits;
+            (self.room, self.full_for) = Default::default();
             let base = queue.cursor.base;
             self.push(Kind::Consumer, 0, [(key, base)].into_iter(), &[name.as_bytes()]);
         }
@@ -278,6 +284,8 @@ impl State {
             self.by_name.insert(name.into(), id);
         }
         self.queues.insert(id, queue);
+        // what is kept free for its part is not free for others any more
+        (self.room, self.full_for) = Default::default();
         id
     }
 
@@ -294,6 +302,7 @@ impl State {
         let queue = self.queues.remove(&id)?;
         self.by_name.remove(&queue.name);
         self.by_key.remove(&queue.key);
+        (self.room, self.full_for) = Default::default();
         Some(queue)
     }
 
@@ -303,6 +312,7 @@ impl State {
         if queue.unsaved == 0 {
             return false;
         }
+        self.full_for = None;
         let is_first = self.moved_since.is_none();
         mark_moved(&mut self.moved, &mut self.moved_since, id, queue);
         is_first || queue.unsaved >= CURSOR_EVERY || self.is_full
@@ -428,6 +438,7 @@ impl State {
 
     /// The consumer's cursor is not on disk any more as it is.
     pub fn mark_moved(&mut self, id: ConsumerId) {
+        self.full_for = None;
         if let Some(queue) = self.queues.get_mut(&id) {
             mark_moved(&mut self.moved, &mut self.moved_since, id, queue);
         }

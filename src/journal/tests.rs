@@ -1,6 +1,7 @@
 //! How the journal behaves as a whole; what it survives is in `tests/faults.rs`.
 
 mod faults;
+mod locks;
 mod parts;
 
 use std::sync::Arc;

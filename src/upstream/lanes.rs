@@ -143,16 +143,21 @@ pub struct Readers {
 }
 
 impl Readers {
-    /// The next message of a lane that is in memory.
-    pub fn try_next(&mut self, lane: Lane) -> Option<Delivery> {
-        self.readers[lane.index()].as_mut()?.try_next()
+    /// The next message of a lane that is in memory, for who has room for so many.
+    pub fn next_of(&mut self, lane: Lane, room: usize) -> Option<Delivery> {
+        self.readers[lane.index()].as_mut()?.next_of(room)
     }
 
-    /// A message is done with.
+    /// A message is done with: the journal knows with the next that is taken, or by [`Readers::say_settled`].
     pub fn settle(&mut self, lane: Lane, position: Position, outcome: Outcome) {
         if let Some(reader) = &mut self.readers[lane.index()] {
-            reader.settle_as(position, outcome);
+            reader.settle_soon(position, outcome);
         }
+    }
+
+    /// Has the journal know of all that is done with.
+    pub fn say_settled(&mut self) {
+        self.readers.iter_mut().flatten().for_each(Reader::say_settled);
     }
 
     /// Reads again from the oldest unsettled message on.
@@ -161,7 +166,8 @@ impl Readers {
     }
 
     /// Whether nothing waits in a lane.
-    pub fn is_empty(&self, lane: Lane) -> bool {
+    pub fn is_empty(&mut self, lane: Lane) -> bool {
+        self.say_settled();
         self.readers[lane.index()].as_ref().is_none_or(|reader| reader.backlog().messages == 0)
     }
 

@@ -121,6 +121,7 @@ impl Bench {
                 _ => {}
             }
         }
+        self.readers.say_settled();
     }
 
     /// As the task does it.
@@ -136,7 +137,10 @@ impl Bench {
                 turns.swap(0, 1);
             }
             let next = turns.into_iter().find_map(|turn @ (lane, role)| {
-                let delivery = self.session.has_room(role).then(|| self.readers.try_next(lane)).flatten();
+                let delivery = match self.session.room(role) {
+                    0 => None,
+                    room => self.readers.next_of(lane, room),
+                };
                 if delivery.is_none() && self.session.suspects(lane) && self.readers.is_empty(lane) {
                     self.session.acquit(lane);
                 }
@@ -258,7 +262,7 @@ fn a_message_that_was_overtaken_goes_without_its_retain_flag_and_a_deletion_is_r
         bench.append_draft(&retained);
     }
     bench.connect(V5);
-    let mut deliveries = (0..2).map(|_| bench.readers.try_next(Lane::First).unwrap()).collect::<Vec<_>>();
+    let mut deliveries = (0..2).map(|_| bench.readers.next_of(Lane::First, 1).unwrap()).collect::<Vec<_>>();
     let turn = (Lane::First, Role::Live);
     for (is_current, delivery) in [false, true].into_iter().zip(deliveries.drain(..)) {
         let actions = bench.session.delivery(turn, delivery, is_current, 0);

@@ -304,22 +304,25 @@ impl Session {
 
     /// Whether the next message may be handed over.
     pub fn has_room(&self, role: Role) -> bool {
-        let Some(link) = self.link.filter(|_| self.pause.is_none()) else { return false };
+        self.room(role) > 0
+    }
+
+    /// Messages that may be handed over, as things stand before the next one.
+    pub fn room(&self, role: Role) -> usize {
+        let Some(link) = self.link.filter(|_| self.pause.is_none()) else { return 0 };
         if self.opening.is_waiting() || self.throttle.is_closed() || self.is_out_of_ids() {
-            return false;
+            return 0;
         }
         if self.is_cautious() {
-            return !self.in_flight.iter().any(InFlight::is_unanswered);
+            return usize::from(!self.in_flight.iter().any(InFlight::is_unanswered));
         }
         let window = usize::from(self.max_inflight.min(link.receive_maximum).max(1));
-        let in_flight = self.in_flight.len();
-        match role {
-            Role::Live => in_flight < window,
-            Role::Backlog => {
-                let kept_free = if window > 1 { (window / 8).max(1) } else { 0 };
-                in_flight < window - kept_free && self.backlog_bytes < BACKLOG_BYTES
-            }
-        }
+        let window = match role {
+            Role::Live => window,
+            Role::Backlog if self.backlog_bytes >= BACKLOG_BYTES => 0,
+            Role::Backlog => window - if window > 1 { (window / 8).max(1) } else { 0 },
+        };
+        window.saturating_sub(self.in_flight.len())
     }
 
     /// Whether messages go one at a time.

@@ -202,6 +202,7 @@ impl<C: UpstreamClient> Upstream<C> {
                 self.backoff.made_progress();
             }
             self.perform(actions);
+            self.readers.say_settled();
             self.look_for_twin(&why, connected.elapsed());
             self.lanes.disconnected(self.consumers.waiting());
             self.set_filters();
@@ -282,6 +283,7 @@ impl<C: UpstreamClient> Upstream<C> {
             if is_ready && more == Some(false) && self.passes.is_active() {
                 more = self.step_pass();
             }
+            self.readers.say_settled();
             let waits_for_disk = self.passes.waits_for_disk(synced) || self.exact.waits_for_disk();
             alive = self.inbox.acknowledge(&mut self.client) && more.is_some();
             let (more, has_room) = (more == Some(true), self.session.has_room(Role::Live));

@@ -93,6 +93,9 @@ impl Connection {
     /// Writes what waits for the client, as far as its window and the output buffer allow. Says whether nothing more can be
     /// delivered before something new comes in.
     pub(super) fn deliver(&mut self) -> bool {
+        if let Some(durable) = &mut self.session.durable {
+            durable.reader.say_settled();
+        }
         self.resend();
         if self.awaits_suback() {
             // many clients drop what comes for a subscription before its SUBACK
@@ -167,7 +170,8 @@ impl Connection {
                 break;
             }
             let Some(durable) = &mut self.session.durable else { break };
-            let Some(delivery) = durable.reader.try_next() else { break };
+            let room = self.session.outbound.room().min(TAKE);
+            let Some(delivery) = durable.reader.next_of(room) else { break };
             any = true;
             let source = Source::Journal(delivery.position, delivery.ordinal);
             match self.session.grant(delivery.message.view()) {

@@ -19,7 +19,7 @@ use crate::exchange::ingress::{Accepted, Receipt};
 use crate::exchange::receiving::FREE;
 use crate::exchange::shared::SharedGroup;
 use crate::exchange::subscribers::SubscriptionOptions;
-use crate::journal::{Note, Position};
+use crate::journal::{Note, Outcome, Position};
 use crate::message::{Draft, Qos, check_filter, via};
 use crate::mqtt::write::Ack;
 use crate::mqtt::{
@@ -314,8 +314,13 @@ impl Connection {
         match source {
             Source::Live => {}
             Source::Journal(position, _) => {
+                // groups look at what waits for it
+                let is_looked_at = self.session.givers().next().is_some();
                 if let Some(durable) = &mut self.session.durable {
-                    durable.reader.settle(position);
+                    durable.reader.settle_soon(position, Outcome::Acked);
+                    if is_looked_at {
+                        durable.reader.say_settled();
+                    }
                 }
                 self.session.givers().for_each(SharedGroup::look);
             }

@@ -61,8 +61,9 @@ impl<C: UpstreamClient> Upstream<C> {
             turns.swap(0, 1);
         }
         for turn @ (lane, role) in turns {
-            if self.session.has_room(role)
-                && let Some(delivery) = self.readers.try_next(lane)
+            let room = self.session.room(role);
+            if room > 0
+                && let Some(delivery) = self.readers.next_of(lane, room)
             {
                 return Some((turn, delivery));
             }

@@ -48,6 +48,7 @@ impl<C: UpstreamClient> Upstream<C> {
         if tokio::time::timeout(GOOD_BYE, until_closed).await.is_err() {
             debug!(upstream = self.name, "the upstream did not close the connection");
         }
+        self.readers.say_settled();
     }
 
     /// Takes new settings; whether they need a new connection.
@@ -59,6 +60,7 @@ impl<C: UpstreamClient> Upstream<C> {
         self.set_carried(self.gateway);
         let actions = self.session.set_rules(Rules::new(&self.current), self.clock.boot_ms());
         let alive = self.perform(actions);
+        self.readers.say_settled();
         let is_same = without_rules(&old) == without_rules(&self.current);
         let v4_forbidden = self.current.v5_only && self.shown.version == Some(Version::V311);
         if is_same && !v4_forbidden {
