@@ -391,6 +391,11 @@ impl Journal {
         self.shared.state.lock().queues.get(&id).map(|queue| queue.released.clone()).unwrap_or_default()
     }
 
+    /// The oldest ordinal that this consumer has not settled, whether there is a message or not yet.
+    pub fn oldest(&self, id: ConsumerId) -> u64 {
+        self.shared.state.lock().queues.get(&id).map_or(1, |queue| queue.cursor.base + 1)
+    }
+
     /// What was found at start besides messages that wait. Once.
     pub fn recovered(&self) -> Recovered {
         let state = self.shared.state.lock();

@@ -2,7 +2,8 @@
 //!
 //! [`edge`] says what a source of edges is, and [`source`] which of them a machine has: `watcher` watches the pins of a board, be it
 //! through [`rppal`] or through the kernel's lines (`lines`), and [`simulated`] makes edges up where a person asked for that.
-//! [`motion`] decides what an edge means, [`diagnosis`] what many of them say about the sensor and its wire, [`payload`] how that is written down, and [`task`] does what they say.
+//! [`motion`] decides what an edge means, [`diagnosis`] what many of them say about the sensor and its wire, [`payload`] how
+//! that is written down, and [`task`] does what they say.
 //!
 //! Promises: an edge carries the kernel's time, however late it is handled. A pin that cannot be watched is reported
 //! and tried again; the other sensors and the gateway go on. Each sensor has `<topic>/status`, retained: "online" while

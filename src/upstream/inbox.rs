@@ -40,17 +40,22 @@ impl Door {
         }
     }
 
+    /// Whether any message is followed.
+    pub(super) fn is_tracing(&self) -> bool {
+        match self {
+            Door::Ingress(ingress) => ingress.traces().is_active(|| ingress.clock().boot_ms()),
+            #[cfg(test)]
+            Door::Test(_) => false,
+        }
+    }
+
     /// Notes what happened to a message that is followed.
     pub(super) fn trace(&self, position: Position, what: What, upstream: &str) {
         match self {
-            Door::Ingress(ingress) => {
-                let now = || ingress.clock().boot_ms();
-                if ingress.traces().is_active(now) {
-                    ingress.traces().at(position, what, upstream, now());
-                }
+            Door::Ingress(ingress) if self.is_tracing() => {
+                ingress.traces().at(position, what, upstream, ingress.clock().boot_ms());
             }
-            #[cfg(test)]
-            Door::Test(_) => {}
+            _ => {}
         }
     }
 
@@ -107,6 +112,14 @@ impl Door {
     }
 }
 
+/// What waits for room.
+#[derive(Debug)]
+enum Waiting {
+    Message(Inbound),
+    /// It does not come in; its acknowledgement keeps its place.
+    Refused(Ack),
+}
+
 /// What came down and is not done with. Acknowledgements leave in the order in which the messages came.
 ///
 /// A message at QoS 2 is written together with its packet id, and PUBREC leaves when both are safe; PUBREL frees the id, and
@@ -116,7 +129,7 @@ pub(super) struct Inbox {
     name: String,
     origin: Origin,
     max_packet_size: usize,
-    held: VecDeque<Inbound>,
+    held: VecDeque<Waiting>,
     /// Published, not yet known to be safe.
     unsafe_yet: VecDeque<(Receipt, Ack)>,
     acks: VecDeque<Ack>,
@@ -124,6 +137,10 @@ pub(super) struct Inbox {
     consumer: ConsumerId,
     /// Packet ids of messages at QoS 2 that are here and not released.
     unreleased: BTreeSet<u16>,
+    /// Those of an earlier session, to be noted as forgotten.
+    stale: BTreeSet<u16>,
+    /// Nothing comes in before it is known, also after a crash, whose packet ids these are.
+    is_closed: bool,
     /// Released, and to be noted.
     releases: VecDeque<u16>,
     published: u64,
@@ -143,6 +160,8 @@ impl Inbox {
             journal: journal.clone(),
             consumer,
             unreleased: journal.unreleased(consumer),
+            stale: BTreeSet::new(),
+            is_closed: false,
             releases: VecDeque::new(),
             published: 0,
             dropped: 0,
@@ -159,22 +178,49 @@ impl Inbox {
         !self.held.is_empty() || !self.releases.is_empty()
     }
 
-    /// There is a connection: without our session there, packet ids are new ones.
-    pub fn connected(&mut self, session_present: bool) -> Result<(), Full> {
-        while !session_present && let Some(packet_id) = self.unreleased.first().copied() {
-            self.journal.note(self.consumer, Note::Forgotten(packet_id))?;
-            self.unreleased.remove(&packet_id);
+    /// Whether packet ids are in use.
+    pub fn has_steps(&self) -> bool {
+        !self.unreleased.is_empty() || !self.stale.is_empty()
+    }
+
+    /// The upstream has another session of ours than before: its packet ids are new ones, and nothing comes in until
+    /// [`Inbox::open`].
+    pub fn forget(&mut self) {
+        self.stale.append(&mut self.unreleased);
+        self.is_closed = true;
+    }
+
+    pub fn open(&mut self) {
+        self.is_closed = false;
+    }
+
+    pub fn is_closed(&self) -> bool {
+        self.is_closed
+    }
+
+    /// Notes that; it is safe at the place returned.
+    pub fn note_forgotten(&mut self) -> Result<Position, Full> {
+        let mut safe = Position::default();
+        while let Some(packet_id) = self.stale.first().copied() {
+            safe = self.journal.note(self.consumer, Note::Forgotten(packet_id))?;
+            self.stale.remove(&packet_id);
         }
-        Ok(())
+        Ok(safe)
     }
 
     /// What will not come in is done with.
     fn refuse(&mut self, packet_id: u16, qos: Qos) {
         self.dropped += 1;
-        match qos {
-            Qos::AtMostOnce => {}
-            Qos::AtLeastOnce => self.acks.push_back(Ack::Taken(packet_id)),
-            Qos::ExactlyOnce => self.acks.push_back(Ack::Recorded(packet_id)),
+        let ack = match qos {
+            Qos::AtMostOnce => return,
+            Qos::AtLeastOnce => Ack::Taken(packet_id),
+            Qos::ExactlyOnce => Ack::Recorded(packet_id),
+        };
+        // in the order of the messages [MQTT-4.6.0-2, MQTT-4.6.0-3]
+        if self.held.is_empty() {
+            self.unsafe_yet.push_back((Receipt::default(), ack));
+        } else if self.held.len() < HELD {
+            self.held.push_back(Waiting::Refused(ack));
         }
     }
 
@@ -211,7 +257,7 @@ impl Inbox {
                 error!(upstream, topic, size, "message from upstream dropped: larger than max_packet_size");
                 self.refuse(packet_id, qos);
             }
-            Some(message) if self.held.len() < HELD => self.held.push_back(message),
+            Some(message) if self.held.len() < HELD => self.held.push_back(Waiting::Message(message)),
             // at QoS 1 it is not acknowledged, so the upstream sends it again after the next connect
             Some(_) => self.dropped += 1,
         }
@@ -219,8 +265,19 @@ impl Inbox {
 
     /// Publishes what is held, as far as there is room.
     pub async fn deliver(&mut self, door: &Door, now: u64) -> Result<(), IngressError> {
+        if self.is_closed {
+            return Ok(());
+        }
         self.forget_released();
-        while let Some(message) = self.held.front() {
+        while let Some(waiting) = self.held.front() {
+            let message = match waiting {
+                Waiting::Message(message) => message,
+                Waiting::Refused(ack) => {
+                    self.unsafe_yet.push_back((Receipt::default(), *ack));
+                    self.held.pop_front();
+                    continue;
+                }
+            };
             let packet_id = message.packet_id;
             if message.is_exact && self.unreleased.contains(&packet_id) {
                 // it is here, and perhaps not safe yet
@@ -276,14 +333,13 @@ impl Inbox {
 
     /// Sends acknowledgements as far as the connection takes them; whether it is alive.
     pub fn acknowledge(&mut self, client: &mut impl UpstreamClient) -> bool {
-        while let Some(ack) = self.acks.front() {
-            if client.ack(*ack).is_err() {
-                // packet ids have 16 bits, so there are never more than that
-                return self.acks.len() <= usize::from(u16::MAX);
-            }
+        while let Some(ack) = self.acks.front()
+            && client.ack(*ack).is_ok()
+        {
             self.acks.pop_front();
         }
-        true
+        // packet ids have 16 bits, so an upstream that waits for answers never waits for more
+        self.acks.len() + self.unsafe_yet.len() <= usize::from(u16::MAX)
     }
 
     /// The connection is gone: packet ids mean nothing any more. What was not acknowledged comes again, unless the
@@ -293,7 +349,13 @@ impl Inbox {
         self.unsafe_yet.clear();
         self.releases.clear();
         if clean_session {
-            self.held.iter_mut().for_each(|message| message.packet_id = 0);
+            self.held.retain_mut(|waiting| match waiting {
+                Waiting::Message(message) => {
+                    message.packet_id = 0;
+                    true
+                }
+                Waiting::Refused(_) => false,
+            });
         } else {
             self.held.clear();
         }

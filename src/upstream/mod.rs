@@ -8,7 +8,8 @@
 //! connection; what does not arrive is counted with a reason. A command is acknowledged upstream when the gateway
 //! has it safe. No upstream at start, or for weeks, is normal.
 //!
-//! With QoS 2 exactly once, where the upstream keeps our session (see [`session`] and [`task`]).
+//! With QoS 2 exactly once, where the upstream keeps our session (see [`session`] and [`task`]; `mark` says whose session the
+//! steps belong to).
 //!
 //! Limits: One order holds for all messages, but for those
 //! that pass a message which may be what the upstream ends connections for (see [`session`]). On MQTT 3.1.1 an upstream sends back what it is
@@ -23,7 +24,7 @@ mod inbox;
 pub mod lanes;
 #[cfg(test)]
 mod lanes_tests;
-
+mod mark;
 pub mod overlap;
 mod password;
 mod properties;

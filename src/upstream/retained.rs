@@ -23,6 +23,7 @@ use std::ops::Bound;
 
 use tracing::{debug, info, warn};
 
+use super::mark;
 use crate::journal::{Backlog, Journal, Outcome, Position};
 use crate::message::{Message, TopicFilter};
 
@@ -121,10 +122,14 @@ fn prefix(upstream: &str) -> String {
     format!("{PREFIX}{upstream}\0")
 }
 
+fn kept<'a>(journal: &Journal, prefix: &'a str) -> impl Iterator<Item = (&'a str, Box<str>)> {
+    journal.kept(prefix).into_iter().map(move |(name, _)| (prefix, name))
+}
+
 /// Forgets what was kept for upstreams that there are no more.
 pub fn forget_unknown(journal: &Journal, is_known: impl Fn(&str) -> bool) {
-    for (name, _) in journal.kept(PREFIX) {
-        let upstream = name.strip_prefix(PREFIX).and_then(|rest| rest.split_once('\0'));
+    for (prefix, name) in [PREFIX, mark::PREFIX].iter().flat_map(|prefix| kept(journal, prefix)) {
+        let upstream = name.strip_prefix(prefix).and_then(|rest| rest.split_once('\0'));
         if upstream.is_some_and(|(upstream, _)| !is_known(upstream)) {
             // what stays now goes at the next start
             let _ = journal.keep(&name, None, true);

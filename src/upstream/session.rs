@@ -26,6 +26,7 @@
 //! **No echo.** What came from an upstream is not sent back to it. On version 5 subscriptions have the no local option, and
 //! messages name the gateways that they have passed through: none enters a gateway twice (see [`crate::message::via`]).
 
+mod answers;
 mod deadlines;
 mod down;
 mod exact;
@@ -34,11 +35,12 @@ mod outgoing;
 mod rate;
 mod suspect;
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 
 use bytes::Bytes;
-use tracing::{debug, info, warn};
 
+pub use self::exact::EXACT_IDS;
+use self::exact::{IN_USE, Spread};
 use self::opening::Opening;
 use self::rate::Throttle;
 use self::suspect::Suspicion;
@@ -59,7 +61,7 @@ pub const ANSWER_TIMEOUT_MS: u64 = 60_000;
 pub const BACKLOG_BYTES: usize = 64 << 10;
 
 /// Refusals that do not concern the message: packet identifier in use, quota exceeded.
-const TRANSIENT: [u8; 2] = [0x91, 0x97];
+const TRANSIENT: [u8; 2] = [IN_USE, 0x97];
 /// [MQTT-5 3.14.2.1]
 const RETAIN_NOT_SUPPORTED: u8 = 0x9a;
 const FIRST_PAUSE_MS: u64 = 1_000;
@@ -138,8 +140,14 @@ struct InFlight {
     retain: bool,
     /// The status.
     is_status: bool,
+    /// Sent at QoS 2.
+    is_exact: bool,
+    /// Sent on an earlier connection as well, and not answered to.
+    is_repeated: bool,
     /// The upstream has it, at QoS 2.
     is_recorded: bool,
+    /// And PUBREL has left.
+    is_released: bool,
 }
 
 impl InFlight {
@@ -154,13 +162,18 @@ impl InFlight {
             held: false,
             retain: false,
             is_status: false,
+            is_exact: false,
+            is_repeated: false,
             is_recorded: false,
+            is_released: false,
         }
     }
 
     fn with(mut self, out: &OutMessage, now: u64) -> InFlight {
         self.deletes = (out.retain && out.payload.is_empty()).then(|| out.topic.clone());
         (self.retain, self.handed_over) = (out.retain, now);
+        (self.is_exact, self.is_repeated) = (out.qos == Qos::ExactlyOnce, out.is_repeated);
+        (self.is_recorded, self.is_released) = (false, false);
         self
     }
 
@@ -182,6 +195,7 @@ struct Pause {
 pub struct Session {
     name: String,
     origin: Origin,
+    announcer: Origin,
     rules: Rules,
     max_inflight: u16,
     status_topic: Option<String>,
@@ -191,6 +205,9 @@ pub struct Session {
     held: usize,
     /// Bytes of a backlog that are under way.
     backlog_bytes: usize,
+    spread: Spread,
+    /// Exchanges at QoS 2 that were interrupted, by lane and ordinal.
+    begun: BTreeSet<(usize, u64)>,
     last_answer: u64,
     suspicion: Suspicion,
     opening: Opening,
@@ -213,6 +230,7 @@ impl Session {
         Session {
             name: settings.name.clone(),
             origin: Origin::upstream(&settings.name),
+            announcer: Origin::announcer(),
             rules,
             max_inflight: settings.max_inflight,
             status_topic: settings.status_topic.as_ref().map(|topic| topic.as_str().to_owned()),
@@ -220,6 +238,8 @@ impl Session {
             in_flight: VecDeque::new(),
             held: 0,
             backlog_bytes: 0,
+            spread: Spread::default(),
+            begun: BTreeSet::new(),
             last_answer: 0,
             suspicion: Suspicion::default(),
             opening: Opening::default(),
@@ -268,6 +288,9 @@ impl Session {
     /// The upstream has accepted a connection.
     pub fn connected(&mut self, link: Link, now: u64) -> Vec<SessionAction> {
         self.link = Some(link);
+        if !link.session_present {
+            self.begun.clear();
+        }
         self.suspicion.connected();
         self.got_through = false;
         let mut actions = Vec::new();
@@ -284,6 +307,7 @@ impl Session {
             Broken::Closed | Broken::Dismissed(..) if !self.opening_ended(now) => self.suspect(&mut actions),
             _ => {}
         }
+        self.interrupt_exchanges();
         self.in_flight.clear();
         (self.held, self.backlog_bytes) = (0, 0);
         // what was to come again does so on the next connection
@@ -348,7 +372,9 @@ impl Session {
     ) -> Vec<SessionAction> {
         let Delivery { position, ordinal, message, resent, released } = delivery;
         let mut actions = Vec::new();
-        let source = Source { lane, role, position, ordinal, resent, message };
+        let is_first = self.begin_exchange(lane, ordinal, &mut actions);
+        // what comes again on the same connection has been answered to
+        let source = Source { lane, role, position, ordinal, resent: resent && is_first, message };
         if released {
             self.hand_over_recorded(source, now, &mut actions);
             return actions;
@@ -360,97 +386,6 @@ impl Session {
         let in_flight = InFlight::new(Some(source), now);
         self.hand_over(in_flight, usize::MAX, is_current, now, &mut actions);
         actions
-    }
-
-    /// The oldest message handed over has been sent.
-    pub fn sent(&mut self, packet_id: u16) -> Vec<SessionAction> {
-        let mut actions = Vec::new();
-        let waiting = |message: &&mut InFlight| message.packet_id.is_none() && message.is_unanswered();
-        if let Some(message) = self.in_flight.iter_mut().find(waiting) {
-            message.packet_id = Some(packet_id);
-            if packet_id == 0 {
-                message.outcome = Some(Outcome::SentUnconfirmed);
-                self.settle(&mut actions);
-            }
-        }
-        actions
-    }
-
-    /// The upstream has answered to a message.
-    pub fn acked(&mut self, packet_id: u16, reason: u8, now: u64) -> Vec<SessionAction> {
-        self.last_answer = now;
-        let mut actions = Vec::new();
-        let is_it = |message: &&mut InFlight| message.packet_id == Some(packet_id) && message.is_unanswered();
-        let Some(message) = self.in_flight.iter_mut().find(is_it) else { return actions };
-        let refused = reason >= 0x80;
-        if let Some(source) = message.source.as_ref().filter(|_| refused) {
-            let (upstream, topic) = (&self.name, source.message.view().topic());
-            debug!(upstream, topic, reason, "the upstream refuses a message");
-        }
-        if message.is_status {
-            message.outcome = Some(Outcome::Acked);
-            self.status_answered(now, &mut actions);
-            self.settle(&mut actions);
-        } else if reason == RETAIN_NOT_SUPPORTED && message.retain && message.source.is_some() {
-            (message.packet_id, message.held) = (None, true);
-            self.held += 1;
-            self.refuse_retain("reason code 0x9A");
-        } else if TRANSIENT.contains(&reason) {
-            message.again = true;
-            if self.pause.is_none() {
-                self.pauses += 1;
-                self.pause = Some(Pause { until: None, times: self.pauses });
-            }
-        } else if !self.proves_flag(packet_id) {
-            let Some(message) = self.in_flight.iter_mut().find(is_it) else { return actions };
-            self.got_through |= !refused;
-            let outcome = if refused { Outcome::Dropped(DropReason::Refused) } else { Outcome::Acked };
-            message.outcome = Some(outcome);
-            actions.extend(message.deletes.take().filter(|_| !refused).map(SessionAction::Deleted));
-            if !refused && self.pause.is_none() && std::mem::take(&mut self.pauses) > 0 {
-                info!(upstream = self.name, "the upstream takes messages again");
-            }
-            self.settle(&mut actions);
-        }
-        self.rest(now, &mut actions);
-        actions
-    }
-
-    /// Whether a message was acknowledged without its retain flag, and is to be sent again with it: see [`suspect`].
-    fn proves_flag(&mut self, packet_id: u16) -> bool {
-        let is_it = |message: &&mut InFlight| message.packet_id == Some(packet_id) && message.is_unanswered();
-        let Some(message) = self.in_flight.iter_mut().find(is_it) else { return false };
-        let Some(source) = &message.source else { return false };
-        if self.suspicion.acked(source.lane, source.position) {
-            return false;
-        }
-        (message.packet_id, message.held) = (None, true);
-        self.held += 1;
-        true
-    }
-
-    /// Begins the pause when everything under way is answered: what was taken is settled, the rest comes again.
-    fn rest(&mut self, now: u64, actions: &mut Vec<SessionAction>) {
-        let Some(pause) = self.pause.as_mut().filter(|pause| pause.until.is_none()) else { return };
-        if self.in_flight.iter().any(InFlight::is_unanswered) {
-            return;
-        }
-        let wait = (FIRST_PAUSE_MS << (pause.times - 1).min(10)).min(LONGEST_PAUSE_MS);
-        pause.until = Some(now + wait);
-        let times = pause.times;
-        if times.is_power_of_two() {
-            let (upstream, seconds) = (&self.name, wait / 1000);
-            warn!(upstream, times, seconds, "the upstream's quota is exceeded: messages wait, none is lost");
-        }
-        for message in std::mem::take(&mut self.in_flight) {
-            match (message.source, message.outcome) {
-                (Some(source), Some(outcome)) => self.end(source, outcome, actions),
-                (None, _) => self.own_put_off |= message.again,
-                _ => {}
-            }
-        }
-        (self.held, self.backlog_bytes) = (0, 0);
-        actions.push(SessionAction::Rewind);
     }
 
     /// Settles what has ended, up to the first message that has not; while messages go one at a time, all that has ended.
@@ -466,6 +401,9 @@ impl Session {
                 None if self.is_cautious() => at += 1,
                 None => break,
             }
+        }
+        if self.is_out_of_ids() {
+            self.look_at_spread();
         }
         if self.held == 0 {
             self.suspicion.settle();

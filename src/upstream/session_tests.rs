@@ -1,3 +1,5 @@
+#[path = "session_exact_tests.rs"]
+mod exactly_once;
 #[path = "session_later_tests.rs"]
 mod later;
 
@@ -30,6 +32,8 @@ struct Bench {
     session: Session,
     sent: Vec<OutMessage>,
     broken: bool,
+    recorded: Vec<u16>,
+    released: Vec<u16>,
 }
 
 fn draft<'a>(topic: &'a str, payload: &'a [u8]) -> Draft<'a> {
@@ -56,7 +60,8 @@ impl Bench {
         change(&mut settings);
         let session = Session::new(Rules::new(&settings), &settings);
         let reader = journal.reader(consumer);
-        Bench { journal, consumer, reader, session, sent: Vec::new(), broken: false }
+        let (sent, recorded, released) = (Vec::new(), Vec::new(), Vec::new());
+        Bench { journal, consumer, reader, session, sent, broken: false, recorded, released }
     }
 
     fn append(&mut self, draft: &Draft<'_>) {
@@ -83,7 +88,11 @@ impl Bench {
                 SessionAction::Settle(..) => panic!("one lane only"),
                 SessionAction::Rewind => self.reader.rewind(),
                 SessionAction::Break => self.broken = true,
-                SessionAction::Record(..) | SessionAction::Release(_) => panic!("no rule has QoS 2"),
+                SessionAction::Record(_, _, packet_id) => self.recorded.push(packet_id),
+                SessionAction::Release(packet_id) => {
+                    assert!(self.session.is_exact(), "no rule has QoS 2");
+                    self.released.push(packet_id);
+                }
                 SessionAction::Subscribe(_) | SessionAction::Unsubscribe(_) | SessionAction::Deleted(_) => {}
             }
         }
@@ -116,7 +125,7 @@ impl Bench {
         let sent = std::mem::take(&mut self.sent);
         let mut id = first;
         for message in &sent {
-            let packet_id = if message.qos == Qos::AtMostOnce { 0 } else { id };
+            let packet_id = if message.qos == Qos::AtMostOnce { 0 } else { message.packet_id.unwrap_or(id) };
             id += u16::from(packet_id != 0);
             let actions = self.session.sent(packet_id);
             self.perform(actions);

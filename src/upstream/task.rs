@@ -25,6 +25,7 @@ use super::backoff::Backoff;
 use super::client::Client;
 use super::inbox::{Door, Inbox};
 use super::lanes::{Consumers, Lane, Lanes, Readers};
+use super::mark::SessionMark;
 use super::retained::{Passes, losses};
 use super::rule::Rules;
 use super::session::{Session, SessionAction};
@@ -89,6 +90,7 @@ pub struct Upstream<C> {
     /// When the snapshot is to be brought up to date.
     show_at: Option<Instant>,
     exact: Exact,
+    mark: SessionMark,
     health: Health,
 }
 
@@ -141,9 +143,14 @@ impl<C: UpstreamClient> Upstream<C> {
             since_boot_ms,
             ..UpstreamSnapshot::default()
         };
+        let mark = SessionMark::restore(journal, &current.name);
+        let mut session = Session::new(rules, &current);
+        for lane in Lane::ALL.into_iter().filter(|_| mark.is_exact() == Some(true)) {
+            session.may_have_begun(lane, journal.oldest(consumers.id(lane)));
+        }
         Upstream {
             name: current.name.clone(),
-            session: Session::new(rules, &current),
+            session,
             readers: consumers.readers(),
             passes: Passes::restore(journal, &current.name),
             journal: journal.clone(),
@@ -167,6 +174,7 @@ impl<C: UpstreamClient> Upstream<C> {
             reasons: Vec::new(),
             show_at: None,
             exact: Exact::default(),
+            mark,
             health: Health::default(),
         }
     }
@@ -207,7 +215,7 @@ impl<C: UpstreamClient> Upstream<C> {
             self.lanes.disconnected(self.consumers.waiting());
             self.set_filters();
             self.inbox.disconnected(self.current.clean_session);
-            self.exact = Exact::default();
+            self.exact.disconnected(&why);
             let upstream = &self.name;
             let waiting = self.consumers.backlog().messages;
             info!(upstream, address = self.shown.address, waiting, "connection ended: {why}");
@@ -262,9 +270,9 @@ impl<C: UpstreamClient> Upstream<C> {
         self.is_well();
         self.failback = Failback::after(&self.current, self.address);
         self.set_state(UpstreamState::Connected, Some(link.version));
-        let is_remembered = self.begin_exact(&link);
+        self.begin_exact(&link);
         let actions = self.session.connected(link, now);
-        self.perform(actions) && is_remembered
+        self.perform(actions)
     }
 
     /// Speaks with the upstream until the connection ends.
@@ -278,7 +286,11 @@ impl<C: UpstreamClient> Upstream<C> {
         let mut may_change = true;
         while alive {
             let synced = *self.synced.borrow_and_update();
+            let was_closed = self.inbox.is_closed();
             let is_ready = self.release_safe(synced);
+            if was_closed && !self.inbox.is_closed() {
+                self.inbox.deliver(&self.door, self.clock.boot_ms()).await?;
+            }
             let mut more = if is_ready { self.take_from_journal() } else { Some(false) };
             if is_ready && more == Some(false) && self.passes.is_active() {
                 more = self.step_pass();
@@ -338,7 +350,8 @@ impl<C: UpstreamClient> Upstream<C> {
         let deadlines = [self.session.deadline(), self.passes.deadline()].into_iter().flatten();
         let deadlines = deadlines.map(|deadline| Duration::from_millis(deadline.saturating_sub(now)));
         let held = self.inbox.is_holding().then_some(SOON);
-        let show = self.show_at.map(|at| at.saturating_duration_since(Instant::now()));
+        let at = [self.show_at, self.exact.deadline()].into_iter().flatten();
+        let show = at.map(|at| at.saturating_duration_since(Instant::now()));
         deadlines.chain(held).chain(show).min()
     }
 
@@ -363,7 +376,10 @@ impl<C: UpstreamClient> Upstream<C> {
         for event in events {
             let actions = match event {
                 ClientEvent::Sent(packet_id) => self.session.sent(packet_id),
-                ClientEvent::Acked(packet_id, reason) => self.session.acked(packet_id, reason, self.clock.boot_ms()),
+                ClientEvent::Acked(packet_id, reason) => {
+                    self.exact.answered(packet_id);
+                    self.session.acked(packet_id, reason, self.clock.boot_ms())
+                }
                 ClientEvent::Recorded(packet_id) => self.session.recorded(packet_id, self.clock.boot_ms()),
                 ClientEvent::Subscribed(reasons) => self.session.subscribed(&reasons, self.clock.boot_ms()),
                 ClientEvent::Received(message) => {

@@ -4,6 +4,7 @@ use std::future::Future;
 
 use bytes::{BufMut, Bytes, BytesMut};
 
+use super::mark::SessionMark;
 use super::properties::varint;
 use super::settings::{UpstreamAddress, UpstreamSettings};
 use crate::message::{Qos, TopicFilter, via};
@@ -218,12 +219,13 @@ pub struct Busy;
 
 /// A client for one upstream. One of the project's few traits, so that tests can play the upstream.
 pub trait UpstreamClient: Send {
-    /// Connects. What was connected before is gone.
+    /// Connects. What was connected before is gone. `mark` is told before CONNECT leaves.
     fn connect(
         &mut self,
         settings: &UpstreamSettings,
         address: &UpstreamAddress,
         offer: Offer,
+        mark: &mut SessionMark,
     ) -> impl Future<Output = Result<Link, Broken>> + Send;
 
     /// Hands a message over. [`ClientEvent::Sent`] follows, in this order.

@@ -198,6 +198,11 @@ impl Connection {
         }
     }
 
+    /// Whether a packet has come.
+    pub(super) fn was_heard(&self) -> bool {
+        self.keep_alive.heard
+    }
+
     /// Takes a request, unless there are too many.
     pub(super) fn request(&mut self, request: Request) -> Result<(), Busy> {
         if self.requests.len() >= self.max_requests {

@@ -25,6 +25,7 @@ use tokio_rustls::TlsConnector;
 #[cfg(test)]
 pub(super) use self::connection::MESSAGE_IDS;
 use self::connection::{Connection, Stream};
+use super::mark::SessionMark;
 use super::settings::{ProxyScheme, UpstreamAddress, UpstreamSettings};
 use super::wire::{Ack, Broken, Busy, ClientEvent, Link, Offer, OutMessage, UpstreamClient, Version};
 use super::{password, tls};
@@ -81,6 +82,7 @@ impl UpstreamClient for Client {
         settings: &UpstreamSettings,
         address: &UpstreamAddress,
         offer: Offer,
+        mark: &mut SessionMark,
     ) -> Result<Link, Broken> {
         self.connection = None;
         let password = match &settings.password {
@@ -89,7 +91,8 @@ impl UpstreamClient for Client {
         };
         let mut silent = Vec::new();
         loop {
-            let answer = attempt((settings, self.max_packet_size), address, offer, password.as_ref(), &silent).await;
+            let with = (settings, self.max_packet_size);
+            let answer = attempt(with, address, offer, password.as_ref(), &silent, mark).await;
             match answer {
                 Ok((connection, link)) => {
                     self.connection = Some(connection);
@@ -146,6 +149,7 @@ async fn attempt(
     offer: Offer,
     password: Option<&Secret>,
     silent: &[IpAddr],
+    mark: &mut SessionMark,
 ) -> Result<(Connection, Link), (Broken, Option<IpAddr>)> {
     let begin = Instant::now();
     let end = begin + settings.connect_timeout;
@@ -154,6 +158,8 @@ async fn attempt(
         Err(Broken::Failed(format!("there is no connection within {seconds} s (connect_timeout)")))
     });
     let (stream, peer) = stream.map_err(|broken| (broken, None))?;
+    // no longer than a part of the time: see there
+    let _ = timeout(settings.connect_timeout / 4, mark.asks()).await;
     let max_incoming = match offer.version {
         Version::V31 | Version::V311 => MAX_INCOMING_V4,
         Version::V5 => max_packet_size,
@@ -164,6 +170,9 @@ async fn attempt(
     let end = if offer.is_trial { end - settings.connect_timeout / 2 } else { end };
     let patience = end.saturating_duration_since(Instant::now()).max(settings.connect_timeout / 4);
     let link = timeout(patience, connection.open(settings, offer.will, password)).await;
+    if matches!(link, Ok(Err(Broken::Failed(_)))) && !connection.was_heard() {
+        mark.is_unanswered();
+    }
     let link = link.map_err(|_| (Broken::Silent, peer))?.map_err(|broken| (broken, peer))?;
     Ok((connection, link))
 }

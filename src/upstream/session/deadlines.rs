@@ -1,10 +1,12 @@
 //! What happens although nothing comes.
 
-use super::{ANSWER_TIMEOUT_MS, Session, SessionAction};
+use super::{ANSWER_TIMEOUT_MS, InFlight, Session, SessionAction};
 
 impl Session {
     fn answer_deadline(&self) -> Option<u64> {
-        let oldest = self.in_flight.iter().find(|message| message.is_unanswered())?;
+        // where PUBREL waits for the disk here, the upstream has nothing to answer to
+        let owes = |message: &&InFlight| message.is_unanswered() && (message.is_released || !message.is_recorded);
+        let oldest = self.in_flight.iter().find(owes)?;
         Some(oldest.handed_over.max(self.last_answer) + ANSWER_TIMEOUT_MS)
     }
 

@@ -6,11 +6,18 @@
 //! not sent again, only its PUBREL. PUBCOMP settles the message. Where the upstream has forgotten our session, it is sent
 //! again with all that is in flight, as at QoS 1.
 
+use std::ops::RangeInclusive;
+
 use super::{InFlight, Role, Session, SessionAction, Source};
+use crate::message::Qos;
 use crate::upstream::lanes::Lane;
 
 /// Packet ids of a lane.
 const IDS: u64 = 0x4000;
+/// Packet ids of messages at QoS 2.
+pub const EXACT_IDS: RangeInclusive<u16> = 0x4000..=0xbfff;
+/// [MQTT-5 3.5.2.1] Packet identifier in use.
+pub(super) const IN_USE: u8 = 0x91;
 
 /// The packet id of a message at QoS 2; those of the two lanes differ from each other and from those of QoS 1.
 pub(super) fn packet_id(lane: Lane, ordinal: u64) -> u16 {
@@ -21,18 +28,115 @@ pub(super) fn packet_id(lane: Lane, ordinal: u64) -> u16 {
     first + (ordinal % IDS) as u16
 }
 
+/// Ordinals handed out on a connection, per lane.
+#[derive(Debug, Default)]
+pub(super) struct Spread {
+    /// Nothing older is in flight.
+    oldest: [u64; 2],
+    newest: [u64; 2],
+}
+
+impl Spread {
+    /// The journal has handed out a message; whether it did so for the first time on this connection.
+    fn deliver(&mut self, lane: Lane, ordinal: u64) -> bool {
+        let (oldest, newest) = (&mut self.oldest[lane.index()], &mut self.newest[lane.index()]);
+        let is_first = ordinal > *newest;
+        *oldest = if *newest == 0 { ordinal } else { ordinal.min(*oldest) };
+        *newest = ordinal.max(*newest);
+        is_first
+    }
+
+    fn is_wider_than(&self, ids: u64) -> bool {
+        self.newest.iter().zip(&self.oldest).any(|(newest, oldest)| newest - oldest >= ids)
+    }
+}
+
 impl Session {
     /// Whether the next packet id may still be in use: by a message that has been held back for very long.
     pub(super) fn is_out_of_ids(&self) -> bool {
-        self.rules.is_exact()
-            && Lane::ALL.iter().any(|lane| {
-                let ordinal = |message: &InFlight| {
-                    message.source.as_ref().filter(|source| source.lane == *lane).map(|source| source.ordinal)
-                };
-                let oldest = self.in_flight.iter().find_map(ordinal);
-                let newest = self.in_flight.iter().rev().find_map(ordinal);
-                oldest.zip(newest).is_some_and(|(oldest, newest)| newest.saturating_sub(oldest) >= IDS / 2)
-            })
+        self.spread.is_wider_than(IDS / 2) && self.rules.is_exact()
+    }
+
+    /// Finds what is the oldest in flight, in time before that matters.
+    pub(super) fn look_at_spread(&mut self) {
+        if !self.spread.is_wider_than(IDS / 4) {
+            return;
+        }
+        for lane in Lane::ALL {
+            let mut sources = self.in_flight.iter().filter_map(|message| message.source.as_ref());
+            let oldest = sources.find(|source| source.lane == lane).map(|source| source.ordinal);
+            let newest = self.spread.newest[lane.index()];
+            self.spread.oldest[lane.index()] = oldest.map_or(newest, |oldest| oldest.min(newest));
+        }
+    }
+
+    /// The journal hands this message out, after all of its lane that come before it: whether it does so for the first time
+    /// on this connection. What was in flight before and is not handed out again has ended here, and its packet id is free.
+    pub(super) fn begin_exchange(&mut self, lane: Lane, ordinal: u64, actions: &mut Vec<SessionAction>) -> bool {
+        let is_first = self.spread.deliver(lane, ordinal);
+        self.look_at_spread();
+        if !self.begun.is_empty() {
+            let is_exact_there = self.is_exact_there();
+            self.begun.retain(|(begun, old)| {
+                if *begun != lane.index() || *old > ordinal {
+                    return true;
+                }
+                if *old < ordinal && is_exact_there {
+                    actions.push(SessionAction::Release(packet_id(lane, *old)));
+                }
+                false
+            });
+        }
+        is_first
+    }
+
+    /// The gateway has started: a window of messages from this one on may have been under way when it ended.
+    pub fn may_have_begun(&mut self, lane: Lane, oldest: u64) {
+        let window = oldest..oldest + u64::from(self.max_inflight);
+        self.begun.extend(window.map(|ordinal| (lane.index(), ordinal)));
+    }
+
+    /// The connection is gone: the packet ids of these may be in use there.
+    pub(super) fn interrupt_exchanges(&mut self) {
+        let interrupted = self.in_flight.iter().filter(|message| message.is_exact && message.is_unanswered());
+        let sources = interrupted.filter_map(|message| message.source.as_ref());
+        self.begun.extend(sources.map(|source| (source.lane.index(), source.ordinal)));
+        self.spread = Spread::default();
+    }
+
+    /// Whether the upstream knows exchanges at QoS 2.
+    fn is_exact_there(&self) -> bool {
+        self.rules.is_exact() && self.link.is_some_and(|link| link.max_qos == Qos::ExactlyOnce)
+    }
+
+    /// A message that may have been sent at QoS 2 is not sent so any more: the upstream may forget its packet id, which would
+    /// otherwise stand for it until a later message has the same.
+    pub(super) fn abandon_exchange(&self, source: &Source, actions: &mut Vec<SessionAction>) {
+        if source.resent && self.is_exact_there() {
+            actions.push(SessionAction::Release(packet_id(source.lane, source.ordinal)));
+        }
+    }
+
+    /// Answers to a message at QoS 2 that do not end its exchange: what follows.
+    pub(super) fn answered_before(&mut self, at: usize, reason: u8, now: u64) -> Option<Vec<SessionAction>> {
+        let message = self.in_flight.get(at).filter(|message| message.is_exact && !message.is_released)?;
+        match reason {
+            // PUBCOMP before PUBREL: it is for an earlier message under this packet id
+            ..0x80 => Some(Vec::new()),
+            // it was sent on an earlier connection under the same packet id: the upstream has it
+            IN_USE if message.is_repeated && !message.is_recorded => {
+                message.packet_id.map(|packet_id| self.recorded(packet_id, now))
+            }
+            _ => None,
+        }
+    }
+
+    /// PUBREL has left.
+    pub fn released(&mut self, packet_id: u16, now: u64) {
+        let is_it = |message: &&mut InFlight| message.packet_id == Some(packet_id) && message.is_recorded;
+        if let Some(message) = self.in_flight.iter_mut().find(is_it) {
+            (message.is_released, message.handed_over) = (true, now);
+        }
     }
 
     /// A message that the upstream has, as the journal knows.
@@ -42,7 +146,8 @@ impl Session {
         }
         let packet_id = packet_id(source.lane, source.ordinal);
         let mut recorded = InFlight::new(Some(source), now);
-        (recorded.packet_id, recorded.is_recorded) = (Some(packet_id), true);
+        (recorded.packet_id, recorded.is_exact) = (Some(packet_id), true);
+        (recorded.is_recorded, recorded.is_released) = (true, true);
         self.in_flight.push_back(recorded);
         actions.push(SessionAction::Release(packet_id));
     }

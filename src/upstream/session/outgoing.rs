@@ -3,7 +3,7 @@
 use bytes::Bytes;
 
 use super::{InFlight, Session, SessionAction, Source, exact};
-use crate::message::{Message, Origin, Qos};
+use crate::message::{Message, Qos};
 use crate::status::ledger::{DropReason, Outcome};
 use crate::upstream::discovery::{self, Forwarded};
 use crate::upstream::properties;
@@ -39,28 +39,27 @@ impl Session {
         now: u64,
         actions: &mut Vec<SessionAction>,
     ) {
-        let Some(Source { lane, position, ordinal, resent, role, message }) = &mut in_flight.source else { return };
-        let (lane, position) = (*lane, *position);
+        let Some(source) = &in_flight.source else { return };
+        let (lane, position, message) = (source.lane, source.position, &source.message);
+        if source.role == Role::Backlog {
+            self.backlog_bytes += message.size();
+        }
         match self.outgoing(message, is_current, now) {
             Ok(mut out) => {
                 out.retain &= !self.suspicion.leaves_out_flag(lane, position);
                 if out.qos == Qos::ExactlyOnce {
-                    (out.packet_id, out.is_repeated) = (Some(exact::packet_id(lane, *ordinal)), *resent);
-                    *resent = true;
-                }
-                if *role == Role::Backlog {
-                    self.backlog_bytes += message.size();
+                    out.packet_id = Some(exact::packet_id(lane, source.ordinal));
+                    out.is_repeated = source.resent;
+                } else {
+                    self.abandon_exchange(source, actions);
                 }
                 in_flight = in_flight.with(&out, now);
-                in_flight.is_recorded = false;
                 self.suspicion.sent();
                 self.throttle.count(now);
                 actions.push(SessionAction::Publish(out));
             }
             Err(outcome) => {
-                if *role == Role::Backlog {
-                    self.backlog_bytes += message.size();
-                }
+                self.abandon_exchange(source, actions);
                 in_flight.outcome = Some(outcome);
             }
         }
@@ -130,7 +129,7 @@ impl Session {
             OutQos::ExactlyOnce => Qos::ExactlyOnce,
             OutQos::Keep => view.qos().min(Qos::AtLeastOnce),
         };
-        let payload = match view.origin() == Origin::announcer() {
+        let payload = match view.origin() == self.announcer {
             true => self.announcement(view.payload()).ok_or(Outcome::Dropped(DropReason::NoRule))?,
             false => Bytes::copy_from_slice(view.payload()),
         };

@@ -318,6 +318,9 @@ impl Session {
 
     /// Whether a message is to wait until others have got through.
     pub(super) fn is_held_back(&self, lane: Lane, position: Position, message: &Message) -> bool {
+        if self.held == 0 {
+            return self.suspicion.holds(lane, position, false);
+        }
         let topic = message.view().topic();
         let held = self.in_flight.iter().filter(|message| message.held).filter_map(|held| held.source.as_ref());
         let (mut count, mut has_topic) = (0, false);

@@ -28,11 +28,15 @@ impl<C: UpstreamClient> Upstream<C> {
             self.show();
             let no_retain = self.session.is_retain_refused();
             let offer = self.approach.offer(&settings, self.address, no_retain, self.clock.boot_ms());
-            let attempt = self.client.connect(&settings, address, offer);
+            let has_steps = self.has_steps();
+            self.mark.wants(&settings, address, has_steps);
+            let attempt = self.client.connect(&settings, address, offer, &mut self.mark);
             let result = tokio::select! {
                 () = cancel.cancelled() => return None,
                 result = pulse.during(attempt) => result,
             };
+            // whoever refuses has not made a session
+            self.mark.asked(!matches!(result, Err(Broken::Silent)));
             let why = match result {
                 Ok(link) => {
                     let now = self.clock.boot_ms();

@@ -1,64 +1,219 @@
-//! Steps of QoS 2 exchanges that wait for the disk.
+//! Steps of QoS 2 exchanges that wait for the disk, and what precedes them where the upstream's session is another one.
+//!
+//! Where a connection leads to a session that the steps in the journal do not belong to (see [`SessionMark`]), nothing of the
+//! journal leaves before these are forgotten, and that is safe: all that is in flight is sent again. In a session of another
+//! time, packet ids may still be in use, and a new message under one of them would be taken for the old one: all of them are
+//! released first. Only then the steps belong to that session, so whatever ends in between, it begins anew.
+//!
+//! [`SessionMark`]: crate::upstream::mark::SessionMark
 
 use std::collections::VecDeque;
+use std::ops::RangeInclusive;
+use std::time::Duration;
 
-use tracing::warn;
+use tokio::time::Instant;
+use tracing::{info, warn};
 
 use super::Upstream;
 use crate::journal::{Full, Note, Position};
 use crate::message::Qos;
 use crate::upstream::lanes::Lane;
-use crate::upstream::wire::{Ack, Link, UpstreamClient};
+use crate::upstream::session::{ANSWER_TIMEOUT_MS, EXACT_IDS};
+use crate::upstream::wire::{Ack, Broken, Link, UpstreamClient};
+
+/// Packet ids that are being released at once.
+const PAGE: usize = 256;
+/// After so many connections that ended meanwhile, packet ids are not released any more.
+const MOST_ENDED: u32 = 2;
+
+/// What is to be done before messages leave.
+#[derive(Debug)]
+enum Step {
+    /// The steps are to be noted as forgotten.
+    Forget,
+    /// That is safe at this place.
+    Forgotten(Position),
+    /// All packet ids are released.
+    Release(Freed),
+    /// The steps that follow are marked as those of this session; `false`: packet ids may be in use there.
+    Mark(bool),
+}
+
+/// Packet ids that are being released.
+#[derive(Debug)]
+struct Freed {
+    left: RangeInclusive<u16>,
+    unanswered: usize,
+    until: Instant,
+}
+
+impl Freed {
+    fn new() -> Freed {
+        Freed { left: EXACT_IDS, unanswered: 0, until: Instant::now() + Duration::from_millis(ANSWER_TIMEOUT_MS) }
+    }
+
+    fn answered(&mut self, packet_id: u16) {
+        if EXACT_IDS.contains(&packet_id) {
+            self.unanswered = self.unanswered.saturating_sub(1);
+            self.until = Instant::now() + Duration::from_millis(ANSWER_TIMEOUT_MS);
+        }
+    }
+}
 
 /// Steps of QoS 2 that wait for the disk before the next packet goes out.
 #[derive(Debug, Default)]
 pub(super) struct Exact {
     /// PUBREL leaves when this place is safe.
     releases: VecDeque<(Position, u16)>,
-    /// Messages leave when this place is safe.
-    forgotten: Option<Position>,
+    step: Option<Step>,
+    /// Packet ids may be in use in the session that is present.
+    is_foreign: bool,
+    /// The steps in the journal are not those of the session there: also on the next connection, until it is done.
+    must_forget: bool,
+    /// Connections that the upstream ended while packet ids were released.
+    ended: u32,
+    /// Place of the newest PUBREC.
+    recorded: Position,
 }
 
 impl Exact {
     pub fn waits_for_disk(&self) -> bool {
-        !self.releases.is_empty() || self.forgotten.is_some()
+        !self.releases.is_empty() || matches!(self.step, Some(Step::Forget | Step::Forgotten(_) | Step::Mark(_)))
+    }
+
+    pub fn deadline(&self) -> Option<Instant> {
+        match &self.step {
+            Some(Step::Release(freed)) => Some(freed.until),
+            _ => None,
+        }
+    }
+
+    pub fn disconnected(&mut self, why: &Broken) {
+        self.releases.clear();
+        let is_releasing = matches!(self.step.take(), Some(Step::Release(_)));
+        self.ended += u32::from(is_releasing && matches!(why, Broken::Closed | Broken::Dismissed(..)));
+    }
+
+    /// The upstream has answered to a PUBREL, or to a message.
+    pub fn answered(&mut self, packet_id: u16) {
+        if let Some(Step::Release(freed)) = &mut self.step {
+            freed.answered(packet_id);
+        }
     }
 }
 
 impl<C: UpstreamClient> Upstream<C> {
-    /// There is a connection. Where the upstream has forgotten our session, what it had received of messages in flight counts
-    /// no more; whether the journal has taken that.
-    pub(super) fn begin_exact(&mut self, link: &Link) -> bool {
-        if self.session.is_exact() && link.max_qos < Qos::ExactlyOnce {
+    /// Whether something is noted that a new session there would make wrong.
+    pub(super) fn has_steps(&self) -> bool {
+        let mut lanes = Lane::ALL.iter();
+        self.inbox.has_steps()
+            || self.exact.recorded > *self.synced.borrow()
+            || lanes.any(|lane| !self.journal.released(self.consumers.id(*lane)).is_empty())
+    }
+
+    /// There is a connection: whether exchanges go on, or begin anew.
+    pub(super) fn begin_exact(&mut self, link: &Link) {
+        let is_exact = self.session.is_exact();
+        if is_exact && link.max_qos < Qos::ExactlyOnce {
             let upstream = &self.name;
             warn!(upstream, "the upstream does not take QoS 2: messages of rules with qos = 2 may come there twice");
         }
-        if link.session_present {
-            return true;
+        if link.session_present && !self.exact.must_forget && self.mark.goes_on(is_exact) {
+            // where it cannot be written, there is a doubt after a crash, as there was one before
+            let _ = self.mark.set(is_exact, false);
+            return;
         }
-        let noted = self.forget_exchanges();
-        if noted.is_err() || self.inbox.connected(false).is_err() {
-            warn!(upstream = self.name, "the journal has no room to note that the upstream has forgotten our session");
-            return false;
-        }
-        true
+        self.exact.must_forget = true;
+        self.exact.is_foreign = link.session_present
+            && link.max_qos == Qos::ExactlyOnce
+            && self.mark.is_foreign(is_exact)
+            && (is_exact || self.mark.was_exact());
+        self.exact.step = Some(Step::Forget);
+        self.inbox.forget();
     }
 
-    fn forget_exchanges(&mut self) -> Result<(), Full> {
+    /// Whether messages may leave; does what is to be done before.
+    fn go_on(&mut self, synced: Position) -> bool {
+        loop {
+            match &mut self.exact.step {
+                None => return true,
+                // what is on its way to the disk is not known as a step before it is there
+                Some(Step::Forget) if self.exact.recorded > synced => return false,
+                Some(Step::Forget) => match self.forget_exchanges() {
+                    Ok(position) => self.exact.step = Some(Step::Forgotten(position)),
+                    // there is room again when something has become safe
+                    Err(Full) => return false,
+                },
+                Some(Step::Forgotten(position)) if *position > synced => return false,
+                Some(Step::Forgotten(_)) => {
+                    self.readers.rewind();
+                    let has_borne_it = self.exact.ended < MOST_ENDED;
+                    if self.exact.is_foreign && !has_borne_it {
+                        warn!(upstream = self.name, "the upstream ends the connection at PUBREL: going on without");
+                    }
+                    self.exact.step = Some(match self.exact.is_foreign && has_borne_it {
+                        true => Step::Release(Freed::new()),
+                        false => Step::Mark(!self.exact.is_foreign),
+                    });
+                }
+                Some(Step::Release(freed)) => {
+                    while freed.unanswered < PAGE
+                        && let Some(packet_id) = freed.left.clone().next()
+                        && self.client.ack(Ack::Released(packet_id)).is_ok()
+                    {
+                        freed.left.next();
+                        freed.unanswered += 1;
+                    }
+                    if freed.left.is_empty() && freed.unanswered == 0 {
+                        self.exact.step = Some(Step::Mark(true));
+                    } else if freed.until <= Instant::now() {
+                        warn!(upstream = self.name, "the upstream does not answer to PUBREL: going on without");
+                        self.exact.step = Some(Step::Mark(false));
+                    } else {
+                        return false;
+                    }
+                }
+                // what is not sure is done again on the next connection
+                Some(Step::Mark(is_sure)) => {
+                    let is_sure = *is_sure;
+                    if self.mark.set(self.session.is_exact(), !is_sure).is_err() {
+                        return false;
+                    }
+                    self.exact.must_forget = !is_sure;
+                    self.exact.step = None;
+                    self.inbox.open();
+                }
+            }
+        }
+    }
+
+    /// The place where it is safe.
+    fn forget_exchanges(&mut self) -> Result<Position, Full> {
+        let mut safe = self.inbox.note_forgotten()?;
+        let mut count = 0;
         for lane in Lane::ALL {
             let consumer = self.consumers.id(lane);
             for ordinal in self.journal.released(consumer) {
-                self.exact.forgotten = Some(self.journal.note(consumer, Note::Again(ordinal))?);
+                safe = safe.max(self.journal.note(consumer, Note::Again(ordinal))?);
+                count += 1;
             }
         }
-        Ok(())
+        if count > 0 {
+            let upstream = &self.name;
+            info!(
+                upstream,
+                count, "the upstream's session is not the one from before: what is in flight is sent again"
+            );
+        }
+        Ok(safe)
     }
 
     /// The upstream has a message.
     pub(super) fn record(&mut self, lane: Lane, ordinal: u64, packet_id: u16) {
-        let noted = self.journal.note(self.consumers.id(lane), Note::Released(ordinal));
         // where the journal takes nothing at all, going on empties it; a crash by then may double the message
-        self.exact.releases.push_back((noted.unwrap_or_default(), packet_id));
+        let place = self.journal.note(self.consumers.id(lane), Note::Released(ordinal)).unwrap_or_default();
+        self.exact.recorded = self.exact.recorded.max(place);
+        self.exact.releases.push_back((place, packet_id));
     }
 
     /// Says PUBREL as far as PUBREC is safe; whether messages may leave.
@@ -68,11 +223,8 @@ impl<C: UpstreamClient> Upstream<C> {
             && self.client.ack(Ack::Released(packet_id)).is_ok()
         {
             self.exact.releases.pop_front();
+            self.session.released(packet_id, self.clock.boot_ms());
         }
-        if self.exact.forgotten.is_some_and(|position| position <= synced) {
-            self.exact.forgotten = None;
-            self.readers.rewind();
-        }
-        self.exact.forgotten.is_none()
+        self.go_on(synced)
     }
 }

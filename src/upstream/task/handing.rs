@@ -12,6 +12,7 @@ impl<C: UpstreamClient> Upstream<C> {
     /// Hands over what there is room for: whether there may be more, `None` if the connection takes nothing.
     pub(super) fn take_from_journal(&mut self) -> Option<bool> {
         let now = self.clock.boot_ms();
+        let is_traced = self.door.is_tracing();
         for _ in 0..AT_ONCE {
             let (message, next) = if let Some(held) = self.session.held() {
                 (held.clone(), None)
@@ -23,7 +24,7 @@ impl<C: UpstreamClient> Upstream<C> {
                 return Some(false);
             };
             let is_current = message.view().retain() && self.door.is_current(&message);
-            let position = next.as_ref().map(|(_, delivery)| delivery.position);
+            let position = next.as_ref().filter(|_| is_traced).map(|(_, delivery)| delivery.position);
             let actions = match next {
                 Some((turn, delivery)) => self.session.delivery(turn, delivery, is_current, now),
                 None => self.session.send_held(is_current, now),

@@ -14,8 +14,11 @@ use crate::upstream::wire::{ClientEvent, UpstreamClient};
 impl<C: UpstreamClient> Upstream<C> {
     /// Tells the upstream that the gateway goes, and waits for the answers to what it was sent.
     pub(super) async fn say_good_bye(&mut self) {
-        // what has become safe just now still goes
-        while self.take_from_journal() == Some(true) {}
+        // what has become safe just now still goes, if anything may
+        let synced = *self.synced.borrow();
+        if self.release_safe(synced) {
+            while self.take_from_journal() == Some(true) {}
+        }
         let offline = self.session.status("offline");
         let said = offline.map_or(Ok(()), |status| self.client.publish(status)).and_then(|()| self.client.disconnect());
         if said.is_err() {
@@ -63,12 +66,17 @@ impl<C: UpstreamClient> Upstream<C> {
         self.readers.say_settled();
         let is_same = without_rules(&old) == without_rules(&self.current);
         let v4_forbidden = self.current.v5_only && self.shown.version == Some(Version::V311);
-        if is_same && !v4_forbidden {
+        // packet ids may be in use there from another time: see [`exact`](super::exact)
+        let is_exact = self.session.is_exact();
+        let is_another = self.mark.is_exact().is_some_and(|was_exact| was_exact != is_exact);
+        if is_same && !v4_forbidden && !is_another {
             info!(upstream = self.name, "new rules");
             return !alive;
         }
-        self.approach.forget();
-        self.address = 0;
+        if !is_same || v4_forbidden {
+            self.approach.forget();
+            self.address = 0;
+        }
         true
     }
 

@@ -1,5 +1,6 @@
 //! The task against a scripted upstream; beside this, against real brokers.
 
+mod exact;
 mod pulse;
 mod real;
 mod tls;
@@ -16,6 +17,7 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use super::inbox::Door;
+use super::mark::SessionMark;
 use super::rule::tests::rule;
 use super::settings::{OutQos, UpstreamAddress, UpstreamSettings};
 use super::task::{Upstream, UpstreamError};
@@ -90,7 +92,14 @@ fn strings<'a>(filters: impl Iterator<Item = &'a TopicFilter>) -> Vec<String> {
 }
 
 impl UpstreamClient for Scripted {
-    async fn connect(&mut self, _: &UpstreamSettings, to: &UpstreamAddress, offer: Offer) -> Result<Link, Broken> {
+    async fn connect(
+        &mut self,
+        settings: &UpstreamSettings,
+        to: &UpstreamAddress,
+        offer: Offer,
+        mark: &mut SessionMark,
+    ) -> Result<Link, Broken> {
+        let _ = timeout(settings.connect_timeout / 4, mark.asks()).await;
         self.ask(Asked::Connect(to.host.clone(), offer.version)).unwrap();
         self.answers.recv().await.unwrap_or(Err(Broken::Silent))
     }
@@ -125,11 +134,21 @@ struct Running {
     pulse: PulseTaker,
     /// How often the task was woken.
     polls: Arc<AtomicUsize>,
+    /// The ordinal of the first message.
+    first: u64,
 }
 
 impl Running {
     fn start<C: UpstreamClient + 'static>(settings: UpstreamSettings, door: TestDoor, client: C) -> Running {
-        let journal = Journal::default();
+        Running::with(Journal::default(), settings, door, client)
+    }
+
+    fn with<C: UpstreamClient + 'static>(
+        journal: Journal,
+        settings: UpstreamSettings,
+        door: TestDoor,
+        client: C,
+    ) -> Running {
         let limits = Limits { messages: 100_000, bytes: 64 << 20, when_full: WhenFull::DropOldest };
         let (settings, settings_rx) = watch::channel(Arc::new(settings));
         let cancel = CancellationToken::new();
@@ -145,7 +164,8 @@ impl Running {
             polled.fetch_add(1, Ordering::Relaxed);
             run.as_mut().poll(context)
         }));
-        Running { journal, consumer, settings, snapshots, cancel, task, pulse: taker, polls }
+        let first = journal.oldest(consumer);
+        Running { journal, consumer, settings, snapshots, cancel, task, pulse: taker, polls, first }
     }
 
     fn append(&self, topic: &str, payload: &str) {
@@ -272,6 +292,9 @@ async fn commands_are_acknowledged_in_order_once_they_are_safe() {
     *door.full.lock() = true;
     script.event(message(1, "on")).await;
     script.event(message(2, "off")).await;
+    // no rule wants it, and nobody waits for it
+    let ClientEvent::Received(unwanted) = message(3, "") else { unreachable!() };
+    script.event(ClientEvent::Received(InMessage { topic: "elsewhere".into(), ..unwanted })).await;
     tokio::time::sleep(Duration::from_secs(1)).await;
     assert!(door.published.lock().is_empty());
     *door.full.lock() = false;
@@ -283,6 +306,19 @@ async fn commands_are_acknowledged_in_order_once_they_are_safe() {
     assert_eq!(script.next().await, Asked::Ack(Ack::Taken(1)));
     safe.send_replace(2);
     assert_eq!(script.next().await, Asked::Ack(Ack::Taken(2)));
+    assert_eq!(script.next().await, Asked::Ack(Ack::Taken(3)));
+    running.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_upstream_that_says_more_than_there_are_packet_ids_is_left() {
+    let (mut script, client) = Script::new();
+    let running = Running::start(settings(&["mqtt://one"]), TestDoor::default(), client);
+    assert_eq!(script.next().await, connect("one", Version::V5));
+    script.answers.send(Ok(link(Version::V5))).await.unwrap();
+    script.next().await;
+    script.events.send(Ok(vec![ClientEvent::Released(7); 70_000])).await.unwrap();
+    while script.next().await != connect("one", Version::V5) {}
     running.stop().await;
 }
 

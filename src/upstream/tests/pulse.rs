@@ -38,7 +38,13 @@ struct Stuck {
 }
 
 impl UpstreamClient for Stuck {
-    async fn connect(&mut self, _: &UpstreamSettings, _: &UpstreamAddress, offer: Offer) -> Result<Link, Broken> {
+    async fn connect(
+        &mut self,
+        _: &UpstreamSettings,
+        _: &UpstreamAddress,
+        offer: Offer,
+        _: &mut SessionMark,
+    ) -> Result<Link, Broken> {
         Ok(link(offer.version))
     }
     fn publish(&mut self, _: OutMessage) -> Result<(), Busy> {

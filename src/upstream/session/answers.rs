@@ -1,0 +1,117 @@
+//! What becomes of messages that are sent: the upstream's answers.
+
+use tracing::{debug, info, warn};
+
+use super::exact::IN_USE;
+use super::{
+    FIRST_PAUSE_MS, InFlight, LONGEST_PAUSE_MS, Pause, RETAIN_NOT_SUPPORTED, Session, SessionAction, TRANSIENT,
+};
+use crate::status::ledger::{DropReason, Outcome};
+
+impl Session {
+    /// The oldest message handed over has been sent.
+    pub fn sent(&mut self, packet_id: u16) -> Vec<SessionAction> {
+        let mut actions = Vec::new();
+        let waiting = |message: &&mut InFlight| message.packet_id.is_none() && message.is_unanswered();
+        if let Some(message) = self.in_flight.iter_mut().find(waiting) {
+            message.packet_id = Some(packet_id);
+            if packet_id == 0 {
+                message.outcome = Some(Outcome::SentUnconfirmed);
+                self.settle(&mut actions);
+            }
+        }
+        actions
+    }
+
+    /// The upstream has answered to a message.
+    pub fn acked(&mut self, packet_id: u16, reason: u8, now: u64) -> Vec<SessionAction> {
+        self.last_answer = now;
+        let mut actions = Vec::new();
+        let is_it = |message: &InFlight| message.packet_id == Some(packet_id) && message.is_unanswered();
+        let Some(at) = self.in_flight.iter().position(is_it) else { return actions };
+        if let Some(actions) = self.answered_before(at, reason, now) {
+            return actions;
+        }
+        let message = &mut self.in_flight[at];
+        let refused = reason >= 0x80;
+        if let Some(source) = message.source.as_ref().filter(|_| refused) {
+            let (upstream, topic) = (&self.name, source.message.view().topic());
+            debug!(upstream, topic, reason, "the upstream refuses a message");
+        }
+        if message.is_status {
+            message.outcome = Some(Outcome::Acked);
+            self.status_answered(now, &mut actions);
+            self.settle(&mut actions);
+        } else if reason == RETAIN_NOT_SUPPORTED && message.retain && message.source.is_some() {
+            self.hold_again(at);
+            self.refuse_retain("reason code 0x9A");
+        } else if TRANSIENT.contains(&reason) {
+            message.again = true;
+            if let (IN_USE, true, Some(packet_id)) = (reason, message.is_exact, message.packet_id) {
+                // by a message of another time: it is free then
+                actions.push(SessionAction::Release(packet_id));
+            }
+            if self.pause.is_none() {
+                self.pauses += 1;
+                self.pause = Some(Pause { until: None, times: self.pauses });
+            }
+        } else if !self.proves_flag(at) {
+            let message = &mut self.in_flight[at];
+            self.got_through |= !refused;
+            let outcome = if refused { Outcome::Dropped(DropReason::Refused) } else { Outcome::Acked };
+            message.outcome = Some(outcome);
+            actions.extend(message.deletes.take().filter(|_| !refused).map(SessionAction::Deleted));
+            if !refused && self.pause.is_none() && std::mem::take(&mut self.pauses) > 0 {
+                info!(upstream = self.name, "the upstream takes messages again");
+            }
+            self.settle(&mut actions);
+        }
+        self.rest(now, &mut actions);
+        actions
+    }
+
+    /// Whether a message was acknowledged without its retain flag, and is to be sent again with it: see [`suspect`].
+    fn proves_flag(&mut self, at: usize) -> bool {
+        let Some(source) = &self.in_flight[at].source else { return false };
+        if self.suspicion.acked(source.lane, source.position) {
+            return false;
+        }
+        self.hold_again(at);
+        true
+    }
+
+    /// A message that is answered to is to be sent once more.
+    fn hold_again(&mut self, at: usize) {
+        let message = &mut self.in_flight[at];
+        (message.packet_id, message.held) = (None, true);
+        if let Some(source) = &mut message.source {
+            source.resent = false;
+        }
+        self.held += 1;
+    }
+
+    /// Begins the pause when everything under way is answered: what was taken is settled, the rest comes again.
+    fn rest(&mut self, now: u64, actions: &mut Vec<SessionAction>) {
+        let Some(pause) = self.pause.as_mut().filter(|pause| pause.until.is_none()) else { return };
+        if self.in_flight.iter().any(InFlight::is_unanswered) {
+            return;
+        }
+        let wait = (FIRST_PAUSE_MS << (pause.times - 1).min(10)).min(LONGEST_PAUSE_MS);
+        pause.until = Some(now + wait);
+        let times = pause.times;
+        if times.is_power_of_two() {
+            let (upstream, seconds) = (&self.name, wait / 1000);
+            warn!(upstream, times, seconds, "the upstream's quota is exceeded: messages wait, none is lost");
+        }
+        for message in std::mem::take(&mut self.in_flight) {
+            match (message.source, message.outcome) {
+                (Some(source), Some(outcome)) => self.end(source, outcome, actions),
+                (None, _) => self.own_put_off |= message.again,
+                _ => {}
+            }
+        }
+        (self.held, self.backlog_bytes) = (0, 0);
+        self.look_at_spread();
+        actions.push(SessionAction::Rewind);
+    }
+}

@@ -1,0 +1,193 @@
+use super::super::*;
+use super::{Bench, V5, draft, rule, settings};
+use crate::journal::{Limits, WhenFull};
+use crate::message::Draft;
+use crate::upstream::settings::OutQos;
+
+const PRESENT: Link = Link { session_present: true, ..V5 };
+
+fn exact() -> Bench {
+    Bench::new(|settings| settings.out = vec![rule("#", "", "", OutQos::ExactlyOnce)])
+}
+
+/// Hands over all there is room for; texts and packet ids of what went.
+fn send(bench: &mut Bench, now: u64) -> Vec<(String, u16)> {
+    bench.pump(now);
+    let ids: Vec<u16> = bench.sent.iter().map(|message| message.packet_id.unwrap_or_default()).collect();
+    bench.deliver(1).into_iter().zip(ids).collect()
+}
+
+fn reconnect(bench: &mut Bench) {
+    bench.disconnect(&Broken::Silent);
+    bench.connect(PRESENT);
+}
+
+fn record(bench: &mut Bench, packet_id: u16, now: u64) {
+    let actions = bench.session.recorded(packet_id, now);
+    bench.perform(actions);
+}
+
+#[test]
+fn what_expires_between_two_connections_leaves_no_packet_id_behind() {
+    let mut bench = exact();
+    bench.append(&Draft { expiry: Some(10), ..draft("t", b"late") });
+    bench.append(&draft("t", b"in time"));
+    bench.connect(V5);
+    let sent = send(&mut bench, 0);
+    reconnect(&mut bench);
+    assert_eq!(send(&mut bench, 20_000), sent[1..]);
+    assert_eq!((bench.released.clone(), bench.ledger().expired), (vec![sent[0].1], 1));
+}
+
+#[test]
+fn what_makes_room_between_two_connections_leaves_no_packet_id_behind() {
+    let mut bench = exact();
+    bench.append_many(0..2);
+    bench.connect(V5);
+    let sent = send(&mut bench, 0);
+    record(&mut bench, sent[0].1, 0);
+    bench.disconnect(&Broken::Silent);
+    let limits = Limits { messages: 2, bytes: 1 << 20, when_full: WhenFull::DropOldest };
+    bench.journal.register("upstream/home", limits);
+    bench.append_many(2..4);
+    bench.connect(PRESENT);
+    assert_eq!(send(&mut bench, 0).len(), 2);
+    assert_eq!(bench.released, [sent[0].1, sent[1].1]);
+    assert_eq!(bench.ledger().dropped.journal_full, 2);
+}
+
+#[test]
+fn what_makes_room_after_a_restart_leaves_no_packet_id_behind() {
+    let mut bench = exact();
+    bench.append_many(0..4);
+    let oldest = bench.journal.oldest(bench.consumer);
+    bench.session.may_have_begun(Lane::First, oldest);
+    let limits = Limits { messages: 2, bytes: 1 << 20, when_full: WhenFull::DropOldest };
+    bench.journal.register("upstream/home", limits);
+    bench.append_many(4..5);
+    bench.connect(PRESENT);
+    let sent = send(&mut bench, 0);
+    assert_eq!((sent.len(), bench.released.len()), (2, 3), "those that gave way");
+    assert_eq!(bench.released[2] + 1, sent[0].1);
+}
+
+#[test]
+fn a_message_that_is_set_aside_leaves_no_packet_id_behind() {
+    let mut bench = exact();
+    bench.append_many(0..8);
+    let mut bad = 0;
+    while bench.ledger().dropped.ends_connection == 0 {
+        bench.connect(PRESENT);
+        'connection: loop {
+            let sent = send(&mut bench, 0);
+            assert!(!sent.is_empty());
+            for (text, packet_id) in sent {
+                if text == "1" {
+                    bad = packet_id;
+                    bench.disconnect(&Broken::Closed);
+                    break 'connection;
+                }
+                record(&mut bench, packet_id, 0);
+                bench.session.released(packet_id, 0);
+                bench.ack(packet_id, 0);
+            }
+        }
+    }
+    bench.append_many(8..9);
+    bench.connect(PRESENT);
+    bench.released.clear();
+    assert!(!send(&mut bench, 0).is_empty());
+    assert_eq!(bench.released, [bad]);
+}
+
+#[test]
+fn a_message_whose_rule_has_another_qos_now_leaves_no_packet_id_behind() {
+    let mut bench = exact();
+    bench.append_many(0..1);
+    bench.connect(V5);
+    let sent = send(&mut bench, 0);
+    let mut changed = settings();
+    changed.out = vec![rule("t", "", "", OutQos::AtLeastOnce), rule("other", "", "", OutQos::ExactlyOnce)];
+    bench.session.set_rules(Rules::new(&changed), 0);
+    reconnect(&mut bench);
+    assert_eq!(send(&mut bench, 0), [("0".into(), 0)]);
+    assert_eq!(bench.released, [sent[0].1]);
+    // in a new session no packet id is in use
+    bench.released.clear();
+    bench.disconnect(&Broken::Silent);
+    bench.connect(Link { max_qos: Qos::AtLeastOnce, ..PRESENT });
+    assert_eq!(send(&mut bench, 0).len(), 1);
+    assert!(bench.released.is_empty(), "the upstream does not know PUBREL");
+}
+
+#[test]
+fn a_packet_id_in_use_means_that_a_repeated_message_is_there() {
+    let mut bench = exact();
+    bench.append_many(0..1);
+    bench.connect(V5);
+    let packet_id = send(&mut bench, 0)[0].1;
+    reconnect(&mut bench);
+    bench.pump(0);
+    assert!(bench.sent[0].is_repeated);
+    bench.deliver(1);
+    bench.ack(packet_id, 0x91);
+    assert_eq!((bench.recorded.clone(), bench.session.deadline()), (vec![packet_id], None));
+    bench.session.released(packet_id, 0);
+    bench.ack(packet_id, 0);
+    assert_eq!(bench.ledger().acked, 1);
+}
+
+#[test]
+fn a_packet_id_in_use_by_something_else_is_freed() {
+    let mut bench = exact();
+    bench.append_many(0..1);
+    bench.connect(V5);
+    let packet_id = send(&mut bench, 0)[0].1;
+    bench.ack(packet_id, 0x91);
+    assert_eq!((bench.recorded.len(), bench.released.clone()), (0, vec![packet_id]));
+    bench.ack(packet_id, 0);
+    assert_eq!(bench.session.time(FIRST_PAUSE_MS), []);
+    bench.pump(FIRST_PAUSE_MS);
+    assert!(!bench.sent[0].is_repeated, "its exchange was ended by the refusal");
+    bench.deliver(1);
+    bench.ack(packet_id, 0);
+    assert_eq!(bench.ledger().acked, 0, "PUBCOMP is not for this message");
+    record(&mut bench, packet_id, 0);
+    bench.session.released(packet_id, 0);
+    bench.ack(packet_id, 0);
+    assert_eq!(bench.ledger().acked, 1);
+}
+
+#[test]
+fn a_slow_disk_is_not_taken_for_a_silent_upstream() {
+    let mut bench = exact();
+    bench.append_many(0..1);
+    bench.connect(V5);
+    let packet_id = send(&mut bench, 0)[0].1;
+    assert_eq!(bench.session.deadline(), Some(ANSWER_TIMEOUT_MS));
+    record(&mut bench, packet_id, 10);
+    assert_eq!(bench.session.deadline(), None, "PUBREL has not left");
+    bench.session.released(packet_id, 5 * ANSWER_TIMEOUT_MS);
+    assert_eq!(bench.session.deadline(), Some(6 * ANSWER_TIMEOUT_MS));
+}
+
+#[test]
+fn packet_ids_are_not_used_again_while_an_old_message_is_in_flight() {
+    let mut bench = Bench::new(|settings| {
+        settings.out = vec![rule("#", "", "", OutQos::ExactlyOnce)];
+        settings.max_inflight = u16::MAX;
+    });
+    bench.append_many(0..1);
+    bench.connect(PRESENT);
+    let packet_id = send(&mut bench, 0)[0].1;
+    let (first, mut ordinal) = (packet_id, u64::from(packet_id - 0x4000));
+    while bench.session.has_room(Role::Live) {
+        ordinal += 1;
+        bench.session.begin_exchange(Lane::First, ordinal, &mut Vec::new());
+    }
+    assert_eq!(ordinal, u64::from(first - 0x4000) + 0x2000);
+    record(&mut bench, first, 0);
+    bench.session.released(first, 0);
+    bench.ack(first, 0);
+    assert!(bench.session.has_room(Role::Live), "nothing older is in flight");
+}
