@@ -16,6 +16,7 @@ mod summary;
 #[cfg(test)]
 mod tests;
 mod upstreams;
+mod users;
 mod web;
 
 pub use self::orphans::discard;
@@ -25,7 +26,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
@@ -33,6 +34,7 @@ use tracing::{error, info, warn};
 use self::data_dir::DataDir;
 use self::pulse::{Feeding, ROUTER, Rooms};
 use self::reload::Reloadable;
+use self::users::{Users, UsersChanged};
 use crate::broker::core::Core;
 use crate::broker::listener::Listener;
 use crate::broker::{Broker, sys};
@@ -157,6 +159,8 @@ struct Gateway {
     rooms: Rooms,
     /// What is wrong, for systemd's status line.
     health: watch::Receiver<u64>,
+    /// Users that were made by HTTP have changed.
+    users: mpsc::Receiver<UsersChanged>,
     /// Locked while we run.
     _data_dir: DataDir,
 }
@@ -177,6 +181,7 @@ impl Gateway {
         let supervisor = Supervisor::default();
         let doors = CancellationToken::new();
         let health = Health::default();
+        let users = Users::open(&mut settings, health.clone());
         let journal = open_journal(&settings, data_dir.largest_journal, clock.clone()).await?;
         journal.report_to(health.clone());
         if journal.knows_clock_was_set() {
@@ -239,11 +244,14 @@ impl Gateway {
             drop(gone);
             result
         });
+        let (tell, told) = mpsc::channel(1);
+        let (desk, serving) = users.serve(tell, supervisor.token());
+        supervisor.spawn_endless("users", serving);
         let shown: Vec<&Listener> = listeners.iter().chain(&websockets).collect();
         summary::say(&settings, config_path, &shown, web_port.as_ref(), &|sensor| made_up.contains(sensor));
         // last, so that whoever connects finds everything there
         if let Some(port) = web_port {
-            web::start(port, &settings, status.clone(), &core, &connections, &supervisor, &mut rooms);
+            web::start(port, &settings, (status.clone(), desk), &core, &connections, &supervisor, &mut rooms);
         }
         for listener in websockets {
             web::start_listener(listener, &settings, &core, &connections, &supervisor, &mut rooms);
@@ -255,7 +263,7 @@ impl Gateway {
         sensors_have_answered(&settings, status.sensors.clone()).await;
         home_assistant::go_on(announcing);
         let faults = status.health.changes();
-        let changes = reload::Changes { sensors: sensor_settings, upstreams: rules, ports: reloads };
+        let changes = reload::Changes { sensors: sensor_settings, upstreams: rules, ports: reloads, users };
         let reloadable = Reloadable::new(settings, config_path, logging, core.clone(), changes, status);
         Ok(Gateway {
             supervisor,
@@ -266,6 +274,7 @@ impl Gateway {
             sensors_gone,
             rooms,
             health: faults,
+            users: told,
             _data_dir: data_dir,
         })
     }
@@ -280,6 +289,11 @@ impl Gateway {
                     Signal::Hangup => self.reloadable.reload().await,
                     Signal::Interrupt | Signal::Terminate => break,
                 },
+                Some(acts) = self.users.recv() => {
+                    self.reloadable.apply_users();
+                    // whoever waits may have gone
+                    let _ = acts.send(());
+                }
                 exit = self.supervisor.first_exit() => return self.fail(exit).await,
                 () = self.rooms.have_answered(), if !is_ready => {
                     is_ready = true;

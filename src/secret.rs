@@ -37,7 +37,8 @@ impl fmt::Debug for Secret {
     }
 }
 
-/// Replaces a file of ours, which nobody else may read, as a whole: a power cut leaves the old one or the new one. Blocks.
+/// Replaces a file of ours, which nobody else may read, as a whole: a power cut leaves the old one or the new one, and once this
+/// has returned the new one. Blocks.
 pub fn replace_private(path: &Path, content: &[u8]) -> io::Result<()> {
     let mut new: OsString = path.as_os_str().to_owned();
     new.push(".new");
@@ -48,7 +49,11 @@ pub fn replace_private(path: &Path, content: &[u8]) -> io::Result<()> {
     let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&new)?;
     file.write_all(content)?;
     file.sync_all()?;
-    fs::rename(&new, path)
+    fs::rename(&new, path)?;
+    match path.parent() {
+        Some(dir) if !dir.as_os_str().is_empty() => fs::File::open(dir)?.sync_all(),
+        _ => fs::File::open(".")?.sync_all(),
+    }
 }
 
 /// Why a file cannot be used.

@@ -8,10 +8,10 @@ use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::process::Command;
 
-use argon2::password_hash::{PasswordHasher, SaltString};
 use base64ct::{Base64, Encoding};
 use support::broker::Setup;
 use support::http::{escape, request, try_request};
+use support::quick_hash as hash;
 use support::tls::Authority;
 
 /// A reproducible choice.
@@ -26,13 +26,6 @@ impl Dice {
     fn of<'a>(&mut self, choices: &[&'a str]) -> &'a str {
         choices[self.below(choices.len())]
     }
-}
-
-fn hash(password: &str) -> String {
-    let salt = SaltString::encode_b64(b"0123456789abcdef").unwrap();
-    let params = argon2::Params::new(8, 1, 1, None).unwrap();
-    let cheap = argon2::Argon2::new(argon2::Algorithm::Argon2id, argon2::Version::V0x13, params);
-    cheap.hash_password(password.as_bytes(), &salt).unwrap().to_string()
 }
 
 fn string(text: &str) -> Vec<u8> {

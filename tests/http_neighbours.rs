@@ -251,7 +251,7 @@ fn passes(command: &mut Command) -> String {
 }
 
 /// The calls whose answers are JSON, with addresses at which a gateway with these parts has something to say.
-const ANSWERS: [(&str, &str, &str); 9] = [
+const ANSWERS: [(&str, &str, &str); 10] = [
     ("list_messages", "/api/v1/topics", "/api/v1/topics"),
     ("list_sensors", "/api/v1/sensors", "/api/v1/sensors"),
     ("get_sensor", "/api/v1/sensors/{name}", "/api/v1/sensors/loft-motion"),
@@ -260,6 +260,7 @@ const ANSWERS: [(&str, &str, &str); 9] = [
     ("list_clients", "/api/v1/clients", "/api/v1/clients"),
     ("list_problems", "/api/v1/problems", "/api/v1/problems"),
     ("get_gateway", "/api/v1/gateway", "/api/v1/gateway"),
+    ("get_session", "/api/v1/session", "/api/v1/session"),
     ("read_message", "/api/v1/topics/{topic}", "/api/v1/topics/a"),
 ];
 
@@ -268,7 +269,9 @@ fn clients_are_generated_from_the_description_and_read_every_answer() {
     let parts = PARTS
         .replace("1 h off", "1 s on\", \"1 s off")
         .replace("pin = 17", "pin = 17\nwarm_up = \"0 s\"\nhold = \"0 s\"");
-    let (setup, http) = Setup::default().config(&parts).http();
+    let hash = support::quick_hash("secret");
+    let boss = format!("[[broker.user]]\nname = \"boss\"\nadmin = true\npassword_hash = \"{hash}\"\n");
+    let (setup, http) = Setup::default().config(&parts).config(&boss).http();
     let gateway = setup.start();
     let _client = support::Connect::new("reader").open(gateway.port);
     assert_eq!(request(http, "PUT", "/api/v1/topics/a?retain=true", &[], b"{\"t\":21.5}").status, 204);
@@ -343,7 +346,23 @@ for name in sys.argv[2:]:
 for name in ['metrics', 'is_alive', 'is_ready', 'is_healthy', 'page']:
     answer = call(name)
     assert answer.status_code == 200 and answer.parsed, (name, answer)
-import io
+import base64, io
+from gateway_client import models
+boss = {'Authorization': 'Basic ' + base64.b64encode(b'boss:secret').decode()}
+client, guest = Client(base_url='http://localhost:' + sys.argv[1], headers=boss), client
+made = call('create_user', body=models.NewUser(name='esp', password='x', subscribe=['a/#']))
+assert made.status_code == 201 and made.parsed.subscribe == ['a/#'] and not made.parsed.admin, made
+changed = call('change_user', name='esp', body=models.UserChange(publish=['b/#']))
+assert changed.status_code == 200 and changed.parsed.publish == ['b/#'], changed
+assert {user.name: user.admin for user in call('list_users').parsed} == {'boss': True, 'esp': False}
+assert call('remove_user', name='esp').status_code == 204
+assert call('remove_user', name='esp').parsed.detail == 'there is no such user'
+assert call('count_retained', filter_='a').parsed.messages == 1
+assert call('disconnect_client', client_id='nobody').status_code == 404
+assert call('sign_in', body=models.SignInBody(user='boss', password='secret')).parsed.admin
+client = guest
+assert call('create_user', body=models.NewUser(name='esp', password='x')).status_code == 403
+assert call('delete_retained', filter_='a').status_code == 403
 assert call('publish', topic='from-python', retain=True, qos=1, body=File(payload=io.BytesIO(b'it works'))).status_code == 204
 assert call('read_message', topic='from-python').parsed.payload.read() == b'it works'
 assert call('clear', topic='from-python').status_code == 204

@@ -258,6 +258,7 @@ mod tests {
             password_hash: None,
             rights: Rights { publish: rules(publish), subscribe: rules(subscribe) },
             client_ids: Vec::new(),
+            is_admin: false,
         };
         let settings = AccessSettings { users: vec![user], ..AccessSettings::default() };
         let identity = Identity { user: Some("u".into()), client_id: client_id.into(), listener: None };
@@ -328,6 +329,7 @@ mod tests {
             password_hash: Some(format!("hash of {name}")),
             rights: Rights { publish: vec![AccessRule { deny: false, filter: rule.into() }], subscribe: Vec::new() },
             client_ids: Vec::new(),
+            is_admin: false,
         };
         let own = |listener: &str, accept, users| ListenerAccess {
             listener: listener.into(),

@@ -12,6 +12,7 @@
 //! | `quota` | shares of what is counted |
 //! | `security` | events that a person should see |
 //! | `waiting` | places of connections that have not said who they are |
+//! | `made` | users that are made while the gateway runs |
 //! | `limiter` | which log lines that clients cause are written |
 
 pub mod authenticate;
@@ -21,6 +22,7 @@ pub mod guesses;
 pub mod hash;
 pub mod identity;
 pub mod limiter;
+pub mod made;
 pub mod password;
 pub mod places;
 pub mod quota;

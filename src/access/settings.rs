@@ -74,6 +74,18 @@ pub struct UserSettings {
     pub rights: Rights,
     /// Client ids that its clients may have, with `%u` for the user and `*` for anything; none: any.
     pub client_ids: Vec<String>,
+    /// May change the gateway by HTTP: disconnect clients, delete what is retained, make users.
+    pub is_admin: bool,
+}
+
+/// Whether a text can be the name of a user.
+pub fn is_user_name(text: &str) -> bool {
+    !text.is_empty() && text.len() <= 1024 && !text.contains(char::is_control)
+}
+
+/// Whether a text can be one of [`UserSettings::client_ids`].
+pub fn is_client_id_pattern(text: &str) -> bool {
+    !text.is_empty() && !text.contains(char::is_control)
 }
 
 impl UserSettings {
@@ -106,6 +118,7 @@ impl fmt::Debug for UserSettings {
             .field("password_hash", &self.password_hash.as_ref().map(|_| "(hidden)"))
             .field("rights", &self.rights)
             .field("client_ids", &self.client_ids)
+            .field("is_admin", &self.is_admin)
             .finish()
     }
 }
@@ -148,6 +161,14 @@ impl AccessRule {
     }
 }
 
+/// As it is written.
+impl fmt::Display for AccessRule {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(if self.deny { "!" } else { "" })?;
+        f.write_str(&self.filter)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -168,6 +189,7 @@ mod tests {
             password_hash: Some("$argon2id$x".into()),
             rights: Rights::default(),
             client_ids: Vec::new(),
+            is_admin: false,
         };
         assert!(!format!("{user:?}").contains("argon2id"));
     }

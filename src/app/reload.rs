@@ -6,7 +6,9 @@ use std::sync::Arc;
 use tokio::sync::watch;
 use tracing::{error, info, warn};
 
+use super::users::{Users, judge_again};
 use super::{identity, summary};
+use crate::access::made::UserLists;
 use crate::broker::core::Core;
 use crate::config::reload::Reload;
 use crate::config::{self, Settings};
@@ -24,6 +26,9 @@ pub struct Reloadable {
     core: Arc<Core>,
     changes: Changes,
     status: Status,
+    users: Arc<Users>,
+    /// The users that are in force.
+    lists: Arc<UserLists>,
 }
 
 /// Tells the rooms what has changed.
@@ -34,6 +39,8 @@ pub struct Changes {
     pub upstreams: Vec<watch::Sender<Arc<UpstreamSettings>>>,
     /// Ports are to read their files again.
     pub ports: watch::Sender<u64>,
+    /// Users that were made by HTTP.
+    pub users: Arc<Users>,
 }
 
 impl Reloadable {
@@ -46,7 +53,9 @@ impl Reloadable {
         changes: Changes,
         status: Status,
     ) -> Reloadable {
-        Reloadable { settings, path: path.map(Into::into), logging, core, changes, status }
+        let (users, path) = (changes.users.clone(), path.map(Into::into));
+        let lists = users.lists();
+        Reloadable { settings, path, logging, core, changes, status, users, lists }
     }
 
     /// How things are, in one line.
@@ -75,7 +84,10 @@ impl Reloadable {
                 }
                 let mut new = loaded.settings;
                 identity::apply(&mut new, &self.settings.gateway.data_dir);
+                self.users.read_again(&mut new).await;
                 self.apply(&new);
+                self.changes.ports.send_modify(|asked| *asked += 1);
+                info!("configuration reloaded");
             }
             Ok(Err(problems)) => {
                 for line in problems.to_string().lines() {
@@ -88,8 +100,18 @@ impl Reloadable {
         notify::ready(&self.status_line());
     }
 
+    /// Users that were made by HTTP have changed, and nothing else has.
+    pub fn apply_users(&mut self) {
+        let mut new = self.settings.clone();
+        new.broker.access.users = self.users.lists().in_force();
+        self.apply(&new);
+    }
+
     fn apply(&mut self, new: &Settings) {
-        let plan = Reload::plan(&self.settings, new);
+        let mut plan = Reload::plan(&self.settings, new);
+        let lists = self.users.lists();
+        judge_again(&mut plan.settings.broker.access, &self.lists.made, &lists.made);
+        self.lists = lists;
         if plan.log
             && let Err(error) = self.logging.set_level(&plan.settings.log.level)
         {
@@ -125,8 +147,6 @@ impl Reloadable {
         if !plan.restart.is_empty() {
             warn!("a restart is needed to change {}", plan.restart.join(", "));
         }
-        self.changes.ports.send_modify(|asked| *asked += 1);
-        info!("configuration reloaded");
         self.settings = plan.settings;
     }
 }

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use tokio_util::task::TaskTracker;
 
+use crate::access::made::UserDesk;
 use crate::broker::connection::{Peer, serve_known};
 use crate::broker::core::Core;
 use crate::broker::listener::Listener;
@@ -12,7 +13,7 @@ use crate::http::guard::Guard;
 use crate::http::hub::Hub;
 use crate::http::server::Site;
 use crate::http::websocket::{Arrival, Door, MqttDoor};
-use crate::http::{Http, Parts, history, server};
+use crate::http::{Disconnect, Http, Parts, history, server};
 use crate::net::port::Port;
 use crate::status::Status;
 use crate::supervise::Supervisor;
@@ -23,7 +24,7 @@ use super::pulse::Rooms;
 pub fn start(
     port: Port,
     settings: &Settings,
-    status: Status,
+    (status, users): (Status, UserDesk),
     core: &Arc<Core>,
     connections: &TaskTracker,
     supervisor: &Supervisor,
@@ -49,6 +50,9 @@ pub fn start(
         guard,
         trusted_proxies: settings.http.trusted_proxies.clone(),
         frame_ancestors: settings.http.frame_ancestors.clone(),
+        users,
+        disconnect: disconnecting(core.clone()),
+        is_tls: settings.http.tls.is_some(),
     });
     let name = port.task_name("HTTP");
     let pulse = rooms.watch(name.clone());
@@ -85,6 +89,11 @@ pub fn start_listener(
     let name = port.task_name("WebSocket listener");
     let pulse = rooms.watch(name.clone());
     supervisor.spawn_endless(name, server::run(port, site, pulse));
+}
+
+/// Ends connections of MQTT clients.
+fn disconnecting(core: Arc<Core>) -> Disconnect {
+    Arc::new(move |user, client_id| core.disconnect(user, client_id))
 }
 
 /// Hands connections that speak MQTT over WebSocket to the broker.

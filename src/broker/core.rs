@@ -139,6 +139,15 @@ impl Core {
         }
     }
 
+    /// Ends the connections of a user, or of somebody without a user name, with this client id; says how many there were.
+    pub fn disconnect(&self, user: Option<&str>, client_id: &str) -> usize {
+        let clients = self.clients.lock();
+        let is_it =
+            |client: &&Client| client.identity.user.as_deref() == user && *client.identity.client_id == *client_id;
+        let meant = clients.values().filter(is_it);
+        meant.map(|client| client.kick.kick(Reason::ADMINISTRATIVE_ACTION)).count()
+    }
+
     /// Connected clients, at most so many, in the order of their client ids.
     pub fn clients(&self, most: usize) -> Vec<ClientSnapshot> {
         let mut clients: Vec<Client> = self.clients.lock().values().cloned().collect();

@@ -77,6 +77,7 @@ fn report(path: &Path) -> Report {
         Ok(loaded) => {
             report.warnings = loaded.warnings.iter().map(Finding::from).collect();
             report.warnings.extend(orphans(&loaded.settings));
+            made_users(&loaded.settings, &mut report);
             for file in &loaded.files {
                 let list = if file.is_missing { &mut report.missing_files } else { &mut report.problems };
                 list.push(Finding::from(&file.problem));
@@ -86,6 +87,22 @@ fn report(path: &Path) -> Report {
     }
     report.valid = report.problems.is_empty();
     report
+}
+
+/// What the gateway's own file of users says beside this configuration. With a broken one the gateway runs, without its users.
+fn made_users(settings: &config::Settings, report: &mut Report) {
+    let dir = &settings.gateway.data_dir;
+    // what cannot be looked at is for the gateway to say
+    if std::fs::File::open(config::made_users_path(dir)).is_err() {
+        return;
+    }
+    match config::load_made_users(dir) {
+        Ok(made) => {
+            let hidden = made.hidden_by(&settings.broker.access.users, dir);
+            report.warnings.extend(hidden.iter().map(Finding::from));
+        }
+        Err(problems) => report.missing_files.extend(problems.problems.iter().map(Finding::from)),
+    }
 }
 
 /// What waits for upstreams that a configuration does not have: it may be a mistake.

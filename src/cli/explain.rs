@@ -9,6 +9,7 @@ use toml::de::{DeTable, DeValue};
 use super::{CliError, print};
 use crate::access::authorise::Authoriser;
 use crate::access::identity::Identity;
+use crate::access::made::UserLists;
 use crate::access::settings::{AccessRule, AccessSettings, AnonymousFrom, AnonymousSettings, Rights, UserSettings};
 use crate::broker::settings::Address;
 use crate::config::{self, Settings};
@@ -38,7 +39,12 @@ fn topic(text: &str) -> Result<String, String> {
 
 /// Prints what the configuration means for a topic.
 pub(super) fn explain(args: &Args) -> Result<(), CliError> {
-    let loaded = config::load(&args.config)?;
+    let mut loaded = config::load(&args.config)?;
+    // a file that cannot be looked at is for the gateway to say
+    if let Ok(made) = config::load_made_users(&loaded.settings.gateway.data_dir) {
+        let users = &mut loaded.settings.broker.access.users;
+        *users = UserLists { configured: std::mem::take(users), made: made.settings() }.in_force();
+    }
     if let Some(name) = args.user.as_ref().filter(|name| !name.is_empty())
         && !loaded.settings.broker.access.all_users().any(|user| user.name == *name)
     {
@@ -311,7 +317,8 @@ fn authoriser(user: Option<&str>, rights: Rights) -> Authoriser {
     match user {
         None => access.anonymous.rights = rights,
         Some(name) => {
-            access.users.push(UserSettings { name: name.into(), password_hash: None, rights, client_ids: Vec::new() })
+            let (name, client_ids) = (name.into(), Vec::new());
+            access.users.push(UserSettings { name, password_hash: None, rights, client_ids, is_admin: false })
         }
     }
     Authoriser::new(&access)

@@ -4,10 +4,10 @@ use std::io::{self, IsTerminal};
 
 use super::CliError;
 use crate::access::hash;
+use crate::access::settings::is_user_name;
 
 pub(super) fn user_name(text: &str) -> Result<String, &'static str> {
-    let fits = !text.is_empty() && text.len() <= 1024 && !text.contains(char::is_control);
-    if fits { Ok(text.into()) } else { Err("a name is not empty and has no control characters") }
+    if is_user_name(text) { Ok(text.into()) } else { Err("a name is not empty and has no control characters") }
 }
 
 /// The password, asked for twice on a terminal, else one line of standard input.

@@ -7,7 +7,8 @@ use super::document::{Table, Unique, Value, assign};
 use super::listeners;
 use super::paths::Paths;
 use crate::access::settings::{
-    AccessRule, AccessSettings, AnonymousFrom, AnonymousSettings, MAX_HASH_MEMORY, Rights, UserSettings, is_usable_hash,
+    AccessRule, AccessSettings, AnonymousFrom, AnonymousSettings, MAX_HASH_MEMORY, Rights, UserSettings,
+    is_client_id_pattern, is_usable_hash, is_user_name,
 };
 use crate::broker::settings::{BrokerSettings, ListenerSettings};
 
@@ -30,7 +31,7 @@ pub(super) fn read(root: &Table, paths: &Paths) -> BrokerSettings {
     if listeners.iter().any(Option::is_some) {
         settings.listeners = listeners.iter().flatten().cloned().collect();
     }
-    settings.access.users = users_of(&table, &settings.listeners, None);
+    settings.access.users = users_of(&table, &settings.listeners, &Where::File);
     let usual = (&settings.access.anonymous, &settings.access.users[..]);
     let own = listeners::access(&tables, &listeners, usual);
     tables.into_iter().for_each(Table::finish);
@@ -97,23 +98,29 @@ pub(super) fn collide(a: SocketAddr, b: SocketAddr) -> bool {
     a.port() == b.port() && a.port() != 0 && (takes(a.ip(), b.ip()) || takes(b.ip(), a.ip()))
 }
 
-/// The users below a table. At a listener, what one of `usual` leaves out is as there.
-pub(super) fn users_of(
-    owner: &Table,
-    listeners: &[ListenerSettings],
-    usual: Option<&[UserSettings]>,
-) -> Vec<UserSettings> {
+/// Where users stand, which decides about what they may be.
+pub(super) enum Where<'a> {
+    /// `[[broker.user]]`.
+    File,
+    /// Below a listener: what one leaves out is as in the user of the same name of these.
+    Listener(&'a [UserSettings]),
+    /// In the gateway's own file of users that were made by HTTP.
+    Made,
+}
+
+/// The users below a table.
+pub(super) fn users_of(owner: &Table, listeners: &[ListenerSettings], place: &Where<'_>) -> Vec<UserSettings> {
     let asks_for_certificates = listeners.iter().any(ListenerSettings::asks_for_certificates);
     let name_form = "a text that is not empty and has no control characters";
-    let fits = |text: &str| !text.is_empty() && text.len() <= 1024 && !text.contains(char::is_control);
+    let usual = if let Where::Listener(usual) = place { usual } else { &[][..] };
     let mut names = Unique::new("user");
     let mut users = Vec::new();
     for table in owner.tables("user") {
         let name = table.required("name", name_form).and_then(|value| {
-            let name = value.parsed(name_form, |text| fits(text).then(|| text.to_owned()))?;
+            let name = value.parsed(name_form, |text| is_user_name(text).then(|| text.to_owned()))?;
             names.check(&value, name)
         });
-        let known = usual.unwrap_or_default().iter().find(|user| name.as_ref().is_some_and(|name| *name == user.name));
+        let known = usual.iter().find(|user| name.as_ref().is_some_and(|name| *name == user.name));
         let hash = table.get("password_hash");
         if hash.is_none() && known.is_none_or(|user| user.password_hash.is_none()) && !asks_for_certificates {
             let message = "there is none and no listener asks for client certificates: this user cannot connect";
@@ -126,15 +133,29 @@ pub(super) fn users_of(
         let rights = rights(&table, known.map(|user| user.rights.clone()).unwrap_or_default());
         let mut client_ids = known.map(|user| user.client_ids.clone()).unwrap_or_default();
         assign(&mut client_ids, table.get("client_ids").map(|value| patterns(&value)));
-        users.extend(name.map(|name| UserSettings { name, password_hash, rights, client_ids }));
+        let is_admin = is_admin(&table, place);
+        users.extend(name.map(|name| UserSettings { name, password_hash, rights, client_ids, is_admin }));
         table.finish();
     }
     users
 }
 
+/// Who may administer the gateway is written by hand, where the configuration is.
+fn is_admin(table: &Table, place: &Where<'_>) -> bool {
+    if let Where::Listener(_) = place {
+        return false;
+    }
+    let Some(value) = table.get("admin") else { return false };
+    let is_admin = value.switch().unwrap_or(false);
+    if is_admin && matches!(place, Where::Made) {
+        value.problem("found true; valid: only a [[broker.user]] of the configuration can administer the gateway");
+    }
+    is_admin
+}
+
 fn patterns(value: &Value) -> Vec<String> {
     let valid = "a list of client ids, in which %u stands for the user and * for anything, such as [\"%u-*\"]";
-    let pattern = |text: &str| (!text.is_empty() && !text.contains(char::is_control)).then(|| text.to_owned());
+    let pattern = |text: &str| is_client_id_pattern(text).then(|| text.to_owned());
     value.items(valid).iter().filter_map(|item| item.parsed(valid, pattern)).collect()
 }
 

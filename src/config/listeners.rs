@@ -1,6 +1,6 @@
 //! `[[broker.listener]]`: where clients come in, and who.
 
-use super::broker::{collide, read_anonymous, users_of};
+use super::broker::{Where, collide, read_anonymous, users_of};
 use super::document::{Table, Value, assign};
 use super::paths::Paths;
 use crate::access::settings::{AnonymousFrom, AnonymousSettings, ListenerAccess, UserSettings};
@@ -75,7 +75,7 @@ pub(super) fn access(
         }
         let anonymous = table.get("anonymous").map(|value| anonymous(&value, &guests));
         let has_users = table.has("user");
-        let users = users_of(table, listener.as_slice(), Some(usual.1));
+        let users = users_of(table, listener.as_slice(), &Where::Listener(usual.1));
         let Some(listener) = listener else { continue };
         if anonymous.is_none() && !has_users && !is_unix {
             continue;

@@ -20,11 +20,13 @@ mod settings;
 mod sizes;
 pub mod units;
 mod upstream;
+mod users;
 
 pub use error::{FileProblem, Problem, Problems};
 pub use file::{Loaded, load, load_in, read};
 pub use paths::Environment;
 pub use settings::{GatewaySettings, LogSettings, Settings};
+pub use users::{MadeUsers, load_made_users, made_users_path, made_users_text};
 
 #[cfg(test)]
 mod tests;

@@ -60,8 +60,11 @@ impl Reload {
                     .map(|user| user.name.clone())
                     .collect()
             };
-        let access =
-            |user: &&UserSettings| old_users.iter().any(|was| same_password(was, user) && was.rights != user.rights);
+        let access = |user: &&UserSettings| {
+            old_users
+                .iter()
+                .any(|was| same_password(was, user) && (&was.rights, was.is_admin) != (&user.rights, user.is_admin))
+        };
         let sensors = |sensors: &[SensorSettings], others: &[SensorSettings]| {
             sensors.iter().filter(|sensor| !others.contains(sensor)).map(|sensor| sensor.name.clone()).collect()
         };

@@ -5,11 +5,15 @@ use std::sync::Arc;
 
 use axum::extract::FromRequestParts;
 use axum::http::request::Parts;
-use axum::http::{HeaderMap, header};
+use axum::http::{HeaderMap, Method, header};
 use base64ct::{Base64, Encoding};
+use schemars::JsonSchema;
+use serde::Serialize;
 
 use super::Http;
+use super::guard::SameOrigin;
 use super::problem::Problem;
+use super::sign_ins::SignIn;
 use crate::access::Access;
 use crate::access::authenticate::{Credentials, Refusal};
 use crate::access::authorise::Permissions;
@@ -34,6 +38,7 @@ pub struct Caller {
     identity: Identity,
     password_hash: Option<String>,
     from: IpAddr,
+    sign_in: Option<Arc<SignIn>>,
     /// What it may do.
     pub permissions: Permissions,
 }
@@ -46,7 +51,31 @@ impl Caller {
 
     /// Whether it would be let in with the same permissions now.
     pub fn still_holds(&self, access: &Access) -> bool {
-        access.authoriser.still_holds(&self.identity, self.password_hash.as_deref(), self.from, &self.permissions)
+        self.sign_in.as_ref().is_none_or(|sign_in| sign_in.goes_on())
+            && access.authoriser.still_holds(
+                &self.identity,
+                self.password_hash.as_deref(),
+                self.from,
+                &self.permissions,
+            )
+    }
+
+    /// How it is known who it is.
+    pub fn by(&self) -> By {
+        match (&self.sign_in, &self.identity.user) {
+            (Some(_), _) => By::SignIn,
+            (None, Some(_)) => By::Password,
+            (None, None) => By::Nothing,
+        }
+    }
+
+    /// Whether it may change the gateway. No guest may, wherever it comes from.
+    pub fn must_administer(&self, http: &Http) -> Result<(), Problem> {
+        let user = self.user().and_then(|name| http.access.authoriser.user(None, name));
+        if user.is_some_and(|user| user.is_admin) {
+            return Ok(());
+        }
+        Err(Problem::forbidden("only a [[broker.user]] of the configuration with admin = true may do this"))
     }
 
     /// What it publishes as.
@@ -69,6 +98,26 @@ impl Caller {
     }
 }
 
+/// How it is known who somebody is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum By {
+    /// Nobody has said who it is.
+    Nothing,
+    /// User name and password, with this request.
+    Password,
+    /// A cookie of the page, where somebody has signed in.
+    SignIn,
+}
+
+/// Whether a script of a page makes a request. Where such a request is told that Basic authentication would help, the
+/// browser asks for a password in a window of its own; the page has a form for that. Not all requests of browsers say more
+/// than this: without TLS there are no `Sec-Fetch` headers.
+pub fn is_script(headers: &HeaderMap) -> bool {
+    let text = |name| headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    text(header::USER_AGENT).starts_with("Mozilla/") && !text(header::ACCEPT).contains("text/html")
+}
+
 /// User name and password of `Authorization: Basic` [RFC 7617].
 fn basic(headers: &HeaderMap) -> Result<Option<(String, Vec<u8>)>, Problem> {
     let Some(value) = headers.get(header::AUTHORIZATION) else { return Ok(None) };
@@ -84,11 +133,53 @@ fn basic(headers: &HeaderMap) -> Result<Option<(String, Vec<u8>)>, Problem> {
     Ok(Some((name.to_owned(), decoded[colon + 1..].to_vec())))
 }
 
+/// Whoever has signed in on the page. A cookie comes with whatever request a browser makes, so it counts only for the page's
+/// own.
+fn signed_in(http: &Http, from: IpAddr, parts: &Parts) -> Result<Option<Caller>, Problem> {
+    let Some(sign_in) = http.sign_ins.find(&parts.headers) else { return Ok(None) };
+    let user = http.access.authoriser.user(None, &sign_in.user.name);
+    if user.is_none_or(|user| *user != *sign_in.user) {
+        http.sign_ins.forget(&sign_in);
+        return Ok(None);
+    }
+    let is_safe = matches!(parts.method, Method::GET | Method::HEAD | Method::OPTIONS);
+    match http.guard.same_origin(&parts.uri, &parts.headers) {
+        SameOrigin::Yes => {}
+        SameOrigin::Unsaid if is_safe => {}
+        SameOrigin::No if is_safe => return Ok(None),
+        _ => {
+            let detail = "with the page's cookie only the page itself may change something, and this does not come from it (Origin)";
+            return Err(Problem::forbidden(detail));
+        }
+    }
+    let permissions = http.permissions_of(&sign_in.user.name);
+    let identity = identity_of(Some(&sign_in.user.name));
+    let password_hash = sign_in.user.password_hash.clone();
+    Ok(Some(Caller { identity, password_hash, from, sign_in: Some(sign_in), permissions }))
+}
+
+/// HTTP knows no client id: rules with %c allow nothing.
+fn identity_of(user: Option<&str>) -> Identity {
+    Identity { user: user.map(Into::into), client_id: "".into(), listener: None }
+}
+
+impl Http {
+    /// What a user may do here.
+    pub fn permissions_of(&self, user: &str) -> Permissions {
+        self.access.authoriser.permissions(&identity_of(Some(user)))
+    }
+}
+
 /// Finds out who it is.
-async fn identify(http: &Http, peer: IpAddr, headers: &HeaderMap) -> Result<Caller, Problem> {
-    let access = &http.access;
+async fn identify(http: &Http, peer: IpAddr, parts: &Parts) -> Result<Caller, Problem> {
+    let (access, headers) = (&http.access, &parts.headers);
     let from = http.address(peer, headers);
     let basic = basic(headers)?;
+    if basic.is_none()
+        && let Some(caller) = signed_in(http, from, parts)?
+    {
+        return Ok(caller);
+    }
     if basic.is_none() && !access.authoriser.accepts_anonymous(None, from) {
         // not worth a line in the log: this is how browsers come to ask for the password
         return Err(Problem::unauthorized(
@@ -108,10 +199,9 @@ async fn identify(http: &Http, peer: IpAddr, headers: &HeaderMap) -> Result<Call
         Refusal::NotAuthorized | Refusal::BadCredentials => Problem::unauthorized(refusal.to_string()),
         Refusal::Busy => Problem::unavailable(refusal.to_string()),
     })?;
-    // HTTP knows no client id: rules with %c allow nothing
-    let identity = Identity { user: who.user, client_id: "".into(), listener: None };
+    let identity = identity_of(who.user.as_deref());
     let permissions = access.authoriser.permissions(&identity);
-    Ok(Caller { identity, password_hash: who.password_hash, from, permissions })
+    Ok(Caller { identity, password_hash: who.password_hash, from, sign_in: None, permissions })
 }
 
 impl FromRequestParts<Arc<Http>> for Caller {
@@ -121,7 +211,7 @@ impl FromRequestParts<Arc<Http>> for Caller {
         let Some(Origin(peer)) = parts.extensions.get() else {
             return Err(Problem::unauthorized("nobody knows where this request comes from"));
         };
-        let caller = identify(http, *peer, &parts.headers).await?;
+        let caller = identify(http, *peer, parts).await?;
         if let (Some(place), Some(user)) = (parts.extensions.get::<Arc<Place>>(), &caller.identity.user) {
             place.belongs_to(user);
         }
@@ -146,5 +236,18 @@ mod tests {
             assert!(read(bad).is_err(), "{bad}");
         }
         assert_eq!(basic(&HeaderMap::new()).unwrap(), None);
+    }
+
+    #[test]
+    fn a_script_of_a_page_is_told_from_programs_and_from_what_somebody_opens() {
+        let asks = |agent: &str, accept: &str| {
+            let mut map = headers("user-agent", agent);
+            map.insert("accept", accept.parse().unwrap());
+            is_script(&map)
+        };
+        let browser = "Mozilla/5.0 (X11; Linux x86_64) AppleWebKit/537.36";
+        assert!(asks(browser, "*/*") && asks(browser, "text/event-stream"));
+        assert!(!asks(browser, "text/html,application/xhtml+xml,*/*;q=0.8"));
+        assert!(!asks("curl/8.14", "*/*") && !asks("python-requests/2.32", "*/*") && !is_script(&HeaderMap::new()));
     }
 }

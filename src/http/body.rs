@@ -6,9 +6,10 @@
 use std::time::Duration;
 
 use axum::body::{Body, Bytes};
-use axum::http::{StatusCode, header};
+use axum::http::{HeaderMap, StatusCode, header};
 use bytes::BytesMut;
 use http_body_util::BodyExt;
+use serde::de::DeserializeOwned;
 use tokio::time::{Instant, sleep_until, timeout};
 
 use super::problem::Problem;
@@ -37,6 +38,42 @@ pub async fn receive(
         Problem::new(StatusCode::REQUEST_TIMEOUT, "the body has not arrived in time").with(header::CONNECTION, "close")
     };
     timeout(LONGEST, read(body, (most, declared), receiving, user)).await.map_err(late)?
+}
+
+/// Reads a body that is JSON.
+pub async fn json<T: DeserializeOwned>(
+    body: Body,
+    headers: &HeaderMap,
+    most: usize,
+    receiving: &Receiving,
+    user: Option<&str>,
+) -> Result<T, Problem> {
+    must_be_json(headers)?;
+    let declared = headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse().ok());
+    if declared.is_some_and(|length| length > most) {
+        return Err(too_large().with(header::CONNECTION, "close"));
+    }
+    let received =
+        receive(body, (most, declared), receiving, user).await.map_err(|problem| match problem.status() {
+            StatusCode::PAYLOAD_TOO_LARGE => too_large(),
+            _ => problem,
+        })?;
+    serde_json::from_slice(&received.bytes)
+        .map_err(|error| Problem::bad_request(format!("the body is not what is meant here: {error}")))
+}
+
+fn too_large() -> Problem {
+    Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "the body is larger than anything that is meant here")
+}
+
+/// That it is JSON must be said: a page of another site cannot send that without being asked first.
+fn must_be_json(headers: &HeaderMap) -> Result<(), Problem> {
+    let kind = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    let kind = kind.split(';').next().unwrap_or_default().trim();
+    if kind.eq_ignore_ascii_case("application/json") {
+        return Ok(());
+    }
+    Err(Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "the body must be application/json"))
 }
 
 async fn read(

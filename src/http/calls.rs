@@ -23,6 +23,8 @@ pub struct Call {
     pub success: (u16, &'static str),
     /// What the JSON of a success looks like.
     pub answer: Option<fn(&mut SchemaGenerator) -> Schema>,
+    /// What the JSON of a request looks like; `None`: it has none.
+    pub body: Option<fn(&mut SchemaGenerator) -> Schema>,
     /// Whether everybody may.
     pub is_open: bool,
     /// Who answers.

@@ -36,6 +36,17 @@ pub enum Foreign {
     Origin,
 }
 
+/// Whether a page of the very same origin makes a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SameOrigin {
+    /// It does.
+    Yes,
+    /// Another page does.
+    No,
+    /// Nothing says so: a program, or a browser that follows a link or reads without TLS.
+    Unsaid,
+}
+
 /// Host and port taken apart.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Authority<'a> {
@@ -56,6 +67,17 @@ impl<'a> Authority<'a> {
         };
         (!host.is_empty() && !host.contains(['@', '/'])).then_some(Authority { host, port })
     }
+}
+
+/// The host that a request names.
+fn host<'a>(uri: &'a Uri, headers: &'a HeaderMap) -> Result<Authority<'a>, Foreign> {
+    let mut hosts = headers.get_all(header::HOST).iter();
+    let named = match (uri.authority(), hosts.next(), hosts.next()) {
+        (Some(authority), _, None) => authority.as_str(),
+        (None, Some(host), None) => host.to_str().map_err(|_| Foreign::NoHost)?,
+        _ => return Err(Foreign::NoHost),
+    };
+    Authority::parse(named).ok_or(Foreign::NoHost)
 }
 
 impl Guard {
@@ -90,15 +112,41 @@ impl Guard {
         Ok(())
     }
 
+    /// The port that is listened on.
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// Whether a page of the very same origin makes this request: what a cookie allows is for nobody else, not even for
+    /// the sites that the configuration names. Scheme, host and port are those of the address bar; a proxy in front hands on
+    /// the host as it was.
+    pub fn same_origin(&self, uri: &Uri, headers: &HeaderMap) -> SameOrigin {
+        let usual = |scheme: &str| match scheme {
+            "http" => Some(80),
+            "https" => Some(443),
+            _ => None,
+        };
+        let is_own = |origin: &str| {
+            let (scheme, authority) = origin.split_once("://")?;
+            let (page, host) = (Authority::parse(authority)?, host(uri, headers).ok()?);
+            let port = |authority: Authority<'_>| authority.port.or(usual(scheme));
+            Some(usual(scheme).is_some() && page.host.eq_ignore_ascii_case(host.host) && port(page) == port(host))
+        };
+        let mut origins = headers.get_all(header::ORIGIN).iter();
+        match (origins.next(), origins.next()) {
+            (Some(origin), None) if origin.to_str().ok().and_then(is_own) == Some(true) => SameOrigin::Yes,
+            (Some(_), _) => SameOrigin::No,
+            (None, _) => match headers.get("sec-fetch-site").map(HeaderValue::as_bytes) {
+                Some(b"same-origin" | b"none") => SameOrigin::Yes,
+                Some(_) => SameOrigin::No,
+                None => SameOrigin::Unsaid,
+            },
+        }
+    }
+
     /// Whether a request with these headers may be answered.
     pub fn check(&self, uri: &Uri, headers: &HeaderMap) -> Result<(), Foreign> {
-        let mut hosts = headers.get_all(header::HOST).iter();
-        let named = match (uri.authority(), hosts.next(), hosts.next()) {
-            (Some(authority), _, None) => authority.as_str(),
-            (None, Some(host), None) => host.to_str().map_err(|_| Foreign::NoHost)?,
-            _ => return Err(Foreign::NoHost),
-        };
-        let host = Authority::parse(named).ok_or(Foreign::NoHost)?;
+        let host = host(uri, headers)?;
         if !self.is_ours(host.host) {
             return Err(Foreign::Host);
         }
@@ -249,6 +297,44 @@ mod tests {
         assert_eq!(with("192.0.2.7:8080", "http://192.0.2.8:8080"), Err(Foreign::Origin));
         let twice = [("host", "loft"), ("origin", "http://loft"), ("origin", "http://loft")];
         assert_eq!(check(&twice), Err(Foreign::Origin));
+    }
+
+    #[test]
+    fn what_a_cookie_allows_is_for_the_very_same_origin() {
+        let guard = Guard::new("Loft", &["pi.example.org".into()], 8080);
+        let asked = |headers: &[(&'static str, &'static str)]| {
+            let map = headers
+                .iter()
+                .map(|(name, value)| (header::HeaderName::from_static(name), header::HeaderValue::from_static(value)));
+            guard.same_origin(&Uri::from_static("/"), &HeaderMap::from_iter(map))
+        };
+        let with = |host, origin| asked(&[("host", host), ("origin", origin)]);
+        for (host, origin) in [
+            ("loft:8080", "http://LOFT:8080"),
+            ("loft", "http://loft"),
+            ("pi.example.org", "https://pi.example.org"),
+            ("pi.example.org", "https://pi.example.org:443"),
+            ("pi.example.org:80", "http://pi.example.org"),
+            ("[::1]:8080", "http://[::1]:8080"),
+        ] {
+            assert_eq!(with(host, origin), SameOrigin::Yes, "{host} {origin}");
+        }
+        for (host, origin) in [
+            ("loft:8080", "https://pi.example.org"),
+            ("pi.example.org:8080", "http://pi.example.org:8123"),
+            ("pi.example.org", "http://pi.example.org:8080"),
+            ("loft:8080", "http://loft"),
+            ("loft", "https://loft:80"),
+            ("loft", "null"),
+            ("loft", "ftp://loft"),
+            ("loft", ""),
+        ] {
+            assert_eq!(with(host, origin), SameOrigin::No, "{host} {origin}");
+        }
+        let fetch = |site| asked(&[("host", "loft"), ("sec-fetch-site", site)]);
+        assert_eq!([fetch("same-origin"), fetch("none")], [SameOrigin::Yes; 2]);
+        assert_eq!([fetch("same-site"), fetch("cross-site"), fetch("")], [SameOrigin::No; 3]);
+        assert_eq!(asked(&[("host", "loft")]), SameOrigin::Unsaid);
     }
 
     #[test]

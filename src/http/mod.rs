@@ -5,6 +5,8 @@
 //! | `settings` | what the configuration says |
 //! | `server` | the port: connections, time limits, TLS |
 //! | `guard`, `auth`, `proxies` | requests of foreign sites, who somebody is, what stands in between |
+//! | `session`, `sign_ins` | signing in on the page |
+//! | `admin` | what only an administrator may do |
 //! | `routes`, `openapi` | the table of all calls, and its description |
 //! | `topics`, `stream` | messages: the last ones, publishing, live |
 //! | `sensors`, `history` | motion now and before |
@@ -22,6 +24,7 @@
 //! [`recent::MAX_TOPICS`] and [`recent::MAX_BYTES`] for the last messages, [`ring::MAX_MESSAGES`] and
 //! [`ring::MAX_BYTES`] for what a stream can resume from, [`history::MAX_FILE`] for the past of a sensor. HTTP/1.1 only.
 
+pub mod admin;
 pub mod auth;
 mod body;
 pub mod calls;
@@ -41,7 +44,9 @@ pub mod ring;
 pub mod routes;
 pub mod sensors;
 pub mod server;
+pub mod session;
 pub mod settings;
+pub mod sign_ins;
 pub mod stream;
 #[cfg(test)]
 mod testing;
@@ -63,8 +68,10 @@ use self::guard::Guard;
 use self::hub::Hub;
 use self::overview::Overviews;
 use self::proxies::Network;
+use self::sign_ins::SignIns;
 use self::websocket::MqttDoor;
 use crate::access::Access;
+use crate::access::made::UserDesk;
 use crate::access::places::{Bounds, Places};
 use crate::exchange::ingress::Ingress;
 use crate::status::Status;
@@ -99,6 +106,12 @@ pub struct Http {
     guard: Guard,
     trusted_proxies: Vec<Network>,
     frame_ancestors: Vec<String>,
+    /// Users, those that were made here among them.
+    users: UserDesk,
+    disconnect: Disconnect,
+    /// The port itself speaks TLS.
+    is_tls: bool,
+    sign_ins: SignIns,
     overviews: Overviews,
     /// Places of live streams, divided as those of connections are.
     streams: Arc<Places>,
@@ -128,12 +141,23 @@ pub struct Parts {
     pub trusted_proxies: Vec<Network>,
     /// Sites that may show the page in a frame.
     pub frame_ancestors: Vec<String>,
+    /// Makes users.
+    pub users: UserDesk,
+    /// Ends connections of MQTT clients.
+    pub disconnect: Disconnect,
+    /// The port itself speaks TLS.
+    pub is_tls: bool,
 }
+
+/// Ends the connections of a user, or of somebody without a user name, with this client id; says how many there were.
+pub type Disconnect = Arc<dyn Fn(Option<&str>, &str) -> usize + Send + Sync>;
 
 impl Http {
     /// Everything new.
     pub fn new(parts: Parts) -> Arc<Http> {
         let Parts { access, ingress, hub, status, mqtt, connections, cancel, history, guard, .. } = parts;
+        let (users, disconnect, is_tls) = (parts.users, parts.disconnect, parts.is_tls);
+        let sign_ins = SignIns::new(guard.port());
         let (trusted_proxies, frame_ancestors) = (parts.trusted_proxies, parts.frame_ancestors);
         let overviews = Overviews::new(ingress.clock().boot_ms());
         let (boot, offset_ms) = (history::boot_id(), AtomicI64::new(0));
@@ -151,6 +175,10 @@ impl Http {
             guard,
             trusted_proxies,
             frame_ancestors,
+            users,
+            disconnect,
+            is_tls,
+            sign_ins,
             overviews,
             streams: Arc::default(),
         })

@@ -120,7 +120,7 @@ fn operation(call: &Call, generator: &mut SchemaGenerator, problem: &Value) -> V
     if !call.is_open {
         responses["401"] = refused("A user name and password are needed, or are wrong");
     }
-    if !call.query.is_empty() {
+    if !call.query.is_empty() || call.body.is_some() {
         responses["400"] = refused("The request is not valid");
     }
     if call.path.contains('{') && call.method == "get" {
@@ -132,6 +132,10 @@ fn operation(call: &Call, generator: &mut SchemaGenerator, problem: &Value) -> V
         "parameters": parameters(call),
         "responses": responses,
     });
+    if let Some(schema) = call.body {
+        let content = json!({ "application/json": { "schema": schema(generator) } });
+        operation["requestBody"] = json!({ "required": true, "content": content });
+    }
     // whoever publishes sends a payload, and gets nothing back
     if matches!(call.method, "put" | "post") && call.success.0 == 204 {
         let content = json!({ "application/octet-stream": bytes() });

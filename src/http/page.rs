@@ -3,17 +3,43 @@
 use std::sync::{Arc, LazyLock};
 
 use axum::extract::State;
-use axum::http::{HeaderValue, header};
+use axum::http::{HeaderMap, HeaderValue, Uri, header};
 use axum::response::{Html, IntoResponse, Response};
 use base64ct::{Base64, Encoding};
 
 use super::Http;
 use super::auth::Caller;
+use super::problem::Problem;
 
 const PAGE: &str = include_str!("page.html");
 
-/// `GET /`: to everybody who is let in, so that a browser asks for the password here.
-pub async fn serve(State(http): State<Arc<Http>>, _: Caller) -> Response {
+/// `GET /`. There is nothing secret in it, and it has a form to sign in, so a browser gets it in any case. Programs, and whoever
+/// asks for `/?basic`, are told that Basic authentication is needed: in a frame of another site no cookie is sent, so that
+/// there is the browser's own window for the password.
+pub async fn serve(
+    State(http): State<Arc<Http>>,
+    (uri, headers): (Uri, HeaderMap),
+    caller: Result<Caller, Problem>,
+) -> Result<Response, Problem> {
+    let wants_basic = uri.query() == Some("basic");
+    match caller {
+        Ok(caller) if wants_basic && caller.user().is_none() => {
+            Err(Problem::unauthorized("a user name and a password are asked for"))
+        }
+        Err(problem) if wants_basic || headers.contains_key(header::AUTHORIZATION) || !is_opened(&headers) => {
+            Err(problem)
+        }
+        _ => Ok(page(&http)),
+    }
+}
+
+/// Whether a browser shows it.
+fn is_opened(headers: &HeaderMap) -> bool {
+    let accept = headers.get(header::ACCEPT).and_then(|value| value.to_str().ok());
+    accept.is_some_and(|accept| accept.contains("text/html"))
+}
+
+fn page(http: &Http) -> Response {
     static POLICY: LazyLock<String> = LazyLock::new(policy);
     let ancestors = match http.frame_ancestors.as_slice() {
         [] => "'none'".into(),

@@ -55,6 +55,11 @@ impl Problem {
         Problem::new(StatusCode::INSUFFICIENT_STORAGE, detail)
     }
 
+    /// Its status.
+    pub fn status(&self) -> StatusCode {
+        self.status
+    }
+
     /// The same with a header.
     pub fn with(self, name: HeaderName, value: &'static str) -> Problem {
         Problem { header: Some((name, value)), ..self }

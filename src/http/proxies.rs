@@ -59,6 +59,13 @@ pub fn address(trusted: &[Network], peer: IpAddr, headers: &HeaderMap) -> IpAddr
     not_local(last)
 }
 
+/// Whether the browser speaks TLS with the proxy in front, as far as that is trusted.
+pub fn is_https(trusted: &[Network], peer: IpAddr, headers: &HeaderMap) -> bool {
+    let last = headers.get_all("x-forwarded-proto").iter().next_back().and_then(|value| value.to_str().ok());
+    let scheme = last.and_then(|value| value.rsplit(',').next()).unwrap_or_default().trim();
+    trusted.iter().any(|network| network.contains(peer)) && scheme.eq_ignore_ascii_case("https")
+}
+
 /// The path below which a proxy shows the gateway, such as `/pi`; empty where it is at the root. It is only said back to
 /// whoever has sent it.
 pub fn prefix(headers: &HeaderMap) -> &str {
@@ -136,6 +143,19 @@ mod tests {
         for text in ["10.0.0.0/33", "10.0.0.0/0", "::/0", "::1/129", "10.0.0", "", "/8", "10.0.0.0/", "proxy"] {
             assert_eq!(Network::parse(text), None, "{text}");
         }
+    }
+
+    #[test]
+    fn only_a_trusted_proxy_says_that_it_speaks_tls() {
+        let trusted = [Network::parse("127.0.0.1").unwrap()];
+        let says = |peer: &str, values: &[&str]| {
+            let mut map = HeaderMap::new();
+            values.iter().for_each(|value| _ = map.append("x-forwarded-proto", value.parse().unwrap()));
+            is_https(&trusted, peer.parse().unwrap(), &map)
+        };
+        assert!(says("127.0.0.1", &["https"]) && says("127.0.0.1", &["http", "http, HTTPS "]));
+        assert!(!says("192.0.2.1", &["https"]) && !says("127.0.0.1", &[]));
+        assert!(!says("127.0.0.1", &["http"]) && !says("127.0.0.1", &["https, http"]));
     }
 
     #[test]

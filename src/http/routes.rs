@@ -10,7 +10,10 @@ use serde_json::{Map, Value};
 
 use super::calls::{Call, Parameter};
 use super::problem::Problem;
-use super::{Http, envelope, metrics, openapi, overview, page, proxies, sensors, stream, topics, traces, websocket};
+use super::{
+    Http, admin, envelope, metrics, openapi, overview, page, proxies, sensors, session, stream, topics, traces,
+    websocket,
+};
 
 const fn parameter(name: &'static str, kind: &'static str, meaning: &'static str) -> Parameter {
     Parameter { name, meaning, kind }
@@ -46,6 +49,11 @@ const EVENTS: &[Parameter] = &[
     parameter("cursor", "integer", "Begin behind this event: \"cursor\" of the page before."),
 ];
 
+const CLIENT: &[Parameter] = &[
+    parameter("client_id", "string", "Its client id."),
+    parameter("user", "string", "Its user name; missing: a client without one."),
+];
+const FILTER: &[Parameter] = &[parameter("filter", "string", "Topic filter; `a/+/#` is all below `a`.")];
 const PROBLEMS: &[Parameter] = &[parameter("now", "boolean", "Only what is wrong now.")];
 
 const JSON: (u16, &str) = (200, "application/json");
@@ -64,7 +72,7 @@ macro_rules! answer {
 
 macro_rules! calls {
     ($($method:ident $path:literal $id:literal $summary:literal $query:expr, $success:expr, [$($answer:ty)?], $is_open:literal,
-        $handler:path;)*) => {
+        $handler:path $(, $body:ty)?;)*) => {
         &[$(Call {
             id: $id,
             method: stringify!($method),
@@ -73,6 +81,7 @@ macro_rules! calls {
             query: $query,
             success: $success,
             answer: answer!($($answer)?),
+            body: answer!($($body)?),
             is_open: $is_open,
             handler: || $method($handler),
         },)*]
@@ -108,6 +117,23 @@ pub const CALLS: &[Call] = calls! {
         [Vec<overview::ProblemView>], false, overview::problems;
     get "/api/v1/gateway" "get_gateway" "The gateway itself" &[], JSON, [overview::GatewayView<'static>], false,
         overview::gateway;
+    delete "/api/v1/clients" "disconnect_client" "End the connection of an MQTT client; for administrators" CLIENT, DONE, [], false,
+        admin::disconnect;
+    get "/api/v1/retained" "count_retained" "How many retained messages a filter selects; for administrators" FILTER, JSON,
+        [admin::RetainedView], false, admin::count;
+    delete "/api/v1/retained" "delete_retained" "Delete all retained messages that a filter selects; for administrators" FILTER,
+        JSON, [admin::RetainedView], false, admin::delete;
+    get "/api/v1/users" "list_users" "All users; for administrators" &[], JSON, [Vec<admin::UserView>], false, admin::users;
+    post "/api/v1/users" "create_user" "Make a user; for administrators" &[], CREATED, [admin::UserView], false,
+        admin::create, admin::NewBody;
+    put "/api/v1/users/{name}" "change_user" "Change a user that was made here; for administrators" &[], JSON,
+        [admin::UserView], false, admin::update, admin::ChangeBody;
+    delete "/api/v1/users/{name}" "remove_user" "Remove a user that was made here; for administrators" &[], DONE, [], false,
+        admin::remove;
+    get "/api/v1/session" "get_session" "Who is asking" &[], JSON, [session::SessionView], true, session::read;
+    post "/api/v1/session" "sign_in" "Sign in on the page, which keeps a cookie" &[], JSON, [session::SessionView], true,
+        session::sign_in, session::SignInBody;
+    delete "/api/v1/session" "sign_out" "Sign out of the page" &[], DONE, [], true, session::sign_out;
     post "/api/v1/traces" "begin_trace" "Begin to follow the message that will carry the id in the answer" &[], CREATED,
         [traces::Begun], false, traces::begin;
     get "/api/v1/traces/{id}" "get_trace" "What has happened to a message" &[], JSON, [traces::TraceView], false, traces::read;

@@ -26,7 +26,7 @@ use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use tower_service::Service;
 use tracing::{debug, warn};
 
-use super::auth::{Certificate, Origin};
+use super::auth::{Certificate, Origin, is_script};
 use super::guard::Guard;
 use super::problem::Problem;
 use super::settings::HttpSettings;
@@ -218,6 +218,7 @@ impl Connection {
         from: SocketAddr,
         certificate: Certificate,
     ) -> impl Future<Output = Result<Response<Body>, Infallible>> + use<> {
+        let is_script = is_script(request.headers());
         let welcome = self.site.guard.welcome(request.headers()).cloned();
         let is_preflight = request.method() == Method::OPTIONS
             && request.headers().contains_key(header::ACCESS_CONTROL_REQUEST_METHOD);
@@ -251,6 +252,9 @@ impl Connection {
                 (header::X_FRAME_OPTIONS, "DENY"),
             ] {
                 response.headers_mut().insert(name, HeaderValue::from_static(value));
+            }
+            if is_script {
+                response.headers_mut().remove(header::WWW_AUTHENTICATE);
             }
             if may_be_framed {
                 // this header knows no list; the page's policy has one

@@ -39,6 +39,15 @@ pub fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
     }
 }
 
+/// An argon2id hash that is quick to check.
+pub fn quick_hash(password: &str) -> String {
+    use argon2::password_hash::{PasswordHasher, SaltString};
+    let salt = SaltString::encode_b64(b"0123456789abcdef").unwrap();
+    let params = argon2::Params::new(8, 1, 1, None).unwrap();
+    let cheap = argon2::Argon2::new(argon2::Algorithm::Argon2id, argon2::Version::V0x13, params);
+    cheap.hash_password(password.as_bytes(), &salt).unwrap().to_string()
+}
+
 /// A free loopback port, below those that the system gives to outgoing connections: nobody takes it in between.
 pub fn free_port() -> u16 {
     const FIRST: u16 = 16_000;

@@ -1,0 +1,353 @@
+//! Users that are made by HTTP: kept in a file of the gateway's own, and put beside those of the configuration.
+//!
+//! The file is the truth: it is read before each change, so that what a person has written into it is neither lost nor
+//! overlooked, and a change acts once the new file is on disk.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use tokio::sync::{Mutex, mpsc, oneshot, watch};
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use crate::access::hash;
+use crate::access::made::{ChangeRefused, MOST_MADE, UserChange, UserDesk, UserDraft, UserLists, UserRequest};
+use crate::access::settings::{AccessSettings, Rights, UserSettings};
+use crate::config::{MadeUsers, Problems, Settings, load_made_users, made_users_path, made_users_text};
+use crate::health::{Fault, Health};
+use crate::secret::replace_private;
+
+/// What is faulty while the file cannot be read.
+const PART: &str = "users made by HTTP";
+
+/// Tells whoever applies settings that users have changed; told back once they act.
+pub type UsersChanged = oneshot::Sender<()>;
+
+/// Keeps them.
+pub struct Users {
+    data_dir: PathBuf,
+    lists: watch::Sender<Arc<UserLists>>,
+    /// Whoever reads or writes the file has it.
+    turn: Mutex<()>,
+    health: Health,
+}
+
+impl Users {
+    /// Reads the file, and puts its users into the settings. Blocks for a moment.
+    pub fn open(settings: &mut Settings, health: Health) -> Arc<Users> {
+        let data_dir = settings.gateway.data_dir.clone();
+        let users = Users { data_dir, lists: watch::Sender::default(), turn: Mutex::default(), health };
+        users.put(settings, load_made_users(&users.data_dir));
+        Arc::new(users)
+    }
+
+    /// Reads the file again, and puts its users into the settings of a configuration. A file that is broken changes nothing.
+    pub async fn read_again(&self, settings: &mut Settings) {
+        let _turn = self.turn.lock().await;
+        let data_dir = self.data_dir.clone();
+        if let Ok(read) = tokio::task::spawn_blocking(move || load_made_users(&data_dir)).await {
+            self.put(settings, read);
+        }
+    }
+
+    fn put(&self, settings: &mut Settings, read: Result<MadeUsers, Problems>) {
+        let configured = std::mem::take(&mut settings.broker.access.users);
+        let made = match read {
+            Ok(made) => {
+                self.health.clear(PART);
+                for warning in made.hidden_by(&configured, &self.data_dir) {
+                    warn!("{warning}");
+                }
+                made.settings()
+            }
+            Err(problems) => {
+                self.health.raise(PART, &self.broken(&problems));
+                self.lists.borrow().made.clone()
+            }
+        };
+        let lists = UserLists { configured, made };
+        settings.broker.access.users = lists.in_force();
+        self.lists.send_replace(Arc::new(lists));
+    }
+
+    fn broken(&self, problems: &Problems) -> Fault {
+        let lines: Vec<String> = problems.problems.iter().map(ToString::to_string).collect();
+        let path = made_users_path(&self.data_dir);
+        let remedy = format!(
+            "mend {} or move it away, then reload; until then it is left alone, and nobody whose user is new in it comes in",
+            path.display()
+        );
+        Fault::new(lines.join("; "), remedy)
+    }
+
+    /// All users as they are now.
+    pub fn lists(&self) -> Arc<UserLists> {
+        self.lists.borrow().clone()
+    }
+
+    /// Where changes are asked for, and what makes them until the gateway goes down.
+    pub fn serve(
+        self: &Arc<Self>,
+        changed: mpsc::Sender<UsersChanged>,
+        cancel: CancellationToken,
+    ) -> (UserDesk, impl Future<Output = ()> + Send + 'static) {
+        let (desk, mut requests) = UserDesk::new(self.lists.subscribe());
+        let users = self.clone();
+        let serving = async move {
+            loop {
+                let UserRequest { change, by, reply } = tokio::select! {
+                    () = cancel.cancelled() => return,
+                    request = requests.recv() => match request {
+                        Some(request) => request,
+                        // without HTTP nobody asks
+                        None => return cancel.cancelled().await,
+                    },
+                };
+                let name = change.name().to_owned();
+                let done = users.change(change, &changed).await;
+                match &done {
+                    Ok(Some(_)) => info!(user = name, by, "user made or changed by HTTP"),
+                    Ok(None) => info!(user = name, by, "user removed by HTTP"),
+                    Err(why) => info!(user = name, by, "user not changed: {why}"),
+                }
+                // whoever has asked may have gone
+                let _ = reply.send(done);
+            }
+        };
+        (desk, serving)
+    }
+
+    async fn change(
+        &self,
+        change: UserChange,
+        changed: &mpsc::Sender<UsersChanged>,
+    ) -> Result<Option<UserSettings>, ChangeRefused> {
+        let turn = self.turn.lock().await;
+        let (data_dir, configured) = (self.data_dir.clone(), self.lists().configured.clone());
+        let writing = tokio::task::spawn_blocking(move || write(&data_dir, configured, &change));
+        let written = writing.await.unwrap_or(Err(Failure::Refused(ChangeRefused::Busy)));
+        let (lists, user) = written.map_err(|failure| match failure {
+            Failure::Refused(why) => why,
+            Failure::Broken(problems) => {
+                let fault = self.broken(&problems);
+                self.health.raise(PART, &fault);
+                ChangeRefused::Broken(fault.problem)
+            }
+        })?;
+        self.health.clear(PART);
+        self.lists.send_replace(Arc::new(lists));
+        drop(turn);
+        let (acts, acting) = oneshot::channel();
+        changed.send(acts).await.map_err(|_| ChangeRefused::Busy)?;
+        acting.await.map_err(|_| ChangeRefused::Busy)?;
+        Ok(user)
+    }
+}
+
+enum Failure {
+    Refused(ChangeRefused),
+    /// The file is not what it should be.
+    Broken(Problems),
+}
+
+impl From<ChangeRefused> for Failure {
+    fn from(why: ChangeRefused) -> Failure {
+        Failure::Refused(why)
+    }
+}
+
+/// Makes a change in the file; returns the users as they are then, and the one it is about. Blocks.
+fn write(
+    data_dir: &Path,
+    configured: Vec<UserSettings>,
+    change: &UserChange,
+) -> Result<(UserLists, Option<UserSettings>), Failure> {
+    let made = load_made_users(data_dir).map_err(Failure::Broken)?.settings();
+    let mut lists = UserLists { configured, made };
+    let user = apply(&mut lists, change)?;
+    let text = made_users_text(&lists.made);
+    replace_private(&made_users_path(data_dir), text.as_bytes())
+        .map_err(|error| ChangeRefused::Unwritten(error.to_string()))?;
+    Ok((lists, user))
+}
+
+fn apply(lists: &mut UserLists, change: &UserChange) -> Result<Option<UserSettings>, ChangeRefused> {
+    let name = change.name();
+    let is_configured = lists.is_configured(name);
+    let at = lists.made.iter().position(|user| user.name == name);
+    match (change, at) {
+        (UserChange::Add(..) | UserChange::Change(..), _) if is_configured => Err(ChangeRefused::Configured),
+        (UserChange::Add(..), Some(_)) => Err(ChangeRefused::Exists),
+        (UserChange::Add(..), None) if lists.made.len() >= MOST_MADE => Err(ChangeRefused::TooMany),
+        (UserChange::Add(_, draft), None) => {
+            let (name, rights) = (name.to_owned(), Rights::default());
+            let new = UserSettings { name, password_hash: None, rights, client_ids: Vec::new(), is_admin: false };
+            let new = drafted(new, draft)?;
+            if new.password_hash.is_none() {
+                return Err(ChangeRefused::NoPassword);
+            }
+            lists.made.push(new.clone());
+            Ok(Some(new))
+        }
+        (UserChange::Change(_, draft), Some(at)) => {
+            lists.made[at] = drafted(lists.made[at].clone(), draft)?;
+            Ok(Some(lists.made[at].clone()))
+        }
+        (UserChange::Remove(_), Some(at)) => {
+            lists.made.remove(at);
+            Ok(None)
+        }
+        (UserChange::Remove(_), None) if is_configured => Err(ChangeRefused::Configured),
+        (UserChange::Change(..) | UserChange::Remove(_), None) => Err(ChangeRefused::Unknown),
+    }
+}
+
+/// A user with what a draft says of it.
+fn drafted(mut user: UserSettings, draft: &UserDraft) -> Result<UserSettings, ChangeRefused> {
+    if let Some(password) = &draft.password {
+        let made = hash::make(password.expose()).map_err(|error| ChangeRefused::Unwritten(error.to_string()))?;
+        user.password_hash = Some(made);
+    }
+    user.rights.publish = draft.publish.clone().unwrap_or(user.rights.publish);
+    user.rights.subscribe = draft.subscribe.clone().unwrap_or(user.rights.subscribe);
+    user.client_ids = draft.client_ids.clone().unwrap_or(user.client_ids);
+    Ok(user)
+}
+
+/// Listeners that are gone from the configuration keep the users that there were until the restart: of those that were made,
+/// only as they are now.
+pub fn judge_again(access: &mut AccessSettings, before: &[UserSettings], now: &[UserSettings]) {
+    let was_made = |user: &UserSettings| before.contains(user) && !now.contains(user);
+    for users in access.listeners.iter_mut().filter_map(|listener| listener.users.as_mut()) {
+        users.retain_mut(|user| {
+            if !was_made(user) {
+                return true;
+            }
+            let new = now.iter().find(|other| other.name == user.name);
+            new.map(|new| *user = new.clone()).is_some()
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+    use crate::access::settings::{AccessRule, AnonymousSettings, ListenerAccess};
+    use crate::config::Environment;
+    use crate::secret::Secret;
+
+    fn settings(dir: &Path, text: &str) -> Settings {
+        let mut settings = crate::config::read(text, Path::new("t.toml"), &Environment::default()).unwrap().settings;
+        settings.gateway.data_dir = dir.into();
+        settings
+    }
+
+    fn draft(password: &str) -> UserDraft {
+        UserDraft { password: Some(Secret::new(password)), ..UserDraft::default() }
+    }
+
+    /// Users with somebody who applies changes.
+    fn serve(dir: &Path, text: &str) -> (Arc<Users>, UserDesk, Health) {
+        let health = Health::default();
+        let users = Users::open(&mut settings(dir, text), health.clone());
+        let (sender, mut changed) = mpsc::channel::<UsersChanged>(1);
+        let (desk, serving) = users.serve(sender, CancellationToken::new());
+        tokio::spawn(serving);
+        tokio::spawn(async move {
+            while let Some(acts) = changed.recv().await {
+                let _ = acts.send(());
+            }
+        });
+        (users, desk, health)
+    }
+
+    #[tokio::test]
+    async fn users_are_made_changed_and_removed_and_survive() {
+        let dir = tempfile::tempdir().unwrap();
+        let (_, desk, _) = serve(dir.path(), "[[broker.user]]\nname = \"hand\"\nadmin = true\n");
+        let name = "esp \"ü\"/# 🙂";
+        let made = desk.change(UserChange::Add(name.into(), draft("hunter2")), "hand").await.unwrap().unwrap();
+        assert!(made.password_hash.as_deref().unwrap().starts_with("$argon2id$") && !made.is_admin);
+        let path = made_users_path(dir.path());
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+        assert!(!fs::read_to_string(&path).unwrap().contains("hunter2"));
+        let rules = |rule: &str| Some(vec![AccessRule::parse(rule).unwrap()]);
+        let change = UserDraft { publish: rules("a/#"), ..UserDraft::default() };
+        let changed = desk.change(UserChange::Change(name.into(), change), "hand").await.unwrap().unwrap();
+        assert_eq!((&changed.password_hash, changed.rights.publish.len()), (&made.password_hash, 1));
+        for (change, why) in [
+            (UserChange::Add(name.into(), draft("x")), ChangeRefused::Exists),
+            (UserChange::Add("new".into(), UserDraft::default()), ChangeRefused::NoPassword),
+            (UserChange::Add("hand".into(), draft("x")), ChangeRefused::Configured),
+            (UserChange::Change("hand".into(), draft("x")), ChangeRefused::Configured),
+            (UserChange::Remove("hand".into()), ChangeRefused::Configured),
+            (UserChange::Change("nobody".into(), draft("x")), ChangeRefused::Unknown),
+            (UserChange::Remove("nobody".into()), ChangeRefused::Unknown),
+        ] {
+            assert_eq!(desk.change(change, "hand").await, Err(why));
+        }
+        // the next start, with a configuration that has the name by now
+        let mut again = settings(dir.path(), "");
+        Users::open(&mut again, Health::default());
+        assert_eq!(again.broker.access.users, [changed]);
+        let text = format!("[[broker.user]]\nname = {}\npublish = []\n", toml::Value::String(name.into()));
+        let mut again = settings(dir.path(), &text);
+        let users = Users::open(&mut again, Health::default());
+        assert_eq!((again.broker.access.users.len(), again.broker.access.users[0].rights.publish.len()), (1, 0));
+        assert_eq!(users.lists().made.len(), 1, "it is kept");
+        assert_eq!(desk.change(UserChange::Remove(name.into()), "hand").await, Ok(None));
+        assert_eq!(load_made_users(dir.path()).unwrap(), MadeUsers::default());
+    }
+
+    #[tokio::test]
+    async fn a_broken_file_is_said_left_alone_and_mended() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = made_users_path(dir.path());
+        let (users, desk, health) = serve(dir.path(), "");
+        desk.change(UserChange::Add("a".into(), draft("x")), "hand").await.unwrap();
+        let good = fs::read_to_string(&path).unwrap();
+        let broken = format!("{good}\n[[user]]\nname = \"b\"\nsubscribe = [\"x/#/y\"]\n");
+        fs::write(&path, &broken).unwrap();
+        let refused = desk.change(UserChange::Remove("a".into()), "hand").await.unwrap_err().to_string();
+        assert!(refused.contains("users.toml:12:14: user.subscribe: found \"x/#/y\""), "{refused}");
+        assert!(health.is_faulty(PART) && fs::read_to_string(&path).unwrap() == broken);
+        let mut again = settings(dir.path(), "");
+        users.read_again(&mut again).await;
+        assert_eq!(again.broker.access.users.len(), 1, "who came in still does");
+        // at the next start nobody of it does, and it is said
+        let (health, mut next) = (Health::default(), settings(dir.path(), ""));
+        Users::open(&mut next, health.clone());
+        assert!(next.broker.access.users.is_empty() && health.is_faulty(PART));
+        // what a person writes into it is not lost
+        fs::write(&path, broken.replace("x/#/y", "x/#")).unwrap();
+        desk.change(UserChange::Add("c".into(), draft("x")), "hand").await.unwrap();
+        let names: Vec<String> = users.lists().made.iter().map(|user| user.name.clone()).collect();
+        assert_eq!(names, ["a", "b", "c"]);
+    }
+
+    #[test]
+    fn a_listener_that_waits_for_the_restart_forgets_who_was_removed() {
+        let user = |name: &str, hash: &str| UserSettings {
+            name: name.into(),
+            password_hash: Some(hash.into()),
+            rights: Rights::default(),
+            client_ids: Vec::new(),
+            is_admin: false,
+        };
+        let (a, b, own) = (user("a", "1"), user("b", "2"), user("a", "of the configuration"));
+        let listener = |users: &[UserSettings]| ListenerAccess {
+            listener: "l".into(),
+            anonymous: AnonymousSettings::default(),
+            users: Some(users.to_vec()),
+        };
+        let mut access = AccessSettings {
+            listeners: vec![listener(&[a.clone(), b.clone()]), listener(std::slice::from_ref(&own))],
+            ..AccessSettings::default()
+        };
+        judge_again(&mut access, &[a, b.clone()], &[user("b", "3")]);
+        assert_eq!(access.listeners, [listener(&[user("b", "3")]), listener(&[own])]);
+    }
+}

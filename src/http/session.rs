@@ -1,0 +1,144 @@
+//! Signing in and out on the page, and who somebody is.
+
+use std::sync::Arc;
+
+use axum::body::Body;
+use axum::extract::State;
+use axum::http::{HeaderMap, HeaderValue, StatusCode, Uri, header};
+use axum::response::{IntoResponse, Response};
+use axum::{Extension, Json};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use tracing::info;
+
+use super::auth::{By, Caller, Origin};
+use super::guard::SameOrigin;
+use super::problem::Problem;
+use super::{Http, body, proxies};
+use crate::access::authenticate::{Credentials, Refusal};
+use crate::access::guesses::network;
+use crate::access::places::Place;
+
+/// Largest body: user name and password.
+const MOST: usize = 8 << 10;
+
+/// Who signs in.
+#[derive(Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct SignInBody {
+    /// User name.
+    user: String,
+    /// Password.
+    password: String,
+}
+
+/// Who a request comes from.
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "Session")]
+pub struct SessionView {
+    /// User name; `null`: nobody has said one.
+    user: Option<String>,
+    /// How that is known.
+    by: By,
+    /// May read and publish what rules allow; otherwise a user name and a password are needed.
+    let_in: bool,
+    /// May see how the gateway is doing.
+    may_observe: bool,
+    /// May disconnect clients, delete below a branch, and make users.
+    admin: bool,
+}
+
+impl SessionView {
+    fn of(http: &Http, caller: &Caller) -> SessionView {
+        SessionView {
+            user: caller.user().map(Into::into),
+            by: caller.by(),
+            let_in: true,
+            may_observe: caller.permissions.may_observe(),
+            admin: caller.must_administer(http).is_ok(),
+        }
+    }
+}
+
+/// `GET /api/v1/session`: to everybody, since the page asks this first.
+pub async fn read(
+    State(http): State<Arc<Http>>,
+    headers: HeaderMap,
+    caller: Result<Caller, Problem>,
+) -> Result<Json<SessionView>, Problem> {
+    match caller {
+        Ok(caller) => Ok(Json(SessionView::of(&http, &caller))),
+        Err(problem) if headers.contains_key(header::AUTHORIZATION) => Err(problem),
+        Err(_) => {
+            Ok(Json(SessionView { user: None, by: By::Nothing, let_in: false, may_observe: false, admin: false }))
+        }
+    }
+}
+
+/// A cookie for whoever has asked, or what ends it.
+fn cookie(http: &Http, Origin(peer): Origin, headers: &HeaderMap, token: Option<&str>) -> Result<HeaderValue, Problem> {
+    let is_secure = http.is_tls || proxies::is_https(&http.trusted_proxies, peer, headers);
+    let text = http.sign_ins.cookie(token, proxies::prefix(headers), is_secure);
+    HeaderValue::try_from(text).map_err(|_| Problem::bad_request("the path of the page cannot be that of a cookie"))
+}
+
+/// `POST /api/v1/session`. The password goes the same way as any other that is shown here or to the broker.
+pub async fn sign_in(
+    State(http): State<Arc<Http>>,
+    Extension(origin): Extension<Origin>,
+    Extension(place): Extension<Arc<Place>>,
+    (uri, headers): (Uri, HeaderMap),
+    content: Body,
+) -> Result<Response, Problem> {
+    // or another page could sign somebody in as somebody else
+    if headers.contains_key(header::ORIGIN) && http.guard.same_origin(&uri, &headers) != SameOrigin::Yes {
+        return Err(Problem::forbidden("only the gateway's own page signs in here; programs use Basic authentication"));
+    }
+    let SignInBody { user, password } = body::json(content, &headers, MOST, http.ingress.receiving(), None).await?;
+    let from = http.address(origin.0, &headers);
+    let credentials = Credentials {
+        certificate_user: None,
+        username: Some(&user),
+        password: Some(password.as_bytes()),
+        client_id: "(page)",
+        from,
+        listener: None,
+    };
+    let who = http.access.authenticate(&credentials).await.map_err(|refusal| match refusal {
+        Refusal::NotAuthorized | Refusal::BadCredentials => Problem::unauthorized(refusal.to_string()),
+        Refusal::Busy => Problem::unavailable(refusal.to_string()),
+    })?;
+    let settings = who.user.as_deref().and_then(|name| http.access.authoriser.user(None, name));
+    // where there are no users, a name means nothing; and one may have changed just now
+    let Some(settings) = settings.filter(|user| user.password_hash == who.password_hash) else {
+        return Err(Problem::unauthorized("there is no such user"));
+    };
+    place.belongs_to(&settings.name);
+    http.sign_ins.end(&headers);
+    let token = http.sign_ins.begin(settings.clone());
+    let token = token.ok_or_else(|| Problem::unavailable("the system has no random numbers now"))?;
+    if let Some(more_since_last) = http.access.limiter.due(network(from), ("sign-in", &settings.name)) {
+        info!(user = settings.name, %from, more_since_last, "signed in on the page");
+    }
+    let view = SessionView {
+        user: Some(settings.name.clone()),
+        by: By::SignIn,
+        let_in: true,
+        may_observe: http.permissions_of(&settings.name).may_observe(),
+        admin: settings.is_admin,
+    };
+    Ok(([(header::SET_COOKIE, cookie(&http, origin, &headers, Some(&token))?)], Json(view)).into_response())
+}
+
+/// `DELETE /api/v1/session`
+pub async fn sign_out(
+    State(http): State<Arc<Http>>,
+    Extension(origin): Extension<Origin>,
+    (uri, headers): (Uri, HeaderMap),
+) -> Result<Response, Problem> {
+    if http.guard.same_origin(&uri, &headers) != SameOrigin::Yes {
+        return Err(Problem::forbidden("only the gateway's own page signs out here"));
+    }
+    http.sign_ins.end(&headers);
+    Ok((StatusCode::NO_CONTENT, [(header::SET_COOKIE, cookie(&http, origin, &headers, None)?)]).into_response())
+}
