@@ -4,6 +4,7 @@
 //! bounded: nothing in it grows with time or traffic.
 
 mod clients;
+mod drain;
 pub mod ledger;
 mod sensors;
 mod upstreams;

@@ -2,11 +2,14 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::time::Instant;
 
+use parking_lot::Mutex;
 use schemars::JsonSchema;
 use serde::Serialize;
 use tokio::sync::watch;
 
+use super::drain::Drain;
 use super::ledger::Ledger;
 use crate::journal::Backlog;
 use crate::mqtt::Version;
@@ -53,6 +56,9 @@ pub struct UpstreamSnapshot {
     pub backlog_bytes: usize,
     /// Boot clock, in milliseconds, when the oldest message that waits came in.
     pub oldest_boot_ms: Option<u64>,
+    /// In how many seconds nothing will wait any more, if it goes on as in the last half minute; `null` where that is not known,
+    /// where what waits does not become less, or nothing waits.
+    pub seconds_left: Option<u64>,
     /// Messages that came down and were published here.
     pub received: u64,
     /// Messages that came down and were not: no rule wants them, they are too large, or there was no room.
@@ -74,6 +80,7 @@ impl UpstreamSnapshot {
 pub struct UpstreamShown {
     snapshots: watch::Receiver<UpstreamSnapshot>,
     backlog: Arc<dyn Fn() -> Backlog + Send + Sync>,
+    drain: Arc<Mutex<Drain>>,
 }
 
 impl UpstreamShown {
@@ -82,7 +89,7 @@ impl UpstreamShown {
         snapshots: watch::Receiver<UpstreamSnapshot>,
         backlog: impl Fn() -> Backlog + Send + Sync + 'static,
     ) -> UpstreamShown {
-        UpstreamShown { snapshots, backlog: Arc::new(backlog) }
+        UpstreamShown { snapshots, backlog: Arc::new(backlog), drain: Arc::default() }
     }
 
     /// Waits for a change of what is not counted by the journal; for ever where there will be none.
@@ -96,6 +103,9 @@ impl UpstreamShown {
     pub fn now(&self) -> UpstreamSnapshot {
         let mut snapshot = self.snapshots.borrow().clone();
         snapshot.count(&(self.backlog)());
+        let is_connected = snapshot.state == UpstreamState::Connected;
+        let waiting = snapshot.ledger.pending;
+        snapshot.seconds_left = self.drain.lock().seconds_left(is_connected, waiting, Instant::now());
         snapshot
     }
 }

@@ -133,6 +133,21 @@ struct Pinned {
     provider: Arc<CryptoProvider>,
 }
 
+impl Pinned {
+    /// By the key alone, so that certificates of version 1 will do.
+    fn by_key(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        let bad = rustls::Error::InvalidCertificate(CertificateError::BadEncoding);
+        let (_, parsed) = x509_parser::parse_x509_certificate(cert).map_err(|_| bad)?;
+        let key = SubjectPublicKeyInfoDer::from(parsed.public_key().raw);
+        verify_tls13_signature_with_raw_key(message, &key, dss, &self.provider.signature_verification_algorithms)
+    }
+}
+
 impl ServerCertVerifier for Pinned {
     fn verify_server_cert(
         &self,
@@ -154,7 +169,10 @@ impl ServerCertVerifier for Pinned {
         cert: &CertificateDer<'_>,
         dss: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        verify_tls12_signature(message, cert, dss, &self.provider.signature_verification_algorithms)
+        let known = &self.provider.signature_verification_algorithms;
+        // where the certificate is of version 1, by the key alone
+        verify_tls12_signature(message, cert, dss, known)
+            .or_else(|error| self.by_key(message, cert, dss).map_err(|_| error))
     }
 
     fn verify_tls13_signature(
@@ -163,11 +181,7 @@ impl ServerCertVerifier for Pinned {
         cert: &CertificateDer<'_>,
         dss: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        // by the key alone, so that certificates of version 1 will do
-        let bad = rustls::Error::InvalidCertificate(CertificateError::BadEncoding);
-        let (_, parsed) = x509_parser::parse_x509_certificate(cert).map_err(|_| bad)?;
-        let key = SubjectPublicKeyInfoDer::from(parsed.public_key().raw);
-        verify_tls13_signature_with_raw_key(message, &key, dss, &self.provider.signature_verification_algorithms)
+        self.by_key(message, cert, dss)
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {

@@ -7,7 +7,7 @@ use std::time::Duration;
 use crate::played::{Played, Say};
 use crate::support::packet::packet;
 use crate::support::wait_until;
-use crate::{drained, publish, start, upstream};
+use crate::{drained, ledger, publish, start, upstream};
 
 const FIVE: [&str; 5] = ["0", "1", "2", "3", "4"];
 
@@ -108,6 +108,27 @@ fn an_upstream_that_ends_every_connection_for_a_while_costs_nothing() {
         publish(&gateway, "a", &FIVE, false);
         played.wait_for(&FIVE);
         assert_eq!(drained(port), 0, "{ends}");
+    }
+}
+
+#[test]
+fn an_upstream_that_ends_every_connection_for_very_long_costs_nothing() {
+    // as many as there are in a minute
+    const ENDS: usize = 200;
+    let begin = |protocol: u8| {
+        let played = Played::new(move |heard| match heard.publish() {
+            Some(_) if heard.connection < ENDS => Say::Close,
+            _ => Say::Usual,
+        });
+        let config = upstream(played.port, &format!("protocol = {protocol}")).replace("400 ms", "100 ms");
+        let (gateway, port) = start(&config);
+        publish(&gateway, "a", &FIVE, false);
+        (played, gateway, port)
+    };
+    for (played, _gateway, port) in [4, 5].map(begin) {
+        wait_until("it has ended them all", || played.log().connections.len() > ENDS);
+        played.wait_for(&FIVE);
+        assert_eq!((drained(port), ledger(port)["acked"].clone()), (0, 5.into()));
     }
 }
 

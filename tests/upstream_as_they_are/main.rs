@@ -3,6 +3,7 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod certificates;
 mod clouds;
 mod evidence;
 mod exactly_once;

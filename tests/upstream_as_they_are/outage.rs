@@ -4,8 +4,8 @@ use std::net::TcpListener;
 
 use crate::played::{Played, Say};
 use crate::support::packet::publish;
-use crate::support::{Connect, free_port, wait_until};
-use crate::{ledger, start, upstream};
+use crate::support::{Connect, free_port, http, wait_until};
+use crate::{ledger, publish as publish_texts, start, upstream};
 
 const MESSAGES: usize = 200_000;
 
@@ -33,4 +33,16 @@ fn two_hundred_thousand_messages_arrive_after_an_outage() {
     let texts = played.texts();
     assert_eq!(texts.len(), MESSAGES);
     assert!(texts.iter().enumerate().all(|(number, text)| *text == number.to_string()), "in order");
+}
+
+#[test]
+fn how_long_a_backlog_will_take_is_said() {
+    let port = free_port();
+    let (gateway, http) = start(&upstream(port, "rate = \"5/s\""));
+    let texts: Vec<String> = (0..300).map(|number| number.to_string()).collect();
+    publish_texts(&gateway, "a", &texts.iter().map(String::as_str).collect::<Vec<_>>(), false);
+    let left = || http::get(http, "/api/v1/upstreams").json()[0]["seconds_left"].clone();
+    assert!(left().is_null(), "nobody is there");
+    let _played = Played::on(TcpListener::bind(("127.0.0.1", port)).unwrap(), |_| Say::Usual);
+    wait_until("an estimate", || left().as_u64().is_some_and(|left| left > 0));
 }

@@ -1,0 +1,146 @@
+//! Certificates of version 1, as `openssl x509 -req` has long made them: what is said, and that they can be pinned.
+
+use std::net::TcpListener;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, channel};
+use std::thread;
+
+use base64ct::{Base64, Encoding};
+use rcgen::SigningKey;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::server::{ClientHello, ResolvesServerCert};
+use rustls::sign::CertifiedKey;
+use rustls::{ServerConfig, ServerConnection, StreamOwned};
+
+use crate::support::{Mosquitto, free_port, wait_until};
+use crate::{ledger, publish, start, upstream};
+
+/// The first element of DER: its tag, what it holds, and what follows it.
+fn element(der: &[u8]) -> (&[u8], &[u8], &[u8]) {
+    let (length, begin) = match der[1] {
+        length @ 0..=0x7f => (usize::from(length), 2),
+        0x81 => (usize::from(der[2]), 3),
+        _ => (usize::from(u16::from_be_bytes([der[2], der[3]])), 4),
+    };
+    let (whole, rest) = der.split_at(begin + length);
+    (whole, &whole[begin..], rest)
+}
+
+fn tagged(tag: u8, parts: &[&[u8]]) -> Vec<u8> {
+    let content = parts.concat();
+    let [high, low] = (content.len() as u16).to_be_bytes();
+    let length = match content.len() {
+        0..=0x7f => vec![low],
+        0x80..=0xff => vec![0x81, low],
+        _ => vec![0x82, high, low],
+    };
+    [vec![tag], length, content].concat()
+}
+
+/// A self-made certificate without version and extensions, and its key.
+fn version_1() -> (CertificateDer<'static>, rcgen::KeyPair) {
+    let key = rcgen::KeyPair::generate().unwrap();
+    let made = rcgen::CertificateParams::new(vec!["localhost".into()]).unwrap().self_signed(&key).unwrap();
+    let (_, certificate, _) = element(made.der());
+    let (_, mut signed, rest) = element(certificate);
+    let (algorithm, ..) = element(rest);
+    let mut kept = Vec::new();
+    while !signed.is_empty() {
+        let (whole, _, rest) = element(signed);
+        // [0] is the version, and [3] the extensions
+        if ![0xa0, 0xa3].contains(&whole[0]) {
+            kept.extend_from_slice(whole);
+        }
+        signed = rest;
+    }
+    let signed = tagged(0x30, &[&kept]);
+    let signature = key.sign(&signed).unwrap();
+    let der = tagged(0x30, &[&signed, algorithm, &tagged(3, &[&[0], &signature])]);
+    (CertificateDer::from(der), key)
+}
+
+fn fingerprint(certificate: &CertificateDer<'_>) -> String {
+    let digest = ring::digest::digest(&ring::digest::SHA256, certificate);
+    digest.as_ref().iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// Writes it down as PEM.
+fn write(certificate: &CertificateDer<'_>, path: &Path) {
+    let text = Base64::encode_string(certificate);
+    let lines: Vec<&str> = text.as_bytes().chunks(64).map(|line| std::str::from_utf8(line).unwrap()).collect();
+    let text = format!("-----BEGIN CERTIFICATE-----\n{}\n-----END CERTIFICATE-----\n", lines.join("\n"));
+    std::fs::write(path, text).unwrap();
+}
+
+#[test]
+fn a_certificate_of_version_1_is_named_and_can_be_pinned() {
+    let dir = tempfile::tempdir().unwrap();
+    let (certificate, key) = version_1();
+    let (cert, private) = (dir.path().join("server.crt"), dir.path().join("server.key"));
+    write(&certificate, &cert);
+    std::fs::write(&private, key.serialize_pem()).unwrap();
+    let secure = free_port();
+    let _broker = Mosquitto::with(&format!(
+        "listener {secure} 127.0.0.1\nuser root\ncertfile {}\nkeyfile {}\n",
+        cert.display(),
+        private.display()
+    ));
+    let config = |keys: &str| upstream(secure, keys).replace("mqtt://127.0.0.1", "mqtts://localhost");
+    // the certificate as its own authority, as such guides say, and what is said without one
+    for keys in [format!("tls = {{ ca = \"{}\" }}", cert.display()), String::new()] {
+        let (gateway, _) = start(&config(&keys));
+        let line = gateway.wait_for_line("X.509 version 1");
+        assert!(line.contains("-extfile") && line.contains("set tls.fingerprint"), "{line}");
+    }
+    let (gateway, http) =
+        start(&config(&format!("tls = {{ fingerprint = \"sha256:{}\" }}", fingerprint(&certificate))));
+    publish(&gateway, "a", &["pinned"], false);
+    wait_until("it is there", || ledger(http)["acked"] == 1);
+}
+
+/// Shows one certificate, whatever it is.
+#[derive(Debug)]
+struct Only(Arc<CertifiedKey>);
+
+impl ResolvesServerCert for Only {
+    fn resolve(&self, _: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        Some(self.0.clone())
+    }
+}
+
+/// Speaks only TLS 1.2, on this port, and hands over the first byte of what is said in it.
+fn old_server(certificate: CertificateDer<'static>, key: &rcgen::KeyPair) -> (u16, Receiver<u8>) {
+    let provider = rustls::crypto::ring::default_provider();
+    let key = PrivateKeyDer::try_from(key.serialize_der()).unwrap();
+    let key = provider.key_provider.load_private_key(key).unwrap();
+    let config = ServerConfig::builder_with_provider(Arc::new(provider))
+        .with_protocol_versions(&[&rustls::version::TLS12])
+        .unwrap()
+        .with_no_client_auth()
+        .with_cert_resolver(Arc::new(Only(Arc::new(CertifiedKey::new(vec![certificate], key)))));
+    let config = Arc::new(config);
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let (said, first) = channel();
+    thread::spawn(move || {
+        for socket in listener.incoming().map_while(Result::ok) {
+            let mut stream = StreamOwned::new(ServerConnection::new(config.clone()).unwrap(), socket);
+            let mut byte = [0];
+            if std::io::Read::read_exact(&mut stream, &mut byte).is_ok() && said.send(byte[0]).is_err() {
+                return;
+            }
+        }
+    });
+    (port, first)
+}
+
+#[test]
+fn it_can_be_pinned_where_only_tls_1_2_is_spoken() {
+    let (certificate, key) = version_1();
+    let digits = fingerprint(&certificate);
+    let (port, first) = old_server(certificate, &key);
+    let config = upstream(port, &format!("tls = {{ fingerprint = \"sha256:{digits}\" }}"));
+    let _gateway = start(&config.replace("mqtt://", "mqtts://"));
+    assert_eq!(first.recv_timeout(std::time::Duration::from_secs(120)), Ok(0x10), "CONNECT");
+}
