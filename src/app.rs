@@ -8,6 +8,7 @@ mod familiar;
 pub mod file_system;
 mod home_assistant;
 mod identity;
+mod mdns;
 mod orphans;
 mod pulse;
 mod reload;
@@ -212,6 +213,7 @@ impl Gateway {
         let (sensor_settings, sensor_changes) = watch::channel(settings.sensors.clone().into());
         let (snapshots, sensor_snapshots) = watch::channel(Vec::new());
         let (gone, sensors_gone) = watch::channel(());
+        let (mdns, announced, mdns_settings) = mdns::prepare(&settings, &listeners, web_port.as_ref(), &health);
         let status = Status {
             gateway_id: settings.gateway.id.as_str().into(),
             sensors: sensor_snapshots,
@@ -220,6 +222,7 @@ impl Gateway {
             problems,
             health: health.clone(),
             lost_at_power_cut: data_dir.lost_at_power_cut.clone(),
+            announced,
             listeners: listeners.iter().chain(&websockets).map(|listener| listener.port.name().to_owned()).collect(),
         };
         let changes = sensor_settings.subscribe();
@@ -260,10 +263,12 @@ impl Gateway {
             let name = listener.port.task_name("listener");
             supervisor.spawn_endless(name, listener.run(core.clone(), connections.clone()));
         }
+        // when it is announced it is there
+        supervisor.spawn_endless("mDNS", mdns.run(doors.clone()));
         sensors_have_answered(&settings, status.sensors.clone()).await;
         home_assistant::go_on(announcing);
         let faults = status.health.changes();
-        let changes = reload::Changes { sensors: sensor_settings, upstreams: rules, ports: reloads, users };
+        let changes = reload::Changes { sensors: sensor_settings, upstreams: rules, mdns: mdns_settings, ports: reloads, users };
         let reloadable = Reloadable::new(settings, config_path, logging, core.clone(), changes, status);
         Ok(Gateway {
             supervisor,

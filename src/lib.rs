@@ -25,6 +25,7 @@
 //! | [`upstream`] | the door to remote brokers, both ways |
 //! | [`http`] | the door for programs and browsers: REST, live stream, web page |
 //! | [`service`] | log, signals, systemd |
+//! | [`mdns`] | tells the local network of the open ports |
 //! | [`status`] | what the rooms say of themselves, for those who show it |
 //! | [`exchange`] | what every door shares: order, retained store, live delivery, shared groups, counters |
 //! | [`journal`] | what must reach a consumer whether it is connected or not |
@@ -55,6 +56,7 @@ pub mod home_assistant;
 pub mod http;
 pub mod import;
 pub mod journal;
+pub mod mdns;
 pub mod message;
 pub mod mqtt;
 pub mod net;

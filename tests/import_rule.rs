@@ -15,7 +15,7 @@ const FLOORS: [&[&str]; 11] = [
     &["journal", "import"],
     &["exchange"],
     &["status"],
-    &["service"],
+    &["service", "mdns"],
     // doors of equal rank
     &["broker", "sensors", "upstream", "http"],
     // tells others of the doors
@@ -55,8 +55,12 @@ fn may_import(room: &str, import: &str) -> bool {
 }
 
 /// Crates that only one place may name.
-const CRATES: [(&str, &str); 3] =
-    [("rppal", "sensors/rppal.rs"), ("rumqttd", "exchange/"), ("rumqttc", "upstream/client/")];
+const CRATES: [(&str, &str); 4] = [
+    ("zbus", "mdns/avahi.rs"),
+    ("rppal", "sensors/rppal.rs"),
+    ("rumqttd", "exchange/"),
+    ("rumqttc", "upstream/client/"),
+];
 
 fn sources() -> Vec<(PathBuf, String)> {
     fn walk(dir: &Path, found: &mut Vec<PathBuf>) {

@@ -12,6 +12,7 @@ use crate::access::made::UserLists;
 use crate::broker::core::Core;
 use crate::config::reload::Reload;
 use crate::config::{self, Settings};
+use crate::mdns::settings::MdnsSettings;
 use crate::sensors::settings::SensorSettings;
 use crate::service::logging::Logging;
 use crate::service::notify;
@@ -37,6 +38,8 @@ pub struct Changes {
     pub sensors: watch::Sender<Arc<[SensorSettings]>>,
     /// The upstreams, in the order of the configuration.
     pub upstreams: Vec<watch::Sender<Arc<UpstreamSettings>>>,
+    /// What the local network is told.
+    pub mdns: watch::Sender<MdnsSettings>,
     /// Ports are to read their files again.
     pub ports: watch::Sender<u64>,
     /// Users that were made by HTTP.
@@ -122,6 +125,9 @@ impl Reloadable {
         }
         if plan.settings.sensors != self.settings.sensors {
             self.changes.sensors.send_replace(plan.settings.sensors.clone().into());
+        }
+        if plan.settings.mdns != self.settings.mdns {
+            self.changes.mdns.send_replace(plan.settings.mdns.clone());
         }
         for (upstream, changes) in plan.settings.upstreams.iter().zip(&self.changes.upstreams) {
             changes.send_if_modified(|known| {

@@ -120,6 +120,13 @@ fn shown(gateway: &Value, upstreams: &Value, clients: &Value, sensors: &Value, p
     if !gateway["lost_at_power_cut"].is_null() {
         let _ = writeln!(text, "  {}", word(&gateway["lost_at_power_cut"]));
     }
+    for service in list(&gateway["mdns"]["services"]) {
+        let (kind, port, name) = (word(&service["type"]), word(&service["port"]), word(&service["name"]));
+        let _ = writeln!(text, "announced by mDNS: {kind} at port {port} as {name:?}");
+    }
+    if let Some(note) = gateway["mdns"]["note"].as_str() {
+        let _ = writeln!(text, "not announced by mDNS: {note}");
+    }
     for faulty in list(&gateway["faulty"]) {
         let (part, problem, remedy) = (word(&faulty["part"]), word(&faulty["problem"]), word(&faulty["remedy"]));
         let _ = writeln!(text, "faulty: {part}: {problem}; {remedy}");

@@ -11,7 +11,7 @@ use super::document::{Document, MISSING, Table, Value, assign, line_and_column};
 use super::error::{FileProblem, Problem, Problems, nearest};
 use super::paths::{Environment, Paths};
 use super::settings::Settings;
-use super::{broker, home_assistant, sensors, sizes, upstream};
+use super::{broker, home_assistant, mdns, sensors, sizes, upstream};
 use crate::broker::settings::ListenerSettings;
 use crate::http::settings::{HttpSettings, HttpTls, Network, frame_ancestor};
 use crate::journal::settings::WhenFull;
@@ -129,6 +129,7 @@ fn sections(root: Table, paths: &Paths, environment: &Environment) -> Settings {
     settings.upstreams = upstream::read(&root, paths, &settings.gateway.id);
     settings.journal = journal(&root);
     settings.http = http(&root, paths, &settings);
+    settings.mdns = mdns::read(&root);
     home_assistant::read(&root, &mut settings);
     sizes::check(&root, &settings);
     root.finish();

@@ -13,6 +13,7 @@ mod error;
 mod file;
 mod home_assistant;
 mod listeners;
+mod mdns;
 mod paths;
 pub mod reload;
 mod sensors;

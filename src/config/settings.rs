@@ -8,6 +8,7 @@ use crate::broker::settings::BrokerSettings;
 use crate::home_assistant::settings::HomeAssistantSettings;
 use crate::http::settings::HttpSettings;
 use crate::journal::settings::JournalSettings;
+use crate::mdns::settings::MdnsSettings;
 use crate::message::Topic;
 use crate::sensors::settings::{GpioBackend, GpioSettings, SensorSettings, Simulation};
 use crate::upstream::settings::UpstreamSettings;
@@ -47,6 +48,8 @@ pub struct Settings {
     pub journal: JournalSettings,
     /// HTTP.
     pub http: HttpSettings,
+    /// What the local network is told.
+    pub mdns: MdnsSettings,
     /// What Home Assistant is told.
     pub home_assistant: HomeAssistantSettings,
 }
@@ -64,6 +67,7 @@ impl Settings {
             upstreams: Vec::new(),
             journal: JournalSettings::default(),
             http: HttpSettings::default(),
+            mdns: MdnsSettings::default(),
             home_assistant: HomeAssistantSettings::default(),
         }
     }
@@ -73,6 +77,8 @@ impl Settings {
     pub fn demonstration() -> Settings {
         let mut settings = Settings::defaults(&Environment::current());
         settings.gpio.backend = GpioBackend::Simulated;
+        // what is only tried out, on whatever network, is nobody else's business
+        settings.mdns.enabled = false;
         if let Ok(topic) = Topic::new("loft/motion1") {
             let script = [(1, false), (3, true), (8, false)];
             let script = script.map(|(seconds, motion)| (Duration::from_secs(seconds), motion));
@@ -105,6 +111,7 @@ mod tests {
         assert_eq!((sensor.name.as_str(), sensor.pin, sensor.topic.as_str()), ("loft-motion", 17, "loft/motion1"));
         assert_eq!(settings.broker.listeners[0].address.to_string(), "[::]:1883");
         assert!(sensor.retain && sensor.warm_up.is_zero());
+        assert!(!settings.mdns.enabled && Settings::defaults(&Environment::current()).mdns.enabled);
     }
 
     #[test]

@@ -17,7 +17,7 @@ use super::envelope::rfc3339;
 use super::problem::Problem;
 use super::query::Query;
 use crate::health::{FaultyPart, TARGET};
-use crate::status::{ClientSnapshot, JournalStatus, UpstreamShown, UpstreamSnapshot as Snapshot};
+use crate::status::{Announced, ClientSnapshot, JournalStatus, UpstreamShown, UpstreamSnapshot as Snapshot};
 
 /// An overview is made at most this often, for however many ask.
 const FRESH: Duration = Duration::from_millis(500);
@@ -129,6 +129,8 @@ pub struct GatewayView<'a> {
     journal: JournalStatus,
     /// What a power cut costs beyond what is promised to survive one.
     lost_at_power_cut: Option<&'a str>,
+    /// What the local network is told by mDNS.
+    mdns: Announced,
     /// What is wrong now.
     faulty: Vec<FaultyView>,
 }
@@ -249,6 +251,7 @@ impl Http {
             max_packet_size: self.ingress.max_packet_size(),
             journal: self.ingress.journal().status(),
             lost_at_power_cut: self.status.lost_at_power_cut.as_ref().map(|power_cut| &*power_cut.cost),
+            mdns: self.status.announced.borrow().clone(),
             faulty: self.status.health.faulty().into_iter().map(view).collect(),
         })
     }

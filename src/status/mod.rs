@@ -3,6 +3,7 @@
 //! Rooms write, each through its own channel; HTTP and the service only read. Everything here is a snapshot of now or
 //! bounded: nothing in it grows with time or traffic.
 
+mod announced;
 mod clients;
 mod drain;
 pub mod ledger;
@@ -13,6 +14,7 @@ use std::sync::Arc;
 
 use tokio::sync::watch;
 
+pub use self::announced::{Announced, AnnouncedService};
 pub use self::clients::{ClientCounts, ClientSnapshot, ClientsShown};
 pub use self::sensors::{Change, Finding, SensorSnapshot, SensorState, Verdict};
 pub use self::upstreams::{UpstreamShown, UpstreamSnapshot, UpstreamState};
@@ -46,6 +48,8 @@ pub struct Status {
     pub health: Health,
     /// What a power cut costs beyond what is promised to survive one; `None`: nothing.
     pub lost_at_power_cut: Option<PowerCut>,
+    /// What the local network is told.
+    pub announced: watch::Receiver<Announced>,
     /// Names of the ports for MQTT.
     pub listeners: Arc<[String]>,
 }

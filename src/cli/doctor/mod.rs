@@ -3,6 +3,7 @@
 //! It changes nothing, works on a laptop as on a Pi, and beside a running gateway.
 
 mod disk;
+mod mdns;
 mod pins;
 mod ports;
 mod system;
@@ -102,6 +103,7 @@ pub(super) fn doctor(args: &Args) -> Result<(), CliError> {
     findings.extend(system::memory(&system));
     findings.extend(disk::data_dir(&settings, &system));
     findings.extend(ports::all(&settings, &system));
+    findings.extend(mdns::all(&settings, &system));
     findings.extend(pins::all(&settings, &system));
     findings.extend(upstreams::all(&settings));
     let mut text = String::new();

@@ -1,0 +1,44 @@
+//! The local network is told of the open ports.
+
+use tokio::sync::watch;
+
+use crate::broker::listener::Listener;
+use crate::config::Settings;
+use crate::health::Health;
+use crate::mdns::service::{Candidate, Kind};
+use crate::mdns::settings::MdnsSettings;
+use crate::mdns::task::Mdns;
+use crate::net::port::Port;
+use crate::status::Announced;
+
+/// What announces them, what it has announced, and what changes its settings.
+pub(super) fn prepare(
+    settings: &Settings,
+    listeners: &[Listener],
+    web: Option<&Port>,
+    health: &Health,
+) -> (Mdns, watch::Receiver<Announced>, watch::Sender<MdnsSettings>) {
+    // MQTT over WebSocket has no service type of its own
+    let candidates = listeners.iter().filter_map(of_listener).chain(web.and_then(|web| of_web(settings, web)));
+    let (change, changes) = watch::channel(settings.mdns.clone());
+    let (mdns, announced) = Mdns::new(&settings.gateway.id, changes, candidates.collect(), health.clone());
+    (mdns, announced, change)
+}
+
+/// A listener that asks for certificates is for those who were given one, and they know where it is.
+fn of_listener(listener: &Listener) -> Option<Candidate> {
+    let kind = match &listener.settings.tls {
+        None => Kind::Mqtt,
+        Some(tls) if tls.client_ca.is_none() => Kind::SecureMqtt,
+        Some(_) => return None,
+    };
+    of_port(&listener.port, kind)
+}
+
+fn of_web(settings: &Settings, web: &Port) -> Option<Candidate> {
+    of_port(web, if settings.http.tls.is_some() { Kind::Https } else { Kind::Http })
+}
+
+fn of_port(port: &Port, kind: Kind) -> Option<Candidate> {
+    Some(Candidate { part: port.name().into(), kind, address: port.address().tcp()? })
+}

@@ -1,0 +1,197 @@
+//! What to tell Avahi next.
+//!
+//! Everything is announced under one name, all of it or nothing: when any of it collides with what another host or another
+//! program has, all gets the name that Avahi proposes, and keeps it until the gateway is started anew.
+
+use super::service::Service;
+
+/// Names tried in a row. A host that takes whatever name we choose must not keep us busy.
+const MOST_NAMES: u32 = 20;
+
+/// What has happened.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum AnnouncerEvent {
+    /// These are to be announced from now on.
+    Wanted(Vec<Service>),
+    /// Whether Avahi takes announcements. It does not while it looks for a name for its host, and then it has forgotten ours.
+    Running(bool),
+    /// Avahi has ended, and what it was told with it.
+    Gone,
+    /// Somebody else has this name.
+    Collision,
+    /// Avahi proposes this name.
+    Proposed(String),
+    /// Everybody knows.
+    Established,
+}
+
+/// What is to be done.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum AnnouncerAction {
+    /// Announce these under this name, and nothing else.
+    Announce(String, Vec<Service>),
+    /// Ask for another name.
+    Propose(String),
+    /// Try again much later.
+    GiveUp,
+}
+
+/// The state machine.
+#[derive(Clone, Debug)]
+pub(super) struct Announcer {
+    name: String,
+    wanted: Vec<Service>,
+    is_running: bool,
+    /// Avahi has been told, and has not turned it down.
+    is_told: bool,
+    is_established: bool,
+    names_tried: u32,
+}
+
+impl Announcer {
+    pub(super) fn new(name: String) -> Announcer {
+        Announcer { name, wanted: Vec::new(), is_running: false, is_told: false, is_established: false, names_tried: 0 }
+    }
+
+    /// The name as it is now.
+    pub(super) fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// What everybody knows.
+    pub(super) fn established(&self) -> &[Service] {
+        if self.is_established { &self.wanted } else { &[] }
+    }
+
+    pub(super) fn handle(&mut self, event: AnnouncerEvent) -> Option<AnnouncerAction> {
+        match event {
+            AnnouncerEvent::Wanted(wanted) if wanted == self.wanted => None,
+            AnnouncerEvent::Wanted(wanted) => {
+                self.wanted = wanted;
+                self.announce()
+            }
+            AnnouncerEvent::Running(is_running) => {
+                let has_come = is_running && !self.is_running;
+                self.is_running = is_running;
+                if is_running && !has_come {
+                    return None;
+                }
+                self.forgotten();
+                self.announce()
+            }
+            AnnouncerEvent::Gone => {
+                self.is_running = false;
+                self.forgotten();
+                None
+            }
+            // what was said of an announcement that is not in force any more
+            AnnouncerEvent::Collision | AnnouncerEvent::Established if !self.is_told => None,
+            AnnouncerEvent::Collision => {
+                self.forgotten();
+                self.names_tried += 1;
+                if self.names_tried < MOST_NAMES {
+                    return Some(AnnouncerAction::Propose(self.name.clone()));
+                }
+                self.names_tried = 0;
+                Some(AnnouncerAction::GiveUp)
+            }
+            AnnouncerEvent::Proposed(name) => {
+                self.name = name;
+                self.announce()
+            }
+            AnnouncerEvent::Established => {
+                self.is_established = true;
+                self.names_tried = 0;
+                None
+            }
+        }
+    }
+
+    fn forgotten(&mut self) {
+        (self.is_told, self.is_established) = (false, false);
+    }
+
+    fn announce(&mut self) -> Option<AnnouncerAction> {
+        if !self.is_running {
+            return None;
+        }
+        (self.is_told, self.is_established) = (true, false);
+        Some(AnnouncerAction::Announce(self.name.clone(), self.wanted.clone()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::service::Kind;
+    use super::*;
+
+    fn services(ports: &[u16]) -> Vec<Service> {
+        let service =
+            |port: &u16| Service { kind: Kind::Mqtt, port: *port, names_port: false, interface: None, family: None };
+        ports.iter().map(service).collect()
+    }
+
+    fn announce(name: &str, ports: &[u16]) -> Option<AnnouncerAction> {
+        Some(AnnouncerAction::Announce(name.into(), services(ports)))
+    }
+
+    fn announced() -> Announcer {
+        let mut announcer = Announcer::new("a".into());
+        assert_eq!(announcer.handle(AnnouncerEvent::Wanted(services(&[1]))), None);
+        assert_eq!(announcer.established(), []);
+        assert_eq!(announcer.handle(AnnouncerEvent::Running(true)), announce("a", &[1]));
+        assert_eq!(announcer.established(), []);
+        assert_eq!(announcer.handle(AnnouncerEvent::Established), None);
+        assert_eq!(announcer.established(), services(&[1]));
+        announcer
+    }
+
+    #[test]
+    fn what_changes_is_announced_and_nothing_twice() {
+        let mut announcer = announced();
+        assert_eq!(announcer.handle(AnnouncerEvent::Wanted(services(&[1]))), None);
+        assert_eq!(announcer.handle(AnnouncerEvent::Running(true)), None);
+        assert_eq!(announcer.handle(AnnouncerEvent::Wanted(services(&[1, 2]))), announce("a", &[1, 2]));
+        assert_eq!(announcer.established(), [], "not before Avahi says so");
+    }
+
+    #[test]
+    fn when_avahi_comes_back_it_is_told_again() {
+        let mut announcer = announced();
+        assert_eq!(announcer.handle(AnnouncerEvent::Gone), None);
+        assert_eq!(announcer.established(), []);
+        assert_eq!(announcer.handle(AnnouncerEvent::Wanted(services(&[2]))), None);
+        assert_eq!(announcer.handle(AnnouncerEvent::Running(true)), announce("a", &[2]));
+        // its host gets another name
+        assert_eq!(announcer.handle(AnnouncerEvent::Running(false)), None);
+        assert_eq!(announcer.handle(AnnouncerEvent::Running(true)), announce("a", &[2]));
+    }
+
+    #[test]
+    fn a_name_that_is_taken_is_changed_for_all_and_kept() {
+        let mut announcer = announced();
+        assert_eq!(announcer.handle(AnnouncerEvent::Collision), Some(AnnouncerAction::Propose("a".into())));
+        assert_eq!(announcer.established(), []);
+        // Avahi says so for the same announcement once more, or that it was there before
+        assert_eq!(announcer.handle(AnnouncerEvent::Collision), None);
+        assert_eq!(announcer.handle(AnnouncerEvent::Established), None);
+        assert_eq!(announcer.established(), []);
+        assert_eq!(announcer.handle(AnnouncerEvent::Proposed("a #2".into())), announce("a #2", &[1]));
+        assert_eq!(announcer.handle(AnnouncerEvent::Established), None);
+        assert_eq!((announcer.name(), announcer.established().len()), ("a #2", 1));
+        assert_eq!(announcer.handle(AnnouncerEvent::Gone), None);
+        assert_eq!(announcer.handle(AnnouncerEvent::Running(true)), announce("a #2", &[1]));
+    }
+
+    #[test]
+    fn somebody_who_takes_every_name_does_not_keep_us_busy() {
+        let mut announcer = announced();
+        let mut tried = 0;
+        while announcer.handle(AnnouncerEvent::Collision) != Some(AnnouncerAction::GiveUp) {
+            tried += 1;
+            assert!(tried < 100);
+            announcer.handle(AnnouncerEvent::Proposed(format!("a #{tried}")));
+        }
+        assert_eq!(tried, MOST_NAMES - 1);
+    }
+}

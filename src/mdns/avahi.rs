@@ -1,0 +1,223 @@
+//! Avahi's D-Bus interface, as far as it is needed.
+//!
+//! Calls go to the unique name of the daemon that runs, not to the well-known one: that would start a daemon that somebody
+//! has stopped, and a daemon that comes next would be asked about what only the one before knows.
+
+use std::time::Duration;
+
+use futures_util::StreamExt;
+use zbus::message::Type;
+use zbus::{Connection, MatchRule, Message, MessageStream, OwnedObjectPath};
+
+use super::service::{Family, Service};
+
+const BUS: &str = "org.freedesktop.DBus";
+const AVAHI: &str = "org.freedesktop.Avahi";
+/// The first version of the interface has all that is needed, and every Avahi knows it.
+const SERVER: &str = "org.freedesktop.Avahi.Server";
+const GROUP: &str = "org.freedesktop.Avahi.EntryGroup";
+const COLLISION: &str = "org.freedesktop.Avahi.CollisionError";
+
+/// States of the server and of a group, as Avahi numbers them.
+const SERVER_RUNNING: i32 = 2;
+const GROUP_ESTABLISHED: i32 = 2;
+const GROUP_COLLISION: i32 = 3;
+const GROUP_FAILURE: i32 = 4;
+
+/// "All interfaces", or "both kinds of addresses".
+const ANY: i32 = -1;
+/// Whatever is asked is answered at once, or something is wrong.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Why Avahi cannot be told.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum AvahiError {
+    #[error("no system bus (D-Bus): {0}")]
+    NoBus(zbus::Error),
+    #[error("Avahi: {0}")]
+    Call(#[from] zbus::Error),
+    #[error("the system bus (D-Bus) has ended")]
+    BusEnded,
+    #[error("Avahi cannot announce: {0}")]
+    Failed(String),
+    #[error("every name is taken")]
+    NoName,
+}
+
+/// What Avahi says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum AvahiEvent {
+    /// Another daemon, by its unique name. [`Avahi::greet`] comes next.
+    Came(String),
+    /// Whether it takes announcements.
+    Running(bool),
+    Gone,
+    Established,
+    Collision,
+}
+
+/// What came of telling it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Told {
+    Taken,
+    /// Another program of this host has announced something of this name.
+    Collision,
+}
+
+/// A connection to the system bus.
+pub(super) struct Avahi {
+    bus: Connection,
+    /// Tells who is Avahi.
+    owners: MessageStream,
+    daemon: Option<Daemon>,
+}
+
+/// An Avahi that runs.
+struct Daemon {
+    name: String,
+    signals: MessageStream,
+    /// All that we announce.
+    group: OwnedObjectPath,
+}
+
+impl Avahi {
+    /// Connects to the system bus. [`Avahi::find`] comes next.
+    pub(super) async fn connect() -> Result<Avahi, AvahiError> {
+        let bus = zbus::connection::Builder::system().method_timeout(PATIENCE).build();
+        let bus = bus.await.map_err(AvahiError::NoBus)?;
+        let rule = MatchRule::builder()
+            .msg_type(Type::Signal)
+            .sender(BUS)
+            .interface(BUS)
+            .member("NameOwnerChanged")
+            .add_arg(AVAHI)
+            .build()?;
+        let owners = MessageStream::for_match_rule(rule, &bus, None).await?;
+        Ok(Avahi { bus, owners, daemon: None })
+    }
+
+    /// Looks whether an Avahi runs at present. Later ones are events.
+    pub(super) async fn find(&mut self) -> Result<AvahiEvent, AvahiError> {
+        let asked = self.bus.call_method(Some(BUS), "/org/freedesktop/DBus", Some(BUS), "NameHasOwner", &AVAHI);
+        if !asked.await?.body().deserialize::<bool>()? {
+            return Ok(AvahiEvent::Gone);
+        }
+        let asked = self.bus.call_method(Some(BUS), "/org/freedesktop/DBus", Some(BUS), "GetNameOwner", &AVAHI);
+        let owner: String = asked.await?.body().deserialize()?;
+        self.greet(owner).await
+    }
+
+    /// Whether there is a daemon.
+    pub(super) fn is_there(&self) -> bool {
+        self.daemon.is_some()
+    }
+
+    /// Makes the acquaintance of a daemon.
+    pub(super) async fn greet(&mut self, name: String) -> Result<AvahiEvent, AvahiError> {
+        let rule = MatchRule::builder().msg_type(Type::Signal).sender(name.as_str()).member("StateChanged").build()?;
+        // before the first question, so that no news is missed
+        let signals = MessageStream::for_match_rule(rule, &self.bus, None).await?;
+        let group = self.bus.call_method(Some(name.as_str()), "/", Some(SERVER), "EntryGroupNew", &()).await?;
+        let group: OwnedObjectPath = group.body().deserialize()?;
+        let state = self.bus.call_method(Some(name.as_str()), "/", Some(SERVER), "GetState", &()).await?;
+        let is_running = state.body().deserialize::<i32>()? == SERVER_RUNNING;
+        self.daemon = Some(Daemon { name, signals, group });
+        Ok(AvahiEvent::Running(is_running))
+    }
+
+    /// What Avahi says next. Safe to cancel.
+    pub(super) async fn next(&mut self) -> Result<AvahiEvent, AvahiError> {
+        loop {
+            let signals = self.daemon.as_mut().map(|daemon| &mut daemon.signals);
+            let said = async {
+                match signals {
+                    Some(signals) => signals.next().await,
+                    None => std::future::pending().await,
+                }
+            };
+            let (message, is_about_owner) = tokio::select! {
+                // in the order of the bus: what a daemon has said before it ended is of no use any more
+                biased;
+                message = self.owners.next() => (message, true),
+                message = said => (message, false),
+            };
+            let message = message.ok_or(AvahiError::BusEnded)??;
+            if is_about_owner {
+                let (_, _, owner): (String, String, String) = message.body().deserialize()?;
+                self.daemon = None;
+                return Ok(if owner.is_empty() { AvahiEvent::Gone } else { AvahiEvent::Came(owner) });
+            }
+            if let Some(event) = self.meaning(&message)? {
+                return Ok(event);
+            }
+        }
+    }
+
+    fn meaning(&self, message: &Message) -> Result<Option<AvahiEvent>, AvahiError> {
+        let header = message.header();
+        let interface = header.interface().map(|name| name.as_str());
+        let (state, error): (i32, String) = message.body().deserialize()?;
+        if interface == Some(SERVER) {
+            return Ok(Some(AvahiEvent::Running(state == SERVER_RUNNING)));
+        }
+        let group = self.daemon.as_ref().map(|daemon| daemon.group.as_str());
+        if interface != Some(GROUP) || header.path().map(|path| path.as_str()) != group {
+            return Ok(None);
+        }
+        match state {
+            GROUP_ESTABLISHED => Ok(Some(AvahiEvent::Established)),
+            GROUP_COLLISION => Ok(Some(AvahiEvent::Collision)),
+            GROUP_FAILURE => Err(AvahiError::Failed(error)),
+            _ => Ok(None),
+        }
+    }
+
+    /// Announces these instead of what was announced before.
+    pub(super) async fn announce(&self, name: &str, services: &[Service], id: &str) -> Result<Told, AvahiError> {
+        // without one the next event tells of another
+        let Some(daemon) = &self.daemon else { return Ok(Told::Taken) };
+        self.of_group(daemon, "Reset", &()).await?;
+        for service in services {
+            let interface = service.interface.and_then(|index| i32::try_from(index).ok()).unwrap_or(ANY);
+            let protocol = match service.family {
+                Some(Family::V4) => 0,
+                Some(Family::V6) => 1,
+                None => ANY,
+            };
+            let kind = service.kind.service_type();
+            // of this host, in its domain
+            let (flags, domain, host) = (0_u32, "", "");
+            let (name, txt) = (service.name(name), service.kind.txt(id));
+            let about = (interface, protocol, flags, name.as_str(), kind, domain, host, service.port, txt);
+            match self.of_group(daemon, "AddService", &about).await {
+                Ok(()) => {}
+                Err(zbus::Error::MethodError(error, ..)) if error.as_str() == COLLISION => return Ok(Told::Collision),
+                Err(error) => return Err(error.into()),
+            }
+        }
+        self.of_group(daemon, "Commit", &()).await?;
+        Ok(Told::Taken)
+    }
+
+    /// Another name, which Avahi makes of this one.
+    pub(super) async fn alternative(&self, name: &str) -> Result<String, AvahiError> {
+        let Some(daemon) = &self.daemon else { return Ok(name.to_owned()) };
+        let asked =
+            self.bus.call_method(Some(daemon.name.as_str()), "/", Some(SERVER), "GetAlternativeServiceName", &name);
+        Ok(asked.await?.body().deserialize()?)
+    }
+
+    async fn of_group<B>(&self, daemon: &Daemon, method: &str, body: &B) -> Result<(), zbus::Error>
+    where
+        B: serde::Serialize + zbus::DynamicType,
+    {
+        let asked = self.bus.call_method(Some(daemon.name.as_str()), &daemon.group, Some(GROUP), method, body);
+        asked.await.map(drop)
+    }
+
+    /// Takes back all that was announced.
+    pub(super) async fn close(self) {
+        // where the bus has ended, so has everything
+        let _ = self.bus.close().await;
+    }
+}

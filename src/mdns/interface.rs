@@ -1,0 +1,79 @@
+//! Which network interface an address belongs to: a port with an address of its own is announced there alone.
+
+use std::fs;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+
+/// The index of the interface; `None`: not known, or it is of no use to look for.
+pub(super) fn of(address: SocketAddr) -> Option<u32> {
+    match address {
+        SocketAddr::V6(address) if address.scope_id() != 0 => Some(address.scope_id()),
+        _ => match address.ip().to_canonical() {
+            IpAddr::V6(ip) => v6(ip, &fs::read_to_string("/proc/net/if_inet6").ok()?),
+            IpAddr::V4(ip) => {
+                let routes = fs::read_to_string("/proc/net/route").ok()?;
+                let index = fs::read_to_string(format!("/sys/class/net/{}/ifindex", v4(ip, &routes)?)).ok()?;
+                index.trim().parse().ok()
+            }
+        },
+    }
+}
+
+/// The index, from lines such as `fe80000000000000ba27ebfffe000001 02 40 20 80 eth0`.
+fn v6(ip: Ipv6Addr, table: &str) -> Option<u32> {
+    let wanted = format!("{:032x}", u128::from(ip));
+    let line = table.lines().find(|line| line.starts_with(&wanted))?;
+    u32::from_str_radix(line.split_whitespace().nth(1)?, 16).ok()
+}
+
+/// The name, from the table of routes: that of the narrowest network without a gateway that has the address.
+fn v4(ip: Ipv4Addr, routes: &str) -> Option<&str> {
+    let address = u32::from_ne_bytes(ip.octets());
+    routes
+        .lines()
+        .skip(1)
+        .filter_map(|line| {
+            let fields: Vec<&str> = line.split_whitespace().collect();
+            let number = |at: usize| u32::from_str_radix(fields.get(at)?, 16).ok();
+            let (destination, gateway, mask) = (number(1)?, number(2)?, number(7)?);
+            let is_local = gateway == 0 && mask != 0 && address & mask == destination;
+            is_local.then(|| (mask.count_ones(), fields[0]))
+        })
+        .max_by_key(|(bits, _)| *bits)
+        .map(|(_, name)| name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    // as the kernel writes it: the numbers in the order of bytes of the machine, which is that of every Pi
+    const ROUTES: &str = "\
+Iface\tDestination\tGateway \tFlags\tRefCnt\tUse\tMetric\tMask\t\tMTU\tWindow\tIRTT
+eth0\t00000000\t0101A8C0\t0003\t0\t0\t202\t00000000\t0\t0\t0
+eth0\t0001A8C0\t00000000\t0001\t0\t0\t202\t00FFFFFF\t0\t0\t0
+docker0\t000011AC\t00000000\t0001\t0\t0\t0\t0000FFFF\t0\t0\t0
+br0\t000111AC\t00000000\t0001\t0\t0\t0\t00FFFFFF\t0\t0\t0
+wg0\t00000A0A\t0101A8C0\t0003\t0\t0\t0\t0000FFFF\t0\t0\t0
+";
+
+    #[test]
+    #[cfg(target_endian = "little")]
+    fn an_ipv4_address_belongs_to_the_narrowest_network_of_this_host() {
+        let name = |ip: [u8; 4]| v4(ip.into(), ROUTES);
+        assert_eq!(name([192, 168, 1, 7]), Some("eth0"));
+        assert_eq!(name([172, 17, 0, 1]), Some("docker0"));
+        assert_eq!(name([172, 17, 1, 1]), Some("br0"));
+        // behind a gateway, and by the default route: not this host's
+        assert_eq!(name([10, 10, 0, 1]), None);
+        assert_eq!(name([203, 0, 113, 1]), None);
+    }
+
+    #[test]
+    fn an_ipv6_address_stands_in_a_table_or_names_its_interface() {
+        let table = "00000000000000000000000000000001 01 80 10 80       lo\n\
+                     fd000000000000000000000000000007 0a 40 00 80     eth0\n";
+        assert_eq!(v6("fd00::7".parse().unwrap(), table), Some(10));
+        assert_eq!(v6("fd00::8".parse().unwrap(), table), None);
+        assert_eq!(of("[fe80::1%3]:1883".parse().unwrap()), Some(3));
+    }
+}

@@ -1,0 +1,230 @@
+//! Which ports are announced, as what, and where.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+
+use super::interface;
+
+/// Longest name of a service, in bytes (RFC 6763, section 4.1.1).
+const LONGEST: usize = 63;
+/// Of which so many may be ours: the rest is for what tells services of one name apart, Avahi's number and a port.
+const LONGEST_OWN: usize = 48;
+
+/// What a port speaks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Kind {
+    /// MQTT.
+    Mqtt,
+    /// MQTT over TLS.
+    SecureMqtt,
+    /// The web page and REST.
+    Http,
+    /// The same with TLS.
+    Https,
+}
+
+impl Kind {
+    /// The type of its service, as IANA has registered it.
+    pub fn service_type(self) -> &'static str {
+        match self {
+            Kind::Mqtt => "_mqtt._tcp",
+            Kind::SecureMqtt => "_secure-mqtt._tcp",
+            Kind::Http => "_http._tcp",
+            Kind::Https => "_https._tcp",
+        }
+    }
+
+    /// What else clients are told.
+    pub(super) fn txt(self, id: &str) -> Vec<Vec<u8>> {
+        let mut records = vec![b"txtvers=1".to_vec(), format!("id={id}").into_bytes()];
+        if matches!(self, Kind::Http | Kind::Https) {
+            records.push(b"path=/".to_vec());
+        }
+        // longer ones do not exist
+        records.retain(|record| record.len() <= 255);
+        records
+    }
+}
+
+/// The two kinds of addresses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Family {
+    V4,
+    V6,
+}
+
+/// A port that may be announced while it is open.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Candidate {
+    /// Its name in [`crate::health::Health`], where it stands while it is closed.
+    pub part: String,
+    /// What it speaks.
+    pub kind: Kind,
+    /// Where it listens.
+    pub address: SocketAddr,
+}
+
+/// What Avahi is told of a port.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Service {
+    pub(super) kind: Kind,
+    pub(super) port: u16,
+    /// Another port of this kind has the plain name.
+    pub(super) names_port: bool,
+    /// `None`: all.
+    pub(super) interface: Option<u32>,
+    /// `None`: both.
+    pub(super) family: Option<Family>,
+}
+
+impl Service {
+    /// Its name where ours is this.
+    pub(super) fn name(&self, ours: &str) -> String {
+        let suffix = if self.names_port { format!(" ({})", self.port) } else { String::new() };
+        format!("{}{suffix}", shortened(ours, LONGEST - suffix.len()))
+    }
+}
+
+/// The name of this gateway's services.
+pub(super) fn name_of(gateway_id: &str) -> String {
+    let name = if gateway_id == "pigateway" { gateway_id.to_owned() } else { format!("pigateway {gateway_id}") };
+    shortened(&name, LONGEST_OWN).to_owned()
+}
+
+fn shortened(text: &str, most: usize) -> &str {
+    let end = (0..=most.min(text.len())).rev().find(|end| text.is_char_boundary(*end));
+    &text[..end.unwrap_or(0)]
+}
+
+/// What is to be announced of those ports that are open. Nobody elsewhere can use what only this host reaches.
+pub(super) fn services(candidates: &[Candidate], is_open: impl Fn(&str) -> bool) -> Vec<Service> {
+    let mut at: BTreeMap<(Kind, u16), Vec<(Option<u32>, Family)>> = BTreeMap::new();
+    let reachable = |candidate: &&Candidate| {
+        is_reachable(candidate.address) && candidate.address.port() != 0 && is_open(&candidate.part)
+    };
+    for Candidate { kind, address, .. } in candidates.iter().filter(reachable) {
+        let is_everywhere = address.ip().to_canonical().is_unspecified();
+        let interface = if is_everywhere { None } else { interface::of(*address) };
+        let places = at.entry((*kind, address.port())).or_default();
+        if address.ip().to_canonical().is_ipv4() {
+            places.push((interface, Family::V4));
+        } else {
+            places.push((interface, Family::V6));
+            // `[::]` takes IPv4 too
+            places.extend(is_everywhere.then_some((interface, Family::V4)));
+        }
+    }
+    let first = |kind| candidates.iter().filter(|other| is_reachable(other.address)).find(|other| other.kind == kind);
+    let mut services = Vec::new();
+    for ((kind, port), places) in at {
+        let names_port = first(kind).is_some_and(|first: &Candidate| first.address.port() != port);
+        for (interface, family) in merged(places) {
+            services.push(Service { kind, port, names_port, interface, family });
+        }
+    }
+    services
+}
+
+fn is_reachable(address: SocketAddr) -> bool {
+    !address.ip().to_canonical().is_loopback()
+}
+
+/// One entry for each interface: two of one name on the same interface would be refused.
+fn merged(mut places: Vec<(Option<u32>, Family)>) -> Vec<(Option<u32>, Option<Family>)> {
+    if places.iter().any(|(interface, _)| interface.is_none()) {
+        // where one is announced everywhere, the others are with it
+        places.iter_mut().for_each(|(interface, _)| *interface = None);
+    }
+    let mut merged: BTreeMap<Option<u32>, Option<Family>> = BTreeMap::new();
+    for (interface, family) in places {
+        let known = merged.entry(interface).or_insert(Some(family));
+        if *known != Some(family) {
+            *known = None;
+        }
+    }
+    merged.into_iter().collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn candidate(kind: Kind, address: &str) -> Candidate {
+        Candidate { part: format!("listener {address}"), kind, address: address.parse().unwrap() }
+    }
+
+    fn shown(candidates: &[Candidate], closed: &str) -> Vec<String> {
+        let services = services(candidates, |part| part != closed);
+        let show = |service: &Service| {
+            let Service { port, interface, family, kind, .. } = service;
+            format!("{} {port} {:?} {family:?} {interface:?}", kind.service_type(), service.name("pigateway loft"))
+        };
+        services.iter().map(show).collect()
+    }
+
+    #[test]
+    fn open_ports_that_others_reach_are_announced_and_no_others() {
+        let ports = [
+            candidate(Kind::Mqtt, "127.0.0.1:1885"),
+            candidate(Kind::Mqtt, "[::1]:1886"),
+            candidate(Kind::Mqtt, "[::ffff:127.0.0.1]:1887"),
+            candidate(Kind::Mqtt, "[::]:1883"),
+            candidate(Kind::SecureMqtt, "0.0.0.0:8883"),
+            candidate(Kind::Http, "[::]:8080"),
+            candidate(Kind::Https, "[fe80::1%7]:8443"),
+            candidate(Kind::Https, "[fe80::1%7]:0"),
+        ];
+        assert_eq!(
+            shown(&ports, "listener 0.0.0.0:8883"),
+            [
+                "_mqtt._tcp 1883 \"pigateway loft\" None None",
+                "_http._tcp 8080 \"pigateway loft\" None None",
+                "_https._tcp 8443 \"pigateway loft\" Some(V6) Some(7)",
+            ]
+        );
+        let one = [candidate(Kind::SecureMqtt, "0.0.0.0:8883")];
+        assert_eq!(shown(&one, ""), ["_secure-mqtt._tcp 8883 \"pigateway loft\" Some(V4) None"]);
+        assert_eq!(shown(&one, "listener 0.0.0.0:8883"), [""; 0]);
+    }
+
+    #[test]
+    fn ports_of_one_kind_have_names_of_their_own_that_do_not_depend_on_what_is_open() {
+        let ports = [
+            candidate(Kind::Mqtt, "[::]:1884"),
+            candidate(Kind::Mqtt, "[::]:1883"),
+            candidate(Kind::Mqtt, "[fe80::1%2]:1885"),
+            candidate(Kind::Mqtt, "[fe80::1%3]:1885"),
+        ];
+        let other = "_mqtt._tcp 1883 \"pigateway loft (1883)\" None None";
+        let all = shown(&ports, "");
+        assert_eq!(all[..2], [other, "_mqtt._tcp 1884 \"pigateway loft\" None None"]);
+        assert_eq!(all[2], "_mqtt._tcp 1885 \"pigateway loft (1885)\" Some(V6) Some(2)");
+        assert_eq!(all[3], "_mqtt._tcp 1885 \"pigateway loft (1885)\" Some(V6) Some(3)");
+        assert_eq!(shown(&ports, "listener [::]:1884")[0], other);
+    }
+
+    #[test]
+    fn a_port_at_several_addresses_is_announced_once_per_network() {
+        let twice = [candidate(Kind::Mqtt, "[fe80::1%2]:1883"), candidate(Kind::Mqtt, "[fe80::2%2]:1883")];
+        assert_eq!(shown(&twice, ""), ["_mqtt._tcp 1883 \"pigateway loft\" Some(V6) Some(2)"]);
+        let everywhere = [candidate(Kind::Mqtt, "0.0.0.0:1883"), candidate(Kind::Mqtt, "[fe80::2%2]:1883")];
+        assert_eq!(shown(&everywhere, ""), ["_mqtt._tcp 1883 \"pigateway loft\" None None"]);
+    }
+
+    #[test]
+    fn names_fit() {
+        assert_eq!(name_of("loft"), "pigateway loft");
+        assert_eq!(name_of("pigateway"), "pigateway");
+        let long = name_of(&"ü".repeat(64));
+        assert!(long.len() <= LONGEST_OWN && long.len() > LONGEST_OWN - 2, "{long}");
+        let service = Service { kind: Kind::Mqtt, port: 65535, names_port: true, interface: None, family: None };
+        let name = service.name(&format!("{long} #2"));
+        assert!(name.len() <= LONGEST && name.ends_with("ü #2 (65535)"), "{name}");
+    }
+
+    #[test]
+    fn clients_are_told_where_the_page_is_and_whose_it_is_but_no_topics() {
+        assert_eq!(Kind::Http.txt("loft"), [b"txtvers=1".as_slice(), b"id=loft", b"path=/"]);
+        assert_eq!(Kind::Mqtt.txt("loft"), [b"txtvers=1".as_slice(), b"id=loft"]);
+    }
+}

@@ -1,0 +1,216 @@
+//! The task beside the announcer: watches the ports, and talks with Avahi.
+
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio::time::sleep;
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, info};
+
+use super::announcer::{Announcer, AnnouncerAction, AnnouncerEvent};
+use super::avahi::{Avahi, AvahiError, AvahiEvent, Told};
+use super::service::{Candidate, Service, name_of, services};
+use super::settings::MdnsSettings;
+use crate::health::Health;
+use crate::status::{Announced, AnnouncedService};
+
+/// First and longest pause before the system bus is tried again. A bus that has no Avahi tells when one comes.
+const PAUSE: [Duration; 2] = [Duration::from_secs(5), Duration::from_secs(300)];
+
+/// Why nothing is announced for the moment that Avahi takes to ask the network whether names are free.
+const TOLD: &str = "Avahi has been told, and asks the network";
+
+/// Announces the open ports.
+pub struct Mdns {
+    id: String,
+    settings: watch::Receiver<MdnsSettings>,
+    candidates: Vec<Candidate>,
+    health: Health,
+    changes: watch::Receiver<u64>,
+    announcer: Announcer,
+    shown: watch::Sender<Announced>,
+}
+
+/// Why a connection to the bus has ended.
+enum Ended {
+    Cancelled,
+    NothingToSay,
+    Failed(AvahiError),
+}
+
+impl Mdns {
+    /// Announces those of these ports that are open; a port that is closed stands in `health`. What the network is told can be
+    /// seen at the receiver.
+    pub fn new(
+        gateway_id: &str,
+        settings: watch::Receiver<MdnsSettings>,
+        candidates: Vec<Candidate>,
+        health: Health,
+    ) -> (Mdns, watch::Receiver<Announced>) {
+        let (shown, receiver) = watch::channel(Announced::default());
+        let (changes, announcer) = (health.changes(), Announcer::new(name_of(gateway_id)));
+        (Mdns { id: gateway_id.into(), settings, candidates, health, changes, announcer, shown }, receiver)
+    }
+
+    /// Goes on until `cancel`, and then takes everything back.
+    pub async fn run(mut self, cancel: CancellationToken) {
+        let mut pause = PAUSE[0];
+        loop {
+            let wanted = self.wanted();
+            // nobody is connected to for nothing
+            let ended = if wanted.is_empty() { Ended::NothingToSay } else { self.talk(&cancel, &mut pause).await };
+            match ended {
+                Ended::Cancelled => return self.show("the gateway stops"),
+                Ended::NothingToSay => {
+                    let is_enabled = self.settings.borrow().enabled;
+                    self.show(if is_enabled { "no open port that others could use" } else { "[mdns] enabled = false" });
+                    tokio::select! {
+                        () = cancel.cancelled() => return,
+                        () = self.wants_other_than(&[]) => {}
+                    }
+                }
+                Ended::Failed(error) => {
+                    debug!(%error, "mDNS: tried again in {pause:?}");
+                    self.show(&error.to_string());
+                    let failed_with = self.wanted();
+                    tokio::select! {
+                        () = cancel.cancelled() => return,
+                        () = self.wants_other_than(&failed_with) => {}
+                        () = sleep(pause) => {}
+                    }
+                    pause = (pause * 2).min(PAUSE[1]);
+                }
+            }
+        }
+    }
+
+    /// What is to be announced at present.
+    fn wanted(&self) -> Vec<Service> {
+        match self.settings.borrow().enabled {
+            true => services(&self.candidates, |part| !self.health.is_faulty(part)),
+            false => Vec::new(),
+        }
+    }
+
+    /// Waits until something else is to be announced. Safe to cancel.
+    async fn wants_other_than(&mut self, known: &[Service]) {
+        while self.wanted() == known {
+            tokio::select! {
+                // whoever holds the other ends outlives this task
+                Ok(()) = self.settings.changed() => {}
+                Ok(()) = self.changes.changed() => {}
+                else => std::future::pending().await,
+            }
+        }
+    }
+
+    /// Announces for as long as there is something to announce and somebody to tell.
+    async fn talk(&mut self, cancel: &CancellationToken, pause: &mut Duration) -> Ended {
+        self.announcer.handle(AnnouncerEvent::Gone);
+        let avahi = tokio::select! {
+            () = cancel.cancelled() => return Ended::Cancelled,
+            avahi = Avahi::connect() => avahi,
+        };
+        let mut avahi = match avahi {
+            Ok(avahi) => avahi,
+            Err(error) => return Ended::Failed(error),
+        };
+        let ended = tokio::select! {
+            () = cancel.cancelled() => Ended::Cancelled,
+            ended = self.talk_with(&mut avahi, pause) => match ended {
+                Ok(()) => Ended::NothingToSay,
+                Err(error) => Ended::Failed(error),
+            },
+        };
+        avahi.close().await;
+        self.announcer.handle(AnnouncerEvent::Gone);
+        ended
+    }
+
+    async fn talk_with(&mut self, avahi: &mut Avahi, pause: &mut Duration) -> Result<(), AvahiError> {
+        let mut event = Some(avahi.find().await?);
+        loop {
+            let wanted = self.wanted();
+            if wanted.is_empty() {
+                return Ok(());
+            }
+            self.tell(avahi, AnnouncerEvent::Wanted(wanted.clone())).await?;
+            match event.take() {
+                // nobody who looks at the ports meanwhile makes us forget it halfway
+                Some(AvahiEvent::Came(daemon)) => {
+                    self.announcer.handle(AnnouncerEvent::Gone);
+                    event = Some(avahi.greet(daemon).await?);
+                    continue;
+                }
+                Some(AvahiEvent::Gone) => self.tell(avahi, AnnouncerEvent::Gone).await?,
+                Some(AvahiEvent::Running(is_running)) => self.tell(avahi, AnnouncerEvent::Running(is_running)).await?,
+                Some(AvahiEvent::Collision) => self.tell(avahi, AnnouncerEvent::Collision).await?,
+                Some(AvahiEvent::Established) => {
+                    *pause = PAUSE[0];
+                    self.tell(avahi, AnnouncerEvent::Established).await?;
+                }
+                None => {}
+            }
+            self.show(match avahi.is_there() {
+                true => TOLD,
+                false => "Avahi does not run here",
+            });
+            tokio::select! {
+                said = avahi.next() => event = Some(said?),
+                () = self.wants_other_than(&wanted) => {}
+            }
+        }
+    }
+
+    /// Handles an event, and does what is to be done about it.
+    async fn tell(&mut self, avahi: &Avahi, event: AnnouncerEvent) -> Result<(), AvahiError> {
+        let mut action = self.announcer.handle(event);
+        while let Some(next) = action {
+            action = match next {
+                AnnouncerAction::Announce(name, services) => match avahi.announce(&name, &services, &self.id).await? {
+                    Told::Taken => None,
+                    Told::Collision => self.announcer.handle(AnnouncerEvent::Collision),
+                },
+                AnnouncerAction::Propose(name) => {
+                    let proposed = avahi.alternative(&name).await?;
+                    info!("mDNS: the name {name:?} is taken, {proposed:?} is tried");
+                    self.announcer.handle(AnnouncerEvent::Proposed(proposed))
+                }
+                AnnouncerAction::GiveUp => return Err(AvahiError::NoName),
+            };
+        }
+        Ok(())
+    }
+
+    /// Lets others see what the network is told, or why it is told nothing.
+    fn show(&self, otherwise: &str) {
+        let name = self.announcer.name();
+        let service = |service: &Service| AnnouncedService {
+            name: service.name(name),
+            kind: service.kind.service_type(),
+            port: service.port,
+        };
+        let services: Vec<_> = self.announcer.established().iter().map(service).collect();
+        let note = services.is_empty().then(|| otherwise.to_owned());
+        let announced = Announced { services, note };
+        self.shown.send_if_modified(|shown| {
+            let is_news = *shown != announced;
+            if is_news {
+                say(shown, &announced);
+                *shown = announced;
+            }
+            is_news
+        });
+    }
+}
+
+fn say(before: &Announced, now: &Announced) {
+    if let Some(first) = now.services.first() {
+        let kinds: Vec<String> =
+            now.services.iter().map(|service| format!("{} {}", service.kind, service.port)).collect();
+        info!("announced by mDNS as {:?}: {}", first.name, kinds.join(", "));
+    } else if let Some(note) = now.note.as_deref().filter(|note| *note != TOLD && before.note.as_deref() != Some(*note))
+    {
+        info!("not announced by mDNS: {note}");
+    }
+}

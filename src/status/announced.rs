@@ -1,0 +1,25 @@
+//! What the local network is told of the gateway.
+
+use schemars::JsonSchema;
+use serde::Serialize;
+
+/// What the local network is told of the gateway by mDNS.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, JsonSchema)]
+pub struct Announced {
+    /// What everybody there can find.
+    pub services: Vec<AnnouncedService>,
+    /// Where that is nothing: why.
+    pub note: Option<String>,
+}
+
+/// A service, as DNS-SD calls it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
+pub struct AnnouncedService {
+    /// Its name, which is changed where others have the same.
+    pub name: String,
+    /// Its type, such as `_mqtt._tcp`.
+    #[serde(rename = "type")]
+    pub kind: &'static str,
+    /// Its port.
+    pub port: u16,
+}
