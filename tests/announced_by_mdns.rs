@@ -109,11 +109,13 @@ impl Host {
 
     #[track_caller]
     fn finds(&self, expected: &[&str]) {
-        let mut found = Vec::new();
         let begin = std::time::Instant::now();
-        while found != expected {
+        loop {
+            let found = self.found();
+            if found == expected {
+                return;
+            }
             assert!(begin.elapsed() < PATIENCE, "found {found:#?} instead of {expected:#?}");
-            found = self.found();
         }
     }
 
