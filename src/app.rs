@@ -268,7 +268,8 @@ impl Gateway {
         sensors_have_answered(&settings, status.sensors.clone()).await;
         home_assistant::go_on(announcing);
         let faults = status.health.changes();
-        let changes = reload::Changes { sensors: sensor_settings, upstreams: rules, mdns: mdns_settings, ports: reloads, users };
+        let changes =
+            reload::Changes { sensors: sensor_settings, upstreams: rules, mdns: mdns_settings, ports: reloads, users };
         let reloadable = Reloadable::new(settings, config_path, logging, core.clone(), changes, status);
         Ok(Gateway {
             supervisor,
