@@ -53,6 +53,9 @@ pub(super) enum Family {
     V6,
 }
 
+/// An interface, all where there is none, and the addresses there.
+type Place = (Option<u32>, Family);
+
 /// A port that may be announced while it is open.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Candidate {
@@ -98,7 +101,7 @@ fn shortened(text: &str, most: usize) -> &str {
 
 /// What is to be announced of those ports that are open. Nobody elsewhere can use what only this host reaches.
 pub(super) fn services(candidates: &[Candidate], is_open: impl Fn(&str) -> bool) -> Vec<Service> {
-    let mut at: BTreeMap<(Kind, u16), Vec<(Option<u32>, Family)>> = BTreeMap::new();
+    let mut at: BTreeMap<(Kind, u16), Vec<Place>> = BTreeMap::new();
     let reachable = |candidate: &&Candidate| {
         is_reachable(candidate.address) && candidate.address.port() != 0 && is_open(&candidate.part)
     };
@@ -130,7 +133,7 @@ fn is_reachable(address: SocketAddr) -> bool {
 }
 
 /// One entry for each interface: two of one name on the same interface would be refused.
-fn merged(mut places: Vec<(Option<u32>, Family)>) -> Vec<(Option<u32>, Option<Family>)> {
+fn merged(mut places: Vec<Place>) -> Vec<(Option<u32>, Option<Family>)> {
     if places.iter().any(|(interface, _)| interface.is_none()) {
         // where one is announced everywhere, the others are with it
         places.iter_mut().for_each(|(interface, _)| *interface = None);
