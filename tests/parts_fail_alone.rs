@@ -1,6 +1,6 @@
 //! A part that cannot work is a problem with a name, retried and shown; it never takes the others with it. One table of all
-//! parts: each is broken at the start, heals, breaks later and heals again, as far as it can. Each time the page's data,
-//! `/readyz`, systemd's status line and the log say the same, and whoever uses the rest does not notice.
+//! parts: each is broken at the start, heals, breaks later and heals again, as far as it can. Each time the page in a
+//! browser, its data, `/readyz`, systemd's status line and the log say the same, and whoever uses the rest does not notice.
 
 #![allow(clippy::unwrap_used)]
 
@@ -9,15 +9,16 @@ mod support;
 use std::fs;
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 use rustix::process::Signal;
 use support::broker::gateway;
+use support::browser::Tab;
+use support::kernel::{CLOCK_IS_SET, kernel_of_the_test};
 use support::packet::{Properties, publish};
 
 use support::systemd::Systemd;
 use support::tls::{Authority, client_config};
-use support::{Client, Connect, Gateway, Mosquitto, Setup, free_port, wait_until};
+use support::{Client, Connect, Gateway, Mosquitto, PATIENCE, Setup, free_port, wait_until};
 
 /// A sensor that all gateways here have, and whoever breaks must leave alone.
 const STEADY: &str =
@@ -33,6 +34,8 @@ struct Case {
     taken: Option<TcpListener>,
     peer: Option<Mosquitto>,
     authority: Authority,
+    /// The page, once it could be opened.
+    page: Option<Tab>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -263,8 +266,9 @@ fn is_open(port: u16) -> bool {
 }
 
 /// All that shows what is wrong shows this, or nothing, of the part.
-fn is_shown(case: &Case, gateway: &Gateway, systemd: &mut Systemd, expected: Option<&str>) {
-    let what = |place: &str| format!("{:?} {expected:?} in {place}", case.part);
+fn is_shown(case: &mut Case, gateway: &Gateway, systemd: &mut Systemd, expected: Option<&str>) {
+    let part = case.part;
+    let what = |place: &str| format!("{part:?} {expected:?} in {place}");
     // while HTTP is closed or speaks TLS, it shows nothing that this test could read
     if !matches!(case.part, Part::Http | Part::HttpCertificate) || (case.part == Part::Http && expected.is_none()) {
         let name = expected.map(|name| if case.part.is_sensor() { format!("sensor {name}") } else { name.into() });
@@ -290,6 +294,7 @@ fn is_shown(case: &Case, gateway: &Gateway, systemd: &mut Systemd, expected: Opt
             None => assert_eq!(ready.text(), "ok\n"),
         }
     }
+    case.look_at_page(gateway, expected);
     wait_until(&what("the status line"), || match expected {
         Some(name) => systemd.status().contains(&format!("; faulty: {name}")),
         None => !systemd.status().contains("faulty"),
@@ -305,6 +310,28 @@ fn pigateway_status(case: &Case) -> String {
 }
 
 impl Case {
+    /// The page stays open, and says by itself what is wrong and that nothing is.
+    fn look_at_page(&mut self, gateway: &Gateway, expected: Option<&str>) {
+        let (scheme, port) = match self.part {
+            // while HTTP is closed, nobody can look
+            Part::Http if expected.is_some() => return,
+            Part::HttpCertificate if !is_open(self.port) => return,
+            Part::HttpCertificate => ("https", self.port),
+            _ => ("http", self.http),
+        };
+        if self.page.is_none() {
+            self.page = Some(Tab::open(&format!("{scheme}://localhost:{port}/")));
+        }
+        let Some(page) = &self.page else { return };
+        let name = expected.map(|name| if self.part.is_sensor() { format!("sensor {name}") } else { name.into() });
+        let begin = std::time::Instant::now();
+        while !page.names_faulty(name.as_deref()) {
+            let text = page.run("return document.body.innerText");
+            assert!(begin.elapsed() < PATIENCE, "{:?}: {expected:?} on the page, which says: {text}", self.part);
+            self.poke(gateway);
+        }
+    }
+
     /// A disk is seen to be full by who writes to it.
     fn poke(&self, gateway: &Gateway) {
         if self.part == Part::Journal {
@@ -313,27 +340,6 @@ impl Case {
             client.send(&publish(b"kept", &[b'x'; 200_000], 0x33, Some(7), Some(&Properties::new())));
         }
     }
-}
-
-/// While this file is there, the kernel of [`kernel_of_the_test`] says that a source of time has set the clock.
-const CLOCK_IS_SET: &str = "/run/clock-is-set";
-
-/// A library that answers, in the kernel's place, whether the clock is synchronised: that of this machine is not the test's.
-fn kernel_of_the_test(dir: &Path) -> String {
-    let (source, library) = (dir.join("kernel.c"), dir.join("kernel.so").display().to_string());
-    let text = format!(
-        "#include <string.h>\n#include <sys/timex.h>\n#include <unistd.h>\n\
-         int adjtimex(struct timex *answer) {{\n\
-             int is_set = access(\"{CLOCK_IS_SET}\", F_OK) == 0;\n\
-             memset(answer, 0, sizeof *answer);\n\
-             answer->maxerror = is_set ? 1000 : 16000000;\n\
-             return is_set ? TIME_OK : TIME_ERROR;\n\
-         }}\n"
-    );
-    fs::write(&source, text).unwrap();
-    let compiled = Command::new("gcc").args(["-shared", "-fPIC", "-o", &library]).arg(&source).status().expect("gcc");
-    assert!(compiled.success());
-    library
 }
 
 /// A gateway whose part is broken from the start, and what systemd hears of it.
@@ -360,8 +366,16 @@ fn start(part: Part) -> (Case, Gateway, Systemd) {
         }
         _ => setup,
     };
-    let mut case =
-        Case { part, dir: setup.dir().into(), port, http, taken: None, peer: None, authority: Authority::new() };
+    let mut case = Case {
+        part,
+        dir: setup.dir().into(),
+        port,
+        http,
+        taken: None,
+        peer: None,
+        authority: Authority::new(),
+        page: None,
+    };
     case.break_at_start();
     let gateway = match part {
         Part::Journal => {
@@ -383,7 +397,7 @@ fn fails_alone(part: Part) {
 
     case.poke(&gateway);
     let closed = part.name(case.port, false);
-    is_shown(&case, &gateway, &mut systemd, Some(&closed));
+    is_shown(&mut case, &gateway, &mut systemd, Some(&closed));
     gateway.wait_for_line(part.reason(false));
     assert!(!case.works(&gateway), "{part:?}");
     other.ping();
@@ -391,22 +405,23 @@ fn fails_alone(part: Part) {
     // a reload mends nothing by itself
     gateway.signal(Signal::HUP);
     gateway.wait_for_line("configuration reloaded");
-    is_shown(&case, &gateway, &mut systemd, Some(&closed));
+    is_shown(&mut case, &gateway, &mut systemd, Some(&closed));
     assert!(!case.works(&gateway), "{part:?} after a reload");
 
     case.heal(&gateway);
     wait_until(&format!("{part:?} works"), || case.works(&gateway));
-    is_shown(&case, &gateway, &mut systemd, None);
+    is_shown(&mut case, &gateway, &mut systemd, None);
 
     if part.can_break_later() {
         case.break_later(&gateway);
-        is_shown(&case, &gateway, &mut systemd, Some(&part.name(case.port, true)));
+        let name = part.name(case.port, true);
+        is_shown(&mut case, &gateway, &mut systemd, Some(&name));
         gateway.wait_for_line(part.reason(true));
         // what was read before the files broke stays in use
         let goes_on = matches!(part, Part::Certificate | Part::ClientCa | Part::HttpCertificate);
         assert_eq!(case.works(&gateway), goes_on, "{part:?}");
         case.heal(&gateway);
-        is_shown(&case, &gateway, &mut systemd, None);
+        is_shown(&mut case, &gateway, &mut systemd, None);
         wait_until(&format!("{part:?} works again"), || case.works(&gateway));
     }
     if part == Part::Clock {
@@ -414,7 +429,7 @@ fn fails_alone(part: Part) {
         gateway.run_inside(&["rm", CLOCK_IS_SET]);
         gateway.signal(Signal::HUP);
         gateway.wait_for_lines("configuration reloaded", 2);
-        is_shown(&case, &gateway, &mut systemd, None);
+        is_shown(&mut case, &gateway, &mut systemd, None);
         assert!(case.works(&gateway), "a clock that was set");
     }
     // nobody else has noticed

@@ -1,6 +1,7 @@
 //! A browser: Chromium by chromedriver, which is asked by HTTP [W3C WebDriver].
 
 use std::process::Command;
+use std::sync::{Arc, Mutex, Weak};
 use std::time::{Duration, Instant};
 
 use base64ct::{Base64, Encoding};
@@ -116,6 +117,85 @@ impl Browser {
     pub fn screenshot(&self) -> Vec<u8> {
         let picture = self.call("GET", "/screenshot", &Value::Null);
         Base64::decode_vec(picture.as_str().unwrap()).unwrap()
+    }
+}
+
+/// A page that stays open in a browser which it shares with other pages of this test file. Closed when dropped.
+pub struct Tab {
+    browser: Arc<Mutex<Browser>>,
+    handle: String,
+}
+
+impl Tab {
+    /// Opens this address. The browser believes every certificate.
+    #[track_caller]
+    pub fn open(url: &str) -> Tab {
+        static SHARED: Mutex<Weak<Mutex<Browser>>> = Mutex::new(Weak::new());
+        // a test that has failed has harmed nobody else's page
+        let mut shared = SHARED.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let browser = shared.upgrade().unwrap_or_else(|| {
+            let browser = Arc::new(Mutex::new(Browser::start(1200, 1600, &["--ignore-certificate-errors"])));
+            *shared = Arc::downgrade(&browser);
+            browser
+        });
+        drop(shared);
+        let mut tab = Tab { browser, handle: String::new() };
+        tab.handle = {
+            let browser = tab.lock();
+            // another page is opened from one that is there, and the last one may be gone
+            let first = browser.call("GET", "/window/handles", &Value::Null)[0].take();
+            browser.call("POST", "/window", &json!({ "handle": first }));
+            let made = browser.call("POST", "/window/new", &json!({ "type": "tab" }));
+            let handle = made["handle"].as_str().expect("a tab").to_owned();
+            browser.call("POST", "/window", &json!({ "handle": handle }));
+            browser.open(url);
+            handle
+        };
+        tab
+    }
+
+    /// Runs a script in this page and returns what it does.
+    #[track_caller]
+    pub fn run(&self, script: &str) -> Value {
+        let browser = self.lock();
+        browser.call("POST", "/window", &json!({ "handle": self.handle }));
+        browser.run(script)
+    }
+
+    /// Whether the gateway's page names this part, and no other, as one that does not work, with what to do; or none at all.
+    #[track_caller]
+    pub fn names_faulty(&self, name: Option<&str>) -> bool {
+        let (link, is_hidden) = match name {
+            Some(_) => ("online, 1 part faulty", "false"),
+            None => ("online", "true"),
+        };
+        let seen = self.run(&format!(
+            "return document.getElementById('link').innerText === '{link}' && document.getElementById('faulty').hidden === {is_hidden} \
+             ? [...document.querySelectorAll('#faulty-list li')].map((item) => item.innerText) : null"
+        ));
+        let Some(items) = seen.as_array() else { return false };
+        let items: Vec<&str> = items.iter().filter_map(Value::as_str).collect();
+        match (name, &items[..]) {
+            (None, []) => true,
+            (Some(name), [item]) => item.starts_with(&format!("{name}: ")) && item.contains("; "),
+            _ => false,
+        }
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Browser> {
+        self.browser.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+}
+
+impl Drop for Tab {
+    fn drop(&mut self) {
+        let browser = self.lock();
+        let session = format!("/session{}", browser.session);
+        let window = json!({ "handle": self.handle }).to_string();
+        let headers = [("Content-Type", "application/json")];
+        if try_request(browser.port, "POST", &format!("{session}/window"), &headers, window.as_bytes()).is_ok() {
+            let _ = try_request(browser.port, "DELETE", &format!("{session}/window"), &[], b"");
+        }
     }
 }
 

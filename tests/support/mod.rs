@@ -10,6 +10,7 @@ pub mod broker;
 pub mod browser;
 pub mod client;
 pub mod http;
+pub mod kernel;
 pub mod packet;
 pub mod process;
 pub mod python;
