@@ -1,0 +1,211 @@
+//! The real thing: a cluster of three RabbitMQ nodes with the plugin for MQTT, of which the one that the gateway is connected
+//! to is killed, comes back, and then another is killed. Every acknowledged message is in a quorum queue bound to the topic
+//! exchange afterwards.
+
+#![allow(clippy::unwrap_used)]
+
+mod support;
+
+use std::collections::HashSet;
+use std::fs;
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::{Value, json};
+use support::packet::publish;
+use support::{Connect, Process, Setup, free_port, http};
+
+const MESSAGES: usize = 20_000;
+const LONG: Duration = Duration::from_secs(240);
+const SERVER: &str = "/usr/lib/rabbitmq/bin/rabbitmq-server";
+
+/// A node of the cluster.
+struct Node {
+    process: Option<Process>,
+    name: String,
+    dir: PathBuf,
+    epmd: u16,
+    amqp: u16,
+    distribution: u16,
+    mqtt: u16,
+    management: u16,
+}
+
+impl Node {
+    fn start(&mut self) {
+        let dir = |name: &str| self.dir.join(name);
+        let mut command = Command::new(SERVER);
+        command
+            .env("HOME", self.dir.parent().unwrap())
+            .env("ERL_EPMD_PORT", self.epmd.to_string())
+            .env("ERL_EPMD_ADDRESS", "127.0.0.1")
+            .env("RABBITMQ_NODENAME", &self.name)
+            .env("RABBITMQ_NODE_PORT", self.amqp.to_string())
+            .env("RABBITMQ_DIST_PORT", self.distribution.to_string())
+            .env("RABBITMQ_CONFIG_FILE", dir("rabbitmq.conf"))
+            .env("RABBITMQ_CONF_ENV_FILE", "/dev/null")
+            .env("RABBITMQ_ENABLED_PLUGINS_FILE", dir("plugins"))
+            .env("RABBITMQ_MNESIA_BASE", dir("mnesia"))
+            .env("RABBITMQ_LOG_BASE", dir("log"))
+            .env("RABBITMQ_PID_FILE", dir("pid"))
+            .env("RABBITMQ_LOGS", dir("log/rabbit.log"))
+            .env("RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS", "+S 1:1");
+        self.process = Some(Process::start(&mut command));
+    }
+
+    /// Kills the node, and the shell that has started it.
+    fn kill(&mut self) {
+        let Some(process) = self.process.take() else { return };
+        let pid = fs::read_to_string(self.dir.join("pid")).ok().and_then(|pid| Pid::from_raw(pid.trim().parse().ok()?));
+        if let Some(pid) = pid {
+            // it may have ended by itself
+            let _ = kill_process(pid, Signal::KILL);
+        }
+        drop(process);
+    }
+
+    fn ask(&self, method: &str, target: &str, body: &Value) -> Option<http::Answer> {
+        let headers = [("Authorization", "Basic Z3Vlc3Q6Z3Vlc3Q="), ("Content-Type", "application/json")];
+        let body = if body.is_null() { String::new() } else { body.to_string() };
+        let answer = http::try_request(self.management, method, target, &headers, body.as_bytes()).ok();
+        answer.filter(|answer| answer.status < 300)
+    }
+
+    /// Nodes on which the queue is up to date enough to count.
+    fn online(&self) -> Vec<String> {
+        let queue = self.ask("GET", "/api/queues/%2f/loft", &Value::Null).map(|answer| answer.json());
+        let online = queue.and_then(|queue| queue["online"].as_array().cloned()).unwrap_or_default();
+        online.iter().filter_map(|name| name.as_str().map(str::to_owned)).collect()
+    }
+
+    /// Whether it lets a client in, which takes a majority of the nodes.
+    fn takes_mqtt(&self) -> bool {
+        let Ok(mut socket) = TcpStream::connect(("127.0.0.1", self.mqtt)) else { return false };
+        let mut answer = [0; 4];
+        socket.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+        let said = socket.write_all(&Connect::new(&format!("probe-{}", self.mqtt)).encode());
+        said.and_then(|()| socket.read_exact(&mut answer)).is_ok() && answer[3] == 0
+    }
+
+    /// Whether it runs, and all nodes with it.
+    fn sees_all(&self) -> bool {
+        let nodes = self.ask("GET", "/api/nodes", &Value::Null).map(|answer| answer.json());
+        let nodes = nodes.and_then(|nodes| nodes.as_array().cloned()).unwrap_or_default();
+        nodes.len() == 3 && nodes.iter().all(|node| node["running"] == true)
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+/// The nodes, and what they find each other by.
+fn cluster(dir: &Path) -> (Vec<Node>, Process) {
+    let cookie = dir.join(".erlang.cookie");
+    fs::write(&cookie, "loopback-only").unwrap();
+    fs::set_permissions(&cookie, fs::Permissions::from_mode(0o400)).unwrap();
+    let epmd = free_port();
+    let mut command = Command::new("epmd");
+    // a node would start one that stays behind
+    let names = Process::start(command.args(["-port", &epmd.to_string(), "-address", "127.0.0.1"]));
+    let node = |number: usize| {
+        let (name, dir) = (format!("r{number}p{epmd}@localhost"), dir.join(number.to_string()));
+        fs::create_dir(&dir).unwrap();
+        let [amqp, distribution, mqtt, management] = [(); 4].map(|()| free_port());
+        let peers =
+            (1..=3).map(|peer| format!("cluster_formation.classic_config.nodes.{peer} = r{peer}p{epmd}@localhost\n"));
+        let text = format!(
+            "listeners.tcp.1 = 127.0.0.1:{amqp}\nmqtt.listeners.tcp.1 = 127.0.0.1:{mqtt}\nmqtt.allow_anonymous = true\n\
+             management.tcp.ip = 127.0.0.1\nmanagement.tcp.port = {management}\n\
+             cluster_formation.peer_discovery_backend = classic_config\n{}",
+            peers.collect::<String>()
+        );
+        fs::write(dir.join("rabbitmq.conf"), text).unwrap();
+        fs::write(dir.join("plugins"), "[rabbitmq_mqtt,rabbitmq_management].\n").unwrap();
+        let mut node = Node { process: None, name, dir, epmd, amqp, distribution, mqtt, management };
+        node.start();
+        node
+    };
+    ((1..=3).map(node).collect(), names)
+}
+
+#[track_caller]
+fn wait_long(what: &str, mut condition: impl FnMut() -> bool) {
+    let begin = Instant::now();
+    while !condition() {
+        assert!(begin.elapsed() < LONG, "waited in vain: {what}");
+        thread::sleep(Duration::from_millis(100));
+    }
+}
+
+/// Takes all messages out of the queue.
+fn drain(nodes: &[Node]) -> HashSet<usize> {
+    let mut arrived = HashSet::new();
+    let request = json!({ "count": 2000, "ackmode": "ack_requeue_false", "encoding": "auto" });
+    wait_long("all messages are in the queue", || {
+        let answer = nodes.iter().find_map(|node| node.ask("POST", "/api/queues/%2f/loft/get", &request));
+        let taken = answer.and_then(|answer| answer.json().as_array().cloned()).unwrap_or_default();
+        arrived.extend(taken.iter().map(|message| message["payload"].as_str().unwrap().parse::<usize>().unwrap()));
+        arrived.len() == MESSAGES
+    });
+    arrived
+}
+
+#[test]
+fn every_message_is_in_a_quorum_queue_although_nodes_are_killed() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut nodes, _names) = cluster(dir.path());
+    wait_long("a cluster", || nodes.iter().all(|node| node.sees_all() && node.takes_mqtt()));
+    let queue = json!({ "durable": true, "arguments": { "x-queue-type": "quorum" } });
+    let binding = json!({ "routing_key": "sites.loft.#" });
+    wait_long("a queue", || nodes[0].ask("PUT", "/api/queues/%2f/loft", &queue).is_some());
+    wait_long("a binding", || nodes[0].ask("POST", "/api/bindings/%2f/e/amq.topic/q/loft", &binding).is_some());
+    wait_long("three replicas", || nodes[0].online().len() == 3);
+
+    let addresses: Vec<String> = nodes.iter().map(|node| format!("\"mqtt://127.0.0.1:{}\"", node.mqtt)).collect();
+    let config = format!(
+        "[[upstream]]\nname = \"rabbit\"\naddresses = [{}]\nprotocol = 4\nclient_id = \"loft\"\n\
+         retry = {{ min = \"200 ms\", max = \"2 s\" }}\nrate = \"1500/s\"\n\
+         [[upstream.out]]\ntopic_filter = \"loft/#\"\nremote_prefix = \"sites/\"\nretain = false\n",
+        addresses.join(", ")
+    );
+    let (setup, port) = Setup::default().config(&config).http();
+    let gateway = setup.start();
+    let mut publisher = Connect::new("publisher").open(gateway.port);
+    for part in (0..MESSAGES).collect::<Vec<_>>().chunks(100) {
+        let packet = |number: &usize| {
+            publish(b"loft/a", number.to_string().as_bytes(), 2, Some(1 + (*number % 60_000) as u16), None)
+        };
+        publisher.send(&part.iter().flat_map(packet).collect::<Vec<u8>>());
+        part.iter().for_each(|_| drop(publisher.expect(4)));
+    }
+    publisher.disconnect();
+    let upstream = || http::get(port, "/api/v1/upstreams").json()[0].clone();
+    let acked = || upstream()["ledger"]["acked"].as_u64().unwrap() as usize;
+    let at = |nodes: &[Node]| {
+        let address = upstream()["address"].as_str().unwrap().to_owned();
+        nodes.iter().position(|node| address.ends_with(&format!(":{}", node.mqtt))).unwrap()
+    };
+    for part in [1, 2] {
+        wait_long("a part is there", || acked() > part * MESSAGES / 5);
+        let connected = at(&nodes);
+        nodes[connected].kill();
+        wait_long("another takes over", || upstream()["state"] == "connected" && at(&nodes) != connected);
+        nodes[connected].start();
+        wait_long("it is back and its replica too", || {
+            nodes.iter().all(|node| node.sees_all() && node.takes_mqtt() && node.online().len() == 3)
+        });
+    }
+    wait_long("nothing waits", || upstream()["ledger"]["pending"] == 0);
+    let ledger = upstream()["ledger"].clone();
+    assert_eq!(ledger["acked"], MESSAGES, "{ledger}");
+    assert_eq!(drain(&nodes).len(), MESSAGES);
+}
