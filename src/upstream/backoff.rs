@@ -66,6 +66,34 @@ fn doubled(retry: Retry, times: u32) -> Duration {
 mod tests {
     use super::*;
 
+    /// `docs/fleet.md` has these figures.
+    #[test]
+    fn ten_thousand_gateways_come_back_evenly() {
+        const HOUR: u64 = 3_600_000;
+        let mut state = 1u64;
+        // any generator will do whose numbers spread
+        let mut random = || {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (state ^ state >> 33).wrapping_mul(0xff51_afd7_ed55_8ccd)
+        };
+        let (mut per_second, mut last_back) = ([0u32; 60], 0);
+        for _ in 0..10_000 {
+            let (mut backoff, mut now) = (Backoff::new(Retry::default()), 0);
+            // the cluster goes for all of them at once, and comes back an hour and a minute later
+            while now < HOUR + 60_000 {
+                if let Some(second) = now.checked_sub(HOUR) {
+                    per_second[(second / 1000) as usize] += 1;
+                }
+                now += backoff.next(random()).as_millis() as u64;
+            }
+            last_back = last_back.max(now - HOUR - 60_000);
+        }
+        let mean = per_second.iter().sum::<u32>() / 60;
+        assert!((440..450).contains(&mean), "{mean}");
+        assert!(per_second.iter().all(|count| *count < 600), "{per_second:?}");
+        assert!(last_back <= 30_000, "{last_back}");
+    }
+
     #[test]
     fn waits_double_up_to_half_a_minute_and_begin_anew_after_a_good_connection() {
         let mut backoff = Backoff::default();

@@ -4,6 +4,7 @@
 use std::io;
 use std::time::{Duration, Instant};
 
+use super::line::Line;
 use super::load::{self, Load, Outcome, Until};
 use super::support::broker::{Mosquitto, Setup};
 use super::support::{self, Gateway, Process};
@@ -32,12 +33,13 @@ pub enum Forwarder {
 }
 
 impl Forwarder {
-    /// One that forwards to this port: this gateway, or mosquitto.
-    pub fn start(gateway: Option<Setup>, protocol: Protocol, upstream: u16) -> Forwarder {
+    /// One that forwards to this port: this gateway, or mosquitto. So many messages are to have room.
+    pub fn start(gateway: Option<Setup>, protocol: Protocol, upstream: u16, room: u64) -> Forwarder {
         if let Some(gateway) = gateway {
             let protocol = protocol as u8;
+            let mib = 1024.max((room * (PAYLOAD as u64 + 200)) >> 20);
             let config = format!(
-                "[journal]\nmax_size = \"1 GiB\"\n[[upstream]]\nname = \"up\"\nprotocol = {protocol}\n\
+                "[journal]\nmax_size = \"{mib} MiB\"\n[[upstream]]\nname = \"up\"\nprotocol = {protocol}\n\
                  addresses = [\"mqtt://127.0.0.1:{upstream}\"]\n[[upstream.out]]\ntopic_filter = \"bench/#\"\n"
             );
             return Forwarder::Pigateway(gateway.config(&config).start());
@@ -75,7 +77,7 @@ fn load(publishers: usize, subscribers: usize, until: Until) -> Load {
 /// QoS 1 from local publishers to a subscriber at the upstream.
 pub fn live(gateway: Option<Setup>, protocol: Protocol, publishers: usize, time: Duration) -> io::Result<Outcome> {
     let upstream = Mosquitto::with("max_queued_messages 0");
-    let forwarder = Forwarder::start(gateway, protocol, upstream.port);
+    let forwarder = Forwarder::start(gateway, protocol, upstream.port, 0);
     // the first message shows that the way is open
     load::run_between(forwarder.port(), upstream.port, &load(1, 1, Until::Count(1)))?;
     load::run_between(forwarder.port(), upstream.port, &load(publishers, 1, Until::Time(time)))
@@ -93,19 +95,27 @@ pub struct Outage {
     pub drained: f64,
     /// Messages that did not arrive.
     pub missing: u64,
+    /// Bytes that a line has carried for each message, and how much of it was used.
+    pub line: Option<(f64, f64)>,
 }
 
-/// Stores so many messages while there is no upstream, then lets it come.
-pub fn outage(gateway: Option<Setup>, protocol: Protocol, count: u64) -> io::Result<Outage> {
+/// Stores so many messages while there is no upstream, then lets it come, perhaps over a line of so many bytes a second.
+pub fn outage(gateway: Option<Setup>, protocol: Protocol, count: u64, line: Option<u64>) -> io::Result<Outage> {
     let port = support::free_port();
-    let forwarder = Forwarder::start(gateway, protocol, port);
+    let forwarder = Forwarder::start(gateway, protocol, port, count);
     let begin = Instant::now();
     load::run(forwarder.port(), &load(1, 0, Until::Count(count)))?;
     let stored = count as f64 / begin.elapsed().as_secs_f64();
     let memory = forwarder.process().memory_kib("VmRSS") as f64 / 1024.0;
-    let upstream = Mosquitto::with(&format!("listener {port} 127.0.0.1\nmax_queued_messages 0"));
+    let listener = if line.is_none() { format!("listener {port} 127.0.0.1\n") } else { String::new() };
+    let upstream = Mosquitto::with(&format!("{listener}max_queued_messages 0"));
+    let line = line.map(|rate| Ok::<_, io::Error>((Line::between(port, upstream.port, rate)?, rate))).transpose()?;
     let (delivered, took) = load::collect(upstream.port, count)?;
     let peak = forwarder.process().memory_kib("VmHWM") as f64 / 1024.0;
     let drained = delivered as f64 / took.as_secs_f64();
-    Ok(Outage { stored, memory, peak, drained, missing: count.saturating_sub(delivered) })
+    let line = line.map(|(line, rate)| {
+        let carried = line.carried() as f64;
+        (carried / delivered as f64, carried / took.as_secs_f64() / rate as f64)
+    });
+    Ok(Outage { stored, memory, peak, drained, missing: count.saturating_sub(delivered), line })
 }

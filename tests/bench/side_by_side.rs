@@ -12,17 +12,21 @@
 //! | `BENCH_PAYLOAD` | `64` | bytes |
 //! | `BENCH_WINDOW` | `20` | publications in flight per publisher at QoS 1; half of it at QoS 2, where mosquitto takes no more |
 //! | `BENCH_OUTAGE` | `100000` | messages of `outage` |
+//! | `BENCH_LINE` | `1000000` | bytes a second that the line of `line` carries |
+//! | `BENCH_LINE_MESSAGES` | `20000` | messages that wait for it |
 //! | `BENCH_BEFORE` | none | another build of the gateway, which takes part as `before` and is compared with this one |
 //!
 //! Rates are deliveries per second, from the first PUBLISH to the last delivery; what was lost is said. Every
 //! measurement gets a fresh broker with its defaults, except that mosquitto gets `max_queued_messages 0`: with its
 //! default of 1000 it would drop QoS 0 messages instead of delivering them. Its `max_inflight_messages` is 20, as is the
 //! gateway's `max_inflight`. `bridge` and `outage` forward messages of 200 bytes at QoS 1 to another mosquitto, on MQTT 3.1.1
-//! (`bridge4`), which mosquitto's bridge speaks unless told otherwise, and on MQTT 5 (`bridge5`), which the gateway does.
+//! (`bridge4`), which mosquitto's bridge speaks unless told otherwise, and on MQTT 5 (`bridge5`), which the gateway does. `line` is
+//! an outage after which a slow line leads to the upstream, with how much of it is used.
 
 mod bridge;
 mod ceiling;
 mod latency;
+mod line;
 mod load;
 #[path = "../support/mod.rs"]
 mod support;
@@ -149,6 +153,8 @@ struct Options {
     payload: usize,
     window: u16,
     outage: u64,
+    /// Bytes a second, and messages.
+    line: (u64, u64),
 }
 
 impl Options {
@@ -179,6 +185,7 @@ impl Options {
             payload: number("BENCH_PAYLOAD", "64") as usize,
             window: number("BENCH_WINDOW", "20") as u16,
             outage: number("BENCH_OUTAGE", "100000") as u64,
+            line: (number("BENCH_LINE", "1000000") as u64, number("BENCH_LINE_MESSAGES", "20000") as u64),
         }
     }
 
@@ -198,6 +205,8 @@ enum Measurement {
     Bridge(Protocol, usize),
     /// No broker to forward to.
     Outage(Protocol),
+    /// The same, and then a slow line.
+    Line(Protocol),
     Memory,
     Idle,
     Start,
@@ -227,6 +236,9 @@ fn measurements() -> Vec<(String, Measurement)> {
     }
     for protocol in Protocol::ALL {
         all.push((format!("outage{}", protocol as u8), Measurement::Outage(protocol)));
+    }
+    for protocol in Protocol::ALL {
+        all.push((format!("line{}", protocol as u8), Measurement::Line(protocol)));
     }
     all.push(("rss".into(), Measurement::Memory));
     all.push(("cpu".into(), Measurement::Idle));
@@ -326,17 +338,30 @@ fn measure(broker: Broker, what: &Measurement, options: &Options, notes: &mut Ve
             let used = process.cpu_time().saturating_sub(before);
             Ok(vec![(String::new(), "µs", used.as_secs_f64() * 1e6 / count as f64)])
         }
-        Measurement::Bridge(..) | Measurement::Outage(_) if !broker.can_forward() => Ok(Vec::new()),
+        Measurement::Bridge(..) | Measurement::Outage(_) | Measurement::Line(_) if !broker.can_forward() => {
+            Ok(Vec::new())
+        }
+        Measurement::Bridge(..) | Measurement::Outage(_) | Measurement::Line(_) => {
+            forward(broker, what, options, notes)
+        }
+        Measurement::Memory => memory(broker, notes),
+        Measurement::Idle => idle(broker, options.time),
+        Measurement::Start => start(broker),
+    }
+}
+
+/// The measurements with an upstream.
+fn forward(broker: Broker, what: &Measurement, options: &Options, notes: &mut Vec<String>) -> io::Result<Figures> {
+    match what {
+        _ if !broker.can_forward() => Ok(Vec::new()),
         Measurement::Bridge(protocol, publishers) => {
             let outcome = bridge::live(broker.gateway(), *protocol, *publishers, options.time)?;
             note_loss(broker, &outcome, notes);
             Ok(vec![(String::new(), "", outcome.rate())])
         }
         Measurement::Outage(protocol) => {
-            let outage = bridge::outage(broker.gateway(), *protocol, options.outage)?;
-            if outage.missing > 0 {
-                notes.push(format!("{}: {} messages did not arrive", broker.name(), outage.missing));
-            }
+            let outage = bridge::outage(broker.gateway(), *protocol, options.outage, None)?;
+            note_missing(broker, &outage, notes);
             Ok(vec![
                 ("stored".into(), "", outage.stored),
                 ("memory".into(), "MiB", outage.memory),
@@ -344,9 +369,25 @@ fn measure(broker: Broker, what: &Measurement, options: &Options, notes: &mut Ve
                 ("peak".into(), "MiB", outage.peak),
             ])
         }
-        Measurement::Memory => memory(broker, notes),
-        Measurement::Idle => idle(broker, options.time),
-        Measurement::Start => start(broker),
+        Measurement::Line(protocol) => {
+            let (rate, count) = options.line;
+            let outage = bridge::outage(broker.gateway(), *protocol, count, Some(rate))?;
+            note_missing(broker, &outage, notes);
+            let (bytes, used) = outage.line.unwrap_or_default();
+            Ok(vec![
+                ("drained".into(), "", outage.drained),
+                ("bytes".into(), "each", bytes),
+                ("used".into(), "%", 100.0 * used),
+                ("peak".into(), "MiB", outage.peak),
+            ])
+        }
+        _ => Ok(Vec::new()),
+    }
+}
+
+fn note_missing(broker: Broker, outage: &bridge::Outage, notes: &mut Vec<String>) {
+    if outage.missing > 0 {
+        notes.push(format!("{}: {} messages did not arrive", broker.name(), outage.missing));
     }
 }
 
