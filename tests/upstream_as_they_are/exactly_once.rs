@@ -42,6 +42,8 @@ struct State {
     last_id: u16,
     stop: Option<Stop>,
     is_silent: bool,
+    /// Takes no connection.
+    is_gone: bool,
 }
 
 impl State {
@@ -153,6 +155,9 @@ impl Durable {
                 let Some(connect) = read(&mut stream) else { continue };
                 {
                     let mut state = shared.lock().unwrap();
+                    if state.is_gone {
+                        continue;
+                    }
                     (state.version, state.writer) = (connect.body[6], stream.try_clone().ok());
                     state.hear(&connect);
                 }
@@ -179,17 +184,33 @@ impl Durable {
         }
     }
 
+    /// Ends its connection, and takes no other.
+    fn go(&self) {
+        let mut state = self.state();
+        state.is_gone = true;
+        if let Some(writer) = state.writer.take() {
+            // the gateway may have closed it
+            let _ = writer.shutdown(Shutdown::Both);
+        }
+    }
+
     fn start(&self, protocol: u8) -> (Gateway, u16) {
-        let config = format!(
-            "[[upstream]]\nname = \"home\"\naddresses = [\"mqtt://127.0.0.1:{}\"]\nprotocol = {protocol}\n\
+        start_at(&[self.port], protocol)
+    }
+}
+
+/// A gateway that has these addresses.
+fn start_at(ports: &[u16], protocol: u8) -> (Gateway, u16) {
+    let addresses: Vec<String> = ports.iter().map(|port| format!("\"mqtt://127.0.0.1:{port}\"")).collect();
+    let config = format!(
+        "[[upstream]]\nname = \"home\"\naddresses = [{}]\nprotocol = {protocol}\n\
              max_inflight = 10\nretry = {{ min = \"100 ms\", max = \"400 ms\" }}\n\
              [[upstream.out]]\ntopic_filter = \"loft/#\"\nqos = 2\n\
              [[upstream.in]]\ntopic_filter = \"commands/#\"\nqos = 2\n",
-            self.port
-        );
-        let (setup, http) = Setup::default().config(&config).http();
-        (setup.start(), http)
-    }
+        addresses.join(", ")
+    );
+    let (setup, http) = Setup::default().config(&config).http();
+    (setup.start(), http)
 }
 
 fn sorted(mut texts: Vec<String>) -> Vec<String> {
@@ -258,5 +279,47 @@ fn an_upstream_that_forgets_the_session_gets_what_is_in_flight_again() {
         arrived.dedup();
         assert_eq!(arrived, texts, "nothing is lost");
         assert!(count - texts.len() <= 10, "more came twice than are in flight: {count}");
+    }
+}
+
+#[test]
+fn another_broker_that_knows_us_from_an_earlier_time_loses_nothing() {
+    const OLD: &str = "999999";
+    for kind in [PUBREL, PUBREC] {
+        let (first, second) = (Durable::new(), Durable::new());
+        {
+            let mut state = second.state();
+            state.has_session = true;
+            // as if our messages of that time had been interrupted at each of these
+            state.unreleased = (0x4000..0xc000).map(|id| (id, OLD.to_owned())).collect();
+        }
+        let (gateway, http) = start_at(&[first.port, second.port], 5);
+        let mut keeper = Connect::v5("keeper").persistent().open(gateway.port);
+        keeper.subscribe("commands/#", 2);
+        first.state().stop = Some(Stop { kind, after: 3, does: false });
+        (0..20).for_each(|number: u32| first.push(number.to_string()));
+        let texts: Vec<String> = (0..60).map(|number: u32| number.to_string()).collect();
+        publish_texts(&gateway, "a", &texts.iter().map(String::as_str).collect::<Vec<_>>(), false);
+        wait_until("the first is silent", || first.state().is_silent);
+        first.go();
+        (100..120).for_each(|number: u32| second.push(number.to_string()));
+        assert_eq!(drained(http), 0);
+        wait_until("its commands are in", || {
+            let state = second.state();
+            state.outgoing.is_empty() && state.waiting.is_empty()
+        });
+        let mut arrived = first.state().arrived.clone();
+        arrived.extend(second.state().arrived.iter().filter(|text| *text != OLD).cloned());
+        let mut arrived = sorted(arrived);
+        let count = arrived.len();
+        arrived.dedup();
+        assert_eq!(arrived, texts, "nothing is lost on the way up");
+        assert!(count - texts.len() <= 10, "more came twice than are in flight: {count}");
+        let mut commands = Vec::new();
+        while commands.iter().filter(|text: &&String| text.len() == 3).count() < 20 {
+            commands.push(keeper.receive().text());
+        }
+        let of_second: Vec<String> = commands.into_iter().filter(|text| text.len() == 3).collect();
+        assert_eq!(sorted(of_second), (100..120).map(|number: u32| number.to_string()).collect::<Vec<_>>());
     }
 }
