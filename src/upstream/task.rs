@@ -376,9 +376,10 @@ impl<C: UpstreamClient> Upstream<C> {
         for event in events {
             let actions = match event {
                 ClientEvent::Sent(packet_id) => self.session.sent(packet_id),
-                ClientEvent::Acked(packet_id, reason) => {
+                ClientEvent::Acked(packet_id, reason) => self.session.acked(packet_id, reason, self.clock.boot_ms()),
+                ClientEvent::Completed(packet_id) => {
                     self.exact.answered(packet_id);
-                    self.session.acked(packet_id, reason, self.clock.boot_ms())
+                    self.session.completed(packet_id, self.clock.boot_ms())
                 }
                 ClientEvent::Recorded(packet_id) => self.session.recorded(packet_id, self.clock.boot_ms()),
                 ClientEvent::Subscribed(reasons) => self.session.subscribed(&reasons, self.clock.boot_ms()),

@@ -120,6 +120,8 @@ pub enum ClientEvent {
     Acked(u16, u8),
     /// The upstream has the message at QoS 2 with this packet id (PUBREC), and waits for PUBREL.
     Recorded(u16),
+    /// The upstream has done with this packet id of a message at QoS 2 (PUBCOMP).
+    Completed(u16),
     /// A message came.
     Received(InMessage),
     /// The upstream has released this packet id of a message at QoS 2 (PUBREL).

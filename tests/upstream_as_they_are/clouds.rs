@@ -9,9 +9,10 @@ use std::thread;
 use rustls::pki_types::PrivateKeyDer;
 use rustls::{ServerConfig, ServerConnection, StreamOwned};
 
+use crate::played::{Played, Say};
 use crate::support::tls::Authority;
 use crate::support::{Connect, PATIENCE, Setup, wait_until};
-use crate::{ledger, publish, start, upstream};
+use crate::{drained, ledger, publish, start, upstream};
 
 #[test]
 fn web_sockets_over_tls_lead_to_an_upstream() {
@@ -79,4 +80,17 @@ fn a_cloud_is_told_the_name_and_the_protocol_that_the_settings_say() {
     drop(gateway);
     start(&config(keys("", alpn))).0.wait_for_line("set tls.server_name to it");
     start(&config(keys(name, "\"mqtt\""))).0.wait_for_line("does not take the protocols of tls.alpn");
+}
+
+#[test]
+fn an_upstream_that_takes_qos_2_as_1_gets_each_message_once() {
+    // as RabbitMQ does: it answers with PUBACK
+    for protocol in [4, 5] {
+        let played = Played::new(|_| Say::Usual);
+        let (gateway, port) = start(&(upstream(played.port, &format!("protocol = {protocol}")) + "qos = 2\n"));
+        publish(&gateway, "a", &["1", "2", "3"], false);
+        played.wait_for(&["1", "2", "3"]);
+        assert_eq!((drained(port), ledger(port)["acked"].clone()), (0, 3.into()));
+        assert_eq!(played.texts(), ["1", "2", "3"]);
+    }
 }

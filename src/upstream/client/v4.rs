@@ -82,7 +82,7 @@ pub(super) fn decode(bytes: &mut BytesMut) -> Result<Incoming, Broken> {
         Packet::Publish(publish) => Incoming::Event(ClientEvent::Received(received(publish)?)),
         Packet::PubRec(rec) => Incoming::Event(ClientEvent::Recorded(rec.pkid)),
         Packet::PubRel(release) => Incoming::Event(ClientEvent::Released(release.pkid)),
-        Packet::PubComp(complete) => Incoming::Event(ClientEvent::Acked(complete.pkid, 0)),
+        Packet::PubComp(complete) => Incoming::Event(ClientEvent::Completed(complete.pkid)),
         _ => Incoming::Other,
     })
 }

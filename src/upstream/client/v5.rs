@@ -90,7 +90,7 @@ pub(super) fn decode(bytes: &mut BytesMut) -> Result<Incoming, Broken> {
             return Ok(Incoming::Event(ClientEvent::Released(u16::from_be_bytes([high, low]))));
         }
         [0x70, length, high, low, ..] if length > 2 => {
-            return Ok(Incoming::Event(ClientEvent::Acked(u16::from_be_bytes([high, low]), 0)));
+            return Ok(Incoming::Event(ClientEvent::Completed(u16::from_be_bytes([high, low]))));
         }
         // the two short forms of DISCONNECT [MQTT-3.14.2], which rumqttc does not know
         [0xe0, 0] => return Err(Broken::Closed),
@@ -123,7 +123,7 @@ pub(super) fn decode(bytes: &mut BytesMut) -> Result<Incoming, Broken> {
         Packet::Publish(publish) => Incoming::Event(ClientEvent::Received(received(publish)?)),
         Packet::PubRec(rec) => Incoming::Event(ClientEvent::Recorded(rec.pkid)),
         Packet::PubRel(release) => Incoming::Event(ClientEvent::Released(release.pkid)),
-        Packet::PubComp(complete) => Incoming::Event(ClientEvent::Acked(complete.pkid, 0)),
+        Packet::PubComp(complete) => Incoming::Event(ClientEvent::Completed(complete.pkid)),
         Packet::Disconnect(disconnect) => return Err(dismissed(&disconnect)),
         _ => Incoming::Other,
     })

@@ -29,8 +29,8 @@ impl Session {
         let mut actions = Vec::new();
         let is_it = |message: &InFlight| message.packet_id == Some(packet_id) && message.is_unanswered();
         let Some(at) = self.in_flight.iter().position(is_it) else { return actions };
-        if let Some(actions) = self.answered_before(at, reason, now) {
-            return actions;
+        if self.is_there(at, reason) {
+            return self.recorded(packet_id, now);
         }
         let message = &mut self.in_flight[at];
         let refused = reason >= 0x80;

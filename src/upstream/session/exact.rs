@@ -117,18 +117,22 @@ impl Session {
         }
     }
 
-    /// Answers to a message at QoS 2 that do not end its exchange: what follows.
-    pub(super) fn answered_before(&mut self, at: usize, reason: u8, now: u64) -> Option<Vec<SessionAction>> {
-        let message = self.in_flight.get(at).filter(|message| message.is_exact && !message.is_released)?;
-        match reason {
-            // PUBCOMP before PUBREL: it is for an earlier message under this packet id
-            ..0x80 => Some(Vec::new()),
-            // it was sent on an earlier connection under the same packet id: the upstream has it
-            IN_USE if message.is_repeated && !message.is_recorded => {
-                message.packet_id.map(|packet_id| self.recorded(packet_id, now))
-            }
-            _ => None,
+    /// Whether a refusal says that the upstream has a message: it was sent on an earlier connection under the same packet id,
+    /// which is in use.
+    pub(super) fn is_there(&self, at: usize, reason: u8) -> bool {
+        let is_open = |message: &&InFlight| message.is_exact && message.is_repeated && !message.is_recorded;
+        reason == IN_USE && self.in_flight.get(at).filter(is_open).is_some()
+    }
+
+    /// The upstream has done with a packet id (PUBCOMP).
+    pub fn completed(&mut self, packet_id: u16, now: u64) -> Vec<SessionAction> {
+        let is_it = |message: &&InFlight| message.packet_id == Some(packet_id) && message.is_unanswered();
+        // before PUBREL it is for an earlier message
+        if self.in_flight.iter().find(is_it).is_some_and(|message| message.is_released) {
+            return self.acked(packet_id, 0, now);
         }
+        self.last_answer = now;
+        Vec::new()
     }
 
     /// PUBREL has left.

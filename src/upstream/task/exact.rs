@@ -94,7 +94,7 @@ impl Exact {
         self.ended += u32::from(is_releasing && matches!(why, Broken::Closed | Broken::Dismissed(..)));
     }
 
-    /// The upstream has answered to a PUBREL, or to a message.
+    /// The upstream has answered to a PUBREL.
     pub fn answered(&mut self, packet_id: u16) {
         if let Some(Step::Release(freed)) = &mut self.step {
             freed.answered(packet_id);

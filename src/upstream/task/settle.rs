@@ -33,6 +33,7 @@ impl<C: UpstreamClient> Upstream<C> {
                             self.session.acked(packet_id, reason, self.clock.boot_ms())
                         }
                         ClientEvent::Recorded(packet_id) => self.session.recorded(packet_id, self.clock.boot_ms()),
+                        ClientEvent::Completed(packet_id) => self.session.completed(packet_id, self.clock.boot_ms()),
                         _ => continue,
                     };
                     for action in actions {

@@ -68,7 +68,7 @@ impl Bench {
                 Asked::Publish(text) => published.push(text),
                 Asked::Ack(Ack::Released(packet_id)) => {
                     released.push(packet_id);
-                    self.event(ClientEvent::Acked(packet_id, 0)).await;
+                    self.event(ClientEvent::Completed(packet_id)).await;
                 }
                 _ => {}
             }
