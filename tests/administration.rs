@@ -403,7 +403,7 @@ fn the_cookie_of_the_page_is_for_the_page_alone() {
     }
     assert_eq!(
         script.get("/api/v1/session"),
-        json!({ "user": null, "by": "nothing", "let_in": false, "may_observe": false, "admin": false })
+        json!({ "user": null, "by": "nothing", "let_in": false, "may_observe": false, "can_sign_in": true, "admin": false })
     );
     assert_eq!(Caller::named(port, "boss", "wrong").status("GET", "/api/v1/session", None), 401);
     drop(gateway);

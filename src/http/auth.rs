@@ -51,7 +51,7 @@ impl Caller {
 
     /// Whether it would be let in with the same permissions now.
     pub fn still_holds(&self, access: &Access) -> bool {
-        self.sign_in.as_ref().is_none_or(|sign_in| sign_in.goes_on())
+        self.sign_in.as_ref().is_none_or(|sign_in| sign_in.goes_on() && sign_in.is_of_now(access))
             && access.authoriser.still_holds(
                 &self.identity,
                 self.password_hash.as_deref(),
@@ -137,8 +137,7 @@ fn basic(headers: &HeaderMap) -> Result<Option<(String, Vec<u8>)>, Problem> {
 /// own.
 fn signed_in(http: &Http, from: IpAddr, parts: &Parts) -> Result<Option<Caller>, Problem> {
     let Some(sign_in) = http.sign_ins.find(&parts.headers) else { return Ok(None) };
-    let user = http.access.authoriser.user(None, &sign_in.user.name);
-    if user.is_none_or(|user| *user != *sign_in.user) {
+    if !sign_in.is_of_now(&http.access) {
         http.sign_ins.forget(&sign_in);
         return Ok(None);
     }

@@ -11,7 +11,9 @@ use super::Http;
 use super::auth::Caller;
 use super::problem::Problem;
 
-const PAGE: &str = include_str!("page.html");
+/// The page, its script put together from several files.
+static PAGE: LazyLock<String> =
+    LazyLock::new(|| include_str!("page.html").replacen("/* page_admin.js */", include_str!("page_admin.js"), 1));
 
 /// `GET /`. There is nothing secret in it, and it has a form to sign in, so a browser gets it in any case. Programs, and whoever
 /// asks for `/?basic`, are told that Basic authentication is needed: in a frame of another site no cookie is sent, so that
@@ -45,7 +47,7 @@ fn page(http: &Http) -> Response {
         [] => "'none'".into(),
         origins => origins.join(" "),
     };
-    let mut response = Html(PAGE).into_response();
+    let mut response = Html(PAGE.as_str()).into_response();
     if let Ok(policy) = HeaderValue::try_from(format!("{}; frame-ancestors {ancestors}", *POLICY)) {
         response.headers_mut().insert(header::CONTENT_SECURITY_POLICY, policy);
     }

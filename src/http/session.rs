@@ -44,6 +44,8 @@ pub struct SessionView {
     let_in: bool,
     /// May see how the gateway is doing.
     may_observe: bool,
+    /// There are users who could sign in.
+    can_sign_in: bool,
     /// May disconnect clients, delete below a branch, and make users.
     admin: bool,
 }
@@ -55,6 +57,7 @@ impl SessionView {
             by: caller.by(),
             let_in: true,
             may_observe: caller.permissions.may_observe(),
+            can_sign_in: http.access.authoriser.has_users(None),
             admin: caller.must_administer(http).is_ok(),
         }
     }
@@ -70,7 +73,15 @@ pub async fn read(
         Ok(caller) => Ok(Json(SessionView::of(&http, &caller))),
         Err(problem) if headers.contains_key(header::AUTHORIZATION) => Err(problem),
         Err(_) => {
-            Ok(Json(SessionView { user: None, by: By::Nothing, let_in: false, may_observe: false, admin: false }))
+            let can_sign_in = http.access.authoriser.has_users(None);
+            Ok(Json(SessionView {
+                user: None,
+                by: By::Nothing,
+                let_in: false,
+                may_observe: false,
+                can_sign_in,
+                admin: false,
+            }))
         }
     }
 }
@@ -125,6 +136,7 @@ pub async fn sign_in(
         by: By::SignIn,
         let_in: true,
         may_observe: http.permissions_of(&settings.name).may_observe(),
+        can_sign_in: true,
         admin: settings.is_admin,
     };
     Ok(([(header::SET_COOKIE, cookie(&http, origin, &headers, Some(&token))?)], Json(view)).into_response())

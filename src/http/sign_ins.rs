@@ -14,6 +14,7 @@ use parking_lot::Mutex;
 use ring::digest::{SHA256, digest};
 use tokio::time::Instant;
 
+use crate::access::Access;
 use crate::access::settings::UserSettings;
 
 /// Sign-ins at the same time, and those of one user.
@@ -46,6 +47,11 @@ impl SignIn {
             *self.used.lock() = now;
         }
         goes_on
+    }
+
+    /// Whether its user is still as it was.
+    pub fn is_of_now(&self, access: &Access) -> bool {
+        access.authoriser.user(None, &self.user.name).is_some_and(|user| *user == *self.user)
     }
 
     fn is_valid(&self, now: Instant) -> bool {

@@ -112,6 +112,14 @@ impl Browser {
         self.call("POST", "/goog/cdp/execute", &command)["nodes"].as_array().unwrap().clone()
     }
 
+    /// Shows pages as a phone of this size does, however narrow a window may be.
+    #[track_caller]
+    pub fn be_a_phone(&self, width: u32, height: u32) {
+        let params = json!({ "width": width, "height": height, "deviceScaleFactor": 2, "mobile": true });
+        let command = json!({ "cmd": "Emulation.setDeviceMetricsOverride", "params": params });
+        self.call("POST", "/goog/cdp/execute", &command);
+    }
+
     /// A picture of the window.
     #[track_caller]
     pub fn screenshot(&self) -> Vec<u8> {
