@@ -251,11 +251,12 @@ fn passes(command: &mut Command) -> String {
 }
 
 /// The calls whose answers are JSON, with addresses at which a gateway with these parts has something to say.
-const ANSWERS: [(&str, &str, &str); 10] = [
+const ANSWERS: [(&str, &str, &str); 11] = [
     ("list_messages", "/api/v1/topics", "/api/v1/topics"),
     ("list_sensors", "/api/v1/sensors", "/api/v1/sensors"),
     ("get_sensor", "/api/v1/sensors/{name}", "/api/v1/sensors/loft-motion"),
     ("list_sensor_events", "/api/v1/sensors/{name}/events", "/api/v1/sensors/loft-motion/events"),
+    ("get_sensor_edges", "/api/v1/sensors/{name}/edges", "/api/v1/sensors/loft-motion/edges"),
     ("list_upstreams", "/api/v1/upstreams", "/api/v1/upstreams"),
     ("list_clients", "/api/v1/clients", "/api/v1/clients"),
     ("list_problems", "/api/v1/problems", "/api/v1/problems"),
@@ -275,7 +276,7 @@ fn clients_are_generated_from_the_description_and_read_every_answer() {
     let gateway = setup.start();
     let _client = support::Connect::new("reader").open(gateway.port);
     assert_eq!(request(http, "PUT", "/api/v1/topics/a?retain=true", &[], b"{\"t\":21.5}").status, 204);
-    for (what, target) in [("events", ANSWERS[3].2), ("clients", ANSWERS[5].2), ("problems", ANSWERS[6].2)] {
+    for (what, target) in [("events", ANSWERS[3].2), ("clients", ANSWERS[6].2), ("problems", ANSWERS[7].2)] {
         wait_until(what, || {
             let answer = get(http, target).json();
             answer.as_array().or(answer["events"].as_array()).is_some_and(|list| !list.is_empty())
@@ -332,7 +333,7 @@ from gateway_client.types import File
 client = Client(base_url='http://localhost:' + sys.argv[1])
 def call(function, /, **parameters):
     return importlib.import_module('gateway_client.api.default.' + function).sync_detailed(client=client, **parameters)
-arguments = {'get_sensor': {'name': 'loft-motion'}, 'list_sensor_events': {'name': 'loft-motion'}, 'read_message': {'topic': 'a'}}
+arguments = {'get_sensor': {'name': 'loft-motion'}, 'list_sensor_events': {'name': 'loft-motion'}, 'get_sensor_edges': {'name': 'loft-motion'}, 'read_message': {'topic': 'a'}}
 for name in sys.argv[2:]:
     answer = call(name, **arguments.get(name, {}))
     assert answer.status_code == 200, (name, answer)

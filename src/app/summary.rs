@@ -173,6 +173,8 @@ mod tests {
             stuck: false,
             fault: Some(fault),
             finding: None,
+            edges: Default::default(),
+            figures: Default::default(),
             simulated: false,
             recent: Vec::new(),
         };

@@ -23,6 +23,8 @@ fn snapshot(state: SensorState, recent: &[(u64, bool, u64)]) -> SensorSnapshot {
         stuck: false,
         fault: None,
         finding: None,
+        edges: Default::default(),
+        figures: Default::default(),
         recent: recent.iter().map(change).collect(),
     }
 }

@@ -12,8 +12,8 @@ use super::auth::Caller;
 use super::problem::Problem;
 
 /// The page, its script put together from several files.
-static PAGE: LazyLock<String> =
-    LazyLock::new(|| include_str!("page.html").replacen("/* page_admin.js */", include_str!("page_admin.js"), 1));
+static PAGE: LazyLock<String> = LazyLock::new(|| include_str!("page.html").replacen("/* scripts */", SCRIPTS, 1));
+const SCRIPTS: &str = concat!(include_str!("page_sensor.js"), include_str!("page_admin.js"));
 
 /// `GET /`. There is nothing secret in it, and it has a form to sign in, so a browser gets it in any case. Programs, and whoever
 /// asks for `/?basic`, are told that Basic authentication is needed: in a frame of another site no cookie is sent, so that

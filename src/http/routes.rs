@@ -109,6 +109,8 @@ pub const CALLS: &[Call] = calls! {
     get "/api/v1/sensors/{name}" "get_sensor" "A sensor" &[], JSON, [sensors::SensorView<'static>], false, sensors::one;
     get "/api/v1/sensors/{name}/events" "list_sensor_events" "When there was motion" EVENTS, JSON, [sensors::Events], false,
         sensors::events;
+    get "/api/v1/sensors/{name}/edges" "get_sensor_edges" "What the last edges of a sensor's pin look like" &[], JSON,
+        [sensors::Edges], false, sensors::edges;
     get "/api/v1/upstreams" "list_upstreams" "The upstreams, their backlog and ledger" &[], JSON,
         [Vec<overview::UpstreamView<'static>>], false, overview::upstreams;
     get "/api/v1/clients" "list_clients" "Connected MQTT clients" &[], JSON, [Vec<overview::ClientView>], false,

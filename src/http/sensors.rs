@@ -17,7 +17,7 @@ use super::envelope::rfc3339;
 use super::history::{self, EventState};
 use super::problem::Problem;
 use super::query::{Query, decode};
-use crate::status::SensorSnapshot;
+use crate::status::{EdgeFigures, Finding, SensorSnapshot};
 
 /// Where sensors are.
 const SENSORS: &str = "/api/v1/sensors/";
@@ -43,6 +43,27 @@ pub struct EventView {
     time: Option<String>,
     boot: String,
     boot_ms: u64,
+}
+
+/// An edge of a pin.
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "SensorEdge")]
+pub struct EdgeView {
+    /// Boot clock, in milliseconds.
+    boot_ms: u64,
+    /// Whether the sensor became active.
+    active: bool,
+}
+
+/// What the last edges of a sensor's pin look like.
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "SensorEdges")]
+pub struct Edges {
+    /// What is the matter; `null`: nothing.
+    finding: Option<Finding>,
+    figures: EdgeFigures,
+    /// At most 512, of the ten minutes before the last one, oldest first.
+    edges: Vec<EdgeView>,
 }
 
 /// A page of the past of a sensor.
@@ -85,6 +106,14 @@ pub async fn one(State(http): State<Arc<Http>>, caller: Caller, uri: Uri) -> Res
     let name = uri.path().strip_prefix(SENSORS).unwrap_or_default();
     let snapshot = find(&http, &caller, name)?;
     Ok(Json(view(&http, &snapshot)).into_response())
+}
+
+/// `GET /api/v1/sensors/{name}/edges`
+pub async fn edges(State(http): State<Arc<Http>>, caller: Caller, uri: Uri) -> Result<Json<Edges>, Problem> {
+    let name = uri.path().strip_prefix(SENSORS).and_then(|rest| rest.strip_suffix("/edges")).unwrap_or_default();
+    let SensorSnapshot { finding, figures, edges, .. } = find(&http, &caller, name)?;
+    let edges = edges.copy().into_iter().map(|(boot_ms, active)| EdgeView { boot_ms, active }).collect();
+    Ok(Json(Edges { finding, figures, edges }))
 }
 
 /// `GET /api/v1/sensors/{name}/events`

@@ -14,9 +14,7 @@
 //!
 //! Looked at are the last [`MOST_EDGES`] edges, of at most [`WINDOW`] before the last of them.
 
-use std::collections::VecDeque;
-
-use crate::status::{Finding, Verdict};
+use crate::status::{EdgeFigures, Finding, LastEdges, Verdict};
 
 /// Edges that are looked at; older ones are forgotten.
 pub const MOST_EDGES: usize = 512;
@@ -37,8 +35,7 @@ const HUM: [(u64, u64, &str); 4] =
 /// The last edges of a pin.
 #[derive(Clone, Debug, Default)]
 pub struct Edges {
-    /// Time on the boot clock in milliseconds, and whether the level became active.
-    last: VecDeque<(u64, bool)>,
+    last: LastEdges,
 }
 
 /// A short pulse: when it began, and how long it was.
@@ -47,70 +44,108 @@ type Pulse = (u64, u64);
 impl Edges {
     /// The sensor has become active, or inactive again.
     pub fn push(&mut self, active: bool, boot_ms: u64) {
-        if self.last.len() >= MOST_EDGES {
-            self.last.pop_front();
-        }
-        self.last.push_back((boot_ms, active));
-        while self.last.front().is_some_and(|(first, _)| boot_ms.saturating_sub(*first) > WINDOW) {
-            self.last.pop_front();
+        self.last.push(active, boot_ms, MOST_EDGES, WINDOW);
+    }
+
+    /// Those that are looked at.
+    pub fn last(&self) -> LastEdges {
+        self.last.clone()
+    }
+
+    /// What they look like at this time, in figures.
+    pub fn figures(&self, now: u64) -> EdgeFigures {
+        let last = self.last.copy();
+        let (Some((first, _)), Some((newest, active))) = (last.first(), last.last()) else {
+            return EdgeFigures { too_short_ms: SHORT, ..EdgeFigures::default() };
+        };
+        let mut lengths: Vec<u64> = pulses(&last).into_iter().map(|(_, long)| long).collect();
+        lengths.sort_unstable();
+        let short = short_pulses(&last);
+        let mut periods = periods(&short);
+        periods.sort_unstable();
+        let bursts = bursts(&short);
+        EdgeFigures {
+            edges: last.len(),
+            span_ms: newest - first,
+            pulses: lengths.len(),
+            shortest_ms: lengths.first().copied(),
+            median_ms: lengths.get(lengths.len() / 2).copied(),
+            longest_ms: lengths.last().copied(),
+            short_pulses: short.len(),
+            too_short_ms: SHORT,
+            period_ms: periods.get(periods.len() / 2).copied(),
+            bursts: bursts.len(),
+            in_bursts: bursts.iter().map(|burst| burst.len()).sum(),
+            active_for_ms: active.then(|| now.saturating_sub(*newest)),
         }
     }
 
     /// What they say at this time, for a sensor that counts as stuck after so many milliseconds.
     pub fn finding(&self, now: u64, stuck_after: u64) -> Option<Finding> {
-        if let Some((since, true)) = self.last.back().filter(|(since, _)| now.saturating_sub(*since) >= stuck_after) {
+        let last = self.last.copy();
+        if let Some((since, true)) = last.last().filter(|(since, _)| now.saturating_sub(*since) >= stuck_after) {
             return Some(stuck(now - since));
         }
-        let short = self.short_pulses();
+        let short = short_pulses(&last);
         if short.len() < FEW {
             return None;
         }
-        self.hum(&short).or_else(|| radio(&short)).or_else(|| {
+        hum(&short).or_else(|| radio(&short)).or_else(|| {
             let longest = short.iter().map(|(_, long)| *long).max().unwrap_or_default();
             let span = seconds(short[short.len() - 1].0 - short[0].0);
             let evidence = format!("{} pulses of at most {longest} ms within {span}", short.len());
             Some(if short.len() >= MANY { floating(evidence) } else { too_short(evidence) })
         })
     }
+}
 
-    /// Active pulses that no PIR makes.
-    fn short_pulses(&self) -> Vec<Pulse> {
-        let pairs = self.last.iter().zip(self.last.iter().skip(1));
-        let pulses = pairs.filter(|((_, active), (_, after))| *active && !after);
-        pulses.map(|((begin, _), (end, _))| (*begin, end - begin)).filter(|(_, long)| *long < SHORT).collect()
+/// Pulses: from active to inactive.
+fn pulses(last: &[(u64, bool)]) -> Vec<Pulse> {
+    let pairs = last.iter().zip(last.iter().skip(1));
+    pairs
+        .filter(|((_, active), (_, after))| *active && !after)
+        .map(|((begin, _), (end, _))| (*begin, end - begin))
+        .collect()
+}
+
+/// Those that no PIR makes.
+fn short_pulses(last: &[(u64, bool)]) -> Vec<Pulse> {
+    pulses(last).into_iter().filter(|(_, long)| *long < SHORT).collect()
+}
+
+/// Times from the beginning of each to that of the next.
+fn periods(short: &[Pulse]) -> Vec<u64> {
+    short.windows(2).map(|pair| pair[1].0 - pair[0].0).collect()
+}
+
+/// Groups of at least three with a pause between the groups.
+fn bursts(short: &[Pulse]) -> Vec<&[Pulse]> {
+    let groups = short.chunk_by(|one, next| next.0 - one.0 <= GROUP_PAUSE);
+    groups.filter(|group| group.len() >= 3).collect()
+}
+
+/// Hum comes with the period of the mains, although an edge may be missed now and then.
+fn hum(short: &[Pulse]) -> Option<Finding> {
+    let periods = periods(short);
+    if periods.len() < MANY {
+        return None;
     }
-
-    /// Hum comes with the period of the mains, although an edge may be missed now and then.
-    fn hum(&self, short: &[Pulse]) -> Option<Finding> {
-        let periods: Vec<u64> = short.windows(2).map(|pair| pair[1].0 - pair[0].0).collect();
-        if periods.len() < MANY {
-            return None;
-        }
-        let (_, _, name) = HUM.into_iter().find(|(least, most, _)| {
-            let fitting = periods.iter().filter(|period| (least..=most).contains(period)).count();
-            fitting * 5 >= periods.len() * 4
-        })?;
-        Some(Finding {
-            verdict: Verdict::MainsHum,
-            evidence: format!("{} pulses with the period of {name}", short.len()),
-            remedy: "keep the wire away from mains cables, connect its ground, and take a supply without hum; \
+    let (_, _, name) = HUM.into_iter().find(|(least, most, _)| {
+        let fitting = periods.iter().filter(|period| (least..=most).contains(period)).count();
+        fitting * 5 >= periods.len() * 4
+    })?;
+    Some(Finding {
+        verdict: Verdict::MainsHum,
+        evidence: format!("{} pulses with the period of {name}", short.len()),
+        remedy: "keep the wire away from mains cables, connect its ground, and take a supply without hum; \
                      bias = \"pull_down\" helps where the wire is open"
-                .into(),
-        })
-    }
+            .into(),
+    })
 }
 
 /// A radio that sends disturbs the sensor for a moment: groups with long pauses.
 fn radio(short: &[Pulse]) -> Option<Finding> {
-    let mut groups: Vec<&[Pulse]> = Vec::new();
-    let mut begin = 0;
-    for at in 1..=short.len() {
-        if at == short.len() || short[at].0 - short[at - 1].0 > GROUP_PAUSE {
-            groups.push(&short[begin..at]);
-            begin = at;
-        }
-    }
-    let bursts: Vec<&[Pulse]> = groups.iter().copied().filter(|group| group.len() >= 3).collect();
+    let bursts = bursts(short);
     let within: usize = bursts.iter().map(|group| group.len()).sum();
     let last = bursts.last()?;
     let sending: u64 = bursts.iter().map(|group| group[group.len() - 1].0 - group[0].0).sum();
@@ -184,6 +219,18 @@ mod tests {
             let mut edges = Edges::default();
             recorded.iter().for_each(|(at, active)| edges.push(*active, *at));
             let found = edges.finding(until, 1_800_000);
+            let figures = edges.figures(until);
+            // the figures say what the verdict says
+            match expected.as_str() {
+                "none" => assert!(figures.short_pulses < FEW, "{figures:?}"),
+                "stuck" => assert!(figures.active_for_ms >= Some(1_800_000), "{figures:?}"),
+                "radio_bursts" => {
+                    assert!(figures.bursts >= 3 && figures.in_bursts <= figures.short_pulses, "{figures:?}")
+                }
+                "mains_hum" => assert!((8..=20).contains(&figures.period_ms.unwrap()), "{figures:?}"),
+                _ => assert!(figures.short_pulses >= FEW && figures.shortest_ms < Some(SHORT), "{figures:?}"),
+            }
+            assert!(figures.median_ms <= figures.longest_ms && figures.edges == recorded.len().min(figures.edges));
             let verdict = found.as_ref().map_or("none".into(), |finding| {
                 assert!(!finding.evidence.is_empty() && !finding.remedy.is_empty());
                 serde_json::to_value(finding.verdict).unwrap().as_str().unwrap().to_owned()
@@ -200,9 +247,9 @@ mod tests {
         for number in 0..2_000 {
             edges.push(number % 2 == 0, number * 10);
         }
-        assert_eq!(edges.last.len(), MOST_EDGES);
+        assert_eq!(edges.last.copy().len(), MOST_EDGES);
         assert!(edges.finding(20_000, 1_800_000).is_some());
         edges.push(true, 20_000 + WINDOW + 1);
-        assert_eq!((edges.last.len(), edges.finding(20_000 + WINDOW + 2, 1_800_000)), (1, None));
+        assert_eq!((edges.last.copy().len(), edges.finding(20_000 + WINDOW + 2, 1_800_000)), (1, None));
     }
 }

@@ -6,6 +6,7 @@
 mod announced;
 mod clients;
 mod drain;
+mod edges;
 pub mod ledger;
 mod sensors;
 mod upstreams;
@@ -16,6 +17,7 @@ use tokio::sync::watch;
 
 pub use self::announced::{Announced, AnnouncedService};
 pub use self::clients::{ClientCounts, ClientSnapshot, ClientsShown};
+pub use self::edges::{EdgeFigures, LastEdges};
 pub use self::sensors::{Change, Finding, SensorSnapshot, SensorState, Verdict};
 pub use self::upstreams::{UpstreamShown, UpstreamSnapshot, UpstreamState};
 pub use crate::health::Fault;

@@ -3,6 +3,7 @@
 use schemars::JsonSchema;
 use serde::Serialize;
 
+use super::edges::{EdgeFigures, LastEdges};
 use crate::health::Fault;
 
 /// What a sensor is doing.
@@ -84,6 +85,12 @@ pub struct SensorSnapshot {
     pub finding: Option<Finding>,
     /// Whether its motion is made up.
     pub simulated: bool,
+    /// The last edges of its pin.
+    #[serde(skip)]
+    pub edges: LastEdges,
+    /// What they look like.
+    #[serde(skip)]
+    pub figures: EdgeFigures,
     /// The last changes of state, oldest first.
     #[serde(skip)]
     pub recent: Vec<Change>,

@@ -1,0 +1,72 @@
+//! The last edges of a pin, for those who look at them.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+use schemars::JsonSchema;
+use serde::Serialize;
+
+/// Edges of a pin: the sensor writes them, and nobody is woken for them while nobody looks. Cheap to clone.
+#[derive(Clone, Debug, Default)]
+pub struct LastEdges {
+    last: Arc<Mutex<VecDeque<(u64, bool)>>>,
+}
+
+/// Whether they are those of the same sensor.
+impl PartialEq for LastEdges {
+    fn eq(&self, other: &LastEdges) -> bool {
+        Arc::ptr_eq(&self.last, &other.last)
+    }
+}
+
+impl Eq for LastEdges {}
+
+impl LastEdges {
+    /// The sensor has become active, or inactive again, at this time on the boot clock in milliseconds. Kept are the last `most`, of
+    /// no longer than `window` before this one.
+    pub fn push(&self, active: bool, boot_ms: u64, most: usize, window: u64) {
+        let mut last = self.last.lock();
+        if last.len() >= most {
+            last.pop_front();
+        }
+        last.push_back((boot_ms, active));
+        while last.front().is_some_and(|(first, _)| boot_ms.saturating_sub(*first) > window) {
+            last.pop_front();
+        }
+    }
+
+    /// Those that are there, oldest first.
+    pub fn copy(&self) -> Vec<(u64, bool)> {
+        self.last.lock().iter().copied().collect()
+    }
+}
+
+/// What the last edges of a pin look like, in figures. A pulse is the time from active to inactive.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, JsonSchema)]
+pub struct EdgeFigures {
+    /// Edges that are looked at.
+    pub edges: usize,
+    /// From the first of them to the last.
+    pub span_ms: u64,
+    /// Pulses among them.
+    pub pulses: usize,
+    /// The shortest of these.
+    pub shortest_ms: Option<u64>,
+    /// The one in the middle, by length.
+    pub median_ms: Option<u64>,
+    /// The longest.
+    pub longest_ms: Option<u64>,
+    /// Pulses that no PIR makes: shorter than `too_short_ms`.
+    pub short_pulses: usize,
+    /// See `short_pulses`.
+    pub too_short_ms: u64,
+    /// The usual time from the beginning of one short pulse to that of the next.
+    pub period_ms: Option<u64>,
+    /// Groups of at least three short pulses with a pause in between.
+    pub bursts: usize,
+    /// Short pulses in these.
+    pub in_bursts: usize,
+    /// For how long the pin has been active without an edge; `null`: it is not.
+    pub active_for_ms: Option<u64>,
+}
