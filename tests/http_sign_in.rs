@@ -143,7 +143,7 @@ fn an_administrator_makes_users_disconnects_and_deletes_below() {
     browser.run("document.getElementById('user-save').click()");
     browser.wait_for("document.getElementById('user-result').textContent.startsWith('added esp')");
     let article = "document.querySelector('article[aria-label^=\"User esp\"]')";
-    browser.wait_for(&format!("{article}.textContent.includes('publishes esp/#, !esp/x; receives #')"));
+    browser.wait_for(&format!("{article}?.textContent.includes('publishes esp/#, !esp/x; receives #')"));
     let mut client = Connect::v5("e").login(name, "first").open(gateway.port);
     assert_eq!(client.publish("other", "x", 1, false), 0x87);
     browser.run(&format!("{article}.querySelectorAll('button')[0].click()"));
