@@ -23,6 +23,10 @@ pub fn advice(error: &Error, place: &str) -> String {
         PermissionDenied => {
             format!("{place} must not be written ({error}): give it to the user that pigateway runs as")
         }
+        NotADirectory if error.raw_os_error().is_none() => format!(
+            "{place} is a symbolic link, and nothing is written where one leads: set gateway.data_dir to where it leads, or \
+             mount that there (mount --bind)"
+        ),
         NotFound => format!("{place} or a file in it was removed while in use ({error}): it is made again"),
         _ => format!("{place} cannot be written ({error}): see dmesg; the card may be worn out: replace it"),
     }

@@ -13,6 +13,8 @@ use rustix::fs::OFlags;
 use super::Storage;
 use super::direct::{Opened, Sectors};
 
+const LINK: &str = "it is a symbolic link, and none is followed here";
+
 /// A directory. Files stay open once used. What is small is written in sectors, see [`super::direct`].
 #[derive(Debug)]
 pub struct FileStorage {
@@ -43,9 +45,13 @@ impl FileStorage {
         if let Some(file) = self.open.lock().get(name) {
             return Ok(file.clone());
         }
+        if !self.read_only {
+            self.check_link()?;
+        }
         let file = ours().read(true).write(!self.read_only).open(self.dir.join(name))?;
         if !self.read_only {
-            keep_private(&file)?;
+            // where that is not ours to change, the file is as good
+            let _ = keep_private(&file);
         }
         let len = file.metadata()?.len();
         let file = Arc::new(Opened::new(file, len));
@@ -56,7 +62,7 @@ impl FileStorage {
     /// A file that may not be written can still be read. It does not stay open: the next write shall see whether it may.
     fn readable(&self, name: &str) -> io::Result<Arc<Opened>> {
         self.file(name).or_else(|error| match error.kind() {
-            io::ErrorKind::ReadOnlyFilesystem | io::ErrorKind::PermissionDenied => {
+            io::ErrorKind::ReadOnlyFilesystem | io::ErrorKind::PermissionDenied | io::ErrorKind::NotADirectory => {
                 Ok(Arc::new(Opened::new(ours().read(true).open(self.dir.join(name))?, 0)))
             }
             _ => Err(error),
@@ -71,18 +77,19 @@ impl FileStorage {
     /// Makes the directory, for us alone. It must be one, and not a link to one elsewhere.
     fn make_dir(&self) -> io::Result<()> {
         DirBuilder::new().recursive(true).mode(0o700).create(&self.dir)?;
+        self.check_link()?;
         let metadata = fs::symlink_metadata(&self.dir)?;
-        if metadata.is_symlink() {
-            return Err(io::Error::new(
-                io::ErrorKind::NotADirectory,
-                "it is a symbolic link, and none is followed here",
-            ));
-        }
         if metadata.mode() & 0o077 != 0 {
             // where it belongs to somebody else, the files in it are private all the same
             let _ = fs::set_permissions(&self.dir, Permissions::from_mode(0o700));
         }
         Ok(())
+    }
+
+    /// Nothing is written where a link leads.
+    fn check_link(&self) -> io::Result<()> {
+        let is_link = fs::symlink_metadata(&self.dir).is_ok_and(|metadata| metadata.is_symlink());
+        if is_link { Err(io::Error::new(io::ErrorKind::NotADirectory, LINK)) } else { Ok(()) }
     }
 
     fn sync_dir(&self) -> io::Result<()> {
@@ -150,7 +157,7 @@ impl Storage for FileStorage {
         self.open.lock().remove(name);
         let path = self.dir.join(name);
         let made = ours().read(true).write(true).create(true).truncate(true).open(&path).and_then(|mut file| {
-            keep_private(&file)?;
+            let _ = keep_private(&file);
             // written, not only allocated: extents that were never written cost a metadata write with every sync
             let zeros = [0; 64 * 1024];
             let mut left = len;
@@ -228,5 +235,29 @@ mod tests {
         storage.read_at("b", 0, &mut [0; 6]).unwrap_err();
         assert_eq!(fs::read(&elsewhere).unwrap(), b"theirs");
         assert_eq!(storage.list().unwrap(), [("a".into(), 16)]);
+    }
+
+    #[test]
+    fn a_link_in_place_of_the_directory_is_read_and_said_to_be_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let (real, link) = (dir.path().join("real"), dir.path().join("journal"));
+        FileStorage::new(&real).create("a", 16).unwrap();
+        std::os::unix::fs::symlink(&real, &link).unwrap();
+        let storage = FileStorage::new(&link);
+        assert_eq!(storage.read_at("a", 0, &mut [0; 16]).unwrap(), 16);
+        for error in [storage.write_at("a", 0, b"x").unwrap_err(), storage.create("b", 16).unwrap_err()] {
+            let advice = crate::journal::trouble::advice(&error, &storage.place());
+            assert!(advice.contains("is a symbolic link") && advice.contains("gateway.data_dir"), "{advice}");
+        }
+        assert_eq!(storage.list().unwrap(), [("a".into(), 16)]);
+    }
+
+    #[test]
+    fn a_file_whose_permissions_cannot_be_changed_is_used_all_the_same() {
+        // readable by all, writable by us, and nobody may change that
+        let process = std::path::PathBuf::from(format!("/proc/{}", std::process::id()));
+        let storage = FileStorage::buffered(&process);
+        assert!(keep_private(&File::options().write(true).open(process.join("comm")).unwrap()).is_err());
+        storage.file("comm").unwrap();
     }
 }
