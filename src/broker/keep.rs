@@ -36,14 +36,12 @@ use super::registry::{Parked, expires};
 use super::session::{Session, Subscription};
 use crate::access::identity::SessionName;
 use crate::exchange::subscribers::SubscriptionOptions;
-use crate::journal::Position;
+use crate::journal::{PART, Position};
 use crate::message::{Qos, check_filter};
 use crate::mqtt::Will;
 
 const VERSION: u8 = 2;
 const WITHOUT_OWNER: u8 = 1;
-/// Neither user names nor client ids nor filters contain NUL [MQTT-1.5.4-2], and a session's name has no two of them.
-const PART: &str = "\0\0";
 
 /// A persistent session as it is kept.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

@@ -257,7 +257,8 @@ impl Header {
                 return Err(HeaderError::Damaged);
             }
             3 => FileKind::Merged { first: u64_at(bytes, 52), upto: u64_at(bytes, 60) },
-            _ => FileKind::Segment,
+            0 => FileKind::Segment,
+            _ => return Err(HeaderError::Damaged),
         };
         Ok(Header {
             kind,
@@ -267,6 +268,14 @@ impl Header {
             size: u64_at(bytes, 32),
             base: u64_at(bytes, 40),
         })
+    }
+
+    /// Least generation that the file stands for.
+    pub fn first_generation(&self) -> u64 {
+        match self.kind {
+            FileKind::Merged { first, .. } => first,
+            _ => self.generation,
+        }
     }
 
     /// What the CRC of every record in the file begins with.
@@ -296,6 +305,11 @@ mod tests {
             }
         }
         assert_eq!(Header::decode(&[0; 100]), Err(HeaderError::Blank));
+        let mut unknown = bytes;
+        unknown[10] = 7;
+        let crc = crc32c::crc32c(&unknown[..48]);
+        unknown[48..HEADER_LEN].copy_from_slice(&crc.to_le_bytes());
+        assert_eq!(Header::decode(&unknown), Err(HeaderError::Damaged), "a kind that there is not");
         let mut newer = bytes;
         newer[8] = 2;
         let crc = crc32c::crc32c(&newer[..48]);

@@ -9,8 +9,9 @@ use super::state::State;
 use super::{Full, Position};
 use crate::message::Message;
 
-/// Between the name of a session and the rest of the name of a part of it.
-const PART: &str = "\0\0";
+/// Between the name of a session and the rest of the name of a part of it. Neither user names nor client ids nor filters
+/// contain NUL [MQTT-1.5.4-2], and a session's name has no two of them.
+pub(crate) const PART: &str = "\0\0";
 
 impl State {
     /// Keeps or clears the retained message of a topic.

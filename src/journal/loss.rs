@@ -20,8 +20,13 @@ pub enum Owner<'a> {
     Upstream(&'a str),
     /// A persistent session.
     Session(SessionName<'a>),
-    /// The shared subscription with this name and filter.
-    Shared(&'a str),
+    /// A shared subscription.
+    Shared {
+        /// Its name and filter.
+        group: &'a str,
+        /// A client without a user name has begun it.
+        of_guests: bool,
+    },
     /// Somebody whose name was lost.
     Unknown,
 }
@@ -29,8 +34,8 @@ pub enum Owner<'a> {
 impl Owner<'_> {
     /// By the consumer's lasting name.
     pub fn of(name: &str) -> Owner<'_> {
-        if let Some((_, group)) = name.strip_prefix("share/").and_then(|rest| rest.split_once('/')) {
-            return Owner::Shared(group);
+        if let Some((owner, group)) = name.strip_prefix("share/").and_then(|rest| rest.split_once('/')) {
+            return Owner::Shared { group, of_guests: owner == "g" };
         }
         match (name.strip_prefix("upstream/"), name.strip_prefix("session/")) {
             (Some(upstream), _) => Owner::Upstream(upstream.strip_suffix("/2").unwrap_or(upstream)),
@@ -54,7 +59,7 @@ impl std::fmt::Display for Owner<'_> {
         match self {
             Owner::Upstream(name) => write!(f, "upstream {name}"),
             Owner::Session(session) => write!(f, "the session of client {session}"),
-            Owner::Shared(group) => write!(f, "the shared subscription {group}"),
+            Owner::Shared { group, .. } => write!(f, "the shared subscription {group}"),
             Owner::Unknown => f.write_str("a consumer whose name was lost"),
         }
     }

@@ -6,9 +6,10 @@
 
 use std::collections::HashMap;
 use std::io;
+use std::time::Instant;
 
 use super::format::{DATA, FLAG_RETAINED, FileKind, HEADER_COPY, Header, Kind, WHOLE_HEADER_LEN};
-use super::parts::{Part, usable};
+use super::parts::{PARTS, Part, usable};
 use super::record::{self, Draft, RecordRef, Scanner};
 use super::segment::Segment;
 use super::settings::JournalSettings;
@@ -35,6 +36,30 @@ struct Copied {
     is_damaged: bool,
 }
 
+/// What is needed of segments one after the other, and how many files it takes.
+#[derive(Default)]
+pub(super) struct Packing {
+    bytes: u64,
+    /// The largest record of each segment, the largest first.
+    largest: Vec<u64>,
+}
+
+impl Packing {
+    /// Adds what is needed of one more segment, and its largest record.
+    pub(super) fn add(&mut self, bytes: u64, largest: u64) {
+        self.bytes += bytes;
+        let at = self.largest.partition_point(|known| *known > largest);
+        self.largest.insert(at, largest);
+    }
+
+    /// Whether it fits into so many files. Where a record does not fit, the end of a file stays empty. That is so at the end
+    /// of every file but the last, and of one segment's records, which fit into one file, it can be so only once.
+    pub(super) fn fits(&self, files: usize, room: u64) -> bool {
+        let empty: u64 = self.largest.iter().take(files.saturating_sub(1)).sum();
+        self.bytes + empty <= files as u64 * room
+    }
+}
+
 impl State {
     /// Whether a file of this size may become a segment again; otherwise there are enough without it.
     pub fn keeps_file(&self, size: u64, settings: &JournalSettings) -> bool {
@@ -44,23 +69,23 @@ impl State {
     /// The shortest run of at most so many segments that fits into one file less; empty: there is none.
     pub fn merge_plan(&self, tail: Option<u64>, settings: &JournalSettings, most: usize) -> Vec<u64> {
         let room = usable(settings);
-        let live: Vec<(u64, Option<u64>)> = self
+        let live: Vec<(u64, Option<(u64, u64)>)> = self
             .segments
             .iter()
             .map(|(generation, segment)| {
                 let is_whole = Some(*generation) != tail && !segment.is_damaged;
                 let is_fit = is_whole && segment.header.size <= settings.segment_size();
-                (*generation, is_fit.then(|| segment.live(&self.queues, &self.by_key).1))
+                let bytes = || segment.live(&self.queues, &self.by_key).1;
+                (*generation, is_fit.then(bytes).map(|bytes| (bytes, segment.largest.min(bytes))))
             })
             .collect();
-        let mut best: &[(u64, Option<u64>)] = &[];
+        let mut best: &[(u64, Option<(u64, u64)>)] = &[];
         for begin in 0..live.len() {
-            let mut sum = 0;
-            for (count, (_, bytes)) in live[begin..].iter().enumerate().take(most) {
-                let Some(bytes) = bytes else { break };
-                sum += bytes;
-                // where records do not fit, the end of a file stays empty: a sixteenth is left for that
-                if count > 0 && sum + sum / 16 <= count as u64 * room {
+            let mut packing = Packing::default();
+            for (count, (_, needed)) in live[begin..].iter().enumerate().take(most) {
+                let Some((bytes, largest)) = needed else { break };
+                packing.add(*bytes, *largest);
+                if count > 0 && packing.fits(count, room) {
                     if best.is_empty() || count + 1 < best.len() {
                         best = &live[begin..=begin + count];
                     }
@@ -75,8 +100,7 @@ impl State {
 impl Writer {
     /// Merges a run of at most so many segments; says whether that has set a file free. `None`: there is nothing to merge.
     pub(super) fn merge(&mut self, most: usize) -> io::Result<Option<bool>> {
-        let settings = self.shared.settings.clone();
-        let mut run = self.shared.state.lock().merge_plan(self.tail, &settings, most);
+        let mut run = self.plan(&self.shared.state.lock(), most);
         if run.is_empty() {
             return Ok(None);
         }
@@ -97,7 +121,7 @@ impl Writer {
                     break;
                 }
                 // without that segment another run may do
-                run = state.merge_plan(self.tail, &settings, most);
+                run = self.plan(&state, most);
                 continue;
             }
             run.retain(|generation| !copied.whole.contains(generation));
@@ -111,17 +135,39 @@ impl Writer {
             }
         }
         self.drop_surplus();
-        let is_less = self.shared.state.lock().segments.len() < before;
+        let state = self.shared.state.lock();
+        let is_less = state.segments.len() < before;
+        if !is_less && most == usize::MAX {
+            self.in_vain = Some(state.usage().all);
+        }
         Ok(Some(is_less))
+    }
+
+    /// What to merge. What is needed of a segment is known only about: a merge that has set nothing free is not tried again
+    /// before as much as a file takes is not needed any more.
+    pub(super) fn plan(&self, state: &State, most: usize) -> Vec<u64> {
+        let settings = &self.shared.settings;
+        if self.in_vain.is_some_and(|waiting| state.usage().all + usable(settings) > waiting) {
+            return Vec::new();
+        }
+        state.merge_plan(self.tail, settings, most)
     }
 
     /// Files beyond those that the journal may have.
     fn drop_surplus(&self) {
         let mut state = self.shared.state.lock();
-        while state.segments.len() + state.spare.len() > self.shared.settings.segments() {
-            let Some(name) = state.spare.pop() else { return };
+        let count = (state.segments.len() + state.spare.len()).saturating_sub(self.shared.settings.segments());
+        let left = state.spare.len().saturating_sub(count);
+        let surplus = state.spare.split_off(left);
+        drop(state);
+        self.remove(&surplus);
+    }
+
+    /// Removes files, which takes its time: nobody shall wait for that.
+    pub(super) fn remove(&self, names: &[String]) {
+        for name in names {
             // what cannot be removed is found again at the next start
-            let _ = self.shared.storage.remove(&name);
+            let _ = self.shared.storage.remove(name);
         }
     }
 
@@ -154,7 +200,12 @@ impl Writer {
                     encode(&mut copied.bytes, &record, &live);
                     if copied.bytes.len() > room {
                         copied.bytes.truncate(at);
-                        rest = Some(Segment { shares: HashMap::new(), in_part: Default::default(), ..segment.clone() });
+                        rest = Some(Segment {
+                            shares: HashMap::new(),
+                            in_part: [0; PARTS],
+                            largest: 0,
+                            ..segment.clone()
+                        });
                         copied.upto = position - 1;
                     }
                 }
@@ -164,11 +215,8 @@ impl Writer {
                 }
             }
             if scanner.damage.places > 0 || scanner.unreadable > 0 || scanner.offset() < segment.end {
-                // it stays as it is for its consumers, and the check of files says what is wrong
                 copied.bytes.truncate(begin);
-                if let Some(bad) = self.shared.state.lock().segments.get_mut(&segment.header.generation) {
-                    (bad.is_bad, bad.is_damaged) = (true, true);
-                }
+                self.leave(segment.header.generation);
                 copied.whole.clear();
                 copied.is_damaged = true;
                 return copied;
@@ -183,6 +231,18 @@ impl Writer {
         }
         copied.shares = Some(shares);
         copied
+    }
+
+    /// A segment cannot be merged: it stays as it is for its consumers, and the check of files says what is wrong with it.
+    fn leave(&self, generation: u64) {
+        let mut guard = self.shared.state.lock();
+        let state = &mut *guard;
+        let Some(segment) = state.segments.get_mut(&generation) else { return };
+        segment.is_damaged = true;
+        if !segment.is_bad && !state.unverified.contains(&generation) {
+            state.unverified.push_back(generation);
+            self.shared.fill.notify_one();
+        }
     }
 
     /// Writes what was copied to a file, which stands for its segments from then on.
@@ -216,21 +276,24 @@ impl Writer {
         state.counts.syncs += 3;
         let records = record::iter(&copied.bytes).count() as u64;
         let end = DATA + copied.bytes.len() as u64;
-        for generation in &copied.whole {
-            if let Some(segment) = state.segments.remove(generation) {
-                if segment.header.size == size && !segment.is_bad {
-                    state.spare.push(segment.name);
-                } else {
-                    // what cannot be removed is found again at the next start
-                    let _ = storage.remove(&segment.name);
-                }
-            }
+        let mut unfit = Vec::new();
+        for segment in copied.whole.iter().filter_map(|generation| state.segments.remove(generation)) {
+            let is_fit = segment.header.size == size && !segment.is_bad;
+            if is_fit { state.spare.push(segment.name) } else { unfit.push(segment.name) }
         }
-        let merged = Segment { end, records, ..Segment::new(name.into(), header) };
-        state.segments.insert(generation, Segment { shares: shares.shares, in_part: shares.in_part, ..merged });
-        if let Some((generation, rest)) = copied.rest {
-            state.segments.insert(generation, rest);
+        let Segment { shares, in_part, largest, .. } = shares;
+        let merged = Segment { end, records, shares, in_part, largest, ..Segment::new(name.into(), header) };
+        state.segments.insert(generation, merged);
+        if let Some((generation, rest)) = copied.rest
+            && let Some(segment) = state.segments.get_mut(&generation)
+        {
+            // all else that is known of it has become known meanwhile
+            (segment.from, segment.shares) = (rest.from, rest.shares);
+            (segment.in_part, segment.largest) = (rest.in_part, rest.largest);
         }
+        state.writing_since = state.writing_since.map(|_| Instant::now());
+        drop(guard);
+        self.remove(&unfit);
         Ok(())
     }
 }

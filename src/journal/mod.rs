@@ -30,9 +30,9 @@
 //! # Limits
 //! - Memory: [`PENDING_MAX`] bytes that wait for the disk and as many being written; 256 KiB read ahead for a consumer
 //!   and [`AHEAD_ALL`] for all together; what consumers hold unsettled; retained messages and sessions; per segment some
-//!   words for each consumer that it has messages for.
-//! - Disk: `max_size`, or what the file system can hold in all, and one segment more while segments are merged; a snapshot, which is as large as
-//!   retained messages and sessions; and [`MOST_ASIDE`] files set aside.
+//!   words for each consumer that it has messages for; one segment while segments are merged.
+//! - Disk: `max_size`, or what the file system can hold in all, and one segment more while segments are merged; a snapshot,
+//!   which is as large as retained messages and sessions; and [`MOST_ASIDE`] files set aside.
 
 mod append;
 pub mod boots;
@@ -68,6 +68,7 @@ use parking_lot::{Condvar, Mutex};
 use tokio::sync::watch;
 
 pub use self::append::Appender;
+pub(crate) use self::kept::PART;
 pub use self::queue::News;
 pub use self::reader::Reader;
 use self::report::{Report, Status};

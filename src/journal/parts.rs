@@ -2,16 +2,19 @@
 //! user name.
 //!
 //! What a part does not use, others may: it is taken back when it is needed. When the journal is full, the part that is
-//! furthest above what it is guaranteed gives way, in it whoever has most (an upstream, a user, all guests together),
-//! and of that the oldest. Where messages are refused rather than given up, nothing can be taken back: there the parts that have
+//! furthest above what it is guaranteed gives way, in it whoever has most (an upstream, a user, all shared subscriptions of
+//! users, all guests together), and of that the oldest. Where messages are refused rather than given up, nothing can be taken back: there the parts that have
 //! consumers keep what they are guaranteed free of others.
 
 use std::collections::HashMap;
 
-use super::format::DATA;
+use super::format::{DATA, FileKind};
+use super::loss::Owner;
+use super::merge::Packing;
 use super::settings::JournalSettings;
 use super::state::State;
 use super::{ConsumerId, Full, PENDING_MAX, WhenFull};
+use crate::access::identity::SessionName;
 
 /// Parts that have a guarantee of their own.
 pub const PARTS: usize = 3;
@@ -33,13 +36,10 @@ impl Part {
 
     /// By a consumer's lasting name.
     pub fn of(name: &str) -> Part {
-        let is = |prefix: &str| name.starts_with(prefix);
-        if is("upstream/") {
-            Part::Upstreams
-        } else if is("session/g/\0") || is("share/g/") {
-            Part::Guests
-        } else {
-            Part::Users
+        match Holder::of(name) {
+            Holder::Upstream(_) => Part::Upstreams,
+            Holder::User(_) | Holder::Shared | Holder::Unknown(_) => Part::Users,
+            Holder::Guests => Part::Guests,
         }
     }
 
@@ -62,12 +62,33 @@ impl Part {
     }
 }
 
-/// Who gives way together: an upstream, all sessions of a user, all guests.
-pub fn holder(name: &str) -> &str {
-    match Part::of(name) {
-        Part::Upstreams => name,
-        Part::Users => name.split('\0').next().unwrap_or(name),
-        Part::Guests => "g",
+/// Who gives way together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Holder<'a> {
+    /// An upstream, in whatever order it gets its messages.
+    Upstream(&'a str),
+    /// All sessions of a user.
+    User(&'a str),
+    /// All shared subscriptions that users have begun: whose they are is not known.
+    Shared,
+    /// All that is for clients without a user name.
+    Guests,
+    /// A consumer of which nobody knows whose it is, by its lasting name.
+    Unknown(&'a str),
+}
+
+impl Holder<'_> {
+    /// By a consumer's lasting name.
+    pub fn of(name: &str) -> Holder<'_> {
+        match Owner::of(name) {
+            Owner::Upstream(upstream) => Holder::Upstream(upstream),
+            Owner::Session(SessionName { user: Some(user), .. }) => Holder::User(user),
+            Owner::Session(SessionName { is_unowned: false, .. }) | Owner::Shared { of_guests: true, .. } => {
+                Holder::Guests
+            }
+            Owner::Shared { of_guests: false, .. } => Holder::Shared,
+            Owner::Session(_) | Owner::Unknown => Holder::Unknown(name),
+        }
     }
 }
 
@@ -82,7 +103,7 @@ pub struct Usage {
 
 impl State {
     /// How much of the journal each part takes now.
-    pub fn usage(&self) -> Usage {
+    pub(super) fn usage(&self) -> Usage {
         let mut usage = Usage::default();
         for segment in self.segments.values() {
             let (parts, all) = segment.live(&self.queues, &self.by_key);
@@ -102,22 +123,22 @@ impl State {
 
     /// The oldest messages of whoever has most in this part give way; says whether there were any.
     pub fn give_way(&mut self, part: Part) -> bool {
-        let mut held: HashMap<&str, u64> = HashMap::new();
+        let mut held: HashMap<Holder<'_>, u64> = HashMap::new();
         for segment in self.segments.values() {
             for (key, share) in &segment.shares {
                 if let Some(queue) = self.by_key.get(key).and_then(|id| self.queues.get(id)).filter(|q| q.part == part)
                 {
-                    *held.entry(holder(&queue.name)).or_default() += share.live(queue.cursor.base);
+                    *held.entry(Holder::of(&queue.name)).or_default() += share.live(queue.cursor.base);
                 }
             }
         }
         let most = held.into_iter().filter(|(_, bytes)| *bytes > 0).max_by_key(|(_, bytes)| *bytes);
-        let Some(most) = most.map(|(holder, _)| holder.to_owned()) else { return false };
+        let Some((most, _)) = most else { return false };
         let oldest = self.segments.values().find_map(|segment| {
             let shares = segment.shares.iter().filter_map(|(key, share)| {
                 let id = *self.by_key.get(key)?;
                 let queue = self.queues.get(&id)?;
-                let is_held = queue.part == part && holder(&queue.name) == most && queue.cursor.base < share.last;
+                let is_held = queue.part == part && Holder::of(&queue.name) == most && queue.cursor.base < share.last;
                 is_held.then_some((id, share.last))
             });
             Some(shares.collect::<Vec<(ConsumerId, u64)>>()).filter(|shares| !shares.is_empty())
@@ -168,23 +189,24 @@ impl State {
         {
             self.looks += 1;
         }
-        let per_segment = usable(settings) - usable(settings) % (len as u64).max(1);
-        let segments = settings.segments() as u64;
-        let (mut space, mut free, mut live) = (0, segments.saturating_sub(self.segments.len() as u64), 0);
-        let tail = self.segments.keys().next_back().copied();
+        let room = usable(settings);
+        let per_segment = room - room % (len as u64).max(1);
+        let (mut space, mut files, mut needed) = (0, 0, Packing::default());
+        let last = self.segments.last_key_value();
+        let tail = last.filter(|(_, tail)| tail.header.kind == FileKind::Segment).map(|(generation, _)| *generation);
         for (generation, segment) in &self.segments {
             if Some(*generation) == tail {
                 space += segment.header.size.saturating_sub(segment.end);
-            } else if !segment.is_needed(&self.queues, &self.by_key) {
-                free += 1;
-            } else {
-                live += segment.live(&self.queues, &self.by_key).1;
+            } else if segment.is_needed(&self.queues, &self.by_key) {
+                needed.add(segment.live(&self.queues, &self.by_key).1, segment.largest);
+                files += 1;
             }
         }
-        // what is needed can be merged into fewer files, one of which is not filled
-        let merged = (segments.saturating_sub(2) * per_segment).saturating_sub(live);
+        // what is needed can be merged into fewer files
+        let files = (0..files).find(|files| needed.fits(*files, room)).unwrap_or(files);
+        let free = settings.segments().saturating_sub(files + usize::from(tail.is_some())) as u64;
         let waiting = (self.pending.bytes.len() + self.writing) as u64;
-        self.room = self.room((space + (free * per_segment).max(merged)).saturating_sub(waiting), settings);
+        self.room = self.room((space + free * per_segment).saturating_sub(waiting), settings);
         let has_space = self.has_room(len as u64, consumers);
         if !has_space && self.orphans_give_way() {
             return self.has_space(len, consumers, settings);
@@ -212,7 +234,7 @@ impl State {
 
     /// Bytes that each part may still take where nothing is given up, and what may be taken for nobody in particular, when the
     /// files that are there or may be made take `free`.
-    pub fn room(&self, free: u64, settings: &JournalSettings) -> ([u64; PARTS], u64) {
+    fn room(&self, free: u64, settings: &JournalSettings) -> ([u64; PARTS], u64) {
         let usage = self.usage();
         let mut has_consumers = [false; PARTS];
         self.queues.values().for_each(|queue| has_consumers[queue.part as usize] = true);

@@ -2,6 +2,7 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use parking_lot::MutexGuard;
 use tokio::sync::Notify;
@@ -18,6 +19,9 @@ use crate::message::Message;
 
 /// Bytes read ahead for a consumer when there is not enough memory for all.
 const SMALL_PORTION: usize = 16 * 1024;
+
+/// What the system could not read is tried again after these times before it is taken for damage.
+const READ_AGAIN: [Duration; 3] = [Duration::from_secs(1), Duration::from_secs(10), Duration::from_secs(60)];
 
 /// Most messages taken under one lock.
 const AT_ONCE: usize = 64;
@@ -194,18 +198,21 @@ struct Job {
 pub(super) struct Filler {
     shared: Arc<Shared>,
     places: HashMap<ConsumerId, Place>,
+    /// Segments that could not be read, how often, and when to try again.
+    unread: HashMap<u64, (usize, Option<Instant>)>,
 }
 
 impl Filler {
     /// For this journal.
     pub(super) fn new(shared: Arc<Shared>) -> Filler {
-        Filler { shared, places: HashMap::new() }
+        Filler { shared, places: HashMap::new(), unread: HashMap::new() }
     }
 
     /// Until told to stop.
     pub(super) fn run(mut self) {
+        let shared = self.shared.clone();
         loop {
-            let mut state = self.shared.state.lock();
+            let mut state = shared.state.lock();
             if state.stop.is_some() {
                 return;
             }
@@ -218,10 +225,20 @@ impl Filler {
             } else if let Some(generation) = state.unverified.pop_front() {
                 drop(state);
                 self.verify(generation);
+            } else if let Some(due) = self.unread.values().filter_map(|(_, due)| *due).min() {
+                if shared.fill.wait_until(&mut state, due).timed_out() {
+                    state.unverified.extend(self.unread_by(Instant::now()));
+                }
             } else {
-                self.shared.fill.wait(&mut state);
+                shared.fill.wait(&mut state);
             }
         }
+    }
+
+    /// Segments that are to be tried again now.
+    fn unread_by(&mut self, now: Instant) -> Vec<u64> {
+        let due = self.unread.iter_mut().filter(|(_, (_, due))| due.is_some_and(|due| due <= now));
+        due.map(|(generation, (_, due))| (*generation, *due = None).0).collect()
     }
 
     /// Makes the next file; where that fails, the writing thread sees for itself when it needs one.
@@ -334,8 +351,9 @@ impl Filler {
     }
 
     /// Reads a segment to the end and reports what is wrong with it.
-    fn verify(&self, generation: u64) {
+    fn verify(&mut self, generation: u64) {
         let found = self.shared.state.lock().segments.get(&generation).cloned();
+        let times = self.unread.remove(&generation).map_or(0, |(times, _)| times);
         let Some(segment) = found else { return };
         let mut scanner = Scanner::new(&*self.shared.storage, &segment.name, &segment.header, segment.end);
         let mut records = 0;
@@ -343,7 +361,13 @@ impl Filler {
             records += 1;
         }
         let (damage, rest) = (scanner.damage, segment.end.saturating_sub(scanner.offset()));
-        if damage.places == 0 && rest == 0 && records == segment.records {
+        let is_whole = damage.places == 0 && rest == 0 && records == segment.records;
+        if !is_whole
+            && scanner.unreadable > 0
+            && let Some(pause) = READ_AGAIN.get(times)
+        {
+            // cards and cables have their moments
+            self.unread.insert(generation, (times + 1, Some(Instant::now() + *pause)));
             return;
         }
         let mut state = self.shared.state.lock();
@@ -351,6 +375,10 @@ impl Filler {
         else {
             return; // given up meanwhile
         };
+        still.is_damaged &= !is_whole;
+        if is_whole {
+            return;
+        }
         still.is_bad = true;
         let report = Report::Damaged {
             file: segment.name,

@@ -12,6 +12,7 @@ use super::format::{
     ASIDE_SUFFIX, DATA, FileKind, HEADER_COPY, Header, HeaderError, Kind, SEGMENT_SUFFIX, SNAPSHOT, SNAPSHOT_NEW,
     WHOLE_HEADER_LEN, u16_at, u64_at,
 };
+use super::parts::PARTS;
 use super::queue::Queue;
 use super::record::{Damage, RecordRef, Scanner};
 use super::report::Report;
@@ -74,24 +75,34 @@ pub fn read_header(storage: &dyn Storage, name: &str) -> Result<(Header, bool), 
 }
 
 /// Renames a file so that it is not used any more, and removes the oldest of those.
-pub fn set_aside(storage: &dyn Storage, state: &mut State, name: &str, bytes: u64) {
-    let to = (1..)
+fn set_aside(storage: &dyn Storage, state: &mut State, name: &str, bytes: u64) {
+    let to = aside_name(state, name);
+    let renamed = storage.rename(name, &to);
+    for oldest in note_aside(state, name, to, bytes, renamed) {
+        // what cannot be removed is in nobody's way
+        let _ = storage.remove(&oldest);
+    }
+}
+
+/// A name for a file that is not used any more.
+pub fn aside_name(state: &State, name: &str) -> String {
+    (1..)
         .map(|number: u32| format!("{name}.{number}{ASIDE_SUFFIX}"))
         .find(|to| !state.aside.contains(to))
-        .unwrap_or_default();
-    match storage.rename(name, &to) {
+        .unwrap_or_default()
+}
+
+/// A file was renamed so that it is not used any more; returns those that have been there for too long.
+pub fn note_aside(state: &mut State, name: &str, to: String, bytes: u64, renamed: std::io::Result<()>) -> Vec<String> {
+    match renamed {
         Ok(()) => {
             state.aside.push_back(to.clone());
             state.report(Report::SetAside { file: name.into(), to, bytes });
         }
         Err(error) => state.report(Report::Unreadable { file: name.into(), error: error.to_string() }),
     }
-    while state.aside.len() > MOST_ASIDE {
-        if let Some(oldest) = state.aside.pop_front() {
-            // what cannot be removed is in nobody's way
-            let _ = storage.remove(&oldest);
-        }
-    }
+    let surplus = state.aside.len().saturating_sub(MOST_ASIDE);
+    state.aside.drain(..surplus).collect()
 }
 
 struct Recovery<'a> {
@@ -244,7 +255,7 @@ impl Recovery<'_> {
                 Some(known) => {
                     (segment.last, segment.end, segment.records) = (known.last, known.end, known.records);
                     segment.shares.clone_from(&known.shares);
-                    segment.in_part = known.in_part;
+                    (segment.in_part, segment.largest) = (known.in_part, known.largest);
                     self.state.unverified.push_back(*generation);
                 }
                 None => self.scan(*generation, next),
@@ -259,7 +270,7 @@ impl Recovery<'_> {
         let limit = segment.limit(next.as_ref());
         let name = segment.name.clone();
         let mut scanner = Scanner::new(self.storage, &name, &segment.header, segment.header.size);
-        let (mut missing, mut last) = (0, segment.from - 1);
+        let (mut missing, mut last, mut is_moved) = (0, segment.from - 1, false);
         while let Some((offset, record)) = scanner.next_record() {
             if record.position() >= limit {
                 break;
@@ -272,7 +283,7 @@ impl Recovery<'_> {
             missing += record.position() - last - 1;
             last = record.position();
             if record.position() > self.state.covered {
-                apply(&mut self.state, &mut self.retained, &mut self.orderly, &record);
+                is_moved |= apply(&mut self.state, &mut self.retained, &mut self.orderly, &record);
             }
             if record.kind() == Some(Kind::Message) {
                 let state = &self.state;
@@ -282,10 +293,15 @@ impl Recovery<'_> {
         if !is_merged {
             segment.last = last;
         }
+        if is_moved {
+            // which of its messages were counted for another part is not known
+            segment.in_part = [segment.end - DATA; PARTS];
+        }
         let (damage, unreadable) = (scanner.damage, scanner.unreadable);
         let is_torn = next.is_none() && scanner.is_torn();
         // the next segment tells what this one ended with
-        let follows = next.filter(|next| next.generation == generation + 1 && next.base > segment.last && !is_merged);
+        let follows =
+            next.filter(|next| next.first_generation() == generation + 1 && next.base > segment.last && !is_merged);
         let rest = follows.map_or(0, |next| next.base - segment.last - 1);
         // what a merged segment lacks, nobody needs
         missing *= u64::from(!is_merged);
@@ -399,29 +415,33 @@ fn apply_message(state: &mut State, retained: &mut HashMap<Box<str>, (u32, Bytes
     keep_retained(retained, record);
 }
 
-fn apply_consumer(state: &mut State, record: &RecordRef<'_>) {
-    let (Some((key, base)), Ok(name)) = (record.consumers().next(), std::str::from_utf8(record.body())) else { return };
+/// Says whether a consumer counts for another part of the journal from now on.
+fn apply_consumer(state: &mut State, record: &RecordRef<'_>) -> bool {
+    let (Some((key, base)), Ok(name)) = (record.consumers().next(), std::str::from_utf8(record.body())) else {
+        return false;
+    };
     let known = state.by_key.get(&key).copied();
-    match known.and_then(|id| Some((id, state.queues.get_mut(&id)?))) {
-        Some((id, queue)) if queue.cursor.base >= base => {
-            queue.rename(name);
-            state.by_name.insert(name.into(), id);
+    match known.and_then(|id| Some((id, state.queues.get(&id)?.cursor.base))) {
+        Some((id, known)) if known >= base => state.rename(id, name),
+        _ => {
+            state.insert(name, key, base, UNBOUNDED);
+            false
         }
-        _ => drop(state.insert(name, key, base, UNBOUNDED)),
     }
 }
 
+/// Says whether a consumer counts for another part of the journal from now on.
 fn apply(
     state: &mut State,
     retained: &mut HashMap<Box<str>, (u32, Bytes)>,
     orderly: &mut HashMap<u64, bool>,
     record: &RecordRef<'_>,
-) {
+) -> bool {
     let body = record.body();
     match record.kind() {
         Some(Kind::Message) => apply_message(state, retained, record),
         Some(Kind::State) => keep_session(state, record),
-        Some(Kind::Consumer) => apply_consumer(state, record),
+        Some(Kind::Consumer) => return apply_consumer(state, record),
         Some(Kind::ConsumerRemoved) => {
             if let Some((key, _)) = record.consumers().next()
                 && let Some(id) = state.by_key.get(&key)
@@ -441,9 +461,11 @@ fn apply(
             }
         }
         Some(Kind::Note) => {
-            let Some((key, _)) = record.consumers().next() else { return };
-            let Some(queue) = state.by_key.get(&key).and_then(|id| state.queues.get_mut(id)) else { return };
-            queue.note(u64_at(body, 0), u64_at(body, 8));
+            if let Some((key, _)) = record.consumers().next()
+                && let Some(queue) = state.by_key.get(&key).and_then(|id| state.queues.get_mut(id))
+            {
+                queue.note(u64_at(body, 0), u64_at(body, 8));
+            }
         }
         Some(Kind::Clock) => {
             // with it every run of the gateway begins to write
@@ -454,4 +476,5 @@ fn apply(
         }
         Some(Kind::Table) | None => {}
     }
+    false
 }

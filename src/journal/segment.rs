@@ -49,6 +49,8 @@ pub struct Segment {
     pub shares: HashMap<u64, Share>,
     /// Bytes of its records by the part that they are for; what is for two parts counts for both.
     pub in_part: [u64; PARTS],
+    /// Bytes that the largest message takes in it.
+    pub largest: u64,
     /// Writing or reading it has failed: its file is not used again.
     pub is_bad: bool,
     /// Records of it cannot be read: it is not merged.
@@ -71,6 +73,7 @@ impl Segment {
             records: 0,
             shares: HashMap::new(),
             in_part: [0; PARTS],
+            largest: 0,
             is_bad: false,
             is_damaged: false,
         }
@@ -86,10 +89,7 @@ impl Segment {
 
     /// Least generation that it stands for.
     pub fn first_generation(&self) -> u64 {
-        match self.header.kind {
-            FileKind::Merged { first, .. } => first,
-            _ => self.header.generation,
-        }
+        self.header.first_generation()
     }
 
     /// Notes for whom a message is, and how much of the segment it takes.
@@ -101,6 +101,7 @@ impl Segment {
                 parts[part as usize] = true;
             }
         }
+        self.largest = self.largest.max(record.padded_len() as u64);
         for (bytes, is_for) in self.in_part.iter_mut().zip(parts) {
             *bytes += if is_for { record.padded_len() as u64 } else { 0 };
         }

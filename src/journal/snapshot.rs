@@ -55,6 +55,8 @@ pub struct TableSegment {
     pub shares: HashMap<u64, Share>,
     /// See [`super::segment::Segment::in_part`].
     pub in_part: [u64; PARTS],
+    /// See [`super::segment::Segment::largest`].
+    pub largest: u64,
     /// Salt of the file; 0: earlier versions did not note it.
     pub salt: u64,
 }
@@ -94,6 +96,9 @@ pub fn decode_boot(bytes: &[u8]) -> Option<(u32, Boot)> {
     (bytes.len() >= BOOT_LEN).then(|| (u32_at(bytes, 0), boot))
 }
 
+/// What the largest message of a segment is taken for where an earlier version has not noted it.
+const USUAL_LARGEST: u64 = 4096;
+
 fn put(out: &mut Vec<u8>, values: &[u64]) {
     for value in values {
         out.extend_from_slice(&value.to_le_bytes());
@@ -114,8 +119,8 @@ impl Table {
         });
         let segments = state.segments.iter().map(|(generation, segment)| {
             let (last, end, records) = (segment.last, segment.end, segment.records);
-            let (in_part, salt) = (segment.in_part, segment.header.salt);
-            (*generation, TableSegment { last, end, records, shares: segment.shares.clone(), in_part, salt })
+            let (in_part, largest, salt) = (segment.in_part, segment.largest, segment.header.salt);
+            (*generation, TableSegment { last, end, records, shares: segment.shares.clone(), in_part, largest, salt })
         });
         Table {
             covered: state.committed,
@@ -158,6 +163,9 @@ impl Table {
         for segment in self.segments.values() {
             put(&mut out, &[segment.salt]);
             put(&mut out, &segment.in_part);
+        }
+        for segment in self.segments.values() {
+            put(&mut out, &[segment.largest]);
         }
         out
     }
@@ -212,6 +220,10 @@ impl Table {
             (segment.salt, segment.in_part) = take(8 * (1 + PARTS)).map_or((0, [most; PARTS]), |bytes| {
                 (u64_at(&bytes, 0), std::array::from_fn(|part| u64_at(&bytes, 8 * (1 + part))))
             });
+        }
+        for segment in table.segments.values_mut() {
+            // where it was not noted, messages are taken for no larger than most are
+            segment.largest = take(8).map_or(USUAL_LARGEST, |bytes| u64_at(&bytes, 0));
         }
         Some(table)
     }
@@ -331,11 +343,16 @@ mod tests {
         table.boots.insert(2, Boot { id: 1, offset_ms: -5, is_synchronised: true, seen_ms: 7 });
         let share = Share { first: 1, last: 2, count: 2, bytes: 99 };
         let shares = HashMap::from([(5, share)]);
-        table.segments.insert(4, TableSegment { last: 1, end: 2, records: 3, shares, in_part: [1, 2, 3], salt: 9 });
+        table
+            .segments
+            .insert(4, TableSegment { last: 1, end: 2, records: 3, shares, in_part: [1, 2, 3], largest: 8, salt: 9 });
         let bytes = table.encode();
         assert_eq!(Table::decode(&bytes), Some(table));
         // without what came later it is what earlier versions wrote
-        let (salts, seen) = (8 * (1 + PARTS), 8);
+        let (salts, seen, largest) = (8 * (1 + PARTS), 8, 8);
+        let earlier = Table::decode(&bytes[..bytes.len() - largest]).unwrap();
+        assert_eq!((earlier.segments[&4].largest, earlier.segments[&4].salt), (USUAL_LARGEST, 9));
+        let bytes = &bytes[..bytes.len() - largest];
         for len in 0..bytes.len() - salts - seen {
             assert_eq!(Table::decode(&bytes[..len]), None, "{len}");
         }

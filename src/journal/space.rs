@@ -7,6 +7,13 @@ use super::format::HEADER_COPY;
 use super::merge::CHEAP;
 use super::writer::Writer;
 
+const FULL: &str = "the journal has reached journal.max_size";
+
+/// Whether it is the journal that is full, and not the disk.
+pub(super) fn is_full(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::StorageFull && error.get_ref().is_some_and(|reason| reason.to_string() == FULL)
+}
+
 impl Writer {
     /// Merges segments or gives up messages until a file is free, or says that there is no room.
     pub(super) fn make_room(&mut self) -> io::Result<String> {
@@ -16,6 +23,10 @@ impl Writer {
             if let Some(name) = self.set_free()? {
                 self.shared.state.lock().counts.evicted += u64::from(gave_way);
                 return Ok(name);
+            }
+            // files of another size were removed, not set free
+            if self.shared.state.lock().segments.len() < settings.segments() {
+                return self.make();
             }
             if is_cheap && let Some(freed) = self.merge(CHEAP)? {
                 is_cheap = freed;
@@ -37,7 +48,7 @@ impl Writer {
             }
             if refuses {
                 self.shared.state.lock().is_full = true;
-                return Err(io::Error::new(io::ErrorKind::StorageFull, "the journal has reached journal.max_size"));
+                return Err(io::Error::new(io::ErrorKind::StorageFull, FULL));
             }
             if !gave_way {
                 self.probe()?;

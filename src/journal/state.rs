@@ -7,7 +7,7 @@ use bytes::Bytes;
 use smallvec::SmallVec;
 
 use super::boots::Boots;
-use super::format::{CONSUMER_LEN, FLAG_HANDED_OVER, FLAG_RECEIVED, FLAG_RETAINED, Kind, RECORD_HEAD, u64_at};
+use super::format::{CONSUMER_LEN, DATA, FLAG_HANDED_OVER, FLAG_RECEIVED, FLAG_RETAINED, Kind, RECORD_HEAD, u64_at};
 use super::loss::Pace;
 use super::parts::PARTS;
 use super::queue::{Cursor, Queue};
@@ -93,7 +93,7 @@ pub struct State {
     pub health: Health,
     /// No file can be written to without giving up messages that wait, and these must not be given up.
     pub is_full: bool,
-    /// Bytes that are being written, and since when.
+    /// Bytes that are being written.
     pub writing: usize,
     /// When the writing thread has last got something done, while it writes.
     pub writing_since: Option<Instant>,
@@ -261,14 +261,29 @@ impl State {
     fn name(&mut self, key: u64, name: &str, limits: Limits) -> ConsumerId {
         let id = self.by_key[&key];
         if let Some(queue) = self.queues.get_mut(&id) {
-            queue.rename(name);
             queue.limits = limits;
-            (self.room, self.full_for) = Default::default();
             let base = queue.cursor.base;
             self.push(Kind::Consumer, 0, [(key, base)].into_iter(), &[name.as_bytes()]);
         }
-        self.by_name.insert(name.into(), id);
+        self.rename(id, name);
         id
+    }
+
+    /// A consumer's name was lost and is known again; says whether it counts for another part of the journal from now on.
+    pub fn rename(&mut self, id: ConsumerId, name: &str) -> bool {
+        let Some(queue) = self.queues.get_mut(&id) else { return false };
+        let old = queue.part;
+        queue.rename(name);
+        let (key, part) = (queue.key, queue.part);
+        self.by_name.insert(name.into(), id);
+        (self.room, self.full_for) = Default::default();
+        if part != old {
+            // which messages were counted for the other part is not known
+            for segment in self.segments.values_mut().filter(|segment| segment.shares.contains_key(&key)) {
+                segment.in_part[part as usize] = segment.end - DATA;
+            }
+        }
+        part != old
     }
 
     /// Makes a consumer whose next message has the ordinal `base + 1`.

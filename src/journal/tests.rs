@@ -2,6 +2,7 @@
 
 mod faults;
 mod locks;
+mod merging;
 mod parts;
 
 use std::sync::Arc;

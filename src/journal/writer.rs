@@ -14,9 +14,10 @@ use tracing::{error, info, warn};
 
 use super::format::{DATA, FileKind, HEADER_COPY, Header, u32_at};
 use super::record;
-use super::recovery::set_aside;
+use super::recovery::{aside_name, note_aside};
 use super::segment::{self, Segment};
 use super::snapshot::Contents;
+use super::space::is_full;
 use super::state::{State, Stop};
 use super::trouble::{advice, is_lasting};
 use super::{CURSOR_IDLE, Position, Shared};
@@ -44,6 +45,8 @@ pub struct Writer {
     begun: u32,
     retry: Duration,
     pub(super) failing_since: Option<Instant>,
+    /// A merge of all that can be merged has set nothing free when so many bytes were waiting, and nothing was begun since.
+    pub(super) in_vain: Option<u64>,
 }
 
 pub(super) fn random() -> u64 {
@@ -66,7 +69,7 @@ impl Writer {
             if report.is_loss() { error!("journal: {report}") } else { info!("journal: {report}") }
         }
         drop(state);
-        Writer { shared, tail, generation, begun: 0, retry: FIRST_RETRY, failing_since: None }
+        Writer { shared, tail, generation, begun: 0, retry: FIRST_RETRY, failing_since: None, in_vain: None }
     }
 
     /// Until told to stop.
@@ -226,7 +229,7 @@ impl Writer {
         state.counts.written_bytes += 2 * super::format::WHOLE_HEADER_LEN as u64;
         drop(state);
         written?;
-        self.tail = Some(self.generation);
+        (self.tail, self.in_vain) = (Some(self.generation), None);
         self.begun = self.begun.saturating_add(1);
         Ok((self.generation, name, header, DATA))
     }
@@ -301,9 +304,9 @@ impl Writer {
 
     /// Takes a segment that nobody needs.
     pub(super) fn reuse(&self) -> Option<String> {
-        let mut guard = self.shared.state.lock();
-        let state = &mut *guard;
         loop {
+            let mut guard = self.shared.state.lock();
+            let state = &mut *guard;
             let (generation, _) = state.segments.iter().find(|(generation, segment)| {
                 Some(**generation) != self.tail
                     && segment.last <= state.covered
@@ -312,15 +315,21 @@ impl Writer {
             let generation = *generation;
             let segment = state.segments.remove(&generation)?;
             if segment.is_bad && segment.records > 0 {
-                set_aside(&*self.shared.storage, state, &segment.name, segment.header.size);
+                let to = aside_name(state, &segment.name);
+                drop(guard);
+                let renamed = self.shared.storage.rename(&segment.name, &to);
+                let mut state = self.shared.state.lock();
+                let surplus = note_aside(&mut state, &segment.name, to, segment.header.size, renamed);
                 if let Some(report) = state.reports.back() {
                     warn!("journal: {report}");
                 }
+                drop(state);
+                self.remove(&surplus);
             } else if !segment.is_bad && state.keeps_file(segment.header.size, &self.shared.settings) {
                 return Some(segment.name);
             } else {
-                // what cannot be removed is found again at the next start
-                let _ = self.shared.storage.remove(&segment.name);
+                drop(guard);
+                self.remove(&[segment.name]);
             }
         }
     }
@@ -334,6 +343,7 @@ impl Writer {
         state.snapshot_bytes = bytes;
         state.counts.written_bytes += bytes;
         state.counts.syncs += 1;
+        state.writing_since = state.writing_since.map(|_| Instant::now());
         self.begun = 0;
         Ok(contents.bases())
     }
@@ -367,6 +377,8 @@ impl Writer {
     /// Says so, once, and waits before the next attempt. Returns whether there shall be one.
     fn failed(&mut self, error: &io::Error) -> bool {
         let mut state = self.shared.state.lock();
+        // what the disk says is another matter, and no look at what is free mends it
+        state.is_full &= is_full(error);
         let since = *self.failing_since.get_or_insert_with(Instant::now);
         if self.retry > FIRST_RETRY || is_lasting(error) {
             let advice = match state.is_full {
@@ -405,7 +417,7 @@ impl Writer {
         let is_free = state.segments.iter().any(|(generation, segment)| {
             Some(*generation) != self.tail && !segment.is_needed(&state.queues, &state.by_key)
         });
-        !is_free && state.merge_plan(self.tail, &self.shared.settings, usize::MAX).is_empty()
+        !is_free && self.plan(state, usize::MAX).is_empty()
     }
 
     fn healed(&mut self) {

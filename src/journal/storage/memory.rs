@@ -8,6 +8,7 @@ use std::sync::Arc;
 use parking_lot::{Condvar, Mutex};
 
 use super::Storage;
+use crate::journal::format::DATA;
 
 /// A change of the files.
 #[derive(Clone, Debug)]
@@ -37,6 +38,14 @@ pub struct Faults {
     pub syncs: Option<u32>,
     /// Syncing waits until this is no longer set.
     pub hold_sync: bool,
+    /// So does syncing a file that others are merged into.
+    pub hold_merge: bool,
+    /// The same from the second one on that was begun since changes are recorded.
+    pub hold_second_merge: bool,
+    /// Reading what is behind headers fails.
+    pub read: Option<i32>,
+    /// Removing a file waits until this is no longer set.
+    pub hold_remove: bool,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -54,6 +63,8 @@ struct Disk {
     files: BTreeMap<String, Contents>,
     changes: Option<Vec<Change>>,
     faults: Faults,
+    /// Somebody waits for [`Faults::hold_remove`].
+    removing: bool,
 }
 
 /// The files; clones share them.
@@ -79,6 +90,11 @@ impl MemoryStorage {
     pub fn set_faults(&self, faults: Faults) {
         self.disk.0.lock().faults = faults;
         self.disk.1.notify_all();
+    }
+
+    /// Whether somebody waits to remove a file, see [`Faults::hold_remove`].
+    pub fn is_removing(&self) -> bool {
+        self.disk.0.lock().removing
     }
 
     /// Records every change from now on.
@@ -145,6 +161,16 @@ impl MemoryStorage {
 }
 
 impl Disk {
+    fn holds_merge(&self, name: &str) -> bool {
+        let is_merging = self.files.get(name).is_some_and(|contents| contents.seen.get(10) == Some(&2));
+        let is_first = || {
+            let begun = |change: &&Change| matches!(change, Change::Write(_, 0, bytes) if bytes.get(10) == Some(&2));
+            let first = self.changes.iter().flatten().find(begun);
+            matches!(first, Some(Change::Write(first, ..)) if first == name)
+        };
+        is_merging && (self.faults.hold_merge || (self.faults.hold_second_merge && !is_first()))
+    }
+
     fn note(&mut self, change: impl FnOnce() -> Change) {
         if let Some(changes) = &mut self.changes {
             changes.push(change());
@@ -168,6 +194,9 @@ impl Storage for MemoryStorage {
 
     fn read_at(&self, name: &str, offset: u64, buffer: &mut [u8]) -> io::Result<usize> {
         let disk = self.disk.0.lock();
+        if offset >= DATA {
+            fault(disk.faults.read)?;
+        }
         let seen = &disk.files.get(name).ok_or_else(missing)?.seen;
         let from = seen.get(offset as usize..).unwrap_or_default();
         let count = from.len().min(buffer.len());
@@ -194,7 +223,7 @@ impl Storage for MemoryStorage {
 
     fn sync(&self, name: &str) -> io::Result<()> {
         let mut disk = self.disk.0.lock();
-        while disk.faults.hold_sync {
+        while disk.faults.hold_sync || disk.holds_merge(name) {
             self.disk.1.wait(&mut disk);
         }
         if disk.faults.sync.is_some() && disk.faults.syncs != Some(0) {
@@ -220,6 +249,11 @@ impl Storage for MemoryStorage {
 
     fn remove(&self, name: &str) -> io::Result<()> {
         let mut disk = self.disk.0.lock();
+        while disk.faults.hold_remove {
+            disk.removing = true;
+            self.disk.1.wait(&mut disk);
+        }
+        disk.removing = false;
         disk.files.remove(name).ok_or_else(missing)?;
         disk.note(|| Change::Remove(name.into()));
         Ok(())

@@ -1,18 +1,18 @@
-//! Parts of the journal, merging, and what never gives anything up.
+//! Parts of the journal, and what never gives anything up; what merging does is in `merging.rs`.
 
 use super::*;
 use crate::journal::storage::Storage;
-use crate::journal::storage::memory::{Change, Faults};
+use crate::journal::storage::memory::Faults;
 
-const SMALL: u64 = 1 << 20;
+pub const SMALL: u64 = 1 << 20;
 
 /// A payload of about a kilobyte with a number in front.
-fn payload(number: u64) -> String {
+pub fn payload(number: u64) -> String {
     format!("{number} {}", "x".repeat(900))
 }
 
 /// Appends messages one after the other, as fast as the disk takes them.
-fn fill(journal: &Journal, numbers: std::ops::Range<u64>, to: &[ConsumerId]) {
+pub fn fill(journal: &Journal, numbers: std::ops::Range<u64>, to: &[ConsumerId]) {
     let mut last = Position(0);
     for number in numbers {
         loop {
@@ -29,7 +29,7 @@ fn fill(journal: &Journal, numbers: std::ops::Range<u64>, to: &[ConsumerId]) {
 }
 
 /// Reads and settles all that waits.
-fn drain(journal: &Journal, id: ConsumerId) {
+pub fn drain(journal: &Journal, id: ConsumerId) {
     let mut reader = journal.reader(id);
     wait_for("drained", || {
         while let Some(delivery) = reader.try_next() {
@@ -40,7 +40,7 @@ fn drain(journal: &Journal, id: ConsumerId) {
 }
 
 /// The numbers of what waits for a consumer, in the order in which it comes.
-fn waiting(journal: &Journal, id: ConsumerId) -> Vec<u64> {
+pub fn waiting(journal: &Journal, id: ConsumerId) -> Vec<u64> {
     let read = read_all(journal, &mut journal.reader(id), journal.backlog(id).messages);
     assert!(read.windows(2).all(|pair| pair[0].ordinal < pair[1].ordinal));
     let number = |text: String| text.split(' ').next().unwrap().parse().unwrap();
@@ -211,119 +211,73 @@ fn a_disk_that_takes_nothing_costs_nothing_that_waits() {
     }
 }
 
-/// A journal whose next file comes from merging; returns the consumer for whom something waits, and the one that is done.
-fn ready_to_merge(storage: &MemoryStorage) -> (Journal, ConsumerId, ConsumerId) {
-    let journal = open(storage, settings(SMALL, WhenFull::DropOldest));
-    let [slow, quick] = ["upstream/slow", "upstream/quick"].map(|name| journal.register(name, ANY));
-    let files = |journal: &Journal| journal.status().segments;
-    let mut number = 0;
-    // seven parts of ten wait, so that three files become two and one is left in part
-    while files(&journal) < 16 {
-        fill(&journal, number..number + 7, &[slow]);
-        fill(&journal, 0..3, &[quick]);
-        number += 7;
-    }
-    drain(&journal, quick);
-    (journal, slow, quick)
-}
-
 #[test]
-fn a_merge_cut_at_any_change_keeps_all_that_waits_once_and_in_order() {
-    let storage = MemoryStorage::default();
-    let (journal, slow, quick) = ready_to_merge(&storage);
-    let expected = waiting(&journal, slow);
-    let before = storage.copy();
-    storage.record();
-    let evicted = |journal: &Journal| journal.status().evicted;
-    let merged = |storage: &MemoryStorage| {
-        storage.recorded().iter().any(|change| matches!(change, Change::Write(_, 0, bytes) if bytes[10] == 3))
+fn where_messages_are_refused_a_part_has_room_from_the_moment_that_somebody_of_it_is_known() {
+    let journal = open(&MemoryStorage::default(), settings(SMALL, WhenFull::Refuse));
+    let refuse = Limits { when_full: WhenFull::Refuse, ..ANY };
+    let guest = journal.register("session/g/\0b", ANY);
+    // what there is room for is looked at with the first one
+    fill(&journal, 0..1, &[guest]);
+    let up = journal.register("upstream/home", refuse);
+    let fill_up = |id| {
+        let mut count = 0u64;
+        while let Ok(position) = journal.append(&message(payload(count).as_bytes()), &[id]) {
+            wait_synced(&journal, position);
+            count += 1;
+        }
+        count
     };
-    let mut rounds = 0;
-    while !merged(&storage) {
-        fill(&journal, 0..5, &[quick]);
-        rounds += 1;
-        assert!(rounds < 100, "nothing is merged");
-    }
-    assert_eq!((evicted(&journal), journal.backlog(slow).dropped), (0, 0));
-    let changes = storage.recorded();
-    let first = changes.iter().position(|change| matches!(change, Change::Write(_, 0, bytes) if bytes[10] == 2));
-    let first = first.unwrap().saturating_sub(4);
-    let mut cuts = 0;
-    for count in first..=changes.len() {
-        let len = match changes.get(count) {
-            Some(Change::Write(_, _, bytes)) => bytes.len(),
-            _ => 1,
-        };
-        // every byte of a header, some of what is long
-        let step = if len > 100 { 1777 } else { 1 };
-        for most in (0..len).step_by(step) {
-            for synced_only in [false, true] {
-                if synced_only && most > 0 {
-                    continue;
-                }
-                let cut = before.copy();
-                changes[..count].iter().for_each(|change| cut.apply(change, usize::MAX));
-                if let Some(change) = changes.get(count) {
-                    cut.apply(change, most);
-                }
-                let cut = if synced_only { cut.after_power_cut() } else { cut };
-                let journal = open(&cut, settings(SMALL, WhenFull::DropOldest));
-                let slow = journal.register("upstream/slow", ANY);
-                assert_eq!(waiting(&journal, slow), expected, "cut in change {count} at {most}, {synced_only}");
-                assert_eq!(journal.backlog(slow).lost, 0);
-                wait_for("the check", || journal.shared.state.lock().unverified.is_empty());
-                assert!(!journal.reports().iter().any(report::Report::is_loss), "{:?}", journal.reports());
-                cuts += 1;
-            }
-        }
-    }
-    assert!(cuts > 200, "{cuts}");
+    let (guests, ups) = (fill_up(guest), fill_up(up));
+    assert!(ups >= 400 && guests >= 150, "{ups} {guests}");
 }
 
 #[test]
-fn consumers_read_on_while_segments_are_merged() {
+fn who_gets_the_name_back_that_damage_has_taken_can_give_way() {
     let storage = MemoryStorage::default();
-    let (journal, slow, quick) = ready_to_merge(&storage);
-    let count = journal.backlog(slow).messages as u64;
-    let mut reader = journal.reader(slow);
-    let mut next = 0u64;
-    // each merge happens with something in hand and the rest on disk
-    for _ in 0..40 {
-        wait_for("some", || {
-            let Some(delivery) = reader.try_next() else { return false };
-            assert!(payloads(std::slice::from_ref(&delivery))[0].1.starts_with(&format!("{next} ")));
-            next += 1;
-            next.is_multiple_of(5)
-        });
-        fill(&journal, 0..30, &[quick]);
-        drain(&journal, quick);
-    }
-    wait_for("the rest", || {
-        while let Some(delivery) = reader.try_next() {
-            assert!(payloads(std::slice::from_ref(&delivery))[0].1.starts_with(&format!("{next} ")));
-            next += 1;
-        }
-        next == count
-    });
-    assert_eq!((journal.backlog(slow).lost, journal.backlog(slow).dropped), (0, 0));
-    assert_eq!(journal.reports(), []);
-}
-
-#[test]
-fn damage_is_not_merged_away() {
-    let storage = MemoryStorage::default();
-    let (journal, slow, _) = ready_to_merge(&storage);
-    let count = journal.backlog(slow).messages;
-    journal.close();
-    let name = segment::name(0);
-    storage.flip(&name, (format::DATA as usize + 5000) * 8);
     let journal = open(&storage, settings(SMALL, WhenFull::DropOldest));
-    let [slow, quick] = ["upstream/slow", "upstream/quick"].map(|name| journal.register(name, ANY));
-    for _ in 0..20 {
-        fill(&journal, 0..30, &[quick]);
-        drain(&journal, quick);
+    let id = journal.register("upstream/home", ANY);
+    fill(&journal, 0..2000, &[id]);
+    journal.close();
+    // the record that names it is not in the log any more
+    let len = storage.contents(format::SNAPSHOT).len();
+    storage.blank(format::SNAPSHOT, 0, len);
+    let journal = open(&storage, settings(SMALL, WhenFull::DropOldest));
+    let before = journal.shared.state.lock().queues.len();
+    let id = journal.register("upstream/home", ANY);
+    assert_eq!((before, journal.shared.state.lock().queues.len()), (1, 1), "it is the one without a name");
+    fill(&journal, 2000..2200, &[id]);
+    let backlog = journal.backlog(id);
+    assert!(backlog.dropped > 0 && backlog.messages > 700, "{backlog:?}");
+    // and where the name is in a record that is read again
+    let storage = storage.after_power_cut();
+    let len = storage.contents(format::SNAPSHOT).len();
+    storage.blank(format::SNAPSHOT, 0, len);
+    let journal = open(&storage, settings(SMALL, WhenFull::DropOldest));
+    let usage = journal.shared.state.lock().most_above(&journal.shared.settings);
+    assert!(usage.is_some_and(|(part, _)| part == crate::journal::parts::Part::Upstreams), "{usage:?}");
+    let id = journal.register("upstream/home", ANY);
+    fill(&journal, 2200..2400, &[id]);
+}
+
+#[test]
+fn what_is_of_one_gives_way_together_under_whatever_names() {
+    use crate::journal::parts::{Holder, Part};
+    let holders: [(Part, &[&str]); 6] = [
+        (Part::Upstreams, &["upstream/home", "upstream/home/2"]),
+        (Part::Upstreams, &["upstream/cloud"]),
+        (Part::Users, &["session/u/ann\0a", "session/u/ann\0b"]),
+        (Part::Users, &["session/u/bob\0a"]),
+        (Part::Users, &["share/u/group/a/#", "share/u/other/b"]),
+        (Part::Guests, &["session/g/\0a", "session/g/\0b", "share/g/group/a"]),
+    ];
+    for (at, (part, names)) in holders.iter().enumerate() {
+        for name in *names {
+            assert_eq!(Part::of(name), *part, "{name:?}");
+            let same = holders.iter().map(|(_, others)| Holder::of(others[0]) == Holder::of(name));
+            assert!(same.enumerate().all(|(other, is_same)| is_same == (other == at)), "{name:?}");
+        }
     }
-    wait_for("a report", || journal.reports().iter().any(report::Report::is_loss));
-    assert_eq!(journal.backlog(slow).dropped, 0);
-    assert_eq!(read_all(&journal, &mut journal.reader(slow), count - 1).len(), count - 1);
+    // of versions that did not note whose it is, or whose name was lost
+    assert_eq!(["session/a", ""].map(Part::of), [Part::Users; 2]);
+    assert_ne!(Holder::of("session/a"), Holder::of("session/b"));
 }

@@ -1,0 +1,362 @@
+//! Merging: what it keeps, what cuts it short, and when there is nothing to be had by it.
+
+use super::parts::{SMALL, drain, fill, waiting};
+use super::*;
+use crate::journal::storage::Storage;
+use crate::journal::storage::memory::{Change, Faults};
+
+/// A journal whose next file comes from merging; returns the consumer for whom something waits, and the one that is done.
+fn ready_to_merge(storage: &MemoryStorage) -> (Journal, ConsumerId, ConsumerId) {
+    let journal = open(storage, settings(SMALL, WhenFull::DropOldest));
+    let [slow, quick] = ["upstream/slow", "upstream/quick"].map(|name| journal.register(name, ANY));
+    let files = |journal: &Journal| journal.status().segments;
+    let mut number = 0;
+    // seven parts of ten wait, so that three files become two and one is left in part
+    while files(&journal) < 16 {
+        fill(&journal, number..number + 7, &[slow]);
+        fill(&journal, 0..3, &[quick]);
+        number += 7;
+    }
+    drain(&journal, quick);
+    (journal, slow, quick)
+}
+
+#[test]
+fn a_merge_cut_at_any_change_keeps_all_that_waits_once_and_in_order() {
+    let storage = MemoryStorage::default();
+    let (journal, slow, quick) = ready_to_merge(&storage);
+    let expected = waiting(&journal, slow);
+    let before = storage.copy();
+    storage.record();
+    let evicted = |journal: &Journal| journal.status().evicted;
+    // into a new file, and into one that was a segment before
+    let merged = |storage: &MemoryStorage| {
+        let (changes, mut new) = (storage.recorded(), Vec::new());
+        let mut into = [false; 2];
+        for change in &changes {
+            match change {
+                Change::Create(name, _) => new.push(name),
+                Change::Write(name, 0, bytes) if bytes[10] == 3 => into[usize::from(new.contains(&name))] = true,
+                _ => {}
+            }
+        }
+        into == [true; 2]
+    };
+    let mut rounds = 0;
+    while !merged(&storage) {
+        fill(&journal, 0..5, &[quick]);
+        rounds += 1;
+        assert!(rounds < 100, "nothing is merged");
+    }
+    assert_eq!((evicted(&journal), journal.backlog(slow).dropped), (0, 0));
+    let changes = storage.recorded();
+    let first = changes.iter().position(|change| matches!(change, Change::Write(_, 0, bytes) if bytes[10] == 2));
+    let first = first.unwrap().saturating_sub(4);
+    let mut cuts = 0;
+    for count in first..=changes.len() {
+        let len = match changes.get(count) {
+            Some(Change::Write(_, _, bytes)) => bytes.len(),
+            _ => 1,
+        };
+        // every byte of a header, some of what is long
+        let step = if len > 100 { 1777 } else { 1 };
+        for most in (0..len).step_by(step) {
+            for synced_only in [false, true] {
+                if synced_only && most > 0 {
+                    continue;
+                }
+                let cut = before.copy();
+                changes[..count].iter().for_each(|change| cut.apply(change, usize::MAX));
+                if let Some(change) = changes.get(count) {
+                    cut.apply(change, most);
+                }
+                let cut = if synced_only { cut.after_power_cut() } else { cut };
+                let journal = open(&cut, settings(SMALL, WhenFull::DropOldest));
+                let slow = journal.register("upstream/slow", ANY);
+                assert_eq!(waiting(&journal, slow), expected, "cut in change {count} at {most}, {synced_only}");
+                assert_eq!(journal.backlog(slow).lost, 0);
+                wait_for("the check", || journal.shared.state.lock().unverified.is_empty());
+                assert!(!journal.reports().iter().any(report::Report::is_loss), "{:?}", journal.reports());
+                cuts += 1;
+            }
+        }
+    }
+    assert!(cuts > 200, "{cuts}");
+}
+
+#[test]
+fn consumers_read_on_while_segments_are_merged() {
+    let storage = MemoryStorage::default();
+    let (journal, slow, quick) = ready_to_merge(&storage);
+    let count = journal.backlog(slow).messages as u64;
+    let mut reader = journal.reader(slow);
+    let mut next = 0u64;
+    // each merge happens with something in hand and the rest on disk
+    for _ in 0..40 {
+        wait_for("some", || {
+            let Some(delivery) = reader.try_next() else { return false };
+            assert!(payloads(std::slice::from_ref(&delivery))[0].1.starts_with(&format!("{next} ")));
+            next += 1;
+            next.is_multiple_of(5)
+        });
+        fill(&journal, 0..30, &[quick]);
+        drain(&journal, quick);
+    }
+    wait_for("the rest", || {
+        while let Some(delivery) = reader.try_next() {
+            assert!(payloads(std::slice::from_ref(&delivery))[0].1.starts_with(&format!("{next} ")));
+            next += 1;
+        }
+        next == count
+    });
+    assert_eq!((journal.backlog(slow).lost, journal.backlog(slow).dropped), (0, 0));
+    assert_eq!(journal.reports(), []);
+}
+
+#[test]
+fn damage_is_not_merged_away() {
+    let storage = MemoryStorage::default();
+    let (journal, slow, _) = ready_to_merge(&storage);
+    let count = journal.backlog(slow).messages;
+    journal.close();
+    let name = segment::name(0);
+    storage.flip(&name, (format::DATA as usize + 5000) * 8);
+    let journal = open(&storage, settings(SMALL, WhenFull::DropOldest));
+    let [slow, quick] = ["upstream/slow", "upstream/quick"].map(|name| journal.register(name, ANY));
+    for _ in 0..20 {
+        fill(&journal, 0..30, &[quick]);
+        drain(&journal, quick);
+    }
+    wait_for("a report", || journal.reports().iter().any(report::Report::is_loss));
+    assert_eq!(journal.backlog(slow).dropped, 0);
+    assert_eq!(read_all(&journal, &mut journal.reader(slow), count - 1).len(), count - 1);
+}
+
+/// Gives as many messages of this size as it takes.
+fn stuff(journal: &Journal, id: ConsumerId, size: usize) -> Position {
+    let mut last = Position(0);
+    while let Ok(position) = journal.append(&message(&vec![b'x'; size]), &[id]) {
+        wait_synced(journal, position);
+        last = position;
+    }
+    last
+}
+
+#[test]
+fn large_messages_that_leave_the_ends_of_files_empty_are_not_merged_in_vain() {
+    // a file takes five of these and stays empty to a seventh
+    const LARGE: usize = 9_800;
+    let storage = MemoryStorage::default();
+    let journal = open(&storage, settings(SMALL, WhenFull::Refuse));
+    let id = journal.register("upstream/home", Limits { when_full: WhenFull::Refuse, ..ANY });
+    let last = stuff(&journal, id, LARGE);
+    let before = journal.status().written_bytes;
+    // what is small is accepted as long as there really is room for it
+    let last = stuff(&journal, id, 100).max(last);
+    wait_synced(&journal, last);
+    let status = journal.status();
+    assert!(status.written_bytes - before < (128 << 10), "{status:?}");
+    assert_eq!((status.failing, journal.shared.state.lock().merge_plan(None, &journal.shared.settings, usize::MAX)), {
+        (None, Vec::new())
+    });
+    drain(&journal, id);
+    wait_for("room", || journal.append(&message(b"x"), &[id]).is_ok());
+}
+
+#[test]
+fn a_merge_that_sets_nothing_free_is_not_repeated_until_something_changes() {
+    let journal = open(&MemoryStorage::default(), settings(SMALL, WhenFull::Refuse));
+    let refuse = Limits { when_full: WhenFull::Refuse, ..ANY };
+    // of each of these some large messages wait behind small ones that are settled: less than it seems can be merged
+    let ids: Vec<ConsumerId> = (0..15).map(|n| journal.register(&format!("upstream/{n}"), refuse)).collect();
+    for id in &ids {
+        for size in [500; 20].into_iter().chain([11_000; 4]) {
+            let position = journal.append(&message(&vec![b'x'; size]), &[*id]).unwrap();
+            wait_synced(&journal, position);
+        }
+        let mut reader = journal.reader(*id);
+        for delivery in read_all(&journal, &mut reader, 24).iter().take(20) {
+            reader.settle(delivery.position);
+        }
+    }
+    let mut last = Position(0);
+    for _ in 0..150 {
+        last = journal.append(&message(&[b'x'; 900]), &ids[..1]).unwrap();
+    }
+    wait_for("it is full", || journal.status().failing.is_some());
+    assert!(*journal.synced().borrow() < last);
+    let before = journal.status().written_bytes;
+    for _ in 0..100 {
+        // wakes the writing thread
+        journal.observe_clock();
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    let written = journal.status().written_bytes - before;
+    assert!(written < 256 << 10, "{written}");
+    ids[..4].iter().for_each(|id| drain(&journal, *id));
+    wait_synced(&journal, last);
+    wait_for("healed", || journal.status().failing.is_none());
+}
+
+#[test]
+fn files_that_may_still_be_made_are_made_before_anything_is_given_up() {
+    let storage = MemoryStorage::default();
+    let journal = open(&storage, settings(SMALL, WhenFull::DropOldest));
+    let id = journal.register("upstream/home", ANY);
+    fill(&journal, 0..900, &[id]);
+    assert_eq!(journal.backlog(id).dropped, 0);
+    journal.close();
+    // all files are in use, and smaller than those that are made now
+    let journal = open(&storage, settings(2 * SMALL, WhenFull::DropOldest));
+    let id = journal.register("upstream/home", ANY);
+    fill(&journal, 900..1700, &[id]);
+    let backlog = journal.backlog(id);
+    assert_eq!((backlog.dropped, backlog.lost, journal.status().evicted), (0, 0, 0));
+    assert_eq!(waiting(&journal, id), (0..1700).collect::<Vec<_>>());
+}
+
+#[test]
+fn damage_that_a_merge_finds_is_reported_at_once() {
+    let storage = MemoryStorage::default();
+    let (journal, slow, quick) = ready_to_merge(&storage);
+    let count = journal.backlog(slow).messages;
+    storage.flip(&segment::name(0), (format::DATA as usize + 5000) * 8);
+    for _ in 0..20 {
+        fill(&journal, 0..30, &[quick]);
+        drain(&journal, quick);
+    }
+    wait_for("a report", || journal.reports().iter().any(report::Report::is_loss));
+    let state = journal.shared.state.lock();
+    assert_eq!(state.segments.values().filter(|segment| segment.is_bad).count(), 1);
+    drop(state);
+    assert_eq!(journal.reports().len(), 1);
+    assert_eq!(journal.backlog(slow).dropped, 0);
+    assert_eq!(read_all(&journal, &mut journal.reader(slow), count - 1).len(), count - 1);
+}
+
+#[test]
+fn what_cannot_be_read_once_is_not_given_up_for_good() {
+    let storage = MemoryStorage::default();
+    let (journal, slow, quick) = ready_to_merge(&storage);
+    let expected = waiting(&journal, slow);
+    storage.set_faults(Faults { read: Some(5), ..Faults::default() });
+    let positions: Vec<Position> = (0..70).map(|_| journal.append(&message(&[b'x'; 900]), &[quick]).unwrap()).collect();
+    let position = positions[69];
+    wait_for("a merge that cannot read", || {
+        journal.shared.state.lock().segments.values().any(|segment| segment.is_damaged)
+    });
+    storage.set_faults(Faults::default());
+    wait_synced(&journal, position);
+    wait_for("the check", || journal.shared.state.lock().segments.values().all(|segment| !segment.is_damaged));
+    assert!(journal.shared.state.lock().segments.values().all(|segment| !segment.is_bad));
+    assert_eq!(waiting(&journal, slow), expected);
+}
+
+/// Begins a merge that waits for the disk; returns the consumer for whom something waits.
+fn in_the_middle_of_a_merge(storage: &MemoryStorage) -> (Journal, ConsumerId) {
+    let (journal, slow, quick) = ready_to_merge(storage);
+    storage.record();
+    storage.set_faults(Faults { hold_merge: true, ..Faults::default() });
+    for _ in 0..70 {
+        journal.append(&message(&[b'x'; 900]), &[quick]).unwrap();
+    }
+    wait_for("a merge", || merges_begun(storage) > 0);
+    (journal, slow)
+}
+
+/// Files that others are merged into, since changes are recorded.
+fn merges_begun(storage: &MemoryStorage) -> usize {
+    let changes = storage.recorded();
+    changes.iter().filter(|change| matches!(change, Change::Write(_, 4096, bytes) if bytes[10] == 2)).count()
+}
+
+#[test]
+fn what_becomes_known_of_a_segment_while_a_part_of_it_is_merged_stays_known() {
+    let storage = MemoryStorage::default();
+    let (journal, slow) = in_the_middle_of_a_merge(&storage);
+    let expected = waiting(&journal, slow);
+    let salts: Vec<u64> = {
+        let mut state = journal.shared.state.lock();
+        state.segments.values_mut().for_each(|segment| segment.is_bad = true);
+        state.segments.values().map(|segment| segment.header.salt).collect()
+    };
+    storage.set_faults(Faults { hold_second_merge: true, ..Faults::default() });
+    wait_for("the next file", || merges_begun(&storage) == 2);
+    let state = journal.shared.state.lock();
+    assert!(state.segments.values().any(|segment| segment.from > segment.header.base), "one is left in part");
+    let old = state.segments.values().filter(|segment| salts.contains(&segment.header.salt));
+    assert!(old.into_iter().all(|segment| segment.is_bad));
+    drop(state);
+    storage.set_faults(Faults::default());
+    wait_synced(&journal, journal.barrier());
+    assert_eq!(waiting(&journal, slow), expected);
+}
+
+#[test]
+fn a_long_merge_is_no_disk_that_stands_still() {
+    let storage = MemoryStorage::default();
+    let (journal, _) = in_the_middle_of_a_merge(&storage);
+    let long_ago = Instant::now().checked_sub(Duration::from_secs(60));
+    journal.shared.state.lock().writing_since = long_ago;
+    assert!(journal.status().failing.is_some());
+    assert_eq!(merges_begun(&storage), 1);
+    storage.set_faults(Faults { hold_second_merge: true, ..Faults::default() });
+    wait_for("the next file", || merges_begun(&storage) == 2);
+    assert_eq!(journal.status().failing, None);
+    storage.set_faults(Faults::default());
+}
+
+#[test]
+fn nobody_waits_while_a_file_is_removed() {
+    let storage = MemoryStorage::default();
+    let (journal, slow, quick) = ready_to_merge(&storage);
+    storage.set_faults(Faults { hold_remove: true, ..Faults::default() });
+    let mut rounds = 0;
+    while !storage.is_removing() {
+        let position = journal.append(&message(&[b'x'; 900]), &[quick]).unwrap();
+        wait_for("sync", || *journal.synced().borrow() >= position || storage.is_removing());
+        rounds += 1;
+        assert!(rounds < 1000, "nothing is removed");
+    }
+    let (said, heard) = std::sync::mpsc::channel();
+    let asked = journal.clone();
+    let asking = std::thread::spawn(move || said.send(asked.backlog(slow).messages));
+    let answer = heard.recv_timeout(Duration::from_secs(30));
+    storage.set_faults(Faults::default());
+    asking.join().unwrap().unwrap();
+    assert!(answer.is_ok(), "the journal's lock is held while a file is removed");
+}
+
+#[test]
+fn what_is_missing_in_front_of_a_merged_segment_is_reported() {
+    let storage = MemoryStorage::default();
+    let journal = open(&storage, settings(SMALL, WhenFull::DropOldest));
+    let [slow, quick] = ["upstream/slow", "upstream/quick"].map(|name| journal.register(name, ANY));
+    // the first two files cannot be merged
+    fill(&journal, 0..130, &[slow]);
+    while journal.status().segments < 16 {
+        fill(&journal, 0..7, &[slow]);
+        fill(&journal, 0..3, &[quick]);
+    }
+    drain(&journal, quick);
+    let merged = || {
+        let state = journal.shared.state.lock();
+        state.segments.values().position(|segment| segment.header.kind != format::FileKind::Segment)
+    };
+    wait_for("a merge", || {
+        fill(&journal, 0..5, &[quick]);
+        merged().is_some()
+    });
+    let before = {
+        let state = journal.shared.state.lock();
+        let at = state.segments.values().position(|segment| segment.header.kind != format::FileKind::Segment).unwrap();
+        state.segments.values().nth(at - 1).unwrap().clone()
+    };
+    journal.close();
+    storage.remove(format::SNAPSHOT).unwrap();
+    storage.blank(&before.name, before.end as usize - 1200, 1200);
+    let journal = open(&storage, settings(SMALL, WhenFull::DropOldest));
+    let reports = journal.reports();
+    let is_told = |report: &report::Report| matches!(report, report::Report::Damaged { file, records, .. } if *file == before.name && *records > 0);
+    assert!(reports.iter().any(is_told), "{reports:?}");
+}
