@@ -48,6 +48,21 @@ pub struct Faults {
     pub hold_remove: bool,
 }
 
+impl Faults {
+    /// Nothing goes wrong.
+    pub const NONE: Faults = Faults {
+        create: None,
+        write: None,
+        sync: None,
+        syncs: None,
+        hold_sync: false,
+        hold_merge: false,
+        hold_second_merge: false,
+        read: None,
+        hold_remove: false,
+    };
+}
+
 #[derive(Clone, Debug, Default)]
 struct Contents {
     /// What a reader sees.

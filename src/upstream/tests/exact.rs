@@ -6,7 +6,7 @@ use crate::journal::storage::memory::{Faults, MemoryStorage};
 use crate::upstream::session::EXACT_IDS;
 use crate::upstream::settings::Retry;
 
-const HELD: Faults = Faults { create: None, write: None, sync: None, syncs: None, hold_sync: true };
+const HELD: Faults = Faults { hold_sync: true, ..Faults::NONE };
 const WORKS: Faults = Faults { hold_sync: false, ..HELD };
 
 fn open(storage: MemoryStorage) -> Journal {
