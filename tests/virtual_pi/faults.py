@@ -77,7 +77,8 @@ def named_twice(pi, subscriber):
     """A pin that two sensors name: `check` warns, the second is faulty, and what runs goes on."""
     pi.run(f"cp {CONFIG} /root/before.toml")
     add_sensor(pi, "twice", 17)
-    warning = pi.run(f"pigateway check {CONFIG} 2>&1")
+    # 66 where a secret comes from systemd and is not in its place for this shell: no mistake of the configuration
+    warning = pi.run(f"pigateway check {CONFIG} 2>&1 || [ $? -eq 66 ]")
     print(f"    {warning}")
     assert "pin 17" in warning and "sensor.pin" in warning, warning
     pi.run("systemctl reload pigateway")

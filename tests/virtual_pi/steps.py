@@ -17,6 +17,7 @@ import time
 import traceback
 
 import conditions
+from announced import announced
 from deploying import REPACK, by_hand, deploy_again, deploy_first, nothing_left
 from faults import pin_faults
 from machine import ACTIVE, EDITS, Mosquitto, Pi, Subscriber, end_all, free_port, say, wait_for
@@ -172,7 +173,7 @@ def publish_until_cut(pi, acknowledged):
 
 
 def power_cut(pi, port):
-    """What was acknowledged for an upstream that is away is there after a power cut, and arrives; network and time come late."""
+    """What was acknowledged for an upstream that is away is there after a power cut; network and time come late."""
     pi.run("printf %4096s old > /root/unflushed")
     conditions.prepare(pi, "systemd-timesyncd")
     acknowledged = []
@@ -186,16 +187,23 @@ def power_cut(pi, port):
     publisher.join()
     say(f"power cut: {len(acknowledged)} messages acknowledged, {lost} blocks not flushed are gone")
     assert len(acknowledged) >= 200
-    upstream = Mosquitto(port)
-    subscriber = Subscriber(port, "-t", "sites/#", "-q", "1")
     pi.boot()
     pi.wait_until("the gateway is ready", ACTIVE)
-    moved = conditions.without_network(pi)
+    conditions.without_network(pi)
+    return port, acknowledged
+
+
+def after_cut(pi, before):
+    """Two minutes after boot there is a network: what was acknowledged before the power cut arrives, restarts since then or not."""
+    port, acknowledged = before
+    moved = conditions.moves_without_time(pi)
+    upstream = Mosquitto(port)
+    subscriber = Subscriber(port, "-t", "sites/#", "-q", "1")
     begin = time.monotonic()
     conditions.network_comes(pi)
     for message in acknowledged:
         subscriber.wait(f" {message}$", 120)
-    say(f"all of them had arrived {time.monotonic() - begin:.1f} s after the network came")
+    say(f"all of them had arrived {time.monotonic() - begin:.1f} s after these were waited for")
     subscriber.close()
     upstream.close()
     conditions.timesyncd(pi, moved)
@@ -203,7 +211,8 @@ def power_cut(pi, port):
 
 def boot(pi, _):
     """From power on to the first message of a pin, with all that Raspberry Pi OS meets: a clock that is weeks behind, a
-    network and a time server (for chrony) that come later, and a card that cannot read what is old."""
+    network and a time server (for chrony) that come later, and a card that cannot read what is old: here the test's own disk
+    answers with read errors."""
     conditions.prepare(pi, "chrony")
     worn = conditions.old_blocks(pi)
     pi.cut_power()
@@ -215,7 +224,12 @@ def boot(pi, _):
     motion(pi, None)
     say(f"power on to the first motion on the host: {time.monotonic() - begin:.1f} s")
     conditions.worn_card_is_said(pi)
-    moved = conditions.without_network(pi)
+    conditions.without_network(pi)
+
+
+def after_boot(pi, _):
+    """Two minutes after that boot there is a network, and then a time server."""
+    moved = conditions.moves_without_time(pi)
     conditions.network_comes(pi)
     conditions.chrony(pi, moved)
     conditions.as_usual(pi)
@@ -302,11 +316,15 @@ def package_life(pi, package):
     nothing_left(pi)
 
 
-STEPS = [install, reload, motion, conditions.no_time, journal, pin_faults, stop, watchdog, credentials, power_cut, memory, boot, deploy_again,
-         compare, pi5, package_life, by_hand, deploy_first]
+# between a boot without a network and the network's coming there is what needs none
+STEPS = [install, reload, motion, conditions.no_time, credentials, power_cut, journal, pin_faults, stop, watchdog, after_cut,
+         boot, announced, memory, deploy_again, after_boot, compare, pi5, package_life, by_hand, deploy_first]
 # what a step finds done, where that is not an installed and configured gateway
 NEEDED = {install: [], reload: [install], by_hand: [], deploy_first: [],
-          **dict.fromkeys((power_cut, boot), [install, reload, credentials])}
+          **dict.fromkeys((power_cut, boot), [install, reload, credentials]),
+          after_cut: [install, reload, credentials, power_cut], after_boot: [install, reload, credentials, boot]}
+# what ends the conditions that a step has begun
+ENDED = {power_cut: after_cut, boot: after_boot}
 
 
 def chosen(names):
@@ -315,6 +333,7 @@ def chosen(names):
     if unknown:
         sys.exit(f"no such step: {', '.join(unknown)}; there are {', '.join(step.__name__ for step in STEPS)}")
     wanted = {step for step in STEPS if not names or step.__name__ in names}
+    wanted |= {ENDED[step] for step in wanted & ENDED.keys()}
     needed = {other for step in wanted for other in NEEDED.get(step, [install, reload])}
     return [step for step in STEPS if step in wanted | needed]
 
@@ -338,11 +357,11 @@ def main():
     done, name = 0, "power on"
     try:
         pi.boot()
-        port = None
+        before = None
         for step in steps:
             begin, name = time.monotonic(), step.__name__
-            result = step(pi, port if step is power_cut else package)
-            port = result or port
+            result = step(pi, before if step in (power_cut, after_cut) else package)
+            before = result or before
             done += 1
             say(f"ok: {name} ({time.monotonic() - begin:.1f} s)")
     except Exception:
