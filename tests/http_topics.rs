@@ -8,8 +8,9 @@ use std::process::Command;
 
 use serde_json::json;
 use support::broker::{Gateway, Setup};
+use support::client::Connect;
 use support::http::{Events, escape, get, request};
-use support::wait_until;
+use support::{quick_hash, wait_until};
 
 const SENSOR: &str = "[[sensor]]\nname = \"loft-motion\"\npin = 17\ntopic = \"loft/motion1\"\nwarm_up = \"0 s\"\nhold = \"100 ms\"\n\
                       simulate = [\"100 ms off\", \"400 ms on\"]\n";
@@ -183,6 +184,7 @@ fn sensors_have_a_past_that_survives_a_restart() {
     assert_eq!(before[0]["state"], "off");
     assert_eq!(before[1]["state"], "on");
     let gateway = gateway.kill().restart();
+    wait_until("the sensor", || get(http, "/api/v1/sensors/loft-motion").status == 200);
     let page = events("limit=2");
     assert_eq!((&page["events"][0], &page["events"][1], &page["more"]), (&before[0], &before[1], &json!(true)));
     let next = events(&format!("limit=1&cursor={}", page["cursor"]));
@@ -225,13 +227,20 @@ fn an_upstream_that_is_down_is_shown_and_does_not_make_the_gateway_ill() {
 #[test]
 fn the_examples_work() {
     let text = ["README.md", "docs/http.md"].map(|path| std::fs::read_to_string(path).unwrap()).concat();
+    let text = text.replace("\\\n", " ");
     let blocks = text.split("```").skip(1).step_by(2).filter_map(|block| block.strip_prefix("sh\n"));
     let examples: Vec<&str> = blocks.flat_map(str::lines).filter(|line| line.starts_with("curl ")).collect();
     assert!(examples.len() >= 15, "{}", examples.len());
     let upstream = "[[upstream]]\nname = \"home\"\naddresses = [\"mqtt://127.0.0.1:1\"]\n";
-    let (_gateway, http) = start(&format!("{SENSOR}{upstream}"));
+    let hash = quick_hash("PASSWORD");
+    let boss =
+        format!("[[broker.user]]\nname = \"boss\"\nadmin = true\npublish = [\"#\"]\npassword_hash = \"{hash}\"\n");
+    let (gateway, http) = start(&format!("{boss}{SENSOR}{upstream}"));
     wait_until("the sensor", || get(http, "/api/v1/topics/loft/motion1").status == 200);
     for example in examples {
+        // the client that is to be disconnected, once its user has been made
+        let client = example.contains("client_id=esp-1").then(|| Connect::new("esp-1").login("esp", "secret"));
+        let _client = client.map(|client| client.open(gateway.port));
         let command = example.replace("localhost:8080", &format!("localhost:{http}")).replace("curl ", "curl -fsS ");
         let output = Command::new("timeout").args(["3", "sh", "-c", &command]).output().unwrap();
         let error = String::from_utf8_lossy(&output.stderr).into_owned();
