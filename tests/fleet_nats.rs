@@ -8,14 +8,10 @@ mod support;
 use std::collections::HashSet;
 use std::path::Path;
 use std::process::Command;
-use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use support::packet::publish;
-use support::{Connect, Process, Setup, free_port, http, wait_until};
-
-const MESSAGES: usize = 20_000;
-const LONG: Duration = Duration::from_secs(180);
+use support::fleet::{Forwarding, LONG, MESSAGES, takes_mqtt, wait_long};
+use support::{Client, Connect, Process, free_port, http, wait_until};
 
 /// A server of the cluster.
 struct Node {
@@ -74,26 +70,9 @@ fn cluster(dir: &Path) -> Vec<Node> {
     ports.iter().enumerate().map(node).collect()
 }
 
-#[track_caller]
-fn wait_long(what: &str, mut condition: impl FnMut() -> bool) {
-    let begin = Instant::now();
-    while !condition() {
-        assert!(begin.elapsed() < LONG, "waited in vain: {what}");
-        thread::sleep(Duration::from_millis(50));
-    }
-}
-
 /// Takes up the session of the durable subscriber at a server, if that lets it.
-fn keeper(port: u16) -> Option<support::Client> {
-    let socket = std::net::TcpStream::connect(("127.0.0.1", port)).ok()?;
-    socket.set_read_timeout(Some(Duration::from_secs(10))).ok()?;
-    let mut probe = socket.try_clone().ok()?;
-    use std::io::{Read, Write};
-    probe.write_all(&Connect::new("probe").encode()).ok()?;
-    let mut answer = [0; 4];
-    probe.read_exact(&mut answer).ok().filter(|()| answer[3] == 0)?;
-    drop((probe, socket));
-    Some(Connect::new("keeper").persistent().open(port))
+fn keeper(port: u16) -> Option<Client> {
+    takes_mqtt(port).then(|| Connect::new("keeper").persistent().open(port))
 }
 
 #[test]
@@ -105,43 +84,18 @@ fn every_message_is_with_a_durable_subscriber_although_servers_are_killed() {
     client.subscribe("sites/loft/#", 1);
     client.disconnect();
 
-    let addresses: Vec<String> = nodes.iter().map(|node| format!("\"mqtt://127.0.0.1:{}\"", node.mqtt)).collect();
-    let config = format!(
-        "[[upstream]]\nname = \"nats\"\naddresses = [{}]\nprotocol = 4\nclient_id = \"loft\"\n\
-         retry = {{ min = \"200 ms\", max = \"2 s\" }}\nrate = \"1500/s\"\n\
-         [[upstream.out]]\ntopic_filter = \"loft/#\"\nremote_prefix = \"sites/\"\nretain = false\n",
-        addresses.join(", ")
-    );
-    let (setup, port) = Setup::default().config(&config).http();
-    let gateway = setup.start();
-    let mut publisher = Connect::new("publisher").open(gateway.port);
-    for part in (0..MESSAGES).collect::<Vec<_>>().chunks(100) {
-        let packet = |number: &usize| {
-            publish(b"loft/a", number.to_string().as_bytes(), 2, Some(1 + (*number % 60_000) as u16), None)
-        };
-        publisher.send(&part.iter().flat_map(packet).collect::<Vec<u8>>());
-        part.iter().for_each(|_| drop(publisher.expect(4)));
-    }
-    publisher.disconnect();
-    let upstream = || http::get(port, "/api/v1/upstreams").json()[0].clone();
-    let acked = || upstream()["ledger"]["acked"].as_u64().unwrap() as usize;
-    let at = |nodes: &[Node]| {
-        let address = upstream()["address"].as_str().unwrap().to_owned();
-        nodes.iter().position(|node| address.ends_with(&format!(":{}", node.mqtt))).unwrap()
-    };
-
+    let forwarding = Forwarding::start("nats", nodes.iter().map(|node| node.mqtt).collect());
+    forwarding.publish_all();
     for part in [1, 2] {
-        wait_long("a part is there", || acked() > part * MESSAGES / 5);
-        let connected = at(&nodes);
+        forwarding.wait_for(part * MESSAGES / 5);
+        let connected = forwarding.node();
         nodes[connected].kill();
-        wait_long("another takes over", || upstream()["state"] == "connected" && at(&nodes) != connected);
+        forwarding.wait_for_another_than(connected);
         nodes[connected].start();
-        let stored = nodes[at(&nodes)].messages();
+        let stored = nodes[forwarding.node()].messages();
         wait_long("it has caught up", || nodes[connected].is_healthy() && nodes[connected].messages() >= stored);
     }
-    wait_long("nothing waits", || upstream()["ledger"]["pending"] == 0);
-    let ledger = upstream()["ledger"].clone();
-    assert_eq!(ledger["acked"], MESSAGES, "{ledger}");
+    forwarding.wait_for_all();
 
     let mut arrived: HashSet<usize> = HashSet::new();
     let mut client = None;

@@ -8,21 +8,15 @@ mod support;
 
 use std::collections::HashSet;
 use std::fs;
-use std::io::{Read, Write};
-use std::net::TcpStream;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::thread;
-use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
-use support::packet::publish;
-use support::{Connect, Process, Setup, free_port, http};
+use support::fleet::{Forwarding, MESSAGES, takes_mqtt, wait_long};
+use support::{Process, free_port, http};
 
-const MESSAGES: usize = 20_000;
-const LONG: Duration = Duration::from_secs(600);
 const SERVER: &str = "/usr/lib/rabbitmq/bin/rabbitmq-server";
 
 /// A node of the cluster.
@@ -84,15 +78,6 @@ impl Node {
         online.iter().filter_map(|name| name.as_str().map(str::to_owned)).collect()
     }
 
-    /// Whether it lets a client in, which takes a majority of the nodes.
-    fn takes_mqtt(&self) -> bool {
-        let Ok(mut socket) = TcpStream::connect(("127.0.0.1", self.mqtt)) else { return false };
-        let mut answer = [0; 4];
-        socket.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
-        let said = socket.write_all(&Connect::new(&format!("probe-{}", self.mqtt)).encode());
-        said.and_then(|()| socket.read_exact(&mut answer)).is_ok() && answer[3] == 0
-    }
-
     /// Whether it runs, and so many nodes with it, as many as it knows of.
     fn sees(&self, count: usize) -> bool {
         let nodes = self.ask("GET", "/api/nodes", &Value::Null).map(|answer| answer.json());
@@ -133,19 +118,10 @@ fn cluster(dir: &Path) -> (Vec<Node>, Process) {
         let mut node = Node { process: None, name, dir, epmd, amqp, distribution, mqtt, management };
         node.start();
         // those that start at the same time may not agree on who knows the client ids
-        wait_long("a node", || node.sees(number) && node.takes_mqtt());
+        wait_long("a node", || node.sees(number) && takes_mqtt(node.mqtt));
         node
     };
     ((1..=3).map(node).collect(), names)
-}
-
-#[track_caller]
-fn wait_long(what: &str, mut condition: impl FnMut() -> bool) {
-    let begin = Instant::now();
-    while !condition() {
-        assert!(begin.elapsed() < LONG, "waited in vain: {what}");
-        thread::sleep(Duration::from_millis(100));
-    }
 }
 
 /// Takes all messages out of the queue.
@@ -165,49 +141,25 @@ fn drain(nodes: &[Node]) -> HashSet<usize> {
 fn every_message_is_in_a_quorum_queue_although_nodes_are_killed() {
     let dir = tempfile::tempdir().unwrap();
     let (mut nodes, _names) = cluster(dir.path());
-    wait_long("a cluster", || nodes.iter().all(|node| node.sees(3) && node.takes_mqtt()));
+    wait_long("a cluster", || nodes.iter().all(|node| node.sees(3) && takes_mqtt(node.mqtt)));
     let queue = json!({ "durable": true, "arguments": { "x-queue-type": "quorum" } });
     let binding = json!({ "routing_key": "sites.loft.#" });
     wait_long("a queue", || nodes[0].ask("PUT", "/api/queues/%2f/loft", &queue).is_some());
     wait_long("a binding", || nodes[0].ask("POST", "/api/bindings/%2f/e/amq.topic/q/loft", &binding).is_some());
     wait_long("three replicas", || nodes[0].online().len() == 3);
 
-    let addresses: Vec<String> = nodes.iter().map(|node| format!("\"mqtt://127.0.0.1:{}\"", node.mqtt)).collect();
-    let config = format!(
-        "[[upstream]]\nname = \"rabbit\"\naddresses = [{}]\nprotocol = 4\nclient_id = \"loft\"\n\
-         retry = {{ min = \"200 ms\", max = \"2 s\" }}\nrate = \"1500/s\"\n\
-         [[upstream.out]]\ntopic_filter = \"loft/#\"\nremote_prefix = \"sites/\"\nretain = false\n",
-        addresses.join(", ")
-    );
-    let (setup, port) = Setup::default().config(&config).http();
-    let gateway = setup.start();
-    let mut publisher = Connect::new("publisher").open(gateway.port);
-    for part in (0..MESSAGES).collect::<Vec<_>>().chunks(100) {
-        let packet = |number: &usize| {
-            publish(b"loft/a", number.to_string().as_bytes(), 2, Some(1 + (*number % 60_000) as u16), None)
-        };
-        publisher.send(&part.iter().flat_map(packet).collect::<Vec<u8>>());
-        part.iter().for_each(|_| drop(publisher.expect(4)));
-    }
-    publisher.disconnect();
-    let upstream = || http::get(port, "/api/v1/upstreams").json()[0].clone();
-    let acked = || upstream()["ledger"]["acked"].as_u64().unwrap() as usize;
-    let at = |nodes: &[Node]| {
-        let address = upstream()["address"].as_str().unwrap().to_owned();
-        nodes.iter().position(|node| address.ends_with(&format!(":{}", node.mqtt))).unwrap()
-    };
+    let forwarding = Forwarding::start("rabbit", nodes.iter().map(|node| node.mqtt).collect());
+    forwarding.publish_all();
     for part in [1, 2] {
-        wait_long("a part is there", || acked() > part * MESSAGES / 5);
-        let connected = at(&nodes);
+        forwarding.wait_for(part * MESSAGES / 5);
+        let connected = forwarding.node();
         nodes[connected].kill();
-        wait_long("another takes over", || upstream()["state"] == "connected" && at(&nodes) != connected);
+        forwarding.wait_for_another_than(connected);
         nodes[connected].start();
         wait_long("it is back and its replica too", || {
-            nodes.iter().all(|node| node.sees(3) && node.takes_mqtt() && node.online().len() == 3)
+            nodes.iter().all(|node| node.sees(3) && takes_mqtt(node.mqtt) && node.online().len() == 3)
         });
     }
-    wait_long("nothing waits", || upstream()["ledger"]["pending"] == 0);
-    let ledger = upstream()["ledger"].clone();
-    assert_eq!(ledger["acked"], MESSAGES, "{ledger}");
+    forwarding.wait_for_all();
     assert_eq!(drain(&nodes).len(), MESSAGES);
 }

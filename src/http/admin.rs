@@ -16,11 +16,12 @@ use tracing::info;
 use super::auth::Caller;
 use super::problem::Problem;
 use super::query::{Query, decode};
+use super::topics::cleared;
 use super::{Http, body};
 use crate::access::made::{ChangeRefused, UserChange, UserDraft};
 use crate::access::settings::{AccessRule, UserSettings, is_client_id_pattern, is_user_name};
 use crate::exchange::retained::Selected;
-use crate::message::{BatchBuilder, Draft, Qos, check_filter};
+use crate::message::{BatchBuilder, check_filter};
 use crate::secret::Secret;
 
 /// Where users are.
@@ -299,16 +300,7 @@ async fn clear(http: &Http, caller: &Caller, topics: &[Box<str>]) -> Result<(), 
     let Some(last) = topics.last() else { return Ok(()) };
     let mut batch = BatchBuilder::default();
     for topic in topics {
-        batch.push(&Draft {
-            topic,
-            payload: &[],
-            qos: Qos::AtLeastOnce,
-            retain: true,
-            properties: &[],
-            expiry: None,
-            boot_ms: http.ingress.clock().boot_ms(),
-            origin: caller.origin(),
-        });
+        batch.push(&cleared(http, caller, topic));
     }
     let accepted = http.ingress.publish_batch(&mut batch).await?;
     http.ingress.settled(accepted.whole()?).await?;

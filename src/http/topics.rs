@@ -178,8 +178,13 @@ pub async fn clear(State(http): State<Arc<Http>>, caller: Caller, uri: Uri) -> R
     let query = Query::parse(&uri, &["topic"])?;
     let topic = topic(&uri, &query)?;
     may_publish(&caller, &topic)?;
-    let draft = Draft {
-        topic: &topic,
+    send(&http, &cleared(&http, &caller, &topic)).await
+}
+
+/// What clears the retained message of a topic [MQTT-3.3.1-6].
+pub(super) fn cleared<'a>(http: &Http, caller: &Caller, topic: &'a str) -> Draft<'a> {
+    Draft {
+        topic,
         payload: &[],
         qos: Qos::AtLeastOnce,
         retain: true,
@@ -187,8 +192,7 @@ pub async fn clear(State(http): State<Arc<Http>>, caller: Caller, uri: Uri) -> R
         expiry: None,
         boot_ms: http.ingress.clock().boot_ms(),
         origin: caller.origin(),
-    };
-    send(&http, &draft).await
+    }
 }
 
 fn may_publish(caller: &Caller, topic: &str) -> Result<(), Problem> {

@@ -132,6 +132,16 @@ fn old_messages_that_wait_do_not_keep_the_space_of_others() {
     }
 }
 
+/// Appends for a consumer until that is refused; returns how many messages were taken.
+fn fill_until_refused(journal: &Journal, id: ConsumerId) -> u64 {
+    let mut count = 0u64;
+    while let Ok(position) = journal.append(&message(payload(count).as_bytes()), &[id]) {
+        wait_synced(journal, position);
+        count += 1;
+    }
+    count
+}
+
 #[test]
 fn where_messages_are_refused_each_part_has_room_of_its_own() {
     let journal = open(&MemoryStorage::default(), settings(SMALL, WhenFull::Refuse));
@@ -139,14 +149,7 @@ fn where_messages_are_refused_each_part_has_room_of_its_own() {
     let user = journal.register("session/u/ann\0a", ANY);
     let guest = journal.register("session/g/\0b", ANY);
     let up = journal.register("upstream/home", refuse);
-    let fill_up = |id| {
-        let mut count = 0u64;
-        while let Ok(position) = journal.append(&message(payload(count).as_bytes()), &[id]) {
-            wait_synced(&journal, position);
-            count += 1;
-        }
-        count
-    };
+    let fill_up = |id| fill_until_refused(&journal, id);
     let guests = fill_up(guest);
     let (ups, users) = (fill_up(up), fill_up(user));
     // 14 files of 57 KiB and 59 messages of 976 bytes each
@@ -219,14 +222,7 @@ fn where_messages_are_refused_a_part_has_room_from_the_moment_that_somebody_of_i
     // what there is room for is looked at with the first one
     fill(&journal, 0..1, &[guest]);
     let up = journal.register("upstream/home", refuse);
-    let fill_up = |id| {
-        let mut count = 0u64;
-        while let Ok(position) = journal.append(&message(payload(count).as_bytes()), &[id]) {
-            wait_synced(&journal, position);
-            count += 1;
-        }
-        count
-    };
+    let fill_up = |id| fill_until_refused(&journal, id);
     let (guests, ups) = (fill_up(guest), fill_up(up));
     assert!(ups >= 400 && guests >= 150, "{ups} {guests}");
 }
