@@ -5,10 +5,10 @@
 
 use super::service::Service;
 
-/// Names tried in a row. A host that takes whatever name we choose must not keep us busy.
+/// Names tried with one Avahi. A host that takes whatever name we choose must not keep us busy.
 const MOST_NAMES: u32 = 20;
 
-/// What has happened.
+/// What Avahi has said, or what has become of the ports.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum AnnouncerEvent {
     /// These are to be announced from now on.
@@ -21,7 +21,7 @@ pub(super) enum AnnouncerEvent {
     Collision,
     /// Avahi proposes this name.
     Proposed(String),
-    /// Everybody knows.
+    /// Nobody on the network has objected to the names, and they are announced.
     Established,
 }
 
@@ -36,10 +36,11 @@ pub(super) enum AnnouncerAction {
     GiveUp,
 }
 
-/// The state machine.
+/// What is wanted, under which name, and how far Avahi has come with it.
 #[derive(Clone, Debug)]
 pub(super) struct Announcer {
     name: String,
+    first_name: String,
     wanted: Vec<Service>,
     is_running: bool,
     /// Avahi has been told, and has not turned it down.
@@ -50,7 +51,15 @@ pub(super) struct Announcer {
 
 impl Announcer {
     pub(super) fn new(name: String) -> Announcer {
-        Announcer { name, wanted: Vec::new(), is_running: false, is_told: false, is_established: false, names_tried: 0 }
+        Announcer {
+            first_name: name.clone(),
+            name,
+            wanted: Vec::new(),
+            is_running: false,
+            is_told: false,
+            is_established: false,
+            names_tried: 0,
+        }
     }
 
     /// The name as it is now.
@@ -58,7 +67,7 @@ impl Announcer {
         &self.name
     }
 
-    /// What everybody knows.
+    /// The services that the network has been told of; none before Avahi says so.
     pub(super) fn established(&self) -> &[Service] {
         if self.is_established { &self.wanted } else { &[] }
     }
@@ -80,6 +89,7 @@ impl Announcer {
                 self.announce()
             }
             AnnouncerEvent::Gone => {
+                self.names_tried = 0;
                 self.is_running = false;
                 self.forgotten();
                 None
@@ -93,6 +103,7 @@ impl Announcer {
                     return Some(AnnouncerAction::Propose(self.name.clone()));
                 }
                 self.names_tried = 0;
+                self.name.clone_from(&self.first_name);
                 Some(AnnouncerAction::GiveUp)
             }
             AnnouncerEvent::Proposed(name) => {
@@ -100,8 +111,8 @@ impl Announcer {
                 self.announce()
             }
             AnnouncerEvent::Established => {
+                // not that names were tried: somebody may take each name once it is established
                 self.is_established = true;
-                self.names_tried = 0;
                 None
             }
         }
@@ -185,13 +196,18 @@ mod tests {
 
     #[test]
     fn somebody_who_takes_every_name_does_not_keep_us_busy() {
-        let mut announcer = announced();
-        let mut tried = 0;
-        while announcer.handle(AnnouncerEvent::Collision) != Some(AnnouncerAction::GiveUp) {
-            tried += 1;
-            assert!(tried < 100);
-            announcer.handle(AnnouncerEvent::Proposed(format!("a #{tried}")));
+        for is_established_first in [false, true] {
+            let mut announcer = announced();
+            let mut tried = 0;
+            while announcer.handle(AnnouncerEvent::Collision) != Some(AnnouncerAction::GiveUp) {
+                tried += 1;
+                assert!(tried < 100);
+                announcer.handle(AnnouncerEvent::Proposed(format!("a #{tried}")));
+                if is_established_first {
+                    announcer.handle(AnnouncerEvent::Established);
+                }
+            }
+            assert_eq!((tried, announcer.name()), (MOST_NAMES - 1, "a"));
         }
-        assert_eq!(tried, MOST_NAMES - 1);
     }
 }

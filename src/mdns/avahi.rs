@@ -34,6 +34,8 @@ const PATIENCE: Duration = Duration::from_secs(10);
 pub(super) enum AvahiError {
     #[error("no system bus (D-Bus): {0}")]
     NoBus(zbus::Error),
+    #[error("the system bus (D-Bus) does not answer")]
+    Silent,
     #[error("Avahi: {0}")]
     Call(#[from] zbus::Error),
     #[error("the system bus (D-Bus) has ended")]
@@ -44,7 +46,7 @@ pub(super) enum AvahiError {
     NoName,
 }
 
-/// What Avahi says.
+/// What the bus tells of Avahi, as far as it matters for what is announced.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum AvahiEvent {
     /// Another daemon, by its unique name. [`Avahi::greet`] comes next.
@@ -84,7 +86,9 @@ impl Avahi {
     /// Connects to the system bus. [`Avahi::find`] comes next.
     pub(super) async fn connect() -> Result<Avahi, AvahiError> {
         let bus = zbus::connection::Builder::system().method_timeout(PATIENCE).build();
-        let bus = bus.await.map_err(AvahiError::NoBus)?;
+        // a socket that somebody holds and does not read from would be waited for without an end
+        let bus = tokio::time::timeout(PATIENCE, bus).await.map_err(|_| AvahiError::Silent)?;
+        let bus = bus.map_err(AvahiError::NoBus)?;
         let rule = MatchRule::builder()
             .msg_type(Type::Signal)
             .sender(BUS)
@@ -143,7 +147,10 @@ impl Avahi {
             };
             let message = message.ok_or(AvahiError::BusEnded)??;
             if is_about_owner {
-                let (_, _, owner): (String, String, String) = message.body().deserialize()?;
+                let (_, before, owner): (String, String, String) = message.body().deserialize()?;
+                if self.daemon.as_ref().is_some_and(|daemon| daemon.name == owner || daemon.name != before) {
+                    continue; // it was there already when it was looked for
+                }
                 self.daemon = None;
                 return Ok(if owner.is_empty() { AvahiEvent::Gone } else { AvahiEvent::Came(owner) });
             }

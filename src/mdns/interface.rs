@@ -3,7 +3,7 @@
 use std::fs;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
-/// The index of the interface; `None`: not known, or it is of no use to look for.
+/// The index of the interface; `None`: it is not known.
 pub(super) fn of(address: SocketAddr) -> Option<u32> {
     match address {
         SocketAddr::V6(address) if address.scope_id() != 0 => Some(address.scope_id()),

@@ -13,7 +13,7 @@ const LONGEST_OWN: usize = 48;
 /// What a port speaks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Kind {
-    /// MQTT.
+    /// MQTT without TLS.
     Mqtt,
     /// MQTT over TLS.
     SecureMqtt,
@@ -61,9 +61,9 @@ type Place = (Option<u32>, Family);
 pub struct Candidate {
     /// Its name in [`crate::health::Health`], where it stands while it is closed.
     pub part: String,
-    /// What it speaks.
+    /// What it speaks, which decides about the type and the records of its service.
     pub kind: Kind,
-    /// Where it listens.
+    /// The address that it is bound to, or is to have while it is closed.
     pub address: SocketAddr,
 }
 
@@ -74,9 +74,9 @@ pub(super) struct Service {
     pub(super) port: u16,
     /// Another port of this kind has the plain name.
     pub(super) names_port: bool,
-    /// `None`: all.
+    /// Index of the only interface on which it is announced; `None`: on all.
     pub(super) interface: Option<u32>,
-    /// `None`: both.
+    /// The only kind of address under which it answers; `None`: IPv4 and IPv6.
     pub(super) family: Option<Family>,
 }
 
@@ -102,12 +102,15 @@ fn shortened(text: &str, most: usize) -> &str {
 /// What is to be announced of those ports that are open. Nobody elsewhere can use what only this host reaches.
 pub(super) fn services(candidates: &[Candidate], is_open: impl Fn(&str) -> bool) -> Vec<Service> {
     let mut at: BTreeMap<(Kind, u16), Vec<Place>> = BTreeMap::new();
-    let reachable = |candidate: &&Candidate| {
-        is_reachable(candidate.address) && candidate.address.port() != 0 && is_open(&candidate.part)
-    };
+    let reachable = |candidate: &&Candidate| is_reachable(candidate.address) && is_open(&candidate.part);
     for Candidate { kind, address, .. } in candidates.iter().filter(reachable) {
         let is_everywhere = address.ip().to_canonical().is_unspecified();
-        let interface = if is_everywhere { None } else { interface::of(*address) };
+        let interface = match (is_everywhere, interface::of(*address)) {
+            (true, _) => None,
+            (false, Some(index)) => Some(index),
+            // such as that of a VPN: other networks are not told what they cannot reach
+            (false, None) => continue,
+        };
         let places = at.entry((*kind, address.port())).or_default();
         if address.ip().to_canonical().is_ipv4() {
             places.push((interface, Family::V4));
@@ -129,7 +132,7 @@ pub(super) fn services(candidates: &[Candidate], is_open: impl Fn(&str) -> bool)
 }
 
 fn is_reachable(address: SocketAddr) -> bool {
-    !address.ip().to_canonical().is_loopback()
+    !address.ip().to_canonical().is_loopback() && address.port() != 0
 }
 
 /// One entry for each interface: two of one name on the same interface would be refused.
@@ -210,6 +213,8 @@ mod tests {
     fn a_port_at_several_addresses_is_announced_once_per_network() {
         let twice = [candidate(Kind::Mqtt, "[fe80::1%2]:1883"), candidate(Kind::Mqtt, "[fe80::2%2]:1883")];
         assert_eq!(shown(&twice, ""), ["_mqtt._tcp 1883 \"pigateway loft\" Some(V6) Some(2)"]);
+        // that of a VPN, say, which no network of this host has: no network is told of it
+        assert_eq!(shown(&[candidate(Kind::Mqtt, "203.0.113.1:1883")], ""), [""; 0]);
         let everywhere = [candidate(Kind::Mqtt, "0.0.0.0:1883"), candidate(Kind::Mqtt, "[fe80::2%2]:1883")];
         assert_eq!(shown(&everywhere, ""), ["_mqtt._tcp 1883 \"pigateway loft\" None None"]);
     }

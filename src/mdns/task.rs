@@ -29,6 +29,9 @@ pub struct Mdns {
     changes: watch::Receiver<u64>,
     announcer: Announcer,
     shown: watch::Sender<Announced>,
+    /// The last line in the log.
+    said: String,
+    is_renaming_said: bool,
 }
 
 /// Why a connection to the bus has ended.
@@ -49,7 +52,20 @@ impl Mdns {
     ) -> (Mdns, watch::Receiver<Announced>) {
         let (shown, receiver) = watch::channel(Announced::default());
         let (changes, announcer) = (health.changes(), Announcer::new(name_of(gateway_id)));
-        (Mdns { id: gateway_id.into(), settings, candidates, health, changes, announcer, shown }, receiver)
+        (
+            Mdns {
+                id: gateway_id.into(),
+                settings,
+                candidates,
+                health,
+                changes,
+                announcer,
+                shown,
+                said: String::new(),
+                is_renaming_said: false,
+            },
+            receiver,
+        )
     }
 
     /// Goes on until `cancel`, and then takes everything back.
@@ -173,7 +189,11 @@ impl Mdns {
                 },
                 AnnouncerAction::Propose(name) => {
                     let proposed = avahi.alternative(&name).await?;
-                    info!("mDNS: the name {name:?} is taken, {proposed:?} is tried");
+                    // the first time: whoever takes one name after the other does not fill the log
+                    match std::mem::replace(&mut self.is_renaming_said, true) {
+                        false => info!("mDNS: the name {name:?} is taken, {proposed:?} is tried"),
+                        true => debug!("mDNS: the name {name:?} is taken, {proposed:?} is tried"),
+                    }
                     self.announcer.handle(AnnouncerEvent::Proposed(proposed))
                 }
                 AnnouncerAction::GiveUp => return Err(AvahiError::NoName),
@@ -183,7 +203,7 @@ impl Mdns {
     }
 
     /// Lets others see what the network is told, or why it is told nothing.
-    fn show(&self, otherwise: &str) {
+    fn show(&mut self, otherwise: &str) {
         let name = self.announcer.name();
         let service = |service: &Service| AnnouncedService {
             name: service.name(name),
@@ -193,24 +213,26 @@ impl Mdns {
         let services: Vec<_> = self.announcer.established().iter().map(service).collect();
         let note = services.is_empty().then(|| otherwise.to_owned());
         let announced = Announced { services, note };
-        self.shown.send_if_modified(|shown| {
-            let is_news = *shown != announced;
-            if is_news {
-                say(shown, &announced);
-                *shown = announced;
-            }
-            is_news
-        });
+        if *self.shown.borrow() != announced {
+            self.say(&announced);
+            self.shown.send_replace(announced);
+        }
     }
-}
 
-fn say(before: &Announced, now: &Announced) {
-    if let Some(first) = now.services.first() {
-        let kinds: Vec<String> =
-            now.services.iter().map(|service| format!("{} {}", service.kind, service.port)).collect();
-        info!("announced by mDNS as {:?}: {}", first.name, kinds.join(", "));
-    } else if let Some(note) = now.note.as_deref().filter(|note| *note != TOLD && before.note.as_deref() != Some(*note))
-    {
-        info!("not announced by mDNS: {note}");
+    /// Logs what is new since the last line: what is tried in between again and again is none.
+    fn say(&mut self, now: &Announced) {
+        let line = match (now.services.first(), &now.note) {
+            (Some(first), _) => {
+                let kinds: Vec<String> =
+                    now.services.iter().map(|service| format!("{} {}", service.kind, service.port)).collect();
+                format!("announced by mDNS as {:?}: {}", first.name, kinds.join(", "))
+            }
+            (None, Some(note)) if note != TOLD => format!("not announced by mDNS: {note}"),
+            (None, _) => return,
+        };
+        if line != self.said {
+            info!("{line}");
+            self.said = line;
+        }
     }
 }

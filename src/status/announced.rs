@@ -20,6 +20,6 @@ pub struct AnnouncedService {
     /// Its type, such as `_mqtt._tcp`.
     #[serde(rename = "type")]
     pub kind: &'static str,
-    /// Its port.
+    /// The TCP port at which it answers.
     pub port: u16,
 }

@@ -1,6 +1,6 @@
 //! mDNS: whether there is an Avahi that can announce the ports. It is no problem where there is none.
 
-use std::os::unix::net::UnixStream;
+use std::fs;
 
 use super::{Finding, Level, System};
 use crate::config::Settings;
@@ -10,27 +10,31 @@ pub(super) fn all(settings: &Settings, system: &System) -> Vec<Finding> {
     if !settings.mdns.enabled {
         return Vec::new();
     }
-    let answers = |path: &str| UnixStream::connect(system.path(path)).is_ok();
+    let is_there = |path: &str| system.path(path).exists();
+    // its socket is systemd's, and asking there would start an Avahi that somebody has stopped
+    let runs = || {
+        let pid = fs::read_to_string(system.path("/run/avahi-daemon/pid")).ok()?;
+        let name = fs::read_to_string(system.path(&format!("/proc/{}/comm", pid.trim()))).ok()?;
+        Some(name.trim() == "avahi-daemon")
+    };
     let note = |what: &str, remedy: &str| Finding { level: Level::Good, what: what.into(), remedy: remedy.into() };
-    vec![if !answers("/run/avahi-daemon/socket") {
+    vec![if runs() != Some(true) {
         note(
             "mDNS: Avahi does not run here, so the network is not told of this gateway",
             "`sudo apt install avahi-daemon` if it is to be; it is told as soon as Avahi runs",
         )
-    } else if !answers("/run/dbus/system_bus_socket") {
+    } else if !is_there("/run/dbus/system_bus_socket") {
         note(
             "mDNS: Avahi runs, but there is no system bus to tell it of this gateway",
             "`sudo apt install dbus`, and enable-dbus=yes in /etc/avahi/avahi-daemon.conf; or see docs/install.md for a file",
         )
     } else {
-        Finding::good("mDNS: Avahi runs, and announces the open ports")
+        Finding::good("mDNS: Avahi runs; `pigateway status` says what it announces")
     }]
 }
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::net::UnixListener;
-
     use super::*;
     use crate::config::Environment;
 
@@ -42,15 +46,19 @@ mod tests {
         let said = |settings: &Settings| all(settings, &system).pop().map(|finding| (finding.level, finding.what));
         let (level, what) = said(&settings).unwrap();
         assert!(level == Level::Good && what.contains("Avahi does not run here"), "{what}");
-        let listen = |path: &str| {
+        let write = |path: &str, text: &str| {
             let path = system.path(path);
-            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
-            UnixListener::bind(path).unwrap()
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, text).unwrap();
         };
-        let _avahi = listen("/run/avahi-daemon/socket");
+        write("/run/avahi-daemon/pid", "17\n");
+        assert!(said(&settings).unwrap().1.contains("does not run"), "it has left that behind");
+        write("/proc/17/comm", "bash\n");
+        assert!(said(&settings).unwrap().1.contains("does not run"), "another has its number");
+        write("/proc/17/comm", "avahi-daemon\n");
         assert!(said(&settings).unwrap().1.contains("there is no system bus"));
-        let _bus = listen("/run/dbus/system_bus_socket");
-        assert!(said(&settings).unwrap().1.contains("announces the open ports"));
+        write("/run/dbus/system_bus_socket", "");
+        assert!(said(&settings).unwrap().1.contains("Avahi runs;"));
         settings.mdns.enabled = false;
         assert_eq!(said(&settings), None);
     }
