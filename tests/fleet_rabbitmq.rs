@@ -62,6 +62,8 @@ impl Node {
             let _ = kill_process(pid, Signal::KILL);
         }
         drop(process);
+        // by the time of another kill, the number may be somebody else's
+        let _ = fs::remove_file(self.dir.join("pid"));
     }
 
     fn ask(&self, method: &str, target: &str, body: &Value) -> Option<http::Answer> {
@@ -124,9 +126,9 @@ fn cluster(dir: &Path) -> (Vec<Node>, Process) {
     ((1..=3).map(node).collect(), names)
 }
 
-/// Takes all messages out of the queue.
-fn drain(nodes: &[Node]) -> HashSet<usize> {
-    let mut arrived = HashSet::new();
+/// Takes messages out of the queue until all have been there.
+fn drain(nodes: &[Node]) {
+    let mut arrived: HashSet<usize> = HashSet::new();
     let request = json!({ "count": 2000, "ackmode": "ack_requeue_false", "encoding": "auto" });
     wait_long("all messages are in the queue", || {
         let answer = nodes.iter().find_map(|node| node.ask("POST", "/api/queues/%2f/loft/get", &request));
@@ -134,7 +136,6 @@ fn drain(nodes: &[Node]) -> HashSet<usize> {
         arrived.extend(taken.iter().map(|message| message["payload"].as_str().unwrap().parse::<usize>().unwrap()));
         arrived.len() == MESSAGES
     });
-    arrived
 }
 
 #[test]
@@ -161,5 +162,5 @@ fn every_message_is_in_a_quorum_queue_although_nodes_are_killed() {
         });
     }
     forwarding.wait_for_all();
-    assert_eq!(drain(&nodes).len(), MESSAGES);
+    drain(&nodes);
 }

@@ -100,6 +100,8 @@ impl UpstreamClient for Client {
                 }
                 // of the addresses of one name, one may lead to nowhere
                 Err((Broken::Silent, Some(peer))) if !silent.contains(&peer) && silent.len() < MOST_SILENT => {
+                    // it may have taken the CONNECT, and belong to the same cluster as the next
+                    mark.is_unanswered();
                     silent.push(peer);
                     if !dial::has_others(&address.host, address.port, &silent).await {
                         return Err(Broken::Silent);
@@ -170,7 +172,8 @@ async fn attempt(
     let end = if offer.is_trial { end - settings.connect_timeout / 2 } else { end };
     let patience = end.saturating_duration_since(Instant::now()).max(settings.connect_timeout / 4);
     let link = timeout(patience, connection.open(settings, offer.will, password)).await;
-    if matches!(link, Ok(Err(Broken::Failed(_)))) && !connection.was_heard() {
+    // a server that is killed closes its connections
+    if matches!(link, Ok(Err(Broken::Failed(_) | Broken::Closed))) && !connection.was_heard() {
         mark.is_unanswered();
     }
     let link = link.map_err(|_| (Broken::Silent, peer))?.map_err(|broken| (broken, peer))?;

@@ -135,7 +135,7 @@ impl Session {
         Vec::new()
     }
 
-    /// PUBREL has left.
+    /// PUBREL is on its way: from now on only PUBCOMP ends this message.
     pub fn released(&mut self, packet_id: u16, now: u64) {
         let is_it = |message: &&mut InFlight| message.packet_id == Some(packet_id) && message.is_recorded;
         if let Some(message) = self.in_flight.iter_mut().find(is_it) {

@@ -180,6 +180,9 @@ impl<C: UpstreamClient> Upstream<C> {
                         return false;
                     }
                     self.exact.must_forget = !is_sure;
+                    if is_sure {
+                        self.exact.ended = 0;
+                    }
                     self.exact.step = None;
                     self.inbox.open();
                 }
