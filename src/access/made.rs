@@ -66,6 +66,9 @@ pub enum ChangeRefused {
     /// There are as many as there may be.
     #[error("there are {MOST_MADE} users already")]
     TooMany,
+    /// The file cannot hold it.
+    #[error("with this change, the file of the users would be larger than 4 MiB, or not say the same")]
+    TooLarge,
     /// Somebody has broken the file; it stays as it is.
     #[error("{0}. Nothing is changed until that is mended")]
     Broken(String),
@@ -87,7 +90,7 @@ pub struct UserLists {
 }
 
 impl UserLists {
-    /// Those that count.
+    /// The users that may sign in: those of the configuration, and those made here whose names it does not have.
     pub fn in_force(&self) -> Vec<UserSettings> {
         let counts = |user: &&UserSettings| !self.is_configured(&user.name);
         self.configured.iter().chain(self.made.iter().filter(counts)).cloned().collect()
@@ -110,7 +113,7 @@ pub struct UserRequest {
     pub reply: oneshot::Sender<Result<Option<UserSettings>, ChangeRefused>>,
 }
 
-/// Asks for changes.
+/// The end at which doors hand in changes, for the one task that makes them.
 #[derive(Clone, Debug)]
 pub struct UserDesk {
     requests: mpsc::Sender<UserRequest>,

@@ -13,7 +13,10 @@ use tracing::{info, warn};
 use crate::access::hash;
 use crate::access::made::{ChangeRefused, MOST_MADE, UserChange, UserDesk, UserDraft, UserLists, UserRequest};
 use crate::access::settings::{AccessSettings, Rights, UserSettings};
-use crate::config::{MadeUsers, Problems, Settings, load_made_users, made_users_path, made_users_text};
+use crate::config::{
+    LARGEST_USERS_FILE, MadeUsers, Problems, Settings, load_made_users, made_users_path, made_users_text,
+    read_made_users,
+};
 use crate::health::{Fault, Health};
 use crate::secret::replace_private;
 
@@ -23,7 +26,7 @@ const PART: &str = "users made by HTTP";
 /// Tells whoever applies settings that users have changed; told back once they act.
 pub type UsersChanged = oneshot::Sender<()>;
 
-/// Keeps them.
+/// Reads and writes `users.toml`, and makes one change of users after the other.
 pub struct Users {
     data_dir: PathBuf,
     lists: watch::Sender<Arc<UserLists>>,
@@ -45,17 +48,18 @@ impl Users {
     pub async fn read_again(&self, settings: &mut Settings) {
         let _turn = self.turn.lock().await;
         let data_dir = self.data_dir.clone();
-        if let Ok(read) = tokio::task::spawn_blocking(move || load_made_users(&data_dir)).await {
-            self.put(settings, read);
+        match tokio::task::spawn_blocking(move || load_made_users(&data_dir)).await {
+            Ok(read) => self.put(settings, read),
+            // nobody is sent away for a fault of ours
+            Err(_) => self.take(settings, self.lists.borrow().made.clone()),
         }
     }
 
     fn put(&self, settings: &mut Settings, read: Result<MadeUsers, Problems>) {
-        let configured = std::mem::take(&mut settings.broker.access.users);
         let made = match read {
             Ok(made) => {
                 self.health.clear(PART);
-                for warning in made.hidden_by(&configured, &self.data_dir) {
+                for warning in made.hidden_by(&settings.broker.access.users, &self.data_dir) {
                     warn!("{warning}");
                 }
                 made.settings()
@@ -65,6 +69,11 @@ impl Users {
                 self.lists.borrow().made.clone()
             }
         };
+        self.take(settings, made);
+    }
+
+    fn take(&self, settings: &mut Settings, made: Vec<UserSettings>) {
+        let configured = std::mem::take(&mut settings.broker.access.users);
         let lists = UserLists { configured, made };
         settings.broker.access.users = lists.in_force();
         self.lists.send_replace(Arc::new(lists));
@@ -166,6 +175,11 @@ fn write(
     let mut lists = UserLists { configured, made };
     let user = apply(&mut lists, change)?;
     let text = made_users_text(&lists.made);
+    // what cannot be read as it was meant would keep all of them out at the next start
+    let is_read = read_made_users(&text, "").is_ok_and(|read| read.settings() == lists.made);
+    if text.len() as u64 > LARGEST_USERS_FILE || !is_read {
+        return Err(ChangeRefused::TooLarge.into());
+    }
     replace_private(&made_users_path(data_dir), text.as_bytes())
         .map_err(|error| ChangeRefused::Unwritten(error.to_string()))?;
     Ok((lists, user))
@@ -278,7 +292,10 @@ mod tests {
         let change = UserDraft { publish: rules("a/#"), ..UserDraft::default() };
         let changed = desk.change(UserChange::Change(name.into(), change), "hand").await.unwrap().unwrap();
         assert_eq!((&changed.password_hash, changed.rights.publish.len()), (&made.password_hash, 1));
+        let long =
+            UserDraft { client_ids: Some(vec!["x".repeat(LARGEST_USERS_FILE as usize)]), ..UserDraft::default() };
         for (change, why) in [
+            (UserChange::Change(name.into(), long), ChangeRefused::TooLarge),
             (UserChange::Add(name.into(), draft("x")), ChangeRefused::Exists),
             (UserChange::Add("new".into(), UserDraft::default()), ChangeRefused::NoPassword),
             (UserChange::Add("hand".into(), draft("x")), ChangeRefused::Configured),

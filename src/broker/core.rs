@@ -131,12 +131,17 @@ impl Core {
         self.ingress.set_max_packet_size(settings.max_packet_size);
         self.settings.store(Arc::new(settings));
         for client in self.clients.lock().values() {
-            let hash = client.password_hash.as_deref();
-            if !self.access.authoriser.still_holds(&client.identity, hash, client.address, &client.permissions) {
+            if !self.still_holds(client) {
                 info!(client_id = &*client.identity.client_id, "disconnected: its user has changed");
                 client.kick.kick(Reason::ADMINISTRATIVE_ACTION);
             }
         }
+    }
+
+    /// Whether a client would be let in with the same permissions now.
+    fn still_holds(&self, client: &Client) -> bool {
+        let hash = client.password_hash.as_deref();
+        self.access.authoriser.still_holds(&client.identity, hash, client.address, &client.permissions)
     }
 
     /// Ends the connections of a user, or of somebody without a user name, with this client id; says how many there were.
@@ -196,7 +201,13 @@ impl Core {
 
     pub(super) fn enter(&self, client: Client) -> u64 {
         let number = self.next_client.fetch_add(1, Ordering::Relaxed);
-        self.clients.lock().insert(number, client);
+        let mut clients = self.clients.lock();
+        let client = clients.entry(number).or_insert(client);
+        // it was let in a while ago, and a reload in between has not seen it
+        if !self.still_holds(client) {
+            client.kick.kick(Reason::ADMINISTRATIVE_ACTION);
+        }
+        drop(clients);
         self.stats.connected.add(1);
         self.stats.connected_maximum.raise_to(self.stats.connected.get());
         number

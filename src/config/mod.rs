@@ -27,7 +27,9 @@ pub use error::{FileProblem, Problem, Problems};
 pub use file::{Loaded, load, load_in, read};
 pub use paths::Environment;
 pub use settings::{GatewaySettings, LogSettings, Settings};
-pub use users::{MadeUsers, load_made_users, made_users_path, made_users_text};
+pub use users::{
+    LARGEST as LARGEST_USERS_FILE, MadeUsers, load_made_users, made_users_path, made_users_text, read_made_users,
+};
 
 #[cfg(test)]
 mod tests;

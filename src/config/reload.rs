@@ -93,8 +93,10 @@ fn gone_listeners(old: &Settings, new: &Settings) -> Vec<ListenerAccess> {
     let gone = names.filter(|name| !new.broker.listeners.iter().any(|listener| listener.name() == *name));
     let as_before = |name: String| {
         let own = access.listeners.iter().find(|own| own.listener == name).cloned();
-        let (anonymous, users) = (access.anonymous.clone(), Some(access.users.clone()));
-        own.unwrap_or(ListenerAccess { listener: name, anonymous, users })
+        let anonymous = access.anonymous.clone();
+        let mut own = own.unwrap_or(ListenerAccess { listener: name, anonymous, users: None });
+        own.users.get_or_insert_with(|| access.users.clone());
+        own
     };
     gone.map(as_before).collect()
 }
@@ -322,6 +324,17 @@ topic_filter = "b/#"
         let usual = in_force.broker.access.listeners.pop().expect("the usual listener stays open");
         assert_eq!((&*usual.listener, usual.users.map(|users| users.len())), ("[::]:1883", Some(2)));
         assert_eq!(in_force, settings(BASE));
+    }
+
+    #[test]
+    fn new_users_do_not_come_in_at_a_listener_that_is_gone() {
+        let user = "[[broker.user]]\nname = \"new\"\n";
+        let of_its_own = "[[broker.listener]]\naddress = \"127.0.0.1:1884\"\nanonymous = \"none\"\n";
+        let old = settings(&format!("{BASE}\n[[broker.listener]]\naddress = \"[::]:1883\"\n{of_its_own}"));
+        let new = settings(&format!("{BASE}\n[[broker.listener]]\naddress = \"[::]:1883\"\n{user}"));
+        let listeners = Reload::plan(&old, &new).settings.broker.access.listeners;
+        let gone = listeners.iter().find(|own| own.listener == "127.0.0.1:1884").unwrap();
+        assert!(gone.users.as_ref().is_some_and(|users| users.iter().all(|user| user.name != "new")), "{gone:?}");
     }
 
     #[test]

@@ -17,8 +17,8 @@ use crate::access::settings::UserSettings;
 
 /// Its name in the data directory.
 const NAME: &str = "users.toml";
-/// A larger file is none of ours.
-const LARGEST: u64 = 4 << 20;
+/// Bytes of the largest file that is read: a larger one is none of ours.
+pub const LARGEST: u64 = 4 << 20;
 const HEAD: &str = "# Users that were made on the web page or by its REST interface. pigateway replaces this file when one of them changes.\n\
                     # A [[broker.user]] of the same name in the configuration wins, and only such a user can have admin = true.\n";
 
@@ -37,7 +37,7 @@ pub struct MadeUsers {
 }
 
 impl MadeUsers {
-    /// Their settings.
+    /// The users without the lines that they stand in.
     pub fn settings(self) -> Vec<UserSettings> {
         self.users.into_iter().map(|(user, _)| user).collect()
     }
@@ -80,7 +80,7 @@ pub fn load_made_users(data_dir: &Path) -> Result<MadeUsers, Problems> {
 }
 
 /// Reads the text of such a file.
-fn read_made_users(text: &str, file: &str) -> Result<MadeUsers, Problems> {
+pub fn read_made_users(text: &str, file: &str) -> Result<MadeUsers, Problems> {
     let document = Document::new(file, text);
     let (root, errors) = DeTable::parse_recoverable(text);
     for error in &errors {

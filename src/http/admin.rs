@@ -26,7 +26,7 @@ use crate::secret::Secret;
 
 /// Where users are.
 const USERS: &str = "/api/v1/users/";
-/// Largest body.
+/// Largest body of a change of a user, in bytes: its rules are most of it.
 const MOST: usize = 64 << 10;
 /// Longest name and password of a user that is made here: both fit into a Basic header.
 const LONGEST_NAME: usize = 256;
@@ -44,7 +44,7 @@ pub enum UserFrom {
     Made,
 }
 
-/// A user.
+/// A user as administrators see it, without its password.
 #[derive(Serialize, JsonSchema)]
 #[schemars(rename = "User")]
 pub struct UserView {
@@ -85,7 +85,7 @@ impl UserView {
 #[serde(deny_unknown_fields)]
 #[schemars(rename = "UserChange")]
 pub struct ChangeBody {
-    /// A new password.
+    /// The password from now on, in clear; only its hash is kept.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     password: Option<String>,
     /// Topics that it may publish to; `!` denies.
@@ -99,14 +99,14 @@ pub struct ChangeBody {
     client_ids: Option<Vec<String>>,
 }
 
-/// A new user.
+/// A user that is to be made, under a name that nobody has.
 #[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 #[schemars(rename = "NewUser")]
 pub struct NewBody {
-    /// User name.
+    /// The name that it signs in with.
     name: String,
-    /// Password.
+    /// Its password, in clear; only the hash is kept.
     password: String,
     /// Topics that it may publish to; `!` denies. `["#"]` if missing.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -154,10 +154,12 @@ fn rules(key: &str, texts: Option<Vec<String>>) -> Result<Option<Vec<AccessRule>
 
 /// A name that an address can hold, too.
 fn check_name(name: &str) -> Result<(), Problem> {
-    if is_user_name(name) && name.len() <= LONGEST_NAME && !matches!(name, "." | "..") {
+    // Basic authentication takes all behind a colon for the password [RFC 7617, 2]
+    if is_user_name(name) && name.len() <= LONGEST_NAME && !matches!(name, "." | "..") && !name.contains(':') {
         return Ok(());
     }
-    let valid = format!("1 to {LONGEST_NAME} bytes without control characters, and neither \".\" nor \"..\"");
+    let valid =
+        format!("1 to {LONGEST_NAME} bytes without control characters and colons, and neither \".\" nor \"..\"");
     Err(Problem::bad_request(format!("name: found {name:?}; valid: {valid}")))
 }
 
@@ -169,6 +171,7 @@ impl From<ChangeRefused> for Problem {
             }
             ChangeRefused::Unknown => StatusCode::NOT_FOUND,
             ChangeRefused::NoPassword => StatusCode::BAD_REQUEST,
+            ChangeRefused::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
             ChangeRefused::Unwritten(_) => StatusCode::INSUFFICIENT_STORAGE,
             ChangeRefused::Busy => StatusCode::SERVICE_UNAVAILABLE,
         };
@@ -207,6 +210,8 @@ pub async fn create(
 ) -> Result<(StatusCode, Json<Option<UserView>>), Problem> {
     caller.must_administer(&http)?;
     let body = body::json(content, &headers, MOST, http.ingress.receiving(), caller.user()).await?;
+    // it has taken its time to come
+    caller.must_administer(&http)?;
     let NewBody { name, password, publish, subscribe, client_ids } = body;
     check_name(&name)?;
     let draft = ChangeBody { password: Some(password), publish, subscribe, client_ids }.draft()?;
@@ -223,6 +228,7 @@ pub async fn update(
 ) -> Result<Json<Option<UserView>>, Problem> {
     caller.must_administer(&http)?;
     let body: ChangeBody = body::json(content, &headers, MOST, http.ingress.receiving(), caller.user()).await?;
+    caller.must_administer(&http)?;
     Ok(Json(change(&http, &caller, UserChange::Change(named(&uri)?, body.draft()?)).await?))
 }
 
@@ -277,6 +283,7 @@ pub async fn count(State(http): State<Arc<Http>>, caller: Caller, uri: Uri) -> R
     let (mut view, mut after) = (RetainedView::default(), Some(Box::default()));
     while let Some(behind) = after {
         (_, after) = some_of((&http, &caller), (&filter, &behind), &mut view);
+        tokio::task::yield_now().await;
     }
     Ok(Json(view))
 }
@@ -289,7 +296,15 @@ pub async fn delete(State(http): State<Arc<Http>>, caller: Caller, uri: Uri) -> 
     while let Some(behind) = after {
         let topics;
         (topics, after) = some_of((&http, &caller), (&filter, &behind), &mut view);
-        clear(&http, &caller, &topics).await?;
+        let cleared = match caller.must_administer(&http) {
+            Ok(()) => clear(&http, &caller, &topics).await,
+            Err(problem) => Err(problem),
+        };
+        if let Err(problem) = cleared {
+            let messages = view.messages - topics.len();
+            info!(filter, messages, by = caller.user(), "retained messages deleted by HTTP, and not all");
+            return Err(problem);
+        }
     }
     info!(filter, messages = view.messages, by = caller.user(), "retained messages deleted by HTTP");
     Ok(Json(view))

@@ -72,7 +72,7 @@ impl Caller {
     /// Whether it may change the gateway. No guest may, wherever it comes from.
     pub fn must_administer(&self, http: &Http) -> Result<(), Problem> {
         let user = self.user().and_then(|name| http.access.authoriser.user(None, name));
-        if user.is_some_and(|user| user.is_admin) {
+        if user.is_some_and(|user| user.is_admin) && self.still_holds(&http.access) {
             return Ok(());
         }
         Err(Problem::forbidden("only a [[broker.user]] of the configuration with admin = true may do this"))

@@ -22,7 +22,7 @@ const LOOK: Duration = Duration::from_secs(1);
 
 /// A body, and the memory that it takes until that is dropped.
 pub struct Received {
-    /// What was sent.
+    /// The whole body, as it was sent.
     pub bytes: Bytes,
     _memory: Option<Reservation>,
 }
@@ -108,7 +108,7 @@ async fn read(
             Some(memory) => memory.has_moved(),
             None if bytes.len() + data.len() > FREE => {
                 memory = Some(receiving.reserve(user, size).await);
-                bytes.reserve(size - bytes.len());
+                bytes.reserve(size.saturating_sub(bytes.len()));
             }
             None => {}
         }

@@ -39,9 +39,9 @@ pub enum Foreign {
 /// Whether a page of the very same origin makes a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SameOrigin {
-    /// It does.
+    /// The browser says that the page is ours.
     Yes,
-    /// Another page does.
+    /// The browser names another origin: the request may be forged.
     No,
     /// Nothing says so: a program, or a browser that follows a link or reads without TLS.
     Unsaid,
@@ -132,15 +132,17 @@ impl Guard {
             let port = |authority: Authority<'_>| authority.port.or(usual(scheme));
             Some(usual(scheme).is_some() && page.host.eq_ignore_ascii_case(host.host) && port(page) == port(host))
         };
+        let site = headers.get("sec-fetch-site").map(HeaderValue::as_bytes);
+        if site.is_some_and(|site| !matches!(site, b"same-origin" | b"none")) {
+            // the browser knows the scheme that a proxy before us speaks, and we do not
+            return SameOrigin::No;
+        }
         let mut origins = headers.get_all(header::ORIGIN).iter();
         match (origins.next(), origins.next()) {
             (Some(origin), None) if origin.to_str().ok().and_then(is_own) == Some(true) => SameOrigin::Yes,
             (Some(_), _) => SameOrigin::No,
-            (None, _) => match headers.get("sec-fetch-site").map(HeaderValue::as_bytes) {
-                Some(b"same-origin" | b"none") => SameOrigin::Yes,
-                Some(_) => SameOrigin::No,
-                None => SameOrigin::Unsaid,
-            },
+            (None, _) if site.is_some() => SameOrigin::Yes,
+            (None, _) => SameOrigin::Unsaid,
         }
     }
 
@@ -335,6 +337,9 @@ mod tests {
         assert_eq!([fetch("same-origin"), fetch("none")], [SameOrigin::Yes; 2]);
         assert_eq!([fetch("same-site"), fetch("cross-site"), fetch("")], [SameOrigin::No; 3]);
         assert_eq!(asked(&[("host", "loft")]), SameOrigin::Unsaid);
+        // the page without TLS of a host that is reached with it, through a proxy
+        let plain = [("host", "pi.example.org"), ("origin", "http://pi.example.org"), ("sec-fetch-site", "cross-site")];
+        assert_eq!(asked(&plain), SameOrigin::No);
     }
 
     #[test]

@@ -141,7 +141,7 @@ pub struct Parts {
     pub trusted_proxies: Vec<Network>,
     /// Sites that may show the page in a frame.
     pub frame_ancestors: Vec<String>,
-    /// Makes users.
+    /// Where administrators hand in their changes of users.
     pub users: UserDesk,
     /// Ends connections of MQTT clients.
     pub disconnect: Disconnect,

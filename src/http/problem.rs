@@ -55,7 +55,7 @@ impl Problem {
         Problem::new(StatusCode::INSUFFICIENT_STORAGE, detail)
     }
 
-    /// Its status.
+    /// The HTTP status that it is answered with.
     pub fn status(&self) -> StatusCode {
         self.status
     }

@@ -22,13 +22,13 @@ use crate::access::places::Place;
 /// Largest body: user name and password.
 const MOST: usize = 8 << 10;
 
-/// Who signs in.
+/// What the form of the page sends to get a cookie.
 #[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct SignInBody {
-    /// User name.
+    /// A user of the configuration, or one that was made here.
     user: String,
-    /// Password.
+    /// The password of that user, in clear.
     password: String,
 }
 

@@ -28,7 +28,7 @@ const MOST_COOKIES: usize = 4;
 
 type Digest = [u8; 32];
 
-/// One of them.
+/// One sign-in: a browser that has our cookie.
 #[derive(Debug)]
 pub struct SignIn {
     /// The user as it was then: one that differs from this in any way has to sign in again.
@@ -65,7 +65,7 @@ impl SignIn {
     }
 }
 
-/// All of them.
+/// All sign-ins, by the digests of their cookies.
 #[derive(Debug)]
 pub struct SignIns {
     /// Of the cookie. The port is part of it: cookies are shared between all ports of a host.

@@ -156,6 +156,9 @@ pub async fn publish(
         return Err(Problem::new(StatusCode::PAYLOAD_TOO_LARGE, detail).with(header::CONNECTION, "close"));
     }
     let received = body::receive(content, (most, declared), http.ingress.receiving(), caller.user()).await?;
+    if !caller.still_holds(&http.access) {
+        return Err(Problem::forbidden("what this user may do has changed while the body came"));
+    }
     let content_type = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
     // what curl says when it is not told what the body is says nothing
     let content_type = content_type.filter(|kind| *kind != "application/x-www-form-urlencoded");

@@ -20,7 +20,7 @@ pub enum Owner<'a> {
     Upstream(&'a str),
     /// A persistent session.
     Session(SessionName<'a>),
-    /// A shared subscription.
+    /// A shared subscription, whose queue belongs to none of its members.
     Shared {
         /// Its name and filter.
         group: &'a str,

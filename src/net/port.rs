@@ -198,7 +198,7 @@ impl Port {
             Ok(place) => {
                 // said again only after it has been half empty
                 let most = self.settings.max_connections.unwrap_or_default();
-                self.is_full &= places.available_permits() <= most / 2;
+                self.is_full &= places.available_permits() < most / 2;
                 Some(Some(place))
             }
             Err(_) => {

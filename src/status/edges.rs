@@ -49,17 +49,17 @@ pub struct EdgeFigures {
     pub edges: usize,
     /// From the first of them to the last.
     pub span_ms: u64,
-    /// Pulses among them.
+    /// Times from active to inactive of which both edges are among them.
     pub pulses: usize,
     /// The shortest of these.
     pub shortest_ms: Option<u64>,
     /// The one in the middle, by length.
     pub median_ms: Option<u64>,
-    /// The longest.
+    /// The length of the longest pulse; `null`: none of them is whole.
     pub longest_ms: Option<u64>,
     /// Pulses that no PIR makes: shorter than `too_short_ms`.
     pub short_pulses: usize,
-    /// See `short_pulses`.
+    /// A pulse that is shorter than this counts in `short_pulses`.
     pub too_short_ms: u64,
     /// The usual time from the beginning of one short pulse to that of the next.
     pub period_ms: Option<u64>,
