@@ -5,6 +5,7 @@
 mod support;
 
 use pigateway::sensors::diagnosis::Edges;
+use pigateway::status::EdgeFigures;
 use serde_json::json;
 use support::broker::Setup;
 use support::browser::Browser;
@@ -179,7 +180,8 @@ fn each_kind_of_trouble_is_said(browser: &Browser) {
         let list: Vec<_> = edges.last().copy();
         let list: Vec<_> = list.iter().map(|(at, active)| json!({ "boot_ms": at, "active": active })).collect();
         let finding = edges.finding(until, 1_800_000);
-        let answer = json!({ "finding": finding, "figures": edges.figures(until), "edges": list });
+        let answer =
+            json!({ "finding": finding, "figures": EdgeFigures::of(&edges.last().copy(), until), "edges": list });
         // as if it were a real one
         browser.run(&format!("sensors.get('loft-ü').data.simulated = false; answer = {answer}; lookAtEdges()"));
         browser.wait_for(&format!("document.getElementById('edges-text').textContent.startsWith('{said}')"));

@@ -174,7 +174,6 @@ mod tests {
             fault: Some(fault),
             finding: None,
             edges: Default::default(),
-            figures: Default::default(),
             simulated: false,
             recent: Vec::new(),
         };

@@ -40,10 +40,17 @@ fn topic(text: &str) -> Result<String, String> {
 /// Prints what the configuration means for a topic.
 pub(super) fn explain(args: &Args) -> Result<(), CliError> {
     let mut loaded = config::load(&args.config)?;
-    // a file that cannot be looked at is for the gateway to say
-    if let Ok(made) = config::load_made_users(&loaded.settings.gateway.data_dir) {
-        let users = &mut loaded.settings.broker.access.users;
-        *users = UserLists { configured: std::mem::take(users), made: made.settings() }.in_force();
+    let mut made_in = HashMap::new();
+    match config::load_made_users(&loaded.settings.gateway.data_dir) {
+        Ok(made) => {
+            let users = &mut loaded.settings.broker.access.users;
+            let lists = UserLists { configured: std::mem::take(users), made: made.clone().settings() };
+            let counts = made.users.into_iter().filter(|(user, _)| !lists.is_configured(&user.name));
+            made_in.extend(counts.map(|(user, line)| (user.name, line)));
+            *users = lists.in_force();
+        }
+        // what is said is right but for these users
+        Err(problems) => eprintln!("{problems}"),
     }
     if let Some(name) = args.user.as_ref().filter(|name| !name.is_empty())
         && !loaded.settings.broker.access.all_users().any(|user| user.name == *name)
@@ -53,7 +60,7 @@ pub(super) fn explain(args: &Args) -> Result<(), CliError> {
     let text = std::fs::read_to_string(&args.config)?;
     let lines = RuleLines::of(&text);
     let file = args.config.display().to_string();
-    let explained = Explained { settings: &loaded.settings, lines: &lines, file: &file, args };
+    let explained = Explained { settings: &loaded.settings, lines: &lines, file: &file, made_in: &made_in, args };
     print(explained.text().as_bytes())
 }
 
@@ -128,6 +135,8 @@ struct Explained<'a> {
     settings: &'a Settings,
     lines: &'a RuleLines,
     file: &'a str,
+    /// Users who were made while the gateway ran, and the lines of their file in which they begin.
+    made_in: &'a HashMap<String, usize>,
     args: &'a Args,
 }
 
@@ -168,7 +177,9 @@ impl Explained<'_> {
             // the users of all listeners stand above
             let users = own.users.as_deref().unwrap_or_default();
             let anybody = self.people(Some(&own.listener), users, &own.anonymous, kind, &mut there);
-            if own.users.is_some() || anybody {
+            if own.users.is_some() && !anybody {
+                let _ = writeln!(text, "    at the listener {}: nobody of those who are asked about", own.listener);
+            } else if anybody {
                 let alone = if own.users.is_some() { ", and nobody else" } else { ", besides these users" };
                 let _ = writeln!(text, "    at the listener {}{alone}:\n{there}", own.listener);
             }
@@ -225,7 +236,13 @@ impl Explained<'_> {
             let shown = format!("{}{}", if rule.deny { "!" } else { "" }, rule.filter);
             match self.lines.find(listener, user, kind, &shown) {
                 Some(line) => format!("{shown:?} ({}:{line})", self.file),
-                None => format!("{shown:?} (the default)"),
+                None => match user.filter(|_| listener.is_none()).and_then(|user| self.made_in.get(user)) {
+                    Some(line) => {
+                        let file = config::made_users_path(&self.settings.gateway.data_dir);
+                        format!("{shown:?} ({}, the user at line {line})", file.display())
+                    }
+                    None => format!("{shown:?} (the default)"),
+                },
             }
         };
         if allowed {
@@ -358,111 +375,4 @@ fn sources(upstream: &UpstreamSettings, topic: &str) -> Vec<(String, String)> {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::path::Path;
-
-    use super::*;
-    use crate::config::Environment;
-
-    const TEXT: &str = r##"
-[broker.anonymous]
-accept = "all"
-publish = []
-
-[[broker.user]]
-name = "esp"
-password_hash = "$7$101$X+vfWTSUfGwxZqZA$0X68176mCA7P0/iVT5aJ0nJWnUQr8KI+3NzuWUArBX1tuqxqnf95WYUKt/nLkSCK58xYfTcAq9yDf/Xx+jIffg=="
-publish = [
-    "dev/%c/#",
-    "loft/#",
-]
-subscribe = ["loft/#", "!loft/private/#"]
-
-[[sensor]]
-name = "pir"
-pin = 17
-topic = "loft/motion1"
-
-[[upstream]]
-name = "home"
-addresses = ["mqtt://192.0.2.7"]
-[[upstream.out]]
-topic_filter = "loft/#"
-remote_prefix = "sites/"
-[[upstream.in]]
-topic_filter = "lamp"
-local_prefix = "loft/"
-remote_prefix = "commands/"
-"##;
-
-    fn explained(topic: &str, user: Option<&str>, client: Option<&str>) -> String {
-        let loaded = config::read(TEXT, Path::new("t.toml"), &Environment::default()).unwrap();
-        let args = Args {
-            topic: topic.into(),
-            user: user.map(Into::into),
-            client: client.map(Into::into),
-            config: "t.toml".into(),
-        };
-        let lines = RuleLines::of(TEXT);
-        Explained { settings: &loaded.settings, lines: &lines, file: "t.toml", args: &args }.text()
-    }
-
-    #[test]
-    fn who_may_and_by_which_line() {
-        let text = explained("loft/motion1", None, None);
-        for part in [
-            "sensor \"pir\" (pin 17) publishes the state here, retained",
-            "esp                      yes, by \"loft/#\" (t.toml:11)",
-            "clients without a user name no publish rule selects it",
-            "esp                      yes, by \"loft/#\" (t.toml:13)",
-            "clients without a user name yes, by \"#\" (the default)",
-            "for the upstream \"home\"",
-            "up to \"home\" (mqtt://192.0.2.7:1883) as \"sites/loft/motion1\" with QoS 1, by the rule at t.toml:23",
-        ] {
-            assert!(text.contains(part), "{part}\n{text}");
-        }
-        let text = explained("loft/private/x", Some("esp"), None);
-        assert!(
-            text.contains("no, \"!loft/private/#\" (t.toml:13) denies it") && !text.contains("without a user"),
-            "{text}"
-        );
-        let text = explained("loft/lamp", Some("esp"), None);
-        assert!(text.contains("down from \"home\" (mqtt://192.0.2.7:1883), where it is \"commands/lamp\""), "{text}");
-    }
-
-    #[test]
-    fn client_ids_and_the_brokers_own_topics() {
-        assert!(
-            explained("dev/a/x", Some("esp"), None).contains("depends on the client id, by \"dev/%c/#\" (t.toml:10)")
-        );
-        assert!(explained("dev/a/x", Some("esp"), Some("a")).contains("yes, by \"dev/%c/#\""));
-        assert!(explained("dev/a/x", Some("esp"), Some("b")).contains("no publish rule selects it"));
-        let text = explained("$SYS/broker/uptime", Some(""), None);
-        assert!(text.contains("the broker's own") && text.contains("makes it up") && !text.contains("esp"), "{text}");
-    }
-
-    #[test]
-    fn listeners_with_users_and_guests_of_their_own() {
-        let text = r##"
-[[broker.listener]]
-address = "127.0.0.1:1883"
-[[broker.listener]]
-address = "[::]:1884"
-anonymous = "none"
-[[broker.listener.user]]
-name = "esp"
-password_hash = "$7$101$X+vfWTSUfGwxZqZA$0X68176mCA7P0/iVT5aJ0nJWnUQr8KI+3NzuWUArBX1tuqxqnf95WYUKt/nLkSCK58xYfTcAq9yDf/Xx+jIffg=="
-publish = ["esp/#"]
-"##;
-        let loaded = config::read(text, Path::new("t.toml"), &Environment::default()).unwrap();
-        let args = Args { topic: "esp/1".into(), user: None, client: None, config: "t.toml".into() };
-        let lines = RuleLines::of(text);
-        let text = Explained { settings: &loaded.settings, lines: &lines, file: "t.toml", args: &args }.text();
-        for part in [
-            "    clients without a user name, from this host yes, by \"#\" (the default)\n    at the listener [::]:1884, and nobody else:\n",
-            "    esp                      yes, by \"esp/#\" (t.toml:10)\n",
-        ] {
-            assert!(text.contains(part), "{part}\n{text}");
-        }
-    }
-}
+mod tests;

@@ -24,7 +24,6 @@ fn snapshot(state: SensorState, recent: &[(u64, bool, u64)]) -> SensorSnapshot {
         fault: None,
         finding: None,
         edges: Default::default(),
-        figures: Default::default(),
         recent: recent.iter().map(change).collect(),
     }
 }

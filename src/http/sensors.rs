@@ -111,8 +111,10 @@ pub async fn one(State(http): State<Arc<Http>>, caller: Caller, uri: Uri) -> Res
 /// `GET /api/v1/sensors/{name}/edges`
 pub async fn edges(State(http): State<Arc<Http>>, caller: Caller, uri: Uri) -> Result<Json<Edges>, Problem> {
     let name = uri.path().strip_prefix(SENSORS).and_then(|rest| rest.strip_suffix("/edges")).unwrap_or_default();
-    let SensorSnapshot { finding, figures, edges, .. } = find(&http, &caller, name)?;
-    let edges = edges.copy().into_iter().map(|(boot_ms, active)| EdgeView { boot_ms, active }).collect();
+    let SensorSnapshot { finding, edges, .. } = find(&http, &caller, name)?;
+    let last = edges.copy();
+    let figures = EdgeFigures::of(&last, http.ingress.clock().boot_ms());
+    let edges = last.into_iter().map(|(boot_ms, active)| EdgeView { boot_ms, active }).collect();
     Ok(Json(Edges { finding, figures, edges }))
 }
 

@@ -1,7 +1,7 @@
 //! What the edges of a pin say about the sensor and its wire: verdicts with the evidence and what to do.
 //!
 //! A PIR's output is slow. The shortest pulse of an AM312 is about 2 s, that of an HC-SR501 3 s, and the chip in most of the
-//! others (BISS0001) makes none below 0.3 s. So a pulse shorter than [`SHORT`] was not made by the sensor, and what such
+//! others (BISS0001) makes none below 0.3 s. So a pulse shorter than [`crate::status::edges::SHORT`] was not made by the sensor, and what such
 //! pulses look like together tells where they come from:
 //!
 //! | verdict | what the edges look like |
@@ -14,20 +14,17 @@
 //!
 //! Looked at are the last [`MOST_EDGES`] edges, of at most [`WINDOW`] before the last of them.
 
-use crate::status::{EdgeFigures, Finding, LastEdges, Verdict};
+use crate::status::edges::{Pulse, bursts, periods, short_pulses};
+use crate::status::{Finding, LastEdges, Verdict};
 
 /// Edges that are looked at; older ones are forgotten.
 pub const MOST_EDGES: usize = 512;
 /// Edges that are longer ago than this before the last one say nothing about now, in milliseconds.
 const WINDOW: u64 = 600_000;
-/// No PIR makes a pulse shorter than this, in milliseconds.
-const SHORT: u64 = 250;
 /// So many short pulses are no accident.
 const FEW: usize = 3;
 /// So many are what a pin does that nothing drives.
 const MANY: usize = 20;
-/// A pause longer than this ends a group of pulses, in milliseconds.
-const GROUP_PAUSE: u64 = 1_500;
 /// Times from one rising edge to the next, in milliseconds: 50 and 60 Hz, and half of it after a rectifier.
 const HUM: [(u64, u64, &str); 4] =
     [(19, 21, "50 Hz"), (16, 18, "60 Hz"), (9, 11, "100 Hz (50 Hz rectified)"), (7, 9, "120 Hz (60 Hz rectified)")];
@@ -38,9 +35,6 @@ pub struct Edges {
     last: LastEdges,
 }
 
-/// A short pulse: when it began, and how long it was.
-type Pulse = (u64, u64);
-
 impl Edges {
     /// The sensor has become active, or inactive again.
     pub fn push(&mut self, active: bool, boot_ms: u64) {
@@ -50,34 +44,6 @@ impl Edges {
     /// Those that are looked at.
     pub fn last(&self) -> LastEdges {
         self.last.clone()
-    }
-
-    /// What they look like at this time, in figures.
-    pub fn figures(&self, now: u64) -> EdgeFigures {
-        let last = self.last.copy();
-        let (Some((first, _)), Some((newest, active))) = (last.first(), last.last()) else {
-            return EdgeFigures { too_short_ms: SHORT, ..EdgeFigures::default() };
-        };
-        let mut lengths: Vec<u64> = pulses(&last).into_iter().map(|(_, long)| long).collect();
-        lengths.sort_unstable();
-        let short = short_pulses(&last);
-        let mut periods = periods(&short);
-        periods.sort_unstable();
-        let bursts = bursts(&short);
-        EdgeFigures {
-            edges: last.len(),
-            span_ms: newest - first,
-            pulses: lengths.len(),
-            shortest_ms: lengths.first().copied(),
-            median_ms: lengths.get(lengths.len() / 2).copied(),
-            longest_ms: lengths.last().copied(),
-            short_pulses: short.len(),
-            too_short_ms: SHORT,
-            period_ms: periods.get(periods.len() / 2).copied(),
-            bursts: bursts.len(),
-            in_bursts: bursts.iter().map(|burst| burst.len()).sum(),
-            active_for_ms: active.then(|| now.saturating_sub(*newest)),
-        }
     }
 
     /// What they say at this time, for a sensor that counts as stuck after so many milliseconds.
@@ -97,31 +63,6 @@ impl Edges {
             Some(if short.len() >= MANY { floating(evidence) } else { too_short(evidence) })
         })
     }
-}
-
-/// Pulses: from active to inactive.
-fn pulses(last: &[(u64, bool)]) -> Vec<Pulse> {
-    let pairs = last.iter().zip(last.iter().skip(1));
-    pairs
-        .filter(|((_, active), (_, after))| *active && !after)
-        .map(|((begin, _), (end, _))| (*begin, end - begin))
-        .collect()
-}
-
-/// Those that no PIR makes.
-fn short_pulses(last: &[(u64, bool)]) -> Vec<Pulse> {
-    pulses(last).into_iter().filter(|(_, long)| *long < SHORT).collect()
-}
-
-/// Times from the beginning of each to that of the next.
-fn periods(short: &[Pulse]) -> Vec<u64> {
-    short.windows(2).map(|pair| pair[1].0 - pair[0].0).collect()
-}
-
-/// Groups of at least three with a pause between the groups.
-fn bursts(short: &[Pulse]) -> Vec<&[Pulse]> {
-    let groups = short.chunk_by(|one, next| next.0 - one.0 <= GROUP_PAUSE);
-    groups.filter(|group| group.len() >= 3).collect()
 }
 
 /// Hum comes with the period of the mains, although an edge may be missed now and then.
@@ -199,6 +140,8 @@ mod tests {
     use std::path::Path;
 
     use super::*;
+    use crate::status::EdgeFigures;
+    use crate::status::edges::SHORT;
 
     /// A recording: what it is, until when, and its edges.
     fn recording(text: &str) -> (String, u64, Vec<(u64, bool)>) {
@@ -219,7 +162,7 @@ mod tests {
             let mut edges = Edges::default();
             recorded.iter().for_each(|(at, active)| edges.push(*active, *at));
             let found = edges.finding(until, 1_800_000);
-            let figures = edges.figures(until);
+            let figures = EdgeFigures::of(&edges.last().copy(), until);
             // the figures say what the verdict says
             match expected.as_str() {
                 "none" => assert!(figures.short_pulses < FEW, "{figures:?}"),
@@ -230,7 +173,7 @@ mod tests {
                 "mains_hum" => assert!((8..=20).contains(&figures.period_ms.unwrap()), "{figures:?}"),
                 _ => assert!(figures.short_pulses >= FEW && figures.shortest_ms < Some(SHORT), "{figures:?}"),
             }
-            assert!(figures.median_ms <= figures.longest_ms && figures.edges == recorded.len().min(figures.edges));
+            assert!(figures.median_ms <= figures.longest_ms && figures.edges <= recorded.len());
             let verdict = found.as_ref().map_or("none".into(), |finding| {
                 assert!(!finding.evidence.is_empty() && !finding.remedy.is_empty());
                 serde_json::to_value(finding.verdict).unwrap().as_str().unwrap().to_owned()

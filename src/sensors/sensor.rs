@@ -8,7 +8,7 @@ use super::motion::{Motion, MotionAction, Timing};
 use super::payload::{self, Marks, Reading};
 use super::settings::{PayloadFormat, SensorSettings};
 use crate::message::Qos;
-use crate::status::{Change, EdgeFigures, Fault, Finding, SensorSnapshot, SensorState};
+use crate::status::{Change, Fault, Finding, SensorSnapshot, SensorState};
 use crate::time::Clock;
 
 /// Changes of state that a snapshot tells of: who looks late misses none of a burst shorter than this.
@@ -42,7 +42,6 @@ pub(super) struct Sensor {
     recent: Vec<Change>,
     edges: Edges,
     finding: Option<Finding>,
-    figures: EdgeFigures,
     /// When the edges were looked at last.
     examined: u64,
     /// Its motion is made up.
@@ -66,7 +65,6 @@ impl Sensor {
             recent: Vec::new(),
             edges: Edges::default(),
             finding: None,
-            figures: EdgeFigures::default(),
             examined: 0,
             simulated: false,
         }
@@ -98,7 +96,6 @@ impl Sensor {
             finding: self.finding.clone().filter(|_| !self.simulated),
             simulated: self.simulated,
             edges: self.edges.last(),
-            figures: self.figures.clone(),
             recent: self.recent.clone(),
         }
     }
@@ -220,7 +217,6 @@ impl Sensor {
             info!(sensor, pin, "its edges look wrong: {evidence}; {remedy}");
         }
         self.finding = finding;
-        self.figures = self.edges.figures(now);
     }
 
     /// What is told of it at once, if that is told at all.

@@ -7,6 +7,14 @@ use parking_lot::Mutex;
 use schemars::JsonSchema;
 use serde::Serialize;
 
+/// No PIR makes a pulse shorter than this, in milliseconds.
+pub const SHORT: u64 = 250;
+/// A pause longer than this ends a group of pulses, in milliseconds.
+const GROUP_PAUSE: u64 = 1_500;
+
+/// A pulse: when it began, and how long it was.
+pub type Pulse = (u64, u64);
+
 /// Edges of a pin: the sensor writes them, and nobody is woken for them while nobody looks. Cheap to clone.
 #[derive(Clone, Debug, Default)]
 pub struct LastEdges {
@@ -39,6 +47,60 @@ impl LastEdges {
     /// Those that are there, oldest first.
     pub fn copy(&self) -> Vec<(u64, bool)> {
         self.last.lock().iter().copied().collect()
+    }
+}
+
+/// Pulses: from active to inactive.
+fn pulses(last: &[(u64, bool)]) -> Vec<Pulse> {
+    let pairs = last.iter().zip(last.iter().skip(1));
+    pairs
+        .filter(|((_, active), (_, after))| *active && !after)
+        .map(|((begin, _), (end, _))| (*begin, end - begin))
+        .collect()
+}
+
+/// Those that no PIR makes.
+pub fn short_pulses(last: &[(u64, bool)]) -> Vec<Pulse> {
+    pulses(last).into_iter().filter(|(_, long)| *long < SHORT).collect()
+}
+
+/// Times from the beginning of each to that of the next.
+pub fn periods(short: &[Pulse]) -> Vec<u64> {
+    short.windows(2).map(|pair| pair[1].0 - pair[0].0).collect()
+}
+
+/// Groups of at least three with a pause between the groups.
+pub fn bursts(short: &[Pulse]) -> Vec<&[Pulse]> {
+    let groups = short.chunk_by(|one, next| next.0 - one.0 <= GROUP_PAUSE);
+    groups.filter(|group| group.len() >= 3).collect()
+}
+
+impl EdgeFigures {
+    /// Of these edges at this time on the boot clock in milliseconds.
+    pub fn of(last: &[(u64, bool)], now: u64) -> EdgeFigures {
+        let (Some((first, _)), Some((newest, active))) = (last.first(), last.last()) else {
+            return EdgeFigures { too_short_ms: SHORT, ..EdgeFigures::default() };
+        };
+        let mut lengths: Vec<u64> = pulses(last).into_iter().map(|(_, long)| long).collect();
+        lengths.sort_unstable();
+        let short = short_pulses(last);
+        let mut periods = periods(&short);
+        periods.sort_unstable();
+        let bursts = bursts(&short);
+        EdgeFigures {
+            edges: last.len(),
+            span_ms: newest - first,
+            pulses: lengths.len(),
+            shortest_ms: lengths.first().copied(),
+            median_ms: lengths.get(lengths.len() / 2).copied(),
+            longest_ms: lengths.last().copied(),
+            short_pulses: short.len(),
+            too_short_ms: SHORT,
+            period_ms: periods.get(periods.len() / 2).copied(),
+            bursts: bursts.len(),
+            in_bursts: bursts.iter().map(|burst| burst.len()).sum(),
+            active_for_ms: active.then(|| now.saturating_sub(*newest)),
+        }
     }
 }
 

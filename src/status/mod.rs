@@ -6,7 +6,7 @@
 mod announced;
 mod clients;
 mod drain;
-mod edges;
+pub mod edges;
 pub mod ledger;
 mod sensors;
 mod upstreams;

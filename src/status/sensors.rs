@@ -3,7 +3,7 @@
 use schemars::JsonSchema;
 use serde::Serialize;
 
-use super::edges::{EdgeFigures, LastEdges};
+use super::edges::LastEdges;
 use crate::health::Fault;
 
 /// What a sensor is doing.
@@ -88,9 +88,6 @@ pub struct SensorSnapshot {
     /// The last edges of its pin.
     #[serde(skip)]
     pub edges: LastEdges,
-    /// What they look like.
-    #[serde(skip)]
-    pub figures: EdgeFigures,
     /// The last changes of state, oldest first.
     #[serde(skip)]
     pub recent: Vec<Change>,
