@@ -1,9 +1,12 @@
-//! What the fuzzer has found interesting so far, replayed. New inputs come from `cargo +nightly fuzz run` in `fuzz/`.
+//! What the fuzzer has found interesting so far, replayed. `fuzz/run` looks for new inputs.
 
 #[path = "../fuzz/src/lib.rs"]
 mod targets;
 
 use std::path::Path;
+
+#[global_allocator]
+static ALLOCATOR: cap::Cap<std::alloc::System> = cap::Cap::new(std::alloc::System, usize::MAX);
 
 /// Runs a target on its corpus.
 fn replay(name: &str, target: fn(&[u8])) {
@@ -20,17 +23,13 @@ fn replay(name: &str, target: fn(&[u8])) {
     assert!(count >= 10, "{} has {count} inputs", corpus.display());
 }
 
+/// One after the other: what an input allocates is measured.
 #[test]
-fn first_bytes() {
-    replay("first_bytes", targets::first_bytes);
-}
-
-#[test]
-fn packets() {
-    replay("packets", targets::packets);
-}
-
-#[test]
-fn configuration() {
-    replay("configuration", targets::configuration);
+fn every_corpus_is_replayed() {
+    targets::measure_by(|| ALLOCATOR.total_allocated());
+    for (name, target) in targets::TARGETS {
+        replay(name, target);
+    }
+    let corpora = std::fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus")).expect("corpora");
+    assert_eq!(corpora.count(), targets::TARGETS.len(), "corpora without a target");
 }

@@ -93,7 +93,7 @@ fn failed(what: impl Into<String>) -> CliError {
 }
 
 /// Where the body of the first packet begins and ends, once it is there.
-fn whole(bytes: &[u8]) -> Result<Option<(usize, usize)>, CliError> {
+pub fn whole(bytes: &[u8]) -> Result<Option<(usize, usize)>, CliError> {
     let mut length = 0;
     for (at, byte) in bytes.iter().enumerate().skip(1).take(4) {
         length |= usize::from(byte & 0x7f) << (7 * (at - 1));

@@ -1,13 +1,13 @@
 //! The command line: one file for each command.
 
 mod check;
-mod client;
+pub mod client;
 mod doctor;
 mod explain;
 mod import;
 mod journal;
 mod man;
-mod status;
+pub mod status;
 mod user;
 
 use std::io::{self, Write};

@@ -88,21 +88,32 @@ pub(super) fn request(at: SocketAddr, method: &str, path: &str, login: Option<&s
         .write_all(format!("{method} {path} HTTP/1.0\r\nHost: {at}\r\n{login}Content-Length: 0\r\n\r\n").as_bytes())?;
     let mut answer = Vec::new();
     stream.take(LONGEST).read_to_end(&mut answer)?;
-    let text = String::from_utf8_lossy(&answer);
-    let (head, body) = text.split_once("\r\n\r\n").ok_or_else(|| failed("the answer is not HTTP".into()))?;
+    read(&answer).map_err(failed)
+}
+
+/// What an answer to a request says, as JSON.
+pub fn read(answer: &[u8]) -> Result<Value, String> {
+    let text = String::from_utf8_lossy(answer);
+    let (head, body) = text.split_once("\r\n\r\n").ok_or("the answer is not HTTP")?;
     match head.split(' ').nth(1) {
-        Some("200" | "201") => serde_json::from_str(body).map_err(|_| failed("the answer is not the gateway's".into())),
-        Some("401" | "403") => Err(failed("not authorised: --user NAME, of a user who may read # or $SYS/#".into())),
-        Some(code) => Err(failed(format!("HTTP {code}"))),
-        None => Err(failed("the answer is not HTTP".into())),
+        Some("200" | "201") => serde_json::from_str(body).map_err(|_| "the answer is not the gateway's".into()),
+        Some("401" | "403") => Err("not authorised: --user NAME, of a user who may read # or $SYS/#".into()),
+        Some(code) => Err(format!("HTTP {code}")),
+        None => Err("the answer is not HTTP".into()),
     }
 }
 
-fn shown(gateway: &Value, upstreams: &Value, clients: &Value, sensors: &Value, problems: &Value) -> String {
+/// What others have said, without what moves the cursor of a terminal.
+fn printable(text: &str) -> String {
+    text.replace(|c: char| c.is_control(), "?")
+}
+
+/// The answers for people.
+pub fn shown(gateway: &Value, upstreams: &Value, clients: &Value, sensors: &Value, problems: &Value) -> String {
     let word = |value: &Value| match value {
-        Value::String(text) => text.clone(),
+        Value::String(text) => printable(text),
         Value::Null => "-".into(),
-        other => other.to_string(),
+        other => printable(&other.to_string()),
     };
     let list = |value: &Value| value.as_array().cloned().unwrap_or_default();
     let mut text = format!("pigateway {} {:?}", word(&gateway["version"]), word(&gateway["id"]));
@@ -125,7 +136,7 @@ fn shown(gateway: &Value, upstreams: &Value, clients: &Value, sensors: &Value, p
         let _ = writeln!(text, "announced by mDNS: {kind} at port {port} as {name:?}");
     }
     if let Some(note) = gateway["mdns"]["note"].as_str() {
-        let _ = writeln!(text, "not announced by mDNS: {note}");
+        let _ = writeln!(text, "not announced by mDNS: {}", printable(note));
     }
     for faulty in list(&gateway["faulty"]) {
         let (part, problem, remedy) = (word(&faulty["part"]), word(&faulty["problem"]), word(&faulty["remedy"]));
@@ -136,7 +147,7 @@ fn shown(gateway: &Value, upstreams: &Value, clients: &Value, sensors: &Value, p
     for sensor in list(sensors) {
         let _ = writeln!(text, "sensor {}: {}", word(&sensor["name"]), word(&sensor["state"]));
         if let Some(problem) = sensor["fault"]["problem"].as_str() {
-            let _ = writeln!(text, "  {problem}");
+            let _ = writeln!(text, "  {}", printable(problem));
         }
     }
     for upstream in list(upstreams) {
@@ -148,7 +159,7 @@ fn shown(gateway: &Value, upstreams: &Value, clients: &Value, sensors: &Value, p
             word(&upstream["ledger"]["pending"])
         );
         if let Some(error) = upstream["last_error"].as_str() {
-            let _ = writeln!(text, "  {error}");
+            let _ = writeln!(text, "  {}", printable(error));
         }
     }
     // what is wrong now stands above; of the log the newest come first
@@ -164,6 +175,16 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+
+    #[test]
+    fn what_others_say_does_not_move_the_cursor() {
+        let said = "\u{1b}[2J\r\u{9b}\n";
+        let gateway = json!({ "version": said, "mdns": { "note": said } });
+        let upstreams = json!([{ "name": said, "last_error": said }]);
+        let text = shown(&gateway, &upstreams, &json!([]), &json!([]), &json!([]));
+        assert!(text.chars().all(|c| c == '\n' || !c.is_control()), "{text:?}");
+        assert!(text.contains("?[2J???") && text.contains("not announced by mDNS: ?[2J"), "{text:?}");
+    }
 
     #[test]
     fn what_is_wrong_is_said_once_and_then_the_newest_lines_of_the_log() {

@@ -138,20 +138,31 @@ async fn find_origin(site: Arc<Site>, mut accepted: Accepted) {
 
 /// Serves a connection if there is a place for it.
 fn seat(site: &Arc<Site>, mut accepted: Accepted) {
-    let from = accepted.from.ip().to_canonical();
+    if let Some(place) = place(site, accepted.from) {
+        let place = Arc::new(place.at_port(accepted.place.take()));
+        site.door.connections.spawn(Connection { site: site.clone(), place }.serve(accepted));
+    }
+}
+
+/// Serves whoever is at the other end of these bytes, without TLS, until they end.
+pub async fn serve(site: &Arc<Site>, stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, from: SocketAddr) {
+    if let Some(place) = place(site, from) {
+        Connection { site: site.clone(), place: Arc::new(place) }.speak(stream, from, None).await;
+    }
+}
+
+/// A place for a connection; where there is none, that is said.
+fn place(site: &Arc<Site>, from: SocketAddr) -> Option<Place> {
+    let from = from.ip().to_canonical();
     let newcomer = Newcomer { user: None, from, session: None, is_returning: false, is_unknown: true };
     let bounds = Bounds { most: MAX_CONNECTIONS, has_users: site.access.authoriser.has_any_users() };
-    match site.places.enter(&newcomer, bounds) {
-        Ok(place) => {
-            let place = Arc::new(place.at_port(accepted.place.take()));
-            site.door.connections.spawn(Connection { site: site.clone(), place }.serve(accepted));
-        }
-        Err(_) => {
-            if let Some(more_since_last) = site.access.limiter.due(network(from), "HTTP connections") {
-                warn!(%from, most = MAX_CONNECTIONS, more_since_last, "HTTP connection closed at once: there are too many");
-            }
-        }
+    let place = site.places.enter(&newcomer, bounds);
+    if place.is_err()
+        && let Some(more_since_last) = site.access.limiter.due(network(from), "HTTP connections")
+    {
+        warn!(%from, most = MAX_CONNECTIONS, more_since_last, "HTTP connection closed at once: there are too many");
     }
+    place.ok()
 }
 
 /// What one connection needs.

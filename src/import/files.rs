@@ -46,6 +46,9 @@ pub(super) fn read(path: &Path) -> io::Result<String> {
         return Err(io::Error::new(io::ErrorKind::FileTooLarge, "it is longer than 16 MiB"));
     }
     let bytes = std::fs::read(path)?;
+    if bytes.contains(&0) {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, "it is not a text"));
+    }
     let text = String::from_utf8(bytes)
         .unwrap_or_else(|error| error.as_bytes().iter().map(|byte| char::from(*byte)).collect());
     Ok(text.strip_prefix('\u{feff}').map(str::to_owned).unwrap_or(text))

@@ -5,6 +5,7 @@
 //! the reason, and the counts add up to the number of lines. Where something has no equivalent, what is written is never
 //! more open than the original: a listener whose protection cannot be had is left out rather than opened without it.
 
+mod address;
 mod files;
 mod line;
 pub mod mosquitto;

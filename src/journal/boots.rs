@@ -140,7 +140,7 @@ impl Boots {
         // of a boot that nobody remembers, not even the length is known
         let boot_ms = if self.known.contains_key(&number) { boot_ms as i64 } else { 0 };
         // whatever the clocks say, it was before this boot
-        (boot_ms - self.since_begin_of(number, clock) as i64).min(0)
+        boot_ms.saturating_sub(self.since_begin_of(number, clock) as i64).min(0)
     }
 
     /// This moment, as a number below 0 that can be kept.
@@ -167,7 +167,7 @@ impl Boots {
         // a message may itself be older than its boot, if a snapshot has moved it there: that is known and stays
         let kept = message.view().boot_ms() as i64;
         let then = if kept < 0 {
-            kept - self.since_begin_of(boot, clock) as i64
+            kept.saturating_sub(self.since_begin_of(boot, clock) as i64)
         } else {
             self.moment(boot, kept as u64, clock)
         };

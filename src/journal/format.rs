@@ -95,6 +95,10 @@ pub const SNAPSHOT_NEW: &str = "snapshot.new";
 /// What the names of files end with that were set aside.
 pub const ASIDE_SUFFIX: &str = ".set-aside";
 
+/// Places, generations and ordinals that no gateway reaches, and a size that no file of one has: what is beyond is damage.
+pub(super) const FAR: u64 = 1 << 56;
+const HUGE: u64 = 1 << 40;
+
 const MAGIC: [u8; 8] = *b"PIGWJRNL";
 
 /// What a record is.
@@ -260,14 +264,23 @@ impl Header {
             0 => FileKind::Segment,
             _ => return Err(HeaderError::Damaged),
         };
-        Ok(Header {
+        let header = Header {
             kind,
             boot: u32_at(bytes, 12),
             generation: u64_at(bytes, 16),
             salt: u64_at(bytes, 24),
             size: u64_at(bytes, 32),
             base: u64_at(bytes, 40),
-        })
+        };
+        if header.is_sound() { Ok(header) } else { Err(HeaderError::Damaged) }
+    }
+
+    fn is_sound(&self) -> bool {
+        let (first, upto) = match self.kind {
+            FileKind::Merged { first, upto } => (first, upto),
+            _ => (0, 0),
+        };
+        self.size <= HUGE && [self.generation, self.base, first, upto].iter().all(|number| *number <= FAR)
     }
 
     /// Least generation that the file stands for.

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
+use super::format::FAR;
 use super::loss::Pace;
 use super::parts::Part;
 use super::{Backlog, ConsumerId, Delivery, Limits, Outcome, Position, WhenFull};
@@ -309,7 +310,7 @@ impl Queue {
         match what {
             0 => drop(self.received.remove(&(value as u16))),
             2 => drop(self.released.remove(&value)),
-            _ if value > self.cursor.base => drop(self.released.insert(value)),
+            _ if (self.cursor.base + 1..=FAR).contains(&value) => drop(self.released.insert(value)),
             _ => {}
         }
     }

@@ -1,13 +1,16 @@
 //! Records: encoding, and reading them back from a file that may be damaged.
 
 use super::format::{
-    CONSUMER_LEN, DATA, FLAG_HANDED_OVER, FLAG_RECEIVED, FLAG_RETAINED, FileKind, Header, Kind, RECORD_HEAD, padded,
-    u16_at, u32_at, u64_at,
+    CONSUMER_LEN, DATA, FAR, FLAG_HANDED_OVER, FLAG_RECEIVED, FLAG_RETAINED, FileKind, Header, Kind, RECORD_HEAD,
+    padded, u16_at, u32_at, u64_at,
 };
 use super::storage::Storage;
 
 /// Bytes read at a time.
 const BLOCK: usize = 128 * 1024;
+/// Where whole records are looked for between others, what only looks like one may cost so many bytes of reading for each
+/// byte passed over, besides once the size of the file.
+const TRIES: u64 = 16;
 
 /// What a record is made of, before its CRC, which depends on the file it goes to.
 #[derive(Clone, Copy, Debug)]
@@ -127,7 +130,7 @@ impl<'a> RecordRef<'a> {
     /// Keys and ordinals of its consumers.
     pub fn consumers(self) -> impl Iterator<Item = (u64, u64)> + 'a {
         let first = usize::from(self.bytes[17] & (FLAG_RECEIVED | FLAG_HANDED_OVER) != 0);
-        (first..self.count()).map(move |at| self.pair(at))
+        (first..self.count()).map(move |at| self.pair(at)).filter(|(_, ordinal)| *ordinal <= FAR)
     }
 
     /// Body.
@@ -160,6 +163,9 @@ pub struct Scanner<'a> {
     /// Where in the file the buffer begins.
     buffer_at: u64,
     len: usize,
+    /// Bytes that may still be read for what only looks like a record. Somebody can publish what looks like many of them,
+    /// each as long as the rest of the file, and a file is used again with that in it.
+    patience: u64,
     /// What was passed over before the last record returned.
     pub damage: Damage,
     /// Blocks that the system could not read.
@@ -184,6 +190,7 @@ impl<'a> Scanner<'a> {
             buffer: Vec::new(),
             buffer_at: 0,
             len: 0,
+            patience: end.max(BLOCK as u64),
             damage: Damage::default(),
             unreadable: 0,
         }
@@ -206,11 +213,15 @@ impl<'a> Scanner<'a> {
             return present(self);
         }
         let wanted = (len.max(BLOCK) as u64).min(self.end.saturating_sub(at)) as usize;
-        self.buffer.resize(wanted, 0);
-        (self.buffer_at, self.len) = (at, wanted);
+        self.buffer_at = at;
         let mut done = 0;
         while done < wanted {
-            let part = &mut self.buffer[done..wanted.min(done + BLOCK)];
+            // only as large as the file really is
+            let end = wanted.min(done + BLOCK);
+            if self.buffer.len() < end {
+                self.buffer.resize(end, 0);
+            }
+            let part = &mut self.buffer[done..end];
             match self.storage.read_at(self.name, at + done as u64, part) {
                 Ok(0) => break,
                 Ok(count) => done += count,
@@ -243,6 +254,7 @@ impl<'a> Scanner<'a> {
                 return None;
             }
             if let Some((len, position)) = self.head(at)
+                && (at == begin || self.patience >= len as u64)
                 && self.load(at, len) >= len
             {
                 let from = (at - self.buffer_at) as usize;
@@ -256,7 +268,9 @@ impl<'a> Scanner<'a> {
                     self.at = at + padded(len) as u64;
                     return Some((at, RecordRef { bytes: &self.buffer[from..from + len] }));
                 }
+                self.patience = self.patience.saturating_sub(len as u64);
             }
+            self.patience += 8 * TRIES;
             at += 8;
         }
     }
@@ -311,6 +325,68 @@ mod tests {
             assert_eq!(found, expected, "bit {bit}");
             assert_eq!(damage.places, u32::from(bit / 8 < 85));
         }
+    }
+
+    /// Counts what is read.
+    #[derive(Debug)]
+    struct Counted(MemoryStorage, std::sync::atomic::AtomicU64);
+
+    impl Storage for Counted {
+        fn place(&self) -> String {
+            self.0.place()
+        }
+        fn list(&self) -> std::io::Result<Vec<(String, u64)>> {
+            self.0.list()
+        }
+        fn read_at(&self, name: &str, offset: u64, buffer: &mut [u8]) -> std::io::Result<usize> {
+            let count = self.0.read_at(name, offset, buffer)?;
+            self.1.fetch_add(count as u64, std::sync::atomic::Ordering::Relaxed);
+            Ok(count)
+        }
+        fn write_at(&self, name: &str, offset: u64, bytes: &[u8]) -> std::io::Result<()> {
+            self.0.write_at(name, offset, bytes)
+        }
+        fn create(&self, name: &str, len: u64) -> std::io::Result<()> {
+            self.0.create(name, len)
+        }
+        fn sync(&self, name: &str) -> std::io::Result<()> {
+            self.0.sync(name)
+        }
+        fn rename(&self, from: &str, to: &str) -> std::io::Result<()> {
+            self.0.rename(from, to)
+        }
+        fn remove(&self, name: &str) -> std::io::Result<()> {
+            self.0.remove(name)
+        }
+    }
+
+    #[test]
+    fn what_looks_like_many_long_records_costs_a_few_readings_of_the_file() {
+        let size: u64 = 1 << 20;
+        let header = Header { kind: FileKind::Segment, boot: 0, generation: 5, salt: 1, size, base: 50 };
+        let files = MemoryStorage::default();
+        let begin = *file(&files, &header, 5).last().unwrap() + 96;
+        // payloads of an earlier use of the file: at every place a head whose record would reach to the end of the file
+        for at in (begin..size - 64).step_by(16) {
+            let len = (size - at) as u32;
+            let head = [&[0; 4][..], &len.to_le_bytes(), &(60 + at / 1000).to_le_bytes()].concat();
+            files.write_at("f", at, &head).unwrap();
+        }
+        // and a record that is whole behind all that
+        let mut last = Vec::new();
+        let draft = Draft { kind: Kind::Message, flags: 0, boot: 0, body: &[b"x"] };
+        encode(&mut last, 9000, &draft, [(7, 8951)].into_iter());
+        seal(&mut last, header.seed());
+        files.write_at("f", size - 64, &last).unwrap();
+        let storage = Counted(files, Default::default());
+        let mut scanner = Scanner::new(&storage, "f", &header, size);
+        let mut found = Vec::new();
+        while let Some((_, record)) = scanner.next_record() {
+            found.push(record.position());
+        }
+        assert_eq!(found, [50, 51, 52, 53, 54, 9000]);
+        let read = storage.1.into_inner();
+        assert!(read < 24 * size, "{read} bytes were read of {size}");
     }
 
     #[test]

@@ -270,7 +270,7 @@ impl Recovery<'_> {
         let limit = segment.limit(next.as_ref());
         let name = segment.name.clone();
         let mut scanner = Scanner::new(self.storage, &name, &segment.header, segment.header.size);
-        let (mut missing, mut last, mut is_moved) = (0, segment.from - 1, false);
+        let (mut missing, mut last, mut is_moved) = (0, segment.from.saturating_sub(1), false);
         while let Some((offset, record)) = scanner.next_record() {
             if record.position() >= limit {
                 break;
@@ -336,7 +336,7 @@ impl Recovery<'_> {
             for segment in state.segments.values() {
                 if let Some(share) = segment.shares.get(&queue.key).filter(|share| share.last > queue.cursor.base) {
                     let left = (share.last - queue.cursor.base).min(u64::from(share.count));
-                    let bytes = share.bytes * left / u64::from(share.count.max(1));
+                    let bytes = share.bytes_of(left);
                     queue.sizes.push(left as u32, bytes, None);
                 }
             }
@@ -398,7 +398,7 @@ fn queue_of(state: &mut State, key: u64, base: u64) -> Option<&mut Queue> {
 
 fn apply_message(state: &mut State, retained: &mut HashMap<Box<str>, (u32, Bytes)>, record: &RecordRef<'_>) {
     for (key, ordinal) in record.consumers() {
-        if let Some(queue) = queue_of(state, key, ordinal - 1) {
+        if let Some(queue) = queue_of(state, key, ordinal.saturating_sub(1)) {
             queue.accepted = queue.accepted.max(ordinal);
         }
     }

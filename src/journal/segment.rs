@@ -24,9 +24,15 @@ pub struct Share {
 impl Share {
     /// Bytes in the log of what a consumer that is done with all up to `base` still needs.
     pub fn live(&self, base: u64) -> u64 {
-        let left = self.last.saturating_sub(base.max(self.first - 1)).min(u64::from(self.count));
-        let bytes = self.bytes * left / u64::from(self.count.max(1));
-        bytes + left * (RECORD_HEAD + CONSUMER_LEN + 8) as u64
+        let before = base.max(self.first.saturating_sub(1));
+        let left = self.last.saturating_sub(before).min(u64::from(self.count));
+        self.bytes_of(left).saturating_add(left * (RECORD_HEAD + CONSUMER_LEN + 8) as u64)
+    }
+
+    /// Bytes of so many of its messages, as far as known.
+    pub fn bytes_of(&self, messages: u64) -> u64 {
+        let bytes = u128::from(self.bytes) * u128::from(messages) / u128::from(self.count.max(1));
+        u64::try_from(bytes).unwrap_or(u64::MAX)
     }
 }
 

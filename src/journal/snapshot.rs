@@ -12,7 +12,8 @@ use bytes::Bytes;
 
 use super::boots::Boot;
 use super::format::{
-    DATA, FLAG_RETAINED, FileKind, HEADER_COPY, Header, Kind, SNAPSHOT, SNAPSHOT_NEW, padded, u16_at, u32_at, u64_at,
+    DATA, FAR, FLAG_RETAINED, FileKind, HEADER_COPY, Header, Kind, SNAPSHOT, SNAPSHOT_NEW, padded, u16_at, u32_at,
+    u64_at,
 };
 use super::parts::PARTS;
 use super::queue::Cursor;
@@ -81,6 +82,10 @@ pub fn encode_boot(number: u32, boot: &Boot, out: &mut Vec<u8>) {
     }
 }
 
+/// No clock is that far from right, and nobody boots that often.
+const LONGEST_MS: u64 = 1 << 52;
+const MOST_BOOTS: u32 = 1 << 31;
+
 /// Length of a boot in a table; its `seen_ms` stands behind everything else there, since it came later.
 const BOOT_LEN: usize = 32;
 
@@ -88,12 +93,13 @@ const BOOT_LEN: usize = 32;
 pub fn decode_boot(bytes: &[u8]) -> Option<(u32, Boot)> {
     let boot = Boot {
         id: u64_at(bytes, 8),
-        offset_ms: u64_at(bytes, 16) as i64,
+        offset_ms: (u64_at(bytes, 16) as i64).clamp(-(LONGEST_MS as i64), LONGEST_MS as i64),
         is_synchronised: u64_at(bytes, 24) == 1,
         // 0 beyond the end: earlier versions did not note it
-        seen_ms: u64_at(bytes, 32),
+        seen_ms: u64_at(bytes, 32).min(LONGEST_MS),
     };
-    (bytes.len() >= BOOT_LEN).then(|| (u32_at(bytes, 0), boot))
+    let number = u32_at(bytes, 0);
+    (bytes.len() >= BOOT_LEN && number <= MOST_BOOTS).then_some((number, boot))
 }
 
 /// What the largest message of a segment is taken for where an earlier version has not noted it.
@@ -103,6 +109,11 @@ fn put(out: &mut Vec<u8>, values: &[u64]) {
     for value in values {
         out.extend_from_slice(&value.to_le_bytes());
     }
+}
+
+/// Bytes of so many values.
+fn many(each: usize, count: u64) -> Option<usize> {
+    usize::try_from(count).ok()?.checked_mul(each)
 }
 
 impl Table {
@@ -183,8 +194,8 @@ impl Table {
             let cursor = take(CURSOR_LEN)?;
             let (key, cursor) = decode_cursors(&cursor).0.next()?;
             let counts = take(16)?;
-            let received = take(2 * u64_at(&counts, 0) as usize)?;
-            let released = take(8 * u64_at(&counts, 8) as usize)?;
+            let received = take(many(2, u64_at(&counts, 0))?)?;
+            let released = take(many(8, u64_at(&counts, 8))?)?;
             table.consumers.push(TableConsumer {
                 name: std::str::from_utf8(&name).ok()?.into(),
                 key,
@@ -225,7 +236,20 @@ impl Table {
             // where it was not noted, messages are taken for no larger than most are
             segment.largest = take(8).map_or(USUAL_LARGEST, |bytes| u64_at(&bytes, 0));
         }
-        Some(table)
+        Some(table).filter(Table::is_sound)
+    }
+
+    /// Whether no gateway is beyond that: what is would be gone to from here.
+    fn is_sound(&self) -> bool {
+        let consumers = self.consumers.iter().flat_map(|consumer| {
+            let ordinals = [consumer.committed, consumer.cursor.base, consumer.cursor.read];
+            ordinals.into_iter().chain(consumer.released.iter().copied())
+        });
+        let segments = self.segments.iter().flat_map(|(generation, segment)| {
+            let shares = segment.shares.values().map(|share| share.last.max(share.first));
+            [*generation, segment.last, segment.end, segment.records].into_iter().chain(shares)
+        });
+        consumers.chain(segments).chain([self.covered]).all(|number| number <= FAR)
     }
 }
 

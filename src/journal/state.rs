@@ -491,7 +491,8 @@ pub fn decode_cursors(body: &[u8]) -> (impl Iterator<Item = (u64, Cursor)> + '_,
         for (at, count) in settled.iter_mut().enumerate() {
             *count = value(5 + at);
         }
-        (value(0), Cursor { base: value(1), read: value(2), settled, dropped: value(3), lost: value(4) })
+        let place = |at: usize| value(at).min(super::format::FAR);
+        (value(0), Cursor { base: place(1), read: place(2), settled, dropped: value(3), lost: value(4) })
     });
     (cursors, body.len() % CURSOR_LEN == 1 && body.last() == Some(&1))
 }

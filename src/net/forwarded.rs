@@ -52,7 +52,7 @@ impl Network {
 }
 
 /// Reads the header, and nothing that comes after it. Returns where the connection comes from: never this host.
-pub(super) async fn read(stream: &mut (impl AsyncRead + Unpin), proxy: SocketAddr) -> io::Result<SocketAddr> {
+pub async fn read(stream: &mut (impl AsyncRead + Unpin), proxy: SocketAddr) -> io::Result<SocketAddr> {
     let read = timeout(PATIENCE, header(stream)).await;
     let source = read.map_err(|_| wrong("it has not come within 5 s"))??;
     Ok(elsewhere(source.unwrap_or(proxy)))

@@ -6,6 +6,8 @@ use super::settings::Retry;
 
 /// A connection that held this long was a good one: the next attempt after it does not wait longer than the first.
 const LASTED: Duration = Duration::from_secs(30);
+/// Connections in a row that do not last and are told of one by one.
+const TOLD: u32 = 8;
 /// An upstream that has sent us away for a while is left alone at least this long at first, and then ever longer.
 const SENT_AWAY: Retry = Retry { min: Duration::from_secs(60), max: Duration::from_secs(900) };
 
@@ -50,6 +52,11 @@ impl Backoff {
         if time >= LASTED {
             self.failures = 0;
         }
+    }
+
+    /// Whether a connection is worth lines of the log: of those that do not last, the first few and then every doubling.
+    pub fn is_news(&self) -> bool {
+        self.failures < TOLD || self.failures.is_power_of_two()
     }
 
     /// What has ended connections is known, and others got through.

@@ -8,7 +8,7 @@ use serde_json::{Map, Value, json};
 
 /// A discovery message as it is at the upstream.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Forwarded {
+pub enum Forwarded {
     /// It is no discovery message.
     AsItIs,
     /// This, in its place.
@@ -18,11 +18,7 @@ pub(super) enum Forwarded {
 }
 
 /// What a discovery message of ours is where `there` maps topics, and `status_topic` says whether the gateway is connected.
-pub(super) fn forwarded(
-    payload: &[u8],
-    there: impl Fn(&str) -> Option<String>,
-    status_topic: Option<&str>,
-) -> Forwarded {
+pub fn forwarded(payload: &[u8], there: impl Fn(&str) -> Option<String>, status_topic: Option<&str>) -> Forwarded {
     let Ok(Value::Object(mut message)) = serde_json::from_slice(payload) else { return Forwarded::AsItIs };
     let Some(Value::Object(parts)) = message.remove("cmps") else { return Forwarded::AsItIs };
     let goes_up = |of: &mut Map<String, Value>| map_topic(of, "stat_t", &there);

@@ -16,6 +16,9 @@ use crate::message::{Draft, Message, Origin, Qos, TopicFilter, via};
 /// Messages held while the gateway has no room for them. More are not acknowledged, and come again later.
 const HELD: usize = 1000;
 
+/// And their bytes. An upstream may send more than it has agreed to.
+const HELD_BYTES: usize = 8 << 20;
+
 /// The way into the gateway, which a test may watch.
 pub(super) enum Door {
     Ingress(Ingress),
@@ -145,6 +148,12 @@ pub(super) struct Inbox {
     releases: VecDeque<u16>,
     published: u64,
     dropped: u64,
+    /// Bytes of what is held.
+    held_bytes: usize,
+    /// There is no room, which has been said.
+    is_stuck: bool,
+    /// Messages that were too large.
+    oversized: u64,
 }
 
 impl Inbox {
@@ -165,6 +174,9 @@ impl Inbox {
             releases: VecDeque::new(),
             published: 0,
             dropped: 0,
+            held_bytes: 0,
+            is_stuck: false,
+            oversized: 0,
         }
     }
 
@@ -232,6 +244,12 @@ impl Inbox {
         }
     }
 
+    fn take_held(&mut self) {
+        if let Some(Waiting::Message(message)) = self.held.pop_front() {
+            self.held_bytes = self.held_bytes.saturating_sub(message.size());
+        }
+    }
+
     fn forget_released(&mut self) {
         while let Some(packet_id) = self.releases.front().copied() {
             let mut durable = None;
@@ -254,10 +272,17 @@ impl Inbox {
             }
             Some(message) if message.payload.len() + message.topic.len() > self.max_packet_size => {
                 let (upstream, topic, size) = (&self.name, &message.topic, message.payload.len());
-                error!(upstream, topic, size, "message from upstream dropped: larger than max_packet_size");
+                self.oversized += 1;
+                let count = self.oversized;
+                if count.is_power_of_two() {
+                    error!(upstream, topic, size, count, "message from upstream dropped: larger than max_packet_size");
+                }
                 self.refuse(packet_id, qos);
             }
-            Some(message) if self.held.len() < HELD => self.held.push_back(Waiting::Message(message)),
+            Some(message) if self.held.len() < HELD && self.held_bytes + message.size() <= HELD_BYTES => {
+                self.held_bytes += message.size();
+                self.held.push_back(Waiting::Message(message));
+            }
             // at QoS 1 it is not acknowledged, so the upstream sends it again after the next connect
             Some(_) => self.dropped += 1,
         }
@@ -274,7 +299,7 @@ impl Inbox {
                 Waiting::Message(message) => message,
                 Waiting::Refused(ack) => {
                     self.unsafe_yet.push_back((Receipt::default(), *ack));
-                    self.held.pop_front();
+                    self.take_held();
                     continue;
                 }
             };
@@ -283,7 +308,7 @@ impl Inbox {
                 // it is here, and perhaps not safe yet
                 let safe = Receipt { durable: Some(self.journal.barrier()) };
                 self.unsafe_yet.push_back((safe, Ack::Recorded(packet_id)));
-                self.held.pop_front();
+                self.take_held();
                 continue;
             }
             let once = Some((self.consumer, packet_id)).filter(|_| message.is_exact && packet_id != 0);
@@ -300,6 +325,7 @@ impl Inbox {
             match door.publish(&draft, once).await {
                 Ok(receipt) => {
                     self.published += 1;
+                    self.is_stuck = false;
                     if packet_id != 0 {
                         let ack = if message.is_exact { Ack::Recorded } else { Ack::Taken };
                         self.unsafe_yet.push_back((receipt, ack(packet_id)));
@@ -308,14 +334,14 @@ impl Inbox {
                 }
                 Err(IngressError::Full(_)) if message.qos == Qos::AtMostOnce => self.dropped += 1,
                 Err(IngressError::Full(_)) => {
-                    if self.held.len() == HELD {
+                    if !std::mem::replace(&mut self.is_stuck, true) {
                         warn!(upstream = self.name, "the journal is full: messages from upstream wait there");
                     }
                     return Ok(());
                 }
                 Err(error) => return Err(error),
             }
-            self.held.pop_front();
+            self.take_held();
         }
         Ok(())
     }
@@ -358,6 +384,7 @@ impl Inbox {
             });
         } else {
             self.held.clear();
+            self.held_bytes = 0;
         }
     }
 }

@@ -19,15 +19,15 @@ pub mod announce;
 pub mod approach;
 pub mod backoff;
 pub mod client;
-mod discovery;
+pub mod discovery;
 mod inbox;
 pub mod lanes;
 #[cfg(test)]
 mod lanes_tests;
-mod mark;
+pub mod mark;
 pub mod overlap;
 mod password;
-mod properties;
+pub mod properties;
 pub mod retained;
 pub mod rule;
 pub mod session;

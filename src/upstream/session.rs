@@ -111,6 +111,13 @@ pub struct Inbound {
     pub is_exact: bool,
 }
 
+impl Inbound {
+    /// Bytes that it takes.
+    pub fn size(&self) -> usize {
+        self.topic.len() + self.payload.len() + self.properties.len()
+    }
+}
+
 /// Where a message in flight came from.
 #[derive(Clone, Debug)]
 struct Source {
@@ -222,6 +229,8 @@ pub struct Session {
     /// A message that is not from the journal was to come again.
     own_put_off: bool,
     counts: Counts,
+    /// What every connection begins with is not logged once more.
+    is_quiet: bool,
 }
 
 impl Session {
@@ -250,7 +259,13 @@ impl Session {
             pauses: 0,
             own_put_off: false,
             counts: Counts::default(),
+            is_quiet: false,
         }
+    }
+
+    /// Whether what the next connection begins with is logged.
+    pub fn set_quiet(&mut self, is_quiet: bool) {
+        self.is_quiet = is_quiet;
     }
 
     /// What is not about rules holds from the next connection on, at the latest.

@@ -14,7 +14,7 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 pub use self::fault::PART;
 
@@ -116,12 +116,24 @@ impl Upstream<Client> {
         clock: SharedClock,
     ) -> Self {
         let client = Client::new(max_packet_size);
-        let kept = (limits, order);
-        Upstream::with(settings, journal, kept, Door::Ingress(ingress), client, max_packet_size, clock)
+        Upstream::speaking_by(client, settings, journal, (limits, order), ingress, max_packet_size, clock)
     }
 }
 
 impl<C: UpstreamClient> Upstream<C> {
+    /// The same, spoken with by this client.
+    pub fn speaking_by(
+        client: C,
+        settings: watch::Receiver<Arc<UpstreamSettings>>,
+        journal: &Journal,
+        kept: (Limits, Order),
+        ingress: Ingress,
+        max_packet_size: usize,
+        clock: SharedClock,
+    ) -> Self {
+        Upstream::with(settings, journal, kept, Door::Ingress(ingress), client, max_packet_size, clock)
+    }
+
     pub(super) fn with(
         mut settings: watch::Receiver<Arc<UpstreamSettings>>,
         journal: &Journal,
@@ -218,7 +230,12 @@ impl<C: UpstreamClient> Upstream<C> {
             self.exact.disconnected(&why);
             let upstream = &self.name;
             let waiting = self.consumers.backlog().messages;
-            info!(upstream, address = self.shown.address, waiting, "connection ended: {why}");
+            let address = &self.shown.address;
+            if self.backoff.is_news() {
+                info!(upstream, address, waiting, "connection ended: {why}");
+            } else {
+                debug!(upstream, address, waiting, "connection ended: {why}");
+            }
             self.shown.last_error = Some(why.to_string());
             self.set_state(UpstreamState::Waiting, None);
             let pause = if at_once { Duration::ZERO } else { self.backoff.next(getrandom::u64().unwrap_or(0)) };
@@ -259,7 +276,11 @@ impl<C: UpstreamClient> Upstream<C> {
     fn begin(&mut self, link: Link) -> bool {
         let (upstream, address, version) = (&self.name, &self.shown.address, link.version);
         let (resumed, waiting) = (link.session_present, self.consumers.backlog().messages);
-        info!(upstream, address, ?version, resumed, waiting, "connected");
+        let is_news = self.backoff.is_news();
+        if is_news {
+            info!(upstream, address, ?version, resumed, waiting, "connected");
+        }
+        self.session.set_quiet(!is_news);
         self.set_carried(link.gateway);
         let now = self.clock.boot_ms();
         self.passes.connected(link.session_present, losses(&self.consumers.backlog()), now);

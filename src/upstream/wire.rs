@@ -215,6 +215,16 @@ pub fn words(code: &impl std::fmt::Debug) -> String {
     text
 }
 
+/// Most characters of what others say about a connection that are shown.
+const SAID: usize = 200;
+
+/// What somebody else has said, fit for a line of the log: short, and without what would begin a new one.
+pub fn said(text: &str) -> String {
+    let shown = text.chars().take(SAID).map(|c| if c.is_control() { '?' } else { c });
+    let shown: String = shown.collect();
+    if text.chars().nth(SAID).is_some() { shown + "..." } else { shown }
+}
+
 /// The connection has no room for another request at the moment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Busy;

@@ -10,6 +10,7 @@ use std::rc::Rc;
 use super::document::{Document, Section};
 use crate::import::files::Files;
 use crate::import::line::Line;
+use crate::net::address::Address;
 
 /// Certificate and key, and who signs client certificates.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -381,7 +382,7 @@ fn protocol(section: &Section) -> Result<bool, String> {
 fn socket(section: &Section) -> Option<String> {
     let mut words = section.head.as_ref()?.value.split_whitespace();
     let path = (words.next()? == "0").then(|| words.next()).flatten()?;
-    (path.starts_with('/') && path.len() < 108).then(|| path.to_owned())
+    (path.starts_with('/') && Address::parse(path).is_some()).then(|| path.to_owned())
 }
 
 /// Settings of a default listener that is not there because they all say what is usual.

@@ -6,6 +6,7 @@ mod yaml;
 use std::path::Path;
 
 use self::yaml::{Node, parse};
+use super::address::address;
 use super::files::{Files, read};
 use super::line::Lines;
 use super::text::{Text, free_name, list, quoted};
@@ -48,6 +49,16 @@ struct Import<'a> {
     to_do: Vec<String>,
 }
 
+/// A text that MQTT can carry in CONNECT.
+fn sayable<'a>(mqtt: &'a Node, key: &str) -> Option<&'a str> {
+    let text = mqtt.text(key)?;
+    if text.len() <= usize::from(u16::MAX) && !text.contains(char::is_control) {
+        return Some(text);
+    }
+    mqtt.line(key).into_iter().for_each(|line| line.wrong("valid: up to 65535 bytes without control characters"));
+    None
+}
+
 impl Import<'_> {
     fn sensors(&mut self, root: &Node, prefix: &str) {
         let mut names = Vec::new();
@@ -86,14 +97,24 @@ impl Import<'_> {
         let tls = mqtt.get("tls").filter(|tls| tls.is_set("enabled"));
         let scheme = if tls.is_some() { "mqtts" } else { "mqtt" };
         let port = mqtt.text("port").unwrap_or("1883");
-        let host = if host.contains(':') { format!("[{host}]") } else { host.to_owned() };
+        let Some(address) = address(&format!("{host}:{port}"), scheme) else {
+            for key in ["host", "port"] {
+                mqtt.line(key)
+                    .into_iter()
+                    .for_each(|line| line.wrong("valid: the name or address of a host, and a port"));
+            }
+            for line in mqtt.lines() {
+                line.not_taken("where its broker is cannot be read");
+            }
+            return;
+        };
         self.text.table("[[upstream]]");
         self.text.key("name", quoted("mqtt-io"));
-        self.text.key("addresses", list(&[format!("{scheme}://{host}:{port}")]));
-        if let Some(id) = mqtt.text("client_id") {
+        self.text.key("addresses", list(&[address]));
+        if let Some(id) = sayable(mqtt, "client_id") {
             self.text.key("client_id", quoted(id));
         }
-        if let Some(user) = mqtt.text("user") {
+        if let Some(user) = sayable(mqtt, "user") {
             self.text.key("username", quoted(user));
             self.password(mqtt);
         }

@@ -113,6 +113,19 @@ fn another_broker_becomes_an_upstream() {
 }
 
 #[test]
+fn a_broker_that_is_nowhere_and_names_that_cannot_be_sent_are_said_and_not_written() {
+    let sensor = "digital_inputs: [{name: a, module: raspberrypi, pin: 4}]\n";
+    for host in ["{host: 'a b'}", "{host: 'h/x'}", "{host: h, port: 0}", "{host: h, port: x}"] {
+        let (settings, imported) = of(&format!("mqtt: {host}\n{sensor}"));
+        assert!(settings.upstreams.is_empty() && settings.sensors.len() == 1, "{host}");
+        assert!(imported.text.contains("valid: the name or address of a host"), "{}", imported.text);
+    }
+    let (settings, _) =
+        of(&format!("mqtt: {{host: h, client_id: \"a\\u0007\", user: \"b\\n\", password: c}}\n{sensor}"));
+    assert_eq!((settings.upstreams.len(), settings.upstreams[0].username.as_deref()), (1, None));
+}
+
+#[test]
 fn what_is_not_such_a_file_is_said_with_its_place() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("config.yml");

@@ -2,19 +2,18 @@
 
 use std::collections::VecDeque;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
 
 use bytes::{BufMut, BytesMut};
 use futures_util::FutureExt;
 use rustix::net::sockopt::set_tcp_quickack;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadHalf, WriteHalf, split};
-use tokio::net::TcpStream;
+use tokio::io::{AsyncReadExt, AsyncWriteExt, ReadHalf, WriteHalf, split};
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at};
-use tokio_rustls::client::TlsStream;
 
 use super::pace::Pace;
+use super::stream::Stream;
 use super::{Incoming, Request, v4, v5};
 use crate::message::Qos;
 use crate::secret::Secret;
@@ -33,36 +32,16 @@ const KEPT_BYTES: usize = 256 << 10;
 pub(in crate::upstream) const MESSAGE_IDS: u16 = 0x3fff;
 const OTHER_IDS: u16 = 0xff00;
 
+/// An upstream that takes no packets of this size takes no message at all. What waits is not measured by that: it would be too
+/// large, all of it, and lost for a fault that is not its own.
+const LEAST_PACKET: u32 = 128;
+
 const PUBACK: u8 = 0x40;
 const PUBREC: u8 = 0x50;
 const PUBREL: u8 = 0x62;
 const PUBCOMP: u8 = 0x70;
 const PINGREQ: u8 = 0xc0;
 const DISCONNECT: u8 = 0xe0;
-
-/// TCP, or TLS on top of it.
-pub(super) trait Stream: AsyncRead + AsyncWrite + Send + Unpin {
-    /// The socket below.
-    fn socket(&self) -> Option<BorrowedFd<'_>>;
-}
-
-impl Stream for TcpStream {
-    fn socket(&self) -> Option<BorrowedFd<'_>> {
-        Some(self.as_fd())
-    }
-}
-
-impl Stream for Box<dyn Stream> {
-    fn socket(&self) -> Option<BorrowedFd<'_>> {
-        (**self).socket()
-    }
-}
-
-impl Stream for TlsStream<TcpStream> {
-    fn socket(&self) -> Option<BorrowedFd<'_>> {
-        self.get_ref().0.socket()
-    }
-}
 
 /// Hands out packet ids of a range in turn; the range is longer than what can be unanswered.
 pub(super) struct Ids {
@@ -125,6 +104,8 @@ pub(super) struct Connection {
     unacknowledged: bool,
     keep_alive: KeepAlive,
     accepted: Option<(Link, Option<u16>)>,
+    /// There was a CONNACK.
+    is_open: bool,
     events: Vec<ClientEvent>,
     broken: Option<Broken>,
 }
@@ -160,6 +141,7 @@ impl Connection {
             unacknowledged: false,
             keep_alive: KeepAlive::new(Duration::from_secs(3600)),
             accepted: None,
+            is_open: false,
             events: Vec::new(),
             broken: None,
         }
@@ -181,10 +163,14 @@ impl Connection {
         loop {
             self.step().await;
             if let Some((mut link, seconds)) = self.accepted.take() {
+                if let Some(most) = link.max_packet_size.filter(|most| *most < LEAST_PACKET) {
+                    let why = "too little for a message: nothing is sent, and messages wait";
+                    return Err(Broken::Failed(format!("it takes packets of at most {most} bytes, {why}")));
+                }
                 // an upstream that wants no pings gets them all the same: they find a dead connection
                 let seconds = seconds.filter(|seconds| *seconds > 0).map(|seconds| Duration::from_secs(seconds.into()));
                 self.keep_alive = KeepAlive::new(seconds.unwrap_or(settings.keep_alive));
-                link.receive_maximum = link.receive_maximum.min(MESSAGE_IDS);
+                link.receive_maximum = link.receive_maximum.clamp(1, MESSAGE_IDS);
                 if let Some(pace) = &mut self.pace {
                     pace.set_window(link.receive_maximum.min(settings.max_inflight));
                 }
@@ -369,6 +355,7 @@ impl Connection {
             let max = self.max_incoming;
             return Err(Broken::Failed(format!("it sent a packet of {length} bytes, and at most {max} are taken")));
         }
+        check_kind(self.input[0], self.version)?;
         if self.input.len() < length {
             return Ok(None);
         }
@@ -384,7 +371,11 @@ impl Connection {
 
     fn take(&mut self, incoming: Incoming) {
         match incoming {
-            Incoming::Accepted(link, keep_alive) => self.accepted = Some((link, keep_alive)),
+            // [MQTT-3.2.0-2]
+            Incoming::Accepted(..) if self.is_open => {
+                self.broken = Some(Broken::Failed("it sent a second CONNACK".into()));
+            }
+            Incoming::Accepted(link, keep_alive) => (self.is_open, self.accepted) = (true, Some((link, keep_alive))),
             Incoming::Event(event) => self.events.push(event),
             Incoming::Other => {}
         }
@@ -426,6 +417,22 @@ fn answer(kind: u8, packet_id: u16, out: &mut BytesMut) -> Result<(), String> {
 fn bare(kind: u8, out: &mut BytesMut) -> Result<(), String> {
     out.put_slice(&[kind, 0]);
     Ok(())
+}
+
+/// Whether an upstream may send a packet that begins with this byte.
+fn check_kind(first: u8, version: Version) -> Result<(), Broken> {
+    let name = match first >> 4 {
+        2..=7 | 9 | 11 | 13 | 14 => return Ok(()),
+        1 => "CONNECT",
+        8 => "SUBSCRIBE",
+        10 => "UNSUBSCRIBE",
+        12 => "PINGREQ",
+        15 if version == Version::V5 => {
+            return Err(Broken::Failed("it sent AUTH, and no way to authenticate was agreed on".into()));
+        }
+        _ => return Err(Broken::Garbled),
+    };
+    Err(Broken::Failed(format!("it sent {name}, which only clients send")))
 }
 
 /// Length of the packet that begins here, as soon as it is known [MQTT-2.1.4].

@@ -14,7 +14,7 @@ use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
 use tokio_tungstenite::tungstenite::{Error, Message};
 use tokio_tungstenite::{WebSocketStream, client_async_with_config};
 
-use super::connection::Stream;
+use super::stream::Stream;
 use crate::upstream::settings::UpstreamAddress;
 use crate::upstream::tls;
 use crate::upstream::wire::Broken;

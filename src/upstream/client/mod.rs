@@ -9,7 +9,8 @@ mod connection;
 mod dial;
 mod frames;
 mod pace;
-mod proxy;
+pub mod proxy;
+mod stream;
 #[cfg(test)]
 mod tests;
 mod v4;
@@ -18,13 +19,15 @@ mod v5;
 use std::net::IpAddr;
 
 use rustls::pki_types::ServerName;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout, timeout_at};
 use tokio_rustls::TlsConnector;
 
+use self::connection::Connection;
 #[cfg(test)]
 pub(super) use self::connection::MESSAGE_IDS;
-use self::connection::{Connection, Stream};
+use self::stream::{Bare, Stream};
 use super::mark::SessionMark;
 use super::settings::{ProxyScheme, UpstreamAddress, UpstreamSettings};
 use super::wire::{Ack, Broken, Busy, ClientEvent, Link, Offer, OutMessage, UpstreamClient, Version};
@@ -68,6 +71,20 @@ impl Client {
     /// A client that is not connected and takes messages up to this size.
     pub fn new(max_packet_size: usize) -> Client {
         Client { max_packet_size, connection: None }
+    }
+
+    /// One that is connected on bytes which are there already, once the upstream at their other end has accepted it.
+    pub async fn over(
+        stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
+        settings: &UpstreamSettings,
+        address: &UpstreamAddress,
+        offer: Offer,
+        max_packet_size: usize,
+    ) -> Result<(Client, Link), Broken> {
+        let stream = over(Box::new(Bare(stream)), address).await?;
+        let mut connection = connection(stream, settings, offer.version, max_packet_size);
+        let link = connection.open(settings, offer.will, None).await?;
+        Ok((Client { max_packet_size, connection: Some(connection) }, link))
     }
 
     fn request(&mut self, request: Request) -> Result<(), Busy> {
@@ -162,12 +179,7 @@ async fn attempt(
     let (stream, peer) = stream.map_err(|broken| (broken, None))?;
     // no longer than a part of the time: see there
     let _ = timeout(settings.connect_timeout / 4, mark.asks()).await;
-    let max_incoming = match offer.version {
-        Version::V31 | Version::V311 => MAX_INCOMING_V4,
-        Version::V5 => max_packet_size,
-    };
-    let requests = usize::from(settings.max_inflight) + SPARE_REQUESTS;
-    let mut connection = Connection::new(stream, offer.version, max_incoming, requests);
+    let mut connection = connection(stream, settings, offer.version, max_packet_size);
     // whoever may be silent only to this version is asked in another while there is time
     let end = if offer.is_trial { end - settings.connect_timeout / 2 } else { end };
     let patience = end.saturating_duration_since(Instant::now()).max(settings.connect_timeout / 4);
@@ -178,6 +190,28 @@ async fn attempt(
     }
     let link = link.map_err(|_| (Broken::Silent, peer))?.map_err(|broken| (broken, peer))?;
     Ok((connection, link))
+}
+
+/// A connection on which nothing has been said.
+fn connection(
+    stream: Box<dyn Stream>,
+    settings: &UpstreamSettings,
+    version: Version,
+    max_packet_size: usize,
+) -> Connection {
+    let max_incoming = match version {
+        Version::V31 | Version::V311 => MAX_INCOMING_V4,
+        Version::V5 => max_packet_size,
+    };
+    Connection::new(stream, version, max_incoming, usize::from(settings.max_inflight) + SPARE_REQUESTS)
+}
+
+/// What MQTT is spoken on, where bytes get through to an address.
+async fn over(stream: Box<dyn Stream>, address: &UpstreamAddress) -> Result<Box<dyn Stream>, Broken> {
+    if !address.scheme.is_web_socket() {
+        return Ok(stream);
+    }
+    Ok(Box::new(frames::upgrade(stream, address, MAX_INCOMING_V4).await?))
 }
 
 /// Whether TCP, and TLS where it is to be, get through to an address.
@@ -218,10 +252,7 @@ async fn open(
         Some(secure) => Box::new(secure.connect(tcp).await?),
         None => Box::new(tcp),
     };
-    if !address.scheme.is_web_socket() {
-        return Ok((stream, peer));
-    }
-    Ok((Box::new(frames::upgrade(stream, address, MAX_INCOMING_V4).await?), peer))
+    Ok((over(stream, address).await?, peer))
 }
 
 /// What TLS needs.

@@ -11,7 +11,7 @@ use crate::upstream::settings::Proxy;
 const MOST: usize = 8 << 10;
 
 /// Asks an HTTP proxy for a tunnel.
-pub(super) async fn http(
+pub async fn http(
     stream: &mut (impl AsyncRead + AsyncWrite + Unpin),
     proxy: &Proxy,
     authority: &str,
@@ -45,7 +45,7 @@ pub(super) async fn http(
 }
 
 /// Asks a SOCKS5 proxy for a connection; the name is looked up there.
-pub(super) async fn socks5(
+pub async fn socks5(
     stream: &mut (impl AsyncRead + AsyncWrite + Unpin),
     proxy: &Proxy,
     host: &str,

@@ -224,6 +224,88 @@ async fn a_broker_that_does_not_know_version_5_is_understood() {
     assert_eq!(connection.open(&settings(), Will::Whole, None).await, Err(Broken::Version));
 }
 
+/// What ends a connection on which an upstream says this, after CONNACK.
+async fn ends(version: Version, said: &[u8]) -> String {
+    let (mut connection, mut theirs, _) = opened(version, 64 << 10).await;
+    theirs.write_all(said).await.unwrap();
+    connection.events().await.unwrap_err().to_string()
+}
+
+#[tokio::test]
+async fn what_an_upstream_may_not_send_ends_the_connection_and_is_not_acknowledged() {
+    let (v4, v5) = (Version::V311, Version::V5);
+    for (version, said, expected) in [
+        (v4, &b"\x10\x0d\0\x04MQTT\x04\x02\0\x3c\0\x01x"[..], "CONNECT, which only clients send"),
+        (v5, b"\x82\x06\0\x01\0\x01#\0", "SUBSCRIBE, which only clients send"),
+        (v4, b"\xa2\x05\0\x01\0\x01#", "UNSUBSCRIBE"),
+        (v4, b"\xc0\0", "PINGREQ"),
+        (v5, b"\xf0\x02\x18\0", "AUTH"),
+        (v4, b"\xf0\0", "not MQTT"),
+        (v4, b"\x20\x02\0\0", "a second CONNACK"),
+        (v5, b"\x20\x03\0\0\0", "a second CONNACK"),
+        (v4, b"\x32\x07\0\x03a/#\0\x01", "\"a/#\", which contains a wildcard"),
+        (v5, b"\x30\x05\0\0\0hi", "which is empty"),
+        (v5, b"\x30\x08\0\0\x03\x23\0\x01hi", "topic alias"),
+        (v5, b"\x30\x09\0\x01a\x03\x23\0\0hi", "topic alias"),
+        (v4, b"\x32\x05\0\x01a\0\0", "not MQTT"),
+        (v4, b"\x30\xff\xff\xff\xff\x01", "not MQTT"),
+        (v4, b"\x30\x05\0\x02\xff\xfex", "not MQTT"),
+        (v4, b"\x36\x06\0\x01a\0\x01x", "not MQTT"),
+        (v4, b"\xe0\0", "closed the connection"),
+        (
+            v5,
+            b"\xe0\x11\x9d\x0f\x1c\0\x0cevil.example",
+            "server moved: it names evil.example, which is gone to only if",
+        ),
+        (v5, b"\xe0\x09\x97\x07\x1f\0\x04a\n\x1bb", "quota exceeded (a??b)"),
+    ] {
+        let why = ends(version, said).await;
+        assert!(why.contains(expected), "{why}, not {expected}");
+    }
+}
+
+#[tokio::test]
+async fn a_reason_may_be_long() {
+    let (mut connection, mut theirs, _) = opened(Version::V5, 64 << 10).await;
+    let long = |first: u8, reason: u8| {
+        let mut packet = vec![first, 0xce, 1, 0x12, 0x34, reason, 0xc9, 1, 0x1f, 0, 198];
+        packet.extend([b'r'; 198]);
+        packet
+    };
+    theirs
+        .write_all(&[long(0x40, 0x97), long(0x50, 0), long(0x50, 0x91), long(0x62, 0), long(0x70, 0)].concat())
+        .await
+        .unwrap();
+    let mut events = Vec::new();
+    while events.len() < 5 {
+        events.extend(connection.events().await.unwrap());
+    }
+    let id = 0x1234;
+    let expected = [
+        ClientEvent::Acked(id, 0x97),
+        ClientEvent::Recorded(id),
+        ClientEvent::Acked(id, 0x91),
+        ClientEvent::Released(id),
+        ClientEvent::Completed(id),
+    ];
+    assert_eq!(events, expected);
+}
+
+#[tokio::test]
+async fn an_upstream_that_takes_no_message_at_all_is_not_given_any() {
+    for (most, refused) in [(0, true), (20, true), (127, true), (128, false)] {
+        let (ours, mut theirs) = duplex(64 << 10);
+        theirs.write_all(&[0x20, 8, 0, 0, 5, 0x27, 0, 0, 0, most]).await.unwrap();
+        let offer = Offer { version: Version::V5, will: Will::Whole, is_trial: false };
+        let settings = settings();
+        let client = Client::over(ours, &settings, &settings.addresses[0], offer, 1000).await;
+        match client {
+            Err(why) => assert!(refused && why.to_string().contains("too little for a message"), "{most}: {why}"),
+            Ok((_, link)) => assert!(!refused && link.max_packet_size == Some(most.into())),
+        }
+    }
+}
+
 #[test]
 fn packet_ids_come_round() {
     let mut ids = connection::Ids::new(3, 5);

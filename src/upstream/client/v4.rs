@@ -6,10 +6,10 @@ use rumqttc::mqttbytes::v4::{Connect, LastWill, Login, Packet, Publish, Subscrib
 use rumqttc::mqttbytes::{Error, QoS};
 
 use super::Incoming;
-use crate::message::{Qos, TopicFilter};
+use crate::message::{Qos, TopicFilter, check_topic};
 use crate::secret::Secret;
 use crate::upstream::settings::UpstreamSettings;
-use crate::upstream::wire::{Broken, ClientEvent, InMessage, Link, Version, Will};
+use crate::upstream::wire::{Broken, ClientEvent, InMessage, Link, Version, Will, said};
 
 /// CONNACK: unacceptable protocol version, and the greatest code that MQTT 3.1.1 has [MQTT-3.2.2.3].
 const BAD_VERSION: u8 = 1;
@@ -83,6 +83,8 @@ pub(super) fn decode(bytes: &mut BytesMut) -> Result<Incoming, Broken> {
         Packet::PubRec(rec) => Incoming::Event(ClientEvent::Recorded(rec.pkid)),
         Packet::PubRel(release) => Incoming::Event(ClientEvent::Released(release.pkid)),
         Packet::PubComp(complete) => Incoming::Event(ClientEvent::Completed(complete.pkid)),
+        // only clients say that on 3.1.1, but what it means is plain
+        Packet::Disconnect => return Err(Broken::Closed),
         _ => Incoming::Other,
     })
 }
@@ -103,7 +105,20 @@ pub(super) fn refused(code: u8) -> Broken {
     }
 }
 
+/// Whether a message may be so: on a topic, and with a packet id where it is to be answered to [MQTT-2.3.1-1, MQTT-3.3.2-2].
+/// What may not be cannot be passed on, and must not be acknowledged either.
+pub(super) fn check(topic: &str, packet_id: u16, is_unanswered: bool) -> Result<(), Broken> {
+    if let Err(error) = check_topic(topic) {
+        return Err(Broken::Failed(format!("it sent a message on {:?}, which {error}", said(topic))));
+    }
+    if packet_id == 0 && !is_unanswered {
+        return Err(Broken::Failed("it sent a message without a packet id".into()));
+    }
+    Ok(())
+}
+
 fn received(publish: Publish) -> Result<InMessage, Broken> {
+    check(&publish.topic, publish.pkid, publish.qos == QoS::AtMostOnce)?;
     Ok(InMessage {
         packet_id: publish.pkid,
         topic: publish.topic,

@@ -2,8 +2,8 @@
 
 use bytes::BytesMut;
 use rumqttc::v5::mqttbytes::v5::{
-    Connect, ConnectProperties, ConnectReturnCode, Disconnect, DisconnectReasonCode, Filter, LastWill, Login, Packet,
-    Publish, PublishProperties, RetainForwardRule, Subscribe, SubscribeReasonCode, Unsubscribe,
+    ConnAck, Connect, ConnectProperties, ConnectReturnCode, Disconnect, DisconnectReasonCode, Filter, LastWill, Login,
+    Packet, Publish, PublishProperties, RetainForwardRule, Subscribe, SubscribeReasonCode, Unsubscribe,
 };
 use rumqttc::v5::mqttbytes::{Error, QoS};
 
@@ -12,7 +12,7 @@ use crate::message::{Qos, TopicFilter, via};
 use crate::secret::Secret;
 use crate::upstream::properties::gateway_in;
 use crate::upstream::settings::UpstreamSettings;
-use crate::upstream::wire::{Broken, ClientEvent, InMessage, Link, Version, Will, words};
+use crate::upstream::wire::{Broken, ClientEvent, InMessage, Link, Version, Will, said, words};
 
 /// Incoming messages that the upstream may send before the first is acknowledged.
 const RECEIVE_MAXIMUM: u16 = 100;
@@ -75,23 +75,6 @@ pub(super) fn decode(bytes: &mut BytesMut) -> Result<Incoming, Broken> {
         // a broker that does not know version 5 answers in the words of 3.1.1; so do those that send us away
         [0x20, 2, _, code] if code > 5 && code < 0x80 => return Err(v4::refused(code)),
         [0x20, 2, _, code] if code != 0 => return Err(Broken::Version),
-        // reasons that rumqttc does not know are reasons all the same
-        [0x40, length, high, low, reason, ..] if length > 2 => {
-            return Ok(Incoming::Event(ClientEvent::Acked(u16::from_be_bytes([high, low]), reason)));
-        }
-        // a refusal ends the exchange, and any PUBCOMP does: where the packet id is not known, it is free as well
-        [0x50, length, high, low, reason, ..] if length > 2 && reason >= 0x80 => {
-            return Ok(Incoming::Event(ClientEvent::Acked(u16::from_be_bytes([high, low]), reason)));
-        }
-        [0x50, length, high, low, ..] if length > 2 => {
-            return Ok(Incoming::Event(ClientEvent::Recorded(u16::from_be_bytes([high, low]))));
-        }
-        [0x62, length, high, low, ..] if length > 2 => {
-            return Ok(Incoming::Event(ClientEvent::Released(u16::from_be_bytes([high, low]))));
-        }
-        [0x70, length, high, low, ..] if length > 2 => {
-            return Ok(Incoming::Event(ClientEvent::Completed(u16::from_be_bytes([high, low]))));
-        }
         // the two short forms of DISCONNECT [MQTT-3.14.2], which rumqttc does not know
         [0xe0, 0] => return Err(Broken::Closed),
         [0xe0, 1, reason] => {
@@ -99,6 +82,9 @@ pub(super) fn decode(bytes: &mut BytesMut) -> Result<Incoming, Broken> {
             bytes.extend_from_slice(&[0xe0, 2, reason, 0]);
         }
         _ => {}
+    }
+    if let Some(event) = answer(bytes) {
+        return Ok(Incoming::Event(event));
     }
     let packet = Packet::read(bytes, None).map_err(|_: Error| Broken::Garbled)?;
     Ok(match packet {
@@ -115,7 +101,7 @@ pub(super) fn decode(bytes: &mut BytesMut) -> Result<Incoming, Broken> {
             };
             Incoming::Accepted(link, properties.and_then(|p| p.server_keep_alive))
         }
-        Packet::ConnAck(connack) => return Err(refused(connack.code)),
+        Packet::ConnAck(connack) => return Err(refused(&connack)),
         Packet::PubAck(ack) => Incoming::Event(ClientEvent::Acked(ack.pkid, 0)),
         Packet::SubAck(ack) => {
             Incoming::Event(ClientEvent::Subscribed(ack.return_codes.iter().map(subscribe_reason).collect()))
@@ -129,12 +115,34 @@ pub(super) fn decode(bytes: &mut BytesMut) -> Result<Incoming, Broken> {
     })
 }
 
+/// PUBACK, PUBREC, PUBREL or PUBCOMP with a reason, which may be one that rumqttc does not know; `None`: another packet.
+fn answer(bytes: &[u8]) -> Option<ClientEvent> {
+    let length = bytes.iter().skip(1).position(|byte| byte & 0x80 == 0)? + 1;
+    let [high, low, reason, ..] = *bytes.get(1 + length..)? else { return None };
+    let packet_id = u16::from_be_bytes([high, low]);
+    match bytes.first()? {
+        0x40 => Some(ClientEvent::Acked(packet_id, reason)),
+        // a refusal ends the exchange, and any PUBCOMP does: where the packet id is not known, it is free as well
+        0x50 if reason >= 0x80 => Some(ClientEvent::Acked(packet_id, reason)),
+        0x50 => Some(ClientEvent::Recorded(packet_id)),
+        0x62 => Some(ClientEvent::Released(packet_id)),
+        0x70 => Some(ClientEvent::Completed(packet_id)),
+        _ => None,
+    }
+}
+
 fn received(publish: Publish) -> Result<InMessage, Broken> {
     let mut properties = publish.properties.unwrap_or_default();
+    // none was agreed on [MQTT-3.3.2-9]: what it stands for is not known, so the message would be lost
+    if properties.topic_alias.is_some() {
+        return Err(Broken::Failed("it sent a topic alias, and none was agreed on".into()));
+    }
     let expiry = properties.message_expiry_interval.take();
+    let topic = String::from_utf8(publish.topic.into()).map_err(|_| Broken::Garbled)?;
+    v4::check(&topic, publish.pkid, publish.qos == QoS::AtMostOnce)?;
     Ok(InMessage {
         packet_id: publish.pkid,
-        topic: String::from_utf8(publish.topic.into()).map_err(|_| Broken::Garbled)?,
+        topic,
         payload: publish.payload,
         qos: Qos::from_u8(publish.qos as u8).ok_or(Broken::Garbled)?,
         retain: publish.retain,
@@ -143,20 +151,36 @@ fn received(publish: Publish) -> Result<InMessage, Broken> {
     })
 }
 
-fn refused(code: ConnectReturnCode) -> Broken {
+fn refused(connack: &ConnAck) -> Broken {
     use ConnectReturnCode as Code;
+    let (code, properties) = (connack.code, connack.properties.as_ref());
+    let why = with_reason(words(&code), properties.and_then(|properties| properties.reason_string.as_deref()));
     let reason = match code {
         Code::UnsupportedProtocolVersion | Code::RefusedProtocolVersion => return Broken::Version,
+        Code::UseAnotherServer | Code::ServerMoved => {
+            return elsewhere(&why, properties.and_then(|properties| properties.server_reference.as_deref()));
+        }
         // it will be better without a person
-        Code::ServiceUnavailable | Code::ServerUnavailable | Code::ServerBusy => return Broken::Failed(words(&code)),
-        Code::QuotaExceeded | Code::ConnectionRateExceeded | Code::Banned => return Broken::SentAway(words(&code)),
+        Code::ServiceUnavailable | Code::ServerUnavailable | Code::ServerBusy => return Broken::Failed(why),
+        Code::QuotaExceeded | Code::ConnectionRateExceeded | Code::Banned => return Broken::SentAway(why),
         Code::NotAuthorized => 0x87,
         Code::TopicNameInvalid => 0x90,
         Code::RetainNotSupported => RETAIN_NOT_SUPPORTED,
         Code::QoSNotSupported => 0x9b,
         _ => 0x80,
     };
-    Broken::Refused(reason, words(&code))
+    Broken::Refused(reason, why)
+}
+
+fn with_reason(words: String, reason: Option<&str>) -> String {
+    reason.map_or_else(|| words.clone(), |reason| format!("{words} ({})", said(reason)))
+}
+
+/// An upstream that names another server. It is not gone to: whoever answers here would decide who gets the messages and the
+/// password, and two that name each other would keep us running in circles.
+fn elsewhere(why: &str, server: Option<&str>) -> Broken {
+    let server = server.map_or("no server".into(), said);
+    Broken::Failed(format!("{why}: it names {server}, which is gone to only if it stands in `addresses`"))
 }
 
 /// [MQTT-5 3.14.2.1]
@@ -164,12 +188,13 @@ const RETAIN_NOT_SUPPORTED: u8 = 0x9a;
 
 fn dismissed(disconnect: &Disconnect) -> Broken {
     let code = disconnect.reason_code;
-    let mut why = words(&code);
-    if let Some(text) = disconnect.properties.as_ref().and_then(|properties| properties.reason_string.as_ref()) {
-        why = format!("{why} ({text})");
-    }
+    let properties = disconnect.properties.as_ref();
+    let why = with_reason(words(&code), properties.and_then(|properties| properties.reason_string.as_deref()));
     match code {
         DisconnectReasonCode::SessionTakenOver => Broken::TakenOver,
+        DisconnectReasonCode::UseAnotherServer | DisconnectReasonCode::ServerMoved => {
+            elsewhere(&why, properties.and_then(|properties| properties.server_reference.as_deref()))
+        }
         DisconnectReasonCode::RetainNotSupported => Broken::Dismissed(RETAIN_NOT_SUPPORTED, why),
         code if concerns_message(code) => Broken::Dismissed(0x80, why),
         _ => Broken::Failed(why),

@@ -6,7 +6,7 @@
 
 use std::collections::VecDeque;
 
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 use super::{Session, SessionAction};
 use crate::message::{Qos, TopicFilter};
@@ -17,6 +17,8 @@ pub const FILTERS: usize = 8;
 pub const ANSWER_MS: u64 = 10_000;
 /// What is left out is tried again after this time.
 const LEFT_OUT_MS: u64 = 3_600_000;
+/// [MQTT-5 3.9.3]
+const UNSPECIFIED: u8 = 0x80;
 /// Connections that one of them may end before it is left out.
 const STRIKES: u32 = 2;
 
@@ -198,8 +200,12 @@ impl Session {
     pub fn subscribed(&mut self, reasons: &[u8], now: u64) -> Vec<SessionAction> {
         let upstream = &self.name;
         let filters = self.opening.unanswered.pop_front().unwrap_or_default();
-        for (filter, reason) in filters.iter().zip(reasons) {
-            if *reason >= 0x80 {
+        for (at, filter) in filters.iter().enumerate() {
+            // an answer that says nothing about a filter has not granted it
+            let reason = reasons.get(at).copied().unwrap_or(UNSPECIFIED);
+            if self.is_quiet {
+                debug!(upstream, %filter, reason, "subscribed, or not");
+            } else if reason >= 0x80 {
                 let rule = self.rules.place_of(filter);
                 warn!(upstream, %filter, rule, reason, "the upstream refuses the subscription: nothing comes down by it");
             } else {

@@ -1,0 +1,127 @@
+//! The configuration, users, what other programs were configured with, and what the gateway notes for itself.
+
+use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+
+use pigateway::access::familiar::Familiar;
+use pigateway::access::hash::{is_from_mosquitto, is_usable};
+use pigateway::access::replaced::Replaced;
+use pigateway::broker::keep::Kept;
+use pigateway::config::{Environment, made_users_text, read, read_made_users};
+use pigateway::home_assistant::announcer::Memory;
+use pigateway::import::{ImportError, Imported, Options, mosquitto, mqtt_io};
+
+use super::meter::paid_by;
+
+fn environment() -> Environment {
+    Environment { host_name: "fuzz".into(), state_dir: None, credentials_dir: None }
+}
+
+/// A configuration: valid settings, or at least one problem that says where it is.
+pub(super) fn configuration(data: &[u8]) {
+    let Ok(text) = std::str::from_utf8(data) else { return };
+    match read(text, Path::new("fuzz/none/pigateway.toml"), &environment()) {
+        Ok(loaded) => assert!(!loaded.settings.broker.listeners.is_empty()),
+        Err(problems) => {
+            assert!(!problems.problems.is_empty());
+            assert!(!problems.to_string().is_empty());
+        }
+    }
+}
+
+/// The file of users that were made by HTTP: users who are the same when they are written and read again, or problems.
+pub(super) fn users(data: &[u8]) {
+    let Ok(text) = std::str::from_utf8(data) else { return };
+    match read_made_users(text, "users.toml") {
+        Ok(made) => {
+            let users = made.settings();
+            for user in &users {
+                assert!(!user.is_admin, "a file of the gateway's own makes an administrator");
+                assert!(user.password_hash.as_deref().is_none_or(is_usable));
+            }
+            let again = read_made_users(&made_users_text(&users), "again").map(|made| made.settings());
+            assert_eq!(again.ok(), Some(users));
+        }
+        Err(problems) => assert!(!problems.problems.is_empty()),
+    }
+}
+
+/// A directory for files that must have names, in memory where there is such a place.
+fn place() -> &'static Path {
+    static PLACE: OnceLock<PathBuf> = OnceLock::new();
+    PLACE.get_or_init(|| {
+        let memory = Path::new("/dev/shm");
+        let parent = if memory.is_dir() { memory.to_owned() } else { std::env::temp_dir() };
+        let path = parent.join(format!("pigateway-fuzz-{}", std::process::id()));
+        if let Err(error) = std::fs::create_dir_all(&path) {
+            panic!("{}: {error}", path.display());
+        }
+        path
+    })
+}
+
+fn written(name: &str, data: &[u8]) -> PathBuf {
+    let path = place().join(name);
+    if let Err(error) = std::fs::write(&path, data) {
+        panic!("{}: {error}", path.display());
+    }
+    path
+}
+
+/// A file of mosquitto (its configuration, passwords or access control list, by what it looks like) or of mqtt-io: what
+/// comes of it is a configuration that can be read, and every line has one fate.
+pub(super) fn imports(data: &[u8]) {
+    // it makes hashes of passwords, which are dear: a few lines are enough
+    if data.len() > 4096 {
+        return;
+    }
+    let options = Options { host_name: "fuzz", keeps_secrets: true };
+    let path = written("file", data);
+    for imported in [mosquitto::import(std::slice::from_ref(&path), &options), mqtt_io::import(&path, &options)] {
+        match imported {
+            Ok(Imported { text, summary, secrets }) => {
+                let fates = [summary.taken, summary.differ, summary.not_needed, summary.not_taken];
+                assert_eq!(fates.iter().sum::<usize>() + summary.not_understood, summary.lines, "{summary:?}");
+                let remarks = text.lines().filter(|line| !line.trim_start().starts_with('#')).collect::<Vec<_>>();
+                assert!(remarks.iter().all(|line| !line.chars().any(char::is_control)), "{text}");
+                for secret in &secrets {
+                    assert!(!secret.name.contains('/') && !secret.name.starts_with('.'), "{}", secret.name);
+                    written(&secret.name, secret.password.as_bytes());
+                }
+                if let Err(problems) = read(&text, &place().join("pigateway.toml"), &environment()) {
+                    panic!("{problems}\n{text}");
+                }
+                secrets.iter().for_each(|secret| _ = std::fs::remove_file(place().join(&secret.name)));
+            }
+            Err(error) => assert!(!error.to_string().is_empty() && !matches!(error, ImportError::Hash(_))),
+        }
+    }
+}
+
+/// What the gateway notes for itself in its data directory, as a damaged disk gives it back: what can be read of it is the
+/// same when it is written and read again.
+pub(super) fn notes(data: &[u8]) {
+    paid_by(data.len(), (64 << 10, 512), || {
+        if let Some(kept) = Kept::decode(data) {
+            // subscriptions stand in notes of their own since
+            let again = Kept { subscriptions: Vec::new(), ..kept };
+            assert_eq!(Kept::decode(&again.encode()), Some(again));
+        }
+        if let Ok(memory) = serde_json::from_slice::<Memory>(data) {
+            let text = serde_json::to_vec(&memory).unwrap_or_default();
+            assert_eq!(serde_json::from_slice::<Memory>(&text).ok(), Some(memory));
+        }
+        let Ok(text) = std::str::from_utf8(data) else { return };
+        let (familiar, again) = (Familiar::default(), Familiar::default());
+        familiar.read(text);
+        again.read(&familiar.to_text());
+        assert_eq!(again.to_text(), familiar.to_text());
+        let (replaced, again) = (Replaced::default(), Replaced::default());
+        replaced.read(text);
+        again.read(&replaced.to_text());
+        assert_eq!(again.to_text(), replaced.to_text());
+        for line in text.lines().take(4) {
+            assert!(!is_from_mosquitto(line) || is_usable(line));
+        }
+    });
+}

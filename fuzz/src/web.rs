@@ -1,0 +1,255 @@
+//! HTTP, WebSocket and the PROXY protocol, and what the command line reads of answers.
+
+use std::net::SocketAddr;
+use std::sync::{Arc, OnceLock};
+
+use parking_lot::Mutex;
+use pigateway::access::made::UserDesk;
+use pigateway::broker::connection::serve_known;
+use pigateway::cli::{client, status};
+use pigateway::health::{Health, Problems, PulseTaker};
+use pigateway::http::guard::Guard;
+use pigateway::http::hub::Hub;
+use pigateway::http::server::{Site, serve};
+use pigateway::http::websocket::{Arrival, Door, MqttDoor};
+use pigateway::http::{Http, Parts};
+use pigateway::net::forwarded;
+use pigateway::status::{Announced, ClientsShown, Status};
+use serde_json::Value;
+use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use super::Source;
+use super::house::{House, house, peer};
+use super::meter::paid_by;
+
+fn here() -> SocketAddr {
+    SocketAddr::from(([127, 0, 0, 1], 4711))
+}
+
+/// Everything that the port serves: page, REST, streams, MQTT over WebSocket.
+fn whole() -> &'static Arc<Site> {
+    static SITE: OnceLock<Arc<Site>> = OnceLock::new();
+    SITE.get_or_init(|| {
+        let House { runtime, core } = house();
+        let cancel = CancellationToken::new();
+        let hub = Hub::new(core.ingress.clone());
+        let (_, pulse) = PulseTaker::new();
+        runtime.spawn(hub.clone().run(pulse, cancel.clone()));
+        let (list, count) = (core.clone(), core.clone());
+        let status = Status {
+            gateway_id: "fuzz".into(),
+            sensors: watch::channel(Vec::new()).1,
+            upstreams: Vec::new(),
+            clients: ClientsShown::new(move |most| list.clients(most), move || count.client_counts()),
+            problems: Problems::default(),
+            health: Health::default(),
+            lost_at_power_cut: None,
+            announced: watch::channel(Announced::default()).1,
+            listeners: Arc::default(),
+        };
+        let served = core.clone();
+        let mqtt: MqttDoor = Arc::new(move |frames, Arrival { .. }, place| {
+            let (reader, writer) = tokio::io::split(frames);
+            let core = served.clone();
+            Box::pin(async move { serve_known(core, reader, writer, peer(), |user| place.belongs_to(user)).await })
+        });
+        // nobody makes users: a change is refused
+        let (users, _) = UserDesk::new(watch::channel(Arc::default()).1);
+        Site::whole(&Http::new(Parts {
+            access: core.access.clone(),
+            ingress: core.ingress.clone(),
+            hub,
+            status,
+            mqtt,
+            connections: TaskTracker::new(),
+            cancel,
+            history: "fuzz/none".into(),
+            guard: Guard::new("fuzz", &[], 8080),
+            trusted_proxies: Vec::new(),
+            frame_ancestors: Vec::new(),
+            users,
+            disconnect: Arc::new(|_, _| 0),
+            is_tls: false,
+        }))
+    })
+}
+
+/// A connection to the port: whatever is asked for, what is answered is HTTP/1, and the connection ends when it is over.
+pub(super) fn http(data: &[u8]) {
+    let House { runtime, core } = house();
+    runtime.block_on(async {
+        let (ours, theirs) = duplex(1 << 20);
+        let serving = tokio::spawn(async move { serve(whole(), theirs, here()).await });
+        let (mut reader, mut writer) = tokio::io::split(ours);
+        let _ = writer.write_all(&data[..data.len().min(1 << 20)]).await;
+        let mut answer = vec![0; 64 << 10];
+        let _ = writer.shutdown().await;
+        let mut have = 0;
+        // an event stream goes on until its client goes
+        while let Ok(count @ 1..) = reader.read(&mut answer[have..]).await {
+            have += count;
+            if have == answer.len() || contains(&answer[..have], b"text/event-stream") {
+                break;
+            }
+        }
+        drop((reader, writer));
+        assert!(serving.await.is_ok());
+        if have > 0 {
+            assert!(answer.starts_with(b"HTTP/1."), "an answer that is not HTTP");
+            assert!(!answer.starts_with(b"HTTP/1.1 500") && !answer.starts_with(b"HTTP/1.0 500"), "a fault of ours");
+        }
+    });
+    assert_eq!(core.stats.panics.get(), 0, "a session has panicked");
+}
+
+fn contains(bytes: &[u8], wanted: &[u8]) -> bool {
+    bytes.windows(wanted.len()).any(|window| window == wanted)
+}
+
+/// What a connection that has become a WebSocket carries, by the letter of RFC 6455 and nothing more: what the payloads of
+/// its data frames are, as far as they can be told.
+fn payloads(mut bytes: &[u8]) -> Vec<u8> {
+    let mut carried = Vec::new();
+    let mut is_within = false;
+    while let [first, second, rest @ ..] = bytes {
+        let (kind, is_final, is_control) = (first & 15, first & 0x80 != 0, first & 8 != 0);
+        let extended = match second & 0x7f {
+            126 => 2,
+            127 => 8,
+            _ => 0,
+        };
+        let Some((number, rest)) = rest.split_at_checked(extended) else { break };
+        let length = match extended {
+            0 => u64::from(second & 0x7f),
+            _ => number.iter().fold(0, |all, byte| all << 8 | u64::from(*byte)),
+        };
+        let Some((mask, rest)) = rest.split_at_checked(4) else { break };
+        let is_wrong =
+            first & 0x70 != 0 || second & 0x80 == 0 || length >> 63 != 0 || (is_control && (length > 125 || !is_final));
+        match kind {
+            2 if !is_within && !is_wrong => is_within = !is_final,
+            0 if is_within && !is_wrong => is_within = !is_final,
+            9 | 10 if !is_wrong => {}
+            _ => break,
+        }
+        let have = rest.len().min(usize::try_from(length).unwrap_or(usize::MAX));
+        if !is_control {
+            carried.extend(rest[..have].iter().enumerate().map(|(at, byte)| byte ^ mask[at % 4]));
+        }
+        bytes = &rest[have..];
+    }
+    carried
+}
+
+/// A site, and the MQTT that it was sent.
+type Recording = (Arc<Site>, Arc<Mutex<Vec<u8>>>);
+
+fn recording() -> &'static Recording {
+    static SITE: OnceLock<Recording> = OnceLock::new();
+    SITE.get_or_init(|| {
+        let heard = Arc::new(Mutex::new(Vec::new()));
+        let writing = heard.clone();
+        let mqtt: MqttDoor = Arc::new(move |mut frames, _, _| {
+            let heard = writing.clone();
+            Box::pin(async move {
+                let mut bytes = [0; 700];
+                while let Ok(count @ 1..) = frames.read(&mut bytes).await {
+                    heard.lock().extend_from_slice(&bytes[..count]);
+                    let _ = frames.write_all(&[0xd0, 0]).await;
+                }
+                let _ = frames.shutdown().await;
+            })
+        });
+        let door = Door { mqtt, connections: TaskTracker::new(), trusted_proxies: Arc::new([]) };
+        let access = house().core.access.clone();
+        let site = Site::websocket(Guard::new("fuzz", &[], 8080), door, false, (access, CancellationToken::new()));
+        (site, heard)
+    })
+}
+
+/// The handshake, and frames behind it: what comes out is what the frames carry.
+pub(super) fn websocket(data: &[u8]) {
+    let (site, heard) = recording();
+    let mut source = Source(data);
+    // so many bytes at a time
+    let piece = source.number() % 4096 + 1;
+    let frames = source.0;
+    let handshake = b"GET /mqtt HTTP/1.1\r\nHost: localhost:8080\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
+        Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\
+        Sec-WebSocket-Protocol: mqtt\r\n\r\n";
+    house().runtime.block_on(async {
+        let (ours, theirs) = duplex(1 << 20);
+        let serving = tokio::spawn(async move { serve(site, theirs, here()).await });
+        let (mut reader, mut writer) = tokio::io::split(ours);
+        let _ = writer.write_all(handshake).await;
+        let mut answer = Vec::new();
+        while !answer.ends_with(b"\r\n\r\n") {
+            match reader.read_u8().await {
+                Ok(byte) => answer.push(byte),
+                Err(error) => panic!("{error}: {}", String::from_utf8_lossy(&answer)),
+            }
+        }
+        assert!(answer.starts_with(b"HTTP/1.1 101"), "{}", String::from_utf8_lossy(&answer));
+        for part in frames.chunks(piece) {
+            if writer.write_all(part).await.is_err() {
+                break;
+            }
+            tokio::task::yield_now().await;
+        }
+        let _ = writer.shutdown().await;
+        let _ = reader.read_to_end(&mut answer).await;
+        assert!(serving.await.is_ok());
+    });
+    let heard = std::mem::take(&mut *heard.lock());
+    let carried = payloads(frames);
+    assert!(carried.starts_with(&heard), "other bytes than the frames carry");
+    assert_eq!(heard.len(), carried.len(), "less than the frames carry");
+}
+
+/// The header of the PROXY protocol: what it says is never this host, and nothing behind it is read.
+pub(super) fn proxy_header(data: &[u8]) {
+    let read = async {
+        let mut input = data;
+        let from = forwarded::read(&mut input, here()).await;
+        let taken = data.len() - input.len();
+        assert!(taken <= 16 + 4096);
+        if let Ok(from) = from {
+            assert!(!from.ip().to_canonical().is_loopback());
+            // the same header says the same, whatever stands behind it
+            let mut again = &data[..taken];
+            assert_eq!(forwarded::read(&mut again, here()).await.ok(), Some(from));
+            assert!(again.is_empty());
+        }
+    };
+    let local = local();
+    paid_by(data.len(), (16 << 10, 64), || local.block_on(read));
+}
+
+fn local() -> &'static tokio::runtime::Runtime {
+    static LOCAL: OnceLock<tokio::runtime::Runtime> = OnceLock::new();
+    LOCAL.get_or_init(|| match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => panic!("{error}"),
+    })
+}
+
+/// What `pigateway status`, `publish` and `subscribe` read: any answer is shown or refused, with a bounded effort.
+pub(super) fn answers(data: &[u8]) {
+    if let Ok(Some((body, end))) = client::whole(data) {
+        assert!(body <= end && end <= data.len());
+    }
+    paid_by(data.len(), (16 << 10, 512), || match status::read(data) {
+        Ok(answer) => {
+            let part = |name: &str| answer.get(name).cloned().unwrap_or(Value::Null);
+            let text =
+                status::shown(&answer, &part("upstreams"), &part("clients"), &part("sensors"), &part("problems"));
+            assert!(!text.is_empty());
+            // what the gateway says is never what moves the cursor of a terminal
+            assert!(text.chars().all(|c| c == '\n' || !c.is_control()), "{text:?}");
+        }
+        Err(why) => assert!(!why.is_empty()),
+    });
+}
