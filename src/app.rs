@@ -120,7 +120,7 @@ impl AppError {
 pub fn run(settings: Settings, config_path: Option<&Path>) -> Result<(), AppError> {
     let problems = Problems::default();
     let logging = Logging::init(&settings.log.level, problems.clone())?;
-    raise_file_limit();
+    set_limits();
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     // beyond a few workers the one order of all messages is the limit
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -138,13 +138,15 @@ pub fn run(settings: Settings, config_path: Option<&Path>) -> Result<(), AppErro
     result
 }
 
-/// Every client is a file descriptor; the usual soft limit of 1024 is older than that.
-fn raise_file_limit() {
-    use rustix::process::{Resource, getrlimit, setrlimit};
+/// Every client is a file descriptor; the usual soft limit of 1024 is older than that. And no core is dumped, wherever the
+/// gateway is run: passwords, keys and messages would be in it.
+fn set_limits() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
     let mut limit = getrlimit(Resource::Nofile);
     limit.current = limit.maximum;
     // what cannot be raised stays: accept() reports when it is reached
     let _ = setrlimit(Resource::Nofile, limit);
+    let _ = setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) });
 }
 
 /// A gateway that serves.

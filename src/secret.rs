@@ -9,7 +9,7 @@ use std::ffi::OsString;
 use std::fmt;
 use std::fs::{self, OpenOptions};
 use std::io::{self, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 /// Longest file that is read: certificate chains and lists of authorities are far smaller.
@@ -54,6 +54,11 @@ pub fn replace_private(path: &Path, content: &[u8]) -> io::Result<()> {
         Some(dir) if !dir.as_os_str().is_empty() => fs::File::open(dir)?.sync_all(),
         _ => fs::File::open(".")?.sync_all(),
     }
+}
+
+/// Whether everybody on this machine can read a file. That of a link is the file that it leads to.
+pub fn is_public(path: &Path) -> bool {
+    fs::metadata(path).is_ok_and(|metadata| metadata.permissions().mode() & 0o004 != 0)
 }
 
 /// Why a file cannot be used.

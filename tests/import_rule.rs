@@ -27,7 +27,7 @@ const FLOORS: [&[&str]; 11] = [
 const CONFIG: [&str; 5] = ["time", "message", "secret", "tls", "settings"];
 /// The command line asks the rooms themselves, each for what a command shows. It knows no door but its settings, except for
 /// what `explain` and `doctor` ask of upstreams and pins.
-const CLI: [&str; 7] = ["access", "app", "config", "import", "journal", "message", "mqtt"];
+const CLI: [&str; 8] = ["access", "app", "config", "import", "journal", "message", "mqtt", "secret"];
 const CLI_PARTS: [&str; 4] = ["upstream::rule", "upstream::tls", "sensors::holder", "time"];
 
 fn may_import(room: &str, import: &str) -> bool {

@@ -28,7 +28,15 @@ pub struct Limiter {
     most: usize,
     most_of_one: usize,
     hasher: RandomState,
-    entries: Mutex<Vec<Entry>>,
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    entries: Vec<Entry>,
+    /// Events without a line of their own that no line has counted yet, and when one last did.
+    left_out: u64,
+    summed_up: Option<Instant>,
 }
 
 impl Default for Limiter {
@@ -40,7 +48,7 @@ impl Default for Limiter {
 impl Limiter {
     /// For so many lines in a minute, and so many of one cause.
     pub fn new(most: usize, most_of_one: usize) -> Limiter {
-        Limiter { most, most_of_one, hasher: RandomState::new(), entries: Mutex::default() }
+        Limiter { most, most_of_one, hasher: RandomState::new(), state: Mutex::default() }
     }
 
     /// Whether an event that somebody (an address) has caused is to be logged now, and if so, how many like
@@ -51,7 +59,8 @@ impl Limiter {
 
     fn due_at(&self, now: Instant, cause: u64, event: u64) -> Option<u64> {
         let is_recent = |entry: &Entry| now.duration_since(entry.logged) < PAUSE;
-        let mut entries = self.entries.lock();
+        let state = &mut *self.state.lock();
+        let entries = &mut state.entries;
         if let Some(entry) = entries.iter_mut().find(|entry| entry.cause == cause && entry.event == event) {
             if is_recent(entry) {
                 entry.more += 1;
@@ -61,17 +70,42 @@ impl Limiter {
             return Some(std::mem::take(&mut entry.more));
         }
         if entries.iter().filter(|entry| entry.cause == cause && is_recent(entry)).count() >= self.most_of_one {
+            state.left_out += 1;
             return None;
         }
         if entries.len() >= self.most {
             let oldest = entries.iter().enumerate().min_by_key(|(_, entry)| entry.logged).map(|(at, _)| at);
             match oldest {
-                Some(at) if !is_recent(&entries[at]) => drop(entries.swap_remove(at)),
-                _ => return None,
+                Some(at) if !is_recent(&entries[at]) => state.left_out += entries.swap_remove(at).more,
+                _ => {
+                    state.left_out += 1;
+                    return None;
+                }
             }
         }
         entries.push(Entry { cause, event, logged: now, more: 0 });
         Some(0)
+    }
+
+    /// How many events have no line of their own and are in no count of one, if it is time to say so: to be asked again and
+    /// again. Those like a logged event are among them when it has not come back for another [`PAUSE`].
+    pub fn left_out(&self) -> Option<u64> {
+        self.left_out_at(Instant::now())
+    }
+
+    fn left_out_at(&self, now: Instant) -> Option<u64> {
+        let state = &mut *self.state.lock();
+        let left_out = &mut state.left_out;
+        state.entries.retain(|entry| {
+            let stays = now.duration_since(entry.logged) < 2 * PAUSE;
+            *left_out += if stays { 0 } else { entry.more };
+            stays
+        });
+        if *left_out == 0 || state.summed_up.is_some_and(|last| now.duration_since(last) < PAUSE) {
+            return None;
+        }
+        state.summed_up = Some(now);
+        Some(std::mem::take(left_out))
     }
 }
 
@@ -92,6 +126,27 @@ mod tests {
     }
 
     #[test]
+    fn what_is_left_out_is_summed_up() {
+        let (limiter, now) = (Limiter::default(), Instant::now());
+        let logged = (0..1000).filter(|event| limiter.due_at(now, 1, *event).is_some()).count() as u64;
+        assert_eq!(limiter.left_out_at(now), Some(1000 - logged), "at once");
+        for event in 0..1000 {
+            limiter.due_at(now, 1, event);
+        }
+        assert_eq!(limiter.left_out_at(now + PAUSE / 2), None, "once a minute");
+        assert_eq!(limiter.left_out_at(now + PAUSE), Some(1000 - logged), "and nobody need do anything more for it");
+        assert_eq!(limiter.due_at(now + PAUSE, 1, 0), Some(1), "what is like a logged event is counted with it");
+        assert_eq!(limiter.left_out_at(now + 2 * PAUSE), Some(logged - 1), "unless that does not come back");
+        assert_eq!(limiter.left_out_at(now + 9 * PAUSE), None);
+        assert!(limiter.state.lock().entries.is_empty());
+        // what makes room for others is counted as well
+        let (limiter, now) = (Limiter::new(1, 1), Instant::now());
+        assert_eq!([1, 1, 2].map(|event| limiter.due_at(now, event, 0)), [Some(0), None, None]);
+        assert_eq!(limiter.due_at(now + PAUSE, 3, 0), Some(0));
+        assert_eq!(limiter.left_out_at(now + PAUSE), Some(2));
+    }
+
+    #[test]
     fn nobody_fills_the_log_or_takes_the_place_of_others() {
         let (limiter, now) = (Limiter::default(), Instant::now());
         let logged = (0..1000).filter(|event| limiter.due_at(now, 1, *event).is_some()).count();
@@ -100,7 +155,7 @@ mod tests {
         let logged = (3..1000).filter(|cause| limiter.due_at(now, *cause, 0).is_some()).count();
         assert_eq!(logged, MOST - MOST_OF_ONE - 1);
         assert_eq!(limiter.due_at(now + PAUSE, 5000, 0), Some(0), "the oldest is forgotten");
-        assert_eq!(limiter.entries.lock().len(), MOST);
+        assert_eq!(limiter.state.lock().entries.len(), MOST);
     }
 
     #[test]

@@ -9,6 +9,9 @@ use std::hash::Hash;
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use tracing::warn;
+
+use super::Access;
 use super::guesses::network;
 use super::limiter::Limiter;
 
@@ -69,9 +72,28 @@ impl Security {
         channel.limiter.due(network(from), what)
     }
 
+    /// How many have no line of their own and are in no count of one, if it is time to say so.
+    fn left_out(&self, kind: Kind) -> Option<u64> {
+        self.channels[kind as usize].limiter.left_out()
+    }
+
     /// How many there have been.
     pub fn count(&self, kind: Kind) -> u64 {
         self.channels[kind as usize].count.load(Ordering::Relaxed)
+    }
+}
+
+impl Access {
+    /// Sums up in the log what has no line of its own there; to be called every few seconds.
+    pub fn sum_up(&self) {
+        if let Some(left_out) = self.limiter.left_out() {
+            warn!(left_out, "more of what clients did wrong than has lines here");
+        }
+        for kind in Kind::ALL {
+            if let Some(left_out) = self.security.left_out(kind) {
+                warn!(target: TARGET, kind = kind.name(), left_out, "more security events than have lines here");
+            }
+        }
     }
 }
 

@@ -94,6 +94,7 @@ impl Figures {
                 () = self.core.cancel.cancelled() => return,
                 _ = ticks.tick() => {}
             }
+            self.core.access.sum_up();
             if self.publish().await.is_err() {
                 return; // the dispatcher reports why
             }

@@ -57,6 +57,7 @@ impl<'a> Paths<'a> {
     pub(super) fn password(&self, value: &Value) -> Option<PathBuf> {
         let path = self.secret_path(value)?;
         note(value, secret::password(&path));
+        warn_if_public(value, &path);
         Some(path)
     }
 
@@ -78,6 +79,7 @@ impl<'a> Paths<'a> {
     pub(super) fn key(&self, value: &Value) -> Option<PathBuf> {
         let path = self.secret_path(value)?;
         note(value, tls::private_key(&path));
+        warn_if_public(value, &path);
         Some(path)
     }
 
@@ -115,6 +117,13 @@ impl<'a> Paths<'a> {
             }
         }
         Some(files)
+    }
+}
+
+/// A secret that everybody can read is used all the same: it may be meant, where nobody else logs in.
+fn warn_if_public(value: &Value, path: &Path) {
+    if secret::is_public(path) {
+        value.warning(format!("everybody on this machine can read {}; chmod o-r keeps it secret", path.display()));
     }
 }
 

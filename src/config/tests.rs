@@ -1,5 +1,6 @@
 mod files;
 
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -319,7 +320,9 @@ fn example_dir() -> (tempfile::TempDir, PathBuf) {
         ("server.crt", certified.cert.pem()),
         ("server.key", certified.signing_key.serialize_pem()),
     ] {
-        std::fs::write(dir.path().join(name), content).unwrap();
+        let file = dir.path().join(name);
+        std::fs::write(&file, content).unwrap();
+        std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o600)).unwrap();
     }
     let path = dir.path().join("pigateway.toml");
     (dir, path)
@@ -333,7 +336,7 @@ fn the_example_is_valid() {
     let (sensor, upstream) = (&settings.sensors[0], &settings.upstreams[0]);
     assert_eq!((sensor.name.as_str(), sensor.pin, sensor.topic.as_str()), ("loft-motion", 17, "loft/motion1"));
     assert_eq!(upstream.password, Some(Password::File(path.with_file_name("home.password"))));
-    assert_eq!(upstream.addresses[1].to_string(), "mqtt://192.0.2.7:1883");
+    assert_eq!(upstream.addresses[1].to_string(), "mqtts://192.0.2.7:8883");
     assert_eq!((upstream.out[0].qos, upstream.v5_only), (OutQos::AtLeastOnce, false));
     assert_eq!(upstream.out[0].remote_filter(), "sites/loft/#");
     let text = std::fs::read_to_string(&path).unwrap();
@@ -406,6 +409,26 @@ fn a_pin_named_twice_is_warned_about() {
     assert_eq!(loaded.settings.sensors.len(), 2, "the others and the gateway go on");
     let warning = loaded.warnings[0].to_string();
     assert!(warning.contains(":5:1: sensor.pin: another sensor has pin 17"), "{warning}");
+}
+
+#[test]
+fn secrets_that_others_can_read_are_warned_about() {
+    let dir = tempfile::tempdir().unwrap();
+    let (path, secret) = (dir.path().join("t.toml"), dir.path().join("secret"));
+    std::fs::write(&secret, "pass").unwrap();
+    let found = |address: &str, mode| -> Vec<String> {
+        std::fs::set_permissions(&secret, std::fs::Permissions::from_mode(mode)).unwrap();
+        let login = "username = \"a\"\npassword_file = \"secret\"\n[[upstream.out]]\ntopic_filter = \"a\"\n";
+        std::fs::write(&path, UPSTREAM.replace("mqtt://h", address) + login).unwrap();
+        load_in(&path, &environment()).unwrap().warnings.iter().map(|found| found.to_string()).collect()
+    };
+    for (address, mode) in [("mqtts://h", 0o600), ("mqtt://127.0.0.1", 0o640), ("wss://h/", 0o400)] {
+        assert_eq!(found(address, mode), [] as [String; 0]);
+    }
+    let sent = found("mqtt://h", 0o600).pop().unwrap();
+    assert!(sent.contains("upstream.addresses: mqtt://h:1883 has no TLS"), "{sent}");
+    let public = found("mqtts://h", 0o644).pop().unwrap();
+    assert!(public.contains("upstream.password_file: everybody on this machine can read"), "{public}");
 }
 
 #[test]

@@ -31,6 +31,12 @@ pub(super) fn read(root: &Table, paths: &Paths, gateway_id: &str) -> Vec<Upstrea
         session(&table, &mut upstream);
         line(&table, &mut upstream);
         login(&table, &mut upstream, paths);
+        if upstream.password.is_some()
+            && let Some(address) = upstream.addresses.iter().find(|address| address.shows_passwords())
+        {
+            let said = format!("{address} has no TLS: everybody on the way to {} can read the password", address.host);
+            table.warning("addresses", said + "; valid where that matters: mqtts:// or wss://");
+        }
         upstream.tls = table.table("tls").map(|tls| read_tls(tls, paths));
         if upstream.tls.is_some()
             && !upstream.addresses.is_empty()

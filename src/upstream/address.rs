@@ -1,6 +1,7 @@
 //! Where an upstream is, and what stands in between.
 
 use std::fmt;
+use std::net::IpAddr;
 
 use crate::secret::Secret;
 
@@ -56,6 +57,15 @@ pub struct UpstreamAddress {
 }
 
 impl UpstreamAddress {
+    /// Whether a password goes to another machine so that others can read it.
+    pub fn shows_passwords(&self) -> bool {
+        let is_here = match self.host.parse::<IpAddr>() {
+            Ok(ip) => ip.to_canonical().is_loopback(),
+            Err(_) => self.host == "localhost" || self.host.ends_with(".localhost"),
+        };
+        !self.scheme.is_tls() && !is_here
+    }
+
     /// Reads an address as the configuration has it.
     pub fn parse(text: &str) -> Option<UpstreamAddress> {
         let (scheme, rest) = text.split_once("://")?;
@@ -179,6 +189,16 @@ impl fmt::Display for Proxy {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_password_is_shown_to_those_on_the_way_to_another_machine() {
+        let shows = |text| UpstreamAddress::parse(text).unwrap().shows_passwords();
+        for here in ["mqtt://127.0.0.1:1", "mqtt://[::1]:1", "ws://localhost:1/", "mqtt://[::ffff:127.0.0.2]:1"] {
+            assert!(!shows(here), "{here}");
+        }
+        assert!(!shows("mqtts://example.net:1") && !shows("wss://example.net:1/"));
+        assert!(shows("mqtt://example.net:1") && shows("ws://192.168.1.2:1/") && shows("mqtt://localhost.example:1"));
+    }
 
     #[test]
     fn addresses_are_read_and_printed() {

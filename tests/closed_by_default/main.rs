@@ -51,6 +51,14 @@ fn the_table_that_the_command_prints_lets_its_user_in() {
 }
 
 #[test]
+fn no_core_with_passwords_and_keys_is_dumped() {
+    let gateway = Gateway::start();
+    let limits = std::fs::read_to_string(format!("/proc/{}/limits", gateway.pid())).unwrap();
+    let core = limits.lines().find(|line| line.starts_with("Max core file size")).unwrap();
+    assert_eq!(core.split_whitespace().skip(4).take(2).collect::<Vec<_>>(), ["0", "0"], "{core}");
+}
+
+#[test]
 fn names_and_passwords_must_be_right() {
     let gateway = Gateway::with(&(user("esp", "") + "[broker.anonymous]\naccept = \"none\""));
     for (version, bad_password, not_authorised) in [(V31, 4, 5), (V311, 4, 5), (V5, 0x86, 0x87)] {

@@ -274,7 +274,7 @@ def memory(pi, _):
     for name, file, part in (("MemoryHigh", "memory.high", 0.45), ("MemoryMax", "memory.max", 0.6)):
         limit = int(pi.run(f"cat {group}/{file}"))
         assert abs(limit - int(values[name])) <= 4096 and abs(limit / total - part) < 0.01, (name, limit, shown)
-    assert pi.run(f"cat /proc/{values['MainPID']}/oom_score_adj") == values["OOMScoreAdjust"] == "-300", shown
+    assert pi.run(f"cat /proc/{values['MainPID']}/oom_score_adj") == values["OOMScoreAdjust"] == "0", shown
     peak = int(values["MemoryPeak"])
     say(f"most memory since its start, with what the system caches for it: {peak >> 20} of {total >> 20} MiB")
     assert peak < int(values["MemoryHigh"]) / 3, shown

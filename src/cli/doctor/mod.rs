@@ -11,11 +11,11 @@ mod upstreams;
 
 use std::fmt;
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use super::{CliError, print};
 use crate::config::{self, Settings};
+use crate::secret;
 use crate::upstream::settings::Password;
 
 #[derive(Debug, clap::Args)]
@@ -160,8 +160,7 @@ fn secrets(settings: &Settings) -> Vec<Finding> {
     files.extend(settings.http.tls.iter().map(|tls| tls.key.as_path()));
     let mut findings = Vec::new();
     for path in files {
-        let Ok(metadata) = fs::metadata(path) else { continue };
-        if metadata.permissions().mode() & 0o004 != 0 {
+        if secret::is_public(path) {
             let path = path.display();
             findings.push(Finding::warning(
                 format!("{path} is secret, and everybody on this machine can read it"),

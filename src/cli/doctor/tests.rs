@@ -1,3 +1,5 @@
+use std::os::unix::fs::PermissionsExt;
+
 use super::*;
 
 fn system(files: &[(&str, &str)]) -> (tempfile::TempDir, System) {
