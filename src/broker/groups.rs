@@ -2,8 +2,8 @@
 //!
 //! A group is there as long as a session, connected or not, has its subscription. While one of these sessions is persistent and
 //! asks for more than QoS 0, messages for the group are kept in the journal, by a consumer named
-//! `share/OWNER/NAME/FILTER`. OWNER is `u` where a user began it and `g` where a client without a user name did: it says in
-//! whose part of the journal the messages count.
+//! `share/u/USER` NUL `NAME/FILTER` where a user began it and `share/g/NAME/FILTER` where a client without a user name did: it
+//! says for whom the messages count when there is no room. (Of earlier versions there are also some without the user.)
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -19,8 +19,6 @@ use crate::exchange::shared::SharedGroup;
 use crate::exchange::subscribers::SubscriptionOptions;
 use crate::journal::{ConsumerId, Journal, News};
 use crate::message::Qos;
-
-const OWNERS: [&str; 2] = ["u", "g"];
 
 #[derive(Debug)]
 struct Group {
@@ -57,12 +55,18 @@ fn keeps(session: &Session, options: SubscriptionOptions) -> bool {
 /// The name of the consumer that a group has, or would have if this session began it.
 fn consumer_name(journal: &Journal, session: &Session, shared: &str) -> String {
     let rest = shared.strip_prefix("$share/").unwrap_or(shared);
-    let mut names = OWNERS.iter().map(|owner| format!("share/{owner}/{rest}"));
-    names.find(|name| journal.backlog_of(name).is_some()).unwrap_or_else(|| format!("share/{}/{rest}", owner(session)))
-}
-
-fn owner(session: &Session) -> &'static str {
-    if SessionName::of(&session.owner).user.is_some() { OWNERS[0] } else { OWNERS[1] }
+    let own = match SessionName::of(&session.owner).user {
+        Some(user) => format!("share/u/{user}\0{rest}"),
+        None => format!("share/g/{rest}"),
+    };
+    if journal.backlog_of(&own).is_some() {
+        return own;
+    }
+    let begun = journal.find_consumer(|name| {
+        let named = name.strip_prefix("share/u/").or_else(|| name.strip_prefix("share/g/"));
+        named.is_some_and(|named| named.split_once('\0').map_or(named, |(_, rest)| rest) == rest)
+    });
+    begun.map_or(own, String::from)
 }
 
 impl Core {

@@ -26,6 +26,8 @@ pub enum Owner<'a> {
         group: &'a str,
         /// A client without a user name has begun it.
         of_guests: bool,
+        /// The user who has begun it; earlier versions did not note that.
+        user: Option<&'a str>,
     },
     /// Somebody whose name was lost.
     Unknown,
@@ -34,8 +36,9 @@ pub enum Owner<'a> {
 impl Owner<'_> {
     /// By the consumer's lasting name.
     pub fn of(name: &str) -> Owner<'_> {
-        if let Some((owner, group)) = name.strip_prefix("share/").and_then(|rest| rest.split_once('/')) {
-            return Owner::Shared { group, of_guests: owner == "g" };
+        if let Some((owner, rest)) = name.strip_prefix("share/").and_then(|rest| rest.split_once('/')) {
+            let (user, group) = rest.split_once('\0').map_or((None, rest), |(user, group)| (Some(user), group));
+            return Owner::Shared { group, of_guests: owner == "g", user };
         }
         match (name.strip_prefix("upstream/"), name.strip_prefix("session/")) {
             (Some(upstream), _) => Owner::Upstream(upstream.strip_suffix("/2").unwrap_or(upstream)),
@@ -49,6 +52,7 @@ impl Owner<'_> {
 pub fn shown(name: &str) -> String {
     match Owner::of(name) {
         Owner::Session(session) => format!("session/{session}"),
+        Owner::Shared { group, user: Some(user), .. } => format!("share/{group} of user {user}"),
         _ if name.is_empty() => "(its name was lost)".into(),
         _ => name.into(),
     }

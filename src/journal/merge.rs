@@ -73,8 +73,7 @@ impl State {
             .segments
             .iter()
             .map(|(generation, segment)| {
-                let is_whole = Some(*generation) != tail && !segment.is_damaged;
-                let is_fit = is_whole && segment.header.size <= settings.segment_size();
+                let is_fit = Some(*generation) != tail && segment.can_merge(settings);
                 let bytes = || segment.live(&self.queues, &self.by_key).1;
                 (*generation, is_fit.then(bytes).map(|bytes| (bytes, segment.largest.min(bytes))))
             })

@@ -29,7 +29,8 @@
 //!
 //! # Limits
 //! - Memory: [`PENDING_MAX`] bytes that wait for the disk and as many being written; 256 KiB read ahead for a consumer
-//!   and [`AHEAD_ALL`] for all together; what consumers hold unsettled; retained messages and sessions; per segment some
+//!   and [`AHEAD_ALL`] for all together; what consumers hold unsettled, and at most 64 messages more that a reader has taken
+//!   ahead; retained messages and sessions; per segment some
 //!   words for each consumer that it has messages for; one segment while segments are merged.
 //! - Disk: `max_size`, or what the file system can hold in all, and one segment more while segments are merged; a snapshot,
 //!   which is as large as retained messages and sessions; and [`MOST_ASIDE`] files set aside.
@@ -390,11 +391,6 @@ impl Journal {
     /// Ordinals that this consumer has said to be received there and not completed.
     pub fn released(&self, id: ConsumerId) -> std::collections::BTreeSet<u64> {
         self.shared.state.lock().queues.get(&id).map(|queue| queue.released.clone()).unwrap_or_default()
-    }
-
-    /// The oldest ordinal that this consumer has not settled, whether there is a message or not yet.
-    pub fn oldest(&self, id: ConsumerId) -> u64 {
-        self.shared.state.lock().queues.get(&id).map_or(1, |queue| queue.cursor.base + 1)
     }
 
     /// What was found at start besides messages that wait. Once.

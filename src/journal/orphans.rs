@@ -11,7 +11,7 @@ impl Journal {
         if let Some(queue) = state.queues.get_mut(&id) {
             queue.is_orphan = true;
         }
-        state.full_for = None;
+        state.full_for = Default::default();
     }
 }
 

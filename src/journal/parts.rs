@@ -2,8 +2,8 @@
 //! user name.
 //!
 //! What a part does not use, others may: it is taken back when it is needed. When the journal is full, the part that is
-//! furthest above what it is guaranteed gives way, in it whoever has most (an upstream, a user, all shared subscriptions of
-//! users, all guests together), and of that the oldest. Where messages are refused rather than given up, nothing can be taken back: there the parts that have
+//! furthest above what it is guaranteed gives way, in it whoever has most (an upstream, a user with the
+//! shared subscriptions that the user has begun, all guests together), and of that the oldest. Where messages are refused rather than given up, nothing can be taken back: there the parts that have
 //! consumers keep what they are guaranteed free of others.
 
 use std::collections::HashMap;
@@ -38,7 +38,7 @@ impl Part {
     pub fn of(name: &str) -> Part {
         match Holder::of(name) {
             Holder::Upstream(_) => Part::Upstreams,
-            Holder::User(_) | Holder::Shared | Holder::Unknown(_) => Part::Users,
+            Holder::User(_) | Holder::Unknown(_) => Part::Users,
             Holder::Guests => Part::Guests,
         }
     }
@@ -67,10 +67,8 @@ impl Part {
 pub enum Holder<'a> {
     /// An upstream, in whatever order it gets its messages.
     Upstream(&'a str),
-    /// All sessions of a user.
+    /// All sessions of a user, and all shared subscriptions that the user has begun.
     User(&'a str),
-    /// All shared subscriptions that users have begun: whose they are is not known.
-    Shared,
     /// All that is for clients without a user name.
     Guests,
     /// A consumer of which nobody knows whose it is, by its lasting name.
@@ -82,12 +80,13 @@ impl Holder<'_> {
     pub fn of(name: &str) -> Holder<'_> {
         match Owner::of(name) {
             Owner::Upstream(upstream) => Holder::Upstream(upstream),
-            Owner::Session(SessionName { user: Some(user), .. }) => Holder::User(user),
+            Owner::Session(SessionName { user: Some(user), .. }) | Owner::Shared { user: Some(user), .. } => {
+                Holder::User(user)
+            }
             Owner::Session(SessionName { is_unowned: false, .. }) | Owner::Shared { of_guests: true, .. } => {
                 Holder::Guests
             }
-            Owner::Shared { of_guests: false, .. } => Holder::Shared,
-            Owner::Session(_) | Owner::Unknown => Holder::Unknown(name),
+            Owner::Shared { .. } | Owner::Session(_) | Owner::Unknown => Holder::Unknown(name),
         }
     }
 }
@@ -181,7 +180,8 @@ impl State {
         if self.has_room(len as u64, consumers) {
             return true;
         }
-        if self.full_for.is_some_and(|least| least <= len as u64) {
+        let parts = self.parts_of(consumers).fold(0, |parts, part| parts | 1 << part as usize);
+        if self.full_for[parts].is_some_and(|least| least <= len as u64) {
             self.say_full(true);
             return false;
         }
@@ -191,20 +191,24 @@ impl State {
         }
         let room = usable(settings);
         let per_segment = room - room % (len as u64).max(1);
-        let (mut space, mut files, mut needed) = (0, 0, Packing::default());
+        let (mut space, mut files, mut kept, mut needed) = (0, 0, 0, Packing::default());
         let last = self.segments.last_key_value();
         let tail = last.filter(|(_, tail)| tail.header.kind == FileKind::Segment).map(|(generation, _)| *generation);
         for (generation, segment) in &self.segments {
             if Some(*generation) == tail {
                 space += segment.header.size.saturating_sub(segment.end);
             } else if segment.is_needed(&self.queues, &self.by_key) {
-                needed.add(segment.live(&self.queues, &self.by_key).1, segment.largest);
-                files += 1;
+                if segment.can_merge(settings) {
+                    needed.add(segment.live(&self.queues, &self.by_key).1, segment.largest);
+                    files += 1;
+                } else {
+                    kept += 1;
+                }
             }
         }
         // what is needed can be merged into fewer files
         let files = (0..files).find(|files| needed.fits(*files, room)).unwrap_or(files);
-        let free = settings.segments().saturating_sub(files + usize::from(tail.is_some())) as u64;
+        let free = settings.segments().saturating_sub(files + kept + usize::from(tail.is_some())) as u64;
         let waiting = (self.pending.bytes.len() + self.writing) as u64;
         self.room = self.room((space + free * per_segment).saturating_sub(waiting), settings);
         let has_space = self.has_room(len as u64, consumers);
@@ -213,7 +217,7 @@ impl State {
         }
         self.was_full = !has_space;
         if !has_space {
-            self.full_for = Some(len as u64);
+            self.full_for[parts] = Some(len as u64);
         }
         self.say_full(!has_space);
         has_space

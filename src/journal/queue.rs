@@ -19,6 +19,8 @@ use crate::message::Message;
 pub const AHEAD_BYTES: usize = 256 * 1024;
 /// Most messages read ahead for one consumer.
 const AHEAD_MESSAGES: usize = 1024;
+/// Messages that a consumer may have in hand at a time, as far as is known.
+pub const IN_HAND: u64 = 1000;
 /// The sizes of so many messages are known one by one, of more in groups.
 const EXACT: usize = 256;
 /// Messages of a group.
@@ -146,7 +148,7 @@ pub struct Queue {
     pub behind: Option<u64>,
     /// The reading thread is to look, or looks.
     pub filling: bool,
-    /// Messages up to this one may have been sent before the process began.
+    /// Messages up to this one may have been sent before the process began, where no more than [`IN_HAND`] were under way.
     pub maybe_sent: u64,
     /// Packet ids of QoS 2 messages received from this session and not released.
     pub received: BTreeSet<u16>,
@@ -215,6 +217,12 @@ impl Queue {
             Some((id, news)) => news.add(*id),
             None => self.changed.notify_one(),
         }
+    }
+
+    /// See [`super::Journal::maybe_sent`].
+    pub fn maybe_sent(&self, in_hand: u64) -> std::ops::Range<u64> {
+        let end = self.maybe_sent + in_hand.saturating_sub(IN_HAND);
+        self.cursor.base + 1..end.min(self.accepted) + 1
     }
 
     /// Messages that wait.

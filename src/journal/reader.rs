@@ -303,7 +303,7 @@ impl Filler {
             queue.behind = None;
             queue.pass();
             queue.tell();
-            state.full_for = None;
+            state.full_for = Default::default();
             self.places.remove(&id);
             return None;
         };

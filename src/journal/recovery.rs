@@ -13,7 +13,7 @@ use super::format::{
     WHOLE_HEADER_LEN, u16_at, u64_at,
 };
 use super::parts::PARTS;
-use super::queue::Queue;
+use super::queue::{IN_HAND, Queue};
 use super::record::{Damage, RecordRef, Scanner};
 use super::report::Report;
 use super::segment::Segment;
@@ -25,8 +25,6 @@ use super::{CURSOR_EVERY, JournalError, Limits, MOST_ASIDE};
 use crate::message::MessageRef;
 use crate::time::Clock;
 
-/// Messages that a consumer may have had in hand when the process was killed.
-const IN_HAND: u64 = 1000;
 /// Bounds of a consumer until somebody registers it: nothing new comes for it.
 const UNBOUNDED: Limits = Limits { messages: usize::MAX, bytes: usize::MAX, when_full: super::WhenFull::DropOldest };
 

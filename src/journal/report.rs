@@ -8,6 +8,7 @@ use serde::Serialize;
 
 use super::settings::JournalSettings;
 use super::state::State;
+use super::{ConsumerId, Journal};
 
 /// Something that was wrong with a file.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -116,6 +117,20 @@ pub struct Status {
     pub damaged: u64,
     /// Files that were set aside and are still there.
     pub set_aside: usize,
+}
+
+impl Journal {
+    /// Ordinals that this consumer has not settled and that may have been sent before the process began, where its task had at
+    /// most so many unsettled at a time.
+    pub fn maybe_sent(&self, id: ConsumerId, in_hand: u64) -> std::ops::Range<u64> {
+        self.shared.state.lock().queues.get(&id).map_or(0..0, |queue| queue.maybe_sent(in_hand))
+    }
+
+    /// The lasting name of the first consumer that has one of this kind; looks through all of them.
+    pub fn find_consumer(&self, is_it: impl Fn(&str) -> bool) -> Option<Box<str>> {
+        let state = self.shared.state.lock();
+        state.by_name.keys().find(|name| is_it(name)).cloned()
+    }
 }
 
 /// A disk that has not answered for so long is taken for one that fails.

@@ -7,6 +7,7 @@ use super::format::{CONSUMER_LEN, DATA, FileKind, Header, RECORD_HEAD, SEGMENT_S
 use super::parts::{PARTS, Part};
 use super::queue::Queue;
 use super::record::RecordRef;
+use super::settings::JournalSettings;
 
 /// What a segment holds for one consumer: a run of its ordinals.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -83,6 +84,11 @@ impl Segment {
             is_bad: false,
             is_damaged: false,
         }
+    }
+
+    /// Whether what is needed of it may be put into another file.
+    pub fn can_merge(&self, settings: &JournalSettings) -> bool {
+        !self.is_damaged && self.header.size <= settings.segment_size()
     }
 
     /// Places from this one on are in the segment after it, which has this header.

@@ -7,11 +7,14 @@ use super::format::HEADER_COPY;
 use super::merge::CHEAP;
 use super::writer::Writer;
 
-const FULL: &str = "the journal has reached journal.max_size";
+/// It is the journal that is full, and not the disk.
+#[derive(Debug, thiserror::Error)]
+#[error("the journal has reached journal.max_size")]
+struct AtMaxSize;
 
 /// Whether it is the journal that is full, and not the disk.
 pub(super) fn is_full(error: &io::Error) -> bool {
-    error.kind() == io::ErrorKind::StorageFull && error.get_ref().is_some_and(|reason| reason.to_string() == FULL)
+    error.get_ref().is_some_and(|reason| reason.is::<AtMaxSize>())
 }
 
 impl Writer {
@@ -48,7 +51,7 @@ impl Writer {
             }
             if refuses {
                 self.shared.state.lock().is_full = true;
-                return Err(io::Error::new(io::ErrorKind::StorageFull, FULL));
+                return Err(io::Error::new(io::ErrorKind::StorageFull, AtMaxSize));
             }
             if !gave_way {
                 self.probe()?;

@@ -100,8 +100,9 @@ pub struct State {
     /// Bytes that the disk space that is ours takes at least, by part and in all, where messages are refused rather than
     /// given up.
     pub(super) room: ([u64; PARTS], u64),
-    /// Messages as large as this one had no room when that was looked at last, and nothing has changed since.
-    pub(super) full_for: Option<u64>,
+    /// Messages as large as this one had no room when that was looked at last, and nothing has changed since: by whose they
+    /// were, a bit for each part.
+    pub(super) full_for: [Option<u64>; 1 << PARTS],
     /// How often that was looked at.
     #[cfg(test)]
     pub(super) looks: u64,
@@ -327,7 +328,7 @@ impl State {
         if queue.unsaved == 0 {
             return false;
         }
-        self.full_for = None;
+        self.full_for = Default::default();
         let is_first = self.moved_since.is_none();
         mark_moved(&mut self.moved, &mut self.moved_since, id, queue);
         is_first || queue.unsaved >= CURSOR_EVERY || self.is_full
@@ -453,7 +454,7 @@ impl State {
 
     /// The consumer's cursor is not on disk any more as it is.
     pub fn mark_moved(&mut self, id: ConsumerId) {
-        self.full_for = None;
+        self.full_for = Default::default();
         if let Some(queue) = self.queues.get_mut(&id) {
             mark_moved(&mut self.moved, &mut self.moved_since, id, queue);
         }

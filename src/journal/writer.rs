@@ -81,7 +81,7 @@ impl Writer {
                 return;
             }
             let mut state = self.shared.state.lock();
-            (state.writing, state.writing_since, state.full_for) = (0, None, None);
+            (state.writing, state.writing_since, state.full_for) = (0, None, Default::default());
             drop(state);
             bytes.clear();
             if bytes.capacity() > super::PENDING_MAX / 4 {
@@ -225,7 +225,7 @@ impl Writer {
         segment.is_bad = written.is_err();
         let mut state = self.shared.state.lock();
         state.segments.insert(self.generation, segment);
-        (state.is_full, state.full_for) = (false, None);
+        (state.is_full, state.full_for) = (false, Default::default());
         state.counts.written_bytes += 2 * super::format::WHOLE_HEADER_LEN as u64;
         drop(state);
         written?;

@@ -119,6 +119,11 @@ impl Consumers {
         self.ids[lane.index()].or(self.ids[0]).unwrap_or(ConsumerId(u32::MAX))
     }
 
+    /// The lanes that there are, and the consumer of each.
+    pub fn all(&self) -> impl Iterator<Item = (Lane, ConsumerId)> {
+        Lane::ALL.into_iter().zip(self.ids).filter_map(|(lane, id)| Some((lane, id?)))
+    }
+
     /// Messages that wait in each.
     pub fn waiting(&self) -> [usize; 2] {
         self.ids.map(|id| id.map_or(0, |id| self.journal.backlog(id).messages))

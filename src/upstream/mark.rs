@@ -120,8 +120,13 @@ impl SessionMark {
 
     /// From now on the steps are those of the session asked for; `is_doubtful`: the next connection begins anew all the same.
     pub(super) fn set(&mut self, is_exact: bool, is_doubtful: bool) -> Result<(), Full> {
-        self.kept = Some(Kept { session: self.wanted.clone(), is_exact, is_doubtful });
-        self.write()
+        let before = self.kept.replace(Kept { session: self.wanted.clone(), is_exact, is_doubtful });
+        let written = self.write();
+        if written.is_err() {
+            // what is not written holds for no connection
+            self.kept = before;
+        }
+        written
     }
 
     fn write(&mut self) -> Result<(), Full> {
@@ -136,7 +141,13 @@ impl SessionMark {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
+    use crate::journal::settings::JournalSettings;
+    use crate::journal::storage::memory::{Faults, MemoryStorage};
+    use crate::journal::{Limits, Note, WhenFull};
+    use crate::time::SystemClock;
     use crate::upstream::rule::tests::settings;
 
     fn wants(mark: &mut SessionMark, address: &str) {
@@ -163,6 +174,27 @@ mod tests {
         let mut of_another = SessionMark::restore(&journal, "hom");
         wants(&mut of_another, "mqtt://one");
         assert!(!of_another.goes_on(true), "another upstream");
+    }
+
+    #[test]
+    fn what_could_not_be_written_is_not_so() {
+        let storage = MemoryStorage::default();
+        let clock = Arc::new(SystemClock);
+        let journal = Journal::open(Arc::new(storage.clone()), JournalSettings::default(), clock).unwrap();
+        let consumer = journal.register("upstream/home", Limits { messages: 1, bytes: 1, when_full: WhenFull::Refuse });
+        let mut mark = SessionMark::restore(&journal, "home");
+        wants(&mut mark, "mqtt://one");
+        mark.set(true, false).unwrap();
+        storage.set_faults(Faults { write: Some(5), ..Faults::NONE });
+        journal.note(consumer, Note::Again(0)).unwrap();
+        while journal.status().failing.is_none() {
+            std::thread::yield_now();
+        }
+        while journal.note(consumer, Note::Again(0)).is_ok() {}
+        wants(&mut mark, "mqtt://two");
+        assert!(mark.set(true, true).is_err() && mark.is_foreign(true));
+        wants(&mut mark, "mqtt://one");
+        assert!(mark.goes_on(true));
     }
 
     #[tokio::test]

@@ -35,12 +35,12 @@ mod outgoing;
 mod rate;
 mod suspect;
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::VecDeque;
 
 use bytes::Bytes;
 
 pub use self::exact::EXACT_IDS;
-use self::exact::{IN_USE, Spread};
+use self::exact::{Begun, IN_USE, Spread};
 use self::opening::Opening;
 use self::rate::Throttle;
 use self::suspect::Suspicion;
@@ -127,6 +127,8 @@ struct Source {
     ordinal: u64,
     /// It may have been sent before.
     resent: bool,
+    /// At QoS 2, and in the session that the upstream has of us.
+    is_begun: bool,
     message: Message,
 }
 
@@ -149,8 +151,6 @@ struct InFlight {
     is_status: bool,
     /// Sent at QoS 2.
     is_exact: bool,
-    /// Sent on an earlier connection as well, and not answered to.
-    is_repeated: bool,
     /// The upstream has it, at QoS 2.
     is_recorded: bool,
     /// And PUBREL has left.
@@ -170,7 +170,6 @@ impl InFlight {
             retain: false,
             is_status: false,
             is_exact: false,
-            is_repeated: false,
             is_recorded: false,
             is_released: false,
         }
@@ -179,8 +178,7 @@ impl InFlight {
     fn with(mut self, out: &OutMessage, now: u64) -> InFlight {
         self.deletes = (out.retain && out.payload.is_empty()).then(|| out.topic.clone());
         (self.retain, self.handed_over) = (out.retain, now);
-        (self.is_exact, self.is_repeated) = (out.qos == Qos::ExactlyOnce, out.is_repeated);
-        (self.is_recorded, self.is_released) = (false, false);
+        (self.is_exact, self.is_recorded, self.is_released) = (out.qos == Qos::ExactlyOnce, false, false);
         self
     }
 
@@ -213,8 +211,7 @@ pub struct Session {
     /// Bytes of a backlog that are under way.
     backlog_bytes: usize,
     spread: Spread,
-    /// Exchanges at QoS 2 that were interrupted, by lane and ordinal.
-    begun: BTreeSet<(usize, u64)>,
+    begun: Begun,
     last_answer: u64,
     suspicion: Suspicion,
     opening: Opening,
@@ -248,7 +245,7 @@ impl Session {
             held: 0,
             backlog_bytes: 0,
             spread: Spread::default(),
-            begun: BTreeSet::new(),
+            begun: Begun::default(),
             last_answer: 0,
             suspicion: Suspicion::default(),
             opening: Opening::default(),
@@ -280,6 +277,11 @@ impl Session {
         self.rules.is_exact()
     }
 
+    /// Whether messages go up or come down at QoS 2.
+    pub fn has_exact(&self) -> bool {
+        self.rules.is_exact() || self.rules.subscriptions().iter().any(|(_, qos)| *qos == Qos::ExactlyOnce)
+    }
+
     /// Messages handed over and not settled.
     pub fn in_flight(&self) -> usize {
         self.in_flight.len()
@@ -303,12 +305,10 @@ impl Session {
     /// The upstream has accepted a connection.
     pub fn connected(&mut self, link: Link, now: u64) -> Vec<SessionAction> {
         self.link = Some(link);
-        if !link.session_present {
-            self.begun.clear();
-        }
+        let mut actions = Vec::new();
+        self.resume_exchanges(link.session_present, &mut actions);
         self.suspicion.connected();
         self.got_through = false;
-        let mut actions = Vec::new();
         self.open(now, &mut actions);
         actions
     }
@@ -387,9 +387,11 @@ impl Session {
     ) -> Vec<SessionAction> {
         let Delivery { position, ordinal, message, resent, released } = delivery;
         let mut actions = Vec::new();
-        let is_first = self.begin_exchange(lane, ordinal, &mut actions);
+        let before = self.begin_exchange(lane, ordinal, &mut actions);
+        let is_begun = before.is_begun;
         // what comes again on the same connection has been answered to
-        let source = Source { lane, role, position, ordinal, resent: resent && is_first, message };
+        let resent = (resent || is_begun || before.is_possible) && before.is_first;
+        let source = Source { lane, role, position, ordinal, resent, is_begun, message };
         if released {
             self.hand_over_recorded(source, now, &mut actions);
             return actions;

@@ -76,16 +76,38 @@ fn what_makes_room_between_two_connections_leaves_no_packet_id_behind() {
 #[test]
 fn what_makes_room_after_a_restart_leaves_no_packet_id_behind() {
     let mut bench = exact();
-    bench.append_many(0..4);
-    let oldest = bench.journal.oldest(bench.consumer);
-    bench.session.may_have_begun(Lane::First, oldest);
+    // more than the window, and more than are released at once
+    bench.append_many(0..40);
+    let oldest = bench.journal.maybe_sent(bench.consumer, 0).start;
+    bench.session.may_have_begun(Lane::First, oldest..oldest + 41);
     let limits = Limits { messages: 2, bytes: 1 << 20, when_full: WhenFull::DropOldest };
     bench.journal.register("upstream/home", limits);
-    bench.append_many(4..5);
+    bench.append_many(40..41);
     bench.connect(PRESENT);
     let sent = send(&mut bench, 0);
-    assert_eq!((sent.len(), bench.released.len()), (2, 3), "those that gave way");
-    assert_eq!(bench.released[2] + 1, sent[0].1);
+    assert_eq!((sent.len(), bench.released.len()), (2, 16));
+    for at in 0..39 {
+        let packet_id = bench.released[at];
+        complete(&mut bench, packet_id);
+    }
+    assert_eq!(bench.released.len(), 39, "those that gave way");
+    assert_eq!(bench.released[38] + 1, sent[0].1);
+}
+
+#[test]
+fn a_packet_id_is_released_until_the_upstream_has_answered() {
+    let mut bench = exact();
+    bench.append(&Draft { expiry: Some(10), ..draft("t", b"late") });
+    bench.connect(V5);
+    let packet_id = send(&mut bench, 0)[0].1;
+    reconnect(&mut bench);
+    assert!(send(&mut bench, 20_000).is_empty());
+    assert_eq!(bench.released, [packet_id]);
+    reconnect(&mut bench);
+    assert_eq!(bench.released, [packet_id, packet_id], "nobody knows whether that has arrived");
+    complete(&mut bench, packet_id);
+    reconnect(&mut bench);
+    assert_eq!(bench.released.len(), 2);
 }
 
 #[test]
@@ -152,6 +174,50 @@ fn a_packet_id_in_use_means_that_a_repeated_message_is_there() {
     bench.session.released(packet_id, 0);
     complete(&mut bench, packet_id);
     assert_eq!(bench.ledger().acked, 1);
+}
+
+/// What a repeated message's packet id in use means after this; it is sent again, and nothing is settled.
+fn is_sent_again(mut bench: Bench, why: &str) {
+    bench.pump(0);
+    assert!(bench.sent[0].is_repeated, "{why}");
+    let packet_id = bench.sent[0].packet_id.unwrap();
+    bench.deliver(1);
+    bench.ack(packet_id, 0x91);
+    assert_eq!((bench.recorded.len(), bench.released.clone()), (0, vec![packet_id]), "{why}");
+    complete(&mut bench, packet_id);
+    bench.session.time(FIRST_PAUSE_MS);
+    assert_eq!(send(&mut bench, FIRST_PAUSE_MS).len(), 1, "{why}");
+    record(&mut bench, packet_id, 0);
+    bench.session.released(packet_id, 0);
+    complete(&mut bench, packet_id);
+    assert_eq!(bench.ledger().acked, 1, "{why}");
+}
+
+#[test]
+fn a_packet_id_in_use_says_nothing_where_it_is_not_certain_by_what() {
+    let mut bench = exact();
+    bench.append_many(0..1);
+    let sent = bench.journal.maybe_sent(bench.consumer, 0).start;
+    bench.session.may_have_begun(Lane::First, sent..sent + 1);
+    bench.connect(PRESENT);
+    is_sent_again(bench, "after a crash");
+
+    let mut bench = exact();
+    bench.append_many(0..1);
+    bench.connect(V5);
+    bench.pump(0);
+    bench.sent.clear();
+    reconnect(&mut bench);
+    is_sent_again(bench, "it was handed over and not written");
+
+    let mut bench = exact();
+    bench.append_many(0..1);
+    bench.connect(V5);
+    send(&mut bench, 0);
+    bench.disconnect(&Broken::Silent);
+    bench.session.doubt_exchanges();
+    bench.connect(PRESENT);
+    is_sent_again(bench, "the session there is perhaps another one");
 }
 
 #[test]

@@ -157,8 +157,8 @@ impl<C: UpstreamClient> Upstream<C> {
         };
         let mark = SessionMark::restore(journal, &current.name);
         let mut session = Session::new(rules, &current);
-        for lane in Lane::ALL.into_iter().filter(|_| mark.is_exact() == Some(true)) {
-            session.may_have_begun(lane, journal.oldest(consumers.id(lane)));
+        for (lane, consumer) in consumers.all().filter(|_| mark.is_exact() == Some(true)) {
+            session.may_have_begun(lane, journal.maybe_sent(consumer, current.max_inflight.into()));
         }
         Upstream {
             name: current.name.clone(),
@@ -309,6 +309,9 @@ impl<C: UpstreamClient> Upstream<C> {
             let synced = *self.synced.borrow_and_update();
             let was_closed = self.inbox.is_closed();
             let is_ready = self.release_safe(synced);
+            if self.exact.is_overdue() {
+                return Ok(End::Broken(self.disk_is_slow()));
+            }
             if was_closed && !self.inbox.is_closed() {
                 self.inbox.deliver(&self.door, self.clock.boot_ms()).await?;
             }

@@ -93,9 +93,15 @@ impl Connection {
     /// Writes what waits for the client, as far as its window and the output buffer allow. Says whether nothing more can be
     /// delivered before something new comes in.
     pub(super) fn deliver(&mut self) -> bool {
+        let is_all = self.deliver_what_fits();
+        // where something was taken from the journal, it knows already
         if let Some(durable) = &mut self.session.durable {
             durable.reader.say_settled();
         }
+        is_all
+    }
+
+    fn deliver_what_fits(&mut self) -> bool {
         self.resend();
         if self.awaits_suback() {
             // many clients drop what comes for a subscription before its SUBACK

@@ -261,9 +261,9 @@ fn what_is_of_one_gives_way_together_under_whatever_names() {
     let holders: [(Part, &[&str]); 6] = [
         (Part::Upstreams, &["upstream/home", "upstream/home/2"]),
         (Part::Upstreams, &["upstream/cloud"]),
-        (Part::Users, &["session/u/ann\0a", "session/u/ann\0b"]),
-        (Part::Users, &["session/u/bob\0a"]),
-        (Part::Users, &["share/u/group/a/#", "share/u/other/b"]),
+        (Part::Users, &["session/u/ann\0a", "session/u/ann\0b", "share/u/ann\0group/a/#", "share/u/ann\0other/b"]),
+        (Part::Users, &["session/u/bob\0a", "share/u/bob\0group/#"]),
+        (Part::Users, &["share/u/group/a/#"]),
         (Part::Guests, &["session/g/\0a", "session/g/\0b", "share/g/group/a"]),
     ];
     for (at, (part, names)) in holders.iter().enumerate() {
@@ -276,4 +276,60 @@ fn what_is_of_one_gives_way_together_under_whatever_names() {
     // of versions that did not note whose it is, or whose name was lost
     assert_eq!(["session/a", ""].map(Part::of), [Part::Users; 2]);
     assert_ne!(Holder::of("session/a"), Holder::of("session/b"));
+}
+
+#[test]
+fn what_cannot_be_merged_is_no_room_for_others() {
+    let journal = open(&MemoryStorage::default(), settings(SMALL, WhenFull::Refuse));
+    let refuse = Limits { when_full: WhenFull::Refuse, ..ANY };
+    let [slow, quick] = ["upstream/slow", "upstream/quick"].map(|name| journal.register(name, refuse));
+    // a little of every file is needed
+    for round in 0..10 {
+        fill(&journal, round..round + 1, &[slow]);
+        fill(&journal, 0..58, &[quick]);
+    }
+    drain(&journal, quick);
+    journal.shared.state.lock().segments.values_mut().for_each(|segment| segment.is_damaged = true);
+    let count = fill_until_refused(&journal, quick);
+    assert!(count > 50, "{count}");
+    assert_eq!((journal.status().failing, journal.backlog(slow).messages), (None, 10));
+    assert_eq!(waiting(&journal, quick).len() as u64, count);
+}
+
+#[test]
+fn a_part_that_is_full_says_nothing_of_another() {
+    let journal = open(&MemoryStorage::default(), settings(SMALL, WhenFull::Refuse));
+    let refuse = Limits { when_full: WhenFull::Refuse, ..ANY };
+    let (guest, up) = (journal.register("session/g/\0b", ANY), journal.register("upstream/home", refuse));
+    fill_until_refused(&journal, guest);
+    wait_for("quiet", || journal.shared.state.lock().writing == 0);
+    let looks = || journal.shared.state.lock().looks;
+    assert!(journal.append(&message(payload(0).as_bytes()), &[guest]).is_err());
+    // what is known of the room for upstreams is used up
+    journal.shared.state.lock().room = Default::default();
+    let before = looks();
+    journal.append(&message(payload(0).as_bytes()), &[up]).unwrap();
+    assert_eq!(looks(), before + 1);
+}
+
+#[test]
+fn what_may_have_been_sent_is_known_after_a_crash() {
+    let storage = MemoryStorage::default();
+    let journal = open(&storage, settings(1 << 24, WhenFull::DropOldest));
+    let id = journal.register("upstream/home", ANY);
+    for number in 0..5000u32 {
+        let position = journal.append(&message(&number.to_le_bytes()), &[id]).unwrap();
+        if number % 1000 == 999 {
+            wait_synced(&journal, position);
+        }
+    }
+    let mut reader = journal.reader(id);
+    wait_for("a message", || reader.try_next().is_some());
+    let journal = open(&storage.after_power_cut(), settings(1 << 24, WhenFull::DropOldest));
+    let id = journal.register("upstream/home", ANY);
+    let first = journal.maybe_sent(id, 0).start;
+    // a cursor, and what was in hand
+    assert_eq!(journal.maybe_sent(id, 20), first..first + 1500);
+    assert_eq!(journal.maybe_sent(id, 3000), first..first + 3500);
+    assert_eq!(journal.maybe_sent(id, 60_000), first..first + 5000, "and no more than there are");
 }

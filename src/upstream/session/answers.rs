@@ -49,7 +49,7 @@ impl Session {
             message.again = true;
             if let (IN_USE, true, Some(packet_id)) = (reason, message.is_exact, message.packet_id) {
                 // by a message of another time: it is free then
-                actions.push(SessionAction::Release(packet_id));
+                self.free_id(packet_id, &mut actions);
             }
             if self.pause.is_none() {
                 self.pauses += 1;
@@ -85,7 +85,7 @@ impl Session {
         let message = &mut self.in_flight[at];
         (message.packet_id, message.held) = (None, true);
         if let Some(source) = &mut message.source {
-            source.resent = false;
+            (source.resent, source.is_begun) = (false, false);
         }
         self.held += 1;
     }

@@ -6,7 +6,8 @@
 //! not sent again, only its PUBREL. PUBCOMP settles the message. Where the upstream has forgotten our session, it is sent
 //! again with all that is in flight, as at QoS 1.
 
-use std::ops::RangeInclusive;
+use std::collections::BTreeSet;
+use std::ops::{Range, RangeInclusive};
 
 use super::{InFlight, Role, Session, SessionAction, Source};
 use crate::message::Qos;
@@ -14,6 +15,8 @@ use crate::upstream::lanes::Lane;
 
 /// Packet ids of a lane.
 const IDS: u64 = 0x4000;
+/// Packet ids that the upstream is told to forget before it has answered about the first of them.
+const MOST_ASKED: usize = 16;
 /// Packet ids of messages at QoS 2.
 pub const EXACT_IDS: RangeInclusive<u16> = 0x4000..=0xbfff;
 /// [MQTT-5 3.5.2.1] Packet identifier in use.
@@ -51,6 +54,88 @@ impl Spread {
     }
 }
 
+/// What an upstream may know of exchanges that are not under way on this connection. Decides and does nothing.
+#[derive(Debug, Default)]
+pub(super) struct Begun {
+    /// Sent in the session that the upstream has of us, and interrupted, by lane and ordinal: where their packet ids are in
+    /// use, it is by them.
+    certain: BTreeSet<(usize, u64)>,
+    /// The same before the process began, or in a session that may have been another one: perhaps they were not sent at all,
+    /// and their packet ids are in use by something else.
+    possible: [Range<u64>; 2],
+    /// Packet ids that the upstream is still to be told to forget, and those that it has not answered about.
+    to_free: BTreeSet<u16>,
+    asked: BTreeSet<u16>,
+}
+
+/// What is known of a message that is handed out.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Before {
+    /// It comes for the first time on this connection.
+    pub is_first: bool,
+    /// The session that the upstream has of us has had it.
+    pub is_begun: bool,
+    /// It may have had it.
+    pub is_possible: bool,
+}
+
+impl Begun {
+    /// This message is handed out after all of its lane that come before it: those that are left have ended here, and their
+    /// packet ids are free.
+    fn deliver(&mut self, lane: Lane, ordinal: u64, is_exact_there: bool) -> (bool, bool) {
+        let at = lane.index();
+        while let Some(old) = self.certain.range((at, 0)..(at, ordinal)).next().copied() {
+            self.certain.remove(&old);
+            if is_exact_there {
+                self.to_free.insert(packet_id(lane, old.1));
+            }
+        }
+        let possible = &mut self.possible[at];
+        let passed = possible.start..ordinal.min(possible.end);
+        if !passed.is_empty() && is_exact_there {
+            // there are no more packet ids than that
+            let from = passed.start.max(passed.end.saturating_sub(IDS));
+            self.to_free.extend((from..passed.end).map(|old| packet_id(lane, old)));
+        }
+        let is_possible = possible.contains(&ordinal);
+        possible.start = possible.start.max(ordinal + 1);
+        (self.certain.remove(&(at, ordinal)), is_possible)
+    }
+
+    /// Which session the upstream has of us is not certain any more.
+    fn doubt(&mut self) {
+        for (at, ordinal) in std::mem::take(&mut self.certain) {
+            let possible = &mut self.possible[at];
+            *possible = match possible.is_empty() {
+                true => ordinal..ordinal + 1,
+                false => possible.start.min(ordinal)..possible.end.max(ordinal + 1),
+            };
+        }
+    }
+
+    /// Packet ids to release now.
+    fn free(&mut self) -> impl Iterator<Item = u16> {
+        let count = MOST_ASKED.saturating_sub(self.asked.len());
+        let now: Vec<u16> = self.to_free.iter().take(count).copied().collect();
+        for packet_id in &now {
+            self.to_free.remove(packet_id);
+            self.asked.insert(*packet_id);
+        }
+        now.into_iter()
+    }
+
+    /// Whether a packet id must be released before it is used.
+    fn is_due(&mut self, packet_id: u16) -> bool {
+        self.to_free.remove(&packet_id) && self.asked.insert(packet_id)
+    }
+
+    /// The connection is gone.
+    fn interrupted(&mut self, exchanges: impl Iterator<Item = (usize, u64)>) {
+        self.to_free.append(&mut self.asked);
+        self.certain.extend(exchanges);
+    }
+}
+
 impl Session {
     /// Whether the next packet id may still be in use: by a message that has been held back for very long.
     pub(super) fn is_out_of_ids(&self) -> bool {
@@ -70,37 +155,46 @@ impl Session {
         }
     }
 
-    /// The journal hands this message out, after all of its lane that come before it: whether it does so for the first time
-    /// on this connection. What was in flight before and is not handed out again has ended here, and its packet id is free.
-    pub(super) fn begin_exchange(&mut self, lane: Lane, ordinal: u64, actions: &mut Vec<SessionAction>) -> bool {
+    /// The journal hands this message out, after all of its lane that come before it: what is known of it from before.
+    pub(super) fn begin_exchange(&mut self, lane: Lane, ordinal: u64, actions: &mut Vec<SessionAction>) -> Before {
         let is_first = self.spread.deliver(lane, ordinal);
         self.look_at_spread();
-        if !self.begun.is_empty() {
-            let is_exact_there = self.is_exact_there();
-            self.begun.retain(|(begun, old)| {
-                if *begun != lane.index() || *old > ordinal {
-                    return true;
-                }
-                if *old < ordinal && is_exact_there {
-                    actions.push(SessionAction::Release(packet_id(lane, *old)));
-                }
-                false
-            });
-        }
-        is_first
+        let is_exact_there = self.is_exact_there();
+        let (is_begun, is_possible) = self.begun.deliver(lane, ordinal, is_exact_there);
+        self.free_ids(actions);
+        Before { is_first, is_begun, is_possible }
     }
 
-    /// The gateway has started: a window of messages from this one on may have been under way when it ended.
-    pub fn may_have_begun(&mut self, lane: Lane, oldest: u64) {
-        let window = oldest..oldest + u64::from(self.max_inflight);
-        self.begun.extend(window.map(|ordinal| (lane.index(), ordinal)));
+    fn free_ids(&mut self, actions: &mut Vec<SessionAction>) {
+        if !self.begun.to_free.is_empty() && self.is_exact_there() {
+            actions.extend(self.begun.free().map(SessionAction::Release));
+        }
+    }
+
+    /// The gateway has started: these may have been under way when it ended.
+    pub fn may_have_begun(&mut self, lane: Lane, ordinals: Range<u64>) {
+        self.begun.possible[lane.index()] = ordinals;
+    }
+
+    /// The session that the upstream has of us may not be the one that exchanges were begun in.
+    pub fn doubt_exchanges(&mut self) {
+        self.begun.doubt();
+    }
+
+    /// There is a connection.
+    pub(super) fn resume_exchanges(&mut self, session_present: bool, actions: &mut Vec<SessionAction>) {
+        if !session_present {
+            self.begun = Begun::default();
+        }
+        self.free_ids(actions);
     }
 
     /// The connection is gone: the packet ids of these may be in use there.
     pub(super) fn interrupt_exchanges(&mut self) {
-        let interrupted = self.in_flight.iter().filter(|message| message.is_exact && message.is_unanswered());
-        let sources = interrupted.filter_map(|message| message.source.as_ref());
-        self.begun.extend(sources.map(|source| (source.lane.index(), source.ordinal)));
+        // what was not written has not been sent
+        let was_sent = |message: &&InFlight| message.is_exact && message.is_unanswered() && message.packet_id.is_some();
+        let interrupted = self.in_flight.iter().filter(was_sent).filter_map(|message| message.source.as_ref());
+        self.begun.interrupted(interrupted.map(|source| (source.lane.index(), source.ordinal)));
         self.spread = Spread::default();
     }
 
@@ -111,28 +205,49 @@ impl Session {
 
     /// A message that may have been sent at QoS 2 is not sent so any more: the upstream may forget its packet id, which would
     /// otherwise stand for it until a later message has the same.
-    pub(super) fn abandon_exchange(&self, source: &Source, actions: &mut Vec<SessionAction>) {
+    pub(super) fn abandon_exchange(&mut self, source: &Source, actions: &mut Vec<SessionAction>) {
         if source.resent && self.is_exact_there() {
-            actions.push(SessionAction::Release(packet_id(source.lane, source.ordinal)));
+            self.begun.to_free.insert(packet_id(source.lane, source.ordinal));
+            self.free_ids(actions);
         }
     }
 
-    /// Whether a refusal says that the upstream has a message: it was sent on an earlier connection under the same packet id,
-    /// which is in use.
+    /// A packet id is to be used: nothing else stands for it there.
+    pub(super) fn use_id(&mut self, packet_id: u16, actions: &mut Vec<SessionAction>) {
+        if self.begun.is_due(packet_id) {
+            actions.push(SessionAction::Release(packet_id));
+        }
+    }
+
+    /// The upstream says that a packet id is in use, and it is not certain by what.
+    pub(super) fn free_id(&mut self, packet_id: u16, actions: &mut Vec<SessionAction>) {
+        self.begun.asked.insert(packet_id);
+        actions.push(SessionAction::Release(packet_id));
+    }
+
+    /// Whether a refusal says that the upstream has a message: the packet id is in use, and it can only be by this message,
+    /// which this process has sent in the same session there before. Where that is not certain, such as after a crash, the
+    /// packet id is freed and the message sent again: it may come twice, and is not lost.
     pub(super) fn is_there(&self, at: usize, reason: u8) -> bool {
-        let is_open = |message: &&InFlight| message.is_exact && message.is_repeated && !message.is_recorded;
+        let is_begun = |message: &InFlight| message.source.as_ref().is_some_and(|source| source.is_begun);
+        let is_open = |message: &&InFlight| message.is_exact && is_begun(message) && !message.is_recorded;
         reason == IN_USE && self.in_flight.get(at).filter(is_open).is_some()
     }
 
     /// The upstream has done with a packet id (PUBCOMP).
     pub fn completed(&mut self, packet_id: u16, now: u64) -> Vec<SessionAction> {
+        let was_asked = self.begun.asked.remove(&packet_id);
         let is_it = |message: &&InFlight| message.packet_id == Some(packet_id) && message.is_unanswered();
         // before PUBREL it is for an earlier message
         if self.in_flight.iter().find(is_it).is_some_and(|message| message.is_released) {
             return self.acked(packet_id, 0, now);
         }
         self.last_answer = now;
-        Vec::new()
+        let mut actions = Vec::new();
+        if was_asked {
+            self.free_ids(&mut actions);
+        }
+        actions
     }
 
     /// PUBREL is on its way: from now on only PUBCOMP ends this message.

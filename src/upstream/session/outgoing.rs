@@ -48,8 +48,9 @@ impl Session {
             Ok(mut out) => {
                 out.retain &= !self.suspicion.leaves_out_flag(lane, position);
                 if out.qos == Qos::ExactlyOnce {
-                    out.packet_id = Some(exact::packet_id(lane, source.ordinal));
-                    out.is_repeated = source.resent;
+                    let packet_id = exact::packet_id(lane, source.ordinal);
+                    (out.packet_id, out.is_repeated) = (Some(packet_id), source.resent);
+                    self.use_id(packet_id, actions);
                 } else {
                     self.abandon_exchange(source, actions);
                 }

@@ -3,7 +3,8 @@
 //! Where a connection leads to a session that the steps in the journal do not belong to (see [`SessionMark`]), nothing of the
 //! journal leaves before these are forgotten, and that is safe: all that is in flight is sent again. In a session of another
 //! time, packet ids may still be in use, and a new message under one of them would be taken for the old one: all of them are
-//! released first. Only then the steps belong to that session, so whatever ends in between, it begins anew.
+//! released first. Only then the steps belong to that session, so whatever ends in between, it begins anew. A disk that takes
+//! nothing of that for long ends the connection, with a fault that is shown: it is tried again, and nothing is lost.
 //!
 //! [`SessionMark`]: crate::upstream::mark::SessionMark
 
@@ -25,6 +26,9 @@ use crate::upstream::wire::{Ack, Broken, Link, UpstreamClient};
 const PAGE: usize = 256;
 /// After so many connections that ended meanwhile, packet ids are not released any more.
 const MOST_ENDED: u32 = 2;
+
+/// A disk that takes nothing is waited for no longer than this before messages leave.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// What is to be done before messages leave.
 #[derive(Debug)]
@@ -70,6 +74,8 @@ pub(super) struct Exact {
     is_foreign: bool,
     /// The steps in the journal are not those of the session there: also on the next connection, until it is done.
     must_forget: bool,
+    /// The disk is waited for until then.
+    until: Option<Instant>,
     /// Connections that the upstream ended while packet ids were released.
     ended: u32,
     /// Place of the newest PUBREC.
@@ -84,8 +90,15 @@ impl Exact {
     pub fn deadline(&self) -> Option<Instant> {
         match &self.step {
             Some(Step::Release(freed)) => Some(freed.until),
-            _ => None,
+            Some(_) => self.until,
+            None => None,
         }
+    }
+
+    /// Whether the disk has not taken for long what must be safe before messages leave.
+    pub fn is_overdue(&self) -> bool {
+        let waits = matches!(self.step, Some(Step::Forget | Step::Forgotten(_) | Step::Mark(_)));
+        waits && self.until.is_some_and(|until| until <= Instant::now())
     }
 
     pub fn disconnected(&mut self, why: &Broken) {
@@ -105,10 +118,14 @@ impl Exact {
 impl<C: UpstreamClient> Upstream<C> {
     /// Whether something is noted that a new session there would make wrong.
     pub(super) fn has_steps(&self) -> bool {
-        let mut lanes = Lane::ALL.iter();
         self.inbox.has_steps()
             || self.exact.recorded > *self.synced.borrow()
-            || lanes.any(|lane| !self.journal.released(self.consumers.id(*lane)).is_empty())
+            || self.consumers.all().any(|(_, consumer)| !self.journal.released(consumer).is_empty())
+    }
+
+    /// Whether what goes up or comes down, or has done so before, is to come exactly once.
+    fn needs_steps(&self) -> bool {
+        self.session.has_exact() || self.exact.must_forget || self.mark.is_exact() == Some(true) || self.has_steps()
     }
 
     /// There is a connection: whether exchanges go on, or begin anew.
@@ -123,7 +140,12 @@ impl<C: UpstreamClient> Upstream<C> {
             let _ = self.mark.set(is_exact, false);
             return;
         }
+        if !self.needs_steps() {
+            return;
+        }
+        self.session.doubt_exchanges();
         self.exact.must_forget = true;
+        self.exact.until = Some(Instant::now() + PATIENCE);
         self.exact.is_foreign = link.session_present
             && link.max_qos == Qos::ExactlyOnce
             && self.mark.is_foreign(is_exact)
@@ -165,25 +187,29 @@ impl<C: UpstreamClient> Upstream<C> {
                         freed.unanswered += 1;
                     }
                     if freed.left.is_empty() && freed.unanswered == 0 {
+                        self.exact.until = Some(Instant::now() + PATIENCE);
                         self.exact.step = Some(Step::Mark(true));
                     } else if freed.until <= Instant::now() {
                         warn!(upstream = self.name, "the upstream does not answer to PUBREL: going on without");
+                        self.exact.ended = self.exact.ended.max(MOST_ENDED);
+                        self.exact.until = Some(Instant::now() + PATIENCE);
                         self.exact.step = Some(Step::Mark(false));
                     } else {
                         return false;
                     }
                 }
-                // what is not sure is done again on the next connection
+                // what is not sure is done again on the next connection, also after a restart: until then the session is marked
+                // as one without messages at QoS 2, and with a doubt
                 Some(Step::Mark(is_sure)) => {
                     let is_sure = *is_sure;
-                    if self.mark.set(self.session.is_exact(), !is_sure).is_err() {
+                    if self.mark.set(self.session.is_exact() && is_sure, !is_sure).is_err() {
                         return false;
                     }
                     self.exact.must_forget = !is_sure;
                     if is_sure {
                         self.exact.ended = 0;
                     }
-                    self.exact.step = None;
+                    (self.exact.step, self.exact.until) = (None, None);
                     self.inbox.open();
                 }
             }
@@ -194,8 +220,7 @@ impl<C: UpstreamClient> Upstream<C> {
     fn forget_exchanges(&mut self) -> Result<Position, Full> {
         let mut safe = self.inbox.note_forgotten()?;
         let mut count = 0;
-        for lane in Lane::ALL {
-            let consumer = self.consumers.id(lane);
+        for (_, consumer) in self.consumers.all() {
             for ordinal in self.journal.released(consumer) {
                 safe = safe.max(self.journal.note(consumer, Note::Again(ordinal))?);
                 count += 1;

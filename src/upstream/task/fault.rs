@@ -30,6 +30,12 @@ impl<C: UpstreamClient> Upstream<C> {
         self.health.set(&format!("{PART}{}", self.name), Some(&fault));
     }
 
+    /// What must be safe before messages leave is not, because the disk takes nothing.
+    pub(super) fn disk_is_slow(&self) -> Broken {
+        let why = self.journal.status().failing.unwrap_or_else(|| "the disk takes nothing".into());
+        Broken::Failed(format!("the upstream's session is another one, and that cannot be noted in the journal: {why}"))
+    }
+
     /// There is a connection, or none is wanted any more.
     pub(super) fn is_well(&self) {
         self.health.set(&format!("{PART}{}", self.name), None);

@@ -69,7 +69,10 @@ impl<C: UpstreamClient> Upstream<C> {
         let v4_forbidden = self.current.v5_only && self.shown.version == Some(Version::V311);
         // packet ids may be in use there from another time: see [`exact`](super::exact)
         let is_exact = self.session.is_exact();
-        let is_another = self.mark.is_exact().is_some_and(|was_exact| was_exact != is_exact);
+        let is_another = match self.mark.is_exact() {
+            Some(was_exact) => was_exact != is_exact,
+            None => self.session.has_exact(),
+        };
         if is_same && !v4_forbidden && !is_another {
             info!(upstream = self.name, "new rules");
             return !alive;

@@ -1,6 +1,7 @@
 //! Steps of QoS 2 exchanges over connections: whose they are, and when they are safe.
 
 use super::*;
+use crate::journal::Note;
 use crate::journal::settings::JournalSettings;
 use crate::journal::storage::memory::{Faults, MemoryStorage};
 use crate::upstream::session::EXACT_IDS;
@@ -8,6 +9,7 @@ use crate::upstream::settings::Retry;
 
 const HELD: Faults = Faults { hold_sync: true, ..Faults::NONE };
 const WORKS: Faults = Faults { hold_sync: false, ..HELD };
+const FAILS: Faults = Faults { write: Some(5), ..WORKS };
 
 fn open(storage: MemoryStorage) -> Journal {
     Journal::open(Arc::new(storage), JournalSettings::default(), Arc::new(SystemClock)).unwrap()
@@ -230,6 +232,68 @@ async fn an_upstream_that_ends_connections_at_pubrel_gets_its_messages() {
     }
     bench.accept("one", true).await;
     assert_eq!(bench.until_published(1).await, (vec!["loft/a 1".into()], Vec::new()));
+    bench.running.stop().await;
+    // packet ids may be in use there all the same, which is known after a restart
+    let mut bench = Bench::start(bench.storage);
+    bench.accept("one", true).await;
+    assert_eq!(bench.until_published(1).await, (vec!["loft/a 1".into()], all_ids()));
+    bench.running.stop().await;
+    let mut bench = Bench::start(bench.storage);
+    bench.accept("one", true).await;
+    assert_eq!(bench.until_published(1).await, (vec!["loft/a 1".into()], Vec::new()), "and they are free now");
+    bench.running.stop().await;
+}
+
+#[tokio::test]
+async fn who_has_no_rule_at_qos_2_has_nothing_to_forget() {
+    let mut settings = settings(&["mqtt://one"]);
+    settings.inbound.clear();
+    let mut bench = Bench::with(MemoryStorage::default(), settings);
+    assert_eq!(bench.script.next().await, connect("one", Version::V5));
+    bench.script.answers.send(present(true)).await.unwrap();
+    bench.running.append("loft/a", "1");
+    assert_eq!(bench.until_published(1).await, (vec!["sites/loft/a 1".into()], Vec::new()));
+    assert_eq!(bench.running.journal.kept("\0upstream/home\0"), []);
+    // one that is added needs to know what was before
+    let exact = UpstreamSettings { inbound: Vec::new(), ..exact() };
+    bench.running.settings.send(Arc::new(exact)).unwrap();
+    while bench.script.next().await != Asked::Disconnect {}
+    bench.lose().await;
+    while bench.script.next().await != connect("one", Version::V5) {}
+    bench.script.answers.send(present(true)).await.unwrap();
+    assert_eq!(bench.until_published(1).await, (vec!["loft/a 1".into()], all_ids()));
+    assert_eq!(bench.running.journal.kept("\0upstream/home\0").len(), 1);
+    bench.running.stop().await;
+}
+
+/// Has the journal take nothing at all, not even steps of QoS 2.
+fn fill_up(bench: &Bench) {
+    bench.storage.set_faults(FAILS);
+    let note = || bench.running.journal.note(bench.running.consumer, Note::Again(0));
+    note().unwrap();
+    // what the writing thread has in hand by then stays there
+    while bench.running.journal.status().failing.is_none() {
+        std::thread::yield_now();
+    }
+    while note().is_ok() {}
+}
+
+#[tokio::test]
+async fn a_journal_that_takes_nothing_ends_the_connection_and_is_shown() {
+    let settings = UpstreamSettings { inbound: Vec::new(), ..exact() };
+    let mut bench = Bench::with(MemoryStorage::default(), settings);
+    bench.running.append("loft/a", "1");
+    fill_up(&bench);
+    assert_eq!(bench.script.next().await, connect("one", Version::V5));
+    tokio::time::pause();
+    bench.script.answers.send(present(false)).await.unwrap();
+    assert_eq!(bench.script.next().await, connect("one", Version::V5), "after half a minute");
+    let why = bench.running.snapshots.borrow().last_error.clone().unwrap();
+    assert!(why.contains("cannot be noted in the journal"), "{why}");
+    tokio::time::resume();
+    bench.storage.set_faults(WORKS);
+    bench.script.answers.send(present(true)).await.unwrap();
+    assert_eq!(bench.until_published(1).await.0, ["loft/a 1"]);
     bench.running.stop().await;
 }
 

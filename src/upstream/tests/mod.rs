@@ -164,7 +164,7 @@ impl Running {
             polled.fetch_add(1, Ordering::Relaxed);
             run.as_mut().poll(context)
         }));
-        let first = journal.oldest(consumer);
+        let first = journal.maybe_sent(consumer, 0).start;
         Running { journal, consumer, settings, snapshots, cancel, task, pulse: taker, polls, first }
     }
 
