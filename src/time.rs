@@ -1,6 +1,8 @@
 //! Clocks. A Pi has no battery-backed clock: its wall time is wrong after boot until the network has corrected it. So
 //! events carry the boot clock, which only ever goes forward, and wall time is worked out from it when it is known.
 
+pub mod zone;
+
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};

@@ -33,6 +33,9 @@ struct Group {
     boot_ms: Option<u64>,
 }
 
+/// Groups that a queue where nothing waits has room for.
+const ROOM: usize = 4;
+
 /// Sizes of the messages that wait, without an entry for each of millions.
 #[derive(Debug, Default)]
 pub struct Sizes {
@@ -66,6 +69,13 @@ impl Sizes {
             self.bytes -= first.bytes;
             self.groups.pop_front();
         }
+    }
+
+    /// Nothing waits any more. A little room stays: where little goes on, every message is the first and the last.
+    pub fn clear(&mut self) {
+        self.groups.clear();
+        self.groups.shrink_to(ROOM);
+        self.bytes = 0;
     }
 
     /// Bytes of all that wait.
@@ -284,7 +294,7 @@ impl Queue {
         self.released.retain(|ordinal| *ordinal > base);
         self.sizes.pop();
         if self.waiting() == 0 {
-            self.sizes = Sizes::default();
+            self.sizes.clear();
         }
         self.unsaved += 1;
     }

@@ -198,9 +198,13 @@ pub struct Draft<'a> {
 }
 
 impl Draft<'_> {
+    fn encoded_len(&self) -> usize {
+        HEADER + self.properties.len() + self.topic.len() + self.payload.len()
+    }
+
     /// Appends the encoded message.
     fn encode(&self, out: &mut BytesMut) {
-        let len = HEADER + self.properties.len() + self.topic.len() + self.payload.len();
+        let len = self.encoded_len();
         out.reserve(len);
         let mut head = [0u8; HEADER];
         head[0..4].copy_from_slice(&u32::try_from(len).unwrap_or(u32::MAX).to_le_bytes());

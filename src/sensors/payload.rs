@@ -23,11 +23,10 @@
 //! is not published. It has no place for a mark, so before the clock is synchronised it is as wrong as the system's.
 
 use jiff::Timestamp;
-use jiff::tz::TimeZone;
 use serde::Serialize;
 
 use super::settings::PayloadFormat;
-use crate::time::Clock;
+use crate::time::{Clock, zone};
 
 /// A state to be told of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -86,7 +85,7 @@ pub fn payload(
         PayloadFormat::OnOff => Some(if reading.on { b"ON".to_vec() } else { b"OFF".to_vec() }),
         PayloadFormat::Time => reading.on.then(|| {
             let moment = Timestamp::from_millisecond(clock.unix_ms_at(reading.since_boot_ms)).unwrap_or_default();
-            moment.to_zoned(TimeZone::system()).strftime("%H:%M:%S").to_string().into_bytes()
+            moment.to_zoned(zone::local()).strftime("%H:%M:%S").to_string().into_bytes()
         }),
     }
 }
@@ -111,6 +110,8 @@ fn json(sensor: &str, reading: Reading, marks: Marks, clock: &dyn Clock) -> Vec<
 
 #[cfg(test)]
 mod tests {
+    use jiff::tz::TimeZone;
+
     use super::*;
     use crate::time::TestClock;
 

@@ -21,6 +21,7 @@ use tracing_subscriber::{EnvFilter, Registry, reload};
 
 use super::problems::ProblemsLayer;
 use crate::health::Problems;
+use crate::time::zone;
 
 /// Libraries whose own log is quiet unless the filter names them. The spans of rumqttd's router cost a good part of its
 /// throughput.
@@ -104,7 +105,7 @@ struct LocalTime;
 
 impl FormatTime for LocalTime {
     fn format_time(&self, w: &mut Writer<'_>) -> fmt::Result {
-        write!(w, "{}", jiff::Zoned::now().strftime("%F %T%.3f"))
+        write!(w, "{}", jiff::Timestamp::now().to_zoned(zone::local()).strftime("%F %T%.3f"))
     }
 }
 

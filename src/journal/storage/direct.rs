@@ -18,7 +18,7 @@
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
-use std::path::Path;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 
@@ -51,12 +51,12 @@ impl Opened {
     }
 
     /// The descriptor that leads past the page cache. The name may mean another file by now, and that one is let alone.
-    fn direct(&self, path: &Path) -> io::Result<Option<&File>> {
+    fn direct(&self, path: impl Fn() -> PathBuf) -> io::Result<Option<&File>> {
         if self.direct.get().is_none() {
             let file = OpenOptions::new()
                 .write(true)
                 .custom_flags((OFlags::DIRECT | OFlags::NOFOLLOW).bits() as i32)
-                .open(path)?;
+                .open(path())?;
             let (this, that) = (self.file.metadata()?, file.metadata()?);
             if (this.dev(), this.ino()) != (that.dev(), that.ino()) {
                 return Ok(None);
@@ -80,8 +80,8 @@ impl Sectors {
         Sectors { is_off: true.into(), ..Sectors::default() }
     }
 
-    /// Writes all bytes to the file at `path`.
-    pub fn write(&self, to: &Arc<Opened>, path: &Path, offset: u64, bytes: &[u8]) -> io::Result<()> {
+    /// Writes all bytes to the file, whose path is asked for once.
+    pub fn write(&self, to: &Arc<Opened>, path: impl Fn() -> PathBuf, offset: u64, bytes: &[u8]) -> io::Result<()> {
         // over both ways: a window must not be read while something is written beside it
         let mut window = self.window.lock();
         if self.write_direct(&mut window, to, path, offset, bytes)? {
@@ -96,7 +96,7 @@ impl Sectors {
         &self,
         window: &mut Window,
         to: &Arc<Opened>,
-        path: &Path,
+        path: impl Fn() -> PathBuf,
         offset: u64,
         bytes: &[u8],
     ) -> io::Result<bool> {

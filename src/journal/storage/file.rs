@@ -148,7 +148,7 @@ impl Storage for FileStorage {
     }
 
     fn write_at(&self, name: &str, offset: u64, bytes: &[u8]) -> io::Result<()> {
-        self.sectors.write(&self.file(name)?, &self.dir.join(name), offset, bytes)
+        self.sectors.write(&self.file(name)?, || self.dir.join(name), offset, bytes)
     }
 
     fn create(&self, name: &str, len: u64) -> io::Result<()> {

@@ -1,5 +1,6 @@
 use std::cell::RefCell;
 use std::collections::VecDeque;
+use std::path::Path;
 
 use proptest::prelude::*;
 
@@ -149,7 +150,7 @@ fn small_writes_go_past_the_page_cache() {
     let path = dir.path().join("f");
     let (sectors, file) = (Sectors::default(), open(&path));
     for at in (8192..40_000).step_by(296) {
-        sectors.write(&file, &path, at as u64, &[at as u8; 296]).unwrap();
+        sectors.write(&file, || path.clone(), at as u64, &[at as u8; 296]).unwrap();
         model[at..at + 296].fill(at as u8);
         assert!(std::fs::read(&path).unwrap() == model, "at {at}");
     }
@@ -164,7 +165,7 @@ fn what_is_large_or_ends_beyond_the_last_sector_goes_through_it() {
     let path = dir.path().join("f");
     let (sectors, file) = (Sectors::default(), open(&path));
     for (at, len) in [(0, 4097), (511, 3587), (9728, 8), (9700, 100), (10_000, 8), (0, 0)] {
-        sectors.write(&file, &path, at, &vec![1; len]).unwrap();
+        sectors.write(&file, || path.clone(), at, &vec![1; len]).unwrap();
         assert_eq!(sectors.window.lock().writes, 0, "{at} {len}");
     }
     assert_eq!(std::fs::metadata(&path).unwrap().len(), 10_008);
@@ -176,9 +177,9 @@ fn a_file_that_has_the_name_of_another_is_let_alone() {
     let path = dir.path().join("f");
     let (sectors, file) = (Sectors::default(), open(&path));
     std::fs::rename(&path, dir.path().join("g")).unwrap();
-    sectors.write(&file, &path, 0, &[1; 8]).unwrap();
+    sectors.write(&file, || path.clone(), 0, &[1; 8]).unwrap();
     std::fs::write(&path, [0; 1024]).unwrap();
-    sectors.write(&file, &path, 8, &[2; 8]).unwrap();
+    sectors.write(&file, || path.clone(), 8, &[2; 8]).unwrap();
     assert_eq!(std::fs::read(&path).unwrap(), [0; 1024]);
     let moved = std::fs::read(dir.path().join("g")).unwrap();
     assert_eq!((&moved[..8], &moved[8..16]), (&[1; 8][..], &[2; 8][..]));
