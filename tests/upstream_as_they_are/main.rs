@@ -12,6 +12,7 @@ mod line;
 mod orphans;
 mod outage;
 mod played;
+mod strangers;
 #[path = "../support/mod.rs"]
 mod support;
 mod traces;

@@ -2,10 +2,10 @@
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::support::packet::{Packet, Publish, Reader, V5, packet};
 use crate::support::wait_until;
@@ -20,6 +20,18 @@ pub enum Say {
     Nothing,
     /// These bytes, and the connection ends.
     Last(Vec<u8>),
+    /// These bytes in its place.
+    Instead(Vec<u8>),
+    /// As it should be, and these bytes.
+    Also(Vec<u8>),
+    /// As it should be, one byte at a time.
+    Pieces,
+    /// As it should be, and then these bytes again and again while this holds; nothing is read meanwhile.
+    Flood(Vec<u8>, Arc<AtomicBool>),
+    /// As it should be, and then nothing is read while this holds.
+    Deaf(Arc<AtomicBool>),
+    /// The connection is reset.
+    Reset,
 }
 
 /// What a gateway has said.
@@ -154,6 +166,36 @@ fn converse(mut stream: TcpStream, connection: usize, log: &Mutex<Log>, script: 
             Say::Close => (Vec::new(), true),
             Say::Nothing => (Vec::new(), false),
             Say::Last(bytes) => (bytes, true),
+            Say::Instead(bytes) => (bytes, false),
+            Say::Also(bytes) => ([usual(&heard, &mut log.lock().unwrap()), bytes].concat(), false),
+            Say::Pieces => {
+                let answer = usual(&heard, &mut log.lock().unwrap());
+                let _ = stream.set_nodelay(true);
+                if answer.iter().any(|byte| stream.write_all(&[*byte]).is_err()) {
+                    return;
+                }
+                (Vec::new(), false)
+            }
+            Say::Flood(bytes, lasts) => {
+                let answer = usual(&heard, &mut log.lock().unwrap());
+                let _ = stream.write_all(&answer);
+                while lasts.load(Ordering::Relaxed) && stream.write_all(&bytes).is_ok() {
+                    thread::sleep(Duration::from_millis(10));
+                }
+                return;
+            }
+            Say::Deaf(lasts) => {
+                let answer = usual(&heard, &mut log.lock().unwrap());
+                let _ = stream.write_all(&answer);
+                while lasts.load(Ordering::Relaxed) {
+                    thread::sleep(Duration::from_millis(10));
+                }
+                return;
+            }
+            Say::Reset => {
+                let _ = socket2::SockRef::from(&stream).set_linger(Some(Duration::ZERO));
+                return;
+            }
         };
         if stream.write_all(&answer).is_err() {
             return;
