@@ -219,6 +219,35 @@ fn the_network_hears_of_open_ports_and_forgets_those_that_are_not() {
 }
 
 #[test]
+fn a_port_with_an_address_of_its_own_is_announced_where_it_is_although_two_interfaces_are_in_one_network() {
+    let host = Host::start();
+    let interfaces = "for at in 1 2; do ip link add net$at type veth peer name far$at; ip addr add 192.0.2.$at/24 dev net$at; \
+                      ip link set far$at up; ip link set net$at up multicast on; done";
+    assert!(host.command("sh").args(["-e", "-c", interfaces]).status().unwrap().success());
+    let conf = host.dir.path().join("avahi.conf");
+    fs::write(&conf, AVAHI.replace("=lo", "=net1,net2")).unwrap();
+    let _bus = host.bus();
+    let _avahi = host.avahi();
+    for (address, interface) in [("192.0.2.1", "net1"), ("192.0.2.2", "net2")] {
+        let (setup, _) = Setup::default().http();
+        let setup = setup.listen_on(address);
+        setup.write();
+        let gateway = host.gateway(&setup);
+        gateway.wait_for_line(&format!("announced by mDNS as \"pigateway test\": _mqtt._tcp {}", setup.port_number()));
+        let found = |state: char| {
+            let mut browse = host.command("avahi-browse");
+            let output = browse.args(["--parsable", "--terminate", "--no-db-lookup", "_mqtt._tcp"]).output().unwrap();
+            let output = String::from_utf8(output.stdout).unwrap();
+            let lines = output.lines().filter(|line| line.starts_with(state));
+            lines.filter_map(|line| line.split(';').nth(1).map(str::to_owned)).collect::<Vec<_>>()
+        };
+        wait_until("that it is found", || found('+') == [interface]);
+        gateway.stop();
+        wait_until("that it is forgotten", || found('+').is_empty());
+    }
+}
+
+#[test]
 fn the_file_for_hosts_of_containers_names_the_default_ports() {
     let text = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/avahi.service")).unwrap();
     let mut expected = Vec::new();

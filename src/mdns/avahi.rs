@@ -78,8 +78,8 @@ pub(super) struct Avahi {
 struct Daemon {
     name: String,
     signals: MessageStream,
-    /// All that we announce.
-    group: OwnedObjectPath,
+    /// All that we announce, if anything. What is said of another one is about what was announced before.
+    group: Option<OwnedObjectPath>,
 }
 
 impl Avahi {
@@ -121,11 +121,9 @@ impl Avahi {
         let rule = MatchRule::builder().msg_type(Type::Signal).sender(name.as_str()).member("StateChanged").build()?;
         // before the first question, so that no news is missed
         let signals = MessageStream::for_match_rule(rule, &self.bus, None).await?;
-        let group = self.bus.call_method(Some(name.as_str()), "/", Some(SERVER), "EntryGroupNew", &()).await?;
-        let group: OwnedObjectPath = group.body().deserialize()?;
         let state = self.bus.call_method(Some(name.as_str()), "/", Some(SERVER), "GetState", &()).await?;
         let is_running = state.body().deserialize::<i32>()? == SERVER_RUNNING;
-        self.daemon = Some(Daemon { name, signals, group });
+        self.daemon = Some(Daemon { name, signals, group: None });
         Ok(AvahiEvent::Running(is_running))
     }
 
@@ -167,8 +165,8 @@ impl Avahi {
         if interface == Some(SERVER) {
             return Ok(Some(AvahiEvent::Running(state == SERVER_RUNNING)));
         }
-        let group = self.daemon.as_ref().map(|daemon| daemon.group.as_str());
-        if interface != Some(GROUP) || header.path().map(|path| path.as_str()) != group {
+        let group = self.daemon.as_ref().and_then(|daemon| daemon.group.as_deref());
+        if interface != Some(GROUP) || group.is_none() || header.path() != group {
             return Ok(None);
         }
         match state {
@@ -179,11 +177,21 @@ impl Avahi {
         }
     }
 
-    /// Announces these instead of what was announced before.
-    pub(super) async fn announce(&self, name: &str, services: &[Service], id: &str) -> Result<Told, AvahiError> {
+    /// Announces these instead of what was announced before, by a new group: signals that are on their way are about the old one.
+    pub(super) async fn announce(&mut self, name: &str, services: &[Service], id: &str) -> Result<Told, AvahiError> {
         // without one the next event tells of another
-        let Some(daemon) = &self.daemon else { return Ok(Told::Taken) };
-        self.of_group(daemon, "Reset", &()).await?;
+        let Some(daemon) = &mut self.daemon else { return Ok(Told::Taken) };
+        let old = daemon.group.take();
+        let daemon_name = daemon.name.clone();
+        if let Some(old) = old {
+            // its names are free before they are announced again
+            self.of_group(&daemon_name, &old, "Free", &()).await?;
+        }
+        let group = self.bus.call_method(Some(daemon_name.as_str()), "/", Some(SERVER), "EntryGroupNew", &()).await?;
+        let group: OwnedObjectPath = group.body().deserialize()?;
+        if let Some(daemon) = &mut self.daemon {
+            daemon.group = Some(group.clone());
+        }
         for service in services {
             let interface = service.interface.and_then(|index| i32::try_from(index).ok()).unwrap_or(ANY);
             let protocol = match service.family {
@@ -196,13 +204,13 @@ impl Avahi {
             let (flags, domain, host) = (0_u32, "", "");
             let (name, txt) = (service.name(name), service.kind.txt(id));
             let about = (interface, protocol, flags, name.as_str(), kind, domain, host, service.port, txt);
-            match self.of_group(daemon, "AddService", &about).await {
+            match self.of_group(&daemon_name, &group, "AddService", &about).await {
                 Ok(()) => {}
                 Err(zbus::Error::MethodError(error, ..)) if error.as_str() == COLLISION => return Ok(Told::Collision),
                 Err(error) => return Err(error.into()),
             }
         }
-        self.of_group(daemon, "Commit", &()).await?;
+        self.of_group(&daemon_name, &group, "Commit", &()).await?;
         Ok(Told::Taken)
     }
 
@@ -214,11 +222,17 @@ impl Avahi {
         Ok(asked.await?.body().deserialize()?)
     }
 
-    async fn of_group<B>(&self, daemon: &Daemon, method: &str, body: &B) -> Result<(), zbus::Error>
+    async fn of_group<B>(
+        &self,
+        daemon: &str,
+        group: &OwnedObjectPath,
+        method: &str,
+        body: &B,
+    ) -> Result<(), zbus::Error>
     where
         B: serde::Serialize + zbus::DynamicType,
     {
-        let asked = self.bus.call_method(Some(daemon.name.as_str()), &daemon.group, Some(GROUP), method, body);
+        let asked = self.bus.call_method(Some(daemon), group, Some(GROUP), method, body);
         asked.await.map(drop)
     }
 

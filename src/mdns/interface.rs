@@ -3,6 +3,8 @@
 use std::fs;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
+use socket2::{Domain, Socket, Type};
+
 /// The index of the interface; `None`: it is not known.
 pub(super) fn of(address: SocketAddr) -> Option<u32> {
     match address {
@@ -11,8 +13,13 @@ pub(super) fn of(address: SocketAddr) -> Option<u32> {
             IpAddr::V6(ip) => v6(ip, &fs::read_to_string("/proc/net/if_inet6").ok()?),
             IpAddr::V4(ip) => {
                 let routes = fs::read_to_string("/proc/net/route").ok()?;
-                let index = fs::read_to_string(format!("/sys/class/net/{}/ifindex", v4(ip, &routes)?)).ok()?;
-                index.trim().parse().ok()
+                let names = v4(ip, &routes);
+                let name = match names[..] {
+                    [name] => name,
+                    // as with a cable and Wi-Fi in one network
+                    _ => names.into_iter().find(|name| has(name, ip))?,
+                };
+                rustix::net::netdevice::name_to_index(Socket::new(Domain::IPV4, Type::DGRAM, None).ok()?, name).ok()
             }
         },
     }
@@ -25,10 +32,25 @@ fn v6(ip: Ipv6Addr, table: &str) -> Option<u32> {
     u32::from_str_radix(line.split_whitespace().nth(1)?, 16).ok()
 }
 
-/// The name, from the table of routes: that of the narrowest network without a gateway that has the address.
-fn v4(ip: Ipv4Addr, routes: &str) -> Option<&str> {
+/// Whether an interface has this as its first address. No packet is sent: the kernel only says from which address it would be.
+fn has(name: &str, ip: Ipv4Addr) -> bool {
+    // two others of its network, of which one may be what stands for all
+    [1, 2].into_iter().any(|bit| {
+        let other = Ipv4Addr::from_bits(ip.to_bits() ^ bit);
+        let from = || {
+            let socket = Socket::new(Domain::IPV4, Type::DGRAM, None)?;
+            socket.bind_device(Some(name.as_bytes()))?;
+            socket.connect(&SocketAddr::from((other, 9)).into())?;
+            socket.local_addr()
+        };
+        from().is_ok_and(|from| from.as_socket_ipv4().is_some_and(|from| *from.ip() == ip))
+    })
+}
+
+/// The names, from the table of routes: those in the narrowest network without a gateway that has the address.
+fn v4(ip: Ipv4Addr, routes: &str) -> Vec<&str> {
     let address = u32::from_ne_bytes(ip.octets());
-    routes
+    let networks: Vec<(u32, &str)> = routes
         .lines()
         .skip(1)
         .filter_map(|line| {
@@ -38,8 +60,12 @@ fn v4(ip: Ipv4Addr, routes: &str) -> Option<&str> {
             let is_local = gateway == 0 && mask != 0 && address & mask == destination;
             is_local.then(|| (mask.count_ones(), fields[0]))
         })
-        .max_by_key(|(bits, _)| *bits)
-        .map(|(_, name)| name)
+        .collect();
+    let narrowest = networks.iter().map(|(bits, _)| *bits).max();
+    let mut names: Vec<&str> =
+        networks.iter().filter(|(bits, _)| Some(*bits) == narrowest).map(|(_, name)| *name).collect();
+    names.dedup();
+    names
 }
 
 #[cfg(test)]
@@ -51,6 +77,8 @@ mod tests {
 Iface\tDestination\tGateway \tFlags\tRefCnt\tUse\tMetric\tMask\t\tMTU\tWindow\tIRTT
 eth0\t00000000\t0101A8C0\t0003\t0\t0\t202\t00000000\t0\t0\t0
 eth0\t0001A8C0\t00000000\t0001\t0\t0\t202\t00FFFFFF\t0\t0\t0
+wlan0\t0002A8C0\t00000000\t0001\t0\t0\t600\t00FFFFFF\t0\t0\t0
+eth1\t0002A8C0\t00000000\t0001\t0\t0\t100\t00FFFFFF\t0\t0\t0
 docker0\t000011AC\t00000000\t0001\t0\t0\t0\t0000FFFF\t0\t0\t0
 br0\t000111AC\t00000000\t0001\t0\t0\t0\t00FFFFFF\t0\t0\t0
 wg0\t00000A0A\t0101A8C0\t0003\t0\t0\t0\t0000FFFF\t0\t0\t0
@@ -59,13 +87,13 @@ wg0\t00000A0A\t0101A8C0\t0003\t0\t0\t0\t0000FFFF\t0\t0\t0
     #[test]
     #[cfg(target_endian = "little")]
     fn an_ipv4_address_belongs_to_the_narrowest_network_of_this_host() {
-        let name = |ip: [u8; 4]| v4(ip.into(), ROUTES);
-        assert_eq!(name([192, 168, 1, 7]), Some("eth0"));
-        assert_eq!(name([172, 17, 0, 1]), Some("docker0"));
-        assert_eq!(name([172, 17, 1, 1]), Some("br0"));
+        let names = |ip: [u8; 4]| v4(ip.into(), ROUTES);
+        assert_eq!(names([192, 168, 1, 7]), ["eth0"]);
+        assert_eq!(names([192, 168, 2, 7]), ["wlan0", "eth1"]);
+        assert_eq!(names([172, 17, 0, 1]), ["docker0"]);
+        assert_eq!(names([172, 17, 1, 1]), ["br0"]);
         // behind a gateway, and by the default route: not this host's
-        assert_eq!(name([10, 10, 0, 1]), None);
-        assert_eq!(name([203, 0, 113, 1]), None);
+        assert!(names([10, 10, 0, 1]).is_empty() && names([203, 0, 113, 1]).is_empty());
     }
 
     #[test]

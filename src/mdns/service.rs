@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
 use super::interface;
+use crate::health::beginning;
 
 /// Longest name of a service, in bytes (RFC 6763, section 4.1.1).
 const LONGEST: usize = 63;
@@ -84,26 +85,21 @@ impl Service {
     /// Its name where ours is this.
     pub(super) fn name(&self, ours: &str) -> String {
         let suffix = if self.names_port { format!(" ({})", self.port) } else { String::new() };
-        format!("{}{suffix}", shortened(ours, LONGEST - suffix.len()))
+        format!("{}{suffix}", beginning(ours, LONGEST - suffix.len()))
     }
 }
 
 /// The name of this gateway's services.
 pub(super) fn name_of(gateway_id: &str) -> String {
     let name = if gateway_id == "pigateway" { gateway_id.to_owned() } else { format!("pigateway {gateway_id}") };
-    shortened(&name, LONGEST_OWN).to_owned()
-}
-
-fn shortened(text: &str, most: usize) -> &str {
-    let end = (0..=most.min(text.len())).rev().find(|end| text.is_char_boundary(*end));
-    &text[..end.unwrap_or(0)]
+    beginning(&name, LONGEST_OWN).to_owned()
 }
 
 /// What is to be announced of those ports that are open. Nobody elsewhere can use what only this host reaches.
-pub(super) fn services(candidates: &[Candidate], is_open: impl Fn(&str) -> bool) -> Vec<Service> {
+pub(super) fn services(candidates: &[Candidate], are_open: &[bool]) -> Vec<Service> {
     let mut at: BTreeMap<(Kind, u16), Vec<Place>> = BTreeMap::new();
-    let reachable = |candidate: &&Candidate| is_reachable(candidate.address) && is_open(&candidate.part);
-    for Candidate { kind, address, .. } in candidates.iter().filter(reachable) {
+    let reachable = |(candidate, is_open): &(&Candidate, &bool)| is_reachable(candidate.address) && **is_open;
+    for (Candidate { kind, address, .. }, _) in candidates.iter().zip(are_open).filter(reachable) {
         let is_everywhere = address.ip().to_canonical().is_unspecified();
         let interface = match (is_everywhere, interface::of(*address)) {
             (true, _) => None,
@@ -160,7 +156,8 @@ mod tests {
     }
 
     fn shown(candidates: &[Candidate], closed: &str) -> Vec<String> {
-        let services = services(candidates, |part| part != closed);
+        let are_open: Vec<bool> = candidates.iter().map(|candidate| candidate.part != closed).collect();
+        let services = services(candidates, &are_open);
         let show = |service: &Service| {
             let Service { port, interface, family, kind, .. } = service;
             format!("{} {port} {:?} {family:?} {interface:?}", kind.service_type(), service.name("pigateway loft"))

@@ -1,5 +1,6 @@
 //! The task beside the announcer: watches the ports, and talks with Avahi.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::watch;
@@ -24,7 +25,9 @@ const TOLD: &str = "Avahi has been told, and asks the network";
 pub struct Mdns {
     id: String,
     settings: watch::Receiver<MdnsSettings>,
-    candidates: Vec<Candidate>,
+    candidates: Arc<[Candidate]>,
+    /// What is to be announced where these of them are open.
+    known: Option<(Vec<bool>, Vec<Service>)>,
     health: Health,
     changes: watch::Receiver<u64>,
     announcer: Announcer,
@@ -56,7 +59,8 @@ impl Mdns {
             Mdns {
                 id: gateway_id.into(),
                 settings,
-                candidates,
+                candidates: candidates.into(),
+                known: None,
                 health,
                 changes,
                 announcer,
@@ -72,7 +76,7 @@ impl Mdns {
     pub async fn run(mut self, cancel: CancellationToken) {
         let mut pause = PAUSE[0];
         loop {
-            let wanted = self.wanted();
+            let wanted = self.wanted().await;
             // nobody is connected to for nothing
             let ended = if wanted.is_empty() { Ended::NothingToSay } else { self.talk(&cancel, &mut pause).await };
             match ended {
@@ -88,7 +92,7 @@ impl Mdns {
                 Ended::Failed(error) => {
                     debug!(%error, "mDNS: tried again in {pause:?}");
                     self.show(&error.to_string());
-                    let failed_with = self.wanted();
+                    let failed_with = self.wanted().await;
                     tokio::select! {
                         () = cancel.cancelled() => return,
                         () = self.wants_other_than(&failed_with) => {}
@@ -100,17 +104,29 @@ impl Mdns {
         }
     }
 
-    /// What is to be announced at present.
-    fn wanted(&self) -> Vec<Service> {
-        match self.settings.borrow().enabled {
-            true => services(&self.candidates, |part| !self.health.is_faulty(part)),
-            false => Vec::new(),
+    /// What is to be announced at present. The system is asked for interfaces only where other ports are open than the last
+    /// time: much else that changes in the gateway's health is looked at here. Safe to cancel.
+    async fn wanted(&mut self) -> Vec<Service> {
+        if !self.settings.borrow().enabled {
+            return Vec::new();
+        }
+        let open: Vec<bool> = self.candidates.iter().map(|port| !self.health.is_faulty(&port.part)).collect();
+        match &self.known {
+            Some((known, services)) if *known == open => services.clone(),
+            _ => {
+                let (candidates, are_open) = (self.candidates.clone(), open.clone());
+                let asking = tokio::task::spawn_blocking(move || services(&candidates, &are_open));
+                // it does not panic, and a runtime that ends needs no answer
+                let services = asking.await.unwrap_or_default();
+                self.known = Some((open, services.clone()));
+                services
+            }
         }
     }
 
     /// Waits until something else is to be announced. Safe to cancel.
     async fn wants_other_than(&mut self, known: &[Service]) {
-        while self.wanted() == known {
+        while self.wanted().await == known {
             tokio::select! {
                 // whoever holds the other ends outlives this task
                 Ok(()) = self.settings.changed() => {}
@@ -123,6 +139,8 @@ impl Mdns {
     /// Announces for as long as there is something to announce and somebody to tell.
     async fn talk(&mut self, cancel: &CancellationToken, pause: &mut Duration) -> Ended {
         self.announcer.handle(AnnouncerEvent::Gone);
+        // an interface may be another by now
+        self.known = None;
         let avahi = tokio::select! {
             () = cancel.cancelled() => return Ended::Cancelled,
             avahi = Avahi::connect() => avahi,
@@ -146,7 +164,7 @@ impl Mdns {
     async fn talk_with(&mut self, avahi: &mut Avahi, pause: &mut Duration) -> Result<(), AvahiError> {
         let mut event = Some(avahi.find().await?);
         loop {
-            let wanted = self.wanted();
+            let wanted = self.wanted().await;
             if wanted.is_empty() {
                 return Ok(());
             }
@@ -179,7 +197,7 @@ impl Mdns {
     }
 
     /// Handles an event, and does what is to be done about it.
-    async fn tell(&mut self, avahi: &Avahi, event: AnnouncerEvent) -> Result<(), AvahiError> {
+    async fn tell(&mut self, avahi: &mut Avahi, event: AnnouncerEvent) -> Result<(), AvahiError> {
         let mut action = self.announcer.handle(event);
         while let Some(next) = action {
             action = match next {
