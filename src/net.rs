@@ -10,7 +10,7 @@ use std::time::Duration;
 use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 use tokio::net::TcpListener;
 
-use self::address::{Address, Listening, Stream, bind_unix};
+use self::address::{Address, ForeignSocket, Listening, Stream, bind_unix};
 
 const BACKLOG: i32 = 1024;
 /// The system asks a silent other end whether it is still there: first after this time, then in steps. A host that has
@@ -42,6 +42,9 @@ fn in_brackets(hint: &str) -> String {
 }
 
 fn hint(error: &std::io::Error) -> &'static str {
+    if error.get_ref().is_some_and(|error| error.is::<ForeignSocket>()) {
+        return "stop the program that listens there, or remove the file where none does";
+    }
     match error.kind() {
         std::io::ErrorKind::AddrInUse => {
             "another program listens there, perhaps mosquitto: stop it, or choose another port under \

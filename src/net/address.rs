@@ -3,7 +3,8 @@
 use std::fmt;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -93,14 +94,38 @@ pub(super) fn bind_unix(path: &Path) -> io::Result<UnixListener> {
         match probe.connect(&SockAddr::unix(path)?) {
             Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => std::fs::remove_file(path)?,
             Ok(()) => return Err(io::ErrorKind::AddrInUse.into()),
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Err(io::ErrorKind::AddrInUse.into()),
-            Err(error) => return Err(error),
+            // where it takes no connections of our kind, somebody has it as well
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => make_way(path)?,
+            Err(_) => return Err(io::ErrorKind::AddrInUse.into()),
         }
     }
     let listener = std::os::unix::net::UnixListener::bind(path)?;
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o660))?;
     listener.set_nonblocking(true)?;
     UnixListener::from_std(listener)
+}
+
+/// A socket in the file system that may not be connected to, so that nobody can tell whether it is in use.
+#[derive(Debug, thiserror::Error)]
+#[error("a socket of somebody else is there, which the gateway may not connect to")]
+pub(super) struct ForeignSocket;
+
+/// Takes away a socket that another user has left in a directory of ours, as a gateway that was started by hand does. Where the
+/// kernel knows somebody who listens there, or the directory is not ours, it stays.
+fn make_way(path: &Path) -> io::Result<()> {
+    let dir = path.parent().unwrap_or(Path::new("/"));
+    let is_ours = std::fs::metadata(dir)?.uid() == rustix::process::geteuid().as_raw();
+    let sockets = std::fs::read("/proc/net/unix")?;
+    if is_ours && !is_bound(path, &sockets) {
+        return std::fs::remove_file(path);
+    }
+    Err(io::Error::new(io::ErrorKind::AddrInUse, ForeignSocket))
+}
+
+/// Whether a socket of this path is in the kernel's table, whose lines end with the path where there is one.
+fn is_bound(path: &Path, table: &[u8]) -> bool {
+    let path = path.as_os_str().as_bytes();
+    table.split(|byte| *byte == b'\n').any(|line| line.strip_suffix(path).is_some_and(|rest| rest.ends_with(b" ")))
 }
 
 /// A connection, whatever it came through.
@@ -170,9 +195,24 @@ mod tests {
         let datagrams = dir.path().join("d");
         let _used = std::os::unix::net::UnixDatagram::bind(&datagrams).unwrap();
         assert!(bind_unix(&datagrams).is_err() && datagrams.exists());
+        assert_eq!(bind_unix(&datagrams).unwrap_err().kind(), io::ErrorKind::AddrInUse);
         let file = dir.path().join("f");
         std::fs::write(&file, "kept").unwrap();
         assert!(bind_unix(&file).is_err());
         assert_eq!(std::fs::read(&file).unwrap(), b"kept");
+    }
+
+    #[test]
+    fn a_socket_that_may_not_be_connected_to_goes_if_nobody_has_it_and_the_directory_is_ours() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("s");
+        let used = std::os::unix::net::UnixListener::bind(&path).unwrap();
+        let refused = make_way(&path).unwrap_err();
+        assert!(refused.get_ref().is_some_and(|error| error.is::<ForeignSocket>()) && path.exists(), "{refused}");
+        // one whose path only ends the same
+        assert!(!is_bound(Path::new("/s"), &std::fs::read("/proc/net/unix").unwrap()));
+        drop(used);
+        make_way(&path).unwrap();
+        assert!(!path.exists());
     }
 }

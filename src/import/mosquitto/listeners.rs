@@ -127,7 +127,7 @@ impl Listeners {
         let opened = addresses.and_then(|addresses| {
             let tls = self.tls(section, files)?;
             let is_websocket = protocol(section)?;
-            let is_proxied = self.is_proxied(section) && socket.is_none();
+            let is_proxied = self.is_proxied(section, socket.is_some());
             Ok(Opening { addresses, socket, is_proxied, tls, is_websocket, section: Some(index) })
         });
         let opened = opened.and_then(|opening| self.checked(opening, section));
@@ -330,9 +330,18 @@ impl Listeners {
     }
 
     /// Whether it is behind a proxy. mosquitto believes whoever connects; here only this host is, until others are named.
-    fn is_proxied(&mut self, section: &Section) -> bool {
+    /// Through the file system nobody has an address, and no proxy is understood.
+    fn is_proxied(&mut self, section: &Section, is_socket: bool) -> bool {
         let Some(line) = section.get("enable_proxy_protocol") else { return false };
         let is_proxied = !matches!(line.word(), "false" | "0");
+        if is_proxied && is_socket {
+            line.not_taken(
+                "a proxy is not understood at a socket in the file system, so who comes through it does not get in",
+            );
+            self.to_do
+                .push(format!("{}: have the proxy connect to a listener with an IP address and `proxy`", line.place()));
+            return false;
+        }
         if is_proxied {
             line.differs(
                 "a proxy is believed at the addresses that are named only: those of this host, until others are",

@@ -238,6 +238,15 @@ fn listeners_keep_settings_of_their_own() {
     assert_eq!(broker.listeners[0].max_connections, Some(7));
     assert_eq!(broker.listeners[3].proxies.len(), 2);
     assert!(result.summary.to_do.iter().any(|item| item.contains("addresses of the proxy")));
+    // through a socket comes nobody whose address could be believed
+    let socket = of("listener 0 /run/m.sock\nenable_proxy_protocol 2\nlistener 1883\nenable_proxy_protocol 2\n");
+    assert_eq!(socket.settings.broker.listeners.iter().map(|own| own.proxies.len()).collect::<Vec<_>>(), [0, 2]);
+    assert!(
+        socket.summary.to_do.iter().any(|item| item.contains(":2: have the proxy connect to")),
+        "{:?}",
+        socket.summary
+    );
+    assert!(socket.text.contains("a proxy is not understood at a socket"), "{}", socket.text);
     // a socket has guests only where mosquitto had them
     let sockets = |conf: &str| of(conf).settings.broker.access.listeners[0].anonymous.accept;
     assert_eq!(sockets("listener 0 /run/m.sock\n"), AnonymousFrom::None);
