@@ -6,6 +6,7 @@
 mod data_dir;
 mod familiar;
 pub mod file_system;
+mod former;
 mod home_assistant;
 mod identity;
 mod mdns;
@@ -33,6 +34,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
 use self::data_dir::DataDir;
+use self::former::FormerUsers;
 use self::pulse::{Feeding, ROUTER, Rooms};
 use self::reload::Reloadable;
 use self::users::{Users, UsersChanged};
@@ -205,7 +207,8 @@ impl Gateway {
         let made_up: Vec<_> = settings.sensors.iter().filter(|sensor| source.simulates(sensor)).cloned().collect();
 
         start_router(dispatcher, &core, &supervisor, router_pulse).await;
-        familiar::read(&settings.gateway.data_dir, &core.access);
+        familiar::read(&settings.gateway.data_dir, &core.access, &settings.broker.access);
+        let former = FormerUsers::open(&settings, &core).await;
         let keeping = familiar::keep(settings.gateway.data_dir.clone(), core.access.clone(), supervisor.token());
         supervisor.spawn_endless("addresses of users", keeping);
         let kept = replaced::read(&settings.gateway.data_dir, &core.access, &settings.broker.access);
@@ -272,7 +275,7 @@ impl Gateway {
         let faults = status.health.changes();
         let changes =
             reload::Changes { sensors: sensor_settings, upstreams: rules, mdns: mdns_settings, ports: reloads, users };
-        let reloadable = Reloadable::new(settings, config_path, logging, core.clone(), changes, status);
+        let reloadable = Reloadable::new(settings, config_path, logging, core.clone(), changes, status, former);
         Ok(Gateway {
             supervisor,
             core,
@@ -297,8 +300,8 @@ impl Gateway {
                     Signal::Hangup => self.reloadable.reload().await,
                     Signal::Interrupt | Signal::Terminate => break,
                 },
-                Some(acts) = self.users.recv() => {
-                    self.reloadable.apply_users();
+                Some(UsersChanged { removed, acts }) = self.users.recv() => {
+                    self.reloadable.apply_users(removed.as_deref()).await;
                     // whoever waits may have gone
                     let _ = acts.send(());
                 }
@@ -344,6 +347,7 @@ impl Gateway {
         notify::stopping();
         let begin = Instant::now();
         self.doors.cancel();
+        users::apply_no_more(&mut self.users);
         // sensors say "offline" before anybody is disconnected
         let _ = timeout(SHUTDOWN / 4, self.sensors_gone.changed()).await;
         // upstreams and persistent sessions get only what is on disk

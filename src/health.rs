@@ -63,14 +63,14 @@ struct ProblemsInner {
     count: watch::Sender<u64>,
 }
 
-/// A text that may come from anybody, at most [`MAX_PROBLEM`] bytes of it.
-fn shorten(mut text: String) -> String {
-    if text.len() > MAX_PROBLEM {
-        let end = (0..=MAX_PROBLEM).rev().find(|end| text.is_char_boundary(*end)).unwrap_or(0);
-        text.truncate(end);
-        text.push('…');
-    }
-    text
+/// As much of a text, which may come from anybody, as so many bytes hold.
+pub fn beginning(text: &str, most: usize) -> &str {
+    let end = (0..=most.min(text.len())).rev().find(|end| text.is_char_boundary(*end));
+    &text[..end.unwrap_or(0)]
+}
+
+fn shorten(text: String) -> String {
+    if text.len() > MAX_PROBLEM { format!("{}…", beginning(&text, MAX_PROBLEM)) } else { text }
 }
 
 impl Problems {

@@ -37,6 +37,21 @@ impl fmt::Debug for Secret {
     }
 }
 
+/// A SHA-256 digest.
+pub type Digest = [u8; 32];
+
+/// What stands for something that is not to be kept or shown itself, or that is too long.
+pub fn sha256(bytes: &[u8]) -> Digest {
+    let mut short = Digest::default();
+    short.copy_from_slice(ring::digest::digest(&ring::digest::SHA256, bytes).as_ref());
+    short
+}
+
+/// The same in hexadecimal digits.
+pub fn sha256_hex(bytes: &[u8]) -> String {
+    sha256(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
 /// Replaces a file of ours, which nobody else may read, as a whole: a power cut leaves the old one or the new one, and once this
 /// has returned the new one. Blocks.
 pub fn replace_private(path: &Path, content: &[u8]) -> io::Result<()> {

@@ -247,6 +247,166 @@ fn users_made_by_http_act_at_once_and_survive() {
     assert_eq!((boss.status("DELETE", &target, None), boss.status("DELETE", "/api/v1/users/hand", None)), (404, 409));
 }
 
+#[test]
+fn what_may_not_be_meant_in_the_file_of_users_is_shown_everywhere() {
+    let (setup, port) = Setup::default().config(&config()).http();
+    let path = setup.dir().join("data/users.toml");
+    fs::create_dir_all(path.parent().unwrap()).unwrap();
+    fs::write(&path, "\n[[user]]\nname = \"card\"\n").unwrap();
+    let gateway = setup.start();
+    let said = "users.toml:2:1: user.password_hash: there is none: this user can only come with a client certificate";
+    gateway.wait_for_line(said);
+    let boss = Caller::named(port, "boss", "secret boss");
+    let problems = boss.get("/api/v1/problems");
+    let is_said = |problem: &Value| problem["text"].as_str().is_some_and(|text| text.ends_with(said));
+    assert!(problems.as_array().unwrap().iter().any(is_said), "{problems}");
+    let (code, text) = check(&gateway);
+    assert!(code == Some(0) && text.contains(said), "{text}");
+}
+
+/// Whether a client with a session that stays finds one.
+fn finds_session(gateway: &Gateway, id: &str, user: &str, password: &str) -> bool {
+    Connect::v5(id).login(user, password).persistent().open_with(gateway.port).1.present
+}
+
+#[test]
+fn who_is_given_the_name_of_a_former_user_finds_nothing_of_it() {
+    let (setup, port) = Setup::default().config(&config()).config("[broker.anonymous]\naccept = \"none\"").http();
+    let gateway = setup.start();
+    let boss = Caller::named(port, "boss", "secret boss");
+    let body = json!({ "name": "eve", "password": "pw 1" });
+    for is_killed in [false, true] {
+        assert_eq!(boss.status("POST", "/api/v1/users", Some(&body)), 201);
+        let (mut away, connack) = Connect::v5("away").login("eve", "pw 1").persistent().open_with(gateway.port);
+        assert!(!connack.present);
+        away.subscribe("secret", 1);
+        away.disconnect();
+        let mut connected = Connect::v5("connected").login("eve", "pw 1").persistent().open(gateway.port);
+        connected.subscribe("secret", 1);
+        let mut sender = Connect::v5("s").login("boss", "secret boss").open(gateway.port);
+        assert!(sender.publish("secret", "x", 1, false) < 0x80);
+        assert_eq!(boss.status("DELETE", "/api/v1/users/eve", None), 204);
+        connected.closed_with(0x98);
+        assert_eq!(boss.status("POST", "/api/v1/users", Some(&body)), 201);
+        // in the other round the gateway is killed as soon as the answer is there
+        if !is_killed {
+            assert!(
+                !finds_session(&gateway, "away", "eve", "pw 1") && !finds_session(&gateway, "connected", "eve", "pw 1")
+            );
+            // a new password leaves all as it is
+            assert_eq!(boss.status("PUT", "/api/v1/users/eve", Some(&json!({ "password": "pw 2" }))), 200);
+            assert!(finds_session(&gateway, "away", "eve", "pw 2"));
+            assert_eq!(boss.status("DELETE", "/api/v1/users/eve", None), 204);
+        }
+    }
+    let gateway = gateway.kill().restart();
+    wait_until("HTTP", || boss.status("GET", "/livez", None) == 200);
+    assert!(!finds_session(&gateway, "away", "eve", "pw 1"));
+    assert_eq!(boss.status("DELETE", "/api/v1/users/eve", None), 204);
+    assert_eq!(boss.status("POST", "/api/v1/users", Some(&body)), 201);
+    assert!(!finds_session(&gateway, "away", "eve", "pw 1"));
+
+    // a line of the configuration may be missing for a while; another password hash is somebody else
+    let path = gateway.dir().join("pigateway.toml");
+    let before = fs::read_to_string(&path).unwrap();
+    assert!(!finds_session(&gateway, "a", "hand", "secret hand"));
+    let line = format!("name = \"hand\"\npassword_hash = \"{}\"", hash("secret hand"));
+    assert!(before.contains(&line));
+    let reload = |gateway: &Gateway, text: &str| {
+        fs::write(&path, text).unwrap();
+        let said =
+            |gateway: &Gateway| gateway.log().iter().filter(|line| line.contains("configuration reloaded")).count();
+        let count = said(gateway);
+        gateway.signal(Signal::HUP);
+        wait_until("the reload", || said(gateway) > count);
+    };
+    let without = before.replace(&line, &line.replace("hand", "hamd"));
+    reload(&gateway, &without);
+    assert_eq!(Connect::new("a").login("hand", "secret hand").refused(gateway.port), 4);
+    reload(&gateway, &before);
+    assert!(finds_session(&gateway, "a", "hand", "secret hand"));
+    reload(&gateway, &without);
+    let another = hash("another");
+    let gateway = gateway.kill().restart();
+    wait_until("HTTP", || boss.status("GET", "/livez", None) == 200);
+    reload(&gateway, &before.replace(&hash("secret hand"), &another));
+    assert!(!finds_session(&gateway, "a", "hand", "another"));
+}
+
+#[test]
+fn every_answer_is_one_that_the_description_names() {
+    let (setup, port) = Setup::default().config(&config()).config("[broker.anonymous]\naccept = \"none\"").http();
+    let _gateway = setup.start();
+    let boss = Caller::named(port, "boss", "secret boss");
+    let others =
+        [Caller::guest(port), boss.with("Origin", "http://evil.example"), Caller::named(port, "hand", "secret hand")];
+    let described = boss.get("/api/v1/openapi.json");
+    let bodies: [(&str, Vec<u8>); 6] = [
+        ("", Vec::new()),
+        ("text/plain", b"x".to_vec()),
+        ("application/json", b"{}".to_vec()),
+        ("application/json", b"{\"name\":\"hand\",\"password\":\"x\"}".to_vec()),
+        ("application/json", b"{\"publish\":[\"a/#/b\"]}".to_vec()),
+        ("application/json", vec![b' '; 100 << 10]),
+    ];
+    let mut seen = std::collections::BTreeSet::new();
+    for (path, methods) in described["paths"].as_object().unwrap() {
+        for (method, operation) in methods.as_object().unwrap() {
+            let id = operation["operationId"].as_str().unwrap();
+            // these go on for as long as they like, once they are let in
+            let is_endless = id == "stream";
+            let called = |name: &str| match (path.split_once('{'), path.split_once('}')) {
+                (Some((before, _)), Some((_, after))) => format!("{before}{name}{after}"),
+                _ => path.clone(),
+            };
+            let names = ["x", "hand", "%ff", "no%2Fsuch", "a%2F%23"].map(called);
+            let mut targets: Vec<String> = names.to_vec();
+            targets.extend(
+                ["?unknown=1", "?filter=%23%23&limit=x&qos=9&client_id=nobody", "?client_id=nobody", "?topic=a"]
+                    .map(|query| format!("{}{query}", names[0])),
+            );
+            targets.dedup();
+            for target in targets.iter().filter(|target| !is_endless || !target.contains("filter")) {
+                let has_body = matches!(method.as_str(), "post" | "put");
+                let is_first = target == &targets[0];
+                for (kind, body) in bodies.iter().take(if has_body { bodies.len() } else { 1 }) {
+                    let others = if is_first { &others[..] } else { &[] };
+                    for caller in others.iter().chain([&boss]) {
+                        let mut headers: Vec<(&str, &str)> =
+                            caller.headers.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
+                        headers.extend((!kind.is_empty()).then_some(("Content-Type", *kind)));
+                        let answer = request(port, &method.to_uppercase(), target, &headers, body);
+                        let status = answer.status.to_string();
+                        assert!(
+                            operation["responses"].get(&status).is_some(),
+                            "{method} {target} {kind}: {status} is not described: {}",
+                            answer.text()
+                        );
+                        seen.insert((id.to_owned(), answer.status));
+                    }
+                }
+            }
+        }
+    }
+    for (id, status) in [
+        ("create_user", 409),
+        ("create_user", 413),
+        ("create_user", 415),
+        ("change_user", 404),
+        ("change_user", 409),
+        ("remove_user", 404),
+        ("remove_user", 409),
+        ("disconnect_client", 404),
+        ("delete_retained", 400),
+        ("delete_retained", 403),
+        ("count_retained", 401),
+        ("publish", 204),
+        ("sign_in", 415),
+    ] {
+        assert!(seen.contains(&(id.to_owned(), status)), "{id} {status}: {seen:?}");
+    }
+}
+
 fn check(gateway: &Gateway) -> (Option<i32>, String) {
     let mut checking = Command::new(env!("CARGO_BIN_EXE_pigateway"));
     let output = checking.args(["check", "pigateway.toml"]).current_dir(gateway.dir()).output().unwrap();
@@ -388,7 +548,8 @@ fn the_cookie_of_the_page_is_for_the_page_alone() {
     let cookie = proxied.header("set-cookie").unwrap();
     assert!(cookie.ends_with("; Secure") && cookie.contains("; Path=/pi;"), "{cookie}");
     // scripts are not told of Basic: the browser would ask in a window of its own
-    let browser = Caller::guest(port).with("User-Agent", "Mozilla/5.0 (X11)");
+    let browser = Caller::guest(port)
+        .with("User-Agent", "Mozilla/5.0 (X11; Linux x86_64; rv:133.0) Gecko/20100101 Firefox/133.0");
     let (script, opened) = (browser.with("Accept", "*/*"), browser.with("Accept", "text/html,*/*;q=0.8"));
     for (caller, target, status, is_asked) in [
         (&script, "/api/v1/sensors", 401, false),

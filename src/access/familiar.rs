@@ -12,7 +12,7 @@ use tokio::sync::watch;
 
 /// Addresses remembered of a user; the one that was used longest ago gives way.
 const MOST_OF_USER: usize = 64;
-/// Users remembered. They are those of the configuration.
+/// Users remembered. They are those that there are.
 const MOST_USERS: usize = 4096;
 
 /// Who has succeeded from where. As text, it has a line per user: the name, and its addresses, with tabs in between.
@@ -55,10 +55,22 @@ impl Familiar {
 
     /// Forgets users that there are no more.
     pub fn retain(&self, is_user: impl Fn(&str) -> bool) {
-        self.addresses.lock().retain(|user, _| is_user(user));
+        let mut addresses = self.addresses.lock();
+        let before = addresses.len();
+        addresses.retain(|user, _| is_user(user));
+        let is_changed = addresses.len() != before;
+        drop(addresses);
+        if is_changed {
+            self.changed.send_modify(|count| *count += 1);
+        }
     }
 
-    /// Changes when somebody has succeeded from a new address.
+    /// Forgets where a user has succeeded from: somebody else has the name by now.
+    pub fn forget(&self, user: &str) {
+        self.retain(|other| other != user);
+    }
+
+    /// Changes when somebody has succeeded from a new address, or is forgotten.
     pub fn changed(&self) -> watch::Receiver<u64> {
         self.changed.subscribe()
     }
@@ -125,7 +137,10 @@ mod tests {
         familiar.add("ada", address(200));
         assert_eq!(*familiar.changed().borrow(), changes + 1);
         assert!(familiar.knows("ada", address(0)) && !familiar.knows("ada", address(1)));
+        familiar.retain(|user| user == "ada");
+        assert_eq!(*familiar.changed().borrow(), changes + 1);
         familiar.retain(|user| user == "bob");
         assert!(!familiar.knows("ada", address(0)));
+        assert_eq!(*familiar.changed().borrow(), changes + 2, "it is forgotten on disk, too");
     }
 }

@@ -75,9 +75,12 @@ pub enum ChangeRefused {
     /// The file cannot be written.
     #[error("the users cannot be written: {0}")]
     Unwritten(String),
-    /// Too many wait, or the gateway is going down.
+    /// Too many wait, or the gateway is going down: nothing has happened.
     #[error("the gateway cannot change users now")]
     Busy,
+    /// The gateway went down while it was at it.
+    #[error("the gateway goes down: whether this has been done is seen once it is back")]
+    Uncertain,
 }
 
 /// All users, by where they come from.
@@ -137,6 +140,6 @@ impl UserDesk {
         let (reply, answer) = oneshot::channel();
         let request = UserRequest { change, by: by.into(), reply };
         self.requests.try_send(request).map_err(|_| ChangeRefused::Busy)?;
-        answer.await.unwrap_or(Err(ChangeRefused::Busy))
+        answer.await.unwrap_or(Err(ChangeRefused::Uncertain))
     }
 }

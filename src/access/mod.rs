@@ -7,6 +7,7 @@
 //! | `authenticate`, `password` | who somebody is |
 //! | `hash`, `replaced` | forms of password hashes, and argon2id in place of the weaker ones |
 //! | `guesses`, `familiar` | how fast passwords may be guessed, and who goes first |
+//! | `former` | users that there were |
 //! | `authorise` | what it may publish and receive |
 //! | `places` | places of connections, and who gives way |
 //! | `quota` | shares of what is counted |
@@ -18,6 +19,7 @@
 pub mod authenticate;
 pub mod authorise;
 pub mod familiar;
+pub mod former;
 pub mod guesses;
 pub mod hash;
 pub mod identity;

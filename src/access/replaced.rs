@@ -8,10 +8,10 @@
 use std::collections::BTreeMap;
 
 use parking_lot::Mutex;
-use ring::digest::{SHA256, digest};
 use tokio::sync::watch;
 
 use super::hash::{is_from_mosquitto, is_usable};
+use crate::secret::sha256_hex;
 
 /// Hashes kept. They are those of the configuration.
 const MOST: usize = 4096;
@@ -24,7 +24,7 @@ pub struct Replaced {
 }
 
 fn name(hash: &str) -> Box<str> {
-    digest(&SHA256, hash.as_bytes()).as_ref().iter().map(|byte| format!("{byte:02x}")).collect::<String>().into()
+    sha256_hex(hash.as_bytes()).into()
 }
 
 impl Replaced {

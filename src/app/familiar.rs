@@ -11,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::access::Access;
+use crate::access::settings::AccessSettings;
 use crate::secret::replace_private;
 
 /// The file's name in the data directory.
@@ -20,12 +21,13 @@ const LARGEST: u64 = 16 << 20;
 /// New addresses are written together, so that a busy morning costs the card one file.
 const PAUSE: Duration = Duration::from_secs(60);
 
-/// Reads what is there. Blocks for a moment.
-pub fn read(data_dir: &Path, access: &Access) {
+/// Reads what is there of those who are users. Blocks for a moment.
+pub fn read(data_dir: &Path, access: &Access, settings: &AccessSettings) {
     let path = data_dir.join(NAME);
     let is_ours = fs::symlink_metadata(&path).is_ok_and(|file| file.is_file() && file.len() <= LARGEST);
     if is_ours && let Ok(text) = fs::read_to_string(&path) {
         access.passwords.familiar.read(&text);
+        access.passwords.familiar.retain(|name| settings.all_users().any(|user| user.name == name));
     }
 }
 
@@ -69,7 +71,7 @@ mod tests {
     use std::os::unix::fs::PermissionsExt;
 
     use super::*;
-    use crate::access::settings::AccessSettings;
+    use crate::access::settings::{Rights, UserSettings};
 
     #[test]
     fn what_is_written_is_read_and_nobody_elses_business() {
@@ -80,10 +82,17 @@ mod tests {
             write(dir.path(), &access.passwords.familiar.to_text()).unwrap();
         }
         let again = Access::new(&AccessSettings::default());
-        read(dir.path(), &again);
+        let (name, rights, client_ids) = ("ada".to_owned(), Rights::default(), Vec::new());
+        let ada = UserSettings { name, password_hash: None, rights, client_ids, is_admin: false };
+        let settings = AccessSettings { users: vec![ada], ..AccessSettings::default() };
+        read(dir.path(), &again, &settings);
         assert!(again.passwords.familiar.knows("ada", [192, 0, 2, 1].into()));
+        // whoever is not a user any more
+        let later = Access::new(&AccessSettings::default());
+        read(dir.path(), &later, &AccessSettings::default());
+        assert!(!later.passwords.familiar.knows("ada", [192, 0, 2, 1].into()));
         let mode = fs::metadata(dir.path().join(NAME)).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o600);
-        read(&dir.path().join("missing"), &again);
+        read(&dir.path().join("missing"), &again, &settings);
     }
 }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use tokio::sync::watch;
 use tracing::{error, info, warn};
 
+use super::former::FormerUsers;
 use super::users::{Users, judge_again};
 use super::{identity, summary};
 use crate::access::made::UserLists;
@@ -30,6 +31,7 @@ pub struct Reloadable {
     users: Arc<Users>,
     /// The users that are in force.
     lists: Arc<UserLists>,
+    former: FormerUsers,
 }
 
 /// Tells the rooms what has changed.
@@ -55,10 +57,11 @@ impl Reloadable {
         core: Arc<Core>,
         changes: Changes,
         status: Status,
+        former: FormerUsers,
     ) -> Reloadable {
         let (users, path) = (changes.users.clone(), path.map(Into::into));
         let lists = users.lists();
-        Reloadable { settings, path, logging, core, changes, status, users, lists }
+        Reloadable { settings, path, logging, core, changes, status, users, lists, former }
     }
 
     /// How things are, in one line.
@@ -88,7 +91,7 @@ impl Reloadable {
                 let mut new = loaded.settings;
                 identity::apply(&mut new, &self.settings.gateway.data_dir);
                 self.users.read_again(&mut new).await;
-                self.apply(&new);
+                self.apply(&new, None).await;
                 self.changes.ports.send_modify(|asked| *asked += 1);
                 info!("configuration reloaded");
             }
@@ -103,18 +106,25 @@ impl Reloadable {
         notify::ready(&self.status_line());
     }
 
-    /// Users that were made by HTTP have changed, and nothing else has.
-    pub fn apply_users(&mut self) {
+    /// Users that were made by HTTP have changed, and nothing else has. One may have been removed.
+    pub async fn apply_users(&mut self, removed: Option<&str>) {
         let mut new = self.settings.clone();
         new.broker.access.users = self.users.lists().in_force();
-        self.apply(&new);
+        self.apply(&new, removed).await;
+        // a listener or the configuration may have the same name
+        if let Some(name) =
+            removed.filter(|name| self.settings.broker.access.all_users().all(|user| user.name != *name))
+        {
+            self.core.end_sessions_of(name).await;
+        }
     }
 
-    fn apply(&mut self, new: &Settings) {
+    async fn apply(&mut self, new: &Settings, removed: Option<&str>) {
         let mut plan = Reload::plan(&self.settings, new);
         let lists = self.users.lists();
         judge_again(&mut plan.settings.broker.access, &self.lists.made, &lists.made);
         self.lists = lists;
+        self.former.update(&plan.settings.broker.access, removed, &self.core).await;
         if plan.log
             && let Err(error) = self.logging.set_level(&plan.settings.log.level)
         {

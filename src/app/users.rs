@@ -23,8 +23,19 @@ use crate::secret::replace_private;
 /// What is faulty while the file cannot be read.
 const PART: &str = "users made by HTTP";
 
-/// Tells whoever applies settings that users have changed; told back once they act.
-pub type UsersChanged = oneshot::Sender<()>;
+/// Tells whoever applies settings that users have changed.
+pub struct UsersChanged {
+    /// This one is meant to be gone for good.
+    pub removed: Option<String>,
+    /// Told back once they act.
+    pub acts: oneshot::Sender<()>,
+}
+
+/// The gateway goes down: whoever waits is told that its change is on disk, where it acts from the next start on.
+pub fn apply_no_more(changes: &mut mpsc::Receiver<UsersChanged>) {
+    changes.close();
+    while changes.try_recv().is_ok() {}
+}
 
 /// Reads and writes `users.toml`, and makes one change of users after the other.
 pub struct Users {
@@ -59,7 +70,7 @@ impl Users {
         let made = match read {
             Ok(made) => {
                 self.health.clear(PART);
-                for warning in made.hidden_by(&settings.broker.access.users, &self.data_dir) {
+                for warning in made.all_warnings(&settings.broker.access.users, &self.data_dir) {
                     warn!("{warning}");
                 }
                 made.settings()
@@ -105,7 +116,14 @@ impl Users {
         let serving = async move {
             loop {
                 let UserRequest { change, by, reply } = tokio::select! {
-                    () = cancel.cancelled() => return,
+                    () = cancel.cancelled() => {
+                        // who still waits is told that nothing has happened
+                        requests.close();
+                        while let Ok(UserRequest { reply, .. }) = requests.try_recv() {
+                            let _ = reply.send(Err(ChangeRefused::Busy));
+                        }
+                        return;
+                    }
                     request = requests.recv() => match request {
                         Some(request) => request,
                         // without HTTP nobody asks
@@ -133,8 +151,9 @@ impl Users {
     ) -> Result<Option<UserSettings>, ChangeRefused> {
         let turn = self.turn.lock().await;
         let (data_dir, configured) = (self.data_dir.clone(), self.lists().configured.clone());
+        let removed = matches!(change, UserChange::Remove(_)).then(|| change.name().to_owned());
         let writing = tokio::task::spawn_blocking(move || write(&data_dir, configured, &change));
-        let written = writing.await.unwrap_or(Err(Failure::Refused(ChangeRefused::Busy)));
+        let written = writing.await.unwrap_or(Err(Failure::Refused(ChangeRefused::Uncertain)));
         let (lists, user) = written.map_err(|failure| match failure {
             Failure::Refused(why) => why,
             Failure::Broken(problems) => {
@@ -147,8 +166,10 @@ impl Users {
         self.lists.send_replace(Arc::new(lists));
         drop(turn);
         let (acts, acting) = oneshot::channel();
-        changed.send(acts).await.map_err(|_| ChangeRefused::Busy)?;
-        acting.await.map_err(|_| ChangeRefused::Busy)?;
+        // a gateway that goes down has it on disk, and it acts from the next start on
+        if changed.send(UsersChanged { removed, acts }).await.is_ok() {
+            let _ = acting.await;
+        }
         Ok(user)
     }
 }
@@ -271,7 +292,7 @@ mod tests {
         let (desk, serving) = users.serve(sender, CancellationToken::new());
         tokio::spawn(serving);
         tokio::spawn(async move {
-            while let Some(acts) = changed.recv().await {
+            while let Some(UsersChanged { acts, .. }) = changed.recv().await {
                 let _ = acts.send(());
             }
         });
@@ -317,6 +338,30 @@ mod tests {
         assert_eq!(users.lists().made.len(), 1, "it is kept");
         assert_eq!(desk.change(UserChange::Remove(name.into()), "hand").await, Ok(None));
         assert_eq!(load_made_users(dir.path()).unwrap(), MadeUsers::default());
+    }
+
+    #[tokio::test]
+    async fn what_is_on_disk_when_the_gateway_goes_down_is_answered_as_done() {
+        let dir = tempfile::tempdir().unwrap();
+        let users = Users::open(&mut settings(dir.path(), ""), Health::default());
+        let ((sender, mut changed), cancel) = (mpsc::channel::<UsersChanged>(1), CancellationToken::new());
+        let (desk, serving) = users.serve(sender, cancel.clone());
+        let serving = tokio::spawn(serving);
+        let asked = tokio::spawn({
+            let desk = desk.clone();
+            async move { desk.change(UserChange::Add("a".into(), draft("x")), "hand").await }
+        });
+        // it is written, and waits for whoever applies it, who goes
+        let told = changed.recv().await.unwrap();
+        drop(told);
+        apply_no_more(&mut changed);
+        assert_eq!(asked.await.unwrap().unwrap().unwrap().name, "a");
+        assert!(desk.change(UserChange::Add("b".into(), draft("x")), "hand").await.is_ok());
+        assert_eq!(load_made_users(dir.path()).unwrap().users.len(), 2);
+        // what nobody has begun with has not happened
+        cancel.cancel();
+        serving.await.unwrap();
+        assert_eq!(desk.change(UserChange::Remove("a".into()), "hand").await, Err(ChangeRefused::Busy));
     }
 
     #[tokio::test]

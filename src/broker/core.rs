@@ -4,10 +4,11 @@ use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use parking_lot::Mutex;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
@@ -38,6 +39,9 @@ use crate::status::{ClientCounts, ClientSnapshot};
 /// enough for a burst that the client is busy reading.
 pub(super) const CONNECTED_FACTOR: usize = 16;
 
+/// The end of a session is waited for no longer than this until it is on disk.
+pub(super) const LONGEST_SYNC: Duration = Duration::from_secs(2);
+
 /// Subscriptions of one user, or of all clients without a user name, one with a long topic filter counting as several.
 const MAX_SUBSCRIPTIONS: usize = 50_000;
 
@@ -62,6 +66,8 @@ pub struct Client {
     pub(super) password_hash: Option<String>,
     pub(super) kick: Arc<Kick>,
     pub(super) subscriber: Arc<Subscriber>,
+    /// Its session has begun with this connection.
+    pub(super) is_new: bool,
 }
 
 /// Shared by all connections.
@@ -206,6 +212,10 @@ impl Core {
         // it was let in a while ago, and a reload in between has not seen it
         if !self.still_holds(client) {
             client.kick.kick(Reason::ADMINISTRATIVE_ACTION);
+            // it has nothing yet that somebody could come back for, and its user may have been removed
+            if client.is_new {
+                client.kick.end_session();
+            }
         }
         drop(clients);
         self.stats.connected.add(1);
@@ -322,11 +332,25 @@ impl Core {
     }
 
     /// The session of an absent client is over, and with it the delay of its will [MQTT-3.1.2-8].
-    pub(super) async fn end_parked(&self, parked: Parked) {
+    pub(super) async fn end_parked(&self, parked: Parked) -> Receipt {
         if let Some((_, will)) = parked.will {
             self.publish_delayed(&parked.session.owner, will).await;
         }
-        self.end(parked.session);
+        self.end(parked.session)
+    }
+
+    /// A user is gone for good: its sessions end, with what waits in them. Whoever has that name next finds nothing, after a
+    /// power cut too.
+    pub async fn end_sessions_of(&self, user: &str) {
+        let mut last = Receipt::default();
+        for parked in self.registry.take_all_of(user) {
+            info!(client_id = %SessionName::of(&parked.session.owner), "its session has ended: its user was removed");
+            let ended = self.end_parked(parked).await;
+            last = if ended.durable.is_some() { ended } else { last };
+        }
+        // a disk that does not answer holds nobody up
+        let _ = timeout(LONGEST_SYNC, self.ingress.settled(last)).await;
+        self.access.passwords.familiar.forget(user);
     }
 
     /// What a client finds besides what its own session has left. A session that was made before anybody noted whose it

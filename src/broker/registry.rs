@@ -1,7 +1,8 @@
 //! Which sessions are in use: one connection each [MQTT-3.1.4-3], and the sessions of those who are away.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -31,6 +32,8 @@ pub struct Parked {
 pub struct Kick {
     reason: Mutex<Option<Reason>>,
     notify: Notify,
+    /// Nobody is to come back for the session.
+    ends_session: AtomicBool,
 }
 
 impl Kick {
@@ -38,6 +41,16 @@ impl Kick {
     pub fn kick(&self, reason: Reason) {
         self.reason.lock().get_or_insert(reason);
         self.notify.notify_one();
+    }
+
+    /// The session ends with the connection, and does not wait for its client.
+    pub fn end_session(&self) {
+        self.ends_session.store(true, Ordering::Release);
+    }
+
+    /// Whether it does.
+    pub fn ends_session(&self) -> bool {
+        self.ends_session.load(Ordering::Acquire)
     }
 
     /// Waits for the end. Safe to cancel.
@@ -109,15 +122,22 @@ impl Registry {
     }
 
     /// Gives a session back: what is left of it waits for its client, or goes to who has claimed it meanwhile. Returned
-    /// is what nobody can come back for: a session of a client without a user name whose client id belongs to a user by now.
-    pub fn release(&self, mut claim: Claim, parked: Option<Parked>) -> Option<Parked> {
+    /// is what nobody can come back for, to be ended, and then the claim to be released without it: a session of a client without
+    /// a user name whose client id belongs to a user by now, and one of a user that was removed.
+    #[must_use]
+    pub fn release(&self, mut claim: Claim, parked: Option<Parked>) -> Option<(Claim, Parked)> {
         let mut state = self.state.lock();
+        // under the lock: whoever removes a user sees either this connection or what it has left
+        let parked = match parked {
+            Some(parked) if claim.kick.ends_session() => return Some((claim, parked)),
+            parked => parked,
+        };
         let is_ours = matches!(state.slots.get(&claim.session),
             Some(Slot::Active { generation, .. }) if *generation == claim.generation);
         match (is_ours, parked) {
             (true, Some(parked)) if state.is_outdated(&claim.session) => {
                 state.remove(&claim.session);
-                return Some(parked);
+                return Some((claim, parked));
             }
             (true, Some(parked)) => {
                 state.put(&claim.session, Slot::Parked(Box::new(parked)));
@@ -163,6 +183,27 @@ impl Registry {
             Some(Slot::Parked(parked)) if is_wanted(parked) => state.take(&session.into()),
             _ => None,
         }
+    }
+
+    /// Takes out the sessions of a user whose clients are away; those of connected ones end with the connection.
+    pub fn take_all_of(&self, user: &str) -> Vec<Parked> {
+        let mut state = self.state.lock();
+        let is_of_user = |session: &&Arc<str>| SessionName::of(session).user == Some(user);
+        let sessions: Vec<Arc<str>> = state.slots.keys().filter(is_of_user).cloned().collect();
+        let mut away = Vec::new();
+        for session in sessions {
+            if let Some(Slot::Active { kick, .. }) = state.slots.get(&session) {
+                kick.end_session();
+            }
+            away.extend(state.take(&session));
+        }
+        away
+    }
+
+    /// The users who have sessions, their clients connected or away.
+    pub fn users(&self) -> HashSet<Box<str>> {
+        let state = self.state.lock();
+        state.slots.keys().filter_map(|session| SessionName::of(session).user.map(Into::into)).collect()
     }
 
     /// Ends every connection.
@@ -305,14 +346,14 @@ mod tests {
             async move { registry.claim("a").await }
         });
         assert_eq!(first.kick.kicked().await, Reason::SESSION_TAKEN_OVER);
-        registry.release(first, Some(parked("a", 9)));
+        assert!(registry.release(first, Some(parked("a", 9))).is_none());
         let (second, session) = second.await.unwrap();
         assert!(session.is_some());
-        registry.release(second, session);
+        assert!(registry.release(second, session).is_none());
         assert_eq!(registry.counts(), (0, 1));
         let (third, session) = registry.claim("a").await;
         assert!(session.is_some());
-        registry.release(third, None);
+        assert!(registry.release(third, None).is_none());
         assert_eq!(registry.counts(), (0, 0), "nothing is kept of a clean session");
     }
 
@@ -323,7 +364,7 @@ mod tests {
         drop(first);
         let (second, session) = registry.claim("a").await;
         assert!(session.is_none());
-        registry.release(second, None);
+        assert!(registry.release(second, None).is_none());
     }
 
     #[tokio::test(start_paused = true)]
@@ -331,7 +372,7 @@ mod tests {
         let registry = Registry::default();
         for (client_id, seconds) in [("a", 5), ("b", 50), ("c", 50)] {
             let (claim, _) = registry.claim(client_id).await;
-            registry.release(claim, Some(parked(client_id, seconds)));
+            assert!(registry.release(claim, Some(parked(client_id, seconds))).is_none());
             tokio::time::advance(Duration::from_secs(1)).await;
         }
         let begin = Instant::now();
@@ -368,5 +409,29 @@ mod tests {
         assert!(registry.release(guests, Some(parked(guest, 9))).is_some(), "nobody can come back for it");
         assert!(registry.release(users, Some(parked(user, 9))).is_none());
         assert_eq!(registry.counts(), (0, 1));
+    }
+
+    #[tokio::test]
+    async fn nobody_comes_back_for_the_sessions_of_a_user_who_was_removed() {
+        let registry = Arc::new(Registry::default());
+        let (away, connected, other) = ("u/ada\0away", "u/ada\0connected", "u/adam\0away");
+        registry.restore(away, parked(away, 9));
+        registry.restore(other, parked(other, 9));
+        let (claim, _) = registry.claim(connected).await;
+        assert_eq!(registry.users(), HashSet::from(["ada".into(), "adam".into()]));
+        let taken: Vec<_> = registry.take_all_of("ada").into_iter().map(|parked| parked.session.owner).collect();
+        assert_eq!(taken, [away.into()] as [Box<str>; 1]);
+        // the next one of that name waits until the session is over, and finds nothing
+        let next = tokio::spawn({
+            let registry = registry.clone();
+            async move { registry.claim(connected).await.1.is_none() }
+        });
+        assert_eq!(claim.kick.kicked().await, Reason::SESSION_TAKEN_OVER);
+        let (claim, _) = registry.release(claim, Some(parked(connected, 9))).unwrap();
+        tokio::task::yield_now().await;
+        assert!(!next.is_finished());
+        assert!(registry.release(claim, None).is_none());
+        assert!(next.await.unwrap());
+        assert!(registry.take(other, |_| true).is_some());
     }
 }

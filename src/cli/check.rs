@@ -98,8 +98,8 @@ fn made_users(settings: &config::Settings, report: &mut Report) {
     }
     match config::load_made_users(dir) {
         Ok(made) => {
-            let hidden = made.hidden_by(&settings.broker.access.users, dir);
-            report.warnings.extend(hidden.iter().map(Finding::from));
+            let warnings = made.all_warnings(&settings.broker.access.users, dir);
+            report.warnings.extend(warnings.iter().map(Finding::from));
         }
         Err(problems) => report.missing_files.extend(problems.problems.iter().map(Finding::from)),
     }

@@ -123,7 +123,11 @@ pub(super) fn users_of(owner: &Table, listeners: &[ListenerSettings], place: &Wh
         let known = usual.iter().find(|user| name.as_ref().is_some_and(|name| *name == user.name));
         let hash = table.get("password_hash");
         if hash.is_none() && known.is_none_or(|user| user.password_hash.is_none()) && !asks_for_certificates {
-            let message = "there is none and no listener asks for client certificates: this user cannot connect";
+            let message = match place {
+                // what listeners there are is said elsewhere
+                Where::Made => "there is none: this user can only come with a client certificate",
+                _ => "there is none and no listener asks for client certificates: this user cannot connect",
+            };
             table.warning("password_hash", message);
         }
         let password_hash = match hash {

@@ -85,8 +85,8 @@ impl Reload {
     }
 }
 
-/// Who may come in at listeners that are not in the file any more and stay open until the restart: whoever might before. What
-/// is new for everywhere may have been written for the listeners that are left.
+/// Who may come in at listeners that are not in the file any more and stay open until the restart: whoever might before and
+/// still is a user, as it is now. What is new for everywhere may have been written for the listeners that are left.
 fn gone_listeners(old: &Settings, new: &Settings) -> Vec<ListenerAccess> {
     let access = &old.broker.access;
     let names = old.broker.listeners.iter().map(ListenerSettings::name);
@@ -95,7 +95,9 @@ fn gone_listeners(old: &Settings, new: &Settings) -> Vec<ListenerAccess> {
         let own = access.listeners.iter().find(|own| own.listener == name).cloned();
         let anonymous = access.anonymous.clone();
         let mut own = own.unwrap_or(ListenerAccess { listener: name, anonymous, users: None });
-        own.users.get_or_insert_with(|| access.users.clone());
+        let before = own.users.unwrap_or_else(|| access.users.clone());
+        let now = |user: UserSettings| new.broker.access.users.iter().find(|other| other.name == user.name).cloned();
+        own.users = Some(before.into_iter().filter_map(now).collect());
         own
     };
     gone.map(as_before).collect()
@@ -335,6 +337,32 @@ topic_filter = "b/#"
         let listeners = Reload::plan(&old, &new).settings.broker.access.listeners;
         let gone = listeners.iter().find(|own| own.listener == "127.0.0.1:1884").unwrap();
         assert!(gone.users.as_ref().is_some_and(|users| users.iter().all(|user| user.name != "new")), "{gone:?}");
+    }
+
+    #[test]
+    fn who_was_revoked_does_not_come_in_at_a_listener_that_is_gone() {
+        let of_its_own =
+            "[[broker.listener]]\naddress = \"127.0.0.1:1884\"\n[[broker.listener.user]]\nname = \"its-own\"\n";
+        for more in ["[[broker.listener]]\naddress = \"127.0.0.1:1884\"\n", of_its_own] {
+            let usual = "[[broker.listener]]\naddress = \"[::]:1883\"\n";
+            let old = settings(&format!("{BASE}\n{usual}{more}"));
+            let new = settings(&format!("{}\n{usual}", BASE.replace("name = \"b\"", "name = \"c\"\npublish = []")));
+            let mut new = new;
+            new.broker.access.users[0].password_hash = Some("another".into());
+            let mut in_force = Reload::plan(&old, &new).settings;
+            for _ in 0..2 {
+                let access = Authoriser::new(&in_force.broker.access);
+                let at = Some("127.0.0.1:1884");
+                assert!(["b", "c", "its-own"].iter().all(|name| access.user(at, name).is_none()));
+                let known = access.user(at, "a").and_then(|user| user.password_hash.clone());
+                assert_eq!(known, (more != of_its_own).then(|| "another".into()), "the password as it is now");
+                assert!(access.user(None, "c").is_some());
+                // b is back, and may have been written for the listeners that are left
+                in_force = Reload::plan(&in_force, &settings(&format!("{BASE}\n{usual}"))).settings;
+                in_force.broker.access.users[0].password_hash = Some("another".into());
+                in_force = Reload::plan(&in_force, &new).settings;
+            }
+        }
     }
 
     #[test]

@@ -42,8 +42,13 @@ impl MadeUsers {
         self.users.into_iter().map(|(user, _)| user).collect()
     }
 
+    /// What may not be meant: what the file itself says, and users who have no effect beside this configuration.
+    pub fn all_warnings(&self, configured: &[UserSettings], data_dir: &Path) -> Vec<Problem> {
+        self.warnings.iter().cloned().chain(self.hidden_by(configured, data_dir)).collect()
+    }
+
     /// Users who have no effect, since the configuration has one of the same name.
-    pub fn hidden_by(&self, configured: &[UserSettings], data_dir: &Path) -> Vec<Problem> {
+    fn hidden_by(&self, configured: &[UserSettings], data_dir: &Path) -> Vec<Problem> {
         let file = made_users_path(data_dir).display().to_string();
         let is_hidden = |user: &UserSettings| configured.iter().any(|other| other.name == user.name);
         let hidden = self.users.iter().filter(|(user, _)| is_hidden(user));

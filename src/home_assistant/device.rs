@@ -4,10 +4,10 @@
 //! availability would replace the device's, so none has one. Parts of the topic are of `[A-Za-z0-9_-]` only, while names may
 //! have more: see [`slug`].
 
-use ring::digest::{SHA256, digest};
 use serde_json::{Map, Value, json};
 
 use super::settings::{state_topic, status_topic};
+use crate::secret::sha256_hex;
 use crate::sensors::settings::{PayloadFormat, SensorSettings};
 
 /// A device to be announced.
@@ -39,12 +39,8 @@ pub fn slug(name: &str, fits: impl Fn(char) -> bool) -> String {
         return name.into();
     }
     let kept: String = name.chars().map(|c| if fits(c) { c } else { '-' }).collect();
-    let digits = hex(name.as_bytes());
+    let digits = sha256_hex(name.as_bytes());
     format!("{kept}-{}", &digits[..8])
-}
-
-fn hex(bytes: &[u8]) -> String {
-    digest(&SHA256, bytes).as_ref().iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// The gateway's part of topics and unique ids. It has no `_`, so that gateway `a` with sensor `b_c` is not gateway `a_b`
@@ -141,7 +137,7 @@ pub fn gateway(prefix: &str, gateway: &Gateway) -> Device {
         "dev": about, "o": origin(), "stat_t": state, "qos": 1, "avty_t": status_topic(&gateway.id),
         "cmps": parts.into_iter().collect::<Map<_, _>>(),
     });
-    let fingerprint = hex(format!("{}\n{}", gateway.id, gateway.upstreams.join("\n")).as_bytes());
+    let fingerprint = sha256_hex(format!("{}\n{}", gateway.id, gateway.upstreams.join("\n")).as_bytes());
     Device { topic: topic(prefix, &device), fingerprint, payload: object(payload) }
 }
 
@@ -198,7 +194,7 @@ fn fingerprint(sensor: &SensorSettings) -> String {
         "{name}\n{pin}\n{topic}\n{active:?}\n{bias:?}\n{debounce:?}\n{hold:?}\n{warm_up:?}\n{stuck_after:?}\n{payload:?}\n{}\n{}",
         *qos as u8, sensor.retain
     );
-    hex(text.as_bytes())
+    sha256_hex(text.as_bytes())
 }
 
 #[cfg(test)]

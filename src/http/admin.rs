@@ -173,7 +173,7 @@ impl From<ChangeRefused> for Problem {
             ChangeRefused::NoPassword => StatusCode::BAD_REQUEST,
             ChangeRefused::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
             ChangeRefused::Unwritten(_) => StatusCode::INSUFFICIENT_STORAGE,
-            ChangeRefused::Busy => StatusCode::SERVICE_UNAVAILABLE,
+            ChangeRefused::Busy | ChangeRefused::Uncertain => StatusCode::SERVICE_UNAVAILABLE,
         };
         Problem::new(status, why.to_string())
     }
@@ -189,11 +189,12 @@ pub async fn users(State(http): State<Arc<Http>>, caller: Caller) -> Result<Json
     Ok(Json(configured.chain(made).collect()))
 }
 
-/// Has a user changed, and returns it as it is then.
-async fn change(http: &Http, caller: &Caller, change: UserChange) -> Result<Option<UserView>, Problem> {
-    let by = caller.user().unwrap_or_default();
-    let user = http.users.change(change, by).await?;
-    Ok(user.map(|user| UserView::new(&user, UserFrom::Made, true)))
+/// Has a user made or changed, and returns it as it is then.
+async fn change(http: &Http, caller: &Caller, change: UserChange) -> Result<Json<UserView>, Problem> {
+    let user = http.users.change(change, caller.user().unwrap_or_default()).await?;
+    // only who was removed is not there any more
+    let user = user.ok_or(ChangeRefused::Unknown)?;
+    Ok(Json(UserView::new(&user, UserFrom::Made, true)))
 }
 
 /// The user that an address names.
@@ -207,7 +208,7 @@ pub async fn create(
     caller: Caller,
     headers: HeaderMap,
     content: Body,
-) -> Result<(StatusCode, Json<Option<UserView>>), Problem> {
+) -> Result<(StatusCode, Json<UserView>), Problem> {
     caller.must_administer(&http)?;
     let body = body::json(content, &headers, MOST, http.ingress.receiving(), caller.user()).await?;
     // it has taken its time to come
@@ -216,7 +217,7 @@ pub async fn create(
     check_name(&name)?;
     let draft = ChangeBody { password: Some(password), publish, subscribe, client_ids }.draft()?;
     let made = change(&http, &caller, UserChange::Add(name, draft)).await?;
-    Ok((StatusCode::CREATED, Json(made)))
+    Ok((StatusCode::CREATED, made))
 }
 
 /// `PUT /api/v1/users/{name}`
@@ -225,17 +226,17 @@ pub async fn update(
     caller: Caller,
     (uri, headers): (Uri, HeaderMap),
     content: Body,
-) -> Result<Json<Option<UserView>>, Problem> {
+) -> Result<Json<UserView>, Problem> {
     caller.must_administer(&http)?;
     let body: ChangeBody = body::json(content, &headers, MOST, http.ingress.receiving(), caller.user()).await?;
     caller.must_administer(&http)?;
-    Ok(Json(change(&http, &caller, UserChange::Change(named(&uri)?, body.draft()?)).await?))
+    change(&http, &caller, UserChange::Change(named(&uri)?, body.draft()?)).await
 }
 
 /// `DELETE /api/v1/users/{name}`
 pub async fn remove(State(http): State<Arc<Http>>, caller: Caller, uri: Uri) -> Result<StatusCode, Problem> {
     caller.must_administer(&http)?;
-    change(&http, &caller, UserChange::Remove(named(&uri)?)).await?;
+    http.users.change(UserChange::Remove(named(&uri)?), caller.user().unwrap_or_default()).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 

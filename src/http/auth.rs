@@ -98,6 +98,15 @@ impl Caller {
     }
 }
 
+impl From<Refusal> for Problem {
+    fn from(refusal: Refusal) -> Problem {
+        match refusal {
+            Refusal::NotAuthorized | Refusal::BadCredentials => Problem::unauthorized(refusal.to_string()),
+            Refusal::Busy => Problem::unavailable(refusal.to_string()),
+        }
+    }
+}
+
 /// How it is known who somebody is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
@@ -112,10 +121,12 @@ pub enum By {
 
 /// Whether a script of a page makes a request. Where such a request is told that Basic authentication would help, the
 /// browser asks for a password in a window of its own; the page has a form for that. Not all requests of browsers say more
-/// than this: without TLS there are no `Sec-Fetch` headers.
+/// than this: without TLS there are no `Sec-Fetch` headers. Programs that send credentials only once they are asked, as
+/// PowerShell does, call themselves Mozilla too, but only browsers have an engine that is Gecko or like it.
 pub fn is_script(headers: &HeaderMap) -> bool {
     let text = |name| headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default();
-    text(header::USER_AGENT).starts_with("Mozilla/") && !text(header::ACCEPT).contains("text/html")
+    let agent = text(header::USER_AGENT);
+    agent.starts_with("Mozilla/") && agent.contains("Gecko") && !text(header::ACCEPT).contains("text/html")
 }
 
 /// User name and password of `Authorization: Basic` [RFC 7617].
@@ -194,10 +205,7 @@ async fn identify(http: &Http, peer: IpAddr, parts: &Parts) -> Result<Caller, Pr
         from,
         listener: None,
     };
-    let who = access.authenticate(&credentials).await.map_err(|refusal| match refusal {
-        Refusal::NotAuthorized | Refusal::BadCredentials => Problem::unauthorized(refusal.to_string()),
-        Refusal::Busy => Problem::unavailable(refusal.to_string()),
-    })?;
+    let who = access.authenticate(&credentials).await?;
     let identity = identity_of(who.user.as_deref());
     let permissions = access.authoriser.permissions(&identity);
     Ok(Caller { identity, password_hash: who.password_hash, from, sign_in: None, permissions })
@@ -244,8 +252,18 @@ mod tests {
             map.insert("accept", accept.parse().unwrap());
             is_script(&map)
         };
-        let browser = "Mozilla/5.0 (X11; Linux x86_64) AppleWebKit/537.36";
-        assert!(asks(browser, "*/*") && asks(browser, "text/event-stream"));
+        let browser =
+            "Mozilla/5.0 (X11; Linux x86_64) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/131.0.0.0 Safari/537.36";
+        let firefox = "Mozilla/5.0 (Windows NT 10.0; rv:133.0) Gecko/20100101 Firefox/133.0";
+        assert!(asks(browser, "*/*") && asks(browser, "text/event-stream") && asks(firefox, "*/*"));
+        // these send no credentials before they are asked
+        for program in [
+            "Mozilla/5.0 (Windows NT; Windows NT 10.0; en-US) WindowsPowerShell/5.1.22621.2506",
+            "Mozilla/5.0 (Linux; Debian GNU/Linux 12; en-US) PowerShell/7.4.6",
+            "Mozilla/4.0 (compatible; Win32; WinHttp.WinHttpRequest.5)",
+        ] {
+            assert!(!asks(program, "*/*") && !asks(program, "application/json"), "{program}");
+        }
         assert!(!asks(browser, "text/html,application/xhtml+xml,*/*;q=0.8"));
         assert!(!asks("curl/8.14", "*/*") && !asks("python-requests/2.32", "*/*") && !is_script(&HeaderMap::new()));
     }

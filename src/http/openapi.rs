@@ -112,19 +112,9 @@ fn operation(call: &Call, generator: &mut SchemaGenerator, problem: &Value) -> V
     }
     let refused =
         |why: &str| json!({ "description": why, "content": { "application/problem+json": { "schema": problem } } });
-    let mut responses = json!({
-        status.to_string(): success,
-        "403": refused("Not allowed, or a page of another site has asked"),
-        "default": refused("Another problem"),
-    });
-    if !call.is_open {
-        responses["401"] = refused("A user name and password are needed, or are wrong");
-    }
-    if !call.query.is_empty() || call.body.is_some() {
-        responses["400"] = refused("The request is not valid");
-    }
-    if call.path.contains('{') && call.method == "get" {
-        responses["404"] = refused("There is no such thing");
+    let mut responses = json!({ status.to_string(): success, "default": refused("Another problem") });
+    for (status, why) in call.refusals() {
+        responses[status.to_string()] = refused(why);
     }
     let mut operation = json!({
         "operationId": call.id,
@@ -136,8 +126,7 @@ fn operation(call: &Call, generator: &mut SchemaGenerator, problem: &Value) -> V
         let content = json!({ "application/json": { "schema": schema(generator) } });
         operation["requestBody"] = json!({ "required": true, "content": content });
     }
-    // whoever publishes sends a payload, and gets nothing back
-    if matches!(call.method, "put" | "post") && call.success.0 == 204 {
+    if call.takes_payload() {
         let content = json!({ "application/octet-stream": bytes() });
         operation["requestBody"] =
             json!({ "description": "The payload, of any content type", "required": true, "content": content });

@@ -10,6 +10,7 @@ use base64ct::{Base64, Encoding};
 use super::Http;
 use super::auth::Caller;
 use super::problem::Problem;
+use crate::secret::sha256;
 
 /// The page, its script put together from several files.
 static PAGE: LazyLock<String> = LazyLock::new(|| include_str!("page.html").replacen("/* scripts */", SCRIPTS, 1));
@@ -64,19 +65,12 @@ fn policy() -> String {
     )
 }
 
-/// The hash of an element's text as a source [CSP 2.3.1], by the SHA-256 that TLS brings.
+/// The hash of an element's text as a source [CSP 2.3.1].
 fn hash(element: &str) -> String {
     let begin = format!("<{element}>");
     let inside = PAGE.split_once(&begin).and_then(|(_, rest)| rest.split_once(&format!("</{element}>")));
-    let digest = rustls::crypto::ring::default_provider()
-        .cipher_suites
-        .iter()
-        .filter_map(|suite| suite.tls13().map(|suite| suite.common.hash_provider))
-        .find(|hash| hash.algorithm() == rustls::crypto::hash::HashAlgorithm::SHA256);
-    match (inside, digest) {
-        (Some((text, _)), Some(sha256)) => {
-            format!("'sha256-{}'", Base64::encode_string(sha256.hash(text.as_bytes()).as_ref()))
-        }
-        _ => "'none'".into(),
+    match inside {
+        Some((text, _)) => format!("'sha256-{}'", Base64::encode_string(&sha256(text.as_bytes()))),
+        None => "'none'".into(),
     }
 }

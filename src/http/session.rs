@@ -15,7 +15,7 @@ use super::auth::{By, Caller, Origin};
 use super::guard::SameOrigin;
 use super::problem::Problem;
 use super::{Http, body, proxies};
-use crate::access::authenticate::{Credentials, Refusal};
+use crate::access::authenticate::Credentials;
 use crate::access::guesses::network;
 use crate::access::places::Place;
 
@@ -51,15 +51,16 @@ pub struct SessionView {
 }
 
 impl SessionView {
-    fn of(http: &Http, caller: &Caller) -> SessionView {
-        SessionView {
-            user: caller.user().map(Into::into),
-            by: caller.by(),
-            let_in: true,
-            may_observe: caller.permissions.may_observe(),
-            can_sign_in: http.access.authoriser.has_users(None),
-            admin: caller.must_administer(http).is_ok(),
-        }
+    /// Of somebody who is not let in.
+    fn nobody(http: &Http) -> SessionView {
+        let can_sign_in = http.access.authoriser.has_users(None);
+        SessionView { user: None, by: By::Nothing, let_in: false, may_observe: false, can_sign_in, admin: false }
+    }
+
+    /// Of somebody who is.
+    fn of(http: &Http, user: Option<&str>, by: By, (may_observe, admin): (bool, bool)) -> SessionView {
+        let user = user.map(Into::into);
+        SessionView { user, by, let_in: true, may_observe, admin, ..SessionView::nobody(http) }
     }
 }
 
@@ -70,19 +71,12 @@ pub async fn read(
     caller: Result<Caller, Problem>,
 ) -> Result<Json<SessionView>, Problem> {
     match caller {
-        Ok(caller) => Ok(Json(SessionView::of(&http, &caller))),
-        Err(problem) if headers.contains_key(header::AUTHORIZATION) => Err(problem),
-        Err(_) => {
-            let can_sign_in = http.access.authoriser.has_users(None);
-            Ok(Json(SessionView {
-                user: None,
-                by: By::Nothing,
-                let_in: false,
-                may_observe: false,
-                can_sign_in,
-                admin: false,
-            }))
+        Ok(caller) => {
+            let may = (caller.permissions.may_observe(), caller.must_administer(&http).is_ok());
+            Ok(Json(SessionView::of(&http, caller.user(), caller.by(), may)))
         }
+        Err(problem) if headers.contains_key(header::AUTHORIZATION) => Err(problem),
+        Err(_) => Ok(Json(SessionView::nobody(&http))),
     }
 }
 
@@ -115,10 +109,7 @@ pub async fn sign_in(
         from,
         listener: None,
     };
-    let who = http.access.authenticate(&credentials).await.map_err(|refusal| match refusal {
-        Refusal::NotAuthorized | Refusal::BadCredentials => Problem::unauthorized(refusal.to_string()),
-        Refusal::Busy => Problem::unavailable(refusal.to_string()),
-    })?;
+    let who = http.access.authenticate(&credentials).await?;
     let settings = who.user.as_deref().and_then(|name| http.access.authoriser.user(None, name));
     // where there are no users, a name means nothing; and one may have changed just now
     let Some(settings) = settings.filter(|user| user.password_hash == who.password_hash) else {
@@ -131,14 +122,8 @@ pub async fn sign_in(
     if let Some(more_since_last) = http.access.limiter.due(network(from), ("sign-in", &settings.name)) {
         info!(user = settings.name, %from, more_since_last, "signed in on the page");
     }
-    let view = SessionView {
-        user: Some(settings.name.clone()),
-        by: By::SignIn,
-        let_in: true,
-        may_observe: http.permissions_of(&settings.name).may_observe(),
-        can_sign_in: true,
-        admin: settings.is_admin,
-    };
+    let may = (http.permissions_of(&settings.name).may_observe(), settings.is_admin);
+    let view = SessionView::of(&http, Some(&settings.name), By::SignIn, may);
     Ok(([(header::SET_COOKIE, cookie(&http, origin, &headers, Some(&token))?)], Json(view)).into_response())
 }
 

@@ -11,11 +11,11 @@ use std::time::Duration;
 use axum::http::{HeaderMap, header};
 use base64ct::{Base64UrlUnpadded, Encoding};
 use parking_lot::Mutex;
-use ring::digest::{SHA256, digest};
 use tokio::time::Instant;
 
 use crate::access::Access;
 use crate::access::settings::UserSettings;
+use crate::secret::{Digest, sha256};
 
 /// Sign-ins at the same time, and those of one user.
 const MOST: usize = 256;
@@ -25,8 +25,6 @@ const IDLE: Duration = Duration::from_secs(24 * 60 * 60);
 const LONGEST: Duration = Duration::from_secs(7 * 24 * 60 * 60);
 /// Cookies of our name that are looked at: more than one may come, but not many.
 const MOST_COOKIES: usize = 4;
-
-type Digest = [u8; 32];
 
 /// One sign-in: a browser that has our cookie.
 #[derive(Debug)]
@@ -73,12 +71,6 @@ pub struct SignIns {
     known: Mutex<HashMap<Digest, Arc<SignIn>>>,
 }
 
-fn digest_of(token: &str) -> Digest {
-    let mut bytes = Digest::default();
-    bytes.copy_from_slice(digest(&SHA256, token.as_bytes()).as_ref());
-    bytes
-}
-
 impl SignIns {
     /// None, for a gateway at this port.
     pub fn new(port: u16) -> SignIns {
@@ -110,7 +102,7 @@ impl SignIns {
                 gone.end();
             }
         }
-        known.insert(digest_of(&token), Arc::new(sign_in));
+        known.insert(sha256(token.as_bytes()), Arc::new(sign_in));
         Some(token)
     }
 
@@ -118,7 +110,7 @@ impl SignIns {
     pub fn find(&self, headers: &HeaderMap) -> Option<Arc<SignIn>> {
         let mut known = self.known.lock();
         self.tokens(headers).find_map(|token| {
-            let digest = digest_of(token);
+            let digest = sha256(token.as_bytes());
             let found = known.get(&digest).cloned()?;
             if found.goes_on() {
                 return Some(found);
@@ -132,7 +124,7 @@ impl SignIns {
     pub fn end(&self, headers: &HeaderMap) {
         let mut known = self.known.lock();
         for token in self.tokens(headers) {
-            if let Some(gone) = known.remove(&digest_of(token)) {
+            if let Some(gone) = known.remove(&sha256(token.as_bytes())) {
                 gone.end();
             }
         }

@@ -3,7 +3,6 @@
 use std::io;
 use std::sync::Arc;
 
-use ::ring::digest::{SHA256, digest};
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, ring, verify_tls12_signature, verify_tls13_signature_with_raw_key};
 use rustls::pki_types::{CertificateDer, ServerName, SubjectPublicKeyInfoDer, UnixTime};
@@ -11,6 +10,7 @@ use rustls::{AlertDescription, CertificateError, ClientConfig, DigitallySignedSt
 
 use super::settings::{Scheme, UpstreamTls};
 use super::wire::Broken;
+use crate::secret::sha256;
 use crate::tls::{authorities, blame, certificates, private_key};
 
 /// Reads the files, which blocks. They are read for every connection, so a renewed certificate is used at once.
@@ -157,7 +157,7 @@ impl ServerCertVerifier for Pinned {
         _: &[u8],
         _: UnixTime,
     ) -> Result<ServerCertVerified, rustls::Error> {
-        if digest(&SHA256, end_entity).as_ref() == self.fingerprint {
+        if sha256(end_entity) == self.fingerprint {
             return Ok(ServerCertVerified::assertion());
         }
         Err(rustls::Error::InvalidCertificate(CertificateError::ApplicationVerificationFailure))

@@ -44,9 +44,6 @@ use crate::journal::Position;
 use crate::message::{BatchBuilder, Origin, via};
 use crate::mqtt::{self, Reason, Version, Will, write};
 
-/// A client waits no longer than this for the end of its old session to be on disk.
-const LONGEST_SYNC: Duration = Duration::from_secs(2);
-
 /// Why a connection ends.
 #[derive(Clone, Debug)]
 enum End {
@@ -280,7 +277,7 @@ async fn open(
             let ended = core.end(session);
             // CONNACK says that the session is gone [MQTT-3.1.2-4], and it must not come back with the next start; a disk
             // that does not answer keeps nobody out
-            let _ = tokio::time::timeout(LONGEST_SYNC, core.ingress.settled(ended)).await;
+            let _ = tokio::time::timeout(super::core::LONGEST_SYNC, core.ingress.settled(ended)).await;
         } else {
             resumed = Some(session);
         }
@@ -305,6 +302,7 @@ async fn open(
         password_hash,
         kick: claim.kick.clone(),
         subscriber: subscriber.clone(),
+        is_new: !present,
     });
     let mut out = BytesMut::new();
     admit::greet(&mut out, core, &connect, present, assigned.then_some(&*identity.client_id), keep_alive);
@@ -370,7 +368,7 @@ async fn close(core: &Arc<Core>, mut connection: Connection, end: End, claim: su
     }
     core.detach(&mut session, &connection.subscriber, connection.pending);
     let will = connection.will.filter(|_| end.publishes_will());
-    let keep = session.durable.is_some() && session.expiry > 0;
+    let keep = session.durable.is_some() && session.expiry > 0 && !claim.kick.ends_session();
     let now = Instant::now();
     let mut delayed = None;
     if let Some(will) = will {
@@ -387,12 +385,13 @@ async fn close(core: &Arc<Core>, mut connection: Connection, end: End, claim: su
         core.keep(&mut session, false);
         let expires = expires(now, session.expiry, core.settings.load().session_expiry);
         let parked = Parked { session, expires, since: now, will: delayed };
-        if let Some(outdated) = core.registry.release(claim, Some(parked)) {
-            core.end_parked(outdated).await;
+        if let Some((claim, parked)) = core.registry.release(claim, Some(parked)) {
+            core.end_parked(parked).await;
+            let _ = core.registry.release(claim, None);
         }
     } else {
         core.end(session);
-        core.registry.release(claim, None);
+        let _ = core.registry.release(claim, None);
     }
 }
 

@@ -6,19 +6,14 @@ use tracing::warn;
 
 use super::{Connection, End};
 use crate::access::guesses::network;
-use crate::health::{CLIENT_PART, Fault};
+use crate::health::{CLIENT_PART, Fault, beginning};
 use crate::mqtt::{Error, PacketType, topic_of_publish};
 
 /// A client that is cut off for what it sends is a problem until it has not been cut off for this long: most come back at
 /// once and send the same again.
 const CUT_OFF: Duration = Duration::from_secs(600);
-/// Characters of a client id that are shown.
+/// Bytes of a client id that are shown.
 const SHOWN: usize = 64;
-
-/// The beginning of a client id, which may be long.
-fn shorten(client_id: &str) -> String {
-    client_id.chars().take(SHOWN).collect()
-}
 
 impl Connection {
     /// A packet that is larger than allowed ends the connection as soon as it is known what it was about.
@@ -44,7 +39,7 @@ impl Connection {
             format!("it was disconnected because it has sent a packet of {size} bytes{what}, and {most} are allowed"),
             format!("set max_packet_size under [broker] to more than {size} bytes, or make it send less"),
         );
-        self.core.health.note(&format!("{CLIENT_PART}{}", shorten(client_id)), &fault, CUT_OFF);
+        self.core.health.note(&format!("{CLIENT_PART}{}", beginning(client_id, SHOWN)), &fault, CUT_OFF);
         Err(End::Broken(Error::TooLarge(size, most)))
     }
 }
