@@ -16,6 +16,7 @@ import threading
 import time
 import traceback
 
+import booting
 import conditions
 from announced import announced
 from deploying import REPACK, by_hand, deploy_again, deploy_first, nothing_left
@@ -213,6 +214,7 @@ def boot(pi, _):
     """From power on to the first message of a pin, with all that Raspberry Pi OS meets: a clock that is weeks behind, a
     network and a time server (for chrony) that come later, and a card that cannot read what is old: here the test's own disk
     answers with read errors."""
+    booting.prepare(pi)
     conditions.prepare(pi, "chrony")
     worn = conditions.old_blocks(pi)
     pi.cut_power()
@@ -223,6 +225,7 @@ def boot(pi, _):
     say(f"power on to ready: {time.monotonic() - begin:.1f} s")
     motion(pi, None)
     say(f"power on to the first motion on the host: {time.monotonic() - begin:.1f} s")
+    booting.compare(pi)
     conditions.worn_card_is_said(pi)
     conditions.without_network(pi)
 
@@ -233,6 +236,7 @@ def after_boot(pi, _):
     conditions.network_comes(pi)
     conditions.chrony(pi, moved)
     conditions.as_usual(pi)
+    booting.as_before(pi)
 
 
 def pi5(pi, _):
