@@ -1,0 +1,96 @@
+//! What the server of rumqttd does as its users start it, which is why the gateway embeds its router and nothing else
+//! (docs/decisions/rumqttd.md). Where one of these fails, a later version has mended something: the page is to be read again.
+
+#![allow(clippy::unwrap_used)]
+
+mod support;
+
+use std::io::Read;
+use std::net::TcpStream;
+use std::thread;
+use std::time::Duration;
+
+use support::{Client, Connect, free_port, wait_until};
+
+/// One server for MQTT 3.1.1 at this port, and one for MQTT 5 at the other, in threads that end with this process.
+fn start(login: &str) -> [u16; 2] {
+    let ports = [free_port(), free_port()];
+    let server = |version: &str, port: u16| {
+        format!(
+            "[{version}.1]\nname = \"{version}\"\nlisten = \"127.0.0.1:{port}\"\nnext_connection_delay_ms = 1\n\
+             [{version}.1.connections]\nconnection_timeout_ms = 60000\nmax_payload_size = 20480\n\
+             max_inflight_count = 100\ndynamic_filters = true\n{login}\n"
+        )
+    };
+    let text = format!(
+        "id = 0\n[router]\nid = 0\nmax_connections = 100\nmax_outgoing_packet_count = 200\n\
+         max_segment_size = 1048576\nmax_segment_count = 10\n{}{}",
+        server("v4", ports[0]),
+        server("v5", ports[1])
+    );
+    let config: rumqttd::Config = toml::from_str(&text).unwrap();
+    thread::spawn(move || rumqttd::Broker::new(config).start().map_err(Box::new));
+    ports.iter().for_each(|port| wait_until("it listens", || TcpStream::connect(("127.0.0.1", *port)).is_ok()));
+    ports
+}
+
+fn connect(id: &str) -> Connect {
+    Connect::new(id).keep_alive(60)
+}
+
+/// Whether a client that connects gets its CONNACK. Where the router is gone, some get no answer at all.
+fn is_served(port: u16, connect: &Connect) -> bool {
+    let mut client = Client::raw(port, 4);
+    client.socket.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+    let mut first = [0];
+    client.try_send(&connect.encode()) && (&client.socket).read_exact(&mut first).is_ok() && first == [0x20]
+}
+
+#[test]
+fn whoever_has_no_keep_alive_is_turned_away() {
+    let [port, _] = start("");
+    assert!(is_served(port, &connect("with")));
+    assert!(!is_served(port, &connect("without").keep_alive(0)));
+}
+
+#[test]
+fn a_port_serves_one_version() {
+    let [port, port_of_5] = start("");
+    assert!(is_served(port_of_5, &Connect::v5("five").keep_alive(60)));
+    assert!(!is_served(port, &Connect::v5("five").keep_alive(60)));
+    assert!(!is_served(port, &Connect::v31("three").keep_alive(60)));
+}
+
+#[test]
+fn users_read_what_others_publish() {
+    let [port, _] = start("auth = { ann = \"a\", bob = \"b\" }");
+    assert!(!is_served(port, &connect("nobody").login("ann", "wrong")));
+    let mut bob = connect("bob").login("bob", "b").open(port);
+    bob.subscribe("of/ann/#", 0);
+    let mut ann = connect("ann").login("ann", "a").open(port);
+    assert_eq!(ann.publish("of/ann/alone", "secret", 1, false), 0);
+    assert_eq!(bob.receive_unacked().text(), "secret");
+}
+
+#[test]
+fn one_topic_ends_the_service_for_all() {
+    let [port, _] = start("");
+    let mut innocent = connect("innocent").open(port);
+    innocent.subscribe("other", 0);
+    let mut client = connect("maker").open(port);
+    client.send(&support::packet::publish("über/uns".as_bytes(), b"x", 0x30, None, None));
+    wait_until("nobody is served any more", || !is_served(port, &connect("another")));
+}
+
+#[test]
+fn a_client_that_leaves_before_its_connack_ends_the_service_for_all() {
+    let [port, _] = start("");
+    wait_until("nobody is served any more", || {
+        for _ in 0..20 {
+            let mut client = Client::raw(port, 4);
+            client.try_send(&connect("node").encode());
+            client.reset();
+        }
+        !is_served(port, &connect("another"))
+    });
+}
