@@ -4,6 +4,7 @@
 //! properties stay encoded all the way to the subscriber. Everything a client may send is checked here, so that the
 //! session sees only well-formed packets; what is wrong is an [`Error`] that says which reason code it deserves.
 
+pub mod alias;
 pub mod connect;
 pub mod property;
 pub mod publish;

@@ -1,11 +1,16 @@
 //! MQTT 5 PUBLISH properties as they are encoded [MQTT-3.3.2.3]: only what passing them on needs.
 
+use std::sync::OnceLock;
+
+use bytes::BufMut;
+
 use crate::message::via::{self, Properties};
 use crate::status::ledger::DropReason;
 
 const MESSAGE_EXPIRY: u8 = 2;
 const SUBSCRIPTION_ID: u8 = 11;
-const TOPIC_ALIAS: u8 = 35;
+/// Identifier of the topic alias [MQTT-3.3.2.3.4].
+pub const TOPIC_ALIAS: u8 = 35;
 
 /// The properties that concern the message and not this part of its way: no alias, no subscription ids; expiry travels
 /// apart.
@@ -27,6 +32,19 @@ pub fn add_expiry(properties: &mut Vec<u8>, seconds: u32) {
 
 /// The properties that a message has on its way up to an upstream, which may be a gateway itself.
 pub fn up(encoded: &[u8], upstream: Option<via::Id>, expiry: Option<u32>) -> Result<Vec<u8>, DropReason> {
+    if encoded.is_empty() {
+        // as most messages are
+        static OURS: OnceLock<Vec<u8>> = OnceLock::new();
+        let mut properties = Vec::with_capacity(64);
+        properties.extend_from_slice(OURS.get_or_init(|| {
+            let mut ours = Vec::new();
+            // one gateway is not too many
+            let _ = via::append(&mut ours, via::Id::ours());
+            ours
+        }));
+        expiry.into_iter().for_each(|seconds| add_expiry(&mut properties, seconds));
+        return Ok(properties);
+    }
     if upstream.is_some_and(|gateway| via::names(encoded, gateway)) {
         return Err(DropReason::CameFromThere);
     }
@@ -59,17 +77,25 @@ pub fn gateway_in(user: &[(String, String)]) -> Option<via::Id> {
     user.iter().find(|(name, _)| name == via::NAME).and_then(|(_, id)| via::Id::parse(id))
 }
 
-/// Bytes of a number as MQTT encodes lengths [MQTT-1.5.5].
-pub fn varint(mut number: usize) -> Vec<u8> {
-    let mut bytes = Vec::with_capacity(4);
+/// Appends a number as MQTT encodes lengths [MQTT-1.5.5].
+pub fn put_varint(mut number: usize, out: &mut impl BufMut) {
     loop {
         let low = (number & 0x7f) as u8;
         number >>= 7;
         if number == 0 {
-            bytes.push(low);
-            return bytes;
+            return out.put_u8(low);
         }
-        bytes.push(low | 0x80);
+        out.put_u8(low | 0x80);
+    }
+}
+
+/// The bytes that it takes.
+pub fn varint_len(number: usize) -> usize {
+    match number {
+        0..0x80 => 1,
+        0x80..0x4000 => 2,
+        0x4000..0x20_0000 => 3,
+        _ => 4,
     }
 }
 
@@ -93,9 +119,23 @@ mod tests {
     }
 
     #[test]
+    fn what_has_no_properties_names_this_gateway() {
+        let mut ours = Vec::new();
+        via::append(&mut ours, via::Id::ours()).unwrap();
+        assert_eq!(up(&[], None, None), Ok(ours.clone()));
+        add_expiry(&mut ours, 9);
+        assert_eq!(up(&[], Some(via::Id::ours()), Some(9)), Ok(ours));
+    }
+
+    #[test]
     fn lengths() {
-        for (number, bytes) in [(0, vec![0]), (127, vec![127]), (128, vec![0x80, 1]), (16_384, vec![0x80, 0x80, 1])] {
-            assert_eq!(varint(number), bytes);
+        let numbers = [(0, vec![0]), (127, vec![127]), (128, vec![0x80, 1]), (16_383, vec![0xff, 0x7f])];
+        for (number, bytes) in
+            numbers.into_iter().chain([(16_384, vec![0x80, 0x80, 1]), (1 << 21, vec![0x80, 0x80, 0x80, 1])])
+        {
+            let mut out = Vec::new();
+            put_varint(number, &mut out);
+            assert_eq!((varint_len(number), out), (bytes.len(), bytes));
         }
     }
 

@@ -20,6 +20,7 @@ const V5: Link = Link {
     max_packet_size: None,
     max_qos: Qos::ExactlyOnce,
     retain_available: true,
+    topic_aliases: 0,
     gateway: None,
 };
 const V4: Link = Link { version: Version::V311, ..V5 };

@@ -5,7 +5,7 @@ use std::future::Future;
 use bytes::{BufMut, Bytes, BytesMut};
 
 use super::mark::SessionMark;
-use super::properties::varint;
+use super::properties::{TOPIC_ALIAS, put_varint, varint_len};
 use super::settings::{UpstreamAddress, UpstreamSettings};
 use crate::message::{Qos, TopicFilter, via};
 pub use crate::mqtt::Version;
@@ -25,9 +25,14 @@ pub struct Link {
     pub max_qos: Qos,
     /// Whether it takes retained messages.
     pub retain_available: bool,
+    /// Topic aliases that it takes.
+    pub topic_aliases: u16,
     /// It is a gateway, and this one.
     pub gateway: Option<via::Id>,
 }
+
+/// Bytes of a topic alias among the properties.
+pub const ALIAS_LEN: usize = 3;
 
 /// A message on its way up.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -52,13 +57,13 @@ impl OutMessage {
     /// Bytes of the PUBLISH packet.
     pub fn packet_size(&self, version: Version) -> usize {
         let remaining = self.remaining_length(version);
-        1 + varint(remaining).len() + remaining
+        1 + varint_len(remaining) + remaining
     }
 
     fn remaining_length(&self, version: Version) -> usize {
         let properties = match version {
             Version::V31 | Version::V311 => 0,
-            Version::V5 => varint(self.properties.len()).len() + self.properties.len(),
+            Version::V5 => varint_len(self.properties.len()) + self.properties.len(),
         };
         let packet_id = if self.qos == Qos::AtMostOnce { 0 } else { 2 };
         2 + self.topic.len() + packet_id + properties + self.payload.len()
@@ -66,17 +71,29 @@ impl OutMessage {
 
     /// Appends the PUBLISH packet [MQTT-3.3]. The packet id is not used at QoS 0.
     pub fn encode(&self, version: Version, packet_id: u16, out: &mut BytesMut) {
-        let remaining = self.remaining_length(version);
+        self.encode_as(version, packet_id, None, out);
+    }
+
+    /// The same with a topic alias, and whether the other side knows it: then the topic itself is left out [MQTT-3.3.2.3.4].
+    pub fn encode_as(&self, version: Version, packet_id: u16, alias: Option<(u16, bool)>, out: &mut BytesMut) {
+        let topic = if alias.is_some_and(|(_, is_known)| is_known) { "" } else { self.topic.as_str() };
+        let properties = self.properties.len() + if alias.is_some() { ALIAS_LEN } else { 0 };
+        let length = varint_len(properties) + properties - varint_len(self.properties.len()) - self.properties.len();
+        let remaining = self.remaining_length(version) + length - (self.topic.len() - topic.len());
         out.reserve(5 + remaining);
         out.put_u8(0x30 | u8::from(self.is_repeated) << 3 | (self.qos as u8) << 1 | u8::from(self.retain));
-        out.put_slice(&varint(remaining));
-        out.put_u16(self.topic.len() as u16);
-        out.put_slice(self.topic.as_bytes());
+        put_varint(remaining, out);
+        out.put_u16(topic.len() as u16);
+        out.put_slice(topic.as_bytes());
         if self.qos != Qos::AtMostOnce {
             out.put_u16(packet_id);
         }
         if version == Version::V5 {
-            out.put_slice(&varint(self.properties.len()));
+            put_varint(properties, out);
+            if let Some((alias, _)) = alias {
+                out.put_u8(TOPIC_ALIAS);
+                out.put_u16(alias);
+            }
             out.put_slice(&self.properties);
         }
         out.put_slice(&self.payload);

@@ -1,13 +1,12 @@
 //! What clients get.
 
-use std::collections::HashMap;
-
 use super::super::session::{Send, Source};
 use super::Connection;
 use super::run::OUT_FULL;
 use crate::exchange::delivery::{Grant, Queued, Run};
 use crate::exchange::stats::Stats;
 use crate::message::{MessageRef, Qos};
+use crate::mqtt::alias::OutboundAliases;
 use crate::mqtt::publish::{Outgoing, encode};
 use crate::mqtt::write::{self, Ack, SUBACK};
 use crate::mqtt::{Reason, Version};
@@ -15,48 +14,6 @@ use bytes::BytesMut;
 
 /// Messages taken from the inbox or the journal at a time.
 const TAKE: usize = 64;
-/// Most aliases that are assigned, whatever the client allows.
-const MOST_ALIASES: u16 = 64;
-/// Bytes of the topics that have one.
-const MOST_ALIAS_BYTES: usize = 16 << 10;
-
-/// Topic aliases towards the client: the first topics get one each.
-#[derive(Debug)]
-pub struct OutboundAliases {
-    maximum: u16,
-    by_topic: HashMap<Box<str>, u16>,
-    bytes: usize,
-}
-
-impl OutboundAliases {
-    /// At most as many as the client takes.
-    pub fn new(maximum: u16) -> OutboundAliases {
-        OutboundAliases { maximum: maximum.min(MOST_ALIASES), by_topic: HashMap::new(), bytes: 0 }
-    }
-
-    /// The alias of a topic and whether the client knows it.
-    fn get(&self, topic: &str) -> Option<(u16, bool)> {
-        if self.maximum == 0 {
-            return None;
-        }
-        let next = self.by_topic.len() as u16 + 1;
-        match self.by_topic.get(topic) {
-            Some(alias) => Some((*alias, true)),
-            None => {
-                let fits = next <= self.maximum && self.bytes + topic.len() <= MOST_ALIAS_BYTES;
-                fits.then_some((next, false))
-            }
-        }
-    }
-
-    fn sent(&mut self, topic: &str, alias: Option<(u16, bool)>) {
-        if let Some((alias, false)) = alias {
-            self.by_topic.insert(topic.into(), alias);
-            self.bytes += topic.len();
-        }
-    }
-}
-
 /// Writes one message; says whether it went out, or is too large for the client or expired.
 fn write_one(
     out: &mut BytesMut,

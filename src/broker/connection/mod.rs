@@ -130,7 +130,7 @@ struct Connection {
     /// Largest packet that the client takes.
     max_packet: usize,
     aliases: receive::InboundAliases,
-    outbound_aliases: deliver::OutboundAliases,
+    outbound_aliases: crate::mqtt::alias::OutboundAliases,
     out: BytesMut,
     batch: BatchBuilder,
     acks: Acks,
@@ -320,7 +320,7 @@ async fn open(
         will: connect.will,
         max_packet: connect.maximum_packet_size as usize,
         aliases: receive::InboundAliases::default(),
-        outbound_aliases: deliver::OutboundAliases::new(connect.topic_alias_maximum),
+        outbound_aliases: crate::mqtt::alias::OutboundAliases::new(connect.topic_alias_maximum),
         out,
         batch: BatchBuilder::default(),
         acks: Acks::default(),

@@ -16,13 +16,16 @@ use super::pace::Pace;
 use super::stream::Stream;
 use super::{Incoming, Request, v4, v5};
 use crate::message::Qos;
+use crate::mqtt::alias::OutboundAliases;
 use crate::secret::Secret;
 use crate::upstream::settings::UpstreamSettings;
 use crate::upstream::tls;
-use crate::upstream::wire::{Ack, Broken, Busy, ClientEvent, Link, Version, Will};
+use crate::upstream::wire::{ALIAS_LEN, Ack, Broken, Busy, ClientEvent, Link, Version, Will};
 
 /// Requests become bytes while fewer than these wait to be written: a write that is worth its system call.
 const WRITE_BYTES: usize = 64 << 10;
+/// No packet is longer [MQTT-2.1.4]: its remaining length has 28 bits.
+const LONGEST_PACKET: usize = 268_435_455;
 /// Bytes read at once.
 const READ_BYTES: usize = 16 << 10;
 /// A buffer that grew beyond this for a large message is given back.
@@ -92,6 +95,10 @@ pub(super) struct Connection {
     max_requests: usize,
     message_ids: Ids,
     other_ids: Ids,
+    /// Where the upstream takes any.
+    aliases: Option<OutboundAliases>,
+    /// Of what the upstream takes.
+    max_packet_size: usize,
     output: BytesMut,
     /// Bytes put into `output` and taken from it, ever.
     encoded: u64,
@@ -132,6 +139,8 @@ impl Connection {
             max_requests,
             message_ids: Ids::new(1, MESSAGE_IDS),
             other_ids: Ids::new(OTHER_IDS, u16::MAX),
+            aliases: None,
+            max_packet_size: usize::MAX,
             output: BytesMut::new(),
             encoded: 0,
             written: 0,
@@ -171,6 +180,8 @@ impl Connection {
                 let seconds = seconds.filter(|seconds| *seconds > 0).map(|seconds| Duration::from_secs(seconds.into()));
                 self.keep_alive = KeepAlive::new(seconds.unwrap_or(settings.keep_alive));
                 link.receive_maximum = link.receive_maximum.clamp(1, MESSAGE_IDS);
+                self.aliases = Some(link.topic_aliases).filter(|most| *most > 0).map(OutboundAliases::new);
+                self.max_packet_size = link.max_packet_size.map_or(LONGEST_PACKET, |size| size as usize);
                 if let Some(pace) = &mut self.pace {
                     pace.set_window(link.receive_maximum.min(settings.max_inflight));
                 }
@@ -267,7 +278,14 @@ impl Connection {
                     Some(chosen) => chosen,
                     None => self.message_ids.take(),
                 };
-                publish.encode(version, packet_id, out);
+                let most = self.max_packet_size.saturating_sub(ALIAS_LEN);
+                let fits = self.aliases.is_some() && publish.packet_size(version) <= most;
+                let aliases = self.aliases.as_mut().filter(|_| fits && publish.topic.len() > ALIAS_LEN);
+                let alias = aliases.as_ref().and_then(|aliases| aliases.get(&publish.topic));
+                publish.encode_as(version, packet_id, alias, out);
+                if let Some(aliases) = aliases {
+                    aliases.sent(&publish.topic, alias);
+                }
                 message = Some(packet_id);
                 Ok(())
             }

@@ -16,6 +16,11 @@ use tokio::io::unix::AsyncFd;
 /// Between two reads there is so much per message of the window. Even an upstream next door needs several times that for
 /// each message, so the window is never empty for this reason.
 const PER_MESSAGE: Duration = Duration::from_micros(1);
+/// In a small window, such as the 20 messages that mosquitto announces, it must be more for several answers to come together:
+/// about half of the time in which the quickest of upstreams works off the window.
+const PER_MESSAGE_OF_FEW: Duration = Duration::from_micros(4);
+/// But no more than this.
+const FEW: Duration = Duration::from_micros(100);
 /// And no more than this.
 const LONGEST: Duration = Duration::from_micros(200);
 
@@ -41,7 +46,8 @@ impl Pace {
 
     /// At most so many messages are unanswered.
     pub(super) fn set_window(&mut self, messages: u16) {
-        self.pause = (PER_MESSAGE * messages.into()).min(LONGEST);
+        let (few, many) = (PER_MESSAGE_OF_FEW * messages.into(), PER_MESSAGE * messages.into());
+        self.pause = few.min(FEW).max(many).min(LONGEST);
     }
 
     /// Something was read.
@@ -98,7 +104,7 @@ mod tests {
     #[tokio::test]
     async fn the_pause_grows_with_the_window_and_has_a_bound() {
         let mut pace = Pace::new().unwrap();
-        for (window, micros) in [(1, 1), (20, 20), (100, 100), (201, 200), (u16::MAX, 200)] {
+        for (window, micros) in [(1, 4), (20, 80), (30, 100), (100, 100), (150, 150), (201, 200), (u16::MAX, 200)] {
             pace.set_window(window);
             assert_eq!(pace.pause, Duration::from_micros(micros));
         }

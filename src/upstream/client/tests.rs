@@ -56,6 +56,12 @@ fn message(payload: &[u8], qos: Qos) -> OutMessage {
 
 /// A connection that is open, its upstream with a line of so many bytes, and the number of writes.
 async fn opened(version: Version, line: usize) -> (Connection, DuplexStream, Arc<AtomicUsize>) {
+    let connack: &[u8] = if version == Version::V5 { &[0x20, 3, 0, 0, 0] } else { &[0x20, 2, 0, 0] };
+    opened_by(version, line, connack).await
+}
+
+/// The same where the upstream says this.
+async fn opened_by(version: Version, line: usize, connack: &[u8]) -> (Connection, DuplexStream, Arc<AtomicUsize>) {
     let (ours, mut theirs) = duplex(line);
     let writes = Arc::new(AtomicUsize::new(0));
     let stream = Box::new(Counted(ours, writes.clone()));
@@ -63,7 +69,6 @@ async fn opened(version: Version, line: usize) -> (Connection, DuplexStream, Arc
     let upstream = async {
         let (_, connect) = packet(&mut theirs).await;
         assert_eq!(connect[6], if version == Version::V5 { 5 } else { 4 });
-        let connack: &[u8] = if version == Version::V5 { &[0x20, 3, 0, 0, 0] } else { &[0x20, 2, 0, 0] };
         theirs.write_all(connack).await.unwrap();
     };
     let settings = settings();
@@ -96,6 +101,56 @@ async fn what_was_handed_over_meanwhile_leaves_in_one_write() {
             let (first, body) = packet(&mut theirs).await;
             assert_eq!((first, body.last()), (0x32, Some(&number)));
         }
+    }
+}
+
+#[tokio::test]
+async fn topics_are_said_once_where_the_upstream_takes_aliases() {
+    // two aliases, and packets of at most 128 bytes
+    let connack = [0x20, 11, 0, 0, 8, 0x22, 0, 2, 0x27, 0, 0, 0, 128];
+    let (mut connection, mut theirs, _) = opened_by(Version::V5, 64 << 10, &connack).await;
+    let on = |topic: &str, properties: &[u8], size: usize| OutMessage {
+        topic: topic.into(),
+        properties: properties.to_vec(),
+        ..message(&vec![b'x'; size], Qos::AtLeastOnce)
+    };
+    let largest = 128 - on("large", b"", 0).packet_size(Version::V5);
+    let sent = [
+        on("large", b"", largest),
+        on("loft/motion1", b"", 1),
+        on("loft/motion1", &[1, 1], 1),
+        on("attic", b"", 1),
+        on("cellar", b"", 1),
+        on("attic", b"", 1),
+        on("a/b", b"", 1),
+    ];
+    for message in sent {
+        connection.request(Request::Publish(message)).unwrap();
+    }
+    connection.events().await.unwrap();
+    let mut heads = Vec::new();
+    for _ in 0..7 {
+        let (_, body) = packet(&mut theirs).await;
+        heads.push(body[..body.iter().rposition(|byte| *byte != b'x').unwrap() + 1].to_vec());
+    }
+    let expected: [&[u8]; 7] = [
+        b"\0\x05large\0\x01\0",
+        b"\0\x0cloft/motion1\0\x02\x03\x23\0\x01",
+        b"\0\0\0\x03\x05\x23\0\x01\x01\x01",
+        b"\0\x05attic\0\x04\x03\x23\0\x02",
+        b"\0\x06cellar\0\x05\0",
+        b"\0\0\0\x06\x03\x23\0\x02",
+        b"\0\x03a/b\0\x07\0",
+    ];
+    assert_eq!(heads, expected);
+    // and none where it takes none
+    let (mut connection, mut theirs, _) = opened(Version::V5, 1024).await;
+    for _ in 0..2 {
+        connection.request(Request::Publish(on("attic", b"", 0))).unwrap();
+    }
+    connection.events().await.unwrap();
+    for id in [1, 2] {
+        assert_eq!(packet(&mut theirs).await.1, [&b"\0\x05attic\0"[..], &[id, 0]].concat());
     }
 }
 

@@ -71,6 +71,7 @@ pub(super) fn decode(bytes: &mut BytesMut) -> Result<Incoming, Broken> {
                 max_packet_size: None,
                 max_qos: Qos::ExactlyOnce,
                 retain_available: true,
+                topic_aliases: 0,
                 gateway: None,
             };
             Incoming::Accepted(link, None)

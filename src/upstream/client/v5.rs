@@ -97,6 +97,7 @@ pub(super) fn decode(bytes: &mut BytesMut) -> Result<Incoming, Broken> {
                 max_packet_size: properties.and_then(|p| p.max_packet_size),
                 max_qos: properties.and_then(|p| p.max_qos).and_then(Qos::from_u8).unwrap_or(Qos::ExactlyOnce),
                 retain_available: properties.and_then(|p| p.retain_available) != Some(0),
+                topic_aliases: properties.and_then(|p| p.topic_alias_max).unwrap_or(0),
                 gateway: properties.and_then(|p| gateway_in(&p.user_properties)),
             };
             Incoming::Accepted(link, properties.and_then(|p| p.server_keep_alive))

@@ -218,6 +218,7 @@ fn link(version: Version) -> Link {
         max_packet_size: None,
         max_qos: Qos::ExactlyOnce,
         retain_available: true,
+        topic_aliases: 0,
         gateway: None,
     }
 }

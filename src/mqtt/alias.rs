@@ -1,0 +1,46 @@
+//! Topic aliases that are assigned to what is sent [MQTT-3.3.2.3.4].
+
+use std::collections::HashMap;
+
+/// Most aliases that are assigned, whatever the other side allows.
+const MOST_ALIASES: u16 = 64;
+/// Bytes of the topics that have one.
+const MOST_ALIAS_BYTES: usize = 16 << 10;
+
+/// Topic aliases of one direction of a connection: the first topics get one each.
+#[derive(Debug)]
+pub struct OutboundAliases {
+    maximum: u16,
+    by_topic: HashMap<Box<str>, u16>,
+    bytes: usize,
+}
+
+impl OutboundAliases {
+    /// At most as many as the other side takes.
+    pub fn new(maximum: u16) -> OutboundAliases {
+        OutboundAliases { maximum: maximum.min(MOST_ALIASES), by_topic: HashMap::new(), bytes: 0 }
+    }
+
+    /// The alias of a topic and whether the other side knows it.
+    pub fn get(&self, topic: &str) -> Option<(u16, bool)> {
+        if self.maximum == 0 {
+            return None;
+        }
+        let next = self.by_topic.len() as u16 + 1;
+        match self.by_topic.get(topic) {
+            Some(alias) => Some((*alias, true)),
+            None => {
+                let fits = next <= self.maximum && self.bytes + topic.len() <= MOST_ALIAS_BYTES;
+                fits.then_some((next, false))
+            }
+        }
+    }
+
+    /// It has been used in a packet that goes out.
+    pub fn sent(&mut self, topic: &str, alias: Option<(u16, bool)>) {
+        if let Some((alias, false)) = alias {
+            self.by_topic.insert(topic.into(), alias);
+            self.bytes += topic.len();
+        }
+    }
+}
