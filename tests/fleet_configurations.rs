@@ -2,7 +2,8 @@
 
 #![allow(clippy::unwrap_used)]
 
-use std::fs;
+use std::fs::{self, Permissions};
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::Command;
 
@@ -51,7 +52,9 @@ fn every_configuration_is_valid() {
         ("vernemq.password", "x".into()),
         ("adafruit.key", "x".into()),
     ] {
-        fs::write(dir.path().join(name), text).unwrap();
+        let path = dir.path().join(name);
+        fs::write(&path, text).unwrap();
+        fs::set_permissions(&path, Permissions::from_mode(0o600)).unwrap();
     }
     for (heading, text) in configurations {
         let path = dir.path().join("pigateway.toml");

@@ -14,7 +14,7 @@
 //!
 //! **Live first.** Where messages come in two lanes (see [`super::lanes`]), those of the backlog leave an eighth of the window
 //! free, and have at most [`BACKLOG_BYTES`] under way: what is live goes at once and does not queue up behind them on a slow
-//! line.
+//! line. All together have at most [`UNDER_WAY_BYTES`].
 //!
 //! **Set aside.** What the upstream refuses, or what is too large for it, does not hold up the rest. MQTT 3.1.1 has no
 //! refusal: a broker that dislikes something closes the connection. What it dislikes is found out in order: first what is
@@ -34,6 +34,7 @@ mod opening;
 mod outgoing;
 mod rate;
 mod suspect;
+mod under_way;
 
 use std::collections::VecDeque;
 
@@ -44,6 +45,8 @@ use self::exact::{Begun, IN_USE, Spread};
 use self::opening::Opening;
 use self::rate::Throttle;
 use self::suspect::Suspicion;
+use self::under_way::UnderWay;
+pub use self::under_way::{BACKLOG_BYTES, UNDER_WAY_BYTES};
 use super::lanes::Lane;
 use super::rule::Rules;
 use super::settings::UpstreamSettings;
@@ -56,9 +59,6 @@ use crate::status::ledger::{Counts, DropReason, Outcome};
 pub const STRIKES: u32 = 3;
 /// An upstream that has messages to answer to and answers to none for this long is taken for dead.
 pub const ANSWER_TIMEOUT_MS: u64 = 60_000;
-
-/// Bytes of a backlog that may be under way: half a second on a line of 1 Mbit/s.
-pub const BACKLOG_BYTES: usize = 64 << 10;
 
 /// Refusals that do not concern the message: packet identifier in use, quota exceeded.
 const TRANSIENT: [u8; 2] = [IN_USE, 0x97];
@@ -208,8 +208,7 @@ pub struct Session {
     in_flight: VecDeque<InFlight>,
     /// Those of them that are held back.
     held: usize,
-    /// Bytes of a backlog that are under way.
-    backlog_bytes: usize,
+    under_way: UnderWay,
     spread: Spread,
     begun: Begun,
     last_answer: u64,
@@ -243,7 +242,7 @@ impl Session {
             link: None,
             in_flight: VecDeque::new(),
             held: 0,
-            backlog_bytes: 0,
+            under_way: UnderWay::default(),
             spread: Spread::default(),
             begun: Begun::default(),
             last_answer: 0,
@@ -324,7 +323,7 @@ impl Session {
         }
         self.interrupt_exchanges();
         self.in_flight.clear();
-        (self.held, self.backlog_bytes) = (0, 0);
+        (self.held, self.under_way) = (0, UnderWay::default());
         // what was to come again does so on the next connection
         self.pause = self.pause.filter(|pause| pause.until.is_some());
         actions.push(SessionAction::Rewind);
@@ -357,8 +356,8 @@ impl Session {
         }
         let window = usize::from(self.max_inflight.min(link.receive_maximum).max(1));
         let window = match role {
+            _ if self.under_way.is_enough(role) && !self.in_flight.is_empty() => 0,
             Role::Live => window,
-            Role::Backlog if self.backlog_bytes >= BACKLOG_BYTES => 0,
             Role::Backlog => window - if window > 1 { (window / 8).max(1) } else { 0 },
         };
         window.saturating_sub(self.in_flight.len())
@@ -429,10 +428,8 @@ impl Session {
 
     /// A message has ended.
     fn end(&mut self, source: Source, outcome: Outcome, actions: &mut Vec<SessionAction>) {
-        let Source { lane, role, position, message, .. } = source;
-        if role == Role::Backlog {
-            self.backlog_bytes = self.backlog_bytes.saturating_sub(message.size());
-        }
+        self.under_way.end(&source);
+        let Source { lane, position, message, .. } = source;
         self.suspicion.past(lane, position);
         let why = match outcome {
             Outcome::Dropped(DropReason::Refused) => "the upstream refuses it",

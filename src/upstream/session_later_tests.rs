@@ -1,5 +1,5 @@
 use super::super::*;
-use super::{Bench, V5};
+use super::{Bench, V5, draft};
 
 #[test]
 fn what_the_upstream_does_not_take_now_is_sent_later_and_in_order() {
@@ -53,4 +53,22 @@ fn a_pause_lasts_over_a_break() {
     bench.session.time(LONGEST_PAUSE_MS);
     bench.pump(0);
     assert_eq!(bench.deliver(1), ["0", "1"]);
+}
+
+#[test]
+fn a_window_of_large_messages_is_bounded_by_its_bytes() {
+    const SIZE: usize = 64 << 10;
+    let mut bench = Bench::new(|settings| settings.max_inflight = 200);
+    (0..100).for_each(|_| bench.append(&draft("loft/a", &[b'x'; SIZE])));
+    bench.connect(V5);
+    bench.pump(0);
+    assert_eq!(bench.sent.len(), UNDER_WAY_BYTES / SIZE);
+    let mut first = 1;
+    while !bench.sent.is_empty() {
+        let count = bench.deliver(first).len() as u16;
+        (first..first + count).for_each(|packet_id| bench.ack(packet_id, 0));
+        first += count;
+        bench.pump(0);
+    }
+    assert_eq!(first, 101, "none is left behind");
 }

@@ -53,7 +53,7 @@ fn draft<'a>(topic: &'a str, payload: &'a [u8]) -> Draft<'a> {
 impl Bench {
     fn new(change: impl FnOnce(&mut UpstreamSettings)) -> Bench {
         let journal = Journal::default();
-        let limits = Limits { messages: 1_000, bytes: 1 << 20, when_full: WhenFull::DropOldest };
+        let limits = Limits { messages: 1_000, bytes: 16 << 20, when_full: WhenFull::DropOldest };
         let consumer = journal.register("upstream/home", limits);
         let mut settings = settings();
         settings.max_inflight = 4;

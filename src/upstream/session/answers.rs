@@ -110,7 +110,7 @@ impl Session {
                 _ => {}
             }
         }
-        (self.held, self.backlog_bytes) = (0, 0);
+        (self.held, self.under_way) = (0, super::UnderWay::default());
         self.look_at_spread();
         actions.push(SessionAction::Rewind);
     }

@@ -9,7 +9,7 @@
 use std::collections::BTreeSet;
 use std::ops::{Range, RangeInclusive};
 
-use super::{InFlight, Role, Session, SessionAction, Source};
+use super::{InFlight, Session, SessionAction, Source};
 use crate::message::Qos;
 use crate::upstream::lanes::Lane;
 
@@ -260,9 +260,7 @@ impl Session {
 
     /// A message that the upstream has, as the journal knows.
     pub(super) fn hand_over_recorded(&mut self, source: Source, now: u64, actions: &mut Vec<SessionAction>) {
-        if source.role == Role::Backlog {
-            self.backlog_bytes += source.message.size();
-        }
+        self.under_way.begin(&source);
         let packet_id = packet_id(source.lane, source.ordinal);
         let mut recorded = InFlight::new(Some(source), now);
         (recorded.packet_id, recorded.is_exact) = (Some(packet_id), true);

@@ -8,7 +8,7 @@ use crate::status::ledger::{DropReason, Outcome};
 use crate::upstream::discovery::{self, Forwarded};
 use crate::upstream::properties;
 use crate::upstream::settings::OutQos;
-use crate::upstream::wire::{Link, OutMessage, Role, Version};
+use crate::upstream::wire::{Link, OutMessage, Version};
 
 impl Session {
     /// Whether messages may have the retain flag.
@@ -41,9 +41,7 @@ impl Session {
     ) {
         let Some(source) = &in_flight.source else { return };
         let (lane, position, message) = (source.lane, source.position, &source.message);
-        if source.role == Role::Backlog {
-            self.backlog_bytes += message.size();
-        }
+        self.under_way.begin(source);
         match self.outgoing(message, is_current, now) {
             Ok(mut out) => {
                 out.retain &= !self.suspicion.leaves_out_flag(lane, position);
