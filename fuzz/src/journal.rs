@@ -248,7 +248,7 @@ pub(super) fn records_of_strangers(data: &[u8]) {
     let files = MemoryStorage::default();
     let mut source = Source(data);
     let size = settings().segment_size();
-    let mut has_merged = false;
+    let mut is_usual = true;
     for number in 0..u32::from(source.byte() % 3) + 1 {
         let (flags, base) = (source.byte(), ordinal(&mut source));
         let kind = match flags & 7 {
@@ -256,7 +256,7 @@ pub(super) fn records_of_strangers(data: &[u8]) {
             1 => FileKind::Merging,
             _ => FileKind::Segment,
         };
-        has_merged |= matches!(kind, FileKind::Merged { .. });
+        is_usual &= !matches!(kind, FileKind::Merged { .. }) && flags & 24 == 0;
         let generation = if flags & 8 == 0 { u64::from(number) } else { ordinal(&mut source) };
         let size = if flags & 16 == 0 { size } else { ordinal(&mut source) };
         let header = Header { kind, boot: 0, generation, salt: 1, size, base };
@@ -271,8 +271,9 @@ pub(super) fn records_of_strangers(data: &[u8]) {
     let Some(state) = recovered(&files) else { panic!("whole files are a reason not to start") };
     let table = Table::of(&state);
     assert_eq!(Table::decode(&table.encode()).as_ref(), Some(&table), "what was found is not what would be written");
-    // threads are dear: not for every input; and merged files and snapshots may say that they stand for what is still to come
-    if data.len() % 16 == 1 && !has_merged && !has_snapshot {
+    // threads are dear: not for every input; and headers, merged files and snapshots may say that they stand for what is still
+    // to come, or are of another size than they are
+    if data.len() % 16 == 1 && is_usual && !has_snapshot {
         goes_on(before);
     }
 }
