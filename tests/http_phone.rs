@@ -182,9 +182,12 @@ fn each_kind_of_trouble_is_said(browser: &Browser) {
         let finding = edges.finding(until, 1_800_000);
         let answer =
             json!({ "finding": finding, "figures": EdgeFigures::of(&edges.last().copy(), until), "edges": list });
-        // as if it were a real one
-        browser.run(&format!("sensors.get('loft-ü').data.simulated = false; answer = {answer}; lookAtEdges()"));
-        browser.wait_for(&format!("document.getElementById('edges-text').textContent.startsWith('{said}')"));
+        browser.run(&format!("answer = {answer}"));
+        // as if it were a real one, again and again: whatever is said of the sensors meanwhile says that it is simulated
+        browser.wait_for(&format!(
+            "(sensors.get('loft-ü').data.simulated = false, lookAtEdges(), \
+             document.getElementById('edges-text').textContent.startsWith('{said}'))"
+        ));
         let rows = "[...document.querySelectorAll('#edges-kinds tbody tr')].map((row) => row.cells[3].textContent)";
         let found = browser.run(&format!("return {rows}"));
         let expected: Vec<&str> = (0..5).map(|at| if at == row { "yes" } else { "no" }).collect();

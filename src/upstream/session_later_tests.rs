@@ -61,14 +61,16 @@ fn a_window_of_large_messages_is_bounded_by_its_bytes() {
     let mut bench = Bench::new(|settings| settings.max_inflight = 200);
     (0..100).for_each(|_| bench.append(&draft("loft/a", &[b'x'; SIZE])));
     bench.connect(V5);
-    bench.pump(0);
+    // the journal reads ahead less than that
+    while bench.session.has_room(Role::Live) {
+        bench.pump(0);
+    }
     assert_eq!(bench.sent.len(), UNDER_WAY_BYTES / SIZE);
     let mut first = 1;
-    while !bench.sent.is_empty() {
+    while first <= 100 {
         let count = bench.deliver(first).len() as u16;
         (first..first + count).for_each(|packet_id| bench.ack(packet_id, 0));
         first += count;
         bench.pump(0);
     }
-    assert_eq!(first, 101, "none is left behind");
 }
