@@ -1,9 +1,9 @@
 //! The pages are in step with the program: links lead somewhere, files and tests that they name exist, and the
-//! configuration page explains exactly the keys of the example.
+//! configuration page explains exactly the keys of the example, and each dependency was looked up among the advisories.
 
 #![allow(clippy::unwrap_used)]
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -277,6 +277,94 @@ fn every_statement_of_the_standards_has_its_row() {
         let counts = format!("| {heading} | {count} | {held} | {does_not_apply} | {open} |");
         assert!(page.lines().any(|line| line == counts), "the counts are {counts}");
     }
+}
+
+/// Of each crate of `docs/advisories.md`: its versions, the advisories with the versions that mend them, and the last cell.
+fn rows_of_advisories() -> BTreeMap<String, (Vec<String>, String, String)> {
+    let page = text("docs/advisories.md");
+    let mut rows = BTreeMap::new();
+    for line in page.lines().filter(|line| line.starts_with("| `")) {
+        let cells: Vec<&str> = line.trim_matches('|').split(" | ").map(str::trim).collect();
+        let [name, versions, advisories, concerned] = cells[..] else { panic!("not four cells: {line}") };
+        let versions = versions.split(", ").map(str::to_owned).collect();
+        let row = (versions, advisories.to_owned(), concerned.to_owned());
+        let name = name.trim_matches('`').to_owned();
+        assert!(rows.insert(name, row).is_none(), "twice: {line}");
+    }
+    rows
+}
+
+/// `0.9.12+spec-1.1.0` as numbers that can be compared.
+fn numbers(version: &str) -> Vec<u64> {
+    let version = version.split(['+', '-']).next().unwrap();
+    version.split('.').map(|number| number.parse().unwrap_or_else(|_| panic!("not a version: {version}"))).collect()
+}
+
+/// Whether one of these versions, of the line of releases of `ours` where it is named, is not newer than `ours`.
+fn mended(ours: &str, mending: &[&str]) -> bool {
+    let ours = numbers(ours);
+    let line = |version: &[u64]| if version[0] == 0 { version[..2].to_vec() } else { version[..1].to_vec() };
+    let mending: Vec<Vec<u64>> = mending.iter().map(|version| numbers(version)).collect();
+    match mending.iter().find(|version| line(version) == line(&ours)) {
+        Some(version) => *version <= ours,
+        None => mending.iter().all(|version| *version <= ours),
+    }
+}
+
+const HOW_TO_LOOK: &str = "a dependency has changed: run `cargo deny check advisories` with a network (or look its new version up in the \
+    advisories of RustSec), and then write what was found and the day into docs/advisories.md";
+
+#[test]
+fn every_dependency_was_looked_up_among_the_advisories() {
+    let lock: toml::Table = text("Cargo.lock").parse().unwrap();
+    let mut locked: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
+    for package in lock["package"].as_array().unwrap() {
+        let [name, version] = ["name", "version"].map(|key| package[key].as_str().unwrap());
+        locked.entry(name).or_default().insert(version);
+    }
+    let rows = rows_of_advisories();
+    let mut wrong = Vec::new();
+    for (name, (versions, _, _)) in &rows {
+        let looked_up: BTreeSet<&str> = versions.iter().map(String::as_str).collect();
+        let now = locked.get(name.as_str()).cloned().unwrap_or_default();
+        if looked_up != now {
+            wrong.push(format!("{name}: the page has {looked_up:?}, Cargo.lock {now:?}"));
+        }
+    }
+    let manifest: toml::Table = text("Cargo.toml").parse().unwrap();
+    let dependencies = manifest["dependencies"].as_table().unwrap();
+    for (name, _) in dependencies.iter().filter(|(_, dependency)| dependency.get("path").is_none()) {
+        if !rows.contains_key(name) {
+            wrong.push(format!("{name}: has no row"));
+        }
+    }
+    assert!(rows.len() >= 100, "only {} rows were found", rows.len());
+    assert!(wrong.is_empty(), "{HOW_TO_LOOK}: {wrong:#?}");
+}
+
+#[test]
+fn what_concerns_nobody_is_mended_or_says_why() {
+    let mut seen = 0;
+    for (name, (versions, advisories, concerned)) in rows_of_advisories() {
+        assert!(!versions.is_empty() && !advisories.is_empty(), "{name}: an empty cell");
+        if concerned != "no" {
+            let reason = concerned.strip_prefix("no: ").or(concerned.strip_prefix("yes: "));
+            assert!(reason.is_some_and(|reason| reason.len() > 20), "{name}: {concerned:?} gives no reason");
+            continue;
+        }
+        for advisory in advisories.split("RUSTSEC-").skip(1) {
+            let mending = advisory.split_once('(').and_then(|(_, rest)| rest.split_once(')')).map(|(inner, _)| inner);
+            let mending = mending.unwrap_or_else(|| panic!("{name}: no version mends RUSTSEC-{advisory}"));
+            seen += 1;
+            let mending: Vec<&str> = mending.split(", ").collect();
+            let good = mending == ["withdrawn"] || versions.iter().all(|version| mended(version, &mending));
+            assert!(good, "{name} {versions:?} is not as new as what mends RUSTSEC-{advisory}: {HOW_TO_LOOK}");
+        }
+    }
+    assert!(seen >= 50, "only {seen} advisories were found");
+    assert!(mended("0.8.8", &["0.8.6", "0.9.3"]) && !mended("0.8.5", &["0.8.6", "0.9.3"]));
+    assert!(mended("1.10.0", &["1.9.1"]) && mended("2.0.0", &["0.3.4"]) && !mended("0.10.0", &["0.8.6", "0.10.1"]));
+    assert!(!mended("0.7.0", &["0.8.6", "0.9.3"]));
 }
 
 #[test]
