@@ -3,6 +3,7 @@
 //! [`run`] reads as the gateway's life: open everything, say so once all rooms answer, wait for a signal or the first
 //! part that fails, and go down in order: sensors and ports first, then clients and upstreams, the router last.
 
+mod clock;
 mod data_dir;
 mod familiar;
 pub mod file_system;
@@ -44,9 +45,8 @@ use crate::broker::{Broker, sys};
 use crate::config::Settings;
 use crate::exchange::ingress::Receipt;
 use crate::exchange::live::{Dispatcher, RouterError};
-use crate::health::{Fault, Health, Problems, Pulse};
+use crate::health::{Health, Problems, Pulse};
 use crate::http;
-use crate::journal::boots::NOTE_MS;
 use crate::journal::settings::JournalSettings;
 use crate::journal::storage::file::FileStorage;
 use crate::journal::{Journal, JournalError};
@@ -68,10 +68,6 @@ const SHUTDOWN: Duration = Duration::from_secs(4);
 const FAREWELL: Duration = Duration::from_secs(1);
 /// Headers and consumers around a message in the journal.
 const RECORD_OVERHEAD: usize = 16 << 10;
-/// How often a clock that is not set is looked at.
-const CLOCK: Duration = Duration::from_secs(3);
-/// How often the journal hears of the clock when nothing is written.
-const CLOCK_NOTE: Duration = Duration::from_millis(NOTE_MS);
 /// Readiness waits this long for the pins.
 const SENSORS: Duration = Duration::from_millis(500);
 
@@ -193,7 +189,7 @@ impl Gateway {
             SystemClock::was_set();
         }
         supervisor
-            .spawn_endless("clock", watch_clock(clock.clone(), journal.clone(), health.clone(), supervisor.token()));
+            .spawn_endless("clock", clock::watch(clock.clone(), journal.clone(), health.clone(), supervisor.token()));
         supervisor.spawn("journal", watch_journal(journal.clone(), supervisor.token()));
 
         let reloads = watch::Sender::new(0);
@@ -428,36 +424,6 @@ async fn watch_journal(journal: Journal, cancel: CancellationToken) -> Result<()
     tokio::select! {
         () = cancel.cancelled() => Ok(()),
         () = journal.ended() => Err("a thread of the journal has ended"),
-    }
-}
-
-/// Until a source of time has set the clock, that stands among what is wrong; and the journal hears of the clock although
-/// nothing else happens.
-async fn watch_clock(clock: SharedClock, journal: Journal, health: Health, cancel: CancellationToken) {
-    let fault = Fault::new(
-        "no source of time has set the clock since boot: messages carry no time of day",
-        "a network with a time server (systemd-timesyncd or chrony) sets it; it is seen within seconds",
-    );
-    let (mut noted, mut is_noted) = (Instant::now(), true);
-    loop {
-        let is_set = clock.is_synchronised();
-        if health.set("clock", (!is_set).then_some(&fault)) {
-            // a minute after boot that is as it should be, so nobody is warned
-            match is_set {
-                true => info!("clock: it is set"),
-                false => info!("clock: {fault}"),
-            }
-            is_noted = false;
-        }
-        if !is_noted || noted.elapsed() >= CLOCK_NOTE {
-            journal.observe_clock();
-            (noted, is_noted) = (Instant::now(), true);
-        }
-        let pause = if is_set { CLOCK_NOTE } else { CLOCK };
-        tokio::select! {
-            () = cancel.cancelled() => return,
-            () = tokio::time::sleep(pause) => {}
-        }
     }
 }
 

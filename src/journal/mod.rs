@@ -12,7 +12,7 @@
 //! | `storage/` | files, real and for tests; `direct` writes what is small in sectors of 512 bytes, not in blocks of 4096 |
 //! | `append` | how messages come in |
 //! | `terms` | what rooms hand to the journal and get from it |
-//! | `queue`, `state`, `kept` | what is in memory: consumers, bytes that wait to be written, an entry per segment |
+//! | `queue`, `sizes`, `state`, `kept` | what is in memory: consumers, bytes that wait to be written, an entry per segment |
 //! | `parts`, `space`, `merge` | what gives way when there is no room, and how what is still needed is put together |
 //! | `writer` | the thread that writes: all that waits with one write and one sync |
 //! | `reader` | how consumers read, and the thread that reads ahead for them |
@@ -51,6 +51,7 @@ pub mod recovery;
 pub mod report;
 pub mod segment;
 pub mod settings;
+mod sizes;
 pub mod snapshot;
 mod space;
 pub mod state;

@@ -12,6 +12,7 @@ use tokio::sync::Notify;
 use super::format::FAR;
 use super::loss::Pace;
 use super::parts::Part;
+use super::sizes::Sizes;
 use super::{Backlog, ConsumerId, Delivery, Limits, Outcome, Position, WhenFull};
 use crate::message::Message;
 
@@ -21,69 +22,6 @@ pub const AHEAD_BYTES: usize = 256 * 1024;
 const AHEAD_MESSAGES: usize = 1024;
 /// Messages that a consumer may have in hand at a time, as far as is known.
 pub const IN_HAND: u64 = 1000;
-/// The sizes of so many messages are known one by one, of more in groups.
-const EXACT: usize = 256;
-/// Messages of a group.
-const GROUP: u32 = 64;
-
-#[derive(Clone, Copy, Debug)]
-struct Group {
-    count: u32,
-    bytes: u64,
-    boot_ms: Option<u64>,
-}
-
-/// Groups that a queue where nothing waits has room for.
-const ROOM: usize = 4;
-
-/// Sizes of the messages that wait, without an entry for each of millions.
-#[derive(Debug, Default)]
-pub struct Sizes {
-    groups: VecDeque<Group>,
-    bytes: u64,
-}
-
-impl Sizes {
-    /// Adds messages at the end.
-    pub fn push(&mut self, count: u32, bytes: u64, boot_ms: Option<u64>) {
-        self.bytes += bytes;
-        if count == 1
-            && self.groups.len() >= EXACT
-            && let Some(last) = self.groups.back_mut().filter(|last| last.count < GROUP)
-        {
-            last.count += 1;
-            last.bytes += bytes;
-            return;
-        }
-        self.groups.push_back(Group { count, bytes, boot_ms });
-    }
-
-    /// Takes the oldest message out.
-    pub fn pop(&mut self) {
-        let Some(first) = self.groups.front_mut() else { return };
-        let size = first.bytes / u64::from(first.count.max(1));
-        first.bytes -= size;
-        self.bytes -= size;
-        first.count = first.count.saturating_sub(1);
-        if first.count == 0 {
-            self.bytes -= first.bytes;
-            self.groups.pop_front();
-        }
-    }
-
-    /// Nothing waits any more. A little room stays: where little goes on, every message is the first and the last.
-    pub fn clear(&mut self) {
-        self.groups.clear();
-        self.groups.shrink_to(ROOM);
-        self.bytes = 0;
-    }
-
-    /// Bytes of all that wait.
-    pub fn bytes(&self) -> usize {
-        self.bytes as usize
-    }
-}
-
 /// A message that the consumer has got.
 #[derive(Debug)]
 struct Held {
@@ -497,7 +435,7 @@ impl Queue {
             bytes: self.sizes.bytes(),
             oldest_boot_ms: in_memory
                 .map(|front| front.message.view().boot_ms())
-                .or_else(|| self.sizes.groups.front().and_then(|group| group.boot_ms)),
+                .or_else(|| self.sizes.oldest_boot_ms()),
         }
     }
 }

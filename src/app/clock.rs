@@ -1,0 +1,47 @@
+//! Whether the clock of the system is right.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tracing::info;
+
+use crate::health::{Fault, Health};
+use crate::journal::Journal;
+use crate::journal::boots::NOTE_MS;
+use crate::time::SharedClock;
+
+/// How often a clock that is not set is looked at.
+const LOOK: Duration = Duration::from_secs(3);
+/// How often the journal hears of the clock when nothing is written.
+const NOTE: Duration = Duration::from_millis(NOTE_MS);
+
+/// Until a source of time has set the clock, that stands among what is wrong; and the journal hears of the clock although
+/// nothing else happens.
+pub async fn watch(clock: SharedClock, journal: Journal, health: Health, cancel: CancellationToken) {
+    let fault = Fault::new(
+        "no source of time has set the clock since boot: messages carry no time of day",
+        "a network with a time server (systemd-timesyncd or chrony) sets it; it is seen within seconds",
+    );
+    let (mut noted, mut is_noted) = (Instant::now(), true);
+    loop {
+        let is_set = clock.is_synchronised();
+        if health.set("clock", (!is_set).then_some(&fault)) {
+            // a minute after boot that is as it should be, so nobody is warned
+            match is_set {
+                true => info!("clock: it is set"),
+                false => info!("clock: {fault}"),
+            }
+            is_noted = false;
+        }
+        if !is_noted || noted.elapsed() >= NOTE {
+            journal.observe_clock();
+            (noted, is_noted) = (Instant::now(), true);
+        }
+        let pause = if is_set { NOTE } else { LOOK };
+        tokio::select! {
+            () = cancel.cancelled() => return,
+            () = tokio::time::sleep(pause) => {}
+        }
+    }
+}
