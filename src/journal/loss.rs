@@ -38,7 +38,7 @@ impl Owner<'_> {
     pub fn of(name: &str) -> Owner<'_> {
         if let Some((owner, rest)) = name.strip_prefix("share/").and_then(|rest| rest.split_once('/')) {
             let (user, group) = rest.split_once('\0').map_or((None, rest), |(user, group)| (Some(user), group));
-            return Owner::Shared { group, of_guests: owner == "g", user };
+            return Owner::Shared { group, of_guests: owner == "g", user: user.filter(|_| owner == "u") };
         }
         match (name.strip_prefix("upstream/"), name.strip_prefix("session/")) {
             (Some(upstream), _) => Owner::Upstream(upstream.strip_suffix("/2").unwrap_or(upstream)),

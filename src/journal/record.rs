@@ -10,7 +10,10 @@ use super::storage::Storage;
 const BLOCK: usize = 128 * 1024;
 /// Where whole records are looked for between others, what only looks like one may cost so many bytes of reading for each
 /// byte passed over, besides once the size of the file.
+/// A large record behind very many of them can be passed over; a short one is always tried.
 const TRIES: u64 = 16;
+/// Bytes of a record that costs little to try.
+const SHORT: usize = 512;
 
 /// What a record is made of, before its CRC, which depends on the file it goes to.
 #[derive(Clone, Copy, Debug)]
@@ -254,7 +257,7 @@ impl<'a> Scanner<'a> {
                 return None;
             }
             if let Some((len, position)) = self.head(at)
-                && (at == begin || self.patience >= len as u64)
+                && (at == begin || len <= SHORT || self.patience >= len as u64)
                 && self.load(at, len) >= len
             {
                 let from = (at - self.buffer_at) as usize;
@@ -265,10 +268,15 @@ impl<'a> Scanner<'a> {
                         self.damage.bytes += at - begin;
                     }
                     self.last = position;
+                    // nobody but us can make a whole record: what is damaged further on has as much to spend
+                    self.patience = self.patience.max(self.end.max(BLOCK as u64));
                     self.at = at + padded(len) as u64;
                     return Some((at, RecordRef { bytes: &self.buffer[from..from + len] }));
                 }
-                self.patience = self.patience.saturating_sub(len as u64);
+                // where a record ought to be, one is worth trying
+                if at > begin && len > SHORT {
+                    self.patience = self.patience.saturating_sub(len as u64);
+                }
             }
             self.patience += 8 * TRIES;
             at += 8;
@@ -387,6 +395,30 @@ mod tests {
         assert_eq!(found, [50, 51, 52, 53, 54, 9000]);
         let read = storage.1.into_inner();
         assert!(read < 24 * size, "{read} bytes were read of {size}");
+    }
+
+    #[test]
+    fn a_damaged_length_does_not_cost_the_large_record_behind_it() {
+        let size: u64 = 2 << 20;
+        let header = Header { kind: FileKind::Segment, boot: 0, generation: 5, salt: 1, size, base: 50 };
+        for bit in 0..21 {
+            let storage = MemoryStorage::default();
+            let mut bytes = Vec::new();
+            let mut at = Vec::new();
+            for (number, len) in [(0, 100), (1, 700_000), (2, 100), (3, 1_300_000)] {
+                at.push(DATA + bytes.len() as u64);
+                let draft = Draft { kind: Kind::Message, flags: 0, boot: 0, body: &[&vec![number as u8; len]] };
+                encode(&mut bytes, 50 + number, &draft, [(7, number + 1)].into_iter());
+            }
+            seal(&mut bytes, header.seed());
+            storage.create("f", size).unwrap();
+            storage.write_at("f", DATA, &bytes).unwrap();
+            // both of the short ones
+            for damaged in [0, 2] {
+                storage.flip("f", (at[damaged] as usize + 4) * 8 + bit);
+            }
+            assert_eq!(places(&storage, &header).0, [51, 53], "bit {bit}");
+        }
     }
 
     #[test]

@@ -120,16 +120,16 @@ pub struct Status {
 }
 
 impl Journal {
-    /// Ordinals that this consumer has not settled and that may have been sent before the process began, where its task had at
-    /// most so many unsettled at a time.
+    /// Ordinals that this consumer has not settled and that may have been sent before the process began, where its task has never
+    /// had more unsettled at a time.
     pub fn maybe_sent(&self, id: ConsumerId, in_hand: u64) -> std::ops::Range<u64> {
         self.shared.state.lock().queues.get(&id).map_or(0..0, |queue| queue.maybe_sent(in_hand))
     }
 
-    /// The lasting name of the first consumer that has one of this kind; looks through all of them.
+    /// The least of the lasting names that are of this kind; looks through all of them.
     pub fn find_consumer(&self, is_it: impl Fn(&str) -> bool) -> Option<Box<str>> {
         let state = self.shared.state.lock();
-        state.by_name.keys().find(|name| is_it(name)).cloned()
+        state.by_name.keys().filter(|name| is_it(name)).min().cloned()
     }
 }
 

@@ -15,7 +15,7 @@ struct Group {
 }
 
 /// Groups that a queue where nothing waits has room for.
-const ROOM: usize = 4;
+const ROOM: usize = 16;
 
 /// Sizes of the messages that wait, without an entry for each of millions.
 #[derive(Debug, Default)]

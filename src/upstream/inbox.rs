@@ -279,7 +279,10 @@ impl Inbox {
                 }
                 self.refuse(packet_id, qos);
             }
-            Some(message) if self.held.len() < HELD && self.held_bytes + message.size() <= HELD_BYTES => {
+            // one that is larger than all that may be held is held alone
+            Some(message)
+                if self.held.is_empty() || self.held.len() < HELD && self.held_bytes + message.size() <= HELD_BYTES =>
+            {
                 self.held_bytes += message.size();
                 self.held.push_back(Waiting::Message(message));
             }
@@ -386,5 +389,33 @@ impl Inbox {
             self.held.clear();
             self.held_bytes = 0;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::journal::{Limits, WhenFull};
+
+    #[test]
+    fn a_message_larger_than_all_that_may_be_held_is_held_alone() {
+        let journal = Journal::default();
+        let limits = Limits { messages: 1, bytes: 1 << 20, when_full: WhenFull::DropOldest };
+        let consumer = journal.register("upstream/home", limits);
+        let mut inbox = Inbox::new("home", 4 * HELD_BYTES, &journal, consumer);
+        let message = |bytes| Inbound {
+            topic: "t".into(),
+            payload: vec![0; bytes].into(),
+            qos: Qos::AtMostOnce,
+            retain: false,
+            properties: Vec::new(),
+            expiry: None,
+            packet_id: 0,
+            is_exact: false,
+        };
+        for bytes in [2 * HELD_BYTES, 1] {
+            inbox.received(Some(message(bytes)), 0, Qos::AtMostOnce);
+        }
+        assert_eq!((inbox.held.len(), inbox.dropped), (1, 1));
     }
 }

@@ -14,7 +14,7 @@
 //!
 //! **Live first.** Where messages come in two lanes (see [`super::lanes`]), those of the backlog leave an eighth of the window
 //! free, and have at most [`BACKLOG_BYTES`] under way: what is live goes at once and does not queue up behind them on a slow
-//! line. All together have at most [`UNDER_WAY_BYTES`].
+//! line. None goes while [`UNDER_WAY_BYTES`] are under way.
 //!
 //! **Set aside.** What the upstream refuses, or what is too large for it, does not hold up the rest. MQTT 3.1.1 has no
 //! refusal: a broker that dislikes something closes the connection. What it dislikes is found out in order: first what is
@@ -389,7 +389,7 @@ impl Session {
         let before = self.begin_exchange(lane, ordinal, &mut actions);
         let is_begun = before.is_begun;
         // what comes again on the same connection has been answered to
-        let resent = (resent || is_begun || before.is_possible) && before.is_first;
+        let resent = is_begun || (resent || before.is_possible) && before.is_first;
         let source = Source { lane, role, position, ordinal, resent, is_begun, message };
         if released {
             self.hand_over_recorded(source, now, &mut actions);

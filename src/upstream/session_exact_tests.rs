@@ -274,3 +274,43 @@ fn packet_ids_are_not_used_again_while_an_old_message_is_in_flight() {
     complete(&mut bench, first);
     assert!(bench.session.has_room(Role::Live), "nothing older is in flight");
 }
+
+#[test]
+fn what_is_known_of_a_message_outlives_a_connection_that_does_not_get_to_send_it() {
+    let mut bench = exact();
+    bench.append_many(0..1);
+    bench.connect(V5);
+    let packet_id = send(&mut bench, 0)[0].1;
+    for _ in 0..2 {
+        reconnect(&mut bench);
+        bench.pump(0);
+        assert!(std::mem::take(&mut bench.sent)[0].is_repeated);
+    }
+    reconnect(&mut bench);
+    bench.pump(0);
+    bench.deliver(1);
+    bench.ack(packet_id, 0x91);
+    assert_eq!((bench.recorded.clone(), bench.released.len()), (vec![packet_id], 0));
+}
+
+#[test]
+fn what_is_known_of_a_message_outlives_a_pause() {
+    let mut bench = exact();
+    bench.append_many(0..2);
+    bench.connect(V5);
+    let sent = send(&mut bench, 0);
+    reconnect(&mut bench);
+    bench.pump(0);
+    bench.sent.truncate(1);
+    bench.deliver(1);
+    // the other one is held back on this connection
+    bench.session.in_flight[1].held = true;
+    bench.session.held = 1;
+    bench.ack(sent[0].1, 0x97);
+    bench.session.time(FIRST_PAUSE_MS);
+    bench.pump(FIRST_PAUSE_MS);
+    assert_eq!(bench.sent.iter().map(|message| message.is_repeated).collect::<Vec<_>>(), [false, true]);
+    bench.deliver(1);
+    bench.ack(sent[1].1, 0x91);
+    assert_eq!((bench.recorded.clone(), bench.released.len()), (vec![sent[1].1], 0));
+}

@@ -1,5 +1,6 @@
 use super::super::*;
 use super::{Bench, V5, draft};
+use crate::message::Draft;
 
 #[test]
 fn what_the_upstream_does_not_take_now_is_sent_later_and_in_order() {
@@ -73,4 +74,23 @@ fn a_window_of_large_messages_is_bounded_by_its_bytes() {
         first += count;
         bench.pump(0);
     }
+}
+
+#[test]
+fn what_is_sent_once_more_is_counted_once() {
+    let mut bench = Bench::new(|settings| settings.max_inflight = 20);
+    (0..20).for_each(|_| bench.append(&Draft { retain: true, ..draft("t", &[b'x'; 1024]) }));
+    bench.connect(V5);
+    bench.pump(0);
+    assert_eq!(bench.deliver(1).len(), 20);
+    (1..=20).for_each(|packet_id| bench.ack(packet_id, RETAIN_NOT_SUPPORTED));
+    let mut first = 21;
+    while bench.session.in_flight() > 0 {
+        bench.pump(0);
+        let count = bench.deliver(first).len() as u16;
+        assert!(count > 0, "they are sent without the flag");
+        (first..first + count).for_each(|packet_id| bench.ack(packet_id, 0));
+        first += count;
+    }
+    assert_eq!(bench.session.under_way, UnderWay::default());
 }

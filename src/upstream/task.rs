@@ -158,7 +158,7 @@ impl<C: UpstreamClient> Upstream<C> {
         let mark = SessionMark::restore(journal, &current.name);
         let mut session = Session::new(rules, &current);
         for (lane, consumer) in consumers.all().filter(|_| mark.is_exact() == Some(true)) {
-            session.may_have_begun(lane, journal.maybe_sent(consumer, current.max_inflight.into()));
+            session.may_have_begun(lane, journal.maybe_sent(consumer, u16::MAX.into()));
         }
         Upstream {
             name: current.name.clone(),

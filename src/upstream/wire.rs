@@ -33,6 +33,8 @@ pub struct Link {
 
 /// Bytes of a topic alias among the properties.
 pub const ALIAS_LEN: usize = 3;
+/// Most bytes by which an alias that is said for the first time makes a packet longer: itself, and one for each of two lengths.
+pub const ALIAS_COST: usize = ALIAS_LEN + 2;
 
 /// A message on its way up.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -277,4 +279,35 @@ pub trait UpstreamClient: Send {
 
     /// Drops the connection as it is.
     fn close(&mut self);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_alias_makes_a_packet_longer_by_no_more_than_its_cost() {
+        let mut longest = 0;
+        for (properties, payload) in (120..130).flat_map(|properties| (16_200..16_300).map(move |p| (properties, p))) {
+            let message = OutMessage {
+                topic: "loft".into(),
+                payload: Bytes::from(vec![0; payload]),
+                qos: Qos::AtLeastOnce,
+                retain: false,
+                properties: vec![0; properties],
+                packet_id: None,
+                is_repeated: false,
+            };
+            let size = |alias| {
+                let mut out = BytesMut::new();
+                message.encode_as(Version::V5, 1, alias, &mut out);
+                out.len()
+            };
+            let plain = message.packet_size(Version::V5);
+            assert_eq!(size(None), plain);
+            longest = longest.max(size(Some((1, false))) - plain);
+            assert!(size(Some((1, true))) <= plain, "the topic is longer than an alias");
+        }
+        assert_eq!(longest, ALIAS_COST);
+    }
 }

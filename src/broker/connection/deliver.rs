@@ -14,6 +14,7 @@ use bytes::BytesMut;
 
 /// Messages taken from the inbox or the journal at a time.
 const TAKE: usize = 64;
+
 /// Writes one message; says whether it went out, or is too large for the client or expired.
 fn write_one(
     out: &mut BytesMut,

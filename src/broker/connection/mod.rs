@@ -42,6 +42,7 @@ use crate::exchange::receiving::Reservation;
 use crate::exchange::subscribers::Subscriber;
 use crate::journal::Position;
 use crate::message::{BatchBuilder, Origin, via};
+use crate::mqtt::alias::OutboundAliases;
 use crate::mqtt::{self, Reason, Version, Will, write};
 
 /// Why a connection ends.
@@ -130,7 +131,7 @@ struct Connection {
     /// Largest packet that the client takes.
     max_packet: usize,
     aliases: receive::InboundAliases,
-    outbound_aliases: crate::mqtt::alias::OutboundAliases,
+    outbound_aliases: OutboundAliases,
     out: BytesMut,
     batch: BatchBuilder,
     acks: Acks,
@@ -320,7 +321,7 @@ async fn open(
         will: connect.will,
         max_packet: connect.maximum_packet_size as usize,
         aliases: receive::InboundAliases::default(),
-        outbound_aliases: crate::mqtt::alias::OutboundAliases::new(connect.topic_alias_maximum),
+        outbound_aliases: OutboundAliases::new(connect.topic_alias_maximum),
         out,
         batch: BatchBuilder::default(),
         acks: Acks::default(),

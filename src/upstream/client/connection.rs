@@ -20,7 +20,7 @@ use crate::mqtt::alias::OutboundAliases;
 use crate::secret::Secret;
 use crate::upstream::settings::UpstreamSettings;
 use crate::upstream::tls;
-use crate::upstream::wire::{ALIAS_LEN, Ack, Broken, Busy, ClientEvent, Link, Version, Will};
+use crate::upstream::wire::{ALIAS_COST, ALIAS_LEN, Ack, Broken, Busy, ClientEvent, Link, Version, Will};
 
 /// Requests become bytes while fewer than these wait to be written: a write that is worth its system call.
 const WRITE_BYTES: usize = 64 << 10;
@@ -278,10 +278,11 @@ impl Connection {
                     Some(chosen) => chosen,
                     None => self.message_ids.take(),
                 };
-                let most = self.max_packet_size.saturating_sub(ALIAS_LEN);
-                let fits = self.aliases.is_some() && publish.packet_size(version) <= most;
-                let aliases = self.aliases.as_mut().filter(|_| fits && publish.topic.len() > ALIAS_LEN);
+                let most = self.max_packet_size.saturating_sub(ALIAS_COST);
+                let aliases = self.aliases.as_mut().filter(|_| publish.topic.len() > ALIAS_LEN);
                 let alias = aliases.as_ref().and_then(|aliases| aliases.get(&publish.topic));
+                // one that is known makes it shorter
+                let alias = alias.filter(|(_, is_known)| *is_known || publish.packet_size(version) <= most);
                 publish.encode_as(version, packet_id, alias, out);
                 if let Some(aliases) = aliases {
                     aliases.sent(&publish.topic, alias);

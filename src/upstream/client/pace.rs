@@ -13,7 +13,7 @@ use rustix::time::{Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, 
 use rustix::time::{timerfd_create, timerfd_settime};
 use tokio::io::unix::AsyncFd;
 
-/// Between two reads there is so much per message of the window. Even an upstream next door needs several times that for
+/// Between two reads there is so much per message of a large window. Even an upstream next door needs several times that for
 /// each message, so the window is never empty for this reason.
 const PER_MESSAGE: Duration = Duration::from_micros(1);
 /// In a small window, such as the 20 messages that mosquitto announces, it must be more for several answers to come together:

@@ -9,7 +9,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio_rustls::client::TlsStream;
 
-/// TCP, or TLS on top of it.
+/// TCP with whatever is on top of it: TLS, WebSocket.
 pub(super) trait Stream: AsyncRead + AsyncWrite + Send + Unpin {
     /// The socket below.
     fn socket(&self) -> Option<BorrowedFd<'_>>;

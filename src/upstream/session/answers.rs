@@ -86,6 +86,8 @@ impl Session {
         (message.packet_id, message.held) = (None, true);
         if let Some(source) = &mut message.source {
             (source.resent, source.is_begun) = (false, false);
+            // it is counted anew when it is handed over
+            self.under_way.end(source);
         }
         self.held += 1;
     }
@@ -103,6 +105,7 @@ impl Session {
             let (upstream, seconds) = (&self.name, wait / 1000);
             warn!(upstream, times, seconds, "the upstream's quota is exceeded: messages wait, none is lost");
         }
+        self.put_off_exchanges();
         for message in std::mem::take(&mut self.in_flight) {
             match (message.source, message.outcome) {
                 (Some(source), Some(outcome)) => self.end(source, outcome, actions),

@@ -5,6 +5,10 @@
 //! PUBLISH. PUBREC is written before PUBREL leaves, many of them in one sync; a message that the journal knows to be there is
 //! not sent again, only its PUBREL. PUBCOMP settles the message. Where the upstream has forgotten our session, it is sent
 //! again with all that is in flight, as at QoS 1.
+//!
+//! Packet ids come again after [`IDS`] messages. Where the PUBREL that frees one and the PUBLISH that uses it anew leave
+//! together, and the connection ends before either is answered, it is freed once more, so that the later message cannot be
+//! taken for the earlier one: it may come twice then.
 
 use std::collections::BTreeSet;
 use std::ops::{Range, RangeInclusive};
@@ -82,17 +86,15 @@ pub(super) struct Before {
 impl Begun {
     /// This message is handed out after all of its lane that come before it: those that are left have ended here, and their
     /// packet ids are free.
-    fn deliver(&mut self, lane: Lane, ordinal: u64, is_exact_there: bool) -> (bool, bool) {
+    fn deliver(&mut self, lane: Lane, ordinal: u64) -> (bool, bool) {
         let at = lane.index();
         while let Some(old) = self.certain.range((at, 0)..(at, ordinal)).next().copied() {
             self.certain.remove(&old);
-            if is_exact_there {
-                self.to_free.insert(packet_id(lane, old.1));
-            }
+            self.to_free.insert(packet_id(lane, old.1));
         }
         let possible = &mut self.possible[at];
         let passed = possible.start..ordinal.min(possible.end);
-        if !passed.is_empty() && is_exact_there {
+        if !passed.is_empty() {
             // there are no more packet ids than that
             let from = passed.start.max(passed.end.saturating_sub(IDS));
             self.to_free.extend((from..passed.end).map(|old| packet_id(lane, old)));
@@ -105,12 +107,16 @@ impl Begun {
     /// Which session the upstream has of us is not certain any more.
     fn doubt(&mut self) {
         for (at, ordinal) in std::mem::take(&mut self.certain) {
-            let possible = &mut self.possible[at];
-            *possible = match possible.is_empty() {
-                true => ordinal..ordinal + 1,
-                false => possible.start.min(ordinal)..possible.end.max(ordinal + 1),
-            };
+            self.may_have_begun(at, ordinal);
         }
+    }
+
+    fn may_have_begun(&mut self, at: usize, ordinal: u64) {
+        let possible = &mut self.possible[at];
+        *possible = match possible.is_empty() {
+            true => ordinal..ordinal + 1,
+            false => possible.start.min(ordinal)..possible.end.max(ordinal + 1),
+        };
     }
 
     /// Packet ids to release now.
@@ -126,13 +132,25 @@ impl Begun {
 
     /// Whether a packet id must be released before it is used.
     fn is_due(&mut self, packet_id: u16) -> bool {
-        self.to_free.remove(&packet_id) && self.asked.insert(packet_id)
+        let is_due = self.to_free.remove(&packet_id);
+        if is_due {
+            self.asked.insert(packet_id);
+        }
+        is_due
     }
 
-    /// The connection is gone.
-    fn interrupted(&mut self, exchanges: impl Iterator<Item = (usize, u64)>) {
-        self.to_free.append(&mut self.asked);
-        self.certain.extend(exchanges);
+    /// These are to be handed out again, and what is known of them counts then: also of one that has not been sent this time.
+    fn interrupted<'a>(&mut self, in_flight: impl Iterator<Item = &'a InFlight>) {
+        for message in in_flight.filter(|message| message.outcome.is_none() && !message.again) {
+            let Some(source) = &message.source else { continue };
+            let (at, ordinal) = (source.lane.index(), source.ordinal);
+            // what was not written has not been sent
+            if source.is_begun || message.is_exact && message.is_unanswered() && message.packet_id.is_some() {
+                self.certain.insert((at, ordinal));
+            } else if source.resent && (message.is_exact || message.held) {
+                self.may_have_begun(at, ordinal);
+            }
+        }
     }
 }
 
@@ -159,8 +177,7 @@ impl Session {
     pub(super) fn begin_exchange(&mut self, lane: Lane, ordinal: u64, actions: &mut Vec<SessionAction>) -> Before {
         let is_first = self.spread.deliver(lane, ordinal);
         self.look_at_spread();
-        let is_exact_there = self.is_exact_there();
-        let (is_begun, is_possible) = self.begun.deliver(lane, ordinal, is_exact_there);
+        let (is_begun, is_possible) = self.begun.deliver(lane, ordinal);
         self.free_ids(actions);
         Before { is_first, is_begun, is_possible }
     }
@@ -181,21 +198,29 @@ impl Session {
         self.begun.doubt();
     }
 
+    /// Every packet id there is being released.
+    pub fn forget_exchanges(&mut self) {
+        self.begun = Begun::default();
+    }
+
     /// There is a connection.
     pub(super) fn resume_exchanges(&mut self, session_present: bool, actions: &mut Vec<SessionAction>) {
         if !session_present {
-            self.begun = Begun::default();
+            self.forget_exchanges();
         }
         self.free_ids(actions);
     }
 
     /// The connection is gone: the packet ids of these may be in use there.
     pub(super) fn interrupt_exchanges(&mut self) {
-        // what was not written has not been sent
-        let was_sent = |message: &&InFlight| message.is_exact && message.is_unanswered() && message.packet_id.is_some();
-        let interrupted = self.in_flight.iter().filter(was_sent).filter_map(|message| message.source.as_ref());
-        self.begun.interrupted(interrupted.map(|source| (source.lane.index(), source.ordinal)));
+        self.begun.to_free.append(&mut self.begun.asked);
+        self.begun.interrupted(self.in_flight.iter());
         self.spread = Spread::default();
+    }
+
+    /// What is in flight comes again on this connection.
+    pub(super) fn put_off_exchanges(&mut self) {
+        self.begun.interrupted(self.in_flight.iter());
     }
 
     /// Whether the upstream knows exchanges at QoS 2.

@@ -9,7 +9,7 @@ pub const UNDER_WAY_BYTES: usize = 4 << 20;
 pub const BACKLOG_BYTES: usize = 64 << 10;
 
 /// What is under way, in bytes.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct UnderWay {
     all: usize,
     of_backlog: usize,

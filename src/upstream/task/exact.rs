@@ -27,7 +27,7 @@ const PAGE: usize = 256;
 /// After so many connections that ended meanwhile, packet ids are not released any more.
 const MOST_ENDED: u32 = 2;
 
-/// A disk that takes nothing is waited for no longer than this before messages leave.
+/// A disk that takes nothing is waited for no longer than this; then the connection ends.
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// What is to be done before messages leave.
@@ -74,6 +74,8 @@ pub(super) struct Exact {
     is_foreign: bool,
     /// The steps in the journal are not those of the session there: also on the next connection, until it is done.
     must_forget: bool,
+    /// Whether this connection began as one with messages at QoS 2.
+    begun_as: bool,
     /// The disk is waited for until then.
     until: Option<Instant>,
     /// Connections that the upstream ended while packet ids were released.
@@ -99,6 +101,16 @@ impl Exact {
     pub fn is_overdue(&self) -> bool {
         let waits = matches!(self.step, Some(Step::Forget | Step::Forgotten(_) | Step::Mark(_)));
         waits && self.until.is_some_and(|until| until <= Instant::now())
+    }
+
+    /// Whether a connection that serves messages at QoS 2, or one that does not, must begin anew for what the rules say now.
+    pub fn is_another(&self, is_exact: bool, has_exact: bool, marked: Option<bool>) -> bool {
+        match marked {
+            // what is marked is only that this is to be done again
+            Some(_) if self.must_forget => self.begun_as != is_exact,
+            Some(was_exact) => was_exact != is_exact,
+            None => has_exact,
+        }
     }
 
     pub fn disconnected(&mut self, why: &Broken) {
@@ -131,6 +143,7 @@ impl<C: UpstreamClient> Upstream<C> {
     /// There is a connection: whether exchanges go on, or begin anew.
     pub(super) fn begin_exact(&mut self, link: &Link) {
         let is_exact = self.session.is_exact();
+        self.exact.begun_as = is_exact;
         if is_exact && link.max_qos < Qos::ExactlyOnce {
             let upstream = &self.name;
             warn!(upstream, "the upstream does not take QoS 2: messages of rules with qos = 2 may come there twice");
@@ -150,6 +163,9 @@ impl<C: UpstreamClient> Upstream<C> {
             && link.max_qos == Qos::ExactlyOnce
             && self.mark.is_foreign(is_exact)
             && (is_exact || self.mark.was_exact());
+        if self.exact.is_foreign {
+            self.session.forget_exchanges();
+        }
         self.exact.step = Some(Step::Forget);
         self.inbox.forget();
     }

@@ -68,11 +68,8 @@ impl<C: UpstreamClient> Upstream<C> {
         let is_same = without_rules(&old) == without_rules(&self.current);
         let v4_forbidden = self.current.v5_only && self.shown.version == Some(Version::V311);
         // packet ids may be in use there from another time: see [`exact`](super::exact)
-        let is_exact = self.session.is_exact();
-        let is_another = match self.mark.is_exact() {
-            Some(was_exact) => was_exact != is_exact,
-            None => self.session.has_exact(),
-        };
+        let (is_exact, has_exact) = (self.session.is_exact(), self.session.has_exact());
+        let is_another = self.exact.is_another(is_exact, has_exact, self.mark.is_exact());
         if is_same && !v4_forbidden && !is_another {
             info!(upstream = self.name, "new rules");
             return !alive;
