@@ -4,6 +4,7 @@
 //! A Pi's chip is known by its label. Numbers of chips change with the kernel: the one of a Pi 5 was gpiochip4 and is
 //! gpiochip0.
 
+use std::ffi::OsString;
 use std::io;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
@@ -37,9 +38,22 @@ fn choose(chips: &[(PathBuf, String)], named: Option<&str>) -> Option<PathBuf> {
     rp1.or_else(|| chips.iter().find(is_named)).map(|(path, _)| path.clone())
 }
 
+/// The chips in this directory, by the name that the kernel gives them. gpiocdev would ask of every other device as well
+/// whether it is one, which at the start of a Pi is most of the system calls that there are.
+fn chips_in(dir: &Path) -> Vec<PathBuf> {
+    let names = std::fs::read_dir(dir).into_iter().flatten().flatten().map(|entry| entry.file_name());
+    let number = |name: &OsString| name.to_str()?.strip_prefix("gpiochip")?.parse::<u32>().ok();
+    let mut chips: Vec<(u32, OsString)> = names.filter_map(|name| Some((number(&name)?, name))).collect();
+    chips.sort_unstable();
+    chips.into_iter().map(|(_, name)| dir.join(name)).collect()
+}
+
 /// The chip with this path, name or label; `None`: the one of a Pi.
 pub(super) fn find(named: Option<&str>) -> Option<PathBuf> {
-    let chips = gpiocdev::chip::chips().unwrap_or_default();
+    let chips = chips_in(Path::new("/dev"));
+    // a link, such as udev makes them, to one of them
+    let leads_to = named.filter(|name| name.starts_with('/')).and_then(|name| std::fs::canonicalize(name).ok());
+    let named = leads_to.as_deref().and_then(Path::to_str).or(named);
     let labelled = |path: PathBuf| {
         let label = Chip::from_path(&path).and_then(|chip| chip.info()).map(|info| info.label);
         // one that may not be opened can still be meant by its name, and the fault then says what is missing
@@ -181,6 +195,17 @@ impl Board for Lines {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn chips_are_found_by_their_names_in_the_order_of_their_numbers() {
+        let dir = tempfile::tempdir().unwrap();
+        for name in ["gpiochip10", "gpiochip2", "gpiochip0", "gpiochip", "gpiochip1x", "tty1", "gpio"] {
+            std::fs::write(dir.path().join(name), "").unwrap();
+        }
+        let expected = ["gpiochip0", "gpiochip2", "gpiochip10"].map(|name| dir.path().join(name));
+        assert_eq!(chips_in(dir.path()), expected);
+        assert!(chips_in(Path::new("/nowhere")).is_empty());
+    }
 
     #[test]
     fn a_pis_chip_is_known_by_its_label_wherever_it_is() {
