@@ -1,6 +1,6 @@
 //! What one message costs where little goes on, as it does in a home: allocations of memory, and how often threads of the
-//! gateway are woken. Both are counted, not timed, so that a busy machine does not change them. The gateway runs within this
-//! process, whose allocator counts; the clients use prepared bytes and allocate nothing.
+//! gateway are woken. Both are counted, not timed: a busy machine does not change how often memory is allocated. The gateway runs
+//! within this process, whose allocator counts; the clients use prepared bytes and allocate nothing.
 
 #![allow(clippy::unwrap_used)]
 
@@ -50,7 +50,8 @@ fn a_message_costs_no_more_than_its_budget() {
     let address = upstream.local_addr().unwrap();
     UPSTREAM.set(upstream).unwrap();
     let setup = Setup::default().config(&format!(
-        "[[upstream]]\nname = \"home\"\naddresses = [\"mqtt://{address}\"]\nprotocol = 4\n\
+        // it is connected from the start, and answered when its turn comes
+        "[[upstream]]\nname = \"home\"\naddresses = [\"mqtt://{address}\"]\nprotocol = 4\nconnect_timeout = \"10 min\"\n\
          [[upstream.out]]\ntopic_filter = \"up/#\"\n"
     ));
     let (path, port) = (setup.write(), setup.port_number());
