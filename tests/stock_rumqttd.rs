@@ -38,33 +38,53 @@ fn connect(id: &str) -> Connect {
     Connect::new(id).keep_alive(60)
 }
 
-/// Whether a client that connects gets its CONNACK. Where the router is gone, some get no answer at all.
+/// Whether a client that connects gets a CONNACK that lets it in. Where the router is gone, some get no answer at all.
 fn is_served(port: u16, connect: &Connect) -> bool {
     let mut client = Client::raw(port, 4);
     client.socket.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
-    let mut first = [0];
-    client.try_send(&connect.encode()) && (&client.socket).read_exact(&mut first).is_ok() && first == [0x20]
+    // type, length, flags and reason, in version 5 as well
+    let mut connack = [0; 4];
+    client.try_send(&connect.encode())
+        && (&client.socket).read_exact(&mut connack).is_ok()
+        && matches!(connack, [0x20, _, _, 0])
+}
+
+/// The connection of a client that connects is closed without a word.
+#[track_caller]
+fn assert_it_is_turned_away(port: u16, connect: &Connect) {
+    let mut client = Client::raw(port, 4);
+    client.send(&connect.encode());
+    assert_eq!(client.closed(), [], "it is answered");
+}
+
+/// Nobody is served any more. One who is not may have come at a bad moment; these come at once, so that their waiting does not
+/// add up.
+fn assert_it_serves_nobody(port: u16) {
+    let is_served = |number: usize| move || is_served(port, &connect(&format!("late-{number}")));
+    let late: Vec<_> = (0..3).map(|number| thread::spawn(is_served(number))).collect();
+    assert!(late.into_iter().all(|client| !client.join().unwrap()));
 }
 
 #[test]
 fn whoever_has_no_keep_alive_is_turned_away() {
     let [port, _] = start("");
-    assert!(is_served(port, &connect("with")));
-    assert!(!is_served(port, &connect("without").keep_alive(0)));
+    connect("with").open(port);
+    assert_it_is_turned_away(port, &connect("without").keep_alive(0));
 }
 
 #[test]
 fn a_port_serves_one_version() {
     let [port, port_of_5] = start("");
-    assert!(is_served(port_of_5, &Connect::v5("five").keep_alive(60)));
-    assert!(!is_served(port, &Connect::v5("five").keep_alive(60)));
-    assert!(!is_served(port, &Connect::v31("three").keep_alive(60)));
+    Connect::v5("five").keep_alive(60).open(port_of_5);
+    for connect in [Connect::v5("five"), Connect::v31("three")] {
+        assert_it_is_turned_away(port, &connect.keep_alive(60));
+    }
 }
 
 #[test]
 fn users_read_what_others_publish() {
     let [port, _] = start("auth = { ann = \"a\", bob = \"b\" }");
-    assert!(!is_served(port, &connect("nobody").login("ann", "wrong")));
+    assert_it_is_turned_away(port, &connect("nobody").login("ann", "wrong"));
     let mut bob = connect("bob").login("bob", "b").open(port);
     bob.subscribe("of/ann/#", 0);
     let mut ann = connect("ann").login("ann", "a").open(port);
@@ -77,14 +97,17 @@ fn one_topic_ends_the_service_for_all() {
     let [port, _] = start("");
     let mut innocent = connect("innocent").open(port);
     innocent.subscribe("other", 0);
+    wait_until("others are served", || is_served(port, &connect("before")));
     let mut client = connect("maker").open(port);
     client.send(&support::packet::publish("über/uns".as_bytes(), b"x", 0x30, None, None));
     wait_until("nobody is served any more", || !is_served(port, &connect("another")));
+    assert_it_serves_nobody(port);
 }
 
 #[test]
 fn a_client_that_leaves_before_its_connack_ends_the_service_for_all() {
     let [port, _] = start("");
+    wait_until("they are served", || is_served(port, &connect("before")));
     wait_until("nobody is served any more", || {
         for _ in 0..20 {
             let mut client = Client::raw(port, 4);
@@ -93,4 +116,5 @@ fn a_client_that_leaves_before_its_connack_ends_the_service_for_all() {
         }
         !is_served(port, &connect("another"))
     });
+    assert_it_serves_nobody(port);
 }
