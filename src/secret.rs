@@ -52,6 +52,12 @@ pub fn sha256_hex(bytes: &[u8]) -> String {
     sha256(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
+/// Reads a file of ours, or nothing if it is none or has more bytes than this. Blocks.
+pub fn read_private(path: &Path, most: u64) -> Option<String> {
+    let is_ours = fs::symlink_metadata(path).is_ok_and(|file| file.is_file() && file.len() <= most);
+    is_ours.then(|| fs::read_to_string(path).ok()).flatten()
+}
+
 /// Replaces a file of ours, which nobody else may read, as a whole: a power cut leaves the old one or the new one, and once this
 /// has returned the new one. Blocks.
 pub fn replace_private(path: &Path, content: &[u8]) -> io::Result<()> {
@@ -73,7 +79,14 @@ pub fn replace_private(path: &Path, content: &[u8]) -> io::Result<()> {
 
 /// Whether everybody on this machine can read a file. That of a link is the file that it leads to.
 pub fn is_public(path: &Path) -> bool {
-    fs::metadata(path).is_ok_and(|metadata| metadata.permissions().mode() & 0o004 != 0)
+    lets_others(path, 0o004)
+}
+
+/// Whether whoever is neither owner nor of the group may do one of these things with a file or directory. Where only one
+/// directory on the way is closed to them, nobody of them gets there, whatever the file itself says.
+pub fn lets_others(path: &Path, bits: u32) -> bool {
+    let has = |path: &Path, bits: u32| fs::metadata(path).is_ok_and(|about| about.permissions().mode() & bits != 0);
+    fs::canonicalize(path).is_ok_and(|path| has(&path, bits) && path.ancestors().skip(1).all(|dir| has(dir, 0o001)))
 }
 
 /// Why a file cannot be used.

@@ -123,7 +123,11 @@ impl<'a> Paths<'a> {
 /// A secret that everybody can read is used all the same: it may be meant, where nobody else logs in.
 fn warn_if_public(value: &Value, path: &Path) {
     if secret::is_public(path) {
-        value.warning(format!("everybody on this machine can read {}; chmod o-r keeps it secret", path.display()));
+        value.warning(format!(
+            "everybody on this machine can read {}; chown it to the user that pigateway runs as and chmod 600, or hand it over \
+             with LoadCredential (a FAT card cannot keep it secret)",
+            path.display()
+        ));
     }
 }
 

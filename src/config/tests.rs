@@ -416,8 +416,10 @@ fn secrets_that_others_can_read_are_warned_about() {
     let dir = tempfile::tempdir().unwrap();
     let (path, secret) = (dir.path().join("t.toml"), dir.path().join("secret"));
     std::fs::write(&secret, "pass").unwrap();
+    let set_mode = |path: &Path, mode| std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
+    set_mode(dir.path(), 0o755);
     let found = |address: &str, mode| -> Vec<String> {
-        std::fs::set_permissions(&secret, std::fs::Permissions::from_mode(mode)).unwrap();
+        set_mode(&secret, mode);
         let login = "username = \"a\"\npassword_file = \"secret\"\n[[upstream.out]]\ntopic_filter = \"a\"\n";
         std::fs::write(&path, UPSTREAM.replace("mqtt://h", address) + login).unwrap();
         load_in(&path, &environment()).unwrap().warnings.iter().map(|found| found.to_string()).collect()
@@ -429,6 +431,17 @@ fn secrets_that_others_can_read_are_warned_about() {
     assert!(sent.contains("upstream.addresses: mqtt://h:1883 has no TLS"), "{sent}");
     let public = found("mqtts://h", 0o644).pop().unwrap();
     assert!(public.contains("upstream.password_file: everybody on this machine can read"), "{public}");
+    assert!(public.contains("chmod 600") && public.contains("LoadCredential"), "{public}");
+    // as the package has it: others do not come into its directory, and what root puts there is for the gateway to read
+    set_mode(dir.path(), 0o750);
+    assert_eq!(found("mqtts://h", 0o644), [] as [String; 0]);
+    // a link there leads to what is open elsewhere
+    let elsewhere = tempfile::tempdir().unwrap();
+    set_mode(elsewhere.path(), 0o755);
+    std::fs::rename(&secret, elsewhere.path().join("secret")).unwrap();
+    std::os::unix::fs::symlink(elsewhere.path().join("secret"), &secret).unwrap();
+    assert_eq!(found("mqtts://h", 0o644).len(), 1);
+    assert_eq!(found("mqtts://h", 0o640).len(), 0);
 }
 
 #[test]

@@ -1,6 +1,5 @@
 //! The data directory: where it is, whether it can be written, how much space there is.
 
-use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use rustix::fs::{Access, access, statvfs};
@@ -8,6 +7,7 @@ use rustix::fs::{Access, access, statvfs};
 use super::{Finding, System};
 use crate::app::file_system::{Mount, Mounts};
 use crate::config::{Settings, units};
+use crate::secret;
 
 /// What is to be said of the data directory.
 pub(super) fn data_dir(settings: &Settings, system: &System) -> Vec<Finding> {
@@ -26,8 +26,7 @@ pub(super) fn data_dir(settings: &Settings, system: &System) -> Vec<Finding> {
         let state = if existing == absolute { "can be written" } else { "does not exist yet and can be made" };
         findings.push(Finding::good(format!("data directory {shown} {state}")));
     }
-    let is_open = std::fs::metadata(&absolute).is_ok_and(|metadata| metadata.permissions().mode() & 0o007 != 0);
-    if is_open {
+    if secret::lets_others(&absolute, 0o007) {
         findings.push(Finding::warning(
             format!("everybody on this machine can look into {shown}"),
             format!("chmod o-rwx {shown}"),

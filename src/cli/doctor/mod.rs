@@ -15,8 +15,6 @@ use std::path::{Path, PathBuf};
 
 use super::{CliError, print};
 use crate::config::{self, Settings};
-use crate::secret;
-use crate::upstream::settings::Password;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
@@ -141,34 +139,9 @@ fn configuration(path: Option<&Path>, findings: &mut Vec<Finding>) -> Settings {
                 let what = if file.is_missing { "what needs it waits until it is there" } else { "replace the file" };
                 findings.push(Finding::problem(file.problem.to_string(), what));
             }
-            findings.extend(secrets(&loaded.settings));
             loaded.settings
         }
     }
-}
-
-/// Secrets that everybody on the machine can read.
-fn secrets(settings: &Settings) -> Vec<Finding> {
-    let mut files: Vec<&Path> = Vec::new();
-    for upstream in &settings.upstreams {
-        if let Some(Password::File(path)) = &upstream.password {
-            files.push(path);
-        }
-        files.extend(upstream.tls.iter().filter_map(|tls| tls.key.as_deref()));
-    }
-    files.extend(settings.broker.listeners.iter().filter_map(|listener| Some(listener.tls.as_ref()?.key.as_path())));
-    files.extend(settings.http.tls.iter().map(|tls| tls.key.as_path()));
-    let mut findings = Vec::new();
-    for path in files {
-        if secret::is_public(path) {
-            let path = path.display();
-            findings.push(Finding::warning(
-                format!("{path} is secret, and everybody on this machine can read it"),
-                format!("chmod o-r {path}, and see that the gateway's user can read it"),
-            ));
-        }
-    }
-    findings
 }
 
 #[cfg(test)]

@@ -56,6 +56,7 @@ fn limits_of_memory_that_do_nothing_are_said() {
 #[test]
 fn secrets_that_all_can_read_are_said() {
     let dir = tempfile::tempdir().unwrap();
+    fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
     fs::write(dir.path().join("p"), "secret").unwrap();
     let path = dir.path().join("pigateway.toml");
     fs::write(
@@ -63,10 +64,27 @@ fn secrets_that_all_can_read_are_said() {
         "[[upstream]]\nname = \"u\"\naddresses = [\"mqtt://h\"]\nusername = \"u\"\npassword_file = \"p\"\n",
     )
     .unwrap();
-    for (mode, said) in [(0o644, true), (0o640, false)] {
+    for (mode, times) in [(0o644, 1), (0o640, 0)] {
         fs::set_permissions(dir.path().join("p"), fs::Permissions::from_mode(mode)).unwrap();
         let mut findings = Vec::new();
         configuration(Some(&path), &mut findings);
-        assert_eq!(findings.iter().any(|finding| finding.remedy.contains("chmod")), said, "{findings:?}");
+        let said = findings.iter().filter(|finding| finding.what.contains("everybody on this machine can read"));
+        assert_eq!(said.count(), times, "{findings:?}");
+    }
+}
+
+#[test]
+fn a_data_directory_that_all_can_look_into_is_said() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut settings = Settings::demonstration();
+    settings.gateway.data_dir = dir.path().join("data");
+    let mode = |path: &Path, mode| fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+    fs::create_dir(&settings.gateway.data_dir).unwrap();
+    // a directory around it that is closed to others is enough
+    for (around, own, said) in [(0o755, 0o755, true), (0o755, 0o750, false), (0o750, 0o755, false)] {
+        mode(&settings.gateway.data_dir, own);
+        mode(dir.path(), around);
+        let findings = disk::data_dir(&settings, &System("/".into()));
+        assert_eq!(findings.iter().any(|finding| finding.what.contains("can look into")), said, "{findings:?}");
     }
 }
