@@ -86,7 +86,8 @@ impl Reload {
 }
 
 /// Who may come in at listeners that are not in the file any more and stay open until the restart: whoever might before and
-/// still is a user, as it is now. What is new for everywhere may have been written for the listeners that are left.
+/// still is a user, as it is now. What is new for everywhere may have been written for the listeners that are left. Where only
+/// the address has changed, the users of the listener stand in the file at another one: by name and password they are the same.
 fn gone_listeners(old: &Settings, new: &Settings) -> Vec<ListenerAccess> {
     let access = &old.broker.access;
     let names = old.broker.listeners.iter().map(ListenerSettings::name);
@@ -96,7 +97,15 @@ fn gone_listeners(old: &Settings, new: &Settings) -> Vec<ListenerAccess> {
         let anonymous = access.anonymous.clone();
         let mut own = own.unwrap_or(ListenerAccess { listener: name, anonymous, users: None });
         let before = own.users.unwrap_or_else(|| access.users.clone());
-        let now = |user: UserSettings| new.broker.access.users.iter().find(|other| other.name == user.name).cloned();
+        let now = |user: UserSettings| {
+            let is_of_all = access.users.contains(&user);
+            let of_all = new.broker.access.users.iter().find(|other| other.name == user.name);
+            let same = |other: &&UserSettings| other.name == user.name && other.password_hash == user.password_hash;
+            let own = new.broker.access.listeners.iter().filter_map(|own| own.users.as_ref()).flatten();
+            // of several, one that may do what it could
+            let own = own.filter(same).min_by_key(|other| **other != user);
+            if is_of_all { of_all.or(own) } else { own.or(of_all) }.cloned()
+        };
         own.users = Some(before.into_iter().filter_map(now).collect());
         own
     };
@@ -363,6 +372,50 @@ topic_filter = "b/#"
                 in_force = Reload::plan(&in_force, &new).settings;
             }
         }
+    }
+
+    #[test]
+    fn a_listener_whose_address_changes_keeps_its_users_until_the_restart() {
+        let at = |address: &str, more: &str| {
+            let own = format!("[[broker.listener.user]]\nname = \"its-own\"\npublish = [\"own/#\"]\n{more}");
+            let usual = "[[broker.listener]]\naddress = \"[::]:1883\"\n";
+            settings(&format!("{BASE}\n{usual}[[broker.listener]]\naddress = \"{address}\"\n{own}"))
+        };
+        let may = |settings: &Settings, name: &str| {
+            let access = Authoriser::new(&settings.broker.access);
+            access.user(Some("127.0.0.1:1884"), name).map(|user| user.rights.publish.clone())
+        };
+        let old = at("127.0.0.1:1884", "");
+        let rights = may(&old, "its-own");
+        assert!(rights.is_some() && may(&old, "a").is_none());
+        let mut in_force = old.clone();
+        for address in ["127.0.0.1:1885", "127.0.0.1:1886"] {
+            in_force = Reload::plan(&in_force, &at(address, "")).settings;
+            assert_eq!((may(&in_force, "its-own"), may(&in_force, "a")), (rights.clone(), None), "{address}");
+        }
+        // what another user of that name may do everywhere is not for this listener
+        let everywhere = "[[broker.user]]\nname = \"its-own\"\n";
+        let in_force = Reload::plan(&old, &at("127.0.0.1:1885", everywhere)).settings;
+        assert_eq!(may(&in_force, "its-own"), rights);
+        // with another password it is somebody else, or is not to come in with the old one
+        let mut new = at("127.0.0.1:1885", "");
+        let own = new.broker.access.listeners.iter_mut().find_map(|own| own.users.as_mut()).unwrap();
+        own[0].password_hash = Some("another".into());
+        assert_eq!(may(&Reload::plan(&old, &new).settings, "its-own"), None);
+    }
+
+    #[test]
+    fn users_of_all_listeners_that_are_moved_to_one_of_its_own_still_come_in() {
+        let usual = "[[broker.listener]]\naddress = \"[::]:1883\"\n";
+        let old = settings(&format!("{BASE}\n{usual}"));
+        let moved = BASE.replace("[[broker.user]]\nname = \"a\"\n[[broker.user]]\nname = \"b\"\n", "");
+        let own = "[[broker.listener]]\naddress = \"[::]:1884\"\n[[broker.listener.user]]\nname = \"a\"\n";
+        let mut new = settings(&format!("{moved}\n{own}"));
+        let users = new.broker.access.listeners.iter_mut().find_map(|own| own.users.as_mut()).unwrap();
+        users[0].password_hash = old.broker.access.users[0].password_hash.clone();
+        let access = Authoriser::new(&Reload::plan(&old, &new).settings.broker.access);
+        let comes_in = |name: &str| access.user(Some("[::]:1883"), name).is_some();
+        assert_eq!((comes_in("a"), comes_in("b")), (true, false));
     }
 
     #[test]
