@@ -137,14 +137,15 @@ pub fn run(settings: Settings, config_path: Option<&Path>) -> Result<(), AppErro
 }
 
 /// Every client is a file descriptor; the usual soft limit of 1024 is older than that. And no core is dumped, wherever the
-/// gateway is run: passwords, keys and messages would be in it.
+/// gateway is run: passwords, keys and messages would be in it. A program that the kernel hands cores to through a pipe gets one
+/// whatever the limit is, except where that is 1 (core(5)); and a file begins with a page.
 fn set_limits() {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
     let mut limit = getrlimit(Resource::Nofile);
     limit.current = limit.maximum;
     // what cannot be raised stays: accept() reports when it is reached
     let _ = setrlimit(Resource::Nofile, limit);
-    let _ = setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) });
+    let _ = setrlimit(Resource::Core, Rlimit { current: Some(1), maximum: Some(1) });
 }
 
 /// A gateway that serves.
