@@ -204,11 +204,12 @@ impl Gateway {
         let made_up: Vec<_> = settings.sensors.iter().filter(|sensor| source.simulates(sensor)).cloned().collect();
 
         start_router(dispatcher, &core, &supervisor, router_pulse).await;
-        familiar::read(&settings.gateway.data_dir, &core.access, &settings.broker.access);
+        familiar::read(&settings.gateway.data_dir, &core.access, &settings.broker.access, users.are_all_known());
         let former = FormerUsers::open(&settings, &core).await;
         let keeping = familiar::keep(settings.gateway.data_dir.clone(), core.access.clone(), supervisor.token());
         supervisor.spawn_endless("addresses of users", keeping);
-        let kept = replaced::read(&settings.gateway.data_dir, &core.access, &settings.broker.access);
+        let kept =
+            replaced::read(&settings.gateway.data_dir, &core.access, &settings.broker.access, users.are_all_known());
         let keeping = replaced::keep(settings.gateway.data_dir.clone(), kept, core.access.clone(), supervisor.token());
         supervisor.spawn_endless("password hashes", keeping);
 
@@ -250,7 +251,7 @@ impl Gateway {
             result
         });
         let (tell, told) = mpsc::channel(1);
-        let (desk, serving) = users.serve(tell, supervisor.token());
+        let (desk, serving) = users.serve(tell, doors.clone());
         supervisor.spawn_endless("users", serving);
         let shown: Vec<&Listener> = listeners.iter().chain(&websockets).collect();
         summary::say(&settings, config_path, &shown, web_port.as_ref(), &|sensor| made_up.contains(sensor));
@@ -331,8 +332,10 @@ impl Gateway {
     }
 
     /// Something essential has ended: say so and let systemd start us again.
-    async fn fail(self, exit: Exit) -> Result<(), AppError> {
+    async fn fail(mut self, exit: Exit) -> Result<(), AppError> {
         self.doors.cancel();
+        let apply = async |removed: Option<&str>| self.reloadable.apply_users(removed).await;
+        users::apply_last(&mut self.users, FAREWELL, apply).await;
         self.part_with_clients(FAREWELL).await;
         self.close_journal().await;
         error!(task = &*exit.name, "{exit}: the gateway ends");
@@ -344,9 +347,10 @@ impl Gateway {
         notify::stopping();
         let begin = Instant::now();
         self.doors.cancel();
-        users::apply_no_more(&mut self.users);
+        let apply = async |removed: Option<&str>| self.reloadable.apply_users(removed).await;
+        let applied = users::apply_last(&mut self.users, SHUTDOWN / 4, apply);
         // sensors say "offline" before anybody is disconnected
-        let _ = timeout(SHUTDOWN / 4, self.sensors_gone.changed()).await;
+        let _ = tokio::join!(applied, timeout(SHUTDOWN / 4, self.sensors_gone.changed()));
         // upstreams and persistent sessions get only what is on disk
         let ingress = &self.core.ingress;
         let said = Receipt { durable: Some(ingress.journal().barrier()) };

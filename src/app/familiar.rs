@@ -1,6 +1,5 @@
 //! Keeps over restarts which users have succeeded from which addresses: after a power cut they go first.
 
-use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -12,7 +11,7 @@ use tracing::{info, warn};
 
 use crate::access::Access;
 use crate::access::settings::AccessSettings;
-use crate::secret::replace_private;
+use crate::secret::{read_private, replace_private};
 
 /// The file's name in the data directory.
 const NAME: &str = "familiar";
@@ -21,12 +20,11 @@ const LARGEST: u64 = 16 << 20;
 /// New addresses are written together, so that a busy morning costs the card one file.
 const PAUSE: Duration = Duration::from_secs(60);
 
-/// Reads what is there of those who are users. Blocks for a moment.
-pub fn read(data_dir: &Path, access: &Access, settings: &AccessSettings) {
-    let path = data_dir.join(NAME);
-    let is_ours = fs::symlink_metadata(&path).is_ok_and(|file| file.is_file() && file.len() <= LARGEST);
-    if is_ours && let Ok(text) = fs::read_to_string(&path) {
-        access.passwords.familiar.read(&text);
+/// Reads what is there, and forgets who is not a user any more if all users are known. Blocks for a moment.
+pub fn read(data_dir: &Path, access: &Access, settings: &AccessSettings, all_are_known: bool) {
+    let Some(text) = read_private(&data_dir.join(NAME), LARGEST) else { return };
+    access.passwords.familiar.read(&text);
+    if all_are_known {
         access.passwords.familiar.retain(|name| settings.all_users().any(|user| user.name == name));
     }
 }
@@ -68,6 +66,7 @@ fn write(data_dir: &Path, text: &str) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
     use std::os::unix::fs::PermissionsExt;
 
     use super::*;
@@ -85,14 +84,16 @@ mod tests {
         let (name, rights, client_ids) = ("ada".to_owned(), Rights::default(), Vec::new());
         let ada = UserSettings { name, password_hash: None, rights, client_ids, is_admin: false };
         let settings = AccessSettings { users: vec![ada], ..AccessSettings::default() };
-        read(dir.path(), &again, &settings);
+        read(dir.path(), &again, &settings, true);
         assert!(again.passwords.familiar.knows("ada", [192, 0, 2, 1].into()));
-        // whoever is not a user any more
-        let later = Access::new(&AccessSettings::default());
-        read(dir.path(), &later, &AccessSettings::default());
-        assert!(!later.passwords.familiar.knows("ada", [192, 0, 2, 1].into()));
+        // whoever is not a user any more, unless that is not certain
+        for all_are_known in [true, false] {
+            let later = Access::new(&AccessSettings::default());
+            read(dir.path(), &later, &AccessSettings::default(), all_are_known);
+            assert_ne!(later.passwords.familiar.knows("ada", [192, 0, 2, 1].into()), all_are_known);
+        }
         let mode = fs::metadata(dir.path().join(NAME)).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o600);
-        read(&dir.path().join("missing"), &again, &settings);
+        read(&dir.path().join("missing"), &again, &settings, true);
     }
 }

@@ -91,7 +91,7 @@ impl Reloadable {
                 let mut new = loaded.settings;
                 identity::apply(&mut new, &self.settings.gateway.data_dir);
                 self.users.read_again(&mut new).await;
-                self.apply(&new, None).await;
+                self.apply(&new).await;
                 self.changes.ports.send_modify(|asked| *asked += 1);
                 info!("configuration reloaded");
             }
@@ -110,7 +110,7 @@ impl Reloadable {
     pub async fn apply_users(&mut self, removed: Option<&str>) {
         let mut new = self.settings.clone();
         new.broker.access.users = self.users.lists().in_force();
-        self.apply(&new, removed).await;
+        self.apply(&new).await;
         // a listener or the configuration may have the same name
         if let Some(name) =
             removed.filter(|name| self.settings.broker.access.all_users().all(|user| user.name != *name))
@@ -119,12 +119,12 @@ impl Reloadable {
         }
     }
 
-    async fn apply(&mut self, new: &Settings, removed: Option<&str>) {
+    async fn apply(&mut self, new: &Settings) {
         let mut plan = Reload::plan(&self.settings, new);
         let lists = self.users.lists();
         judge_again(&mut plan.settings.broker.access, &self.lists.made, &lists.made);
         self.lists = lists;
-        self.former.update(&plan.settings.broker.access, removed, &self.core).await;
+        self.former.update(&plan.settings.broker.access, &self.core).await;
         if plan.log
             && let Err(error) = self.logging.set_level(&plan.settings.log.level)
         {

@@ -1,6 +1,5 @@
 //! Keeps over restarts the hashes that are in place of mosquitto's.
 
-use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -10,20 +9,21 @@ use tracing::{info, warn};
 
 use crate::access::Access;
 use crate::access::settings::AccessSettings;
-use crate::secret::replace_private;
+use crate::secret::{read_private, replace_private};
 
 /// The file's name in the data directory.
 const NAME: &str = "password-hashes";
 /// A larger file is none of ours.
 const LARGEST: u64 = 4 << 20;
 
-/// Reads what is there, forgets what is not configured any more, and returns what the file says. Blocks for a moment.
-pub fn read(data_dir: &Path, access: &Access, settings: &AccessSettings) -> String {
-    let path = data_dir.join(NAME);
-    let is_ours = fs::symlink_metadata(&path).is_ok_and(|file| file.is_file() && file.len() <= LARGEST);
-    let text = if is_ours { fs::read_to_string(&path).unwrap_or_default() } else { String::new() };
+/// Reads what is there, forgets what is not configured any more if all users are known, and returns what the file says. Blocks
+/// for a moment.
+pub fn read(data_dir: &Path, access: &Access, settings: &AccessSettings, all_are_known: bool) -> String {
+    let text = read_private(&data_dir.join(NAME), LARGEST).unwrap_or_default();
     access.passwords.replaced.read(&text);
-    access.passwords.replaced.retain(settings.hashes());
+    if all_are_known {
+        access.passwords.replaced.retain(settings.hashes());
+    }
     text
 }
 

@@ -1,4 +1,7 @@
 use super::*;
+use crate::access::settings::{AccessSettings, Rights, UserSettings};
+use crate::broker::registry::Parked;
+use crate::broker::session::Session;
 use crate::service::problems::ProblemsLayer;
 use crate::supervise::Cause;
 use crate::upstream::settings::{UpstreamAddress, UpstreamSettings};
@@ -55,5 +58,53 @@ async fn every_room_is_asked_whether_it_is_at_work_and_answers() {
         assert!(gateway.rooms.are_at_work());
         timeout(Duration::from_secs(10), gateway.rooms.have_answered()).await.expect("all have answered");
     }
+    gateway.stop().await;
+}
+
+/// Lets ada's client be away.
+fn leave_session_of_ada(core: &Core) {
+    let session = Session::new(SESSION_OF_ADA, 1, None, u32::MAX);
+    let since = Instant::now();
+    let expires = since + Duration::from_secs(3600);
+    core.registry.restore(SESSION_OF_ADA, Parked { session, expires, since, will: None });
+}
+
+const SESSION_OF_ADA: &str = "u/ada\0esp";
+
+#[tokio::test]
+async fn who_is_removed_while_the_gateway_goes_down_leaves_no_session() {
+    let directory = tempfile::tempdir().unwrap();
+    let settings = settings(directory.path());
+    let mut gateway = Gateway::start(settings, None, Logging::silent(), Problems::default()).await.unwrap();
+    let core = gateway.core.clone();
+    leave_session_of_ada(&core);
+    let (tell, told) = mpsc::channel(1);
+    gateway.users = told;
+    let (acts, acting) = tokio::sync::oneshot::channel();
+    assert!(tell.send(UsersChanged { removed: Some("ada".into()), acts }).await.is_ok());
+    drop(tell);
+    gateway.stop().await;
+    acting.await.expect("whoever asked is told after it acts");
+    assert!(!core.registry.knows(SESSION_OF_ADA));
+}
+
+#[tokio::test]
+async fn a_name_is_known_on_disk_as_long_as_there_are_sessions_of_it() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut settings = settings(directory.path());
+    let gateway = Gateway::start(settings.clone(), None, Logging::silent(), Problems::default()).await.unwrap();
+    leave_session_of_ada(&gateway.core);
+    let (name, rights, client_ids) = ("ada".to_owned(), Rights::default(), Vec::new());
+    settings.broker.access.users =
+        vec![UserSettings { name, password_hash: Some("a".into()), rights, client_ids, is_admin: false }];
+    let written = || std::fs::read_to_string(settings.gateway.data_dir.join("user-names")).unwrap();
+    let mut former = FormerUsers::open(&settings, &gateway.core).await;
+    assert!(written().starts_with("ada\tis\t"), "{}", written());
+    // whether a person has removed it or not: its sessions end after this
+    former.update(&AccessSettings::default(), &gateway.core).await;
+    assert!(written().starts_with("ada\twas\t"), "{}", written());
+    gateway.core.end_sessions_of("ada").await;
+    former.update(&AccessSettings::default(), &gateway.core).await;
+    assert_eq!(written(), "");
     gateway.stop().await;
 }

@@ -5,8 +5,10 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::sync::{Mutex, mpsc, oneshot, watch};
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
@@ -31,8 +33,22 @@ pub struct UsersChanged {
     pub acts: oneshot::Sender<()>,
 }
 
-/// The gateway goes down: whoever waits is told that its change is on disk, where it acts from the next start on.
-pub fn apply_no_more(changes: &mut mpsc::Receiver<UsersChanged>) {
+/// The gateway goes down, and no change is begun any more: those that are on disk are applied before whoever waits is told so.
+/// Where that takes too long, they act from the next start on.
+pub async fn apply_last(
+    changes: &mut mpsc::Receiver<UsersChanged>,
+    within: Duration,
+    mut apply: impl AsyncFnMut(Option<&str>),
+) {
+    let applied = async {
+        while let Some(UsersChanged { removed, acts }) = changes.recv().await {
+            apply(removed.as_deref()).await;
+            let _ = acts.send(());
+        }
+    };
+    if timeout(within, applied).await.is_err() {
+        warn!("a change of users that is on disk acts from the next start on");
+    }
     changes.close();
     while changes.try_recv().is_ok() {}
 }
@@ -103,6 +119,11 @@ impl Users {
     /// All users as they are now.
     pub fn lists(&self) -> Arc<UserLists> {
         self.lists.borrow().clone()
+    }
+
+    /// Whether the file could be read: otherwise there may be users that nobody knows of.
+    pub fn are_all_known(&self) -> bool {
+        !self.health.is_faulty(PART)
     }
 
     /// Where changes are asked for, and what makes them until the gateway goes down.
@@ -341,27 +362,46 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_is_on_disk_when_the_gateway_goes_down_is_answered_as_done() {
+    async fn what_is_on_disk_when_the_gateway_goes_down_acts_before_it_is_answered() {
         let dir = tempfile::tempdir().unwrap();
         let users = Users::open(&mut settings(dir.path(), ""), Health::default());
         let ((sender, mut changed), cancel) = (mpsc::channel::<UsersChanged>(1), CancellationToken::new());
         let (desk, serving) = users.serve(sender, cancel.clone());
         let serving = tokio::spawn(serving);
-        let asked = tokio::spawn({
+        let ask = |change: UserChange| {
             let desk = desk.clone();
-            async move { desk.change(UserChange::Add("a".into(), draft("x")), "hand").await }
-        });
-        // it is written, and waits for whoever applies it, who goes
-        let told = changed.recv().await.unwrap();
-        drop(told);
-        apply_no_more(&mut changed);
+            tokio::spawn(async move { desk.change(change, "hand").await })
+        };
+        let asked = ask(UserChange::Add("a".into(), draft("x")));
+        changed.recv().await.unwrap().acts.send(()).unwrap();
         assert_eq!(asked.await.unwrap().unwrap().unwrap().name, "a");
-        assert!(desk.change(UserChange::Add("b".into(), draft("x")), "hand").await.is_ok());
-        assert_eq!(load_made_users(dir.path()).unwrap().users.len(), 2);
-        // what nobody has begun with has not happened
+        // it is written, and waits for whoever applies it
+        let mut asked = ask(UserChange::Remove("a".into()));
+        while changed.is_empty() {
+            tokio::task::yield_now().await;
+        }
         cancel.cancel();
+        let mut applied = Vec::new();
+        apply_last(&mut changed, Duration::from_secs(60), async |removed| {
+            assert!(!asked.is_finished());
+            applied.push(removed.map(str::to_owned));
+        })
+        .await;
+        assert_eq!(applied, [Some("a".to_owned())]);
+        assert_eq!((&mut asked).await.unwrap(), Ok(None));
+        assert_eq!(load_made_users(dir.path()).unwrap(), MadeUsers::default());
+        // what nobody has begun with has not happened
         serving.await.unwrap();
-        assert_eq!(desk.change(UserChange::Remove("a".into()), "hand").await, Err(ChangeRefused::Busy));
+        assert_eq!(desk.change(UserChange::Add("b".into(), draft("x")), "hand").await, Err(ChangeRefused::Busy));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_change_that_cannot_be_applied_in_time_holds_up_no_end() {
+        let (sender, mut changed) = mpsc::channel::<UsersChanged>(1);
+        let (acts, acting) = oneshot::channel();
+        sender.send(UsersChanged { removed: None, acts }).await.unwrap();
+        apply_last(&mut changed, Duration::from_secs(1), async |_| std::future::pending().await).await;
+        assert!(acting.await.is_err() && sender.is_closed());
     }
 
     #[tokio::test]

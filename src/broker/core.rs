@@ -39,8 +39,8 @@ use crate::status::{ClientCounts, ClientSnapshot};
 /// enough for a burst that the client is busy reading.
 pub(super) const CONNECTED_FACTOR: usize = 16;
 
-/// The end of a session is waited for no longer than this until it is on disk.
-pub(super) const LONGEST_SYNC: Duration = Duration::from_secs(2);
+/// The end of a session, and what else is written of users, is waited for no longer than this until it is on disk.
+pub const LONGEST_SYNC: Duration = Duration::from_secs(2);
 
 /// Subscriptions of one user, or of all clients without a user name, one with a long topic filter counting as several.
 const MAX_SUBSCRIPTIONS: usize = 50_000;
