@@ -101,16 +101,16 @@ impl NamesFile {
 mod tests {
     use std::fs;
 
-    use parking_lot::Mutex;
+    use tokio::sync::Mutex;
     use tokio::time::{advance, resume};
 
     use super::*;
 
-    static DISK: Mutex<()> = Mutex::new(());
+    static DISK: Mutex<()> = Mutex::const_new(());
 
     /// A disk that answers once nobody else has it.
     fn held(path: &Path, content: &[u8]) -> io::Result<()> {
-        let _disk = DISK.lock();
+        let _disk = DISK.blocking_lock();
         replace_private(path, content)
     }
 
@@ -118,7 +118,7 @@ mod tests {
     async fn a_disk_that_does_not_answer_holds_nobody_up_and_is_given_the_newest_later() {
         let dir = tempfile::tempdir().unwrap();
         let mut file = NamesFile { replace: held, ..NamesFile::read(dir.path()) };
-        let disk = DISK.lock();
+        let disk = DISK.lock().await;
         for text in ["a\n", "b\n"] {
             tokio::join!(file.write(text.into()), advance(LONGEST_SYNC));
             assert!(file.written.is_empty(), "nobody knows that it is");
