@@ -18,7 +18,6 @@ pub(super) struct House {
     pub core: Arc<Core>,
 }
 
-/// Largest packet.
 pub(super) const LARGEST: usize = 256 * 1024;
 
 pub(super) fn house() -> &'static House {

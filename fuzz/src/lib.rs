@@ -27,7 +27,7 @@ mod web;
 /// A target's name, which is that of its corpus too, and what takes an input.
 pub type Target = (&'static str, fn(&[u8]));
 
-/// All of them.
+/// Each has its corpus in `fuzz/corpus`, which `tests/fuzz_corpus.rs` replays.
 pub const TARGETS: [Target; 16] = [
     ("first_bytes", clients::first_bytes),
     ("packets", clients::packets),

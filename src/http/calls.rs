@@ -74,9 +74,9 @@ impl Call {
     }
 }
 
-/// A parameter.
+/// What a request says in its path or query.
 pub struct Parameter {
-    /// Name.
+    /// As it stands there, without what belongs to the syntax of either.
     pub name: &'static str,
     /// What it means.
     pub meaning: &'static str,
