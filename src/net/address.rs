@@ -1,5 +1,6 @@
 //! Where a port listens, and what comes in there.
 
+use std::ffi::OsStr;
 use std::fmt;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -84,6 +85,9 @@ impl Listening {
     }
 }
 
+/// What the kernel says of a socket of another kind.
+const OTHER_KIND: i32 = rustix::io::Errno::PROTOTYPE.raw_os_error();
+
 /// Listens in the file system. A socket that nobody listens on any more is taken away first; whoever is in the group of the
 /// gateway may connect.
 pub(super) fn bind_unix(path: &Path) -> io::Result<UnixListener> {
@@ -92,11 +96,17 @@ pub(super) fn bind_unix(path: &Path) -> io::Result<UnixListener> {
         // where the other's queue is full nobody waits for it
         probe.set_nonblocking(true)?;
         match probe.connect(&SockAddr::unix(path)?) {
-            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => std::fs::remove_file(path)?,
             Ok(()) => return Err(io::ErrorKind::AddrInUse.into()),
-            // where it takes no connections of our kind, somebody has it as well
-            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => make_way(path)?,
-            Err(_) => return Err(io::ErrorKind::AddrInUse.into()),
+            Err(error) => match error.kind() {
+                io::ErrorKind::ConnectionRefused => std::fs::remove_file(path)?,
+                io::ErrorKind::PermissionDenied => make_way(path)?,
+                // it has gone meanwhile
+                io::ErrorKind::NotFound => {}
+                // somebody has it, as well where no connections of our kind are taken
+                io::ErrorKind::WouldBlock => return Err(io::ErrorKind::AddrInUse.into()),
+                _ if error.raw_os_error() == Some(OTHER_KIND) => return Err(io::ErrorKind::AddrInUse.into()),
+                _ => return Err(error),
+            },
         }
     }
     let listener = std::os::unix::net::UnixListener::bind(path)?;
@@ -111,7 +121,8 @@ pub(super) fn bind_unix(path: &Path) -> io::Result<UnixListener> {
 pub(super) struct ForeignSocket;
 
 /// Takes away a socket that another user has left in a directory of ours, as a gateway that was started by hand does. Where the
-/// kernel knows somebody who listens there, or the directory is not ours, it stays.
+/// kernel knows somebody who listens there, or the directory is not ours, it stays. Its table is that of our network namespace:
+/// who listens there from within a container that has one of its own is not seen.
 fn make_way(path: &Path) -> io::Result<()> {
     let dir = path.parent().unwrap_or(Path::new("/"));
     let is_ours = std::fs::metadata(dir)?.uid() == rustix::process::geteuid().as_raw();
@@ -122,10 +133,29 @@ fn make_way(path: &Path) -> io::Result<()> {
     Err(io::Error::new(io::ErrorKind::AddrInUse, ForeignSocket))
 }
 
-/// Whether a socket of this path is in the kernel's table, whose lines end with the path where there is one.
+/// Whether a socket of this path is in the kernel's table. That has each path as it was bound: it may lead through a link, or
+/// begin where its program was, which nobody knows here, so that only the file's name tells.
 fn is_bound(path: &Path, table: &[u8]) -> bool {
-    let path = path.as_os_str().as_bytes();
-    table.split(|byte| *byte == b'\n').any(|line| line.strip_suffix(path).is_some_and(|rest| rest.ends_with(b" ")))
+    let dir = |path: &Path| path.parent().map(std::fs::canonicalize);
+    let own = dir(path);
+    let is_same_dir = |bound: &Path| match (dir(bound), &own) {
+        _ if bound.is_relative() => true,
+        (Some(Ok(dir)), Some(Ok(own))) => dir == *own,
+        (Some(Err(error)), _) => error.kind() != io::ErrorKind::NotFound,
+        _ => true,
+    };
+    let bound = table.split(|byte| *byte == b'\n').filter_map(bound_path);
+    bound.into_iter().any(|bound| bound == path || (bound.file_name() == path.file_name() && is_same_dir(bound)))
+}
+
+/// The path at the end of a line of the kernel's table, behind seven columns.
+fn bound_path(line: &[u8]) -> Option<&Path> {
+    let mut rest = line;
+    for _ in 0..7 {
+        rest = rest.trim_ascii_start();
+        rest = &rest[rest.iter().position(|byte| *byte == b' ')?..];
+    }
+    Some(Path::new(OsStr::from_bytes(rest.strip_prefix(b" ")?)))
 }
 
 /// A connection, whatever it came through.
@@ -214,5 +244,39 @@ mod tests {
         drop(used);
         make_way(&path).unwrap();
         assert!(!path.exists());
+    }
+
+    #[test]
+    fn a_socket_is_in_use_whatever_way_its_path_was_written() {
+        let dir = tempfile::tempdir().unwrap();
+        let (real, link) = (dir.path().join("real"), dir.path().join("link"));
+        std::fs::create_dir(&real).unwrap();
+        std::os::unix::fs::symlink(&real, &link).unwrap();
+        let line = |path: &Path| {
+            format!(
+                "Num RefCount Protocol Flags Type St Inode Path\n\
+                 0000000000000000: 00000002 00000000 00010000 0001 01    27 {}\n\
+                 0000000000000000: 00000003 00000000 00000000 0001 03 12345\n",
+                path.display()
+            )
+        };
+        let path = real.join("m s");
+        for bound in [&path, &link.join("m s"), &real.join("../real/m s"), Path::new("m s"), Path::new("run/m s")] {
+            assert!(is_bound(&path, line(bound).as_bytes()), "{}", bound.display());
+        }
+        for bound in [&real.join("s"), &dir.path().join("m s"), Path::new("s"), Path::new("/nowhere/m s")] {
+            assert!(!is_bound(&path, line(bound).as_bytes()), "{}", bound.display());
+        }
+        let used = std::os::unix::net::UnixListener::bind(link.join("m s")).unwrap();
+        assert!(make_way(&path).is_err() && path.exists());
+        drop(used);
+    }
+
+    #[test]
+    fn what_is_wrong_on_the_way_to_a_socket_is_said_as_it_is() {
+        // a directory that is a file: not taken for a program that listens there
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("f"), "").unwrap();
+        assert_eq!(bind_unix(&dir.path().join("f/s")).unwrap_err().kind(), io::ErrorKind::NotADirectory);
     }
 }
