@@ -79,7 +79,11 @@ impl Import<'_> {
     fn upstream(&mut self, root: &Node, prefix: &str) {
         let Some(mqtt) = root.get("mqtt") else { return };
         let host = mqtt.text("host").unwrap_or("localhost");
-        let is_here = host == "localhost" || host.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback());
+        let host = host.trim_start_matches('[').trim_end_matches(']');
+        let is_here = match host.parse::<std::net::IpAddr>() {
+            Ok(ip) => ip.to_canonical().is_loopback(),
+            Err(_) => host.strip_suffix('.').unwrap_or(host).eq_ignore_ascii_case("localhost"),
+        };
         if let Some(line) = mqtt.line("topic_prefix") {
             line.taken();
         }
@@ -97,6 +101,8 @@ impl Import<'_> {
         let tls = mqtt.get("tls").filter(|tls| tls.is_set("enabled"));
         let scheme = if tls.is_some() { "mqtts" } else { "mqtt" };
         let port = mqtt.text("port").unwrap_or("1883");
+        // without brackets what is no port would count as the end of an IPv6 address
+        let host = if host.contains(':') { format!("[{host}]") } else { host.to_owned() };
         let Some(address) = address(&format!("{host}:{port}"), scheme) else {
             for key in ["host", "port"] {
                 mqtt.line(key)

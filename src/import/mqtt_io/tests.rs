@@ -113,6 +113,25 @@ fn another_broker_becomes_an_upstream() {
 }
 
 #[test]
+fn the_address_of_a_broker_is_taken_as_it_is_or_not_at_all() {
+    let inputs = "digital_inputs: [{name: a, module: raspberrypi, pin: 4}]\n";
+    let address = |host: &str, port: &str| {
+        let (settings, _) = of(&format!("mqtt: {{host: \"{host}\", port: {port}}}\n{inputs}"));
+        settings.upstreams.first().map(|upstream| upstream.addresses[0].to_string())
+    };
+    for host in ["2001:db8::1", "[2001:db8::1]"] {
+        assert_eq!(address(host, "1884").as_deref(), Some("mqtt://[2001:db8::1]:1884"));
+    }
+    for (host, port) in [("2001:db8::1", "0"), ("2001:db8::1", "abc"), ("example.org", "0"), ("2001:db8::1:x", "1883")]
+    {
+        assert_eq!(address(host, port), None, "{host} {port}");
+    }
+    for here in ["LOCALHOST", "localhost.", "::1", "[::1]", "::ffff:127.0.0.1"] {
+        assert_eq!(address(here, "0"), None, "{here}");
+    }
+}
+
+#[test]
 fn a_broker_that_is_nowhere_and_names_that_cannot_be_sent_are_said_and_not_written() {
     let sensor = "digital_inputs: [{name: a, module: raspberrypi, pin: 4}]\n";
     for host in ["{host: 'a b'}", "{host: 'h/x'}", "{host: h, port: 0}", "{host: h, port: x}"] {
