@@ -35,7 +35,7 @@ pub(super) fn read(root: &Table, paths: &Paths, gateway_id: &str) -> Vec<Upstrea
             && let Some(address) = upstream.addresses.iter().find(|address| address.shows_passwords())
         {
             let said = format!("{address} has no TLS: everybody on the way to {} can read the password", address.host);
-            table.warning("addresses", said + "; valid where that matters: mqtts:// or wss://");
+            table.warning("addresses", said + "; mqtts:// or wss:// keep it secret");
         }
         upstream.tls = table.table("tls").map(|tls| read_tls(tls, paths));
         if upstream.tls.is_some()

@@ -61,7 +61,10 @@ impl UpstreamAddress {
     pub fn shows_passwords(&self) -> bool {
         let is_here = match self.host.parse::<IpAddr>() {
             Ok(ip) => ip.to_canonical().is_loopback(),
-            Err(_) => self.host == "localhost" || self.host.ends_with(".localhost"),
+            Err(_) => {
+                let name = self.host.strip_suffix('.').unwrap_or(&self.host).to_ascii_lowercase();
+                name == "localhost" || name.ends_with(".localhost")
+            }
         };
         !self.scheme.is_tls() && !is_here
     }
@@ -193,11 +196,20 @@ mod tests {
     #[test]
     fn a_password_is_shown_to_those_on_the_way_to_another_machine() {
         let shows = |text| UpstreamAddress::parse(text).unwrap().shows_passwords();
-        for here in ["mqtt://127.0.0.1:1", "mqtt://[::1]:1", "ws://localhost:1/", "mqtt://[::ffff:127.0.0.2]:1"] {
+        for here in [
+            "mqtt://127.0.0.1:1",
+            "mqtt://[::1]:1",
+            "ws://localhost:1/",
+            "mqtt://[::ffff:127.0.0.2]:1",
+            "mqtt://LOCALHOST",
+            "mqtt://localhost.",
+            "mqtt://a.LocalHost.:1",
+        ] {
             assert!(!shows(here), "{here}");
         }
         assert!(!shows("mqtts://example.net:1") && !shows("wss://example.net:1/"));
         assert!(shows("mqtt://example.net:1") && shows("ws://192.168.1.2:1/") && shows("mqtt://localhost.example:1"));
+        assert!(shows("mqtt://notlocalhost") && shows("mqtt://localhost.."));
     }
 
     #[test]
