@@ -1,5 +1,7 @@
 //! Packets that are none.
 
+use std::time::Instant;
+
 use super::{Random, assert_it_serves};
 use crate::support::packet::{Properties, V5, V31, V311, binary, packet, publish};
 use crate::support::{Client, Connect, Gateway};
@@ -58,6 +60,7 @@ fn every_malformed_packet_ends_its_connection_only() {
 
 #[test]
 fn one_bad_client_does_not_fill_the_log() {
+    let begin = Instant::now();
     let gateway = Gateway::start();
     let deep = "a/".repeat(201);
     for _ in 0..50 {
@@ -77,8 +80,10 @@ fn one_bad_client_does_not_fill_the_log() {
     gateway.wait_for_lines("more of what clients did wrong than has lines here", 1);
     let (_, log) = gateway.stop();
     let lines = |text: &str| log.iter().filter(|line| line.contains(text)).count();
-    // sixteen causes of one address, two of them too many levels
-    assert_eq!((lines("protocol violation"), lines("levels")), (14, 2), "{log:?}");
+    // sixteen lines of one address in a minute, two of them about levels: on a slow machine this takes more than one
+    let minutes = 1 + begin.elapsed().as_secs() as usize / 60;
+    let (violations, levels) = (lines("protocol violation"), lines("levels"));
+    assert!((14..=16 * minutes - 2).contains(&violations) && (2..=2 * minutes).contains(&levels), "{log:?}");
 }
 
 #[test]
