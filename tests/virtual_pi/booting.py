@@ -8,7 +8,7 @@ things on the same machine. What the gateway takes longer than that is its own, 
 from machine import say
 
 # the gateway is ready before the boot has taken twice as long as it would without it: here its card does not read all blocks,
-# and other programs may keep the machine busy. Left alone it adds an eighth.
+# and other programs may keep the machine busy. docs/speed.md says what it adds where nothing else goes on.
 MOST = 1.0
 UNIT = "does-nothing.service"
 
