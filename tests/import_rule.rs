@@ -62,13 +62,21 @@ const CRATES: [(&str, &str); 4] = [
     ("rumqttc", "upstream/client/"),
 ];
 
+/// Unit tests that have files of their own: `x/tests.rs`, or `x/tests/` where they are several.
+fn is_test(path: &Path) -> bool {
+    path.ends_with("tests.rs") || path.ends_with("tests")
+}
+
 fn sources() -> Vec<(PathBuf, String)> {
     fn walk(dir: &Path, found: &mut Vec<PathBuf>) {
         for entry in fs::read_dir(dir).unwrap().flatten() {
             let path = entry.path();
+            if is_test(&path) {
+                continue;
+            }
             if path.is_dir() {
                 walk(&path, found);
-            } else if path.extension().is_some_and(|extension| extension == "rs") && !path.ends_with("tests.rs") {
+            } else if path.extension().is_some_and(|extension| extension == "rs") {
                 found.push(path);
             }
         }

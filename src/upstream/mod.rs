@@ -22,8 +22,6 @@ pub mod client;
 pub mod discovery;
 mod inbox;
 pub mod lanes;
-#[cfg(test)]
-mod lanes_tests;
 pub mod mark;
 pub mod overlap;
 mod password;
@@ -32,7 +30,6 @@ pub mod retained;
 pub mod rule;
 pub mod session;
 pub mod settings;
-
 pub mod task;
 #[cfg(test)]
 mod tests;

@@ -1,6 +1,7 @@
 //! The task against a scripted upstream; beside this, against real brokers.
 
 mod exact;
+mod lanes;
 mod pulse;
 mod real;
 mod tls;

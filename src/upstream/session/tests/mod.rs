@@ -1,6 +1,4 @@
-#[path = "session_exact_tests.rs"]
-mod exactly_once;
-#[path = "session_later_tests.rs"]
+mod exact;
 mod later;
 
 use proptest::prelude::*;

@@ -432,5 +432,4 @@ impl Drop for Place {
 }
 
 #[cfg(test)]
-#[path = "places_tests.rs"]
 mod tests;

@@ -11,7 +11,7 @@ use crate::access::settings::{AccessRule, AnonymousFrom};
 use crate::sensors::settings::Simulation;
 use crate::upstream::settings::{OutQos, Password, Protocol};
 
-const EXAMPLE: &str = include_str!("../../deploy/pigateway.example.toml");
+const EXAMPLE: &str = include_str!("../../../deploy/pigateway.example.toml");
 
 fn environment() -> Environment {
     Environment { host_name: "pi".into(), ..Environment::default() }

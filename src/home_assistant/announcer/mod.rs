@@ -301,5 +301,4 @@ impl Announcer {
 }
 
 #[cfg(test)]
-#[path = "announcer_tests.rs"]
 mod tests;

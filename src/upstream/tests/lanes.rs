@@ -4,16 +4,16 @@ use std::collections::VecDeque;
 
 use proptest::prelude::*;
 
-use super::lanes::{Consumers, Lane, Lanes, Readers};
-use super::rule::Rules;
-use super::rule::tests::{rule, settings};
-use super::session::{BACKLOG_BYTES, STRIKES, Session, SessionAction};
-use super::settings::OutQos;
-use super::wire::{Broken, Link, Role, Version};
 use crate::journal::settings::Order;
 use crate::journal::{Journal, Limits, WhenFull};
 use crate::message::{Draft, Message, Origin, Qos};
 use crate::status::ledger::Ledger;
+use crate::upstream::lanes::{Consumers, Lane, Lanes, Readers};
+use crate::upstream::rule::Rules;
+use crate::upstream::rule::tests::{rule, settings};
+use crate::upstream::session::{BACKLOG_BYTES, STRIKES, Session, SessionAction};
+use crate::upstream::settings::OutQos;
+use crate::upstream::wire::{Broken, Link, Role, Version};
 
 const V5: Link = Link {
     version: Version::V5,

@@ -323,5 +323,4 @@ async fn on_disk(
 }
 
 #[cfg(test)]
-#[path = "history_tests.rs"]
 mod tests;
