@@ -85,6 +85,11 @@ impl Held {
         (self.owner, self.units) = (Some((quota.clone(), holder)), units);
     }
 
+    /// Whose it is, if that is known.
+    pub fn holder(&self) -> Option<&Holder> {
+        self.owner.as_ref().map(|(_, holder)| holder)
+    }
+
     /// Whether it may take so much more.
     pub fn has_room(&self, units: usize) -> bool {
         let Some((quota, holder)) = &self.owner else { return true };

@@ -1,8 +1,9 @@
-//! What a client's changes of its session may cost the card.
+//! What changes of sessions may cost the card.
 //!
-//! Publications are never counted here. What a client writes by subscribing, unsubscribing, and coming and going with a persistent
-//! session is free up to [`FREE`] bytes; beyond them it has [`PER_MINUTE`], and what comes faster waits, with all that its client
-//! has sent behind it.
+//! Publications are never counted here. What the clients of a user write by subscribing, unsubscribing, and coming and going with
+//! a persistent session is free up to [`FREE`] bytes; beyond them the user has [`PER_MINUTE`], and what comes faster waits, with
+//! all that its client has sent behind it. However many client ids a user has, that is one allowance. Clients without a user
+//! name are one user, and of what that one has, a network has [`OF_A_NETWORK`].
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -10,13 +11,17 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
-/// Bytes that a client may write at once.
+use crate::access::places::Holder;
+
+/// Bytes that a user may write at once.
 const FREE: u64 = 10_000_000;
 /// Bytes that it gets back in a minute.
 const PER_MINUTE: u64 = 1_000_000;
+/// Per cent of both for a network of clients without a user name, so that it leaves something to others.
+const OF_A_NETWORK: u64 = 80;
 /// What a change costs besides its bytes: a sector, since somebody waits for it.
 const EACH: u64 = 512;
-/// Clients that are known one by one; those beyond them are counted together.
+/// Users and networks that are known one by one; those beyond them are counted together.
 const MOST: usize = 4096;
 
 #[derive(Clone, Copy, Debug)]
@@ -26,43 +31,72 @@ struct Spent {
 }
 
 impl Spent {
-    fn now(self, now: Instant) -> u64 {
-        let back = now.duration_since(self.at).as_millis() as u64 * PER_MINUTE / 60_000;
+    fn now(self, now: Instant, per_minute: u64) -> u64 {
+        let back = now.duration_since(self.at).as_millis() as u64 * per_minute / 60_000;
         self.bytes.saturating_sub(back)
     }
+}
+
+/// What a holder may write at once, and what it gets back in a minute.
+fn terms(holder: &Holder) -> (u64, u64) {
+    match holder {
+        Holder::Guest(Some(_)) => (FREE * OF_A_NETWORK / 100, PER_MINUTE * OF_A_NETWORK / 100),
+        _ => (FREE, PER_MINUTE),
+    }
+}
+
+/// Those beyond [`MOST`]. Nobody has this name.
+fn others(holder: &Holder) -> Holder {
+    if holder.is_guest() { Holder::Guest(None) } else { Holder::User("".into()) }
 }
 
 /// Who has written how much.
 #[derive(Debug, Default)]
 pub struct Allowance {
-    spent: Mutex<HashMap<Box<str>, Spent>>,
+    spent: Mutex<HashMap<Holder, Spent>>,
 }
 
 impl Allowance {
-    /// A client has changed so many bytes of its session.
-    pub fn charge(&self, client: &str, bytes: usize) {
+    /// A client of this holder has changed so many bytes of its session.
+    pub fn charge(&self, holder: &Holder, bytes: usize) {
         let now = Instant::now();
         let mut spent = self.spent.lock();
-        if spent.len() >= MOST && !spent.contains_key(client) {
-            spent.retain(|_, known| known.now(now) > 0);
+        let is_crowded = spent.len() >= MOST && !spent.contains_key(holder);
+        if is_crowded {
+            spent.retain(|holder, known| known.now(now, terms(holder).1) > 0);
         }
-        let key = if spent.len() >= MOST && !spent.contains_key(client) { "" } else { client };
-        let known = spent.entry(key.into()).or_insert(Spent { bytes: 0, at: now });
-        *known = Spent { bytes: known.now(now) + bytes as u64 + EACH, at: now };
+        let key = if spent.len() >= MOST && is_crowded { others(holder) } else { holder.clone() };
+        let all = (holder.is_guest() && key != Holder::Guest(None)).then_some(Holder::Guest(None));
+        for key in all.into_iter().chain([key]) {
+            let per_minute = terms(&key).1;
+            let known = spent.entry(key).or_insert(Spent { bytes: 0, at: now });
+            *known = Spent { bytes: known.now(now, per_minute) + bytes as u64 + EACH, at: now };
+        }
     }
 
-    /// Until when a client must wait with its next change; `None`: it need not.
-    pub fn until(&self, client: &str) -> Option<Instant> {
+    /// Until when the clients of a holder must wait with their next change; `None`: they need not.
+    pub fn until(&self, holder: &Holder) -> Option<Instant> {
         let now = Instant::now();
         let spent = self.spent.lock();
-        let known = spent.get(client).or_else(|| spent.get("").filter(|_| spent.len() >= MOST))?;
-        let excess = known.now(now).checked_sub(FREE).filter(|excess| *excess > 0)?;
-        Some(now + Duration::from_millis(excess * 60_000 / PER_MINUTE + 1))
+        let own = if spent.contains_key(holder) { holder.clone() } else { others(holder) };
+        let all = holder.is_guest().then_some(Holder::Guest(None));
+        let until = |key: Holder| {
+            let (free, per_minute) = terms(&key);
+            let excess = spent.get(&key)?.now(now, per_minute).checked_sub(free).filter(|excess| *excess > 0)?;
+            Some(now + Duration::from_millis(excess * 60_000 / per_minute + 1))
+        };
+        all.into_iter().chain([own]).filter_map(until).max()
     }
 
-    /// Waits until a client may change its session again.
-    pub async fn wait(&self, client: &str) {
-        while let Some(until) = self.until(client) {
+    /// Who has written something.
+    #[cfg(test)]
+    pub fn holders(&self) -> std::collections::HashSet<Holder> {
+        self.spent.lock().keys().cloned().collect()
+    }
+
+    /// Waits until the clients of a holder may change their sessions again.
+    pub async fn wait(&self, holder: &Holder) {
+        while let Some(until) = self.until(holder) {
             tokio::time::sleep_until(until).await;
         }
     }
@@ -70,33 +104,73 @@ impl Allowance {
 
 #[cfg(test)]
 mod tests {
+    use std::net::IpAddr;
+
     use super::*;
 
-    #[tokio::test(start_paused = true)]
-    async fn beyond_what_is_free_a_client_has_a_rate_of_its_own() {
-        let allowance = Allowance::default();
-        while allowance.until("greedy").is_none() {
-            allowance.charge("greedy", 100_000);
+    fn user(name: &str) -> Holder {
+        Holder::User(name.into())
+    }
+
+    fn guest(last: u8) -> Holder {
+        Holder::of(None, IpAddr::from([192, 0, 2, last]))
+    }
+
+    /// Bytes that it has written once it has to wait.
+    fn exhaust(allowance: &Allowance, holder: &Holder) -> usize {
+        let mut written = 0;
+        while allowance.until(holder).is_none() {
+            allowance.charge(holder, 100_000);
+            written += 100_000;
         }
-        assert!(allowance.until("other").is_none());
+        written
+    }
+
+    /// How long it takes to write 2 MB more.
+    async fn two_more(allowance: &Allowance, holder: &Holder) -> Duration {
         let begin = Instant::now();
         for _ in 0..20 {
-            allowance.wait("greedy").await;
-            allowance.charge("greedy", 100_000);
+            allowance.wait(holder).await;
+            allowance.charge(holder, 100_000);
         }
-        let rate = begin.elapsed();
-        assert!((Duration::from_secs(110)..Duration::from_secs(140)).contains(&rate), "2 MB in {rate:?}");
-        tokio::time::advance(Duration::from_secs(900)).await;
-        assert_eq!(allowance.until("greedy"), None);
+        begin.elapsed()
     }
 
     #[tokio::test(start_paused = true)]
-    async fn it_remembers_no_more_clients_than_it_has_room_for() {
+    async fn beyond_what_is_free_a_user_has_a_rate_of_its_own() {
         let allowance = Allowance::default();
-        for client in 0..2 * MOST {
-            allowance.charge(&client.to_string(), 5_000);
+        assert_eq!(exhaust(&allowance, &user("greedy")), 10_000_000);
+        assert!(allowance.until(&user("other")).is_none());
+        assert!(allowance.until(&guest(1)).is_none());
+        let rate = two_more(&allowance, &user("greedy")).await;
+        assert!((Duration::from_secs(110)..Duration::from_secs(140)).contains(&rate), "2 MB in {rate:?}");
+        tokio::time::advance(Duration::from_secs(900)).await;
+        assert_eq!(allowance.until(&user("greedy")), None);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn guests_are_one_user_and_one_network_leaves_something_to_others() {
+        let allowance = Allowance::default();
+        let written: Vec<usize> = (1..5).map(|network| exhaust(&allowance, &guest(network))).collect();
+        assert_eq!(written[0], 8_000_000);
+        let all: usize = written.iter().sum();
+        assert!((9_900_000..10_400_000).contains(&all), "{written:?}");
+        assert!(allowance.until(&guest(200)).is_some(), "together they have no more than one user");
+        assert!(allowance.until(&user("ada")).is_none());
+        tokio::time::advance(Duration::from_secs(3600)).await;
+        exhaust(&allowance, &guest(1));
+        let rate = two_more(&allowance, &guest(1)).await;
+        assert!((Duration::from_secs(135)..Duration::from_secs(170)).contains(&rate), "2 MB in {rate:?}");
+        assert!(allowance.until(&guest(2)).is_none(), "the others have what is left");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn it_remembers_no_more_than_it_has_room_for() {
+        let allowance = Allowance::default();
+        for number in 0..2 * MOST {
+            allowance.charge(&user(&number.to_string()), 5_000);
         }
         assert!(allowance.spent.lock().len() <= MOST + 1);
-        assert!(allowance.until("somebody new").is_some(), "those beyond are counted together");
+        assert!(allowance.until(&user("somebody new")).is_some(), "those beyond are counted together");
     }
 }

@@ -97,7 +97,7 @@ pub struct Core {
     clients: Mutex<HashMap<u64, Client>>,
     next_client: AtomicU64,
     pub(super) groups: Groups,
-    /// What clients have written by changing their sessions.
+    /// What users have written by changing their sessions.
     pub(super) allowance: Allowance,
     /// Wills of clients that were connected when the gateway ended, and whose sessions ended with it.
     pub(super) orphaned_wills: Mutex<Vec<(Box<str>, Will)>>,
@@ -328,7 +328,9 @@ impl Core {
         let journal = self.ingress.journal();
         journal.remove(durable.consumer);
         // where it cannot be written now, the session comes back with the next start and expires then
-        Receipt { durable: journal.keep_session(&session.name, None, false).ok().map(|(position, _)| position) }
+        let ended = journal.keep_session(&session.name, None, false).ok();
+        self.charge(&session, ended.map_or(0, |(_, bytes)| bytes));
+        Receipt { durable: ended.map(|(position, _)| position) }
     }
 
     /// The session of an absent client is over, and with it the delay of its will [MQTT-3.1.2-8].

@@ -141,9 +141,7 @@ impl Core {
         let kept = self.ingress.journal().keep_session(&name, value.as_ref().map(|value| &value[..]), false);
         session.is_kept &= kept.is_ok();
         let (position, bytes) = kept.ok()?;
-        if bytes > 0 {
-            self.allowance.charge(&session.owner, bytes);
-        }
+        self.charge(session, bytes);
         Some(position)
     }
 
@@ -170,10 +168,15 @@ impl Core {
             session.is_kept = true;
         }
         // where it cannot be kept, the session lives on in memory, and the journal has said that it fails
-        if let Ok((_, bytes)) = journal.keep_session(&session.name, Some(&kept.encode()), true)
-            && bytes > 0
-        {
-            self.allowance.charge(&session.owner, bytes);
+        if let Ok((_, bytes)) = journal.keep_session(&session.name, Some(&kept.encode()), true) {
+            self.charge(session, bytes);
+        }
+    }
+
+    /// What a change of a session has written is at the cost of whose it is.
+    pub(super) fn charge(&self, session: &Session, bytes: usize) {
+        if let Some(holder) = session.held.holder().filter(|_| bytes > 0) {
+            self.allowance.charge(holder, bytes);
         }
     }
 

@@ -6,7 +6,8 @@
 //! delay begins anew with the start, and the client may be back before it is over.
 //!
 //! Nobody waits for this to be on disk: a client that was connected for less than ten seconds may leave no will behind,
-//! or leave one although it had sent DISCONNECT. Wills larger than [`MOST_KEPT`] are not kept.
+//! or leave one although it had sent DISCONNECT. Wills larger than [`MOST_KEPT`] are not kept, and neither are those of a
+//! user whose clients have changed what is kept so often that changes wait ([`super::allowance`]): nobody waits here.
 //!
 //! | size | what |
 //! |---|---|
@@ -20,6 +21,7 @@ use tracing::{info, warn};
 use super::core::{Core, origin};
 use crate::access::authorise::{Authoriser, Permissions};
 use crate::access::identity::{Identity, SessionName};
+use crate::access::places::Holder;
 use crate::access::settings::AccessSettings;
 use crate::exchange::ingress::IngressError;
 use crate::message::{Draft, Message};
@@ -68,11 +70,22 @@ fn decode(bytes: &Bytes) -> Option<Will> {
 }
 
 impl Core {
-    /// Keeps the will of a client that is connected; `None`: it has none, or it is published or taken back.
-    pub(super) fn keep_will(&self, session: &str, will: Option<&Will>) {
+    /// Keeps the will of a client of this holder that has connected, if it has one.
+    pub(super) fn keep_will_of(&self, holder: &Holder, session: &str, will: Option<&Will>) {
+        let is_free = self.allowance.until(holder).is_none();
+        let written = self.keep_will(session, will.filter(|_| is_free));
+        if written > 0 {
+            self.allowance.charge(holder, written);
+        }
+    }
+
+    /// Keeps the will of a client that is connected; `None`: it has none, or it is published or taken back. Says how much was
+    /// written.
+    pub(super) fn keep_will(&self, session: &str, will: Option<&Will>) -> usize {
         let kept = will.map(encode).filter(|bytes| bytes.len() <= MOST_KEPT);
         // where it cannot be kept, the journal has said that it fails
-        let _ = self.ingress.journal().keep(&format!("{PREFIX}{session}"), kept.as_deref(), true);
+        let kept = self.ingress.journal().keep_session(&format!("{PREFIX}{session}"), kept.as_deref(), true);
+        kept.map_or(0, |(_, bytes)| bytes)
     }
 
     /// The wills that were kept when the gateway ended, with the sessions that they belong to.

@@ -5,7 +5,7 @@ use std::net::TcpStream;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use super::{Random, assert_it_serves};
+use super::{Random, assert_it_serves_but};
 use crate::support::packet::{Properties, V5, V31, V311, binary, packet, publish};
 use crate::support::{Client, Connect, Gateway};
 
@@ -161,5 +161,6 @@ fn sixteen_threads_of_mischief() {
     assert!(exchanged > 100, "{exchanged} messages");
     let rss = gateway.memory_kib("VmHWM");
     assert!(rss < 150 << 10, "{rss} KiB");
-    assert_it_serves(&mut gateway);
+    // as guests their changes of sessions wait in the end, and nobody is left in a shared subscription to take what comes
+    assert_it_serves_but(&mut gateway, "shared subscription g/# has lost its oldest messages");
 }

@@ -1,6 +1,6 @@
 //! Memory for what is being received.
 
-use bytes::BytesMut;
+use bytes::{Buf, BytesMut};
 use tokio::time::{Duration, Instant};
 use tracing::warn;
 
@@ -29,9 +29,12 @@ impl Connection {
         is_granted
     }
 
-    /// Gives back the buffer of a large packet once the packet has been taken out of it.
-    pub(super) fn has_consumed(&self, input: &mut BytesMut) {
-        if self.receiving.is_none() && input.capacity() > 2 * FREE {
+    /// Takes so many bytes out of `input`. The buffer of a large packet is given back with the packet: what is left of it
+    /// afterwards does not tell how large it was.
+    pub(super) fn consume(&self, input: &mut BytesMut, count: usize) {
+        let was_large = input.capacity() > 2 * FREE;
+        input.advance(count);
+        if self.receiving.is_none() && was_large {
             *input = BytesMut::from(&input[..]);
         }
     }

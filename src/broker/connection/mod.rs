@@ -36,7 +36,7 @@ use super::session::Session;
 use crate::access::authorise::Permissions;
 use crate::access::guesses::network;
 use crate::access::identity::Identity;
-use crate::access::places::Place;
+use crate::access::places::{Holder, Place};
 use crate::exchange::delivery::Run;
 use crate::exchange::receiving::Reservation;
 use crate::exchange::subscribers::Subscriber;
@@ -142,7 +142,9 @@ struct Connection {
     synced: watch::Receiver<Position>,
     /// The client takes nothing any more: what is said to it is dropped.
     is_deaf: bool,
-    /// The client has changed its subscriptions too often, and its next change waits.
+    /// Whose allowance pays for its changes.
+    holder: Holder,
+    /// Its user has changed subscriptions too often, and the next change waits.
     held_until: Option<Instant>,
     /// Taken from the inbox and not yet sent.
     pending: Option<Run>,
@@ -224,6 +226,7 @@ where
         write::disconnect(&mut connection.out, version, reason);
     }
     core.leave(number);
+    drop(input);
     let (last, is_stopping) = (std::mem::take(&mut connection.out), end.is_stopping());
     let is_there = !connection.is_deaf && !matches!(end, End::Closed | End::Stalled);
     // whoever waits for the client id does not wait for a client that is slow to take its last packet
@@ -254,10 +257,11 @@ async fn open(
 ) -> Result<(super::registry::Claim, u64, Connection), Reason> {
     let Admitted { connect, identity, permissions, password_hash, assigned, keep_alive, expiry, place } = admitted;
     let owner = identity.session();
+    let holder = Core::holder(&owner, Some(peer.address));
     if expiry > 0 || !connect.clean {
         tokio::select! {
             biased;
-            () = core.allowance.wait(&owner) => {}
+            () = core.allowance.wait(&holder) => {}
             () = place.cut() => return Err(Reason::SERVER_BUSY),
             // the newer of two connections waits in the place of both
             () = place.replaced() => return Err(Reason::SERVER_BUSY),
@@ -284,9 +288,8 @@ async fn open(
         }
     }
     let present = resumed.is_some();
-    let mut session = begin_session(core, &connect, &owner, resumed, expiry);
-    session.held.belongs_to(&core.subscriptions, Core::holder(&owner, Some(peer.address)));
-    core.keep_will(&owner, connect.will.as_ref().filter(|will| permissions.may_publish(&will.topic)));
+    let session = begin_session(core, &connect, (&owner, &holder), resumed, expiry);
+    core.keep_will_of(&holder, &owner, connect.will.as_ref().filter(|will| permissions.may_publish(&will.topic)));
     let subscriber = core.subscriber(&session);
     if present {
         core.attach(&session, &subscriber);
@@ -332,6 +335,7 @@ async fn open(
         pending: None,
         receiving: None,
         unplaced: Vec::new(),
+        holder,
         held_until: None,
         _place: place,
         core: core.clone(),
@@ -340,11 +344,18 @@ async fn open(
 }
 
 /// Goes on with the session that was found, or makes one.
-fn begin_session(core: &Core, connect: &mqtt::Connect, owner: &str, resumed: Option<Session>, expiry: u32) -> Session {
+fn begin_session(
+    core: &Core,
+    connect: &mqtt::Connect,
+    (owner, holder): (&str, &Holder),
+    resumed: Option<Session>,
+    expiry: u32,
+) -> Session {
     let window = connect.receive_maximum.min(core.settings.load().max_inflight);
     let mut session = resumed.unwrap_or_else(|| core.new_session(owner, window, expiry > 0, expiry));
     session.expiry = expiry;
     session.outbound.resume(window);
+    session.held.belongs_to(&core.subscriptions, holder.clone());
     core.keep(&mut session, true);
     session
 }

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use bytes::{Buf, BytesMut};
+use bytes::BytesMut;
 use smallvec::SmallVec;
 use tracing::{debug, warn};
 
@@ -60,7 +60,7 @@ impl Connection {
             match frame(&bytes[at..], max, self.version) {
                 Ok(Some(found)) => {
                     if matches!(found.kind, PacketType::Subscribe | PacketType::Unsubscribe) {
-                        self.held_until = self.core.allowance.until(&self.session.owner);
+                        self.held_until = self.core.allowance.until(&self.holder);
                         if self.held_until.is_some() {
                             break Ok(());
                         }
@@ -87,8 +87,7 @@ impl Connection {
             }
         };
         *input = bytes;
-        input.advance(at);
-        self.has_consumed(input);
+        self.consume(input, at);
         self.core.stats.packets_received.add(packets);
         // what came before a wrong packet was right
         placed = self.place()?;

@@ -3,22 +3,36 @@ use tokio::time::timeout;
 
 use super::*;
 
-/// A broker without a port, and a client that is connected to it.
-async fn connected() -> (crate::broker::Broker, tokio::io::DuplexStream) {
-    use crate::broker::Broker;
-    use crate::broker::settings::BrokerSettings;
-    use crate::journal::Journal;
-    use crate::time::SystemClock;
+/// A broker without a port.
+fn broker(journal: impl FnOnce() -> crate::journal::Journal + Send + 'static) -> crate::broker::Broker {
+    let settings = crate::broker::settings::BrokerSettings { listeners: Vec::new(), ..Default::default() };
+    let clock = Arc::new(crate::time::SystemClock);
+    let opening =
+        std::thread::spawn(|| crate::broker::Broker::open(settings, journal(), clock, Default::default()).unwrap());
+    opening.join().unwrap()
+}
 
-    let settings = BrokerSettings { listeners: Vec::new(), ..BrokerSettings::default() };
-    let opening = std::thread::spawn(|| {
-        Broker::open(settings, Journal::default(), Arc::new(SystemClock), Default::default()).unwrap()
-    });
-    let broker = opening.join().unwrap();
-    let (mut client, server) = tokio::io::duplex(4096);
+/// A journal that keeps sessions.
+fn journal() -> crate::journal::Journal {
+    use crate::journal::storage::memory::MemoryStorage;
+
+    let (storage, clock) = (Arc::new(MemoryStorage::default()), Arc::new(crate::time::SystemClock));
+    crate::journal::Journal::open(storage, Default::default(), clock).unwrap()
+}
+
+/// The other end of a connection to it, of at most so many bytes that are under way.
+fn reach(broker: &crate::broker::Broker, bytes: usize) -> tokio::io::DuplexStream {
+    let (client, server) = tokio::io::duplex(bytes);
     let (reader, writer) = tokio::io::split(server);
     let peer = Peer::at(IpAddr::from([127, 0, 0, 1]));
     tokio::spawn(serve(broker.core.clone(), reader, writer, peer));
+    client
+}
+
+/// A broker, and a client that is connected to it.
+async fn connected() -> (crate::broker::Broker, tokio::io::DuplexStream) {
+    let broker = broker(crate::journal::Journal::default);
+    let mut client = reach(&broker, 4096);
     client.write_all(b"\x10\x0d\0\x04MQTT\x04\x02\0\x3c\0\x01a").await.unwrap();
     let mut connack = [0; 4];
     client.read_exact(&mut connack).await.unwrap();
@@ -51,6 +65,36 @@ async fn a_client_that_takes_nothing_is_cut_off() {
     assert!(begin.elapsed() >= Duration::from_secs(30), "{:?}", begin.elapsed());
 }
 
+/// Subscribes to this topic at QoS 1.
+fn subscribe(topic: u8) -> [u8; 8] {
+    [0x82, 6, 0, 1, 0, 1, topic, 1]
+}
+
+#[tokio::test(start_paused = true)]
+async fn all_clients_of_a_user_have_one_allowance() {
+    let guests = Holder::of(None, IpAddr::from([127, 0, 0, 1]));
+    let (broker, mut client) = connected().await;
+    broker.core.allowance.charge(&guests, 9_600_000);
+    let begin = Instant::now();
+    client.write_all(&subscribe(b't')).await.unwrap();
+    client.read_exact(&mut [0; 5]).await.unwrap();
+    // a network of guests has 8 MB and 0.8 MB a minute
+    assert!(begin.elapsed() >= Duration::from_secs(115), "{:?}", begin.elapsed());
+}
+
+#[tokio::test]
+async fn what_clients_write_is_at_the_cost_of_their_user() {
+    let guests = Holder::of(None, IpAddr::from([127, 0, 0, 1]));
+    let broker = broker(journal);
+    for id in *b"ab" {
+        let mut client = reach(&broker, 4096);
+        client.write_all(&[&b"\x10\x0d\0\x04MQTT\x04\0\0\0\0\x01"[..], &[id], &subscribe(id)].concat()).await.unwrap();
+        client.read_exact(&mut [0; 9]).await.unwrap();
+    }
+    let holders = broker.core.allowance.holders();
+    assert_eq!(holders, [guests, Holder::Guest(None)].into());
+}
+
 /// A future, and how often it has been polled.
 struct Counted<F>(std::pin::Pin<Box<F>>, Arc<std::sync::atomic::AtomicUsize>);
 
@@ -65,20 +109,9 @@ impl<F: Future> Future for Counted<F> {
 
 #[tokio::test]
 async fn a_delivery_to_a_persistent_session_wakes_it_once() {
-    use crate::journal::Journal;
-    use crate::journal::settings::JournalSettings;
-    use crate::journal::storage::memory::MemoryStorage;
     use crate::message::{Draft, Qos};
-    use crate::time::{SharedClock, SystemClock};
 
-    let opening = std::thread::spawn(|| {
-        let clock: SharedClock = Arc::new(SystemClock);
-        let storage = Arc::new(MemoryStorage::default());
-        let journal = Journal::open(storage, JournalSettings::default(), clock.clone()).unwrap();
-        let settings = crate::broker::settings::BrokerSettings { listeners: Vec::new(), ..Default::default() };
-        crate::broker::Broker::open(settings, journal, clock, Default::default()).unwrap()
-    });
-    let broker = opening.join().unwrap();
+    let broker = broker(journal);
     let (mut client, server) = tokio::io::duplex(65536);
     let (reader, writer) = tokio::io::split(server);
     let peer = Peer::at(IpAddr::from([127, 0, 0, 1]));
