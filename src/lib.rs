@@ -36,6 +36,7 @@
 //! | [`message`] | what everybody hands around |
 //! | [`health`] | pulse of the tasks, problems |
 //! | [`supervise`] | named tasks; the first unexpected end wins; one deadline for shutdown |
+//! | [`workers`] | the threads that serve connections: one, or more where that pays |
 //! | [`secret`] | passwords, certificates and keys in files |
 //! | [`time`] | clocks |
 //!
@@ -68,3 +69,4 @@ pub mod supervise;
 pub mod time;
 pub mod tls;
 pub mod upstream;
+pub mod workers;

@@ -61,6 +61,7 @@ use crate::service::signals::{Signal, Signals};
 use crate::status::{ClientsShown, SensorSnapshot, SensorState, Status};
 use crate::supervise::{Exit, Supervisor};
 use crate::time::{SharedClock, SystemClock};
+use crate::workers::Workers;
 
 /// An orderly shutdown takes no longer than this.
 const SHUTDOWN: Duration = Duration::from_secs(4);
@@ -121,19 +122,12 @@ pub fn run(settings: Settings, config_path: Option<&Path>) -> Result<(), AppErro
     set_limits();
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     // beyond a few workers the one order of all messages is the limit
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(cores.min(4))
-        .thread_name("pigateway-io")
-        .enable_all()
-        .build()?;
-    let result = runtime.block_on(async {
+    let workers = Workers::start(cores.min(4))?;
+    workers.block_on(async {
         let signals = Signals::new()?;
         let gateway = Gateway::start(settings, config_path, logging, problems).await?;
         gateway.serve(signals).await
-    });
-    // threads that wait for disk or GPIO must not hold up the end
-    runtime.shutdown_timeout(Duration::from_millis(200));
-    result
+    })
 }
 
 /// Every client is a file descriptor; the usual soft limit of 1024 is older than that. And no core is dumped, wherever the

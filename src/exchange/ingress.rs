@@ -25,6 +25,7 @@ use super::trace::Traces;
 use crate::journal::{ConsumerId, Full, Journal, Position};
 use crate::message::{Batch, BatchBuilder, Message, MessageRef, Origin, Qos, TopicFilter};
 use crate::time::SharedClock;
+use crate::workers::worked;
 
 /// What a publisher waits for before it may say "accepted".
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -206,6 +207,7 @@ impl Ingress {
         batch: &mut BatchBuilder,
         received: Option<(ConsumerId, &[(u32, u16)])>,
     ) -> Result<Option<Accepted>, RouterError> {
+        worked();
         let has_retain = batch.has_retain();
         let count = batch.len();
         let mut sequencer = self.inner.sequencer.lock();

@@ -38,6 +38,7 @@ use crate::access::places::{Bounds, Newcomer, Place, Places};
 use crate::health::Pulse;
 use crate::net::port::{Accepted, Port, PortSettings};
 use crate::tls::{TlsFiles, common_name};
+use crate::workers::worked;
 
 /// Connections at the same time, those of streams and of MQTT over WebSocket included. How they are divided, and who gives
 /// way, is said in [`crate::access::places`].
@@ -200,7 +201,10 @@ impl Connection {
         let cancel = self.site.cancel.clone();
         let (place, cut) = (self.place.clone(), self.place.ending());
         let certificate = Certificate(certificate_user);
-        let service = service_fn(move |request| self.answer(request, from, certificate.clone()));
+        let service = service_fn(move |request| {
+            worked();
+            self.answer(request, from, certificate.clone())
+        });
         let io = TokioIo::new(Impatient { stream, deadline: None, cut: Box::pin(cut) });
         let connection = http1::Builder::new()
             .timer(TokioTimer::new())

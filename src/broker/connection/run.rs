@@ -12,6 +12,7 @@ use super::leave::Leaving;
 use super::{Connection, End, Reason};
 use crate::exchange::stats::Stats;
 use crate::health::Overdue;
+use crate::workers::worked;
 
 /// Stop producing output beyond this many unsent bytes.
 pub(super) const OUT_FULL: usize = 64 * 1024;
@@ -44,6 +45,7 @@ impl Connection {
         let mut pace = Pace::new(self.keep_alive);
         let mut alarm = std::pin::pin!(sleep_until(pace.read_by()));
         loop {
+            worked();
             // before trying, so that room made meanwhile is not missed
             let room = core.ingress.room().notified();
             let freed = core.ingress.receiving().freed();
