@@ -22,33 +22,33 @@ use tracing::{error, info};
 use crate::time::{Clock, SystemClock};
 
 /// Problems remembered.
-pub const MAX_PROBLEMS: usize = 50;
+pub(crate) const MAX_PROBLEMS: usize = 50;
 /// How the names of clients begin among all faulty parts.
-pub const CLIENT_PART: &str = "client ";
+pub(crate) const CLIENT_PART: &str = "client ";
 /// Faults that pass by themselves, remembered at the same time.
-pub const MAX_PASSING: usize = 16;
+pub(crate) const MAX_PASSING: usize = 16;
 /// Of these, so many are security events where there are as many, and all others something else.
-pub const MAX_SECURITY: usize = 15;
+pub(crate) const MAX_SECURITY: usize = 15;
 /// Where the log's lines about parts that do not work come from.
-pub const TARGET: &str = module_path!();
+pub(crate) const TARGET: &str = module_path!();
 /// Where its lines about security events come from: see [`crate::access::security`].
-pub const SECURITY: &str = "pigateway::security";
+pub(crate) const SECURITY: &str = "pigateway::security";
 /// Longest text of a problem, in bytes.
-pub const MAX_PROBLEM: usize = 1000;
+pub(crate) const MAX_PROBLEM: usize = 1000;
 
 /// A warning or an error.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Problem {
+pub(crate) struct Problem {
     /// Number, from 1 on.
-    pub number: u64,
+    pub(crate) number: u64,
     /// Milliseconds since the Unix epoch, as the system believed.
-    pub unix_ms: i64,
+    pub(crate) unix_ms: i64,
     /// `"warn"`: recovered and nothing lost; `"error"`: data lost, or a person is needed.
-    pub level: &'static str,
+    pub(crate) level: &'static str,
     /// Where it comes from.
-    pub target: String,
+    pub(crate) target: String,
     /// What happened.
-    pub text: String,
+    pub(crate) text: String,
 }
 
 /// The last problems: at most [`MAX_PROBLEMS`]. Cheap to clone.
@@ -64,7 +64,7 @@ struct ProblemsInner {
 }
 
 /// As much of a text, which may come from anybody, as so many bytes hold.
-pub fn beginning(text: &str, most: usize) -> &str {
+pub(crate) fn beginning(text: &str, most: usize) -> &str {
     let end = (0..=most.min(text.len())).rev().find(|end| text.is_char_boundary(*end));
     &text[..end.unwrap_or(0)]
 }
@@ -75,7 +75,7 @@ fn shorten(text: String) -> String {
 
 impl Problems {
     /// Remembers one.
-    pub fn push(&self, unix_ms: i64, level: &'static str, target: &str, text: String) {
+    pub(crate) fn push(&self, unix_ms: i64, level: &'static str, target: &str, text: String) {
         let text = shorten(text);
         let mut last = self.inner.last.lock();
         let number = last.back().map_or(1, |problem| problem.number + 1);
@@ -97,28 +97,28 @@ impl Problems {
     }
 
     /// Those remembered, oldest first.
-    pub fn last(&self) -> Vec<Problem> {
+    pub(crate) fn last(&self) -> Vec<Problem> {
         self.inner.last.lock().iter().cloned().collect()
     }
 
     /// Changes with every problem: their number so far.
-    pub fn count(&self) -> watch::Receiver<u64> {
+    pub(crate) fn count(&self) -> watch::Receiver<u64> {
         self.inner.count.subscribe()
     }
 }
 
 /// Why a part cannot work, in words for the person who has to mend it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
-pub struct Fault {
+pub(crate) struct Fault {
     /// What is wrong.
-    pub problem: String,
+    pub(crate) problem: String,
     /// What to do about it.
-    pub remedy: String,
+    pub(crate) remedy: String,
 }
 
 impl Fault {
     /// Of these words.
-    pub fn new(problem: impl Into<String>, remedy: impl Into<String>) -> Fault {
+    pub(crate) fn new(problem: impl Into<String>, remedy: impl Into<String>) -> Fault {
         Fault { problem: problem.into(), remedy: remedy.into() }
     }
 }
@@ -131,14 +131,14 @@ impl fmt::Display for Fault {
 
 /// A part that does not work now.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
-pub struct FaultyPart {
+pub(crate) struct FaultyPart {
     /// Its name: what it is and which, such as `listener 192.0.2.7:1883`.
-    pub part: String,
+    pub(crate) part: String,
     /// Boot clock, in milliseconds, since when.
-    pub since_boot_ms: u64,
+    pub(crate) since_boot_ms: u64,
     /// Why, and what to do.
     #[serde(flatten)]
-    pub fault: Fault,
+    pub(crate) fault: Fault,
 }
 
 /// What is wrong now: at most one fault per part, and there are as many parts as the configuration names. Cheap to clone.
@@ -157,7 +157,7 @@ struct HealthInner {
 
 impl Health {
     /// Says how a part is; whether that is news. For parts that log it themselves.
-    pub fn set(&self, part: &str, fault: Option<&Fault>) -> bool {
+    pub(crate) fn set(&self, part: &str, fault: Option<&Fault>) -> bool {
         let mut faulty = self.inner.faulty.lock();
         let is_news = match (faulty.get_mut(part), fault) {
             (Some(known), Some(fault)) if known.fault == *fault => false,
@@ -182,14 +182,14 @@ impl Health {
     }
 
     /// A part cannot work. The log says so once for each reason.
-    pub fn raise(&self, part: &str, fault: &Fault) {
+    pub(crate) fn raise(&self, part: &str, fault: &Fault) {
         if self.set(part, Some(fault)) {
             error!(part, "{part}: {fault}");
         }
     }
 
     /// A part works. The log says so if it did not before.
-    pub fn clear(&self, part: &str) {
+    pub(crate) fn clear(&self, part: &str) {
         if self.set(part, None) {
             info!(part, "{part}: works again");
         }
@@ -197,7 +197,7 @@ impl Health {
 
     /// Something happens to somebody who is no part of the gateway, such as a client, and nobody will say that it is over: it is
     /// where it has not happened again for this time. At most [`MAX_PASSING`]; the one that is over first gives way.
-    pub fn note(&self, part: &str, fault: &Fault, lasts: Duration) {
+    pub(crate) fn note(&self, part: &str, fault: &Fault, lasts: Duration) {
         let now = Instant::now();
         let fault = Fault::new(shorten(fault.problem.clone()), shorten(fault.remedy.clone()));
         let mut passing = self.inner.passing.lock();
@@ -216,13 +216,13 @@ impl Health {
     }
 
     /// What made such things happen has changed: those whose names begin like this are over.
-    pub fn forget(&self, prefix: &str) {
+    pub(crate) fn forget(&self, prefix: &str) {
         self.inner.passing.lock().retain(|name, _| !name.starts_with(prefix));
         self.inner.changes.send_modify(|changes| *changes += 1);
     }
 
     /// What is wrong now, by the names of the parts.
-    pub fn faulty(&self) -> Vec<FaultyPart> {
+    pub(crate) fn faulty(&self) -> Vec<FaultyPart> {
         let now = Instant::now();
         let mut all: Vec<_> = self.inner.faulty.lock().values().cloned().collect();
         let passing = self.inner.passing.lock();
@@ -232,18 +232,18 @@ impl Health {
     }
 
     /// Whether this part is faulty.
-    pub fn is_faulty(&self, part: &str) -> bool {
+    pub(crate) fn is_faulty(&self, part: &str) -> bool {
         self.inner.faulty.lock().contains_key(part)
     }
 
     /// Changes whenever something begins to be wrong, or ceases to be.
-    pub fn changes(&self) -> watch::Receiver<u64> {
+    pub(crate) fn changes(&self) -> watch::Receiver<u64> {
         self.inner.changes.subscribe()
     }
 }
 
 /// Steps in which the time of something that is due is counted.
-pub const STEP: Duration = Duration::from_secs(1);
+pub(crate) const STEP: Duration = Duration::from_secs(1);
 
 /// For how long something that is due has not been done although this process ran.
 ///
@@ -251,19 +251,19 @@ pub const STEP: Duration = Duration::from_secs(1);
 /// meanwhile says nothing about its parts. So only the time between two looks counts that were no further apart than
 /// [`STEP`] and a half: whoever looked in time could as well have done what is due.
 #[derive(Debug, Default)]
-pub struct Overdue {
+pub(crate) struct Overdue {
     looked: Option<Instant>,
     attended: Duration,
 }
 
 impl Overdue {
     /// Something is due from now on.
-    pub fn from(now: Instant) -> Overdue {
+    pub(crate) fn from(now: Instant) -> Overdue {
         Overdue { looked: Some(now), attended: Duration::ZERO }
     }
 
     /// It is still not done. Says for how long this process could have done it.
-    pub fn look(&mut self, now: Instant) -> Duration {
+    pub(crate) fn look(&mut self, now: Instant) -> Duration {
         let gap = self.looked.map_or(Duration::ZERO, |looked| now.saturating_duration_since(looked));
         self.looked = Some(now);
         if gap <= STEP * 3 / 2 {
@@ -273,12 +273,12 @@ impl Overdue {
     }
 
     /// Whether something is due.
-    pub fn is_running(&self) -> bool {
+    pub(crate) fn is_running(&self) -> bool {
         self.looked.is_some()
     }
 
     /// It is done, or others have been waited for: time counts anew.
-    pub fn reset(&mut self) {
+    pub(crate) fn reset(&mut self) {
         *self = Overdue::default();
     }
 }
@@ -292,7 +292,7 @@ pub struct Pulse {
 
 impl Pulse {
     /// Waits for a question. Safe to cancel.
-    pub async fn asked(&mut self) {
+    pub(crate) async fn asked(&mut self) {
         let answered = *self.answered.borrow();
         if self.asked.wait_for(|asked| *asked > answered).await.is_err() {
             // nobody asks any more
@@ -301,17 +301,17 @@ impl Pulse {
     }
 
     /// Answers it.
-    pub fn answer(&self) {
+    pub(crate) fn answer(&self) {
         self.answered.send_replace(*self.asked.borrow());
     }
 
     /// Whether there is a question without an answer.
-    pub fn is_asked(&self) -> bool {
+    pub(crate) fn is_asked(&self) -> bool {
         *self.asked.borrow() > *self.answered.borrow()
     }
 
     /// Answers for as long as `wait` takes: for what may take long without anything being wrong.
-    pub async fn during<T>(&mut self, wait: impl Future<Output = T>) -> T {
+    pub(crate) async fn during<T>(&mut self, wait: impl Future<Output = T>) -> T {
         let mut wait = std::pin::pin!(wait);
         loop {
             tokio::select! {
@@ -339,7 +339,7 @@ impl PulseTaker {
     }
 
     /// Waits for the answer to the last question. Safe to cancel.
-    pub async fn answered(&mut self) {
+    pub(crate) async fn answered(&mut self) {
         let asked = *self.ask.borrow();
         if self.answered.wait_for(|answered| *answered == asked).await.is_err() {
             // whoever would answer has gone
@@ -349,7 +349,7 @@ impl PulseTaker {
 
     /// How long the last question has been without an answer although this process ran ([`Overdue`]). Asks again where it
     /// has one.
-    pub fn silence(&mut self, now: Instant) -> Duration {
+    pub(crate) fn silence(&mut self, now: Instant) -> Duration {
         if self.is_waited_for() {
             return self.overdue.look(now);
         }
@@ -359,12 +359,12 @@ impl PulseTaker {
     }
 
     /// Whether the last question is without an answer.
-    pub fn is_waited_for(&self) -> bool {
+    pub(crate) fn is_waited_for(&self) -> bool {
         *self.answered.borrow() != *self.ask.borrow()
     }
 
     /// The task waits for others, who are watched themselves: that is not its own silence.
-    pub fn excuse(&mut self) {
+    pub(crate) fn excuse(&mut self) {
         self.overdue.reset();
     }
 }

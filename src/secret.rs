@@ -21,12 +21,12 @@ pub struct Secret(Box<str>);
 
 impl Secret {
     /// Hides a text.
-    pub fn new(text: impl Into<Box<str>>) -> Secret {
+    pub(crate) fn new(text: impl Into<Box<str>>) -> Secret {
         Secret(text.into())
     }
 
     /// The text, to be handed to the protocol and nothing else.
-    pub fn expose(&self) -> &str {
+    pub(crate) fn expose(&self) -> &str {
         &self.0
     }
 }
@@ -38,29 +38,29 @@ impl fmt::Debug for Secret {
 }
 
 /// A SHA-256 digest.
-pub type Digest = [u8; 32];
+pub(crate) type Digest = [u8; 32];
 
 /// What stands for something that is not to be kept or shown itself, or that is too long.
-pub fn sha256(bytes: &[u8]) -> Digest {
+pub(crate) fn sha256(bytes: &[u8]) -> Digest {
     let mut short = Digest::default();
     short.copy_from_slice(ring::digest::digest(&ring::digest::SHA256, bytes).as_ref());
     short
 }
 
 /// The same in hexadecimal digits.
-pub fn sha256_hex(bytes: &[u8]) -> String {
+pub(crate) fn sha256_hex(bytes: &[u8]) -> String {
     sha256(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// Reads a file of ours, or nothing if it is none or has more bytes than this. Blocks.
-pub fn read_private(path: &Path, most: u64) -> Option<String> {
+pub(crate) fn read_private(path: &Path, most: u64) -> Option<String> {
     let is_ours = fs::symlink_metadata(path).is_ok_and(|file| file.is_file() && file.len() <= most);
     is_ours.then(|| fs::read_to_string(path).ok()).flatten()
 }
 
 /// Replaces a file of ours, which nobody else may read, as a whole: a power cut leaves the old one or the new one, and once this
 /// has returned the new one. Blocks.
-pub fn replace_private(path: &Path, content: &[u8]) -> io::Result<()> {
+pub(crate) fn replace_private(path: &Path, content: &[u8]) -> io::Result<()> {
     let mut new: OsString = path.as_os_str().to_owned();
     new.push(".new");
     match fs::remove_file(&new) {
@@ -78,20 +78,20 @@ pub fn replace_private(path: &Path, content: &[u8]) -> io::Result<()> {
 }
 
 /// Whether everybody on this machine can read a file. That of a link is the file that it leads to.
-pub fn is_public(path: &Path) -> bool {
+pub(crate) fn is_public(path: &Path) -> bool {
     lets_others(path, 0o004)
 }
 
 /// Whether whoever is neither owner nor of the group may do one of these things with a file or directory. Where only one
 /// directory on the way is closed to them, nobody of them gets there, whatever the file itself says.
-pub fn lets_others(path: &Path, bits: u32) -> bool {
+pub(crate) fn lets_others(path: &Path, bits: u32) -> bool {
     let has = |path: &Path, bits: u32| fs::metadata(path).is_ok_and(|about| about.permissions().mode() & bits != 0);
     fs::canonicalize(path).is_ok_and(|path| has(&path, bits) && path.ancestors().skip(1).all(|dir| has(dir, 0o001)))
 }
 
 /// Why a file cannot be used.
 #[derive(Debug, thiserror::Error)]
-pub enum FileError {
+pub(crate) enum FileError {
     /// It is not there, or may not be read.
     #[error("{path} cannot be read: {source}")]
     Missing {
@@ -112,24 +112,24 @@ pub enum FileError {
 
 impl FileError {
     /// That what is in the file will not do.
-    pub fn unusable(path: &Path, reason: impl Into<String>) -> FileError {
+    pub(crate) fn unusable(path: &Path, reason: impl Into<String>) -> FileError {
         FileError::Unusable { path: path.into(), reason: reason.into() }
     }
 
     /// The file.
-    pub fn path(&self) -> &Path {
+    pub(crate) fn path(&self) -> &Path {
         match self {
             FileError::Missing { path, .. } | FileError::Unusable { path, .. } => path,
         }
     }
 
     /// Whether the file cannot be read at all.
-    pub fn is_missing(&self) -> bool {
+    pub(crate) fn is_missing(&self) -> bool {
         matches!(self, FileError::Missing { .. })
     }
 
     /// What a person can do about it.
-    pub fn remedy(&self) -> &'static str {
+    pub(crate) fn remedy(&self) -> &'static str {
         match self {
             FileError::Missing { source, .. } if source.kind() == io::ErrorKind::PermissionDenied => {
                 "let the user that pigateway runs as read it, or hand it over with LoadCredential; it is tried again"
@@ -141,7 +141,7 @@ impl FileError {
 }
 
 /// The contents of a file as it was meant: without byte order mark, text as UTF-8.
-pub fn contents(path: &Path) -> Result<Vec<u8>, FileError> {
+pub(crate) fn contents(path: &Path) -> Result<Vec<u8>, FileError> {
     let missing = |source| FileError::Missing { path: path.into(), source };
     // a FIFO without a writer would hold up whoever reads it, and a directory is none of ours
     let about = std::fs::metadata(path).map_err(missing)?;
@@ -155,7 +155,7 @@ pub fn contents(path: &Path) -> Result<Vec<u8>, FileError> {
 }
 
 /// The password in a file: its text without the end of its line.
-pub fn password(path: &Path) -> Result<Secret, FileError> {
+pub(crate) fn password(path: &Path) -> Result<Secret, FileError> {
     let text = String::from_utf8(contents(path)?).map_err(|_| FileError::unusable(path, "is not UTF-8 text"))?;
     let text = text.trim_end_matches(['\r', '\n']);
     if text.is_empty() { Err(FileError::unusable(path, "is empty")) } else { Ok(Secret::new(text)) }

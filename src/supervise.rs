@@ -1,4 +1,4 @@
-//! Named tasks and threads that all run until the gateway goes down.
+//! Named tasks that all run until the gateway goes down.
 //!
 //! One of them ending on its own is a fault, whatever it returned: the first such [`Exit`] is kept with its name and
 //! cause and ends the process, so that nothing limps on with a part missing. An orderly shutdown cancels one token that
@@ -8,16 +8,15 @@ use std::any::Any;
 use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::fmt;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-/// How a task or thread ended.
+/// How a task ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Cause {
+pub(crate) enum Cause {
     /// It returned as if its work were done.
     Returned,
     /// It returned this error.
@@ -26,13 +25,13 @@ pub enum Cause {
     Panicked(String),
 }
 
-/// The end of a task or thread.
+/// The end of a task.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Exit {
     /// Its name.
-    pub name: Arc<str>,
+    pub(crate) name: Arc<str>,
     /// How it ended.
-    pub cause: Cause,
+    pub(crate) cause: Cause,
 }
 
 impl fmt::Display for Exit {
@@ -49,16 +48,17 @@ impl std::error::Error for Exit {}
 
 /// What became of a shutdown.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Shutdown {
+pub(crate) struct Shutdown {
     /// Names of those that still ran at the deadline.
-    pub still_running: Vec<Arc<str>>,
+    pub(crate) still_running: Vec<Arc<str>>,
     /// Those that ended with an error or a panic.
-    pub failed: Vec<Exit>,
+    pub(crate) failed: Vec<Exit>,
 }
 
 impl Shutdown {
     /// Whether all ended in time and well.
-    pub fn is_clean(&self) -> bool {
+    #[cfg(test)]
+    pub(crate) fn is_clean(&self) -> bool {
         self.still_running.is_empty() && self.failed.is_empty()
     }
 }
@@ -73,7 +73,7 @@ struct State {
 
 /// Starts tasks and threads and knows who runs. Cheap to clone.
 #[derive(Clone, Debug)]
-pub struct Supervisor {
+pub(crate) struct Supervisor {
     token: CancellationToken,
     state: Arc<watch::Sender<State>>,
 }
@@ -86,12 +86,12 @@ impl Default for Supervisor {
 
 impl Supervisor {
     /// Cancelled when the gateway goes down.
-    pub fn token(&self) -> CancellationToken {
+    pub(crate) fn token(&self) -> CancellationToken {
         self.token.clone()
     }
 
     /// Runs a task on the current runtime. It ends when the token is cancelled, and not before.
-    pub fn spawn<F, E>(&self, name: impl Into<Arc<str>>, future: F)
+    pub(crate) fn spawn<F, E>(&self, name: impl Into<Arc<str>>, future: F)
     where
         F: Future<Output = Result<(), E>> + Send + 'static,
         E: fmt::Display + Send + 'static,
@@ -113,7 +113,7 @@ impl Supervisor {
     }
 
     /// Runs a task that has no error to return.
-    pub fn spawn_endless<F>(&self, name: impl Into<Arc<str>>, future: F)
+    pub(crate) fn spawn_endless<F>(&self, name: impl Into<Arc<str>>, future: F)
     where
         F: Future<Output = ()> + Send + 'static,
     {
@@ -123,30 +123,8 @@ impl Supervisor {
         });
     }
 
-    /// Runs a thread, for work that blocks. It ends when the token is cancelled, and not before.
-    pub fn spawn_thread<F, E>(&self, name: impl Into<Arc<str>>, body: F) -> std::io::Result<()>
-    where
-        F: FnOnce() -> Result<(), E> + Send + 'static,
-        E: fmt::Display,
-    {
-        let name = name.into();
-        let (supervisor, id) = (self.clone(), self.started(name.clone()));
-        let thread = std::thread::Builder::new().name(name.to_string()).spawn(move || {
-            let cause = match catch_unwind(AssertUnwindSafe(body)) {
-                Ok(result) => cause(result),
-                Err(panic) => Cause::Panicked(panic_message(&*panic)),
-            };
-            supervisor.ended(id, cause);
-        });
-        if let Err(error) = thread {
-            self.state.send_modify(|state| drop(state.running.remove(&id)));
-            return Err(error);
-        }
-        Ok(())
-    }
-
-    /// Waits for the first task or thread that ends while the gateway should run. Safe to cancel.
-    pub async fn first_exit(&self) -> Exit {
+    /// Waits for the first task that ends while the gateway should run. Safe to cancel.
+    pub(crate) async fn first_exit(&self) -> Exit {
         let mut state = self.state.subscribe();
         loop {
             if let Ok(state) = state.wait_for(|state| state.first.is_some()).await
@@ -158,7 +136,7 @@ impl Supervisor {
     }
 
     /// Cancels the token and waits until all have ended, but no longer than this.
-    pub async fn shutdown(&self, deadline: Duration) -> Shutdown {
+    pub(crate) async fn shutdown(&self, deadline: Duration) -> Shutdown {
         self.token.cancel();
         let mut changes = self.state.subscribe();
         let all_ended = changes.wait_for(|state| state.running.is_empty());
@@ -245,8 +223,7 @@ mod tests {
         assert_eq!(supervisor.first_exit().await, exit("task", Cause::Panicked("at 7".into())));
 
         let supervisor = Supervisor::default();
-        let body = || -> Result<(), String> { panic!("out of pins") };
-        supervisor.spawn_thread("gpio", body).unwrap();
+        supervisor.spawn_endless("gpio", async { panic!("out of pins") });
         let exit = supervisor.first_exit().await;
         assert_eq!(exit.to_string(), "gpio panicked: out of pins");
     }
@@ -254,7 +231,7 @@ mod tests {
     #[tokio::test]
     async fn returning_is_an_unexpected_exit_too() {
         let supervisor = Supervisor::default();
-        supervisor.spawn_thread("router", || Ok::<(), String>(())).unwrap();
+        supervisor.spawn_endless("router", async {});
         assert_eq!(supervisor.first_exit().await.to_string(), "router ended unexpectedly");
     }
 

@@ -17,15 +17,15 @@ use crate::secret::{self, FileError};
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct TlsFiles {
     /// Certificate chain, the server's own first.
-    pub cert: PathBuf,
+    pub(crate) cert: PathBuf,
     /// Private key.
-    pub key: PathBuf,
+    pub(crate) key: PathBuf,
     /// Authorities that sign the certificates that clients must show.
-    pub client_ca: Option<PathBuf>,
+    pub(crate) client_ca: Option<PathBuf>,
     /// Which of these certificates have been revoked.
-    pub crl: Option<PathBuf>,
+    pub(crate) crl: Option<PathBuf>,
     /// Largest record that is written, its head included; `None`: that of TLS.
-    pub max_fragment_size: Option<usize>,
+    pub(crate) max_fragment_size: Option<usize>,
 }
 
 /// Head, nonce and tag of a record, at most: what TLS 1.2 with AES-GCM needs, by the standard the most of those spoken here.
@@ -35,11 +35,11 @@ const RECORD_HEAD: usize = 5;
 
 /// What files were like: another time, size or inode means that they have been written.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Stamps(Vec<Option<(SystemTime, u64, u64)>>);
+pub(crate) struct Stamps(Vec<Option<(SystemTime, u64, u64)>>);
 
 impl TlsFiles {
     /// What they are like now; links are followed.
-    pub fn stamps(&self) -> Stamps {
+    pub(crate) fn stamps(&self) -> Stamps {
         let stamp = |path: &PathBuf| {
             let about = std::fs::metadata(path).ok()?;
             Some((about.modified().ok()?, about.len(), about.ino()))
@@ -48,13 +48,13 @@ impl TlsFiles {
     }
 
     /// An acceptor made of them.
-    pub fn acceptor(&self) -> Result<TlsAcceptor, FileError> {
+    pub(crate) fn acceptor(&self) -> Result<TlsAcceptor, FileError> {
         acceptor(self)
     }
 }
 
 /// The certificates in a file, at least one.
-pub fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, FileError> {
+pub(crate) fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, FileError> {
     let text = secret::contents(path)?;
     let found: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&text).collect();
     let found = found.unwrap_or_default();
@@ -62,13 +62,13 @@ pub fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, FileErr
 }
 
 /// The private key in a file.
-pub fn private_key(path: &Path) -> Result<PrivateKeyDer<'static>, FileError> {
+pub(crate) fn private_key(path: &Path) -> Result<PrivateKeyDer<'static>, FileError> {
     let text = secret::contents(path)?;
     PrivateKeyDer::from_pem_slice(&text).map_err(|_| FileError::unusable(path, "has no private key in PEM form"))
 }
 
 /// Certificates of authorities.
-pub fn authorities(path: &Path) -> Result<RootCertStore, FileError> {
+pub(crate) fn authorities(path: &Path) -> Result<RootCertStore, FileError> {
     let mut roots = RootCertStore::empty();
     for certificate in certificates(path)? {
         roots.add(certificate).map_err(|error| {
@@ -80,7 +80,7 @@ pub fn authorities(path: &Path) -> Result<RootCertStore, FileError> {
 }
 
 /// What is wrong with certificate and key together: which of them is to blame, and why.
-pub fn blame(cert: &Path, key: &Path, error: rustls::Error) -> FileError {
+pub(crate) fn blame(cert: &Path, key: &Path, error: rustls::Error) -> FileError {
     match error {
         rustls::Error::InconsistentKeys(_) => FileError::unusable(
             key,
@@ -96,7 +96,7 @@ pub fn blame(cert: &Path, key: &Path, error: rustls::Error) -> FileError {
 }
 
 /// Lists of revoked certificates, at least one.
-pub fn revoked(path: &Path) -> Result<Vec<CertificateRevocationListDer<'static>>, FileError> {
+pub(crate) fn revoked(path: &Path) -> Result<Vec<CertificateRevocationListDer<'static>>, FileError> {
     let text = secret::contents(path)?;
     let found: Result<Vec<_>, _> = CertificateRevocationListDer::pem_slice_iter(&text).collect();
     let found = found.unwrap_or_default();
@@ -108,7 +108,7 @@ pub fn revoked(path: &Path) -> Result<Vec<CertificateRevocationListDer<'static>>
 }
 
 /// Makes an acceptor of certificate chain, key and, if clients are to show a certificate, the authorities that sign those.
-pub fn acceptor(files: &TlsFiles) -> Result<TlsAcceptor, FileError> {
+pub(crate) fn acceptor(files: &TlsFiles) -> Result<TlsAcceptor, FileError> {
     let (cert, key) = (files.cert.as_path(), files.key.as_path());
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let builder = rustls::ServerConfig::builder_with_provider(provider.clone())
@@ -134,7 +134,7 @@ pub fn acceptor(files: &TlsFiles) -> Result<TlsAcceptor, FileError> {
 }
 
 /// The common name of a client certificate's subject.
-pub fn common_name(certificate: &CertificateDer<'_>) -> Option<Box<str>> {
+pub(crate) fn common_name(certificate: &CertificateDer<'_>) -> Option<Box<str>> {
     let (_, certificate) = x509_parser::parse_x509_certificate(certificate).ok()?;
     let name = certificate.subject().iter_common_name().next()?.as_str().ok()?;
     Some(name.into())
@@ -150,7 +150,7 @@ fn version_hint(error: &str) -> &'static str {
 }
 
 /// What most likely is behind a failed handshake, to be put after the error; empty where the error says enough.
-pub fn handshake_hint(error: &str) -> &'static str {
+pub(crate) fn handshake_hint(error: &str) -> &'static str {
     let causes = [
         (
             "no certificates",

@@ -12,33 +12,33 @@ use super::security::{Kind, TARGET};
 
 /// What a client shows.
 #[derive(Clone, Copy, Debug)]
-pub struct Credentials<'a> {
+pub(crate) struct Credentials<'a> {
     /// User named by its TLS client certificate; goes before the others.
-    pub certificate_user: Option<&'a str>,
+    pub(crate) certificate_user: Option<&'a str>,
     /// User name.
-    pub username: Option<&'a str>,
+    pub(crate) username: Option<&'a str>,
     /// Password.
-    pub password: Option<&'a [u8]>,
+    pub(crate) password: Option<&'a [u8]>,
     /// Client id, or what stands for it in the log.
-    pub client_id: &'a str,
+    pub(crate) client_id: &'a str,
     /// Where it comes from.
-    pub from: IpAddr,
+    pub(crate) from: IpAddr,
     /// The listener that it came through; `None`: another door.
-    pub listener: Option<&'a str>,
+    pub(crate) listener: Option<&'a str>,
 }
 
 /// A client that is who it says it is.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Authenticated {
+pub(crate) struct Authenticated {
     /// User name; `None`: anonymous.
-    pub user: Option<Box<str>>,
+    pub(crate) user: Option<Box<str>>,
     /// Hash in force, by which a later change is noticed.
-    pub password_hash: Option<String>,
+    pub(crate) password_hash: Option<String>,
 }
 
 /// Why a client is not let in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Refusal {
+pub(crate) enum Refusal {
     /// Nobody is let in that way.
     #[error("not authorized")]
     NotAuthorized,
@@ -56,7 +56,7 @@ pub(super) const NOBODY: &str =
 
 /// What a client may not do.
 #[derive(Clone, Copy, Debug, Hash)]
-pub enum Denied<'a> {
+pub(crate) enum Denied<'a> {
     /// To this topic.
     Publish(&'a str),
     /// With this topic filter.
@@ -65,7 +65,7 @@ pub enum Denied<'a> {
 
 impl Access {
     /// Checks who it is.
-    pub async fn authenticate(&self, credentials: &Credentials<'_>) -> Result<Authenticated, Refusal> {
+    pub(crate) async fn authenticate(&self, credentials: &Credentials<'_>) -> Result<Authenticated, Refusal> {
         if let Some(name) = credentials.certificate_user {
             return match self.authoriser.user(credentials.listener, name) {
                 Some(user) => Ok(Authenticated { user: Some(name.into()), password_hash: user.password_hash.clone() }),
@@ -108,7 +108,7 @@ impl Access {
 
     /// Says why a client was refused and how to let it in; of the same user at the same address only now and then, so that a
     /// client that tries for ever does not fill the log.
-    pub fn refused(&self, credentials: &Credentials<'_>, why: &str) {
+    pub(crate) fn refused(&self, credentials: &Credentials<'_>, why: &str) {
         let user = credentials.certificate_user.or(credentials.username);
         if let Some(more) = self.limiter.due(network(credentials.from), (why, user)) {
             warn!(
@@ -136,7 +136,7 @@ impl Access {
     }
 
     /// Says that a client uses a client id that another user has. It touches nothing of it.
-    pub fn foreign_client_id(&self, identity: &Identity, from: IpAddr) {
+    pub(crate) fn foreign_client_id(&self, identity: &Identity, from: IpAddr) {
         let Some(more) = self.security.happened(Kind::ForeignClientId, from, &identity.client_id) else { return };
         info!(
             target: TARGET,
@@ -150,7 +150,7 @@ impl Access {
     }
 
     /// Says that a client has reached a bound that keeps room for others: of `what`.
-    pub fn quota(&self, identity: &Identity, from: IpAddr, what: &str) {
+    pub(crate) fn quota(&self, identity: &Identity, from: IpAddr, what: &str) {
         let Some(more) = self.security.happened(Kind::Quota, from, (what, &identity.user)) else { return };
         warn!(
             target: TARGET,
@@ -165,7 +165,7 @@ impl Access {
 
     /// Says that rules have denied something, of the same client and topic only now and then. MQTT 3 cannot tell the client
     /// about a publication, so this may be the only place where it is told.
-    pub fn denied(&self, identity: &Identity, from: IpAddr, denied: Denied<'_>) {
+    pub(crate) fn denied(&self, identity: &Identity, from: IpAddr, denied: Denied<'_>) {
         let Some(more) = self.limiter.due(network(from), ("rules", &identity.client_id, denied)) else { return };
         let client_id = &*identity.client_id;
         let user = identity.user.as_deref();

@@ -18,7 +18,7 @@ const RESERVED: [&str; 3] = ["$SYS", "$share", "$CONTROL"];
 
 /// Users and rules as they are now. They change on reload; connections keep what they were given.
 #[derive(Debug)]
-pub struct Authoriser {
+pub(crate) struct Authoriser {
     policy: ArcSwap<Policy>,
     key: RandomState,
 }
@@ -69,34 +69,34 @@ impl Policy {
 
 impl Authoriser {
     /// Decides by these settings.
-    pub fn new(settings: &AccessSettings) -> Authoriser {
+    pub(crate) fn new(settings: &AccessSettings) -> Authoriser {
         Authoriser { policy: ArcSwap::from_pointee(Policy::new(settings)), key: RandomState::new() }
     }
 
     /// Decides by new settings. Sessions for which [`Authoriser::still_holds`] is false must end.
-    pub fn reload(&self, settings: &AccessSettings) {
+    pub(crate) fn reload(&self, settings: &AccessSettings) {
         self.policy.store(Arc::new(Policy::new(settings)));
     }
 
     /// Whether there is any user at all who may come in at this listener.
-    pub fn has_users(&self, listener: Option<&str>) -> bool {
+    pub(crate) fn has_users(&self, listener: Option<&str>) -> bool {
         !self.policy.load().at(listener).users.is_empty()
     }
 
     /// Whether there is any user at all, at whatever listener.
-    pub fn has_any_users(&self) -> bool {
+    pub(crate) fn has_any_users(&self) -> bool {
         let policy = self.policy.load();
         policy.listeners.values().chain([&policy.usual]).any(|place| !place.users.is_empty())
     }
 
     /// The user with this name at this listener.
-    pub fn user(&self, listener: Option<&str>, name: &str) -> Option<Arc<UserSettings>> {
+    pub(crate) fn user(&self, listener: Option<&str>, name: &str) -> Option<Arc<UserSettings>> {
         self.policy.load().at(listener).users.get(name).cloned()
     }
 
     /// A hash that costs somebody with this name as much time as one of its own would: that of some user, always the same for
     /// the same name. `None`: no user has a hash.
-    pub fn decoy(&self, listener: Option<&str>, name: &str) -> Option<String> {
+    pub(crate) fn decoy(&self, listener: Option<&str>, name: &str) -> Option<String> {
         let policy = self.policy.load();
         let decoys = &policy.at(listener).decoys;
         let count = decoys.len().max(1) as u64;
@@ -104,7 +104,7 @@ impl Authoriser {
     }
 
     /// Whether a client without a user name may connect from this address to this listener.
-    pub fn accepts_anonymous(&self, listener: Option<&str>, from: IpAddr) -> bool {
+    pub(crate) fn accepts_anonymous(&self, listener: Option<&str>, from: IpAddr) -> bool {
         match self.policy.load().at(listener).anonymous.accept {
             AnonymousFrom::None => false,
             AnonymousFrom::Loopback => from.to_canonical().is_loopback(),
@@ -113,7 +113,7 @@ impl Authoriser {
     }
 
     /// What this client may do.
-    pub fn permissions(&self, identity: &Identity) -> Permissions {
+    pub(crate) fn permissions(&self, identity: &Identity) -> Permissions {
         let policy = self.policy.load();
         let place = policy.at(identity.listener.as_deref());
         let rights = match &identity.user {
@@ -130,7 +130,13 @@ impl Authoriser {
     }
 
     /// Whether a client that was let in with these permissions would be let in with the same ones now.
-    pub fn still_holds(&self, identity: &Identity, hash: Option<&str>, from: IpAddr, given: &Permissions) -> bool {
+    pub(crate) fn still_holds(
+        &self,
+        identity: &Identity,
+        hash: Option<&str>,
+        from: IpAddr,
+        given: &Permissions,
+    ) -> bool {
         let listener = identity.listener.as_deref();
         match &identity.user {
             None => {
@@ -152,7 +158,7 @@ fn is_assigned(client_id: &str) -> bool {
 
 /// What one client may do.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Permissions {
+pub(crate) struct Permissions {
     publish: Rules,
     subscribe: Rules,
     rights: Rights,
@@ -163,25 +169,25 @@ pub struct Permissions {
 impl Permissions {
     /// Whether it may publish on this topic. Topics that begin with `$` must be named by a rule, since no wildcard reaches
     /// them, and those that mean something to brokers are nobody's [MQTT-4.7.2-1].
-    pub fn may_publish(&self, topic: &str) -> bool {
+    pub(crate) fn may_publish(&self, topic: &str) -> bool {
         let first = topic.split('/').next().unwrap_or_default();
         !RESERVED.contains(&first) && !self.reserved.iter().any(|ours| ours == topic) && self.publish.allow(topic)
     }
 
     /// Whether it may get messages on this topic.
-    pub fn may_receive(&self, topic: &str) -> bool {
+    pub(crate) fn may_receive(&self, topic: &str) -> bool {
         self.subscribe.allow(topic)
     }
 
     /// Whether it may see how the gateway itself is doing: who reads everything, or the figures below `$SYS`.
-    pub fn may_observe(&self) -> bool {
+    pub(crate) fn may_observe(&self) -> bool {
         self.subscribe.allowed.iter().any(|rule| matches!(&**rule, "#" | "$SYS/#"))
             && !self.subscribe.denied.iter().any(|rule| matches!(&**rule, "#" | "$SYS/#"))
     }
 
     /// Whether it may subscribe to this filter: some of it is allowed and not all of it denied. What is denied is left out
     /// at delivery.
-    pub fn may_subscribe(&self, filter: &str) -> bool {
+    pub(crate) fn may_subscribe(&self, filter: &str) -> bool {
         let reaches = |rule: &str| overlap(rule, filter) && !(filter.starts_with('$') && rule.starts_with(['+', '#']));
         self.subscribe.allowed.iter().any(|rule| reaches(rule))
             && !self.subscribe.denied.iter().any(|rule| covers(rule, filter))

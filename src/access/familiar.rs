@@ -25,12 +25,12 @@ pub struct Familiar {
 
 impl Familiar {
     /// Whether the user has succeeded from there.
-    pub fn knows(&self, user: &str, from: IpAddr) -> bool {
+    pub(crate) fn knows(&self, user: &str, from: IpAddr) -> bool {
         self.addresses.lock().get(user).is_some_and(|known| known.contains(&from.to_canonical()))
     }
 
     /// The user has succeeded from there.
-    pub fn add(&self, user: &str, from: IpAddr) {
+    pub(crate) fn add(&self, user: &str, from: IpAddr) {
         let from = from.to_canonical();
         let mut addresses = self.addresses.lock();
         if addresses.len() >= MOST_USERS && !addresses.contains_key(user) {
@@ -54,7 +54,7 @@ impl Familiar {
     }
 
     /// Forgets users that there are no more.
-    pub fn retain(&self, is_user: impl Fn(&str) -> bool) {
+    pub(crate) fn retain(&self, is_user: impl Fn(&str) -> bool) {
         let mut addresses = self.addresses.lock();
         let before = addresses.len();
         addresses.retain(|user, _| is_user(user));
@@ -66,12 +66,12 @@ impl Familiar {
     }
 
     /// Forgets where a user has succeeded from: somebody else has the name by now.
-    pub fn forget(&self, user: &str) {
+    pub(crate) fn forget(&self, user: &str) {
         self.retain(|other| other != user);
     }
 
     /// Changes when somebody has succeeded from a new address, or is forgotten.
-    pub fn changed(&self) -> watch::Receiver<u64> {
+    pub(crate) fn changed(&self) -> watch::Receiver<u64> {
         self.changed.subscribe()
     }
 

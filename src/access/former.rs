@@ -13,7 +13,7 @@ use crate::secret::sha256_hex;
 /// Names of users by the digests of their password hashes. As text, it has a line for each, with tabs in between: the name,
 /// whether it is a user or was one, and the digests.
 #[derive(Debug, Default)]
-pub struct Former {
+pub(crate) struct Former {
     users: BTreeMap<String, Known>,
 }
 
@@ -27,7 +27,7 @@ struct Known {
 impl Former {
     /// Notes who is a user now. Returned are those who have the name of a former user and are somebody else. Of former users
     /// only those are remembered who have left something.
-    pub fn update<'a>(
+    pub(crate) fn update<'a>(
         &mut self,
         users: impl Iterator<Item = &'a UserSettings>,
         has_left: impl Fn(&str) -> bool,
@@ -54,7 +54,7 @@ impl Former {
     }
 
     /// Everything, to be kept over restarts.
-    pub fn to_text(&self) -> String {
+    pub(crate) fn to_text(&self) -> String {
         let line = |(name, known): (&String, &Known)| {
             let digests: Vec<&str> = known.digests.iter().map(String::as_str).collect();
             format!("{name}\t{}\t{}\n", if known.is_there { "is" } else { "was" }, digests.join("\t"))
@@ -63,7 +63,7 @@ impl Former {
     }
 
     /// What was kept. Lines that cannot be read are left out: nobody loses a session for them.
-    pub fn read(text: &str) -> Former {
+    pub(crate) fn read(text: &str) -> Former {
         let known = |line: &str| {
             let mut fields = line.split('\t').map(str::to_owned);
             let (name, state) = (fields.next()?, fields.next()?);

@@ -37,7 +37,7 @@ const PAIRS: usize = 1024;
 
 /// The network that guesses are counted for: an IPv4 address, or the 64 bits in front of an IPv6 address, behind which
 /// whoever has them can choose any address.
-pub fn network(address: IpAddr) -> IpAddr {
+pub(crate) fn network(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V4(address) => address.into(),
         IpAddr::V6(address) if address.is_loopback() => address.into(),
@@ -86,7 +86,7 @@ impl Bucket {
 
 /// What an attempt has taken, to be given back if it succeeds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Taken {
+pub(crate) enum Taken {
     /// Of a user at an address where it has succeeded before.
     Familiar(usize),
     /// Of a user and of a network.
@@ -95,7 +95,7 @@ pub enum Taken {
 
 /// All buckets.
 #[derive(Debug)]
-pub struct Guesses {
+pub(crate) struct Guesses {
     key: RandomState,
     users: Vec<Bucket>,
     networks: Vec<Bucket>,
@@ -115,7 +115,7 @@ impl Default for Guesses {
 
 impl Guesses {
     /// An attempt for this user from this address. Fails with when to ask again.
-    pub fn take(&mut self, user: &str, from: IpAddr, is_familiar: bool, now: Instant) -> Result<Taken, Instant> {
+    pub(crate) fn take(&mut self, user: &str, from: IpAddr, is_familiar: bool, now: Instant) -> Result<Taken, Instant> {
         let index = |hash: u64, len: usize| (hash % len as u64) as usize;
         if is_familiar {
             let at = index(self.key.hash_one((user, from)), PAIRS);
@@ -137,7 +137,7 @@ impl Guesses {
     }
 
     /// The attempt was none: the password was right.
-    pub fn give_back(&mut self, taken: Taken) {
+    pub(crate) fn give_back(&mut self, taken: Taken) {
         match taken {
             Taken::Familiar(at) => self.pairs[at].give_back(),
             Taken::Strange(user, network) => {

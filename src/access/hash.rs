@@ -17,7 +17,7 @@ use sha2::{Digest, Sha512};
 use super::password::memory;
 
 /// Memory of one password check that a Pi with 512 MB can still bear, in KiB.
-pub const MAX_MEMORY: u32 = 64 << 10;
+pub(crate) const MAX_MEMORY: u32 = 64 << 10;
 /// Rounds of PBKDF2 that take a small Pi some seconds.
 const MAX_ROUNDS: u32 = 500_000;
 /// Bytes that SHA-512 makes.
@@ -80,7 +80,7 @@ pub(super) fn verify_mosquitto(hash: &str, password: &[u8]) -> Option<bool> {
 }
 
 /// An argon2id hash that a small Pi computes in a fraction of a second: 19 MiB, 2 passes, 1 lane.
-pub fn make(password: impl AsRef<[u8]>) -> io::Result<String> {
+pub(crate) fn make(password: impl AsRef<[u8]>) -> io::Result<String> {
     fn other(error: impl std::fmt::Display) -> io::Error {
         io::Error::other(error.to_string())
     }

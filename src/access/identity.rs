@@ -7,19 +7,19 @@ use std::sync::Arc;
 
 /// Who a client says it is, as far as it has been checked.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Identity {
+pub(crate) struct Identity {
     /// User name; `None`: anonymous.
-    pub user: Option<Box<str>>,
+    pub(crate) user: Option<Box<str>>,
     /// Client id.
-    pub client_id: Box<str>,
+    pub(crate) client_id: Box<str>,
     /// The listener that it came through, which may have users and rules of its own; `None`: another door. It says nothing
     /// about who the client is.
-    pub listener: Option<Arc<str>>,
+    pub(crate) listener: Option<Arc<str>>,
 }
 
 impl Identity {
     /// The name of this client's session: the same for the same user and client id, and for nobody else.
-    pub fn session(&self) -> Box<str> {
+    pub(crate) fn session(&self) -> Box<str> {
         SessionName { user: self.user.as_deref(), client_id: &self.client_id, is_unowned: false }.join()
     }
 }
@@ -27,18 +27,18 @@ impl Identity {
 /// A session's name, taken apart. Neither user names nor client ids contain NUL [MQTT-1.5.4-2], so nobody can choose a
 /// name that belongs to another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct SessionName<'a> {
+pub(crate) struct SessionName<'a> {
     /// The user it belongs to; `None`: to a client without a user name.
-    pub user: Option<&'a str>,
+    pub(crate) user: Option<&'a str>,
     /// Client id.
-    pub client_id: &'a str,
+    pub(crate) client_id: &'a str,
     /// It was made by a version that did not note whose a session was: nobody knows.
-    pub is_unowned: bool,
+    pub(crate) is_unowned: bool,
 }
 
 impl SessionName<'_> {
     /// Takes a name apart.
-    pub fn of(name: &str) -> SessionName<'_> {
+    pub(crate) fn of(name: &str) -> SessionName<'_> {
         match name.split_once('\0') {
             None => SessionName { user: None, client_id: name, is_unowned: true },
             Some((owner, client_id)) => SessionName { user: owner.strip_prefix("u/"), client_id, is_unowned: false },
@@ -53,7 +53,7 @@ impl SessionName<'_> {
     }
 
     /// The name that a client without a user name would have with the same client id.
-    pub fn of_guest(client_id: &str) -> Box<str> {
+    pub(crate) fn of_guest(client_id: &str) -> Box<str> {
         SessionName { user: None, client_id, is_unowned: false }.join()
     }
 }

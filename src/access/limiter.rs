@@ -24,7 +24,7 @@ struct Entry {
 
 /// Paces log lines. It keeps hashes, so its size does not depend on what clients send.
 #[derive(Debug)]
-pub struct Limiter {
+pub(crate) struct Limiter {
     most: usize,
     most_of_one: usize,
     hasher: RandomState,
@@ -47,13 +47,13 @@ impl Default for Limiter {
 
 impl Limiter {
     /// For so many lines in a minute, and so many of one cause.
-    pub fn new(most: usize, most_of_one: usize) -> Limiter {
+    pub(crate) fn new(most: usize, most_of_one: usize) -> Limiter {
         Limiter { most, most_of_one, hasher: RandomState::new(), state: Mutex::default() }
     }
 
     /// Whether an event that somebody (an address) has caused is to be logged now, and if so, how many like
     /// it were not since the last time. Beyond the bounds nothing is logged until older events are a minute old.
-    pub fn due(&self, cause: impl Hash, event: impl Hash) -> Option<u64> {
+    pub(crate) fn due(&self, cause: impl Hash, event: impl Hash) -> Option<u64> {
         self.due_at(Instant::now(), self.hasher.hash_one(cause), self.hasher.hash_one(event))
     }
 
@@ -89,7 +89,7 @@ impl Limiter {
 
     /// How many events have no line of their own and are in no count of one, if it is time to say so: to be asked again and
     /// again. Those like a logged event are among them when it has not come back for another [`PAUSE`].
-    pub fn left_out(&self) -> Option<u64> {
+    pub(crate) fn left_out(&self) -> Option<u64> {
         self.left_out_at(Instant::now())
     }
 

@@ -13,24 +13,24 @@ use crate::secret::Secret;
 /// Requests that may wait.
 const MOST_WAITING: usize = 16;
 /// Users that may be made. Those of the configuration do not count.
-pub const MOST_MADE: usize = 1000;
+pub(crate) const MOST_MADE: usize = 1000;
 
 /// What is to become of a user. What is left out stays as it is, and is as in `[[broker.user]]` where the user is new.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct UserDraft {
+pub(crate) struct UserDraft {
     /// Password, from which a hash is made.
-    pub password: Option<Secret>,
+    pub(crate) password: Option<Secret>,
     /// Topics that it may publish to.
-    pub publish: Option<Vec<AccessRule>>,
+    pub(crate) publish: Option<Vec<AccessRule>>,
     /// Topics that it may receive.
-    pub subscribe: Option<Vec<AccessRule>>,
+    pub(crate) subscribe: Option<Vec<AccessRule>>,
     /// Client ids that its clients may have.
-    pub client_ids: Option<Vec<String>>,
+    pub(crate) client_ids: Option<Vec<String>>,
 }
 
 /// What is to change.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum UserChange {
+pub(crate) enum UserChange {
     /// There is to be one more.
     Add(String, UserDraft),
     /// One is to be different.
@@ -41,7 +41,7 @@ pub enum UserChange {
 
 impl UserChange {
     /// Whom it is about.
-    pub fn name(&self) -> &str {
+    pub(crate) fn name(&self) -> &str {
         match self {
             UserChange::Add(name, _) | UserChange::Change(name, _) | UserChange::Remove(name) => name,
         }
@@ -50,7 +50,7 @@ impl UserChange {
 
 /// Why nothing has changed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum ChangeRefused {
+pub(crate) enum ChangeRefused {
     /// The name is taken.
     #[error("there is a user of this name already")]
     Exists,
@@ -87,20 +87,20 @@ pub enum ChangeRefused {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct UserLists {
     /// Those of the configuration.
-    pub configured: Vec<UserSettings>,
+    pub(crate) configured: Vec<UserSettings>,
     /// Those that were made. One whose name the configuration has too does not count.
-    pub made: Vec<UserSettings>,
+    pub(crate) made: Vec<UserSettings>,
 }
 
 impl UserLists {
     /// The users that may sign in: those of the configuration, and those made here whose names it does not have.
-    pub fn in_force(&self) -> Vec<UserSettings> {
+    pub(crate) fn in_force(&self) -> Vec<UserSettings> {
         let counts = |user: &&UserSettings| !self.is_configured(&user.name);
         self.configured.iter().chain(self.made.iter().filter(counts)).cloned().collect()
     }
 
     /// Whether the configuration has this name.
-    pub fn is_configured(&self, name: &str) -> bool {
+    pub(crate) fn is_configured(&self, name: &str) -> bool {
         self.configured.iter().any(|user| user.name == name)
     }
 }
@@ -109,11 +109,11 @@ impl UserLists {
 #[derive(Debug)]
 pub struct UserRequest {
     /// What is to change.
-    pub change: UserChange,
+    pub(crate) change: UserChange,
     /// The user who asks.
-    pub by: String,
+    pub(crate) by: String,
     /// Told once it is on disk and acts: the user as it is now.
-    pub reply: oneshot::Sender<Result<Option<UserSettings>, ChangeRefused>>,
+    pub(crate) reply: oneshot::Sender<Result<Option<UserSettings>, ChangeRefused>>,
 }
 
 /// The end at which doors hand in changes, for the one task that makes them.
@@ -131,12 +131,12 @@ impl UserDesk {
     }
 
     /// All users as they are now.
-    pub fn lists(&self) -> Arc<UserLists> {
+    pub(crate) fn lists(&self) -> Arc<UserLists> {
         self.lists.borrow().clone()
     }
 
     /// Has something changed; returns once that is on disk and acts. It goes on when whoever asks has gone.
-    pub async fn change(&self, change: UserChange, by: &str) -> Result<Option<UserSettings>, ChangeRefused> {
+    pub(crate) async fn change(&self, change: UserChange, by: &str) -> Result<Option<UserSettings>, ChangeRefused> {
         let (reply, answer) = oneshot::channel();
         let request = UserRequest { change, by: by.into(), reply };
         self.requests.try_send(request).map_err(|_| ChangeRefused::Busy)?;

@@ -16,22 +16,22 @@
 //! | `made` | users that are made while the gateway runs |
 //! | `limiter` | which log lines that clients cause are written |
 
-pub mod authenticate;
-pub mod authorise;
+pub(crate) mod authenticate;
+pub(crate) mod authorise;
 pub mod familiar;
-pub mod former;
-pub mod guesses;
+pub(crate) mod former;
+pub(crate) mod guesses;
 pub mod hash;
-pub mod identity;
-pub mod limiter;
+pub(crate) mod identity;
+pub(crate) mod limiter;
 pub mod made;
-pub mod password;
-pub mod places;
-pub mod quota;
+pub(crate) mod password;
+pub(crate) mod places;
+pub(crate) mod quota;
 pub mod replaced;
-pub mod security;
+pub(crate) mod security;
 pub mod settings;
-pub mod waiting;
+pub(crate) mod waiting;
 
 use self::authorise::Authoriser;
 use self::limiter::Limiter;
@@ -43,18 +43,18 @@ use self::settings::AccessSettings;
 #[derive(Debug)]
 pub struct Access {
     /// Who may do what.
-    pub authoriser: Authoriser,
+    pub(crate) authoriser: Authoriser,
     /// Password checks.
-    pub passwords: Passwords,
+    pub(crate) passwords: Passwords,
     /// Which log lines that clients cause are written.
-    pub limiter: Limiter,
+    pub(crate) limiter: Limiter,
     /// Events that a person should see.
-    pub security: Security,
+    pub(crate) security: Security,
 }
 
 impl Access {
     /// Decides by these settings.
-    pub fn new(settings: &AccessSettings) -> Access {
+    pub(crate) fn new(settings: &AccessSettings) -> Access {
         Access {
             authoriser: Authoriser::new(settings),
             passwords: Passwords::default(),
@@ -64,7 +64,7 @@ impl Access {
     }
 
     /// Decides by new settings. Whoever was let in before must be judged again.
-    pub fn reload(&self, settings: &AccessSettings) {
+    pub(crate) fn reload(&self, settings: &AccessSettings) {
         self.authoriser.reload(settings);
         self.passwords.reload();
         self.passwords.replaced.retain(settings.hashes());

@@ -48,7 +48,7 @@ pub(super) fn memory(params: &Params) -> Vec<Block> {
 
 /// Result of a check.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Verdict {
+pub(crate) enum Verdict {
     /// The password is right.
     Right,
     /// It is not.
@@ -59,22 +59,22 @@ pub enum Verdict {
 
 /// What a client shows.
 #[derive(Clone, Copy, Debug)]
-pub struct Attempt<'a> {
+pub(crate) struct Attempt<'a> {
     /// User name.
-    pub user: &'a str,
+    pub(crate) user: &'a str,
     /// Hash of its password; `None`: there is no such user, or none with a password.
-    pub hash: Option<&'a str>,
+    pub(crate) hash: Option<&'a str>,
     /// What is checked against in that case, so that it takes as long.
-    pub decoy: &'a str,
+    pub(crate) decoy: &'a str,
     /// Password.
-    pub password: &'a [u8],
+    pub(crate) password: &'a [u8],
     /// Where it comes from.
-    pub from: IpAddr,
+    pub(crate) from: IpAddr,
 }
 
 /// Checks passwords.
 #[derive(Debug)]
-pub struct Passwords {
+pub(crate) struct Passwords {
     key: RandomState,
     /// Keyed hash of hash and password, of those that were right.
     known: Mutex<HashMap<Box<str>, u64>>,
@@ -84,9 +84,9 @@ pub struct Passwords {
     waiting: Mutex<Waiting>,
     turns: Turns,
     /// Who has succeeded from where.
-    pub familiar: Familiar,
+    pub(crate) familiar: Familiar,
     /// What passwords are checked against in place of hashes that mosquitto made.
-    pub replaced: Replaced,
+    pub(crate) replaced: Replaced,
 }
 
 impl Default for Passwords {
@@ -106,12 +106,12 @@ impl Default for Passwords {
 
 impl Passwords {
     /// Forgets which passwords were right.
-    pub fn reload(&self) {
+    pub(crate) fn reload(&self) {
         self.known.lock().clear();
     }
 
     /// Checks a password.
-    pub async fn check(&self, attempt: &Attempt<'_>) -> Verdict {
+    pub(crate) async fn check(&self, attempt: &Attempt<'_>) -> Verdict {
         let is_familiar = attempt.hash.is_some() && self.familiar.knows(attempt.user, attempt.from);
         let Some(_place) = self.enter(attempt.from, is_familiar) else { return Verdict::Busy };
         let Some(taken) = self.token(attempt, is_familiar).await else { return Verdict::Busy };

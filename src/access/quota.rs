@@ -14,13 +14,13 @@ use parking_lot::Mutex;
 use super::places::Holder;
 
 /// Whether a holder may have this much, when all have that much with it.
-pub fn has_room(held: usize, total: usize, most: usize) -> bool {
+pub(crate) fn has_room(held: usize, total: usize, most: usize) -> bool {
     held.saturating_add(total.saturating_mul(4)) <= most.saturating_mul(5)
 }
 
 /// What all hold of something.
 #[derive(Debug, Default)]
-pub struct Quota {
+pub(crate) struct Quota {
     most: usize,
     state: Mutex<State>,
 }
@@ -57,26 +57,26 @@ impl State {
 
 impl Quota {
     /// Of which a single holder may have this much.
-    pub fn new(most: usize) -> Quota {
+    pub(crate) fn new(most: usize) -> Quota {
         Quota { most, state: Mutex::default() }
     }
 
-    /// What all hold together.
-    pub fn total(&self) -> usize {
+    #[cfg(test)]
+    pub(crate) fn total(&self) -> usize {
         self.state.lock().total
     }
 }
 
 /// What one session, or another thing that belongs to somebody, holds. Given back when dropped.
 #[derive(Debug, Default)]
-pub struct Held {
+pub(crate) struct Held {
     owner: Option<(Arc<Quota>, Holder)>,
     units: usize,
 }
 
 impl Held {
     /// From now on it belongs to this holder.
-    pub fn belongs_to(&mut self, quota: &Arc<Quota>, holder: Holder) {
+    pub(crate) fn belongs_to(&mut self, quota: &Arc<Quota>, holder: Holder) {
         let units = std::mem::take(&mut self.units);
         if let Some((old, before)) = self.owner.take() {
             old.state.lock().remove(&before, units);
@@ -91,7 +91,7 @@ impl Held {
     }
 
     /// Whether it may take so much more.
-    pub fn has_room(&self, units: usize) -> bool {
+    pub(crate) fn has_room(&self, units: usize) -> bool {
         let Some((quota, holder)) = &self.owner else { return true };
         let state = quota.state.lock();
         let held = state.by_holder.get(holder).copied().unwrap_or(0) + units;
@@ -104,7 +104,7 @@ impl Held {
     }
 
     /// Takes more, whether there is room or not.
-    pub fn add(&mut self, units: usize) {
+    pub(crate) fn add(&mut self, units: usize) {
         self.units += units;
         if let Some((quota, holder)) = &self.owner {
             quota.state.lock().add(holder, units);
@@ -112,7 +112,7 @@ impl Held {
     }
 
     /// Gives back what a subscription took.
-    pub fn remove(&mut self, units: usize) {
+    pub(crate) fn remove(&mut self, units: usize) {
         self.units -= units;
         if let Some((quota, holder)) = &self.owner {
             quota.state.lock().remove(holder, units);

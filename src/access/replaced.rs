@@ -29,13 +29,13 @@ fn name(hash: &str) -> Box<str> {
 
 impl Replaced {
     /// What is to be checked against in place of a hash of the configuration, if there is something.
-    pub fn get(&self, configured: &str) -> Option<String> {
+    pub(crate) fn get(&self, configured: &str) -> Option<String> {
         // those that nothing replaces are not looked up: that would take time on every login
         is_from_mosquitto(configured).then(|| self.hashes.lock().get(&name(configured)).map(|hash| (**hash).into()))?
     }
 
     /// Has a hash replaced.
-    pub fn set(&self, configured: &str, made: &str) {
+    pub(crate) fn set(&self, configured: &str, made: &str) {
         let mut hashes = self.hashes.lock();
         if hashes.len() < MOST && hashes.insert(name(configured), made.into()).is_none() {
             drop(hashes);
@@ -44,7 +44,7 @@ impl Replaced {
     }
 
     /// Forgets what is in place of hashes that are not configured any more.
-    pub fn retain<'a>(&self, configured: impl Iterator<Item = &'a str>) {
+    pub(crate) fn retain<'a>(&self, configured: impl Iterator<Item = &'a str>) {
         let names: Vec<_> = configured.filter(|hash| is_from_mosquitto(hash)).map(name).collect();
         let mut hashes = self.hashes.lock();
         let before = hashes.len();
@@ -57,7 +57,7 @@ impl Replaced {
     }
 
     /// Changes with what is to be kept.
-    pub fn changed(&self) -> watch::Receiver<u64> {
+    pub(crate) fn changed(&self) -> watch::Receiver<u64> {
         self.changed.subscribe()
     }
 

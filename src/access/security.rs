@@ -15,14 +15,14 @@ use super::Access;
 use super::guesses::network;
 use super::limiter::Limiter;
 
-pub use crate::health::SECURITY as TARGET;
+pub(crate) use crate::health::SECURITY as TARGET;
 /// Log lines of a kind in a minute, and of these those of one source.
 const LINES: usize = 64;
 const LINES_OF_ONE: usize = 4;
 
 /// What makes a person look at the log: each kind has bounds of its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
+pub(crate) enum Kind {
     /// A wrong user name or password.
     WrongPassword,
     /// A client id that belongs to another user.
@@ -33,10 +33,10 @@ pub enum Kind {
 
 impl Kind {
     /// Every kind, in the order of its channel.
-    pub const ALL: [Kind; 3] = [Kind::WrongPassword, Kind::ForeignClientId, Kind::Quota];
+    pub(crate) const ALL: [Kind; 3] = [Kind::WrongPassword, Kind::ForeignClientId, Kind::Quota];
 
     /// What log and metrics call it.
-    pub fn name(self) -> &'static str {
+    pub(crate) fn name(self) -> &'static str {
         match self {
             Kind::WrongPassword => "wrong_password",
             Kind::ForeignClientId => "foreign_client_id",
@@ -53,7 +53,7 @@ struct Channel {
 
 /// Counts them, and says which are logged.
 #[derive(Debug)]
-pub struct Security {
+pub(crate) struct Security {
     channels: [Channel; 3],
 }
 
@@ -66,7 +66,7 @@ impl Default for Security {
 
 impl Security {
     /// One has happened, caused from this address. Whether it is to be logged, and how many like it were not.
-    pub fn happened(&self, kind: Kind, from: IpAddr, what: impl Hash) -> Option<u64> {
+    pub(crate) fn happened(&self, kind: Kind, from: IpAddr, what: impl Hash) -> Option<u64> {
         let channel = &self.channels[kind as usize];
         channel.count.fetch_add(1, Ordering::Relaxed);
         channel.limiter.due(network(from), what)
@@ -78,14 +78,14 @@ impl Security {
     }
 
     /// How many there have been.
-    pub fn count(&self, kind: Kind) -> u64 {
+    pub(crate) fn count(&self, kind: Kind) -> u64 {
         self.channels[kind as usize].count.load(Ordering::Relaxed)
     }
 }
 
 impl Access {
     /// Sums up in the log what has no line of its own there; to be called every few seconds.
-    pub fn sum_up(&self) {
+    pub(crate) fn sum_up(&self) {
         if let Some(left_out) = self.limiter.left_out() {
             warn!(left_out, "more of what clients did wrong than has lines here");
         }

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-pub use super::hash::{MAX_MEMORY as MAX_HASH_MEMORY, is_usable as is_usable_hash};
+pub(crate) use super::hash::{MAX_MEMORY as MAX_HASH_MEMORY, is_usable as is_usable_hash};
 use crate::message::{TopicError, check_filter};
 
 /// Who may come in, and what each may do.
@@ -22,21 +22,21 @@ pub struct AccessSettings {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ListenerAccess {
     /// What the listener is called.
-    pub listener: String,
+    pub(crate) listener: String,
     /// Its clients without a user name.
-    pub anonymous: AnonymousSettings,
+    pub(crate) anonymous: AnonymousSettings,
     /// The users that may come in there; `None`: all of `[[broker.user]]`.
-    pub users: Option<Vec<UserSettings>>,
+    pub(crate) users: Option<Vec<UserSettings>>,
 }
 
 impl AccessSettings {
     /// Hashes of the users' passwords.
-    pub fn hashes(&self) -> impl Iterator<Item = &str> {
+    pub(crate) fn hashes(&self) -> impl Iterator<Item = &str> {
         self.all_users().filter_map(|user| user.password_hash.as_deref())
     }
 
     /// The users of all listeners, and those of a listener of its own.
-    pub fn all_users(&self) -> impl Iterator<Item = &UserSettings> {
+    pub(crate) fn all_users(&self) -> impl Iterator<Item = &UserSettings> {
         let own = self.listeners.iter().filter_map(|listener| listener.users.as_ref()).flatten();
         self.users.iter().chain(own)
     }
@@ -67,13 +67,13 @@ pub struct AnonymousSettings {
 #[derive(Clone, PartialEq, Eq)]
 pub struct UserSettings {
     /// User name, or common name of the client certificate.
-    pub name: String,
+    pub(crate) name: String,
     /// Argon2id hash as a PHC string, or one of mosquitto's; `None`: no password will do, only a certificate.
     pub password_hash: Option<String>,
     /// What the user may do.
-    pub rights: Rights,
+    pub(crate) rights: Rights,
     /// Client ids that its clients may have, with `%u` for the user and `*` for anything; none: any.
-    pub client_ids: Vec<String>,
+    pub(crate) client_ids: Vec<String>,
     /// May change the gateway by HTTP: disconnect clients, delete what is retained, make users.
     pub is_admin: bool,
 }
@@ -90,7 +90,7 @@ pub fn is_client_id_pattern(text: &str) -> bool {
 
 impl UserSettings {
     /// Whether a client of this user may have this id.
-    pub fn may_have_id(&self, client_id: &str) -> bool {
+    pub(crate) fn may_have_id(&self, client_id: &str) -> bool {
         self.client_ids.is_empty() || self.client_ids.iter().any(|pattern| fits(pattern, &self.name, client_id))
     }
 }
@@ -127,9 +127,9 @@ impl fmt::Debug for UserSettings {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Rights {
     /// Topics that it may publish to.
-    pub publish: Vec<AccessRule>,
+    pub(crate) publish: Vec<AccessRule>,
     /// Topics that it may receive.
-    pub subscribe: Vec<AccessRule>,
+    pub(crate) subscribe: Vec<AccessRule>,
 }
 
 impl Default for Rights {
@@ -143,9 +143,9 @@ impl Default for Rights {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AccessRule {
     /// Whether it denies them.
-    pub deny: bool,
+    pub(crate) deny: bool,
     /// Topic filter, in which `%u` stands for the user name and `%c` for the client id.
-    pub filter: String,
+    pub(crate) filter: String,
 }
 
 impl AccessRule {

@@ -15,11 +15,11 @@ use tokio_util::sync::CancellationToken;
 use super::guesses::network;
 
 /// Connections that may wait.
-pub const MOST: usize = 256;
+pub(crate) const MOST: usize = 256;
 
 /// All that wait, the longest first.
 #[derive(Debug, Default)]
-pub struct WaitingRoom {
+pub(crate) struct WaitingRoom {
     state: Mutex<State>,
 }
 
@@ -57,7 +57,7 @@ impl State {
 
 /// A place in the waiting room, given back when dropped.
 #[derive(Debug)]
-pub struct Ticket {
+pub(crate) struct Ticket {
     room: Arc<WaitingRoom>,
     number: u64,
     cut: CancellationToken,
@@ -65,7 +65,7 @@ pub struct Ticket {
 
 impl WaitingRoom {
     /// Comes in from there, or, if it is refused already, from nowhere; says whether another had to go for it.
-    pub fn enter(self: &Arc<Self>, from: Option<IpAddr>) -> (Ticket, bool) {
+    pub(crate) fn enter(self: &Arc<Self>, from: Option<IpAddr>) -> (Ticket, bool) {
         let mut state = self.state.lock();
         let number = state.next;
         state.next += 1;
@@ -83,12 +83,12 @@ impl WaitingRoom {
 
 impl Ticket {
     /// The client has sent its CONNECT: from now on other bounds count.
-    pub fn seated(&self) {
+    pub(crate) fn seated(&self) {
         self.room.state.lock().waiting.retain(|waiting| waiting.number != self.number);
     }
 
     /// Completes when the connection has to go for another.
-    pub async fn cut(&self) {
+    pub(crate) async fn cut(&self) {
         self.cut.cancelled().await;
     }
 }
@@ -101,7 +101,7 @@ impl Drop for Ticket {
 
 /// Sockets that are open, whatever becomes of them.
 #[derive(Debug, Default)]
-pub struct Sockets {
+pub(crate) struct Sockets {
     by_network: Mutex<(usize, HashMap<IpAddr, usize>)>,
 }
 
@@ -110,7 +110,7 @@ const OF_THIS_HOST: usize = 64;
 
 /// A socket that is counted, until dropped.
 #[derive(Debug)]
-pub struct Socket {
+pub(crate) struct Socket {
     sockets: Arc<Sockets>,
     network: Option<IpAddr>,
 }
@@ -118,7 +118,7 @@ pub struct Socket {
 impl Sockets {
     /// Counts another one from there, as far as that is known; `None`: there are too many, `most` in all or `of_network` of
     /// its network. This host always has a few more.
-    pub fn open(self: &Arc<Self>, from: Option<IpAddr>, most: usize, of_network: usize) -> Option<Socket> {
+    pub(crate) fn open(self: &Arc<Self>, from: Option<IpAddr>, most: usize, of_network: usize) -> Option<Socket> {
         let network = from.map(network);
         let mut counts = self.by_network.lock();
         let (total, by_network) = &mut *counts;

@@ -18,7 +18,7 @@ const NOTE: Duration = Duration::from_millis(NOTE_MS);
 
 /// Until a source of time has set the clock, that stands among what is wrong; and the journal hears of the clock although
 /// nothing else happens.
-pub async fn watch(clock: SharedClock, journal: Journal, health: Health, cancel: CancellationToken) {
+pub(crate) async fn watch(clock: SharedClock, journal: Journal, health: Health, cancel: CancellationToken) {
     let fault = Fault::new(
         "no source of time has set the clock since boot: messages carry no time of day",
         "a network with a time server (systemd-timesyncd or chrony) sets it; it is seen within seconds",

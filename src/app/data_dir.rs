@@ -17,18 +17,18 @@ use crate::status::PowerCut;
 
 /// The data directory, ours until dropped.
 #[derive(Debug)]
-pub struct DataDir {
+pub(crate) struct DataDir {
     /// Its lock goes with it, whatever way the process ends. `None`: there is nothing to lock.
     _lock: Option<File>,
     /// What a power cut costs beyond what is promised to survive one.
-    pub lost_at_power_cut: Option<PowerCut>,
+    pub(crate) lost_at_power_cut: Option<PowerCut>,
     /// Largest journal that is reasonable there.
-    pub largest_journal: u64,
+    pub(crate) largest_journal: u64,
 }
 
 impl DataDir {
     /// Opens it.
-    pub fn open(path: &Path) -> Result<DataDir, AppError> {
+    pub(crate) fn open(path: &Path) -> Result<DataDir, AppError> {
         let failed = |source: io::Error| AppError::DataDir { path: path.into(), source };
         let name = path.join("lock");
         let make = || {
@@ -77,7 +77,7 @@ fn takes_nothing(error: &io::Error) -> bool {
 }
 
 /// What to do about an error.
-pub fn hint(error: &io::Error) -> &'static str {
+pub(crate) fn hint(error: &io::Error) -> &'static str {
     match error.kind() {
         io::ErrorKind::WouldBlock => " (another pigateway uses it: stop that one, or set gateway.data_dir)",
         io::ErrorKind::PermissionDenied => " (gateway.data_dir must be a directory that this user may write)",

@@ -21,7 +21,7 @@ const LARGEST: u64 = 16 << 20;
 const PAUSE: Duration = Duration::from_secs(60);
 
 /// Reads what is there, and forgets who is not a user any more if all users are known. Blocks for a moment.
-pub fn read(data_dir: &Path, access: &Access, settings: &AccessSettings, all_are_known: bool) {
+pub(crate) fn read(data_dir: &Path, access: &Access, settings: &AccessSettings, all_are_known: bool) {
     let Some(text) = read_private(&data_dir.join(NAME), LARGEST) else { return };
     access.passwords.familiar.read(&text);
     if all_are_known {
@@ -30,7 +30,7 @@ pub fn read(data_dir: &Path, access: &Access, settings: &AccessSettings, all_are
 }
 
 /// Writes what has changed, until the gateway goes down.
-pub async fn keep(data_dir: PathBuf, access: Arc<Access>, cancel: CancellationToken) {
+pub(crate) async fn keep(data_dir: PathBuf, access: Arc<Access>, cancel: CancellationToken) {
     let mut changed = access.passwords.familiar.changed();
     let mut has_failed = false;
     let write = async |has_failed: &mut bool| {

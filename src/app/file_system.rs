@@ -18,22 +18,22 @@ const PART_OF_MEMORY: u64 = 8;
 
 /// A file system, as /proc/self/mountinfo tells.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Mount {
+pub(crate) struct Mount {
     /// Where it is mounted.
-    pub point: PathBuf,
+    pub(crate) point: PathBuf,
     /// Its type, such as `ext4`.
-    pub kind: String,
+    pub(crate) kind: String,
     /// What is mounted: a device, or a word.
-    pub device: String,
+    pub(crate) device: String,
     /// Nobody can write there.
-    pub is_read_only: bool,
+    pub(crate) is_read_only: bool,
     /// Of an overlay: where changes go.
     upper: Option<PathBuf>,
 }
 
 /// What becomes of a directory when the power fails.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum AtPowerCut {
+pub(crate) enum AtPowerCut {
     /// What has been synced is kept.
     Kept,
     /// It is in memory.
@@ -44,7 +44,7 @@ pub enum AtPowerCut {
 
 impl AtPowerCut {
     /// What is to be said of it.
-    pub fn fault(&self) -> Option<&Fault> {
+    pub(crate) fn fault(&self) -> Option<&Fault> {
         match self {
             AtPowerCut::Kept => None,
             AtPowerCut::Lost(fault) | AtPowerCut::Unknown(fault) => Some(fault),
@@ -63,27 +63,27 @@ enum Memory {
 }
 
 /// The files of the system that tell.
-pub struct Mounts {
+pub(crate) struct Mounts {
     root: PathBuf,
     table: String,
 }
 
 impl Mounts {
     /// Those of the system whose root directory this is: `/`, or what a test says.
-    pub fn read(root: &Path) -> Mounts {
+    pub(crate) fn read(root: &Path) -> Mounts {
         let table = fs::read(root.join("proc/self/mountinfo")).unwrap_or_default();
         Mounts { root: root.into(), table: String::from_utf8_lossy(&table).into_owned() }
     }
 
     /// The file system that an absolute path is on: the mount with the longest path above it, the last of several on one
     /// place.
-    pub fn of(&self, path: &Path) -> Option<Mount> {
+    pub(crate) fn of(&self, path: &Path) -> Option<Mount> {
         let mounts = self.table.lines().filter_map(parse);
         mounts.filter(|mount| path.starts_with(&mount.point)).max_by_key(|mount| mount.point.components().count())
     }
 
     /// What becomes of this directory, or of the one that it will be made in.
-    pub fn at_power_cut(&self, dir: &Path) -> AtPowerCut {
+    pub(crate) fn at_power_cut(&self, dir: &Path) -> AtPowerCut {
         let absolute = std::path::absolute(dir).unwrap_or_else(|_| dir.into());
         let existing = absolute.ancestors().find_map(|path| path.canonicalize().ok());
         let memory = self.of(&existing.unwrap_or_else(|| "/".into())).and_then(|mount| self.memory(&mount, DEPTH));
@@ -152,7 +152,7 @@ impl Mounts {
     }
 
     /// Largest journal that is reasonable in this directory, where that is in memory.
-    pub fn largest_in_memory(&self) -> Option<u64> {
+    pub(crate) fn largest_in_memory(&self) -> Option<u64> {
         let text = fs::read_to_string(self.root.join("proc/meminfo")).ok()?;
         let line = text.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
         let kib: u64 = line.trim().trim_end_matches(" kB").parse().ok()?;
@@ -162,7 +162,7 @@ impl Mounts {
 
 /// Largest journal that the file system of a directory can hold beside what else is kept there. How much is free at the
 /// moment is another matter, that may change again.
-pub fn largest_journal(dir: &Path) -> u64 {
+pub(crate) fn largest_journal(dir: &Path) -> u64 {
     let total = statvfs(dir).map_or(0, |stat| stat.f_blocks.saturating_mul(stat.f_frsize));
     // some do not say how large they are
     if total == 0 { u64::MAX } else { within(total) }

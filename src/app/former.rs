@@ -19,14 +19,14 @@ const NAME: &str = "user-names";
 const LARGEST: u64 = 16 << 20;
 
 /// Users that there were, with the file that says so.
-pub struct FormerUsers {
+pub(crate) struct FormerUsers {
     former: Former,
     file: NamesFile,
 }
 
 impl FormerUsers {
     /// Reads the file, and compares it with the users that there are at the start. Blocks for a moment.
-    pub async fn open(settings: &Settings, core: &Core) -> FormerUsers {
+    pub(crate) async fn open(settings: &Settings, core: &Core) -> FormerUsers {
         let file = NamesFile::read(&settings.gateway.data_dir);
         let mut users = FormerUsers { former: Former::read(&file.written), file };
         users.update(&settings.broker.access, core).await;
@@ -36,7 +36,7 @@ impl FormerUsers {
     /// These are about to be the users, and nobody new is let in before this returns. Who is none any more and has sessions is
     /// remembered, even if a person has removed it and these are about to end: until they have, power may fail. The next
     /// update forgets it.
-    pub async fn update(&mut self, settings: &AccessSettings, core: &Core) {
+    pub(crate) async fn update(&mut self, settings: &AccessSettings, core: &Core) {
         let have_sessions = core.registry.users();
         for name in self.former.update(settings.all_users(), |name| have_sessions.contains(name)) {
             core.end_sessions_of(&name).await;

@@ -6,7 +6,7 @@
 mod clock;
 mod data_dir;
 mod familiar;
-pub mod file_system;
+pub(crate) mod file_system;
 mod former;
 mod home_assistant;
 mod identity;
@@ -22,7 +22,7 @@ mod upstreams;
 mod users;
 mod web;
 
-pub use self::orphans::discard;
+pub(crate) use self::orphans::discard;
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -105,7 +105,7 @@ pub enum AppError {
 
 impl AppError {
     /// The exit code, as sysexits.h names them.
-    pub fn exit_code(&self) -> u8 {
+    pub(crate) fn exit_code(&self) -> u8 {
         match self {
             AppError::Listen(_) => 69,
             AppError::DataDir { .. } | AppError::Journal(_) => 73,
@@ -116,7 +116,7 @@ impl AppError {
 }
 
 /// Runs the gateway until it is told to stop. `config_path` is read again on SIGHUP.
-pub fn run(settings: Settings, config_path: Option<&Path>) -> Result<(), AppError> {
+pub(crate) fn run(settings: Settings, config_path: Option<&Path>) -> Result<(), AppError> {
     let problems = Problems::default();
     let logging = Logging::init(&settings.log.level, problems.clone())?;
     set_limits();

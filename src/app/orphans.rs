@@ -79,7 +79,7 @@ fn show(name: String, consumers: Vec<ConsumerId>, journal: Journal) -> UpstreamS
 
 /// Removes what waits for an upstream from the journal in this data directory, which no gateway may be using; says how
 /// many messages that were, `None` if the journal knows no such upstream.
-pub fn discard(data_dir: &Path, upstream: &str) -> Result<Option<usize>, AppError> {
+pub(crate) fn discard(data_dir: &Path, upstream: &str) -> Result<Option<usize>, AppError> {
     let lock = DataDir::open(data_dir)?;
     let storage = Arc::new(FileStorage::new(&data_dir.join("journal")));
     let settings = JournalSettings { max_size: NO_BOUND, when_full: WhenFull::Refuse, ..JournalSettings::default() };

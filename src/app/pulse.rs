@@ -29,7 +29,7 @@ const SILENCE: Duration = Duration::from_secs(10);
 const DISK_SILENCE: Duration = Duration::from_secs(60);
 
 /// Watches over the rooms.
-pub struct Rooms {
+pub(crate) struct Rooms {
     /// Those who are asked.
     asked: Vec<(Arc<str>, PulseTaker)>,
     room: Room,
@@ -41,26 +41,26 @@ pub struct Rooms {
 
 impl Rooms {
     /// The journal; `room` says whether publishers are held back.
-    pub fn new(room: Room, journal: Journal) -> Rooms {
+    pub(crate) fn new(room: Room, journal: Journal) -> Rooms {
         Rooms { asked: Vec::new(), room, journal, unwritten: None, late: None }
     }
 
     /// One more that is asked; it answers with this.
-    pub fn watch(&mut self, room: impl Into<Arc<str>>) -> Pulse {
+    pub(crate) fn watch(&mut self, room: impl Into<Arc<str>>) -> Pulse {
         let (taker, pulse) = PulseTaker::new();
         self.asked.push((room.into(), taker));
         pulse
     }
 
     /// Waits until all who are asked have answered. Safe to cancel.
-    pub async fn have_answered(&mut self) {
+    pub(crate) async fn have_answered(&mut self) {
         for (_, taker) in &mut self.asked {
             taker.answered().await;
         }
     }
 
     /// Whether all are at work. Asks those who have to be asked, so that the next call knows.
-    pub fn are_at_work(&mut self) -> bool {
+    pub(crate) fn are_at_work(&mut self) -> bool {
         let now = Instant::now();
         let is_held = self.room.is_held();
         let mut late: Option<Arc<str>> = None;
@@ -90,7 +90,7 @@ impl Rooms {
 
     /// Names of those that are asked.
     #[cfg(test)]
-    pub fn asked(&self) -> Vec<&str> {
+    pub(crate) fn asked(&self) -> Vec<&str> {
         self.asked.iter().map(|(room, _)| &**room).collect()
     }
 
@@ -111,22 +111,22 @@ impl Rooms {
 }
 
 /// The room without which nobody else gets on. Watched first, so that it is named first.
-pub const ROUTER: &str = "router";
+pub(crate) const ROUTER: &str = "router";
 
 /// When systemd is to be told that the gateway lives.
-pub struct Feeding {
+pub(crate) struct Feeding {
     interval: Option<Duration>,
     next: Instant,
 }
 
 impl Feeding {
     /// As often as this; `None`: never.
-    pub fn new(interval: Option<Duration>) -> Feeding {
+    pub(crate) fn new(interval: Option<Duration>) -> Feeding {
         Feeding { interval, next: Instant::now() }
     }
 
     /// Waits until it is time to look after the rooms. Safe to cancel.
-    pub async fn due(&self) {
+    pub(crate) async fn due(&self) {
         match self.interval {
             Some(_) => sleep_until(self.next).await,
             None => std::future::pending().await,
@@ -134,7 +134,7 @@ impl Feeding {
     }
 
     /// Looks after them, and says whether systemd is to be told. However late this is, it is done once.
-    pub fn look(&mut self, rooms: &mut Rooms) -> bool {
+    pub(crate) fn look(&mut self, rooms: &mut Rooms) -> bool {
         let was_waited_for = rooms.are_waited_for();
         let is_well = rooms.are_at_work();
         let interval = self.interval.unwrap_or(STEP);

@@ -21,7 +21,7 @@ use crate::status::Status;
 use crate::upstream::settings::UpstreamSettings;
 
 /// What can be changed, and what it is now.
-pub struct Reloadable {
+pub(crate) struct Reloadable {
     settings: Settings,
     path: Option<PathBuf>,
     logging: Logging,
@@ -35,22 +35,22 @@ pub struct Reloadable {
 }
 
 /// Tells the rooms what has changed.
-pub struct Changes {
+pub(crate) struct Changes {
     /// The sensors.
-    pub sensors: watch::Sender<Arc<[SensorSettings]>>,
+    pub(crate) sensors: watch::Sender<Arc<[SensorSettings]>>,
     /// The upstreams, in the order of the configuration.
-    pub upstreams: Vec<watch::Sender<Arc<UpstreamSettings>>>,
+    pub(crate) upstreams: Vec<watch::Sender<Arc<UpstreamSettings>>>,
     /// What the local network is told.
-    pub mdns: watch::Sender<MdnsSettings>,
+    pub(crate) mdns: watch::Sender<MdnsSettings>,
     /// Ports are to read their files again.
-    pub ports: watch::Sender<u64>,
+    pub(crate) ports: watch::Sender<u64>,
     /// Users that were made by HTTP.
-    pub users: Arc<Users>,
+    pub(crate) users: Arc<Users>,
 }
 
 impl Reloadable {
     /// Starts from these settings.
-    pub fn new(
+    pub(crate) fn new(
         settings: Settings,
         path: Option<&Path>,
         logging: Logging,
@@ -65,7 +65,7 @@ impl Reloadable {
     }
 
     /// How things are, in one line.
-    pub fn status_line(&self) -> String {
+    pub(crate) fn status_line(&self) -> String {
         let upstreams: Vec<_> = self.status.upstreams.iter().map(|upstream| upstream.now().state).collect();
         let mut line =
             summary::status(&self.settings, &self.status.sensors.borrow(), &self.status.health.faulty(), &upstreams);
@@ -76,7 +76,7 @@ impl Reloadable {
     }
 
     /// Reads the file again and applies what differs. A file with problems changes nothing.
-    pub async fn reload(&mut self) {
+    pub(crate) async fn reload(&mut self) {
         let Some(path) = self.path.clone() else {
             info!("nothing to reload: the gateway runs without a configuration file");
             return;
@@ -107,7 +107,7 @@ impl Reloadable {
     }
 
     /// Users that were made by HTTP have changed, and nothing else has. One may have been removed.
-    pub async fn apply_users(&mut self, removed: Option<&str>) {
+    pub(crate) async fn apply_users(&mut self, removed: Option<&str>) {
         let mut new = self.settings.clone();
         new.broker.access.users = self.users.lists().in_force();
         self.apply(&new).await;

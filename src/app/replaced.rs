@@ -18,7 +18,7 @@ const LARGEST: u64 = 4 << 20;
 
 /// Reads what is there, forgets what is not configured any more if all users are known, and returns what the file says. Blocks
 /// for a moment.
-pub fn read(data_dir: &Path, access: &Access, settings: &AccessSettings, all_are_known: bool) -> String {
+pub(crate) fn read(data_dir: &Path, access: &Access, settings: &AccessSettings, all_are_known: bool) -> String {
     let text = read_private(&data_dir.join(NAME), LARGEST).unwrap_or_default();
     access.passwords.replaced.read(&text);
     if all_are_known {
@@ -28,7 +28,7 @@ pub fn read(data_dir: &Path, access: &Access, settings: &AccessSettings, all_are
 }
 
 /// Writes what differs from what the file says, until the gateway goes down.
-pub async fn keep(data_dir: PathBuf, mut written: String, access: Arc<Access>, cancel: CancellationToken) {
+pub(crate) async fn keep(data_dir: PathBuf, mut written: String, access: Arc<Access>, cancel: CancellationToken) {
     let replaced = &access.passwords.replaced;
     let mut changed = replaced.changed();
     // what was forgotten at the start too

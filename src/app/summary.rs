@@ -18,7 +18,7 @@ use crate::status::{SensorSnapshot, UpstreamState};
 use crate::upstream::task::PART as UPSTREAM;
 
 /// Says what runs, where, and how to see it.
-pub fn say(
+pub(crate) fn say(
     settings: &Settings,
     config_path: Option<&Path>,
     listeners: &[&Listener],
@@ -44,7 +44,7 @@ fn page(settings: &Settings, address: SocketAddr) -> String {
 }
 
 /// One line for `systemctl status`: what is served, and what is missing.
-pub fn status(
+pub(crate) fn status(
     settings: &Settings,
     sensors: &[SensorSnapshot],
     others: &[FaultyPart],

@@ -26,16 +26,16 @@ use crate::secret::replace_private;
 const PART: &str = "users made by HTTP";
 
 /// Tells whoever applies settings that users have changed.
-pub struct UsersChanged {
+pub(crate) struct UsersChanged {
     /// This one is meant to be gone for good.
-    pub removed: Option<String>,
+    pub(crate) removed: Option<String>,
     /// Told back once they act.
-    pub acts: oneshot::Sender<()>,
+    pub(crate) acts: oneshot::Sender<()>,
 }
 
 /// The gateway goes down, and no change is begun any more: those that are on disk are applied before whoever waits is told so.
 /// Where that takes too long, they act from the next start on.
-pub async fn apply_last(
+pub(crate) async fn apply_last(
     changes: &mut mpsc::Receiver<UsersChanged>,
     within: Duration,
     mut apply: impl AsyncFnMut(Option<&str>),
@@ -54,7 +54,7 @@ pub async fn apply_last(
 }
 
 /// Reads and writes `users.toml`, and makes one change of users after the other.
-pub struct Users {
+pub(crate) struct Users {
     data_dir: PathBuf,
     lists: watch::Sender<Arc<UserLists>>,
     /// Whoever reads or writes the file has it.
@@ -64,7 +64,7 @@ pub struct Users {
 
 impl Users {
     /// Reads the file, and puts its users into the settings. Blocks for a moment.
-    pub fn open(settings: &mut Settings, health: Health) -> Arc<Users> {
+    pub(crate) fn open(settings: &mut Settings, health: Health) -> Arc<Users> {
         let data_dir = settings.gateway.data_dir.clone();
         let users = Users { data_dir, lists: watch::Sender::default(), turn: Mutex::default(), health };
         users.put(settings, load_made_users(&users.data_dir));
@@ -72,7 +72,7 @@ impl Users {
     }
 
     /// Reads the file again, and puts its users into the settings of a configuration. A file that is broken changes nothing.
-    pub async fn read_again(&self, settings: &mut Settings) {
+    pub(crate) async fn read_again(&self, settings: &mut Settings) {
         let _turn = self.turn.lock().await;
         let data_dir = self.data_dir.clone();
         match tokio::task::spawn_blocking(move || load_made_users(&data_dir)).await {
@@ -117,17 +117,17 @@ impl Users {
     }
 
     /// All users as they are now.
-    pub fn lists(&self) -> Arc<UserLists> {
+    pub(crate) fn lists(&self) -> Arc<UserLists> {
         self.lists.borrow().clone()
     }
 
     /// Whether the file could be read: otherwise there may be users that nobody knows of.
-    pub fn are_all_known(&self) -> bool {
+    pub(crate) fn are_all_known(&self) -> bool {
         !self.health.is_faulty(PART)
     }
 
     /// Where changes are asked for, and what makes them until the gateway goes down.
-    pub fn serve(
+    pub(crate) fn serve(
         self: &Arc<Self>,
         changed: mpsc::Sender<UsersChanged>,
         cancel: CancellationToken,
@@ -272,7 +272,7 @@ fn drafted(mut user: UserSettings, draft: &UserDraft) -> Result<UserSettings, Ch
 
 /// Listeners that are gone from the configuration keep the users that there were until the restart: of those that were made,
 /// only as they are now.
-pub fn judge_again(access: &mut AccessSettings, before: &[UserSettings], now: &[UserSettings]) {
+pub(crate) fn judge_again(access: &mut AccessSettings, before: &[UserSettings], now: &[UserSettings]) {
     let was_made = |user: &UserSettings| before.contains(user) && !now.contains(user);
     for users in access.listeners.iter_mut().filter_map(|listener| listener.users.as_mut()) {
         users.retain_mut(|user| {

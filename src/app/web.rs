@@ -21,7 +21,7 @@ use crate::supervise::Supervisor;
 use super::pulse::Rooms;
 
 /// Starts it.
-pub fn start(
+pub(crate) fn start(
     port: Port,
     settings: &Settings,
     (status, users): (Status, UserDesk),
@@ -67,7 +67,7 @@ fn guard(port: &Port, settings: &Settings) -> Guard {
 }
 
 /// Starts a listener for MQTT over WebSocket.
-pub fn start_listener(
+pub(crate) fn start_listener(
     Listener { port, settings: listener }: Listener,
     settings: &Settings,
     core: &Arc<Core>,

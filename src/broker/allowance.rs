@@ -52,13 +52,13 @@ fn others(holder: &Holder) -> Holder {
 
 /// Who has written how much.
 #[derive(Debug, Default)]
-pub struct Allowance {
+pub(crate) struct Allowance {
     spent: Mutex<HashMap<Holder, Spent>>,
 }
 
 impl Allowance {
     /// A client of this holder has changed so many bytes of its session.
-    pub fn charge(&self, holder: &Holder, bytes: usize) {
+    pub(crate) fn charge(&self, holder: &Holder, bytes: usize) {
         let now = Instant::now();
         let mut spent = self.spent.lock();
         let is_crowded = spent.len() >= MOST && !spent.contains_key(holder);
@@ -75,7 +75,7 @@ impl Allowance {
     }
 
     /// Until when the clients of a holder must wait with their next change; `None`: they need not.
-    pub fn until(&self, holder: &Holder) -> Option<Instant> {
+    pub(crate) fn until(&self, holder: &Holder) -> Option<Instant> {
         let now = Instant::now();
         let spent = self.spent.lock();
         let own = if spent.contains_key(holder) { holder.clone() } else { others(holder) };
@@ -90,12 +90,12 @@ impl Allowance {
 
     /// Who has written something.
     #[cfg(test)]
-    pub fn holders(&self) -> std::collections::HashSet<Holder> {
+    pub(crate) fn holders(&self) -> std::collections::HashSet<Holder> {
         self.spent.lock().keys().cloned().collect()
     }
 
     /// Waits until the clients of a holder may change their sessions again.
-    pub async fn wait(&self, holder: &Holder) {
+    pub(crate) async fn wait(&self, holder: &Holder) {
         while let Some(until) = self.until(holder) {
             tokio::time::sleep_until(until).await;
         }

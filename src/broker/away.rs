@@ -15,7 +15,7 @@ type Order = BTreeSet<(Instant, Arc<str>)>;
 
 /// The order of sessions whose clients are away.
 #[derive(Debug, Default)]
-pub struct Away {
+pub(crate) struct Away {
     /// By when something is to be done: the end of the session, or the end of its will's delay.
     due: Order,
     /// By when the client left, for each user; those without a user are one.
@@ -33,13 +33,13 @@ fn owner(session: &str) -> &str {
 
 impl Away {
     /// A client has gone.
-    pub fn add(&mut self, session: &Arc<str>, parked: &Parked) {
+    pub(crate) fn add(&mut self, session: &Arc<str>, parked: &Parked) {
         self.due.insert((due_at(parked), session.clone()));
         self.by_owner.entry(owner(session).into()).or_default().insert((parked.since, session.clone()));
     }
 
     /// A session is not one of an absent client any more.
-    pub fn remove(&mut self, session: &Arc<str>, parked: &Parked) {
+    pub(crate) fn remove(&mut self, session: &Arc<str>, parked: &Parked) {
         self.due.remove(&(due_at(parked), session.clone()));
         if let Some(order) = self.by_owner.get_mut(owner(session)) {
             order.remove(&(parked.since, session.clone()));
@@ -50,22 +50,22 @@ impl Away {
     }
 
     /// Sessions.
-    pub fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         self.due.len()
     }
 
     /// When something is to be done next.
-    pub fn next(&self) -> Option<Instant> {
+    pub(crate) fn next(&self) -> Option<Instant> {
         self.due.first().map(|(at, _)| *at)
     }
 
     /// Sessions with which something is to be done by `now`.
-    pub fn due(&self, now: Instant) -> Vec<Arc<str>> {
+    pub(crate) fn due(&self, now: Instant) -> Vec<Arc<str>> {
         self.due.iter().take_while(|(at, _)| *at <= now).map(|(_, session)| session.clone()).collect()
     }
 
     /// The session longest away of whoever has most; of several, of those without a user name.
-    pub fn to_give_way(&self) -> Option<Arc<str>> {
+    pub(crate) fn to_give_way(&self) -> Option<Arc<str>> {
         let most = self.by_owner.iter().max_by_key(|(owner, order)| (order.len(), owner.is_empty()))?;
         most.1.first().map(|(_, session)| session.clone())
     }

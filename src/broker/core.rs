@@ -40,26 +40,26 @@ use crate::status::{ClientCounts, ClientSnapshot};
 pub(super) const CONNECTED_FACTOR: usize = 16;
 
 /// The end of a session, and what else is written of users, is waited for no longer than this until it is on disk.
-pub const LONGEST_SYNC: Duration = Duration::from_secs(2);
+pub(crate) const LONGEST_SYNC: Duration = Duration::from_secs(2);
 
 /// Subscriptions of one user, or of all clients without a user name, one with a long topic filter counting as several.
 const MAX_SUBSCRIPTIONS: usize = 50_000;
 
 /// A connected client, as others may see it.
 #[derive(Clone, Debug)]
-pub struct Client {
+pub(crate) struct Client {
     /// Who it is.
-    pub identity: Identity,
+    pub(crate) identity: Identity,
     /// Where it comes from.
-    pub address: IpAddr,
+    pub(crate) address: IpAddr,
     /// What it speaks.
-    pub version: Version,
+    pub(crate) version: Version,
     /// Since when, on the boot clock in milliseconds.
-    pub since_boot_ms: u64,
+    pub(crate) since_boot_ms: u64,
     /// Seconds.
-    pub keep_alive: u16,
+    pub(crate) keep_alive: u16,
     /// Whether its session outlives the connection.
-    pub is_persistent: bool,
+    pub(crate) is_persistent: bool,
     /// The name of its session in the journal.
     pub(super) session: Box<str>,
     pub(super) permissions: Arc<Permissions>,
@@ -73,27 +73,27 @@ pub struct Client {
 /// Shared by all connections.
 pub struct Core {
     /// Limits, as they are now.
-    pub settings: ArcSwap<BrokerSettings>,
+    pub(crate) settings: ArcSwap<BrokerSettings>,
     /// The door in.
     pub ingress: Ingress,
     /// Who may come in and do what.
     pub access: Arc<Access>,
     /// Client ids in use.
-    pub registry: Registry,
+    pub(crate) registry: Registry,
     /// Connections that have not said who they are.
-    pub waiting: Arc<WaitingRoom>,
+    pub(crate) waiting: Arc<WaitingRoom>,
     /// Sockets of MQTT clients by network, those that wait or are about to go included.
-    pub sockets: Arc<Sockets>,
+    pub(crate) sockets: Arc<Sockets>,
     /// Places of clients that are connected.
-    pub places: Arc<Places>,
+    pub(crate) places: Arc<Places>,
     /// Subscriptions of all sessions, those of absent clients included.
     pub(super) subscriptions: Arc<Quota>,
     /// What is counted.
     pub stats: Arc<Stats>,
     /// What is wrong now.
-    pub health: Health,
+    pub(crate) health: Health,
     /// Cancelled when the gateway goes down.
-    pub cancel: CancellationToken,
+    pub(crate) cancel: CancellationToken,
     clients: Mutex<HashMap<u64, Client>>,
     next_client: AtomicU64,
     pub(super) groups: Groups,
@@ -105,7 +105,12 @@ pub struct Core {
 
 impl Core {
     /// Everything new.
-    pub fn new(settings: BrokerSettings, ingress: Ingress, health: Health, cancel: CancellationToken) -> Arc<Core> {
+    pub(crate) fn new(
+        settings: BrokerSettings,
+        ingress: Ingress,
+        health: Health,
+        cancel: CancellationToken,
+    ) -> Arc<Core> {
         ingress.set_max_packet_size(settings.max_packet_size);
         Arc::new(Core {
             access: Arc::new(Access::new(&settings.access)),
@@ -128,7 +133,7 @@ impl Core {
     }
 
     /// Applies new users, rules and limits. Clients whose user has gone or changed are disconnected.
-    pub fn reload(&self, settings: BrokerSettings) {
+    pub(crate) fn reload(&self, settings: BrokerSettings) {
         self.access.reload(&settings.access);
         if settings.max_packet_size != self.settings.load().max_packet_size {
             // whoever was cut off may now be let through; if not, it is said again
@@ -151,7 +156,7 @@ impl Core {
     }
 
     /// Ends the connections of a user, or of somebody without a user name, with this client id; says how many there were.
-    pub fn disconnect(&self, user: Option<&str>, client_id: &str) -> usize {
+    pub(crate) fn disconnect(&self, user: Option<&str>, client_id: &str) -> usize {
         let clients = self.clients.lock();
         let is_it =
             |client: &&Client| client.identity.user.as_deref() == user && *client.identity.client_id == *client_id;
@@ -343,7 +348,7 @@ impl Core {
 
     /// A user is gone for good: its sessions end, with what waits in them. Whoever has that name next finds nothing, after a
     /// power cut too.
-    pub async fn end_sessions_of(&self, user: &str) {
+    pub(crate) async fn end_sessions_of(&self, user: &str) {
         let mut last = Receipt::default();
         for parked in self.registry.take_all_of(user) {
             info!(client_id = %SessionName::of(&parked.session.owner), "its session has ended: its user was removed");
@@ -419,7 +424,7 @@ pub(super) fn origin(owner: &str) -> Origin {
 }
 
 /// Name of a session's consumer in the journal.
-pub fn consumer_name(session: &str) -> String {
+pub(crate) fn consumer_name(session: &str) -> String {
     format!("session/{session}")
 }
 

@@ -37,7 +37,7 @@ struct Known {
 
 /// All groups.
 #[derive(Debug, Default)]
-pub struct Groups {
+pub(crate) struct Groups {
     known: Mutex<Known>,
     news: Arc<News>,
 }
@@ -154,7 +154,7 @@ impl Core {
     }
 
     /// Shared subscriptions.
-    pub fn group_count(&self) -> usize {
+    pub(crate) fn group_count(&self) -> usize {
         self.groups.known.lock().by_filter.len()
     }
 
@@ -172,7 +172,7 @@ impl Core {
     }
 
     /// Hands out what the journal has for groups, until cancelled.
-    pub async fn share(self: Arc<Self>) {
+    pub(crate) async fn share(self: Arc<Self>) {
         loop {
             let consumer = tokio::select! {
                 () = self.cancel.cancelled() => return,

@@ -22,9 +22,9 @@ const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// A port for MQTT clients, open or not yet.
 pub struct Listener {
     /// Where connections come in.
-    pub port: Port,
+    pub(crate) port: Port,
     /// What the configuration says of it.
-    pub settings: ListenerSettings,
+    pub(crate) settings: ListenerSettings,
 }
 
 /// What a connection needs to know of the listener that it came through.

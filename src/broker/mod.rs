@@ -14,19 +14,19 @@
 //! A message comes in through `connection::receive` and gets its place in the [exchange](crate::exchange). What the exchange
 //! and the journal have for a client leaves through `connection::deliver`.
 
-pub mod allowance;
+pub(crate) mod allowance;
 mod away;
 pub mod connection;
 pub mod core;
-pub mod groups;
+pub(crate) mod groups;
 pub mod keep;
-pub mod listener;
-pub mod registry;
+pub(crate) mod listener;
+pub(crate) mod registry;
 mod replies;
-pub mod session;
+pub(crate) mod session;
 pub mod settings;
-pub mod sys;
-pub mod wills;
+pub(crate) mod sys;
+pub(crate) mod wills;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -73,7 +73,7 @@ impl Broker {
 
     /// Opens the ports as far as that is possible now, starts the router and brings back what was kept. Ports tell `health`
     /// how they are, and read their files again when `reloads` changes. Blocks for a moment: not for a runtime worker.
-    pub fn open_with(
+    pub(crate) fn open_with(
         settings: BrokerSettings,
         journal: Journal,
         clock: SharedClock,

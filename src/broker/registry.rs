@@ -16,20 +16,20 @@ use crate::mqtt::{Reason, Will};
 
 /// A session whose client is away.
 #[derive(Debug)]
-pub struct Parked {
+pub(crate) struct Parked {
     /// Its state.
-    pub session: Session,
+    pub(crate) session: Session,
     /// When it ends.
-    pub expires: Instant,
+    pub(crate) expires: Instant,
     /// Its client has gone at this time.
-    pub since: Instant,
+    pub(crate) since: Instant,
     /// A will that waits for its delay.
-    pub will: Option<(Instant, Will)>,
+    pub(crate) will: Option<(Instant, Will)>,
 }
 
 /// Ends a connection from outside.
 #[derive(Debug, Default)]
-pub struct Kick {
+pub(crate) struct Kick {
     reason: Mutex<Option<Reason>>,
     notify: Notify,
     /// Nobody is to come back for the session.
@@ -38,23 +38,23 @@ pub struct Kick {
 
 impl Kick {
     /// Ends the connection with this reason; the first one counts.
-    pub fn kick(&self, reason: Reason) {
+    pub(crate) fn kick(&self, reason: Reason) {
         self.reason.lock().get_or_insert(reason);
         self.notify.notify_one();
     }
 
     /// The session ends with the connection, and does not wait for its client.
-    pub fn end_session(&self) {
+    pub(crate) fn end_session(&self) {
         self.ends_session.store(true, Ordering::Release);
     }
 
     /// Whether it does.
-    pub fn ends_session(&self) -> bool {
+    pub(crate) fn ends_session(&self) -> bool {
         self.ends_session.load(Ordering::Acquire)
     }
 
     /// Waits for the end. Safe to cancel.
-    pub async fn kicked(&self) -> Reason {
+    pub(crate) async fn kicked(&self) -> Reason {
         loop {
             if let Some(reason) = *self.reason.lock() {
                 return reason;
@@ -72,11 +72,11 @@ enum Slot {
 
 /// The right to a session, for one connection.
 #[derive(Debug)]
-pub struct Claim {
+pub(crate) struct Claim {
     session: Arc<str>,
     generation: u64,
     /// Ends this connection when somebody else claims the session.
-    pub kick: Arc<Kick>,
+    pub(crate) kick: Arc<Kick>,
     done: Option<oneshot::Sender<Parked>>,
 }
 
@@ -91,7 +91,7 @@ struct State {
 
 /// Sessions in use and those of clients that are away, by their [names](SessionName).
 #[derive(Debug, Default)]
-pub struct Registry {
+pub(crate) struct Registry {
     state: Mutex<State>,
     /// Something was parked: the sweeper looks again.
     changed: Notify,
@@ -99,7 +99,7 @@ pub struct Registry {
 
 impl Registry {
     /// Claims a session: ends its connection, waits until that has let go, and returns what it left.
-    pub async fn claim(&self, session: &str) -> (Claim, Option<Parked>) {
+    pub(crate) async fn claim(&self, session: &str) -> (Claim, Option<Parked>) {
         let kick = Arc::new(Kick::default());
         let (done, end) = oneshot::channel();
         let (claim, old) = {
@@ -125,7 +125,7 @@ impl Registry {
     /// is what nobody can come back for, to be ended, and then the claim to be released without it: a session of a client without
     /// a user name whose client id belongs to a user by now, and one of a user that was removed.
     #[must_use]
-    pub fn release(&self, mut claim: Claim, parked: Option<Parked>) -> Option<(Claim, Parked)> {
+    pub(crate) fn release(&self, mut claim: Claim, parked: Option<Parked>) -> Option<(Claim, Parked)> {
         let mut state = self.state.lock();
         // under the lock: whoever removes a user sees either this connection or what it has left
         let parked = match parked {
@@ -158,13 +158,13 @@ impl Registry {
     }
 
     /// The session of a client that was there before the gateway was started.
-    pub fn restore(&self, session: &str, parked: Parked) {
+    pub(crate) fn restore(&self, session: &str, parked: Parked) {
         self.state.lock().put(&session.into(), Slot::Parked(Box::new(parked)));
         self.changed.notify_one();
     }
 
     /// Whether another user has this client id.
-    pub fn has_another_user(&self, identity: &Identity) -> bool {
+    pub(crate) fn has_another_user(&self, identity: &Identity) -> bool {
         let state = self.state.lock();
         let of_users = state.of_users.get(&identity.client_id).copied().unwrap_or(0);
         let own = identity.user.is_some() && state.slots.contains_key(&*identity.session());
@@ -172,12 +172,12 @@ impl Registry {
     }
 
     /// Whether there is a session by this name, its client connected or away.
-    pub fn knows(&self, session: &str) -> bool {
+    pub(crate) fn knows(&self, session: &str) -> bool {
         self.state.lock().slots.contains_key(session)
     }
 
     /// Takes a session out whose client is away, if it is one that is wanted.
-    pub fn take(&self, session: &str, is_wanted: impl FnOnce(&Parked) -> bool) -> Option<Parked> {
+    pub(crate) fn take(&self, session: &str, is_wanted: impl FnOnce(&Parked) -> bool) -> Option<Parked> {
         let mut state = self.state.lock();
         match state.slots.get(session) {
             Some(Slot::Parked(parked)) if is_wanted(parked) => state.take(&session.into()),
@@ -186,7 +186,7 @@ impl Registry {
     }
 
     /// Takes out the sessions of a user whose clients are away; those of connected ones end with the connection.
-    pub fn take_all_of(&self, user: &str) -> Vec<Parked> {
+    pub(crate) fn take_all_of(&self, user: &str) -> Vec<Parked> {
         let mut state = self.state.lock();
         let is_of_user = |session: &&Arc<str>| SessionName::of(session).user == Some(user);
         let sessions: Vec<Arc<str>> = state.slots.keys().filter(is_of_user).cloned().collect();
@@ -201,13 +201,13 @@ impl Registry {
     }
 
     /// The users who have sessions, their clients connected or away.
-    pub fn users(&self) -> HashSet<Box<str>> {
+    pub(crate) fn users(&self) -> HashSet<Box<str>> {
         let state = self.state.lock();
         state.slots.keys().filter_map(|session| SessionName::of(session).user.map(Into::into)).collect()
     }
 
     /// Ends every connection.
-    pub fn kick_all(&self, reason: Reason) {
+    pub(crate) fn kick_all(&self, reason: Reason) {
         for slot in self.state.lock().slots.values() {
             if let Slot::Active { kick, .. } = slot {
                 kick.kick(reason);
@@ -216,7 +216,7 @@ impl Registry {
     }
 
     /// Connected clients, and sessions whose clients are away.
-    pub fn counts(&self) -> (usize, usize) {
+    pub(crate) fn counts(&self) -> (usize, usize) {
         let state = self.state.lock();
         let away = state.away.len();
         (state.slots.len() - away, away)
@@ -224,7 +224,7 @@ impl Registry {
 
     /// Takes out sessions that have expired by `now`, and as long as more than `most` are away, the one longest away of
     /// whoever has most. Clients without a user name count as one.
-    pub fn expired(&self, now: Instant, most: usize) -> Vec<Parked> {
+    pub(crate) fn expired(&self, now: Instant, most: usize) -> Vec<Parked> {
         let mut state = self.state.lock();
         let mut gone = Vec::new();
         for session in state.away.due(now) {
@@ -241,7 +241,7 @@ impl Registry {
     }
 
     /// Takes out delayed wills that are due by `now`, with the sessions that they belong to.
-    pub fn due_wills(&self, now: Instant) -> Vec<(Arc<str>, Will)> {
+    pub(crate) fn due_wills(&self, now: Instant) -> Vec<(Arc<str>, Will)> {
         let mut state = self.state.lock();
         let mut due = Vec::new();
         for session in state.away.due(now) {
@@ -255,7 +255,7 @@ impl Registry {
     }
 
     /// Waits until a parked session or a delayed will is due, or something new is parked.
-    pub async fn due(&self) {
+    pub(crate) async fn due(&self) {
         let next = self.state.lock().away.next();
         let sleep = async {
             match next {
@@ -322,7 +322,7 @@ impl State {
 }
 
 /// When a session that asks for `expiry` seconds ends, given the broker's bound.
-pub fn expires(now: Instant, expiry: u32, bound: Duration) -> Instant {
+pub(crate) fn expires(now: Instant, expiry: u32, bound: Duration) -> Instant {
     now + Duration::from_secs(u64::from(expiry)).min(bound)
 }
 

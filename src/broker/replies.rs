@@ -28,24 +28,24 @@ struct Reply {
 
 /// The answers to one client.
 #[derive(Debug, Default)]
-pub struct Replies {
+pub(crate) struct Replies {
     queue: VecDeque<Reply>,
     bytes: usize,
 }
 
 impl Replies {
     /// Filters with messages left.
-    pub fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         self.queue.len()
     }
 
     /// Messages and bytes that may be taken from the store at the moment of a subscription.
-    pub fn room(&self) -> (usize, usize) {
+    pub(crate) fn room(&self) -> (usize, usize) {
         (PORTION, MOST.saturating_sub(self.bytes))
     }
 
     /// What a subscription has found. What is left of an earlier one by the same filter is a part of it.
-    pub fn add(&mut self, filter: &str, options: SubscriptionOptions, selected: Selected) {
+    pub(crate) fn add(&mut self, filter: &str, options: SubscriptionOptions, selected: Selected) {
         self.forget(filter);
         let Selected { found, behind } = selected;
         if found.is_empty() && behind.is_none() {
@@ -56,7 +56,7 @@ impl Replies {
     }
 
     /// The subscription has ended.
-    pub fn forget(&mut self, filter: &str) {
+    pub(crate) fn forget(&mut self, filter: &str) {
         let bytes = &mut self.bytes;
         self.queue.retain(|reply| {
             let stays = *reply.filter != *filter;
@@ -66,7 +66,7 @@ impl Replies {
     }
 
     /// The next message, and how the client wants it.
-    pub fn next(&mut self, ingress: &Ingress) -> Option<(Message, SubscriptionOptions)> {
+    pub(crate) fn next(&mut self, ingress: &Ingress) -> Option<(Message, SubscriptionOptions)> {
         loop {
             let reply = self.queue.front_mut()?;
             if let Some(message) = reply.found.pop_front() {
@@ -84,7 +84,7 @@ impl Replies {
     }
 
     /// Takes back what could not be sent now.
-    pub fn put_back(&mut self, message: Message) {
+    pub(crate) fn put_back(&mut self, message: Message) {
         if let Some(reply) = self.queue.front_mut() {
             self.bytes += message.size();
             reply.found.push_front(message);
@@ -93,7 +93,7 @@ impl Replies {
 }
 
 /// Says of which filters the same stands further behind in the same packet: retained messages are sent once, for the last.
-pub fn repeated(filters: &[SubscribeFilter<'_>]) -> impl Fn(usize) -> bool {
+pub(crate) fn repeated(filters: &[SubscribeFilter<'_>]) -> impl Fn(usize) -> bool {
     let mut later = HashSet::new();
     let is_wanted = |wanted: &SubscribeFilter<'_>| wanted.retain_handling == RetainHandling::Always;
     let mut found: HashSet<usize> = HashSet::new();

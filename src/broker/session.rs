@@ -23,7 +23,7 @@ const FROM_JOURNAL: u16 = 32_767;
 
 /// Where a message in flight came from, and so who is told when it is settled.
 #[derive(Clone, Debug)]
-pub enum Source {
+pub(crate) enum Source {
     /// The router or the retained store: nobody.
     Live,
     /// The journal: place and ordinal.
@@ -54,7 +54,7 @@ struct InFlight {
 
 /// What to send for a message in flight.
 #[derive(Debug)]
-pub enum Send<'a> {
+pub(crate) enum Send<'a> {
     /// A PUBLISH.
     Publish {
         /// Packet id.
@@ -70,7 +70,7 @@ pub enum Send<'a> {
 
 /// What a PUBREC leads to.
 #[derive(Debug)]
-pub enum Received {
+pub(crate) enum Received {
     /// Send PUBREL; for a message from the journal, once this is noted of its ordinal.
     Release(Option<u64>),
     /// The client refused the message: it is settled.
@@ -81,7 +81,7 @@ pub enum Received {
 
 /// QoS 1 and 2 messages sent to a client and not yet acknowledged, in order.
 #[derive(Debug)]
-pub struct Outbound {
+pub(crate) struct Outbound {
     in_flight: VecDeque<InFlight>,
     last_id: u16,
     window: usize,
@@ -89,28 +89,24 @@ pub struct Outbound {
 
 impl Outbound {
     /// Nothing in flight; at most `window` at a time.
-    pub fn new(window: u16) -> Outbound {
+    pub(crate) fn new(window: u16) -> Outbound {
         Outbound { in_flight: VecDeque::new(), last_id: 0, window: usize::from(window.max(1)) }
     }
 
     /// How many more may be sent.
-    pub fn room(&self) -> usize {
+    pub(crate) fn room(&self) -> usize {
         self.window.saturating_sub(self.in_flight.len())
     }
 
     /// Messages in flight.
-    pub fn len(&self) -> usize {
+    #[cfg(test)]
+    pub(crate) fn len(&self) -> usize {
         self.in_flight.len()
-    }
-
-    /// Whether none is.
-    pub fn is_empty(&self) -> bool {
-        self.in_flight.is_empty()
     }
 
     /// A packet id that is not in use. For messages from the journal it follows from the ordinal, so that it is the same
     /// when the message is sent again after a restart; in sessions that have such, others take the upper half.
-    pub fn next_id(&mut self, source: &Source, is_durable: bool) -> u16 {
+    pub(crate) fn next_id(&mut self, source: &Source, is_durable: bool) -> u16 {
         if let Source::Journal(_, ordinal) = source {
             let id = (ordinal % u64::from(FROM_JOURNAL)) as u16 + 1;
             if self.in_flight.iter().all(|known| known.packet_id != id) {
@@ -128,27 +124,27 @@ impl Outbound {
     }
 
     /// Takes a message into flight under an id of [`Outbound::next_id`].
-    pub fn begin(&mut self, packet_id: u16, queued: Queued, source: Source) {
+    pub(crate) fn begin(&mut self, packet_id: u16, queued: Queued, source: Source) {
         self.in_flight.push_back(InFlight { packet_id, step: Step::Published, queued, source });
     }
 
     /// Takes a message into flight that was received before the gateway was started: its PUBREL is sent again.
-    pub fn begin_released(&mut self, packet_id: u16, queued: Queued, source: Source) {
+    pub(crate) fn begin_released(&mut self, packet_id: u16, queued: Queued, source: Source) {
         self.in_flight.push_back(InFlight { packet_id, step: Step::HeldRelease, queued, source });
     }
 
     /// A message in flight could not be sent again: it is settled.
-    pub fn give_up(&mut self, packet_id: u16) -> Option<Source> {
+    pub(crate) fn give_up(&mut self, packet_id: u16) -> Option<Source> {
         self.remove(packet_id, |_| true)
     }
 
     /// PUBACK: what was settled.
-    pub fn acknowledged(&mut self, packet_id: u16) -> Option<Source> {
+    pub(crate) fn acknowledged(&mut self, packet_id: u16) -> Option<Source> {
         self.remove(packet_id, |entry| entry.queued.grant.qos == Qos::AtLeastOnce && entry.step == Step::Published)
     }
 
     /// PUBREC [MQTT-4.3.3].
-    pub fn received(&mut self, packet_id: u16, reason: Reason) -> Received {
+    pub(crate) fn received(&mut self, packet_id: u16, reason: Reason) -> Received {
         if reason.is_error() {
             return self.give_up(packet_id).map_or(Received::Unknown, Received::Refused);
         }
@@ -169,7 +165,7 @@ impl Outbound {
     }
 
     /// PUBCOMP: what was settled.
-    pub fn completed(&mut self, packet_id: u16) -> Option<Source> {
+    pub(crate) fn completed(&mut self, packet_id: u16) -> Option<Source> {
         self.remove(packet_id, |entry| entry.step == Step::Released)
     }
 
@@ -179,7 +175,7 @@ impl Outbound {
     }
 
     /// A new connection with this window: everything in flight must be sent again [MQTT-4.4.0-1].
-    pub fn resume(&mut self, window: u16) {
+    pub(crate) fn resume(&mut self, window: u16) {
         self.window = usize::from(window.max(1));
         for entry in &mut self.in_flight {
             entry.step = match entry.step {
@@ -190,7 +186,7 @@ impl Outbound {
     }
 
     /// Calls `send` for what has to be sent again, oldest first, as far as the window allows.
-    pub fn resend(&mut self, mut send: impl FnMut(Send<'_>)) {
+    pub(crate) fn resend(&mut self, mut send: impl FnMut(Send<'_>)) {
         for entry in self.in_flight.iter_mut().take(self.window) {
             match entry.step {
                 Step::Held => {
@@ -207,13 +203,13 @@ impl Outbound {
     }
 
     /// Whether something has to be sent again as soon as the window allows.
-    pub fn has_held(&self) -> bool {
+    pub(crate) fn has_held(&self) -> bool {
         self.in_flight.iter().any(|entry| matches!(entry.step, Step::Held | Step::HeldRelease))
     }
 
     /// Takes out what came from shared subscriptions and was not acknowledged: others shall get it. A QoS 2 message stays: it
     /// is for this session, or for nobody [MQTT-4.8.2-4], [MQTT-4.8.2-5].
-    pub fn take_shared(&mut self) -> Vec<(Share, Message)> {
+    pub(crate) fn take_shared(&mut self) -> Vec<(Share, Message)> {
         let mut taken = Vec::new();
         self.in_flight.retain(|entry| match &entry.source {
             Source::Shared(share) if entry.queued.grant.qos < Qos::ExactlyOnce => {
@@ -226,7 +222,7 @@ impl Outbound {
     }
 
     /// What came from shared subscriptions and is in flight still.
-    pub fn shares(&self) -> impl Iterator<Item = &Share> {
+    pub(crate) fn shares(&self) -> impl Iterator<Item = &Share> {
         self.in_flight.iter().filter_map(|entry| match &entry.source {
             Source::Shared(share) => Some(share),
             _ => None,
@@ -236,20 +232,20 @@ impl Outbound {
 
 /// One subscription of a session.
 #[derive(Clone, Debug)]
-pub struct Subscription {
+pub(crate) struct Subscription {
     /// Options.
-    pub options: SubscriptionOptions,
+    pub(crate) options: SubscriptionOptions,
     /// Its group, for a shared subscription.
-    pub group: Option<Arc<SharedGroup>>,
+    pub(crate) group: Option<Arc<SharedGroup>>,
 }
 
 /// What feeds a persistent session.
 #[derive(Debug)]
-pub struct Durable {
+pub(crate) struct Durable {
     /// Its consumer in the journal.
-    pub consumer: ConsumerId,
+    pub(crate) consumer: ConsumerId,
     /// Where it reads.
-    pub reader: Reader,
+    pub(crate) reader: Reader,
 }
 
 /// What a subscription counts for: a long filter as much as several short ones.
@@ -259,38 +255,38 @@ fn units(filter: &str) -> usize {
 
 /// A session.
 #[derive(Debug)]
-pub struct Session {
+pub(crate) struct Session {
     /// Whose it is; see [`SessionName`](crate::access::identity::SessionName).
-    pub owner: Box<str>,
+    pub(crate) owner: Box<str>,
     /// Its name in the journal: mostly the same, unless it was made before anybody noted whose a session was.
-    pub name: Box<str>,
+    pub(crate) name: Box<str>,
     /// Subscriptions by filter as the client wrote it.
-    pub subscriptions: HashMap<Box<str>, Subscription>,
+    pub(crate) subscriptions: HashMap<Box<str>, Subscription>,
     /// The same without shared ones, for messages from the journal.
     own: FilterTree<SubscriptionOptions>,
     /// And the shared ones, for what a group has handed over.
     shared: FilterTree<SubscriptionOptions>,
     /// Outgoing QoS 1 and 2 messages.
-    pub outbound: Outbound,
+    pub(crate) outbound: Outbound,
     /// Incoming QoS 2 messages that are not released.
-    pub unreleased: BTreeSet<u16>,
+    pub(crate) unreleased: BTreeSet<u16>,
     /// Retained messages to send for new subscriptions.
-    pub retained: Replies,
+    pub(crate) retained: Replies,
     /// Present in persistent sessions.
-    pub durable: Option<Durable>,
+    pub(crate) durable: Option<Durable>,
     /// Bytes of all its filters.
-    pub filter_bytes: usize,
+    pub(crate) filter_bytes: usize,
     /// What its subscriptions take of what all may have.
-    pub held: Held,
+    pub(crate) held: Held,
     /// Whether the journal has every subscription under a name of its own.
-    pub is_kept: bool,
+    pub(crate) is_kept: bool,
     /// Seconds that the session outlives its connection; `u32::MAX`: as long as the broker allows.
-    pub expiry: u32,
+    pub(crate) expiry: u32,
 }
 
 impl Session {
     /// A new session.
-    pub fn new(name: &str, window: u16, durable: Option<Durable>, expiry: u32) -> Session {
+    pub(crate) fn new(name: &str, window: u16, durable: Option<Durable>, expiry: u32) -> Session {
         Session {
             owner: name.into(),
             name: name.into(),
@@ -309,7 +305,7 @@ impl Session {
     }
 
     /// Notes a subscription; returns the one it replaces.
-    pub fn subscribe(&mut self, filter: &str, subscription: Subscription) -> Option<Subscription> {
+    pub(crate) fn subscribe(&mut self, filter: &str, subscription: Subscription) -> Option<Subscription> {
         let (tree, inner) = self.tree(filter, &subscription);
         tree.remove(inner, |_| true);
         tree.insert(inner, subscription.options);
@@ -322,7 +318,7 @@ impl Session {
     }
 
     /// Forgets a subscription.
-    pub fn unsubscribe(&mut self, filter: &str) -> Option<Subscription> {
+    pub(crate) fn unsubscribe(&mut self, filter: &str) -> Option<Subscription> {
         let removed = self.subscriptions.remove(filter)?;
         let (tree, inner) = self.tree(filter, &removed);
         tree.remove(inner, |_| true);
@@ -332,12 +328,12 @@ impl Session {
     }
 
     /// Whether its owner may have this subscription besides all others.
-    pub fn has_room_for(&self, filter: &str) -> bool {
+    pub(crate) fn has_room_for(&self, filter: &str) -> bool {
         self.held.has_room(units(filter))
     }
 
     /// Its consumer in the journal, if it is persistent.
-    pub fn consumer(&self) -> Option<ConsumerId> {
+    pub(crate) fn consumer(&self) -> Option<ConsumerId> {
         self.durable.as_ref().map(|durable| durable.consumer)
     }
 
@@ -353,14 +349,14 @@ impl Session {
     }
 
     /// The groups that hand QoS 2 messages over to this session.
-    pub fn givers(&self) -> impl Iterator<Item = &Arc<SharedGroup>> {
+    pub(crate) fn givers(&self) -> impl Iterator<Item = &Arc<SharedGroup>> {
         let known = if self.shared.is_empty() { None } else { Some(self.subscriptions.values()) };
         let known = known.into_iter().flatten().filter(|known| known.options.qos == Qos::ExactlyOnce);
         known.filter_map(|known| known.group.as_ref())
     }
 
     /// How to deliver a message from the journal by today's subscriptions; `None`: not at all.
-    pub fn grant(&self, message: MessageRef<'_>) -> Option<Grant> {
+    pub(crate) fn grant(&self, message: MessageRef<'_>) -> Option<Grant> {
         let mut granted: Option<Grant> = None;
         self.own.matches(message.topic(), |options| {
             if options.no_local && message.origin() == Origin::client(&self.owner) {

@@ -4,9 +4,9 @@ use std::net::{Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
 use crate::access::settings::AccessSettings;
-pub use crate::exchange::receiving::SHARE as MAX_SHARE;
-pub use crate::net::address::Address;
-pub use crate::net::forwarded::Network;
+pub(crate) use crate::exchange::receiving::SHARE as MAX_SHARE;
+pub(crate) use crate::net::address::Address;
+pub(crate) use crate::net::forwarded::Network;
 use crate::net::port::PortSettings;
 use crate::tls::TlsFiles;
 
@@ -89,12 +89,12 @@ impl ListenerSettings {
     }
 
     /// What it is called, in the log and where access is decided.
-    pub fn name(&self) -> String {
+    pub(crate) fn name(&self) -> String {
         self.address.to_string()
     }
 
     /// What its port is to be.
-    pub fn port(&self) -> PortSettings {
+    pub(crate) fn port(&self) -> PortSettings {
         PortSettings {
             name: format!("listener {}", self.address),
             address: self.address.clone(),
@@ -105,7 +105,7 @@ impl ListenerSettings {
     }
 
     /// Whether it finds out who a client is by its certificate.
-    pub fn asks_for_certificates(&self) -> bool {
+    pub(crate) fn asks_for_certificates(&self) -> bool {
         self.use_identity && self.tls.as_ref().is_some_and(|tls| tls.client_ca.is_some())
     }
 }

@@ -65,7 +65,7 @@ const TOTALS: [(&str, Reading); 9] = [
 ];
 
 /// The figures as they were published last.
-pub struct Figures {
+pub(crate) struct Figures {
     core: Arc<Core>,
     started: Instant,
     last: Instant,
@@ -75,7 +75,7 @@ pub struct Figures {
 
 impl Figures {
     /// Publishes them for the first time: whoever connects from now on finds them.
-    pub async fn start(core: Arc<Core>) -> Figures {
+    pub(crate) async fn start(core: Arc<Core>) -> Figures {
         let now = Instant::now();
         let loads = [Load::default(); LOADS.len()];
         let mut figures = Figures { core, started: now, last: now, loads, published: HashMap::new() };
@@ -85,7 +85,7 @@ impl Figures {
     }
 
     /// Publishes what has changed, again and again, until the gateway goes down.
-    pub async fn run(mut self) {
+    pub(crate) async fn run(mut self) {
         let mut ticks = interval(INTERVAL);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         ticks.tick().await;

@@ -31,7 +31,7 @@ const VERSION: u8 = 1;
 /// No client id begins with NUL.
 const PREFIX: &str = "\0will/";
 /// Bytes of a will that is kept, at most.
-pub const MOST_KEPT: usize = 4096;
+pub(crate) const MOST_KEPT: usize = 4096;
 
 fn draft(will: &Will, session: &str, boot_ms: u64) -> Message {
     Message::new(&Draft {
@@ -96,7 +96,7 @@ impl Core {
     }
 
     /// Publishes the wills of clients whose sessions ended with the gateway. Before anybody is served.
-    pub async fn publish_orphaned_wills(&self) {
+    pub(crate) async fn publish_orphaned_wills(&self) {
         let orphaned = std::mem::take(&mut *self.orphaned_wills.lock());
         for (session, will) in orphaned {
             self.publish_delayed(&session, will).await;

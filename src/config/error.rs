@@ -6,13 +6,13 @@ use std::fmt;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Problem {
     /// The file.
-    pub file: String,
+    pub(crate) file: String,
     /// Line and column, from 1 on, columns counted in characters; `None` where the whole file is meant.
-    pub place: Option<(usize, usize)>,
+    pub(crate) place: Option<(usize, usize)>,
     /// Path of the key, such as `broker.listener.address`; empty where there is none.
-    pub key: String,
+    pub(crate) key: String,
     /// What was found and what is valid.
-    pub message: String,
+    pub(crate) message: String,
 }
 
 impl fmt::Display for Problem {
@@ -31,11 +31,11 @@ impl fmt::Display for Problem {
 /// A file that the configuration names and that cannot be used as things stand. The configuration is valid all the same:
 /// only the part that needs the file waits for it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct FileProblem {
+pub(crate) struct FileProblem {
     /// What is wrong, and where the file is named.
-    pub problem: Problem,
+    pub(crate) problem: Problem,
     /// It is not there or may not be read; otherwise what is in it will not do.
-    pub is_missing: bool,
+    pub(crate) is_missing: bool,
 }
 
 /// Everything that is wrong with a file, in the order of its lines. Displayed as one problem per line and a last line
@@ -43,7 +43,7 @@ pub struct FileProblem {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Problems {
     /// The file.
-    pub file: String,
+    pub(crate) file: String,
     /// At least one.
     pub problems: Vec<Problem>,
 }

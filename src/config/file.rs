@@ -24,18 +24,18 @@ pub struct Loaded {
     /// The settings.
     pub settings: Settings,
     /// Not wrong, but perhaps not meant.
-    pub warnings: Vec<Problem>,
+    pub(crate) warnings: Vec<Problem>,
     /// Files that cannot be used as things stand.
-    pub files: Vec<FileProblem>,
+    pub(crate) files: Vec<FileProblem>,
 }
 
 /// Reads a configuration file.
-pub fn load(path: &Path) -> Result<Loaded, Problems> {
+pub(crate) fn load(path: &Path) -> Result<Loaded, Problems> {
     load_in(path, &Environment::current())
 }
 
 /// Reads a configuration file as if the process had been started like this.
-pub fn load_in(path: &Path, environment: &Environment) -> Result<Loaded, Problems> {
+pub(crate) fn load_in(path: &Path, environment: &Environment) -> Result<Loaded, Problems> {
     let file = path.display().to_string();
     let whole = |place, message| {
         let problem = Problem { file: file.clone(), place, key: String::new(), message };

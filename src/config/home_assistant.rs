@@ -63,7 +63,8 @@ fn sensors(root: &Table, settings: &Settings) {
 mod tests {
     use std::path::Path;
 
-    use super::super::{Loaded, Problems, read};
+    use super::super::file::Loaded;
+    use super::super::{Problems, read};
     use crate::config::Environment;
 
     fn parse(sensor: &str) -> Result<Loaded, Problems> {

@@ -16,7 +16,8 @@ pub(super) fn read(root: &Table) -> MdnsSettings {
 mod tests {
     use std::path::Path;
 
-    use super::super::{Loaded, Problems, read};
+    use super::super::file::Loaded;
+    use super::super::{Problems, read};
     use crate::config::Environment;
     use crate::config::reload::Reload;
 

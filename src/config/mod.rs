@@ -15,7 +15,7 @@ mod home_assistant;
 mod listeners;
 mod mdns;
 mod paths;
-pub mod reload;
+pub(crate) mod reload;
 mod sensors;
 mod settings;
 mod sizes;
@@ -23,13 +23,13 @@ pub mod units;
 mod upstream;
 mod users;
 
-pub use error::{FileProblem, Problem, Problems};
-pub use file::{Loaded, load, load_in, read};
+pub(crate) use error::{Problem, Problems};
+pub(crate) use file::load;
+pub use file::read;
 pub use paths::Environment;
-pub use settings::{GatewaySettings, LogSettings, Settings};
-pub use users::{
-    LARGEST as LARGEST_USERS_FILE, MadeUsers, load_made_users, made_users_path, made_users_text, read_made_users,
-};
+pub(crate) use settings::Settings;
+pub(crate) use users::{LARGEST as LARGEST_USERS_FILE, MadeUsers, load_made_users, made_users_path};
+pub use users::{made_users_text, read_made_users};
 
 #[cfg(test)]
 mod tests;

@@ -19,7 +19,7 @@ pub struct Environment {
 
 impl Environment {
     /// That of this process.
-    pub fn current() -> Environment {
+    pub(crate) fn current() -> Environment {
         let host_name = rustix::system::uname().nodename().to_string_lossy().into_owned();
         // systemd lists several directories separated by colons (systemd.exec(5))
         let state_dir = std::env::var("STATE_DIRECTORY").ok();

@@ -10,34 +10,34 @@ use crate::upstream::settings::{Protocol, UpstreamSettings};
 
 /// What to do about a changed configuration.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Reload {
+pub(crate) struct Reload {
     /// What is in force from now on: the new settings, and the old ones where they need a restart.
-    pub settings: Settings,
+    pub(crate) settings: Settings,
     /// The log level differs.
-    pub log: bool,
+    pub(crate) log: bool,
     /// What anonymous clients may do differs.
-    pub anonymous: bool,
+    pub(crate) anonymous: bool,
     /// A limit of the broker differs.
-    pub limits: bool,
+    pub(crate) limits: bool,
     /// Users that are new.
-    pub users_added: Vec<String>,
+    pub(crate) users_added: Vec<String>,
     /// Users that are gone or have another password: their connections end.
-    pub users_revoked: Vec<String>,
+    pub(crate) users_revoked: Vec<String>,
     /// Users that may do other things than before.
-    pub users_access: Vec<String>,
+    pub(crate) users_access: Vec<String>,
     /// Sensors that are new or differ: to be started.
-    pub sensors_started: Vec<String>,
+    pub(crate) sensors_started: Vec<String>,
     /// Sensors that are gone or differ: to be stopped.
-    pub sensors_stopped: Vec<String>,
+    pub(crate) sensors_stopped: Vec<String>,
     /// Upstreams whose rules differ.
-    pub rules: Vec<String>,
+    pub(crate) rules: Vec<String>,
     /// Keys whose change needs a restart, by name.
-    pub restart: Vec<String>,
+    pub(crate) restart: Vec<String>,
 }
 
 impl Reload {
     /// Compares what is in force with what was read.
-    pub fn plan(old: &Settings, new: &Settings) -> Reload {
+    pub(crate) fn plan(old: &Settings, new: &Settings) -> Reload {
         let mut restart = restart_keys(old, new);
         let mut settings = new.clone();
         settings.gateway = old.gateway.clone();

@@ -15,48 +15,48 @@ use crate::upstream::settings::UpstreamSettings;
 
 /// `[gateway]`.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct GatewaySettings {
+pub(crate) struct GatewaySettings {
     /// Name of this gateway.
-    pub id: String,
+    pub(crate) id: String,
     /// Where journal, retained messages and sessions are kept.
-    pub data_dir: PathBuf,
+    pub(crate) data_dir: PathBuf,
 }
 
 /// `[log]`.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct LogSettings {
+pub(crate) struct LogSettings {
     /// A valid tracing filter.
-    pub level: String,
+    pub(crate) level: String,
 }
 
 /// All settings.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Settings {
     /// Name and place.
-    pub gateway: GatewaySettings,
+    pub(crate) gateway: GatewaySettings,
     /// What is logged.
-    pub log: LogSettings,
+    pub(crate) log: LogSettings,
     /// The broker.
     pub broker: BrokerSettings,
     /// The pins.
-    pub gpio: GpioSettings,
+    pub(crate) gpio: GpioSettings,
     /// The sensors.
-    pub sensors: Vec<SensorSettings>,
+    pub(crate) sensors: Vec<SensorSettings>,
     /// The upstreams.
     pub upstreams: Vec<UpstreamSettings>,
     /// The journal.
-    pub journal: JournalSettings,
+    pub(crate) journal: JournalSettings,
     /// HTTP.
-    pub http: HttpSettings,
+    pub(crate) http: HttpSettings,
     /// What the local network is told.
-    pub mdns: MdnsSettings,
+    pub(crate) mdns: MdnsSettings,
     /// What Home Assistant is told.
-    pub home_assistant: HomeAssistantSettings,
+    pub(crate) home_assistant: HomeAssistantSettings,
 }
 
 impl Settings {
     /// What an empty file means.
-    pub fn defaults(environment: &Environment) -> Settings {
+    pub(crate) fn defaults(environment: &Environment) -> Settings {
         let data_dir = environment.state_dir.clone().unwrap_or_else(|| "pigateway-data".into());
         Settings {
             gateway: GatewaySettings { id: default_id(&environment.host_name), data_dir },
@@ -74,7 +74,7 @@ impl Settings {
 
     /// What the gateway shows when it is started without a file: a simulated motion sensor that reports within seconds,
     /// and the defaults of everything else.
-    pub fn demonstration() -> Settings {
+    pub(crate) fn demonstration() -> Settings {
         let mut settings = Settings::defaults(&Environment::current());
         settings.gpio.backend = GpioBackend::Simulated;
         // what is only tried out, on whatever network, is nobody else's business

@@ -18,9 +18,9 @@ const SIZES: [(&str, u64); 7] = [
 ];
 
 /// How a duration is written.
-pub const DURATION_FORM: &str = "a whole number and ms, s, min, h or days";
+pub(crate) const DURATION_FORM: &str = "a whole number and ms, s, min, h or days";
 /// How a size is written.
-pub const SIZE_FORM: &str = "a whole number and B, kB, KiB, MB, MiB, GB or GiB";
+pub(crate) const SIZE_FORM: &str = "a whole number and B, kB, KiB, MB, MiB, GB or GiB";
 
 fn parse(text: &str, units: &[(&str, u64)]) -> Option<u64> {
     let text = text.trim();

@@ -18,12 +18,12 @@ use crate::access::settings::UserSettings;
 /// Its name in the data directory.
 const NAME: &str = "users.toml";
 /// Bytes of the largest file that is read: a larger one is none of ours.
-pub const LARGEST: u64 = 4 << 20;
+pub(crate) const LARGEST: u64 = 4 << 20;
 const HEAD: &str = "# Users that were made on the web page or by its REST interface. pigateway replaces this file when one of them changes.\n\
                     # A [[broker.user]] of the same name in the configuration wins, and only such a user can have admin = true.\n";
 
 /// Where the file is.
-pub fn made_users_path(data_dir: &Path) -> PathBuf {
+pub(crate) fn made_users_path(data_dir: &Path) -> PathBuf {
     data_dir.join(NAME)
 }
 
@@ -31,9 +31,9 @@ pub fn made_users_path(data_dir: &Path) -> PathBuf {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct MadeUsers {
     /// The users, with the line that each begins in.
-    pub users: Vec<(UserSettings, usize)>,
+    pub(crate) users: Vec<(UserSettings, usize)>,
     /// Not wrong, but perhaps not meant.
-    pub warnings: Vec<Problem>,
+    pub(crate) warnings: Vec<Problem>,
 }
 
 impl MadeUsers {
@@ -43,7 +43,7 @@ impl MadeUsers {
     }
 
     /// What may not be meant: what the file itself says, and users who have no effect beside this configuration.
-    pub fn all_warnings(&self, configured: &[UserSettings], data_dir: &Path) -> Vec<Problem> {
+    pub(crate) fn all_warnings(&self, configured: &[UserSettings], data_dir: &Path) -> Vec<Problem> {
         self.warnings.iter().cloned().chain(self.hidden_by(configured, data_dir)).collect()
     }
 
@@ -63,7 +63,7 @@ impl MadeUsers {
 }
 
 /// Reads the file. Where there is none, there are no such users.
-pub fn load_made_users(data_dir: &Path) -> Result<MadeUsers, Problems> {
+pub(crate) fn load_made_users(data_dir: &Path) -> Result<MadeUsers, Problems> {
     let path = made_users_path(data_dir);
     let file = path.display().to_string();
     let whole = |place, message: String| {

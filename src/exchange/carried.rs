@@ -14,14 +14,14 @@ pub(super) struct Carried {
 
 impl Ingress {
     /// Says what an upstream gets unchanged, and which gateway it is, if it is one.
-    pub fn set_carried(&self, consumer: ConsumerId, gateway: Option<via::Id>, filters: Vec<TopicFilter>) {
+    pub(crate) fn set_carried(&self, consumer: ConsumerId, gateway: Option<via::Id>, filters: Vec<TopicFilter>) {
         let mut carried = self.inner.carried.lock();
         carried.retain(|known| known.consumer != consumer);
         carried.extend(gateway.map(|to| Carried { consumer, to, filters }));
     }
 
     /// Whether a message gets to this gateway without a subscription: it has been there, or is forwarded there.
-    pub fn reaches(&self, gateway: via::Id, message: MessageRef<'_>) -> bool {
+    pub(crate) fn reaches(&self, gateway: via::Id, message: MessageRef<'_>) -> bool {
         let forwards = |to: &Carried| {
             to.to == gateway && to.filters.iter().any(|filter| matches(filter.as_str(), message.topic()))
         };

@@ -16,7 +16,7 @@ const LONGEST: Duration = Duration::from_secs(60);
 
 impl Ingress {
     /// Puts retained messages back that were kept over a restart; returns how many there are now.
-    pub fn restore_retained(&self, messages: &[Message]) -> usize {
+    pub(crate) fn restore_retained(&self, messages: &[Message]) -> usize {
         let now = self.clock().boot_ms();
         let mut sequencer = self.inner.sequencer.lock();
         for message in messages.iter().filter(|message| message.view().remaining_expiry(now).is_ok()) {
@@ -28,13 +28,13 @@ impl Ingress {
     }
 
     /// Retained messages, and their bytes.
-    pub fn retained_size(&self) -> (usize, usize) {
+    pub(crate) fn retained_size(&self) -> (usize, usize) {
         let sequencer = self.inner.sequencer.lock();
         (sequencer.retained.len(), sequencer.retained.bytes())
     }
 
     /// Forgets retained messages as they expire, until cancelled.
-    pub async fn expire_retained(self, cancel: CancellationToken) {
+    pub(crate) async fn expire_retained(self, cancel: CancellationToken) {
         loop {
             let pause = self.expire_due();
             let changed = async {

@@ -231,11 +231,6 @@ impl<V> Default for FilterTree<V> {
 }
 
 impl<V> FilterTree<V> {
-    /// Values in the tree.
-    pub fn len(&self) -> usize {
-        self.len
-    }
-
     /// Whether there are none.
     pub fn is_empty(&self) -> bool {
         self.len == 0
@@ -285,7 +280,7 @@ impl<V> FilterTree<V> {
 }
 
 /// Whether a filter names its first level: what a broker says of itself is for those who ask for it.
-pub fn names_first_level(filter: &str) -> bool {
+pub(crate) fn names_first_level(filter: &str) -> bool {
     !filter.starts_with(['+', '#'])
 }
 

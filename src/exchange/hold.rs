@@ -33,18 +33,18 @@ use super::subscribers::Subscriber;
 use crate::message::Origin;
 
 /// What a reader has taken within this time tells whether it reads.
-pub const LATELY: Duration = Duration::from_millis(250);
+pub(crate) const LATELY: Duration = Duration::from_millis(250);
 const QUARTER: f64 = 0.25;
 /// Three windows of the usual 20 messages: a client that answers at once takes so many in [`LATELY`] on a line of 80 ms.
 const WINDOWS: f64 = 60.0;
 /// So many readers with full queues are each judged as if they were alone.
 const ALONE: usize = 8;
 /// How long publishers are held for the readers of one user that do not read ...
-pub const BUDGET: Duration = Duration::from_millis(50);
+pub(crate) const BUDGET: Duration = Duration::from_millis(50);
 /// ... in any time of this length.
-pub const PERIOD: Duration = Duration::from_secs(1);
+pub(crate) const PERIOD: Duration = Duration::from_secs(1);
 /// How often it is looked whether publishers are still to be held.
-pub const STEP: Duration = Duration::from_millis(5);
+pub(crate) const STEP: Duration = Duration::from_millis(5);
 /// Longest hold for a reader that its own client does not keep from reading: the gateway has not got around to it.
 const LONGEST: Duration = Duration::from_secs(3);
 /// Marks of what a reader had taken are this far apart.
@@ -52,18 +52,18 @@ const MARK: Duration = Duration::from_millis(25);
 
 /// What a reader has taken, in messages and bytes since it is there.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Taken {
+pub(crate) struct Taken {
     /// Messages.
-    pub messages: u64,
+    pub(crate) messages: u64,
     /// Bytes.
-    pub bytes: u64,
+    pub(crate) bytes: u64,
     /// Messages at QoS 1 and 2, which its client acknowledges before it gets more than a window of them.
-    pub by_window: u64,
+    pub(crate) by_window: u64,
 }
 
 /// How fast a reader takes what there is for it. Times are of any clock that goes forward.
 #[derive(Debug, Default)]
-pub struct Uptake {
+pub(crate) struct Uptake {
     marks: VecDeque<(Duration, Taken)>,
     /// Since when its queue is full, and what it had taken then.
     full: Option<(Duration, Taken)>,
@@ -71,7 +71,7 @@ pub struct Uptake {
 
 impl Uptake {
     /// So much it has taken at this time.
-    pub fn mark(&mut self, now: Duration, taken: Taken) {
+    pub(crate) fn mark(&mut self, now: Duration, taken: Taken) {
         if self.marks.back().is_some_and(|(last, _)| now < *last + MARK) {
             return;
         }
@@ -82,14 +82,14 @@ impl Uptake {
     }
 
     /// Its queue is full now, or not any more.
-    pub fn set_full(&mut self, full: Option<(Duration, Taken)>) {
+    pub(crate) fn set_full(&mut self, full: Option<(Duration, Taken)>) {
         self.full = full;
     }
 
     /// Whether it has taken a quarter of its queue lately; while its queue has been full for less long than that, whether it
     /// is about to.
     /// `full` readers have a full queue at the same time.
-    pub fn is_quick(&self, now: Duration, taken: Taken, limits: &InboxLimits, full: usize) -> bool {
+    pub(crate) fn is_quick(&self, now: Duration, taken: Taken, limits: &InboxLimits, full: usize) -> bool {
         let enough = QUARTER * (ALONE as f64 / full.max(1) as f64).min(1.0);
         let is_about_to = self.full.as_ref().is_some_and(|(since, before)| {
             let passed = now.saturating_sub(*since);
@@ -101,7 +101,7 @@ impl Uptake {
     }
 
     /// Whether it has taken a quarter of its queue lately.
-    pub fn has_been_quick(&self, now: Duration, taken: Taken, limits: &InboxLimits) -> bool {
+    pub(crate) fn has_been_quick(&self, now: Duration, taken: Taken, limits: &InboxLimits) -> bool {
         self.share_lately(now, taken, limits) >= QUARTER
     }
 
@@ -120,14 +120,14 @@ fn share(before: &Taken, taken: Taken, limits: &InboxLimits) -> f64 {
 
 /// What is left to the readers of one user of the time for which they may hold publishers.
 #[derive(Debug, Default)]
-pub struct Budget {
+pub(crate) struct Budget {
     /// When steps began that were spent.
     spent: VecDeque<Duration>,
 }
 
 impl Budget {
     /// Whether publishers may be held for a step from now on. However many readers ask for the same step, it is spent once.
-    pub fn spend(&mut self, now: Duration) -> bool {
+    pub(crate) fn spend(&mut self, now: Duration) -> bool {
         self.forget(now);
         if self.spent.back().is_some_and(|began| now < *began + STEP) {
             return true;
@@ -172,7 +172,7 @@ struct State {
 }
 
 /// Who is held for whom.
-pub struct Holds {
+pub(crate) struct Holds {
     state: Mutex<State>,
     /// Readers with a full queue, for which somebody may be held.
     count: AtomicUsize,
@@ -204,38 +204,38 @@ impl Default for Holds {
 
 impl Holds {
     /// Time on the clock of readers.
-    pub fn now(&self, now: Instant) -> Duration {
+    pub(crate) fn now(&self, now: Instant) -> Duration {
         self.state.lock().now(now)
     }
 
     /// Whether anybody may be held at all.
-    pub fn is_any(&self) -> bool {
+    pub(crate) fn is_any(&self) -> bool {
         self.count.load(Ordering::Acquire) > 0
     }
 
     /// Whether this publisher is held. It then waits for [`Holds::room`].
-    pub fn holds(&self, publisher: Origin) -> bool {
+    pub(crate) fn holds(&self, publisher: Origin) -> bool {
         self.is_any() && self.state.lock().publishers.contains_key(&publisher)
     }
 
     /// A publisher waits because one of its messages is for a full queue; it is not held for anything else.
-    pub fn wait(&self) {
+    pub(crate) fn wait(&self) {
         self.state.lock().others_wait = true;
     }
 
     /// Notified when publishers that were held may go on.
-    pub fn room(&self) -> &Notify {
+    pub(crate) fn room(&self) -> &Notify {
         &self.room
     }
 
     /// Waits until somebody is held. Safe to cancel.
-    pub async fn begun(&self) {
+    pub(crate) async fn begun(&self) {
         self.begun.notified().await;
     }
 
     /// A publisher has filled a reader's queue and is held, if its reader may hold anybody. Returns how many messages the
     /// reader has lost otherwise.
-    pub fn begin(self: &Arc<Self>, reader: &Arc<Subscriber>, publisher: Origin, now: Instant) -> u64 {
+    pub(crate) fn begin(self: &Arc<Self>, reader: &Arc<Subscriber>, publisher: Origin, now: Instant) -> u64 {
         let mut guard = self.state.lock();
         let state = &mut *guard;
         let now = state.now(now);
@@ -267,7 +267,7 @@ impl Holds {
     }
 
     /// A reader has room again, or has gone: nobody is held for it any more.
-    pub fn release(&self, inbox: *const super::inbox::Inbox) {
+    pub(crate) fn release(&self, inbox: *const super::inbox::Inbox) {
         let mut state = self.state.lock();
         let is_it = |held: &Held| std::ptr::eq(&raw const held.reader.inbox, inbox);
         let Some(at) = state.readers.iter().position(is_it) else { return };
@@ -282,7 +282,7 @@ impl Holds {
 
     /// Looks whether publishers are still to be held; every [`STEP`] while some are. Returns how many messages readers have
     /// lost that may not hold them any longer.
-    pub fn look(&self, now: Instant) -> u64 {
+    pub(crate) fn look(&self, now: Instant) -> u64 {
         let mut guard = self.state.lock();
         let state = &mut *guard;
         let now = state.now(now);

@@ -25,16 +25,16 @@ const COPY_FROM: usize = 128;
 
 /// Bounds of an inbox.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct InboxLimits {
+pub(crate) struct InboxLimits {
     /// Most messages.
-    pub messages: usize,
+    pub(crate) messages: usize,
     /// Most bytes; a single larger message is let in when nothing else waits.
-    pub bytes: usize,
+    pub(crate) bytes: usize,
 }
 
 /// What became of an offer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Offer {
+pub(crate) enum Offer {
     /// Nothing is left to offer.
     Done,
     /// Nothing is left to offer: so many messages were dropped.
@@ -64,7 +64,7 @@ struct State {
 
 /// The queue between the dispatcher and one live subscriber.
 #[derive(Debug)]
-pub struct Inbox {
+pub(crate) struct Inbox {
     owner: Box<str>,
     /// Whose budget pays for holding publishers.
     payer: Arc<str>,
@@ -77,7 +77,7 @@ pub struct Inbox {
 
 impl Inbox {
     /// An empty inbox; `owner` (a client id) is named in logs.
-    pub fn new(owner: &str, limits: InboxLimits) -> Inbox {
+    pub(crate) fn new(owner: &str, limits: InboxLimits) -> Inbox {
         Inbox {
             owner: owner.into(),
             payer: owner.into(),
@@ -89,18 +89,18 @@ impl Inbox {
     }
 
     /// The same, at the cost of this user.
-    pub fn paid_by(self, payer: &str) -> Inbox {
+    pub(crate) fn paid_by(self, payer: &str) -> Inbox {
         Inbox { payer: payer.into(), ..self }
     }
 
     /// Who pays for holding publishers.
-    pub fn payer(&self) -> &Arc<str> {
+    pub(crate) fn payer(&self) -> &Arc<str> {
         &self.payer
     }
 
     /// Takes all messages of `offered`, or drops what does not fit if the subscriber is slow or gone. `now` is of
     /// [`Holds::now`].
-    pub fn offer(&self, offered: &mut VecDeque<Run>, now: Duration) -> Offer {
+    pub(crate) fn offer(&self, offered: &mut VecDeque<Run>, now: Duration) -> Offer {
         let mut state = self.state.lock();
         if state.closed {
             offered.clear();
@@ -163,7 +163,7 @@ impl Inbox {
     }
 
     /// Notes that publishers are held for it; `false`: there is no reason any more.
-    pub fn hold(&self, holds: &Arc<Holds>) -> bool {
+    pub(crate) fn hold(&self, holds: &Arc<Holds>) -> bool {
         let mut state = self.state.lock();
         let is_full = state.full && !state.closed && !state.slow;
         if is_full {
@@ -174,7 +174,7 @@ impl Inbox {
 
     /// Nobody is held for it any more: what is beyond its bound is dropped, and so is what does not fit from now on. Returns
     /// how many messages those were.
-    pub fn lose(&self) -> u64 {
+    pub(crate) fn lose(&self) -> u64 {
         let mut state = self.state.lock();
         state.held_by = None;
         if state.closed || !state.full {
@@ -199,7 +199,7 @@ impl Inbox {
     }
 
     /// Whether its reader has taken much of it lately.
-    pub fn is_quick(&self, now: Duration, full: usize) -> bool {
+    pub(crate) fn is_quick(&self, now: Duration, full: usize) -> bool {
         let mut state = self.state.lock();
         let taken = state.taken;
         state.uptake.mark(now, taken);
@@ -207,22 +207,22 @@ impl Inbox {
     }
 
     /// Its client takes nothing more for the moment, or does again.
-    pub fn set_blocked(&self, blocked: bool) {
+    pub(crate) fn set_blocked(&self, blocked: bool) {
         self.blocked.store(blocked, Ordering::Relaxed);
     }
 
     /// Whether its client takes nothing more for the moment.
-    pub fn is_blocked(&self) -> bool {
+    pub(crate) fn is_blocked(&self) -> bool {
         self.blocked.load(Ordering::Relaxed)
     }
 
     /// Whether publishers may be held for it.
-    pub fn is_full(&self) -> bool {
+    pub(crate) fn is_full(&self) -> bool {
         self.state.lock().held_by.is_some()
     }
 
     /// Puts a run in that its sender bounds; gives it back if the subscriber has gone.
-    pub fn put(&self, run: Run) -> Result<(), Run> {
+    pub(crate) fn put(&self, run: Run) -> Result<(), Run> {
         let mut state = self.state.lock();
         if state.closed {
             return Err(run);
@@ -234,7 +234,7 @@ impl Inbox {
     }
 
     /// Takes the oldest run, but no more than `most` messages of it, so that what is taken is soon worked off.
-    pub fn take_run(&self, most: usize) -> Option<Run> {
+    pub(crate) fn take_run(&self, most: usize) -> Option<Run> {
         let mut state = self.state.lock();
         let mut run = state.queue.pop_front()?;
         if let Some(messages) = run.messages.split_off_front(|messages, _| messages <= most) {
@@ -265,7 +265,7 @@ impl Inbox {
     }
 
     /// Takes up to `count` messages into `out`; says how many are left.
-    pub fn take(&self, count: usize, out: &mut VecDeque<Queued>) -> usize {
+    pub(crate) fn take(&self, count: usize, out: &mut VecDeque<Queued>) -> usize {
         let enough = out.len() + count;
         while out.len() < enough {
             let Some(run) = self.take_run(enough - out.len()) else { return 0 };
@@ -279,12 +279,12 @@ impl Inbox {
     }
 
     /// Waits until something has come into an empty inbox. Safe to cancel.
-    pub async fn filled(&self) {
+    pub(crate) async fn filled(&self) {
         self.filled.notified().await;
     }
 
     /// The subscriber has gone: nothing more is kept. Returns what it did not take.
-    pub fn close(&self) -> VecDeque<Run> {
+    pub(crate) fn close(&self) -> VecDeque<Run> {
         let mut state = self.state.lock();
         state.closed = true;
         (state.messages, state.bytes) = (0, 0);
@@ -302,17 +302,12 @@ impl Inbox {
     }
 
     /// Messages that wait.
-    pub fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         self.state.lock().messages
     }
 
-    /// Whether nothing waits.
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-
     /// Messages dropped so far.
-    pub fn dropped(&self) -> u64 {
+    pub(crate) fn dropped(&self) -> u64 {
         self.state.lock().dropped
     }
 }

@@ -29,9 +29,9 @@ use crate::workers::worked;
 
 /// What a publisher waits for before it may say "accepted".
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Receipt {
+pub(crate) struct Receipt {
     /// Place in the journal that must be synced; `None`: nobody needs the message kept.
-    pub durable: Option<Position>,
+    pub(crate) durable: Option<Position>,
 }
 
 /// Why a message was not accepted.
@@ -52,23 +52,23 @@ pub enum IngressError {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Accepted {
     /// What to wait for.
-    pub receipt: Receipt,
+    pub(crate) receipt: Receipt,
     /// Messages of the batch, counted from 0, that were not accepted.
-    pub refused: SmallVec<[u32; 4]>,
+    pub(crate) refused: SmallVec<[u32; 4]>,
     /// Those that were delivered and forwarded, but that the retained store had no room for.
-    pub unretained: SmallVec<[u32; 4]>,
+    pub(crate) unretained: SmallVec<[u32; 4]>,
 }
 
 impl Accepted {
     /// What to wait for, if all of the batch was accepted.
-    pub fn whole(&self) -> Result<Receipt, IngressError> {
+    pub(crate) fn whole(&self) -> Result<Receipt, IngressError> {
         if self.refused.is_empty() { Ok(self.receipt) } else { Err(IngressError::Full(Full)) }
     }
 }
 
 /// Who must get messages whether it is connected or not.
 #[derive(Clone, Debug)]
-pub enum Route {
+pub(crate) enum Route {
     /// An upstream; does not get back what it sent.
     Upstream {
         /// Its consumer.
@@ -98,7 +98,7 @@ pub enum Route {
 
 impl Route {
     /// Whether both lead to the same consumer or group.
-    pub fn is_same(&self, other: &Route) -> bool {
+    pub(crate) fn is_same(&self, other: &Route) -> bool {
         match (self, other) {
             (Route::Upstream { consumer: a, .. }, Route::Upstream { consumer: b, .. }) => a == b,
             (Route::Session { consumer: a, .. }, Route::Session { consumer: b, .. }) => a == b,
@@ -150,7 +150,7 @@ pub struct Ingress {
 
 impl Ingress {
     /// An ingress in front of these.
-    pub fn new(
+    pub(crate) fn new(
         link: LiveLink,
         subscribers: Arc<Subscribers>,
         journal: Journal,
@@ -180,17 +180,17 @@ impl Ingress {
     }
 
     /// Size of the largest MQTT packet, in bytes, that any door takes; what HTTP takes follows from it.
-    pub fn max_packet_size(&self) -> usize {
+    pub(crate) fn max_packet_size(&self) -> usize {
         self.inner.max_packet_size.load(Ordering::Relaxed)
     }
 
     /// Changes it for what comes from now on.
-    pub fn set_max_packet_size(&self, bytes: usize) {
+    pub(crate) fn set_max_packet_size(&self, bytes: usize) {
         self.inner.max_packet_size.store(bytes, Ordering::Relaxed);
     }
 
     /// The memory for what is being received, for every door.
-    pub fn receiving(&self) -> &Receiving {
+    pub(crate) fn receiving(&self) -> &Receiving {
         &self.inner.receiving
     }
 
@@ -202,7 +202,7 @@ impl Ingress {
 
     /// The same for a persistent session; `received`: its consumer, and which messages of the batch are QoS 2, in order, with
     /// their packet ids.
-    pub fn try_publish_for(
+    pub(crate) fn try_publish_for(
         &self,
         batch: &mut BatchBuilder,
         received: Option<(ConsumerId, &[(u32, u16)])>,
@@ -332,12 +332,12 @@ impl Ingress {
     }
 
     /// Completes when [`Ingress::try_publish`] may find room again. Create it before trying.
-    pub fn room(&self) -> &Room {
+    pub(crate) fn room(&self) -> &Room {
         &self.inner.room
     }
 
     /// Waits until what the receipt stands for is safe.
-    pub async fn settled(&self, receipt: Receipt) -> Result<(), IngressError> {
+    pub(crate) async fn settled(&self, receipt: Receipt) -> Result<(), IngressError> {
         let Some(position) = receipt.durable else { return Ok(()) };
         let mut synced = self.inner.journal.synced();
         synced.wait_for(|safe| *safe >= position).await.map(|_| ()).map_err(|_| IngressError::Closed)
@@ -352,13 +352,13 @@ impl Ingress {
 
     /// Ends the router's thread as its own faults would.
     #[cfg(test)]
-    pub fn kill_router(&self) {
+    pub(crate) fn kill_router(&self) {
         self.inner.sequencer.lock().link.kill_router();
     }
 
     /// Subscribes to live messages from now on. Returns whether the subscription is new and, if `retained` asks for them
     /// with that knowledge, as many retained messages and bytes of this very moment.
-    pub fn subscribe(
+    pub(crate) fn subscribe(
         &self,
         filter: &str,
         subscriber: &Arc<Subscriber>,
@@ -370,7 +370,7 @@ impl Ingress {
 
     /// The same for a persistent session, whose route under this filter changes at the same moment, from the first to the
     /// second: every message is delivered live or by the journal, and none twice or not at all.
-    pub fn subscribe_routed(
+    pub(crate) fn subscribe_routed(
         &self,
         filter: &str,
         subscriber: &Arc<Subscriber>,
@@ -392,30 +392,30 @@ impl Ingress {
     }
 
     /// Goes on with what a subscription has selected.
-    pub fn retained_behind(&self, filter: &str, after: &str, most: (usize, usize)) -> Selected {
+    pub(crate) fn retained_behind(&self, filter: &str, after: &str, most: (usize, usize)) -> Selected {
         Selected::first(&self.inner.sequencer.lock().retained, filter, after, most, 1)
     }
 
     /// Ends a live subscription; says whether there was one.
-    pub fn unsubscribe(&self, filter: &str, subscriber: &Arc<Subscriber>) -> bool {
+    pub(crate) fn unsubscribe(&self, filter: &str, subscriber: &Arc<Subscriber>) -> bool {
         self.inner.subscribers.remove(filter, subscriber)
     }
 
     /// Routes what `filter` selects to a durable consumer or a shared group, replacing its route under this filter.
-    pub fn add_route(&self, filter: &str, route: Route) {
+    pub(crate) fn add_route(&self, filter: &str, route: Route) {
         let mut sequencer = self.inner.sequencer.lock();
         sequencer.routes.remove(filter, |known| known.is_same(&route));
         sequencer.routes.insert(filter, route);
     }
 
     /// Ends a route.
-    pub fn remove_route(&self, filter: &str, route: &Route) {
+    pub(crate) fn remove_route(&self, filter: &str, route: &Route) {
         self.inner.sequencer.lock().routes.remove(filter, |known| known.is_same(route));
     }
 
     /// Sets the consumer of an upstream and the filters whose messages it gets, in place of those before, at once: every
     /// message goes to the one or to the other. What the upstream sent itself (`origin`) is left out.
-    pub fn set_upstream_filters(&self, consumer: ConsumerId, origin: Origin, filters: Vec<TopicFilter>) {
+    pub(crate) fn set_upstream_filters(&self, consumer: ConsumerId, origin: Origin, filters: Vec<TopicFilter>) {
         let mut guard = self.inner.sequencer.lock();
         let sequencer = &mut *guard;
         let is_its_own = |route: &Route| matches!(route, Route::Upstream { origin: from, .. } if *from == origin);
@@ -434,12 +434,12 @@ impl Ingress {
     }
 
     /// The retained message on a topic.
-    pub fn retained(&self, topic: &str) -> Option<Message> {
+    pub(crate) fn retained(&self, topic: &str) -> Option<Message> {
         self.inner.sequencer.lock().retained.get(topic).cloned()
     }
 
     /// Retained messages that `filter` selects and `wanted` takes, on topics behind `after`, in order of topic.
-    pub fn select_retained(
+    pub(crate) fn select_retained(
         &self,
         filter: &str,
         after: &str,
@@ -462,17 +462,17 @@ impl Ingress {
     }
 
     /// Messages that are followed.
-    pub fn traces(&self) -> &Traces {
+    pub(crate) fn traces(&self) -> &Traces {
         &self.inner.traces
     }
 
     /// What is counted.
-    pub fn stats(&self) -> &Arc<Stats> {
+    pub(crate) fn stats(&self) -> &Arc<Stats> {
         &self.inner.stats
     }
 
     /// The live subscriptions.
-    pub fn subscribers(&self) -> &Arc<Subscribers> {
+    pub(crate) fn subscribers(&self) -> &Arc<Subscribers> {
         &self.inner.subscribers
     }
 }

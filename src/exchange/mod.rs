@@ -14,18 +14,18 @@
 //! `live` to those who are connected, and through the journal to those who must get it in any case.
 
 mod carried;
-pub mod delivery;
+pub(crate) mod delivery;
 mod expiry;
 pub mod filters;
-pub mod hold;
-pub mod inbox;
-pub mod ingress;
+pub(crate) mod hold;
+pub(crate) mod inbox;
+pub(crate) mod ingress;
 mod keeping;
-pub mod live;
+pub(crate) mod live;
 mod publish;
-pub mod receiving;
-pub mod retained;
-pub mod shared;
-pub mod stats;
-pub mod subscribers;
-pub mod trace;
+pub(crate) mod receiving;
+pub(crate) mod retained;
+pub(crate) mod shared;
+pub(crate) mod stats;
+pub(crate) mod subscribers;
+pub(crate) mod trace;

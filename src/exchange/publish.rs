@@ -6,13 +6,13 @@ use crate::message::{BatchBuilder, Draft};
 
 impl Ingress {
     /// Publishes one message; waits while live subscribers are too far behind.
-    pub async fn publish(&self, draft: &Draft<'_>) -> Result<Receipt, IngressError> {
+    pub(crate) async fn publish(&self, draft: &Draft<'_>) -> Result<Receipt, IngressError> {
         self.publish_received(draft, None).await
     }
 
     /// The same; where it is a QoS 2 PUBLISH of this consumer with this packet id, the journal knows from now on that it was
     /// received.
-    pub async fn publish_received(
+    pub(crate) async fn publish_received(
         &self,
         draft: &Draft<'_>,
         received: Option<(ConsumerId, u16)>,
@@ -31,7 +31,7 @@ impl Ingress {
     }
 
     /// Publishes a batch; waits while live subscribers are too far behind.
-    pub async fn publish_batch(&self, batch: &mut BatchBuilder) -> Result<Accepted, IngressError> {
+    pub(crate) async fn publish_batch(&self, batch: &mut BatchBuilder) -> Result<Accepted, IngressError> {
         loop {
             let room = self.room().notified();
             if let Some(accepted) = self.try_publish(batch)? {

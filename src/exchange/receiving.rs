@@ -14,11 +14,11 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 
 /// Bytes that everything that is being received may take beyond what is free.
-pub const BUDGET: usize = 32 << 20;
+pub(crate) const BUDGET: usize = 32 << 20;
 /// What one user may have of it.
-pub const SHARE: usize = BUDGET / 2;
+pub(crate) const SHARE: usize = BUDGET / 2;
 /// Of each packet or body, so much is read without asking.
-pub const FREE: usize = 64 << 10;
+pub(crate) const FREE: usize = 64 << 10;
 /// A packet may take this long, and as much more as its bytes need at [`SLOWEST`], while others wait for its place.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// And there is no longer pause than this in it.
@@ -65,7 +65,7 @@ impl Books {
 
 /// The budget. Cheap to clone.
 #[derive(Clone, Debug, Default)]
-pub struct Receiving {
+pub(crate) struct Receiving {
     books: Arc<Mutex<Books>>,
     freed: Arc<Notify>,
 }
@@ -73,7 +73,7 @@ pub struct Receiving {
 impl Receiving {
     /// Asks for a packet of so many bytes. Of one that is larger than a user's share, no more than that is counted: it is
     /// read while the user has nothing else.
-    pub fn ask(&self, user: Option<&str>, bytes: usize) -> Reservation {
+    pub(crate) fn ask(&self, user: Option<&str>, bytes: usize) -> Reservation {
         let (user, bytes) = (user.map(Into::into), bytes.min(SHARE));
         let mut books = self.books.lock();
         let number = books.next;
@@ -84,7 +84,7 @@ impl Receiving {
     }
 
     /// Waits until there is room for a packet of so many bytes.
-    pub async fn reserve(&self, user: Option<&str>, bytes: usize) -> Reservation {
+    pub(crate) async fn reserve(&self, user: Option<&str>, bytes: usize) -> Reservation {
         let mut reservation = self.ask(user, bytes);
         loop {
             let freed = self.freed.notified();
@@ -96,19 +96,20 @@ impl Receiving {
     }
 
     /// Somebody has given back what it had, so that asking again is worth it. To be called before asking.
-    pub fn freed(&self) -> tokio::sync::futures::Notified<'_> {
+    pub(crate) fn freed(&self) -> tokio::sync::futures::Notified<'_> {
         self.freed.notified()
     }
 
     /// Bytes that are taken.
-    pub fn taken(&self) -> usize {
+    #[cfg(test)]
+    pub(crate) fn taken(&self) -> usize {
         self.books.lock().taken
     }
 }
 
 /// A place in the budget, or in the queue for it; given back when dropped.
 #[derive(Debug)]
-pub struct Reservation {
+pub(crate) struct Reservation {
     receiving: Receiving,
     user: User,
     bytes: usize,
@@ -120,7 +121,7 @@ pub struct Reservation {
 
 impl Reservation {
     /// Whether the bytes may be received. Takes them if they have become free.
-    pub fn is_granted(&mut self) -> bool {
+    pub(crate) fn is_granted(&mut self) -> bool {
         if self.overdue_at.is_some() {
             return true;
         }
@@ -140,17 +141,17 @@ impl Reservation {
     }
 
     /// From when on it is to be given up if others wait; `None`: it has not got anything.
-    pub fn overdue_at(&self) -> Option<Instant> {
+    pub(crate) fn overdue_at(&self) -> Option<Instant> {
         Some(self.overdue_at?.min(self.moved_at + PAUSE))
     }
 
     /// More of the packet has come.
-    pub fn has_moved(&mut self) {
+    pub(crate) fn has_moved(&mut self) {
         self.moved_at = Instant::now();
     }
 
     /// Whether it has been held for longer than its packet needs while others wait for what it holds.
-    pub fn is_overdue(&self) -> bool {
+    pub(crate) fn is_overdue(&self) -> bool {
         self.overdue_at().is_some_and(|at| at <= Instant::now()) && self.receiving.books.lock().is_wanted(&self.user)
     }
 }

@@ -13,7 +13,7 @@ use crate::message::{Message, MessageRef, Owner, matches};
 /// there is never taken away for somebody else. A topic counts for whoever has published on it last; on a topic that is
 /// there, only a larger message is more. What the gateway and its sensors retain finds room whatever others have.
 #[derive(Debug)]
-pub struct Retained {
+pub(crate) struct Retained {
     by_topic: BTreeMap<Box<str>, Message>,
     /// When messages expire, on the boot clock in milliseconds.
     expiries: BTreeSet<(i64, Box<str>)>,
@@ -35,11 +35,11 @@ struct Owned {
 /// The store is at its bound and the topic is new, or the message too large.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the store of retained messages is full")]
-pub struct RetainedFull;
+pub(crate) struct RetainedFull;
 
 impl Retained {
     /// An empty store.
-    pub fn new(max_messages: usize, max_bytes: usize) -> Retained {
+    pub(crate) fn new(max_messages: usize, max_bytes: usize) -> Retained {
         Retained {
             by_topic: BTreeMap::new(),
             expiries: BTreeSet::new(),
@@ -53,7 +53,7 @@ impl Retained {
 
     /// Keeps a message that was published with the retain flag; an empty payload clears its topic. The message should
     /// have memory of its own.
-    pub fn apply(&mut self, message: &Message) -> Result<(), RetainedFull> {
+    pub(crate) fn apply(&mut self, message: &Message) -> Result<(), RetainedFull> {
         if !message.view().payload().is_empty() {
             self.fits(message.view())?;
         }
@@ -63,7 +63,7 @@ impl Retained {
 
     /// Puts a message back that was there before the gateway was started. Only the house and all others together are bounded
     /// then: who has how much depends on what came when.
-    pub fn restore(&mut self, message: &Message) -> Result<(), RetainedFull> {
+    pub(crate) fn restore(&mut self, message: &Message) -> Result<(), RetainedFull> {
         let view = message.view();
         let house = self.owned[Owner::HOUSE.index()];
         let fits = match view.origin().owner {
@@ -111,7 +111,7 @@ impl Retained {
     }
 
     /// Whether there is room for a message.
-    pub fn fits(&self, message: MessageRef<'_>) -> Result<(), RetainedFull> {
+    pub(crate) fn fits(&self, message: MessageRef<'_>) -> Result<(), RetainedFull> {
         if message.payload().is_empty() || count(message) == 0 {
             return Ok(());
         }
@@ -137,17 +137,17 @@ impl Retained {
     }
 
     /// The retained message on this topic.
-    pub fn get(&self, topic: &str) -> Option<&Message> {
+    pub(crate) fn get(&self, topic: &str) -> Option<&Message> {
         self.by_topic.get(topic)
     }
 
     /// All that `filter` selects, in order of topic.
-    pub fn select<'a>(&'a self, filter: &'a str) -> impl Iterator<Item = &'a Message> {
+    pub(crate) fn select<'a>(&'a self, filter: &'a str) -> impl Iterator<Item = &'a Message> {
         self.select_behind(filter, "")
     }
 
     /// The same on topics behind `after`.
-    pub fn select_behind<'a>(&'a self, filter: &'a str, after: &'a str) -> impl Iterator<Item = &'a Message> {
+    pub(crate) fn select_behind<'a>(&'a self, filter: &'a str, after: &'a str) -> impl Iterator<Item = &'a Message> {
         // only topics that begin with the filter's literal part can match; `a/#` selects `a` too
         let literal = filter.find(['+', '#']).map_or(filter, |at| filter[..at].trim_end_matches('/'));
         let first = if after < literal || after.is_empty() { Bound::Included(literal) } else { Bound::Excluded(after) };
@@ -159,12 +159,12 @@ impl Retained {
     }
 
     /// When the next message expires, on the boot clock in milliseconds.
-    pub fn next_expiry(&self) -> Option<i64> {
+    pub(crate) fn next_expiry(&self) -> Option<i64> {
         self.expiries.first().map(|(at, _)| *at)
     }
 
     /// Forgets messages whose expiry interval has passed [MQTT-3.3.2-5], `most` at a time; returns their topics.
-    pub fn expire(&mut self, now_boot_ms: u64, most: usize) -> Vec<Box<str>> {
+    pub(crate) fn expire(&mut self, now_boot_ms: u64, most: usize) -> Vec<Box<str>> {
         let mut expired = Vec::new();
         while expired.len() < most
             && let Some(topic) = self.pop_expired(now_boot_ms)
@@ -194,28 +194,23 @@ impl Retained {
     }
 
     /// Messages.
-    pub fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         self.by_topic.len()
     }
 
-    /// Whether there are none.
-    pub fn is_empty(&self) -> bool {
-        self.by_topic.is_empty()
-    }
-
     /// Bytes, as the bound counts them.
-    pub fn bytes(&self) -> usize {
+    pub(crate) fn bytes(&self) -> usize {
         self.bytes
     }
 }
 
 /// Retained messages, the first that a filter selects.
 #[derive(Debug, Default)]
-pub struct Selected {
+pub(crate) struct Selected {
     /// In order of topic.
-    pub found: Vec<Message>,
+    pub(crate) found: Vec<Message>,
     /// There may be more, on topics behind this one.
-    pub behind: Option<Box<str>>,
+    pub(crate) behind: Option<Box<str>>,
 }
 
 impl Selected {

@@ -27,21 +27,21 @@ const MEMBER_WINDOW: usize = 20;
 
 /// A message's way back to the group that it came from.
 #[derive(Clone, Debug)]
-pub struct Share {
+pub(crate) struct Share {
     /// The group.
-    pub group: Arc<SharedGroup>,
+    pub(crate) group: Arc<SharedGroup>,
     /// Its place and ordinal in the journal, where it comes from there.
     kept: Option<(Position, u64)>,
 }
 
 impl Share {
     /// A member has dealt with the message.
-    pub fn settled(&self, subscriber: &Arc<Subscriber>) {
+    pub(crate) fn settled(&self, subscriber: &Arc<Subscriber>) {
         self.group.settled(subscriber, self.kept);
     }
 
     /// Nobody gets the message any more.
-    pub fn give_up(&self) {
+    pub(crate) fn give_up(&self) {
         let mut state = self.group.state.lock();
         if let Some((durable, (position, _))) = state.durable.as_mut().zip(self.kept) {
             durable.reader.settle_as(position, Outcome::NotWanted);
@@ -97,20 +97,20 @@ enum Next {
 
 /// One group: a name and a filter.
 #[derive(Debug)]
-pub struct SharedGroup {
+pub(crate) struct SharedGroup {
     limits: InboxLimits,
     state: Mutex<State>,
 }
 
 impl SharedGroup {
     /// A group without members.
-    pub fn new(limits: InboxLimits) -> Arc<SharedGroup> {
+    pub(crate) fn new(limits: InboxLimits) -> Arc<SharedGroup> {
         Arc::new(SharedGroup { limits, state: Mutex::default() })
     }
 
     /// A message for the group that nobody needs kept; the oldest that waits gives way when too many do. It has memory of its
     /// own, which groups share.
-    pub fn push(self: &Arc<Self>, message: Message) {
+    pub(crate) fn push(self: &Arc<Self>, message: Message) {
         let mut state = self.state.lock();
         state.enqueue(message, false);
         self.pump(&mut state);
@@ -122,7 +122,7 @@ impl SharedGroup {
     }
 
     /// From now on this consumer of the journal keeps messages for the group.
-    pub fn keep(self: &Arc<Self>, journal: &Journal, consumer: ConsumerId, mut reader: Reader) {
+    pub(crate) fn keep(self: &Arc<Self>, journal: &Journal, consumer: ConsumerId, mut reader: Reader) {
         let mut state = self.state.lock();
         if state.members.is_empty() {
             reader.rest();
@@ -132,17 +132,17 @@ impl SharedGroup {
     }
 
     /// The consumer of the journal that keeps messages for the group, or has some of before.
-    pub fn consumer(&self) -> Option<ConsumerId> {
+    pub(crate) fn consumer(&self) -> Option<ConsumerId> {
         self.state.lock().durable.as_ref().map(|durable| durable.consumer)
     }
 
     /// The journal may have something for the group, or a member has room again.
-    pub fn look(self: &Arc<Self>) {
+    pub(crate) fn look(self: &Arc<Self>) {
         self.pump(&mut self.state.lock());
     }
 
     /// A client joins, or changes its options; `consumer` is that of its session, if it is persistent.
-    pub fn join(
+    pub(crate) fn join(
         self: &Arc<Self>,
         subscriber: &Arc<Subscriber>,
         options: SubscriptionOptions,
@@ -157,7 +157,7 @@ impl SharedGroup {
     }
 
     /// A client leaves. Says whether nobody is there now.
-    pub fn leave(self: &Arc<Self>, subscriber: &Arc<Subscriber>) -> bool {
+    pub(crate) fn leave(self: &Arc<Self>, subscriber: &Arc<Subscriber>) -> bool {
         let mut state = self.state.lock();
         state.members.retain(|member| !Arc::ptr_eq(&member.subscriber, subscriber));
         self.pump(&mut state);
@@ -169,7 +169,7 @@ impl SharedGroup {
     }
 
     /// Messages that a client left unacknowledged, oldest first: others get them before anything newer.
-    pub fn take_back(self: &Arc<Self>, messages: Vec<(Share, Message)>) {
+    pub(crate) fn take_back(self: &Arc<Self>, messages: Vec<(Share, Message)>) {
         let mut state = self.state.lock();
         for (share, message) in messages.into_iter().rev() {
             match share.kept {
@@ -195,7 +195,8 @@ impl SharedGroup {
     }
 
     /// Messages dropped so far because too many waited.
-    pub fn dropped(&self) -> u64 {
+    #[cfg(test)]
+    pub(crate) fn dropped(&self) -> u64 {
         self.state.lock().dropped
     }
 

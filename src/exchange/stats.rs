@@ -18,17 +18,17 @@ pub struct Counter(AtomicU64);
 
 impl Counter {
     /// Adds.
-    pub fn add(&self, count: u64) {
+    pub(crate) fn add(&self, count: u64) {
         self.0.fetch_add(count, Ordering::Relaxed);
     }
 
     /// Subtracts; for gauges.
-    pub fn sub(&self, count: u64) {
+    pub(crate) fn sub(&self, count: u64) {
         self.0.fetch_sub(count, Ordering::Relaxed);
     }
 
     /// Raises to at least `value`.
-    pub fn raise_to(&self, value: u64) {
+    pub(crate) fn raise_to(&self, value: u64) {
         self.0.fetch_max(value, Ordering::Relaxed);
     }
 

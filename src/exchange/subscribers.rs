@@ -19,24 +19,24 @@ use crate::message::{Batch, Entry, MessageRef, Origin, Qos};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SubscriptionOptions {
     /// Largest QoS to deliver with.
-    pub qos: Qos,
+    pub(crate) qos: Qos,
     /// Leave out what the subscriber itself published.
-    pub no_local: bool,
+    pub(crate) no_local: bool,
     /// Keep the retain flag as published.
-    pub retain_as_published: bool,
+    pub(crate) retain_as_published: bool,
     /// Subscription id.
-    pub id: Option<u32>,
+    pub(crate) id: Option<u32>,
 }
 
 /// A live subscriber.
 #[derive(Debug)]
-pub struct Subscriber {
+pub(crate) struct Subscriber {
     /// Where its messages go.
-    pub inbox: Inbox,
+    pub(crate) inbox: Inbox,
     /// Who it is when it publishes.
-    pub origin: Origin,
+    pub(crate) origin: Origin,
     /// The journal feeds it with everything above QoS 0: only QoS 0 deliveries are live.
-    pub is_durable: bool,
+    pub(crate) is_durable: bool,
 }
 
 impl Subscriber {
@@ -80,7 +80,7 @@ impl Subscription {
 
 /// All live subscriptions.
 #[derive(Debug, Default)]
-pub struct Subscribers {
+pub(crate) struct Subscribers {
     tree: RwLock<FilterTree<Subscription>>,
     version: AtomicU64,
     count: AtomicUsize,
@@ -92,7 +92,7 @@ impl Subscribers {
     /// Adds a subscription to messages from `since` on; one that the subscriber has under this filter is replaced, and
     /// goes on without a gap. Where messages before `since` may still be on their way (`is_quiet` is false), those go by the
     /// options of their time. Says whether it is new.
-    pub fn insert(
+    pub(crate) fn insert(
         &self,
         filter: &str,
         subscriber: &Arc<Subscriber>,
@@ -120,7 +120,7 @@ impl Subscribers {
     }
 
     /// Removes a subscription; says whether it was there.
-    pub fn remove(&self, filter: &str, subscriber: &Arc<Subscriber>) -> bool {
+    pub(crate) fn remove(&self, filter: &str, subscriber: &Arc<Subscriber>) -> bool {
         let mut tree = self.tree.write();
         let mut was_there = false;
         while tree.remove(filter, |entry| Arc::ptr_eq(&entry.subscriber, subscriber)).is_some() {
@@ -137,13 +137,8 @@ impl Subscribers {
     }
 
     /// Subscriptions.
-    pub fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         self.count.load(Ordering::Relaxed)
-    }
-
-    /// Whether there are none.
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
     }
 }
 
@@ -179,7 +174,7 @@ impl Matcher {
 
 /// What is collected for each subscriber, in order, before it is offered to the inboxes.
 #[derive(Debug)]
-pub struct Fanout {
+pub(crate) struct Fanout {
     subscribers: Arc<Subscribers>,
     matcher: Matcher,
     /// Subscribers and what they get.
@@ -205,12 +200,12 @@ impl Stretch {
 
 impl Fanout {
     /// Collects for these.
-    pub fn new(subscribers: Arc<Subscribers>) -> Fanout {
+    pub(crate) fn new(subscribers: Arc<Subscribers>) -> Fanout {
         Fanout { subscribers, matcher: Matcher::default(), outgoing: Vec::new() }
     }
 
     /// Adds what everybody gets of this batch; returns the sequence number after it.
-    pub fn collect(&mut self, batch: &Batch) -> u64 {
+    pub(crate) fn collect(&mut self, batch: &Batch) -> u64 {
         let mut next = batch.seq();
         let mut entries = batch.iter().peekable();
         while let Some(first) = entries.next() {
@@ -268,7 +263,7 @@ impl Fanout {
     }
 
     /// Subscribers that get this message live, which has this sequence number or a later one.
-    pub fn readers(&mut self, message: MessageRef<'_>, seq: u64) -> impl Iterator<Item = &Arc<Subscriber>> {
+    pub(crate) fn readers(&mut self, message: MessageRef<'_>, seq: u64) -> impl Iterator<Item = &Arc<Subscriber>> {
         self.matcher.select(&self.subscribers, message.topic(), seq);
         let is_live =
             move |known: &&Subscription| !known.subscriber.is_fed_by_the_journal(known.options.qos.min(message.qos()));
@@ -276,7 +271,7 @@ impl Fanout {
     }
 
     /// Puts what was collected of this batch into the inboxes. Waits for nobody: publishers of what does not fit are held.
-    pub fn deliver(&mut self, holds: &Arc<Holds>, stats: &Stats, batch: &Batch) {
+    pub(crate) fn deliver(&mut self, holds: &Arc<Holds>, stats: &Stats, batch: &Batch) {
         if self.outgoing.is_empty() {
             return;
         }

@@ -20,28 +20,28 @@ use crate::message::via::Properties;
 use crate::message::{MessageRef, TRACE_PROPERTY};
 
 /// Messages that are followed at the same time; the oldest gives way.
-pub const MOST: usize = 16;
+pub(crate) const MOST: usize = 16;
 /// Steps of a trace.
-pub const STEPS: usize = 64;
+pub(crate) const STEPS: usize = 64;
 /// Time after which a trace is forgotten.
-pub const LIFE_MS: u64 = 600_000;
+pub(crate) const LIFE_MS: u64 = 600_000;
 /// Bytes of a topic that are shown.
 const TOPIC: usize = 256;
 
 /// What happened to a message.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Step {
+pub(crate) struct Step {
     /// Boot clock, in milliseconds.
-    pub boot_ms: u64,
+    pub(crate) boot_ms: u64,
     /// Which step it was.
-    pub what: What,
+    pub(crate) what: What,
     /// The upstream that it was at; `None`: here.
-    pub upstream: Option<String>,
+    pub(crate) upstream: Option<String>,
 }
 
 /// What can happen to a message on its way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum What {
+pub(crate) enum What {
     /// It has its place in the order of all messages.
     Accepted,
     /// A full queue refused it.
@@ -56,7 +56,7 @@ pub enum What {
 
 impl What {
     /// As it is shown.
-    pub fn name(self) -> &'static str {
+    pub(crate) fn name(self) -> &'static str {
         match self {
             What::Accepted => "accepted",
             What::Refused => "refused: a queue is full",
@@ -77,19 +77,19 @@ impl What {
 
 /// A message and what happened to it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Trace {
+pub(crate) struct Trace {
     /// What the message carries to be found, random.
-    pub id: String,
+    pub(crate) id: String,
     /// When it was asked for, on the boot clock.
-    pub began_boot_ms: u64,
+    pub(crate) began_boot_ms: u64,
     /// Topic of the message; `None`: there is none yet.
-    pub topic: Option<String>,
+    pub(crate) topic: Option<String>,
     /// Upstreams that are not done with it.
-    pub waits_for: usize,
+    pub(crate) waits_for: usize,
     /// Where it is in the journal, if something needs it there.
-    pub position: Option<Position>,
+    pub(crate) position: Option<Position>,
     /// What has happened so far, oldest first.
-    pub steps: Vec<Step>,
+    pub(crate) steps: Vec<Step>,
 }
 
 impl Trace {
@@ -110,7 +110,7 @@ impl Trace {
 
 /// The messages that are followed.
 #[derive(Debug, Default)]
-pub struct Traces {
+pub(crate) struct Traces {
     /// Boot clock, in milliseconds, until which there may be one; 0: there is none.
     until: AtomicU64,
     all: Mutex<VecDeque<Trace>>,
@@ -119,7 +119,7 @@ pub struct Traces {
 
 impl Traces {
     /// Begins one; its id.
-    pub fn begin(&self, now: u64) -> Result<String, getrandom::Error> {
+    pub(crate) fn begin(&self, now: u64) -> Result<String, getrandom::Error> {
         let mut random = [0; 16];
         getrandom::fill(&mut random)?;
         let id: String = random.iter().map(|byte| format!("{byte:02x}")).collect();
@@ -134,13 +134,13 @@ impl Traces {
     }
 
     /// The one with this id.
-    pub fn get(&self, id: &str, now: u64) -> Option<Trace> {
+    pub(crate) fn get(&self, id: &str, now: u64) -> Option<Trace> {
         let all = self.all.lock();
         all.iter().find(|trace| trace.id == id && now.saturating_sub(trace.began_boot_ms) < LIFE_MS).cloned()
     }
 
     /// Whether there is any to look after.
-    pub fn is_active(&self, now: impl FnOnce() -> u64) -> bool {
+    pub(crate) fn is_active(&self, now: impl FnOnce() -> u64) -> bool {
         let until = self.until.load(Ordering::Relaxed);
         if until == 0 {
             return false;
@@ -183,7 +183,7 @@ impl Traces {
     }
 
     /// Something happened at an upstream to the message at this place.
-    pub fn at(&self, position: Position, what: What, upstream: &str, now: u64) {
+    pub(crate) fn at(&self, position: Position, what: What, upstream: &str, now: u64) {
         let mut all = self.all.lock();
         if let Some(trace) = all.iter_mut().find(|trace| trace.position == Some(position)) {
             trace.step(now, what, Some(upstream));
@@ -219,7 +219,7 @@ fn id_of(properties: &[u8]) -> Option<&[u8]> {
 
 impl Ingress {
     /// Notes when messages that are followed become safe, until `cancel`. Sleeps while none is.
-    pub async fn watch_traces(self, cancel: CancellationToken) {
+    pub(crate) async fn watch_traces(self, cancel: CancellationToken) {
         let traces = self.traces();
         let mut synced = self.journal().synced();
         loop {

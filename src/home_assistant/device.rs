@@ -12,29 +12,29 @@ use crate::sensors::settings::{PayloadFormat, SensorSettings};
 
 /// A device to be announced.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Device {
+pub(crate) struct Device {
     /// Topic of its discovery message.
-    pub topic: String,
+    pub(crate) topic: String,
     /// What a person has configured for it, as a digest: the same until that changes, whatever version of the gateway runs.
-    pub fingerprint: String,
+    pub(crate) fingerprint: String,
     /// The discovery message of the device, with its components.
-    pub payload: Map<String, Value>,
+    pub(crate) payload: Map<String, Value>,
 }
 
 /// What is announced of the gateway itself.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Gateway {
+pub(crate) struct Gateway {
     /// `gateway.id`, a part of its topics.
-    pub id: String,
+    pub(crate) id: String,
     /// Names of its upstreams.
-    pub upstreams: Vec<String>,
+    pub(crate) upstreams: Vec<String>,
     /// Address of its web page, if others can reach it.
-    pub url: Option<String>,
+    pub(crate) url: Option<String>,
 }
 
 /// A name as part of a topic, different for different names: itself if it fits, otherwise with `-` for what does not and
 /// with the beginning of its digest.
-pub fn slug(name: &str, fits: impl Fn(char) -> bool) -> String {
+pub(crate) fn slug(name: &str, fits: impl Fn(char) -> bool) -> String {
     if !name.is_empty() && name.chars().all(&fits) {
         return name.into();
     }
@@ -69,7 +69,7 @@ fn object(value: Value) -> Map<String, Value> {
 }
 
 /// The device that stands for the gateway itself.
-pub fn gateway(prefix: &str, gateway: &Gateway) -> Device {
+pub(crate) fn gateway(prefix: &str, gateway: &Gateway) -> Device {
     let device = format!("pigateway_{}", gateway_slug(&gateway.id));
     let state = state_topic(&gateway.id);
     let part = |id: &str, platform: &str, name: &str, more: Value| {
@@ -143,7 +143,7 @@ pub fn gateway(prefix: &str, gateway: &Gateway) -> Device {
 
 /// A sensor's device. `None`: its messages do not say when motion ends, so a Home Assistant that is started would take the
 /// retained one for motion.
-pub fn sensor(prefix: &str, gateway_id: &str, sensor: &SensorSettings) -> Option<Device> {
+pub(crate) fn sensor(prefix: &str, gateway_id: &str, sensor: &SensorSettings) -> Option<Device> {
     let gateway = format!("pigateway_{}", gateway_slug(gateway_id));
     let device = format!("{gateway}_{}", name_slug(&sensor.name));
     let states = sensor.topic.as_str();

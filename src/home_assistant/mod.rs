@@ -17,10 +17,10 @@
 //! is forwarded to an upstream is known here where a rule brings the deletion down.
 
 pub mod announcer;
-pub mod device;
-pub mod settings;
-pub mod state;
+pub(crate) mod device;
+pub(crate) mod settings;
+pub(crate) mod state;
 mod store;
 mod task;
 
-pub use task::HomeAssistant;
+pub(crate) use task::HomeAssistant;

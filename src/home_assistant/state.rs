@@ -25,22 +25,22 @@ const LONGEST: usize = 1000;
 
 /// What the message is made of.
 #[derive(Debug)]
-pub struct State<'a> {
+pub(crate) struct State<'a> {
     /// Parts that do not work at the moment.
-    pub faulty: &'a [FaultyPart],
+    pub(crate) faulty: &'a [FaultyPart],
     /// When the gateway was started.
-    pub started: Option<String>,
+    pub(crate) started: Option<String>,
     /// MQTT clients that are connected.
-    pub clients: usize,
+    pub(crate) clients: usize,
     /// Bytes of the journal.
-    pub journal_used_bytes: u64,
+    pub(crate) journal_used_bytes: u64,
     /// The upstreams, each with the time of its oldest message.
-    pub upstreams: &'a [(UpstreamSnapshot, Option<String>)],
+    pub(crate) upstreams: &'a [(UpstreamSnapshot, Option<String>)],
 }
 
 /// What is told at once when it changes.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct News {
+pub(crate) struct News {
     problem: Option<String>,
     started: Option<String>,
     connected: Vec<bool>,
@@ -48,13 +48,13 @@ pub struct News {
 
 impl State<'_> {
     /// What is to be told at once when it changes.
-    pub fn news(&self) -> News {
+    pub(crate) fn news(&self) -> News {
         let connected = self.upstreams.iter().map(|(upstream, _)| upstream.state == UpstreamState::Connected);
         News { problem: problem(self.faulty), started: self.started.clone(), connected: connected.collect() }
     }
 
     /// The payload of `pigateway/<id>/state`.
-    pub fn to_json(&self) -> Value {
+    pub(crate) fn to_json(&self) -> Value {
         let upstream = |(upstream, oldest): &(UpstreamSnapshot, Option<String>)| {
             let connected = upstream.state == UpstreamState::Connected;
             let about = json!({"connected": connected, "pending": upstream.ledger.pending, "oldest": oldest});

@@ -22,12 +22,12 @@ pub(super) struct Store {
 }
 
 impl Store {
-    pub fn new(data_dir: &Path) -> Store {
+    pub(crate) fn new(data_dir: &Path) -> Store {
         Store { path: data_dir.join(NAME), has_failed: false }
     }
 
     /// What it says. Blocks for a moment.
-    pub fn read(&self) -> Memory {
+    pub(crate) fn read(&self) -> Memory {
         let is_ours = fs::symlink_metadata(&self.path).is_ok_and(|file| file.is_file() && file.len() <= LARGEST);
         let Some(text) = fs::read(&self.path).ok().filter(|_| is_ours) else { return Memory::default() };
         serde_json::from_slice(&text).unwrap_or_else(|error| {
@@ -38,7 +38,7 @@ impl Store {
     }
 
     /// Replaces it as a whole: a power cut leaves the old one or the new one. Where nothing is to be kept there is no file.
-    pub async fn write(&mut self, memory: &Memory) {
+    pub(crate) async fn write(&mut self, memory: &Memory) {
         let (path, is_empty) = (self.path.clone(), memory.is_empty());
         // strings and JSON values: nothing that could fail to be written
         let text = serde_json::to_vec(memory).unwrap_or_default();

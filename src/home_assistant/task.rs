@@ -34,7 +34,7 @@ const OPTIONS: SubscriptionOptions =
     SubscriptionOptions { qos: Qos::AtMostOnce, no_local: true, retain_as_published: true, id: None };
 
 /// Announces the gateway and its sensors, or removes what an earlier run has announced.
-pub struct HomeAssistant {
+pub(crate) struct HomeAssistant {
     settings: HomeAssistantSettings,
     gateway: Gateway,
     sensors: watch::Receiver<Arc<[SensorSettings]>>,
@@ -50,7 +50,7 @@ pub struct HomeAssistant {
 
 impl HomeAssistant {
     /// Says what is to be retained before anybody connects. `None`: nothing is to be announced, and nothing to be removed.
-    pub async fn start(
+    pub(crate) async fn start(
         settings: &HomeAssistantSettings,
         gateway: Gateway,
         sensors: watch::Receiver<Arc<[SensorSettings]>>,
@@ -96,7 +96,7 @@ impl HomeAssistant {
     }
 
     /// Goes on until `cancel`, and then says that the gateway is off.
-    pub async fn run(mut self, cancel: CancellationToken) {
+    pub(crate) async fn run(mut self, cancel: CancellationToken) {
         if self.settings.enabled {
             info!("announced to Home Assistant below {}/device", self.settings.prefix());
             if self.say_status("online").await.is_err() {

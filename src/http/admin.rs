@@ -37,7 +37,7 @@ const AT_A_TIME: usize = 200;
 /// Where a user stands.
 #[derive(Clone, Copy, Debug, Serialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
-pub enum UserFrom {
+pub(crate) enum UserFrom {
     /// In the configuration file.
     Configuration,
     /// In the gateway's own file: made here.
@@ -47,7 +47,7 @@ pub enum UserFrom {
 /// A user as administrators see it, without its password.
 #[derive(Serialize, JsonSchema)]
 #[schemars(rename = "User")]
-pub struct UserView {
+pub(crate) struct UserView {
     name: String,
     from: UserFrom,
     /// Whether it counts: a user of the configuration wins over one of the same name that was made here.
@@ -84,7 +84,7 @@ impl UserView {
 #[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 #[schemars(rename = "UserChange")]
-pub struct ChangeBody {
+pub(crate) struct ChangeBody {
     /// The password from now on, in clear; only its hash is kept.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     password: Option<String>,
@@ -103,7 +103,7 @@ pub struct ChangeBody {
 #[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 #[schemars(rename = "NewUser")]
-pub struct NewBody {
+pub(crate) struct NewBody {
     /// The name that it signs in with.
     name: String,
     /// Its password, in clear; only the hash is kept.
@@ -122,7 +122,7 @@ pub struct NewBody {
 /// Retained messages that a filter selects.
 #[derive(Default, Serialize, JsonSchema)]
 #[schemars(rename = "RetainedCount")]
-pub struct RetainedView {
+pub(crate) struct RetainedView {
     /// Those that the caller may delete, or that were deleted.
     messages: usize,
     /// Those that the caller's rules keep it from deleting, and those of the gateway itself.
@@ -180,7 +180,7 @@ impl From<ChangeRefused> for Problem {
 }
 
 /// `GET /api/v1/users`
-pub async fn users(State(http): State<Arc<Http>>, caller: Caller) -> Result<Json<Vec<UserView>>, Problem> {
+pub(crate) async fn users(State(http): State<Arc<Http>>, caller: Caller) -> Result<Json<Vec<UserView>>, Problem> {
     caller.must_administer(&http)?;
     let lists = http.users.lists();
     let configured = lists.configured.iter().map(|user| UserView::new(user, UserFrom::Configuration, true));
@@ -203,7 +203,7 @@ fn named(uri: &Uri) -> Result<String, Problem> {
 }
 
 /// `POST /api/v1/users`
-pub async fn create(
+pub(crate) async fn create(
     State(http): State<Arc<Http>>,
     caller: Caller,
     headers: HeaderMap,
@@ -221,7 +221,7 @@ pub async fn create(
 }
 
 /// `PUT /api/v1/users/{name}`
-pub async fn update(
+pub(crate) async fn update(
     State(http): State<Arc<Http>>,
     caller: Caller,
     (uri, headers): (Uri, HeaderMap),
@@ -234,14 +234,14 @@ pub async fn update(
 }
 
 /// `DELETE /api/v1/users/{name}`
-pub async fn remove(State(http): State<Arc<Http>>, caller: Caller, uri: Uri) -> Result<StatusCode, Problem> {
+pub(crate) async fn remove(State(http): State<Arc<Http>>, caller: Caller, uri: Uri) -> Result<StatusCode, Problem> {
     caller.must_administer(&http)?;
     http.users.change(UserChange::Remove(named(&uri)?), caller.user().unwrap_or_default()).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
 /// `DELETE /api/v1/clients`
-pub async fn disconnect(State(http): State<Arc<Http>>, caller: Caller, uri: Uri) -> Result<StatusCode, Problem> {
+pub(crate) async fn disconnect(State(http): State<Arc<Http>>, caller: Caller, uri: Uri) -> Result<StatusCode, Problem> {
     let query = Query::parse(&uri, &["client_id", "user"])?;
     caller.must_administer(&http)?;
     let client_id = query.get("client_id")?;
@@ -278,7 +278,11 @@ fn some_of(
 }
 
 /// `GET /api/v1/retained`
-pub async fn count(State(http): State<Arc<Http>>, caller: Caller, uri: Uri) -> Result<Json<RetainedView>, Problem> {
+pub(crate) async fn count(
+    State(http): State<Arc<Http>>,
+    caller: Caller,
+    uri: Uri,
+) -> Result<Json<RetainedView>, Problem> {
     let filter = filter(&uri)?;
     caller.must_administer(&http)?;
     let (mut view, mut after) = (RetainedView::default(), Some(Box::default()));
@@ -290,7 +294,11 @@ pub async fn count(State(http): State<Arc<Http>>, caller: Caller, uri: Uri) -> R
 }
 
 /// `DELETE /api/v1/retained`
-pub async fn delete(State(http): State<Arc<Http>>, caller: Caller, uri: Uri) -> Result<Json<RetainedView>, Problem> {
+pub(crate) async fn delete(
+    State(http): State<Arc<Http>>,
+    caller: Caller,
+    uri: Uri,
+) -> Result<Json<RetainedView>, Problem> {
     let filter = filter(&uri)?;
     caller.must_administer(&http)?;
     let (mut view, mut after) = (RetainedView::default(), Some(Box::default()));

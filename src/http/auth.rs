@@ -26,31 +26,31 @@ const MAX_CREDENTIALS: usize = 1024;
 
 /// Where a request comes from.
 #[derive(Clone, Copy, Debug)]
-pub struct Origin(pub IpAddr);
+pub(crate) struct Origin(pub(crate) IpAddr);
 
 /// The user that the certificate of a connection names.
 #[derive(Clone, Debug)]
-pub struct Certificate(pub Option<Box<str>>);
+pub(crate) struct Certificate(pub(crate) Option<Box<str>>);
 
 /// Who makes a request.
 #[derive(Clone, Debug)]
-pub struct Caller {
+pub(crate) struct Caller {
     identity: Identity,
     password_hash: Option<String>,
     from: IpAddr,
     sign_in: Option<Arc<SignIn>>,
     /// What it may do.
-    pub permissions: Permissions,
+    pub(crate) permissions: Permissions,
 }
 
 impl Caller {
     /// Its user; `None`: somebody without a user name.
-    pub fn user(&self) -> Option<&str> {
+    pub(crate) fn user(&self) -> Option<&str> {
         self.identity.user.as_deref()
     }
 
     /// Whether it would be let in with the same permissions now.
-    pub fn still_holds(&self, access: &Access) -> bool {
+    pub(crate) fn still_holds(&self, access: &Access) -> bool {
         self.sign_in.as_ref().is_none_or(|sign_in| sign_in.goes_on() && sign_in.is_of_now(access))
             && access.authoriser.still_holds(
                 &self.identity,
@@ -61,7 +61,7 @@ impl Caller {
     }
 
     /// How it is known who it is.
-    pub fn by(&self) -> By {
+    pub(crate) fn by(&self) -> By {
         match (&self.sign_in, &self.identity.user) {
             (Some(_), _) => By::SignIn,
             (None, Some(_)) => By::Password,
@@ -70,7 +70,7 @@ impl Caller {
     }
 
     /// Whether it may change the gateway. No guest may, wherever it comes from.
-    pub fn must_administer(&self, http: &Http) -> Result<(), Problem> {
+    pub(crate) fn must_administer(&self, http: &Http) -> Result<(), Problem> {
         let user = self.user().and_then(|name| http.access.authoriser.user(None, name));
         if user.is_some_and(|user| user.is_admin) && self.still_holds(&http.access) {
             return Ok(());
@@ -79,18 +79,18 @@ impl Caller {
     }
 
     /// What it publishes as.
-    pub fn origin(&self) -> message::Origin {
+    pub(crate) fn origin(&self) -> message::Origin {
         message::Origin::http().owned_by(message::Owner::of(self.identity.user.as_deref()))
     }
 
     /// As somebody who wants a place.
-    pub fn newcomer(&self) -> Newcomer<'_> {
+    pub(crate) fn newcomer(&self) -> Newcomer<'_> {
         let user = self.identity.user.as_deref();
         Newcomer { user, from: self.from, session: None, is_returning: false, is_unknown: false }
     }
 
     /// Whether it may see how the gateway itself is doing.
-    pub fn must_observe(&self) -> Result<(), Problem> {
+    pub(crate) fn must_observe(&self) -> Result<(), Problem> {
         if self.permissions.may_observe() {
             return Ok(());
         }
@@ -110,7 +110,7 @@ impl From<Refusal> for Problem {
 /// How it is known who somebody is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
-pub enum By {
+pub(crate) enum By {
     /// Nobody has said who it is.
     Nothing,
     /// User name and password, with this request.
@@ -123,7 +123,7 @@ pub enum By {
 /// browser asks for a password in a window of its own; the page has a form for that. Not all requests of browsers say more
 /// than this: without TLS there are no `Sec-Fetch` headers. Programs that send credentials only once they are asked, as
 /// PowerShell does, call themselves Mozilla too, but only browsers have an engine that is Gecko or like it.
-pub fn is_script(headers: &HeaderMap) -> bool {
+pub(crate) fn is_script(headers: &HeaderMap) -> bool {
     let text = |name| headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default();
     let agent = text(header::USER_AGENT);
     agent.starts_with("Mozilla/") && agent.contains("Gecko") && !text(header::ACCEPT).contains("text/html")
@@ -175,7 +175,7 @@ fn identity_of(user: Option<&str>) -> Identity {
 
 impl Http {
     /// What a user may do here.
-    pub fn permissions_of(&self, user: &str) -> Permissions {
+    pub(crate) fn permissions_of(&self, user: &str) -> Permissions {
         self.access.authoriser.permissions(&identity_of(Some(user)))
     }
 }

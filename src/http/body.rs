@@ -21,14 +21,14 @@ const LONGEST: Duration = Duration::from_secs(30);
 const LOOK: Duration = Duration::from_secs(1);
 
 /// A body, and the memory that it takes until that is dropped.
-pub struct Received {
+pub(crate) struct Received {
     /// The whole body, as it was sent.
-    pub bytes: Bytes,
+    pub(crate) bytes: Bytes,
     _memory: Option<Reservation>,
 }
 
 /// Reads a body of at most `most` bytes, of this length if it has said so, at the cost of this user.
-pub async fn receive(
+pub(crate) async fn receive(
     body: Body,
     (most, declared): (usize, Option<usize>),
     receiving: &Receiving,
@@ -41,7 +41,7 @@ pub async fn receive(
 }
 
 /// Reads a body that is JSON.
-pub async fn json<T: DeserializeOwned>(
+pub(crate) async fn json<T: DeserializeOwned>(
     body: Body,
     headers: &HeaderMap,
     most: usize,

@@ -8,32 +8,32 @@ use schemars::{Schema, SchemaGenerator};
 use super::Http;
 
 /// A call.
-pub struct Call {
+pub(crate) struct Call {
     /// Its name, which stays.
-    pub id: &'static str,
+    pub(crate) id: &'static str,
     /// In lower case.
-    pub method: &'static str,
+    pub(crate) method: &'static str,
     /// With `{name}` for what varies; a topic may contain slashes.
-    pub path: &'static str,
+    pub(crate) path: &'static str,
     /// What it does, in a few words.
-    pub summary: &'static str,
+    pub(crate) summary: &'static str,
     /// Parameters behind the question mark.
-    pub query: &'static [Parameter],
+    pub(crate) query: &'static [Parameter],
     /// What a success gives: status and content type, empty for none.
-    pub success: (u16, &'static str),
+    pub(crate) success: (u16, &'static str),
     /// What the JSON of a success looks like.
-    pub answer: Option<fn(&mut SchemaGenerator) -> Schema>,
+    pub(crate) answer: Option<fn(&mut SchemaGenerator) -> Schema>,
     /// What the JSON of a request looks like; `None`: it has none.
-    pub body: Option<fn(&mut SchemaGenerator) -> Schema>,
+    pub(crate) body: Option<fn(&mut SchemaGenerator) -> Schema>,
     /// Whether everybody may.
-    pub is_open: bool,
+    pub(crate) is_open: bool,
     /// Who answers.
-    pub handler: fn() -> MethodRouter<Arc<Http>>,
+    pub(crate) handler: fn() -> MethodRouter<Arc<Http>>,
 }
 
 impl Call {
     /// How it may be answered where it does not succeed, and why. A test makes requests of every kind and compares.
-    pub fn refusals(&self) -> Vec<(u16, &'static str)> {
+    pub(crate) fn refusals(&self) -> Vec<(u16, &'static str)> {
         let (has_name, is_reading) = (self.path.contains('{'), self.method == "get");
         let is_session = self.path == "/api/v1/session";
         let changes_users = self.path.starts_with("/api/v1/users") && !is_reading;
@@ -69,17 +69,17 @@ impl Call {
     }
 
     /// Whether its body is a payload: whoever publishes sends one, and gets nothing back.
-    pub fn takes_payload(&self) -> bool {
+    pub(crate) fn takes_payload(&self) -> bool {
         matches!(self.method, "put" | "post") && self.success.0 == 204
     }
 }
 
 /// What a request says in its path or query.
-pub struct Parameter {
+pub(crate) struct Parameter {
     /// As it stands there, without what belongs to the syntax of either.
-    pub name: &'static str,
+    pub(crate) name: &'static str,
     /// What it means.
-    pub meaning: &'static str,
+    pub(crate) meaning: &'static str,
     /// `string`, `integer` or `boolean`; `strings`: may be given several times.
-    pub kind: &'static str,
+    pub(crate) kind: &'static str,
 }

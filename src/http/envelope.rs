@@ -13,7 +13,7 @@ use crate::mqtt::property::{self, Property, id};
 /// A message as JSON.
 #[derive(Clone, Debug, Serialize, JsonSchema)]
 #[schemars(rename = "Message")]
-pub struct Envelope {
+pub(crate) struct Envelope {
     topic: String,
     payload: String,
     /// How to read `payload`: `"utf-8"`, or `"base64"` if it is not text.
@@ -31,7 +31,7 @@ pub struct Envelope {
 
 impl Envelope {
     /// Of a message.
-    pub fn new(http: &Http, message: &Message, retained: bool) -> Envelope {
+    pub(crate) fn new(http: &Http, message: &Message, retained: bool) -> Envelope {
         let view = message.view();
         let (payload, encoding) = match std::str::from_utf8(view.payload()) {
             Ok(text) => (text.to_owned(), "utf-8"),
@@ -62,7 +62,7 @@ fn content_type<'a>(message: &MessageRef<'a>) -> Option<&'a str> {
 }
 
 /// A content type as a property of a message.
-pub fn content_type_property(content_type: &str) -> Vec<u8> {
+pub(crate) fn content_type_property(content_type: &str) -> Vec<u8> {
     let Ok(len) = u16::try_from(content_type.len()) else { return Vec::new() };
     let mut property = vec![id::CONTENT_TYPE];
     property.extend(len.to_be_bytes());
@@ -71,7 +71,7 @@ pub fn content_type_property(content_type: &str) -> Vec<u8> {
 }
 
 /// The content type of a message's payload: what its publisher says, or what it looks like.
-pub fn media_type(message: &MessageRef<'_>) -> String {
+pub(crate) fn media_type(message: &MessageRef<'_>) -> String {
     let is_valid = |text: &&str| text.contains('/') && text.bytes().all(|byte| (b' '..=b'~').contains(&byte));
     if let Some(content_type) = content_type(message).filter(is_valid) {
         return content_type.to_owned();
@@ -84,7 +84,7 @@ pub fn media_type(message: &MessageRef<'_>) -> String {
 }
 
 /// Unix time, in milliseconds, as RFC 3339.
-pub fn rfc3339(unix_ms: i64) -> Option<String> {
+pub(crate) fn rfc3339(unix_ms: i64) -> Option<String> {
     Timestamp::from_millisecond(unix_ms).ok().map(|time| format!("{time:.3}"))
 }
 

@@ -21,7 +21,7 @@ pub struct Guard {
 
 /// Why a request is refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Foreign {
+pub(crate) enum Foreign {
     /// There is no valid `Host`.
     #[error("the request has no valid Host")]
     NoHost,
@@ -38,7 +38,7 @@ pub enum Foreign {
 
 /// Whether a page of the very same origin makes a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum SameOrigin {
+pub(crate) enum SameOrigin {
     /// The browser says that the page is ours.
     Yes,
     /// The browser names another origin: the request may be forged.
@@ -105,7 +105,7 @@ impl Guard {
 
     /// The same for a request that wants a WebSocket. There browsers always send an origin; what has none is a program,
     /// which may call this host as it likes.
-    pub fn check_upgrade(&self, uri: &Uri, headers: &HeaderMap) -> Result<(), Foreign> {
+    pub(crate) fn check_upgrade(&self, uri: &Uri, headers: &HeaderMap) -> Result<(), Foreign> {
         if headers.contains_key(header::ORIGIN) || self.is_from_another_site(headers) {
             return self.check(uri, headers);
         }
@@ -113,14 +113,14 @@ impl Guard {
     }
 
     /// The port that is listened on.
-    pub fn port(&self) -> u16 {
+    pub(crate) fn port(&self) -> u16 {
         self.port
     }
 
     /// Whether a page of the very same origin makes this request: what a cookie allows is for nobody else, not even for
     /// the sites that the configuration names. Scheme, host and port are those of the address bar; a proxy in front hands on
     /// the host as it was.
-    pub fn same_origin(&self, uri: &Uri, headers: &HeaderMap) -> SameOrigin {
+    pub(crate) fn same_origin(&self, uri: &Uri, headers: &HeaderMap) -> SameOrigin {
         let usual = |scheme: &str| match scheme {
             "http" => Some(80),
             "https" => Some(443),
@@ -147,7 +147,7 @@ impl Guard {
     }
 
     /// Whether a request with these headers may be answered.
-    pub fn check(&self, uri: &Uri, headers: &HeaderMap) -> Result<(), Foreign> {
+    pub(crate) fn check(&self, uri: &Uri, headers: &HeaderMap) -> Result<(), Foreign> {
         let host = host(uri, headers)?;
         if !self.is_ours(host.host) {
             return Err(Foreign::Host);
@@ -165,7 +165,7 @@ impl Guard {
     }
 
     /// The origin of a page of another site that the configuration names: it may read the answer.
-    pub fn welcome<'a>(&self, headers: &'a HeaderMap) -> Option<&'a HeaderValue> {
+    pub(crate) fn welcome<'a>(&self, headers: &'a HeaderMap) -> Option<&'a HeaderValue> {
         let mut origins = headers.get_all(header::ORIGIN).iter();
         let (Some(origin), None) = (origins.next(), origins.next()) else { return None };
         let (_, authority) = origin.to_str().ok()?.split_once("://")?;

@@ -97,20 +97,20 @@ impl Hub {
 
     /// Waits until a message on `topic` that came in at `boot_ms` or later is remembered, so that who has published can
     /// read it.
-    pub async fn arrived(&self, topic: &str, boot_ms: u64) {
+    pub(crate) async fn arrived(&self, topic: &str, boot_ms: u64) {
         let mut head = self.head.subscribe();
         let is_there = |message: &Message| came_in(message) >= boot_ms as i64;
         let _ = timeout(ARRIVAL, head.wait_for(|_| self.state.read().recent.get(topic).is_some_and(is_there))).await;
     }
 
     /// Waits until a topic is not remembered any more.
-    pub async fn cleared(&self, topic: &str) {
+    pub(crate) async fn cleared(&self, topic: &str) {
         let mut head = self.head.subscribe();
         let _ = timeout(ARRIVAL, head.wait_for(|_| self.state.read().recent.get(topic).is_none())).await;
     }
 
     /// The last message on a topic, and whether it is the topic's retained message.
-    pub fn last(&self, topic: &str) -> Option<(Message, bool)> {
+    pub(crate) fn last(&self, topic: &str) -> Option<(Message, bool)> {
         let recent = self.state.read().recent.get(topic).cloned();
         let now = self.ingress.clock().boot_ms();
         let is_valid = |message: &Message| message.view().remaining_expiry(now).is_ok();
@@ -118,7 +118,13 @@ impl Hub {
     }
 
     /// The last messages on topics behind `after` that `filter` selects, in order of topic, at most `count` of them.
-    pub fn select(&self, filter: &str, after: &str, count: usize, may: impl Fn(&str) -> bool) -> Vec<(Message, bool)> {
+    pub(crate) fn select(
+        &self,
+        filter: &str,
+        after: &str,
+        count: usize,
+        may: impl Fn(&str) -> bool,
+    ) -> Vec<(Message, bool)> {
         let now = self.ingress.clock().boot_ms();
         let is_wanted =
             |message: &&Message| may(message.view().topic()) && message.view().remaining_expiry(now).is_ok();
@@ -142,34 +148,34 @@ impl Hub {
     }
 
     /// Id of the next message of a stream.
-    pub fn next(&self) -> u64 {
+    pub(crate) fn next(&self) -> u64 {
         self.state.read().ring.next()
     }
 
     /// Changes with every message.
-    pub fn head(&self) -> watch::Receiver<u64> {
+    pub(crate) fn head(&self) -> watch::Receiver<u64> {
         self.head.subscribe()
     }
 
     /// What a stream gets, from its cursor on.
-    pub fn read(&self, from: u64, filters: &[Box<str>], may: impl Fn(&str) -> bool) -> Result<Reading, Gap> {
+    pub(crate) fn read(&self, from: u64, filters: &[Box<str>], may: impl Fn(&str) -> bool) -> Result<Reading, Gap> {
         let state = self.state.read();
         state.ring.check(from)?;
         Ok(state.ring.read(from, filters, may))
     }
 
     /// Whether a stream can go on from there.
-    pub fn check(&self, from: u64) -> Result<(), Gap> {
+    pub(crate) fn check(&self, from: u64) -> Result<(), Gap> {
         self.state.read().ring.check(from)
     }
 
     /// Topics and bytes remembered.
-    pub fn size(&self) -> (usize, usize) {
+    pub(crate) fn size(&self) -> (usize, usize) {
         self.state.read().recent.size()
     }
 
     /// Takes in `$SYS` as long as what is returned is kept.
-    pub fn with_sys(self: &Arc<Self>) -> SysGuard {
+    pub(crate) fn with_sys(self: &Arc<Self>) -> SysGuard {
         let mut streams = self.sys_streams.lock();
         if *streams == 0 {
             self.ingress.subscribe("$SYS/#", &self.subscriber, OPTIONS, |_| None);
@@ -181,7 +187,7 @@ impl Hub {
 
 /// Somebody wants `$SYS`.
 #[derive(Debug)]
-pub struct SysGuard(Arc<Hub>);
+pub(crate) struct SysGuard(Arc<Hub>);
 
 impl Drop for SysGuard {
     fn drop(&mut self) {

@@ -15,7 +15,7 @@ use crate::exchange::stats::Stats;
 use crate::status::{JournalStatus, SensorSnapshot, SensorState, UpstreamShown, UpstreamSnapshot, UpstreamState};
 
 /// Serves it.
-pub async fn metrics(State(http): State<Arc<Http>>, caller: Caller) -> Result<Response, Problem> {
+pub(crate) async fn metrics(State(http): State<Arc<Http>>, caller: Caller) -> Result<Response, Problem> {
     caller.must_observe()?;
     let mut text = Text::default();
     gateway(&mut text, &http);

@@ -24,34 +24,34 @@
 //! [`recent::MAX_TOPICS`] and [`recent::MAX_BYTES`] for the last messages, [`ring::MAX_MESSAGES`] and
 //! [`ring::MAX_BYTES`] for what a stream can resume from, [`history::MAX_FILE`] for the past of a sensor. HTTP/1.1 only.
 
-pub mod admin;
-pub mod auth;
+pub(crate) mod admin;
+pub(crate) mod auth;
 mod body;
-pub mod calls;
-pub mod envelope;
+pub(crate) mod calls;
+pub(crate) mod envelope;
 pub mod guard;
-pub mod history;
+pub(crate) mod history;
 pub mod hub;
-pub mod metrics;
-pub mod openapi;
-pub mod overview;
-pub mod page;
-pub mod problem;
-pub mod proxies;
-pub mod query;
-pub mod recent;
-pub mod ring;
-pub mod routes;
-pub mod sensors;
+pub(crate) mod metrics;
+pub(crate) mod openapi;
+pub(crate) mod overview;
+pub(crate) mod page;
+pub(crate) mod problem;
+pub(crate) mod proxies;
+pub(crate) mod query;
+pub(crate) mod recent;
+pub(crate) mod ring;
+pub(crate) mod routes;
+pub(crate) mod sensors;
 pub mod server;
-pub mod session;
+pub(crate) mod session;
 pub mod settings;
-pub mod sign_ins;
-pub mod stream;
+pub(crate) mod sign_ins;
+pub(crate) mod stream;
 #[cfg(test)]
 mod testing;
-pub mod topics;
-pub mod traces;
+pub(crate) mod topics;
+pub(crate) mod traces;
 mod unread;
 pub mod websocket;
 
@@ -77,28 +77,28 @@ use crate::exchange::ingress::Ingress;
 use crate::status::Status;
 
 /// Streams at the same time, over all clients.
-pub const MAX_STREAMS: usize = 1000;
+pub(crate) const MAX_STREAMS: usize = 1000;
 /// Differences between the clocks that mean nothing.
 const JITTER_MS: u64 = 20;
 
 /// What all requests share.
 pub struct Http {
     /// Who may come in and do what.
-    pub access: Arc<Access>,
+    pub(crate) access: Arc<Access>,
     /// The door in for what is published here.
-    pub ingress: Ingress,
+    pub(crate) ingress: Ingress,
     /// What is remembered of messages.
-    pub hub: Arc<Hub>,
+    pub(crate) hub: Arc<Hub>,
     /// How the gateway is doing.
-    pub status: Status,
+    pub(crate) status: Status,
     /// Takes over connections that turn out to speak MQTT by WebSocket.
-    pub mqtt: MqttDoor,
+    pub(crate) mqtt: MqttDoor,
     /// All connections.
-    pub connections: TaskTracker,
+    pub(crate) connections: TaskTracker,
     /// Cancelled when the gateway goes down.
-    pub cancel: CancellationToken,
+    pub(crate) cancel: CancellationToken,
     /// Where the past of the sensors is.
-    pub history: PathBuf,
+    pub(crate) history: PathBuf,
     /// Which boot of the host this is.
     boot: String,
     /// Wall time minus boot clock, as it was told last.
@@ -150,7 +150,7 @@ pub struct Parts {
 }
 
 /// Ends the connections of a user, or of somebody without a user name, with this client id; says how many there were.
-pub type Disconnect = Arc<dyn Fn(Option<&str>, &str) -> usize + Send + Sync>;
+pub(crate) type Disconnect = Arc<dyn Fn(Option<&str>, &str) -> usize + Send + Sync>;
 
 impl Http {
     /// Everything new.
@@ -185,7 +185,7 @@ impl Http {
     }
 
     /// The address that a request counts as coming from.
-    pub fn address(&self, peer: IpAddr, headers: &HeaderMap) -> IpAddr {
+    pub(crate) fn address(&self, peer: IpAddr, headers: &HeaderMap) -> IpAddr {
         proxies::address(&self.trusted_proxies, peer, headers)
     }
 
@@ -206,7 +206,7 @@ impl Http {
     }
 
     /// A moment of the boot clock as RFC 3339, once the clock is right.
-    pub fn time(&self, boot_ms: u64) -> Option<String> {
+    pub(crate) fn time(&self, boot_ms: u64) -> Option<String> {
         let clock = self.ingress.clock();
         if !clock.is_synchronised() {
             return None;

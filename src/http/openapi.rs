@@ -13,7 +13,7 @@ use super::problem::Details;
 const JSON_SECOND: &str = "application/~json";
 
 /// The document, for a gateway that is reached below this address.
-pub fn text(calls: &[Call], server: &str) -> String {
+pub(crate) fn text(calls: &[Call], server: &str) -> String {
     let mut document = document(calls);
     document["servers"] = json!([{ "url": server, "description": "This gateway" }]);
     document.to_string().replace(JSON_SECOND, "application/json")

@@ -26,7 +26,7 @@ const MAX_CLIENTS: usize = 1000;
 
 /// The parts of an overview, each one JSON.
 #[derive(Clone, Debug)]
-pub struct Overview {
+pub(crate) struct Overview {
     upstreams: Arc<str>,
     clients: Arc<str>,
     problems: Arc<str>,
@@ -35,7 +35,7 @@ pub struct Overview {
 
 impl Overview {
     /// By the names of their events.
-    pub fn events(&self) -> [(&'static str, Arc<str>); 4] {
+    pub(crate) fn events(&self) -> [(&'static str, Arc<str>); 4] {
         [
             ("upstreams", self.upstreams.clone()),
             ("clients", self.clients.clone()),
@@ -47,14 +47,14 @@ impl Overview {
 
 /// Makes overviews.
 #[derive(Debug)]
-pub struct Overviews {
+pub(crate) struct Overviews {
     last: Mutex<Option<(Instant, Overview)>>,
     started_boot_ms: u64,
 }
 
 impl Overviews {
     /// For a gateway that was started then.
-    pub fn new(started_boot_ms: u64) -> Overviews {
+    pub(crate) fn new(started_boot_ms: u64) -> Overviews {
         Overviews { last: Mutex::new(None), started_boot_ms }
     }
 }
@@ -62,7 +62,7 @@ impl Overviews {
 /// An upstream with its backlog and ledger.
 #[derive(Serialize, JsonSchema)]
 #[schemars(rename = "Upstream")]
-pub struct UpstreamView<'a> {
+pub(crate) struct UpstreamView<'a> {
     #[serde(flatten)]
     snapshot: &'a Snapshot,
     since: Option<String>,
@@ -74,7 +74,7 @@ pub struct UpstreamView<'a> {
 /// A connected MQTT client.
 #[derive(Serialize, JsonSchema)]
 #[schemars(rename = "MqttClient")]
-pub struct ClientView {
+pub(crate) struct ClientView {
     client_id: String,
     user: Option<String>,
     address: String,
@@ -93,7 +93,7 @@ pub struct ClientView {
 /// Something that a person should hear of.
 #[derive(Serialize, JsonSchema)]
 #[schemars(rename = "Trouble")]
-pub struct ProblemView {
+pub(crate) struct ProblemView {
     /// Whether this is wrong now: such entries come first, and go when it is over. The others are lines of the log.
     now: bool,
     /// Number of a line of the log.
@@ -117,7 +117,7 @@ pub struct ProblemView {
 /// How the gateway itself is doing.
 #[derive(Serialize, JsonSchema)]
 #[schemars(rename = "Gateway")]
-pub struct GatewayView<'a> {
+pub(crate) struct GatewayView<'a> {
     id: &'a str,
     version: &'static str,
     started: Option<String>,
@@ -138,7 +138,7 @@ pub struct GatewayView<'a> {
 /// A part that does not work now.
 #[derive(Serialize, JsonSchema)]
 #[schemars(rename = "FaultyPart")]
-pub struct FaultyView {
+pub(crate) struct FaultyView {
     since: Option<String>,
     #[serde(flatten)]
     faulty: FaultyPart,
@@ -151,7 +151,7 @@ fn json(value: &impl Serialize) -> String {
 
 impl Http {
     /// How the gateway is doing, at most half a second ago.
-    pub fn overview(&self) -> Overview {
+    pub(crate) fn overview(&self) -> Overview {
         let mut last = self.overviews.last.lock();
         match &*last {
             Some((at, overview)) if at.elapsed() < FRESH => overview.clone(),
@@ -169,7 +169,7 @@ impl Http {
     }
 
     /// When the gateway was started, on the boot clock in milliseconds.
-    pub fn started_boot_ms(&self) -> u64 {
+    pub(crate) fn started_boot_ms(&self) -> u64 {
         self.overviews.started_boot_ms
     }
 
@@ -262,38 +262,38 @@ fn answer(json: &str) -> Response {
 }
 
 /// `GET /api/v1/upstreams`
-pub async fn upstreams(State(http): State<Arc<Http>>, caller: Caller) -> Result<Response, Problem> {
+pub(crate) async fn upstreams(State(http): State<Arc<Http>>, caller: Caller) -> Result<Response, Problem> {
     caller.must_observe()?;
     Ok(answer(&http.upstreams_json()))
 }
 
 /// `GET /api/v1/clients`
-pub async fn clients(State(http): State<Arc<Http>>, caller: Caller) -> Result<Response, Problem> {
+pub(crate) async fn clients(State(http): State<Arc<Http>>, caller: Caller) -> Result<Response, Problem> {
     caller.must_observe()?;
     Ok(answer(&http.clients_json()))
 }
 
 /// `GET /api/v1/problems`
-pub async fn problems(State(http): State<Arc<Http>>, caller: Caller, uri: Uri) -> Result<Response, Problem> {
+pub(crate) async fn problems(State(http): State<Arc<Http>>, caller: Caller, uri: Uri) -> Result<Response, Problem> {
     let only_now = Query::parse(&uri, &["now"])?.flag("now")?;
     caller.must_observe()?;
     Ok(answer(&http.problems_json(only_now)))
 }
 
 /// `GET /api/v1/gateway`
-pub async fn gateway(State(http): State<Arc<Http>>, caller: Caller) -> Result<Response, Problem> {
+pub(crate) async fn gateway(State(http): State<Arc<Http>>, caller: Caller) -> Result<Response, Problem> {
     caller.must_observe()?;
     Ok(answer(&http.gateway_json()))
 }
 
 /// `GET /livez`: the process answers.
-pub async fn live() -> &'static str {
+pub(crate) async fn live() -> &'static str {
     "ok\n"
 }
 
 /// `GET /readyz` and `/healthz`: messages are taken and handed on. Faulty parts do not count as long as one port for MQTT
 /// is open: without them the gateway does what it is for. Who may see how it is doing is told which they are.
-pub async fn ready(State(http): State<Arc<Http>>, caller: Result<Caller, Problem>) -> Result<String, Problem> {
+pub(crate) async fn ready(State(http): State<Arc<Http>>, caller: Result<Caller, Problem>) -> Result<String, Problem> {
     if http.cancel.is_cancelled() {
         return Err(Problem::new(StatusCode::SERVICE_UNAVAILABLE, "the gateway is shutting down"));
     }

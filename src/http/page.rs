@@ -19,7 +19,7 @@ const SCRIPTS: &str = concat!(include_str!("page_sensor.js"), include_str!("page
 /// `GET /`. There is nothing secret in it, and it has a form to sign in, so a browser gets it in any case. Programs, and whoever
 /// asks for `/?basic`, are told that Basic authentication is needed: in a frame of another site no cookie is sent, so that
 /// there is the browser's own window for the password.
-pub async fn serve(
+pub(crate) async fn serve(
     State(http): State<Arc<Http>>,
     (uri, headers): (Uri, HeaderMap),
     caller: Result<Caller, Problem>,

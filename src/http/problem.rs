@@ -10,7 +10,7 @@ use crate::message::TopicError;
 
 /// An answer that is an error.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Problem {
+pub(crate) struct Problem {
     status: StatusCode,
     detail: String,
     header: Option<(HeaderName, &'static str)>,
@@ -18,50 +18,50 @@ pub struct Problem {
 
 impl Problem {
     /// With this status and explanation.
-    pub fn new(status: StatusCode, detail: impl Into<String>) -> Problem {
+    pub(crate) fn new(status: StatusCode, detail: impl Into<String>) -> Problem {
         Problem { status, detail: detail.into(), header: None }
     }
 
     /// 400.
-    pub fn bad_request(detail: impl Into<String>) -> Problem {
+    pub(crate) fn bad_request(detail: impl Into<String>) -> Problem {
         Problem::new(StatusCode::BAD_REQUEST, detail)
     }
 
     /// 401, which makes a browser ask for a name and a password.
-    pub fn unauthorized(detail: impl Into<String>) -> Problem {
+    pub(crate) fn unauthorized(detail: impl Into<String>) -> Problem {
         let challenge = "Basic realm=\"pigateway\", charset=\"UTF-8\"";
         Problem::new(StatusCode::UNAUTHORIZED, detail).with(header::WWW_AUTHENTICATE, challenge)
     }
 
     /// 403.
-    pub fn forbidden(detail: impl Into<String>) -> Problem {
+    pub(crate) fn forbidden(detail: impl Into<String>) -> Problem {
         Problem::new(StatusCode::FORBIDDEN, detail)
     }
 
     /// 404.
-    pub fn not_found(detail: impl Into<String>) -> Problem {
+    pub(crate) fn not_found(detail: impl Into<String>) -> Problem {
         Problem::new(StatusCode::NOT_FOUND, detail)
     }
 
     /// 503: the same request may succeed later.
-    pub fn unavailable(detail: impl Into<String>) -> Problem {
+    pub(crate) fn unavailable(detail: impl Into<String>) -> Problem {
         Problem::new(StatusCode::SERVICE_UNAVAILABLE, detail).with(header::RETRY_AFTER, "5")
     }
 
     /// 507: delivered to whoever is there, but not kept for others.
-    pub fn full_store() -> Problem {
+    pub(crate) fn full_store() -> Problem {
         let detail = "the message was delivered but not retained: the store of retained messages is full \
                       (broker.max_retained, broker.max_retained_size)";
         Problem::new(StatusCode::INSUFFICIENT_STORAGE, detail)
     }
 
     /// The HTTP status that it is answered with.
-    pub fn status(&self) -> StatusCode {
+    pub(crate) fn status(&self) -> StatusCode {
         self.status
     }
 
     /// The same with a header.
-    pub fn with(self, name: HeaderName, value: &'static str) -> Problem {
+    pub(crate) fn with(self, name: HeaderName, value: &'static str) -> Problem {
         Problem { header: Some((name, value)), ..self }
     }
 }
@@ -81,7 +81,7 @@ impl From<IngressError> for Problem {
 /// Problem details [RFC 9457].
 #[derive(Serialize, JsonSchema)]
 #[schemars(rename = "Problem")]
-pub struct Details<'a> {
+pub(crate) struct Details<'a> {
     #[serde(rename = "type")]
     kind: &'static str,
     /// What the status code means.

@@ -9,7 +9,7 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use axum::http::HeaderMap;
 
-pub use crate::net::forwarded::Network;
+pub(crate) use crate::net::forwarded::Network;
 
 /// Headers that show that a request was forwarded.
 const SIGNS: [&str; 8] = [
@@ -35,7 +35,7 @@ fn read_address(text: &str) -> Option<IpAddr> {
 }
 
 /// The address that a request counts as coming from.
-pub fn address(trusted: &[Network], peer: IpAddr, headers: &HeaderMap) -> IpAddr {
+pub(crate) fn address(trusted: &[Network], peer: IpAddr, headers: &HeaderMap) -> IpAddr {
     let is_trusted = |address: IpAddr| trusted.iter().any(|network| network.contains(address));
     if !SIGNS.iter().any(|name| headers.contains_key(*name)) {
         return peer;
@@ -60,7 +60,7 @@ pub fn address(trusted: &[Network], peer: IpAddr, headers: &HeaderMap) -> IpAddr
 }
 
 /// Whether the browser speaks TLS with the proxy in front, as far as that is trusted.
-pub fn is_https(trusted: &[Network], peer: IpAddr, headers: &HeaderMap) -> bool {
+pub(crate) fn is_https(trusted: &[Network], peer: IpAddr, headers: &HeaderMap) -> bool {
     let last = headers.get_all("x-forwarded-proto").iter().next_back().and_then(|value| value.to_str().ok());
     let scheme = last.and_then(|value| value.rsplit(',').next()).unwrap_or_default().trim();
     trusted.iter().any(|network| network.contains(peer)) && scheme.eq_ignore_ascii_case("https")
@@ -68,7 +68,7 @@ pub fn is_https(trusted: &[Network], peer: IpAddr, headers: &HeaderMap) -> bool 
 
 /// The path below which a proxy shows the gateway, such as `/pi`; empty where it is at the root. It is only said back to
 /// whoever has sent it.
-pub fn prefix(headers: &HeaderMap) -> &str {
+pub(crate) fn prefix(headers: &HeaderMap) -> &str {
     let value = headers.get("x-forwarded-prefix").and_then(|value| value.to_str().ok()).unwrap_or_default();
     let path = value.trim_end_matches('/');
     let is_plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '/' | '-' | '_' | '.' | '~');

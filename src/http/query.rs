@@ -5,7 +5,7 @@ use axum::http::Uri;
 use super::problem::Problem;
 
 /// Decodes `%XX`; in a query, `+` is a space.
-pub fn decode(text: &str, is_query: bool) -> Result<String, Problem> {
+pub(crate) fn decode(text: &str, is_query: bool) -> Result<String, Problem> {
     let mut decoded = Vec::with_capacity(text.len());
     let mut bytes = text.bytes();
     let digit = |byte: Option<u8>| byte.and_then(|byte| char::from(byte).to_digit(16));
@@ -26,11 +26,11 @@ pub fn decode(text: &str, is_query: bool) -> Result<String, Problem> {
 
 /// The parameters of a request, in order.
 #[derive(Clone, Debug)]
-pub struct Query(Vec<(String, String)>);
+pub(crate) struct Query(Vec<(String, String)>);
 
 impl Query {
     /// Takes them apart. A parameter that is not `known` is an error: it would be ignored otherwise, and not be missed.
-    pub fn parse(uri: &Uri, known: &[&str]) -> Result<Query, Problem> {
+    pub(crate) fn parse(uri: &Uri, known: &[&str]) -> Result<Query, Problem> {
         let mut pairs = Vec::new();
         for pair in uri.query().unwrap_or_default().split('&').filter(|pair| !pair.is_empty()) {
             let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
@@ -45,7 +45,7 @@ impl Query {
     }
 
     /// The value of a parameter that may be given once.
-    pub fn get<'a>(&'a self, name: &str) -> Result<Option<&'a str>, Problem> {
+    pub(crate) fn get<'a>(&'a self, name: &str) -> Result<Option<&'a str>, Problem> {
         let mut values = self.all(name);
         match (values.next(), values.next()) {
             (value, None) => Ok(value),
@@ -54,19 +54,24 @@ impl Query {
     }
 
     /// All values of a parameter.
-    pub fn all<'a, 'n>(&'a self, name: &'n str) -> impl Iterator<Item = &'a str> + use<'a, 'n> {
+    pub(crate) fn all<'a, 'n>(&'a self, name: &'n str) -> impl Iterator<Item = &'a str> + use<'a, 'n> {
         self.0.iter().filter(move |(known, _)| known == name).map(|(_, value)| value.as_str())
     }
 
     /// The value of a parameter read by `read`, which gives `None` if it is not valid.
-    pub fn parsed<T>(&self, name: &str, valid: &str, read: impl Fn(&str) -> Option<T>) -> Result<Option<T>, Problem> {
+    pub(crate) fn parsed<T>(
+        &self,
+        name: &str,
+        valid: &str,
+        read: impl Fn(&str) -> Option<T>,
+    ) -> Result<Option<T>, Problem> {
         let Some(text) = self.get(name)? else { return Ok(None) };
         let value = read(text).ok_or_else(|| Problem::bad_request(format!("parameter \"{name}\" must be {valid}")))?;
         Ok(Some(value))
     }
 
     /// A yes or no; the bare name is a yes.
-    pub fn flag(&self, name: &str) -> Result<bool, Problem> {
+    pub(crate) fn flag(&self, name: &str) -> Result<bool, Problem> {
         let read = |text: &str| match text {
             "true" | "1" | "" => Some(true),
             "false" | "0" => Some(false),

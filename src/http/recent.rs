@@ -7,9 +7,9 @@ use std::sync::Arc;
 use crate::message::{Message, matches};
 
 /// Topics remembered.
-pub const MAX_TOPICS: usize = 2000;
+pub(crate) const MAX_TOPICS: usize = 2000;
 /// Bytes remembered, what the store itself needs included.
-pub const MAX_BYTES: usize = 2 << 20;
+pub(crate) const MAX_BYTES: usize = 2 << 20;
 /// What a topic costs besides its message: two tree entries.
 const OVERHEAD: usize = 160;
 
@@ -21,7 +21,7 @@ struct Slot {
 
 /// The store.
 #[derive(Debug, Default)]
-pub struct Recent {
+pub(crate) struct Recent {
     by_topic: BTreeMap<Arc<str>, Slot>,
     /// Oldest first.
     by_age: BTreeMap<u64, Arc<str>>,
@@ -36,7 +36,7 @@ fn cost(message: &Message) -> usize {
 impl Recent {
     /// Remembers a message, which must be in memory of its own. An empty one with the retain flag makes its topic be
     /// forgotten, as the retained message is.
-    pub fn insert(&mut self, message: &Message) {
+    pub(crate) fn insert(&mut self, message: &Message) {
         let view = message.view();
         let is_clearing = view.retain() && view.payload().is_empty();
         if is_clearing || cost(message) > MAX_BYTES {
@@ -72,12 +72,12 @@ impl Recent {
     }
 
     /// The last message on a topic.
-    pub fn get(&self, topic: &str) -> Option<&Message> {
+    pub(crate) fn get(&self, topic: &str) -> Option<&Message> {
         self.by_topic.get(topic).map(|slot| &slot.message)
     }
 
     /// What `filter` selects behind the topic `after`, in order of topic.
-    pub fn select<'a>(&'a self, filter: &'a str, after: &'a str) -> impl Iterator<Item = &'a Message> {
+    pub(crate) fn select<'a>(&'a self, filter: &'a str, after: &'a str) -> impl Iterator<Item = &'a Message> {
         self.by_topic
             .range::<str, _>((Bound::Excluded(after), Bound::Unbounded))
             .filter(move |(topic, _)| matches(filter, topic))
@@ -85,7 +85,7 @@ impl Recent {
     }
 
     /// Topics, and bytes as the bound counts them.
-    pub fn size(&self) -> (usize, usize) {
+    pub(crate) fn size(&self) -> (usize, usize) {
         (self.by_topic.len(), self.bytes)
     }
 }

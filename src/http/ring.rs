@@ -5,9 +5,9 @@ use std::collections::VecDeque;
 use crate::message::{Message, matches};
 
 /// Messages kept.
-pub const MAX_MESSAGES: usize = 4096;
+pub(crate) const MAX_MESSAGES: usize = 4096;
 /// Bytes kept.
-pub const MAX_BYTES: usize = 1 << 20;
+pub(crate) const MAX_BYTES: usize = 1 << 20;
 /// Messages that one reading returns at most.
 const AT_ONCE: usize = 256;
 /// Bytes that one reading returns at most, beyond its first message.
@@ -16,7 +16,7 @@ const BYTES_AT_ONCE: usize = 64 << 10;
 /// The ring. Ids go up by one with every message. They start where the clock says, in microseconds, so that they go up
 /// over a restart too.
 #[derive(Debug)]
-pub struct Ring {
+pub(crate) struct Ring {
     messages: VecDeque<Message>,
     start: u64,
     next: u64,
@@ -25,33 +25,33 @@ pub struct Ring {
 
 /// What a reader gets.
 #[derive(Debug, Default)]
-pub struct Reading {
+pub(crate) struct Reading {
     /// Messages with their ids.
-    pub messages: Vec<(u64, Message)>,
+    pub(crate) messages: Vec<(u64, Message)>,
     /// Where to go on.
-    pub next: u64,
+    pub(crate) next: u64,
     /// More is there already.
-    pub more: bool,
+    pub(crate) more: bool,
 }
 
 /// Why a reader cannot go on where it was.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Gap {
+pub(crate) struct Gap {
     /// Messages on all topics that were missed; `None`: from before the start of the gateway, nobody knows.
-    pub missed: Option<u64>,
+    pub(crate) missed: Option<u64>,
     /// Where to go on.
-    pub next: u64,
+    pub(crate) next: u64,
 }
 
 impl Ring {
     /// An empty ring that starts at this time.
-    pub fn new(unix_ms: i64) -> Ring {
+    pub(crate) fn new(unix_ms: i64) -> Ring {
         let start = u64::try_from(unix_ms).unwrap_or(0) * 1000 + 1;
         Ring { messages: VecDeque::new(), start, next: start, bytes: 0 }
     }
 
     /// Adds a message, which must be in memory of its own.
-    pub fn push(&mut self, message: Message) {
+    pub(crate) fn push(&mut self, message: Message) {
         self.bytes += message.size();
         self.next += 1;
         self.messages.push_back(message);
@@ -63,7 +63,7 @@ impl Ring {
     }
 
     /// Id of the next message.
-    pub fn next(&self) -> u64 {
+    pub(crate) fn next(&self) -> u64 {
         self.next
     }
 
@@ -72,7 +72,7 @@ impl Ring {
     }
 
     /// Whether messages from `from` on can be read without a gap.
-    pub fn check(&self, from: u64) -> Result<(), Gap> {
+    pub(crate) fn check(&self, from: u64) -> Result<(), Gap> {
         if from < self.start || from > self.next {
             Err(Gap { missed: None, next: self.first() })
         } else if from < self.first() {
@@ -83,7 +83,7 @@ impl Ring {
     }
 
     /// Messages from `from` on, which [`Ring::check`] has accepted, that a filter selects and `may` allows.
-    pub fn read(&self, from: u64, filters: &[Box<str>], may: impl Fn(&str) -> bool) -> Reading {
+    pub(crate) fn read(&self, from: u64, filters: &[Box<str>], may: impl Fn(&str) -> bool) -> Reading {
         let mut reading = Reading { next: self.next, ..Reading::default() };
         let mut bytes = 0;
         let skip = usize::try_from(from - self.first()).unwrap_or(usize::MAX);

@@ -89,7 +89,7 @@ macro_rules! calls {
 }
 
 /// All of them.
-pub const CALLS: &[Call] = calls! {
+pub(crate) const CALLS: &[Call] = calls! {
     get "/api/v1/topics" "list_messages" "The last message on each topic that a filter selects" LIST, JSON, [topics::List], false,
         topics::list;
     put "/api/v1/topics" "publish_anywhere" "Publish, with the topic as a parameter" PUBLISH_ANYWHERE, DONE, [], false,
@@ -165,7 +165,7 @@ fn document(server: &str) -> String {
 }
 
 /// The router for all of them.
-pub fn router(http: Arc<Http>) -> Router {
+pub(crate) fn router(http: Arc<Http>) -> Router {
     let mut router = Router::new();
     for call in CALLS {
         router = router.route(call.path, (call.handler)());

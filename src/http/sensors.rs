@@ -27,7 +27,7 @@ const MAX_EVENTS: usize = 1000;
 /// A sensor and what it says.
 #[derive(Serialize, JsonSchema)]
 #[schemars(rename = "Sensor")]
-pub struct SensorView<'a> {
+pub(crate) struct SensorView<'a> {
     #[serde(flatten)]
     snapshot: &'a SensorSnapshot,
     /// When its state began; `None` while the clock is not synchronised.
@@ -37,7 +37,7 @@ pub struct SensorView<'a> {
 /// A change of a sensor's state.
 #[derive(Serialize, JsonSchema)]
 #[schemars(rename = "SensorEvent")]
-pub struct EventView {
+pub(crate) struct EventView {
     n: u64,
     state: EventState,
     time: Option<String>,
@@ -48,7 +48,7 @@ pub struct EventView {
 /// An edge of a pin.
 #[derive(Serialize, JsonSchema)]
 #[schemars(rename = "SensorEdge")]
-pub struct EdgeView {
+pub(crate) struct EdgeView {
     /// Boot clock, in milliseconds.
     boot_ms: u64,
     /// Whether the sensor became active.
@@ -58,7 +58,7 @@ pub struct EdgeView {
 /// What the last edges of a sensor's pin look like.
 #[derive(Serialize, JsonSchema)]
 #[schemars(rename = "SensorEdges")]
-pub struct Edges {
+pub(crate) struct Edges {
     /// What is the matter; `null`: nothing.
     finding: Option<Finding>,
     figures: EdgeFigures,
@@ -69,7 +69,7 @@ pub struct Edges {
 /// A page of the past of a sensor.
 #[derive(Serialize, JsonSchema)]
 #[schemars(rename = "SensorEvents")]
-pub struct Events {
+pub(crate) struct Events {
     events: Vec<EventView>,
     /// What to give as `cursor` to go on behind these, now or later.
     cursor: u64,
@@ -82,7 +82,7 @@ fn view<'a>(http: &Http, snapshot: &'a SensorSnapshot) -> SensorView<'a> {
 }
 
 /// The sensors whose topics the caller may read, as JSON.
-pub fn list_json(http: &Http, caller: &Caller, snapshots: &[SensorSnapshot]) -> String {
+pub(crate) fn list_json(http: &Http, caller: &Caller, snapshots: &[SensorSnapshot]) -> String {
     let visible = snapshots.iter().filter(|snapshot| caller.permissions.may_receive(&snapshot.topic));
     serde_json::to_string(&visible.map(|snapshot| view(http, snapshot)).collect::<Vec<_>>()).unwrap_or_default()
 }
@@ -96,20 +96,20 @@ fn find(http: &Http, caller: &Caller, name: &str) -> Result<SensorSnapshot, Prob
 }
 
 /// `GET /api/v1/sensors`
-pub async fn list(State(http): State<Arc<Http>>, caller: Caller) -> Response {
+pub(crate) async fn list(State(http): State<Arc<Http>>, caller: Caller) -> Response {
     let snapshots = http.status.sensors.borrow().clone();
     ([(header::CONTENT_TYPE, "application/json")], list_json(&http, &caller, &snapshots)).into_response()
 }
 
 /// `GET /api/v1/sensors/{name}`
-pub async fn one(State(http): State<Arc<Http>>, caller: Caller, uri: Uri) -> Result<Response, Problem> {
+pub(crate) async fn one(State(http): State<Arc<Http>>, caller: Caller, uri: Uri) -> Result<Response, Problem> {
     let name = uri.path().strip_prefix(SENSORS).unwrap_or_default();
     let snapshot = find(&http, &caller, name)?;
     Ok(Json(view(&http, &snapshot)).into_response())
 }
 
 /// `GET /api/v1/sensors/{name}/edges`
-pub async fn edges(State(http): State<Arc<Http>>, caller: Caller, uri: Uri) -> Result<Json<Edges>, Problem> {
+pub(crate) async fn edges(State(http): State<Arc<Http>>, caller: Caller, uri: Uri) -> Result<Json<Edges>, Problem> {
     let name = uri.path().strip_prefix(SENSORS).and_then(|rest| rest.strip_suffix("/edges")).unwrap_or_default();
     let SensorSnapshot { finding, edges, .. } = find(&http, &caller, name)?;
     let last = edges.copy();
@@ -119,7 +119,7 @@ pub async fn edges(State(http): State<Arc<Http>>, caller: Caller, uri: Uri) -> R
 }
 
 /// `GET /api/v1/sensors/{name}/events`
-pub async fn events(State(http): State<Arc<Http>>, caller: Caller, uri: Uri) -> Result<Response, Problem> {
+pub(crate) async fn events(State(http): State<Arc<Http>>, caller: Caller, uri: Uri) -> Result<Response, Problem> {
     let query = Query::parse(&uri, &["since", "limit", "cursor"])?;
     let name = uri.path().strip_prefix(SENSORS).and_then(|rest| rest.strip_suffix("/events")).unwrap_or_default();
     let sensor = find(&http, &caller, name)?.name;

@@ -42,7 +42,7 @@ use crate::workers::worked;
 
 /// Connections at the same time, those of streams and of MQTT over WebSocket included. How they are divided, and who gives
 /// way, is said in [`crate::access::places`].
-pub const MAX_CONNECTIONS: usize = 1100;
+pub(crate) const MAX_CONNECTIONS: usize = 1100;
 /// A TLS handshake takes no longer than this.
 const HANDSHAKE: Duration = Duration::from_secs(10);
 /// The head of a request takes no longer than this, nor does the pause before it.
@@ -55,7 +55,7 @@ const MAX_HEAD: usize = 32 << 10;
 const FAREWELL: Duration = Duration::from_secs(1);
 
 /// What the port is to be; `None` if there is to be none.
-pub fn port(settings: &HttpSettings) -> Option<PortSettings> {
+pub(crate) fn port(settings: &HttpSettings) -> Option<PortSettings> {
     let address = settings.address?;
     let tls = settings.tls.as_ref();
     let tls = tls.map(|files| TlsFiles { cert: files.cert.clone(), key: files.key.clone(), ..TlsFiles::default() });
@@ -66,21 +66,21 @@ pub fn port(settings: &HttpSettings) -> Option<PortSettings> {
 /// What a port serves.
 pub struct Site {
     /// Which paths it has and who answers there.
-    pub router: Router,
+    pub(crate) router: Router,
     /// Which requests are refused because pages of other sites make them.
-    pub guard: Guard,
+    pub(crate) guard: Guard,
     /// What an upgrade leads to.
-    pub door: Door,
+    pub(crate) door: Door,
     /// The certificates of clients name users.
-    pub use_identity: bool,
+    pub(crate) use_identity: bool,
     /// The page may be shown in a frame of another site.
-    pub may_be_framed: bool,
+    pub(crate) may_be_framed: bool,
     /// Who may come in.
     access: Arc<Access>,
     /// Places of its connections.
     places: Arc<Places>,
     /// Cancelled when the gateway goes down.
-    pub cancel: CancellationToken,
+    pub(crate) cancel: CancellationToken,
 }
 
 impl Site {
@@ -112,7 +112,7 @@ impl Site {
 }
 
 /// Serves until the gateway goes down; `pulse` is answered where connections are accepted.
-pub async fn run(mut port: Port, site: Arc<Site>, mut pulse: Pulse) {
+pub(crate) async fn run(mut port: Port, site: Arc<Site>, mut pulse: Pulse) {
     loop {
         let accepted = tokio::select! {
             () = site.cancel.cancelled() => return,

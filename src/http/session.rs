@@ -25,7 +25,7 @@ const MOST: usize = 8 << 10;
 /// What the form of the page sends to get a cookie.
 #[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-pub struct SignInBody {
+pub(crate) struct SignInBody {
     /// A user of the configuration, or one that was made here.
     user: String,
     /// The password of that user, in clear.
@@ -35,7 +35,7 @@ pub struct SignInBody {
 /// Who a request comes from.
 #[derive(Serialize, JsonSchema)]
 #[schemars(rename = "Session")]
-pub struct SessionView {
+pub(crate) struct SessionView {
     /// User name; `null`: nobody has said one.
     user: Option<String>,
     /// How that is known.
@@ -65,7 +65,7 @@ impl SessionView {
 }
 
 /// `GET /api/v1/session`: to everybody, since the page asks this first.
-pub async fn read(
+pub(crate) async fn read(
     State(http): State<Arc<Http>>,
     headers: HeaderMap,
     caller: Result<Caller, Problem>,
@@ -88,7 +88,7 @@ fn cookie(http: &Http, Origin(peer): Origin, headers: &HeaderMap, token: Option<
 }
 
 /// `POST /api/v1/session`. The password goes the same way as any other that is shown here or to the broker.
-pub async fn sign_in(
+pub(crate) async fn sign_in(
     State(http): State<Arc<Http>>,
     Extension(origin): Extension<Origin>,
     Extension(place): Extension<Arc<Place>>,
@@ -128,7 +128,7 @@ pub async fn sign_in(
 }
 
 /// `DELETE /api/v1/session`
-pub async fn sign_out(
+pub(crate) async fn sign_out(
     State(http): State<Arc<Http>>,
     Extension(origin): Extension<Origin>,
     (uri, headers): (Uri, HeaderMap),

@@ -3,15 +3,15 @@
 use std::net::{Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 
-pub use super::proxies::Network;
+pub(crate) use super::proxies::Network;
 
 /// Certificate and key of the HTTPS listener, both in PEM.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct HttpTls {
+pub(crate) struct HttpTls {
     /// Certificate chain, the server's own first.
-    pub cert: PathBuf,
+    pub(crate) cert: PathBuf,
     /// Private key.
-    pub key: PathBuf,
+    pub(crate) key: PathBuf,
 }
 
 /// `[http]`.
@@ -20,17 +20,17 @@ pub struct HttpSettings {
     /// Where to listen; `None`: no HTTP at all.
     pub address: Option<SocketAddr>,
     /// Host names, besides the host's own and IP addresses, that browsers may use.
-    pub allowed_hosts: Vec<String>,
+    pub(crate) allowed_hosts: Vec<String>,
     /// Proxies that are believed when they say whom they act for.
-    pub trusted_proxies: Vec<Network>,
+    pub(crate) trusted_proxies: Vec<Network>,
     /// Sites that may show the page in a frame, as sources of a content security policy; none: nobody may.
-    pub frame_ancestors: Vec<String>,
+    pub(crate) frame_ancestors: Vec<String>,
     /// TLS; `None`: plain HTTP.
-    pub tls: Option<HttpTls>,
+    pub(crate) tls: Option<HttpTls>,
 }
 
 /// Reads a site that may show the page in a frame: `self`, or an origin, whose host may begin with `*.`.
-pub fn frame_ancestor(text: &str) -> Option<String> {
+pub(crate) fn frame_ancestor(text: &str) -> Option<String> {
     if text == "self" {
         return Some("'self'".into());
     }

@@ -28,9 +28,9 @@ const MOST_COOKIES: usize = 4;
 
 /// One sign-in: a browser that has our cookie.
 #[derive(Debug)]
-pub struct SignIn {
+pub(crate) struct SignIn {
     /// The user as it was then: one that differs from this in any way has to sign in again.
-    pub user: Arc<UserSettings>,
+    pub(crate) user: Arc<UserSettings>,
     begun: Instant,
     used: Mutex<Instant>,
     is_over: AtomicBool,
@@ -38,7 +38,7 @@ pub struct SignIn {
 
 impl SignIn {
     /// Whether it goes on. Whoever asks is using it.
-    pub fn goes_on(&self) -> bool {
+    pub(crate) fn goes_on(&self) -> bool {
         let now = Instant::now();
         let goes_on = self.is_valid(now);
         if goes_on {
@@ -48,7 +48,7 @@ impl SignIn {
     }
 
     /// Whether its user is still as it was.
-    pub fn is_of_now(&self, access: &Access) -> bool {
+    pub(crate) fn is_of_now(&self, access: &Access) -> bool {
         access.authoriser.user(None, &self.user.name).is_some_and(|user| *user == *self.user)
     }
 
@@ -65,7 +65,7 @@ impl SignIn {
 
 /// All sign-ins, by the digests of their cookies.
 #[derive(Debug)]
-pub struct SignIns {
+pub(crate) struct SignIns {
     /// Of the cookie. The port is part of it: cookies are shared between all ports of a host.
     name: String,
     known: Mutex<HashMap<Digest, Arc<SignIn>>>,
@@ -73,13 +73,13 @@ pub struct SignIns {
 
 impl SignIns {
     /// None, for a gateway at this port.
-    pub fn new(port: u16) -> SignIns {
+    pub(crate) fn new(port: u16) -> SignIns {
         SignIns { name: format!("pigateway-{port}"), known: Mutex::default() }
     }
 
     /// Signs a user in; returns the token, or `None` where the system has no random numbers. Of too many, the user's own
     /// oldest goes, or the oldest of whoever has most.
-    pub fn begin(&self, user: Arc<UserSettings>) -> Option<String> {
+    pub(crate) fn begin(&self, user: Arc<UserSettings>) -> Option<String> {
         let mut random = [0; 32];
         getrandom::fill(&mut random).ok()?;
         let token = Base64UrlUnpadded::encode_string(&random);
@@ -107,7 +107,7 @@ impl SignIns {
     }
 
     /// The one that a request belongs to.
-    pub fn find(&self, headers: &HeaderMap) -> Option<Arc<SignIn>> {
+    pub(crate) fn find(&self, headers: &HeaderMap) -> Option<Arc<SignIn>> {
         let mut known = self.known.lock();
         self.tokens(headers).find_map(|token| {
             let digest = sha256(token.as_bytes());
@@ -121,7 +121,7 @@ impl SignIns {
     }
 
     /// Signs out whoever a request belongs to.
-    pub fn end(&self, headers: &HeaderMap) {
+    pub(crate) fn end(&self, headers: &HeaderMap) {
         let mut known = self.known.lock();
         for token in self.tokens(headers) {
             if let Some(gone) = known.remove(&sha256(token.as_bytes())) {
@@ -131,7 +131,7 @@ impl SignIns {
     }
 
     /// Ends one whose user has changed.
-    pub fn forget(&self, gone: &Arc<SignIn>) {
+    pub(crate) fn forget(&self, gone: &Arc<SignIn>) {
         gone.end();
         self.known.lock().retain(|_, other| !Arc::ptr_eq(other, gone));
     }
@@ -143,7 +143,7 @@ impl SignIns {
     }
 
     /// What a browser is to keep; without a token, nothing any more. `path` is where the gateway is behind a proxy.
-    pub fn cookie(&self, token: Option<&str>, path: &str, is_secure: bool) -> String {
+    pub(crate) fn cookie(&self, token: Option<&str>, path: &str, is_secure: bool) -> String {
         let (value, age) = token.map_or(("", "; Max-Age=0"), |token| (token, ""));
         let path = if path.is_empty() { "/" } else { path };
         let secure = if is_secure { "; Secure" } else { "" };

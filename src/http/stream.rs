@@ -67,7 +67,7 @@ struct StatusEvents {
 }
 
 /// Serves it.
-pub async fn stream(
+pub(crate) async fn stream(
     State(http): State<Arc<Http>>,
     caller: Caller,
     uri: Uri,

@@ -2,11 +2,11 @@
 
 use crate::message::{Draft, Message, Origin, Qos};
 
-pub fn message(topic: &str, payload: &str, retain: bool) -> Message {
+pub(crate) fn message(topic: &str, payload: &str, retain: bool) -> Message {
     message_at(topic, payload, retain, 0)
 }
 
-pub fn message_at(topic: &str, payload: &str, retain: bool, boot_ms: u64) -> Message {
+pub(crate) fn message_at(topic: &str, payload: &str, retain: bool, boot_ms: u64) -> Message {
     Message::new(&Draft {
         topic,
         payload: payload.as_bytes(),

@@ -19,7 +19,7 @@ use crate::exchange::filters::MAX_LEVELS;
 use crate::message::{BatchBuilder, Draft, Qos, check_filter, check_topic};
 
 /// Where topics are.
-pub const TOPICS: &str = "/api/v1/topics";
+pub(crate) const TOPICS: &str = "/api/v1/topics";
 /// What a PUBLISH needs besides topic and payload, at most.
 const PUBLISH_OVERHEAD: usize = 16;
 /// Messages of a list, unless fewer are asked for.
@@ -53,7 +53,7 @@ fn wants_json(headers: &HeaderMap) -> bool {
 }
 
 /// `GET /api/v1/topics/{topic}`
-pub async fn read(
+pub(crate) async fn read(
     State(http): State<Arc<Http>>,
     caller: Caller,
     uri: Uri,
@@ -91,14 +91,14 @@ fn read_topic(http: &Http, caller: &Caller, topic: &str, headers: &HeaderMap) ->
 /// A page of a list of messages.
 #[derive(Debug, Serialize, JsonSchema)]
 #[schemars(rename = "Messages")]
-pub struct List {
+pub(crate) struct List {
     messages: Vec<Envelope>,
     /// What to ask for as `after` to get the next page; `None`: this is the last one.
     next: Option<String>,
 }
 
 /// `GET /api/v1/topics?filter=`
-pub async fn list(
+pub(crate) async fn list(
     State(http): State<Arc<Http>>,
     caller: Caller,
     uri: Uri,
@@ -135,7 +135,7 @@ pub async fn list(
 }
 
 /// `PUT` and `POST /api/v1/topics/{topic}`
-pub async fn publish(
+pub(crate) async fn publish(
     State(http): State<Arc<Http>>,
     caller: Caller,
     uri: Uri,
@@ -177,7 +177,7 @@ pub async fn publish(
 }
 
 /// `DELETE /api/v1/topics/{topic}`
-pub async fn clear(State(http): State<Arc<Http>>, caller: Caller, uri: Uri) -> Result<StatusCode, Problem> {
+pub(crate) async fn clear(State(http): State<Arc<Http>>, caller: Caller, uri: Uri) -> Result<StatusCode, Problem> {
     let query = Query::parse(&uri, &["topic"])?;
     let topic = topic(&uri, &query)?;
     may_publish(&caller, &topic)?;

@@ -17,7 +17,7 @@ use crate::message::TRACE_PROPERTY;
 /// What a message is to carry so that it is followed.
 #[derive(Serialize, JsonSchema)]
 #[schemars(rename = "NewTrace")]
-pub struct Begun {
+pub(crate) struct Begun {
     /// The value of the user property.
     id: String,
     /// The name of the user property.
@@ -27,7 +27,7 @@ pub struct Begun {
 /// What has happened to a message.
 #[derive(Serialize, JsonSchema)]
 #[schemars(rename = "Trace")]
-pub struct TraceView {
+pub(crate) struct TraceView {
     id: String,
     /// Until the message has come: null.
     topic: Option<String>,
@@ -41,7 +41,7 @@ pub struct TraceView {
 /// One step of a message.
 #[derive(Serialize, JsonSchema)]
 #[schemars(rename = "TraceStep")]
-pub struct StepView {
+pub(crate) struct StepView {
     step: &'static str,
     upstream: Option<String>,
     time: Option<String>,
@@ -49,7 +49,7 @@ pub struct StepView {
 }
 
 /// `POST /api/v1/traces`
-pub async fn begin(State(http): State<Arc<Http>>, caller: Caller) -> Result<(StatusCode, Json<Begun>), Problem> {
+pub(crate) async fn begin(State(http): State<Arc<Http>>, caller: Caller) -> Result<(StatusCode, Json<Begun>), Problem> {
     caller.must_observe()?;
     let id = http.ingress.traces().begin(http.ingress.clock().boot_ms());
     let id = id.map_err(|_| Problem::unavailable("the system has no random numbers yet"))?;
@@ -57,7 +57,7 @@ pub async fn begin(State(http): State<Arc<Http>>, caller: Caller) -> Result<(Sta
 }
 
 /// `GET /api/v1/traces/{id}`
-pub async fn read(
+pub(crate) async fn read(
     State(http): State<Arc<Http>>,
     caller: Caller,
     Path(id): Path<String>,

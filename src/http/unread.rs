@@ -20,13 +20,13 @@ const LINGER: Duration = Duration::from_secs(2);
 const MOST: usize = 32 << 20;
 
 /// A body of which the rest is read when it is dropped.
-pub struct Unread {
+pub(crate) struct Unread {
     body: Option<Incoming>,
     connections: TaskTracker,
 }
 
 /// A body whose rest is read by one of `connections`' tasks if nobody else wants it.
-pub fn discarded(body: Incoming, connections: &TaskTracker) -> Body {
+pub(crate) fn discarded(body: Incoming, connections: &TaskTracker) -> Body {
     Body::new(Unread { body: Some(body), connections: connections.clone() })
 }
 

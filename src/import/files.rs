@@ -16,12 +16,12 @@ pub(super) struct Files {
 }
 
 impl Files {
-    pub fn new(main: &Path, given: &[PathBuf]) -> Files {
+    pub(crate) fn new(main: &Path, given: &[PathBuf]) -> Files {
         Files { base: main.parent().unwrap_or(Path::new("")).to_owned(), given: given.to_vec() }
     }
 
     /// Where the file or directory that is named like this really is; `None`: nowhere.
-    pub fn find(&self, named: &str) -> Option<PathBuf> {
+    pub(crate) fn find(&self, named: &str) -> Option<PathBuf> {
         let path = self.base.join(named);
         let same_name = |path: &&PathBuf| path.file_name() == Path::new(named).file_name();
         if let Some(given) = self.given.iter().find(same_name) {
@@ -32,7 +32,7 @@ impl Files {
     }
 
     /// The absolute path to write for a file that is named like this, and whether it is there.
-    pub fn locate(&self, named: &str) -> (String, bool) {
+    pub(crate) fn locate(&self, named: &str) -> (String, bool) {
         let found = self.find(named);
         let path = found.clone().unwrap_or_else(|| self.base.join(named));
         let path = std::path::absolute(&path).unwrap_or(path);

@@ -7,8 +7,8 @@ use std::rc::Rc;
 /// Where a line stands: file name and number.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Place {
-    pub file: Rc<str>,
-    pub number: usize,
+    pub(crate) file: Rc<str>,
+    pub(crate) number: usize,
 }
 
 impl fmt::Display for Place {
@@ -37,24 +37,24 @@ pub(super) enum Fate {
 pub(super) struct Line {
     place: Place,
     /// The name that the setting has today.
-    pub key: String,
+    pub(crate) key: String,
     /// As it was written.
     written: String,
-    pub value: String,
+    pub(crate) value: String,
     fate: RefCell<Option<Fate>>,
 }
 
 impl Line {
-    pub fn new(place: Place, written: &str, key: &str, value: &str) -> Line {
+    pub(crate) fn new(place: Place, written: &str, key: &str, value: &str) -> Line {
         Line { place, key: key.into(), written: written.into(), value: value.into(), fate: RefCell::default() }
     }
 
-    pub fn place(&self) -> &Place {
+    pub(crate) fn place(&self) -> &Place {
         &self.place
     }
 
     /// The line for a comment: without passwords and hashes.
-    pub fn shown(&self) -> String {
+    pub(crate) fn shown(&self) -> String {
         const SECRETS: [&str; 4] = ["remote_password", "local_password", "bridge_psk", "tls_engine_kpass_sha1"];
         if SECRETS.contains(&self.key.as_str()) || self.key.starts_with("plugin_opt_") {
             return format!("{} (hidden)", self.written);
@@ -64,7 +64,7 @@ impl Line {
         if shown.chars().count() <= 100 { shown.into() } else { shown.chars().take(97).chain("...".chars()).collect() }
     }
 
-    pub fn fate(&self) -> Fate {
+    pub(crate) fn fate(&self) -> Fate {
         let unknown = || Fate::Wrong("this program does not know it".into());
         self.fate.borrow().clone().unwrap_or_else(unknown)
     }
@@ -74,32 +74,32 @@ impl Line {
         self.fate.borrow_mut().get_or_insert(fate);
     }
 
-    pub fn is_open(&self) -> bool {
+    pub(crate) fn is_open(&self) -> bool {
         self.fate.borrow().is_none()
     }
 
-    pub fn taken(&self) {
+    pub(crate) fn taken(&self) {
         self.decide(Fate::Taken);
     }
 
-    pub fn differs(&self, why: impl Into<String>) {
+    pub(crate) fn differs(&self, why: impl Into<String>) {
         self.decide(Fate::Differs(why.into()));
     }
 
-    pub fn not_needed(&self, why: impl Into<String>) {
+    pub(crate) fn not_needed(&self, why: impl Into<String>) {
         self.decide(Fate::NotNeeded(why.into()));
     }
 
-    pub fn not_taken(&self, why: impl Into<String>) {
+    pub(crate) fn not_taken(&self, why: impl Into<String>) {
         self.decide(Fate::NotTaken(why.into()));
     }
 
-    pub fn wrong(&self, why: impl Into<String>) {
+    pub(crate) fn wrong(&self, why: impl Into<String>) {
         self.decide(Fate::Wrong(why.into()));
     }
 
     /// What seemed to be taken over is not: the table that it stood in is left out.
-    pub fn revoke(&self, why: &str) {
+    pub(crate) fn revoke(&self, why: &str) {
         let mut fate = self.fate.borrow_mut();
         if matches!(*fate, None | Some(Fate::Taken | Fate::Differs(_) | Fate::NotNeeded(_))) {
             *fate = Some(Fate::NotTaken(why.into()));
@@ -107,12 +107,12 @@ impl Line {
     }
 
     /// The first word; mosquitto ignores what follows it, except in texts.
-    pub fn word(&self) -> &str {
+    pub(crate) fn word(&self) -> &str {
         self.value.split([' ', '\t']).next().unwrap_or_default()
     }
 
     /// `true` or `false`.
-    pub fn flag(&self) -> Option<bool> {
+    pub(crate) fn flag(&self) -> Option<bool> {
         match self.word() {
             "true" | "1" => Some(true),
             "false" | "0" => Some(false),
@@ -124,7 +124,7 @@ impl Line {
     }
 
     /// A whole number.
-    pub fn number(&self) -> Option<i64> {
+    pub(crate) fn number(&self) -> Option<i64> {
         let number = self.word().parse().ok();
         if number.is_none() {
             self.wrong("valid: a whole number");
@@ -133,7 +133,7 @@ impl Line {
     }
 
     /// A path. What follows a `#` is a comment to a person, though mosquitto takes it for part of the name.
-    pub fn path(&self) -> Option<&str> {
+    pub(crate) fn path(&self) -> Option<&str> {
         let text = self.value.split(" #").next().unwrap_or_default().trim();
         if text.is_empty() {
             self.wrong("the path is missing");
@@ -148,13 +148,13 @@ impl Line {
 pub(super) struct Lines(RefCell<Vec<Rc<Line>>>);
 
 impl Lines {
-    pub fn add(&self, line: Line) -> Rc<Line> {
+    pub(crate) fn add(&self, line: Line) -> Rc<Line> {
         let line = Rc::new(line);
         self.0.borrow_mut().push(line.clone());
         line
     }
 
-    pub fn all(&self) -> Vec<Rc<Line>> {
+    pub(crate) fn all(&self) -> Vec<Rc<Line>> {
         self.0.borrow().clone()
     }
 }

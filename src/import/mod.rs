@@ -18,7 +18,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use line::{Fate, Line, Lines};
-pub use sniff::{Kind, kind_of};
+pub(crate) use sniff::{Kind, kind_of};
 
 /// A configuration made from another program's.
 #[derive(Debug)]
@@ -91,7 +91,7 @@ pub enum ImportError {
 }
 
 /// What a file is, if it can be read and is clearly one of these.
-pub fn kind_of_file(path: &Path) -> Option<Kind> {
+pub(crate) fn kind_of_file(path: &Path) -> Option<Kind> {
     kind_of(&files::read(path).ok()?)
 }
 
@@ -111,7 +111,7 @@ pub struct Summary {
     /// Not understood; mosquitto would not start with most of these.
     pub not_understood: usize,
     /// What a person has to do before the result can be used.
-    pub to_do: Vec<String>,
+    pub(crate) to_do: Vec<String>,
 }
 
 impl Summary {

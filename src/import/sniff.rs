@@ -4,7 +4,7 @@ use super::mosquitto::is_setting;
 
 /// Files that are recognised.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
+pub(crate) enum Kind {
     /// Our own.
     Pigateway,
     /// `mosquitto.conf`.
@@ -19,7 +19,7 @@ pub enum Kind {
 
 impl Kind {
     /// What it is called in a sentence.
-    pub fn name(self) -> &'static str {
+    pub(crate) fn name(self) -> &'static str {
         match self {
             Kind::Pigateway => "a configuration of pigateway",
             Kind::MosquittoConf => "a configuration of mosquitto",
@@ -30,7 +30,7 @@ impl Kind {
     }
 
     /// Which `pigateway import` reads it.
-    pub fn import(self) -> Option<&'static str> {
+    pub(crate) fn import(self) -> Option<&'static str> {
         match self {
             Kind::Pigateway => None,
             Kind::MosquittoConf | Kind::MosquittoPasswords | Kind::MosquittoAcl => Some("mosquitto"),
@@ -40,7 +40,7 @@ impl Kind {
 }
 
 /// What a text is, if it is clearly one of these.
-pub fn kind_of(text: &str) -> Option<Kind> {
+pub(crate) fn kind_of(text: &str) -> Option<Kind> {
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     let lines: Vec<&str> = text.lines().map(str::trim_end).filter(|line| !is_comment(line)).collect();
     if lines.is_empty() {

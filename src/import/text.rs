@@ -12,27 +12,27 @@ pub(super) struct Text(String);
 
 impl Text {
     /// A table's header, with an empty line in front.
-    pub fn table(&mut self, header: &str) {
+    pub(crate) fn table(&mut self, header: &str) {
         let _ = write!(self.0, "\n{header}\n");
     }
 
     /// A key; `value` is TOML already.
-    pub fn key(&mut self, name: &str, value: impl Display) {
+    pub(crate) fn key(&mut self, name: &str, value: impl Display) {
         let _ = writeln!(self.0, "{name} = {value}");
     }
 
     /// A key with a comment behind it.
-    pub fn key_with(&mut self, name: &str, value: impl Display, comment: &str) {
+    pub(crate) fn key_with(&mut self, name: &str, value: impl Display, comment: &str) {
         let _ = writeln!(self.0, "{name} = {value}    # {}", printable(comment));
     }
 
     /// A comment.
-    pub fn comment(&mut self, comment: &str) {
+    pub(crate) fn comment(&mut self, comment: &str) {
         let _ = writeln!(self.0, "# {}", printable(comment));
     }
 
     /// What these lines leave as comments.
-    pub fn remarks<'a>(&mut self, lines: impl IntoIterator<Item = &'a Rc<Line>>) {
+    pub(crate) fn remarks<'a>(&mut self, lines: impl IntoIterator<Item = &'a Rc<Line>>) {
         for line in lines {
             if let Some(remark) = remark(line) {
                 self.comment(&remark);
@@ -41,15 +41,15 @@ impl Text {
     }
 
     /// Another text behind it.
-    pub fn append(&mut self, other: &Text) {
+    pub(crate) fn append(&mut self, other: &Text) {
         self.0.push_str(&other.0);
     }
 
-    pub fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 
-    pub fn as_str(&self) -> &str {
+    pub(crate) fn as_str(&self) -> &str {
         &self.0
     }
 }

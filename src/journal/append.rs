@@ -8,7 +8,7 @@ use crate::message::Message;
 
 impl Journal {
     /// Appends several messages one after the other.
-    pub fn appender(&self) -> Appender<'_> {
+    pub(crate) fn appender(&self) -> Appender<'_> {
         Appender { shared: &self.shared, state: None, count: 0, wakes: false }
     }
 }
@@ -20,7 +20,7 @@ const AT_ONCE: u32 = 32;
 /// journal may be asked by the same thread meanwhile. Others that wait for it get it after every [`AT_ONCE`] messages. The
 /// writing thread is woken once for all of them.
 #[derive(Debug)]
-pub struct Appender<'a> {
+pub(crate) struct Appender<'a> {
     shared: &'a Shared,
     state: Option<MutexGuard<'a, State>>,
     /// Messages since others had a chance.
@@ -41,7 +41,12 @@ impl<'a> Appender<'a> {
     }
 
     /// See [`Journal::append_with`].
-    pub fn append(&mut self, message: &Message, consumers: &[ConsumerId], extra: Extra) -> Result<Position, Full> {
+    pub(crate) fn append(
+        &mut self,
+        message: &Message,
+        consumers: &[ConsumerId],
+        extra: Extra,
+    ) -> Result<Position, Full> {
         let shared: &'a Shared = self.shared;
         let state = self.state();
         let was_due = state.pending.due.is_some();
@@ -51,7 +56,7 @@ impl<'a> Appender<'a> {
     }
 
     /// Notes that this session's QoS 2 PUBLISH was received, where nobody needs the message itself.
-    pub fn received(&mut self, id: ConsumerId, packet_id: u16) -> Result<Position, Full> {
+    pub(crate) fn received(&mut self, id: ConsumerId, packet_id: u16) -> Result<Position, Full> {
         self.wakes = true;
         self.state().append_received(id, packet_id)
     }

@@ -17,21 +17,21 @@ const MOST: usize = 64;
 /// A wall clock that has been moved by less than this is not noted anew.
 const TOLERANCE_MS: i64 = 1000;
 /// While the clock is not set, it is noted this often how long a boot has run.
-pub const NOTE_MS: u64 = 10 * 60 * 1000;
+pub(crate) const NOTE_MS: u64 = 10 * 60 * 1000;
 /// Bits of a stamp that hold the boot clock: enough for a century.
 const STAMP_BITS: u32 = 42;
 
 /// A boot.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Boot {
+pub(crate) struct Boot {
     /// Hash of the kernel's boot id.
-    pub id: u64,
+    pub(crate) id: u64,
     /// Unix time minus boot clock, in milliseconds, by the latest knowledge.
-    pub offset_ms: i64,
+    pub(crate) offset_ms: i64,
     /// Whether that was known from a source of time.
-    pub is_synchronised: bool,
+    pub(crate) is_synchronised: bool,
     /// Boot clock, in milliseconds, when it was noted last: it has run for at least so long.
-    pub seen_ms: u64,
+    pub(crate) seen_ms: u64,
 }
 
 impl Boot {
@@ -49,18 +49,18 @@ impl Boot {
 
 /// All boots that records in the log may come from.
 #[derive(Clone, Debug, Default)]
-pub struct Boots {
+pub(crate) struct Boots {
     /// By number.
-    pub known: BTreeMap<u32, Boot>,
+    pub(crate) known: BTreeMap<u32, Boot>,
     /// The one we are in.
-    pub current: u32,
+    pub(crate) current: u32,
     /// The record that says so is written.
-    pub is_noted: bool,
+    pub(crate) is_noted: bool,
 }
 
 impl Boots {
     /// We are in the boot with this id.
-    pub fn enter(&mut self, id: u64) {
+    pub(crate) fn enter(&mut self, id: u64) {
         let same = self.known.iter().find(|(_, boot)| boot.id == id).map(|(number, _)| *number);
         self.current = same.unwrap_or_else(|| self.known.keys().next_back().map_or(1, |last| last + 1));
         self.known.entry(self.current).or_default().id = id;
@@ -75,7 +75,7 @@ impl Boots {
     }
 
     /// Whether the clock is known to have been set in this boot.
-    pub fn is_set(&self) -> bool {
+    pub(crate) fn is_set(&self) -> bool {
         self.current().is_synchronised
     }
 
@@ -93,12 +93,12 @@ impl Boots {
     }
 
     /// Whether there is nothing that is worth a write of its own. While the clock is set, how long a boot has run is not.
-    pub fn is_known(&self, clock: &dyn Clock) -> bool {
+    pub(crate) fn is_known(&self, clock: &dyn Clock) -> bool {
         self.is_same(clock) && (self.current().is_synchronised || self.is_fresh(clock))
     }
 
     /// Looks at the clock, since something is written anyway; says whether what is known of this boot should be.
-    pub fn observe(&mut self, clock: &dyn Clock) -> Option<Boot> {
+    pub(crate) fn observe(&mut self, clock: &dyn Clock) -> Option<Boot> {
         if self.is_same(clock) && self.is_fresh(clock) {
             return None;
         }
@@ -144,13 +144,13 @@ impl Boots {
     }
 
     /// This moment, as a number below 0 that can be kept.
-    pub fn stamp(&self, clock: &dyn Clock) -> i64 {
+    pub(crate) fn stamp(&self, clock: &dyn Clock) -> i64 {
         let boot_ms = clock.boot_ms().min((1 << STAMP_BITS) - 1);
         -((i64::from(self.current) << STAMP_BITS) | boot_ms as i64)
     }
 
     /// Milliseconds that have passed since a stamp, at least.
-    pub fn elapsed_since(&self, stamp: i64, clock: &dyn Clock) -> u64 {
+    pub(crate) fn elapsed_since(&self, stamp: i64, clock: &dyn Clock) -> u64 {
         let Some(stamp) = stamp.checked_neg().filter(|stamp| *stamp > 0) else { return 0 };
         let (number, boot_ms) = ((stamp >> STAMP_BITS) as u32, stamp as u64 & ((1 << STAMP_BITS) - 1));
         u64::try_from(clock.boot_ms() as i64 - self.moment(number, boot_ms, clock)).unwrap_or(0)
@@ -158,7 +158,7 @@ impl Boots {
 
     /// A message of the boot with this number, its time moved to the clock of this boot. That may be before this boot
     /// began: then it is less than 0, as a 64-bit number that wraps.
-    pub fn translate(&self, bytes: &[u8], boot: u32, clock: &dyn Clock) -> Option<Message> {
+    pub(crate) fn translate(&self, bytes: &[u8], boot: u32, clock: &dyn Clock) -> Option<Message> {
         const TIME: std::ops::Range<usize> = 16..24;
         let message = Message::from_bytes(Bytes::copy_from_slice(bytes))?;
         if boot == self.current {
@@ -178,7 +178,7 @@ impl Boots {
 }
 
 /// The kernel's name for this boot, as a number; where there is none, every start of the process counts as a boot.
-pub fn kernel_boot_id() -> u64 {
+pub(crate) fn kernel_boot_id() -> u64 {
     match std::fs::read("/proc/sys/kernel/random/boot_id") {
         Ok(id) => super::hash(&id),
         Err(_) => {

@@ -73,27 +73,27 @@
 //! A file with another version is refused, with a sentence that says so; version 1 is the first.
 
 /// Version that this program writes.
-pub const VERSION: u16 = 1;
+pub(crate) const VERSION: u16 = 1;
 /// Where the second header is.
 pub const HEADER_COPY: u64 = 4096;
 /// Where records begin.
 pub const DATA: u64 = 8192;
 /// Bytes of a header that every file has.
-pub const HEADER_LEN: usize = 52;
+pub(crate) const HEADER_LEN: usize = 52;
 /// Bytes of a header with what only merged segments have.
-pub const WHOLE_HEADER_LEN: usize = HEADER_LEN + 20;
+pub(crate) const WHOLE_HEADER_LEN: usize = HEADER_LEN + 20;
 /// Bytes of a record in front of its consumers.
-pub const RECORD_HEAD: usize = 32;
+pub(crate) const RECORD_HEAD: usize = 32;
 /// Bytes per consumer.
-pub const CONSUMER_LEN: usize = 16;
+pub(crate) const CONSUMER_LEN: usize = 16;
 /// What the names of segments end with.
 pub const SEGMENT_SUFFIX: &str = ".segment";
 /// The snapshot.
 pub const SNAPSHOT: &str = "snapshot";
 /// A snapshot that is being written.
-pub const SNAPSHOT_NEW: &str = "snapshot.new";
+pub(crate) const SNAPSHOT_NEW: &str = "snapshot.new";
 /// What the names of files end with that were set aside.
-pub const ASIDE_SUFFIX: &str = ".set-aside";
+pub(crate) const ASIDE_SUFFIX: &str = ".set-aside";
 
 /// Places, generations and ordinals that no gateway reaches, and a size that no file of one has: what is beyond is damage.
 pub(super) const FAR: u64 = 1 << 56;
@@ -134,29 +134,29 @@ impl Kind {
 }
 
 /// The message is the retained one of its topic, or clears it.
-pub const FLAG_RETAINED: u8 = 1;
+pub(crate) const FLAG_RETAINED: u8 = 1;
 /// The first consumer is a publisher and a packet id.
-pub const FLAG_RECEIVED: u8 = 2;
+pub(crate) const FLAG_RECEIVED: u8 = 2;
 /// The first consumer is the one that had the message, which is settled there.
-pub const FLAG_HANDED_OVER: u8 = 4;
+pub(crate) const FLAG_HANDED_OVER: u8 = 4;
 
 /// Reads a little-endian integer; 0 beyond the end.
-pub fn u64_at(bytes: &[u8], at: usize) -> u64 {
+pub(crate) fn u64_at(bytes: &[u8], at: usize) -> u64 {
     bytes.get(at..at + 8).and_then(|b| b.try_into().ok()).map_or(0, u64::from_le_bytes)
 }
 
 /// Reads a little-endian integer; 0 beyond the end.
-pub fn u32_at(bytes: &[u8], at: usize) -> u32 {
+pub(crate) fn u32_at(bytes: &[u8], at: usize) -> u32 {
     bytes.get(at..at + 4).and_then(|b| b.try_into().ok()).map_or(0, u32::from_le_bytes)
 }
 
 /// Reads a little-endian integer; 0 beyond the end.
-pub fn u16_at(bytes: &[u8], at: usize) -> u16 {
+pub(crate) fn u16_at(bytes: &[u8], at: usize) -> u16 {
     bytes.get(at..at + 2).and_then(|b| b.try_into().ok()).map_or(0, u16::from_le_bytes)
 }
 
 /// The next multiple of 8.
-pub fn padded(len: usize) -> usize {
+pub(crate) fn padded(len: usize) -> usize {
     len.next_multiple_of(8)
 }
 
@@ -240,7 +240,7 @@ impl Header {
     }
 
     /// The header that these bytes are.
-    pub fn decode(bytes: &[u8]) -> Result<Header, HeaderError> {
+    pub(crate) fn decode(bytes: &[u8]) -> Result<Header, HeaderError> {
         if bytes.len() < HEADER_LEN {
             return Err(HeaderError::Blank);
         }
@@ -284,7 +284,7 @@ impl Header {
     }
 
     /// Least generation that the file stands for.
-    pub fn first_generation(&self) -> u64 {
+    pub(crate) fn first_generation(&self) -> u64 {
         match self.kind {
             FileKind::Merged { first, .. } => first,
             _ => self.generation,

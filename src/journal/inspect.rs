@@ -24,11 +24,11 @@ const LOOKS: u32 = 3;
 
 /// What to do.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct What {
+pub(crate) struct What {
     /// Read every record.
-    pub verify: bool,
+    pub(crate) verify: bool,
     /// Print messages as JSON, one a line, and nothing else.
-    pub export: bool,
+    pub(crate) export: bool,
 }
 
 /// Why a journal cannot be looked at.
@@ -46,7 +46,7 @@ pub enum InspectError {
 }
 
 /// Prints what is in the journal in `dir`; says whether all of it is readable.
-pub fn inspect(dir: &Path, what: What, out: &mut dyn Write) -> Result<bool, InspectError> {
+pub(crate) fn inspect(dir: &Path, what: What, out: &mut dyn Write) -> Result<bool, InspectError> {
     let inner = dir.join("journal");
     let storage = FileStorage::read_only(if inner.is_dir() { &inner } else { dir });
     let files = storage.list()?;
@@ -78,7 +78,7 @@ pub fn inspect(dir: &Path, what: What, out: &mut dyn Write) -> Result<bool, Insp
 }
 
 /// Upstreams that something waits for, with how much.
-pub fn waiting_upstreams(dir: &Path) -> Result<Vec<(String, u64)>, JournalError> {
+pub(crate) fn waiting_upstreams(dir: &Path) -> Result<Vec<(String, u64)>, JournalError> {
     let storage = FileStorage::read_only(&dir.join("journal"));
     let state = recovery::recover(&storage, &JournalSettings::default(), boots::kernel_boot_id(), &SystemClock)?;
     let mut waiting: BTreeMap<String, u64> = BTreeMap::new();

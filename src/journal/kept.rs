@@ -15,7 +15,7 @@ pub(crate) const PART: &str = "\0\0";
 
 impl State {
     /// Keeps or clears the retained message of a topic.
-    pub fn retain(&mut self, message: Message) {
+    pub(crate) fn retain(&mut self, message: Message) {
         let view = message.view();
         if view.payload().is_empty() {
             self.retained.remove(view.topic());
@@ -25,7 +25,7 @@ impl State {
     }
 
     /// See [`super::Journal::keep_session`].
-    pub fn append_session(
+    pub(crate) fn append_session(
         &mut self,
         name: &str,
         session: Option<&[u8]>,
@@ -55,7 +55,7 @@ impl State {
     }
 
     /// Forgets a named value, and what is a part of it.
-    pub fn forget_session(&mut self, name: &str) {
+    pub(crate) fn forget_session(&mut self, name: &str) {
         self.sessions.remove(name);
         let parts = format!("{name}{PART}");
         let from = (Bound::Included(&*parts), Bound::Unbounded);
@@ -67,7 +67,7 @@ impl State {
     }
 
     /// Forgets parts of what is not there, as damage leaves them.
-    pub fn forget_lost_parts(&mut self) {
+    pub(crate) fn forget_lost_parts(&mut self) {
         let is_lost = |name: &str| name.split_once(PART).is_some_and(|(whole, _)| !self.sessions.contains_key(whole));
         let lost: Vec<Box<str>> =
             self.sessions.keys().filter(|name| !name.starts_with('\0') && is_lost(name)).cloned().collect();
@@ -77,7 +77,7 @@ impl State {
     }
 
     /// The sessions of clients, without the wills and marks that are kept beside them.
-    pub fn client_sessions(&self) -> impl Iterator<Item = (&Box<str>, &Bytes)> {
+    pub(crate) fn client_sessions(&self) -> impl Iterator<Item = (&Box<str>, &Bytes)> {
         self.sessions.iter().filter(|(name, _)| !name.starts_with('\0') && !name.contains(PART))
     }
 }

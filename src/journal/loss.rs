@@ -15,7 +15,7 @@ const LINES: u32 = 10;
 
 /// Whom a consumer of the journal stands for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Owner<'a> {
+pub(crate) enum Owner<'a> {
     /// The upstream with this name.
     Upstream(&'a str),
     /// A persistent session.
@@ -35,7 +35,7 @@ pub enum Owner<'a> {
 
 impl Owner<'_> {
     /// By the consumer's lasting name.
-    pub fn of(name: &str) -> Owner<'_> {
+    pub(crate) fn of(name: &str) -> Owner<'_> {
         if let Some((owner, rest)) = name.strip_prefix("share/").and_then(|rest| rest.split_once('/')) {
             let (user, group) = rest.split_once('\0').map_or((None, rest), |(user, group)| (Some(user), group));
             return Owner::Shared { group, of_guests: owner == "g", user: user.filter(|_| owner == "u") };
@@ -49,7 +49,7 @@ impl Owner<'_> {
 }
 
 /// The name of a consumer as people read it.
-pub fn shown(name: &str) -> String {
+pub(crate) fn shown(name: &str) -> String {
     match Owner::of(name) {
         Owner::Session(session) => format!("session/{session}"),
         Owner::Shared { group, user: Some(user), .. } => format!("share/{group} of user {user}"),
@@ -71,14 +71,14 @@ impl std::fmt::Display for Owner<'_> {
 
 /// Keeps lines apart.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Pace {
+pub(crate) struct Pace {
     since: Option<Instant>,
     lines: u32,
 }
 
 impl Pace {
     /// Whether there may be another line, of at most so many a minute.
-    pub fn admits(&mut self, most: u32, now: Instant) -> bool {
+    pub(crate) fn admits(&mut self, most: u32, now: Instant) -> bool {
         if self.since.is_none_or(|since| now.duration_since(since) >= MINUTE) {
             *self = Pace { since: Some(now), lines: 0 };
         }
@@ -89,7 +89,7 @@ impl Pace {
 
 impl State {
     /// Bounds have pushed out messages of a consumer.
-    pub fn lost(&mut self, id: ConsumerId, messages: u64, bounds: &str) {
+    pub(crate) fn lost(&mut self, id: ConsumerId, messages: u64, bounds: &str) {
         if messages > 0 {
             self.moved(id);
         }
@@ -106,7 +106,7 @@ impl State {
     }
 
     /// The disk space that is ours is used up, or is not any more, where messages are refused rather than given up.
-    pub fn say_full(&mut self, is_full: bool) {
+    pub(crate) fn say_full(&mut self, is_full: bool) {
         if !is_full {
             if std::mem::take(&mut self.said_full) {
                 info!("journal: there is room again");

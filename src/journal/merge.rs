@@ -17,7 +17,7 @@ use super::state::State;
 use super::writer::{Writer, random};
 
 /// Segments that may be merged for one file, where somebody may give way instead.
-pub const CHEAP: usize = 4;
+pub(crate) const CHEAP: usize = 4;
 /// Bytes written at a time.
 const BLOCK: usize = 256 * 1024;
 
@@ -62,12 +62,12 @@ impl Packing {
 
 impl State {
     /// Whether a file of this size may become a segment again; otherwise there are enough without it.
-    pub fn keeps_file(&self, size: u64, settings: &JournalSettings) -> bool {
+    pub(crate) fn keeps_file(&self, size: u64, settings: &JournalSettings) -> bool {
         size == settings.segment_size() && self.segments.len() + self.spare.len() < settings.segments()
     }
 
     /// The shortest run of at most so many segments that fits into one file less; empty: there is none.
-    pub fn merge_plan(&self, tail: Option<u64>, settings: &JournalSettings, most: usize) -> Vec<u64> {
+    pub(crate) fn merge_plan(&self, tail: Option<u64>, settings: &JournalSettings, most: usize) -> Vec<u64> {
         let room = usable(settings);
         let live: Vec<(u64, Option<(u64, u64)>)> = self
             .segments

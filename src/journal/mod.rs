@@ -36,20 +36,20 @@
 //!   which is as large as retained messages and sessions; and [`MOST_ASIDE`] files set aside.
 
 mod append;
-pub mod boots;
+pub(crate) mod boots;
 pub mod format;
-pub mod inspect;
+pub(crate) mod inspect;
 mod kept;
-pub mod loss;
+pub(crate) mod loss;
 mod merge;
 mod orphans;
 mod parts;
-pub mod queue;
-pub mod reader;
+pub(crate) mod queue;
+pub(crate) mod reader;
 pub mod record;
 pub mod recovery;
-pub mod report;
-pub mod segment;
+pub(crate) mod report;
+pub(crate) mod segment;
 pub mod settings;
 mod sizes;
 pub mod snapshot;
@@ -69,22 +69,25 @@ use bytes::Bytes;
 use parking_lot::{Condvar, Mutex};
 use tokio::sync::watch;
 
-pub use self::append::Appender;
+pub(crate) use self::append::Appender;
 pub(crate) use self::kept::PART;
-pub use self::queue::News;
-pub use self::reader::Reader;
-use self::report::{Report, Status};
+pub(crate) use self::queue::News;
+pub(crate) use self::reader::Reader;
+#[cfg(test)]
+use self::report::Report;
+use self::report::Status;
 use self::settings::JournalSettings;
 use self::state::State;
 use self::storage::Storage;
 use self::storage::memory::MemoryStorage;
-pub use self::terms::{Backlog, Delivery, Extra, Note, Outcome, Recovered};
+pub use self::terms::Extra;
+pub(crate) use self::terms::{Backlog, Delivery, Note, Outcome, Recovered};
 use crate::health::Health;
 use crate::message::Message;
 use crate::time::{SharedClock, SystemClock};
 
 /// A consumer's cursor is written after so many settled messages at the latest.
-pub const CURSOR_EVERY: u64 = 500;
+pub(crate) const CURSOR_EVERY: u64 = 500;
 /// And when something is written anyway, if it has moved and the last time is this long ago.
 const CURSOR_AGE: Duration = Duration::from_secs(1);
 /// And when nothing is written, after this time.
@@ -92,21 +95,21 @@ const CURSOR_IDLE: Duration = Duration::from_secs(30);
 /// Messages that nobody waits for may stay unwritten for this long.
 const LAZY: Duration = Duration::from_secs(10);
 /// Bytes that may wait for the disk; more are refused.
-pub const PENDING_MAX: usize = 4 << 20;
+pub(crate) const PENDING_MAX: usize = 4 << 20;
 /// Bytes read ahead for all consumers.
-pub const AHEAD_ALL: usize = 6 << 20;
+pub(crate) const AHEAD_ALL: usize = 6 << 20;
 /// Files set aside that are kept.
-pub const MOST_ASIDE: usize = 4;
+pub(crate) const MOST_ASIDE: usize = 4;
 /// Reports that are kept; older ones are only counted.
 const MOST_REPORTS: usize = 100;
 
 /// A consumer of the journal, for this run of the gateway.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct ConsumerId(pub u32);
+pub struct ConsumerId(pub(crate) u32);
 
 /// Place of a record in the journal: later records have greater places.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
-pub struct Position(pub u64);
+pub struct Position(pub(crate) u64);
 
 /// What to do with a new message when its consumer's backlog, or the whole journal, is at its bound.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
@@ -265,7 +268,7 @@ impl Journal {
     }
 
     /// Completes when the threads have ended, which they do only after [`Journal::close`] or by a fault of ours.
-    pub async fn ended(&self) {
+    pub(crate) async fn ended(&self) {
         let mut alive = self.guard.alive.clone();
         while alive.changed().await.is_ok() {}
     }
@@ -287,7 +290,7 @@ impl Journal {
     }
 
     /// Changes the bounds of a consumer for what comes from now on.
-    pub fn bound(&self, id: ConsumerId, limits: Limits) {
+    pub(crate) fn bound(&self, id: ConsumerId, limits: Limits) {
         if let Some(queue) = self.shared.state.lock().queues.get_mut(&id) {
             queue.limits = limits;
         }
@@ -318,12 +321,13 @@ impl Journal {
     }
 
     /// See [`Appender::received`].
-    pub fn received(&self, id: ConsumerId, packet_id: u16) -> Result<Position, Full> {
+    #[cfg(test)]
+    pub(crate) fn received(&self, id: ConsumerId, packet_id: u16) -> Result<Position, Full> {
         self.appender().received(id, packet_id)
     }
 
     /// Notes a step of a QoS 2 exchange; it is safe once [`Journal::synced`] has reached the place returned.
-    pub fn note(&self, id: ConsumerId, note: Note) -> Result<Position, Full> {
+    pub(crate) fn note(&self, id: ConsumerId, note: Note) -> Result<Position, Full> {
         self.with_state(|state| state.append_note(id, note))
     }
 
@@ -331,7 +335,7 @@ impl Journal {
     /// `lazy`: nobody waits for that.
     /// A name that goes on after two NULs is a part of the session with the name before them, and forgotten with it. Says
     /// besides how many bytes are written for it: none, if it is known.
-    pub fn keep_session(&self, name: &str, value: Option<&[u8]>, lazy: bool) -> Result<(Position, usize), Full> {
+    pub(crate) fn keep_session(&self, name: &str, value: Option<&[u8]>, lazy: bool) -> Result<(Position, usize), Full> {
         let size = name.len() + value.map_or(0, <[u8]>::len);
         if !self.can_keep(name.len(), size - name.len()) {
             return Err(Full);
@@ -352,13 +356,13 @@ impl Journal {
     }
 
     /// Whether a value of this size under a name of this length fits into the journal's files.
-    pub fn can_keep(&self, name: usize, value: usize) -> bool {
+    pub(crate) fn can_keep(&self, name: usize, value: usize) -> bool {
         let most = self.shared.settings.segment_size() - format::DATA - format::RECORD_HEAD as u64;
         u16::try_from(name).is_ok() && (2 + name + value) as u64 <= most
     }
 
     /// Values of another room, by the beginning of their names.
-    pub fn kept(&self, prefix: &str) -> Vec<(Box<str>, Bytes)> {
+    pub(crate) fn kept(&self, prefix: &str) -> Vec<(Box<str>, Bytes)> {
         let state = self.shared.state.lock();
         let from = (std::ops::Bound::Included(prefix), std::ops::Bound::Unbounded);
         let found = state.sessions.range::<str, _>(from).take_while(|(name, _)| name.starts_with(prefix));
@@ -371,7 +375,7 @@ impl Journal {
     }
 
     /// These retained messages have expired: they need not be kept.
-    pub fn expire_retained<'a>(&self, topics: impl Iterator<Item = &'a str>) {
+    pub(crate) fn expire_retained<'a>(&self, topics: impl Iterator<Item = &'a str>) {
         let mut state = self.shared.state.lock();
         for topic in topics {
             state.retained.remove(topic);
@@ -385,12 +389,12 @@ impl Journal {
     }
 
     /// Packet ids of QoS 2 messages that were received from this session and not released.
-    pub fn unreleased(&self, id: ConsumerId) -> std::collections::BTreeSet<u16> {
+    pub(crate) fn unreleased(&self, id: ConsumerId) -> std::collections::BTreeSet<u16> {
         self.shared.state.lock().queues.get(&id).map(|queue| queue.received.clone()).unwrap_or_default()
     }
 
     /// Ordinals that this consumer has said to be received there and not completed.
-    pub fn released(&self, id: ConsumerId) -> std::collections::BTreeSet<u64> {
+    pub(crate) fn released(&self, id: ConsumerId) -> std::collections::BTreeSet<u64> {
         self.shared.state.lock().queues.get(&id).map(|queue| queue.released.clone()).unwrap_or_default()
     }
 
@@ -405,7 +409,7 @@ impl Journal {
 
     /// How often the lock was taken to append.
     #[cfg(test)]
-    pub fn appends(&self) -> u64 {
+    pub(crate) fn appends(&self) -> u64 {
         self.shared.appends.load(std::sync::atomic::Ordering::Relaxed)
     }
 
@@ -415,17 +419,17 @@ impl Journal {
     }
 
     /// Reads for a consumer, from its oldest unsettled message on. One reader at a time.
-    pub fn reader(&self, id: ConsumerId) -> Reader {
+    pub(crate) fn reader(&self, id: ConsumerId) -> Reader {
         Reader::new(self.clone(), id, None)
     }
 
     /// The same for a task that reads for many consumers: `news` says whose [`Reader::try_next`] is worth a call.
-    pub fn reader_with_news(&self, id: ConsumerId, news: Arc<News>) -> Reader {
+    pub(crate) fn reader_with_news(&self, id: ConsumerId, news: Arc<News>) -> Reader {
         Reader::new(self.clone(), id, Some(news))
     }
 
     /// Gives a message that `from` has in hand to another consumer, as one: whatever happens, one of them has it.
-    pub fn hand_over(&self, from: ConsumerId, delivery: &Delivery, to: ConsumerId) -> Result<Position, Full> {
+    pub(crate) fn hand_over(&self, from: ConsumerId, delivery: &Delivery, to: ConsumerId) -> Result<Position, Full> {
         let extra = Extra { handed_over: Some((from, delivery.ordinal)), ..Extra::default() };
         let position = self.append_with(&delivery.message, &[to], extra)?;
         let mut state = self.shared.state.lock();
@@ -442,46 +446,47 @@ impl Journal {
     }
 
     /// The same by the consumer's lasting name.
-    pub fn backlog_of(&self, name: &str) -> Option<Backlog> {
+    pub(crate) fn backlog_of(&self, name: &str) -> Option<Backlog> {
         let state = self.shared.state.lock();
         Some(state.queues.get(state.by_name.get(name)?)?.backlog())
     }
 
     /// This moment as a number that means the same after a restart and in other boots: see [`Journal::elapsed_since`].
-    pub fn stamp(&self) -> i64 {
+    pub(crate) fn stamp(&self) -> i64 {
         self.shared.state.lock().boots.stamp(&*self.shared.clock.0)
     }
 
     /// Milliseconds that have passed since a moment of [`Journal::stamp`], at least: what is not known to have passed does not
     /// count. A number that is not of that kind is one of earlier versions, a Unix time, which nothing can be said about.
-    pub fn elapsed_since(&self, stamp: i64) -> u64 {
+    pub(crate) fn elapsed_since(&self, stamp: i64) -> u64 {
         self.shared.state.lock().boots.elapsed_since(stamp, &*self.shared.clock.0)
     }
 
     /// Has noted how the clock is, should nothing else be written.
-    pub fn observe_clock(&self) {
+    pub(crate) fn observe_clock(&self) {
         self.with_state(|state| state.observe_clock(&*self.shared.clock.0));
     }
 
     /// Whether the log knows that the clock has been set in this boot.
-    pub fn knows_clock_was_set(&self) -> bool {
+    pub(crate) fn knows_clock_was_set(&self) -> bool {
         self.shared.state.lock().boots.is_set()
     }
 
     /// Tells this of a disk that takes nothing, from now on.
-    pub fn report_to(&self, health: Health) {
+    pub(crate) fn report_to(&self, health: Health) {
         let mut state = self.shared.state.lock();
         state.health = health;
         state.show_failing();
     }
 
     /// How the journal is.
-    pub fn status(&self) -> Status {
+    pub(crate) fn status(&self) -> Status {
         Status::of(&self.shared.state.lock(), &self.shared.settings)
     }
 
     /// What was wrong with the files, since the start: the last [`MOST_REPORTS`].
-    pub fn reports(&self) -> Vec<Report> {
+    #[cfg(test)]
+    pub(crate) fn reports(&self) -> Vec<Report> {
         self.shared.state.lock().reports.iter().cloned().collect()
     }
 }

@@ -6,7 +6,7 @@ use super::{Backlog, ConsumerId, Journal};
 
 impl Journal {
     /// What waits for this consumer is kept for the case that it is registered again, and is the first to give way.
-    pub fn orphan(&self, id: ConsumerId) {
+    pub(crate) fn orphan(&self, id: ConsumerId) {
         let mut state = self.shared.state.lock();
         if let Some(queue) = state.queues.get_mut(&id) {
             queue.is_orphan = true;
@@ -17,7 +17,7 @@ impl Journal {
 
 impl Backlog {
     /// What waits for both, and what became of the rest.
-    pub fn plus(mut self, other: &Backlog) -> Backlog {
+    pub(crate) fn plus(mut self, other: &Backlog) -> Backlog {
         self.accepted += other.accepted;
         self.settled += other.settled;
         self.settled_as.iter_mut().zip(other.settled_as).for_each(|(sum, count)| *sum += count);
@@ -34,7 +34,7 @@ impl Backlog {
 
 impl State {
     /// The oldest messages of orphans give way: whether there were any.
-    pub fn orphans_give_way(&mut self) -> bool {
+    pub(crate) fn orphans_give_way(&mut self) -> bool {
         let mut waiting: Vec<(ConsumerId, u64)> = Vec::new();
         for segment in self.segments.values() {
             for (key, share) in segment.shares.iter() {

@@ -17,11 +17,11 @@ use super::{ConsumerId, Full, PENDING_MAX, WhenFull};
 use crate::access::identity::SessionName;
 
 /// Parts that have a guarantee of their own.
-pub const PARTS: usize = 3;
+pub(crate) const PARTS: usize = 3;
 
 /// Whom a part of the journal is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Part {
+pub(crate) enum Part {
     /// What waits for upstreams.
     Upstreams = 0,
     /// Persistent sessions of users, and what is not known to be somebody else's.
@@ -32,10 +32,10 @@ pub enum Part {
 
 impl Part {
     /// All of them, in the order of their numbers.
-    pub const ALL: [Part; PARTS] = [Part::Upstreams, Part::Users, Part::Guests];
+    pub(crate) const ALL: [Part; PARTS] = [Part::Upstreams, Part::Users, Part::Guests];
 
     /// By a consumer's lasting name.
-    pub fn of(name: &str) -> Part {
+    pub(crate) fn of(name: &str) -> Part {
         match Holder::of(name) {
             Holder::Upstream(_) => Part::Upstreams,
             Holder::User(_) | Holder::Unknown(_) => Part::Users,
@@ -44,7 +44,7 @@ impl Part {
     }
 
     /// Percent of the journal that are guaranteed.
-    pub fn percent(self) -> u64 {
+    pub(crate) fn percent(self) -> u64 {
         match self {
             Part::Upstreams => 50,
             Part::Users => 30,
@@ -53,7 +53,7 @@ impl Part {
     }
 
     /// What the log says of it.
-    pub fn shown(self) -> &'static str {
+    pub(crate) fn shown(self) -> &'static str {
         match self {
             Part::Upstreams => "upstreams",
             Part::Users => "sessions of users",
@@ -64,7 +64,7 @@ impl Part {
 
 /// Who gives way together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Holder<'a> {
+pub(crate) enum Holder<'a> {
     /// An upstream, in whatever order it gets its messages.
     Upstream(&'a str),
     /// All sessions of a user, and all shared subscriptions that the user has begun.
@@ -77,7 +77,7 @@ pub enum Holder<'a> {
 
 impl Holder<'_> {
     /// By a consumer's lasting name.
-    pub fn of(name: &str) -> Holder<'_> {
+    pub(crate) fn of(name: &str) -> Holder<'_> {
         match Owner::of(name) {
             Owner::Upstream(upstream) => Holder::Upstream(upstream),
             Owner::Session(SessionName { user: Some(user), .. }) | Owner::Shared { user: Some(user), .. } => {
@@ -93,11 +93,11 @@ impl Holder<'_> {
 
 /// Bytes of the journal that wait for somebody.
 #[derive(Debug, Default)]
-pub struct Usage {
+pub(crate) struct Usage {
     /// Bytes of each part.
-    pub parts: [u64; PARTS],
+    pub(crate) parts: [u64; PARTS],
     /// Bytes of all parts, each record once.
-    pub all: u64,
+    pub(crate) all: u64,
 }
 
 impl State {
@@ -113,7 +113,7 @@ impl State {
     }
 
     /// The part that gives way next, and by how much it is above what it is guaranteed.
-    pub fn most_above(&self, settings: &JournalSettings) -> Option<(Part, i64)> {
+    pub(crate) fn most_above(&self, settings: &JournalSettings) -> Option<(Part, i64)> {
         let usage = self.usage();
         let above = |part: Part| usage.parts[part as usize] as i64 - guaranteed(part, settings) as i64;
         let used = Part::ALL.into_iter().filter(|part| usage.parts[*part as usize] > 0);
@@ -121,7 +121,7 @@ impl State {
     }
 
     /// The oldest messages of whoever has most in this part give way; says whether there were any.
-    pub fn give_way(&mut self, part: Part) -> bool {
+    pub(crate) fn give_way(&mut self, part: Part) -> bool {
         let mut held: HashMap<Holder<'_>, u64> = HashMap::new();
         for segment in self.segments.values() {
             for (key, share) in &segment.shares {
@@ -255,12 +255,12 @@ impl State {
 }
 
 /// Bytes that a segment has for records.
-pub fn usable(settings: &JournalSettings) -> u64 {
+pub(crate) fn usable(settings: &JournalSettings) -> u64 {
     settings.segment_size() - DATA
 }
 
 /// Bytes of the journal that are guaranteed to a part: of what is left besides the file that is written to, and one that
 /// others are merged into.
-pub fn guaranteed(part: Part, settings: &JournalSettings) -> u64 {
+pub(crate) fn guaranteed(part: Part, settings: &JournalSettings) -> u64 {
     settings.segments().saturating_sub(2) as u64 * usable(settings) * part.percent() / 100
 }

@@ -17,11 +17,11 @@ use super::{Backlog, ConsumerId, Delivery, Limits, Outcome, Position, WhenFull};
 use crate::message::Message;
 
 /// Most bytes of messages read ahead for one consumer.
-pub const AHEAD_BYTES: usize = 256 * 1024;
+pub(crate) const AHEAD_BYTES: usize = 256 * 1024;
 /// Most messages read ahead for one consumer.
 const AHEAD_MESSAGES: usize = 1024;
 /// Messages that a consumer may have in hand at a time, as far as is known.
-pub const IN_HAND: u64 = 1000;
+pub(crate) const IN_HAND: u64 = 1000;
 /// A message that the consumer has got.
 #[derive(Debug)]
 struct Held {
@@ -31,22 +31,22 @@ struct Held {
 
 /// A consumer's cursor, as it is kept on disk.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Cursor {
+pub(crate) struct Cursor {
     /// All ordinals up to this one are done with.
-    pub base: u64,
+    pub(crate) base: u64,
     /// Greatest ordinal ever handed out.
-    pub read: u64,
+    pub(crate) read: u64,
     /// Settled, by outcome.
-    pub settled: [u64; Outcome::COUNT],
+    pub(crate) settled: [u64; Outcome::COUNT],
     /// Pushed out by bounds.
-    pub dropped: u64,
+    pub(crate) dropped: u64,
     /// Could not be read.
-    pub lost: u64,
+    pub(crate) lost: u64,
 }
 
 /// Consumers that have something new, for a task that reads for many of them.
 #[derive(Debug, Default)]
-pub struct News {
+pub(crate) struct News {
     consumers: Mutex<BTreeSet<ConsumerId>>,
     some: Notify,
 }
@@ -60,7 +60,7 @@ impl News {
     }
 
     /// The next consumer that has something new. Safe to cancel.
-    pub async fn next(&self) -> ConsumerId {
+    pub(crate) async fn next(&self) -> ConsumerId {
         loop {
             if let Some(id) = self.consumers.lock().pop_first() {
                 return id;
@@ -72,59 +72,59 @@ impl News {
 
 /// A consumer.
 #[derive(Debug)]
-pub struct Queue {
+pub(crate) struct Queue {
     /// Lasting name.
-    pub name: Box<str>,
+    pub(crate) name: Box<str>,
     /// The part of the journal that what waits for it counts for.
-    pub part: Part,
+    pub(crate) part: Part,
     /// Key in records.
-    pub key: u64,
+    pub(crate) key: u64,
     /// Bounds.
-    pub limits: Limits,
+    pub(crate) limits: Limits,
     /// Ordinal of the newest message appended.
-    pub accepted: u64,
+    pub(crate) accepted: u64,
     /// Ordinal of the newest message that is safe; only these are handed out.
-    pub committed: u64,
+    pub(crate) committed: u64,
     /// Cursor and counts.
-    pub cursor: Cursor,
+    pub(crate) cursor: Cursor,
     /// Sizes.
-    pub sizes: Sizes,
+    pub(crate) sizes: Sizes,
     held: VecDeque<Held>,
     ready: VecDeque<Delivery>,
     ready_bytes: usize,
     /// Messages from this place on must be read from the log; `None`: what comes next comes from memory.
-    pub behind: Option<u64>,
+    pub(crate) behind: Option<u64>,
     /// The reading thread is to look, or looks.
-    pub filling: bool,
+    pub(crate) filling: bool,
     /// Messages up to this one may have been sent before the process began, where no more than [`IN_HAND`] were under way.
-    pub maybe_sent: u64,
+    pub(crate) maybe_sent: u64,
     /// Packet ids of QoS 2 messages received from this session and not released.
-    pub received: BTreeSet<u16>,
+    pub(crate) received: BTreeSet<u16>,
     /// Ordinals that this session has received (PUBREC) and not completed.
-    pub released: BTreeSet<u64>,
+    pub(crate) released: BTreeSet<u64>,
     /// In hand when they had to make room.
     pushed_out: BTreeSet<Position>,
     /// Cursor movements that are not on disk.
-    pub unsaved: u64,
+    pub(crate) unsaved: u64,
     /// No configuration asks for it: it gives way first.
-    pub is_orphan: bool,
+    pub(crate) is_orphan: bool,
     /// Somebody reads.
-    pub is_attached: bool,
+    pub(crate) is_attached: bool,
     /// It is among those whose cursors are to be written.
-    pub is_moved: bool,
+    pub(crate) is_moved: bool,
     /// Messages pushed out that the log has not spoken of.
-    pub unsaid: u64,
+    pub(crate) unsaid: u64,
     /// When it has.
-    pub said: Pace,
+    pub(crate) said: Pace,
     /// Something new to read.
-    pub changed: Arc<Notify>,
+    pub(crate) changed: Arc<Notify>,
     /// Who reads for many consumers is told here instead.
-    pub news: Option<(ConsumerId, Arc<News>)>,
+    pub(crate) news: Option<(ConsumerId, Arc<News>)>,
 }
 
 impl Queue {
     /// A consumer with nothing waiting.
-    pub fn new(name: &str, key: u64, limits: Limits) -> Queue {
+    pub(crate) fn new(name: &str, key: u64, limits: Limits) -> Queue {
         Queue {
             name: name.into(),
             part: Part::of(name),
@@ -155,12 +155,12 @@ impl Queue {
     }
 
     /// Its name was lost and is known again.
-    pub fn rename(&mut self, name: &str) {
+    pub(crate) fn rename(&mut self, name: &str) {
         (self.name, self.part) = (name.into(), Part::of(name));
     }
 
     /// Wakes who reads.
-    pub fn tell(&self) {
+    pub(crate) fn tell(&self) {
         match &self.news {
             Some((id, news)) => news.add(*id),
             None => self.changed.notify_one(),
@@ -168,29 +168,29 @@ impl Queue {
     }
 
     /// See [`super::Journal::maybe_sent`].
-    pub fn maybe_sent(&self, in_hand: u64) -> std::ops::Range<u64> {
+    pub(crate) fn maybe_sent(&self, in_hand: u64) -> std::ops::Range<u64> {
         let end = self.maybe_sent + in_hand.saturating_sub(IN_HAND);
         self.cursor.base + 1..end.min(self.accepted) + 1
     }
 
     /// Messages that wait.
-    pub fn waiting(&self) -> u64 {
+    pub(crate) fn waiting(&self) -> u64 {
         self.accepted.saturating_sub(self.cursor.base)
     }
 
     /// Whether one more message of this size is beyond the bounds.
-    pub fn is_full_for(&self, size: usize) -> bool {
+    pub(crate) fn is_full_for(&self, size: usize) -> bool {
         self.waiting() > 0
             && (self.waiting() >= self.limits.messages as u64 || self.sizes.bytes() + size > self.limits.bytes)
     }
 
     /// Whether a message must be refused.
-    pub fn refuses(&self, size: usize) -> bool {
+    pub(crate) fn refuses(&self, size: usize) -> bool {
         self.limits.when_full == WhenFull::Refuse && self.is_full_for(size)
     }
 
     /// Takes a new message; returns its ordinal.
-    pub fn accept(&mut self, size: usize, boot_ms: u64) -> u64 {
+    pub(crate) fn accept(&mut self, size: usize, boot_ms: u64) -> u64 {
         while self.is_full_for(size) {
             self.drop_oldest();
         }
@@ -200,7 +200,7 @@ impl Queue {
     }
 
     /// The oldest message that waits makes room.
-    pub fn drop_oldest(&mut self) {
+    pub(crate) fn drop_oldest(&mut self) {
         let ordinal = self.cursor.base + 1;
         let mut settled = None;
         if self.held.front().is_some_and(|held| held.delivery.ordinal <= ordinal) {
@@ -221,7 +221,7 @@ impl Queue {
     }
 
     /// All up to `ordinal` is given up.
-    pub fn drop_through(&mut self, ordinal: u64) {
+    pub(crate) fn drop_through(&mut self, ordinal: u64) {
         while self.cursor.base < ordinal {
             self.drop_oldest();
         }
@@ -244,12 +244,12 @@ impl Queue {
     }
 
     /// Whether a message that has become safe goes into memory.
-    pub fn takes(&self, ordinal: u64) -> bool {
+    pub(crate) fn takes(&self, ordinal: u64) -> bool {
         self.is_attached && self.behind.is_none() && ordinal > self.cursor.base && self.has_room()
     }
 
     /// A message has become safe: into memory with it, if it is next and fits.
-    pub fn commit(&mut self, message: Option<&Message>, ordinal: u64, position: u64, room: bool) {
+    pub(crate) fn commit(&mut self, message: Option<&Message>, ordinal: u64, position: u64, room: bool) {
         self.committed = self.committed.max(ordinal);
         if self.behind.is_some() || ordinal <= self.cursor.base {
             return;
@@ -262,7 +262,7 @@ impl Queue {
     }
 
     /// A step of a QoS 2 exchange has become safe.
-    pub fn note(&mut self, what: u64, value: u64) {
+    pub(crate) fn note(&mut self, what: u64, value: u64) {
         match what {
             0 => drop(self.received.remove(&(value as u16))),
             2 => drop(self.released.remove(&value)),
@@ -272,12 +272,12 @@ impl Queue {
     }
 
     /// Somebody reads from now on.
-    pub fn attach(&mut self) {
+    pub(crate) fn attach(&mut self) {
         self.is_attached = true;
     }
 
     /// Nobody reads for the time being: what is in memory and not in hand can be read again.
-    pub fn detach(&mut self) {
+    pub(crate) fn detach(&mut self) {
         self.is_attached = false;
         if let Some(first) = self.ready.front() {
             self.behind = Some(first.position.0);
@@ -287,12 +287,12 @@ impl Queue {
     }
 
     /// Whether more may be read ahead.
-    pub fn has_room(&self) -> bool {
+    pub(crate) fn has_room(&self) -> bool {
         self.ready.is_empty() || (self.ready_bytes < AHEAD_BYTES && self.ready.len() < AHEAD_MESSAGES)
     }
 
     /// Puts a message that was read from the log at the end of those in memory.
-    pub fn push_ready(&mut self, position: Position, ordinal: u64, message: Message) {
+    pub(crate) fn push_ready(&mut self, position: Position, ordinal: u64, message: Message) {
         let ready = self.ready.back().map_or(0, |last| last.ordinal);
         if ordinal <= ready.max(self.cursor.base) {
             return;
@@ -308,12 +308,12 @@ impl Queue {
     }
 
     /// Bytes in memory that were not handed out.
-    pub fn ready_bytes(&self) -> usize {
+    pub(crate) fn ready_bytes(&self) -> usize {
         self.ready_bytes
     }
 
     /// Whether the reading thread has something to do for this consumer.
-    pub fn wants_fill(&self) -> bool {
+    pub(crate) fn wants_fill(&self) -> bool {
         self.is_attached
             && self.behind.is_some()
             && !self.filling
@@ -322,7 +322,7 @@ impl Queue {
     }
 
     /// The next message.
-    pub fn take(&mut self) -> Option<Delivery> {
+    pub(crate) fn take(&mut self) -> Option<Delivery> {
         loop {
             let delivery = self.pop_ready()?;
             if delivery.ordinal > self.cursor.base {
@@ -335,7 +335,7 @@ impl Queue {
     }
 
     /// Messages at the end of what is in hand were not used: they are as if they had not been handed out.
-    pub fn put_back(&mut self, unused: impl DoubleEndedIterator<Item = Delivery>) {
+    pub(crate) fn put_back(&mut self, unused: impl DoubleEndedIterator<Item = Delivery>) {
         for delivery in unused.rev() {
             if self.pushed_out.remove(&delivery.position) {
                 continue;
@@ -353,7 +353,7 @@ impl Queue {
     }
 
     /// What is in hand and not settled is to be handed out again.
-    pub fn rewind(&mut self) {
+    pub(crate) fn rewind(&mut self) {
         self.pushed_out.clear();
         let mut again = VecDeque::new();
         let mut kept = VecDeque::new();
@@ -375,7 +375,7 @@ impl Queue {
     }
 
     /// The consumer is done with a message.
-    pub fn settle(&mut self, position: Position, outcome: Outcome) {
+    pub(crate) fn settle(&mut self, position: Position, outcome: Outcome) {
         let Some(held) = self.held.iter_mut().find(|held| held.delivery.position == position) else {
             if self.pushed_out.remove(&position) {
                 // it was on its way when it had to make room, and has arrived nevertheless
@@ -390,7 +390,7 @@ impl Queue {
     }
 
     /// Moves the cursor over what is settled, and over what cannot be read any more.
-    pub fn pass(&mut self) {
+    pub(crate) fn pass(&mut self) {
         loop {
             // after a rewind, what was settled before may lie behind what is ready again
             let next_ready = self.ready.front().map_or(u64::MAX, |ready| ready.ordinal);
@@ -419,7 +419,7 @@ impl Queue {
     }
 
     /// What waits and what became of the rest.
-    pub fn backlog(&self) -> Backlog {
+    pub(crate) fn backlog(&self) -> Backlog {
         let front = self.held.front().map(|held| &held.delivery).or(self.ready.front());
         let in_memory = front.filter(|front| front.ordinal == self.cursor.base + 1);
         let settled: u64 = self.cursor.settled.iter().sum();

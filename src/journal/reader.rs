@@ -28,7 +28,7 @@ const AT_ONCE: usize = 64;
 
 /// Reads the journal for one consumer. Never waits for the disk.
 #[derive(Debug)]
-pub struct Reader {
+pub(crate) struct Reader {
     journal: Journal,
     id: ConsumerId,
     changed: Arc<Notify>,
@@ -66,12 +66,12 @@ impl Reader {
     }
 
     /// The next message, if there is one in memory yet.
-    pub fn try_next(&mut self) -> Option<Delivery> {
+    pub(crate) fn try_next(&mut self) -> Option<Delivery> {
         self.next_of(1)
     }
 
     /// The same for who is going to take up to so many: the lock is not taken for each of them.
-    pub fn next_of(&mut self, most: usize) -> Option<Delivery> {
+    pub(crate) fn next_of(&mut self, most: usize) -> Option<Delivery> {
         if let Some(delivery) = self.taken.pop_front() {
             return Some(delivery);
         }
@@ -99,24 +99,24 @@ impl Reader {
     }
 
     /// Waits until [`Reader::try_next`] may have something new. Safe to cancel.
-    pub async fn ready(&self) {
+    pub(crate) async fn ready(&self) {
         self.changed.notified().await;
     }
 
     /// The other side has acknowledged the message at this place; in any order.
-    pub fn settle(&mut self, position: Position) {
+    pub(crate) fn settle(&mut self, position: Position) {
         self.settle_as(position, Outcome::Acked);
     }
 
     /// The consumer is done with the message at this place; in any order.
-    pub fn settle_as(&mut self, position: Position, outcome: Outcome) {
+    pub(crate) fn settle_as(&mut self, position: Position, outcome: Outcome) {
         self.settle_soon(position, outcome);
         self.say_settled();
     }
 
     /// The same, to be said to the journal together with others: with the next message that is asked for, or by
     /// [`Reader::say_settled`].
-    pub fn settle_soon(&mut self, position: Position, outcome: Outcome) {
+    pub(crate) fn settle_soon(&mut self, position: Position, outcome: Outcome) {
         self.settled.push((position, outcome));
         if self.settled.len() >= AT_ONCE {
             self.say_settled();
@@ -124,26 +124,26 @@ impl Reader {
     }
 
     /// Has the journal know of all that is done with.
-    pub fn say_settled(&mut self) {
+    pub(crate) fn say_settled(&mut self) {
         if !self.settled.is_empty() {
             drop(lock(&self.journal, self.id, &mut self.settled));
         }
     }
 
     /// Reads again from the oldest unsettled message on.
-    pub fn rewind(&mut self) {
+    pub(crate) fn rewind(&mut self) {
         self.with_queue(Queue::rewind);
         self.attach();
     }
 
     /// Nobody will read for a while: memory that holds what was read ahead is set free. The next
     /// [`Reader::try_next`] ends the rest.
-    pub fn rest(&mut self) {
+    pub(crate) fn rest(&mut self) {
         self.with_queue(Queue::detach);
     }
 
     /// What waits for this consumer.
-    pub fn backlog(&self) -> Backlog {
+    pub(crate) fn backlog(&self) -> Backlog {
         self.journal.backlog(self.id)
     }
 }

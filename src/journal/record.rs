@@ -69,7 +69,7 @@ pub fn seal(bytes: &mut [u8], seed: u32) {
 }
 
 /// The records in bytes that [`encode`] made.
-pub fn iter(bytes: &[u8]) -> impl Iterator<Item = RecordRef<'_>> {
+pub(crate) fn iter(bytes: &[u8]) -> impl Iterator<Item = RecordRef<'_>> {
     let mut at = 0;
     std::iter::from_fn(move || {
         let len = u32_at(bytes, at + 4) as usize;
@@ -92,27 +92,27 @@ impl<'a> RecordRef<'a> {
     }
 
     /// What it is; `None`: of a later version.
-    pub fn kind(&self) -> Option<Kind> {
+    pub(crate) fn kind(&self) -> Option<Kind> {
         Kind::from_u8(self.bytes[16])
     }
 
     /// Whether its message is a retained one.
-    pub fn is_retained(&self) -> bool {
+    pub(crate) fn is_retained(&self) -> bool {
         self.bytes[17] & FLAG_RETAINED != 0
     }
 
     /// Key of the publishing session and packet id, for a QoS 2 PUBLISH of a persistent session.
-    pub fn received(&self) -> Option<(u64, u64)> {
+    pub(crate) fn received(&self) -> Option<(u64, u64)> {
         (self.bytes[17] & FLAG_RECEIVED != 0 && self.count() > 0).then(|| self.pair(0))
     }
 
     /// Key of the consumer that the message was taken from, and its ordinal there.
-    pub fn handed_over(&self) -> Option<(u64, u64)> {
+    pub(crate) fn handed_over(&self) -> Option<(u64, u64)> {
         (self.bytes[17] & FLAG_HANDED_OVER != 0 && self.count() > 0).then(|| self.pair(0))
     }
 
     /// Boot.
-    pub fn boot(&self) -> u32 {
+    pub(crate) fn boot(&self) -> u32 {
         u32_at(self.bytes, 20)
     }
 
@@ -131,7 +131,7 @@ impl<'a> RecordRef<'a> {
     }
 
     /// Keys and ordinals of its consumers.
-    pub fn consumers(self) -> impl Iterator<Item = (u64, u64)> + 'a {
+    pub(crate) fn consumers(self) -> impl Iterator<Item = (u64, u64)> + 'a {
         let first = usize::from(self.bytes[17] & (FLAG_RECEIVED | FLAG_HANDED_OVER) != 0);
         (first..self.count()).map(move |at| self.pair(at)).filter(|(_, ordinal)| *ordinal <= FAR)
     }
@@ -144,11 +144,11 @@ impl<'a> RecordRef<'a> {
 
 /// What is wrong with a file.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Damage {
+pub(crate) struct Damage {
     /// Places between whole records that hold none.
-    pub places: u32,
+    pub(crate) places: u32,
     /// Their bytes.
-    pub bytes: u64,
+    pub(crate) bytes: u64,
 }
 
 /// Reads the whole records of a file, whatever lies between them.
@@ -170,9 +170,9 @@ pub struct Scanner<'a> {
     /// each as long as the rest of the file, and a file is used again with that in it.
     patience: u64,
     /// What was passed over before the last record returned.
-    pub damage: Damage,
+    pub(crate) damage: Damage,
     /// Blocks that the system could not read.
-    pub unreadable: u32,
+    pub(crate) unreadable: u32,
 }
 
 impl<'a> Scanner<'a> {
@@ -200,12 +200,12 @@ impl<'a> Scanner<'a> {
     }
 
     /// Goes on at this offset, where a record begins that comes after the place `last`.
-    pub fn seek(&mut self, offset: u64, last: u64) {
+    pub(crate) fn seek(&mut self, offset: u64, last: u64) {
         (self.at, self.last) = (offset, last);
     }
 
     /// Offset behind the last record returned.
-    pub fn offset(&self) -> u64 {
+    pub(crate) fn offset(&self) -> u64 {
         self.at
     }
 
@@ -284,7 +284,7 @@ impl<'a> Scanner<'a> {
     }
 
     /// After the last record: whether a record was begun here and cut short.
-    pub fn is_torn(&mut self) -> bool {
+    pub(crate) fn is_torn(&mut self) -> bool {
         let at = self.at;
         self.load(at, RECORD_HEAD) >= RECORD_HEAD
             && self.head(at).is_some_and(|(_, position)| position == self.last + 1)

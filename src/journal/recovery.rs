@@ -83,7 +83,7 @@ fn set_aside(storage: &dyn Storage, state: &mut State, name: &str, bytes: u64) {
 }
 
 /// A name for a file that is not used any more.
-pub fn aside_name(state: &State, name: &str) -> String {
+pub(crate) fn aside_name(state: &State, name: &str) -> String {
     (1..)
         .map(|number: u32| format!("{name}.{number}{ASIDE_SUFFIX}"))
         .find(|to| !state.aside.contains(to))
@@ -91,7 +91,13 @@ pub fn aside_name(state: &State, name: &str) -> String {
 }
 
 /// A file was renamed so that it is not used any more; returns those that have been there for too long.
-pub fn note_aside(state: &mut State, name: &str, to: String, bytes: u64, renamed: std::io::Result<()>) -> Vec<String> {
+pub(crate) fn note_aside(
+    state: &mut State,
+    name: &str,
+    to: String,
+    bytes: u64,
+    renamed: std::io::Result<()>,
+) -> Vec<String> {
     match renamed {
         Ok(()) => {
             state.aside.push_back(to.clone());
@@ -358,7 +364,7 @@ fn stands_for(merged: &Segment, other: &Segment, is_later: bool) -> bool {
 }
 
 /// Whether a gateway has used a segment again while somebody else read it: what is not as it should be is no damage.
-pub fn is_reused(storage: &dyn Storage, segment: &Segment) -> bool {
+pub(crate) fn is_reused(storage: &dyn Storage, segment: &Segment) -> bool {
     read_header(storage, &segment.name)
         .is_ok_and(|(header, _)| (header.generation, header.salt) != (segment.header.generation, segment.header.salt))
 }

@@ -12,7 +12,7 @@ use super::{ConsumerId, Journal};
 
 /// Something that was wrong with a file.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Report {
+pub(crate) enum Report {
     /// A write that a power cut had interrupted was cut off. Nothing in it had been acknowledged.
     TornTail {
         /// The file.
@@ -56,7 +56,7 @@ pub enum Report {
 
 impl Report {
     /// Whether acknowledged messages may be concerned.
-    pub fn is_loss(&self) -> bool {
+    pub(crate) fn is_loss(&self) -> bool {
         matches!(self, Report::Damaged { .. } | Report::SetAside { .. } | Report::Unreadable { .. })
     }
 }
@@ -80,54 +80,54 @@ impl fmt::Display for Report {
 /// How the journal is.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, JsonSchema)]
 #[schemars(rename = "Journal")]
-pub struct Status {
+pub(crate) struct Status {
     /// Why nothing can be written now, and what to do; `None`: all is well.
-    pub failing: Option<String>,
+    pub(crate) failing: Option<String>,
     /// The last such trouble, even if it is over.
-    pub last_error: Option<String>,
+    pub(crate) last_error: Option<String>,
     /// Whether messages are refused because those that wait fill `journal.max_size`.
-    pub is_full: bool,
+    pub(crate) is_full: bool,
     /// Bytes on disk.
-    pub used_bytes: u64,
+    pub(crate) used_bytes: u64,
     /// `journal.max_size`.
-    pub max_bytes: u64,
+    pub(crate) max_bytes: u64,
     /// Segments in use.
-    pub segments: usize,
+    pub(crate) segments: usize,
     /// Bytes that wait to be written.
-    pub pending_bytes: usize,
+    pub(crate) pending_bytes: usize,
     /// Greatest place that is safe.
-    pub synced: u64,
+    pub(crate) synced: u64,
     /// Messages written since the start.
-    pub messages: u64,
+    pub(crate) messages: u64,
     /// Records written since the start: messages, cursors and the like.
-    pub records: u64,
+    pub(crate) records: u64,
     /// Bytes given to the system to be written, since the start: files that are made, headers and snapshots included.
-    pub written_bytes: u64,
+    pub(crate) written_bytes: u64,
     /// The same for one message, on the average.
-    pub bytes_per_message: u64,
+    pub(crate) bytes_per_message: u64,
     /// Syncs since the start.
-    pub syncs: u64,
+    pub(crate) syncs: u64,
     /// Messages refused because the disk is full, fails or is too slow, since the start.
-    pub refused: u64,
+    pub(crate) refused: u64,
     /// Messages that bounds have pushed out of consumers' queues, since the start.
-    pub dropped: u64,
+    pub(crate) dropped: u64,
     /// Segments given up to make room, since the start.
-    pub evicted: u64,
+    pub(crate) evicted: u64,
     /// Damage found since the start, see [`Report::is_loss`].
-    pub damaged: u64,
+    pub(crate) damaged: u64,
     /// Files that were set aside and are still there.
-    pub set_aside: usize,
+    pub(crate) set_aside: usize,
 }
 
 impl Journal {
     /// Ordinals that this consumer has not settled and that may have been sent before the process began, where its task has never
     /// had more unsettled at a time.
-    pub fn maybe_sent(&self, id: ConsumerId, in_hand: u64) -> std::ops::Range<u64> {
+    pub(crate) fn maybe_sent(&self, id: ConsumerId, in_hand: u64) -> std::ops::Range<u64> {
         self.shared.state.lock().queues.get(&id).map_or(0..0, |queue| queue.maybe_sent(in_hand))
     }
 
     /// The least of the lasting names that are of this kind; looks through all of them.
-    pub fn find_consumer(&self, is_it: impl Fn(&str) -> bool) -> Option<Box<str>> {
+    pub(crate) fn find_consumer(&self, is_it: impl Fn(&str) -> bool) -> Option<Box<str>> {
         let state = self.shared.state.lock();
         state.by_name.keys().filter(|name| is_it(name)).min().cloned()
     }
@@ -146,7 +146,7 @@ impl State {
 
 impl Status {
     /// As things are.
-    pub fn of(state: &State, settings: &JournalSettings) -> Status {
+    pub(crate) fn of(state: &State, settings: &JournalSettings) -> Status {
         let segments: u64 = state.segments.values().map(|segment| segment.header.size).sum();
         Status {
             failing: state.failing.clone().or_else(|| state.standing_still()),

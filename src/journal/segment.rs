@@ -11,27 +11,27 @@ use super::settings::JournalSettings;
 
 /// What a segment holds for one consumer: a run of its ordinals.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Share {
+pub(crate) struct Share {
     /// Least ordinal.
-    pub first: u64,
+    pub(crate) first: u64,
     /// Greatest ordinal.
-    pub last: u64,
+    pub(crate) last: u64,
     /// Messages.
-    pub count: u32,
+    pub(crate) count: u32,
     /// Their bytes.
-    pub bytes: u64,
+    pub(crate) bytes: u64,
 }
 
 impl Share {
     /// Bytes in the log of what a consumer that is done with all up to `base` still needs.
-    pub fn live(&self, base: u64) -> u64 {
+    pub(crate) fn live(&self, base: u64) -> u64 {
         let before = base.max(self.first.saturating_sub(1));
         let left = self.last.saturating_sub(before).min(u64::from(self.count));
         self.bytes_of(left).saturating_add(left * (RECORD_HEAD + CONSUMER_LEN + 8) as u64)
     }
 
     /// Bytes of so many of its messages, as far as known.
-    pub fn bytes_of(&self, messages: u64) -> u64 {
+    pub(crate) fn bytes_of(&self, messages: u64) -> u64 {
         let bytes = u128::from(self.bytes) * u128::from(messages) / u128::from(self.count.max(1));
         u64::try_from(bytes).unwrap_or(u64::MAX)
     }
@@ -45,28 +45,28 @@ pub struct Segment {
     /// Header of its file.
     pub header: Header,
     /// Records below this place do not count: a merged segment has them.
-    pub from: u64,
+    pub(crate) from: u64,
     /// Greatest place, or one less than the base.
-    pub last: u64,
+    pub(crate) last: u64,
     /// End of the records that are safe.
-    pub end: u64,
+    pub(crate) end: u64,
     /// Records.
-    pub records: u64,
+    pub(crate) records: u64,
     /// What it holds, by key of the consumer.
-    pub shares: HashMap<u64, Share>,
+    pub(crate) shares: HashMap<u64, Share>,
     /// Bytes of its records by the part that they are for; what is for two parts counts for both.
-    pub in_part: [u64; PARTS],
+    pub(crate) in_part: [u64; PARTS],
     /// Bytes that the largest message takes in it.
-    pub largest: u64,
+    pub(crate) largest: u64,
     /// Writing or reading it has failed: its file is not used again.
-    pub is_bad: bool,
+    pub(crate) is_bad: bool,
     /// Records of it cannot be read: it is not merged.
-    pub is_damaged: bool,
+    pub(crate) is_damaged: bool,
 }
 
 impl Segment {
     /// A segment without records.
-    pub fn new(name: String, header: Header) -> Segment {
+    pub(crate) fn new(name: String, header: Header) -> Segment {
         let last = match header.kind {
             FileKind::Merged { upto, .. } => upto,
             _ => header.base.saturating_sub(1),
@@ -87,12 +87,12 @@ impl Segment {
     }
 
     /// Whether what is needed of it may be put into another file.
-    pub fn can_merge(&self, settings: &JournalSettings) -> bool {
+    pub(crate) fn can_merge(&self, settings: &JournalSettings) -> bool {
         !self.is_damaged && self.header.size <= settings.segment_size()
     }
 
     /// Places from this one on are in the segment after it, which has this header.
-    pub fn limit(&self, next: Option<&Header>) -> u64 {
+    pub(crate) fn limit(&self, next: Option<&Header>) -> u64 {
         match self.header.kind {
             FileKind::Merged { upto, .. } => upto + 1,
             _ => next.map_or(u64::MAX, |next| next.base),
@@ -100,12 +100,12 @@ impl Segment {
     }
 
     /// Least generation that it stands for.
-    pub fn first_generation(&self) -> u64 {
+    pub(crate) fn first_generation(&self) -> u64 {
         self.header.first_generation()
     }
 
     /// Notes for whom a message is, and how much of the segment it takes.
-    pub fn add_message(&mut self, record: &RecordRef<'_>, part_of: impl Fn(u64) -> Option<Part>) {
+    pub(crate) fn add_message(&mut self, record: &RecordRef<'_>, part_of: impl Fn(u64) -> Option<Part>) {
         let mut parts = [false; PARTS];
         for (key, ordinal) in record.consumers() {
             self.add(key, ordinal, record.body().len());
@@ -121,7 +121,11 @@ impl Segment {
 
     /// Bytes of it that somebody still needs, by part and in all: at most, as what one consumer needs of it is known
     /// only by its number.
-    pub fn live(&self, queues: &HashMap<ConsumerId, Queue>, by_key: &HashMap<u64, ConsumerId>) -> ([u64; PARTS], u64) {
+    pub(crate) fn live(
+        &self,
+        queues: &HashMap<ConsumerId, Queue>,
+        by_key: &HashMap<u64, ConsumerId>,
+    ) -> ([u64; PARTS], u64) {
         let mut parts = [0; PARTS];
         for (key, share) in &self.shares {
             if let Some(queue) = by_key.get(key).and_then(|id| queues.get(id)) {
@@ -144,7 +148,7 @@ impl Segment {
     }
 
     /// Whether a consumer still needs it.
-    pub fn is_needed(&self, queues: &HashMap<ConsumerId, Queue>, by_key: &HashMap<u64, ConsumerId>) -> bool {
+    pub(crate) fn is_needed(&self, queues: &HashMap<ConsumerId, Queue>, by_key: &HashMap<u64, ConsumerId>) -> bool {
         self.shares.iter().any(|(key, share)| {
             by_key.get(key).and_then(|id| queues.get(id)).is_some_and(|queue| queue.cursor.base < share.last)
         })
@@ -152,17 +156,17 @@ impl Segment {
 }
 
 /// Name of the file with this number.
-pub fn name(number: u32) -> String {
+pub(crate) fn name(number: u32) -> String {
     format!("{number:08}{SEGMENT_SUFFIX}")
 }
 
 /// The number of a segment's file.
-pub fn number(name: &str) -> Option<u32> {
+pub(crate) fn number(name: &str) -> Option<u32> {
     name.strip_suffix(SEGMENT_SUFFIX).filter(|digits| digits.len() == 8)?.parse().ok()
 }
 
 /// The least number that no file has.
-pub fn free_number<'a>(names: impl Iterator<Item = &'a str>) -> u32 {
+pub(crate) fn free_number<'a>(names: impl Iterator<Item = &'a str>) -> u32 {
     let used: BTreeMap<u32, ()> = names.filter_map(|name| number(name).map(|number| (number, ()))).collect();
     (0..).find(|number| !used.contains_key(number)).unwrap_or(u32::MAX)
 }

@@ -1,6 +1,6 @@
 //! Settings of the journal.
 
-pub use super::WhenFull;
+pub(crate) use super::WhenFull;
 
 /// Order in which a consumer gets what waits for it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
@@ -46,7 +46,7 @@ impl JournalSettings {
     }
 
     /// Most segments.
-    pub fn segments(&self) -> usize {
+    pub(crate) fn segments(&self) -> usize {
         (self.max_size / self.segment_size()).max(3) as usize
     }
 }

@@ -19,14 +19,14 @@ const ROOM: usize = 16;
 
 /// Sizes of the messages that wait, without an entry for each of millions.
 #[derive(Debug, Default)]
-pub struct Sizes {
+pub(crate) struct Sizes {
     groups: VecDeque<Group>,
     bytes: u64,
 }
 
 impl Sizes {
     /// Adds messages at the end.
-    pub fn push(&mut self, count: u32, bytes: u64, boot_ms: Option<u64>) {
+    pub(crate) fn push(&mut self, count: u32, bytes: u64, boot_ms: Option<u64>) {
         self.bytes += bytes;
         if count == 1
             && self.groups.len() >= EXACT
@@ -40,7 +40,7 @@ impl Sizes {
     }
 
     /// Takes the oldest message out.
-    pub fn pop(&mut self) {
+    pub(crate) fn pop(&mut self) {
         let Some(first) = self.groups.front_mut() else { return };
         let size = first.bytes / u64::from(first.count.max(1));
         first.bytes -= size;
@@ -53,19 +53,19 @@ impl Sizes {
     }
 
     /// Nothing waits any more. A little room stays: where little goes on, every message is the first and the last.
-    pub fn clear(&mut self) {
+    pub(crate) fn clear(&mut self) {
         self.groups.clear();
         self.groups.shrink_to(ROOM);
         self.bytes = 0;
     }
 
     /// Bytes of all that wait.
-    pub fn bytes(&self) -> usize {
+    pub(crate) fn bytes(&self) -> usize {
         self.bytes as usize
     }
 
     /// When the oldest came, by the boot clock, where that is known.
-    pub fn oldest_boot_ms(&self) -> Option<u64> {
+    pub(crate) fn oldest_boot_ms(&self) -> Option<u64> {
         self.groups.front().and_then(|group| group.boot_ms)
     }
 }

@@ -28,55 +28,55 @@ const BLOCK: usize = 256 * 1024;
 
 /// A consumer in the table.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct TableConsumer {
+pub(crate) struct TableConsumer {
     /// Lasting name.
-    pub name: Box<str>,
+    pub(crate) name: Box<str>,
     /// Key.
-    pub key: u64,
+    pub(crate) key: u64,
     /// Ordinal of the newest message that was safe.
-    pub committed: u64,
+    pub(crate) committed: u64,
     /// Cursor.
-    pub cursor: Cursor,
+    pub(crate) cursor: Cursor,
     /// Packet ids received and not released.
-    pub received: Vec<u16>,
+    pub(crate) received: Vec<u16>,
     /// Ordinals received by the session and not completed.
-    pub released: Vec<u64>,
+    pub(crate) released: Vec<u64>,
 }
 
 /// A segment in the table.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct TableSegment {
+pub(crate) struct TableSegment {
     /// Greatest place.
-    pub last: u64,
+    pub(crate) last: u64,
     /// End of its records.
-    pub end: u64,
+    pub(crate) end: u64,
     /// Number of records.
-    pub records: u64,
+    pub(crate) records: u64,
     /// What it holds for whom.
-    pub shares: HashMap<u64, Share>,
+    pub(crate) shares: HashMap<u64, Share>,
     /// See [`super::segment::Segment::in_part`].
-    pub in_part: [u64; PARTS],
+    pub(crate) in_part: [u64; PARTS],
     /// See [`super::segment::Segment::largest`].
-    pub largest: u64,
+    pub(crate) largest: u64,
     /// Salt of the file; 0: earlier versions did not note it.
-    pub salt: u64,
+    pub(crate) salt: u64,
 }
 
 /// What a snapshot says besides messages and sessions.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Table {
     /// Greatest place that it covers.
-    pub covered: u64,
+    pub(crate) covered: u64,
     /// Consumers.
-    pub consumers: Vec<TableConsumer>,
+    pub(crate) consumers: Vec<TableConsumer>,
     /// Boots by number.
-    pub boots: BTreeMap<u32, Boot>,
+    pub(crate) boots: BTreeMap<u32, Boot>,
     /// Segments by generation; the last one was being written.
-    pub segments: BTreeMap<u64, TableSegment>,
+    pub(crate) segments: BTreeMap<u64, TableSegment>,
 }
 
 /// Appends a boot as records hold it.
-pub fn encode_boot(number: u32, boot: &Boot, out: &mut Vec<u8>) {
+pub(crate) fn encode_boot(number: u32, boot: &Boot, out: &mut Vec<u8>) {
     for value in [u64::from(number), boot.id, boot.offset_ms as u64, u64::from(boot.is_synchronised), boot.seen_ms] {
         out.extend_from_slice(&value.to_le_bytes());
     }
@@ -90,7 +90,7 @@ const MOST_BOOTS: u32 = 1 << 31;
 const BOOT_LEN: usize = 32;
 
 /// Reads what [`encode_boot`] has written.
-pub fn decode_boot(bytes: &[u8]) -> Option<(u32, Boot)> {
+pub(crate) fn decode_boot(bytes: &[u8]) -> Option<(u32, Boot)> {
     let boot = Boot {
         id: u64_at(bytes, 8),
         offset_ms: (u64_at(bytes, 16) as i64).clamp(-(LONGEST_MS as i64), LONGEST_MS as i64),
@@ -255,7 +255,7 @@ impl Table {
 
 /// What a snapshot is made of, taken under the lock.
 #[derive(Debug)]
-pub struct Contents {
+pub(crate) struct Contents {
     table: Table,
     boot: u32,
     retained: Vec<Message>,
@@ -264,7 +264,7 @@ pub struct Contents {
 
 impl Contents {
     /// As things stand; nothing is copied but what is small.
-    pub fn of(state: &State) -> Contents {
+    pub(crate) fn of(state: &State) -> Contents {
         Contents {
             table: Table::of(state),
             boot: state.boots.current,
@@ -274,17 +274,17 @@ impl Contents {
     }
 
     /// Greatest place that it covers.
-    pub fn covered(&self) -> u64 {
+    pub(crate) fn covered(&self) -> u64 {
         self.table.covered
     }
 
     /// How far each consumer was, by its key.
-    pub fn bases(&self) -> HashMap<u64, u64> {
+    pub(crate) fn bases(&self) -> HashMap<u64, u64> {
         self.table.consumers.iter().map(|consumer| (consumer.key, consumer.cursor.base)).collect()
     }
 
     /// Writes it and makes it the snapshot. Returns the bytes written.
-    pub fn write(&self, storage: &dyn Storage, salt: u64) -> io::Result<u64> {
+    pub(crate) fn write(&self, storage: &dyn Storage, salt: u64) -> io::Result<u64> {
         let written = self.write_new(storage, salt);
         if written.is_err() {
             // where there is no room, a part of a snapshot must not take what is left

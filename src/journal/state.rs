@@ -24,7 +24,7 @@ use crate::message::Message;
 
 /// How the threads shall end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Stop {
+pub(crate) enum Stop {
     /// When everything is written.
     Orderly,
     /// At once.
@@ -32,71 +32,71 @@ pub enum Stop {
 }
 
 /// Bytes of a cursor in a record.
-pub const CURSOR_LEN: usize = 8 * (5 + Outcome::COUNT);
+pub(crate) const CURSOR_LEN: usize = 8 * (5 + Outcome::COUNT);
 
 /// Bytes that wait to be written.
 #[derive(Debug, Default)]
-pub struct Pending {
+pub(crate) struct Pending {
     /// Records without CRCs.
-    pub bytes: Vec<u8>,
+    pub(crate) bytes: Vec<u8>,
     /// When they are to be written; `None`: together with the next that has a time.
-    pub due: Option<Instant>,
+    pub(crate) due: Option<Instant>,
 }
 
 /// All that is known.
 #[derive(Debug, Default)]
 pub struct State {
     /// Place of the newest record.
-    pub newest: u64,
+    pub(crate) newest: u64,
     /// Greatest place that is safe.
-    pub committed: u64,
+    pub(crate) committed: u64,
     /// What waits to be written.
-    pub pending: Pending,
+    pub(crate) pending: Pending,
     /// Consumers.
-    pub queues: HashMap<ConsumerId, Queue>,
+    pub(crate) queues: HashMap<ConsumerId, Queue>,
     /// By lasting name.
-    pub by_name: HashMap<Box<str>, ConsumerId>,
+    pub(crate) by_name: HashMap<Box<str>, ConsumerId>,
     /// By key in records.
-    pub by_key: HashMap<u64, ConsumerId>,
+    pub(crate) by_key: HashMap<u64, ConsumerId>,
     next_consumer: u32,
     /// Persistent sessions; names that begin with NUL are values of other rooms.
-    pub sessions: BTreeMap<Box<str>, Bytes>,
+    pub(crate) sessions: BTreeMap<Box<str>, Bytes>,
     /// Retained messages by topic.
-    pub retained: HashMap<Box<str>, Message>,
+    pub(crate) retained: HashMap<Box<str>, Message>,
     /// The log, by generation; the last one is written to.
     pub segments: BTreeMap<u64, Segment>,
     /// Greatest place that the snapshot covers.
-    pub covered: u64,
+    pub(crate) covered: u64,
     /// Boots.
-    pub boots: Boots,
+    pub(crate) boots: Boots,
     /// Consumers whose cursors have moved since they were written.
-    pub moved: Vec<ConsumerId>,
+    pub(crate) moved: Vec<ConsumerId>,
     /// Since when there are such.
-    pub moved_since: Option<Instant>,
+    pub(crate) moved_since: Option<Instant>,
     /// Consumers that the reading thread shall read ahead for.
-    pub fills: VecDeque<ConsumerId>,
+    pub(crate) fills: VecDeque<ConsumerId>,
     /// Files that the background check has still to read, by generation.
-    pub unverified: VecDeque<u64>,
+    pub(crate) unverified: VecDeque<u64>,
     /// Files that are ready to become segments.
-    pub spare: Vec<String>,
+    pub(crate) spare: Vec<String>,
     /// A file that the reading thread shall make, or is making, before it is needed.
-    pub making: Option<String>,
+    pub(crate) making: Option<String>,
     /// Set aside, oldest first.
-    pub aside: VecDeque<String>,
+    pub(crate) aside: VecDeque<String>,
     /// What was wrong.
-    pub reports: VecDeque<Report>,
+    pub(crate) reports: VecDeque<Report>,
     /// Size of the snapshot.
-    pub snapshot_bytes: u64,
+    pub(crate) snapshot_bytes: u64,
     /// Why nothing can be written.
-    pub failing: Option<String>,
+    pub(crate) failing: Option<String>,
     /// Who hears of that besides the log.
-    pub health: Health,
+    pub(crate) health: Health,
     /// No file can be written to without giving up messages that wait, and these must not be given up.
-    pub is_full: bool,
+    pub(crate) is_full: bool,
     /// Bytes that are being written.
-    pub writing: usize,
+    pub(crate) writing: usize,
     /// When the writing thread has last got something done, while it writes.
-    pub writing_since: Option<Instant>,
+    pub(crate) writing_since: Option<Instant>,
     /// Bytes that the disk space that is ours takes at least, by part and in all, where messages are refused rather than
     /// given up.
     pub(super) room: ([u64; PARTS], u64),
@@ -107,17 +107,17 @@ pub struct State {
     #[cfg(test)]
     pub(super) looks: u64,
     /// Whether there was none when somebody looked last.
-    pub was_full: bool,
+    pub(crate) was_full: bool,
     /// Lines in the log about losses.
-    pub said: Pace,
+    pub(crate) said: Pace,
     /// Lines in the log about having no room.
-    pub full_lines: Pace,
+    pub(crate) full_lines: Pace,
     /// The last of them was not followed by one that there is room again.
-    pub said_full: bool,
+    pub(crate) said_full: bool,
     /// Counters.
-    pub counts: Status,
+    pub(crate) counts: Status,
     /// End.
-    pub stop: Option<Stop>,
+    pub(crate) stop: Option<Stop>,
 }
 
 impl State {
@@ -144,7 +144,7 @@ impl State {
     }
 
     /// See [`super::Journal::append_with`].
-    pub fn append(
+    pub(crate) fn append(
         &mut self,
         message: &Message,
         consumers: &[ConsumerId],
@@ -205,7 +205,7 @@ impl State {
     }
 
     /// See [`super::Journal::received`].
-    pub fn append_received(&mut self, id: ConsumerId, packet_id: u16) -> Result<Position, Full> {
+    pub(crate) fn append_received(&mut self, id: ConsumerId, packet_id: u16) -> Result<Position, Full> {
         self.control(0)?;
         let Some(key) = self.queues.get(&id).map(|queue| queue.key) else { return Ok(Position(self.newest)) };
         self.due_now();
@@ -213,7 +213,7 @@ impl State {
     }
 
     /// See [`super::Journal::note`].
-    pub fn append_note(&mut self, id: ConsumerId, note: Note) -> Result<Position, Full> {
+    pub(crate) fn append_note(&mut self, id: ConsumerId, note: Note) -> Result<Position, Full> {
         self.control(0)?;
         let Some(key) = self.queues.get(&id).map(|queue| queue.key) else { return Ok(Position(self.newest)) };
         let (what, value) = match note {
@@ -227,7 +227,7 @@ impl State {
     }
 
     /// See [`super::Journal::barrier`].
-    pub fn barrier(&mut self) -> Position {
+    pub(crate) fn barrier(&mut self) -> Position {
         if self.newest > self.committed && !self.pending.bytes.is_empty() {
             self.due_now();
         }
@@ -235,7 +235,7 @@ impl State {
     }
 
     /// See [`super::Journal::register`].
-    pub fn register(&mut self, name: &str, limits: Limits) -> ConsumerId {
+    pub(crate) fn register(&mut self, name: &str, limits: Limits) -> ConsumerId {
         if let Some(id) = self.by_name.get(name) {
             if let Some(queue) = self.queues.get_mut(id) {
                 queue.limits = limits;
@@ -271,7 +271,7 @@ impl State {
     }
 
     /// A consumer's name was lost and is known again; says whether it counts for another part of the journal from now on.
-    pub fn rename(&mut self, id: ConsumerId, name: &str) -> bool {
+    pub(crate) fn rename(&mut self, id: ConsumerId, name: &str) -> bool {
         let Some(queue) = self.queues.get_mut(&id) else { return false };
         let old = queue.part;
         queue.rename(name);
@@ -288,7 +288,7 @@ impl State {
     }
 
     /// Makes a consumer whose next message has the ordinal `base + 1`.
-    pub fn insert(&mut self, name: &str, key: u64, base: u64, limits: Limits) -> ConsumerId {
+    pub(crate) fn insert(&mut self, name: &str, key: u64, base: u64, limits: Limits) -> ConsumerId {
         let id = ConsumerId(self.next_consumer);
         self.next_consumer += 1;
         let mut queue = Queue::new(name, key, limits);
@@ -306,7 +306,7 @@ impl State {
     }
 
     /// See [`super::Journal::remove`].
-    pub fn remove(&mut self, id: ConsumerId) -> Backlog {
+    pub(crate) fn remove(&mut self, id: ConsumerId) -> Backlog {
         let Some(queue) = self.forget(id) else { return Backlog::default() };
         self.push(Kind::ConsumerRemoved, 0, [(queue.key, 0)].into_iter(), &[]);
         self.due_later();
@@ -314,7 +314,7 @@ impl State {
     }
 
     /// Takes a consumer out.
-    pub fn forget(&mut self, id: ConsumerId) -> Option<Queue> {
+    pub(crate) fn forget(&mut self, id: ConsumerId) -> Option<Queue> {
         let queue = self.queues.remove(&id)?;
         self.by_name.remove(&queue.name);
         self.by_key.remove(&queue.key);
@@ -323,7 +323,7 @@ impl State {
     }
 
     /// A consumer has settled messages; says whether the writing thread should know.
-    pub fn moved(&mut self, id: ConsumerId) -> bool {
+    pub(crate) fn moved(&mut self, id: ConsumerId) -> bool {
         let Some(queue) = self.queues.get_mut(&id) else { return false };
         if queue.unsaved == 0 {
             return false;
@@ -335,7 +335,7 @@ impl State {
     }
 
     /// Adds the cursors that have moved to what waits, if it is time.
-    pub fn push_cursors(&mut self, orderly: bool) {
+    pub(crate) fn push_cursors(&mut self, orderly: bool) {
         let is_time =
             orderly || self.moved_since.is_some_and(|since| since.elapsed() >= CURSOR_AGE) || self.wants_cursors();
         if !is_time || (self.moved.is_empty() && !orderly) {
@@ -359,12 +359,12 @@ impl State {
     }
 
     /// Whether a cursor is due, whatever else is written.
-    pub fn wants_cursors(&self) -> bool {
+    pub(crate) fn wants_cursors(&self) -> bool {
         self.moved.iter().any(|id| self.queues.get(id).is_some_and(|queue| queue.unsaved >= CURSOR_EVERY))
     }
 
     /// Adds what the clock says to what waits, if that is news.
-    pub fn push_clock(&mut self, clock: &dyn crate::time::Clock) {
+    pub(crate) fn push_clock(&mut self, clock: &dyn crate::time::Clock) {
         if let Some(boot) = self.boots.observe(clock) {
             let mut body = Vec::new();
             super::snapshot::encode_boot(self.boots.current, &boot, &mut body);
@@ -373,25 +373,25 @@ impl State {
     }
 
     /// Looks at the clock where nothing else is written, and has written what is news. An empty log is left alone.
-    pub fn observe_clock(&mut self, clock: &dyn crate::time::Clock) {
+    pub(crate) fn observe_clock(&mut self, clock: &dyn crate::time::Clock) {
         if self.newest > 0 && !self.boots.is_known(clock) {
             self.due_now();
         }
     }
 
     /// Says whether messages can be kept.
-    pub fn show_failing(&self) {
+    pub(crate) fn show_failing(&self) {
         let fault = self.failing.as_ref().map(|why| Fault::new("what must be kept is not acknowledged", why.as_str()));
         self.health.set("journal", fault.as_ref());
     }
 
     /// Whether more may be read ahead.
-    pub fn has_room_ahead(&self) -> bool {
+    pub(crate) fn has_room_ahead(&self) -> bool {
         self.queues.values().map(Queue::ready_bytes).sum::<usize>() < super::AHEAD_ALL
     }
 
     /// A record has become safe.
-    pub fn commit(&mut self, record: &RecordRef<'_>, generation: u64, room: bool, behind: &mut Vec<ConsumerId>) {
+    pub(crate) fn commit(&mut self, record: &RecordRef<'_>, generation: u64, room: bool, behind: &mut Vec<ConsumerId>) {
         let (position, body) = (record.position(), record.body());
         let mut segment = self.segments.get_mut(&generation);
         if let Some(segment) = &mut segment {
@@ -440,7 +440,7 @@ impl State {
     }
 
     /// Asks for reading ahead where it is wanted; says whether it is.
-    pub fn request_fills(&mut self, ids: &[ConsumerId]) -> bool {
+    pub(crate) fn request_fills(&mut self, ids: &[ConsumerId]) -> bool {
         let mut any = false;
         for id in ids {
             if let Some(queue) = self.queues.get_mut(id).filter(|queue| queue.wants_fill()) {
@@ -453,7 +453,7 @@ impl State {
     }
 
     /// The consumer's cursor is not on disk any more as it is.
-    pub fn mark_moved(&mut self, id: ConsumerId) {
+    pub(crate) fn mark_moved(&mut self, id: ConsumerId) {
         self.full_for = Default::default();
         if let Some(queue) = self.queues.get_mut(&id) {
             mark_moved(&mut self.moved, &mut self.moved_since, id, queue);
@@ -461,7 +461,7 @@ impl State {
     }
 
     /// Something was wrong with a file.
-    pub fn report(&mut self, report: Report) {
+    pub(crate) fn report(&mut self, report: Report) {
         self.counts.damaged += u64::from(report.is_loss());
         self.reports.push_back(report);
         let old = self.reports.len().saturating_sub(MOST_REPORTS);
@@ -478,14 +478,14 @@ fn mark_moved(moved: &mut Vec<ConsumerId>, since: &mut Option<Instant>, id: Cons
 }
 
 /// Appends a cursor as records hold it.
-pub fn encode_cursor(key: u64, cursor: &Cursor, out: &mut Vec<u8>) {
+pub(crate) fn encode_cursor(key: u64, cursor: &Cursor, out: &mut Vec<u8>) {
     for value in [key, cursor.base, cursor.read, cursor.dropped, cursor.lost].iter().chain(&cursor.settled) {
         out.extend_from_slice(&value.to_le_bytes());
     }
 }
 
 /// The cursors in a body, and whether they were written at an orderly end.
-pub fn decode_cursors(body: &[u8]) -> (impl Iterator<Item = (u64, Cursor)> + '_, bool) {
+pub(crate) fn decode_cursors(body: &[u8]) -> (impl Iterator<Item = (u64, Cursor)> + '_, bool) {
     let cursors = body.chunks_exact(CURSOR_LEN).map(|bytes| {
         let value = |at: usize| u64_at(bytes, at * 8);
         let mut settled = [0; Outcome::COUNT];

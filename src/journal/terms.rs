@@ -9,7 +9,7 @@ use crate::message::Message;
 
 /// What became of a message that its consumer is done with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Outcome {
+pub(crate) enum Outcome {
     /// The other side has acknowledged it.
     Acked = 0,
     /// It was sent, and there is no acknowledgement at QoS 0.
@@ -32,43 +32,43 @@ pub enum Outcome {
 
 impl Outcome {
     /// So many there are.
-    pub const COUNT: usize = 9;
+    pub(crate) const COUNT: usize = 9;
 }
 
 /// What waits for a consumer, and what became of the rest.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Backlog {
     /// Messages ever accepted for it: settled + dropped + lost + waiting.
-    pub accepted: u64,
+    pub(crate) accepted: u64,
     /// Messages it settled, whatever the outcome.
-    pub settled: u64,
+    pub(crate) settled: u64,
     /// The same by [`Outcome`].
-    pub settled_as: [u64; Outcome::COUNT],
+    pub(crate) settled_as: [u64; Outcome::COUNT],
     /// Messages that bounds pushed out.
-    pub dropped: u64,
+    pub(crate) dropped: u64,
     /// Messages that could not be read from the disk any more.
-    pub lost: u64,
+    pub(crate) lost: u64,
     /// Messages that wait, in flight included.
     pub messages: usize,
     /// Their bytes; of a large backlog the oldest few are estimated.
-    pub bytes: usize,
+    pub(crate) bytes: usize,
     /// Boot clock, in milliseconds, of the oldest that waits, as far as known.
-    pub oldest_boot_ms: Option<u64>,
+    pub(crate) oldest_boot_ms: Option<u64>,
 }
 
 /// A message for a consumer.
 #[derive(Clone, Debug)]
-pub struct Delivery {
+pub(crate) struct Delivery {
     /// Its place, for [`Reader::settle`].
-    pub position: Position,
+    pub(crate) position: Position,
     /// Its number among this consumer's messages, without gaps but for what is lost, the same after every rewind and every restart.
-    pub ordinal: u64,
+    pub(crate) ordinal: u64,
     /// The message as it was accepted.
-    pub message: Message,
+    pub(crate) message: Message,
     /// It was handed out before, or may have been before the process began.
-    pub resent: bool,
+    pub(crate) resent: bool,
     /// The consumer has said that the other side has received it ([`Note::Released`]).
-    pub released: bool,
+    pub(crate) released: bool,
 }
 
 /// What else an append does.
@@ -87,7 +87,7 @@ pub struct Extra {
 
 /// A step of a QoS 2 exchange of a persistent session or an upstream [MQTT-4.3.3].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Note {
+pub(crate) enum Note {
     /// The session has released this packet id (PUBREL).
     Forgotten(u16),
     /// The session has received this message (PUBREC), by its ordinal.
@@ -102,5 +102,5 @@ pub struct Recovered {
     /// Retained messages that the store begins with.
     pub retained: Vec<Message>,
     /// Persistent sessions by client id, as the broker encoded them.
-    pub sessions: Vec<(Box<str>, Bytes)>,
+    pub(crate) sessions: Vec<(Box<str>, Bytes)>,
 }

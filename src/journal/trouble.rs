@@ -3,13 +3,13 @@
 use std::io::{Error, ErrorKind};
 
 /// Whether trying again at once is of no use.
-pub fn is_lasting(error: &Error) -> bool {
+pub(crate) fn is_lasting(error: &Error) -> bool {
     use ErrorKind::*;
     matches!(error.kind(), StorageFull | QuotaExceeded | FileTooLarge | ReadOnlyFilesystem | PermissionDenied)
 }
 
 /// What is the matter with the place that the journal is in, and what to do.
-pub fn advice(error: &Error, place: &str) -> String {
+pub(crate) fn advice(error: &Error, place: &str) -> String {
     use ErrorKind::*;
     match error.kind() {
         StorageFull | QuotaExceeded | FileTooLarge => format!(

@@ -36,7 +36,7 @@ enum Next {
 }
 
 /// The writing thread's own.
-pub struct Writer {
+pub(crate) struct Writer {
     pub(super) shared: Arc<Shared>,
     /// Generation of the segment that is written to.
     pub(super) tail: Option<u64>,
@@ -58,7 +58,7 @@ pub(super) fn random() -> u64 {
 
 impl Writer {
     /// For a journal as it was recovered.
-    pub fn new(shared: Arc<Shared>) -> Writer {
+    pub(crate) fn new(shared: Arc<Shared>) -> Writer {
         let state = shared.state.lock();
         let last = state.segments.last_key_value();
         let generation = last.map_or(0, |(generation, _)| *generation);
@@ -73,7 +73,7 @@ impl Writer {
     }
 
     /// Until told to stop.
-    pub fn run(mut self) {
+    pub(crate) fn run(mut self) {
         let mut bytes = Vec::new();
         let mut is_ending = false;
         while let Next::Write = self.wait(&mut bytes, &mut is_ending) {

@@ -19,6 +19,6 @@
 mod announcer;
 mod avahi;
 mod interface;
-pub mod service;
-pub mod settings;
-pub mod task;
+pub(crate) mod service;
+pub(crate) mod settings;
+pub(crate) mod task;

@@ -13,7 +13,7 @@ const LONGEST_OWN: usize = 48;
 
 /// What a port speaks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Kind {
+pub(crate) enum Kind {
     /// MQTT without TLS.
     Mqtt,
     /// MQTT over TLS.
@@ -26,7 +26,7 @@ pub enum Kind {
 
 impl Kind {
     /// The type of its service, as IANA has registered it.
-    pub fn service_type(self) -> &'static str {
+    pub(crate) fn service_type(self) -> &'static str {
         match self {
             Kind::Mqtt => "_mqtt._tcp",
             Kind::SecureMqtt => "_secure-mqtt._tcp",
@@ -59,13 +59,13 @@ type Place = (Option<u32>, Family);
 
 /// A port that may be announced while it is open.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Candidate {
+pub(crate) struct Candidate {
     /// Its name in [`crate::health::Health`], where it stands while it is closed.
-    pub part: String,
+    pub(crate) part: String,
     /// What it speaks, which decides about the type and the records of its service.
-    pub kind: Kind,
+    pub(crate) kind: Kind,
     /// The address that it is bound to, or is to have while it is closed.
-    pub address: SocketAddr,
+    pub(crate) address: SocketAddr,
 }
 
 /// What Avahi is told of a port.

@@ -2,9 +2,9 @@
 
 /// Whether the local network is told of the open ports.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct MdnsSettings {
+pub(crate) struct MdnsSettings {
     /// Whether it is told.
-    pub enabled: bool,
+    pub(crate) enabled: bool,
 }
 
 impl Default for MdnsSettings {

@@ -22,7 +22,7 @@ const PAUSE: [Duration; 2] = [Duration::from_secs(5), Duration::from_secs(300)];
 const TOLD: &str = "Avahi has been told, and asks the network";
 
 /// Announces the open ports.
-pub struct Mdns {
+pub(crate) struct Mdns {
     id: String,
     settings: watch::Receiver<MdnsSettings>,
     candidates: Arc<[Candidate]>,
@@ -47,7 +47,7 @@ enum Ended {
 impl Mdns {
     /// Announces those of these ports that are open; a port that is closed stands in `health`. What the network is told can be
     /// seen at the receiver.
-    pub fn new(
+    pub(crate) fn new(
         gateway_id: &str,
         settings: watch::Receiver<MdnsSettings>,
         candidates: Vec<Candidate>,
@@ -73,7 +73,7 @@ impl Mdns {
     }
 
     /// Goes on until `cancel`, and then takes everything back.
-    pub async fn run(mut self, cancel: CancellationToken) {
+    pub(crate) async fn run(mut self, cancel: CancellationToken) {
         let mut pause = PAUSE[0];
         loop {
             let wanted = self.wanted().await;

@@ -26,32 +26,32 @@ impl BatchBuilder {
     }
 
     /// Whether one of them has the retain flag.
-    pub fn has_retain(&self) -> bool {
+    pub(crate) fn has_retain(&self) -> bool {
         self.has_retain
     }
 
     /// Messages so far.
-    pub fn len(&self) -> u32 {
+    pub(crate) fn len(&self) -> u32 {
         self.count
     }
 
     /// Whether there is none.
-    pub fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.count == 0
     }
 
     /// Bytes so far.
-    pub fn size(&self) -> usize {
+    pub(crate) fn size(&self) -> usize {
         self.bytes.len()
     }
 
     /// The messages so far.
-    pub fn iter(&self) -> Messages<'_> {
+    pub(crate) fn iter(&self) -> Messages<'_> {
         Messages { bytes: &self.bytes, at: BATCH_HEADER.min(self.bytes.len()), seq: 0 }
     }
 
     /// Numbers the messages from `seq` on and takes them; the builder is empty afterwards.
-    pub fn finish(&mut self, seq: u64) -> Batch {
+    pub(crate) fn finish(&mut self, seq: u64) -> Batch {
         self.count = 0;
         self.has_retain = false;
         let mut bytes = self.bytes.split();
@@ -65,38 +65,38 @@ impl BatchBuilder {
 
 /// Messages with their places in the order: the first has the sequence number of the batch, the next one more.
 #[derive(Clone, Debug)]
-pub struct Batch {
+pub(crate) struct Batch {
     bytes: Bytes,
 }
 
 impl Batch {
     /// A batch from bytes that [`Batch::into_bytes`] gave within this process.
-    pub fn from_bytes(bytes: Bytes) -> Option<Batch> {
+    pub(crate) fn from_bytes(bytes: Bytes) -> Option<Batch> {
         (bytes.len() >= BATCH_HEADER).then_some(Batch { bytes })
     }
 
     /// The encoded batch.
-    pub fn into_bytes(self) -> Bytes {
+    pub(crate) fn into_bytes(self) -> Bytes {
         self.bytes
     }
 
     /// Bytes.
-    pub fn size(&self) -> usize {
+    pub(crate) fn size(&self) -> usize {
         self.bytes.len()
     }
 
     /// Sequence number of the first message.
-    pub fn seq(&self) -> u64 {
+    pub(crate) fn seq(&self) -> u64 {
         u64_at(&self.bytes, 0)
     }
 
     /// The messages in order.
-    pub fn iter(&self) -> Messages<'_> {
+    pub(crate) fn iter(&self) -> Messages<'_> {
         Messages { bytes: &self.bytes, at: BATCH_HEADER, seq: self.seq() }
     }
 
     /// The message at this offset, which [`Messages`] gave, sharing the batch's memory.
-    pub fn message_at(&self, offset: usize) -> Message {
+    pub(crate) fn message_at(&self, offset: usize) -> Message {
         let len = u32_at(&self.bytes, offset) as usize;
         Message { bytes: self.bytes.slice(offset..offset + len) }
     }
@@ -104,7 +104,7 @@ impl Batch {
 
 impl Batch {
     /// The messages between two offsets, `count` of them, sharing the batch's memory.
-    pub fn pack(&self, from: usize, to: usize, count: usize) -> Packed {
+    pub(crate) fn pack(&self, from: usize, to: usize, count: usize) -> Packed {
         let bytes = self.bytes.slice(from.max(BATCH_HEADER)..to);
         Packed { bytes, count, shared: self.bytes.len() }
     }
@@ -112,7 +112,7 @@ impl Batch {
 
 /// Messages one after the other, without places.
 #[derive(Clone, Debug)]
-pub struct Packed {
+pub(crate) struct Packed {
     bytes: Bytes,
     count: usize,
     /// Size of the memory that is kept for them.
@@ -121,38 +121,38 @@ pub struct Packed {
 
 impl Packed {
     /// One message.
-    pub fn one(message: Message) -> Packed {
+    pub(crate) fn one(message: Message) -> Packed {
         let shared = message.size();
         Packed { bytes: message.bytes, count: 1, shared }
     }
 
     /// No message.
-    pub fn none() -> Packed {
+    pub(crate) fn none() -> Packed {
         Packed { bytes: Bytes::new(), count: 0, shared: 0 }
     }
 
     /// Messages.
-    pub fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         self.count
     }
 
     /// Whether there is none.
-    pub fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.count == 0
     }
 
     /// Bytes of the messages.
-    pub fn size(&self) -> usize {
+    pub(crate) fn size(&self) -> usize {
         self.bytes.len()
     }
 
     /// The first message, in place.
-    pub fn first(&self) -> Option<MessageRef<'_>> {
+    pub(crate) fn first(&self) -> Option<MessageRef<'_>> {
         (self.count > 0).then(|| MessageRef { bytes: &self.bytes[..u32_at(&self.bytes, 0) as usize] })
     }
 
     /// Forgets the first message.
-    pub fn advance(&mut self) {
+    pub(crate) fn advance(&mut self) {
         if self.count > 0 {
             let len = u32_at(&self.bytes, 0) as usize;
             bytes::Buf::advance(&mut self.bytes, len);
@@ -161,7 +161,7 @@ impl Packed {
     }
 
     /// Takes the first message out, sharing the memory.
-    pub fn next_message(&mut self) -> Option<Message> {
+    pub(crate) fn next_message(&mut self) -> Option<Message> {
         if self.count == 0 {
             return None;
         }
@@ -171,7 +171,7 @@ impl Packed {
     }
 
     /// Keeps as many messages from the front as `fits` (given their number and bytes) allows, and returns the rest.
-    pub fn split_off_front(&mut self, fits: impl Fn(usize, usize) -> bool) -> Option<Packed> {
+    pub(crate) fn split_off_front(&mut self, fits: impl Fn(usize, usize) -> bool) -> Option<Packed> {
         if fits(self.count, self.bytes.len()) {
             return None;
         }
@@ -190,7 +190,7 @@ impl Packed {
     }
 
     /// Moves the messages to memory of their own if they keep much more alive than they are.
-    pub fn compact(&mut self) {
+    pub(crate) fn compact(&mut self) {
         if self.shared > 2 * self.bytes.len() {
             self.bytes = Bytes::copy_from_slice(&self.bytes);
             self.shared = self.bytes.len();
@@ -200,18 +200,18 @@ impl Packed {
 
 /// One message of a batch.
 #[derive(Clone, Copy, Debug)]
-pub struct Entry<'a> {
+pub(crate) struct Entry<'a> {
     /// Place in the order of all messages.
-    pub seq: u64,
+    pub(crate) seq: u64,
     /// Where it starts in its batch.
-    pub offset: usize,
+    pub(crate) offset: usize,
     /// The message.
-    pub message: MessageRef<'a>,
+    pub(crate) message: MessageRef<'a>,
 }
 
 /// Iterator over the messages of a batch.
 #[derive(Clone, Debug)]
-pub struct Messages<'a> {
+pub(crate) struct Messages<'a> {
     bytes: &'a [u8],
     at: usize,
     seq: u64,

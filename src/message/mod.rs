@@ -32,15 +32,17 @@ use std::hash::{Hash, Hasher};
 
 use bytes::{BufMut, Bytes, BytesMut};
 
-pub use self::batch::{Batch, BatchBuilder, Entry, Messages, Packed};
-pub use self::topic::{Topic, TopicError, TopicFilter, check_filter, check_topic, covers, matches, overlap};
+pub use self::batch::BatchBuilder;
+pub(crate) use self::batch::{Batch, Entry, Packed};
+pub(crate) use self::topic::{Topic, TopicError};
+pub use self::topic::{TopicFilter, check_filter, check_topic, covers, matches, overlap};
 
 /// Name of the MQTT 5 user property that carries the id of a message that is followed.
-pub const TRACE_PROPERTY: &str = "pigateway-trace";
+pub(crate) const TRACE_PROPERTY: &str = "pigateway-trace";
 /// Bytes in front of the properties of an encoded message.
-pub const HEADER: usize = 32;
+pub(crate) const HEADER: usize = 32;
 /// Bytes in front of the first message of a batch.
-pub const BATCH_HEADER: usize = 8;
+pub(crate) const BATCH_HEADER: usize = 8;
 const NO_EXPIRY: u32 = u32::MAX;
 
 /// Quality of service of a message or a subscription [MQTT-4.3].
@@ -58,7 +60,7 @@ pub enum Qos {
 
 impl Qos {
     /// The QoS with this number, if there is one.
-    pub fn from_u8(number: u8) -> Option<Qos> {
+    pub(crate) fn from_u8(number: u8) -> Option<Qos> {
         match number {
             0 => Some(Qos::AtMostOnce),
             1 => Some(Qos::AtLeastOnce),
@@ -74,7 +76,7 @@ impl Qos {
 pub struct Origin {
     number: u64,
     /// For whom its messages count.
-    pub owner: Owner,
+    pub(crate) owner: Owner,
 }
 
 impl PartialEq for Origin {
@@ -94,45 +96,43 @@ impl Hash for Origin {
 /// For whom a retained message counts. Users are told apart by a hash, so that it is the same in every run; two that have
 /// the same share what each could have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Owner(u8);
+pub(crate) struct Owner(u8);
 
 impl Owner {
-    /// Nobody knows: an older gateway has kept it.
-    pub const UNKNOWN: Owner = Owner(0);
     /// The gateway and its sensors.
-    pub const HOUSE: Owner = Owner(1);
+    pub(crate) const HOUSE: Owner = Owner(1);
     /// Clients without a user name, all together.
-    pub const GUESTS: Owner = Owner(2);
+    pub(crate) const GUESTS: Owner = Owner(2);
     /// What came down from upstreams.
-    pub const UPSTREAMS: Owner = Owner(3);
+    pub(crate) const UPSTREAMS: Owner = Owner(3);
     const USERS: u8 = 8;
 
     /// The user of this name; `None`: clients without one.
-    pub fn of(user: Option<&str>) -> Owner {
+    pub(crate) fn of(user: Option<&str>) -> Owner {
         let Some(user) = user else { return Owner::GUESTS };
         let number = Origin::of("user", user, Owner::GUESTS).number;
         Owner(Owner::USERS + (number % u64::from(u8::MAX - Owner::USERS + 1)) as u8)
     }
 
     /// As an index, less than 256.
-    pub fn index(self) -> usize {
+    pub(crate) fn index(self) -> usize {
         usize::from(self.0)
     }
 }
 
 impl Origin {
     /// The MQTT client with this client id.
-    pub fn client(client_id: &str) -> Origin {
+    pub(crate) fn client(client_id: &str) -> Origin {
         Origin::of("client", client_id, Owner::GUESTS)
     }
 
     /// The upstream with this name.
-    pub fn upstream(name: &str) -> Origin {
+    pub(crate) fn upstream(name: &str) -> Origin {
         Origin::of("upstream", name, Owner::UPSTREAMS)
     }
 
     /// The sensor with this name.
-    pub fn sensor(name: &str) -> Origin {
+    pub(crate) fn sensor(name: &str) -> Origin {
         Origin::of("sensor", name, Owner::HOUSE)
     }
 
@@ -143,7 +143,7 @@ impl Origin {
 
     /// The gateway where it announces itself and its sensors, such as to Home Assistant. That is said anew after every start:
     /// it is kept in memory only, and goes to an upstream only where a rule names it.
-    pub fn announcer() -> Origin {
+    pub(crate) fn announcer() -> Origin {
         Origin::of("announcer", "", Owner::HOUSE)
     }
 
@@ -153,7 +153,7 @@ impl Origin {
     }
 
     /// The same publisher, whose messages count for this owner.
-    pub fn owned_by(self, owner: Owner) -> Origin {
+    pub(crate) fn owned_by(self, owner: Owner) -> Origin {
         Origin { owner, ..self }
     }
 
@@ -270,22 +270,22 @@ impl<'a> MessageRef<'a> {
     }
 
     /// QoS it was published with.
-    pub fn qos(&self) -> Qos {
+    pub(crate) fn qos(&self) -> Qos {
         Qos::from_u8(self.bytes[4] & 3).unwrap_or_default()
     }
 
     /// Whether it was published with the retain flag.
-    pub fn retain(&self) -> bool {
+    pub(crate) fn retain(&self) -> bool {
         self.bytes[4] & 4 != 0
     }
 
     /// Message expiry interval in seconds, counted from [`MessageRef::boot_ms`].
-    pub fn expiry(&self) -> Option<u32> {
+    pub(crate) fn expiry(&self) -> Option<u32> {
         Some(u32_at(self.bytes, 8)).filter(|seconds| *seconds != NO_EXPIRY)
     }
 
     /// What is left of the expiry interval at `now_boot_ms`: `Ok(None)` if it never expires, `Err(Expired)` if it has.
-    pub fn remaining_expiry(&self, now_boot_ms: u64) -> Result<Option<u32>, Expired> {
+    pub(crate) fn remaining_expiry(&self, now_boot_ms: u64) -> Result<Option<u32>, Expired> {
         let Some(expiry) = self.expiry() else { return Ok(None) };
         // signed: what came in before this boot has a time less than 0
         let age_s = (now_boot_ms as i64).wrapping_sub(self.boot_ms() as i64).max(0) as u64 / 1000;
@@ -296,17 +296,17 @@ impl<'a> MessageRef<'a> {
     }
 
     /// Boot clock, in milliseconds, when it came in; less than 0, as a number that wraps, if that was before this boot.
-    pub fn boot_ms(&self) -> u64 {
+    pub(crate) fn boot_ms(&self) -> u64 {
         u64_at(self.bytes, 16)
     }
 
     /// Publisher.
-    pub fn origin(&self) -> Origin {
+    pub(crate) fn origin(&self) -> Origin {
         Origin { number: u64_at(self.bytes, 24), owner: Owner(self.bytes[5]) }
     }
 
     /// Whether the gateway says it of itself, anew after every start: then it is not kept on disk.
-    pub fn is_said_anew(&self) -> bool {
+    pub(crate) fn is_said_anew(&self) -> bool {
         self.topic().starts_with("$SYS/") || self.origin() == Origin::announcer()
     }
 
@@ -328,7 +328,7 @@ impl<'a> MessageRef<'a> {
     }
 
     /// The message as a draft, to be published again with changes.
-    pub fn to_draft(&self) -> Draft<'a> {
+    pub(crate) fn to_draft(self) -> Draft<'a> {
         Draft {
             topic: self.topic(),
             payload: self.payload(),
@@ -345,7 +345,7 @@ impl<'a> MessageRef<'a> {
 /// The message's expiry interval has passed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the message has expired")]
-pub struct Expired;
+pub(crate) struct Expired;
 
 impl fmt::Debug for MessageRef<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -373,7 +373,7 @@ impl Message {
     }
 
     /// A message from bytes that [`MessageRef::as_bytes`] gave once; `None` if they are damaged.
-    pub fn from_bytes(bytes: Bytes) -> Option<Message> {
+    pub(crate) fn from_bytes(bytes: Bytes) -> Option<Message> {
         let len = MessageRef::parse(&bytes)?.bytes.len();
         Some(Message { bytes: bytes.slice(..len) })
     }
@@ -384,12 +384,12 @@ impl Message {
     }
 
     /// Encoded size in bytes: what bounds of memory count.
-    pub fn size(&self) -> usize {
+    pub(crate) fn size(&self) -> usize {
         self.bytes.len()
     }
 
     /// The same message in memory of its own, for those who keep it: a slice would keep its whole batch.
-    pub fn to_owned_memory(&self) -> Message {
+    pub(crate) fn to_owned_memory(&self) -> Message {
         Message { bytes: Bytes::copy_from_slice(&self.bytes) }
     }
 }

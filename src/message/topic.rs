@@ -131,7 +131,7 @@ macro_rules! validated_string {
             }
 
             /// The text.
-            pub fn as_str(&self) -> &str {
+            pub(crate) fn as_str(&self) -> &str {
                 &self.0
             }
         }

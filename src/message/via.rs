@@ -7,9 +7,9 @@
 use std::sync::OnceLock;
 
 /// Name of the user property, of messages and where gateways introduce themselves (CONNECT and CONNACK).
-pub const NAME: &str = "pigateway-via";
+pub(crate) const NAME: &str = "pigateway-via";
 /// Gateways that a message may pass through.
-pub const MOST: usize = 8;
+pub(crate) const MOST: usize = 8;
 
 const USER_PROPERTY: u8 = 38;
 
@@ -39,7 +39,7 @@ impl Id {
     }
 
     /// As text.
-    pub fn as_str(&self) -> &str {
+    pub(crate) fn as_str(&self) -> &str {
         std::str::from_utf8(&self.0).unwrap_or_default()
     }
 }
@@ -47,10 +47,10 @@ impl Id {
 /// The message has passed through as many gateways as it may.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the message has passed through too many gateways")]
-pub struct TooMany;
+pub(crate) struct TooMany;
 
 /// PUBLISH properties one by one: identifier and all bytes of each. Ends early where they are malformed.
-pub struct Properties<'a>(pub &'a [u8]);
+pub(crate) struct Properties<'a>(pub(crate) &'a [u8]);
 
 impl<'a> Iterator for Properties<'a> {
     type Item = (u8, &'a [u8]);
@@ -94,7 +94,7 @@ pub fn names(properties: &[u8], gateway: Id) -> bool {
 }
 
 /// Notes in encoded properties that the message has passed through this gateway too.
-pub fn append(properties: &mut Vec<u8>, gateway: Id) -> Result<(), TooMany> {
+pub(crate) fn append(properties: &mut Vec<u8>, gateway: Id) -> Result<(), TooMany> {
     let mut kept = Vec::with_capacity(properties.len() + 40);
     let mut passed = Vec::with_capacity(MOST * 9);
     for (id, property) in Properties(properties) {

@@ -9,7 +9,7 @@ const MOST_ALIAS_BYTES: usize = 16 << 10;
 
 /// Topic aliases of one direction of a connection: the first topics get one each.
 #[derive(Debug)]
-pub struct OutboundAliases {
+pub(crate) struct OutboundAliases {
     maximum: u16,
     by_topic: HashMap<Box<str>, u16>,
     bytes: usize,
@@ -17,12 +17,12 @@ pub struct OutboundAliases {
 
 impl OutboundAliases {
     /// At most as many as the other side takes.
-    pub fn new(maximum: u16) -> OutboundAliases {
+    pub(crate) fn new(maximum: u16) -> OutboundAliases {
         OutboundAliases { maximum: maximum.min(MOST_ALIASES), by_topic: HashMap::new(), bytes: 0 }
     }
 
     /// The alias of a topic and whether the other side knows it.
-    pub fn get(&self, topic: &str) -> Option<(u16, bool)> {
+    pub(crate) fn get(&self, topic: &str) -> Option<(u16, bool)> {
         if self.maximum == 0 {
             return None;
         }
@@ -37,7 +37,7 @@ impl OutboundAliases {
     }
 
     /// It has been used in a packet that goes out.
-    pub fn sent(&mut self, topic: &str, alias: Option<(u16, bool)>) {
+    pub(crate) fn sent(&mut self, topic: &str, alias: Option<(u16, bool)>) {
         if let Some((alias, false)) = alias {
             self.by_topic.insert(topic.into(), alias);
             self.bytes += topic.len();

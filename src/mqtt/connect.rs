@@ -6,58 +6,58 @@ use crate::message::{Qos, check_topic, via};
 
 /// A client's last will.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Will {
+pub(crate) struct Will {
     /// Topic.
-    pub topic: Box<str>,
+    pub(crate) topic: Box<str>,
     /// Payload.
-    pub payload: Box<[u8]>,
+    pub(crate) payload: Box<[u8]>,
     /// QoS.
-    pub qos: Qos,
+    pub(crate) qos: Qos,
     /// Retain flag.
-    pub retain: bool,
+    pub(crate) retain: bool,
     /// Seconds between the end of the connection and the will.
-    pub delay: u32,
+    pub(crate) delay: u32,
     /// Message expiry interval in seconds.
-    pub expiry: Option<u32>,
+    pub(crate) expiry: Option<u32>,
     /// Properties to pass through, encoded.
-    pub properties: Box<[u8]>,
+    pub(crate) properties: Box<[u8]>,
 }
 
 /// What a client asks for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Connect {
     /// Protocol version.
-    pub version: Version,
+    pub(crate) version: Version,
     /// The sender is a bridge of mosquitto's kind (bit 7 of the protocol level).
-    pub is_bridge: bool,
+    pub(crate) is_bridge: bool,
     /// Clean session (MQTT 3) or clean start (MQTT 5).
-    pub clean: bool,
+    pub(crate) clean: bool,
     /// Keep alive in seconds; 0 switches it off.
-    pub keep_alive: u16,
+    pub(crate) keep_alive: u16,
     /// Client id; empty: assign one.
     pub client_id: Box<str>,
     /// Last will.
-    pub will: Option<Will>,
+    pub(crate) will: Option<Will>,
     /// User name.
-    pub username: Option<Box<str>>,
+    pub(crate) username: Option<Box<str>>,
     /// Password.
-    pub password: Option<Box<[u8]>>,
+    pub(crate) password: Option<Box<[u8]>>,
     /// Session expiry interval in seconds; `None` where the client does not say.
-    pub session_expiry: Option<u32>,
+    pub(crate) session_expiry: Option<u32>,
     /// QoS 1 and 2 messages that the client takes at once.
-    pub receive_maximum: u16,
+    pub(crate) receive_maximum: u16,
     /// Largest packet that the client takes.
-    pub maximum_packet_size: u32,
+    pub(crate) maximum_packet_size: u32,
     /// Topic aliases that the client takes.
-    pub topic_alias_maximum: u16,
+    pub(crate) topic_alias_maximum: u16,
     /// Whether the client wants reason strings.
-    pub problem_information: bool,
+    pub(crate) problem_information: bool,
     /// An authentication method other than name and password was asked for.
-    pub extended_authentication: bool,
+    pub(crate) extended_authentication: bool,
     /// The client is a gateway, and wants to know which one this is.
-    pub is_gateway: bool,
+    pub(crate) is_gateway: bool,
     /// The client is this gateway, and takes messages in under the topics that they have here.
-    pub gateway: Option<via::Id>,
+    pub(crate) gateway: Option<via::Id>,
 }
 
 impl Connect {

@@ -4,18 +4,20 @@
 //! properties stay encoded all the way to the subscriber. Everything a client may send is checked here, so that the
 //! session sees only well-formed packets; what is wrong is an [`Error`] that says which reason code it deserves.
 
-pub mod alias;
-pub mod connect;
-pub mod property;
-pub mod publish;
-pub mod reason;
-pub mod subscribe;
-pub mod write;
+pub(crate) mod alias;
+pub(crate) mod connect;
+pub(crate) mod property;
+pub(crate) mod publish;
+pub(crate) mod reason;
+pub(crate) mod subscribe;
+pub(crate) mod write;
 
-pub use connect::{Connect, Will};
+pub use connect::Connect;
+pub(crate) use connect::Will;
 pub use publish::Publish;
-pub use reason::Reason;
-pub use subscribe::{RetainHandling, Subscribe, SubscribeFilter, Unsubscribe};
+pub(crate) use reason::Reason;
+pub(crate) use subscribe::{RetainHandling, SubscribeFilter};
+pub use subscribe::{Subscribe, Unsubscribe};
 
 /// Protocol version of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, schemars::JsonSchema)]
@@ -33,12 +35,12 @@ pub enum Version {
 
 impl Version {
     /// Whether packets have properties and reason codes.
-    pub fn is_v5(self) -> bool {
+    pub(crate) fn is_v5(self) -> bool {
         self == Version::V5
     }
 
     /// As people write it.
-    pub fn as_str(self) -> &'static str {
+    pub(crate) fn as_str(self) -> &'static str {
         match self {
             Version::V31 => "3.1",
             Version::V311 => "3.1.1",
@@ -72,7 +74,7 @@ pub enum Error {
 
 impl Error {
     /// The reason code for a DISCONNECT or CONNACK [MQTT-4.13].
-    pub fn reason(&self) -> Reason {
+    pub(crate) fn reason(&self) -> Reason {
         match self {
             Error::Malformed(_) | Error::Qos => Reason::MALFORMED_PACKET,
             Error::Protocol(_) => Reason::PROTOCOL_ERROR,
@@ -107,7 +109,7 @@ pub struct Frame {
     /// What it is.
     pub kind: PacketType,
     /// Low nibble of the first byte.
-    pub flags: u8,
+    pub(crate) flags: u8,
     /// Where the body starts.
     pub body: usize,
     /// Length of the whole packet.
@@ -181,7 +183,7 @@ fn kind(first: u8, version: Version) -> Result<(PacketType, u8), Error> {
 
 /// Reads the fields of a packet's body.
 #[derive(Clone, Copy, Debug)]
-pub struct Fields<'a> {
+pub(crate) struct Fields<'a> {
     bytes: &'a [u8],
 }
 
@@ -189,46 +191,46 @@ const SHORT: Error = Error::Malformed("the packet ends within a field");
 
 impl<'a> Fields<'a> {
     /// The fields in `bytes`.
-    pub fn new(bytes: &'a [u8]) -> Self {
+    pub(crate) fn new(bytes: &'a [u8]) -> Self {
         Fields { bytes }
     }
 
     /// What has not been read.
-    pub fn rest(self) -> &'a [u8] {
+    pub(crate) fn rest(self) -> &'a [u8] {
         self.bytes
     }
 
     /// Whether all has been read.
-    pub fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.bytes.is_empty()
     }
 
     /// The next `len` bytes.
-    pub fn take(&mut self, len: usize) -> Result<&'a [u8], Error> {
+    pub(crate) fn take(&mut self, len: usize) -> Result<&'a [u8], Error> {
         let (head, tail) = self.bytes.split_at_checked(len).ok_or(SHORT)?;
         self.bytes = tail;
         Ok(head)
     }
 
     /// One byte.
-    pub fn u8(&mut self) -> Result<u8, Error> {
+    pub(crate) fn u8(&mut self) -> Result<u8, Error> {
         Ok(self.take(1)?[0])
     }
 
     /// Two bytes, big endian.
-    pub fn u16(&mut self) -> Result<u16, Error> {
+    pub(crate) fn u16(&mut self) -> Result<u16, Error> {
         let bytes = self.take(2)?;
         Ok(u16::from_be_bytes([bytes[0], bytes[1]]))
     }
 
     /// Four bytes, big endian.
-    pub fn u32(&mut self) -> Result<u32, Error> {
+    pub(crate) fn u32(&mut self) -> Result<u32, Error> {
         let bytes = self.take(4)?;
         Ok(u32::from_be_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]))
     }
 
     /// A packet id: not zero [MQTT-2.2.1-3].
-    pub fn packet_id(&mut self) -> Result<u16, Error> {
+    pub(crate) fn packet_id(&mut self) -> Result<u16, Error> {
         match self.u16()? {
             0 => Err(Error::Malformed("packet id 0")),
             id => Ok(id),
@@ -236,19 +238,19 @@ impl<'a> Fields<'a> {
     }
 
     /// Bytes with a 16-bit length in front.
-    pub fn binary(&mut self) -> Result<&'a [u8], Error> {
+    pub(crate) fn binary(&mut self) -> Result<&'a [u8], Error> {
         let len = self.u16()?;
         self.take(usize::from(len))
     }
 
     /// UTF-8 with a 16-bit length in front, without U+0000 [MQTT-1.5.4].
-    pub fn string(&mut self) -> Result<&'a str, Error> {
+    pub(crate) fn string(&mut self) -> Result<&'a str, Error> {
         let text = std::str::from_utf8(self.binary()?).map_err(|_| Error::Malformed("a string is not UTF-8"))?;
         if text.as_bytes().contains(&0) { Err(Error::Malformed("a string contains NUL")) } else { Ok(text) }
     }
 
     /// A variable byte integer [MQTT-1.5.5].
-    pub fn variable(&mut self) -> Result<usize, Error> {
+    pub(crate) fn variable(&mut self) -> Result<usize, Error> {
         let mut value = 0;
         for shift in [0, 7, 14, 21] {
             let byte = self.u8()?;
@@ -267,7 +269,7 @@ impl<'a> Fields<'a> {
     }
 
     /// The property section: its length and that many bytes.
-    pub fn properties(&mut self) -> Result<Fields<'a>, Error> {
+    pub(crate) fn properties(&mut self) -> Result<Fields<'a>, Error> {
         let len = self.variable()?;
         Ok(Fields { bytes: self.take(len)? })
     }

@@ -5,7 +5,7 @@ use super::{Error, Fields};
 /// A property; values that this broker only passes on are checked and not kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[allow(missing_docs)]
-pub enum Property<'a> {
+pub(crate) enum Property<'a> {
     PayloadFormat,
     MessageExpiry(u32),
     ContentType(&'a str),
@@ -27,28 +27,28 @@ pub enum Property<'a> {
 }
 
 /// Identifiers on the wire.
-pub mod id {
+pub(crate) mod id {
     #![allow(missing_docs)]
-    pub const PAYLOAD_FORMAT: u8 = 0x01;
-    pub const MESSAGE_EXPIRY: u8 = 0x02;
-    pub const CONTENT_TYPE: u8 = 0x03;
-    pub const RESPONSE_TOPIC: u8 = 0x08;
-    pub const CORRELATION_DATA: u8 = 0x09;
-    pub const SUBSCRIPTION_ID: u8 = 0x0b;
-    pub const SESSION_EXPIRY: u8 = 0x11;
-    pub const ASSIGNED_CLIENT_ID: u8 = 0x12;
-    pub const SERVER_KEEP_ALIVE: u8 = 0x13;
-    pub const AUTHENTICATION_METHOD: u8 = 0x15;
-    pub const AUTHENTICATION_DATA: u8 = 0x16;
-    pub const REQUEST_PROBLEM_INFORMATION: u8 = 0x17;
-    pub const WILL_DELAY: u8 = 0x18;
-    pub const REQUEST_RESPONSE_INFORMATION: u8 = 0x19;
-    pub const REASON_STRING: u8 = 0x1f;
-    pub const RECEIVE_MAXIMUM: u8 = 0x21;
-    pub const TOPIC_ALIAS_MAXIMUM: u8 = 0x22;
-    pub const TOPIC_ALIAS: u8 = 0x23;
-    pub const USER: u8 = 0x26;
-    pub const MAXIMUM_PACKET_SIZE: u8 = 0x27;
+    pub(crate) const PAYLOAD_FORMAT: u8 = 0x01;
+    pub(crate) const MESSAGE_EXPIRY: u8 = 0x02;
+    pub(crate) const CONTENT_TYPE: u8 = 0x03;
+    pub(crate) const RESPONSE_TOPIC: u8 = 0x08;
+    pub(crate) const CORRELATION_DATA: u8 = 0x09;
+    pub(crate) const SUBSCRIPTION_ID: u8 = 0x0b;
+    pub(crate) const SESSION_EXPIRY: u8 = 0x11;
+    pub(crate) const ASSIGNED_CLIENT_ID: u8 = 0x12;
+    pub(crate) const SERVER_KEEP_ALIVE: u8 = 0x13;
+    pub(crate) const AUTHENTICATION_METHOD: u8 = 0x15;
+    pub(crate) const AUTHENTICATION_DATA: u8 = 0x16;
+    pub(crate) const REQUEST_PROBLEM_INFORMATION: u8 = 0x17;
+    pub(crate) const WILL_DELAY: u8 = 0x18;
+    pub(crate) const REQUEST_RESPONSE_INFORMATION: u8 = 0x19;
+    pub(crate) const REASON_STRING: u8 = 0x1f;
+    pub(crate) const RECEIVE_MAXIMUM: u8 = 0x21;
+    pub(crate) const TOPIC_ALIAS_MAXIMUM: u8 = 0x22;
+    pub(crate) const TOPIC_ALIAS: u8 = 0x23;
+    pub(crate) const USER: u8 = 0x26;
+    pub(crate) const MAXIMUM_PACKET_SIZE: u8 = 0x27;
 }
 
 fn flag(fields: &mut Fields<'_>) -> Result<bool, Error> {
@@ -64,7 +64,7 @@ fn not_zero<T: Default + PartialEq>(value: T) -> Result<T, Error> {
 }
 
 /// The next property, if there is one.
-pub fn next<'a>(fields: &mut Fields<'a>) -> Result<Option<Property<'a>>, Error> {
+pub(crate) fn next<'a>(fields: &mut Fields<'a>) -> Result<Option<Property<'a>>, Error> {
     if fields.is_empty() {
         return Ok(None);
     }
@@ -98,7 +98,7 @@ pub fn next<'a>(fields: &mut Fields<'a>) -> Result<Option<Property<'a>>, Error> 
 
 /// Which properties a packet may have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Allowed {
+pub(crate) enum Allowed {
     /// PUBACK, PUBREC, PUBREL, PUBCOMP.
     Acknowledgement,
     /// UNSUBSCRIBE.
@@ -106,7 +106,7 @@ pub enum Allowed {
 }
 
 /// Checks properties whose values do not matter here.
-pub fn skip(fields: &mut Fields<'_>, allowed: Allowed) -> Result<(), Error> {
+pub(crate) fn skip(fields: &mut Fields<'_>, allowed: Allowed) -> Result<(), Error> {
     let mut once = Once::default();
     while let Some(property) = next(fields)? {
         match property {
@@ -120,11 +120,11 @@ pub fn skip(fields: &mut Fields<'_>, allowed: Allowed) -> Result<(), Error> {
 
 /// Notes that a property that may appear once has appeared.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Once(u32);
+pub(crate) struct Once(u32);
 
 impl Once {
     /// Fails the second time for the same `bit` [MQTT-2.2.2.2].
-    pub fn mark(&mut self, bit: u8) -> Result<(), Error> {
+    pub(crate) fn mark(&mut self, bit: u8) -> Result<(), Error> {
         let mask = 1 << (bit & 31);
         if self.0 & mask != 0 {
             return Err(Error::Protocol("a property appears twice"));

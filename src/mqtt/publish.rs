@@ -12,21 +12,21 @@ use crate::message::{MessageRef, Qos, check_topic};
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Publish<'a> {
     /// Sent before.
-    pub dup: bool,
+    pub(crate) dup: bool,
     /// QoS.
-    pub qos: Qos,
+    pub(crate) qos: Qos,
     /// Retain flag.
-    pub retain: bool,
+    pub(crate) retain: bool,
     /// Topic; empty: the alias stands for it.
     pub topic: &'a str,
     /// Packet id; 0 at QoS 0.
-    pub packet_id: u16,
+    pub(crate) packet_id: u16,
     /// Topic alias.
-    pub alias: Option<u16>,
+    pub(crate) alias: Option<u16>,
     /// Message expiry interval in seconds.
-    pub expiry: Option<u32>,
+    pub(crate) expiry: Option<u32>,
     /// Properties to pass through, encoded: borrowed where nothing had to be cut out.
-    pub properties: Cow<'a, [u8]>,
+    pub(crate) properties: Cow<'a, [u8]>,
     /// Payload.
     pub payload: &'a [u8],
 }
@@ -126,25 +126,31 @@ impl<'a> Publish<'a> {
 
 /// How one message goes to one client.
 #[derive(Clone, Copy, Debug)]
-pub struct Outgoing<'a> {
+pub(crate) struct Outgoing<'a> {
     /// Sent before.
-    pub dup: bool,
+    pub(crate) dup: bool,
     /// QoS of the delivery.
-    pub qos: Qos,
+    pub(crate) qos: Qos,
     /// Retain flag of the delivery.
-    pub retain: bool,
+    pub(crate) retain: bool,
     /// Packet id; not used at QoS 0.
-    pub packet_id: u16,
+    pub(crate) packet_id: u16,
     /// What is left of the expiry interval.
-    pub expiry: Option<u32>,
+    pub(crate) expiry: Option<u32>,
     /// Ids of the subscriptions that it is for.
-    pub subscription_ids: &'a [u32],
+    pub(crate) subscription_ids: &'a [u32],
     /// Alias to send, and whether the client already knows what it stands for.
-    pub alias: Option<(u16, bool)>,
+    pub(crate) alias: Option<(u16, bool)>,
 }
 
 /// Appends the PUBLISH unless it would be longer than `max`; says whether it was written.
-pub fn encode(out: &mut BytesMut, message: MessageRef<'_>, how: &Outgoing<'_>, version: Version, max: usize) -> bool {
+pub(crate) fn encode(
+    out: &mut BytesMut,
+    message: MessageRef<'_>,
+    how: &Outgoing<'_>,
+    version: Version,
+    max: usize,
+) -> bool {
     let topic = match how.alias {
         Some((_, true)) => "",
         _ => message.topic(),

@@ -6,7 +6,7 @@ use crate::message::Qos;
 
 /// When retained messages are sent for a new subscription [MQTT-3.8.3.1].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
-pub enum RetainHandling {
+pub(crate) enum RetainHandling {
     /// On every SUBSCRIBE.
     #[default]
     Always,
@@ -20,15 +20,15 @@ pub enum RetainHandling {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SubscribeFilter<'a> {
     /// The filter as sent, not yet checked.
-    pub filter: &'a str,
+    pub(crate) filter: &'a str,
     /// Largest QoS to deliver with.
-    pub qos: Qos,
+    pub(crate) qos: Qos,
     /// Do not send what this client itself publishes.
-    pub no_local: bool,
+    pub(crate) no_local: bool,
     /// Keep the retain flag of live messages.
-    pub retain_as_published: bool,
+    pub(crate) retain_as_published: bool,
     /// When to send retained messages.
-    pub retain_handling: RetainHandling,
+    pub(crate) retain_handling: RetainHandling,
 }
 
 /// SUBSCRIBE.
@@ -37,7 +37,7 @@ pub struct Subscribe<'a> {
     /// Packet id.
     pub packet_id: u16,
     /// Subscription id, 1 to 268,435,455.
-    pub id: Option<u32>,
+    pub(crate) id: Option<u32>,
     /// At least one filter.
     pub filters: Vec<SubscribeFilter<'a>>,
 }
@@ -100,7 +100,7 @@ fn subscribe_filter(filter: &str, options: u8, version: Version) -> Result<Subsc
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Unsubscribe<'a> {
     /// Packet id.
-    pub packet_id: u16,
+    pub(crate) packet_id: u16,
     /// At least one filter.
     pub filters: Vec<&'a str>,
 }

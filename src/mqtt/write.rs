@@ -7,10 +7,10 @@ use super::{Reason, Version};
 use crate::message::via;
 
 /// Largest variable byte integer [MQTT-1.5.5].
-pub const VARIABLE_MAX: usize = 268_435_455;
+pub(crate) const VARIABLE_MAX: usize = 268_435_455;
 
 /// Bytes of a variable byte integer.
-pub fn variable_len(value: usize) -> usize {
+pub(crate) fn variable_len(value: usize) -> usize {
     match value {
         0..=0x7f => 1,
         0x80..=0x3fff => 2,
@@ -20,7 +20,7 @@ pub fn variable_len(value: usize) -> usize {
 }
 
 /// Appends a variable byte integer.
-pub fn variable(out: &mut BytesMut, mut value: usize) {
+pub(crate) fn variable(out: &mut BytesMut, mut value: usize) {
     loop {
         let byte = (value & 0x7f) as u8;
         value >>= 7;
@@ -39,27 +39,33 @@ fn string(out: &mut BytesMut, text: &str) {
 
 /// What CONNACK tells an MQTT 5 client [MQTT-3.2.2.3].
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct ConnAckProperties<'a> {
+pub(crate) struct ConnAckProperties<'a> {
     /// Session expiry interval, where it differs from what was asked for.
-    pub session_expiry: Option<u32>,
+    pub(crate) session_expiry: Option<u32>,
     /// QoS 1 and 2 messages that the broker takes at once.
-    pub receive_maximum: Option<u16>,
+    pub(crate) receive_maximum: Option<u16>,
     /// Largest packet that the broker takes.
-    pub maximum_packet_size: Option<u32>,
+    pub(crate) maximum_packet_size: Option<u32>,
     /// Client id that the broker chose.
-    pub assigned_client_id: Option<&'a str>,
+    pub(crate) assigned_client_id: Option<&'a str>,
     /// Topic aliases that the broker takes.
-    pub topic_alias_maximum: Option<u16>,
+    pub(crate) topic_alias_maximum: Option<u16>,
     /// Keep alive that the client must use instead of its own.
-    pub server_keep_alive: Option<u16>,
+    pub(crate) server_keep_alive: Option<u16>,
     /// For people.
-    pub reason_string: Option<&'a str>,
+    pub(crate) reason_string: Option<&'a str>,
     /// Which gateway this is, for another gateway.
-    pub gateway: Option<via::Id>,
+    pub(crate) gateway: Option<via::Id>,
 }
 
 /// Appends a CONNACK.
-pub fn connack(out: &mut BytesMut, version: Version, session_present: bool, reason: Reason, p: &ConnAckProperties<'_>) {
+pub(crate) fn connack(
+    out: &mut BytesMut,
+    version: Version,
+    session_present: bool,
+    reason: Reason,
+    p: &ConnAckProperties<'_>,
+) {
     // MQTT 3.1 has a reserved byte where 3.1.1 says "session present"
     let present = u8::from(session_present && version != Version::V31 && !reason.is_error());
     if !version.is_v5() {
@@ -110,8 +116,8 @@ pub fn connack(out: &mut BytesMut, version: Version, session_present: bool, reas
 /// Acknowledgements of a PUBLISH and their first bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
-#[allow(missing_docs)]
-pub enum Ack {
+#[allow(clippy::enum_variant_names)] // so the standard names them
+pub(crate) enum AckPacket {
     PubAck = 0x40,
     PubRec = 0x50,
     PubRel = 0x62,
@@ -119,7 +125,7 @@ pub enum Ack {
 }
 
 /// Appends a PUBACK, PUBREC, PUBREL or PUBCOMP.
-pub fn ack(out: &mut BytesMut, version: Version, ack: Ack, packet_id: u16, reason: Reason) {
+pub(crate) fn ack(out: &mut BytesMut, version: Version, ack: AckPacket, packet_id: u16, reason: Reason) {
     if version.is_v5() && reason != Reason::SUCCESS {
         out.put_slice(&[ack as u8, 3]);
         out.put_u16(packet_id);
@@ -131,16 +137,16 @@ pub fn ack(out: &mut BytesMut, version: Version, ack: Ack, packet_id: u16, reaso
 }
 
 /// First byte of a SUBACK.
-pub const SUBACK: u8 = 0x90;
+pub(crate) const SUBACK: u8 = 0x90;
 
 /// Appends a SUBACK with one reason per filter: the granted QoS, or why not.
-pub fn suback(out: &mut BytesMut, version: Version, packet_id: u16, reasons: &[Reason]) {
+pub(crate) fn suback(out: &mut BytesMut, version: Version, packet_id: u16, reasons: &[Reason]) {
     out.put_u8(SUBACK);
     codes(out, version, packet_id, reasons);
 }
 
 /// Appends an UNSUBACK.
-pub fn unsuback(out: &mut BytesMut, version: Version, packet_id: u16, reasons: &[Reason]) {
+pub(crate) fn unsuback(out: &mut BytesMut, version: Version, packet_id: u16, reasons: &[Reason]) {
     out.put_u8(0xb0);
     if version.is_v5() {
         codes(out, version, packet_id, reasons);
@@ -163,12 +169,12 @@ fn codes(out: &mut BytesMut, version: Version, packet_id: u16, reasons: &[Reason
 }
 
 /// Appends a PINGRESP.
-pub fn pingresp(out: &mut BytesMut) {
+pub(crate) fn pingresp(out: &mut BytesMut) {
     out.put_slice(&[0xd0, 0]);
 }
 
 /// Appends a DISCONNECT; MQTT 3 has none from the server.
-pub fn disconnect(out: &mut BytesMut, version: Version, reason: Reason) {
+pub(crate) fn disconnect(out: &mut BytesMut, version: Version, reason: Reason) {
     if version.is_v5() {
         out.put_slice(&[0xe0, 2, reason.0, 0]);
     }

@@ -71,7 +71,7 @@ pub(super) enum Listening {
 
 impl Listening {
     /// The next connection and where it comes from. Whoever comes through the file system is on this host.
-    pub async fn accept(&self) -> io::Result<(Stream, SocketAddr)> {
+    pub(crate) async fn accept(&self) -> io::Result<(Stream, SocketAddr)> {
         match self {
             Listening::Tcp(listener) => {
                 let (stream, from) = listener.accept().await?;
@@ -160,7 +160,7 @@ fn bound_path(line: &[u8]) -> Option<&Path> {
 
 /// A connection, whatever it came through.
 #[derive(Debug)]
-pub enum Stream {
+pub(crate) enum Stream {
     /// By IPv4 or IPv6.
     Tcp(TcpStream),
     /// Through the file system.

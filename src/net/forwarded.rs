@@ -41,7 +41,7 @@ impl Network {
     }
 
     /// Whether an address is one of them.
-    pub fn contains(&self, address: IpAddr) -> bool {
+    pub(crate) fn contains(&self, address: IpAddr) -> bool {
         let number = |address: IpAddr| match address.to_canonical() {
             IpAddr::V4(address) => (u128::from(u32::from(address)) << 96, true),
             IpAddr::V6(address) => (u128::from(address), false),

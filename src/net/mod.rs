@@ -2,7 +2,7 @@
 
 pub mod address;
 pub mod forwarded;
-pub mod port;
+pub(crate) mod port;
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -24,14 +24,14 @@ const KEEPALIVE_STEPS: u32 = 4;
 #[error("cannot listen on {address}: {source}{}", in_brackets(hint(source)))]
 pub struct ListenError {
     /// The address.
-    pub address: Address,
+    pub(crate) address: Address,
     /// What the system says.
-    pub source: std::io::Error,
+    pub(crate) source: std::io::Error,
 }
 
 impl ListenError {
     /// Whether it takes a person to change that: an address that is not there yet comes by itself.
-    pub fn is_hopeless(&self) -> bool {
+    pub(crate) fn is_hopeless(&self) -> bool {
         use std::io::ErrorKind::{AddrInUse, PermissionDenied};
         matches!(self.source.kind(), AddrInUse | PermissionDenied)
     }

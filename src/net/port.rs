@@ -25,23 +25,23 @@ use crate::tls::{self, TlsFiles};
 /// Time between two attempts to open a port.
 const RETRY: Duration = Duration::from_secs(1);
 /// How often the files of an open port are looked at.
-pub const RENEWAL: Duration = Duration::from_secs(15);
+pub(crate) const RENEWAL: Duration = Duration::from_secs(15);
 /// After the system had no file descriptor or memory for a connection: those who are connected must go on.
 const PAUSE: Duration = Duration::from_millis(500);
 
 /// What a port is to be.
 #[derive(Clone, Debug)]
-pub struct PortSettings {
+pub(crate) struct PortSettings {
     /// What faults and tasks call it.
-    pub name: String,
+    pub(crate) name: String,
     /// Where it listens.
-    pub address: Address,
+    pub(crate) address: Address,
     /// Files for TLS; `None`: plain TCP.
-    pub tls: Option<TlsFiles>,
+    pub(crate) tls: Option<TlsFiles>,
     /// Most connections at the same time; `None`: as many as there are.
-    pub max_connections: Option<usize>,
+    pub(crate) max_connections: Option<usize>,
     /// Proxies that say where a connection comes from.
-    pub proxies: Vec<Network>,
+    pub(crate) proxies: Vec<Network>,
 }
 
 /// What is known of the files of a port.
@@ -53,7 +53,7 @@ struct Certificate {
 }
 
 /// A port, open or not.
-pub struct Port {
+pub(crate) struct Port {
     settings: PortSettings,
     health: Health,
     /// Tells when a person wants files read again.
@@ -71,26 +71,26 @@ pub struct Port {
 }
 
 /// A connection that has come in.
-pub struct Accepted {
+pub(crate) struct Accepted {
     /// The connection.
-    pub stream: Stream,
+    pub(crate) stream: Stream,
     /// Its other end; this host for what comes through the file system.
-    pub from: SocketAddr,
+    pub(crate) from: SocketAddr,
     /// What to do the handshake with, on a port with TLS.
-    pub tls: Option<TlsAcceptor>,
+    pub(crate) tls: Option<TlsAcceptor>,
     /// Its place among the connections of its port, which it has until this is dropped.
-    pub place: Option<OwnedSemaphorePermit>,
+    pub(crate) place: Option<OwnedSemaphorePermit>,
     is_proxied: bool,
 }
 
 impl Accepted {
     /// Whether a proxy has passed it on, which says later for whom.
-    pub fn is_proxied(&self) -> bool {
+    pub(crate) fn is_proxied(&self) -> bool {
         self.is_proxied
     }
 
     /// Finds out where the connection comes from, if a proxy has passed it on.
-    pub async fn find_origin(&mut self) -> std::io::Result<()> {
+    pub(crate) async fn find_origin(&mut self) -> std::io::Result<()> {
         if self.is_proxied {
             self.from = forwarded::read(&mut self.stream, self.from).await?;
         }
@@ -106,7 +106,7 @@ enum Step {
 
 impl Port {
     /// Tries to open it once, and says how it went. Reads files: not for a runtime worker, but within the runtime.
-    pub fn open(settings: PortSettings, health: Health, reloads: watch::Receiver<u64>) -> Port {
+    pub(crate) fn open(settings: PortSettings, health: Health, reloads: watch::Receiver<u64>) -> Port {
         let certificate =
             settings.tls.clone().map(|files| Certificate { files, stamps: tls::Stamps::default(), acceptor: None });
         let look_at = Instant::now();
@@ -132,37 +132,37 @@ impl Port {
     }
 
     /// What faults call it.
-    pub fn name(&self) -> &str {
+    pub(crate) fn name(&self) -> &str {
         &self.settings.name
     }
 
     /// The address that it is bound to; while it is closed, the one that it is to have.
-    pub fn address(&self) -> Address {
+    pub(crate) fn address(&self) -> Address {
         self.socket.as_ref().map_or(&self.settings.address, |(_, bound)| bound).clone()
     }
 
     /// Whether it listens.
-    pub fn is_open(&self) -> bool {
+    pub(crate) fn is_open(&self) -> bool {
         self.socket.is_some()
     }
 
     /// The name that its task has: with the port that it was given where any free one would do.
-    pub fn task_name(&self, kind: &str) -> Arc<str> {
+    pub(crate) fn task_name(&self, kind: &str) -> Arc<str> {
         format!("{kind} {}", self.address()).into()
     }
 
     /// Whether it will most likely stay closed: another program has its address, or it may not have it.
-    pub fn is_hopeless(&self) -> bool {
+    pub(crate) fn is_hopeless(&self) -> bool {
         self.refused.as_ref().is_some_and(ListenError::is_hopeless)
     }
 
     /// Why its address could not be had.
-    pub fn into_error(self) -> Option<ListenError> {
+    pub(crate) fn into_error(self) -> Option<ListenError> {
         self.refused
     }
 
     /// The next connection; waits as long as there is none, or the port is closed. Safe to cancel.
-    pub async fn accept(&mut self) -> Accepted {
+    pub(crate) async fn accept(&mut self) -> Accepted {
         loop {
             match self.step().await {
                 Step::Accepted(Ok((stream, from))) => {

@@ -18,7 +18,7 @@ use crate::status::edges::{Pulse, bursts, periods, short_pulses};
 use crate::status::{Finding, LastEdges, Verdict};
 
 /// Edges that are looked at; older ones are forgotten.
-pub const MOST_EDGES: usize = 512;
+pub(crate) const MOST_EDGES: usize = 512;
 /// Edges that are longer ago than this before the last one say nothing about now, in milliseconds.
 const WINDOW: u64 = 600_000;
 /// So many short pulses are no accident.

@@ -11,16 +11,16 @@ use crate::status::Fault;
 
 /// What happens to a pin.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct PinEvent {
+pub(crate) struct PinEvent {
     /// BCM number.
-    pub pin: u8,
+    pub(crate) pin: u8,
     /// What happened.
-    pub kind: PinEventKind,
+    pub(crate) kind: PinEventKind,
 }
 
 /// What can happen to a pin.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum PinEventKind {
+pub(crate) enum PinEventKind {
     /// The pin is watched and had this level at `boot_ms`: the answer to [`EdgeSource::watch`], and the end of a fault.
     Watched {
         /// Level at that time.
@@ -47,10 +47,10 @@ pub enum PinEventKind {
 /// The source has ended and cannot be used again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the source of edges ended unexpectedly")]
-pub struct SourceEnded;
+pub(crate) struct SourceEnded;
 
 /// A source of edges. One source serves all pins.
-pub trait EdgeSource: Send {
+pub(crate) trait EdgeSource: Send {
     /// Watches the pins of these sensors from now on, and no others. Every call is answered with
     /// [`PinEventKind::Watched`] or [`PinEventKind::Fault`] for every pin; no edge is lost of a pin that was watched in
     /// the same way before. Never waits.

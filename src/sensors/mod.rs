@@ -12,25 +12,25 @@
 //! Limits: the states of a sensor that happen while the journal refuses messages are counted, not kept; the
 //! latest is published once it accepts again.
 pub mod diagnosis;
-pub mod edge;
+pub(crate) mod edge;
 mod lines;
-pub mod motion;
-pub mod payload;
-pub mod rppal;
+pub(crate) mod motion;
+pub(crate) mod payload;
+pub(crate) mod rppal;
 mod sensor;
-pub mod settings;
-pub mod simulated;
-pub mod source;
-pub mod task;
+pub(crate) mod settings;
+pub(crate) mod simulated;
+pub(crate) mod source;
+pub(crate) mod task;
 mod watcher;
 
-pub use source::Source;
-pub use task::{SensorsError, run};
+pub(crate) use source::Source;
+pub(crate) use task::run;
 
 /// How the names of faulty sensors begin among all faulty parts.
-pub const PART: &str = "sensor ";
+pub(crate) const PART: &str = "sensor ";
 
 /// Who holds the line of a pin of this Pi, if somebody does and we may know.
-pub fn holder(pin: u8) -> Option<String> {
+pub(crate) fn holder(pin: u8) -> Option<String> {
     lines::pi_chip().and_then(|chip| lines::holder(&chip, pin))
 }

@@ -29,20 +29,20 @@
 
 /// The five times of a sensor, in milliseconds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Timing {
+pub(crate) struct Timing {
     /// From the start: nothing is published.
-    pub warm_up: u64,
+    pub(crate) warm_up: u64,
     /// Changes shorter than this are not edges.
-    pub debounce: u64,
+    pub(crate) debounce: u64,
     /// From the end of the last active level to "off".
-    pub hold: u64,
+    pub(crate) hold: u64,
     /// Active for this long: stuck.
-    pub stuck_after: u64,
+    pub(crate) stuck_after: u64,
 }
 
 /// What is to be done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum MotionAction {
+pub(crate) enum MotionAction {
     /// Warm-up is over; the state follows.
     WarmUpOver,
     /// Publish this state.
@@ -80,7 +80,7 @@ enum Due {
 
 /// The motion of one sensor.
 #[derive(Clone, Debug)]
-pub struct Motion {
+pub(crate) struct Motion {
     timing: Timing,
     warm_up_end: u64,
     warm: bool,
@@ -99,7 +99,7 @@ pub struct Motion {
 
 impl Motion {
     /// A sensor that started at `started` and has this level now.
-    pub fn new(timing: Timing, started: u64, now: u64, active: bool) -> Motion {
+    pub(crate) fn new(timing: Timing, started: u64, now: u64, active: bool) -> Motion {
         Motion {
             timing,
             warm_up_end: started.saturating_add(timing.warm_up),
@@ -116,17 +116,17 @@ impl Motion {
     }
 
     /// Whether warm-up is over.
-    pub fn is_warm(&self) -> bool {
+    pub(crate) fn is_warm(&self) -> bool {
         self.warm
     }
 
     /// When [`Motion::time`] is to be called at the latest, if nothing else happens.
-    pub fn deadline(&self) -> Option<u64> {
+    pub(crate) fn deadline(&self) -> Option<u64> {
         self.next_due().map(|(at, _)| at)
     }
 
     /// The pin has this level since `at`.
-    pub fn level(&mut self, active: bool, at: u64) -> Vec<MotionAction> {
+    pub(crate) fn level(&mut self, active: bool, at: u64) -> Vec<MotionAction> {
         let mut actions = self.time(at);
         if active == self.raw {
             return actions; // the edges in between were lost
@@ -141,7 +141,7 @@ impl Motion {
     }
 
     /// Time has come so far.
-    pub fn time(&mut self, now: u64) -> Vec<MotionAction> {
+    pub(crate) fn time(&mut self, now: u64) -> Vec<MotionAction> {
         let mut actions = Vec::new();
         self.now = self.now.max(now);
         while let Some((at, due)) = self.next_due().filter(|(at, _)| *at <= self.now) {

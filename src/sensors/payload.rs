@@ -30,22 +30,22 @@ use crate::time::{Clock, zone};
 
 /// A state to be told of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Reading {
+pub(crate) struct Reading {
     /// Motion or none.
-    pub on: bool,
+    pub(crate) on: bool,
     /// Boot clock, in milliseconds, when the state began.
-    pub since_boot_ms: u64,
+    pub(crate) since_boot_ms: u64,
     /// Number of the state.
-    pub seq: u64,
+    pub(crate) seq: u64,
 }
 
 /// What is to be known of a sensor besides.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Marks {
+pub(crate) struct Marks {
     /// Its motion is made up.
-    pub simulated: bool,
+    pub(crate) simulated: bool,
     /// Whether it is stuck, where that is told.
-    pub stuck: Option<bool>,
+    pub(crate) stuck: Option<bool>,
 }
 
 #[derive(Serialize)]
@@ -65,7 +65,7 @@ struct Json<'a> {
 }
 
 /// Wall time of a moment of the boot clock as RFC 3339 in UTC, if it is known.
-pub fn wall_time(clock: &dyn Clock, boot_ms: u64) -> Option<String> {
+pub(crate) fn wall_time(clock: &dyn Clock, boot_ms: u64) -> Option<String> {
     if !clock.is_synchronised() {
         return None;
     }
@@ -73,7 +73,7 @@ pub fn wall_time(clock: &dyn Clock, boot_ms: u64) -> Option<String> {
 }
 
 /// The payload for a state; `None` if this format does not tell of it.
-pub fn payload(
+pub(crate) fn payload(
     format: PayloadFormat,
     sensor: &str,
     reading: Reading,

@@ -15,12 +15,12 @@ use super::watcher::{Board, RawEdge, Wanted, Watched};
 use crate::status::Fault;
 
 /// Whether this is a Raspberry Pi that rppal knows.
-pub fn is_pi() -> bool {
+pub(crate) fn is_pi() -> bool {
     DeviceInfo::new().is_ok()
 }
 
 /// Its pins.
-pub fn pins() -> std::io::Result<Watched> {
+pub(crate) fn pins() -> std::io::Result<Watched> {
     Watched::start(Pi)
 }
 

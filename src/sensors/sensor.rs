@@ -20,23 +20,23 @@ const EXAMINE: u64 = 1_000;
 /// A message of a sensor.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Publication {
-    pub topic: String,
-    pub payload: Vec<u8>,
-    pub qos: Qos,
-    pub retain: bool,
+    pub(crate) topic: String,
+    pub(crate) payload: Vec<u8>,
+    pub(crate) qos: Qos,
+    pub(crate) retain: bool,
 }
 
 /// A sensor.
 pub(super) struct Sensor {
-    pub settings: SensorSettings,
+    pub(crate) settings: SensorSettings,
     started: u64,
     motion: Option<Motion>,
     online: bool,
     reading: Option<Reading>,
     /// The reading was published without wall time.
     lacks_time: bool,
-    pub lost_edges: u64,
-    pub refused: u64,
+    pub(crate) lost_edges: u64,
+    pub(crate) refused: u64,
     stuck: bool,
     fault: Option<Fault>,
     recent: Vec<Change>,
@@ -45,12 +45,12 @@ pub(super) struct Sensor {
     /// When the edges were looked at last.
     examined: u64,
     /// Its motion is made up.
-    pub simulated: bool,
+    pub(crate) simulated: bool,
 }
 
 impl Sensor {
     /// A sensor that starts now.
-    pub fn new(settings: SensorSettings, now: u64) -> Sensor {
+    pub(crate) fn new(settings: SensorSettings, now: u64) -> Sensor {
         Sensor {
             settings,
             started: now,
@@ -70,7 +70,7 @@ impl Sensor {
         }
     }
 
-    pub fn snapshot(&self) -> SensorSnapshot {
+    pub(crate) fn snapshot(&self) -> SensorSnapshot {
         let state = match (&self.motion, self.reading) {
             (None, _) => SensorState::Offline,
             (Some(motion), Some(reading)) if motion.is_warm() => {
@@ -101,17 +101,17 @@ impl Sensor {
     }
 
     /// When [`Sensor::time`] is to be called next.
-    pub fn deadline(&self) -> Option<u64> {
+    pub(crate) fn deadline(&self) -> Option<u64> {
         self.motion.as_ref()?.deadline()
     }
 
     /// Whether the last state should be told again because wall time has become known.
-    pub fn lacks_time(&self) -> bool {
+    pub(crate) fn lacks_time(&self) -> bool {
         self.lacks_time
     }
 
     /// Its `<topic>/status`.
-    pub fn status(&self) -> Publication {
+    pub(crate) fn status(&self) -> Publication {
         Publication {
             topic: format!("{}/status", self.settings.topic),
             payload: if self.online { b"online".to_vec() } else { b"offline".to_vec() },
@@ -121,7 +121,7 @@ impl Sensor {
     }
 
     /// Its last state; `None` if there is none or its payload does not tell of it.
-    pub fn state(&mut self, clock: &dyn Clock) -> Option<Publication> {
+    pub(crate) fn state(&mut self, clock: &dyn Clock) -> Option<Publication> {
         let settings = &self.settings;
         let stuck = settings.tells_stuck.then_some(self.stuck);
         let marks = Marks { simulated: self.simulated, stuck };
@@ -136,13 +136,13 @@ impl Sensor {
     }
 
     /// The sensor ends.
-    pub fn stop(&mut self) -> Publication {
+    pub(crate) fn stop(&mut self) -> Publication {
         (self.online, self.motion) = (false, None);
         self.status()
     }
 
     /// Its pin did something.
-    pub fn event(&mut self, kind: PinEventKind, clock: &dyn Clock) -> Vec<Publication> {
+    pub(crate) fn event(&mut self, kind: PinEventKind, clock: &dyn Clock) -> Vec<Publication> {
         match kind {
             PinEventKind::Watched { level, boot_ms } => {
                 // a sensor that runs keeps to the edges: they have better times than this
@@ -194,7 +194,7 @@ impl Sensor {
     }
 
     /// Time has come so far.
-    pub fn time(&mut self, now: u64, clock: &dyn Clock) -> Vec<Publication> {
+    pub(crate) fn time(&mut self, now: u64, clock: &dyn Clock) -> Vec<Publication> {
         let actions = self.motion.as_mut().map(|motion| motion.time(now));
         let publications = self.perform(actions.unwrap_or_default(), clock);
         self.examine(now);

@@ -6,7 +6,7 @@ use crate::message::{Qos, Topic};
 
 /// What reads the pins.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
-pub enum GpioBackend {
+pub(crate) enum GpioBackend {
     /// rppal on the Raspberry Pis that it knows, the kernel's lines on others; nothing is made up unless a sensor asks for it.
     #[default]
     Auto,
@@ -20,16 +20,16 @@ pub enum GpioBackend {
 
 /// `[gpio]`.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
-pub struct GpioSettings {
+pub(crate) struct GpioSettings {
     /// What reads the pins.
-    pub backend: GpioBackend,
+    pub(crate) backend: GpioBackend,
     /// Path, name or label of the GPIO chip that the kernel's lines are taken from; `None`: that of a Pi.
-    pub chip: Option<String>,
+    pub(crate) chip: Option<String>,
 }
 
 /// Physical level of a pin.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
-pub enum Level {
+pub(crate) enum Level {
     /// Near the supply voltage.
     #[default]
     High,
@@ -39,7 +39,7 @@ pub enum Level {
 
 /// Resistor inside the chip that holds an open pin at a level.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
-pub enum Bias {
+pub(crate) enum Bias {
     /// None: the sensor drives the pin.
     #[default]
     Off,
@@ -51,7 +51,7 @@ pub enum Bias {
 
 /// What a sensor publishes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
-pub enum PayloadFormat {
+pub(crate) enum PayloadFormat {
     /// A JSON object with state, times and a sequence number.
     #[default]
     Json,
@@ -63,7 +63,7 @@ pub enum PayloadFormat {
 
 /// What a simulated sensor does.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
-pub enum Simulation {
+pub(crate) enum Simulation {
     /// Motion at random, as people cause it.
     #[default]
     Random,
@@ -73,41 +73,41 @@ pub enum Simulation {
 
 /// One `[[sensor]]`.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct SensorSettings {
+pub(crate) struct SensorSettings {
     /// Name, unique among the sensors.
-    pub name: String,
+    pub(crate) name: String,
     /// BCM number, unique among the sensors.
-    pub pin: u8,
+    pub(crate) pin: u8,
     /// Where its state is published; unique, and `<topic>/status` is a valid topic too.
-    pub topic: Topic,
+    pub(crate) topic: Topic,
     /// Level that means motion.
-    pub active: Level,
+    pub(crate) active: Level,
     /// Resistor inside the chip.
-    pub bias: Bias,
+    pub(crate) bias: Bias,
     /// Electrical: shorter changes are not edges.
-    pub debounce: Duration,
+    pub(crate) debounce: Duration,
     /// Motion stays on this long after the last active level.
-    pub hold: Duration,
+    pub(crate) hold: Duration,
     /// Time after start in which edges are noise.
-    pub warm_up: Duration,
+    pub(crate) warm_up: Duration,
     /// Active for longer is reported as stuck.
-    pub stuck_after: Duration,
+    pub(crate) stuck_after: Duration,
     /// What is published.
-    pub payload: PayloadFormat,
+    pub(crate) payload: PayloadFormat,
     /// QoS it is published with.
-    pub qos: Qos,
+    pub(crate) qos: Qos,
     /// Whether the last state is retained.
-    pub retain: bool,
+    pub(crate) retain: bool,
     /// Asks for made-up motion where there is no GPIO, and says which; [`GpioBackend::Simulated`] makes `None`
     /// [`Simulation::Random`].
-    pub simulate: Option<Simulation>,
+    pub(crate) simulate: Option<Simulation>,
     /// Whether its messages say that it is stuck, as Home Assistant is told.
-    pub tells_stuck: bool,
+    pub(crate) tells_stuck: bool,
 }
 
 impl SensorSettings {
     /// A sensor with the defaults of everything that has one.
-    pub fn new(name: impl Into<String>, pin: u8, topic: Topic) -> SensorSettings {
+    pub(crate) fn new(name: impl Into<String>, pin: u8, topic: Topic) -> SensorSettings {
         SensorSettings {
             name: name.into(),
             pin,

@@ -13,7 +13,7 @@ use super::settings::{Level, SensorSettings, Simulation};
 use crate::time::SharedClock;
 
 /// A source that makes edges up.
-pub struct Simulated {
+pub(crate) struct Simulated {
     clock: SharedClock,
     seed: u64,
     pins: Vec<Pin>,
@@ -87,7 +87,7 @@ impl Random {
 
 impl Simulated {
     /// A source whose patterns follow from `seed`.
-    pub fn new(clock: SharedClock, seed: u64) -> Simulated {
+    pub(crate) fn new(clock: SharedClock, seed: u64) -> Simulated {
         Simulated { clock, seed, pins: Vec::new() }
     }
 

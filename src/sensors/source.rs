@@ -22,7 +22,7 @@ use crate::status::Fault;
 use crate::time::SharedClock;
 
 /// The source of edges that settings and machine lead to.
-pub struct Source {
+pub(crate) struct Source {
     settings: GpioSettings,
     sensors: Vec<SensorSettings>,
     inner: Inner,
@@ -45,7 +45,7 @@ enum Machine {
 
 impl Source {
     /// Opens it. Simulated motion follows from `seed`. Fails only if no thread can be started.
-    pub fn open(settings: &GpioSettings, clock: SharedClock, seed: u64) -> std::io::Result<Source> {
+    pub(crate) fn open(settings: &GpioSettings, clock: SharedClock, seed: u64) -> std::io::Result<Source> {
         let inner = match settings.backend {
             GpioBackend::Simulated => Inner::Simulated(Simulated::new(clock, seed)),
             _ => match look(settings)? {

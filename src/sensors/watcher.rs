@@ -33,19 +33,19 @@ const EVENTS: usize = 256;
 /// A pin that is to be watched.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Wanted {
-    pub pin: u8,
-    pub bias: Bias,
+    pub(crate) pin: u8,
+    pub(crate) bias: Bias,
 }
 
 /// An edge as the kernel tells it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct RawEdge {
     /// Level after it.
-    pub level: Level,
+    pub(crate) level: Level,
     /// On the monotonic clock.
-    pub monotonic: Duration,
+    pub(crate) monotonic: Duration,
     /// Number among the edges of its line, from 1 on.
-    pub number: u32,
+    pub(crate) number: u32,
 }
 
 /// What has pins.
@@ -78,7 +78,7 @@ struct Orders {
 }
 
 /// The pins of a board. The thread ends within a second after this has been dropped.
-pub struct Watched {
+pub(crate) struct Watched {
     orders: Arc<Mutex<Orders>>,
     events: mpsc::Receiver<PinEvent>,
     /// Boot clock, in milliseconds, when the thread came around last.

@@ -3,14 +3,9 @@
 //! Fields keep their names in the journal: `tracing`'s `sensor = "loft-motion"` is found by
 //! `journalctl SENSOR=loft-motion`.
 
-use std::collections::HashMap;
 use std::fmt;
-use std::hash::Hash;
 use std::io::{self, IsTerminal};
-use std::time::Duration;
 
-use parking_lot::Mutex;
-use tokio::time::Instant;
 use tracing_journald::{Priority, PriorityMappings};
 use tracing_subscriber::filter::ParseError;
 use tracing_subscriber::fmt::format::Writer;
@@ -43,13 +38,13 @@ pub enum LoggingError {
 
 /// The log of this process. Cheap to clone.
 #[derive(Clone, Debug)]
-pub struct Logging {
+pub(crate) struct Logging {
     filter: reload::Handle<EnvFilter, Registry>,
 }
 
 impl Logging {
     /// Starts the log with this filter, and logs panics from now on. Warnings and errors go to `problems` too.
-    pub fn init(level: &str, problems: Problems) -> Result<Logging, LoggingError> {
+    pub(crate) fn init(level: &str, problems: Problems) -> Result<Logging, LoggingError> {
         let (filter, handle) = reload::Layer::new(filter(level)?);
         let journal = stderr_is_journal().then(journal_layer).and_then(Result::ok);
         let stderr = journal.is_none().then(|| {
@@ -64,12 +59,12 @@ impl Logging {
 
     /// A log that nothing comes from.
     #[cfg(test)]
-    pub fn silent() -> Logging {
+    pub(crate) fn silent() -> Logging {
         Logging { filter: reload::Layer::new(EnvFilter::new("off")).1 }
     }
 
     /// Logs by this filter from now on.
-    pub fn set_level(&self, level: &str) -> Result<(), LoggingError> {
+    pub(crate) fn set_level(&self, level: &str) -> Result<(), LoggingError> {
         Ok(self.filter.reload(filter(level)?)?)
     }
 }
@@ -118,91 +113,6 @@ fn log_panics() {
     }));
 }
 
-/// Keeps what happens again and again from filling the log: the first time is logged, then one line a minute with the
-/// number of times in between. Knows at most a fixed number of keys; when more are busy than that, those that are new
-/// share one.
-#[derive(Debug)]
-pub struct Limiter<K> {
-    capacity: usize,
-    state: Mutex<LimiterState<K>>,
-}
-
-#[derive(Debug)]
-struct LimiterState<K> {
-    keys: HashMap<K, Quiet>,
-    others: Option<Quiet>,
-}
-
-#[derive(Clone, Copy, Debug)]
-struct Quiet {
-    since: Instant,
-    suppressed: u64,
-}
-
-/// Shortest time between two lines of one key.
-pub const QUIET_TIME: Duration = Duration::from_secs(60);
-
-impl<K: Eq + Hash + Clone> Limiter<K> {
-    /// A limiter that knows this many keys.
-    pub fn new(capacity: usize) -> Limiter<K> {
-        Limiter { capacity, state: Mutex::new(LimiterState { keys: HashMap::new(), others: None }) }
-    }
-
-    /// Something happened: `Some` means log it, with the number of times that were not logged since the last line.
-    pub fn admit(&self, key: &K) -> Option<u64> {
-        let now = Instant::now();
-        let mut guard = self.state.lock();
-        let state = &mut *guard;
-        if let Some(quiet) = state.keys.get_mut(key) {
-            return quiet.admit(now);
-        }
-        if state.keys.len() >= self.capacity {
-            state.keys.retain(|_, quiet| quiet.suppressed > 0 || now.duration_since(quiet.since) < QUIET_TIME);
-        }
-        let fresh = Quiet { since: now, suppressed: 0 };
-        if state.keys.len() < self.capacity {
-            state.keys.insert(key.clone(), fresh);
-            return Some(0);
-        }
-        match &mut state.others {
-            Some(quiet) => quiet.admit(now),
-            None => {
-                state.others = Some(fresh);
-                Some(0)
-            }
-        }
-    }
-
-    /// The keys that went quiet with something still to report, and how often each happened since its last line; to be
-    /// asked about once a minute. Keys with nothing to report are forgotten.
-    pub fn overdue(&self) -> Vec<(K, u64)> {
-        let now = Instant::now();
-        let mut overdue = Vec::new();
-        self.state.lock().keys.retain(|key, quiet| {
-            let is_over = now.duration_since(quiet.since) >= QUIET_TIME;
-            if is_over && quiet.suppressed > 0 {
-                overdue.push((key.clone(), quiet.suppressed));
-                *quiet = Quiet { since: now, suppressed: 0 };
-                return true;
-            }
-            !is_over
-        });
-        overdue
-    }
-}
-
-impl Quiet {
-    fn admit(&mut self, now: Instant) -> Option<u64> {
-        if now.duration_since(self.since) < QUIET_TIME {
-            self.suppressed += 1;
-            return None;
-        }
-        let suppressed = self.suppressed;
-        *self = Quiet { since: now, suppressed: 0 };
-        Some(suppressed)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -215,42 +125,5 @@ mod tests {
         let named = directives("info,rumqttd=debug");
         assert!(named.contains("rumqttd=debug") && !named.contains("rumqttd=off"), "{named}");
         assert!(filter("a=b=c").is_err());
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn the_first_is_logged_and_then_a_count_a_minute() {
-        let limiter = Limiter::new(10);
-        assert_eq!(limiter.admit(&"a"), Some(0));
-        assert_eq!(limiter.admit(&"b"), Some(0));
-        for _ in 0..59 {
-            tokio::time::advance(Duration::from_secs(1)).await;
-            assert_eq!(limiter.admit(&"a"), None);
-        }
-        tokio::time::advance(Duration::from_secs(1)).await;
-        assert_eq!(limiter.admit(&"a"), Some(59));
-        assert_eq!(limiter.admit(&"b"), Some(0));
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn what_stops_is_still_counted() {
-        let limiter = Limiter::new(10);
-        assert_eq!([limiter.admit(&"a"), limiter.admit(&"a"), limiter.admit(&"b")], [Some(0), None, Some(0)]);
-        assert_eq!(limiter.overdue(), []);
-        tokio::time::advance(QUIET_TIME).await;
-        assert_eq!(limiter.overdue(), [("a", 1)]);
-        assert_eq!(limiter.state.lock().keys.len(), 1, "b is forgotten");
-        tokio::time::advance(QUIET_TIME).await;
-        assert_eq!(limiter.overdue(), []);
-        assert!(limiter.state.lock().keys.is_empty());
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn more_keys_than_it_knows_share_one() {
-        let limiter = Limiter::new(100);
-        let logged = (0..100_000).filter(|key| limiter.admit(key).is_some()).count();
-        assert_eq!(logged, 101);
-        assert_eq!(limiter.state.lock().keys.len(), 100);
-        tokio::time::advance(QUIET_TIME).await;
-        assert_eq!(limiter.admit(&200_000), Some(0), "quiet keys make room");
     }
 }

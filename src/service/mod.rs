@@ -1,5 +1,5 @@
 //! The gateway as a service: its log, the signals it gets and what it tells systemd.
-pub mod logging;
-pub mod notify;
-pub mod problems;
-pub mod signals;
+pub(crate) mod logging;
+pub(crate) mod notify;
+pub(crate) mod problems;
+pub(crate) mod signals;

@@ -11,12 +11,12 @@ fn tell(states: &[NotifyState]) {
 }
 
 /// The gateway serves: after its start and after a reload.
-pub fn ready(status: &str) {
+pub(crate) fn ready(status: &str) {
     tell(&[NotifyState::Ready, NotifyState::Status(status)]);
 }
 
 /// The gateway reads its configuration again; [`ready`] must follow, whether that succeeds or not.
-pub fn reloading() {
+pub(crate) fn reloading() {
     // a unit of Type=notify-reload waits for the time of the reload
     match NotifyState::monotonic_usec_now() {
         Ok(now) => tell(&[NotifyState::Reloading, now]),
@@ -25,22 +25,22 @@ pub fn reloading() {
 }
 
 /// One line on how things are, for `systemctl status`.
-pub fn status(text: &str) {
+pub(crate) fn status(text: &str) {
     tell(&[NotifyState::Status(text)]);
 }
 
 /// The gateway goes down.
-pub fn stopping() {
+pub(crate) fn stopping() {
     tell(&[NotifyState::Stopping]);
 }
 
 /// The gateway lives.
-pub fn watchdog() {
+pub(crate) fn watchdog() {
     tell(&[NotifyState::Watchdog]);
 }
 
 /// How often systemd wants to hear [`watchdog`], with half of it as margin; `None`: never.
-pub fn watchdog_interval() -> Option<Duration> {
+pub(crate) fn watchdog_interval() -> Option<Duration> {
     let mut usec = 0;
     sd_notify::watchdog_enabled(false, &mut usec).then(|| Duration::from_micros(usec / 2))
 }

@@ -11,7 +11,7 @@ use crate::health::Problems;
 use crate::time::{Clock, SystemClock};
 
 /// Copies warnings and errors to [`Problems`].
-pub struct ProblemsLayer(pub Problems);
+pub(crate) struct ProblemsLayer(pub(crate) Problems);
 
 impl<S: Subscriber> Layer<S> for ProblemsLayer {
     fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {

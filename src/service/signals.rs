@@ -6,7 +6,7 @@ use tokio::signal::unix::{self, SignalKind};
 
 /// A signal, by what it asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Signal {
+pub(crate) enum Signal {
     /// SIGINT, from Ctrl-C: stop.
     Interrupt,
     /// SIGTERM, from systemd: stop.
@@ -17,7 +17,7 @@ pub enum Signal {
 
 /// The signals that arrive from its creation on; they no longer end the process.
 #[derive(Debug)]
-pub struct Signals {
+pub(crate) struct Signals {
     interrupt: unix::Signal,
     terminate: unix::Signal,
     hangup: unix::Signal,
@@ -25,7 +25,7 @@ pub struct Signals {
 
 impl Signals {
     /// Begins to listen. Needs a runtime.
-    pub fn new() -> io::Result<Signals> {
+    pub(crate) fn new() -> io::Result<Signals> {
         Ok(Signals {
             interrupt: unix::signal(SignalKind::interrupt())?,
             terminate: unix::signal(SignalKind::terminate())?,
@@ -34,7 +34,7 @@ impl Signals {
     }
 
     /// Waits for the next signal. Safe to cancel.
-    pub async fn next(&mut self) -> Signal {
+    pub(crate) async fn next(&mut self) -> Signal {
         tokio::select! {
             biased;
             _ = self.interrupt.recv() => Signal::Interrupt,

@@ -7,19 +7,19 @@ use serde::Serialize;
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct Announced {
     /// What everybody there can find.
-    pub services: Vec<AnnouncedService>,
+    pub(crate) services: Vec<AnnouncedService>,
     /// Where that is nothing: why.
-    pub note: Option<String>,
+    pub(crate) note: Option<String>,
 }
 
 /// A service, as DNS-SD calls it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
-pub struct AnnouncedService {
+pub(crate) struct AnnouncedService {
     /// Its name, which is changed where others have the same.
-    pub name: String,
+    pub(crate) name: String,
     /// Its type, such as `_mqtt._tcp`.
     #[serde(rename = "type")]
-    pub kind: &'static str,
+    pub(crate) kind: &'static str,
     /// The TCP port at which it answers.
-    pub port: u16,
+    pub(crate) port: u16,
 }

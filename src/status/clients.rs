@@ -10,33 +10,33 @@ use crate::mqtt::Version;
 #[derive(Clone, Debug)]
 pub struct ClientSnapshot {
     /// Client id.
-    pub client_id: Box<str>,
+    pub(crate) client_id: Box<str>,
     /// User name; `None`: a client without one.
-    pub user: Option<Box<str>>,
+    pub(crate) user: Option<Box<str>>,
     /// Where it comes from.
-    pub address: IpAddr,
+    pub(crate) address: IpAddr,
     /// What it speaks.
-    pub version: Version,
+    pub(crate) version: Version,
     /// Since when, on the boot clock in milliseconds.
-    pub since_boot_ms: u64,
+    pub(crate) since_boot_ms: u64,
     /// Keep alive in force, in seconds; 0: none.
-    pub keep_alive: u16,
+    pub(crate) keep_alive: u16,
     /// Whether its session outlives the connection.
-    pub is_persistent: bool,
+    pub(crate) is_persistent: bool,
     /// Of a persistent session: messages that wait for it.
-    pub waiting: Option<usize>,
+    pub(crate) waiting: Option<usize>,
     /// Messages that it has been too slow for since it connected, and those that the bounds of its persistent session
     /// have pushed out.
-    pub dropped: u64,
+    pub(crate) dropped: u64,
 }
 
 /// How many clients there are.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ClientCounts {
     /// Connected.
-    pub connected: usize,
+    pub(crate) connected: usize,
     /// Away, with a session that is kept for them.
-    pub away: usize,
+    pub(crate) away: usize,
 }
 
 type List = dyn Fn(usize) -> Vec<ClientSnapshot> + Send + Sync;
@@ -59,12 +59,12 @@ impl ClientsShown {
     }
 
     /// At most so many, in the order of their client ids.
-    pub fn list(&self, most: usize) -> Vec<ClientSnapshot> {
+    pub(crate) fn list(&self, most: usize) -> Vec<ClientSnapshot> {
         (self.list)(most)
     }
 
     /// How many there are.
-    pub fn counts(&self) -> ClientCounts {
+    pub(crate) fn counts(&self) -> ClientCounts {
         (self.count)()
     }
 }

@@ -8,12 +8,12 @@ use schemars::JsonSchema;
 use serde::Serialize;
 
 /// No PIR makes a pulse shorter than this, in milliseconds.
-pub const SHORT: u64 = 250;
+pub(crate) const SHORT: u64 = 250;
 /// A pause longer than this ends a group of pulses, in milliseconds.
 const GROUP_PAUSE: u64 = 1_500;
 
 /// A pulse: when it began, and how long it was.
-pub type Pulse = (u64, u64);
+pub(crate) type Pulse = (u64, u64);
 
 /// Edges of a pin: the sensor writes them, and nobody is woken for them while nobody looks. Cheap to clone.
 #[derive(Clone, Debug, Default)]
@@ -33,7 +33,7 @@ impl Eq for LastEdges {}
 impl LastEdges {
     /// The sensor has become active, or inactive again, at this time on the boot clock in milliseconds. Kept are the last `most`, of
     /// no longer than `window` before this one.
-    pub fn push(&self, active: bool, boot_ms: u64, most: usize, window: u64) {
+    pub(crate) fn push(&self, active: bool, boot_ms: u64, most: usize, window: u64) {
         let mut last = self.last.lock();
         if last.len() >= most {
             last.pop_front();
@@ -60,17 +60,17 @@ fn pulses(last: &[(u64, bool)]) -> Vec<Pulse> {
 }
 
 /// Those that no PIR makes.
-pub fn short_pulses(last: &[(u64, bool)]) -> Vec<Pulse> {
+pub(crate) fn short_pulses(last: &[(u64, bool)]) -> Vec<Pulse> {
     pulses(last).into_iter().filter(|(_, long)| *long < SHORT).collect()
 }
 
 /// Times from the beginning of each to that of the next.
-pub fn periods(short: &[Pulse]) -> Vec<u64> {
+pub(crate) fn periods(short: &[Pulse]) -> Vec<u64> {
     short.windows(2).map(|pair| pair[1].0 - pair[0].0).collect()
 }
 
 /// Groups of at least three with a pause between the groups.
-pub fn bursts(short: &[Pulse]) -> Vec<&[Pulse]> {
+pub(crate) fn bursts(short: &[Pulse]) -> Vec<&[Pulse]> {
     let groups = short.chunk_by(|one, next| next.0 - one.0 <= GROUP_PAUSE);
     groups.filter(|group| group.len() >= 3).collect()
 }
@@ -108,27 +108,27 @@ impl EdgeFigures {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct EdgeFigures {
     /// Edges that are looked at.
-    pub edges: usize,
+    pub(crate) edges: usize,
     /// From the first of them to the last.
-    pub span_ms: u64,
+    pub(crate) span_ms: u64,
     /// Times from active to inactive of which both edges are among them.
-    pub pulses: usize,
+    pub(crate) pulses: usize,
     /// The shortest of these.
-    pub shortest_ms: Option<u64>,
+    pub(crate) shortest_ms: Option<u64>,
     /// The one in the middle, by length.
-    pub median_ms: Option<u64>,
+    pub(crate) median_ms: Option<u64>,
     /// The length of the longest pulse; `null`: none of them is whole.
-    pub longest_ms: Option<u64>,
+    pub(crate) longest_ms: Option<u64>,
     /// Pulses that no PIR makes: shorter than `too_short_ms`.
-    pub short_pulses: usize,
+    pub(crate) short_pulses: usize,
     /// A pulse that is shorter than this counts in `short_pulses`.
-    pub too_short_ms: u64,
+    pub(crate) too_short_ms: u64,
     /// The usual time from the beginning of one short pulse to that of the next.
-    pub period_ms: Option<u64>,
+    pub(crate) period_ms: Option<u64>,
     /// Groups of at least three short pulses with a pause in between.
-    pub bursts: usize,
+    pub(crate) bursts: usize,
     /// Short pulses in these.
-    pub in_bursts: usize,
+    pub(crate) in_bursts: usize,
     /// For how long the pin has been active without an edge; `null`: it is not.
-    pub active_for_ms: Option<u64>,
+    pub(crate) active_for_ms: Option<u64>,
 }

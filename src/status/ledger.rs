@@ -28,22 +28,22 @@ pub enum DropReason {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct Dropped {
     /// The bounds of the journal pushed them out.
-    pub journal_full: u64,
+    pub(crate) journal_full: u64,
     /// The disk did not give them back.
-    pub unreadable: u64,
+    pub(crate) unreadable: u64,
     /// See [`DropReason::Refused`].
-    pub refused: u64,
+    pub(crate) refused: u64,
     /// See [`DropReason::TooLarge`].
-    pub too_large: u64,
+    pub(crate) too_large: u64,
     /// See [`DropReason::EndsConnection`].
-    pub ends_connection: u64,
+    pub(crate) ends_connection: u64,
     /// See [`DropReason::CameFromThere`].
-    pub came_from_there: u64,
+    pub(crate) came_from_there: u64,
     /// See [`DropReason::Loop`].
     #[serde(rename = "loop")]
-    pub looped: u64,
+    pub(crate) looped: u64,
     /// See [`DropReason::NoRule`].
-    pub no_rule: u64,
+    pub(crate) no_rule: u64,
 }
 
 impl Dropped {
@@ -73,7 +73,7 @@ impl Dropped {
 
 /// How a message ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Outcome {
+pub(crate) enum Outcome {
     /// The upstream has it.
     Acked,
     /// Sent at QoS 0: nobody will say whether it arrived.
@@ -86,7 +86,7 @@ pub enum Outcome {
 
 impl Outcome {
     /// As the journal counts it.
-    pub fn in_journal(self) -> journal::Outcome {
+    pub(crate) fn in_journal(self) -> journal::Outcome {
         match self {
             Outcome::Acked => journal::Outcome::Acked,
             Outcome::SentUnconfirmed => journal::Outcome::Unconfirmed,
@@ -103,13 +103,13 @@ impl Outcome {
 
 /// Losses of this run, for the log.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Counts {
+pub(crate) struct Counts {
     dropped: Dropped,
 }
 
 impl Counts {
     /// One more was dropped, which is lost data: the first time is logged, and then every doubling.
-    pub fn add_loss(&mut self, upstream: &str, reason: DropReason, topic: &str, why: &str) {
+    pub(crate) fn add_loss(&mut self, upstream: &str, reason: DropReason, topic: &str, why: &str) {
         let slot = self.dropped.slot(reason);
         *slot += 1;
         let count = *slot;
@@ -139,7 +139,7 @@ pub struct Ledger {
 
 impl Ledger {
     /// As the journal counts, because its counts outlive the process.
-    pub fn of(backlog: &Backlog) -> Ledger {
+    pub(crate) fn of(backlog: &Backlog) -> Ledger {
         let count = |outcome: journal::Outcome| backlog.settled_as[outcome as usize];
         Ledger {
             accepted: backlog.accepted,
@@ -161,7 +161,8 @@ impl Ledger {
     }
 
     /// Whether every message is accounted for.
-    pub fn is_balanced(&self) -> bool {
+    #[cfg(test)]
+    pub(crate) fn is_balanced(&self) -> bool {
         self.accepted == self.acked + self.sent_unconfirmed + self.expired + self.dropped.total() + self.pending
     }
 }

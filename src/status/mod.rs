@@ -6,8 +6,8 @@
 mod announced;
 mod clients;
 mod drain;
-pub mod edges;
-pub mod ledger;
+pub(crate) mod edges;
+pub(crate) mod ledger;
 mod sensors;
 mod upstreams;
 
@@ -15,22 +15,26 @@ use std::sync::Arc;
 
 use tokio::sync::watch;
 
-pub use self::announced::{Announced, AnnouncedService};
-pub use self::clients::{ClientCounts, ClientSnapshot, ClientsShown};
-pub use self::edges::{EdgeFigures, LastEdges};
-pub use self::sensors::{Change, Finding, SensorSnapshot, SensorState, Verdict};
-pub use self::upstreams::{UpstreamShown, UpstreamSnapshot, UpstreamState};
-pub use crate::health::Fault;
+pub use self::announced::Announced;
+pub(crate) use self::announced::AnnouncedService;
+pub use self::clients::ClientsShown;
+pub(crate) use self::clients::{ClientCounts, ClientSnapshot};
+pub use self::edges::EdgeFigures;
+pub(crate) use self::edges::LastEdges;
+pub(crate) use self::sensors::{Change, Finding, SensorSnapshot, SensorState, Verdict};
+pub use self::upstreams::UpstreamState;
+pub(crate) use self::upstreams::{UpstreamShown, UpstreamSnapshot};
+pub(crate) use crate::health::Fault;
 use crate::health::{Health, Problems};
-pub use crate::journal::report::Status as JournalStatus;
+pub(crate) use crate::journal::report::Status as JournalStatus;
 
 /// What a power cut costs.
 #[derive(Clone, Debug)]
 pub struct PowerCut {
     /// What, and what to do about it.
-    pub cost: Arc<str>,
+    pub(crate) cost: Arc<str>,
     /// Whether it is known to cost that, or only may.
-    pub is_certain: bool,
+    pub(crate) is_certain: bool,
 }
 
 /// What there is to see. Cheap to clone.
@@ -58,7 +62,7 @@ pub struct Status {
 
 impl Status {
     /// Whether a port for MQTT is open.
-    pub fn has_listener(&self) -> bool {
+    pub(crate) fn has_listener(&self) -> bool {
         self.listeners.iter().any(|name| !self.health.is_faulty(name))
     }
 }

@@ -9,7 +9,7 @@ use crate::health::Fault;
 /// What a sensor is doing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
-pub enum SensorState {
+pub(crate) enum SensorState {
     /// Its pin is not watched (yet).
     Offline,
     /// What it says is noise.
@@ -22,19 +22,19 @@ pub enum SensorState {
 
 /// A change of state.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Change {
+pub(crate) struct Change {
     /// Number of the state since the sensor was started, from 1 on.
-    pub seq: u64,
+    pub(crate) seq: u64,
     /// Motion or none.
-    pub on: bool,
+    pub(crate) on: bool,
     /// Boot clock, in milliseconds, when it happened.
-    pub boot_ms: u64,
+    pub(crate) boot_ms: u64,
 }
 
 /// What the edges of a pin look like.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
-pub enum Verdict {
+pub(crate) enum Verdict {
     /// Pulses with the period of the mains.
     MainsHum,
     /// Short pulses in bursts, as when a radio sends.
@@ -51,9 +51,9 @@ pub enum Verdict {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct Finding {
     /// What it looks like.
-    pub verdict: Verdict,
+    pub(crate) verdict: Verdict,
     /// What the edges look like, with figures.
-    pub evidence: String,
+    pub(crate) evidence: String,
     /// What a person can do about it.
     pub remedy: String,
 }
@@ -62,33 +62,33 @@ pub struct Finding {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct SensorSnapshot {
     /// Its name.
-    pub name: String,
+    pub(crate) name: String,
     /// BCM number of its pin.
-    pub pin: u8,
+    pub(crate) pin: u8,
     /// Where its state is published.
-    pub topic: String,
+    pub(crate) topic: String,
     /// What it is doing.
-    pub state: SensorState,
+    pub(crate) state: SensorState,
     /// Boot clock, in milliseconds, when it began to; `None` before the first state.
-    pub since_boot_ms: Option<u64>,
+    pub(crate) since_boot_ms: Option<u64>,
     /// Number of the state: how many were published since the sensor was started.
-    pub seq: u64,
+    pub(crate) seq: u64,
     /// Edges that came faster than they could be read.
-    pub lost_edges: u64,
+    pub(crate) lost_edges: u64,
     /// Messages that the gateway had no room for.
-    pub refused: u64,
+    pub(crate) refused: u64,
     /// Whether the pin has been active for suspiciously long.
-    pub stuck: bool,
+    pub(crate) stuck: bool,
     /// Why its pin is not watched.
-    pub fault: Option<Fault>,
+    pub(crate) fault: Option<Fault>,
     /// What its edges say about sensor and wire; `None`: nothing is the matter.
-    pub finding: Option<Finding>,
+    pub(crate) finding: Option<Finding>,
     /// Whether its motion is made up.
-    pub simulated: bool,
+    pub(crate) simulated: bool,
     /// The last edges of its pin.
     #[serde(skip)]
-    pub edges: LastEdges,
+    pub(crate) edges: LastEdges,
     /// The last changes of state, oldest first.
     #[serde(skip)]
-    pub recent: Vec<Change>,
+    pub(crate) recent: Vec<Change>,
 }

@@ -33,41 +33,41 @@ pub enum UpstreamState {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct UpstreamSnapshot {
     /// Its name.
-    pub name: String,
+    pub(crate) name: String,
     /// What goes up and what comes down, by the rules, in words.
-    pub rules: Vec<String>,
+    pub(crate) rules: Vec<String>,
     /// What it is doing.
     pub state: UpstreamState,
     /// Boot clock, in milliseconds, since when.
-    pub since_boot_ms: u64,
+    pub(crate) since_boot_ms: u64,
     /// The address in use, or tried next.
-    pub address: String,
+    pub(crate) address: String,
     /// Version of MQTT spoken.
-    pub version: Option<Version>,
+    pub(crate) version: Option<Version>,
     /// Attempts to connect that failed since the last connection.
-    pub failed_attempts: u64,
+    pub(crate) failed_attempts: u64,
     /// Why there was no connection the last time.
-    pub last_error: Option<String>,
+    pub(crate) last_error: Option<String>,
     /// Where every message accepted for it has ended.
     pub ledger: Ledger,
     /// Messages sent and not settled.
-    pub in_flight: usize,
+    pub(crate) in_flight: usize,
     /// Bytes that wait for it.
-    pub backlog_bytes: usize,
+    pub(crate) backlog_bytes: usize,
     /// Boot clock, in milliseconds, when the oldest message that waits came in.
-    pub oldest_boot_ms: Option<u64>,
+    pub(crate) oldest_boot_ms: Option<u64>,
     /// In how many seconds nothing will wait any more, if it goes on as in the last half minute; `null` where that is not known,
     /// where what waits does not become less, or nothing waits.
-    pub seconds_left: Option<u64>,
+    pub(crate) seconds_left: Option<u64>,
     /// Messages that came down and were published here.
-    pub received: u64,
+    pub(crate) received: u64,
     /// Messages that came down and were not: no rule wants them, they are too large, or there was no room.
-    pub received_dropped: u64,
+    pub(crate) received_dropped: u64,
 }
 
 impl UpstreamSnapshot {
     /// Brings up to date what the journal counts.
-    pub fn count(&mut self, backlog: &Backlog) {
+    pub(crate) fn count(&mut self, backlog: &Backlog) {
         self.ledger = Ledger::of(backlog);
         self.backlog_bytes = backlog.bytes;
         self.oldest_boot_ms = backlog.oldest_boot_ms;
@@ -85,7 +85,7 @@ pub struct UpstreamShown {
 
 impl UpstreamShown {
     /// Shows the last of these snapshots with what waits at the time.
-    pub fn new(
+    pub(crate) fn new(
         snapshots: watch::Receiver<UpstreamSnapshot>,
         backlog: impl Fn() -> Backlog + Send + Sync + 'static,
     ) -> UpstreamShown {

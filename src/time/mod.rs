@@ -1,11 +1,13 @@
 //! Clocks. A Pi has no battery-backed clock: its wall time is wrong after boot until the network has corrected it. So
 //! events carry the boot clock, which only ever goes forward, and wall time is worked out from it when it is known.
 
-pub mod zone;
+pub(crate) mod zone;
 
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
+#[cfg(test)]
+use std::sync::atomic::{AtomicI64, AtomicU64};
 
 use rustix::time::{ClockId, clock_gettime};
 
@@ -31,7 +33,7 @@ pub trait Clock: Send + Sync + 'static {
 }
 
 /// A clock that rooms share.
-pub type SharedClock = Arc<dyn Clock>;
+pub(crate) type SharedClock = Arc<dyn Clock>;
 
 /// The kernel's clocks.
 #[derive(Clone, Copy, Debug, Default)]
@@ -71,23 +73,25 @@ static WAS_SET: AtomicBool = AtomicBool::new(false);
 
 impl SystemClock {
     /// It is known from before a restart of the gateway that the clock was set in this boot.
-    pub fn was_set() {
+    pub(crate) fn was_set() {
         WAS_SET.store(true, Ordering::Relaxed);
     }
 }
 
 /// A clock that a test moves.
+#[cfg(test)]
 #[derive(Debug, Default)]
-pub struct TestClock {
+pub(crate) struct TestClock {
     boot_ms: AtomicU64,
     unix_ms: AtomicI64,
     synchronised: AtomicBool,
     kept_right: AtomicBool,
 }
 
+#[cfg(test)]
 impl TestClock {
     /// A clock at these times, not synchronised.
-    pub fn new(boot_ms: u64, unix_ms: i64) -> Arc<TestClock> {
+    pub(crate) fn new(boot_ms: u64, unix_ms: i64) -> Arc<TestClock> {
         Arc::new(TestClock {
             boot_ms: boot_ms.into(),
             unix_ms: unix_ms.into(),
@@ -97,25 +101,26 @@ impl TestClock {
     }
 
     /// Lets time pass.
-    pub fn advance(&self, ms: u64) {
+    pub(crate) fn advance(&self, ms: u64) {
         self.boot_ms.fetch_add(ms, Ordering::Relaxed);
         self.unix_ms.fetch_add(ms as i64, Ordering::Relaxed);
     }
 
     /// Sets wall time right, as a time server would.
-    pub fn synchronise(&self, unix_ms: i64) {
+    pub(crate) fn synchronise(&self, unix_ms: i64) {
         self.unix_ms.store(unix_ms, Ordering::Relaxed);
         self.synchronised.store(true, Ordering::Relaxed);
         self.kept_right.store(true, Ordering::Relaxed);
     }
 
     /// Moves wall time, as somebody by hand would: the kernel no longer says that it is right.
-    pub fn step(&self, ms: i64) {
+    pub(crate) fn step(&self, ms: i64) {
         self.unix_ms.fetch_add(ms, Ordering::Relaxed);
         self.kept_right.store(false, Ordering::Relaxed);
     }
 }
 
+#[cfg(test)]
 impl Clock for TestClock {
     fn boot_ms(&self) -> u64 {
         self.boot_ms.load(Ordering::Relaxed)

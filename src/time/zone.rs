@@ -13,7 +13,7 @@ const KEPT: Duration = Duration::from_secs(300);
 static LAST: Mutex<Option<(Instant, TimeZone)>> = Mutex::new(None);
 
 /// The time zone of this machine, which `TZ` or `/etc/localtime` says.
-pub fn local() -> TimeZone {
+pub(crate) fn local() -> TimeZone {
     let mut last = LAST.lock();
     if let Some((since, zone)) = &*last
         && since.elapsed() < KEPT

@@ -27,17 +27,17 @@ impl Scheme {
     ];
 
     /// Whether there is TLS.
-    pub fn is_tls(self) -> bool {
+    pub(crate) fn is_tls(self) -> bool {
         matches!(self, Scheme::Mqtts | Scheme::Wss)
     }
 
     /// Whether MQTT is spoken in frames of WebSocket.
-    pub fn is_web_socket(self) -> bool {
+    pub(crate) fn is_web_socket(self) -> bool {
         matches!(self, Scheme::Ws | Scheme::Wss)
     }
 
     /// As addresses begin.
-    pub fn name(self) -> &'static str {
+    pub(crate) fn name(self) -> &'static str {
         Scheme::ALL[self as usize].0
     }
 }
@@ -47,18 +47,18 @@ impl Scheme {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct UpstreamAddress {
     /// How.
-    pub scheme: Scheme,
+    pub(crate) scheme: Scheme,
     /// Host name or IP address; an IPv6 address without brackets.
-    pub host: String,
+    pub(crate) host: String,
     /// Port, not 0.
-    pub port: u16,
+    pub(crate) port: u16,
     /// What is asked for with WebSocket, query included; empty otherwise.
-    pub path: String,
+    pub(crate) path: String,
 }
 
 impl UpstreamAddress {
     /// Whether a password goes to another machine so that others can read it.
-    pub fn shows_passwords(&self) -> bool {
+    pub(crate) fn shows_passwords(&self) -> bool {
         let is_here = match self.host.parse::<IpAddr>() {
             Ok(ip) => ip.to_canonical().is_loopback(),
             Err(_) => {
@@ -93,7 +93,7 @@ impl UpstreamAddress {
     }
 
     /// Host and port as URLs and HTTP have them.
-    pub fn authority(&self) -> String {
+    pub(crate) fn authority(&self) -> String {
         authority(&self.host, self.port)
     }
 }
@@ -145,11 +145,11 @@ pub enum ProxyScheme {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Proxy {
     /// How.
-    pub scheme: ProxyScheme,
+    pub(crate) scheme: ProxyScheme,
     /// Host name or IP address.
-    pub host: String,
+    pub(crate) host: String,
     /// Port, not 0.
-    pub port: u16,
+    pub(crate) port: u16,
     /// User name and password.
     pub login: Option<(String, Secret)>,
 }

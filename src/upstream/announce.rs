@@ -16,7 +16,12 @@ use crate::time::SharedClock;
 const EVERY: Duration = Duration::from_secs(10);
 
 /// Publishes it until `cancel`.
-pub async fn announce(mut shown: UpstreamShown, ingress: Ingress, clock: SharedClock, cancel: CancellationToken) {
+pub(crate) async fn announce(
+    mut shown: UpstreamShown,
+    ingress: Ingress,
+    clock: SharedClock,
+    cancel: CancellationToken,
+) {
     let mut said = (String::new(), String::new());
     loop {
         let snapshot = shown.now();

@@ -16,7 +16,7 @@ use super::wire::{Broken, Offer, Will};
 /// What was learned holds for this long.
 const REMEMBERED_MS: u64 = 3_600_000;
 /// Connections that must end early in a row before an upstream that has spoken version 5 is tried with 3.1.1.
-pub const ODD_ENDS: u32 = 5;
+pub(crate) const ODD_ENDS: u32 = 5;
 /// The same for one that is not known.
 const ENDS: u32 = 2;
 /// Every so often the will is left out where it might be the reason.
@@ -50,13 +50,13 @@ struct Known {
 
 /// What is known of all of them.
 #[derive(Clone, Debug, Default)]
-pub struct Approach {
+pub(crate) struct Approach {
     known: Vec<Known>,
 }
 
 /// What follows from an attempt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Next {
+pub(crate) enum Next {
     /// Try the same address again, at once, another way.
     AnotherWay,
     /// It is the next address' turn.
@@ -72,17 +72,23 @@ impl Approach {
     }
 
     /// Other settings: all is forgotten.
-    pub fn forget(&mut self) {
+    pub(crate) fn forget(&mut self) {
         self.known.clear();
     }
 
     /// Whether an address has accepted a connection.
-    pub fn worked(&self, address: usize) -> bool {
+    pub(crate) fn worked(&self, address: usize) -> bool {
         self.known.get(address).is_some_and(|known| known.worked)
     }
 
     /// How to speak to an address now.
-    pub fn offer(&mut self, settings: &UpstreamSettings, address: usize, retain_refused: bool, now: u64) -> Offer {
+    pub(crate) fn offer(
+        &mut self,
+        settings: &UpstreamSettings,
+        address: usize,
+        retain_refused: bool,
+        now: u64,
+    ) -> Offer {
         let known = self.at(address);
         let may_fall_back = settings.protocol == Protocol::Auto && !settings.v5_only;
         let is_old = known.try_v311 || known.v311_until.is_some_and(|until| now < until);
@@ -103,7 +109,7 @@ impl Approach {
     }
 
     /// An offer was accepted: whether the will has to do with what was refused before.
-    pub fn accepted(&mut self, settings: &UpstreamSettings, address: usize, offer: Offer, now: u64) -> bool {
+    pub(crate) fn accepted(&mut self, settings: &UpstreamSettings, address: usize, offer: Offer, now: u64) -> bool {
         let known = self.at(address);
         known.worked = true;
         (known.ends, known.try_v311, known.doubts) = (0, false, 0);
@@ -120,7 +126,7 @@ impl Approach {
     }
 
     /// An offer was not accepted.
-    pub fn failed(&mut self, settings: &UpstreamSettings, address: usize, offer: Offer, why: &Broken) -> Next {
+    pub(crate) fn failed(&mut self, settings: &UpstreamSettings, address: usize, offer: Offer, why: &Broken) -> Next {
         let known = self.at(address);
         let was_fallback = std::mem::take(&mut known.try_v311);
         let trial = known.trial.take();

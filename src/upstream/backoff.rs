@@ -14,7 +14,7 @@ const SENT_AWAY: Retry = Retry { min: Duration::from_secs(60), max: Duration::fr
 /// Waits that double from the shortest to the longest, each shortened at random by up to half, so that gateways that lost
 /// the same upstream do not come back at the same moment.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Backoff {
+pub(crate) struct Backoff {
     retry: Retry,
     failures: u32,
     sent_away: u32,
@@ -22,17 +22,17 @@ pub struct Backoff {
 
 impl Backoff {
     /// One that waits so.
-    pub fn new(retry: Retry) -> Backoff {
+    pub(crate) fn new(retry: Retry) -> Backoff {
         Backoff { retry, ..Backoff::default() }
     }
 
     /// From now on it waits so.
-    pub fn set_retry(&mut self, retry: Retry) {
+    pub(crate) fn set_retry(&mut self, retry: Retry) {
         self.retry = retry;
     }
 
     /// The next wait; `random` is any random number.
-    pub fn next(&mut self, random: u64) -> Duration {
+    pub(crate) fn next(&mut self, random: u64) -> Duration {
         let whole = doubled(self.retry, self.failures);
         self.failures = self.failures.saturating_add(1);
         let half = whole / 2;
@@ -40,14 +40,14 @@ impl Backoff {
     }
 
     /// The next wait after the upstream has said that it takes no connection for a while: never less than it began with.
-    pub fn next_long(&mut self, random: u64) -> Duration {
+    pub(crate) fn next_long(&mut self, random: u64) -> Duration {
         let whole = doubled(SENT_AWAY, self.sent_away).max(self.retry.max);
         self.sent_away = self.sent_away.saturating_add(1);
         whole + whole.mul_f64(random as f64 / u64::MAX as f64 / 4.0)
     }
 
     /// A connection held this long.
-    pub fn connected_for(&mut self, time: Duration) {
+    pub(crate) fn connected_for(&mut self, time: Duration) {
         self.sent_away = 0;
         if time >= LASTED {
             self.failures = 0;
@@ -55,12 +55,12 @@ impl Backoff {
     }
 
     /// Whether a connection is worth lines of the log: of those that do not last, the first few and then every doubling.
-    pub fn is_news(&self) -> bool {
+    pub(crate) fn is_news(&self) -> bool {
         self.failures < TOLD || self.failures.is_power_of_two()
     }
 
     /// What has ended connections is known, and others got through.
-    pub fn made_progress(&mut self) {
+    pub(crate) fn made_progress(&mut self) {
         self.failures = 0;
     }
 }

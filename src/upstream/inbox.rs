@@ -158,7 +158,7 @@ pub(super) struct Inbox {
 
 impl Inbox {
     /// For the upstream that has this consumer.
-    pub fn new(name: &str, max_packet_size: usize, journal: &Journal, consumer: ConsumerId) -> Inbox {
+    pub(crate) fn new(name: &str, max_packet_size: usize, journal: &Journal, consumer: ConsumerId) -> Inbox {
         Inbox {
             name: name.to_owned(),
             origin: Origin::upstream(name),
@@ -181,37 +181,37 @@ impl Inbox {
     }
 
     /// Messages published here, and those that were not.
-    pub fn counts(&self) -> (u64, u64) {
+    pub(crate) fn counts(&self) -> (u64, u64) {
         (self.published, self.dropped)
     }
 
     /// Whether messages wait for room.
-    pub fn is_holding(&self) -> bool {
+    pub(crate) fn is_holding(&self) -> bool {
         !self.held.is_empty() || !self.releases.is_empty()
     }
 
     /// Whether packet ids are in use.
-    pub fn has_steps(&self) -> bool {
+    pub(crate) fn has_steps(&self) -> bool {
         !self.unreleased.is_empty() || !self.stale.is_empty()
     }
 
     /// The upstream has another session of ours than before: its packet ids are new ones, and nothing comes in until
     /// [`Inbox::open`].
-    pub fn forget(&mut self) {
+    pub(crate) fn forget(&mut self) {
         self.stale.append(&mut self.unreleased);
         self.is_closed = true;
     }
 
-    pub fn open(&mut self) {
+    pub(crate) fn open(&mut self) {
         self.is_closed = false;
     }
 
-    pub fn is_closed(&self) -> bool {
+    pub(crate) fn is_closed(&self) -> bool {
         self.is_closed
     }
 
     /// Notes that; it is safe at the place returned.
-    pub fn note_forgotten(&mut self) -> Result<Position, Full> {
+    pub(crate) fn note_forgotten(&mut self) -> Result<Position, Full> {
         let mut safe = Position::default();
         while let Some(packet_id) = self.stale.first().copied() {
             safe = self.journal.note(self.consumer, Note::Forgotten(packet_id))?;
@@ -237,7 +237,7 @@ impl Inbox {
     }
 
     /// The upstream has released a packet id.
-    pub fn released(&mut self, packet_id: u16) {
+    pub(crate) fn released(&mut self, packet_id: u16) {
         // it sends no more of them than there are
         if self.releases.len() <= usize::from(u16::MAX) {
             self.releases.push_back(packet_id);
@@ -264,7 +264,7 @@ impl Inbox {
     }
 
     /// A message came; `None` for one that no rule wants or that has been here.
-    pub fn received(&mut self, message: Option<Inbound>, packet_id: u16, qos: Qos) {
+    pub(crate) fn received(&mut self, message: Option<Inbound>, packet_id: u16, qos: Qos) {
         match message {
             None => {
                 // such as what is left over from a subscription of an earlier configuration
@@ -292,7 +292,7 @@ impl Inbox {
     }
 
     /// Publishes what is held, as far as there is room.
-    pub async fn deliver(&mut self, door: &Door, now: u64) -> Result<(), IngressError> {
+    pub(crate) async fn deliver(&mut self, door: &Door, now: u64) -> Result<(), IngressError> {
         if self.is_closed {
             return Ok(());
         }
@@ -350,7 +350,7 @@ impl Inbox {
     }
 
     /// Waits until the oldest published message is safe. Never ends while there is none. Safe to cancel.
-    pub async fn next_settled(&mut self, door: &Door) -> Result<(), IngressError> {
+    pub(crate) async fn next_settled(&mut self, door: &Door) -> Result<(), IngressError> {
         let Some((receipt, ack)) = self.unsafe_yet.front().copied() else {
             return std::future::pending().await;
         };
@@ -361,7 +361,7 @@ impl Inbox {
     }
 
     /// Sends acknowledgements as far as the connection takes them; whether it is alive.
-    pub fn acknowledge(&mut self, client: &mut impl UpstreamClient) -> bool {
+    pub(crate) fn acknowledge(&mut self, client: &mut impl UpstreamClient) -> bool {
         while let Some(ack) = self.acks.front()
             && client.ack(*ack).is_ok()
         {
@@ -373,7 +373,7 @@ impl Inbox {
 
     /// The connection is gone: packet ids mean nothing any more. What was not acknowledged comes again, unless the
     /// upstream has forgotten it too.
-    pub fn disconnected(&mut self, clean_session: bool) {
+    pub(crate) fn disconnected(&mut self, clean_session: bool) {
         self.acks.clear();
         self.unsafe_yet.clear();
         self.releases.clear();

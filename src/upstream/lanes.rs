@@ -16,7 +16,7 @@ use crate::journal::{Backlog, ConsumerId, Delivery, Journal, Limits, Outcome, Po
 
 /// One of the two.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
-pub enum Lane {
+pub(crate) enum Lane {
     /// The only one while messages are strictly in order.
     #[default]
     First,
@@ -26,10 +26,10 @@ pub enum Lane {
 
 impl Lane {
     /// Both.
-    pub const ALL: [Lane; 2] = [Lane::First, Lane::Second];
+    pub(crate) const ALL: [Lane; 2] = [Lane::First, Lane::Second];
 
     /// Its place in arrays.
-    pub fn index(self) -> usize {
+    pub(crate) fn index(self) -> usize {
         self as usize
     }
 
@@ -41,7 +41,7 @@ impl Lane {
     }
 
     /// Name of its consumer in the journal.
-    pub fn consumer(self, upstream: &str) -> String {
+    pub(crate) fn consumer(self, upstream: &str) -> String {
         match self {
             Lane::First => format!("upstream/{upstream}"),
             Lane::Second => format!("upstream/{upstream}/2"),
@@ -51,31 +51,31 @@ impl Lane {
 
 /// Which lane is for what; decides and does nothing.
 #[derive(Clone, Copy, Debug)]
-pub struct Lanes {
+pub(crate) struct Lanes {
     order: Order,
     append: Lane,
 }
 
 impl Lanes {
     /// Before the first connection, with so many messages in each.
-    pub fn new(order: Order, waiting: [usize; 2]) -> Lanes {
+    pub(crate) fn new(order: Order, waiting: [usize; 2]) -> Lanes {
         let mut lanes = Lanes { order, append: Lane::First };
         lanes.disconnected(waiting);
         lanes
     }
 
     /// The lane that new messages go to.
-    pub fn append(&self) -> Lane {
+    pub(crate) fn append(&self) -> Lane {
         self.append
     }
 
     /// There is a connection, with so many messages in each: new ones shall not wait for many.
-    pub fn connected(&mut self, waiting: [usize; 2]) {
+    pub(crate) fn connected(&mut self, waiting: [usize; 2]) {
         self.switch_if(waiting[self.append.other().index()] < waiting[self.append.index()]);
     }
 
     /// There is none any more: what comes now waits in any case.
-    pub fn disconnected(&mut self, waiting: [usize; 2]) {
+    pub(crate) fn disconnected(&mut self, waiting: [usize; 2]) {
         self.switch_if(waiting[self.append.other().index()] > waiting[self.append.index()]);
     }
 
@@ -86,7 +86,7 @@ impl Lanes {
     }
 
     /// The lanes in the order in which they are handed over.
-    pub fn in_turn(&self) -> [(Lane, Role); 2] {
+    pub(crate) fn in_turn(&self) -> [(Lane, Role); 2] {
         match self.order {
             Order::Strict => [(Lane::Second, Role::Live), (Lane::First, Role::Live)],
             Order::LiveFirst => [(self.append, Role::Live), (self.append.other(), Role::Backlog)],
@@ -96,14 +96,14 @@ impl Lanes {
 
 /// The lanes in the journal.
 #[derive(Clone, Debug)]
-pub struct Consumers {
+pub(crate) struct Consumers {
     journal: Journal,
     ids: [Option<ConsumerId>; 2],
 }
 
 impl Consumers {
     /// Makes them known to the journal.
-    pub fn register(journal: &Journal, upstream: &str, limits: Limits, order: Order) -> Consumers {
+    pub(crate) fn register(journal: &Journal, upstream: &str, limits: Limits, order: Order) -> Consumers {
         let known = journal.consumers();
         let ids = Lane::ALL.map(|lane| {
             let name = lane.consumer(upstream);
@@ -115,69 +115,69 @@ impl Consumers {
     }
 
     /// The consumer of a lane; where there is only one, that.
-    pub fn id(&self, lane: Lane) -> ConsumerId {
+    pub(crate) fn id(&self, lane: Lane) -> ConsumerId {
         self.ids[lane.index()].or(self.ids[0]).unwrap_or(ConsumerId(u32::MAX))
     }
 
     /// The lanes that there are, and the consumer of each.
-    pub fn all(&self) -> impl Iterator<Item = (Lane, ConsumerId)> {
+    pub(crate) fn all(&self) -> impl Iterator<Item = (Lane, ConsumerId)> {
         Lane::ALL.into_iter().zip(self.ids).filter_map(|(lane, id)| Some((lane, id?)))
     }
 
     /// Messages that wait in each.
-    pub fn waiting(&self) -> [usize; 2] {
+    pub(crate) fn waiting(&self) -> [usize; 2] {
         self.ids.map(|id| id.map_or(0, |id| self.journal.backlog(id).messages))
     }
 
     /// What waits in both, and what became of the rest.
-    pub fn backlog(&self) -> Backlog {
+    pub(crate) fn backlog(&self) -> Backlog {
         let lanes = self.ids.iter().flatten().map(|id| self.journal.backlog(*id));
         lanes.fold(Backlog::default(), |sum, lane| sum.plus(&lane))
     }
 
     /// Reads both, each from its oldest unsettled message on.
-    pub fn readers(&self) -> Readers {
+    pub(crate) fn readers(&self) -> Readers {
         Readers { readers: self.ids.map(|id| id.map(|id| self.journal.reader(id))) }
     }
 }
 
 /// Reads both lanes.
 #[derive(Debug)]
-pub struct Readers {
+pub(crate) struct Readers {
     readers: [Option<Reader>; 2],
 }
 
 impl Readers {
     /// The next message of a lane that is in memory, for who has room for so many.
-    pub fn next_of(&mut self, lane: Lane, room: usize) -> Option<Delivery> {
+    pub(crate) fn next_of(&mut self, lane: Lane, room: usize) -> Option<Delivery> {
         self.readers[lane.index()].as_mut()?.next_of(room)
     }
 
     /// A message is done with: the journal knows with the next that is taken, or by [`Readers::say_settled`].
-    pub fn settle(&mut self, lane: Lane, position: Position, outcome: Outcome) {
+    pub(crate) fn settle(&mut self, lane: Lane, position: Position, outcome: Outcome) {
         if let Some(reader) = &mut self.readers[lane.index()] {
             reader.settle_soon(position, outcome);
         }
     }
 
     /// Has the journal know of all that is done with.
-    pub fn say_settled(&mut self) {
+    pub(crate) fn say_settled(&mut self) {
         self.readers.iter_mut().flatten().for_each(Reader::say_settled);
     }
 
     /// Reads again from the oldest unsettled message on.
-    pub fn rewind(&mut self) {
+    pub(crate) fn rewind(&mut self) {
         self.readers.iter_mut().flatten().for_each(Reader::rewind);
     }
 
     /// Whether nothing waits in a lane.
-    pub fn is_empty(&mut self, lane: Lane) -> bool {
+    pub(crate) fn is_empty(&mut self, lane: Lane) -> bool {
         self.say_settled();
         self.readers[lane.index()].as_ref().is_none_or(|reader| reader.backlog().messages == 0)
     }
 
     /// Waits until there may be something new. Safe to cancel.
-    pub async fn ready(&self) {
+    pub(crate) async fn ready(&self) {
         let [first, second] = self.readers.each_ref().map(|reader| ready(reader.as_ref()));
         tokio::select! {
             () = first => {}

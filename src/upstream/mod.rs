@@ -15,26 +15,26 @@
 //! that pass a message which may be what the upstream ends connections for (see [`session`]). On MQTT 3.1.1 an upstream sends back what it is
 //! sent where a subscription covers it; rules that would loop there are refused by the configuration.
 mod address;
-pub mod announce;
-pub mod approach;
-pub mod backoff;
+pub(crate) mod announce;
+pub(crate) mod approach;
+pub(crate) mod backoff;
 pub mod client;
 pub mod discovery;
 mod inbox;
-pub mod lanes;
+pub(crate) mod lanes;
 pub mod mark;
 pub mod overlap;
 mod password;
 pub mod properties;
-pub mod retained;
-pub mod rule;
-pub mod session;
+pub(crate) mod retained;
+pub(crate) mod rule;
+pub(crate) mod session;
 pub mod settings;
-pub mod task;
+pub(crate) mod task;
 #[cfg(test)]
 mod tests;
-pub mod tls;
+pub(crate) mod tls;
 mod twins;
 pub mod wire;
 
-pub use task::{Upstream, UpstreamError};
+pub use task::Upstream;

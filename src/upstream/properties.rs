@@ -10,7 +10,7 @@ use crate::status::ledger::DropReason;
 const MESSAGE_EXPIRY: u8 = 2;
 const SUBSCRIPTION_ID: u8 = 11;
 /// Identifier of the topic alias [MQTT-3.3.2.3.4].
-pub const TOPIC_ALIAS: u8 = 35;
+pub(crate) const TOPIC_ALIAS: u8 = 35;
 
 /// The properties that concern the message and not this part of its way: no alias, no subscription ids; expiry travels
 /// apart.
@@ -25,7 +25,7 @@ pub fn kept(encoded: &[u8]) -> Vec<u8> {
 }
 
 /// Adds what is left of the expiry interval.
-pub fn add_expiry(properties: &mut Vec<u8>, seconds: u32) {
+pub(crate) fn add_expiry(properties: &mut Vec<u8>, seconds: u32) {
     properties.push(MESSAGE_EXPIRY);
     properties.extend(seconds.to_be_bytes());
 }
@@ -73,12 +73,12 @@ pub fn down(encoded: &[u8], upstream: Option<via::Id>) -> Option<Vec<u8>> {
 }
 
 /// The gateway that introduces itself in these user properties.
-pub fn gateway_in(user: &[(String, String)]) -> Option<via::Id> {
+pub(crate) fn gateway_in(user: &[(String, String)]) -> Option<via::Id> {
     user.iter().find(|(name, _)| name == via::NAME).and_then(|(_, id)| via::Id::parse(id))
 }
 
 /// Appends a number as MQTT encodes lengths [MQTT-1.5.5].
-pub fn put_varint(mut number: usize, out: &mut impl BufMut) {
+pub(crate) fn put_varint(mut number: usize, out: &mut impl BufMut) {
     loop {
         let low = (number & 0x7f) as u8;
         number >>= 7;
@@ -90,7 +90,7 @@ pub fn put_varint(mut number: usize, out: &mut impl BufMut) {
 }
 
 /// The bytes that it takes.
-pub fn varint_len(number: usize) -> usize {
+pub(crate) fn varint_len(number: usize) -> usize {
     match number {
         0..0x80 => 1,
         0x80..0x4000 => 2,

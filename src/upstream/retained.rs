@@ -28,7 +28,7 @@ use crate::journal::{Backlog, Journal, Outcome, Position};
 use crate::message::{Message, TopicFilter};
 
 /// Topics kept per upstream.
-pub const MOST_KEPT: usize = 20_000;
+pub(crate) const MOST_KEPT: usize = 20_000;
 /// Topics remembered as sent on this connection; others are sent again by a pass.
 const MOST_SENT: usize = 65_536;
 /// Between passes on one connection.
@@ -37,12 +37,12 @@ const PASS_EVERY_MS: u64 = 300_000;
 const STRIKES: u32 = 3;
 const REST_MS: u64 = 3_600_000;
 /// Retained messages looked up at a time.
-pub const PAGE: usize = 32;
+pub(crate) const PAGE: usize = 32;
 /// What names in the journal begin with; no client id does.
 const PREFIX: &str = "\0retained/";
 
 /// Whether both say the same: a boot clock that was translated may differ a little.
-pub fn is_same(a: &Message, b: &Message) -> bool {
+pub(crate) fn is_same(a: &Message, b: &Message) -> bool {
     let (a, b) = (a.view(), b.view());
     let is_as_old = a.expiry().is_none() || (a.boot_ms() as i64).abs_diff(b.boot_ms() as i64) < 1_000;
     a.payload() == b.payload() && a.properties() == b.properties() && a.expiry() == b.expiry() && is_as_old
@@ -50,7 +50,7 @@ pub fn is_same(a: &Message, b: &Message) -> bool {
 
 /// Something to send in a pass, if it is still right.
 #[derive(Clone, Debug)]
-pub enum Item {
+pub(crate) enum Item {
     /// This is the retained message of its topic.
     Value(Message),
     /// Nothing is retained on the local topic.
@@ -64,7 +64,7 @@ pub enum Item {
 
 /// What a pass needs next.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Need {
+pub(crate) enum Need {
     /// Nothing: there is no pass, or it waits.
     Nothing,
     /// What is not retained here any more, see [`Passes::clears`].
@@ -91,7 +91,7 @@ struct Pass {
 
 /// When passes are due, how far the one is that runs, and which topics the upstream retains because of us.
 #[derive(Debug)]
-pub struct Passes {
+pub(crate) struct Passes {
     name: String,
     /// Remote to local topic.
     kept: BTreeMap<String, String>,
@@ -114,7 +114,7 @@ pub struct Passes {
 }
 
 /// Messages that may have been the last on their topic and never reached the upstream.
-pub fn losses(backlog: &Backlog) -> u64 {
+pub(crate) fn losses(backlog: &Backlog) -> u64 {
     backlog.dropped + backlog.lost + backlog.settled_as[Outcome::Expired as usize]
 }
 
@@ -127,7 +127,7 @@ fn kept<'a>(journal: &Journal, prefix: &'a str) -> impl Iterator<Item = (&'a str
 }
 
 /// Forgets what was kept for upstreams that there are no more.
-pub fn forget_unknown(journal: &Journal, is_known: impl Fn(&str) -> bool) {
+pub(crate) fn forget_unknown(journal: &Journal, is_known: impl Fn(&str) -> bool) {
     for (prefix, name) in [PREFIX, mark::PREFIX].iter().flat_map(|prefix| kept(journal, prefix)) {
         let upstream = name.strip_prefix(prefix).and_then(|rest| rest.split_once('\0'));
         if upstream.is_some_and(|(upstream, _)| !is_known(upstream)) {
@@ -139,7 +139,7 @@ pub fn forget_unknown(journal: &Journal, is_known: impl Fn(&str) -> bool) {
 
 impl Passes {
     /// As the journal has kept it.
-    pub fn restore(journal: &Journal, upstream: &str) -> Passes {
+    pub(crate) fn restore(journal: &Journal, upstream: &str) -> Passes {
         let prefix = prefix(upstream);
         let (mut kept, mut noted) = (BTreeMap::new(), None);
         for (name, value) in journal.kept(&prefix) {
@@ -171,14 +171,14 @@ impl Passes {
     }
 
     /// There is a connection.
-    pub fn connected(&mut self, session_present: bool, losses: u64, now: u64) {
+    pub(crate) fn connected(&mut self, session_present: bool, losses: u64, now: u64) {
         self.end();
         self.not_before = self.rests_until;
         self.is_due = now >= self.not_before && (!session_present || Some(losses) != self.noted);
     }
 
     /// There is none any more; `by_message`: the upstream may have closed it because of a message of the pass.
-    pub fn disconnected(&mut self, by_message: bool, now: u64) {
+    pub(crate) fn disconnected(&mut self, by_message: bool, now: u64) {
         if by_message && self.pass.as_ref().is_some_and(|pass| pass.sent > 0) {
             self.strikes += 1;
             if self.strikes == STRIKES {
@@ -197,29 +197,29 @@ impl Passes {
     }
 
     /// So much was lost by now.
-    pub fn losses(&mut self, losses: u64, now: u64) {
+    pub(crate) fn losses(&mut self, losses: u64, now: u64) {
         let is_wanted = !self.is_active() && Some(losses) != self.noted;
         self.is_due |= is_wanted && now >= self.not_before;
         self.wanted_at = Some(self.not_before).filter(|_| is_wanted && !self.is_due);
     }
 
     /// When [`Passes::losses`] is to be called at the latest.
-    pub fn deadline(&self) -> Option<u64> {
+    pub(crate) fn deadline(&self) -> Option<u64> {
         self.wanted_at
     }
 
     /// Whether a pass is to come or runs.
-    pub fn is_active(&self) -> bool {
+    pub(crate) fn is_active(&self) -> bool {
         self.is_due || self.pass.is_some()
     }
 
     /// Whether a pass is to come.
-    pub fn is_due(&self) -> bool {
+    pub(crate) fn is_due(&self) -> bool {
         self.is_due
     }
 
     /// All that waited is handed over: the pass begins.
-    pub fn begin(&mut self, filters: Vec<TopicFilter>, losses: u64, now: u64) {
+    pub(crate) fn begin(&mut self, filters: Vec<TopicFilter>, losses: u64, now: u64) {
         self.is_due = false;
         self.not_before = now + PASS_EVERY_MS;
         debug!(upstream = self.name, kept = self.kept.len(), "retained messages are brought up to date");
@@ -235,7 +235,7 @@ impl Passes {
     }
 
     /// What the pass needs, when all up to `synced` is safe.
-    pub fn need(&self, synced: Position) -> Need {
+    pub(crate) fn need(&self, synced: Position) -> Need {
         let Some(pass) = &self.pass else { return Need::Nothing };
         match pass.filters.front() {
             _ if !pass.items.is_empty() && pass.safe_at > synced => Need::Nothing,
@@ -247,13 +247,13 @@ impl Passes {
     }
 
     /// Whether it waits for the disk.
-    pub fn waits_for_disk(&self, synced: Position) -> bool {
+    pub(crate) fn waits_for_disk(&self, synced: Position) -> bool {
         self.pass.as_ref().is_some_and(|pass| !pass.items.is_empty() && pass.safe_at > synced)
     }
 
     /// Looks at the next kept topics; `is_absent` says that nothing is retained on a local topic, and `barrier` where in
     /// the journal that is safe.
-    pub fn clears(&mut self, is_absent: impl Fn(&str) -> bool, barrier: impl FnOnce() -> Position) {
+    pub(crate) fn clears(&mut self, is_absent: impl Fn(&str) -> bool, barrier: impl FnOnce() -> Position) {
         let Some(pass) = &mut self.pass else { return };
         let behind = (Bound::Excluded(pass.after.as_str()), Bound::Unbounded);
         let mut last = None;
@@ -269,7 +269,7 @@ impl Passes {
     }
 
     /// The retained messages that were asked for.
-    pub fn values(&mut self, messages: Vec<Message>, safe_at: Position) {
+    pub(crate) fn values(&mut self, messages: Vec<Message>, safe_at: Position) {
         let Some(pass) = &mut self.pass else { return };
         pass.safe_at = safe_at;
         match messages.last() {
@@ -283,19 +283,19 @@ impl Passes {
     }
 
     /// The next item.
-    pub fn next_item(&mut self) -> Option<Item> {
+    pub(crate) fn next_item(&mut self) -> Option<Item> {
         self.pass.as_mut()?.items.pop_front()
     }
 
     /// A message of the pass was handed over.
-    pub fn count(&mut self) {
+    pub(crate) fn count(&mut self) {
         if let Some(pass) = &mut self.pass {
             pass.sent += 1;
         }
     }
 
     /// Everything was answered to.
-    pub fn complete(&mut self) {
+    pub(crate) fn complete(&mut self) {
         let Some(pass) = self.pass.take() else { return };
         (self.noted, self.strikes) = (Some(pass.losses), 0);
         self.sent = HashSet::new();
@@ -305,13 +305,13 @@ impl Passes {
     }
 
     /// The upstream did not take all of it: again, but not at once.
-    pub fn put_off(&mut self) {
+    pub(crate) fn put_off(&mut self) {
         self.end();
         self.noted = None;
     }
 
     /// The gateway ends in order: what has been made good need not be made good again.
-    pub fn close(&self, journal: &Journal) {
+    pub(crate) fn close(&self, journal: &Journal) {
         if let Some(noted) = self.noted.filter(|_| !self.kept.is_empty()) {
             // where it cannot be kept, there is a pass too many
             let _ = journal.keep(&prefix(&self.name), Some(&noted.to_le_bytes()), true);
@@ -319,12 +319,12 @@ impl Passes {
     }
 
     /// Whether a pass need not send a topic.
-    pub fn was_sent(&self, remote: &str) -> bool {
+    pub(crate) fn was_sent(&self, remote: &str) -> bool {
         self.sent.contains(&self.hasher.hash_one(remote))
     }
 
     /// A retained message is handed over: the upstream may retain it from now on, and nothing older comes after it.
-    pub fn handed_over(&mut self, journal: &Journal, remote: &str, local: &str, is_value: bool) {
+    pub(crate) fn handed_over(&mut self, journal: &Journal, remote: &str, local: &str, is_value: bool) {
         if self.is_active() && self.sent.len() < MOST_SENT {
             self.sent.insert(self.hasher.hash_one(remote));
         }
@@ -343,14 +343,14 @@ impl Passes {
     }
 
     /// The upstream does not retain this topic because of us any more.
-    pub fn forget(&mut self, journal: &Journal, remote: &str) {
+    pub(crate) fn forget(&mut self, journal: &Journal, remote: &str) {
         if self.kept.remove(remote).is_some() {
             let _ = journal.keep(&(prefix(&self.name) + remote), None, true);
         }
     }
 
     /// The local topic of one that the upstream retains because of us.
-    pub fn local(&self, remote: &str) -> Option<&str> {
+    pub(crate) fn local(&self, remote: &str) -> Option<&str> {
         self.kept.get(remote).map(String::as_str)
     }
 }

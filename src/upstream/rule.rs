@@ -27,15 +27,15 @@ struct Mapping<Q> {
 
 /// Where a message goes, and how.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Target {
+pub(crate) struct Target {
     /// Topic there.
-    pub topic: String,
+    pub(crate) topic: String,
     /// QoS there.
-    pub qos: OutQos,
+    pub(crate) qos: OutQos,
     /// Whether the retain flag is kept.
-    pub retain: bool,
+    pub(crate) retain: bool,
     /// An older message does not go.
-    pub max_age: Option<Duration>,
+    pub(crate) max_age: Option<Duration>,
 }
 
 impl<Q: Copy> Mapping<Q> {
@@ -48,7 +48,7 @@ impl<Q: Copy> Mapping<Q> {
 
 /// The rules of one upstream.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Rules {
+pub(crate) struct Rules {
     out: Vec<Mapping<OutQos>>,
     inbound: Vec<Mapping<Qos>>,
     reserved: Vec<String>,
@@ -56,7 +56,7 @@ pub struct Rules {
 
 impl Rules {
     /// The rules that these settings state.
-    pub fn new(settings: &UpstreamSettings) -> Rules {
+    pub(crate) fn new(settings: &UpstreamSettings) -> Rules {
         let out = settings.out.iter().chain(&settings.both).filter_map(|rule| {
             let filter = TopicFilter::new(rule.local_filter()).ok()?;
             Some(Mapping {
@@ -92,31 +92,31 @@ impl Rules {
     }
 
     /// Whether messages go up at QoS 2.
-    pub fn is_exact(&self) -> bool {
+    pub(crate) fn is_exact(&self) -> bool {
         self.out.iter().any(|mapping| mapping.qos == OutQos::ExactlyOnce)
     }
 
     /// Where a message published here goes there, and how; `None` if it does not.
-    pub fn outgoing(&self, topic: &str) -> Option<Target> {
+    pub(crate) fn outgoing(&self, topic: &str) -> Option<Target> {
         let (topic, rule) = first(&self.out, topic)?;
         Some(Target { topic, qos: rule.qos, retain: rule.retain, max_age: rule.max_age })
     }
 
     /// Where a message that came from there goes here, the highest QoS it keeps, and whether it keeps the retain flag;
     /// `None` if it does not.
-    pub fn incoming(&self, topic: &str) -> Option<(String, Qos, bool)> {
+    pub(crate) fn incoming(&self, topic: &str) -> Option<(String, Qos, bool)> {
         let (topic, rule) = first(&self.inbound, topic)?;
         (!self.reserved.contains(&topic)).then_some((topic, rule.qos, rule.retain))
     }
 
     /// Where the rules stand that a remote filter comes from.
-    pub fn place_of(&self, remote: &TopicFilter) -> String {
+    pub(crate) fn place_of(&self, remote: &TopicFilter) -> String {
         let places = self.inbound.iter().filter(|mapping| mapping.filter == *remote);
         places.map(|mapping| mapping.place.to_string()).collect::<Vec<_>>().join(", ")
     }
 
     /// What is to be kept for this upstream.
-    pub fn local_filters(&self) -> Vec<TopicFilter> {
+    pub(crate) fn local_filters(&self) -> Vec<TopicFilter> {
         let mut filters: Vec<_> = self.out.iter().map(|mapping| mapping.filter.clone()).collect();
         filters.sort();
         filters.dedup();
@@ -124,13 +124,13 @@ impl Rules {
     }
 
     /// What surely arrives there under the topic that it has here; nothing if only some of it does.
-    pub fn carried(&self) -> Vec<TopicFilter> {
+    pub(crate) fn carried(&self) -> Vec<TopicFilter> {
         let is_kept = |mapping: &Mapping<OutQos>| mapping.from == mapping.to && mapping.qos != OutQos::AtMostOnce;
         if self.out.iter().all(is_kept) { self.local_filters() } else { Vec::new() }
     }
 
     /// What is to be subscribed to there: every filter once, at the highest QoS that a rule asks for.
-    pub fn subscriptions(&self) -> Vec<(TopicFilter, Qos)> {
+    pub(crate) fn subscriptions(&self) -> Vec<(TopicFilter, Qos)> {
         let mut wanted: Vec<_> = self.inbound.iter().map(|mapping| (mapping.filter.clone(), mapping.qos)).collect();
         wanted.sort_by(|a, b| a.0.cmp(&b.0).then(b.1.cmp(&a.1)));
         wanted.dedup_by(|later, first| later.0 == first.0);
@@ -167,7 +167,7 @@ pub(super) mod tests {
         mapping: Vec<Row>,
     }
 
-    pub fn rule<Q>(filter: &str, local: &str, remote: &str, qos: Q) -> Rule<Q> {
+    pub(crate) fn rule<Q>(filter: &str, local: &str, remote: &str, qos: Q) -> Rule<Q> {
         Rule {
             topic_filter: filter.into(),
             local_prefix: local.into(),
@@ -179,7 +179,7 @@ pub(super) mod tests {
         }
     }
 
-    pub fn settings() -> UpstreamSettings {
+    pub(crate) fn settings() -> UpstreamSettings {
         UpstreamSettings::new("home", vec![UpstreamAddress::parse("mqtt://127.0.0.1").unwrap()], "gateway")
     }
 

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 pub use super::address::{Proxy, ProxyScheme, Scheme, UpstreamAddress};
-pub use super::overlap::loops;
+pub(crate) use super::overlap::loops;
 pub(crate) use super::tls::fingerprint;
 use crate::message::{Qos, Topic, via};
 
@@ -13,64 +13,64 @@ use crate::message::{Qos, Topic, via};
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct UpstreamSettings {
     /// Name, unique among the upstreams.
-    pub name: String,
+    pub(crate) name: String,
     /// Where it is, tried in turn; at least one.
     pub addresses: Vec<UpstreamAddress>,
     /// Version of MQTT to speak.
     pub protocol: Protocol,
     /// With [`Protocol::Auto`]: the rules would loop on 3.1.1, so there is no falling back to it.
-    pub v5_only: bool,
+    pub(crate) v5_only: bool,
     /// Client id, not empty.
-    pub client_id: String,
+    pub(crate) client_id: String,
     /// It is not configured.
-    pub has_default_client_id: bool,
+    pub(crate) has_default_client_id: bool,
     /// User name.
-    pub username: Option<String>,
+    pub(crate) username: Option<String>,
     /// Where the password comes from, only with a user name.
-    pub password: Option<Password>,
+    pub(crate) password: Option<Password>,
     /// Whether the upstream forgets us when the connection ends.
-    pub clean_session: bool,
+    pub(crate) clean_session: bool,
     /// On version 5: how long the upstream keeps messages for us; whole seconds.
-    pub session_expiry: Duration,
+    pub(crate) session_expiry: Duration,
     /// From 5 s to 65535 s, whole seconds.
-    pub keep_alive: Duration,
+    pub(crate) keep_alive: Duration,
     /// QoS 1 messages sent and not yet acknowledged; at least 1.
-    pub max_inflight: u16,
+    pub(crate) max_inflight: u16,
     /// For `mqtts` and `wss` addresses; `None`: the system's roots, no client certificate.
-    pub tls: Option<UpstreamTls>,
+    pub(crate) tls: Option<UpstreamTls>,
     /// What connections go through.
-    pub proxy: Option<Proxy>,
+    pub(crate) proxy: Option<Proxy>,
     /// From the first packet of TCP to CONNACK.
-    pub connect_timeout: Duration,
+    pub(crate) connect_timeout: Duration,
     /// Waits between attempts to connect.
-    pub retry: Retry,
+    pub(crate) retry: Retry,
     /// After this time with another than the first address, the first is tried again; `None`: never.
-    pub failback: Option<Duration>,
+    pub(crate) failback: Option<Duration>,
     /// Most messages in a time.
-    pub rate: Option<Rate>,
+    pub(crate) rate: Option<Rate>,
     /// Remote topic that says whether the gateway is connected.
-    pub status_topic: Option<Topic>,
+    pub(crate) status_topic: Option<Topic>,
     /// Local topics that go up.
-    pub out: Vec<OutRule>,
+    pub(crate) out: Vec<OutRule>,
     /// Remote topics that come down.
-    pub inbound: Vec<InRule>,
+    pub(crate) inbound: Vec<InRule>,
     /// Topics that go both ways.
-    pub both: Vec<BothRule>,
+    pub(crate) both: Vec<BothRule>,
     /// Local topics that only the gateway itself publishes: nothing comes down to them.
-    pub reserved: Vec<String>,
+    pub(crate) reserved: Vec<String>,
 }
 
 impl UpstreamSettings {
     /// How this gateway introduces itself to an upstream that may be a gateway too: by its id, if it takes messages in under
     /// the topics that they have there. That gateway then need not deliver what it forwards here anyway.
-    pub fn introduction(&self) -> String {
+    pub(crate) fn introduction(&self) -> String {
         let inbound = self.inbound.iter().all(|rule| rule.local_prefix == rule.remote_prefix);
         let both = self.both.iter().all(|rule| rule.local_prefix == rule.remote_prefix);
         if inbound && both { via::Id::ours().as_str().to_owned() } else { String::new() }
     }
 
     /// An upstream with the defaults of everything that has one, and no rules.
-    pub fn new(name: impl Into<String>, addresses: Vec<UpstreamAddress>, client_id: impl Into<String>) -> Self {
+    pub(crate) fn new(name: impl Into<String>, addresses: Vec<UpstreamAddress>, client_id: impl Into<String>) -> Self {
         UpstreamSettings {
             name: name.into(),
             addresses,
@@ -101,7 +101,7 @@ impl UpstreamSettings {
 
 /// Where a password comes from. It is fetched for each connection, so that a new one is used at once.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Password {
+pub(crate) enum Password {
     /// A file: its text without the line end.
     File(PathBuf),
     /// A program and its arguments: what it prints, without the line end.
@@ -110,11 +110,11 @@ pub enum Password {
 
 /// Waits between attempts to connect: they double from the first to the second, each shortened at random by up to half.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Retry {
+pub(crate) struct Retry {
     /// The first.
-    pub min: Duration,
+    pub(crate) min: Duration,
     /// The longest.
-    pub max: Duration,
+    pub(crate) max: Duration,
 }
 
 impl Default for Retry {
@@ -145,7 +145,7 @@ impl Rate {
     }
 
     /// Between two messages.
-    pub fn interval(self) -> Duration {
+    pub(crate) fn interval(self) -> Duration {
         self.per / self.messages
     }
 
@@ -169,24 +169,24 @@ pub enum Protocol {
 
 /// TLS towards an upstream; files are in PEM.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
-pub struct UpstreamTls {
+pub(crate) struct UpstreamTls {
     /// SHA-256 of the one certificate that is accepted, whoever signed it and whatever it says.
-    pub fingerprint: Option<[u8; 32]>,
+    pub(crate) fingerprint: Option<[u8; 32]>,
     /// The name that the certificate is to have, and that the upstream is told; `None`: the host of the address.
-    pub server_name: Option<String>,
+    pub(crate) server_name: Option<String>,
     /// Protocols to offer (ALPN).
-    pub alpn: Vec<String>,
+    pub(crate) alpn: Vec<String>,
     /// Authorities that sign the upstream's certificate; `None`: the system's.
-    pub ca: Option<PathBuf>,
+    pub(crate) ca: Option<PathBuf>,
     /// Our certificate chain; always with `key`.
-    pub cert: Option<PathBuf>,
+    pub(crate) cert: Option<PathBuf>,
     /// Our private key; always with `cert`.
-    pub key: Option<PathBuf>,
+    pub(crate) key: Option<PathBuf>,
 }
 
 /// QoS of messages that go up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
-pub enum OutQos {
+pub(crate) enum OutQos {
     /// QoS 0 at most.
     AtMostOnce,
     /// QoS 1 for all, so that messages published at QoS 0 are confirmed too.
@@ -202,31 +202,31 @@ pub enum OutQos {
 /// remote topics of `remote_prefix` + `topic_filter`. An empty `topic_filter` maps the one topic `local_prefix` to the
 /// one topic `remote_prefix`. Both joined filters are valid, and the prefixes have no wildcards.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Rule<Q> {
+pub(crate) struct Rule<Q> {
     /// What both sides have in common; empty for a single topic.
-    pub topic_filter: String,
+    pub(crate) topic_filter: String,
     /// In front of it here.
-    pub local_prefix: String,
+    pub(crate) local_prefix: String,
     /// In front of it there.
-    pub remote_prefix: String,
+    pub(crate) remote_prefix: String,
     /// QoS of what is passed on.
-    pub qos: Q,
+    pub(crate) qos: Q,
     /// Whether the retain flag is passed on.
-    pub retain: bool,
+    pub(crate) retain: bool,
     /// What waited for longer does not go up.
-    pub max_age: Option<Duration>,
+    pub(crate) max_age: Option<Duration>,
     /// Where the rule stands in the configuration.
-    pub place: Place,
+    pub(crate) place: Place,
 }
 
 impl<Q> Rule<Q> {
     /// The filter of the local topics.
-    pub fn local_filter(&self) -> String {
+    pub(crate) fn local_filter(&self) -> String {
         format!("{}{}", self.local_prefix, self.topic_filter)
     }
 
     /// The filter of the remote topics.
-    pub fn remote_filter(&self) -> String {
+    pub(crate) fn remote_filter(&self) -> String {
         format!("{}{}", self.remote_prefix, self.topic_filter)
     }
 
@@ -238,7 +238,7 @@ impl<Q> Rule<Q> {
 
 impl UpstreamSettings {
     /// What goes up and what comes down, for people.
-    pub fn rules_in_words(&self) -> Vec<String> {
+    pub(crate) fn rules_in_words(&self) -> Vec<String> {
         let up = self.out.iter().map(|rule| rule.in_words("goes up", &rule.local_filter(), &rule.remote_filter()));
         let down =
             self.inbound.iter().map(|rule| rule.in_words("comes down", &rule.remote_filter(), &rule.local_filter()));
@@ -249,17 +249,17 @@ impl UpstreamSettings {
 }
 
 /// One `[[upstream.out]]`: local topics go up.
-pub type OutRule = Rule<OutQos>;
+pub(crate) type OutRule = Rule<OutQos>;
 
 /// One `[[upstream.in]]`: remote topics come down, at most at this QoS.
-pub type InRule = Rule<Qos>;
+pub(crate) type InRule = Rule<Qos>;
 
 /// One `[[upstream.both]]`: topics go both ways; the QoS is that of the way up, and [`BothRule::qos_in`] that down.
-pub type BothRule = Rule<OutQos>;
+pub(crate) type BothRule = Rule<OutQos>;
 
 impl BothRule {
     /// QoS to subscribe with for the way down.
-    pub fn qos_in(&self) -> Qos {
+    pub(crate) fn qos_in(&self) -> Qos {
         match self.qos {
             OutQos::AtMostOnce => Qos::AtMostOnce,
             OutQos::AtLeastOnce | OutQos::Keep => Qos::AtLeastOnce,
@@ -271,11 +271,11 @@ impl BothRule {
 /// `FILE:LINE` of a rule, for messages. All places are equal: where a rule stands says nothing about what it does, and
 /// moving it is no change.
 #[derive(Clone, Default)]
-pub struct Place(Box<str>);
+pub(crate) struct Place(Box<str>);
 
 impl Place {
     /// A line of a file.
-    pub fn new(file: &str, line: usize) -> Place {
+    pub(crate) fn new(file: &str, line: usize) -> Place {
         Place(format!("{file}:{line}").into())
     }
 }

@@ -14,7 +14,7 @@ use crate::secret::sha256;
 use crate::tls::{authorities, blame, certificates, private_key};
 
 /// Reads the files, which blocks. They are read for every connection, so a renewed certificate is used at once.
-pub fn client_config(files: &UpstreamTls, is_web_socket: bool) -> Result<Arc<ClientConfig>, String> {
+pub(crate) fn client_config(files: &UpstreamTls, is_web_socket: bool) -> Result<Arc<ClientConfig>, String> {
     let provider = Arc::new(ring::default_provider());
     let builder = ClientConfig::builder_with_provider(provider.clone())
         .with_safe_default_protocol_versions()
@@ -71,7 +71,7 @@ pub(super) fn broken_io(error: &io::Error) -> Broken {
 }
 
 /// What is wrong, and what to do about it.
-pub fn in_words(error: &rustls::Error) -> String {
+pub(crate) fn in_words(error: &rustls::Error) -> String {
     use rustls::Error::{AlertReceived, InvalidCertificate, InvalidMessage, NoApplicationProtocol};
     let advice = match error {
         InvalidCertificate(CertificateError::UnknownIssuer) => {

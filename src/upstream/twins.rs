@@ -18,7 +18,7 @@ pub(super) struct Twins {
 
 impl Twins {
     /// A connection has ended; `is_explained`: something that we sent may be the reason. Whether it is to be said.
-    pub fn ended(&mut self, why: &Broken, lasted: Duration, is_explained: bool) -> bool {
+    pub(crate) fn ended(&mut self, why: &Broken, lasted: Duration, is_explained: bool) -> bool {
         let certain = *why == Broken::TakenOver;
         let possible = *why == Broken::Closed && lasted < SOON && !is_explained;
         if !certain && !possible {
@@ -31,7 +31,7 @@ impl Twins {
     }
 
     /// Connections in a row that ended so.
-    pub fn times(self) -> u32 {
+    pub(crate) fn times(self) -> u32 {
         self.times
     }
 }

@@ -16,25 +16,25 @@ pub struct Link {
     /// Version spoken.
     pub version: Version,
     /// Whether it remembers subscriptions and messages from before.
-    pub session_present: bool,
+    pub(crate) session_present: bool,
     /// QoS 1 messages that it takes before it has acknowledged the first of them.
     pub receive_maximum: u16,
     /// Largest packet that it takes.
-    pub max_packet_size: Option<u32>,
+    pub(crate) max_packet_size: Option<u32>,
     /// Highest QoS that it takes.
-    pub max_qos: Qos,
+    pub(crate) max_qos: Qos,
     /// Whether it takes retained messages.
-    pub retain_available: bool,
+    pub(crate) retain_available: bool,
     /// Topic aliases that it takes.
-    pub topic_aliases: u16,
+    pub(crate) topic_aliases: u16,
     /// It is a gateway, and this one.
-    pub gateway: Option<via::Id>,
+    pub(crate) gateway: Option<via::Id>,
 }
 
 /// Bytes of a topic alias among the properties.
-pub const ALIAS_LEN: usize = 3;
+pub(crate) const ALIAS_LEN: usize = 3;
 /// Most bytes by which an alias that is said for the first time makes a packet longer: itself, and one for each of two lengths.
-pub const ALIAS_COST: usize = ALIAS_LEN + 2;
+pub(crate) const ALIAS_COST: usize = ALIAS_LEN + 2;
 
 /// A message on its way up.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -57,7 +57,7 @@ pub struct OutMessage {
 
 impl OutMessage {
     /// Bytes of the PUBLISH packet.
-    pub fn packet_size(&self, version: Version) -> usize {
+    pub(crate) fn packet_size(&self, version: Version) -> usize {
         let remaining = self.remaining_length(version);
         1 + varint_len(remaining) + remaining
     }
@@ -72,12 +72,13 @@ impl OutMessage {
     }
 
     /// Appends the PUBLISH packet [MQTT-3.3]. The packet id is not used at QoS 0.
-    pub fn encode(&self, version: Version, packet_id: u16, out: &mut BytesMut) {
+    #[cfg(test)]
+    pub(crate) fn encode(&self, version: Version, packet_id: u16, out: &mut BytesMut) {
         self.encode_as(version, packet_id, None, out);
     }
 
     /// The same with a topic alias, and whether the other side knows it: then the topic itself is left out [MQTT-3.3.2.3.4].
-    pub fn encode_as(&self, version: Version, packet_id: u16, alias: Option<(u16, bool)>, out: &mut BytesMut) {
+    pub(crate) fn encode_as(&self, version: Version, packet_id: u16, alias: Option<(u16, bool)>, out: &mut BytesMut) {
         let topic = if alias.is_some_and(|(_, is_known)| is_known) { "" } else { self.topic.as_str() };
         let properties = self.properties.len() + if alias.is_some() { ALIAS_LEN } else { 0 };
         let length = varint_len(properties) + properties - varint_len(self.properties.len()) - self.properties.len();
@@ -104,7 +105,7 @@ impl OutMessage {
 
 /// How a message on its way up stands to the others.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Role {
+pub(crate) enum Role {
     /// It may use the whole window.
     Live,
     /// It leaves a part of the window to those that are live.
@@ -123,11 +124,11 @@ pub struct InMessage {
     /// QoS.
     pub qos: Qos,
     /// Retain flag.
-    pub retain: bool,
+    pub(crate) retain: bool,
     /// Message expiry interval in seconds.
-    pub expiry: Option<u32>,
+    pub(crate) expiry: Option<u32>,
     /// MQTT 5 properties, encoded, without their length.
-    pub properties: Vec<u8>,
+    pub(crate) properties: Vec<u8>,
 }
 
 /// What happens on a connection.
@@ -223,7 +224,7 @@ pub enum Broken {
 }
 
 /// `NotAuthorized` as "not authorized".
-pub fn words(code: &impl std::fmt::Debug) -> String {
+pub(crate) fn words(code: &impl std::fmt::Debug) -> String {
     let mut text = String::new();
     for c in format!("{code:?}").chars() {
         if c.is_uppercase() && !text.is_empty() {
@@ -238,7 +239,7 @@ pub fn words(code: &impl std::fmt::Debug) -> String {
 const SAID: usize = 200;
 
 /// What somebody else has said, fit for a line of the log: short, and without what would begin a new one.
-pub fn said(text: &str) -> String {
+pub(crate) fn said(text: &str) -> String {
     let shown = text.chars().take(SAID).map(|c| if c.is_control() { '?' } else { c });
     let shown: String = shown.collect();
     if text.chars().nth(SAID).is_some() { shown + "..." } else { shown }

@@ -29,7 +29,7 @@ const OF_NEWCOMERS: usize = 8;
 
 /// Who holds something. Guests are told apart by their network, as far as it is known.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub enum Holder {
+pub(crate) enum Holder {
     /// All clients of this user.
     User(Box<str>),
     /// Clients without a user name in this network.
@@ -38,7 +38,7 @@ pub enum Holder {
 
 impl Holder {
     /// A client of this user, if it has one, at this address.
-    pub fn of(user: Option<&str>, from: IpAddr) -> Holder {
+    pub(crate) fn of(user: Option<&str>, from: IpAddr) -> Holder {
         match user {
             Some(user) => Holder::User(user.into()),
             None => Holder::Guest(Some(network(from))),
@@ -46,18 +46,18 @@ impl Holder {
     }
 
     /// Whether it is no user.
-    pub fn is_guest(&self) -> bool {
+    pub(crate) fn is_guest(&self) -> bool {
         matches!(self, Holder::Guest(_))
     }
 }
 
 /// How many places there are, and for whom.
 #[derive(Clone, Copy, Debug)]
-pub struct Bounds {
+pub(crate) struct Bounds {
     /// Places in all, whoever has them.
-    pub most: usize,
+    pub(crate) most: usize,
     /// There are users, and places that are theirs.
-    pub has_users: bool,
+    pub(crate) has_users: bool,
 }
 
 impl Bounds {
@@ -76,30 +76,30 @@ impl Bounds {
     }
 
     /// For guests of one network.
-    pub fn of_network(&self) -> usize {
+    pub(crate) fn of_network(&self) -> usize {
         (self.of_guests() * 3 / 4).max(1)
     }
 }
 
 /// Somebody who wants a place.
 #[derive(Clone, Copy, Debug)]
-pub struct Newcomer<'a> {
+pub(crate) struct Newcomer<'a> {
     /// Its user, if it has one.
-    pub user: Option<&'a str>,
+    pub(crate) user: Option<&'a str>,
     /// Where it comes from.
-    pub from: IpAddr,
+    pub(crate) from: IpAddr,
     /// The name of its session: a connection that has it already gives its place to this one.
-    pub session: Option<&'a str>,
+    pub(crate) session: Option<&'a str>,
     /// A session waits for it.
-    pub is_returning: bool,
+    pub(crate) is_returning: bool,
     /// It may still turn out to be a user.
-    pub is_unknown: bool,
+    pub(crate) is_unknown: bool,
 }
 
 /// There is no place.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("too many are connected")]
-pub struct NoPlace;
+pub(crate) struct NoPlace;
 
 struct Taken {
     holder: Holder,
@@ -127,7 +127,7 @@ struct State {
 
 /// All places of a kind.
 #[derive(Default)]
-pub struct Places {
+pub(crate) struct Places {
     state: Mutex<State>,
 }
 
@@ -162,17 +162,17 @@ enum Obstacle {
 
 impl Places {
     /// Places that are taken.
-    pub fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         self.state.lock().taken.len()
     }
 
-    /// Whether no place is taken.
-    pub fn is_empty(&self) -> bool {
+    #[cfg(test)]
+    pub(crate) fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
     /// Takes a place, if need be that of somebody who has to give way.
-    pub fn enter(self: &Arc<Self>, newcomer: &Newcomer<'_>, bounds: Bounds) -> Result<Place, NoPlace> {
+    pub(crate) fn enter(self: &Arc<Self>, newcomer: &Newcomer<'_>, bounds: Bounds) -> Result<Place, NoPlace> {
         let mut gone = Vec::new();
         let mut state = self.state.lock();
         let from = newcomer.from.to_canonical();
@@ -356,33 +356,33 @@ impl State {
 
 impl Place {
     /// The same, with a place among the connections of a port where these are bounded.
-    pub fn at_port(mut self, of_port: Option<OwnedSemaphorePermit>) -> Place {
+    pub(crate) fn at_port(mut self, of_port: Option<OwnedSemaphorePermit>) -> Place {
         self._of_port = of_port;
         self
     }
 
     /// Completes when somebody else has the place.
-    pub async fn cut(&self) {
+    pub(crate) async fn cut(&self) {
         self.cut.cancelled().await;
     }
 
     /// The same as a future of its own.
-    pub fn ending(&self) -> WaitForCancellationFutureOwned {
+    pub(crate) fn ending(&self) -> WaitForCancellationFutureOwned {
         self.cut.clone().cancelled_owned()
     }
 
-    /// Whether somebody else has the place.
-    pub fn is_cut(&self) -> bool {
+    #[cfg(test)]
+    pub(crate) fn is_cut(&self) -> bool {
         self.cut.is_cancelled()
     }
 
     /// Completes when another connection of the same session has come into the place.
-    pub async fn replaced(&self) {
+    pub(crate) async fn replaced(&self) {
         self.replaced.cancelled().await;
     }
 
     /// For whoever has its own way to end things: called when somebody else has the place.
-    pub fn on_cut(&self, then: impl FnOnce() + Send + 'static) {
+    pub(crate) fn on_cut(&self, then: impl FnOnce() + Send + 'static) {
         let mut state = self.places.state.lock();
         match state.taken.get_mut(&self.number) {
             Some(taken) => _ = taken.sitting.insert(self.seat, Some(Box::new(then))),

@@ -6,20 +6,20 @@ use smallvec::SmallVec;
 
 use crate::exchange::ingress::{Accepted, Receipt};
 use crate::mqtt::Reason;
-use crate::mqtt::write::Ack;
+use crate::mqtt::write::AckPacket;
 
 /// An acknowledgement that waits for its turn.
 #[derive(Clone, Copy, Debug)]
-pub struct PendingAck {
-    pub kind: Ack,
-    pub packet_id: u16,
-    pub reason: Reason,
+pub(crate) struct PendingAck {
+    pub(crate) kind: AckPacket,
+    pub(crate) packet_id: u16,
+    pub(crate) reason: Reason,
     /// Present once the message has its place; place in the batch before that.
-    pub state: AckState,
+    pub(crate) state: AckState,
 }
 
 #[derive(Clone, Copy, Debug)]
-pub enum AckState {
+pub(crate) enum AckState {
     InBatch(u32),
     Waits(Receipt),
 }
@@ -28,54 +28,54 @@ impl PendingAck {
     /// Whether it ends an exchange that the client began, and so gives room for another [MQTT-4.9.0-3].
     fn ends_an_exchange(&self) -> bool {
         match self.kind {
-            Ack::PubAck => true,
+            AckPacket::PubAck => true,
             // PUBREL for a message that is not known has no exchange behind it
-            Ack::PubComp => !self.reason.is_error(),
+            AckPacket::PubComp => !self.reason.is_error(),
             // otherwise the exchange goes on, and the session counts it
-            Ack::PubRec => self.reason.is_error(),
-            Ack::PubRel => false,
+            AckPacket::PubRec => self.reason.is_error(),
+            AckPacket::PubRel => false,
         }
     }
 }
 
 /// All of them.
 #[derive(Debug, Default)]
-pub struct Acks {
+pub(crate) struct Acks {
     queue: VecDeque<PendingAck>,
     ending: usize,
 }
 
 impl Acks {
-    pub fn push(&mut self, ack: PendingAck) {
+    pub(crate) fn push(&mut self, ack: PendingAck) {
         self.ending += usize::from(ack.ends_an_exchange());
         self.queue.push_back(ack);
     }
 
-    pub fn front(&self) -> Option<&PendingAck> {
+    pub(crate) fn front(&self) -> Option<&PendingAck> {
         self.queue.front()
     }
 
-    pub fn pop(&mut self) {
+    pub(crate) fn pop(&mut self) {
         if let Some(ack) = self.queue.pop_front() {
             self.ending -= usize::from(ack.ends_an_exchange());
         }
     }
 
-    pub fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         self.queue.len()
     }
 
-    pub fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.queue.is_empty()
     }
 
     /// Exchanges of the client of which only the last answer is missing.
-    pub fn ending(&self) -> usize {
+    pub(crate) fn ending(&self) -> usize {
         self.ending
     }
 
     /// The batch has its place. Returns the packet ids of what was not accepted.
-    pub fn placed(&mut self, accepted: &Accepted, is_v5: bool) -> SmallVec<[u16; 4]> {
+    pub(crate) fn placed(&mut self, accepted: &Accepted, is_v5: bool) -> SmallVec<[u16; 4]> {
         let mut refused = SmallVec::new();
         self.queue.retain_mut(|ack| {
             let AckState::InBatch(place) = ack.state else { return true };
@@ -99,7 +99,7 @@ impl Acks {
 mod tests {
     use super::*;
 
-    fn ack(kind: Ack, packet_id: u16, reason: Reason) -> PendingAck {
+    fn ack(kind: AckPacket, packet_id: u16, reason: Reason) -> PendingAck {
         PendingAck { kind, packet_id, reason, state: AckState::InBatch(u32::from(packet_id)) }
     }
 
@@ -107,12 +107,12 @@ mod tests {
     fn an_exchange_counts_once_whatever_waits_for_it() {
         let mut acks = Acks::default();
         for (kind, reason, ending) in [
-            (Ack::PubAck, Reason::SUCCESS, 1),
-            (Ack::PubRec, Reason::SUCCESS, 1),
-            (Ack::PubRec, Reason::NOT_AUTHORIZED, 2),
-            (Ack::PubComp, Reason::SUCCESS, 3),
-            (Ack::PubComp, Reason::PACKET_ID_NOT_FOUND, 3),
-            (Ack::PubRel, Reason::SUCCESS, 3),
+            (AckPacket::PubAck, Reason::SUCCESS, 1),
+            (AckPacket::PubRec, Reason::SUCCESS, 1),
+            (AckPacket::PubRec, Reason::NOT_AUTHORIZED, 2),
+            (AckPacket::PubComp, Reason::SUCCESS, 3),
+            (AckPacket::PubComp, Reason::PACKET_ID_NOT_FOUND, 3),
+            (AckPacket::PubRel, Reason::SUCCESS, 3),
         ] {
             acks.push(ack(kind, acks.len() as u16, reason));
             assert_eq!(acks.ending(), ending, "{kind:?} {reason:?}");

@@ -16,23 +16,23 @@ use crate::mqtt::write::{self, ConnAckProperties};
 use crate::mqtt::{Connect, Reason};
 
 /// A client that may come in.
-pub struct Admitted {
-    pub connect: Connect,
-    pub identity: Identity,
-    pub permissions: Arc<Permissions>,
-    pub password_hash: Option<String>,
+pub(crate) struct Admitted {
+    pub(crate) connect: Connect,
+    pub(crate) identity: Identity,
+    pub(crate) permissions: Arc<Permissions>,
+    pub(crate) password_hash: Option<String>,
     /// The broker chose the client id.
-    pub assigned: bool,
+    pub(crate) assigned: bool,
     /// In force, in seconds.
-    pub keep_alive: u16,
+    pub(crate) keep_alive: u16,
     /// Seconds that the session may outlive the connection.
-    pub expiry: u32,
+    pub(crate) expiry: u32,
     /// Its place among all that are connected.
-    pub place: Place,
+    pub(crate) place: Place,
 }
 
 /// Checks who it is.
-pub async fn admit(core: &Arc<Core>, connect: Connect, peer: &Peer) -> Result<Admitted, Reason> {
+pub(crate) async fn admit(core: &Arc<Core>, connect: Connect, peer: &Peer) -> Result<Admitted, Reason> {
     let settings = core.settings.load_full();
     if core.cancel.is_cancelled() {
         return Err(Reason::SERVER_SHUTTING_DOWN);
@@ -132,7 +132,7 @@ fn assigned_id() -> Box<str> {
 }
 
 /// Writes the CONNACK.
-pub fn greet(
+pub(crate) fn greet(
     out: &mut BytesMut,
     core: &Core,
     connect: &Connect,

@@ -8,7 +8,7 @@ use crate::exchange::stats::Stats;
 use crate::message::{MessageRef, Qos};
 use crate::mqtt::alias::OutboundAliases;
 use crate::mqtt::publish::{Outgoing, encode};
-use crate::mqtt::write::{self, Ack, SUBACK};
+use crate::mqtt::write::{self, AckPacket, SUBACK};
 use crate::mqtt::{Reason, Version};
 use bytes::BytesMut;
 
@@ -204,7 +204,7 @@ impl Connection {
         let limits = (self.version, self.max_packet);
         let mut failed = Vec::new();
         self.session.outbound.resend(|send| match send {
-            Send::Release(packet_id) => write::ack(out, limits.0, Ack::PubRel, packet_id, Reason::SUCCESS),
+            Send::Release(packet_id) => write::ack(out, limits.0, AckPacket::PubRel, packet_id, Reason::SUCCESS),
             Send::Publish { packet_id, dup, queued } => {
                 let what = (queued.message.view(), &queued.grant, (packet_id, dup));
                 if !write_one(out, aliases, &core.stats, limits, now, what) {

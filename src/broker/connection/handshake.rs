@@ -20,7 +20,7 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 const MAX_CONNECT: usize = 64 << 10;
 
 /// Reads the CONNECT. Fails with what is to be sent before the connection is closed: mostly nothing [MQTT-3.1.4-1].
-pub async fn read_connect(
+pub(crate) async fn read_connect(
     core: &Arc<Core>,
     reader: &mut (impl AsyncRead + Unpin),
     input: &mut BytesMut,

@@ -38,36 +38,36 @@ pub(super) struct Leaving {
 
 impl Leaving {
     /// Leaves for this reason.
-    pub fn new(end: End) -> Leaving {
+    pub(crate) fn new(end: End) -> Leaving {
         let time = if end.is_stopping() { READ_ON_STOPPING } else { READ_ON };
         Leaving { end, until: Instant::now() + time, left: READ_ON_BYTES }
     }
 
     /// Whether a client that is ended so may have sent something that still counts: not if it may not do any more what it
     /// could when it sent it.
-    pub fn is_due(reason: Reason) -> bool {
+    pub(crate) fn is_due(reason: Reason) -> bool {
         reason != Reason::ADMINISTRATIVE_ACTION
     }
 
-    pub fn has_read(&mut self, count: usize) {
+    pub(crate) fn has_read(&mut self, count: usize) {
         self.left = self.left.saturating_sub(count);
     }
 
-    pub fn may_read(&self) -> bool {
+    pub(crate) fn may_read(&self) -> bool {
         self.left > 0
     }
 
     /// When it is over if nothing happens; what cannot be read now is waited for longer.
-    pub fn over_at(&self, may_read: bool) -> Instant {
+    pub(crate) fn over_at(&self, may_read: bool) -> Instant {
         if may_read { self.until.min(Instant::now() + QUIET) } else { self.until }
     }
 
     /// Whether its time is over.
-    pub fn is_over(&self, may_read: bool) -> bool {
+    pub(crate) fn is_over(&self, may_read: bool) -> bool {
         may_read || self.left == 0 || Instant::now() >= self.until
     }
 
-    pub fn into_end(self) -> End {
+    pub(crate) fn into_end(self) -> End {
         self.end
     }
 }

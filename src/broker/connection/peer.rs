@@ -9,13 +9,13 @@ use crate::access::waiting::Ticket;
 #[derive(Clone, Debug)]
 pub struct Peer {
     /// Where it comes from; of IPv4 in IPv6 the IPv4 address.
-    pub address: IpAddr,
+    pub(crate) address: IpAddr,
     /// User named by its TLS client certificate.
-    pub certificate_user: Option<Box<str>>,
+    pub(crate) certificate_user: Option<Box<str>>,
     /// Its place in the waiting room, where there is one.
-    pub ticket: Option<Arc<Ticket>>,
+    pub(crate) ticket: Option<Arc<Ticket>>,
     /// The listener that it came through; `None`: the port of HTTP.
-    pub listener: Option<Arc<str>>,
+    pub(crate) listener: Option<Arc<str>>,
 }
 
 impl Peer {

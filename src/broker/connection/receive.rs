@@ -21,16 +21,16 @@ use crate::exchange::shared::SharedGroup;
 use crate::exchange::subscribers::SubscriptionOptions;
 use crate::journal::{Note, Outcome, Position};
 use crate::message::{Draft, Qos, check_filter, via};
-use crate::mqtt::write::Ack;
+use crate::mqtt::write::AckPacket;
 use crate::mqtt::{
     Error, Frame, PacketType, Publish, Reason, RetainHandling, Subscribe, SubscribeFilter, Unsubscribe, Version,
     acknowledgement, disconnect, frame, write,
 };
 
 /// QoS 1 and 2 messages that a client may have sent and not got acknowledged.
-pub const RECEIVE_MAXIMUM: u16 = 1000;
+pub(crate) const RECEIVE_MAXIMUM: u16 = 1000;
 /// Topic aliases that a client may use.
-pub const TOPIC_ALIAS_MAXIMUM: u16 = 32;
+pub(crate) const TOPIC_ALIAS_MAXIMUM: u16 = 32;
 /// Subscriptions of one session.
 const MAX_FILTERS: usize = 10_000;
 /// Bytes of their topic filters.
@@ -42,7 +42,7 @@ const BATCH_SIZE: usize = 64 * 1024;
 
 /// What the client's topic aliases stand for.
 #[derive(Debug, Default)]
-pub struct InboundAliases {
+pub(crate) struct InboundAliases {
     topics: HashMap<u16, Box<str>>,
     bytes: usize,
 }
@@ -186,7 +186,7 @@ impl Connection {
         if reason.is_error() {
             self.session.unreleased.remove(&packet_id);
         }
-        let kind = if qos == Qos::AtLeastOnce { Ack::PubAck } else { Ack::PubRec };
+        let kind = if qos == Qos::AtLeastOnce { AckPacket::PubAck } else { AckPacket::PubRec };
         let state = match self.batch.len().checked_sub(1) {
             // a repeated message has its place; waiting for the last one is waiting long enough for it
             Some(last) if accepted.is_ok() => {
@@ -276,7 +276,7 @@ impl Connection {
                 // after the PUBREC of the same message, if that still waits for its receipt
                 let durable = known.then(|| self.note(Note::Forgotten(packet_id))).flatten();
                 let state = AckState::Waits(Receipt { durable });
-                self.acks.push(PendingAck { kind: Ack::PubComp, packet_id, reason, state });
+                self.acks.push(PendingAck { kind: AckPacket::PubComp, packet_id, reason, state });
                 None
             }
         };
@@ -294,10 +294,10 @@ impl Connection {
         };
         let durable = ordinal.and_then(|ordinal| self.note(Note::Released(ordinal)));
         if durable.is_none() && self.acks.is_empty() {
-            write::ack(&mut self.out, self.version, Ack::PubRel, packet_id, reason);
+            write::ack(&mut self.out, self.version, AckPacket::PubRel, packet_id, reason);
         } else {
             let state = AckState::Waits(Receipt { durable });
-            self.acks.push(PendingAck { kind: Ack::PubRel, packet_id, reason, state });
+            self.acks.push(PendingAck { kind: AckPacket::PubRel, packet_id, reason, state });
         }
     }
 

@@ -6,6 +6,8 @@ use std::time::Duration;
 
 use proptest::prelude::*;
 
+use super::error::FileProblem;
+use super::file::{Loaded, load_in};
 use super::*;
 use crate::access::settings::{AccessRule, AnonymousFrom};
 use crate::sensors::settings::Simulation;

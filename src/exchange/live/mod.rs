@@ -77,7 +77,7 @@ struct Flow {
 }
 
 /// The publishing end.
-pub struct LiveLink {
+pub(crate) struct LiveLink {
     link: LinkTx,
     flow: Arc<Flow>,
     fanout: Fanout,
@@ -95,7 +95,7 @@ pub struct Dispatcher {
 }
 
 /// Starts the router and both ends. Blocks for a moment: not for a runtime worker.
-pub fn start(subscribers: Arc<Subscribers>, stats: Arc<Stats>) -> Result<(LiveLink, Dispatcher), RouterError> {
+pub(crate) fn start(subscribers: Arc<Subscribers>, stats: Arc<Stats>) -> Result<(LiveLink, Dispatcher), RouterError> {
     let config = RouterConfig {
         max_connections: 4,
         max_outgoing_packet_count: 200,
@@ -156,7 +156,7 @@ fn send(link: &mut LinkTx, packet: Packet) -> Result<(), RouterError> {
 
 impl LiveLink {
     /// Whether the dispatcher is near enough for another batch.
-    pub fn has_room(&self) -> bool {
+    pub(crate) fn has_room(&self) -> bool {
         let behind = self.flow.appended.load(Ordering::Relaxed) - self.flow.consumed.load(Ordering::Acquire);
         if behind < WINDOW {
             return true;
@@ -167,7 +167,7 @@ impl LiveLink {
     }
 
     /// Whether the publisher of this batch is held for a reader that it publishes to ([`super::hold`]).
-    pub fn is_held(&mut self, batch: &BatchBuilder) -> bool {
+    pub(crate) fn is_held(&mut self, batch: &BatchBuilder) -> bool {
         let holds = &self.flow.holds;
         if !holds.is_any() {
             return false;
@@ -187,7 +187,7 @@ impl LiveLink {
 
     /// Publishes a batch of so many messages: straight into the inboxes where that is as good as the way through the
     /// router, else through the router.
-    pub fn publish(&mut self, batch: Batch, messages: u32) -> Result<(), RouterError> {
+    pub(crate) fn publish(&mut self, batch: Batch, messages: u32) -> Result<(), RouterError> {
         if messages <= STRAIGHT && self.is_quiet() {
             self.flow.next_seq.store(batch.seq() + u64::from(messages), Ordering::Relaxed);
             self.fanout.collect(&batch);
@@ -198,12 +198,12 @@ impl LiveLink {
     }
 
     /// Whether nothing is on its way through the router: what goes straight now overtakes nothing.
-    pub fn is_quiet(&self) -> bool {
+    pub(crate) fn is_quiet(&self) -> bool {
         self.flow.appended.load(Ordering::Relaxed) == self.flow.consumed.load(Ordering::Acquire)
     }
 
     /// Publishes a batch through the router.
-    pub fn route(&mut self, batch: Batch) -> Result<(), RouterError> {
+    pub(crate) fn route(&mut self, batch: Batch) -> Result<(), RouterError> {
         self.flow.appended.fetch_add(batch.size() as u64, Ordering::Relaxed);
         let publish = protocol::Publish::new(bytes::Bytes::from_static(TOPIC), batch.into_bytes(), false);
         send(&mut self.link, Packet::Publish(publish, None))
@@ -211,14 +211,14 @@ impl LiveLink {
 
     /// A topic that begins with a character of several bytes panics rumqttd's router.
     #[cfg(test)]
-    pub fn kill_router(&mut self) {
+    pub(crate) fn kill_router(&mut self) {
         let publish =
             protocol::Publish::new(bytes::Bytes::from_static("\u{e9}".as_bytes()), bytes::Bytes::new(), false);
         send(&mut self.link, Packet::Publish(publish, None)).unwrap();
     }
 
     /// A handle to wait for room without holding the link.
-    pub fn room(&self) -> Room {
+    pub(crate) fn room(&self) -> Room {
         Room { flow: self.flow.clone() }
     }
 }
@@ -231,29 +231,30 @@ impl std::fmt::Debug for LiveLink {
 
 /// Waits for the dispatcher to come near.
 #[derive(Clone, Debug, Default)]
-pub struct Room {
+pub(crate) struct Room {
     flow: Arc<Flow>,
 }
 
 impl Room {
     /// Whether publishers are held back at the moment.
-    pub fn is_held(&self) -> bool {
+    pub(crate) fn is_held(&self) -> bool {
         self.flow.publishers_wait.load(Ordering::Relaxed) || self.flow.holds.is_any()
     }
 
     /// Holds publishers back or lets them go on.
     #[cfg(test)]
-    pub fn hold_for_test(&self, held: bool) {
+    pub(crate) fn hold_for_test(&self, held: bool) {
         self.flow.publishers_wait.store(held, Ordering::Relaxed);
     }
 
     /// Completes when there may be room again; check with [`LiveLink::has_room`]. Register before checking.
-    pub fn notified(&self) -> tokio::sync::futures::Notified<'_> {
+    pub(crate) fn notified(&self) -> tokio::sync::futures::Notified<'_> {
         self.flow.holds.room().notified()
     }
 
     /// Messages that the router lost: always 0, unless its ring has overrun the dispatcher.
-    pub fn lost(&self) -> u64 {
+    #[cfg(test)]
+    pub(crate) fn lost(&self) -> u64 {
         self.flow.lost.load(Ordering::Relaxed)
     }
 }
@@ -351,7 +352,7 @@ impl Dispatcher {
 }
 
 /// An empty batch: passes through the router and is nobody's.
-pub fn empty_batch(seq: u64) -> Batch {
+pub(crate) fn empty_batch(seq: u64) -> Batch {
     BatchBuilder::default().finish(seq)
 }
 

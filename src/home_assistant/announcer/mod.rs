@@ -24,11 +24,11 @@ use serde_json::{Map, Value, json};
 use super::device::Device;
 
 /// Between two answers to births.
-pub const ANSWER_EVERY_MS: u64 = 10_000;
+pub(crate) const ANSWER_EVERY_MS: u64 = 10_000;
 /// Longer than a connection that was cut is taken for alive: one and a half times Home Assistant's keep alive of 60 s.
-pub const HEARD_MS: u64 = 120_000;
+pub(crate) const HEARD_MS: u64 = 120_000;
 /// Devices that wait for their removal; with more, the first by name are forgotten.
-pub const MOST_REMOVED: usize = 256;
+pub(crate) const MOST_REMOVED: usize = 256;
 
 /// A device that Home Assistant may know.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -77,14 +77,14 @@ pub struct Memory {
 
 impl Memory {
     /// Whether nothing needs to be kept.
-    pub fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.known.is_empty() && self.deleted.is_empty()
     }
 }
 
 /// What the task beside the announcer has to do.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum AnnouncerAction {
+pub(crate) enum AnnouncerAction {
     /// To be published, retained.
     Publish {
         /// Topic of a device.
@@ -98,7 +98,7 @@ pub enum AnnouncerAction {
 
 /// Decides what Home Assistant is told and when; knows no clock and no broker.
 #[derive(Debug, Default)]
-pub struct Announcer {
+pub(crate) struct Announcer {
     memory: Memory,
     /// What is retained because of us.
     published: BTreeMap<String, Vec<u8>>,
@@ -111,22 +111,22 @@ pub struct Announcer {
 
 impl Announcer {
     /// Goes on from what an earlier run has kept.
-    pub fn new(memory: Memory) -> Announcer {
+    pub(crate) fn new(memory: Memory) -> Announcer {
         Announcer { memory, ..Announcer::default() }
     }
 
     /// What is to be kept.
-    pub fn memory(&self) -> &Memory {
+    pub(crate) fn memory(&self) -> &Memory {
         &self.memory
     }
 
     /// Whether there is nothing to announce and nothing to remove.
-    pub fn is_done(&self) -> bool {
+    pub(crate) fn is_done(&self) -> bool {
         self.memory.known.is_empty()
     }
 
     /// These are the devices from now on.
-    pub fn announce(&mut self, devices: Vec<Device>, now_ms: u64) -> Vec<AnnouncerAction> {
+    pub(crate) fn announce(&mut self, devices: Vec<Device>, now_ms: u64) -> Vec<AnnouncerAction> {
         let before = self.memory.clone();
         let topics: BTreeSet<String> = devices.iter().map(|device| device.topic.clone()).collect();
         for device in devices {
@@ -155,7 +155,7 @@ impl Announcer {
     }
 
     /// Home Assistant says that it is there.
-    pub fn birth(&mut self, now_ms: u64) -> Vec<AnnouncerAction> {
+    pub(crate) fn birth(&mut self, now_ms: u64) -> Vec<AnnouncerAction> {
         self.is_online = true;
         if self.answered_ms.is_some_and(|last| now_ms.saturating_sub(last) < ANSWER_EVERY_MS) {
             self.is_asked = true;
@@ -165,7 +165,7 @@ impl Announcer {
     }
 
     /// It says that it goes, or the broker says it in its place.
-    pub fn offline(&mut self) {
+    pub(crate) fn offline(&mut self) {
         (self.is_online, self.is_asked) = (false, false);
         for known in self.memory.known.values_mut() {
             known.told_ms = None;
@@ -174,7 +174,7 @@ impl Announcer {
 
     /// Somebody else has cleared a topic. Of what is to go that means nothing: Home Assistant does so when it has removed it, and
     /// may still forget that in a crash.
-    pub fn cleared(&mut self, topic: &str) -> Vec<AnnouncerAction> {
+    pub(crate) fn cleared(&mut self, topic: &str) -> Vec<AnnouncerAction> {
         let before = self.memory.clone();
         if self.memory.known.get(topic).is_some_and(|known| !known.removed)
             && let Some(known) = self.memory.known.remove(topic)
@@ -187,14 +187,14 @@ impl Announcer {
     }
 
     /// When [`Announcer::time`] is to be called next.
-    pub fn deadline_ms(&self) -> Option<u64> {
+    pub(crate) fn deadline_ms(&self) -> Option<u64> {
         let answer = self.answered_ms.filter(|_| self.is_asked).map(|last| last + ANSWER_EVERY_MS);
         let told = self.memory.known.values().filter_map(|known| known.told_ms).min().map(|told| told + HEARD_MS);
         answer.into_iter().chain(told).min()
     }
 
     /// Time has come so far.
-    pub fn time(&mut self, now_ms: u64) -> Vec<AnnouncerAction> {
+    pub(crate) fn time(&mut self, now_ms: u64) -> Vec<AnnouncerAction> {
         let before = self.memory.clone();
         if self.is_asked && self.answered_ms.is_none_or(|last| now_ms >= last + ANSWER_EVERY_MS) {
             return self.answer(now_ms);

@@ -29,14 +29,14 @@ use crate::status::{SensorSnapshot, SensorState};
 use crate::time::SharedClock;
 
 /// Largest file; a sensor has two.
-pub const MAX_FILE: u64 = 512 << 10;
+pub(crate) const MAX_FILE: u64 = 512 << 10;
 const SYNC: Duration = Duration::from_secs(60);
 
 /// What a sensor began to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, JsonSchema, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[schemars(rename = "SensorEventState")]
-pub enum EventState {
+pub(crate) enum EventState {
     /// Motion.
     On,
     /// No motion.
@@ -47,17 +47,17 @@ pub enum EventState {
 
 /// A change of a sensor's state.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Event {
+pub(crate) struct Event {
     /// Number, from 1 on, over restarts.
-    pub n: u64,
+    pub(crate) n: u64,
     /// What it began to do.
-    pub state: EventState,
+    pub(crate) state: EventState,
     /// Which boot of the host `boot_ms` belongs to.
-    pub boot: String,
+    pub(crate) boot: String,
     /// Boot clock in milliseconds.
-    pub boot_ms: u64,
+    pub(crate) boot_ms: u64,
     /// Wall time in milliseconds since the Unix epoch, if it is known.
-    pub unix_ms: Option<i64>,
+    pub(crate) unix_ms: Option<i64>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -74,7 +74,7 @@ enum Line {
 }
 
 /// Which boot of the host this is.
-pub fn boot_id() -> String {
+pub(crate) fn boot_id() -> String {
     let id = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
     id.chars().take(8).collect()
 }
@@ -105,7 +105,7 @@ fn lines(dir: &Path, sensor: &str) -> io::Result<Vec<Line>> {
 
 /// Changes of a sensor behind number `after`, oldest first, at most `limit`; with `since`, those that are known to be
 /// from then on. Blocks for disk.
-pub fn read(dir: &Path, sensor: &str, since: Option<i64>, after: u64, limit: usize) -> io::Result<Vec<Event>> {
+pub(crate) fn read(dir: &Path, sensor: &str, since: Option<i64>, after: u64, limit: usize) -> io::Result<Vec<Event>> {
     let lines = lines(dir, sensor)?;
     let mut offsets: HashMap<&str, i64> = HashMap::new();
     for line in &lines {
@@ -279,7 +279,7 @@ impl Scribe {
 }
 
 /// Writes until cancelled.
-pub async fn run(
+pub(crate) async fn run(
     mut sensors: watch::Receiver<Vec<SensorSnapshot>>,
     dir: PathBuf,
     clock: SharedClock,

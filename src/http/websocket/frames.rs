@@ -97,7 +97,7 @@ fn unmask(bytes: &mut [u8], mask: [u8; 4], at: usize) {
 
 impl<S> Frames<S> {
     /// After the handshake.
-    pub fn new(io: S) -> Frames<S> {
+    pub(crate) fn new(io: S) -> Frames<S> {
         Frames {
             io,
             input: BytesMut::new(),

@@ -24,22 +24,22 @@ use super::proxies::{self, Network};
 use crate::access::places::Place;
 
 /// Where programs look for it: MQTT.js and most others, paho and mosquitto at the root, some brokers' documentation.
-pub const PATHS: [&str; 4] = ["/mqtt", "/mqtt/", "/ws", "/"];
+pub(crate) const PATHS: [&str; 4] = ["/mqtt", "/mqtt/", "/ws", "/"];
 /// Subprotocols, by the names of MQTT 3.1.1 and 5, and of 3.1.
 const PROTOCOLS: [&str; 2] = ["mqtt", "mqttv3.1"];
 /// What the answer's key is made with [RFC 6455, 1.3].
 const GUID: &str = "258EAFA5-E914-47DA-95CA-C5AB0DC85B11";
 
 /// What an MQTT client is connected by.
-pub type Frames = frames::Frames<TokioIo<Upgraded>>;
+pub(crate) type Frames = frames::Frames<TokioIo<Upgraded>>;
 
 /// Where an MQTT client comes from.
 #[derive(Clone, Debug)]
 pub struct Arrival {
     /// Where it comes from, as far as trusted proxies say.
-    pub address: IpAddr,
+    pub(crate) address: IpAddr,
     /// The user that its certificate names.
-    pub certificate_user: Option<Box<str>>,
+    pub(crate) certificate_user: Option<Box<str>>,
 }
 
 /// Serves an MQTT client on these bytes, in that place, until it has gone. HTTP does not know the broker: whoever puts the
@@ -58,7 +58,7 @@ pub struct Door {
 }
 
 /// A port that has nothing but MQTT over WebSocket.
-pub fn router() -> Router {
+pub(crate) fn router() -> Router {
     let only = || async {
         Problem::new(StatusCode::UPGRADE_REQUIRED, "this port is for MQTT over WebSocket and nothing else")
     };
@@ -66,7 +66,7 @@ pub fn router() -> Router {
 }
 
 /// Whether a request wants MQTT over WebSocket.
-pub fn is_wanted<B>(request: &hyper::Request<B>) -> bool {
+pub(crate) fn is_wanted<B>(request: &hyper::Request<B>) -> bool {
     let headers = request.headers();
     request.method() == Method::GET
         && PATHS.contains(&request.uri().path())
@@ -112,7 +112,7 @@ fn agree(headers: &HeaderMap) -> Result<Response, Problem> {
 }
 
 /// `GET /mqtt`
-pub async fn upgrade(
+pub(crate) async fn upgrade(
     Extension(door): Extension<Door>,
     Extension(Origin(peer)): Extension<Origin>,
     Extension(Certificate(certificate_user)): Extension<Certificate>,

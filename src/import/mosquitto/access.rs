@@ -15,18 +15,18 @@ use crate::import::text::{Text, list, quoted};
 /// A user to be.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct User {
-    pub name: String,
+    pub(crate) name: String,
     /// `None`: a certificate only.
-    pub hash: Option<String>,
-    pub rules: Rules,
+    pub(crate) hash: Option<String>,
+    pub(crate) rules: Rules,
 }
 
 /// What one listener, or the whole broker, says about access.
 #[derive(Debug, Default)]
 pub(super) struct Security {
-    pub allow_anonymous: bool,
+    pub(crate) allow_anonymous: bool,
     /// The line that says so, where one does.
-    pub anonymous_line: Option<Rc<Line>>,
+    pub(crate) anonymous_line: Option<Rc<Line>>,
     passwords: Option<Vec<(String, String, Rc<Line>)>>,
     acl: Option<Acl>,
     /// A list is named that is not here: nobody may do anything.
@@ -35,16 +35,16 @@ pub(super) struct Security {
 
 /// What all readers of access need.
 pub(super) struct Reader<'a> {
-    pub files: &'a Files,
-    pub given: &'a Given,
-    pub lines: &'a Lines,
-    pub sources: Vec<String>,
-    pub to_do: Vec<String>,
+    pub(crate) files: &'a Files,
+    pub(crate) given: &'a Given,
+    pub(crate) lines: &'a Lines,
+    pub(crate) sources: Vec<String>,
+    pub(crate) to_do: Vec<String>,
 }
 
 impl Reader<'_> {
     /// Reads what a section says. With `is_local_only` mosquitto lets everybody in, whatever `allow_anonymous` says.
-    pub fn security(&mut self, section: &Section, is_local_only: bool) -> Result<Security, ImportError> {
+    pub(crate) fn security(&mut self, section: &Section, is_local_only: bool) -> Result<Security, ImportError> {
         let mut security = Security::of_nobody(is_local_only);
         if let Some((line, allowed)) = section.flag("allow_anonymous") {
             if is_local_only && !allowed {
@@ -71,7 +71,7 @@ impl Reader<'_> {
     }
 
     /// Files on the command line that no configuration names.
-    pub fn add_given(&mut self, security: &mut Security) -> Result<(), ImportError> {
+    pub(crate) fn add_given(&mut self, security: &mut Security) -> Result<(), ImportError> {
         let given = self.given;
         if security.passwords.is_none() {
             for path in &given.passwords {
@@ -146,17 +146,17 @@ impl Reader<'_> {
 
 impl Security {
     /// Where nothing is said.
-    pub fn of_nobody(allow_anonymous: bool) -> Security {
+    pub(crate) fn of_nobody(allow_anonymous: bool) -> Security {
         Security { allow_anonymous, ..Security::default() }
     }
 
     /// Whether a password file says who may log in.
-    pub fn has_passwords(&self) -> bool {
+    pub(crate) fn has_passwords(&self) -> bool {
         self.passwords.is_some()
     }
 
     /// Users with a password, and with `names_certificates` those that the access control list alone names.
-    pub fn users(&self, names_certificates: bool) -> Vec<User> {
+    pub(crate) fn users(&self, names_certificates: bool) -> Vec<User> {
         let mut users = Vec::new();
         for (name, hash, line) in self.passwords.iter().flatten() {
             line.taken();
@@ -171,7 +171,7 @@ impl Security {
     }
 
     /// What clients without a user name may do.
-    pub fn anonymous_rules(&self) -> Rules {
+    pub(crate) fn anonymous_rules(&self) -> Rules {
         self.rules(None)
     }
 
@@ -184,7 +184,7 @@ impl Security {
     }
 
     /// Decides about the lines that concern nobody.
-    pub fn finish(&self, names_certificates: bool) {
+    pub(crate) fn finish(&self, names_certificates: bool) {
         if let Some(acl) = &self.acl {
             acl.finish(self.allow_anonymous, self.has_passwords() || names_certificates || !self.allow_anonymous);
         }

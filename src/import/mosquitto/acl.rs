@@ -50,19 +50,19 @@ pub(super) struct Acl {
 /// What somebody may do, as lists of rules.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Rules {
-    pub publish: Vec<String>,
-    pub subscribe: Vec<String>,
+    pub(crate) publish: Vec<String>,
+    pub(crate) subscribe: Vec<String>,
 }
 
 impl Rules {
     /// Everything that mosquitto lets everybody do where there is no list. `$SYS` must be named here.
-    pub fn everything() -> Rules {
+    pub(crate) fn everything() -> Rules {
         Rules { publish: vec!["#".into()], subscribe: vec!["#".into(), "$SYS/#".into()] }
     }
 }
 
 impl Acl {
-    pub fn read(path: &Path, lines: &Lines) -> Result<Acl, ImportError> {
+    pub(crate) fn read(path: &Path, lines: &Lines) -> Result<Acl, ImportError> {
         let text = read(path).map_err(|source| ImportError::Read { path: path.into(), source })?;
         let file: Rc<str> = path.display().to_string().into();
         let mut acl = Acl::default();
@@ -115,12 +115,12 @@ impl Acl {
     }
 
     /// Users that have rules of their own.
-    pub fn users(&self) -> impl Iterator<Item = &str> {
+    pub(crate) fn users(&self) -> impl Iterator<Item = &str> {
         self.users.iter().map(|(name, _)| name.as_str())
     }
 
     /// What a user may do; `None`: clients without a user name.
-    pub fn rules(&self, user: Option<&str>) -> Rules {
+    pub(crate) fn rules(&self, user: Option<&str>) -> Rules {
         for (_, line) in self.users.iter().filter(|(name, _)| Some(name.as_str()) == user) {
             line.taken();
         }
@@ -172,7 +172,7 @@ impl Acl {
     }
 
     /// What became of lines that concern nobody.
-    pub fn finish(&self, lets_anonymous_in: bool, users_are_checked: bool) {
+    pub(crate) fn finish(&self, lets_anonymous_in: bool, users_are_checked: bool) {
         for (_, line) in &self.users {
             if users_are_checked {
                 line.not_needed("no user of this name can log in");

@@ -16,9 +16,9 @@ use crate::message::{check_filter, check_topic, overlap};
 /// What the bridges leave besides their tables.
 #[derive(Debug, Default)]
 pub(super) struct Bridges {
-    pub text: Text,
-    pub secrets: Vec<SecretFile>,
-    pub to_do: Vec<String>,
+    pub(crate) text: Text,
+    pub(crate) secrets: Vec<SecretFile>,
+    pub(crate) to_do: Vec<String>,
     names: Vec<String>,
 }
 
@@ -40,7 +40,7 @@ struct Topic {
 }
 
 impl Bridges {
-    pub fn read(sections: &[Section], files: &Files, options: &Options) -> Bridges {
+    pub(crate) fn read(sections: &[Section], files: &Files, options: &Options) -> Bridges {
         let mut bridges = Bridges::default();
         for section in sections {
             let mut text = Text::default();

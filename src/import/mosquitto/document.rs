@@ -12,13 +12,13 @@ use crate::import::line::{Line, Lines, Place};
 #[derive(Clone, Debug, Default)]
 pub(super) struct Section {
     /// `listener ...` or `connection ...`; `None`: the broker, or the default listener.
-    pub head: Option<Rc<Line>>,
-    pub lines: Vec<Rc<Line>>,
+    pub(crate) head: Option<Rc<Line>>,
+    pub(crate) lines: Vec<Rc<Line>>,
 }
 
 impl Section {
     /// The line that counts for a setting. What mosquitto does about the others is said.
-    pub fn get(&self, key: &str) -> Option<Rc<Line>> {
+    pub(crate) fn get(&self, key: &str) -> Option<Rc<Line>> {
         let repeated = keys::find(key).map_or(Repeated::Last, |key| key.repeated);
         let mut lines: Vec<&Rc<Line>> = self.all(key).collect();
         let chosen = match repeated {
@@ -37,24 +37,24 @@ impl Section {
     }
 
     /// Every line for a setting, in order.
-    pub fn all<'a>(&'a self, key: &'a str) -> impl Iterator<Item = &'a Rc<Line>> {
+    pub(crate) fn all<'a>(&'a self, key: &'a str) -> impl Iterator<Item = &'a Rc<Line>> {
         self.lines.iter().filter(move |line| line.key == key)
     }
 
     /// Whether a setting is given.
-    pub fn has(&self, key: &str) -> bool {
+    pub(crate) fn has(&self, key: &str) -> bool {
         self.all(key).next().is_some()
     }
 
     /// The value of a setting that is `true` or `false`, which is taken over by whoever asks.
-    pub fn flag(&self, key: &str) -> Option<(Rc<Line>, bool)> {
+    pub(crate) fn flag(&self, key: &str) -> Option<(Rc<Line>, bool)> {
         let line = self.get(key)?;
         let flag = line.flag()?;
         Some((line, flag))
     }
 
     /// All its lines, the head first.
-    pub fn everything(&self) -> impl Iterator<Item = &Rc<Line>> {
+    pub(crate) fn everything(&self) -> impl Iterator<Item = &Rc<Line>> {
         self.head.iter().chain(&self.lines)
     }
 }
@@ -62,14 +62,14 @@ impl Section {
 /// A configuration, sorted.
 #[derive(Debug, Default)]
 pub(super) struct Document {
-    pub lines: Lines,
-    pub global: Section,
+    pub(crate) lines: Lines,
+    pub(crate) global: Section,
     /// The default listener first, then those of `listener` lines.
-    pub listeners: Vec<Section>,
-    pub bridges: Vec<Section>,
-    pub per_listener: bool,
+    pub(crate) listeners: Vec<Section>,
+    pub(crate) bridges: Vec<Section>,
+    pub(crate) per_listener: bool,
     /// Files that were read.
-    pub sources: Vec<String>,
+    pub(crate) sources: Vec<String>,
 }
 
 /// Where the reader of a file is. Each file begins with the default listener and without a bridge, an included one too.
@@ -82,7 +82,7 @@ struct Cursor {
 
 impl Document {
     /// Reads configuration files, one after another.
-    pub fn read(paths: &[PathBuf], files: &Files) -> Result<Document, ImportError> {
+    pub(crate) fn read(paths: &[PathBuf], files: &Files) -> Result<Document, ImportError> {
         let mut document = Document { listeners: vec![Section::default()], ..Document::default() };
         for path in paths {
             let text = read(path).map_err(|source| ImportError::Read { path: path.clone(), source })?;

@@ -45,10 +45,10 @@ pub(super) enum Simple {
 /// One setting.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Key {
-    pub name: &'static str,
-    pub scope: Scope,
-    pub repeated: Repeated,
-    pub simple: Simple,
+    pub(crate) name: &'static str,
+    pub(crate) scope: Scope,
+    pub(crate) repeated: Repeated,
+    pub(crate) simple: Simple,
 }
 
 use Repeated::{All, Last, Refused};

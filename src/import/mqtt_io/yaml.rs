@@ -21,7 +21,7 @@ pub(super) enum Node {
 
 impl Node {
     /// What stands under a key.
-    pub fn get(&self, key: &str) -> Option<&Node> {
+    pub(crate) fn get(&self, key: &str) -> Option<&Node> {
         match self {
             Node::Map(entries) => entries.iter().find(|(name, _)| name == key).map(|(_, node)| node),
             _ => None,
@@ -29,7 +29,7 @@ impl Node {
     }
 
     /// The line under a key.
-    pub fn line(&self, key: &str) -> Option<&Rc<Line>> {
+    pub(crate) fn line(&self, key: &str) -> Option<&Rc<Line>> {
         match self.get(key) {
             Some(Node::Value(line)) => Some(line),
             _ => None,
@@ -37,17 +37,17 @@ impl Node {
     }
 
     /// The text under a key, if it is not empty.
-    pub fn text(&self, key: &str) -> Option<&str> {
+    pub(crate) fn text(&self, key: &str) -> Option<&str> {
         self.line(key).map(|line| line.value.as_str()).filter(|text| !matches!(*text, "" | "~" | "null"))
     }
 
     /// `true`, `yes` or `on`, as YAML 1.1 has them.
-    pub fn is_set(&self, key: &str) -> bool {
+    pub(crate) fn is_set(&self, key: &str) -> bool {
         self.text(key).is_some_and(|text| matches!(text.to_lowercase().as_str(), "true" | "yes" | "on" | "y"))
     }
 
     /// The items of a list under a key.
-    pub fn items(&self, key: &str) -> &[Node] {
+    pub(crate) fn items(&self, key: &str) -> &[Node] {
         match self.get(key) {
             Some(Node::List(items)) => items,
             _ => &[],
@@ -55,7 +55,7 @@ impl Node {
     }
 
     /// All lines below it, in their order.
-    pub fn lines(&self) -> Vec<Rc<Line>> {
+    pub(crate) fn lines(&self) -> Vec<Rc<Line>> {
         match self {
             Node::Map(entries) => entries.iter().flat_map(|(_, node)| node.lines()).collect(),
             Node::List(items) => items.iter().flat_map(Node::lines).collect(),

@@ -31,13 +31,13 @@ impl FileStorage {
     }
 
     /// The same, to be looked at only.
-    pub fn read_only(dir: &Path) -> FileStorage {
+    pub(crate) fn read_only(dir: &Path) -> FileStorage {
         FileStorage { read_only: true, sectors: Sectors::off(), ..FileStorage::new(dir) }
     }
 
     /// The same, with every write through the page cache.
     #[cfg(test)]
-    pub fn buffered(dir: &Path) -> FileStorage {
+    pub(crate) fn buffered(dir: &Path) -> FileStorage {
         FileStorage { sectors: Sectors::off(), ..FileStorage::new(dir) }
     }
 

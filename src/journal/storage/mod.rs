@@ -1,6 +1,6 @@
 //! The journal's files: a seam, so that tests can inject what cards and kernels do.
 
-pub mod direct;
+pub(crate) mod direct;
 pub mod file;
 pub mod memory;
 

@@ -14,11 +14,11 @@ use super::*;
 use crate::message::{Draft, Origin, Qos};
 use crate::time::TestClock;
 
-pub fn message(payload: &[u8]) -> Message {
+pub(crate) fn message(payload: &[u8]) -> Message {
     draft("t", payload, false)
 }
 
-pub fn draft(topic: &str, payload: &[u8], retain: bool) -> Message {
+pub(crate) fn draft(topic: &str, payload: &[u8], retain: bool) -> Message {
     Message::new(&Draft {
         topic,
         payload,
@@ -31,21 +31,21 @@ pub fn draft(topic: &str, payload: &[u8], retain: bool) -> Message {
     })
 }
 
-pub fn limits(messages: usize, when_full: WhenFull) -> Limits {
+pub(crate) fn limits(messages: usize, when_full: WhenFull) -> Limits {
     Limits { messages, bytes: 1 << 30, when_full }
 }
 
-pub const ANY: Limits = Limits { messages: usize::MAX, bytes: usize::MAX, when_full: WhenFull::DropOldest };
+pub(crate) const ANY: Limits = Limits { messages: usize::MAX, bytes: usize::MAX, when_full: WhenFull::DropOldest };
 
-pub fn settings(max_size: u64, when_full: WhenFull) -> JournalSettings {
+pub(crate) fn settings(max_size: u64, when_full: WhenFull) -> JournalSettings {
     JournalSettings { max_size, when_full, largest_message: 16 << 10, ..JournalSettings::default() }
 }
 
-pub fn open(storage: &MemoryStorage, settings: JournalSettings) -> Journal {
+pub(crate) fn open(storage: &MemoryStorage, settings: JournalSettings) -> Journal {
     Journal::open_in_boot(Arc::new(storage.clone()), settings, TestClock::new(1000, 1_000_000), 1).unwrap()
 }
 
-pub fn wait_for(what: &str, mut condition: impl FnMut() -> bool) {
+pub(crate) fn wait_for(what: &str, mut condition: impl FnMut() -> bool) {
     let begin = Instant::now();
     while !condition() {
         assert!(begin.elapsed() < Duration::from_secs(90), "timed out: {what}");
@@ -53,12 +53,12 @@ pub fn wait_for(what: &str, mut condition: impl FnMut() -> bool) {
     }
 }
 
-pub fn wait_synced(journal: &Journal, position: Position) {
+pub(crate) fn wait_synced(journal: &Journal, position: Position) {
     wait_for("sync", || *journal.synced().borrow() >= position);
 }
 
 /// Reads all that waits and was not read.
-pub fn read_all(journal: &Journal, reader: &mut Reader, count: usize) -> Vec<Delivery> {
+pub(crate) fn read_all(journal: &Journal, reader: &mut Reader, count: usize) -> Vec<Delivery> {
     let mut found = Vec::new();
     wait_for("messages", || {
         found.extend(std::iter::from_fn(|| reader.try_next()));
@@ -68,7 +68,7 @@ pub fn read_all(journal: &Journal, reader: &mut Reader, count: usize) -> Vec<Del
     found
 }
 
-pub fn payloads(deliveries: &[Delivery]) -> Vec<(u64, String)> {
+pub(crate) fn payloads(deliveries: &[Delivery]) -> Vec<(u64, String)> {
     deliveries.iter().map(|d| (d.ordinal, String::from_utf8_lossy(d.message.view().payload()).into_owned())).collect()
 }
 

@@ -4,15 +4,15 @@ use super::*;
 use crate::journal::storage::Storage;
 use crate::journal::storage::memory::Faults;
 
-pub const SMALL: u64 = 1 << 20;
+pub(crate) const SMALL: u64 = 1 << 20;
 
 /// A payload of about a kilobyte with a number in front.
-pub fn payload(number: u64) -> String {
+pub(crate) fn payload(number: u64) -> String {
     format!("{number} {}", "x".repeat(900))
 }
 
 /// Appends messages one after the other, as fast as the disk takes them.
-pub fn fill(journal: &Journal, numbers: std::ops::Range<u64>, to: &[ConsumerId]) {
+pub(crate) fn fill(journal: &Journal, numbers: std::ops::Range<u64>, to: &[ConsumerId]) {
     let mut last = Position(0);
     for number in numbers {
         loop {
@@ -29,7 +29,7 @@ pub fn fill(journal: &Journal, numbers: std::ops::Range<u64>, to: &[ConsumerId])
 }
 
 /// Reads and settles all that waits.
-pub fn drain(journal: &Journal, id: ConsumerId) {
+pub(crate) fn drain(journal: &Journal, id: ConsumerId) {
     let mut reader = journal.reader(id);
     wait_for("drained", || {
         while let Some(delivery) = reader.try_next() {
@@ -40,7 +40,7 @@ pub fn drain(journal: &Journal, id: ConsumerId) {
 }
 
 /// The numbers of what waits for a consumer, in the order in which it comes.
-pub fn waiting(journal: &Journal, id: ConsumerId) -> Vec<u64> {
+pub(crate) fn waiting(journal: &Journal, id: ConsumerId) -> Vec<u64> {
     let read = read_all(journal, &mut journal.reader(id), journal.backlog(id).messages);
     assert!(read.windows(2).all(|pair| pair[0].ordinal < pair[1].ordinal));
     let number = |text: String| text.split(' ').next().unwrap().parse().unwrap();

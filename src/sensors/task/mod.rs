@@ -23,7 +23,7 @@ const AGAIN: Duration = Duration::from_secs(1);
 
 /// Why the sensors ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum SensorsError {
+pub(crate) enum SensorsError {
     /// The source did.
     #[error(transparent)]
     Source(#[from] SourceEnded),
@@ -33,7 +33,7 @@ pub enum SensorsError {
 }
 
 /// Runs all sensors until `cancel`; a change of `settings` is applied at once. Leaves every sensor "offline".
-pub async fn run<S: EdgeSource>(
+pub(crate) async fn run<S: EdgeSource>(
     settings: watch::Receiver<Arc<[SensorSettings]>>,
     source: S,
     ingress: Ingress,

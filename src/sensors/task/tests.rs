@@ -13,14 +13,14 @@ use crate::status::{Fault, SensorState};
 use crate::time::{Clock, TestClock};
 
 /// A clock that follows tokio's, paused or not.
-pub struct PausedClock {
+pub(crate) struct PausedClock {
     start: Instant,
     boot_ms: u64,
     offset: TestClock,
 }
 
 impl PausedClock {
-    pub fn shared(boot_ms: u64) -> Arc<PausedClock> {
+    pub(crate) fn shared(boot_ms: u64) -> Arc<PausedClock> {
         Arc::new(PausedClock { start: Instant::now(), boot_ms, offset: TestClock::default() })
     }
 }

@@ -69,7 +69,7 @@ pub struct Client {
 
 impl Client {
     /// A client that is not connected and takes messages up to this size.
-    pub fn new(max_packet_size: usize) -> Client {
+    pub(crate) fn new(max_packet_size: usize) -> Client {
         Client { max_packet_size, connection: None }
     }
 

@@ -16,7 +16,7 @@ pub(super) trait Stream: AsyncRead + AsyncWrite + Send + Unpin {
 }
 
 /// Bytes that come from elsewhere than a socket, or from one that nobody is to touch.
-pub(super) struct Bare<S>(pub S);
+pub(super) struct Bare<S>(pub(crate) S);
 
 impl<S: Unpin> Bare<S> {
     fn inner(self: Pin<&mut Self>) -> Pin<&mut S> {

@@ -10,7 +10,7 @@ use crate::status::ledger::{DropReason, Outcome};
 
 impl Session {
     /// The oldest message handed over has been sent.
-    pub fn sent(&mut self, packet_id: u16) -> Vec<SessionAction> {
+    pub(crate) fn sent(&mut self, packet_id: u16) -> Vec<SessionAction> {
         let mut actions = Vec::new();
         let waiting = |message: &&mut InFlight| message.packet_id.is_none() && message.is_unanswered();
         if let Some(message) = self.in_flight.iter_mut().find(waiting) {
@@ -24,7 +24,7 @@ impl Session {
     }
 
     /// The upstream has answered to a message.
-    pub fn acked(&mut self, packet_id: u16, reason: u8, now: u64) -> Vec<SessionAction> {
+    pub(crate) fn acked(&mut self, packet_id: u16, reason: u8, now: u64) -> Vec<SessionAction> {
         self.last_answer = now;
         let mut actions = Vec::new();
         let is_it = |message: &InFlight| message.packet_id == Some(packet_id) && message.is_unanswered();

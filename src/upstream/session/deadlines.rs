@@ -11,14 +11,14 @@ impl Session {
     }
 
     /// When [`Session::time`] is to be called.
-    pub fn deadline(&self) -> Option<u64> {
+    pub(crate) fn deadline(&self) -> Option<u64> {
         let pause = self.pause.and_then(|pause| pause.until);
         let opening = self.opening.deadline();
         [self.answer_deadline(), pause, opening, self.throttle.deadline()].into_iter().flatten().min()
     }
 
     /// Time has come so far.
-    pub fn time(&mut self, now: u64) -> Vec<SessionAction> {
+    pub(crate) fn time(&mut self, now: u64) -> Vec<SessionAction> {
         if self.pause.and_then(|pause| pause.until).is_some_and(|until| until <= now) {
             self.pause = None;
         }

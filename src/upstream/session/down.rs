@@ -10,7 +10,7 @@ use crate::upstream::wire::InMessage;
 
 impl Session {
     /// New rules; the connection stays.
-    pub fn set_rules(&mut self, rules: Rules, now: u64) -> Vec<SessionAction> {
+    pub(crate) fn set_rules(&mut self, rules: Rules, now: u64) -> Vec<SessionAction> {
         let (before, wanted) = (self.rules.subscriptions(), rules.subscriptions());
         self.rules = rules;
         self.opening.forget();
@@ -29,7 +29,7 @@ impl Session {
     }
 
     /// A message came down; `None`: no rule wants it, or it has been here, and it is to be acknowledged at once.
-    pub fn incoming(&self, message: InMessage) -> Option<Inbound> {
+    pub(crate) fn incoming(&self, message: InMessage) -> Option<Inbound> {
         let (topic, qos, keeps_retain) = self.rules.incoming(&message.topic)?;
         let Some(properties) = properties::down(&message.properties, self.link.and_then(|link| link.gateway)) else {
             debug!(upstream = self.name, topic, "not taken from upstream: it has been here, or in too many gateways");

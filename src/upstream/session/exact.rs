@@ -22,7 +22,7 @@ const IDS: u64 = 0x4000;
 /// Packet ids that the upstream is told to forget before it has answered about the first of them.
 const MOST_ASKED: usize = 16;
 /// Packet ids of messages at QoS 2.
-pub const EXACT_IDS: RangeInclusive<u16> = 0x4000..=0xbfff;
+pub(crate) const EXACT_IDS: RangeInclusive<u16> = 0x4000..=0xbfff;
 /// [MQTT-5 3.5.2.1] Packet identifier in use.
 pub(super) const IN_USE: u8 = 0x91;
 
@@ -76,11 +76,11 @@ pub(super) struct Begun {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Before {
     /// It comes for the first time on this connection.
-    pub is_first: bool,
+    pub(crate) is_first: bool,
     /// The session that the upstream has of us has had it.
-    pub is_begun: bool,
+    pub(crate) is_begun: bool,
     /// It may have had it.
-    pub is_possible: bool,
+    pub(crate) is_possible: bool,
 }
 
 impl Begun {
@@ -189,17 +189,17 @@ impl Session {
     }
 
     /// The gateway has started: these may have been under way when it ended.
-    pub fn may_have_begun(&mut self, lane: Lane, ordinals: Range<u64>) {
+    pub(crate) fn may_have_begun(&mut self, lane: Lane, ordinals: Range<u64>) {
         self.begun.possible[lane.index()] = ordinals;
     }
 
     /// The session that the upstream has of us may not be the one that exchanges were begun in.
-    pub fn doubt_exchanges(&mut self) {
+    pub(crate) fn doubt_exchanges(&mut self) {
         self.begun.doubt();
     }
 
     /// Every packet id there is being released.
-    pub fn forget_exchanges(&mut self) {
+    pub(crate) fn forget_exchanges(&mut self) {
         self.begun = Begun::default();
     }
 
@@ -260,7 +260,7 @@ impl Session {
     }
 
     /// The upstream has done with a packet id (PUBCOMP).
-    pub fn completed(&mut self, packet_id: u16, now: u64) -> Vec<SessionAction> {
+    pub(crate) fn completed(&mut self, packet_id: u16, now: u64) -> Vec<SessionAction> {
         let was_asked = self.begun.asked.remove(&packet_id);
         let is_it = |message: &&InFlight| message.packet_id == Some(packet_id) && message.is_unanswered();
         // before PUBREL it is for an earlier message
@@ -276,7 +276,7 @@ impl Session {
     }
 
     /// PUBREL is on its way: from now on only PUBCOMP ends this message.
-    pub fn released(&mut self, packet_id: u16, now: u64) {
+    pub(crate) fn released(&mut self, packet_id: u16, now: u64) {
         let is_it = |message: &&mut InFlight| message.packet_id == Some(packet_id) && message.is_recorded;
         if let Some(message) = self.in_flight.iter_mut().find(is_it) {
             (message.is_released, message.handed_over) = (true, now);
@@ -295,7 +295,7 @@ impl Session {
     }
 
     /// The upstream has a message (PUBREC).
-    pub fn recorded(&mut self, packet_id: u16, now: u64) -> Vec<SessionAction> {
+    pub(crate) fn recorded(&mut self, packet_id: u16, now: u64) -> Vec<SessionAction> {
         self.last_answer = now;
         let is_it = |message: &&mut InFlight| message.packet_id == Some(packet_id) && message.is_unanswered();
         match self.in_flight.iter_mut().find(is_it) {

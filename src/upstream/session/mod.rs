@@ -40,13 +40,14 @@ use std::collections::VecDeque;
 
 use bytes::Bytes;
 
-pub use self::exact::EXACT_IDS;
+pub(crate) use self::exact::EXACT_IDS;
 use self::exact::{Begun, IN_USE, Spread};
 use self::opening::Opening;
 use self::rate::Throttle;
 use self::suspect::Suspicion;
 use self::under_way::UnderWay;
-pub use self::under_way::{BACKLOG_BYTES, UNDER_WAY_BYTES};
+#[cfg(test)]
+pub(crate) use self::under_way::{BACKLOG_BYTES, UNDER_WAY_BYTES};
 use super::lanes::Lane;
 use super::rule::Rules;
 use super::settings::UpstreamSettings;
@@ -56,9 +57,9 @@ use crate::message::{Message, Origin, Qos, TopicFilter};
 use crate::status::ledger::{Counts, DropReason, Outcome};
 
 /// Connections that a message may end before it is set aside.
-pub const STRIKES: u32 = 3;
+pub(crate) const STRIKES: u32 = 3;
 /// An upstream that has messages to answer to and answers to none for this long is taken for dead.
-pub const ANSWER_TIMEOUT_MS: u64 = 60_000;
+pub(crate) const ANSWER_TIMEOUT_MS: u64 = 60_000;
 
 /// Refusals that do not concern the message: packet identifier in use, quota exceeded.
 const TRANSIENT: [u8; 2] = [IN_USE, 0x97];
@@ -69,7 +70,7 @@ const LONGEST_PAUSE_MS: u64 = 60_000;
 
 /// What is to be done.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum SessionAction {
+pub(crate) enum SessionAction {
     /// Hand this to the connection.
     Publish(OutMessage),
     /// The upstream has this message of a lane, by its ordinal, under this packet id: when that is safe here, it may know.
@@ -92,28 +93,28 @@ pub enum SessionAction {
 
 /// A message that came down, ready to be published here.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Inbound {
+pub(crate) struct Inbound {
     /// Local topic.
-    pub topic: String,
+    pub(crate) topic: String,
     /// Payload.
-    pub payload: Bytes,
+    pub(crate) payload: Bytes,
     /// QoS.
-    pub qos: Qos,
+    pub(crate) qos: Qos,
     /// Retain flag.
-    pub retain: bool,
+    pub(crate) retain: bool,
     /// MQTT 5 properties, encoded.
-    pub properties: Vec<u8>,
+    pub(crate) properties: Vec<u8>,
     /// Message expiry interval in seconds.
-    pub expiry: Option<u32>,
+    pub(crate) expiry: Option<u32>,
     /// What to acknowledge afterwards; 0: nothing.
-    pub packet_id: u16,
+    pub(crate) packet_id: u16,
     /// It came at QoS 2.
-    pub is_exact: bool,
+    pub(crate) is_exact: bool,
 }
 
 impl Inbound {
     /// Bytes that it takes.
-    pub fn size(&self) -> usize {
+    pub(crate) fn size(&self) -> usize {
         self.topic.len() + self.payload.len() + self.properties.len()
     }
 }
@@ -197,7 +198,7 @@ struct Pause {
 
 /// The state of the conversation.
 #[derive(Debug)]
-pub struct Session {
+pub(crate) struct Session {
     name: String,
     origin: Origin,
     announcer: Origin,
@@ -231,7 +232,7 @@ pub struct Session {
 
 impl Session {
     /// A conversation that has not begun.
-    pub fn new(rules: Rules, settings: &UpstreamSettings) -> Session {
+    pub(crate) fn new(rules: Rules, settings: &UpstreamSettings) -> Session {
         Session {
             name: settings.name.clone(),
             origin: Origin::upstream(&settings.name),
@@ -260,49 +261,49 @@ impl Session {
     }
 
     /// Whether what the next connection begins with is logged.
-    pub fn set_quiet(&mut self, is_quiet: bool) {
+    pub(crate) fn set_quiet(&mut self, is_quiet: bool) {
         self.is_quiet = is_quiet;
     }
 
     /// What is not about rules holds from the next connection on, at the latest.
-    pub fn set_settings(&mut self, settings: &UpstreamSettings) {
+    pub(crate) fn set_settings(&mut self, settings: &UpstreamSettings) {
         self.max_inflight = settings.max_inflight;
         self.throttle.set_rate(settings.rate);
         self.status_topic = settings.status_topic.as_ref().map(|topic| topic.as_str().to_owned());
     }
 
     /// Whether messages go up at QoS 2.
-    pub fn is_exact(&self) -> bool {
+    pub(crate) fn is_exact(&self) -> bool {
         self.rules.is_exact()
     }
 
     /// Whether messages go up or come down at QoS 2.
-    pub fn has_exact(&self) -> bool {
+    pub(crate) fn has_exact(&self) -> bool {
         self.rules.is_exact() || self.rules.subscriptions().iter().any(|(_, qos)| *qos == Qos::ExactlyOnce)
     }
 
     /// Messages handed over and not settled.
-    pub fn in_flight(&self) -> usize {
+    pub(crate) fn in_flight(&self) -> usize {
         self.in_flight.len()
     }
 
     /// Those of them that are not from the journal.
-    pub fn own_in_flight(&self) -> usize {
+    pub(crate) fn own_in_flight(&self) -> usize {
         self.in_flight.iter().filter(|message| message.source.is_none()).count()
     }
 
     /// Whether one of them was not taken, since this was asked last.
-    pub fn take_own_put_off(&mut self) -> bool {
+    pub(crate) fn take_own_put_off(&mut self) -> bool {
         std::mem::take(&mut self.own_put_off)
     }
 
     /// Whether the upstream does not take the retain flag.
-    pub fn is_retain_refused(&self) -> bool {
+    pub(crate) fn is_retain_refused(&self) -> bool {
         self.retain_refused
     }
 
     /// The upstream has accepted a connection.
-    pub fn connected(&mut self, link: Link, now: u64) -> Vec<SessionAction> {
+    pub(crate) fn connected(&mut self, link: Link, now: u64) -> Vec<SessionAction> {
         self.link = Some(link);
         let mut actions = Vec::new();
         self.resume_exchanges(link.session_present, &mut actions);
@@ -313,7 +314,7 @@ impl Session {
     }
 
     /// The connection is gone.
-    pub fn disconnected(&mut self, why: &Broken, now: u64) -> Vec<SessionAction> {
+    pub(crate) fn disconnected(&mut self, why: &Broken, now: u64) -> Vec<SessionAction> {
         self.link = None;
         let mut actions = Vec::new();
         match why {
@@ -331,22 +332,22 @@ impl Session {
     }
 
     /// Whether something that was sent is suspected of ending connections.
-    pub fn blames(&self) -> bool {
+    pub(crate) fn blames(&self) -> bool {
         self.suspicion.blames() || self.opening.blames()
     }
 
     /// Whether a message was acknowledged on the last connection.
-    pub fn got_through(&self) -> bool {
+    pub(crate) fn got_through(&self) -> bool {
         self.got_through
     }
 
     /// Whether the next message may be handed over.
-    pub fn has_room(&self, role: Role) -> bool {
+    pub(crate) fn has_room(&self, role: Role) -> bool {
         self.room(role) > 0
     }
 
     /// Messages that may be handed over, as things stand before the next one.
-    pub fn room(&self, role: Role) -> usize {
+    pub(crate) fn room(&self, role: Role) -> usize {
         let Some(link) = self.link.filter(|_| self.pause.is_none()) else { return 0 };
         if self.opening.is_waiting() || self.throttle.is_closed() || self.is_out_of_ids() {
             return 0;
@@ -369,7 +370,7 @@ impl Session {
     }
 
     /// A message of ours that is not in the journal. Only to be called while there is room.
-    pub fn own(&mut self, out: OutMessage, now: u64) -> Vec<SessionAction> {
+    pub(crate) fn own(&mut self, out: OutMessage, now: u64) -> Vec<SessionAction> {
         self.in_flight.push_back(InFlight::new(None, now).with(&out, now));
         self.throttle.count(now);
         vec![SessionAction::Publish(out)]
@@ -377,7 +378,7 @@ impl Session {
 
     /// The journal has this message; `is_current`: if it has the retain flag, it is the retained one of its topic here. Only
     /// to be called while there is room.
-    pub fn delivery(
+    pub(crate) fn delivery(
         &mut self,
         (lane, role): (Lane, Role),
         delivery: Delivery,

@@ -12,9 +12,9 @@ use super::{Session, SessionAction};
 use crate::message::{Qos, TopicFilter};
 
 /// Filters in one packet: AWS IoT Core closes the connection when there are more.
-pub const FILTERS: usize = 8;
+pub(crate) const FILTERS: usize = 8;
 /// An answer that does not come within this time holds up nothing.
-pub const ANSWER_MS: u64 = 10_000;
+pub(crate) const ANSWER_MS: u64 = 10_000;
 /// What is left out is tried again after this time.
 const LEFT_OUT_MS: u64 = 3_600_000;
 /// [MQTT-5 3.9.3]
@@ -58,11 +58,11 @@ pub(super) struct Opening {
 
 impl Opening {
     /// Whether messages have to wait.
-    pub fn is_waiting(&self) -> bool {
+    pub(crate) fn is_waiting(&self) -> bool {
         self.patience.is_some()
     }
 
-    pub fn deadline(&self) -> Option<u64> {
+    pub(crate) fn deadline(&self) -> Option<u64> {
         self.patience
     }
 
@@ -71,7 +71,7 @@ impl Opening {
     }
 
     /// Whether one of these is suspected.
-    pub fn blames(&self) -> bool {
+    pub(crate) fn blames(&self) -> bool {
         self.cautious || !self.entries.is_empty()
     }
 
@@ -116,7 +116,7 @@ impl Opening {
     }
 
     /// Other rules or settings: everything is tried again.
-    pub fn forget(&mut self) {
+    pub(crate) fn forget(&mut self) {
         (self.single, self.status_without_flag) = (false, false);
         self.entries.clear();
     }
@@ -197,7 +197,7 @@ impl Session {
     }
 
     /// The upstream has answered to a subscription.
-    pub fn subscribed(&mut self, reasons: &[u8], now: u64) -> Vec<SessionAction> {
+    pub(crate) fn subscribed(&mut self, reasons: &[u8], now: u64) -> Vec<SessionAction> {
         let upstream = &self.name;
         let filters = self.opening.unanswered.pop_front().unwrap_or_default();
         for (at, filter) in filters.iter().enumerate() {

@@ -17,7 +17,7 @@ impl Session {
     }
 
     /// The status message with this payload, if one is wanted.
-    pub fn status(&self, payload: &'static str) -> Option<OutMessage> {
+    pub(crate) fn status(&self, payload: &'static str) -> Option<OutMessage> {
         let link = self.link?;
         Some(OutMessage {
             topic: self.status_topic.clone()?,
@@ -75,7 +75,7 @@ impl Session {
     }
 
     /// A retained message as it goes up in a pass; `None`: it does not, or also comes down from there.
-    pub fn retained(&self, message: &Message, now: u64) -> Option<OutMessage> {
+    pub(crate) fn retained(&self, message: &Message, now: u64) -> Option<OutMessage> {
         let mut out = self.outgoing(message, true, now).ok()?;
         // it has no ordinal, and doubled it says the same
         out.qos = out.qos.min(Qos::AtLeastOnce);
@@ -83,7 +83,7 @@ impl Session {
     }
 
     /// The deletion of a retained message that went up before; `None`: it does not go up any more, or also comes down.
-    pub fn deletion(&self, local: &str, remote: String) -> Option<OutMessage> {
+    pub(crate) fn deletion(&self, local: &str, remote: String) -> Option<OutMessage> {
         let link = self.link.filter(|link| self.takes_retain(*link))?;
         let target = self.rules.outgoing(local).filter(|target| target.retain)?;
         if target.topic != remote || self.rules.incoming(&remote).is_some() {

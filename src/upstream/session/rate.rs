@@ -18,14 +18,14 @@ pub(super) struct Throttle {
 }
 
 impl Throttle {
-    pub fn new(rate: Option<Rate>) -> Throttle {
+    pub(crate) fn new(rate: Option<Rate>) -> Throttle {
         let mut throttle = Throttle::default();
         throttle.set_rate(rate);
         throttle
     }
 
     /// From now on this rate holds.
-    pub fn set_rate(&mut self, rate: Option<Rate>) {
+    pub(crate) fn set_rate(&mut self, rate: Option<Rate>) {
         self.interval = rate.map_or(0, |rate| rate.interval().as_micros() as u64);
         let burst = 1_000_000 / BURST;
         self.ahead = if self.interval <= burst { burst } else { 0 };
@@ -35,17 +35,17 @@ impl Throttle {
     }
 
     /// Whether the next message has to wait.
-    pub fn is_closed(&self) -> bool {
+    pub(crate) fn is_closed(&self) -> bool {
         self.closed_until.is_some()
     }
 
     /// When it has not any more.
-    pub fn deadline(&self) -> Option<u64> {
+    pub(crate) fn deadline(&self) -> Option<u64> {
         self.closed_until
     }
 
     /// A message is handed over at this time of the boot clock, in milliseconds.
-    pub fn count(&mut self, now: u64) {
+    pub(crate) fn count(&mut self, now: u64) {
         if self.interval == 0 {
             return;
         }
@@ -57,7 +57,7 @@ impl Throttle {
     }
 
     /// Time has come so far.
-    pub fn time(&mut self, now: u64) {
+    pub(crate) fn time(&mut self, now: u64) {
         self.closed_until = self.closed_until.filter(|until| *until > now);
     }
 }

@@ -66,10 +66,10 @@ enum Plan {
 /// A message that was under way.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Seen {
-    pub lane: Lane,
-    pub position: Position,
+    pub(crate) lane: Lane,
+    pub(crate) position: Position,
     /// It was sent with the retain flag.
-    pub retain: bool,
+    pub(crate) retain: bool,
 }
 
 /// What follows from the end of a connection.
@@ -103,22 +103,22 @@ pub(super) struct Suspicion {
 
 impl Suspicion {
     /// Whether messages go one at a time.
-    pub fn is_active(&self) -> bool {
+    pub(crate) fn is_active(&self) -> bool {
         !self.entries.is_empty() || self.until.iter().any(Option::is_some)
     }
 
     /// Whether a message is suspected.
-    pub fn blames(&self) -> bool {
+    pub(crate) fn blames(&self) -> bool {
         !self.entries.is_empty()
     }
 
     /// The same for one lane.
-    pub fn concerns(&self, lane: Lane) -> bool {
+    pub(crate) fn concerns(&self, lane: Lane) -> bool {
         self.until[lane.index()].is_some() || self.entries.iter().any(|entry| entry.lane == lane)
     }
 
     /// A connection begins.
-    pub fn connected(&mut self) {
+    pub(crate) fn connected(&mut self) {
         self.sent = 0;
         let strikes = self.entries.iter().map(|entry| entry.strikes).max();
         let is_trying = self.entries.iter().any(|entry| matches!(entry.flag, Flag::LeftOut | Flag::Proving));
@@ -135,7 +135,7 @@ impl Suspicion {
     }
 
     /// Whether this message is to wait for others that come behind it; `is_held`: one of its topic does.
-    pub fn holds(&self, lane: Lane, position: Position, is_held: bool) -> bool {
+    pub(crate) fn holds(&self, lane: Lane, position: Position, is_held: bool) -> bool {
         let is_known = self.entries.iter().any(|entry| (entry.lane, entry.position) == (lane, position));
         match self.plan {
             Plan::InOrder => false,
@@ -145,22 +145,22 @@ impl Suspicion {
     }
 
     /// Whether what is held has waited enough.
-    pub fn releases(&self) -> bool {
+    pub(crate) fn releases(&self) -> bool {
         self.plan == Plan::InOrder
     }
 
     /// No other message is there to go before what is held.
-    pub fn in_order(&mut self) {
+    pub(crate) fn in_order(&mut self) {
         self.plan = Plan::InOrder;
     }
 
     /// Whether a message goes without its retain flag this time.
-    pub fn leaves_out_flag(&self, lane: Lane, position: Position) -> bool {
+    pub(crate) fn leaves_out_flag(&self, lane: Lane, position: Position) -> bool {
         self.entry(lane, position).is_some_and(|entry| entry.flag == Flag::LeftOut)
     }
 
     /// A message was sent.
-    pub fn sent(&mut self) {
+    pub(crate) fn sent(&mut self) {
         self.sent = self.sent.saturating_add(1);
     }
 
@@ -169,7 +169,7 @@ impl Suspicion {
     }
 
     /// The upstream ended the connection while these were unanswered; `alone`: nothing else was.
-    pub fn ended(&mut self, unanswered: &[Seen], alone: bool) -> Verdict {
+    pub(crate) fn ended(&mut self, unanswered: &[Seen], alone: bool) -> Verdict {
         for seen in unanswered {
             let until = &mut self.until[seen.lane.index()];
             *until = (*until).max(Some(seen.position));
@@ -211,7 +211,7 @@ impl Suspicion {
     }
 
     /// The upstream has acknowledged a message: `false` if it is to be sent once more, with its retain flag.
-    pub fn acked(&mut self, lane: Lane, position: Position) -> bool {
+    pub(crate) fn acked(&mut self, lane: Lane, position: Position) -> bool {
         (self.failures, self.said) = (0, false);
         let is_it = |entry: &Entry| (entry.lane, entry.position) == (lane, position);
         self.entries.iter_mut().filter(|entry| !is_it(entry)).for_each(|entry| entry.others = true);
@@ -229,14 +229,14 @@ impl Suspicion {
     }
 
     /// A message is done with, whatever became of it.
-    pub fn past(&mut self, lane: Lane, position: Position) {
+    pub(crate) fn past(&mut self, lane: Lane, position: Position) {
         self.entries.retain(|entry| (entry.lane, entry.position) != (lane, position));
         let passed = &mut self.passed[lane.index()];
         *passed = (*passed).max(position);
     }
 
     /// Nothing is held back: what is past is not suspected any more.
-    pub fn settle(&mut self) {
+    pub(crate) fn settle(&mut self) {
         if self.entries.is_empty() {
             for (until, passed) in self.until.iter_mut().zip(&mut self.passed) {
                 *until = until.filter(|until| *until > *passed);
@@ -248,7 +248,7 @@ impl Suspicion {
     }
 
     /// Nothing waits in this lane.
-    pub fn acquit(&mut self, lane: Lane) {
+    pub(crate) fn acquit(&mut self, lane: Lane) {
         self.until[lane.index()] = None;
         self.entries.retain(|entry| entry.lane != lane);
     }
@@ -307,12 +307,12 @@ impl Session {
 
     /// Whether messages of this lane are to be handed over before those of the other, one at a time, because one of
     /// them may be what the upstream closes connections for.
-    pub fn suspects(&self, lane: Lane) -> bool {
+    pub(crate) fn suspects(&self, lane: Lane) -> bool {
         self.suspicion.concerns(lane)
     }
 
     /// Nothing waits in this lane: nothing in it is suspected any more.
-    pub fn acquit(&mut self, lane: Lane) {
+    pub(crate) fn acquit(&mut self, lane: Lane) {
         self.suspicion.acquit(lane);
     }
 
@@ -332,7 +332,7 @@ impl Session {
     }
 
     /// The message that was held back and whose turn it is.
-    pub fn held(&self) -> Option<&Message> {
+    pub(crate) fn held(&self) -> Option<&Message> {
         if self.held == 0
             || self.link.is_none()
             || self.pause.is_some()
@@ -349,7 +349,7 @@ impl Session {
     }
 
     /// Nothing else is there to hand over: whether something that was held back has its turn now.
-    pub fn nothing_else(&mut self) -> bool {
+    pub(crate) fn nothing_else(&mut self) -> bool {
         if self.held > 0 && !self.suspicion.releases() && !self.in_flight.iter().any(InFlight::is_unanswered) {
             self.suspicion.in_order();
         }
@@ -357,7 +357,7 @@ impl Session {
     }
 
     /// Sends what [`Session::held`] says; `is_current` as for [`Session::delivery`].
-    pub fn send_held(&mut self, is_current: bool, now: u64) -> Vec<SessionAction> {
+    pub(crate) fn send_held(&mut self, is_current: bool, now: u64) -> Vec<SessionAction> {
         let mut actions = Vec::new();
         let Some(at) = self.in_flight.iter().position(|message| message.held) else { return actions };
         let Some(mut message) = self.in_flight.remove(at) else { return actions };

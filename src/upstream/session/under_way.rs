@@ -4,9 +4,9 @@ use super::{Role, Source};
 
 /// No further message goes while so many bytes are unanswered: a window of large messages would be as large as the rest of
 /// the gateway.
-pub const UNDER_WAY_BYTES: usize = 4 << 20;
+pub(crate) const UNDER_WAY_BYTES: usize = 4 << 20;
 /// Bytes of a backlog that may be under way: half a second on a line of 1 Mbit/s.
-pub const BACKLOG_BYTES: usize = 64 << 10;
+pub(crate) const BACKLOG_BYTES: usize = 64 << 10;
 
 /// What is under way, in bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -85,11 +85,11 @@ pub(super) struct Exact {
 }
 
 impl Exact {
-    pub fn waits_for_disk(&self) -> bool {
+    pub(crate) fn waits_for_disk(&self) -> bool {
         !self.releases.is_empty() || matches!(self.step, Some(Step::Forget | Step::Forgotten(_) | Step::Mark(_)))
     }
 
-    pub fn deadline(&self) -> Option<Instant> {
+    pub(crate) fn deadline(&self) -> Option<Instant> {
         match &self.step {
             Some(Step::Release(freed)) => Some(freed.until),
             Some(_) => self.until,
@@ -98,13 +98,13 @@ impl Exact {
     }
 
     /// Whether the disk has not taken for long what must be safe before messages leave.
-    pub fn is_overdue(&self) -> bool {
+    pub(crate) fn is_overdue(&self) -> bool {
         let waits = matches!(self.step, Some(Step::Forget | Step::Forgotten(_) | Step::Mark(_)));
         waits && self.until.is_some_and(|until| until <= Instant::now())
     }
 
     /// Whether a connection that serves messages at QoS 2, or one that does not, must begin anew for what the rules say now.
-    pub fn is_another(&self, is_exact: bool, has_exact: bool, marked: Option<bool>) -> bool {
+    pub(crate) fn is_another(&self, is_exact: bool, has_exact: bool, marked: Option<bool>) -> bool {
         match marked {
             // what is marked is only that this is to be done again
             Some(_) if self.must_forget => self.begun_as != is_exact,
@@ -113,14 +113,14 @@ impl Exact {
         }
     }
 
-    pub fn disconnected(&mut self, why: &Broken) {
+    pub(crate) fn disconnected(&mut self, why: &Broken) {
         self.releases.clear();
         let is_releasing = matches!(self.step.take(), Some(Step::Release(_)));
         self.ended += u32::from(is_releasing && matches!(why, Broken::Closed | Broken::Dismissed(..)));
     }
 
     /// The upstream has answered to a PUBREL.
-    pub fn answered(&mut self, packet_id: u16) {
+    pub(crate) fn answered(&mut self, packet_id: u16) {
         if let Some(Step::Release(freed)) = &mut self.step {
             freed.answered(packet_id);
         }

@@ -22,13 +22,13 @@ pub(super) enum Failback {
 
 impl Failback {
     /// For a connection to this address.
-    pub fn after(settings: &UpstreamSettings, address: usize) -> Option<Failback> {
+    pub(crate) fn after(settings: &UpstreamSettings, address: usize) -> Option<Failback> {
         let wait = settings.failback.filter(|_| address > 0)?;
         Some(Failback::At(Instant::now() + jittered(wait)))
     }
 
     /// Waits until the first address is found to answer. Safe to cancel.
-    pub async fn is_due(this: &mut Option<Failback>, settings: &Arc<UpstreamSettings>) -> bool {
+    pub(crate) async fn is_due(this: &mut Option<Failback>, settings: &Arc<UpstreamSettings>) -> bool {
         let Some(failback) = this else { return pending().await };
         loop {
             match failback {

@@ -5,11 +5,11 @@ use crate::health::{Fault, Health};
 use crate::upstream::wire::{Broken, UpstreamClient};
 
 /// What names of these parts begin with.
-pub const PART: &str = "upstream ";
+pub(crate) const PART: &str = "upstream ";
 
 impl<C: UpstreamClient> Upstream<C> {
     /// Tells this of an upstream that is not there, from now on. What happened is in the log already.
-    pub fn report_to(mut self, health: Health) -> Self {
+    pub(crate) fn report_to(mut self, health: Health) -> Self {
         self.health = health;
         self
     }

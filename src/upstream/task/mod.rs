@@ -16,7 +16,7 @@ use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
-pub use self::fault::PART;
+pub(crate) use self::fault::PART;
 
 use self::exact::Exact;
 use self::failback::Failback;
@@ -107,7 +107,7 @@ enum End {
 impl Upstream<Client> {
     /// An upstream of the gateway. From now on the journal keeps what its rules send up. Must be called within the
     /// runtime.
-    pub fn new(
+    pub(crate) fn new(
         settings: watch::Receiver<Arc<UpstreamSettings>>,
         journal: &Journal,
         (limits, order): (Limits, Order),

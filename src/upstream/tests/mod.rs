@@ -33,7 +33,7 @@ use crate::time::SystemClock;
 
 /// Stands for the ingress.
 #[derive(Clone, Default)]
-pub struct TestDoor {
+pub(crate) struct TestDoor {
     /// Topic and payload.
     published: Arc<Mutex<Vec<(String, String)>>>,
     full: Arc<Mutex<bool>>,
@@ -43,7 +43,7 @@ pub struct TestDoor {
 }
 
 impl TestDoor {
-    pub fn publish(&self, draft: &Draft<'_>) -> Result<Receipt, IngressError> {
+    pub(crate) fn publish(&self, draft: &Draft<'_>) -> Result<Receipt, IngressError> {
         if *self.full.lock() {
             return Err(Full.into());
         }
@@ -53,13 +53,13 @@ impl TestDoor {
         Ok(Receipt { durable: Some(Position(published.len() as u64)) })
     }
 
-    pub async fn settled(&self, receipt: Receipt) -> Result<(), IngressError> {
+    pub(crate) async fn settled(&self, receipt: Receipt) -> Result<(), IngressError> {
         let Some(safe) = &self.safe else { return Ok(()) };
         let position = receipt.durable.map_or(0, |position| position.0);
         safe.clone().wait_for(|safe| *safe >= position).await.map(drop).map_err(|_| IngressError::Closed)
     }
 
-    pub fn set_filters(&self, filters: &[TopicFilter]) {
+    pub(crate) fn set_filters(&self, filters: &[TopicFilter]) {
         *self.filters.lock() = filters.iter().map(ToString::to_string).collect();
     }
 }

@@ -11,15 +11,15 @@ use super::super::client::Client;
 use super::super::settings::Protocol;
 use super::*;
 
-pub fn free_port() -> u16 {
+pub(crate) fn free_port() -> u16 {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 
 /// A real mosquitto, ended with this.
-pub struct Mosquitto(Child);
+pub(crate) struct Mosquitto(Child);
 
 impl Mosquitto {
-    pub async fn start(dir: &Path, port: u16, extra: &str) -> Mosquitto {
+    pub(crate) async fn start(dir: &Path, port: u16, extra: &str) -> Mosquitto {
         let config = dir.join("mosquitto.conf");
         std::fs::write(&config, format!("listener {port} 127.0.0.1\nallow_anonymous true\n{extra}\n")).unwrap();
         let mut command = Command::new("/usr/sbin/mosquitto");

@@ -27,25 +27,25 @@ pub(super) struct Tls {
 /// One listener of mosquitto as it is to be here.
 #[derive(Clone, Debug)]
 pub(super) struct Opening {
-    pub addresses: Vec<SocketAddr>,
+    pub(crate) addresses: Vec<SocketAddr>,
     /// A socket in the file system.
-    pub socket: Option<String>,
+    pub(crate) socket: Option<String>,
     /// A proxy says where its clients are.
-    pub is_proxied: bool,
-    pub tls: Option<Tls>,
-    pub is_websocket: bool,
+    pub(crate) is_proxied: bool,
+    pub(crate) tls: Option<Tls>,
+    pub(crate) is_websocket: bool,
     /// Its place in [`Document::listeners`]; `None`: mosquitto's own, where no listener is given.
-    pub section: Option<usize>,
+    pub(crate) section: Option<usize>,
 }
 
 impl Opening {
     /// Whether only the host itself reaches it.
-    pub fn is_local(&self) -> bool {
+    pub(crate) fn is_local(&self) -> bool {
         self.addresses.iter().all(|address| address.ip().is_loopback())
     }
 
     /// Whether it names users by their certificates.
-    pub fn asks_for_certificates(&self) -> bool {
+    pub(crate) fn asks_for_certificates(&self) -> bool {
         self.tls.as_ref().is_some_and(|tls| tls.client_ca.is_some() && tls.use_identity)
     }
 }
@@ -53,8 +53,8 @@ impl Opening {
 /// All listeners.
 #[derive(Debug, Default)]
 pub(super) struct Listeners {
-    pub openings: Vec<Opening>,
-    pub to_do: Vec<String>,
+    pub(crate) openings: Vec<Opening>,
+    pub(crate) to_do: Vec<String>,
 }
 
 /// Whether mosquitto listens on this host only and lets everybody in: no `listener`, `port` or `bind_address` is given.
@@ -81,7 +81,7 @@ fn default_is_there(section: &Section) -> bool {
 }
 
 impl Listeners {
-    pub fn read(document: &Document, files: &Files) -> Listeners {
+    pub(crate) fn read(document: &Document, files: &Files) -> Listeners {
         let mut listeners = Listeners::default();
         let both =
             |port| vec![SocketAddr::from((Ipv4Addr::LOCALHOST, port)), SocketAddr::from((Ipv6Addr::LOCALHOST, port))];

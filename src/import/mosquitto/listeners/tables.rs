@@ -26,10 +26,10 @@ pub(in crate::import::mosquitto) fn tls_table(tls: &Tls) -> String {
 /// Who may come in at one listener, where it is not who may come in at all.
 #[derive(Clone, Debug)]
 pub(in crate::import::mosquitto) struct Own {
-    pub allow_anonymous: bool,
-    pub anonymous: Rules,
+    pub(crate) allow_anonymous: bool,
+    pub(crate) anonymous: Rules,
     /// The users that may come in there; `None`: those of the whole file.
-    pub users: Option<Vec<User>>,
+    pub(crate) users: Option<Vec<User>>,
 }
 
 /// Writes the listeners; `own` has what each says of access, where it differs.

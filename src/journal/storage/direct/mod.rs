@@ -36,9 +36,9 @@ const WINDOW: usize = 4 * BLOCK as usize;
 
 /// An open file.
 #[derive(Debug)]
-pub struct Opened {
+pub(crate) struct Opened {
     /// The ordinary descriptor.
-    pub file: File,
+    pub(crate) file: File,
     /// How long it was when it was opened.
     len: u64,
     direct: OnceLock<File>,
@@ -46,7 +46,7 @@ pub struct Opened {
 
 impl Opened {
     /// A file of this length.
-    pub fn new(file: File, len: u64) -> Opened {
+    pub(crate) fn new(file: File, len: u64) -> Opened {
         Opened { file, len, direct: OnceLock::new() }
     }
 
@@ -69,19 +69,25 @@ impl Opened {
 
 /// Writes small things in sectors where that is possible, and all else through the page cache.
 #[derive(Debug, Default)]
-pub struct Sectors {
+pub(crate) struct Sectors {
     window: Mutex<Window>,
     is_off: AtomicBool,
 }
 
 impl Sectors {
     /// Everything goes through the page cache.
-    pub fn off() -> Sectors {
+    pub(crate) fn off() -> Sectors {
         Sectors { is_off: true.into(), ..Sectors::default() }
     }
 
     /// Writes all bytes to the file, whose path is asked for once.
-    pub fn write(&self, to: &Arc<Opened>, path: impl Fn() -> PathBuf, offset: u64, bytes: &[u8]) -> io::Result<()> {
+    pub(crate) fn write(
+        &self,
+        to: &Arc<Opened>,
+        path: impl Fn() -> PathBuf,
+        offset: u64,
+        bytes: &[u8],
+    ) -> io::Result<()> {
         // over both ways: a window must not be read while something is written beside it
         let mut window = self.window.lock();
         if self.write_direct(&mut window, to, path, offset, bytes)? {
