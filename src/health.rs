@@ -1,6 +1,6 @@
 //! Whether the gateway is well: the pulse of its tasks, and the problems that a person should hear of.
 //!
-//! Two things are told apart. [`Problems`] are what was logged: they have happened. A [`Fault`] is what is wrong now: a part
+//! Two things are told apart. [`LoggedProblems`] are what was logged: they have happened. A [`Fault`] is what is wrong now: a part
 //! that cannot work has one in [`Health`], with its name, since when, and what to do, until it works again. Such a part is
 //! tried again and never takes the others with it.
 //!
@@ -38,7 +38,7 @@ pub(crate) const MAX_PROBLEM: usize = 1000;
 
 /// A warning or an error.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub(crate) struct Problem {
+pub(crate) struct LoggedProblem {
     /// Number, from 1 on.
     pub(crate) number: u64,
     /// Milliseconds since the Unix epoch, as the system believed.
@@ -53,13 +53,13 @@ pub(crate) struct Problem {
 
 /// The last problems: at most [`MAX_PROBLEMS`]. Cheap to clone.
 #[derive(Clone, Debug, Default)]
-pub struct Problems {
+pub struct LoggedProblems {
     inner: Arc<ProblemsInner>,
 }
 
 #[derive(Debug, Default)]
 struct ProblemsInner {
-    last: Mutex<VecDeque<Problem>>,
+    last: Mutex<VecDeque<LoggedProblem>>,
     count: watch::Sender<u64>,
 }
 
@@ -73,7 +73,7 @@ fn shorten(text: String) -> String {
     if text.len() > MAX_PROBLEM { format!("{}…", beginning(&text, MAX_PROBLEM)) } else { text }
 }
 
-impl Problems {
+impl LoggedProblems {
     /// Remembers one.
     pub(crate) fn push(&self, unix_ms: i64, level: &'static str, target: &str, text: String) {
         let text = shorten(text);
@@ -91,13 +91,13 @@ impl Problems {
             let at = last.iter().position(|problem| is_security(&problem.target) == goes).unwrap_or(0);
             last.remove(at);
         }
-        last.push_back(Problem { number, unix_ms, level, target: target.into(), text });
+        last.push_back(LoggedProblem { number, unix_ms, level, target: target.into(), text });
         drop(last);
         self.inner.count.send_replace(number);
     }
 
     /// Those remembered, oldest first.
-    pub(crate) fn last(&self) -> Vec<Problem> {
+    pub(crate) fn last(&self) -> Vec<LoggedProblem> {
         self.inner.last.lock().iter().cloned().collect()
     }
 
@@ -419,7 +419,7 @@ mod tests {
 
     #[test]
     fn old_problems_give_way_and_long_ones_are_cut() {
-        let problems = Problems::default();
+        let problems = LoggedProblems::default();
         for number in 0..MAX_PROBLEMS + 5 {
             problems.push(0, "warn", "t", format!("{number}{}", "ü".repeat(MAX_PROBLEM)));
         }

@@ -64,7 +64,7 @@ impl Shutdown {
 }
 
 #[derive(Debug, Default)]
-struct State {
+struct SupervisorState {
     next: u64,
     running: BTreeMap<u64, Arc<str>>,
     first: Option<Exit>,
@@ -75,7 +75,7 @@ struct State {
 #[derive(Clone, Debug)]
 pub(crate) struct Supervisor {
     token: CancellationToken,
-    state: Arc<watch::Sender<State>>,
+    state: Arc<watch::Sender<SupervisorState>>,
 }
 
 impl Default for Supervisor {

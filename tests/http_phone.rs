@@ -4,7 +4,7 @@
 
 mod support;
 
-use pigateway::sensors::diagnosis::Edges;
+use pigateway::sensors::diagnosis::PinEdges;
 use pigateway::status::EdgeFigures;
 use serde_json::json;
 use support::broker::Setup;
@@ -172,7 +172,7 @@ fn each_kind_of_trouble_is_said(browser: &Browser) {
         let path = format!("{}/tests/fixtures/pir/{recording}.txt", env!("CARGO_MANIFEST_DIR"));
         let text = std::fs::read_to_string(path).unwrap();
         let until = text.lines().find_map(|line| line.strip_prefix("# until ")).unwrap().parse().unwrap();
-        let mut edges = Edges::default();
+        let mut edges = PinEdges::default();
         for line in text.lines().filter(|line| !line.starts_with('#')) {
             let (at, level) = line.split_once(' ').unwrap();
             edges.push(level == "1", at.parse().unwrap());

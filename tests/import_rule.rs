@@ -1,8 +1,9 @@
-//! Which room may use which: the map of the house in `src/lib.rs`, held by reading the sources. Unit tests may use more.
+//! The shape of the house, held by reading the sources: which room may use which (the map in `src/lib.rs`; unit tests may use
+//! more), and that the name of a type stands for one thing.
 
 #![allow(clippy::unwrap_used)]
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -200,6 +201,39 @@ fn only_one_place_names_each_of_these_crates() {
             "{name}: no longer used?"
         );
     }
+}
+
+/// The types that this code defines. A `type` that is indented belongs to a trait, which decides its name.
+fn types(code: &str) -> Vec<&str> {
+    let mut found = Vec::new();
+    for line in code.lines() {
+        let words: Vec<&str> = line.split_whitespace().skip_while(|word| word.starts_with("pub")).take(2).collect();
+        let [kind, name] = words[..] else { continue };
+        if matches!(kind, "struct" | "enum" | "trait") || (kind == "type" && !line.starts_with(' ')) {
+            found.push(name.split(|c: char| !c.is_alphanumeric() && c != '_').next().unwrap());
+        }
+    }
+    found.retain(|name| !name.is_empty());
+    found
+}
+
+#[test]
+fn the_name_of_a_type_stands_for_one_thing() {
+    let mut places: BTreeMap<String, Vec<PathBuf>> = BTreeMap::new();
+    for (path, code) in sources() {
+        for name in types(&code) {
+            places.entry(name.to_owned()).or_default().push(path.clone());
+        }
+    }
+    assert!(places.len() > 300, "only {} types were found", places.len());
+    let double: Vec<_> = places.into_iter().filter(|(_, places)| places.len() > 1).collect();
+    assert!(double.is_empty(), "{double:#?}");
+}
+
+#[test]
+fn the_reader_of_types_sees_what_is_defined() {
+    let source = "pub(crate) struct Edge<'a> {\nenum Level {\n    type Output = u8;\ntype Pair = (u8, u8);\npub trait Clock: Send {\n";
+    assert_eq!(types(source), ["Edge", "Level", "Pair", "Clock"]);
 }
 
 #[test]

@@ -5,9 +5,9 @@ use std::path::{Path, PathBuf};
 use pigateway::access::familiar::Familiar;
 use pigateway::access::hash::{is_from_mosquitto, is_usable};
 use pigateway::access::replaced::Replaced;
-use pigateway::broker::keep::Kept;
+use pigateway::broker::keep::KeptSession;
 use pigateway::config::{Environment, made_users_text, read, read_made_users};
-use pigateway::home_assistant::announcer::Memory;
+use pigateway::home_assistant::announcer::AnnouncerMemory;
 use pigateway::import::{ImportError, Imported, Options, mosquitto, mqtt_io};
 
 use super::meter::paid_by;
@@ -98,14 +98,14 @@ pub(super) fn imports(data: &[u8]) {
 /// same when it is written and read again.
 pub(super) fn notes(data: &[u8]) {
     paid_by(data.len(), (64 << 10, 512), || {
-        if let Some(kept) = Kept::decode(data) {
+        if let Some(kept) = KeptSession::decode(data) {
             // subscriptions stand in notes of their own since
-            let again = Kept { subscriptions: Vec::new(), ..kept };
-            assert_eq!(Kept::decode(&again.encode()), Some(again));
+            let again = KeptSession { subscriptions: Vec::new(), ..kept };
+            assert_eq!(KeptSession::decode(&again.encode()), Some(again));
         }
-        if let Ok(memory) = serde_json::from_slice::<Memory>(data) {
+        if let Ok(memory) = serde_json::from_slice::<AnnouncerMemory>(data) {
             let text = serde_json::to_vec(&memory).unwrap_or_default();
-            assert_eq!(serde_json::from_slice::<Memory>(&text).ok(), Some(memory));
+            assert_eq!(serde_json::from_slice::<AnnouncerMemory>(&text).ok(), Some(memory));
         }
         let Ok(text) = std::str::from_utf8(data) else { return };
         let (familiar, again) = (Familiar::default(), Familiar::default());

@@ -5,12 +5,12 @@ use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
-use pigateway::journal::format::{DATA, FileKind, HEADER_COPY, Header, Kind, SEGMENT_SUFFIX, SNAPSHOT};
-use pigateway::journal::record::{Draft, Scanner, encode, seal};
+use pigateway::journal::format::{DATA, FileKind, HEADER_COPY, Header, RecordKind, SEGMENT_SUFFIX, SNAPSHOT};
+use pigateway::journal::record::{RecordDraft, Scanner, encode, seal};
 use pigateway::journal::recovery::{read_header, recover};
 use pigateway::journal::settings::JournalSettings;
-use pigateway::journal::snapshot::Table;
-use pigateway::journal::state::State;
+use pigateway::journal::snapshot::SnapshotTable;
+use pigateway::journal::state::JournalState;
 use pigateway::journal::storage::Storage;
 use pigateway::journal::storage::memory::MemoryStorage;
 use pigateway::journal::{Extra, Journal, Limits, WhenFull};
@@ -67,7 +67,7 @@ fn size(files: &MemoryStorage) -> u64 {
 }
 
 /// What is found in files; what that may cost depends on their size alone.
-fn recovered(files: &MemoryStorage) -> Option<State> {
+fn recovered(files: &MemoryStorage) -> Option<JournalState> {
     let size = size(files);
     let storage = Counted { files: files.clone(), bytes: AtomicU64::new(0) };
     let state = paid_by(size as usize, (2 << 20, 32), || recover(&storage, &settings(), BOOT, &SystemClock).ok());
@@ -202,8 +202,8 @@ pub(super) fn damage(data: &[u8]) {
     }
 }
 
-fn kind(byte: u8) -> Kind {
-    Kind::from_u8(byte % 8 + 1).unwrap_or(Kind::Message)
+fn kind(byte: u8) -> RecordKind {
+    RecordKind::from_u8(byte % 8 + 1).unwrap_or(RecordKind::Message)
 }
 
 /// A number that means something here, or any.
@@ -227,10 +227,10 @@ fn file(files: &MemoryStorage, name: &str, header: Header, source: &mut Source<'
             (0..source.byte() % 4).map(|_| (ordinal(source) % 8, ordinal(source))).collect();
         let length = source.number() % 600;
         let mut body = source.take(length).to_vec();
-        if kind == Kind::Message && flags & 1 != 0 {
+        if kind == RecordKind::Message && flags & 1 != 0 {
             body = message("loft/a", length).view().as_bytes().to_vec();
         }
-        let draft = Draft { kind, flags, boot, body: &[&body] };
+        let draft = RecordDraft { kind, flags, boot, body: &[&body] };
         encode(&mut bytes, position, &draft, consumers.into_iter());
         position = position.saturating_add(1 + u64::from(source.byte() % 3));
     }
@@ -269,8 +269,12 @@ pub(super) fn records_of_strangers(data: &[u8]) {
     }
     let before = files.copy();
     let Some(state) = recovered(&files) else { panic!("whole files are a reason not to start") };
-    let table = Table::of(&state);
-    assert_eq!(Table::decode(&table.encode()).as_ref(), Some(&table), "what was found is not what would be written");
+    let table = SnapshotTable::of(&state);
+    assert_eq!(
+        SnapshotTable::decode(&table.encode()).as_ref(),
+        Some(&table),
+        "what was found is not what would be written"
+    );
     // threads are dear: not for every input; and headers, merged files and snapshots may say that they stand for what is still
     // to come, or are of another size than they are
     if data.len() % 16 == 1 && is_usual && !has_snapshot {

@@ -10,11 +10,11 @@ use pigateway::journal::{Limits, WhenFull};
 use pigateway::message::{BatchBuilder, Draft, Origin, Qos, TopicFilter};
 use pigateway::status::UpstreamState;
 use pigateway::upstream::Upstream;
-use pigateway::upstream::client::{Client, proxy};
+use pigateway::upstream::client::{RemoteClient, proxy};
 use pigateway::upstream::mark::SessionMark;
 use pigateway::upstream::settings::{Protocol, Proxy, UpstreamAddress, UpstreamSettings};
 use pigateway::upstream::wire::{
-    Ack, Broken, Busy, ClientEvent, Link, Offer, OutMessage, UpstreamClient, Version, Will,
+    Ack, Broken, Busy, ClientEvent, ConnectOffer, Link, OutMessage, StatusWill, UpstreamClient, Version,
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
 use tokio::sync::watch;
@@ -43,11 +43,11 @@ fn settings() -> Arc<UpstreamSettings> {
 }
 
 /// How an upstream is spoken to, by one byte.
-fn how(byte: u8) -> (Offer, UpstreamAddress) {
+fn how(byte: u8) -> (ConnectOffer, UpstreamAddress) {
     let settings = settings();
     let version = if byte & 1 == 0 { Version::V311 } else { Version::V5 };
     let address = settings.addresses[usize::from(byte & 4 != 0)].clone();
-    (Offer { version, will: Will::Whole, is_trial: false }, address)
+    (ConnectOffer { version, will: StatusWill::Whole, is_trial: false }, address)
 }
 
 fn out_message(packet_id: Option<u16>, qos: Qos) -> OutMessage {
@@ -66,7 +66,7 @@ pub(super) fn upstream(data: &[u8]) {
         let _ = theirs.write_all(said).await;
         let _ = theirs.shutdown().await;
         let settings = settings();
-        let (mut client, link) = Client::over(ours, &settings, &address, offer, LARGEST).await.ok()?;
+        let (mut client, link) = RemoteClient::over(ours, &settings, &address, offer, LARGEST).await.ok()?;
         assert!(link.version == offer.version && link.receive_maximum > 0);
         let _ = client.publish(out_message(None, Qos::AtLeastOnce));
         let _ = client.publish(out_message(Some(0x4000), Qos::ExactlyOnce));
@@ -108,7 +108,7 @@ fn local() -> &'static tokio::runtime::Runtime {
 /// A client whose first connection leads to bytes that are there, and whose second leads nowhere.
 struct Once {
     stream: Option<DuplexStream>,
-    client: Option<Client>,
+    client: Option<RemoteClient>,
 }
 
 impl UpstreamClient for Once {
@@ -116,11 +116,11 @@ impl UpstreamClient for Once {
         &mut self,
         settings: &UpstreamSettings,
         address: &UpstreamAddress,
-        offer: Offer,
+        offer: ConnectOffer,
         _: &mut SessionMark,
     ) -> Result<Link, Broken> {
         let Some(stream) = self.stream.take() else { return std::future::pending().await };
-        let (client, link) = Client::over(stream, settings, address, offer, LARGEST).await?;
+        let (client, link) = RemoteClient::over(stream, settings, address, offer, LARGEST).await?;
         self.client = Some(client);
         Ok(link)
     }
@@ -149,7 +149,7 @@ impl UpstreamClient for Once {
     }
 
     fn disconnect(&mut self) -> Result<(), Busy> {
-        self.client.as_mut().map_or(Ok(()), Client::disconnect)
+        self.client.as_mut().map_or(Ok(()), RemoteClient::disconnect)
     }
 
     fn close(&mut self) {

@@ -7,14 +7,14 @@ use parking_lot::Mutex;
 use pigateway::access::made::UserDesk;
 use pigateway::broker::connection::serve_known;
 use pigateway::cli::{client, status};
-use pigateway::health::{Health, Problems, PulseTaker};
-use pigateway::http::guard::Guard;
+use pigateway::health::{Health, LoggedProblems, PulseTaker};
+use pigateway::http::guard::HttpGuard;
 use pigateway::http::hub::Hub;
 use pigateway::http::server::{Site, serve};
-use pigateway::http::websocket::{Arrival, Door, MqttDoor};
+use pigateway::http::websocket::{Arrival, MqttDoor, WebSocketDoor};
 use pigateway::http::{Http, Parts};
 use pigateway::net::forwarded;
-use pigateway::status::{Announced, ClientsShown, Status};
+use pigateway::status::{Announced, ClientsShown, GatewayStatus};
 use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
 use tokio::sync::watch;
@@ -39,12 +39,12 @@ fn whole() -> &'static Arc<Site> {
         let (_, pulse) = PulseTaker::new();
         runtime.spawn(hub.clone().run(pulse, cancel.clone()));
         let (list, count) = (core.clone(), core.clone());
-        let status = Status {
+        let status = GatewayStatus {
             gateway_id: "fuzz".into(),
             sensors: watch::channel(Vec::new()).1,
             upstreams: Vec::new(),
             clients: ClientsShown::new(move |most| list.clients(most), move || count.client_counts()),
-            problems: Problems::default(),
+            problems: LoggedProblems::default(),
             health: Health::default(),
             lost_at_power_cut: None,
             announced: watch::channel(Announced::default()).1,
@@ -67,7 +67,7 @@ fn whole() -> &'static Arc<Site> {
             connections: TaskTracker::new(),
             cancel,
             history: "fuzz/none".into(),
-            guard: Guard::new("fuzz", &[], 8080),
+            guard: HttpGuard::new("fuzz", &[], 8080),
             trusted_proxies: Vec::new(),
             frame_ancestors: Vec::new(),
             users,
@@ -163,9 +163,9 @@ fn recording() -> &'static Recording {
                 let _ = frames.shutdown().await;
             })
         });
-        let door = Door { mqtt, connections: TaskTracker::new(), trusted_proxies: Arc::new([]) };
+        let door = WebSocketDoor { mqtt, connections: TaskTracker::new(), trusted_proxies: Arc::new([]) };
         let access = house().core.access.clone();
-        let site = Site::websocket(Guard::new("fuzz", &[], 8080), door, false, (access, CancellationToken::new()));
+        let site = Site::websocket(HttpGuard::new("fuzz", &[], 8080), door, false, (access, CancellationToken::new()));
         (site, heard)
     })
 }

@@ -7,8 +7,8 @@ use tracing::{info, warn};
 use super::Access;
 use super::guesses::network;
 use super::identity::Identity;
-use super::password::{Attempt, Verdict};
-use super::security::{Kind, TARGET};
+use super::password::{Attempt, PasswordVerdict};
+use super::security::{SecurityKind, TARGET};
 
 /// What a client shows.
 #[derive(Clone, Copy, Debug)]
@@ -97,8 +97,8 @@ impl Access {
         let decoy = decoy.as_deref().unwrap_or(NOBODY);
         let attempt = Attempt { user: name, hash: hash.as_deref(), decoy, password, from: credentials.from };
         match self.passwords.check(&attempt).await {
-            Verdict::Right => Ok(Authenticated { user: Some(name.into()), password_hash: hash }),
-            Verdict::Busy => Err(Refusal::Busy),
+            PasswordVerdict::Right => Ok(Authenticated { user: Some(name.into()), password_hash: hash }),
+            PasswordVerdict::Busy => Err(Refusal::Busy),
             _ => {
                 self.wrong_password(credentials);
                 Err(Refusal::BadCredentials)
@@ -123,10 +123,10 @@ impl Access {
 
     fn wrong_password(&self, credentials: &Credentials<'_>) {
         let user = credentials.username;
-        let Some(more) = self.security.happened(Kind::WrongPassword, credentials.from, user) else { return };
+        let Some(more) = self.security.happened(SecurityKind::WrongPassword, credentials.from, user) else { return };
         warn!(
             target: TARGET,
-            event = Kind::WrongPassword.name(),
+            event = SecurityKind::WrongPassword.name(),
             client_id = credentials.client_id,
             user,
             from = %credentials.from,
@@ -137,10 +137,12 @@ impl Access {
 
     /// Says that a client uses a client id that another user has. It touches nothing of it.
     pub(crate) fn foreign_client_id(&self, identity: &Identity, from: IpAddr) {
-        let Some(more) = self.security.happened(Kind::ForeignClientId, from, &identity.client_id) else { return };
+        let Some(more) = self.security.happened(SecurityKind::ForeignClientId, from, &identity.client_id) else {
+            return;
+        };
         info!(
             target: TARGET,
-            event = Kind::ForeignClientId.name(),
+            event = SecurityKind::ForeignClientId.name(),
             client_id = &*identity.client_id,
             user = identity.user.as_deref(),
             %from,
@@ -151,10 +153,10 @@ impl Access {
 
     /// Says that a client has reached a bound that keeps room for others: of `what`.
     pub(crate) fn quota(&self, identity: &Identity, from: IpAddr, what: &str) {
-        let Some(more) = self.security.happened(Kind::Quota, from, (what, &identity.user)) else { return };
+        let Some(more) = self.security.happened(SecurityKind::Quota, from, (what, &identity.user)) else { return };
         warn!(
             target: TARGET,
-            event = Kind::Quota.name(),
+            event = SecurityKind::Quota.name(),
             client_id = &*identity.client_id,
             user = identity.user.as_deref(),
             %from,

@@ -26,26 +26,26 @@ pub(crate) struct Authoriser {
 #[derive(Debug)]
 struct Policy {
     /// Where nothing else is said.
-    usual: Place,
+    usual: Entrance,
     /// Listeners with an answer of their own.
-    listeners: HashMap<String, Place>,
+    listeners: HashMap<String, Entrance>,
     reserved: Arc<[String]>,
 }
 
 /// Who may come in somewhere.
 #[derive(Debug)]
-struct Place {
+struct Entrance {
     anonymous: AnonymousSettings,
     users: HashMap<String, Arc<UserSettings>>,
     /// Hashes of users, for names that no user has.
     decoys: Vec<String>,
 }
 
-impl Place {
-    fn new(anonymous: &AnonymousSettings, users: &[UserSettings]) -> Place {
+impl Entrance {
+    fn new(anonymous: &AnonymousSettings, users: &[UserSettings]) -> Entrance {
         let decoys = users.iter().filter_map(|user| user.password_hash.clone()).collect();
         let users = users.iter().map(|user| (user.name.clone(), Arc::new(user.clone()))).collect();
-        Place { anonymous: anonymous.clone(), users, decoys }
+        Entrance { anonymous: anonymous.clone(), users, decoys }
     }
 }
 
@@ -53,16 +53,16 @@ impl Policy {
     fn new(settings: &AccessSettings) -> Policy {
         let own = |access: &ListenerAccess| {
             let users = access.users.as_ref().unwrap_or(&settings.users);
-            (access.listener.clone(), Place::new(&access.anonymous, users))
+            (access.listener.clone(), Entrance::new(&access.anonymous, users))
         };
         Policy {
-            usual: Place::new(&settings.anonymous, &settings.users),
+            usual: Entrance::new(&settings.anonymous, &settings.users),
             listeners: settings.listeners.iter().map(own).collect(),
             reserved: settings.reserved.clone().into(),
         }
     }
 
-    fn at(&self, listener: Option<&str>) -> &Place {
+    fn at(&self, listener: Option<&str>) -> &Entrance {
         listener.and_then(|name| self.listeners.get(name)).unwrap_or(&self.usual)
     }
 }
@@ -122,8 +122,8 @@ impl Authoriser {
         };
         let rights = rights.unwrap_or(Rights { publish: Vec::new(), subscribe: Vec::new() });
         Permissions {
-            publish: Rules::new(&rights.publish, identity),
-            subscribe: Rules::new(&rights.subscribe, identity),
+            publish: AccessRules::new(&rights.publish, identity),
+            subscribe: AccessRules::new(&rights.subscribe, identity),
             rights,
             reserved: policy.reserved.clone(),
         }
@@ -159,8 +159,8 @@ fn is_assigned(client_id: &str) -> bool {
 /// What one client may do.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Permissions {
-    publish: Rules,
-    subscribe: Rules,
+    publish: AccessRules,
+    subscribe: AccessRules,
     rights: Rights,
     /// What only the gateway itself publishes.
     reserved: Arc<[String]>,
@@ -195,15 +195,15 @@ impl Permissions {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct Rules {
+struct AccessRules {
     allowed: Vec<Box<str>>,
     denied: Vec<Box<str>>,
     /// Everything that does not begin with `$` is allowed: no need to look.
     all: bool,
 }
 
-impl Rules {
-    fn new(rules: &[AccessRule], identity: &Identity) -> Rules {
+impl AccessRules {
+    fn new(rules: &[AccessRule], identity: &Identity) -> AccessRules {
         let (mut allowed, mut denied) = (Vec::new(), Vec::new());
         for rule in rules {
             match expand(&rule.filter, identity) {
@@ -215,7 +215,7 @@ impl Rules {
             }
         }
         let all = denied.is_empty() && allowed.iter().any(|filter| &**filter == "#");
-        Rules { allowed, denied, all }
+        AccessRules { allowed, denied, all }
     }
 
     fn allow(&self, topic: &str) -> bool {

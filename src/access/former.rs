@@ -14,11 +14,11 @@ use crate::secret::sha256_hex;
 /// whether it is a user or was one, and the digests.
 #[derive(Debug, Default)]
 pub(crate) struct Former {
-    users: BTreeMap<String, Known>,
+    users: BTreeMap<String, FormerUser>,
 }
 
 #[derive(Debug)]
-struct Known {
+struct FormerUser {
     is_there: bool,
     /// A listener may have a user of the same name with another password.
     digests: BTreeSet<String>,
@@ -32,10 +32,10 @@ impl Former {
         users: impl Iterator<Item = &'a UserSettings>,
         has_left: impl Fn(&str) -> bool,
     ) -> Vec<String> {
-        let mut now: BTreeMap<String, Known> = BTreeMap::new();
+        let mut now: BTreeMap<String, FormerUser> = BTreeMap::new();
         for user in users {
             let digest = sha256_hex(user.password_hash.as_deref().unwrap_or_default().as_bytes());
-            let known = Known { is_there: true, digests: BTreeSet::new() };
+            let known = FormerUser { is_there: true, digests: BTreeSet::new() };
             now.entry(user.name.clone()).or_insert(known).digests.insert(digest);
         }
         let mut others = Vec::new();
@@ -44,7 +44,7 @@ impl Former {
                 Some(is) if !was.is_there && is.digests.is_disjoint(&was.digests) => others.push(name),
                 Some(_) => {}
                 None if has_left(&name) => {
-                    now.insert(name, Known { is_there: false, ..was });
+                    now.insert(name, FormerUser { is_there: false, ..was });
                 }
                 None => {}
             }
@@ -55,7 +55,7 @@ impl Former {
 
     /// Everything, to be kept over restarts.
     pub(crate) fn to_text(&self) -> String {
-        let line = |(name, known): (&String, &Known)| {
+        let line = |(name, known): (&String, &FormerUser)| {
             let digests: Vec<&str> = known.digests.iter().map(String::as_str).collect();
             format!("{name}\t{}\t{}\n", if known.is_there { "is" } else { "was" }, digests.join("\t"))
         };
@@ -72,7 +72,7 @@ impl Former {
                 "was" => false,
                 _ => return None,
             };
-            Some((name, Known { is_there, digests: fields.collect() }))
+            Some((name, FormerUser { is_there, digests: fields.collect() }))
         };
         Former { users: text.lines().filter_map(known).collect() }
     }

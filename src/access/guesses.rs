@@ -19,17 +19,17 @@ use tokio::time::Instant;
 
 /// How many failures at once, and how long until one of them is forgiven.
 #[derive(Clone, Copy, Debug)]
-struct Rate {
+struct GuessRate {
     burst: u32,
     refill: Duration,
 }
 
 /// Of a user, anywhere but where it has succeeded before: 8,640 guesses a day.
-const USER: Rate = Rate { burst: 10, refill: Duration::from_secs(10) };
+const USER: GuessRate = GuessRate { burst: 10, refill: Duration::from_secs(10) };
 /// Of a network, whatever users it tries.
-const NETWORK: Rate = Rate { burst: 20, refill: Duration::from_secs(2) };
+const NETWORK: GuessRate = GuessRate { burst: 20, refill: Duration::from_secs(2) };
 /// Of a user at an address where it has succeeded before.
-const FAMILIAR: Rate = Rate { burst: 10, refill: Duration::from_secs(2) };
+const FAMILIAR: GuessRate = GuessRate { burst: 10, refill: Duration::from_secs(2) };
 
 const USERS: usize = 256;
 const NETWORKS: usize = 1024;
@@ -56,7 +56,7 @@ struct Bucket {
 }
 
 impl Bucket {
-    fn refresh(&mut self, rate: Rate, now: Instant) {
+    fn refresh(&mut self, rate: GuessRate, now: Instant) {
         while self.taken > 0
             && let Some(at) = self.forgiven.filter(|at| *at <= now)
         {
@@ -66,12 +66,12 @@ impl Bucket {
     }
 
     /// When there is a token; `None`: now.
-    fn wait(&mut self, rate: Rate, now: Instant) -> Option<Instant> {
+    fn wait(&mut self, rate: GuessRate, now: Instant) -> Option<Instant> {
         self.refresh(rate, now);
         if self.taken < rate.burst { None } else { self.forgiven }
     }
 
-    fn take(&mut self, rate: Rate, now: Instant) {
+    fn take(&mut self, rate: GuessRate, now: Instant) {
         self.taken += 1;
         self.forgiven.get_or_insert(now + rate.refill);
     }
@@ -86,7 +86,7 @@ impl Bucket {
 
 /// What an attempt has taken, to be given back if it succeeds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Taken {
+pub(crate) enum GuessTaken {
     /// Of a user at an address where it has succeeded before.
     Familiar(usize),
     /// Of a user and of a network.
@@ -115,7 +115,13 @@ impl Default for Guesses {
 
 impl Guesses {
     /// An attempt for this user from this address. Fails with when to ask again.
-    pub(crate) fn take(&mut self, user: &str, from: IpAddr, is_familiar: bool, now: Instant) -> Result<Taken, Instant> {
+    pub(crate) fn take(
+        &mut self,
+        user: &str,
+        from: IpAddr,
+        is_familiar: bool,
+        now: Instant,
+    ) -> Result<GuessTaken, Instant> {
         let index = |hash: u64, len: usize| (hash % len as u64) as usize;
         if is_familiar {
             let at = index(self.key.hash_one((user, from)), PAIRS);
@@ -123,7 +129,7 @@ impl Guesses {
                 return Err(wait);
             }
             self.pairs[at].take(FAMILIAR, now);
-            return Ok(Taken::Familiar(at));
+            return Ok(GuessTaken::Familiar(at));
         }
         let of_user = index(self.key.hash_one(user), USERS);
         let of_network = index(self.key.hash_one(network(from)), NETWORKS);
@@ -133,14 +139,14 @@ impl Guesses {
         }
         self.users[of_user].take(USER, now);
         self.networks[of_network].take(NETWORK, now);
-        Ok(Taken::Strange(of_user, of_network))
+        Ok(GuessTaken::Strange(of_user, of_network))
     }
 
     /// The attempt was none: the password was right.
-    pub(crate) fn give_back(&mut self, taken: Taken) {
+    pub(crate) fn give_back(&mut self, taken: GuessTaken) {
         match taken {
-            Taken::Familiar(at) => self.pairs[at].give_back(),
-            Taken::Strange(user, network) => {
+            GuessTaken::Familiar(at) => self.pairs[at].give_back(),
+            GuessTaken::Strange(user, network) => {
                 self.users[user].give_back();
                 self.networks[network].give_back();
             }

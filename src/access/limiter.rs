@@ -15,7 +15,7 @@ const MOST: usize = 256;
 const MOST_OF_ONE: usize = 16;
 
 #[derive(Debug)]
-struct Entry {
+struct LimiterEntry {
     cause: u64,
     event: u64,
     logged: Instant,
@@ -28,12 +28,12 @@ pub(crate) struct Limiter {
     most: usize,
     most_of_one: usize,
     hasher: RandomState,
-    state: Mutex<State>,
+    state: Mutex<LimiterState>,
 }
 
 #[derive(Debug, Default)]
-struct State {
-    entries: Vec<Entry>,
+struct LimiterState {
+    entries: Vec<LimiterEntry>,
     /// Events without a line of their own that no line has counted yet, and when one last did.
     left_out: u64,
     summed_up: Option<Instant>,
@@ -58,7 +58,7 @@ impl Limiter {
     }
 
     fn due_at(&self, now: Instant, cause: u64, event: u64) -> Option<u64> {
-        let is_recent = |entry: &Entry| now.duration_since(entry.logged) < PAUSE;
+        let is_recent = |entry: &LimiterEntry| now.duration_since(entry.logged) < PAUSE;
         let state = &mut *self.state.lock();
         let entries = &mut state.entries;
         if let Some(entry) = entries.iter_mut().find(|entry| entry.cause == cause && entry.event == event) {
@@ -83,7 +83,7 @@ impl Limiter {
                 }
             }
         }
-        entries.push(Entry { cause, event, logged: now, more: 0 });
+        entries.push(LimiterEntry { cause, event, logged: now, more: 0 });
         Some(0)
     }
 

@@ -22,7 +22,7 @@ use tokio::time::{Instant, sleep_until, timeout_at};
 
 use super::authenticate::NOBODY;
 use super::familiar::Familiar;
-use super::guesses::{Guesses, Taken, network};
+use super::guesses::{GuessTaken, Guesses, network};
 use super::hash::{self, is_from_mosquitto, verify_mosquitto};
 use super::replaced::Replaced;
 
@@ -48,7 +48,7 @@ pub(super) fn memory(params: &Params) -> Vec<Block> {
 
 /// Result of a check.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Verdict {
+pub(crate) enum PasswordVerdict {
     /// The password is right.
     Right,
     /// It is not.
@@ -81,7 +81,7 @@ pub(crate) struct Passwords {
     guesses: Mutex<Guesses>,
     /// Tokens were given back.
     given_back: Notify,
-    waiting: Mutex<Waiting>,
+    waiting: Mutex<PasswordQueue>,
     turns: Turns,
     /// Who has succeeded from where.
     pub(crate) familiar: Familiar,
@@ -111,30 +111,30 @@ impl Passwords {
     }
 
     /// Checks a password.
-    pub(crate) async fn check(&self, attempt: &Attempt<'_>) -> Verdict {
+    pub(crate) async fn check(&self, attempt: &Attempt<'_>) -> PasswordVerdict {
         let is_familiar = attempt.hash.is_some() && self.familiar.knows(attempt.user, attempt.from);
-        let Some(_place) = self.enter(attempt.from, is_familiar) else { return Verdict::Busy };
-        let Some(taken) = self.token(attempt, is_familiar).await else { return Verdict::Busy };
+        let Some(_place) = self.enter(attempt.from, is_familiar) else { return PasswordVerdict::Busy };
+        let Some(taken) = self.token(attempt, is_familiar).await else { return PasswordVerdict::Busy };
         let is_right = self.compare(attempt, is_familiar).await;
         if !is_right {
-            return Verdict::Wrong;
+            return PasswordVerdict::Wrong;
         }
         self.guesses.lock().give_back(taken);
         self.given_back.notify_waiters();
         self.familiar.add(attempt.user, attempt.from);
-        Verdict::Right
+        PasswordVerdict::Right
     }
 
     /// A place among those who wait; `None`: there are too many.
-    fn enter(&self, from: IpAddr, is_familiar: bool) -> Option<Place<'_>> {
+    fn enter(&self, from: IpAddr, is_familiar: bool) -> Option<QueuePlace<'_>> {
         let network = (!is_familiar).then(|| network(from));
         let has_room = self.waiting.lock().enter(network);
         // made only where there is room: it gives its place back when it goes
-        has_room.then(|| Place { waiting: &self.waiting, network })
+        has_room.then(|| QueuePlace { waiting: &self.waiting, network })
     }
 
     /// Waits for a token to guess.
-    async fn token(&self, attempt: &Attempt<'_>, is_familiar: bool) -> Option<Taken> {
+    async fn token(&self, attempt: &Attempt<'_>, is_familiar: bool) -> Option<GuessTaken> {
         let give_up = Instant::now() + PATIENCE;
         loop {
             let given_back = self.given_back.notified();
@@ -184,13 +184,13 @@ impl Passwords {
 
 /// How many wait.
 #[derive(Debug, Default)]
-struct Waiting {
+struct PasswordQueue {
     familiar: usize,
     strange: usize,
     of_network: HashMap<IpAddr, usize>,
 }
 
-impl Waiting {
+impl PasswordQueue {
     /// `None`: a user at a familiar address.
     fn enter(&mut self, network: Option<IpAddr>) -> bool {
         let Some(network) = network else {
@@ -223,12 +223,12 @@ impl Waiting {
 }
 
 /// A place among those who wait, given back when dropped.
-struct Place<'a> {
-    waiting: &'a Mutex<Waiting>,
+struct QueuePlace<'a> {
+    waiting: &'a Mutex<PasswordQueue>,
     network: Option<IpAddr>,
 }
 
-impl Drop for Place<'_> {
+impl Drop for QueuePlace<'_> {
     fn drop(&mut self) {
         self.waiting.lock().leave(self.network);
     }
@@ -358,21 +358,21 @@ mod tests {
     async fn guesses_wait_right_or_wrong_and_users_at_home_do_not() {
         let passwords = Passwords::default();
         let hash = hash("secret");
-        assert_eq!(passwords.check(&attempt("u", &hash, "secret", HOME)).await, Verdict::Right);
+        assert_eq!(passwords.check(&attempt("u", &hash, "secret", HOME)).await, PasswordVerdict::Right);
         let begin = Instant::now();
         let mut wrong = 0;
         while begin.elapsed() < Duration::from_secs(1) {
-            assert_eq!(passwords.check(&attempt("u", &hash, "guess", STRANGER)).await, Verdict::Wrong);
+            assert_eq!(passwords.check(&attempt("u", &hash, "guess", STRANGER)).await, PasswordVerdict::Wrong);
             wrong += 1;
         }
         assert_eq!(wrong, 11, "ten at once, and then one by one");
         // the right password is not told from a wrong one by the time it takes
         let begin = Instant::now();
-        assert_eq!(passwords.check(&attempt("u", &hash, "secret", "198.51.100.2")).await, Verdict::Right);
+        assert_eq!(passwords.check(&attempt("u", &hash, "secret", "198.51.100.2")).await, PasswordVerdict::Right);
         assert!(begin.elapsed() >= Duration::from_secs(9), "{:?}", begin.elapsed());
         let begin = Instant::now();
         passwords.reload();
-        assert_eq!(passwords.check(&attempt("u", &hash, "secret", HOME)).await, Verdict::Right);
+        assert_eq!(passwords.check(&attempt("u", &hash, "secret", HOME)).await, PasswordVerdict::Right);
         assert_eq!(begin.elapsed(), Duration::ZERO);
     }
 
@@ -388,10 +388,10 @@ mod tests {
             })
             .collect();
         tokio::task::yield_now().await;
-        assert_eq!(passwords.check(&attempt("u", &hash, "secret", HOME)).await, Verdict::Right);
+        assert_eq!(passwords.check(&attempt("u", &hash, "secret", HOME)).await, PasswordVerdict::Right);
         let mut busy = 0;
         for guess in guessing {
-            busy += usize::from(guess.await.unwrap() == Verdict::Busy);
+            busy += usize::from(guess.await.unwrap() == PasswordVerdict::Busy);
         }
         assert!(busy >= MAX_OF_NETWORK, "{busy}");
         assert_eq!(passwords.waiting.lock().strange, 0);

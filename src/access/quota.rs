@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 
-use super::places::Holder;
+use super::places::PlaceHolder;
 
 /// Whether a holder may have this much, when all have that much with it.
 pub(crate) fn has_room(held: usize, total: usize, most: usize) -> bool {
@@ -22,18 +22,18 @@ pub(crate) fn has_room(held: usize, total: usize, most: usize) -> bool {
 #[derive(Debug, Default)]
 pub(crate) struct Quota {
     most: usize,
-    state: Mutex<State>,
+    state: Mutex<QuotaState>,
 }
 
 #[derive(Debug, Default)]
-struct State {
+struct QuotaState {
     total: usize,
     guests: usize,
-    by_holder: HashMap<Holder, usize>,
+    by_holder: HashMap<PlaceHolder, usize>,
 }
 
-impl State {
-    fn add(&mut self, holder: &Holder, units: usize) {
+impl QuotaState {
+    fn add(&mut self, holder: &PlaceHolder, units: usize) {
         self.total += units;
         if holder.is_guest() {
             self.guests += units;
@@ -41,7 +41,7 @@ impl State {
         *self.by_holder.entry(holder.clone()).or_default() += units;
     }
 
-    fn remove(&mut self, holder: &Holder, units: usize) {
+    fn remove(&mut self, holder: &PlaceHolder, units: usize) {
         self.total -= units;
         if holder.is_guest() {
             self.guests -= units;
@@ -69,14 +69,14 @@ impl Quota {
 
 /// What one session, or another thing that belongs to somebody, holds. Given back when dropped.
 #[derive(Debug, Default)]
-pub(crate) struct Held {
-    owner: Option<(Arc<Quota>, Holder)>,
+pub(crate) struct Holding {
+    owner: Option<(Arc<Quota>, PlaceHolder)>,
     units: usize,
 }
 
-impl Held {
+impl Holding {
     /// From now on it belongs to this holder.
-    pub(crate) fn belongs_to(&mut self, quota: &Arc<Quota>, holder: Holder) {
+    pub(crate) fn belongs_to(&mut self, quota: &Arc<Quota>, holder: PlaceHolder) {
         let units = std::mem::take(&mut self.units);
         if let Some((old, before)) = self.owner.take() {
             old.state.lock().remove(&before, units);
@@ -86,7 +86,7 @@ impl Held {
     }
 
     /// Whose it is, if that is known.
-    pub fn holder(&self) -> Option<&Holder> {
+    pub fn holder(&self) -> Option<&PlaceHolder> {
         self.owner.as_ref().map(|(_, holder)| holder)
     }
 
@@ -120,7 +120,7 @@ impl Held {
     }
 }
 
-impl Drop for Held {
+impl Drop for Holding {
     fn drop(&mut self) {
         if let Some((quota, holder)) = &self.owner {
             quota.state.lock().remove(holder, self.units);
@@ -132,18 +132,18 @@ impl Drop for Held {
 mod tests {
     use super::*;
 
-    fn guest(last: u8) -> Holder {
-        Holder::of(None, std::net::IpAddr::from([192, 0, 2, last]))
+    fn guest(last: u8) -> PlaceHolder {
+        PlaceHolder::of(None, std::net::IpAddr::from([192, 0, 2, last]))
     }
 
-    fn held(quota: &Arc<Quota>, holder: Holder) -> Held {
-        let mut held = Held::default();
+    fn held(quota: &Arc<Quota>, holder: PlaceHolder) -> Holding {
+        let mut held = Holding::default();
         held.belongs_to(quota, holder);
         held
     }
 
     /// Takes as much as it can.
-    fn fill(held: &mut Held) -> usize {
+    fn fill(held: &mut Holding) -> usize {
         while held.has_room(1) {
             held.add(1);
         }
@@ -153,7 +153,8 @@ mod tests {
     #[test]
     fn a_single_user_may_have_all_and_the_next_find_a_share() {
         let quota = Arc::new(Quota::new(10_000));
-        let mut users: Vec<Held> = (0..5).map(|number| held(&quota, Holder::User(number.to_string().into()))).collect();
+        let mut users: Vec<Holding> =
+            (0..5).map(|number| held(&quota, PlaceHolder::User(number.to_string().into()))).collect();
         let shares: Vec<usize> = users.iter_mut().map(fill).collect();
         assert_eq!(shares, [10_000, 2000, 400, 80, 16]);
         users.clear();
@@ -165,7 +166,7 @@ mod tests {
     fn guests_are_one_and_their_networks_share_what_that_one_may_have() {
         let quota = Arc::new(Quota::new(10_000));
         // many clients of one network are one
-        let mut guests: Vec<Held> = (0..100).map(|_| held(&quota, guest(1))).collect();
+        let mut guests: Vec<Holding> = (0..100).map(|_| held(&quota, guest(1))).collect();
         let first: usize = guests.iter_mut().map(fill).sum();
         assert_eq!(first, 8000);
         let shares: Vec<usize> = (2..100)
@@ -176,12 +177,12 @@ mod tests {
             .collect();
         assert_eq!(shares[..3], [1600, 320, 64]);
         assert!(quota.total() <= 10_000);
-        let mut user = held(&quota, Holder::User("ada".into()));
+        let mut user = held(&quota, PlaceHolder::User("ada".into()));
         assert!(fill(&mut user) >= 2000);
         // what has found its user belongs to it
         let mut promoted = guests.swap_remove(0);
         let units = promoted.units;
-        promoted.belongs_to(&quota, Holder::User("bob".into()));
-        assert_eq!(quota.state.lock().by_holder[&Holder::User("bob".into())], units);
+        promoted.belongs_to(&quota, PlaceHolder::User("bob".into()));
+        assert_eq!(quota.state.lock().by_holder[&PlaceHolder::User("bob".into())], units);
     }
 }

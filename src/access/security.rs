@@ -22,7 +22,7 @@ const LINES_OF_ONE: usize = 4;
 
 /// What makes a person look at the log: each kind has bounds of its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Kind {
+pub(crate) enum SecurityKind {
     /// A wrong user name or password.
     WrongPassword,
     /// A client id that belongs to another user.
@@ -31,16 +31,17 @@ pub(crate) enum Kind {
     Quota,
 }
 
-impl Kind {
+impl SecurityKind {
     /// Every kind, in the order of its channel.
-    pub(crate) const ALL: [Kind; 3] = [Kind::WrongPassword, Kind::ForeignClientId, Kind::Quota];
+    pub(crate) const ALL: [SecurityKind; 3] =
+        [SecurityKind::WrongPassword, SecurityKind::ForeignClientId, SecurityKind::Quota];
 
     /// What log and metrics call it.
     pub(crate) fn name(self) -> &'static str {
         match self {
-            Kind::WrongPassword => "wrong_password",
-            Kind::ForeignClientId => "foreign_client_id",
-            Kind::Quota => "quota",
+            SecurityKind::WrongPassword => "wrong_password",
+            SecurityKind::ForeignClientId => "foreign_client_id",
+            SecurityKind::Quota => "quota",
         }
     }
 }
@@ -66,19 +67,19 @@ impl Default for Security {
 
 impl Security {
     /// One has happened, caused from this address. Whether it is to be logged, and how many like it were not.
-    pub(crate) fn happened(&self, kind: Kind, from: IpAddr, what: impl Hash) -> Option<u64> {
+    pub(crate) fn happened(&self, kind: SecurityKind, from: IpAddr, what: impl Hash) -> Option<u64> {
         let channel = &self.channels[kind as usize];
         channel.count.fetch_add(1, Ordering::Relaxed);
         channel.limiter.due(network(from), what)
     }
 
     /// How many have no line of their own and are in no count of one, if it is time to say so.
-    fn left_out(&self, kind: Kind) -> Option<u64> {
+    fn left_out(&self, kind: SecurityKind) -> Option<u64> {
         self.channels[kind as usize].limiter.left_out()
     }
 
     /// How many there have been.
-    pub(crate) fn count(&self, kind: Kind) -> u64 {
+    pub(crate) fn count(&self, kind: SecurityKind) -> u64 {
         self.channels[kind as usize].count.load(Ordering::Relaxed)
     }
 }
@@ -89,7 +90,7 @@ impl Access {
         if let Some(left_out) = self.limiter.left_out() {
             warn!(left_out, "more of what clients did wrong than has lines here");
         }
-        for kind in Kind::ALL {
+        for kind in SecurityKind::ALL {
             if let Some(left_out) = self.security.left_out(kind) {
                 warn!(target: TARGET, kind = kind.name(), left_out, "more security events than have lines here");
             }
@@ -105,14 +106,14 @@ mod tests {
     fn a_flood_hides_neither_another_source_nor_another_kind() {
         let security = Security::default();
         let flood = IpAddr::from([192, 0, 2, 1]);
-        let lines = (0..10_000).filter(|what| security.happened(Kind::Quota, flood, what).is_some()).count();
+        let lines = (0..10_000).filter(|what| security.happened(SecurityKind::Quota, flood, what).is_some()).count();
         assert_eq!(lines, LINES_OF_ONE);
-        assert_eq!(security.happened(Kind::Quota, IpAddr::from([192, 0, 2, 2]), 0), Some(0));
+        assert_eq!(security.happened(SecurityKind::Quota, IpAddr::from([192, 0, 2, 2]), 0), Some(0));
         // one that is everywhere at once
         for number in 0..10_000u32 {
-            security.happened(Kind::Quota, IpAddr::from(number.to_be_bytes()), 0);
+            security.happened(SecurityKind::Quota, IpAddr::from(number.to_be_bytes()), 0);
         }
-        assert_eq!(security.happened(Kind::WrongPassword, flood, "ada"), Some(0));
-        assert_eq!([security.count(Kind::Quota), security.count(Kind::WrongPassword)], [20_001, 1]);
+        assert_eq!(security.happened(SecurityKind::WrongPassword, flood, "ada"), Some(0));
+        assert_eq!([security.count(SecurityKind::Quota), security.count(SecurityKind::WrongPassword)], [20_001, 1]);
     }
 }

@@ -20,11 +20,11 @@ pub(crate) const MOST: usize = 256;
 /// All that wait, the longest first.
 #[derive(Debug, Default)]
 pub(crate) struct WaitingRoom {
-    state: Mutex<State>,
+    state: Mutex<WaitingState>,
 }
 
 #[derive(Debug, Default)]
-struct State {
+struct WaitingState {
     next: u64,
     waiting: VecDeque<Waiting>,
 }
@@ -37,7 +37,7 @@ struct Waiting {
     cut: CancellationToken,
 }
 
-impl State {
+impl WaitingState {
     /// Takes out the one that has waited longest of those who have most.
     fn take_longest(&mut self) -> Option<Waiting> {
         let mut counts: HashMap<Option<IpAddr>, usize> = HashMap::new();

@@ -53,7 +53,7 @@ impl AtPowerCut {
 }
 
 /// Why something is in memory.
-enum Memory {
+enum MemoryReason {
     /// The device or file system is.
     This(String),
     /// And another program writes it to a card now and then.
@@ -94,40 +94,40 @@ impl Mounts {
             "messages that wait for an upstream or a session, retained messages, sessions, and the sensors' history";
         match memory {
             None => AtPowerCut::Kept,
-            Some(Memory::This(what)) => AtPowerCut::Lost(Fault::new(
+            Some(MemoryReason::This(what)) => AtPowerCut::Lost(Fault::new(
                 format!("{shown} is in memory ({what}): a power cut or a reboot costs everything: {all}"),
                 remedy,
             )),
-            Some(Memory::Copied(what, who)) => AtPowerCut::Lost(Fault::new(
+            Some(MemoryReason::Copied(what, who)) => AtPowerCut::Lost(Fault::new(
                 format!(
                     "{shown} is in memory ({what}): a power cut costs what came in since {who} wrote it to a disk: {all}"
                 ),
                 remedy,
             )),
-            Some(Memory::Perhaps(what)) => AtPowerCut::Unknown(Fault::new(
+            Some(MemoryReason::Perhaps(what)) => AtPowerCut::Unknown(Fault::new(
                 format!("{shown} is on {what}: if that is in memory, a power cut or a reboot costs everything: {all}"),
                 remedy,
             )),
         }
     }
 
-    fn memory(&self, mount: &Mount, depth: usize) -> Option<Memory> {
+    fn memory(&self, mount: &Mount, depth: usize) -> Option<MemoryReason> {
         let Mount { point, kind, device, upper, .. } = mount;
         let what = format!("{kind} at {}", point.display());
         let name = device.strip_prefix("/dev/").unwrap_or_default();
         match kind.as_str() {
-            _ if device.contains("log2ram") => Some(Memory::Copied(what, "log2ram")),
-            "tmpfs" | "ramfs" | "rootfs" => Some(Memory::This(what)),
+            _ if device.contains("log2ram") => Some(MemoryReason::Copied(what, "log2ram")),
+            "tmpfs" | "ramfs" | "rootfs" => Some(MemoryReason::This(what)),
             _ if name.starts_with("zram") || name.starts_with("ram") => {
-                Some(Memory::This(format!("{what} on {device}")))
+                Some(MemoryReason::This(format!("{what} on {device}")))
             }
-            "overlay" if mount.point == Path::new("/") && self.root_is_volatile() => Some(Memory::This(what)),
+            "overlay" if mount.point == Path::new("/") && self.root_is_volatile() => Some(MemoryReason::This(what)),
             "overlay" => {
                 let upper = upper.as_deref()?;
                 let below = self.of(upper).filter(|below| below.point != *point && depth > 0);
                 match below {
                     Some(below) => self.memory(&below, depth - 1),
-                    None => Some(Memory::Perhaps(format!(
+                    None => Some(MemoryReason::Perhaps(format!(
                         "an overlay ({what}) whose changes go to {}, which is not to be seen from here",
                         upper.display()
                     ))),

@@ -8,10 +8,10 @@ use tokio_util::sync::CancellationToken;
 use crate::broker::core::Core;
 use crate::config::Settings;
 use crate::home_assistant::HomeAssistant;
-use crate::home_assistant::device::Gateway;
+use crate::home_assistant::device::AnnouncedGateway;
 use crate::net::port::Port;
 use crate::sensors::settings::SensorSettings;
-use crate::status::Status;
+use crate::status::GatewayStatus;
 use crate::supervise::Supervisor;
 
 /// Says what comes before anything else, and leaves the rest until [`go_on`].
@@ -19,11 +19,11 @@ pub(super) async fn start(
     settings: &Settings,
     web: Option<&Port>,
     sensors: watch::Receiver<Arc<[SensorSettings]>>,
-    status: &Status,
+    status: &GatewayStatus,
     core: &Arc<Core>,
     (supervisor, doors, gone): (&Supervisor, &CancellationToken, &watch::Sender<()>),
 ) -> Option<oneshot::Sender<()>> {
-    let gateway = Gateway {
+    let gateway = AnnouncedGateway {
         id: settings.gateway.id.clone(),
         upstreams: settings.upstreams.iter().map(|upstream| upstream.name.clone()).collect(),
         url: web.and_then(|web| url(settings, web)),

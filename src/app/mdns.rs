@@ -5,7 +5,7 @@ use tokio::sync::watch;
 use crate::broker::listener::Listener;
 use crate::config::Settings;
 use crate::health::Health;
-use crate::mdns::service::{Candidate, Kind};
+use crate::mdns::service::{Candidate, ServiceKind};
 use crate::mdns::settings::MdnsSettings;
 use crate::mdns::task::Mdns;
 use crate::net::port::Port;
@@ -28,17 +28,17 @@ pub(super) fn prepare(
 /// A listener that asks for certificates is for those who were given one, and they know where it is.
 fn of_listener(listener: &Listener) -> Option<Candidate> {
     let kind = match &listener.settings.tls {
-        None => Kind::Mqtt,
-        Some(tls) if tls.client_ca.is_none() => Kind::SecureMqtt,
+        None => ServiceKind::Mqtt,
+        Some(tls) if tls.client_ca.is_none() => ServiceKind::SecureMqtt,
         Some(_) => return None,
     };
     of_port(&listener.port, kind)
 }
 
 fn of_web(settings: &Settings, web: &Port) -> Option<Candidate> {
-    of_port(web, if settings.http.tls.is_some() { Kind::Https } else { Kind::Http })
+    of_port(web, if settings.http.tls.is_some() { ServiceKind::Https } else { ServiceKind::Http })
 }
 
-fn of_port(port: &Port, kind: Kind) -> Option<Candidate> {
+fn of_port(port: &Port, kind: ServiceKind) -> Option<Candidate> {
     Some(Candidate { part: port.name().into(), kind, address: port.address().tcp()? })
 }

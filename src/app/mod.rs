@@ -45,7 +45,7 @@ use crate::broker::{Broker, sys};
 use crate::config::Settings;
 use crate::exchange::ingress::Receipt;
 use crate::exchange::live::{Dispatcher, RouterError};
-use crate::health::{Health, Problems, Pulse};
+use crate::health::{Health, LoggedProblems, Pulse};
 use crate::http;
 use crate::journal::settings::JournalSettings;
 use crate::journal::storage::file::FileStorage;
@@ -54,11 +54,11 @@ use crate::mqtt::Reason;
 use crate::net::ListenError;
 use crate::net::port::Port;
 use crate::sensors::edge::EdgeSource;
-use crate::sensors::{self, Source};
+use crate::sensors::{self, ChosenSource};
 use crate::service::logging::{Logging, LoggingError};
 use crate::service::notify;
 use crate::service::signals::{Signal, Signals};
-use crate::status::{ClientsShown, SensorSnapshot, SensorState, Status};
+use crate::status::{ClientsShown, GatewayStatus, SensorSnapshot, SensorState};
 use crate::supervise::{Exit, Supervisor};
 use crate::time::{SharedClock, SystemClock};
 use crate::workers::Workers;
@@ -117,7 +117,7 @@ impl AppError {
 
 /// Runs the gateway until it is told to stop. `config_path` is read again on SIGHUP.
 pub(crate) fn run(settings: Settings, config_path: Option<&Path>) -> Result<(), AppError> {
-    let problems = Problems::default();
+    let problems = LoggedProblems::default();
     let logging = Logging::init(&settings.log.level, problems.clone())?;
     set_limits();
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
@@ -125,7 +125,7 @@ pub(crate) fn run(settings: Settings, config_path: Option<&Path>) -> Result<(), 
     let workers = Workers::start(cores.min(4))?;
     workers.block_on(async {
         let signals = Signals::new()?;
-        let gateway = Gateway::start(settings, config_path, logging, problems).await?;
+        let gateway = RunningGateway::start(settings, config_path, logging, problems).await?;
         gateway.serve(signals).await
     })
 }
@@ -143,7 +143,7 @@ fn set_limits() {
 }
 
 /// A gateway that serves.
-struct Gateway {
+struct RunningGateway {
     supervisor: Supervisor,
     core: Arc<Core>,
     connections: tokio_util::task::TaskTracker,
@@ -161,13 +161,13 @@ struct Gateway {
     _data_dir: DataDir,
 }
 
-impl Gateway {
+impl RunningGateway {
     async fn start(
         mut settings: Settings,
         config_path: Option<&Path>,
         logging: Logging,
-        problems: Problems,
-    ) -> Result<Gateway, AppError> {
+        problems: LoggedProblems,
+    ) -> Result<RunningGateway, AppError> {
         let clock: SharedClock = Arc::new(SystemClock);
         let path = settings.gateway.data_dir.clone();
         let is_new = !path.join("journal").exists();
@@ -194,7 +194,7 @@ impl Gateway {
         let mut rooms = Rooms::new(core.ingress.room().clone(), core.ingress.journal().clone());
         let router_pulse = rooms.watch(ROUTER);
         let (rules, upstreams, waiting) = upstreams::open(&settings, &core, &clock, &health, &mut rooms);
-        let source = Source::open(&settings.gpio, clock.clone(), seed())?;
+        let source = ChosenSource::open(&settings.gpio, clock.clone(), seed())?;
         let made_up: Vec<_> = settings.sensors.iter().filter(|sensor| source.simulates(sensor)).cloned().collect();
 
         start_router(dispatcher, &core, &supervisor, router_pulse).await;
@@ -211,7 +211,7 @@ impl Gateway {
         let (snapshots, sensor_snapshots) = watch::channel(Vec::new());
         let (gone, sensors_gone) = watch::channel(());
         let (mdns, announced, mdns_settings) = mdns::prepare(&settings, &listeners, web_port.as_ref(), &health);
-        let status = Status {
+        let status = GatewayStatus {
             gateway_id: settings.gateway.id.as_str().into(),
             sensors: sensor_snapshots,
             upstreams,
@@ -268,7 +268,7 @@ impl Gateway {
         let changes =
             reload::Changes { sensors: sensor_settings, upstreams: rules, mdns: mdns_settings, ports: reloads, users };
         let reloadable = Reloadable::new(settings, config_path, logging, core.clone(), changes, status, former);
-        Ok(Gateway {
+        Ok(RunningGateway {
             supervisor,
             core,
             connections,

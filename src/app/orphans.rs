@@ -10,7 +10,7 @@ use tracing::warn;
 use super::AppError;
 use super::data_dir::DataDir;
 use crate::config::Settings;
-use crate::journal::loss::Owner;
+use crate::journal::loss::ConsumerOwner;
 use crate::journal::settings::JournalSettings;
 use crate::journal::storage::file::FileStorage;
 use crate::journal::{Backlog, ConsumerId, Journal, WhenFull};
@@ -25,7 +25,7 @@ const NO_BOUND: u64 = 1 << 50;
 fn unknown(journal: &Journal, is_known: impl Fn(&str) -> bool) -> BTreeMap<String, Vec<(ConsumerId, Backlog)>> {
     let mut unknown: BTreeMap<String, Vec<_>> = BTreeMap::new();
     for (name, id, backlog) in journal.consumers() {
-        if let Owner::Upstream(upstream) = Owner::of(&name)
+        if let ConsumerOwner::Upstream(upstream) = ConsumerOwner::of(&name)
             && !is_known(upstream)
         {
             unknown.entry(upstream.to_owned()).or_default().push((id, backlog));

@@ -17,7 +17,7 @@ use crate::mdns::settings::MdnsSettings;
 use crate::sensors::settings::SensorSettings;
 use crate::service::logging::Logging;
 use crate::service::notify;
-use crate::status::Status;
+use crate::status::GatewayStatus;
 use crate::upstream::settings::UpstreamSettings;
 
 /// What can be changed, and what it is now.
@@ -27,7 +27,7 @@ pub(crate) struct Reloadable {
     logging: Logging,
     core: Arc<Core>,
     changes: Changes,
-    status: Status,
+    status: GatewayStatus,
     users: Arc<Users>,
     /// The users that are in force.
     lists: Arc<UserLists>,
@@ -56,7 +56,7 @@ impl Reloadable {
         logging: Logging,
         core: Arc<Core>,
         changes: Changes,
-        status: Status,
+        status: GatewayStatus,
         former: FormerUsers,
     ) -> Reloadable {
         let (users, path) = (changes.users.clone(), path.map(Into::into));

@@ -21,11 +21,11 @@ fn settings(directory: &Path) -> Settings {
 #[tokio::test]
 async fn the_death_of_the_router_ends_the_gateway_with_its_cause() {
     let directory = tempfile::tempdir().unwrap();
-    let problems = Problems::default();
+    let problems = LoggedProblems::default();
     let log = tracing_subscriber::registry().with(ProblemsLayer(problems.clone()));
     let _log = tracing::subscriber::set_default(log);
     let settings = settings(directory.path());
-    let gateway = Gateway::start(settings, None, Logging::silent(), problems.clone()).await.unwrap();
+    let gateway = RunningGateway::start(settings, None, Logging::silent(), problems.clone()).await.unwrap();
     let core = gateway.core.clone();
     let serving = gateway.serve(Signals::new().unwrap());
     let ended = async {
@@ -51,7 +51,8 @@ async fn every_room_is_asked_whether_it_is_at_work_and_answers() {
     // nobody is there: an upstream that is away is at work all the same
     let nowhere = UpstreamAddress::parse("mqtt://127.0.0.1:1").unwrap();
     settings.upstreams = vec![UpstreamSettings::new("home", vec![nowhere], "test")];
-    let mut gateway = Gateway::start(settings, None, Logging::silent(), Problems::default()).await.unwrap();
+    let mut gateway =
+        RunningGateway::start(settings, None, Logging::silent(), LoggedProblems::default()).await.unwrap();
     let asked = gateway.rooms.asked().join(", ");
     assert!(asked.starts_with("router, upstream home, sensors, HTTP messages, HTTP 127.0.0.1:"), "{asked}");
     for _ in 0..5 {
@@ -75,7 +76,8 @@ const SESSION_OF_ADA: &str = "u/ada\0esp";
 async fn who_is_removed_while_the_gateway_goes_down_leaves_no_session() {
     let directory = tempfile::tempdir().unwrap();
     let settings = settings(directory.path());
-    let mut gateway = Gateway::start(settings, None, Logging::silent(), Problems::default()).await.unwrap();
+    let mut gateway =
+        RunningGateway::start(settings, None, Logging::silent(), LoggedProblems::default()).await.unwrap();
     let core = gateway.core.clone();
     leave_session_of_ada(&core);
     let (tell, told) = mpsc::channel(1);
@@ -92,7 +94,8 @@ async fn who_is_removed_while_the_gateway_goes_down_leaves_no_session() {
 async fn a_name_is_known_on_disk_as_long_as_there_are_sessions_of_it() {
     let directory = tempfile::tempdir().unwrap();
     let mut settings = settings(directory.path());
-    let gateway = Gateway::start(settings.clone(), None, Logging::silent(), Problems::default()).await.unwrap();
+    let gateway =
+        RunningGateway::start(settings.clone(), None, Logging::silent(), LoggedProblems::default()).await.unwrap();
     leave_session_of_ada(&gateway.core);
     let (name, rights, client_ids) = ("ada".to_owned(), Rights::default(), Vec::new());
     settings.broker.access.users =

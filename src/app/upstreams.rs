@@ -15,11 +15,11 @@ use crate::supervise::Supervisor;
 use crate::time::SharedClock;
 use crate::upstream::Upstream;
 use crate::upstream::announce::announce;
-use crate::upstream::client::Client;
+use crate::upstream::client::RemoteClient;
 use crate::upstream::settings::UpstreamSettings;
 
 /// What is kept for them from now on, and they do not connect yet.
-pub(super) struct Waiting(Vec<(Upstream<Client>, Pulse)>);
+pub(super) struct WaitingUpstreams(Vec<(Upstream<RemoteClient>, Pulse)>);
 
 /// Opens them. Returned is what changes their rules, how they are doing, and what is to be started.
 pub(super) fn open(
@@ -28,7 +28,7 @@ pub(super) fn open(
     clock: &SharedClock,
     health: &Health,
     rooms: &mut Rooms,
-) -> (Vec<watch::Sender<Arc<UpstreamSettings>>>, Vec<UpstreamShown>, Waiting) {
+) -> (Vec<watch::Sender<Arc<UpstreamSettings>>>, Vec<UpstreamShown>, WaitingUpstreams) {
     let journal = core.ingress.journal();
     let removed = orphans::keep(settings, journal);
     let limits = Limits {
@@ -49,10 +49,10 @@ pub(super) fn open(
         all_rules.push(rules);
     }
     shown.extend(removed);
-    (all_rules, shown, Waiting(waiting))
+    (all_rules, shown, WaitingUpstreams(waiting))
 }
 
-impl Waiting {
+impl WaitingUpstreams {
     /// Starts a task for each, which connects and forwards.
     pub(super) fn start(self, core: &Arc<Core>, clock: &SharedClock, supervisor: &Supervisor) {
         for (upstream, pulse) in self.0 {

@@ -16,7 +16,7 @@ use crate::access::hash;
 use crate::access::made::{ChangeRefused, MOST_MADE, UserChange, UserDesk, UserDraft, UserLists, UserRequest};
 use crate::access::settings::{AccessSettings, Rights, UserSettings};
 use crate::config::{
-    LARGEST_USERS_FILE, MadeUsers, Problems, Settings, load_made_users, made_users_path, made_users_text,
+    ConfigProblems, LARGEST_USERS_FILE, MadeUsers, Settings, load_made_users, made_users_path, made_users_text,
     read_made_users,
 };
 use crate::health::{Fault, Health};
@@ -82,7 +82,7 @@ impl Users {
         }
     }
 
-    fn put(&self, settings: &mut Settings, read: Result<MadeUsers, Problems>) {
+    fn put(&self, settings: &mut Settings, read: Result<MadeUsers, ConfigProblems>) {
         let made = match read {
             Ok(made) => {
                 self.health.clear(PART);
@@ -106,7 +106,7 @@ impl Users {
         self.lists.send_replace(Arc::new(lists));
     }
 
-    fn broken(&self, problems: &Problems) -> Fault {
+    fn broken(&self, problems: &ConfigProblems) -> Fault {
         let lines: Vec<String> = problems.problems.iter().map(ToString::to_string).collect();
         let path = made_users_path(&self.data_dir);
         let remedy = format!(
@@ -198,7 +198,7 @@ impl Users {
 enum Failure {
     Refused(ChangeRefused),
     /// The file is not what it should be.
-    Broken(Problems),
+    Broken(ConfigProblems),
 }
 
 impl From<ChangeRefused> for Failure {

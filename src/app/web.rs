@@ -9,13 +9,13 @@ use crate::broker::connection::{Peer, serve_known};
 use crate::broker::core::Core;
 use crate::broker::listener::Listener;
 use crate::config::Settings;
-use crate::http::guard::Guard;
+use crate::http::guard::HttpGuard;
 use crate::http::hub::Hub;
 use crate::http::server::Site;
-use crate::http::websocket::{Arrival, Door, MqttDoor};
+use crate::http::websocket::{Arrival, MqttDoor, WebSocketDoor};
 use crate::http::{Disconnect, Http, Parts, history, server};
 use crate::net::port::Port;
-use crate::status::Status;
+use crate::status::GatewayStatus;
 use crate::supervise::Supervisor;
 
 use super::pulse::Rooms;
@@ -24,7 +24,7 @@ use super::pulse::Rooms;
 pub(crate) fn start(
     port: Port,
     settings: &Settings,
-    (status, users): (Status, UserDesk),
+    (status, users): (GatewayStatus, UserDesk),
     core: &Arc<Core>,
     connections: &TaskTracker,
     supervisor: &Supervisor,
@@ -59,11 +59,11 @@ pub(crate) fn start(
     supervisor.spawn_endless(name, server::run(port, Site::whole(&http), pulse));
 }
 
-fn guard(port: &Port, settings: &Settings) -> Guard {
+fn guard(port: &Port, settings: &Settings) -> HttpGuard {
     let host_name = rustix::system::uname();
     let host_name = host_name.nodename().to_string_lossy();
     let number = port.address().tcp().map_or(0, |address| address.port());
-    Guard::new(&host_name, &settings.http.allowed_hosts, number)
+    HttpGuard::new(&host_name, &settings.http.allowed_hosts, number)
 }
 
 /// Starts a listener for MQTT over WebSocket.
@@ -75,7 +75,7 @@ pub(crate) fn start_listener(
     supervisor: &Supervisor,
     rooms: &mut Rooms,
 ) {
-    let door = Door {
+    let door = WebSocketDoor {
         mqtt: mqtt_door(core.clone(), Some(listener.name().into())),
         connections: connections.clone(),
         trusted_proxies: settings.http.trusted_proxies.clone().into(),

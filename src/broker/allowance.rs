@@ -11,7 +11,7 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
-use crate::access::places::Holder;
+use crate::access::places::PlaceHolder;
 
 /// Bytes that a user may write at once.
 const FREE: u64 = 10_000_000;
@@ -38,27 +38,27 @@ impl Spent {
 }
 
 /// What a holder may write at once, and what it gets back in a minute.
-fn terms(holder: &Holder) -> (u64, u64) {
+fn terms(holder: &PlaceHolder) -> (u64, u64) {
     match holder {
-        Holder::Guest(Some(_)) => (FREE * OF_A_NETWORK / 100, PER_MINUTE * OF_A_NETWORK / 100),
+        PlaceHolder::Guest(Some(_)) => (FREE * OF_A_NETWORK / 100, PER_MINUTE * OF_A_NETWORK / 100),
         _ => (FREE, PER_MINUTE),
     }
 }
 
 /// Those beyond [`MOST`]. Nobody has this name.
-fn others(holder: &Holder) -> Holder {
-    if holder.is_guest() { Holder::Guest(None) } else { Holder::User("".into()) }
+fn others(holder: &PlaceHolder) -> PlaceHolder {
+    if holder.is_guest() { PlaceHolder::Guest(None) } else { PlaceHolder::User("".into()) }
 }
 
 /// Who has written how much.
 #[derive(Debug, Default)]
 pub(crate) struct Allowance {
-    spent: Mutex<HashMap<Holder, Spent>>,
+    spent: Mutex<HashMap<PlaceHolder, Spent>>,
 }
 
 impl Allowance {
     /// A client of this holder has changed so many bytes of its session.
-    pub(crate) fn charge(&self, holder: &Holder, bytes: usize) {
+    pub(crate) fn charge(&self, holder: &PlaceHolder, bytes: usize) {
         let now = Instant::now();
         let mut spent = self.spent.lock();
         let is_crowded = spent.len() >= MOST && !spent.contains_key(holder);
@@ -66,7 +66,7 @@ impl Allowance {
             spent.retain(|holder, known| known.now(now, terms(holder).1) > 0);
         }
         let key = if spent.len() >= MOST && is_crowded { others(holder) } else { holder.clone() };
-        let all = (holder.is_guest() && key != Holder::Guest(None)).then_some(Holder::Guest(None));
+        let all = (holder.is_guest() && key != PlaceHolder::Guest(None)).then_some(PlaceHolder::Guest(None));
         for key in all.into_iter().chain([key]) {
             let per_minute = terms(&key).1;
             let known = spent.entry(key).or_insert(Spent { bytes: 0, at: now });
@@ -75,12 +75,12 @@ impl Allowance {
     }
 
     /// Until when the clients of a holder must wait with their next change; `None`: they need not.
-    pub(crate) fn until(&self, holder: &Holder) -> Option<Instant> {
+    pub(crate) fn until(&self, holder: &PlaceHolder) -> Option<Instant> {
         let now = Instant::now();
         let spent = self.spent.lock();
         let own = if spent.contains_key(holder) { holder.clone() } else { others(holder) };
-        let all = holder.is_guest().then_some(Holder::Guest(None));
-        let until = |key: Holder| {
+        let all = holder.is_guest().then_some(PlaceHolder::Guest(None));
+        let until = |key: PlaceHolder| {
             let (free, per_minute) = terms(&key);
             let excess = spent.get(&key)?.now(now, per_minute).checked_sub(free).filter(|excess| *excess > 0)?;
             Some(now + Duration::from_millis(excess * 60_000 / per_minute + 1))
@@ -90,12 +90,12 @@ impl Allowance {
 
     /// Who has written something.
     #[cfg(test)]
-    pub(crate) fn holders(&self) -> std::collections::HashSet<Holder> {
+    pub(crate) fn holders(&self) -> std::collections::HashSet<PlaceHolder> {
         self.spent.lock().keys().cloned().collect()
     }
 
     /// Waits until the clients of a holder may change their sessions again.
-    pub(crate) async fn wait(&self, holder: &Holder) {
+    pub(crate) async fn wait(&self, holder: &PlaceHolder) {
         while let Some(until) = self.until(holder) {
             tokio::time::sleep_until(until).await;
         }
@@ -108,16 +108,16 @@ mod tests {
 
     use super::*;
 
-    fn user(name: &str) -> Holder {
-        Holder::User(name.into())
+    fn user(name: &str) -> PlaceHolder {
+        PlaceHolder::User(name.into())
     }
 
-    fn guest(last: u8) -> Holder {
-        Holder::of(None, IpAddr::from([192, 0, 2, last]))
+    fn guest(last: u8) -> PlaceHolder {
+        PlaceHolder::of(None, IpAddr::from([192, 0, 2, last]))
     }
 
     /// Bytes that it has written once it has to wait.
-    fn exhaust(allowance: &Allowance, holder: &Holder) -> usize {
+    fn exhaust(allowance: &Allowance, holder: &PlaceHolder) -> usize {
         let mut written = 0;
         while allowance.until(holder).is_none() {
             allowance.charge(holder, 100_000);
@@ -127,7 +127,7 @@ mod tests {
     }
 
     /// How long it takes to write 2 MB more.
-    async fn two_more(allowance: &Allowance, holder: &Holder) -> Duration {
+    async fn two_more(allowance: &Allowance, holder: &PlaceHolder) -> Duration {
         let begin = Instant::now();
         for _ in 0..20 {
             allowance.wait(holder).await;

@@ -11,15 +11,15 @@ use super::registry::Parked;
 use crate::access::identity::SessionName;
 
 /// An order of sessions by a moment.
-type Order = BTreeSet<(Instant, Arc<str>)>;
+type AwayOrder = BTreeSet<(Instant, Arc<str>)>;
 
 /// The order of sessions whose clients are away.
 #[derive(Debug, Default)]
 pub(crate) struct Away {
     /// By when something is to be done: the end of the session, or the end of its will's delay.
-    due: Order,
+    due: AwayOrder,
     /// By when the client left, for each user; those without a user are one.
-    by_owner: HashMap<Box<str>, Order>,
+    by_owner: HashMap<Box<str>, AwayOrder>,
 }
 
 fn due_at(parked: &Parked) -> Instant {

@@ -15,12 +15,12 @@ use tracing::{info, warn};
 use super::allowance::Allowance;
 use super::groups::{Groups, split_share};
 use super::registry::{Kick, Parked, Registry};
-use super::session::{Durable, Session};
+use super::session::{DurableFeed, Session};
 use super::settings::BrokerSettings;
 use crate::access::Access;
 use crate::access::authorise::Permissions;
 use crate::access::identity::{Identity, SessionName};
-use crate::access::places::{Bounds, Holder, Places};
+use crate::access::places::{Bounds, PlaceHolder, Places};
 use crate::access::quota::Quota;
 use crate::access::waiting::{Sockets, WaitingRoom};
 use crate::exchange::delivery::Run;
@@ -47,7 +47,7 @@ const MAX_SUBSCRIPTIONS: usize = 50_000;
 
 /// A connected client, as others may see it.
 #[derive(Clone, Debug)]
-pub(crate) struct Client {
+pub(crate) struct ConnectedClient {
     /// Who it is.
     pub(crate) identity: Identity,
     /// Where it comes from.
@@ -94,7 +94,7 @@ pub struct Core {
     pub(crate) health: Health,
     /// Cancelled when the gateway goes down.
     pub(crate) cancel: CancellationToken,
-    clients: Mutex<HashMap<u64, Client>>,
+    clients: Mutex<HashMap<u64, ConnectedClient>>,
     next_client: AtomicU64,
     pub(super) groups: Groups,
     /// What users have written by changing their sessions.
@@ -150,7 +150,7 @@ impl Core {
     }
 
     /// Whether a client would be let in with the same permissions now.
-    fn still_holds(&self, client: &Client) -> bool {
+    fn still_holds(&self, client: &ConnectedClient) -> bool {
         let hash = client.password_hash.as_deref();
         self.access.authoriser.still_holds(&client.identity, hash, client.address, &client.permissions)
     }
@@ -158,21 +158,22 @@ impl Core {
     /// Ends the connections of a user, or of somebody without a user name, with this client id; says how many there were.
     pub(crate) fn disconnect(&self, user: Option<&str>, client_id: &str) -> usize {
         let clients = self.clients.lock();
-        let is_it =
-            |client: &&Client| client.identity.user.as_deref() == user && *client.identity.client_id == *client_id;
+        let is_it = |client: &&ConnectedClient| {
+            client.identity.user.as_deref() == user && *client.identity.client_id == *client_id
+        };
         let meant = clients.values().filter(is_it);
         meant.map(|client| client.kick.kick(Reason::ADMINISTRATIVE_ACTION)).count()
     }
 
     /// Connected clients, at most so many, in the order of their client ids.
     pub fn clients(&self, most: usize) -> Vec<ClientSnapshot> {
-        let mut clients: Vec<Client> = self.clients.lock().values().cloned().collect();
+        let mut clients: Vec<ConnectedClient> = self.clients.lock().values().cloned().collect();
         clients.sort_by(|a, b| a.identity.client_id.cmp(&b.identity.client_id));
         clients.truncate(most);
         clients.into_iter().map(|client| self.shown(client)).collect()
     }
 
-    fn shown(&self, client: Client) -> ClientSnapshot {
+    fn shown(&self, client: ConnectedClient) -> ClientSnapshot {
         let queue = client.is_persistent.then(|| consumer_name(&client.session));
         let queue = queue.and_then(|name| self.ingress.journal().backlog_of(&name));
         let dropped = client.subscriber.inbox.dropped() + queue.as_ref().map_or(0, |queue| queue.dropped);
@@ -202,15 +203,15 @@ impl Core {
     }
 
     /// Whose subscriptions count as those of this session, of a client at this address.
-    pub(super) fn holder(owner: &str, from: Option<IpAddr>) -> Holder {
+    pub(super) fn holder(owner: &str, from: Option<IpAddr>) -> PlaceHolder {
         let user = SessionName::of(owner).user;
         match from {
-            Some(from) => Holder::of(user, from),
-            None => user.map_or(Holder::Guest(None), |user| Holder::User(user.into())),
+            Some(from) => PlaceHolder::of(user, from),
+            None => user.map_or(PlaceHolder::Guest(None), |user| PlaceHolder::User(user.into())),
         }
     }
 
-    pub(super) fn enter(&self, client: Client) -> u64 {
+    pub(super) fn enter(&self, client: ConnectedClient) -> u64 {
         let number = self.next_client.fetch_add(1, Ordering::Relaxed);
         let mut clients = self.clients.lock();
         let client = clients.entry(number).or_insert(client);
@@ -253,7 +254,7 @@ impl Core {
         let durable = is_persistent.then(|| {
             let journal = self.ingress.journal();
             let consumer = journal.register(&consumer_name(name), self.journal_limits(CONNECTED_FACTOR));
-            Durable { consumer, reader: journal.reader(consumer) }
+            DurableFeed { consumer, reader: journal.reader(consumer) }
         });
         Session::new(name, window, durable, expiry)
     }

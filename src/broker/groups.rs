@@ -30,7 +30,7 @@ struct Group {
 }
 
 #[derive(Debug, Default)]
-struct Known {
+struct KnownGroups {
     by_filter: HashMap<Box<str>, Group>,
     by_consumer: HashMap<ConsumerId, Arc<SharedGroup>>,
 }
@@ -38,7 +38,7 @@ struct Known {
 /// All groups.
 #[derive(Debug, Default)]
 pub(crate) struct Groups {
-    known: Mutex<Known>,
+    known: Mutex<KnownGroups>,
     news: Arc<News>,
 }
 
@@ -104,7 +104,7 @@ impl Core {
         session: &Session,
         shared: &str,
         filter: &str,
-        known: &mut Known,
+        known: &mut KnownGroups,
         group: &Arc<SharedGroup>,
     ) {
         let journal = self.ingress.journal();

@@ -45,7 +45,7 @@ const WITHOUT_OWNER: u8 = 1;
 
 /// A persistent session as it is kept.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Kept {
+pub struct KeptSession {
     /// Seconds that it outlives its connection.
     pub expiry: u32,
     /// Whose it is; `None`: nobody knows.
@@ -56,9 +56,14 @@ pub struct Kept {
     pub subscriptions: Vec<(Box<str>, SubscriptionOptions)>,
 }
 
-impl Kept {
-    fn of(session: &Session, left_unix_ms: Option<i64>) -> Kept {
-        Kept { expiry: session.expiry, owner: Some(session.owner.clone()), left_unix_ms, subscriptions: Vec::new() }
+impl KeptSession {
+    fn of(session: &Session, left_unix_ms: Option<i64>) -> KeptSession {
+        KeptSession {
+            expiry: session.expiry,
+            owner: Some(session.owner.clone()),
+            left_unix_ms,
+            subscriptions: Vec::new(),
+        }
     }
 
     /// As bytes.
@@ -75,7 +80,7 @@ impl Kept {
     }
 
     /// From bytes; `None` if they are none of ours.
-    pub fn decode(bytes: &[u8]) -> Option<Kept> {
+    pub fn decode(bytes: &[u8]) -> Option<KeptSession> {
         let mut rest = bytes;
         let mut take = |len: usize| {
             let (part, left) = rest.split_at_checked(len)?;
@@ -97,7 +102,7 @@ impl Kept {
             let filter = std::str::from_utf8(take(usize::from(u16::from_le_bytes(len.try_into().ok()?)))?).ok()?;
             subscriptions.push((filter.into(), decode_options(take(OPTIONS_LEN)?)?));
         }
-        Some(Kept { expiry, owner, left_unix_ms: (left != 0).then_some(left), subscriptions })
+        Some(KeptSession { expiry, owner, left_unix_ms: (left != 0).then_some(left), subscriptions })
     }
 }
 
@@ -151,10 +156,10 @@ impl Core {
             return;
         }
         let left = (!is_connected).then(|| self.ingress.journal().stamp());
-        self.keep_as(session, &Kept::of(session, left));
+        self.keep_as(session, &KeptSession::of(session, left));
     }
 
-    fn keep_as(&self, session: &mut Session, kept: &Kept) {
+    fn keep_as(&self, session: &mut Session, kept: &KeptSession) {
         let journal = self.ingress.journal();
         if !session.is_kept {
             // first what the session is made of: whatever the end is, nothing of it is missing
@@ -188,7 +193,7 @@ impl Core {
         let (mut sessions, mut waiting) = (0, 0);
         let mut wills: HashMap<Box<str>, Will> = self.kept_wills().into_iter().collect();
         for (name, bytes) in &recovered.sessions {
-            let Some(kept) = Kept::decode(bytes) else {
+            let Some(kept) = KeptSession::decode(bytes) else {
                 warn!(client_id = %SessionName::of(name), "a kept session cannot be read: its client begins anew");
                 let _ = journal.keep_session(name, None, true);
                 continue;
@@ -213,7 +218,7 @@ impl Core {
         }
     }
 
-    fn restore_session(&self, name: &str, kept: &Kept, will: Option<Will>) -> usize {
+    fn restore_session(&self, name: &str, kept: &KeptSession, will: Option<Will>) -> usize {
         let mut session = self.new_session(name, 1, true, kept.expiry);
         if let Some(owner) = &kept.owner {
             session.owner = owner.clone();
@@ -250,7 +255,7 @@ impl Core {
         journal.register(&consumer_name(name), self.journal_limits(1));
         if !kept.subscriptions.is_empty() {
             session.is_kept = false;
-            self.keep_as(&mut session, &Kept { subscriptions: Vec::new(), ..kept.clone() });
+            self.keep_as(&mut session, &KeptSession { subscriptions: Vec::new(), ..kept.clone() });
         }
         let now = Instant::now();
         // a client that was connected when we ended left then, and that is about now
@@ -279,11 +284,11 @@ mod tests {
         for options in [options, other] {
             assert_eq!(decode_options(&encode_options(&options)), Some(options));
         }
-        let kept = Kept { expiry: u32::MAX, owner: None, left_unix_ms: Some(5), subscriptions: Vec::new() };
-        let owned = Kept { owner: Some("u/a\0b".into()), ..kept.clone() };
-        assert_eq!(Kept::decode(&owned.encode()), Some(owned));
+        let kept = KeptSession { expiry: u32::MAX, owner: None, left_unix_ms: Some(5), subscriptions: Vec::new() };
+        let owned = KeptSession { owner: Some("u/a\0b".into()), ..kept.clone() };
+        assert_eq!(KeptSession::decode(&owned.encode()), Some(owned));
         let mut bytes = kept.encode();
-        assert_eq!(Kept::decode(&bytes), Some(kept.clone()));
+        assert_eq!(KeptSession::decode(&bytes), Some(kept.clone()));
         // older gateways have appended the subscriptions
         for (filter, options) in [("a/+", options), ("$share/g/ü", other)] {
             bytes.extend_from_slice(&(filter.len() as u16).to_le_bytes());
@@ -291,8 +296,8 @@ mod tests {
             bytes.extend_from_slice(&encode_options(&options));
         }
         let subscriptions = vec![("a/+".into(), options), ("$share/g/ü".into(), other)];
-        assert_eq!(Kept::decode(&bytes), Some(Kept { subscriptions, ..kept }));
-        assert_eq!(Kept::decode(&[]), None);
-        assert_eq!(Kept::decode(&[9; 30]), None);
+        assert_eq!(KeptSession::decode(&bytes), Some(KeptSession { subscriptions, ..kept }));
+        assert_eq!(KeptSession::decode(&[]), None);
+        assert_eq!(KeptSession::decode(&[9; 30]), None);
     }
 }

@@ -13,8 +13,8 @@ use super::core::Core;
 use super::settings::ListenerSettings;
 use crate::access::guesses::network;
 use crate::access::waiting::{MOST, Ticket};
-use crate::net::address::Stream;
-use crate::net::port::{Accepted, Port};
+use crate::net::address::PortStream;
+use crate::net::port::{AcceptedConnection, Port};
 use crate::tls::{common_name, handshake_hint};
 
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -47,7 +47,7 @@ impl Listener {
     }
 }
 
-fn accept(accepted: Accepted, through: &Through, core: &Arc<Core>, connections: &TaskTracker) {
+fn accept(accepted: AcceptedConnection, through: &Through, core: &Arc<Core>, connections: &TaskTracker) {
     // besides those who have a place: some wait for their CONNECT or the check of their password, some are being cut
     let bounds = core.bounds();
     let (most, of_network) = (bounds.most + 4 * MOST, bounds.of_network() + MOST);
@@ -76,7 +76,7 @@ fn accept(accepted: Accepted, through: &Through, core: &Arc<Core>, connections: 
     });
 }
 
-async fn serve_accepted(core: Arc<Core>, mut accepted: Accepted, ticket: Arc<Ticket>, through: Through) {
+async fn serve_accepted(core: Arc<Core>, mut accepted: AcceptedConnection, ticket: Arc<Ticket>, through: Through) {
     if let Err(error) = accepted.find_origin().await {
         core.stats.refused.add(1);
         let error = error.to_string();
@@ -85,15 +85,15 @@ async fn serve_accepted(core: Arc<Core>, mut accepted: Accepted, ticket: Arc<Tic
         }
         return;
     }
-    let Accepted { stream, from, tls, place, .. } = accepted;
+    let AcceptedConnection { stream, from, tls, place, .. } = accepted;
     let peer = Peer { ticket: Some(ticket), listener: Some(through.name), ..Peer::at(from.ip()) };
     match (tls, stream) {
         (Some(tls), stream) => serve_tls(core, stream, &tls, (peer, through.use_identity)).await,
-        (None, Stream::Tcp(stream)) => {
+        (None, PortStream::Tcp(stream)) => {
             let (reader, writer) = stream.into_split();
             serve(core, reader, writer, peer).await;
         }
-        (None, Stream::Unix(stream)) => {
+        (None, PortStream::Unix(stream)) => {
             let (reader, writer) = stream.into_split();
             serve(core, reader, writer, peer).await;
         }
@@ -110,7 +110,7 @@ impl Drop for OpenSocket {
     }
 }
 
-async fn serve_tls(core: Arc<Core>, stream: Stream, tls: &TlsAcceptor, (mut peer, use_identity): (Peer, bool)) {
+async fn serve_tls(core: Arc<Core>, stream: PortStream, tls: &TlsAcceptor, (mut peer, use_identity): (Peer, bool)) {
     match timeout(HANDSHAKE_TIMEOUT, tls.accept(stream).into_fallible()).await {
         Ok(Ok(stream)) => {
             let certificates = stream.get_ref().1.peer_certificates().filter(|_| use_identity);

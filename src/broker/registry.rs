@@ -65,7 +65,7 @@ impl Kick {
 }
 
 #[derive(Debug)]
-enum Slot {
+enum SessionSlot {
     Active { generation: u64, kick: Arc<Kick>, done: oneshot::Receiver<Parked> },
     Parked(Box<Parked>),
 }
@@ -81,8 +81,8 @@ pub(crate) struct Claim {
 }
 
 #[derive(Debug, Default)]
-struct State {
-    slots: HashMap<Arc<str>, Slot>,
+struct RegistryState {
+    slots: HashMap<Arc<str>, SessionSlot>,
     generation: u64,
     away: Away,
     /// How many sessions of users have a client id.
@@ -92,7 +92,7 @@ struct State {
 /// Sessions in use and those of clients that are away, by their [names](SessionName).
 #[derive(Debug, Default)]
 pub(crate) struct Registry {
-    state: Mutex<State>,
+    state: Mutex<RegistryState>,
     /// Something was parked: the sweeper looks again.
     changed: Notify,
 }
@@ -107,13 +107,13 @@ impl Registry {
             state.generation += 1;
             let generation = state.generation;
             let session: Arc<str> = session.into();
-            let old = state.put(&session, Slot::Active { generation, kick: kick.clone(), done: end });
+            let old = state.put(&session, SessionSlot::Active { generation, kick: kick.clone(), done: end });
             (Claim { session, generation, kick, done: Some(done) }, old)
         };
         let parked = match old {
             None => None,
-            Some(Slot::Parked(parked)) => Some(*parked),
-            Some(Slot::Active { kick, done, .. }) => {
+            Some(SessionSlot::Parked(parked)) => Some(*parked),
+            Some(SessionSlot::Active { kick, done, .. }) => {
                 kick.kick(Reason::SESSION_TAKEN_OVER);
                 done.await.ok()
             }
@@ -133,14 +133,14 @@ impl Registry {
             parked => parked,
         };
         let is_ours = matches!(state.slots.get(&claim.session),
-            Some(Slot::Active { generation, .. }) if *generation == claim.generation);
+            Some(SessionSlot::Active { generation, .. }) if *generation == claim.generation);
         match (is_ours, parked) {
             (true, Some(parked)) if state.is_outdated(&claim.session) => {
                 state.remove(&claim.session);
                 return Some((claim, parked));
             }
             (true, Some(parked)) => {
-                state.put(&claim.session, Slot::Parked(Box::new(parked)));
+                state.put(&claim.session, SessionSlot::Parked(Box::new(parked)));
                 self.changed.notify_one();
             }
             (true, None) => {
@@ -159,7 +159,7 @@ impl Registry {
 
     /// The session of a client that was there before the gateway was started.
     pub(crate) fn restore(&self, session: &str, parked: Parked) {
-        self.state.lock().put(&session.into(), Slot::Parked(Box::new(parked)));
+        self.state.lock().put(&session.into(), SessionSlot::Parked(Box::new(parked)));
         self.changed.notify_one();
     }
 
@@ -180,7 +180,7 @@ impl Registry {
     pub(crate) fn take(&self, session: &str, is_wanted: impl FnOnce(&Parked) -> bool) -> Option<Parked> {
         let mut state = self.state.lock();
         match state.slots.get(session) {
-            Some(Slot::Parked(parked)) if is_wanted(parked) => state.take(&session.into()),
+            Some(SessionSlot::Parked(parked)) if is_wanted(parked) => state.take(&session.into()),
             _ => None,
         }
     }
@@ -192,7 +192,7 @@ impl Registry {
         let sessions: Vec<Arc<str>> = state.slots.keys().filter(is_of_user).cloned().collect();
         let mut away = Vec::new();
         for session in sessions {
-            if let Some(Slot::Active { kick, .. }) = state.slots.get(&session) {
+            if let Some(SessionSlot::Active { kick, .. }) = state.slots.get(&session) {
                 kick.end_session();
             }
             away.extend(state.take(&session));
@@ -209,7 +209,7 @@ impl Registry {
     /// Ends every connection.
     pub(crate) fn kick_all(&self, reason: Reason) {
         for slot in self.state.lock().slots.values() {
-            if let Slot::Active { kick, .. } = slot {
+            if let SessionSlot::Active { kick, .. } = slot {
                 kick.kick(reason);
             }
         }
@@ -228,7 +228,7 @@ impl Registry {
         let mut state = self.state.lock();
         let mut gone = Vec::new();
         for session in state.away.due(now) {
-            if matches!(state.slots.get(&session), Some(Slot::Parked(parked)) if parked.expires <= now) {
+            if matches!(state.slots.get(&session), Some(SessionSlot::Parked(parked)) if parked.expires <= now) {
                 gone.extend(state.take(&session));
             }
         }
@@ -249,7 +249,7 @@ impl Registry {
             if let Some((_, will)) = parked.will.take_if(|(at, _)| *at <= now) {
                 due.push((session.clone(), will));
             }
-            state.put(&session, Slot::Parked(Box::new(parked)));
+            state.put(&session, SessionSlot::Parked(Box::new(parked)));
         }
         due
     }
@@ -270,11 +270,11 @@ impl Registry {
     }
 }
 
-impl State {
+impl RegistryState {
     /// Puts a slot in the place of the one that a session has.
-    fn put(&mut self, session: &Arc<str>, slot: Slot) -> Option<Slot> {
+    fn put(&mut self, session: &Arc<str>, slot: SessionSlot) -> Option<SessionSlot> {
         let old = self.remove(session);
-        if let Slot::Parked(parked) = &slot {
+        if let SessionSlot::Parked(parked) = &slot {
             self.away.add(session, parked);
         }
         let name = SessionName::of(session);
@@ -286,9 +286,9 @@ impl State {
     }
 
     /// Removes a session's slot, and all that is known of it.
-    fn remove(&mut self, session: &Arc<str>) -> Option<Slot> {
+    fn remove(&mut self, session: &Arc<str>) -> Option<SessionSlot> {
         let old = self.slots.remove(session)?;
-        if let Slot::Parked(parked) = &old {
+        if let SessionSlot::Parked(parked) = &old {
             self.away.remove(session, parked);
         }
         let name = SessionName::of(session);
@@ -306,8 +306,8 @@ impl State {
     /// Takes out a session whose client is away.
     fn take(&mut self, session: &Arc<str>) -> Option<Parked> {
         match self.slots.get(session) {
-            Some(Slot::Parked(_)) => match self.remove(session) {
-                Some(Slot::Parked(parked)) => Some(*parked),
+            Some(SessionSlot::Parked(_)) => match self.remove(session) {
+                Some(SessionSlot::Parked(parked)) => Some(*parked),
                 _ => None,
             },
             _ => None,

@@ -7,7 +7,7 @@
 use std::collections::{HashSet, VecDeque};
 
 use crate::exchange::ingress::Ingress;
-use crate::exchange::retained::Selected;
+use crate::exchange::retained::SelectedRetained;
 use crate::exchange::subscribers::SubscriptionOptions;
 use crate::message::Message;
 use crate::mqtt::{RetainHandling, SubscribeFilter};
@@ -45,9 +45,9 @@ impl Replies {
     }
 
     /// What a subscription has found. What is left of an earlier one by the same filter is a part of it.
-    pub(crate) fn add(&mut self, filter: &str, options: SubscriptionOptions, selected: Selected) {
+    pub(crate) fn add(&mut self, filter: &str, options: SubscriptionOptions, selected: SelectedRetained) {
         self.forget(filter);
-        let Selected { found, behind } = selected;
+        let SelectedRetained { found, behind } = selected;
         if found.is_empty() && behind.is_none() {
             return;
         }
@@ -77,7 +77,7 @@ impl Replies {
                 self.queue.pop_front();
                 continue;
             };
-            let Selected { found, behind } = ingress.retained_behind(&reply.filter, &behind, (PORTION, MOST));
+            let SelectedRetained { found, behind } = ingress.retained_behind(&reply.filter, &behind, (PORTION, MOST));
             self.bytes += found.iter().map(Message::size).sum::<usize>();
             (reply.found, reply.behind) = (found.into(), behind);
         }

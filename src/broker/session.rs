@@ -9,7 +9,7 @@ use smallvec::SmallVec;
 
 use super::groups::split_share;
 use super::replies::Replies;
-use crate::access::quota::Held;
+use crate::access::quota::Holding;
 use crate::exchange::delivery::{Grant, Queued};
 use crate::exchange::filters::FilterTree;
 use crate::exchange::shared::{Share, SharedGroup};
@@ -23,7 +23,7 @@ const FROM_JOURNAL: u16 = 32_767;
 
 /// Where a message in flight came from, and so who is told when it is settled.
 #[derive(Clone, Debug)]
-pub(crate) enum Source {
+pub(crate) enum DeliverySource {
     /// The router or the retained store: nobody.
     Live,
     /// The journal: place and ordinal.
@@ -33,7 +33,7 @@ pub(crate) enum Source {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Step {
+enum DeliveryStep {
     /// PUBLISH sent, PUBACK or PUBREC awaited.
     Published,
     /// PUBREL sent, PUBCOMP awaited.
@@ -47,9 +47,9 @@ enum Step {
 #[derive(Debug)]
 struct InFlight {
     packet_id: u16,
-    step: Step,
+    step: DeliveryStep,
     queued: Queued,
-    source: Source,
+    source: DeliverySource,
 }
 
 /// What to send for a message in flight.
@@ -74,7 +74,7 @@ pub(crate) enum Received {
     /// Send PUBREL; for a message from the journal, once this is noted of its ordinal.
     Release(Option<u64>),
     /// The client refused the message: it is settled.
-    Refused(Source),
+    Refused(DeliverySource),
     /// No such message in flight.
     Unknown,
 }
@@ -106,8 +106,8 @@ impl Outbound {
 
     /// A packet id that is not in use. For messages from the journal it follows from the ordinal, so that it is the same
     /// when the message is sent again after a restart; in sessions that have such, others take the upper half.
-    pub(crate) fn next_id(&mut self, source: &Source, is_durable: bool) -> u16 {
-        if let Source::Journal(_, ordinal) = source {
+    pub(crate) fn next_id(&mut self, source: &DeliverySource, is_durable: bool) -> u16 {
+        if let DeliverySource::Journal(_, ordinal) = source {
             let id = (ordinal % u64::from(FROM_JOURNAL)) as u16 + 1;
             if self.in_flight.iter().all(|known| known.packet_id != id) {
                 return id;
@@ -124,23 +124,25 @@ impl Outbound {
     }
 
     /// Takes a message into flight under an id of [`Outbound::next_id`].
-    pub(crate) fn begin(&mut self, packet_id: u16, queued: Queued, source: Source) {
-        self.in_flight.push_back(InFlight { packet_id, step: Step::Published, queued, source });
+    pub(crate) fn begin(&mut self, packet_id: u16, queued: Queued, source: DeliverySource) {
+        self.in_flight.push_back(InFlight { packet_id, step: DeliveryStep::Published, queued, source });
     }
 
     /// Takes a message into flight that was received before the gateway was started: its PUBREL is sent again.
-    pub(crate) fn begin_released(&mut self, packet_id: u16, queued: Queued, source: Source) {
-        self.in_flight.push_back(InFlight { packet_id, step: Step::HeldRelease, queued, source });
+    pub(crate) fn begin_released(&mut self, packet_id: u16, queued: Queued, source: DeliverySource) {
+        self.in_flight.push_back(InFlight { packet_id, step: DeliveryStep::HeldRelease, queued, source });
     }
 
     /// A message in flight could not be sent again: it is settled.
-    pub(crate) fn give_up(&mut self, packet_id: u16) -> Option<Source> {
+    pub(crate) fn give_up(&mut self, packet_id: u16) -> Option<DeliverySource> {
         self.remove(packet_id, |_| true)
     }
 
     /// PUBACK: what was settled.
-    pub(crate) fn acknowledged(&mut self, packet_id: u16) -> Option<Source> {
-        self.remove(packet_id, |entry| entry.queued.grant.qos == Qos::AtLeastOnce && entry.step == Step::Published)
+    pub(crate) fn acknowledged(&mut self, packet_id: u16) -> Option<DeliverySource> {
+        self.remove(packet_id, |entry| {
+            entry.queued.grant.qos == Qos::AtLeastOnce && entry.step == DeliveryStep::Published
+        })
     }
 
     /// PUBREC [MQTT-4.3.3].
@@ -149,14 +151,16 @@ impl Outbound {
             return self.give_up(packet_id).map_or(Received::Unknown, Received::Refused);
         }
         let entry = self.in_flight.iter_mut().find(|entry| {
-            entry.packet_id == packet_id && entry.queued.grant.qos == Qos::ExactlyOnce && entry.step != Step::Held
+            entry.packet_id == packet_id
+                && entry.queued.grant.qos == Qos::ExactlyOnce
+                && entry.step != DeliveryStep::Held
         });
         match entry {
             Some(entry) => {
-                let is_first = entry.step == Step::Published;
-                entry.step = Step::Released;
+                let is_first = entry.step == DeliveryStep::Published;
+                entry.step = DeliveryStep::Released;
                 Received::Release(match entry.source {
-                    Source::Journal(_, ordinal) if is_first => Some(ordinal),
+                    DeliverySource::Journal(_, ordinal) if is_first => Some(ordinal),
                     _ => None,
                 })
             }
@@ -165,11 +169,11 @@ impl Outbound {
     }
 
     /// PUBCOMP: what was settled.
-    pub(crate) fn completed(&mut self, packet_id: u16) -> Option<Source> {
-        self.remove(packet_id, |entry| entry.step == Step::Released)
+    pub(crate) fn completed(&mut self, packet_id: u16) -> Option<DeliverySource> {
+        self.remove(packet_id, |entry| entry.step == DeliveryStep::Released)
     }
 
-    fn remove(&mut self, packet_id: u16, accept: impl Fn(&InFlight) -> bool) -> Option<Source> {
+    fn remove(&mut self, packet_id: u16, accept: impl Fn(&InFlight) -> bool) -> Option<DeliverySource> {
         let at = self.in_flight.iter().position(|entry| entry.packet_id == packet_id && accept(entry))?;
         self.in_flight.remove(at).map(|entry| entry.source)
     }
@@ -179,8 +183,8 @@ impl Outbound {
         self.window = usize::from(window.max(1));
         for entry in &mut self.in_flight {
             entry.step = match entry.step {
-                Step::Published | Step::Held => Step::Held,
-                Step::Released | Step::HeldRelease => Step::HeldRelease,
+                DeliveryStep::Published | DeliveryStep::Held => DeliveryStep::Held,
+                DeliveryStep::Released | DeliveryStep::HeldRelease => DeliveryStep::HeldRelease,
             };
         }
     }
@@ -189,22 +193,22 @@ impl Outbound {
     pub(crate) fn resend(&mut self, mut send: impl FnMut(Send<'_>)) {
         for entry in self.in_flight.iter_mut().take(self.window) {
             match entry.step {
-                Step::Held => {
+                DeliveryStep::Held => {
                     send(Send::Publish { packet_id: entry.packet_id, dup: true, queued: &entry.queued });
-                    entry.step = Step::Published;
+                    entry.step = DeliveryStep::Published;
                 }
-                Step::HeldRelease => {
+                DeliveryStep::HeldRelease => {
                     send(Send::Release(entry.packet_id));
-                    entry.step = Step::Released;
+                    entry.step = DeliveryStep::Released;
                 }
-                Step::Published | Step::Released => {}
+                DeliveryStep::Published | DeliveryStep::Released => {}
             }
         }
     }
 
     /// Whether something has to be sent again as soon as the window allows.
     pub(crate) fn has_held(&self) -> bool {
-        self.in_flight.iter().any(|entry| matches!(entry.step, Step::Held | Step::HeldRelease))
+        self.in_flight.iter().any(|entry| matches!(entry.step, DeliveryStep::Held | DeliveryStep::HeldRelease))
     }
 
     /// Takes out what came from shared subscriptions and was not acknowledged: others shall get it. A QoS 2 message stays: it
@@ -212,7 +216,7 @@ impl Outbound {
     pub(crate) fn take_shared(&mut self) -> Vec<(Share, Message)> {
         let mut taken = Vec::new();
         self.in_flight.retain(|entry| match &entry.source {
-            Source::Shared(share) if entry.queued.grant.qos < Qos::ExactlyOnce => {
+            DeliverySource::Shared(share) if entry.queued.grant.qos < Qos::ExactlyOnce => {
                 taken.push((share.clone(), entry.queued.message.clone()));
                 false
             }
@@ -224,7 +228,7 @@ impl Outbound {
     /// What came from shared subscriptions and is in flight still.
     pub(crate) fn shares(&self) -> impl Iterator<Item = &Share> {
         self.in_flight.iter().filter_map(|entry| match &entry.source {
-            Source::Shared(share) => Some(share),
+            DeliverySource::Shared(share) => Some(share),
             _ => None,
         })
     }
@@ -241,7 +245,7 @@ pub(crate) struct Subscription {
 
 /// What feeds a persistent session.
 #[derive(Debug)]
-pub(crate) struct Durable {
+pub(crate) struct DurableFeed {
     /// Its consumer in the journal.
     pub(crate) consumer: ConsumerId,
     /// Where it reads.
@@ -273,11 +277,11 @@ pub(crate) struct Session {
     /// Retained messages to send for new subscriptions.
     pub(crate) retained: Replies,
     /// Present in persistent sessions.
-    pub(crate) durable: Option<Durable>,
+    pub(crate) durable: Option<DurableFeed>,
     /// Bytes of all its filters.
     pub(crate) filter_bytes: usize,
     /// What its subscriptions take of what all may have.
-    pub(crate) held: Held,
+    pub(crate) held: Holding,
     /// Whether the journal has every subscription under a name of its own.
     pub(crate) is_kept: bool,
     /// Seconds that the session outlives its connection; `u32::MAX`: as long as the broker allows.
@@ -286,7 +290,7 @@ pub(crate) struct Session {
 
 impl Session {
     /// A new session.
-    pub(crate) fn new(name: &str, window: u16, durable: Option<Durable>, expiry: u32) -> Session {
+    pub(crate) fn new(name: &str, window: u16, durable: Option<DurableFeed>, expiry: u32) -> Session {
         Session {
             owner: name.into(),
             name: name.into(),
@@ -298,7 +302,7 @@ impl Session {
             retained: Replies::default(),
             durable,
             filter_bytes: 0,
-            held: Held::default(),
+            held: Holding::default(),
             is_kept: true,
             expiry,
         }
@@ -404,8 +408,8 @@ mod tests {
     }
 
     fn begin(outbound: &mut Outbound, qos: Qos) -> u16 {
-        let id = outbound.next_id(&Source::Live, false);
-        outbound.begin(id, queued(qos), Source::Live);
+        let id = outbound.next_id(&DeliverySource::Live, false);
+        outbound.begin(id, queued(qos), DeliverySource::Live);
         id
     }
 

@@ -9,7 +9,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval};
 use super::core::Core;
 use crate::exchange::ingress::IngressError;
 use crate::exchange::stats::Stats;
-use crate::journal::loss::Owner;
+use crate::journal::loss::ConsumerOwner;
 use crate::journal::{Backlog, ConsumerId};
 use crate::message::{BatchBuilder, Draft, Origin, Qos};
 
@@ -40,9 +40,9 @@ impl Load {
     }
 }
 
-type Reading = fn(&Stats) -> u64;
+type SysReading = fn(&Stats) -> u64;
 
-const LOADS: [(&str, Reading); 7] = [
+const LOADS: [(&str, SysReading); 7] = [
     ("messages/received", |stats| stats.packets_received.get()),
     ("messages/sent", |stats| stats.packets_sent.get()),
     ("bytes/received", |stats| stats.bytes_received.get()),
@@ -52,7 +52,7 @@ const LOADS: [(&str, Reading); 7] = [
     ("publish/dropped", |stats| stats.publish_dropped.get()),
 ];
 
-const TOTALS: [(&str, Reading); 9] = [
+const TOTALS: [(&str, SysReading); 9] = [
     ("messages/received", |stats| stats.packets_received.get()),
     ("messages/sent", |stats| stats.packets_sent.get()),
     ("bytes/received", |stats| stats.bytes_received.get()),
@@ -172,7 +172,7 @@ fn figures(core: &Core, uptime: Duration, loads: &[Load]) -> Vec<(String, String
 fn upstreams(consumers: &[(Box<str>, ConsumerId, Backlog)]) -> Vec<(String, String)> {
     let mut sums: BTreeMap<&str, (usize, u64)> = BTreeMap::new();
     for (name, _, backlog) in consumers {
-        if let Owner::Upstream(name) = Owner::of(name) {
+        if let ConsumerOwner::Upstream(name) = ConsumerOwner::of(name) {
             let sum = sums.entry(name).or_default();
             *sum = (sum.0 + backlog.messages, sum.1 + backlog.dropped);
         }

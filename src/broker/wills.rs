@@ -21,7 +21,7 @@ use tracing::{info, warn};
 use super::core::{Core, origin};
 use crate::access::authorise::{Authoriser, Permissions};
 use crate::access::identity::{Identity, SessionName};
-use crate::access::places::Holder;
+use crate::access::places::PlaceHolder;
 use crate::access::settings::AccessSettings;
 use crate::exchange::ingress::IngressError;
 use crate::message::{Draft, Message};
@@ -71,7 +71,7 @@ fn decode(bytes: &Bytes) -> Option<Will> {
 
 impl Core {
     /// Keeps the will of a client of this holder that has connected, if it has one.
-    pub(super) fn keep_will_of(&self, holder: &Holder, session: &str, will: Option<&Will>) {
+    pub(super) fn keep_will_of(&self, holder: &PlaceHolder, session: &str, will: Option<&Will>) {
         let is_free = self.allowance.until(holder).is_none();
         let written = self.keep_will(session, will.filter(|_| is_free));
         if written > 0 {

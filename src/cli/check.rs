@@ -6,12 +6,12 @@ use clap::ValueEnum;
 use serde::Serialize;
 
 use super::{CliError, print};
-use crate::config::{self, Problem};
+use crate::config::{self, ConfigProblem};
 use crate::import::kind_of_file;
 use crate::journal::inspect::waiting_upstreams;
 
 #[derive(Debug, clap::Args)]
-pub(super) struct Args {
+pub(super) struct CheckArgs {
     /// Files to check
     #[arg(required = true, value_name = "FILE")]
     files: Vec<PathBuf>,
@@ -28,17 +28,17 @@ enum Format {
 
 /// What was found out about one file.
 #[derive(Debug, Default, Serialize)]
-struct Report {
+struct CheckReport {
     file: String,
     /// It has no mistakes. With files missing the gateway runs, and what needs them waits.
     valid: bool,
-    problems: Vec<Finding>,
-    warnings: Vec<Finding>,
-    missing_files: Vec<Finding>,
+    problems: Vec<FileFinding>,
+    warnings: Vec<FileFinding>,
+    missing_files: Vec<FileFinding>,
 }
 
 #[derive(Debug, Serialize)]
-struct Finding {
+struct FileFinding {
     #[serde(skip_serializing_if = "Option::is_none")]
     line: Option<usize>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -51,11 +51,11 @@ struct Finding {
     shown: String,
 }
 
-impl From<&Problem> for Finding {
-    fn from(problem: &Problem) -> Finding {
+impl From<&ConfigProblem> for FileFinding {
+    fn from(problem: &ConfigProblem) -> FileFinding {
         let (line, column) = problem.place.unzip();
         let (key, message) = (problem.key.clone(), problem.message.clone());
-        Finding { line, column, key, message, shown: problem.to_string() }
+        FileFinding { line, column, key, message, shown: problem.to_string() }
     }
 }
 
@@ -66,31 +66,31 @@ pub(super) fn foreign(path: &Path) -> Option<String> {
     Some(format!("{file}: this is {what}; `pigateway import {from} {file}` makes a pigateway.toml of it"))
 }
 
-fn report(path: &Path) -> Report {
-    let mut report = Report { file: path.display().to_string(), ..Report::default() };
+fn report(path: &Path) -> CheckReport {
+    let mut report = CheckReport { file: path.display().to_string(), ..CheckReport::default() };
     if let Some(message) = foreign(path) {
         let shown = message.clone();
-        report.problems.push(Finding { line: None, column: None, key: String::new(), message, shown });
+        report.problems.push(FileFinding { line: None, column: None, key: String::new(), message, shown });
         return report;
     }
     match config::load(path) {
         Ok(loaded) => {
-            report.warnings = loaded.warnings.iter().map(Finding::from).collect();
+            report.warnings = loaded.warnings.iter().map(FileFinding::from).collect();
             report.warnings.extend(orphans(&loaded.settings));
             made_users(&loaded.settings, &mut report);
             for file in &loaded.files {
                 let list = if file.is_missing { &mut report.missing_files } else { &mut report.problems };
-                list.push(Finding::from(&file.problem));
+                list.push(FileFinding::from(&file.problem));
             }
         }
-        Err(problems) => report.problems = problems.problems.iter().map(Finding::from).collect(),
+        Err(problems) => report.problems = problems.problems.iter().map(FileFinding::from).collect(),
     }
     report.valid = report.problems.is_empty();
     report
 }
 
 /// What the gateway's own file of users says beside this configuration. With a broken one the gateway runs, without its users.
-fn made_users(settings: &config::Settings, report: &mut Report) {
+fn made_users(settings: &config::Settings, report: &mut CheckReport) {
     let dir = &settings.gateway.data_dir;
     // what cannot be looked at is for the gateway to say
     if std::fs::File::open(config::made_users_path(dir)).is_err() {
@@ -99,14 +99,14 @@ fn made_users(settings: &config::Settings, report: &mut Report) {
     match config::load_made_users(dir) {
         Ok(made) => {
             let warnings = made.all_warnings(&settings.broker.access.users, dir);
-            report.warnings.extend(warnings.iter().map(Finding::from));
+            report.warnings.extend(warnings.iter().map(FileFinding::from));
         }
-        Err(problems) => report.missing_files.extend(problems.problems.iter().map(Finding::from)),
+        Err(problems) => report.missing_files.extend(problems.problems.iter().map(FileFinding::from)),
     }
 }
 
 /// What waits for upstreams that a configuration does not have: it may be a mistake.
-fn orphans(settings: &config::Settings) -> Vec<Finding> {
+fn orphans(settings: &config::Settings) -> Vec<FileFinding> {
     let dir = &settings.gateway.data_dir;
     // what cannot be looked at is for the gateway to say
     let waiting = waiting_upstreams(dir).unwrap_or_default().into_iter();
@@ -117,12 +117,12 @@ fn orphans(settings: &config::Settings) -> Vec<Finding> {
             "{messages} messages wait for upstream {name}, which is not configured: they are kept, and are the first to give \
              way when the journal is full; pigateway journal {dir} --discard {name} removes them"
         );
-        Finding { line: None, column: None, key: String::new(), shown: message.clone(), message }
+        FileFinding { line: None, column: None, key: String::new(), shown: message.clone(), message }
     };
     unknown.map(finding).collect()
 }
 
-fn show(report: &Report) -> Result<(), CliError> {
+fn show(report: &CheckReport) -> Result<(), CliError> {
     for warning in &report.warnings {
         eprintln!("warning: {}", warning.shown);
     }
@@ -139,8 +139,8 @@ fn show(report: &Report) -> Result<(), CliError> {
 }
 
 /// Mistakes are told from files that are missing: with these the gateway runs, and what needs them waits.
-pub(super) fn check(args: &Args) -> Result<(), CliError> {
-    let reports: Vec<Report> = args.files.iter().map(|path| report(path)).collect();
+pub(super) fn check(args: &CheckArgs) -> Result<(), CliError> {
+    let reports: Vec<CheckReport> = args.files.iter().map(|path| report(path)).collect();
     match args.format {
         Format::Text => reports.iter().try_for_each(show)?,
         Format::Json => {
@@ -163,7 +163,7 @@ mod tests {
     use super::*;
 
     fn check_these(files: &[&PathBuf]) -> Result<(), CliError> {
-        check(&Args { files: files.iter().map(|path| (*path).clone()).collect(), format: Format::Text })
+        check(&CheckArgs { files: files.iter().map(|path| (*path).clone()).collect(), format: Format::Text })
     }
 
     #[test]

@@ -26,7 +26,7 @@ const SUBACK: u8 = 9;
 
 /// Where to connect.
 #[derive(Debug, clap::Args)]
-pub(super) struct Broker {
+pub(super) struct BrokerArgs {
     /// Host name or address
     #[arg(long, default_value = "localhost")]
     host: String,
@@ -59,7 +59,7 @@ pub(super) struct PublishArgs {
     #[arg(long, value_name = "PORT", default_value_t = 8080, requires = "trace")]
     http_port: u16,
     #[command(flatten)]
-    broker: Broker,
+    broker: BrokerArgs,
 }
 
 #[derive(Debug, clap::Args)]
@@ -71,7 +71,7 @@ pub(super) struct SubscribeArgs {
     #[arg(long, short = 'n', value_name = "NUMBER")]
     count: Option<u64>,
     #[command(flatten)]
-    broker: Broker,
+    broker: BrokerArgs,
 }
 
 fn topic(text: &str) -> Result<String, String> {
@@ -83,7 +83,7 @@ fn filter(text: &str) -> Result<String, String> {
 }
 
 /// A connection to a broker.
-struct Client {
+struct CommandClient {
     stream: TcpStream,
     input: Vec<u8>,
 }
@@ -116,8 +116,8 @@ fn binary(out: &mut Vec<u8>, bytes: &[u8]) {
     out.extend(&bytes[..usize::from(length)]);
 }
 
-impl Client {
-    fn open(broker: &Broker, password: Option<&str>, version: u8) -> Result<Client, CliError> {
+impl CommandClient {
+    fn open(broker: &BrokerArgs, password: Option<&str>, version: u8) -> Result<CommandClient, CliError> {
         let at = format!("{}:{}", broker.host, broker.port);
         let mut stream = Err(failed(format!("{at}: the name has no address")));
         for address in addresses(&broker.host, broker.port)? {
@@ -126,7 +126,7 @@ impl Client {
                 break;
             }
         }
-        let mut client = Client { stream: stream?, input: Vec::new() };
+        let mut client = CommandClient { stream: stream?, input: Vec::new() };
         client.stream.set_read_timeout(Some(PATIENCE))?;
         let mut body = Vec::new();
         binary(&mut body, b"MQTT");
@@ -200,9 +200,9 @@ impl Client {
 /// Publishes one message.
 pub(super) fn publish(args: &PublishArgs) -> Result<(), CliError> {
     let password = args.broker.user.as_deref().map(user::read_password).transpose()?;
-    let trace = if args.trace { Some(Trace::begin(args, password.as_deref())?) } else { None };
+    let trace = if args.trace { Some(FollowedMessage::begin(args, password.as_deref())?) } else { None };
     let version = if args.trace { V5 } else { V311 };
-    let mut client = Client::open(&args.broker, password.as_deref(), version)?;
+    let mut client = CommandClient::open(&args.broker, password.as_deref(), version)?;
     let mut body = Vec::new();
     binary(&mut body, args.topic.as_bytes());
     if args.qos > 0 {
@@ -225,14 +225,14 @@ pub(super) fn publish(args: &PublishArgs) -> Result<(), CliError> {
 }
 
 /// A message that is followed.
-struct Trace {
+struct FollowedMessage {
     at: SocketAddr,
     login: Option<String>,
     id: String,
 }
 
-impl Trace {
-    fn begin(args: &PublishArgs, password: Option<&str>) -> Result<Trace, CliError> {
+impl FollowedMessage {
+    fn begin(args: &PublishArgs, password: Option<&str>) -> Result<FollowedMessage, CliError> {
         let (host, user) = (&args.broker.host, args.broker.user.as_deref());
         let login = user.map(|user| format!("{user}:{}", password.unwrap_or_default()));
         let login = login.map(|login| Base64::encode_string(login.as_bytes()));
@@ -245,7 +245,7 @@ impl Trace {
         }
         let (at, answer) = last?;
         let id = answer["id"].as_str().ok_or_else(|| failed("the answer is not the gateway's"))?;
-        Ok(Trace { at, login, id: id.to_owned() })
+        Ok(FollowedMessage { at, login, id: id.to_owned() })
     }
 
     /// Prints what happens, until all upstreams are done with the message or nothing has happened for a while.
@@ -287,7 +287,7 @@ impl Trace {
 /// Prints messages as they come.
 pub(super) fn subscribe(args: &SubscribeArgs) -> Result<(), CliError> {
     let password = args.broker.user.as_deref().map(user::read_password).transpose()?;
-    let mut client = Client::open(&args.broker, password.as_deref(), V311)?;
+    let mut client = CommandClient::open(&args.broker, password.as_deref(), V311)?;
     let mut body = vec![0, 1];
     for filter in &args.filters {
         binary(&mut body, filter.as_bytes());

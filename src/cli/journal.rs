@@ -5,9 +5,9 @@ use std::path::Path;
 
 use super::{CliError, print};
 use crate::app;
-use crate::journal::inspect::{InspectError, What, inspect};
+use crate::journal::inspect::{InspectError, InspectOptions, inspect};
 
-pub(super) fn show_journal(dir: &Path, what: What) -> Result<(), CliError> {
+pub(super) fn show_journal(dir: &Path, what: InspectOptions) -> Result<(), CliError> {
     let mut out = io::BufWriter::new(io::stdout().lock());
     let is_whole = match inspect(dir, what, &mut out).and_then(|is_whole| Ok(out.flush().map(|()| is_whole)?)) {
         // a reader that has seen enough is no error

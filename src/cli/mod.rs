@@ -17,7 +17,7 @@ use clap::{Args, CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
 
 use crate::import::ImportError;
-use crate::journal::inspect::{InspectError, What};
+use crate::journal::inspect::{InspectError, InspectOptions};
 use crate::{app, config};
 
 /// Where the package keeps the configuration.
@@ -30,15 +30,15 @@ pub struct Cli {
     #[command(subcommand)]
     command: Option<Command>,
     #[command(flatten)]
-    run: Run,
+    run: RunArgs,
 }
 
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Run the gateway; this is what happens without a command, too
-    Run(Run),
+    Run(RunArgs),
     /// Check configuration files and report everything that is wrong with them
-    Check(check::Args),
+    Check(check::CheckArgs),
     /// Ask for a password, or read it from standard input, and print the table that makes a user
     User {
         /// Name of the user
@@ -46,11 +46,11 @@ enum Command {
         name: String,
     },
     /// Say who may publish and receive a topic and by which line, whether it is kept, and where it goes upstream
-    Explain(explain::Args),
+    Explain(explain::ExplainArgs),
     /// Look for what stands in the way of a gateway on this machine, and say what to do; changes nothing
-    Doctor(doctor::Args),
+    Doctor(doctor::DoctorArgs),
     /// Show how a running gateway is doing
-    Status(status::Args),
+    Status(status::StatusArgs),
     /// Publish one message to a broker
     Publish(client::PublishArgs),
     /// Print the messages of a broker as they come
@@ -83,7 +83,7 @@ enum Command {
 }
 
 #[derive(Debug, Args)]
-struct Run {
+struct RunArgs {
     /// Configuration file; without one, a demonstration with a simulated sensor
     #[arg(long, short, value_name = "FILE")]
     config: Option<PathBuf>,
@@ -94,7 +94,7 @@ struct Run {
 pub enum CliError {
     /// The configuration is not valid.
     #[error("the configuration is not valid, nothing was started\n{0}")]
-    Config(#[from] config::Problems),
+    Config(#[from] config::ConfigProblems),
     /// The configuration is another program's.
     #[error("{0}")]
     Foreign(String),
@@ -131,7 +131,7 @@ pub enum CliError {
     Import(#[from] ImportError),
     /// What an import made is not valid, which is a fault of this program.
     #[error("what was made of it is not valid, which is a fault of pigateway\n{0}")]
-    ImportedBadly(config::Problems),
+    ImportedBadly(config::ConfigProblems),
     /// A file is there already.
     #[error("{} is there already; --force overwrites it", .0.display())]
     Exists(PathBuf),
@@ -197,7 +197,9 @@ impl Cli {
             Some(Command::Subscribe(args)) => client::subscribe(&args),
             Some(Command::Import(from)) => import::import(&from),
             Some(Command::Journal { dir, discard: Some(name), .. }) => journal::discard(&dir, &name),
-            Some(Command::Journal { dir, verify, export, .. }) => journal::show_journal(&dir, What { verify, export }),
+            Some(Command::Journal { dir, verify, export, .. }) => {
+                journal::show_journal(&dir, InspectOptions { verify, export })
+            }
             Some(Command::Completions { shell }) => {
                 let mut script = Vec::new();
                 clap_complete::generate(shell, &mut Cli::command(), "pigateway", &mut script);
@@ -208,7 +210,7 @@ impl Cli {
     }
 }
 
-fn run(args: Run) -> Result<(), CliError> {
+fn run(args: RunArgs) -> Result<(), CliError> {
     let settings = match &args.config {
         Some(path) => {
             if let Some(what) = check::foreign(path) {

@@ -18,7 +18,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 const LONGEST: u64 = 16 << 20;
 
 #[derive(Debug, clap::Args)]
-pub(super) struct Args {
+pub(super) struct StatusArgs {
     /// Configuration file of the gateway; without one, it is asked at port 8080
     #[arg(long, short, value_name = "FILE")]
     config: Option<PathBuf>,
@@ -31,7 +31,7 @@ pub(super) struct Args {
 }
 
 /// Prints how the gateway is doing.
-pub(super) fn status(args: &Args) -> Result<(), CliError> {
+pub(super) fn status(args: &StatusArgs) -> Result<(), CliError> {
     let at = address(args)?;
     let login = match &args.user {
         Some(name) => Some(Base64::encode_string(format!("{name}:{}", user::read_password(name)?).as_bytes())),
@@ -51,7 +51,7 @@ pub(super) fn status(args: &Args) -> Result<(), CliError> {
 }
 
 /// Where the gateway answers HTTP on this host.
-fn address(args: &Args) -> Result<SocketAddr, CliError> {
+fn address(args: &StatusArgs) -> Result<SocketAddr, CliError> {
     let Some(path) = &args.config else { return Ok(SocketAddr::from((Ipv4Addr::LOCALHOST, 8080))) };
     let http = config::load(path)?.settings.http;
     let Some(address) = http.address else {

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use toml::de::{DeTable, DeValue};
 
-use super::error::{FileProblem, Problem, nearest};
+use super::error::{ConfigProblem, FileProblem, nearest};
 use super::units;
 use crate::message::{Topic, check_topic};
 use crate::secret::FileError;
@@ -21,8 +21,8 @@ use crate::secret::FileError;
 pub(super) struct Document<'a> {
     file: &'a str,
     text: &'a str,
-    problems: RefCell<Vec<Problem>>,
-    warnings: RefCell<Vec<Problem>>,
+    problems: RefCell<Vec<ConfigProblem>>,
+    warnings: RefCell<Vec<ConfigProblem>>,
     files: RefCell<Vec<FileProblem>>,
 }
 
@@ -49,9 +49,9 @@ impl<'a> Document<'a> {
         line_and_column(self.text.as_bytes(), at).0
     }
 
-    fn problem_at(&self, at: usize, key: &str, message: String) -> Problem {
+    fn problem_at(&self, at: usize, key: &str, message: String) -> ConfigProblem {
         let place = Some(line_and_column(self.text.as_bytes(), at));
-        Problem { file: self.file.into(), place, key: key.into(), message }
+        ConfigProblem { file: self.file.into(), place, key: key.into(), message }
     }
 
     /// Notes a problem.
@@ -67,7 +67,7 @@ impl<'a> Document<'a> {
     }
 
     /// What was noted: problems, warnings and files that cannot be used, each in the order of the lines.
-    pub(super) fn into_findings(self) -> (Vec<Problem>, Vec<Problem>, Vec<FileProblem>) {
+    pub(super) fn into_findings(self) -> (Vec<ConfigProblem>, Vec<ConfigProblem>, Vec<FileProblem>) {
         let (mut problems, mut warnings) = (self.problems.into_inner(), self.warnings.into_inner());
         let mut files = self.files.into_inner();
         problems.sort_by_key(|problem| problem.place);

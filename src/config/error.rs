@@ -4,7 +4,7 @@ use std::fmt;
 
 /// One thing that is wrong, or, as a warning, one that a person should know.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Problem {
+pub struct ConfigProblem {
     /// The file.
     pub(crate) file: String,
     /// Line and column, from 1 on, columns counted in characters; `None` where the whole file is meant.
@@ -15,7 +15,7 @@ pub struct Problem {
     pub(crate) message: String,
 }
 
-impl fmt::Display for Problem {
+impl fmt::Display for ConfigProblem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.file)?;
         if let Some((line, column)) = self.place {
@@ -33,7 +33,7 @@ impl fmt::Display for Problem {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct FileProblem {
     /// What is wrong, and where the file is named.
-    pub(crate) problem: Problem,
+    pub(crate) problem: ConfigProblem,
     /// It is not there or may not be read; otherwise what is in it will not do.
     pub(crate) is_missing: bool,
 }
@@ -41,14 +41,14 @@ pub(crate) struct FileProblem {
 /// Everything that is wrong with a file, in the order of its lines. Displayed as one problem per line and a last line
 /// that counts them.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Problems {
+pub struct ConfigProblems {
     /// The file.
     pub(crate) file: String,
     /// At least one.
-    pub problems: Vec<Problem>,
+    pub problems: Vec<ConfigProblem>,
 }
 
-impl fmt::Display for Problems {
+impl fmt::Display for ConfigProblems {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for problem in &self.problems {
             writeln!(f, "{problem}")?;
@@ -60,7 +60,7 @@ impl fmt::Display for Problems {
     }
 }
 
-impl std::error::Error for Problems {}
+impl std::error::Error for ConfigProblems {}
 
 /// The candidate that `word` is most likely a misspelling of, if any is close.
 pub(super) fn nearest<'a>(word: &str, candidates: &[&'a str]) -> Option<&'a str> {
@@ -117,11 +117,12 @@ mod tests {
 
     #[test]
     fn problems_are_counted() {
-        let problem = Problem { file: "f".into(), place: Some((2, 3)), key: "a.b".into(), message: "no".into() };
-        let whole = Problem { file: "f".into(), place: None, key: String::new(), message: "cannot be read".into() };
-        let one = Problems { file: "f".into(), problems: vec![problem.clone()] };
+        let problem = ConfigProblem { file: "f".into(), place: Some((2, 3)), key: "a.b".into(), message: "no".into() };
+        let whole =
+            ConfigProblem { file: "f".into(), place: None, key: String::new(), message: "cannot be read".into() };
+        let one = ConfigProblems { file: "f".into(), problems: vec![problem.clone()] };
         assert_eq!(one.to_string(), "f:2:3: a.b: no\nf: 1 problem");
-        let two = Problems { file: "f".into(), problems: vec![problem, whole] };
+        let two = ConfigProblems { file: "f".into(), problems: vec![problem, whole] };
         assert_eq!(two.to_string(), "f:2:3: a.b: no\nf: cannot be read\nf: 2 problems");
     }
 }

@@ -8,7 +8,7 @@ use toml::de::DeTable;
 use tracing_subscriber::EnvFilter;
 
 use super::document::{Document, MISSING, Table, Value, assign, line_and_column};
-use super::error::{FileProblem, Problem, Problems, nearest};
+use super::error::{ConfigProblem, ConfigProblems, FileProblem, nearest};
 use super::paths::{Environment, Paths};
 use super::settings::Settings;
 use super::{broker, home_assistant, mdns, sensors, sizes, upstream};
@@ -24,22 +24,22 @@ pub struct Loaded {
     /// The settings.
     pub settings: Settings,
     /// Not wrong, but perhaps not meant.
-    pub(crate) warnings: Vec<Problem>,
+    pub(crate) warnings: Vec<ConfigProblem>,
     /// Files that cannot be used as things stand.
     pub(crate) files: Vec<FileProblem>,
 }
 
 /// Reads a configuration file.
-pub(crate) fn load(path: &Path) -> Result<Loaded, Problems> {
+pub(crate) fn load(path: &Path) -> Result<Loaded, ConfigProblems> {
     load_in(path, &Environment::current())
 }
 
 /// Reads a configuration file as if the process had been started like this.
-pub(crate) fn load_in(path: &Path, environment: &Environment) -> Result<Loaded, Problems> {
+pub(crate) fn load_in(path: &Path, environment: &Environment) -> Result<Loaded, ConfigProblems> {
     let file = path.display().to_string();
     let whole = |place, message| {
-        let problem = Problem { file: file.clone(), place, key: String::new(), message };
-        Problems { file: file.clone(), problems: vec![problem] }
+        let problem = ConfigProblem { file: file.clone(), place, key: String::new(), message };
+        ConfigProblems { file: file.clone(), problems: vec![problem] }
     };
     let bytes = std::fs::read(path).map_err(|error| whole(None, format!("cannot be read: {error}")))?;
     let text = std::str::from_utf8(&bytes).map_err(|error| {
@@ -49,7 +49,7 @@ pub(crate) fn load_in(path: &Path, environment: &Environment) -> Result<Loaded, 
 }
 
 /// Reads the text of a configuration file; `path` is where it would be.
-pub fn read(text: &str, path: &Path, environment: &Environment) -> Result<Loaded, Problems> {
+pub fn read(text: &str, path: &Path, environment: &Environment) -> Result<Loaded, ConfigProblems> {
     let file = path.display().to_string();
     let document = Document::new(&file, text);
     let (mut root, errors) = DeTable::parse_recoverable(text);
@@ -86,7 +86,7 @@ pub fn read(text: &str, path: &Path, environment: &Environment) -> Result<Loaded
     }
     match settings {
         Some(settings) if problems.is_empty() => Ok(Loaded { settings, warnings, files }),
-        _ => Err(Problems { file, problems }),
+        _ => Err(ConfigProblems { file, problems }),
     }
 }
 

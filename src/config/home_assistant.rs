@@ -64,10 +64,10 @@ mod tests {
     use std::path::Path;
 
     use super::super::file::Loaded;
-    use super::super::{Problems, read};
+    use super::super::{ConfigProblems, read};
     use crate::config::Environment;
 
-    fn parse(sensor: &str) -> Result<Loaded, Problems> {
+    fn parse(sensor: &str) -> Result<Loaded, ConfigProblems> {
         let text = format!(
             "[gateway]\nid = \"loft\"\n[home_assistant]\nenabled = true\nprefix = \"ha\"\n[[sensor]]\nname = \"s\"\npin = 1\n\
              {sensor}\n[[upstream]]\nname = \"u\"\naddresses = [\"mqtt://192.0.2.7\"]\n[[upstream.out]]\ntopic_filter = \"#\"\n"

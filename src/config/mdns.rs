@@ -17,11 +17,11 @@ mod tests {
     use std::path::Path;
 
     use super::super::file::Loaded;
-    use super::super::{Problems, read};
+    use super::super::{ConfigProblems, read};
     use crate::config::Environment;
     use crate::config::reload::Reload;
 
-    fn parse(text: &str) -> Result<Loaded, Problems> {
+    fn parse(text: &str) -> Result<Loaded, ConfigProblems> {
         read(text, Path::new("t.toml"), &Environment::current())
     }
 

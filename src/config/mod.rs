@@ -23,7 +23,7 @@ pub mod units;
 mod upstream;
 mod users;
 
-pub(crate) use error::{Problem, Problems};
+pub(crate) use error::{ConfigProblem, ConfigProblems};
 pub(crate) use file::load;
 pub use file::read;
 pub use paths::Environment;

@@ -10,8 +10,8 @@ use super::document::{NAME_FORM, Table, Unique, Value, assign, topic};
 use super::paths::Paths;
 use crate::message::{Qos, TopicError, check_filter, check_topic};
 use crate::upstream::settings::{
-    OutQos, Password, Place, Protocol, Proxy, Rate, Rule, UpstreamAddress, UpstreamSettings, UpstreamTls, fingerprint,
-    loops,
+    OutQos, Password, Protocol, Proxy, Rate, Rule, SecretPlace, UpstreamAddress, UpstreamSettings, UpstreamTls,
+    fingerprint, loops,
 };
 
 const ADDRESSES_FORM: &str =
@@ -214,7 +214,7 @@ fn alpn(value: &Value) -> Vec<String> {
 fn rules<Q: Copy>(upstream: &Table, direction: &'static str, qos: &[(&str, Q)], default: Q) -> Vec<Rule<Q>> {
     let mut rules = Vec::new();
     for table in upstream.tables(direction) {
-        let place = Place::new(table.document().file(), table.document().line(table.at()));
+        let place = SecretPlace::new(table.document().file(), table.document().line(table.at()));
         let filter_form = "a topic filter, such as \"loft/#\"; \"\" with both prefixes maps one topic";
         let filter = table.required("topic_filter", filter_form);
         let text = filter.as_ref().and_then(|value| value.text(filter_form));
@@ -299,7 +299,7 @@ fn check_loops(table: &Table, upstream: &mut UpstreamSettings) {
     }
 }
 
-fn looping(out: &Place, inbound: &Place) -> String {
+fn looping(out: &SecretPlace, inbound: &SecretPlace) -> String {
     if out.to_string() == inbound.to_string() {
         return format!("the rule at {out}, which goes both ways, would loop on MQTT 3.1.1");
     }

@@ -12,7 +12,7 @@ use toml::de::DeTable;
 
 use super::broker::{Where, users_of};
 use super::document::{Document, Table, line_and_column};
-use super::error::{Problem, Problems};
+use super::error::{ConfigProblem, ConfigProblems};
 use crate::access::settings::UserSettings;
 
 /// Its name in the data directory.
@@ -33,7 +33,7 @@ pub struct MadeUsers {
     /// The users, with the line that each begins in.
     pub(crate) users: Vec<(UserSettings, usize)>,
     /// Not wrong, but perhaps not meant.
-    pub(crate) warnings: Vec<Problem>,
+    pub(crate) warnings: Vec<ConfigProblem>,
 }
 
 impl MadeUsers {
@@ -43,16 +43,16 @@ impl MadeUsers {
     }
 
     /// What may not be meant: what the file itself says, and users who have no effect beside this configuration.
-    pub(crate) fn all_warnings(&self, configured: &[UserSettings], data_dir: &Path) -> Vec<Problem> {
+    pub(crate) fn all_warnings(&self, configured: &[UserSettings], data_dir: &Path) -> Vec<ConfigProblem> {
         self.warnings.iter().cloned().chain(self.hidden_by(configured, data_dir)).collect()
     }
 
     /// Users who have no effect, since the configuration has one of the same name.
-    fn hidden_by(&self, configured: &[UserSettings], data_dir: &Path) -> Vec<Problem> {
+    fn hidden_by(&self, configured: &[UserSettings], data_dir: &Path) -> Vec<ConfigProblem> {
         let file = made_users_path(data_dir).display().to_string();
         let is_hidden = |user: &UserSettings| configured.iter().any(|other| other.name == user.name);
         let hidden = self.users.iter().filter(|(user, _)| is_hidden(user));
-        let problem = |(user, line): &(UserSettings, usize)| Problem {
+        let problem = |(user, line): &(UserSettings, usize)| ConfigProblem {
             file: file.clone(),
             place: Some((*line, 1)),
             key: "user.name".into(),
@@ -63,12 +63,12 @@ impl MadeUsers {
 }
 
 /// Reads the file. Where there is none, there are no such users.
-pub(crate) fn load_made_users(data_dir: &Path) -> Result<MadeUsers, Problems> {
+pub(crate) fn load_made_users(data_dir: &Path) -> Result<MadeUsers, ConfigProblems> {
     let path = made_users_path(data_dir);
     let file = path.display().to_string();
     let whole = |place, message: String| {
-        let problem = Problem { file: file.clone(), place, key: String::new(), message };
-        Problems { file: file.clone(), problems: vec![problem] }
+        let problem = ConfigProblem { file: file.clone(), place, key: String::new(), message };
+        ConfigProblems { file: file.clone(), problems: vec![problem] }
     };
     match fs::symlink_metadata(&path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(MadeUsers::default()),
@@ -85,7 +85,7 @@ pub(crate) fn load_made_users(data_dir: &Path) -> Result<MadeUsers, Problems> {
 }
 
 /// Reads the text of such a file.
-pub fn read_made_users(text: &str, file: &str) -> Result<MadeUsers, Problems> {
+pub fn read_made_users(text: &str, file: &str) -> Result<MadeUsers, ConfigProblems> {
     let document = Document::new(file, text);
     let (root, errors) = DeTable::parse_recoverable(text);
     for error in &errors {
@@ -104,11 +104,11 @@ pub fn read_made_users(text: &str, file: &str) -> Result<MadeUsers, Problems> {
     finish(document, users)
 }
 
-fn finish(document: Document<'_>, users: Vec<(UserSettings, usize)>) -> Result<MadeUsers, Problems> {
+fn finish(document: Document<'_>, users: Vec<(UserSettings, usize)>) -> Result<MadeUsers, ConfigProblems> {
     let file = document.file().to_owned();
     let (problems, warnings, _) = document.into_findings();
     // a user who is only half read might do more than was meant
-    if problems.is_empty() { Ok(MadeUsers { users, warnings }) } else { Err(Problems { file, problems }) }
+    if problems.is_empty() { Ok(MadeUsers { users, warnings }) } else { Err(ConfigProblems { file, problems }) }
 }
 
 /// The text of a file with these users.

@@ -15,26 +15,26 @@ const STEP: usize = 16;
 /// Values found by the topic filters that they were inserted with.
 #[derive(Debug)]
 pub struct FilterTree<V> {
-    root: Node<V>,
+    root: FilterNode<V>,
     len: usize,
 }
 
 #[derive(Debug)]
-struct Node<V> {
+struct FilterNode<V> {
     /// The levels from the parent to here, joined by `/`; that of the root is not looked at.
     levels: Box<str>,
     has_wildcard: bool,
     /// By their first level.
     children: Option<Box<Children<V>>>,
     /// Whose first level is `+`.
-    plus: Option<Box<Node<V>>>,
+    plus: Option<Box<FilterNode<V>>>,
     /// Filters that end here.
     here: Vec<V>,
     /// Filters that end here with `#`.
     below: Vec<V>,
 }
 
-type Children<V> = HashMap<Box<str>, Box<Node<V>>>;
+type Children<V> = HashMap<Box<str>, Box<FilterNode<V>>>;
 
 /// Whether a filter has a level of its own that is a wildcard for one level: only these make walks branch.
 fn branches(filter: &str) -> bool {
@@ -70,9 +70,9 @@ fn after(levels: &str, count: usize) -> Option<&str> {
     levels.get(count + 1..)
 }
 
-impl<V> Node<V> {
-    fn new(levels: &str) -> Node<V> {
-        Node {
+impl<V> FilterNode<V> {
+    fn new(levels: &str) -> FilterNode<V> {
+        FilterNode {
             levels: levels.into(),
             has_wildcard: branches(levels),
             children: None,
@@ -146,14 +146,14 @@ impl<V> Node<V> {
         }
     }
 
-    fn child(&mut self, first: &str) -> Option<&mut Box<Node<V>>> {
+    fn child(&mut self, first: &str) -> Option<&mut Box<FilterNode<V>>> {
         match first {
             "+" => self.plus.as_mut(),
             _ => self.children.as_mut()?.get_mut(first),
         }
     }
 
-    fn adopt(&mut self, child: Box<Node<V>>) {
+    fn adopt(&mut self, child: Box<FilterNode<V>>) {
         match first_level(&child.levels) {
             "+" => self.plus = Some(child),
             first => {
@@ -163,7 +163,7 @@ impl<V> Node<V> {
         }
     }
 
-    fn disown(&mut self, first: &str) -> Option<Box<Node<V>>> {
+    fn disown(&mut self, first: &str) -> Option<Box<FilterNode<V>>> {
         if first == "+" {
             return self.plus.take();
         }
@@ -176,18 +176,18 @@ impl<V> Node<V> {
     }
 
     /// Makes a node end behind the first so many bytes of its levels: what it was is below it.
-    fn split(self: &mut Box<Node<V>>, count: usize) {
+    fn split(self: &mut Box<FilterNode<V>>, count: usize) {
         let below = after(&self.levels, count).unwrap_or_default();
-        let mut child = Box::new(Node::new(below));
-        let upper = Box::new(Node::new(&self.levels[..count]));
+        let mut child = Box::new(FilterNode::new(below));
+        let upper = Box::new(FilterNode::new(&self.levels[..count]));
         let old = std::mem::replace(self, upper);
-        let Node { children, plus, here, below, .. } = *old;
+        let FilterNode { children, plus, here, below, .. } = *old;
         (child.children, child.plus, child.here, child.below) = (children, plus, here, below);
         self.adopt(child);
     }
 
     /// Where nothing ends or branches here, this and what follows become one.
-    fn join(self: &mut Box<Node<V>>) {
+    fn join(self: &mut Box<FilterNode<V>>) {
         let count = self.children.as_ref().map_or(0, |children| children.len()) + usize::from(self.plus.is_some());
         if count != 1 || !self.here.is_empty() || !self.below.is_empty() {
             return;
@@ -226,7 +226,7 @@ impl<V> Node<V> {
 
 impl<V> Default for FilterTree<V> {
     fn default() -> Self {
-        FilterTree { root: Node::new(""), len: 0 }
+        FilterTree { root: FilterNode::new(""), len: 0 }
     }
 }
 
@@ -244,7 +244,7 @@ impl<V> FilterTree<V> {
         while let Some(levels) = rest {
             let first = first_level(levels);
             if node.child(first).is_none() {
-                node.adopt(Box::new(Node::new(levels)));
+                node.adopt(Box::new(FilterNode::new(levels)));
             }
             let Some(child) = node.child(first) else { return };
             let count = common(&child.levels, levels);
@@ -332,7 +332,7 @@ mod tests {
 
     #[test]
     fn levels_that_nothing_branches_off_from_share_a_node() {
-        fn nodes<V>(node: &Node<V>) -> usize {
+        fn nodes<V>(node: &FilterNode<V>) -> usize {
             let children = node.children.iter().flat_map(|children| children.values());
             1 + children.chain(&node.plus).map(|child| nodes(child)).sum::<usize>()
         }

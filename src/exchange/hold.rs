@@ -52,7 +52,7 @@ const MARK: Duration = Duration::from_millis(25);
 
 /// What a reader has taken, in messages and bytes since it is there.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Taken {
+pub(crate) struct ReaderTaken {
     /// Messages.
     pub(crate) messages: u64,
     /// Bytes.
@@ -64,14 +64,14 @@ pub(crate) struct Taken {
 /// How fast a reader takes what there is for it. Times are of any clock that goes forward.
 #[derive(Debug, Default)]
 pub(crate) struct Uptake {
-    marks: VecDeque<(Duration, Taken)>,
+    marks: VecDeque<(Duration, ReaderTaken)>,
     /// Since when its queue is full, and what it had taken then.
-    full: Option<(Duration, Taken)>,
+    full: Option<(Duration, ReaderTaken)>,
 }
 
 impl Uptake {
     /// So much it has taken at this time.
-    pub(crate) fn mark(&mut self, now: Duration, taken: Taken) {
+    pub(crate) fn mark(&mut self, now: Duration, taken: ReaderTaken) {
         if self.marks.back().is_some_and(|(last, _)| now < *last + MARK) {
             return;
         }
@@ -82,14 +82,14 @@ impl Uptake {
     }
 
     /// Its queue is full now, or not any more.
-    pub(crate) fn set_full(&mut self, full: Option<(Duration, Taken)>) {
+    pub(crate) fn set_full(&mut self, full: Option<(Duration, ReaderTaken)>) {
         self.full = full;
     }
 
     /// Whether it has taken a quarter of its queue lately; while its queue has been full for less long than that, whether it
     /// is about to.
     /// `full` readers have a full queue at the same time.
-    pub(crate) fn is_quick(&self, now: Duration, taken: Taken, limits: &InboxLimits, full: usize) -> bool {
+    pub(crate) fn is_quick(&self, now: Duration, taken: ReaderTaken, limits: &InboxLimits, full: usize) -> bool {
         let enough = QUARTER * (ALONE as f64 / full.max(1) as f64).min(1.0);
         let is_about_to = self.full.as_ref().is_some_and(|(since, before)| {
             let passed = now.saturating_sub(*since);
@@ -101,18 +101,18 @@ impl Uptake {
     }
 
     /// Whether it has taken a quarter of its queue lately.
-    pub(crate) fn has_been_quick(&self, now: Duration, taken: Taken, limits: &InboxLimits) -> bool {
+    pub(crate) fn has_been_quick(&self, now: Duration, taken: ReaderTaken, limits: &InboxLimits) -> bool {
         self.share_lately(now, taken, limits) >= QUARTER
     }
 
-    fn share_lately(&self, now: Duration, taken: Taken, limits: &InboxLimits) -> f64 {
+    fn share_lately(&self, now: Duration, taken: ReaderTaken, limits: &InboxLimits) -> f64 {
         let lately = self.marks.iter().find(|(at, _)| now <= *at + LATELY);
         lately.map_or(0.0, |(_, before)| share(before, taken, limits))
     }
 }
 
 /// What was taken since `before`, as a share of the queue.
-fn share(before: &Taken, taken: Taken, limits: &InboxLimits) -> f64 {
+fn share(before: &ReaderTaken, taken: ReaderTaken, limits: &InboxLimits) -> f64 {
     let messages = (taken.messages - before.messages) as f64 / limits.messages as f64;
     let windows = QUARTER * (taken.by_window - before.by_window) as f64 / WINDOWS;
     messages.max((taken.bytes - before.bytes) as f64 / limits.bytes as f64).max(windows)
@@ -152,7 +152,7 @@ impl Budget {
 }
 
 /// A reader with a full queue, for which publishers are held.
-struct Held {
+struct HeldReader {
     reader: Arc<Subscriber>,
     /// Those who have published to it since it is full.
     publishers: SmallVec<[Origin; 4]>,
@@ -160,8 +160,8 @@ struct Held {
     since: Duration,
 }
 
-struct State {
-    readers: Vec<Held>,
+struct HoldState {
+    readers: Vec<HeldReader>,
     /// Publishers that are held, and for how many readers.
     publishers: HashMap<Origin, usize>,
     budgets: HashMap<Arc<str>, Budget>,
@@ -173,7 +173,7 @@ struct State {
 
 /// Who is held for whom.
 pub(crate) struct Holds {
-    state: Mutex<State>,
+    state: Mutex<HoldState>,
     /// Readers with a full queue, for which somebody may be held.
     count: AtomicUsize,
     /// The first of them is there.
@@ -190,7 +190,7 @@ impl std::fmt::Debug for Holds {
 
 impl Default for Holds {
     fn default() -> Self {
-        let state = State {
+        let state = HoldState {
             readers: Vec::new(),
             publishers: HashMap::new(),
             budgets: HashMap::new(),
@@ -243,7 +243,7 @@ impl Holds {
         let at = match known {
             Some(at) => at,
             None => {
-                let held = Held { reader: reader.clone(), publishers: SmallVec::new(), since: now };
+                let held = HeldReader { reader: reader.clone(), publishers: SmallVec::new(), since: now };
                 if !held.may_last(&mut state.budgets, now, state.readers.len() + 1) {
                     drop(guard);
                     return reader.inbox.lose();
@@ -269,7 +269,7 @@ impl Holds {
     /// A reader has room again, or has gone: nobody is held for it any more.
     pub(crate) fn release(&self, inbox: *const super::inbox::Inbox) {
         let mut state = self.state.lock();
-        let is_it = |held: &Held| std::ptr::eq(&raw const held.reader.inbox, inbox);
+        let is_it = |held: &HeldReader| std::ptr::eq(&raw const held.reader.inbox, inbox);
         let Some(at) = state.readers.iter().position(is_it) else { return };
         let held = state.readers.swap_remove(at);
         let is_room = state.let_go(&held);
@@ -309,7 +309,7 @@ impl Holds {
     }
 }
 
-impl Held {
+impl HeldReader {
     /// Whether publishers are held for it for another step, which is taken from its user's budget where it does not read.
     fn may_last(&self, budgets: &mut HashMap<Arc<str>, Budget>, now: Duration, full: usize) -> bool {
         let inbox = &self.reader.inbox;
@@ -318,7 +318,7 @@ impl Held {
     }
 }
 
-impl State {
+impl HoldState {
     fn now(&mut self, now: Instant) -> Duration {
         let gap = now.saturating_duration_since(self.looked);
         self.looked = self.looked.max(now);
@@ -328,7 +328,7 @@ impl State {
     }
 
     /// Says whether somebody may go on.
-    fn let_go(&mut self, held: &Held) -> bool {
+    fn let_go(&mut self, held: &HeldReader) -> bool {
         let mut is_room = std::mem::take(&mut self.others_wait);
         for publisher in &held.publishers {
             if let Some(readers) = self.publishers.get_mut(publisher) {
@@ -346,7 +346,7 @@ impl State {
 #[cfg(test)]
 mod tests {
     use super::super::delivery::{RetainFlag, Run, Terms};
-    use super::super::inbox::{Inbox, Offer};
+    use super::super::inbox::{Inbox, InboxOffer};
     use super::*;
     use crate::message::{BatchBuilder, Draft, Qos};
 
@@ -359,7 +359,7 @@ mod tests {
     #[test]
     fn a_reader_is_quick_that_has_taken_a_quarter_within_a_quarter_of_a_second() {
         let mut uptake = Uptake::default();
-        let taken = |messages| Taken { messages, bytes: messages * 10, by_window: 0 };
+        let taken = |messages| ReaderTaken { messages, bytes: messages * 10, by_window: 0 };
         assert!(!uptake.is_quick(ms(0), taken(5000), &LIMITS, 1), "nothing is known of it");
         uptake.mark(ms(0), taken(0));
         assert!(!uptake.is_quick(ms(100), taken(249), &LIMITS, 1));
@@ -371,9 +371,9 @@ mod tests {
         }
         assert!(uptake.is_quick(ms(500), taken(500), &LIMITS, 1), "1,000 messages a second");
         assert!(!uptake.is_quick(ms(600), taken(510), &LIMITS, 1), "then hardly any");
-        assert!(uptake.is_quick(ms(600), Taken { bytes: 40_000, ..taken(510) }, &LIMITS, 1), "but large ones");
+        assert!(uptake.is_quick(ms(600), ReaderTaken { bytes: 40_000, ..taken(510) }, &LIMITS, 1), "but large ones");
         assert!(uptake.marks.len() <= 12);
-        let windows = |by_window| Taken { by_window, ..taken(510) };
+        let windows = |by_window| ReaderTaken { by_window, ..taken(510) };
         assert!(!uptake.is_quick(ms(600), windows(59), &LIMITS, 1));
         assert!(uptake.is_quick(ms(600), windows(60), &LIMITS, 1), "but window by window");
         // just full: it is judged by what it has taken since then
@@ -430,9 +430,9 @@ mod tests {
             for reader in &readers {
                 published += 200;
                 match reader.inbox.offer(&mut messages(200), holds.now(now)) {
-                    Offer::Done => {}
-                    Offer::Dropped(messages) => lost += messages,
-                    Offer::Full => lost += holds.begin(reader, publisher, now),
+                    InboxOffer::Done => {}
+                    InboxOffer::Dropped(messages) => lost += messages,
+                    InboxOffer::Full => lost += holds.begin(reader, publisher, now),
                 }
             }
         }

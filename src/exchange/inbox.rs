@@ -15,7 +15,7 @@ use tokio::sync::Notify;
 use tracing::warn;
 
 use super::delivery::{Queued, Run};
-use super::hold::{Holds, Taken, Uptake};
+use super::hold::{Holds, ReaderTaken, Uptake};
 use crate::message::{Packed, Qos};
 
 /// Bytes beyond the bound that were on their way when the inbox was full. They are shared with other readers.
@@ -34,7 +34,7 @@ pub(crate) struct InboxLimits {
 
 /// What became of an offer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Offer {
+pub(crate) enum InboxOffer {
     /// Nothing is left to offer.
     Done,
     /// Nothing is left to offer: so many messages were dropped.
@@ -44,7 +44,7 @@ pub(crate) enum Offer {
 }
 
 #[derive(Debug, Default)]
-struct State {
+struct InboxState {
     queue: VecDeque<Run>,
     messages: usize,
     bytes: usize,
@@ -58,7 +58,7 @@ struct State {
     behind: bool,
     closed: bool,
     dropped: u64,
-    taken: Taken,
+    taken: ReaderTaken,
     uptake: Uptake,
 }
 
@@ -71,7 +71,7 @@ pub(crate) struct Inbox {
     /// Its client takes nothing more for the moment.
     blocked: AtomicBool,
     limits: InboxLimits,
-    state: Mutex<State>,
+    state: Mutex<InboxState>,
     filled: Notify,
 }
 
@@ -100,11 +100,11 @@ impl Inbox {
 
     /// Takes all messages of `offered`, or drops what does not fit if the subscriber is slow or gone. `now` is of
     /// [`Holds::now`].
-    pub(crate) fn offer(&self, offered: &mut VecDeque<Run>, now: Duration) -> Offer {
+    pub(crate) fn offer(&self, offered: &mut VecDeque<Run>, now: Duration) -> InboxOffer {
         let mut state = self.state.lock();
         if state.closed {
             offered.clear();
-            return Offer::Done;
+            return InboxOffer::Done;
         }
         let taken = state.taken;
         state.uptake.mark(now, taken);
@@ -144,13 +144,13 @@ impl Inbox {
             self.filled.notify_one();
         }
         match dropped {
-            0 if is_full => Offer::Full,
-            0 => Offer::Done,
-            _ => Offer::Dropped(dropped),
+            0 if is_full => InboxOffer::Full,
+            0 => InboxOffer::Done,
+            _ => InboxOffer::Dropped(dropped),
         }
     }
 
-    fn be_slow(&self, state: &mut State) {
+    fn be_slow(&self, state: &mut InboxState) {
         state.slow = true;
         if !std::mem::replace(&mut state.behind, true) {
             warn!(
@@ -312,7 +312,7 @@ impl Inbox {
     }
 }
 
-impl State {
+impl InboxState {
     /// Whether so many more messages of so many bytes together are within the bounds.
     fn fits(&self, messages: usize, bytes: usize, limits: &InboxLimits) -> bool {
         (self.messages == 0 && messages == 1)
@@ -380,11 +380,11 @@ mod tests {
     fn what_is_on_its_way_is_let_in_and_kept_while_publishers_are_held() {
         let (reader, holds, now) = (reader(), Arc::new(Holds::default()), Instant::now());
         let (inbox, publisher) = (&reader.inbox, Origin::client("p"));
-        assert_eq!(inbox.offer(&mut queued(10), AT), Offer::Done);
-        assert_eq!(inbox.offer(&mut queued(5), AT), Offer::Full);
+        assert_eq!(inbox.offer(&mut queued(10), AT), InboxOffer::Done);
+        assert_eq!(inbox.offer(&mut queued(5), AT), InboxOffer::Full);
         assert_eq!(holds.begin(&reader, publisher, now), 0);
         assert!(holds.holds(publisher) && !holds.holds(Origin::client("q")) && inbox.is_full());
-        assert_eq!(inbox.offer(&mut queued(5), AT), Offer::Full);
+        assert_eq!(inbox.offer(&mut queued(5), AT), InboxOffer::Full);
         let mut out = VecDeque::new();
         assert_eq!(inbox.take(14, &mut out), 6);
         assert!(holds.holds(publisher));
@@ -399,7 +399,7 @@ mod tests {
         let (reader, holds, begin) = (reader(), Arc::new(Holds::default()), Instant::now());
         let (inbox, publisher) = (&reader.inbox, Origin::client("p"));
         inbox.set_blocked(true);
-        assert_eq!(inbox.offer(&mut queued(15), AT), Offer::Full);
+        assert_eq!(inbox.offer(&mut queued(15), AT), InboxOffer::Full);
         assert_eq!(holds.begin(&reader, publisher, begin), 0);
         let mut lost = 0;
         let mut held = Duration::ZERO;
@@ -410,14 +410,14 @@ mod tests {
         assert_eq!((held, lost, inbox.len(), inbox.dropped()), (BUDGET, 5, 10, 5));
         let mut out = VecDeque::new();
         inbox.take(2, &mut out);
-        assert_eq!(inbox.offer(&mut queued(9), AT), Offer::Dropped(7), "slow until it has caught up");
+        assert_eq!(inbox.offer(&mut queued(9), AT), InboxOffer::Dropped(7), "slow until it has caught up");
         inbox.take(10, &mut out);
         // it has caught up, but within the same second there is no more time for its user
-        assert_eq!(inbox.offer(&mut queued(11), AT), Offer::Full);
+        assert_eq!(inbox.offer(&mut queued(11), AT), InboxOffer::Full);
         assert_eq!(holds.begin(&reader, publisher, begin + Duration::from_millis(400)), 1);
         assert!(!holds.holds(publisher));
         inbox.take(10, &mut out);
-        assert_eq!(inbox.offer(&mut queued(11), AT), Offer::Full);
+        assert_eq!(inbox.offer(&mut queued(11), AT), InboxOffer::Full);
         assert_eq!(holds.begin(&reader, publisher, begin + held + PERIOD + STEP), 0);
         assert!(holds.holds(publisher), "in the next second there is");
         inbox.close();

@@ -17,7 +17,7 @@ use super::filters::{FilterTree, names_first_level};
 use super::keeping::write;
 use super::live::{LiveLink, Room, RouterError, empty_batch};
 use super::receiving::Receiving;
-use super::retained::{Retained, Selected};
+use super::retained::{Retained, SelectedRetained};
 use super::shared::SharedGroup;
 use super::stats::Stats;
 use super::subscribers::{Subscriber, Subscribers, SubscriptionOptions};
@@ -118,7 +118,7 @@ pub(super) struct Sequencer {
 }
 
 #[derive(Debug)]
-pub(super) struct Inner {
+pub(super) struct IngressInner {
     pub(super) sequencer: Mutex<Sequencer>,
     subscribers: Arc<Subscribers>,
     pub(super) journal: Journal,
@@ -145,7 +145,7 @@ impl std::fmt::Debug for ShownClock {
 /// Puts messages in order and hands them on. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Ingress {
-    pub(super) inner: Arc<Inner>,
+    pub(super) inner: Arc<IngressInner>,
 }
 
 impl Ingress {
@@ -163,7 +163,7 @@ impl Ingress {
             Sequencer { next_seq: 0, link, retained, routes: FilterTree::default(), upstream_filters: Vec::new() };
         let clock = ShownClock(clock);
         Ingress {
-            inner: Arc::new(Inner {
+            inner: Arc::new(IngressInner {
                 sequencer: Mutex::new(sequencer),
                 subscribers,
                 journal,
@@ -364,7 +364,7 @@ impl Ingress {
         subscriber: &Arc<Subscriber>,
         options: SubscriptionOptions,
         retained: impl FnOnce(bool) -> Option<(usize, usize)>,
-    ) -> (bool, Selected) {
+    ) -> (bool, SelectedRetained) {
         self.subscribe_routed(filter, subscriber, options, (None, None), retained)
     }
 
@@ -377,7 +377,7 @@ impl Ingress {
         options: SubscriptionOptions,
         (old, new): (Option<Route>, Option<Route>),
         retained: impl FnOnce(bool) -> Option<(usize, usize)>,
-    ) -> (bool, Selected) {
+    ) -> (bool, SelectedRetained) {
         let mut sequencer = self.inner.sequencer.lock();
         for route in old.iter().chain(&new) {
             sequencer.routes.remove(filter, |known| known.is_same(route));
@@ -387,13 +387,13 @@ impl Ingress {
         }
         let (next_seq, is_quiet) = (sequencer.next_seq, sequencer.link.is_quiet());
         let is_new = self.inner.subscribers.insert(filter, subscriber, options, next_seq, is_quiet);
-        let first = |most| Selected::first(&sequencer.retained, filter, "", most, 0);
+        let first = |most| SelectedRetained::first(&sequencer.retained, filter, "", most, 0);
         (is_new, retained(is_new).map(first).unwrap_or_default())
     }
 
     /// Goes on with what a subscription has selected.
-    pub(crate) fn retained_behind(&self, filter: &str, after: &str, most: (usize, usize)) -> Selected {
-        Selected::first(&self.inner.sequencer.lock().retained, filter, after, most, 1)
+    pub(crate) fn retained_behind(&self, filter: &str, after: &str, most: (usize, usize)) -> SelectedRetained {
+        SelectedRetained::first(&self.inner.sequencer.lock().retained, filter, after, most, 1)
     }
 
     /// Ends a live subscription; says whether there was one.

@@ -27,25 +27,25 @@ const PAUSE: Duration = Duration::from_secs(3);
 const SLOWEST: u64 = 64 << 10;
 
 /// Whose packets are counted together; `None`: those of clients without a user name.
-type User = Option<Box<str>>;
+type PacketsUser = Option<Box<str>>;
 
 #[derive(Debug, Default)]
 struct Books {
     taken: usize,
-    shares: HashMap<User, usize>,
+    shares: HashMap<PacketsUser, usize>,
     /// Who waits, in the order of asking.
-    waiting: BTreeMap<u64, (User, usize)>,
+    waiting: BTreeMap<u64, (PacketsUser, usize)>,
     next: u64,
 }
 
 impl Books {
-    fn has_share(&self, user: &User, bytes: usize) -> bool {
+    fn has_share(&self, user: &PacketsUser, bytes: usize) -> bool {
         self.shares.get(user).is_none_or(|share| share + bytes <= SHARE)
     }
 
     /// Whether this one may have its bytes now: after those who have waited longer and could use what is left.
-    fn is_next(&self, number: u64, user: &User, bytes: usize) -> bool {
-        let mut ahead: HashMap<&User, usize> = HashMap::new();
+    fn is_next(&self, number: u64, user: &PacketsUser, bytes: usize) -> bool {
+        let mut ahead: HashMap<&PacketsUser, usize> = HashMap::new();
         for (user, bytes) in self.waiting.range(..number).map(|(_, waiting)| waiting) {
             // of one user no more stands before others than it may have
             let left = SHARE - self.shares.get(user).copied().unwrap_or(0);
@@ -56,7 +56,7 @@ impl Books {
     }
 
     /// Whether somebody waits for what this user holds: for its share if it is the same user, else for what is left of all.
-    fn is_wanted(&self, from: &User) -> bool {
+    fn is_wanted(&self, from: &PacketsUser) -> bool {
         self.waiting
             .values()
             .any(|(user, bytes)| user == from || (self.has_share(user, *bytes) && self.taken + bytes > BUDGET))
@@ -111,7 +111,7 @@ impl Receiving {
 #[derive(Debug)]
 pub(crate) struct Reservation {
     receiving: Receiving,
-    user: User,
+    user: PacketsUser,
     bytes: usize,
     number: u64,
     /// When others may ask for it; `None`: it still waits.

@@ -206,14 +206,14 @@ impl Retained {
 
 /// Retained messages, the first that a filter selects.
 #[derive(Debug, Default)]
-pub(crate) struct Selected {
+pub(crate) struct SelectedRetained {
     /// In order of topic.
     pub(crate) found: Vec<Message>,
     /// There may be more, on topics behind this one.
     pub(crate) behind: Option<Box<str>>,
 }
 
-impl Selected {
+impl SelectedRetained {
     /// Takes so many messages and bytes; one at least, where `least` says so.
     pub(super) fn first(
         retained: &Retained,
@@ -221,8 +221,8 @@ impl Selected {
         after: &str,
         (most, bytes): (usize, usize),
         least: usize,
-    ) -> Selected {
-        let mut selected = Selected::default();
+    ) -> SelectedRetained {
+        let mut selected = SelectedRetained::default();
         let mut size = 0;
         for message in retained.select_behind(filter, after) {
             size += message.size();

@@ -71,17 +71,17 @@ impl Member {
 
 /// Where the group reads what is kept for it.
 #[derive(Debug)]
-struct Durable {
+struct GroupBacklog {
     journal: Journal,
     consumer: ConsumerId,
     reader: Reader,
 }
 
 #[derive(Debug, Default)]
-struct State {
+struct GroupState {
     members: Vec<Member>,
     next: usize,
-    durable: Option<Durable>,
+    durable: Option<GroupBacklog>,
     /// Read from the journal and left unacknowledged, by ordinal.
     again: BTreeMap<u64, Delivery>,
     waiting: VecDeque<Message>,
@@ -90,7 +90,7 @@ struct State {
 }
 
 /// The next message of a group.
-enum Next {
+enum GroupNext {
     Kept(Delivery),
     InMemory(Message),
 }
@@ -99,7 +99,7 @@ enum Next {
 #[derive(Debug)]
 pub(crate) struct SharedGroup {
     limits: InboxLimits,
-    state: Mutex<State>,
+    state: Mutex<GroupState>,
 }
 
 impl SharedGroup {
@@ -127,7 +127,7 @@ impl SharedGroup {
         if state.members.is_empty() {
             reader.rest();
         }
-        state.durable = Some(Durable { journal: journal.clone(), consumer, reader });
+        state.durable = Some(GroupBacklog { journal: journal.clone(), consumer, reader });
         self.pump(&mut state);
     }
 
@@ -201,17 +201,17 @@ impl SharedGroup {
     }
 
     /// Hands out what waits, as far as members have room.
-    fn pump(self: &Arc<Self>, state: &mut State) {
+    fn pump(self: &Arc<Self>, state: &mut GroupState) {
         while let Some(at) = state.member_with_room() {
             let Some(next) = state.take() else { return };
             state.next = at + 1;
             let member = &mut state.members[at];
             let options = member.options;
             let (message, kept) = match &next {
-                Next::Kept(delivery) => (&delivery.message, Some((delivery.position, delivery.ordinal))),
-                Next::InMemory(message) => (message, None),
+                GroupNext::Kept(delivery) => (&delivery.message, Some((delivery.position, delivery.ordinal))),
+                GroupNext::InMemory(message) => (message, None),
             };
-            if let Next::Kept(delivery) = &next
+            if let GroupNext::Kept(delivery) = &next
                 && let Some(consumer) = member.takes_over().filter(|_| message.view().qos() == Qos::ExactlyOnce)
                 && let Some(durable) = &state.durable
             {
@@ -240,7 +240,7 @@ impl SharedGroup {
     }
 }
 
-impl State {
+impl GroupState {
     /// The member whose turn it is, of those that have room.
     fn member_with_room(&self) -> Option<usize> {
         let count = self.members.len();
@@ -249,29 +249,29 @@ impl State {
     }
 
     /// The next message: first what was handed out before, then what is in memory, then what the journal has.
-    fn take(&mut self) -> Option<Next> {
+    fn take(&mut self) -> Option<GroupNext> {
         if let Some((_, delivery)) = self.again.pop_first() {
-            return Some(Next::Kept(delivery));
+            return Some(GroupNext::Kept(delivery));
         }
         if let Some(message) = self.waiting.pop_front() {
             self.bytes -= message.size();
-            return Some(Next::InMemory(message));
+            return Some(GroupNext::InMemory(message));
         }
         let reader = &mut self.durable.as_mut()?.reader;
         loop {
             let delivery = reader.try_next()?;
             if !delivery.released {
-                return Some(Next::Kept(delivery));
+                return Some(GroupNext::Kept(delivery));
             }
             // it was handed over before the gateway was started
             reader.settle(delivery.position);
         }
     }
 
-    fn put_back(&mut self, next: Next) {
+    fn put_back(&mut self, next: GroupNext) {
         match next {
-            Next::Kept(delivery) => drop(self.again.insert(delivery.ordinal, delivery)),
-            Next::InMemory(message) => self.enqueue(message, true),
+            GroupNext::Kept(delivery) => drop(self.again.insert(delivery.ordinal, delivery)),
+            GroupNext::InMemory(message) => self.enqueue(message, true),
         }
     }
 

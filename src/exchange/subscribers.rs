@@ -11,7 +11,7 @@ use tokio::time::Instant;
 use super::delivery::{RetainFlag, Run, Terms};
 use super::filters::FilterTree;
 use super::hold::Holds;
-use super::inbox::{Inbox, Offer};
+use super::inbox::{Inbox, InboxOffer};
 use super::stats::Stats;
 use crate::message::{Batch, Entry, MessageRef, Origin, Qos};
 
@@ -47,7 +47,7 @@ impl Subscriber {
 }
 
 #[derive(Clone, Debug)]
-struct Subscription {
+struct SubscriberEntry {
     subscriber: Arc<Subscriber>,
     options: SubscriptionOptions,
     /// Messages from this sequence number on ...
@@ -56,16 +56,16 @@ struct Subscription {
     until: u64,
 }
 
-impl Subscription {
+impl SubscriberEntry {
     fn is_for(&self, seq: u64) -> bool {
         (self.since..self.until).contains(&seq)
     }
 
     /// Becomes both, if from this sequence number on that makes no difference: thousands of overlapping filters of one client
     /// cost a batch no more than one.
-    fn absorbs(&mut self, other: &Subscription, seq: u64) -> bool {
+    fn absorbs(&mut self, other: &SubscriberEntry, seq: u64) -> bool {
         let is_plain =
-            |known: &Subscription| known.since <= seq && known.until == u64::MAX && known.options.id.is_none();
+            |known: &SubscriberEntry| known.since <= seq && known.until == u64::MAX && known.options.id.is_none();
         let is_like = Arc::ptr_eq(&self.subscriber, &other.subscriber)
             && self.options.no_local == other.options.no_local
             && is_plain(self)
@@ -81,12 +81,12 @@ impl Subscription {
 /// All live subscriptions.
 #[derive(Debug, Default)]
 pub(crate) struct Subscribers {
-    tree: RwLock<FilterTree<Subscription>>,
+    tree: RwLock<FilterTree<SubscriberEntry>>,
     version: AtomicU64,
     count: AtomicUsize,
 }
 
-type Selected = SmallVec<[Subscription; 4]>;
+type SelectedSubscriptions = SmallVec<[SubscriberEntry; 4]>;
 
 impl Subscribers {
     /// Adds a subscription to messages from `since` on; one that the subscriber has under this filter is replaced, and
@@ -101,7 +101,7 @@ impl Subscribers {
         is_quiet: bool,
     ) -> bool {
         let mut tree = self.tree.write();
-        let mut entry = Subscription { subscriber: subscriber.clone(), options, since, until: u64::MAX };
+        let mut entry = SubscriberEntry { subscriber: subscriber.clone(), options, since, until: u64::MAX };
         let mut current = None;
         while let Some(old) = tree.remove(filter, |entry| Arc::ptr_eq(&entry.subscriber, subscriber)) {
             if old.until == u64::MAX {
@@ -111,7 +111,7 @@ impl Subscribers {
         let is_new = current.is_none();
         match current {
             Some(old) if is_quiet || old.options == options => entry.since = old.since,
-            Some(old) => tree.insert(filter, Subscription { until: since, ..old }),
+            Some(old) => tree.insert(filter, SubscriberEntry { until: since, ..old }),
             None => {}
         }
         tree.insert(filter, entry);
@@ -147,7 +147,7 @@ impl Subscribers {
 struct Matcher {
     topic: String,
     version: Option<u64>,
-    selected: Selected,
+    selected: SelectedSubscriptions,
 }
 
 impl Matcher {
@@ -250,7 +250,7 @@ impl Fanout {
             // message by message; some options began within this stretch, or differ in what is the subscriber's own
             for entry in batch.iter().filter(|entry| (stretch.from..stretch.to).contains(&entry.offset)) {
                 let is_own = entry.message.origin() == subscriber.origin;
-                let applies = |known: &&Subscription| known.is_for(entry.seq) && !(known.options.no_local && is_own);
+                let applies = |known: &&SubscriberEntry| known.is_for(entry.seq) && !(known.options.no_local && is_own);
                 if !overlapping.iter().any(|known| applies(&known)) {
                     continue;
                 }
@@ -265,8 +265,9 @@ impl Fanout {
     /// Subscribers that get this message live, which has this sequence number or a later one.
     pub(crate) fn readers(&mut self, message: MessageRef<'_>, seq: u64) -> impl Iterator<Item = &Arc<Subscriber>> {
         self.matcher.select(&self.subscribers, message.topic(), seq);
-        let is_live =
-            move |known: &&Subscription| !known.subscriber.is_fed_by_the_journal(known.options.qos.min(message.qos()));
+        let is_live = move |known: &&SubscriberEntry| {
+            !known.subscriber.is_fed_by_the_journal(known.options.qos.min(message.qos()))
+        };
         self.matcher.selected.iter().filter(is_live).map(|known| &known.subscriber)
     }
 
@@ -279,9 +280,9 @@ impl Fanout {
         let at = holds.now(now);
         for (subscriber, mut queued) in self.outgoing.drain(..) {
             let lost = match subscriber.inbox.offer(&mut queued, at) {
-                Offer::Done => continue,
-                Offer::Dropped(messages) => messages,
-                Offer::Full => {
+                InboxOffer::Done => continue,
+                InboxOffer::Dropped(messages) => messages,
+                InboxOffer::Full => {
                     let publisher = batch.iter().next().map(|entry| entry.message.origin());
                     publisher.map_or(0, |publisher| holds.begin(&subscriber, publisher, now))
                 }
@@ -292,10 +293,10 @@ impl Fanout {
 }
 
 /// One copy for all overlapping subscriptions, at the largest QoS, with all ids [MQTT-3.3.4-4].
-fn terms<'a>(overlapping: impl Iterator<Item = &'a Subscription>) -> Terms {
+fn terms<'a>(overlapping: impl Iterator<Item = &'a SubscriberEntry>) -> Terms {
     let (retain, ids) = (RetainFlag::Clear, SmallVec::new());
     let mut terms = Terms { qos: Qos::AtMostOnce, retain, no_local: false, ids, share: None };
-    for Subscription { options, .. } in overlapping {
+    for SubscriberEntry { options, .. } in overlapping {
         terms.qos = terms.qos.max(options.qos);
         terms.no_local |= options.no_local;
         if options.retain_as_published {

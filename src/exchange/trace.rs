@@ -34,14 +34,14 @@ pub(crate) struct Step {
     /// Boot clock, in milliseconds.
     pub(crate) boot_ms: u64,
     /// Which step it was.
-    pub(crate) what: What,
+    pub(crate) what: TraceEvent,
     /// The upstream that it was at; `None`: here.
     pub(crate) upstream: Option<String>,
 }
 
 /// What can happen to a message on its way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum What {
+pub(crate) enum TraceEvent {
     /// It has its place in the order of all messages.
     Accepted,
     /// A full queue refused it.
@@ -54,23 +54,23 @@ pub(crate) enum What {
     Settled(Outcome),
 }
 
-impl What {
+impl TraceEvent {
     /// As it is shown.
     pub(crate) fn name(self) -> &'static str {
         match self {
-            What::Accepted => "accepted",
-            What::Refused => "refused: a queue is full",
-            What::Synced => "synced",
-            What::Sent => "sent",
-            What::Settled(Outcome::Acked) => "acknowledged",
-            What::Settled(Outcome::Unconfirmed) => "sent at QoS 0, so nobody acknowledges it",
-            What::Settled(Outcome::Expired) => "dropped: expired",
-            What::Settled(Outcome::Refused) => "dropped: refused",
-            What::Settled(Outcome::TooLarge) => "dropped: too large",
-            What::Settled(Outcome::EndsConnection) => "dropped: it ends connections",
-            What::Settled(Outcome::CameFromThere) => "not sent: it came from there",
-            What::Settled(Outcome::Loop) => "dropped: it has passed through too many gateways",
-            What::Settled(Outcome::NotWanted) => "not sent: no rule asks for it any more",
+            TraceEvent::Accepted => "accepted",
+            TraceEvent::Refused => "refused: a queue is full",
+            TraceEvent::Synced => "synced",
+            TraceEvent::Sent => "sent",
+            TraceEvent::Settled(Outcome::Acked) => "acknowledged",
+            TraceEvent::Settled(Outcome::Unconfirmed) => "sent at QoS 0, so nobody acknowledges it",
+            TraceEvent::Settled(Outcome::Expired) => "dropped: expired",
+            TraceEvent::Settled(Outcome::Refused) => "dropped: refused",
+            TraceEvent::Settled(Outcome::TooLarge) => "dropped: too large",
+            TraceEvent::Settled(Outcome::EndsConnection) => "dropped: it ends connections",
+            TraceEvent::Settled(Outcome::CameFromThere) => "not sent: it came from there",
+            TraceEvent::Settled(Outcome::Loop) => "dropped: it has passed through too many gateways",
+            TraceEvent::Settled(Outcome::NotWanted) => "not sent: no rule asks for it any more",
         }
     }
 }
@@ -94,13 +94,13 @@ pub(crate) struct Trace {
 
 impl Trace {
     fn is_synced(&self) -> bool {
-        self.position.is_none() || self.steps.iter().any(|step| step.what == What::Synced)
+        self.position.is_none() || self.steps.iter().any(|step| step.what == TraceEvent::Synced)
     }
 
-    fn step(&mut self, boot_ms: u64, what: What, upstream: Option<&str>) {
+    fn step(&mut self, boot_ms: u64, what: TraceEvent, upstream: Option<&str>) {
         // an upstream gets nothing that is not on disk, whoever notes that first
-        if matches!(what, What::Sent | What::Settled(_)) && !self.is_synced() {
-            self.step(boot_ms, What::Synced, None);
+        if matches!(what, TraceEvent::Sent | TraceEvent::Settled(_)) && !self.is_synced() {
+            self.step(boot_ms, TraceEvent::Synced, None);
         }
         if self.steps.len() < STEPS {
             self.steps.push(Step { boot_ms, what, upstream: upstream.map(str::to_owned) });
@@ -174,20 +174,20 @@ impl Traces {
         match position {
             Ok(position) => {
                 (trace.position, trace.waits_for) = (position, upstreams);
-                trace.step(now, What::Accepted, None);
+                trace.step(now, TraceEvent::Accepted, None);
             }
-            Err(()) => trace.step(now, What::Refused, None),
+            Err(()) => trace.step(now, TraceEvent::Refused, None),
         }
         drop(all);
         self.news.notify_one();
     }
 
     /// Something happened at an upstream to the message at this place.
-    pub(crate) fn at(&self, position: Position, what: What, upstream: &str, now: u64) {
+    pub(crate) fn at(&self, position: Position, what: TraceEvent, upstream: &str, now: u64) {
         let mut all = self.all.lock();
         if let Some(trace) = all.iter_mut().find(|trace| trace.position == Some(position)) {
             trace.step(now, what, Some(upstream));
-            if matches!(what, What::Settled(_)) {
+            if matches!(what, TraceEvent::Settled(_)) {
                 trace.waits_for = trace.waits_for.saturating_sub(1);
             }
         }
@@ -201,7 +201,7 @@ impl Traces {
     fn synced(&self, synced: Position, now: u64) {
         for trace in self.all.lock().iter_mut() {
             if !trace.is_synced() && trace.position <= Some(synced) {
-                trace.step(now, What::Synced, None);
+                trace.step(now, TraceEvent::Synced, None);
             }
         }
     }
@@ -277,9 +277,9 @@ mod tests {
         for (position, now) in [(7, 7), (8, 8)] {
             traces.accepted(message(&id).view(), Ok(Some(Position(position))), 2, now);
         }
-        traces.at(Position(8), What::Sent, "home", 9);
-        traces.at(Position(7), What::Sent, "home", 9);
-        traces.at(Position(7), What::Settled(Outcome::Acked), "home", 10);
+        traces.at(Position(8), TraceEvent::Sent, "home", 9);
+        traces.at(Position(7), TraceEvent::Sent, "home", 9);
+        traces.at(Position(7), TraceEvent::Settled(Outcome::Acked), "home", 10);
         let trace = traces.get(&id, 11).unwrap();
         let steps: Vec<_> = trace.steps.iter().map(|step| (step.boot_ms, step.what.name())).collect();
         assert_eq!(steps, [(7, "accepted"), (9, "synced"), (9, "sent"), (10, "acknowledged")]);
@@ -294,7 +294,7 @@ mod tests {
         assert!(traces.get(&ids[0], 0).is_none() && traces.get(&ids[1], 0).is_some());
         traces.accepted(message(&ids[1]).view(), Ok(Some(Position(1))), 1, 0);
         for _ in 0..2 * STEPS {
-            traces.at(Position(1), What::Sent, "home", 1);
+            traces.at(Position(1), TraceEvent::Sent, "home", 1);
         }
         assert_eq!(traces.get(&ids[1], 1).unwrap().steps.len(), STEPS);
     }

@@ -23,7 +23,7 @@ pub(crate) struct Device {
 
 /// What is announced of the gateway itself.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Gateway {
+pub(crate) struct AnnouncedGateway {
     /// `gateway.id`, a part of its topics.
     pub(crate) id: String,
     /// Names of its upstreams.
@@ -69,7 +69,7 @@ fn object(value: Value) -> Map<String, Value> {
 }
 
 /// The device that stands for the gateway itself.
-pub(crate) fn gateway(prefix: &str, gateway: &Gateway) -> Device {
+pub(crate) fn gateway(prefix: &str, gateway: &AnnouncedGateway) -> Device {
     let device = format!("pigateway_{}", gateway_slug(&gateway.id));
     let state = state_topic(&gateway.id);
     let part = |id: &str, platform: &str, name: &str, more: Value| {
@@ -210,7 +210,8 @@ mod tests {
     fn payloads_are_those_that_home_assistant_takes() {
         let known: Value = serde_json::from_str(include_str!("../../tests/fixtures/home_assistant.json")).unwrap();
         let url = Some("http://loft.local:8080/".into());
-        let loft = gateway("homeassistant", &Gateway { id: "loft".into(), upstreams: vec!["home".into()], url });
+        let loft =
+            gateway("homeassistant", &AnnouncedGateway { id: "loft".into(), upstreams: vec!["home".into()], url });
         let sensor = sensor("homeassistant", "loft", &motion()).unwrap();
         for device in [loft, sensor] {
             let mut expected = known[&device.topic].clone();
@@ -239,7 +240,7 @@ mod tests {
         let names = ["a", "a.b", "a-b", "a_b", "ä", "ö", "a.b.c", "a_b.c"];
         let mut topics: Vec<String> = Vec::new();
         for id in names {
-            topics.push(gateway("h", &Gateway { id: id.into(), ..Gateway::default() }).topic);
+            topics.push(gateway("h", &AnnouncedGateway { id: id.into(), ..AnnouncedGateway::default() }).topic);
             for name in ["b", "b.c", "b_c", "c", "ü"] {
                 topics.push(sensor("h", id, &SensorSettings { name: name.into(), ..motion() }).unwrap().topic);
             }

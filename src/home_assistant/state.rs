@@ -25,7 +25,7 @@ const LONGEST: usize = 1000;
 
 /// What the message is made of.
 #[derive(Debug)]
-pub(crate) struct State<'a> {
+pub(crate) struct GatewayState<'a> {
     /// Parts that do not work at the moment.
     pub(crate) faulty: &'a [FaultyPart],
     /// When the gateway was started.
@@ -40,17 +40,17 @@ pub(crate) struct State<'a> {
 
 /// What is told at once when it changes.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct News {
+pub(crate) struct StateNews {
     problem: Option<String>,
     started: Option<String>,
     connected: Vec<bool>,
 }
 
-impl State<'_> {
+impl GatewayState<'_> {
     /// What is to be told at once when it changes.
-    pub(crate) fn news(&self) -> News {
+    pub(crate) fn news(&self) -> StateNews {
         let connected = self.upstreams.iter().map(|(upstream, _)| upstream.state == UpstreamState::Connected);
-        News { problem: problem(self.faulty), started: self.started.clone(), connected: connected.collect() }
+        StateNews { problem: problem(self.faulty), started: self.started.clone(), connected: connected.collect() }
     }
 
     /// The payload of `pigateway/<id>/state`.
@@ -91,7 +91,8 @@ mod tests {
         home.ledger.pending = 7;
         let upstreams = [(home, Some("2026-03-01T12:00:00.250Z".to_owned()))];
         let of = |faulty: &[FaultyPart]| {
-            let state = State { faulty, started: None, clients: 3, journal_used_bytes: 9, upstreams: &upstreams };
+            let state =
+                GatewayState { faulty, started: None, clients: 3, journal_used_bytes: 9, upstreams: &upstreams };
             (state.news(), state.to_json())
         };
         let (calm, message) = of(&health.faulty());

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use tracing::{info, warn};
 
-use super::announcer::Memory;
+use super::announcer::AnnouncerMemory;
 use crate::secret::replace_private;
 
 /// The file's name in the data directory.
@@ -27,18 +27,18 @@ impl Store {
     }
 
     /// What it says. Blocks for a moment.
-    pub(crate) fn read(&self) -> Memory {
+    pub(crate) fn read(&self) -> AnnouncerMemory {
         let is_ours = fs::symlink_metadata(&self.path).is_ok_and(|file| file.is_file() && file.len() <= LARGEST);
-        let Some(text) = fs::read(&self.path).ok().filter(|_| is_ours) else { return Memory::default() };
+        let Some(text) = fs::read(&self.path).ok().filter(|_| is_ours) else { return AnnouncerMemory::default() };
         serde_json::from_slice(&text).unwrap_or_else(|error| {
             let path = self.path.display();
             warn!(%error, "{path} is damaged: what has gone since may stay in Home Assistant, where it can be deleted");
-            Memory::default()
+            AnnouncerMemory::default()
         })
     }
 
     /// Replaces it as a whole: a power cut leaves the old one or the new one. Where nothing is to be kept there is no file.
-    pub(crate) async fn write(&mut self, memory: &Memory) {
+    pub(crate) async fn write(&mut self, memory: &AnnouncerMemory) {
         let (path, is_empty) = (self.path.clone(), memory.is_empty());
         // strings and JSON values: nothing that could fail to be written
         let text = serde_json::to_vec(memory).unwrap_or_default();
@@ -67,7 +67,7 @@ mod tests {
     use std::os::unix::fs::PermissionsExt;
 
     use super::super::announcer::Announcer;
-    use super::super::device::{Gateway, gateway};
+    use super::super::device::{AnnouncedGateway, gateway};
     use super::*;
 
     #[tokio::test]
@@ -76,7 +76,10 @@ mod tests {
         let mut store = Store::new(dir.path());
         assert!(store.read().is_empty());
         let mut announcer = Announcer::default();
-        announcer.announce(vec![gateway("homeassistant", &Gateway { id: "loft".into(), ..Gateway::default() })], 0);
+        announcer.announce(
+            vec![gateway("homeassistant", &AnnouncedGateway { id: "loft".into(), ..AnnouncedGateway::default() })],
+            0,
+        );
         for _ in 0..2 {
             store.write(announcer.memory()).await;
         }
@@ -85,9 +88,9 @@ mod tests {
         assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
         fs::write(&path, "{").unwrap();
         assert!(store.read().is_empty(), "damage is no reason not to start");
-        store.write(&Memory::default()).await;
+        store.write(&AnnouncerMemory::default()).await;
         assert!(!path.exists());
-        store.write(&Memory::default()).await;
+        store.write(&AnnouncerMemory::default()).await;
         assert!(!store.has_failed);
     }
 }

@@ -12,9 +12,9 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, info};
 
 use super::announcer::{Announcer, AnnouncerAction};
-use super::device::{self, Device, Gateway};
+use super::device::{self, AnnouncedGateway, Device};
 use super::settings::{HomeAssistantSettings, PREFIX, state_topic, status_topic};
-use super::state::{News, State};
+use super::state::{GatewayState, StateNews};
 use super::store::Store;
 use crate::exchange::delivery::Queued;
 use crate::exchange::inbox::{Inbox, InboxLimits};
@@ -23,7 +23,7 @@ use crate::exchange::subscribers::{Subscriber, SubscriptionOptions};
 use crate::message::{Draft, Origin, Qos};
 use crate::sensors::payload::wall_time;
 use crate::sensors::settings::SensorSettings;
-use crate::status::{Status, UpstreamShown};
+use crate::status::{GatewayStatus, UpstreamShown};
 
 /// Counters are brought up to date this often at most.
 const EVERY: Duration = Duration::from_secs(60);
@@ -36,25 +36,25 @@ const OPTIONS: SubscriptionOptions =
 /// Announces the gateway and its sensors, or removes what an earlier run has announced.
 pub(crate) struct HomeAssistant {
     settings: HomeAssistantSettings,
-    gateway: Gateway,
+    gateway: AnnouncedGateway,
     sensors: watch::Receiver<Arc<[SensorSettings]>>,
-    status: Status,
+    status: GatewayStatus,
     ingress: Ingress,
     announcer: Announcer,
     store: Store,
     subscriber: Arc<Subscriber>,
     started_boot_ms: u64,
     /// The last state: what is told at once, all of it, and when.
-    said: Option<(News, String, Instant)>,
+    said: Option<(StateNews, String, Instant)>,
 }
 
 impl HomeAssistant {
     /// Says what is to be retained before anybody connects. `None`: nothing is to be announced, and nothing to be removed.
     pub(crate) async fn start(
         settings: &HomeAssistantSettings,
-        gateway: Gateway,
+        gateway: AnnouncedGateway,
         sensors: watch::Receiver<Arc<[SensorSettings]>>,
-        status: Status,
+        status: GatewayStatus,
         ingress: Ingress,
         data_dir: &Path,
     ) -> Option<HomeAssistant> {
@@ -235,7 +235,7 @@ impl HomeAssistant {
         };
         let upstreams: Vec<_> = self.status.upstreams.iter().map(oldest).collect();
         let faulty = self.status.health.faulty();
-        let state = State {
+        let state = GatewayState {
             faulty: &faulty,
             started: wall_time(clock.as_ref(), self.started_boot_ms),
             clients: self.status.clients.counts().connected,

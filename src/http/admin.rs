@@ -14,13 +14,13 @@ use serde::{Deserialize, Serialize};
 use tracing::info;
 
 use super::auth::Caller;
-use super::problem::Problem;
+use super::problem::HttpProblem;
 use super::query::{Query, decode};
 use super::topics::cleared;
 use super::{Http, body};
 use crate::access::made::{ChangeRefused, UserChange, UserDraft};
 use crate::access::settings::{AccessRule, UserSettings, is_client_id_pattern, is_user_name};
-use crate::exchange::retained::Selected;
+use crate::exchange::retained::SelectedRetained;
 use crate::message::{BatchBuilder, check_filter};
 use crate::secret::Secret;
 
@@ -130,9 +130,9 @@ pub(crate) struct RetainedView {
 }
 
 impl ChangeBody {
-    fn draft(self) -> Result<UserDraft, Problem> {
+    fn draft(self) -> Result<UserDraft, HttpProblem> {
         let ChangeBody { password, publish, subscribe, client_ids } = self;
-        let wrong = |what: String| Err(Problem::bad_request(what));
+        let wrong = |what: String| Err(HttpProblem::bad_request(what));
         if password.as_ref().is_some_and(|password| password.is_empty() || password.len() > LONGEST_PASSWORD) {
             return wrong(format!("password: it must have 1 to {LONGEST_PASSWORD} bytes"));
         }
@@ -144,27 +144,27 @@ impl ChangeBody {
     }
 }
 
-fn rules(key: &str, texts: Option<Vec<String>>) -> Result<Option<Vec<AccessRule>>, Problem> {
+fn rules(key: &str, texts: Option<Vec<String>>) -> Result<Option<Vec<AccessRule>>, HttpProblem> {
     let rule = |text: &String| {
         AccessRule::parse(text)
-            .map_err(|error| Problem::bad_request(format!("{key}: {text:?} is not a topic filter: this {error}")))
+            .map_err(|error| HttpProblem::bad_request(format!("{key}: {text:?} is not a topic filter: this {error}")))
     };
     texts.map(|texts| texts.iter().map(rule).collect()).transpose()
 }
 
 /// A name that an address can hold, too.
-fn check_name(name: &str) -> Result<(), Problem> {
+fn check_name(name: &str) -> Result<(), HttpProblem> {
     // Basic authentication takes all behind a colon for the password [RFC 7617, 2]
     if is_user_name(name) && name.len() <= LONGEST_NAME && !matches!(name, "." | "..") && !name.contains(':') {
         return Ok(());
     }
     let valid =
         format!("1 to {LONGEST_NAME} bytes without control characters and colons, and neither \".\" nor \"..\"");
-    Err(Problem::bad_request(format!("name: found {name:?}; valid: {valid}")))
+    Err(HttpProblem::bad_request(format!("name: found {name:?}; valid: {valid}")))
 }
 
-impl From<ChangeRefused> for Problem {
-    fn from(why: ChangeRefused) -> Problem {
+impl From<ChangeRefused> for HttpProblem {
+    fn from(why: ChangeRefused) -> HttpProblem {
         let status = match why {
             ChangeRefused::Exists | ChangeRefused::Configured | ChangeRefused::TooMany | ChangeRefused::Broken(_) => {
                 StatusCode::CONFLICT
@@ -175,12 +175,12 @@ impl From<ChangeRefused> for Problem {
             ChangeRefused::Unwritten(_) => StatusCode::INSUFFICIENT_STORAGE,
             ChangeRefused::Busy | ChangeRefused::Uncertain => StatusCode::SERVICE_UNAVAILABLE,
         };
-        Problem::new(status, why.to_string())
+        HttpProblem::new(status, why.to_string())
     }
 }
 
 /// `GET /api/v1/users`
-pub(crate) async fn users(State(http): State<Arc<Http>>, caller: Caller) -> Result<Json<Vec<UserView>>, Problem> {
+pub(crate) async fn users(State(http): State<Arc<Http>>, caller: Caller) -> Result<Json<Vec<UserView>>, HttpProblem> {
     caller.must_administer(&http)?;
     let lists = http.users.lists();
     let configured = lists.configured.iter().map(|user| UserView::new(user, UserFrom::Configuration, true));
@@ -190,7 +190,7 @@ pub(crate) async fn users(State(http): State<Arc<Http>>, caller: Caller) -> Resu
 }
 
 /// Has a user made or changed, and returns it as it is then.
-async fn change(http: &Http, caller: &Caller, change: UserChange) -> Result<Json<UserView>, Problem> {
+async fn change(http: &Http, caller: &Caller, change: UserChange) -> Result<Json<UserView>, HttpProblem> {
     let user = http.users.change(change, caller.user().unwrap_or_default()).await?;
     // only who was removed is not there any more
     let user = user.ok_or(ChangeRefused::Unknown)?;
@@ -198,7 +198,7 @@ async fn change(http: &Http, caller: &Caller, change: UserChange) -> Result<Json
 }
 
 /// The user that an address names.
-fn named(uri: &Uri) -> Result<String, Problem> {
+fn named(uri: &Uri) -> Result<String, HttpProblem> {
     decode(uri.path().strip_prefix(USERS).unwrap_or_default(), false)
 }
 
@@ -208,7 +208,7 @@ pub(crate) async fn create(
     caller: Caller,
     headers: HeaderMap,
     content: Body,
-) -> Result<(StatusCode, Json<UserView>), Problem> {
+) -> Result<(StatusCode, Json<UserView>), HttpProblem> {
     caller.must_administer(&http)?;
     let body = body::json(content, &headers, MOST, http.ingress.receiving(), caller.user()).await?;
     // it has taken its time to come
@@ -226,7 +226,7 @@ pub(crate) async fn update(
     caller: Caller,
     (uri, headers): (Uri, HeaderMap),
     content: Body,
-) -> Result<Json<UserView>, Problem> {
+) -> Result<Json<UserView>, HttpProblem> {
     caller.must_administer(&http)?;
     let body: ChangeBody = body::json(content, &headers, MOST, http.ingress.receiving(), caller.user()).await?;
     caller.must_administer(&http)?;
@@ -234,21 +234,25 @@ pub(crate) async fn update(
 }
 
 /// `DELETE /api/v1/users/{name}`
-pub(crate) async fn remove(State(http): State<Arc<Http>>, caller: Caller, uri: Uri) -> Result<StatusCode, Problem> {
+pub(crate) async fn remove(State(http): State<Arc<Http>>, caller: Caller, uri: Uri) -> Result<StatusCode, HttpProblem> {
     caller.must_administer(&http)?;
     http.users.change(UserChange::Remove(named(&uri)?), caller.user().unwrap_or_default()).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
 /// `DELETE /api/v1/clients`
-pub(crate) async fn disconnect(State(http): State<Arc<Http>>, caller: Caller, uri: Uri) -> Result<StatusCode, Problem> {
+pub(crate) async fn disconnect(
+    State(http): State<Arc<Http>>,
+    caller: Caller,
+    uri: Uri,
+) -> Result<StatusCode, HttpProblem> {
     let query = Query::parse(&uri, &["client_id", "user"])?;
     caller.must_administer(&http)?;
     let client_id = query.get("client_id")?;
-    let client_id = client_id.ok_or_else(|| Problem::bad_request("parameter \"client_id\" is missing"))?;
+    let client_id = client_id.ok_or_else(|| HttpProblem::bad_request("parameter \"client_id\" is missing"))?;
     let user = query.get("user")?;
     match (http.disconnect)(user, client_id) {
-        0 => Err(Problem::not_found("no such client is connected")),
+        0 => Err(HttpProblem::not_found("no such client is connected")),
         _ => {
             info!(client_id, user, by = caller.user(), "client disconnected by HTTP");
             Ok(StatusCode::NO_CONTENT)
@@ -256,9 +260,9 @@ pub(crate) async fn disconnect(State(http): State<Arc<Http>>, caller: Caller, ur
     }
 }
 
-fn filter(uri: &Uri) -> Result<String, Problem> {
+fn filter(uri: &Uri) -> Result<String, HttpProblem> {
     let query = Query::parse(uri, &["filter"])?;
-    let filter = query.get("filter")?.ok_or_else(|| Problem::bad_request("parameter \"filter\" is missing"))?;
+    let filter = query.get("filter")?.ok_or_else(|| HttpProblem::bad_request("parameter \"filter\" is missing"))?;
     check_filter(filter)?;
     Ok(filter.to_owned())
 }
@@ -269,7 +273,7 @@ fn some_of(
     (filter, after): (&str, &str),
     view: &mut RetainedView,
 ) -> (Vec<Box<str>>, Option<Box<str>>) {
-    let Selected { found, behind } = http.ingress.retained_behind(filter, after, (AT_A_TIME, usize::MAX));
+    let SelectedRetained { found, behind } = http.ingress.retained_behind(filter, after, (AT_A_TIME, usize::MAX));
     let topics = found.iter().map(|message| Box::<str>::from(message.view().topic()));
     let (may, may_not): (Vec<_>, Vec<_>) = topics.partition(|topic| caller.permissions.may_publish(topic));
     view.messages += may.len();
@@ -282,7 +286,7 @@ pub(crate) async fn count(
     State(http): State<Arc<Http>>,
     caller: Caller,
     uri: Uri,
-) -> Result<Json<RetainedView>, Problem> {
+) -> Result<Json<RetainedView>, HttpProblem> {
     let filter = filter(&uri)?;
     caller.must_administer(&http)?;
     let (mut view, mut after) = (RetainedView::default(), Some(Box::default()));
@@ -298,7 +302,7 @@ pub(crate) async fn delete(
     State(http): State<Arc<Http>>,
     caller: Caller,
     uri: Uri,
-) -> Result<Json<RetainedView>, Problem> {
+) -> Result<Json<RetainedView>, HttpProblem> {
     let filter = filter(&uri)?;
     caller.must_administer(&http)?;
     let (mut view, mut after) = (RetainedView::default(), Some(Box::default()));
@@ -320,7 +324,7 @@ pub(crate) async fn delete(
 }
 
 /// Clears topics, and waits until that is safe.
-async fn clear(http: &Http, caller: &Caller, topics: &[Box<str>]) -> Result<(), Problem> {
+async fn clear(http: &Http, caller: &Caller, topics: &[Box<str>]) -> Result<(), HttpProblem> {
     let Some(last) = topics.last() else { return Ok(()) };
     let mut batch = BatchBuilder::default();
     for topic in topics {

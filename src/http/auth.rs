@@ -12,7 +12,7 @@ use serde::Serialize;
 
 use super::Http;
 use super::guard::SameOrigin;
-use super::problem::Problem;
+use super::problem::HttpProblem;
 use super::sign_ins::SignIn;
 use crate::access::Access;
 use crate::access::authenticate::{Credentials, Refusal};
@@ -26,7 +26,7 @@ const MAX_CREDENTIALS: usize = 1024;
 
 /// Where a request comes from.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Origin(pub(crate) IpAddr);
+pub(crate) struct RequestOrigin(pub(crate) IpAddr);
 
 /// The user that the certificate of a connection names.
 #[derive(Clone, Debug)]
@@ -70,12 +70,12 @@ impl Caller {
     }
 
     /// Whether it may change the gateway. No guest may, wherever it comes from.
-    pub(crate) fn must_administer(&self, http: &Http) -> Result<(), Problem> {
+    pub(crate) fn must_administer(&self, http: &Http) -> Result<(), HttpProblem> {
         let user = self.user().and_then(|name| http.access.authoriser.user(None, name));
         if user.is_some_and(|user| user.is_admin) && self.still_holds(&http.access) {
             return Ok(());
         }
-        Err(Problem::forbidden("only a [[broker.user]] of the configuration with admin = true may do this"))
+        Err(HttpProblem::forbidden("only a [[broker.user]] of the configuration with admin = true may do this"))
     }
 
     /// What it publishes as.
@@ -90,19 +90,19 @@ impl Caller {
     }
 
     /// Whether it may see how the gateway itself is doing.
-    pub(crate) fn must_observe(&self) -> Result<(), Problem> {
+    pub(crate) fn must_observe(&self) -> Result<(), HttpProblem> {
         if self.permissions.may_observe() {
             return Ok(());
         }
-        Err(Problem::forbidden("this user may not see it: subscribe must contain \"#\" or \"$SYS/#\""))
+        Err(HttpProblem::forbidden("this user may not see it: subscribe must contain \"#\" or \"$SYS/#\""))
     }
 }
 
-impl From<Refusal> for Problem {
-    fn from(refusal: Refusal) -> Problem {
+impl From<Refusal> for HttpProblem {
+    fn from(refusal: Refusal) -> HttpProblem {
         match refusal {
-            Refusal::NotAuthorized | Refusal::BadCredentials => Problem::unauthorized(refusal.to_string()),
-            Refusal::Busy => Problem::unavailable(refusal.to_string()),
+            Refusal::NotAuthorized | Refusal::BadCredentials => HttpProblem::unauthorized(refusal.to_string()),
+            Refusal::Busy => HttpProblem::unavailable(refusal.to_string()),
         }
     }
 }
@@ -130,9 +130,10 @@ pub(crate) fn is_script(headers: &HeaderMap) -> bool {
 }
 
 /// User name and password of `Authorization: Basic` [RFC 7617].
-fn basic(headers: &HeaderMap) -> Result<Option<(String, Vec<u8>)>, Problem> {
+fn basic(headers: &HeaderMap) -> Result<Option<(String, Vec<u8>)>, HttpProblem> {
     let Some(value) = headers.get(header::AUTHORIZATION) else { return Ok(None) };
-    let malformed = || Problem::unauthorized("the Authorization header is not Basic with a user name and a password");
+    let malformed =
+        || HttpProblem::unauthorized("the Authorization header is not Basic with a user name and a password");
     let value = value.to_str().map_err(|_| malformed())?;
     let (scheme, encoded) = value.split_once(' ').ok_or_else(malformed)?;
     if !scheme.eq_ignore_ascii_case("basic") || encoded.len() > MAX_CREDENTIALS * 4 / 3 {
@@ -146,7 +147,7 @@ fn basic(headers: &HeaderMap) -> Result<Option<(String, Vec<u8>)>, Problem> {
 
 /// Whoever has signed in on the page. A cookie comes with whatever request a browser makes, so it counts only for the page's
 /// own.
-fn signed_in(http: &Http, from: IpAddr, parts: &Parts) -> Result<Option<Caller>, Problem> {
+fn signed_in(http: &Http, from: IpAddr, parts: &Parts) -> Result<Option<Caller>, HttpProblem> {
     let Some(sign_in) = http.sign_ins.find(&parts.headers) else { return Ok(None) };
     if !sign_in.is_of_now(&http.access) {
         http.sign_ins.forget(&sign_in);
@@ -159,7 +160,7 @@ fn signed_in(http: &Http, from: IpAddr, parts: &Parts) -> Result<Option<Caller>,
         SameOrigin::No if is_safe => return Ok(None),
         _ => {
             let detail = "with the page's cookie only the page itself may change something, and this does not come from it (Origin)";
-            return Err(Problem::forbidden(detail));
+            return Err(HttpProblem::forbidden(detail));
         }
     }
     let permissions = http.permissions_of(&sign_in.user.name);
@@ -181,7 +182,7 @@ impl Http {
 }
 
 /// Finds out who it is.
-async fn identify(http: &Http, peer: IpAddr, parts: &Parts) -> Result<Caller, Problem> {
+async fn identify(http: &Http, peer: IpAddr, parts: &Parts) -> Result<Caller, HttpProblem> {
     let (access, headers) = (&http.access, &parts.headers);
     let from = http.address(peer, headers);
     let basic = basic(headers)?;
@@ -192,7 +193,7 @@ async fn identify(http: &Http, peer: IpAddr, parts: &Parts) -> Result<Caller, Pr
     }
     if basic.is_none() && !access.authoriser.accepts_anonymous(None, from) {
         // not worth a line in the log: this is how browsers come to ask for the password
-        return Err(Problem::unauthorized(
+        return Err(HttpProblem::unauthorized(
             "a user name and password are needed here. `pigateway user NAME` makes a user; accept = \"all\" under \
              [broker.anonymous] lets everybody in",
         ));
@@ -212,11 +213,11 @@ async fn identify(http: &Http, peer: IpAddr, parts: &Parts) -> Result<Caller, Pr
 }
 
 impl FromRequestParts<Arc<Http>> for Caller {
-    type Rejection = Problem;
+    type Rejection = HttpProblem;
 
-    async fn from_request_parts(parts: &mut Parts, http: &Arc<Http>) -> Result<Caller, Problem> {
-        let Some(Origin(peer)) = parts.extensions.get() else {
-            return Err(Problem::unauthorized("nobody knows where this request comes from"));
+    async fn from_request_parts(parts: &mut Parts, http: &Arc<Http>) -> Result<Caller, HttpProblem> {
+        let Some(RequestOrigin(peer)) = parts.extensions.get() else {
+            return Err(HttpProblem::unauthorized("nobody knows where this request comes from"));
         };
         let caller = identify(http, *peer, parts).await?;
         if let (Some(place), Some(user)) = (parts.extensions.get::<Arc<Place>>(), &caller.identity.user) {

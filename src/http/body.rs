@@ -12,7 +12,7 @@ use http_body_util::BodyExt;
 use serde::de::DeserializeOwned;
 use tokio::time::{Instant, sleep_until, timeout};
 
-use super::problem::Problem;
+use super::problem::HttpProblem;
 use crate::exchange::receiving::{FREE, Receiving, Reservation};
 
 /// A body takes no longer than this.
@@ -21,7 +21,7 @@ const LONGEST: Duration = Duration::from_secs(30);
 const LOOK: Duration = Duration::from_secs(1);
 
 /// A body, and the memory that it takes until that is dropped.
-pub(crate) struct Received {
+pub(crate) struct ReceivedBody {
     /// The whole body, as it was sent.
     pub(crate) bytes: Bytes,
     _memory: Option<Reservation>,
@@ -33,9 +33,10 @@ pub(crate) async fn receive(
     (most, declared): (usize, Option<usize>),
     receiving: &Receiving,
     user: Option<&str>,
-) -> Result<Received, Problem> {
+) -> Result<ReceivedBody, HttpProblem> {
     let late = |_| {
-        Problem::new(StatusCode::REQUEST_TIMEOUT, "the body has not arrived in time").with(header::CONNECTION, "close")
+        HttpProblem::new(StatusCode::REQUEST_TIMEOUT, "the body has not arrived in time")
+            .with(header::CONNECTION, "close")
     };
     timeout(LONGEST, read(body, (most, declared), receiving, user)).await.map_err(late)?
 }
@@ -47,7 +48,7 @@ pub(crate) async fn json<T: DeserializeOwned>(
     most: usize,
     receiving: &Receiving,
     user: Option<&str>,
-) -> Result<T, Problem> {
+) -> Result<T, HttpProblem> {
     must_be_json(headers)?;
     let declared = headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse().ok());
     if declared.is_some_and(|length| length > most) {
@@ -59,21 +60,21 @@ pub(crate) async fn json<T: DeserializeOwned>(
             _ => problem,
         })?;
     serde_json::from_slice(&received.bytes)
-        .map_err(|error| Problem::bad_request(format!("the body is not what is meant here: {error}")))
+        .map_err(|error| HttpProblem::bad_request(format!("the body is not what is meant here: {error}")))
 }
 
-fn too_large() -> Problem {
-    Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "the body is larger than anything that is meant here")
+fn too_large() -> HttpProblem {
+    HttpProblem::new(StatusCode::PAYLOAD_TOO_LARGE, "the body is larger than anything that is meant here")
 }
 
 /// That it is JSON must be said: a page of another site cannot send that without being asked first.
-fn must_be_json(headers: &HeaderMap) -> Result<(), Problem> {
+fn must_be_json(headers: &HeaderMap) -> Result<(), HttpProblem> {
     let kind = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
     let kind = kind.split(';').next().unwrap_or_default().trim();
     if kind.eq_ignore_ascii_case("application/json") {
         return Ok(());
     }
-    Err(Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "the body must be application/json"))
+    Err(HttpProblem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "the body must be application/json"))
 }
 
 async fn read(
@@ -81,7 +82,7 @@ async fn read(
     (most, declared): (usize, Option<usize>),
     receiving: &Receiving,
     user: Option<&str>,
-) -> Result<Received, Problem> {
+) -> Result<ReceivedBody, HttpProblem> {
     let size = declared.unwrap_or(most).min(most);
     let mut bytes = BytesMut::new();
     let mut memory: Option<Reservation> = None;
@@ -92,17 +93,17 @@ async fn read(
             () = sleep_until(late_at.unwrap_or_else(Instant::now)), if late_at.is_some() => {
                 if memory.as_ref().is_some_and(Reservation::is_overdue) {
                     let busy = "the body does not go on, and others wait for its memory";
-                    return Err(Problem::unavailable(busy).with(header::CONNECTION, "close"));
+                    return Err(HttpProblem::unavailable(busy).with(header::CONNECTION, "close"));
                 }
                 continue;
             }
         };
         let Some(frame) = frame else { break };
-        let frame = frame.map_err(|_| Problem::bad_request("the body has not arrived as a whole"))?;
+        let frame = frame.map_err(|_| HttpProblem::bad_request("the body has not arrived as a whole"))?;
         let Ok(data) = frame.into_data() else { continue };
         if bytes.len() + data.len() > most {
             let detail = "the message is larger than max_packet_size under [broker] allows";
-            return Err(Problem::new(StatusCode::PAYLOAD_TOO_LARGE, detail));
+            return Err(HttpProblem::new(StatusCode::PAYLOAD_TOO_LARGE, detail));
         }
         match &mut memory {
             Some(memory) => memory.has_moved(),
@@ -114,7 +115,7 @@ async fn read(
         }
         bytes.extend_from_slice(&data);
     }
-    Ok(Received { bytes: bytes.freeze(), _memory: memory })
+    Ok(ReceivedBody { bytes: bytes.freeze(), _memory: memory })
 }
 
 #[cfg(test)]

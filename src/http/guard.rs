@@ -11,7 +11,7 @@ use axum::http::{HeaderMap, HeaderValue, Uri, header};
 
 /// Names that this gateway goes by.
 #[derive(Clone, Debug)]
-pub struct Guard {
+pub struct HttpGuard {
     /// Lower case.
     names: Vec<String>,
     /// Of those, the ones that the configuration names: pages from there are welcome.
@@ -80,9 +80,9 @@ fn host<'a>(uri: &'a Uri, headers: &'a HeaderMap) -> Result<Authority<'a>, Forei
     Authority::parse(named).ok_or(Foreign::NoHost)
 }
 
-impl Guard {
+impl HttpGuard {
     /// For a host of this name that listens on this port.
-    pub fn new(host_name: &str, allowed_hosts: &[String], port: u16) -> Guard {
+    pub fn new(host_name: &str, allowed_hosts: &[String], port: u16) -> HttpGuard {
         let host_name = host_name.to_ascii_lowercase();
         let label = host_name.split('.').next().unwrap_or_default().to_owned();
         let mut names = vec!["localhost".to_owned()];
@@ -94,7 +94,7 @@ impl Guard {
         }
         let allowed: Vec<String> = allowed_hosts.iter().map(|host| host.to_ascii_lowercase()).collect();
         names.extend(allowed.iter().cloned());
-        Guard { names, allowed, port }
+        HttpGuard { names, allowed, port }
     }
 
     fn is_ours(&self, host: &str) -> bool {
@@ -207,7 +207,7 @@ mod tests {
     use super::*;
 
     fn check(headers: &[(&'static str, &str)]) -> Result<(), Foreign> {
-        let guard = Guard::new("Loft", &["Pi.example.org".into()], 8080);
+        let guard = HttpGuard::new("Loft", &["Pi.example.org".into()], 8080);
         let mut map = HeaderMap::new();
         for (name, value) in headers {
             map.append(*name, value.parse().unwrap());
@@ -242,7 +242,7 @@ mod tests {
 
     #[test]
     fn pages_that_the_configuration_names_may_read() {
-        let guard = Guard::new("Loft", &["Pi.example.org".into()], 8080);
+        let guard = HttpGuard::new("Loft", &["Pi.example.org".into()], 8080);
         let welcome = |origins: &[&str]| {
             let mut map = HeaderMap::new();
             for origin in origins {
@@ -259,7 +259,7 @@ mod tests {
 
     #[test]
     fn programs_call_this_host_as_they_like_for_a_websocket() {
-        let guard = Guard::new("Loft", &[], 8080);
+        let guard = HttpGuard::new("Loft", &[], 8080);
         let check = |headers: &[(&'static str, &'static str)]| {
             let map =
                 HeaderMap::from_iter(headers.iter().map(|(name, value)| {
@@ -303,7 +303,7 @@ mod tests {
 
     #[test]
     fn what_a_cookie_allows_is_for_the_very_same_origin() {
-        let guard = Guard::new("Loft", &["pi.example.org".into()], 8080);
+        let guard = HttpGuard::new("Loft", &["pi.example.org".into()], 8080);
         let asked = |headers: &[(&'static str, &'static str)]| {
             let map = headers
                 .iter()

@@ -14,7 +14,7 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use super::recent::Recent;
-use super::ring::{Gap, Reading, Ring};
+use super::ring::{Gap, Ring, RingRead};
 use crate::exchange::delivery::Queued;
 use crate::exchange::inbox::{Inbox, InboxLimits};
 use crate::exchange::ingress::Ingress;
@@ -31,7 +31,7 @@ const OPTIONS: SubscriptionOptions =
     SubscriptionOptions { qos: Qos::ExactlyOnce, no_local: false, retain_as_published: true, id: None };
 
 #[derive(Debug)]
-struct State {
+struct HubState {
     recent: Recent,
     ring: Ring,
 }
@@ -41,7 +41,7 @@ struct State {
 pub struct Hub {
     ingress: Ingress,
     subscriber: Arc<Subscriber>,
-    state: RwLock<State>,
+    state: RwLock<HubState>,
     /// Id of the next message.
     head: watch::Sender<u64>,
     /// Streams that want `$SYS`, which is not kept otherwise: it would push everything else out.
@@ -56,7 +56,7 @@ impl Hub {
         ingress.subscribe("#", &subscriber, OPTIONS, |_| None);
         let ring = Ring::new(ingress.clock().unix_ms());
         let head = watch::Sender::new(ring.next());
-        let state = RwLock::new(State { recent: Recent::default(), ring });
+        let state = RwLock::new(HubState { recent: Recent::default(), ring });
         Arc::new(Hub { ingress, subscriber, state, head, sys_streams: Mutex::new(0) })
     }
 
@@ -158,7 +158,7 @@ impl Hub {
     }
 
     /// What a stream gets, from its cursor on.
-    pub(crate) fn read(&self, from: u64, filters: &[Box<str>], may: impl Fn(&str) -> bool) -> Result<Reading, Gap> {
+    pub(crate) fn read(&self, from: u64, filters: &[Box<str>], may: impl Fn(&str) -> bool) -> Result<RingRead, Gap> {
         let state = self.state.read();
         state.ring.check(from)?;
         Ok(state.ring.read(from, filters, may))

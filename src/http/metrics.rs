@@ -9,15 +9,15 @@ use axum::response::{IntoResponse, Response};
 
 use super::Http;
 use super::auth::Caller;
-use super::problem::Problem;
-use crate::access::security::{Kind, Security};
+use super::problem::HttpProblem;
+use crate::access::security::{Security, SecurityKind};
 use crate::exchange::stats::Stats;
 use crate::status::{JournalStatus, SensorSnapshot, SensorState, UpstreamShown, UpstreamSnapshot, UpstreamState};
 
 /// Serves it.
-pub(crate) async fn metrics(State(http): State<Arc<Http>>, caller: Caller) -> Result<Response, Problem> {
+pub(crate) async fn metrics(State(http): State<Arc<Http>>, caller: Caller) -> Result<Response, HttpProblem> {
     caller.must_observe()?;
-    let mut text = Text::default();
+    let mut text = MetricsText::default();
     gateway(&mut text, &http);
     broker(&mut text, http.ingress.stats());
     journal(&mut text, &http.ingress.journal().status());
@@ -31,9 +31,9 @@ pub(crate) async fn metrics(State(http): State<Arc<Http>>, caller: Caller) -> Re
 
 /// Figures so far.
 #[derive(Default)]
-struct Text(String);
+struct MetricsText(String);
 
-impl Text {
+impl MetricsText {
     fn head(&mut self, name: &str, help: &str) {
         let kind = if name.ends_with("_total") { "counter" } else { "gauge" };
         // writing to a string does not fail
@@ -56,7 +56,7 @@ fn escape(value: &str) -> String {
     value.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n")
 }
 
-fn gateway(text: &mut Text, http: &Http) {
+fn gateway(text: &mut MetricsText, http: &Http) {
     text.head("build_info", "The version that runs.");
     text.sample("build_info", &[("version", env!("CARGO_PKG_VERSION"))], 1);
     let clock = http.ingress.clock();
@@ -89,7 +89,7 @@ fn resident_bytes() -> Option<u64> {
     Some(line.trim().strip_suffix(" kB")?.trim().parse::<u64>().ok()? * 1024)
 }
 
-fn broker(text: &mut Text, stats: &Stats) {
+fn broker(text: &mut MetricsText, stats: &Stats) {
     for (name, help, counter) in [
         ("mqtt_received_bytes_total", "Bytes received from MQTT clients.", &stats.bytes_received),
         ("mqtt_sent_bytes_total", "Bytes sent to MQTT clients.", &stats.bytes_sent),
@@ -109,14 +109,14 @@ fn broker(text: &mut Text, stats: &Stats) {
     }
 }
 
-fn security(text: &mut Text, security: &Security) {
+fn security(text: &mut MetricsText, security: &Security) {
     text.head("security_events_total", "Security events, by kind.");
-    for kind in Kind::ALL {
+    for kind in SecurityKind::ALL {
         text.sample("security_events_total", &[("event", kind.name())], security.count(kind));
     }
 }
 
-fn journal(text: &mut Text, journal: &JournalStatus) {
+fn journal(text: &mut MetricsText, journal: &JournalStatus) {
     for (name, help, value) in [
         ("failing", "Whether nothing can be written to the disk.", u64::from(journal.failing.is_some())),
         ("full", "Whether messages are refused because those that wait fill it.", u64::from(journal.is_full)),
@@ -137,7 +137,7 @@ fn journal(text: &mut Text, journal: &JournalStatus) {
     }
 }
 
-fn sensors(text: &mut Text, snapshots: &[SensorSnapshot]) {
+fn sensors(text: &mut MetricsText, snapshots: &[SensorSnapshot]) {
     type Reading = fn(&SensorSnapshot) -> u64;
     let figures: [(&str, &str, Reading); 6] = [
         ("sensor_online", "Whether the pin is watched.", |s| u64::from(s.state != SensorState::Offline)),
@@ -157,7 +157,7 @@ fn sensors(text: &mut Text, snapshots: &[SensorSnapshot]) {
     }
 }
 
-fn upstream(text: &mut Text, snapshots: &[UpstreamSnapshot], http: &Http) {
+fn upstream(text: &mut MetricsText, snapshots: &[UpstreamSnapshot], http: &Http) {
     type Reading = fn(&UpstreamSnapshot, &Http) -> u64;
     let figures: [(&str, &str, Reading); 10] = [
         ("upstream_connected", "Whether it is connected.", |s, _| u64::from(s.state == UpstreamState::Connected)),
@@ -208,7 +208,7 @@ mod tests {
 
     #[test]
     fn figures_are_in_the_text_format() {
-        let mut text = Text::default();
+        let mut text = MetricsText::default();
         text.one("a_total", "A.", 7);
         text.head("b", "B.");
         text.sample("b", &[("name", "a\"b\\\n")], 1.5);

@@ -64,7 +64,7 @@ use axum::http::HeaderMap;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use self::guard::Guard;
+use self::guard::HttpGuard;
 use self::hub::Hub;
 use self::overview::Overviews;
 use self::proxies::Network;
@@ -74,7 +74,7 @@ use crate::access::Access;
 use crate::access::made::UserDesk;
 use crate::access::places::{Bounds, Places};
 use crate::exchange::ingress::Ingress;
-use crate::status::Status;
+use crate::status::GatewayStatus;
 
 /// Streams at the same time, over all clients.
 pub(crate) const MAX_STREAMS: usize = 1000;
@@ -90,7 +90,7 @@ pub struct Http {
     /// What is remembered of messages.
     pub(crate) hub: Arc<Hub>,
     /// How the gateway is doing.
-    pub(crate) status: Status,
+    pub(crate) status: GatewayStatus,
     /// Takes over connections that turn out to speak MQTT by WebSocket.
     pub(crate) mqtt: MqttDoor,
     /// All connections.
@@ -103,7 +103,7 @@ pub struct Http {
     boot: String,
     /// Wall time minus boot clock, as it was told last.
     offset_ms: AtomicI64,
-    guard: Guard,
+    guard: HttpGuard,
     trusted_proxies: Vec<Network>,
     frame_ancestors: Vec<String>,
     /// Users, those that were made here among them.
@@ -126,7 +126,7 @@ pub struct Parts {
     /// See [`Http::hub`].
     pub hub: Arc<Hub>,
     /// See [`Http::status`].
-    pub status: Status,
+    pub status: GatewayStatus,
     /// See [`Http::mqtt`].
     pub mqtt: MqttDoor,
     /// See [`Http::connections`].
@@ -136,7 +136,7 @@ pub struct Parts {
     /// See [`Http::history`].
     pub history: PathBuf,
     /// Which requests are refused because pages of other sites make them.
-    pub guard: Guard,
+    pub guard: HttpGuard,
     /// Proxies whose word about a client's address counts.
     pub trusted_proxies: Vec<Network>,
     /// Sites that may show the page in a frame.

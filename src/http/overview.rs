@@ -14,7 +14,7 @@ use tokio::time::Instant;
 use super::Http;
 use super::auth::Caller;
 use super::envelope::rfc3339;
-use super::problem::Problem;
+use super::problem::HttpProblem;
 use super::query::Query;
 use crate::health::{FaultyPart, TARGET};
 use crate::status::{Announced, ClientSnapshot, JournalStatus, UpstreamShown, UpstreamSnapshot as Snapshot};
@@ -206,7 +206,7 @@ impl Http {
 
     fn problems_json(&self, only_now: bool) -> String {
         let faulty = self.status.health.faulty();
-        let is_now = |line: &crate::health::Problem| {
+        let is_now = |line: &crate::health::LoggedProblem| {
             line.target == TARGET && faulty.iter().any(|faulty| line.text.starts_with(&format!("{}: ", faulty.part)))
         };
         // what is wrong now stands there once
@@ -223,7 +223,7 @@ impl Http {
             remedy: Some(faulty.fault.remedy),
             since_boot_ms: Some(faulty.since_boot_ms),
         });
-        let logged = |problem: crate::health::Problem| ProblemView {
+        let logged = |problem: crate::health::LoggedProblem| ProblemView {
             now: false,
             number: Some(problem.number),
             time: rfc3339(problem.unix_ms),
@@ -262,26 +262,26 @@ fn answer(json: &str) -> Response {
 }
 
 /// `GET /api/v1/upstreams`
-pub(crate) async fn upstreams(State(http): State<Arc<Http>>, caller: Caller) -> Result<Response, Problem> {
+pub(crate) async fn upstreams(State(http): State<Arc<Http>>, caller: Caller) -> Result<Response, HttpProblem> {
     caller.must_observe()?;
     Ok(answer(&http.upstreams_json()))
 }
 
 /// `GET /api/v1/clients`
-pub(crate) async fn clients(State(http): State<Arc<Http>>, caller: Caller) -> Result<Response, Problem> {
+pub(crate) async fn clients(State(http): State<Arc<Http>>, caller: Caller) -> Result<Response, HttpProblem> {
     caller.must_observe()?;
     Ok(answer(&http.clients_json()))
 }
 
 /// `GET /api/v1/problems`
-pub(crate) async fn problems(State(http): State<Arc<Http>>, caller: Caller, uri: Uri) -> Result<Response, Problem> {
+pub(crate) async fn problems(State(http): State<Arc<Http>>, caller: Caller, uri: Uri) -> Result<Response, HttpProblem> {
     let only_now = Query::parse(&uri, &["now"])?.flag("now")?;
     caller.must_observe()?;
     Ok(answer(&http.problems_json(only_now)))
 }
 
 /// `GET /api/v1/gateway`
-pub(crate) async fn gateway(State(http): State<Arc<Http>>, caller: Caller) -> Result<Response, Problem> {
+pub(crate) async fn gateway(State(http): State<Arc<Http>>, caller: Caller) -> Result<Response, HttpProblem> {
     caller.must_observe()?;
     Ok(answer(&http.gateway_json()))
 }
@@ -293,9 +293,12 @@ pub(crate) async fn live() -> &'static str {
 
 /// `GET /readyz` and `/healthz`: messages are taken and handed on. Faulty parts do not count as long as one port for MQTT
 /// is open: without them the gateway does what it is for. Who may see how it is doing is told which they are.
-pub(crate) async fn ready(State(http): State<Arc<Http>>, caller: Result<Caller, Problem>) -> Result<String, Problem> {
+pub(crate) async fn ready(
+    State(http): State<Arc<Http>>,
+    caller: Result<Caller, HttpProblem>,
+) -> Result<String, HttpProblem> {
     if http.cancel.is_cancelled() {
-        return Err(Problem::new(StatusCode::SERVICE_UNAVAILABLE, "the gateway is shutting down"));
+        return Err(HttpProblem::new(StatusCode::SERVICE_UNAVAILABLE, "the gateway is shutting down"));
     }
     let faulty = http.status.health.faulty();
     let may_know = caller.is_ok_and(|caller| caller.must_observe().is_ok());
@@ -305,7 +308,7 @@ pub(crate) async fn ready(State(http): State<Arc<Http>>, caller: Result<Caller, 
     };
     let lines: String = faulty.iter().map(shown).collect();
     if !http.status.has_listener() {
-        return Err(Problem::unavailable(format!("no port for MQTT is open\n{lines}")));
+        return Err(HttpProblem::unavailable(format!("no port for MQTT is open\n{lines}")));
     }
     Ok(match faulty.len() {
         0 => "ok\n".into(),

@@ -9,7 +9,7 @@ use base64ct::{Base64, Encoding};
 
 use super::Http;
 use super::auth::Caller;
-use super::problem::Problem;
+use super::problem::HttpProblem;
 use crate::secret::sha256;
 
 /// The page, its script put together from several files.
@@ -22,12 +22,12 @@ const SCRIPTS: &str = concat!(include_str!("page_sensor.js"), include_str!("page
 pub(crate) async fn serve(
     State(http): State<Arc<Http>>,
     (uri, headers): (Uri, HeaderMap),
-    caller: Result<Caller, Problem>,
-) -> Result<Response, Problem> {
+    caller: Result<Caller, HttpProblem>,
+) -> Result<Response, HttpProblem> {
     let wants_basic = uri.query() == Some("basic");
     match caller {
         Ok(caller) if wants_basic && caller.user().is_none() => {
-            Err(Problem::unauthorized("a user name and a password are asked for"))
+            Err(HttpProblem::unauthorized("a user name and a password are asked for"))
         }
         Err(problem) if wants_basic || headers.contains_key(header::AUTHORIZATION) || !is_opened(&headers) => {
             Err(problem)

@@ -10,49 +10,49 @@ use crate::message::TopicError;
 
 /// An answer that is an error.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Problem {
+pub(crate) struct HttpProblem {
     status: StatusCode,
     detail: String,
     header: Option<(HeaderName, &'static str)>,
 }
 
-impl Problem {
+impl HttpProblem {
     /// With this status and explanation.
-    pub(crate) fn new(status: StatusCode, detail: impl Into<String>) -> Problem {
-        Problem { status, detail: detail.into(), header: None }
+    pub(crate) fn new(status: StatusCode, detail: impl Into<String>) -> HttpProblem {
+        HttpProblem { status, detail: detail.into(), header: None }
     }
 
     /// 400.
-    pub(crate) fn bad_request(detail: impl Into<String>) -> Problem {
-        Problem::new(StatusCode::BAD_REQUEST, detail)
+    pub(crate) fn bad_request(detail: impl Into<String>) -> HttpProblem {
+        HttpProblem::new(StatusCode::BAD_REQUEST, detail)
     }
 
     /// 401, which makes a browser ask for a name and a password.
-    pub(crate) fn unauthorized(detail: impl Into<String>) -> Problem {
+    pub(crate) fn unauthorized(detail: impl Into<String>) -> HttpProblem {
         let challenge = "Basic realm=\"pigateway\", charset=\"UTF-8\"";
-        Problem::new(StatusCode::UNAUTHORIZED, detail).with(header::WWW_AUTHENTICATE, challenge)
+        HttpProblem::new(StatusCode::UNAUTHORIZED, detail).with(header::WWW_AUTHENTICATE, challenge)
     }
 
     /// 403.
-    pub(crate) fn forbidden(detail: impl Into<String>) -> Problem {
-        Problem::new(StatusCode::FORBIDDEN, detail)
+    pub(crate) fn forbidden(detail: impl Into<String>) -> HttpProblem {
+        HttpProblem::new(StatusCode::FORBIDDEN, detail)
     }
 
     /// 404.
-    pub(crate) fn not_found(detail: impl Into<String>) -> Problem {
-        Problem::new(StatusCode::NOT_FOUND, detail)
+    pub(crate) fn not_found(detail: impl Into<String>) -> HttpProblem {
+        HttpProblem::new(StatusCode::NOT_FOUND, detail)
     }
 
     /// 503: the same request may succeed later.
-    pub(crate) fn unavailable(detail: impl Into<String>) -> Problem {
-        Problem::new(StatusCode::SERVICE_UNAVAILABLE, detail).with(header::RETRY_AFTER, "5")
+    pub(crate) fn unavailable(detail: impl Into<String>) -> HttpProblem {
+        HttpProblem::new(StatusCode::SERVICE_UNAVAILABLE, detail).with(header::RETRY_AFTER, "5")
     }
 
     /// 507: delivered to whoever is there, but not kept for others.
-    pub(crate) fn full_store() -> Problem {
+    pub(crate) fn full_store() -> HttpProblem {
         let detail = "the message was delivered but not retained: the store of retained messages is full \
                       (broker.max_retained, broker.max_retained_size)";
-        Problem::new(StatusCode::INSUFFICIENT_STORAGE, detail)
+        HttpProblem::new(StatusCode::INSUFFICIENT_STORAGE, detail)
     }
 
     /// The HTTP status that it is answered with.
@@ -61,20 +61,20 @@ impl Problem {
     }
 
     /// The same with a header.
-    pub(crate) fn with(self, name: HeaderName, value: &'static str) -> Problem {
-        Problem { header: Some((name, value)), ..self }
+    pub(crate) fn with(self, name: HeaderName, value: &'static str) -> HttpProblem {
+        HttpProblem { header: Some((name, value)), ..self }
     }
 }
 
-impl From<TopicError> for Problem {
-    fn from(error: TopicError) -> Problem {
-        Problem::bad_request(format!("the topic or topic filter {error}"))
+impl From<TopicError> for HttpProblem {
+    fn from(error: TopicError) -> HttpProblem {
+        HttpProblem::bad_request(format!("the topic or topic filter {error}"))
     }
 }
 
-impl From<IngressError> for Problem {
-    fn from(error: IngressError) -> Problem {
-        Problem::unavailable(error.to_string())
+impl From<IngressError> for HttpProblem {
+    fn from(error: IngressError) -> HttpProblem {
+        HttpProblem::unavailable(error.to_string())
     }
 }
 
@@ -92,7 +92,7 @@ pub(crate) struct Details<'a> {
     detail: &'a str,
 }
 
-impl IntoResponse for Problem {
+impl IntoResponse for HttpProblem {
     fn into_response(self) -> Response {
         let details = Details {
             kind: "about:blank",

@@ -2,10 +2,10 @@
 
 use axum::http::Uri;
 
-use super::problem::Problem;
+use super::problem::HttpProblem;
 
 /// Decodes `%XX`; in a query, `+` is a space.
-pub(crate) fn decode(text: &str, is_query: bool) -> Result<String, Problem> {
+pub(crate) fn decode(text: &str, is_query: bool) -> Result<String, HttpProblem> {
     let mut decoded = Vec::with_capacity(text.len());
     let mut bytes = text.bytes();
     let digit = |byte: Option<u8>| byte.and_then(|byte| char::from(byte).to_digit(16));
@@ -14,14 +14,16 @@ pub(crate) fn decode(text: &str, is_query: bool) -> Result<String, Problem> {
             b'%' => match (digit(bytes.next()), digit(bytes.next())) {
                 (Some(high), Some(low)) => (high * 16 + low) as u8,
                 _ => {
-                    return Err(Problem::bad_request("a '%' in the address is not followed by two hexadecimal digits"));
+                    return Err(HttpProblem::bad_request(
+                        "a '%' in the address is not followed by two hexadecimal digits",
+                    ));
                 }
             },
             b'+' if is_query => b' ',
             other => other,
         });
     }
-    String::from_utf8(decoded).map_err(|_| Problem::bad_request("the address is not UTF-8"))
+    String::from_utf8(decoded).map_err(|_| HttpProblem::bad_request("the address is not UTF-8"))
 }
 
 /// The parameters of a request, in order.
@@ -30,14 +32,14 @@ pub(crate) struct Query(Vec<(String, String)>);
 
 impl Query {
     /// Takes them apart. A parameter that is not `known` is an error: it would be ignored otherwise, and not be missed.
-    pub(crate) fn parse(uri: &Uri, known: &[&str]) -> Result<Query, Problem> {
+    pub(crate) fn parse(uri: &Uri, known: &[&str]) -> Result<Query, HttpProblem> {
         let mut pairs = Vec::new();
         for pair in uri.query().unwrap_or_default().split('&').filter(|pair| !pair.is_empty()) {
             let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
             let name = decode(name, true)?;
             if !known.contains(&name.as_str()) {
                 let known = known.join(", ");
-                return Err(Problem::bad_request(format!("unknown parameter \"{name}\"; known: {known}")));
+                return Err(HttpProblem::bad_request(format!("unknown parameter \"{name}\"; known: {known}")));
             }
             pairs.push((name, decode(value, true)?));
         }
@@ -45,11 +47,11 @@ impl Query {
     }
 
     /// The value of a parameter that may be given once.
-    pub(crate) fn get<'a>(&'a self, name: &str) -> Result<Option<&'a str>, Problem> {
+    pub(crate) fn get<'a>(&'a self, name: &str) -> Result<Option<&'a str>, HttpProblem> {
         let mut values = self.all(name);
         match (values.next(), values.next()) {
             (value, None) => Ok(value),
-            _ => Err(Problem::bad_request(format!("parameter \"{name}\" is given twice"))),
+            _ => Err(HttpProblem::bad_request(format!("parameter \"{name}\" is given twice"))),
         }
     }
 
@@ -64,14 +66,15 @@ impl Query {
         name: &str,
         valid: &str,
         read: impl Fn(&str) -> Option<T>,
-    ) -> Result<Option<T>, Problem> {
+    ) -> Result<Option<T>, HttpProblem> {
         let Some(text) = self.get(name)? else { return Ok(None) };
-        let value = read(text).ok_or_else(|| Problem::bad_request(format!("parameter \"{name}\" must be {valid}")))?;
+        let value =
+            read(text).ok_or_else(|| HttpProblem::bad_request(format!("parameter \"{name}\" must be {valid}")))?;
         Ok(Some(value))
     }
 
     /// A yes or no; the bare name is a yes.
-    pub(crate) fn flag(&self, name: &str) -> Result<bool, Problem> {
+    pub(crate) fn flag(&self, name: &str) -> Result<bool, HttpProblem> {
         let read = |text: &str| match text {
             "true" | "1" | "" => Some(true),
             "false" | "0" => Some(false),

@@ -14,7 +14,7 @@ pub(crate) const MAX_BYTES: usize = 2 << 20;
 const OVERHEAD: usize = 160;
 
 #[derive(Debug)]
-struct Slot {
+struct TopicSlot {
     message: Message,
     age: u64,
 }
@@ -22,7 +22,7 @@ struct Slot {
 /// The store.
 #[derive(Debug, Default)]
 pub(crate) struct Recent {
-    by_topic: BTreeMap<Arc<str>, Slot>,
+    by_topic: BTreeMap<Arc<str>, TopicSlot>,
     /// Oldest first.
     by_age: BTreeMap<u64, Arc<str>>,
     next_age: u64,
@@ -56,7 +56,7 @@ impl Recent {
         } else {
             let topic: Arc<str> = view.topic().into();
             self.by_age.insert(age, topic.clone());
-            self.by_topic.insert(topic, Slot { message: message.clone(), age });
+            self.by_topic.insert(topic, TopicSlot { message: message.clone(), age });
         }
         while self.bytes > MAX_BYTES || self.by_topic.len() > MAX_TOPICS {
             let Some(oldest) = self.by_age.first_key_value().map(|(_, topic)| topic.clone()) else { return };

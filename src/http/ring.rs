@@ -25,7 +25,7 @@ pub(crate) struct Ring {
 
 /// What a reader gets.
 #[derive(Debug, Default)]
-pub(crate) struct Reading {
+pub(crate) struct RingRead {
     /// Messages with their ids.
     pub(crate) messages: Vec<(u64, Message)>,
     /// Where to go on.
@@ -83,8 +83,8 @@ impl Ring {
     }
 
     /// Messages from `from` on, which [`Ring::check`] has accepted, that a filter selects and `may` allows.
-    pub(crate) fn read(&self, from: u64, filters: &[Box<str>], may: impl Fn(&str) -> bool) -> Reading {
-        let mut reading = Reading { next: self.next, ..Reading::default() };
+    pub(crate) fn read(&self, from: u64, filters: &[Box<str>], may: impl Fn(&str) -> bool) -> RingRead {
+        let mut reading = RingRead { next: self.next, ..RingRead::default() };
         let mut bytes = 0;
         let skip = usize::try_from(from - self.first()).unwrap_or(usize::MAX);
         for (id, message) in (from..).zip(self.messages.iter().skip(skip)) {

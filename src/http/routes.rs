@@ -9,7 +9,7 @@ use axum::routing::{delete, get, post, put};
 use serde_json::{Map, Value};
 
 use super::calls::{Call, Parameter};
-use super::problem::Problem;
+use super::problem::HttpProblem;
 use super::{
     Http, admin, envelope, metrics, openapi, overview, page, proxies, sensors, session, stream, topics, traces,
     websocket,
@@ -171,9 +171,9 @@ pub(crate) fn router(http: Arc<Http>) -> Router {
         router = router.route(call.path, (call.handler)());
     }
     router
-        .fallback(async || Problem::not_found("there is nothing at this address; / is the web page"))
+        .fallback(async || HttpProblem::not_found("there is nothing at this address; / is the web page"))
         .method_not_allowed_fallback(async || {
-            Problem::new(StatusCode::METHOD_NOT_ALLOWED, "this address does not have that method")
+            HttpProblem::new(StatusCode::METHOD_NOT_ALLOWED, "this address does not have that method")
         })
         .with_state(http)
 }

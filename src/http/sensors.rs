@@ -15,7 +15,7 @@ use super::Http;
 use super::auth::Caller;
 use super::envelope::rfc3339;
 use super::history::{self, EventState};
-use super::problem::Problem;
+use super::problem::HttpProblem;
 use super::query::{Query, decode};
 use crate::status::{EdgeFigures, Finding, SensorSnapshot};
 
@@ -88,11 +88,11 @@ pub(crate) fn list_json(http: &Http, caller: &Caller, snapshots: &[SensorSnapsho
 }
 
 /// The sensor of a request, if there is one that the caller may see.
-fn find(http: &Http, caller: &Caller, name: &str) -> Result<SensorSnapshot, Problem> {
+fn find(http: &Http, caller: &Caller, name: &str) -> Result<SensorSnapshot, HttpProblem> {
     let name = decode(name, false)?;
     let snapshots = http.status.sensors.borrow();
     let is_it = |snapshot: &&SensorSnapshot| snapshot.name == name && caller.permissions.may_receive(&snapshot.topic);
-    snapshots.iter().find(is_it).cloned().ok_or_else(|| Problem::not_found("there is no such sensor"))
+    snapshots.iter().find(is_it).cloned().ok_or_else(|| HttpProblem::not_found("there is no such sensor"))
 }
 
 /// `GET /api/v1/sensors`
@@ -102,14 +102,14 @@ pub(crate) async fn list(State(http): State<Arc<Http>>, caller: Caller) -> Respo
 }
 
 /// `GET /api/v1/sensors/{name}`
-pub(crate) async fn one(State(http): State<Arc<Http>>, caller: Caller, uri: Uri) -> Result<Response, Problem> {
+pub(crate) async fn one(State(http): State<Arc<Http>>, caller: Caller, uri: Uri) -> Result<Response, HttpProblem> {
     let name = uri.path().strip_prefix(SENSORS).unwrap_or_default();
     let snapshot = find(&http, &caller, name)?;
     Ok(Json(view(&http, &snapshot)).into_response())
 }
 
 /// `GET /api/v1/sensors/{name}/edges`
-pub(crate) async fn edges(State(http): State<Arc<Http>>, caller: Caller, uri: Uri) -> Result<Json<Edges>, Problem> {
+pub(crate) async fn edges(State(http): State<Arc<Http>>, caller: Caller, uri: Uri) -> Result<Json<Edges>, HttpProblem> {
     let name = uri.path().strip_prefix(SENSORS).and_then(|rest| rest.strip_suffix("/edges")).unwrap_or_default();
     let SensorSnapshot { finding, edges, .. } = find(&http, &caller, name)?;
     let last = edges.copy();
@@ -119,7 +119,7 @@ pub(crate) async fn edges(State(http): State<Arc<Http>>, caller: Caller, uri: Ur
 }
 
 /// `GET /api/v1/sensors/{name}/events`
-pub(crate) async fn events(State(http): State<Arc<Http>>, caller: Caller, uri: Uri) -> Result<Response, Problem> {
+pub(crate) async fn events(State(http): State<Arc<Http>>, caller: Caller, uri: Uri) -> Result<Response, HttpProblem> {
     let query = Query::parse(&uri, &["since", "limit", "cursor"])?;
     let name = uri.path().strip_prefix(SENSORS).and_then(|rest| rest.strip_suffix("/events")).unwrap_or_default();
     let sensor = find(&http, &caller, name)?.name;
@@ -134,9 +134,9 @@ pub(crate) async fn events(State(http): State<Arc<Http>>, caller: Caller, uri: U
         Ok(Ok(found)) => found,
         Ok(Err(error)) => {
             warn!(%error, "the history of a sensor cannot be read");
-            return Err(Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "the history cannot be read"));
+            return Err(HttpProblem::new(StatusCode::INTERNAL_SERVER_ERROR, "the history cannot be read"));
         }
-        Err(_) => return Err(Problem::unavailable("the gateway is shutting down")),
+        Err(_) => return Err(HttpProblem::unavailable("the gateway is shutting down")),
     };
     let more = found.len() > limit;
     found.truncate(limit);

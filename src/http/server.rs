@@ -26,17 +26,17 @@ use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use tower_service::Service;
 use tracing::{debug, warn};
 
-use super::auth::{Certificate, Origin, is_script};
-use super::guard::Guard;
-use super::problem::Problem;
+use super::auth::{Certificate, RequestOrigin, is_script};
+use super::guard::HttpGuard;
+use super::problem::HttpProblem;
 use super::settings::HttpSettings;
-use super::websocket::Door;
+use super::websocket::WebSocketDoor;
 use super::{Http, routes, unread, websocket};
 use crate::access::Access;
 use crate::access::guesses::network;
 use crate::access::places::{Bounds, Newcomer, Place, Places};
 use crate::health::Pulse;
-use crate::net::port::{Accepted, Port, PortSettings};
+use crate::net::port::{AcceptedConnection, Port, PortSettings};
 use crate::tls::{TlsFiles, common_name};
 use crate::workers::worked;
 
@@ -68,9 +68,9 @@ pub struct Site {
     /// Which paths it has and who answers there.
     pub(crate) router: Router,
     /// Which requests are refused because pages of other sites make them.
-    pub(crate) guard: Guard,
+    pub(crate) guard: HttpGuard,
     /// What an upgrade leads to.
-    pub(crate) door: Door,
+    pub(crate) door: WebSocketDoor,
     /// The certificates of clients name users.
     pub(crate) use_identity: bool,
     /// The page may be shown in a frame of another site.
@@ -90,7 +90,7 @@ impl Site {
         Arc::new(Site {
             router: routes::router(http.clone()),
             guard: http.guard.clone(),
-            door: Door { mqtt, connections, trusted_proxies: http.trusted_proxies.clone().into() },
+            door: WebSocketDoor { mqtt, connections, trusted_proxies: http.trusted_proxies.clone().into() },
             use_identity: false,
             may_be_framed: !http.frame_ancestors.is_empty(),
             access: http.access.clone(),
@@ -101,8 +101,8 @@ impl Site {
 
     /// MQTT over WebSocket and nothing else.
     pub fn websocket(
-        guard: Guard,
-        door: Door,
+        guard: HttpGuard,
+        door: WebSocketDoor,
         use_identity: bool,
         (access, cancel): (Arc<Access>, CancellationToken),
     ) -> Arc<Site> {
@@ -130,7 +130,7 @@ pub(crate) async fn run(mut port: Port, site: Arc<Site>, mut pulse: Pulse) {
     }
 }
 
-async fn find_origin(site: Arc<Site>, mut accepted: Accepted) {
+async fn find_origin(site: Arc<Site>, mut accepted: AcceptedConnection) {
     match accepted.find_origin().await {
         Ok(()) => seat(&site, accepted),
         Err(error) => debug!(from = %accepted.from, "connection closed: {error}"),
@@ -138,17 +138,17 @@ async fn find_origin(site: Arc<Site>, mut accepted: Accepted) {
 }
 
 /// Serves a connection if there is a place for it.
-fn seat(site: &Arc<Site>, mut accepted: Accepted) {
+fn seat(site: &Arc<Site>, mut accepted: AcceptedConnection) {
     if let Some(place) = place(site, accepted.from) {
         let place = Arc::new(place.at_port(accepted.place.take()));
-        site.door.connections.spawn(Connection { site: site.clone(), place }.serve(accepted));
+        site.door.connections.spawn(HttpConnection { site: site.clone(), place }.serve(accepted));
     }
 }
 
 /// Serves whoever is at the other end of these bytes, without TLS, until they end.
 pub async fn serve(site: &Arc<Site>, stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, from: SocketAddr) {
     if let Some(place) = place(site, from) {
-        Connection { site: site.clone(), place: Arc::new(place) }.speak(stream, from, None).await;
+        HttpConnection { site: site.clone(), place: Arc::new(place) }.speak(stream, from, None).await;
     }
 }
 
@@ -167,14 +167,14 @@ fn place(site: &Arc<Site>, from: SocketAddr) -> Option<Place> {
 }
 
 /// What one connection needs.
-struct Connection {
+struct HttpConnection {
     site: Arc<Site>,
     place: Arc<Place>,
 }
 
-impl Connection {
-    async fn serve(self, accepted: Accepted) {
-        let Accepted { stream, from, tls, .. } = accepted;
+impl HttpConnection {
+    async fn serve(self, accepted: AcceptedConnection) {
+        let AcceptedConnection { stream, from, tls, .. } = accepted;
         let Some(tls) = tls else { return self.speak(stream, from, None).await };
         let place = self.place.clone();
         let shaken = tokio::select! {
@@ -245,7 +245,7 @@ impl Connection {
         } else {
             self.site.guard.check(request.uri(), request.headers())
         };
-        request.extensions_mut().insert(Origin(from.ip().to_canonical()));
+        request.extensions_mut().insert(RequestOrigin(from.ip().to_canonical()));
         request.extensions_mut().insert(certificate);
         request.extensions_mut().insert(self.site.door.clone());
         request.extensions_mut().insert(self.place.clone());
@@ -258,7 +258,7 @@ impl Connection {
             let mut response = match refused {
                 Ok(()) if welcome.is_some() && is_preflight => StatusCode::NO_CONTENT.into_response(),
                 Ok(()) => router.call(request).await?,
-                Err(foreign) => Problem::forbidden(foreign.to_string()).into_response(),
+                Err(foreign) => HttpProblem::forbidden(foreign.to_string()).into_response(),
             };
             for (name, value) in [
                 (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),

@@ -11,9 +11,9 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tracing::info;
 
-use super::auth::{By, Caller, Origin};
+use super::auth::{By, Caller, RequestOrigin};
 use super::guard::SameOrigin;
-use super::problem::Problem;
+use super::problem::HttpProblem;
 use super::{Http, body, proxies};
 use crate::access::authenticate::Credentials;
 use crate::access::guesses::network;
@@ -68,8 +68,8 @@ impl SessionView {
 pub(crate) async fn read(
     State(http): State<Arc<Http>>,
     headers: HeaderMap,
-    caller: Result<Caller, Problem>,
-) -> Result<Json<SessionView>, Problem> {
+    caller: Result<Caller, HttpProblem>,
+) -> Result<Json<SessionView>, HttpProblem> {
     match caller {
         Ok(caller) => {
             let may = (caller.permissions.may_observe(), caller.must_administer(&http).is_ok());
@@ -81,23 +81,30 @@ pub(crate) async fn read(
 }
 
 /// A cookie for whoever has asked, or what ends it.
-fn cookie(http: &Http, Origin(peer): Origin, headers: &HeaderMap, token: Option<&str>) -> Result<HeaderValue, Problem> {
+fn cookie(
+    http: &Http,
+    RequestOrigin(peer): RequestOrigin,
+    headers: &HeaderMap,
+    token: Option<&str>,
+) -> Result<HeaderValue, HttpProblem> {
     let is_secure = http.is_tls || proxies::is_https(&http.trusted_proxies, peer, headers);
     let text = http.sign_ins.cookie(token, proxies::prefix(headers), is_secure);
-    HeaderValue::try_from(text).map_err(|_| Problem::bad_request("the path of the page cannot be that of a cookie"))
+    HeaderValue::try_from(text).map_err(|_| HttpProblem::bad_request("the path of the page cannot be that of a cookie"))
 }
 
 /// `POST /api/v1/session`. The password goes the same way as any other that is shown here or to the broker.
 pub(crate) async fn sign_in(
     State(http): State<Arc<Http>>,
-    Extension(origin): Extension<Origin>,
+    Extension(origin): Extension<RequestOrigin>,
     Extension(place): Extension<Arc<Place>>,
     (uri, headers): (Uri, HeaderMap),
     content: Body,
-) -> Result<Response, Problem> {
+) -> Result<Response, HttpProblem> {
     // or another page could sign somebody in as somebody else
     if headers.contains_key(header::ORIGIN) && http.guard.same_origin(&uri, &headers) != SameOrigin::Yes {
-        return Err(Problem::forbidden("only the gateway's own page signs in here; programs use Basic authentication"));
+        return Err(HttpProblem::forbidden(
+            "only the gateway's own page signs in here; programs use Basic authentication",
+        ));
     }
     let SignInBody { user, password } = body::json(content, &headers, MOST, http.ingress.receiving(), None).await?;
     let from = http.address(origin.0, &headers);
@@ -113,12 +120,12 @@ pub(crate) async fn sign_in(
     let settings = who.user.as_deref().and_then(|name| http.access.authoriser.user(None, name));
     // where there are no users, a name means nothing; and one may have changed just now
     let Some(settings) = settings.filter(|user| user.password_hash == who.password_hash) else {
-        return Err(Problem::unauthorized("there is no such user"));
+        return Err(HttpProblem::unauthorized("there is no such user"));
     };
     place.belongs_to(&settings.name);
     http.sign_ins.end(&headers);
     let token = http.sign_ins.begin(settings.clone());
-    let token = token.ok_or_else(|| Problem::unavailable("the system has no random numbers now"))?;
+    let token = token.ok_or_else(|| HttpProblem::unavailable("the system has no random numbers now"))?;
     if let Some(more_since_last) = http.access.limiter.due(network(from), ("sign-in", &settings.name)) {
         info!(user = settings.name, %from, more_since_last, "signed in on the page");
     }
@@ -130,11 +137,11 @@ pub(crate) async fn sign_in(
 /// `DELETE /api/v1/session`
 pub(crate) async fn sign_out(
     State(http): State<Arc<Http>>,
-    Extension(origin): Extension<Origin>,
+    Extension(origin): Extension<RequestOrigin>,
     (uri, headers): (Uri, HeaderMap),
-) -> Result<Response, Problem> {
+) -> Result<Response, HttpProblem> {
     if http.guard.same_origin(&uri, &headers) != SameOrigin::Yes {
-        return Err(Problem::forbidden("only the gateway's own page signs out here"));
+        return Err(HttpProblem::forbidden("only the gateway's own page signs out here"));
     }
     http.sign_ins.end(&headers);
     Ok((StatusCode::NO_CONTENT, [(header::SET_COOKIE, cookie(&http, origin, &headers, None)?)]).into_response())

@@ -25,7 +25,7 @@ use tokio::time::{Interval, MissedTickBehavior, interval, sleep};
 use super::auth::Caller;
 use super::envelope::Envelope;
 use super::hub::SysGuard;
-use super::problem::Problem;
+use super::problem::HttpProblem;
 use super::query::Query;
 use super::sensors;
 use super::{Http, MAX_STREAMS};
@@ -45,7 +45,7 @@ const STATUS: Duration = Duration::from_secs(1);
 const MAX_FILTERS: usize = 32;
 
 /// One client's stream.
-struct Stream {
+struct EventStream {
     http: Arc<Http>,
     caller: Caller,
     filters: Vec<Box<str>>,
@@ -72,20 +72,20 @@ pub(crate) async fn stream(
     caller: Caller,
     uri: Uri,
     headers: HeaderMap,
-) -> Result<Response, Problem> {
+) -> Result<Response, HttpProblem> {
     let query = Query::parse(&uri, &["filter", "status", "last_event_id"])?;
     let filters: Vec<Box<str>> = query.all("filter").map(Into::into).collect();
     let with_status = query.flag("status")?;
     if filters.is_empty() && !with_status {
-        return Err(Problem::bad_request("parameter \"filter\" is missing"));
+        return Err(HttpProblem::bad_request("parameter \"filter\" is missing"));
     }
     if filters.len() > MAX_FILTERS {
-        return Err(Problem::bad_request(format!("more than {MAX_FILTERS} filters")));
+        return Err(HttpProblem::bad_request(format!("more than {MAX_FILTERS} filters")));
     }
     for filter in &filters {
         check_filter(filter)?;
         if !caller.permissions.may_subscribe(filter) {
-            return Err(Problem::forbidden("this user may not subscribe to this topic filter"));
+            return Err(HttpProblem::forbidden("this user may not subscribe to this topic filter"));
         }
     }
     // the header goes before the parameter: a browser repeats the address as it was, and keeps the header up to date
@@ -95,10 +95,10 @@ pub(crate) async fn stream(
     };
     let resume = match resume.filter(|id| !id.is_empty()) {
         None => None,
-        Some(id) => Some(id.parse::<u64>().map_err(|_| Problem::bad_request("the last event id is not a number"))?),
+        Some(id) => Some(id.parse::<u64>().map_err(|_| HttpProblem::bad_request("the last event id is not a number"))?),
     };
     let place = http.streams.enter(&caller.newcomer(), http.bounds(MAX_STREAMS));
-    let place = place.map_err(|_| Problem::unavailable("too many streams are open"))?;
+    let place = place.map_err(|_| HttpProblem::unavailable("too many streams are open"))?;
     let sys = filters.iter().any(|filter| matches("$SYS/#", filter)).then(|| http.hub.with_sys());
     let mut heartbeat = interval(HEARTBEAT);
     heartbeat.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -110,7 +110,7 @@ pub(crate) async fn stream(
         sent: HashMap::new(),
     });
     let cursor = resume.map_or_else(|| http.hub.next(), |id| id.saturating_add(1));
-    let stream = Stream { http, caller, filters, cursor, head, heartbeat, status, begun: false, _sys: sys, place };
+    let stream = EventStream { http, caller, filters, cursor, head, heartbeat, status, begun: false, _sys: sys, place };
     let events = futures_util::stream::unfold(stream, async |mut stream| {
         let events = stream.next().await?;
         Some((Ok::<_, std::convert::Infallible>(events), stream))
@@ -121,7 +121,7 @@ pub(crate) async fn stream(
     Ok((kind, Body::from_stream(events)).into_response())
 }
 
-impl Stream {
+impl EventStream {
     /// The next events; `None` ends the stream.
     async fn next(&mut self) -> Option<Bytes> {
         let mut out = String::new();

@@ -12,7 +12,7 @@ use serde::Serialize;
 
 use super::auth::Caller;
 use super::envelope::{Envelope, content_type_property, media_type};
-use super::problem::Problem;
+use super::problem::HttpProblem;
 use super::query::{Query, decode};
 use super::{Http, body};
 use crate::exchange::filters::MAX_LEVELS;
@@ -28,16 +28,16 @@ const MAX_LIST: usize = 1000;
 const MAX_LIST_BYTES: usize = 1 << 20;
 
 /// The topic of a request: the rest of its path, or the parameter for topics that no path can hold (`..`).
-fn topic(uri: &Uri, query: &Query) -> Result<String, Problem> {
+fn topic(uri: &Uri, query: &Query) -> Result<String, HttpProblem> {
     let in_path = uri.path().strip_prefix(TOPICS).and_then(|rest| rest.strip_prefix('/'));
     let topic = match (in_path, query.get("topic")?) {
         (Some(path), None) => decode(path, false)?,
         (None, Some(topic)) => topic.to_owned(),
-        _ => return Err(Problem::bad_request("the topic belongs into the path, or into the parameter \"topic\"")),
+        _ => return Err(HttpProblem::bad_request("the topic belongs into the path, or into the parameter \"topic\"")),
     };
     check_topic(&topic)?;
     if topic.split('/').count() > MAX_LEVELS {
-        return Err(Problem::bad_request(format!("the topic has more than {MAX_LEVELS} levels")));
+        return Err(HttpProblem::bad_request(format!("the topic has more than {MAX_LEVELS} levels")));
     }
     Ok(topic)
 }
@@ -58,17 +58,17 @@ pub(crate) async fn read(
     caller: Caller,
     uri: Uri,
     headers: HeaderMap,
-) -> Result<Response, Problem> {
+) -> Result<Response, HttpProblem> {
     let query = Query::parse(&uri, &["topic"])?;
     read_topic(&http, &caller, &topic(&uri, &query)?, &headers)
 }
 
-fn read_topic(http: &Http, caller: &Caller, topic: &str, headers: &HeaderMap) -> Result<Response, Problem> {
+fn read_topic(http: &Http, caller: &Caller, topic: &str, headers: &HeaderMap) -> Result<Response, HttpProblem> {
     if !caller.permissions.may_receive(topic) {
-        return Err(Problem::forbidden("this user may not read this topic"));
+        return Err(HttpProblem::forbidden("this user may not read this topic"));
     }
     let Some((message, retained)) = http.hub.last(topic) else {
-        return Err(Problem::not_found("no recent message is known on this topic"));
+        return Err(HttpProblem::not_found("no recent message is known on this topic"));
     };
     if wants_json(headers) {
         return Ok(Json(Envelope::new(http, &message, retained)).into_response());
@@ -103,7 +103,7 @@ pub(crate) async fn list(
     caller: Caller,
     uri: Uri,
     headers: HeaderMap,
-) -> Result<Response, Problem> {
+) -> Result<Response, HttpProblem> {
     let query = Query::parse(&uri, &["topic", "filter", "after", "limit", "contains"])?;
     if let Some(topic) = query.get("topic")? {
         check_topic(topic)?;
@@ -112,7 +112,7 @@ pub(crate) async fn list(
     let filter = query.get("filter")?.unwrap_or("#");
     check_filter(filter)?;
     if !caller.permissions.may_subscribe(filter) {
-        return Err(Problem::forbidden("this user may not subscribe to this topic filter"));
+        return Err(HttpProblem::forbidden("this user may not subscribe to this topic filter"));
     }
     let within = |text: &str| text.parse().ok().filter(|limit| (1..=MAX_LIST).contains(limit));
     let limit = query.parsed("limit", "a number from 1 to 1000", within)?.unwrap_or(MAX_LIST);
@@ -141,7 +141,7 @@ pub(crate) async fn publish(
     uri: Uri,
     headers: HeaderMap,
     content: Body,
-) -> Result<StatusCode, Problem> {
+) -> Result<StatusCode, HttpProblem> {
     let query = Query::parse(&uri, &["topic", "qos", "retain", "expiry"])?;
     let topic = topic(&uri, &query)?;
     let qos = |text: &str| text.parse().ok().and_then(Qos::from_u8);
@@ -153,11 +153,11 @@ pub(crate) async fn publish(
     let declared = headers.get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse::<usize>().ok());
     if declared.is_some_and(|length| length > most) {
         let detail = format!("with this topic, a message may have {most} bytes (max_packet_size under [broker])");
-        return Err(Problem::new(StatusCode::PAYLOAD_TOO_LARGE, detail).with(header::CONNECTION, "close"));
+        return Err(HttpProblem::new(StatusCode::PAYLOAD_TOO_LARGE, detail).with(header::CONNECTION, "close"));
     }
     let received = body::receive(content, (most, declared), http.ingress.receiving(), caller.user()).await?;
     if !caller.still_holds(&http.access) {
-        return Err(Problem::forbidden("what this user may do has changed while the body came"));
+        return Err(HttpProblem::forbidden("what this user may do has changed while the body came"));
     }
     let content_type = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
     // what curl says when it is not told what the body is says nothing
@@ -177,7 +177,7 @@ pub(crate) async fn publish(
 }
 
 /// `DELETE /api/v1/topics/{topic}`
-pub(crate) async fn clear(State(http): State<Arc<Http>>, caller: Caller, uri: Uri) -> Result<StatusCode, Problem> {
+pub(crate) async fn clear(State(http): State<Arc<Http>>, caller: Caller, uri: Uri) -> Result<StatusCode, HttpProblem> {
     let query = Query::parse(&uri, &["topic"])?;
     let topic = topic(&uri, &query)?;
     may_publish(&caller, &topic)?;
@@ -198,15 +198,15 @@ pub(super) fn cleared<'a>(http: &Http, caller: &Caller, topic: &'a str) -> Draft
     }
 }
 
-fn may_publish(caller: &Caller, topic: &str) -> Result<(), Problem> {
+fn may_publish(caller: &Caller, topic: &str) -> Result<(), HttpProblem> {
     if caller.permissions.may_publish(topic) {
         return Ok(());
     }
-    Err(Problem::forbidden("this user may not publish on this topic"))
+    Err(HttpProblem::forbidden("this user may not publish on this topic"))
 }
 
 /// Publishes, and waits for what a PUBACK would wait for.
-async fn send(http: &Http, draft: &Draft<'_>) -> Result<StatusCode, Problem> {
+async fn send(http: &Http, draft: &Draft<'_>) -> Result<StatusCode, HttpProblem> {
     let mut batch = BatchBuilder::default();
     batch.push(draft);
     let accepted = http.ingress.publish_batch(&mut batch).await?;
@@ -220,7 +220,7 @@ async fn send(http: &Http, draft: &Draft<'_>) -> Result<StatusCode, Problem> {
         http.hub.arrived(draft.topic, draft.boot_ms).await;
     }
     if !accepted.unretained.is_empty() {
-        return Err(Problem::full_store());
+        return Err(HttpProblem::full_store());
     }
     Ok(StatusCode::NO_CONTENT)
 }

@@ -10,7 +10,7 @@ use serde::Serialize;
 
 use super::Http;
 use super::auth::Caller;
-use super::problem::Problem;
+use super::problem::HttpProblem;
 use crate::exchange::trace::Step;
 use crate::message::TRACE_PROPERTY;
 
@@ -49,10 +49,13 @@ pub(crate) struct StepView {
 }
 
 /// `POST /api/v1/traces`
-pub(crate) async fn begin(State(http): State<Arc<Http>>, caller: Caller) -> Result<(StatusCode, Json<Begun>), Problem> {
+pub(crate) async fn begin(
+    State(http): State<Arc<Http>>,
+    caller: Caller,
+) -> Result<(StatusCode, Json<Begun>), HttpProblem> {
     caller.must_observe()?;
     let id = http.ingress.traces().begin(http.ingress.clock().boot_ms());
-    let id = id.map_err(|_| Problem::unavailable("the system has no random numbers yet"))?;
+    let id = id.map_err(|_| HttpProblem::unavailable("the system has no random numbers yet"))?;
     Ok((StatusCode::CREATED, Json(Begun { id, user_property: TRACE_PROPERTY })))
 }
 
@@ -61,10 +64,10 @@ pub(crate) async fn read(
     State(http): State<Arc<Http>>,
     caller: Caller,
     Path(id): Path<String>,
-) -> Result<Json<TraceView>, Problem> {
+) -> Result<Json<TraceView>, HttpProblem> {
     caller.must_observe()?;
     let trace = http.ingress.traces().get(&id, http.ingress.clock().boot_ms());
-    let trace = trace.ok_or_else(|| Problem::not_found("there is no such trace: they are kept for ten minutes"))?;
+    let trace = trace.ok_or_else(|| HttpProblem::not_found("there is no such trace: they are kept for ten minutes"))?;
     let view = |step: Step| StepView {
         step: step.what.name(),
         upstream: step.upstream,

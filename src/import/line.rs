@@ -6,12 +6,12 @@ use std::rc::Rc;
 
 /// Where a line stands: file name and number.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Place {
+pub(super) struct LinePlace {
     pub(crate) file: Rc<str>,
     pub(crate) number: usize,
 }
 
-impl fmt::Display for Place {
+impl fmt::Display for LinePlace {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}:{}", self.file, self.number)
     }
@@ -34,8 +34,8 @@ pub(super) enum Fate {
 
 /// One setting of the original.
 #[derive(Debug)]
-pub(super) struct Line {
-    place: Place,
+pub(super) struct SettingLine {
+    place: LinePlace,
     /// The name that the setting has today.
     pub(crate) key: String,
     /// As it was written.
@@ -44,12 +44,12 @@ pub(super) struct Line {
     fate: RefCell<Option<Fate>>,
 }
 
-impl Line {
-    pub(crate) fn new(place: Place, written: &str, key: &str, value: &str) -> Line {
-        Line { place, key: key.into(), written: written.into(), value: value.into(), fate: RefCell::default() }
+impl SettingLine {
+    pub(crate) fn new(place: LinePlace, written: &str, key: &str, value: &str) -> SettingLine {
+        SettingLine { place, key: key.into(), written: written.into(), value: value.into(), fate: RefCell::default() }
     }
 
-    pub(crate) fn place(&self) -> &Place {
+    pub(crate) fn place(&self) -> &LinePlace {
         &self.place
     }
 
@@ -145,16 +145,16 @@ impl Line {
 
 /// All lines that were read, in their order.
 #[derive(Debug, Default)]
-pub(super) struct Lines(RefCell<Vec<Rc<Line>>>);
+pub(super) struct SettingLines(RefCell<Vec<Rc<SettingLine>>>);
 
-impl Lines {
-    pub(crate) fn add(&self, line: Line) -> Rc<Line> {
+impl SettingLines {
+    pub(crate) fn add(&self, line: SettingLine) -> Rc<SettingLine> {
         let line = Rc::new(line);
         self.0.borrow_mut().push(line.clone());
         line
     }
 
-    pub(crate) fn all(&self) -> Vec<Rc<Line>> {
+    pub(crate) fn all(&self) -> Vec<Rc<SettingLine>> {
         self.0.borrow().clone()
     }
 }

@@ -17,8 +17,8 @@ use std::fmt::Write;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use line::{Fate, Line, Lines};
-pub(crate) use sniff::{Kind, kind_of};
+use line::{Fate, SettingLine, SettingLines};
+pub(crate) use sniff::{ForeignKind, kind_of};
 
 /// A configuration made from another program's.
 #[derive(Debug)]
@@ -91,7 +91,7 @@ pub enum ImportError {
 }
 
 /// What a file is, if it can be read and is clearly one of these.
-pub(crate) fn kind_of_file(path: &Path) -> Option<Kind> {
+pub(crate) fn kind_of_file(path: &Path) -> Option<ForeignKind> {
     kind_of(&files::read(path).ok()?)
 }
 
@@ -115,7 +115,7 @@ pub struct Summary {
 }
 
 impl Summary {
-    fn of(lines: &Lines, to_do: Vec<String>) -> Summary {
+    fn of(lines: &SettingLines, to_do: Vec<String>) -> Summary {
         let mut summary = Summary { to_do, ..Summary::default() };
         for line in lines.all() {
             summary.lines += 1;
@@ -149,7 +149,7 @@ impl std::fmt::Display for Summary {
 const NOT_TAKEN: &str = "NOT TAKEN OVER";
 
 /// The comment that a line leaves, if it leaves one.
-fn remark(line: &Line) -> Option<String> {
+fn remark(line: &SettingLine) -> Option<String> {
     let shown = text::printable(&line.shown());
     Some(match line.fate() {
         Fate::Taken => return None,

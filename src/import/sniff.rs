@@ -4,7 +4,7 @@ use super::mosquitto::is_setting;
 
 /// Files that are recognised.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Kind {
+pub(crate) enum ForeignKind {
     /// Our own.
     Pigateway,
     /// `mosquitto.conf`.
@@ -17,30 +17,32 @@ pub(crate) enum Kind {
     MqttIo,
 }
 
-impl Kind {
+impl ForeignKind {
     /// What it is called in a sentence.
     pub(crate) fn name(self) -> &'static str {
         match self {
-            Kind::Pigateway => "a configuration of pigateway",
-            Kind::MosquittoConf => "a configuration of mosquitto",
-            Kind::MosquittoPasswords => "a password file of mosquitto",
-            Kind::MosquittoAcl => "an access control list of mosquitto",
-            Kind::MqttIo => "a configuration of mqtt-io",
+            ForeignKind::Pigateway => "a configuration of pigateway",
+            ForeignKind::MosquittoConf => "a configuration of mosquitto",
+            ForeignKind::MosquittoPasswords => "a password file of mosquitto",
+            ForeignKind::MosquittoAcl => "an access control list of mosquitto",
+            ForeignKind::MqttIo => "a configuration of mqtt-io",
         }
     }
 
     /// Which `pigateway import` reads it.
     pub(crate) fn import(self) -> Option<&'static str> {
         match self {
-            Kind::Pigateway => None,
-            Kind::MosquittoConf | Kind::MosquittoPasswords | Kind::MosquittoAcl => Some("mosquitto"),
-            Kind::MqttIo => Some("mqtt-io"),
+            ForeignKind::Pigateway => None,
+            ForeignKind::MosquittoConf | ForeignKind::MosquittoPasswords | ForeignKind::MosquittoAcl => {
+                Some("mosquitto")
+            }
+            ForeignKind::MqttIo => Some("mqtt-io"),
         }
     }
 }
 
 /// What a text is, if it is clearly one of these.
-pub(crate) fn kind_of(text: &str) -> Option<Kind> {
+pub(crate) fn kind_of(text: &str) -> Option<ForeignKind> {
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     let lines: Vec<&str> = text.lines().map(str::trim_end).filter(|line| !is_comment(line)).collect();
     if lines.is_empty() {
@@ -52,19 +54,19 @@ pub(crate) fn kind_of(text: &str) -> Option<Kind> {
     };
     let mqtt_io = ["digital_inputs", "digital_outputs", "gpio_modules", "sensor_inputs", "sensor_modules"];
     if top("mqtt") && mqtt_io.iter().any(|name| top(name)) {
-        return Some(Kind::MqttIo);
+        return Some(ForeignKind::MqttIo);
     }
     if lines.iter().any(|line| is_toml(line)) {
-        return Some(Kind::Pigateway);
+        return Some(ForeignKind::Pigateway);
     }
     if all_but_few(is_password) {
-        return Some(Kind::MosquittoPasswords);
+        return Some(ForeignKind::MosquittoPasswords);
     }
     let has_acl = lines.iter().any(|line| is_acl(line));
     if has_acl && lines.iter().all(|line| is_acl(line) || first_word(line) == "user") {
-        return Some(Kind::MosquittoAcl);
+        return Some(ForeignKind::MosquittoAcl);
     }
-    all_but_few(|line| is_setting(first_word(line))).then_some(Kind::MosquittoConf)
+    all_but_few(|line| is_setting(first_word(line))).then_some(ForeignKind::MosquittoConf)
 }
 
 fn is_comment(line: &str) -> bool {
@@ -113,17 +115,17 @@ mod tests {
     #[test]
     fn files_are_told_apart() {
         for (text, kind) in [
-            ("listener 1883\nallow_anonymous true\n", Some(Kind::MosquittoConf)),
-            ("\u{feff}# x\r\npersistence true\r\n", Some(Kind::MosquittoConf)),
-            ("connection a\naddress h\ntopic # both 2 \"\" remote/\n", Some(Kind::MosquittoConf)),
+            ("listener 1883\nallow_anonymous true\n", Some(ForeignKind::MosquittoConf)),
+            ("\u{feff}# x\r\npersistence true\r\n", Some(ForeignKind::MosquittoConf)),
+            ("connection a\naddress h\ntopic # both 2 \"\" remote/\n", Some(ForeignKind::MosquittoConf)),
             ("listener 1883\nno_such_key 1\n", None),
-            ("user a\ntopic read x/#\npattern write y/%u\n", Some(Kind::MosquittoAcl)),
-            ("topic x\n", Some(Kind::MosquittoAcl)),
-            ("a:$7$101$c2FsdA==$aGFzaA==\nb:$6$c2FsdA==$aGFzaA==\n", Some(Kind::MosquittoPasswords)),
-            ("alice:secret\nbob:secret\n", Some(Kind::MosquittoPasswords)),
-            ("[broker]\nmax_connections = 3\n", Some(Kind::Pigateway)),
-            ("[[sensor]]\n", Some(Kind::Pigateway)),
-            ("mqtt:\n  host: h\ndigital_inputs:\n  - name: a\n    pin: 3\n", Some(Kind::MqttIo)),
+            ("user a\ntopic read x/#\npattern write y/%u\n", Some(ForeignKind::MosquittoAcl)),
+            ("topic x\n", Some(ForeignKind::MosquittoAcl)),
+            ("a:$7$101$c2FsdA==$aGFzaA==\nb:$6$c2FsdA==$aGFzaA==\n", Some(ForeignKind::MosquittoPasswords)),
+            ("alice:secret\nbob:secret\n", Some(ForeignKind::MosquittoPasswords)),
+            ("[broker]\nmax_connections = 3\n", Some(ForeignKind::Pigateway)),
+            ("[[sensor]]\n", Some(ForeignKind::Pigateway)),
+            ("mqtt:\n  host: h\ndigital_inputs:\n  - name: a\n    pin: 3\n", Some(ForeignKind::MqttIo)),
             ("", None),
             ("hello world\n", None),
         ] {

@@ -3,14 +3,14 @@
 use std::fmt::{Display, Write};
 use std::rc::Rc;
 
-use super::line::Line;
+use super::line::SettingLine;
 use super::remark;
 
 /// TOML as it grows.
 #[derive(Debug, Default)]
-pub(super) struct Text(String);
+pub(super) struct TomlText(String);
 
-impl Text {
+impl TomlText {
     /// A table's header, with an empty line in front.
     pub(crate) fn table(&mut self, header: &str) {
         let _ = write!(self.0, "\n{header}\n");
@@ -32,7 +32,7 @@ impl Text {
     }
 
     /// What these lines leave as comments.
-    pub(crate) fn remarks<'a>(&mut self, lines: impl IntoIterator<Item = &'a Rc<Line>>) {
+    pub(crate) fn remarks<'a>(&mut self, lines: impl IntoIterator<Item = &'a Rc<SettingLine>>) {
         for line in lines {
             if let Some(remark) = remark(line) {
                 self.comment(&remark);
@@ -41,7 +41,7 @@ impl Text {
     }
 
     /// Another text behind it.
-    pub(crate) fn append(&mut self, other: &Text) {
+    pub(crate) fn append(&mut self, other: &TomlText) {
         self.0.push_str(&other.0);
     }
 

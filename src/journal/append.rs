@@ -2,7 +2,7 @@
 
 use parking_lot::MutexGuard;
 
-use super::state::State;
+use super::state::JournalState;
 use super::{ConsumerId, Extra, Full, Journal, Position, Shared};
 use crate::message::Message;
 
@@ -22,14 +22,14 @@ const AT_ONCE: u32 = 32;
 #[derive(Debug)]
 pub(crate) struct Appender<'a> {
     shared: &'a Shared,
-    state: Option<MutexGuard<'a, State>>,
+    state: Option<MutexGuard<'a, JournalState>>,
     /// Messages since others had a chance.
     count: u32,
     wakes: bool,
 }
 
 impl<'a> Appender<'a> {
-    fn state(&mut self) -> &mut State {
+    fn state(&mut self) -> &mut JournalState {
         let shared: &'a Shared = self.shared;
         let state = self.state.get_or_insert_with(|| shared.state.lock());
         if self.count == AT_ONCE {

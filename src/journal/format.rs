@@ -17,7 +17,7 @@
 //! | 0 | 8 | `PIGWJRNL` |
 //! | 8 | 2 | version |
 //! | 10 | 2 | 0 segment, 1 snapshot, 2 merged segment that is being written, 3 merged segment |
-//! | 12 | 4 | boot: number of the boot that it was begun in, see [`Kind::Clock`] |
+//! | 12 | 4 | boot: number of the boot that it was begun in, see [`RecordKind::Clock`] |
 //! | 16 | 8 | generation: later segments have greater ones; of two headers the greater one counts |
 //! | 24 | 8 | salt: random, so that nobody can publish bytes that pass for a record |
 //! | 32 | 8 | size of the file |
@@ -34,7 +34,7 @@
 //! | 0 | 4 | CRC-32C of generation, salt and the rest of the record: bytes of an earlier use of the file do not pass |
 //! | 4 | 4 | length, these 32 bytes included, padding to the next multiple of 8 not |
 //! | 8 | 8 | place; strictly greater than that of the record before |
-//! | 16 | 1 | [`Kind`] |
+//! | 16 | 1 | [`RecordKind`] |
 //! | 17 | 1 | flags: 1 retained, 2 received, 4 handed over |
 //! | 18 | 2 | number of consumers |
 //! | 20 | 4 | boot that the message's boot-clock time belongs to |
@@ -42,7 +42,7 @@
 //! | 32 | 16 each | consumers: key, ordinal. With the flag "received" the first one is the session of the publisher and the packet id of its QoS 2 PUBLISH instead; with "handed over" it is the consumer that the message was taken from, and its ordinal there |
 //! | | | body |
 //!
-//! | [`Kind`] | body |
+//! | [`RecordKind`] | body |
 //! |---|---|
 //! | 1 message | as [`crate::message`] encodes it; empty for the mere note that a QoS 2 PUBLISH was received |
 //! | 2 state | length of the name (2), name, value: a persistent session, as the broker encodes it, or a value of another room, whose name begins with NUL; no value: it is gone, and with it all whose names go on after two NULs |
@@ -104,7 +104,7 @@ const MAGIC: [u8; 8] = *b"PIGWJRNL";
 /// What a record is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
-pub enum Kind {
+pub enum RecordKind {
     /// A message, or the note that one was received.
     Message = 1,
     /// A named value.
@@ -123,10 +123,10 @@ pub enum Kind {
     Table = 8,
 }
 
-impl Kind {
+impl RecordKind {
     /// The kind with this number.
-    pub fn from_u8(number: u8) -> Option<Kind> {
-        use Kind::*;
+    pub fn from_u8(number: u8) -> Option<RecordKind> {
+        use RecordKind::*;
         [Message, State, Consumer, ConsumerRemoved, Cursors, Note, Clock, Table]
             .into_iter()
             .find(|kind| *kind as u8 == number)

@@ -7,12 +7,12 @@ use std::path::Path;
 use jiff::Timestamp;
 use serde_json::{Map, Value, json};
 
-use super::format::{Kind, SEGMENT_SUFFIX};
-use super::loss::{Owner, shown};
+use super::format::{RecordKind, SEGMENT_SUFFIX};
+use super::loss::{ConsumerOwner, shown};
 use super::record::{RecordRef, Scanner};
 use super::report::Report;
 use super::segment::Segment;
-use super::state::State;
+use super::state::JournalState;
 use super::storage::Storage;
 use super::storage::file::FileStorage;
 use super::{JournalError, boots, recovery, settings::JournalSettings};
@@ -24,7 +24,7 @@ const LOOKS: u32 = 3;
 
 /// What to do.
 #[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct What {
+pub(crate) struct InspectOptions {
     /// Read every record.
     pub(crate) verify: bool,
     /// Print messages as JSON, one a line, and nothing else.
@@ -46,7 +46,7 @@ pub enum InspectError {
 }
 
 /// Prints what is in the journal in `dir`; says whether all of it is readable.
-pub(crate) fn inspect(dir: &Path, what: What, out: &mut dyn Write) -> Result<bool, InspectError> {
+pub(crate) fn inspect(dir: &Path, what: InspectOptions, out: &mut dyn Write) -> Result<bool, InspectError> {
     let inner = dir.join("journal");
     let storage = FileStorage::read_only(if inner.is_dir() { &inner } else { dir });
     let files = storage.list()?;
@@ -54,7 +54,7 @@ pub(crate) fn inspect(dir: &Path, what: What, out: &mut dyn Write) -> Result<boo
         return Err(InspectError::None(dir.display().to_string()));
     }
     let clock = SystemClock;
-    let look = || -> Result<State, JournalError> {
+    let look = || -> Result<JournalState, JournalError> {
         let mut state = recovery::recover(&storage, &JournalSettings::default(), boots::kernel_boot_id(), &clock)?;
         if what.verify && !what.export {
             verify(&storage, &mut state);
@@ -83,7 +83,7 @@ pub(crate) fn waiting_upstreams(dir: &Path) -> Result<Vec<(String, u64)>, Journa
     let state = recovery::recover(&storage, &JournalSettings::default(), boots::kernel_boot_id(), &SystemClock)?;
     let mut waiting: BTreeMap<String, u64> = BTreeMap::new();
     for queue in state.queues.values() {
-        if let Owner::Upstream(name) = Owner::of(&queue.name) {
+        if let ConsumerOwner::Upstream(name) = ConsumerOwner::of(&queue.name) {
             *waiting.entry(name.to_owned()).or_default() += queue.waiting();
         }
     }
@@ -91,7 +91,7 @@ pub(crate) fn waiting_upstreams(dir: &Path) -> Result<Vec<(String, u64)>, Journa
 }
 
 /// Reads what was not read to find the state.
-fn verify(storage: &dyn Storage, state: &mut State) {
+fn verify(storage: &dyn Storage, state: &mut JournalState) {
     for generation in std::mem::take(&mut state.unverified) {
         let Some(segment) = state.segments.get(&generation) else { continue };
         let mut scanner = Scanner::new(storage, &segment.name, &segment.header, segment.end);
@@ -113,7 +113,7 @@ fn verify(storage: &dyn Storage, state: &mut State) {
     }
 }
 
-fn print(state: &State, bytes: u64, what: What, out: &mut dyn Write) -> io::Result<()> {
+fn print(state: &JournalState, bytes: u64, what: InspectOptions, out: &mut dyn Write) -> io::Result<()> {
     let messages = state.retained.len();
     writeln!(
         out,
@@ -171,14 +171,14 @@ fn print(state: &State, bytes: u64, what: What, out: &mut dyn Write) -> io::Resu
     }
 }
 
-fn export(storage: &dyn Storage, state: &State, clock: &dyn Clock, out: &mut dyn Write) -> io::Result<()> {
+fn export(storage: &dyn Storage, state: &JournalState, clock: &dyn Clock, out: &mut dyn Write) -> io::Result<()> {
     let segments: Vec<&Segment> = state.segments.values().collect();
     for (at, segment) in segments.iter().enumerate() {
         let limit = segment.limit(segments.get(at + 1).map(|next| &next.header));
         let mut scanner = Scanner::new(storage, &segment.name, &segment.header, segment.end);
         while let Some((_, record)) = scanner.next_record() {
             if (segment.from..limit).contains(&record.position())
-                && record.kind() == Some(Kind::Message)
+                && record.kind() == Some(RecordKind::Message)
                 && let Some(line) = line(state, &record, clock)
             {
                 serde_json::to_writer(&mut *out, &line)?;
@@ -189,7 +189,7 @@ fn export(storage: &dyn Storage, state: &State, clock: &dyn Clock, out: &mut dyn
     Ok(())
 }
 
-fn line(state: &State, record: &RecordRef<'_>, clock: &dyn Clock) -> Option<Value> {
+fn line(state: &JournalState, record: &RecordRef<'_>, clock: &dyn Clock) -> Option<Value> {
     let message = MessageRef::parse(record.body())?;
     let offset = state
         .boots
@@ -231,7 +231,7 @@ mod tests {
     #[test]
     fn a_journal_in_use_is_shown_and_left_as_it_is() {
         let dir = tempfile::tempdir().unwrap();
-        assert!(matches!(inspect(dir.path(), What::default(), &mut Vec::new()), Err(InspectError::None(_))));
+        assert!(matches!(inspect(dir.path(), InspectOptions::default(), &mut Vec::new()), Err(InspectError::None(_))));
         let path = dir.path().join("journal");
         let storage = Arc::new(FileStorage::new(&path));
         let journal = Journal::open(storage, settings(1 << 20, WhenFull::DropOldest), Arc::new(SystemClock)).unwrap();
@@ -246,9 +246,9 @@ mod tests {
             let whole = inspect(dir.path(), what, &mut out).unwrap();
             (whole, String::from_utf8(out).unwrap())
         };
-        let (whole, text) = show(What { verify: true, export: false });
+        let (whole, text) = show(InspectOptions { verify: true, export: false });
         assert!(whole && text.contains("upstream/home") && text.contains("every record is whole"), "{text}");
-        let (_, text) = show(What { verify: false, export: true });
+        let (_, text) = show(InspectOptions { verify: false, export: true });
         let lines: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
         assert_eq!((lines.len(), &lines[0]["payload"], &lines[1]["payload_hex"]), (2, &json!("21.5"), &json!("ff00")));
         assert_eq!(lines[1]["consumers"]["upstream/home"], json!({"number": 2, "waits": true}));
@@ -256,7 +256,7 @@ mod tests {
         let mut bytes = std::fs::read(&file).unwrap();
         bytes[8192 + 50] ^= 1;
         std::fs::write(&file, bytes).unwrap();
-        let (whole, text) = show(What { verify: true, export: false });
+        let (whole, text) = show(InspectOptions { verify: true, export: false });
         assert!(!whole && text.contains("damaged in 1 places"), "{text}");
         assert_eq!(std::fs::read_dir(&path).unwrap().count(), 1, "nothing is set aside by looking");
     }

@@ -4,8 +4,8 @@ use std::ops::Bound;
 
 use bytes::Bytes;
 
-use super::format::Kind;
-use super::state::State;
+use super::format::RecordKind;
+use super::state::JournalState;
 use super::{Full, Position};
 use crate::message::Message;
 
@@ -13,7 +13,7 @@ use crate::message::Message;
 /// contain NUL [MQTT-1.5.4-2], and a session's name has no two of them.
 pub(crate) const PART: &str = "\0\0";
 
-impl State {
+impl JournalState {
     /// Keeps or clears the retained message of a topic.
     pub(crate) fn retain(&mut self, message: Message) {
         let view = message.view();
@@ -50,7 +50,7 @@ impl State {
         }
         let body: &[&[u8]] = &[&len.to_le_bytes(), name.as_bytes(), session.unwrap_or_default()];
         let begin = self.pending.bytes.len();
-        let position = self.push(Kind::State, 0, std::iter::empty(), body);
+        let position = self.push(RecordKind::State, 0, std::iter::empty(), body);
         Ok((position, self.pending.bytes.len() - begin))
     }
 

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use tracing::{error, info};
 
 use super::ConsumerId;
-use super::state::State;
+use super::state::JournalState;
 use crate::access::identity::SessionName;
 
 const MINUTE: Duration = Duration::from_secs(60);
@@ -15,7 +15,7 @@ const LINES: u32 = 10;
 
 /// Whom a consumer of the journal stands for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Owner<'a> {
+pub(crate) enum ConsumerOwner<'a> {
     /// The upstream with this name.
     Upstream(&'a str),
     /// A persistent session.
@@ -33,61 +33,61 @@ pub(crate) enum Owner<'a> {
     Unknown,
 }
 
-impl Owner<'_> {
+impl ConsumerOwner<'_> {
     /// By the consumer's lasting name.
-    pub(crate) fn of(name: &str) -> Owner<'_> {
+    pub(crate) fn of(name: &str) -> ConsumerOwner<'_> {
         if let Some((owner, rest)) = name.strip_prefix("share/").and_then(|rest| rest.split_once('/')) {
             let (user, group) = rest.split_once('\0').map_or((None, rest), |(user, group)| (Some(user), group));
-            return Owner::Shared { group, of_guests: owner == "g", user: user.filter(|_| owner == "u") };
+            return ConsumerOwner::Shared { group, of_guests: owner == "g", user: user.filter(|_| owner == "u") };
         }
         match (name.strip_prefix("upstream/"), name.strip_prefix("session/")) {
-            (Some(upstream), _) => Owner::Upstream(upstream.strip_suffix("/2").unwrap_or(upstream)),
-            (_, Some(session)) => Owner::Session(SessionName::of(session)),
-            _ => Owner::Unknown,
+            (Some(upstream), _) => ConsumerOwner::Upstream(upstream.strip_suffix("/2").unwrap_or(upstream)),
+            (_, Some(session)) => ConsumerOwner::Session(SessionName::of(session)),
+            _ => ConsumerOwner::Unknown,
         }
     }
 }
 
 /// The name of a consumer as people read it.
 pub(crate) fn shown(name: &str) -> String {
-    match Owner::of(name) {
-        Owner::Session(session) => format!("session/{session}"),
-        Owner::Shared { group, user: Some(user), .. } => format!("share/{group} of user {user}"),
+    match ConsumerOwner::of(name) {
+        ConsumerOwner::Session(session) => format!("session/{session}"),
+        ConsumerOwner::Shared { group, user: Some(user), .. } => format!("share/{group} of user {user}"),
         _ if name.is_empty() => "(its name was lost)".into(),
         _ => name.into(),
     }
 }
 
-impl std::fmt::Display for Owner<'_> {
+impl std::fmt::Display for ConsumerOwner<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            Owner::Upstream(name) => write!(f, "upstream {name}"),
-            Owner::Session(session) => write!(f, "the session of client {session}"),
-            Owner::Shared { group, .. } => write!(f, "the shared subscription {group}"),
-            Owner::Unknown => f.write_str("a consumer whose name was lost"),
+            ConsumerOwner::Upstream(name) => write!(f, "upstream {name}"),
+            ConsumerOwner::Session(session) => write!(f, "the session of client {session}"),
+            ConsumerOwner::Shared { group, .. } => write!(f, "the shared subscription {group}"),
+            ConsumerOwner::Unknown => f.write_str("a consumer whose name was lost"),
         }
     }
 }
 
 /// Keeps lines apart.
 #[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Pace {
+pub(crate) struct LossPace {
     since: Option<Instant>,
     lines: u32,
 }
 
-impl Pace {
+impl LossPace {
     /// Whether there may be another line, of at most so many a minute.
     pub(crate) fn admits(&mut self, most: u32, now: Instant) -> bool {
         if self.since.is_none_or(|since| now.duration_since(since) >= MINUTE) {
-            *self = Pace { since: Some(now), lines: 0 };
+            *self = LossPace { since: Some(now), lines: 0 };
         }
         self.lines += 1;
         self.lines <= most
     }
 }
 
-impl State {
+impl JournalState {
     /// Bounds have pushed out messages of a consumer.
     pub(crate) fn lost(&mut self, id: ConsumerId, messages: u64, bounds: &str) {
         if messages > 0 {
@@ -101,7 +101,7 @@ impl State {
             return;
         }
         let (messages, total) = (std::mem::take(&mut queue.unsaid), queue.cursor.dropped);
-        let owner = Owner::of(&queue.name);
+        let owner = ConsumerOwner::of(&queue.name);
         error!(messages, total, "{owner} has lost its oldest messages: they had to make room ({bounds})");
     }
 
@@ -119,7 +119,7 @@ impl State {
         self.said_full = true;
         let largest = self.queues.values().max_by_key(|queue| queue.sizes.bytes());
         let waiting = largest.map_or(0, |queue| queue.waiting());
-        let owner = Owner::of(largest.map_or("", |queue| &queue.name));
+        let owner = ConsumerOwner::of(largest.map_or("", |queue| &queue.name));
         error!(
             refused = self.counts.refused,
             "journal: full (journal.max_size), most of it with {waiting} messages that wait for {owner}: \
@@ -137,7 +137,7 @@ mod tests {
     #[test]
     fn lines_are_kept_apart() {
         let begin = Instant::now();
-        let mut pace = Pace::default();
+        let mut pace = LossPace::default();
         let lines = (0..200).filter(|second| pace.admits(2, begin + Duration::from_secs(*second))).count();
         assert_eq!(lines, 8, "at 0, 1, 60, 61, 120, 121, 180, 181");
     }
@@ -151,7 +151,7 @@ mod tests {
             ("share/u/g/a/#", "the shared subscription g/a/#"),
             ("", "a consumer whose name was lost"),
         ] {
-            assert_eq!(Owner::of(name).to_string(), shown);
+            assert_eq!(ConsumerOwner::of(name).to_string(), shown);
         }
     }
 

@@ -8,12 +8,12 @@ use std::collections::HashMap;
 use std::io;
 use std::time::Instant;
 
-use super::format::{DATA, FLAG_RETAINED, FileKind, HEADER_COPY, Header, Kind, WHOLE_HEADER_LEN};
+use super::format::{DATA, FLAG_RETAINED, FileKind, HEADER_COPY, Header, RecordKind, WHOLE_HEADER_LEN};
 use super::parts::{PARTS, Part, usable};
-use super::record::{self, Draft, RecordRef, Scanner};
+use super::record::{self, RecordDraft, RecordRef, Scanner};
 use super::segment::Segment;
 use super::settings::JournalSettings;
-use super::state::State;
+use super::state::JournalState;
 use super::writer::{Writer, random};
 
 /// Segments that may be merged for one file, where somebody may give way instead.
@@ -60,7 +60,7 @@ impl Packing {
     }
 }
 
-impl State {
+impl JournalState {
     /// Whether a file of this size may become a segment again; otherwise there are enough without it.
     pub(crate) fn keeps_file(&self, size: u64, settings: &JournalSettings) -> bool {
         size == settings.segment_size() && self.segments.len() + self.spare.len() < settings.segments()
@@ -144,7 +144,7 @@ impl Writer {
 
     /// What to merge. What is needed of a segment is known only about: a merge that has set nothing free is not tried again
     /// before as much as a file takes is not needed any more.
-    pub(super) fn plan(&self, state: &State, most: usize) -> Vec<u64> {
+    pub(super) fn plan(&self, state: &JournalState, most: usize) -> Vec<u64> {
         let settings = &self.shared.settings;
         if self.in_vain.is_some_and(|waiting| state.usage().all + usable(settings) > waiting) {
             return Vec::new();
@@ -187,7 +187,7 @@ impl Writer {
             let begin = copied.bytes.len();
             while let Some((_, record)) = scanner.next_record() {
                 let position = record.position();
-                if position > segment.last || position < segment.from || record.kind() != Some(Kind::Message) {
+                if position > segment.last || position < segment.from || record.kind() != Some(RecordKind::Message) {
                     continue;
                 }
                 let live: Vec<(u64, u64)> = record
@@ -300,6 +300,6 @@ impl Writer {
 /// A record as it is copied: for those alone that still need it.
 fn encode(out: &mut Vec<u8>, record: &RecordRef<'_>, live: &[(u64, u64)]) {
     let flags = if record.is_retained() { FLAG_RETAINED } else { 0 };
-    let draft = Draft { kind: Kind::Message, flags, boot: record.boot(), body: &[record.body()] };
+    let draft = RecordDraft { kind: RecordKind::Message, flags, boot: record.boot(), body: &[record.body()] };
     record::encode(out, record.position(), &draft, live.iter().copied());
 }

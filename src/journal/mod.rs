@@ -77,7 +77,7 @@ pub(crate) use self::reader::Reader;
 use self::report::Report;
 use self::report::Status;
 use self::settings::JournalSettings;
-use self::state::State;
+use self::state::JournalState;
 use self::storage::Storage;
 use self::storage::memory::MemoryStorage;
 pub use self::terms::Extra;
@@ -159,7 +159,7 @@ pub enum JournalError {
 
 #[derive(Debug)]
 struct Shared {
-    state: Mutex<State>,
+    state: Mutex<JournalState>,
     /// Wakes the writing thread.
     work: Condvar,
     /// Wakes the reading thread.
@@ -186,13 +186,13 @@ impl std::fmt::Debug for ClockOf {
 
 /// Stops the threads when the last who could use the journal has gone.
 #[derive(Debug)]
-struct Guard {
+struct ThreadsGuard {
     shared: Arc<Shared>,
     threads: Mutex<Vec<std::thread::JoinHandle<()>>>,
     alive: watch::Receiver<()>,
 }
 
-impl Drop for Guard {
+impl Drop for ThreadsGuard {
     fn drop(&mut self) {
         self.shared.stop(state::Stop::Now);
     }
@@ -202,7 +202,7 @@ impl Drop for Guard {
 #[derive(Clone, Debug)]
 pub struct Journal {
     shared: Arc<Shared>,
-    guard: Arc<Guard>,
+    guard: Arc<ThreadsGuard>,
 }
 
 impl Default for Journal {
@@ -263,7 +263,7 @@ impl Journal {
         let token = alive.clone();
         threads.push(start("journal", move || drop((writer.run(), token)))?);
         threads.push(start("journal-read", move || drop((filler.run(), alive)))?);
-        let guard = Arc::new(Guard { shared: shared.clone(), threads: Mutex::new(threads), alive: ended });
+        let guard = Arc::new(ThreadsGuard { shared: shared.clone(), threads: Mutex::new(threads), alive: ended });
         Ok(Journal { shared, guard })
     }
 
@@ -371,7 +371,7 @@ impl Journal {
 
     /// The place up to which everything appended so far is safe, once [`Journal::synced`] has reached it.
     pub fn barrier(&self) -> Position {
-        self.with_state(State::barrier)
+        self.with_state(JournalState::barrier)
     }
 
     /// These retained messages have expired: they need not be kept.
@@ -382,7 +382,7 @@ impl Journal {
         }
     }
 
-    fn with_state<T>(&self, act: impl FnOnce(&mut State) -> T) -> T {
+    fn with_state<T>(&self, act: impl FnOnce(&mut JournalState) -> T) -> T {
         let result = act(&mut self.shared.state.lock());
         self.shared.work.notify_one();
         result

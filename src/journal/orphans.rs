@@ -1,7 +1,7 @@
 //! Consumers that nobody in the configuration asks for any more: a comment, a typo or an old file is no reason to lose what
 //! waits. They are kept, and are the first to give way when the journal is full.
 
-use super::state::State;
+use super::state::JournalState;
 use super::{Backlog, ConsumerId, Journal};
 
 impl Journal {
@@ -32,7 +32,7 @@ impl Backlog {
     }
 }
 
-impl State {
+impl JournalState {
     /// The oldest messages of orphans give way: whether there were any.
     pub(crate) fn orphans_give_way(&mut self) -> bool {
         let mut waiting: Vec<(ConsumerId, u64)> = Vec::new();

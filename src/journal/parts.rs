@@ -9,10 +9,10 @@
 use std::collections::HashMap;
 
 use super::format::{DATA, FileKind};
-use super::loss::Owner;
+use super::loss::ConsumerOwner;
 use super::merge::Packing;
 use super::settings::JournalSettings;
-use super::state::State;
+use super::state::JournalState;
 use super::{ConsumerId, Full, PENDING_MAX, WhenFull};
 use crate::access::identity::SessionName;
 
@@ -36,10 +36,10 @@ impl Part {
 
     /// By a consumer's lasting name.
     pub(crate) fn of(name: &str) -> Part {
-        match Holder::of(name) {
-            Holder::Upstream(_) => Part::Upstreams,
-            Holder::User(_) | Holder::Unknown(_) => Part::Users,
-            Holder::Guests => Part::Guests,
+        match PartHolder::of(name) {
+            PartHolder::Upstream(_) => Part::Upstreams,
+            PartHolder::User(_) | PartHolder::Unknown(_) => Part::Users,
+            PartHolder::Guests => Part::Guests,
         }
     }
 
@@ -64,7 +64,7 @@ impl Part {
 
 /// Who gives way together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(crate) enum Holder<'a> {
+pub(crate) enum PartHolder<'a> {
     /// An upstream, in whatever order it gets its messages.
     Upstream(&'a str),
     /// All sessions of a user, and all shared subscriptions that the user has begun.
@@ -75,18 +75,18 @@ pub(crate) enum Holder<'a> {
     Unknown(&'a str),
 }
 
-impl Holder<'_> {
+impl PartHolder<'_> {
     /// By a consumer's lasting name.
-    pub(crate) fn of(name: &str) -> Holder<'_> {
-        match Owner::of(name) {
-            Owner::Upstream(upstream) => Holder::Upstream(upstream),
-            Owner::Session(SessionName { user: Some(user), .. }) | Owner::Shared { user: Some(user), .. } => {
-                Holder::User(user)
+    pub(crate) fn of(name: &str) -> PartHolder<'_> {
+        match ConsumerOwner::of(name) {
+            ConsumerOwner::Upstream(upstream) => PartHolder::Upstream(upstream),
+            ConsumerOwner::Session(SessionName { user: Some(user), .. })
+            | ConsumerOwner::Shared { user: Some(user), .. } => PartHolder::User(user),
+            ConsumerOwner::Session(SessionName { is_unowned: false, .. })
+            | ConsumerOwner::Shared { of_guests: true, .. } => PartHolder::Guests,
+            ConsumerOwner::Shared { .. } | ConsumerOwner::Session(_) | ConsumerOwner::Unknown => {
+                PartHolder::Unknown(name)
             }
-            Owner::Session(SessionName { is_unowned: false, .. }) | Owner::Shared { of_guests: true, .. } => {
-                Holder::Guests
-            }
-            Owner::Shared { .. } | Owner::Session(_) | Owner::Unknown => Holder::Unknown(name),
         }
     }
 }
@@ -100,7 +100,7 @@ pub(crate) struct Usage {
     pub(crate) all: u64,
 }
 
-impl State {
+impl JournalState {
     /// How much of the journal each part takes now.
     pub(super) fn usage(&self) -> Usage {
         let mut usage = Usage::default();
@@ -122,12 +122,12 @@ impl State {
 
     /// The oldest messages of whoever has most in this part give way; says whether there were any.
     pub(crate) fn give_way(&mut self, part: Part) -> bool {
-        let mut held: HashMap<Holder<'_>, u64> = HashMap::new();
+        let mut held: HashMap<PartHolder<'_>, u64> = HashMap::new();
         for segment in self.segments.values() {
             for (key, share) in &segment.shares {
                 if let Some(queue) = self.by_key.get(key).and_then(|id| self.queues.get(id)).filter(|q| q.part == part)
                 {
-                    *held.entry(Holder::of(&queue.name)).or_default() += share.live(queue.cursor.base);
+                    *held.entry(PartHolder::of(&queue.name)).or_default() += share.live(queue.cursor.base);
                 }
             }
         }
@@ -137,7 +137,8 @@ impl State {
             let shares = segment.shares.iter().filter_map(|(key, share)| {
                 let id = *self.by_key.get(key)?;
                 let queue = self.queues.get(&id)?;
-                let is_held = queue.part == part && Holder::of(&queue.name) == most && queue.cursor.base < share.last;
+                let is_held =
+                    queue.part == part && PartHolder::of(&queue.name) == most && queue.cursor.base < share.last;
                 is_held.then_some((id, share.last))
             });
             Some(shares.collect::<Vec<(ConsumerId, u64)>>()).filter(|shares| !shares.is_empty())

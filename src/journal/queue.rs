@@ -10,7 +10,7 @@ use parking_lot::Mutex;
 use tokio::sync::Notify;
 
 use super::format::FAR;
-use super::loss::Pace;
+use super::loss::LossPace;
 use super::parts::Part;
 use super::sizes::Sizes;
 use super::{Backlog, ConsumerId, Delivery, Limits, Outcome, Position, WhenFull};
@@ -24,7 +24,7 @@ const AHEAD_MESSAGES: usize = 1024;
 pub(crate) const IN_HAND: u64 = 1000;
 /// A message that the consumer has got.
 #[derive(Debug)]
-struct Held {
+struct HandedOut {
     delivery: Delivery,
     settled: Option<Outcome>,
 }
@@ -89,7 +89,7 @@ pub(crate) struct Queue {
     pub(crate) cursor: Cursor,
     /// Sizes.
     pub(crate) sizes: Sizes,
-    held: VecDeque<Held>,
+    held: VecDeque<HandedOut>,
     ready: VecDeque<Delivery>,
     ready_bytes: usize,
     /// Messages from this place on must be read from the log; `None`: what comes next comes from memory.
@@ -115,7 +115,7 @@ pub(crate) struct Queue {
     /// Messages pushed out that the log has not spoken of.
     pub(crate) unsaid: u64,
     /// When it has.
-    pub(crate) said: Pace,
+    pub(crate) said: LossPace,
     /// Something new to read.
     pub(crate) changed: Arc<Notify>,
     /// Who reads for many consumers is told here instead.
@@ -148,7 +148,7 @@ impl Queue {
             is_attached: false,
             is_moved: false,
             unsaid: 0,
-            said: Pace::default(),
+            said: LossPace::default(),
             changed: Arc::default(),
             news: None,
         }
@@ -328,7 +328,7 @@ impl Queue {
             if delivery.ordinal > self.cursor.base {
                 self.cursor.read = self.cursor.read.max(delivery.ordinal);
                 let at = self.held.partition_point(|held| held.delivery.ordinal < delivery.ordinal);
-                self.held.insert(at, Held { delivery: delivery.clone(), settled: None });
+                self.held.insert(at, HandedOut { delivery: delivery.clone(), settled: None });
                 return Some(delivery);
             }
         }
@@ -398,7 +398,7 @@ impl Queue {
             if held.delivery.ordinal > next_ready {
                 break;
             }
-            if let Some(Held { delivery, settled: Some(outcome) }) = self.held.pop_front() {
+            if let Some(HandedOut { delivery, settled: Some(outcome) }) = self.held.pop_front() {
                 self.lose_before(delivery.ordinal);
                 if delivery.ordinal > self.cursor.base {
                     self.cursor.settled[outcome as usize] += 1;

@@ -9,11 +9,11 @@ use tokio::sync::Notify;
 use tracing::error;
 
 use super::boots::Boots;
-use super::format::{Header, Kind};
+use super::format::{Header, RecordKind};
 use super::queue::{AHEAD_BYTES, News, Queue};
 use super::record::Scanner;
 use super::report::Report;
-use super::state::State;
+use super::state::JournalState;
 use super::{Backlog, ConsumerId, Delivery, Journal, Outcome, Position, Shared};
 use crate::message::Message;
 
@@ -149,7 +149,11 @@ impl Reader {
 }
 
 /// The journal's lock, where it is known what a consumer is done with.
-fn lock<'a>(journal: &'a Journal, id: ConsumerId, settled: &mut Vec<(Position, Outcome)>) -> MutexGuard<'a, State> {
+fn lock<'a>(
+    journal: &'a Journal,
+    id: ConsumerId,
+    settled: &mut Vec<(Position, Outcome)>,
+) -> MutexGuard<'a, JournalState> {
     let shared = &journal.shared;
     #[cfg(test)]
     shared.reads.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
@@ -172,7 +176,7 @@ impl Drop for Reader {
 
 /// Where reading for a consumer has stopped.
 #[derive(Clone, Copy, Debug)]
-struct Place {
+struct ReadPosition {
     /// Salt of the file: another one with the same generation is another file.
     salt: u64,
     offset: u64,
@@ -197,7 +201,7 @@ struct Job {
 /// The thread that reads ahead, and when nobody needs that, checks what was not read at start.
 pub(super) struct Filler {
     shared: Arc<Shared>,
-    places: HashMap<ConsumerId, Place>,
+    places: HashMap<ConsumerId, ReadPosition>,
     /// Segments that could not be read, how often, and when to try again.
     unread: HashMap<u64, (usize, Option<Instant>)>,
 }
@@ -284,7 +288,7 @@ impl Filler {
     /// What to read next for a consumer; `None`: nothing.
     fn job(&mut self, id: ConsumerId) -> Option<Job> {
         let mut guard = self.shared.state.lock();
-        let state: &mut State = &mut guard;
+        let state: &mut JournalState = &mut guard;
         let most = if state.has_room_ahead() { AHEAD_BYTES } else { SMALL_PORTION };
         let Some(queue) = state.queues.get_mut(&id) else {
             self.places.remove(&id);
@@ -321,12 +325,12 @@ impl Filler {
         })
     }
 
-    fn read(&self, job: &Job, place: Option<Place>) -> (Vec<(u64, u64, Message)>, Place) {
+    fn read(&self, job: &Job, place: Option<ReadPosition>) -> (Vec<(u64, u64, Message)>, ReadPosition) {
         let mut scanner = Scanner::new(&*self.shared.storage, &job.name, &job.header, job.end);
         if let Some(place) = place.filter(|place| place.salt == job.header.salt && place.last < job.from) {
             scanner.seek(place.offset, place.last);
         }
-        let mut at = Place { salt: job.header.salt, offset: scanner.offset(), last: job.last };
+        let mut at = ReadPosition { salt: job.header.salt, offset: scanner.offset(), last: job.last };
         let (mut found, mut bytes) = (Vec::new(), 0);
         while let Some((offset, record)) = scanner.next_record() {
             let position = record.position();
@@ -334,7 +338,7 @@ impl Filler {
                 break;
             }
             at.offset = offset + record.padded_len() as u64;
-            if position < job.from || record.kind() != Some(Kind::Message) {
+            if position < job.from || record.kind() != Some(RecordKind::Message) {
                 continue;
             }
             let Some((_, ordinal)) = record.consumers().find(|(key, _)| *key == job.key) else { continue };

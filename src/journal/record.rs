@@ -1,7 +1,7 @@
 //! Records: encoding, and reading them back from a file that may be damaged.
 
 use super::format::{
-    CONSUMER_LEN, DATA, FAR, FLAG_HANDED_OVER, FLAG_RECEIVED, FLAG_RETAINED, FileKind, Header, Kind, RECORD_HEAD,
+    CONSUMER_LEN, DATA, FAR, FLAG_HANDED_OVER, FLAG_RECEIVED, FLAG_RETAINED, FileKind, Header, RECORD_HEAD, RecordKind,
     padded, u16_at, u32_at, u64_at,
 };
 use super::storage::Storage;
@@ -17,9 +17,9 @@ const SHORT: usize = 512;
 
 /// What a record is made of, before its CRC, which depends on the file it goes to.
 #[derive(Clone, Copy, Debug)]
-pub struct Draft<'a> {
+pub struct RecordDraft<'a> {
     /// What it is.
-    pub kind: Kind,
+    pub kind: RecordKind,
     /// Flags.
     pub flags: u8,
     /// Boot.
@@ -32,7 +32,7 @@ pub struct Draft<'a> {
 pub fn encode(
     out: &mut Vec<u8>,
     position: u64,
-    draft: &Draft<'_>,
+    draft: &RecordDraft<'_>,
     consumers: impl ExactSizeIterator<Item = (u64, u64)>,
 ) -> usize {
     let count = consumers.len();
@@ -92,8 +92,8 @@ impl<'a> RecordRef<'a> {
     }
 
     /// What it is; `None`: of a later version.
-    pub(crate) fn kind(&self) -> Option<Kind> {
-        Kind::from_u8(self.bytes[16])
+    pub(crate) fn kind(&self) -> Option<RecordKind> {
+        RecordKind::from_u8(self.bytes[16])
     }
 
     /// Whether its message is a retained one.
@@ -302,7 +302,7 @@ mod tests {
         for number in 0..count {
             offsets.push(DATA + bytes.len() as u64);
             let body = [number as u8; 37];
-            let draft = Draft { kind: Kind::Message, flags: 0, boot: 0, body: &[&body] };
+            let draft = RecordDraft { kind: RecordKind::Message, flags: 0, boot: 0, body: &[&body] };
             encode(&mut bytes, header.base + number, &draft, [(7, number + 1)].into_iter());
         }
         seal(&mut bytes, header.seed());
@@ -382,7 +382,7 @@ mod tests {
         }
         // and a record that is whole behind all that
         let mut last = Vec::new();
-        let draft = Draft { kind: Kind::Message, flags: 0, boot: 0, body: &[b"x"] };
+        let draft = RecordDraft { kind: RecordKind::Message, flags: 0, boot: 0, body: &[b"x"] };
         encode(&mut last, 9000, &draft, [(7, 8951)].into_iter());
         seal(&mut last, header.seed());
         files.write_at("f", size - 64, &last).unwrap();
@@ -407,7 +407,8 @@ mod tests {
             let mut at = Vec::new();
             for (number, len) in [(0, 100), (1, 700_000), (2, 100), (3, 1_300_000)] {
                 at.push(DATA + bytes.len() as u64);
-                let draft = Draft { kind: Kind::Message, flags: 0, boot: 0, body: &[&vec![number as u8; len]] };
+                let draft =
+                    RecordDraft { kind: RecordKind::Message, flags: 0, boot: 0, body: &[&vec![number as u8; len]] };
                 encode(&mut bytes, 50 + number, &draft, [(7, number + 1)].into_iter());
             }
             seal(&mut bytes, header.seed());

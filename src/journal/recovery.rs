@@ -9,7 +9,7 @@ use bytes::Bytes;
 
 use super::boots::Boots;
 use super::format::{
-    ASIDE_SUFFIX, DATA, FileKind, HEADER_COPY, Header, HeaderError, Kind, SEGMENT_SUFFIX, SNAPSHOT, SNAPSHOT_NEW,
+    ASIDE_SUFFIX, DATA, FileKind, HEADER_COPY, Header, HeaderError, RecordKind, SEGMENT_SUFFIX, SNAPSHOT, SNAPSHOT_NEW,
     WHOLE_HEADER_LEN, u16_at, u64_at,
 };
 use super::parts::PARTS;
@@ -18,8 +18,8 @@ use super::record::{Damage, RecordRef, Scanner};
 use super::report::Report;
 use super::segment::Segment;
 use super::settings::JournalSettings;
-use super::snapshot::{Table, TableSegment, decode_boot};
-use super::state::{State, decode_cursors};
+use super::snapshot::{SnapshotTable, TableSegment, decode_boot};
+use super::state::{JournalState, decode_cursors};
 use super::storage::Storage;
 use super::{CURSOR_EVERY, JournalError, Limits, MOST_ASIDE};
 use crate::message::MessageRef;
@@ -34,8 +34,9 @@ pub fn recover(
     settings: &JournalSettings,
     boot: u64,
     clock: &dyn Clock,
-) -> Result<State, JournalError> {
-    let mut recovery = Recovery { storage, state: State::default(), retained: HashMap::new(), orderly: HashMap::new() };
+) -> Result<JournalState, JournalError> {
+    let mut recovery =
+        Recovery { storage, state: JournalState::default(), retained: HashMap::new(), orderly: HashMap::new() };
     let files = match storage.list() {
         Ok(files) => files,
         Err(error) => {
@@ -73,7 +74,7 @@ pub fn read_header(storage: &dyn Storage, name: &str) -> Result<(Header, bool), 
 }
 
 /// Renames a file so that it is not used any more, and removes the oldest of those.
-fn set_aside(storage: &dyn Storage, state: &mut State, name: &str, bytes: u64) {
+fn set_aside(storage: &dyn Storage, state: &mut JournalState, name: &str, bytes: u64) {
     let to = aside_name(state, name);
     let renamed = storage.rename(name, &to);
     for oldest in note_aside(state, name, to, bytes, renamed) {
@@ -83,7 +84,7 @@ fn set_aside(storage: &dyn Storage, state: &mut State, name: &str, bytes: u64) {
 }
 
 /// A name for a file that is not used any more.
-pub(crate) fn aside_name(state: &State, name: &str) -> String {
+pub(crate) fn aside_name(state: &JournalState, name: &str) -> String {
     (1..)
         .map(|number: u32| format!("{name}.{number}{ASIDE_SUFFIX}"))
         .find(|to| !state.aside.contains(to))
@@ -92,7 +93,7 @@ pub(crate) fn aside_name(state: &State, name: &str) -> String {
 
 /// A file was renamed so that it is not used any more; returns those that have been there for too long.
 pub(crate) fn note_aside(
-    state: &mut State,
+    state: &mut JournalState,
     name: &str,
     to: String,
     bytes: u64,
@@ -111,7 +112,7 @@ pub(crate) fn note_aside(
 
 struct Recovery<'a> {
     storage: &'a dyn Storage,
-    state: State,
+    state: JournalState,
     /// Newest retained message per topic and the boot its time belongs to.
     retained: HashMap<Box<str>, (u32, Bytes)>,
     /// Whether the last cursor of a key was written at an orderly end.
@@ -119,7 +120,7 @@ struct Recovery<'a> {
 }
 
 impl Recovery<'_> {
-    fn snapshot(&mut self, files: &[(String, u64)]) -> Result<Option<Table>, JournalError> {
+    fn snapshot(&mut self, files: &[(String, u64)]) -> Result<Option<SnapshotTable>, JournalError> {
         for (name, _) in files {
             if name == SNAPSHOT_NEW {
                 // it was never finished
@@ -151,9 +152,9 @@ impl Recovery<'_> {
             missing += record.position() - last - 1;
             last = record.position();
             match record.kind() {
-                Some(Kind::Table) if table.is_none() => table = Table::decode(record.body()),
-                Some(Kind::Message) => keep_retained(&mut self.retained, &record),
-                Some(Kind::State) => keep_session(&mut self.state, &record),
+                Some(RecordKind::Table) if table.is_none() => table = SnapshotTable::decode(record.body()),
+                Some(RecordKind::Message) => keep_retained(&mut self.retained, &record),
+                Some(RecordKind::State) => keep_session(&mut self.state, &record),
                 _ => {}
             }
         }
@@ -231,7 +232,7 @@ impl Recovery<'_> {
     }
 
     /// Reads what the snapshot does not know.
-    fn read(&mut self, table: Option<Table>) {
+    fn read(&mut self, table: Option<SnapshotTable>) {
         let table = table.unwrap_or_default();
         self.state.covered = table.covered;
         self.state.boots = Boots { known: table.boots, ..Boots::default() };
@@ -289,7 +290,7 @@ impl Recovery<'_> {
             if record.position() > self.state.covered {
                 is_moved |= apply(&mut self.state, &mut self.retained, &mut self.orderly, &record);
             }
-            if record.kind() == Some(Kind::Message) {
+            if record.kind() == Some(RecordKind::Message) {
                 let state = &self.state;
                 segment.add_message(&record, |key| Some(state.queues.get(state.by_key.get(&key)?)?.part));
             }
@@ -379,7 +380,7 @@ fn keep_retained(retained: &mut HashMap<Box<str>, (u32, Bytes)>, record: &Record
     }
 }
 
-fn keep_session(state: &mut State, record: &RecordRef<'_>) {
+fn keep_session(state: &mut JournalState, record: &RecordRef<'_>) {
     let body = record.body();
     let end = 2 + usize::from(u16_at(body, 0));
     let (Some(name), Some(value)) = (body.get(2..end), body.get(end..)) else { return };
@@ -392,7 +393,7 @@ fn keep_session(state: &mut State, record: &RecordRef<'_>) {
 }
 
 /// The consumer with this key; one whose name was lost is made for a message that is there for it.
-fn queue_of(state: &mut State, key: u64, base: u64) -> Option<&mut Queue> {
+fn queue_of(state: &mut JournalState, key: u64, base: u64) -> Option<&mut Queue> {
     let id = match state.by_key.get(&key) {
         Some(id) => *id,
         None => state.insert("", key, base, UNBOUNDED),
@@ -400,7 +401,7 @@ fn queue_of(state: &mut State, key: u64, base: u64) -> Option<&mut Queue> {
     state.queues.get_mut(&id)
 }
 
-fn apply_message(state: &mut State, retained: &mut HashMap<Box<str>, (u32, Bytes)>, record: &RecordRef<'_>) {
+fn apply_message(state: &mut JournalState, retained: &mut HashMap<Box<str>, (u32, Bytes)>, record: &RecordRef<'_>) {
     for (key, ordinal) in record.consumers() {
         if let Some(queue) = queue_of(state, key, ordinal.saturating_sub(1)) {
             queue.accepted = queue.accepted.max(ordinal);
@@ -420,7 +421,7 @@ fn apply_message(state: &mut State, retained: &mut HashMap<Box<str>, (u32, Bytes
 }
 
 /// Says whether a consumer counts for another part of the journal from now on.
-fn apply_consumer(state: &mut State, record: &RecordRef<'_>) -> bool {
+fn apply_consumer(state: &mut JournalState, record: &RecordRef<'_>) -> bool {
     let (Some((key, base)), Ok(name)) = (record.consumers().next(), std::str::from_utf8(record.body())) else {
         return false;
     };
@@ -436,24 +437,24 @@ fn apply_consumer(state: &mut State, record: &RecordRef<'_>) -> bool {
 
 /// Says whether a consumer counts for another part of the journal from now on.
 fn apply(
-    state: &mut State,
+    state: &mut JournalState,
     retained: &mut HashMap<Box<str>, (u32, Bytes)>,
     orderly: &mut HashMap<u64, bool>,
     record: &RecordRef<'_>,
 ) -> bool {
     let body = record.body();
     match record.kind() {
-        Some(Kind::Message) => apply_message(state, retained, record),
-        Some(Kind::State) => keep_session(state, record),
-        Some(Kind::Consumer) => return apply_consumer(state, record),
-        Some(Kind::ConsumerRemoved) => {
+        Some(RecordKind::Message) => apply_message(state, retained, record),
+        Some(RecordKind::State) => keep_session(state, record),
+        Some(RecordKind::Consumer) => return apply_consumer(state, record),
+        Some(RecordKind::ConsumerRemoved) => {
             if let Some((key, _)) = record.consumers().next()
                 && let Some(id) = state.by_key.get(&key)
             {
                 state.forget(*id);
             }
         }
-        Some(Kind::Cursors) => {
+        Some(RecordKind::Cursors) => {
             let (cursors, is_orderly) = decode_cursors(body);
             for (key, cursor) in cursors {
                 if let Some(queue) = queue_of(state, key, cursor.base).filter(|queue| queue.cursor.base <= cursor.base)
@@ -464,21 +465,21 @@ fn apply(
                 }
             }
         }
-        Some(Kind::Note) => {
+        Some(RecordKind::Note) => {
             if let Some((key, _)) = record.consumers().next()
                 && let Some(queue) = state.by_key.get(&key).and_then(|id| state.queues.get_mut(id))
             {
                 queue.note(u64_at(body, 0), u64_at(body, 8));
             }
         }
-        Some(Kind::Clock) => {
+        Some(RecordKind::Clock) => {
             // with it every run of the gateway begins to write
             orderly.clear();
             if let Some((number, boot)) = decode_boot(body) {
                 state.boots.known.insert(number, boot);
             }
         }
-        Some(Kind::Table) | None => {}
+        Some(RecordKind::Table) | None => {}
     }
     false
 }

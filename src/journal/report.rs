@@ -7,7 +7,7 @@ use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::settings::JournalSettings;
-use super::state::State;
+use super::state::JournalState;
 use super::{ConsumerId, Journal};
 
 /// Something that was wrong with a file.
@@ -136,7 +136,7 @@ impl Journal {
 /// A disk that has not answered for so long is taken for one that fails.
 const STANDS_STILL: Duration = Duration::from_secs(20);
 
-impl State {
+impl JournalState {
     /// What is to be said of a write that gets nowhere.
     fn standing_still(&self) -> Option<String> {
         let seconds = self.writing_since.map(|since| since.elapsed()).filter(|since| *since >= STANDS_STILL)?.as_secs();
@@ -146,7 +146,7 @@ impl State {
 
 impl Status {
     /// As things are.
-    pub(crate) fn of(state: &State, settings: &JournalSettings) -> Status {
+    pub(crate) fn of(state: &JournalState, settings: &JournalSettings) -> Status {
         let segments: u64 = state.segments.values().map(|segment| segment.header.size).sum();
         Status {
             failing: state.failing.clone().or_else(|| state.standing_still()),

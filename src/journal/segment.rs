@@ -11,7 +11,7 @@ use super::settings::JournalSettings;
 
 /// What a segment holds for one consumer: a run of its ordinals.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Share {
+pub(crate) struct SegmentShare {
     /// Least ordinal.
     pub(crate) first: u64,
     /// Greatest ordinal.
@@ -22,7 +22,7 @@ pub(crate) struct Share {
     pub(crate) bytes: u64,
 }
 
-impl Share {
+impl SegmentShare {
     /// Bytes in the log of what a consumer that is done with all up to `base` still needs.
     pub(crate) fn live(&self, base: u64) -> u64 {
         let before = base.max(self.first.saturating_sub(1));
@@ -53,7 +53,7 @@ pub struct Segment {
     /// Records.
     pub(crate) records: u64,
     /// What it holds, by key of the consumer.
-    pub(crate) shares: HashMap<u64, Share>,
+    pub(crate) shares: HashMap<u64, SegmentShare>,
     /// Bytes of its records by the part that they are for; what is for two parts counts for both.
     pub(crate) in_part: [u64; PARTS],
     /// Bytes that the largest message takes in it.
@@ -141,7 +141,8 @@ impl Segment {
 
     /// Notes a message for a consumer.
     fn add(&mut self, key: u64, ordinal: u64, size: usize) {
-        let share = self.shares.entry(key).or_insert(Share { first: ordinal, last: ordinal, count: 0, bytes: 0 });
+        let share =
+            self.shares.entry(key).or_insert(SegmentShare { first: ordinal, last: ordinal, count: 0, bytes: 0 });
         share.last = share.last.max(ordinal);
         share.count += 1;
         share.bytes += size as u64;

@@ -8,7 +8,7 @@ const EXACT: usize = 256;
 const GROUP: u32 = 64;
 
 #[derive(Clone, Copy, Debug)]
-struct Group {
+struct SizeGroup {
     count: u32,
     bytes: u64,
     boot_ms: Option<u64>,
@@ -20,7 +20,7 @@ const ROOM: usize = 16;
 /// Sizes of the messages that wait, without an entry for each of millions.
 #[derive(Debug, Default)]
 pub(crate) struct Sizes {
-    groups: VecDeque<Group>,
+    groups: VecDeque<SizeGroup>,
     bytes: u64,
 }
 
@@ -36,7 +36,7 @@ impl Sizes {
             last.bytes += bytes;
             return;
         }
-        self.groups.push_back(Group { count, bytes, boot_ms });
+        self.groups.push_back(SizeGroup { count, bytes, boot_ms });
     }
 
     /// Takes the oldest message out.

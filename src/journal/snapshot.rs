@@ -12,14 +12,14 @@ use bytes::Bytes;
 
 use super::boots::Boot;
 use super::format::{
-    DATA, FAR, FLAG_RETAINED, FileKind, HEADER_COPY, Header, Kind, SNAPSHOT, SNAPSHOT_NEW, padded, u16_at, u32_at,
-    u64_at,
+    DATA, FAR, FLAG_RETAINED, FileKind, HEADER_COPY, Header, RecordKind, SNAPSHOT, SNAPSHOT_NEW, padded, u16_at,
+    u32_at, u64_at,
 };
 use super::parts::PARTS;
 use super::queue::Cursor;
-use super::record::{self, Draft};
-use super::segment::Share;
-use super::state::{CURSOR_LEN, State, decode_cursors, encode_cursor};
+use super::record::{self, RecordDraft};
+use super::segment::SegmentShare;
+use super::state::{CURSOR_LEN, JournalState, decode_cursors, encode_cursor};
 use super::storage::Storage;
 use crate::message::Message;
 
@@ -53,7 +53,7 @@ pub(crate) struct TableSegment {
     /// Number of records.
     pub(crate) records: u64,
     /// What it holds for whom.
-    pub(crate) shares: HashMap<u64, Share>,
+    pub(crate) shares: HashMap<u64, SegmentShare>,
     /// See [`super::segment::Segment::in_part`].
     pub(crate) in_part: [u64; PARTS],
     /// See [`super::segment::Segment::largest`].
@@ -64,7 +64,7 @@ pub(crate) struct TableSegment {
 
 /// What a snapshot says besides messages and sessions.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Table {
+pub struct SnapshotTable {
     /// Greatest place that it covers.
     pub(crate) covered: u64,
     /// Consumers.
@@ -116,9 +116,9 @@ fn many(each: usize, count: u64) -> Option<usize> {
     usize::try_from(count).ok()?.checked_mul(each)
 }
 
-impl Table {
+impl SnapshotTable {
     /// As things stand.
-    pub fn of(state: &State) -> Table {
+    pub fn of(state: &JournalState) -> SnapshotTable {
         let consumers = state.queues.values().map(|queue| TableConsumer {
             name: queue.name.clone(),
             key: queue.key,
@@ -133,7 +133,7 @@ impl Table {
             let (in_part, largest, salt) = (segment.in_part, segment.largest, segment.header.salt);
             (*generation, TableSegment { last, end, records, shares: segment.shares.clone(), in_part, largest, salt })
         });
-        Table {
+        SnapshotTable {
             covered: state.committed,
             consumers: consumers.collect(),
             boots: state.boots.known.clone(),
@@ -182,10 +182,10 @@ impl Table {
     }
 
     /// From bytes; `None` if they are not a table.
-    pub fn decode(bytes: &[u8]) -> Option<Table> {
+    pub fn decode(bytes: &[u8]) -> Option<SnapshotTable> {
         let mut from = Bytes::copy_from_slice(bytes);
         let mut take = |len: usize| (from.len() >= len).then(|| from.split_to(len));
-        let mut table = Table::default();
+        let mut table = SnapshotTable::default();
         let head = take(16)?;
         table.covered = u64_at(&head, 0);
         for _ in 0..u64_at(&head, 8) {
@@ -217,7 +217,7 @@ impl Table {
             for _ in 0..value(4) {
                 let bytes = take(40)?;
                 let part = |at: usize| u64_at(&bytes, at * 8);
-                let share = Share { first: part(1), last: part(2), count: part(3) as u32, bytes: part(4) };
+                let share = SegmentShare { first: part(1), last: part(2), count: part(3) as u32, bytes: part(4) };
                 segment.shares.insert(part(0), share);
             }
             table.segments.insert(value(0), segment);
@@ -236,7 +236,7 @@ impl Table {
             // where it was not noted, messages are taken for no larger than most are
             segment.largest = take(8).map_or(USUAL_LARGEST, |bytes| u64_at(&bytes, 0));
         }
-        Some(table).filter(Table::is_sound)
+        Some(table).filter(SnapshotTable::is_sound)
     }
 
     /// Whether no gateway is beyond that: what is would be gone to from here.
@@ -255,18 +255,18 @@ impl Table {
 
 /// What a snapshot is made of, taken under the lock.
 #[derive(Debug)]
-pub(crate) struct Contents {
-    table: Table,
+pub(crate) struct SnapshotContents {
+    table: SnapshotTable,
     boot: u32,
     retained: Vec<Message>,
     sessions: Vec<(Box<str>, Bytes)>,
 }
 
-impl Contents {
+impl SnapshotContents {
     /// As things stand; nothing is copied but what is small.
-    pub(crate) fn of(state: &State) -> Contents {
-        Contents {
-            table: Table::of(state),
+    pub(crate) fn of(state: &JournalState) -> SnapshotContents {
+        SnapshotContents {
+            table: SnapshotTable::of(state),
             boot: state.boots.current,
             retained: state.retained.values().cloned().collect(),
             sessions: state.sessions.iter().map(|(name, value)| (name.clone(), value.clone())).collect(),
@@ -305,15 +305,15 @@ impl Contents {
         let mut file = Output { storage, seed: header.seed(), offset: DATA, position: 0, buffer: Vec::new() };
         storage.create(SNAPSHOT_NEW, 0)?;
         let table = self.table.encode();
-        file.put(Kind::Table, 0, self.boot, &[&table])?;
+        file.put(RecordKind::Table, 0, self.boot, &[&table])?;
         for message in &self.retained {
-            file.put(Kind::Message, FLAG_RETAINED, self.boot, &[message.view().as_bytes()])?;
+            file.put(RecordKind::Message, FLAG_RETAINED, self.boot, &[message.view().as_bytes()])?;
         }
         for (name, value) in &self.sessions {
             let len = (name.len() as u16).to_le_bytes();
-            file.put(Kind::State, 0, self.boot, &[&len, name.as_bytes(), value])?;
+            file.put(RecordKind::State, 0, self.boot, &[&len, name.as_bytes(), value])?;
         }
-        file.put(Kind::Table, 0, self.boot, &[&table])?;
+        file.put(RecordKind::Table, 0, self.boot, &[&table])?;
         file.flush()?;
         header.size = file.offset;
         storage.write_at(SNAPSHOT_NEW, 0, &header.encode())?;
@@ -333,9 +333,9 @@ struct Output<'a> {
 }
 
 impl Output<'_> {
-    fn put(&mut self, kind: Kind, flags: u8, boot: u32, body: &[&[u8]]) -> io::Result<()> {
+    fn put(&mut self, kind: RecordKind, flags: u8, boot: u32, body: &[&[u8]]) -> io::Result<()> {
         self.position += 1;
-        record::encode(&mut self.buffer, self.position, &Draft { kind, flags, boot, body }, std::iter::empty());
+        record::encode(&mut self.buffer, self.position, &RecordDraft { kind, flags, boot, body }, std::iter::empty());
         if self.buffer.len() >= BLOCK { self.flush() } else { Ok(()) }
     }
 
@@ -355,7 +355,7 @@ mod tests {
 
     #[test]
     fn a_table_is_read_as_it_was_written() {
-        let mut table = Table { covered: 77, ..Table::default() };
+        let mut table = SnapshotTable { covered: 77, ..SnapshotTable::default() };
         table.consumers.push(TableConsumer {
             name: "session/ü".into(),
             key: 5,
@@ -365,24 +365,24 @@ mod tests {
             released: vec![8],
         });
         table.boots.insert(2, Boot { id: 1, offset_ms: -5, is_synchronised: true, seen_ms: 7 });
-        let share = Share { first: 1, last: 2, count: 2, bytes: 99 };
+        let share = SegmentShare { first: 1, last: 2, count: 2, bytes: 99 };
         let shares = HashMap::from([(5, share)]);
         table
             .segments
             .insert(4, TableSegment { last: 1, end: 2, records: 3, shares, in_part: [1, 2, 3], largest: 8, salt: 9 });
         let bytes = table.encode();
-        assert_eq!(Table::decode(&bytes), Some(table));
+        assert_eq!(SnapshotTable::decode(&bytes), Some(table));
         // without what came later it is what earlier versions wrote
         let (salts, seen, largest) = (8 * (1 + PARTS), 8, 8);
-        let earlier = Table::decode(&bytes[..bytes.len() - largest]).unwrap();
+        let earlier = SnapshotTable::decode(&bytes[..bytes.len() - largest]).unwrap();
         assert_eq!((earlier.segments[&4].largest, earlier.segments[&4].salt), (USUAL_LARGEST, 9));
         let bytes = &bytes[..bytes.len() - largest];
         for len in 0..bytes.len() - salts - seen {
-            assert_eq!(Table::decode(&bytes[..len]), None, "{len}");
+            assert_eq!(SnapshotTable::decode(&bytes[..len]), None, "{len}");
         }
-        let earlier = Table::decode(&bytes[..bytes.len() - salts - seen]).unwrap();
+        let earlier = SnapshotTable::decode(&bytes[..bytes.len() - salts - seen]).unwrap();
         assert_eq!(earlier.boots[&2], Boot { id: 1, offset_ms: -5, is_synchronised: true, seen_ms: 0 });
-        let earlier = Table::decode(&bytes[..bytes.len() - salts]).unwrap();
+        let earlier = SnapshotTable::decode(&bytes[..bytes.len() - salts]).unwrap();
         assert_eq!((earlier.boots[&2].seen_ms, earlier.segments[&4].salt), (7, 0));
     }
 }

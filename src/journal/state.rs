@@ -7,11 +7,13 @@ use bytes::Bytes;
 use smallvec::SmallVec;
 
 use super::boots::Boots;
-use super::format::{CONSUMER_LEN, DATA, FLAG_HANDED_OVER, FLAG_RECEIVED, FLAG_RETAINED, Kind, RECORD_HEAD, u64_at};
-use super::loss::Pace;
+use super::format::{
+    CONSUMER_LEN, DATA, FLAG_HANDED_OVER, FLAG_RECEIVED, FLAG_RETAINED, RECORD_HEAD, RecordKind, u64_at,
+};
+use super::loss::LossPace;
 use super::parts::PARTS;
 use super::queue::{Cursor, Queue};
-use super::record::{self, Draft, RecordRef};
+use super::record::{self, RecordDraft, RecordRef};
 use super::report::{Report, Status};
 use super::segment::Segment;
 use super::settings::JournalSettings;
@@ -45,7 +47,7 @@ pub(crate) struct Pending {
 
 /// All that is known.
 #[derive(Debug, Default)]
-pub struct State {
+pub struct JournalState {
     /// Place of the newest record.
     pub(crate) newest: u64,
     /// Greatest place that is safe.
@@ -109,9 +111,9 @@ pub struct State {
     /// Whether there was none when somebody looked last.
     pub(crate) was_full: bool,
     /// Lines in the log about losses.
-    pub(crate) said: Pace,
+    pub(crate) said: LossPace,
     /// Lines in the log about having no room.
-    pub(crate) full_lines: Pace,
+    pub(crate) full_lines: LossPace,
     /// The last of them was not followed by one that there is room again.
     pub(crate) said_full: bool,
     /// Counters.
@@ -120,17 +122,17 @@ pub struct State {
     pub(crate) stop: Option<Stop>,
 }
 
-impl State {
+impl JournalState {
     /// Adds a record to what waits; returns its place.
     pub(super) fn push(
         &mut self,
-        kind: Kind,
+        kind: RecordKind,
         flags: u8,
         consumers: impl ExactSizeIterator<Item = (u64, u64)>,
         body: &[&[u8]],
     ) -> Position {
         self.newest += 1;
-        let draft = Draft { kind, flags, boot: self.boots.current, body };
+        let draft = RecordDraft { kind, flags, boot: self.boots.current, body };
         record::encode(&mut self.pending.bytes, self.newest, &draft, consumers);
         Position(self.newest)
     }
@@ -190,7 +192,7 @@ impl State {
             flags |= FLAG_RETAINED;
             self.retain(message.clone());
         }
-        let position = self.push(Kind::Message, flags, pairs.into_iter(), &[view.as_bytes()]);
+        let position = self.push(RecordKind::Message, flags, pairs.into_iter(), &[view.as_bytes()]);
         if extra.lazy {
             self.due_later()
         } else {
@@ -209,7 +211,7 @@ impl State {
         self.control(0)?;
         let Some(key) = self.queues.get(&id).map(|queue| queue.key) else { return Ok(Position(self.newest)) };
         self.due_now();
-        Ok(self.push(Kind::Message, FLAG_RECEIVED, [(key, u64::from(packet_id))].into_iter(), &[]))
+        Ok(self.push(RecordKind::Message, FLAG_RECEIVED, [(key, u64::from(packet_id))].into_iter(), &[]))
     }
 
     /// See [`super::Journal::note`].
@@ -223,7 +225,7 @@ impl State {
         };
         self.due_now();
         let body: &[&[u8]] = &[&what.to_le_bytes(), &value.to_le_bytes()];
-        Ok(self.push(Kind::Note, 0, [(key, 0)].into_iter(), body))
+        Ok(self.push(RecordKind::Note, 0, [(key, 0)].into_iter(), body))
     }
 
     /// See [`super::Journal::barrier`].
@@ -255,7 +257,7 @@ impl State {
             }
         }
         let base = self.newest;
-        self.push(Kind::Consumer, 0, [(key, base)].into_iter(), &[name.as_bytes()]);
+        self.push(RecordKind::Consumer, 0, [(key, base)].into_iter(), &[name.as_bytes()]);
         self.insert(name, key, base, limits)
     }
 
@@ -264,7 +266,7 @@ impl State {
         if let Some(queue) = self.queues.get_mut(&id) {
             queue.limits = limits;
             let base = queue.cursor.base;
-            self.push(Kind::Consumer, 0, [(key, base)].into_iter(), &[name.as_bytes()]);
+            self.push(RecordKind::Consumer, 0, [(key, base)].into_iter(), &[name.as_bytes()]);
         }
         self.rename(id, name);
         id
@@ -308,7 +310,7 @@ impl State {
     /// See [`super::Journal::remove`].
     pub(crate) fn remove(&mut self, id: ConsumerId) -> Backlog {
         let Some(queue) = self.forget(id) else { return Backlog::default() };
-        self.push(Kind::ConsumerRemoved, 0, [(queue.key, 0)].into_iter(), &[]);
+        self.push(RecordKind::ConsumerRemoved, 0, [(queue.key, 0)].into_iter(), &[]);
         self.due_later();
         queue.backlog()
     }
@@ -353,7 +355,7 @@ impl State {
         self.moved.clear();
         self.moved_since = None;
         for part in body.chunks(CURSOR_LEN * 500) {
-            self.push(Kind::Cursors, 0, std::iter::empty(), &[part, &[u8::from(orderly)]]);
+            self.push(RecordKind::Cursors, 0, std::iter::empty(), &[part, &[u8::from(orderly)]]);
         }
         self.due_now();
     }
@@ -368,7 +370,7 @@ impl State {
         if let Some(boot) = self.boots.observe(clock) {
             let mut body = Vec::new();
             super::snapshot::encode_boot(self.boots.current, &boot, &mut body);
-            self.push(Kind::Clock, 0, std::iter::empty(), &[&body]);
+            self.push(RecordKind::Clock, 0, std::iter::empty(), &[&body]);
         }
     }
 
@@ -401,7 +403,7 @@ impl State {
         }
         self.counts.records += 1;
         match record.kind() {
-            Some(Kind::Message) => {
+            Some(RecordKind::Message) => {
                 self.counts.messages += 1;
                 if let Some((key, packet_id)) = record.received()
                     && let Some(queue) = self.by_key.get(&key).and_then(|id| self.queues.get_mut(id))
@@ -430,7 +432,7 @@ impl State {
                     }
                 }
             }
-            Some(Kind::Note) => {
+            Some(RecordKind::Note) => {
                 let Some((key, _)) = record.consumers().next() else { return };
                 let Some(queue) = self.by_key.get(&key).and_then(|id| self.queues.get_mut(id)) else { return };
                 queue.note(u64_at(body, 0), u64_at(body, 8));

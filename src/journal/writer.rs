@@ -16,9 +16,9 @@ use super::format::{DATA, FileKind, HEADER_COPY, Header, u32_at};
 use super::record;
 use super::recovery::{aside_name, note_aside};
 use super::segment::{self, Segment};
-use super::snapshot::Contents;
+use super::snapshot::SnapshotContents;
 use super::space::is_full;
-use super::state::{State, Stop};
+use super::state::{JournalState, Stop};
 use super::trouble::{advice, is_lasting};
 use super::{CURSOR_IDLE, Position, Shared};
 
@@ -30,7 +30,7 @@ const LONGEST_RETRY: Duration = Duration::from_secs(10);
 const PATIENCE: Duration = Duration::from_secs(1);
 
 /// What to do next.
-enum Next {
+enum WriterAction {
     Write,
     End,
 }
@@ -76,7 +76,7 @@ impl Writer {
     pub(crate) fn run(mut self) {
         let mut bytes = Vec::new();
         let mut is_ending = false;
-        while let Next::Write = self.wait(&mut bytes, &mut is_ending) {
+        while let WriterAction::Write = self.wait(&mut bytes, &mut is_ending) {
             if !self.commit(&mut bytes) {
                 return;
             }
@@ -91,12 +91,12 @@ impl Writer {
     }
 
     /// Waits for something to write, and takes it.
-    fn wait(&self, bytes: &mut Vec<u8>, is_ending: &mut bool) -> Next {
+    fn wait(&self, bytes: &mut Vec<u8>, is_ending: &mut bool) -> WriterAction {
         let mut state = self.shared.state.lock();
         loop {
             let now = Instant::now();
             match state.stop {
-                Some(Stop::Now) => return Next::End,
+                Some(Stop::Now) => return WriterAction::End,
                 Some(Stop::Orderly) => {
                     let is_of_use = !state.moved.is_empty() || state.queues.values().any(|queue| queue.waiting() > 0);
                     if is_of_use && !*is_ending {
@@ -104,7 +104,7 @@ impl Writer {
                     }
                     *is_ending = true;
                     if state.pending.due.is_none() {
-                        return Next::End;
+                        return WriterAction::End;
                     }
                     state.pending.due = Some(now);
                 }
@@ -120,7 +120,7 @@ impl Writer {
                 std::mem::swap(&mut state.pending.bytes, bytes);
                 (state.writing, state.writing_since) = (bytes.len(), Some(now));
                 state.pending.due = None;
-                return Next::Write;
+                return WriterAction::Write;
             }
             match [state.pending.due, idle].into_iter().flatten().min() {
                 Some(until) => drop(self.shared.work.wait_until(&mut state, until)),
@@ -275,7 +275,7 @@ impl Writer {
     }
 
     /// Whether a snapshot would set segments free.
-    pub(super) fn has_uncovered(&self, state: &State) -> bool {
+    pub(super) fn has_uncovered(&self, state: &JournalState) -> bool {
         state.segments.iter().any(|(generation, segment)| {
             Some(*generation) != self.tail
                 && segment.last > state.covered
@@ -284,7 +284,7 @@ impl Writer {
     }
 
     /// Has the next file made while there is time: making one takes a card a good part of a second.
-    fn prepare(&self, state: &mut State) {
+    fn prepare(&self, state: &mut JournalState) {
         let settings = &self.shared.settings;
         let Some(tail) = self.tail.and_then(|tail| state.segments.get(&tail)) else { return };
         let is_wanted = tail.end > tail.header.size / 2
@@ -336,7 +336,7 @@ impl Writer {
 
     /// Writes a snapshot; returns how far each consumer was at that moment, by its key.
     pub(super) fn snapshot(&mut self) -> io::Result<HashMap<u64, u64>> {
-        let contents = Contents::of(&self.shared.state.lock());
+        let contents = SnapshotContents::of(&self.shared.state.lock());
         let bytes = contents.write(&*self.shared.storage, random())?;
         let mut state = self.shared.state.lock();
         state.covered = contents.covered();
@@ -413,7 +413,7 @@ impl Writer {
         }
     }
 
-    fn is_still_full(&self, state: &State) -> bool {
+    fn is_still_full(&self, state: &JournalState) -> bool {
         let is_free = state.segments.iter().any(|(generation, segment)| {
             Some(*generation) != self.tail && !segment.is_needed(&state.queues, &state.by_key)
         });
@@ -440,7 +440,7 @@ impl Writer {
 }
 
 /// A number that no segment's file has.
-fn free_number(state: &State) -> u32 {
+fn free_number(state: &JournalState) -> u32 {
     let names = state.segments.values().map(|segment| &segment.name);
     segment::free_number(names.chain(&state.making).chain(&state.spare).map(String::as_str))
 }

@@ -27,7 +27,7 @@ pub(super) enum AnnouncerEvent {
 
 /// What is to be done.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum AnnouncerAction {
+pub(super) enum MdnsAction {
     /// Announce these under this name, and nothing else.
     Announce(String, Vec<Service>),
     /// Ask for another name.
@@ -38,7 +38,7 @@ pub(super) enum AnnouncerAction {
 
 /// What is wanted, under which name, and how far Avahi has come with it.
 #[derive(Clone, Debug)]
-pub(super) struct Announcer {
+pub(super) struct MdnsAnnouncer {
     name: String,
     first_name: String,
     wanted: Vec<Service>,
@@ -49,9 +49,9 @@ pub(super) struct Announcer {
     names_tried: u32,
 }
 
-impl Announcer {
-    pub(super) fn new(name: String) -> Announcer {
-        Announcer {
+impl MdnsAnnouncer {
+    pub(super) fn new(name: String) -> MdnsAnnouncer {
+        MdnsAnnouncer {
             first_name: name.clone(),
             name,
             wanted: Vec::new(),
@@ -72,7 +72,7 @@ impl Announcer {
         if self.is_established { &self.wanted } else { &[] }
     }
 
-    pub(super) fn handle(&mut self, event: AnnouncerEvent) -> Option<AnnouncerAction> {
+    pub(super) fn handle(&mut self, event: AnnouncerEvent) -> Option<MdnsAction> {
         match event {
             AnnouncerEvent::Wanted(wanted) if wanted == self.wanted => None,
             AnnouncerEvent::Wanted(wanted) => {
@@ -100,11 +100,11 @@ impl Announcer {
                 self.forgotten();
                 self.names_tried += 1;
                 if self.names_tried < MOST_NAMES {
-                    return Some(AnnouncerAction::Propose(self.name.clone()));
+                    return Some(MdnsAction::Propose(self.name.clone()));
                 }
                 self.names_tried = 0;
                 self.name.clone_from(&self.first_name);
-                Some(AnnouncerAction::GiveUp)
+                Some(MdnsAction::GiveUp)
             }
             AnnouncerEvent::Proposed(name) => {
                 self.name = name;
@@ -122,32 +122,37 @@ impl Announcer {
         (self.is_told, self.is_established) = (false, false);
     }
 
-    fn announce(&mut self) -> Option<AnnouncerAction> {
+    fn announce(&mut self) -> Option<MdnsAction> {
         if !self.is_running {
             return None;
         }
         (self.is_told, self.is_established) = (true, false);
-        Some(AnnouncerAction::Announce(self.name.clone(), self.wanted.clone()))
+        Some(MdnsAction::Announce(self.name.clone(), self.wanted.clone()))
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::service::Kind;
+    use super::super::service::ServiceKind;
     use super::*;
 
     fn services(ports: &[u16]) -> Vec<Service> {
-        let service =
-            |port: &u16| Service { kind: Kind::Mqtt, port: *port, names_port: false, interface: None, family: None };
+        let service = |port: &u16| Service {
+            kind: ServiceKind::Mqtt,
+            port: *port,
+            names_port: false,
+            interface: None,
+            family: None,
+        };
         ports.iter().map(service).collect()
     }
 
-    fn announce(name: &str, ports: &[u16]) -> Option<AnnouncerAction> {
-        Some(AnnouncerAction::Announce(name.into(), services(ports)))
+    fn announce(name: &str, ports: &[u16]) -> Option<MdnsAction> {
+        Some(MdnsAction::Announce(name.into(), services(ports)))
     }
 
-    fn announced() -> Announcer {
-        let mut announcer = Announcer::new("a".into());
+    fn announced() -> MdnsAnnouncer {
+        let mut announcer = MdnsAnnouncer::new("a".into());
         assert_eq!(announcer.handle(AnnouncerEvent::Wanted(services(&[1]))), None);
         assert_eq!(announcer.established(), []);
         assert_eq!(announcer.handle(AnnouncerEvent::Running(true)), announce("a", &[1]));
@@ -181,7 +186,7 @@ mod tests {
     #[test]
     fn a_name_that_is_taken_is_changed_for_all_and_kept() {
         let mut announcer = announced();
-        assert_eq!(announcer.handle(AnnouncerEvent::Collision), Some(AnnouncerAction::Propose("a".into())));
+        assert_eq!(announcer.handle(AnnouncerEvent::Collision), Some(MdnsAction::Propose("a".into())));
         assert_eq!(announcer.established(), []);
         // Avahi says so for the same announcement once more, or that it was there before
         assert_eq!(announcer.handle(AnnouncerEvent::Collision), None);
@@ -199,7 +204,7 @@ mod tests {
         for is_established_first in [false, true] {
             let mut announcer = announced();
             let mut tried = 0;
-            while announcer.handle(AnnouncerEvent::Collision) != Some(AnnouncerAction::GiveUp) {
+            while announcer.handle(AnnouncerEvent::Collision) != Some(MdnsAction::GiveUp) {
                 tried += 1;
                 assert!(tried < 100);
                 announcer.handle(AnnouncerEvent::Proposed(format!("a #{tried}")));

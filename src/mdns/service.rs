@@ -13,7 +13,7 @@ const LONGEST_OWN: usize = 48;
 
 /// What a port speaks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum Kind {
+pub(crate) enum ServiceKind {
     /// MQTT without TLS.
     Mqtt,
     /// MQTT over TLS.
@@ -24,21 +24,21 @@ pub(crate) enum Kind {
     Https,
 }
 
-impl Kind {
+impl ServiceKind {
     /// The type of its service, as IANA has registered it.
     pub(crate) fn service_type(self) -> &'static str {
         match self {
-            Kind::Mqtt => "_mqtt._tcp",
-            Kind::SecureMqtt => "_secure-mqtt._tcp",
-            Kind::Http => "_http._tcp",
-            Kind::Https => "_https._tcp",
+            ServiceKind::Mqtt => "_mqtt._tcp",
+            ServiceKind::SecureMqtt => "_secure-mqtt._tcp",
+            ServiceKind::Http => "_http._tcp",
+            ServiceKind::Https => "_https._tcp",
         }
     }
 
     /// What else clients are told.
     pub(super) fn txt(self, id: &str) -> Vec<Vec<u8>> {
         let mut records = vec![b"txtvers=1".to_vec(), format!("id={id}").into_bytes()];
-        if matches!(self, Kind::Http | Kind::Https) {
+        if matches!(self, ServiceKind::Http | ServiceKind::Https) {
             records.push(b"path=/".to_vec());
         }
         // longer ones do not exist
@@ -55,7 +55,7 @@ pub(super) enum Family {
 }
 
 /// An interface, all where there is none, and the addresses there.
-type Place = (Option<u32>, Family);
+type AnnouncedPlace = (Option<u32>, Family);
 
 /// A port that may be announced while it is open.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -63,7 +63,7 @@ pub(crate) struct Candidate {
     /// Its name in [`crate::health::Health`], where it stands while it is closed.
     pub(crate) part: String,
     /// What it speaks, which decides about the type and the records of its service.
-    pub(crate) kind: Kind,
+    pub(crate) kind: ServiceKind,
     /// The address that it is bound to, or is to have while it is closed.
     pub(crate) address: SocketAddr,
 }
@@ -71,7 +71,7 @@ pub(crate) struct Candidate {
 /// What Avahi is told of a port.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Service {
-    pub(super) kind: Kind,
+    pub(super) kind: ServiceKind,
     pub(super) port: u16,
     /// Another port of this kind has the plain name.
     pub(super) names_port: bool,
@@ -97,7 +97,7 @@ pub(super) fn name_of(gateway_id: &str) -> String {
 
 /// What is to be announced of those ports that are open. Nobody elsewhere can use what only this host reaches.
 pub(super) fn services(candidates: &[Candidate], are_open: &[bool]) -> Vec<Service> {
-    let mut at: BTreeMap<(Kind, u16), Vec<Place>> = BTreeMap::new();
+    let mut at: BTreeMap<(ServiceKind, u16), Vec<AnnouncedPlace>> = BTreeMap::new();
     let reachable = |(candidate, is_open): &(&Candidate, &bool)| is_reachable(candidate.address) && **is_open;
     for (Candidate { kind, address, .. }, _) in candidates.iter().zip(are_open).filter(reachable) {
         let is_everywhere = address.ip().to_canonical().is_unspecified();
@@ -132,7 +132,7 @@ fn is_reachable(address: SocketAddr) -> bool {
 }
 
 /// One entry for each interface: two of one name on the same interface would be refused.
-fn merged(mut places: Vec<Place>) -> Vec<(Option<u32>, Option<Family>)> {
+fn merged(mut places: Vec<AnnouncedPlace>) -> Vec<(Option<u32>, Option<Family>)> {
     if places.iter().any(|(interface, _)| interface.is_none()) {
         // where one is announced everywhere, the others are with it
         places.iter_mut().for_each(|(interface, _)| *interface = None);
@@ -151,7 +151,7 @@ fn merged(mut places: Vec<Place>) -> Vec<(Option<u32>, Option<Family>)> {
 mod tests {
     use super::*;
 
-    fn candidate(kind: Kind, address: &str) -> Candidate {
+    fn candidate(kind: ServiceKind, address: &str) -> Candidate {
         Candidate { part: format!("listener {address}"), kind, address: address.parse().unwrap() }
     }
 
@@ -168,14 +168,14 @@ mod tests {
     #[test]
     fn open_ports_that_others_reach_are_announced_and_no_others() {
         let ports = [
-            candidate(Kind::Mqtt, "127.0.0.1:1885"),
-            candidate(Kind::Mqtt, "[::1]:1886"),
-            candidate(Kind::Mqtt, "[::ffff:127.0.0.1]:1887"),
-            candidate(Kind::Mqtt, "[::]:1883"),
-            candidate(Kind::SecureMqtt, "0.0.0.0:8883"),
-            candidate(Kind::Http, "[::]:8080"),
-            candidate(Kind::Https, "[fe80::1%7]:8443"),
-            candidate(Kind::Https, "[fe80::1%7]:0"),
+            candidate(ServiceKind::Mqtt, "127.0.0.1:1885"),
+            candidate(ServiceKind::Mqtt, "[::1]:1886"),
+            candidate(ServiceKind::Mqtt, "[::ffff:127.0.0.1]:1887"),
+            candidate(ServiceKind::Mqtt, "[::]:1883"),
+            candidate(ServiceKind::SecureMqtt, "0.0.0.0:8883"),
+            candidate(ServiceKind::Http, "[::]:8080"),
+            candidate(ServiceKind::Https, "[fe80::1%7]:8443"),
+            candidate(ServiceKind::Https, "[fe80::1%7]:0"),
         ];
         assert_eq!(
             shown(&ports, "listener 0.0.0.0:8883"),
@@ -185,7 +185,7 @@ mod tests {
                 "_https._tcp 8443 \"pigateway loft\" Some(V6) Some(7)",
             ]
         );
-        let one = [candidate(Kind::SecureMqtt, "0.0.0.0:8883")];
+        let one = [candidate(ServiceKind::SecureMqtt, "0.0.0.0:8883")];
         assert_eq!(shown(&one, ""), ["_secure-mqtt._tcp 8883 \"pigateway loft\" Some(V4) None"]);
         assert_eq!(shown(&one, "listener 0.0.0.0:8883"), [""; 0]);
     }
@@ -193,10 +193,10 @@ mod tests {
     #[test]
     fn ports_of_one_kind_have_names_of_their_own_that_do_not_depend_on_what_is_open() {
         let ports = [
-            candidate(Kind::Mqtt, "[::]:1884"),
-            candidate(Kind::Mqtt, "[::]:1883"),
-            candidate(Kind::Mqtt, "[fe80::1%2]:1885"),
-            candidate(Kind::Mqtt, "[fe80::1%3]:1885"),
+            candidate(ServiceKind::Mqtt, "[::]:1884"),
+            candidate(ServiceKind::Mqtt, "[::]:1883"),
+            candidate(ServiceKind::Mqtt, "[fe80::1%2]:1885"),
+            candidate(ServiceKind::Mqtt, "[fe80::1%3]:1885"),
         ];
         let other = "_mqtt._tcp 1883 \"pigateway loft (1883)\" None None";
         let all = shown(&ports, "");
@@ -208,11 +208,13 @@ mod tests {
 
     #[test]
     fn a_port_at_several_addresses_is_announced_once_per_network() {
-        let twice = [candidate(Kind::Mqtt, "[fe80::1%2]:1883"), candidate(Kind::Mqtt, "[fe80::2%2]:1883")];
+        let twice =
+            [candidate(ServiceKind::Mqtt, "[fe80::1%2]:1883"), candidate(ServiceKind::Mqtt, "[fe80::2%2]:1883")];
         assert_eq!(shown(&twice, ""), ["_mqtt._tcp 1883 \"pigateway loft\" Some(V6) Some(2)"]);
         // that of a VPN, say, which no network of this host has: no network is told of it
-        assert_eq!(shown(&[candidate(Kind::Mqtt, "203.0.113.1:1883")], ""), [""; 0]);
-        let everywhere = [candidate(Kind::Mqtt, "0.0.0.0:1883"), candidate(Kind::Mqtt, "[fe80::2%2]:1883")];
+        assert_eq!(shown(&[candidate(ServiceKind::Mqtt, "203.0.113.1:1883")], ""), [""; 0]);
+        let everywhere =
+            [candidate(ServiceKind::Mqtt, "0.0.0.0:1883"), candidate(ServiceKind::Mqtt, "[fe80::2%2]:1883")];
         assert_eq!(shown(&everywhere, ""), ["_mqtt._tcp 1883 \"pigateway loft\" None None"]);
     }
 
@@ -222,14 +224,14 @@ mod tests {
         assert_eq!(name_of("pigateway"), "pigateway");
         let long = name_of(&"ü".repeat(64));
         assert!(long.len() <= LONGEST_OWN && long.len() > LONGEST_OWN - 2, "{long}");
-        let service = Service { kind: Kind::Mqtt, port: 65535, names_port: true, interface: None, family: None };
+        let service = Service { kind: ServiceKind::Mqtt, port: 65535, names_port: true, interface: None, family: None };
         let name = service.name(&format!("{long} #2"));
         assert!(name.len() <= LONGEST && name.ends_with("ü #2 (65535)"), "{name}");
     }
 
     #[test]
     fn clients_are_told_where_the_page_is_and_whose_it_is_but_no_topics() {
-        assert_eq!(Kind::Http.txt("loft"), [b"txtvers=1".as_slice(), b"id=loft", b"path=/"]);
-        assert_eq!(Kind::Mqtt.txt("loft"), [b"txtvers=1".as_slice(), b"id=loft"]);
+        assert_eq!(ServiceKind::Http.txt("loft"), [b"txtvers=1".as_slice(), b"id=loft", b"path=/"]);
+        assert_eq!(ServiceKind::Mqtt.txt("loft"), [b"txtvers=1".as_slice(), b"id=loft"]);
     }
 }

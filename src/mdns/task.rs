@@ -8,7 +8,7 @@ use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info};
 
-use super::announcer::{Announcer, AnnouncerAction, AnnouncerEvent};
+use super::announcer::{AnnouncerEvent, MdnsAction, MdnsAnnouncer};
 use super::avahi::{Avahi, AvahiError, AvahiEvent, Told};
 use super::service::{Candidate, Service, name_of, services};
 use super::settings::MdnsSettings;
@@ -30,7 +30,7 @@ pub(crate) struct Mdns {
     known: Option<(Vec<bool>, Vec<Service>)>,
     health: Health,
     changes: watch::Receiver<u64>,
-    announcer: Announcer,
+    announcer: MdnsAnnouncer,
     shown: watch::Sender<Announced>,
     /// The last line in the log.
     said: String,
@@ -54,7 +54,7 @@ impl Mdns {
         health: Health,
     ) -> (Mdns, watch::Receiver<Announced>) {
         let (shown, receiver) = watch::channel(Announced::default());
-        let (changes, announcer) = (health.changes(), Announcer::new(name_of(gateway_id)));
+        let (changes, announcer) = (health.changes(), MdnsAnnouncer::new(name_of(gateway_id)));
         (
             Mdns {
                 id: gateway_id.into(),
@@ -201,11 +201,11 @@ impl Mdns {
         let mut action = self.announcer.handle(event);
         while let Some(next) = action {
             action = match next {
-                AnnouncerAction::Announce(name, services) => match avahi.announce(&name, &services, &self.id).await? {
+                MdnsAction::Announce(name, services) => match avahi.announce(&name, &services, &self.id).await? {
                     Told::Taken => None,
                     Told::Collision => self.announcer.handle(AnnouncerEvent::Collision),
                 },
-                AnnouncerAction::Propose(name) => {
+                MdnsAction::Propose(name) => {
                     let proposed = avahi.alternative(&name).await?;
                     // the first time: whoever takes one name after the other does not fill the log
                     match std::mem::replace(&mut self.is_renaming_said, true) {
@@ -214,7 +214,7 @@ impl Mdns {
                     }
                     self.announcer.handle(AnnouncerEvent::Proposed(proposed))
                 }
-                AnnouncerAction::GiveUp => return Err(AvahiError::NoName),
+                MdnsAction::GiveUp => return Err(AvahiError::NoName),
             };
         }
         Ok(())

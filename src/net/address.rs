@@ -71,15 +71,15 @@ pub(super) enum Listening {
 
 impl Listening {
     /// The next connection and where it comes from. Whoever comes through the file system is on this host.
-    pub(crate) async fn accept(&self) -> io::Result<(Stream, SocketAddr)> {
+    pub(crate) async fn accept(&self) -> io::Result<(PortStream, SocketAddr)> {
         match self {
             Listening::Tcp(listener) => {
                 let (stream, from) = listener.accept().await?;
-                Ok((Stream::Tcp(stream), from))
+                Ok((PortStream::Tcp(stream), from))
             }
             Listening::Unix(listener) => {
                 let (stream, _) = listener.accept().await?;
-                Ok((Stream::Unix(stream), SocketAddr::from(([127, 0, 0, 1], 0))))
+                Ok((PortStream::Unix(stream), SocketAddr::from(([127, 0, 0, 1], 0))))
             }
         }
     }
@@ -160,41 +160,41 @@ fn bound_path(line: &[u8]) -> Option<&Path> {
 
 /// A connection, whatever it came through.
 #[derive(Debug)]
-pub(crate) enum Stream {
+pub(crate) enum PortStream {
     /// By IPv4 or IPv6.
     Tcp(TcpStream),
     /// Through the file system.
     Unix(UnixStream),
 }
 
-impl AsyncRead for Stream {
+impl AsyncRead for PortStream {
     fn poll_read(self: Pin<&mut Self>, context: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         match self.get_mut() {
-            Stream::Tcp(stream) => Pin::new(stream).poll_read(context, buffer),
-            Stream::Unix(stream) => Pin::new(stream).poll_read(context, buffer),
+            PortStream::Tcp(stream) => Pin::new(stream).poll_read(context, buffer),
+            PortStream::Unix(stream) => Pin::new(stream).poll_read(context, buffer),
         }
     }
 }
 
-impl AsyncWrite for Stream {
+impl AsyncWrite for PortStream {
     fn poll_write(self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         match self.get_mut() {
-            Stream::Tcp(stream) => Pin::new(stream).poll_write(context, bytes),
-            Stream::Unix(stream) => Pin::new(stream).poll_write(context, bytes),
+            PortStream::Tcp(stream) => Pin::new(stream).poll_write(context, bytes),
+            PortStream::Unix(stream) => Pin::new(stream).poll_write(context, bytes),
         }
     }
 
     fn poll_flush(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self.get_mut() {
-            Stream::Tcp(stream) => Pin::new(stream).poll_flush(context),
-            Stream::Unix(stream) => Pin::new(stream).poll_flush(context),
+            PortStream::Tcp(stream) => Pin::new(stream).poll_flush(context),
+            PortStream::Unix(stream) => Pin::new(stream).poll_flush(context),
         }
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self.get_mut() {
-            Stream::Tcp(stream) => Pin::new(stream).poll_shutdown(context),
-            Stream::Unix(stream) => Pin::new(stream).poll_shutdown(context),
+            PortStream::Tcp(stream) => Pin::new(stream).poll_shutdown(context),
+            PortStream::Unix(stream) => Pin::new(stream).poll_shutdown(context),
         }
     }
 }

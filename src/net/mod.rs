@@ -10,7 +10,7 @@ use std::time::Duration;
 use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 use tokio::net::TcpListener;
 
-use self::address::{Address, ForeignSocket, Listening, Stream, bind_unix};
+use self::address::{Address, ForeignSocket, Listening, PortStream, bind_unix};
 
 const BACKLOG: i32 = 1024;
 /// The system asks a silent other end whether it is still there: first after this time, then in steps. A host that has
@@ -94,8 +94,8 @@ fn try_bind(address: SocketAddr) -> std::io::Result<(TcpListener, SocketAddr)> {
 }
 
 /// What every accepted connection gets.
-fn prepare(stream: &Stream) {
-    let Stream::Tcp(stream) = stream else { return };
+fn prepare(stream: &PortStream) {
+    let PortStream::Tcp(stream) = stream else { return };
     // a packet must not wait for the acknowledgement of the one before
     let _ = stream.set_nodelay(true);
     let keepalive =

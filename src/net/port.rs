@@ -15,7 +15,7 @@ use tokio::time::{Instant, sleep_until};
 use tokio_rustls::TlsAcceptor;
 use tracing::{debug, info, warn};
 
-use super::address::{Address, Listening, Stream};
+use super::address::{Address, Listening, PortStream};
 use super::forwarded::{self, Network};
 use super::{ListenError, bind, hint, is_about_the_connection, prepare};
 use crate::health::{Fault, Health};
@@ -45,7 +45,7 @@ pub(crate) struct PortSettings {
 }
 
 /// What is known of the files of a port.
-struct Certificate {
+struct PortCertificate {
     files: TlsFiles,
     /// What the files were like when they were read last.
     stamps: tls::Stamps,
@@ -58,7 +58,7 @@ pub(crate) struct Port {
     health: Health,
     /// Tells when a person wants files read again.
     reloads: watch::Receiver<u64>,
-    certificate: Option<Certificate>,
+    certificate: Option<PortCertificate>,
     socket: Option<(Listening, Address)>,
     /// Places for connections, where they are bounded.
     places: Option<Arc<Semaphore>>,
@@ -71,9 +71,9 @@ pub(crate) struct Port {
 }
 
 /// A connection that has come in.
-pub(crate) struct Accepted {
+pub(crate) struct AcceptedConnection {
     /// The connection.
-    pub(crate) stream: Stream,
+    pub(crate) stream: PortStream,
     /// Its other end; this host for what comes through the file system.
     pub(crate) from: SocketAddr,
     /// What to do the handshake with, on a port with TLS.
@@ -83,7 +83,7 @@ pub(crate) struct Accepted {
     is_proxied: bool,
 }
 
-impl Accepted {
+impl AcceptedConnection {
     /// Whether a proxy has passed it on, which says later for whom.
     pub(crate) fn is_proxied(&self) -> bool {
         self.is_proxied
@@ -98,8 +98,8 @@ impl Accepted {
     }
 }
 
-enum Step {
-    Accepted(std::io::Result<(Stream, SocketAddr)>),
+enum PortStep {
+    Accepted(std::io::Result<(PortStream, SocketAddr)>),
     Time,
     Asked(bool),
 }
@@ -108,7 +108,7 @@ impl Port {
     /// Tries to open it once, and says how it went. Reads files: not for a runtime worker, but within the runtime.
     pub(crate) fn open(settings: PortSettings, health: Health, reloads: watch::Receiver<u64>) -> Port {
         let certificate =
-            settings.tls.clone().map(|files| Certificate { files, stamps: tls::Stamps::default(), acceptor: None });
+            settings.tls.clone().map(|files| PortCertificate { files, stamps: tls::Stamps::default(), acceptor: None });
         let look_at = Instant::now();
         let places = settings.max_connections.map(|most| Arc::new(Semaphore::new(most)));
         let mut port = Port {
@@ -162,31 +162,31 @@ impl Port {
     }
 
     /// The next connection; waits as long as there is none, or the port is closed. Safe to cancel.
-    pub(crate) async fn accept(&mut self) -> Accepted {
+    pub(crate) async fn accept(&mut self) -> AcceptedConnection {
         loop {
             match self.step().await {
-                Step::Accepted(Ok((stream, from))) => {
+                PortStep::Accepted(Ok((stream, from))) => {
                     self.health.clear(&self.accepting());
                     let Some(place) = self.place() else { continue };
                     prepare(&stream);
                     let tls = self.certificate.as_ref().and_then(|certificate| certificate.acceptor.clone());
                     let is_proxied = self.settings.proxies.iter().any(|network| network.contains(from.ip()));
-                    return Accepted { stream, from, tls, place, is_proxied };
+                    return AcceptedConnection { stream, from, tls, place, is_proxied };
                 }
-                Step::Accepted(Err(error)) if is_about_the_connection(&error) => {}
-                Step::Accepted(Err(error)) => {
+                PortStep::Accepted(Err(error)) if is_about_the_connection(&error) => {}
+                PortStep::Accepted(Err(error)) => {
                     let remedy = "fewer clients, or a higher LimitNOFILE; those who are connected go on";
                     self.health.raise(&self.accepting(), &Fault::new(format!("no new ones for now: {error}"), remedy));
                     self.paused_until = Some(Instant::now() + PAUSE);
                 }
-                Step::Time => {
+                PortStep::Time => {
                     let now = Instant::now();
                     self.paused_until = self.paused_until.filter(|until| *until > now);
                     if self.look_at <= now {
                         self.look(false).await;
                     }
                 }
-                Step::Asked(is_asked) => self.look(is_asked).await,
+                PortStep::Asked(is_asked) => self.look(is_asked).await,
             }
         }
     }
@@ -218,7 +218,7 @@ impl Port {
         format!("connections of {}", self.settings.name)
     }
 
-    async fn step(&mut self) -> Step {
+    async fn step(&mut self) -> PortStep {
         let wake = self.paused_until.map_or(self.look_at, |until| until.min(self.look_at));
         let (socket, is_paused) = (&self.socket, self.paused_until.is_some());
         let connection = async {
@@ -236,9 +236,9 @@ impl Port {
             }
         };
         tokio::select! {
-            accepted = connection => Step::Accepted(accepted),
-            () = sleep_until(wake) => Step::Time,
-            asked = asked => Step::Asked(asked),
+            accepted = connection => PortStep::Accepted(accepted),
+            () = sleep_until(wake) => PortStep::Time,
+            asked = asked => PortStep::Asked(asked),
         }
     }
 

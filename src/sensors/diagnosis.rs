@@ -14,7 +14,7 @@
 //!
 //! Looked at are the last [`MOST_EDGES`] edges, of at most [`WINDOW`] before the last of them.
 
-use crate::status::edges::{Pulse, bursts, periods, short_pulses};
+use crate::status::edges::{EdgePulse, bursts, periods, short_pulses};
 use crate::status::{Finding, LastEdges, Verdict};
 
 /// Edges that are looked at; older ones are forgotten.
@@ -31,11 +31,11 @@ const HUM: [(u64, u64, &str); 4] =
 
 /// The last edges of a pin.
 #[derive(Clone, Debug, Default)]
-pub struct Edges {
+pub struct PinEdges {
     last: LastEdges,
 }
 
-impl Edges {
+impl PinEdges {
     /// The sensor has become active, or inactive again.
     pub fn push(&mut self, active: bool, boot_ms: u64) {
         self.last.push(active, boot_ms, MOST_EDGES, WINDOW);
@@ -66,7 +66,7 @@ impl Edges {
 }
 
 /// Hum comes with the period of the mains, although an edge may be missed now and then.
-fn hum(short: &[Pulse]) -> Option<Finding> {
+fn hum(short: &[EdgePulse]) -> Option<Finding> {
     let periods = periods(short);
     if periods.len() < MANY {
         return None;
@@ -85,7 +85,7 @@ fn hum(short: &[Pulse]) -> Option<Finding> {
 }
 
 /// A radio that sends disturbs the sensor for a moment: groups with long pauses.
-fn radio(short: &[Pulse]) -> Option<Finding> {
+fn radio(short: &[EdgePulse]) -> Option<Finding> {
     let bursts = bursts(short);
     let within: usize = bursts.iter().map(|group| group.len()).sum();
     let last = bursts.last()?;
@@ -159,7 +159,7 @@ mod tests {
         for entry in fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/pir")).unwrap() {
             let path = entry.unwrap().path();
             let (expected, until, recorded) = recording(&fs::read_to_string(&path).unwrap());
-            let mut edges = Edges::default();
+            let mut edges = PinEdges::default();
             recorded.iter().for_each(|(at, active)| edges.push(*active, *at));
             let found = edges.finding(until, 1_800_000);
             let figures = EdgeFigures::of(&edges.last().copy(), until);
@@ -186,7 +186,7 @@ mod tests {
 
     #[test]
     fn edges_are_bounded_and_old_ones_say_nothing() {
-        let mut edges = Edges::default();
+        let mut edges = PinEdges::default();
         for number in 0..2_000 {
             edges.push(number % 2 == 0, number * 10);
         }

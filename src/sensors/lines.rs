@@ -90,15 +90,15 @@ pub(super) fn absent(pin: u8, model: &str) -> Fault {
 /// The lines of this chip. Those beyond a header are only for who names the chip: on a Pi they serve the SD card and the
 /// network.
 pub(super) fn lines(chip: PathBuf, is_named: bool) -> io::Result<Watched> {
-    Watched::start(Lines { chip, is_named })
+    Watched::start(WatchedLines { chip, is_named })
 }
 
-struct Lines {
+struct WatchedLines {
     chip: PathBuf,
     is_named: bool,
 }
 
-impl Lines {
+impl WatchedLines {
     fn request(&self, wanted: Wanted, bias: Option<line::Bias>) -> gpiocdev::Result<Request> {
         let mut builder = Request::builder();
         builder.on_chip(&self.chip).with_consumer("pigateway").with_line(u32::from(wanted.pin)).as_input();
@@ -110,16 +110,16 @@ impl Lines {
 }
 
 /// A line that is watched.
-pub(super) struct Line {
+pub(super) struct WatchedLine {
     request: Request,
     offset: u32,
 }
 
-impl Board for Lines {
-    type Line = Line;
+impl Board for WatchedLines {
+    type Line = WatchedLine;
     type Error = io::Error;
 
-    fn open(&mut self, wanted: Wanted) -> Result<Line, Fault> {
+    fn open(&mut self, wanted: Wanted) -> Result<WatchedLine, Fault> {
         if wanted.pin > LAST_OF_HEADER && !self.is_named {
             return Err(absent(wanted.pin, "this board"));
         }
@@ -138,18 +138,18 @@ impl Board for Lines {
         }
         let offset = u32::from(wanted.pin);
         request
-            .map(|request| Line { request, offset })
+            .map(|request| WatchedLine { request, offset })
             .map_err(|error| self.fault(wanted.pin, &io::Error::other(error)))
     }
 
-    fn level(&self, line: &Line) -> Level {
+    fn level(&self, line: &WatchedLine) -> Level {
         match line.request.value(line.offset) {
             Ok(Value::Active) => Level::High,
             _ => Level::Low,
         }
     }
 
-    fn wait(&mut self, lines: &[&Line], most: Duration) -> Result<Option<(usize, RawEdge)>, io::Error> {
+    fn wait(&mut self, lines: &[&WatchedLine], most: Duration) -> Result<Option<(usize, RawEdge)>, io::Error> {
         let mut polled: Vec<PollFd<'_>> = Vec::with_capacity(lines.len());
         for line in lines {
             polled.push(PollFd::from_borrowed_fd(line.request.as_fd(), PollFlags::IN));
@@ -187,7 +187,7 @@ impl Board for Lines {
         }
     }
 
-    fn close(&mut self, line: Line) {
+    fn close(&mut self, line: WatchedLine) {
         drop(line);
     }
 }
@@ -230,7 +230,7 @@ mod tests {
 
     #[test]
     fn a_chip_that_is_gone_is_a_fault_with_a_remedy() {
-        let mut lines = Lines { chip: "/dev/gpiochip999".into(), is_named: false };
+        let mut lines = WatchedLines { chip: "/dev/gpiochip999".into(), is_named: false };
         let wanted = |pin| Wanted { pin, bias: Bias::Off };
         let fault = lines.open(wanted(17)).err().unwrap();
         assert!(fault.problem.contains("pin 17") && fault.problem.contains("/dev/gpiochip999 is gone"), "{fault}");

@@ -24,7 +24,7 @@ pub(crate) mod source;
 pub(crate) mod task;
 mod watcher;
 
-pub(crate) use source::Source;
+pub(crate) use source::ChosenSource;
 pub(crate) use task::run;
 
 /// How the names of faulty sensors begin among all faulty parts.

@@ -30,7 +30,7 @@ use crate::time::{Clock, zone};
 
 /// A state to be told of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Reading {
+pub(crate) struct SensorReading {
     /// Motion or none.
     pub(crate) on: bool,
     /// Boot clock, in milliseconds, when the state began.
@@ -76,7 +76,7 @@ pub(crate) fn wall_time(clock: &dyn Clock, boot_ms: u64) -> Option<String> {
 pub(crate) fn payload(
     format: PayloadFormat,
     sensor: &str,
-    reading: Reading,
+    reading: SensorReading,
     marks: Marks,
     clock: &dyn Clock,
 ) -> Option<Vec<u8>> {
@@ -90,7 +90,7 @@ pub(crate) fn payload(
     }
 }
 
-fn json(sensor: &str, reading: Reading, marks: Marks, clock: &dyn Clock) -> Vec<u8> {
+fn json(sensor: &str, reading: SensorReading, marks: Marks, clock: &dyn Clock) -> Vec<u8> {
     let since = wall_time(clock, reading.since_boot_ms);
     let since = since.as_deref();
     let json = Json {
@@ -115,9 +115,9 @@ mod tests {
     use super::*;
     use crate::time::TestClock;
 
-    const READING: Reading = Reading { on: true, since_boot_ms: 1_000, seq: 7 };
+    const READING: SensorReading = SensorReading { on: true, since_boot_ms: 1_000, seq: 7 };
 
-    fn text(format: PayloadFormat, reading: Reading, clock: &TestClock) -> Option<String> {
+    fn text(format: PayloadFormat, reading: SensorReading, clock: &TestClock) -> Option<String> {
         payload(format, "loft", reading, Marks::default(), clock).map(|bytes| String::from_utf8(bytes).unwrap())
     }
 
@@ -139,7 +139,7 @@ mod tests {
             r#"{"sensor":"loft","state":"off","since":null,"time":null,"#,
             r#""boot_ms":1000,"seq":7,"clock":"unsynchronised"}"#
         );
-        assert_eq!(text(PayloadFormat::Json, Reading { on: false, ..READING }, &clock).unwrap(), expected);
+        assert_eq!(text(PayloadFormat::Json, SensorReading { on: false, ..READING }, &clock).unwrap(), expected);
     }
 
     #[test]
@@ -166,11 +166,11 @@ mod tests {
         let clock = TestClock::new(1_000, 0);
         clock.synchronise(1_772_366_402_000);
         assert_eq!(text(PayloadFormat::OnOff, READING, &clock).unwrap(), "ON");
-        assert_eq!(text(PayloadFormat::OnOff, Reading { on: false, ..READING }, &clock).unwrap(), "OFF");
+        assert_eq!(text(PayloadFormat::OnOff, SensorReading { on: false, ..READING }, &clock).unwrap(), "OFF");
         let expected = Timestamp::from_millisecond(1_772_366_402_000).unwrap().to_zoned(TimeZone::system());
         let time = text(PayloadFormat::Time, READING, &clock).unwrap();
         assert_eq!(time, expected.strftime("%H:%M:%S").to_string());
         assert!(time.ends_with(":02") && time.len() == 8);
-        assert_eq!(text(PayloadFormat::Time, Reading { on: false, ..READING }, &clock), None);
+        assert_eq!(text(PayloadFormat::Time, SensorReading { on: false, ..READING }, &clock), None);
     }
 }

@@ -2,10 +2,10 @@
 
 use tracing::{debug, error, info, warn};
 
-use super::diagnosis::Edges;
+use super::diagnosis::PinEdges;
 use super::edge::PinEventKind;
 use super::motion::{Motion, MotionAction, Timing};
-use super::payload::{self, Marks, Reading};
+use super::payload::{self, Marks, SensorReading};
 use super::settings::{PayloadFormat, SensorSettings};
 use crate::message::Qos;
 use crate::status::{Change, Fault, Finding, SensorSnapshot, SensorState};
@@ -32,7 +32,7 @@ pub(super) struct Sensor {
     started: u64,
     motion: Option<Motion>,
     online: bool,
-    reading: Option<Reading>,
+    reading: Option<SensorReading>,
     /// The reading was published without wall time.
     lacks_time: bool,
     pub(crate) lost_edges: u64,
@@ -40,7 +40,7 @@ pub(super) struct Sensor {
     stuck: bool,
     fault: Option<Fault>,
     recent: Vec<Change>,
-    edges: Edges,
+    edges: PinEdges,
     finding: Option<Finding>,
     /// When the edges were looked at last.
     examined: u64,
@@ -63,7 +63,7 @@ impl Sensor {
             stuck: false,
             fault: None,
             recent: Vec::new(),
-            edges: Edges::default(),
+            edges: PinEdges::default(),
             finding: None,
             examined: 0,
             simulated: false,
@@ -235,7 +235,7 @@ impl Sensor {
                 MotionAction::Publish { on, since } => {
                     debug!(sensor, pin, %topic, on, since_boot_ms = since, "motion");
                     let seq = self.reading.map_or(0, |reading| reading.seq) + 1;
-                    self.reading = Some(Reading { on, since_boot_ms: since, seq });
+                    self.reading = Some(SensorReading { on, since_boot_ms: since, seq });
                     if self.recent.len() >= RECENT {
                         self.recent.remove(0);
                     }

@@ -22,13 +22,13 @@ use crate::status::Fault;
 use crate::time::SharedClock;
 
 /// The source of edges that settings and machine lead to.
-pub(crate) struct Source {
+pub(crate) struct ChosenSource {
     settings: GpioSettings,
     sensors: Vec<SensorSettings>,
-    inner: Inner,
+    inner: SourceKind,
 }
 
-enum Inner {
+enum SourceKind {
     /// Pins of a board.
     Pins(Watched),
     /// All made up, as a person asked for.
@@ -43,21 +43,21 @@ enum Machine {
     Nothing,
 }
 
-impl Source {
+impl ChosenSource {
     /// Opens it. Simulated motion follows from `seed`. Fails only if no thread can be started.
-    pub(crate) fn open(settings: &GpioSettings, clock: SharedClock, seed: u64) -> std::io::Result<Source> {
+    pub(crate) fn open(settings: &GpioSettings, clock: SharedClock, seed: u64) -> std::io::Result<ChosenSource> {
         let inner = match settings.backend {
-            GpioBackend::Simulated => Inner::Simulated(Simulated::new(clock, seed)),
+            GpioBackend::Simulated => SourceKind::Simulated(Simulated::new(clock, seed)),
             _ => match look(settings)? {
-                Machine::Pins(pins) => Inner::Pins(pins),
-                Machine::Nothing => Inner::Without {
+                Machine::Pins(pins) => SourceKind::Pins(pins),
+                Machine::Nothing => SourceKind::Without {
                     simulated: Simulated::new(clock, seed),
                     faults: VecDeque::new(),
                     look_at: Instant::now() + RETRY,
                 },
             },
         };
-        Ok(Source { settings: settings.clone(), sensors: Vec::new(), inner })
+        Ok(ChosenSource { settings: settings.clone(), sensors: Vec::new(), inner })
     }
 
     /// Looks whether there are pins by now.
@@ -65,8 +65,8 @@ impl Source {
         if let Ok(Machine::Pins(mut pins)) = look(&self.settings) {
             info!("there is a GPIO now");
             pins.watch(&self.sensors);
-            self.inner = Inner::Pins(pins);
-        } else if let Inner::Without { look_at, .. } = &mut self.inner {
+            self.inner = SourceKind::Pins(pins);
+        } else if let SourceKind::Without { look_at, .. } = &mut self.inner {
             *look_at = Instant::now() + RETRY;
         }
     }
@@ -112,14 +112,14 @@ fn without_pins(pin: u8, named: Option<&str>, is_a_pi: bool) -> Fault {
     }
 }
 
-impl EdgeSource for Source {
+impl EdgeSource for ChosenSource {
     fn watch(&mut self, sensors: &[SensorSettings]) {
         self.sensors = sensors.to_vec();
         let (made_up, real): (Vec<_>, Vec<_>) = sensors.iter().cloned().partition(|sensor| self.simulates(sensor));
         match &mut self.inner {
-            Inner::Pins(pins) => pins.watch(sensors),
-            Inner::Simulated(simulated) => simulated.watch(sensors),
-            Inner::Without { simulated, faults, .. } => {
+            SourceKind::Pins(pins) => pins.watch(sensors),
+            SourceKind::Simulated(simulated) => simulated.watch(sensors),
+            SourceKind::Without { simulated, faults, .. } => {
                 simulated.watch(&made_up);
                 let (named, is_a_pi) = (self.settings.chip.as_deref(), is_a_pi());
                 let fault = |sensor: &SensorSettings| {
@@ -133,9 +133,9 @@ impl EdgeSource for Source {
 
     fn simulates(&self, sensor: &SensorSettings) -> bool {
         match &self.inner {
-            Inner::Pins(_) => false,
-            Inner::Simulated(_) => true,
-            Inner::Without { .. } => {
+            SourceKind::Pins(_) => false,
+            SourceKind::Simulated(_) => true,
+            SourceKind::Without { .. } => {
                 let may = self.settings.backend == GpioBackend::Auto && self.settings.chip.is_none();
                 may && sensor.simulate.is_some() && !is_a_pi()
             }
@@ -144,17 +144,17 @@ impl EdgeSource for Source {
 
     fn is_at_work(&self) -> bool {
         match &self.inner {
-            Inner::Pins(pins) => pins.is_at_work(),
-            Inner::Simulated(_) | Inner::Without { .. } => true,
+            SourceKind::Pins(pins) => pins.is_at_work(),
+            SourceKind::Simulated(_) | SourceKind::Without { .. } => true,
         }
     }
 
     async fn next(&mut self) -> Result<PinEvent, SourceEnded> {
         loop {
             let look_at = match &mut self.inner {
-                Inner::Pins(pins) => return pins.next().await,
-                Inner::Simulated(simulated) => return simulated.next().await,
-                Inner::Without { simulated, faults, look_at } => {
+                SourceKind::Pins(pins) => return pins.next().await,
+                SourceKind::Simulated(simulated) => return simulated.next().await,
+                SourceKind::Without { simulated, faults, look_at } => {
                     if let Some(fault) = faults.pop_front() {
                         return Ok(fault);
                     }
@@ -190,7 +190,7 @@ mod tests {
     }
 
     async fn first_of_each(settings: GpioSettings) -> Vec<(u8, bool)> {
-        let mut source = Source::open(&settings, std::sync::Arc::new(SystemClock), 1).unwrap();
+        let mut source = ChosenSource::open(&settings, std::sync::Arc::new(SystemClock), 1).unwrap();
         source.watch(&[sensor(17, true), sensor(18, false)]);
         let mut seen = Vec::new();
         while seen.len() < 2 {

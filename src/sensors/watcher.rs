@@ -124,7 +124,7 @@ impl EdgeSource for Watched {
     }
 }
 
-struct Open<L> {
+struct OpenLine<L> {
     wanted: Wanted,
     line: L,
     last_number: u32,
@@ -144,7 +144,7 @@ struct Watcher<B: Board> {
     followed: u64,
     events: mpsc::Sender<PinEvent>,
     turned: Arc<AtomicU64>,
-    open: Vec<Open<B::Line>>,
+    open: Vec<OpenLine<B::Line>>,
     faulty: Vec<Faulty>,
 }
 
@@ -211,7 +211,7 @@ impl<B: Board> Watcher<B> {
                 Ok(line) => {
                     self.faulty.retain(|faulty| faulty.wanted != wanted);
                     self.send(wanted.pin, self.watched(&line));
-                    self.open.push(Open { wanted, line, last_number: 0 });
+                    self.open.push(OpenLine { wanted, line, last_number: 0 });
                 }
                 Err(fault) => self.fault(wanted, fault),
             }

@@ -15,7 +15,7 @@ use tracing_subscriber::util::{SubscriberInitExt, TryInitError};
 use tracing_subscriber::{EnvFilter, Registry, reload};
 
 use super::problems::ProblemsLayer;
-use crate::health::Problems;
+use crate::health::LoggedProblems;
 use crate::time::zone;
 
 /// Libraries whose own log is quiet unless the filter names them. The spans of rumqttd's router cost a good part of its
@@ -44,7 +44,7 @@ pub(crate) struct Logging {
 
 impl Logging {
     /// Starts the log with this filter, and logs panics from now on. Warnings and errors go to `problems` too.
-    pub(crate) fn init(level: &str, problems: Problems) -> Result<Logging, LoggingError> {
+    pub(crate) fn init(level: &str, problems: LoggedProblems) -> Result<Logging, LoggingError> {
         let (filter, handle) = reload::Layer::new(filter(level)?);
         let journal = stderr_is_journal().then(journal_layer).and_then(Result::ok);
         let stderr = journal.is_none().then(|| {

@@ -7,11 +7,11 @@ use tracing::{Event, Level, Subscriber};
 use tracing_subscriber::Layer;
 use tracing_subscriber::layer::Context;
 
-use crate::health::Problems;
+use crate::health::LoggedProblems;
 use crate::time::{Clock, SystemClock};
 
-/// Copies warnings and errors to [`Problems`].
-pub(crate) struct ProblemsLayer(pub(crate) Problems);
+/// Copies warnings and errors to [`LoggedProblems`].
+pub(crate) struct ProblemsLayer(pub(crate) LoggedProblems);
 
 impl<S: Subscriber> Layer<S> for ProblemsLayer {
     fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
@@ -20,21 +20,21 @@ impl<S: Subscriber> Layer<S> for ProblemsLayer {
             Level::WARN => "warn",
             _ => return,
         };
-        let mut text = Text::default();
+        let mut text = ProblemText::default();
         event.record(&mut text);
-        let Text { message, fields } = text;
+        let ProblemText { message, fields } = text;
         self.0.push(SystemClock.unix_ms(), level, event.metadata().target(), message + &fields);
     }
 }
 
 /// The message first, then its fields as `name=value`.
 #[derive(Default)]
-struct Text {
+struct ProblemText {
     message: String,
     fields: String,
 }
 
-impl Visit for Text {
+impl Visit for ProblemText {
     fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
         // writing to a string does not fail
         let _ = if field.name() == "message" {
@@ -61,7 +61,7 @@ mod tests {
 
     #[test]
     fn warnings_and_errors_are_remembered_with_their_fields() {
-        let problems = Problems::default();
+        let problems = LoggedProblems::default();
         let log = tracing_subscriber::registry().with(ProblemsLayer(problems.clone()));
         tracing::subscriber::with_default(log, || {
             tracing::info!("nothing special");

@@ -39,13 +39,13 @@ pub struct ClientCounts {
     pub(crate) away: usize,
 }
 
-type List = dyn Fn(usize) -> Vec<ClientSnapshot> + Send + Sync;
+type ClientsList = dyn Fn(usize) -> Vec<ClientSnapshot> + Send + Sync;
 type Count = dyn Fn() -> ClientCounts + Send + Sync;
 
 /// The clients of this very moment: nobody is woken for them while nobody looks. Cheap to clone.
 #[derive(Clone)]
 pub struct ClientsShown {
-    list: Arc<List>,
+    list: Arc<ClientsList>,
     count: Arc<Count>,
 }
 

@@ -13,7 +13,7 @@ pub(crate) const SHORT: u64 = 250;
 const GROUP_PAUSE: u64 = 1_500;
 
 /// A pulse: when it began, and how long it was.
-pub(crate) type Pulse = (u64, u64);
+pub(crate) type EdgePulse = (u64, u64);
 
 /// Edges of a pin: the sensor writes them, and nobody is woken for them while nobody looks. Cheap to clone.
 #[derive(Clone, Debug, Default)]
@@ -51,7 +51,7 @@ impl LastEdges {
 }
 
 /// Pulses: from active to inactive.
-fn pulses(last: &[(u64, bool)]) -> Vec<Pulse> {
+fn pulses(last: &[(u64, bool)]) -> Vec<EdgePulse> {
     let pairs = last.iter().zip(last.iter().skip(1));
     pairs
         .filter(|((_, active), (_, after))| *active && !after)
@@ -60,17 +60,17 @@ fn pulses(last: &[(u64, bool)]) -> Vec<Pulse> {
 }
 
 /// Those that no PIR makes.
-pub(crate) fn short_pulses(last: &[(u64, bool)]) -> Vec<Pulse> {
+pub(crate) fn short_pulses(last: &[(u64, bool)]) -> Vec<EdgePulse> {
     pulses(last).into_iter().filter(|(_, long)| *long < SHORT).collect()
 }
 
 /// Times from the beginning of each to that of the next.
-pub(crate) fn periods(short: &[Pulse]) -> Vec<u64> {
+pub(crate) fn periods(short: &[EdgePulse]) -> Vec<u64> {
     short.windows(2).map(|pair| pair[1].0 - pair[0].0).collect()
 }
 
 /// Groups of at least three with a pause between the groups.
-pub(crate) fn bursts(short: &[Pulse]) -> Vec<&[Pulse]> {
+pub(crate) fn bursts(short: &[EdgePulse]) -> Vec<&[EdgePulse]> {
     let groups = short.chunk_by(|one, next| next.0 - one.0 <= GROUP_PAUSE);
     groups.filter(|group| group.len() >= 3).collect()
 }

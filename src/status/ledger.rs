@@ -73,7 +73,7 @@ impl Dropped {
 
 /// How a message ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Outcome {
+pub(crate) enum LedgerOutcome {
     /// The upstream has it.
     Acked,
     /// Sent at QoS 0: nobody will say whether it arrived.
@@ -84,19 +84,19 @@ pub(crate) enum Outcome {
     Dropped(DropReason),
 }
 
-impl Outcome {
+impl LedgerOutcome {
     /// As the journal counts it.
     pub(crate) fn in_journal(self) -> journal::Outcome {
         match self {
-            Outcome::Acked => journal::Outcome::Acked,
-            Outcome::SentUnconfirmed => journal::Outcome::Unconfirmed,
-            Outcome::Expired => journal::Outcome::Expired,
-            Outcome::Dropped(DropReason::Refused) => journal::Outcome::Refused,
-            Outcome::Dropped(DropReason::TooLarge) => journal::Outcome::TooLarge,
-            Outcome::Dropped(DropReason::EndsConnection) => journal::Outcome::EndsConnection,
-            Outcome::Dropped(DropReason::CameFromThere) => journal::Outcome::CameFromThere,
-            Outcome::Dropped(DropReason::Loop) => journal::Outcome::Loop,
-            Outcome::Dropped(DropReason::NoRule) => journal::Outcome::NotWanted,
+            LedgerOutcome::Acked => journal::Outcome::Acked,
+            LedgerOutcome::SentUnconfirmed => journal::Outcome::Unconfirmed,
+            LedgerOutcome::Expired => journal::Outcome::Expired,
+            LedgerOutcome::Dropped(DropReason::Refused) => journal::Outcome::Refused,
+            LedgerOutcome::Dropped(DropReason::TooLarge) => journal::Outcome::TooLarge,
+            LedgerOutcome::Dropped(DropReason::EndsConnection) => journal::Outcome::EndsConnection,
+            LedgerOutcome::Dropped(DropReason::CameFromThere) => journal::Outcome::CameFromThere,
+            LedgerOutcome::Dropped(DropReason::Loop) => journal::Outcome::Loop,
+            LedgerOutcome::Dropped(DropReason::NoRule) => journal::Outcome::NotWanted,
         }
     }
 }

@@ -25,7 +25,7 @@ pub(crate) use self::sensors::{Change, Finding, SensorSnapshot, SensorState, Ver
 pub use self::upstreams::UpstreamState;
 pub(crate) use self::upstreams::{UpstreamShown, UpstreamSnapshot};
 pub(crate) use crate::health::Fault;
-use crate::health::{Health, Problems};
+use crate::health::{Health, LoggedProblems};
 pub(crate) use crate::journal::report::Status as JournalStatus;
 
 /// What a power cut costs.
@@ -39,7 +39,7 @@ pub struct PowerCut {
 
 /// What there is to see. Cheap to clone.
 #[derive(Clone, Debug)]
-pub struct Status {
+pub struct GatewayStatus {
     /// The gateway's id.
     pub gateway_id: Arc<str>,
     /// The sensors.
@@ -49,7 +49,7 @@ pub struct Status {
     /// MQTT clients.
     pub clients: ClientsShown,
     /// What was logged as a warning or an error.
-    pub problems: Problems,
+    pub problems: LoggedProblems,
     /// What is wrong now.
     pub health: Health,
     /// What a power cut costs beyond what is promised to survive one; `None`: nothing.
@@ -60,7 +60,7 @@ pub struct Status {
     pub listeners: Arc<[String]>,
 }
 
-impl Status {
+impl GatewayStatus {
     /// Whether a port for MQTT is open.
     pub(crate) fn has_listener(&self) -> bool {
         self.listeners.iter().any(|name| !self.health.is_faulty(name))

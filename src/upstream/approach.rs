@@ -11,7 +11,7 @@
 use crate::mqtt::Version;
 
 use super::settings::{Protocol, UpstreamSettings};
-use super::wire::{Broken, Offer, Will};
+use super::wire::{Broken, ConnectOffer, StatusWill};
 
 /// What was learned holds for this long.
 const REMEMBERED_MS: u64 = 3_600_000;
@@ -30,7 +30,7 @@ const NOT_AUTHORIZED: u8 = 0x87;
 
 /// What is known of one address.
 #[derive(Clone, Copy, Debug, Default)]
-struct Known {
+struct KnownAddress {
     spoke_v5: bool,
     /// 3.1.1 until then.
     v311_until: Option<u64>,
@@ -40,23 +40,23 @@ struct Known {
     try_v311: bool,
     /// It has accepted a connection.
     worked: bool,
-    will: Will,
+    will: StatusWill,
     will_until: u64,
     /// Refusals for which the will may be the reason, in a row.
     doubts: u32,
     /// A will that is tried once.
-    trial: Option<Will>,
+    trial: Option<StatusWill>,
 }
 
 /// What is known of all of them.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Approach {
-    known: Vec<Known>,
+    known: Vec<KnownAddress>,
 }
 
 /// What follows from an attempt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Next {
+pub(crate) enum NextAttempt {
     /// Try the same address again, at once, another way.
     AnotherWay,
     /// It is the next address' turn.
@@ -64,9 +64,9 @@ pub(crate) enum Next {
 }
 
 impl Approach {
-    fn at(&mut self, address: usize) -> &mut Known {
+    fn at(&mut self, address: usize) -> &mut KnownAddress {
         if self.known.len() <= address {
-            self.known.resize(address + 1, Known::default());
+            self.known.resize(address + 1, KnownAddress::default());
         }
         &mut self.known[address]
     }
@@ -88,7 +88,7 @@ impl Approach {
         address: usize,
         retain_refused: bool,
         now: u64,
-    ) -> Offer {
+    ) -> ConnectOffer {
         let known = self.at(address);
         let may_fall_back = settings.protocol == Protocol::Auto && !settings.v5_only;
         let is_old = known.try_v311 || known.v311_until.is_some_and(|until| now < until);
@@ -98,18 +98,24 @@ impl Approach {
             Protocol::V5 | Protocol::Auto => Version::V5,
         };
         if now >= known.will_until {
-            known.will = Will::Whole;
+            known.will = StatusWill::Whole;
         }
         let will = match known.trial.unwrap_or(known.will) {
-            _ if settings.status_topic.is_none() => Will::None,
-            Will::Whole if retain_refused => Will::WithoutRetain,
+            _ if settings.status_topic.is_none() => StatusWill::None,
+            StatusWill::Whole if retain_refused => StatusWill::WithoutRetain,
             will => will,
         };
-        Offer { version, will, is_trial: may_fall_back && version == Version::V5 && !known.spoke_v5 }
+        ConnectOffer { version, will, is_trial: may_fall_back && version == Version::V5 && !known.spoke_v5 }
     }
 
     /// An offer was accepted: whether the will has to do with what was refused before.
-    pub(crate) fn accepted(&mut self, settings: &UpstreamSettings, address: usize, offer: Offer, now: u64) -> bool {
+    pub(crate) fn accepted(
+        &mut self,
+        settings: &UpstreamSettings,
+        address: usize,
+        offer: ConnectOffer,
+        now: u64,
+    ) -> bool {
         let known = self.at(address);
         known.worked = true;
         (known.ends, known.try_v311, known.doubts) = (0, false, 0);
@@ -126,7 +132,13 @@ impl Approach {
     }
 
     /// An offer was not accepted.
-    pub(crate) fn failed(&mut self, settings: &UpstreamSettings, address: usize, offer: Offer, why: &Broken) -> Next {
+    pub(crate) fn failed(
+        &mut self,
+        settings: &UpstreamSettings,
+        address: usize,
+        offer: ConnectOffer,
+        why: &Broken,
+    ) -> NextAttempt {
         let known = self.at(address);
         let was_fallback = std::mem::take(&mut known.try_v311);
         let trial = known.trial.take();
@@ -143,31 +155,31 @@ impl Approach {
             if known.try_v311 || (*why == Broken::Closed && !known.spoke_v5) {
                 // the will has not been refused by this
                 known.trial = trial;
-                return Next::AnotherWay;
+                return NextAttempt::AnotherWay;
             }
         }
         if matches!(why, Broken::Version) && offer.version == Version::V311 && !was_fallback {
             known.v311_until = None;
         }
         let doubt = match (why, offer.will) {
-            (_, Will::None) => None,
+            (_, StatusWill::None) => None,
             _ if trial.is_some() => None,
-            (Broken::Refused(RETAIN_NOT_SUPPORTED, _), Will::Whole) => Some((Will::WithoutRetain, true)),
-            (Broken::Refused(QOS_NOT_SUPPORTED, _), Will::Whole | Will::WithoutRetain) => {
-                Some((Will::AtMostOnce, true))
+            (Broken::Refused(RETAIN_NOT_SUPPORTED, _), StatusWill::Whole) => Some((StatusWill::WithoutRetain, true)),
+            (Broken::Refused(QOS_NOT_SUPPORTED, _), StatusWill::Whole | StatusWill::WithoutRetain) => {
+                Some((StatusWill::AtMostOnce, true))
             }
-            (Broken::Refused(TOPIC_NAME_INVALID, _), _) => Some((Will::None, true)),
-            (Broken::Refused(NOT_AUTHORIZED, _), _) | (Broken::Closed, _) => Some((Will::None, false)),
+            (Broken::Refused(TOPIC_NAME_INVALID, _), _) => Some((StatusWill::None, true)),
+            (Broken::Refused(NOT_AUTHORIZED, _), _) | (Broken::Closed, _) => Some((StatusWill::None, false)),
             _ => None,
         };
-        let Some((will, is_clear)) = doubt else { return Next::NextAddress };
+        let Some((will, is_clear)) = doubt else { return NextAttempt::NextAddress };
         known.doubts += 1;
         if is_clear || known.doubts % WILL_EVERY == 2 {
             known.trial = Some(will);
         } else if matches!(why, Broken::Closed) && known.doubts % WILL_EVERY == 1 && known.doubts > 1 {
-            known.trial = Some(Will::WithoutRetain);
+            known.trial = Some(StatusWill::WithoutRetain);
         }
-        if is_clear { Next::AnotherWay } else { Next::NextAddress }
+        if is_clear { NextAttempt::AnotherWay } else { NextAttempt::NextAddress }
     }
 }
 
@@ -189,7 +201,7 @@ mod tests {
         settings: &UpstreamSettings,
         approach: &mut Approach,
         answers: &[Option<Broken>],
-    ) -> Vec<(Version, Will)> {
+    ) -> Vec<(Version, StatusWill)> {
         let mut offers = Vec::new();
         for (now, answer) in answers.iter().enumerate() {
             let offer = approach.offer(settings, 0, false, now as u64);
@@ -252,10 +264,22 @@ mod tests {
         with_will.status_topic = Some(Topic::new("status").unwrap());
         let refused = |code| Some(Broken::Refused(code, String::new()));
         for (answers, expected) in [
-            (vec![refused(RETAIN_NOT_SUPPORTED), None, None], [Will::Whole, Will::WithoutRetain, Will::WithoutRetain]),
-            (vec![refused(QOS_NOT_SUPPORTED), None, None], [Will::Whole, Will::AtMostOnce, Will::AtMostOnce]),
-            (vec![refused(NOT_AUTHORIZED), refused(NOT_AUTHORIZED), None], [Will::Whole, Will::Whole, Will::None]),
-            (vec![Some(Broken::Closed), Some(Broken::Closed), None], [Will::Whole, Will::Whole, Will::None]),
+            (
+                vec![refused(RETAIN_NOT_SUPPORTED), None, None],
+                [StatusWill::Whole, StatusWill::WithoutRetain, StatusWill::WithoutRetain],
+            ),
+            (
+                vec![refused(QOS_NOT_SUPPORTED), None, None],
+                [StatusWill::Whole, StatusWill::AtMostOnce, StatusWill::AtMostOnce],
+            ),
+            (
+                vec![refused(NOT_AUTHORIZED), refused(NOT_AUTHORIZED), None],
+                [StatusWill::Whole, StatusWill::Whole, StatusWill::None],
+            ),
+            (
+                vec![Some(Broken::Closed), Some(Broken::Closed), None],
+                [StatusWill::Whole, StatusWill::Whole, StatusWill::None],
+            ),
         ] {
             let wills: Vec<_> =
                 offers(&with_will, &mut Approach::default(), &answers).into_iter().map(|(_, will)| will).collect();
@@ -264,6 +288,6 @@ mod tests {
         // a password that is wrong is wrong without a will too
         let answers = vec![refused(NOT_AUTHORIZED); 7];
         let without = offers(&with_will, &mut Approach::default(), &answers);
-        assert_eq!(without.iter().filter(|(_, will)| *will == Will::None).count(), 2, "{without:?}");
+        assert_eq!(without.iter().filter(|(_, will)| *will == StatusWill::None).count(), 2, "{without:?}");
     }
 }

@@ -9,7 +9,7 @@ use super::session::Inbound;
 use super::wire::{Ack, UpstreamClient};
 use crate::exchange::filters::names_first_level;
 use crate::exchange::ingress::{Ingress, IngressError, Receipt};
-use crate::exchange::trace::What;
+use crate::exchange::trace::TraceEvent;
 use crate::journal::{ConsumerId, Full, Journal, Note, Position};
 use crate::message::{Draft, Message, Origin, Qos, TopicFilter, via};
 
@@ -20,42 +20,42 @@ const HELD: usize = 1000;
 const HELD_BYTES: usize = 8 << 20;
 
 /// The way into the gateway, which a test may watch.
-pub(super) enum Door {
+pub(super) enum InboxDoor {
     Ingress(Ingress),
     #[cfg(test)]
     Test(super::tests::TestDoor),
 }
 
-impl Door {
+impl InboxDoor {
     async fn publish(&self, draft: &Draft<'_>, received: Option<(ConsumerId, u16)>) -> Result<Receipt, IngressError> {
         match self {
-            Door::Ingress(ingress) => ingress.publish_received(draft, received).await,
+            InboxDoor::Ingress(ingress) => ingress.publish_received(draft, received).await,
             #[cfg(test)]
-            Door::Test(door) => door.publish(draft),
+            InboxDoor::Test(door) => door.publish(draft),
         }
     }
 
     async fn settled(&self, receipt: Receipt) -> Result<(), IngressError> {
         match self {
-            Door::Ingress(ingress) => ingress.settled(receipt).await,
+            InboxDoor::Ingress(ingress) => ingress.settled(receipt).await,
             #[cfg(test)]
-            Door::Test(door) => door.settled(receipt).await,
+            InboxDoor::Test(door) => door.settled(receipt).await,
         }
     }
 
     /// Whether any message is followed.
     pub(super) fn is_tracing(&self) -> bool {
         match self {
-            Door::Ingress(ingress) => ingress.traces().is_active(|| ingress.clock().boot_ms()),
+            InboxDoor::Ingress(ingress) => ingress.traces().is_active(|| ingress.clock().boot_ms()),
             #[cfg(test)]
-            Door::Test(_) => false,
+            InboxDoor::Test(_) => false,
         }
     }
 
     /// Notes what happened to a message that is followed.
-    pub(super) fn trace(&self, position: Position, what: What, upstream: &str) {
+    pub(super) fn trace(&self, position: Position, what: TraceEvent, upstream: &str) {
         match self {
-            Door::Ingress(ingress) if self.is_tracing() => {
+            InboxDoor::Ingress(ingress) if self.is_tracing() => {
                 ingress.traces().at(position, what, upstream, ingress.clock().boot_ms());
             }
             _ => {}
@@ -64,37 +64,37 @@ impl Door {
 
     pub(super) fn set_filters(&self, consumer: ConsumerId, origin: Origin, filters: Vec<TopicFilter>) {
         match self {
-            Door::Ingress(ingress) => ingress.set_upstream_filters(consumer, origin, filters),
+            InboxDoor::Ingress(ingress) => ingress.set_upstream_filters(consumer, origin, filters),
             #[cfg(test)]
-            Door::Test(door) => door.set_filters(&filters),
+            InboxDoor::Test(door) => door.set_filters(&filters),
         }
     }
 
     /// Whether a message is the retained one of its topic.
     pub(super) fn is_current(&self, message: &Message) -> bool {
         match self {
-            Door::Ingress(ingress) => match ingress.retained(message.view().topic()) {
+            InboxDoor::Ingress(ingress) => match ingress.retained(message.view().topic()) {
                 Some(retained) => is_same(&retained, message),
                 None => message.view().payload().is_empty(),
             },
             #[cfg(test)]
-            Door::Test(_) => true,
+            InboxDoor::Test(_) => true,
         }
     }
 
     /// Whether nothing is retained on a topic.
     pub(super) fn is_absent(&self, topic: &str) -> bool {
         match self {
-            Door::Ingress(ingress) => ingress.retained(topic).is_none(),
+            InboxDoor::Ingress(ingress) => ingress.retained(topic).is_none(),
             #[cfg(test)]
-            Door::Test(_) => false,
+            InboxDoor::Test(_) => false,
         }
     }
 
     /// Retained messages behind a topic.
     pub(super) fn retained(&self, filter: &TopicFilter, after: &str, not_from: Origin) -> Vec<Message> {
         match self {
-            Door::Ingress(ingress) => {
+            InboxDoor::Ingress(ingress) => {
                 let (is_named, announcer) = (names_first_level(filter), Origin::announcer());
                 ingress.select_retained(filter, after, PAGE, |message| {
                     let origin = message.view().origin();
@@ -102,22 +102,22 @@ impl Door {
                 })
             }
             #[cfg(test)]
-            Door::Test(_) => Vec::new(),
+            InboxDoor::Test(_) => Vec::new(),
         }
     }
 
     pub(super) fn set_carried(&self, consumer: ConsumerId, gateway: Option<via::Id>, filters: Vec<TopicFilter>) {
         match self {
-            Door::Ingress(ingress) => ingress.set_carried(consumer, gateway, filters),
+            InboxDoor::Ingress(ingress) => ingress.set_carried(consumer, gateway, filters),
             #[cfg(test)]
-            Door::Test(_) => {}
+            InboxDoor::Test(_) => {}
         }
     }
 }
 
 /// What waits for room.
 #[derive(Debug)]
-enum Waiting {
+enum WaitingMessage {
     Message(Inbound),
     /// It does not come in; its acknowledgement keeps its place.
     Refused(Ack),
@@ -128,11 +128,11 @@ enum Waiting {
 /// A message at QoS 2 is written together with its packet id, and PUBREC leaves when both are safe; PUBREL frees the id, and
 /// PUBCOMP leaves when that is safe. So whatever ends in between, an upstream that keeps our session has each message come in
 /// once.
-pub(super) struct Inbox {
+pub(super) struct UpstreamInbox {
     name: String,
     origin: Origin,
     max_packet_size: usize,
-    held: VecDeque<Waiting>,
+    held: VecDeque<WaitingMessage>,
     /// Published, not yet known to be safe.
     unsafe_yet: VecDeque<(Receipt, Ack)>,
     acks: VecDeque<Ack>,
@@ -156,10 +156,10 @@ pub(super) struct Inbox {
     oversized: u64,
 }
 
-impl Inbox {
+impl UpstreamInbox {
     /// For the upstream that has this consumer.
-    pub(crate) fn new(name: &str, max_packet_size: usize, journal: &Journal, consumer: ConsumerId) -> Inbox {
-        Inbox {
+    pub(crate) fn new(name: &str, max_packet_size: usize, journal: &Journal, consumer: ConsumerId) -> UpstreamInbox {
+        UpstreamInbox {
             name: name.to_owned(),
             origin: Origin::upstream(name),
             max_packet_size,
@@ -196,7 +196,7 @@ impl Inbox {
     }
 
     /// The upstream has another session of ours than before: its packet ids are new ones, and nothing comes in until
-    /// [`Inbox::open`].
+    /// [`UpstreamInbox::open`].
     pub(crate) fn forget(&mut self) {
         self.stale.append(&mut self.unreleased);
         self.is_closed = true;
@@ -232,7 +232,7 @@ impl Inbox {
         if self.held.is_empty() {
             self.unsafe_yet.push_back((Receipt::default(), ack));
         } else if self.held.len() < HELD {
-            self.held.push_back(Waiting::Refused(ack));
+            self.held.push_back(WaitingMessage::Refused(ack));
         }
     }
 
@@ -245,7 +245,7 @@ impl Inbox {
     }
 
     fn take_held(&mut self) {
-        if let Some(Waiting::Message(message)) = self.held.pop_front() {
+        if let Some(WaitingMessage::Message(message)) = self.held.pop_front() {
             self.held_bytes = self.held_bytes.saturating_sub(message.size());
         }
     }
@@ -284,7 +284,7 @@ impl Inbox {
                 if self.held.is_empty() || self.held.len() < HELD && self.held_bytes + message.size() <= HELD_BYTES =>
             {
                 self.held_bytes += message.size();
-                self.held.push_back(Waiting::Message(message));
+                self.held.push_back(WaitingMessage::Message(message));
             }
             // at QoS 1 it is not acknowledged, so the upstream sends it again after the next connect
             Some(_) => self.dropped += 1,
@@ -292,15 +292,15 @@ impl Inbox {
     }
 
     /// Publishes what is held, as far as there is room.
-    pub(crate) async fn deliver(&mut self, door: &Door, now: u64) -> Result<(), IngressError> {
+    pub(crate) async fn deliver(&mut self, door: &InboxDoor, now: u64) -> Result<(), IngressError> {
         if self.is_closed {
             return Ok(());
         }
         self.forget_released();
         while let Some(waiting) = self.held.front() {
             let message = match waiting {
-                Waiting::Message(message) => message,
-                Waiting::Refused(ack) => {
+                WaitingMessage::Message(message) => message,
+                WaitingMessage::Refused(ack) => {
                     self.unsafe_yet.push_back((Receipt::default(), *ack));
                     self.take_held();
                     continue;
@@ -350,7 +350,7 @@ impl Inbox {
     }
 
     /// Waits until the oldest published message is safe. Never ends while there is none. Safe to cancel.
-    pub(crate) async fn next_settled(&mut self, door: &Door) -> Result<(), IngressError> {
+    pub(crate) async fn next_settled(&mut self, door: &InboxDoor) -> Result<(), IngressError> {
         let Some((receipt, ack)) = self.unsafe_yet.front().copied() else {
             return std::future::pending().await;
         };
@@ -379,11 +379,11 @@ impl Inbox {
         self.releases.clear();
         if clean_session {
             self.held.retain_mut(|waiting| match waiting {
-                Waiting::Message(message) => {
+                WaitingMessage::Message(message) => {
                     message.packet_id = 0;
                     true
                 }
-                Waiting::Refused(_) => false,
+                WaitingMessage::Refused(_) => false,
             });
         } else {
             self.held.clear();
@@ -402,7 +402,7 @@ mod tests {
         let journal = Journal::default();
         let limits = Limits { messages: 1, bytes: 1 << 20, when_full: WhenFull::DropOldest };
         let consumer = journal.register("upstream/home", limits);
-        let mut inbox = Inbox::new("home", 4 * HELD_BYTES, &journal, consumer);
+        let mut inbox = UpstreamInbox::new("home", 4 * HELD_BYTES, &journal, consumer);
         let message = |bytes| Inbound {
             topic: "t".into(),
             payload: vec![0; bytes].into(),

@@ -198,7 +198,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::journal::loss::Owner;
+    use crate::journal::loss::ConsumerOwner;
 
     #[test]
     fn an_outage_makes_a_backlog_and_new_messages_pass_it() {
@@ -234,7 +234,7 @@ mod tests {
     #[test]
     fn consumers_belong_to_an_upstream() {
         for lane in Lane::ALL {
-            assert_eq!(Owner::of(&lane.consumer("home")), Owner::Upstream("home"));
+            assert_eq!(ConsumerOwner::of(&lane.consumer("home")), ConsumerOwner::Upstream("home"));
         }
     }
 

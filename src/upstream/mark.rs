@@ -17,7 +17,7 @@ const EXACT: u8 = 1;
 const DOUBTFUL: u8 = 2;
 
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct Kept {
+struct KeptMark {
     session: String,
     /// It has had messages at QoS 2, and no packet id of theirs is in use there but by what is in flight.
     is_exact: bool,
@@ -25,11 +25,11 @@ struct Kept {
     is_doubtful: bool,
 }
 
-impl Kept {
-    fn decode(bytes: &[u8]) -> Option<Kept> {
+impl KeptMark {
+    fn decode(bytes: &[u8]) -> Option<KeptMark> {
         let (flags, session) = bytes.split_first()?;
         let session = String::from_utf8(session.to_vec()).ok()?;
-        Some(Kept { session, is_exact: flags & EXACT != 0, is_doubtful: flags & DOUBTFUL != 0 })
+        Some(KeptMark { session, is_exact: flags & EXACT != 0, is_doubtful: flags & DOUBTFUL != 0 })
     }
 
     fn encode(&self) -> Vec<u8> {
@@ -44,7 +44,7 @@ impl Kept {
 pub struct SessionMark {
     journal: Journal,
     name: String,
-    kept: Option<Kept>,
+    kept: Option<KeptMark>,
     /// As it is in the journal.
     written: Bytes,
     /// The session that is asked for.
@@ -59,7 +59,7 @@ impl SessionMark {
     pub(super) fn restore(journal: &Journal, upstream: &str) -> SessionMark {
         let name = format!("{PREFIX}{upstream}\0");
         let written = journal.kept(&name).into_iter().next().map(|(_, value)| value).unwrap_or_default();
-        let (journal, kept, wanted) = (journal.clone(), Kept::decode(&written), String::new());
+        let (journal, kept, wanted) = (journal.clone(), KeptMark::decode(&written), String::new());
         SessionMark { journal, name, kept, written, wanted, has_steps: false, asked: None }
     }
 
@@ -120,7 +120,7 @@ impl SessionMark {
 
     /// From now on the steps are those of the session asked for; `is_doubtful`: the next connection begins anew all the same.
     pub(super) fn set(&mut self, is_exact: bool, is_doubtful: bool) -> Result<(), Full> {
-        let before = self.kept.replace(Kept { session: self.wanted.clone(), is_exact, is_doubtful });
+        let before = self.kept.replace(KeptMark { session: self.wanted.clone(), is_exact, is_doubtful });
         let written = self.write();
         if written.is_err() {
             // what is not written holds for no connection
@@ -130,7 +130,7 @@ impl SessionMark {
     }
 
     fn write(&mut self) -> Result<(), Full> {
-        let value = self.kept.as_ref().map(Kept::encode).unwrap_or_default();
+        let value = self.kept.as_ref().map(KeptMark::encode).unwrap_or_default();
         if self.written != value {
             self.journal.keep(&self.name, Some(&value), false)?;
             self.written = value.into();

@@ -1,6 +1,6 @@
 //! Which topics two filters share, and which rules of an upstream would loop.
 
-use super::settings::{Place, UpstreamSettings};
+use super::settings::{SecretPlace, UpstreamSettings};
 
 /// Whether there is a topic that both filters select [MQTT-4.7.1, 4.7.2]. The empty text, which is no topic, counts as
 /// one: only `/#` and `+` have nothing else in common.
@@ -23,7 +23,7 @@ pub fn filters_overlap(a: &str, b: &str) -> bool {
 /// The pairs of rules that would loop on MQTT 3.1.1, where the upstream sends us what we send it: a message that goes
 /// up by the first and comes down again by the second to a topic from where it could go up once more. A rule that goes
 /// both ways loops with itself. On version 5 the no local option prevents this.
-pub(crate) fn loops(upstream: &UpstreamSettings) -> Vec<(&Place, &Place)> {
+pub(crate) fn loops(upstream: &UpstreamSettings) -> Vec<(&SecretPlace, &SecretPlace)> {
     let side = |local: String, remote: String, place| (local, remote, place);
     let both = || upstream.both.iter().map(|rule| side(rule.local_filter(), rule.remote_filter(), &rule.place));
     let out = upstream.out.iter().map(|rule| side(rule.local_filter(), rule.remote_filter(), &rule.place));
@@ -96,7 +96,7 @@ mod tests {
     }
 
     fn rule<Q>(filter: &str, local: &str, remote: &str, qos: Q) -> Rule<Q> {
-        let place = Place::new("f", 1);
+        let place = SecretPlace::new("f", 1);
         Rule {
             topic_filter: filter.into(),
             local_prefix: local.into(),

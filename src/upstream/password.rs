@@ -40,9 +40,9 @@ fn printed(bytes: Vec<u8>) -> Result<Secret, String> {
 }
 
 /// Ends a program and all that it has started, whatever way we leave.
-struct Group(Option<Pid>);
+struct ProcessGroup(Option<Pid>);
 
-impl Drop for Group {
+impl Drop for ProcessGroup {
     fn drop(&mut self) {
         if let Some(pid) = self.0 {
             // whoever has ended is not there any more
@@ -65,7 +65,7 @@ async fn run(command: &[String], patience: Duration) -> Result<Secret, String> {
         .kill_on_drop(true)
         .spawn()
         .map_err(failed)?;
-    let group = Group(child.id().and_then(|id| Pid::from_raw(id.cast_signed())));
+    let group = ProcessGroup(child.id().and_then(|id| Pid::from_raw(id.cast_signed())));
     let output = child.stdout.take().ok_or("password_command has no output")?;
     let finished = timeout(patience, async {
         let bytes = up_to(output, MOST + 1).await?;

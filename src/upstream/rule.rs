@@ -9,7 +9,7 @@
 
 use std::time::Duration;
 
-use super::settings::{OutQos, Place, Rule, UpstreamSettings};
+use super::settings::{OutQos, Rule, SecretPlace, UpstreamSettings};
 use crate::message::{Qos, TopicFilter, check_topic, matches};
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -22,7 +22,7 @@ struct Mapping<Q> {
     qos: Q,
     retain: bool,
     max_age: Option<Duration>,
-    place: Place,
+    place: SecretPlace,
 }
 
 /// Where a message goes, and how.
@@ -48,15 +48,15 @@ impl<Q: Copy> Mapping<Q> {
 
 /// The rules of one upstream.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Rules {
+pub(crate) struct UpstreamRules {
     out: Vec<Mapping<OutQos>>,
     inbound: Vec<Mapping<Qos>>,
     reserved: Vec<String>,
 }
 
-impl Rules {
+impl UpstreamRules {
     /// The rules that these settings state.
-    pub(crate) fn new(settings: &UpstreamSettings) -> Rules {
+    pub(crate) fn new(settings: &UpstreamSettings) -> UpstreamRules {
         let out = settings.out.iter().chain(&settings.both).filter_map(|rule| {
             let filter = TopicFilter::new(rule.local_filter()).ok()?;
             Some(Mapping {
@@ -83,8 +83,11 @@ impl Rules {
         }
         let plain = settings.inbound.iter().filter_map(|rule| inbound(rule, rule.qos));
         let both = settings.both.iter().filter_map(|rule| inbound(rule, rule.qos_in()));
-        let mut rules =
-            Rules { out: out.collect(), inbound: plain.chain(both).collect(), reserved: settings.reserved.clone() };
+        let mut rules = UpstreamRules {
+            out: out.collect(),
+            inbound: plain.chain(both).collect(),
+            reserved: settings.reserved.clone(),
+        };
         // stable: those with a prefix first, otherwise as they stand in the configuration
         rules.out.sort_by_key(|mapping| mapping.from.is_empty() && mapping.to.is_empty());
         rules.inbound.sort_by_key(|mapping| mapping.from.is_empty() && mapping.to.is_empty());
@@ -175,7 +178,7 @@ pub(super) mod tests {
             qos,
             retain: true,
             max_age: None,
-            place: Place::default(),
+            place: SecretPlace::default(),
         }
     }
 
@@ -195,7 +198,7 @@ pub(super) mod tests {
                 "in" => settings.inbound.push(rule(&filter, &local, &remote, Qos::AtLeastOnce)),
                 _ => settings.both.push(rule(&filter, &local, &remote, OutQos::Keep)),
             }
-            let rules = Rules::new(&settings);
+            let rules = UpstreamRules::new(&settings);
             let what = format!("{direction} {filter:?} {local:?} {remote:?}: {topic}");
             let is_out = direction != "in";
             let out = rules.outgoing(&topic).map(|target| target.topic);
@@ -207,7 +210,7 @@ pub(super) mod tests {
         }
     }
 
-    fn target(rules: &Rules, topic: &str) -> Option<(String, OutQos)> {
+    fn target(rules: &UpstreamRules, topic: &str) -> Option<(String, OutQos)> {
         rules.outgoing(topic).map(|target| (target.topic, target.qos))
     }
 
@@ -217,7 +220,7 @@ pub(super) mod tests {
         settings.out.push(rule("loft/#", "", "", OutQos::AtMostOnce));
         settings.out.push(rule("+/a", "", "x/", OutQos::Keep));
         settings.out.push(rule("a", "loft/", "y/", OutQos::AtLeastOnce));
-        let rules = Rules::new(&settings);
+        let rules = UpstreamRules::new(&settings);
         assert_eq!(target(&rules, "loft/a"), Some(("x/loft/a".into(), OutQos::Keep)));
         assert_eq!(target(&rules, "loft/b"), Some(("loft/b".into(), OutQos::AtMostOnce)));
         assert_eq!(rules.incoming("loft/b"), None);
@@ -232,14 +235,14 @@ pub(super) mod tests {
         settings.both.push(rule("b", "", "", OutQos::AtMostOnce));
         let filter = |text: &str| TopicFilter::new(text).unwrap();
         let expected = [(filter("a/#"), Qos::AtLeastOnce), (filter("b"), Qos::AtMostOnce)];
-        assert_eq!(Rules::new(&settings).subscriptions(), expected);
+        assert_eq!(UpstreamRules::new(&settings).subscriptions(), expected);
     }
 
     #[test]
     fn a_mapping_to_nothing_does_not_pass() {
         let mut settings = settings();
         settings.out.push(rule("/#", "loft", "", OutQos::Keep));
-        let rules = Rules::new(&settings);
+        let rules = UpstreamRules::new(&settings);
         assert_eq!(target(&rules, "loft/a"), Some(("/a".into(), OutQos::Keep)));
         assert_eq!(rules.outgoing("loft"), None);
     }

@@ -216,7 +216,7 @@ pub(crate) struct Rule<Q> {
     /// What waited for longer does not go up.
     pub(crate) max_age: Option<Duration>,
     /// Where the rule stands in the configuration.
-    pub(crate) place: Place,
+    pub(crate) place: SecretPlace,
 }
 
 impl<Q> Rule<Q> {
@@ -271,30 +271,30 @@ impl BothRule {
 /// `FILE:LINE` of a rule, for messages. All places are equal: where a rule stands says nothing about what it does, and
 /// moving it is no change.
 #[derive(Clone, Default)]
-pub(crate) struct Place(Box<str>);
+pub(crate) struct SecretPlace(Box<str>);
 
-impl Place {
+impl SecretPlace {
     /// A line of a file.
-    pub(crate) fn new(file: &str, line: usize) -> Place {
-        Place(format!("{file}:{line}").into())
+    pub(crate) fn new(file: &str, line: usize) -> SecretPlace {
+        SecretPlace(format!("{file}:{line}").into())
     }
 }
 
-impl PartialEq for Place {
-    fn eq(&self, _: &Place) -> bool {
+impl PartialEq for SecretPlace {
+    fn eq(&self, _: &SecretPlace) -> bool {
         true
     }
 }
 
-impl Eq for Place {}
+impl Eq for SecretPlace {}
 
-impl fmt::Display for Place {
+impl fmt::Display for SecretPlace {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
     }
 }
 
-impl fmt::Debug for Place {
+impl fmt::Debug for SecretPlace {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
     }

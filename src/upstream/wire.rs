@@ -165,7 +165,7 @@ pub enum Ack {
 
 /// The will that is offered with CONNECT, where the settings want a status.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Will {
+pub enum StatusWill {
     /// As it should be.
     #[default]
     Whole,
@@ -179,11 +179,11 @@ pub enum Will {
 
 /// How an upstream is spoken to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Offer {
+pub struct ConnectOffer {
     /// Version of MQTT.
     pub version: Version,
     /// The will.
-    pub will: Will,
+    pub will: StatusWill,
     /// It is not known whether the upstream speaks this version: half the time is left for another.
     pub is_trial: bool,
 }
@@ -256,7 +256,7 @@ pub trait UpstreamClient: Send {
         &mut self,
         settings: &UpstreamSettings,
         address: &UpstreamAddress,
-        offer: Offer,
+        offer: ConnectOffer,
         mark: &mut SessionMark,
     ) -> impl Future<Output = Result<Link, Broken>> + Send;
 

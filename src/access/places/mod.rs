@@ -29,25 +29,25 @@ const OF_NEWCOMERS: usize = 8;
 
 /// Who holds something. Guests are told apart by their network, as far as it is known.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub(crate) enum Holder {
+pub(crate) enum PlaceHolder {
     /// All clients of this user.
     User(Box<str>),
     /// Clients without a user name in this network.
     Guest(Option<IpAddr>),
 }
 
-impl Holder {
+impl PlaceHolder {
     /// A client of this user, if it has one, at this address.
-    pub(crate) fn of(user: Option<&str>, from: IpAddr) -> Holder {
+    pub(crate) fn of(user: Option<&str>, from: IpAddr) -> PlaceHolder {
         match user {
-            Some(user) => Holder::User(user.into()),
-            None => Holder::Guest(Some(network(from))),
+            Some(user) => PlaceHolder::User(user.into()),
+            None => PlaceHolder::Guest(Some(network(from))),
         }
     }
 
     /// Whether it is no user.
     pub(crate) fn is_guest(&self) -> bool {
-        matches!(self, Holder::Guest(_))
+        matches!(self, PlaceHolder::Guest(_))
     }
 }
 
@@ -101,8 +101,8 @@ pub(crate) struct Newcomer<'a> {
 #[error("too many are connected")]
 pub(crate) struct NoPlace;
 
-struct Taken {
-    holder: Holder,
+struct PlaceTaken {
+    holder: PlaceHolder,
     is_local: bool,
     is_returning: bool,
     session: Option<Box<str>>,
@@ -114,12 +114,12 @@ struct Taken {
 }
 
 #[derive(Default)]
-struct State {
+struct PlacesState {
     next: u64,
     /// By number, the first to come first.
-    taken: BTreeMap<u64, Taken>,
+    taken: BTreeMap<u64, PlaceTaken>,
     by_session: HashMap<Box<str>, u64>,
-    by_holder: HashMap<Holder, usize>,
+    by_holder: HashMap<PlaceHolder, usize>,
     guests: usize,
     local: usize,
     local_guests: usize,
@@ -128,7 +128,7 @@ struct State {
 /// All places of a kind.
 #[derive(Default)]
 pub(crate) struct Places {
-    state: Mutex<State>,
+    state: Mutex<PlacesState>,
 }
 
 impl std::fmt::Debug for Places {
@@ -176,13 +176,13 @@ impl Places {
         let mut gone = Vec::new();
         let mut state = self.state.lock();
         let from = newcomer.from.to_canonical();
-        let (holder, is_local) = (Holder::of(newcomer.user, from), from.is_loopback());
+        let (holder, is_local) = (PlaceHolder::of(newcomer.user, from), from.is_loopback());
         if let Some(number) = newcomer.session.and_then(|session| state.by_session.get(session).copied()) {
             // whoever keeps the sessions ends one of the two; until then they have the place together
             let place = state.join(number, (holder, is_local), self, bounds);
             return place.ok_or(NoPlace);
         }
-        let new = Taken {
+        let new = PlaceTaken {
             holder,
             is_local,
             is_returning: newcomer.is_returning,
@@ -206,20 +206,20 @@ impl Places {
             Place { places: self.clone(), number, seat: 0, bounds, cut, replaced, _of_port: None }
         });
         drop(state);
-        gone.into_iter().for_each(Taken::end);
+        gone.into_iter().for_each(PlaceTaken::end);
         place.ok_or(NoPlace)
     }
 }
 
-impl Taken {
+impl PlaceTaken {
     fn end(self) {
         self.cut.cancel();
         self.sitting.into_values().flatten().for_each(|then| then());
     }
 }
 
-impl State {
-    fn add(&mut self, taken: Taken) -> u64 {
+impl PlacesState {
+    fn add(&mut self, taken: PlaceTaken) -> u64 {
         let number = self.next;
         self.next += 1;
         if let Some(session) = &taken.session {
@@ -234,7 +234,7 @@ impl State {
     fn join(
         &mut self,
         number: u64,
-        (holder, is_local): (Holder, bool),
+        (holder, is_local): (PlaceHolder, bool),
         places: &Arc<Places>,
         bounds: Bounds,
     ) -> Option<Place> {
@@ -250,7 +250,7 @@ impl State {
         Some(Place { places: places.clone(), number, seat, bounds, cut, replaced, _of_port: None })
     }
 
-    fn remove(&mut self, number: u64) -> Option<Taken> {
+    fn remove(&mut self, number: u64) -> Option<PlaceTaken> {
         let taken = self.taken.remove(&number)?;
         if let Some(session) = &taken.session {
             self.by_session.remove(session);
@@ -259,7 +259,7 @@ impl State {
         Some(taken)
     }
 
-    fn count(&mut self, taken: &Taken, is_new: bool) {
+    fn count(&mut self, taken: &PlaceTaken, is_new: bool) {
         let (is_local, is_guest) = (taken.is_local, taken.holder.is_guest());
         let counters =
             [(&mut self.guests, is_guest), (&mut self.local, is_local), (&mut self.local_guests, is_local && is_guest)];
@@ -273,7 +273,7 @@ impl State {
         }
     }
 
-    fn held(&self, holder: &Holder) -> usize {
+    fn held(&self, holder: &PlaceHolder) -> usize {
         self.by_holder.get(holder).copied().unwrap_or(0)
     }
 
@@ -282,7 +282,7 @@ impl State {
         self.guests - self.local_guests.min(bounds.of_this_host())
     }
 
-    fn obstacle(&self, new: &Taken, bounds: Bounds) -> Option<Obstacle> {
+    fn obstacle(&self, new: &PlaceTaken, bounds: Bounds) -> Option<Obstacle> {
         let share = bounds.of_this_host();
         if new.holder.is_guest() && !(new.is_local && self.local_guests < share) {
             if !new.is_local && self.held(&new.holder) >= bounds.of_network() {
@@ -298,7 +298,7 @@ impl State {
     }
 
     /// Who has to give way to a client that is known.
-    fn victim(&self, new: &Taken, obstacle: &Obstacle, bounds: Bounds) -> Option<u64> {
+    fn victim(&self, new: &PlaceTaken, obstacle: &Obstacle, bounds: Bounds) -> Option<u64> {
         let own = self.held(&new.holder);
         if let Obstacle::Network = obstacle {
             return if new.is_returning { self.last_of(&new.holder, true) } else { None };
@@ -321,7 +321,7 @@ impl State {
     }
 
     /// Who has to give way to a connection that may still turn out to be a user's.
-    fn oldest_stranger(&self, new: &Taken, obstacle: &Obstacle, bounds: Bounds) -> Option<u64> {
+    fn oldest_stranger(&self, new: &PlaceTaken, obstacle: &Obstacle, bounds: Bounds) -> Option<u64> {
         let own = self.held(&new.holder);
         let holder = match (obstacle, self.largest(true, bounds)) {
             (Obstacle::Network, _) => new.holder.clone(),
@@ -333,9 +333,9 @@ impl State {
     }
 
     /// Who has most of all guests, or of all users, and how many. This host's guests do not count within its share.
-    fn largest(&self, of_guests: bool, bounds: Bounds) -> Option<(Holder, usize)> {
-        let is_spared = |holder: &Holder| {
-            let is_local = matches!(holder, Holder::Guest(Some(network)) if network.is_loopback());
+    fn largest(&self, of_guests: bool, bounds: Bounds) -> Option<(PlaceHolder, usize)> {
+        let is_spared = |holder: &PlaceHolder| {
+            let is_local = matches!(holder, PlaceHolder::Guest(Some(network)) if network.is_loopback());
             is_local && self.local_guests <= bounds.of_this_host()
         };
         let holders = self.by_holder.iter().filter(|(holder, _)| holder.is_guest() == of_guests && !is_spared(holder));
@@ -343,13 +343,13 @@ impl State {
     }
 
     /// The last to come of this holder, of those who have come without a session first.
-    fn last(&self, holder: &Holder) -> Option<u64> {
+    fn last(&self, holder: &PlaceHolder) -> Option<u64> {
         self.last_of(holder, true).or_else(|| self.last_of(holder, false))
     }
 
-    fn last_of(&self, holder: &Holder, is_stranger: bool) -> Option<u64> {
+    fn last_of(&self, holder: &PlaceHolder, is_stranger: bool) -> Option<u64> {
         let mut last = self.taken.iter().rev();
-        let is_it = |taken: &Taken| taken.holder == *holder && taken.is_returning != is_stranger;
+        let is_it = |taken: &PlaceTaken| taken.holder == *holder && taken.is_returning != is_stranger;
         last.find(|(_, taken)| is_it(taken)).map(|(number, _)| *number)
     }
 }
@@ -397,11 +397,11 @@ impl Place {
     pub fn belongs_to(&self, user: &str) {
         let bounds = self.bounds;
         let mut state = self.places.state.lock();
-        let is_known = |taken: &Taken| matches!(&taken.holder, Holder::User(name) if **name == *user);
+        let is_known = |taken: &PlaceTaken| matches!(&taken.holder, PlaceHolder::User(name) if **name == *user);
         if state.taken.get(&self.number).is_none_or(is_known) {
             return;
         }
-        let holder = Holder::User(user.into());
+        let holder = PlaceHolder::User(user.into());
         let users = state.taken.len() - state.guests;
         let is_full = users >= bounds.common().saturating_sub(OF_NEWCOMERS).max(1);
         let largest = if is_full { state.largest(false, bounds) } else { None };
@@ -416,7 +416,7 @@ impl Place {
             state.taken.insert(self.number, taken);
         }
         drop(state);
-        gone.into_iter().for_each(Taken::end);
+        gone.into_iter().for_each(PlaceTaken::end);
     }
 }
 

@@ -1,7 +1,7 @@
 //! What clients get.
 
-use super::super::session::{Send, Source};
-use super::Connection;
+use super::super::session::{DeliverySource, Send};
+use super::BrokerConnection;
 use super::run::OUT_FULL;
 use crate::exchange::delivery::{Grant, Queued, Run};
 use crate::exchange::stats::Stats;
@@ -47,7 +47,7 @@ fn write_one(
     true
 }
 
-impl Connection {
+impl BrokerConnection {
     /// Writes what waits for the client, as far as its window and the output buffer allow. Says whether nothing more can be
     /// delivered before something new comes in.
     pub(super) fn deliver(&mut self) -> bool {
@@ -69,7 +69,7 @@ impl Connection {
             if let Some((message, options)) = self.session.retained.next(&self.core.ingress) {
                 let qos = options.qos.min(message.view().qos());
                 let grant = Grant { qos, retain: true, ids: options.id.into_iter().collect(), share: None };
-                if let Err(queued) = self.send(Queued { message, grant }, Source::Live) {
+                if let Err(queued) = self.send(Queued { message, grant }, DeliverySource::Live) {
                     self.session.retained.put_back(queued.message);
                     return false;
                 }
@@ -118,7 +118,7 @@ impl Connection {
                 run.messages.advance();
             } else if let Some(message) = run.messages.next_message() {
                 let grant = run.terms.grant(message.view());
-                let source = grant.share.clone().map_or(Source::Live, Source::Shared);
+                let source = grant.share.clone().map_or(DeliverySource::Live, DeliverySource::Shared);
                 // there is room: it is sent, or settled where it cannot be
                 let _ = self.send(Queued { message, grant }, source);
             }
@@ -137,7 +137,7 @@ impl Connection {
             let room = self.session.outbound.room().min(TAKE);
             let Some(delivery) = durable.reader.next_of(room) else { break };
             any = true;
-            let source = Source::Journal(delivery.position, delivery.ordinal);
+            let source = DeliverySource::Journal(delivery.position, delivery.ordinal);
             match self.session.grant(delivery.message.view()) {
                 Some(_) if self.is_there(delivery.message.view()) => self.settle(source),
                 Some(grant) if delivery.released && grant.qos == Qos::ExactlyOnce => {
@@ -161,12 +161,12 @@ impl Connection {
     }
 
     /// Sends a message or settles it where it cannot be sent; gives it back while the window is closed.
-    fn send(&mut self, queued: Queued, source: Source) -> Result<(), Queued> {
+    fn send(&mut self, queued: Queued, source: DeliverySource) -> Result<(), Queued> {
         self.send_as(queued, source, false)
     }
 
     /// The same; `dup`: it may have been sent before.
-    fn send_as(&mut self, queued: Queued, source: Source, dup: bool) -> Result<(), Queued> {
+    fn send_as(&mut self, queued: Queued, source: DeliverySource, dup: bool) -> Result<(), Queued> {
         let needs_window = queued.grant.qos > Qos::AtMostOnce;
         if needs_window && self.session.outbound.room() == 0 {
             return Err(queued);

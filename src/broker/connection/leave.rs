@@ -11,7 +11,7 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::time::{Instant, timeout};
 
-use super::End;
+use super::ConnectionEnd;
 use crate::access::waiting::WaitingRoom;
 use crate::mqtt::Reason;
 
@@ -31,14 +31,14 @@ const LINGER_BYTES: usize = 32 << 20;
 
 /// A connection that ends as soon as what its client has sent before is read.
 pub(super) struct Leaving {
-    end: End,
+    end: ConnectionEnd,
     until: Instant,
     left: usize,
 }
 
 impl Leaving {
     /// Leaves for this reason.
-    pub(crate) fn new(end: End) -> Leaving {
+    pub(crate) fn new(end: ConnectionEnd) -> Leaving {
         let time = if end.is_stopping() { READ_ON_STOPPING } else { READ_ON };
         Leaving { end, until: Instant::now() + time, left: READ_ON_BYTES }
     }
@@ -67,7 +67,7 @@ impl Leaving {
         may_read || self.left == 0 || Instant::now() >= self.until
     }
 
-    pub(crate) fn into_end(self) -> End {
+    pub(crate) fn into_end(self) -> ConnectionEnd {
         self.end
     }
 }

@@ -4,7 +4,7 @@ use bytes::{Buf, BytesMut};
 use tokio::time::{Duration, Instant};
 use tracing::warn;
 
-use super::{Connection, End, Reason};
+use super::{BrokerConnection, ConnectionEnd, Reason};
 use crate::access::guesses::network;
 use crate::exchange::receiving::FREE;
 use crate::mqtt::whole_size;
@@ -12,7 +12,7 @@ use crate::mqtt::whole_size;
 /// Once a packet is late, how often it is looked at whether others wait for its memory.
 const LOOK: Duration = Duration::from_secs(1);
 
-impl Connection {
+impl BrokerConnection {
     /// Whether there is memory for the packet that begins in `input`. A large one gets all of it at once, so that its buffer
     /// does not grow in steps.
     pub(super) fn has_memory(&mut self, input: &mut BytesMut) -> bool {
@@ -64,7 +64,7 @@ impl Connection {
     }
 
     /// Ends a client that does not go on with a large packet while others wait for its memory.
-    pub(super) fn give_way(&self) -> Result<(), End> {
+    pub(super) fn give_way(&self) -> Result<(), ConnectionEnd> {
         if !self.receiving.as_ref().is_some_and(|reservation| reservation.is_overdue()) {
             return Ok(());
         }
@@ -76,6 +76,6 @@ impl Connection {
                 "disconnected: it has held memory for a large packet for too long while others wait to send theirs"
             );
         }
-        Err(End::Ended(Reason::QUOTA_EXCEEDED))
+        Err(ConnectionEnd::Ended(Reason::QUOTA_EXCEEDED))
     }
 }

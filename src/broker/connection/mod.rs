@@ -36,7 +36,7 @@ use super::session::Session;
 use crate::access::authorise::Permissions;
 use crate::access::guesses::network;
 use crate::access::identity::Identity;
-use crate::access::places::{Holder, Place};
+use crate::access::places::{Place, PlaceHolder};
 use crate::exchange::delivery::Run;
 use crate::exchange::receiving::Reservation;
 use crate::exchange::subscribers::Subscriber;
@@ -47,7 +47,7 @@ use crate::mqtt::{self, Reason, Version, Will, write};
 
 /// Why a connection ends.
 #[derive(Clone, Debug)]
-enum End {
+enum ConnectionEnd {
     /// The client has closed it, or it broke.
     Closed,
     /// The client has sent DISCONNECT.
@@ -64,48 +64,53 @@ enum End {
     Panicked,
 }
 
-impl End {
+impl ConnectionEnd {
     /// What an MQTT 5 client is told; `None`: nothing.
     fn reason(&self) -> Option<Reason> {
         match self {
-            End::Closed | End::Disconnected(..) | End::Stalled | End::TooSmall => None,
-            End::Broken(error) => Some(error.reason()),
-            End::Ended(reason) => Some(*reason),
-            End::Panicked => Some(Reason::UNSPECIFIED_ERROR),
+            ConnectionEnd::Closed
+            | ConnectionEnd::Disconnected(..)
+            | ConnectionEnd::Stalled
+            | ConnectionEnd::TooSmall => None,
+            ConnectionEnd::Broken(error) => Some(error.reason()),
+            ConnectionEnd::Ended(reason) => Some(*reason),
+            ConnectionEnd::Panicked => Some(Reason::UNSPECIFIED_ERROR),
         }
     }
 
     /// The gateway goes down.
     fn is_stopping(&self) -> bool {
-        matches!(self, End::Ended(Reason::SERVER_SHUTTING_DOWN))
+        matches!(self, ConnectionEnd::Ended(Reason::SERVER_SHUTTING_DOWN))
     }
 
     fn publishes_will(&self) -> bool {
         match self {
             // only a normal disconnection takes the will with it [MQTT-3.14.4-3]
-            End::Disconnected(reason, _) => *reason != Reason::SUCCESS,
-            End::TooSmall => false,
+            ConnectionEnd::Disconnected(reason, _) => *reason != Reason::SUCCESS,
+            ConnectionEnd::TooSmall => false,
             _ => true,
         }
     }
 
     fn log(&self, core: &Core, client_id: &str, from: IpAddr) {
         let what = match self {
-            End::Closed => return debug!(client_id, "connection closed without DISCONNECT"),
-            End::Disconnected(..) => return debug!(client_id, "disconnected"),
-            End::Ended(Reason::SESSION_TAKEN_OVER) => {
+            ConnectionEnd::Closed => return debug!(client_id, "connection closed without DISCONNECT"),
+            ConnectionEnd::Disconnected(..) => return debug!(client_id, "disconnected"),
+            ConnectionEnd::Ended(Reason::SESSION_TAKEN_OVER) => {
                 return debug!(client_id, "disconnected: its client id connected again");
             }
-            End::Broken(mqtt::Error::TooLarge(..)) => return debug!(client_id, "disconnected: packet too large"),
-            End::Panicked => return error!(client_id, "disconnected: the session has failed"),
-            End::Ended(Reason::SERVER_BUSY) => {
+            ConnectionEnd::Broken(mqtt::Error::TooLarge(..)) => {
+                return debug!(client_id, "disconnected: packet too large");
+            }
+            ConnectionEnd::Panicked => return error!(client_id, "disconnected: the session has failed"),
+            ConnectionEnd::Ended(Reason::SERVER_BUSY) => {
                 "its place was needed: of whoever has most connections, the last to come gives way".to_owned()
             }
-            End::Ended(Reason::KEEP_ALIVE_TIMEOUT) => "keep alive timeout".to_owned(),
-            End::Ended(reason) => return debug!(client_id, reason = reason.0, "disconnected"),
-            End::Broken(error) => format!("protocol violation: {error}"),
-            End::Stalled => "it takes no data any more".to_owned(),
-            End::TooSmall => "its Maximum Packet Size is less than the size of CONNACK".to_owned(),
+            ConnectionEnd::Ended(Reason::KEEP_ALIVE_TIMEOUT) => "keep alive timeout".to_owned(),
+            ConnectionEnd::Ended(reason) => return debug!(client_id, reason = reason.0, "disconnected"),
+            ConnectionEnd::Broken(error) => format!("protocol violation: {error}"),
+            ConnectionEnd::Stalled => "it takes no data any more".to_owned(),
+            ConnectionEnd::TooSmall => "its Maximum Packet Size is less than the size of CONNACK".to_owned(),
         };
         if let Some(more_since_last) = core.access.limiter.due(network(from), (client_id, &what)) {
             info!(client_id, %from, more_since_last, "disconnected: {what}");
@@ -114,7 +119,7 @@ impl End {
 }
 
 /// A connected client.
-struct Connection {
+struct BrokerConnection {
     core: Arc<Core>,
     identity: Identity,
     address: IpAddr,
@@ -143,7 +148,7 @@ struct Connection {
     /// The client takes nothing any more: what is said to it is dropped.
     is_deaf: bool,
     /// Whose allowance pays for its changes.
-    holder: Holder,
+    holder: PlaceHolder,
     /// Its user has changed subscriptions too often, and the next change waits.
     held_until: Option<Instant>,
     /// Taken from the inbox and not yet sent.
@@ -208,13 +213,13 @@ where
 
     let end = if connection.out.len() > connection.max_packet {
         connection.out.clear(); // [MQTT-3.1.2-24]
-        End::TooSmall
+        ConnectionEnd::TooSmall
     } else {
         let kick = claim.kick.clone();
         let running = connection.run(&mut reader, &mut writer, &mut input, &kick);
         contain(running).await.unwrap_or_else(|()| {
             core.stats.panics.add(1);
-            End::Panicked
+            ConnectionEnd::Panicked
         })
     };
     end.log(&core, &connection.identity.client_id, peer.address);
@@ -228,7 +233,7 @@ where
     core.leave(number);
     drop(input);
     let (last, is_stopping) = (std::mem::take(&mut connection.out), end.is_stopping());
-    let is_there = !connection.is_deaf && !matches!(end, End::Closed | End::Stalled);
+    let is_there = !connection.is_deaf && !matches!(end, ConnectionEnd::Closed | ConnectionEnd::Stalled);
     // whoever waits for the client id does not wait for a client that is slow to take its last packet
     let closing = close(&core, connection, end, claim);
     if is_there {
@@ -254,7 +259,7 @@ async fn open(
     core: &Arc<Core>,
     admitted: Admitted,
     peer: &Peer,
-) -> Result<(super::registry::Claim, u64, Connection), Reason> {
+) -> Result<(super::registry::Claim, u64, BrokerConnection), Reason> {
     let Admitted { connect, identity, permissions, password_hash, assigned, keep_alive, expiry, place } = admitted;
     let owner = identity.session();
     let holder = Core::holder(&owner, Some(peer.address));
@@ -294,7 +299,7 @@ async fn open(
     if present {
         core.attach(&session, &subscriber);
     }
-    let number = core.enter(super::core::Client {
+    let number = core.enter(super::core::ConnectedClient {
         identity: identity.clone(),
         address: peer.address,
         version: connect.version,
@@ -310,7 +315,7 @@ async fn open(
     });
     let mut out = BytesMut::new();
     admit::greet(&mut out, core, &connect, present, assigned.then_some(&*identity.client_id), keep_alive);
-    let connection = Connection {
+    let connection = BrokerConnection {
         origin: core::origin(&owner),
         identity,
         address: peer.address,
@@ -347,7 +352,7 @@ async fn open(
 fn begin_session(
     core: &Core,
     connect: &mqtt::Connect,
-    (owner, holder): (&str, &Holder),
+    (owner, holder): (&str, &PlaceHolder),
     resumed: Option<Session>,
     expiry: u32,
 ) -> Session {
@@ -361,9 +366,9 @@ fn begin_session(
 }
 
 /// Publishes the will or keeps it for later, parks the session or ends it, and lets go of the client id.
-async fn close(core: &Arc<Core>, mut connection: Connection, end: End, claim: super::registry::Claim) {
+async fn close(core: &Arc<Core>, mut connection: BrokerConnection, end: ConnectionEnd, claim: super::registry::Claim) {
     // what was accepted but has no place yet still gets one; a failed router is reported by its own task
-    if !connection.batch.is_empty() && !matches!(end, End::Panicked) {
+    if !connection.batch.is_empty() && !matches!(end, ConnectionEnd::Panicked) {
         loop {
             let room = core.ingress.room().notified();
             let session =
@@ -375,7 +380,7 @@ async fn close(core: &Arc<Core>, mut connection: Connection, end: End, claim: su
         }
     }
     let mut session = connection.session;
-    if let End::Disconnected(_, Some(expiry)) = end {
+    if let ConnectionEnd::Disconnected(_, Some(expiry)) = end {
         session.expiry = expiry;
     }
     core.detach(&mut session, &connection.subscriber, connection.pending);

@@ -9,9 +9,9 @@ use tracing::{debug, warn};
 use super::super::core::session_route;
 use super::super::groups::split_share;
 use super::super::replies::repeated;
-use super::super::session::{Received, Source, Subscription};
+use super::super::session::{DeliverySource, Received, Subscription};
 use super::acks::{AckState, PendingAck};
-use super::{Connection, End};
+use super::{BrokerConnection, ConnectionEnd};
 use crate::access::authenticate::Denied;
 use crate::access::guesses::network;
 use crate::exchange::filters::MAX_LEVELS;
@@ -47,9 +47,9 @@ pub(crate) struct InboundAliases {
     bytes: usize,
 }
 
-impl Connection {
+impl BrokerConnection {
     /// Deals with all whole packets in `input`. Says whether every message has got its place.
-    pub(super) fn receive(&mut self, input: &mut BytesMut) -> Result<bool, End> {
+    pub(super) fn receive(&mut self, input: &mut BytesMut) -> Result<bool, ConnectionEnd> {
         let max = self.core.settings.load().max_packet_size;
         let mut placed = self.place()?;
         let mut packets = 0;
@@ -83,7 +83,7 @@ impl Connection {
                 }
                 Ok(None) => break Ok(()),
                 Err(Error::TooLarge(size, most)) => break self.too_large(&bytes[at..], size, most),
-                Err(error) => break Err(End::Broken(error)),
+                Err(error) => break Err(ConnectionEnd::Broken(error)),
             }
         };
         *input = bytes;
@@ -95,7 +95,7 @@ impl Connection {
     }
 
     /// Gives the batch its place in the order, if there is room; says whether nothing is left.
-    fn place(&mut self) -> Result<bool, End> {
+    fn place(&mut self) -> Result<bool, ConnectionEnd> {
         if self.batch.is_empty() {
             self.unplaced.clear();
             return Ok(true);
@@ -110,7 +110,7 @@ impl Connection {
                 Ok(true)
             }
             Ok(None) => Ok(false),
-            Err(_) => Err(End::Ended(Reason::SERVER_SHUTTING_DOWN)),
+            Err(_) => Err(ConnectionEnd::Ended(Reason::SERVER_SHUTTING_DOWN)),
         }
     }
 
@@ -124,46 +124,48 @@ impl Connection {
         }
     }
 
-    fn packet(&mut self, found: &Frame, packet: &[u8]) -> Result<(), End> {
+    fn packet(&mut self, found: &Frame, packet: &[u8]) -> Result<(), ConnectionEnd> {
         let body = &packet[found.body..];
         match found.kind {
             PacketType::Publish => {
-                let publish = Publish::decode(found, packet, self.version).map_err(End::Broken)?;
+                let publish = Publish::decode(found, packet, self.version).map_err(ConnectionEnd::Broken)?;
                 self.publish(publish)
             }
             PacketType::PubAck | PacketType::PubRec | PacketType::PubRel | PacketType::PubComp => {
-                let (packet_id, reason) = acknowledgement(body, self.version).map_err(End::Broken)?;
+                let (packet_id, reason) = acknowledgement(body, self.version).map_err(ConnectionEnd::Broken)?;
                 self.acknowledgement(found.kind, packet_id, reason);
                 Ok(())
             }
             PacketType::Subscribe => {
-                let subscribe = Subscribe::decode(body, self.version).map_err(End::Broken)?;
+                let subscribe = Subscribe::decode(body, self.version).map_err(ConnectionEnd::Broken)?;
                 self.subscribe(&subscribe)
             }
             PacketType::Unsubscribe => {
-                let unsubscribe = Unsubscribe::decode(body, self.version).map_err(End::Broken)?;
+                let unsubscribe = Unsubscribe::decode(body, self.version).map_err(ConnectionEnd::Broken)?;
                 self.unsubscribe(&unsubscribe)
             }
-            PacketType::PingReq if !body.is_empty() => Err(End::Broken(Error::Malformed("PINGREQ has a body"))),
+            PacketType::PingReq if !body.is_empty() => {
+                Err(ConnectionEnd::Broken(Error::Malformed("PINGREQ has a body")))
+            }
             PacketType::PingReq => {
                 write::pingresp(&mut self.out);
                 self.core.stats.packets_sent.add(1);
                 Ok(())
             }
             PacketType::Disconnect => {
-                let (reason, expiry) = disconnect(body, self.version).map_err(End::Broken)?;
+                let (reason, expiry) = disconnect(body, self.version).map_err(ConnectionEnd::Broken)?;
                 if expiry.is_some_and(|seconds| seconds > 0) && self.session.expiry == 0 {
                     // [MQTT-3.14.2-2]
-                    return Err(End::Broken(Error::Protocol("DISCONNECT makes a session out of none")));
+                    return Err(ConnectionEnd::Broken(Error::Protocol("DISCONNECT makes a session out of none")));
                 }
-                Err(End::Disconnected(reason, expiry))
+                Err(ConnectionEnd::Disconnected(reason, expiry))
             }
-            PacketType::Connect => Err(End::Broken(Error::Protocol("a second CONNECT"))), // [MQTT-3.1.0-2]
-            PacketType::Auth => Err(End::Broken(Error::Protocol("AUTH without an authentication method"))),
+            PacketType::Connect => Err(ConnectionEnd::Broken(Error::Protocol("a second CONNECT"))), // [MQTT-3.1.0-2]
+            PacketType::Auth => Err(ConnectionEnd::Broken(Error::Protocol("AUTH without an authentication method"))),
         }
     }
 
-    fn publish(&mut self, publish: Publish<'_>) -> Result<(), End> {
+    fn publish(&mut self, publish: Publish<'_>) -> Result<(), ConnectionEnd> {
         self.core.stats.publish_received.add(1);
         self.core.stats.publish_bytes_received.add(publish.payload.len() as u64);
         let Publish { qos, packet_id, .. } = publish;
@@ -171,7 +173,7 @@ impl Connection {
         if qos > Qos::AtMostOnce && open >= usize::from(RECEIVE_MAXIMUM) {
             let is_repeated = self.session.unreleased.contains(&packet_id);
             if self.version.is_v5() && !is_repeated {
-                return Err(End::Ended(Reason::RECEIVE_MAXIMUM_EXCEEDED)); // [MQTT-3.3.4-9]
+                return Err(ConnectionEnd::Ended(Reason::RECEIVE_MAXIMUM_EXCEEDED)); // [MQTT-3.3.4-9]
             }
         }
         let is_repeated = qos == Qos::ExactlyOnce && !self.session.unreleased.insert(packet_id);
@@ -207,22 +209,22 @@ impl Connection {
 
     /// Adds the message to the batch, unless it was there before or is not allowed. `Err(SUCCESS)`: it has been in this
     /// gateway, and is acknowledged and goes nowhere.
-    fn push(&mut self, publish: &Publish<'_>, is_repeated: bool) -> Result<Result<(), Reason>, End> {
+    fn push(&mut self, publish: &Publish<'_>, is_repeated: bool) -> Result<Result<(), Reason>, ConnectionEnd> {
         let topic = match publish.alias {
             None => publish.topic,
             Some(alias) if alias == 0 || alias > TOPIC_ALIAS_MAXIMUM => {
-                return Err(End::Ended(Reason::TOPIC_ALIAS_INVALID)); // [MQTT-3.3.2-8]
+                return Err(ConnectionEnd::Ended(Reason::TOPIC_ALIAS_INVALID)); // [MQTT-3.3.2-8]
             }
             Some(alias) if publish.topic.is_empty() => match self.aliases.topics.get(&alias) {
                 Some(topic) => topic,
-                None => return Err(End::Broken(Error::Protocol("a topic alias that was not set"))),
+                None => return Err(ConnectionEnd::Broken(Error::Protocol("a topic alias that was not set"))),
             },
             Some(alias) => {
                 let old = self.aliases.topics.insert(alias, publish.topic.into());
                 self.aliases.bytes += publish.topic.len();
                 self.aliases.bytes -= old.map_or(0, |old| old.len());
                 if self.aliases.bytes > MAX_ALIAS_BYTES {
-                    return Err(End::Ended(Reason::QUOTA_EXCEEDED));
+                    return Err(ConnectionEnd::Ended(Reason::QUOTA_EXCEEDED));
                 }
                 publish.topic
             }
@@ -309,10 +311,10 @@ impl Connection {
     }
 
     /// A delivery is done with.
-    pub(super) fn settle(&mut self, source: Source) {
+    pub(super) fn settle(&mut self, source: DeliverySource) {
         match source {
-            Source::Live => {}
-            Source::Journal(position, _) => {
+            DeliverySource::Live => {}
+            DeliverySource::Journal(position, _) => {
                 // groups look at what waits for it
                 let is_looked_at = self.session.givers().next().is_some();
                 if let Some(durable) = &mut self.session.durable {
@@ -323,7 +325,7 @@ impl Connection {
                 }
                 self.session.givers().for_each(SharedGroup::look);
             }
-            Source::Shared(share) => share.settled(&self.subscriber),
+            DeliverySource::Shared(share) => share.settled(&self.subscriber),
         }
     }
 
@@ -351,7 +353,7 @@ impl Connection {
         self.core.stats.packets_sent.add(sent);
     }
 
-    fn subscribe(&mut self, subscribe: &Subscribe<'_>) -> Result<(), End> {
+    fn subscribe(&mut self, subscribe: &Subscribe<'_>) -> Result<(), ConnectionEnd> {
         let mut reasons: SmallVec<[Reason; 8]> = SmallVec::new();
         let is_repeated = repeated(&subscribe.filters);
         for (at, wanted) in subscribe.filters.iter().enumerate() {
@@ -359,7 +361,7 @@ impl Connection {
             let wanted = &SubscribeFilter { retain_handling, ..*wanted };
             let reason = self.subscribe_one(wanted, subscribe.id);
             if reason == Reason::TOPIC_FILTER_INVALID && !self.version.is_v5() {
-                return Err(End::Broken(Error::Malformed("invalid topic filter"))); // [MQTT-4.7.1-2], [MQTT-4.8.0-1]
+                return Err(ConnectionEnd::Broken(Error::Malformed("invalid topic filter"))); // [MQTT-4.7.1-2], [MQTT-4.8.0-1]
             }
             // MQTT 3.1 has no refusal: whoever may not subscribe is told that it has, and gets nothing
             let is_silent = self.version == Version::V31 && reason.is_error();
@@ -374,9 +376,9 @@ impl Connection {
     }
 
     /// Sends a SUBACK or UNSUBACK, of a persistent session when what it says is on disk.
-    fn answer_when_kept(&mut self, answer: BytesMut, kept: Option<Position>) -> Result<(), End> {
+    fn answer_when_kept(&mut self, answer: BytesMut, kept: Option<Position>) -> Result<(), ConnectionEnd> {
         if answer.len() > self.max_packet {
-            return Err(End::Ended(Reason::PACKET_TOO_LARGE)); // [MQTT-3.1.2-24]
+            return Err(ConnectionEnd::Ended(Reason::PACKET_TOO_LARGE)); // [MQTT-3.1.2-24]
         }
         match kept {
             Some(position) => self.subacks.push_back((position, answer)),
@@ -445,7 +447,7 @@ impl Connection {
         }
     }
 
-    fn unsubscribe(&mut self, unsubscribe: &Unsubscribe<'_>) -> Result<(), End> {
+    fn unsubscribe(&mut self, unsubscribe: &Unsubscribe<'_>) -> Result<(), ConnectionEnd> {
         let mut reasons: SmallVec<[Reason; 8]> = SmallVec::new();
         for filter in &unsubscribe.filters {
             self.session.retained.forget(filter);

@@ -9,7 +9,7 @@ use tokio::time::{Instant, sleep_until};
 
 use super::super::registry::Kick;
 use super::leave::Leaving;
-use super::{Connection, End, Reason};
+use super::{BrokerConnection, ConnectionEnd, Reason};
 use crate::exchange::stats::Stats;
 use crate::health::Overdue;
 use crate::workers::worked;
@@ -34,15 +34,21 @@ const STALL: Duration = Duration::from_secs(30);
 const LAST_CHANCE: Duration = Duration::from_millis(200);
 const NEVER: Duration = Duration::from_secs(365 * 24 * 3600);
 
-impl Connection {
+impl BrokerConnection {
     /// Reads, delivers and writes until the connection ends.
-    pub(super) async fn run<R, W>(&mut self, reader: &mut R, writer: &mut W, input: &mut BytesMut, kick: &Kick) -> End
+    pub(super) async fn run<R, W>(
+        &mut self,
+        reader: &mut R,
+        writer: &mut W,
+        input: &mut BytesMut,
+        kick: &Kick,
+    ) -> ConnectionEnd
     where
         R: AsyncRead + Unpin,
         W: AsyncWrite + Unpin,
     {
         let core = self.core.clone();
-        let mut pace = Pace::new(self.keep_alive);
+        let mut pace = ClientPace::new(self.keep_alive);
         let mut alarm = std::pin::pin!(sleep_until(pace.read_by()));
         loop {
             worked();
@@ -92,7 +98,7 @@ impl Connection {
                 },
                 result = writer.write_buf(&mut self.out), if !self.out.is_empty() => match result {
                     // what the client has sent before it closed is still there to be read
-                    Ok(0) | Err(_) => self.leave(&mut pace, End::Closed),
+                    Ok(0) | Err(_) => self.leave(&mut pace, ConnectionEnd::Closed),
                     Ok(count) => {
                         core.stats.bytes_sent.add(count as u64);
                         pace.has_written();
@@ -111,22 +117,28 @@ impl Connection {
                 },
                 reason = kick.kicked(), if pace.leaving.is_none() => {
                     if !Leaving::is_due(reason) {
-                        return End::Ended(reason);
+                        return ConnectionEnd::Ended(reason);
                     }
-                    self.leave(&mut pace, End::Ended(reason));
+                    self.leave(&mut pace, ConnectionEnd::Ended(reason));
                 }
             }
         }
     }
 
     /// Ends for this reason as soon as what the client has sent before is dealt with.
-    fn leave(&mut self, pace: &mut Pace, end: End) {
-        self.is_deaf |= matches!(end, End::Closed | End::Stalled);
+    fn leave(&mut self, pace: &mut ClientPace, end: ConnectionEnd) {
+        self.is_deaf |= matches!(end, ConnectionEnd::Closed | ConnectionEnd::Stalled);
         pace.leaving.get_or_insert_with(|| Leaving::new(end));
     }
 
     /// A time is over: says when to look again, or why the connection ends.
-    fn rung<R>(&mut self, pace: &mut Pace, reader: &mut R, input: &mut BytesMut, may_read: bool) -> Result<Instant, End>
+    fn rung<R>(
+        &mut self,
+        pace: &mut ClientPace,
+        reader: &mut R,
+        input: &mut BytesMut,
+        may_read: bool,
+    ) -> Result<Instant, ConnectionEnd>
     where
         R: AsyncRead + Unpin,
     {
@@ -142,8 +154,8 @@ impl Connection {
             return Err(pace.over());
         }
         match pace.check(!self.out.is_empty()) {
-            Err(End::Stalled) => {
-                self.leave(pace, End::Stalled);
+            Err(ConnectionEnd::Stalled) => {
+                self.leave(pace, ConnectionEnd::Stalled);
                 Ok(Instant::now())
             }
             next => next,
@@ -152,7 +164,7 @@ impl Connection {
 
     /// Whether more may come in, and room for it: a client that does not take its answers is not asked for more. One that
     /// leaves is, without the answers.
-    fn may_read(&mut self, pace: &mut Pace, input: &mut BytesMut) -> bool {
+    fn may_read(&mut self, pace: &mut ClientPace, input: &mut BytesMut) -> bool {
         let is_open = self.held_until.is_none()
             && self.batch.size() < BATCH_FULL
             && self.acks.len() < ACKS_FULL
@@ -177,7 +189,7 @@ impl Connection {
 }
 
 /// When a client has last been heard of and has last taken something, and how much it sends at a time.
-struct Pace {
+struct ClientPace {
     /// Silence longer than this ends the connection.
     patience: Duration,
     last_read: Instant,
@@ -190,14 +202,14 @@ struct Pace {
     stalled: Overdue,
 }
 
-impl Pace {
-    fn new(keep_alive: u16) -> Pace {
+impl ClientPace {
+    fn new(keep_alive: u16) -> ClientPace {
         let patience = match keep_alive {
             0 => NEVER,
             seconds => Duration::from_millis(u64::from(seconds) * 1500), // [MQTT-3.1.2-22]
         };
         let now = Instant::now();
-        Pace {
+        ClientPace {
             patience,
             last_read: now,
             last_write: now,
@@ -232,8 +244,8 @@ impl Pace {
     }
 
     /// There is nothing more to read: why the connection ends.
-    fn over(&mut self) -> End {
-        self.leaving.take().map_or(End::Closed, Leaving::into_end)
+    fn over(&mut self) -> ConnectionEnd {
+        self.leaving.take().map_or(ConnectionEnd::Closed, Leaving::into_end)
     }
 
     fn has_written(&mut self) {
@@ -243,15 +255,15 @@ impl Pace {
 
     /// When to look again, or why the connection ends. What a client sent or took while this process did not run counts:
     /// nobody is given up before there was time to see that.
-    fn check(&mut self, has_output: bool) -> Result<Instant, End> {
+    fn check(&mut self, has_output: bool) -> Result<Instant, ConnectionEnd> {
         let now = Instant::now();
         let is_silent = now >= self.read_by();
         let is_stalled = has_output && now >= self.write_by();
         if is_silent && self.silent.look(now) >= LAST_CHANCE {
-            return Err(End::Ended(Reason::KEEP_ALIVE_TIMEOUT));
+            return Err(ConnectionEnd::Ended(Reason::KEEP_ALIVE_TIMEOUT));
         }
         if is_stalled && self.stalled.look(now) >= LAST_CHANCE {
-            return Err(End::Stalled);
+            return Err(ConnectionEnd::Stalled);
         }
         if is_silent || is_stalled {
             return Ok(now + LAST_CHANCE);

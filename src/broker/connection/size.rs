@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tracing::warn;
 
-use super::{Connection, End};
+use super::{BrokerConnection, ConnectionEnd};
 use crate::access::guesses::network;
 use crate::health::{CLIENT_PART, Fault, beginning};
 use crate::mqtt::{Error, PacketType, topic_of_publish};
@@ -15,9 +15,9 @@ const CUT_OFF: Duration = Duration::from_secs(600);
 /// Bytes of a client id that are shown.
 const SHOWN: usize = 64;
 
-impl Connection {
+impl BrokerConnection {
     /// A packet that is larger than allowed ends the connection as soon as it is known what it was about.
-    pub(super) fn too_large(&self, bytes: &[u8], size: usize, most: usize) -> Result<(), End> {
+    pub(super) fn too_large(&self, bytes: &[u8], size: usize, most: usize) -> Result<(), ConnectionEnd> {
         let is_publish = bytes.first().is_some_and(|first| first >> 4 == PacketType::Publish as u8);
         let topic = if is_publish { topic_of_publish(bytes) } else { None };
         // few clients send the head of a packet alone
@@ -40,6 +40,6 @@ impl Connection {
             format!("set max_packet_size under [broker] to more than {size} bytes, or make it send less"),
         );
         self.core.health.note(&format!("{CLIENT_PART}{}", beginning(client_id, SHOWN)), &fault, CUT_OFF);
-        Err(End::Broken(Error::TooLarge(size, most)))
+        Err(ConnectionEnd::Broken(Error::TooLarge(size, most)))
     }
 }

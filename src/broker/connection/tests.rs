@@ -72,7 +72,7 @@ fn subscribe(topic: u8) -> [u8; 8] {
 
 #[tokio::test(start_paused = true)]
 async fn all_clients_of_a_user_have_one_allowance() {
-    let guests = Holder::of(None, IpAddr::from([127, 0, 0, 1]));
+    let guests = PlaceHolder::of(None, IpAddr::from([127, 0, 0, 1]));
     let (broker, mut client) = connected().await;
     broker.core.allowance.charge(&guests, 9_600_000);
     let begin = Instant::now();
@@ -84,7 +84,7 @@ async fn all_clients_of_a_user_have_one_allowance() {
 
 #[tokio::test]
 async fn what_clients_write_is_at_the_cost_of_their_user() {
-    let guests = Holder::of(None, IpAddr::from([127, 0, 0, 1]));
+    let guests = PlaceHolder::of(None, IpAddr::from([127, 0, 0, 1]));
     let broker = broker(journal);
     for id in *b"ab" {
         let mut client = reach(&broker, 4096);
@@ -92,7 +92,7 @@ async fn what_clients_write_is_at_the_cost_of_their_user() {
         client.read_exact(&mut [0; 9]).await.unwrap();
     }
     let holders = broker.core.allowance.holders();
-    assert_eq!(holders, [guests, Holder::Guest(None)].into());
+    assert_eq!(holders, [guests, PlaceHolder::Guest(None)].into());
 }
 
 /// A future, and how often it has been polled.

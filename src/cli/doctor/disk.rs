@@ -4,13 +4,13 @@ use std::path::Path;
 
 use rustix::fs::{Access, access, statvfs};
 
-use super::{Finding, System};
+use super::{DoctorFinding, System};
 use crate::app::file_system::{Mount, Mounts};
 use crate::config::{Settings, units};
 use crate::secret;
 
 /// What is to be said of the data directory.
-pub(super) fn data_dir(settings: &Settings, system: &System) -> Vec<Finding> {
+pub(super) fn data_dir(settings: &Settings, system: &System) -> Vec<DoctorFinding> {
     let dir = &settings.gateway.data_dir;
     let absolute = std::path::absolute(dir).unwrap_or_else(|_| dir.clone());
     let shown = absolute.display();
@@ -18,16 +18,16 @@ pub(super) fn data_dir(settings: &Settings, system: &System) -> Vec<Finding> {
     let mut findings = Vec::new();
     if access(existing, Access::WRITE_OK | Access::EXEC_OK).is_err() {
         let who = rustix::process::getuid().as_raw();
-        findings.push(Finding::problem(
+        findings.push(DoctorFinding::problem(
             format!("data directory {shown}: {} cannot be written by this user (uid {who})", existing.display()),
             "run this as the gateway's user (sudo -u pigateway), or let that user write there",
         ));
     } else {
         let state = if existing == absolute { "can be written" } else { "does not exist yet and can be made" };
-        findings.push(Finding::good(format!("data directory {shown} {state}")));
+        findings.push(DoctorFinding::good(format!("data directory {shown} {state}")));
     }
     if secret::lets_others(&absolute, 0o007) {
-        findings.push(Finding::warning(
+        findings.push(DoctorFinding::warning(
             format!("everybody on this machine can look into {shown}"),
             format!("chmod o-rwx {shown}"),
         ));
@@ -35,7 +35,7 @@ pub(super) fn data_dir(settings: &Settings, system: &System) -> Vec<Finding> {
     let mounts = Mounts::read(&system.0);
     if let Some(mount) = mounts.of(existing) {
         findings.push(match mounts.at_power_cut(&absolute).fault() {
-            Some(fault) if !mount.is_read_only => Finding::warning(&fault.problem, &fault.remedy),
+            Some(fault) if !mount.is_read_only => DoctorFinding::warning(&fault.problem, &fault.remedy),
             _ => file_system(&mount),
         });
         findings.extend(card(&mount, system));
@@ -44,29 +44,29 @@ pub(super) fn data_dir(settings: &Settings, system: &System) -> Vec<Finding> {
     findings
 }
 
-fn file_system(mount: &Mount) -> Finding {
+fn file_system(mount: &Mount) -> DoctorFinding {
     let (kind, point) = (&mount.kind, mount.point.display());
     if mount.is_read_only {
-        return Finding::problem(
+        return DoctorFinding::problem(
             format!("the file system of the data directory ({kind} at {point}) is read-only"),
             "mount it writable; a card that has become read-only is usually worn out: replace it",
         );
     }
     match kind.as_str() {
-        "vfat" | "exfat" | "ntfs" | "ntfs3" | "fuseblk" => Finding::warning(
+        "vfat" | "exfat" | "ntfs" | "ntfs3" | "fuseblk" => DoctorFinding::warning(
             format!("the file system {kind} at {point} does not survive a power cut well"),
             "use ext4 for the data directory",
         ),
-        "nfs" | "nfs4" | "cifs" | "smb3" => Finding::warning(
+        "nfs" | "nfs4" | "cifs" | "smb3" => DoctorFinding::warning(
             format!("the data directory is on the network ({kind} at {point})"),
             "choose gateway.data_dir on this machine",
         ),
-        _ => Finding::good(format!("the file system of the data directory is {kind}, at {point}")),
+        _ => DoctorFinding::good(format!("the file system of the data directory is {kind}, at {point}")),
     }
 }
 
 /// What the card says of itself.
-fn card(mount: &Mount, system: &System) -> Option<Finding> {
+fn card(mount: &Mount, system: &System) -> Option<DoctorFinding> {
     let name = mount.device.strip_prefix("/dev/")?;
     let disk = name.split_once('p').filter(|_| name.starts_with("mmcblk")).map(|(disk, _)| disk)?;
     let read = |file: &str| system.text(&format!("/sys/block/{disk}/device/{file}"));
@@ -76,28 +76,28 @@ fn card(mount: &Mount, system: &System) -> Option<Finding> {
     let used =
         life.split_whitespace().filter_map(|word| u32::from_str_radix(word.trim_start_matches("0x"), 16).ok()).max();
     Some(match used {
-        Some(used @ 9..) => Finding::problem(
+        Some(used @ 9..) => DoctorFinding::problem(
             format!("the card {model} of {date} has used up its life ({}0 % or more)", used.min(10)),
             "copy it to a new one soon",
         ),
-        _ => Finding::good(format!("the card is {model} of {date}")),
+        _ => DoctorFinding::good(format!("the card is {model} of {date}")),
     })
 }
 
-fn space(path: &Path, journal: u64) -> Option<Finding> {
+fn space(path: &Path, journal: u64) -> Option<DoctorFinding> {
     let stat = statvfs(path).ok()?;
     let free = stat.f_bavail.saturating_mul(stat.f_frsize);
     let wanted = journal + (32 << 20);
     let shown = |bytes: u64| units::show_size(bytes >> 20 << 20);
     Some(if free < 32 << 20 {
-        Finding::problem(format!("only {} are free", shown(free)), "make room: `sudo du -xh / | sort -h | tail`")
+        DoctorFinding::problem(format!("only {} are free", shown(free)), "make room: `sudo du -xh / | sort -h | tail`")
     } else if free < wanted {
-        Finding::warning(
+        DoctorFinding::warning(
             format!("{} are free, and the journal may grow to {}", shown(free), shown(journal)),
             "make room, or set journal.max_size lower",
         )
     } else {
-        Finding::good(format!("{} are free", shown(free)))
+        DoctorFinding::good(format!("{} are free", shown(free)))
     })
 }
 

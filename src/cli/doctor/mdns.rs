@@ -2,11 +2,11 @@
 
 use std::fs;
 
-use super::{Finding, Level, System};
+use super::{DoctorFinding, FindingLevel, System};
 use crate::config::Settings;
 
 /// What is to be said where ports are to be announced.
-pub(super) fn all(settings: &Settings, system: &System) -> Vec<Finding> {
+pub(super) fn all(settings: &Settings, system: &System) -> Vec<DoctorFinding> {
     if !settings.mdns.enabled {
         return Vec::new();
     }
@@ -17,7 +17,11 @@ pub(super) fn all(settings: &Settings, system: &System) -> Vec<Finding> {
         let name = fs::read_to_string(system.path(&format!("/proc/{}/comm", pid.trim()))).ok()?;
         Some(name.trim() == "avahi-daemon")
     };
-    let note = |what: &str, remedy: &str| Finding { level: Level::Good, what: what.into(), remedy: remedy.into() };
+    let note = |what: &str, remedy: &str| DoctorFinding {
+        level: FindingLevel::Good,
+        what: what.into(),
+        remedy: remedy.into(),
+    };
     vec![if runs() != Some(true) {
         note(
             "mDNS: Avahi does not run here, so the network is not told of this gateway",
@@ -29,7 +33,7 @@ pub(super) fn all(settings: &Settings, system: &System) -> Vec<Finding> {
             "`sudo apt install dbus`, and enable-dbus=yes in /etc/avahi/avahi-daemon.conf; or see docs/install.md for a file",
         )
     } else {
-        Finding::good("mDNS: Avahi runs; `pigateway status` says what it announces")
+        DoctorFinding::good("mDNS: Avahi runs; `pigateway status` says what it announces")
     }]
 }
 
@@ -45,7 +49,7 @@ mod tests {
         let mut settings = Settings::defaults(&Environment::current());
         let said = |settings: &Settings| all(settings, &system).pop().map(|finding| (finding.level, finding.what));
         let (level, what) = said(&settings).unwrap();
-        assert!(level == Level::Good && what.contains("Avahi does not run here"), "{what}");
+        assert!(level == FindingLevel::Good && what.contains("Avahi does not run here"), "{what}");
         let write = |path: &str, text: &str| {
             let path = system.path(path);
             fs::create_dir_all(path.parent().unwrap()).unwrap();

@@ -17,7 +17,7 @@ use super::{CliError, print};
 use crate::config::{self, Settings};
 
 #[derive(Debug, clap::Args)]
-pub(super) struct Args {
+pub(super) struct DoctorArgs {
     /// Configuration file; without one, what the defaults mean
     #[arg(long, short, value_name = "FILE")]
     config: Option<PathBuf>,
@@ -25,7 +25,7 @@ pub(super) struct Args {
 
 /// How serious a finding is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Level {
+enum FindingLevel {
     Good,
     /// It works, and a person should know.
     Warning,
@@ -35,33 +35,33 @@ enum Level {
 
 /// One thing that was looked at.
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct Finding {
-    level: Level,
+struct DoctorFinding {
+    level: FindingLevel,
     what: String,
     /// What to do about it; empty where nothing is to be done.
     remedy: String,
 }
 
-impl Finding {
-    fn good(what: impl Into<String>) -> Finding {
-        Finding { level: Level::Good, what: what.into(), remedy: String::new() }
+impl DoctorFinding {
+    fn good(what: impl Into<String>) -> DoctorFinding {
+        DoctorFinding { level: FindingLevel::Good, what: what.into(), remedy: String::new() }
     }
 
-    fn warning(what: impl Into<String>, remedy: impl Into<String>) -> Finding {
-        Finding { level: Level::Warning, what: what.into(), remedy: remedy.into() }
+    fn warning(what: impl Into<String>, remedy: impl Into<String>) -> DoctorFinding {
+        DoctorFinding { level: FindingLevel::Warning, what: what.into(), remedy: remedy.into() }
     }
 
-    fn problem(what: impl Into<String>, remedy: impl Into<String>) -> Finding {
-        Finding { level: Level::Problem, what: what.into(), remedy: remedy.into() }
+    fn problem(what: impl Into<String>, remedy: impl Into<String>) -> DoctorFinding {
+        DoctorFinding { level: FindingLevel::Problem, what: what.into(), remedy: remedy.into() }
     }
 }
 
-impl fmt::Display for Finding {
+impl fmt::Display for DoctorFinding {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mark = match self.level {
-            Level::Good => "ok     ",
-            Level::Warning => "warning",
-            Level::Problem => "PROBLEM",
+            FindingLevel::Good => "ok     ",
+            FindingLevel::Warning => "warning",
+            FindingLevel::Problem => "PROBLEM",
         };
         write!(f, "{mark} {}", self.what)?;
         if !self.remedy.is_empty() {
@@ -92,7 +92,7 @@ impl System {
 }
 
 /// Looks at everything and says what was found.
-pub(super) fn doctor(args: &Args) -> Result<(), CliError> {
+pub(super) fn doctor(args: &DoctorArgs) -> Result<(), CliError> {
     let system = System("/".into());
     let mut findings = system::versions(&system);
     let settings = configuration(args.config.as_deref(), &mut findings);
@@ -108,36 +108,36 @@ pub(super) fn doctor(args: &Args) -> Result<(), CliError> {
     for finding in &findings {
         text.push_str(&format!("{finding}\n"));
     }
-    let count = |level: Level| findings.iter().filter(|finding| finding.level == level).count();
-    let (problems, warnings) = (count(Level::Problem), count(Level::Warning));
+    let count = |level: FindingLevel| findings.iter().filter(|finding| finding.level == level).count();
+    let (problems, warnings) = (count(FindingLevel::Problem), count(FindingLevel::Warning));
     text.push_str(&format!("{problems} problems, {warnings} warnings\n"));
     print(text.as_bytes())?;
     if problems > 0 { Err(CliError::Unwell(problems)) } else { Ok(()) }
 }
 
 /// The settings to look at, and what is to be said of the file.
-fn configuration(path: Option<&Path>, findings: &mut Vec<Finding>) -> Settings {
+fn configuration(path: Option<&Path>, findings: &mut Vec<DoctorFinding>) -> Settings {
     let defaults = || Settings::defaults(&config::Environment::current());
     let Some(path) = path else {
-        findings.push(Finding::good("no configuration given: the defaults are looked at (--config FILE)"));
+        findings.push(DoctorFinding::good("no configuration given: the defaults are looked at (--config FILE)"));
         return defaults();
     };
     let shown = path.display();
     match config::load(path) {
         Err(problems) => {
             for problem in &problems.problems {
-                findings.push(Finding::problem(problem.to_string(), "correct the configuration"));
+                findings.push(DoctorFinding::problem(problem.to_string(), "correct the configuration"));
             }
             defaults()
         }
         Ok(loaded) => {
-            findings.push(Finding::good(format!("configuration {shown}: valid")));
+            findings.push(DoctorFinding::good(format!("configuration {shown}: valid")));
             for warning in &loaded.warnings {
-                findings.push(Finding::warning(warning.to_string(), "see docs/configuration.md"));
+                findings.push(DoctorFinding::warning(warning.to_string(), "see docs/configuration.md"));
             }
             for file in &loaded.files {
                 let what = if file.is_missing { "what needs it waits until it is there" } else { "replace the file" };
-                findings.push(Finding::problem(file.problem.to_string(), what));
+                findings.push(DoctorFinding::problem(file.problem.to_string(), what));
             }
             loaded.settings
         }

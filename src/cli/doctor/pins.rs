@@ -1,12 +1,12 @@
 //! GPIO: whether this user may use it, and who has the pins of the sensors.
 
-use super::{Finding, System};
+use super::{DoctorFinding, System};
 use crate::config::Settings;
 use crate::sensors::holder;
 use crate::sensors::settings::GpioBackend;
 
 /// What is to be said where there are sensors.
-pub(super) fn all(settings: &Settings, system: &System) -> Vec<Finding> {
+pub(super) fn all(settings: &Settings, system: &System) -> Vec<DoctorFinding> {
     if settings.sensors.is_empty() || settings.gpio.backend == GpioBackend::Simulated {
         return Vec::new();
     }
@@ -14,26 +14,26 @@ pub(super) fn all(settings: &Settings, system: &System) -> Vec<Finding> {
     let chips: Vec<_> =
         chips.map(|entry| entry.path()).filter(|path| path.to_string_lossy().contains("gpiochip")).collect();
     if chips.is_empty() {
-        return vec![Finding::warning(
+        return vec![DoctorFinding::warning(
             "there is no GPIO on this machine: sensors cannot be read",
             "run the gateway on a Raspberry Pi; backend = \"simulated\" under [gpio] makes motion up",
         )];
     }
     if chips.iter().all(|path| std::fs::OpenOptions::new().read(true).write(true).open(path).is_err()) {
-        return vec![Finding::problem(
+        return vec![DoctorFinding::problem(
             "this user may not use the GPIO",
             "add it to the group gpio (`sudo usermod -aG gpio USER`) and log in again; the unit has SupplementaryGroups=gpio",
         )];
     }
-    let mut findings = vec![Finding::good("this user may use the GPIO")];
+    let mut findings = vec![DoctorFinding::good("this user may use the GPIO")];
     for sensor in &settings.sensors {
         let (name, pin) = (&sensor.name, sensor.pin);
         findings.push(match holder(pin) {
-            None => Finding::good(format!("sensor {name}: pin {pin} is free")),
+            None => DoctorFinding::good(format!("sensor {name}: pin {pin} is free")),
             Some(who) if who.contains("pigateway") => {
-                Finding::good(format!("sensor {name}: pin {pin} is in use by a running gateway ({who})"))
+                DoctorFinding::good(format!("sensor {name}: pin {pin} is in use by a running gateway ({who})"))
             }
-            Some(who) => Finding::problem(
+            Some(who) => DoctorFinding::problem(
                 format!("sensor {name}: pin {pin} is in use by \"{who}\""),
                 "stop that program, or remove the overlay that uses the pin from /boot/firmware/config.txt and reboot",
             ),

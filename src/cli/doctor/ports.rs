@@ -4,11 +4,11 @@ use std::fs;
 use std::io::ErrorKind;
 use std::net::{SocketAddr, TcpListener};
 
-use super::{Finding, System};
+use super::{DoctorFinding, System};
 use crate::config::Settings;
 
 /// Each listener of the broker, and HTTP.
-pub(super) fn all(settings: &Settings, system: &System) -> Vec<Finding> {
+pub(super) fn all(settings: &Settings, system: &System) -> Vec<DoctorFinding> {
     let mqtt = settings.broker.listeners.iter().filter_map(|listener| Some(("MQTT", listener.address.tcp()?)));
     let http = settings.http.address.map(|address| ("HTTP", address));
     mqtt.chain(http)
@@ -17,34 +17,34 @@ pub(super) fn all(settings: &Settings, system: &System) -> Vec<Finding> {
         .collect()
 }
 
-fn port(what: &str, address: SocketAddr, system: &System) -> Finding {
+fn port(what: &str, address: SocketAddr, system: &System) -> DoctorFinding {
     let error = match TcpListener::bind(address) {
-        Ok(_) => return Finding::good(format!("{what}: {address} is free")),
+        Ok(_) => return DoctorFinding::good(format!("{what}: {address} is free")),
         Err(error) => error,
     };
     match error.kind() {
         ErrorKind::AddrInUse => match owner(address.port(), system) {
             Some((name, pid)) if name == "pigateway" => {
-                Finding::good(format!("{what}: a running pigateway (process {pid}) has {address}"))
+                DoctorFinding::good(format!("{what}: a running pigateway (process {pid}) has {address}"))
             }
-            Some((name, pid)) => Finding::problem(
+            Some((name, pid)) => DoctorFinding::problem(
                 format!("{what}: {address} is taken by {name} (process {pid})"),
                 format!("stop it (`sudo systemctl disable --now {name}`), or choose another port"),
             ),
-            None => Finding::problem(
+            None => DoctorFinding::problem(
                 format!("{what}: {address} is taken by another program"),
                 "`sudo ss -ltnp` says which; stop it, or choose another port",
             ),
         },
-        ErrorKind::PermissionDenied => Finding::problem(
+        ErrorKind::PermissionDenied => DoctorFinding::problem(
             format!("{what}: this user may not listen on {address}"),
             "ports below 1024 need AmbientCapabilities=CAP_NET_BIND_SERVICE in the unit; or choose another port",
         ),
-        ErrorKind::AddrNotAvailable => Finding::warning(
+        ErrorKind::AddrNotAvailable => DoctorFinding::warning(
             format!("{what}: this machine does not have the address of {address} at the moment"),
             "`ip address` shows what it has",
         ),
-        _ => Finding::problem(format!("{what}: {address}: {error}"), "choose another address"),
+        _ => DoctorFinding::problem(format!("{what}: {address}: {error}"), "choose another address"),
     }
 }
 

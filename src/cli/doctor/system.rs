@@ -2,11 +2,11 @@
 
 use std::process::Command;
 
-use super::{Finding, System};
+use super::{DoctorFinding, System};
 use crate::time::{Clock, SystemClock};
 
 /// What runs here.
-pub(super) fn versions(system: &System) -> Vec<Finding> {
+pub(super) fn versions(system: &System) -> Vec<DoctorFinding> {
     let name = rustix::system::uname();
     let os = system.text("/etc/os-release").and_then(|text| {
         let line = text.lines().find_map(|line| line.strip_prefix("PRETTY_NAME="))?.to_owned();
@@ -16,17 +16,17 @@ pub(super) fn versions(system: &System) -> Vec<Finding> {
     let (kernel, machine) = (name.release().to_string_lossy(), name.machine().to_string_lossy());
     let model = system.model().unwrap_or_else(|| "not a Raspberry Pi".into());
     vec![
-        Finding::good(format!("pigateway {}, {os}, Linux {kernel}, {machine}", env!("CARGO_PKG_VERSION"))),
-        Finding::good(model),
+        DoctorFinding::good(format!("pigateway {}, {os}, Linux {kernel}, {machine}", env!("CARGO_PKG_VERSION"))),
+        DoctorFinding::good(model),
     ]
 }
 
 /// Whether times can be trusted.
-pub(super) fn clock() -> Finding {
+pub(super) fn clock() -> DoctorFinding {
     if SystemClock.is_synchronised() {
-        return Finding::good("the clock is synchronised");
+        return DoctorFinding::good("the clock is synchronised");
     }
-    Finding::warning(
+    DoctorFinding::warning(
         "the clock is not synchronised: messages carry no time until it is",
         "`timedatectl` says why; `sudo apt install systemd-timesyncd` where nothing sets the clock",
     )
@@ -39,10 +39,10 @@ const UNDERVOLTAGE_SINCE_BOOT: u32 = 1 << 16;
 const THROTTLED_SINCE_BOOT: u32 = 1 << 18;
 
 /// Power supply of a Pi, as the firmware sees it.
-pub(super) fn power(system: &System) -> Vec<Finding> {
+pub(super) fn power(system: &System) -> Vec<DoctorFinding> {
     let Some(bits) = throttled(system).or_else(|| alarm(system)) else {
         return match system.model() {
-            Some(_) => vec![Finding::warning(
+            Some(_) => vec![DoctorFinding::warning(
                 "the firmware does not say how the power supply is",
                 "install vcgencmd (libraspberrypi-bin)",
             )],
@@ -51,17 +51,17 @@ pub(super) fn power(system: &System) -> Vec<Finding> {
     };
     let supply = "use a power supply for this model and a short cable; undervoltage damages cards";
     if bits & UNDERVOLTAGE_NOW != 0 {
-        return vec![Finding::problem("the voltage is too low now", supply)];
+        return vec![DoctorFinding::problem("the voltage is too low now", supply)];
     }
     let mut findings = Vec::new();
     if bits & UNDERVOLTAGE_SINCE_BOOT != 0 {
-        findings.push(Finding::warning("the voltage has been too low since boot", supply));
+        findings.push(DoctorFinding::warning("the voltage has been too low since boot", supply));
     }
     if bits & (THROTTLED_NOW | THROTTLED_SINCE_BOOT) != 0 {
-        findings.push(Finding::warning("the processor is or was slowed down", "see to cooling and power supply"));
+        findings.push(DoctorFinding::warning("the processor is or was slowed down", "see to cooling and power supply"));
     }
     if findings.is_empty() {
-        findings.push(Finding::good("the power supply has been sufficient since boot"));
+        findings.push(DoctorFinding::good("the power supply has been sufficient since boot"));
     }
     findings
 }
@@ -90,13 +90,13 @@ fn alarm(system: &System) -> Option<u32> {
 }
 
 /// Whether the limits of the unit do anything.
-pub(super) fn memory(system: &System) -> Vec<Finding> {
+pub(super) fn memory(system: &System) -> Vec<DoctorFinding> {
     let mut findings = Vec::new();
     if let Some(text) = system.text("/sys/fs/cgroup/cgroup.controllers") {
         if text.split_whitespace().any(|word| word == "memory") {
-            findings.push(Finding::good("memory is counted per service: the unit's limits hold"));
+            findings.push(DoctorFinding::good("memory is counted per service: the unit's limits hold"));
         } else {
-            findings.push(Finding::warning(
+            findings.push(DoctorFinding::warning(
                 "memory is not counted per service: MemoryHigh and MemoryMax of the unit do nothing",
                 "add cgroup_enable=memory to the line in /boot/firmware/cmdline.txt, and reboot",
             ));
@@ -107,11 +107,11 @@ pub(super) fn memory(system: &System) -> Vec<Finding> {
         line.trim().trim_end_matches(" kB").parse::<u64>().ok()
     });
     match available.map(|kib| kib >> 10) {
-        Some(mebibytes) if mebibytes < 64 => findings.push(Finding::warning(
+        Some(mebibytes) if mebibytes < 64 => findings.push(DoctorFinding::warning(
             format!("{mebibytes} MiB of memory are available"),
             "stop what is not needed: the gateway takes 10 to 100 MiB",
         )),
-        Some(mebibytes) => findings.push(Finding::good(format!("{mebibytes} MiB of memory are available"))),
+        Some(mebibytes) => findings.push(DoctorFinding::good(format!("{mebibytes} MiB of memory are available"))),
         None => {}
     }
     findings

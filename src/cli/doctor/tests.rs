@@ -19,19 +19,19 @@ const THROTTLED: &str = "sys/devices/platform/soc/soc:firmware/get_throttled";
 #[test]
 fn the_power_supply_is_judged_by_what_the_firmware_says() {
     for (bits, level, part) in [
-        ("0", Level::Good, "sufficient"),
-        ("50000", Level::Warning, "since boot"),
-        ("50005", Level::Problem, "now"),
-        ("40000", Level::Warning, "slowed down"),
+        ("0", FindingLevel::Good, "sufficient"),
+        ("50000", FindingLevel::Warning, "since boot"),
+        ("50005", FindingLevel::Problem, "now"),
+        ("40000", FindingLevel::Warning, "slowed down"),
     ] {
         let (_dir, system) = system(&[MODEL, (THROTTLED, bits)]);
         let findings = system::power(&system);
         assert!(findings[0].level == level && findings[0].what.contains(part), "{bits}: {findings:?}");
-        assert_eq!(findings[0].remedy.is_empty(), level == Level::Good);
+        assert_eq!(findings[0].remedy.is_empty(), level == FindingLevel::Good);
     }
     let (_dir, system) =
         system(&[("sys/class/hwmon/hwmon0/name", "rpi_volt\n"), ("sys/class/hwmon/hwmon0/in0_lcrit_alarm", "1\n")]);
-    assert_eq!(system::power(&system)[0].level, Level::Problem);
+    assert_eq!(system::power(&system)[0].level, FindingLevel::Problem);
 }
 
 #[test]
@@ -46,7 +46,7 @@ fn limits_of_memory_that_do_nothing_are_said() {
         ("sys/fs/cgroup/cgroup.controllers", "cpu io memory pids\n"),
         ("proc/meminfo", "MemTotal: 1 kB\nMemAvailable:   524288 kB\n"),
     ]);
-    assert!(system::memory(&with).iter().all(|finding| finding.level == Level::Good));
+    assert!(system::memory(&with).iter().all(|finding| finding.level == FindingLevel::Good));
     let (_dir, without) =
         system(&[("sys/fs/cgroup/cgroup.controllers", "cpu io pids\n"), ("proc/meminfo", "MemAvailable: 30000 kB\n")]);
     let findings = system::memory(&without);

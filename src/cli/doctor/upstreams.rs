@@ -9,7 +9,7 @@ use std::time::Duration;
 use rustls::ClientConnection;
 use rustls::pki_types::ServerName;
 
-use super::Finding;
+use super::DoctorFinding;
 use crate::config::Settings;
 use crate::upstream::settings::{Proxy, UpstreamAddress, UpstreamSettings};
 use crate::upstream::tls::{client_config, in_words};
@@ -18,7 +18,7 @@ use crate::upstream::tls::{client_config, in_words};
 const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Every address of every upstream, all at once.
-pub(super) fn all(settings: &Settings) -> Vec<Finding> {
+pub(super) fn all(settings: &Settings) -> Vec<DoctorFinding> {
     thread::scope(|scope| {
         let asked =
             settings.upstreams.iter().flat_map(|upstream| upstream.addresses.iter().map(move |at| (upstream, at)));
@@ -27,7 +27,7 @@ pub(super) fn all(settings: &Settings) -> Vec<Finding> {
     })
 }
 
-fn address(upstream: &UpstreamSettings, at: &UpstreamAddress) -> Finding {
+fn address(upstream: &UpstreamSettings, at: &UpstreamAddress) -> DoctorFinding {
     let name = &upstream.name;
     if let Some(proxy) = &upstream.proxy {
         return behind(name, at, proxy);
@@ -35,7 +35,7 @@ fn address(upstream: &UpstreamSettings, at: &UpstreamAddress) -> Finding {
     let addresses = match resolve(&at.host, at.port) {
         Ok(addresses) => addresses,
         Err(error) => {
-            return Finding::problem(
+            return DoctorFinding::problem(
                 format!("upstream {name}: {} cannot be resolved: {error}", at.host),
                 "correct the name, or see to DNS: `getent hosts NAME`, /etc/resolv.conf",
             );
@@ -49,25 +49,25 @@ fn address(upstream: &UpstreamSettings, at: &UpstreamAddress) -> Finding {
         }
     }
     match stream {
-        Err(error) => Finding::problem(
+        Err(error) => DoctorFinding::problem(
             format!("upstream {name}: {at}: {error}"),
             "is the broker running, and does a firewall let this machine through?",
         ),
         Ok(stream) if at.scheme.is_tls() => tls(upstream, at, stream),
-        Ok(_) => Finding::good(format!("upstream {name}: {at} answers")),
+        Ok(_) => DoctorFinding::good(format!("upstream {name}: {at} answers")),
     }
 }
 
 /// What is behind a proxy is only reached through it.
-fn behind(name: &str, at: &UpstreamAddress, proxy: &Proxy) -> Finding {
+fn behind(name: &str, at: &UpstreamAddress, proxy: &Proxy) -> DoctorFinding {
     let reached = resolve(&proxy.host, proxy.port).and_then(|addresses| {
         let attempt = |address: &SocketAddr| TcpStream::connect_timeout(address, PATIENCE).ok();
         addresses.iter().find_map(attempt).ok_or_else(|| "it does not answer".to_owned())
     });
     match reached {
-        Ok(_) => Finding::good(format!("upstream {name}: {at} is behind {proxy}, which answers")),
+        Ok(_) => DoctorFinding::good(format!("upstream {name}: {at} is behind {proxy}, which answers")),
         Err(error) => {
-            Finding::problem(format!("upstream {name}: proxy {proxy}: {error}"), "see proxy of this upstream")
+            DoctorFinding::problem(format!("upstream {name}: proxy {proxy}: {error}"), "see proxy of this upstream")
         }
     }
 }
@@ -89,9 +89,10 @@ fn resolve(host: &str, port: u16) -> Result<Vec<SocketAddr>, String> {
     }
 }
 
-fn tls(upstream: &UpstreamSettings, at: &UpstreamAddress, mut stream: TcpStream) -> Finding {
+fn tls(upstream: &UpstreamSettings, at: &UpstreamAddress, mut stream: TcpStream) -> DoctorFinding {
     let name = &upstream.name;
-    let problem = |what: String| Finding::problem(format!("upstream {name}: {at}: {what}"), "see tls of this upstream");
+    let problem =
+        |what: String| DoctorFinding::problem(format!("upstream {name}: {at}: {what}"), "see tls of this upstream");
     let files = upstream.tls.clone().unwrap_or_default();
     let config = match client_config(&files, at.scheme.is_web_socket()) {
         Ok(config) => config,
@@ -112,7 +113,7 @@ fn tls(upstream: &UpstreamSettings, at: &UpstreamAddress, mut stream: TcpStream)
         Ok(())
     });
     match done {
-        Ok(()) => Finding::good(format!("upstream {name}: {at} answers with TLS, and its certificate is good")),
+        Ok(()) => DoctorFinding::good(format!("upstream {name}: {at} answers with TLS, and its certificate is good")),
         Err(error) => match error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()) {
             Some(error) => problem(in_words(error)),
             None => problem(format!("TLS: {error}")),

@@ -14,11 +14,11 @@ use crate::access::settings::{AccessRule, AccessSettings, AnonymousFrom, Anonymo
 use crate::broker::settings::Address;
 use crate::config::{self, Settings};
 use crate::message::{check_topic, matches};
-use crate::upstream::rule::Rules;
+use crate::upstream::rule::UpstreamRules;
 use crate::upstream::settings::{OutQos, UpstreamSettings};
 
 #[derive(Debug, clap::Args)]
-pub(super) struct Args {
+pub(super) struct ExplainArgs {
     /// The topic
     #[arg(value_parser = topic)]
     topic: String,
@@ -38,7 +38,7 @@ fn topic(text: &str) -> Result<String, String> {
 }
 
 /// Prints what the configuration means for a topic.
-pub(super) fn explain(args: &Args) -> Result<(), CliError> {
+pub(super) fn explain(args: &ExplainArgs) -> Result<(), CliError> {
     let mut loaded = config::load(&args.config)?;
     let mut made_in = HashMap::new();
     match config::load_made_users(&loaded.settings.gateway.data_dir) {
@@ -137,7 +137,7 @@ struct Explained<'a> {
     file: &'a str,
     /// Users who were made while the gateway ran, and the lines of their file in which they begin.
     made_in: &'a HashMap<String, usize>,
-    args: &'a Args,
+    args: &'a ExplainArgs,
 }
 
 impl Explained<'_> {
@@ -286,7 +286,7 @@ impl Explained<'_> {
             broker.max_queued_messages
         );
         for upstream in &self.settings.upstreams {
-            if Rules::new(upstream).outgoing(topic).is_some_and(|target| target.qos != OutQos::AtMostOnce) {
+            if UpstreamRules::new(upstream).outgoing(topic).is_some_and(|target| target.qos != OutQos::AtMostOnce) {
                 let size = config::units::show_size(self.settings.journal.max_size);
                 let _ = writeln!(
                     text,
@@ -302,7 +302,7 @@ impl Explained<'_> {
         let _ = writeln!(text, "\n  upstreams:");
         let mut none = true;
         for upstream in &self.settings.upstreams {
-            let rules = Rules::new(upstream);
+            let rules = UpstreamRules::new(upstream);
             let addresses: Vec<String> = upstream.addresses.iter().map(ToString::to_string).collect();
             let (name, addresses) = (&upstream.name, addresses.join(", "));
             if let Some(target) = rules.outgoing(topic) {
@@ -365,7 +365,7 @@ fn sources(upstream: &UpstreamSettings, topic: &str) -> Vec<(String, String)> {
         .both
         .iter()
         .map(|rule| (rule.local_filter(), &rule.local_prefix, &rule.remote_prefix, rule.place.to_string()));
-    let rules = Rules::new(upstream);
+    let rules = UpstreamRules::new(upstream);
     let source = |(filter, local, remote, place): (String, &String, &String, String)| {
         let from = format!("{remote}{}", topic.strip_prefix(local.as_str())?);
         let comes = matches(&filter, topic) && rules.incoming(&from).is_some_and(|(to, ..)| to == topic);

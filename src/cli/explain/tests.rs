@@ -36,7 +36,7 @@ remote_prefix = "commands/"
 
 fn explained(topic: &str, user: Option<&str>, client: Option<&str>) -> String {
     let loaded = config::read(TEXT, Path::new("t.toml"), &Environment::default()).unwrap();
-    let args = Args {
+    let args = ExplainArgs {
         topic: topic.into(),
         user: user.map(Into::into),
         client: client.map(Into::into),
@@ -54,7 +54,7 @@ fn rules_of_users_who_were_made_stand_in_their_file() {
     made.name = "made".into();
     loaded.settings.broker.access.users.push(made);
     let (topic, user, config) = ("loft/a".into(), Some("made".into()), "t.toml".into());
-    let args = Args { topic, user, client: None, config };
+    let args = ExplainArgs { topic, user, client: None, config };
     let (lines, made_in) = (RuleLines::of(TEXT), HashMap::from([("made".to_owned(), 3)]));
     let explained =
         Explained { settings: &loaded.settings, lines: &lines, file: "t.toml", made_in: &made_in, args: &args };
@@ -108,7 +108,7 @@ password_hash = "$7$101$X+vfWTSUfGwxZqZA$0X68176mCA7P0/iVT5aJ0nJWnUQr8KI+3NzuWUA
 publish = ["esp/#"]
 "##;
     let loaded = config::read(text, Path::new("t.toml"), &Environment::default()).unwrap();
-    let args = Args { topic: "esp/1".into(), user: None, client: None, config: "t.toml".into() };
+    let args = ExplainArgs { topic: "esp/1".into(), user: None, client: None, config: "t.toml".into() };
     let lines = RuleLines::of(text);
     let text =
         Explained { settings: &loaded.settings, lines: &lines, file: "t.toml", made_in: &HashMap::new(), args: &args }

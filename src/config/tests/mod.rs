@@ -19,7 +19,7 @@ fn environment() -> Environment {
     Environment { host_name: "pi".into(), ..Environment::default() }
 }
 
-fn parse(text: &str) -> Result<Loaded, Problems> {
+fn parse(text: &str) -> Result<Loaded, ConfigProblems> {
     read(text, Path::new("t.toml"), &environment())
 }
 

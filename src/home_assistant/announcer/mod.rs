@@ -32,7 +32,7 @@ pub(crate) const MOST_REMOVED: usize = 256;
 
 /// A device that Home Assistant may know.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-struct Known {
+struct KnownDevice {
     /// What was announced last, with the components that are to go.
     payload: Map<String, Value>,
     fingerprint: String,
@@ -47,7 +47,7 @@ struct Known {
     told_ms: Option<u64>,
 }
 
-impl Known {
+impl KnownDevice {
     /// Whether Home Assistant has something to hear of when it comes.
     fn is_to_go(&self) -> bool {
         self.removed || !self.leaving.is_empty()
@@ -67,15 +67,15 @@ impl Known {
 
 /// What is kept over restarts.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Memory {
+pub struct AnnouncerMemory {
     #[serde(default)]
-    known: BTreeMap<String, Known>,
+    known: BTreeMap<String, KnownDevice>,
     /// What a person has deleted in Home Assistant: topics, with the fingerprint of what was configured then.
     #[serde(default)]
     deleted: BTreeMap<String, String>,
 }
 
-impl Memory {
+impl AnnouncerMemory {
     /// Whether nothing needs to be kept.
     pub(crate) fn is_empty(&self) -> bool {
         self.known.is_empty() && self.deleted.is_empty()
@@ -99,7 +99,7 @@ pub(crate) enum AnnouncerAction {
 /// Decides what Home Assistant is told and when; knows no clock and no broker.
 #[derive(Debug, Default)]
 pub(crate) struct Announcer {
-    memory: Memory,
+    memory: AnnouncerMemory,
     /// What is retained because of us.
     published: BTreeMap<String, Vec<u8>>,
     is_online: bool,
@@ -111,12 +111,12 @@ pub(crate) struct Announcer {
 
 impl Announcer {
     /// Goes on from what an earlier run has kept.
-    pub(crate) fn new(memory: Memory) -> Announcer {
+    pub(crate) fn new(memory: AnnouncerMemory) -> Announcer {
         Announcer { memory, ..Announcer::default() }
     }
 
     /// What is to be kept.
-    pub(crate) fn memory(&self) -> &Memory {
+    pub(crate) fn memory(&self) -> &AnnouncerMemory {
         &self.memory
     }
 
@@ -225,10 +225,10 @@ impl Announcer {
     /// Takes a device in as it is configured now, with what is to go of it.
     fn take(&mut self, device: Device) {
         let Device { topic, fingerprint, payload } = device;
-        let mut new = Known { payload, fingerprint, leaving: BTreeSet::new(), removed: false, told_ms: None };
+        let mut new = KnownDevice { payload, fingerprint, leaving: BTreeSet::new(), removed: false, told_ms: None };
         if let Some(old) = self.memory.known.get(&topic) {
             let parts =
-                |known: &Known| known.payload.get("cmps").and_then(Value::as_object).cloned().unwrap_or_default();
+                |known: &KnownDevice| known.payload.get("cmps").and_then(Value::as_object).cloned().unwrap_or_default();
             let (was, is) = (parts(old), parts(&new));
             for (name, part) in was.into_iter().filter(|(name, _)| !is.contains_key(name)) {
                 if let Some(Value::Object(parts)) = new.payload.get_mut("cmps") {
@@ -291,7 +291,7 @@ impl Announcer {
         }
     }
 
-    fn finish(&mut self, before: &Memory) -> Vec<AnnouncerAction> {
+    fn finish(&mut self, before: &AnnouncerMemory) -> Vec<AnnouncerAction> {
         if self.memory != *before {
             // on disk before anybody hears of it
             self.actions.insert(0, AnnouncerAction::Save);

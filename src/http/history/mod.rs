@@ -68,7 +68,7 @@ struct ClockLine {
 
 #[derive(Deserialize)]
 #[serde(untagged)]
-enum Line {
+enum HistoryLine {
     Event(Event),
     Clock(ClockLine),
 }
@@ -88,7 +88,7 @@ fn old(dir: &Path, sensor: &str) -> PathBuf {
 }
 
 /// All lines that can be read, oldest first.
-fn lines(dir: &Path, sensor: &str) -> io::Result<Vec<Line>> {
+fn lines(dir: &Path, sensor: &str) -> io::Result<Vec<HistoryLine>> {
     let mut lines = Vec::new();
     for path in [old(dir, sensor), current(dir, sensor)] {
         match fs::read(&path) {
@@ -109,12 +109,12 @@ pub(crate) fn read(dir: &Path, sensor: &str, since: Option<i64>, after: u64, lim
     let lines = lines(dir, sensor)?;
     let mut offsets: HashMap<&str, i64> = HashMap::new();
     for line in &lines {
-        if let Line::Clock(clock) = line {
+        if let HistoryLine::Clock(clock) = line {
             offsets.insert(&clock.boot, clock.offset_ms);
         }
     }
     let events = lines.iter().filter_map(|line| match line {
-        Line::Event(event) if event.n > after => {
+        HistoryLine::Event(event) if event.n > after => {
             let repaired = offsets.get(event.boot.as_str()).map(|offset| event.boot_ms as i64 + offset);
             Some(Event { unix_ms: event.unix_ms.or(repaired), ..event.clone() })
         }
@@ -126,7 +126,7 @@ pub(crate) fn read(dir: &Path, sensor: &str, since: Option<i64>, after: u64, lim
 
 /// The files of one sensor, being written.
 #[derive(Debug)]
-struct Writer {
+struct SensorWriter {
     file: File,
     size: u64,
     next: u64,
@@ -138,11 +138,11 @@ struct Writer {
     dirty: bool,
 }
 
-impl Writer {
-    fn open(dir: &Path, sensor: &str) -> io::Result<Writer> {
+impl SensorWriter {
+    fn open(dir: &Path, sensor: &str) -> io::Result<SensorWriter> {
         let last = lines(dir, sensor)?.into_iter().rev().find_map(|line| match line {
-            Line::Event(event) => Some(event),
-            Line::Clock(_) => None,
+            HistoryLine::Event(event) => Some(event),
+            HistoryLine::Clock(_) => None,
         });
         fs::create_dir_all(dir)?;
         let mut file = OpenOptions::new().create(true).append(true).open(current(dir, sensor))?;
@@ -152,7 +152,15 @@ impl Writer {
             file.write_all(b"\n")?;
         }
         let next = last.as_ref().map_or(1, |event| event.n + 1);
-        Ok(Writer { file, size, next, seq: 0, last: last.map(|event| event.state), lacks_time: false, dirty: false })
+        Ok(SensorWriter {
+            file,
+            size,
+            next,
+            seq: 0,
+            last: last.map(|event| event.state),
+            lacks_time: false,
+            dirty: false,
+        })
     }
 
     fn write(&mut self, dir: &Path, sensor: &str, line: &impl Serialize) -> io::Result<()> {
@@ -225,7 +233,7 @@ struct Scribe {
     dir: PathBuf,
     boot: String,
     clock: SharedClock,
-    writers: HashMap<String, Writer>,
+    writers: HashMap<String, SensorWriter>,
     failing: bool,
 }
 
@@ -250,7 +258,7 @@ impl Scribe {
 
     fn note_one(&mut self, snapshot: &SensorSnapshot, now: &Now) -> io::Result<()> {
         if !self.writers.contains_key(&snapshot.name) {
-            self.writers.insert(snapshot.name.clone(), Writer::open(&self.dir, &snapshot.name)?);
+            self.writers.insert(snapshot.name.clone(), SensorWriter::open(&self.dir, &snapshot.name)?);
         }
         let Some(writer) = self.writers.get_mut(&snapshot.name) else { return Ok(()) };
         writer.catch_up(&self.dir, snapshot, now)

@@ -35,7 +35,7 @@ const UNACCEPTABLE: u16 = 1003;
 
 /// A WebSocket, the server's side.
 #[derive(Debug)]
-pub struct Frames<S> {
+pub struct ServerFrames<S> {
     io: S,
     /// Read and not yet looked at.
     input: BytesMut,
@@ -95,10 +95,10 @@ fn unmask(bytes: &mut [u8], mask: [u8; 4], at: usize) {
     }
 }
 
-impl<S> Frames<S> {
+impl<S> ServerFrames<S> {
     /// After the handshake.
-    pub(crate) fn new(io: S) -> Frames<S> {
-        Frames {
+    pub(crate) fn new(io: S) -> ServerFrames<S> {
+        ServerFrames {
             io,
             input: BytesMut::new(),
             frame: None,
@@ -191,7 +191,7 @@ impl<S> Frames<S> {
     }
 }
 
-impl<S: AsyncWrite + Unpin> Frames<S> {
+impl<S: AsyncWrite + Unpin> ServerFrames<S> {
     fn drain(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         while !self.output.is_empty() {
             let count = ready!(Pin::new(&mut self.io).poll_write(context, &self.output))?;
@@ -205,7 +205,7 @@ impl<S: AsyncWrite + Unpin> Frames<S> {
     }
 }
 
-impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for Frames<S> {
+impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for ServerFrames<S> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
@@ -238,7 +238,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for Frames<S> {
     }
 }
 
-impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Frames<S> {
+impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for ServerFrames<S> {
     fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let this = &mut *self;
         if this.is_closing {
@@ -315,9 +315,9 @@ mod tests {
         frame
     }
 
-    fn pair() -> (DuplexStream, Frames<DuplexStream>) {
+    fn pair() -> (DuplexStream, ServerFrames<DuplexStream>) {
         let (client, server) = duplex(1 << 20);
-        (client, Frames::new(server))
+        (client, ServerFrames::new(server))
     }
 
     #[tokio::test]

@@ -18,8 +18,8 @@ use hyper_util::rt::TokioIo;
 use sha1::{Digest, Sha1};
 use tokio_util::task::TaskTracker;
 
-use super::auth::{Certificate, Origin};
-use super::problem::Problem;
+use super::auth::{Certificate, RequestOrigin};
+use super::problem::HttpProblem;
 use super::proxies::{self, Network};
 use crate::access::places::Place;
 
@@ -31,7 +31,7 @@ const PROTOCOLS: [&str; 2] = ["mqtt", "mqttv3.1"];
 const GUID: &str = "258EAFA5-E914-47DA-95CA-C5AB0DC85B11";
 
 /// What an MQTT client is connected by.
-pub(crate) type Frames = frames::Frames<TokioIo<Upgraded>>;
+pub(crate) type MqttFrames = frames::ServerFrames<TokioIo<Upgraded>>;
 
 /// Where an MQTT client comes from.
 #[derive(Clone, Debug)]
@@ -44,11 +44,12 @@ pub struct Arrival {
 
 /// Serves an MQTT client on these bytes, in that place, until it has gone. HTTP does not know the broker: whoever puts the
 /// house together hands this over.
-pub type MqttDoor = Arc<dyn Fn(Frames, Arrival, Arc<Place>) -> Pin<Box<dyn Future<Output = ()> + Send>> + Send + Sync>;
+pub type MqttDoor =
+    Arc<dyn Fn(MqttFrames, Arrival, Arc<Place>) -> Pin<Box<dyn Future<Output = ()> + Send>> + Send + Sync>;
 
 /// What an upgrade leads to.
 #[derive(Clone)]
-pub struct Door {
+pub struct WebSocketDoor {
     /// Serves whoever has come.
     pub mqtt: MqttDoor,
     /// Runs the client, so that the end of the gateway waits for it.
@@ -60,7 +61,7 @@ pub struct Door {
 /// A port that has nothing but MQTT over WebSocket.
 pub(crate) fn router() -> Router {
     let only = || async {
-        Problem::new(StatusCode::UPGRADE_REQUIRED, "this port is for MQTT over WebSocket and nothing else")
+        HttpProblem::new(StatusCode::UPGRADE_REQUIRED, "this port is for MQTT over WebSocket and nothing else")
     };
     Router::new().route(PATHS[0], get(upgrade)).fallback(only)
 }
@@ -84,22 +85,22 @@ fn tokens(headers: &HeaderMap, name: header::HeaderName) -> impl Iterator<Item =
 }
 
 /// The answer that agrees, or why there is none.
-fn agree(headers: &HeaderMap) -> Result<Response, Problem> {
+fn agree(headers: &HeaderMap) -> Result<Response, HttpProblem> {
     let is_upgrade =
         has_token(headers, header::UPGRADE, "websocket") && has_token(headers, header::CONNECTION, "upgrade");
     let key = headers.get(header::SEC_WEBSOCKET_KEY).filter(|_| is_upgrade);
-    let Some(key) = key else { return Err(Problem::bad_request("this is for MQTT over WebSocket")) };
+    let Some(key) = key else { return Err(HttpProblem::bad_request("this is for MQTT over WebSocket")) };
     if headers.get(header::SEC_WEBSOCKET_VERSION).is_none_or(|version| version != "13") {
-        return Err(Problem::new(StatusCode::UPGRADE_REQUIRED, "the version of WebSocket must be 13"));
+        return Err(HttpProblem::new(StatusCode::UPGRADE_REQUIRED, "the version of WebSocket must be 13"));
     }
     let offered = || tokens(headers, header::SEC_WEBSOCKET_PROTOCOL);
     let chosen = PROTOCOLS.into_iter().find(|protocol| offered().any(|known| known == *protocol));
     if chosen.is_none() && offered().next().is_some() {
-        return Err(Problem::bad_request("the subprotocol must be mqtt or mqttv3.1, or none"));
+        return Err(HttpProblem::bad_request("the subprotocol must be mqtt or mqttv3.1, or none"));
     }
     let digest = Sha1::new().chain_update(key.as_bytes()).chain_update(GUID).finalize();
     let accept = HeaderValue::from_str(&Base64::encode_string(&digest));
-    let accept = accept.map_err(|_| Problem::bad_request("no key"))?;
+    let accept = accept.map_err(|_| HttpProblem::bad_request("no key"))?;
     let mut response = StatusCode::SWITCHING_PROTOCOLS.into_response();
     let answer = response.headers_mut();
     answer.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
@@ -113,8 +114,8 @@ fn agree(headers: &HeaderMap) -> Result<Response, Problem> {
 
 /// `GET /mqtt`
 pub(crate) async fn upgrade(
-    Extension(door): Extension<Door>,
-    Extension(Origin(peer)): Extension<Origin>,
+    Extension(door): Extension<WebSocketDoor>,
+    Extension(RequestOrigin(peer)): Extension<RequestOrigin>,
     Extension(Certificate(certificate_user)): Extension<Certificate>,
     Extension(place): Extension<Arc<Place>>,
     mut request: Request<Body>,
@@ -126,10 +127,10 @@ pub(crate) async fn upgrade(
     let address = proxies::address(&door.trusted_proxies, peer, request.headers());
     let arrival = Arrival { address, certificate_user };
     let upgraded = hyper::upgrade::on(&mut request);
-    let Door { mqtt, connections, .. } = door;
+    let WebSocketDoor { mqtt, connections, .. } = door;
     connections.spawn(async move {
         if let Ok(upgraded) = upgraded.await {
-            mqtt(Frames::new(TokioIo::new(upgraded)), arrival, place).await;
+            mqtt(MqttFrames::new(TokioIo::new(upgraded)), arrival, place).await;
         }
     });
     response

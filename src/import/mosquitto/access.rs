@@ -4,48 +4,48 @@ use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
 use super::Given;
-use super::acl::{Acl, Rules};
+use super::acl::{Acl, AclRules};
 use super::document::Section;
 use crate::access::hash;
 use crate::import::ImportError;
 use crate::import::files::{Files, read};
-use crate::import::line::{Line, Lines, Place};
-use crate::import::text::{Text, list, quoted};
+use crate::import::line::{LinePlace, SettingLine, SettingLines};
+use crate::import::text::{TomlText, list, quoted};
 
 /// A user to be.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct User {
+pub(super) struct ImportedUser {
     pub(crate) name: String,
     /// `None`: a certificate only.
     pub(crate) hash: Option<String>,
-    pub(crate) rules: Rules,
+    pub(crate) rules: AclRules,
 }
 
 /// What one listener, or the whole broker, says about access.
 #[derive(Debug, Default)]
-pub(super) struct Security {
+pub(super) struct AccessOptions {
     pub(crate) allow_anonymous: bool,
     /// The line that says so, where one does.
-    pub(crate) anonymous_line: Option<Rc<Line>>,
-    passwords: Option<Vec<(String, String, Rc<Line>)>>,
+    pub(crate) anonymous_line: Option<Rc<SettingLine>>,
+    passwords: Option<Vec<(String, String, Rc<SettingLine>)>>,
     acl: Option<Acl>,
     /// A list is named that is not here: nobody may do anything.
     acl_is_missing: bool,
 }
 
 /// What all readers of access need.
-pub(super) struct Reader<'a> {
+pub(super) struct AccessReader<'a> {
     pub(crate) files: &'a Files,
     pub(crate) given: &'a Given,
-    pub(crate) lines: &'a Lines,
+    pub(crate) lines: &'a SettingLines,
     pub(crate) sources: Vec<String>,
     pub(crate) to_do: Vec<String>,
 }
 
-impl Reader<'_> {
+impl AccessReader<'_> {
     /// Reads what a section says. With `is_local_only` mosquitto lets everybody in, whatever `allow_anonymous` says.
-    pub(crate) fn security(&mut self, section: &Section, is_local_only: bool) -> Result<Security, ImportError> {
-        let mut security = Security::of_nobody(is_local_only);
+    pub(crate) fn security(&mut self, section: &Section, is_local_only: bool) -> Result<AccessOptions, ImportError> {
+        let mut security = AccessOptions::of_nobody(is_local_only);
         if let Some((line, allowed)) = section.flag("allow_anonymous") {
             if is_local_only && !allowed {
                 line.differs(
@@ -71,7 +71,7 @@ impl Reader<'_> {
     }
 
     /// Files on the command line that no configuration names.
-    pub(crate) fn add_given(&mut self, security: &mut Security) -> Result<(), ImportError> {
+    pub(crate) fn add_given(&mut self, security: &mut AccessOptions) -> Result<(), ImportError> {
         let given = self.given;
         if security.passwords.is_none() {
             for path in &given.passwords {
@@ -86,7 +86,7 @@ impl Reader<'_> {
     }
 
     /// The file that a line names: where it says, beside the configuration, or the one given on the command line.
-    fn named(&mut self, line: &Line, given: &[PathBuf], what: &str) -> Option<PathBuf> {
+    fn named(&mut self, line: &SettingLine, given: &[PathBuf], what: &str) -> Option<PathBuf> {
         let named = line.path()?;
         let found = self.files.find(named).filter(|path| path.is_file()).or_else(|| given.first().cloned());
         match &found {
@@ -104,19 +104,19 @@ impl Reader<'_> {
         Acl::read(path, self.lines)
     }
 
-    fn passwords(&mut self, path: &Path) -> Result<Vec<(String, String, Rc<Line>)>, ImportError> {
+    fn passwords(&mut self, path: &Path) -> Result<Vec<(String, String, Rc<SettingLine>)>, ImportError> {
         let text = read(path).map_err(|source| ImportError::Read { path: path.into(), source })?;
         self.sources.push(path.display().to_string());
         let file: Rc<str> = path.display().to_string().into();
-        let mut entries: Vec<(String, String, Rc<Line>)> = Vec::new();
+        let mut entries: Vec<(String, String, Rc<SettingLine>)> = Vec::new();
         for (index, raw) in text.lines().enumerate() {
             let raw = raw.trim();
             if raw.is_empty() || raw.starts_with('#') {
                 continue;
             }
             let (name, hash) = raw.split_once(':').map_or((raw, ""), |(name, hash)| (name.trim(), hash.trim()));
-            let place = Place { file: file.clone(), number: index + 1 };
-            let line = self.lines.add(Line::new(place, &format!("{name}:..."), "password", ""));
+            let place = LinePlace { file: file.clone(), number: index + 1 };
+            let line = self.lines.add(SettingLine::new(place, &format!("{name}:..."), "password", ""));
             if name.is_empty() || name.len() > 1024 || name.contains(char::is_control) {
                 line.wrong("the name of the user is not one");
             } else if hash.is_empty() {
@@ -131,7 +131,7 @@ impl Reader<'_> {
     }
 
     /// The hash to write for what stands in a password file.
-    fn hash(&self, written: &str, line: &Line) -> Result<Option<String>, ImportError> {
+    fn hash(&self, written: &str, line: &SettingLine) -> Result<Option<String>, ImportError> {
         if hash::is_usable(written) {
             return Ok(Some(written.into()));
         }
@@ -144,10 +144,10 @@ impl Reader<'_> {
     }
 }
 
-impl Security {
+impl AccessOptions {
     /// Where nothing is said.
-    pub(crate) fn of_nobody(allow_anonymous: bool) -> Security {
-        Security { allow_anonymous, ..Security::default() }
+    pub(crate) fn of_nobody(allow_anonymous: bool) -> AccessOptions {
+        AccessOptions { allow_anonymous, ..AccessOptions::default() }
     }
 
     /// Whether a password file says who may log in.
@@ -156,30 +156,30 @@ impl Security {
     }
 
     /// Users with a password, and with `names_certificates` those that the access control list alone names.
-    pub(crate) fn users(&self, names_certificates: bool) -> Vec<User> {
+    pub(crate) fn users(&self, names_certificates: bool) -> Vec<ImportedUser> {
         let mut users = Vec::new();
         for (name, hash, line) in self.passwords.iter().flatten() {
             line.taken();
-            users.push(User { name: name.clone(), hash: Some(hash.clone()), rules: self.rules(Some(name)) });
+            users.push(ImportedUser { name: name.clone(), hash: Some(hash.clone()), rules: self.rules(Some(name)) });
         }
         for name in self.acl.iter().flat_map(Acl::users).filter(|_| names_certificates) {
             if !users.iter().any(|user| user.name == name) {
-                users.push(User { name: name.into(), hash: None, rules: self.rules(Some(name)) });
+                users.push(ImportedUser { name: name.into(), hash: None, rules: self.rules(Some(name)) });
             }
         }
         users
     }
 
     /// What clients without a user name may do.
-    pub(crate) fn anonymous_rules(&self) -> Rules {
+    pub(crate) fn anonymous_rules(&self) -> AclRules {
         self.rules(None)
     }
 
-    fn rules(&self, user: Option<&str>) -> Rules {
+    fn rules(&self, user: Option<&str>) -> AclRules {
         match &self.acl {
             Some(acl) => acl.rules(user),
-            None if self.acl_is_missing => Rules::default(),
-            None => Rules::everything(),
+            None if self.acl_is_missing => AclRules::default(),
+            None => AclRules::everything(),
         }
     }
 
@@ -192,8 +192,8 @@ impl Security {
 }
 
 /// The users of several listeners together, for every other door. Of one that is several, the first is taken.
-pub(super) fn merge(securities: &[Security], names_certificates: bool) -> Vec<User> {
-    let mut merged: Vec<User> = Vec::new();
+pub(super) fn merge(securities: &[AccessOptions], names_certificates: bool) -> Vec<ImportedUser> {
+    let mut merged: Vec<ImportedUser> = Vec::new();
     for security in securities {
         for user in security.users(names_certificates) {
             match merged.iter().find(|other| other.name == user.name) {
@@ -208,7 +208,7 @@ pub(super) fn merge(securities: &[Security], names_certificates: bool) -> Vec<Us
 }
 
 /// Writes the users.
-pub(super) fn write_users(table: &str, users: &[User], text: &mut Text) {
+pub(super) fn write_users(table: &str, users: &[ImportedUser], text: &mut TomlText) {
     for user in users {
         text.table(table);
         text.key("name", quoted(&user.name));
@@ -220,7 +220,7 @@ pub(super) fn write_users(table: &str, users: &[User], text: &mut Text) {
 }
 
 /// Writes what somebody may do.
-pub(super) fn write_rules(rules: &Rules, text: &mut Text) {
+pub(super) fn write_rules(rules: &AclRules, text: &mut TomlText) {
     text.key("publish", list(&rules.publish));
     text.key("subscribe", list(&rules.subscribe));
 }

@@ -10,7 +10,7 @@ use std::rc::Rc;
 
 use crate::import::ImportError;
 use crate::import::files::read;
-use crate::import::line::{Line, Lines, Place};
+use crate::import::line::{LinePlace, SettingLine, SettingLines};
 use crate::message::{check_filter, overlap};
 
 /// Whom a rule is for.
@@ -25,7 +25,7 @@ enum Subject {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Grant {
+enum AclGrant {
     Read,
     Write,
     Both,
@@ -33,36 +33,36 @@ enum Grant {
 }
 
 #[derive(Debug)]
-struct Rule {
-    line: Rc<Line>,
+struct AclRule {
+    line: Rc<SettingLine>,
     subject: Subject,
-    grant: Grant,
+    grant: AclGrant,
     topic: String,
 }
 
 /// One file.
 #[derive(Debug, Default)]
 pub(super) struct Acl {
-    rules: Vec<Rule>,
-    users: Vec<(String, Rc<Line>)>,
+    rules: Vec<AclRule>,
+    users: Vec<(String, Rc<SettingLine>)>,
 }
 
 /// What somebody may do, as lists of rules.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Rules {
+pub(super) struct AclRules {
     pub(crate) publish: Vec<String>,
     pub(crate) subscribe: Vec<String>,
 }
 
-impl Rules {
+impl AclRules {
     /// Everything that mosquitto lets everybody do where there is no list. `$SYS` must be named here.
-    pub(crate) fn everything() -> Rules {
-        Rules { publish: vec!["#".into()], subscribe: vec!["#".into(), "$SYS/#".into()] }
+    pub(crate) fn everything() -> AclRules {
+        AclRules { publish: vec!["#".into()], subscribe: vec!["#".into(), "$SYS/#".into()] }
     }
 }
 
 impl Acl {
-    pub(crate) fn read(path: &Path, lines: &Lines) -> Result<Acl, ImportError> {
+    pub(crate) fn read(path: &Path, lines: &SettingLines) -> Result<Acl, ImportError> {
         let text = read(path).map_err(|source| ImportError::Read { path: path.into(), source })?;
         let file: Rc<str> = path.display().to_string().into();
         let mut acl = Acl::default();
@@ -73,8 +73,8 @@ impl Acl {
                 continue;
             }
             let (word, rest) = raw.split_once([' ', '\t']).unwrap_or((raw, ""));
-            let place = Place { file: file.clone(), number: index + 1 };
-            let line = lines.add(Line::new(place, word, "acl", rest.trim()));
+            let place = LinePlace { file: file.clone(), number: index + 1 };
+            let line = lines.add(SettingLine::new(place, word, "acl", rest.trim()));
             match word {
                 "user" if line.value.is_empty() => line.wrong("the name of the user is missing"),
                 "user" => {
@@ -89,15 +89,15 @@ impl Acl {
         Ok(acl)
     }
 
-    fn add(&mut self, line: Rc<Line>, subject: Subject) {
+    fn add(&mut self, line: Rc<SettingLine>, subject: Subject) {
         // with one word it is the topic, even if it looks like a kind of access
         let (access, topic) = line.value.split_once([' ', '\t']).unwrap_or(("readwrite", &line.value));
         let topic = topic.trim().to_owned();
         let grant = match access {
-            "read" => Grant::Read,
-            "write" => Grant::Write,
-            "readwrite" => Grant::Both,
-            "deny" => Grant::Deny,
+            "read" => AclGrant::Read,
+            "write" => AclGrant::Write,
+            "readwrite" => AclGrant::Both,
+            "deny" => AclGrant::Deny,
             _ => {
                 return line
                     .wrong("mosquitto does not start with it; valid before the topic: read, write, readwrite, deny");
@@ -111,7 +111,7 @@ impl Acl {
                 "after `topic` mosquitto replaces neither %u nor %c, so it matched nothing; with `pattern` it would",
             );
         }
-        self.rules.push(Rule { line, subject, grant, topic });
+        self.rules.push(AclRule { line, subject, grant, topic });
     }
 
     /// Users that have rules of their own.
@@ -120,26 +120,26 @@ impl Acl {
     }
 
     /// What a user may do; `None`: clients without a user name.
-    pub(crate) fn rules(&self, user: Option<&str>) -> Rules {
+    pub(crate) fn rules(&self, user: Option<&str>) -> AclRules {
         for (_, line) in self.users.iter().filter(|(name, _)| Some(name.as_str()) == user) {
             line.taken();
         }
-        Rules { publish: self.list(user, Grant::Write), subscribe: self.list(user, Grant::Read) }
+        AclRules { publish: self.list(user, AclGrant::Write), subscribe: self.list(user, AclGrant::Read) }
     }
 
-    fn list(&self, user: Option<&str>, wanted: Grant) -> Vec<String> {
-        let is_own = |rule: &&Rule| match (&rule.subject, user) {
+    fn list(&self, user: Option<&str>, wanted: AclGrant) -> Vec<String> {
+        let is_own = |rule: &&AclRule| match (&rule.subject, user) {
             (Subject::Anonymous, None) => true,
             (Subject::User(name), Some(user)) => name == user,
             _ => false,
         };
         // a pattern with %u is for clients with a user name
         let is_pattern =
-            |rule: &&Rule| rule.subject == Subject::Everybody && (user.is_some() || !rule.topic.contains("%u"));
-        let allows = |rule: &&Rule| rule.grant == wanted || rule.grant == Grant::Both;
-        let denies = |rule: &&Rule| rule.grant == Grant::Deny;
-        let own: Vec<&Rule> = self.rules.iter().filter(is_own).collect();
-        let patterns: Vec<&Rule> = self.rules.iter().filter(is_pattern).collect();
+            |rule: &&AclRule| rule.subject == Subject::Everybody && (user.is_some() || !rule.topic.contains("%u"));
+        let allows = |rule: &&AclRule| rule.grant == wanted || rule.grant == AclGrant::Both;
+        let denies = |rule: &&AclRule| rule.grant == AclGrant::Deny;
+        let own: Vec<&AclRule> = self.rules.iter().filter(is_own).collect();
+        let patterns: Vec<&AclRule> = self.rules.iter().filter(is_pattern).collect();
         let mut list = Vec::new();
         let mut push = |text: String| {
             if !list.contains(&text) {
@@ -147,7 +147,7 @@ impl Acl {
             }
         };
         for rule in own.iter().chain(&patterns).filter(|rule| allows(rule)) {
-            if wanted == Grant::Write && is_the_brokers(&rule.topic) {
+            if wanted == AclGrant::Write && is_the_brokers(&rule.topic) {
                 rule.line.not_taken("nobody publishes on the broker's own topics");
             } else {
                 push(rule.topic.clone());
@@ -159,7 +159,7 @@ impl Acl {
             rule.line.taken();
         }
         for rule in patterns.iter().filter(|rule| denies(rule)) {
-            let touches = |other: &&&Rule| allows(other) && overlap(&shape(&other.topic), &shape(&rule.topic));
+            let touches = |other: &&&AclRule| allows(other) && overlap(&shape(&other.topic), &shape(&rule.topic));
             if patterns.iter().any(|other| touches(&other)) {
                 push(format!("!{}", rule.topic));
                 if own.iter().any(|other| touches(&other)) {

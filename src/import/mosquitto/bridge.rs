@@ -8,15 +8,15 @@ use super::document::Section;
 use super::keys;
 use crate::import::address::address;
 use crate::import::files::Files;
-use crate::import::line::Line;
-use crate::import::text::{Text, free_name, list, quoted};
+use crate::import::line::SettingLine;
+use crate::import::text::{TomlText, free_name, list, quoted};
 use crate::import::{Options, SecretFile};
 use crate::message::{check_filter, check_topic, overlap};
 
 /// What the bridges leave besides their tables.
 #[derive(Debug, Default)]
 pub(super) struct Bridges {
-    pub(crate) text: Text,
+    pub(crate) text: TomlText,
     pub(crate) secrets: Vec<SecretFile>,
     pub(crate) to_do: Vec<String>,
     names: Vec<String>,
@@ -43,7 +43,7 @@ impl Bridges {
     pub(crate) fn read(sections: &[Section], files: &Files, options: &Options) -> Bridges {
         let mut bridges = Bridges::default();
         for section in sections {
-            let mut text = Text::default();
+            let mut text = TomlText::default();
             match bridges.upstream(section, files, options, &mut text) {
                 Ok(()) => bridges.text.append(&text),
                 Err(why) => bridges.leave_out(section, &why),
@@ -57,12 +57,18 @@ impl Bridges {
         self.to_do.push(format!("{place}: this bridge is left out: {why}"));
         section.head.iter().for_each(|line| line.revoke(why));
         section.everything().for_each(|line| line.revoke("its bridge is left out"));
-        let mut text = Text::default();
+        let mut text = TomlText::default();
         text.remarks(section.everything());
         self.text.append(&text);
     }
 
-    fn upstream(&mut self, section: &Section, files: &Files, options: &Options, text: &mut Text) -> Result<(), String> {
+    fn upstream(
+        &mut self,
+        section: &Section,
+        files: &Files,
+        options: &Options,
+        text: &mut TomlText,
+    ) -> Result<(), String> {
         let Some(head) = &section.head else { return Err("it has no name".into()) };
         if let Some(line) = section.get("bridge_psk").or_else(|| section.get("bridge_identity")) {
             line.not_taken("TLS with pre-shared keys is not spoken: use certificates");
@@ -107,7 +113,7 @@ impl Bridges {
         Ok(())
     }
 
-    fn login(&mut self, section: &Section, name: &str, options: &Options, text: &mut Text) {
+    fn login(&mut self, section: &Section, name: &str, options: &Options, text: &mut TomlText) {
         let client_id = section.get("remote_clientid");
         match &client_id {
             Some(line) => text.key("client_id", quoted(&line.value)),
@@ -138,7 +144,7 @@ impl Bridges {
 
     fn tls(&mut self, section: &Section, files: &Files) -> String {
         let mut fields = Vec::new();
-        let mut file = |line: &Line, field: &str| {
+        let mut file = |line: &SettingLine, field: &str| {
             let Some(path) = line.path() else { return };
             let (path, is_there) = files.locate(path);
             if !is_there {
@@ -213,7 +219,7 @@ fn addresses(section: &Section, has_tls: bool) -> Result<Vec<String>, String> {
     Ok(addresses)
 }
 
-fn protocol(section: &Section, topics: &[Topic], text: &mut Text) {
+fn protocol(section: &Section, topics: &[Topic], text: &mut TomlText) {
     let Some(line) = section.get("bridge_protocol_version") else { return };
     match line.word() {
         "mqttv50" => text.key("protocol", 5),
@@ -244,7 +250,7 @@ fn loops(topics: &[Topic]) -> bool {
     })
 }
 
-fn session(section: &Section, text: &mut Text) {
+fn session(section: &Section, text: &mut TomlText) {
     let clean = section.flag("cleansession");
     if let Some((line, clean)) = &clean {
         text.key("clean_session", clean);
@@ -278,7 +284,7 @@ fn session(section: &Section, text: &mut Text) {
 }
 
 /// `status_topic`: mosquitto's notifications, as far as they go to the upstream.
-fn status(section: &Section, text: &mut Text) {
+fn status(section: &Section, text: &mut TomlText) {
     let notifications = section.flag("notifications");
     let local_only = section.flag("notifications_local_only");
     let is_off = notifications.as_ref().is_some_and(|(_, on)| !on);
@@ -341,7 +347,7 @@ fn topics(section: &Section) -> Vec<Topic> {
     section.all("topic").filter_map(topic).collect()
 }
 
-fn topic(line: &Rc<Line>) -> Option<Topic> {
+fn topic(line: &Rc<SettingLine>) -> Option<Topic> {
     let mut words = line.value.split_whitespace();
     let empty = |word: &str| word == "\"\"";
     let filter = words.next().filter(|word| !empty(word)).unwrap_or_default().to_owned();
@@ -390,7 +396,7 @@ fn wrong_topic(topic: &Topic) -> Option<String> {
     None
 }
 
-fn write_topic(topic: &Topic, text: &mut Text) {
+fn write_topic(topic: &Topic, text: &mut TomlText) {
     text.table(match topic.direction {
         Direction::Out => "[[upstream.out]]",
         Direction::In => "[[upstream.in]]",

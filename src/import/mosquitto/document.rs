@@ -6,21 +6,21 @@ use std::rc::Rc;
 use super::keys::{self, Repeated, Scope};
 use crate::import::ImportError;
 use crate::import::files::{Files, read};
-use crate::import::line::{Line, Lines, Place};
+use crate::import::line::{LinePlace, SettingLine, SettingLines};
 
 /// The lines that apply to one thing.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Section {
     /// `listener ...` or `connection ...`; `None`: the broker, or the default listener.
-    pub(crate) head: Option<Rc<Line>>,
-    pub(crate) lines: Vec<Rc<Line>>,
+    pub(crate) head: Option<Rc<SettingLine>>,
+    pub(crate) lines: Vec<Rc<SettingLine>>,
 }
 
 impl Section {
     /// The line that counts for a setting. What mosquitto does about the others is said.
-    pub(crate) fn get(&self, key: &str) -> Option<Rc<Line>> {
+    pub(crate) fn get(&self, key: &str) -> Option<Rc<SettingLine>> {
         let repeated = keys::find(key).map_or(Repeated::Last, |key| key.repeated);
-        let mut lines: Vec<&Rc<Line>> = self.all(key).collect();
+        let mut lines: Vec<&Rc<SettingLine>> = self.all(key).collect();
         let chosen = match repeated {
             Repeated::Refused => lines.first().copied()?.clone(),
             Repeated::Last | Repeated::All => lines.pop()?.clone(),
@@ -37,7 +37,7 @@ impl Section {
     }
 
     /// Every line for a setting, in order.
-    pub(crate) fn all<'a>(&'a self, key: &'a str) -> impl Iterator<Item = &'a Rc<Line>> {
+    pub(crate) fn all<'a>(&'a self, key: &'a str) -> impl Iterator<Item = &'a Rc<SettingLine>> {
         self.lines.iter().filter(move |line| line.key == key)
     }
 
@@ -47,22 +47,22 @@ impl Section {
     }
 
     /// The value of a setting that is `true` or `false`, which is taken over by whoever asks.
-    pub(crate) fn flag(&self, key: &str) -> Option<(Rc<Line>, bool)> {
+    pub(crate) fn flag(&self, key: &str) -> Option<(Rc<SettingLine>, bool)> {
         let line = self.get(key)?;
         let flag = line.flag()?;
         Some((line, flag))
     }
 
     /// All its lines, the head first.
-    pub(crate) fn everything(&self) -> impl Iterator<Item = &Rc<Line>> {
+    pub(crate) fn everything(&self) -> impl Iterator<Item = &Rc<SettingLine>> {
         self.head.iter().chain(&self.lines)
     }
 }
 
 /// A configuration, sorted.
 #[derive(Debug, Default)]
-pub(super) struct Document {
-    pub(crate) lines: Lines,
+pub(super) struct MosquittoDocument {
+    pub(crate) lines: SettingLines,
     pub(crate) global: Section,
     /// The default listener first, then those of `listener` lines.
     pub(crate) listeners: Vec<Section>,
@@ -74,16 +74,16 @@ pub(super) struct Document {
 
 /// Where the reader of a file is. Each file begins with the default listener and without a bridge, an included one too.
 #[derive(Default)]
-struct Cursor {
+struct DocumentCursor {
     listener: usize,
     bridge: Option<usize>,
     is_included: bool,
 }
 
-impl Document {
+impl MosquittoDocument {
     /// Reads configuration files, one after another.
-    pub(crate) fn read(paths: &[PathBuf], files: &Files) -> Result<Document, ImportError> {
-        let mut document = Document { listeners: vec![Section::default()], ..Document::default() };
+    pub(crate) fn read(paths: &[PathBuf], files: &Files) -> Result<MosquittoDocument, ImportError> {
+        let mut document = MosquittoDocument { listeners: vec![Section::default()], ..MosquittoDocument::default() };
         for path in paths {
             let text = read(path).map_err(|source| ImportError::Read { path: path.clone(), source })?;
             document.sort(path, &text, files, false);
@@ -95,7 +95,7 @@ impl Document {
     fn sort(&mut self, path: &Path, text: &str, files: &Files, is_included: bool) {
         let file: Rc<str> = path.display().to_string().into();
         self.sources.push(file.to_string());
-        let mut cursor = Cursor { is_included, ..Cursor::default() };
+        let mut cursor = DocumentCursor { is_included, ..DocumentCursor::default() };
         for (index, raw) in text.lines().enumerate() {
             // mosquitto takes a '#' for a comment in the first column only, and would not start otherwise
             let raw = raw.trim();
@@ -103,19 +103,19 @@ impl Document {
                 continue;
             }
             let (written, value) = raw.split_once([' ', '\t']).unwrap_or((raw, ""));
-            let place = Place { file: file.clone(), number: index + 1 };
+            let place = LinePlace { file: file.clone(), number: index + 1 };
             let Some(key) = keys::find(written) else {
-                let line = self.lines.add(Line::new(place, written, written, value.trim()));
+                let line = self.lines.add(SettingLine::new(place, written, written, value.trim()));
                 line.wrong("it is no setting of mosquitto 1.4 to 2.1");
                 self.global.lines.push(line);
                 continue;
             };
-            let line = self.lines.add(Line::new(place, written, key.name, value.trim()));
+            let line = self.lines.add(SettingLine::new(place, written, key.name, value.trim()));
             self.place(line, key.scope, &mut cursor, files);
         }
     }
 
-    fn place(&mut self, line: Rc<Line>, scope: Scope, cursor: &mut Cursor, files: &Files) {
+    fn place(&mut self, line: Rc<SettingLine>, scope: Scope, cursor: &mut DocumentCursor, files: &Files) {
         if line.value.is_empty() {
             line.wrong("the value is missing");
         }
@@ -153,7 +153,7 @@ impl Document {
     }
 
     /// `include_dir`: files that end in `.conf`, those of the main file only.
-    fn include(&mut self, line: &Line, files: &Files, is_included: bool) {
+    fn include(&mut self, line: &SettingLine, files: &Files, is_included: bool) {
         if is_included {
             line.not_needed("mosquitto follows include_dir in its main file only");
             return;
@@ -180,11 +180,11 @@ impl Document {
     /// Without `per_listener_settings`, what is about access applies to the whole broker wherever it stands.
     fn apply_defaults(&mut self) {
         if !self.per_listener {
-            let is_security = |line: &Rc<Line>| keys::is_about_access(&line.key);
+            let is_security = |line: &Rc<SettingLine>| keys::is_about_access(&line.key);
             for listener in &mut self.listeners {
                 let (security, own) = listener.lines.drain(..).partition(is_security);
                 listener.lines = own;
-                let security: Vec<Rc<Line>> = security;
+                let security: Vec<Rc<SettingLine>> = security;
                 self.global.lines.extend(security);
             }
         }

@@ -1,8 +1,8 @@
 //! Limits and the log.
 
 use super::document::Section;
-use crate::import::line::Line;
-use crate::import::text::{Text, quoted};
+use crate::import::line::SettingLine;
+use crate::import::text::{TomlText, quoted};
 
 /// Longest session expiry in whole days that is not "never" [MQTT-3.1.2.11.2].
 const MAX_EXPIRY_DAYS: i64 = 49_710;
@@ -12,12 +12,12 @@ const MAX_PACKET: i64 = 256 << 20;
 const MAX_QUEUE: i64 = 10_000_000;
 
 /// Which of the broker's lines concern the log.
-fn is_about_log(line: &Line) -> bool {
+fn is_about_log(line: &SettingLine) -> bool {
     line.key.starts_with("log_") || line.key.ends_with("_log_level")
 }
 
 /// Writes `[log]`.
-pub(super) fn write_log(global: &Section, text: &mut Text) {
+pub(super) fn write_log(global: &Section, text: &mut TomlText) {
     let level = level(global);
     if level.is_none() && !global.lines.iter().any(|line| is_about_log(line)) {
         return;
@@ -73,8 +73,8 @@ fn level(global: &Section) -> Option<&'static str> {
 }
 
 /// Writes the limits of `[broker]`; `max_connections` is that of all listeners together.
-pub(super) fn write_limits(global: &Section, max_connections: Option<i64>, text: &mut Text) {
-    let mut limits = Text::default();
+pub(super) fn write_limits(global: &Section, max_connections: Option<i64>, text: &mut TomlText) {
+    let mut limits = TomlText::default();
     connections(global, max_connections, &mut limits);
     packets(global, &mut limits);
     queues(global, &mut limits);
@@ -107,7 +107,7 @@ pub(super) fn write_limits(global: &Section, max_connections: Option<i64>, text:
     }
 }
 
-fn connections(global: &Section, of_listeners: Option<i64>, limits: &mut Text) {
+fn connections(global: &Section, of_listeners: Option<i64>, limits: &mut TomlText) {
     let mut most = of_listeners;
     if let Some(line) = global.get("global_max_connections")
         && let Some(number) = line.number()
@@ -132,7 +132,7 @@ fn connections(global: &Section, of_listeners: Option<i64>, limits: &mut Text) {
     }
 }
 
-fn packets(global: &Section, limits: &mut Text) {
+fn packets(global: &Section, limits: &mut TomlText) {
     let whole = global.get("max_packet_size").and_then(|line| Some((line.number()?, line)));
     let payload = global.get("message_size_limit").and_then(|line| Some((line.number()?, line)));
     let mut smallest: Option<i64> = None;
@@ -174,7 +174,7 @@ fn packets(global: &Section, limits: &mut Text) {
     }
 }
 
-fn queues(global: &Section, limits: &mut Text) {
+fn queues(global: &Section, limits: &mut TomlText) {
     if let Some(line) = global.get("max_inflight_messages")
         && let Some(number) = line.number()
     {
@@ -211,7 +211,7 @@ fn queues(global: &Section, limits: &mut Text) {
 }
 
 /// A number and h, d, w, m (30 days) or y (365 days).
-fn expiry(line: &Line) -> Option<String> {
+fn expiry(line: &SettingLine) -> Option<String> {
     let word = line.word();
     let at = word.len().saturating_sub(1);
     let parts = word.get(..at).and_then(|number| Some((number.parse::<i64>().ok()?, word.get(at..)?)));

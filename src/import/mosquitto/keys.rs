@@ -1,7 +1,7 @@
 //! The settings of mosquitto.conf(5), from 1.4 to 2.1: where each applies, what a repetition means, and what becomes of those
 //! that need no thought.
 
-use crate::import::line::Line;
+use crate::import::line::SettingLine;
 
 /// Where a setting applies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -266,7 +266,7 @@ pub(super) fn is_about_access(key: &str) -> bool {
 }
 
 /// Decides about a setting that nobody reads.
-pub(super) fn decide(line: &Line, simple: Simple) {
+pub(super) fn decide(line: &SettingLine, simple: Simple) {
     match simple {
         Read => {}
         NotNeeded(why) => line.not_needed(why),

@@ -19,15 +19,15 @@ mod listeners;
 use std::path::PathBuf;
 use std::rc::Rc;
 
-use self::access::{Reader, Security};
+use self::access::{AccessOptions, AccessReader};
 use self::bridge::Bridges;
-use self::document::Document;
+use self::document::MosquittoDocument;
 use self::listeners::tables::{self, Own};
 use self::listeners::{Listeners, is_local_only};
 use super::files::{Files, read};
-use super::line::Line;
-use super::sniff::{Kind, kind_of};
-use super::text::{Text, quoted};
+use super::line::SettingLine;
+use super::sniff::{ForeignKind, kind_of};
+use super::text::{TomlText, quoted};
 use super::{ImportError, Imported, Options, Summary, head};
 
 /// Whether a word is a setting of `mosquitto.conf`.
@@ -49,12 +49,12 @@ impl Given {
         for path in paths {
             let text = read(path).map_err(|source| ImportError::Read { path: path.clone(), source })?;
             match kind_of(&text) {
-                Some(Kind::MosquittoPasswords) => given.passwords.push(path.clone()),
-                Some(Kind::MosquittoAcl) => given.acls.push(path.clone()),
-                Some(Kind::MqttIo | Kind::Pigateway) => {
+                Some(ForeignKind::MosquittoPasswords) => given.passwords.push(path.clone()),
+                Some(ForeignKind::MosquittoAcl) => given.acls.push(path.clone()),
+                Some(ForeignKind::MqttIo | ForeignKind::Pigateway) => {
                     return Err(ImportError::NotThat { path: path.clone(), expected: "a file of mosquitto" });
                 }
-                Some(Kind::MosquittoConf) | None => given.configurations.push(path.clone()),
+                Some(ForeignKind::MosquittoConf) | None => given.configurations.push(path.clone()),
             }
         }
         Ok(given)
@@ -67,9 +67,9 @@ pub fn import(paths: &[PathBuf], options: &Options) -> Result<Imported, ImportEr
     let given = Given::sort(paths)?;
     let first = given.configurations.first().or_else(|| paths.first()).cloned().unwrap_or_default();
     let files = Files::new(&first, paths);
-    let document = Document::read(&given.configurations, &files)?;
+    let document = MosquittoDocument::read(&given.configurations, &files)?;
     let mut reader =
-        Reader { files: &files, given: &given, lines: &document.lines, sources: Vec::new(), to_do: Vec::new() };
+        AccessReader { files: &files, given: &given, lines: &document.lines, sources: Vec::new(), to_do: Vec::new() };
     let is_local_only = is_local_only(&document);
     let listeners = Listeners::read(&document, &files);
     let names_certificates = listeners.openings.iter().any(|opening| opening.asks_for_certificates());
@@ -86,7 +86,7 @@ pub fn import(paths: &[PathBuf], options: &Options) -> Result<Imported, ImportEr
     securities.iter().for_each(|security| security.finish(names_certificates));
     let bridges = Bridges::read(&document.bridges, &files, options);
 
-    let mut text = Text::default();
+    let mut text = TomlText::default();
     global::write_log(&document.global, &mut text);
     let max_connections = max_connections(&document, &listeners);
     global::write_limits(&document.global, max_connections, &mut text);
@@ -118,11 +118,11 @@ pub fn import(paths: &[PathBuf], options: &Options) -> Result<Imported, ImportEr
 
 /// What applies to the broker as a whole; with `per_listener_settings`, what applies to each listener.
 fn securities(
-    document: &Document,
+    document: &MosquittoDocument,
     listeners: &Listeners,
-    reader: &mut Reader,
+    reader: &mut AccessReader,
     is_local_only: bool,
-) -> Result<Vec<Security>, ImportError> {
+) -> Result<Vec<AccessOptions>, ImportError> {
     if !document.per_listener {
         return Ok(vec![reader.security(&document.global, is_local_only)?]);
     }
@@ -132,14 +132,14 @@ fn securities(
         securities.push(reader.security(section, false)?);
     }
     if securities.is_empty() {
-        securities.push(Security::of_nobody(is_local_only));
+        securities.push(AccessOptions::of_nobody(is_local_only));
     }
     Ok(securities)
 }
 
 /// What each listener says of access: with `per_listener_settings` its own, and on a socket in any case, since everybody on the
 /// host could come that way.
-fn own(document: &Document, listeners: &Listeners, securities: &[Security]) -> Vec<Option<Own>> {
+fn own(document: &MosquittoDocument, listeners: &Listeners, securities: &[AccessOptions]) -> Vec<Option<Own>> {
     let is_own = document.per_listener && listeners.openings.len() > 1 && securities.len() == listeners.openings.len();
     let each = listeners.openings.iter().enumerate().map(|(index, opening)| {
         let security = securities.get(if is_own { index } else { 0 })?;
@@ -151,7 +151,12 @@ fn own(document: &Document, listeners: &Listeners, securities: &[Security]) -> V
 }
 
 /// `[broker.anonymous]`, which listeners may have another answer than. Where they differ, the narrower one is taken.
-fn anonymous(document: &Document, listeners: &Listeners, securities: &[Security], is_local_only: bool) -> Text {
+fn anonymous(
+    document: &MosquittoDocument,
+    listeners: &Listeners,
+    securities: &[AccessOptions],
+    is_local_only: bool,
+) -> TomlText {
     let per_listener = document.per_listener && securities.len() == listeners.openings.len();
     let is_let_in =
         |index: usize| securities.get(if per_listener { index } else { 0 }).is_some_and(|s| s.allow_anonymous);
@@ -166,7 +171,7 @@ fn anonymous(document: &Document, listeners: &Listeners, securities: &[Security]
         (false, _) if local_in || is_local_only => "loopback",
         (false, _) => "none",
     };
-    let mut text = Text::default();
+    let mut text = TomlText::default();
     text.table("[broker.anonymous]");
     if accept == "none"
         && securities.iter().all(|security| security.anonymous_line.is_none())
@@ -187,13 +192,13 @@ fn anonymous(document: &Document, listeners: &Listeners, securities: &[Security]
 }
 
 /// The limit of all listeners together, if each has one.
-fn max_connections(document: &Document, listeners: &Listeners) -> Option<i64> {
-    let lines: Vec<Option<Rc<Line>>> = listeners
+fn max_connections(document: &MosquittoDocument, listeners: &Listeners) -> Option<i64> {
+    let lines: Vec<Option<Rc<SettingLine>>> = listeners
         .openings
         .iter()
         .map(|opening| document.listeners.get(opening.section?)?.get("max_connections"))
         .collect();
-    let limit = |line: &Option<Rc<Line>>| line.as_ref()?.word().parse::<i64>().ok().filter(|limit| *limit > 0);
+    let limit = |line: &Option<Rc<SettingLine>>| line.as_ref()?.word().parse::<i64>().ok().filter(|limit| *limit > 0);
     let limits: Vec<i64> = lines.iter().filter_map(limit).collect();
     (!limits.is_empty() && limits.len() == lines.len()).then(|| limits.iter().sum())
 }

@@ -5,11 +5,11 @@ mod yaml;
 
 use std::path::Path;
 
-use self::yaml::{Node, parse};
+use self::yaml::{YamlNode, parse};
 use super::address::address;
 use super::files::{Files, read};
-use super::line::Lines;
-use super::text::{Text, free_name, list, quoted};
+use super::line::SettingLines;
+use super::text::{TomlText, free_name, list, quoted};
 use super::{ImportError, Imported, Options, SecretFile, Summary, head};
 use crate::message::check_topic;
 
@@ -19,13 +19,18 @@ const OWN_PINS: [&str; 3] = ["raspberrypi", "gpiod", "gpiozero"];
 /// Makes a configuration of this file.
 pub fn import(path: &Path, options: &Options) -> Result<Imported, ImportError> {
     let text = read(path).map_err(|source| ImportError::Read { path: path.into(), source })?;
-    let lines = Lines::default();
+    let lines = SettingLines::default();
     let root = parse(path, &text, &lines)?;
     if root.get("mqtt").is_none() && root.items("digital_inputs").is_empty() {
         return Err(ImportError::NotThat { path: path.into(), expected: "a configuration of mqtt-io" });
     }
-    let mut import =
-        Import { options, files: Files::new(path, &[]), text: Text::default(), secrets: Vec::new(), to_do: Vec::new() };
+    let mut import = Import {
+        options,
+        files: Files::new(path, &[]),
+        text: TomlText::default(),
+        secrets: Vec::new(),
+        to_do: Vec::new(),
+    };
     let prefix = root
         .get("mqtt")
         .and_then(|mqtt| mqtt.text("topic_prefix"))
@@ -44,13 +49,13 @@ pub fn import(path: &Path, options: &Options) -> Result<Imported, ImportError> {
 struct Import<'a> {
     options: &'a Options<'a>,
     files: Files,
-    text: Text,
+    text: TomlText,
     secrets: Vec<SecretFile>,
     to_do: Vec<String>,
 }
 
 /// A text that MQTT can carry in CONNECT.
-fn sayable<'a>(mqtt: &'a Node, key: &str) -> Option<&'a str> {
+fn sayable<'a>(mqtt: &'a YamlNode, key: &str) -> Option<&'a str> {
     let text = mqtt.text(key)?;
     if text.len() <= usize::from(u16::MAX) && !text.contains(char::is_control) {
         return Some(text);
@@ -60,11 +65,11 @@ fn sayable<'a>(mqtt: &'a Node, key: &str) -> Option<&'a str> {
 }
 
 impl Import<'_> {
-    fn sensors(&mut self, root: &Node, prefix: &str) {
+    fn sensors(&mut self, root: &YamlNode, prefix: &str) {
         let mut names = Vec::new();
         let mut topics = Vec::new();
         for input in root.items("digital_inputs") {
-            let mut text = Text::default();
+            let mut text = TomlText::default();
             match sensor(input, root, prefix, &mut names, &mut topics, &mut text) {
                 Ok(()) => self.text.append(&text),
                 Err(why) => input.lines().iter().for_each(|line| line.revoke(&why)),
@@ -76,7 +81,7 @@ impl Import<'_> {
         }
     }
 
-    fn upstream(&mut self, root: &Node, prefix: &str) {
+    fn upstream(&mut self, root: &YamlNode, prefix: &str) {
         let Some(mqtt) = root.get("mqtt") else { return };
         let host = mqtt.text("host").unwrap_or("localhost");
         let host = host.trim_start_matches('[').trim_end_matches(']');
@@ -97,7 +102,7 @@ impl Import<'_> {
         self.text.remarks(&mqtt.lines());
     }
 
-    fn table(&mut self, mqtt: &Node, host: &str, prefix: &str) {
+    fn table(&mut self, mqtt: &YamlNode, host: &str, prefix: &str) {
         let tls = mqtt.get("tls").filter(|tls| tls.is_set("enabled"));
         let scheme = if tls.is_some() { "mqtts" } else { "mqtt" };
         let port = mqtt.text("port").unwrap_or("1883");
@@ -155,7 +160,7 @@ impl Import<'_> {
         self.text.key("qos", 1);
     }
 
-    fn password(&mut self, mqtt: &Node) {
+    fn password(&mut self, mqtt: &YamlNode) {
         let Some(line) = mqtt.line("password").filter(|line| !line.value.is_empty()) else { return };
         let file = "mqtt-io.password".to_owned();
         self.text.key("password_file", quoted(&file));
@@ -167,7 +172,7 @@ impl Import<'_> {
         self.secrets.push(SecretFile { name: file, password: line.value.clone() });
     }
 
-    fn tls(&mut self, tls: &Node) {
+    fn tls(&mut self, tls: &YamlNode) {
         let mut fields = Vec::new();
         for (key, field) in [("ca_certs", "ca"), ("certfile", "cert"), ("keyfile", "key")] {
             let Some(line) = tls.line(key) else { continue };
@@ -191,7 +196,7 @@ impl Import<'_> {
         self.text.key("tls", if fields.is_empty() { "{}".into() } else { format!("{{ {} }}", fields.join(", ")) });
     }
 
-    fn status(&mut self, mqtt: &Node, prefix: &str) {
+    fn status(&mut self, mqtt: &YamlNode, prefix: &str) {
         let topic = mqtt.text("status_topic").unwrap_or("status");
         let topic = if prefix.is_empty() { topic.to_owned() } else { format!("{prefix}/{topic}") };
         if check_topic(&topic).is_ok() && !topic.starts_with('$') {
@@ -208,8 +213,8 @@ impl Import<'_> {
     }
 
     /// What is no digital input.
-    fn rest(&mut self, root: &Node) {
-        let Node::Map(entries) = root else { return };
+    fn rest(&mut self, root: &YamlNode) {
+        let YamlNode::Map(entries) = root else { return };
         for (name, node) in entries.iter().filter(|(name, _)| !matches!(name.as_str(), "mqtt" | "digital_inputs")) {
             for line in node.lines() {
                 match name.as_str() {
@@ -236,12 +241,12 @@ impl Import<'_> {
 
 /// Writes a digital input as a sensor, or says why it cannot be one.
 fn sensor(
-    input: &Node,
-    root: &Node,
+    input: &YamlNode,
+    root: &YamlNode,
     prefix: &str,
     names: &mut Vec<String>,
     topics: &mut Vec<String>,
-    text: &mut Text,
+    text: &mut TomlText,
 ) -> Result<(), String> {
     let name = input.text("name").ok_or("it has no name")?;
     let pin = pin(input, root)?;
@@ -287,7 +292,7 @@ fn sensor(
     Ok(())
 }
 
-fn pin(input: &Node, root: &Node) -> Result<u64, String> {
+fn pin(input: &YamlNode, root: &YamlNode) -> Result<u64, String> {
     let module = input.text("module").unwrap_or("raspberrypi");
     let modules = root.items("gpio_modules");
     let kind = modules
@@ -306,14 +311,14 @@ fn pin(input: &Node, root: &Node) -> Result<u64, String> {
 }
 
 /// The words of a sensor are ON and OFF.
-fn payloads(input: &Node) {
+fn payloads(input: &YamlNode) {
     for (key, ours) in [("on_payload", "ON"), ("off_payload", "OFF")] {
         let Some(line) = input.line(key) else { continue };
         if line.value == ours { line.taken() } else { line.differs(format!("it says {ours}")) }
     }
 }
 
-fn interrupts(input: &Node) {
+fn interrupts(input: &YamlNode) {
     if let Some(line) = input.line("interrupt") {
         if line.value == "both" {
             line.not_needed("both edges are noticed")

@@ -6,32 +6,32 @@ use std::rc::Rc;
 use saphyr_parser::{Event, Parser};
 
 use crate::import::ImportError;
-use crate::import::line::{Line, Lines, Place};
+use crate::import::line::{LinePlace, SettingLine, SettingLines};
 
 /// Deepest nesting that is read.
 const DEEPEST: usize = 64;
 
 /// A value, or several.
 #[derive(Clone, Debug)]
-pub(super) enum Node {
-    Map(Vec<(String, Node)>),
-    List(Vec<Node>),
-    Value(Rc<Line>),
+pub(super) enum YamlNode {
+    Map(Vec<(String, YamlNode)>),
+    List(Vec<YamlNode>),
+    Value(Rc<SettingLine>),
 }
 
-impl Node {
+impl YamlNode {
     /// What stands under a key.
-    pub(crate) fn get(&self, key: &str) -> Option<&Node> {
+    pub(crate) fn get(&self, key: &str) -> Option<&YamlNode> {
         match self {
-            Node::Map(entries) => entries.iter().find(|(name, _)| name == key).map(|(_, node)| node),
+            YamlNode::Map(entries) => entries.iter().find(|(name, _)| name == key).map(|(_, node)| node),
             _ => None,
         }
     }
 
     /// The line under a key.
-    pub(crate) fn line(&self, key: &str) -> Option<&Rc<Line>> {
+    pub(crate) fn line(&self, key: &str) -> Option<&Rc<SettingLine>> {
         match self.get(key) {
-            Some(Node::Value(line)) => Some(line),
+            Some(YamlNode::Value(line)) => Some(line),
             _ => None,
         }
     }
@@ -47,39 +47,44 @@ impl Node {
     }
 
     /// The items of a list under a key.
-    pub(crate) fn items(&self, key: &str) -> &[Node] {
+    pub(crate) fn items(&self, key: &str) -> &[YamlNode] {
         match self.get(key) {
-            Some(Node::List(items)) => items,
+            Some(YamlNode::List(items)) => items,
             _ => &[],
         }
     }
 
     /// All lines below it, in their order.
-    pub(crate) fn lines(&self) -> Vec<Rc<Line>> {
+    pub(crate) fn lines(&self) -> Vec<Rc<SettingLine>> {
         match self {
-            Node::Map(entries) => entries.iter().flat_map(|(_, node)| node.lines()).collect(),
-            Node::List(items) => items.iter().flat_map(Node::lines).collect(),
-            Node::Value(line) => vec![line.clone()],
+            YamlNode::Map(entries) => entries.iter().flat_map(|(_, node)| node.lines()).collect(),
+            YamlNode::List(items) => items.iter().flat_map(YamlNode::lines).collect(),
+            YamlNode::Value(line) => vec![line.clone()],
         }
     }
 }
 
 /// A map or list that is being read.
-enum Open {
-    Map { entries: Vec<(String, Node)>, key: Option<String>, anchor: usize },
-    List { items: Vec<Node>, anchor: usize },
+enum OpenNode {
+    Map { entries: Vec<(String, YamlNode)>, key: Option<String>, anchor: usize },
+    List { items: Vec<YamlNode>, anchor: usize },
 }
 
 /// Reads the first document of a text.
-pub(super) fn parse(path: &Path, text: &str, lines: &Lines) -> Result<Node, ImportError> {
+pub(super) fn parse(path: &Path, text: &str, lines: &SettingLines) -> Result<YamlNode, ImportError> {
     let wrong = |line: usize, column: usize, message: String| ImportError::Yaml {
         path: path.into(),
         line,
         column: column + 1,
         message,
     };
-    let mut reader =
-        Reader { file: path.display().to_string().into(), lines, open: Vec::new(), anchors: Vec::new(), root: None };
+    let mut reader = YamlReader {
+        file: path.display().to_string().into(),
+        lines,
+        open: Vec::new(),
+        anchors: Vec::new(),
+        root: None,
+    };
     for next in Parser::new_from_str(text) {
         let (event, span) =
             next.map_err(|error| wrong(error.marker().line(), error.marker().col(), error.info().to_owned()))?;
@@ -90,43 +95,43 @@ pub(super) fn parse(path: &Path, text: &str, lines: &Lines) -> Result<Node, Impo
             break;
         }
     }
-    Ok(reader.root.unwrap_or(Node::Map(Vec::new())))
+    Ok(reader.root.unwrap_or(YamlNode::Map(Vec::new())))
 }
 
-struct Reader<'a> {
+struct YamlReader<'a> {
     file: Rc<str>,
-    lines: &'a Lines,
-    open: Vec<Open>,
-    anchors: Vec<(usize, Node)>,
-    root: Option<Node>,
+    lines: &'a SettingLines,
+    open: Vec<OpenNode>,
+    anchors: Vec<(usize, YamlNode)>,
+    root: Option<YamlNode>,
 }
 
-impl Reader<'_> {
+impl YamlReader<'_> {
     /// Takes an event; whether the document has ended.
     fn take(&mut self, event: Event, number: usize) -> bool {
         match event {
             Event::Scalar(text, _, anchor, _) => {
-                if let Some(Open::Map { key: key @ None, .. }) = self.open.last_mut() {
+                if let Some(OpenNode::Map { key: key @ None, .. }) = self.open.last_mut() {
                     *key = Some(text.into_owned());
                     return false;
                 }
                 let written = self.name();
                 let key = written.rsplit('.').next().unwrap_or_default().to_owned();
                 let key = if key == "password" { "remote_password".into() } else { key };
-                let place = Place { file: self.file.clone(), number };
-                let line = self.lines.add(Line::new(place, &format!("{written}:"), &key, &text));
-                self.add(Node::Value(line), anchor);
+                let place = LinePlace { file: self.file.clone(), number };
+                let line = self.lines.add(SettingLine::new(place, &format!("{written}:"), &key, &text));
+                self.add(YamlNode::Value(line), anchor);
             }
-            Event::MappingStart(anchor, _) => self.open.push(Open::Map { entries: Vec::new(), key: None, anchor }),
-            Event::SequenceStart(anchor, _) => self.open.push(Open::List { items: Vec::new(), anchor }),
+            Event::MappingStart(anchor, _) => self.open.push(OpenNode::Map { entries: Vec::new(), key: None, anchor }),
+            Event::SequenceStart(anchor, _) => self.open.push(OpenNode::List { items: Vec::new(), anchor }),
             Event::MappingEnd | Event::SequenceEnd => match self.open.pop() {
-                Some(Open::Map { entries, anchor, .. }) => self.add(Node::Map(entries), anchor),
-                Some(Open::List { items, anchor }) => self.add(Node::List(items), anchor),
+                Some(OpenNode::Map { entries, anchor, .. }) => self.add(YamlNode::Map(entries), anchor),
+                Some(OpenNode::List { items, anchor }) => self.add(YamlNode::List(items), anchor),
                 None => {}
             },
             Event::Alias(anchor) => {
                 let node = self.anchors.iter().find(|(other, _)| *other == anchor).map(|(_, node)| node.clone());
-                self.add(node.unwrap_or(Node::Map(Vec::new())), 0);
+                self.add(node.unwrap_or(YamlNode::Map(Vec::new())), 0);
             }
             Event::DocumentEnd => return true,
             _ => {}
@@ -137,28 +142,28 @@ impl Reader<'_> {
     /// The path of the value to come.
     fn name(&self) -> String {
         let parts = self.open.iter().filter_map(|open| match open {
-            Open::Map { key, .. } => key.clone(),
-            Open::List { items, .. } => Some((items.len() + 1).to_string()),
+            OpenNode::Map { key, .. } => key.clone(),
+            OpenNode::List { items, .. } => Some((items.len() + 1).to_string()),
         });
         parts.collect::<Vec<String>>().join(".")
     }
 
-    fn add(&mut self, node: Node, anchor: usize) {
+    fn add(&mut self, node: YamlNode, anchor: usize) {
         if anchor > 0 {
             self.anchors.push((anchor, node.clone()));
         }
         match self.open.last_mut() {
-            Some(Open::Map { entries, key, .. }) => match key.take() {
+            Some(OpenNode::Map { entries, key, .. }) => match key.take() {
                 // `<<` takes over what the map behind it has
                 Some(name) if name == "<<" => {
-                    if let Node::Map(more) = node {
+                    if let YamlNode::Map(more) = node {
                         entries.extend(more);
                     }
                 }
                 Some(name) => entries.push((name, node)),
                 None => {}
             },
-            Some(Open::List { items, .. }) => items.push(node),
+            Some(OpenNode::List { items, .. }) => items.push(node),
             None => self.root = Some(node),
         }
     }

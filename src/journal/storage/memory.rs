@@ -12,7 +12,7 @@ use crate::journal::format::DATA;
 
 /// A change of the files.
 #[derive(Clone, Debug)]
-pub enum Change {
+pub enum FileChange {
     /// A file of zeros.
     Create(String, u64),
     /// Bytes at an offset.
@@ -64,7 +64,7 @@ impl Faults {
 }
 
 #[derive(Clone, Debug, Default)]
-struct Contents {
+struct FileContents {
     /// What a reader sees.
     seen: Vec<u8>,
     /// What a power cut leaves.
@@ -75,8 +75,8 @@ struct Contents {
 
 #[derive(Debug, Default)]
 struct Disk {
-    files: BTreeMap<String, Contents>,
-    changes: Option<Vec<Change>>,
+    files: BTreeMap<String, FileContents>,
+    changes: Option<Vec<FileChange>>,
     faults: Faults,
     /// Somebody waits for [`Faults::hold_remove`].
     removing: bool,
@@ -118,7 +118,7 @@ impl MemoryStorage {
     }
 
     /// What was recorded.
-    pub fn recorded(&self) -> Vec<Change> {
+    pub fn recorded(&self) -> Vec<FileChange> {
         self.disk.0.lock().changes.clone().unwrap_or_default()
     }
 
@@ -138,14 +138,14 @@ impl MemoryStorage {
     }
 
     /// Makes a recorded change, of a write only the first `most` bytes.
-    pub fn apply(&self, change: &Change, most: usize) {
+    pub fn apply(&self, change: &FileChange, most: usize) {
         // what a recording contains has succeeded once
         let _ = match change {
-            Change::Create(name, len) => self.create(name, *len),
-            Change::Write(name, offset, bytes) => self.write_at(name, *offset, &bytes[..most.min(bytes.len())]),
-            Change::Sync(name) => self.sync(name),
-            Change::Rename(from, to) => self.rename(from, to),
-            Change::Remove(name) => self.remove(name),
+            FileChange::Create(name, len) => self.create(name, *len),
+            FileChange::Write(name, offset, bytes) => self.write_at(name, *offset, &bytes[..most.min(bytes.len())]),
+            FileChange::Sync(name) => self.sync(name),
+            FileChange::Rename(from, to) => self.rename(from, to),
+            FileChange::Remove(name) => self.remove(name),
         };
     }
 
@@ -179,14 +179,15 @@ impl Disk {
     fn holds_merge(&self, name: &str) -> bool {
         let is_merging = self.files.get(name).is_some_and(|contents| contents.seen.get(10) == Some(&2));
         let is_first = || {
-            let begun = |change: &&Change| matches!(change, Change::Write(_, 0, bytes) if bytes.get(10) == Some(&2));
+            let begun =
+                |change: &&FileChange| matches!(change, FileChange::Write(_, 0, bytes) if bytes.get(10) == Some(&2));
             let first = self.changes.iter().flatten().find(begun);
-            matches!(first, Some(Change::Write(first, ..)) if first == name)
+            matches!(first, Some(FileChange::Write(first, ..)) if first == name)
         };
         is_merging && (self.faults.hold_merge || (self.faults.hold_second_merge && !is_first()))
     }
 
-    fn note(&mut self, change: impl FnOnce() -> Change) {
+    fn note(&mut self, change: impl FnOnce() -> FileChange) {
         if let Some(changes) = &mut self.changes {
             changes.push(change());
         }
@@ -223,7 +224,7 @@ impl Storage for MemoryStorage {
         let mut disk = self.disk.0.lock();
         fault(disk.faults.write)?;
         write(&mut disk.files.get_mut(name).ok_or_else(missing)?.seen, offset, bytes);
-        disk.note(|| Change::Write(name.into(), offset, bytes.into()));
+        disk.note(|| FileChange::Write(name.into(), offset, bytes.into()));
         Ok(())
     }
 
@@ -231,8 +232,8 @@ impl Storage for MemoryStorage {
         let mut disk = self.disk.0.lock();
         fault(disk.faults.create)?;
         let zeros = vec![0; len as usize];
-        disk.files.insert(name.into(), Contents { seen: zeros.clone(), safe: zeros, poisoned: false });
-        disk.note(|| Change::Create(name.into(), len));
+        disk.files.insert(name.into(), FileContents { seen: zeros.clone(), safe: zeros, poisoned: false });
+        disk.note(|| FileChange::Create(name.into(), len));
         Ok(())
     }
 
@@ -250,7 +251,7 @@ impl Storage for MemoryStorage {
         if !contents.poisoned {
             contents.safe.clone_from(&contents.seen);
         }
-        disk.note(|| Change::Sync(name.into()));
+        disk.note(|| FileChange::Sync(name.into()));
         Ok(())
     }
 
@@ -258,7 +259,7 @@ impl Storage for MemoryStorage {
         let mut disk = self.disk.0.lock();
         let contents = disk.files.remove(from).ok_or_else(missing)?;
         disk.files.insert(to.into(), contents);
-        disk.note(|| Change::Rename(from.into(), to.into()));
+        disk.note(|| FileChange::Rename(from.into(), to.into()));
         Ok(())
     }
 
@@ -270,7 +271,7 @@ impl Storage for MemoryStorage {
         }
         disk.removing = false;
         disk.files.remove(name).ok_or_else(missing)?;
-        disk.note(|| Change::Remove(name.into()));
+        disk.note(|| FileChange::Remove(name.into()));
         Ok(())
     }
 }

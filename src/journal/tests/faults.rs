@@ -4,7 +4,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::journal::storage::Storage;
-use crate::journal::storage::memory::{Change, Faults};
+use crate::journal::storage::memory::{Faults, FileChange};
 
 const SMALL: u64 = 1 << 20;
 
@@ -134,7 +134,7 @@ fn assert_kept(promised: &Promise, found: &Promise, settled: usize, what: &str) 
 }
 
 /// Replays a recording up to a change and `most` bytes of it.
-fn replay(changes: &[Change], count: usize, most: usize, synced_only: bool) -> MemoryStorage {
+fn replay(changes: &[FileChange], count: usize, most: usize, synced_only: bool) -> MemoryStorage {
     let storage = MemoryStorage::default();
     for change in &changes[..count] {
         storage.apply(change, usize::MAX);
@@ -154,7 +154,7 @@ fn a_write_stream_cut_at_any_byte_keeps_what_was_acknowledged() {
     for count in 0..changes.len() {
         let promise = &promises.iter().rev().find(|(at, _)| *at <= count).unwrap().1;
         let len = match &changes[count] {
-            Change::Write(_, _, bytes) => bytes.len(),
+            FileChange::Write(_, _, bytes) => bytes.len(),
             _ => 1,
         };
         for most in 0..len {

@@ -3,7 +3,7 @@
 use super::parts::{SMALL, drain, fill, waiting};
 use super::*;
 use crate::journal::storage::Storage;
-use crate::journal::storage::memory::{Change, Faults};
+use crate::journal::storage::memory::{Faults, FileChange};
 
 /// A journal whose next file comes from merging; returns the consumer for whom something waits, and the one that is done.
 fn ready_to_merge(storage: &MemoryStorage) -> (Journal, ConsumerId, ConsumerId) {
@@ -35,8 +35,8 @@ fn a_merge_cut_at_any_change_keeps_all_that_waits_once_and_in_order() {
         let mut into = [false; 2];
         for change in &changes {
             match change {
-                Change::Create(name, _) => new.push(name),
-                Change::Write(name, 0, bytes) if bytes[10] == 3 => into[usize::from(new.contains(&name))] = true,
+                FileChange::Create(name, _) => new.push(name),
+                FileChange::Write(name, 0, bytes) if bytes[10] == 3 => into[usize::from(new.contains(&name))] = true,
                 _ => {}
             }
         }
@@ -50,12 +50,12 @@ fn a_merge_cut_at_any_change_keeps_all_that_waits_once_and_in_order() {
     }
     assert_eq!((evicted(&journal), journal.backlog(slow).dropped), (0, 0));
     let changes = storage.recorded();
-    let first = changes.iter().position(|change| matches!(change, Change::Write(_, 0, bytes) if bytes[10] == 2));
+    let first = changes.iter().position(|change| matches!(change, FileChange::Write(_, 0, bytes) if bytes[10] == 2));
     let first = first.unwrap().saturating_sub(4);
     let mut cuts = 0;
     for count in first..=changes.len() {
         let len = match changes.get(count) {
-            Some(Change::Write(_, _, bytes)) => bytes.len(),
+            Some(FileChange::Write(_, _, bytes)) => bytes.len(),
             _ => 1,
         };
         // every byte of a header, some of what is long
@@ -267,7 +267,7 @@ fn in_the_middle_of_a_merge(storage: &MemoryStorage) -> (Journal, ConsumerId) {
 /// Files that others are merged into, since changes are recorded.
 fn merges_begun(storage: &MemoryStorage) -> usize {
     let changes = storage.recorded();
-    changes.iter().filter(|change| matches!(change, Change::Write(_, 4096, bytes) if bytes[10] == 2)).count()
+    changes.iter().filter(|change| matches!(change, FileChange::Write(_, 4096, bytes) if bytes[10] == 2)).count()
 }
 
 #[test]

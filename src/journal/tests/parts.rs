@@ -257,7 +257,7 @@ fn who_gets_the_name_back_that_damage_has_taken_can_give_way() {
 
 #[test]
 fn what_is_of_one_gives_way_together_under_whatever_names() {
-    use crate::journal::parts::{Holder, Part};
+    use crate::journal::parts::{Part, PartHolder};
     let holders: [(Part, &[&str]); 6] = [
         (Part::Upstreams, &["upstream/home", "upstream/home/2"]),
         (Part::Upstreams, &["upstream/cloud"]),
@@ -269,13 +269,13 @@ fn what_is_of_one_gives_way_together_under_whatever_names() {
     for (at, (part, names)) in holders.iter().enumerate() {
         for name in *names {
             assert_eq!(Part::of(name), *part, "{name:?}");
-            let same = holders.iter().map(|(_, others)| Holder::of(others[0]) == Holder::of(name));
+            let same = holders.iter().map(|(_, others)| PartHolder::of(others[0]) == PartHolder::of(name));
             assert!(same.enumerate().all(|(other, is_same)| is_same == (other == at)), "{name:?}");
         }
     }
     // of versions that did not note whose it is, or whose name was lost
     assert_eq!(["session/a", ""].map(Part::of), [Part::Users; 2]);
-    assert_ne!(Holder::of("session/a"), Holder::of("session/b"));
+    assert_ne!(PartHolder::of("session/a"), PartHolder::of("session/b"));
 }
 
 #[test]

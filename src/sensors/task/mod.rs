@@ -49,7 +49,7 @@ pub(crate) async fn run<S: EdgeSource>(
 }
 
 /// A sensor, and which of its messages the gateway had no room for.
-struct Slot {
+struct SensorSlot {
     sensor: Sensor,
     /// Its pin is not that of a sensor before it.
     has_pin: bool,
@@ -63,7 +63,7 @@ struct Task<S, P> {
     snapshots: watch::Sender<Vec<SensorSnapshot>>,
     health: Health,
     publish: P,
-    sensors: Vec<Slot>,
+    sensors: Vec<SensorSlot>,
     again: Option<Instant>,
 }
 
@@ -161,7 +161,7 @@ where
             let sensor = Sensor::new(new.clone(), self.clock.boot_ms());
             // after a crash the last run's "online" is still retained
             let offline = sensor.status();
-            self.sensors.push(Slot { sensor, has_pin: true, status_unsent: false, state_unsent: false });
+            self.sensors.push(SensorSlot { sensor, has_pin: true, status_unsent: false, state_unsent: false });
             self.publish_all(self.sensors.len() - 1, vec![offline]).await?;
         }
         let (first, again) = by_pin(settings);
@@ -200,7 +200,7 @@ where
         // a far deadline is looked at again in an hour: clocks and sleeps may drift apart
         let timer = due.map_or(3_600_000, |due| due.saturating_sub(boot_now).min(3_600_000));
         let timer = now + Duration::from_millis(timer);
-        let unfinished = |slot: &Slot| slot.status_unsent || slot.state_unsent || slot.sensor.lacks_time();
+        let unfinished = |slot: &SensorSlot| slot.status_unsent || slot.state_unsent || slot.sensor.lacks_time();
         if !self.sensors.iter().any(unfinished) {
             self.again = None;
             return timer;

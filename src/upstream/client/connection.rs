@@ -12,15 +12,15 @@ use rustix::net::sockopt::set_tcp_quickack;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, ReadHalf, WriteHalf, split};
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at};
 
-use super::pace::Pace;
-use super::stream::Stream;
+use super::pace::ReadPace;
+use super::stream::UpstreamStream;
 use super::{Incoming, Request, v4, v5};
 use crate::message::Qos;
 use crate::mqtt::alias::OutboundAliases;
 use crate::secret::Secret;
 use crate::upstream::settings::UpstreamSettings;
 use crate::upstream::tls;
-use crate::upstream::wire::{ALIAS_COST, ALIAS_LEN, Ack, Broken, Busy, ClientEvent, Link, Version, Will};
+use crate::upstream::wire::{ALIAS_COST, ALIAS_LEN, Ack, Broken, Busy, ClientEvent, Link, StatusWill, Version};
 
 /// Requests become bytes while fewer than these wait to be written: a write that is worth its system call.
 const WRITE_BYTES: usize = 64 << 10;
@@ -82,13 +82,13 @@ impl KeepAlive {
     }
 }
 
-pub(super) struct Connection {
-    reader: ReadHalf<Box<dyn Stream>>,
-    writer: WriteHalf<Box<dyn Stream>>,
+pub(super) struct UpstreamConnection {
+    reader: ReadHalf<Box<dyn UpstreamStream>>,
+    writer: WriteHalf<Box<dyn UpstreamStream>>,
     /// What is below both.
     socket: Option<OwnedFd>,
     /// Without it every answer is read when it comes: slower, but right.
-    pace: Option<Pace>,
+    pace: Option<ReadPace>,
     version: Version,
     max_incoming: usize,
     requests: VecDeque<Request>,
@@ -117,18 +117,18 @@ pub(super) struct Connection {
     broken: Option<Broken>,
 }
 
-impl Connection {
+impl UpstreamConnection {
     /// A connection on which nothing has been said. It takes packets and requests up to these numbers.
     pub(super) fn new(
-        stream: Box<dyn Stream>,
+        stream: Box<dyn UpstreamStream>,
         version: Version,
         max_incoming: usize,
         max_requests: usize,
-    ) -> Connection {
+    ) -> UpstreamConnection {
         let socket = stream.socket().and_then(|socket| socket.try_clone_to_owned().ok());
-        let pace = socket.as_ref().and_then(|_| Pace::new().ok());
+        let pace = socket.as_ref().and_then(|_| ReadPace::new().ok());
         let (reader, writer) = split(stream);
-        Connection {
+        UpstreamConnection {
             reader,
             writer,
             socket,
@@ -160,7 +160,7 @@ impl Connection {
     pub(super) async fn open(
         &mut self,
         settings: &UpstreamSettings,
-        will: Will,
+        will: StatusWill,
         password: Option<&Secret>,
     ) -> Result<Link, Broken> {
         let connect = match self.version {
@@ -403,9 +403,9 @@ impl Connection {
 
 /// Reads what is there when its time has come.
 async fn read(
-    reader: &mut ReadHalf<Box<dyn Stream>>,
+    reader: &mut ReadHalf<Box<dyn UpstreamStream>>,
     input: &mut BytesMut,
-    pace: &mut Option<Pace>,
+    pace: &mut Option<ReadPace>,
 ) -> io::Result<usize> {
     let Some(pace) = pace else { return reader.read_buf(input).await };
     pace.turn().await?;
@@ -415,7 +415,7 @@ async fn read(
 }
 
 /// Writes what can be written, or flushes where nothing is left to write: then it returns 0.
-async fn write(writer: &mut WriteHalf<Box<dyn Stream>>, output: &mut BytesMut) -> io::Result<usize> {
+async fn write(writer: &mut WriteHalf<Box<dyn UpstreamStream>>, output: &mut BytesMut) -> io::Result<usize> {
     if output.is_empty() {
         return writer.flush().await.map(|()| 0);
     }

@@ -14,7 +14,7 @@ use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
 use tokio_tungstenite::tungstenite::{Error, Message};
 use tokio_tungstenite::{WebSocketStream, client_async_with_config};
 
-use super::stream::Stream;
+use super::stream::UpstreamStream;
 use crate::upstream::settings::UpstreamAddress;
 use crate::upstream::tls;
 use crate::upstream::wire::Broken;
@@ -23,14 +23,18 @@ use crate::upstream::wire::Broken;
 const WRITE: usize = 64 << 10;
 
 /// Asks for WebSocket; frames of more bytes than `most` are not taken.
-pub(super) async fn upgrade(stream: Box<dyn Stream>, address: &UpstreamAddress, most: usize) -> Result<Frames, Broken> {
+pub(super) async fn upgrade(
+    stream: Box<dyn UpstreamStream>,
+    address: &UpstreamAddress,
+    most: usize,
+) -> Result<ClientFrames, Broken> {
     let url = format!("{}://{}{}", address.scheme.name(), address.authority(), address.path);
     let mut request = url.into_client_request().map_err(|error| Broken::Failed(format!("WebSocket: {error}")))?;
     request.headers_mut().insert("Sec-WebSocket-Protocol", HeaderValue::from_static("mqtt"));
     let config =
         WebSocketConfig::default().write_buffer_size(0).max_message_size(Some(most)).max_frame_size(Some(most));
     match client_async_with_config(request, stream, Some(config)).await {
-        Ok((socket, _)) => Ok(Frames { socket, rest: Bytes::new(), unflushed: false }),
+        Ok((socket, _)) => Ok(ClientFrames { socket, rest: Bytes::new(), unflushed: false }),
         Err(Error::Http(response)) => {
             let status = response.status();
             Err(Broken::Failed(format!("it does not speak WebSocket at {}: HTTP status {status}", address.path)))
@@ -44,8 +48,8 @@ pub(super) async fn upgrade(stream: Box<dyn Stream>, address: &UpstreamAddress, 
 }
 
 /// A WebSocket as a stream of bytes.
-pub(super) struct Frames {
-    socket: WebSocketStream<Box<dyn Stream>>,
+pub(super) struct ClientFrames {
+    socket: WebSocketStream<Box<dyn UpstreamStream>>,
     /// Of the last frame, what was not read yet.
     rest: Bytes,
     unflushed: bool,
@@ -61,7 +65,7 @@ fn broken(error: Error) -> io::Error {
     }
 }
 
-impl Frames {
+impl ClientFrames {
     fn flush(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         if self.unflushed {
             ready!(Pin::new(&mut self.socket).poll_flush(context)).map_err(broken)?;
@@ -71,13 +75,13 @@ impl Frames {
     }
 }
 
-impl Stream for Frames {
+impl UpstreamStream for ClientFrames {
     fn socket(&self) -> Option<BorrowedFd<'_>> {
         self.socket.get_ref().socket()
     }
 }
 
-impl AsyncRead for Frames {
+impl AsyncRead for ClientFrames {
     fn poll_read(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
@@ -100,7 +104,7 @@ impl AsyncRead for Frames {
     }
 }
 
-impl AsyncWrite for Frames {
+impl AsyncWrite for ClientFrames {
     fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         ready!(self.flush(context))?;
         ready!(Pin::new(&mut self.socket).poll_ready(context)).map_err(broken)?;

@@ -24,13 +24,13 @@ use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout, timeout_at};
 use tokio_rustls::TlsConnector;
 
-use self::connection::Connection;
 #[cfg(test)]
 pub(super) use self::connection::MESSAGE_IDS;
-use self::stream::{Bare, Stream};
+use self::connection::UpstreamConnection;
+use self::stream::{Bare, UpstreamStream};
 use super::mark::SessionMark;
 use super::settings::{ProxyScheme, UpstreamAddress, UpstreamSettings};
-use super::wire::{Ack, Broken, Busy, ClientEvent, Link, Offer, OutMessage, UpstreamClient, Version};
+use super::wire::{Ack, Broken, Busy, ClientEvent, ConnectOffer, Link, OutMessage, UpstreamClient, Version};
 use super::{password, tls};
 use crate::message::{Qos, TopicFilter};
 use crate::secret::Secret;
@@ -62,15 +62,15 @@ enum Incoming {
 }
 
 /// The real one.
-pub struct Client {
+pub struct RemoteClient {
     max_packet_size: usize,
-    connection: Option<Connection>,
+    connection: Option<UpstreamConnection>,
 }
 
-impl Client {
+impl RemoteClient {
     /// A client that is not connected and takes messages up to this size.
-    pub(crate) fn new(max_packet_size: usize) -> Client {
-        Client { max_packet_size, connection: None }
+    pub(crate) fn new(max_packet_size: usize) -> RemoteClient {
+        RemoteClient { max_packet_size, connection: None }
     }
 
     /// One that is connected on bytes which are there already, once the upstream at their other end has accepted it.
@@ -78,13 +78,13 @@ impl Client {
         stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
         settings: &UpstreamSettings,
         address: &UpstreamAddress,
-        offer: Offer,
+        offer: ConnectOffer,
         max_packet_size: usize,
-    ) -> Result<(Client, Link), Broken> {
+    ) -> Result<(RemoteClient, Link), Broken> {
         let stream = over(Box::new(Bare(stream)), address).await?;
         let mut connection = connection(stream, settings, offer.version, max_packet_size);
         let link = connection.open(settings, offer.will, None).await?;
-        Ok((Client { max_packet_size, connection: Some(connection) }, link))
+        Ok((RemoteClient { max_packet_size, connection: Some(connection) }, link))
     }
 
     fn request(&mut self, request: Request) -> Result<(), Busy> {
@@ -93,12 +93,12 @@ impl Client {
     }
 }
 
-impl UpstreamClient for Client {
+impl UpstreamClient for RemoteClient {
     async fn connect(
         &mut self,
         settings: &UpstreamSettings,
         address: &UpstreamAddress,
-        offer: Offer,
+        offer: ConnectOffer,
         mark: &mut SessionMark,
     ) -> Result<Link, Broken> {
         self.connection = None;
@@ -165,11 +165,11 @@ impl UpstreamClient for Client {
 async fn attempt(
     (settings, max_packet_size): (&UpstreamSettings, usize),
     address: &UpstreamAddress,
-    offer: Offer,
+    offer: ConnectOffer,
     password: Option<&Secret>,
     silent: &[IpAddr],
     mark: &mut SessionMark,
-) -> Result<(Connection, Link), (Broken, Option<IpAddr>)> {
+) -> Result<(UpstreamConnection, Link), (Broken, Option<IpAddr>)> {
     let begin = Instant::now();
     let end = begin + settings.connect_timeout;
     let stream = timeout_at(end, open(settings, address, silent)).await.unwrap_or_else(|_| {
@@ -194,20 +194,20 @@ async fn attempt(
 
 /// A connection on which nothing has been said.
 fn connection(
-    stream: Box<dyn Stream>,
+    stream: Box<dyn UpstreamStream>,
     settings: &UpstreamSettings,
     version: Version,
     max_packet_size: usize,
-) -> Connection {
+) -> UpstreamConnection {
     let max_incoming = match version {
         Version::V31 | Version::V311 => MAX_INCOMING_V4,
         Version::V5 => max_packet_size,
     };
-    Connection::new(stream, version, max_incoming, usize::from(settings.max_inflight) + SPARE_REQUESTS)
+    UpstreamConnection::new(stream, version, max_incoming, usize::from(settings.max_inflight) + SPARE_REQUESTS)
 }
 
 /// What MQTT is spoken on, where bytes get through to an address.
-async fn over(stream: Box<dyn Stream>, address: &UpstreamAddress) -> Result<Box<dyn Stream>, Broken> {
+async fn over(stream: Box<dyn UpstreamStream>, address: &UpstreamAddress) -> Result<Box<dyn UpstreamStream>, Broken> {
     if !address.scheme.is_web_socket() {
         return Ok(stream);
     }
@@ -224,7 +224,7 @@ async fn open(
     settings: &UpstreamSettings,
     address: &UpstreamAddress,
     silent: &[IpAddr],
-) -> Result<(Box<dyn Stream>, Option<IpAddr>), Broken> {
+) -> Result<(Box<dyn UpstreamStream>, Option<IpAddr>), Broken> {
     let failed = |error: std::io::Error| tls::broken_io(&error);
     // what is missing here is found before anything is asked of the network
     let secure = if address.scheme.is_tls() { Some(Secure::prepare(settings, address).await?) } else { None };
@@ -248,7 +248,7 @@ async fn open(
         };
         through.map_err(|why| Broken::Failed(format!("proxy {proxy}: {why}")))?;
     }
-    let stream: Box<dyn Stream> = match secure {
+    let stream: Box<dyn UpstreamStream> = match secure {
         Some(secure) => Box::new(secure.connect(tcp).await?),
         None => Box::new(tcp),
     };

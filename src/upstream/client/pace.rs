@@ -25,23 +25,23 @@ const FEW: Duration = Duration::from_micros(100);
 const LONGEST: Duration = Duration::from_micros(200);
 
 /// Says when to read next. The runtime's own timers count milliseconds, hence one of the system's.
-pub(super) struct Pace {
+pub(super) struct ReadPace {
     timer: AsyncFd<OwnedFd>,
     is_set: bool,
     pause: Duration,
     next: Instant,
 }
 
-impl Pace {
+impl ReadPace {
     /// One that never waits until it knows the window.
-    pub(super) fn new() -> io::Result<Pace> {
+    pub(super) fn new() -> io::Result<ReadPace> {
         let timer = timerfd_create(TimerfdClockId::Monotonic, TimerfdFlags::NONBLOCK | TimerfdFlags::CLOEXEC)?;
         #[expect(
             deprecated,
             reason = "its successor is unsafe, for types that exchange their descriptor; this one does not"
         )]
         let timer = AsyncFd::new(timer)?;
-        Ok(Pace { timer, is_set: false, pause: Duration::ZERO, next: Instant::now() })
+        Ok(ReadPace { timer, is_set: false, pause: Duration::ZERO, next: Instant::now() })
     }
 
     /// At most so many messages are unanswered.
@@ -82,7 +82,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_read_soon_after_another_waits_and_a_late_one_does_not() {
-        let mut pace = Pace::new().unwrap();
+        let mut pace = ReadPace::new().unwrap();
         pace.has_read();
         assert!(pace.turn().now_or_never().is_some(), "nothing is known yet");
         // long enough to be seen
@@ -103,7 +103,7 @@ mod tests {
 
     #[tokio::test]
     async fn the_pause_grows_with_the_window_and_has_a_bound() {
-        let mut pace = Pace::new().unwrap();
+        let mut pace = ReadPace::new().unwrap();
         for (window, micros) in [(1, 4), (20, 80), (30, 100), (100, 100), (150, 150), (201, 200), (u16::MAX, 200)] {
             pace.set_window(window);
             assert_eq!(pace.pause, Duration::from_micros(micros));

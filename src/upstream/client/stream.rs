@@ -10,7 +10,7 @@ use tokio::net::TcpStream;
 use tokio_rustls::client::TlsStream;
 
 /// TCP with whatever is on top of it: TLS, WebSocket.
-pub(super) trait Stream: AsyncRead + AsyncWrite + Send + Unpin {
+pub(super) trait UpstreamStream: AsyncRead + AsyncWrite + Send + Unpin {
     /// The socket below.
     fn socket(&self) -> Option<BorrowedFd<'_>>;
 }
@@ -44,25 +44,25 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Bare<S> {
     }
 }
 
-impl<S: AsyncRead + AsyncWrite + Send + Unpin> Stream for Bare<S> {
+impl<S: AsyncRead + AsyncWrite + Send + Unpin> UpstreamStream for Bare<S> {
     fn socket(&self) -> Option<BorrowedFd<'_>> {
         None
     }
 }
 
-impl Stream for TcpStream {
+impl UpstreamStream for TcpStream {
     fn socket(&self) -> Option<BorrowedFd<'_>> {
         Some(self.as_fd())
     }
 }
 
-impl Stream for Box<dyn Stream> {
+impl UpstreamStream for Box<dyn UpstreamStream> {
     fn socket(&self) -> Option<BorrowedFd<'_>> {
         (**self).socket()
     }
 }
 
-impl Stream for TlsStream<TcpStream> {
+impl UpstreamStream for TlsStream<TcpStream> {
     fn socket(&self) -> Option<BorrowedFd<'_>> {
         self.get_ref().0.socket()
     }

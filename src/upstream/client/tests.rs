@@ -12,7 +12,7 @@ use rumqttc::{mqttbytes as p4, v5::mqttbytes as p5};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, DuplexStream, ReadBuf, duplex};
 
 use super::*;
-use crate::upstream::wire::{InMessage, Will};
+use crate::upstream::wire::{InMessage, StatusWill};
 
 /// Counts the writes.
 struct Counted(DuplexStream, Arc<AtomicUsize>);
@@ -38,7 +38,7 @@ impl AsyncWrite for Counted {
     }
 }
 
-impl Stream for Counted {
+impl UpstreamStream for Counted {
     fn socket(&self) -> Option<std::os::fd::BorrowedFd<'_>> {
         None
     }
@@ -55,24 +55,28 @@ fn message(payload: &[u8], qos: Qos) -> OutMessage {
 }
 
 /// A connection that is open, its upstream with a line of so many bytes, and the number of writes.
-async fn opened(version: Version, line: usize) -> (Connection, DuplexStream, Arc<AtomicUsize>) {
+async fn opened(version: Version, line: usize) -> (UpstreamConnection, DuplexStream, Arc<AtomicUsize>) {
     let connack: &[u8] = if version == Version::V5 { &[0x20, 3, 0, 0, 0] } else { &[0x20, 2, 0, 0] };
     opened_by(version, line, connack).await
 }
 
 /// The same where the upstream says this.
-async fn opened_by(version: Version, line: usize, connack: &[u8]) -> (Connection, DuplexStream, Arc<AtomicUsize>) {
+async fn opened_by(
+    version: Version,
+    line: usize,
+    connack: &[u8],
+) -> (UpstreamConnection, DuplexStream, Arc<AtomicUsize>) {
     let (ours, mut theirs) = duplex(line);
     let writes = Arc::new(AtomicUsize::new(0));
     let stream = Box::new(Counted(ours, writes.clone()));
-    let mut connection = Connection::new(stream, version, 1000, 100);
+    let mut connection = UpstreamConnection::new(stream, version, 1000, 100);
     let upstream = async {
         let (_, connect) = packet(&mut theirs).await;
         assert_eq!(connect[6], if version == Version::V5 { 5 } else { 4 });
         theirs.write_all(connack).await.unwrap();
     };
     let settings = settings();
-    let (link, ()) = tokio::join!(connection.open(&settings, Will::Whole, None), upstream);
+    let (link, ()) = tokio::join!(connection.open(&settings, StatusWill::Whole, None), upstream);
     assert_eq!(link.unwrap().version, version);
     writes.store(0, Ordering::Relaxed);
     (connection, theirs, writes)
@@ -274,9 +278,9 @@ async fn a_packet_that_is_too_large_is_named_before_it_is_there() {
 async fn a_broker_that_does_not_know_version_5_is_understood() {
     let (ours, mut theirs) = duplex(1024);
     let stream = Box::new(Counted(ours, Arc::default()));
-    let mut connection = Connection::new(stream, Version::V5, 1000, 100);
+    let mut connection = UpstreamConnection::new(stream, Version::V5, 1000, 100);
     theirs.write_all(&[0x20, 2, 0, 1]).await.unwrap();
-    assert_eq!(connection.open(&settings(), Will::Whole, None).await, Err(Broken::Version));
+    assert_eq!(connection.open(&settings(), StatusWill::Whole, None).await, Err(Broken::Version));
 }
 
 /// What ends a connection on which an upstream says this, after CONNACK.
@@ -351,9 +355,9 @@ async fn an_upstream_that_takes_no_message_at_all_is_not_given_any() {
     for (most, refused) in [(0, true), (20, true), (127, true), (128, false)] {
         let (ours, mut theirs) = duplex(64 << 10);
         theirs.write_all(&[0x20, 8, 0, 0, 5, 0x27, 0, 0, 0, most]).await.unwrap();
-        let offer = Offer { version: Version::V5, will: Will::Whole, is_trial: false };
+        let offer = ConnectOffer { version: Version::V5, will: StatusWill::Whole, is_trial: false };
         let settings = settings();
-        let client = Client::over(ours, &settings, &settings.addresses[0], offer, 1000).await;
+        let client = RemoteClient::over(ours, &settings, &settings.addresses[0], offer, 1000).await;
         match client {
             Err(why) => assert!(refused && why.to_string().contains("too little for a message"), "{most}: {why}"),
             Ok((_, link)) => assert!(!refused && link.max_packet_size == Some(most.into())),

@@ -9,7 +9,7 @@ use super::Incoming;
 use crate::message::{Qos, TopicFilter, check_topic};
 use crate::secret::Secret;
 use crate::upstream::settings::UpstreamSettings;
-use crate::upstream::wire::{Broken, ClientEvent, InMessage, Link, Version, Will, said};
+use crate::upstream::wire::{Broken, ClientEvent, InMessage, Link, StatusWill, Version, said};
 
 /// CONNACK: unacceptable protocol version, and the greatest code that MQTT 3.1.1 has [MQTT-3.2.2.3].
 const BAD_VERSION: u8 = 1;
@@ -17,16 +17,16 @@ const LAST_CODE: u8 = 5;
 
 pub(super) fn connect(
     settings: &UpstreamSettings,
-    will: Will,
+    will: StatusWill,
     password: Option<&Secret>,
     out: &mut BytesMut,
 ) -> Result<(), String> {
     let mut connect = Connect::new(&settings.client_id);
     connect.keep_alive = u16::try_from(settings.keep_alive.as_secs()).unwrap_or(u16::MAX);
     connect.clean_session = settings.clean_session;
-    let topic = settings.status_topic.as_ref().filter(|_| will != Will::None);
-    let qos = if will == Will::AtMostOnce { QoS::AtMostOnce } else { QoS::AtLeastOnce };
-    connect.last_will = topic.map(|topic| LastWill::new(topic.as_str(), "offline", qos, will == Will::Whole));
+    let topic = settings.status_topic.as_ref().filter(|_| will != StatusWill::None);
+    let qos = if will == StatusWill::AtMostOnce { QoS::AtMostOnce } else { QoS::AtLeastOnce };
+    connect.last_will = topic.map(|topic| LastWill::new(topic.as_str(), "offline", qos, will == StatusWill::Whole));
     let password = password.map_or("", Secret::expose);
     connect.login = settings.username.as_ref().map(|user| Login::new(user, password));
     connect.write(out).map(drop).map_err(|error| error.to_string())

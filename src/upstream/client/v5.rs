@@ -12,14 +12,14 @@ use crate::message::{Qos, TopicFilter, via};
 use crate::secret::Secret;
 use crate::upstream::properties::gateway_in;
 use crate::upstream::settings::UpstreamSettings;
-use crate::upstream::wire::{Broken, ClientEvent, InMessage, Link, Version, Will, said, words};
+use crate::upstream::wire::{Broken, ClientEvent, InMessage, Link, StatusWill, Version, said, words};
 
 /// Incoming messages that the upstream may send before the first is acknowledged.
 const RECEIVE_MAXIMUM: u16 = 100;
 
 pub(super) fn connect(
     settings: &UpstreamSettings,
-    (will, password): (Will, Option<&Secret>),
+    (will, password): (StatusWill, Option<&Secret>),
     max_incoming: usize,
     out: &mut BytesMut,
 ) -> Result<(), String> {
@@ -35,9 +35,9 @@ pub(super) fn connect(
         clean_start: settings.clean_session,
         properties: Some(properties),
     };
-    let topic = settings.status_topic.as_ref().filter(|_| will != Will::None);
-    let qos = if will == Will::AtMostOnce { QoS::AtMostOnce } else { QoS::AtLeastOnce };
-    let will = topic.map(|topic| LastWill::new(topic.as_str(), "offline", qos, will == Will::Whole, None));
+    let topic = settings.status_topic.as_ref().filter(|_| will != StatusWill::None);
+    let qos = if will == StatusWill::AtMostOnce { QoS::AtMostOnce } else { QoS::AtLeastOnce };
+    let will = topic.map(|topic| LastWill::new(topic.as_str(), "offline", qos, will == StatusWill::Whole, None));
     let password = password.map_or("", Secret::expose);
     let login = settings.username.as_ref().map(|user| Login::new(user, password));
     connect.write(&will, &login, out).map(drop).map_err(|error| error.to_string())

@@ -4,19 +4,20 @@ use tracing::{debug, info, warn};
 
 use super::exact::IN_USE;
 use super::{
-    FIRST_PAUSE_MS, InFlight, LONGEST_PAUSE_MS, Pause, RETAIN_NOT_SUPPORTED, Session, SessionAction, TRANSIENT,
+    FIRST_PAUSE_MS, LONGEST_PAUSE_MS, Pause, RETAIN_NOT_SUPPORTED, SentMessage, SessionAction, TRANSIENT,
+    UpstreamSession,
 };
-use crate::status::ledger::{DropReason, Outcome};
+use crate::status::ledger::{DropReason, LedgerOutcome};
 
-impl Session {
+impl UpstreamSession {
     /// The oldest message handed over has been sent.
     pub(crate) fn sent(&mut self, packet_id: u16) -> Vec<SessionAction> {
         let mut actions = Vec::new();
-        let waiting = |message: &&mut InFlight| message.packet_id.is_none() && message.is_unanswered();
+        let waiting = |message: &&mut SentMessage| message.packet_id.is_none() && message.is_unanswered();
         if let Some(message) = self.in_flight.iter_mut().find(waiting) {
             message.packet_id = Some(packet_id);
             if packet_id == 0 {
-                message.outcome = Some(Outcome::SentUnconfirmed);
+                message.outcome = Some(LedgerOutcome::SentUnconfirmed);
                 self.settle(&mut actions);
             }
         }
@@ -27,7 +28,7 @@ impl Session {
     pub(crate) fn acked(&mut self, packet_id: u16, reason: u8, now: u64) -> Vec<SessionAction> {
         self.last_answer = now;
         let mut actions = Vec::new();
-        let is_it = |message: &InFlight| message.packet_id == Some(packet_id) && message.is_unanswered();
+        let is_it = |message: &SentMessage| message.packet_id == Some(packet_id) && message.is_unanswered();
         let Some(at) = self.in_flight.iter().position(is_it) else { return actions };
         if self.is_there(at, reason) {
             return self.recorded(packet_id, now);
@@ -39,7 +40,7 @@ impl Session {
             debug!(upstream, topic, reason, "the upstream refuses a message");
         }
         if message.is_status {
-            message.outcome = Some(Outcome::Acked);
+            message.outcome = Some(LedgerOutcome::Acked);
             self.status_answered(now, &mut actions);
             self.settle(&mut actions);
         } else if reason == RETAIN_NOT_SUPPORTED && message.retain && message.source.is_some() {
@@ -58,7 +59,7 @@ impl Session {
         } else if !self.proves_flag(at) {
             let message = &mut self.in_flight[at];
             self.got_through |= !refused;
-            let outcome = if refused { Outcome::Dropped(DropReason::Refused) } else { Outcome::Acked };
+            let outcome = if refused { LedgerOutcome::Dropped(DropReason::Refused) } else { LedgerOutcome::Acked };
             message.outcome = Some(outcome);
             actions.extend(message.deletes.take().filter(|_| !refused).map(SessionAction::Deleted));
             if !refused && self.pause.is_none() && std::mem::take(&mut self.pauses) > 0 {
@@ -95,7 +96,7 @@ impl Session {
     /// Begins the pause when everything under way is answered: what was taken is settled, the rest comes again.
     fn rest(&mut self, now: u64, actions: &mut Vec<SessionAction>) {
         let Some(pause) = self.pause.as_mut().filter(|pause| pause.until.is_none()) else { return };
-        if self.in_flight.iter().any(InFlight::is_unanswered) {
+        if self.in_flight.iter().any(SentMessage::is_unanswered) {
             return;
         }
         let wait = (FIRST_PAUSE_MS << (pause.times - 1).min(10)).min(LONGEST_PAUSE_MS);

@@ -1,16 +1,16 @@
 //! What happens although nothing comes.
 
-use super::{ANSWER_TIMEOUT_MS, InFlight, Session, SessionAction};
+use super::{ANSWER_TIMEOUT_MS, SentMessage, SessionAction, UpstreamSession};
 
-impl Session {
+impl UpstreamSession {
     fn answer_deadline(&self) -> Option<u64> {
         // where PUBREL waits for the disk here, the upstream has nothing to answer to
-        let owes = |message: &&InFlight| message.is_unanswered() && (message.is_released || !message.is_recorded);
+        let owes = |message: &&SentMessage| message.is_unanswered() && (message.is_released || !message.is_recorded);
         let oldest = self.in_flight.iter().find(owes)?;
         Some(oldest.handed_over.max(self.last_answer) + ANSWER_TIMEOUT_MS)
     }
 
-    /// When [`Session::time`] is to be called.
+    /// When [`UpstreamSession::time`] is to be called.
     pub(crate) fn deadline(&self) -> Option<u64> {
         let pause = self.pause.and_then(|pause| pause.until);
         let opening = self.opening.deadline();

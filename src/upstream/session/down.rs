@@ -2,15 +2,15 @@
 
 use tracing::debug;
 
-use super::{Inbound, Session, SessionAction};
+use super::{Inbound, SessionAction, UpstreamSession};
 use crate::message::Qos;
 use crate::upstream::properties;
-use crate::upstream::rule::Rules;
+use crate::upstream::rule::UpstreamRules;
 use crate::upstream::wire::InMessage;
 
-impl Session {
+impl UpstreamSession {
     /// New rules; the connection stays.
-    pub(crate) fn set_rules(&mut self, rules: Rules, now: u64) -> Vec<SessionAction> {
+    pub(crate) fn set_rules(&mut self, rules: UpstreamRules, now: u64) -> Vec<SessionAction> {
         let (before, wanted) = (self.rules.subscriptions(), rules.subscriptions());
         self.rules = rules;
         self.opening.forget();

@@ -13,7 +13,7 @@
 use std::collections::BTreeSet;
 use std::ops::{Range, RangeInclusive};
 
-use super::{InFlight, Session, SessionAction, Source};
+use super::{SentFrom, SentMessage, SessionAction, UpstreamSession};
 use crate::message::Qos;
 use crate::upstream::lanes::Lane;
 
@@ -60,7 +60,7 @@ impl Spread {
 
 /// What an upstream may know of exchanges that are not under way on this connection. Decides and does nothing.
 #[derive(Debug, Default)]
-pub(super) struct Begun {
+pub(super) struct BegunExchanges {
     /// Sent in the session that the upstream has of us, and interrupted, by lane and ordinal: where their packet ids are in
     /// use, it is by them.
     certain: BTreeSet<(usize, u64)>,
@@ -83,7 +83,7 @@ pub(super) struct Before {
     pub(crate) is_possible: bool,
 }
 
-impl Begun {
+impl BegunExchanges {
     /// This message is handed out after all of its lane that come before it: those that are left have ended here, and their
     /// packet ids are free.
     fn deliver(&mut self, lane: Lane, ordinal: u64) -> (bool, bool) {
@@ -140,7 +140,7 @@ impl Begun {
     }
 
     /// These are to be handed out again, and what is known of them counts then: also of one that has not been sent this time.
-    fn interrupted<'a>(&mut self, in_flight: impl Iterator<Item = &'a InFlight>) {
+    fn interrupted<'a>(&mut self, in_flight: impl Iterator<Item = &'a SentMessage>) {
         for message in in_flight.filter(|message| message.outcome.is_none() && !message.again) {
             let Some(source) = &message.source else { continue };
             let (at, ordinal) = (source.lane.index(), source.ordinal);
@@ -154,7 +154,7 @@ impl Begun {
     }
 }
 
-impl Session {
+impl UpstreamSession {
     /// Whether the next packet id may still be in use: by a message that has been held back for very long.
     pub(super) fn is_out_of_ids(&self) -> bool {
         self.spread.is_wider_than(IDS / 2) && self.rules.is_exact()
@@ -200,7 +200,7 @@ impl Session {
 
     /// Every packet id there is being released.
     pub(crate) fn forget_exchanges(&mut self) {
-        self.begun = Begun::default();
+        self.begun = BegunExchanges::default();
     }
 
     /// There is a connection.
@@ -230,7 +230,7 @@ impl Session {
 
     /// A message that may have been sent at QoS 2 is not sent so any more: the upstream may forget its packet id, which would
     /// otherwise stand for it until a later message has the same.
-    pub(super) fn abandon_exchange(&mut self, source: &Source, actions: &mut Vec<SessionAction>) {
+    pub(super) fn abandon_exchange(&mut self, source: &SentFrom, actions: &mut Vec<SessionAction>) {
         if source.resent && self.is_exact_there() {
             self.begun.to_free.insert(packet_id(source.lane, source.ordinal));
             self.free_ids(actions);
@@ -254,15 +254,15 @@ impl Session {
     /// which this process has sent in the same session there before. Where that is not certain, such as after a crash, the
     /// packet id is freed and the message sent again: it may come twice, and is not lost.
     pub(super) fn is_there(&self, at: usize, reason: u8) -> bool {
-        let is_begun = |message: &InFlight| message.source.as_ref().is_some_and(|source| source.is_begun);
-        let is_open = |message: &&InFlight| message.is_exact && is_begun(message) && !message.is_recorded;
+        let is_begun = |message: &SentMessage| message.source.as_ref().is_some_and(|source| source.is_begun);
+        let is_open = |message: &&SentMessage| message.is_exact && is_begun(message) && !message.is_recorded;
         reason == IN_USE && self.in_flight.get(at).filter(is_open).is_some()
     }
 
     /// The upstream has done with a packet id (PUBCOMP).
     pub(crate) fn completed(&mut self, packet_id: u16, now: u64) -> Vec<SessionAction> {
         let was_asked = self.begun.asked.remove(&packet_id);
-        let is_it = |message: &&InFlight| message.packet_id == Some(packet_id) && message.is_unanswered();
+        let is_it = |message: &&SentMessage| message.packet_id == Some(packet_id) && message.is_unanswered();
         // before PUBREL it is for an earlier message
         if self.in_flight.iter().find(is_it).is_some_and(|message| message.is_released) {
             return self.acked(packet_id, 0, now);
@@ -277,17 +277,17 @@ impl Session {
 
     /// PUBREL is on its way: from now on only PUBCOMP ends this message.
     pub(crate) fn released(&mut self, packet_id: u16, now: u64) {
-        let is_it = |message: &&mut InFlight| message.packet_id == Some(packet_id) && message.is_recorded;
+        let is_it = |message: &&mut SentMessage| message.packet_id == Some(packet_id) && message.is_recorded;
         if let Some(message) = self.in_flight.iter_mut().find(is_it) {
             (message.is_released, message.handed_over) = (true, now);
         }
     }
 
     /// A message that the upstream has, as the journal knows.
-    pub(super) fn hand_over_recorded(&mut self, source: Source, now: u64, actions: &mut Vec<SessionAction>) {
+    pub(super) fn hand_over_recorded(&mut self, source: SentFrom, now: u64, actions: &mut Vec<SessionAction>) {
         self.under_way.begin(&source);
         let packet_id = packet_id(source.lane, source.ordinal);
-        let mut recorded = InFlight::new(Some(source), now);
+        let mut recorded = SentMessage::new(Some(source), now);
         (recorded.packet_id, recorded.is_exact) = (Some(packet_id), true);
         (recorded.is_recorded, recorded.is_released) = (true, true);
         self.in_flight.push_back(recorded);
@@ -297,11 +297,11 @@ impl Session {
     /// The upstream has a message (PUBREC).
     pub(crate) fn recorded(&mut self, packet_id: u16, now: u64) -> Vec<SessionAction> {
         self.last_answer = now;
-        let is_it = |message: &&mut InFlight| message.packet_id == Some(packet_id) && message.is_unanswered();
+        let is_it = |message: &&mut SentMessage| message.packet_id == Some(packet_id) && message.is_unanswered();
         match self.in_flight.iter_mut().find(is_it) {
             // while it is being written here, nothing more is to be said
-            Some(InFlight { is_recorded: true, .. }) => Vec::new(),
-            Some(InFlight { source: Some(source), is_recorded, .. }) => {
+            Some(SentMessage { is_recorded: true, .. }) => Vec::new(),
+            Some(SentMessage { source: Some(source), is_recorded, .. }) => {
                 *is_recorded = true;
                 vec![SessionAction::Record(source.lane, source.ordinal, packet_id)]
             }

@@ -41,20 +41,20 @@ use std::collections::VecDeque;
 use bytes::Bytes;
 
 pub(crate) use self::exact::EXACT_IDS;
-use self::exact::{Begun, IN_USE, Spread};
-use self::opening::Opening;
+use self::exact::{BegunExchanges, IN_USE, Spread};
+use self::opening::SessionOpening;
 use self::rate::Throttle;
 use self::suspect::Suspicion;
 use self::under_way::UnderWay;
 #[cfg(test)]
 pub(crate) use self::under_way::{BACKLOG_BYTES, UNDER_WAY_BYTES};
 use super::lanes::Lane;
-use super::rule::Rules;
+use super::rule::UpstreamRules;
 use super::settings::UpstreamSettings;
 use super::wire::{Broken, Link, OutMessage, Role};
 use crate::journal::{Delivery, Position};
 use crate::message::{Message, Origin, Qos, TopicFilter};
-use crate::status::ledger::{Counts, DropReason, Outcome};
+use crate::status::ledger::{Counts, DropReason, LedgerOutcome};
 
 /// Connections that a message may end before it is set aside.
 pub(crate) const STRIKES: u32 = 3;
@@ -78,7 +78,7 @@ pub(crate) enum SessionAction {
     /// The upstream may forget this packet id.
     Release(u16),
     /// The journal may forget this message.
-    Settle(Lane, Position, Outcome),
+    Settle(Lane, Position, LedgerOutcome),
     /// Read the journal again from the oldest unsettled message on.
     Rewind,
     /// Subscribe to these, in one packet.
@@ -121,7 +121,7 @@ impl Inbound {
 
 /// Where a message in flight came from.
 #[derive(Clone, Debug)]
-struct Source {
+struct SentFrom {
     lane: Lane,
     role: Role,
     position: Position,
@@ -134,12 +134,12 @@ struct Source {
 }
 
 #[derive(Debug)]
-struct InFlight {
+struct SentMessage {
     /// `None`: a message of our own, such as the status.
-    source: Option<Source>,
+    source: Option<SentFrom>,
     handed_over: u64,
     packet_id: Option<u16>,
-    outcome: Option<Outcome>,
+    outcome: Option<LedgerOutcome>,
     /// The remote topic whose retained message it deletes.
     deletes: Option<String>,
     /// Answered, and to be sent again later.
@@ -158,9 +158,9 @@ struct InFlight {
     is_released: bool,
 }
 
-impl InFlight {
-    fn new(source: Option<Source>, now: u64) -> InFlight {
-        InFlight {
+impl SentMessage {
+    fn new(source: Option<SentFrom>, now: u64) -> SentMessage {
+        SentMessage {
             source,
             handed_over: now,
             packet_id: None,
@@ -176,7 +176,7 @@ impl InFlight {
         }
     }
 
-    fn with(mut self, out: &OutMessage, now: u64) -> InFlight {
+    fn with(mut self, out: &OutMessage, now: u64) -> SentMessage {
         self.deletes = (out.retain && out.payload.is_empty()).then(|| out.topic.clone());
         (self.retain, self.handed_over) = (out.retain, now);
         (self.is_exact, self.is_recorded, self.is_released) = (out.qos == Qos::ExactlyOnce, false, false);
@@ -198,23 +198,23 @@ struct Pause {
 
 /// The state of the conversation.
 #[derive(Debug)]
-pub(crate) struct Session {
+pub(crate) struct UpstreamSession {
     name: String,
     origin: Origin,
     announcer: Origin,
-    rules: Rules,
+    rules: UpstreamRules,
     max_inflight: u16,
     status_topic: Option<String>,
     link: Option<Link>,
-    in_flight: VecDeque<InFlight>,
+    in_flight: VecDeque<SentMessage>,
     /// Those of them that are held back.
     held: usize,
     under_way: UnderWay,
     spread: Spread,
-    begun: Begun,
+    begun: BegunExchanges,
     last_answer: u64,
     suspicion: Suspicion,
-    opening: Opening,
+    opening: SessionOpening,
     throttle: Throttle,
     /// The upstream does not take the retain flag.
     retain_refused: bool,
@@ -230,10 +230,10 @@ pub(crate) struct Session {
     is_quiet: bool,
 }
 
-impl Session {
+impl UpstreamSession {
     /// A conversation that has not begun.
-    pub(crate) fn new(rules: Rules, settings: &UpstreamSettings) -> Session {
-        Session {
+    pub(crate) fn new(rules: UpstreamRules, settings: &UpstreamSettings) -> UpstreamSession {
+        UpstreamSession {
             name: settings.name.clone(),
             origin: Origin::upstream(&settings.name),
             announcer: Origin::announcer(),
@@ -245,10 +245,10 @@ impl Session {
             held: 0,
             under_way: UnderWay::default(),
             spread: Spread::default(),
-            begun: Begun::default(),
+            begun: BegunExchanges::default(),
             last_answer: 0,
             suspicion: Suspicion::default(),
-            opening: Opening::default(),
+            opening: SessionOpening::default(),
             throttle: Throttle::new(settings.rate),
             retain_refused: false,
             got_through: false,
@@ -353,7 +353,7 @@ impl Session {
             return 0;
         }
         if self.is_cautious() {
-            return usize::from(!self.in_flight.iter().any(InFlight::is_unanswered));
+            return usize::from(!self.in_flight.iter().any(SentMessage::is_unanswered));
         }
         let window = usize::from(self.max_inflight.min(link.receive_maximum).max(1));
         let window = match role {
@@ -371,7 +371,7 @@ impl Session {
 
     /// A message of ours that is not in the journal. Only to be called while there is room.
     pub(crate) fn own(&mut self, out: OutMessage, now: u64) -> Vec<SessionAction> {
-        self.in_flight.push_back(InFlight::new(None, now).with(&out, now));
+        self.in_flight.push_back(SentMessage::new(None, now).with(&out, now));
         self.throttle.count(now);
         vec![SessionAction::Publish(out)]
     }
@@ -391,7 +391,7 @@ impl Session {
         let is_begun = before.is_begun;
         // what comes again on the same connection has been answered to
         let resent = is_begun || (resent || before.is_possible) && before.is_first;
-        let source = Source { lane, role, position, ordinal, resent, is_begun, message };
+        let source = SentFrom { lane, role, position, ordinal, resent, is_begun, message };
         if released {
             self.hand_over_recorded(source, now, &mut actions);
             return actions;
@@ -400,7 +400,7 @@ impl Session {
             self.hold_back(source, now);
             return actions;
         }
-        let in_flight = InFlight::new(Some(source), now);
+        let in_flight = SentMessage::new(Some(source), now);
         self.hand_over(in_flight, usize::MAX, is_current, now, &mut actions);
         actions
     }
@@ -428,17 +428,17 @@ impl Session {
     }
 
     /// A message has ended.
-    fn end(&mut self, source: Source, outcome: Outcome, actions: &mut Vec<SessionAction>) {
+    fn end(&mut self, source: SentFrom, outcome: LedgerOutcome, actions: &mut Vec<SessionAction>) {
         self.under_way.end(&source);
-        let Source { lane, position, message, .. } = source;
+        let SentFrom { lane, position, message, .. } = source;
         self.suspicion.past(lane, position);
         let why = match outcome {
-            Outcome::Dropped(DropReason::Refused) => "the upstream refuses it",
-            Outcome::Dropped(DropReason::TooLarge) => "it is larger than the upstream takes",
-            Outcome::Dropped(DropReason::Loop) => "it has passed through too many gateways: is there a loop?",
+            LedgerOutcome::Dropped(DropReason::Refused) => "the upstream refuses it",
+            LedgerOutcome::Dropped(DropReason::TooLarge) => "it is larger than the upstream takes",
+            LedgerOutcome::Dropped(DropReason::Loop) => "it has passed through too many gateways: is there a loop?",
             _ => "",
         };
-        if let Outcome::Dropped(reason) = outcome
+        if let LedgerOutcome::Dropped(reason) = outcome
             && !why.is_empty()
         {
             self.counts.add_loss(&self.name, reason, message.view().topic(), why);

@@ -8,7 +8,7 @@ use std::collections::VecDeque;
 
 use tracing::{debug, info, warn};
 
-use super::{Session, SessionAction};
+use super::{SessionAction, UpstreamSession};
 use crate::message::{Qos, TopicFilter};
 
 /// Filters in one packet: AWS IoT Core closes the connection when there are more.
@@ -24,14 +24,14 @@ const STRIKES: u32 = 2;
 
 /// One thing to say.
 #[derive(Clone, Debug, PartialEq, Eq)]
-enum What {
+enum OpeningStep {
     Filter(TopicFilter),
     Status,
 }
 
 #[derive(Clone, Debug)]
-struct Entry {
-    what: What,
+struct OpeningEntry {
+    what: OpeningStep,
     strikes: u32,
     /// Left out until then.
     until: Option<u64>,
@@ -39,24 +39,24 @@ struct Entry {
 
 /// How far it is.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Opening {
+pub(super) struct SessionOpening {
     /// One after the other.
     cautious: bool,
     /// Each filter has a packet of its own.
     single: bool,
     /// Still to be said on this connection.
-    queue: VecDeque<(What, Qos)>,
+    queue: VecDeque<(OpeningStep, Qos)>,
     /// Said and not answered.
     unanswered: VecDeque<Vec<TopicFilter>>,
     status_unanswered: bool,
     /// When the next is said although there is no answer.
     patience: Option<u64>,
-    entries: Vec<Entry>,
+    entries: Vec<OpeningEntry>,
     /// The retain flag is left out of the status to see whether it is what ends connections.
     status_without_flag: bool,
 }
 
-impl Opening {
+impl SessionOpening {
     /// Whether messages have to wait.
     pub(crate) fn is_waiting(&self) -> bool {
         self.patience.is_some()
@@ -66,7 +66,7 @@ impl Opening {
         self.patience
     }
 
-    fn is_left_out(&self, what: &What, now: u64) -> bool {
+    fn is_left_out(&self, what: &OpeningStep, now: u64) -> bool {
         self.entries.iter().any(|entry| entry.what == *what && entry.until.is_some_and(|until| now < until))
     }
 
@@ -76,11 +76,11 @@ impl Opening {
     }
 
     /// What is unanswered, if it is one thing alone.
-    fn alone(&self) -> Option<What> {
+    fn alone(&self) -> Option<OpeningStep> {
         match (self.unanswered.len(), self.status_unanswered) {
-            (0, true) => Some(What::Status),
+            (0, true) => Some(OpeningStep::Status),
             (1, false) => match &self.unanswered[0][..] {
-                [filter] => Some(What::Filter(filter.clone())),
+                [filter] => Some(OpeningStep::Filter(filter.clone())),
                 _ => None,
             },
             _ => None,
@@ -98,9 +98,9 @@ impl Opening {
         (self.status_unanswered, self.patience) = (false, None);
     }
 
-    fn strike(&mut self, what: What, now: u64) -> u32 {
+    fn strike(&mut self, what: OpeningStep, now: u64) -> u32 {
         let at = self.entries.iter().position(|entry| entry.what == what).unwrap_or_else(|| {
-            self.entries.push(Entry { what, strikes: 0, until: None });
+            self.entries.push(OpeningEntry { what, strikes: 0, until: None });
             self.entries.len() - 1
         });
         let entry = &mut self.entries[at];
@@ -111,7 +111,7 @@ impl Opening {
         entry.strikes
     }
 
-    fn acquit(&mut self, what: &What) {
+    fn acquit(&mut self, what: &OpeningStep) {
         self.entries.retain(|entry| entry.what != *what);
     }
 
@@ -122,28 +122,30 @@ impl Opening {
     }
 }
 
-impl Session {
+impl UpstreamSession {
     /// There is a connection: says what there is to say.
     pub(super) fn open(&mut self, now: u64, actions: &mut Vec<SessionAction>) {
         self.opening.clear();
         let subscriptions = self.rules.subscriptions();
         if self.opening.cautious {
-            let filters = subscriptions.into_iter().map(|(filter, qos)| (What::Filter(filter), qos));
-            let status = self.status_topic.is_some().then_some((What::Status, Qos::AtLeastOnce));
+            let filters = subscriptions.into_iter().map(|(filter, qos)| (OpeningStep::Filter(filter), qos));
+            let status = self.status_topic.is_some().then_some((OpeningStep::Status, Qos::AtLeastOnce));
             self.opening.queue = filters.chain(status).collect();
             self.say_next(now, actions);
             return;
         }
         self.subscribe(subscriptions, now, actions);
-        if !self.opening.is_left_out(&What::Status, now) {
+        if !self.opening.is_left_out(&OpeningStep::Status, now) {
             self.say_status(now, actions);
         }
     }
 
     /// Subscribes, a few filters in a packet.
     pub(super) fn subscribe(&mut self, wanted: Vec<(TopicFilter, Qos)>, now: u64, actions: &mut Vec<SessionAction>) {
-        let wanted: Vec<_> =
-            wanted.into_iter().filter(|(f, _)| !self.opening.is_left_out(&What::Filter(f.clone()), now)).collect();
+        let wanted: Vec<_> = wanted
+            .into_iter()
+            .filter(|(f, _)| !self.opening.is_left_out(&OpeningStep::Filter(f.clone()), now))
+            .collect();
         for part in wanted.chunks(if self.opening.single { 1 } else { FILTERS }) {
             self.opening.unanswered.push_back(part.iter().map(|(filter, _)| filter.clone()).collect());
             actions.push(SessionAction::Subscribe(part.to_vec()));
@@ -154,7 +156,7 @@ impl Session {
         let Some(mut status) = self.status("online") else { return };
         status.retain &= !self.opening.status_without_flag;
         self.opening.status_unanswered = status.qos != Qos::AtMostOnce;
-        let mut message = super::InFlight::new(None, now);
+        let mut message = super::SentMessage::new(None, now);
         message.is_status = true;
         self.in_flight.push_back(message);
         actions.push(SessionAction::Publish(status));
@@ -169,8 +171,8 @@ impl Session {
             }
             self.opening.patience = Some(now + ANSWER_MS);
             match what {
-                What::Filter(filter) => self.subscribe(vec![(filter, qos)], now, actions),
-                What::Status => self.say_status(now, actions),
+                OpeningStep::Filter(filter) => self.subscribe(vec![(filter, qos)], now, actions),
+                OpeningStep::Status => self.say_status(now, actions),
             }
             return;
         }
@@ -211,7 +213,7 @@ impl Session {
             } else {
                 info!(upstream, %filter, qos = reason, "subscribed");
             }
-            self.opening.acquit(&What::Filter(filter.clone()));
+            self.opening.acquit(&OpeningStep::Filter(filter.clone()));
         }
         let mut actions = Vec::new();
         self.go_on(now, &mut actions);
@@ -221,7 +223,7 @@ impl Session {
     /// The upstream has answered to the status.
     pub(super) fn status_answered(&mut self, now: u64, actions: &mut Vec<SessionAction>) {
         self.opening.status_unanswered = false;
-        self.opening.acquit(&What::Status);
+        self.opening.acquit(&OpeningStep::Status);
         if std::mem::take(&mut self.opening.status_without_flag) {
             self.refuse_retain("it closes the connection when it gets the flag");
         }
@@ -243,7 +245,7 @@ impl Session {
             Some(what) => {
                 let strikes = self.opening.strike(what.clone(), now);
                 match &what {
-                    What::Filter(filter) if strikes >= STRIKES => {
+                    OpeningStep::Filter(filter) if strikes >= STRIKES => {
                         let rule = self.rules.place_of(filter);
                         warn!(
                             upstream, %filter, rule,
@@ -251,7 +253,7 @@ impl Session {
                              it, and it is left out for an hour"
                         );
                     }
-                    What::Status if strikes >= STRIKES => self.status_ended(),
+                    OpeningStep::Status if strikes >= STRIKES => self.status_ended(),
                     _ => {}
                 }
             }
@@ -265,9 +267,9 @@ impl Session {
         let may_be_flag = !self.retain_refused && !self.opening.status_without_flag;
         if may_be_flag {
             self.opening.status_without_flag = true;
-            self.opening.acquit(&What::Status);
+            self.opening.acquit(&OpeningStep::Status);
             // one attempt
-            self.opening.entries.push(Entry { what: What::Status, strikes: STRIKES - 1, until: None });
+            self.opening.entries.push(OpeningEntry { what: OpeningStep::Status, strikes: STRIKES - 1, until: None });
             return;
         }
         self.opening.status_without_flag = false;

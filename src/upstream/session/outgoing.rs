@@ -2,15 +2,15 @@
 
 use bytes::Bytes;
 
-use super::{InFlight, Session, SessionAction, Source, exact};
+use super::{SentFrom, SentMessage, SessionAction, UpstreamSession, exact};
 use crate::message::{Message, Qos};
-use crate::status::ledger::{DropReason, Outcome};
+use crate::status::ledger::{DropReason, LedgerOutcome};
 use crate::upstream::discovery::{self, Forwarded};
 use crate::upstream::properties;
 use crate::upstream::settings::OutQos;
 use crate::upstream::wire::{Link, OutMessage, Version};
 
-impl Session {
+impl UpstreamSession {
     /// Whether messages may have the retain flag.
     fn takes_retain(&self, link: Link) -> bool {
         link.retain_available && !self.retain_refused
@@ -33,7 +33,7 @@ impl Session {
     /// Hands a message of the journal over, or says what became of it.
     pub(super) fn hand_over(
         &mut self,
-        mut in_flight: InFlight,
+        mut in_flight: SentMessage,
         at: usize,
         is_current: bool,
         now: u64,
@@ -67,8 +67,8 @@ impl Session {
     }
 
     /// A message of this lane and place waits until others have got through.
-    pub(super) fn hold_back(&mut self, source: Source, now: u64) {
-        let mut held = InFlight::new(Some(source), now);
+    pub(super) fn hold_back(&mut self, source: SentFrom, now: u64) {
+        let mut held = SentMessage::new(Some(source), now);
         held.held = true;
         self.held += 1;
         self.in_flight.push_back(held);
@@ -105,22 +105,22 @@ impl Session {
         }
     }
 
-    fn outgoing(&self, message: &Message, is_current: bool, now: u64) -> Result<OutMessage, Outcome> {
-        let Some(link) = self.link else { return Err(Outcome::Dropped(DropReason::NoRule)) };
+    fn outgoing(&self, message: &Message, is_current: bool, now: u64) -> Result<OutMessage, LedgerOutcome> {
+        let Some(link) = self.link else { return Err(LedgerOutcome::Dropped(DropReason::NoRule)) };
         let view = message.view();
         if view.origin() == self.origin {
-            return Err(Outcome::Dropped(DropReason::CameFromThere));
+            return Err(LedgerOutcome::Dropped(DropReason::CameFromThere));
         }
-        let target = self.rules.outgoing(view.topic()).ok_or(Outcome::Dropped(DropReason::NoRule))?;
+        let target = self.rules.outgoing(view.topic()).ok_or(LedgerOutcome::Dropped(DropReason::NoRule))?;
         // what came in before this boot has a time less than 0
         let age = (now as i64).saturating_sub(view.boot_ms() as i64);
         if target.max_age.is_some_and(|most| age > i64::try_from(most.as_millis()).unwrap_or(i64::MAX)) {
-            return Err(Outcome::Expired);
+            return Err(LedgerOutcome::Expired);
         }
-        let expiry = view.remaining_expiry(now).map_err(|_| Outcome::Expired)?;
+        let expiry = view.remaining_expiry(now).map_err(|_| LedgerOutcome::Expired)?;
         let properties = match link.version {
             Version::V31 | Version::V311 => Vec::new(),
-            Version::V5 => properties::up(view.properties(), link.gateway, expiry).map_err(Outcome::Dropped)?,
+            Version::V5 => properties::up(view.properties(), link.gateway, expiry).map_err(LedgerOutcome::Dropped)?,
         };
         let qos = match target.qos {
             OutQos::AtMostOnce => Qos::AtMostOnce,
@@ -129,7 +129,7 @@ impl Session {
             OutQos::Keep => view.qos().min(Qos::AtLeastOnce),
         };
         let payload = match view.origin() == self.announcer {
-            true => self.announcement(view.payload()).ok_or(Outcome::Dropped(DropReason::NoRule))?,
+            true => self.announcement(view.payload()).ok_or(LedgerOutcome::Dropped(DropReason::NoRule))?,
             false => Bytes::copy_from_slice(view.payload()),
         };
         let out = OutMessage {
@@ -144,7 +144,7 @@ impl Session {
         // [MQTT-2.1.4]: the remaining length has 28 bits
         let limit = link.max_packet_size.map_or(268_435_455, |size| size as usize);
         if out.topic.len() > usize::from(u16::MAX) || out.packet_size(link.version) > limit {
-            return Err(Outcome::Dropped(DropReason::TooLarge));
+            return Err(LedgerOutcome::Dropped(DropReason::TooLarge));
         }
         Ok(out)
     }

@@ -16,10 +16,10 @@
 
 use tracing::warn;
 
-use super::{InFlight, STRIKES, Session, SessionAction};
+use super::{STRIKES, SentMessage, SessionAction, UpstreamSession};
 use crate::journal::Position;
 use crate::message::Message;
-use crate::status::ledger::{DropReason, Outcome};
+use crate::status::ledger::{DropReason, LedgerOutcome};
 use crate::upstream::lanes::Lane;
 
 /// Messages that may be held back.
@@ -42,7 +42,7 @@ enum Flag {
 
 /// A message that has ended a connection while it was alone.
 #[derive(Clone, Copy, Debug)]
-struct Entry {
+struct Suspect {
     lane: Lane,
     position: Position,
     strikes: u32,
@@ -74,7 +74,7 @@ pub(super) struct Seen {
 
 /// What follows from the end of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Verdict {
+pub(super) enum SuspectVerdict {
     /// Nothing yet.
     Open,
     /// It is this message.
@@ -92,7 +92,7 @@ pub(super) struct Suspicion {
     until: [Option<Position>; 2],
     /// How far they have got.
     passed: [Position; 2],
-    entries: Vec<Entry>,
+    entries: Vec<Suspect>,
     plan: Plan,
     /// Connections in turn that ended at a message that was alone, while nothing was acknowledged.
     failures: u32,
@@ -164,17 +164,19 @@ impl Suspicion {
         self.sent = self.sent.saturating_add(1);
     }
 
-    fn entry(&self, lane: Lane, position: Position) -> Option<&Entry> {
+    fn entry(&self, lane: Lane, position: Position) -> Option<&Suspect> {
         self.entries.iter().find(|entry| (entry.lane, entry.position) == (lane, position))
     }
 
     /// The upstream ended the connection while these were unanswered; `alone`: nothing else was.
-    pub(crate) fn ended(&mut self, unanswered: &[Seen], alone: bool) -> Verdict {
+    pub(crate) fn ended(&mut self, unanswered: &[Seen], alone: bool) -> SuspectVerdict {
         for seen in unanswered {
             let until = &mut self.until[seen.lane.index()];
             *until = (*until).max(Some(seen.position));
         }
-        let (Some(&Seen { lane, position, retain }), true) = (unanswered.first(), alone) else { return Verdict::Open };
+        let (Some(&Seen { lane, position, retain }), true) = (unanswered.first(), alone) else {
+            return SuspectVerdict::Open;
+        };
         self.failures += 1;
         let is_first = self.sent <= 1;
         let at = self.entries.iter().position(|entry| (entry.lane, entry.position) == (lane, position));
@@ -182,14 +184,14 @@ impl Suspicion {
             if self.entries.len() >= ENTRIES {
                 self.entries.remove(0);
             }
-            self.entries.push(Entry { lane, position, strikes: 0, others: true, flag: Flag::Unknown });
+            self.entries.push(Suspect { lane, position, strikes: 0, others: true, flag: Flag::Unknown });
             self.entries.len() - 1
         });
         let entry = &mut self.entries[at];
         match entry.flag {
             Flag::Proving => {
                 self.entries.remove(at);
-                return Verdict::Flag;
+                return SuspectVerdict::Flag;
             }
             Flag::LeftOut => entry.flag = Flag::Innocent,
             Flag::Unknown | Flag::Innocent => {
@@ -202,18 +204,18 @@ impl Suspicion {
                 }
                 if entry.strikes >= STRIKES {
                     self.entries.remove(at);
-                    return Verdict::Guilty;
+                    return SuspectVerdict::Guilty;
                 }
             }
         }
         let is_news = self.failures > 1 && self.entries.len() > 1 && !std::mem::replace(&mut self.said, true);
-        if is_news { Verdict::Upstream } else { Verdict::Open }
+        if is_news { SuspectVerdict::Upstream } else { SuspectVerdict::Open }
     }
 
     /// The upstream has acknowledged a message: `false` if it is to be sent once more, with its retain flag.
     pub(crate) fn acked(&mut self, lane: Lane, position: Position) -> bool {
         (self.failures, self.said) = (0, false);
-        let is_it = |entry: &Entry| (entry.lane, entry.position) == (lane, position);
+        let is_it = |entry: &Suspect| (entry.lane, entry.position) == (lane, position);
         self.entries.iter_mut().filter(|entry| !is_it(entry)).for_each(|entry| entry.others = true);
         if let Some(entry) = self.entries.iter_mut().find(|entry| is_it(entry))
             && entry.flag == Flag::LeftOut
@@ -254,13 +256,13 @@ impl Suspicion {
     }
 }
 
-impl Session {
+impl UpstreamSession {
     /// The upstream closed the connection, and nothing of its opening was unanswered.
     pub(super) fn suspect(&mut self, actions: &mut Vec<SessionAction>) {
         let unanswered =
-            |message: &&InFlight| message.is_unanswered() && message.packet_id.is_some() && !message.is_recorded;
+            |message: &&SentMessage| message.is_unanswered() && message.packet_id.is_some() && !message.is_recorded;
         let under_way = self.in_flight.iter().filter(|message| message.is_unanswered()).count();
-        let sent: Vec<&InFlight> = self.in_flight.iter().filter(unanswered).collect();
+        let sent: Vec<&SentMessage> = self.in_flight.iter().filter(unanswered).collect();
         let seen = sent.iter().filter_map(|message| {
             let source = message.source.as_ref()?;
             Some(Seen { lane: source.lane, position: source.position, retain: message.retain })
@@ -271,20 +273,20 @@ impl Session {
         let Some(source) = source else { return };
         let upstream = &self.name;
         match verdict {
-            Verdict::Open => {}
-            Verdict::Guilty => {
+            SuspectVerdict::Open => {}
+            SuspectVerdict::Guilty => {
                 let why = "the upstream closes the connection whenever it gets this message, and takes others";
                 self.counts.add_loss(upstream, DropReason::EndsConnection, source.message.view().topic(), why);
                 self.suspicion.past(source.lane, source.position);
-                let outcome = Outcome::Dropped(DropReason::EndsConnection);
+                let outcome = LedgerOutcome::Dropped(DropReason::EndsConnection);
                 actions.push(SessionAction::Settle(source.lane, source.position, outcome));
             }
-            Verdict::Flag => {
+            SuspectVerdict::Flag => {
                 self.refuse_retain("it closes the connection when it gets the flag");
                 self.suspicion.past(source.lane, source.position);
-                actions.push(SessionAction::Settle(source.lane, source.position, Outcome::Acked));
+                actions.push(SessionAction::Settle(source.lane, source.position, LedgerOutcome::Acked));
             }
-            Verdict::Upstream => {
+            SuspectVerdict::Upstream => {
                 warn!(
                     upstream,
                     "the upstream closes the connection whatever message it gets: all are kept, and tried again ever \
@@ -341,7 +343,7 @@ impl Session {
         {
             return None;
         }
-        if self.in_flight.iter().any(InFlight::is_unanswered) {
+        if self.in_flight.iter().any(SentMessage::is_unanswered) {
             return None;
         }
         let held = self.in_flight.iter().find(|message| message.held)?;
@@ -350,13 +352,13 @@ impl Session {
 
     /// Nothing else is there to hand over: whether something that was held back has its turn now.
     pub(crate) fn nothing_else(&mut self) -> bool {
-        if self.held > 0 && !self.suspicion.releases() && !self.in_flight.iter().any(InFlight::is_unanswered) {
+        if self.held > 0 && !self.suspicion.releases() && !self.in_flight.iter().any(SentMessage::is_unanswered) {
             self.suspicion.in_order();
         }
         self.held().is_some()
     }
 
-    /// Sends what [`Session::held`] says; `is_current` as for [`Session::delivery`].
+    /// Sends what [`UpstreamSession::held`] says; `is_current` as for [`UpstreamSession::delivery`].
     pub(crate) fn send_held(&mut self, is_current: bool, now: u64) -> Vec<SessionAction> {
         let mut actions = Vec::new();
         let Some(at) = self.in_flight.iter().position(|message| message.held) else { return actions };

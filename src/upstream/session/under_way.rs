@@ -1,6 +1,6 @@
 //! Bytes of messages that an upstream has not answered yet.
 
-use super::{Role, Source};
+use super::{Role, SentFrom};
 
 /// No further message goes while so many bytes are unanswered: a window of large messages would be as large as the rest of
 /// the gateway.
@@ -22,7 +22,7 @@ impl UnderWay {
     }
 
     /// A message is handed over.
-    pub(super) fn begin(&mut self, source: &Source) {
+    pub(super) fn begin(&mut self, source: &SentFrom) {
         self.all += source.message.size();
         if source.role == Role::Backlog {
             self.of_backlog += source.message.size();
@@ -30,7 +30,7 @@ impl UnderWay {
     }
 
     /// It has ended.
-    pub(super) fn end(&mut self, source: &Source) {
+    pub(super) fn end(&mut self, source: &SentFrom) {
         self.all = self.all.saturating_sub(source.message.size());
         if source.role == Role::Backlog {
             self.of_backlog = self.of_backlog.saturating_sub(source.message.size());

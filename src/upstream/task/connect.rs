@@ -7,9 +7,9 @@ use tracing::{debug, error, info, warn};
 
 use super::Upstream;
 use crate::health::Pulse;
-use crate::upstream::approach::Next;
+use crate::upstream::approach::NextAttempt;
 use crate::upstream::tls;
-use crate::upstream::wire::{Broken, Link, UpstreamClient, Will};
+use crate::upstream::wire::{Broken, Link, StatusWill, UpstreamClient};
 
 /// Different reasons for failing to connect that are logged.
 const REASONS: usize = 8;
@@ -53,7 +53,7 @@ impl<C: UpstreamClient> Upstream<C> {
                 Some(hint) => format!("{why}; {hint}"),
                 None => why.to_string(),
             };
-            if next == Next::AnotherWay {
+            if next == NextAttempt::AnotherWay {
                 debug!(upstream = self.name, ?offer, "tried another way: {shown}");
                 continue;
             }
@@ -76,12 +76,12 @@ impl<C: UpstreamClient> Upstream<C> {
         }
     }
 
-    fn will_refused(&self, will: Will) {
+    fn will_refused(&self, will: StatusWill) {
         let (upstream, topic) = (&self.name, self.current.status_topic.as_ref().map(|topic| topic.as_str()));
         let how = match will {
-            Will::WithoutRetain => "with the retain flag: it goes without",
-            Will::AtMostOnce => "at QoS 1: it goes at QoS 0",
-            Will::Whole | Will::None => {
+            StatusWill::WithoutRetain => "with the retain flag: it goes without",
+            StatusWill::AtMostOnce => "at QoS 1: it goes at QoS 0",
+            StatusWill::Whole | StatusWill::None => {
                 "at all: there is none, and status_topic may stay \"online\" when the gateway is cut off"
             }
         };

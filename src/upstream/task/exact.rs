@@ -32,7 +32,7 @@ const PATIENCE: Duration = Duration::from_secs(30);
 
 /// What is to be done before messages leave.
 #[derive(Debug)]
-enum Step {
+enum ExactStep {
     /// The steps are to be noted as forgotten.
     Forget,
     /// That is safe at this place.
@@ -69,7 +69,7 @@ impl Freed {
 pub(super) struct Exact {
     /// PUBREL leaves when this place is safe.
     releases: VecDeque<(Position, u16)>,
-    step: Option<Step>,
+    step: Option<ExactStep>,
     /// Packet ids may be in use in the session that is present.
     is_foreign: bool,
     /// The steps in the journal are not those of the session there: also on the next connection, until it is done.
@@ -86,12 +86,13 @@ pub(super) struct Exact {
 
 impl Exact {
     pub(crate) fn waits_for_disk(&self) -> bool {
-        !self.releases.is_empty() || matches!(self.step, Some(Step::Forget | Step::Forgotten(_) | Step::Mark(_)))
+        !self.releases.is_empty()
+            || matches!(self.step, Some(ExactStep::Forget | ExactStep::Forgotten(_) | ExactStep::Mark(_)))
     }
 
     pub(crate) fn deadline(&self) -> Option<Instant> {
         match &self.step {
-            Some(Step::Release(freed)) => Some(freed.until),
+            Some(ExactStep::Release(freed)) => Some(freed.until),
             Some(_) => self.until,
             None => None,
         }
@@ -99,7 +100,7 @@ impl Exact {
 
     /// Whether the disk has not taken for long what must be safe before messages leave.
     pub(crate) fn is_overdue(&self) -> bool {
-        let waits = matches!(self.step, Some(Step::Forget | Step::Forgotten(_) | Step::Mark(_)));
+        let waits = matches!(self.step, Some(ExactStep::Forget | ExactStep::Forgotten(_) | ExactStep::Mark(_)));
         waits && self.until.is_some_and(|until| until <= Instant::now())
     }
 
@@ -115,13 +116,13 @@ impl Exact {
 
     pub(crate) fn disconnected(&mut self, why: &Broken) {
         self.releases.clear();
-        let is_releasing = matches!(self.step.take(), Some(Step::Release(_)));
+        let is_releasing = matches!(self.step.take(), Some(ExactStep::Release(_)));
         self.ended += u32::from(is_releasing && matches!(why, Broken::Closed | Broken::Dismissed(..)));
     }
 
     /// The upstream has answered to a PUBREL.
     pub(crate) fn answered(&mut self, packet_id: u16) {
-        if let Some(Step::Release(freed)) = &mut self.step {
+        if let Some(ExactStep::Release(freed)) = &mut self.step {
             freed.answered(packet_id);
         }
     }
@@ -166,7 +167,7 @@ impl<C: UpstreamClient> Upstream<C> {
         if self.exact.is_foreign {
             self.session.forget_exchanges();
         }
-        self.exact.step = Some(Step::Forget);
+        self.exact.step = Some(ExactStep::Forget);
         self.inbox.forget();
     }
 
@@ -176,25 +177,25 @@ impl<C: UpstreamClient> Upstream<C> {
             match &mut self.exact.step {
                 None => return true,
                 // what is on its way to the disk is not known as a step before it is there
-                Some(Step::Forget) if self.exact.recorded > synced => return false,
-                Some(Step::Forget) => match self.forget_exchanges() {
-                    Ok(position) => self.exact.step = Some(Step::Forgotten(position)),
+                Some(ExactStep::Forget) if self.exact.recorded > synced => return false,
+                Some(ExactStep::Forget) => match self.forget_exchanges() {
+                    Ok(position) => self.exact.step = Some(ExactStep::Forgotten(position)),
                     // there is room again when something has become safe
                     Err(Full) => return false,
                 },
-                Some(Step::Forgotten(position)) if *position > synced => return false,
-                Some(Step::Forgotten(_)) => {
+                Some(ExactStep::Forgotten(position)) if *position > synced => return false,
+                Some(ExactStep::Forgotten(_)) => {
                     self.readers.rewind();
                     let has_borne_it = self.exact.ended < MOST_ENDED;
                     if self.exact.is_foreign && !has_borne_it {
                         warn!(upstream = self.name, "the upstream ends the connection at PUBREL: going on without");
                     }
                     self.exact.step = Some(match self.exact.is_foreign && has_borne_it {
-                        true => Step::Release(Freed::new()),
-                        false => Step::Mark(!self.exact.is_foreign),
+                        true => ExactStep::Release(Freed::new()),
+                        false => ExactStep::Mark(!self.exact.is_foreign),
                     });
                 }
-                Some(Step::Release(freed)) => {
+                Some(ExactStep::Release(freed)) => {
                     while freed.unanswered < PAGE
                         && let Some(packet_id) = freed.left.clone().next()
                         && self.client.ack(Ack::Released(packet_id)).is_ok()
@@ -204,19 +205,19 @@ impl<C: UpstreamClient> Upstream<C> {
                     }
                     if freed.left.is_empty() && freed.unanswered == 0 {
                         self.exact.until = Some(Instant::now() + PATIENCE);
-                        self.exact.step = Some(Step::Mark(true));
+                        self.exact.step = Some(ExactStep::Mark(true));
                     } else if freed.until <= Instant::now() {
                         warn!(upstream = self.name, "the upstream does not answer to PUBREL: going on without");
                         self.exact.ended = self.exact.ended.max(MOST_ENDED);
                         self.exact.until = Some(Instant::now() + PATIENCE);
-                        self.exact.step = Some(Step::Mark(false));
+                        self.exact.step = Some(ExactStep::Mark(false));
                     } else {
                         return false;
                     }
                 }
                 // what is not sure is done again on the next connection, also after a restart: until then the session is marked
                 // as one without messages at QoS 2, and with a doubt
-                Some(Step::Mark(is_sure)) => {
+                Some(ExactStep::Mark(is_sure)) => {
                     let is_sure = *is_sure;
                     if self.mark.set(self.session.is_exact() && is_sure, !is_sure).is_err() {
                         return false;

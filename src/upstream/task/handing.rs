@@ -1,7 +1,7 @@
 //! What waits in the journal is handed over.
 
 use super::{AT_ONCE, Upstream};
-use crate::exchange::trace::What;
+use crate::exchange::trace::TraceEvent;
 use crate::journal::Delivery;
 use crate::message::Message;
 use crate::upstream::lanes::Lane;
@@ -32,7 +32,7 @@ impl<C: UpstreamClient> Upstream<C> {
             if let Some(position) = position
                 && actions.iter().any(|action| matches!(action, SessionAction::Publish(_)))
             {
-                self.door.trace(position, What::Sent, &self.name);
+                self.door.trace(position, TraceEvent::Sent, &self.name);
             }
             if is_current {
                 self.note_retained(&message, &actions);

@@ -22,18 +22,18 @@ use self::exact::Exact;
 use self::failback::Failback;
 use super::approach::Approach;
 use super::backoff::Backoff;
-use super::client::Client;
-use super::inbox::{Door, Inbox};
+use super::client::RemoteClient;
+use super::inbox::{InboxDoor, UpstreamInbox};
 use super::lanes::{Consumers, Lane, Lanes, Readers};
 use super::mark::SessionMark;
 use super::retained::{Passes, losses};
-use super::rule::Rules;
-use super::session::{Session, SessionAction};
+use super::rule::UpstreamRules;
+use super::session::{SessionAction, UpstreamSession};
 use super::settings::UpstreamSettings;
 use super::twins::Twins;
 use super::wire::{Ack, Broken, ClientEvent, Link, Role, UpstreamClient, Version};
 use crate::exchange::ingress::{Ingress, IngressError};
-use crate::exchange::trace::What;
+use crate::exchange::trace::TraceEvent;
 use crate::health::{Health, Pulse};
 use crate::journal::settings::Order;
 use crate::journal::{Journal, Limits, Position};
@@ -63,15 +63,15 @@ pub struct Upstream<C> {
     settings: watch::Receiver<Arc<UpstreamSettings>>,
     current: Arc<UpstreamSettings>,
     client: C,
-    session: Session,
+    session: UpstreamSession,
     lanes: Lanes,
     consumers: Consumers,
     readers: Readers,
     passes: Passes,
     journal: Journal,
     synced: watch::Receiver<Position>,
-    door: Door,
-    inbox: Inbox,
+    door: InboxDoor,
+    inbox: UpstreamInbox,
     clock: SharedClock,
     pub(super) snapshots: watch::Sender<UpstreamSnapshot>,
     shown: UpstreamSnapshot,
@@ -95,7 +95,7 @@ pub struct Upstream<C> {
 }
 
 /// Why a conversation ended, or a wait did.
-enum End {
+enum ConversationEnd {
     Broken(Broken),
     /// The settings changed in a way that needs a new connection.
     Changed,
@@ -104,7 +104,7 @@ enum End {
     Cancelled,
 }
 
-impl Upstream<Client> {
+impl Upstream<RemoteClient> {
     /// An upstream of the gateway. From now on the journal keeps what its rules send up. Must be called within the
     /// runtime.
     pub(crate) fn new(
@@ -115,7 +115,7 @@ impl Upstream<Client> {
         max_packet_size: usize,
         clock: SharedClock,
     ) -> Self {
-        let client = Client::new(max_packet_size);
+        let client = RemoteClient::new(max_packet_size);
         Upstream::speaking_by(client, settings, journal, (limits, order), ingress, max_packet_size, clock)
     }
 }
@@ -131,14 +131,14 @@ impl<C: UpstreamClient> Upstream<C> {
         max_packet_size: usize,
         clock: SharedClock,
     ) -> Self {
-        Upstream::with(settings, journal, kept, Door::Ingress(ingress), client, max_packet_size, clock)
+        Upstream::with(settings, journal, kept, InboxDoor::Ingress(ingress), client, max_packet_size, clock)
     }
 
     pub(super) fn with(
         mut settings: watch::Receiver<Arc<UpstreamSettings>>,
         journal: &Journal,
         (limits, order): (Limits, Order),
-        door: Door,
+        door: InboxDoor,
         client: C,
         max_packet_size: usize,
         clock: SharedClock,
@@ -146,7 +146,7 @@ impl<C: UpstreamClient> Upstream<C> {
         let current = settings.borrow_and_update().clone();
         let consumers = Consumers::register(journal, &current.name, limits, order);
         let lanes = Lanes::new(order, consumers.waiting());
-        let rules = Rules::new(&current);
+        let rules = UpstreamRules::new(&current);
         door.set_filters(consumers.id(lanes.append()), Origin::upstream(&current.name), rules.local_filters());
         let (since_boot_ms, retry) = (clock.boot_ms(), current.retry);
         let shown = UpstreamSnapshot {
@@ -156,7 +156,7 @@ impl<C: UpstreamClient> Upstream<C> {
             ..UpstreamSnapshot::default()
         };
         let mark = SessionMark::restore(journal, &current.name);
-        let mut session = Session::new(rules, &current);
+        let mut session = UpstreamSession::new(rules, &current);
         for (lane, consumer) in consumers.all().filter(|_| mark.is_exact() == Some(true)) {
             session.may_have_begun(lane, journal.maybe_sent(consumer, u16::MAX.into()));
         }
@@ -167,7 +167,7 @@ impl<C: UpstreamClient> Upstream<C> {
             passes: Passes::restore(journal, &current.name),
             journal: journal.clone(),
             synced: journal.synced(),
-            inbox: Inbox::new(&current.name, max_packet_size, journal, consumers.id(Lane::First)),
+            inbox: UpstreamInbox::new(&current.name, max_packet_size, journal, consumers.id(Lane::First)),
             shown: shown.clone(),
             settings,
             current,
@@ -207,10 +207,10 @@ impl<C: UpstreamClient> Upstream<C> {
             self.client.close();
             self.backoff.connected_for(connected.elapsed());
             let (why, at_once) = match end {
-                End::Cancelled => break,
-                End::Changed => (Broken::Failed("the configuration has changed".into()), true),
-                End::Failback => (Broken::Failed("the first address answers again".into()), true),
-                End::Broken(why) => (why, false),
+                ConversationEnd::Cancelled => break,
+                ConversationEnd::Changed => (Broken::Failed("the configuration has changed".into()), true),
+                ConversationEnd::Failback => (Broken::Failed("the first address answers again".into()), true),
+                ConversationEnd::Broken(why) => (why, false),
             };
             if !at_once {
                 self.is_down(&why, &format!("the connection ended: {why}"));
@@ -302,7 +302,7 @@ impl<C: UpstreamClient> Upstream<C> {
         link: Link,
         pulse: &mut Pulse,
         cancel: &CancellationToken,
-    ) -> Result<End, UpstreamError> {
+    ) -> Result<ConversationEnd, UpstreamError> {
         let mut alive = self.begin(link);
         let mut may_change = true;
         while alive {
@@ -310,7 +310,7 @@ impl<C: UpstreamClient> Upstream<C> {
             let was_closed = self.inbox.is_closed();
             let is_ready = self.release_safe(synced);
             if self.exact.is_overdue() {
-                return Ok(End::Broken(self.disk_is_slow()));
+                return Ok(ConversationEnd::Broken(self.disk_is_slow()));
             }
             if was_closed && !self.inbox.is_closed() {
                 self.inbox.deliver(&self.door, self.clock.boot_ms()).await?;
@@ -327,17 +327,17 @@ impl<C: UpstreamClient> Upstream<C> {
             tokio::select! {
                 () = cancel.cancelled() => {
                     self.say_good_bye().await;
-                    return Ok(End::Cancelled);
+                    return Ok(ConversationEnd::Cancelled);
                 }
                 events = self.client.events() => match events {
                     Ok(events) => alive &= self.handle(events).await?,
-                    Err(why) => return Ok(End::Broken(why)),
+                    Err(why) => return Ok(ConversationEnd::Broken(why)),
                 },
                 changed = self.settings.changed(), if may_change => match changed {
                     Ok(()) => {
                         if self.apply_settings() {
                             self.say_good_bye().await;
-                            return Ok(End::Changed);
+                            return Ok(ConversationEnd::Changed);
                         }
                     }
                     Err(_) => may_change = false,
@@ -354,7 +354,7 @@ impl<C: UpstreamClient> Upstream<C> {
                 true = Failback::is_due(&mut self.failback, &self.current) => {
                     self.say_good_bye().await;
                     self.address = 0;
-                    return Ok(End::Failback);
+                    return Ok(ConversationEnd::Failback);
                 }
                 () = tokio::task::yield_now(), if more => {}
                 () = self.readers.ready(), if has_room && !more => {}
@@ -365,7 +365,7 @@ impl<C: UpstreamClient> Upstream<C> {
             }
             self.show_at.get_or_insert_with(|| Instant::now() + SOON);
         }
-        Ok(End::Broken(Broken::Silent))
+        Ok(ConversationEnd::Broken(Broken::Silent))
     }
 
     /// When there is something to do even if nothing happens. Nothing is looked at again and again: a Pi sleeps meanwhile.
@@ -439,7 +439,7 @@ impl<C: UpstreamClient> Upstream<C> {
                 SessionAction::Unsubscribe(filters) => self.client.unsubscribe(&filters),
                 SessionAction::Settle(lane, position, outcome) => {
                     self.readers.settle(lane, position, outcome.in_journal());
-                    self.door.trace(position, What::Settled(outcome.in_journal()), &self.name);
+                    self.door.trace(position, TraceEvent::Settled(outcome.in_journal()), &self.name);
                     Ok(())
                 }
                 SessionAction::Rewind => {

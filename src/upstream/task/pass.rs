@@ -3,7 +3,7 @@
 use super::Upstream;
 use crate::message::Origin;
 use crate::upstream::retained::{Item, Need, losses};
-use crate::upstream::rule::Rules;
+use crate::upstream::rule::UpstreamRules;
 use crate::upstream::wire::{OutMessage, Role, UpstreamClient};
 
 impl<C: UpstreamClient> Upstream<C> {
@@ -15,7 +15,7 @@ impl<C: UpstreamClient> Upstream<C> {
             if backlog.messages > self.session.in_flight() - self.session.own_in_flight() {
                 return Some(false); // what waits may bring it up to date as well
             }
-            self.passes.begin(Rules::new(&self.current).local_filters(), losses(&backlog), now);
+            self.passes.begin(UpstreamRules::new(&self.current).local_filters(), losses(&backlog), now);
         }
         let synced = *self.synced.borrow();
         match self.passes.need(synced) {

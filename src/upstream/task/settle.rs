@@ -6,7 +6,7 @@ use super::{GOOD_BYE, Upstream};
 use crate::message::{Origin, via};
 use crate::mqtt::Version;
 use crate::upstream::lanes::Lane;
-use crate::upstream::rule::Rules;
+use crate::upstream::rule::UpstreamRules;
 use crate::upstream::session::SessionAction;
 use crate::upstream::settings::UpstreamSettings;
 use crate::upstream::wire::{ClientEvent, UpstreamClient};
@@ -62,7 +62,7 @@ impl<C: UpstreamClient> Upstream<C> {
         self.shown.rules = self.current.rules_in_words();
         self.set_filters();
         self.set_carried(self.gateway);
-        let actions = self.session.set_rules(Rules::new(&self.current), self.clock.boot_ms());
+        let actions = self.session.set_rules(UpstreamRules::new(&self.current), self.clock.boot_ms());
         let alive = self.perform(actions);
         self.readers.say_settled();
         let is_same = without_rules(&old) == without_rules(&self.current);
@@ -83,13 +83,13 @@ impl<C: UpstreamClient> Upstream<C> {
 
     /// From now on new messages go to the lane that they belong in.
     pub(super) fn set_filters(&self) {
-        let filters = Rules::new(&self.current).local_filters();
+        let filters = UpstreamRules::new(&self.current).local_filters();
         self.door.set_filters(self.consumers.id(self.lanes.append()), Origin::upstream(&self.name), filters);
     }
 
     pub(super) fn set_carried(&mut self, gateway: Option<via::Id>) {
         self.gateway = gateway;
-        let carried = if gateway.is_some() { Rules::new(&self.current).carried() } else { Vec::new() };
+        let carried = if gateway.is_some() { UpstreamRules::new(&self.current).carried() } else { Vec::new() };
         self.door.set_carried(self.consumers.id(Lane::First), gateway, carried);
     }
 }

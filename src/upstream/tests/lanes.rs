@@ -9,9 +9,9 @@ use crate::journal::{Journal, Limits, WhenFull};
 use crate::message::{Draft, Message, Origin, Qos};
 use crate::status::ledger::Ledger;
 use crate::upstream::lanes::{Consumers, Lane, Lanes, Readers};
-use crate::upstream::rule::Rules;
+use crate::upstream::rule::UpstreamRules;
 use crate::upstream::rule::tests::{rule, settings};
-use crate::upstream::session::{BACKLOG_BYTES, STRIKES, Session, SessionAction};
+use crate::upstream::session::{BACKLOG_BYTES, STRIKES, SessionAction, UpstreamSession};
 use crate::upstream::settings::OutQos;
 use crate::upstream::wire::{Broken, Link, Role, Version};
 
@@ -31,7 +31,7 @@ struct Bench {
     consumers: Consumers,
     readers: Readers,
     lanes: Lanes,
-    session: Session,
+    session: UpstreamSession,
     connected: bool,
     /// Payloads under way with their packet ids.
     sent: VecDeque<(u16, String)>,
@@ -51,7 +51,7 @@ impl Bench {
         Bench {
             readers: consumers.readers(),
             lanes: Lanes::new(Order::LiveFirst, consumers.waiting()),
-            session: Session::new(Rules::new(&settings), &settings),
+            session: UpstreamSession::new(UpstreamRules::new(&settings), &settings),
             journal,
             consumers,
             connected: false,

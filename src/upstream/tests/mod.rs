@@ -17,12 +17,12 @@ use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
-use super::inbox::Door;
+use super::inbox::InboxDoor;
 use super::mark::SessionMark;
 use super::rule::tests::rule;
 use super::settings::{OutQos, UpstreamAddress, UpstreamSettings};
 use super::task::{Upstream, UpstreamError};
-use super::wire::{Ack, Broken, Busy, ClientEvent, InMessage, Link, Offer, OutMessage, UpstreamClient, Version};
+use super::wire::{Ack, Broken, Busy, ClientEvent, ConnectOffer, InMessage, Link, OutMessage, UpstreamClient, Version};
 use crate::exchange::ingress::{IngressError, Receipt};
 use crate::health::PulseTaker;
 use crate::journal::settings::Order;
@@ -97,7 +97,7 @@ impl UpstreamClient for Scripted {
         &mut self,
         settings: &UpstreamSettings,
         to: &UpstreamAddress,
-        offer: Offer,
+        offer: ConnectOffer,
         mark: &mut SessionMark,
     ) -> Result<Link, Broken> {
         let _ = timeout(settings.connect_timeout / 4, mark.asks()).await;
@@ -154,7 +154,7 @@ impl Running {
         let (settings, settings_rx) = watch::channel(Arc::new(settings));
         let cancel = CancellationToken::new();
         let clock = Arc::new(SystemClock);
-        let (door, kept) = (Door::Test(door), (limits, Order::Strict));
+        let (door, kept) = (InboxDoor::Test(door), (limits, Order::Strict));
         let upstream = Upstream::with(settings_rx, &journal, kept, door, client, 256 << 10, clock);
         let snapshots = upstream.snapshots.subscribe();
         let consumer = journal.register("upstream/home", limits);

@@ -42,7 +42,7 @@ impl UpstreamClient for Stuck {
         &mut self,
         _: &UpstreamSettings,
         _: &UpstreamAddress,
-        offer: Offer,
+        offer: ConnectOffer,
         _: &mut SessionMark,
     ) -> Result<Link, Broken> {
         Ok(link(offer.version))

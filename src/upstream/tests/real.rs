@@ -7,7 +7,7 @@ use std::process::{Child, Command, Stdio};
 
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt};
 
-use super::super::client::Client;
+use super::super::client::RemoteClient;
 use super::super::settings::Protocol;
 use super::*;
 
@@ -104,7 +104,7 @@ async fn through_an_outage(protocol: Protocol) {
     configured.protocol = protocol;
     configured.status_topic = Some(Topic::new("sites/loft/status").unwrap());
     let door = TestDoor::default();
-    let mut running = Running::start(configured, door.clone(), Client::new(256 << 10));
+    let mut running = Running::start(configured, door.clone(), RemoteClient::new(256 << 10));
     for n in 0..3 {
         running.append("loft/motion1", &n.to_string());
     }
@@ -164,7 +164,7 @@ async fn commands_published_during_our_absence_arrive_afterwards() {
     let port = free_port();
     let _broker = Mosquitto::start(dir.path(), port, "").await;
     let configured = settings(&[&format!("mqtt://127.0.0.1:{port}")]);
-    let mut running = Running::start(configured.clone(), TestDoor::default(), Client::new(256 << 10));
+    let mut running = Running::start(configured.clone(), TestDoor::default(), RemoteClient::new(256 << 10));
     running.until("connected", |snapshot| snapshot.state == UpstreamState::Connected).await;
     publish(port, "sites/loft/commands/a", "1", false).await;
     running.until("a command", |snapshot| snapshot.received == 1).await;
@@ -172,7 +172,7 @@ async fn commands_published_during_our_absence_arrive_afterwards() {
     publish(port, "sites/loft/commands/a", "2", false).await;
     publish(port, "sites/loft/commands/b", "3", false).await;
     let door = TestDoor::default();
-    let mut running = Running::start(configured, door.clone(), Client::new(256 << 10));
+    let mut running = Running::start(configured, door.clone(), RemoteClient::new(256 << 10));
     running.until("both commands", |snapshot| snapshot.received == 2).await;
     let topics: Vec<_> = door.published.lock().iter().map(|(_, payload)| payload.clone()).collect();
     assert_eq!(topics, ["2", "3"]);
@@ -200,7 +200,7 @@ async fn a_broker_that_knows_only_3_1_1_gets_that() {
             return (levels, socket);
         }
     });
-    let mut running = Running::start(settings(&[&address]), TestDoor::default(), Client::new(256 << 10));
+    let mut running = Running::start(settings(&[&address]), TestDoor::default(), RemoteClient::new(256 << 10));
     let snapshot = running.until("connected", |snapshot| snapshot.state == UpstreamState::Connected).await;
     assert_eq!(snapshot.version, Some(Version::V311));
     let (levels, socket) = broker.await.unwrap();

@@ -2,7 +2,7 @@
 
 use super::real::{Mosquitto, free_port};
 use super::*;
-use crate::upstream::client::Client;
+use crate::upstream::client::RemoteClient;
 use crate::upstream::settings::UpstreamTls;
 
 /// A directory with an authority, and certificates for a server with these names and for a client.
@@ -38,7 +38,7 @@ async fn it_trusts_the_given_authority_and_shows_a_certificate() {
     );
     let _broker = Mosquitto::start(dir.path(), port, &extra).await;
     let mut configured = settings(&[&format!("mqtts://127.0.0.1:{port}")]);
-    let stranger = Running::start(configured.clone(), TestDoor::default(), Client::new(256 << 10));
+    let stranger = Running::start(configured.clone(), TestDoor::default(), RemoteClient::new(256 << 10));
     let mut stranger = stranger;
     stranger.until("a refusal", |snapshot| snapshot.last_error.is_some()).await;
     stranger.stop().await;
@@ -49,7 +49,7 @@ async fn it_trusts_the_given_authority_and_shows_a_certificate() {
         ..UpstreamTls::default()
     };
     configured.tls = Some(files);
-    let mut running = Running::start(configured, TestDoor::default(), Client::new(256 << 10));
+    let mut running = Running::start(configured, TestDoor::default(), RemoteClient::new(256 << 10));
     running.append("loft/a", "1");
     running.until("an ack", |snapshot| snapshot.ledger.acked == 1).await;
     running.stop().await;
@@ -59,7 +59,7 @@ async fn it_trusts_the_given_authority_and_shows_a_certificate() {
 async fn complaint(address: &str, ca: Option<std::path::PathBuf>) -> String {
     let mut configured = settings(&[address]);
     configured.tls = Some(UpstreamTls { ca, ..UpstreamTls::default() });
-    let mut running = Running::start(configured, TestDoor::default(), Client::new(256 << 10));
+    let mut running = Running::start(configured, TestDoor::default(), RemoteClient::new(256 << 10));
     let snapshot = running.until("a failure", |snapshot| snapshot.last_error.is_some()).await;
     running.stop().await;
     snapshot.last_error.unwrap()

@@ -7,9 +7,9 @@ pub(super) mod tables;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::rc::Rc;
 
-use super::document::{Document, Section};
+use super::document::{MosquittoDocument, Section};
 use crate::import::files::Files;
-use crate::import::line::Line;
+use crate::import::line::SettingLine;
 use crate::net::address::Address;
 
 /// Certificate and key, and who signs client certificates.
@@ -26,7 +26,7 @@ pub(super) struct Tls {
 
 /// One listener of mosquitto as it is to be here.
 #[derive(Clone, Debug)]
-pub(super) struct Opening {
+pub(super) struct ListenerOpening {
     pub(crate) addresses: Vec<SocketAddr>,
     /// A socket in the file system.
     pub(crate) socket: Option<String>,
@@ -34,11 +34,11 @@ pub(super) struct Opening {
     pub(crate) is_proxied: bool,
     pub(crate) tls: Option<Tls>,
     pub(crate) is_websocket: bool,
-    /// Its place in [`Document::listeners`]; `None`: mosquitto's own, where no listener is given.
+    /// Its place in [`MosquittoDocument::listeners`]; `None`: mosquitto's own, where no listener is given.
     pub(crate) section: Option<usize>,
 }
 
-impl Opening {
+impl ListenerOpening {
     /// Whether only the host itself reaches it.
     pub(crate) fn is_local(&self) -> bool {
         self.addresses.iter().all(|address| address.ip().is_loopback())
@@ -53,18 +53,18 @@ impl Opening {
 /// All listeners.
 #[derive(Debug, Default)]
 pub(super) struct Listeners {
-    pub(crate) openings: Vec<Opening>,
+    pub(crate) openings: Vec<ListenerOpening>,
     pub(crate) to_do: Vec<String>,
 }
 
 /// Whether mosquitto listens on this host only and lets everybody in: no `listener`, `port` or `bind_address` is given.
-pub(super) fn is_local_only(document: &Document) -> bool {
+pub(super) fn is_local_only(document: &MosquittoDocument) -> bool {
     document.listeners.len() == 1 && !["port", "bind_address"].iter().any(|key| document.listeners[0].has(key))
 }
 
 /// Whether the default listener is there: something is said about it that is not so anyway.
 fn default_is_there(section: &Section) -> bool {
-    let usual = |line: &Line| match line.key.as_str() {
+    let usual = |line: &SettingLine| match line.key.as_str() {
         "max_connections" => line.word() == "-1",
         "max_qos" => line.word() == "2",
         "protocol" => line.word() == "mqtt",
@@ -81,13 +81,13 @@ fn default_is_there(section: &Section) -> bool {
 }
 
 impl Listeners {
-    pub(crate) fn read(document: &Document, files: &Files) -> Listeners {
+    pub(crate) fn read(document: &MosquittoDocument, files: &Files) -> Listeners {
         let mut listeners = Listeners::default();
         let both =
             |port| vec![SocketAddr::from((Ipv4Addr::LOCALHOST, port)), SocketAddr::from((Ipv6Addr::LOCALHOST, port))];
         let default_is_there = default_is_there(&document.listeners[0]);
         if is_local_only(document) && !default_is_there {
-            let opening = Opening {
+            let opening = ListenerOpening {
                 addresses: both(1883),
                 socket: None,
                 is_proxied: false,
@@ -108,7 +108,7 @@ impl Listeners {
         }
         for section in &document.listeners {
             // who may come in is read later, by those who know
-            let is_own = |line: &&Rc<Line>| line.is_open() && !super::keys::is_about_access(&line.key);
+            let is_own = |line: &&Rc<SettingLine>| line.is_open() && !super::keys::is_about_access(&line.key);
             section.lines.iter().filter(is_own).for_each(|line| line.taken());
         }
         listeners
@@ -128,7 +128,7 @@ impl Listeners {
             let tls = self.tls(section, files)?;
             let is_websocket = protocol(section)?;
             let is_proxied = self.is_proxied(section, socket.is_some());
-            Ok(Opening { addresses, socket, is_proxied, tls, is_websocket, section: Some(index) })
+            Ok(ListenerOpening { addresses, socket, is_proxied, tls, is_websocket, section: Some(index) })
         });
         let opened = opened.and_then(|opening| self.checked(opening, section));
         match opened {
@@ -146,7 +146,7 @@ impl Listeners {
     }
 
     /// An opening that takes nothing from another and is not protected by what is not here.
-    fn checked(&mut self, mut opening: Opening, section: &Section) -> Result<Opening, String> {
+    fn checked(&mut self, mut opening: ListenerOpening, section: &Section) -> Result<ListenerOpening, String> {
         if let Some(line) = section.get("mount_point") {
             line.not_taken("topics are not put below another topic: give its users rules instead");
             return Err("its clients were kept apart by mount_point, which is not here".into());
@@ -210,7 +210,7 @@ impl Listeners {
     fn resolve(
         &mut self,
         host: Option<&str>,
-        line: Option<&Rc<Line>>,
+        line: Option<&Rc<SettingLine>>,
         domain: Option<&str>,
         port: u16,
     ) -> Vec<SocketAddr> {
@@ -241,7 +241,7 @@ impl Listeners {
         ips.into_iter().filter(is_wanted).map(|ip| SocketAddr::new(ip, port)).collect()
     }
 
-    fn interface(&mut self, line: &Line, port: u16) -> Vec<SocketAddr> {
+    fn interface(&mut self, line: &SettingLine, port: u16) -> Vec<SocketAddr> {
         if line.word() == "lo" {
             line.taken();
             return vec![SocketAddr::from((Ipv4Addr::LOCALHOST, port)), SocketAddr::from((Ipv6Addr::LOCALHOST, port))];
@@ -353,7 +353,7 @@ impl Listeners {
         is_proxied
     }
 
-    fn file(&mut self, line: &Line, files: &Files) -> Option<String> {
+    fn file(&mut self, line: &SettingLine, files: &Files) -> Option<String> {
         let (path, is_there) = files.locate(line.path()?);
         if !is_there {
             self.to_do.push(format!("{path} is not here; it must be before the gateway starts"));
@@ -395,7 +395,7 @@ fn socket(section: &Section) -> Option<String> {
 }
 
 /// Settings of a default listener that is not there because they all say what is usual.
-fn read_usual(line: &Line) {
+fn read_usual(line: &SettingLine) {
     if line.is_open() && !matches!(line.key.as_str(), "allow_anonymous" | "acl_file" | "password_file") {
         line.not_needed("it says what is usual");
     }

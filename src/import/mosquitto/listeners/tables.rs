@@ -3,10 +3,10 @@
 use std::net::{Ipv6Addr, SocketAddr};
 
 use super::{Listeners, Tls, collide};
-use crate::import::mosquitto::access::{self, User};
-use crate::import::mosquitto::acl::Rules;
-use crate::import::mosquitto::document::{Document, Section};
-use crate::import::text::{Text, list, quoted};
+use crate::import::mosquitto::access::{self, ImportedUser};
+use crate::import::mosquitto::acl::AclRules;
+use crate::import::mosquitto::document::{MosquittoDocument, Section};
+use crate::import::text::{TomlText, list, quoted};
 
 /// `tls = { ... }`.
 pub(in crate::import::mosquitto) fn tls_table(tls: &Tls) -> String {
@@ -27,17 +27,17 @@ pub(in crate::import::mosquitto) fn tls_table(tls: &Tls) -> String {
 #[derive(Clone, Debug)]
 pub(in crate::import::mosquitto) struct Own {
     pub(crate) allow_anonymous: bool,
-    pub(crate) anonymous: Rules,
+    pub(crate) anonymous: AclRules,
     /// The users that may come in there; `None`: those of the whole file.
-    pub(crate) users: Option<Vec<User>>,
+    pub(crate) users: Option<Vec<ImportedUser>>,
 }
 
 /// Writes the listeners; `own` has what each says of access, where it differs.
 pub(in crate::import::mosquitto) fn write(
     listeners: &Listeners,
-    document: &Document,
+    document: &MosquittoDocument,
     own: &[Option<Own>],
-    text: &mut Text,
+    text: &mut TomlText,
 ) {
     for (opening, own) in listeners.openings.iter().zip(own) {
         let section = opening.section.and_then(|index| document.listeners.get(index));
@@ -88,7 +88,7 @@ fn max_connections(section: &Section) -> Option<i64> {
     line.word().parse().ok().filter(|most| (1..=10_000_000).contains(most))
 }
 
-fn write_own(own: &Own, text: &mut Text) {
+fn write_own(own: &Own, text: &mut TomlText) {
     let accept = if own.allow_anonymous { "all" } else { "none" };
     if own.allow_anonymous {
         let (publish, subscribe) = (list(&own.anonymous.publish), list(&own.anonymous.subscribe));
@@ -103,7 +103,7 @@ fn write_own(own: &Own, text: &mut Text) {
 }
 
 /// Writes `[http]` where the page's usual address is taken.
-pub(in crate::import::mosquitto) fn write_http(listeners: &Listeners, text: &mut Text) {
+pub(in crate::import::mosquitto) fn write_http(listeners: &Listeners, text: &mut TomlText) {
     let usual = SocketAddr::from((Ipv6Addr::UNSPECIFIED, 8080));
     let mut addresses = listeners.openings.iter().flat_map(|opening| &opening.addresses);
     if addresses.any(|address| collide(*address, usual)) {

@@ -147,7 +147,7 @@ fn a_message_whose_rule_has_another_qos_now_leaves_no_packet_id_behind() {
     let sent = send(&mut bench, 0);
     let mut changed = settings();
     changed.out = vec![rule("t", "", "", OutQos::AtLeastOnce), rule("other", "", "", OutQos::ExactlyOnce)];
-    bench.session.set_rules(Rules::new(&changed), 0);
+    bench.session.set_rules(UpstreamRules::new(&changed), 0);
     reconnect(&mut bench);
     assert_eq!(send(&mut bench, 0), [("0".into(), 0)]);
     assert_eq!(bench.released, [sent[0].1]);

@@ -28,7 +28,7 @@ struct Bench {
     journal: Journal,
     consumer: crate::journal::ConsumerId,
     reader: Reader,
-    session: Session,
+    session: UpstreamSession,
     sent: Vec<OutMessage>,
     broken: bool,
     recorded: Vec<u16>,
@@ -57,7 +57,7 @@ impl Bench {
         settings.max_inflight = 4;
         settings.out.push(rule("#", "", "up/", OutQos::AtLeastOnce));
         change(&mut settings);
-        let session = Session::new(Rules::new(&settings), &settings);
+        let session = UpstreamSession::new(UpstreamRules::new(&settings), &settings);
         let reader = journal.reader(consumer);
         let (sent, recorded, released) = (Vec::new(), Vec::new(), Vec::new());
         Bench { journal, consumer, reader, session, sent, broken: false, recorded, released }
@@ -383,8 +383,8 @@ fn new_rules_subscribe_and_unsubscribe_the_difference() {
         SessionAction::Unsubscribe(vec![filter("a/#")]),
         SessionAction::Subscribe(vec![(filter("b/#"), Qos::AtLeastOnce), (filter("c"), Qos::AtMostOnce)]),
     ];
-    assert_eq!(bench.session.set_rules(Rules::new(&changed), 0), expected);
-    assert_eq!(bench.session.set_rules(Rules::new(&changed), 0), []);
+    assert_eq!(bench.session.set_rules(UpstreamRules::new(&changed), 0), expected);
+    assert_eq!(bench.session.set_rules(UpstreamRules::new(&changed), 0), []);
 }
 
 #[test]
