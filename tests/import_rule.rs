@@ -203,6 +203,147 @@ fn only_one_place_names_each_of_these_crates() {
     }
 }
 
+/// The modules of the house by their paths, with what each defines and what each imports.
+struct Modules(BTreeMap<String, (BTreeSet<String>, BTreeSet<String>)>);
+
+/// `a/b.rs` and `a/b/mod.rs` as `a::b`.
+fn module(path: &Path) -> String {
+    let path = path.with_extension("").to_string_lossy().replace('/', "::");
+    path.strip_suffix("::mod").unwrap_or(&path).to_owned()
+}
+
+/// The module around this one; that of a room is the house, which has no name.
+fn parent(module: &str) -> &str {
+    module.rsplit_once("::").map_or("", |(parent, _)| parent)
+}
+
+/// Names that this code defines, outside of functions or not.
+fn defined(code: &str) -> BTreeSet<String> {
+    const KINDS: [&str; 7] = ["struct", "enum", "type", "trait", "fn", "const", "static"];
+    let words: Vec<&str> = code.split(|c: char| !c.is_alphanumeric() && c != '_').filter(|w| !w.is_empty()).collect();
+    words.windows(2).filter(|pair| KINDS.contains(&pair[0])).map(|pair| pair[1].to_owned()).collect()
+}
+
+impl Modules {
+    fn read() -> Modules {
+        let mut modules = BTreeMap::new();
+        for (path, code) in sources() {
+            let module = module(&path);
+            let mut found = imports(&code);
+            let mut base = module.as_str();
+            for level in 1..4 {
+                // `super::` from here; `super::super::` from the module around
+                base = parent(base);
+                let start = "super::".repeat(level);
+                for (at, _) in code.match_indices(&start) {
+                    let rest = &code[at + start.len()..];
+                    if !code[..at].ends_with("super::") && !rest.starts_with("super::") {
+                        expand(base, rest, &mut found);
+                    }
+                }
+            }
+            modules.insert(module, (defined(&code), found));
+        }
+        Modules(modules)
+    }
+
+    /// The module that a path leads to: the one that defines it, whichever passes it on.
+    fn leads_to(&self, path: &str, depth: usize) -> Option<&str> {
+        let mut module = path;
+        while !self.0.contains_key(module) {
+            (module, _) = module.rsplit_once("::")?;
+        }
+        let (name, (defined, _)) = (path[module.len()..].trim_start_matches("::"), self.0.get(module)?);
+        let name = name.split("::").next().unwrap_or_default();
+        if name.is_empty() || defined.contains(name) || depth > 4 {
+            return self.0.get_key_value(module).map(|(module, _)| module.as_str());
+        }
+        let within = self.0.keys().filter(|below| parent(below) == module);
+        let own = within.filter(|below| self.0[below.as_str()].0.contains(name)).map(String::as_str);
+        own.chain([module]).find_map(|module| self.0.get_key_value(module)).map(|(module, _)| module.as_str())
+    }
+
+    /// Which parts of a module use which others of it.
+    fn uses(&self, module: &str) -> BTreeMap<String, BTreeSet<String>> {
+        let part = |of: &str| -> Option<String> {
+            let below = if module.is_empty() { of } else { of.strip_prefix(module)?.strip_prefix("::")? };
+            Some(below.split("::").next().unwrap().to_owned())
+        };
+        let mut uses: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+        for (from, (_, imports)) in &self.0 {
+            let Some(from) = part(from) else { continue };
+            let targets = imports.iter().filter_map(|path| self.leads_to(path, 0)).filter_map(part);
+            uses.entry(from.clone()).or_default().extend(targets.filter(|to| *to != from));
+        }
+        uses
+    }
+}
+
+/// Those that use each other: what can be reached from each of them leads back to it.
+fn circle(uses: &BTreeMap<String, BTreeSet<String>>) -> Vec<&String> {
+    let leads_back = |start: &String| {
+        let (mut seen, mut next) = (BTreeSet::new(), vec![start]);
+        while let Some(part) = next.pop() {
+            for target in uses.get(part).into_iter().flatten() {
+                if target == start {
+                    return true;
+                }
+                if seen.insert(target) {
+                    next.push(target);
+                }
+            }
+        }
+        false
+    };
+    uses.keys().filter(|part| leads_back(part)).collect()
+}
+
+/// A part of a module is a file beside its `mod.rs`, or a folder there with all that is in it. Parts of one module use each
+/// other in one direction only. What the `mod.rs` itself defines is the vocabulary of its parts, and it may use all of them:
+/// so it is none of them.
+#[test]
+fn the_parts_of_a_module_use_each_other_in_one_direction() {
+    const CIRCLES: [(&str, &[&str]); 2] = [
+        // what waits in an inbox knows the way back to its group, whose members have inboxes; and who publishes to an inbox
+        // that is full is held for its reader
+        ("exchange", &["delivery", "hold", "inbox", "shared", "subscribers"]),
+        // the state of the journal, and what changes it
+        (
+            "journal",
+            &[
+                "loss", "merge", "parts", "queue", "reader", "recovery", "report", "segment", "snapshot", "space",
+                "state", "terms", "writer",
+            ],
+        ),
+    ];
+    let modules = Modules::read();
+    let all: BTreeSet<&str> =
+        modules.0.keys().map(|module| parent(module)).filter(|module| !module.is_empty()).collect();
+    let mut wrong = Vec::new();
+    for module in all {
+        let uses = modules.uses(module);
+        let found = circle(&uses);
+        let known = CIRCLES.iter().find(|(known, _)| *known == module).map_or(&[][..], |(_, parts)| parts);
+        if found != known {
+            wrong.push(format!("{module}: {found:?}"));
+        }
+    }
+    assert!(wrong.is_empty(), "{wrong:#?}");
+}
+
+#[test]
+fn a_circle_is_seen() {
+    let uses = |pairs: &[(&str, &str)]| {
+        let mut uses: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+        for (from, to) in pairs {
+            uses.entry((*from).into()).or_default().insert((*to).into());
+        }
+        uses
+    };
+    assert!(circle(&uses(&[("a", "b"), ("b", "c"), ("a", "c")])).is_empty());
+    assert_eq!(circle(&uses(&[("a", "b"), ("b", "c"), ("c", "b")])), ["b", "c"]);
+}
+
 /// The types that this code defines. A `type` that is indented belongs to a trait, which decides its name.
 fn types(code: &str) -> Vec<&str> {
     let mut found = Vec::new();

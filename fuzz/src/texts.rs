@@ -7,8 +7,8 @@ use pigateway::message::{MessageRef, TopicFilter, check_filter, check_topic, cov
 use pigateway::net::address::Address;
 use pigateway::net::forwarded::Network;
 use pigateway::upstream::discovery::{Forwarded, forwarded};
-use pigateway::upstream::overlap::filters_overlap;
 use pigateway::upstream::properties::{down, kept, up};
+use pigateway::upstream::settings::overlap::filters_overlap;
 use pigateway::upstream::settings::{Proxy, Rate, UpstreamAddress};
 
 /// Two texts, which are divided by a line feed, and bytes behind a second one.

@@ -6,6 +6,7 @@ use tracing::{info, warn};
 
 use super::Access;
 use super::guesses::network;
+use super::hash::NOBODY;
 use super::identity::Identity;
 use super::password::{Attempt, PasswordVerdict};
 use super::security::{SecurityKind, TARGET};
@@ -49,10 +50,6 @@ pub(crate) enum Refusal {
     #[error("too many password checks wait, or too many passwords were wrong")]
     Busy,
 }
-
-/// A hash that no password has.
-pub(super) const NOBODY: &str =
-    "$argon2id$v=19$m=19456,t=2,p=1$cGlnYXRld2F5LW5vYm9keQ$AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA";
 
 /// What a client may not do.
 #[derive(Clone, Copy, Debug, Hash)]

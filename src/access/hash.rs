@@ -10,11 +10,9 @@
 use std::io;
 
 use argon2::password_hash::{Output, ParamsString, SaltString};
-use argon2::{ARGON2ID_IDENT, Algorithm, Argon2, Params, PasswordHash, Version};
+use argon2::{ARGON2ID_IDENT, Algorithm, Argon2, Block, Params, PasswordHash, Version};
 use base64ct::{Base64, Encoding};
 use sha2::{Digest, Sha512};
-
-use super::password::memory;
 
 /// Memory of one password check that a Pi with 512 MB can still bear, in KiB.
 pub(crate) const MAX_MEMORY: u32 = 64 << 10;
@@ -22,6 +20,22 @@ pub(crate) const MAX_MEMORY: u32 = 64 << 10;
 const MAX_ROUNDS: u32 = 500_000;
 /// Bytes that SHA-512 makes.
 const SHA512_LENGTH: usize = 64;
+
+/// glibc keeps freed memory for every thread unless the piece was larger than 32 MiB, the most that its threshold for pieces
+/// with a mapping of their own rises to. So more is asked for than is used: what is not touched costs nothing, and all of
+/// it goes back to the system after each check, whichever thread did it.
+const OWN_MAPPING: usize = 33 << 20;
+
+/// A hash that no password has.
+pub(super) const NOBODY: &str =
+    "$argon2id$v=19$m=19456,t=2,p=1$cGlnYXRld2F5LW5vYm9keQ$AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA";
+
+/// Memory for one hash.
+pub(super) fn memory(params: &Params) -> Vec<Block> {
+    let mut memory = Vec::with_capacity(params.block_count().max(OWN_MAPPING / Block::SIZE));
+    memory.resize(params.block_count(), Block::default());
+    memory
+}
 
 /// A hash that mosquitto made.
 #[derive(Debug, PartialEq, Eq)]

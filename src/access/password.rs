@@ -15,15 +15,14 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use argon2::password_hash::{Output, Salt};
-use argon2::{Algorithm, Argon2, Block, Params, PasswordHash, Version};
+use argon2::{Algorithm, Argon2, Params, PasswordHash, Version};
 use parking_lot::Mutex;
 use tokio::sync::{Notify, oneshot};
 use tokio::time::{Instant, sleep_until, timeout_at};
 
-use super::authenticate::NOBODY;
 use super::familiar::Familiar;
 use super::guesses::{GuessTaken, Guesses, network};
-use super::hash::{self, is_from_mosquitto, verify_mosquitto};
+use super::hash::{self, NOBODY, is_from_mosquitto, memory, verify_mosquitto};
 use super::replaced::Replaced;
 
 /// Checks that may wait. Clients that come later are told that the broker is busy.
@@ -34,17 +33,6 @@ const MAX_OF_NETWORK: usize = 256;
 const MAX_FAMILIAR: usize = 1024;
 /// Nobody waits longer than this for a token.
 const PATIENCE: Duration = Duration::from_secs(60);
-/// glibc keeps freed memory for every thread unless the piece was larger than 32 MiB, the most that its threshold for pieces
-/// with a mapping of their own rises to. So more is asked for than is used: what is not touched costs nothing, and all of
-/// it goes back to the system after each check, whichever thread did it.
-const OWN_MAPPING: usize = 33 << 20;
-
-/// Memory for one hash.
-pub(super) fn memory(params: &Params) -> Vec<Block> {
-    let mut memory = Vec::with_capacity(params.block_count().max(OWN_MAPPING / Block::SIZE));
-    memory.resize(params.block_count(), Block::default());
-    memory
-}
 
 /// Result of a check.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

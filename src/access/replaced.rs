@@ -80,7 +80,7 @@ mod tests {
 
     const OLD: &str =
         "$6$NnORNO+Hq9AG2LI5$2UB54qxnjCLgjn/JLSIUgxwJqz0NgHwVBurKcrYHRMWCoD9LrqUBg8JkFSHFV5rAvIjPGIfVr29fTMRCFEUvIw==";
-    const NEW: &str = super::super::authenticate::NOBODY;
+    const NEW: &str = super::super::hash::NOBODY;
 
     #[test]
     fn what_is_kept_is_read_and_names_nobody() {

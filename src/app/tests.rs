@@ -1,6 +1,6 @@
 use super::*;
 use crate::access::settings::{AccessSettings, Rights, UserSettings};
-use crate::broker::registry::Parked;
+use crate::broker::away::Parked;
 use crate::broker::session::Session;
 use crate::service::problems::ProblemsLayer;
 use crate::supervise::Cause;

@@ -7,8 +7,22 @@ use std::sync::Arc;
 
 use tokio::time::Instant;
 
-use super::registry::Parked;
+use super::session::Session;
 use crate::access::identity::SessionName;
+use crate::mqtt::Will;
+
+/// A session whose client is away.
+#[derive(Debug)]
+pub(crate) struct Parked {
+    /// Its state.
+    pub(crate) session: Session,
+    /// When it ends.
+    pub(crate) expires: Instant,
+    /// Its client has gone at this time.
+    pub(crate) since: Instant,
+    /// A will that waits for its delay.
+    pub(crate) will: Option<(Instant, Will)>,
+}
 
 /// An order of sessions by a moment.
 type AwayOrder = BTreeSet<(Instant, Arc<str>)>;

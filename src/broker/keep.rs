@@ -30,10 +30,10 @@ use std::time::Duration;
 use tokio::time::Instant;
 use tracing::{info, warn};
 
+use super::away::Parked;
 use super::core::{Core, consumer_name, session_route};
-use super::groups::split_share;
-use super::registry::{Parked, expires};
-use super::session::{Session, Subscription};
+use super::registry::expires;
+use super::session::{Session, Subscription, split_share};
 use crate::access::identity::SessionName;
 use crate::exchange::subscribers::SubscriptionOptions;
 use crate::journal::{PART, Position};

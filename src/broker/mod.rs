@@ -15,10 +15,9 @@
 //! and the journal have for a client leaves through `connection::deliver`.
 
 pub(crate) mod allowance;
-mod away;
+pub(crate) mod away;
 pub mod connection;
 pub mod core;
-pub(crate) mod groups;
 pub mod keep;
 pub(crate) mod listener;
 pub(crate) mod registry;

@@ -9,23 +9,9 @@ use parking_lot::Mutex;
 use tokio::sync::{Notify, oneshot};
 use tokio::time::Instant;
 
-use super::away::Away;
-use super::session::Session;
+use super::away::{Away, Parked};
 use crate::access::identity::{Identity, SessionName};
 use crate::mqtt::{Reason, Will};
-
-/// A session whose client is away.
-#[derive(Debug)]
-pub(crate) struct Parked {
-    /// Its state.
-    pub(crate) session: Session,
-    /// When it ends.
-    pub(crate) expires: Instant,
-    /// Its client has gone at this time.
-    pub(crate) since: Instant,
-    /// A will that waits for its delay.
-    pub(crate) will: Option<(Instant, Will)>,
-}
 
 /// Ends a connection from outside.
 #[derive(Debug, Default)]
@@ -328,6 +314,7 @@ pub(crate) fn expires(now: Instant, expiry: u32, bound: Duration) -> Instant {
 
 #[cfg(test)]
 mod tests {
+    use super::super::session::Session;
     use super::*;
 
     fn parked(client_id: &str, seconds: u64) -> Parked {

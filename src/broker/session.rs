@@ -7,7 +7,6 @@ use std::sync::Arc;
 
 use smallvec::SmallVec;
 
-use super::groups::split_share;
 use super::replies::Replies;
 use crate::access::quota::Holding;
 use crate::exchange::delivery::{Grant, Queued};
@@ -20,6 +19,11 @@ use crate::mqtt::Reason;
 
 /// Packet ids from 1 to this one are for messages from the journal, in sessions that have such.
 const FROM_JOURNAL: u16 = 32_767;
+
+/// `$share/NAME/FILTER` taken apart.
+pub(super) fn split_share(filter: &str) -> Option<(&str, &str)> {
+    filter.strip_prefix("$share/")?.split_once('/')
+}
 
 /// Where a message in flight came from, and so who is told when it is settled.
 #[derive(Clone, Debug)]

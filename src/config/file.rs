@@ -180,7 +180,7 @@ fn http(root: &Table, paths: &Paths, others: &Settings) -> HttpSettings {
     let address = table.as_ref().and_then(|table| table.get("address"));
     assign(&mut settings.address, address.as_ref().and_then(http_address));
     let collides = |listener: &&ListenerSettings| {
-        settings.address.zip(listener.address.tcp()).is_some_and(|(at, other)| broker::collide(other, at))
+        settings.address.zip(listener.address.tcp()).is_some_and(|(at, other)| super::listeners::collide(other, at))
     };
     if let Some(listener) = others.broker.listeners.iter().find(collides) {
         let message = format!("the broker listens on {} already; valid: another port, or \"off\"", listener.address);

@@ -1,6 +1,8 @@
 //! `[[broker.listener]]`: where clients come in, and who.
 
-use super::broker::{Where, collide, read_anonymous, users_of};
+use std::net::{IpAddr, SocketAddr};
+
+use super::accounts::{Where, read_anonymous, users_of};
 use super::document::{Table, Value, assign};
 use super::paths::Paths;
 use crate::access::settings::{AnonymousFrom, AnonymousSettings, ListenerAccess, UserSettings};
@@ -99,4 +101,14 @@ fn anonymous(value: &Value, usual: &AnonymousSettings) -> AnonymousSettings {
         assign(&mut settings.accept, value.choice(&from));
     }
     settings
+}
+
+/// Whether only one of two listeners can have its address: `[::]` takes IPv4 too. Port 0 is any free port.
+pub(super) fn collide(a: SocketAddr, b: SocketAddr) -> bool {
+    let takes = |a: IpAddr, b: IpAddr| match a {
+        IpAddr::V6(all) if all.is_unspecified() => true,
+        IpAddr::V4(all) if all.is_unspecified() => b.is_ipv4(),
+        _ => a == b,
+    };
+    a.port() == b.port() && a.port() != 0 && (takes(a.ip(), b.ip()) || takes(b.ip(), a.ip()))
 }

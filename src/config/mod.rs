@@ -7,6 +7,7 @@
 //! Passwords, certificates and keys are files of their own. One that is missing or will not do is no mistake of the
 //! configuration: it is reported apart, and the part that needs it stays closed until the file is there.
 
+mod accounts;
 mod broker;
 mod document;
 mod error;

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 
 use toml::de::DeTable;
 
-use super::broker::{Where, users_of};
+use super::accounts::{Where, users_of};
 use super::document::{Document, Table, line_and_column};
 use super::error::{ConfigProblem, ConfigProblems};
 use crate::access::settings::UserSettings;

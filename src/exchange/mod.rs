@@ -13,7 +13,6 @@
 //! A message comes from an MQTT client, a sensor, an upstream or HTTP, gets its place in `ingress`, and goes two ways: through
 //! `live` to those who are connected, and through the journal to those who must get it in any case.
 
-mod carried;
 pub(crate) mod delivery;
 mod expiry;
 pub mod filters;

@@ -14,10 +14,10 @@ use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
-use super::ingress::Ingress;
-use crate::journal::{Outcome, Position};
+use crate::journal::{Journal, Outcome, Position};
 use crate::message::via::Properties;
 use crate::message::{MessageRef, TRACE_PROPERTY};
+use crate::time::SharedClock;
 
 /// Messages that are followed at the same time; the oldest gives way.
 pub(crate) const MOST: usize = 16;
@@ -193,6 +193,29 @@ impl Traces {
         }
     }
 
+    /// Notes when messages that are followed become safe, until `cancel`. Sleeps while none is.
+    pub(super) async fn watch(&self, journal: &Journal, clock: &SharedClock, cancel: CancellationToken) {
+        let mut synced = journal.synced();
+        loop {
+            let news = self.news.notified();
+            let wait = async {
+                match self.first_unsynced() {
+                    Some(first) => synced.wait_for(|synced| *synced >= first).await.is_ok(),
+                    None => {
+                        news.await;
+                        true
+                    }
+                }
+            };
+            tokio::select! {
+                () = cancel.cancelled() => return,
+                is_alive = wait => if !is_alive { return },
+            }
+            let safe = *synced.borrow_and_update();
+            self.synced(safe, clock.boot_ms());
+        }
+    }
+
     fn first_unsynced(&self) -> Option<Position> {
         let all = self.all.lock();
         all.iter().filter(|trace| !trace.is_synced()).filter_map(|trace| trace.position).min()
@@ -215,32 +238,6 @@ fn id_of(properties: &[u8]) -> Option<&[u8]> {
         let name = name.strip_prefix(&(TRACE_PROPERTY.len() as u16).to_be_bytes())?;
         name.strip_prefix(TRACE_PROPERTY.as_bytes())?.get(2..)
     })
-}
-
-impl Ingress {
-    /// Notes when messages that are followed become safe, until `cancel`. Sleeps while none is.
-    pub(crate) async fn watch_traces(self, cancel: CancellationToken) {
-        let traces = self.traces();
-        let mut synced = self.journal().synced();
-        loop {
-            let news = traces.news.notified();
-            let wait = async {
-                match traces.first_unsynced() {
-                    Some(first) => synced.wait_for(|synced| *synced >= first).await.is_ok(),
-                    None => {
-                        news.await;
-                        true
-                    }
-                }
-            };
-            tokio::select! {
-                () = cancel.cancelled() => return,
-                is_alive = wait => if !is_alive { return },
-            }
-            let safe = *synced.borrow_and_update();
-            traces.synced(safe, self.clock().boot_ms());
-        }
-    }
 }
 
 #[cfg(test)]

@@ -9,6 +9,7 @@ mod address;
 mod files;
 mod line;
 pub mod mosquitto;
+mod mosquitto_keys;
 pub mod mqtt_io;
 mod sniff;
 mod text;

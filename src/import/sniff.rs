@@ -1,6 +1,6 @@
 //! What a file is, by what stands in it.
 
-use super::mosquitto::is_setting;
+use super::mosquitto_keys as keys;
 
 /// Files that are recognised.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -66,7 +66,7 @@ pub(crate) fn kind_of(text: &str) -> Option<ForeignKind> {
     if has_acl && lines.iter().all(|line| is_acl(line) || first_word(line) == "user") {
         return Some(ForeignKind::MosquittoAcl);
     }
-    all_but_few(|line| is_setting(first_word(line))).then_some(ForeignKind::MosquittoConf)
+    all_but_few(|line| keys::find(first_word(line)).is_some()).then_some(ForeignKind::MosquittoConf)
 }
 
 fn is_comment(line: &str) -> bool {

@@ -23,7 +23,6 @@ pub mod discovery;
 mod inbox;
 pub(crate) mod lanes;
 pub mod mark;
-pub mod overlap;
 mod password;
 pub mod properties;
 pub(crate) mod retained;

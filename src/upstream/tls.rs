@@ -189,23 +189,6 @@ impl ServerCertVerifier for Pinned {
     }
 }
 
-/// Reads `sha256:` and 64 hexadecimal digits, with or without colons between them.
-pub(crate) fn fingerprint(text: &str) -> Option<[u8; 32]> {
-    let (algorithm, digits) = text.split_once(':')?;
-    if !algorithm.eq_ignore_ascii_case("sha256") {
-        return None;
-    }
-    let digits: Vec<u8> = digits.bytes().filter(|byte| *byte != b':').collect();
-    if digits.len() != 64 || !digits.is_ascii() {
-        return None;
-    }
-    let mut fingerprint = [0; 32];
-    for (byte, pair) in fingerprint.iter_mut().zip(digits.chunks(2)) {
-        *byte = u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok()?;
-    }
-    Some(fingerprint)
-}
-
 /// What may be wrong where an upstream does not answer as it should; `worked`: it has accepted a connection before.
 pub(super) fn hint(scheme: Scheme, why: &Broken, worked: bool) -> Option<&'static str> {
     match (scheme, why) {

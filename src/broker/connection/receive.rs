@@ -7,9 +7,8 @@ use smallvec::SmallVec;
 use tracing::{debug, warn};
 
 use super::super::core::session_route;
-use super::super::groups::split_share;
 use super::super::replies::repeated;
-use super::super::session::{DeliverySource, Received, Subscription};
+use super::super::session::{DeliverySource, Received, Subscription, split_share};
 use super::acks::{AckState, PendingAck};
 use super::{BrokerConnection, ConnectionEnd};
 use crate::access::authenticate::Denied;

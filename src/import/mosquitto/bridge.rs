@@ -5,10 +5,10 @@
 use std::rc::Rc;
 
 use super::document::Section;
-use super::keys;
 use crate::import::address::address;
 use crate::import::files::Files;
 use crate::import::line::SettingLine;
+use crate::import::mosquitto_keys as keys;
 use crate::import::text::{TomlText, free_name, list, quoted};
 use crate::import::{Options, SecretFile};
 use crate::message::{check_filter, check_topic, overlap};

@@ -3,10 +3,10 @@
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
-use super::keys::{self, Repeated, Scope};
 use crate::import::ImportError;
 use crate::import::files::{Files, read};
 use crate::import::line::{LinePlace, SettingLine, SettingLines};
+use crate::import::mosquitto_keys::{self as keys, Repeated, Scope};
 
 /// The lines that apply to one thing.
 #[derive(Clone, Debug, Default)]

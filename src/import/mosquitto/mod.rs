@@ -13,7 +13,6 @@ mod acl;
 mod bridge;
 mod document;
 mod global;
-mod keys;
 mod listeners;
 
 use std::path::PathBuf;
@@ -29,11 +28,6 @@ use super::line::SettingLine;
 use super::sniff::{ForeignKind, kind_of};
 use super::text::{TomlText, quoted};
 use super::{ImportError, Imported, Options, Summary, head};
-
-/// Whether a word is a setting of `mosquitto.conf`.
-pub(super) fn is_setting(word: &str) -> bool {
-    keys::find(word).is_some()
-}
 
 /// The files that were given, by what they are.
 #[derive(Clone, Debug, Default)]

@@ -108,7 +108,8 @@ impl Listeners {
         }
         for section in &document.listeners {
             // who may come in is read later, by those who know
-            let is_own = |line: &&Rc<SettingLine>| line.is_open() && !super::keys::is_about_access(&line.key);
+            let is_own =
+                |line: &&Rc<SettingLine>| line.is_open() && !crate::import::mosquitto_keys::is_about_access(&line.key);
             section.lines.iter().filter(is_own).for_each(|line| line.taken());
         }
         listeners

@@ -1,5 +1,7 @@
 //! What all connections share, and what happens to sessions between connections.
 
+pub(crate) mod groups;
+
 use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -12,10 +14,11 @@ use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
+use self::groups::Groups;
 use super::allowance::Allowance;
-use super::groups::{Groups, split_share};
-use super::registry::{Kick, Parked, Registry};
-use super::session::{DurableFeed, Session};
+use super::away::Parked;
+use super::registry::{Kick, Registry};
+use super::session::{DurableFeed, Session, split_share};
 use super::settings::BrokerSettings;
 use crate::access::Access;
 use crate::access::authorise::Permissions;

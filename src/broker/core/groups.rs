@@ -11,8 +11,8 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 use tracing::info;
 
-use super::core::{CONNECTED_FACTOR, Core};
-use super::session::{Session, Subscription};
+use super::super::session::{Session, Subscription, split_share};
+use super::{CONNECTED_FACTOR, Core};
 use crate::access::identity::SessionName;
 use crate::exchange::ingress::Route;
 use crate::exchange::shared::SharedGroup;
@@ -42,11 +42,6 @@ pub(crate) struct Groups {
     news: Arc<News>,
 }
 
-/// `$share/NAME/FILTER` taken apart.
-pub(super) fn split_share(filter: &str) -> Option<(&str, &str)> {
-    filter.strip_prefix("$share/")?.split_once('/')
-}
-
 /// Whether a session needs messages of a group kept while it is away.
 fn keeps(session: &Session, options: SubscriptionOptions) -> bool {
     session.durable.is_some() && options.qos > Qos::AtMostOnce
@@ -71,7 +66,7 @@ fn consumer_name(journal: &Journal, session: &Session, shared: &str) -> String {
 
 impl Core {
     /// The group behind `$share/NAME/FILTER`, with one more session, or with other options of one that has it (`old`).
-    pub(super) fn join_group(
+    pub(in crate::broker) fn join_group(
         &self,
         session: &Session,
         shared: &str,
@@ -120,16 +115,16 @@ impl Core {
     }
 
     /// Bounds what waits for a group: less, when nobody is there to take it.
-    pub(super) fn bound_group(&self, group: &SharedGroup, factor: usize) {
+    pub(in crate::broker) fn bound_group(&self, group: &SharedGroup, factor: usize) {
         if let Some(consumer) = group.consumer() {
             self.ingress.journal().bound(consumer, self.journal_limits(factor));
         }
     }
 
     /// What a subscription leaves behind when it ends, besides the live part.
-    pub(super) fn drop_subscription(&self, session: &Session, filter: &str, subscription: &Subscription) {
+    pub(in crate::broker) fn drop_subscription(&self, session: &Session, filter: &str, subscription: &Subscription) {
         let Some(group) = &subscription.group else {
-            if let Some(route) = super::core::session_route(session, subscription.options) {
+            if let Some(route) = super::session_route(session, subscription.options) {
                 self.ingress.remove_route(filter, &route);
             }
             return;
@@ -159,7 +154,7 @@ impl Core {
     }
 
     /// Forgets what was kept for groups that no session belongs to any more.
-    pub(super) fn drop_lost_groups(&self) {
+    pub(in crate::broker) fn drop_lost_groups(&self) {
         let journal = self.ingress.journal();
         let known = self.groups.known.lock();
         for (name, id, backlog) in journal.consumers() {

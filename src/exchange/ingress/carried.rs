@@ -1,6 +1,6 @@
 //! What reaches another gateway without a subscription of its own.
 
-use super::ingress::Ingress;
+use super::Ingress;
 use crate::journal::ConsumerId;
 use crate::message::{MessageRef, TopicFilter, matches, via};
 

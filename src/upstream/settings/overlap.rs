@@ -1,6 +1,6 @@
 //! Which topics two filters share, and which rules of an upstream would loop.
 
-use super::settings::{SecretPlace, UpstreamSettings};
+use super::{SecretPlace, UpstreamSettings};
 
 /// Whether there is a topic that both filters select [MQTT-4.7.1, 4.7.2]. The empty text, which is no topic, counts as
 /// one: only `/#` and `+` have nothing else in common.

@@ -1,12 +1,13 @@
 //! Settings of each upstream: where it is, how to speak with it and which topics go which way.
 
+pub mod overlap;
+
 use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
 
+pub(crate) use self::overlap::loops;
 pub use super::address::{Proxy, ProxyScheme, Scheme, UpstreamAddress};
-pub(crate) use super::overlap::loops;
-pub(crate) use super::tls::fingerprint;
 use crate::message::{Qos, Topic, via};
 
 /// One `[[upstream]]`.
@@ -298,6 +299,23 @@ impl fmt::Debug for SecretPlace {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
     }
+}
+
+/// Reads `sha256:` and 64 hexadecimal digits, with or without colons between them.
+pub(crate) fn fingerprint(text: &str) -> Option<[u8; 32]> {
+    let (algorithm, digits) = text.split_once(':')?;
+    if !algorithm.eq_ignore_ascii_case("sha256") {
+        return None;
+    }
+    let digits: Vec<u8> = digits.bytes().filter(|byte| *byte != b':').collect();
+    if digits.len() != 64 || !digits.is_ascii() {
+        return None;
+    }
+    let mut fingerprint = [0; 32];
+    for (byte, pair) in fingerprint.iter_mut().zip(digits.chunks(2)) {
+        *byte = u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok()?;
+    }
+    Some(fingerprint)
 }
 
 #[cfg(test)]

@@ -4,15 +4,18 @@
 //! order that the retained store, the journal and the live router all see: two publishers can race, but never leave
 //! different last values behind. Nothing is awaited under that lock.
 
+mod carried;
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use parking_lot::Mutex;
 use smallvec::SmallVec;
 use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
-use super::carried::Carried;
+use self::carried::Carried;
 use super::filters::{FilterTree, names_first_level};
 use super::keeping::write;
 use super::live::{LiveLink, Room, RouterError, empty_batch};
@@ -127,7 +130,7 @@ pub(super) struct IngressInner {
     /// A retained message has come that expires.
     pub(super) expires: Notify,
     clock: ShownClock,
-    pub(super) carried: Mutex<Vec<Carried>>,
+    carried: Mutex<Vec<Carried>>,
     max_packet_size: AtomicUsize,
     traces: Traces,
     receiving: Receiving,
@@ -464,6 +467,11 @@ impl Ingress {
     /// Messages that are followed.
     pub(crate) fn traces(&self) -> &Traces {
         &self.inner.traces
+    }
+
+    /// Notes when messages that are followed become safe, until `cancel`.
+    pub(crate) async fn watch_traces(self, cancel: CancellationToken) {
+        self.traces().watch(self.journal(), self.clock(), cancel).await;
     }
 
     /// What is counted.
