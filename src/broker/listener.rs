@@ -127,7 +127,7 @@ async fn serve_tls(core: Arc<Core>, stream: PortStream, tls: &TlsAcceptor, (mut 
             }
             // the alert says why, and is lost if the connection is reset
             let (reader, writer) = tokio::io::split(stream);
-            part(&core.waiting, reader, writer, &[], false).await;
+            part(&core.waiting, reader, writer, &[][..], false).await;
         }
         Err(_) => {
             core.stats.refused.add(1);

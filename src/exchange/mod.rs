@@ -28,3 +28,4 @@ pub(crate) mod shared;
 pub(crate) mod stats;
 pub(crate) mod subscribers;
 pub(crate) mod trace;
+pub(crate) mod waiting;

@@ -29,8 +29,9 @@ const SLOWEST: u64 = 64 << 10;
 /// Whose packets are counted together; `None`: those of clients without a user name.
 type PacketsUser = Option<Box<str>>;
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Books {
+    budget: usize,
     taken: usize,
     shares: HashMap<PacketsUser, usize>,
     /// Who waits, in the order of asking.
@@ -39,8 +40,16 @@ struct Books {
 }
 
 impl Books {
+    fn of(budget: usize) -> Books {
+        Books { budget, taken: 0, shares: HashMap::new(), waiting: BTreeMap::new(), next: 0 }
+    }
+
+    fn share(&self) -> usize {
+        self.budget / 2
+    }
+
     fn has_share(&self, user: &PacketsUser, bytes: usize) -> bool {
-        self.shares.get(user).is_none_or(|share| share + bytes <= SHARE)
+        self.shares.get(user).is_none_or(|share| share + bytes <= self.share())
     }
 
     /// Whether this one may have its bytes now: after those who have waited longer and could use what is left.
@@ -48,34 +57,45 @@ impl Books {
         let mut ahead: HashMap<&PacketsUser, usize> = HashMap::new();
         for (user, bytes) in self.waiting.range(..number).map(|(_, waiting)| waiting) {
             // of one user no more stands before others than it may have
-            let left = SHARE - self.shares.get(user).copied().unwrap_or(0);
+            let left = self.share() - self.shares.get(user).copied().unwrap_or(0);
             let before = ahead.entry(user).or_default();
             *before = (*before + bytes).min(left);
         }
-        self.has_share(user, bytes) && self.taken + ahead.values().sum::<usize>() + bytes <= BUDGET
+        self.has_share(user, bytes) && self.taken + ahead.values().sum::<usize>() + bytes <= self.budget
     }
 
     /// Whether somebody waits for what this user holds: for its share if it is the same user, else for what is left of all.
     fn is_wanted(&self, from: &PacketsUser) -> bool {
         self.waiting
             .values()
-            .any(|(user, bytes)| user == from || (self.has_share(user, *bytes) && self.taken + bytes > BUDGET))
+            .any(|(user, bytes)| user == from || (self.has_share(user, *bytes) && self.taken + bytes > self.budget))
     }
 }
 
 /// The budget. Cheap to clone.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub(crate) struct Receiving {
     books: Arc<Mutex<Books>>,
     freed: Arc<Notify>,
 }
 
+impl Default for Receiving {
+    fn default() -> Receiving {
+        Receiving::of(BUDGET)
+    }
+}
+
 impl Receiving {
+    /// A budget of so many bytes, of which a user has half at most.
+    pub(crate) fn of(budget: usize) -> Receiving {
+        Receiving { books: Arc::new(Mutex::new(Books::of(budget))), freed: Arc::default() }
+    }
+
     /// Asks for a packet of so many bytes. Of one that is larger than a user's share, no more than that is counted: it is
     /// read while the user has nothing else.
     pub(crate) fn ask(&self, user: Option<&str>, bytes: usize) -> Reservation {
-        let (user, bytes) = (user.map(Into::into), bytes.min(SHARE));
         let mut books = self.books.lock();
+        let (user, bytes) = (user.map(Into::into), bytes.min(books.share()));
         let number = books.next;
         books.next += 1;
         books.waiting.insert(number, (user.clone(), bytes));

@@ -19,6 +19,7 @@ use smallvec::SmallVec;
 use super::delivery::{RetainFlag, Run, Terms};
 use super::inbox::InboxLimits;
 use super::subscribers::{Subscriber, SubscriptionOptions};
+use super::waiting::DeliveryMemory;
 use crate::journal::{ConsumerId, Delivery, Journal, Outcome, Position, Reader};
 use crate::message::{Message, Qos};
 
@@ -65,7 +66,7 @@ impl Member {
 
     fn has_room(&self, journal: Option<&Journal>) -> bool {
         let behind = |id| journal.is_some_and(|journal| journal.backlog(id).messages >= MEMBER_WINDOW);
-        self.unsettled < MEMBER_WINDOW && !self.takes_over().is_some_and(behind)
+        self.unsettled < MEMBER_WINDOW && self.subscriber.inbox.has_room() && !self.takes_over().is_some_and(behind)
     }
 }
 
@@ -99,13 +100,14 @@ enum GroupNext {
 #[derive(Debug)]
 pub(crate) struct SharedGroup {
     limits: InboxLimits,
+    waiting: Option<DeliveryMemory>,
     state: Mutex<GroupState>,
 }
 
 impl SharedGroup {
-    /// A group without members.
-    pub(crate) fn new(limits: InboxLimits) -> Arc<SharedGroup> {
-        Arc::new(SharedGroup { limits, state: Mutex::default() })
+    /// A group without members. Nothing waits for it while there is not enough memory for what waits for clients.
+    pub(crate) fn new(limits: InboxLimits, waiting: Option<&DeliveryMemory>) -> Arc<SharedGroup> {
+        Arc::new(SharedGroup { limits, waiting: waiting.cloned(), state: Mutex::default() })
     }
 
     /// A message for the group that nobody needs kept; the oldest that waits gives way when too many do. It has memory of its
@@ -114,7 +116,8 @@ impl SharedGroup {
         let mut state = self.state.lock();
         state.enqueue(message, false);
         self.pump(&mut state);
-        while state.waiting.len() > self.limits.messages || state.bytes > self.limits.bytes {
+        let is_short = || self.waiting.as_ref().is_some_and(DeliveryMemory::is_short);
+        while state.waiting.len() > self.limits.messages || state.bytes > self.limits.bytes || is_short() {
             let Some(oldest) = state.waiting.pop_front() else { break };
             state.bytes -= oldest.size();
             state.dropped += 1;
@@ -320,7 +323,7 @@ mod tests {
 
     #[test]
     fn each_message_goes_to_one_member_with_room() {
-        let group = SharedGroup::new(InboxLimits { messages: 100, bytes: 100_000 });
+        let group = SharedGroup::new(InboxLimits { messages: 100, bytes: 100_000 }, None);
         let (a, b) = (member("a"), member("b"));
         group.join(&a, OPTIONS, None);
         group.join(&b, OPTIONS, None);
@@ -339,7 +342,7 @@ mod tests {
 
     #[test]
     fn what_a_member_leaves_behind_goes_to_another_first() {
-        let group = SharedGroup::new(InboxLimits { messages: 3, bytes: 100_000 });
+        let group = SharedGroup::new(InboxLimits { messages: 3, bytes: 100_000 }, None);
         let (a, b) = (member("a"), member("b"));
         group.join(&a, OPTIONS, None);
         (0..22).for_each(|n| group.push(message(n)));

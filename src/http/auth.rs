@@ -11,6 +11,7 @@ use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::Http;
+use super::answers::Asker;
 use super::guard::SameOrigin;
 use super::problem::HttpProblem;
 use super::sign_ins::SignIn;
@@ -222,6 +223,9 @@ impl FromRequestParts<Arc<Http>> for Caller {
         let caller = identify(http, *peer, parts).await?;
         if let (Some(place), Some(user)) = (parts.extensions.get::<Arc<Place>>(), &caller.identity.user) {
             place.belongs_to(user);
+        }
+        if let (Some(asker), Some(user)) = (parts.extensions.get::<Asker>(), &caller.identity.user) {
+            asker.is(user);
         }
         Ok(caller)
     }

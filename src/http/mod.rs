@@ -25,6 +25,7 @@
 //! [`ring::MAX_BYTES`] for what a stream can resume from, [`history::MAX_FILE`] for the past of a sensor. HTTP/1.1 only.
 
 pub(crate) mod admin;
+mod answers;
 pub(crate) mod auth;
 mod body;
 pub(crate) mod calls;
@@ -74,6 +75,7 @@ use crate::access::Access;
 use crate::access::made::UserDesk;
 use crate::access::places::{Bounds, Places};
 use crate::exchange::ingress::Ingress;
+use crate::exchange::receiving::Receiving;
 use crate::status::GatewayStatus;
 
 /// Streams at the same time, over all clients.
@@ -115,6 +117,8 @@ pub struct Http {
     overviews: Overviews,
     /// Places of live streams, divided as those of connections are.
     streams: Arc<Places>,
+    /// Memory for large answers.
+    answers: Receiving,
 }
 
 /// What [`Http`] is made of.
@@ -181,6 +185,7 @@ impl Http {
             sign_ins,
             overviews,
             streams: Arc::default(),
+            answers: Receiving::of(answers::BUDGET),
         })
     }
 

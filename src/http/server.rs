@@ -26,6 +26,7 @@ use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use tower_service::Service;
 use tracing::{debug, warn};
 
+use super::answers::{self, Asker};
 use super::auth::{Certificate, RequestOrigin, is_script};
 use super::guard::HttpGuard;
 use super::problem::HttpProblem;
@@ -35,6 +36,7 @@ use super::{Http, routes, unread, websocket};
 use crate::access::Access;
 use crate::access::guesses::network;
 use crate::access::places::{Bounds, Newcomer, Place, Places};
+use crate::exchange::receiving::Receiving;
 use crate::health::Pulse;
 use crate::net::port::{AcceptedConnection, Port, PortSettings};
 use crate::tls::{TlsFiles, common_name};
@@ -77,6 +79,8 @@ pub struct Site {
     pub(crate) may_be_framed: bool,
     /// Who may come in.
     access: Arc<Access>,
+    /// Memory for large answers.
+    answers: Receiving,
     /// Places of its connections.
     places: Arc<Places>,
     /// Cancelled when the gateway goes down.
@@ -94,6 +98,7 @@ impl Site {
             use_identity: false,
             may_be_framed: !http.frame_ancestors.is_empty(),
             access: http.access.clone(),
+            answers: http.answers.clone(),
             places: Arc::default(),
             cancel: http.cancel.clone(),
         })
@@ -107,7 +112,8 @@ impl Site {
         (access, cancel): (Arc<Access>, CancellationToken),
     ) -> Arc<Site> {
         let (router, places) = (websocket::router(), Arc::default());
-        Arc::new(Site { router, guard, door, use_identity, may_be_framed: false, access, places, cancel })
+        let answers = Receiving::of(answers::BUDGET);
+        Arc::new(Site { router, guard, door, use_identity, may_be_framed: false, access, answers, places, cancel })
     }
 }
 
@@ -249,6 +255,10 @@ impl HttpConnection {
         request.extensions_mut().insert(certificate);
         request.extensions_mut().insert(self.site.door.clone());
         request.extensions_mut().insert(self.place.clone());
+        let (asker, answers) = (Asker::default(), self.site.answers.clone());
+        request.extensions_mut().insert(asker.clone());
+        // the page is the same for all, and there once
+        let is_page = request.uri().path() == "/";
         // a client that waits for "100 Continue" sends nothing if it is answered otherwise
         let waits = request.headers().contains_key(header::EXPECT);
         let connections = self.site.door.connections.clone();
@@ -257,7 +267,8 @@ impl HttpConnection {
         async move {
             let mut response = match refused {
                 Ok(()) if welcome.is_some() && is_preflight => StatusCode::NO_CONTENT.into_response(),
-                Ok(()) => router.call(request).await?,
+                Ok(()) if is_page => router.call(request).await?,
+                Ok(()) => answers::within(&answers, &asker, router.call(request).await?),
                 Err(foreign) => HttpProblem::forbidden(foreign.to_string()).into_response(),
             };
             for (name, value) in [

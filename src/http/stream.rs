@@ -22,6 +22,7 @@ use axum::response::{IntoResponse, Response};
 use tokio::sync::watch;
 use tokio::time::{Interval, MissedTickBehavior, interval, sleep};
 
+use super::answers;
 use super::auth::Caller;
 use super::envelope::Envelope;
 use super::hub::SysGuard;
@@ -30,6 +31,7 @@ use super::query::Query;
 use super::sensors;
 use super::{Http, MAX_STREAMS};
 use crate::access::places::Place;
+use crate::exchange::receiving::Reservation;
 use crate::message::{check_filter, matches};
 
 /// How often a quiet stream shows that it lives.
@@ -41,6 +43,8 @@ const GATHER: Duration = Duration::from_millis(20);
 const GATHER_MORE: Duration = Duration::from_micros(400);
 /// How often the gateway's own figures are compared.
 const STATUS: Duration = Duration::from_secs(1);
+/// Bytes of events that are written at a time, beyond the first.
+const PORTION: usize = 128 << 10;
 /// Filters of one stream.
 const MAX_FILTERS: usize = 32;
 
@@ -125,6 +129,7 @@ impl EventStream {
     /// The next events; `None` ends the stream.
     async fn next(&mut self) -> Option<Bytes> {
         let mut out = String::new();
+        let mut memory = None;
         if !self.begun {
             self.begun = true;
             out.push_str("retry: 2000\n\n");
@@ -136,9 +141,12 @@ impl EventStream {
             if !self.caller.still_holds(&self.http.access) {
                 return None;
             }
-            self.messages(&mut out);
+            self.messages(&mut out, &mut memory);
             if !out.is_empty() {
-                return Some(out.into());
+                return Some(match memory {
+                    Some(memory) => answers::kept(out, memory),
+                    None => out.into(),
+                });
             }
             let cancel = self.http.cancel.clone();
             tokio::select! {
@@ -149,25 +157,41 @@ impl EventStream {
                     sleep(GATHER + GATHER_MORE * self.http.open_streams()).await;
                 }
                 _ = self.heartbeat.tick() => self.beat(&mut out),
-                () = status_changes(&mut self.status) => self.status(&mut out),
+                () = status_changes(&mut self.status) => self.status(&mut out, &mut memory),
             }
         }
     }
 
-    fn messages(&mut self, out: &mut String) {
+    /// Adds what has come. What is large takes memory of the budget for answers: where there is none, messages come a few at a
+    /// time, and one that is large by itself is missed.
+    fn messages(&mut self, out: &mut String, memory: &mut Option<Reservation>) {
         if self.filters.is_empty() {
             return;
         }
         let may = |topic: &str| self.caller.permissions.may_receive(topic);
         match self.http.hub.read(self.cursor, &self.filters, may) {
             Ok(reading) => {
+                self.cursor = reading.next;
                 for (id, message) in &reading.messages {
                     let envelope = Envelope::new(&self.http, message, message.view().retain());
                     let data = serde_json::to_string(&envelope).unwrap_or_default();
+                    let len = out.len() + data.len();
+                    if len > answers::FREE && memory.is_none() {
+                        *memory = answers::ask(&self.http.answers, self.caller.user(), len.max(PORTION));
+                    }
+                    let most = if memory.is_some() { PORTION } else { answers::FREE };
                     // writing to a string does not fail
-                    let _ = write!(out, "id: {id}\nevent: message\ndata: {data}\n\n");
+                    let _ = match out.is_empty() {
+                        false if len > most => {
+                            self.cursor = *id;
+                            return;
+                        }
+                        true if len > answers::FREE && memory.is_none() => {
+                            write!(out, "id: {id}\nevent: gap\ndata: {{\"missed\":1}}\n\n")
+                        }
+                        _ => write!(out, "id: {id}\nevent: message\ndata: {data}\n\n"),
+                    };
                 }
-                self.cursor = reading.next;
             }
             Err(gap) => {
                 let missed = gap.missed.map_or_else(|| "null".into(), |missed| missed.to_string());
@@ -188,7 +212,8 @@ impl EventStream {
         let _ = write!(out, "id: {id}\nevent: heartbeat\ndata: {data}\n\n");
     }
 
-    fn status(&mut self, out: &mut String) {
+    /// Adds what has changed. What there is no memory for comes later.
+    fn status(&mut self, out: &mut String, memory: &mut Option<Reservation>) {
         let Some(status) = &mut self.status else { return };
         let snapshot = status.sensors.borrow_and_update().clone();
         let sensors: Arc<str> = sensors::list_json(&self.http, &self.caller, &snapshot).into();
@@ -197,7 +222,14 @@ impl EventStream {
             events.extend(self.http.overview().events());
         }
         for (event, data) in events {
-            if status.sent.get(event) != Some(&data) {
+            let len = out.len() + data.len();
+            if status.sent.get(event) == Some(&data) {
+                continue;
+            }
+            if len > answers::FREE && memory.is_none() {
+                *memory = answers::ask(&self.http.answers, self.caller.user(), len.max(PORTION));
+            }
+            if len <= answers::FREE || (memory.is_some() && len <= PORTION) {
                 let _ = write!(out, "event: {event}\ndata: {data}\n\n");
                 status.sent.insert(event, data);
             }

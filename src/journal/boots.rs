@@ -7,7 +7,7 @@
 
 use std::collections::BTreeMap;
 
-use bytes::{Bytes, BytesMut};
+use bytes::BytesMut;
 
 use crate::message::Message;
 use crate::time::Clock;
@@ -160,7 +160,7 @@ impl Boots {
     /// began: then it is less than 0, as a 64-bit number that wraps.
     pub(crate) fn translate(&self, bytes: &[u8], boot: u32, clock: &dyn Clock) -> Option<Message> {
         const TIME: std::ops::Range<usize> = 16..24;
-        let message = Message::from_bytes(Bytes::copy_from_slice(bytes))?;
+        let message = Message::read(bytes)?;
         if boot == self.current {
             return Some(message);
         }
@@ -173,7 +173,7 @@ impl Boots {
         };
         let mut moved = BytesMut::from(message.view().as_bytes());
         moved[TIME].copy_from_slice(&(then as u64).to_le_bytes());
-        Message::from_bytes(moved.freeze())
+        Message::read(&moved)
     }
 }
 

@@ -88,6 +88,11 @@ impl Reader {
         delivery
     }
 
+    /// What was taken last and cannot be used yet comes next.
+    pub(crate) fn put_back(&mut self, delivery: Delivery) {
+        self.taken.push_front(delivery);
+    }
+
     /// Has the queue do something, where nothing has been taken that is not used.
     fn with_queue(&mut self, act: impl FnOnce(&mut Queue)) {
         let mut state = lock(&self.journal, self.id, &mut self.settled);

@@ -2,7 +2,7 @@
 
 use bytes::{BufMut, Bytes, BytesMut};
 
-use super::{BATCH_HEADER, Draft, HEADER, Message, MessageRef, u32_at, u64_at};
+use super::{BATCH_HEADER, Draft, HEADER, Message, MessageRef, SMALL, counted, u32_at, u64_at};
 
 /// Messages being collected for one place in the order.
 #[derive(Debug, Default)]
@@ -10,7 +10,12 @@ pub struct BatchBuilder {
     bytes: BytesMut,
     count: u32,
     has_retain: bool,
+    /// Bytes of the batch before.
+    last: usize,
 }
+
+/// So much is reserved for a batch at once, where the one before was that large.
+const MOST_RESERVED: usize = 64 << 10;
 
 impl BatchBuilder {
     /// Adds a message.
@@ -19,6 +24,9 @@ impl BatchBuilder {
             // with the first message, which is often the only one: what is reserved in two steps is allocated twice
             self.bytes.reserve(BATCH_HEADER + draft.encoded_len());
             self.bytes.put_u64_le(0);
+        } else if self.count == 1 {
+            // one of several, as the batch before perhaps was
+            self.bytes.reserve(self.last.min(MOST_RESERVED).saturating_sub(self.bytes.len()));
         }
         draft.encode(&mut self.bytes);
         self.count += 1;
@@ -54,12 +62,16 @@ impl BatchBuilder {
     pub(crate) fn finish(&mut self, seq: u64) -> Batch {
         self.count = 0;
         self.has_retain = false;
-        let mut bytes = self.bytes.split();
+        // a large batch has memory of its own, so that a small one does not keep it alive; of small ones the buffer is used again
+        let is_small = self.bytes.len() < SMALL;
+        let mut bytes = if is_small { self.bytes.split() } else { std::mem::take(&mut self.bytes) };
         if bytes.is_empty() {
             bytes.put_u64_le(0);
         }
         bytes[..BATCH_HEADER].copy_from_slice(&seq.to_le_bytes());
-        Batch { bytes: bytes.freeze() }
+        self.last = bytes.len();
+        let is_mostly_empty = !is_small && bytes.capacity() > 2 * bytes.len();
+        Batch { bytes: if is_mostly_empty { counted(bytes.to_vec()) } else { counted(bytes) } }
     }
 }
 
@@ -151,6 +163,11 @@ impl Packed {
         (self.count > 0).then(|| MessageRef { bytes: &self.bytes[..u32_at(&self.bytes, 0) as usize] })
     }
 
+    /// The payload of the first message, sharing the memory.
+    pub(crate) fn shared_payload(&self) -> Bytes {
+        self.first().map_or_else(Bytes::new, |first| self.bytes.slice_ref(first.payload()))
+    }
+
     /// Forgets the first message.
     pub(crate) fn advance(&mut self) {
         if self.count > 0 {
@@ -192,7 +209,7 @@ impl Packed {
     /// Moves the messages to memory of their own if they keep much more alive than they are.
     pub(crate) fn compact(&mut self) {
         if self.shared > 2 * self.bytes.len() {
-            self.bytes = Bytes::copy_from_slice(&self.bytes);
+            self.bytes = counted(self.bytes.to_vec());
             self.shared = self.bytes.len();
         }
     }

@@ -23,6 +23,7 @@
 //! | | | topic, UTF-8 |
 //! | | | payload, to the end |
 
+mod alive;
 mod batch;
 mod topic;
 pub mod via;
@@ -32,6 +33,8 @@ use std::hash::{Hash, Hasher};
 
 use bytes::{BufMut, Bytes, BytesMut};
 
+pub(crate) use self::alive::alive;
+use self::alive::{SMALL, counted};
 pub use self::batch::BatchBuilder;
 pub(crate) use self::batch::{Batch, Entry, Packed};
 pub(crate) use self::topic::{Topic, TopicError};
@@ -378,6 +381,12 @@ impl Message {
         Some(Message { bytes: bytes.slice(..len) })
     }
 
+    /// The same in memory of its own that counts as on its way.
+    pub(crate) fn read(bytes: &[u8]) -> Option<Message> {
+        let len = MessageRef::parse(bytes)?.bytes.len();
+        Some(Message { bytes: counted(bytes[..len].to_vec()) })
+    }
+
     /// The view that everything is read through.
     pub fn view(&self) -> MessageRef<'_> {
         MessageRef { bytes: &self.bytes }
@@ -386,6 +395,16 @@ impl Message {
     /// Encoded size in bytes: what bounds of memory count.
     pub(crate) fn size(&self) -> usize {
         self.bytes.len()
+    }
+
+    /// Its payload, sharing the memory.
+    pub(crate) fn shared_payload(&self) -> Bytes {
+        self.bytes.slice_ref(self.view().payload())
+    }
+
+    /// The same message in memory of its own that counts as on its way.
+    pub(crate) fn to_counted_memory(&self) -> Message {
+        Message { bytes: counted(self.bytes.to_vec()) }
     }
 
     /// The same message in memory of its own, for those who keep it: a slice would keep its whole batch.

@@ -44,3 +44,25 @@ impl OutboundAliases {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Sends on this topic; says whether an alias stands for it.
+    fn send(aliases: &mut OutboundAliases, topic: &str) -> bool {
+        let alias = aliases.get(topic);
+        aliases.sent(topic, alias);
+        alias.is_some()
+    }
+
+    #[test]
+    fn there_are_no_more_than_the_other_side_takes_and_no_more_bytes_than_are_kept() {
+        for (maximum, len, most) in [(0, 10, 0), (3, 10, 3), (u16::MAX, 10, 64), (u16::MAX, 1000, 16), (9, 65_000, 0)] {
+            let mut aliases = OutboundAliases::new(maximum);
+            let topic = |number: usize| format!("{number:0len$}");
+            assert_eq!((0..1000).filter(|number| send(&mut aliases, &topic(*number))).count(), most, "{maximum} {len}");
+            assert_eq!(aliases.get(&topic(0)).is_some_and(|(_, is_known)| is_known), most > 0);
+        }
+    }
+}

@@ -143,10 +143,10 @@ pub(crate) struct Outgoing<'a> {
     pub(crate) alias: Option<(u16, bool)>,
 }
 
-/// Appends the PUBLISH unless it would be longer than `max`; says whether it was written.
+/// Appends the PUBLISH, with or without the payload, unless it would be longer than `max` with it; says whether it was written.
 pub(crate) fn encode(
     out: &mut BytesMut,
-    message: MessageRef<'_>,
+    (message, with_payload): (MessageRef<'_>, bool),
     how: &Outgoing<'_>,
     version: Version,
     max: usize,
@@ -166,7 +166,7 @@ pub(crate) fn encode(
     if len > max || remaining > write::VARIABLE_MAX {
         return false;
     }
-    out.reserve(len);
+    out.reserve(if with_payload { len } else { len - payload.len() });
     out.put_u8(0x30 | u8::from(how.dup) << 3 | (how.qos as u8) << 1 | u8::from(how.retain));
     write::variable(out, remaining);
     out.put_u16(topic.len() as u16);
@@ -190,7 +190,9 @@ pub(crate) fn encode(
         }
         out.put_slice(message.properties());
     }
-    out.put_slice(payload);
+    if with_payload {
+        out.put_slice(payload);
+    }
     true
 }
 
@@ -246,7 +248,7 @@ mod tests {
             alias: Some((1, false)),
         };
         let mut out = BytesMut::new();
-        assert!(encode(&mut out, message.view(), &how, Version::V5, 1000));
+        assert!(encode(&mut out, (message.view(), true), &how, Version::V5, 1000));
         let expected = [
             &[0x32, 31, 0, 3][..],
             b"t/u",
@@ -258,9 +260,9 @@ mod tests {
         assert_eq!(out, expected);
 
         let mut old = BytesMut::new();
-        assert!(encode(&mut old, message.view(), &how, Version::V311, 1000));
+        assert!(encode(&mut old, (message.view(), true), &how, Version::V311, 1000));
         assert_eq!(&old[..], b"\x32\x09\0\x03t/u\0\x07hi");
-        assert!(!encode(&mut old, message.view(), &how, Version::V311, 10), "larger than the client takes");
+        assert!(!encode(&mut old, (message.view(), true), &how, Version::V311, 10), "larger than the client takes");
     }
 
     #[test]

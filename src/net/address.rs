@@ -184,6 +184,25 @@ impl AsyncWrite for PortStream {
         }
     }
 
+    // without these two, whoever writes several buffers at once would copy them into one first
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        slices: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            PortStream::Tcp(stream) => Pin::new(stream).poll_write_vectored(context, slices),
+            PortStream::Unix(stream) => Pin::new(stream).poll_write_vectored(context, slices),
+        }
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        match self {
+            PortStream::Tcp(stream) => stream.is_write_vectored(),
+            PortStream::Unix(stream) => stream.is_write_vectored(),
+        }
+    }
+
     fn poll_flush(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self.get_mut() {
             PortStream::Tcp(stream) => Pin::new(stream).poll_flush(context),

@@ -22,9 +22,14 @@
 //! gateway's `max_inflight`. `bridge` and `outage` forward messages of 200 bytes at QoS 1 to another mosquitto, on MQTT 3.1.1
 //! (`bridge4`), which mosquitto's bridge speaks unless told otherwise, and on MQTT 5 (`bridge5`), which the gateway does. `line` is
 //! an outage after which a slow line leads to the upstream, with how much of it is used.
+//!
+//! The rows behind `start` show what many filters, retained messages, sessions and connections cost: `filters-plus-50000` are
+//! deliveries per second on topics of which each is matched by one of 50 000 filters `+/N/a`; `retained-100000 ten` is the time until a
+//! SUBSCRIBE has selected ten of so many; `sessions-10000 back` that of a reconnect among so many sessions.
 
 mod bridge;
 mod ceiling;
+mod curve;
 mod latency;
 mod line;
 mod load;
@@ -36,8 +41,10 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use bridge::Protocol;
+use curve::Curve;
 use load::{Load, Outcome, Until};
 use support::broker::{Mosquitto, Setup};
+use support::tls::Authority;
 use support::{Gateway, Process};
 
 fn main() -> io::Result<()> {
@@ -210,6 +217,8 @@ enum Measurement {
     Memory,
     Idle,
     Start,
+    /// What many of something cost.
+    Curve(Curve),
 }
 
 fn measurements() -> Vec<(String, Measurement)> {
@@ -243,6 +252,7 @@ fn measurements() -> Vec<(String, Measurement)> {
     all.push(("rss".into(), Measurement::Memory));
     all.push(("cpu".into(), Measurement::Idle));
     all.push(("start".into(), Measurement::Start));
+    all.extend(curve::all().into_iter().map(|(name, curve)| (name, Measurement::Curve(curve))));
     all
 }
 
@@ -347,6 +357,7 @@ fn measure(broker: Broker, what: &Measurement, options: &Options, notes: &mut Ve
         Measurement::Memory => memory(broker, notes),
         Measurement::Idle => idle(broker, options.time),
         Measurement::Start => start(broker),
+        Measurement::Curve(what) => many(broker, *what, options.time),
     }
 }
 
@@ -435,6 +446,52 @@ fn idle(broker: Broker, time: Duration) -> io::Result<Figures> {
     let with_clients = over("200 clients");
     drop(clients);
     Ok(vec![alone, with_clients])
+}
+
+/// What many of something cost, at a broker that may have them.
+fn many(broker: Broker, what: Curve, time: Duration) -> io::Result<Figures> {
+    const PASSWORD: &str = "correct horse";
+    let gateway = broker.gateway();
+    match (what, gateway) {
+        (Curve::Handshakes, gateway) => {
+            let (authority, dir) = (Authority::new(), tempfile::tempdir()?);
+            let file = |name: &str| dir.path().join(name).display().to_string();
+            authority.write_server_files(dir.path());
+            let (cert, key) = (file("server.crt"), file("server.key"));
+            let port = support::free_port();
+            let running = match (broker, gateway) {
+                (Broker::Mosquitto, _) => Running::Mosquitto(Mosquitto::with(&format!(
+                    "listener {port} 127.0.0.1\ncertfile {cert}\nkeyfile {key}"
+                ))),
+                (_, Some(setup)) => Running::Pigateway(
+                    setup
+                        .config(&format!(
+                            "[[broker.listener]]\naddress = \"127.0.0.1:{port}\"\ntls = {{ cert = \"{cert}\", key = \"{key}\" }}\n"
+                        ))
+                        .start(),
+                ),
+                _ => return Ok(Vec::new()),
+            };
+            let figures = curve::handshakes(&authority, port, time);
+            drop(running);
+            Ok(figures)
+        }
+        (Curve::Passwords(users), Some(setup)) => {
+            let hash = support::broker::password_hash(PASSWORD);
+            let user =
+                |number: usize| format!("[[broker.user]]\nname = \"user-{number}\"\npassword_hash = \"{hash}\"\n");
+            let gateway = setup.config(&(0..users).map(user).collect::<String>()).start();
+            Ok(curve::passwords(gateway.port, users, PASSWORD))
+        }
+        (_, gateway) => {
+            let running = match gateway {
+                Some(setup) => Running::Pigateway(setup.config(&curve::settings(what)).start()),
+                None => broker.start()?,
+            };
+            let Some(process) = running.process() else { return Ok(Vec::new()) };
+            curve::measure(what, running.port(), time, || process.memory_kib("VmRSS"))
+        }
+    }
 }
 
 /// From exec to the first CONNACK.

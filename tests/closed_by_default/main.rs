@@ -16,7 +16,7 @@ mod tls;
 
 use std::sync::OnceLock;
 
-use support::broker::gateway;
+use support::broker::{gateway, password_hash};
 use support::packet::{V5, V31, V311};
 use support::{Connect, Gateway, Process};
 
@@ -25,14 +25,7 @@ const PASSWORD: &str = "correct horse";
 /// The hash of [`PASSWORD`], as `pigateway user` prints it.
 fn hash() -> &'static str {
     static HASH: OnceLock<String> = OnceLock::new();
-    HASH.get_or_init(|| {
-        let mut process = Process::start(gateway().args(["user", "somebody"]));
-        process.input(format!("{PASSWORD}\n").as_bytes());
-        let (code, lines) = process.wait();
-        assert_eq!(code, Some(0), "{lines:?}");
-        let line = lines.iter().find_map(|line| line.trim().strip_prefix("password_hash = \"")).expect("a hash");
-        line.split('"').next().expect("a quoted hash").to_owned()
-    })
+    HASH.get_or_init(|| password_hash(PASSWORD))
 }
 
 /// The table of a user with [`PASSWORD`] and these further keys.

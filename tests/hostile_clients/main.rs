@@ -11,6 +11,7 @@ mod malformed;
 mod much_for_little;
 mod slow_readers;
 mod stress;
+mod worst;
 
 use support::{Connect, Gateway};
 

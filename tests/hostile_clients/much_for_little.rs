@@ -63,6 +63,26 @@ fn a_thousand_groups_of_one_client_share_a_payload() {
 }
 
 #[test]
+fn a_thousand_groups_hand_a_client_no_more_than_its_queue_holds() {
+    let mut gateway = Gateway::start();
+    let mut member = Connect::v5("member").open(gateway.port);
+    let filters: Vec<String> = (0..1000).map(|number| format!("$share/group/large/{number}")).collect();
+    let filters: Vec<(&str, u8)> = filters.iter().map(|filter| (filter.as_str(), 0)).collect();
+    member.subscribe_all(&filters, &Properties::new());
+    let mut publisher = Connect::new("publisher").open(gateway.port);
+    let count = 100;
+    for number in 0..count {
+        publisher.publish(&format!("large/{number}"), vec![b'x'; 200_000], 1, false);
+    }
+    assert_small(&gateway);
+    // what its queue had no room for comes when it has
+    let came: HashSet<String> = (0..count).map(|_| member.receive().topic).collect();
+    assert_eq!(came.len(), count);
+    assert_small(&gateway);
+    assert_it_serves(&mut gateway);
+}
+
+#[test]
 fn filters_of_two_hundred_levels_are_as_large_as_they_are_long() {
     let mut gateway = Gateway::start();
     let mut deep = Connect::v5("deep").open(gateway.port);

@@ -169,6 +169,16 @@ pub fn gateway() -> Command {
     Command::new(env!("CARGO_BIN_EXE_pigateway"))
 }
 
+/// The hash of a password, as `pigateway user` prints it.
+pub fn password_hash(password: &str) -> String {
+    let mut process = Process::start(gateway().args(["user", "somebody"]));
+    process.input(format!("{password}\n").as_bytes());
+    let (code, lines) = process.wait();
+    assert_eq!(code, Some(0), "{lines:?}");
+    let line = lines.iter().find_map(|line| line.trim().strip_prefix("password_hash = \"")).expect("a hash");
+    line.split('"').next().expect("a quoted hash").to_owned()
+}
+
 impl Gateway {
     /// With the defaults.
     #[track_caller]

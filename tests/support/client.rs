@@ -406,6 +406,11 @@ impl Client {
         self.send(&[first, 2, high, low]);
     }
 
+    /// A PUBLISH that has come while something else was awaited.
+    pub fn has_come(&mut self) -> Option<Publish> {
+        self.waiting.pop_front()
+    }
+
     /// The next PUBLISH, not acknowledged.
     #[track_caller]
     pub fn receive_unacked(&mut self) -> Publish {

@@ -2,27 +2,30 @@
 
 use super::super::session::{DeliverySource, Send};
 use super::BrokerConnection;
+use super::output::{LARGE, SocketOutput};
 use super::run::OUT_FULL;
 use crate::exchange::delivery::{Grant, Queued, Run};
+use crate::exchange::shared::SharedGroup;
 use crate::exchange::stats::Stats;
-use crate::message::{MessageRef, Qos};
+use crate::message::{Message, MessageRef, Qos};
 use crate::mqtt::alias::OutboundAliases;
 use crate::mqtt::publish::{Outgoing, encode};
 use crate::mqtt::write::{self, AckPacket, SUBACK};
 use crate::mqtt::{Reason, Version};
-use bytes::BytesMut;
+use bytes::Bytes;
 
 /// Messages taken from the inbox or the journal at a time.
 const TAKE: usize = 64;
 
 /// Writes one message; says whether it went out, or is too large for the client or expired.
 fn write_one(
-    out: &mut BytesMut,
+    out: &mut SocketOutput,
     aliases: &mut OutboundAliases,
     stats: &Stats,
     (version, max): (Version, usize),
     now_boot_ms: u64,
     (message, grant, (packet_id, dup)): (MessageRef<'_>, &Grant, (u16, bool)),
+    payload: impl FnOnce() -> Bytes,
 ) -> bool {
     let expiry = match message.remaining_expiry(now_boot_ms) {
         Ok(expiry) => expiry,
@@ -36,9 +39,13 @@ fn write_one(
     let alias = aliases.get(message.topic());
     let how =
         Outgoing { dup, qos: grant.qos, retain: grant.retain, packet_id, expiry, subscription_ids: &grant.ids, alias };
-    if !encode(out, message, &how, version, max) {
+    let is_large = message.payload().len() >= LARGE;
+    if !encode(out.tail(), (message, !is_large), &how, version, max) {
         stats.publish_dropped.add(1);
         return false;
+    }
+    if is_large {
+        out.share(payload());
     }
     aliases.sent(message.topic(), alias);
     stats.packets_sent.add(1);
@@ -59,7 +66,29 @@ impl BrokerConnection {
         is_all
     }
 
+    /// Tells how much of what all clients wait for is in the hands of this one, and has shared subscriptions go on with what
+    /// there was no room for.
+    pub(super) fn note_in_hand(&mut self) {
+        let pending = self.pending.as_ref().map_or(0, |run| run.messages.size());
+        let inbox = &self.subscriber.inbox;
+        // what must be acknowledged is in flight as well, and is there once
+        inbox.set_in_hand(self.session.outbound.bytes().max(self.out.shared()) + pending);
+        if inbox.was_missed() {
+            self.session.subscriptions.values().filter_map(|known| known.group.as_ref()).for_each(SharedGroup::look);
+        }
+    }
+
+    /// Whether a message of this size may be sent that the client must acknowledge.
+    fn has_window(&mut self, size: usize) -> bool {
+        let outbound = &self.session.outbound;
+        let has_memory =
+            self.subscriber.inbox.account().is_none_or(|account| account.may_begin(outbound.bytes(), size));
+        self.is_short |= !has_memory && outbound.bytes() == 0;
+        has_memory && outbound.room() > 0
+    }
+
     fn deliver_what_fits(&mut self) -> bool {
+        self.is_short = false;
         self.resend();
         if self.awaits_suback() {
             // many clients drop what comes for a subscription before its SUBACK
@@ -106,14 +135,22 @@ impl BrokerConnection {
                 run.messages.advance();
                 continue;
             }
-            if self.out.len() >= OUT_FULL || (qos > Qos::AtMostOnce && self.session.outbound.room() == 0) {
+            if self.out.len() >= OUT_FULL || (qos > Qos::AtMostOnce && !self.has_window(message.as_bytes().len())) {
                 return Some(run);
             }
             if qos == Qos::AtMostOnce && run.terms.share.is_none() {
                 // nothing to remember: straight from the batch into the output
                 if self.permissions.may_receive(message.topic()) {
                     let grant = run.terms.grant(message);
-                    self.write(message, &grant, (0, false));
+                    write_one(
+                        &mut self.out,
+                        &mut self.outbound_aliases,
+                        &self.core.stats,
+                        (self.version, self.max_packet),
+                        message.expiry().map_or(0, |_| self.core.ingress.clock().boot_ms()),
+                        (message, &grant, (0, false)),
+                        || run.messages.shared_payload(),
+                    );
                 }
                 run.messages.advance();
             } else if let Some(message) = run.messages.next_message() {
@@ -136,6 +173,12 @@ impl BrokerConnection {
             let Some(durable) = &mut self.session.durable else { break };
             let room = self.session.outbound.room().min(TAKE);
             let Some(delivery) = durable.reader.next_of(room) else { break };
+            if !self.has_window(delivery.message.size()) {
+                if let Some(durable) = &mut self.session.durable {
+                    durable.reader.put_back(delivery);
+                }
+                break;
+            }
             any = true;
             let source = DeliverySource::Journal(delivery.position, delivery.ordinal);
             match self.session.grant(delivery.message.view()) {
@@ -168,7 +211,7 @@ impl BrokerConnection {
     /// The same; `dup`: it may have been sent before.
     fn send_as(&mut self, queued: Queued, source: DeliverySource, dup: bool) -> Result<(), Queued> {
         let needs_window = queued.grant.qos > Qos::AtMostOnce;
-        if needs_window && self.session.outbound.room() == 0 {
+        if needs_window && !self.has_window(queued.message.size()) {
             return Err(queued);
         }
         if !self.permissions.may_receive(queued.message.view().topic()) {
@@ -177,7 +220,7 @@ impl BrokerConnection {
         }
         let is_durable = self.session.durable.is_some();
         let packet_id = if needs_window { self.session.outbound.next_id(&source, is_durable) } else { 0 };
-        let sent = self.write(queued.message.view(), &queued.grant, (packet_id, dup && needs_window));
+        let sent = self.write(&queued.message, &queued.grant, (packet_id, dup && needs_window));
         if sent && needs_window {
             self.session.outbound.begin(packet_id, queued, source);
         } else {
@@ -186,12 +229,12 @@ impl BrokerConnection {
         Ok(())
     }
 
-    fn write(&mut self, message: MessageRef<'_>, grant: &Grant, id: (u16, bool)) -> bool {
+    fn write(&mut self, message: &Message, grant: &Grant, id: (u16, bool)) -> bool {
         // the clock is asked only for messages that expire
-        let now = message.expiry().map_or(0, |_| self.core.ingress.clock().boot_ms());
+        let now = message.view().expiry().map_or(0, |_| self.core.ingress.clock().boot_ms());
         let stats = &self.core.stats;
-        let what = (message, grant, id);
-        write_one(&mut self.out, &mut self.outbound_aliases, stats, (self.version, self.max_packet), now, what)
+        let (what, limits) = ((message.view(), grant, id), (self.version, self.max_packet));
+        write_one(&mut self.out, &mut self.outbound_aliases, stats, limits, now, what, || message.shared_payload())
     }
 
     /// Sends again what was in flight when the last connection ended.
@@ -204,10 +247,10 @@ impl BrokerConnection {
         let limits = (self.version, self.max_packet);
         let mut failed = Vec::new();
         self.session.outbound.resend(|send| match send {
-            Send::Release(packet_id) => write::ack(out, limits.0, AckPacket::PubRel, packet_id, Reason::SUCCESS),
+            Send::Release(packet_id) => write::ack(out.tail(), limits.0, AckPacket::PubRel, packet_id, Reason::SUCCESS),
             Send::Publish { packet_id, dup, queued } => {
                 let what = (queued.message.view(), &queued.grant, (packet_id, dup));
-                if !write_one(out, aliases, &core.stats, limits, now, what) {
+                if !write_one(out, aliases, &core.stats, limits, now, what, || queued.message.shared_payload()) {
                     failed.push(packet_id);
                 }
             }

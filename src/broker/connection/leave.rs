@@ -8,6 +8,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Buf;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::time::{Instant, timeout};
 
@@ -77,7 +78,7 @@ pub(in crate::broker) async fn part<R, W>(
     room: &Arc<WaitingRoom>,
     mut reader: R,
     mut writer: W,
-    last: &[u8],
+    mut last: impl Buf,
     is_stopping: bool,
 ) where
     R: AsyncRead + Unpin,
@@ -85,7 +86,7 @@ pub(in crate::broker) async fn part<R, W>(
 {
     let time = if is_stopping { LINGER_STOPPING } else { LINGER };
     let sending = async {
-        writer.write_all(last).await?;
+        writer.write_all_buf(&mut last).await?;
         writer.shutdown().await
     };
     if !matches!(timeout(time, sending).await, Ok(Ok(()))) {

@@ -10,6 +10,7 @@ mod deliver;
 mod handshake;
 mod leave;
 mod memory;
+mod output;
 mod peer;
 mod receive;
 mod run;
@@ -29,6 +30,7 @@ use tracing::{debug, error, info};
 use self::acks::Acks;
 use self::admit::Admitted;
 pub(super) use self::leave::part;
+use self::output::SocketOutput;
 pub use self::peer::Peer;
 use super::away::Parked;
 use super::core::{self, Core};
@@ -138,7 +140,7 @@ struct BrokerConnection {
     max_packet: usize,
     aliases: receive::InboundAliases,
     outbound_aliases: OutboundAliases,
-    out: BytesMut,
+    out: SocketOutput,
     batch: BatchBuilder,
     acks: Acks,
     /// SUBACKs and UNSUBACKs that wait until what they say is on disk.
@@ -152,6 +154,8 @@ struct BrokerConnection {
     holder: PlaceHolder,
     /// Its user has changed subscriptions too often, and the next change waits.
     held_until: Option<Instant>,
+    /// A message is not sent for lack of memory, although nothing is under way that would make room.
+    is_short: bool,
     /// Taken from the inbox and not yet sent.
     pending: Option<Run>,
     /// Memory for the large packet that is being received, or a place among those who wait for it.
@@ -182,7 +186,7 @@ where
         Ok(connect) => connect,
         Err(answer) => {
             if !answer.is_empty() {
-                part(&core.waiting, reader, writer, &answer, false).await;
+                part(&core.waiting, reader, writer, &answer[..], false).await;
             }
             return;
         }
@@ -206,14 +210,14 @@ where
             let mut answer = BytesMut::new();
             write::connack(&mut answer, version, false, reason, &write::ConnAckProperties::default());
             core.stats.refused.add(1);
-            part(&core.waiting, reader, writer, &answer, false).await;
+            part(&core.waiting, reader, writer, answer, false).await;
             return;
         }
     };
     debug!(client_id = &*connection.identity.client_id, version = version.as_str(), from = %peer.address, "connected");
 
     let end = if connection.out.len() > connection.max_packet {
-        connection.out.clear(); // [MQTT-3.1.2-24]
+        connection.out.truncate(0); // [MQTT-3.1.2-24]
         ConnectionEnd::TooSmall
     } else {
         let kick = claim.kick.clone();
@@ -229,7 +233,7 @@ where
         connection.deliver();
     }
     if let Some(reason) = end.reason() {
-        write::disconnect(&mut connection.out, version, reason);
+        write::disconnect(connection.out.tail(), version, reason);
     }
     core.leave(number);
     drop(input);
@@ -238,7 +242,7 @@ where
     // whoever waits for the client id does not wait for a client that is slow to take its last packet
     let closing = close(&core, connection, end, claim);
     if is_there {
-        tokio::join!(closing, part(&core.waiting, reader, writer, &last, is_stopping));
+        tokio::join!(closing, part(&core.waiting, reader, writer, last, is_stopping));
     } else {
         drop((reader, writer));
         closing.await;
@@ -294,9 +298,11 @@ async fn open(
         }
     }
     let present = resumed.is_some();
-    let session = begin_session(core, &connect, (&owner, &holder), resumed, expiry);
+    let mut session = begin_session(core, &connect, (&owner, &holder), resumed, expiry);
     core.keep_will_of(&holder, &owner, connect.will.as_ref().filter(|will| permissions.may_publish(&will.topic)));
     let subscriber = core.subscriber(&session);
+    subscriber.inbox.set_in_hand(session.outbound.bytes());
+    session.left = None;
     if present {
         core.attach(&session, &subscriber);
     }
@@ -331,13 +337,14 @@ async fn open(
         max_packet: connect.maximum_packet_size as usize,
         aliases: receive::InboundAliases::default(),
         outbound_aliases: OutboundAliases::new(connect.topic_alias_maximum),
-        out,
+        out: SocketOutput::new(out),
         batch: BatchBuilder::default(),
         acks: Acks::default(),
         subacks: VecDeque::new(),
         received: Vec::new(),
         synced: core.ingress.journal().synced(),
         is_deaf: false,
+        is_short: false,
         pending: None,
         receiving: None,
         unplaced: Vec::new(),
@@ -385,6 +392,7 @@ async fn close(core: &Arc<Core>, mut connection: BrokerConnection, end: Connecti
         session.expiry = expiry;
     }
     core.detach(&mut session, &connection.subscriber, connection.pending);
+    session.left = connection.subscriber.inbox.account().map(|account| account.left(session.outbound.bytes()));
     let will = connection.will.filter(|_| end.publishes_will());
     let keep = session.durable.is_some() && session.expiry > 0 && !claim.kick.ends_session();
     let now = Instant::now();

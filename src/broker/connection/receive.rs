@@ -32,6 +32,8 @@ pub(crate) const RECEIVE_MAXIMUM: u16 = 1000;
 pub(crate) const TOPIC_ALIAS_MAXIMUM: u16 = 32;
 /// Subscriptions of one session.
 const MAX_FILTERS: usize = 10_000;
+/// Filters of one SUBSCRIBE or UNSUBSCRIBE: each has a byte in the answer, which waits until the client takes it.
+const MAX_AT_ONCE: usize = 65_535;
 /// Bytes of their topic filters.
 const MAX_FILTER_BYTES: usize = 2 << 20;
 /// Bytes of the topics that a client's aliases stand for.
@@ -147,7 +149,7 @@ impl BrokerConnection {
                 Err(ConnectionEnd::Broken(Error::Malformed("PINGREQ has a body")))
             }
             PacketType::PingReq => {
-                write::pingresp(&mut self.out);
+                write::pingresp(self.out.tail());
                 self.core.stats.packets_sent.add(1);
                 Ok(())
             }
@@ -295,7 +297,7 @@ impl BrokerConnection {
         };
         let durable = ordinal.and_then(|ordinal| self.note(Note::Released(ordinal)));
         if durable.is_none() && self.acks.is_empty() {
-            write::ack(&mut self.out, self.version, AckPacket::PubRel, packet_id, reason);
+            write::ack(self.out.tail(), self.version, AckPacket::PubRel, packet_id, reason);
         } else {
             let state = AckState::Waits(Receipt { durable });
             self.acks.push(PendingAck { kind: AckPacket::PubRel, packet_id, reason, state });
@@ -336,7 +338,7 @@ impl BrokerConnection {
         let synced = *self.synced.borrow_and_update();
         let mut sent = 0;
         while let Some((_, suback)) = self.subacks.front().filter(|(position, _)| *position <= synced) {
-            self.out.extend_from_slice(suback);
+            self.out.tail().extend_from_slice(suback);
             self.subacks.pop_front();
             sent += 1;
         }
@@ -345,7 +347,7 @@ impl BrokerConnection {
             if receipt.durable.is_some_and(|position| position > synced) {
                 break;
             }
-            write::ack(&mut self.out, self.version, ack.kind, ack.packet_id, ack.reason);
+            write::ack(self.out.tail(), self.version, ack.kind, ack.packet_id, ack.reason);
             self.acks.pop();
             sent += 1;
         }
@@ -353,6 +355,9 @@ impl BrokerConnection {
     }
 
     fn subscribe(&mut self, subscribe: &Subscribe<'_>) -> Result<(), ConnectionEnd> {
+        if subscribe.filters.len() > MAX_AT_ONCE {
+            return Err(ConnectionEnd::Ended(Reason::QUOTA_EXCEEDED));
+        }
         let mut reasons: SmallVec<[Reason; 8]> = SmallVec::new();
         let is_repeated = repeated(&subscribe.filters);
         for (at, wanted) in subscribe.filters.iter().enumerate() {
@@ -382,7 +387,7 @@ impl BrokerConnection {
         match kept {
             Some(position) => self.subacks.push_back((position, answer)),
             None => {
-                self.out.extend_from_slice(&answer);
+                self.out.tail().extend_from_slice(&answer);
                 self.core.stats.packets_sent.add(1);
             }
         }
@@ -447,6 +452,9 @@ impl BrokerConnection {
     }
 
     fn unsubscribe(&mut self, unsubscribe: &Unsubscribe<'_>) -> Result<(), ConnectionEnd> {
+        if unsubscribe.filters.len() > MAX_AT_ONCE {
+            return Err(ConnectionEnd::Ended(Reason::QUOTA_EXCEEDED));
+        }
         let mut reasons: SmallVec<[Reason; 8]> = SmallVec::new();
         for filter in &unsubscribe.filters {
             self.session.retained.forget(filter);

@@ -5,7 +5,7 @@ use std::time::Duration;
 use bytes::BytesMut;
 use futures_util::FutureExt;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, sleep, sleep_until};
 
 use super::super::registry::Kick;
 use super::leave::Leaving;
@@ -17,13 +17,13 @@ use crate::workers::worked;
 /// Stop producing output beyond this many unsent bytes.
 pub(super) const OUT_FULL: usize = 64 * 1024;
 /// Stop reading while this much input waits for its place.
-const BATCH_FULL: usize = 256 * 1024;
+const BATCH_FULL: usize = 128 * 1024;
 /// Stop reading while this many acknowledgements wait for their receipts.
-const ACKS_FULL: usize = 10_000;
+const ACKS_FULL: usize = 2500;
 /// And while this many answers to SUBSCRIBE wait for the disk.
 const SUBACKS_FULL: usize = 100;
 /// Stop reading while this many bytes of answers wait for the client.
-const ANSWERS_FULL: usize = 256 * 1024;
+const ANSWERS_FULL: usize = 128 * 1024;
 /// Stop reading while the retained messages of this many subscriptions wait for the client.
 const RETAINED_FULL: usize = 10_000;
 const SMALLEST_READ: usize = 4 * 1024;
@@ -32,6 +32,8 @@ const LARGEST_READ: usize = 64 * 1024;
 const STALL: Duration = Duration::from_secs(30);
 /// Once that time is over, the connection is served for this much longer.
 const LAST_CHANCE: Duration = Duration::from_millis(200);
+/// How often it is tried whether there is memory again for a message that is not sent for lack of it.
+const SHORT: Duration = Duration::from_millis(250);
 const NEVER: Duration = Duration::from_secs(365 * 24 * 3600);
 
 impl BrokerConnection {
@@ -58,9 +60,7 @@ impl BrokerConnection {
             if self.out.is_empty() {
                 // whatever comes to be sent now has been waiting for no time
                 pace.has_written();
-                if self.out.capacity() > OUT_FULL {
-                    self.out = BytesMut::new(); // a burst is over
-                }
+                self.out.shrink(OUT_FULL);
             }
             let unsent = self.out.len();
             let placed = match self.receive(input) {
@@ -78,6 +78,7 @@ impl BrokerConnection {
             }
             let idle = pace.leaving.is_none() && self.deliver();
             self.subscriber.inbox.set_blocked(!idle);
+            self.note_in_hand();
             let may_read = self.may_read(&mut pace, input);
             if let Err(end) = self.give_way() {
                 return end;
@@ -110,6 +111,7 @@ impl BrokerConnection {
                 () = room, if !placed => {}
                 () = freed, if waits_for_memory => {}
                 () = late(late_at), if late_at.is_some() => {}
+                () = sleep(SHORT), if self.is_short => {}
                 () = sleep_until(self.held_until.unwrap_or(pace.last_read)), if self.held_until.is_some() => {}
                 () = alarm.as_mut() => match self.rung(&mut pace, reader, input, may_read) {
                     Ok(next) => alarm.as_mut().reset(next),
@@ -169,6 +171,7 @@ impl BrokerConnection {
             && self.batch.size() < BATCH_FULL
             && self.acks.len() < ACKS_FULL
             && self.subacks.len() < SUBACKS_FULL
+            && self.subacks.iter().map(|(_, answer)| answer.len()).sum::<usize>() < ANSWERS_FULL
             && self.session.retained.len() < RETAINED_FULL
             && pace.leaving.as_ref().map_or(self.out.len() < ANSWERS_FULL, Leaving::may_read);
         if !is_open {

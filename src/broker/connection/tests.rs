@@ -95,6 +95,48 @@ async fn what_clients_write_is_at_the_cost_of_their_user() {
     assert_eq!(holders, [guests, PlaceHolder::Guest(None)].into());
 }
 
+/// SUBSCRIBE to these filters at QoS 0.
+fn subscribe_to(filters: impl Iterator<Item = String>) -> Vec<u8> {
+    let mut body = vec![0, 1];
+    for filter in filters {
+        body.extend_from_slice(&(filter.len() as u16).to_be_bytes());
+        body.extend_from_slice(filter.as_bytes());
+        body.push(0);
+    }
+    let mut packet = BytesMut::from(&[0x82][..]);
+    write::variable(&mut packet, body.len());
+    [&packet, &body[..]].concat()
+}
+
+#[tokio::test]
+async fn a_session_has_no_more_filters_and_no_longer_ones_than_it_may() {
+    let broker = broker(crate::journal::Journal::default);
+    let open = async |id: u8| {
+        let mut client = reach(&broker, 64 << 10);
+        client.write_all(&[&b"\x10\x0d\0\x04MQTT\x04\x02\0\0\0\x01"[..], &[id]].concat()).await.unwrap();
+        client.read_exact(&mut [0; 4]).await.unwrap();
+        client
+    };
+    let mut client = open(b'a').await;
+    let mut granted = Vec::new();
+    for number in 0..34 {
+        let long = subscribe_to(std::iter::once(format!("{number}/{}", "x".repeat(65_000))));
+        client.write_all(&long).await.unwrap();
+        let mut suback = [0; 5];
+        client.read_exact(&mut suback).await.unwrap();
+        granted.push(suback[4] == 0);
+    }
+    assert_eq!(granted.iter().position(|granted| !granted), Some(32), "two MiB");
+    let mut client = open(b'b').await;
+    client.write_all(&subscribe_to((0..12_000).map(|number| format!("a/{number}")))).await.unwrap();
+    let mut suback = vec![0; 1 + 2 + 2 + 12_000];
+    client.read_exact(&mut suback).await.unwrap();
+    assert_eq!(suback[5..].iter().filter(|reason| **reason == 0).count(), 10_000);
+    // however short they are, an answer has a byte for each
+    client.write_all(&subscribe_to((0..65_536).map(|_| "#".into()))).await.unwrap();
+    assert_eq!(client.read(&mut [0; 1]).await.unwrap(), 0, "the connection ends");
+}
+
 /// A future, and how often it has been polled.
 struct Counted<F>(std::pin::Pin<Box<F>>, Arc<std::sync::atomic::AtomicUsize>);
 

@@ -77,7 +77,7 @@ impl Core {
         let mut guard = self.groups.known.lock();
         let known = &mut *guard;
         let entry = known.by_filter.entry(shared.into()).or_insert_with(|| {
-            let group = SharedGroup::new(self.inbox_limits());
+            let group = SharedGroup::new(self.inbox_limits(), Some(&self.queues));
             self.ingress.add_route(filter, Route::Shared { group: group.clone(), consumer: None });
             Group { group, sessions: 0, keepers: 0 }
         });

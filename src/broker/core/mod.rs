@@ -32,6 +32,7 @@ use crate::exchange::ingress::{Ingress, Receipt, Route};
 use crate::exchange::shared::{Share, SharedGroup};
 use crate::exchange::stats::Stats;
 use crate::exchange::subscribers::{Subscriber, SubscriptionOptions};
+use crate::exchange::waiting::{self, DeliveryMemory};
 use crate::health::{CLIENT_PART, Health};
 use crate::journal::{Limits, WhenFull};
 use crate::message::{Origin, Owner, Qos};
@@ -91,6 +92,8 @@ pub struct Core {
     pub(crate) places: Arc<Places>,
     /// Subscriptions of all sessions, those of absent clients included.
     pub(super) subscriptions: Arc<Quota>,
+    /// What waits for all clients.
+    pub(super) queues: DeliveryMemory,
     /// What is counted.
     pub stats: Arc<Stats>,
     /// What is wrong now.
@@ -117,6 +120,7 @@ impl Core {
         ingress.set_max_packet_size(settings.max_packet_size);
         Arc::new(Core {
             access: Arc::new(Access::new(&settings.access)),
+            queues: DeliveryMemory::new(most_waiting(&settings)),
             settings: ArcSwap::from_pointee(settings),
             stats: ingress.stats().clone(),
             ingress,
@@ -143,6 +147,7 @@ impl Core {
             self.health.forget(CLIENT_PART);
         }
         self.ingress.set_max_packet_size(settings.max_packet_size);
+        self.queues.set_most(most_waiting(&settings));
         self.settings.store(Arc::new(settings));
         for client in self.clients.lock().values() {
             if !self.still_holds(client) {
@@ -247,7 +252,7 @@ impl Core {
         let shown = SessionName::of(&session.owner).to_string();
         // guests together are one user, whose name nobody can have
         let payer = SessionName::of(&session.owner).user.unwrap_or_default();
-        let inbox = Inbox::new(&shown, self.inbox_limits()).paid_by(payer);
+        let inbox = Inbox::new(&shown, self.inbox_limits()).paid_by(self.queues.account(payer));
         let is_durable = session.durable.is_some();
         Arc::new(Subscriber { inbox, origin: Origin::client(&session.owner), is_durable })
     }
@@ -420,6 +425,11 @@ impl Core {
             }
         }
     }
+}
+
+/// Bytes that may wait for all clients of one user: for a few with full queues, or for many with some.
+fn most_waiting(settings: &BrokerSettings) -> usize {
+    waiting::MOST.max(settings.max_queued_size.saturating_mul(4))
 }
 
 /// What the owner of a session publishes as.

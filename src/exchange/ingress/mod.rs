@@ -293,7 +293,6 @@ impl Ingress {
             if message.retain() && kept.is_none() {
                 accepted.unretained.push(at as u32);
             }
-            let kept_copy = kept.clone();
             if let Some(kept) = kept {
                 // whether it fits was asked before
                 let _ = sequencer.retained.apply(&kept);
@@ -301,7 +300,7 @@ impl Ingress {
             }
             if !groups.is_empty() {
                 // one copy, however many groups there are
-                let message = kept_copy.unwrap_or_else(|| batch.message_at(entry.offset).to_owned_memory());
+                let message = batch.message_at(entry.offset).to_counted_memory();
                 for_groups.extend(groups.into_iter().map(|group| (group, message.clone())));
             }
         }

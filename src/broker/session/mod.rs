@@ -13,6 +13,7 @@ use crate::exchange::delivery::{Grant, Queued};
 use crate::exchange::filters::FilterTree;
 use crate::exchange::shared::{Share, SharedGroup};
 use crate::exchange::subscribers::SubscriptionOptions;
+use crate::exchange::waiting::Left;
 use crate::journal::{ConsumerId, Position, Reader};
 use crate::message::{Message, MessageRef, Origin, Qos};
 use crate::mqtt::Reason;
@@ -87,6 +88,8 @@ pub(crate) enum Received {
 #[derive(Debug)]
 pub(crate) struct Outbound {
     in_flight: VecDeque<InFlight>,
+    /// Bytes of these messages.
+    bytes: usize,
     last_id: u16,
     window: usize,
 }
@@ -94,12 +97,17 @@ pub(crate) struct Outbound {
 impl Outbound {
     /// Nothing in flight; at most `window` at a time.
     pub(crate) fn new(window: u16) -> Outbound {
-        Outbound { in_flight: VecDeque::new(), last_id: 0, window: usize::from(window.max(1)) }
+        Outbound { in_flight: VecDeque::new(), bytes: 0, last_id: 0, window: usize::from(window.max(1)) }
     }
 
     /// How many more may be sent.
     pub(crate) fn room(&self) -> usize {
         self.window.saturating_sub(self.in_flight.len())
+    }
+
+    /// Bytes of the messages in flight.
+    pub(crate) fn bytes(&self) -> usize {
+        self.bytes
     }
 
     /// Messages in flight.
@@ -129,11 +137,13 @@ impl Outbound {
 
     /// Takes a message into flight under an id of [`Outbound::next_id`].
     pub(crate) fn begin(&mut self, packet_id: u16, queued: Queued, source: DeliverySource) {
+        self.bytes += queued.message.size();
         self.in_flight.push_back(InFlight { packet_id, step: DeliveryStep::Published, queued, source });
     }
 
     /// Takes a message into flight that was received before the gateway was started: its PUBREL is sent again.
     pub(crate) fn begin_released(&mut self, packet_id: u16, queued: Queued, source: DeliverySource) {
+        self.bytes += queued.message.size();
         self.in_flight.push_back(InFlight { packet_id, step: DeliveryStep::HeldRelease, queued, source });
     }
 
@@ -179,7 +189,9 @@ impl Outbound {
 
     fn remove(&mut self, packet_id: u16, accept: impl Fn(&InFlight) -> bool) -> Option<DeliverySource> {
         let at = self.in_flight.iter().position(|entry| entry.packet_id == packet_id && accept(entry))?;
-        self.in_flight.remove(at).map(|entry| entry.source)
+        let entry = self.in_flight.remove(at)?;
+        self.bytes -= entry.queued.message.size();
+        Some(entry.source)
     }
 
     /// A new connection with this window: everything in flight must be sent again [MQTT-4.4.0-1].
@@ -219,8 +231,10 @@ impl Outbound {
     /// is for this session, or for nobody [MQTT-4.8.2-4], [MQTT-4.8.2-5].
     pub(crate) fn take_shared(&mut self) -> Vec<(Share, Message)> {
         let mut taken = Vec::new();
+        let bytes = &mut self.bytes;
         self.in_flight.retain(|entry| match &entry.source {
             DeliverySource::Shared(share) if entry.queued.grant.qos < Qos::ExactlyOnce => {
+                *bytes -= entry.queued.message.size();
                 taken.push((share.clone(), entry.queued.message.clone()));
                 false
             }
@@ -258,7 +272,7 @@ pub(crate) struct DurableFeed {
 
 /// What a subscription counts for: a long filter as much as several short ones.
 fn units(filter: &str) -> usize {
-    1 + filter.len() / 256
+    1 + filter.len() / 128
 }
 
 /// A session.
@@ -286,6 +300,8 @@ pub(crate) struct Session {
     pub(crate) filter_bytes: usize,
     /// What its subscriptions take of what all may have.
     pub(crate) held: Holding,
+    /// While its client is away: what that has not acknowledged goes on to take memory.
+    pub(crate) left: Option<Left>,
     /// Whether the journal has every subscription under a name of its own.
     pub(crate) is_kept: bool,
     /// Seconds that the session outlives its connection; `u32::MAX`: as long as the broker allows.
@@ -307,6 +323,7 @@ impl Session {
             durable,
             filter_bytes: 0,
             held: Holding::default(),
+            left: None,
             is_kept: true,
             expiry,
         }
@@ -393,97 +410,4 @@ impl Session {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::message::Draft;
-
-    fn queued(qos: Qos) -> Queued {
-        let message = Message::new(&Draft {
-            topic: "a/b",
-            payload: b"x",
-            qos,
-            retain: true,
-            properties: &[],
-            expiry: None,
-            boot_ms: 0,
-            origin: Origin::client("me"),
-        });
-        Queued { message, grant: Grant { qos, retain: false, ids: SmallVec::new(), share: None } }
-    }
-
-    fn begin(outbound: &mut Outbound, qos: Qos) -> u16 {
-        let id = outbound.next_id(&DeliverySource::Live, false);
-        outbound.begin(id, queued(qos), DeliverySource::Live);
-        id
-    }
-
-    fn resent(outbound: &mut Outbound) -> Vec<String> {
-        let mut sent = Vec::new();
-        outbound.resend(|send| {
-            sent.push(match send {
-                Send::Publish { packet_id, dup, .. } => format!("publish {packet_id} {dup}"),
-                Send::Release(id) => format!("release {id}"),
-            });
-        });
-        sent
-    }
-
-    #[test]
-    fn a_new_connection_sends_again_what_was_not_acknowledged() {
-        let mut outbound = Outbound::new(4);
-        let ids: Vec<u16> = [Qos::AtLeastOnce, Qos::ExactlyOnce, Qos::ExactlyOnce, Qos::AtLeastOnce]
-            .map(|qos| begin(&mut outbound, qos))
-            .into();
-        assert_eq!((ids, outbound.room()), (vec![1, 2, 3, 4], 0));
-        assert!(outbound.acknowledged(1).is_some());
-        assert!(matches!(outbound.received(2, Reason::SUCCESS), Received::Release(None)));
-        assert!(resent(&mut outbound).is_empty(), "not on the same connection");
-        outbound.resume(2);
-        assert_eq!(resent(&mut outbound), ["release 2", "publish 3 true"]);
-        assert!(outbound.has_held() && outbound.room() == 0);
-        assert!(outbound.completed(2).is_some());
-        assert_eq!(resent(&mut outbound), ["publish 4 true"]);
-        assert!(!outbound.has_held());
-    }
-
-    #[test]
-    fn acknowledgements_must_fit_what_they_acknowledge() {
-        let mut outbound = Outbound::new(9);
-        begin(&mut outbound, Qos::ExactlyOnce);
-        begin(&mut outbound, Qos::AtLeastOnce);
-        assert!(outbound.acknowledged(1).is_none(), "PUBACK for QoS 2");
-        assert!(outbound.completed(1).is_none(), "PUBCOMP before PUBREC");
-        assert!(matches!(outbound.received(2, Reason::SUCCESS), Received::Unknown), "PUBREC for QoS 1");
-        assert!(matches!(outbound.received(1, Reason::QUOTA_EXCEEDED), Received::Refused(_)));
-        assert!(outbound.acknowledged(9).is_none());
-        assert_eq!(outbound.len(), 1);
-    }
-
-    #[test]
-    fn packet_ids_in_use_are_passed_over() {
-        let mut outbound = Outbound::new(u16::MAX);
-        begin(&mut outbound, Qos::AtLeastOnce);
-        outbound.last_id = u16::MAX;
-        assert_eq!(begin(&mut outbound, Qos::AtLeastOnce), 2);
-    }
-
-    #[test]
-    fn overlapping_subscriptions_grant_one_delivery() {
-        let mut session = Session::new("me", 9, None, 0);
-        let options =
-            |qos, id| SubscriptionOptions { qos, no_local: false, retain_as_published: id == 2, id: Some(id) };
-        session.subscribe("a/#", Subscription { options: options(Qos::AtMostOnce, 1), group: None });
-        session.subscribe("a/+", Subscription { options: options(Qos::AtLeastOnce, 2), group: None });
-        let grant = session.grant(queued(Qos::ExactlyOnce).message.view()).unwrap();
-        assert_eq!((grant.qos, grant.retain, grant.ids.len()), (Qos::AtLeastOnce, true, 2));
-        session.unsubscribe("a/+");
-        session.subscribe(
-            "a/#",
-            Subscription {
-                options: SubscriptionOptions { no_local: true, ..options(Qos::AtLeastOnce, 1) },
-                group: None,
-            },
-        );
-        assert!(session.grant(queued(Qos::ExactlyOnce).message.view()).is_none(), "its own");
-    }
-}
+mod tests;

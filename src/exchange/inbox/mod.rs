@@ -4,10 +4,12 @@
 //! held until half of it is worked off ([`super::hold`] says for whom and for how long), so that a burst or a flood costs
 //! nothing as long as the reader keeps up; what is on its way already is let in beyond the bound. A reader for which nobody
 //! is held any longer is slow: it loses what does not fit, counted and logged, until it has caught up or reads quickly.
+//!
+//! Besides its own bound there is one for what waits for all clients ([`super::waiting`]).
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -16,6 +18,7 @@ use tracing::warn;
 
 use super::delivery::{Queued, Run};
 use super::hold::{Holds, ReaderTaken, Uptake};
+use super::waiting::Account;
 use crate::message::{Packed, Qos};
 
 /// Bytes beyond the bound that were on their way when the inbox was full. They are shared with other readers.
@@ -68,6 +71,12 @@ pub(crate) struct Inbox {
     owner: Box<str>,
     /// Whose budget pays for holding publishers.
     payer: Arc<str>,
+    /// And for the memory of what waits. What is the gateway's own has none.
+    account: Option<Account>,
+    /// Bytes that its client has been sent and not acknowledged, or is being sent.
+    in_hand: AtomicUsize,
+    /// Others had something for it, and it had no room.
+    is_missed: AtomicBool,
     /// Its client takes nothing more for the moment.
     blocked: AtomicBool,
     limits: InboxLimits,
@@ -81,6 +90,9 @@ impl Inbox {
         Inbox {
             owner: owner.into(),
             payer: owner.into(),
+            account: None,
+            in_hand: AtomicUsize::new(0),
+            is_missed: AtomicBool::new(false),
             blocked: AtomicBool::new(false),
             limits,
             state: Mutex::default(),
@@ -89,8 +101,73 @@ impl Inbox {
     }
 
     /// The same, at the cost of this user.
-    pub(crate) fn paid_by(self, payer: &str) -> Inbox {
-        Inbox { payer: payer.into(), ..self }
+    pub(crate) fn paid_by(mut self, account: Account) -> Inbox {
+        self.payer = account.name().clone();
+        self.account = Some(account);
+        self
+    }
+
+    /// Whose memory it takes; `None`: the gateway's own.
+    pub(crate) fn account(&self) -> Option<&Account> {
+        self.account.as_ref()
+    }
+
+    /// Its client has so many bytes that it was sent and has not acknowledged, or that are about to be written.
+    pub(crate) fn set_in_hand(&self, bytes: usize) {
+        let before = self.in_hand.swap(bytes, Ordering::Relaxed);
+        if let Some(account) = self.account.as_ref().filter(|_| bytes != before) {
+            account.hold(bytes);
+            account.release(before);
+        }
+    }
+
+    /// Whether more may be put into it; if not, its client asks for it later, when [`Inbox::was_missed`].
+    pub(crate) fn has_room(&self) -> bool {
+        let state = self.state.lock();
+        let has_room = state.bytes < self.limits.bytes && self.may_hold(&state, 0);
+        drop(state);
+        if !has_room {
+            self.is_missed.store(true, Ordering::Relaxed);
+        }
+        has_room
+    }
+
+    /// Whether something was not put into it for lack of room, and there is room now.
+    pub(crate) fn was_missed(&self) -> bool {
+        self.is_missed.load(Ordering::Relaxed)
+            && self.state.lock().bytes <= self.limits.bytes / 2
+            && self.is_missed.swap(false, Ordering::Relaxed)
+    }
+
+    /// Whether there is memory for so many bytes besides those that wait.
+    fn may_hold(&self, state: &InboxState, bytes: usize) -> bool {
+        let in_hand = self.in_hand.load(Ordering::Relaxed);
+        self.account.as_ref().is_none_or(|account| account.may_hold(state.bytes, in_hand, bytes))
+    }
+
+    /// Whether so many more messages of so many bytes together are within all bounds.
+    fn fits(&self, state: &InboxState, messages: usize, bytes: usize) -> bool {
+        state.fits(messages, bytes, &self.limits) && self.may_hold(state, bytes)
+    }
+
+    /// Whether what was on its way is let in beyond the bounds.
+    fn may_exceed(&self, state: &InboxState, bytes: usize) -> bool {
+        let is_full = self.account.as_ref().is_some_and(|account| account.waiting().is_full());
+        state.bytes + bytes <= self.limits.bytes + OVERFLOW && (!is_full || self.may_hold(state, bytes))
+    }
+
+    fn push(&self, state: &mut InboxState, run: Run) {
+        if let Some(account) = &self.account {
+            account.hold(run.messages.size());
+        }
+        state.push(run);
+    }
+
+    /// So many bytes wait no more.
+    fn has_left(&self, bytes: usize) {
+        if let Some(account) = &self.account {
+            account.release(bytes);
+        }
     }
 
     /// Who pays for holding publishers.
@@ -112,21 +189,22 @@ impl Inbox {
             state.slow = false;
         }
         let was_empty = state.queue.is_empty();
+        let is_tight = self.account.as_ref().is_some_and(|account| account.waiting().is_tight());
         let mut dropped = 0;
         for mut run in offered.drain(..) {
             let rest = if state.full && !state.slow {
                 Some(std::mem::replace(&mut run.messages, Packed::none()))
             } else {
-                run.messages.split_off_front(|messages, bytes| state.fits(messages, bytes, &self.limits))
+                run.messages.split_off_front(|messages, bytes| self.fits(&state, messages, bytes))
             };
             if !run.messages.is_empty() {
-                if state.messages >= COPY_FROM {
+                if state.messages >= COPY_FROM || is_tight {
                     run.messages.compact();
                 }
-                state.push(Run { messages: run.messages, terms: run.terms.clone() });
+                self.push(&mut state, Run { messages: run.messages, terms: run.terms.clone() });
             }
             let Some(rest) = rest else { continue };
-            if state.slow || state.bytes + rest.size() > self.limits.bytes + OVERFLOW {
+            if state.slow || !self.may_exceed(&state, rest.size()) {
                 dropped += rest.len() as u64;
                 state.dropped += rest.len() as u64;
                 self.be_slow(&mut state);
@@ -134,7 +212,7 @@ impl Inbox {
                 if !std::mem::replace(&mut state.full, true) {
                     state.uptake.set_full(Some((now, taken)));
                 }
-                state.push(Run { messages: rest, terms: run.terms });
+                self.push(&mut state, Run { messages: rest, terms: run.terms });
             }
         }
         let is_full = state.full && !state.slow;
@@ -181,14 +259,18 @@ impl Inbox {
             return 0;
         }
         let mut dropped = 0;
-        while state.messages > self.limits.messages || state.bytes > self.limits.bytes {
+        while state.messages > self.limits.messages
+            || state.bytes > self.limits.bytes
+            || (state.messages > 0 && !self.may_hold(&state, 0))
+        {
             let Some(mut run) = state.queue.pop_back() else { break };
             state.messages -= run.messages.len();
             state.bytes -= run.messages.size();
-            let rest = run.messages.split_off_front(|messages, bytes| state.fits(messages, bytes, &self.limits));
+            self.has_left(run.messages.size());
+            let rest = run.messages.split_off_front(|messages, bytes| self.fits(&state, messages, bytes));
             if !run.messages.is_empty() {
                 run.messages.compact();
-                state.push(run);
+                self.push(&mut state, run);
             }
             let Some(rest) = rest else { break };
             dropped += rest.len() as u64;
@@ -227,7 +309,7 @@ impl Inbox {
         if state.closed {
             return Err(run);
         }
-        state.push(run);
+        self.push(&mut state, run);
         drop(state);
         self.filled.notify_one();
         Ok(())
@@ -242,6 +324,7 @@ impl Inbox {
         }
         state.messages -= run.messages.len();
         state.bytes -= run.messages.size();
+        self.has_left(run.messages.size());
         state.taken.messages += run.messages.len() as u64;
         state.taken.bytes += run.messages.size() as u64;
         let qos = run.messages.first().map_or(Qos::AtMostOnce, |message| message.qos().min(run.terms.qos));
@@ -287,6 +370,7 @@ impl Inbox {
     pub(crate) fn close(&self) -> VecDeque<Run> {
         let mut state = self.state.lock();
         state.closed = true;
+        self.has_left(state.bytes);
         (state.messages, state.bytes) = (0, 0);
         let left = std::mem::take(&mut state.queue);
         if std::mem::take(&mut state.behind) {
@@ -312,6 +396,13 @@ impl Inbox {
     }
 }
 
+impl Drop for Inbox {
+    fn drop(&mut self) {
+        let bytes = self.state.get_mut().bytes + *self.in_hand.get_mut();
+        self.has_left(bytes);
+    }
+}
+
 impl InboxState {
     /// Whether so many more messages of so many bytes together are within the bounds.
     fn fits(&self, messages: usize, bytes: usize, limits: &InboxLimits) -> bool {
@@ -327,100 +418,4 @@ impl InboxState {
 }
 
 #[cfg(test)]
-mod tests {
-    use tokio::time::Instant;
-
-    use smallvec::SmallVec;
-
-    use super::super::delivery::{RetainFlag, Terms};
-    use super::super::hold::{BUDGET, PERIOD, STEP};
-    use super::super::subscribers::Subscriber;
-    use super::*;
-    use crate::message::{BatchBuilder, Draft, Origin, Qos};
-
-    fn queued(count: usize) -> VecDeque<Run> {
-        let mut batch = BatchBuilder::default();
-        for _ in 0..count {
-            batch.push(&Draft {
-                topic: "t",
-                payload: b"12345678",
-                qos: Qos::AtMostOnce,
-                retain: false,
-                properties: &[],
-                expiry: None,
-                boot_ms: 0,
-                origin: Origin::gateway(),
-            });
-        }
-        let batch = batch.finish(0);
-        let ids = SmallVec::new();
-        let terms = Terms { qos: Qos::AtMostOnce, retain: RetainFlag::Clear, no_local: false, ids, share: None };
-        // two runs, so that bounds fall within one
-        let half = count / 2;
-        let mut messages = batch.pack(0, batch.size(), count);
-        let rest = messages.split_off_front(|messages, _| messages <= half);
-        std::iter::once(messages)
-            .chain(rest)
-            .filter(|part| !part.is_empty())
-            .map(|messages| Run { messages, terms: terms.clone() })
-            .collect()
-    }
-
-    fn inbox() -> Inbox {
-        Inbox::new("a", InboxLimits { messages: 10, bytes: 10_000 })
-    }
-
-    fn reader() -> Arc<Subscriber> {
-        Arc::new(Subscriber { inbox: inbox(), origin: Origin::client("a"), is_durable: false })
-    }
-
-    const AT: Duration = Duration::ZERO;
-
-    #[test]
-    fn what_is_on_its_way_is_let_in_and_kept_while_publishers_are_held() {
-        let (reader, holds, now) = (reader(), Arc::new(Holds::default()), Instant::now());
-        let (inbox, publisher) = (&reader.inbox, Origin::client("p"));
-        assert_eq!(inbox.offer(&mut queued(10), AT), InboxOffer::Done);
-        assert_eq!(inbox.offer(&mut queued(5), AT), InboxOffer::Full);
-        assert_eq!(holds.begin(&reader, publisher, now), 0);
-        assert!(holds.holds(publisher) && !holds.holds(Origin::client("q")) && inbox.is_full());
-        assert_eq!(inbox.offer(&mut queued(5), AT), InboxOffer::Full);
-        let mut out = VecDeque::new();
-        assert_eq!(inbox.take(14, &mut out), 6);
-        assert!(holds.holds(publisher));
-        assert_eq!(inbox.take(1, &mut out), 5);
-        assert!(!holds.holds(publisher) && !inbox.is_full(), "half of it is worked off");
-        inbox.take(5, &mut out);
-        assert_eq!((out.len(), inbox.dropped()), (20, 0));
-    }
-
-    #[test]
-    fn a_subscriber_whose_client_does_not_read_is_waited_for_once_and_then_loses() {
-        let (reader, holds, begin) = (reader(), Arc::new(Holds::default()), Instant::now());
-        let (inbox, publisher) = (&reader.inbox, Origin::client("p"));
-        inbox.set_blocked(true);
-        assert_eq!(inbox.offer(&mut queued(15), AT), InboxOffer::Full);
-        assert_eq!(holds.begin(&reader, publisher, begin), 0);
-        let mut lost = 0;
-        let mut held = Duration::ZERO;
-        while holds.holds(publisher) {
-            held += STEP;
-            lost += holds.look(begin + held);
-        }
-        assert_eq!((held, lost, inbox.len(), inbox.dropped()), (BUDGET, 5, 10, 5));
-        let mut out = VecDeque::new();
-        inbox.take(2, &mut out);
-        assert_eq!(inbox.offer(&mut queued(9), AT), InboxOffer::Dropped(7), "slow until it has caught up");
-        inbox.take(10, &mut out);
-        // it has caught up, but within the same second there is no more time for its user
-        assert_eq!(inbox.offer(&mut queued(11), AT), InboxOffer::Full);
-        assert_eq!(holds.begin(&reader, publisher, begin + Duration::from_millis(400)), 1);
-        assert!(!holds.holds(publisher));
-        inbox.take(10, &mut out);
-        assert_eq!(inbox.offer(&mut queued(11), AT), InboxOffer::Full);
-        assert_eq!(holds.begin(&reader, publisher, begin + held + PERIOD + STEP), 0);
-        assert!(holds.holds(publisher), "in the next second there is");
-        inbox.close();
-        assert!(!holds.holds(publisher), "nobody is held for who has gone");
-    }
-}
+mod tests;

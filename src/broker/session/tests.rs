@@ -1,0 +1,88 @@
+use super::*;
+use crate::message::Draft;
+
+fn queued(qos: Qos) -> Queued {
+    let message = Message::new(&Draft {
+        topic: "a/b",
+        payload: b"x",
+        qos,
+        retain: true,
+        properties: &[],
+        expiry: None,
+        boot_ms: 0,
+        origin: Origin::client("me"),
+    });
+    Queued { message, grant: Grant { qos, retain: false, ids: SmallVec::new(), share: None } }
+}
+
+fn begin(outbound: &mut Outbound, qos: Qos) -> u16 {
+    let id = outbound.next_id(&DeliverySource::Live, false);
+    outbound.begin(id, queued(qos), DeliverySource::Live);
+    id
+}
+
+fn resent(outbound: &mut Outbound) -> Vec<String> {
+    let mut sent = Vec::new();
+    outbound.resend(|send| {
+        sent.push(match send {
+            Send::Publish { packet_id, dup, .. } => format!("publish {packet_id} {dup}"),
+            Send::Release(id) => format!("release {id}"),
+        });
+    });
+    sent
+}
+
+#[test]
+fn a_new_connection_sends_again_what_was_not_acknowledged() {
+    let mut outbound = Outbound::new(4);
+    let ids: Vec<u16> = [Qos::AtLeastOnce, Qos::ExactlyOnce, Qos::ExactlyOnce, Qos::AtLeastOnce]
+        .map(|qos| begin(&mut outbound, qos))
+        .into();
+    assert_eq!((ids, outbound.room()), (vec![1, 2, 3, 4], 0));
+    assert!(outbound.acknowledged(1).is_some());
+    assert!(matches!(outbound.received(2, Reason::SUCCESS), Received::Release(None)));
+    assert!(resent(&mut outbound).is_empty(), "not on the same connection");
+    outbound.resume(2);
+    assert_eq!(resent(&mut outbound), ["release 2", "publish 3 true"]);
+    assert!(outbound.has_held() && outbound.room() == 0);
+    assert!(outbound.completed(2).is_some());
+    assert_eq!(resent(&mut outbound), ["publish 4 true"]);
+    assert!(!outbound.has_held());
+}
+
+#[test]
+fn acknowledgements_must_fit_what_they_acknowledge() {
+    let mut outbound = Outbound::new(9);
+    begin(&mut outbound, Qos::ExactlyOnce);
+    begin(&mut outbound, Qos::AtLeastOnce);
+    assert!(outbound.acknowledged(1).is_none(), "PUBACK for QoS 2");
+    assert!(outbound.completed(1).is_none(), "PUBCOMP before PUBREC");
+    assert!(matches!(outbound.received(2, Reason::SUCCESS), Received::Unknown), "PUBREC for QoS 1");
+    assert!(matches!(outbound.received(1, Reason::QUOTA_EXCEEDED), Received::Refused(_)));
+    assert!(outbound.acknowledged(9).is_none());
+    assert_eq!(outbound.len(), 1);
+}
+
+#[test]
+fn packet_ids_in_use_are_passed_over() {
+    let mut outbound = Outbound::new(u16::MAX);
+    begin(&mut outbound, Qos::AtLeastOnce);
+    outbound.last_id = u16::MAX;
+    assert_eq!(begin(&mut outbound, Qos::AtLeastOnce), 2);
+}
+
+#[test]
+fn overlapping_subscriptions_grant_one_delivery() {
+    let mut session = Session::new("me", 9, None, 0);
+    let options = |qos, id| SubscriptionOptions { qos, no_local: false, retain_as_published: id == 2, id: Some(id) };
+    session.subscribe("a/#", Subscription { options: options(Qos::AtMostOnce, 1), group: None });
+    session.subscribe("a/+", Subscription { options: options(Qos::AtLeastOnce, 2), group: None });
+    let grant = session.grant(queued(Qos::ExactlyOnce).message.view()).unwrap();
+    assert_eq!((grant.qos, grant.retain, grant.ids.len()), (Qos::AtLeastOnce, true, 2));
+    session.unsubscribe("a/+");
+    session.subscribe(
+        "a/#",
+        Subscription { options: SubscriptionOptions { no_local: true, ..options(Qos::AtLeastOnce, 1) }, group: None },
+    );
+    assert!(session.grant(queued(Qos::ExactlyOnce).message.view()).is_none(), "its own");
+}

@@ -1,0 +1,138 @@
+use tokio::time::Instant;
+
+use smallvec::SmallVec;
+
+use super::*;
+use crate::exchange::delivery::{RetainFlag, Terms};
+use crate::exchange::hold::{BUDGET, PERIOD, STEP};
+use crate::exchange::subscribers::Subscriber;
+use crate::exchange::waiting::{DeliveryMemory, FREE, FREE_OF_A_USER};
+use crate::message::{BatchBuilder, Draft, Origin, Qos};
+
+fn queued(count: usize) -> VecDeque<Run> {
+    let mut batch = BatchBuilder::default();
+    for _ in 0..count {
+        batch.push(&Draft {
+            topic: "t",
+            payload: b"12345678",
+            qos: Qos::AtMostOnce,
+            retain: false,
+            properties: &[],
+            expiry: None,
+            boot_ms: 0,
+            origin: Origin::gateway(),
+        });
+    }
+    let batch = batch.finish(0);
+    let ids = SmallVec::new();
+    let terms = Terms { qos: Qos::AtMostOnce, retain: RetainFlag::Clear, no_local: false, ids, share: None };
+    // two runs, so that bounds fall within one
+    let half = count / 2;
+    let mut messages = batch.pack(0, batch.size(), count);
+    let rest = messages.split_off_front(|messages, _| messages <= half);
+    std::iter::once(messages)
+        .chain(rest)
+        .filter(|part| !part.is_empty())
+        .map(|messages| Run { messages, terms: terms.clone() })
+        .collect()
+}
+
+fn inbox() -> Inbox {
+    Inbox::new("a", InboxLimits { messages: 10, bytes: 10_000 })
+}
+
+/// All have 80 MB in these tests, of which a user may have this much.
+fn of_all(most: usize) -> DeliveryMemory {
+    DeliveryMemory::measured(most, || 80_000_000)
+}
+
+#[test]
+fn where_there_is_no_memory_for_more_what_is_not_free_is_lost() {
+    let limits = InboxLimits { messages: 100_000, bytes: 10_000_000 };
+    let run = |inbox: &Inbox| {
+        let before = inbox.len();
+        let offer = inbox.offer(&mut queued(5000), AT);
+        (offer, inbox.len() - before)
+    };
+    // of each message there are 41 bytes
+    let roomy = Inbox::new("a", limits).paid_by(of_all(200_000_000).account("ada"));
+    assert_eq!((run(&roomy), roomy.len()), ((InboxOffer::Done, 5000), 5000));
+    let account = of_all(60_000_000).account("ada");
+    account.hold(FREE_OF_A_USER);
+    let short = Inbox::new("a", limits).paid_by(account.clone());
+    let (offer, taken) = run(&short);
+    assert_eq!((offer, taken), (InboxOffer::Dropped(5000 - taken as u64), FREE / 41));
+    // what its client has in hand counts
+    let mut out = VecDeque::new();
+    short.take(10_000, &mut out);
+    assert_eq!(run(&short).1, FREE / 41);
+    short.take(10_000, &mut out);
+    short.set_in_hand(10 * FREE);
+    assert_eq!(run(&short).1, FREE / 2 / 41);
+    // and is given back in the end
+    drop(short);
+    assert_eq!(account.held(), FREE_OF_A_USER);
+}
+
+#[test]
+fn what_was_missed_is_asked_for_when_half_of_the_queue_is_worked_off() {
+    let inbox = Inbox::new("a", InboxLimits { messages: 1000, bytes: 410 });
+    inbox.offer(&mut queued(10), AT);
+    assert!(!inbox.has_room() && !inbox.was_missed());
+    inbox.take(5, &mut VecDeque::new());
+    assert!(inbox.was_missed() && !inbox.was_missed() && inbox.has_room());
+}
+
+fn reader() -> Arc<Subscriber> {
+    Arc::new(Subscriber { inbox: inbox(), origin: Origin::client("a"), is_durable: false })
+}
+
+const AT: Duration = Duration::ZERO;
+
+#[test]
+fn what_is_on_its_way_is_let_in_and_kept_while_publishers_are_held() {
+    let (reader, holds, now) = (reader(), Arc::new(Holds::default()), Instant::now());
+    let (inbox, publisher) = (&reader.inbox, Origin::client("p"));
+    assert_eq!(inbox.offer(&mut queued(10), AT), InboxOffer::Done);
+    assert_eq!(inbox.offer(&mut queued(5), AT), InboxOffer::Full);
+    assert_eq!(holds.begin(&reader, publisher, now), 0);
+    assert!(holds.holds(publisher) && !holds.holds(Origin::client("q")) && inbox.is_full());
+    assert_eq!(inbox.offer(&mut queued(5), AT), InboxOffer::Full);
+    let mut out = VecDeque::new();
+    assert_eq!(inbox.take(14, &mut out), 6);
+    assert!(holds.holds(publisher));
+    assert_eq!(inbox.take(1, &mut out), 5);
+    assert!(!holds.holds(publisher) && !inbox.is_full(), "half of it is worked off");
+    inbox.take(5, &mut out);
+    assert_eq!((out.len(), inbox.dropped()), (20, 0));
+}
+
+#[test]
+fn a_subscriber_whose_client_does_not_read_is_waited_for_once_and_then_loses() {
+    let (reader, holds, begin) = (reader(), Arc::new(Holds::default()), Instant::now());
+    let (inbox, publisher) = (&reader.inbox, Origin::client("p"));
+    inbox.set_blocked(true);
+    assert_eq!(inbox.offer(&mut queued(15), AT), InboxOffer::Full);
+    assert_eq!(holds.begin(&reader, publisher, begin), 0);
+    let mut lost = 0;
+    let mut held = Duration::ZERO;
+    while holds.holds(publisher) {
+        held += STEP;
+        lost += holds.look(begin + held);
+    }
+    assert_eq!((held, lost, inbox.len(), inbox.dropped()), (BUDGET, 5, 10, 5));
+    let mut out = VecDeque::new();
+    inbox.take(2, &mut out);
+    assert_eq!(inbox.offer(&mut queued(9), AT), InboxOffer::Dropped(7), "slow until it has caught up");
+    inbox.take(10, &mut out);
+    // it has caught up, but within the same second there is no more time for its user
+    assert_eq!(inbox.offer(&mut queued(11), AT), InboxOffer::Full);
+    assert_eq!(holds.begin(&reader, publisher, begin + Duration::from_millis(400)), 1);
+    assert!(!holds.holds(publisher));
+    inbox.take(10, &mut out);
+    assert_eq!(inbox.offer(&mut queued(11), AT), InboxOffer::Full);
+    assert_eq!(holds.begin(&reader, publisher, begin + held + PERIOD + STEP), 0);
+    assert!(holds.holds(publisher), "in the next second there is");
+    inbox.close();
+    assert!(!holds.holds(publisher), "nobody is held for who has gone");
+}

@@ -1,0 +1,108 @@
+//! Answers that wait for their clients to take them.
+//!
+//! A client that asks and does not read keeps its answer in memory. Up to [`FREE`] bytes nobody is asked for it; what is larger
+//! takes its memory from a budget of which no user has more than half ([`crate::exchange::receiving`]), until it is written.
+//! Nobody waits for that with an answer in hand: it is refused, and the client may ask again.
+
+use std::sync::{Arc, OnceLock};
+
+use axum::body::{Body, Bytes, HttpBody};
+use axum::http::Response;
+use axum::response::IntoResponse;
+use http_body_util::BodyExt;
+
+use super::problem::HttpProblem;
+use crate::exchange::receiving::{Receiving, Reservation};
+
+/// Bytes that all large answers may take.
+pub(crate) const BUDGET: usize = 16 << 20;
+/// Of each answer, so much takes nothing of it.
+pub(crate) const FREE: usize = 16 << 10;
+
+/// Who makes a request, once that is known.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Asker(Arc<OnceLock<Box<str>>>);
+
+impl Asker {
+    /// It is this user.
+    pub(crate) fn is(&self, user: &str) {
+        // a connection is asked for one answer at a time
+        let _ = self.0.set(user.into());
+    }
+}
+
+/// Bytes that take memory of the budget until they are written.
+struct KeptBytes<T> {
+    bytes: T,
+    _memory: Reservation,
+}
+
+impl<T: AsRef<[u8]>> AsRef<[u8]> for KeptBytes<T> {
+    fn as_ref(&self) -> &[u8] {
+        self.bytes.as_ref()
+    }
+}
+
+/// Memory for an answer of this size to this user; `None`: there is none now.
+pub(crate) fn ask(answers: &Receiving, user: Option<&str>, size: usize) -> Option<Reservation> {
+    let mut memory = answers.ask(user, size);
+    memory.is_granted().then_some(memory)
+}
+
+/// These bytes, with their memory.
+pub(crate) fn kept(bytes: impl AsRef<[u8]> + Send + 'static, memory: Reservation) -> Bytes {
+    Bytes::from_owner(KeptBytes { bytes, _memory: memory })
+}
+
+/// The answer if it is small or there is memory for it, else one that says so.
+pub(crate) fn within(answers: &Receiving, asker: &Asker, response: Response<Body>) -> Response<Body> {
+    // what has no size is a stream, which asks by itself
+    let size = response.body().size_hint().exact().and_then(|size| usize::try_from(size).ok());
+    let Some(size) = size.filter(|size| *size > FREE) else { return response };
+    let Some(memory) = ask(answers, asker.0.get().map(|user| &**user), size) else {
+        return HttpProblem::unavailable("others have not taken their answers yet, and there is no memory for more")
+            .into_response();
+    };
+    let mut memory = Some(memory);
+    response.map(|body| {
+        Body::new(body.map_frame(move |frame| {
+            frame.map_data(|data| match memory.take() {
+                Some(memory) => kept(data, memory),
+                None => data,
+            })
+        }))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn answer(size: usize) -> Response<Body> {
+        Response::new(Body::from(vec![b'x'; size]))
+    }
+
+    #[tokio::test]
+    async fn what_is_not_taken_is_bounded_and_one_user_leaves_others_theirs() {
+        let answers = Receiving::of(BUDGET);
+        let of = |user: Option<&str>, size| {
+            let asker = Asker::default();
+            user.into_iter().for_each(|user| asker.is(user));
+            within(&answers, &asker, answer(size))
+        };
+        let guests: Vec<_> = (0..100).map(|_| of(None, 1 << 20)).collect();
+        let answered = |all: &[Response<Body>]| all.iter().filter(|one| one.status() == 200).count();
+        assert_eq!((answered(&guests), guests[99].status().as_u16()), (8, 503));
+        assert_eq!(of(None, FREE).status(), 200, "what is small is always answered");
+        assert_eq!(answered(&[of(Some("ada"), 4 << 20), of(Some("bob"), 1 << 20)]), 2);
+        // a body has been read as soon as it is handed on, and is there until it is written
+        let mut chunks = Vec::new();
+        for guest in guests {
+            chunks.push(guest.into_body().collect().await.unwrap().to_bytes());
+        }
+        assert_eq!(of(None, 1 << 20).status(), 503);
+        drop(chunks);
+        assert_eq!(of(None, 1 << 20).status(), 200);
+        assert_eq!(answers.taken(), 0);
+    }
+}

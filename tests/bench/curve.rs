@@ -1,0 +1,288 @@
+//! What the number and the shape of filters, of retained messages, sessions and connections cost.
+
+use std::io::{self, Read, Write};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use socket2::{Domain, Socket, Type};
+
+use super::Figures;
+use super::support::Connect;
+use super::support::packet::{Properties, publish};
+use super::support::tls::{self, Authority};
+use super::support::wire;
+
+/// What is made many of.
+#[derive(Clone, Copy, Debug)]
+pub enum Curve {
+    /// Filters, in this shape.
+    Filters(Shape, usize),
+    /// Retained messages.
+    Retained(usize),
+    /// Sessions of clients that are away.
+    Sessions(usize),
+    /// Connections that say nothing.
+    Idle(usize),
+    /// Connections, one after the other.
+    Connections,
+    /// The same by TLS.
+    Handshakes,
+    /// Clients with passwords that come back at once, of so many users. Of the gateway only.
+    Passwords(usize),
+}
+
+/// How filters look of which a topic is matched by one.
+#[derive(Clone, Copy, Debug)]
+pub enum Shape {
+    /// `many/N/a`
+    Exact,
+    /// `+/N/a`
+    Plus,
+    /// `many/N/#`
+    Hash,
+}
+
+impl Shape {
+    fn filter(self, number: usize) -> String {
+        match self {
+            Shape::Exact => format!("many/{number}/a"),
+            Shape::Plus => format!("+/{number}/a"),
+            Shape::Hash => format!("many/{number}/#"),
+        }
+    }
+}
+
+/// All of them, by name.
+pub fn all() -> Vec<(String, Curve)> {
+    let mut all = Vec::new();
+    for (name, shape) in [("exact", Shape::Exact), ("plus", Shape::Plus), ("hash", Shape::Hash)] {
+        for count in [1, 100, 10_000, 50_000] {
+            all.push((format!("filters-{name}-{count}"), Curve::Filters(shape, count)));
+        }
+    }
+    all.extend([1000, 10_000, 100_000].map(|count| (format!("retained-{count}"), Curve::Retained(count))));
+    all.push(("sessions-10000".into(), Curve::Sessions(10_000)));
+    all.extend([1000, 10_000].map(|count| (format!("connected-{count}"), Curve::Idle(count))));
+    all.push(("connections".into(), Curve::Connections));
+    all.push(("handshakes".into(), Curve::Handshakes));
+    all.extend([20, 200].map(|users| (format!("passwords-{users}"), Curve::Passwords(users))));
+    all
+}
+
+/// What the gateway is told beyond its defaults, so that there may be that many; mosquitto has no bounds there.
+pub fn settings(curve: Curve) -> String {
+    match curve {
+        Curve::Retained(count) => format!("[broker]\nmax_retained = {}\nmax_retained_size = \"64 MiB\"\n", 2 * count),
+        Curve::Sessions(count) => format!("[broker]\nmax_sessions = {}\n", 2 * count),
+        Curve::Idle(count) => format!("[broker]\nmax_connections = {}\n", 2 * count),
+        _ => String::new(),
+    }
+}
+
+/// A socket of one of the host's many addresses: no network may have all there is.
+fn socket(port: u16, network: usize) -> io::Result<TcpStream> {
+    let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
+    socket.bind(&SocketAddr::from(([127, 0, 0, 1 + network as u8], 0)).into())?;
+    socket.connect(&SocketAddr::from(([127, 0, 0, 1], port)).into())?;
+    socket.set_tcp_nodelay(true)?;
+    let socket = TcpStream::from(socket);
+    socket.set_read_timeout(Some(Duration::from_secs(60)))?;
+    Ok(socket)
+}
+
+/// CONNECT and its answer.
+fn connected(port: u16, network: usize, packet: &[u8]) -> io::Result<TcpStream> {
+    let mut socket = socket(port, network)?;
+    socket.write_all(packet)?;
+    let mut connack = [0; 4];
+    socket.read_exact(&mut connack)?;
+    if connack[3] != 0 {
+        return Err(io::Error::other(format!("refused: {}", connack[3])));
+    }
+    Ok(socket)
+}
+
+fn subscribe_all(socket: &mut TcpStream, filters: &[String]) -> io::Result<()> {
+    for some in filters.chunks(200) {
+        let packets: Vec<u8> = some.iter().flat_map(|filter| wire::subscribe(filter, 0)).collect();
+        socket.write_all(&packets)?;
+        socket.read_exact(&mut vec![0; 5 * some.len()])?;
+    }
+    Ok(())
+}
+
+/// Measures at a broker on this port; `memory` in KiB.
+pub fn measure(curve: Curve, port: u16, time: Duration, memory: impl Fn() -> u64) -> io::Result<Figures> {
+    match curve {
+        Curve::Filters(shape, count) => Ok(vec![(String::new(), "", filters(shape, count, port, time)?)]),
+        Curve::Retained(count) => retained(count, port),
+        Curve::Sessions(count) => sessions(count, port),
+        Curve::Idle(count) => {
+            let before = memory();
+            let clients = (0..count).map(|at| connected(port, at / 500, &wire::connect(&format!("idle-{at}"))));
+            let clients: Vec<TcpStream> = clients.collect::<io::Result<_>>()?;
+            let each = (memory() - before) as f64 / clients.len() as f64;
+            Ok(vec![("each".into(), "KiB", each)])
+        }
+        Curve::Connections => Ok(vec![(String::new(), "/s", connections(port, time)?)]),
+        Curve::Handshakes | Curve::Passwords(_) => Ok(Vec::new()),
+    }
+}
+
+/// Messages on topics of which each is matched by one of the filters, delivered in a second.
+fn filters(shape: Shape, count: usize, port: u16, time: Duration) -> io::Result<f64> {
+    const EACH: usize = 10_000;
+    let mut readers = Vec::new();
+    for (network, from) in (0..count).step_by(EACH).enumerate() {
+        let mut reader = connected(port, network, &wire::connect(&format!("reader-{from}")))?;
+        let filters: Vec<String> = (from..count.min(from + EACH)).map(|number| shape.filter(number)).collect();
+        subscribe_all(&mut reader, &filters)?;
+        readers.push(reader);
+    }
+    let reading: Vec<_> = readers.into_iter().map(|reader| thread::spawn(move || count_bytes(reader))).collect();
+    let mut publisher = connected(port, 0, &wire::connect("publisher"))?;
+    // all packets are of one size
+    let packet = |number: usize| wire::publish(&format!("many/{number}/a"), 0, 64 - number.to_string().len()).bytes;
+    let step = (count / 500).max(1);
+    let some: Vec<u8> = (0..count).step_by(step).flat_map(packet).collect();
+    let burst = some.repeat(500 / count.min(500));
+    let (begin, mut sent) = (Instant::now(), 0);
+    while begin.elapsed() < time {
+        publisher.write_all(&burst)?;
+        sent += burst.len();
+        // what has been taken in is paid for: no queue of a reader runs over
+        publisher.write_all(&[0xc0, 0])?;
+        publisher.read_exact(&mut [0; 2])?;
+    }
+    // as many topics end it as there are readers
+    let last = |number: usize| wire::publish(&format!("many/{number}/a"), 0, 0).bytes;
+    (0..count).step_by(EACH).try_for_each(|number| publisher.write_all(&last(number)))?;
+    let mut received = 0;
+    for reading in reading {
+        received += reading.join().map_err(|_| io::Error::other("a reader has failed"))??;
+    }
+    let elapsed = begin.elapsed();
+    if received < sent {
+        return Err(io::Error::other(format!("{} of {sent} bytes lost", sent - received)));
+    }
+    Ok(received as f64 / packet(0).len() as f64 / elapsed.as_secs_f64())
+}
+
+/// Bytes until a message without a payload comes, which are those of messages that have 64 with the number of their topic.
+fn count_bytes(mut socket: TcpStream) -> io::Result<usize> {
+    let mut buffer = vec![0; 256 << 10];
+    let (mut held, mut bytes) = (0, 0);
+    loop {
+        held += match socket.read(&mut buffer[held..])? {
+            0 => return Err(io::ErrorKind::UnexpectedEof.into()),
+            count => count,
+        };
+        let mut at = 0;
+        while held - at >= 2 && held - at >= 2 + usize::from(buffer[at + 1]) {
+            let len = 2 + usize::from(buffer[at + 1]);
+            if len < 40 {
+                return Ok(bytes);
+            }
+            bytes += len;
+            at += len;
+        }
+        buffer.copy_within(at..held, 0);
+        held -= at;
+    }
+}
+
+fn retained(count: usize, port: u16) -> io::Result<Figures> {
+    let mut publisher = connected(port, 0, &wire::connect("publisher"))?;
+    for from in (0..count).step_by(1000) {
+        let topic = |number: usize| format!("kept/{}/{}", number / 10, number % 10);
+        let burst =
+            (from..count.min(from + 1000)).flat_map(|at| publish(topic(at).as_bytes(), &[b'x'; 64], 0x31, None, None));
+        publisher.write_all(&burst.collect::<Vec<u8>>())?;
+        publisher.write_all(&[0xc0, 0])?;
+        publisher.read_exact(&mut [0; 2])?;
+    }
+    let mut client = Connect::new("reader").open(port);
+    let mut times: Vec<Duration> = (0..200)
+        .map(|round| {
+            let begin = Instant::now();
+            client.subscribe(&format!("kept/{}/+", round * 7919 % (count / 10)), 0);
+            (0..10).for_each(|_| drop(client.receive()));
+            begin.elapsed()
+        })
+        .collect();
+    times.sort();
+    let begin = Instant::now();
+    client.subscribe_all(&[("kept/#", 0)], &Properties::new());
+    (0..count).for_each(|_| drop(client.receive()));
+    let all = count as f64 / begin.elapsed().as_secs_f64();
+    Ok(vec![("ten".into(), "µs", times[100].as_secs_f64() * 1e6), ("all".into(), "/s", all)])
+}
+
+/// The packet of a client that wants to find its session.
+fn persistent(number: usize) -> Vec<u8> {
+    let mut packet = wire::connect(&format!("away-{number:05}"));
+    packet[9] = 0;
+    packet
+}
+
+fn sessions(count: usize, port: u16) -> io::Result<Figures> {
+    for number in 0..count {
+        let mut client = connected(port, number / 500, &persistent(number))?;
+        client.write_all(&wire::subscribe(&format!("away/{number}"), 1))?;
+        client.read_exact(&mut [0; 5])?;
+        client.write_all(&[0xe0, 0])?;
+    }
+    let mut times = Vec::new();
+    for round in 0..500 {
+        let number = round * 7919 % count;
+        let begin = Instant::now();
+        let mut client = connected(port, number / 500, &persistent(number))?;
+        times.push(begin.elapsed());
+        client.write_all(&[0xe0, 0])?;
+    }
+    times.sort();
+    Ok(vec![("back".into(), "µs", times[times.len() / 2].as_secs_f64() * 1e6)])
+}
+
+fn connections(port: u16, time: Duration) -> io::Result<f64> {
+    let packet = wire::connect("passer-by");
+    let (begin, mut count) = (Instant::now(), 0);
+    while begin.elapsed() < time {
+        let mut client = connected(port, 0, &packet)?;
+        client.write_all(&[0xe0, 0])?;
+        count += 1;
+    }
+    Ok(f64::from(count) / begin.elapsed().as_secs_f64())
+}
+
+/// TLS handshakes with CONNECT, one after the other, none of which resumes another.
+pub fn handshakes(authority: &Authority, port: u16, time: Duration) -> Figures {
+    let (begin, mut count) = (Instant::now(), 0);
+    while begin.elapsed() < time {
+        tls::open(&Connect::new("passer-by"), port, tls::client_config(authority, None)).0.disconnect();
+        count += 1;
+    }
+    vec![(String::new(), "/s", f64::from(count) / begin.elapsed().as_secs_f64())]
+}
+
+/// Until two hundred clients are in, that come at once.
+pub fn passwords(port: u16, users: usize, password: &'static str) -> Figures {
+    const CLIENTS: usize = 200;
+    let begin = Instant::now();
+    thread::scope(|scope| {
+        let coming: Vec<_> = (0..CLIENTS)
+            .map(|number| {
+                scope.spawn(move || {
+                    let user = format!("user-{}", number % users);
+                    let connect = Connect::new(&format!("node-{number}")).login(&user, password);
+                    TcpStream::connect((IpAddr::from(Ipv4Addr::LOCALHOST), port))
+                        .map(|socket| connect.open_patiently(socket))
+                })
+            })
+            .collect();
+        let in_the_house = coming.into_iter().filter_map(|client| client.join().ok()?.ok()).count();
+        assert_eq!(in_the_house, CLIENTS);
+    });
+    vec![("until all are in".into(), "s", begin.elapsed().as_secs_f64())]
+}
