@@ -31,7 +31,7 @@ impl<T: AsRef<[u8]>> Drop for CountedMemory<T> {
 }
 
 /// What is smaller is not counted: the count itself would take memory of its own. Queues have bounds by number for it.
-pub(super) const SMALL: usize = 256;
+const SMALL: usize = 256;
 
 /// The same bytes, counted unless they are few, and ready to be shared.
 pub(super) fn counted(bytes: impl AsRef<[u8]> + Into<Bytes> + Send + 'static) -> Bytes {

@@ -2,7 +2,7 @@
 
 use bytes::{BufMut, Bytes, BytesMut};
 
-use super::{BATCH_HEADER, Draft, HEADER, Message, MessageRef, SMALL, counted, u32_at, u64_at};
+use super::{BATCH_HEADER, Draft, HEADER, Message, MessageRef, counted, u32_at, u64_at};
 
 /// Messages being collected for one place in the order.
 #[derive(Debug, Default)]
@@ -10,12 +10,7 @@ pub struct BatchBuilder {
     bytes: BytesMut,
     count: u32,
     has_retain: bool,
-    /// Bytes of the batch before.
-    last: usize,
 }
-
-/// So much is reserved for a batch at once, where the one before was that large.
-const MOST_RESERVED: usize = 64 << 10;
 
 impl BatchBuilder {
     /// Adds a message.
@@ -24,9 +19,6 @@ impl BatchBuilder {
             // with the first message, which is often the only one: what is reserved in two steps is allocated twice
             self.bytes.reserve(BATCH_HEADER + draft.encoded_len());
             self.bytes.put_u64_le(0);
-        } else if self.count == 1 {
-            // one of several, as the batch before perhaps was
-            self.bytes.reserve(self.last.min(MOST_RESERVED).saturating_sub(self.bytes.len()));
         }
         draft.encode(&mut self.bytes);
         self.count += 1;
@@ -62,16 +54,12 @@ impl BatchBuilder {
     pub(crate) fn finish(&mut self, seq: u64) -> Batch {
         self.count = 0;
         self.has_retain = false;
-        // a large batch has memory of its own, so that a small one does not keep it alive; of small ones the buffer is used again
-        let is_small = self.bytes.len() < SMALL;
-        let mut bytes = if is_small { self.bytes.split() } else { std::mem::take(&mut self.bytes) };
+        let mut bytes = self.bytes.split();
         if bytes.is_empty() {
             bytes.put_u64_le(0);
         }
         bytes[..BATCH_HEADER].copy_from_slice(&seq.to_le_bytes());
-        self.last = bytes.len();
-        let is_mostly_empty = !is_small && bytes.capacity() > 2 * bytes.len();
-        Batch { bytes: if is_mostly_empty { counted(bytes.to_vec()) } else { counted(bytes) } }
+        Batch { bytes: counted(bytes) }
     }
 }
 

@@ -34,7 +34,7 @@ use std::hash::{Hash, Hasher};
 use bytes::{BufMut, Bytes, BytesMut};
 
 pub(crate) use self::alive::alive;
-use self::alive::{SMALL, counted};
+use self::alive::counted;
 pub use self::batch::BatchBuilder;
 pub(crate) use self::batch::{Batch, Entry, Packed};
 pub(crate) use self::topic::{Topic, TopicError};
