@@ -28,7 +28,6 @@ pub(crate) enum Cause {
 /// The end of a task.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Exit {
-    /// Its name.
     pub(crate) name: Arc<str>,
     /// How it ended.
     pub(crate) cause: Cause,

@@ -18,7 +18,6 @@ pub(crate) struct Credentials<'a> {
     pub(crate) certificate_user: Option<&'a str>,
     /// User name.
     pub(crate) username: Option<&'a str>,
-    /// Password.
     pub(crate) password: Option<&'a [u8]>,
     /// Client id, or what stands for it in the log.
     pub(crate) client_id: &'a str,

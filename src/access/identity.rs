@@ -10,7 +10,6 @@ use std::sync::Arc;
 pub(crate) struct Identity {
     /// User name; `None`: anonymous.
     pub(crate) user: Option<Box<str>>,
-    /// Client id.
     pub(crate) client_id: Box<str>,
     /// The listener that it came through, which may have users and rules of its own; `None`: another door. It says nothing
     /// about who the client is.
@@ -30,7 +29,6 @@ impl Identity {
 pub(crate) struct SessionName<'a> {
     /// The user it belongs to; `None`: to a client without a user name.
     pub(crate) user: Option<&'a str>,
-    /// Client id.
     pub(crate) client_id: &'a str,
     /// It was made by a version that did not note whose a session was: nobody knows.
     pub(crate) is_unowned: bool,

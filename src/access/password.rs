@@ -54,7 +54,6 @@ pub(crate) struct Attempt<'a> {
     pub(crate) hash: Option<&'a str>,
     /// What is checked against in that case, so that it takes as long.
     pub(crate) decoy: &'a str,
-    /// Password.
     pub(crate) password: &'a [u8],
     /// Where it comes from.
     pub(crate) from: IpAddr,

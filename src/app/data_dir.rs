@@ -27,7 +27,6 @@ pub(crate) struct DataDir {
 }
 
 impl DataDir {
-    /// Opens it.
     pub(crate) fn open(path: &Path) -> Result<DataDir, AppError> {
         let failed = |source: io::Error| AppError::DataDir { path: path.into(), source };
         let name = path.join("lock");

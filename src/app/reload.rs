@@ -36,7 +36,6 @@ pub(crate) struct Reloadable {
 
 /// Tells the rooms what has changed.
 pub(crate) struct Changes {
-    /// The sensors.
     pub(crate) sensors: watch::Sender<Arc<[SensorSettings]>>,
     /// The upstreams, in the order of the configuration.
     pub(crate) upstreams: Vec<watch::Sender<Arc<UpstreamSettings>>>,

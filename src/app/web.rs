@@ -20,7 +20,6 @@ use crate::supervise::Supervisor;
 
 use super::pulse::Rooms;
 
-/// Starts it.
 pub(crate) fn start(
     port: Port,
     settings: &Settings,

@@ -101,17 +101,17 @@ pub enum CliError {
     /// Some of the files checked are not valid; what is wrong has been printed.
     #[error("{bad} of {all} files not valid")]
     Check {
-        /// So many are not.
+        /// How many of them are not valid.
         bad: usize,
-        /// So many were checked.
+        /// How many files were checked.
         all: usize,
     },
     /// Files that are checked are valid, but name files that are not there; which has been printed.
     #[error("{incomplete} of {all} files valid, but they name files that cannot be read")]
     Missing {
-        /// So many name such files.
+        /// How many of them name such files.
         incomplete: usize,
-        /// So many were checked.
+        /// How many files were checked.
         all: usize,
     },
     /// There is no such user in the configuration.

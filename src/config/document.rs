@@ -218,7 +218,6 @@ impl<'a> Value<'a> {
         }
     }
 
-    /// A table.
     pub(super) fn table(&self) -> Option<Table<'a>> {
         let DeValue::Table(table) = self.value else {
             self.wrong(format!("[{}], a table", self.path));
@@ -261,7 +260,6 @@ impl<'a> Value<'a> {
         }
     }
 
-    /// A text.
     pub(super) fn text(&self, valid: &str) -> Option<&'a str> {
         let text = self.as_text();
         if text.is_none() {
@@ -329,7 +327,6 @@ impl<'a> Value<'a> {
         None
     }
 
-    /// A duration.
     pub(super) fn duration(&self, range: RangeInclusive<Duration>) -> Option<Duration> {
         let (low, high) = (units::show_duration(*range.start()), units::show_duration(*range.end()));
         let valid = format!("a duration from {low} to {high}: {}", units::DURATION_FORM);

@@ -5,7 +5,6 @@ use std::fmt;
 /// One thing that is wrong, or, as a warning, one that a person should know.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ConfigProblem {
-    /// The file.
     pub(crate) file: String,
     /// Line and column, from 1 on, columns counted in characters; `None` where the whole file is meant.
     pub(crate) place: Option<(usize, usize)>,
@@ -42,7 +41,6 @@ pub(crate) struct FileProblem {
 /// that counts them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ConfigProblems {
-    /// The file.
     pub(crate) file: String,
     /// At least one.
     pub problems: Vec<ConfigProblem>,

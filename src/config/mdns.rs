@@ -3,7 +3,6 @@
 use super::document::{Table, assign};
 use crate::mdns::settings::MdnsSettings;
 
-/// Reads it.
 pub(super) fn read(root: &Table) -> MdnsSettings {
     let mut settings = MdnsSettings::default();
     let Some(table) = root.table("mdns") else { return settings };

@@ -40,13 +40,10 @@ pub struct Settings {
     pub broker: BrokerSettings,
     /// The pins.
     pub(crate) gpio: GpioSettings,
-    /// The sensors.
     pub(crate) sensors: Vec<SensorSettings>,
     /// The upstreams.
     pub upstreams: Vec<UpstreamSettings>,
-    /// The journal.
     pub(crate) journal: JournalSettings,
-    /// HTTP.
     pub(crate) http: HttpSettings,
     /// What the local network is told.
     pub(crate) mdns: MdnsSettings,

@@ -21,7 +21,6 @@ pub(crate) struct Grant {
 /// A message on its way to a subscriber.
 #[derive(Clone, Debug)]
 pub(crate) struct Queued {
-    /// The message.
     pub(crate) message: Message,
     /// How to deliver it.
     pub(crate) grant: Grant,
@@ -66,7 +65,6 @@ impl Terms {
 /// however many they are.
 #[derive(Clone, Debug)]
 pub(crate) struct Run {
-    /// The messages.
     pub(crate) messages: Packed,
     /// How to deliver them.
     pub(crate) terms: Terms,

@@ -37,7 +37,7 @@ pub(crate) const LATELY: Duration = Duration::from_millis(250);
 const QUARTER: f64 = 0.25;
 /// Three windows of the usual 20 messages: a client that answers at once takes so many in [`LATELY`] on a line of 80 ms.
 const WINDOWS: f64 = 60.0;
-/// So many readers with full queues are each judged as if they were alone.
+/// Up to this many readers with full queues are each judged as if they were alone.
 const ALONE: usize = 8;
 /// How long publishers are held for the readers of one user that do not read ...
 pub(crate) const BUDGET: Duration = Duration::from_millis(50);
@@ -53,9 +53,7 @@ const MARK: Duration = Duration::from_millis(25);
 /// What a reader has taken, in messages and bytes since it is there.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct ReaderTaken {
-    /// Messages.
     pub(crate) messages: u64,
-    /// Bytes.
     pub(crate) bytes: u64,
     /// Messages at QoS 1 and 2, which its client acknowledges before it gets more than a window of them.
     pub(crate) by_window: u64,

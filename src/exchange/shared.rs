@@ -29,7 +29,6 @@ const MEMBER_WINDOW: usize = 20;
 /// A message's way back to the group that it came from.
 #[derive(Clone, Debug)]
 pub(crate) struct Share {
-    /// The group.
     pub(crate) group: Arc<SharedGroup>,
     /// Its place and ordinal in the journal, where it comes from there.
     kept: Option<(Position, u64)>,

@@ -17,7 +17,6 @@ macro_rules! counters {
 pub struct Counter(AtomicU64);
 
 impl Counter {
-    /// Adds.
     pub(crate) fn add(&self, count: u64) {
         self.0.fetch_add(count, Ordering::Relaxed);
     }

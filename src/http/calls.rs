@@ -7,7 +7,6 @@ use schemars::{Schema, SchemaGenerator};
 
 use super::Http;
 
-/// A call.
 pub(crate) struct Call {
     /// Its name, which stays.
     pub(crate) id: &'static str,

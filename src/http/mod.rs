@@ -95,7 +95,6 @@ pub struct Http {
     pub(crate) status: GatewayStatus,
     /// Takes over connections that turn out to speak MQTT by WebSocket.
     pub(crate) mqtt: MqttDoor,
-    /// All connections.
     pub(crate) connections: TaskTracker,
     /// Cancelled when the gateway goes down.
     pub(crate) cancel: CancellationToken,
@@ -205,7 +204,7 @@ impl Http {
         u32::try_from(self.streams.len()).unwrap_or(u32::MAX)
     }
 
-    /// So many places, divided between users and others.
+    /// This many places, divided between users and others.
     fn bounds(&self, most: usize) -> Bounds {
         Bounds { most, has_users: self.access.authoriser.has_any_users() }
     }

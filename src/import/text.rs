@@ -26,7 +26,6 @@ impl TomlText {
         let _ = writeln!(self.0, "{name} = {value}    # {}", printable(comment));
     }
 
-    /// A comment.
     pub(crate) fn comment(&mut self, comment: &str) {
         let _ = writeln!(self.0, "# {}", printable(comment));
     }

@@ -87,7 +87,6 @@ pub(crate) struct Queue {
     pub(crate) committed: u64,
     /// Cursor and counts.
     pub(crate) cursor: Cursor,
-    /// Sizes.
     pub(crate) sizes: Sizes,
     held: VecDeque<HandedOut>,
     ready: VecDeque<Delivery>,

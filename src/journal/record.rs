@@ -111,7 +111,6 @@ impl<'a> RecordRef<'a> {
         (self.bytes[17] & FLAG_HANDED_OVER != 0 && self.count() > 0).then(|| self.pair(0))
     }
 
-    /// Boot.
     pub(crate) fn boot(&self) -> u32 {
         u32_at(self.bytes, 20)
     }
@@ -147,7 +146,6 @@ impl<'a> RecordRef<'a> {
 pub(crate) struct Damage {
     /// Places between whole records that hold none.
     pub(crate) places: u32,
-    /// Their bytes.
     pub(crate) bytes: u64,
 }
 

@@ -18,7 +18,6 @@ pub(crate) struct SegmentShare {
     pub(crate) last: u64,
     /// Messages.
     pub(crate) count: u32,
-    /// Their bytes.
     pub(crate) bytes: u64,
 }
 
@@ -50,7 +49,6 @@ pub struct Segment {
     pub(crate) last: u64,
     /// End of the records that are safe.
     pub(crate) end: u64,
-    /// Records.
     pub(crate) records: u64,
     /// What it holds, by key of the consumer.
     pub(crate) shares: HashMap<u64, SegmentShare>,

@@ -31,11 +31,9 @@ const BLOCK: usize = 256 * 1024;
 pub(crate) struct TableConsumer {
     /// Lasting name.
     pub(crate) name: Box<str>,
-    /// Key.
     pub(crate) key: u64,
     /// Ordinal of the newest message that was safe.
     pub(crate) committed: u64,
-    /// Cursor.
     pub(crate) cursor: Cursor,
     /// Packet ids received and not released.
     pub(crate) received: Vec<u16>,
@@ -67,7 +65,6 @@ pub(crate) struct TableSegment {
 pub struct SnapshotTable {
     /// Greatest place that it covers.
     pub(crate) covered: u64,
-    /// Consumers.
     pub(crate) consumers: Vec<TableConsumer>,
     /// Boots by number.
     pub(crate) boots: BTreeMap<u32, Boot>,

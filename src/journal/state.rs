@@ -69,7 +69,6 @@ pub struct JournalState {
     pub segments: BTreeMap<u64, Segment>,
     /// Greatest place that the snapshot covers.
     pub(crate) covered: u64,
-    /// Boots.
     pub(crate) boots: Boots,
     /// Consumers whose cursors have moved since they were written.
     pub(crate) moved: Vec<ConsumerId>,

@@ -31,7 +31,7 @@ pub(crate) enum Outcome {
 }
 
 impl Outcome {
-    /// So many there are.
+    /// How many outcomes there are.
     pub(crate) const COUNT: usize = 9;
 }
 

@@ -374,7 +374,7 @@ impl Writer {
         self.shared.synced.send_replace(Position(last));
     }
 
-    /// Says so, once, and waits before the next attempt. Returns whether there shall be one.
+    /// Reports a failed write the first time, and waits before the next attempt. Returns false when the journal ends instead.
     fn failed(&mut self, error: &io::Error) -> bool {
         let mut state = self.shared.state.lock();
         // what the disk says is another matter, and no look at what is free mends it

@@ -210,7 +210,6 @@ pub(crate) struct Entry<'a> {
     pub(crate) seq: u64,
     /// Where it starts in its batch.
     pub(crate) offset: usize,
-    /// The message.
     pub(crate) message: MessageRef<'a>,
 }
 

@@ -7,11 +7,8 @@ use crate::message::{Qos, check_topic, via};
 /// A client's last will.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Will {
-    /// Topic.
     pub(crate) topic: Box<str>,
-    /// Payload.
     pub(crate) payload: Box<[u8]>,
-    /// QoS.
     pub(crate) qos: Qos,
     /// Retain flag.
     pub(crate) retain: bool,
@@ -40,7 +37,6 @@ pub struct Connect {
     pub(crate) will: Option<Will>,
     /// User name.
     pub(crate) username: Option<Box<str>>,
-    /// Password.
     pub(crate) password: Option<Box<[u8]>>,
     /// Session expiry interval in seconds; `None` where the client does not say.
     pub(crate) session_expiry: Option<u32>,

@@ -13,7 +13,6 @@ use crate::message::{MessageRef, Qos, check_topic};
 pub struct Publish<'a> {
     /// Sent before.
     pub(crate) dup: bool,
-    /// QoS.
     pub(crate) qos: Qos,
     /// Retain flag.
     pub(crate) retain: bool,

@@ -99,7 +99,6 @@ fn subscribe_filter(filter: &str, options: u8, version: Version) -> Result<Subsc
 /// UNSUBSCRIBE.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Unsubscribe<'a> {
-    /// Packet id.
     pub(crate) packet_id: u16,
     /// At least one filter.
     pub filters: Vec<&'a str>,

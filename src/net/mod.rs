@@ -23,7 +23,6 @@ const KEEPALIVE_STEPS: u32 = 4;
 #[derive(Debug, thiserror::Error)]
 #[error("cannot listen on {address}: {source}{}", in_brackets(hint(source)))]
 pub struct ListenError {
-    /// The address.
     pub(crate) address: Address,
     /// What the system says.
     pub(crate) source: std::io::Error,

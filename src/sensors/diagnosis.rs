@@ -21,9 +21,9 @@ use crate::status::{Finding, LastEdges, Verdict};
 pub(crate) const MOST_EDGES: usize = 512;
 /// Edges that are longer ago than this before the last one say nothing about now, in milliseconds.
 const WINDOW: u64 = 600_000;
-/// So many short pulses are no accident.
+/// This many short pulses cannot be an accident.
 const FEW: usize = 3;
-/// So many are what a pin does that nothing drives.
+/// A pin that nothing drives has at least this many.
 const MANY: usize = 20;
 /// Times from one rising edge to the next, in milliseconds: 50 and 60 Hz, and half of it after a rectifier.
 const HUM: [(u64, u64, &str); 4] =

@@ -35,7 +35,7 @@ pub(crate) enum PinEventKind {
         /// Boot clock in milliseconds.
         boot_ms: u64,
     },
-    /// So many edges came faster than they could be read; their times are unknown.
+    /// This many edges came faster than they could be read; their times are unknown.
     Lost {
         /// How many.
         count: u64,

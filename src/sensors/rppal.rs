@@ -19,7 +19,6 @@ pub(crate) fn is_pi() -> bool {
     DeviceInfo::new().is_ok()
 }
 
-/// Its pins.
 pub(crate) fn pins() -> std::io::Result<Watched> {
     Watched::start(Pi)
 }

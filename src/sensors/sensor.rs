@@ -26,7 +26,6 @@ pub(super) struct Publication {
     pub(crate) retain: bool,
 }
 
-/// A sensor.
 pub(super) struct Sensor {
     pub(crate) settings: SensorSettings,
     started: u64,

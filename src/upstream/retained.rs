@@ -282,7 +282,6 @@ impl Passes {
         pass.items = messages.into_iter().map(Item::Value).collect();
     }
 
-    /// The next item.
     pub(crate) fn next_item(&mut self) -> Option<Item> {
         self.pass.as_mut()?.items.pop_front()
     }

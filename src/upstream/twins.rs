@@ -7,7 +7,7 @@ use super::wire::Broken;
 
 /// A connection that lasted longer was ended by something else.
 const SOON: Duration = Duration::from_secs(60);
-/// So many in a row are no chance.
+/// This many in a row cannot be chance.
 const MANY: u32 = 3;
 
 /// Counts them.

@@ -255,7 +255,6 @@ impl Outbound {
 /// One subscription of a session.
 #[derive(Clone, Debug)]
 pub(crate) struct Subscription {
-    /// Options.
     pub(crate) options: SubscriptionOptions,
     /// Its group, for a shared subscription.
     pub(crate) group: Option<Arc<SharedGroup>>,

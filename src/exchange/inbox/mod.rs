@@ -163,7 +163,7 @@ impl Inbox {
         state.push(run);
     }
 
-    /// So many bytes wait no more.
+    /// This many bytes do not wait any more.
     fn has_left(&self, bytes: usize) {
         if let Some(account) = &self.account {
             account.release(bytes);

@@ -207,7 +207,6 @@ pub(super) fn merge(securities: &[AccessOptions], names_certificates: bool) -> V
     merged
 }
 
-/// Writes the users.
 pub(super) fn write_users(table: &str, users: &[ImportedUser], text: &mut TomlText) {
     for user in users {
         text.table(table);

@@ -34,7 +34,7 @@ pub struct Faults {
     pub write: Option<i32>,
     /// Syncing fails, and what was to be synced is lost, as Linux does it.
     pub sync: Option<i32>,
-    /// So many syncs fail, then no more.
+    /// How many syncs fail before they succeed again.
     pub syncs: Option<u32>,
     /// Syncing waits until this is no longer set.
     pub hold_sync: bool,

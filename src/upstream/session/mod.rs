@@ -96,9 +96,7 @@ pub(crate) enum SessionAction {
 pub(crate) struct Inbound {
     /// Local topic.
     pub(crate) topic: String,
-    /// Payload.
     pub(crate) payload: Bytes,
-    /// QoS.
     pub(crate) qos: Qos,
     /// Retain flag.
     pub(crate) retain: bool,

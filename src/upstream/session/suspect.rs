@@ -57,7 +57,7 @@ enum Plan {
     /// Nothing: in order.
     #[default]
     InOrder,
-    /// So many others.
+    /// This many other messages, one after the other.
     Others(u32),
     /// One of another topic.
     OtherTopic,
