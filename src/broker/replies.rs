@@ -7,13 +7,16 @@
 use std::collections::{HashSet, VecDeque};
 
 use crate::exchange::ingress::Ingress;
-use crate::exchange::retained::SelectedRetained;
+use crate::exchange::retained::{Portion, SelectedRetained};
+use crate::exchange::search::TOPICS_AT_ONCE;
 use crate::exchange::subscribers::SubscriptionOptions;
-use crate::message::Message;
+use crate::message::{Message, Origin};
 use crate::mqtt::{RetainHandling, SubscribeFilter};
 
 /// Messages that are taken at a time.
 const PORTION: usize = 64;
+/// Topics that are looked at for a filter while its packet is dealt with; there may be thousands in one.
+const TOPICS_AT_FIRST: usize = 64;
 /// Bytes of messages that a session has taken and not been sent.
 const MOST: usize = 64 << 10;
 
@@ -39,9 +42,9 @@ impl Replies {
         self.queue.len()
     }
 
-    /// Messages and bytes that may be taken from the store at the moment of a subscription.
-    pub(crate) fn room(&self) -> (usize, usize) {
-        (PORTION, MOST.saturating_sub(self.bytes))
+    /// What may be taken from the store at the moment of a subscription.
+    pub(crate) fn room(&self) -> Portion {
+        Portion { messages: PORTION, bytes: MOST.saturating_sub(self.bytes), topics: TOPICS_AT_FIRST }
     }
 
     /// What a subscription has found. What is left of an earlier one by the same filter is a part of it.
@@ -65,19 +68,24 @@ impl Replies {
         });
     }
 
-    /// The next message, and how the client wants it.
-    pub(crate) fn next(&mut self, ingress: &Ingress) -> Option<(Message, SubscriptionOptions)> {
+    /// The next message, and how the client wants it; `None`: nothing is left, or the client has searched the store so much that
+    /// it must wait for its turn.
+    pub(crate) fn next(&mut self, ingress: &Ingress, client: Origin) -> Option<(Message, SubscriptionOptions)> {
         loop {
             let reply = self.queue.front_mut()?;
             if let Some(message) = reply.found.pop_front() {
                 self.bytes -= message.size();
                 return Some((message, reply.options));
             }
-            let Some(behind) = reply.behind.take() else {
+            let Some(behind) = &reply.behind else {
                 self.queue.pop_front();
                 continue;
             };
-            let SelectedRetained { found, behind } = ingress.retained_behind(&reply.filter, &behind, (PORTION, MOST));
+            if ingress.meter().turn(client).is_some() {
+                return None;
+            }
+            let most = Portion { messages: PORTION, bytes: MOST, topics: TOPICS_AT_ONCE };
+            let SelectedRetained { found, behind } = ingress.retained_behind(&reply.filter, behind, most, client);
             self.bytes += found.iter().map(Message::size).sum::<usize>();
             (reply.found, reply.behind) = (found.into(), behind);
         }

@@ -1,7 +1,11 @@
-//! What the journal keeps of a message on its way in.
+//! What is kept of a message on its way in: by the journal, and by the store of retained messages.
 
+use tracing::warn;
+
+use super::retained::Retained;
+use super::stats::Stats;
 use crate::journal::{Appender, ConsumerId, Extra, Full, Position};
-use crate::message::{Batch, Message, Qos};
+use crate::message::{Batch, Message, MessageRef, Qos};
 
 /// Gives the journal what it has to keep of a message; returns its place, if there is one.
 pub(super) fn write(
@@ -30,6 +34,25 @@ pub(super) fn write(
             journal.append(message, consumers, extra).map(Some)
         }
     }
+}
+
+/// Whether the retained store takes a message.
+pub(super) fn retains(stats: &Stats, retained: &Retained, message: MessageRef<'_>) -> bool {
+    if !message.retain() {
+        return false;
+    }
+    let fits = retained.fits(message).is_ok();
+    if !fits {
+        if stats.retained_refused.get() == 0 {
+            warn!(
+                topic = message.topic(),
+                "its publisher has its share of the store of retained messages (broker.max_retained, \
+                 broker.max_retained_size): messages on new topics are delivered but not retained"
+            );
+        }
+        stats.retained_refused.add(1);
+    }
+    fits
 }
 
 #[cfg(test)]

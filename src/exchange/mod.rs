@@ -5,8 +5,10 @@
 //! | `ingress` | the one door in: order, retained store, journal, router |
 //! | `live`, `subscribers`, `inbox`, `delivery` | the way to connected subscribers: router, matching, bounded queues |
 //! | `hold` | whether publishers wait for a reader whose queue is full |
-//! | `filters`, `retained`, `expiry`, `shared` | topic filters, retained messages and their end, shared subscriptions |
+//! | `filters`, `shared` | topic filters, shared subscriptions |
+//! | `retained`, `search`, `expiry` | retained messages, how they are read, and their end |
 //! | `carried` | what reaches another gateway without a subscription |
+//! | `meter` | what searches of one client may cost the one order, and its turns where they cost more |
 //! | `receiving` | one budget for what is being received |
 //! | `stats`, `trace` | counters, single messages that are followed |
 //!
@@ -21,9 +23,11 @@ pub(crate) mod inbox;
 pub(crate) mod ingress;
 mod keeping;
 pub(crate) mod live;
+pub(crate) mod meter;
 mod publish;
 pub(crate) mod receiving;
 pub(crate) mod retained;
+pub(crate) mod search;
 pub(crate) mod shared;
 pub(crate) mod stats;
 pub(crate) mod subscribers;

@@ -1,8 +1,10 @@
 //! Publishing for those who may wait for room.
 
+use tokio::time::sleep_until;
+
 use super::ingress::{Accepted, Ingress, IngressError, Receipt};
 use crate::journal::ConsumerId;
-use crate::message::{BatchBuilder, Draft};
+use crate::message::{BatchBuilder, Draft, Origin};
 
 impl Ingress {
     /// Publishes one message; waits while live subscribers are too far behind.
@@ -27,6 +29,13 @@ impl Ingress {
                 return accepted.whole();
             }
             room.await;
+        }
+    }
+
+    /// Waits for the turn of a client that has cost the others much.
+    pub async fn turn(&self, client: Origin) {
+        while let Some(turn) = self.meter().turn(client) {
+            sleep_until(turn).await;
         }
     }
 

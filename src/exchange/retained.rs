@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound;
 
+use super::meter::Walk;
 use crate::access::quota::has_room;
 use crate::message::{Message, MessageRef, Owner, matches};
 
@@ -141,21 +142,15 @@ impl Retained {
         self.by_topic.get(topic)
     }
 
-    /// All that `filter` selects, in order of topic.
-    pub(crate) fn select<'a>(&'a self, filter: &'a str) -> impl Iterator<Item = &'a Message> {
-        self.select_behind(filter, "")
-    }
-
-    /// The same on topics behind `after`.
-    pub(crate) fn select_behind<'a>(&'a self, filter: &'a str, after: &'a str) -> impl Iterator<Item = &'a Message> {
+    /// All topics behind `after` that `filter` may select, in order, each with its message if it does.
+    fn search<'a>(&'a self, filter: &'a str, after: &'a str) -> impl Iterator<Item = (&'a str, Option<&'a Message>)> {
         // only topics that begin with the filter's literal part can match; `a/#` selects `a` too
         let literal = filter.find(['+', '#']).map_or(filter, |at| filter[..at].trim_end_matches('/'));
         let first = if after < literal || after.is_empty() { Bound::Included(literal) } else { Bound::Excluded(after) };
         self.by_topic
             .range::<str, _>((first, Bound::Unbounded))
             .take_while(move |(topic, _)| topic.starts_with(literal))
-            .filter(move |(topic, _)| matches(filter, topic))
-            .map(|(_, message)| message)
+            .map(|(topic, message)| (&**topic, matches(filter, topic).then_some(message)))
     }
 
     /// When the next message expires, on the boot clock in milliseconds.
@@ -213,25 +208,41 @@ pub(crate) struct SelectedRetained {
     pub(crate) behind: Option<Box<str>>,
 }
 
+/// How much of the store is taken at a time.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Portion {
+    /// Messages.
+    pub(crate) messages: usize,
+    /// Bytes of them.
+    pub(crate) bytes: usize,
+    /// Topics that are looked at while all others wait.
+    pub(crate) topics: usize,
+}
+
 impl SelectedRetained {
-    /// Takes so many messages and bytes; one at least, where `least` says so.
-    pub(super) fn first(
+    /// Takes a portion of what is on topics behind `after`; at least so many messages, whatever their size.
+    pub(super) fn take(
         retained: &Retained,
         filter: &str,
         after: &str,
-        (most, bytes): (usize, usize),
-        least: usize,
+        (most, least): (Portion, usize),
+        walk: &mut Walk,
     ) -> SelectedRetained {
         let mut selected = SelectedRetained::default();
-        let mut size = 0;
-        for message in retained.select_behind(filter, after) {
-            size += message.size();
-            if selected.found.len() >= most || (size > bytes && selected.found.len() >= least) {
-                let last = selected.found.last().map_or(after, |last| last.view().topic());
+        let (mut size, mut looked_at, mut last) = (0, 0, after);
+        for (topic, message) in retained.search(filter, after) {
+            let cost = message.map_or(0, Message::size);
+            let is_full = message.is_some() && selected.found.len() >= most.messages;
+            let is_large = cost > 0 && size + cost > most.bytes && selected.found.len() >= least;
+            if is_full || is_large || looked_at == most.topics {
                 selected.behind = Some(last.into());
                 break;
             }
-            selected.found.push(message.clone());
+            walk.visits(1);
+            size += cost;
+            looked_at += 1;
+            last = topic;
+            selected.found.extend(message.cloned());
         }
         selected
     }
@@ -269,8 +280,41 @@ mod tests {
         })
     }
 
+    fn select(store: &Retained, filter: &str) -> Vec<Message> {
+        store.search(filter, "").filter_map(|(_, message)| message.cloned()).collect()
+    }
+
     fn topics(store: &Retained, filter: &str) -> Vec<String> {
-        store.select(filter).map(|message| message.view().topic().to_owned()).collect()
+        select(store, filter).iter().map(|message| message.view().topic().to_owned()).collect()
+    }
+
+    #[test]
+    fn a_search_goes_on_where_it_was_broken_off() {
+        let mut store = Retained::new(1000, 1 << 20);
+        for number in 0..300 {
+            store.apply(&message(&format!("{}/{number:03}", if number % 10 == 0 { "a" } else { "b" }), "1")).unwrap();
+        }
+        for (messages, bytes, topics) in [(7, 1000, 20), (1000, 1 << 20, 1), (1000, 1, 1000), (2, 1 << 20, 50)] {
+            for filter in ["#", "+/050", "a/+", "a/#", "c/#", "+/nothing"] {
+                let (most, mut walk) = (Portion { messages, bytes, topics }, Walk::default());
+                let (mut found, mut after) = (Vec::new(), Some(Box::<str>::default()));
+                while let Some(from) = after {
+                    let selected = SelectedRetained::take(&store, filter, &from, (most, 1), &mut walk);
+                    assert!(selected.found.len() <= messages);
+                    found.extend(selected.found.iter().map(|message| message.view().topic().to_owned()));
+                    after = selected.behind;
+                    assert!(after.as_ref().is_none_or(|after| *after > from), "it gets on");
+                }
+                let expected: Vec<&str> = store.by_topic.keys().map(|topic| &**topic).collect();
+                assert!(found.iter().eq(expected.iter().filter(|topic| matches(filter, topic))), "{filter}: {found:?}");
+                assert!(walk.steps <= 300);
+            }
+        }
+        let nothing = Portion { messages: 10, bytes: 0, topics: 0 };
+        assert_eq!(
+            SelectedRetained::take(&store, "#", "", (nothing, 0), &mut Walk::default()).behind.as_deref(),
+            Some("")
+        );
     }
 
     #[test]
@@ -352,7 +396,7 @@ mod tests {
         }
         // and all of it comes back with the next start, in whatever order
         for is_reversed in [false, true] {
-            let mut kept: Vec<Message> = store.select("#").cloned().collect();
+            let mut kept: Vec<Message> = select(&store, "#");
             if is_reversed {
                 kept.reverse();
             }
@@ -380,7 +424,7 @@ mod tests {
         assert!((15..20).contains(&grown), "{grown}");
         store.apply(&by("ada", "large", &large)).unwrap();
         store.apply(&message("sensor", &large)).unwrap();
-        let all: Vec<Message> = store.select("#").cloned().collect();
+        let all: Vec<Message> = select(&store, "#");
         let mut restored = Retained::new(1000, 100_000);
         all.iter().for_each(|message| restored.restore(message).unwrap());
         assert_eq!((restored.len(), restored.bytes()), (store.len(), store.bytes()));

@@ -21,6 +21,7 @@ use super::{Http, body};
 use crate::access::made::{ChangeRefused, UserChange, UserDraft};
 use crate::access::settings::{AccessRule, UserSettings, is_client_id_pattern, is_user_name};
 use crate::exchange::retained::SelectedRetained;
+use crate::exchange::search::PORTION;
 use crate::message::{BatchBuilder, check_filter};
 use crate::secret::Secret;
 
@@ -31,8 +32,6 @@ const MOST: usize = 64 << 10;
 /// Longest name and password of a user that is made here: both fit into a Basic header.
 const LONGEST_NAME: usize = 256;
 const LONGEST_PASSWORD: usize = 512;
-/// Retained messages that are deleted at a time.
-const AT_A_TIME: usize = 200;
 
 /// Where a user stands.
 #[derive(Clone, Copy, Debug, Serialize, JsonSchema)]
@@ -273,7 +272,7 @@ fn some_of(
     (filter, after): (&str, &str),
     view: &mut RetainedView,
 ) -> (Vec<Box<str>>, Option<Box<str>>) {
-    let SelectedRetained { found, behind } = http.ingress.retained_behind(filter, after, (AT_A_TIME, usize::MAX));
+    let SelectedRetained { found, behind } = http.ingress.retained_behind(filter, after, PORTION, caller.origin());
     let topics = found.iter().map(|message| Box::<str>::from(message.view().topic()));
     let (may, may_not): (Vec<_>, Vec<_>) = topics.partition(|topic| caller.permissions.may_publish(topic));
     view.messages += may.len();

@@ -120,15 +120,15 @@ impl Hub {
     /// The last messages on topics behind `after` that `filter` selects, in order of topic, at most `count` of them.
     pub(crate) fn select(
         &self,
-        filter: &str,
-        after: &str,
+        (filter, after): (&str, &str),
         count: usize,
+        by: Origin,
         may: impl Fn(&str) -> bool,
     ) -> Vec<(Message, bool)> {
         let now = self.ingress.clock().boot_ms();
         let is_wanted =
             |message: &&Message| may(message.view().topic()) && message.view().remaining_expiry(now).is_ok();
-        let retained = self.ingress.select_retained(filter, after, count, |message| is_wanted(&message));
+        let retained = self.ingress.select_retained((filter, after), count, by, |message| is_wanted(&message));
         let state = self.state.read();
         let mut recent = state.recent.select(filter, after).filter(is_wanted).take(count).peekable();
         let mut retained = retained.into_iter().peekable();

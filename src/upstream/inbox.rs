@@ -96,7 +96,7 @@ impl InboxDoor {
         match self {
             InboxDoor::Ingress(ingress) => {
                 let (is_named, announcer) = (names_first_level(filter), Origin::announcer());
-                ingress.select_retained(filter, after, PAGE, |message| {
+                ingress.select_retained((filter, after), PAGE, not_from, |message| {
                     let origin = message.view().origin();
                     origin != not_from && (is_named || origin != announcer)
                 })

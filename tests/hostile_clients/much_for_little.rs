@@ -1,10 +1,14 @@
-//! Small packets that ask for much: memory is paid by what is there, and not by how often it is asked for.
+//! Small packets that ask for much: memory is paid by what is there, and not by how often it is asked for, and time by whoever
+//! takes it.
 
 use std::collections::HashSet;
+use std::sync::mpsc;
+use std::thread;
+use std::time::Duration;
 
 use super::assert_it_serves;
-use crate::support::packet::{Properties, publish};
-use crate::support::{Connect, Gateway};
+use crate::support::packet::{Properties, publish, subscribe};
+use crate::support::{Client, Connect, Gateway};
 
 /// For a debug build, in KiB.
 const MOST: u64 = 80 << 10;
@@ -96,6 +100,52 @@ fn filters_of_two_hundred_levels_are_as_large_as_they_are_long() {
     publisher.publish(&format!("2999{rest}/x"), "found", 1, false);
     assert_eq!(deep.receive().text(), "found");
     assert_small(&gateway);
+    assert_it_serves(&mut gateway);
+}
+
+/// Messages that two go on exchanging beside whoever makes much work.
+const INNOCENT: usize = 5;
+const PUBLISH: u8 = 3;
+/// How long all the turns of a greedy client may take.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+/// Sends this to the gateway in one go, and sees that others do not wait until that is done with: their messages come and go
+/// before the greedy client gets a packet of the kind that comes last.
+#[track_caller]
+fn others_go_on(gateway: &Gateway, mut greedy: Client, burst: &[u8], last: u8) {
+    let mut reader = Connect::new("reader").open(gateway.port);
+    reader.subscribe("innocent/+", 0);
+    let mut publisher = Connect::new("innocent").open(gateway.port);
+    greedy.send(burst);
+    let (done, is_done) = mpsc::channel();
+    let waiting = thread::spawn(move || {
+        greedy.patience(PATIENCE);
+        while greedy.read().kind() != last {}
+        done.send(()).unwrap();
+    });
+    for number in 0..INNOCENT {
+        publisher.publish("innocent/topic", number.to_string(), 1, false);
+        assert_eq!(reader.receive().text(), number.to_string());
+    }
+    let others_were_first = is_done.try_recv().is_err();
+    assert!(others_were_first, "others have waited for all of it");
+    // and it is done with in the end
+    is_done.recv_timeout(PATIENCE).expect("the greedy client has its turns");
+    waiting.join().unwrap();
+}
+
+#[test]
+fn whoever_searches_the_retained_messages_again_and_again_waits_for_its_turns() {
+    let mut gateway = Gateway::start();
+    let mut publisher = Connect::new("publisher").open(gateway.port);
+    let kept = |number| publish(format!("kept/{number}/a/b").as_bytes(), b"x", 0x31, None, None);
+    publisher.send(&(0..5_000).flat_map(kept).collect::<Vec<u8>>());
+    publisher.ping();
+    let greedy = Connect::v5("greedy").open(gateway.port);
+    let filters: Vec<String> = (0..700).map(|number| format!("+/+/a/none-{number}")).collect();
+    let filters = filters.iter().map(String::as_str).chain(["kept/7/#"]);
+    let filters: Vec<(&str, u8)> = filters.map(|filter| (filter, 0)).collect();
+    others_go_on(&gateway, greedy, &subscribe(1, &filters, Some(&Properties::new())), PUBLISH);
     assert_it_serves(&mut gateway);
 }
 

@@ -5,7 +5,9 @@ use std::io::{ErrorKind, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, TcpStream};
 use std::time::Duration;
 
-use super::packet::{Packet, Properties, Publish, Reader, V5, V31, V311, Value, binary, packet, publish, variable};
+use super::packet::{
+    Packet, Properties, Publish, Reader, V5, V31, V311, Value, binary, packet, publish, subscribe, variable,
+};
 use super::{PATIENCE, wait_until};
 
 /// What a client connects with.
@@ -350,10 +352,7 @@ impl Client {
     #[track_caller]
     pub fn subscribe_all(&mut self, filters: &[(&str, u8)], properties: &Properties) -> Vec<u8> {
         let id = self.next_id();
-        let section = if self.version == V5 { properties.section() } else { Vec::new() };
-        let wanted: Vec<u8> =
-            filters.iter().flat_map(|(filter, options)| [binary(filter.as_bytes()), vec![*options]].concat()).collect();
-        self.send(&packet(0x82, &[&id.to_be_bytes(), &section, &wanted]));
+        self.send(&subscribe(id, filters, (self.version == V5).then_some(properties)));
         let answer = self.expect(9);
         assert_eq!(answer.id(), id);
         answer.body[if self.version == V5 { 3 } else { 2 }..].to_vec()
@@ -475,7 +474,7 @@ impl Client {
     }
 
     /// Waits no longer than this for what comes.
-    fn patience(&self, time: Duration) {
+    pub fn patience(&self, time: Duration) {
         self.socket.set_read_timeout(Some(time)).expect("an open socket");
     }
 

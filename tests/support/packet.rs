@@ -83,6 +83,13 @@ pub fn packet(first: u8, body: &[&[u8]]) -> Vec<u8> {
     [vec![first], variable(body.len()), body].concat()
 }
 
+/// A SUBSCRIBE; with properties, one of MQTT 5.
+pub fn subscribe(id: u16, filters: &[(&str, u8)], properties: Option<&Properties>) -> Vec<u8> {
+    let section = properties.map(Properties::section).unwrap_or_default();
+    let wanted = filters.iter().flat_map(|(filter, options)| [binary(filter.as_bytes()), vec![*options]].concat());
+    packet(0x82, &[&id.to_be_bytes(), &section, &wanted.collect::<Vec<u8>>()])
+}
+
 /// A PUBLISH; `properties` only with MQTT 5.
 pub fn publish(topic: &[u8], payload: &[u8], first: u8, id: Option<u16>, properties: Option<&Properties>) -> Vec<u8> {
     let id = id.map_or(Vec::new(), |id| id.to_be_bytes().into());

@@ -95,7 +95,7 @@ impl BrokerConnection {
             return false;
         }
         while self.out.len() < OUT_FULL {
-            if let Some((message, options)) = self.session.retained.next(&self.core.ingress) {
+            if let Some((message, options)) = self.session.retained.next(&self.core.ingress, self.origin) {
                 let qos = options.qos.min(message.view().qos());
                 let grant = Grant { qos, retain: true, ids: options.id.into_iter().collect(), share: None };
                 if let Err(queued) = self.send(Queued { message, grant }, DeliverySource::Live) {

@@ -152,10 +152,13 @@ struct BrokerConnection {
     is_deaf: bool,
     /// Whose allowance pays for its changes.
     holder: PlaceHolder,
-    /// Its user has changed subscriptions too often, and the next change waits.
+    /// Its user has changed subscriptions too often, or the client has searched the retained messages too much: what it asks for
+    /// next waits.
     held_until: Option<Instant>,
     /// A message is not sent for lack of memory, although nothing is under way that would make room.
     is_short: bool,
+    /// Others of its owner had searched too much when it came.
+    first_turn: Option<Instant>,
     /// Taken from the inbox and not yet sent.
     pending: Option<Run>,
     /// Memory for the large packet that is being received, or a place among those who wait for it.
@@ -350,6 +353,7 @@ async fn open(
         unplaced: Vec::new(),
         holder,
         held_until: None,
+        first_turn: core.ingress.meter().first_turn(core::origin(&owner)),
         _place: place,
         core: core.clone(),
     };

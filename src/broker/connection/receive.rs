@@ -4,6 +4,7 @@ use std::collections::HashMap;
 
 use bytes::BytesMut;
 use smallvec::SmallVec;
+use tokio::time::Instant;
 use tracing::{debug, warn};
 
 use super::super::core::session_route;
@@ -54,6 +55,7 @@ impl BrokerConnection {
         let max = self.core.settings.load().max_packet_size;
         let mut placed = self.place()?;
         let mut packets = 0;
+        self.held_until = None;
         // parsed in place: nothing is copied but messages into their batch
         let bytes = std::mem::take(input);
         let mut at = 0;
@@ -61,7 +63,7 @@ impl BrokerConnection {
             match frame(&bytes[at..], max, self.version) {
                 Ok(Some(found)) => {
                     if matches!(found.kind, PacketType::Subscribe | PacketType::Unsubscribe) {
-                        self.held_until = self.core.allowance.until(&self.holder);
+                        self.held_until = self.turn().max(self.core.allowance.until(&self.holder));
                         if self.held_until.is_some() {
                             break Ok(());
                         }
@@ -93,6 +95,12 @@ impl BrokerConnection {
         // what came before a wrong packet was right
         placed = self.place()?;
         result.map(|()| placed)
+    }
+
+    /// When this client may search the retained messages, if it has searched them much.
+    pub(super) fn turn(&mut self) -> Option<Instant> {
+        self.first_turn.take_if(|turn| *turn <= Instant::now());
+        self.first_turn.max(self.core.ingress.meter().turn(self.origin))
     }
 
     /// Gives the batch its place in the order, if there is room; says whether nothing is left.

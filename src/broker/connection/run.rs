@@ -77,6 +77,10 @@ impl BrokerConnection {
                 self.out.truncate(if self.is_deaf { 0 } else { unsent });
             }
             let idle = pace.leaving.is_none() && self.deliver();
+            if idle && self.session.retained.len() > 0 {
+                // the search for its retained messages waits for its turn, which may just have come
+                self.held_until = self.held_until.max(self.turn()).or_else(|| Some(Instant::now()));
+            }
             self.subscriber.inbox.set_blocked(!idle);
             self.note_in_hand();
             let may_read = self.may_read(&mut pace, input);

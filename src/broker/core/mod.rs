@@ -254,7 +254,7 @@ impl Core {
         let payer = SessionName::of(&session.owner).user.unwrap_or_default();
         let inbox = Inbox::new(&shown, self.inbox_limits()).paid_by(self.queues.account(payer));
         let is_durable = session.durable.is_some();
-        Arc::new(Subscriber { inbox, origin: Origin::client(&session.owner), is_durable })
+        Arc::new(Subscriber { inbox, origin: origin(&session.owner), is_durable })
     }
 
     /// A new session; a persistent one gets its consumer in the journal.

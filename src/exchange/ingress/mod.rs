@@ -13,20 +13,20 @@ use parking_lot::Mutex;
 use smallvec::SmallVec;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
-use tracing::warn;
 
 use self::carried::Carried;
 use super::filters::{FilterTree, names_first_level};
-use super::keeping::write;
+use super::keeping::{retains, write};
 use super::live::{LiveLink, Room, RouterError, empty_batch};
+use super::meter::{Meter, Walk};
 use super::receiving::Receiving;
-use super::retained::{Retained, SelectedRetained};
+use super::retained::{Portion, Retained, SelectedRetained};
 use super::shared::SharedGroup;
 use super::stats::Stats;
 use super::subscribers::{Subscriber, Subscribers, SubscriptionOptions};
 use super::trace::Traces;
 use crate::journal::{ConsumerId, Full, Journal, Position};
-use crate::message::{Batch, BatchBuilder, Message, MessageRef, Origin, Qos, TopicFilter};
+use crate::message::{Batch, BatchBuilder, Message, Origin, Qos, TopicFilter};
 use crate::time::SharedClock;
 use crate::workers::worked;
 
@@ -134,6 +134,7 @@ pub(super) struct IngressInner {
     max_packet_size: AtomicUsize,
     traces: Traces,
     receiving: Receiving,
+    pub(super) meter: Meter,
 }
 
 /// A clock that can stand in a `Debug`.
@@ -178,6 +179,7 @@ impl Ingress {
                 max_packet_size: AtomicUsize::new(usize::MAX),
                 traces: Traces::default(),
                 receiving: Receiving::default(),
+                meter: Meter::default(),
             }),
         }
     }
@@ -190,6 +192,11 @@ impl Ingress {
     /// Changes it for what comes from now on.
     pub(crate) fn set_max_packet_size(&self, bytes: usize) {
         self.inner.max_packet_size.store(bytes, Ordering::Relaxed);
+    }
+
+    /// Who has cost the others how much, and whose turn is when.
+    pub(crate) fn meter(&self) -> &Meter {
+        &self.inner.meter
     }
 
     /// The memory for what is being received, for every door.
@@ -273,8 +280,8 @@ impl Ingress {
             });
             let packet_id = ids.next_if(|(place, _)| *place == at as u32).map(|(_, packet_id)| *packet_id);
             let received = received.map(|(session, _)| session).zip(packet_id);
-            let kept =
-                self.keeps(&sequencer.retained, message).then(|| batch.message_at(entry.offset).to_owned_memory());
+            let kept = retains(self.stats(), &sequencer.retained, message)
+                .then(|| batch.message_at(entry.offset).to_owned_memory());
             let is_asked = message.qos() > Qos::AtMostOnce;
             let written = write(&mut appender, (batch, entry.offset), kept.as_ref(), &consumers, received);
             if is_traced {
@@ -314,25 +321,6 @@ impl Ingress {
         accepted
     }
 
-    /// Whether the retained store takes a message.
-    fn keeps(&self, retained: &Retained, message: MessageRef<'_>) -> bool {
-        if !message.retain() {
-            return false;
-        }
-        let fits = retained.fits(message).is_ok();
-        if !fits {
-            if self.inner.stats.retained_refused.get() == 0 {
-                warn!(
-                    topic = message.topic(),
-                    "its publisher has its share of the store of retained messages (broker.max_retained, \
-                     broker.max_retained_size): messages on new topics are delivered but not retained"
-                );
-            }
-            self.inner.stats.retained_refused.add(1);
-        }
-        fits
-    }
-
     /// Completes when [`Ingress::try_publish`] may find room again. Create it before trying.
     pub(crate) fn room(&self) -> &Room {
         &self.inner.room
@@ -359,13 +347,13 @@ impl Ingress {
     }
 
     /// Subscribes to live messages from now on. Returns whether the subscription is new and, if `retained` asks for them
-    /// with that knowledge, as many retained messages and bytes of this very moment.
+    /// with that knowledge, a portion of the retained messages of this very moment.
     pub(crate) fn subscribe(
         &self,
         filter: &str,
         subscriber: &Arc<Subscriber>,
         options: SubscriptionOptions,
-        retained: impl FnOnce(bool) -> Option<(usize, usize)>,
+        retained: impl FnOnce(bool) -> Option<Portion>,
     ) -> (bool, SelectedRetained) {
         self.subscribe_routed(filter, subscriber, options, (None, None), retained)
     }
@@ -378,7 +366,7 @@ impl Ingress {
         subscriber: &Arc<Subscriber>,
         options: SubscriptionOptions,
         (old, new): (Option<Route>, Option<Route>),
-        retained: impl FnOnce(bool) -> Option<(usize, usize)>,
+        retained: impl FnOnce(bool) -> Option<Portion>,
     ) -> (bool, SelectedRetained) {
         let mut sequencer = self.inner.sequencer.lock();
         for route in old.iter().chain(&new) {
@@ -389,13 +377,12 @@ impl Ingress {
         }
         let (next_seq, is_quiet) = (sequencer.next_seq, sequencer.link.is_quiet());
         let is_new = self.inner.subscribers.insert(filter, subscriber, options, next_seq, is_quiet);
-        let first = |most| SelectedRetained::first(&sequencer.retained, filter, "", most, 0);
-        (is_new, retained(is_new).map(first).unwrap_or_default())
-    }
-
-    /// Goes on with what a subscription has selected.
-    pub(crate) fn retained_behind(&self, filter: &str, after: &str, most: (usize, usize)) -> SelectedRetained {
-        SelectedRetained::first(&self.inner.sequencer.lock().retained, filter, after, most, 1)
+        let mut walk = Walk::default();
+        let first = |most| SelectedRetained::take(&sequencer.retained, filter, "", (most, 0), &mut walk);
+        let selected = retained(is_new).map(first).unwrap_or_default();
+        drop(sequencer);
+        self.inner.meter.charge(subscriber.origin, walk.cost(selected.found.len()));
+        (is_new, selected)
     }
 
     /// Ends a live subscription; says whether there was one.
@@ -433,24 +420,6 @@ impl Ingress {
                 .insert(&filter, Route::Upstream { consumer, origin, is_named: names_first_level(&filter) });
             sequencer.upstream_filters.push((origin, filter));
         }
-    }
-
-    /// The retained message on a topic.
-    pub(crate) fn retained(&self, topic: &str) -> Option<Message> {
-        self.inner.sequencer.lock().retained.get(topic).cloned()
-    }
-
-    /// Retained messages that `filter` selects and `wanted` takes, on topics behind `after`, in order of topic.
-    pub(crate) fn select_retained(
-        &self,
-        filter: &str,
-        after: &str,
-        count: usize,
-        wanted: impl Fn(&Message) -> bool,
-    ) -> Vec<Message> {
-        let sequencer = self.inner.sequencer.lock();
-        let found = sequencer.retained.select(filter).filter(|message| message.view().topic() > after);
-        found.filter(|message| wanted(message)).take(count).cloned().collect()
     }
 
     /// The clock that messages are stamped with.

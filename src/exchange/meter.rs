@@ -1,0 +1,238 @@
+//! What one client may cost the one order.
+//!
+//! Every message passes one lock, so whoever searches the store of retained messages under it makes all others wait. What a
+//! subscription usually costs is paid by its size. But filters can be made so that each searches the whole store for nothing.
+//! A [`Walk`] counts what is visited; beyond what is free, and what leads to messages, it measures the processor's time.
+//!
+//! That time is charged to the client that has caused it. All who are charged share a quarter of the order's time, each owner
+//! (a user, all guests together, all upstreams together) the same part of it; whoever has used up its part waits for its turn before its
+//! next search. Whoever is never charged is never looked for here.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use rustix::time::{ClockId, clock_gettime};
+use tokio::time::Instant;
+
+use crate::message::{Origin, Owner};
+
+/// Steps that any search pays for.
+const FREE_STEPS: usize = 256;
+/// Steps that lead to one message, and are paid for by it.
+const STEPS_PER_DELIVERY: usize = 4;
+/// Of the order's time, this part is for what is charged.
+const PART: u32 = 4;
+/// What an owner may be charged at once without waiting.
+const BURST: Duration = Duration::from_millis(20);
+/// A client that has just connected waits as well, once its owner is behind by this much: a new client id is no way out.
+const BEHIND: Duration = Duration::from_secs(1);
+/// Clients that are known one by one; any more wait with their owner.
+const MOST_CLIENTS: usize = 4096;
+
+/// How far a search has gone.
+#[derive(Debug, Default)]
+pub(crate) struct Walk {
+    pub(super) steps: usize,
+    /// Processor time of the thread when what is free had been used.
+    since: Option<Duration>,
+}
+
+fn processor_time() -> Duration {
+    let time = clock_gettime(ClockId::ThreadCPUTime);
+    Duration::new(time.tv_sec.max(0) as u64, time.tv_nsec as u32)
+}
+
+impl Walk {
+    /// So many nodes, values or messages more have been visited.
+    pub(crate) fn visits(&mut self, count: usize) {
+        self.steps += count;
+        if self.steps > FREE_STEPS && self.since.is_none() {
+            self.since = Some(processor_time());
+        }
+    }
+
+    /// Processor time that is to be charged, where so many deliveries have come of it.
+    pub(crate) fn cost(&self, deliveries: usize) -> Duration {
+        let Some(since) = self.since else { return Duration::ZERO };
+        let beyond = self.steps - FREE_STEPS;
+        let unpaid = beyond.saturating_sub(deliveries * STEPS_PER_DELIVERY);
+        if unpaid == 0 {
+            return Duration::ZERO;
+        }
+        processor_time().saturating_sub(since).mul_f64(unpaid as f64 / beyond as f64)
+    }
+}
+
+/// Who has cost how much.
+#[derive(Debug, Default)]
+pub(crate) struct Meter {
+    is_any: AtomicBool,
+    charged: Mutex<Charged>,
+}
+
+#[derive(Debug, Default)]
+struct Charged {
+    /// Until when what an owner has been charged takes, at the rate that it has.
+    owners: HashMap<Owner, Instant>,
+    /// The turns of its clients.
+    turns: HashMap<(Origin, Owner), Instant>,
+}
+
+impl Meter {
+    /// Charges a client for time that it has cost. What the gateway does for itself is not charged.
+    pub(crate) fn charge(&self, origin: Origin, cost: Duration) {
+        if cost.is_zero() || origin.owner == Owner::HOUSE {
+            return;
+        }
+        let now = Instant::now();
+        let mut charged = self.charged.lock();
+        charged.owners.retain(|_, until| *until + BURST * PART > now);
+        let others = charged.owners.iter().filter(|(owner, until)| **owner != origin.owner && **until > now).count();
+        // whoever has not been charged for long has earned what is free at once
+        let from = charged.owners.get(&origin.owner).copied().unwrap_or(now - BURST * PART);
+        let until = from + cost * PART * (others as u32 + 1);
+        charged.owners.insert(origin.owner, until);
+        if until <= now {
+            return;
+        }
+        if charged.turns.len() >= MOST_CLIENTS {
+            charged.turns.retain(|_, turn| *turn > now);
+        }
+        if charged.turns.len() < MOST_CLIENTS {
+            charged.turns.insert((origin, origin.owner), until);
+        }
+        self.is_any.store(true, Ordering::Relaxed);
+    }
+
+    /// Until when a client must wait before its next search; `None`: it need not.
+    pub(crate) fn turn(&self, origin: Origin) -> Option<Instant> {
+        if !self.is_any.load(Ordering::Relaxed) {
+            return None;
+        }
+        let now = Instant::now();
+        let mut charged = self.charged.lock();
+        let turn = match charged.turns.get(&(origin, origin.owner)) {
+            Some(turn) => Some(*turn),
+            None if charged.turns.len() >= MOST_CLIENTS => charged.owners.get(&origin.owner).copied(),
+            None => None,
+        };
+        if let Some(turn) = turn
+            && turn > now
+        {
+            return Some(turn);
+        }
+        charged.turns.remove(&(origin, origin.owner));
+        let is_any = !charged.turns.is_empty() || charged.owners.values().any(|until| *until > now + BEHIND);
+        self.is_any.store(is_any, Ordering::Relaxed);
+        None
+    }
+
+    /// Until when a client that has just connected must wait.
+    pub(crate) fn first_turn(&self, origin: Origin) -> Option<Instant> {
+        if !self.is_any.load(Ordering::Relaxed) {
+            return None;
+        }
+        let until = *self.charged.lock().owners.get(&origin.owner)? - BEHIND;
+        (until > Instant::now()).then_some(until)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::time::{advance, sleep_until};
+
+    use super::*;
+
+    fn client(name: &str, user: Option<&str>) -> Origin {
+        Origin::client(name).owned_by(Owner::of(user))
+    }
+
+    async fn pay(meter: &Meter, origin: Origin, cost: Duration, times: u32) {
+        for _ in 0..times {
+            while let Some(turn) = meter.turn(origin) {
+                sleep_until(turn).await;
+            }
+            meter.charge(origin, cost);
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn whoever_costs_much_has_a_quarter_of_the_time() {
+        let (meter, ms) = (Meter::default(), Duration::from_millis);
+        let (greedy, innocent) = (client("greedy", None), client("innocent", None));
+        let begin = Instant::now();
+        pay(&meter, greedy, ms(5), 4).await;
+        assert_eq!(begin.elapsed(), Duration::ZERO, "what is free at once");
+        pay(&meter, greedy, ms(5), 100).await;
+        assert!((ms(1980)..=ms(2020)).contains(&begin.elapsed()), "500 ms in {:?}", begin.elapsed());
+        assert_eq!(meter.turn(innocent), None, "of the same owner, but never charged");
+        // what is free comes back, and is no more than it was
+        advance(Duration::from_secs(100)).await;
+        let begin = Instant::now();
+        pay(&meter, greedy, ms(5), 104).await;
+        assert!((ms(1980)..=ms(2020)).contains(&begin.elapsed()), "{:?}", begin.elapsed());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn many_clients_of_one_owner_are_no_more_than_one_and_owners_share() {
+        let (meter, ms) = (Meter::default(), Duration::from_millis);
+        let begin = Instant::now();
+        let guests: Vec<Origin> = (0..100).map(|number| client(&number.to_string(), None)).collect();
+        let all = futures_util::future::join_all(guests.iter().map(|guest| pay(&meter, *guest, ms(5), 3)));
+        let user = async {
+            advance(ms(1)).await;
+            let begin = Instant::now();
+            pay(&meter, client("a", Some("ada")), ms(5), 24).await;
+            begin.elapsed()
+        };
+        let (_, user) = tokio::join!(all, user);
+        // of three rounds the first two are paid before the last
+        assert!(begin.elapsed() >= ms(3900), "1,500 ms in {:?}", begin.elapsed());
+        // 20 ms are free; of the other 100 ms each takes eight times as long beside the guests
+        assert!((ms(700)..=ms(850)).contains(&user), "{user:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_new_client_id_is_no_way_out() {
+        let meter = Meter::default();
+        let begin = Instant::now();
+        for number in 0..1000 {
+            let origin = client(&number.to_string(), None);
+            while let Some(turn) = meter.turn(origin).or_else(|| meter.first_turn(origin)) {
+                sleep_until(turn).await;
+            }
+            meter.charge(origin, Duration::from_millis(5));
+        }
+        assert!(begin.elapsed() >= Duration::from_secs(18), "5 s in {:?}", begin.elapsed());
+        assert_eq!(meter.first_turn(client("a", Some("ada"))), None);
+        assert_eq!(meter.first_turn(Origin::sensor("loft")), None);
+        meter.charge(Origin::sensor("loft"), Duration::from_secs(10));
+        assert_eq!(meter.turn(Origin::sensor("loft")), None);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn it_remembers_no_more_clients_than_it_has_room_for() {
+        let meter = Meter::default();
+        for number in 0..2 * MOST_CLIENTS {
+            meter.charge(client(&number.to_string(), None), Duration::from_millis(100));
+        }
+        assert_eq!(meter.charged.lock().turns.len(), MOST_CLIENTS);
+        assert!(meter.turn(client("7000", None)).is_some(), "it waits with all guests");
+        advance(Duration::from_secs(100_000)).await;
+        assert_eq!(meter.turn(client("7000", None)), None);
+    }
+
+    #[test]
+    fn what_leads_to_deliveries_costs_nothing_more() {
+        let mut walk = Walk::default();
+        walk.visits(FREE_STEPS);
+        assert_eq!(walk.cost(0), Duration::ZERO);
+        walk.visits(100 * STEPS_PER_DELIVERY);
+        assert_eq!(walk.cost(100), Duration::ZERO);
+        let begin = processor_time();
+        while processor_time() < begin + Duration::from_millis(2) {}
+        assert!(walk.cost(99) > Duration::ZERO && walk.cost(0) >= Duration::from_millis(2));
+    }
+}
