@@ -166,6 +166,14 @@ struct Gate {
     looked: Option<(Instant, Duration)>,
 }
 
+impl Gate {
+    fn close(&mut self, crew: &Crew) {
+        self.is_open = false;
+        crew.is_open.store(false, Ordering::Relaxed);
+        crew.closed.notify_waiters();
+    }
+}
+
 impl Crew {
     fn is_open(&self) -> bool {
         self.is_open.load(Ordering::Relaxed)
@@ -201,9 +209,7 @@ impl Crew {
         if let Some((before, used_before)) = gate.looked.replace((now, used))
             && used.saturating_sub(used_before) * LIGHT.1 <= (now - before) * LIGHT.0
         {
-            gate.is_open = false;
-            self.is_open.store(false, Ordering::Relaxed);
-            self.closed.notify_waiters();
+            gate.close(self);
         }
     }
 
@@ -237,8 +243,11 @@ fn processor_time() -> Duration {
 async fn rest_again_and_again(crew: Arc<Crew>) {
     loop {
         crew.until_closed().await;
-        // What waits in this thread's own queue is taken by others only when they look for work, and the one that stays
-        // may be waiting already. A task that comes from outside of the runtime makes it look.
+        // What was woken last on this thread may be in a place of its own, where no other thread finds it. A newcomer takes that
+        // place, and what was there goes to the end of the thread's queue.
+        tokio::spawn(async {});
+        // What waits in this queue is taken by others only when they look for work, and the one that stays may be waiting
+        // already. A task that comes from outside of the runtime makes it look.
         let handle = Handle::current();
         tokio::task::spawn_blocking(move || handle.spawn(async {}));
         let is_over = crew.rest();
@@ -252,16 +261,19 @@ async fn rest_again_and_again(crew: Arc<Crew>) {
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeSet;
-    use std::sync::atomic::AtomicUsize;
     use std::thread::ThreadId;
 
-    use tokio::sync::mpsc;
+    use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+    use tokio::net::UnixStream;
     use tokio::time::{sleep, timeout};
 
     use super::*;
 
     /// Longer than anything here takes, on any machine.
     const PATIENCE: Duration = Duration::from_secs(60);
+
+    trait End: AsyncRead + AsyncWrite + Send + Unpin {}
+    impl<T: AsyncRead + AsyncWrite + Send + Unpin> End for T {}
 
     async fn until(what: &str, mut is_so: impl FnMut() -> bool) {
         let waiting = async {
@@ -272,37 +284,37 @@ mod tests {
         timeout(PATIENCE, waiting).await.unwrap_or_else(|_| panic!("{what}: not within {PATIENCE:?}"));
     }
 
-    /// Pairs of tasks that hand numbers to and fro, and note where they run.
+    /// Pairs of tasks that hand bytes to and fro, woken by each other or by the system, and note where they run.
     async fn play(pairs: usize, rounds: usize) -> BTreeSet<String> {
-        async fn noting(noted: &mut Vec<ThreadId>) {
-            let here = std::thread::current().id();
-            if !noted.contains(&here) {
-                noted.push(here);
+        fn ends(number: usize) -> (Box<dyn End>, Box<dyn End>) {
+            if number.is_multiple_of(2) {
+                let (one, other) = tokio::io::duplex(1);
+                return (Box::new(one), Box::new(other));
             }
+            let (one, other) = UnixStream::pair().unwrap();
+            (Box::new(one), Box::new(other))
+        }
+        async fn one(mut end: Box<dyn End>, rounds: usize, begins: bool) -> Vec<ThreadId> {
+            let mut noted = Vec::new();
+            for _ in 0..rounds {
+                if begins {
+                    end.write_u8(7).await.unwrap();
+                }
+                assert_eq!(end.read_u8().await.unwrap(), 7);
+                if !begins {
+                    end.write_u8(7).await.unwrap();
+                }
+                let here = std::thread::current().id();
+                if !noted.contains(&here) {
+                    noted.push(here);
+                }
+            }
+            noted
         }
         let mut players = Vec::new();
-        for _ in 0..pairs {
-            let (there, mut from_here) = mpsc::channel::<usize>(1);
-            let (back, mut from_there) = mpsc::channel::<usize>(1);
-            players.push(tokio::spawn(async move {
-                let mut noted = Vec::new();
-                while let Some(number) = from_here.recv().await {
-                    noting(&mut noted).await;
-                    if back.send(number).await.is_err() {
-                        break;
-                    }
-                }
-                noted
-            }));
-            players.push(tokio::spawn(async move {
-                let mut noted = Vec::new();
-                for number in 0..rounds {
-                    there.send(number).await.unwrap();
-                    assert_eq!(from_there.recv().await, Some(number));
-                    noting(&mut noted).await;
-                }
-                noted
-            }));
+        for number in 0..pairs {
+            let (here, there) = ends(number);
+            players.extend([tokio::spawn(one(here, rounds, true)), tokio::spawn(one(there, rounds, false))]);
         }
         let mut threads = BTreeSet::new();
         for player in players {
@@ -371,29 +383,14 @@ mod tests {
     fn nobody_is_left_behind_however_often_they_come_and_go() {
         let workers = Workers::start(3).unwrap();
         workers.block_on(async {
-            let turns = Arc::new(AtomicUsize::new(0));
-            let (crew, turned) = (workers.crew.clone(), turns.clone());
-            let over = Arc::new(AtomicBool::new(false));
-            let ends = over.clone();
-            let turning = std::thread::spawn(move || {
-                while !ends.load(Ordering::Relaxed) {
-                    crew.open();
-                    std::thread::yield_now();
-                    let mut gate = crew.gate();
-                    gate.is_open = false;
-                    crew.is_open.store(false, Ordering::Relaxed);
-                    crew.closed.notify_waiters();
-                    drop(gate);
-                    turned.fetch_add(1, Ordering::Relaxed);
-                    std::thread::sleep(Duration::from_micros(200));
-                }
-            });
-            for _ in 0..20 {
-                tokio::spawn(play(20, 50)).await.unwrap();
+            for round in 0..500 {
+                workers.crew.open();
+                let playing = tokio::spawn(play(10, 20));
+                // on a thread that is none of theirs, so that it comes at any moment
+                std::thread::sleep(Duration::from_micros(round % 41 * 25));
+                workers.crew.gate().close(&workers.crew);
+                playing.await.unwrap();
             }
-            over.store(true, Ordering::Relaxed);
-            turning.join().unwrap();
-            assert!(turns.load(Ordering::Relaxed) > 0);
         });
     }
 
