@@ -161,6 +161,8 @@ fn sixteen_threads_of_mischief() {
     assert!(exchanged > 100, "{exchanged} messages");
     let rss = gateway.memory_kib("VmHWM");
     assert!(rss < 150 << 10, "{rss} KiB");
-    // as guests their changes of sessions wait in the end, and nobody is left in a shared subscription to take what comes
-    assert_it_serves_but(&mut gateway, "shared subscription g/# has lost its oldest messages");
+    // As guests their changes of sessions wait in the end. Then nobody is left in a shared subscription to take what comes, and
+    // sessions that could not be ended collect more than they may; what others lose would still be seen.
+    let theirs = ["shared subscription g/# has lost its oldest messages", "the session of client rascal/"];
+    assert_it_serves_but(&mut gateway, &theirs);
 }
