@@ -6,7 +6,8 @@ use bytes::BytesMut;
 
 use super::super::core::Core;
 use super::Peer;
-use super::receive::{RECEIVE_MAXIMUM, TOPIC_ALIAS_MAXIMUM};
+use super::aliases::TOPIC_ALIAS_MAXIMUM;
+use super::receive::RECEIVE_MAXIMUM;
 use crate::access::authenticate::{Authenticated, Credentials, Refusal};
 use crate::access::authorise::Permissions;
 use crate::access::identity::Identity;

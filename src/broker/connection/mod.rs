@@ -6,6 +6,7 @@
 
 mod acks;
 mod admit;
+mod aliases;
 mod deliver;
 mod handshake;
 mod leave;
@@ -29,6 +30,7 @@ use tracing::{debug, error, info};
 
 use self::acks::Acks;
 use self::admit::Admitted;
+use self::aliases::InboundAliases;
 pub(super) use self::leave::part;
 use self::output::SocketOutput;
 pub use self::peer::Peer;
@@ -138,7 +140,7 @@ struct BrokerConnection {
     will: Option<Will>,
     /// Largest packet that the client takes.
     max_packet: usize,
-    aliases: receive::InboundAliases,
+    aliases: InboundAliases,
     outbound_aliases: OutboundAliases,
     out: SocketOutput,
     batch: BatchBuilder,
@@ -155,6 +157,8 @@ struct BrokerConnection {
     /// Its user has changed subscriptions too often, or the client has searched the retained messages too much: what it asks for
     /// next waits.
     held_until: Option<Instant>,
+    /// When what is being dealt with was read, by the clock of messages, once somebody has asked.
+    read_at: Option<u64>,
     /// A message is not sent for lack of memory, although nothing is under way that would make room.
     is_short: bool,
     /// Others of its owner had searched too much when it came.
@@ -338,7 +342,7 @@ async fn open(
         subscriber,
         will: connect.will,
         max_packet: connect.maximum_packet_size as usize,
-        aliases: receive::InboundAliases::default(),
+        aliases: InboundAliases::default(),
         outbound_aliases: OutboundAliases::new(connect.topic_alias_maximum),
         out: SocketOutput::new(out),
         batch: BatchBuilder::default(),
@@ -348,6 +352,7 @@ async fn open(
         synced: core.ingress.journal().synced(),
         is_deaf: false,
         is_short: false,
+        read_at: None,
         pending: None,
         receiving: None,
         unplaced: Vec::new(),

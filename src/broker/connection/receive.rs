@@ -1,7 +1,5 @@
 //! What clients send.
 
-use std::collections::HashMap;
-
 use bytes::BytesMut;
 use smallvec::SmallVec;
 use tokio::time::Instant;
@@ -29,25 +27,14 @@ use crate::mqtt::{
 
 /// QoS 1 and 2 messages that a client may have sent and not got acknowledged.
 pub(crate) const RECEIVE_MAXIMUM: u16 = 1000;
-/// Topic aliases that a client may use.
-pub(crate) const TOPIC_ALIAS_MAXIMUM: u16 = 32;
 /// Subscriptions of one session.
 const MAX_FILTERS: usize = 10_000;
 /// Filters of one SUBSCRIBE or UNSUBSCRIBE: each has a byte in the answer, which waits until the client takes it.
 const MAX_AT_ONCE: usize = 65_535;
 /// Bytes of their topic filters.
 const MAX_FILTER_BYTES: usize = 2 << 20;
-/// Bytes of the topics that a client's aliases stand for.
-const MAX_ALIAS_BYTES: usize = 128 << 10;
 /// A batch that has reached this size is sent on before more is parsed.
 const BATCH_SIZE: usize = 64 * 1024;
-
-/// What the client's topic aliases stand for.
-#[derive(Debug, Default)]
-pub(crate) struct InboundAliases {
-    topics: HashMap<u16, Box<str>>,
-    bytes: usize,
-}
 
 impl BrokerConnection {
     /// Deals with all whole packets in `input`. Says whether every message has got its place.
@@ -55,7 +42,7 @@ impl BrokerConnection {
         let max = self.core.settings.load().max_packet_size;
         let mut placed = self.place()?;
         let mut packets = 0;
-        self.held_until = None;
+        (self.held_until, self.read_at) = (None, None);
         // parsed in place: nothing is copied but messages into their batch
         let bytes = std::mem::take(input);
         let mut at = 0;
@@ -219,25 +206,7 @@ impl BrokerConnection {
     /// Adds the message to the batch, unless it was there before or is not allowed. `Err(SUCCESS)`: it has been in this
     /// gateway, and is acknowledged and goes nowhere.
     fn push(&mut self, publish: &Publish<'_>, is_repeated: bool) -> Result<Result<(), Reason>, ConnectionEnd> {
-        let topic = match publish.alias {
-            None => publish.topic,
-            Some(alias) if alias == 0 || alias > TOPIC_ALIAS_MAXIMUM => {
-                return Err(ConnectionEnd::Ended(Reason::TOPIC_ALIAS_INVALID)); // [MQTT-3.3.2-8]
-            }
-            Some(alias) if publish.topic.is_empty() => match self.aliases.topics.get(&alias) {
-                Some(topic) => topic,
-                None => return Err(ConnectionEnd::Broken(Error::Protocol("a topic alias that was not set"))),
-            },
-            Some(alias) => {
-                let old = self.aliases.topics.insert(alias, publish.topic.into());
-                self.aliases.bytes += publish.topic.len();
-                self.aliases.bytes -= old.map_or(0, |old| old.len());
-                if self.aliases.bytes > MAX_ALIAS_BYTES {
-                    return Err(ConnectionEnd::Ended(Reason::QUOTA_EXCEEDED));
-                }
-                publish.topic
-            }
-        };
+        let topic = self.aliases.topic_of(publish)?;
         if topic.bytes().filter(|byte| *byte == b'/').count() >= MAX_LEVELS {
             let client_id = &*self.identity.client_id;
             self.core.stats.publish_dropped.add(1);
@@ -263,7 +232,7 @@ impl BrokerConnection {
                 retain: publish.retain,
                 properties: &publish.properties,
                 expiry: publish.expiry,
-                boot_ms: self.core.ingress.clock().boot_ms(),
+                boot_ms: *self.read_at.get_or_insert_with(|| self.core.ingress.clock().boot_ms()),
                 origin: self.origin,
             });
         }
