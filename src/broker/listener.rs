@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 use tokio_rustls::TlsAcceptor;
 use tokio_util::task::TaskTracker;
 use tracing::{debug, info};
@@ -65,18 +65,23 @@ fn accept(accepted: AcceptedConnection, through: &Through, core: &Arc<Core>, con
         core.stats.refused.add(1);
         debug!("the connection that has waited longest for its CONNECT is cut: too many wait");
     }
-    let (core, ticket, through) = (core.clone(), Arc::new(ticket), through.clone());
+    let (core, ticket, through, at) = (core.clone(), Arc::new(ticket), through.clone(), Instant::now());
     connections.spawn(async move {
         let open = (OpenSocket(core.clone()), socket);
         tokio::select! {
-            () = serve_accepted(core, accepted, ticket.clone(), through) => {}
+            () = serve_accepted(core, accepted, (ticket.clone(), at), through) => {}
             () = ticket.cut() => {}
         }
         drop(open);
     });
 }
 
-async fn serve_accepted(core: Arc<Core>, mut accepted: AcceptedConnection, ticket: Arc<Ticket>, through: Through) {
+async fn serve_accepted(
+    core: Arc<Core>,
+    mut accepted: AcceptedConnection,
+    (ticket, at): (Arc<Ticket>, Instant),
+    through: Through,
+) {
     if let Err(error) = accepted.find_origin().await {
         core.stats.refused.add(1);
         let error = error.to_string();
@@ -86,7 +91,7 @@ async fn serve_accepted(core: Arc<Core>, mut accepted: AcceptedConnection, ticke
         return;
     }
     let AcceptedConnection { stream, from, tls, place, .. } = accepted;
-    let peer = Peer { ticket: Some(ticket), listener: Some(through.name), ..Peer::at(from.ip()) };
+    let peer = Peer { ticket: Some(ticket), listener: Some(through.name), accepted: at, ..Peer::at(from.ip()) };
     match (tls, stream) {
         (Some(tls), stream) => serve_tls(core, stream, &tls, (peer, through.use_identity)).await,
         (None, PortStream::Tcp(stream)) => {

@@ -52,7 +52,7 @@ impl Kick {
 
 #[derive(Debug)]
 enum SessionSlot {
-    Active { generation: u64, kick: Arc<Kick>, done: oneshot::Receiver<Parked> },
+    Active { generation: u64, arrived: Instant, kick: Arc<Kick>, done: oneshot::Receiver<Parked> },
     Parked(Box<Parked>),
 }
 
@@ -84,16 +84,22 @@ pub(crate) struct Registry {
 }
 
 impl Registry {
-    /// Claims a session: ends its connection, waits until that has let go, and returns what it left.
-    pub(crate) async fn claim(&self, session: &str) -> (Claim, Option<Parked>) {
+    /// Claims a session: ends its connection, waits until that has let go, and returns what it left. `None`: a connection that
+    /// has arrived later has it. Of two that come one right after the other either may be dealt with first.
+    pub(crate) async fn claim(&self, session: &str, arrived: Instant) -> Option<(Claim, Option<Parked>)> {
         let kick = Arc::new(Kick::default());
         let (done, end) = oneshot::channel();
         let (claim, old) = {
             let mut state = self.state.lock();
+            if let Some(SessionSlot::Active { arrived: later, .. }) = state.slots.get(session)
+                && *later > arrived
+            {
+                return None;
+            }
             state.generation += 1;
             let generation = state.generation;
             let session: Arc<str> = session.into();
-            let old = state.put(&session, SessionSlot::Active { generation, kick: kick.clone(), done: end });
+            let old = state.put(&session, SessionSlot::Active { generation, arrived, kick: kick.clone(), done: end });
             (Claim { session, generation, kick, done: Some(done) }, old)
         };
         let parked = match old {
@@ -104,7 +110,7 @@ impl Registry {
                 done.await.ok()
             }
         };
-        (claim, parked)
+        Some((claim, parked))
     }
 
     /// Gives a session back: what is left of it waits for its client, or goes to who has claimed it meanwhile. Returned
@@ -326,11 +332,11 @@ mod tests {
     #[tokio::test]
     async fn claims_follow_one_another_and_hand_the_session_on() {
         let registry = Arc::new(Registry::default());
-        let (first, none) = registry.claim("a").await;
+        let (first, none) = registry.claim("a", Instant::now()).await.unwrap();
         assert!(none.is_none());
         let second = tokio::spawn({
             let registry = registry.clone();
-            async move { registry.claim("a").await }
+            async move { registry.claim("a", Instant::now()).await.unwrap() }
         });
         assert_eq!(first.kick.kicked().await, Reason::SESSION_TAKEN_OVER);
         assert!(registry.release(first, Some(parked("a", 9))).is_none());
@@ -338,18 +344,30 @@ mod tests {
         assert!(session.is_some());
         assert!(registry.release(second, session).is_none());
         assert_eq!(registry.counts(), (0, 1));
-        let (third, session) = registry.claim("a").await;
+        let (third, session) = registry.claim("a", Instant::now()).await.unwrap();
         assert!(session.is_some());
         assert!(registry.release(third, None).is_none());
         assert_eq!(registry.counts(), (0, 0), "nothing is kept of a clean session");
     }
 
+    #[tokio::test(start_paused = true)]
+    async fn who_has_arrived_earlier_does_not_take_a_session_from_who_has_arrived_later() {
+        let registry = Registry::default();
+        let earlier = Instant::now();
+        let (newer, _) = registry.claim("a", earlier + Duration::from_millis(1)).await.unwrap();
+        assert!(registry.claim("a", earlier).await.is_none());
+        assert!(registry.claim("b", earlier).await.is_some(), "another session");
+        assert!(newer.kick.reason.lock().is_none(), "it stays");
+        assert!(registry.release(newer, Some(parked("a", 9))).is_none());
+        assert!(registry.claim("a", earlier).await.unwrap().1.is_some(), "nobody has it any more");
+    }
+
     #[tokio::test]
     async fn a_connection_that_breaks_down_does_not_block_its_client_id() {
         let registry = Registry::default();
-        let (first, _) = registry.claim("a").await;
+        let (first, _) = registry.claim("a", Instant::now()).await.unwrap();
         drop(first);
-        let (second, session) = registry.claim("a").await;
+        let (second, session) = registry.claim("a", Instant::now()).await.unwrap();
         assert!(session.is_none());
         assert!(registry.release(second, None).is_none());
     }
@@ -358,7 +376,7 @@ mod tests {
     async fn sessions_expire_and_the_longest_away_give_way() {
         let registry = Registry::default();
         for (client_id, seconds) in [("a", 5), ("b", 50), ("c", 50)] {
-            let (claim, _) = registry.claim(client_id).await;
+            let (claim, _) = registry.claim(client_id, Instant::now()).await.unwrap();
             assert!(registry.release(claim, Some(parked(client_id, seconds))).is_none());
             tokio::time::advance(Duration::from_secs(1)).await;
         }
@@ -390,8 +408,8 @@ mod tests {
     async fn a_session_without_a_user_ends_when_a_user_has_its_client_id() {
         let registry = Registry::default();
         let (guest, user) = ("g/\0node", "u/ada\0node");
-        let (guests, _) = registry.claim(guest).await;
-        let (users, none) = registry.claim(user).await;
+        let (guests, _) = registry.claim(guest, Instant::now()).await.unwrap();
+        let (users, none) = registry.claim(user, Instant::now()).await.unwrap();
         assert!(none.is_none(), "it is another session");
         assert!(registry.release(guests, Some(parked(guest, 9))).is_some(), "nobody can come back for it");
         assert!(registry.release(users, Some(parked(user, 9))).is_none());
@@ -404,14 +422,14 @@ mod tests {
         let (away, connected, other) = ("u/ada\0away", "u/ada\0connected", "u/adam\0away");
         registry.restore(away, parked(away, 9));
         registry.restore(other, parked(other, 9));
-        let (claim, _) = registry.claim(connected).await;
+        let (claim, _) = registry.claim(connected, Instant::now()).await.unwrap();
         assert_eq!(registry.users(), HashSet::from(["ada".into(), "adam".into()]));
         let taken: Vec<_> = registry.take_all_of("ada").into_iter().map(|parked| parked.session.owner).collect();
         assert_eq!(taken, [away.into()] as [Box<str>; 1]);
         // the next one of that name waits until the session is over, and finds nothing
         let next = tokio::spawn({
             let registry = registry.clone();
-            async move { registry.claim(connected).await.1.is_none() }
+            async move { registry.claim(connected, Instant::now()).await.unwrap().1.is_none() }
         });
         assert_eq!(claim.kick.kicked().await, Reason::SESSION_TAKEN_OVER);
         let (claim, _) = registry.release(claim, Some(parked(connected, 9))).unwrap();

@@ -198,6 +198,7 @@ where
             return;
         }
     };
+    let arrived = peer.arrived();
     if let Some(ticket) = &peer.ticket {
         ticket.seated();
     }
@@ -207,7 +208,7 @@ where
             if let Some(user) = &admitted.identity.user {
                 known(user);
             }
-            open(&core, admitted, &peer).await
+            open(&core, admitted, (&peer, arrived)).await
         }
         Err(reason) => Err(reason),
     };
@@ -270,7 +271,7 @@ async fn contain<T>(future: impl Future<Output = T>) -> Result<T, ()> {
 async fn open(
     core: &Arc<Core>,
     admitted: Admitted,
-    peer: &Peer,
+    (peer, arrived): (&Peer, Instant),
 ) -> Result<(super::registry::Claim, u64, BrokerConnection), Reason> {
     let Admitted { connect, identity, permissions, password_hash, assigned, keep_alive, expiry, place } = admitted;
     let owner = identity.session();
@@ -285,7 +286,7 @@ async fn open(
             () = core.cancel.cancelled() => return Err(Reason::SERVER_SHUTTING_DOWN),
         }
     }
-    let (claim, parked) = core.registry.claim(&owner).await;
+    let Some((claim, parked)) = core.registry.claim(&owner, arrived).await else { return Err(Reason::SERVER_BUSY) };
     let kick = claim.kick.clone();
     place.on_cut(move || kick.kick(Reason::SERVER_BUSY));
     let parked = core.inherit(&identity, &permissions, parked).await;
