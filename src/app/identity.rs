@@ -20,7 +20,7 @@ pub(super) fn choose(data_dir: &Path, is_new: bool) {
     }
     let machine = MACHINE.iter().find_map(|path| fs::read(path).ok().filter(|id| id.len() >= 8));
     let hash = match machine {
-        Some(id) => crate::journal::hash(&id),
+        Some(id) => crate::message::fnv::hash(&id),
         None => getrandom::u64().unwrap_or_default(),
     };
     let suffix = format!("{:0width$x}", hash & 0xff_ffff, width = DIGITS);

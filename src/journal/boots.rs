@@ -10,7 +10,8 @@ use std::collections::BTreeMap;
 use bytes::BytesMut;
 
 use crate::message::Message;
-use crate::time::Clock;
+use crate::message::fnv::hash;
+use crate::time::{Clock, kernel_boot};
 
 /// Boots that are remembered; a message of an older one counts as come in when the oldest of these began.
 const MOST: usize = 64;
@@ -179,9 +180,9 @@ impl Boots {
 
 /// The kernel's name for this boot, as a number; where there is none, every start of the process counts as a boot.
 pub(crate) fn kernel_boot_id() -> u64 {
-    match std::fs::read("/proc/sys/kernel/random/boot_id") {
-        Ok(id) => super::hash(&id),
-        Err(_) => {
+    match kernel_boot() {
+        Some(id) => hash(id.as_bytes()),
+        None => {
             let mut random = [0; 8];
             // without randomness too, one boot for all is what is left
             let _ = getrandom::fill(&mut random);

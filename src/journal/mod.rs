@@ -494,8 +494,3 @@ impl Journal {
 fn start(name: &str, run: impl FnOnce() + Send + 'static) -> Result<std::thread::JoinHandle<()>, JournalError> {
     std::thread::Builder::new().name(name.into()).spawn(run).map_err(JournalError::Thread)
 }
-
-/// FNV-1a: needs no key, so that it means the same after a restart.
-pub(crate) fn hash(bytes: &[u8]) -> u64 {
-    bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3))
-}

@@ -19,10 +19,10 @@ use super::segment::Segment;
 use super::settings::JournalSettings;
 use super::{
     Backlog, CURSOR_AGE, CURSOR_EVERY, ConsumerId, Extra, Full, LAZY, Limits, MOST_REPORTS, Note, Outcome, PENDING_MAX,
-    Position, hash,
+    Position,
 };
 use crate::health::{Fault, Health};
-use crate::message::Message;
+use crate::message::{Message, fnv::hash};
 
 /// How the threads shall end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -25,6 +25,7 @@
 
 mod alive;
 mod batch;
+pub(crate) mod fnv;
 mod topic;
 pub mod via;
 
@@ -37,6 +38,7 @@ pub(crate) use self::alive::alive;
 use self::alive::counted;
 pub use self::batch::BatchBuilder;
 pub(crate) use self::batch::{Batch, Entry, Packed};
+use self::fnv::Fnv;
 pub(crate) use self::topic::{Topic, TopicError};
 pub use self::topic::{TopicFilter, check_filter, check_topic, covers, matches, overlap};
 
@@ -161,19 +163,7 @@ impl Origin {
     }
 
     fn of(door: &str, name: &str, owner: Owner) -> Origin {
-        // FNV-1a: needs no key, so that the number means the same after a restart
-        struct Fnv(u64);
-        impl Hasher for Fnv {
-            fn write(&mut self, bytes: &[u8]) {
-                for byte in bytes {
-                    self.0 = (self.0 ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3);
-                }
-            }
-            fn finish(&self) -> u64 {
-                self.0
-            }
-        }
-        let mut fnv = Fnv(0xcbf2_9ce4_8422_2325);
+        let mut fnv = Fnv::default();
         (door, name).hash(&mut fnv);
         Origin { number: fnv.finish(), owner }
     }

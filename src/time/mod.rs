@@ -11,6 +11,11 @@ use std::sync::atomic::{AtomicI64, AtomicU64};
 
 use rustix::time::{ClockId, clock_gettime};
 
+/// The kernel's name for this boot of the host, as its file has it: proc_sys_kernel(5).
+pub(crate) fn kernel_boot() -> Option<String> {
+    std::fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()
+}
+
 /// What time it is. One of the project's few traits, so that tests decide.
 pub trait Clock: Send + Sync + 'static {
     /// Milliseconds since boot, suspend included (`CLOCK_BOOTTIME`).

@@ -7,11 +7,12 @@ use std::time::{Duration, Instant};
 
 use socket2::{Domain, Socket, Type};
 
-use super::Figures;
 use super::support::Connect;
+use super::support::broker::{Mosquitto, password_hash};
 use super::support::packet::{Properties, publish};
 use super::support::tls::{self, Authority};
-use super::support::wire;
+use super::support::{self, wire};
+use super::{Broker, Figures, Running};
 
 /// What is made many of.
 #[derive(Clone, Copy, Debug)]
@@ -70,8 +71,54 @@ pub fn all() -> Vec<(String, Curve)> {
     all
 }
 
+/// What many of something cost, at a broker that may have them.
+pub fn many(broker: Broker, what: Curve, time: Duration) -> io::Result<Figures> {
+    const PASSWORD: &str = "correct horse";
+    let gateway = broker.gateway();
+    match (what, gateway) {
+        (Curve::Handshakes, gateway) => {
+            let (authority, dir) = (Authority::new(), tempfile::tempdir()?);
+            let file = |name: &str| dir.path().join(name).display().to_string();
+            authority.write_server_files(dir.path());
+            let (cert, key) = (file("server.crt"), file("server.key"));
+            let port = support::free_port();
+            let running = match (broker, gateway) {
+                (Broker::Mosquitto, _) => Running::Mosquitto(Mosquitto::with(&format!(
+                    "listener {port} 127.0.0.1\ncertfile {cert}\nkeyfile {key}"
+                ))),
+                (_, Some(setup)) => Running::Pigateway(
+                    setup
+                        .config(&format!(
+                            "[[broker.listener]]\naddress = \"127.0.0.1:{port}\"\ntls = {{ cert = \"{cert}\", key = \"{key}\" }}\n"
+                        ))
+                        .start(),
+                ),
+                _ => return Ok(Vec::new()),
+            };
+            let figures = handshakes(&authority, port, time);
+            drop(running);
+            Ok(figures)
+        }
+        (Curve::Passwords(users), Some(setup)) => {
+            let hash = password_hash(PASSWORD);
+            let user =
+                |number: usize| format!("[[broker.user]]\nname = \"user-{number}\"\npassword_hash = \"{hash}\"\n");
+            let gateway = setup.config(&(0..users).map(user).collect::<String>()).start();
+            Ok(passwords(gateway.port, users, PASSWORD))
+        }
+        (_, gateway) => {
+            let running = match gateway {
+                Some(setup) => Running::Pigateway(setup.config(&settings(what)).start()),
+                None => broker.start()?,
+            };
+            let Some(process) = running.process() else { return Ok(Vec::new()) };
+            measure(what, running.port(), time, || process.memory_kib("VmRSS"))
+        }
+    }
+}
+
 /// What the gateway is told beyond its defaults, so that there may be that many; mosquitto has no bounds there.
-pub fn settings(curve: Curve) -> String {
+fn settings(curve: Curve) -> String {
     match curve {
         Curve::Retained(count) => format!("[broker]\nmax_retained = {}\nmax_retained_size = \"64 MiB\"\n", 2 * count),
         Curve::Sessions(count) => format!("[broker]\nmax_sessions = {}\n", 2 * count),
@@ -116,7 +163,7 @@ fn subscribe_all(socket: &mut TcpStream, filters: &[String]) -> io::Result<()> {
 }
 
 /// Measures at a broker on this port; `memory` in KiB.
-pub fn measure(curve: Curve, port: u16, time: Duration, memory: impl Fn() -> u64) -> io::Result<Figures> {
+fn measure(curve: Curve, port: u16, time: Duration, memory: impl Fn() -> u64) -> io::Result<Figures> {
     match curve {
         Curve::Filters(shape, count) => Ok(vec![(String::new(), "", filters(shape, count, port, time)?)]),
         Curve::Retained(count) => retained(count, port),
@@ -260,7 +307,7 @@ fn connections(port: u16, time: Duration) -> io::Result<f64> {
 }
 
 /// TLS handshakes with CONNECT, one after the other, none of which resumes another.
-pub fn handshakes(authority: &Authority, port: u16, time: Duration) -> Figures {
+fn handshakes(authority: &Authority, port: u16, time: Duration) -> Figures {
     let (begin, mut count) = (Instant::now(), 0);
     while begin.elapsed() < time {
         tls::open(&Connect::new("passer-by"), port, tls::client_config(authority, None)).0.disconnect();
@@ -270,7 +317,7 @@ pub fn handshakes(authority: &Authority, port: u16, time: Duration) -> Figures {
 }
 
 /// Until two hundred clients are in, that come at once.
-pub fn passwords(port: u16, users: usize, password: &'static str) -> Figures {
+fn passwords(port: u16, users: usize, password: &'static str) -> Figures {
     const CLIENTS: usize = 200;
     let begin = Instant::now();
     thread::scope(|scope| {

@@ -41,10 +41,9 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use bridge::Protocol;
-use curve::Curve;
+use curve::{Curve, many};
 use load::{Load, Outcome, Until};
 use support::broker::{Mosquitto, Setup};
-use support::tls::Authority;
 use support::{Gateway, Process};
 
 fn main() -> io::Result<()> {
@@ -446,52 +445,6 @@ fn idle(broker: Broker, time: Duration) -> io::Result<Figures> {
     let with_clients = over("200 clients");
     drop(clients);
     Ok(vec![alone, with_clients])
-}
-
-/// What many of something cost, at a broker that may have them.
-fn many(broker: Broker, what: Curve, time: Duration) -> io::Result<Figures> {
-    const PASSWORD: &str = "correct horse";
-    let gateway = broker.gateway();
-    match (what, gateway) {
-        (Curve::Handshakes, gateway) => {
-            let (authority, dir) = (Authority::new(), tempfile::tempdir()?);
-            let file = |name: &str| dir.path().join(name).display().to_string();
-            authority.write_server_files(dir.path());
-            let (cert, key) = (file("server.crt"), file("server.key"));
-            let port = support::free_port();
-            let running = match (broker, gateway) {
-                (Broker::Mosquitto, _) => Running::Mosquitto(Mosquitto::with(&format!(
-                    "listener {port} 127.0.0.1\ncertfile {cert}\nkeyfile {key}"
-                ))),
-                (_, Some(setup)) => Running::Pigateway(
-                    setup
-                        .config(&format!(
-                            "[[broker.listener]]\naddress = \"127.0.0.1:{port}\"\ntls = {{ cert = \"{cert}\", key = \"{key}\" }}\n"
-                        ))
-                        .start(),
-                ),
-                _ => return Ok(Vec::new()),
-            };
-            let figures = curve::handshakes(&authority, port, time);
-            drop(running);
-            Ok(figures)
-        }
-        (Curve::Passwords(users), Some(setup)) => {
-            let hash = support::broker::password_hash(PASSWORD);
-            let user =
-                |number: usize| format!("[[broker.user]]\nname = \"user-{number}\"\npassword_hash = \"{hash}\"\n");
-            let gateway = setup.config(&(0..users).map(user).collect::<String>()).start();
-            Ok(curve::passwords(gateway.port, users, PASSWORD))
-        }
-        (_, gateway) => {
-            let running = match gateway {
-                Some(setup) => Running::Pigateway(setup.config(&curve::settings(what)).start()),
-                None => broker.start()?,
-            };
-            let Some(process) = running.process() else { return Ok(Vec::new()) };
-            curve::measure(what, running.port(), time, || process.memory_kib("VmRSS"))
-        }
-    }
 }
 
 /// From exec to the first CONNACK.

@@ -502,8 +502,3 @@ impl Client {
         let _ = socket2::SockRef::from(&self.socket).set_linger(Some(Duration::ZERO));
     }
 }
-
-/// Bytes of a remaining length, for packets that lie.
-pub fn remaining_length(value: usize) -> Vec<u8> {
-    variable(value)
-}

@@ -414,39 +414,6 @@ fn a_pin_named_twice_is_warned_about() {
 }
 
 #[test]
-fn secrets_that_others_can_read_are_warned_about() {
-    let dir = tempfile::tempdir().unwrap();
-    let (path, secret) = (dir.path().join("t.toml"), dir.path().join("secret"));
-    std::fs::write(&secret, "pass").unwrap();
-    let set_mode = |path: &Path, mode| std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
-    set_mode(dir.path(), 0o755);
-    let found = |address: &str, mode| -> Vec<String> {
-        set_mode(&secret, mode);
-        let login = "username = \"a\"\npassword_file = \"secret\"\n[[upstream.out]]\ntopic_filter = \"a\"\n";
-        std::fs::write(&path, UPSTREAM.replace("mqtt://h", address) + login).unwrap();
-        load_in(&path, &environment()).unwrap().warnings.iter().map(|found| found.to_string()).collect()
-    };
-    for (address, mode) in [("mqtts://h", 0o600), ("mqtt://127.0.0.1", 0o640), ("wss://h/", 0o400)] {
-        assert_eq!(found(address, mode), [] as [String; 0]);
-    }
-    let sent = found("mqtt://h", 0o600).pop().unwrap();
-    assert!(sent.contains("upstream.addresses: mqtt://h:1883 has no TLS"), "{sent}");
-    let public = found("mqtts://h", 0o644).pop().unwrap();
-    assert!(public.contains("upstream.password_file: everybody on this machine can read"), "{public}");
-    assert!(public.contains("chmod 600") && public.contains("LoadCredential"), "{public}");
-    // as the package has it: others do not come into its directory, and what root puts there is for the gateway to read
-    set_mode(dir.path(), 0o750);
-    assert_eq!(found("mqtts://h", 0o644), [] as [String; 0]);
-    // a link there leads to what is open elsewhere
-    let elsewhere = tempfile::tempdir().unwrap();
-    set_mode(elsewhere.path(), 0o755);
-    std::fs::rename(&secret, elsewhere.path().join("secret")).unwrap();
-    std::os::unix::fs::symlink(elsewhere.path().join("secret"), &secret).unwrap();
-    assert_eq!(found("mqtts://h", 0o644).len(), 1);
-    assert_eq!(found("mqtts://h", 0o640).len(), 0);
-}
-
-#[test]
 fn what_can_do_nothing_is_warned_about() {
     let warnings = |text| -> Vec<String> { parse(text).unwrap().warnings.iter().map(ToString::to_string).collect() };
     let nobody =

@@ -26,7 +26,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
 use crate::status::{SensorSnapshot, SensorState};
-use crate::time::SharedClock;
+use crate::time::{SharedClock, kernel_boot};
 
 /// Largest file; a sensor has two.
 pub(crate) const MAX_FILE: u64 = 512 << 10;
@@ -75,8 +75,7 @@ enum HistoryLine {
 
 /// Which boot of the host this is.
 pub(crate) fn boot_id() -> String {
-    let id = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
-    id.chars().take(8).collect()
+    kernel_boot().unwrap_or_default().chars().take(8).collect()
 }
 
 fn current(dir: &Path, sensor: &str) -> PathBuf {
