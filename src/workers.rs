@@ -128,6 +128,7 @@ impl Shift {
     fn parks(&mut self) {
         self.parked = Instant::now();
         if self.crew.is_open() {
+            (self.since, self.idle) = (self.parked, Duration::ZERO);
             self.crew.close_if_calm(self.parked);
             return;
         }
@@ -243,19 +244,25 @@ fn processor_time() -> Duration {
 async fn rest_again_and_again(crew: Arc<Crew>) {
     loop {
         crew.until_closed().await;
-        // What was woken last on this thread may be in a place of its own, where no other thread finds it. A newcomer takes that
-        // place, and what was there goes to the end of the thread's queue.
-        tokio::spawn(async {});
-        // What waits in this queue is taken by others only when they look for work, and the one that stays may be waiting
-        // already. A task that comes from outside of the runtime makes it look.
-        let handle = Handle::current();
-        tokio::task::spawn_blocking(move || handle.spawn(async {}));
+        hand_on();
         let is_over = crew.rest();
         with_shift(|shift| *shift = Shift::new(shift.crew.clone()));
         if is_over {
             return;
         }
     }
+}
+
+/// Leaves what waits on this thread to others.
+fn hand_on() {
+    // A task that has let others go first, and the one that was woken last, are in places of their own where no other thread
+    // finds them. Whoever is about to block puts them into the thread's queue. tokio then offers this thread's place to another
+    // one, which mostly comes too late for it; if not, one more serves until the next rest.
+    tokio::task::block_in_place(|| {});
+    // What waits in that queue is taken by others only when they look for work, and the one that stays may be waiting
+    // already. A task that comes from outside of the runtime makes it look.
+    let handle = Handle::current();
+    tokio::task::spawn_blocking(move || handle.spawn(async {}));
 }
 
 #[cfg(test)]
@@ -301,6 +308,7 @@ mod tests {
                     end.write_u8(7).await.unwrap();
                 }
                 assert_eq!(end.read_u8().await.unwrap(), 7);
+                tokio::task::yield_now().await;
                 if !begins {
                     end.write_u8(7).await.unwrap();
                 }

@@ -120,6 +120,7 @@ async fn serve_tls(core: Arc<Core>, stream: PortStream, tls: &TlsAcceptor, (mut 
         Ok(Ok(stream)) => {
             let certificates = stream.get_ref().1.peer_certificates().filter(|_| use_identity);
             peer.certificate_user = certificates.and_then(|chain| common_name(chain.first()?));
+            peer.accepted = Instant::now();
             let (reader, writer) = tokio::io::split(stream);
             serve(core, reader, writer, peer).await;
         }

@@ -145,11 +145,12 @@ impl Retained {
     /// All topics behind `after` that `filter` may select, in order, each with its message if it does.
     fn search<'a>(&'a self, filter: &'a str, after: &'a str) -> impl Iterator<Item = (&'a str, Option<&'a Message>)> {
         // only topics that begin with the filter's literal part can match; `a/#` selects `a` too
-        let literal = filter.find(['+', '#']).map_or(filter, |at| filter[..at].trim_end_matches('/'));
+        let wild = filter.find(['+', '#']);
+        let literal = wild.map_or(filter, |at| filter[..at].trim_end_matches('/'));
         let first = if after < literal || after.is_empty() { Bound::Included(literal) } else { Bound::Excluded(after) };
         self.by_topic
             .range::<str, _>((first, Bound::Unbounded))
-            .take_while(move |(topic, _)| topic.starts_with(literal))
+            .take_while(move |(topic, _)| topic.starts_with(literal) && (wild.is_some() || ***topic == *filter))
             .map(|(topic, message)| (&**topic, matches(filter, topic).then_some(message)))
     }
 
@@ -310,6 +311,9 @@ mod tests {
                 assert!(walk.steps <= 300);
             }
         }
+        let (most, mut walk) = (Portion { messages: 10, bytes: 1000, topics: 1000 }, Walk::default());
+        assert!(SelectedRetained::take(&store, "b", "", (most, 1), &mut walk).found.is_empty());
+        assert_eq!(walk.steps, 0, "what begins with a topic is not looked through for it");
         let nothing = Portion { messages: 10, bytes: 0, topics: 0 };
         assert_eq!(
             SelectedRetained::take(&store, "#", "", (nothing, 0), &mut Walk::default()).behind.as_deref(),

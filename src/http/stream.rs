@@ -221,15 +221,19 @@ impl EventStream {
         if self.caller.permissions.may_observe() {
             events.extend(self.http.overview().events());
         }
+        let mut room = memory.as_ref().map_or(answers::FREE, |_| PORTION);
         for (event, data) in events {
             let len = out.len() + data.len();
             if status.sent.get(event) == Some(&data) {
                 continue;
             }
-            if len > answers::FREE && memory.is_none() {
+            if len > room && out.len() <= answers::FREE {
+                // given back first: one that is large may have to be all that its user has
+                *memory = None;
                 *memory = answers::ask(&self.http.answers, self.caller.user(), len.max(PORTION));
+                room = memory.as_ref().map_or(answers::FREE, |_| len.max(PORTION));
             }
-            if len <= answers::FREE || (memory.is_some() && len <= PORTION) {
+            if len <= room {
                 let _ = write!(out, "event: {event}\ndata: {data}\n\n");
                 status.sent.insert(event, data);
             }

@@ -4,10 +4,18 @@ use bytes::{BufMut, Bytes, BytesMut};
 
 use super::{BATCH_HEADER, Draft, HEADER, Message, MessageRef, counted, u32_at, u64_at};
 
+/// A batch keeps no more than this many times its size alive.
+const MOST_SLACK: usize = 4;
+
+/// A buffer larger than this is not kept for the next batch.
+const KEPT: usize = 128 << 10;
+
 /// Messages being collected for one place in the order.
 #[derive(Debug, Default)]
 pub struct BatchBuilder {
     bytes: BytesMut,
+    /// Size of the memory that `bytes` is a part of, or more.
+    allocated: usize,
     count: u32,
     has_retain: bool,
 }
@@ -21,6 +29,7 @@ impl BatchBuilder {
             self.bytes.put_u64_le(0);
         }
         draft.encode(&mut self.bytes);
+        self.allocated = self.allocated.max(self.bytes.capacity());
         self.count += 1;
         self.has_retain |= draft.retain;
     }
@@ -54,12 +63,19 @@ impl BatchBuilder {
     pub(crate) fn finish(&mut self, seq: u64) -> Batch {
         self.count = 0;
         self.has_retain = false;
-        let mut bytes = self.bytes.split();
-        if bytes.is_empty() {
-            bytes.put_u64_le(0);
+        if self.bytes.is_empty() {
+            self.bytes.put_u64_le(0);
         }
-        bytes[..BATCH_HEADER].copy_from_slice(&seq.to_le_bytes());
-        Batch { bytes: counted(bytes) }
+        self.bytes[..BATCH_HEADER].copy_from_slice(&seq.to_le_bytes());
+        let is_slack = self.allocated > MOST_SLACK * self.bytes.len();
+        // a few messages would keep all of it alive, which nobody has counted
+        let bytes = if is_slack { counted(self.bytes.to_vec()) } else { counted(self.bytes.split()) };
+        if self.allocated > KEPT {
+            (self.bytes, self.allocated) = (BytesMut::new(), 0);
+        } else {
+            self.bytes.clear();
+        }
+        Batch { bytes }
     }
 }
 
@@ -270,5 +286,28 @@ mod tests {
         assert_eq!(seen, [(40, "a".to_owned()), (41, "b".to_owned())]);
         let second = batch.iter().nth(1).unwrap();
         assert_eq!(batch.message_at(second.offset).view().payload(), b"22");
+    }
+
+    #[test]
+    fn a_small_batch_keeps_no_large_buffer_alive_and_large_ones_follow_each_other_in_one() {
+        let mut builder = BatchBuilder::default();
+        let (large, small) = (vec![0; 50_000], vec![0; 500]);
+        let mut finish = |payload: &[u8], seq| {
+            builder.push(&draft("a", payload));
+            builder.finish(seq)
+        };
+        let first = finish(&large, 0);
+        let start = first.bytes.as_ptr() as usize;
+        drop(first);
+        let second = finish(&large, 1);
+        assert_eq!(second.bytes.as_ptr() as usize, start, "nobody has it any more");
+        drop(second);
+        let tiny = finish(&small, 2);
+        let place = tiny.bytes.as_ptr() as usize;
+        assert!(!(start..start + large.len()).contains(&place));
+        assert_eq!(finish(&large, 3).bytes.as_ptr() as usize, start, "it has stayed with the builder");
+        // what is larger than most is not kept
+        drop(finish(&vec![0; 4 * KEPT], 4));
+        assert!(builder.bytes.capacity() == 0);
     }
 }

@@ -9,7 +9,7 @@ use tokio::time::Instant;
 use crate::access::waiting::Ticket;
 
 /// A client whose CONNECT is there so soon has sent it at once.
-const AT_ONCE: Duration = Duration::from_secs(1);
+const AT_ONCE: Duration = Duration::from_millis(200);
 
 /// Where a connection comes from.
 #[derive(Clone, Debug)]
@@ -22,7 +22,7 @@ pub struct Peer {
     pub(crate) ticket: Option<Arc<Ticket>>,
     /// The listener that it came through; `None`: the port of HTTP.
     pub(crate) listener: Option<Arc<str>>,
-    /// When it was accepted.
+    /// When it was accepted, and its handshake was done where there is TLS.
     pub(crate) accepted: Instant,
 }
 

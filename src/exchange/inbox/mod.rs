@@ -114,7 +114,7 @@ impl Inbox {
 
     /// Its client has so many bytes that it was sent and has not acknowledged, or that are about to be written.
     pub(crate) fn set_in_hand(&self, bytes: usize) {
-        let before = self.in_hand.swap(bytes, Ordering::Relaxed);
+        let before = self.in_hand.swap(bytes, Ordering::SeqCst);
         if let Some(account) = self.account.as_ref().filter(|_| bytes != before) {
             account.hold(bytes);
             account.release(before);
@@ -124,24 +124,25 @@ impl Inbox {
     /// Whether more may be put into it; if not, its client asks for it later, when [`Inbox::was_missed`].
     pub(crate) fn has_room(&self) -> bool {
         let state = self.state.lock();
+        // before looking: whoever makes room after the look sees it
+        let was_missed = self.is_missed.swap(true, Ordering::SeqCst);
         let has_room = state.bytes < self.limits.bytes && self.may_hold(&state, 0);
-        drop(state);
-        if !has_room {
-            self.is_missed.store(true, Ordering::Relaxed);
+        if has_room && !was_missed {
+            self.is_missed.store(false, Ordering::SeqCst);
         }
         has_room
     }
 
     /// Whether something was not put into it for lack of room, and there is room now.
     pub(crate) fn was_missed(&self) -> bool {
-        self.is_missed.load(Ordering::Relaxed)
+        self.is_missed.load(Ordering::SeqCst)
             && self.state.lock().bytes <= self.limits.bytes / 2
-            && self.is_missed.swap(false, Ordering::Relaxed)
+            && self.is_missed.swap(false, Ordering::SeqCst)
     }
 
     /// Whether there is memory for so many bytes besides those that wait.
     fn may_hold(&self, state: &InboxState, bytes: usize) -> bool {
-        let in_hand = self.in_hand.load(Ordering::Relaxed);
+        let in_hand = self.in_hand.load(Ordering::SeqCst);
         self.account.as_ref().is_none_or(|account| account.may_hold(state.bytes, in_hand, bytes))
     }
 
@@ -251,19 +252,24 @@ impl Inbox {
     }
 
     /// Nobody is held for it any more: what is beyond its bound is dropped, and so is what does not fit from now on. Returns
-    /// how many messages those were.
+    /// how many messages those were. What is here for a shared subscription stays, for its group waits for the answer to it, and
+    /// bounds it.
     pub(crate) fn lose(&self) -> u64 {
         let mut state = self.state.lock();
         state.held_by = None;
         if state.closed || !state.full {
             return 0;
         }
-        let mut dropped = 0;
+        let (mut dropped, mut of_groups) = (0, Vec::new());
         while state.messages > self.limits.messages
             || state.bytes > self.limits.bytes
             || (state.messages > 0 && !self.may_hold(&state, 0))
         {
             let Some(mut run) = state.queue.pop_back() else { break };
+            if run.terms.share.is_some() {
+                of_groups.push(run);
+                continue;
+            }
             state.messages -= run.messages.len();
             state.bytes -= run.messages.size();
             self.has_left(run.messages.size());
@@ -275,6 +281,7 @@ impl Inbox {
             let Some(rest) = rest else { break };
             dropped += rest.len() as u64;
         }
+        state.queue.extend(of_groups.into_iter().rev());
         state.dropped += dropped;
         self.be_slow(&mut state);
         dropped
@@ -370,7 +377,7 @@ impl Inbox {
     pub(crate) fn close(&self) -> VecDeque<Run> {
         let mut state = self.state.lock();
         state.closed = true;
-        self.has_left(state.bytes);
+        self.has_left(state.bytes + self.in_hand.swap(0, Ordering::SeqCst));
         (state.messages, state.bytes) = (0, 0);
         let left = std::mem::take(&mut state.queue);
         if std::mem::take(&mut state.behind) {

@@ -5,7 +5,8 @@ use smallvec::SmallVec;
 use super::*;
 use crate::exchange::delivery::{RetainFlag, Terms};
 use crate::exchange::hold::{BUDGET, PERIOD, STEP};
-use crate::exchange::subscribers::Subscriber;
+use crate::exchange::shared::SharedGroup;
+use crate::exchange::subscribers::{Subscriber, SubscriptionOptions};
 use crate::exchange::waiting::{DeliveryMemory, FREE, FREE_OF_A_USER};
 use crate::message::{BatchBuilder, Draft, Origin, Qos};
 
@@ -69,7 +70,9 @@ fn where_there_is_no_memory_for_more_what_is_not_free_is_lost() {
     short.take(10_000, &mut out);
     short.set_in_hand(10 * FREE);
     assert_eq!(run(&short).1, FREE / 2 / 41);
-    // and is given back in the end
+    // and is given back as soon as its client has gone, whoever may still know the inbox
+    short.close();
+    assert_eq!(account.held(), FREE_OF_A_USER);
     drop(short);
     assert_eq!(account.held(), FREE_OF_A_USER);
 }
@@ -135,4 +138,33 @@ fn a_subscriber_whose_client_does_not_read_is_waited_for_once_and_then_loses() {
     assert!(holds.holds(publisher), "in the next second there is");
     inbox.close();
     assert!(!holds.holds(publisher), "nobody is held for who has gone");
+}
+
+#[test]
+fn what_a_shared_subscription_has_given_is_not_lost_with_what_came_too_fast() {
+    let (reader, holds, begin) = (reader(), Arc::new(Holds::default()), Instant::now());
+    let inbox = &reader.inbox;
+    let group = SharedGroup::new(InboxLimits { messages: 100, bytes: 100_000 }, None);
+    let options = SubscriptionOptions { qos: Qos::AtMostOnce, no_local: false, retain_as_published: false, id: None };
+    group.join(&reader, options, None);
+    inbox.set_blocked(true);
+    assert_eq!(inbox.offer(&mut queued(10), AT), InboxOffer::Done);
+    for mut run in queued(4) {
+        while let Some(message) = run.messages.next_message() {
+            group.push(message);
+        }
+    }
+    assert_eq!(inbox.len(), 14);
+    assert_eq!(inbox.offer(&mut queued(5), AT), InboxOffer::Full);
+    assert_eq!(holds.begin(&reader, Origin::client("p"), begin), 0);
+    let (mut held, mut lost) = (Duration::ZERO, 0);
+    while inbox.is_full() {
+        held += STEP;
+        lost += holds.look(begin + held);
+    }
+    assert_eq!(lost, 9, "all that is beyond the bound");
+    let mut out = VecDeque::new();
+    inbox.take(100, &mut out);
+    let of_group: Vec<bool> = out.iter().map(|queued| queued.grant.share.is_some()).collect();
+    assert_eq!(of_group, [[false; 6].as_slice(), &[true; 4]].concat());
 }
