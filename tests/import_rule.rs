@@ -311,8 +311,8 @@ fn the_parts_of_a_module_use_each_other_in_one_direction() {
         (
             "journal",
             &[
-                "loss", "merge", "parts", "queue", "reader", "recovery", "report", "segment", "snapshot", "space",
-                "state", "terms", "writer",
+                "loss", "merge", "parts", "queue", "recovery", "report", "segment", "snapshot", "space", "state",
+                "writer",
             ],
         ),
     ];

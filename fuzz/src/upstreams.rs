@@ -5,14 +5,13 @@ use std::sync::{Arc, OnceLock};
 
 use pigateway::config::{Environment, read};
 use pigateway::health::PulseTaker;
-use pigateway::journal::settings::Order;
 use pigateway::journal::{Limits, WhenFull};
 use pigateway::message::{BatchBuilder, Draft, Origin, Qos, TopicFilter};
 use pigateway::status::UpstreamState;
 use pigateway::upstream::Upstream;
 use pigateway::upstream::client::{RemoteClient, proxy};
 use pigateway::upstream::mark::SessionMark;
-use pigateway::upstream::settings::{Protocol, Proxy, UpstreamAddress, UpstreamSettings};
+use pigateway::upstream::settings::{Order, Protocol, Proxy, UpstreamAddress, UpstreamSettings};
 use pigateway::upstream::wire::{
     Ack, Broken, Busy, ClientEvent, ConnectOffer, Link, OutMessage, StatusWill, UpstreamClient, Version,
 };

@@ -3,7 +3,7 @@
 //! | file | what |
 //! |---|---|
 //! | `settings` | users, clients without a user name, and what they may do |
-//! | `identity` | users, clients, and whose a session is |
+//! | `identity`, `owner` | users, clients, whose a session is, and what waits in the journal |
 //! | `authenticate`, `password` | who somebody is |
 //! | `hash`, `replaced` | forms of password hashes, and argon2id in place of the weaker ones |
 //! | `guesses`, `familiar` | how fast passwords may be guessed, and who goes first |
@@ -25,6 +25,7 @@ pub mod hash;
 pub(crate) mod identity;
 pub(crate) mod limiter;
 pub mod made;
+pub(crate) mod owner;
 pub(crate) mod password;
 pub(crate) mod places;
 pub(crate) mod quota;

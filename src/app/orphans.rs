@@ -9,8 +9,8 @@ use tracing::warn;
 
 use super::AppError;
 use super::data_dir::DataDir;
+use crate::access::owner::ConsumerOwner;
 use crate::config::Settings;
-use crate::journal::loss::ConsumerOwner;
 use crate::journal::settings::JournalSettings;
 use crate::journal::storage::file::FileStorage;
 use crate::journal::{Backlog, ConsumerId, Journal, WhenFull};

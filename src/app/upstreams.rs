@@ -37,7 +37,7 @@ pub(super) fn open(
         bytes: usize::MAX,
         when_full: settings.journal.when_full,
     };
-    let kept = (limits, settings.journal.order);
+    let kept = (limits, settings.order);
     let max_packet = settings.broker.max_packet_size;
     let (mut all_rules, mut shown, mut waiting) = (Vec::new(), Vec::new(), Vec::new());
     for upstream in &settings.upstreams {

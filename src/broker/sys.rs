@@ -7,9 +7,9 @@ use std::time::Duration;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use super::core::Core;
+use crate::access::owner::ConsumerOwner;
 use crate::exchange::ingress::IngressError;
 use crate::exchange::stats::Stats;
-use crate::journal::loss::ConsumerOwner;
 use crate::journal::{Backlog, ConsumerId};
 use crate::message::{BatchBuilder, Draft, Origin, Qos};
 

@@ -14,9 +14,9 @@ use super::settings::Settings;
 use super::{broker, home_assistant, mdns, sensors, sizes, upstream};
 use crate::broker::settings::ListenerSettings;
 use crate::http::settings::{HttpSettings, HttpTls, Network, frame_ancestor};
-use crate::journal::settings::WhenFull;
-use crate::journal::settings::{JournalSettings, Order};
+use crate::journal::settings::{JournalSettings, WhenFull};
 use crate::tls::TlsFiles;
+use crate::upstream::settings::Order;
 
 /// Valid settings, and what a person should know about them.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -127,7 +127,7 @@ fn sections(root: Table, paths: &Paths, environment: &Environment) -> Settings {
     settings.gpio = sensors::gpio(&root);
     settings.sensors = sensors::read(&root);
     settings.upstreams = upstream::read(&root, paths, &settings.gateway.id);
-    settings.journal = journal(&root);
+    (settings.journal, settings.order) = journal(&root);
     settings.http = http(&root, paths, &settings);
     settings.mdns = mdns::read(&root);
     home_assistant::read(&root, &mut settings);
@@ -162,16 +162,16 @@ fn log_level(value: &Value) -> Option<String> {
     value.parsed(valid, |text| EnvFilter::builder().parse(text).is_ok().then(|| text.into()))
 }
 
-fn journal(root: &Table) -> JournalSettings {
-    let mut settings = JournalSettings::default();
-    let Some(table) = root.table("journal") else { return settings };
+fn journal(root: &Table) -> (JournalSettings, Order) {
+    let (mut settings, mut order) = (JournalSettings::default(), Order::default());
+    let Some(table) = root.table("journal") else { return (settings, order) };
     assign(&mut settings.max_size, table.get("max_size").and_then(|value| value.size(1 << 20..=1 << 40)));
     let when_full = [("drop_oldest", WhenFull::DropOldest), ("refuse", WhenFull::Refuse)];
     assign(&mut settings.when_full, table.get("when_full").and_then(|value| value.choice(&when_full)));
-    let order = [("strict", Order::Strict), ("live_first", Order::LiveFirst)];
-    assign(&mut settings.order, table.get("order").and_then(|value| value.choice(&order)));
+    let orders = [("strict", Order::Strict), ("live_first", Order::LiveFirst)];
+    assign(&mut order, table.get("order").and_then(|value| value.choice(&orders)));
     table.finish();
-    settings
+    (settings, order)
 }
 
 fn http(root: &Table, paths: &Paths, others: &Settings) -> HttpSettings {

@@ -126,7 +126,7 @@ fn restart_keys(old: &Settings, new: &Settings) -> Vec<String> {
         ("gpio.chip", old.gpio.chip != new.gpio.chip),
         ("journal.max_size", old.journal.max_size != new.journal.max_size),
         ("journal.when_full", old.journal.when_full != new.journal.when_full),
-        ("journal.order", old.journal.order != new.journal.order),
+        ("journal.order", old.order != new.order),
         ("http.address", old.http.address != new.http.address),
         ("http.allowed_hosts", old.http.allowed_hosts != new.http.allowed_hosts),
         ("http.trusted_proxies", old.http.trusted_proxies != new.http.trusted_proxies),

@@ -11,7 +11,7 @@ use crate::journal::settings::JournalSettings;
 use crate::mdns::settings::MdnsSettings;
 use crate::message::Topic;
 use crate::sensors::settings::{GpioBackend, GpioSettings, SensorSettings, Simulation};
-use crate::upstream::settings::UpstreamSettings;
+use crate::upstream::settings::{Order, UpstreamSettings};
 
 /// `[gateway]`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -44,6 +44,8 @@ pub struct Settings {
     /// The upstreams.
     pub upstreams: Vec<UpstreamSettings>,
     pub(crate) journal: JournalSettings,
+    /// `journal.order`: how upstreams get what waits for them.
+    pub(crate) order: Order,
     pub(crate) http: HttpSettings,
     /// What the local network is told.
     pub(crate) mdns: MdnsSettings,
@@ -63,6 +65,7 @@ impl Settings {
             sensors: Vec::new(),
             upstreams: Vec::new(),
             journal: JournalSettings::default(),
+            order: Order::default(),
             http: HttpSettings::default(),
             mdns: MdnsSettings::default(),
             home_assistant: HomeAssistantSettings::default(),

@@ -14,7 +14,7 @@ use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
-use crate::journal::{Journal, Outcome, Position};
+use crate::journal::{Journal, Position};
 use crate::message::via::Properties;
 use crate::message::{MessageRef, TRACE_PROPERTY};
 use crate::time::SharedClock;
@@ -50,8 +50,8 @@ pub(crate) enum TraceEvent {
     Synced,
     /// It was handed to the connection of an upstream.
     Sent,
-    /// An upstream is done with it.
-    Settled(Outcome),
+    /// An upstream is done with it, and this is what it says of that.
+    Settled(&'static str),
 }
 
 impl TraceEvent {
@@ -62,15 +62,7 @@ impl TraceEvent {
             TraceEvent::Refused => "refused: a queue is full",
             TraceEvent::Synced => "synced",
             TraceEvent::Sent => "sent",
-            TraceEvent::Settled(Outcome::Acked) => "acknowledged",
-            TraceEvent::Settled(Outcome::Unconfirmed) => "sent at QoS 0, so nobody acknowledges it",
-            TraceEvent::Settled(Outcome::Expired) => "dropped: expired",
-            TraceEvent::Settled(Outcome::Refused) => "dropped: refused",
-            TraceEvent::Settled(Outcome::TooLarge) => "dropped: too large",
-            TraceEvent::Settled(Outcome::EndsConnection) => "dropped: it ends connections",
-            TraceEvent::Settled(Outcome::CameFromThere) => "not sent: it came from there",
-            TraceEvent::Settled(Outcome::Loop) => "dropped: it has passed through too many gateways",
-            TraceEvent::Settled(Outcome::NotWanted) => "not sent: no rule asks for it any more",
+            TraceEvent::Settled(how) => how,
         }
     }
 }
@@ -276,7 +268,7 @@ mod tests {
         }
         traces.at(Position(8), TraceEvent::Sent, "home", 9);
         traces.at(Position(7), TraceEvent::Sent, "home", 9);
-        traces.at(Position(7), TraceEvent::Settled(Outcome::Acked), "home", 10);
+        traces.at(Position(7), TraceEvent::Settled("acknowledged"), "home", 10);
         let trace = traces.get(&id, 11).unwrap();
         let steps: Vec<_> = trace.steps.iter().map(|step| (step.boot_ms, step.what.name())).collect();
         assert_eq!(steps, [(7, "accepted"), (9, "synced"), (9, "sent"), (10, "acknowledged")]);

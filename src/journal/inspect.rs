@@ -8,7 +8,6 @@ use jiff::Timestamp;
 use serde_json::{Map, Value, json};
 
 use super::format::{RecordKind, SEGMENT_SUFFIX};
-use super::loss::{ConsumerOwner, shown};
 use super::record::{RecordRef, Scanner};
 use super::report::Report;
 use super::segment::Segment;
@@ -16,6 +15,7 @@ use super::state::JournalState;
 use super::storage::Storage;
 use super::storage::file::FileStorage;
 use super::{JournalError, boots, recovery, settings::JournalSettings};
+use crate::access::owner::{ConsumerOwner, shown};
 use crate::message::MessageRef;
 use crate::time::{Clock, SystemClock};
 
@@ -149,7 +149,7 @@ fn print(state: &JournalState, bytes: u64, what: InspectOptions, out: &mut dyn W
     for queue in queues {
         let backlog = queue.backlog();
         let name = shown(&queue.name);
-        let [acked, unconfirmed, expired, refused @ ..] = backlog.settled_as;
+        let [acked, unconfirmed, expired, refused @ ..] = backlog.outcomes;
         let refused: u64 = refused.iter().sum();
         writeln!(
             out,

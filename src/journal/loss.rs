@@ -7,67 +7,11 @@ use tracing::{error, info};
 
 use super::ConsumerId;
 use super::state::JournalState;
-use crate::access::identity::SessionName;
+use crate::access::owner::ConsumerOwner;
 
 const MINUTE: Duration = Duration::from_secs(60);
 /// Lines a minute.
 const LINES: u32 = 10;
-
-/// Whom a consumer of the journal stands for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum ConsumerOwner<'a> {
-    /// The upstream with this name.
-    Upstream(&'a str),
-    /// A persistent session.
-    Session(SessionName<'a>),
-    /// A shared subscription, whose queue belongs to none of its members.
-    Shared {
-        /// Its name and filter.
-        group: &'a str,
-        /// A client without a user name has begun it.
-        of_guests: bool,
-        /// The user who has begun it; earlier versions did not note that.
-        user: Option<&'a str>,
-    },
-    /// Somebody whose name was lost.
-    Unknown,
-}
-
-impl ConsumerOwner<'_> {
-    /// By the consumer's lasting name.
-    pub(crate) fn of(name: &str) -> ConsumerOwner<'_> {
-        if let Some((owner, rest)) = name.strip_prefix("share/").and_then(|rest| rest.split_once('/')) {
-            let (user, group) = rest.split_once('\0').map_or((None, rest), |(user, group)| (Some(user), group));
-            return ConsumerOwner::Shared { group, of_guests: owner == "g", user: user.filter(|_| owner == "u") };
-        }
-        match (name.strip_prefix("upstream/"), name.strip_prefix("session/")) {
-            (Some(upstream), _) => ConsumerOwner::Upstream(upstream.strip_suffix("/2").unwrap_or(upstream)),
-            (_, Some(session)) => ConsumerOwner::Session(SessionName::of(session)),
-            _ => ConsumerOwner::Unknown,
-        }
-    }
-}
-
-/// The name of a consumer as people read it.
-pub(crate) fn shown(name: &str) -> String {
-    match ConsumerOwner::of(name) {
-        ConsumerOwner::Session(session) => format!("session/{session}"),
-        ConsumerOwner::Shared { group, user: Some(user), .. } => format!("share/{group} of user {user}"),
-        _ if name.is_empty() => "(its name was lost)".into(),
-        _ => name.into(),
-    }
-}
-
-impl std::fmt::Display for ConsumerOwner<'_> {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            ConsumerOwner::Upstream(name) => write!(f, "upstream {name}"),
-            ConsumerOwner::Session(session) => write!(f, "the session of client {session}"),
-            ConsumerOwner::Shared { group, .. } => write!(f, "the shared subscription {group}"),
-            ConsumerOwner::Unknown => f.write_str("a consumer whose name was lost"),
-        }
-    }
-}
 
 /// Keeps lines apart.
 #[derive(Clone, Copy, Debug, Default)]
@@ -140,19 +84,6 @@ mod tests {
         let mut pace = LossPace::default();
         let lines = (0..200).filter(|second| pace.admits(2, begin + Duration::from_secs(*second))).count();
         assert_eq!(lines, 8, "at 0, 1, 60, 61, 120, 121, 180, 181");
-    }
-
-    #[test]
-    fn owners_are_named() {
-        for (name, shown) in [
-            ("upstream/home", "upstream home"),
-            ("upstream/home/2", "upstream home"),
-            ("session/upstream/2", "the session of client upstream/2"),
-            ("share/u/g/a/#", "the shared subscription g/a/#"),
-            ("", "a consumer whose name was lost"),
-        ] {
-            assert_eq!(ConsumerOwner::of(name).to_string(), shown);
-        }
     }
 
     #[test]

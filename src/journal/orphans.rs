@@ -20,7 +20,7 @@ impl Backlog {
     pub(crate) fn plus(mut self, other: &Backlog) -> Backlog {
         self.accepted += other.accepted;
         self.settled += other.settled;
-        self.settled_as.iter_mut().zip(other.settled_as).for_each(|(sum, count)| *sum += count);
+        self.outcomes.iter_mut().zip(other.outcomes).for_each(|(sum, count)| *sum += count);
         self.dropped += other.dropped;
         self.lost += other.lost;
         self.messages += other.messages;

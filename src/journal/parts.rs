@@ -9,12 +9,12 @@
 use std::collections::HashMap;
 
 use super::format::{DATA, FileKind};
-use super::loss::ConsumerOwner;
 use super::merge::Packing;
 use super::settings::JournalSettings;
 use super::state::JournalState;
 use super::{ConsumerId, Full, PENDING_MAX, WhenFull};
 use crate::access::identity::SessionName;
+use crate::access::owner::ConsumerOwner;
 
 /// Parts that have a guarantee of their own.
 pub(crate) const PARTS: usize = 3;

@@ -213,7 +213,7 @@ impl Queue {
             self.pop_ready();
         }
         match settled {
-            Some(outcome) => self.cursor.settled[outcome as usize] += 1,
+            Some(outcome) => self.cursor.settled[outcome.slot()] += 1,
             None => self.cursor.dropped += 1,
         }
         self.advance(ordinal);
@@ -379,7 +379,7 @@ impl Queue {
             if self.pushed_out.remove(&position) {
                 // it was on its way when it had to make room, and has arrived nevertheless
                 self.cursor.dropped -= 1;
-                self.cursor.settled[outcome as usize] += 1;
+                self.cursor.settled[outcome.slot()] += 1;
                 self.unsaved += 1;
             }
             return;
@@ -400,7 +400,7 @@ impl Queue {
             if let Some(HandedOut { delivery, settled: Some(outcome) }) = self.held.pop_front() {
                 self.lose_before(delivery.ordinal);
                 if delivery.ordinal > self.cursor.base {
-                    self.cursor.settled[outcome as usize] += 1;
+                    self.cursor.settled[outcome.slot()] += 1;
                     self.advance(delivery.ordinal);
                 }
             }
@@ -427,7 +427,7 @@ impl Queue {
             // ordinals of a consumer begin where the journal was when it was made: they do not count
             accepted: settled + self.cursor.dropped + self.cursor.lost + waiting,
             settled,
-            settled_as: self.cursor.settled,
+            outcomes: self.cursor.settled,
             dropped: self.cursor.dropped,
             lost: self.cursor.lost,
             messages: waiting as usize,

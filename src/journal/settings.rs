@@ -2,37 +2,20 @@
 
 pub(crate) use super::WhenFull;
 
-/// Order in which a consumer gets what waits for it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
-pub enum Order {
-    /// As accepted.
-    #[default]
-    Strict,
-    /// After an outage, new messages need not wait behind the backlog.
-    LiveFirst,
-}
-
-/// `[journal]`.
+/// `[journal]`, without `order`, which is about upstreams.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct JournalSettings {
     /// Most bytes that the journal occupies.
     pub max_size: u64,
     /// What gives way when it is full.
     pub when_full: WhenFull,
-    /// Order of delivery.
-    pub order: Order,
     /// Largest message that it must take; not a key of its own, the broker's `max_packet_size`.
     pub largest_message: usize,
 }
 
 impl Default for JournalSettings {
     fn default() -> Self {
-        JournalSettings {
-            max_size: 256 << 20,
-            when_full: WhenFull::default(),
-            order: Order::default(),
-            largest_message: 2 << 20,
-        }
+        JournalSettings { max_size: 256 << 20, when_full: WhenFull::default(), largest_message: 2 << 20 }
     }
 }
 

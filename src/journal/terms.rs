@@ -2,8 +2,6 @@
 
 use bytes::Bytes;
 
-#[cfg(doc)]
-use super::Reader;
 use super::{ConsumerId, Position};
 use crate::message::Message;
 
@@ -11,28 +9,34 @@ use crate::message::Message;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Outcome {
     /// The other side has acknowledged it.
-    Acked = 0,
+    Acked,
     /// It was sent, and there is no acknowledgement at QoS 0.
-    Unconfirmed = 1,
+    Unconfirmed,
     /// Its expiry interval has passed.
-    Expired = 2,
-    /// The other side has refused it.
-    Refused = 3,
-    /// It is larger than the other side takes.
-    TooLarge = 4,
-    /// It ended the connection again and again.
-    EndsConnection = 5,
-    /// It came from the other side.
-    CameFromThere = 6,
-    /// It has passed through too many gateways.
-    Loop = 7,
+    Expired,
+    /// The consumer has given it up for a reason of its own. Whoever the consumer belongs to numbers these from 0 on, knows what
+    /// they mean, and never gives a number another meaning, since counts by them are on disk. There are [`Outcome::REASONS`].
+    GivenUp(u8),
     /// Nothing asks for it any more.
-    NotWanted = 8,
+    NotWanted,
 }
 
 impl Outcome {
+    /// Reasons that consumers may have of their own.
+    pub(crate) const REASONS: usize = 5;
     /// How many outcomes there are.
-    pub(crate) const COUNT: usize = 9;
+    pub(crate) const COUNT: usize = Outcome::REASONS + 4;
+
+    /// The place of its count, in memory and on disk.
+    pub(crate) fn slot(self) -> usize {
+        match self {
+            Outcome::Acked => 0,
+            Outcome::Unconfirmed => 1,
+            Outcome::Expired => 2,
+            Outcome::GivenUp(reason) => 3 + usize::from(reason).min(Outcome::REASONS - 1),
+            Outcome::NotWanted => 3 + Outcome::REASONS,
+        }
+    }
 }
 
 /// What waits for a consumer, and what became of the rest.
@@ -42,8 +46,8 @@ pub struct Backlog {
     pub(crate) accepted: u64,
     /// Messages it settled, whatever the outcome.
     pub(crate) settled: u64,
-    /// The same by [`Outcome`].
-    pub(crate) settled_as: [u64; Outcome::COUNT],
+    /// The same by [`Outcome`], see [`Backlog::settled_as`].
+    pub(super) outcomes: [u64; Outcome::COUNT],
     /// Messages that bounds pushed out.
     pub(crate) dropped: u64,
     /// Messages that could not be read from the disk any more.
@@ -56,10 +60,17 @@ pub struct Backlog {
     pub(crate) oldest_boot_ms: Option<u64>,
 }
 
+impl Backlog {
+    /// Messages that were settled with this outcome.
+    pub(crate) fn settled_as(&self, outcome: Outcome) -> u64 {
+        self.outcomes[outcome.slot()]
+    }
+}
+
 /// A message for a consumer.
 #[derive(Clone, Debug)]
 pub(crate) struct Delivery {
-    /// Its place, for [`Reader::settle`].
+    /// Its place, for [`super::Reader::settle`].
     pub(crate) position: Position,
     /// Its number among this consumer's messages, without gaps but for what is lost, the same after every rewind and every restart.
     pub(crate) ordinal: u64,

@@ -4,7 +4,7 @@ use schemars::JsonSchema;
 use serde::Serialize;
 use tracing::error;
 
-use crate::journal::{self, Backlog};
+use crate::journal::{Backlog, Outcome};
 
 /// Why a message was dropped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -22,6 +22,20 @@ pub enum DropReason {
     Loop,
     /// No rule maps it (any more).
     NoRule,
+}
+
+impl DropReason {
+    /// As the journal counts it. The numbers are on disk: none of them ever means anything else.
+    fn in_journal(self) -> Outcome {
+        match self {
+            DropReason::Refused => Outcome::GivenUp(0),
+            DropReason::TooLarge => Outcome::GivenUp(1),
+            DropReason::EndsConnection => Outcome::GivenUp(2),
+            DropReason::CameFromThere => Outcome::GivenUp(3),
+            DropReason::Loop => Outcome::GivenUp(4),
+            DropReason::NoRule => Outcome::NotWanted,
+        }
+    }
 }
 
 /// Messages dropped, by reason.
@@ -86,17 +100,27 @@ pub(crate) enum LedgerOutcome {
 
 impl LedgerOutcome {
     /// As the journal counts it.
-    pub(crate) fn in_journal(self) -> journal::Outcome {
+    pub(crate) fn in_journal(self) -> Outcome {
         match self {
-            LedgerOutcome::Acked => journal::Outcome::Acked,
-            LedgerOutcome::SentUnconfirmed => journal::Outcome::Unconfirmed,
-            LedgerOutcome::Expired => journal::Outcome::Expired,
-            LedgerOutcome::Dropped(DropReason::Refused) => journal::Outcome::Refused,
-            LedgerOutcome::Dropped(DropReason::TooLarge) => journal::Outcome::TooLarge,
-            LedgerOutcome::Dropped(DropReason::EndsConnection) => journal::Outcome::EndsConnection,
-            LedgerOutcome::Dropped(DropReason::CameFromThere) => journal::Outcome::CameFromThere,
-            LedgerOutcome::Dropped(DropReason::Loop) => journal::Outcome::Loop,
-            LedgerOutcome::Dropped(DropReason::NoRule) => journal::Outcome::NotWanted,
+            LedgerOutcome::Acked => Outcome::Acked,
+            LedgerOutcome::SentUnconfirmed => Outcome::Unconfirmed,
+            LedgerOutcome::Expired => Outcome::Expired,
+            LedgerOutcome::Dropped(reason) => reason.in_journal(),
+        }
+    }
+
+    /// As a trace shows it.
+    pub(crate) fn shown(self) -> &'static str {
+        match self {
+            LedgerOutcome::Acked => "acknowledged",
+            LedgerOutcome::SentUnconfirmed => "sent at QoS 0, so nobody acknowledges it",
+            LedgerOutcome::Expired => "dropped: expired",
+            LedgerOutcome::Dropped(DropReason::Refused) => "dropped: refused",
+            LedgerOutcome::Dropped(DropReason::TooLarge) => "dropped: too large",
+            LedgerOutcome::Dropped(DropReason::EndsConnection) => "dropped: it ends connections",
+            LedgerOutcome::Dropped(DropReason::CameFromThere) => "not sent: it came from there",
+            LedgerOutcome::Dropped(DropReason::Loop) => "dropped: it has passed through too many gateways",
+            LedgerOutcome::Dropped(DropReason::NoRule) => "not sent: no rule asks for it any more",
         }
     }
 }
@@ -140,21 +164,21 @@ pub struct Ledger {
 impl Ledger {
     /// As the journal counts, because its counts outlive the process.
     pub(crate) fn of(backlog: &Backlog) -> Ledger {
-        let count = |outcome: journal::Outcome| backlog.settled_as[outcome as usize];
+        let dropped = |reason: DropReason| backlog.settled_as(reason.in_journal());
         Ledger {
             accepted: backlog.accepted,
-            acked: count(journal::Outcome::Acked),
-            sent_unconfirmed: count(journal::Outcome::Unconfirmed),
-            expired: count(journal::Outcome::Expired),
+            acked: backlog.settled_as(Outcome::Acked),
+            sent_unconfirmed: backlog.settled_as(Outcome::Unconfirmed),
+            expired: backlog.settled_as(Outcome::Expired),
             dropped: Dropped {
                 journal_full: backlog.dropped,
                 unreadable: backlog.lost,
-                refused: count(journal::Outcome::Refused),
-                too_large: count(journal::Outcome::TooLarge),
-                ends_connection: count(journal::Outcome::EndsConnection),
-                came_from_there: count(journal::Outcome::CameFromThere),
-                looped: count(journal::Outcome::Loop),
-                no_rule: count(journal::Outcome::NotWanted),
+                refused: dropped(DropReason::Refused),
+                too_large: dropped(DropReason::TooLarge),
+                ends_connection: dropped(DropReason::EndsConnection),
+                came_from_there: dropped(DropReason::CameFromThere),
+                looped: dropped(DropReason::Loop),
+                no_rule: dropped(DropReason::NoRule),
             },
             pending: backlog.messages as u64,
         }
@@ -164,5 +188,68 @@ impl Ledger {
     #[cfg(test)]
     pub(crate) fn is_balanced(&self) -> bool {
         self.accepted == self.acked + self.sent_unconfirmed + self.expired + self.dropped.total() + self.pending
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::journal::{Journal, Limits, WhenFull};
+    use crate::message::{Draft, Message, Origin, Qos};
+
+    #[test]
+    fn every_end_of_a_message_has_the_place_on_disk_that_it_always_had() {
+        let dropped = |reason| LedgerOutcome::Dropped(reason);
+        let ends = [
+            LedgerOutcome::Acked,
+            LedgerOutcome::SentUnconfirmed,
+            LedgerOutcome::Expired,
+            dropped(DropReason::Refused),
+            dropped(DropReason::TooLarge),
+            dropped(DropReason::EndsConnection),
+            dropped(DropReason::CameFromThere),
+            dropped(DropReason::Loop),
+            dropped(DropReason::NoRule),
+        ];
+        assert_eq!(ends.len(), Outcome::COUNT);
+        for (place, end) in ends.into_iter().enumerate() {
+            assert_eq!(end.in_journal().slot(), place, "{end:?}");
+        }
+    }
+
+    #[test]
+    fn a_ledger_has_what_the_journal_has_counted() {
+        let journal = Journal::default();
+        let limits = Limits { messages: 100, bytes: 1 << 20, when_full: WhenFull::Refuse };
+        let id = journal.register("upstream/a", limits);
+        let ends = [LedgerOutcome::Expired, LedgerOutcome::Dropped(DropReason::Loop)];
+        let mut reader = journal.reader(id);
+        let message = Message::new(&Draft {
+            topic: "t",
+            payload: b"x",
+            qos: Qos::AtLeastOnce,
+            retain: false,
+            properties: &[],
+            expiry: None,
+            boot_ms: 0,
+            origin: Origin::http(),
+        });
+        for _ in &ends {
+            journal.append(&message, &[id]).unwrap();
+        }
+        for end in ends {
+            let since = std::time::Instant::now();
+            let delivery = loop {
+                match reader.try_next() {
+                    Some(delivery) => break delivery,
+                    None => assert!(since.elapsed().as_secs() < 60, "a message"),
+                }
+                std::thread::yield_now();
+            };
+            reader.settle_as(delivery.position, end.in_journal());
+        }
+        let ledger = Ledger::of(&journal.backlog(id));
+        assert_eq!((ledger.expired, ledger.dropped.looped, ledger.dropped.total()), (1, 1, 1));
+        assert!(ledger.is_balanced() && ledger.accepted == 2);
     }
 }

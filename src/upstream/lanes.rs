@@ -10,8 +10,9 @@
 
 use std::future::pending;
 
+use super::settings::Order;
 use super::wire::Role;
-use crate::journal::settings::Order;
+use crate::access::owner::{second_consumer, upstream_consumer};
 use crate::journal::{Backlog, ConsumerId, Delivery, Journal, Limits, Outcome, Position, Reader};
 
 /// One of the two.
@@ -43,8 +44,8 @@ impl Lane {
     /// Name of its consumer in the journal.
     pub(crate) fn consumer(self, upstream: &str) -> String {
         match self {
-            Lane::First => format!("upstream/{upstream}"),
-            Lane::Second => format!("upstream/{upstream}/2"),
+            Lane::First => upstream_consumer(upstream),
+            Lane::Second => second_consumer(upstream),
         }
     }
 }
@@ -198,7 +199,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::journal::loss::ConsumerOwner;
+    use crate::access::owner::ConsumerOwner;
 
     #[test]
     fn an_outage_makes_a_backlog_and_new_messages_pass_it() {

@@ -115,7 +115,7 @@ pub(crate) struct Passes {
 
 /// Messages that may have been the last on their topic and never reached the upstream.
 pub(crate) fn losses(backlog: &Backlog) -> u64 {
-    backlog.dropped + backlog.lost + backlog.settled_as[Outcome::Expired as usize]
+    backlog.dropped + backlog.lost + backlog.settled_as(Outcome::Expired)
 }
 
 fn prefix(upstream: &str) -> String {

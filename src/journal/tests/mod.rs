@@ -38,7 +38,7 @@ pub(crate) fn limits(messages: usize, when_full: WhenFull) -> Limits {
 pub(crate) const ANY: Limits = Limits { messages: usize::MAX, bytes: usize::MAX, when_full: WhenFull::DropOldest };
 
 pub(crate) fn settings(max_size: u64, when_full: WhenFull) -> JournalSettings {
-    JournalSettings { max_size, when_full, largest_message: 16 << 10, ..JournalSettings::default() }
+    JournalSettings { max_size, when_full, largest_message: 16 << 10 }
 }
 
 pub(crate) fn open(storage: &MemoryStorage, settings: JournalSettings) -> Journal {
@@ -93,7 +93,7 @@ fn what_is_not_settled_is_read_again() {
     assert_eq!((backlog.settled, backlog.messages, backlog.accepted), (2, 1, 3));
     reader.settle_as(read[2].position, Outcome::Expired);
     let backlog = reader.backlog();
-    let expired = backlog.settled_as[Outcome::Expired as usize];
+    let expired = backlog.settled_as(Outcome::Expired);
     assert_eq!((backlog.settled, expired, backlog.messages, backlog.bytes), (3, 1, 0, 0));
 }
 

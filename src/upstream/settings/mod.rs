@@ -10,6 +10,16 @@ pub(crate) use self::overlap::loops;
 pub use super::address::{Proxy, ProxyScheme, Scheme, UpstreamAddress};
 use crate::message::{Qos, Topic, via};
 
+/// `journal.order`: the order in which upstreams get what waits for them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum Order {
+    /// As accepted.
+    #[default]
+    Strict,
+    /// After an outage, new messages need not wait behind the backlog.
+    LiveFirst,
+}
+
 /// One `[[upstream]]`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct UpstreamSettings {

@@ -29,13 +29,12 @@ use super::mark::SessionMark;
 use super::retained::{Passes, losses};
 use super::rule::UpstreamRules;
 use super::session::{SessionAction, UpstreamSession};
-use super::settings::UpstreamSettings;
+use super::settings::{Order, UpstreamSettings};
 use super::twins::Twins;
 use super::wire::{Ack, Broken, ClientEvent, Link, Role, UpstreamClient, Version};
 use crate::exchange::ingress::{Ingress, IngressError};
 use crate::exchange::trace::TraceEvent;
 use crate::health::{Health, Pulse};
-use crate::journal::settings::Order;
 use crate::journal::{Journal, Limits, Position};
 use crate::message::{Origin, via};
 use crate::status::{UpstreamShown, UpstreamSnapshot, UpstreamState};
@@ -439,7 +438,7 @@ impl<C: UpstreamClient> Upstream<C> {
                 SessionAction::Unsubscribe(filters) => self.client.unsubscribe(&filters),
                 SessionAction::Settle(lane, position, outcome) => {
                     self.readers.settle(lane, position, outcome.in_journal());
-                    self.door.trace(position, TraceEvent::Settled(outcome.in_journal()), &self.name);
+                    self.door.trace(position, TraceEvent::Settled(outcome.shown()), &self.name);
                     Ok(())
                 }
                 SessionAction::Rewind => {

@@ -4,7 +4,6 @@ use std::collections::VecDeque;
 
 use proptest::prelude::*;
 
-use crate::journal::settings::Order;
 use crate::journal::{Journal, Limits, WhenFull};
 use crate::message::{Draft, Message, Origin, Qos};
 use crate::status::ledger::Ledger;
@@ -12,7 +11,7 @@ use crate::upstream::lanes::{Consumers, Lane, Lanes, Readers};
 use crate::upstream::rule::UpstreamRules;
 use crate::upstream::rule::tests::{rule, settings};
 use crate::upstream::session::{BACKLOG_BYTES, STRIKES, SessionAction, UpstreamSession};
-use crate::upstream::settings::OutQos;
+use crate::upstream::settings::{Order, OutQos};
 use crate::upstream::wire::{Broken, Link, Role, Version};
 
 const V5: Link = Link {

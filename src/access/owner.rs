@@ -1,0 +1,92 @@
+//! Whose it is what waits in the journal: every queue there has a lasting name, and the name says whom it is for.
+
+use super::identity::SessionName;
+
+/// Whom what waits under a lasting name belongs to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum ConsumerOwner<'a> {
+    /// The upstream with this name.
+    Upstream(&'a str),
+    /// A persistent session.
+    Session(SessionName<'a>),
+    /// A shared subscription, whose queue belongs to none of its members.
+    Shared {
+        /// Its name and filter.
+        group: &'a str,
+        /// A client without a user name has begun it.
+        of_guests: bool,
+        /// The user who has begun it; earlier versions did not note that.
+        user: Option<&'a str>,
+    },
+    /// Somebody whose name was lost.
+    Unknown,
+}
+
+/// What the names begin with under which messages wait for upstreams.
+const UPSTREAM: &str = "upstream/";
+/// What the name of an upstream's second lane ends with.
+const SECOND: &str = "/2";
+
+/// The name under which messages wait for an upstream.
+pub(crate) fn upstream_consumer(upstream: &str) -> String {
+    format!("{UPSTREAM}{upstream}")
+}
+
+/// The name of the second lane of an upstream that has two.
+pub(crate) fn second_consumer(upstream: &str) -> String {
+    format!("{UPSTREAM}{upstream}{SECOND}")
+}
+
+impl ConsumerOwner<'_> {
+    /// By the consumer's lasting name.
+    pub(crate) fn of(name: &str) -> ConsumerOwner<'_> {
+        if let Some((owner, rest)) = name.strip_prefix("share/").and_then(|rest| rest.split_once('/')) {
+            let (user, group) = rest.split_once('\0').map_or((None, rest), |(user, group)| (Some(user), group));
+            return ConsumerOwner::Shared { group, of_guests: owner == "g", user: user.filter(|_| owner == "u") };
+        }
+        match (name.strip_prefix(UPSTREAM), name.strip_prefix("session/")) {
+            (Some(upstream), _) => ConsumerOwner::Upstream(upstream.strip_suffix(SECOND).unwrap_or(upstream)),
+            (_, Some(session)) => ConsumerOwner::Session(SessionName::of(session)),
+            _ => ConsumerOwner::Unknown,
+        }
+    }
+}
+
+/// The name of a consumer as people read it.
+pub(crate) fn shown(name: &str) -> String {
+    match ConsumerOwner::of(name) {
+        ConsumerOwner::Session(session) => format!("session/{session}"),
+        ConsumerOwner::Shared { group, user: Some(user), .. } => format!("share/{group} of user {user}"),
+        _ if name.is_empty() => "(its name was lost)".into(),
+        _ => name.into(),
+    }
+}
+
+impl std::fmt::Display for ConsumerOwner<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            ConsumerOwner::Upstream(name) => write!(f, "upstream {name}"),
+            ConsumerOwner::Session(session) => write!(f, "the session of client {session}"),
+            ConsumerOwner::Shared { group, .. } => write!(f, "the shared subscription {group}"),
+            ConsumerOwner::Unknown => f.write_str("a consumer whose name was lost"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn owners_are_named() {
+        for (name, shown) in [
+            ("upstream/home", "upstream home"),
+            ("upstream/home/2", "upstream home"),
+            ("session/upstream/2", "the session of client upstream/2"),
+            ("share/u/g/a/#", "the shared subscription g/a/#"),
+            ("", "a consumer whose name was lost"),
+        ] {
+            assert_eq!(ConsumerOwner::of(name).to_string(), shown);
+        }
+    }
+}
