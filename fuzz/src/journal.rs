@@ -184,7 +184,7 @@ pub(super) fn damage(data: &[u8]) {
     };
     let Some(state) = recovered(&files) else { panic!("damage is a reason not to start") };
     let mut found: BTreeMap<u64, Vec<u8>> = BTreeMap::new();
-    for segment in state.segments.values() {
+    for segment in state.segments() {
         let mut scanner = Scanner::new(&files, &segment.name, &segment.header, segment.header.size);
         while let Some((_, record)) = scanner.next_record() {
             found.insert(record.position(), record.body().to_vec());

@@ -49,7 +49,7 @@ impl<'a> Appender<'a> {
     ) -> Result<Position, Full> {
         let shared: &'a Shared = self.shared;
         let state = self.state();
-        let was_due = state.pending.due.is_some();
+        let was_due = state.pending.due().is_some();
         let position = state.append(message, consumers, extra, &shared.settings)?;
         self.wakes |= !was_due || !extra.lazy;
         Ok(position)

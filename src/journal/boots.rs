@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 
 use bytes::BytesMut;
 
+use super::format::{u32_at, u64_at};
 use crate::message::Message;
 use crate::message::fnv::hash;
 use crate::time::{Clock, kernel_boot};
@@ -48,18 +49,65 @@ impl Boot {
     }
 }
 
+/// No clock is that far from right, and nobody boots that often.
+const LONGEST_MS: u64 = 1 << 52;
+const MOST_BOOTS: u32 = 1 << 31;
+
+/// Length of a boot in a table; its `seen_ms` stands behind everything else there, since it came later.
+pub(crate) const BOOT_LEN: usize = 32;
+
+/// Appends a boot as records hold it.
+pub(crate) fn encode_boot(number: u32, boot: &Boot, out: &mut Vec<u8>) {
+    for value in [u64::from(number), boot.id, boot.offset_ms as u64, u64::from(boot.is_synchronised), boot.seen_ms] {
+        out.extend_from_slice(&value.to_le_bytes());
+    }
+}
+
+/// Reads what [`encode_boot`] has written.
+pub(crate) fn decode_boot(bytes: &[u8]) -> Option<(u32, Boot)> {
+    let boot = Boot {
+        id: u64_at(bytes, 8),
+        offset_ms: (u64_at(bytes, 16) as i64).clamp(-(LONGEST_MS as i64), LONGEST_MS as i64),
+        is_synchronised: u64_at(bytes, 24) == 1,
+        // 0 beyond the end: earlier versions did not note it
+        seen_ms: u64_at(bytes, 32).min(LONGEST_MS),
+    };
+    let number = u32_at(bytes, 0);
+    (bytes.len() >= BOOT_LEN && number <= MOST_BOOTS).then_some((number, boot))
+}
+
 /// All boots that records in the log may come from.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Boots {
     /// By number.
-    pub(crate) known: BTreeMap<u32, Boot>,
+    known: BTreeMap<u32, Boot>,
     /// The one we are in.
-    pub(crate) current: u32,
+    current: u32,
     /// The record that says so is written.
-    pub(crate) is_noted: bool,
+    is_noted: bool,
 }
 
 impl Boots {
+    /// Those that a snapshot knows.
+    pub(crate) fn of(known: BTreeMap<u32, Boot>) -> Boots {
+        Boots { known, ..Boots::default() }
+    }
+
+    /// The log knows more of a boot.
+    pub(crate) fn learn(&mut self, number: u32, boot: Boot) {
+        self.known.insert(number, boot);
+    }
+
+    /// All of them, by number.
+    pub(crate) fn known(&self) -> &BTreeMap<u32, Boot> {
+        &self.known
+    }
+
+    /// Number of the one we are in.
+    pub(crate) fn number(&self) -> u32 {
+        self.current
+    }
+
     /// We are in the boot with this id.
     pub(crate) fn enter(&mut self, id: u64) {
         let same = self.known.iter().find(|(_, boot)| boot.id == id).map(|(number, _)| *number);

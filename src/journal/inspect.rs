@@ -8,9 +8,9 @@ use jiff::Timestamp;
 use serde_json::{Map, Value, json};
 
 use super::format::{RecordKind, SEGMENT_SUFFIX};
+use super::log::Segment;
 use super::record::{RecordRef, Scanner};
 use super::report::Report;
-use super::segment::Segment;
 use super::state::JournalState;
 use super::storage::Storage;
 use super::storage::file::FileStorage;
@@ -82,8 +82,8 @@ pub(crate) fn waiting_upstreams(dir: &Path) -> Result<Vec<(String, u64)>, Journa
     let storage = FileStorage::read_only(&dir.join("journal"));
     let state = recovery::recover(&storage, &JournalSettings::default(), boots::kernel_boot_id(), &SystemClock)?;
     let mut waiting: BTreeMap<String, u64> = BTreeMap::new();
-    for queue in state.queues.values() {
-        if let ConsumerOwner::Upstream(name) = ConsumerOwner::of(&queue.name) {
+    for (_, queue) in state.queues.iter() {
+        if let ConsumerOwner::Upstream(name) = ConsumerOwner::of(queue.name()) {
             *waiting.entry(name.to_owned()).or_default() += queue.waiting();
         }
     }
@@ -92,8 +92,8 @@ pub(crate) fn waiting_upstreams(dir: &Path) -> Result<Vec<(String, u64)>, Journa
 
 /// Reads what was not read to find the state.
 fn verify(storage: &dyn Storage, state: &mut JournalState) {
-    for generation in std::mem::take(&mut state.unverified) {
-        let Some(segment) = state.segments.get(&generation) else { continue };
+    while let Some(generation) = state.log.next_to_check() {
+        let Some(segment) = state.log.get(generation) else { continue };
         let mut scanner = Scanner::new(storage, &segment.name, &segment.header, segment.end);
         let mut records = 0;
         while scanner.next_record().is_some() {
@@ -108,28 +108,21 @@ fn verify(storage: &dyn Storage, state: &mut JournalState) {
                 bytes: scanner.damage.bytes + rest,
                 records: segment.records.saturating_sub(records),
             };
-            state.report(report);
+            state.reports.add(report);
         }
     }
 }
 
 fn print(state: &JournalState, bytes: u64, what: InspectOptions, out: &mut dyn Write) -> io::Result<()> {
-    let messages = state.retained.len();
+    let messages = state.kept.retained().len();
     writeln!(
         out,
         "{bytes} bytes, records up to {}, {messages} retained messages, {} sessions",
-        state.committed,
-        state.client_sessions().count()
+        state.log.committed(),
+        state.kept.client_sessions().count()
     )?;
     writeln!(out, "\nsegment           generation      records  from..to             bytes used  needed by")?;
-    for (generation, segment) in &state.segments {
-        let needed = segment.shares.iter().filter(|(key, share)| {
-            state
-                .by_key
-                .get(key)
-                .and_then(|id| state.queues.get(id))
-                .is_some_and(|queue| queue.cursor.base < share.last)
-        });
+    for (generation, segment) in state.log.segments() {
         writeln!(
             out,
             "{:<17} {generation:>10} {:>12}  {:<20} {:>10}  {} consumers",
@@ -137,18 +130,18 @@ fn print(state: &JournalState, bytes: u64, what: InspectOptions, out: &mut dyn W
             segment.records,
             format!("{}..{}", segment.header.base, segment.last),
             segment.end,
-            needed.count()
+            segment.needed_by(&state.queues)
         )?;
     }
     writeln!(
         out,
         "\nconsumer                         accepted      acked unconfirmed    expired    refused    dropped       lost    waiting"
     )?;
-    let mut queues: Vec<_> = state.queues.values().collect();
-    queues.sort_by(|a, b| a.name.cmp(&b.name));
+    let mut queues: Vec<_> = state.queues.iter().map(|(_, queue)| queue).collect();
+    queues.sort_by_key(|queue| queue.name());
     for queue in queues {
         let backlog = queue.backlog();
-        let name = shown(&queue.name);
+        let name = shown(queue.name());
         let [acked, unconfirmed, expired, refused @ ..] = backlog.outcomes;
         let refused: u64 = refused.iter().sum();
         writeln!(
@@ -158,13 +151,13 @@ fn print(state: &JournalState, bytes: u64, what: InspectOptions, out: &mut dyn W
         )?;
     }
     writeln!(out)?;
-    for report in &state.reports {
+    for report in state.reports.iter() {
         writeln!(out, "{report}")?;
     }
-    for aside in &state.aside {
+    for aside in state.log.aside() {
         writeln!(out, "{aside}: was set aside")?;
     }
-    match (what.verify, state.reports.is_empty()) {
+    match (what.verify, state.reports.iter().len() == 0) {
         (true, true) => writeln!(out, "every record is whole"),
         (false, true) => writeln!(out, "no damage in what was read; --verify reads everything"),
         _ => Ok(()),
@@ -172,7 +165,7 @@ fn print(state: &JournalState, bytes: u64, what: InspectOptions, out: &mut dyn W
 }
 
 fn export(storage: &dyn Storage, state: &JournalState, clock: &dyn Clock, out: &mut dyn Write) -> io::Result<()> {
-    let segments: Vec<&Segment> = state.segments.values().collect();
+    let segments: Vec<&Segment> = state.segments().collect();
     for (at, segment) in segments.iter().enumerate() {
         let limit = segment.limit(segments.get(at + 1).map(|next| &next.header));
         let mut scanner = Scanner::new(storage, &segment.name, &segment.header, segment.end);
@@ -193,7 +186,7 @@ fn line(state: &JournalState, record: &RecordRef<'_>, clock: &dyn Clock) -> Opti
     let message = MessageRef::parse(record.body())?;
     let offset = state
         .boots
-        .known
+        .known()
         .get(&record.boot())
         .map_or_else(|| clock.unix_ms() - clock.boot_ms() as i64, |boot| boot.offset_ms);
     let time = Timestamp::from_millisecond((message.boot_ms() as i64).saturating_add(offset)).ok();
@@ -212,8 +205,8 @@ fn line(state: &JournalState, record: &RecordRef<'_>, clock: &dyn Clock) -> Opti
     line.insert("retain".into(), json!(message.retain()));
     let mut consumers: HashMap<String, Value> = HashMap::new();
     for (key, ordinal) in record.consumers() {
-        if let Some(queue) = state.by_key.get(&key).and_then(|id| state.queues.get(id)) {
-            consumers.insert(shown(&queue.name), json!({ "number": ordinal, "waits": ordinal > queue.cursor.base }));
+        if let Some(queue) = state.queues.of_key(key) {
+            consumers.insert(shown(queue.name()), json!({ "number": ordinal, "waits": ordinal > queue.base() }));
         }
     }
     line.insert("consumers".into(), json!(consumers));

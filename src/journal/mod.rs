@@ -8,16 +8,27 @@
 //! | file | what |
 //! |---|---|
 //! | `format` | what is on disk |
-//! | `record`, `segment`, `snapshot`, `boots` | its parts |
+//! | `record`, `snapshot`, `boots` | its parts |
 //! | `storage/` | files, real and for tests; `direct` writes what is small in sectors of 512 bytes, not in blocks of 4096 |
-//! | `append` | how messages come in |
 //! | `terms` | what rooms hand to the journal and get from it |
-//! | `queue`, `sizes`, `state`, `kept` | what is in memory: consumers, bytes that wait to be written, an entry per segment |
-//! | `parts`, `space`, `merge` | what gives way when there is no room, and how what is still needed is put together |
-//! | `writer` | the thread that writes: all that waits with one write and one sync |
+//! | `append`, `keeping` | how messages come in, and values and retained messages |
 //! | `reader` | how consumers read, and the thread that reads ahead for them |
+//! | `writer/` | the thread that writes: all that waits with one write and one sync; how it puts together what is still needed, and makes room |
 //! | `recovery` | what is found at start |
-//! | `report`, `loss`, `trouble`, `inspect` | what the journal has to say about itself, inside, in the log and from outside |
+//! | `inspect` | looking at it from outside |
+//! | `state/` | what is in memory, behind one lock, and what needs several parts of it: what is appended, what gives way |
+//!
+//! The parts of what is in memory, each of which alone changes what it knows:
+//!
+//! | part | what |
+//! |---|---|
+//! | `pending` | what was appended and is not on disk yet |
+//! | `consumers/` | what waits for each, how far each is, whose cursor has moved |
+//! | `log/` | the segments, for whom they hold what, and the files that there are for more of them |
+//! | `kept` | named values and retained messages |
+//! | `space_left`, `parts` | the space that is left, and for whom which part of it is |
+//! | `loss`, `pace` | what bounds have pushed out |
+//! | `report`, `trouble` | damage, counters, and a disk that takes nothing |
 //!
 //! # Promises
 //! - What [`Journal::synced`] has reached is on disk. Nothing is handed to a consumer before that, so that no place or
@@ -37,23 +48,24 @@
 
 mod append;
 pub(crate) mod boots;
+mod consumers;
 pub mod format;
 pub(crate) mod inspect;
+mod keeping;
 mod kept;
-pub(crate) mod loss;
-mod merge;
+mod log;
+mod loss;
 mod orphans;
+mod pace;
 mod parts;
-pub(crate) mod queue;
-pub(crate) mod reader;
+mod pending;
+mod reader;
 pub mod record;
 pub mod recovery;
 pub(crate) mod report;
-pub(crate) mod segment;
 pub mod settings;
-mod sizes;
 pub mod snapshot;
-mod space;
+mod space_left;
 pub mod state;
 pub mod storage;
 mod terms;
@@ -65,13 +77,13 @@ mod writer;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
 use parking_lot::{Condvar, Mutex};
 use tokio::sync::watch;
 
 pub(crate) use self::append::Appender;
+pub(crate) use self::consumers::News;
+use self::consumers::Queue;
 pub(crate) use self::kept::PART;
-pub(crate) use self::queue::News;
 pub(crate) use self::reader::Reader;
 #[cfg(test)]
 use self::report::Report;
@@ -219,7 +231,7 @@ impl Default for Journal {
 
 impl Shared {
     fn stop(&self, how: state::Stop) {
-        self.state.lock().stop.get_or_insert(how);
+        self.state.lock().stop(how);
         self.work.notify_all();
         self.fill.notify_all();
     }
@@ -243,7 +255,7 @@ impl Journal {
         boot: u64,
     ) -> Result<Journal, JournalError> {
         let recovered = recovery::recover(&*storage, &settings, boot, &*clock)?;
-        let synced = watch::Sender::new(Position(recovered.committed));
+        let synced = watch::Sender::new(Position(recovered.log.committed()));
         let shared = Arc::new(Shared {
             state: Mutex::new(recovered),
             work: Condvar::new(),
@@ -291,8 +303,8 @@ impl Journal {
 
     /// Changes the bounds of a consumer for what comes from now on.
     pub(crate) fn bound(&self, id: ConsumerId, limits: Limits) {
-        if let Some(queue) = self.shared.state.lock().queues.get_mut(&id) {
-            queue.limits = limits;
+        if let Some(queue) = self.shared.state.lock().queues.get_mut(id) {
+            queue.bound(limits);
         }
     }
 
@@ -306,7 +318,7 @@ impl Journal {
     /// All consumers with their names, those included that nobody has registered since the start.
     pub fn consumers(&self) -> Vec<(Box<str>, ConsumerId, Backlog)> {
         let state = self.shared.state.lock();
-        state.queues.iter().map(|(id, queue)| (queue.name.clone(), *id, queue.backlog())).collect()
+        state.queues.iter().map(|(id, queue)| (queue.name().into(), id, queue.backlog())).collect()
     }
 
     /// Appends a message for `consumers`. Never waits; the message is safe once [`Journal::synced`] has reached the
@@ -331,55 +343,9 @@ impl Journal {
         self.with_state(|state| state.append_note(id, note))
     }
 
-    /// Keeps a persistent session; `None` forgets it. Safe once [`Journal::synced`] has reached the place returned.
-    /// `lazy`: nobody waits for that.
-    /// A name that goes on after two NULs is a part of the session with the name before them, and forgotten with it. Says
-    /// besides how many bytes are written for it: none, if it is known.
-    pub(crate) fn keep_session(&self, name: &str, value: Option<&[u8]>, lazy: bool) -> Result<(Position, usize), Full> {
-        let size = name.len() + value.map_or(0, <[u8]>::len);
-        if !self.can_keep(name.len(), size - name.len()) {
-            return Err(Full);
-        }
-        let mut state = self.shared.state.lock();
-        let (position, bytes) = state.append_session(name, value, lazy)?;
-        let is_due = state.pending.due.is_some();
-        drop(state);
-        if is_due && (bytes > 0 || !lazy) {
-            self.shared.work.notify_one();
-        }
-        Ok((position, bytes))
-    }
-
-    /// The same for a value of another room, whose name begins with NUL, as no client id does.
-    pub fn keep(&self, name: &str, value: Option<&[u8]>, lazy: bool) -> Result<Position, Full> {
-        self.keep_session(name, value, lazy).map(|(position, _)| position)
-    }
-
-    /// Whether a value of this size under a name of this length fits into the journal's files.
-    pub(crate) fn can_keep(&self, name: usize, value: usize) -> bool {
-        let most = self.shared.settings.segment_size() - format::DATA - format::RECORD_HEAD as u64;
-        u16::try_from(name).is_ok() && (2 + name + value) as u64 <= most
-    }
-
-    /// Values of another room, by the beginning of their names.
-    pub(crate) fn kept(&self, prefix: &str) -> Vec<(Box<str>, Bytes)> {
-        let state = self.shared.state.lock();
-        let from = (std::ops::Bound::Included(prefix), std::ops::Bound::Unbounded);
-        let found = state.sessions.range::<str, _>(from).take_while(|(name, _)| name.starts_with(prefix));
-        found.map(|(name, value)| (name.clone(), value.clone())).collect()
-    }
-
     /// The place up to which everything appended so far is safe, once [`Journal::synced`] has reached it.
     pub fn barrier(&self) -> Position {
         self.with_state(JournalState::barrier)
-    }
-
-    /// These retained messages have expired: they need not be kept.
-    pub(crate) fn expire_retained<'a>(&self, topics: impl Iterator<Item = &'a str>) {
-        let mut state = self.shared.state.lock();
-        for topic in topics {
-            state.retained.remove(topic);
-        }
     }
 
     fn with_state<T>(&self, act: impl FnOnce(&mut JournalState) -> T) -> T {
@@ -390,21 +356,12 @@ impl Journal {
 
     /// Packet ids of QoS 2 messages that were received from this session and not released.
     pub(crate) fn unreleased(&self, id: ConsumerId) -> std::collections::BTreeSet<u16> {
-        self.shared.state.lock().queues.get(&id).map(|queue| queue.received.clone()).unwrap_or_default()
+        self.shared.state.lock().queues.get(id).map(|queue| queue.received().clone()).unwrap_or_default()
     }
 
     /// Ordinals that this consumer has said to be received there and not completed.
     pub(crate) fn released(&self, id: ConsumerId) -> std::collections::BTreeSet<u64> {
-        self.shared.state.lock().queues.get(&id).map(|queue| queue.released.clone()).unwrap_or_default()
-    }
-
-    /// What was found at start besides messages that wait. Once.
-    pub fn recovered(&self) -> Recovered {
-        let state = self.shared.state.lock();
-        Recovered {
-            retained: state.retained.values().cloned().collect(),
-            sessions: state.client_sessions().map(|(name, value)| (name.clone(), value.clone())).collect(),
-        }
+        self.shared.state.lock().queues.get(id).map(|queue| queue.released().clone()).unwrap_or_default()
     }
 
     /// How often the lock was taken to append.
@@ -433,7 +390,7 @@ impl Journal {
         let extra = Extra { handed_over: Some((from, delivery.ordinal)), ..Extra::default() };
         let position = self.append_with(&delivery.message, &[to], extra)?;
         let mut state = self.shared.state.lock();
-        if let Some(queue) = state.queues.get_mut(&from) {
+        if let Some(queue) = state.queues.get_mut(from) {
             queue.settle(delivery.position, Outcome::Acked);
             state.moved(from);
         }
@@ -442,13 +399,13 @@ impl Journal {
 
     /// What waits for a consumer.
     pub fn backlog(&self, id: ConsumerId) -> Backlog {
-        self.shared.state.lock().queues.get(&id).map(queue::Queue::backlog).unwrap_or_default()
+        self.shared.state.lock().queues.get(id).map(Queue::backlog).unwrap_or_default()
     }
 
     /// The same by the consumer's lasting name.
     pub(crate) fn backlog_of(&self, name: &str) -> Option<Backlog> {
         let state = self.shared.state.lock();
-        Some(state.queues.get(state.by_name.get(name)?)?.backlog())
+        Some(state.queues.get(state.queues.id_of(name)?)?.backlog())
     }
 
     /// This moment as a number that means the same after a restart and in other boots: see [`Journal::elapsed_since`].
@@ -474,14 +431,24 @@ impl Journal {
 
     /// Tells this of a disk that takes nothing, from now on.
     pub(crate) fn report_to(&self, health: Health) {
-        let mut state = self.shared.state.lock();
-        state.health = health;
-        state.show_failing();
+        self.shared.state.lock().trouble.report_to(health);
     }
 
     /// How the journal is.
     pub(crate) fn status(&self) -> Status {
-        Status::of(&self.shared.state.lock(), &self.shared.settings)
+        self.shared.state.lock().status(&self.shared.settings)
+    }
+
+    /// Ordinals that this consumer has not settled and that may have been sent before the process began, where its task has never
+    /// had more unsettled at a time.
+    pub(crate) fn maybe_sent(&self, id: ConsumerId, in_hand: u64) -> std::ops::Range<u64> {
+        self.shared.state.lock().queues.get(id).map_or(0..0, |queue| queue.maybe_sent(in_hand))
+    }
+
+    /// The least of the lasting names that are of this kind; looks through all of them.
+    pub(crate) fn find_consumer(&self, is_it: impl Fn(&str) -> bool) -> Option<Box<str>> {
+        let state = self.shared.state.lock();
+        state.queues.names().filter(|name| is_it(name)).min().cloned()
     }
 
     /// What was wrong with the files, since the start: the last [`MOST_REPORTS`].

@@ -9,8 +9,8 @@ use tokio::sync::Notify;
 use tracing::error;
 
 use super::boots::Boots;
+use super::consumers::{AHEAD_BYTES, News, Queue};
 use super::format::{Header, RecordKind};
-use super::queue::{AHEAD_BYTES, News, Queue};
 use super::record::Scanner;
 use super::report::Report;
 use super::state::JournalState;
@@ -42,11 +42,7 @@ impl Reader {
     pub(super) fn new(journal: Journal, id: ConsumerId, news: Option<Arc<News>>) -> Reader {
         let changed = {
             let mut state = journal.shared.state.lock();
-            state.queues.get_mut(&id).map(|queue| {
-                queue.news = news.map(|news| (id, news));
-                queue.rewind();
-                queue.changed.clone()
-            })
+            state.queues.get_mut(id).map(|queue| queue.read_by(news.map(|news| (id, news))))
         };
         let changed = changed.unwrap_or_default();
         let reader = Reader { journal, id, changed, taken: VecDeque::new(), settled: Vec::new() };
@@ -57,10 +53,10 @@ impl Reader {
     fn attach(&self) {
         let shared = &self.journal.shared;
         let mut state = shared.state.lock();
-        if let Some(queue) = state.queues.get_mut(&self.id) {
+        if let Some(queue) = state.queues.get_mut(self.id) {
             queue.attach();
         }
-        if state.request_fills(&[self.id]) {
+        if state.queues.request_fills(&[self.id]) {
             shared.fill.notify_one();
         }
     }
@@ -76,13 +72,13 @@ impl Reader {
             return Some(delivery);
         }
         let mut state = lock(&self.journal, self.id, &mut self.settled);
-        let queue = state.queues.get_mut(&self.id)?;
+        let queue = state.queues.get_mut(self.id)?;
         queue.attach();
         let delivery = queue.take();
         if delivery.is_some() {
             self.taken.extend(std::iter::from_fn(|| queue.take()).take(most.min(AT_ONCE).saturating_sub(1)));
         }
-        if queue.wants_fill() && state.request_fills(&[self.id]) {
+        if queue.wants_fill() && state.queues.request_fills(&[self.id]) {
             self.journal.shared.fill.notify_one();
         }
         delivery
@@ -96,7 +92,7 @@ impl Reader {
     /// Has the queue do something, where nothing has been taken that is not used.
     fn with_queue(&mut self, act: impl FnOnce(&mut Queue)) {
         let mut state = lock(&self.journal, self.id, &mut self.settled);
-        if let Some(queue) = state.queues.get_mut(&self.id) {
+        if let Some(queue) = state.queues.get_mut(self.id) {
             queue.put_back(self.taken.drain(..));
             act(queue);
         }
@@ -163,7 +159,7 @@ fn lock<'a>(
     #[cfg(test)]
     shared.reads.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
     let mut state = shared.state.lock();
-    if let Some(queue) = state.queues.get_mut(&id).filter(|_| !settled.is_empty()) {
+    if let Some(queue) = state.queues.get_mut(id).filter(|_| !settled.is_empty()) {
         settled.drain(..).for_each(|(position, outcome)| queue.settle(position, outcome));
         if state.moved(id) {
             shared.work.notify_one();
@@ -222,21 +218,21 @@ impl Filler {
         let shared = self.shared.clone();
         loop {
             let mut state = shared.state.lock();
-            if state.stop.is_some() {
+            if state.stopping().is_some() {
                 return;
             }
-            if let Some(id) = state.fills.pop_front() {
+            if let Some(id) = state.queues.next_fill() {
                 drop(state);
                 self.fill(id);
-            } else if let Some(name) = state.making.clone() {
+            } else if let Some(name) = state.log.making().cloned() {
                 drop(state);
                 self.make(&name);
-            } else if let Some(generation) = state.unverified.pop_front() {
+            } else if let Some(generation) = state.log.next_to_check() {
                 drop(state);
                 self.verify(generation);
             } else if let Some(due) = self.unread.values().filter_map(|(_, due)| *due).min() {
                 if shared.fill.wait_until(&mut state, due).timed_out() {
-                    state.unverified.extend(self.unread_by(Instant::now()));
+                    state.log.check(self.unread_by(Instant::now()));
                 }
             } else {
                 shared.fill.wait(&mut state);
@@ -252,21 +248,18 @@ impl Filler {
 
     /// Makes the next file; where that fails, the writing thread sees for itself when it needs one.
     fn make(&self, name: &str) {
-        let (size, most) = (self.shared.settings.segment_size(), self.shared.settings.segments());
+        let size = self.shared.settings.segment_size();
         let made = self.shared.storage.create(name, size);
         let mut state = self.shared.state.lock();
-        // the writing thread may not have waited for it
-        if made.is_ok() && state.segments.len() + state.spare.len() >= most {
+        if made.is_err() {
+            state.log.forget_made();
+        } else if state.log.made(&self.shared.settings) {
+            state.counts.wrote(size, 0);
+        } else {
             // it keeps its name until it is gone: another file of that name must not be removed instead
             drop(state);
             let _ = self.shared.storage.remove(name);
-            self.shared.state.lock().making = None;
-            return;
-        }
-        state.making = None;
-        if made.is_ok() {
-            state.spare.push(name.into());
-            state.counts.written_bytes += size;
+            self.shared.state.lock().log.forget_made();
         }
     }
 
@@ -275,17 +268,11 @@ impl Filler {
         while let Some(job) = self.job(id) {
             let (found, place) = self.read(&job, self.places.get(&id).copied());
             let mut state = self.shared.state.lock();
-            let is_there =
-                state.segments.get(&job.generation).is_some_and(|segment| segment.header.salt == job.header.salt);
-            let Some(queue) = state.queues.get_mut(&id) else { return };
+            let is_there = state.log.get(job.generation).is_some_and(|segment| segment.header.salt == job.header.salt);
+            let Some(queue) = state.queues.get_mut(id) else { return };
             // a segment that was given up meanwhile may have been overwritten while we read
-            if is_there && queue.behind == Some(job.from) {
-                for (position, ordinal, message) in found {
-                    queue.push_ready(Position(position), ordinal, message);
-                }
-                queue.behind = Some(place.last + 1);
+            if is_there && queue.filled(job.from, place.last, found) {
                 self.places.insert(id, place);
-                queue.tell();
             }
         }
     }
@@ -294,32 +281,22 @@ impl Filler {
     fn job(&mut self, id: ConsumerId) -> Option<Job> {
         let mut guard = self.shared.state.lock();
         let state: &mut JournalState = &mut guard;
-        let most = if state.has_room_ahead() { AHEAD_BYTES } else { SMALL_PORTION };
-        let Some(queue) = state.queues.get_mut(&id) else {
+        let most = if state.queues.have_room_ahead() { AHEAD_BYTES } else { SMALL_PORTION };
+        let Some(queue) = state.queues.get_mut(id) else {
             self.places.remove(&id);
             return None;
         };
-        queue.filling = false;
-        let from = queue.behind?;
-        if !queue.wants_fill() {
-            return None;
-        }
-        let found = state.segments.iter().find(|(_, segment)| {
-            segment.last >= from && segment.shares.get(&queue.key).is_some_and(|share| share.last > queue.cursor.base)
-        });
-        let Some((generation, segment)) = found else {
-            // all that is safe is in memory: what comes now comes from there
-            queue.behind = None;
-            queue.pass();
-            queue.tell();
-            state.full_for = Default::default();
+        let from = queue.next_to_read()?;
+        let Some(segment) = state.log.next_for(queue.key(), queue.base(), from) else {
+            queue.caught_up();
+            state.space.changed();
             self.places.remove(&id);
             return None;
         };
-        queue.filling = true;
+        queue.asks_for_fill();
         Some(Job {
-            key: queue.key,
-            generation: *generation,
+            key: queue.key(),
+            generation: segment.header.generation,
             name: segment.name.clone(),
             header: segment.header,
             end: segment.end,
@@ -361,7 +338,7 @@ impl Filler {
 
     /// Reads a segment to the end and reports what is wrong with it.
     fn verify(&mut self, generation: u64) {
-        let found = self.shared.state.lock().segments.get(&generation).cloned();
+        let found = self.shared.state.lock().log.get(generation).cloned();
         let times = self.unread.remove(&generation).map_or(0, |(times, _)| times);
         let Some(segment) = found else { return };
         let mut scanner = Scanner::new(&*self.shared.storage, &segment.name, &segment.header, segment.end);
@@ -380,15 +357,9 @@ impl Filler {
             return;
         }
         let mut state = self.shared.state.lock();
-        let Some(still) = state.segments.get_mut(&generation).filter(|still| still.header.salt == segment.header.salt)
-        else {
-            return; // given up meanwhile
-        };
-        still.is_damaged &= !is_whole;
-        if is_whole {
+        if !state.log.checked(&segment, is_whole) || is_whole {
             return;
         }
-        still.is_bad = true;
         let report = Report::Damaged {
             file: segment.name,
             places: damage.places + u32::from(rest > 0),
@@ -396,6 +367,6 @@ impl Filler {
             records: segment.records.saturating_sub(records),
         };
         error!("journal: {report}");
-        state.report(report);
+        state.reports.add(report);
     }
 }

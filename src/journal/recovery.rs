@@ -7,21 +7,21 @@ use std::collections::HashMap;
 
 use bytes::Bytes;
 
-use super::boots::Boots;
+use super::boots::{Boots, decode_boot};
+use super::consumers::{Queue, decode_cursors};
 use super::format::{
     ASIDE_SUFFIX, DATA, FileKind, HEADER_COPY, Header, HeaderError, RecordKind, SEGMENT_SUFFIX, SNAPSHOT, SNAPSHOT_NEW,
-    WHOLE_HEADER_LEN, u16_at, u64_at,
+    WHOLE_HEADER_LEN, u16_at,
 };
-use super::parts::PARTS;
-use super::queue::{IN_HAND, Queue};
+use super::log::Segment;
+use super::parts::Part;
 use super::record::{Damage, RecordRef, Scanner};
 use super::report::Report;
-use super::segment::Segment;
 use super::settings::JournalSettings;
-use super::snapshot::{SnapshotTable, TableSegment, decode_boot};
-use super::state::{JournalState, decode_cursors};
+use super::snapshot::{SnapshotTable, TableSegment};
+use super::state::JournalState;
 use super::storage::Storage;
-use super::{CURSOR_EVERY, JournalError, Limits, MOST_ASIDE};
+use super::{JournalError, Limits};
 use crate::message::MessageRef;
 use crate::time::Clock;
 
@@ -41,7 +41,7 @@ pub fn recover(
         Ok(files) => files,
         Err(error) => {
             let report = Report::Unreadable { file: "the directory".into(), error: error.to_string() };
-            recovery.state.report(report);
+            recovery.state.reports.add(report);
             Vec::new()
         }
     };
@@ -75,39 +75,12 @@ pub fn read_header(storage: &dyn Storage, name: &str) -> Result<(Header, bool), 
 
 /// Renames a file so that it is not used any more, and removes the oldest of those.
 fn set_aside(storage: &dyn Storage, state: &mut JournalState, name: &str, bytes: u64) {
-    let to = aside_name(state, name);
+    let to = state.log.aside_name(name);
     let renamed = storage.rename(name, &to);
-    for oldest in note_aside(state, name, to, bytes, renamed) {
+    for oldest in state.set_aside(name.into(), to, bytes, renamed) {
         // what cannot be removed is in nobody's way
         let _ = storage.remove(&oldest);
     }
-}
-
-/// A name for a file that is not used any more.
-pub(crate) fn aside_name(state: &JournalState, name: &str) -> String {
-    (1..)
-        .map(|number: u32| format!("{name}.{number}{ASIDE_SUFFIX}"))
-        .find(|to| !state.aside.contains(to))
-        .unwrap_or_default()
-}
-
-/// A file was renamed so that it is not used any more; returns those that have been there for too long.
-pub(crate) fn note_aside(
-    state: &mut JournalState,
-    name: &str,
-    to: String,
-    bytes: u64,
-    renamed: std::io::Result<()>,
-) -> Vec<String> {
-    match renamed {
-        Ok(()) => {
-            state.aside.push_back(to.clone());
-            state.report(Report::SetAside { file: name.into(), to, bytes });
-        }
-        Err(error) => state.report(Report::Unreadable { file: name.into(), error: error.to_string() }),
-    }
-    let surplus = state.aside.len().saturating_sub(MOST_ASIDE);
-    state.aside.drain(..surplus).collect()
 }
 
 struct Recovery<'a> {
@@ -126,14 +99,14 @@ impl Recovery<'_> {
                 // it was never finished
                 let _ = self.storage.remove(name);
             } else if name.ends_with(ASIDE_SUFFIX) {
-                self.state.aside.push_back(name.clone());
+                self.state.log.note_aside(name.clone());
             }
         }
         let Some((_, len)) = files.iter().find(|(name, _)| name == SNAPSHOT) else { return Ok(None) };
         let header = match read_header(self.storage, SNAPSHOT) {
             Ok((header, is_damaged)) => {
                 if is_damaged {
-                    self.state.report(Report::Header { file: SNAPSHOT.into() });
+                    self.state.reports.add(Report::Header { file: SNAPSHOT.into() });
                 }
                 header
             }
@@ -145,7 +118,7 @@ impl Recovery<'_> {
                 return Ok(None);
             }
         };
-        self.state.snapshot_bytes = *len;
+        self.state.log.has_snapshot(*len);
         let mut scanner = Scanner::new(self.storage, SNAPSHOT, &header, header.size);
         let (mut table, mut last, mut missing) = (None, 0, 0);
         while let Some((_, record)) = scanner.next_record() {
@@ -167,7 +140,7 @@ impl Recovery<'_> {
     fn report_damage(&mut self, name: &str, damage: Damage, rest: u64, records: u64) {
         if damage.places > 0 || rest > 0 || records > 0 {
             let (places, bytes) = (damage.places + u32::from(rest > 0), damage.bytes + rest);
-            self.state.report(Report::Damaged { file: name.into(), places, bytes, records });
+            self.state.reports.add(Report::Damaged { file: name.into(), places, bytes, records });
         }
     }
 
@@ -178,7 +151,7 @@ impl Recovery<'_> {
             match read_header(self.storage, name) {
                 Ok((header, is_damaged)) => {
                     if is_damaged {
-                        self.state.report(Report::Header { file: name.clone() });
+                        self.state.reports.add(Report::Header { file: name.clone() });
                     }
                     found.push(Segment::new(name.clone(), header));
                 }
@@ -199,25 +172,17 @@ impl Recovery<'_> {
             if is_free {
                 self.set_free(&segment.name, segment.header.size, settings);
             } else {
-                self.state.segments.insert(segment.header.generation, segment.clone());
+                self.state.log.insert(segment.clone());
             }
         }
-        let upto = self.state.segments.values().map(|segment| match segment.header.kind {
-            FileKind::Merged { upto, .. } => upto,
-            _ => 0,
-        });
-        let mut upto: Vec<u64> = upto.collect();
-        upto.insert(0, 0);
-        for (segment, upto) in self.state.segments.values_mut().zip(upto) {
-            segment.from = segment.header.base.max(upto + 1);
-        }
+        self.state.log.pass_over_merged();
         Ok(())
     }
 
     /// A file that holds nothing can become a segment.
     fn set_free(&mut self, name: &str, len: u64, settings: &JournalSettings) {
         if len == settings.segment_size() {
-            self.state.spare.push(name.into());
+            self.state.log.add_spare(name.into());
         } else {
             // what cannot be removed is found again at the next start
             let _ = self.storage.remove(name);
@@ -234,23 +199,19 @@ impl Recovery<'_> {
     /// Reads what the snapshot does not know.
     fn read(&mut self, table: Option<SnapshotTable>) {
         let table = table.unwrap_or_default();
-        self.state.covered = table.covered;
-        self.state.boots = Boots { known: table.boots, ..Boots::default() };
+        self.state.log.cover(table.covered);
+        self.state.boots = Boots::of(table.boots);
         for known in &table.consumers {
             let id = self.state.insert(&known.name, known.key, known.cursor.base, UNBOUNDED);
-            if let Some(queue) = self.state.queues.get_mut(&id) {
-                queue.cursor = known.cursor;
-                (queue.accepted, queue.committed) = (known.committed, known.committed);
-                queue.received = known.received.iter().copied().collect();
-                queue.released = known.released.iter().copied().collect();
+            if let Some(queue) = self.state.queues.get_mut(id) {
+                queue.restore(known.cursor, known.committed, &known.received, &known.released);
             }
         }
         let open = table.segments.keys().next_back().copied();
-        let mut generations: Vec<u64> = self.state.segments.keys().copied().collect();
-        generations.sort_unstable();
+        let generations: Vec<u64> = self.state.log.segments().keys().copied().collect();
         for (at, generation) in generations.iter().enumerate() {
-            let next = generations.get(at + 1).and_then(|next| self.state.segments.get(next)).map(|next| next.header);
-            let Some(segment) = self.state.segments.get_mut(generation) else { continue };
+            let next = generations.get(at + 1).and_then(|next| self.state.log.get(*next)).map(|next| next.header);
+            let Some(mut segment) = self.state.log.remove(*generation) else { continue };
             // merged files are not what the table of an earlier snapshot says of their generation
             let Header { kind, salt, base, .. } = segment.header;
             let is_as_known = |known: &&TableSegment| {
@@ -258,19 +219,17 @@ impl Recovery<'_> {
             };
             match table.segments.get(generation).filter(|_| Some(*generation) != open).filter(is_as_known) {
                 Some(known) => {
-                    (segment.last, segment.end, segment.records) = (known.last, known.end, known.records);
-                    segment.shares.clone_from(&known.shares);
-                    (segment.in_part, segment.largest) = (known.in_part, known.largest);
-                    self.state.unverified.push_back(*generation);
+                    segment.restore((known.last, known.end, known.records), known.contents.clone());
+                    self.state.log.check([*generation]);
                 }
-                None => self.scan(*generation, next),
+                None => self.scan(&mut segment, next),
             }
+            self.state.log.insert(segment);
         }
     }
 
     /// Reads a segment; `next` is the header of the one after it.
-    fn scan(&mut self, generation: u64, next: Option<Header>) {
-        let Some(mut segment) = self.state.segments.remove(&generation) else { return };
+    fn scan(&mut self, segment: &mut Segment, next: Option<Header>) {
         let is_merged = segment.header.kind != FileKind::Segment;
         let limit = segment.limit(next.as_ref());
         let name = segment.name.clone();
@@ -287,12 +246,11 @@ impl Recovery<'_> {
             }
             missing += record.position() - last - 1;
             last = record.position();
-            if record.position() > self.state.covered {
+            if record.position() > self.state.log.covered() {
                 is_moved |= apply(&mut self.state, &mut self.retained, &mut self.orderly, &record);
             }
             if record.kind() == Some(RecordKind::Message) {
-                let state = &self.state;
-                segment.add_message(&record, |key| Some(state.queues.get(state.by_key.get(&key)?)?.part));
+                segment.add_message(&record, |key| self.state.queues.part_of_key(key));
             }
         }
         if !is_merged {
@@ -300,52 +258,44 @@ impl Recovery<'_> {
         }
         if is_moved {
             // which of its messages were counted for another part is not known
-            segment.in_part = [segment.end - DATA; PARTS];
+            Part::ALL.into_iter().for_each(|part| segment.count_all_for(part));
         }
         let (damage, unreadable) = (scanner.damage, scanner.unreadable);
         let is_torn = next.is_none() && scanner.is_torn();
         // the next segment tells what this one ended with
-        let follows =
-            next.filter(|next| next.first_generation() == generation + 1 && next.base > segment.last && !is_merged);
+        let follows = next.filter(|next| {
+            next.first_generation() == segment.header.generation + 1 && next.base > segment.last && !is_merged
+        });
         let rest = follows.map_or(0, |next| next.base - segment.last - 1);
         // what a merged segment lacks, nobody needs
         missing *= u64::from(!is_merged);
         segment.is_bad = unreadable > 0 || damage.places > 0;
-        if !is_reused(self.storage, &segment) {
+        if !is_reused(self.storage, segment) {
             self.report_damage(&name, damage, 0, missing + rest);
         }
         if is_torn {
-            self.state.report(Report::TornTail { file: name, at: segment.end });
+            self.state.reports.add(Report::TornTail { file: name, at: segment.end });
         }
-        self.state.committed = self.state.committed.max(segment.last);
-        self.state.segments.insert(generation, segment);
+        self.state.log.commit(segment.last);
     }
 
     fn finish(&mut self, boot: u64, clock: &dyn Clock) {
         let state = &mut self.state;
-        state.committed = state.committed.max(state.covered);
-        state.newest = state.committed;
-        state.forget_lost_parts();
+        state.log.commit(state.log.covered());
+        state.pending.begin_after(state.log.committed());
+        state.kept.forget_lost_parts();
         state.boots.enter(boot);
         for (boot, bytes) in self.retained.values() {
             if let Some(message) = state.boots.translate(bytes, *boot, clock) {
-                state.retain(message);
+                state.kept.retain(message);
             }
         }
-        for queue in state.queues.values_mut() {
-            queue.accepted = queue.accepted.max(queue.cursor.base);
-            queue.committed = queue.accepted;
-            let is_orderly = self.orderly.get(&queue.key) == Some(&true);
-            let in_doubt = if is_orderly { 0 } else { CURSOR_EVERY + IN_HAND };
-            queue.maybe_sent = queue.cursor.read.max(queue.cursor.base + in_doubt);
-            for segment in state.segments.values() {
-                if let Some(share) = segment.shares.get(&queue.key).filter(|share| share.last > queue.cursor.base) {
-                    let left = (share.last - queue.cursor.base).min(u64::from(share.count));
-                    let bytes = share.bytes_of(left);
-                    queue.sizes.push(left as u32, bytes, None);
-                }
-            }
-            queue.behind = (queue.waiting() > 0).then_some(0);
+        let JournalState { log, queues, .. } = state;
+        for queue in queues.iter_mut() {
+            let is_orderly = self.orderly.get(&queue.key()) == Some(&true);
+            let waiting: Vec<(u32, u64)> =
+                log.segments().values().filter_map(|segment| segment.waiting_for(queue)).collect();
+            queue.begin(&waiting, is_orderly);
         }
     }
 }
@@ -386,34 +336,31 @@ fn keep_session(state: &mut JournalState, record: &RecordRef<'_>) {
     let (Some(name), Some(value)) = (body.get(2..end), body.get(end..)) else { return };
     let Ok(name) = std::str::from_utf8(name) else { return };
     if value.is_empty() {
-        state.forget_session(name);
+        state.kept.forget(name);
     } else {
-        state.sessions.insert(name.into(), Bytes::copy_from_slice(value));
+        state.kept.keep(name, value);
     }
 }
 
 /// The consumer with this key; one whose name was lost is made for a message that is there for it.
 fn queue_of(state: &mut JournalState, key: u64, base: u64) -> Option<&mut Queue> {
-    let id = match state.by_key.get(&key) {
-        Some(id) => *id,
-        None => state.insert("", key, base, UNBOUNDED),
-    };
-    state.queues.get_mut(&id)
+    let id = state.queues.id_of_key(key).unwrap_or_else(|| state.insert("", key, base, UNBOUNDED));
+    state.queues.get_mut(id)
 }
 
 fn apply_message(state: &mut JournalState, retained: &mut HashMap<Box<str>, (u32, Bytes)>, record: &RecordRef<'_>) {
     for (key, ordinal) in record.consumers() {
         if let Some(queue) = queue_of(state, key, ordinal.saturating_sub(1)) {
-            queue.accepted = queue.accepted.max(ordinal);
+            queue.found(ordinal);
         }
     }
     if let Some((key, packet_id)) = record.received()
         && let Some(queue) = queue_of(state, key, 0)
     {
-        queue.received.insert(packet_id as u16);
+        queue.receive(packet_id as u16);
     }
     if let Some((key, ordinal)) = record.handed_over()
-        && let Some(queue) = state.by_key.get(&key).and_then(|id| state.queues.get_mut(id))
+        && let Some(queue) = state.queues.of_key_mut(key)
     {
         queue.note(1, ordinal);
     }
@@ -425,8 +372,8 @@ fn apply_consumer(state: &mut JournalState, record: &RecordRef<'_>) -> bool {
     let (Some((key, base)), Ok(name)) = (record.consumers().next(), std::str::from_utf8(record.body())) else {
         return false;
     };
-    let known = state.by_key.get(&key).copied();
-    match known.and_then(|id| Some((id, state.queues.get(&id)?.cursor.base))) {
+    let known = state.queues.id_of_key(key);
+    match known.and_then(|id| Some((id, state.queues.get(id)?.base()))) {
         Some((id, known)) if known >= base => state.rename(id, name),
         _ => {
             state.insert(name, key, base, UNBOUNDED);
@@ -449,34 +396,25 @@ fn apply(
         Some(RecordKind::Consumer) => return apply_consumer(state, record),
         Some(RecordKind::ConsumerRemoved) => {
             if let Some((key, _)) = record.consumers().next()
-                && let Some(id) = state.by_key.get(&key)
+                && let Some(id) = state.queues.id_of_key(key)
             {
-                state.forget(*id);
+                state.forget(id);
             }
         }
         Some(RecordKind::Cursors) => {
             let (cursors, is_orderly) = decode_cursors(body);
             for (key, cursor) in cursors {
-                if let Some(queue) = queue_of(state, key, cursor.base).filter(|queue| queue.cursor.base <= cursor.base)
-                {
-                    queue.cursor = cursor;
-                    queue.released.retain(|ordinal| *ordinal > cursor.base);
+                if queue_of(state, key, cursor.base).is_some_and(|queue| queue.follow(cursor)) {
                     orderly.insert(key, is_orderly);
                 }
             }
         }
-        Some(RecordKind::Note) => {
-            if let Some((key, _)) = record.consumers().next()
-                && let Some(queue) = state.by_key.get(&key).and_then(|id| state.queues.get_mut(id))
-            {
-                queue.note(u64_at(body, 0), u64_at(body, 8));
-            }
-        }
+        Some(RecordKind::Note) => state.follow_note(record),
         Some(RecordKind::Clock) => {
             // with it every run of the gateway begins to write
             orderly.clear();
             if let Some((number, boot)) = decode_boot(body) {
-                state.boots.known.insert(number, boot);
+                state.boots.learn(number, boot);
             }
         }
         Some(RecordKind::Table) | None => {}

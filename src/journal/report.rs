@@ -1,14 +1,12 @@
 //! What the journal has to say about itself.
 
+use std::collections::VecDeque;
 use std::fmt;
-use std::time::Duration;
 
 use schemars::JsonSchema;
 use serde::Serialize;
 
-use super::settings::JournalSettings;
-use super::state::JournalState;
-use super::{ConsumerId, Journal};
+use super::MOST_REPORTS;
 
 /// Something that was wrong with a file.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -119,46 +117,85 @@ pub(crate) struct Status {
     pub(crate) set_aside: usize,
 }
 
-impl Journal {
-    /// Ordinals that this consumer has not settled and that may have been sent before the process began, where its task has never
-    /// had more unsettled at a time.
-    pub(crate) fn maybe_sent(&self, id: ConsumerId, in_hand: u64) -> std::ops::Range<u64> {
-        self.shared.state.lock().queues.get(&id).map_or(0..0, |queue| queue.maybe_sent(in_hand))
-    }
-
-    /// The least of the lasting names that are of this kind; looks through all of them.
-    pub(crate) fn find_consumer(&self, is_it: impl Fn(&str) -> bool) -> Option<Box<str>> {
-        let state = self.shared.state.lock();
-        state.by_name.keys().filter(|name| is_it(name)).min().cloned()
-    }
+/// Counters since the start.
+#[derive(Debug, Default)]
+pub(crate) struct JournalCounts {
+    messages: u64,
+    records: u64,
+    written_bytes: u64,
+    syncs: u64,
+    refused: u64,
+    evicted: u64,
 }
 
-/// A disk that has not answered for so long is taken for one that fails.
-const STANDS_STILL: Duration = Duration::from_secs(20);
-
-impl JournalState {
-    /// What is to be said of a write that gets nowhere.
-    fn standing_still(&self) -> Option<String> {
-        let seconds = self.writing_since.map(|since| since.elapsed()).filter(|since| *since >= STANDS_STILL)?.as_secs();
-        Some(format!("the disk has not taken a write for {seconds} s: see dmesg; the card may be worn out"))
+impl JournalCounts {
+    /// A record has become safe.
+    pub(crate) fn add(&mut self, is_message: bool) {
+        self.records += 1;
+        self.messages += u64::from(is_message);
     }
-}
 
-impl Status {
-    /// As things are.
-    pub(crate) fn of(state: &JournalState, settings: &JournalSettings) -> Status {
-        let segments: u64 = state.segments.values().map(|segment| segment.header.size).sum();
+    /// Bytes were given to the system, which has synced so often.
+    pub(crate) fn wrote(&mut self, bytes: u64, syncs: u64) {
+        self.written_bytes += bytes;
+        self.syncs += syncs;
+    }
+
+    /// A message was refused.
+    pub(crate) fn refuse(&mut self) {
+        self.refused += 1;
+    }
+
+    /// Messages that were refused.
+    pub(crate) fn refused(&self) -> u64 {
+        self.refused
+    }
+
+    /// A segment was given up to make room.
+    pub(crate) fn evict(&mut self) {
+        self.evicted += 1;
+    }
+
+    /// As the status has them.
+    pub(crate) fn shown(&self) -> Status {
         Status {
-            failing: state.failing.clone().or_else(|| state.standing_still()),
-            is_full: state.is_full || state.was_full,
-            used_bytes: segments + state.spare.len() as u64 * settings.segment_size() + state.snapshot_bytes,
-            max_bytes: settings.max_size,
-            segments: state.segments.len(),
-            pending_bytes: state.pending.bytes.len(),
-            synced: state.committed,
-            bytes_per_message: state.counts.written_bytes / state.counts.messages.max(1),
-            set_aside: state.aside.len(),
-            ..state.counts.clone()
+            messages: self.messages,
+            records: self.records,
+            written_bytes: self.written_bytes,
+            bytes_per_message: self.written_bytes / self.messages.max(1),
+            syncs: self.syncs,
+            refused: self.refused,
+            evicted: self.evicted,
+            ..Status::default()
         }
+    }
+}
+
+/// What was wrong with the files, since the start.
+#[derive(Debug, Default)]
+pub(crate) struct Reports {
+    /// The last [`MOST_REPORTS`].
+    last: VecDeque<Report>,
+    /// How many were about acknowledged messages.
+    losses: u64,
+}
+
+impl Reports {
+    /// Something was wrong with a file.
+    pub(crate) fn add(&mut self, report: Report) {
+        self.losses += u64::from(report.is_loss());
+        self.last.push_back(report);
+        let old = self.last.len().saturating_sub(MOST_REPORTS);
+        drop(self.last.drain(..old));
+    }
+
+    /// The last ones, oldest first.
+    pub(crate) fn iter(&self) -> impl DoubleEndedIterator<Item = &Report> + ExactSizeIterator {
+        self.last.iter()
+    }
+
+    /// How many were about acknowledged messages.
+    pub(crate) fn losses(&self) -> u64 {
+        self.losses
     }
 }

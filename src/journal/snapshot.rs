@@ -10,16 +10,15 @@ use std::io;
 
 use bytes::Bytes;
 
-use super::boots::Boot;
+use super::boots::{BOOT_LEN, Boot, decode_boot, encode_boot};
+use super::consumers::{CURSOR_LEN, Cursor, decode_cursors, encode_cursor};
 use super::format::{
-    DATA, FAR, FLAG_RETAINED, FileKind, HEADER_COPY, Header, RecordKind, SNAPSHOT, SNAPSHOT_NEW, padded, u16_at,
-    u32_at, u64_at,
+    DATA, FAR, FLAG_RETAINED, FileKind, HEADER_COPY, Header, RecordKind, SNAPSHOT, SNAPSHOT_NEW, padded, u16_at, u64_at,
 };
+use super::log::{SegmentContents, SegmentShare};
 use super::parts::PARTS;
-use super::queue::Cursor;
 use super::record::{self, RecordDraft};
-use super::segment::SegmentShare;
-use super::state::{CURSOR_LEN, JournalState, decode_cursors, encode_cursor};
+use super::state::JournalState;
 use super::storage::Storage;
 use crate::message::Message;
 
@@ -51,11 +50,7 @@ pub(crate) struct TableSegment {
     /// Number of records.
     pub(crate) records: u64,
     /// What it holds for whom.
-    pub(crate) shares: HashMap<u64, SegmentShare>,
-    /// See [`super::segment::Segment::in_part`].
-    pub(crate) in_part: [u64; PARTS],
-    /// See [`super::segment::Segment::largest`].
-    pub(crate) largest: u64,
+    pub(crate) contents: SegmentContents,
     /// Salt of the file; 0: earlier versions did not note it.
     pub(crate) salt: u64,
 }
@@ -70,33 +65,6 @@ pub struct SnapshotTable {
     pub(crate) boots: BTreeMap<u32, Boot>,
     /// Segments by generation; the last one was being written.
     pub(crate) segments: BTreeMap<u64, TableSegment>,
-}
-
-/// Appends a boot as records hold it.
-pub(crate) fn encode_boot(number: u32, boot: &Boot, out: &mut Vec<u8>) {
-    for value in [u64::from(number), boot.id, boot.offset_ms as u64, u64::from(boot.is_synchronised), boot.seen_ms] {
-        out.extend_from_slice(&value.to_le_bytes());
-    }
-}
-
-/// No clock is that far from right, and nobody boots that often.
-const LONGEST_MS: u64 = 1 << 52;
-const MOST_BOOTS: u32 = 1 << 31;
-
-/// Length of a boot in a table; its `seen_ms` stands behind everything else there, since it came later.
-const BOOT_LEN: usize = 32;
-
-/// Reads what [`encode_boot`] has written.
-pub(crate) fn decode_boot(bytes: &[u8]) -> Option<(u32, Boot)> {
-    let boot = Boot {
-        id: u64_at(bytes, 8),
-        offset_ms: (u64_at(bytes, 16) as i64).clamp(-(LONGEST_MS as i64), LONGEST_MS as i64),
-        is_synchronised: u64_at(bytes, 24) == 1,
-        // 0 beyond the end: earlier versions did not note it
-        seen_ms: u64_at(bytes, 32).min(LONGEST_MS),
-    };
-    let number = u32_at(bytes, 0);
-    (bytes.len() >= BOOT_LEN && number <= MOST_BOOTS).then_some((number, boot))
 }
 
 /// What the largest message of a segment is taken for where an earlier version has not noted it.
@@ -116,24 +84,22 @@ fn many(each: usize, count: u64) -> Option<usize> {
 impl SnapshotTable {
     /// As things stand.
     pub fn of(state: &JournalState) -> SnapshotTable {
-        let consumers = state.queues.values().map(|queue| TableConsumer {
-            name: queue.name.clone(),
-            key: queue.key,
-            // what its bounds have pushed out before it was safe is not coming
-            committed: queue.committed.max(queue.cursor.base),
-            cursor: queue.cursor,
-            received: queue.received.iter().copied().collect(),
-            released: queue.released.iter().copied().collect(),
+        let consumers = state.queues.iter().map(|(_, queue)| TableConsumer {
+            name: queue.name().into(),
+            key: queue.key(),
+            committed: queue.committed(),
+            cursor: *queue.cursor(),
+            received: queue.received().iter().copied().collect(),
+            released: queue.released().iter().copied().collect(),
         });
-        let segments = state.segments.iter().map(|(generation, segment)| {
-            let (last, end, records) = (segment.last, segment.end, segment.records);
-            let (in_part, largest, salt) = (segment.in_part, segment.largest, segment.header.salt);
-            (*generation, TableSegment { last, end, records, shares: segment.shares.clone(), in_part, largest, salt })
+        let segments = state.log.segments().iter().map(|(generation, segment)| {
+            let (last, end, records, salt) = (segment.last, segment.end, segment.records, segment.header.salt);
+            (*generation, TableSegment { last, end, records, contents: segment.contents(), salt })
         });
         SnapshotTable {
-            covered: state.committed,
+            covered: state.log.committed(),
             consumers: consumers.collect(),
-            boots: state.boots.known.clone(),
+            boots: state.boots.known().clone(),
             segments: segments.collect(),
         }
     }
@@ -160,8 +126,9 @@ impl SnapshotTable {
         }
         put(&mut out, &[self.segments.len() as u64]);
         for (generation, segment) in &self.segments {
-            put(&mut out, &[*generation, segment.last, segment.end, segment.records, segment.shares.len() as u64]);
-            for (key, share) in &segment.shares {
+            let shares = &segment.contents.shares;
+            put(&mut out, &[*generation, segment.last, segment.end, segment.records, shares.len() as u64]);
+            for (key, share) in shares {
                 put(&mut out, &[*key, share.first, share.last, u64::from(share.count), share.bytes]);
             }
         }
@@ -170,10 +137,10 @@ impl SnapshotTable {
         }
         for segment in self.segments.values() {
             put(&mut out, &[segment.salt]);
-            put(&mut out, &segment.in_part);
+            put(&mut out, &segment.contents.in_part);
         }
         for segment in self.segments.values() {
-            put(&mut out, &[segment.largest]);
+            put(&mut out, &[segment.contents.largest]);
         }
         out
     }
@@ -215,7 +182,7 @@ impl SnapshotTable {
                 let bytes = take(40)?;
                 let part = |at: usize| u64_at(&bytes, at * 8);
                 let share = SegmentShare { first: part(1), last: part(2), count: part(3) as u32, bytes: part(4) };
-                segment.shares.insert(part(0), share);
+                segment.contents.shares.insert(part(0), share);
             }
             table.segments.insert(value(0), segment);
         }
@@ -225,13 +192,13 @@ impl SnapshotTable {
         for segment in table.segments.values_mut() {
             // what earlier versions wrote ends before this
             let most = segment.end.saturating_sub(DATA);
-            (segment.salt, segment.in_part) = take(8 * (1 + PARTS)).map_or((0, [most; PARTS]), |bytes| {
+            (segment.salt, segment.contents.in_part) = take(8 * (1 + PARTS)).map_or((0, [most; PARTS]), |bytes| {
                 (u64_at(&bytes, 0), std::array::from_fn(|part| u64_at(&bytes, 8 * (1 + part))))
             });
         }
         for segment in table.segments.values_mut() {
             // where it was not noted, messages are taken for no larger than most are
-            segment.largest = take(8).map_or(USUAL_LARGEST, |bytes| u64_at(&bytes, 0));
+            segment.contents.largest = take(8).map_or(USUAL_LARGEST, |bytes| u64_at(&bytes, 0));
         }
         Some(table).filter(SnapshotTable::is_sound)
     }
@@ -243,7 +210,7 @@ impl SnapshotTable {
             ordinals.into_iter().chain(consumer.released.iter().copied())
         });
         let segments = self.segments.iter().flat_map(|(generation, segment)| {
-            let shares = segment.shares.values().map(|share| share.last.max(share.first));
+            let shares = segment.contents.shares.values().map(|share| share.last.max(share.first));
             [*generation, segment.last, segment.end, segment.records].into_iter().chain(shares)
         });
         consumers.chain(segments).chain([self.covered]).all(|number| number <= FAR)
@@ -264,9 +231,9 @@ impl SnapshotContents {
     pub(crate) fn of(state: &JournalState) -> SnapshotContents {
         SnapshotContents {
             table: SnapshotTable::of(state),
-            boot: state.boots.current,
-            retained: state.retained.values().cloned().collect(),
-            sessions: state.sessions.iter().map(|(name, value)| (name.clone(), value.clone())).collect(),
+            boot: state.boots.number(),
+            retained: state.kept.retained().cloned().collect(),
+            sessions: state.kept.values().map(|(name, value)| (name.clone(), value.clone())).collect(),
         }
     }
 
@@ -363,16 +330,14 @@ mod tests {
         });
         table.boots.insert(2, Boot { id: 1, offset_ms: -5, is_synchronised: true, seen_ms: 7 });
         let share = SegmentShare { first: 1, last: 2, count: 2, bytes: 99 };
-        let shares = HashMap::from([(5, share)]);
-        table
-            .segments
-            .insert(4, TableSegment { last: 1, end: 2, records: 3, shares, in_part: [1, 2, 3], largest: 8, salt: 9 });
+        let contents = SegmentContents { shares: HashMap::from([(5, share)]), in_part: [1, 2, 3], largest: 8 };
+        table.segments.insert(4, TableSegment { last: 1, end: 2, records: 3, contents, salt: 9 });
         let bytes = table.encode();
         assert_eq!(SnapshotTable::decode(&bytes), Some(table));
         // without what came later it is what earlier versions wrote
         let (salts, seen, largest) = (8 * (1 + PARTS), 8, 8);
         let earlier = SnapshotTable::decode(&bytes[..bytes.len() - largest]).unwrap();
-        assert_eq!((earlier.segments[&4].largest, earlier.segments[&4].salt), (USUAL_LARGEST, 9));
+        assert_eq!((earlier.segments[&4].contents.largest, earlier.segments[&4].salt), (USUAL_LARGEST, 9));
         let bytes = &bytes[..bytes.len() - largest];
         for len in 0..bytes.len() - salts - seen {
             assert_eq!(SnapshotTable::decode(&bytes[..len]), None, "{len}");

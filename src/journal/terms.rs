@@ -61,6 +61,21 @@ pub struct Backlog {
 }
 
 impl Backlog {
+    /// What waits for both, and what became of the rest.
+    pub(crate) fn plus(mut self, other: &Backlog) -> Backlog {
+        self.accepted += other.accepted;
+        self.settled += other.settled;
+        self.outcomes.iter_mut().zip(other.outcomes).for_each(|(sum, count)| *sum += count);
+        self.dropped += other.dropped;
+        self.lost += other.lost;
+        self.messages += other.messages;
+        self.bytes += other.bytes;
+        // what came in before this boot has a time less than 0
+        let oldest = [self.oldest_boot_ms, other.oldest_boot_ms].into_iter().flatten();
+        self.oldest_boot_ms = oldest.min_by_key(|boot_ms| *boot_ms as i64);
+        self
+    }
+
     /// Messages that were settled with this outcome.
     pub(crate) fn settled_as(&self, outcome: Outcome) -> u64 {
         self.outcomes[outcome.slot()]

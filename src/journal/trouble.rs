@@ -2,6 +2,10 @@
 
 use std::io::{Error, ErrorKind};
 
+use tracing::error;
+
+use crate::health::{Fault, Health};
+
 /// Whether trying again at once is of no use.
 pub(crate) fn is_lasting(error: &Error) -> bool {
     use ErrorKind::*;
@@ -29,5 +33,62 @@ pub(crate) fn advice(error: &Error, place: &str) -> String {
         ),
         NotFound => format!("{place} or a file in it was removed while in use ({error}): it is made again"),
         _ => format!("{place} cannot be written ({error}): see dmesg; the card may be worn out: replace it"),
+    }
+}
+
+/// What keeps the journal from writing.
+#[derive(Debug, Default)]
+pub(crate) struct Trouble {
+    /// Why nothing can be written now.
+    now: Option<String>,
+    /// The last such trouble, even if it is over.
+    last: Option<String>,
+    /// Who hears of it besides the log.
+    health: Health,
+}
+
+impl Trouble {
+    /// Tells this of it, from now on.
+    pub(crate) fn report_to(&mut self, health: Health) {
+        self.health = health;
+        self.show();
+    }
+
+    fn show(&self) {
+        let fault = self.now.as_ref().map(|why| Fault::new("what must be kept is not acknowledged", why.as_str()));
+        self.health.set("journal", fault.as_ref());
+    }
+
+    /// Why nothing can be written now.
+    pub(crate) fn now(&self) -> Option<&String> {
+        self.now.as_ref()
+    }
+
+    /// The last trouble, even if it is over.
+    pub(crate) fn last(&self) -> Option<&String> {
+        self.last.as_ref()
+    }
+
+    /// Something could not be written.
+    pub(crate) fn note(&mut self, what: String) {
+        self.last = Some(what);
+    }
+
+    /// Nothing can be written, for this reason.
+    pub(crate) fn begin(&mut self, why: String) {
+        if self.now.as_ref() != Some(&why) {
+            error!("journal: messages that must be kept are not acknowledged any more: {why}");
+            (self.last, self.now) = (Some(why.clone()), Some(why));
+            self.show();
+        }
+    }
+
+    /// Something was written; says whether that is news.
+    pub(crate) fn end(&mut self) -> bool {
+        let is_over = self.now.take().is_some();
+        if is_over {
+            self.show();
+        }
+        is_over
     }
 }

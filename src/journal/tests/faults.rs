@@ -111,7 +111,7 @@ fn survived(storage: &MemoryStorage) -> (Promise, Vec<report::Report>, u64) {
         session: recovered.sessions.first().map(|(_, value)| text(value)),
     };
     let lost = journal.backlog(id).lost;
-    wait_for("the check", || journal.shared.state.lock().unverified.is_empty());
+    wait_for("the check", || journal.shared.state.lock().log.is_checked());
     (promise, journal.reports(), lost)
 }
 
@@ -179,7 +179,7 @@ fn a_write_stream_cut_at_any_byte_keeps_what_was_acknowledged() {
 fn a_flipped_bit_costs_one_record_and_is_reported() {
     let (storage, promises) = history(&[5, 0, 1, 6, 7, 5, 6]);
     let promise = &promises.last().unwrap().1;
-    let name = segment::name(0);
+    let name = log::name(0);
     let used = storage.contents(&name).iter().rposition(|byte| *byte != 0).unwrap() + 1;
     for bit in (0..used * 8).filter(|bit| bit / 8 >= format::DATA as usize || bit / 8 < 52 || bit / 8 / 52 == 4096 / 52)
     {
@@ -198,7 +198,7 @@ fn a_flipped_bit_costs_one_record_and_is_reported() {
 fn a_blank_page_costs_what_was_on_it() {
     let (storage, promises) = history(&[2, 2, 2, 2, 2, 2, 2, 2, 2, 2]);
     let promise = &promises.last().unwrap().1;
-    let name = segment::name(0);
+    let name = log::name(0);
     let used = storage.contents(&name).iter().rposition(|byte| *byte != 0).unwrap();
     for page in 0..=used / 4096 {
         let damaged = storage.copy();
@@ -245,10 +245,10 @@ fn a_damaged_snapshot_costs_at_most_what_was_damaged() {
 #[test]
 fn a_file_that_is_none_is_set_aside() {
     let (storage, promises) = history(&[5, 6, 7]);
-    let name = segment::name(0);
+    let name = log::name(0);
     storage.blank(&name, 0, 4096);
     storage.flip(&name, 4100 * 8);
-    let other = segment::name(7);
+    let other = log::name(7);
     storage.create(&other, 100).unwrap();
     storage.write_at(&other, 0, &[1; 100]).unwrap();
     let (found, reports, _) = survived(&storage);
@@ -262,7 +262,7 @@ fn a_file_that_is_none_is_set_aside() {
 #[test]
 fn another_version_is_refused_with_a_sentence() {
     let (storage, _) = history(&[5]);
-    let name = segment::name(0);
+    let name = log::name(0);
     let mut header = storage.contents(&name)[..format::HEADER_LEN].to_vec();
     header[8] = 9;
     let crc = crc32c::crc32c(&header[..48]);

@@ -113,8 +113,8 @@ fn a_journal_that_is_full_is_not_looked_through_for_every_message() {
         wait_synced(&journal, position);
     }
     // what is being written counts twice until it is
-    wait_for("quiet", || journal.shared.state.lock().writing == 0);
-    let looks = || journal.shared.state.lock().looks;
+    wait_for("quiet", || journal.shared.state.lock().pending.is_quiet());
+    let looks = || journal.shared.state.lock().space.looks();
     let begin = looks();
     for _ in 0..500 {
         assert_eq!(journal.append(&message(&payload), &[id]), Err(Full));

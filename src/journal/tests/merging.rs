@@ -75,7 +75,7 @@ fn a_merge_cut_at_any_change_keeps_all_that_waits_once_and_in_order() {
                 let slow = journal.register("upstream/slow", ANY);
                 assert_eq!(waiting(&journal, slow), expected, "cut in change {count} at {most}, {synced_only}");
                 assert_eq!(journal.backlog(slow).lost, 0);
-                wait_for("the check", || journal.shared.state.lock().unverified.is_empty());
+                wait_for("the check", || journal.shared.state.lock().log.is_checked());
                 assert!(!journal.reports().iter().any(report::Report::is_loss), "{:?}", journal.reports());
                 cuts += 1;
             }
@@ -119,7 +119,7 @@ fn damage_is_not_merged_away() {
     let (journal, slow, _) = ready_to_merge(&storage);
     let count = journal.backlog(slow).messages;
     journal.close();
-    let name = segment::name(0);
+    let name = log::name(0);
     storage.flip(&name, (format::DATA as usize + 5000) * 8);
     let journal = open(&storage, settings(SMALL, WhenFull::DropOldest));
     let [slow, quick] = ["upstream/slow", "upstream/quick"].map(|name| journal.register(name, ANY));
@@ -156,9 +156,10 @@ fn large_messages_that_leave_the_ends_of_files_empty_are_not_merged_in_vain() {
     wait_synced(&journal, last);
     let status = journal.status();
     assert!(status.written_bytes - before < (128 << 10), "{status:?}");
-    assert_eq!((status.failing, journal.shared.state.lock().merge_plan(None, &journal.shared.settings, usize::MAX)), {
-        (None, Vec::new())
-    });
+    let state = journal.shared.state.lock();
+    let plan = state.log.merge_plan(None, &state.queues, &journal.shared.settings, usize::MAX);
+    drop(state);
+    assert_eq!((status.failing, plan), (None, Vec::new()));
     drain(&journal, id);
     wait_for("room", || journal.append(&message(b"x"), &[id]).is_ok());
 }
@@ -220,14 +221,14 @@ fn damage_that_a_merge_finds_is_reported_at_once() {
     let storage = MemoryStorage::default();
     let (journal, slow, quick) = ready_to_merge(&storage);
     let count = journal.backlog(slow).messages;
-    storage.flip(&segment::name(0), (format::DATA as usize + 5000) * 8);
+    storage.flip(&log::name(0), (format::DATA as usize + 5000) * 8);
     for _ in 0..20 {
         fill(&journal, 0..30, &[quick]);
         drain(&journal, quick);
     }
     wait_for("a report", || journal.reports().iter().any(report::Report::is_loss));
     let state = journal.shared.state.lock();
-    assert_eq!(state.segments.values().filter(|segment| segment.is_bad).count(), 1);
+    assert_eq!(state.segments().filter(|segment| segment.is_bad).count(), 1);
     drop(state);
     assert_eq!(journal.reports().len(), 1);
     assert_eq!(journal.backlog(slow).dropped, 0);
@@ -242,13 +243,11 @@ fn what_cannot_be_read_once_is_not_given_up_for_good() {
     storage.set_faults(Faults { read: Some(5), ..Faults::default() });
     let positions: Vec<Position> = (0..70).map(|_| journal.append(&message(&[b'x'; 900]), &[quick]).unwrap()).collect();
     let position = positions[69];
-    wait_for("a merge that cannot read", || {
-        journal.shared.state.lock().segments.values().any(|segment| segment.is_damaged)
-    });
+    wait_for("a merge that cannot read", || journal.shared.state.lock().segments().any(|segment| segment.is_damaged));
     storage.set_faults(Faults::default());
     wait_synced(&journal, position);
-    wait_for("the check", || journal.shared.state.lock().segments.values().all(|segment| !segment.is_damaged));
-    assert!(journal.shared.state.lock().segments.values().all(|segment| !segment.is_bad));
+    wait_for("the check", || journal.shared.state.lock().segments().all(|segment| !segment.is_damaged));
+    assert!(journal.shared.state.lock().segments().all(|segment| !segment.is_bad));
     assert_eq!(waiting(&journal, slow), expected);
 }
 
@@ -277,14 +276,14 @@ fn what_becomes_known_of_a_segment_while_a_part_of_it_is_merged_stays_known() {
     let expected = waiting(&journal, slow);
     let salts: Vec<u64> = {
         let mut state = journal.shared.state.lock();
-        state.segments.values_mut().for_each(|segment| segment.is_bad = true);
-        state.segments.values().map(|segment| segment.header.salt).collect()
+        state.log.segments_mut().for_each(|segment| segment.is_bad = true);
+        state.segments().map(|segment| segment.header.salt).collect()
     };
     storage.set_faults(Faults { hold_second_merge: true, ..Faults::default() });
     wait_for("the next file", || merges_begun(&storage) == 2);
     let state = journal.shared.state.lock();
-    assert!(state.segments.values().any(|segment| segment.from > segment.header.base), "one is left in part");
-    let old = state.segments.values().filter(|segment| salts.contains(&segment.header.salt));
+    assert!(state.segments().any(|segment| segment.from > segment.header.base), "one is left in part");
+    let old = state.segments().filter(|segment| salts.contains(&segment.header.salt));
     assert!(old.into_iter().all(|segment| segment.is_bad));
     drop(state);
     storage.set_faults(Faults::default());
@@ -297,7 +296,7 @@ fn a_long_merge_is_no_disk_that_stands_still() {
     let storage = MemoryStorage::default();
     let (journal, _) = in_the_middle_of_a_merge(&storage);
     let long_ago = Instant::now().checked_sub(Duration::from_secs(60));
-    journal.shared.state.lock().writing_since = long_ago;
+    journal.shared.state.lock().pending.set_writing_since(long_ago);
     assert!(journal.status().failing.is_some());
     assert_eq!(merges_begun(&storage), 1);
     storage.set_faults(Faults { hold_second_merge: true, ..Faults::default() });
@@ -341,7 +340,7 @@ fn what_is_missing_in_front_of_a_merged_segment_is_reported() {
     drain(&journal, quick);
     let merged = || {
         let state = journal.shared.state.lock();
-        state.segments.values().position(|segment| segment.header.kind != format::FileKind::Segment)
+        state.segments().position(|segment| segment.header.kind != format::FileKind::Segment)
     };
     wait_for("a merge", || {
         fill(&journal, 0..5, &[quick]);
@@ -349,8 +348,8 @@ fn what_is_missing_in_front_of_a_merged_segment_is_reported() {
     });
     let before = {
         let state = journal.shared.state.lock();
-        let at = state.segments.values().position(|segment| segment.header.kind != format::FileKind::Segment).unwrap();
-        state.segments.values().nth(at - 1).unwrap().clone()
+        let at = state.segments().position(|segment| segment.header.kind != format::FileKind::Segment).unwrap();
+        state.segments().nth(at - 1).unwrap().clone()
     };
     journal.close();
     storage.remove(format::SNAPSHOT).unwrap();

@@ -8,6 +8,8 @@ mod parts;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
+
 use super::settings::JournalSettings;
 use super::storage::memory::MemoryStorage;
 use super::*;
@@ -377,8 +379,7 @@ fn a_write_that_gets_nowhere_is_shown() {
     let storage = MemoryStorage::default();
     let journal = open(&storage, settings(1 << 20, WhenFull::DropOldest));
     assert_eq!(journal.status().failing, None);
-    let mut state = journal.shared.state.lock();
-    state.writing_since = Instant::now().checked_sub(Duration::from_secs(30));
-    drop(state);
+    let long_ago = Instant::now().checked_sub(Duration::from_secs(30));
+    journal.shared.state.lock().pending.set_writing_since(long_ago);
     assert!(journal.status().failing.is_some_and(|why| why.contains("has not taken a write")));
 }

@@ -49,7 +49,7 @@ pub(crate) fn waiting(journal: &Journal, id: ConsumerId) -> Vec<u64> {
 
 fn again(storage: &MemoryStorage, when_full: WhenFull) -> Journal {
     let journal = open(storage, settings(SMALL, when_full));
-    wait_for("the check", || journal.shared.state.lock().unverified.is_empty());
+    wait_for("the check", || journal.shared.state.lock().log.is_checked());
     assert_eq!(journal.reports(), []);
     journal
 }
@@ -238,9 +238,9 @@ fn who_gets_the_name_back_that_damage_has_taken_can_give_way() {
     let len = storage.contents(format::SNAPSHOT).len();
     storage.blank(format::SNAPSHOT, 0, len);
     let journal = open(&storage, settings(SMALL, WhenFull::DropOldest));
-    let before = journal.shared.state.lock().queues.len();
+    let before = journal.consumers().len();
     let id = journal.register("upstream/home", ANY);
-    assert_eq!((before, journal.shared.state.lock().queues.len()), (1, 1), "it is the one without a name");
+    assert_eq!((before, journal.consumers().len()), (1, 1), "it is the one without a name");
     fill(&journal, 2000..2200, &[id]);
     let backlog = journal.backlog(id);
     assert!(backlog.dropped > 0 && backlog.messages > 700, "{backlog:?}");
@@ -289,7 +289,7 @@ fn what_cannot_be_merged_is_no_room_for_others() {
         fill(&journal, 0..58, &[quick]);
     }
     drain(&journal, quick);
-    journal.shared.state.lock().segments.values_mut().for_each(|segment| segment.is_damaged = true);
+    journal.shared.state.lock().log.segments_mut().for_each(|segment| segment.is_damaged = true);
     let count = fill_until_refused(&journal, quick);
     assert!(count > 50, "{count}");
     assert_eq!((journal.status().failing, journal.backlog(slow).messages), (None, 10));
@@ -302,11 +302,11 @@ fn a_part_that_is_full_says_nothing_of_another() {
     let refuse = Limits { when_full: WhenFull::Refuse, ..ANY };
     let (guest, up) = (journal.register("session/g/\0b", ANY), journal.register("upstream/home", refuse));
     fill_until_refused(&journal, guest);
-    wait_for("quiet", || journal.shared.state.lock().writing == 0);
-    let looks = || journal.shared.state.lock().looks;
+    wait_for("quiet", || journal.shared.state.lock().pending.is_quiet());
+    let looks = || journal.shared.state.lock().space.looks();
     assert!(journal.append(&message(payload(0).as_bytes()), &[guest]).is_err());
     // what is known of the room for upstreams is used up
-    journal.shared.state.lock().room = Default::default();
+    journal.shared.state.lock().space.forget();
     let before = looks();
     journal.append(&message(payload(0).as_bytes()), &[up]).unwrap();
     assert_eq!(looks(), before + 1);

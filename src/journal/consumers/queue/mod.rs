@@ -3,25 +3,26 @@
 //! Messages of a consumer are numbered from 1 on. All up to `base` are done with; those after it wait, up to `accepted`.
 //! Of these, the first ones may be in hand (`held`), the next ones in memory (`ready`), and the rest in the log only.
 
+mod reading;
+
 use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
+use std::time::Instant;
 
-use parking_lot::Mutex;
 use tokio::sync::Notify;
 
-use super::format::FAR;
-use super::loss::LossPace;
-use super::parts::Part;
+pub(crate) use self::reading::AHEAD_BYTES;
+use super::cursor::Cursor;
+use super::news::News;
 use super::sizes::Sizes;
-use super::{Backlog, ConsumerId, Delivery, Limits, Outcome, Position, WhenFull};
-use crate::message::Message;
+use crate::journal::format::FAR;
+use crate::journal::pace::LossPace;
+use crate::journal::parts::Part;
+use crate::journal::{Backlog, CURSOR_EVERY, ConsumerId, Delivery, Limits, Outcome, Position, WhenFull};
 
-/// Most bytes of messages read ahead for one consumer.
-pub(crate) const AHEAD_BYTES: usize = 256 * 1024;
-/// Most messages read ahead for one consumer.
-const AHEAD_MESSAGES: usize = 1024;
 /// Messages that a consumer may have in hand at a time, as far as is known.
-pub(crate) const IN_HAND: u64 = 1000;
+const IN_HAND: u64 = 1000;
+
 /// A message that the consumer has got.
 #[derive(Debug)]
 struct HandedOut {
@@ -29,109 +30,66 @@ struct HandedOut {
     settled: Option<Outcome>,
 }
 
-/// A consumer's cursor, as it is kept on disk.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Cursor {
-    /// All ordinals up to this one are done with.
-    pub(crate) base: u64,
-    /// Greatest ordinal ever handed out.
-    pub(crate) read: u64,
-    /// Settled, by outcome.
-    pub(crate) settled: [u64; Outcome::COUNT],
-    /// Pushed out by bounds.
-    pub(crate) dropped: u64,
-    /// Could not be read.
-    pub(crate) lost: u64,
-}
-
-/// Consumers that have something new, for a task that reads for many of them.
-#[derive(Debug, Default)]
-pub(crate) struct News {
-    consumers: Mutex<BTreeSet<ConsumerId>>,
-    some: Notify,
-}
-
-impl News {
-    fn add(&self, id: ConsumerId) {
-        let mut consumers = self.consumers.lock();
-        consumers.insert(id);
-        drop(consumers);
-        self.some.notify_one();
-    }
-
-    /// The next consumer that has something new. Safe to cancel.
-    pub(crate) async fn next(&self) -> ConsumerId {
-        loop {
-            if let Some(id) = self.consumers.lock().pop_first() {
-                return id;
-            }
-            self.some.notified().await;
-        }
-    }
-}
-
 /// A consumer.
 #[derive(Debug)]
 pub(crate) struct Queue {
     /// Lasting name.
-    pub(crate) name: Box<str>,
+    name: Box<str>,
     /// The part of the journal that what waits for it counts for.
-    pub(crate) part: Part,
+    part: Part,
     /// Key in records.
-    pub(crate) key: u64,
-    /// Bounds.
-    pub(crate) limits: Limits,
+    key: u64,
+    limits: Limits,
     /// Ordinal of the newest message appended.
-    pub(crate) accepted: u64,
+    accepted: u64,
     /// Ordinal of the newest message that is safe; only these are handed out.
-    pub(crate) committed: u64,
-    /// Cursor and counts.
-    pub(crate) cursor: Cursor,
-    pub(crate) sizes: Sizes,
+    committed: u64,
+    cursor: Cursor,
+    sizes: Sizes,
     held: VecDeque<HandedOut>,
     ready: VecDeque<Delivery>,
     ready_bytes: usize,
     /// Messages from this place on must be read from the log; `None`: what comes next comes from memory.
-    pub(crate) behind: Option<u64>,
+    behind: Option<u64>,
     /// The reading thread is to look, or looks.
-    pub(crate) filling: bool,
+    filling: bool,
     /// Messages up to this one may have been sent before the process began, where no more than [`IN_HAND`] were under way.
-    pub(crate) maybe_sent: u64,
+    maybe_sent: u64,
     /// Packet ids of QoS 2 messages received from this session and not released.
-    pub(crate) received: BTreeSet<u16>,
+    received: BTreeSet<u16>,
     /// Ordinals that this session has received (PUBREC) and not completed.
-    pub(crate) released: BTreeSet<u64>,
+    released: BTreeSet<u64>,
     /// In hand when they had to make room.
     pushed_out: BTreeSet<Position>,
     /// Cursor movements that are not on disk.
-    pub(crate) unsaved: u64,
+    unsaved: u64,
     /// No configuration asks for it: it gives way first.
-    pub(crate) is_orphan: bool,
+    is_orphan: bool,
     /// Somebody reads.
-    pub(crate) is_attached: bool,
+    is_attached: bool,
     /// It is among those whose cursors are to be written.
-    pub(crate) is_moved: bool,
+    is_moved: bool,
     /// Messages pushed out that the log has not spoken of.
-    pub(crate) unsaid: u64,
+    unsaid: u64,
     /// When it has.
-    pub(crate) said: LossPace,
+    said: LossPace,
     /// Something new to read.
-    pub(crate) changed: Arc<Notify>,
+    changed: Arc<Notify>,
     /// Who reads for many consumers is told here instead.
-    pub(crate) news: Option<(ConsumerId, Arc<News>)>,
+    news: Option<(ConsumerId, Arc<News>)>,
 }
 
 impl Queue {
-    /// A consumer with nothing waiting.
-    pub(crate) fn new(name: &str, key: u64, limits: Limits) -> Queue {
+    /// A consumer with nothing waiting, whose next message has the ordinal `base + 1`.
+    pub(super) fn new(name: &str, key: u64, base: u64, limits: Limits) -> Queue {
         Queue {
             name: name.into(),
             part: Part::of(name),
             key,
             limits,
-            accepted: 0,
-            committed: 0,
-            cursor: Cursor::default(),
+            accepted: base,
+            committed: base,
+            cursor: Cursor { base, read: base, ..Cursor::default() },
             sizes: Sizes::default(),
             held: VecDeque::new(),
             ready: VecDeque::new(),
@@ -153,20 +111,139 @@ impl Queue {
         }
     }
 
+    /// As a snapshot has it.
+    pub(crate) fn restore(&mut self, cursor: Cursor, committed: u64, received: &[u16], released: &[u64]) {
+        (self.cursor, self.accepted, self.committed) = (cursor, committed, committed);
+        self.received = received.iter().copied().collect();
+        self.released = released.iter().copied().collect();
+    }
+
+    /// The log has a message for it.
+    pub(crate) fn found(&mut self, ordinal: u64) {
+        self.accepted = self.accepted.max(ordinal);
+    }
+
+    /// The log has a cursor of it; says whether it is not one from before.
+    pub(crate) fn follow(&mut self, cursor: Cursor) -> bool {
+        if self.cursor.base > cursor.base {
+            return false;
+        }
+        self.cursor = cursor;
+        self.released.retain(|ordinal| *ordinal > cursor.base);
+        true
+    }
+
+    /// All of the log is known: numbers and bytes of what is there for it, oldest first, and whether its cursor was written at
+    /// an orderly end.
+    pub(crate) fn begin(&mut self, waiting: &[(u32, u64)], is_orderly: bool) {
+        self.accepted = self.accepted.max(self.cursor.base);
+        self.committed = self.accepted;
+        let in_doubt = if is_orderly { 0 } else { CURSOR_EVERY + IN_HAND };
+        self.maybe_sent = self.cursor.read.max(self.cursor.base + in_doubt);
+        for (messages, bytes) in waiting {
+            self.sizes.push(*messages, *bytes, None);
+        }
+        self.behind = (self.waiting() > 0).then_some(0);
+    }
+
+    pub(crate) fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The part of the journal that what waits for it counts for.
+    pub(crate) fn part(&self) -> Part {
+        self.part
+    }
+
+    /// Key in records.
+    pub(crate) fn key(&self) -> u64 {
+        self.key
+    }
+
+    pub(crate) fn cursor(&self) -> &Cursor {
+        &self.cursor
+    }
+
+    /// All ordinals up to this one are done with.
+    pub(crate) fn base(&self) -> u64 {
+        self.cursor.base
+    }
+
+    /// Ordinal of the newest message that is safe. What its bounds have pushed out before it was safe is not coming.
+    pub(crate) fn committed(&self) -> u64 {
+        self.committed.max(self.cursor.base)
+    }
+
+    /// Packet ids of QoS 2 messages received from this session and not released.
+    pub(crate) fn received(&self) -> &BTreeSet<u16> {
+        &self.received
+    }
+
+    /// Ordinals that were received on the other side (PUBREC) and not completed.
+    pub(crate) fn released(&self) -> &BTreeSet<u64> {
+        &self.released
+    }
+
+    /// Bytes of the messages that wait.
+    pub(crate) fn bytes(&self) -> usize {
+        self.sizes.bytes()
+    }
+
+    /// Changes the bounds for what comes from now on.
+    pub(crate) fn bound(&mut self, limits: Limits) {
+        self.limits = limits;
+    }
+
+    /// Somebody asks for it again.
+    pub(crate) fn claim(&mut self, limits: Limits) {
+        (self.limits, self.is_orphan) = (limits, false);
+    }
+
+    /// Nobody asks for it any more: it is the first to give way.
+    pub(crate) fn orphan(&mut self) {
+        self.is_orphan = true;
+    }
+
+    pub(crate) fn is_orphan(&self) -> bool {
+        self.is_orphan
+    }
+
     /// Its name was lost and is known again.
-    pub(crate) fn rename(&mut self, name: &str) {
+    pub(super) fn rename(&mut self, name: &str) {
         (self.name, self.part) = (name.into(), Part::of(name));
     }
 
+    /// Movements of its cursor that are not on disk.
+    pub(super) fn unsaved(&self) -> u64 {
+        self.unsaved
+    }
+
+    /// Its cursor is to be written; says whether that is new.
+    pub(super) fn set_moved(&mut self) -> bool {
+        !std::mem::replace(&mut self.is_moved, true)
+    }
+
+    /// Its cursor is about to be written.
+    pub(super) fn set_saved(&mut self) {
+        (self.unsaved, self.is_moved) = (0, false);
+    }
+
+    /// Messages were pushed out. Says of how many the log is to speak now, as far as this consumer and `others` have not had
+    /// their lines.
+    pub(crate) fn say_lost(&mut self, messages: u64, now: Instant, others: impl FnOnce() -> bool) -> Option<u64> {
+        self.unsaid += messages;
+        (self.said.admits(1, now) && others()).then(|| std::mem::take(&mut self.unsaid))
+    }
+
     /// Wakes who reads.
-    pub(crate) fn tell(&self) {
+    fn tell(&self) {
         match &self.news {
             Some((id, news)) => news.add(*id),
             None => self.changed.notify_one(),
         }
     }
 
-    /// See [`super::Journal::maybe_sent`].
+    /// See [`super::super::Journal::maybe_sent`].
     pub(crate) fn maybe_sent(&self, in_hand: u64) -> std::ops::Range<u64> {
         let end = self.maybe_sent + in_hand.saturating_sub(IN_HAND);
         self.cursor.base + 1..end.min(self.accepted) + 1
@@ -178,7 +255,7 @@ impl Queue {
     }
 
     /// Whether one more message of this size is beyond the bounds.
-    pub(crate) fn is_full_for(&self, size: usize) -> bool {
+    fn is_full_for(&self, size: usize) -> bool {
         self.waiting() > 0
             && (self.waiting() >= self.limits.messages as u64 || self.sizes.bytes() + size > self.limits.bytes)
     }
@@ -189,7 +266,7 @@ impl Queue {
     }
 
     /// Takes a new message; returns its ordinal.
-    pub(crate) fn accept(&mut self, size: usize, boot_ms: u64) -> u64 {
+    pub(super) fn accept(&mut self, size: usize, boot_ms: u64) -> u64 {
         while self.is_full_for(size) {
             self.drop_oldest();
         }
@@ -199,7 +276,7 @@ impl Queue {
     }
 
     /// The oldest message that waits makes room.
-    pub(crate) fn drop_oldest(&mut self) {
+    fn drop_oldest(&mut self) {
         let ordinal = self.cursor.base + 1;
         let mut settled = None;
         if self.held.front().is_some_and(|held| held.delivery.ordinal <= ordinal) {
@@ -219,11 +296,13 @@ impl Queue {
         self.advance(ordinal);
     }
 
-    /// All up to `ordinal` is given up.
-    pub(crate) fn drop_through(&mut self, ordinal: u64) {
+    /// All up to `ordinal` is given up; returns how many messages that has cost.
+    pub(crate) fn drop_through(&mut self, ordinal: u64) -> u64 {
+        let dropped = self.cursor.dropped;
         while self.cursor.base < ordinal {
             self.drop_oldest();
         }
+        self.cursor.dropped - dropped
     }
 
     fn advance(&mut self, base: u64) {
@@ -242,22 +321,9 @@ impl Queue {
         Some(delivery)
     }
 
-    /// Whether a message that has become safe goes into memory.
-    pub(crate) fn takes(&self, ordinal: u64) -> bool {
-        self.is_attached && self.behind.is_none() && ordinal > self.cursor.base && self.has_room()
-    }
-
-    /// A message has become safe: into memory with it, if it is next and fits.
-    pub(crate) fn commit(&mut self, message: Option<&Message>, ordinal: u64, position: u64, room: bool) {
-        self.committed = self.committed.max(ordinal);
-        if self.behind.is_some() || ordinal <= self.cursor.base {
-            return;
-        }
-        match message.filter(|_| room && self.takes(ordinal)) {
-            Some(message) => self.push_ready(Position(position), ordinal, message.clone()),
-            None => self.behind = Some(position),
-        }
-        self.tell();
+    /// A QoS 2 message of this session was received with this packet id.
+    pub(crate) fn receive(&mut self, packet_id: u16) {
+        self.received.insert(packet_id);
     }
 
     /// A step of a QoS 2 exchange has become safe.
@@ -268,109 +334,6 @@ impl Queue {
             _ if (self.cursor.base + 1..=FAR).contains(&value) => drop(self.released.insert(value)),
             _ => {}
         }
-    }
-
-    /// Somebody reads from now on.
-    pub(crate) fn attach(&mut self) {
-        self.is_attached = true;
-    }
-
-    /// Nobody reads for the time being: what is in memory and not in hand can be read again.
-    pub(crate) fn detach(&mut self) {
-        self.is_attached = false;
-        if let Some(first) = self.ready.front() {
-            self.behind = Some(first.position.0);
-            self.ready.clear();
-            self.ready_bytes = 0;
-        }
-    }
-
-    /// Whether more may be read ahead.
-    pub(crate) fn has_room(&self) -> bool {
-        self.ready.is_empty() || (self.ready_bytes < AHEAD_BYTES && self.ready.len() < AHEAD_MESSAGES)
-    }
-
-    /// Puts a message that was read from the log at the end of those in memory.
-    pub(crate) fn push_ready(&mut self, position: Position, ordinal: u64, message: Message) {
-        let ready = self.ready.back().map_or(0, |last| last.ordinal);
-        if ordinal <= ready.max(self.cursor.base) {
-            return;
-        }
-        // what is in hand is not handed out again without a rewind
-        if self.held.binary_search_by_key(&ordinal, |held| held.delivery.ordinal).is_ok() {
-            return;
-        }
-        let released = self.released.contains(&ordinal);
-        self.ready_bytes += message.size();
-        let resent = ordinal <= self.maybe_sent;
-        self.ready.push_back(Delivery { position, ordinal, message, resent, released });
-    }
-
-    /// Bytes in memory that were not handed out.
-    pub(crate) fn ready_bytes(&self) -> usize {
-        self.ready_bytes
-    }
-
-    /// Whether the reading thread has something to do for this consumer.
-    pub(crate) fn wants_fill(&self) -> bool {
-        self.is_attached
-            && self.behind.is_some()
-            && !self.filling
-            && self.ready_bytes < AHEAD_BYTES / 2
-            && self.ready.len() < AHEAD_MESSAGES / 2
-    }
-
-    /// The next message.
-    pub(crate) fn take(&mut self) -> Option<Delivery> {
-        loop {
-            let delivery = self.pop_ready()?;
-            if delivery.ordinal > self.cursor.base {
-                self.cursor.read = self.cursor.read.max(delivery.ordinal);
-                let at = self.held.partition_point(|held| held.delivery.ordinal < delivery.ordinal);
-                self.held.insert(at, HandedOut { delivery: delivery.clone(), settled: None });
-                return Some(delivery);
-            }
-        }
-    }
-
-    /// Messages at the end of what is in hand were not used: they are as if they had not been handed out.
-    pub(crate) fn put_back(&mut self, unused: impl DoubleEndedIterator<Item = Delivery>) {
-        for delivery in unused.rev() {
-            if self.pushed_out.remove(&delivery.position) {
-                continue;
-            }
-            let Ok(at) = self.held.binary_search_by_key(&delivery.ordinal, |held| held.delivery.ordinal) else {
-                continue;
-            };
-            self.held.remove(at);
-            if !delivery.resent {
-                self.cursor.read = self.cursor.read.min(delivery.ordinal - 1);
-            }
-            self.ready_bytes += delivery.message.size();
-            self.ready.push_front(delivery);
-        }
-    }
-
-    /// What is in hand and not settled is to be handed out again.
-    pub(crate) fn rewind(&mut self) {
-        self.pushed_out.clear();
-        let mut again = VecDeque::new();
-        let mut kept = VecDeque::new();
-        for held in self.held.drain(..) {
-            match held.settled {
-                // settled out of order: it is skipped when its turn comes
-                Some(_) => kept.push_back(held),
-                None => again.push_back(Delivery { resent: true, ..held.delivery }),
-            }
-        }
-        self.ready_bytes += again.iter().map(|delivery| delivery.message.size()).sum::<usize>();
-        again.append(&mut self.ready);
-        self.ready = again;
-        for delivery in &mut self.ready {
-            delivery.released = self.released.contains(&delivery.ordinal);
-        }
-        self.held = kept;
-        self.tell();
     }
 
     /// The consumer is done with a message.
@@ -389,7 +352,7 @@ impl Queue {
     }
 
     /// Moves the cursor over what is settled, and over what cannot be read any more.
-    pub(crate) fn pass(&mut self) {
+    fn pass(&mut self) {
         loop {
             // after a rewind, what was settled before may lie behind what is ready again
             let next_ready = self.ready.front().map_or(u64::MAX, |ready| ready.ordinal);
@@ -415,6 +378,11 @@ impl Queue {
             self.cursor.lost += 1;
             self.advance(self.cursor.base + 1);
         }
+    }
+
+    /// Bytes in memory that were not handed out.
+    pub(super) fn ready_bytes(&self) -> usize {
+        self.ready_bytes
     }
 
     /// What waits and what became of the rest.

@@ -6,15 +6,13 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::time::Instant;
 
-use super::format::{DATA, FLAG_RETAINED, FileKind, HEADER_COPY, Header, RecordKind, WHOLE_HEADER_LEN};
-use super::parts::{PARTS, Part, usable};
-use super::record::{self, RecordDraft, RecordRef, Scanner};
-use super::segment::Segment;
-use super::settings::JournalSettings;
-use super::state::JournalState;
-use super::writer::{Writer, random};
+use super::{Writer, random};
+use crate::journal::format::{DATA, FLAG_RETAINED, FileKind, HEADER_COPY, Header, RecordKind, WHOLE_HEADER_LEN};
+use crate::journal::log::Segment;
+use crate::journal::parts::{Part, usable};
+use crate::journal::record::{self, RecordDraft, RecordRef, Scanner};
+use crate::journal::state::JournalState;
 
 /// Segments that may be merged for one file, where somebody may give way instead.
 pub(crate) const CHEAP: usize = 4;
@@ -30,70 +28,10 @@ struct Copied {
     /// Segments that are all in it.
     whole: Vec<u64>,
     /// The segment that is in it in part, as it is without that part.
-    rest: Option<(u64, Segment)>,
+    rest: Option<Segment>,
     upto: u64,
     /// One of the segments cannot be read.
     is_damaged: bool,
-}
-
-/// What is needed of segments one after the other, and how many files it takes.
-#[derive(Default)]
-pub(super) struct Packing {
-    bytes: u64,
-    /// The largest record of each segment, the largest first.
-    largest: Vec<u64>,
-}
-
-impl Packing {
-    /// Adds what is needed of one more segment, and its largest record.
-    pub(super) fn add(&mut self, bytes: u64, largest: u64) {
-        self.bytes += bytes;
-        let at = self.largest.partition_point(|known| *known > largest);
-        self.largest.insert(at, largest);
-    }
-
-    /// Whether it fits into so many files. Where a record does not fit, the end of a file stays empty. That is so at the end
-    /// of every file but the last, and of one segment's records, which fit into one file, it can be so only once.
-    pub(super) fn fits(&self, files: usize, room: u64) -> bool {
-        let empty: u64 = self.largest.iter().take(files.saturating_sub(1)).sum();
-        self.bytes + empty <= files as u64 * room
-    }
-}
-
-impl JournalState {
-    /// Whether a file of this size may become a segment again; otherwise there are enough without it.
-    pub(crate) fn keeps_file(&self, size: u64, settings: &JournalSettings) -> bool {
-        size == settings.segment_size() && self.segments.len() + self.spare.len() < settings.segments()
-    }
-
-    /// The shortest run of at most so many segments that fits into one file less; empty: there is none.
-    pub(crate) fn merge_plan(&self, tail: Option<u64>, settings: &JournalSettings, most: usize) -> Vec<u64> {
-        let room = usable(settings);
-        let live: Vec<(u64, Option<(u64, u64)>)> = self
-            .segments
-            .iter()
-            .map(|(generation, segment)| {
-                let is_fit = Some(*generation) != tail && segment.can_merge(settings);
-                let bytes = || segment.live(&self.queues, &self.by_key).1;
-                (*generation, is_fit.then(bytes).map(|bytes| (bytes, segment.largest.min(bytes))))
-            })
-            .collect();
-        let mut best: &[(u64, Option<(u64, u64)>)] = &[];
-        for begin in 0..live.len() {
-            let mut packing = Packing::default();
-            for (count, (_, needed)) in live[begin..].iter().enumerate().take(most) {
-                let Some((bytes, largest)) = needed else { break };
-                packing.add(*bytes, *largest);
-                if count > 0 && packing.fits(count, room) {
-                    if best.is_empty() || count + 1 < best.len() {
-                        best = &live[begin..=begin + count];
-                    }
-                    break;
-                }
-            }
-        }
-        best.iter().map(|(generation, _)| *generation).collect()
-    }
 }
 
 impl Writer {
@@ -105,9 +43,9 @@ impl Writer {
         }
         // what a power cut leaves must not ask for what is not copied any more
         let bases = self.snapshot()?;
-        let before = self.shared.state.lock().segments.len();
+        let before = self.shared.state.lock().log.segments().len();
         while !run.is_empty() {
-            let spare = self.shared.state.lock().spare.pop();
+            let spare = self.shared.state.lock().log.take_spare();
             let name = match spare {
                 Some(name) => name,
                 None => self.make()?,
@@ -115,7 +53,7 @@ impl Writer {
             let copied = self.copy(&run, &bases);
             if copied.whole.is_empty() {
                 let mut state = self.shared.state.lock();
-                state.spare.push(name);
+                state.log.add_spare(name);
                 if !copied.is_damaged {
                     break;
                 }
@@ -129,15 +67,15 @@ impl Writer {
                 let _ = self.shared.storage.remove(&name);
                 return Err(error);
             }
-            if self.shared.state.lock().segments.len() < before {
+            if self.shared.state.lock().log.segments().len() < before {
                 break;
             }
         }
         self.drop_surplus();
         let state = self.shared.state.lock();
-        let is_less = state.segments.len() < before;
+        let is_less = state.log.segments().len() < before;
         if !is_less && most == usize::MAX {
-            self.in_vain = Some(state.usage().all);
+            self.in_vain = Some(state.log.usage(&state.queues).all);
         }
         Ok(Some(is_less))
     }
@@ -146,19 +84,16 @@ impl Writer {
     /// before as much as a file takes is not needed any more.
     pub(super) fn plan(&self, state: &JournalState, most: usize) -> Vec<u64> {
         let settings = &self.shared.settings;
-        if self.in_vain.is_some_and(|waiting| state.usage().all + usable(settings) > waiting) {
+        let usage = || state.log.usage(&state.queues).all;
+        if self.in_vain.is_some_and(|waiting| usage() + usable(settings) > waiting) {
             return Vec::new();
         }
-        state.merge_plan(self.tail, settings, most)
+        state.log.merge_plan(self.tail, &state.queues, settings, most)
     }
 
     /// Files beyond those that the journal may have.
     fn drop_surplus(&self) {
-        let mut state = self.shared.state.lock();
-        let count = (state.segments.len() + state.spare.len()).saturating_sub(self.shared.settings.segments());
-        let left = state.spare.len().saturating_sub(count);
-        let surplus = state.spare.split_off(left);
-        drop(state);
+        let surplus = self.shared.state.lock().log.take_surplus(&self.shared.settings);
         self.remove(&surplus);
     }
 
@@ -175,8 +110,8 @@ impl Writer {
         let (room, mut copied) = (usable(&self.shared.settings) as usize, Copied::default());
         let (segments, parts): (Vec<Segment>, HashMap<u64, Part>) = {
             let state = self.shared.state.lock();
-            let parts = state.queues.values().map(|queue| (queue.key, queue.part));
-            (run.iter().filter_map(|at| state.segments.get(at)).cloned().collect(), parts.collect())
+            let parts = state.queues.iter().map(|(_, queue)| (queue.key(), queue.part()));
+            (run.iter().filter_map(|at| state.log.get(*at)).cloned().collect(), parts.collect())
         };
         let Some(first) = segments.first() else { return copied };
         let mut shares = Segment::new(String::new(), first.header);
@@ -199,12 +134,7 @@ impl Writer {
                     encode(&mut copied.bytes, &record, &live);
                     if copied.bytes.len() > room {
                         copied.bytes.truncate(at);
-                        rest = Some(Segment {
-                            shares: HashMap::new(),
-                            in_part: [0; PARTS],
-                            largest: 0,
-                            ..segment.clone()
-                        });
+                        rest = Some(segment.without_contents());
                         copied.upto = position - 1;
                     }
                 }
@@ -222,7 +152,7 @@ impl Writer {
             }
             if let Some(mut rest) = rest {
                 rest.from = copied.upto + 1;
-                copied.rest = Some((segment.header.generation, rest));
+                copied.rest = Some(rest);
                 break;
             }
             copied.upto = segment.last;
@@ -234,12 +164,7 @@ impl Writer {
 
     /// A segment cannot be merged: it stays as it is for its consumers, and the check of files says what is wrong with it.
     fn leave(&self, generation: u64) {
-        let mut guard = self.shared.state.lock();
-        let state = &mut *guard;
-        let Some(segment) = state.segments.get_mut(&generation) else { return };
-        segment.is_damaged = true;
-        if !segment.is_bad && !state.unverified.contains(&generation) {
-            state.unverified.push_back(generation);
+        if self.shared.state.lock().log.leave(generation) {
             self.shared.fill.notify_one();
         }
     }
@@ -249,7 +174,7 @@ impl Writer {
         let (Some(shares), Some(generation)) = (copied.shares, copied.whole.last().copied()) else { return Ok(()) };
         let storage = &self.shared.storage;
         let size = self.shared.settings.segment_size();
-        let boot = self.shared.state.lock().boots.current;
+        let boot = self.shared.state.lock().boots.number();
         let (salt, base) = (random(), shares.from);
         let header = Header { kind: FileKind::Merging, boot, generation, salt, size, base };
         let write_header = |header: &Header| {
@@ -264,34 +189,18 @@ impl Writer {
         }
         storage.sync(name)?;
         let guard = self.shared.state.lock();
-        let first = copied.whole.first().and_then(|first| guard.segments.get(first)).map(Segment::first_generation);
+        let first = copied.whole.first().and_then(|first| guard.log.get(*first)).map(Segment::first_generation);
         drop(guard);
         let kind = FileKind::Merged { first: first.unwrap_or(generation), upto: copied.upto };
         let header = Header { kind, ..header };
         write_header(&header)?;
-        let mut guard = self.shared.state.lock();
-        let state = &mut *guard;
-        state.counts.written_bytes += (copied.bytes.len() + 4 * WHOLE_HEADER_LEN) as u64;
-        state.counts.syncs += 3;
-        let records = record::iter(&copied.bytes).count() as u64;
-        let end = DATA + copied.bytes.len() as u64;
-        let mut unfit = Vec::new();
-        for segment in copied.whole.iter().filter_map(|generation| state.segments.remove(generation)) {
-            let is_fit = segment.header.size == size && !segment.is_bad;
-            if is_fit { state.spare.push(segment.name) } else { unfit.push(segment.name) }
-        }
-        let Segment { shares, in_part, largest, .. } = shares;
-        let merged = Segment { end, records, shares, in_part, largest, ..Segment::new(name.into(), header) };
-        state.segments.insert(generation, merged);
-        if let Some((generation, rest)) = copied.rest
-            && let Some(segment) = state.segments.get_mut(&generation)
-        {
-            // all else that is known of it has become known meanwhile
-            (segment.from, segment.shares) = (rest.from, rest.shares);
-            (segment.in_part, segment.largest) = (rest.in_part, rest.largest);
-        }
-        state.writing_since = state.writing_since.map(|_| Instant::now());
-        drop(guard);
+        let (written, end) = (copied.bytes.len() + 4 * WHOLE_HEADER_LEN, DATA + copied.bytes.len() as u64);
+        let merged = shares.written_as(name.into(), header, end, record::iter(&copied.bytes).count() as u64);
+        let mut state = self.shared.state.lock();
+        state.counts.wrote(written as u64, 3);
+        let unfit = state.log.replace(merged, &copied.whole, copied.rest, size);
+        state.pending.progressed();
+        drop(state);
         self.remove(&unfit);
         Ok(())
     }

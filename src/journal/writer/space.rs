@@ -2,10 +2,10 @@
 
 use std::io;
 
-use super::WhenFull;
-use super::format::HEADER_COPY;
+use super::Writer;
 use super::merge::CHEAP;
-use super::writer::Writer;
+use crate::journal::WhenFull;
+use crate::journal::format::HEADER_COPY;
 
 /// It is the journal that is full, and not the disk.
 #[derive(Debug, thiserror::Error)]
@@ -24,11 +24,13 @@ impl Writer {
         let (mut is_cheap, mut merges, mut gave_way) = (true, true, false);
         loop {
             if let Some(name) = self.set_free()? {
-                self.shared.state.lock().counts.evicted += u64::from(gave_way);
+                if gave_way {
+                    self.shared.state.lock().counts.evict();
+                }
                 return Ok(name);
             }
             // files of another size were removed, not set free
-            if self.shared.state.lock().segments.len() < settings.segments() {
+            if self.shared.state.lock().log.may_make(&settings) {
                 return self.make();
             }
             if is_cheap && let Some(freed) = self.merge(CHEAP)? {
@@ -50,7 +52,7 @@ impl Writer {
                 }
             }
             if refuses {
-                self.shared.state.lock().is_full = true;
+                self.shared.state.lock().space.set_full(true);
                 return Err(io::Error::new(io::ErrorKind::StorageFull, AtMaxSize));
             }
             if !gave_way {
@@ -66,9 +68,9 @@ impl Writer {
     /// A disk that takes nothing is no reason to give up anything: shows whether this one takes what is to follow.
     fn probe(&mut self) -> io::Result<()> {
         let state = self.shared.state.lock();
-        let oldest = state.segments.values().next().map_or(0, |segment| segment.last);
-        let tail = self.tail.and_then(|tail| state.segments.get(&tail)).map(|tail| (tail.name.clone(), tail.header));
-        let is_covered = oldest <= state.covered;
+        let oldest = state.segments().next().map_or(0, |segment| segment.last);
+        let tail = self.tail.and_then(|tail| state.log.get(tail)).map(|tail| (tail.name.clone(), tail.header));
+        let is_covered = oldest <= state.log.covered();
         drop(state);
         match tail.filter(|_| is_covered && self.failing_since.is_none()) {
             Some((name, header)) => {
@@ -81,10 +83,13 @@ impl Writer {
 
     /// A file that nobody needs, if there is one, with a snapshot where only that is in the way.
     fn set_free(&mut self) -> io::Result<Option<String>> {
-        if let Some(name) = self.reuse().or_else(|| self.shared.state.lock().spare.pop()) {
+        if let Some(name) = self.reuse().or_else(|| self.shared.state.lock().log.take_spare()) {
             return Ok(Some(name));
         }
-        let uncovered = self.has_uncovered(&self.shared.state.lock());
+        let uncovered = {
+            let state = self.shared.state.lock();
+            state.log.has_uncovered(self.tail, &state.queues)
+        };
         if uncovered {
             self.snapshot()?;
         }

@@ -2,12 +2,11 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use super::ConsumerId;
-use super::format::{CONSUMER_LEN, DATA, FileKind, Header, RECORD_HEAD, SEGMENT_SUFFIX};
-use super::parts::{PARTS, Part};
-use super::queue::Queue;
-use super::record::RecordRef;
-use super::settings::JournalSettings;
+use crate::journal::consumers::{ConsumerQueues, Queue};
+use crate::journal::format::{CONSUMER_LEN, DATA, FileKind, Header, RECORD_HEAD, SEGMENT_SUFFIX};
+use crate::journal::parts::{PARTS, Part};
+use crate::journal::record::RecordRef;
+use crate::journal::settings::JournalSettings;
 
 /// What a segment holds for one consumer: a run of its ordinals.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,6 +35,17 @@ impl SegmentShare {
     }
 }
 
+/// For whom a segment holds what.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct SegmentContents {
+    /// By key of the consumer.
+    pub(crate) shares: HashMap<u64, SegmentShare>,
+    /// Bytes of its records by the part that they are for; what is for two parts counts for both.
+    pub(crate) in_part: [u64; PARTS],
+    /// Bytes that the largest message takes in it.
+    pub(crate) largest: u64,
+}
+
 /// A part of the log.
 #[derive(Clone, Debug)]
 pub struct Segment {
@@ -51,11 +61,11 @@ pub struct Segment {
     pub(crate) end: u64,
     pub(crate) records: u64,
     /// What it holds, by key of the consumer.
-    pub(crate) shares: HashMap<u64, SegmentShare>,
+    shares: HashMap<u64, SegmentShare>,
     /// Bytes of its records by the part that they are for; what is for two parts counts for both.
-    pub(crate) in_part: [u64; PARTS],
+    in_part: [u64; PARTS],
     /// Bytes that the largest message takes in it.
-    pub(crate) largest: u64,
+    largest: u64,
     /// Writing or reading it has failed: its file is not used again.
     pub(crate) is_bad: bool,
     /// Records of it cannot be read: it is not merged.
@@ -82,6 +92,61 @@ impl Segment {
             is_bad: false,
             is_damaged: false,
         }
+    }
+
+    /// As a snapshot knows it: up to the place `last`, which ends at `end`.
+    pub(crate) fn restore(&mut self, (last, end, records): (u64, u64, u64), contents: SegmentContents) {
+        (self.last, self.end, self.records) = (last, end, records);
+        (self.shares, self.in_part, self.largest) = (contents.shares, contents.in_part, contents.largest);
+    }
+
+    /// For whom it holds what.
+    pub(crate) fn contents(&self) -> SegmentContents {
+        SegmentContents { shares: self.shares.clone(), in_part: self.in_part, largest: self.largest }
+    }
+
+    /// The same segment before anything was noted of what it holds.
+    pub(crate) fn without_contents(&self) -> Segment {
+        Segment { shares: HashMap::new(), in_part: [0; PARTS], largest: 0, ..self.clone() }
+    }
+
+    /// What is left of it after a part of it was put elsewhere. All else that is known of it has become known meanwhile.
+    pub(super) fn take_contents_of(&mut self, rest: Segment) {
+        (self.from, self.shares) = (rest.from, rest.shares);
+        (self.in_part, self.largest) = (rest.in_part, rest.largest);
+    }
+
+    /// What it holds was written to another file.
+    pub(crate) fn written_as(self, name: String, header: Header, end: u64, records: u64) -> Segment {
+        let Segment { shares, in_part, largest, .. } = self;
+        Segment { end, records, shares, in_part, largest, ..Segment::new(name, header) }
+    }
+
+    /// What it holds, by key of the consumer.
+    pub(crate) fn shares(&self) -> &HashMap<u64, SegmentShare> {
+        &self.shares
+    }
+
+    /// What it holds for the consumer with this key.
+    pub(crate) fn share_of(&self, key: u64) -> Option<&SegmentShare> {
+        self.shares.get(&key)
+    }
+
+    /// Messages that a consumer is not done with, and about how many bytes they have.
+    pub(crate) fn waiting_for(&self, queue: &Queue) -> Option<(u32, u64)> {
+        let share = self.shares.get(&queue.key()).filter(|share| share.last > queue.base())?;
+        let left = (share.last - queue.base()).min(u64::from(share.count));
+        Some((left as u32, share.bytes_of(left)))
+    }
+
+    /// Bytes that the largest message takes in it.
+    pub(crate) fn largest(&self) -> u64 {
+        self.largest
+    }
+
+    /// All of it may be for this part.
+    pub(crate) fn count_all_for(&mut self, part: Part) {
+        self.in_part[part as usize] = self.end - DATA;
     }
 
     /// Whether what is needed of it may be put into another file.
@@ -119,15 +184,11 @@ impl Segment {
 
     /// Bytes of it that somebody still needs, by part and in all: at most, as what one consumer needs of it is known
     /// only by its number.
-    pub(crate) fn live(
-        &self,
-        queues: &HashMap<ConsumerId, Queue>,
-        by_key: &HashMap<u64, ConsumerId>,
-    ) -> ([u64; PARTS], u64) {
+    pub(crate) fn live(&self, queues: &ConsumerQueues) -> ([u64; PARTS], u64) {
         let mut parts = [0; PARTS];
         for (key, share) in &self.shares {
-            if let Some(queue) = by_key.get(key).and_then(|id| queues.get(id)) {
-                parts[queue.part as usize] += share.live(queue.cursor.base);
+            if let Some(queue) = queues.of_key(*key) {
+                parts[queue.part() as usize] += share.live(queue.base());
             }
         }
         for (bytes, most) in parts.iter_mut().zip(self.in_part) {
@@ -147,10 +208,15 @@ impl Segment {
     }
 
     /// Whether a consumer still needs it.
-    pub(crate) fn is_needed(&self, queues: &HashMap<ConsumerId, Queue>, by_key: &HashMap<u64, ConsumerId>) -> bool {
-        self.shares.iter().any(|(key, share)| {
-            by_key.get(key).and_then(|id| queues.get(id)).is_some_and(|queue| queue.cursor.base < share.last)
-        })
+    pub(crate) fn is_needed(&self, queues: &ConsumerQueues) -> bool {
+        self.shares.iter().any(|(key, share)| queues.of_key(*key).is_some_and(|queue| queue.base() < share.last))
+    }
+
+    /// For how many consumers it is still needed.
+    pub(crate) fn needed_by(&self, queues: &ConsumerQueues) -> usize {
+        let needs =
+            |(key, share): &(&u64, &SegmentShare)| queues.of_key(**key).is_some_and(|queue| queue.base() < share.last);
+        self.shares.iter().filter(needs).count()
     }
 }
 
@@ -160,7 +226,7 @@ pub(crate) fn name(number: u32) -> String {
 }
 
 /// The number of a segment's file.
-pub(crate) fn number(name: &str) -> Option<u32> {
+fn number(name: &str) -> Option<u32> {
     name.strip_suffix(SEGMENT_SUFFIX).filter(|digits| digits.len() == 8)?.parse().ok()
 }
 

@@ -5,6 +5,9 @@
 //! failed says nothing about what is on disk, so its segment is closed and everything since the last good sync is written
 //! to another one.
 
+mod merge;
+mod space;
+
 use std::collections::HashMap;
 use std::io;
 use std::sync::Arc;
@@ -12,15 +15,14 @@ use std::time::{Duration, Instant};
 
 use tracing::{error, info, warn};
 
-use super::format::{DATA, FileKind, HEADER_COPY, Header, u32_at};
+use self::space::is_full;
+use super::format::{DATA, FileKind, HEADER_COPY, Header, WHOLE_HEADER_LEN, padded, u32_at, u64_at};
+use super::log::Segment;
 use super::record;
-use super::recovery::{aside_name, note_aside};
-use super::segment::{self, Segment};
 use super::snapshot::SnapshotContents;
-use super::space::is_full;
 use super::state::{JournalState, Stop};
 use super::trouble::{advice, is_lasting};
-use super::{CURSOR_IDLE, Position, Shared};
+use super::{PENDING_MAX, Position, Shared};
 
 /// A snapshot is written after so many segments, or when they are as large as the one before: they are what a start has to read.
 const SNAPSHOT_EVERY: u32 = 4;
@@ -37,19 +39,19 @@ enum WriterAction {
 
 /// The writing thread's own.
 pub(crate) struct Writer {
-    pub(super) shared: Arc<Shared>,
+    shared: Arc<Shared>,
     /// Generation of the segment that is written to.
-    pub(super) tail: Option<u64>,
+    tail: Option<u64>,
     generation: u64,
     /// Segments begun since the last snapshot.
     begun: u32,
     retry: Duration,
-    pub(super) failing_since: Option<Instant>,
+    failing_since: Option<Instant>,
     /// A merge of all that can be merged has set nothing free when so many bytes were waiting, and nothing was begun since.
-    pub(super) in_vain: Option<u64>,
+    in_vain: Option<u64>,
 }
 
-pub(super) fn random() -> u64 {
+fn random() -> u64 {
     let mut salt = [0; 8];
     // without randomness the generation alone tells old bytes from new
     let _ = getrandom::fill(&mut salt);
@@ -60,12 +62,9 @@ impl Writer {
     /// For a journal as it was recovered.
     pub(crate) fn new(shared: Arc<Shared>) -> Writer {
         let state = shared.state.lock();
-        let last = state.segments.last_key_value();
-        let generation = last.map_or(0, |(generation, _)| *generation);
-        let tail = last
-            .filter(|(_, segment)| !segment.is_bad && segment.header.kind == FileKind::Segment)
-            .map(|(generation, _)| *generation);
-        for report in &state.reports {
+        let generation = state.log.segments().last_key_value().map_or(0, |(generation, _)| *generation);
+        let tail = state.log.open_tail().filter(|tail| !tail.is_bad).map(|tail| tail.header.generation);
+        for report in state.reports.iter() {
             if report.is_loss() { error!("journal: {report}") } else { info!("journal: {report}") }
         }
         drop(state);
@@ -81,10 +80,11 @@ impl Writer {
                 return;
             }
             let mut state = self.shared.state.lock();
-            (state.writing, state.writing_since, state.full_for) = (0, None, Default::default());
+            state.pending.written();
+            state.space.changed();
             drop(state);
             bytes.clear();
-            if bytes.capacity() > super::PENDING_MAX / 4 {
+            if bytes.capacity() > PENDING_MAX / 4 {
                 bytes = Vec::new(); // a burst is over
             }
         }
@@ -95,34 +95,30 @@ impl Writer {
         let mut state = self.shared.state.lock();
         loop {
             let now = Instant::now();
-            match state.stop {
+            match state.stopping() {
                 Some(Stop::Now) => return WriterAction::End,
                 Some(Stop::Orderly) => {
-                    let is_of_use = !state.moved.is_empty() || state.queues.values().any(|queue| queue.waiting() > 0);
-                    if is_of_use && !*is_ending {
+                    if state.queues.are_worth_saving() && !*is_ending {
                         state.push_cursors(true);
                     }
                     *is_ending = true;
-                    if state.pending.due.is_none() {
+                    if state.pending.due().is_none() {
                         return WriterAction::End;
                     }
-                    state.pending.due = Some(now);
+                    state.take_pending(bytes, &*self.shared.clock.0, now);
+                    return WriterAction::Write;
                 }
                 None => {}
             }
-            let idle = state.moved_since.map(|since| since + CURSOR_IDLE);
-            if idle.is_some_and(|idle| idle <= now) || state.wants_cursors() {
+            let idle = state.queues.idle_until();
+            if idle.is_some_and(|idle| idle <= now) || state.queues.are_due() {
                 state.push_cursors(false);
             }
-            if state.pending.due.is_some_and(|due| due <= now) {
-                state.push_cursors(false);
-                state.push_clock(&*self.shared.clock.0);
-                std::mem::swap(&mut state.pending.bytes, bytes);
-                (state.writing, state.writing_since) = (bytes.len(), Some(now));
-                state.pending.due = None;
+            if state.pending.due().is_some_and(|due| due <= now) {
+                state.take_pending(bytes, &*self.shared.clock.0, now);
                 return WriterAction::Write;
             }
-            match [state.pending.due, idle].into_iter().flatten().min() {
+            match [state.pending.due(), idle].into_iter().flatten().min() {
                 Some(until) => drop(self.shared.work.wait_until(&mut state, until)),
                 None => self.shared.work.wait(&mut state),
             }
@@ -133,8 +129,8 @@ impl Writer {
     fn commit(&mut self, bytes: &mut [u8]) -> bool {
         let mut at = 0;
         while at < bytes.len() {
-            let position = super::format::u64_at(bytes, at + 8);
-            let first = super::format::padded(u32_at(bytes, at + 4) as usize);
+            let position = u64_at(bytes, at + 8);
+            let first = padded(u32_at(bytes, at + 4) as usize);
             if first as u64 > self.shared.settings.segment_size() - DATA {
                 self.leave_out(position, first);
                 at += first;
@@ -144,7 +140,7 @@ impl Writer {
                 Ok(len) => {
                     self.healed();
                     at += len;
-                    self.shared.state.lock().writing_since = Some(Instant::now());
+                    self.shared.state.lock().pending.progressed();
                 }
                 Err(error) => {
                     if !self.failed(&error) {
@@ -162,9 +158,9 @@ impl Writer {
             format!("a record of {len} bytes fits into no file of the journal and is left out: raise journal.max_size");
         error!("journal: {what}");
         let mut state = self.shared.state.lock();
-        state.counts.last_error = Some(what);
-        state.counts.refused += 1;
-        state.committed = state.committed.max(position);
+        state.trouble.note(what);
+        state.counts.refuse();
+        state.log.commit(position);
         drop(state);
         self.shared.synced.send_replace(Position(position));
     }
@@ -175,7 +171,7 @@ impl Writer {
         let room = header.size - offset;
         let mut len = 0;
         while len < bytes.len() {
-            let record = super::format::padded(u32_at(bytes, len + 4) as usize);
+            let record = padded(u32_at(bytes, len + 4) as usize);
             if (len + record) as u64 > room || record as u64 > self.shared.settings.segment_size() - DATA {
                 break;
             }
@@ -186,9 +182,9 @@ impl Writer {
         let storage = &self.shared.storage;
         if let Err(error) = storage.write_at(&name, offset, part).and_then(|()| storage.sync(&name)) {
             self.tail = None;
-            if let Some(segment) = self.shared.state.lock().segments.get_mut(&generation) {
-                // where there is no room, or no right, the file itself is well
-                segment.is_bad |= !is_lasting(&error);
+            // where there is no room, or no right, the file itself is well
+            if !is_lasting(&error) {
+                self.shared.state.lock().log.set_bad(generation);
             }
             return Err(error);
         }
@@ -199,11 +195,9 @@ impl Writer {
     /// The segment to write to, with room for at least `len` bytes.
     fn tail_for(&mut self, position: u64, len: usize) -> io::Result<(u64, String, Header, u64)> {
         if let Some(generation) = self.tail {
-            let state = self.shared.state.lock();
-            if let Some(tail) = state.segments.get(&generation)
-                && tail.end + len as u64 <= tail.header.size
-            {
-                return Ok((generation, tail.name.clone(), tail.header, tail.end));
+            let room = self.shared.state.lock().log.room_in(generation, len);
+            if let Some((name, header, offset)) = room {
+                return Ok((generation, name, header, offset));
             }
         }
         self.roll(position)
@@ -217,16 +211,17 @@ impl Writer {
         let name = self.pick()?;
         let size = self.shared.settings.segment_size();
         self.generation += 1;
-        let boot = self.shared.state.lock().boots.current;
+        let boot = self.shared.state.lock().boots.number();
         let header = Header { kind: FileKind::Segment, boot, generation: self.generation, salt: random(), size, base };
         let written =
             [0, HEADER_COPY].into_iter().try_for_each(|at| self.shared.storage.write_at(&name, at, &header.encode()));
         let mut segment = Segment::new(name.clone(), header);
         segment.is_bad = written.is_err();
         let mut state = self.shared.state.lock();
-        state.segments.insert(self.generation, segment);
-        (state.is_full, state.full_for) = (false, Default::default());
-        state.counts.written_bytes += 2 * super::format::WHOLE_HEADER_LEN as u64;
+        state.log.insert(segment);
+        state.space.set_full(false);
+        state.space.changed();
+        state.counts.wrote(2 * WHOLE_HEADER_LEN as u64, 0);
         drop(state);
         written?;
         (self.tail, self.in_vain) = (Some(self.generation), None);
@@ -237,7 +232,7 @@ impl Writer {
     /// A snapshot is worth its bytes when as many have been written since the one before.
     fn snapshot_every(&self) -> u32 {
         let settings = &self.shared.settings;
-        let size = self.shared.state.lock().snapshot_bytes / settings.segment_size();
+        let size = self.shared.state.lock().log.snapshot_bytes() / settings.segment_size();
         let most = (settings.segments() / 2) as u32;
         u32::try_from(size).unwrap_or(u32::MAX).min(most).max(SNAPSHOT_EVERY)
     }
@@ -248,14 +243,14 @@ impl Writer {
             if let Some(name) = self.reuse() {
                 return Ok(name);
             }
-            let (count, uncovered) = {
+            let (may_make, uncovered) = {
                 let mut state = self.shared.state.lock();
-                if let Some(name) = state.spare.pop() {
+                if let Some(name) = state.log.take_spare() {
                     return Ok(name);
                 }
-                (state.segments.len(), self.has_uncovered(&state))
+                (state.log.may_make(&self.shared.settings), state.log.has_uncovered(self.tail, &state.queues))
             };
-            if count < self.shared.settings.segments() {
+            if may_make {
                 return self.make();
             }
             if !uncovered {
@@ -267,65 +262,39 @@ impl Writer {
     }
 
     /// Makes the next segment, full size at once, so that later writes need no metadata.
-    pub(super) fn make(&mut self) -> io::Result<String> {
-        let (name, size) = (segment::name(free_number(&self.shared.state.lock())), self.shared.settings.segment_size());
+    fn make(&mut self) -> io::Result<String> {
+        let (name, size) = (self.shared.state.lock().log.free_name(), self.shared.settings.segment_size());
         self.shared.storage.create(&name, size)?;
-        self.shared.state.lock().counts.written_bytes += size;
+        self.shared.state.lock().counts.wrote(size, 0);
         Ok(name)
-    }
-
-    /// Whether a snapshot would set segments free.
-    pub(super) fn has_uncovered(&self, state: &JournalState) -> bool {
-        state.segments.iter().any(|(generation, segment)| {
-            Some(*generation) != self.tail
-                && segment.last > state.covered
-                && !segment.is_needed(&state.queues, &state.by_key)
-        })
     }
 
     /// Has the next file made while there is time: making one takes a card a good part of a second.
     fn prepare(&self, state: &mut JournalState) {
-        let settings = &self.shared.settings;
-        let Some(tail) = self.tail.and_then(|tail| state.segments.get(&tail)) else { return };
-        let is_wanted = tail.end > tail.header.size / 2
-            && state.spare.is_empty()
-            && state.making.is_none()
-            && state.segments.len() < settings.segments()
-            && state.segments.iter().all(|(generation, segment)| {
-                Some(*generation) == self.tail
-                    || segment.last > state.covered
-                    || segment.is_needed(&state.queues, &state.by_key)
-            });
-        if is_wanted {
-            state.making = Some(segment::name(free_number(state)));
+        let JournalState { log, queues, .. } = state;
+        if self.tail.is_some_and(|tail| log.prepare(tail, queues, &self.shared.settings)) {
             self.shared.fill.notify_one();
         }
     }
 
     /// Takes a segment that nobody needs.
-    pub(super) fn reuse(&self) -> Option<String> {
+    fn reuse(&self) -> Option<String> {
         loop {
             let mut guard = self.shared.state.lock();
-            let state = &mut *guard;
-            let (generation, _) = state.segments.iter().find(|(generation, segment)| {
-                Some(**generation) != self.tail
-                    && segment.last <= state.covered
-                    && !segment.is_needed(&state.queues, &state.by_key)
-            })?;
-            let generation = *generation;
-            let segment = state.segments.remove(&generation)?;
+            let JournalState { log, queues, .. } = &mut *guard;
+            let segment = log.take_unneeded(self.tail, queues)?;
             if segment.is_bad && segment.records > 0 {
-                let to = aside_name(state, &segment.name);
+                let to = log.aside_name(&segment.name);
                 drop(guard);
                 let renamed = self.shared.storage.rename(&segment.name, &to);
                 let mut state = self.shared.state.lock();
-                let surplus = note_aside(&mut state, &segment.name, to, segment.header.size, renamed);
-                if let Some(report) = state.reports.back() {
+                let surplus = state.set_aside(segment.name, to, segment.header.size, renamed);
+                if let Some(report) = state.reports.iter().next_back() {
                     warn!("journal: {report}");
                 }
                 drop(state);
                 self.remove(&surplus);
-            } else if !segment.is_bad && state.keeps_file(segment.header.size, &self.shared.settings) {
+            } else if !segment.is_bad && log.keeps_file(segment.header.size, &self.shared.settings) {
                 return Some(segment.name);
             } else {
                 drop(guard);
@@ -335,15 +304,14 @@ impl Writer {
     }
 
     /// Writes a snapshot; returns how far each consumer was at that moment, by its key.
-    pub(super) fn snapshot(&mut self) -> io::Result<HashMap<u64, u64>> {
+    fn snapshot(&mut self) -> io::Result<HashMap<u64, u64>> {
         let contents = SnapshotContents::of(&self.shared.state.lock());
         let bytes = contents.write(&*self.shared.storage, random())?;
         let mut state = self.shared.state.lock();
-        state.covered = contents.covered();
-        state.snapshot_bytes = bytes;
-        state.counts.written_bytes += bytes;
-        state.counts.syncs += 1;
-        state.writing_since = state.writing_since.map(|_| Instant::now());
+        state.log.cover(contents.covered());
+        state.log.has_snapshot(bytes);
+        state.counts.wrote(bytes, 1);
+        state.pending.progressed();
         self.begun = 0;
         Ok(contents.bases())
     }
@@ -356,19 +324,18 @@ impl Writer {
             // in portions, so that publishers need not wait long for the lock
             let mut state = self.shared.state.lock();
             let mut behind = Vec::new();
-            let room = state.has_room_ahead();
+            let room = state.queues.have_room_ahead();
             for record in records.by_ref().take(256) {
                 last = record.position();
                 state.commit(&record, generation, room, &mut behind);
             }
-            state.committed = last;
-            if state.request_fills(&behind) {
+            state.log.commit(last);
+            if state.queues.request_fills(&behind) {
                 self.shared.fill.notify_one();
             }
             if records.peek().is_none() {
                 self.prepare(&mut state);
-                state.counts.written_bytes += bytes.len() as u64;
-                state.counts.syncs += 1;
+                state.counts.wrote(bytes.len() as u64, 1);
             }
         }
         self.shared.synced.send_replace(Position(last));
@@ -378,25 +345,20 @@ impl Writer {
     fn failed(&mut self, error: &io::Error) -> bool {
         let mut state = self.shared.state.lock();
         // what the disk says is another matter, and no look at what is free mends it
-        state.is_full &= is_full(error);
+        let is_full = state.space.is_full() && is_full(error);
+        state.space.set_full(is_full);
         let since = *self.failing_since.get_or_insert_with(Instant::now);
         if self.retry > FIRST_RETRY || is_lasting(error) {
-            let advice = match state.is_full {
+            state.trouble.begin(match is_full {
                 true => "journal.max_size is reached, and what waits must not be given up (journal.when_full)".into(),
                 false => advice(error, &self.shared.storage.place()),
-            };
-            if state.failing.as_ref() != Some(&advice) {
-                error!("journal: messages that must be kept are not acknowledged any more: {advice}");
-                state.counts.last_error = Some(advice.clone());
-                state.failing = Some(advice);
-                state.show_failing();
-            }
+            });
         }
         let is_first = self.retry == FIRST_RETRY && !is_lasting(error);
         let until = Instant::now() + if is_first { Duration::ZERO } else { self.retry };
         self.retry = (self.retry * 2).min(LONGEST_RETRY);
         loop {
-            match state.stop {
+            match state.stopping() {
                 Some(Stop::Now) => return false,
                 Some(Stop::Orderly) if since.elapsed() >= PATIENCE => {
                     error!(%error, "journal: stopped with messages unwritten; none of them was acknowledged");
@@ -404,9 +366,9 @@ impl Writer {
                 }
                 _ => {}
             }
-            let until = if state.stop.is_some() { until.min(since + PATIENCE) } else { until };
+            let until = if state.stopping().is_some() { until.min(since + PATIENCE) } else { until };
             // a consumer's cursor may have set space free, so every wake is worth a look
-            if Instant::now() >= until || (state.is_full && !self.is_still_full(&state)) {
+            if Instant::now() >= until || (state.space.is_full() && !self.is_still_full(&state)) {
                 return true;
             }
             self.shared.work.wait_until(&mut state, until);
@@ -414,19 +376,15 @@ impl Writer {
     }
 
     fn is_still_full(&self, state: &JournalState) -> bool {
-        let is_free = state.segments.iter().any(|(generation, segment)| {
-            Some(*generation) != self.tail && !segment.is_needed(&state.queues, &state.by_key)
-        });
-        !is_free && self.plan(state, usize::MAX).is_empty()
+        !state.log.has_unneeded(self.tail, &state.queues) && self.plan(state, usize::MAX).is_empty()
     }
 
     fn healed(&mut self) {
         let Some(since) = self.failing_since.take() else { return };
         self.retry = FIRST_RETRY;
         let mut state = self.shared.state.lock();
-        state.is_full = false;
-        if state.failing.take().is_some() {
-            state.show_failing();
+        state.space.set_full(false);
+        if state.trouble.end() {
             warn!(seconds = since.elapsed().as_secs(), "journal: writes again; nothing acknowledged was lost");
         } else {
             warn!("journal: a write or sync failed; what was not safe has been written elsewhere");
@@ -437,10 +395,4 @@ impl Writer {
             self.begun = u32::MAX;
         }
     }
-}
-
-/// A number that no segment's file has.
-fn free_number(state: &JournalState) -> u32 {
-    let names = state.segments.values().map(|segment| &segment.name);
-    segment::free_number(names.chain(&state.making).chain(&state.spare).map(String::as_str))
 }

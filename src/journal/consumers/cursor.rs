@@ -1,0 +1,43 @@
+//! How far a consumer is, in memory and as records hold it.
+
+use super::super::Outcome;
+use super::super::format::{FAR, u64_at};
+
+/// Bytes of a cursor in a record.
+pub(crate) const CURSOR_LEN: usize = 8 * (5 + Outcome::COUNT);
+
+/// A consumer's cursor, as it is kept on disk.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Cursor {
+    /// All ordinals up to this one are done with.
+    pub(crate) base: u64,
+    /// Greatest ordinal ever handed out.
+    pub(crate) read: u64,
+    /// Settled, by outcome.
+    pub(crate) settled: [u64; Outcome::COUNT],
+    /// Pushed out by bounds.
+    pub(crate) dropped: u64,
+    /// Could not be read.
+    pub(crate) lost: u64,
+}
+
+/// Appends a cursor as records hold it.
+pub(crate) fn encode_cursor(key: u64, cursor: &Cursor, out: &mut Vec<u8>) {
+    for value in [key, cursor.base, cursor.read, cursor.dropped, cursor.lost].iter().chain(&cursor.settled) {
+        out.extend_from_slice(&value.to_le_bytes());
+    }
+}
+
+/// The cursors in a body, and whether they were written at an orderly end.
+pub(crate) fn decode_cursors(body: &[u8]) -> (impl Iterator<Item = (u64, Cursor)> + '_, bool) {
+    let cursors = body.chunks_exact(CURSOR_LEN).map(|bytes| {
+        let value = |at: usize| u64_at(bytes, at * 8);
+        let mut settled = [0; Outcome::COUNT];
+        for (at, count) in settled.iter_mut().enumerate() {
+            *count = value(5 + at);
+        }
+        let place = |at: usize| value(at).min(FAR);
+        (value(0), Cursor { base: place(1), read: place(2), settled, dropped: value(3), lost: value(4) })
+    });
+    (cursors, body.len() % CURSOR_LEN == 1 && body.last() == Some(&1))
+}

@@ -1,0 +1,34 @@
+//! Which of many consumers have something new, for a task that reads for all of them.
+
+use std::collections::BTreeSet;
+
+use parking_lot::Mutex;
+use tokio::sync::Notify;
+
+use super::super::ConsumerId;
+
+/// Consumers that have something new.
+#[derive(Debug, Default)]
+pub(crate) struct News {
+    consumers: Mutex<BTreeSet<ConsumerId>>,
+    some: Notify,
+}
+
+impl News {
+    pub(super) fn add(&self, id: ConsumerId) {
+        let mut consumers = self.consumers.lock();
+        consumers.insert(id);
+        drop(consumers);
+        self.some.notify_one();
+    }
+
+    /// The next consumer that has something new. Safe to cancel.
+    pub(crate) async fn next(&self) -> ConsumerId {
+        loop {
+            if let Some(id) = self.consumers.lock().pop_first() {
+                return id;
+            }
+            self.some.notified().await;
+        }
+    }
+}

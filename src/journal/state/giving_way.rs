@@ -1,0 +1,143 @@
+//! Who gives way when there is no room, and what is let in.
+
+use std::collections::HashMap;
+
+use super::super::log::Packing;
+use super::super::parts::{PARTS, Part, PartHolder, guaranteed, usable};
+use super::super::settings::JournalSettings;
+use super::super::{ConsumerId, Full, PENDING_MAX, WhenFull};
+use super::JournalState;
+
+impl JournalState {
+    /// The part that gives way next, and by how much it is above what it is guaranteed.
+    pub(in crate::journal) fn most_above(&self, settings: &JournalSettings) -> Option<(Part, i64)> {
+        let usage = self.log.usage(&self.queues);
+        let above = |part: Part| usage.parts[part as usize] as i64 - guaranteed(part, settings) as i64;
+        let used = Part::ALL.into_iter().filter(|part| usage.parts[*part as usize] > 0);
+        used.map(|part| (part, above(part))).max_by_key(|(_, above)| *above)
+    }
+
+    /// The oldest messages of whoever has most in this part give way; says whether there were any.
+    pub(in crate::journal) fn give_way(&mut self, part: Part) -> bool {
+        let mut held: HashMap<PartHolder<'_>, u64> = HashMap::new();
+        for (queue, share) in self.log.shares(&self.queues).filter(|(queue, _)| queue.part() == part) {
+            *held.entry(PartHolder::of(queue.name())).or_default() += share.live(queue.base());
+        }
+        let most = held.into_iter().filter(|(_, bytes)| *bytes > 0).max_by_key(|(_, bytes)| *bytes);
+        let Some((most, _)) = most else { return false };
+        let oldest =
+            self.log.oldest_of(&self.queues, |queue| queue.part() == part && PartHolder::of(queue.name()) == most);
+        let bounds = format!("journal.max_size, of which {} % are for {}", part.percent(), part.shown());
+        self.give_up(&oldest, &bounds);
+        true
+    }
+
+    /// The oldest messages of orphans give way: whether there were any.
+    pub(in crate::journal) fn orphans_give_way(&mut self) -> bool {
+        let oldest = self.log.oldest_of(&self.queues, |queue| queue.is_orphan());
+        self.give_up(&oldest, "journal.max_size, and no upstream of that name is configured");
+        !oldest.is_empty()
+    }
+
+    /// Gives up what these consumers have up to an ordinal.
+    fn give_up(&mut self, oldest: &[(ConsumerId, u64)], bounds: &str) {
+        for (id, last) in oldest {
+            let Some(lost) = self.queues.get_mut(*id).map(|queue| queue.drop_through(*last)) else { continue };
+            self.queues.mark_moved(*id);
+            self.space.changed();
+            self.lost(*id, lost, bounds);
+        }
+    }
+
+    /// Refuses what there is no room for.
+    pub(super) fn admit(
+        &mut self,
+        len: usize,
+        consumers: &[ConsumerId],
+        settings: &JournalSettings,
+    ) -> Result<(), Full> {
+        let is_too_large = len as u64 > usable(settings);
+        let refuses = settings.when_full == WhenFull::Refuse;
+        let is_stuck = refuses && (self.trouble.now().is_some() || !self.has_space(len, consumers, settings));
+        if is_stuck || is_too_large || self.pending.len() + len > PENDING_MAX.max(len) {
+            self.counts.refuse();
+            return Err(Full);
+        }
+        if refuses {
+            self.space.take(len as u64);
+        }
+        Ok(())
+    }
+
+    /// Whether the disk space that is ours takes this much more without giving anything up, and the parts of all consumers do.
+    /// What is known of it is only looked at anew when it seems to be used up, and then only if something has changed.
+    fn has_space(&mut self, len: usize, consumers: &[ConsumerId], settings: &JournalSettings) -> bool {
+        if self.has_room(len as u64, consumers) {
+            return true;
+        }
+        let parts = self.parts_of(consumers).fold(0, |parts, part| parts | 1 << part as usize);
+        if self.space.is_full_for(len as u64, parts) {
+            self.space.say(true, self.counts.refused(), &self.queues);
+            return false;
+        }
+        let room = self.left(self.free_bytes(len, settings), settings);
+        self.space.looked(room);
+        let has_space = self.has_room(len as u64, consumers);
+        if !has_space && self.orphans_give_way() {
+            return self.has_space(len, consumers, settings);
+        }
+        self.space.found(has_space, len as u64, parts);
+        self.space.say(!has_space, self.counts.refused(), &self.queues);
+        has_space
+    }
+
+    /// Bytes that the files which are there or may be made take, in messages of this length, when what is needed of them is
+    /// merged.
+    fn free_bytes(&self, len: usize, settings: &JournalSettings) -> u64 {
+        let room = usable(settings);
+        let per_segment = room - room % (len as u64).max(1);
+        let (mut space, mut files, mut kept, mut needed) = (0, 0, 0, Packing::default());
+        let tail = self.log.open_tail().map(|tail| tail.header.generation);
+        for (generation, segment) in self.log.segments() {
+            if Some(*generation) == tail {
+                space += segment.header.size.saturating_sub(segment.end);
+            } else if segment.is_needed(&self.queues) {
+                if segment.can_merge(settings) {
+                    needed.add(segment.live(&self.queues).1, segment.largest());
+                    files += 1;
+                } else {
+                    kept += 1;
+                }
+            }
+        }
+        // what is needed can be merged into fewer files
+        let files = (0..files).find(|files| needed.fits(*files, room)).unwrap_or(files);
+        let free = settings.segments().saturating_sub(files + kept + usize::from(tail.is_some())) as u64;
+        (space + free * per_segment).saturating_sub(self.pending.unsafe_bytes() as u64)
+    }
+
+    fn parts_of<'a>(&'a self, consumers: &'a [ConsumerId]) -> impl Iterator<Item = Part> + 'a {
+        consumers.iter().filter_map(|id| self.queues.get(*id)).map(|queue| queue.part())
+    }
+
+    fn has_room(&self, len: u64, consumers: &[ConsumerId]) -> bool {
+        self.space.has(len, self.parts_of(consumers))
+    }
+
+    /// Bytes that each part may still take where nothing is given up, and what may be taken for nobody in particular, when the
+    /// files that are there or may be made take `free`.
+    fn left(&self, free: u64, settings: &JournalSettings) -> ([u64; PARTS], u64) {
+        let usage = self.log.usage(&self.queues);
+        let mut has_consumers = [false; PARTS];
+        self.queues.iter().for_each(|(_, queue)| has_consumers[queue.part() as usize] = true);
+        let room = Part::ALL.map(|part| {
+            let others = Part::ALL.into_iter().filter(|other| *other != part && has_consumers[*other as usize]);
+            let kept = others.map(|other| guaranteed(other, settings).saturating_sub(usage.parts[other as usize]));
+            let kept: u64 = kept.sum();
+            // besides, the file that is being written is not shared evenly
+            let rounding = if kept > 0 { usable(settings) } else { 0 };
+            free.saturating_sub(kept + rounding)
+        });
+        (room, free)
+    }
+}
