@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use clap::Subcommand;
 
+use super::deferred::Deferred;
 use super::{CliError, print};
 use crate::config::{self, Environment};
 use crate::import::{Imported, Options, mosquitto, mqtt_io};
@@ -14,20 +15,26 @@ use crate::import::{Imported, Options, mosquitto, mqtt_io};
 #[derive(Debug, Subcommand)]
 pub(super) enum From {
     /// mosquitto.conf with what it includes, password files and access control lists
-    Mosquitto {
-        /// mosquitto.conf, and password files and access control lists that are not where it says
-        #[arg(required = true, value_name = "FILE")]
-        files: Vec<PathBuf>,
-        #[command(flatten)]
-        to: To,
-    },
+    Mosquitto(Deferred<MosquittoArgs>),
     /// The YAML file of mqtt-io or pi-mqtt-gpio: its digital inputs
-    MqttIo {
-        /// The YAML file
-        file: PathBuf,
-        #[command(flatten)]
-        to: To,
-    },
+    MqttIo(Deferred<MqttIoArgs>),
+}
+
+#[derive(Debug, clap::Args)]
+pub(super) struct MosquittoArgs {
+    /// mosquitto.conf, and password files and access control lists that are not where it says
+    #[arg(required = true, value_name = "FILE")]
+    files: Vec<PathBuf>,
+    #[command(flatten)]
+    to: To,
+}
+
+#[derive(Debug, clap::Args)]
+pub(super) struct MqttIoArgs {
+    /// The YAML file
+    file: PathBuf,
+    #[command(flatten)]
+    to: To,
 }
 
 /// Where the result goes.
@@ -45,12 +52,13 @@ pub(super) struct To {
 pub(super) fn import(from: &From) -> Result<(), CliError> {
     let environment = Environment::current();
     let to = match from {
-        From::Mosquitto { to, .. } | From::MqttIo { to, .. } => to,
+        From::Mosquitto(Deferred(args)) => &args.to,
+        From::MqttIo(Deferred(args)) => &args.to,
     };
     let options = Options { host_name: &environment.host_name, keeps_secrets: to.output.is_some() };
     let imported = match from {
-        From::Mosquitto { files, .. } => mosquitto::import(files, &options)?,
-        From::MqttIo { file, .. } => mqtt_io::import(file, &options)?,
+        From::Mosquitto(Deferred(args)) => mosquitto::import(&args.files, &options)?,
+        From::MqttIo(Deferred(args)) => mqtt_io::import(&args.file, &options)?,
     };
     let path = to.output.as_deref().unwrap_or(Path::new("pigateway.toml"));
     let checked = config::read(&imported.text, path, &environment).map_err(CliError::ImportedBadly);

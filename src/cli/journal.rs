@@ -1,13 +1,36 @@
 //! `pigateway journal`: what a journal holds.
 
 use std::io::{self, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::{CliError, print};
 use crate::app;
 use crate::journal::inspect::{InspectError, InspectOptions, inspect};
 
-pub(super) fn show_journal(dir: &Path, what: InspectOptions) -> Result<(), CliError> {
+#[derive(Debug, clap::Args)]
+pub(super) struct JournalArgs {
+    /// The data directory
+    dir: PathBuf,
+    /// Read every record
+    #[arg(long)]
+    verify: bool,
+    /// Print the messages as JSON, one a line
+    #[arg(long, conflicts_with = "verify")]
+    export: bool,
+    /// Remove what waits for the upstream with this name, such as one that is not configured any more; no gateway may
+    /// run there
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["verify", "export"])]
+    discard: Option<String>,
+}
+
+pub(super) fn journal(args: &JournalArgs) -> Result<(), CliError> {
+    match &args.discard {
+        Some(upstream) => discard(&args.dir, upstream),
+        None => show(&args.dir, InspectOptions { verify: args.verify, export: args.export }),
+    }
+}
+
+fn show(dir: &Path, what: InspectOptions) -> Result<(), CliError> {
     let mut out = io::BufWriter::new(io::stdout().lock());
     let is_whole = match inspect(dir, what, &mut out).and_then(|is_whole| Ok(out.flush().map(|()| is_whole)?)) {
         // a reader that has seen enough is no error
@@ -18,7 +41,7 @@ pub(super) fn show_journal(dir: &Path, what: InspectOptions) -> Result<(), CliEr
 }
 
 /// Removes what waits for an upstream.
-pub(super) fn discard(dir: &Path, upstream: &str) -> Result<(), CliError> {
+fn discard(dir: &Path, upstream: &str) -> Result<(), CliError> {
     if !dir.join("journal").is_dir() {
         return Err(InspectError::None(dir.display().to_string()).into());
     }

@@ -1,10 +1,24 @@
-//! `pigateway man`: the manual.
+//! `pigateway man` and `pigateway completions`: what is made of the definition of the command line.
 
 use std::io::{self, Write};
 
 use clap::CommandFactory;
+use clap_complete::Shell;
 
 use super::Cli;
+
+#[derive(Debug, clap::Args)]
+pub(super) struct CompletionsArgs {
+    /// The shell
+    shell: Shell,
+}
+
+/// The script that makes the shell complete commands of ours.
+pub(super) fn completions(args: &CompletionsArgs) -> Vec<u8> {
+    let mut script = Vec::new();
+    clap_complete::generate(args.shell, &mut Cli::command(), "pigateway", &mut script);
+    script
+}
 
 /// The manual, all commands on one page.
 pub(super) fn man_page() -> io::Result<Vec<u8>> {

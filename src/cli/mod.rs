@@ -2,6 +2,7 @@
 
 mod check;
 pub mod client;
+mod deferred;
 mod doctor;
 mod explain;
 mod import;
@@ -13,11 +14,11 @@ mod user;
 use std::io::{self, Write};
 use std::path::PathBuf;
 
-use clap::{Args, CommandFactory, Parser, Subcommand};
-use clap_complete::Shell;
+use clap::{Args, Parser, Subcommand};
 
+use self::deferred::Deferred;
 use crate::import::ImportError;
-use crate::journal::inspect::{InspectError, InspectOptions};
+use crate::journal::inspect::InspectError;
 use crate::{app, config};
 
 /// Where the package keeps the configuration.
@@ -38,46 +39,26 @@ enum Command {
     /// Run the gateway; this is what happens without a command, too
     Run(RunArgs),
     /// Check configuration files and report everything that is wrong with them
-    Check(check::CheckArgs),
+    Check(Deferred<check::CheckArgs>),
     /// Ask for a password, or read it from standard input, and print the table that makes a user
-    User {
-        /// Name of the user
-        #[arg(value_parser = user::user_name)]
-        name: String,
-    },
+    User(Deferred<user::UserArgs>),
     /// Say who may publish and receive a topic and by which line, whether it is kept, and where it goes upstream
-    Explain(explain::ExplainArgs),
+    Explain(Deferred<explain::ExplainArgs>),
     /// Look for what stands in the way of a gateway on this machine, and say what to do; changes nothing
-    Doctor(doctor::DoctorArgs),
+    Doctor(Deferred<doctor::DoctorArgs>),
     /// Show how a running gateway is doing
-    Status(status::StatusArgs),
+    Status(Deferred<status::StatusArgs>),
     /// Publish one message to a broker
-    Publish(client::PublishArgs),
+    Publish(Deferred<client::PublishArgs>),
     /// Print the messages of a broker as they come
-    Subscribe(client::SubscribeArgs),
+    Subscribe(Deferred<client::SubscribeArgs>),
     /// Make a configuration of mosquitto's or mqtt-io's
     #[command(subcommand)]
     Import(import::From),
     /// Show what a journal holds: segments, consumers with their ledgers, damage. Changes nothing, works beside a gateway
-    Journal {
-        /// The data directory
-        dir: PathBuf,
-        /// Read every record
-        #[arg(long)]
-        verify: bool,
-        /// Print the messages as JSON, one a line
-        #[arg(long, conflicts_with = "verify")]
-        export: bool,
-        /// Remove what waits for the upstream with this name, such as one that is not configured any more; no gateway may
-        /// run there
-        #[arg(long, value_name = "NAME", conflicts_with_all = ["verify", "export"])]
-        discard: Option<String>,
-    },
+    Journal(Deferred<journal::JournalArgs>),
     /// Print completions for a shell
-    Completions {
-        /// The shell
-        shell: Shell,
-    },
+    Completions(Deferred<man::CompletionsArgs>),
     /// Print the manual page
     Man,
 }
@@ -188,23 +169,18 @@ impl Cli {
         match self.command {
             None => run(self.run),
             Some(Command::Run(args)) => run(args),
-            Some(Command::Check(args)) => check::check(&args),
-            Some(Command::User { name }) => print(user::user_table(&name, &user::ask_password(&name)?)?.as_bytes()),
-            Some(Command::Explain(args)) => explain::explain(&args),
-            Some(Command::Doctor(args)) => doctor::doctor(&args),
-            Some(Command::Status(args)) => status::status(&args),
-            Some(Command::Publish(args)) => client::publish(&args),
-            Some(Command::Subscribe(args)) => client::subscribe(&args),
+            Some(Command::Check(Deferred(args))) => check::check(&args),
+            Some(Command::User(Deferred(args))) => {
+                print(user::user_table(&args.name, &user::ask_password(&args.name)?)?.as_bytes())
+            }
+            Some(Command::Explain(Deferred(args))) => explain::explain(&args),
+            Some(Command::Doctor(Deferred(args))) => doctor::doctor(&args),
+            Some(Command::Status(Deferred(args))) => status::status(&args),
+            Some(Command::Publish(Deferred(args))) => client::publish(&args),
+            Some(Command::Subscribe(Deferred(args))) => client::subscribe(&args),
             Some(Command::Import(from)) => import::import(&from),
-            Some(Command::Journal { dir, discard: Some(name), .. }) => journal::discard(&dir, &name),
-            Some(Command::Journal { dir, verify, export, .. }) => {
-                journal::show_journal(&dir, InspectOptions { verify, export })
-            }
-            Some(Command::Completions { shell }) => {
-                let mut script = Vec::new();
-                clap_complete::generate(shell, &mut Cli::command(), "pigateway", &mut script);
-                print(&script)
-            }
+            Some(Command::Journal(Deferred(args))) => journal::journal(&args),
+            Some(Command::Completions(Deferred(args))) => print(&man::completions(&args)),
             Some(Command::Man) => print(&man::man_page()?),
         }
     }
@@ -213,10 +189,9 @@ impl Cli {
 fn run(args: RunArgs) -> Result<(), CliError> {
     let settings = match &args.config {
         Some(path) => {
-            if let Some(what) = check::foreign(path) {
-                return Err(CliError::Foreign(what));
-            }
-            let loaded = config::load(path)?;
+            // what is another program's has no valid configuration in it
+            let foreign_or = |problems| check::foreign(path).map_or(CliError::Config(problems), CliError::Foreign);
+            let loaded = config::load(path).map_err(foreign_or)?;
             for warning in &loaded.warnings {
                 eprintln!("warning: {warning}");
             }
@@ -240,11 +215,47 @@ fn print(bytes: &[u8]) -> Result<(), CliError> {
 mod tests {
     use std::path::Path;
 
+    use clap::CommandFactory;
+
     use super::*;
 
     #[test]
     fn the_command_line_is_consistent() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn a_gateway_that_starts_describes_no_other_command() {
+        let mut root = Cli::command();
+        let other = |root: &clap::Command| {
+            let others = root.get_subcommands().filter(|command| !matches!(command.get_name(), "run" | "help"));
+            others.map(|command| command.get_arguments().count()).sum::<usize>()
+        };
+        assert_eq!(other(&root), 0);
+        root.try_get_matches_from_mut(["pigateway", "run", "--config", "x.toml"]).unwrap();
+        assert_eq!(other(&root), 0);
+        // whoever asks for one, or for help, has it
+        assert!(Cli::try_parse_from(["pigateway", "journal", "x", "--verify"]).is_ok());
+        assert!(Cli::try_parse_from(["pigateway", "import", "mosquitto", "x"]).is_ok());
+        root.build();
+        assert!(other(&root) > 20);
+        // and help says of a command what stands at it here, not what stands at parts of its arguments
+        let about =
+            root.get_subcommands().map(|command| command.get_about().map(ToString::to_string).unwrap_or_default());
+        let first: Vec<String> = about.collect();
+        assert!(first.contains(&"Publish one message to a broker".to_owned()), "{first:?}");
+    }
+
+    #[test]
+    fn what_is_another_programs_is_told_from_mistakes() {
+        let dir = tempfile::tempdir().unwrap();
+        let start = |name: &str, text: &str| {
+            let path = dir.path().join(name);
+            std::fs::write(&path, text).unwrap();
+            run(RunArgs { config: Some(path) }).unwrap_err()
+        };
+        assert!(matches!(start("mosquitto.conf", "listener 1883\n"), CliError::Foreign(_)));
+        assert!(matches!(start("pigateway.toml", "[log]\nlevel = 3\n"), CliError::Config(_)));
     }
 
     #[test]

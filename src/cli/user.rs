@@ -6,7 +6,14 @@ use super::CliError;
 use crate::access::hash;
 use crate::access::settings::is_user_name;
 
-pub(super) fn user_name(text: &str) -> Result<String, &'static str> {
+#[derive(Debug, clap::Args)]
+pub(super) struct UserArgs {
+    /// Name of the user
+    #[arg(value_parser = user_name)]
+    pub(super) name: String,
+}
+
+fn user_name(text: &str) -> Result<String, &'static str> {
     if is_user_name(text) { Ok(text.into()) } else { Err("a name is not empty and has no control characters") }
 }
 
