@@ -6,6 +6,8 @@ use super::format::{
 };
 use super::storage::Storage;
 
+/// Where in a record its position stands.
+const POSITION: usize = 8;
 /// Bytes read at a time.
 const BLOCK: usize = 128 * 1024;
 /// Where whole records are looked for between others, what only looks like one may cost so many bytes of reading for each
@@ -241,7 +243,7 @@ impl<'a> Scanner<'a> {
 
     fn head(&self, at: u64) -> Option<(usize, u64)> {
         let bytes = &self.buffer[(at - self.buffer_at) as usize..self.len];
-        let (len, position) = (u32_at(bytes, 4) as usize, u64_at(bytes, 8));
+        let (len, position) = (u32_at(bytes, 4) as usize, u64_at(bytes, POSITION));
         let fits = len >= RECORD_HEAD && len as u64 <= self.end - at;
         (fits && position >= self.base && position <= self.limit && position > self.last).then_some((len, position))
     }
@@ -276,9 +278,20 @@ impl<'a> Scanner<'a> {
                     self.patience = self.patience.saturating_sub(len as u64);
                 }
             }
-            self.patience += 8 * TRIES;
-            at += 8;
+            let passed = (8 * self.blank_places(at)).max(8);
+            self.patience += passed * TRIES;
+            at += passed;
         }
+    }
+
+    /// At how many places in a row, each eight bytes behind the one before, no record can begin because what would be its
+    /// position is zero, which none is. Most of a file that is not full is like that, and all of it is passed over at each start.
+    fn blank_places(&self, at: u64) -> u64 {
+        let (words, _) = self.buffer[(at - self.buffer_at) as usize + POSITION..self.len].as_chunks::<8>();
+        let is_zero = |words: &[[u8; 8]]| words.iter().fold(0, |all, word| all | u64::from_ne_bytes(*word)) == 0;
+        let (blocks, _) = words.as_chunks::<16>();
+        let count = 16 * blocks.iter().take_while(|block| is_zero(*block)).count();
+        (count + words[count..].iter().take_while(|word| is_zero(&[**word])).count()) as u64
     }
 
     /// After the last record: whether a record was begun here and cut short.
@@ -393,6 +406,24 @@ mod tests {
         assert_eq!(found, [50, 51, 52, 53, 54, 9000]);
         let read = storage.1.into_inner();
         assert!(read < 24 * size, "{read} bytes were read of {size}");
+    }
+
+    #[test]
+    fn behind_what_is_blank_a_record_is_found() {
+        let header = Header { kind: FileKind::Segment, boot: 0, generation: 5, salt: 1, size: 512 << 10, base: 50 };
+        let block = BLOCK as u64;
+        for gap in (8..300).step_by(8).chain([block - 96, block - 8, block, block + 8, 3 * block]) {
+            let storage = MemoryStorage::default();
+            let begin = *file(&storage, &header, 5).last().unwrap() + 88;
+            let mut record = Vec::new();
+            let draft = RecordDraft { kind: RecordKind::Message, flags: 0, boot: 0, body: &[b"x"] };
+            encode(&mut record, 60, &draft, [(7, 11)].into_iter());
+            seal(&mut record, header.seed());
+            storage.write_at("f", begin + gap, &record).unwrap();
+            let (found, damage) = places(&storage, &header);
+            assert_eq!(found, [50, 51, 52, 53, 54, 60], "{gap}");
+            assert_eq!((damage.places, damage.bytes), (1, gap), "{gap}");
+        }
     }
 
     #[test]
