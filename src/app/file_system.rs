@@ -4,6 +4,7 @@
 //! `/var` is a tmpfs, or log2ram keeps the directory, the system accepts the same writes and syncs and loses them with the
 //! power. The gateway cannot change that; it says so.
 
+use std::borrow::Cow;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -78,8 +79,11 @@ impl Mounts {
     /// The file system that an absolute path is on: the mount with the longest path above it, the last of several on one
     /// place.
     pub(crate) fn of(&self, path: &Path) -> Option<Mount> {
-        let mounts = self.table.lines().filter_map(parse);
-        mounts.filter(|mount| path.starts_with(&mount.point)).max_by_key(|mount| mount.point.components().count())
+        // a sandbox has a hundred mounts, and only one of them is looked at further
+        let mounts = self.table.lines().filter_map(|line| Some((point(line)?, line)));
+        let above = mounts.filter(|(point, _)| path.starts_with(&**point));
+        let (_, line) = above.max_by_key(|(point, _)| Path::new(&**point).components().count())?;
+        parse(line)
     }
 
     /// What becomes of this directory, or of the one that it will be made in.
@@ -173,6 +177,11 @@ fn within(total: u64) -> u64 {
     total - reserve
 }
 
+/// Where the mount of a line of mountinfo is.
+fn point(line: &str) -> Option<Cow<'_, str>> {
+    line.split(' ').nth(4).map(unescape)
+}
+
 /// A line of mountinfo.
 fn parse(line: &str) -> Option<Mount> {
     let (left, right) = line.split_once(" - ")?;
@@ -181,20 +190,23 @@ fn parse(line: &str) -> Option<Mount> {
     let options = right.get(2).copied().unwrap_or_default();
     let is_ro = |options: &str| options.split(',').any(|option| option == "ro");
     Some(Mount {
-        point: unescape(left.get(4)?).into(),
+        point: PathBuf::from(&*point(line)?),
         kind: (*right.first()?).into(),
-        device: unescape(right.get(1)?),
+        device: unescape(right.get(1)?).into_owned(),
         is_read_only: is_ro(left.get(5)?) || is_ro(options),
         upper: options
             .split(',')
             .find_map(|option| option.strip_prefix("upperdir="))
-            .map(|upper| unescape(upper).into()),
+            .map(|upper| PathBuf::from(&*unescape(upper))),
     })
 }
 
 /// The kernel writes what would end a field in octal.
-fn unescape(field: &str) -> String {
-    field.replace("\\040", " ").replace("\\011", "\t").replace("\\012", "\n").replace("\\134", "\\")
+fn unescape(field: &str) -> Cow<'_, str> {
+    if !field.contains('\\') {
+        return field.into();
+    }
+    field.replace("\\040", " ").replace("\\011", "\t").replace("\\012", "\n").replace("\\134", "\\").into()
 }
 
 #[cfg(test)]
