@@ -8,7 +8,7 @@ use std::convert::Infallible;
 use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -67,8 +67,8 @@ pub(crate) fn port(settings: &HttpSettings) -> Option<PortSettings> {
 
 /// What a port serves.
 pub struct Site {
-    /// Which paths it has and who answers there.
-    pub(crate) router: Router,
+    /// Which paths it has and who answers there. Made for the first request: no gateway waits for it at its start.
+    pub(crate) router: LazyLock<Router, Box<dyn FnOnce() -> Router + Send>>,
     /// Which requests are refused because pages of other sites make them.
     pub(crate) guard: HttpGuard,
     /// What an upgrade leads to.
@@ -91,8 +91,9 @@ impl Site {
     /// The page, REST and everything else.
     pub fn whole(http: &Arc<Http>) -> Arc<Site> {
         let (mqtt, connections) = (http.mqtt.clone(), http.connections.clone());
+        let all = http.clone();
         Arc::new(Site {
-            router: routes::router(http.clone()),
+            router: LazyLock::new(Box::new(|| routes::router(all))),
             guard: http.guard.clone(),
             door: WebSocketDoor { mqtt, connections, trusted_proxies: http.trusted_proxies.clone().into() },
             use_identity: false,
@@ -111,7 +112,8 @@ impl Site {
         use_identity: bool,
         (access, cancel): (Arc<Access>, CancellationToken),
     ) -> Arc<Site> {
-        let (router, places) = (websocket::router(), Arc::default());
+        let router = LazyLock::<Router, Box<dyn FnOnce() -> Router + Send>>::new(Box::new(websocket::router));
+        let places = Arc::default();
         let answers = Receiving::of(answers::BUDGET);
         Arc::new(Site { router, guard, door, use_identity, may_be_framed: false, access, answers, places, cancel })
     }
@@ -263,7 +265,7 @@ impl HttpConnection {
         let waits = request.headers().contains_key(header::EXPECT);
         let connections = self.site.door.connections.clone();
         let request = request.map(|body| if waits { Body::new(body) } else { unread::discarded(body, &connections) });
-        let mut router = self.site.router.clone();
+        let mut router = Router::clone(&self.site.router);
         async move {
             let mut response = match refused {
                 Ok(()) if welcome.is_some() && is_preflight => StatusCode::NO_CONTENT.into_response(),
