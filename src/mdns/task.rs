@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::watch;
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info};
 
@@ -17,6 +17,10 @@ use crate::status::{Announced, AnnouncedService};
 
 /// First and longest pause before the system bus is tried again. A bus that has no Avahi tells when one comes.
 const PAUSE: [Duration; 2] = [Duration::from_secs(5), Duration::from_secs(300)];
+
+/// Avahi is not looked for before this time after the start: when a Pi boots all others need its processor, and a name on the
+/// network is missed by nobody for a moment.
+const FIRST: Duration = Duration::from_secs(2);
 
 /// Why nothing is announced for the moment that Avahi takes to ask the network whether names are free.
 const TOLD: &str = "Avahi has been told, and asks the network";
@@ -31,6 +35,8 @@ pub(crate) struct Mdns {
     health: Health,
     changes: watch::Receiver<u64>,
     announcer: MdnsAnnouncer,
+    /// Avahi is not looked for before.
+    begin: Instant,
     shown: watch::Sender<Announced>,
     /// The last line in the log.
     said: String,
@@ -64,6 +70,7 @@ impl Mdns {
                 health,
                 changes,
                 announcer,
+                begin: Instant::now() + FIRST,
                 shown,
                 said: String::new(),
                 is_renaming_said: false,
@@ -141,9 +148,13 @@ impl Mdns {
         self.announcer.handle(AnnouncerEvent::Gone);
         // an interface may be another by now
         self.known = None;
+        let connecting = async {
+            sleep_until(self.begin).await;
+            Avahi::connect().await
+        };
         let avahi = tokio::select! {
             () = cancel.cancelled() => return Ended::Cancelled,
-            avahi = Avahi::connect() => avahi,
+            avahi = connecting => avahi,
         };
         let mut avahi = match avahi {
             Ok(avahi) => avahi,
