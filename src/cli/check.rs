@@ -1,14 +1,16 @@
 //! `pigateway check`: what is wrong with configuration files.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use clap::ValueEnum;
 use serde::Serialize;
 
 use super::{CliError, print};
+use crate::access::owner::ConsumerOwner;
 use crate::config::{self, ConfigProblem};
 use crate::import::kind_of_file;
-use crate::journal::inspect::waiting_upstreams;
+use crate::journal::inspect::waiting;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct CheckArgs {
@@ -109,9 +111,16 @@ fn made_users(settings: &config::Settings, report: &mut CheckReport) {
 fn orphans(settings: &config::Settings) -> Vec<FileFinding> {
     let dir = &settings.gateway.data_dir;
     // what cannot be looked at is for the gateway to say
-    let waiting = waiting_upstreams(dir).unwrap_or_default().into_iter();
-    let unknown = waiting.filter(|(name, _)| !settings.upstreams.iter().any(|upstream| upstream.name == *name));
-    let finding = |(name, messages): (String, u64)| {
+    let consumers = waiting(dir).unwrap_or_default();
+    let mut unknown: BTreeMap<&str, u64> = BTreeMap::new();
+    for (name, messages) in consumers.iter().filter(|(_, messages)| *messages > 0) {
+        if let ConsumerOwner::Upstream(name) = ConsumerOwner::of(name)
+            && !settings.upstreams.iter().any(|upstream| upstream.name == name)
+        {
+            *unknown.entry(name).or_default() += messages;
+        }
+    }
+    let finding = |(name, messages): (&str, u64)| {
         let dir = dir.display();
         let message = format!(
             "{messages} messages wait for upstream {name}, which is not configured: they are kept, and are the first to give \
@@ -119,7 +128,7 @@ fn orphans(settings: &config::Settings) -> Vec<FileFinding> {
         );
         FileFinding { line: None, column: None, key: String::new(), shown: message.clone(), message }
     };
-    unknown.map(finding).collect()
+    unknown.into_iter().map(finding).collect()
 }
 
 fn show(report: &CheckReport) -> Result<(), CliError> {

@@ -1,6 +1,6 @@
 //! Looking at a journal from outside: beside a running gateway, or on the card of a Pi that is dead. Nothing is changed.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::io::{self, Write};
 use std::path::Path;
 
@@ -15,7 +15,7 @@ use super::state::JournalState;
 use super::storage::Storage;
 use super::storage::file::FileStorage;
 use super::{JournalError, boots, recovery, settings::JournalSettings};
-use crate::access::owner::{ConsumerOwner, shown};
+use crate::access::owner::shown;
 use crate::message::MessageRef;
 use crate::time::{Clock, SystemClock};
 
@@ -77,17 +77,11 @@ pub(crate) fn inspect(dir: &Path, what: InspectOptions, out: &mut dyn Write) -> 
     Ok(!state.reports.iter().any(Report::is_loss))
 }
 
-/// Upstreams that something waits for, with how much.
-pub(crate) fn waiting_upstreams(dir: &Path) -> Result<Vec<(String, u64)>, JournalError> {
+/// How many messages wait for each consumer, by its lasting name.
+pub(crate) fn waiting(dir: &Path) -> Result<Vec<(Box<str>, u64)>, JournalError> {
     let storage = FileStorage::read_only(&dir.join("journal"));
     let state = recovery::recover(&storage, &JournalSettings::default(), boots::kernel_boot_id(), &SystemClock)?;
-    let mut waiting: BTreeMap<String, u64> = BTreeMap::new();
-    for (_, queue) in state.queues.iter() {
-        if let ConsumerOwner::Upstream(name) = ConsumerOwner::of(queue.name()) {
-            *waiting.entry(name.to_owned()).or_default() += queue.waiting();
-        }
-    }
-    Ok(waiting.into_iter().filter(|(_, messages)| *messages > 0).collect())
+    Ok(state.queues.iter().map(|(_, queue)| (queue.name().into(), queue.waiting())).collect())
 }
 
 /// Reads what was not read to find the state.

@@ -12,15 +12,15 @@
 //! | `storage/` | files, real and for tests; `direct` writes what is small in sectors of 512 bytes, not in blocks of 4096 |
 //! | `terms` | what rooms hand to the journal and get from it |
 //! | `append`, `keeping` | how messages come in, and values and retained messages |
-//! | `reader` | how consumers read, and the thread that reads ahead for them |
-//! | `writer/` | the thread that writes: all that waits with one write and one sync; how it puts together what is still needed, and makes room |
+//! | `reader`, `filler` | how consumers read, and the thread that reads ahead for them |
+//! | `writer/` | the thread that writes: all that waits with one write and one sync; it makes room and merges what is still needed |
 //! | `recovery` | what is found at start |
 //! | `inspect` | looking at it from outside |
 //! | `state/` | what is in memory, behind one lock, and what needs several parts of it: what is appended, what gives way |
 //!
-//! The parts of what is in memory, each of which alone changes what it knows:
+//! What is in memory, where each file or directory alone changes what it knows:
 //!
-//! | part | what |
+//! | file | what |
 //! |---|---|
 //! | `pending` | what was appended and is not on disk yet |
 //! | `consumers/` | what waits for each, how far each is, whose cursor has moved |
@@ -49,13 +49,13 @@
 mod append;
 pub(crate) mod boots;
 mod consumers;
+mod filler;
 pub mod format;
 pub(crate) mod inspect;
 mod keeping;
 mod kept;
 mod log;
 mod loss;
-mod orphans;
 mod pace;
 mod parts;
 mod pending;
@@ -271,7 +271,7 @@ impl Journal {
         });
         let (alive, ended) = watch::channel(());
         let mut threads = Vec::new();
-        let (writer, filler) = (writer::Writer::new(shared.clone()), reader::Filler::new(shared.clone()));
+        let (writer, filler) = (writer::Writer::new(shared.clone()), filler::Filler::new(shared.clone()));
         let token = alive.clone();
         threads.push(start("journal", move || drop((writer.run(), token)))?);
         threads.push(start("journal-read", move || drop((filler.run(), alive)))?);
@@ -306,6 +306,12 @@ impl Journal {
         if let Some(queue) = self.shared.state.lock().queues.get_mut(id) {
             queue.bound(limits);
         }
+    }
+
+    /// Nobody asks for this consumer any more. What waits for it is kept for the case that it is registered again, and is the
+    /// first to give way.
+    pub(crate) fn orphan(&self, id: ConsumerId) {
+        self.shared.state.lock().orphan(id);
     }
 
     /// Forgets a consumer and what waits for it.

@@ -118,7 +118,7 @@ impl Recovery<'_> {
                 return Ok(None);
             }
         };
-        self.state.log.has_snapshot(*len);
+        self.state.log.note_snapshot(*len);
         let mut scanner = Scanner::new(self.storage, SNAPSHOT, &header, header.size);
         let (mut table, mut last, mut missing) = (None, 0, 0);
         while let Some((_, record)) = scanner.next_record() {

@@ -41,3 +41,23 @@ pub(crate) fn decode_cursors(body: &[u8]) -> (impl Iterator<Item = (u64, Cursor)
     });
     (cursors, body.len() % CURSOR_LEN == 1 && body.last() == Some(&1))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cursor_has_the_bytes_on_disk_that_it_always_had() {
+        let settled = [15, 16, 17, 18, 19, 20, 21, 22, 23];
+        let cursor = Cursor { base: 11, read: 12, settled, dropped: 13, lost: 14 };
+        let mut bytes = Vec::new();
+        encode_cursor(10, &cursor, &mut bytes);
+        let expected: Vec<u8> = (10..24u64).flat_map(u64::to_le_bytes).collect();
+        assert_eq!((&bytes, bytes.len()), (&expected, CURSOR_LEN));
+        for (last, is_orderly) in [(0, false), (1, true)] {
+            let body = [&bytes[..], &bytes[..], &[last]].concat();
+            let (cursors, orderly) = decode_cursors(&body);
+            assert_eq!((cursors.collect::<Vec<_>>(), orderly), (vec![(10, cursor); 2], is_orderly));
+        }
+    }
+}

@@ -74,7 +74,7 @@ impl Log {
     }
 
     /// There is a snapshot of this size.
-    pub(crate) fn has_snapshot(&mut self, bytes: u64) {
+    pub(crate) fn note_snapshot(&mut self, bytes: u64) {
         self.snapshot_bytes = bytes;
     }
 
@@ -92,7 +92,13 @@ impl Log {
     }
 
     /// A record of this segment has become safe.
-    pub(crate) fn add(&mut self, generation: u64, record: &RecordRef<'_>, is_message: bool, queues: &ConsumerQueues) {
+    pub(crate) fn add_record(
+        &mut self,
+        generation: u64,
+        record: &RecordRef<'_>,
+        is_message: bool,
+        queues: &ConsumerQueues,
+    ) {
         let Some(segment) = self.segments.get_mut(&generation) else { return };
         segment.last = record.position();
         segment.end += record.padded_len() as u64;

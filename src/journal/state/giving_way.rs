@@ -1,4 +1,7 @@
 //! Who gives way when there is no room, and what is let in.
+//!
+//! Consumers that nobody in the configuration asks for any more are orphans: a comment, a typo or an old file is no reason to
+//! lose what waits for them. They are kept, and are the first to give way.
 
 use std::collections::HashMap;
 
@@ -35,7 +38,7 @@ impl JournalState {
     /// The oldest messages of orphans give way: whether there were any.
     pub(in crate::journal) fn orphans_give_way(&mut self) -> bool {
         let oldest = self.log.oldest_of(&self.queues, |queue| queue.is_orphan());
-        self.give_up(&oldest, "journal.max_size, and no upstream of that name is configured");
+        self.give_up(&oldest, "journal.max_size, and nothing in the configuration asks for them");
         !oldest.is_empty()
     }
 
@@ -139,5 +142,39 @@ impl JournalState {
             free.saturating_sub(kept + rounding)
         });
         (room, free)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use crate::journal::storage::memory::MemoryStorage;
+    use crate::journal::tests::{ANY, draft, settings, wait_synced};
+    use crate::journal::{Journal, Limits, WhenFull};
+    use crate::time::SystemClock;
+
+    #[test]
+    fn orphans_give_way_before_anybody_else_does() {
+        for when_full in [WhenFull::DropOldest, WhenFull::Refuse] {
+            let storage = Arc::new(MemoryStorage::default());
+            let journal = Journal::open(storage, settings(1 << 20, when_full), Arc::new(SystemClock)).unwrap();
+            let limits = Limits { when_full, ..ANY };
+            let [orphan, other] = ["upstream/gone", "upstream/home"].map(|name| journal.register(name, limits));
+            let payload = [b'x'; 1000];
+            let append = |id| {
+                let position = journal.append(&draft("t", &payload, false), &[id]).unwrap();
+                wait_synced(&journal, position);
+            };
+            // the others' messages are older
+            (0..100).for_each(|_| append(other));
+            (0..400).for_each(|_| append(orphan));
+            journal.orphan(orphan);
+            (0..500).for_each(|_| append(other));
+            assert_eq!(journal.backlog(other).messages, 600, "{when_full:?}");
+            let left = journal.backlog(orphan);
+            assert!(left.dropped > 0 && left.dropped + left.messages as u64 == 400, "{left:?}");
+            assert_eq!(journal.register("upstream/gone", limits), orphan);
+        }
     }
 }

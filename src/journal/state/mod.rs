@@ -319,7 +319,7 @@ impl JournalState {
     /// A record has become safe.
     pub(super) fn commit(&mut self, record: &RecordRef<'_>, generation: u64, room: bool, behind: &mut Vec<ConsumerId>) {
         let is_message = record.kind() == Some(RecordKind::Message);
-        self.log.add(generation, record, is_message, &self.queues);
+        self.log.add_record(generation, record, is_message, &self.queues);
         self.counts.add(is_message);
         if is_message {
             self.commit_message(record, room, behind);

@@ -309,7 +309,7 @@ impl Writer {
         let bytes = contents.write(&*self.shared.storage, random())?;
         let mut state = self.shared.state.lock();
         state.log.cover(contents.covered());
-        state.log.has_snapshot(bytes);
+        state.log.note_snapshot(bytes);
         state.counts.wrote(bytes, 1);
         state.pending.progressed();
         self.begun = 0;

@@ -1,0 +1,218 @@
+//! The thread that reads from disk what consumers are to get next, and when nobody needs that, checks what was not read at start.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tracing::error;
+
+use super::boots::Boots;
+use super::consumers::AHEAD_BYTES;
+use super::format::{Header, RecordKind};
+use super::record::Scanner;
+use super::report::Report;
+use super::state::JournalState;
+use super::{ConsumerId, Shared};
+use crate::message::Message;
+
+/// What the system could not read is tried again after these times before it is taken for damage.
+const READ_AGAIN: [Duration; 3] = [Duration::from_secs(1), Duration::from_secs(10), Duration::from_secs(60)];
+
+/// Bytes read ahead for a consumer when there is not enough memory for all.
+const SMALL_PORTION: usize = 16 * 1024;
+
+/// Where reading for a consumer has stopped.
+#[derive(Clone, Copy, Debug)]
+struct ReadPosition {
+    /// Salt of the file: another one with the same generation is another file.
+    salt: u64,
+    offset: u64,
+    last: u64,
+}
+
+/// What to read.
+struct Job {
+    key: u64,
+    generation: u64,
+    name: String,
+    header: Header,
+    /// End of what is safe, and the greatest place there.
+    end: u64,
+    last: u64,
+    /// Least place wanted.
+    from: u64,
+    most: usize,
+    boots: Boots,
+}
+
+/// The thread that reads ahead, and when nobody needs that, checks what was not read at start.
+pub(super) struct Filler {
+    shared: Arc<Shared>,
+    places: HashMap<ConsumerId, ReadPosition>,
+    /// Segments that could not be read, how often, and when to try again.
+    unread: HashMap<u64, (usize, Option<Instant>)>,
+}
+
+impl Filler {
+    /// For this journal.
+    pub(super) fn new(shared: Arc<Shared>) -> Filler {
+        Filler { shared, places: HashMap::new(), unread: HashMap::new() }
+    }
+
+    /// Until told to stop.
+    pub(super) fn run(mut self) {
+        let shared = self.shared.clone();
+        loop {
+            let mut state = shared.state.lock();
+            if state.stopping().is_some() {
+                return;
+            }
+            if let Some(id) = state.queues.next_fill() {
+                drop(state);
+                self.fill(id);
+            } else if let Some(name) = state.log.making().cloned() {
+                drop(state);
+                self.make(&name);
+            } else if let Some(generation) = state.log.next_to_check() {
+                drop(state);
+                self.verify(generation);
+            } else if let Some(due) = self.unread.values().filter_map(|(_, due)| *due).min() {
+                if shared.fill.wait_until(&mut state, due).timed_out() {
+                    state.log.check(self.unread_by(Instant::now()));
+                }
+            } else {
+                shared.fill.wait(&mut state);
+            }
+        }
+    }
+
+    /// Segments that are to be tried again now.
+    fn unread_by(&mut self, now: Instant) -> Vec<u64> {
+        let due = self.unread.iter_mut().filter(|(_, (_, due))| due.is_some_and(|due| due <= now));
+        due.map(|(generation, (_, due))| (*generation, *due = None).0).collect()
+    }
+
+    /// Makes the next file; where that fails, the writing thread sees for itself when it needs one.
+    fn make(&self, name: &str) {
+        let size = self.shared.settings.segment_size();
+        let made = self.shared.storage.create(name, size);
+        let mut state = self.shared.state.lock();
+        if made.is_err() {
+            state.log.forget_made();
+        } else if state.log.made(&self.shared.settings) {
+            state.counts.wrote(size, 0);
+        } else {
+            // it keeps its name until it is gone: another file of that name must not be removed instead
+            drop(state);
+            let _ = self.shared.storage.remove(name);
+            self.shared.state.lock().log.forget_made();
+        }
+    }
+
+    /// Reads ahead for a consumer until it has enough or there is no more.
+    fn fill(&mut self, id: ConsumerId) {
+        while let Some(job) = self.job(id) {
+            let (found, place) = self.read(&job, self.places.get(&id).copied());
+            let mut state = self.shared.state.lock();
+            let is_there = state.log.get(job.generation).is_some_and(|segment| segment.header.salt == job.header.salt);
+            let Some(queue) = state.queues.get_mut(id) else { return };
+            // a segment that was given up meanwhile may have been overwritten while we read
+            if is_there && queue.filled(job.from, place.last, found) {
+                self.places.insert(id, place);
+            }
+        }
+    }
+
+    /// What to read next for a consumer; `None`: nothing.
+    fn job(&mut self, id: ConsumerId) -> Option<Job> {
+        let mut guard = self.shared.state.lock();
+        let state: &mut JournalState = &mut guard;
+        let most = if state.queues.have_room_ahead() { AHEAD_BYTES } else { SMALL_PORTION };
+        let Some(queue) = state.queues.get_mut(id) else {
+            self.places.remove(&id);
+            return None;
+        };
+        let from = queue.next_to_read()?;
+        let Some(segment) = state.log.next_for(queue.key(), queue.base(), from) else {
+            queue.caught_up();
+            state.space.changed();
+            self.places.remove(&id);
+            return None;
+        };
+        queue.asks_for_fill();
+        Some(Job {
+            key: queue.key(),
+            generation: segment.header.generation,
+            name: segment.name.clone(),
+            header: segment.header,
+            end: segment.end,
+            last: segment.last,
+            from,
+            most,
+            boots: state.boots.clone(),
+        })
+    }
+
+    fn read(&self, job: &Job, place: Option<ReadPosition>) -> (Vec<(u64, u64, Message)>, ReadPosition) {
+        let mut scanner = Scanner::new(&*self.shared.storage, &job.name, &job.header, job.end);
+        if let Some(place) = place.filter(|place| place.salt == job.header.salt && place.last < job.from) {
+            scanner.seek(place.offset, place.last);
+        }
+        let mut at = ReadPosition { salt: job.header.salt, offset: scanner.offset(), last: job.last };
+        let (mut found, mut bytes) = (Vec::new(), 0);
+        while let Some((offset, record)) = scanner.next_record() {
+            let position = record.position();
+            if position > job.last {
+                break;
+            }
+            at.offset = offset + record.padded_len() as u64;
+            if position < job.from || record.kind() != Some(RecordKind::Message) {
+                continue;
+            }
+            let Some((_, ordinal)) = record.consumers().find(|(key, _)| *key == job.key) else { continue };
+            if let Some(message) = job.boots.translate(record.body(), record.boot(), &*self.shared.clock.0) {
+                bytes += message.size();
+                found.push((position, ordinal, message));
+            }
+            if bytes >= job.most {
+                at.last = position;
+                break;
+            }
+        }
+        (found, at)
+    }
+
+    /// Reads a segment to the end and reports what is wrong with it.
+    fn verify(&mut self, generation: u64) {
+        let found = self.shared.state.lock().log.get(generation).cloned();
+        let times = self.unread.remove(&generation).map_or(0, |(times, _)| times);
+        let Some(segment) = found else { return };
+        let mut scanner = Scanner::new(&*self.shared.storage, &segment.name, &segment.header, segment.end);
+        let mut records = 0;
+        while scanner.next_record().is_some() {
+            records += 1;
+        }
+        let (damage, rest) = (scanner.damage, segment.end.saturating_sub(scanner.offset()));
+        let is_whole = damage.places == 0 && rest == 0 && records == segment.records;
+        if !is_whole
+            && scanner.unreadable > 0
+            && let Some(pause) = READ_AGAIN.get(times)
+        {
+            // cards and cables have their moments
+            self.unread.insert(generation, (times + 1, Some(Instant::now() + *pause)));
+            return;
+        }
+        let mut state = self.shared.state.lock();
+        if !state.log.checked(&segment, is_whole) || is_whole {
+            return;
+        }
+        let report = Report::Damaged {
+            file: segment.name,
+            places: damage.places + u32::from(rest > 0),
+            bytes: damage.bytes + rest,
+            records: segment.records.saturating_sub(records),
+        };
+        error!("journal: {report}");
+        state.reports.add(report);
+    }
+}
