@@ -50,7 +50,12 @@ impl Workers {
     ///
     /// The system refuses threads, timers or descriptors.
     pub fn start(cores: usize) -> io::Result<Workers> {
-        let crew = Arc::new(Crew::default());
+        Workers::start_by(cores, processor_time)
+    }
+
+    /// The same, where this says how much time of processors was taken.
+    fn start_by(cores: usize, used: fn() -> Duration) -> io::Result<Workers> {
+        let crew = Arc::new(Crew::new(used));
         let mut builder = Builder::new_multi_thread();
         builder.worker_threads(cores).thread_name("pigateway-io").enable_all();
         if cores > 1 {
@@ -149,7 +154,6 @@ impl Shift {
 }
 
 /// What the threads share.
-#[derive(Default)]
 struct Crew {
     /// All may work.
     is_open: AtomicBool,
@@ -157,6 +161,8 @@ struct Crew {
     gate: Mutex<Gate>,
     opened: Condvar,
     closed: Notify,
+    /// How much time of processors was taken so far.
+    used: fn() -> Duration,
 }
 
 #[derive(Default)]
@@ -176,6 +182,16 @@ impl Gate {
 }
 
 impl Crew {
+    fn new(used: fn() -> Duration) -> Crew {
+        Crew {
+            is_open: AtomicBool::new(false),
+            gate: Mutex::default(),
+            opened: Condvar::new(),
+            closed: Notify::new(),
+            used,
+        }
+    }
+
     fn is_open(&self) -> bool {
         self.is_open.load(Ordering::Relaxed)
     }
@@ -206,7 +222,7 @@ impl Crew {
         if gate.is_over || gate.looked.is_some_and(|(before, _)| now.saturating_duration_since(before) < CALM) {
             return;
         }
-        let used = processor_time();
+        let used = (self.used)();
         if let Some((before, used_before)) = gate.looked.replace((now, used))
             && used.saturating_sub(used_before) * LIGHT.1 <= (now - before) * LIGHT.0
         {
@@ -279,6 +295,11 @@ mod tests {
     /// Longer than anything here takes, on any machine.
     const PATIENCE: Duration = Duration::from_secs(60);
 
+    /// Threads as the gateway starts them, which do not see what other tests of this process take.
+    fn start(cores: usize) -> Workers {
+        Workers::start_by(cores, || Duration::ZERO).unwrap()
+    }
+
     trait End: AsyncRead + AsyncWrite + Send + Unpin {}
     impl<T: AsyncRead + AsyncWrite + Send + Unpin> End for T {}
 
@@ -334,7 +355,7 @@ mod tests {
 
     #[test]
     fn one_thread_serves_while_the_load_is_light() {
-        let workers = Workers::start(4).unwrap();
+        let workers = start(4);
         workers.block_on(async {
             // where the machine is busy with others, they may be called for a while
             let (mut in_a_row, mut before) = (0, BTreeSet::new());
@@ -351,7 +372,7 @@ mod tests {
 
     #[test]
     fn who_is_at_work_for_long_calls_the_others_and_they_rest_again() {
-        let workers = Workers::start(2).unwrap();
+        let workers = start(2);
         workers.block_on(async {
             assert!(!workers.crew.is_open());
             let crew = workers.crew.clone();
@@ -373,7 +394,7 @@ mod tests {
 
     #[test]
     fn who_hardly_waits_calls_the_others() {
-        let crew = Arc::new(Crew::default());
+        let crew = Arc::new(Crew::new(processor_time));
         let mut shift = Shift::new(crew.clone());
         let now = Instant::now();
         // half of the time is waited for, and a bit more
@@ -389,7 +410,7 @@ mod tests {
 
     #[test]
     fn nobody_is_left_behind_however_often_they_come_and_go() {
-        let workers = Workers::start(3).unwrap();
+        let workers = start(3);
         workers.block_on(async {
             for round in 0..500 {
                 workers.crew.open();
@@ -404,7 +425,7 @@ mod tests {
 
     #[test]
     fn the_end_does_not_wait_for_who_rests() {
-        let workers = Workers::start(4).unwrap();
+        let workers = start(4);
         let (said, ended) = std::sync::mpsc::channel();
         std::thread::spawn(move || {
             drop(workers);

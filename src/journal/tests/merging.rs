@@ -182,7 +182,9 @@ fn a_merge_that_sets_nothing_free_is_not_repeated_until_something_changes() {
     }
     let mut last = Position(0);
     for _ in 0..150 {
-        last = journal.append(&message(&[b'x'; 900]), &ids[..1]).unwrap();
+        // the writing thread may find that there is no room before all of them are accepted
+        let Ok(position) = journal.append(&message(&[b'x'; 900]), &ids[..1]) else { break };
+        last = position;
     }
     wait_for("it is full", || journal.status().failing.is_some());
     assert!(*journal.synced().borrow() < last);
