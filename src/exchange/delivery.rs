@@ -1,9 +1,23 @@
 //! A message on its way to one subscriber, and how it is to be delivered.
 
+use std::sync::atomic::{AtomicU64, Ordering};
+
 use smallvec::SmallVec;
 
 use super::shared::Share;
 use crate::message::{Message, MessageRef, Packed, Qos};
+
+/// Tells inboxes apart: each has its own, those of one client one after another too.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct InboxId(u64);
+
+impl InboxId {
+    /// One that no inbox has had.
+    pub(super) fn next() -> InboxId {
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        InboxId(NEXT.fetch_add(1, Ordering::Relaxed))
+    }
+}
 
 /// How one message is to be delivered.
 #[derive(Clone, Debug)]

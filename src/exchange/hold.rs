@@ -4,19 +4,17 @@
 //! time. So:
 //!
 //! - Who publishes to no full queue is never held.
-//! - Who publishes to a full one is held while its reader has taken at least a quarter of its queue in the last
-//!   [`LATELY`], or, at QoS 1 and 2, [`WINDOWS`] messages: it acknowledges each window, on a slow line or beside other work.
+//! - Who publishes to a full one is held while its reader is quick: it has taken a good part of its queue lately, or several
+//!   windows of messages at QoS 1 and 2 (`inbox/uptake.rs` says how much).
 //! - For any other reader publishers are held for at most [`BUDGET`] in any [`PERIOD`], all readers of one user together and
 //!   its new connections too. Guests are one user.
-//! - After that the reader loses what does not fit, counted, until it has caught up or taken a quarter that quickly.
-//!
-//! Where the queues of more than [`ALONE`] readers are full at the same time, it is the machine that is slow, and they share
-//! its pace: each has to take that much less.
+//! - After that the reader loses what does not fit, counted, until it has caught up or is quick again.
 //!
 //! Time in which the gateway itself did not get around to its work is nobody's delay. It passes in steps of [`STEP`] while
 //! somebody is held, and steps that come late count as if they had come in time.
 //!
-//! [`Uptake`] and [`Budget`] decide and know no clock. [`Holds`] is what publishers, readers and the dispatcher share.
+//! An inbox knows nothing of this but whom to tell when half of it is worked off ([`HoldsPublishers`]). [`Budget`] decides
+//! and knows no clock. [`Holds`] is what publishers, readers and the dispatcher share.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
@@ -28,17 +26,11 @@ use smallvec::SmallVec;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
-use super::inbox::InboxLimits;
+use super::delivery::InboxId;
+use super::inbox::HoldsPublishers;
 use super::subscribers::Subscriber;
 use crate::message::Origin;
 
-/// What a reader has taken within this time tells whether it reads.
-pub(crate) const LATELY: Duration = Duration::from_millis(250);
-const QUARTER: f64 = 0.25;
-/// Three windows of the usual 20 messages: a client that answers at once takes so many in [`LATELY`] on a line of 80 ms.
-const WINDOWS: f64 = 60.0;
-/// Up to this many readers with full queues are each judged as if they were alone.
-const ALONE: usize = 8;
 /// How long publishers are held for the readers of one user that do not read ...
 pub(crate) const BUDGET: Duration = Duration::from_millis(50);
 /// ... in any time of this length.
@@ -47,74 +39,6 @@ pub(crate) const PERIOD: Duration = Duration::from_secs(1);
 pub(crate) const STEP: Duration = Duration::from_millis(5);
 /// Longest hold for a reader that its own client does not keep from reading: the gateway has not got around to it.
 const LONGEST: Duration = Duration::from_secs(3);
-/// Marks of what a reader had taken are this far apart.
-const MARK: Duration = Duration::from_millis(25);
-
-/// What a reader has taken, in messages and bytes since it is there.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct ReaderTaken {
-    pub(crate) messages: u64,
-    pub(crate) bytes: u64,
-    /// Messages at QoS 1 and 2, which its client acknowledges before it gets more than a window of them.
-    pub(crate) by_window: u64,
-}
-
-/// How fast a reader takes what there is for it. Times are of any clock that goes forward.
-#[derive(Debug, Default)]
-pub(crate) struct Uptake {
-    marks: VecDeque<(Duration, ReaderTaken)>,
-    /// Since when its queue is full, and what it had taken then.
-    full: Option<(Duration, ReaderTaken)>,
-}
-
-impl Uptake {
-    /// So much it has taken at this time.
-    pub(crate) fn mark(&mut self, now: Duration, taken: ReaderTaken) {
-        if self.marks.back().is_some_and(|(last, _)| now < *last + MARK) {
-            return;
-        }
-        while self.marks.front().is_some_and(|(first, _)| now > *first + LATELY) {
-            self.marks.pop_front();
-        }
-        self.marks.push_back((now, taken));
-    }
-
-    /// Its queue is full now, or not any more.
-    pub(crate) fn set_full(&mut self, full: Option<(Duration, ReaderTaken)>) {
-        self.full = full;
-    }
-
-    /// Whether it has taken a quarter of its queue lately; while its queue has been full for less long than that, whether it
-    /// is about to.
-    /// `full` readers have a full queue at the same time.
-    pub(crate) fn is_quick(&self, now: Duration, taken: ReaderTaken, limits: &InboxLimits, full: usize) -> bool {
-        let enough = QUARTER * (ALONE as f64 / full.max(1) as f64).min(1.0);
-        let is_about_to = self.full.as_ref().is_some_and(|(since, before)| {
-            let passed = now.saturating_sub(*since);
-            passed <= LATELY
-                && taken != *before
-                && share(before, taken, limits) >= enough * passed.div_duration_f64(LATELY)
-        });
-        is_about_to || self.share_lately(now, taken, limits) >= enough
-    }
-
-    /// Whether it has taken a quarter of its queue lately.
-    pub(crate) fn has_been_quick(&self, now: Duration, taken: ReaderTaken, limits: &InboxLimits) -> bool {
-        self.share_lately(now, taken, limits) >= QUARTER
-    }
-
-    fn share_lately(&self, now: Duration, taken: ReaderTaken, limits: &InboxLimits) -> f64 {
-        let lately = self.marks.iter().find(|(at, _)| now <= *at + LATELY);
-        lately.map_or(0.0, |(_, before)| share(before, taken, limits))
-    }
-}
-
-/// What was taken since `before`, as a share of the queue.
-fn share(before: &ReaderTaken, taken: ReaderTaken, limits: &InboxLimits) -> f64 {
-    let messages = (taken.messages - before.messages) as f64 / limits.messages as f64;
-    let windows = QUARTER * (taken.by_window - before.by_window) as f64 / WINDOWS;
-    messages.max((taken.bytes - before.bytes) as f64 / limits.bytes as f64).max(windows)
-}
 
 /// What is left to the readers of one user of the time for which they may hold publishers.
 #[derive(Debug, Default)]
@@ -246,7 +170,7 @@ impl Holds {
                     drop(guard);
                     return reader.inbox.lose();
                 }
-                if !reader.inbox.hold(self) {
+                if !reader.inbox.hold(self.clone()) {
                     return 0; // it has taken half of it meanwhile
                 }
                 state.readers.push(held);
@@ -262,20 +186,6 @@ impl Holds {
             self.begun.notify_one();
         }
         0
-    }
-
-    /// A reader has room again, or has gone: nobody is held for it any more.
-    pub(crate) fn release(&self, inbox: *const super::inbox::Inbox) {
-        let mut state = self.state.lock();
-        let is_it = |held: &HeldReader| std::ptr::eq(&raw const held.reader.inbox, inbox);
-        let Some(at) = state.readers.iter().position(is_it) else { return };
-        let held = state.readers.swap_remove(at);
-        let is_room = state.let_go(&held);
-        self.count.store(state.readers.len(), Ordering::Release);
-        drop(state);
-        if is_room {
-            self.room.notify_waiters();
-        }
     }
 
     /// Looks whether publishers are still to be held; every [`STEP`] while some are. Returns how many messages readers have
@@ -304,6 +214,20 @@ impl Holds {
             self.room.notify_waiters();
         }
         lost
+    }
+}
+
+impl HoldsPublishers for Holds {
+    fn release(&self, inbox: InboxId) {
+        let mut state = self.state.lock();
+        let Some(at) = state.readers.iter().position(|held| held.reader.inbox.id() == inbox) else { return };
+        let held = state.readers.swap_remove(at);
+        let is_room = state.let_go(&held);
+        self.count.store(state.readers.len(), Ordering::Release);
+        drop(state);
+        if is_room {
+            self.room.notify_waiters();
+        }
     }
 }
 
@@ -344,7 +268,7 @@ impl HoldState {
 #[cfg(test)]
 mod tests {
     use super::super::delivery::{RetainFlag, Run, Terms};
-    use super::super::inbox::{Inbox, InboxOffer};
+    use super::super::inbox::{Inbox, InboxLimits, InboxOffer};
     use super::*;
     use crate::message::{BatchBuilder, Draft, Qos};
 
@@ -352,38 +276,6 @@ mod tests {
 
     fn ms(ms: u64) -> Duration {
         Duration::from_millis(ms)
-    }
-
-    #[test]
-    fn a_reader_is_quick_that_has_taken_a_quarter_within_a_quarter_of_a_second() {
-        let mut uptake = Uptake::default();
-        let taken = |messages| ReaderTaken { messages, bytes: messages * 10, by_window: 0 };
-        assert!(!uptake.is_quick(ms(0), taken(5000), &LIMITS, 1), "nothing is known of it");
-        uptake.mark(ms(0), taken(0));
-        assert!(!uptake.is_quick(ms(100), taken(249), &LIMITS, 1));
-        assert!(uptake.is_quick(ms(100), taken(250), &LIMITS, 1));
-        assert!(uptake.is_quick(ms(250), taken(250), &LIMITS, 1));
-        assert!(!uptake.is_quick(ms(251), taken(250), &LIMITS, 1), "that was before");
-        for step in 1..=20 {
-            uptake.mark(ms(step * 25), taken(step * 25));
-        }
-        assert!(uptake.is_quick(ms(500), taken(500), &LIMITS, 1), "1,000 messages a second");
-        assert!(!uptake.is_quick(ms(600), taken(510), &LIMITS, 1), "then hardly any");
-        assert!(uptake.is_quick(ms(600), ReaderTaken { bytes: 40_000, ..taken(510) }, &LIMITS, 1), "but large ones");
-        assert!(uptake.marks.len() <= 12);
-        let windows = |by_window| ReaderTaken { by_window, ..taken(510) };
-        assert!(!uptake.is_quick(ms(600), windows(59), &LIMITS, 1));
-        assert!(uptake.is_quick(ms(600), windows(60), &LIMITS, 1), "but window by window");
-        // just full: it is judged by what it has taken since then
-        uptake.set_full(Some((ms(600), taken(510))));
-        assert!(!uptake.is_quick(ms(600), taken(510), &LIMITS, 1));
-        assert!(!uptake.is_quick(ms(610), taken(519), &LIMITS, 1));
-        assert!(uptake.is_quick(ms(610), taken(520), &LIMITS, 1));
-        assert!(uptake.is_quick(ms(800), taken(710), &LIMITS, 1));
-        assert!(!uptake.is_quick(ms(851), taken(759), &LIMITS, 1));
-        assert!(!uptake.is_quick(ms(610), taken(516), &LIMITS, ALONE));
-        assert!(uptake.is_quick(ms(610), taken(516), &LIMITS, 2 * ALONE), "many share the pace of the machine");
-        assert!(!uptake.is_quick(ms(2000), taken(759), &LIMITS, 1000), "who takes nothing is never quick");
     }
 
     #[test]

@@ -3,7 +3,7 @@
 //! | file | what |
 //! |---|---|
 //! | `ingress` | the one door in: order, retained store, journal, router |
-//! | `live`, `subscribers`, `inbox`, `delivery` | the way to connected subscribers: router, matching, bounded queues |
+//! | `live`, `fanout`, `subscribers`, `inbox`, `delivery` | the way to connected subscribers: router, what each gets, who it is, bounded queues, what waits there |
 //! | `hold` | whether publishers wait for a reader whose queue is full |
 //! | `filters`, `shared` | topic filters, shared subscriptions |
 //! | `retained`, `search`, `expiry` | retained messages, how they are read, and their end |
@@ -17,6 +17,7 @@
 
 pub(crate) mod delivery;
 mod expiry;
+mod fanout;
 pub mod filters;
 pub(crate) mod hold;
 pub(crate) mod inbox;

@@ -1,13 +1,15 @@
 //! What waits for one live subscriber.
 //!
 //! The dispatcher fills inboxes, sessions empty them. An inbox is bounded. When it is full, those who publish to it may be
-//! held until half of it is worked off ([`super::hold`] says for whom and for how long), so that a burst or a flood costs
-//! nothing as long as the reader keeps up; what is on its way already is let in beyond the bound. A reader for which nobody
-//! is held any longer is slow: it loses what does not fit, counted and logged, until it has caught up or reads quickly.
+//! held until half of it is worked off, so that a burst or a flood costs nothing as long as the reader keeps up; what is on
+//! its way already is let in beyond the bound. [`super::hold`] decides for whom and for how long: it asks an inbox whether its
+//! reader is quick ([`uptake`]), and is told when there is room. A reader for which nobody is held any longer is slow: it loses
+//! what does not fit, counted and logged, until it has caught up or reads quickly.
 //!
 //! Besides its own bound there is one for what waits for all clients ([`super::waiting`]).
 
 use std::collections::VecDeque;
+use std::fmt::Debug;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
@@ -16,10 +18,12 @@ use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tracing::warn;
 
-use super::delivery::{Queued, Run};
-use super::hold::{Holds, ReaderTaken, Uptake};
+use self::uptake::{ReaderTaken, Uptake};
+use super::delivery::{InboxId, Queued, Run};
 use super::waiting::Account;
 use crate::message::{Packed, Qos};
+
+mod uptake;
 
 /// Bytes beyond the bound that were on their way when the inbox was full. They are shared with other readers.
 const OVERFLOW: usize = 4 << 20;
@@ -42,8 +46,14 @@ pub(crate) enum InboxOffer {
     Done,
     /// Nothing is left to offer: so many messages were dropped.
     Dropped(u64),
-    /// All was taken, beyond the bound: who has published it is to be held ([`Holds::begin`]).
+    /// All was taken, beyond the bound: who has published it is to be held.
     Full,
+}
+
+/// Whoever holds publishers for a full inbox.
+pub(crate) trait HoldsPublishers: Debug + Send + Sync {
+    /// Half of the inbox is worked off, or its reader has gone: nobody is held for it any more.
+    fn release(&self, inbox: InboxId);
 }
 
 #[derive(Debug, Default)]
@@ -52,7 +62,7 @@ struct InboxState {
     messages: usize,
     bytes: usize,
     /// Publishers are held for it by this.
-    held_by: Option<Arc<Holds>>,
+    held_by: Option<Arc<dyn HoldsPublishers>>,
     /// It has been full, and not half of it is worked off.
     full: bool,
     /// What does not fit is dropped.
@@ -68,6 +78,7 @@ struct InboxState {
 /// The queue between the dispatcher and one live subscriber.
 #[derive(Debug)]
 pub(crate) struct Inbox {
+    id: InboxId,
     owner: Box<str>,
     /// Whose budget pays for holding publishers.
     payer: Arc<str>,
@@ -88,6 +99,7 @@ impl Inbox {
     /// An empty inbox; `owner` (a client id) is named in logs.
     pub(crate) fn new(owner: &str, limits: InboxLimits) -> Inbox {
         Inbox {
+            id: InboxId::next(),
             owner: owner.into(),
             payer: owner.into(),
             account: None,
@@ -105,6 +117,11 @@ impl Inbox {
         self.payer = account.name().clone();
         self.account = Some(account);
         self
+    }
+
+    /// Which one it is.
+    pub(crate) fn id(&self) -> InboxId {
+        self.id
     }
 
     /// Whose memory it takes; `None`: the gateway's own.
@@ -177,7 +194,7 @@ impl Inbox {
     }
 
     /// Takes all messages of `offered`, or drops what does not fit if the subscriber is slow or gone. `now` is of
-    /// [`Holds::now`].
+    /// [`super::hold::Holds::now`].
     pub(crate) fn offer(&self, offered: &mut VecDeque<Run>, now: Duration) -> InboxOffer {
         let mut state = self.state.lock();
         if state.closed {
@@ -242,11 +259,11 @@ impl Inbox {
     }
 
     /// Notes that publishers are held for it; `false`: there is no reason any more.
-    pub(crate) fn hold(&self, holds: &Arc<Holds>) -> bool {
+    pub(crate) fn hold(&self, by: Arc<dyn HoldsPublishers>) -> bool {
         let mut state = self.state.lock();
         let is_full = state.full && !state.closed && !state.slow;
         if is_full {
-            state.held_by = Some(holds.clone());
+            state.held_by = Some(by);
         }
         is_full
     }
@@ -349,7 +366,7 @@ impl Inbox {
         }
         drop(state);
         if let Some(holds) = held_by {
-            holds.release(self);
+            holds.release(self.id);
         }
         Some(run)
     }
@@ -387,7 +404,7 @@ impl Inbox {
         let held_by = state.held_by.take();
         drop(state);
         if let Some(holds) = held_by {
-            holds.release(self);
+            holds.release(self.id);
         }
         left
     }

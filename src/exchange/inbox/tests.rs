@@ -4,7 +4,7 @@ use smallvec::SmallVec;
 
 use super::*;
 use crate::exchange::delivery::{RetainFlag, Terms};
-use crate::exchange::hold::{BUDGET, PERIOD, STEP};
+use crate::exchange::hold::{BUDGET, Holds, PERIOD, STEP};
 use crate::exchange::shared::SharedGroup;
 use crate::exchange::subscribers::{Subscriber, SubscriptionOptions};
 use crate::exchange::waiting::{DeliveryMemory, FREE, FREE_OF_A_USER};

@@ -27,9 +27,10 @@ use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 use tracing::error;
 
+use super::fanout::Fanout;
 use super::hold::{Holds, STEP};
 use super::stats::Stats;
-use super::subscribers::{Fanout, Subscriber, Subscribers};
+use super::subscribers::{Subscriber, Subscribers};
 use crate::health::{self, Overdue, Pulse};
 use crate::message::{Batch, BatchBuilder};
 

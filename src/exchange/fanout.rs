@@ -1,0 +1,161 @@
+//! From a batch to the inboxes: what each subscriber gets of it, and how.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use smallvec::SmallVec;
+use tokio::time::Instant;
+
+use super::delivery::{RetainFlag, Run, Terms};
+use super::hold::Holds;
+use super::inbox::InboxOffer;
+use super::stats::Stats;
+use super::subscribers::{Matcher, Subscriber, SubscriberEntry, Subscribers};
+use crate::message::{Batch, Entry, MessageRef, Qos};
+
+/// What is collected for each subscriber, in order, before it is offered to the inboxes.
+#[derive(Debug)]
+pub(crate) struct Fanout {
+    subscribers: Arc<Subscribers>,
+    matcher: Matcher,
+    /// Subscribers and what they get.
+    outgoing: Vec<(Arc<Subscriber>, VecDeque<Run>)>,
+}
+
+/// Messages next to each other on one topic.
+#[derive(Clone, Copy)]
+struct Stretch {
+    from: usize,
+    to: usize,
+    count: usize,
+    first_seq: u64,
+    /// Least and greatest QoS among them.
+    qos: (Qos, Qos),
+}
+
+impl Stretch {
+    fn seqs(&self) -> std::ops::Range<u64> {
+        self.first_seq..self.first_seq + self.count as u64
+    }
+}
+
+impl Fanout {
+    /// Collects for these.
+    pub(crate) fn new(subscribers: Arc<Subscribers>) -> Fanout {
+        Fanout { subscribers, matcher: Matcher::default(), outgoing: Vec::new() }
+    }
+
+    /// Adds what everybody gets of this batch; returns the sequence number after it.
+    pub(crate) fn collect(&mut self, batch: &Batch) -> u64 {
+        let mut next = batch.seq();
+        let mut entries = batch.iter().peekable();
+        while let Some(first) = entries.next() {
+            let topic = first.message.topic();
+            let end = |entry: &Entry<'_>| entry.offset + entry.message.as_bytes().len();
+            let qos = first.message.qos();
+            let (from, first_seq) = (first.offset, first.seq);
+            let mut stretch = Stretch { from, to: end(&first), count: 1, first_seq, qos: (qos, qos) };
+            while let Some(more) = entries.next_if(|entry| entry.message.topic() == topic) {
+                stretch.to = end(&more);
+                stretch.count += 1;
+                let qos = more.message.qos();
+                stretch.qos = (stretch.qos.0.min(qos), stretch.qos.1.max(qos));
+            }
+            next = stretch.seqs().end;
+            self.matcher.select(&self.subscribers, topic, stretch.first_seq);
+            self.add(batch, stretch);
+        }
+        next
+    }
+
+    /// Here it is decided whether a message goes live to a subscriber or by the journal, which has its place among the
+    /// routes of [`super::ingress`] by the same rule: nothing is queued, and nobody woken, for what the journal delivers.
+    fn add(&mut self, batch: &Batch, stretch: Stretch) {
+        let groups = self.matcher.selected.chunk_by(|a, b| Arc::ptr_eq(&a.subscriber, &b.subscriber));
+        for (hint, overlapping) in groups.enumerate() {
+            let subscriber = &overlapping[0].subscriber;
+            let is_uniform = overlapping.iter().all(|entry| {
+                entry.since <= stretch.first_seq
+                    && stretch.seqs().end <= entry.until
+                    && entry.options.no_local == overlapping[0].options.no_local
+            });
+            // with mixed QoS some may be durable, and some not
+            if is_uniform && (!subscriber.is_durable || stretch.qos.0 == stretch.qos.1) {
+                let terms = terms(overlapping.iter());
+                if !subscriber.is_fed_by_the_journal(terms.qos.min(stretch.qos.1)) {
+                    let messages = batch.pack(stretch.from, stretch.to, stretch.count);
+                    push(&mut self.outgoing, hint, subscriber, Run { messages, terms });
+                }
+                continue;
+            }
+            // message by message; some options began within this stretch, or differ in what is the subscriber's own
+            for entry in batch.iter().filter(|entry| (stretch.from..stretch.to).contains(&entry.offset)) {
+                let is_own = entry.message.origin() == subscriber.origin;
+                let applies = |known: &&SubscriberEntry| known.is_for(entry.seq) && !(known.options.no_local && is_own);
+                if !overlapping.iter().any(|known| applies(&known)) {
+                    continue;
+                }
+                let terms = terms(overlapping.iter().filter(applies));
+                if !subscriber.is_fed_by_the_journal(terms.qos.min(entry.message.qos())) {
+                    push(&mut self.outgoing, hint, subscriber, Run::one(batch.message_at(entry.offset), terms));
+                }
+            }
+        }
+    }
+
+    /// Subscribers that get this message live, which has this sequence number or a later one.
+    pub(crate) fn readers(&mut self, message: MessageRef<'_>, seq: u64) -> impl Iterator<Item = &Arc<Subscriber>> {
+        self.matcher.select(&self.subscribers, message.topic(), seq);
+        let is_live = move |known: &&SubscriberEntry| {
+            !known.subscriber.is_fed_by_the_journal(known.options.qos.min(message.qos()))
+        };
+        self.matcher.selected.iter().filter(is_live).map(|known| &known.subscriber)
+    }
+
+    /// Puts what was collected of this batch into the inboxes. Waits for nobody: publishers of what does not fit are held.
+    pub(crate) fn deliver(&mut self, holds: &Arc<Holds>, stats: &Stats, batch: &Batch) {
+        if self.outgoing.is_empty() {
+            return;
+        }
+        let now = Instant::now();
+        let at = holds.now(now);
+        for (subscriber, mut queued) in self.outgoing.drain(..) {
+            let lost = match subscriber.inbox.offer(&mut queued, at) {
+                InboxOffer::Done => continue,
+                InboxOffer::Dropped(messages) => messages,
+                InboxOffer::Full => {
+                    let publisher = batch.iter().next().map(|entry| entry.message.origin());
+                    publisher.map_or(0, |publisher| holds.begin(&subscriber, publisher, now))
+                }
+            };
+            stats.publish_dropped.add(lost);
+        }
+    }
+}
+
+/// One copy for all overlapping subscriptions, at the largest QoS, with all ids [MQTT-3.3.4-4].
+fn terms<'a>(overlapping: impl Iterator<Item = &'a SubscriberEntry>) -> Terms {
+    let (retain, ids) = (RetainFlag::Clear, SmallVec::new());
+    let mut terms = Terms { qos: Qos::AtMostOnce, retain, no_local: false, ids, share: None };
+    for SubscriberEntry { options, .. } in overlapping {
+        terms.qos = terms.qos.max(options.qos);
+        terms.no_local |= options.no_local;
+        if options.retain_as_published {
+            terms.retain = RetainFlag::AsPublished;
+        }
+        terms.ids.extend(options.id);
+    }
+    terms
+}
+
+/// Adds a run for a subscriber. `hint` is where to look first: fan-outs repeat their order.
+fn push(outgoing: &mut Vec<(Arc<Subscriber>, VecDeque<Run>)>, hint: usize, subscriber: &Arc<Subscriber>, run: Run) {
+    let at = match outgoing.get(hint) {
+        Some((known, _)) if Arc::ptr_eq(known, subscriber) => Some(hint),
+        _ => outgoing.iter().position(|(known, _)| Arc::ptr_eq(known, subscriber)),
+    };
+    match at {
+        Some(at) => outgoing[at].1.push_back(run),
+        None => outgoing.push((subscriber.clone(), VecDeque::from([run]))),
+    }
+}
