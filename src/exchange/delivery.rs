@@ -1,10 +1,12 @@
-//! A message on its way to one subscriber, and how it is to be delivered.
+//! A message on its way to one subscriber, how it is to be delivered, and who is told what becomes of it.
 
+use std::fmt::Debug;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use smallvec::SmallVec;
 
-use super::shared::Share;
+use crate::journal::Position;
 use crate::message::{Message, MessageRef, Packed, Qos};
 
 /// Tells inboxes apart: each has its own, those of one client one after another too.
@@ -16,6 +18,42 @@ impl InboxId {
     pub(super) fn next() -> InboxId {
         static NEXT: AtomicU64 = AtomicU64::new(0);
         InboxId(NEXT.fetch_add(1, Ordering::Relaxed))
+    }
+}
+
+/// Where messages come from that each go to one member of a group only: it is told what became of each. This is all that a
+/// message on its way knows of [`super::shared`], which knows its members' inboxes.
+pub(crate) trait SharesOut: Debug + Send + Sync {
+    /// The member with this inbox has dealt with a message.
+    fn settled(self: Arc<Self>, by: InboxId, kept: Option<KeptPlace>);
+
+    /// Nobody gets a message any more.
+    fn give_up(&self, kept: Option<KeptPlace>);
+
+    /// Messages of this group that a member left unacknowledged, oldest first: others get them before anything newer.
+    fn take_back(self: Arc<Self>, messages: Vec<(Share, Message)>);
+}
+
+/// Place and ordinal of a message in the journal.
+pub(crate) type KeptPlace = (Position, u64);
+
+/// A message's way back to the group that it came from.
+#[derive(Clone, Debug)]
+pub(crate) struct Share {
+    pub(crate) group: Arc<dyn SharesOut>,
+    /// Its place in the journal, where it comes from there.
+    pub(super) kept: Option<KeptPlace>,
+}
+
+impl Share {
+    /// The member with this inbox has dealt with the message.
+    pub(crate) fn settled(self, by: InboxId) {
+        self.group.settled(by, self.kept);
+    }
+
+    /// Nobody gets the message any more.
+    pub(crate) fn give_up(&self) {
+        self.group.give_up(self.kept);
     }
 }
 

@@ -12,6 +12,10 @@
 //! | `receiving` | one budget for what is being received |
 //! | `stats`, `trace` | counters, single messages that are followed |
 //!
+//! Of `live`, `fanout`, `subscribers`, `inbox` and `delivery` each uses those named after it. `hold` and `shared` use
+//! subscribers with their inboxes, which know neither of them: an inbox tells whoever holds publishers for it when there is
+//! room (`HoldsPublishers`), and a message from a shared group carries its way back there (`SharesOut`).
+//!
 //! A message comes from an MQTT client, a sensor, an upstream or HTTP, gets its place in `ingress`, and goes two ways: through
 //! `live` to those who are connected, and through the journal to those who must get it in any case.
 

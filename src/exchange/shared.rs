@@ -16,38 +16,15 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 use smallvec::SmallVec;
 
-use super::delivery::{RetainFlag, Run, Terms};
+use super::delivery::{InboxId, KeptPlace, RetainFlag, Run, Share, SharesOut, Terms};
 use super::inbox::InboxLimits;
 use super::subscribers::{Subscriber, SubscriptionOptions};
 use super::waiting::DeliveryMemory;
-use crate::journal::{ConsumerId, Delivery, Journal, Outcome, Position, Reader};
+use crate::journal::{ConsumerId, Delivery, Journal, Outcome, Reader};
 use crate::message::{Message, Qos};
 
 /// Messages that one member may have and not have settled.
 const MEMBER_WINDOW: usize = 20;
-
-/// A message's way back to the group that it came from.
-#[derive(Clone, Debug)]
-pub(crate) struct Share {
-    pub(crate) group: Arc<SharedGroup>,
-    /// Its place and ordinal in the journal, where it comes from there.
-    kept: Option<(Position, u64)>,
-}
-
-impl Share {
-    /// A member has dealt with the message.
-    pub(crate) fn settled(&self, subscriber: &Arc<Subscriber>) {
-        self.group.settled(subscriber, self.kept);
-    }
-
-    /// Nobody gets the message any more.
-    pub(crate) fn give_up(&self) {
-        let mut state = self.group.state.lock();
-        if let Some((durable, (position, _))) = state.durable.as_mut().zip(self.kept) {
-            durable.reader.settle_as(position, Outcome::NotWanted);
-        }
-    }
-}
 
 #[derive(Debug)]
 struct Member {
@@ -170,32 +147,6 @@ impl SharedGroup {
         is_empty
     }
 
-    /// Messages that a client left unacknowledged, oldest first: others get them before anything newer.
-    pub(crate) fn take_back(self: &Arc<Self>, messages: Vec<(Share, Message)>) {
-        let mut state = self.state.lock();
-        for (share, message) in messages.into_iter().rev() {
-            match share.kept {
-                Some((position, ordinal)) => {
-                    let delivery = Delivery { position, ordinal, message, resent: true, released: false };
-                    state.again.insert(ordinal, delivery);
-                }
-                None => state.enqueue(message, true),
-            }
-        }
-        self.pump(&mut state);
-    }
-
-    fn settled(self: &Arc<Self>, subscriber: &Arc<Subscriber>, kept: Option<(Position, u64)>) {
-        let mut state = self.state.lock();
-        if let Some(member) = state.members.iter_mut().find(|member| Arc::ptr_eq(&member.subscriber, subscriber)) {
-            member.unsettled = member.unsettled.saturating_sub(1);
-        }
-        if let Some((durable, (position, _))) = state.durable.as_mut().zip(kept) {
-            durable.reader.settle(position);
-        }
-        self.pump(&mut state);
-    }
-
     /// Messages dropped so far because too many waited.
     #[cfg(test)]
     pub(crate) fn dropped(&self) -> u64 {
@@ -239,6 +190,40 @@ impl SharedGroup {
                 state.put_back(next);
             }
         }
+    }
+}
+
+impl SharesOut for SharedGroup {
+    fn settled(self: Arc<Self>, by: InboxId, kept: Option<KeptPlace>) {
+        let mut state = self.state.lock();
+        if let Some(member) = state.members.iter_mut().find(|member| member.subscriber.inbox.id() == by) {
+            member.unsettled = member.unsettled.saturating_sub(1);
+        }
+        if let Some((durable, (position, _))) = state.durable.as_mut().zip(kept) {
+            durable.reader.settle(position);
+        }
+        self.pump(&mut state);
+    }
+
+    fn give_up(&self, kept: Option<KeptPlace>) {
+        let mut state = self.state.lock();
+        if let Some((durable, (position, _))) = state.durable.as_mut().zip(kept) {
+            durable.reader.settle_as(position, Outcome::NotWanted);
+        }
+    }
+
+    fn take_back(self: Arc<Self>, messages: Vec<(Share, Message)>) {
+        let mut state = self.state.lock();
+        for (share, message) in messages.into_iter().rev() {
+            match share.kept {
+                Some((position, ordinal)) => {
+                    let delivery = Delivery { position, ordinal, message, resent: true, released: false };
+                    state.again.insert(ordinal, delivery);
+                }
+                None => state.enqueue(message, true),
+            }
+        }
+        self.pump(&mut state);
     }
 }
 
@@ -332,7 +317,7 @@ mod tests {
         // only b goes on reading: it gets all the rest
         let mut all = [from_a, from_b].concat();
         while all.len() < 60 {
-            group.settled(&b, None);
+            group.clone().settled(b.inbox.id(), None);
             all.extend(taken(&b));
         }
         all.sort_unstable();
@@ -348,7 +333,7 @@ mod tests {
         assert_eq!(taken(&a).len(), MEMBER_WINDOW);
         assert!(group.leave(&a));
         let left = [18, 19].map(|n| (Share { group: group.clone(), kept: None }, message(n)));
-        group.take_back(left.into());
+        group.clone().take_back(left.into());
         group.push(message(22));
         assert_eq!(group.dropped(), 2, "three may wait");
         group.join(&b, OPTIONS, None);

@@ -303,7 +303,7 @@ impl BrokerConnection {
                 }
                 self.session.givers().for_each(SharedGroup::look);
             }
-            DeliverySource::Shared(share) => share.settled(&self.subscriber),
+            DeliverySource::Shared(share) => share.settled(self.subscriber.inbox.id()),
         }
     }
 

@@ -26,10 +26,9 @@ use crate::access::identity::{Identity, SessionName};
 use crate::access::places::{Bounds, PlaceHolder, Places};
 use crate::access::quota::Quota;
 use crate::access::waiting::{Sockets, WaitingRoom};
-use crate::exchange::delivery::Run;
+use crate::exchange::delivery::{Run, Share, SharesOut};
 use crate::exchange::inbox::{Inbox, InboxLimits};
 use crate::exchange::ingress::{Ingress, Receipt, Route};
-use crate::exchange::shared::{Share, SharedGroup};
 use crate::exchange::stats::Stats;
 use crate::exchange::subscribers::{Subscriber, SubscriptionOptions};
 use crate::exchange::waiting::{self, DeliveryMemory};
@@ -313,7 +312,7 @@ impl Core {
         let unread = unread.flat_map(|Run { mut messages, terms }| {
             std::iter::from_fn(move || terms.share.clone().zip(messages.next_message()))
         });
-        let mut back: Vec<(Arc<SharedGroup>, Vec<_>)> = Vec::new();
+        let mut back: Vec<(Arc<dyn SharesOut>, Vec<_>)> = Vec::new();
         for (share, message) in session.outbound.take_shared().into_iter().chain(unread) {
             match back.iter_mut().find(|(known, _)| Arc::ptr_eq(known, &share.group)) {
                 Some((_, messages)) => messages.push((share, message)),

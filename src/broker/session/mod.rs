@@ -9,9 +9,9 @@ use smallvec::SmallVec;
 
 use super::replies::Replies;
 use crate::access::quota::Holding;
-use crate::exchange::delivery::{Grant, Queued};
+use crate::exchange::delivery::{Grant, Queued, Share};
 use crate::exchange::filters::FilterTree;
-use crate::exchange::shared::{Share, SharedGroup};
+use crate::exchange::shared::SharedGroup;
 use crate::exchange::subscribers::SubscriptionOptions;
 use crate::exchange::waiting::Left;
 use crate::journal::{ConsumerId, Position, Reader};
