@@ -55,8 +55,8 @@ impl DataDir {
         if let Some(fault) = at_power_cut.fault() {
             warn!("{fault}");
         }
-        let in_memory = mounts.largest_in_memory().filter(|_| matches!(at_power_cut, AtPowerCut::Lost(_)));
         let is_certain = matches!(at_power_cut, AtPowerCut::Lost(_));
+        let in_memory = if is_certain { mounts.largest_in_memory() } else { None };
         let lost_at_power_cut =
             at_power_cut.fault().map(|fault| PowerCut { cost: fault.to_string().into(), is_certain });
         let largest_journal = in_memory.unwrap_or(u64::MAX).min(file_system::largest_journal(path));

@@ -178,7 +178,7 @@ impl RunningGateway {
         let doors = CancellationToken::new();
         let health = Health::default();
         let users = Users::open(&mut settings, health.clone());
-        let journal = open_journal(&settings, data_dir.largest_journal, clock.clone()).await?;
+        let journal = open_journal(&settings, data_dir.largest_journal, clock.clone())?;
         journal.report_to(health.clone());
         if journal.knows_clock_was_set() {
             SystemClock::was_set();
@@ -189,7 +189,7 @@ impl RunningGateway {
 
         let reloads = watch::Sender::new(0);
         let (broker, web_port, websockets) =
-            open_ports(&settings, journal, clock.clone(), doors.clone(), (&health, &reloads)).await?;
+            open_ports(&settings, journal, clock.clone(), doors.clone(), (&health, &reloads))?;
         let Broker { core, dispatcher, listeners, connections } = broker;
         let mut rooms = Rooms::new(core.ingress.room().clone(), core.ingress.journal().clone());
         let router_pulse = rooms.watch(ROUTER);
@@ -407,15 +407,13 @@ async fn start_router(dispatcher: Dispatcher, core: &Arc<Core>, supervisor: &Sup
     supervisor.spawn_endless("$SYS", figures.run());
 }
 
-async fn open_journal(settings: &Settings, largest: u64, clock: SharedClock) -> Result<Journal, AppError> {
+/// Nothing else can be done before the journal is open, so it is read on the thread that starts the gateway.
+fn open_journal(settings: &Settings, largest: u64, clock: SharedClock) -> Result<Journal, AppError> {
     let largest_message = settings.broker.max_packet_size + RECORD_OVERHEAD;
     let max_size = settings.journal.max_size.min(largest);
     let journal = JournalSettings { largest_message, max_size, ..settings.journal.clone() };
     let storage = Arc::new(FileStorage::new(&settings.gateway.data_dir.join("journal")));
-    match tokio::task::spawn_blocking(move || Journal::open(storage, journal, clock)).await {
-        Ok(journal) => Ok(journal?),
-        Err(panicked) => Err(io::Error::other(panicked).into()),
-    }
+    Ok(Journal::open(storage, journal, clock)?)
 }
 
 /// Ends when the gateway goes down; before that only if one of the journal's threads has ended, which is a fault.
@@ -428,24 +426,19 @@ async fn watch_journal(journal: Journal, cancel: CancellationToken) -> Result<()
 
 /// Opens the broker with its ports, and the port for HTTP, as far as that is possible now; the others are tried again. It
 /// fails only where there is nothing to serve and nothing to wait for: other programs have all of them.
-async fn open_ports(
+fn open_ports(
     settings: &Settings,
     journal: Journal,
     clock: SharedClock,
     cancel: CancellationToken,
     (health, reloads): (&Health, &watch::Sender<u64>),
 ) -> Result<(Broker, Option<Port>, Vec<Listener>), AppError> {
-    let (broker, web) = (settings.broker.clone(), http::server::port(&settings.http));
-    let (health, reloads) = (health.clone(), reloads.clone());
-    let opening = tokio::task::spawn_blocking(move || {
-        let websockets: Vec<_> = broker.listeners.iter().filter(|listener| listener.websocket).cloned().collect();
-        let broker = Broker::open_with(broker, journal, clock, cancel, (&health, &reloads))?;
-        let open = |settings| Port::open(settings, health.clone(), reloads.subscribe());
-        let websockets = websockets.into_iter().map(|settings| Listener { port: open(settings.port()), settings });
-        let websockets: Vec<Listener> = websockets.collect();
-        Ok::<_, AppError>((broker, web.map(open), websockets))
-    });
-    let (mut broker, web, mut websockets) = opening.await.map_err(io::Error::other)??;
+    let open = |settings| Port::open(settings, health.clone(), reloads.subscribe());
+    let mut broker = Broker::open_with(settings.broker.clone(), journal, clock, cancel, (health, reloads))?;
+    let websockets = settings.broker.listeners.iter().filter(|listener| listener.websocket).cloned();
+    let mut websockets: Vec<Listener> =
+        websockets.map(|settings| Listener { port: open(settings.port()), settings }).collect();
+    let web = http::server::port(&settings.http).map(open);
     let ports = broker.listeners.iter().chain(&websockets).map(|listener| &listener.port);
     if ports.chain(&web).all(Port::is_hopeless) {
         let mut listeners = broker.listeners.drain(..).chain(websockets.drain(..));
