@@ -19,11 +19,11 @@ fn limit_arenas() {
     use std::process::Command;
 
     let (name, most) = ARENAS;
-    let mut args = std::env::args_os();
-    let (Ok(program), Some(called)) = (std::env::current_exe(), args.next()) else { return };
     if std::env::var_os(name).is_some() {
         return;
     }
+    let mut args = std::env::args_os();
+    let (Ok(program), Some(called)) = (std::env::current_exe(), args.next()) else { return };
     // returns only where the system refuses, and then the gateway merely takes more memory
     let _refused = Command::new(program).arg0(called).args(args).env(name, most).exec();
 }

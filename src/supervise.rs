@@ -6,8 +6,8 @@
 
 use std::any::Any;
 use std::collections::BTreeMap;
-use std::convert::Infallible;
 use std::fmt;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -95,20 +95,7 @@ impl Supervisor {
         F: Future<Output = Result<(), E>> + Send + 'static,
         E: fmt::Display + Send + 'static,
     {
-        let (supervisor, id) = (self.clone(), self.started(name.into()));
-        let task = tokio::spawn(future);
-        // a task of its own sees how the other ends, panics included
-        tokio::spawn(async move {
-            let cause = match task.await {
-                Ok(result) => cause(result),
-                Err(error) => match error.try_into_panic() {
-                    Ok(panic) => Cause::Panicked(panic_message(&*panic)),
-                    // only the end of the runtime aborts a task
-                    Err(_) => Cause::Returned,
-                },
-            };
-            supervisor.ended(id, cause);
-        });
+        self.run(name.into(), Box::pin(async move { future.await.map_err(|error| error.to_string()) }));
     }
 
     /// Runs a task that has no error to return.
@@ -116,9 +103,30 @@ impl Supervisor {
     where
         F: Future<Output = ()> + Send + 'static,
     {
-        self.spawn(name, async move {
+        let endless = async move {
             future.await;
-            Ok::<(), Infallible>(())
+            Ok(())
+        };
+        self.run(name.into(), Box::pin(endless));
+    }
+
+    /// For the runtime all tasks are of one type: there are some dozens, and what it needs to run a type would be in the program
+    /// for each of them, to be read and touched at every start.
+    fn run(&self, name: Arc<str>, future: Pin<Box<dyn Future<Output = Result<(), String>> + Send>>) {
+        let (supervisor, id) = (self.clone(), self.started(name));
+        let task = tokio::spawn(future);
+        // a task of its own sees how the other ends, panics included
+        tokio::spawn(async move {
+            let cause = match task.await {
+                Ok(Ok(())) => Cause::Returned,
+                Ok(Err(error)) => Cause::Failed(error),
+                Err(error) => match error.try_into_panic() {
+                    Ok(panic) => Cause::Panicked(panic_message(&*panic)),
+                    // only the end of the runtime aborts a task
+                    Err(_) => Cause::Returned,
+                },
+            };
+            supervisor.ended(id, cause);
         });
     }
 
@@ -166,13 +174,6 @@ impl Supervisor {
                 state.failed.push(exit);
             }
         });
-    }
-}
-
-fn cause<E: fmt::Display>(result: Result<(), E>) -> Cause {
-    match result {
-        Ok(()) => Cause::Returned,
-        Err(error) => Cause::Failed(error.to_string()),
     }
 }
 
