@@ -242,7 +242,8 @@ fn what_cannot_be_read_once_is_not_given_up_for_good() {
     let storage = MemoryStorage::default();
     let (journal, slow, quick) = ready_to_merge(&storage);
     let expected = waiting(&journal, slow);
-    storage.set_faults(Faults { read: Some(5), ..Faults::default() });
+    // where nothing at all could be merged, the oldest messages would have to give way
+    storage.set_faults(Faults { read: Some(5), read_of_first: true, ..Faults::default() });
     let positions: Vec<Position> = (0..70).map(|_| journal.append(&message(&[b'x'; 900]), &[quick]).unwrap()).collect();
     let position = positions[69];
     wait_for("a merge that cannot read", || journal.shared.state.lock().segments().any(|segment| segment.is_damaged));
