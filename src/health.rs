@@ -1,10 +1,10 @@
-//! Whether the gateway is well: the pulse of its tasks, and the problems that a person should hear of.
+//! The health of the gateway: whether its tasks respond, and the problems that a person should know of.
 //!
-//! Two things are told apart. [`LoggedProblems`] are what was logged: they have happened. A [`Fault`] is what is wrong now: a part
-//! that cannot work has one in [`Health`], with its name, since when, and what to do, until it works again. Such a part is
-//! tried again and never takes the others with it.
+//! Two things are kept apart. [`LoggedProblems`] are warnings and errors that were logged, so they are in the past. A
+//! [`Fault`] is wrong at present: a part that cannot work has one in [`Health`], with its name, since when, and what to do,
+//! until it works again. Such a part keeps trying and never stops the others.
 //!
-//! Every room may write here, and those who show it read: what stands here is bounded and grows with neither time nor
+//! Every room may write here, and the doors that show the state read it. The size is bounded and grows with neither time nor
 //! traffic.
 
 use std::collections::{BTreeMap, VecDeque};
@@ -21,37 +21,35 @@ use tracing::{error, info};
 
 use crate::time::{Clock, SystemClock};
 
-/// Problems remembered.
+/// Most logged problems that are kept.
 pub(crate) const MAX_PROBLEMS: usize = 50;
-/// How the names of clients begin among all faulty parts.
+/// Prefix of the names of clients among the faulty parts.
 pub(crate) const CLIENT_PART: &str = "client ";
-/// Faults that pass by themselves, remembered at the same time.
+/// Most faults that end by themselves and are kept at the same time.
 pub(crate) const MAX_PASSING: usize = 16;
-/// Of these, so many are security events where there are as many, and all others something else.
+/// Of the logged problems, the places that security events can have. The others are for everything else.
 pub(crate) const MAX_SECURITY: usize = 15;
-/// Where the log's lines about parts that do not work come from.
+/// The log target of lines about faulty parts.
 pub(crate) const TARGET: &str = module_path!();
-/// Where its lines about security events come from: see [`crate::access::security`].
+/// The log target of security events: see [`crate::access::security`].
 pub(crate) const SECURITY: &str = "pigateway::security";
-/// Longest text of a problem, in bytes.
 pub(crate) const MAX_PROBLEM: usize = 1000;
 
-/// A warning or an error.
+/// A logged warning or error.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub(crate) struct LoggedProblem {
-    /// Number, from 1 on.
+    /// Consecutive number, from 1 on.
     pub(crate) number: u64,
-    /// Milliseconds since the Unix epoch, as the system believed.
+    /// Milliseconds since the Unix epoch, by the system's clock at that time.
     pub(crate) unix_ms: i64,
-    /// `"warn"`: recovered and nothing lost; `"error"`: data lost, or a person is needed.
+    /// `"warn"` if the gateway recovered and nothing was lost; `"error"` if data was lost or a person is needed.
     pub(crate) level: &'static str,
-    /// Where it comes from.
+    /// The log target.
     pub(crate) target: String,
-    /// What happened.
     pub(crate) text: String,
 }
 
-/// The last problems: at most [`MAX_PROBLEMS`]. Cheap to clone.
+/// The most recent problems, at most [`MAX_PROBLEMS`]. Cheap to clone.
 #[derive(Clone, Debug, Default)]
 pub struct LoggedProblems {
     inner: Arc<ProblemsInner>,
@@ -63,7 +61,7 @@ struct ProblemsInner {
     count: watch::Sender<u64>,
 }
 
-/// As much of a text, which may come from anybody, as so many bytes hold.
+/// The longest beginning of a text with at most `most` bytes. The text may come from anybody.
 pub(crate) fn beginning(text: &str, most: usize) -> &str {
     let end = (0..=most.min(text.len())).rev().find(|end| text.is_char_boundary(*end));
     &text[..end.unwrap_or(0)]
@@ -74,13 +72,13 @@ fn shorten(text: String) -> String {
 }
 
 impl LoggedProblems {
-    /// Remembers one.
+    /// Adds a problem, if necessary in place of the oldest one.
     pub(crate) fn push(&self, unix_ms: i64, level: &'static str, target: &str, text: String) {
         let text = shorten(text);
         let mut last = self.inner.last.lock();
         let number = last.back().map_or(1, |problem| problem.number + 1);
         if last.len() >= MAX_PROBLEMS {
-            // a flood of one kind leaves a part of the places to the other
+            // a flood of security events leaves places for other problems, and the other way round
             let is_security = |target: &str| target == SECURITY;
             let of_security = last.iter().filter(|problem| is_security(&problem.target)).count();
             let goes = match of_security.cmp(&MAX_SECURITY) {
@@ -96,28 +94,26 @@ impl LoggedProblems {
         self.inner.count.send_replace(number);
     }
 
-    /// Those remembered, oldest first.
+    /// The problems that are kept, oldest first.
     pub(crate) fn last(&self) -> Vec<LoggedProblem> {
         self.inner.last.lock().iter().cloned().collect()
     }
 
-    /// Changes with every problem: their number so far.
+    /// The number of problems so far; it changes with every one.
     pub(crate) fn count(&self) -> watch::Receiver<u64> {
         self.inner.count.subscribe()
     }
 }
 
-/// Why a part cannot work, in words for the person who has to mend it.
+/// Why a part cannot work, in words for the person who has to repair it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 pub(crate) struct Fault {
-    /// What is wrong.
     pub(crate) problem: String,
-    /// What to do about it.
+    /// What the person should do.
     pub(crate) remedy: String,
 }
 
 impl Fault {
-    /// Of these words.
     pub(crate) fn new(problem: impl Into<String>, remedy: impl Into<String>) -> Fault {
         Fault { problem: problem.into(), remedy: remedy.into() }
     }
@@ -129,19 +125,19 @@ impl fmt::Display for Fault {
     }
 }
 
-/// A part that does not work now.
+/// A part that does not work at present.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 pub(crate) struct FaultyPart {
-    /// Its name: what it is and which, such as `listener 192.0.2.7:1883`.
+    /// Kind and name of the part, such as `listener 192.0.2.7:1883`.
     pub(crate) part: String,
-    /// Boot clock, in milliseconds, since when.
+    /// When the fault began, in milliseconds of the boot clock.
     pub(crate) since_boot_ms: u64,
-    /// Why, and what to do.
+    /// The problem and its remedy.
     #[serde(flatten)]
     pub(crate) fault: Fault,
 }
 
-/// What is wrong now: at most one fault per part, and there are as many parts as the configuration names. Cheap to clone.
+/// The present faults: at most one for each part, and the configuration determines the number of parts. Cheap to clone.
 #[derive(Clone, Debug, Default)]
 pub struct Health {
     inner: Arc<HealthInner>,
@@ -150,18 +146,18 @@ pub struct Health {
 #[derive(Debug, Default)]
 struct HealthInner {
     faulty: Mutex<BTreeMap<String, FaultyPart>>,
-    /// With the time when they are over.
+    /// Faults that end by themselves, each with the time of its end.
     passing: Mutex<BTreeMap<String, (FaultyPart, Instant)>>,
     changes: watch::Sender<u64>,
 }
 
 impl Health {
-    /// Says how a part is; whether that is news. For parts that log it themselves.
+    /// Sets or clears the fault of a part, and returns whether that is a change. For parts that log it themselves.
     pub(crate) fn set(&self, part: &str, fault: Option<&Fault>) -> bool {
         let mut faulty = self.inner.faulty.lock();
         let is_news = match (faulty.get_mut(part), fault) {
             (Some(known), Some(fault)) if known.fault == *fault => false,
-            // the same part with another reason: it has not worked in between
+            // the same part with another reason has not worked in between, so it keeps the time of its first fault
             (Some(known), Some(fault)) => {
                 known.fault = fault.clone();
                 true
@@ -181,22 +177,22 @@ impl Health {
         is_news
     }
 
-    /// A part cannot work. The log says so once for each reason.
+    /// Sets the fault of a part and logs it once for each reason.
     pub(crate) fn raise(&self, part: &str, fault: &Fault) {
         if self.set(part, Some(fault)) {
             error!(part, "{part}: {fault}");
         }
     }
 
-    /// A part works. The log says so if it did not before.
+    /// Clears the fault of a part, and logs that it works if it did not before.
     pub(crate) fn clear(&self, part: &str) {
         if self.set(part, None) {
             info!(part, "{part}: works again");
         }
     }
 
-    /// Something happens to somebody who is no part of the gateway, such as a client, and nobody will say that it is over: it is
-    /// where it has not happened again for this time. At most [`MAX_PASSING`]; the one that is over first gives way.
+    /// Records a fault of somebody who is not part of the gateway, such as a client. Nobody reports its end, so it ends if
+    /// it does not occur again within `lasts`. At most [`MAX_PASSING`] are kept; the one that would end first makes room.
     pub(crate) fn note(&self, part: &str, fault: &Fault, lasts: Duration) {
         let now = Instant::now();
         let fault = Fault::new(shorten(fault.problem.clone()), shorten(fault.remedy.clone()));
@@ -215,13 +211,13 @@ impl Health {
         }
     }
 
-    /// What made such things happen has changed: those whose names begin like this are over.
+    /// Ends the passing faults whose names have this prefix, because their cause has changed.
     pub(crate) fn forget(&self, prefix: &str) {
         self.inner.passing.lock().retain(|name, _| !name.starts_with(prefix));
         self.inner.changes.send_modify(|changes| *changes += 1);
     }
 
-    /// What is wrong now, by the names of the parts.
+    /// The present faults, sorted by the names of the parts.
     pub(crate) fn faulty(&self) -> Vec<FaultyPart> {
         let now = Instant::now();
         let mut all: Vec<_> = self.inner.faulty.lock().values().cloned().collect();
@@ -231,25 +227,24 @@ impl Health {
         all
     }
 
-    /// Whether this part is faulty.
     pub(crate) fn is_faulty(&self, part: &str) -> bool {
         self.inner.faulty.lock().contains_key(part)
     }
 
-    /// Changes whenever something begins to be wrong, or ceases to be.
+    /// A counter that changes whenever a fault begins or ends.
     pub(crate) fn changes(&self) -> watch::Receiver<u64> {
         self.inner.changes.subscribe()
     }
 }
 
-/// Steps in which the time of something that is due is counted.
+/// The interval at which [`Overdue`] should be looked at.
 pub(crate) const STEP: Duration = Duration::from_secs(1);
 
-/// For how long something that is due has not been done although this process ran.
+/// Measures for how long something that is due has not been done although this process was running.
 ///
-/// A process may be stopped, starved of processor time or memory, or asleep with its machine: what it does not get done
-/// meanwhile says nothing about its parts. So only the time between two looks counts that were no further apart than
-/// [`STEP`] and a half: whoever looked in time could as well have done what is due.
+/// A process may be stopped, starved of processor time or memory, or suspended with its machine. Work left undone in that
+/// time says nothing about its parts. So the time between two looks counts only if they are at most one and a half [`STEP`]s
+/// apart: a process that could look in time could also have done what was due.
 #[derive(Debug, Default)]
 pub(crate) struct Overdue {
     looked: Option<Instant>,
@@ -257,12 +252,12 @@ pub(crate) struct Overdue {
 }
 
 impl Overdue {
-    /// Something is due from now on.
+    /// Starts to measure.
     pub(crate) fn from(now: Instant) -> Overdue {
         Overdue { looked: Some(now), attended: Duration::ZERO }
     }
 
-    /// It is still not done. Says for how long this process could have done it.
+    /// Records that the work is still not done. Returns for how long this process could have done it.
     pub(crate) fn look(&mut self, now: Instant) -> Duration {
         let gap = self.looked.map_or(Duration::ZERO, |looked| now.saturating_duration_since(looked));
         self.looked = Some(now);
@@ -272,18 +267,17 @@ impl Overdue {
         self.attended
     }
 
-    /// Whether something is due.
     pub(crate) fn is_running(&self) -> bool {
         self.looked.is_some()
     }
 
-    /// It is done, or others have been waited for: time counts anew.
+    /// Starts the measurement again, because the work is done or the part waits for others.
     pub(crate) fn reset(&mut self) {
         *self = Overdue::default();
     }
 }
 
-/// Shows that a task is at work: it answers when it gets around to being asked.
+/// The responding side of a watched task: the task shows that it is at work by answering questions.
 #[derive(Debug)]
 pub struct Pulse {
     asked: watch::Receiver<u64>,
@@ -295,22 +289,22 @@ impl Pulse {
     pub(crate) async fn asked(&mut self) {
         let answered = *self.answered.borrow();
         if self.asked.wait_for(|asked| *asked > answered).await.is_err() {
-            // nobody asks any more
+            // the watching side is gone
             std::future::pending().await
         }
     }
 
-    /// Answers it.
+    /// Answers the question.
     pub(crate) fn answer(&self) {
         self.answered.send_replace(*self.asked.borrow());
     }
 
-    /// Whether there is a question without an answer.
+    /// Whether a question waits for an answer.
     pub(crate) fn is_asked(&self) -> bool {
         *self.asked.borrow() > *self.answered.borrow()
     }
 
-    /// Answers for as long as `wait` takes: for what may take long without anything being wrong.
+    /// Answers questions while `wait` runs, for work that may take long without being stuck.
     pub(crate) async fn during<T>(&mut self, wait: impl Future<Output = T>) -> T {
         let mut wait = std::pin::pin!(wait);
         loop {
@@ -322,7 +316,7 @@ impl Pulse {
     }
 }
 
-/// The other side of a [`Pulse`].
+/// The watching side of a [`Pulse`].
 #[derive(Debug)]
 pub struct PulseTaker {
     ask: watch::Sender<u64>,
@@ -331,7 +325,7 @@ pub struct PulseTaker {
 }
 
 impl PulseTaker {
-    /// Asks for the first time.
+    /// Creates both sides, with a first question asked.
     pub fn new() -> (PulseTaker, Pulse) {
         let (ask, asked) = watch::channel(1);
         let (answer, answered) = watch::channel(0);
@@ -342,13 +336,13 @@ impl PulseTaker {
     pub(crate) async fn answered(&mut self) {
         let asked = *self.ask.borrow();
         if self.answered.wait_for(|answered| *answered == asked).await.is_err() {
-            // whoever would answer has gone
+            // the watched side is gone
             std::future::pending().await
         }
     }
 
-    /// How long the last question has been without an answer although this process ran ([`Overdue`]). Asks again where it
-    /// has one.
+    /// For how long the last question has had no answer although this process was running ([`Overdue`]). If it has an
+    /// answer, the next question is asked.
     pub(crate) fn silence(&mut self, now: Instant) -> Duration {
         if self.is_waited_for() {
             return self.overdue.look(now);
@@ -358,12 +352,12 @@ impl PulseTaker {
         Duration::ZERO
     }
 
-    /// Whether the last question is without an answer.
+    /// Whether the last question has no answer yet.
     pub(crate) fn is_waited_for(&self) -> bool {
         *self.answered.borrow() != *self.ask.borrow()
     }
 
-    /// The task waits for others, who are watched themselves: that is not its own silence.
+    /// Starts the measurement again, because the task waits for others that are watched themselves.
     pub(crate) fn excuse(&mut self) {
         self.overdue.reset();
     }
@@ -434,11 +428,11 @@ mod tests {
         let at = |seconds: f64| begin + Duration::from_secs_f64(seconds);
         let mut overdue = Overdue::from(begin);
         assert_eq!(overdue.look(at(1.0)), Duration::from_secs(1));
-        // stopped for twelve seconds, and again
+        // the process is stopped for twelve seconds, twice
         assert_eq!(overdue.look(at(13.0)), Duration::from_secs(1));
         assert_eq!(overdue.look(at(14.0)), Duration::from_secs(2));
         assert_eq!(overdue.look(at(26.5)), Duration::from_secs(2));
-        // starved: every look comes late
+        // the process is starved of processor time, so every look comes late
         for late in 1..100 {
             assert_eq!(overdue.look(at(26.5 + 2.0 * f64::from(late))), Duration::from_secs(2));
         }

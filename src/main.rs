@@ -5,14 +5,14 @@ use std::process::ExitCode;
 use clap::Parser;
 use pigateway::cli::Cli;
 
-/// How many arenas malloc may have, and how glibc is told.
+/// The variable by which glibc is told how many memory arenas malloc may use, and its value.
 #[cfg(target_env = "gnu")]
 const ARENAS: (&str, &str) = ("MALLOC_ARENA_MAX", "1");
 
-/// glibc gives threads arenas of their own, and what has been freed in one is of no use to the others: after some hundred
-/// busy clients the gateway would have twice the memory that it needs (docs/decisions/allocator.md). How many there may be
-/// is read from the environment before `main`, so the program starts itself anew in its own place. Who has set the
-/// variable has decided already.
+/// Sets the number of malloc's arenas and starts the program again. glibc gives threads arenas of their own, and memory that
+/// was freed in one is not available in another: after some hundred busy clients the gateway would have twice the memory
+/// that it needs (docs/decisions/allocator.md). glibc reads the number from the environment before `main`, so the program
+/// has to replace itself with a new start. A variable that is set already stays as it is.
 #[cfg(target_env = "gnu")]
 fn limit_arenas() {
     use std::os::unix::process::CommandExt;
@@ -35,7 +35,7 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("pigateway: {error}");
-            ExitCode::from(error.exit_code())
+            ExitCode::from(error.exit_code().number())
         }
     }
 }

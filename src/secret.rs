@@ -1,9 +1,9 @@
-//! Files that the configuration names: passwords, certificates, keys.
+//! Files that the configuration names: passwords, certificates and keys.
 //!
-//! They are read when they are used, not when the configuration is: one that comes late, or is renewed, is then used
-//! without a restart, and one that is missing costs only the part that needs it.
+//! They are read when they are needed, not when the configuration is read. So a file that is added or renewed later is used
+//! without a restart, and a missing file affects only the part that needs it.
 //!
-//! Windows writes text with a byte order mark, in UTF-16 or with CRLF at the end of its lines. None of that is meant.
+//! Windows writes text with a byte order mark, in UTF-16 or with CRLF at the ends of lines. All of this is removed.
 
 use std::ffi::OsString;
 use std::fmt;
@@ -12,20 +12,19 @@ use std::io::{self, Write};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
-/// Longest file that is read: certificate chains and lists of authorities are far smaller.
+/// The longest file that is read, in bytes. Certificate chains and lists of authorities are far smaller.
 const MOST: u64 = 4 << 20;
 
-/// Text that is never printed.
+/// A text that is never printed.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Secret(Box<str>);
 
 impl Secret {
-    /// Hides a text.
     pub(crate) fn new(text: impl Into<Box<str>>) -> Secret {
         Secret(text.into())
     }
 
-    /// The text, to be handed to the protocol and nothing else.
+    /// The text, which must only be handed to the protocol.
     pub(crate) fn expose(&self) -> &str {
         &self.0
     }
@@ -40,26 +39,26 @@ impl fmt::Debug for Secret {
 /// A SHA-256 digest.
 pub(crate) type Digest = [u8; 32];
 
-/// What stands for something that is not to be kept or shown itself, or that is too long.
+/// A digest that stands for a value which must not be stored or shown, or which is too long.
 pub(crate) fn sha256(bytes: &[u8]) -> Digest {
     let mut short = Digest::default();
     short.copy_from_slice(ring::digest::digest(&ring::digest::SHA256, bytes).as_ref());
     short
 }
 
-/// The same in hexadecimal digits.
+/// Like [`sha256`], in hexadecimal digits.
 pub(crate) fn sha256_hex(bytes: &[u8]) -> String {
     sha256(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// Reads a file of ours, or nothing if it is none or has more bytes than this. Blocks.
+/// Reads a file of the gateway; `None` if it cannot be read or has more bytes than `most`. Blocks.
 pub(crate) fn read_private(path: &Path, most: u64) -> Option<String> {
     let is_ours = fs::symlink_metadata(path).is_ok_and(|file| file.is_file() && file.len() <= most);
     is_ours.then(|| fs::read_to_string(path).ok()).flatten()
 }
 
-/// Replaces a file of ours, which nobody else may read, as a whole: a power cut leaves the old one or the new one, and once this
-/// has returned the new one. Blocks.
+/// Replaces a whole file of the gateway, which nobody else can read. A power cut leaves the old or the new file, and after
+/// the return always the new one. Blocks.
 pub(crate) fn replace_private(path: &Path, content: &[u8]) -> io::Result<()> {
     let mut new: OsString = path.as_os_str().to_owned();
     new.push(".new");
@@ -77,13 +76,13 @@ pub(crate) fn replace_private(path: &Path, content: &[u8]) -> io::Result<()> {
     }
 }
 
-/// Whether everybody on this machine can read a file. That of a link is the file that it leads to.
+/// Whether everybody on this machine can read a file. For a link, the file that it leads to counts.
 pub(crate) fn is_public(path: &Path) -> bool {
     lets_others(path, 0o004)
 }
 
-/// Whether whoever is neither owner nor of the group may do one of these things with a file or directory. Where only one
-/// directory on the way is closed to them, nobody of them gets there, whatever the file itself says.
+/// Whether anybody except owner and group has one of these rights to a file or directory. A single directory on the path
+/// that is closed to others is enough to deny them, whatever the rights of the file are.
 pub(crate) fn lets_others(path: &Path, bits: u32) -> bool {
     let has = |path: &Path, bits: u32| fs::metadata(path).is_ok_and(|about| about.permissions().mode() & bits != 0);
     fs::canonicalize(path).is_ok_and(|path| has(&path, bits) && path.ancestors().skip(1).all(|dir| has(dir, 0o001)))
@@ -92,38 +91,37 @@ pub(crate) fn lets_others(path: &Path, bits: u32) -> bool {
 /// Why a file cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum FileError {
-    /// It is not there, or may not be read.
+    /// The file is missing, or cannot be read.
     #[error("{path} cannot be read: {source}")]
     Missing {
-        /// The file.
+        /// The path of the file.
         path: PathBuf,
-        /// What the system says.
+        /// The error of the operating system.
         source: io::Error,
     },
-    /// It is there, and not what it should be.
+    /// The file can be read, but its contents are not usable.
     #[error("{path} {reason}")]
     Unusable {
-        /// The file.
+        /// The path of the file.
         path: PathBuf,
-        /// What is wrong, as the end of a sentence that begins with the file.
+        /// The reason, as the end of a sentence that begins with the path.
         reason: String,
     },
 }
 
 impl FileError {
-    /// That what is in the file will not do.
+    /// An error about the contents of a file.
     pub(crate) fn unusable(path: &Path, reason: impl Into<String>) -> FileError {
         FileError::Unusable { path: path.into(), reason: reason.into() }
     }
 
-    /// The file.
+    /// The path of the file.
     pub(crate) fn path(&self) -> &Path {
         match self {
             FileError::Missing { path, .. } | FileError::Unusable { path, .. } => path,
         }
     }
 
-    /// Whether the file cannot be read at all.
     pub(crate) fn is_missing(&self) -> bool {
         matches!(self, FileError::Missing { .. })
     }
@@ -140,10 +138,10 @@ impl FileError {
     }
 }
 
-/// The contents of a file as it was meant: without byte order mark, text as UTF-8.
+/// The contents of a file without byte order mark, with text as UTF-8.
 pub(crate) fn contents(path: &Path) -> Result<Vec<u8>, FileError> {
     let missing = |source| FileError::Missing { path: path.into(), source };
-    // a FIFO without a writer would hold up whoever reads it, and a directory is none of ours
+    // reading a FIFO without a writer would block, and a directory cannot be used
     let about = std::fs::metadata(path).map_err(missing)?;
     if !about.is_file() {
         return Err(FileError::unusable(path, "is not a file"));
@@ -154,14 +152,14 @@ pub(crate) fn contents(path: &Path) -> Result<Vec<u8>, FileError> {
     Ok(plain(std::fs::read(path).map_err(missing)?))
 }
 
-/// The password in a file: its text without the end of its line.
+/// The password in a file: its text without the line ending.
 pub(crate) fn password(path: &Path) -> Result<Secret, FileError> {
     let text = String::from_utf8(contents(path)?).map_err(|_| FileError::unusable(path, "is not UTF-8 text"))?;
     let text = text.trim_end_matches(['\r', '\n']);
     if text.is_empty() { Err(FileError::unusable(path, "is empty")) } else { Ok(Secret::new(text)) }
 }
 
-/// Text without what Windows puts in front of it. Bytes that are no text stay as they are.
+/// Removes what Windows adds to text. Other bytes stay as they are.
 fn plain(bytes: Vec<u8>) -> Vec<u8> {
     let wide = |bytes: &[u8], unit: fn([u8; 2]) -> u16| {
         let units: Vec<u16> = bytes.chunks_exact(2).map(|pair| unit([pair[0], pair[1]])).collect();
@@ -200,7 +198,7 @@ mod tests {
         ] {
             assert_eq!(password(file(&bytes).path()).unwrap().expose(), "hunter2", "{bytes:?}");
         }
-        // spaces may be meant
+        // spaces may be part of the password
         assert_eq!(password(file(b" a b \n").path()).unwrap().expose(), " a b ");
     }
 

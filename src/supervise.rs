@@ -1,8 +1,8 @@
-//! Named tasks that all run until the gateway goes down.
+//! Named tasks that run as long as the gateway.
 //!
-//! One of them ending on its own is a fault, whatever it returned: the first such [`Exit`] is kept with its name and
-//! cause and ends the process, so that nothing limps on with a part missing. An orderly shutdown cancels one token that
-//! all of them watch and waits for them under one deadline; who is late is named.
+//! A task that ends on its own is a fault, whatever it returned. The first such [`Exit`] is kept with the task's name and
+//! the cause, and it ends the process, so that the gateway never runs with a part missing. An orderly shutdown cancels one
+//! token that all tasks watch, and waits for them until a common deadline. Tasks that have not ended by then are named.
 
 use std::any::Any;
 use std::collections::BTreeMap;
@@ -14,22 +14,19 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-/// How a task ended.
+/// Why a task ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Cause {
-    /// It returned as if its work were done.
+    /// It returned although it should run until the shutdown.
     Returned,
-    /// It returned this error.
     Failed(String),
-    /// It panicked with this message.
     Panicked(String),
 }
 
-/// The end of a task.
+/// A task that ended, and why.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Exit {
     pub(crate) name: Arc<str>,
-    /// How it ended.
     pub(crate) cause: Cause,
 }
 
@@ -45,17 +42,17 @@ impl fmt::Display for Exit {
 
 impl std::error::Error for Exit {}
 
-/// What became of a shutdown.
+/// The result of a shutdown.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Shutdown {
-    /// Names of those that still ran at the deadline.
+    /// The names of the tasks that still ran at the deadline.
     pub(crate) still_running: Vec<Arc<str>>,
-    /// Those that ended with an error or a panic.
+    /// The tasks that ended with an error or a panic.
     pub(crate) failed: Vec<Exit>,
 }
 
 impl Shutdown {
-    /// Whether all ended in time and well.
+    /// Whether all tasks ended in time and without an error.
     #[cfg(test)]
     pub(crate) fn is_clean(&self) -> bool {
         self.still_running.is_empty() && self.failed.is_empty()
@@ -70,7 +67,7 @@ struct SupervisorState {
     failed: Vec<Exit>,
 }
 
-/// Starts tasks and threads and knows who runs. Cheap to clone.
+/// Starts tasks and threads and records which of them run. Cheap to clone.
 #[derive(Clone, Debug)]
 pub(crate) struct Supervisor {
     token: CancellationToken,
@@ -84,12 +81,12 @@ impl Default for Supervisor {
 }
 
 impl Supervisor {
-    /// Cancelled when the gateway goes down.
+    /// The token that is cancelled when the gateway shuts down.
     pub(crate) fn token(&self) -> CancellationToken {
         self.token.clone()
     }
 
-    /// Runs a task on the current runtime. It ends when the token is cancelled, and not before.
+    /// Runs a task on the current runtime. The task must end when the token is cancelled, and not earlier.
     pub(crate) fn spawn<F, E>(&self, name: impl Into<Arc<str>>, future: F)
     where
         F: Future<Output = Result<(), E>> + Send + 'static,
@@ -98,7 +95,7 @@ impl Supervisor {
         self.run(name.into(), Box::pin(async move { future.await.map_err(|error| error.to_string()) }));
     }
 
-    /// Runs a task that has no error to return.
+    /// Like [`Supervisor::spawn`], for a task that cannot fail.
     pub(crate) fn spawn_endless<F>(&self, name: impl Into<Arc<str>>, future: F)
     where
         F: Future<Output = ()> + Send + 'static,
@@ -130,7 +127,7 @@ impl Supervisor {
         });
     }
 
-    /// Waits for the first task that ends while the gateway should run. Safe to cancel.
+    /// Waits for the first task that ends before the shutdown. Safe to cancel.
     pub(crate) async fn first_exit(&self) -> Exit {
         let mut state = self.state.subscribe();
         loop {
@@ -142,12 +139,12 @@ impl Supervisor {
         }
     }
 
-    /// Cancels the token and waits until all have ended, but no longer than this.
+    /// Cancels the token and waits until all tasks have ended, but no longer than `deadline`.
     pub(crate) async fn shutdown(&self, deadline: Duration) -> Shutdown {
         self.token.cancel();
         let mut changes = self.state.subscribe();
         let all_ended = changes.wait_for(|state| state.running.is_empty());
-        // at the deadline the report names those that are late
+        // the report names the tasks that are late
         let _ = tokio::time::timeout(deadline, all_ended).await;
         let state = self.state.borrow();
         Shutdown { still_running: state.running.values().cloned().collect(), failed: state.failed.clone() }

@@ -1,15 +1,16 @@
-//! The threads that serve connections: one while one is enough, as many as there are cores while it is not.
+//! The threads that serve connections: one while one is enough, and up to one for each core while it is not.
 //!
-//! At a home's load, a few messages a second, most of what a message costs is waking threads. tokio wakes a second thread as
-//! soon as there are two things to do, though the first would have done both before the second is awake; and what a
-//! connection has in one core's cache is fetched from another's. So all threads but one rest while the load is light. They rest
-//! inside a task that blocks ([`Crew::rest`]): for tokio they are at work, and it neither wakes them nor gives them anything.
+//! At the load of a home, which is a few messages a second, most of the cost of a message is waking threads. tokio wakes a
+//! second thread as soon as there are two things to do, although the first thread would have done both before the second is
+//! awake. The second thread also has to fetch the connection's data from the cache of another core. So all threads but one
+//! rest while the load is light. They rest inside a blocking task ([`Crew::rest`]): tokio counts them as busy, so it neither
+//! wakes them nor gives them work.
 //!
-//! - The one that serves sees that it is not enough ([`Shift::parks`], [`worked`]): it has found no time to wait for
-//!   [`LONG`], or has waited for little of the last [`LOOK`]. It lets the others in.
-//! - Once the whole process has needed little of one core over a [`CALM`], the others rest again.
+//! - The serving thread notices when it is not enough ([`Shift::parks`], [`worked`]): it has worked for [`LONG`] without a
+//!   pause, or has been busy for most of the last [`LOOK`]. Then it lets the other threads work.
+//! - Once the whole process has needed little of one core during a [`CALM`], the others rest again.
 //!
-//! With one core there is one thread, and nothing of this.
+//! With one core there is one thread, and all of this is switched off.
 
 use std::cell::RefCell;
 use std::future::Future;
@@ -22,23 +23,24 @@ use rustix::time::{ClockId, clock_gettime};
 use tokio::runtime::{Builder, Handle, Runtime};
 use tokio::sync::Notify;
 
-/// A thread that has been at work for this long without a pause needs help: somebody waits.
+/// A thread that has worked for this long without a pause needs help, because other work is waiting.
 const LONG: Duration = Duration::from_millis(5);
-/// How far a thread looks back to see how busy it is.
+/// The period over which a thread measures how busy it is.
 const LOOK: Duration = Duration::from_millis(20);
-/// Half of the time at work is busy: what comes waits for what is there often enough for another thread to pay.
+/// The part of that period from which a thread counts as busy. At one half, new work waits for other work often enough for
+/// another thread to be worth its cost.
 const BUSY: (u32, u32) = (1, 2);
-/// How long the load must have been light for the others to rest.
+/// How long the load must have been light before the other threads rest.
 const CALM: Duration = Duration::from_millis(500);
-/// Light is what takes less than a quarter of one core, all threads together: half of what calls the others, so that
-/// they do not come and go.
+/// A load is light if all threads together use less than this part of one core. It is half of what makes the others work, so
+/// that they do not start and stop all the time.
 const LIGHT: (u32, u32) = (1, 4);
-/// What still runs when the gateway ends is given up after this time: threads that wait for a disk or for pins.
+/// How long the end of the gateway waits for threads that are still busy, for example with a disk or with pins.
 const LEFT_BEHIND: Duration = Duration::from_millis(200);
 
-/// The runtime of the gateway and its threads.
+/// The runtime of the gateway with its threads.
 pub struct Workers {
-    /// Taken when it ends.
+    /// `None` once it has been shut down.
     runtime: Option<Runtime>,
     crew: Arc<Crew>,
 }
@@ -48,7 +50,7 @@ impl Workers {
     ///
     /// # Errors
     ///
-    /// The system refuses threads, timers or descriptors.
+    /// The system may refuse threads, timers or descriptors.
     pub fn start(cores: usize) -> io::Result<Workers> {
         Workers::start_by(cores, processor_time)
     }
@@ -72,14 +74,14 @@ impl Workers {
         Ok(Workers { runtime: Some(runtime), crew })
     }
 
-    /// Runs this to its end, on the calling thread.
+    /// Runs a future to its end on the calling thread.
     pub fn block_on<F: Future>(&self, future: F) -> F::Output {
         self.runtime.as_ref().expect("it is taken only at the end").block_on(future)
     }
 }
 
 impl Drop for Workers {
-    /// However the gateway ends, nobody may be left resting: the runtime waits for its threads.
+    /// Lets resting threads go on, because the runtime waits for its threads when it ends.
     fn drop(&mut self) {
         self.crew.end();
         if let Some(runtime) = self.runtime.take() {
@@ -88,8 +90,8 @@ impl Drop for Workers {
     }
 }
 
-/// Said by whoever has done a piece of work that many may follow: a batch, a turn of a connection. The thread may have been
-/// at work for long without a pause, which nobody else sees.
+/// To be called after a piece of work that may be followed by many more, such as a batch or one turn of a connection. The
+/// thread may have worked for long without a pause, and only this call can notice that.
 pub fn worked() {
     with_shift(|shift| {
         if !shift.crew.is_open() && shift.begun.elapsed() >= LONG {
@@ -110,16 +112,16 @@ fn with_shift(act: impl FnOnce(&mut Shift)) {
     });
 }
 
-/// One thread's time.
+/// Measures how busy one thread is.
 struct Shift {
     crew: Arc<Crew>,
-    /// At work since.
+    /// When the thread last began to work.
     begun: Instant,
-    /// Waiting since, where it waits.
+    /// When the thread last began to wait.
     parked: Instant,
-    /// It looks at the time from here on,
+    /// The start of the measured period.
     since: Instant,
-    /// of which it has waited for this long.
+    /// How long the thread has waited in this period.
     idle: Duration,
 }
 
@@ -129,7 +131,7 @@ impl Shift {
         Shift { crew, begun: now, parked: now, since: now, idle: Duration::ZERO }
     }
 
-    /// It begins to wait.
+    /// The thread begins to wait.
     fn parks(&mut self) {
         self.parked = Instant::now();
         if self.crew.is_open() {
@@ -146,7 +148,7 @@ impl Shift {
         }
     }
 
-    /// It has something to do again.
+    /// The thread begins to work again.
     fn begins(&mut self) {
         self.begun = Instant::now();
         self.idle += self.begun - self.parked;
@@ -155,9 +157,9 @@ impl Shift {
 
 /// What the threads share.
 struct Crew {
-    /// All may work.
+    /// Whether all threads may work.
     is_open: AtomicBool,
-    /// The same, for those who rest, and whether the gateway ends.
+    /// The same for resting threads, which wait for it, and whether the gateway ends.
     gate: Mutex<Gate>,
     opened: Condvar,
     closed: Notify,
@@ -169,7 +171,7 @@ struct Crew {
 struct Gate {
     is_open: bool,
     is_over: bool,
-    /// When the load was looked at last, and how much time of processors the process had taken then.
+    /// When the load was last measured, and the processor time that the process had used by then.
     looked: Option<(Instant, Duration)>,
 }
 
@@ -200,7 +202,7 @@ impl Crew {
         self.gate.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Lets all work.
+    /// Lets all threads work.
     fn open(&self) {
         let mut gate = self.gate();
         gate.is_open = true;
@@ -209,15 +211,15 @@ impl Crew {
         self.opened.notify_all();
     }
 
-    /// All may work, from now on and for ever.
+    /// Lets all threads work from now on, because the gateway ends.
     fn end(&self) {
         self.gate().is_over = true;
         self.open();
     }
 
-    /// Lets all but one rest if the load has been light.
+    /// Sends all threads but one to rest if the load has been light.
     fn close_if_calm(&self, now: Instant) {
-        // whoever else looks at this moment sees the same
+        // another thread that holds the lock is doing the same
         let Ok(mut gate) = self.gate.try_lock() else { return };
         if gate.is_over || gate.looked.is_some_and(|(before, _)| now.saturating_duration_since(before) < CALM) {
             return;
@@ -230,17 +232,17 @@ impl Crew {
         }
     }
 
-    /// Waits until all but one may rest.
+    /// Waits until all threads but one may rest.
     async fn until_closed(&self) {
         let mut closed = std::pin::pin!(self.closed.notified());
-        // before looking, so that it is not missed
+        // enabled before the state is read, so that a change in between is not missed
         closed.as_mut().enable();
         if self.is_open() {
             closed.await;
         }
     }
 
-    /// Keeps this thread from working until all may; says whether they may for ever.
+    /// Blocks this thread until all threads may work. Returns whether the gateway ends.
     fn rest(&self) -> bool {
         let mut gate = self.gate();
         while !gate.is_open {
@@ -250,13 +252,13 @@ impl Crew {
     }
 }
 
-/// How much time of processors the process has taken so far.
+/// The processor time that the process has used so far.
 fn processor_time() -> Duration {
     let time = clock_gettime(ClockId::ProcessCPUTime);
     Duration::new(time.tv_sec.try_into().unwrap_or(0), time.tv_nsec.try_into().unwrap_or(0))
 }
 
-/// The task that one thread rests in.
+/// The task in which one thread rests.
 async fn rest_again_and_again(crew: Arc<Crew>) {
     loop {
         crew.until_closed().await;
@@ -269,14 +271,14 @@ async fn rest_again_and_again(crew: Arc<Crew>) {
     }
 }
 
-/// Leaves what waits on this thread to others.
+/// Leaves the work that is queued on this thread to other threads.
 fn hand_on() {
-    // A task that has let others go first, and the one that was woken last, are in places of their own where no other thread
-    // finds them. Whoever is about to block puts them into the thread's queue. tokio then offers this thread's place to another
-    // one, which mostly comes too late for it; if not, one more serves until the next rest.
+    // tokio keeps a task that has yielded, and the task that was woken last, in places where no other thread finds them. A
+    // thread that is about to block moves them to its queue. tokio then offers this thread's place to another one, which
+    // mostly comes too late; otherwise one more thread serves until the next rest.
     tokio::task::block_in_place(|| {});
-    // What waits in that queue is taken by others only when they look for work, and the one that stays may be waiting
-    // already. A task that comes from outside of the runtime makes it look.
+    // Other threads take work from that queue only when they look for work, and the remaining thread may be waiting already.
+    // A task from outside of the runtime makes it look.
     let handle = Handle::current();
     tokio::task::spawn_blocking(move || handle.spawn(async {}));
 }
@@ -292,7 +294,7 @@ mod tests {
 
     use super::*;
 
-    /// Longer than anything here takes, on any machine.
+    /// Longer than any step of these tests takes on any machine.
     const PATIENCE: Duration = Duration::from_secs(60);
 
     /// Threads as the gateway starts them, which do not see what other tests of this process take.
@@ -312,7 +314,8 @@ mod tests {
         timeout(PATIENCE, waiting).await.unwrap_or_else(|_| panic!("{what}: not within {PATIENCE:?}"));
     }
 
-    /// Pairs of tasks that hand bytes to and fro, woken by each other or by the system, and note where they run.
+    /// Pairs of tasks that pass bytes back and forth, woken by each other or by the system. Returns the threads on which
+    /// they ran.
     async fn play(pairs: usize, rounds: usize) -> BTreeSet<String> {
         fn ends(number: usize) -> (Box<dyn End>, Box<dyn End>) {
             if number.is_multiple_of(2) {
@@ -357,7 +360,7 @@ mod tests {
     fn one_thread_serves_while_the_load_is_light() {
         let workers = start(4);
         workers.block_on(async {
-            // where the machine is busy with others, they may be called for a while
+            // on a machine that is busy with other work the threads may be called for a while
             let (mut in_a_row, mut before) = (0, BTreeSet::new());
             let begun = Instant::now();
             while in_a_row < 20 {
@@ -386,7 +389,7 @@ mod tests {
             });
             work.await.unwrap();
             let crew = workers.crew.clone();
-            // light work, which the threads see by: they look whenever they begin to wait
+            // light work, because the threads look at the load only when they begin to wait
             let light = tokio::spawn(async move { until("they rest again", || !crew.is_open()).await });
             light.await.unwrap();
         });
@@ -397,7 +400,7 @@ mod tests {
         let crew = Arc::new(Crew::new(processor_time));
         let mut shift = Shift::new(crew.clone());
         let now = Instant::now();
-        // half of the time is waited for, and a bit more
+        // slightly more than half of the time was spent waiting
         shift.since = now.checked_sub(Duration::from_secs(10)).unwrap();
         shift.idle = Duration::from_millis(5_100);
         shift.parks();
@@ -415,7 +418,7 @@ mod tests {
             for round in 0..500 {
                 workers.crew.open();
                 let playing = tokio::spawn(play(10, 20));
-                // on a thread that is none of theirs, so that it comes at any moment
+                // on a thread outside of the runtime, so that the call comes at any moment
                 std::thread::sleep(Duration::from_micros(round % 41 * 25));
                 workers.crew.gate().close(&workers.crew);
                 playing.await.unwrap();

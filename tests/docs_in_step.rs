@@ -1,5 +1,5 @@
 //! The pages are in step with the program: links lead somewhere, files and tests that they name exist, and the
-//! configuration page explains exactly the keys of the example, and each dependency was looked up among the advisories.
+//! configuration page explains exactly the keys of the example, the exit codes are those of the program, and each dependency was looked up among the advisories.
 
 #![allow(clippy::unwrap_used)]
 
@@ -8,6 +8,8 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+
+use pigateway::app::exit_code::ExitCode;
 
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -222,6 +224,36 @@ fn every_key_is_explained() {
     let unknown: Vec<_> = page.difference(&example).collect();
     assert!(missing.is_empty(), "docs/configuration.md does not explain {missing:#?}");
     assert!(unknown.is_empty(), "deploy/pigateway.example.toml does not have {unknown:#?}");
+}
+
+#[test]
+fn exit_codes_have_one_table() {
+    let page = text("docs/commands.md");
+    let section = page.split("\n## ").find(|section| section.starts_with("Exit codes\n")).unwrap();
+    let rows: Vec<&str> = section.lines().filter(|line| line.starts_with("| ")).skip(1).collect();
+    let row = |code: &ExitCode| format!("| {} | {} |", code.number(), code.meaning());
+    assert_eq!(rows, ExitCode::ALL.iter().map(row).collect::<Vec<_>>());
+    assert!(ExitCode::ALL.is_sorted_by_key(|code| code.number()));
+    // no other page states numbers of its own; the changelog tells what was so at the time
+    let states_a_number = |line: &str| {
+        let line = line.to_lowercase();
+        ["exit code ", "exit status ", "ends with "]
+            .iter()
+            .any(|words| line.split(words).skip(1).any(|rest| rest.starts_with(|first: char| first.is_ascii_digit())))
+    };
+    assert!(states_a_number("Exit code 1: there are problems"));
+    for (path, page) in pages().into_iter().filter(|(path, _)| path != Path::new("CHANGELOG.md")) {
+        let wrong: Vec<&str> = page.lines().filter(|line| states_a_number(line)).collect();
+        assert!(wrong.is_empty(), "{}: link to docs/commands.md#exit-codes instead: {wrong:?}", path.display());
+    }
+    // what the unit relies on
+    let unit = text("systemd/pigateway.service");
+    let meaning = |number: u8| ExitCode::ALL.iter().find(|code| code.number() == number).unwrap().meaning();
+    assert!(unit.contains("\nRestartPreventExitStatus=2 78\n") && unit.contains("[ $$? -eq 66 ]"));
+    assert!(
+        meaning(2).contains("command line is not valid") && meaning(78).contains("configuration file is not valid")
+    );
+    assert!(meaning(66).contains("a valid configuration names files that cannot be read"));
 }
 
 /// How many statements each section of the standards has, by section; they are numbered from 1.

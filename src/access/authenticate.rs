@@ -1,4 +1,4 @@
-//! Who a client is: one decision for every door.
+//! Authentication: one decision about who a client is, for every door (MQTT and HTTP).
 
 use std::net::IpAddr;
 
@@ -11,56 +11,53 @@ use super::identity::Identity;
 use super::password::{Attempt, PasswordVerdict};
 use super::security::{SecurityKind, TARGET};
 
-/// What a client shows.
+/// What a client presents when it wants to sign in.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Credentials<'a> {
-    /// User named by its TLS client certificate; goes before the others.
+    /// The user that the client's TLS certificate names. It takes precedence over user name and password.
     pub(crate) certificate_user: Option<&'a str>,
-    /// User name.
     pub(crate) username: Option<&'a str>,
     pub(crate) password: Option<&'a [u8]>,
-    /// Client id, or what stands for it in the log.
+    /// The client id, or a text that stands for it in the log where the door has none.
     pub(crate) client_id: &'a str,
-    /// Where it comes from.
     pub(crate) from: IpAddr,
-    /// The listener that it came through; `None`: another door.
+    /// The listener through which the client came; `None` at doors other than MQTT listeners.
     pub(crate) listener: Option<&'a str>,
 }
 
-/// A client that is who it says it is.
+/// A client whose identity has been checked.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Authenticated {
-    /// User name; `None`: anonymous.
+    /// `None` means an anonymous client.
     pub(crate) user: Option<Box<str>>,
-    /// Hash in force, by which a later change is noticed.
+    /// The password hash that was valid at sign-in. A later change of the hash shows that the session must end.
     pub(crate) password_hash: Option<String>,
 }
 
-/// Why a client is not let in.
+/// Why a client was refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum Refusal {
-    /// Nobody is let in that way.
+    /// Nobody may sign in this way, for example anonymously from this address.
     #[error("not authorized")]
     NotAuthorized,
-    /// Wrong user name or password.
     #[error("wrong user name or password")]
     BadCredentials,
-    /// Too many password checks wait, or too many were wrong.
+    /// Too many password checks are waiting, or too many passwords were wrong.
     #[error("too many password checks wait, or too many passwords were wrong")]
     Busy,
 }
 
-/// What a client may not do.
+/// An action that the rules do not allow.
 #[derive(Clone, Copy, Debug, Hash)]
 pub(crate) enum Denied<'a> {
-    /// To this topic.
+    /// Publishing on this topic.
     Publish(&'a str),
-    /// With this topic filter.
+    /// Subscribing with this topic filter.
     Subscribe(&'a str),
 }
 
 impl Access {
-    /// Checks who it is.
+    /// Checks the credentials against the users and rules in force.
     pub(crate) async fn authenticate(&self, credentials: &Credentials<'_>) -> Result<Authenticated, Refusal> {
         if let Some(name) = credentials.certificate_user {
             return match self.authoriser.user(credentials.listener, name) {
@@ -74,7 +71,7 @@ impl Access {
         let has_users = self.authoriser.has_users(credentials.listener);
         let accepts_anonymous = self.authoriser.accepts_anonymous(credentials.listener, credentials.from);
         let Some(name) = credentials.username.filter(|_| has_users || !accepts_anonymous) else {
-            // where there are no users, a user name means nothing, as it does to mosquitto
+            // without any users a user name has no meaning; mosquitto ignores it too
             return if accepts_anonymous {
                 Ok(Authenticated { user: None, password_hash: None })
             } else {
@@ -88,7 +85,7 @@ impl Access {
         };
         let hash = self.authoriser.user(credentials.listener, name).and_then(|user| user.password_hash.clone());
         let password = credentials.password.unwrap_or_default();
-        // an unknown user costs as much time as a wrong password
+        // checking a decoy makes an unknown user cost as much time as a wrong password
         let decoy = self.authoriser.decoy(credentials.listener, name);
         let decoy = decoy.as_deref().unwrap_or(NOBODY);
         let attempt = Attempt { user: name, hash: hash.as_deref(), decoy, password, from: credentials.from };
@@ -102,8 +99,8 @@ impl Access {
         }
     }
 
-    /// Says why a client was refused and how to let it in; of the same user at the same address only now and then, so that a
-    /// client that tries for ever does not fill the log.
+    /// Logs why a client was refused and how to let it in. The same user at the same address is logged only now and then, so
+    /// that a client that retries for ever does not fill the log.
     pub(crate) fn refused(&self, credentials: &Credentials<'_>, why: &str) {
         let user = credentials.certificate_user.or(credentials.username);
         if let Some(more) = self.limiter.due(network(credentials.from), (why, user)) {
@@ -131,7 +128,7 @@ impl Access {
         );
     }
 
-    /// Says that a client uses a client id that another user has. It touches nothing of it.
+    /// Logs that a client used a client id that belongs to another user's session, which stays as it is.
     pub(crate) fn foreign_client_id(&self, identity: &Identity, from: IpAddr) {
         let Some(more) = self.security.happened(SecurityKind::ForeignClientId, from, &identity.client_id) else {
             return;
@@ -147,7 +144,7 @@ impl Access {
         );
     }
 
-    /// Says that a client has reached a bound that keeps room for others: of `what`.
+    /// Logs that a client has reached a limit that keeps room for others. `what` names the limit.
     pub(crate) fn quota(&self, identity: &Identity, from: IpAddr, what: &str) {
         let Some(more) = self.security.happened(SecurityKind::Quota, from, (what, &identity.user)) else { return };
         warn!(
@@ -161,8 +158,8 @@ impl Access {
         );
     }
 
-    /// Says that rules have denied something, of the same client and topic only now and then. MQTT 3 cannot tell the client
-    /// about a publication, so this may be the only place where it is told.
+    /// Logs that the rules have denied something, for the same client and topic only now and then. MQTT 3 has no way to tell
+    /// a client that its publication was refused, so the log may be the only place that shows it.
     pub(crate) fn denied(&self, identity: &Identity, from: IpAddr, denied: Denied<'_>) {
         let Some(more) = self.limiter.due(network(from), ("rules", &identity.client_id, denied)) else { return };
         let client_id = &*identity.client_id;

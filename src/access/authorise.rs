@@ -1,4 +1,4 @@
-//! Who may do what: one decision for every door.
+//! Authorisation: one decision about what a client may do, for every door.
 
 use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
@@ -13,10 +13,10 @@ use super::settings::{
 };
 use crate::message::{covers, matches, overlap};
 
-/// First levels of topics that brokers keep to themselves.
+/// First levels of topics that brokers reserve for themselves.
 const RESERVED: [&str; 3] = ["$SYS", "$share", "$CONTROL"];
 
-/// Users and rules as they are now. They change on reload; connections keep what they were given.
+/// The users and rules in force. A reload changes them; a connection keeps the permissions that it was given at sign-in.
 #[derive(Debug)]
 pub(crate) struct Authoriser {
     policy: ArcSwap<Policy>,
@@ -25,19 +25,19 @@ pub(crate) struct Authoriser {
 
 #[derive(Debug)]
 struct Policy {
-    /// Where nothing else is said.
+    /// For listeners without an entry in `listeners`.
     usual: Entrance,
-    /// Listeners with an answer of their own.
+    /// Listeners that have their own users or their own setting for anonymous clients.
     listeners: HashMap<String, Entrance>,
     reserved: Arc<[String]>,
 }
 
-/// Who may come in somewhere.
+/// Who may sign in at a listener.
 #[derive(Debug)]
 struct Entrance {
     anonymous: AnonymousSettings,
     users: HashMap<String, Arc<UserSettings>>,
-    /// Hashes of users, for names that no user has.
+    /// Hashes of existing users, checked for user names that do not exist.
     decoys: Vec<String>,
 }
 
@@ -68,34 +68,33 @@ impl Policy {
 }
 
 impl Authoriser {
-    /// Decides by these settings.
+    /// Starts with the users and rules of these settings.
     pub(crate) fn new(settings: &AccessSettings) -> Authoriser {
         Authoriser { policy: ArcSwap::from_pointee(Policy::new(settings)), key: RandomState::new() }
     }
 
-    /// Decides by new settings. Sessions for which [`Authoriser::still_holds`] is false must end.
+    /// Replaces users and rules. Sessions for which [`Authoriser::still_holds`] is false afterwards must end.
     pub(crate) fn reload(&self, settings: &AccessSettings) {
         self.policy.store(Arc::new(Policy::new(settings)));
     }
 
-    /// Whether there is any user at all who may come in at this listener.
+    /// Whether at least one user may sign in at this listener.
     pub(crate) fn has_users(&self, listener: Option<&str>) -> bool {
         !self.policy.load().at(listener).users.is_empty()
     }
 
-    /// Whether there is any user at all, at whatever listener.
+    /// Whether there is at least one user at any listener.
     pub(crate) fn has_any_users(&self) -> bool {
         let policy = self.policy.load();
         policy.listeners.values().chain([&policy.usual]).any(|place| !place.users.is_empty())
     }
 
-    /// The user with this name at this listener.
     pub(crate) fn user(&self, listener: Option<&str>, name: &str) -> Option<Arc<UserSettings>> {
         self.policy.load().at(listener).users.get(name).cloned()
     }
 
-    /// A hash that costs somebody with this name as much time as one of its own would: that of some user, always the same for
-    /// the same name. `None`: no user has a hash.
+    /// A hash to check when nobody has this name, so that the check costs as much time as for an existing user. It is the
+    /// hash of some user, always the same one for the same name. `None` means that no user has a hash.
     pub(crate) fn decoy(&self, listener: Option<&str>, name: &str) -> Option<String> {
         let policy = self.policy.load();
         let decoys = &policy.at(listener).decoys;
@@ -112,7 +111,7 @@ impl Authoriser {
         }
     }
 
-    /// What this client may do.
+    /// The permissions of this client.
     pub(crate) fn permissions(&self, identity: &Identity) -> Permissions {
         let policy = self.policy.load();
         let place = policy.at(identity.listener.as_deref());
@@ -129,7 +128,7 @@ impl Authoriser {
         }
     }
 
-    /// Whether a client that was let in with these permissions would be let in with the same ones now.
+    /// Whether a client that was given these permissions would be given the same ones now.
     pub(crate) fn still_holds(
         &self,
         identity: &Identity,
@@ -151,42 +150,43 @@ impl Authoriser {
     }
 }
 
-/// Whether a client id looks like one that the gateway gives to clients without one.
+/// Whether a client id has the form of those that the gateway assigns to clients that send none.
 fn is_assigned(client_id: &str) -> bool {
     client_id.is_empty() || client_id.starts_with("auto-")
 }
 
-/// What one client may do.
+/// What one client may publish and receive.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Permissions {
     publish: AccessRules,
     subscribe: AccessRules,
     rights: Rights,
-    /// What only the gateway itself publishes.
+    /// Topic filters on which only the gateway itself publishes.
     reserved: Arc<[String]>,
 }
 
 impl Permissions {
-    /// Whether it may publish on this topic. Topics that begin with `$` must be named by a rule, since no wildcard reaches
-    /// them, and those that mean something to brokers are nobody's [MQTT-4.7.2-1].
+    /// Whether the client may publish on this topic. A rule must name topics that begin with `$` explicitly, because
+    /// wildcards do not match them [MQTT-4.7.2-1]. Nobody may publish on the topics that brokers reserve.
     pub(crate) fn may_publish(&self, topic: &str) -> bool {
         let first = topic.split('/').next().unwrap_or_default();
         !RESERVED.contains(&first) && !self.reserved.iter().any(|ours| ours == topic) && self.publish.allow(topic)
     }
 
-    /// Whether it may get messages on this topic.
+    /// Whether the client may receive messages on this topic.
     pub(crate) fn may_receive(&self, topic: &str) -> bool {
         self.subscribe.allow(topic)
     }
 
-    /// Whether it may see how the gateway itself is doing: who reads everything, or the figures below `$SYS`.
+    /// Whether the client may see the state of the gateway itself: it needs the right to receive everything, or what is
+    /// below `$SYS`.
     pub(crate) fn may_observe(&self) -> bool {
         self.subscribe.allowed.iter().any(|rule| matches!(&**rule, "#" | "$SYS/#"))
             && !self.subscribe.denied.iter().any(|rule| matches!(&**rule, "#" | "$SYS/#"))
     }
 
-    /// Whether it may subscribe to this filter: some of it is allowed and not all of it denied. What is denied is left out
-    /// at delivery.
+    /// Whether the client may subscribe to this filter: the rules allow a part of it and do not deny all of it. Denied
+    /// messages are left out at delivery.
     pub(crate) fn may_subscribe(&self, filter: &str) -> bool {
         let reaches = |rule: &str| overlap(rule, filter) && !(filter.starts_with('$') && rule.starts_with(['+', '#']));
         self.subscribe.allowed.iter().any(|rule| reaches(rule))
@@ -198,7 +198,7 @@ impl Permissions {
 struct AccessRules {
     allowed: Vec<Box<str>>,
     denied: Vec<Box<str>>,
-    /// Everything that does not begin with `$` is allowed: no need to look.
+    /// A rule allows every topic that does not begin with `$`, so the other rules need not be searched.
     all: bool,
 }
 
@@ -209,7 +209,7 @@ impl AccessRules {
             match expand(&rule.filter, identity) {
                 Some(filter) if rule.deny => denied.push(filter),
                 Some(filter) => allowed.push(filter),
-                // a name that would change the shape of the filter: allow nothing, deny whatever it may stand for
+                // the name would change the shape of the filter, so allow nothing, and deny everything that it may stand for
                 None if rule.deny => denied.push(rule.filter.replace("%u", "+").replace("%c", "+").into()),
                 None => {}
             }
@@ -225,8 +225,8 @@ impl AccessRules {
     }
 }
 
-/// The filter with `%u` and `%c` replaced; `None` if there is nothing to replace them with, or nothing that stays
-/// within its level.
+/// Replaces `%u` and `%c` in the filter. Returns `None` if there is no value to put there, or if the value would not stay
+/// within one topic level.
 fn expand(filter: &str, identity: &Identity) -> Option<Box<str>> {
     let is_plain = |name: &&str| !name.is_empty() && !name.contains(['+', '#', '/', '\0']);
     let mut expanded = String::with_capacity(filter.len());

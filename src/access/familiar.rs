@@ -1,7 +1,7 @@
-//! Where users have succeeded before.
+//! The addresses from which users have signed in before.
 //!
-//! The devices of a house mostly come from the same addresses again. That is worth knowing while somebody guesses
-//! passwords, and it is no secret: it may be written down, and tells nothing about passwords.
+//! The devices of a house mostly come from the same addresses again. While somebody guesses passwords, this tells known
+//! devices from strangers. The list is no secret and says nothing about passwords, so it may be stored on disk.
 
 use std::collections::HashMap;
 use std::collections::VecDeque;
@@ -10,26 +10,27 @@ use std::net::IpAddr;
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
-/// Addresses remembered of a user; the one that was used longest ago gives way.
+/// Addresses remembered for one user; the address that was used longest ago makes room for a new one.
 const MOST_OF_USER: usize = 64;
-/// Users remembered. They are those that there are.
+/// Users for whom addresses are remembered.
 const MOST_USERS: usize = 4096;
 
-/// Who has succeeded from where. As text, it has a line per user: the name, and its addresses, with tabs in between.
+/// For each user the addresses of successful sign-ins. The text form has one line for each user: the name and the addresses,
+/// separated by tabs.
 #[derive(Debug, Default)]
 pub struct Familiar {
-    /// The address used last comes last.
+    /// For each user the addresses, with the most recently used one last.
     addresses: Mutex<HashMap<Box<str>, VecDeque<IpAddr>>>,
     changed: watch::Sender<u64>,
 }
 
 impl Familiar {
-    /// Whether the user has succeeded from there.
+    /// Whether the user has signed in from this address before.
     pub(crate) fn knows(&self, user: &str, from: IpAddr) -> bool {
         self.addresses.lock().get(user).is_some_and(|known| known.contains(&from.to_canonical()))
     }
 
-    /// The user has succeeded from there.
+    /// Records that the user has signed in from this address.
     pub(crate) fn add(&self, user: &str, from: IpAddr) {
         let from = from.to_canonical();
         let mut addresses = self.addresses.lock();
@@ -53,7 +54,7 @@ impl Familiar {
         }
     }
 
-    /// Forgets users that there are no more.
+    /// Forgets users that no longer exist.
     pub(crate) fn retain(&self, is_user: impl Fn(&str) -> bool) {
         let mut addresses = self.addresses.lock();
         let before = addresses.len();
@@ -65,17 +66,17 @@ impl Familiar {
         }
     }
 
-    /// Forgets where a user has succeeded from: somebody else has the name by now.
+    /// Forgets the addresses of a user whose name now belongs to somebody else.
     pub(crate) fn forget(&self, user: &str) {
         self.retain(|other| other != user);
     }
 
-    /// Changes when somebody has succeeded from a new address, or is forgotten.
+    /// A counter that changes when an address is added or a user is forgotten.
     pub(crate) fn changed(&self) -> watch::Receiver<u64> {
         self.changed.subscribe()
     }
 
-    /// As text.
+    /// The text form, to be stored on disk.
     pub fn to_text(&self) -> String {
         let addresses = self.addresses.lock();
         let mut users: Vec<_> = addresses.iter().collect();
@@ -92,7 +93,8 @@ impl Familiar {
         text
     }
 
-    /// Adds what a text has, as far as it can be read: a damaged file costs no more than going first.
+    /// Adds the entries of a text form and skips lines that cannot be read: a damaged file costs users only their
+    /// precedence.
     pub fn read(&self, text: &str) {
         let mut addresses = self.addresses.lock();
         for line in text.split('\n').take(MOST_USERS) {

@@ -1,17 +1,17 @@
-//! Which users there were, so that whoever is given the name of one that was removed is told from one that is back.
+//! Former users, so that a new user who was given an old name is told from a user who has come back.
 //!
-//! A line of the configuration may be missing for a while: it is commented out, a file is an old one, somebody has mistyped a
-//! name. Whoever comes back with the password hash that it had is the same user, and finds its sessions, as long as they last.
-//! Whoever comes with another hash, after not having been there, is somebody else. A hash that changes while its user is there
-//! is a new password. Who has only a certificate is known by that.
+//! A user may be missing from the configuration for a while: the line is commented out, an old file is in use, or a name is
+//! mistyped. A user who comes back with the same password hash is the same user and gets its sessions back if they still
+//! exist. A user who comes back with another hash, after an absence, is somebody else. A hash that changes while the user is
+//! present is a new password. A user without a password is known by its certificate.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::settings::UserSettings;
 use crate::secret::sha256_hex;
 
-/// Names of users by the digests of their password hashes. As text, it has a line for each, with tabs in between: the name,
-/// whether it is a user or was one, and the digests.
+/// Names of users with digests of their password hashes. The text form has one line for each user, separated by tabs: the
+/// name, whether it is a user now or was one, and the digests.
 #[derive(Debug, Default)]
 pub(crate) struct Former {
     users: BTreeMap<String, FormerUser>,
@@ -20,13 +20,13 @@ pub(crate) struct Former {
 #[derive(Debug)]
 struct FormerUser {
     is_there: bool,
-    /// A listener may have a user of the same name with another password.
+    /// More than one where a listener has a user of the same name with another password.
     digests: BTreeSet<String>,
 }
 
 impl Former {
-    /// Notes who is a user now. Returned are those who have the name of a former user and are somebody else. Of former users
-    /// only those are remembered who have left something.
+    /// Records the present users. Returns the names that belonged to a former user and now belong to somebody else. A former
+    /// user is remembered only while something of that user is left, such as a session.
     pub(crate) fn update<'a>(
         &mut self,
         users: impl Iterator<Item = &'a UserSettings>,
@@ -53,7 +53,7 @@ impl Former {
         others
     }
 
-    /// Everything, to be kept over restarts.
+    /// The text form, kept over restarts.
     pub(crate) fn to_text(&self) -> String {
         let line = |(name, known): (&String, &FormerUser)| {
             let digests: Vec<&str> = known.digests.iter().map(String::as_str).collect();
@@ -62,7 +62,7 @@ impl Former {
         self.users.iter().map(line).collect()
     }
 
-    /// What was kept. Lines that cannot be read are left out: nobody loses a session for them.
+    /// Reads the text form and skips lines that cannot be read, because nobody should lose a session to a damaged file.
     pub(crate) fn read(text: &str) -> Former {
         let known = |line: &str| {
             let mut fields = line.split('\t').map(str::to_owned);
@@ -94,7 +94,7 @@ mod tests {
         }
     }
 
-    /// The users one after the other, each time over a restart; who was somebody else then.
+    /// Goes through these lists of users, with a restart before each, and returns who was somebody else at the last.
     fn others(steps: &[&[&UserSettings]]) -> Vec<String> {
         let mut former = Former::default();
         let mut last = Vec::new();
@@ -115,7 +115,7 @@ mod tests {
         assert_eq!(others(&[&[&ada], &[&other]]), nobody, "a new password");
         assert_eq!(others(&[&[&ada], &[&other], &[], &[&ada]]), ["ada"], "the password before");
         assert_eq!(others(&[&[], &[&ada]]), nobody);
-        // at a listener of its own it has another password
+        // the user of the same name at a listener of its own has another password
         assert_eq!(others(&[&[&ada, &other], &[], &[&other]]), nobody);
         let certificate = user("cert", "");
         assert_eq!(others(&[&[&certificate], &[], &[&certificate]]), nobody);

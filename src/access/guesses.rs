@@ -1,15 +1,15 @@
-//! How fast passwords may be guessed.
+//! Limits how fast passwords can be guessed.
 //!
 //! Every attempt takes a token from a bucket before anything is compared, and a right password gives it back, so only
-//! failures count. Whoever has no token waits, right or wrong, and learns nothing by it.
+//! failures count. Without a token the client waits, whether its password is right or wrong, and learns nothing from that.
 //!
-//! - A user at an address where that user has succeeded before has a bucket of its own. Nobody else's failures touch it: the
-//!   devices of a house get in while strangers guess.
-//! - Everywhere else a token of the user and one of the network is needed. So guesses are slow for each user, whatever
-//!   addresses they come from, and for each network, whatever users they try.
+//! - A user at an address where that user has signed in before has its own bucket, which failures of others do not touch. So
+//!   the devices of a house get in while strangers guess.
+//! - At any other address an attempt needs a token of the user and a token of the network. So guesses are slow for each
+//!   user, whatever addresses they come from, and for each network, whatever users they try.
 //!
-//! The buckets are tables of a fixed size, indexed by a keyed hash: memory does not grow with what strangers send, and a
-//! user name that does not exist behaves as one that does.
+//! The buckets are tables of a fixed size, indexed by a keyed hash. Memory does not grow with what strangers send, and a
+//! user name that does not exist behaves like one that does.
 
 use std::hash::{BuildHasher, RandomState};
 use std::net::{IpAddr, Ipv6Addr};
@@ -17,26 +17,26 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// How many failures at once, and how long until one of them is forgiven.
+/// How many failures are allowed at once, and how long it takes until one of them is forgiven.
 #[derive(Clone, Copy, Debug)]
 struct GuessRate {
     burst: u32,
     refill: Duration,
 }
 
-/// Of a user, anywhere but where it has succeeded before: 8,640 guesses a day.
+/// For a user at unfamiliar addresses: 8,640 guesses a day.
 const USER: GuessRate = GuessRate { burst: 10, refill: Duration::from_secs(10) };
-/// Of a network, whatever users it tries.
+/// For a network, whatever users it tries.
 const NETWORK: GuessRate = GuessRate { burst: 20, refill: Duration::from_secs(2) };
-/// Of a user at an address where it has succeeded before.
+/// For a user at an address where that user has signed in before.
 const FAMILIAR: GuessRate = GuessRate { burst: 10, refill: Duration::from_secs(2) };
 
 const USERS: usize = 256;
 const NETWORKS: usize = 1024;
 const PAIRS: usize = 1024;
 
-/// The network that guesses are counted for: an IPv4 address, or the 64 bits in front of an IPv6 address, behind which
-/// whoever has them can choose any address.
+/// The network for which guesses are counted: an IPv4 address, or the first 64 bits of an IPv6 address, because a subscriber
+/// can choose any address below them.
 pub(crate) fn network(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V4(address) => address.into(),
@@ -51,7 +51,7 @@ pub(crate) fn network(address: IpAddr) -> IpAddr {
 #[derive(Clone, Copy, Debug, Default)]
 struct Bucket {
     taken: u32,
-    /// When the first of those taken is forgiven.
+    /// When the first of the tokens taken comes back.
     forgiven: Option<Instant>,
 }
 
@@ -65,7 +65,7 @@ impl Bucket {
         }
     }
 
-    /// When there is a token; `None`: now.
+    /// When a token will be available; `None` means that there is one now.
     fn wait(&mut self, rate: GuessRate, now: Instant) -> Option<Instant> {
         self.refresh(rate, now);
         if self.taken < rate.burst { None } else { self.forgiven }
@@ -84,16 +84,16 @@ impl Bucket {
     }
 }
 
-/// What an attempt has taken, to be given back if it succeeds.
+/// The tokens that an attempt has taken. They are given back if it succeeds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum GuessTaken {
-    /// Of a user at an address where it has succeeded before.
+    /// Index of the bucket of a user at a familiar address.
     Familiar(usize),
-    /// Of a user and of a network.
+    /// Indices of the buckets of a user and of a network.
     Strange(usize, usize),
 }
 
-/// All buckets.
+/// The buckets of all users and networks.
 #[derive(Debug)]
 pub(crate) struct Guesses {
     key: RandomState,
@@ -114,7 +114,7 @@ impl Default for Guesses {
 }
 
 impl Guesses {
-    /// An attempt for this user from this address. Fails with when to ask again.
+    /// Takes tokens for an attempt of this user from this address. The error is the time when it is worth asking again.
     pub(crate) fn take(
         &mut self,
         user: &str,
@@ -142,7 +142,7 @@ impl Guesses {
         Ok(GuessTaken::Strange(of_user, of_network))
     }
 
-    /// The attempt was none: the password was right.
+    /// Gives the tokens back, because the password was right.
     pub(crate) fn give_back(&mut self, taken: GuessTaken) {
         match taken {
             GuessTaken::Familiar(at) => self.pairs[at].give_back(),
@@ -198,7 +198,7 @@ mod tests {
         assert!(guesses.take("ada", at("192.0.2.7"), false, now).is_err());
         let taken = guesses.take("ada", at("192.0.2.7"), true, now).unwrap();
         guesses.give_back(taken);
-        // and whoever guesses from there is slow too
+        // whoever guesses from the familiar address is slowed down too
         let count = std::iter::from_fn(|| guesses.take("ada", at("192.0.2.7"), true, now).ok()).count();
         assert_eq!(count, FAMILIAR.burst as usize);
         let wait = guesses.take("ada", at("192.0.2.7"), true, now).unwrap_err();

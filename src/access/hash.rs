@@ -1,5 +1,4 @@
-//! Password hashes: argon2id, which the gateway makes, and those of mosquitto's password files, which are verified as they
-//! are.
+//! Password hashes: argon2id, which the gateway makes, and those of mosquitto's password files, which it verifies unchanged.
 //!
 //! | form | what |
 //! |---|---|
@@ -14,33 +13,32 @@ use argon2::{ARGON2ID_IDENT, Algorithm, Argon2, Block, Params, PasswordHash, Ver
 use base64ct::{Base64, Encoding};
 use sha2::{Digest, Sha512};
 
-/// Memory of one password check that a Pi with 512 MB can still bear, in KiB.
+/// Most memory for one password check, in KiB. A Pi with 512 MB can still bear it.
 pub(crate) const MAX_MEMORY: u32 = 64 << 10;
-/// Rounds of PBKDF2 that take a small Pi some seconds.
+/// Most rounds of PBKDF2. They take a small Pi some seconds.
 const MAX_ROUNDS: u32 = 500_000;
-/// Bytes that SHA-512 makes.
 const SHA512_LENGTH: usize = 64;
 
-/// glibc keeps freed memory for every thread unless the piece was larger than 32 MiB, the most that its threshold for pieces
-/// with a mapping of their own rises to. So more is asked for than is used: what is not touched costs nothing, and all of
-/// it goes back to the system after each check, whichever thread did it.
+/// The size of the memory that is asked for. glibc keeps freed memory for every thread unless the piece was larger than 32
+/// MiB, the highest value of its threshold for a mapping of its own. So the gateway asks for more than it uses: untouched
+/// pages cost nothing, and all of it goes back to the system after each check, on whatever thread it ran.
 const OWN_MAPPING: usize = 33 << 20;
 
-/// A hash that no password has.
+/// A valid hash that matches no password.
 pub(super) const NOBODY: &str =
     "$argon2id$v=19$m=19456,t=2,p=1$cGlnYXRld2F5LW5vYm9keQ$AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA";
 
-/// Memory for one hash.
+/// Reserves the memory for one hash.
 pub(super) fn memory(params: &Params) -> Vec<Block> {
     let mut memory = Vec::with_capacity(params.block_count().max(OWN_MAPPING / Block::SIZE));
     memory.resize(params.block_count(), Block::default());
     memory
 }
 
-/// A hash that mosquitto made.
+/// A hash in one of mosquitto's formats.
 #[derive(Debug, PartialEq, Eq)]
 struct MosquittoHash {
-    /// `None`: the older form without rounds.
+    /// `None` for the older format, which has no rounds.
     rounds: Option<u32>,
     salt: Vec<u8>,
     hash: Vec<u8>,
@@ -72,7 +70,7 @@ impl MosquittoHash {
     }
 }
 
-/// Whether this is a hash that passwords can be checked against, within bearable time and memory.
+/// Whether passwords can be checked against this hash within bearable time and memory.
 pub fn is_usable(text: &str) -> bool {
     if MosquittoHash::parse(text).is_some() {
         return true;
@@ -83,17 +81,17 @@ pub fn is_usable(text: &str) -> bool {
     })
 }
 
-/// Whether mosquitto made it. Its hashes are cheaper to guess against than argon2id.
+/// Whether mosquitto made this hash. Its hashes are cheaper to guess against than argon2id.
 pub fn is_from_mosquitto(text: &str) -> bool {
     MosquittoHash::parse(text).is_some()
 }
 
-/// Whether the password has this hash; `None`: the hash is not one of mosquitto's.
+/// Whether the password matches this hash; `None` if it is not a hash of mosquitto's.
 pub(super) fn verify_mosquitto(hash: &str, password: &[u8]) -> Option<bool> {
     MosquittoHash::parse(hash).map(|hash| hash.is_of(password))
 }
 
-/// An argon2id hash that a small Pi computes in a fraction of a second: 19 MiB, 2 passes, 1 lane.
+/// Makes an argon2id hash that a small Pi computes in a fraction of a second: 19 MiB, 2 passes, 1 lane.
 pub(crate) fn make(password: impl AsRef<[u8]>) -> io::Result<String> {
     fn other(error: impl std::fmt::Display) -> io::Error {
         io::Error::other(error.to_string())

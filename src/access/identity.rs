@@ -1,41 +1,41 @@
-//! Who a client is, and whose a session is.
+//! The identity of a client and the owner of a session.
 //!
-//! A client id says nothing about who uses it: client ids of different users, and of clients without a user name, are
-//! different sessions, so that nobody takes over what belongs to another user by using its client id.
+//! A client id does not prove who uses it. The same client id used by different users, or by clients without a user name,
+//! names different sessions, so nobody can take over another user's session by using its client id.
 
 use std::sync::Arc;
 
-/// Who a client says it is, as far as it has been checked.
+/// The checked identity of a client.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Identity {
-    /// User name; `None`: anonymous.
+    /// `None` means an anonymous client.
     pub(crate) user: Option<Box<str>>,
     pub(crate) client_id: Box<str>,
-    /// The listener that it came through, which may have users and rules of its own; `None`: another door. It says nothing
-    /// about who the client is.
+    /// The listener through which the client came, which may have users and rules of its own; `None` at doors other than
+    /// MQTT listeners. It does not identify the client.
     pub(crate) listener: Option<Arc<str>>,
 }
 
 impl Identity {
-    /// The name of this client's session: the same for the same user and client id, and for nobody else.
+    /// The name of this client's session. It is the same for the same user and client id, and different for everybody else.
     pub(crate) fn session(&self) -> Box<str> {
         SessionName { user: self.user.as_deref(), client_id: &self.client_id, is_unowned: false }.join()
     }
 }
 
-/// A session's name, taken apart. Neither user names nor client ids contain NUL [MQTT-1.5.4-2], so nobody can choose a
-/// name that belongs to another.
+/// The parts of a session's name. Neither user names nor client ids contain NUL [MQTT-1.5.4-2], so nobody can choose a name
+/// that belongs to another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct SessionName<'a> {
-    /// The user it belongs to; `None`: to a client without a user name.
+    /// `None` means a client without a user name.
     pub(crate) user: Option<&'a str>,
     pub(crate) client_id: &'a str,
-    /// It was made by a version that did not note whose a session was: nobody knows.
+    /// The session was made by a version that did not record the owner, so the owner is unknown.
     pub(crate) is_unowned: bool,
 }
 
 impl SessionName<'_> {
-    /// Takes a name apart.
+    /// Splits a session's name into its parts.
     pub(crate) fn of(name: &str) -> SessionName<'_> {
         match name.split_once('\0') {
             None => SessionName { user: None, client_id: name, is_unowned: true },
@@ -50,7 +50,7 @@ impl SessionName<'_> {
         }
     }
 
-    /// The name that a client without a user name would have with the same client id.
+    /// The session name of a client with this client id and no user name.
     pub(crate) fn of_guest(client_id: &str) -> Box<str> {
         SessionName { user: None, client_id, is_unowned: false }.join()
     }

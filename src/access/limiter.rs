@@ -1,16 +1,17 @@
-//! Which log lines that clients cause are written.
+//! Rate limit for log lines that clients can cause.
 //!
-//! A client that tries for ever must neither fill the log nor hide what happens to others. So each kind of event has its
-//! own pace: the first one is logged at once, the same one again after [`PAUSE`] with the number of those between.
+//! A client that retries for ever must neither fill the log nor hide what happens to others. So the first event of a kind is
+//! logged at once, and the same event is logged again after [`PAUSE`] with the number of those in between.
 
 use std::hash::{BuildHasher, Hash, RandomState};
 
 use parking_lot::Mutex;
 use tokio::time::{Duration, Instant};
 
-/// The same event is logged once in this time.
+/// The same event is logged at most once in this time.
 const PAUSE: Duration = Duration::from_secs(60);
-/// Lines in [`PAUSE`], and of these those of one cause: what different events are called, the client may choose.
+/// Most lines in [`PAUSE`], for all causes and for one cause. The second limit is needed because a client can choose names
+/// that make its events look different.
 const MOST: usize = 256;
 const MOST_OF_ONE: usize = 16;
 
@@ -22,7 +23,7 @@ struct LimiterEntry {
     more: u64,
 }
 
-/// Paces log lines. It keeps hashes, so its size does not depend on what clients send.
+/// Decides which events are logged. It keeps only hashes, so its size does not depend on what clients send.
 #[derive(Debug)]
 pub(crate) struct Limiter {
     most: usize,
@@ -34,7 +35,7 @@ pub(crate) struct Limiter {
 #[derive(Debug, Default)]
 struct LimiterState {
     entries: Vec<LimiterEntry>,
-    /// Events without a line of their own that no line has counted yet, and when one last did.
+    /// The number of events that no line has shown or counted yet, and when a line last counted them.
     left_out: u64,
     summed_up: Option<Instant>,
 }
@@ -46,13 +47,14 @@ impl Default for Limiter {
 }
 
 impl Limiter {
-    /// For so many lines in a minute, and so many of one cause.
+    /// A limiter with this many lines in a minute, and this many of one cause.
     pub(crate) fn new(most: usize, most_of_one: usize) -> Limiter {
         Limiter { most, most_of_one, hasher: RandomState::new(), state: Mutex::default() }
     }
 
-    /// Whether an event that somebody (an address) has caused is to be logged now, and if so, how many like
-    /// it were not since the last time. Beyond the bounds nothing is logged until older events are a minute old.
+    /// Decides whether an event is logged now. `cause` is usually an address. Returns the number of equal events that were
+    /// not logged since the last line, or `None` if this one is not logged either. When the limits are reached, nothing is
+    /// logged until older events are a minute old.
     pub(crate) fn due(&self, cause: impl Hash, event: impl Hash) -> Option<u64> {
         self.due_at(Instant::now(), self.hasher.hash_one(cause), self.hasher.hash_one(event))
     }
@@ -87,8 +89,8 @@ impl Limiter {
         Some(0)
     }
 
-    /// How many events have no line of their own and are in no count of one, if it is time to say so: to be asked again and
-    /// again. Those like a logged event are among them when it has not come back for another [`PAUSE`].
+    /// The number of events that no line has shown or counted, if it is time to log that number; to be called regularly.
+    /// Repetitions of a logged event are included when the event has not come back for another [`PAUSE`].
     pub(crate) fn left_out(&self) -> Option<u64> {
         self.left_out_at(Instant::now())
     }
@@ -139,7 +141,7 @@ mod tests {
         assert_eq!(limiter.left_out_at(now + 2 * PAUSE), Some(logged - 1), "unless that does not come back");
         assert_eq!(limiter.left_out_at(now + 9 * PAUSE), None);
         assert!(limiter.state.lock().entries.is_empty());
-        // what makes room for others is counted as well
+        // an entry that makes room for others is counted as well
         let (limiter, now) = (Limiter::new(1, 1), Instant::now());
         assert_eq!([1, 1, 2].map(|event| limiter.due_at(now, event, 0)), [Some(0), None, None]);
         assert_eq!(limiter.due_at(now + PAUSE, 3, 0), Some(0));

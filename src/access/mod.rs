@@ -1,4 +1,4 @@
-//! Who somebody is and what it may do: one answer for every door.
+//! Who a client is and what it may do: one answer for every door.
 //!
 //! | file | what |
 //! |---|---|
@@ -40,21 +40,19 @@ use self::password::Passwords;
 use self::security::Security;
 use self::settings::AccessSettings;
 
-/// What all doors ask.
+/// The access decisions that all doors share.
 #[derive(Debug)]
 pub struct Access {
-    /// Who may do what.
     pub(crate) authoriser: Authoriser,
-    /// Password checks.
     pub(crate) passwords: Passwords,
-    /// Which log lines that clients cause are written.
+    /// The rate limit for log lines that clients can cause.
     pub(crate) limiter: Limiter,
-    /// Events that a person should see.
+    /// Counters and log lines for events that a person should see.
     pub(crate) security: Security,
 }
 
 impl Access {
-    /// Decides by these settings.
+    /// Starts with the users and rules of these settings.
     pub(crate) fn new(settings: &AccessSettings) -> Access {
         Access {
             authoriser: Authoriser::new(settings),
@@ -64,7 +62,7 @@ impl Access {
         }
     }
 
-    /// Decides by new settings. Whoever was let in before must be judged again.
+    /// Replaces users and rules. The caller must check afterwards whether existing sessions may stay.
     pub(crate) fn reload(&self, settings: &AccessSettings) {
         self.authoriser.reload(settings);
         self.passwords.reload();

@@ -1,30 +1,30 @@
-//! Whose it is what waits in the journal: every queue there has a lasting name, and the name says whom it is for.
+//! The owners of what waits in the journal: every queue there has a lasting name, and the name tells whom the messages are
+//! for.
 
 use super::identity::SessionName;
 
-/// Whom what waits under a lasting name belongs to.
+/// The owner of the messages that wait under a lasting name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum ConsumerOwner<'a> {
-    /// The upstream with this name.
+    /// An upstream, by its name.
     Upstream(&'a str),
-    /// A persistent session.
     Session(SessionName<'a>),
     /// A shared subscription, whose queue belongs to none of its members.
     Shared {
-        /// Its name and filter.
+        /// The group's name and filter.
         group: &'a str,
-        /// A client without a user name has begun it.
+        /// A client without a user name made the group.
         of_guests: bool,
-        /// The user who has begun it; earlier versions did not note that.
+        /// The user that made the group; earlier versions did not record it.
         user: Option<&'a str>,
     },
-    /// Somebody whose name was lost.
+    /// An owner whose name was lost.
     Unknown,
 }
 
-/// What the names begin with under which messages wait for upstreams.
+/// Prefix of the names under which messages wait for upstreams.
 const UPSTREAM: &str = "upstream/";
-/// What the name of an upstream's second lane ends with.
+/// Suffix of the name of an upstream's second lane.
 const SECOND: &str = "/2";
 
 /// The name under which messages wait for an upstream.
@@ -38,7 +38,7 @@ pub(crate) fn second_consumer(upstream: &str) -> String {
 }
 
 impl ConsumerOwner<'_> {
-    /// By the consumer's lasting name.
+    /// Takes the owner from a consumer's lasting name.
     pub(crate) fn of(name: &str) -> ConsumerOwner<'_> {
         if let Some((owner, rest)) = name.strip_prefix("share/").and_then(|rest| rest.split_once('/')) {
             let (user, group) = rest.split_once('\0').map_or((None, rest), |(user, group)| (Some(user), group));
@@ -52,7 +52,7 @@ impl ConsumerOwner<'_> {
     }
 }
 
-/// The name of a consumer as people read it.
+/// The name of a consumer in a form for people.
 pub(crate) fn shown(name: &str) -> String {
     match ConsumerOwner::of(name) {
         ConsumerOwner::Session(session) => format!("session/{session}"),

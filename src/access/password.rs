@@ -1,12 +1,12 @@
-//! Passwords against hashes: one check at a time, in turn, and no faster than [guesses](super::guesses) may be.
+//! Checks passwords against hashes: one check at a time, in turn, and no faster than [guesses](super::guesses) allows.
 //!
-//! One check takes about 19 MiB and, on a small Pi, a second. So there is one at a time, off the runtime's workers. Whoever
-//! has succeeded once is known by a keyed hash, in memory only and until the configuration is reloaded, so that a storm of
-//! reconnecting clients costs one check per user. That hash is compared only by those who have a token to guess, or else
-//! it would tell fast what the slow check is to tell slowly.
+//! One check takes about 19 MiB and, on a small Pi, about a second. So only one runs at a time, outside the runtime's
+//! workers. A user whose password was right once is remembered by a keyed hash, in memory only and until the configuration
+//! is reloaded, so that a storm of reconnecting clients costs one slow check for each user. This fast comparison needs a
+//! token for guessing too, otherwise it would make guessing fast.
 //!
-//! Users that come from an address where they have succeeded before go first. Which these are is remembered over restarts;
-//! it tells nothing about passwords.
+//! Users at addresses where they have signed in before are served first. These addresses are kept over restarts; they say
+//! nothing about passwords.
 
 use std::collections::HashMap;
 use std::collections::VecDeque;
@@ -25,54 +25,48 @@ use super::guesses::{GuessTaken, Guesses, network};
 use super::hash::{self, NOBODY, is_from_mosquitto, memory, verify_mosquitto};
 use super::replaced::Replaced;
 
-/// Checks that may wait. Clients that come later are told that the broker is busy.
+/// Most checks that may wait. Clients that come later are told that the broker is busy.
 const MAX_WAITING: usize = 1024;
-/// Those of one network.
+/// Most checks of one network that may wait.
 const MAX_OF_NETWORK: usize = 256;
-/// Checks of users at familiar addresses that may wait besides.
+/// Most checks of users at familiar addresses that may wait in addition.
 const MAX_FAMILIAR: usize = 1024;
-/// Nobody waits longer than this for a token.
+/// The longest time for which a client waits for a token.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Result of a check.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum PasswordVerdict {
-    /// The password is right.
     Right,
-    /// It is not.
     Wrong,
-    /// Too many checks wait, or too many guesses were wrong. Nothing was compared.
+    /// Too many checks are waiting, or too many passwords were wrong. Nothing was compared.
     Busy,
 }
 
-/// What a client shows.
+/// A password to check.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Attempt<'a> {
-    /// User name.
     pub(crate) user: &'a str,
-    /// Hash of its password; `None`: there is no such user, or none with a password.
+    /// The hash of the user's password; `None` if there is no such user or the user has no password.
     pub(crate) hash: Option<&'a str>,
-    /// What is checked against in that case, so that it takes as long.
+    /// The hash to check instead if `hash` is `None`, so that the check takes as long.
     pub(crate) decoy: &'a str,
     pub(crate) password: &'a [u8],
-    /// Where it comes from.
     pub(crate) from: IpAddr,
 }
 
-/// Checks passwords.
 #[derive(Debug)]
 pub(crate) struct Passwords {
     key: RandomState,
-    /// Keyed hash of hash and password, of those that were right.
+    /// For each hash, a keyed hash of it and of the password that was right.
     known: Mutex<HashMap<Box<str>, u64>>,
     guesses: Mutex<Guesses>,
-    /// Tokens were given back.
+    /// Notified when tokens are given back.
     given_back: Notify,
     waiting: Mutex<PasswordQueue>,
     turns: Turns,
-    /// Who has succeeded from where.
+    /// The addresses from which users have signed in before.
     pub(crate) familiar: Familiar,
-    /// What passwords are checked against in place of hashes that mosquitto made.
+    /// Argon2id hashes that have replaced mosquitto's hashes.
     pub(crate) replaced: Replaced,
 }
 
@@ -97,7 +91,6 @@ impl Passwords {
         self.known.lock().clear();
     }
 
-    /// Checks a password.
     pub(crate) async fn check(&self, attempt: &Attempt<'_>) -> PasswordVerdict {
         let is_familiar = attempt.hash.is_some() && self.familiar.knows(attempt.user, attempt.from);
         let Some(_place) = self.enter(attempt.from, is_familiar) else { return PasswordVerdict::Busy };
@@ -112,15 +105,15 @@ impl Passwords {
         PasswordVerdict::Right
     }
 
-    /// A place among those who wait; `None`: there are too many.
+    /// Joins the waiting checks; `None` if there are too many.
     fn enter(&self, from: IpAddr, is_familiar: bool) -> Option<QueuePlace<'_>> {
         let network = (!is_familiar).then(|| network(from));
         let has_room = self.waiting.lock().enter(network);
-        // made only where there is room: it gives its place back when it goes
+        // created only if there is room, because dropping it gives the place back
         has_room.then(|| QueuePlace { waiting: &self.waiting, network })
     }
 
-    /// Waits for a token to guess.
+    /// Waits for a token for guessing.
     async fn token(&self, attempt: &Attempt<'_>, is_familiar: bool) -> Option<GuessTaken> {
         let give_up = Instant::now() + PATIENCE;
         loop {
@@ -146,11 +139,11 @@ impl Passwords {
             return true;
         }
         let Some(_turn) = self.turns.take(is_familiar).await else { return false };
-        // the same user may have succeeded while we waited
+        // the same user may have signed in while this check waited
         if is_known() {
             return true;
         }
-        // for names that nobody has too, or the time that it takes would tell
+        // also for names that do not exist, otherwise the time taken would reveal them
         let against = self.replaced.get(configured).unwrap_or_else(|| configured.to_owned());
         let (is_user, password) = (attempt.hash.is_some(), attempt.password.to_vec());
         let check = move || {
@@ -169,7 +162,7 @@ impl Passwords {
     }
 }
 
-/// How many wait.
+/// The numbers of waiting checks.
 #[derive(Debug, Default)]
 struct PasswordQueue {
     familiar: usize,
@@ -178,7 +171,7 @@ struct PasswordQueue {
 }
 
 impl PasswordQueue {
-    /// `None`: a user at a familiar address.
+    /// `None` stands for a user at a familiar address.
     fn enter(&mut self, network: Option<IpAddr>) -> bool {
         let Some(network) = network else {
             let has_room = self.familiar < MAX_FAMILIAR;
@@ -209,7 +202,7 @@ impl PasswordQueue {
     }
 }
 
-/// A place among those who wait, given back when dropped.
+/// A place among the waiting checks, given back when dropped.
 struct QueuePlace<'a> {
     waiting: &'a Mutex<PasswordQueue>,
     network: Option<IpAddr>,
@@ -221,7 +214,7 @@ impl Drop for QueuePlace<'_> {
     }
 }
 
-/// One check at a time, users at familiar addresses first.
+/// Serves one check at a time, with users at familiar addresses first.
 #[derive(Debug, Default)]
 struct Turns {
     state: Mutex<Queues>,
@@ -234,7 +227,7 @@ struct Queues {
     strange: VecDeque<oneshot::Sender<()>>,
 }
 
-/// The turn of one check, given to the next when dropped.
+/// The turn of one check. Dropping it passes the turn on.
 struct Turn<'a>(&'a Turns);
 
 impl Turns {
@@ -258,20 +251,20 @@ impl Turns {
         Some(Turn(self))
     }
 
-    /// Gives the turn to the next.
+    /// Passes the turn to the next check.
     fn pass_on(&self) {
         let mut state = self.state.lock();
         while let Some(next) = state.familiar.pop_front().or_else(|| state.strange.pop_front()) {
             if next.send(()).is_ok() {
                 return;
             }
-            // it has gone while it waited
+            // the check was given up while it waited
         }
         state.is_taken = false;
     }
 }
 
-/// Somebody who waits for a turn. If it is called and goes without hearing of it, the turn goes to the next.
+/// A check that waits for its turn. If it is called and dropped before it notices, the turn goes to the next one.
 struct Called<'a> {
     turns: &'a Turns,
     called: oneshot::Receiver<()>,
@@ -292,10 +285,10 @@ impl Drop for Turn<'_> {
     }
 }
 
-/// Whether the password has this hash; `None` if the hash is not one.
+/// Whether the password matches this hash; `None` if the text is no valid hash.
 fn verify(hash: &str, password: &[u8]) -> Option<bool> {
     if let Some(is_right) = verify_mosquitto(hash, password) {
-        // refusals take as long as elsewhere, so that they do not tell who has such a hash
+        // a refusal takes as long as with argon2id, so that it does not reveal who has a hash of mosquitto's
         if !is_right {
             verify(NOBODY, password)?;
         }
@@ -353,7 +346,7 @@ mod tests {
             wrong += 1;
         }
         assert_eq!(wrong, 11, "ten at once, and then one by one");
-        // the right password is not told from a wrong one by the time it takes
+        // the time taken does not tell the right password from a wrong one
         let begin = Instant::now();
         assert_eq!(passwords.check(&attempt("u", &hash, "secret", "198.51.100.2")).await, PasswordVerdict::Right);
         assert!(begin.elapsed() >= Duration::from_secs(9), "{:?}", begin.elapsed());
@@ -392,7 +385,7 @@ mod tests {
         let mut third = Box::pin(turns.take(true));
         assert!(futures_util::poll!(&mut second).is_pending() && futures_util::poll!(&mut third).is_pending());
         drop(first);
-        // the familiar one is called first, and goes without having heard of it
+        // the check of the familiar user is called first and is dropped before it has noticed
         drop(third);
         assert!(second.await.is_some());
     }

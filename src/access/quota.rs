@@ -1,10 +1,12 @@
-//! Shares of what is counted: nobody can take so much that others find nothing.
+//! Fair shares of a limited resource, so that nobody can take so much that others find nothing.
 //!
-//! Whoever is alone may have all that the bound says. Beyond it there is a quarter more, and the more is taken the less each
-//! may have: a holder may take more only while what it has is less than four times of what is left of bound and quarter. So
-//! who has most is refused first, and what one leaves is divided in the same way by the next.
+//! A single holder may have all that the limit allows. Beyond the limit there is a reserve of a quarter of it, and the more
+//! is taken, the less each holder may have: a holder may take more only while its share is less than four times of what is
+//! left of limit and reserve together. So the largest holder is refused first, and what is left is divided in the same way
+//! among the next.
 //!
-//! Users are holders, and guests together are one. Of what guests may have, each of their networks is a holder in turn.
+//! Each user is a holder, and all guests together are one. The share of guests is divided among their networks in the same
+//! way.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -13,12 +15,12 @@ use parking_lot::Mutex;
 
 use super::places::PlaceHolder;
 
-/// Whether a holder may have this much, when all have that much with it.
+/// Whether a holder may have `held` when all holders together have `total`, both including the new request.
 pub(crate) fn has_room(held: usize, total: usize, most: usize) -> bool {
     held.saturating_add(total.saturating_mul(4)) <= most.saturating_mul(5)
 }
 
-/// What all hold of something.
+/// What all holders together have of one resource.
 #[derive(Debug, Default)]
 pub(crate) struct Quota {
     most: usize,
@@ -56,7 +58,7 @@ impl QuotaState {
 }
 
 impl Quota {
-    /// Of which a single holder may have this much.
+    /// A quota of which a single holder may have `most`.
     pub(crate) fn new(most: usize) -> Quota {
         Quota { most, state: Mutex::default() }
     }
@@ -67,7 +69,7 @@ impl Quota {
     }
 }
 
-/// What one session, or another thing that belongs to somebody, holds. Given back when dropped.
+/// The share of one session or of another owner's object. It is given back when dropped.
 #[derive(Debug, Default)]
 pub(crate) struct Holding {
     owner: Option<(Arc<Quota>, PlaceHolder)>,
@@ -75,7 +77,7 @@ pub(crate) struct Holding {
 }
 
 impl Holding {
-    /// From now on it belongs to this holder.
+    /// Assigns what is held to this holder from now on.
     pub(crate) fn belongs_to(&mut self, quota: &Arc<Quota>, holder: PlaceHolder) {
         let units = std::mem::take(&mut self.units);
         if let Some((old, before)) = self.owner.take() {
@@ -85,12 +87,12 @@ impl Holding {
         (self.owner, self.units) = (Some((quota.clone(), holder)), units);
     }
 
-    /// Whose it is, if that is known.
+    /// The owner, if known.
     pub fn holder(&self) -> Option<&PlaceHolder> {
         self.owner.as_ref().map(|(_, holder)| holder)
     }
 
-    /// Whether it may take so much more.
+    /// Whether this many more units are allowed.
     pub(crate) fn has_room(&self, units: usize) -> bool {
         let Some((quota, holder)) = &self.owner else { return true };
         let state = quota.state.lock();
@@ -103,7 +105,7 @@ impl Holding {
         has_room(guests, total, quota.most) && has_room(held, guests, quota.most * 4 / 5)
     }
 
-    /// Takes more, whether there is room or not.
+    /// Takes more units, whether there is room or not.
     pub(crate) fn add(&mut self, units: usize) {
         self.units += units;
         if let Some((quota, holder)) = &self.owner {
@@ -111,7 +113,7 @@ impl Holding {
         }
     }
 
-    /// Gives back what a subscription took.
+    /// Gives units back.
     pub(crate) fn remove(&mut self, units: usize) {
         self.units -= units;
         if let Some((quota, holder)) = &self.owner {
@@ -142,7 +144,7 @@ mod tests {
         held
     }
 
-    /// Takes as much as it can.
+    /// Takes as many units as are allowed.
     fn fill(held: &mut Holding) -> usize {
         while held.has_room(1) {
             held.add(1);
@@ -165,7 +167,7 @@ mod tests {
     #[test]
     fn guests_are_one_and_their_networks_share_what_that_one_may_have() {
         let quota = Arc::new(Quota::new(10_000));
-        // many clients of one network are one
+        // many clients of one network count as one holder
         let mut guests: Vec<Holding> = (0..100).map(|_| held(&quota, guest(1))).collect();
         let first: usize = guests.iter_mut().map(fill).sum();
         assert_eq!(first, 8000);
@@ -179,7 +181,7 @@ mod tests {
         assert!(quota.total() <= 10_000);
         let mut user = held(&quota, PlaceHolder::User("ada".into()));
         assert!(fill(&mut user) >= 2000);
-        // what has found its user belongs to it
+        // what a client held as a guest belongs to its user after sign-in
         let mut promoted = guests.swap_remove(0);
         let units = promoted.units;
         promoted.belongs_to(&quota, PlaceHolder::User("bob".into()));

@@ -1,9 +1,9 @@
-//! Argon2id in place of mosquitto's hashes.
+//! Argon2id hashes that replace mosquitto's weaker ones.
 //!
-//! mosquitto's hashes are quick to guess against. At the first login by one of them the gateway knows the password for a moment,
-//! makes an argon2id hash of it, and from then on checks against that. The configuration is not the gateway's to write, so the
-//! new hash is kept in its data directory, under a digest of the old one: who changes `password_hash` in the configuration
-//! has replaced both. User names are not kept here.
+//! mosquitto's hashes are quick to guess against. When a user with such a hash first signs in, the gateway knows the
+//! password for a moment and makes an argon2id hash from it, against which it checks from then on. The gateway does not
+//! write the configuration, so it keeps the new hash in its data directory, under a digest of the old one. Changing
+//! `password_hash` in the configuration therefore replaces both. User names are not kept here.
 
 use std::collections::BTreeMap;
 
@@ -13,10 +13,10 @@ use tokio::sync::watch;
 use super::hash::{is_from_mosquitto, is_usable};
 use crate::secret::sha256_hex;
 
-/// Hashes kept. They are those of the configuration.
+/// Most hashes that are kept.
 const MOST: usize = 4096;
 
-/// Argon2id hashes by the digest of the hash in whose place they are. As text, it has a line for each: digest, tab, hash.
+/// Argon2id hashes by the digest of the hash that they replace. The text form has one line for each: digest, tab, hash.
 #[derive(Debug, Default)]
 pub struct Replaced {
     hashes: Mutex<BTreeMap<Box<str>, Box<str>>>,
@@ -28,13 +28,13 @@ fn name(hash: &str) -> Box<str> {
 }
 
 impl Replaced {
-    /// What is to be checked against in place of a hash of the configuration, if there is something.
+    /// The hash to check instead of this configured one, if it was replaced.
     pub(crate) fn get(&self, configured: &str) -> Option<String> {
-        // those that nothing replaces are not looked up: that would take time on every login
+        // argon2id hashes are never replaced, and looking them up would take time at every sign-in
         is_from_mosquitto(configured).then(|| self.hashes.lock().get(&name(configured)).map(|hash| (**hash).into()))?
     }
 
-    /// Has a hash replaced.
+    /// Stores a hash that replaces a configured one.
     pub(crate) fn set(&self, configured: &str, made: &str) {
         let mut hashes = self.hashes.lock();
         if hashes.len() < MOST && hashes.insert(name(configured), made.into()).is_none() {
@@ -43,7 +43,7 @@ impl Replaced {
         }
     }
 
-    /// Forgets what is in place of hashes that are not configured any more.
+    /// Forgets replacements for hashes that are not configured any more.
     pub(crate) fn retain<'a>(&self, configured: impl Iterator<Item = &'a str>) {
         let names: Vec<_> = configured.filter(|hash| is_from_mosquitto(hash)).map(name).collect();
         let mut hashes = self.hashes.lock();
@@ -56,17 +56,17 @@ impl Replaced {
         }
     }
 
-    /// Changes with what is to be kept.
+    /// A counter that changes when there is something new to store.
     pub(crate) fn changed(&self) -> watch::Receiver<u64> {
         self.changed.subscribe()
     }
 
-    /// Everything, to be kept over restarts.
+    /// The text form, kept over restarts.
     pub fn to_text(&self) -> String {
         self.hashes.lock().iter().map(|(name, hash)| format!("{name}\t{hash}\n")).collect()
     }
 
-    /// Takes in what was kept. Lines that cannot be read are left out: the hash of the configuration holds then.
+    /// Reads the text form and skips lines that cannot be read; for those the configured hash counts.
     pub fn read(&self, text: &str) {
         let lines = text.lines().filter_map(|line| line.split_once('\t'));
         let lines = lines.filter(|(_, hash)| is_usable(hash) && !is_from_mosquitto(hash));

@@ -1,9 +1,9 @@
-//! Security events: what a person looks for who asks whether somebody tries to get in or to take what belongs to others.
+//! Security events: signs that somebody tries to get in or to take what belongs to others.
 //!
-//! They have a log target of their own, `pigateway::security`, counters in the metrics, and, where they are
-//! warnings, places among the problems of the page that others cannot take. Each kind has its own bound of log lines, and of
-//! these a source has only a few: a flood of one kind, or of one source, hides neither another kind nor another source. Of
-//! many sources at once the first sixteen are seen.
+//! They have their own log target, `pigateway::security`, and counters in the metrics. Those that are warnings have reserved
+//! places among the problems on the web page. Each kind of event has its own limit of log lines, and within it one source
+//! has only a few. So a flood of one kind or from one source hides neither another kind nor another source. Of many sources
+//! at once the first sixteen are shown.
 
 use std::hash::Hash;
 use std::net::IpAddr;
@@ -16,27 +16,26 @@ use super::guesses::network;
 use super::limiter::Limiter;
 
 pub(crate) use crate::health::SECURITY as TARGET;
-/// Log lines of a kind in a minute, and of these those of one source.
+/// Log lines in a minute for one kind, and for one source within it.
 const LINES: usize = 64;
 const LINES_OF_ONE: usize = 4;
 
-/// What makes a person look at the log: each kind has bounds of its own.
+/// The kinds of security events. Each has its own limit of log lines.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum SecurityKind {
-    /// A wrong user name or password.
     WrongPassword,
-    /// A client id that belongs to another user.
+    /// A client used a client id that belongs to another user.
     ForeignClientId,
-    /// Somebody has reached a bound that keeps room for others.
+    /// A client has reached a limit that keeps room for others.
     Quota,
 }
 
 impl SecurityKind {
-    /// Every kind, in the order of its channel.
+    /// All kinds. The order must be that of the discriminants.
     pub(crate) const ALL: [SecurityKind; 3] =
         [SecurityKind::WrongPassword, SecurityKind::ForeignClientId, SecurityKind::Quota];
 
-    /// What log and metrics call it.
+    /// The name in log and metrics.
     pub(crate) fn name(self) -> &'static str {
         match self {
             SecurityKind::WrongPassword => "wrong_password",
@@ -52,7 +51,7 @@ struct Channel {
     limiter: Limiter,
 }
 
-/// Counts them, and says which are logged.
+/// Counts the events and decides which are logged.
 #[derive(Debug)]
 pub(crate) struct Security {
     channels: [Channel; 3],
@@ -66,26 +65,26 @@ impl Default for Security {
 }
 
 impl Security {
-    /// One has happened, caused from this address. Whether it is to be logged, and how many like it were not.
+    /// Counts an event caused from this address. Returns how many equal ones were not logged if this one is to be logged,
+    /// and `None` otherwise.
     pub(crate) fn happened(&self, kind: SecurityKind, from: IpAddr, what: impl Hash) -> Option<u64> {
         let channel = &self.channels[kind as usize];
         channel.count.fetch_add(1, Ordering::Relaxed);
         channel.limiter.due(network(from), what)
     }
 
-    /// How many have no line of their own and are in no count of one, if it is time to say so.
+    /// The number of events that no log line has shown or counted, if it is time to log it.
     fn left_out(&self, kind: SecurityKind) -> Option<u64> {
         self.channels[kind as usize].limiter.left_out()
     }
 
-    /// How many there have been.
     pub(crate) fn count(&self, kind: SecurityKind) -> u64 {
         self.channels[kind as usize].count.load(Ordering::Relaxed)
     }
 }
 
 impl Access {
-    /// Sums up in the log what has no line of its own there; to be called every few seconds.
+    /// Logs the number of events that have no log line of their own; to be called every few seconds.
     pub(crate) fn sum_up(&self) {
         if let Some(left_out) = self.limiter.left_out() {
             warn!(left_out, "more of what clients did wrong than has lines here");
@@ -109,7 +108,7 @@ mod tests {
         let lines = (0..10_000).filter(|what| security.happened(SecurityKind::Quota, flood, what).is_some()).count();
         assert_eq!(lines, LINES_OF_ONE);
         assert_eq!(security.happened(SecurityKind::Quota, IpAddr::from([192, 0, 2, 2]), 0), Some(0));
-        // one that is everywhere at once
+        // one attacker that comes from everywhere at once
         for number in 0..10_000u32 {
             security.happened(SecurityKind::Quota, IpAddr::from(number.to_be_bytes()), 0);
         }

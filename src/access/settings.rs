@@ -1,101 +1,101 @@
-//! Settings of access: users, clients without a user name, and what they may do. They hold for MQTT and HTTP alike.
+//! Settings of access: users, anonymous clients, and what each may do. They apply to MQTT and HTTP alike.
 
 use std::fmt;
 
 pub(crate) use super::hash::{MAX_MEMORY as MAX_HASH_MEMORY, is_usable as is_usable_hash};
 use crate::message::{TopicError, check_filter};
 
-/// Who may come in, and what each may do.
+/// Who may sign in, and what each client may do.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
 pub struct AccessSettings {
-    /// Clients without a user name.
+    /// What clients without a user name may do, and where they may come from.
     pub anonymous: AnonymousSettings,
-    /// Users, their names unique.
+    /// The users of `[[broker.user]]`; their names are unique.
     pub users: Vec<UserSettings>,
-    /// Topics that only the gateway itself publishes.
+    /// Topic filters on which only the gateway itself publishes.
     pub reserved: Vec<String>,
-    /// Listeners with an answer of their own.
+    /// Listeners that differ from the settings above.
     pub listeners: Vec<ListenerAccess>,
 }
 
-/// What is different at one listener.
+/// The settings that differ at one listener.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ListenerAccess {
-    /// What the listener is called.
+    /// The listener's name.
     pub(crate) listener: String,
-    /// Its clients without a user name.
     pub(crate) anonymous: AnonymousSettings,
-    /// The users that may come in there; `None`: all of `[[broker.user]]`.
+    /// The users that may sign in there; `None` means all of `[[broker.user]]`.
     pub(crate) users: Option<Vec<UserSettings>>,
 }
 
 impl AccessSettings {
-    /// Hashes of the users' passwords.
     pub(crate) fn hashes(&self) -> impl Iterator<Item = &str> {
         self.all_users().filter_map(|user| user.password_hash.as_deref())
     }
 
-    /// The users of all listeners, and those of a listener of its own.
+    /// All users: those of `[[broker.user]]` and those of single listeners.
     pub(crate) fn all_users(&self) -> impl Iterator<Item = &UserSettings> {
         let own = self.listeners.iter().filter_map(|listener| listener.users.as_ref()).flatten();
         self.users.iter().chain(own)
     }
 }
 
-/// Where clients without a user name are accepted from.
+/// The addresses from which clients without a user name are accepted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub enum AnonymousFrom {
-    /// Nowhere.
+    /// From no address.
     None,
-    /// The host itself.
+    /// Only from the machine on which the gateway runs.
     #[default]
     Loopback,
-    /// Everywhere.
+    /// From every address.
     All,
 }
 
-/// `[broker.anonymous]`.
+/// The table `[broker.anonymous]`: clients without a user name.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
 pub struct AnonymousSettings {
-    /// Where they are accepted from.
+    /// The addresses from which they are accepted.
     pub accept: AnonymousFrom,
-    /// What they may do.
+    /// What they may publish and receive.
     pub rights: Rights,
 }
 
-/// One `[[broker.user]]`.
+/// One user, as in a table `[[broker.user]]`.
 #[derive(Clone, PartialEq, Eq)]
 pub struct UserSettings {
-    /// User name, or common name of the client certificate.
+    /// The user name, or the common name of the client certificate.
     pub(crate) name: String,
-    /// Argon2id hash as a PHC string, or one of mosquitto's; `None`: no password will do, only a certificate.
+    /// An argon2id hash as a PHC string, or one of mosquitto's; `None` means that the user can sign in only with a
+    /// certificate.
     pub password_hash: Option<String>,
-    /// What the user may do.
     pub(crate) rights: Rights,
-    /// Client ids that its clients may have, with `%u` for the user and `*` for anything; none: any.
+    /// Client ids that the user's clients may have, with `%u` for the user name and `*` for any text. An empty list allows
+    /// any.
     pub(crate) client_ids: Vec<String>,
-    /// May change the gateway by HTTP: disconnect clients, delete what is retained, make users.
+    /// Whether the user may administer the gateway by HTTP: disconnect clients, delete retained messages, add and change
+    /// users.
     pub is_admin: bool,
 }
 
-/// Whether a text can be the name of a user.
+/// Whether a text is allowed as a user name.
 pub fn is_user_name(text: &str) -> bool {
     !text.is_empty() && text.len() <= 1024 && !text.contains(char::is_control)
 }
 
-/// Whether a text can be one of [`UserSettings::client_ids`].
+/// Whether a text is allowed in the list of a user's client ids.
 pub fn is_client_id_pattern(text: &str) -> bool {
     !text.is_empty() && !text.contains(char::is_control)
 }
 
 impl UserSettings {
-    /// Whether a client of this user may have this id.
+    /// Whether a client of this user may have this client id.
     pub(crate) fn may_have_id(&self, client_id: &str) -> bool {
         self.client_ids.is_empty() || self.client_ids.iter().any(|pattern| fits(pattern, &self.name, client_id))
     }
 }
 
-/// Whether a client id fits a pattern. What stands for the user is taken as it is, whatever characters it has.
+/// Whether a client id matches a pattern. The user name is inserted literally, whatever characters it has.
 fn fits(pattern: &str, user: &str, client_id: &str) -> bool {
     let mut parts = pattern.split('*').map(|part| part.replace("%u", user));
     let first = parts.next().unwrap_or_default();
@@ -123,12 +123,10 @@ impl fmt::Debug for UserSettings {
     }
 }
 
-/// What a client may do. A topic must be selected by a rule that allows it and by none that denies it.
+/// What a client may publish and receive. A topic needs a rule that allows it and no rule that denies it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Rights {
-    /// Topics that it may publish to.
     pub(crate) publish: Vec<AccessRule>,
-    /// Topics that it may receive.
     pub(crate) subscribe: Vec<AccessRule>,
 }
 
@@ -139,12 +137,11 @@ impl Default for Rights {
     }
 }
 
-/// Allows or denies the topics of a filter.
+/// A rule that allows or denies the topics that a filter matches.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AccessRule {
-    /// Whether it denies them.
     pub(crate) deny: bool,
-    /// Topic filter, in which `%u` stands for the user name and `%c` for the client id.
+    /// The topic filter, in which `%u` stands for the user name and `%c` for the client id.
     pub(crate) filter: String,
 }
 
@@ -155,13 +152,13 @@ impl AccessRule {
             Some(filter) => (true, filter),
             None => (false, text),
         };
-        // neither %u nor %c holds a character that means something in a filter, so the filter is checked as it stands
+        // neither %u nor %c contains a character with a meaning in filters, so the filter is checked before they are
+        // replaced
         check_filter(filter)?;
         Ok(AccessRule { deny, filter: filter.into() })
     }
 }
 
-/// As it is written.
 impl fmt::Display for AccessRule {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(if self.deny { "!" } else { "" })?;

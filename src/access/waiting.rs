@@ -1,9 +1,10 @@
-//! Connections between accept and CONNECT.
+//! Connections that have been accepted and have not sent a CONNECT yet.
 //!
-//! They cost a socket and are nobody yet, so there is a bound. When it is reached, one of the network that has most of them
-//! is cut for the newest, the one that has waited longest: a client that means it sends its CONNECT at once, and whoever
-//! opens sockets and says nothing can keep nobody out. Those that only wait for the client to read why it was refused go
-//! before all others. How many sockets a network may have in all is counted too, whatever becomes of them.
+//! Such a connection costs a socket, and its user is unknown, so their number is limited. When the limit is reached, a new
+//! connection replaces the one that has waited longest in the network that has most of them. An honest client sends its
+//! CONNECT at once, so whoever opens sockets and sends nothing cannot keep others out. Connections that were refused and
+//! only wait for the client to read the reason go first. The number of all sockets of a network is limited too, in whatever
+//! state they are.
 
 use std::collections::{HashMap, VecDeque};
 use std::net::IpAddr;
@@ -14,10 +15,10 @@ use tokio_util::sync::CancellationToken;
 
 use super::guesses::network;
 
-/// Connections that may wait.
+/// Most connections that may wait.
 pub(crate) const MOST: usize = 256;
 
-/// All that wait, the longest first.
+/// All waiting connections, with the one that has waited longest first.
 #[derive(Debug, Default)]
 pub(crate) struct WaitingRoom {
     state: Mutex<WaitingState>,
@@ -32,13 +33,13 @@ struct WaitingState {
 #[derive(Debug)]
 struct Waiting {
     number: u64,
-    /// `None`: it has been refused, and is about to go.
+    /// `None` if the connection was refused and is about to end.
     network: Option<IpAddr>,
     cut: CancellationToken,
 }
 
 impl WaitingState {
-    /// Takes out the one that has waited longest of those who have most.
+    /// Removes the connection that has waited longest in the network that has most of them.
     fn take_longest(&mut self) -> Option<Waiting> {
         let mut counts: HashMap<Option<IpAddr>, usize> = HashMap::new();
         for waiting in &self.waiting {
@@ -55,7 +56,7 @@ impl WaitingState {
     }
 }
 
-/// A place in the waiting room, given back when dropped.
+/// A place among the waiting connections, given back when dropped.
 #[derive(Debug)]
 pub(crate) struct Ticket {
     room: Arc<WaitingRoom>,
@@ -64,7 +65,8 @@ pub(crate) struct Ticket {
 }
 
 impl WaitingRoom {
-    /// Comes in from there, or, if it is refused already, from nowhere; says whether another had to go for it.
+    /// Adds a connection from this network; `None` stands for one that was refused. Also returns whether another connection
+    /// had to go for it.
     pub(crate) fn enter(self: &Arc<Self>, from: Option<IpAddr>) -> (Ticket, bool) {
         let mut state = self.state.lock();
         let number = state.next;
@@ -82,12 +84,12 @@ impl WaitingRoom {
 }
 
 impl Ticket {
-    /// The client has sent its CONNECT: from now on other bounds count.
+    /// Gives the place back, because the client has sent its CONNECT and other limits apply.
     pub(crate) fn seated(&self) {
         self.room.state.lock().waiting.retain(|waiting| waiting.number != self.number);
     }
 
-    /// Completes when the connection has to go for another.
+    /// Completes when this connection has to make room for another.
     pub(crate) async fn cut(&self) {
         self.cut.cancelled().await;
     }
@@ -99,16 +101,16 @@ impl Drop for Ticket {
     }
 }
 
-/// Sockets that are open, whatever becomes of them.
+/// Counts the open sockets, in whatever state they are.
 #[derive(Debug, Default)]
 pub(crate) struct Sockets {
     by_network: Mutex<(usize, HashMap<IpAddr, usize>)>,
 }
 
-/// Sockets of this host beyond all others.
+/// Sockets that this host may have in addition to the limit.
 const OF_THIS_HOST: usize = 64;
 
-/// A socket that is counted, until dropped.
+/// A counted socket; dropping it ends the count.
 #[derive(Debug)]
 pub(crate) struct Socket {
     sockets: Arc<Sockets>,
@@ -116,8 +118,8 @@ pub(crate) struct Socket {
 }
 
 impl Sockets {
-    /// Counts another one from there, as far as that is known; `None`: there are too many, `most` in all or `of_network` of
-    /// its network. This host always has a few more.
+    /// Counts a new socket from this address, if that is known. Returns `None` if there would be more than `most` in all or
+    /// more than `of_network` in its network. This host may always have a few more.
     pub(crate) fn open(self: &Arc<Self>, from: Option<IpAddr>, most: usize, of_network: usize) -> Option<Socket> {
         let network = from.map(network);
         let mut counts = self.by_network.lock();

@@ -1,4 +1,4 @@
-//! Whether the clock of the system is right.
+//! Watches whether the system's clock has been set.
 
 use std::time::Duration;
 
@@ -11,13 +11,13 @@ use crate::journal::Journal;
 use crate::journal::boots::NOTE_MS;
 use crate::time::SharedClock;
 
-/// How often a clock that is not set is looked at.
+/// The interval at which a clock that is not set is checked.
 const LOOK: Duration = Duration::from_secs(3);
-/// How often the journal hears of the clock when nothing is written.
+/// The interval at which the journal records the time if nothing else is written.
 const NOTE: Duration = Duration::from_millis(NOTE_MS);
 
-/// Until a source of time has set the clock, that stands among what is wrong; and the journal hears of the clock although
-/// nothing else happens.
+/// Reports a problem until a time source has set the clock, and lets the journal record the time even if nothing else
+/// happens.
 pub(crate) async fn watch(clock: SharedClock, journal: Journal, health: Health, cancel: CancellationToken) {
     let fault = Fault::new(
         "no source of time has set the clock since boot: messages carry no time of day",
@@ -27,7 +27,7 @@ pub(crate) async fn watch(clock: SharedClock, journal: Journal, health: Health, 
     loop {
         let is_set = clock.is_synchronised();
         if health.set("clock", (!is_set).then_some(&fault)) {
-            // a minute after boot that is as it should be, so nobody is warned
+            // within a minute after boot an unset clock is normal, so nobody is warned
             match is_set {
                 true => info!("clock: it is set"),
                 false => info!("clock: {fault}"),

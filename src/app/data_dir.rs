@@ -1,7 +1,7 @@
-//! The data directory: made where it is missing and locked against a second gateway.
+//! The data directory: created if it is missing, and locked against a second gateway.
 //!
-//! A disk that is full or read-only is no reason not to start: local clients are served all the same. The journal says
-//! what cannot be kept. And where it is in memory, that is said: a power cut costs more there than elsewhere.
+//! The gateway also starts with a full or read-only disk, because it can still serve local clients; the journal reports what
+//! it cannot keep. If the directory is in memory, the gateway reports that too, because a power cut then loses everything.
 
 use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
 use std::io;
@@ -15,14 +15,14 @@ use super::AppError;
 use super::file_system::{self, AtPowerCut, Mounts};
 use crate::status::PowerCut;
 
-/// The data directory, ours until dropped.
+/// The data directory, locked for this process until dropped.
 #[derive(Debug)]
 pub(crate) struct DataDir {
-    /// Its lock goes with it, whatever way the process ends. `None`: there is nothing to lock.
+    /// The lock ends with the process, however that ends. `None` means that there is no file to lock.
     _lock: Option<File>,
-    /// What a power cut costs beyond what is promised to survive one.
+    /// What a power cut would lose although it was promised to survive one.
     pub(crate) lost_at_power_cut: Option<PowerCut>,
-    /// Largest journal that is reasonable there.
+    /// The largest reasonable journal in this directory, in bytes.
     pub(crate) largest_journal: u64,
 }
 
@@ -33,7 +33,7 @@ impl DataDir {
         let make = || {
             DirBuilder::new().recursive(true).mode(0o700).create(path)?;
             if fs::metadata(path)?.mode() & 0o077 != 0 && is_ours(path, &name)? {
-                // where it belongs to somebody else, what is in it is private all the same
+                // if the directory belongs to another user, the files in it are private all the same
                 let _ = fs::set_permissions(path, Permissions::from_mode(0o700));
             }
             let no_link = OFlags::NOFOLLOW.bits() as i32;
@@ -64,18 +64,18 @@ impl DataDir {
     }
 }
 
-/// Whether nobody else has anything there: it is empty, or a gateway has used it before.
+/// Whether the directory is empty, or a gateway has used it before.
 fn is_ours(path: &Path, lock: &Path) -> io::Result<bool> {
     Ok(lock.exists() || fs::read_dir(path)?.next().is_none())
 }
 
-/// Whether that may be over one day without anybody changing the configuration.
+/// Whether the error may end without a change of the configuration, such as a full disk.
 fn takes_nothing(error: &io::Error) -> bool {
     use io::ErrorKind::*;
     matches!(error.kind(), StorageFull | QuotaExceeded | ReadOnlyFilesystem)
 }
 
-/// What to do about an error.
+/// What a person can do about an error.
 pub(crate) fn hint(error: &io::Error) -> &'static str {
     match error.kind() {
         io::ErrorKind::WouldBlock => " (another pigateway uses it: stop that one, or set gateway.data_dir)",
@@ -95,7 +95,7 @@ mod tests {
         let first = DataDir::open(&path).unwrap();
         let error = DataDir::open(&path).unwrap_err();
         assert!(error.to_string().contains("another pigateway uses it"), "{error}");
-        assert_eq!(error.exit_code(), 73);
+        assert_eq!(error.exit_code().number(), 73);
         drop(first);
         DataDir::open(&path).unwrap();
     }
@@ -126,6 +126,6 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("file");
         fs::write(&path, "").unwrap();
-        assert_eq!(DataDir::open(&path).unwrap_err().exit_code(), 73);
+        assert_eq!(DataDir::open(&path).unwrap_err().exit_code().number(), 73);
     }
 }

@@ -1,4 +1,5 @@
-//! Keeps over restarts which users have succeeded from which addresses: after a power cut they go first.
+//! Keeps the addresses from which users have signed in over restarts, so that these clients are served first after a power
+//! cut.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -13,14 +14,14 @@ use crate::access::Access;
 use crate::access::settings::AccessSettings;
 use crate::secret::{read_private, replace_private};
 
-/// The file's name in the data directory.
+/// The name of the file in the data directory.
 const NAME: &str = "familiar";
-/// A larger file is none of ours.
+/// The size in bytes above which the file is ignored, because the gateway does not write such a file.
 const LARGEST: u64 = 16 << 20;
-/// New addresses are written together, so that a busy morning costs the card one file.
+/// New addresses are collected for this time, so that a busy morning costs the card one write.
 const PAUSE: Duration = Duration::from_secs(60);
 
-/// Reads what is there, and forgets who is not a user any more if all users are known. Blocks for a moment.
+/// Reads the file. If all users are known, forgets those that no longer exist. Blocks for a moment.
 pub(crate) fn read(data_dir: &Path, access: &Access, settings: &AccessSettings, all_are_known: bool) {
     let Some(text) = read_private(&data_dir.join(NAME), LARGEST) else { return };
     access.passwords.familiar.read(&text);
@@ -29,7 +30,7 @@ pub(crate) fn read(data_dir: &Path, access: &Access, settings: &AccessSettings, 
     }
 }
 
-/// Writes what has changed, until the gateway goes down.
+/// Writes changes until the gateway shuts down.
 pub(crate) async fn keep(data_dir: PathBuf, access: Arc<Access>, cancel: CancellationToken) {
     let mut changed = access.passwords.familiar.changed();
     let mut has_failed = false;
@@ -59,7 +60,7 @@ pub(crate) async fn keep(data_dir: PathBuf, access: Arc<Access>, cancel: Cancell
     }
 }
 
-/// Replaces the file as a whole.
+/// Replaces the whole file.
 fn write(data_dir: &Path, text: &str) -> io::Result<()> {
     replace_private(&data_dir.join(NAME), text.as_bytes())
 }
@@ -86,7 +87,7 @@ mod tests {
         let settings = AccessSettings { users: vec![ada], ..AccessSettings::default() };
         read(dir.path(), &again, &settings, true);
         assert!(again.passwords.familiar.knows("ada", [192, 0, 2, 1].into()));
-        // whoever is not a user any more, unless that is not certain
+        // former users are forgotten, unless the list of users is incomplete
         for all_are_known in [true, false] {
             let later = Access::new(&AccessSettings::default());
             read(dir.path(), &later, &AccessSettings::default(), all_are_known);

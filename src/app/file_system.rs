@@ -1,8 +1,8 @@
-//! What the data directory is on, and what of it a power cut costs.
+//! Finds out which file system the data directory is on, and what a power cut would lose there.
 //!
-//! A PUBACK is a promise because what it stands for is on a card or disk. Where the root is an overlay in memory, where
-//! `/var` is a tmpfs, or log2ram keeps the directory, the system accepts the same writes and syncs and loses them with the
-//! power. The gateway cannot change that; it says so.
+//! A PUBACK is a promise because the message is on a card or disk by then. If the root file system is an overlay in memory,
+//! if `/var` is a tmpfs, or if log2ram keeps the directory in memory, the system accepts the same writes and syncs but loses
+//! them with the power. The gateway cannot change that, so it reports it.
 
 use std::borrow::Cow;
 use std::fs;
@@ -12,39 +12,39 @@ use rustix::fs::statvfs;
 
 use crate::health::Fault;
 
-/// Overlays over overlays, and files with file systems in them, are followed this far.
+/// How many levels of overlays, and of files that contain file systems, are followed.
 const DEPTH: usize = 4;
-/// Of the memory, a journal in memory may take this part: the gateway and all others need the rest.
+/// A journal in memory may take one part in this many of the memory, because the gateway and other programs need the rest.
 const PART_OF_MEMORY: u64 = 8;
 
-/// A file system, as /proc/self/mountinfo tells.
+/// A mounted file system, as /proc/self/mountinfo describes it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Mount {
-    /// Where it is mounted.
+    /// The mount point.
     pub(crate) point: PathBuf,
-    /// Its type, such as `ext4`.
+    /// The type of the file system, such as `ext4`.
     pub(crate) kind: String,
-    /// What is mounted: a device, or a word.
+    /// The mounted device, or a word that stands for it.
     pub(crate) device: String,
-    /// Nobody can write there.
+    /// Whether it is mounted read-only.
     pub(crate) is_read_only: bool,
-    /// Of an overlay: where changes go.
+    /// For an overlay, the directory that receives changes.
     upper: Option<PathBuf>,
 }
 
-/// What becomes of a directory when the power fails.
+/// What happens to a directory when the power fails.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum AtPowerCut {
-    /// What has been synced is kept.
+    /// Synced data is kept.
     Kept,
-    /// It is in memory.
+    /// The directory is in memory.
     Lost(Fault),
-    /// It cannot be found out.
+    /// It cannot be determined.
     Unknown(Fault),
 }
 
 impl AtPowerCut {
-    /// What is to be said of it.
+    /// The problem to report.
     pub(crate) fn fault(&self) -> Option<&Fault> {
         match self {
             AtPowerCut::Kept => None,
@@ -53,31 +53,31 @@ impl AtPowerCut {
     }
 }
 
-/// Why something is in memory.
+/// Why a directory is in memory.
 enum MemoryReason {
-    /// The device or file system is.
+    /// The device or file system, named here, is in memory.
     This(String),
-    /// And another program writes it to a card now and then.
+    /// As above, and the program named second copies it to a card now and then.
     Copied(String, &'static str),
-    /// An overlay whose upper directory cannot be seen.
+    /// An overlay whose upper directory is not visible.
     Perhaps(String),
 }
 
-/// The files of the system that tell.
+/// The system files that describe the mounts.
 pub(crate) struct Mounts {
     root: PathBuf,
     table: String,
 }
 
 impl Mounts {
-    /// Those of the system whose root directory this is: `/`, or what a test says.
+    /// Reads the files below a root directory: `/`, or one that a test has prepared.
     pub(crate) fn read(root: &Path) -> Mounts {
         let table = fs::read(root.join("proc/self/mountinfo")).unwrap_or_default();
         Mounts { root: root.into(), table: String::from_utf8_lossy(&table).into_owned() }
     }
 
-    /// The file system that an absolute path is on: the mount with the longest path above it, the last of several on one
-    /// place.
+    /// The file system of an absolute path: the mount with the longest path above it, and of several at the same place the
+    /// last one.
     pub(crate) fn of(&self, path: &Path) -> Option<Mount> {
         // a sandbox has a hundred mounts, and only one of them is looked at further
         let mounts = self.table.lines().filter_map(|line| Some((point(line)?, line)));
@@ -86,7 +86,7 @@ impl Mounts {
         parse(line)
     }
 
-    /// What becomes of this directory, or of the one that it will be made in.
+    /// What a power cut does to this directory, or to the one in which it will be created.
     pub(crate) fn at_power_cut(&self, dir: &Path) -> AtPowerCut {
         let absolute = std::path::absolute(dir).unwrap_or_else(|_| dir.into());
         let existing = absolute.ancestors().find_map(|path| path.canonicalize().ok());
@@ -145,8 +145,8 @@ impl Mounts {
         }
     }
 
-    /// Whether the system was started with changes of its root in memory, whose place is hidden later: Raspberry Pi OS's
-    /// overlay file system, the package overlayroot, systemd.
+    /// Whether the system was started with an overlay in memory over its root, which is not visible later: Raspberry Pi OS's
+    /// overlay file system, the package overlayroot, or systemd.
     fn root_is_volatile(&self) -> bool {
         let line = fs::read_to_string(self.root.join("proc/cmdline")).unwrap_or_default();
         line.split_whitespace().any(|word| {
@@ -155,7 +155,7 @@ impl Mounts {
         })
     }
 
-    /// Largest journal that is reasonable in this directory, where that is in memory.
+    /// The largest reasonable journal in bytes for a directory that is in memory.
     pub(crate) fn largest_in_memory(&self) -> Option<u64> {
         let text = fs::read_to_string(self.root.join("proc/meminfo")).ok()?;
         let line = text.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
@@ -164,11 +164,11 @@ impl Mounts {
     }
 }
 
-/// Largest journal that the file system of a directory can hold beside what else is kept there. How much is free at the
-/// moment is another matter, that may change again.
+/// The largest journal in bytes that the directory's file system can hold beside other files. It does not depend on the
+/// space that is free at the moment, because that can change.
 pub(crate) fn largest_journal(dir: &Path) -> u64 {
     let total = statvfs(dir).map_or(0, |stat| stat.f_blocks.saturating_mul(stat.f_frsize));
-    // some do not say how large they are
+    // some file systems do not report their size
     if total == 0 { u64::MAX } else { within(total) }
 }
 
@@ -239,7 +239,7 @@ mod tests {
         assert!(at("/mnt/with space/x").is_read_only && at("/srv").is_read_only && !at("/home").is_read_only);
     }
 
-    /// Of `/` and of what is mounted there; the directory need not be there.
+    /// Examines a system with these mounts; the directory need not exist.
     fn of_root(table: &str, files: &[(&str, &str)]) -> AtPowerCut {
         mounts(table, files).1.at_power_cut(Path::new("/no such directory/pigateway"))
     }
@@ -272,14 +272,14 @@ mod tests {
         let on = |kind: &str| format!("{overlay}23 22 0:5 / /media/root-rw rw - {kind} x rw\n");
         assert!(matches!(of_root(&on("tmpfs"), &[]), AtPowerCut::Lost(_)));
         assert_eq!(of_root(&on("ext4"), &[]), AtPowerCut::Kept);
-        // where the place of the changes is hidden, the kernel's command line tells
+        // if the upper directory is hidden, the kernel's command line shows where it is
         for line in ["quiet boot=overlay", "overlayroot=tmpfs:recurse=0", "systemd.volatile=overlay\n"] {
             assert!(matches!(of_root(overlay, &[("proc/cmdline", line)]), AtPowerCut::Lost(_)), "{line}");
         }
-        // a container's
+        // the root of a container
         let AtPowerCut::Unknown(fault) = of_root(overlay, &[("proc/cmdline", "quiet")]) else { panic!("unknown") };
         assert!(fault.problem.contains("/media/root-rw/overlay, which is not to be seen"), "{fault}");
-        // without an upper directory nothing can be written
+        // without an upper directory nothing can be written, so nothing is lost
         assert_eq!(of_root("22 1 0:30 / / ro - overlay overlay ro,lowerdir=/a:/b", &[]), AtPowerCut::Kept);
     }
 

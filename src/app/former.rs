@@ -1,4 +1,4 @@
-//! Keeps over restarts which users there were, and ends what former users have left once their names are given to others.
+//! Keeps the list of former users over restarts, and ends what they have left when their names are given to other users.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -13,19 +13,19 @@ use crate::broker::core::{Core, LONGEST_SYNC};
 use crate::config::Settings;
 use crate::secret::{read_private, replace_private};
 
-/// The file's name in the data directory.
+/// The name of the file in the data directory.
 const NAME: &str = "user-names";
-/// A larger file is none of ours.
+/// The size in bytes above which the file is ignored, because the gateway does not write such a file.
 const LARGEST: u64 = 16 << 20;
 
-/// Users that there were, with the file that says so.
+/// The former users and the file that keeps them.
 pub(crate) struct FormerUsers {
     former: Former,
     file: NamesFile,
 }
 
 impl FormerUsers {
-    /// Reads the file, and compares it with the users that there are at the start. Blocks for a moment.
+    /// Reads the file and compares it with the present users. Blocks for a moment.
     pub(crate) async fn open(settings: &Settings, core: &Core) -> FormerUsers {
         let file = NamesFile::read(&settings.gateway.data_dir);
         let mut users = FormerUsers { former: Former::read(&file.written), file };
@@ -33,9 +33,9 @@ impl FormerUsers {
         users
     }
 
-    /// These are about to be the users, and nobody new is let in before this returns. Who is none any more and has sessions is
-    /// remembered, even if a person has removed it and these are about to end: until they have, power may fail. The next
-    /// update forgets it.
+    /// Records the users that are about to be in force; nobody new is let in before this returns. A user that no longer
+    /// exists and still has sessions is remembered, even if an administrator has removed it and its sessions are about to
+    /// end, because the power may fail before they have ended. The next update forgets it.
     pub(crate) async fn update(&mut self, settings: &AccessSettings, core: &Core) {
         let have_sessions = core.registry.users();
         for name in self.former.update(settings.all_users(), |name| have_sessions.contains(name)) {
@@ -48,9 +48,9 @@ impl FormerUsers {
 /// The file with the names.
 struct NamesFile {
     path: PathBuf,
-    /// What it says.
+    /// The text that is on disk.
     written: String,
-    /// What a disk that has not answered in time is still at. Two at a time would get in each other's way.
+    /// A write that the disk has not finished in time. A second write at the same time would interfere with it.
     under_way: Option<(String, JoinHandle<io::Result<()>>)>,
     replace: fn(&Path, &[u8]) -> io::Result<()>,
 }
@@ -62,7 +62,8 @@ impl NamesFile {
         NamesFile { path, written, under_way: None, replace: replace_private }
     }
 
-    /// Writes what is new. A disk that does not answer holds nobody up: what is not written by then is with the next update.
+    /// Writes a changed text. A slow disk does not delay the caller: a text that cannot be written now is included in the
+    /// next update.
     async fn write(&mut self, text: String) {
         let written = timeout(LONGEST_SYNC, self.write_in_turn(text)).await;
         if let Err(why) = written.unwrap_or_else(|_| Err(io::Error::other("the disk does not answer"))) {
@@ -74,7 +75,7 @@ impl NamesFile {
     }
 
     async fn write_in_turn(&mut self, text: String) -> io::Result<()> {
-        // how that one ended is old news: what it had to say is in this text
+        // the result of the old write does not matter, because this text includes its contents
         let _ = self.ended().await;
         if text != self.written {
             let (path, replace, content) = (self.path.clone(), self.replace, text.clone());
@@ -84,7 +85,7 @@ impl NamesFile {
         self.ended().await
     }
 
-    /// Waits until nothing is under way. Safe to cancel.
+    /// Waits until no write is under way. Safe to cancel.
     async fn ended(&mut self) -> io::Result<()> {
         let Some((_, writing)) = &mut self.under_way else { return Ok(()) };
         let ended = writing.await.unwrap_or_else(|panicked| Err(io::Error::other(panicked)));
@@ -108,7 +109,7 @@ mod tests {
 
     static DISK: Mutex<()> = Mutex::const_new(());
 
-    /// A disk that answers once nobody else has it.
+    /// A simulated disk that answers once the test releases it.
     fn held(path: &Path, content: &[u8]) -> io::Result<()> {
         let _disk = DISK.blocking_lock();
         replace_private(path, content)

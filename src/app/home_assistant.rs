@@ -1,4 +1,4 @@
-//! Home Assistant is told of the gateway.
+//! Starts the announcements to Home Assistant.
 
 use std::sync::Arc;
 
@@ -14,7 +14,7 @@ use crate::sensors::settings::SensorSettings;
 use crate::status::GatewayStatus;
 use crate::supervise::Supervisor;
 
-/// Says what comes before anything else, and leaves the rest until [`go_on`].
+/// Publishes the announcements that must come before everything else. The rest follows after [`go_on`].
 pub(super) async fn start(
     settings: &Settings,
     web: Option<&Port>,
@@ -35,7 +35,7 @@ pub(super) async fn start(
     let (doors, gone) = (doors.clone(), gone.clone());
     supervisor.spawn_endless("Home Assistant", async move {
         tokio::select! {
-            // without a word where the start has failed
+            // if the start has failed, nothing more is announced
             Ok(()) = is_ready => {}
             () = doors.cancelled() => {}
         }
@@ -45,13 +45,13 @@ pub(super) async fn start(
     Some(ready)
 }
 
-/// The gateway is there.
+/// Lets the announcements go on, because the gateway has started.
 pub(super) fn go_on(announcing: Option<oneshot::Sender<()>>) {
-    // whoever waited for it may have ended by now
+    // the receiver may have ended
     let _ = announcing.map(|ready| ready.send(()));
 }
 
-/// Where others find the web page, by the name that mDNS gives to this host.
+/// The URL of the web page, with the name that mDNS gives to this host.
 fn url(settings: &Settings, web: &Port) -> Option<String> {
     let address = web.address().tcp()?;
     let host = match address.ip() {

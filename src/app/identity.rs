@@ -1,19 +1,19 @@
-//! What the default client id towards upstreams ends in, so that two gateways with one host name do not send each other
-//! away. It is chosen when the data directory is made, and stays: sessions and access lists depend on it. Directories that
-//! are older have none.
+//! The random suffix of the default client id at upstreams. It keeps two gateways with the same host name from disconnecting
+//! each other. It is chosen when the data directory is created and then stays, because sessions and access lists depend on
+//! it. Older data directories have no suffix.
 
 use std::fs;
 use std::path::Path;
 
 use crate::config::Settings;
 
-/// The file with it.
+/// The name of the file with the suffix.
 const FILE: &str = "client-id-suffix";
 const DIGITS: usize = 6;
-/// What tells machines apart: the serial number of a Pi, else the id that the system was given when it was installed.
+/// Files that identify a machine: the serial number of a Pi, or else the id that the system got at its installation.
 const MACHINE: [&str; 2] = ["/proc/device-tree/serial-number", "/etc/machine-id"];
 
-/// Chooses it where there is no data directory yet. To be called when that is ours.
+/// Chooses the suffix for a new data directory. To be called when the directory is locked.
 pub(super) fn choose(data_dir: &Path, is_new: bool) {
     if !is_new || data_dir.join(FILE).exists() {
         return;
@@ -24,11 +24,11 @@ pub(super) fn choose(data_dir: &Path, is_new: bool) {
         None => getrandom::u64().unwrap_or_default(),
     };
     let suffix = format!("{:0width$x}", hash & 0xff_ffff, width = DIGITS);
-    // where the disk takes nothing, the id is the plain one, and stays that
+    // if the disk cannot be written, the id stays without a suffix
     let _ = fs::write(data_dir.join(FILE), suffix);
 }
 
-/// Appends it to the client ids that are not configured.
+/// Appends the suffix to client ids that are not configured.
 pub(super) fn apply(settings: &mut Settings, data_dir: &Path) {
     let Ok(suffix) = fs::read_to_string(data_dir.join(FILE)) else { return };
     let suffix = suffix.trim();

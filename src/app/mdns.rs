@@ -1,4 +1,4 @@
-//! The local network is told of the open ports.
+//! Connects the mDNS announcements with the open ports.
 
 use tokio::sync::watch;
 
@@ -11,21 +11,21 @@ use crate::mdns::task::Mdns;
 use crate::net::port::Port;
 use crate::status::Announced;
 
-/// What announces them, what it has announced, and what changes its settings.
+/// Returns the announcer, its state, and the sender that changes its settings.
 pub(super) fn prepare(
     settings: &Settings,
     listeners: &[Listener],
     web: Option<&Port>,
     health: &Health,
 ) -> (Mdns, watch::Receiver<Announced>, watch::Sender<MdnsSettings>) {
-    // MQTT over WebSocket has no service type of its own
+    // there is no service type for MQTT over WebSocket
     let candidates = listeners.iter().filter_map(of_listener).chain(web.and_then(|web| of_web(settings, web)));
     let (change, changes) = watch::channel(settings.mdns.clone());
     let (mdns, announced) = Mdns::new(&settings.gateway.id, changes, candidates.collect(), health.clone());
     (mdns, announced, change)
 }
 
-/// A listener that asks for certificates is for those who were given one, and they know where it is.
+/// A listener that requires client certificates is not announced: those who were given a certificate know its address.
 fn of_listener(listener: &Listener) -> Option<Candidate> {
     let kind = match &listener.settings.tls {
         None => ServiceKind::Mqtt,

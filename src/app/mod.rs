@@ -1,10 +1,12 @@
 //! The composition root: the only file that knows every room.
 //!
-//! [`run`] reads as the gateway's life: open everything, say so once all rooms answer, wait for a signal or the first
-//! part that fails, and go down in order: sensors and ports first, then clients and upstreams, the router last.
+//! [`run`] follows the life of the gateway: it opens everything, reports readiness once all rooms respond, waits for a
+//! signal or for the first part that fails, and shuts down in order: sensors and ports first, then clients and upstreams,
+//! the router last.
 
 mod clock;
 mod data_dir;
+pub mod exit_code;
 mod familiar;
 pub(crate) mod file_system;
 mod former;
@@ -35,6 +37,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
 use self::data_dir::DataDir;
+use self::exit_code::ExitCode;
 use self::former::FormerUsers;
 use self::pulse::{Feeding, ROUTER, Rooms};
 use self::reload::Reloadable;
@@ -63,19 +66,19 @@ use crate::supervise::{Exit, Supervisor};
 use crate::time::{SharedClock, SystemClock};
 use crate::workers::Workers;
 
-/// An orderly shutdown takes no longer than this.
+/// The longest time for an orderly shutdown.
 const SHUTDOWN: Duration = Duration::from_secs(4);
-/// After a failure, clients are told within this time.
+/// The longest time for telling clients that the gateway stops after a failure.
 const FAREWELL: Duration = Duration::from_secs(1);
-/// Headers and consumers around a message in the journal.
+/// Bytes that headers and consumers can add to a message in the journal.
 const RECORD_OVERHEAD: usize = 16 << 10;
-/// Readiness waits this long for the pins.
+/// The longest time that readiness waits for the pins.
 const SENSORS: Duration = Duration::from_millis(500);
 
-/// Why the gateway did not start, or ended.
+/// Why the gateway did not start, or why it ended.
 #[derive(Debug, thiserror::Error)]
 pub enum AppError {
-    /// No port can be opened, and waiting will not help.
+    /// No port can be opened, and another attempt would not help.
     #[error(transparent)]
     Listen(ListenError),
     /// The broker cannot start its router.
@@ -84,9 +87,9 @@ pub enum AppError {
     /// The data directory cannot be created or written, or another gateway uses it.
     #[error("cannot use {} as data directory: {source}{}", path.display(), data_dir::hint(source))]
     DataDir {
-        /// The directory.
+        /// The path of the directory.
         path: PathBuf,
-        /// What the system says.
+        /// The error of the operating system.
         source: io::Error,
     },
     /// The journal is of another version, or its threads cannot be started.
@@ -104,24 +107,23 @@ pub enum AppError {
 }
 
 impl AppError {
-    /// The exit code, as sysexits.h names them.
-    pub(crate) fn exit_code(&self) -> u8 {
+    pub(crate) fn exit_code(&self) -> ExitCode {
         match self {
-            AppError::Listen(_) => 69,
-            AppError::DataDir { .. } | AppError::Journal(_) => 73,
-            AppError::Ended(_) | AppError::Router(_) => 70,
-            AppError::Logging(_) | AppError::System(_) => 71,
+            AppError::Listen(_) => ExitCode::UNAVAILABLE,
+            AppError::DataDir { .. } | AppError::Journal(_) => ExitCode::CANNOT_CREATE,
+            AppError::Ended(_) | AppError::Router(_) => ExitCode::SOFTWARE,
+            AppError::Logging(_) | AppError::System(_) => ExitCode::OS_ERROR,
         }
     }
 }
 
-/// Runs the gateway until it is told to stop. `config_path` is read again on SIGHUP.
+/// Runs the gateway until it is told to stop. On SIGHUP it reads `config_path` again.
 pub(crate) fn run(settings: Settings, config_path: Option<&Path>) -> Result<(), AppError> {
     let problems = LoggedProblems::default();
     let logging = Logging::init(&settings.log.level, problems.clone())?;
     set_limits();
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    // beyond a few workers the one order of all messages is the limit
+    // more than a few workers do not help, because all messages go through one sequencer
     let workers = Workers::start(cores.min(4))?;
     workers.block_on(async {
         let signals = Signals::new()?;
@@ -130,34 +132,35 @@ pub(crate) fn run(settings: Settings, config_path: Option<&Path>) -> Result<(), 
     })
 }
 
-/// Every client is a file descriptor; the usual soft limit of 1024 is older than that. And no core is dumped, wherever the
-/// gateway is run: passwords, keys and messages would be in it. A program that the kernel hands cores to through a pipe gets one
-/// whatever the limit is, except where that is 1 (core(5)); and a file begins with a page.
+/// Raises the limit of open files, because every client needs one and the usual soft limit of 1024 is too low. Also forbids
+/// core dumps, because they would contain passwords, keys and messages. A program to which the kernel pipes core dumps gets
+/// one despite a limit of 0, but not with a limit of 1 (core(5)), and with that limit no file is written either, because a
+/// core file takes at least a page.
 fn set_limits() {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
     let mut limit = getrlimit(Resource::Nofile);
     limit.current = limit.maximum;
-    // what cannot be raised stays: accept() reports when it is reached
+    // if the limit cannot be raised, accept() reports when it is reached
     let _ = setrlimit(Resource::Nofile, limit);
     let _ = setrlimit(Resource::Core, Rlimit { current: Some(1), maximum: Some(1) });
 }
 
-/// A gateway that serves.
+/// A running gateway.
 struct RunningGateway {
     supervisor: Supervisor,
     core: Arc<Core>,
     connections: tokio_util::task::TaskTracker,
     reloadable: Reloadable,
-    /// Ends sensors and ports.
+    /// Cancelled to stop sensors and close ports.
     doors: CancellationToken,
-    /// Closed once the sensors have said goodbye.
+    /// Closed once the sensors have published that they are offline.
     sensors_gone: watch::Receiver<()>,
     rooms: Rooms,
-    /// What is wrong, for systemd's status line.
+    /// Changes with every problem, for systemd's status line.
     health: watch::Receiver<u64>,
-    /// Users that were made by HTTP have changed.
+    /// Gets a message when the users that were added by HTTP have changed.
     users: mpsc::Receiver<UsersChanged>,
-    /// Locked while we run.
+    /// Keeps the data directory locked.
     _data_dir: DataDir,
 }
 
@@ -226,8 +229,8 @@ impl RunningGateway {
         let announcing =
             home_assistant::start(&settings, web_port.as_ref(), changes, &status, &core, (&supervisor, &doors, &gone))
                 .await;
-        // upstreams start after Home Assistant's messages are retained again: otherwise they would take those for removed, and
-        // clear them there
+        // upstreams start after the messages for Home Assistant are retained again, because otherwise they would take these
+        // for deleted and delete them at the remote broker
         waiting.start(&core, &clock, &supervisor);
         let pulse = rooms.watch("sensors");
         let sensors = sensors::run(
@@ -249,7 +252,7 @@ impl RunningGateway {
         supervisor.spawn_endless("users", serving);
         let shown: Vec<&Listener> = listeners.iter().chain(&websockets).collect();
         summary::say(&settings, config_path, &shown, web_port.as_ref(), &|sensor| made_up.contains(sensor));
-        // last, so that whoever connects finds everything there
+        // the web port opens last, so that its first client finds everything in place
         if let Some(port) = web_port {
             web::start(port, &settings, (status.clone(), desk), &core, &connections, &supervisor, &mut rooms);
         }
@@ -260,7 +263,7 @@ impl RunningGateway {
             let name = listener.port.task_name("listener");
             supervisor.spawn_endless(name, listener.run(core.clone(), connections.clone()));
         }
-        // when it is announced it is there
+        // started last, so that a port is open when it is announced
         supervisor.spawn_endless("mDNS", mdns.run(doors.clone()));
         sensors_have_answered(&settings, status.sensors.clone()).await;
         home_assistant::go_on(announcing);
@@ -294,7 +297,7 @@ impl RunningGateway {
                 },
                 Some(UsersChanged { removed, acts }) = self.users.recv() => {
                     self.reloadable.apply_users(removed.as_deref()).await;
-                    // whoever waits may have gone
+                    // the requester may have gone
                     let _ = acts.send(());
                 }
                 exit = self.supervisor.first_exit() => return self.fail(exit).await,
@@ -308,7 +311,7 @@ impl RunningGateway {
                     }
                     self.say_status(&mut said);
                 }
-                // its sender is in the status that we hold
+                // the sender is in the status that this struct holds, so it cannot end
                 _ = self.health.changed() => self.say_status(&mut said),
             }
         }
@@ -316,7 +319,7 @@ impl RunningGateway {
         Ok(())
     }
 
-    /// Tells systemd how things are, if that is news.
+    /// Updates systemd's status line if the text has changed.
     fn say_status(&self, said: &mut String) {
         let line = self.reloadable.status_line();
         if line != *said {
@@ -325,7 +328,7 @@ impl RunningGateway {
         }
     }
 
-    /// Something essential has ended: say so and let systemd start us again.
+    /// Logs that an essential part has ended, and stops the gateway so that systemd starts it again.
     async fn fail(mut self, exit: Exit) -> Result<(), AppError> {
         self.doors.cancel();
         let apply = async |removed: Option<&str>| self.reloadable.apply_users(removed).await;
@@ -343,9 +346,9 @@ impl RunningGateway {
         self.doors.cancel();
         let apply = async |removed: Option<&str>| self.reloadable.apply_users(removed).await;
         let applied = users::apply_last(&mut self.users, SHUTDOWN / 4, apply);
-        // sensors say "offline" before anybody is disconnected
+        // sensors publish "offline" before any client is disconnected
         let _ = tokio::join!(applied, timeout(SHUTDOWN / 4, self.sensors_gone.changed()));
-        // upstreams and persistent sessions get only what is on disk
+        // upstreams and persistent sessions get only messages that are on disk
         let ingress = &self.core.ingress;
         let said = Receipt { durable: Some(ingress.journal().barrier()) };
         let _ = timeout(SHUTDOWN / 4, ingress.settled(said)).await;
@@ -362,7 +365,7 @@ impl RunningGateway {
         info!("stopped");
     }
 
-    /// Cursors and what nobody waited for are still written.
+    /// Writes cursors and other data that nobody has waited for.
     async fn close_journal(&self) {
         let journal = self.core.ingress.journal().clone();
         let closing = tokio::task::spawn_blocking(move || journal.close());
@@ -374,18 +377,18 @@ impl RunningGateway {
     async fn part_with_clients(&self, within: Duration) {
         self.core.registry.kick_all(Reason::SERVER_SHUTTING_DOWN);
         self.connections.close();
-        // whoever has not gone by then is cut off
+        // connections that have not ended by then are aborted
         let _ = timeout(within, self.connections.wait()).await;
     }
 }
 
-/// Lets others see the MQTT clients.
+/// A view of the connected MQTT clients for other rooms.
 fn clients_shown(core: &Arc<Core>) -> ClientsShown {
     let (list, count) = (core.clone(), core.clone());
     ClientsShown::new(move |most| list.clients(most), move || count.client_counts())
 }
 
-/// Waits until every pin is watched or known to be faulty, for a moment: a sensor holds nobody up.
+/// Waits until every pin is watched or known to be faulty, but only for a moment, because a sensor must not delay the start.
 async fn sensors_have_answered(settings: &Settings, mut sensors: watch::Receiver<Vec<SensorSnapshot>>) {
     let answered = |sensors: &Vec<SensorSnapshot>| {
         sensors.len() == settings.sensors.len()
@@ -394,7 +397,7 @@ async fn sensors_have_answered(settings: &Settings, mut sensors: watch::Receiver
     let _ = timeout(SENSORS, sensors.wait_for(answered)).await;
 }
 
-/// Starts the router and what belongs to it; `pulse` shows that it lives.
+/// Starts the router with the tasks that belong to it. `pulse` shows that the router works.
 async fn start_router(dispatcher: Dispatcher, core: &Arc<Core>, supervisor: &Supervisor, pulse: Pulse) {
     let probe = core.ingress.clone();
     supervisor.spawn("router", dispatcher.run(supervisor.token(), move || probe.probe(), pulse));
@@ -416,7 +419,8 @@ fn open_journal(settings: &Settings, largest: u64, clock: SharedClock) -> Result
     Ok(Journal::open(storage, journal, clock)?)
 }
 
-/// Ends when the gateway goes down; before that only if one of the journal's threads has ended, which is a fault.
+/// Returns when the gateway shuts down. An earlier return means that one of the journal's threads has ended, which is a
+/// fault.
 async fn watch_journal(journal: Journal, cancel: CancellationToken) -> Result<(), &'static str> {
     tokio::select! {
         () = cancel.cancelled() => Ok(()),
@@ -449,7 +453,7 @@ fn open_ports(
     Ok((broker, web, websockets))
 }
 
-/// Another pattern of simulated motion at every start.
+/// A seed that differs at every start, for simulated motion.
 fn seed() -> u64 {
     let mut seed = [0; 8];
     match getrandom::fill(&mut seed) {

@@ -1,4 +1,4 @@
-//! Upstreams that the configuration does not have any more, and what waits for them.
+//! Finds upstreams that are no longer configured and still have messages in the journal.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -18,10 +18,10 @@ use crate::status::{UpstreamShown, UpstreamSnapshot, UpstreamState};
 use crate::time::SystemClock;
 use crate::upstream::retained::forget_unknown;
 
-/// Larger than any journal, so that opening one to discard something gives nothing else up.
+/// A limit above the size of any journal, so that opening one to discard messages drops no others.
 const NO_BOUND: u64 = 1 << 50;
 
-/// Consumers of the upstreams that are not known, by name.
+/// The journal's consumers that belong to unknown upstreams, by the name of the upstream.
 fn unknown(journal: &Journal, is_known: impl Fn(&str) -> bool) -> BTreeMap<String, Vec<(ConsumerId, Backlog)>> {
     let mut unknown: BTreeMap<String, Vec<_>> = BTreeMap::new();
     for (name, id, backlog) in journal.consumers() {
@@ -44,8 +44,8 @@ fn messages(consumers: &[(ConsumerId, Backlog)]) -> usize {
     consumers.iter().map(|(_, backlog)| backlog.messages).sum()
 }
 
-/// Keeps what waits for upstreams that the configuration does not have, forgets those that nothing waits for, and shows
-/// the former.
+/// Keeps the messages for upstreams that are no longer configured, returns these upstreams for the status page, and removes
+/// those without messages.
 pub(super) fn keep(settings: &Settings, journal: &Journal) -> Vec<UpstreamShown> {
     let is_known = |name: &str| settings.upstreams.iter().any(|known| known.name == name);
     let unknown = unknown(journal, is_known);
@@ -77,8 +77,8 @@ fn show(name: String, consumers: Vec<ConsumerId>, journal: Journal) -> UpstreamS
     })
 }
 
-/// Removes what waits for an upstream from the journal in this data directory, which no gateway may be using; says how
-/// many messages that were, `None` if the journal knows no such upstream.
+/// Removes the messages that wait for an upstream from the journal in this data directory, which no gateway may be using.
+/// Returns their number, or `None` if the journal has no such upstream.
 pub(crate) fn discard(data_dir: &Path, upstream: &str) -> Result<Option<usize>, AppError> {
     let lock = DataDir::open(data_dir)?;
     let storage = Arc::new(FileStorage::new(&data_dir.join("journal")));

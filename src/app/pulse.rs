@@ -1,17 +1,18 @@
-//! Whether every room is at work: what systemd's watchdog is fed with, and what readiness waits for.
+//! Checks whether every room is at work, for systemd's watchdog and for readiness.
 //!
-//! A task that ends is seen by the supervisor; one that hangs is seen here. Everybody is asked, and answers where it waits
-//! for its work: the router by a message that has gone through it, and so through the sequencer in front of it; the
-//! sensors' task, and the thread that reads the pins behind it; the task of every upstream; HTTP where it accepts
-//! connections and where it takes in messages. The journal's thread has to write what is there to be written, unless the
-//! disk is known to be at fault, which a restart would not mend.
+//! The supervisor sees a task that ends; this module sees a task that hangs. It asks every room a question, which the room
+//! answers at the place where it waits for its work. The router answers by a message that has gone through it, and so
+//! through the sequencer in front of it. The sensors' task answers together with the thread that reads the pins. The task of
+//! every upstream answers, and HTTP answers both where it accepts connections and where it takes messages in. The journal is
+//! at work if its thread writes what is to be written, unless the disk is known to be faulty, which a restart would not
+//! repair.
 //!
-//! It is the task that answers, not what it has to do with: an upstream that cannot be reached, is slow or refuses is
-//! normal, and its task, which tries on, is at work. Only one that never comes back to its waiting is not. And it must
-//! have had the chance: while the process stands still or starves, nobody's silence counts ([`Overdue`]), and while
-//! publishers are held back for a slow reader, theirs does not.
+//! The answer concerns the task and not its peer: an upstream that cannot be reached, is slow or refuses is normal, and its
+//! task keeps trying. Only a task that never returns to its waiting place is faulty. It must have had the chance to answer:
+//! silence does not count while the process is stopped or gets no processor time ([`Overdue`]), and the silence of
+//! publishers does not count while they are held back for a slow reader.
 //!
-//! Nobody is woken for this but by the watchdog, and where there is none, nobody.
+//! Only the watchdog causes these questions. Without a watchdog no task is woken for them.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -23,48 +24,48 @@ use crate::exchange::live::Room;
 use crate::health::{Overdue, Pulse, PulseTaker, STEP};
 use crate::journal::{Journal, Position};
 
-/// A room that could have answered for this long and has not does not feed the watchdog.
+/// The watchdog is not fed if a room could have answered for this long and has not.
 const SILENCE: Duration = Duration::from_secs(10);
-/// A disk may be busy for longer than that.
+/// The same for the journal, because a disk may be busy for longer.
 const DISK_SILENCE: Duration = Duration::from_secs(60);
 
-/// Watches over the rooms.
+/// Asks the rooms and judges their answers.
 pub(crate) struct Rooms {
-    /// Those who are asked.
+    /// The rooms that are asked, with their names.
     asked: Vec<(Arc<str>, PulseTaker)>,
     room: Room,
     journal: Journal,
-    /// What the journal had to write when it was looked at last, and for how long it has not.
+    /// The position up to which the journal had to write at the last look, and for how long it has not done so.
     unwritten: Option<(Position, Overdue)>,
     late: Option<Arc<str>>,
 }
 
 impl Rooms {
-    /// The journal; `room` says whether publishers are held back.
+    /// `room` tells whether publishers are held back.
     pub(crate) fn new(room: Room, journal: Journal) -> Rooms {
         Rooms { asked: Vec::new(), room, journal, unwritten: None, late: None }
     }
 
-    /// One more that is asked; it answers with this.
+    /// Adds a room that is asked. The room must answer with the returned [`Pulse`].
     pub(crate) fn watch(&mut self, room: impl Into<Arc<str>>) -> Pulse {
         let (taker, pulse) = PulseTaker::new();
         self.asked.push((room.into(), taker));
         pulse
     }
 
-    /// Waits until all who are asked have answered. Safe to cancel.
+    /// Waits until all rooms have answered. Safe to cancel.
     pub(crate) async fn have_answered(&mut self) {
         for (_, taker) in &mut self.asked {
             taker.answered().await;
         }
     }
 
-    /// Whether all are at work. Asks those who have to be asked, so that the next call knows.
+    /// Whether all rooms are at work. Also asks those that have answered, so that the next call knows.
     pub(crate) fn are_at_work(&mut self) -> bool {
         let now = Instant::now();
         let is_held = self.room.is_held();
         let mut late: Option<Arc<str>> = None;
-        // all of them, each time: who is not looked at is not asked again
+        // always go through all rooms, because a room that is skipped is not asked again
         for (room, taker) in &mut self.asked {
             if is_held && &**room != ROUTER {
                 taker.excuse();
@@ -83,18 +84,18 @@ impl Rooms {
         self.late.is_none()
     }
 
-    /// Whether somebody has been asked before this moment and has not answered: then it is looked after again soon.
+    /// Whether a room was asked before and has not answered, so that the next look must come soon.
     fn are_waited_for(&self) -> bool {
         self.unwritten.is_some() || self.asked.iter().any(|(_, taker)| taker.is_waited_for())
     }
 
-    /// Names of those that are asked.
+    /// The names of the rooms that are asked.
     #[cfg(test)]
     pub(crate) fn asked(&self) -> Vec<&str> {
         self.asked.iter().map(|(room, _)| &**room).collect()
     }
 
-    /// How long the journal has not written what it has to, although it could.
+    /// For how long the journal has not written what it has to write, although it could.
     fn journal_silence(&mut self, now: Instant) -> Duration {
         let synced = *self.journal.synced().borrow();
         match &mut self.unwritten {
@@ -110,22 +111,22 @@ impl Rooms {
     }
 }
 
-/// The room without which nobody else gets on. Watched first, so that it is named first.
+/// The room on which all others depend. It is watched first, so that it is named first.
 pub(crate) const ROUTER: &str = "router";
 
-/// When systemd is to be told that the gateway lives.
+/// Decides when systemd's watchdog is fed.
 pub(crate) struct Feeding {
     interval: Option<Duration>,
     next: Instant,
 }
 
 impl Feeding {
-    /// As often as this; `None`: never.
+    /// Feeds at this interval; `None` means never.
     pub(crate) fn new(interval: Option<Duration>) -> Feeding {
         Feeding { interval, next: Instant::now() }
     }
 
-    /// Waits until it is time to look after the rooms. Safe to cancel.
+    /// Waits until the rooms must be looked at. Safe to cancel.
     pub(crate) async fn due(&self) {
         match self.interval {
             Some(_) => sleep_until(self.next).await,
@@ -133,12 +134,12 @@ impl Feeding {
         }
     }
 
-    /// Looks after them, and says whether systemd is to be told. However late this is, it is done once.
+    /// Looks at the rooms and returns whether to feed the watchdog. A late call is not repeated.
     pub(crate) fn look(&mut self, rooms: &mut Rooms) -> bool {
         let was_waited_for = rooms.are_waited_for();
         let is_well = rooms.are_at_work();
         let interval = self.interval.unwrap_or(STEP);
-        // time counts in steps: whoever has not answered is looked after in such
+        // silence is measured in steps, so a room that has not answered is looked at in steps too
         let pause = if was_waited_for && rooms.are_waited_for() { interval.min(STEP) } else { interval };
         self.next = Instant::now() + pause;
         is_well
@@ -169,7 +170,7 @@ mod tests {
         assert!(timeout(Duration::from_secs(60), rooms.have_answered()).await.is_err());
     }
 
-    /// Looks after the rooms as long as this takes, with this much more before every look; says who is late then.
+    /// Looks at the rooms for this many seconds, each time late by `lateness`, and returns the room that is too late.
     async fn look_for(rooms: &mut Rooms, seconds: u64, lateness: Duration) -> Option<Arc<str>> {
         let mut feeding = Feeding::new(Some(Duration::from_secs(15)));
         let end = Instant::now() + Duration::from_secs(seconds);
@@ -209,7 +210,7 @@ mod tests {
             let late = look_for(&mut rooms, 600, Duration::from_secs(pause)).await;
             assert_eq!(late, None, "every look comes {pause} s late");
         }
-        // stopped between the question and the answer: one look late, and all is well again
+        // stopped between question and answer: one look is late, and then all is well again
         router.answer();
         sensors.answer();
         assert!(rooms.are_at_work());

@@ -1,4 +1,4 @@
-//! SIGHUP: what changes while the gateway runs.
+//! SIGHUP: applies a changed configuration while the gateway runs.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -20,7 +20,7 @@ use crate::service::notify;
 use crate::status::GatewayStatus;
 use crate::upstream::settings::UpstreamSettings;
 
-/// What can be changed, and what it is now.
+/// The parts that can be changed, with their present state.
 pub(crate) struct Reloadable {
     settings: Settings,
     path: Option<PathBuf>,
@@ -29,26 +29,24 @@ pub(crate) struct Reloadable {
     changes: Changes,
     status: GatewayStatus,
     users: Arc<Users>,
-    /// The users that are in force.
     lists: Arc<UserLists>,
     former: FormerUsers,
 }
 
-/// Tells the rooms what has changed.
+/// The channels by which the rooms learn of changes.
 pub(crate) struct Changes {
     pub(crate) sensors: watch::Sender<Arc<[SensorSettings]>>,
-    /// The upstreams, in the order of the configuration.
+    /// The settings of the upstreams, in the order of the configuration.
     pub(crate) upstreams: Vec<watch::Sender<Arc<UpstreamSettings>>>,
-    /// What the local network is told.
+    /// The settings of the mDNS announcements.
     pub(crate) mdns: watch::Sender<MdnsSettings>,
-    /// Ports are to read their files again.
+    /// Changes when the ports must read their files again.
     pub(crate) ports: watch::Sender<u64>,
-    /// Users that were made by HTTP.
+    /// The users that were added by HTTP.
     pub(crate) users: Arc<Users>,
 }
 
 impl Reloadable {
-    /// Starts from these settings.
     pub(crate) fn new(
         settings: Settings,
         path: Option<&Path>,
@@ -63,7 +61,7 @@ impl Reloadable {
         Reloadable { settings, path, logging, core, changes, status, users, lists, former }
     }
 
-    /// How things are, in one line.
+    /// The state of the gateway in one line.
     pub(crate) fn status_line(&self) -> String {
         let upstreams: Vec<_> = self.status.upstreams.iter().map(|upstream| upstream.now().state).collect();
         let mut line =
@@ -74,14 +72,14 @@ impl Reloadable {
         line
     }
 
-    /// Reads the file again and applies what differs. A file with problems changes nothing.
+    /// Reads the file again and applies what has changed. A file with problems changes nothing.
     pub(crate) async fn reload(&mut self) {
         let Some(path) = self.path.clone() else {
             info!("nothing to reload: the gateway runs without a configuration file");
             return;
         };
         notify::reloading();
-        // secrets and certificates are files too: not on a runtime worker
+        // loading reads secrets and certificates too, so it must not block a runtime worker
         match tokio::task::spawn_blocking(move || config::load(&path)).await {
             Ok(Ok(loaded)) => {
                 for warning in &loaded.warnings {
@@ -105,12 +103,12 @@ impl Reloadable {
         notify::ready(&self.status_line());
     }
 
-    /// Users that were made by HTTP have changed, and nothing else has. One may have been removed.
+    /// Applies a change of the users that were added by HTTP. `removed` is the user that was removed, if any.
     pub(crate) async fn apply_users(&mut self, removed: Option<&str>) {
         let mut new = self.settings.clone();
         new.broker.access.users = self.users.lists().in_force();
         self.apply(&new).await;
-        // a listener or the configuration may have the same name
+        // a listener or the configuration may have a user of the same name
         if let Some(name) =
             removed.filter(|name| self.settings.broker.access.all_users().all(|user| user.name != *name))
         {

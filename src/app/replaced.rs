@@ -1,4 +1,4 @@
-//! Keeps over restarts the hashes that are in place of mosquitto's.
+//! Keeps the argon2id hashes that have replaced mosquitto's hashes over restarts.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -11,13 +11,13 @@ use crate::access::Access;
 use crate::access::settings::AccessSettings;
 use crate::secret::{read_private, replace_private};
 
-/// The file's name in the data directory.
+/// The name of the file in the data directory.
 const NAME: &str = "password-hashes";
-/// A larger file is none of ours.
+/// The size in bytes above which the file is ignored, because the gateway does not write such a file.
 const LARGEST: u64 = 4 << 20;
 
-/// Reads what is there, forgets what is not configured any more if all users are known, and returns what the file says. Blocks
-/// for a moment.
+/// Reads the file and returns its text. If all users are known, forgets hashes that are no longer configured. Blocks for a
+/// moment.
 pub(crate) fn read(data_dir: &Path, access: &Access, settings: &AccessSettings, all_are_known: bool) -> String {
     let text = read_private(&data_dir.join(NAME), LARGEST).unwrap_or_default();
     access.passwords.replaced.read(&text);
@@ -27,11 +27,11 @@ pub(crate) fn read(data_dir: &Path, access: &Access, settings: &AccessSettings, 
     text
 }
 
-/// Writes what differs from what the file says, until the gateway goes down.
+/// Writes the hashes whenever they differ from the file, until the gateway shuts down.
 pub(crate) async fn keep(data_dir: PathBuf, mut written: String, access: Arc<Access>, cancel: CancellationToken) {
     let replaced = &access.passwords.replaced;
     let mut changed = replaced.changed();
-    // what was forgotten at the start too
+    // what was forgotten at the start must be written too
     changed.mark_changed();
     loop {
         tokio::select! {
@@ -53,7 +53,7 @@ pub(crate) async fn keep(data_dir: PathBuf, mut written: String, access: Arc<Acc
                 );
                 written = text;
             }
-            // the next one that is replaced has them written again
+            // the next replaced hash causes another attempt
             Err(error) => warn!(%error, "argon2id hashes cannot be written: after a restart mosquitto's hold again"),
         }
     }

@@ -1,4 +1,4 @@
-//! What a person wants to know at the start.
+//! Log lines at the start for the person who has started the gateway.
 
 use std::net::SocketAddr;
 use std::path::Path;
@@ -17,7 +17,7 @@ use crate::sensors::settings::SensorSettings;
 use crate::status::{SensorSnapshot, UpstreamState};
 use crate::upstream::task::PART as UPSTREAM;
 
-/// Says what runs, where, and how to see it.
+/// Logs what runs, at which addresses, and how to see it.
 pub(crate) fn say(
     settings: &Settings,
     config_path: Option<&Path>,
@@ -25,7 +25,7 @@ pub(crate) fn say(
     web: Option<&Port>,
     simulated: &dyn Fn(&SensorSettings) -> bool,
 ) {
-    // those that cannot be opened have said so
+    // ports that cannot be opened have logged that already
     let address = |port: &Port| port.is_open().then(|| port.address());
     let open = |listener: &&Listener| Some((address(&listener.port)?, listener.settings.clone()));
     let open: Vec<_> = listeners.iter().filter_map(open).collect();
@@ -35,7 +35,7 @@ pub(crate) fn say(
     }
 }
 
-/// Where the web page is.
+/// The URL of the web page.
 fn page(settings: &Settings, address: SocketAddr) -> String {
     let scheme = if settings.http.tls.is_some() { "https" } else { "http" };
     let host = if address.ip().is_unspecified() { "localhost".to_owned() } else { address.ip().to_string() };
@@ -43,7 +43,7 @@ fn page(settings: &Settings, address: SocketAddr) -> String {
     format!("web page, REST and MQTT over WebSocket on {address}: {scheme}://{host}:{}/", address.port())
 }
 
-/// One line for `systemctl status`: what is served, and what is missing.
+/// One line for `systemctl status`: what is served, and what does not work.
 pub(crate) fn status(
     settings: &Settings,
     sensors: &[SensorSnapshot],
@@ -62,7 +62,7 @@ pub(crate) fn status(
     if !faulty.is_empty() {
         line += &format!("; faulty: {}", faulty.join(", "));
     }
-    // those that have failed are among the faulty
+    // upstreams that have failed are among the faulty parts
     let is_faulty = |name: &str| others.iter().any(|faulty| faulty.part.strip_prefix(UPSTREAM) == Some(name));
     let away = settings.upstreams.iter().zip(upstreams);
     let away: Vec<&str> = away

@@ -7,7 +7,7 @@ use crate::supervise::Cause;
 use crate::upstream::settings::{UpstreamAddress, UpstreamSettings};
 use tracing_subscriber::layer::SubscriberExt;
 
-/// A gateway whose ports are free ones and whose data is in `directory`.
+/// A gateway with free ports and its data in `directory`.
 fn settings(directory: &Path) -> Settings {
     let mut settings = Settings::demonstration();
     settings.gateway.data_dir = directory.join("data");
@@ -33,7 +33,7 @@ async fn the_death_of_the_router_ends_the_gateway_with_its_cause() {
         serving.await
     };
     let error = timeout(Duration::from_secs(60), ended).await.expect("it ends by itself").unwrap_err();
-    assert_eq!(error.exit_code(), 70);
+    assert_eq!(error.exit_code().number(), 70);
     let AppError::Ended(exit) = error else { panic!("{error}") };
     let cause = Cause::Failed("the message router has ended unexpectedly".into());
     assert_eq!(exit, Exit { name: "router".into(), cause });
@@ -48,7 +48,7 @@ async fn every_room_is_asked_whether_it_is_at_work_and_answers() {
     let directory = tempfile::tempdir().unwrap();
     let mut settings = settings(directory.path());
     settings.http.address = Some("127.0.0.1:0".parse().unwrap());
-    // nobody is there: an upstream that is away is at work all the same
+    // an upstream that cannot be reached counts as at work
     let nowhere = UpstreamAddress::parse("mqtt://127.0.0.1:1").unwrap();
     settings.upstreams = vec![UpstreamSettings::new("home", vec![nowhere], "test")];
     let mut gateway =
@@ -62,7 +62,7 @@ async fn every_room_is_asked_whether_it_is_at_work_and_answers() {
     gateway.stop().await;
 }
 
-/// Lets ada's client be away.
+/// Creates a persistent session of ada whose client is absent.
 fn leave_session_of_ada(core: &Core) {
     let session = Session::new(SESSION_OF_ADA, 1, None, u32::MAX);
     let since = Instant::now();
@@ -103,7 +103,7 @@ async fn a_name_is_known_on_disk_as_long_as_there_are_sessions_of_it() {
     let written = || std::fs::read_to_string(settings.gateway.data_dir.join("user-names")).unwrap();
     let mut former = FormerUsers::open(&settings, &gateway.core).await;
     assert!(written().starts_with("ada\tis\t"), "{}", written());
-    // whether a person has removed it or not: its sessions end after this
+    // whether or not an administrator has removed the user, the sessions end after this
     former.update(&AccessSettings::default(), &gateway.core).await;
     assert!(written().starts_with("ada\twas\t"), "{}", written());
     gateway.core.end_sessions_of("ada").await;

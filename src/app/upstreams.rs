@@ -1,4 +1,4 @@
-//! The upstreams and what belongs to them.
+//! Creates the upstreams with their journal consumers.
 
 use std::sync::Arc;
 
@@ -18,10 +18,10 @@ use crate::upstream::announce::announce;
 use crate::upstream::client::RemoteClient;
 use crate::upstream::settings::UpstreamSettings;
 
-/// What is kept for them from now on, and they do not connect yet.
+/// Upstreams that do not connect yet. The journal keeps messages for them from now on.
 pub(super) struct WaitingUpstreams(Vec<(Upstream<RemoteClient>, Pulse)>);
 
-/// Opens them. Returned is what changes their rules, how they are doing, and what is to be started.
+/// Creates the upstreams. Returns the senders of their rules, their states, and the upstreams to start.
 pub(super) fn open(
     settings: &Settings,
     core: &Arc<Core>,
@@ -33,7 +33,7 @@ pub(super) fn open(
     let removed = orphans::keep(settings, journal);
     let limits = Limits {
         messages: usize::MAX,
-        // the journal bounds all of them together
+        // the journal limits all of them together
         bytes: usize::MAX,
         when_full: settings.journal.when_full,
     };
@@ -53,7 +53,7 @@ pub(super) fn open(
 }
 
 impl WaitingUpstreams {
-    /// Starts a task for each, which connects and forwards.
+    /// Starts a task for each upstream, which connects and forwards.
     pub(super) fn start(self, core: &Arc<Core>, clock: &SharedClock, supervisor: &Supervisor) {
         for (upstream, pulse) in self.0 {
             let shown = upstream.shown();

@@ -1,7 +1,7 @@
-//! Users that are made by HTTP: kept in a file of the gateway's own, and put beside those of the configuration.
+//! Users that are added by HTTP. The gateway keeps them in a file of its own, in addition to those of the configuration.
 //!
-//! The file is the truth: it is read before each change, so that what a person has written into it is neither lost nor
-//! overlooked, and a change acts once the new file is on disk.
+//! The file is authoritative: it is read before each change, so that edits by a person are neither lost nor overlooked, and
+//! a change is in force only when the new file is on disk.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -22,19 +22,19 @@ use crate::config::{
 use crate::health::{Fault, Health};
 use crate::secret::replace_private;
 
-/// What is faulty while the file cannot be read.
+/// The name of the faulty part while the file cannot be read.
 const PART: &str = "users made by HTTP";
 
-/// Tells whoever applies settings that users have changed.
+/// Tells the task that applies settings that users have changed.
 pub(crate) struct UsersChanged {
-    /// This one is meant to be gone for good.
+    /// The user that was removed for good, if any.
     pub(crate) removed: Option<String>,
-    /// Told back once they act.
+    /// Answered when the new users are in force.
     pub(crate) acts: oneshot::Sender<()>,
 }
 
-/// The gateway goes down, and no change is begun any more: those that are on disk are applied before whoever waits is told so.
-/// Where that takes too long, they act from the next start on.
+/// Applies changes that are on disk when the gateway shuts down, before their requesters are answered. No new change is
+/// begun. If this takes too long, the changes are in force from the next start on.
 pub(crate) async fn apply_last(
     changes: &mut mpsc::Receiver<UsersChanged>,
     within: Duration,
@@ -53,17 +53,17 @@ pub(crate) async fn apply_last(
     while changes.try_recv().is_ok() {}
 }
 
-/// Reads and writes `users.toml`, and makes one change of users after the other.
+/// Reads and writes `users.toml`, and makes one change after the other.
 pub(crate) struct Users {
     data_dir: PathBuf,
     lists: watch::Sender<Arc<UserLists>>,
-    /// Whoever reads or writes the file has it.
+    /// Held by whoever reads or writes the file.
     turn: Mutex<()>,
     health: Health,
 }
 
 impl Users {
-    /// Reads the file, and puts its users into the settings. Blocks for a moment.
+    /// Reads the file and adds its users to the settings. Blocks for a moment.
     pub(crate) fn open(settings: &mut Settings, health: Health) -> Arc<Users> {
         let data_dir = settings.gateway.data_dir.clone();
         let users = Users { data_dir, lists: watch::Sender::default(), turn: Mutex::default(), health };
@@ -71,13 +71,13 @@ impl Users {
         Arc::new(users)
     }
 
-    /// Reads the file again, and puts its users into the settings of a configuration. A file that is broken changes nothing.
+    /// Reads the file again and adds its users to new settings. If the file is damaged, the users stay as they are.
     pub(crate) async fn read_again(&self, settings: &mut Settings) {
         let _turn = self.turn.lock().await;
         let data_dir = self.data_dir.clone();
         match tokio::task::spawn_blocking(move || load_made_users(&data_dir)).await {
             Ok(read) => self.put(settings, read),
-            // nobody is sent away for a fault of ours
+            // a fault of the gateway must not disconnect any user
             Err(_) => self.take(settings, self.lists.borrow().made.clone()),
         }
     }
@@ -116,17 +116,16 @@ impl Users {
         Fault::new(lines.join("; "), remedy)
     }
 
-    /// All users as they are now.
     pub(crate) fn lists(&self) -> Arc<UserLists> {
         self.lists.borrow().clone()
     }
 
-    /// Whether the file could be read: otherwise there may be users that nobody knows of.
+    /// Whether the file could be read. Otherwise there may be users that are not known.
     pub(crate) fn are_all_known(&self) -> bool {
         !self.health.is_faulty(PART)
     }
 
-    /// Where changes are asked for, and what makes them until the gateway goes down.
+    /// Returns the desk at which changes are requested, and the task that makes them until the gateway shuts down.
     pub(crate) fn serve(
         self: &Arc<Self>,
         changed: mpsc::Sender<UsersChanged>,
@@ -138,7 +137,7 @@ impl Users {
             loop {
                 let UserRequest { change, by, reply } = tokio::select! {
                     () = cancel.cancelled() => {
-                        // who still waits is told that nothing has happened
+                        // requests that still wait are told that nothing has changed
                         requests.close();
                         while let Ok(UserRequest { reply, .. }) = requests.try_recv() {
                             let _ = reply.send(Err(ChangeRefused::Busy));
@@ -147,7 +146,7 @@ impl Users {
                     }
                     request = requests.recv() => match request {
                         Some(request) => request,
-                        // without HTTP nobody asks
+                        // without HTTP there are no requests
                         None => return cancel.cancelled().await,
                     },
                 };
@@ -158,7 +157,7 @@ impl Users {
                     Ok(None) => info!(user = name, by, "user removed by HTTP"),
                     Err(why) => info!(user = name, by, "user not changed: {why}"),
                 }
-                // whoever has asked may have gone
+                // the requester may have gone
                 let _ = reply.send(done);
             }
         };
@@ -187,7 +186,7 @@ impl Users {
         self.lists.send_replace(Arc::new(lists));
         drop(turn);
         let (acts, acting) = oneshot::channel();
-        // a gateway that goes down has it on disk, and it acts from the next start on
+        // if the gateway is shutting down, the change is on disk and in force from the next start on
         if changed.send(UsersChanged { removed, acts }).await.is_ok() {
             let _ = acting.await;
         }
@@ -197,7 +196,7 @@ impl Users {
 
 enum Failure {
     Refused(ChangeRefused),
-    /// The file is not what it should be.
+    /// The file is not valid.
     Broken(ConfigProblems),
 }
 
@@ -207,7 +206,7 @@ impl From<ChangeRefused> for Failure {
     }
 }
 
-/// Makes a change in the file; returns the users as they are then, and the one it is about. Blocks.
+/// Makes a change in the file. Returns all users after it, and the user that it concerns. Blocks.
 fn write(
     data_dir: &Path,
     configured: Vec<UserSettings>,
@@ -217,7 +216,7 @@ fn write(
     let mut lists = UserLists { configured, made };
     let user = apply(&mut lists, change)?;
     let text = made_users_text(&lists.made);
-    // what cannot be read as it was meant would keep all of them out at the next start
+    // a file that does not read back as written would lock out all its users at the next start
     let is_read = read_made_users(&text, "").is_ok_and(|read| read.settings() == lists.made);
     if text.len() as u64 > LARGEST_USERS_FILE || !is_read {
         return Err(ChangeRefused::TooLarge.into());
@@ -258,7 +257,7 @@ fn apply(lists: &mut UserLists, change: &UserChange) -> Result<Option<UserSettin
     }
 }
 
-/// A user with what a draft says of it.
+/// The user with the values of the draft.
 fn drafted(mut user: UserSettings, draft: &UserDraft) -> Result<UserSettings, ChangeRefused> {
     if let Some(password) = &draft.password {
         let made = hash::make(password.expose()).map_err(|error| ChangeRefused::Unwritten(error.to_string()))?;
@@ -270,8 +269,8 @@ fn drafted(mut user: UserSettings, draft: &UserDraft) -> Result<UserSettings, Ch
     Ok(user)
 }
 
-/// Listeners that are gone from the configuration keep the users that there were until the restart: of those that were made,
-/// only as they are now.
+/// Corrects listeners that are gone from the configuration and keep their users until the restart: users that were added by
+/// HTTP keep only their present rights there.
 pub(crate) fn judge_again(access: &mut AccessSettings, before: &[UserSettings], now: &[UserSettings]) {
     let was_made = |user: &UserSettings| before.contains(user) && !now.contains(user);
     for users in access.listeners.iter_mut().filter_map(|listener| listener.users.as_mut()) {
@@ -305,7 +304,7 @@ mod tests {
         UserDraft { password: Some(Secret::new(password)), ..UserDraft::default() }
     }
 
-    /// Users with somebody who applies changes.
+    /// Users with a task that applies changes.
     fn serve(dir: &Path, text: &str) -> (Arc<Users>, UserDesk, Health) {
         let health = Health::default();
         let users = Users::open(&mut settings(dir, text), health.clone());
@@ -348,7 +347,7 @@ mod tests {
         ] {
             assert_eq!(desk.change(change, "hand").await, Err(why));
         }
-        // the next start, with a configuration that has the name by now
+        // the next start, with a configuration that has a user of the same name
         let mut again = settings(dir.path(), "");
         Users::open(&mut again, Health::default());
         assert_eq!(again.broker.access.users, [changed]);
@@ -375,7 +374,7 @@ mod tests {
         let asked = ask(UserChange::Add("a".into(), draft("x")));
         changed.recv().await.unwrap().acts.send(()).unwrap();
         assert_eq!(asked.await.unwrap().unwrap().unwrap().name, "a");
-        // it is written, and waits for whoever applies it
+        // the change is written, and waits to be applied
         let mut asked = ask(UserChange::Remove("a".into()));
         while changed.is_empty() {
             tokio::task::yield_now().await;
@@ -390,7 +389,7 @@ mod tests {
         assert_eq!(applied, [Some("a".to_owned())]);
         assert_eq!((&mut asked).await.unwrap(), Ok(None));
         assert_eq!(load_made_users(dir.path()).unwrap(), MadeUsers::default());
-        // what nobody has begun with has not happened
+        // a change that was not begun has not happened
         serving.await.unwrap();
         assert_eq!(desk.change(UserChange::Add("b".into(), draft("x")), "hand").await, Err(ChangeRefused::Busy));
     }
@@ -419,11 +418,11 @@ mod tests {
         let mut again = settings(dir.path(), "");
         users.read_again(&mut again).await;
         assert_eq!(again.broker.access.users.len(), 1, "who came in still does");
-        // at the next start nobody of it does, and it is said
+        // at the next start none of the file's users is in force, and that is reported
         let (health, mut next) = (Health::default(), settings(dir.path(), ""));
         Users::open(&mut next, health.clone());
         assert!(next.broker.access.users.is_empty() && health.is_faulty(PART));
-        // what a person writes into it is not lost
+        // edits by a person are not lost
         fs::write(&path, broken.replace("x/#/y", "x/#")).unwrap();
         desk.change(UserChange::Add("c".into(), draft("x")), "hand").await.unwrap();
         let names: Vec<String> = users.lists().made.iter().map(|user| user.name.clone()).collect();

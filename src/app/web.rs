@@ -1,4 +1,4 @@
-//! HTTP and what it needs.
+//! Starts HTTP with all that it needs.
 
 use std::sync::Arc;
 
@@ -35,7 +35,7 @@ pub(crate) fn start(
     let clock = core.ingress.clock().clone();
     let pulse = rooms.watch("HTTP messages");
     supervisor.spawn_endless("HTTP messages", hub.clone().run(pulse, supervisor.token()));
-    // ends after the sensors, whose last word it writes
+    // ends after the sensors, because it records their last state
     supervisor.spawn("history", history::run(status.sensors.clone(), dir.clone(), clock, supervisor.token()));
     let http = Http::new(Parts {
         access: core.access.clone(),
@@ -65,7 +65,6 @@ fn guard(port: &Port, settings: &Settings) -> HttpGuard {
     HttpGuard::new(&host_name, &settings.http.allowed_hosts, number)
 }
 
-/// Starts a listener for MQTT over WebSocket.
 pub(crate) fn start_listener(
     Listener { port, settings: listener }: Listener,
     settings: &Settings,
@@ -90,12 +89,12 @@ pub(crate) fn start_listener(
     supervisor.spawn_endless(name, server::run(port, site, pulse));
 }
 
-/// Ends connections of MQTT clients.
+/// A function by which HTTP disconnects MQTT clients.
 fn disconnecting(core: Arc<Core>) -> Disconnect {
     Arc::new(move |user, client_id| core.disconnect(user, client_id))
 }
 
-/// Hands connections that speak MQTT over WebSocket to the broker.
+/// A function that passes connections with MQTT over WebSocket to the broker.
 fn mqtt_door(core: Arc<Core>, listener: Option<Arc<str>>) -> MqttDoor {
     Arc::new(move |frames, Arrival { address, certificate_user }, place| {
         let peer = Peer { certificate_user, listener: listener.clone(), ..Peer::at(address) };

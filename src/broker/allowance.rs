@@ -1,9 +1,9 @@
-//! What changes of sessions may cost the card.
+//! Limits how much users may write to the card by changing their sessions.
 //!
-//! Publications are never counted here. What the clients of a user write by subscribing, unsubscribing, and coming and going with
-//! a persistent session is free up to [`FREE`] bytes; beyond them the user has [`PER_MINUTE`], and what comes faster waits, with
-//! all that its client has sent behind it. However many client ids a user has, that is one allowance. Clients without a user
-//! name are one user, and of what that one has, a network has [`OF_A_NETWORK`].
+//! Publications do not count here. Subscribing, unsubscribing, connecting and disconnecting with a persistent session is
+//! free up to [`FREE`] bytes for each user. After that a user gets [`PER_MINUTE`]; a faster change waits, and with it
+//! everything that its client has sent after it. All client ids of a user share one allowance. All clients without a user
+//! name share one too, of which one network may use the part [`OF_A_NETWORK`].
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -15,13 +15,13 @@ use crate::access::places::PlaceHolder;
 
 /// Bytes that a user may write at once.
 const FREE: u64 = 10_000_000;
-/// Bytes that it gets back in a minute.
+/// Bytes that a user gets back in a minute.
 const PER_MINUTE: u64 = 1_000_000;
-/// Per cent of both for a network of clients without a user name, so that it leaves something to others.
+/// Percentage of both for one network of clients without a user name, so that others keep a part.
 const OF_A_NETWORK: u64 = 80;
-/// What a change costs besides its bytes: a sector, since somebody waits for it.
+/// The cost of a change in addition to its bytes: a sector, because a client waits for the write.
 const EACH: u64 = 512;
-/// Users and networks that are known one by one; those beyond them are counted together.
+/// Users and networks that are counted separately. All others are counted together.
 const MOST: usize = 4096;
 
 #[derive(Clone, Copy, Debug)]
@@ -37,7 +37,7 @@ impl Spent {
     }
 }
 
-/// What a holder may write at once, and what it gets back in a minute.
+/// The bytes that a holder may write at once, and those that it gets back in a minute.
 fn terms(holder: &PlaceHolder) -> (u64, u64) {
     match holder {
         PlaceHolder::Guest(Some(_)) => (FREE * OF_A_NETWORK / 100, PER_MINUTE * OF_A_NETWORK / 100),
@@ -45,19 +45,19 @@ fn terms(holder: &PlaceHolder) -> (u64, u64) {
     }
 }
 
-/// Those beyond [`MOST`]. Nobody has this name.
+/// The holder for all beyond [`MOST`]. No user can have this name.
 fn others(holder: &PlaceHolder) -> PlaceHolder {
     if holder.is_guest() { PlaceHolder::Guest(None) } else { PlaceHolder::User("".into()) }
 }
 
-/// Who has written how much.
+/// The bytes that each holder has written.
 #[derive(Debug, Default)]
 pub(crate) struct Allowance {
     spent: Mutex<HashMap<PlaceHolder, Spent>>,
 }
 
 impl Allowance {
-    /// A client of this holder has changed so many bytes of its session.
+    /// Records that a client of this holder has written `bytes` by changing its session.
     pub(crate) fn charge(&self, holder: &PlaceHolder, bytes: usize) {
         let now = Instant::now();
         let mut spent = self.spent.lock();
@@ -74,7 +74,7 @@ impl Allowance {
         }
     }
 
-    /// Until when the clients of a holder must wait with their next change; `None`: they need not.
+    /// The time until which the clients of a holder must wait with their next change; `None` if they need not wait.
     pub(crate) fn until(&self, holder: &PlaceHolder) -> Option<Instant> {
         let now = Instant::now();
         let spent = self.spent.lock();
@@ -88,7 +88,7 @@ impl Allowance {
         all.into_iter().chain([own]).filter_map(until).max()
     }
 
-    /// Who has written something.
+    /// The holders that have written something.
     #[cfg(test)]
     pub(crate) fn holders(&self) -> std::collections::HashSet<PlaceHolder> {
         self.spent.lock().keys().cloned().collect()
@@ -116,7 +116,7 @@ mod tests {
         PlaceHolder::of(None, IpAddr::from([192, 0, 2, last]))
     }
 
-    /// Bytes that it has written once it has to wait.
+    /// Writes until the holder has to wait, and returns the number of bytes.
     fn exhaust(allowance: &Allowance, holder: &PlaceHolder) -> usize {
         let mut written = 0;
         while allowance.until(holder).is_none() {
@@ -126,7 +126,7 @@ mod tests {
         written
     }
 
-    /// How long it takes to write 2 MB more.
+    /// The time that it takes to write 2 MB more.
     async fn two_more(allowance: &Allowance, holder: &PlaceHolder) -> Duration {
         let begin = Instant::now();
         for _ in 0..20 {

@@ -1,6 +1,6 @@
-//! Which of the sessions of absent clients is due next, and which has to give way when there are too many.
+//! Sessions of absent clients: which is due next, and which gives way when there are too many.
 //!
-//! All of it is kept in order, so that a client that comes or goes among ten thousand costs no more than one among ten.
+//! The sessions are kept sorted, so that a client that comes or goes costs little even among ten thousand.
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
@@ -11,28 +11,27 @@ use super::session::Session;
 use crate::access::identity::SessionName;
 use crate::mqtt::Will;
 
-/// A session whose client is away.
+/// A session whose client is absent.
 #[derive(Debug)]
 pub(crate) struct Parked {
-    /// Its state.
     pub(crate) session: Session,
-    /// When it ends.
+    /// When the session expires.
     pub(crate) expires: Instant,
-    /// Its client has gone at this time.
+    /// When its client left.
     pub(crate) since: Instant,
-    /// A will that waits for its delay.
+    /// A will that waits for its delay, with the time when it is published.
     pub(crate) will: Option<(Instant, Will)>,
 }
 
-/// An order of sessions by a moment.
+/// Sessions sorted by a time.
 type AwayOrder = BTreeSet<(Instant, Arc<str>)>;
 
-/// The order of sessions whose clients are away.
+/// The absent clients' sessions in two orders.
 #[derive(Debug, Default)]
 pub(crate) struct Away {
-    /// By when something is to be done: the end of the session, or the end of its will's delay.
+    /// By the time when something is due: the end of the session, or the end of its will's delay.
     due: AwayOrder,
-    /// By when the client left, for each user; those without a user are one.
+    /// By the time when the client left, for each user; sessions without a user are together.
     by_owner: HashMap<Box<str>, AwayOrder>,
 }
 
@@ -40,19 +39,19 @@ fn due_at(parked: &Parked) -> Instant {
     parked.will.as_ref().map_or(parked.expires, |(at, _)| (*at).min(parked.expires))
 }
 
-/// No user has an empty name.
+/// The user of a session. The empty text stands for none, because no user has an empty name.
 fn owner(session: &str) -> &str {
     SessionName::of(session).user.unwrap_or_default()
 }
 
 impl Away {
-    /// A client has gone.
+    /// Adds the session of a client that has left.
     pub(crate) fn add(&mut self, session: &Arc<str>, parked: &Parked) {
         self.due.insert((due_at(parked), session.clone()));
         self.by_owner.entry(owner(session).into()).or_default().insert((parked.since, session.clone()));
     }
 
-    /// A session is not one of an absent client any more.
+    /// Removes a session, because its client is back or the session has ended.
     pub(crate) fn remove(&mut self, session: &Arc<str>, parked: &Parked) {
         self.due.remove(&(due_at(parked), session.clone()));
         if let Some(order) = self.by_owner.get_mut(owner(session)) {
@@ -63,22 +62,22 @@ impl Away {
         }
     }
 
-    /// Sessions.
     pub(crate) fn len(&self) -> usize {
         self.due.len()
     }
 
-    /// When something is to be done next.
+    /// When something is due next.
     pub(crate) fn next(&self) -> Option<Instant> {
         self.due.first().map(|(at, _)| *at)
     }
 
-    /// Sessions with which something is to be done by `now`.
+    /// The sessions for which something is due by `now`.
     pub(crate) fn due(&self, now: Instant) -> Vec<Arc<str>> {
         self.due.iter().take_while(|(at, _)| *at <= now).map(|(_, session)| session.clone()).collect()
     }
 
-    /// The session longest away of whoever has most; of several, of those without a user name.
+    /// The session that has been without its client for longest, of the owner with most sessions. If owners have equally
+    /// many, sessions without a user name give way first.
     pub(crate) fn to_give_way(&self) -> Option<Arc<str>> {
         let most = self.by_owner.iter().max_by_key(|(owner, order)| (order.len(), owner.is_empty()))?;
         most.1.first().map(|(_, session)| session.clone())

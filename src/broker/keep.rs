@@ -1,21 +1,21 @@
-//! What is kept of persistent sessions and retained messages, and how they come back after a restart.
+//! Keeps persistent sessions and retained messages on disk, and restores them after a restart.
 //!
-//! The journal holds the messages that wait for a session and the steps of its QoS 2 exchanges; what is kept here in
-//! addition is small and changes rarely: expiry, since when the client is away, and subscriptions, each under a name of its own,
-//! so that what a change writes does not depend on how many there are.
+//! The journal holds the messages that wait for a session and the steps of its QoS 2 exchanges. This module keeps additional
+//! data that is small and rarely changes: expiry, the time when the client left, and the subscriptions. Each of these has
+//! its own name, so that the size of a write does not depend on the number of subscriptions.
 //!
-//! A session, under its name:
+//! A session is kept under its name:
 //!
 //! | size | what |
 //! |---|---|
 //! | 1 | 2, the version |
 //! | 4 | session expiry interval in seconds |
 //! | 8 | when the client left, as the journal stamps it; 0 while it is connected |
-//! | 4 | length of the owner; version 1 has neither this nor the owner, and nobody knows whose such a session is |
+//! | 4 | length of the owner; version 1 has neither this field nor the owner, so the owner of such a session is unknown |
 //! | | the owner |
-//! | | of older gateways, per subscription: length of the filter (2), filter, and what is said below |
+//! | | in older gateways, for each subscription: length of the filter (2), filter, and the fields of the table below |
 //!
-//! A subscription, under the session's name, two NULs and the filter, so that it goes with the session:
+//! A subscription is kept under the session's name, two NULs and the filter, so that it is deleted with the session:
 //!
 //! | size | what |
 //! |---|---|
@@ -43,16 +43,16 @@ use crate::mqtt::Will;
 const VERSION: u8 = 2;
 const WITHOUT_OWNER: u8 = 1;
 
-/// A persistent session as it is kept.
+/// The data of a persistent session that is kept.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct KeptSession {
-    /// Seconds that it outlives its connection.
+    /// How long the session outlives its connection, in seconds.
     pub expiry: u32,
-    /// Whose it is; `None`: nobody knows.
+    /// The user who owns the session, as a session name; `None` if it is unknown.
     pub owner: Option<Box<str>>,
-    /// When its client left, as [`crate::journal::Journal::stamp`] has it; earlier versions wrote Unix time.
+    /// When its client left, as a stamp of [`crate::journal::Journal::stamp`]; earlier versions wrote Unix time.
     pub left_unix_ms: Option<i64>,
-    /// Subscriptions by filter as the client wrote it, of a session that an older gateway has kept.
+    /// The subscriptions of a session that an older gateway has kept, by filter as the client wrote it.
     pub subscriptions: Vec<(Box<str>, SubscriptionOptions)>,
 }
 
@@ -66,7 +66,7 @@ impl KeptSession {
         }
     }
 
-    /// As bytes.
+    /// Encodes the session in the layout of the module.
     pub fn encode(&self) -> Vec<u8> {
         let owner = self.owner.as_deref();
         let mut out = vec![if owner.is_some() { VERSION } else { WITHOUT_OWNER }];
@@ -79,7 +79,7 @@ impl KeptSession {
         out
     }
 
-    /// From bytes; `None` if they are none of ours.
+    /// Decodes a session; `None` if the bytes are not valid.
     pub fn decode(bytes: &[u8]) -> Option<KeptSession> {
         let mut rest = bytes;
         let mut take = |len: usize| {
@@ -125,7 +125,7 @@ fn decode_options(bytes: &[u8]) -> Option<SubscriptionOptions> {
     })
 }
 
-/// The name of a subscription of the session with this name.
+/// The name of a subscription of this session.
 fn part(session: &str, filter: &str) -> String {
     format!("{session}{PART}{filter}")
 }
@@ -137,8 +137,8 @@ impl Core {
         session.durable.is_none() || self.ingress.journal().can_keep(name, OPTIONS_LEN)
     }
 
-    /// Keeps a subscription of a persistent session, or forgets it if there is none by this filter any more; returns what to
-    /// wait for before the client may rely on it. What is known already is not written.
+    /// Keeps a subscription of a persistent session, or deletes it if the session does not have it any more. Returns the
+    /// position to wait for before the client may rely on it. Nothing is written if the journal has it already.
     pub(super) fn keep_subscription(&self, session: &mut Session, filter: &str) -> Option<Position> {
         session.durable.as_ref()?;
         let value = session.subscriptions.get(filter).map(|known| encode_options(&known.options));
@@ -150,7 +150,7 @@ impl Core {
         Some(position)
     }
 
-    /// Keeps a persistent session as it is now, when something else is written next.
+    /// Keeps the present state of a persistent session. It is written together with the next other record.
     pub(super) fn keep(&self, session: &mut Session, is_connected: bool) {
         if session.durable.is_none() {
             return;
@@ -162,7 +162,7 @@ impl Core {
     fn keep_as(&self, session: &mut Session, kept: &KeptSession) {
         let journal = self.ingress.journal();
         if !session.is_kept {
-            // first what the session is made of: whatever the end is, nothing of it is missing
+            // subscriptions are written first, so that none is missing if a crash follows
             let kept_all = session.subscriptions.iter().all(|(filter, known)| {
                 let (name, value) = (part(&session.name, filter), encode_options(&known.options));
                 journal.keep_session(&name, Some(&value), true).is_ok()
@@ -172,20 +172,20 @@ impl Core {
             }
             session.is_kept = true;
         }
-        // where it cannot be kept, the session lives on in memory, and the journal has said that it fails
+        // if the journal cannot write, the session stays in memory, and the journal has reported its failure
         if let Ok((_, bytes)) = journal.keep_session(&session.name, Some(&kept.encode()), true) {
             self.charge(session, bytes);
         }
     }
 
-    /// What a change of a session has written is at the cost of whose it is.
+    /// Charges the owner of a session for bytes that a change has written.
     pub(super) fn charge(&self, session: &Session, bytes: usize) {
         if let Some(holder) = session.held.holder().filter(|_| bytes > 0) {
             self.allowance.charge(holder, bytes);
         }
     }
 
-    /// Brings back what the journal has kept.
+    /// Restores what the journal has kept.
     pub(super) fn restore(self: &Arc<Core>) {
         let journal = self.ingress.journal().clone();
         let recovered = journal.recovered();
@@ -258,7 +258,7 @@ impl Core {
             self.keep_as(&mut session, &KeptSession { subscriptions: Vec::new(), ..kept.clone() });
         }
         let now = Instant::now();
-        // a client that was connected when we ended left then, and that is about now
+        // a client that was connected when the gateway ended left at that time, which is about now
         let away_ms = kept.left_unix_ms.map_or(0, |left| journal.elapsed_since(left) as i64);
         let left_over = u64::from(kept.expiry).saturating_sub(away_ms as u64 / 1000);
         let bound = self.settings.load().session_expiry;
@@ -289,7 +289,7 @@ mod tests {
         assert_eq!(KeptSession::decode(&owned.encode()), Some(owned));
         let mut bytes = kept.encode();
         assert_eq!(KeptSession::decode(&bytes), Some(kept.clone()));
-        // older gateways have appended the subscriptions
+        // older gateways appended the subscriptions
         for (filter, options) in [("a/+", options), ("$share/g/ü", other)] {
             bytes.extend_from_slice(&(filter.len() as u16).to_le_bytes());
             bytes.extend_from_slice(filter.as_bytes());

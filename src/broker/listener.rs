@@ -1,4 +1,4 @@
-//! Accepting connections.
+//! Accepts the connections of MQTT clients.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,15 +19,14 @@ use crate::tls::{common_name, handshake_hint};
 
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// A port for MQTT clients, open or not yet.
+/// A port for MQTT clients. It may still be closed, for example while its address is in use.
 pub struct Listener {
-    /// Where connections come in.
+    /// The port with its address and TLS.
     pub(crate) port: Port,
-    /// What the configuration says of it.
     pub(crate) settings: ListenerSettings,
 }
 
-/// What a connection needs to know of the listener that it came through.
+/// The properties of the listener that a connection needs.
 #[derive(Clone)]
 struct Through {
     name: Arc<str>,
@@ -35,7 +34,7 @@ struct Through {
 }
 
 impl Listener {
-    /// Accepts connections until the gateway goes down.
+    /// Accepts connections until the gateway shuts down.
     pub async fn run(mut self, core: Arc<Core>, connections: TaskTracker) {
         let through = Through { name: self.settings.name().into(), use_identity: self.settings.use_identity };
         loop {
@@ -48,11 +47,11 @@ impl Listener {
 }
 
 fn accept(accepted: AcceptedConnection, through: &Through, core: &Arc<Core>, connections: &TaskTracker) {
-    // besides those who have a place: some wait for their CONNECT or the check of their password, some are being cut
+    // more sockets than places are allowed, because some wait for their CONNECT or password check, and some are being closed
     let bounds = core.bounds();
     let (most, of_network) = (bounds.most + 4 * MOST, bounds.of_network() + MOST);
     let from = accepted.from;
-    // nobody knows yet where clients behind a proxy come from
+    // a client's address behind a proxy is not known yet
     let network_of = (!accepted.is_proxied()).then(|| from.ip());
     let Some(socket) = core.sockets.open(network_of, most, of_network) else {
         core.stats.refused.add(1);
@@ -106,7 +105,7 @@ async fn serve_accepted(
     drop(place);
 }
 
-/// Counts a socket as open until dropped, panics included.
+/// Counts a socket as open until dropped, also after a panic.
 struct OpenSocket(Arc<Core>);
 
 impl Drop for OpenSocket {
@@ -131,7 +130,7 @@ async fn serve_tls(core: Arc<Core>, stream: PortStream, tls: &TlsAcceptor, (mut 
                 let hint = handshake_hint(&error);
                 info!(from = %peer.address, more_since_last = more, "TLS handshake failed: {error}{hint}");
             }
-            // the alert says why, and is lost if the connection is reset
+            // the TLS alert contains the reason, and would be lost if the connection were reset
             let (reader, writer) = tokio::io::split(stream);
             part(&core.waiting, reader, writer, &[][..], false).await;
         }

@@ -1,18 +1,19 @@
-//! The door for MQTT clients: ports, sessions, what they send and get.
+//! The door for MQTT clients: ports, sessions, and the packets that clients send and get.
 //!
 //! | file | what |
 //! |---|---|
-//! | `settings` | what the configuration says |
+//! | `settings` | the settings of the broker |
 //! | `listener` | ports, TLS handshakes |
 //! | `connection/` | one client from CONNECT to the end: `handshake`, `admit`, then `run` with `receive` and `deliver` |
-//! | `allowance` | what a client's changes of its session may cost the card |
-//! | `keep`, `wills` | what is kept of sessions, retained messages and last wills on disk |
+//! | `allowance` | limits what changes of sessions write to the card |
+//! | `keep`, `wills` | sessions, retained messages and last wills on disk |
 //! | `groups` | shared subscriptions |
-//! | `session`, `registry`, `away`, `core` | what outlives a connection, who has which client id, what all share |
+//! | `session`, `registry`, `away`, `core` | the state that outlives a connection, the owners of client ids, the state that
+//! all connections share |
 //! | `sys` | `$SYS` |
 //!
-//! A message comes in through `connection::receive` and gets its place in the [exchange](crate::exchange). What the exchange
-//! and the journal have for a client leaves through `connection::deliver`.
+//! A message arrives in `connection::receive` and gets its place in the [exchange](crate::exchange). Messages from the
+//! exchange and from the journal leave through `connection::deliver`.
 
 pub(crate) mod allowance;
 pub(crate) mod away;
@@ -47,20 +48,20 @@ use crate::journal::Journal;
 use crate::net::port::Port;
 use crate::time::SharedClock;
 
-/// A broker that is ready to run; nobody is served yet.
+/// A broker that is ready to run, and serves no client yet.
 pub struct Broker {
-    /// Shared by all connections.
+    /// The state that all connections share.
     pub core: Arc<Core>,
-    /// Feeds live subscribers.
+    /// The task that delivers live messages to subscribers.
     pub dispatcher: Dispatcher,
-    /// Its ports, as far as they could be opened.
+    /// The ports, open or still closed.
     pub listeners: Vec<Listener>,
-    /// All connections.
+    /// Tracks the tasks of all connections.
     pub connections: TaskTracker,
 }
 
 impl Broker {
-    /// A broker that nobody asks how its ports are.
+    /// Like `open_with`, without reports about ports and without reloads.
     pub fn open(
         settings: BrokerSettings,
         journal: Journal,
@@ -70,8 +71,9 @@ impl Broker {
         Broker::open_with(settings, journal, clock, cancel, (&Health::default(), &watch::Sender::default()))
     }
 
-    /// Opens the ports as far as that is possible now, starts the router and brings back what was kept. Ports tell `health`
-    /// how they are, and read their files again when `reloads` changes. Blocks for a moment: not for a runtime worker.
+    /// Opens the ports as far as possible, starts the router and restores kept sessions. The ports report their state to
+    /// `health`, and read their files again when `reloads` changes. Blocks for a moment, so it must not run on a runtime
+    /// worker.
     pub(crate) fn open_with(
         settings: BrokerSettings,
         journal: Journal,
@@ -83,7 +85,7 @@ impl Broker {
             let port = Port::open(listener.port(), health.clone(), reloads.subscribe());
             Listener { port, settings: listener.clone() }
         };
-        // those for WebSocket speak HTTP first
+        // listeners for WebSocket belong to HTTP, which their clients speak first
         let listeners = settings.listeners.iter().filter(|listener| !listener.websocket).map(open).collect();
         let subscribers = Arc::new(Subscribers::default());
         let stats = Arc::new(Stats::default());
@@ -95,7 +97,7 @@ impl Broker {
         Ok(Broker { core, dispatcher, listeners, connections: TaskTracker::new() })
     }
 
-    /// Where clients connect by IP.
+    /// The addresses of the ports for TCP.
     pub fn addresses(&self) -> Vec<SocketAddr> {
         self.listeners.iter().filter_map(|listener| listener.port.address().tcp()).collect()
     }

@@ -1,4 +1,4 @@
-//! Which sessions are in use: one connection each [MQTT-3.1.4-3], and the sessions of those who are away.
+//! The registry of sessions: those in use, with one connection each [MQTT-3.1.4-3], and those of absent clients.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -13,33 +13,32 @@ use super::away::{Away, Parked};
 use crate::access::identity::{Identity, SessionName};
 use crate::mqtt::{Reason, Will};
 
-/// Ends a connection from outside.
+/// Ends a connection from outside of its task.
 #[derive(Debug, Default)]
 pub(crate) struct Kick {
     reason: Mutex<Option<Reason>>,
     notify: Notify,
-    /// Nobody is to come back for the session.
+    /// Whether the session ends with the connection, because its client must not come back for it.
     ends_session: AtomicBool,
 }
 
 impl Kick {
-    /// Ends the connection with this reason; the first one counts.
+    /// Ends the connection with this reason. Only the first call counts.
     pub(crate) fn kick(&self, reason: Reason) {
         self.reason.lock().get_or_insert(reason);
         self.notify.notify_one();
     }
 
-    /// The session ends with the connection, and does not wait for its client.
+    /// Makes the session end with the connection.
     pub(crate) fn end_session(&self) {
         self.ends_session.store(true, Ordering::Release);
     }
 
-    /// Whether it does.
     pub(crate) fn ends_session(&self) -> bool {
         self.ends_session.load(Ordering::Acquire)
     }
 
-    /// Waits for the end. Safe to cancel.
+    /// Waits until the connection must end. Safe to cancel.
     pub(crate) async fn kicked(&self) -> Reason {
         loop {
             if let Some(reason) = *self.reason.lock() {
@@ -56,12 +55,12 @@ enum SessionSlot {
     Parked(Box<Parked>),
 }
 
-/// The right to a session, for one connection.
+/// The right of one connection to use a session.
 #[derive(Debug)]
 pub(crate) struct Claim {
     session: Arc<str>,
     generation: u64,
-    /// Ends this connection when somebody else claims the session.
+    /// Ends this connection when another one claims the session.
     pub(crate) kick: Arc<Kick>,
     done: Option<oneshot::Sender<Parked>>,
 }
@@ -71,21 +70,22 @@ struct RegistryState {
     slots: HashMap<Arc<str>, SessionSlot>,
     generation: u64,
     away: Away,
-    /// How many sessions of users have a client id.
+    /// For each client id, the number of users' sessions with it.
     of_users: HashMap<Box<str>, usize>,
 }
 
-/// Sessions in use and those of clients that are away, by their [names](SessionName).
+/// Sessions in use and those of absent clients, by their [names](SessionName).
 #[derive(Debug, Default)]
 pub(crate) struct Registry {
     state: Mutex<RegistryState>,
-    /// Something was parked: the sweeper looks again.
+    /// Notified when a session is parked, so that the sweeper looks again.
     changed: Notify,
 }
 
 impl Registry {
-    /// Claims a session: ends its connection, waits until that has let go, and returns what it left. `None`: a connection that
-    /// has arrived later has it. Of two that come one right after the other either may be dealt with first.
+    /// Claims a session. Ends the connection that uses it, waits until that has released it, and returns what it has left.
+    /// Returns `None` if a connection that arrived later has the session, because of two connections in quick succession the
+    /// newer one may be processed first.
     pub(crate) async fn claim(&self, session: &str, arrived: Instant) -> Option<(Claim, Option<Parked>)> {
         let kick = Arc::new(Kick::default());
         let (done, end) = oneshot::channel();
@@ -113,13 +113,14 @@ impl Registry {
         Some((claim, parked))
     }
 
-    /// Gives a session back: what is left of it waits for its client, or goes to who has claimed it meanwhile. Returned
-    /// is what nobody can come back for, to be ended, and then the claim to be released without it: a session of a client without
-    /// a user name whose client id belongs to a user by now, and one of a user that was removed.
+    /// Releases a session. What is left of it waits for its client, or goes to the connection that has claimed it meanwhile.
+    /// If nobody can come back for it, it is returned to be ended, with the claim to be released afterwards. That is so for
+    /// the session of a user that was removed, and for the session of a client without a user name whose client id a user
+    /// has by now.
     #[must_use]
     pub(crate) fn release(&self, mut claim: Claim, parked: Option<Parked>) -> Option<(Claim, Parked)> {
         let mut state = self.state.lock();
-        // under the lock: whoever removes a user sees either this connection or what it has left
+        // under the lock, so that the removal of a user finds either this connection or what it has left
         let parked = match parked {
             Some(parked) if claim.kick.ends_session() => return Some((claim, parked)),
             parked => parked,
@@ -140,7 +141,7 @@ impl Registry {
             }
             (false, Some(parked)) => {
                 if let Some(done) = claim.done.take() {
-                    // the claimant may have gone meanwhile: then the session ends here
+                    // the claiming connection may have ended meanwhile; then the session ends here
                     let _ = done.send(parked);
                 }
             }
@@ -149,13 +150,13 @@ impl Registry {
         None
     }
 
-    /// The session of a client that was there before the gateway was started.
+    /// Adds the session of a client from before the start of the gateway.
     pub(crate) fn restore(&self, session: &str, parked: Parked) {
         self.state.lock().put(&session.into(), SessionSlot::Parked(Box::new(parked)));
         self.changed.notify_one();
     }
 
-    /// Whether another user has this client id.
+    /// Whether the session of another user has this client id.
     pub(crate) fn has_another_user(&self, identity: &Identity) -> bool {
         let state = self.state.lock();
         let of_users = state.of_users.get(&identity.client_id).copied().unwrap_or(0);
@@ -163,12 +164,12 @@ impl Registry {
         of_users > usize::from(own)
     }
 
-    /// Whether there is a session by this name, its client connected or away.
+    /// Whether a session of this name exists, with its client connected or absent.
     pub(crate) fn knows(&self, session: &str) -> bool {
         self.state.lock().slots.contains_key(session)
     }
 
-    /// Takes a session out whose client is away, if it is one that is wanted.
+    /// Takes out the session of an absent client if it is wanted.
     pub(crate) fn take(&self, session: &str, is_wanted: impl FnOnce(&Parked) -> bool) -> Option<Parked> {
         let mut state = self.state.lock();
         match state.slots.get(session) {
@@ -177,7 +178,7 @@ impl Registry {
         }
     }
 
-    /// Takes out the sessions of a user whose clients are away; those of connected ones end with the connection.
+    /// Takes out the sessions of a user's absent clients. The sessions of connected clients end with their connections.
     pub(crate) fn take_all_of(&self, user: &str) -> Vec<Parked> {
         let mut state = self.state.lock();
         let is_of_user = |session: &&Arc<str>| SessionName::of(session).user == Some(user);
@@ -192,13 +193,12 @@ impl Registry {
         away
     }
 
-    /// The users who have sessions, their clients connected or away.
+    /// The users that have sessions, with their clients connected or absent.
     pub(crate) fn users(&self) -> HashSet<Box<str>> {
         let state = self.state.lock();
         state.slots.keys().filter_map(|session| SessionName::of(session).user.map(Into::into)).collect()
     }
 
-    /// Ends every connection.
     pub(crate) fn kick_all(&self, reason: Reason) {
         for slot in self.state.lock().slots.values() {
             if let SessionSlot::Active { kick, .. } = slot {
@@ -207,15 +207,16 @@ impl Registry {
         }
     }
 
-    /// Connected clients, and sessions whose clients are away.
+    /// The numbers of connected clients and of sessions of absent clients.
     pub(crate) fn counts(&self) -> (usize, usize) {
         let state = self.state.lock();
         let away = state.away.len();
         (state.slots.len() - away, away)
     }
 
-    /// Takes out sessions that have expired by `now`, and as long as more than `most` are away, the one longest away of
-    /// whoever has most. Clients without a user name count as one.
+    /// Takes out the sessions that have expired by `now`. If more than `most` clients are absent, also takes out the session
+    /// that has been without its client for longest, of the owner who has most. Clients without a user name count as one
+    /// owner.
     pub(crate) fn expired(&self, now: Instant, most: usize) -> Vec<Parked> {
         let mut state = self.state.lock();
         let mut gone = Vec::new();
@@ -232,7 +233,7 @@ impl Registry {
         gone
     }
 
-    /// Takes out delayed wills that are due by `now`, with the sessions that they belong to.
+    /// Takes out the delayed wills that are due by `now`, with the names of their sessions.
     pub(crate) fn due_wills(&self, now: Instant) -> Vec<(Arc<str>, Will)> {
         let mut state = self.state.lock();
         let mut due = Vec::new();
@@ -246,7 +247,7 @@ impl Registry {
         due
     }
 
-    /// Waits until a parked session or a delayed will is due, or something new is parked.
+    /// Waits until a parked session or a delayed will is due, or until a session is parked.
     pub(crate) async fn due(&self) {
         let next = self.state.lock().away.next();
         let sleep = async {
@@ -263,7 +264,7 @@ impl Registry {
 }
 
 impl RegistryState {
-    /// Puts a slot in the place of the one that a session has.
+    /// Replaces the slot of a session, and returns the old one.
     fn put(&mut self, session: &Arc<str>, slot: SessionSlot) -> Option<SessionSlot> {
         let old = self.remove(session);
         if let SessionSlot::Parked(parked) = &slot {
@@ -277,7 +278,7 @@ impl RegistryState {
         old
     }
 
-    /// Removes a session's slot, and all that is known of it.
+    /// Removes the slot of a session with everything that belongs to it.
     fn remove(&mut self, session: &Arc<str>) -> Option<SessionSlot> {
         let old = self.slots.remove(session)?;
         if let SessionSlot::Parked(parked) = &old {
@@ -295,7 +296,7 @@ impl RegistryState {
         Some(old)
     }
 
-    /// Takes out a session whose client is away.
+    /// Takes out the session of an absent client.
     fn take(&mut self, session: &Arc<str>) -> Option<Parked> {
         match self.slots.get(session) {
             Some(SessionSlot::Parked(_)) => match self.remove(session) {
@@ -306,14 +307,14 @@ impl RegistryState {
         }
     }
 
-    /// Whether a session belongs to a client without a user name whose client id a user has by now.
+    /// Whether the session belongs to a client without a user name whose client id a user has by now.
     fn is_outdated(&self, session: &str) -> bool {
         let name = SessionName::of(session);
         name.user.is_none() && !name.is_unowned && self.of_users.contains_key(name.client_id)
     }
 }
 
-/// When a session that asks for `expiry` seconds ends, given the broker's bound.
+/// When a session that asks for `expiry` seconds ends, within the broker's limit.
 pub(crate) fn expires(now: Instant, expiry: u32, bound: Duration) -> Instant {
     now + Duration::from_secs(u64::from(expiry)).min(bound)
 }
@@ -381,7 +382,7 @@ mod tests {
             tokio::time::advance(Duration::from_secs(1)).await;
         }
         let begin = Instant::now();
-        registry.due().await; // something was parked
+        registry.due().await; // a session was parked
         registry.due().await;
         assert_eq!(begin.elapsed(), Duration::from_secs(2));
         let gone: Vec<_> = registry.expired(Instant::now(), 1).into_iter().map(|p| p.session.owner).collect();
@@ -426,7 +427,7 @@ mod tests {
         assert_eq!(registry.users(), HashSet::from(["ada".into(), "adam".into()]));
         let taken: Vec<_> = registry.take_all_of("ada").into_iter().map(|parked| parked.session.owner).collect();
         assert_eq!(taken, [away.into()] as [Box<str>; 1]);
-        // the next one of that name waits until the session is over, and finds nothing
+        // the next connection with that name waits until the session has ended, and finds nothing
         let next = tokio::spawn({
             let registry = registry.clone();
             async move { registry.claim(connected, Instant::now()).await.unwrap().1.is_none() }

@@ -1,8 +1,8 @@
-//! Retained messages that a client is to get for its new subscriptions.
+//! Retained messages for new subscriptions of a client.
 //!
-//! What a SUBSCRIBE selects may be a large part of the store, for each of its filters. So only the first of it is taken at that
-//! moment; for the rest a place in the order of topics is remembered, from which the store is read on as the client
-//! takes what it gets. A topic that changes meanwhile comes with its new message, and then live as well.
+//! A SUBSCRIBE may select a large part of the store with each of its filters. So only the first messages are taken when it
+//! is processed. For the others a position in the order of topics is remembered, from which the store is read further as the
+//! client accepts messages. A topic that changes meanwhile is sent with its new message, and then also live.
 
 use std::collections::{HashSet, VecDeque};
 
@@ -13,11 +13,12 @@ use crate::exchange::subscribers::SubscriptionOptions;
 use crate::message::{Message, Origin};
 use crate::mqtt::{RetainHandling, SubscribeFilter};
 
-/// Messages that are taken at a time.
+/// The number of messages that are taken at a time.
 const PORTION: usize = 64;
-/// Topics that are looked at for a filter while its packet is dealt with; there may be thousands in one.
+/// The number of topics that are examined for a filter while its packet is processed, because one packet may have thousands
+/// of filters.
 const TOPICS_AT_FIRST: usize = 64;
-/// Bytes of messages that a session has taken and not been sent.
+/// Most bytes of messages that a session has taken from the store and not sent yet.
 const MOST: usize = 64 << 10;
 
 #[derive(Debug)]
@@ -25,11 +26,11 @@ struct Reply {
     filter: Box<str>,
     options: SubscriptionOptions,
     found: VecDeque<Message>,
-    /// There may be more, on topics behind this one.
+    /// The topic after which the search continues, if there may be more messages.
     behind: Option<Box<str>>,
 }
 
-/// The answers to one client.
+/// The retained messages that wait for one client.
 #[derive(Debug, Default)]
 pub(crate) struct Replies {
     queue: VecDeque<Reply>,
@@ -37,17 +38,17 @@ pub(crate) struct Replies {
 }
 
 impl Replies {
-    /// Filters with messages left.
+    /// The number of filters with messages left.
     pub(crate) fn len(&self) -> usize {
         self.queue.len()
     }
 
-    /// What may be taken from the store at the moment of a subscription.
+    /// How much may be taken from the store when a subscription is made.
     pub(crate) fn room(&self) -> Portion {
         Portion { messages: PORTION, bytes: MOST.saturating_sub(self.bytes), topics: TOPICS_AT_FIRST }
     }
 
-    /// What a subscription has found. What is left of an earlier one by the same filter is a part of it.
+    /// Adds what a subscription has found. It replaces what is left for the same filter.
     pub(crate) fn add(&mut self, filter: &str, options: SubscriptionOptions, selected: SelectedRetained) {
         self.forget(filter);
         let SelectedRetained { found, behind } = selected;
@@ -58,7 +59,7 @@ impl Replies {
         self.queue.push_back(Reply { filter: filter.into(), options, found: found.into(), behind });
     }
 
-    /// The subscription has ended.
+    /// Drops what is left for a filter, because the subscription has ended.
     pub(crate) fn forget(&mut self, filter: &str) {
         let bytes = &mut self.bytes;
         self.queue.retain(|reply| {
@@ -68,8 +69,8 @@ impl Replies {
         });
     }
 
-    /// The next message, and how the client wants it; `None`: nothing is left, or the client has searched the store so much that
-    /// it must wait for its turn.
+    /// The next message with the options of its subscription. `None` means that nothing is left, or that the client has
+    /// searched the store so much that it must wait.
     pub(crate) fn next(&mut self, ingress: &Ingress, client: Origin) -> Option<(Message, SubscriptionOptions)> {
         loop {
             let reply = self.queue.front_mut()?;
@@ -91,7 +92,7 @@ impl Replies {
         }
     }
 
-    /// Takes back what could not be sent now.
+    /// Takes back a message that could not be sent now.
     pub(crate) fn put_back(&mut self, message: Message) {
         if let Some(reply) = self.queue.front_mut() {
             self.bytes += message.size();
@@ -100,7 +101,8 @@ impl Replies {
     }
 }
 
-/// Says of which filters the same stands further behind in the same packet: retained messages are sent once, for the last.
+/// Returns a function that tells whether a filter appears again later in the same packet. Its retained messages are sent
+/// once, for the last appearance.
 pub(crate) fn repeated(filters: &[SubscribeFilter<'_>]) -> impl Fn(usize) -> bool {
     let mut later = HashSet::new();
     let is_wanted = |wanted: &SubscribeFilter<'_>| wanted.retain_handling == RetainHandling::Always;

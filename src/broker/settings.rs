@@ -10,32 +10,32 @@ pub(crate) use crate::net::forwarded::Network;
 use crate::net::port::PortSettings;
 use crate::tls::TlsFiles;
 
-/// `[broker]`.
+/// The table `[broker]`: limits, access and listeners.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BrokerSettings {
-    /// Connections at the same time.
+    /// Most MQTT connections at the same time.
     pub max_connections: usize,
-    /// Persistent sessions kept.
+    /// Most persistent sessions that are kept.
     pub max_sessions: usize,
     /// Largest MQTT packet, in bytes.
     pub max_packet_size: usize,
-    /// Longest keep alive that MQTT 5 clients may have, in seconds; `None`: what they ask for.
+    /// The longest keep alive in seconds for MQTT 5 clients; `None` accepts what they ask for.
     pub max_keep_alive: Option<u16>,
-    /// Per session: QoS 1 and 2 messages sent to the client and not yet acknowledged; at least 1.
+    /// Most QoS 1 and 2 messages of one session that are sent and not acknowledged; at least 1.
     pub max_inflight: u16,
-    /// Per session: messages that wait for a client that is slow or away.
+    /// Most messages of one session that wait for a slow or absent client.
     pub max_queued_messages: usize,
-    /// Per session: their bytes.
+    /// Most bytes of these messages, for one session.
     pub max_queued_size: usize,
-    /// Retained messages.
+    /// Most retained messages.
     pub max_retained: usize,
-    /// Their bytes.
+    /// Most bytes of all retained messages.
     pub max_retained_size: usize,
-    /// Upper bound for the time that the session of a client that is away is kept.
+    /// The longest time for which the session of an absent client is kept.
     pub session_expiry: Duration,
-    /// Who may come in and do what; HTTP asks the same.
+    /// Who may sign in and do what. HTTP uses the same settings.
     pub access: AccessSettings,
-    /// Where to listen; at least one.
+    /// The listeners, at least one.
     pub listeners: Vec<ListenerSettings>,
 }
 
@@ -58,25 +58,26 @@ impl Default for BrokerSettings {
     }
 }
 
-/// One `[[broker.listener]]`. Who may come in there stands with the other answers of that kind, in [`AccessSettings`].
+/// One `[[broker.listener]]`. Its access settings are in [`AccessSettings`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ListenerSettings {
-    /// An IP address with a port, or a socket in the file system.
+    /// An IP address with a port, or the path of a Unix socket.
     pub address: Address,
-    /// TLS; `None`: plain TCP.
+    /// The files for TLS; `None` means plain TCP.
     pub tls: Option<TlsFiles>,
-    /// The common name of a client's certificate is its user; otherwise user name and password are, as without one.
+    /// Whether the common name of a client's certificate is its user name. Otherwise clients sign in with user name and
+    /// password.
     pub use_identity: bool,
-    /// MQTT over WebSocket and nothing else.
+    /// Whether the listener accepts only MQTT over WebSocket.
     pub websocket: bool,
-    /// Most connections at the same time.
+    /// Most connections at the same time; `None` means no limit of its own.
     pub max_connections: Option<usize>,
-    /// Proxies whose word about where a connection comes from is believed.
+    /// Proxies that are believed when they report the address of a client.
     pub proxies: Vec<Network>,
 }
 
 impl ListenerSettings {
-    /// A listener for everything that has a default.
+    /// A listener with the defaults.
     pub fn new(address: impl Into<Address>) -> ListenerSettings {
         ListenerSettings {
             address: address.into(),
@@ -88,12 +89,12 @@ impl ListenerSettings {
         }
     }
 
-    /// What it is called, in the log and where access is decided.
+    /// The name in the log and in access settings.
     pub(crate) fn name(&self) -> String {
         self.address.to_string()
     }
 
-    /// What its port is to be.
+    /// The settings of its port.
     pub(crate) fn port(&self) -> PortSettings {
         PortSettings {
             name: format!("listener {}", self.address),
@@ -104,7 +105,7 @@ impl ListenerSettings {
         }
     }
 
-    /// Whether it finds out who a client is by its certificate.
+    /// Whether clients are identified by their certificates.
     pub(crate) fn asks_for_certificates(&self) -> bool {
         self.use_identity && self.tls.as_ref().is_some_and(|tls| tls.client_ca.is_some())
     }

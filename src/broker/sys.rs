@@ -1,4 +1,4 @@
-//! `$SYS/broker/...`: figures by the names that mosquitto's users know [mosquitto(8)].
+//! `$SYS/broker/...`: statistics under the names that mosquitto uses [mosquitto(8)].
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -13,10 +13,10 @@ use crate::exchange::stats::Stats;
 use crate::journal::{Backlog, ConsumerId};
 use crate::message::{BatchBuilder, Draft, Origin, Qos};
 
-/// How often figures are brought up to date; mosquitto's `sys_interval`.
+/// The interval between updates, like mosquitto's `sys_interval`.
 const INTERVAL: Duration = Duration::from_secs(10);
 
-/// A moving average over some minutes, as `load` topics have it: an exponentially damped rate per minute.
+/// The moving average of the `load` topics: an exponentially damped rate for each minute.
 #[derive(Clone, Copy, Debug, Default)]
 struct Load {
     averages: [f64; 3],
@@ -64,7 +64,7 @@ const TOTALS: [(&str, SysReading); 9] = [
     ("clients/maximum", |stats| stats.connected_maximum.get()),
 ];
 
-/// The figures as they were published last.
+/// The values as they were last published.
 pub(crate) struct Figures {
     core: Arc<Core>,
     started: Instant,
@@ -74,17 +74,17 @@ pub(crate) struct Figures {
 }
 
 impl Figures {
-    /// Publishes them for the first time: whoever connects from now on finds them.
+    /// Publishes all values for the first time, so that clients that connect later find them.
     pub(crate) async fn start(core: Arc<Core>) -> Figures {
         let now = Instant::now();
         let loads = [Load::default(); LOADS.len()];
         let mut figures = Figures { core, started: now, last: now, loads, published: HashMap::new() };
-        // a failure shows at once in the task that feeds the router
+        // if the router fails, the task that feeds it reports that
         let _ = figures.publish().await;
         figures
     }
 
-    /// Publishes what has changed, again and again, until the gateway goes down.
+    /// Publishes changed values at the interval until the gateway shuts down.
     pub(crate) async fn run(mut self) {
         let mut ticks = interval(INTERVAL);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -96,7 +96,7 @@ impl Figures {
             }
             self.core.access.sum_up();
             if self.publish().await.is_err() {
-                return; // the dispatcher reports why
+                return; // the dispatcher reports the reason
             }
         }
     }
@@ -168,7 +168,7 @@ fn figures(core: &Core, uptime: Duration, loads: &[Load]) -> Vec<(String, String
     figures
 }
 
-/// What waits for each upstream, and what its bounds have pushed out, beside mosquitto's `connection/NAME/state`.
+/// For each upstream, the waiting messages and those dropped by limits, in addition to mosquitto's `connection/NAME/state`.
 fn upstreams(consumers: &[(Box<str>, ConsumerId, Backlog)]) -> Vec<(String, String)> {
     let mut sums: BTreeMap<&str, (usize, u64)> = BTreeMap::new();
     for (name, _, backlog) in consumers {

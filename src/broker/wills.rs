@@ -1,13 +1,13 @@
-//! Last wills: publishing them, and keeping them over the end of the gateway.
+//! Last wills: publishes them, and keeps them on disk for the case that the gateway ends.
 //!
-//! A will must be published when its client is cut off, and a power cut cuts off everybody: "offline" would be missing
-//! for a node that never comes back. So a will is kept while its client is connected, or while it waits for its delay,
-//! and is published after the next start if nothing has taken it back [MQTT-3.1.2-8]. Where its session lives on, its
-//! delay begins anew with the start, and the client may be back before it is over.
+//! A will must be published when its client is cut off, and a power cut cuts off all clients. Without kept wills, "offline"
+//! would be missing for a node that never comes back. So a will is kept while its client is connected, or while it waits for
+//! its delay, and is published after the next start unless the client has cancelled it [MQTT-3.1.2-8]. If its session is
+//! still there, the delay starts again, and the client may be back before it ends.
 //!
-//! Nobody waits for this to be on disk: a client that was connected for less than ten seconds may leave no will behind,
-//! or leave one although it had sent DISCONNECT. Wills larger than [`MOST_KEPT`] are not kept, and neither are those of a
-//! user whose clients have changed what is kept so often that changes wait ([`super::allowance`]): nobody waits here.
+//! No client waits until its will is on disk. So a client that was connected for less than ten seconds may leave no will, or
+//! leave one although it has sent DISCONNECT. Wills larger than [`MOST_KEPT`] are not kept. Wills are also not kept for a
+//! user whose changes of sessions have to wait ([`super::allowance`]), because a will cannot wait.
 //!
 //! | size | what |
 //! |---|---|
@@ -28,9 +28,9 @@ use crate::message::{Draft, Message};
 use crate::mqtt::Will;
 
 const VERSION: u8 = 1;
-/// No client id begins with NUL.
+/// The prefix of the names of kept wills. No client id begins with NUL.
 const PREFIX: &str = "\0will/";
-/// Bytes of a will that is kept, at most.
+/// The largest will that is kept, in bytes.
 pub(crate) const MOST_KEPT: usize = 4096;
 
 fn draft(will: &Will, session: &str, boot_ms: u64) -> Message {
@@ -79,23 +79,23 @@ impl Core {
         }
     }
 
-    /// Keeps the will of a client that is connected; `None`: it has none, or it is published or taken back. Says how much was
-    /// written.
+    /// Keeps the will of a connected client. `None` deletes it, because the client has none, or it was published or
+    /// cancelled. Returns the number of bytes written.
     pub(super) fn keep_will(&self, session: &str, will: Option<&Will>) -> usize {
         let kept = will.map(encode).filter(|bytes| bytes.len() <= MOST_KEPT);
-        // where it cannot be kept, the journal has said that it fails
+        // if the journal cannot write, it has reported that
         let kept = self.ingress.journal().keep_session(&format!("{PREFIX}{session}"), kept.as_deref(), true);
         kept.map_or(0, |(_, bytes)| bytes)
     }
 
-    /// The wills that were kept when the gateway ended, with the sessions that they belong to.
+    /// The wills that were kept when the gateway ended, with the names of their sessions.
     pub(super) fn kept_wills(&self) -> Vec<(Box<str>, Will)> {
         let kept = self.ingress.journal().kept(PREFIX);
         let read = |(name, bytes): (Box<str>, Bytes)| Some((name.strip_prefix(PREFIX)?.into(), decode(&bytes)?));
         kept.into_iter().filter_map(read).collect()
     }
 
-    /// Publishes the wills of clients whose sessions ended with the gateway. Before anybody is served.
+    /// Publishes the wills of clients whose sessions ended with the gateway. To be called before any client is served.
     pub(crate) async fn publish_orphaned_wills(&self) {
         let orphaned = std::mem::take(&mut *self.orphaned_wills.lock());
         for (session, will) in orphaned {
@@ -103,7 +103,7 @@ impl Core {
         }
     }
 
-    /// Publishes a client's last will, if it may.
+    /// Publishes the last will of a client, if the client may publish it.
     pub(super) async fn publish_will(&self, identity: &Identity, permissions: &Permissions, will: Will) {
         if !permissions.may_publish(&will.topic) {
             info!(client_id = &*identity.client_id, topic = &*will.topic, "last will not published: no permission");
@@ -116,7 +116,7 @@ impl Core {
         }
     }
 
-    /// Publishes a will whose permission was checked when its client came or left.
+    /// Publishes a will that was authorised when its client connected or left.
     pub(super) async fn publish_delayed(&self, session: &str, will: Will) {
         let name = SessionName::of(session);
         let identity = Identity { user: name.user.map(Into::into), client_id: name.client_id.into(), listener: None };

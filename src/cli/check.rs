@@ -1,4 +1,4 @@
-//! `pigateway check`: what is wrong with configuration files.
+//! `pigateway check`: reports what is wrong with configuration files.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -17,7 +17,7 @@ pub(super) struct CheckArgs {
     /// Files to check
     #[arg(required = true, value_name = "FILE")]
     files: Vec<PathBuf>,
-    /// For people, or one JSON object for programs
+    /// Output for people, or one JSON object for programs
     #[arg(long, value_enum, default_value_t = Format::Text)]
     format: Format,
 }
@@ -28,11 +28,11 @@ enum Format {
     Json,
 }
 
-/// What was found out about one file.
+/// The result for one file.
 #[derive(Debug, Default, Serialize)]
 struct CheckReport {
     file: String,
-    /// It has no mistakes. With files missing the gateway runs, and what needs them waits.
+    /// The file has no mistakes. If files that it names are missing, the gateway runs, and what needs them waits.
     valid: bool,
     problems: Vec<FileFinding>,
     warnings: Vec<FileFinding>,
@@ -48,7 +48,7 @@ struct FileFinding {
     #[serde(skip_serializing_if = "String::is_empty")]
     key: String,
     message: String,
-    /// The same as a line for people.
+    /// The finding as one line for people.
     #[serde(skip)]
     shown: String,
 }
@@ -61,7 +61,7 @@ impl From<&ConfigProblem> for FileFinding {
     }
 }
 
-/// That a file is another program's, and which command reads it.
+/// Recognises a file of another program, and returns a text that names the command which imports it.
 pub(super) fn foreign(path: &Path) -> Option<String> {
     let kind = kind_of_file(path)?;
     let (what, from, file) = (kind.name(), kind.import()?, path.display());
@@ -91,10 +91,11 @@ fn report(path: &Path) -> CheckReport {
     report
 }
 
-/// What the gateway's own file of users says beside this configuration. With a broken one the gateway runs, without its users.
+/// Adds what is wrong with the file of users that administrators have added. If that file is damaged, the gateway runs
+/// without those users.
 fn made_users(settings: &config::Settings, report: &mut CheckReport) {
     let dir = &settings.gateway.data_dir;
-    // what cannot be looked at is for the gateway to say
+    // if the file cannot be opened, the gateway itself reports it
     if std::fs::File::open(config::made_users_path(dir)).is_err() {
         return;
     }
@@ -107,7 +108,7 @@ fn made_users(settings: &config::Settings, report: &mut CheckReport) {
     }
 }
 
-/// What waits for upstreams that a configuration does not have: it may be a mistake.
+/// Messages that wait for upstreams which the configuration does not have. It may be a mistake in the configuration.
 fn orphans(settings: &config::Settings) -> Vec<FileFinding> {
     let dir = &settings.gateway.data_dir;
     // what cannot be looked at is for the gateway to say
@@ -147,7 +148,7 @@ fn show(report: &CheckReport) -> Result<(), CliError> {
     Ok(())
 }
 
-/// Mistakes are told from files that are missing: with these the gateway runs, and what needs them waits.
+/// Distinguishes mistakes from missing files: with missing files the gateway runs, and what needs them waits.
 pub(super) fn check(args: &CheckArgs) -> Result<(), CliError> {
     let reports: Vec<CheckReport> = args.files.iter().map(|path| report(path)).collect();
     match args.format {
@@ -188,7 +189,10 @@ mod tests {
             "[[upstream]]\nname = \"u\"\naddresses = [\"mqtt://h\"]\nusername = \"a\"\npassword_file = \"p\"\n";
         std::fs::write(&incomplete, upstream).unwrap();
         let error = check_these(&[&good, &incomplete]).unwrap_err();
-        assert!(matches!(error, CliError::Missing { incomplete: 1, all: 2 }) && error.exit_code() == 66, "{error}");
+        assert!(
+            matches!(error, CliError::Missing { incomplete: 1, all: 2 }) && error.exit_code().number() == 66,
+            "{error}"
+        );
         assert!(matches!(check_these(&[&incomplete, &bad]), Err(CliError::Check { bad: 1, all: 2 })));
         std::fs::write(dir.path().join("p"), "\r\n").unwrap();
         assert!(matches!(check_these(&[&incomplete]), Err(CliError::Check { bad: 1, all: 1 })));

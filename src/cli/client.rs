@@ -1,5 +1,5 @@
-//! `pigateway publish` and `pigateway subscribe`: quick looks, in MQTT 3.1.1 over plain TCP. A message that is followed is
-//! published in MQTT 5, whose user properties carry its id, and HTTP tells what becomes of it.
+//! `pigateway publish` and `pigateway subscribe`: a simple client that speaks MQTT 3.1.1 over plain TCP. A traced message is
+//! published in MQTT 5, whose user properties carry its id, and its progress is asked for over HTTP.
 
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
@@ -12,25 +12,25 @@ use super::{CliError, print, status, user};
 use crate::message::{TRACE_PROPERTY, check_filter, check_topic};
 use crate::mqtt::{Fields, write};
 
-/// Longest wait for the broker.
+/// The longest wait for the broker.
 const PATIENCE: Duration = Duration::from_secs(10);
 const KEEP_ALIVE: u16 = 60;
 const V311: u8 = 4;
 const V5: u8 = 5;
 const PUBLISH: u8 = 3;
-/// Between looks at a trace.
+/// The interval between requests for the progress of a traced message.
 const LOOK: Duration = Duration::from_millis(100);
 const USER_PROPERTY: u8 = 38;
 const PUBACK: u8 = 4;
 const SUBACK: u8 = 9;
 
-/// Where to connect.
+/// The broker to connect to.
 #[derive(Debug, clap::Args)]
 pub(super) struct BrokerArgs {
-    /// Host name or address
+    /// Host name or IP address of the broker
     #[arg(long, default_value = "localhost")]
     host: String,
-    /// Port
+    /// TCP port of the broker
     #[arg(long, short, default_value_t = 1883)]
     port: u16,
     /// User name; its password is asked for, or read from standard input
@@ -40,22 +40,22 @@ pub(super) struct BrokerArgs {
 
 #[derive(Debug, clap::Args)]
 pub(super) struct PublishArgs {
-    /// The topic
+    /// Topic to publish on
     #[arg(value_parser = topic)]
     topic: String,
-    /// What to publish; without it, nothing, which with --retain deletes what is retained
+    /// Payload of the message; without it the payload is empty, which with --retain deletes the retained message
     #[arg(default_value = "")]
     payload: String,
-    /// Keep it for those who subscribe later
+    /// Keep the message as the retained message of its topic, for clients that subscribe later
     #[arg(long, short)]
     retain: bool,
-    /// Quality of service: 0, or 1, which waits until the broker has it
+    /// Quality of service: 0, or 1, which waits until the broker has acknowledged the message
     #[arg(long, short, default_value_t = 1, value_parser = clap::value_parser!(u8).range(0..=1))]
     qos: u8,
-    /// Say when the gateway accepted the message, had it on disk, sent it upstream, and had it acknowledged there
+    /// Trace the message: show when the gateway accepted it, had it on disk, sent it upstream, and had it acknowledged there
     #[arg(long)]
     trace: bool,
-    /// Port of the gateway's HTTP, which knows that
+    /// HTTP port of the gateway, which --trace asks
     #[arg(long, value_name = "PORT", default_value_t = 8080, requires = "trace")]
     http_port: u16,
     #[command(flatten)]
@@ -64,10 +64,10 @@ pub(super) struct PublishArgs {
 
 #[derive(Debug, clap::Args)]
 pub(super) struct SubscribeArgs {
-    /// Topic filters
+    /// Topic filters to subscribe to
     #[arg(required = true, value_parser = filter)]
     filters: Vec<String>,
-    /// End after this many messages
+    /// End after this number of messages
     #[arg(long, short = 'n', value_name = "NUMBER")]
     count: Option<u64>,
     #[command(flatten)]
@@ -82,7 +82,6 @@ fn filter(text: &str) -> Result<String, String> {
     check_filter(text).map(|()| text.to_owned()).map_err(|error| format!("a topic filter is meant; this {error}"))
 }
 
-/// A connection to a broker.
 struct CommandClient {
     stream: TcpStream,
     input: Vec<u8>,
@@ -92,7 +91,7 @@ fn failed(what: impl Into<String>) -> CliError {
     CliError::Broker(what.into())
 }
 
-/// Where the body of the first packet begins and ends, once it is there.
+/// The start and the end of the body of the first packet; `None` while the packet is incomplete.
 pub fn whole(bytes: &[u8]) -> Result<Option<(usize, usize)>, CliError> {
     let mut length = 0;
     for (at, byte) in bytes.iter().enumerate().skip(1).take(4) {
@@ -161,7 +160,7 @@ impl CommandClient {
         self.stream.write_all(&packet)
     }
 
-    /// The next packet: its first byte, and what follows the length. `None`: nothing until then.
+    /// Reads the next packet: its first byte and its body. `None` means that none came before `until`.
     fn read(&mut self, until: Option<Instant>) -> Result<Option<(u8, Vec<u8>)>, CliError> {
         loop {
             if let Some((body, end)) = whole(&self.input)? {
@@ -185,7 +184,7 @@ impl CommandClient {
         }
     }
 
-    /// Waits for a packet of this kind.
+    /// Waits for a packet of this type.
     fn expect(&mut self, kind: u8) -> Result<Vec<u8>, CliError> {
         let until = Instant::now() + PATIENCE;
         while let Some((first, body)) = self.read(Some(until))? {
@@ -197,7 +196,6 @@ impl CommandClient {
     }
 }
 
-/// Publishes one message.
 pub(super) fn publish(args: &PublishArgs) -> Result<(), CliError> {
     let password = args.broker.user.as_deref().map(user::read_password).transpose()?;
     let trace = if args.trace { Some(FollowedMessage::begin(args, password.as_deref())?) } else { None };
@@ -224,7 +222,7 @@ pub(super) fn publish(args: &PublishArgs) -> Result<(), CliError> {
     trace.map_or(Ok(()), |trace| trace.print())
 }
 
-/// A message that is followed.
+/// A traced message.
 struct FollowedMessage {
     at: SocketAddr,
     login: Option<String>,
@@ -248,7 +246,7 @@ impl FollowedMessage {
         Ok(FollowedMessage { at, login, id: id.to_owned() })
     }
 
-    /// Prints what happens, until all upstreams are done with the message or nothing has happened for a while.
+    /// Prints the progress until all upstreams are done with the message, or until nothing has happened for a while.
     fn print(&self) -> Result<(), CliError> {
         let (mut printed, mut begin, mut last) = (0, None, Instant::now());
         loop {
@@ -284,7 +282,7 @@ impl FollowedMessage {
     }
 }
 
-/// Prints messages as they come.
+/// Prints messages as they arrive.
 pub(super) fn subscribe(args: &SubscribeArgs) -> Result<(), CliError> {
     let password = args.broker.user.as_deref().map(user::read_password).transpose()?;
     let mut client = CommandClient::open(&args.broker, password.as_deref(), V311)?;

@@ -1,4 +1,4 @@
-//! `pigateway import`: configurations of other programs.
+//! `pigateway import`: converts configurations of other programs.
 
 use std::fs::OpenOptions;
 use std::io::{ErrorKind, Write};
@@ -37,18 +37,18 @@ pub(super) struct MqttIoArgs {
     to: To,
 }
 
-/// Where the result goes.
+/// The destination of the result.
 #[derive(Debug, clap::Args)]
 pub(super) struct To {
     /// Write the configuration to this file, and passwords to files beside it; without it, to standard output
     #[arg(long, short, value_name = "FILE")]
     output: Option<PathBuf>,
-    /// Overwrite what is there
+    /// Overwrite existing files
     #[arg(long, requires = "output")]
     force: bool,
 }
 
-/// Makes a configuration; what became of the lines goes to standard error.
+/// Makes a configuration. A report of what became of the original's lines goes to standard error.
 pub(super) fn import(from: &From) -> Result<(), CliError> {
     let environment = Environment::current();
     let to = match from {
@@ -78,7 +78,7 @@ fn write(path: &Path, imported: &Imported, force: bool) -> Result<(), CliError> 
     let secrets: Vec<(PathBuf, &str)> =
         imported.secrets.iter().map(|secret| (dir.join(&secret.name), secret.password.as_str())).collect();
     let mut all = std::iter::once(path).chain(secrets.iter().map(|(path, _)| path.as_path()));
-    // nothing is written if something is in the way
+    // write nothing at all if one of the files exists
     if let Some(there) = all.find(|path| !force && path.symlink_metadata().is_ok()) {
         return Err(CliError::Exists(there.into()));
     }

@@ -1,4 +1,4 @@
-//! `pigateway journal`: what a journal holds.
+//! `pigateway journal`: shows the contents of a journal.
 
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -33,7 +33,7 @@ pub(super) fn journal(args: &JournalArgs) -> Result<(), CliError> {
 fn show(dir: &Path, what: InspectOptions) -> Result<(), CliError> {
     let mut out = io::BufWriter::new(io::stdout().lock());
     let is_whole = match inspect(dir, what, &mut out).and_then(|is_whole| Ok(out.flush().map(|()| is_whole)?)) {
-        // a reader that has seen enough is no error
+        // a closed pipe means that the reader has seen enough
         Err(InspectError::Io(error)) if error.kind() == io::ErrorKind::BrokenPipe => true,
         result => result?,
     };

@@ -6,6 +6,7 @@ use clap::CommandFactory;
 use clap_complete::Shell;
 
 use super::Cli;
+use crate::app::exit_code::ExitCode;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct CompletionsArgs {
@@ -38,24 +39,8 @@ pub(super) fn man_page() -> io::Result<Vec<u8>> {
         writeln!(page, ".TP\n\\fB{}\\fR\n{}.", plain(usage.trim_start_matches("Usage: ")), plain(&about))?;
     }
     writeln!(page, ".SH EXIT STATUS")?;
-    for (code, meaning) in [
-        ("0", "It was told to stop, or the command did what it should."),
-        ("1", "pigateway doctor has found problems."),
-        ("2", "The command line is not valid."),
-        ("65", "The password will not do, the journal is damaged, or a file to import is something else."),
-        (
-            "66",
-            "There is no journal or no file to import, or it cannot be read; or a valid configuration names files that cannot be read.",
-        ),
-        ("67", "There is no such user."),
-        ("69", "An address cannot be listened on; a broker or a running gateway does not answer or refuses."),
-        ("70", "A part of the gateway ended unexpectedly."),
-        ("71", "The system refuses threads, timers or signals."),
-        ("73", "The data directory, or a file, cannot be created or written."),
-        ("74", "Input or output failed."),
-        ("78", "A configuration file is not valid."),
-    ] {
-        writeln!(page, ".TP\n{code}\n{meaning}")?;
+    for code in ExitCode::ALL {
+        writeln!(page, ".TP\n{}\n{}", code.number(), plain(&code.meaning().replace('`', "")))?;
     }
     man.render_version_section(&mut page)?;
     Ok(page)
@@ -72,6 +57,9 @@ mod tests {
         root.build();
         for command in root.get_subcommands() {
             assert!(page.contains(&format!("\\fBpigateway {}", command.get_name())), "{}: {page}", command.get_name());
+        }
+        for code in ExitCode::ALL {
+            assert!(page.contains(&format!(".TP\n{}\n", code.number())), "{code:?}: {page}");
         }
     }
 }

@@ -21,7 +21,7 @@ use crate::import::ImportError;
 use crate::journal::inspect::InspectError;
 use crate::{app, config};
 
-/// Where the package keeps the configuration.
+/// The path at which the Debian package installs the configuration.
 const CONFIGURATION: &str = "/etc/pigateway/pigateway.toml";
 
 /// MQTT gateway for the Raspberry Pi: broker, motion sensors and store-and-forward bridge in one process.
@@ -36,7 +36,7 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Run the gateway; this is what happens without a command, too
+    /// Run the gateway; this is also the default without a command
     Run(RunArgs),
     /// Check configuration files and report everything that is wrong with them
     Check(Deferred<check::CheckArgs>),
@@ -70,58 +70,58 @@ struct RunArgs {
     config: Option<PathBuf>,
 }
 
-/// Why a command did not do what it was asked for.
+/// Why a command failed.
 #[derive(Debug, thiserror::Error)]
 pub enum CliError {
     /// The configuration is not valid.
     #[error("the configuration is not valid, nothing was started\n{0}")]
     Config(#[from] config::ConfigProblems),
-    /// The configuration is another program's.
+    /// The file given as configuration is another program's.
     #[error("{0}")]
     Foreign(String),
-    /// Some of the files checked are not valid; what is wrong has been printed.
+    /// Some of the checked files are not valid. What is wrong has been printed.
     #[error("{bad} of {all} files not valid")]
     Check {
-        /// How many of them are not valid.
+        /// The number of files that are not valid.
         bad: usize,
-        /// How many files were checked.
+        /// The number of checked files.
         all: usize,
     },
-    /// Files that are checked are valid, but name files that are not there; which has been printed.
+    /// The checked files are valid, but some name files that cannot be read. Which ones has been printed.
     #[error("{incomplete} of {all} files valid, but they name files that cannot be read")]
     Missing {
-        /// How many of them name such files.
+        /// The number of files that name such files.
         incomplete: usize,
-        /// How many files were checked.
+        /// The number of checked files.
         all: usize,
     },
-    /// There is no such user in the configuration.
+    /// The configuration has no user with this name.
     #[error("there is no [[broker.user]] {0:?} in the configuration")]
     NoSuchUser(String),
-    /// The machine has problems; which has been printed.
+    /// The doctor has found this many problems, and has printed them.
     #[error("{0} problems")]
     Unwell(usize),
-    /// The gateway does not tell how it is doing.
+    /// The gateway does not answer, or its answer is an error.
     #[error("{0}")]
     Gateway(String),
-    /// A broker does not do what it was asked for.
+    /// The broker does not answer, or refuses.
     #[error("{0}")]
     Broker(String),
     /// Another program's configuration cannot be read.
     #[error(transparent)]
     Import(#[from] ImportError),
-    /// What an import made is not valid, which is a fault of this program.
+    /// The result of an import is not valid, which is a fault of this program.
     #[error("what was made of it is not valid, which is a fault of pigateway\n{0}")]
     ImportedBadly(config::ConfigProblems),
-    /// A file is there already.
+    /// A file exists already and must not be overwritten.
     #[error("{} is there already; --force overwrites it", .0.display())]
     Exists(PathBuf),
     /// A file cannot be written.
     #[error("{} cannot be written: {source}", path.display())]
     Write {
-        /// The file.
+        /// The path of the file.
         path: PathBuf,
-        /// What the system says.
+        /// The error of the operating system.
         source: io::Error,
     },
     /// The gateway did not start, or ended.
@@ -130,41 +130,43 @@ pub enum CliError {
     /// The journal cannot be shown.
     #[error(transparent)]
     Journal(#[from] InspectError),
-    /// The journal knows no such upstream.
+    /// The journal has no consumer for an upstream with this name.
     #[error("nothing waits for an upstream {0:?} there")]
     NoUpstream(String),
-    /// The journal is damaged; how has been printed.
+    /// The journal is damaged. The damage has been printed.
     #[error("the journal is damaged")]
     Damaged,
-    /// The password will not do.
+    /// The password is not acceptable, for the reason given.
     #[error("{0}")]
     Password(&'static str),
-    /// It cannot be read or hashed, or the output cannot be written.
+    /// Standard input or output failed, or the password cannot be hashed.
     #[error("{0}")]
     Io(#[from] io::Error),
 }
 
 impl CliError {
-    /// The exit code, as sysexits.h names them.
-    pub fn exit_code(&self) -> u8 {
+    /// The code with which the program ends after this error.
+    pub fn exit_code(&self) -> ExitCode {
         match self {
-            CliError::Config(_) | CliError::Check { .. } | CliError::Foreign(_) => 78,
+            CliError::Config(_) | CliError::Check { .. } | CliError::Foreign(_) => ExitCode::CONFIG,
             CliError::App(error) => error.exit_code(),
-            CliError::Password(_) | CliError::Damaged => 65,
-            CliError::Import(ImportError::NotThat { .. } | ImportError::Yaml { .. }) => 65,
-            CliError::Import(_) | CliError::Journal(_) | CliError::NoUpstream(_) | CliError::Missing { .. } => 66,
-            CliError::Unwell(_) => 1,
-            CliError::NoSuchUser(_) => 67,
-            CliError::Gateway(_) | CliError::Broker(_) => 69,
-            CliError::ImportedBadly(_) => 70,
-            CliError::Exists(_) | CliError::Write { .. } => 73,
-            CliError::Io(_) => 74,
+            CliError::Password(_) | CliError::Damaged => ExitCode::DATA_ERROR,
+            CliError::Import(ImportError::NotThat { .. } | ImportError::Yaml { .. }) => ExitCode::DATA_ERROR,
+            CliError::Import(_) | CliError::Journal(_) | CliError::NoUpstream(_) | CliError::Missing { .. } => {
+                ExitCode::NO_INPUT
+            }
+            CliError::Unwell(_) => ExitCode::PROBLEMS_FOUND,
+            CliError::NoSuchUser(_) => ExitCode::NO_USER,
+            CliError::Gateway(_) | CliError::Broker(_) => ExitCode::UNAVAILABLE,
+            CliError::ImportedBadly(_) => ExitCode::SOFTWARE,
+            CliError::Exists(_) | CliError::Write { .. } => ExitCode::CANNOT_CREATE,
+            CliError::Io(_) => ExitCode::IO_ERROR,
         }
     }
 }
 
 impl Cli {
-    /// Does what the command line asks for.
+    /// Runs the command.
     pub fn execute(self) -> Result<(), CliError> {
         match self.command {
             None => run(self.run),
@@ -202,7 +204,7 @@ fn run(args: RunArgs) -> Result<(), CliError> {
     Ok(app::run(settings, args.config.as_deref())?)
 }
 
-/// Writes to standard output, where a reader that has seen enough is no error.
+/// Writes to standard output. A closed pipe is no error, because the reader may have seen enough.
 fn print(bytes: &[u8]) -> Result<(), CliError> {
     let mut stdout = io::stdout().lock();
     match stdout.write_all(bytes).and_then(|()| stdout.flush()) {
@@ -274,12 +276,14 @@ mod tests {
     }
 
     #[test]
-    fn errors_have_the_exit_codes_of_sysexits() {
+    fn errors_have_the_exit_codes_of_the_list() {
         let problems = config::load(Path::new("/does/not/exist.toml")).unwrap_err();
-        assert_eq!(CliError::from(problems).exit_code(), 78);
-        assert_eq!(CliError::Check { bad: 1, all: 2 }.exit_code(), 78);
+        assert_eq!(CliError::from(problems).exit_code(), ExitCode::CONFIG);
+        assert_eq!(CliError::Check { bad: 1, all: 2 }.exit_code(), ExitCode::CONFIG);
         let path = "/x".into();
         let data_dir = app::AppError::DataDir { path, source: io::ErrorKind::PermissionDenied.into() };
-        assert_eq!(CliError::from(data_dir).exit_code(), 73);
+        assert_eq!(CliError::from(data_dir).exit_code(), ExitCode::CANNOT_CREATE);
+        let usage = Cli::try_parse_from(["pigateway", "--no-such-option"]).unwrap_err();
+        assert_eq!(usage.exit_code(), i32::from(ExitCode::USAGE.number()));
     }
 }

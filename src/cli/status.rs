@@ -1,4 +1,4 @@
-//! `pigateway status`: how a running gateway is doing, asked over HTTP.
+//! `pigateway status`: asks a running gateway over HTTP and shows its state.
 
 use std::fmt::Write as _;
 use std::io::{Read, Write};
@@ -12,25 +12,25 @@ use serde_json::Value;
 use super::{CliError, print, user};
 use crate::config;
 
-/// Longest wait for the gateway.
+/// The longest wait for the gateway.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// Longest answer that is read.
+/// The longest answer in bytes.
 const LONGEST: u64 = 16 << 20;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct StatusArgs {
-    /// Configuration file of the gateway; without one, it is asked at port 8080
+    /// Configuration file of the gateway; without one, port 8080 of this host is asked
     #[arg(long, short, value_name = "FILE")]
     config: Option<PathBuf>,
     /// User name; its password is asked for, or read from standard input
     #[arg(long, value_name = "NAME")]
     user: Option<String>,
-    /// The answers as they are, for programs
+    /// Print the answers unchanged as JSON, for programs
     #[arg(long)]
     json: bool,
 }
 
-/// Prints how the gateway is doing.
+/// Prints the state of the gateway.
 pub(super) fn status(args: &StatusArgs) -> Result<(), CliError> {
     let at = address(args)?;
     let login = match &args.user {
@@ -50,7 +50,7 @@ pub(super) fn status(args: &StatusArgs) -> Result<(), CliError> {
     print(shown(gateway, upstreams, clients, sensors, problems).as_bytes())
 }
 
-/// Where the gateway answers HTTP on this host.
+/// The address on this host at which the gateway answers HTTP.
 fn address(args: &StatusArgs) -> Result<SocketAddr, CliError> {
     let Some(path) = &args.config else { return Ok(SocketAddr::from((Ipv4Addr::LOCALHOST, 8080))) };
     let http = config::load(path)?.settings.http;
@@ -64,7 +64,7 @@ fn address(args: &StatusArgs) -> Result<SocketAddr, CliError> {
     }
     let ip = match address.ip() {
         IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
-        // which may be IPv4 alone where the kernel has no IPv6
+        // an unspecified IPv6 address may stand for IPv4 alone, if the kernel has no IPv6
         IpAddr::V6(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
         IpAddr::V6(Ipv6Addr::LOCALHOST) => Ipv6Addr::LOCALHOST.into(),
         ip => ip,
@@ -72,12 +72,12 @@ fn address(args: &StatusArgs) -> Result<SocketAddr, CliError> {
     Ok(SocketAddr::new(ip, address.port()))
 }
 
-/// Asks for something; the answer as JSON.
+/// Sends a GET request and returns the answer as JSON.
 pub(super) fn get(at: SocketAddr, path: &str, login: Option<&str>) -> Result<Value, CliError> {
     request(at, "GET", path, login)
 }
 
-/// One request; the answer as JSON.
+/// Sends a request and returns the answer as JSON.
 pub(super) fn request(at: SocketAddr, method: &str, path: &str, login: Option<&str>) -> Result<Value, CliError> {
     let failed = |what: String| CliError::Gateway(format!("{at}: {what}"));
     let mut stream = TcpStream::connect_timeout(&at, PATIENCE)
@@ -91,7 +91,7 @@ pub(super) fn request(at: SocketAddr, method: &str, path: &str, login: Option<&s
     read(&answer).map_err(failed)
 }
 
-/// What an answer to a request says, as JSON.
+/// Parses an HTTP answer and returns its body as JSON.
 pub fn read(answer: &[u8]) -> Result<Value, String> {
     let text = String::from_utf8_lossy(answer);
     let (head, body) = text.split_once("\r\n\r\n").ok_or("the answer is not HTTP")?;
@@ -103,12 +103,12 @@ pub fn read(answer: &[u8]) -> Result<Value, String> {
     }
 }
 
-/// What others have said, without what moves the cursor of a terminal.
+/// Removes control characters from texts of others, which could move the cursor of a terminal.
 fn printable(text: &str) -> String {
     text.replace(|c: char| c.is_control(), "?")
 }
 
-/// The answers for people.
+/// Formats the answers for people.
 pub fn shown(gateway: &Value, upstreams: &Value, clients: &Value, sensors: &Value, problems: &Value) -> String {
     let word = |value: &Value| match value {
         Value::String(text) => printable(text),
@@ -162,7 +162,7 @@ pub fn shown(gateway: &Value, upstreams: &Value, clients: &Value, sensors: &Valu
             let _ = writeln!(text, "  {}", printable(error));
         }
     }
-    // what is wrong now stands above; of the log the newest come first
+    // present problems have been written above; of the logged ones the newest come first
     let problems: Vec<Value> = list(problems).into_iter().filter(|problem| problem["now"] != true).collect();
     for problem in problems.iter().take(5).rev() {
         let _ = writeln!(text, "{} {} {}", word(&problem["time"]), word(&problem["level"]), word(&problem["text"]));

@@ -1,4 +1,4 @@
-//! `pigateway user`: the table that makes a user.
+//! `pigateway user`: prints the configuration table of a user.
 
 use std::io::{self, IsTerminal};
 
@@ -17,7 +17,7 @@ fn user_name(text: &str) -> Result<String, &'static str> {
     if is_user_name(text) { Ok(text.into()) } else { Err("a name is not empty and has no control characters") }
 }
 
-/// The password, asked for twice on a terminal, else one line of standard input.
+/// Reads a new password: twice on a terminal, otherwise one line of standard input.
 pub(super) fn ask_password(name: &str) -> Result<String, CliError> {
     let password = if io::stdin().is_terminal() {
         let first = rpassword::prompt_password(format!("Password for {name}: "))?;
@@ -33,7 +33,7 @@ pub(super) fn ask_password(name: &str) -> Result<String, CliError> {
     if password.is_empty() { Err(CliError::Password("the password is empty")) } else { Ok(password) }
 }
 
-/// The password of somebody who has one, asked for once on a terminal, else one line of standard input.
+/// Reads an existing password: once on a terminal, otherwise one line of standard input.
 pub(super) fn read_password(name: &str) -> Result<String, CliError> {
     if io::stdin().is_terminal() {
         return Ok(rpassword::prompt_password(format!("Password of {name}: "))?);
@@ -43,7 +43,7 @@ pub(super) fn read_password(name: &str) -> Result<String, CliError> {
     Ok(line.trim_start_matches('\u{feff}').trim_end_matches(['\r', '\n']).into())
 }
 
-/// The table that makes a user, to be pasted into the configuration.
+/// The table of a user, to be pasted into the configuration.
 pub(super) fn user_table(name: &str, password: &str) -> Result<String, CliError> {
     let name = toml::Value::String(name.into());
     let hash = hash::make(password)?;

@@ -1,4 +1,4 @@
-//! Users and clients without a user name: who may come in, and what they may do, wherever that is written.
+//! Reads users and the settings of anonymous clients, in whatever table they are.
 
 use super::document::{Table, Unique, Value, assign};
 use crate::access::settings::{
@@ -7,7 +7,7 @@ use crate::access::settings::{
 };
 use crate::broker::settings::ListenerSettings;
 
-/// What a table says of clients without a user name; what it leaves out is as usual.
+/// Reads the settings of clients without a user name. Missing keys keep the values of `usual`.
 pub(super) fn read_anonymous(table: &Table, usual: &AnonymousSettings) -> AnonymousSettings {
     let mut settings = AnonymousSettings { rights: rights(table, usual.rights.clone()), ..usual.clone() };
     let from = [("none", AnonymousFrom::None), ("loopback", AnonymousFrom::Loopback), ("all", AnonymousFrom::All)];
@@ -30,17 +30,17 @@ fn rules(value: &Value) -> Vec<AccessRule> {
     value.items(valid).iter().filter_map(rule).collect()
 }
 
-/// Where users stand, which decides about what they may be.
+/// The place of a user's table, which decides what keys it may have.
 pub(super) enum Where<'a> {
-    /// `[[broker.user]]`.
+    /// In `[[broker.user]]`.
     File,
-    /// Below a listener: what one leaves out is as in the user of the same name of these.
+    /// Below a listener. Missing keys are taken from the user of the same name in this list.
     Listener(&'a [UserSettings]),
-    /// In the gateway's own file of users that were made by HTTP.
+    /// In the gateway's own file of users that were added by HTTP.
     Made,
 }
 
-/// The users below a table.
+/// The users in the tables below `owner`.
 pub(super) fn users_of(owner: &Table, listeners: &[ListenerSettings], place: &Where<'_>) -> Vec<UserSettings> {
     let asks_for_certificates = listeners.iter().any(ListenerSettings::asks_for_certificates);
     let name_form = "a text that is not empty and has no control characters";
@@ -56,7 +56,7 @@ pub(super) fn users_of(owner: &Table, listeners: &[ListenerSettings], place: &Wh
         let hash = table.get("password_hash");
         if hash.is_none() && known.is_none_or(|user| user.password_hash.is_none()) && !asks_for_certificates {
             let message = match place {
-                // what listeners there are is said elsewhere
+                // other listeners are not mentioned, because this file has none
                 Where::Made => "there is none: this user can only come with a client certificate",
                 _ => "there is none and no listener asks for client certificates: this user cannot connect",
             };
@@ -76,7 +76,7 @@ pub(super) fn users_of(owner: &Table, listeners: &[ListenerSettings], place: &Wh
     users
 }
 
-/// Who may administer the gateway is written by hand, where the configuration is.
+/// Whether the user is an administrator, which only the configuration can say.
 fn is_admin(table: &Table, place: &Where<'_>) -> bool {
     if let Where::Listener(_) = place {
         return false;
@@ -95,7 +95,7 @@ fn patterns(value: &Value) -> Vec<String> {
     value.items(valid).iter().filter_map(|item| item.parsed(valid, pattern)).collect()
 }
 
-/// A hash. What was found is not repeated: it may be a password.
+/// Reads a hash. An error message does not repeat the value, because it may be a password.
 fn password_hash(value: &Value) -> Option<String> {
     let text = value.as_text().unwrap_or_default();
     if !is_usable_hash(text) {

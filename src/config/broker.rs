@@ -1,4 +1,4 @@
-//! `[broker]`, `[broker.anonymous]`, `[[broker.listener]]` and `[[broker.user]]`.
+//! Reads `[broker]`, `[broker.anonymous]`, `[[broker.listener]]` and `[[broker.user]]`.
 
 use std::time::Duration;
 
@@ -9,12 +9,11 @@ use super::paths::Paths;
 use crate::access::settings::{AccessSettings, AnonymousFrom, AnonymousSettings};
 use crate::broker::settings::BrokerSettings;
 
-/// Longest session expiry in whole days that is not "never" [MQTT-3.1.2.11.2].
+/// The longest session expiry in whole days that does not mean "never" [MQTT-3.1.2.11.2].
 pub(super) const MAX_EXPIRY: Duration = Duration::from_secs(49_710 * 24 * 60 * 60);
-/// Largest packet that MQTT has, less a few bytes [MQTT-2.1.4].
+/// The largest packet of MQTT, less a few bytes [MQTT-2.1.4].
 const MAX_PACKET: u64 = 256 << 20;
 
-/// Reads the broker's settings.
 pub(super) fn read(root: &Table, paths: &Paths) -> BrokerSettings {
     let mut settings = BrokerSettings::default();
     let Some(table) = root.table("broker") else { return settings };

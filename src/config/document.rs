@@ -1,7 +1,8 @@
-//! The configuration as a document: tables and values that know where they stand, and the problems found in them.
+//! The configuration as a document: tables and values with their places in the file, and the problems found in them.
 //!
-//! A reader asks a [`Table`] for its keys and a [`Value`] for what it should be. What is wrong is noted with its place
-//! and the reader gets nothing, so it goes on and finds the next. [`Table::finish`] notes the keys nobody asked for.
+//! A reader asks a [`Table`] for its keys and a [`Value`] for its contents in the expected type. An error is recorded with
+//! its place, and the reader gets nothing, so it continues and finds the next error. [`Table::finish`] records the keys that
+//! no reader has asked for.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -17,7 +18,7 @@ use super::units;
 use crate::message::{Topic, check_topic};
 use crate::secret::FileError;
 
-/// The text of a file, and what is wrong with it so far.
+/// The text of a file, and the problems found in it so far.
 pub(super) struct Document<'a> {
     file: &'a str,
     text: &'a str,
@@ -26,7 +27,7 @@ pub(super) struct Document<'a> {
     files: RefCell<Vec<FileProblem>>,
 }
 
-/// Line and column, from 1 on, of a byte of a text.
+/// Line and column of a byte in a text, both counted from 1.
 pub(super) fn line_and_column(text: &[u8], at: usize) -> (usize, usize) {
     let before = &text[..at.min(text.len())];
     let line_start = before.iter().rposition(|byte| *byte == b'\n').map_or(0, |newline| newline + 1);
@@ -39,12 +40,11 @@ impl<'a> Document<'a> {
         Document { file, text, problems: RefCell::default(), warnings: RefCell::default(), files: RefCell::default() }
     }
 
-    /// Name of the file.
     pub(super) fn file(&self) -> &'a str {
         self.file
     }
 
-    /// The line, from 1 on, of a byte of the text.
+    /// The line of a byte in the text, counted from 1.
     pub(super) fn line(&self, at: usize) -> usize {
         line_and_column(self.text.as_bytes(), at).0
     }
@@ -54,19 +54,19 @@ impl<'a> Document<'a> {
         ConfigProblem { file: self.file.into(), place, key: key.into(), message }
     }
 
-    /// Notes a problem.
+    /// Records a problem.
     pub(super) fn problem(&self, at: usize, key: &str, message: impl Into<String>) {
         let problem = self.problem_at(at, key, message.into());
         self.problems.borrow_mut().push(problem);
     }
 
-    /// Notes something to know.
+    /// Records a warning.
     pub(super) fn warning(&self, at: usize, key: &str, message: impl Into<String>) {
         let warning = self.problem_at(at, key, message.into());
         self.warnings.borrow_mut().push(warning);
     }
 
-    /// What was noted: problems, warnings and files that cannot be used, each in the order of the lines.
+    /// What was recorded: problems, warnings and files that cannot be used, each in the order of the lines.
     pub(super) fn into_findings(self) -> (Vec<ConfigProblem>, Vec<ConfigProblem>, Vec<FileProblem>) {
         let (mut problems, mut warnings) = (self.problems.into_inner(), self.warnings.into_inner());
         let mut files = self.files.into_inner();
@@ -77,7 +77,7 @@ impl<'a> Document<'a> {
     }
 }
 
-/// A table and what was asked of it.
+/// A table, and which of its keys were asked for.
 pub(super) struct Table<'a> {
     document: &'a Document<'a>,
     path: String,
@@ -95,39 +95,37 @@ impl<'a> Table<'a> {
         if self.path.is_empty() { key.into() } else { format!("{}.{key}", self.path) }
     }
 
-    /// Byte at which the table begins.
+    /// The byte in the text at which the table begins.
     pub(super) fn at(&self) -> usize {
         self.at
     }
 
-    /// The document it is part of.
+    /// The document to which the table belongs.
     pub(super) fn document(&self) -> &'a Document<'a> {
         self.document
     }
 
-    /// Notes a problem with one of its keys, present or not.
+    /// Records a problem with one of its keys, whether the key is present or not.
     pub(super) fn problem(&self, key: &str, message: impl Into<String>) {
         self.document.problem(self.at, &self.path_of(key), message);
     }
 
-    /// Notes something to know about one of its keys, present or not.
+    /// Records a warning about one of its keys, whether the key is present or not.
     pub(super) fn warning(&self, key: &str, message: impl Into<String>) {
         self.document.warning(self.at, &self.path_of(key), message);
     }
 
-    /// The value of a key.
     pub(super) fn get(&self, key: &'static str) -> Option<Value<'a>> {
         self.known.borrow_mut().push(key);
         let (_, value) = self.table.iter().find(|(name, _)| name.get_ref() == key)?;
         Some(Value { document: self.document, path: self.path_of(key), value: value.get_ref(), span: value.span() })
     }
 
-    /// Whether a key is there.
     pub(super) fn has(&self, key: &str) -> bool {
         self.table.iter().any(|(name, _)| name.get_ref() == key)
     }
 
-    /// The value of a key that must be there; `valid` says what it may be.
+    /// The value of a required key. `valid` describes for a message what it may be.
     pub(super) fn required(&self, key: &'static str, valid: &str) -> Option<Value<'a>> {
         let value = self.get(key);
         if value.is_none() {
@@ -136,12 +134,12 @@ impl<'a> Table<'a> {
         value
     }
 
-    /// A table within.
+    /// The table under a key.
     pub(super) fn table(&self, key: &'static str) -> Option<Table<'a>> {
         self.get(key)?.table()
     }
 
-    /// A list of tables, `[[...]]`.
+    /// The list of tables, `[[...]]`, under a key.
     pub(super) fn tables(&self, key: &'static str) -> Vec<Table<'a>> {
         let Some(list) = self.get(key) else { return Vec::new() };
         match list.value {
@@ -153,7 +151,7 @@ impl<'a> Table<'a> {
         }
     }
 
-    /// Notes the keys that nobody asked for.
+    /// Records a problem for every key that no reader has asked for.
     pub(super) fn finish(self) {
         let known = self.known.into_inner();
         for (key, _) in self.table.iter() {
@@ -171,10 +169,10 @@ impl<'a> Table<'a> {
     }
 }
 
-/// How messages about required keys that are not there begin.
+/// The first word of messages about required keys that are missing.
 pub(super) const MISSING: &str = "missing";
 
-/// A value and its place.
+/// A value with its place in the text.
 pub(super) struct Value<'a> {
     document: &'a Document<'a>,
     path: String,
@@ -183,28 +181,28 @@ pub(super) struct Value<'a> {
 }
 
 impl<'a> Value<'a> {
-    /// Line, from 1 on.
+    /// The line, counted from 1.
     pub(super) fn line(&self) -> usize {
         self.document.line(self.span.start)
     }
 
-    /// Notes a problem with it.
+    /// Records a problem with the value.
     pub(super) fn problem(&self, message: impl Into<String>) {
         self.document.problem(self.span.start, &self.path, message);
     }
 
-    /// Notes that it is perhaps not meant.
+    /// Records a warning that the value may not be what was meant.
     pub(super) fn warning(&self, message: impl Into<String>) {
         self.document.warning(self.span.start, &self.path, message);
     }
 
-    /// Notes that the file it names cannot be used now.
+    /// Records that the file named by the value cannot be used at present.
     pub(super) fn file(&self, error: &FileError) {
         let problem = self.document.problem_at(self.span.start, &self.path, error.to_string());
         self.document.files.borrow_mut().push(FileProblem { problem, is_missing: error.is_missing() });
     }
 
-    /// Notes that it is not what it should be.
+    /// Records that the value is not valid.
     pub(super) fn wrong(&self, valid: impl Display) {
         self.problem(format!("found {}; valid: {valid}", self.shown()));
     }
@@ -227,7 +225,7 @@ impl<'a> Value<'a> {
         Some(Table { document, path, table, at: self.span.start, known: RefCell::default() })
     }
 
-    /// The items of a list.
+    /// The items of a list. `valid` describes for a message what is expected.
     pub(super) fn items(&self, valid: &str) -> Vec<Value<'a>> {
         let DeValue::Array(items) = self.value else {
             self.wrong(valid);
@@ -242,17 +240,15 @@ impl<'a> Value<'a> {
         items.iter().map(item).collect()
     }
 
-    /// Whether it is a table.
     pub(super) fn is_table(&self) -> bool {
         matches!(self.value, DeValue::Table(_))
     }
 
-    /// Whether it is a list.
     pub(super) fn is_list(&self) -> bool {
         matches!(self.value, DeValue::Array(_))
     }
 
-    /// Its text, if it is one.
+    /// The text, if the value is one.
     pub(super) fn as_text(&self) -> Option<&'a str> {
         match self.value {
             DeValue::String(text) => Some(text),
@@ -268,7 +264,7 @@ impl<'a> Value<'a> {
         text
     }
 
-    /// A text that `read` accepts.
+    /// The result of `read` for a text that it accepts.
     pub(super) fn parsed<T>(&self, valid: &str, read: impl FnOnce(&'a str) -> Option<T>) -> Option<T> {
         let value = read(self.text(valid)?);
         if value.is_none() {
@@ -277,7 +273,7 @@ impl<'a> Value<'a> {
         value
     }
 
-    /// A whole number.
+    /// A whole number within the range.
     pub(super) fn whole(&self, range: RangeInclusive<u64>) -> Option<u64> {
         let number = self.integer().filter(|number| range.contains(number));
         if number.is_none() {
@@ -293,7 +289,7 @@ impl<'a> Value<'a> {
         }
     }
 
-    /// `true` or `false`.
+    /// A value that is `true` or `false`.
     pub(super) fn switch(&self) -> Option<bool> {
         let DeValue::Boolean(switch) = self.value else {
             self.wrong("true or false");
@@ -302,7 +298,7 @@ impl<'a> Value<'a> {
         Some(*switch)
     }
 
-    /// One of these words or, written as digits, numbers.
+    /// One of these words. Numbers may be written as digits.
     pub(super) fn choice<T: Copy>(&self, choices: &[(&str, T)]) -> Option<T> {
         let number = self.integer().map(|number| number.to_string());
         let (word, is_number) = match self.value {
@@ -318,7 +314,7 @@ impl<'a> Value<'a> {
         let is_digits = |name: &str| name.starts_with(|c: char| c.is_ascii_digit());
         let quoted = |name: &&str| if is_digits(name) { (*name).into() } else { format!("{name:?}") };
         let mut valid = names.iter().map(quoted).collect::<Vec<String>>().join(", ");
-        // a number is never a misspelling of another, but may stand in quotes where it should not
+        // a number is never taken for a misspelling of another number, but it may have quotes that it should not have
         let near = word.and_then(|word| nearest(word, &names).filter(|near| !is_digits(near) || *near == word));
         if let Some(near) = near {
             let _ = write!(valid, "; did you mean {}?", quoted(&near));
@@ -333,14 +329,14 @@ impl<'a> Value<'a> {
         self.parsed(&valid, |text| units::parse_duration(text).filter(|duration| range.contains(duration)))
     }
 
-    /// A size in bytes.
+    /// A size in bytes within the range.
     pub(super) fn size(&self, range: RangeInclusive<u64>) -> Option<u64> {
         let (low, high) = (units::show_size(*range.start()), units::show_size(*range.end()));
         let valid = format!("a size from {low} to {high}: {}", units::SIZE_FORM);
         self.parsed(&valid, |text| units::parse_size(text).filter(|size| range.contains(size)))
     }
 
-    /// A name that others refer to it by: in log fields, URLs, client ids and metrics.
+    /// A name that is used in log fields, URLs, client ids and metrics.
     pub(super) fn name(&self) -> Option<String> {
         let fits = |c: char| c.is_alphanumeric() || matches!(c, '-' | '_' | '.');
         self.parsed(NAME_FORM, |text: &str| {
@@ -349,10 +345,10 @@ impl<'a> Value<'a> {
     }
 }
 
-/// What a name may be.
+/// The allowed form of a name, for messages.
 pub(super) const NAME_FORM: &str = "1 to 64 letters, digits, '-', '_' or '.'";
 
-/// A topic that clients may publish to; with `suffix` behind it, it still is one.
+/// A topic to which clients may publish. It must stay valid with `suffix` appended.
 pub(super) fn topic(value: &Value, suffix: &str) -> Option<Topic> {
     let valid = "a topic, such as \"loft/motion1\"";
     let text = value.text(valid)?;
@@ -369,19 +365,19 @@ pub(super) fn topic(value: &Value, suffix: &str) -> Option<Topic> {
     }
 }
 
-/// Values that must differ within a list of tables.
+/// Checks that values in a list of tables differ.
 pub(super) struct Unique<T> {
     owner: &'static str,
     seen: HashMap<T, usize>,
 }
 
 impl<T: Eq + Hash + Clone> Unique<T> {
-    /// For values of these.
+    /// `owner` names the kind of table, for messages.
     pub(super) fn new(owner: &'static str) -> Unique<T> {
         Unique { owner, seen: HashMap::new() }
     }
 
-    /// Notes a value, or a problem if it was there before.
+    /// Adds a value, or records a problem if it was added before.
     pub(super) fn check(&mut self, value: &Value, item: T) -> Option<T> {
         if let Some(line) = self.seen.get(&item) {
             value.wrong(format!("one that no other {} has, and line {line} has it", self.owner));
@@ -396,7 +392,7 @@ fn shortened(text: &str) -> String {
     if text.chars().count() <= 60 { text.into() } else { text.chars().take(57).chain("...".chars()).collect() }
 }
 
-/// Sets what was read, and leaves the default where nothing was.
+/// Sets a value that was read. Without one, the default stays.
 pub(super) fn assign<T>(to: &mut T, value: Option<T>) {
     if let Some(value) = value {
         *to = value;

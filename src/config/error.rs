@@ -1,16 +1,15 @@
-//! What is wrong with a configuration: all of it at once, each with its place.
+//! The problems of a configuration: all of them at once, each with its place.
 
 use std::fmt;
 
-/// One thing that is wrong, or, as a warning, one that a person should know.
+/// A problem, or, as a warning, something that a person should know.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ConfigProblem {
     pub(crate) file: String,
-    /// Line and column, from 1 on, columns counted in characters; `None` where the whole file is meant.
+    /// Line and column, both counted from 1 and columns in characters; `None` if the whole file is meant.
     pub(crate) place: Option<(usize, usize)>,
-    /// Path of the key, such as `broker.listener.address`; empty where there is none.
+    /// The path of the key, such as `broker.listener.address`; empty if no key is meant.
     pub(crate) key: String,
-    /// What was found and what is valid.
     pub(crate) message: String,
 }
 
@@ -27,22 +26,22 @@ impl fmt::Display for ConfigProblem {
     }
 }
 
-/// A file that the configuration names and that cannot be used as things stand. The configuration is valid all the same:
-/// only the part that needs the file waits for it.
+/// A file that the configuration names and that cannot be used at present. The configuration is valid nevertheless: only the
+/// part that needs the file waits for it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct FileProblem {
-    /// What is wrong, and where the file is named.
+    /// The problem, with the place at which the file is named.
     pub(crate) problem: ConfigProblem,
-    /// It is not there or may not be read; otherwise what is in it will not do.
+    /// Whether the file is missing or cannot be read. Otherwise its contents are not usable.
     pub(crate) is_missing: bool,
 }
 
-/// Everything that is wrong with a file, in the order of its lines. Displayed as one problem per line and a last line
-/// that counts them.
+/// All problems of a file, in the order of its lines. The text form has one line for each problem and a last line with their
+/// number.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ConfigProblems {
     pub(crate) file: String,
-    /// At least one.
+    /// The problems, at least one.
     pub problems: Vec<ConfigProblem>,
 }
 
@@ -60,7 +59,7 @@ impl fmt::Display for ConfigProblems {
 
 impl std::error::Error for ConfigProblems {}
 
-/// The candidate that `word` is most likely a misspelling of, if any is close.
+/// The candidate that `word` most likely misspells, if one is similar enough.
 pub(super) fn nearest<'a>(word: &str, candidates: &[&'a str]) -> Option<&'a str> {
     let plain = |text: &str| text.to_lowercase().replace(['-', ' '], "_");
     let word = plain(word);
@@ -73,7 +72,7 @@ pub(super) fn nearest<'a>(word: &str, candidates: &[&'a str]) -> Option<&'a str>
         .map(|(_, candidate)| candidate)
 }
 
-/// Characters to insert, remove, replace or swap with their neighbour to get from one word to the other.
+/// The number of characters to insert, remove, replace or swap with their neighbour to get from one word to the other.
 fn distance(a: &str, b: &str) -> usize {
     let (a, b): (Vec<char>, Vec<char>) = (a.chars().collect(), b.chars().collect());
     let mut rows = vec![vec![0; b.len() + 1]; a.len() + 1];

@@ -1,4 +1,4 @@
-//! The file as a whole, and its small sections.
+//! Reads the configuration file as a whole, and its small sections.
 
 use std::collections::HashSet;
 use std::net::SocketAddr;
@@ -18,23 +18,22 @@ use crate::journal::settings::{JournalSettings, WhenFull};
 use crate::tls::TlsFiles;
 use crate::upstream::settings::Order;
 
-/// Valid settings, and what a person should know about them.
+/// Valid settings, with what a person should know about them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Loaded {
-    /// The settings.
+    /// The settings, which the rooms need not check again.
     pub settings: Settings,
-    /// Not wrong, but perhaps not meant.
+    /// Values that are valid, but may not be what was meant.
     pub(crate) warnings: Vec<ConfigProblem>,
-    /// Files that cannot be used as things stand.
+    /// Files that cannot be used at present.
     pub(crate) files: Vec<FileProblem>,
 }
 
-/// Reads a configuration file.
 pub(crate) fn load(path: &Path) -> Result<Loaded, ConfigProblems> {
     load_in(path, &Environment::current())
 }
 
-/// Reads a configuration file as if the process had been started like this.
+/// Reads a configuration file as if the process had been started in this environment.
 pub(crate) fn load_in(path: &Path, environment: &Environment) -> Result<Loaded, ConfigProblems> {
     let file = path.display().to_string();
     let whole = |place, message| {
@@ -48,7 +47,7 @@ pub(crate) fn load_in(path: &Path, environment: &Environment) -> Result<Loaded, 
     read(text, path, environment)
 }
 
-/// Reads the text of a configuration file; `path` is where it would be.
+/// Reads the text of a configuration file. Relative paths and messages refer to `path`.
 pub fn read(text: &str, path: &Path, environment: &Environment) -> Result<Loaded, ConfigProblems> {
     let file = path.display().to_string();
     let document = Document::new(&file, text);
@@ -60,7 +59,7 @@ pub fn read(text: &str, path: &Path, environment: &Environment) -> Result<Loaded
         document.problem(place(error, text), "", format!("not TOML: {}", error.message()));
     };
     errors.iter().for_each(note);
-    // what the parser makes of a broken line is not what was meant, so the rest is read without it
+    // the parser misinterprets the rest of a broken line, so the text is read again without such lines
     let mut broken = lines(&errors);
     let mut rest;
     let mut is_whole = errors.is_empty();
@@ -70,7 +69,7 @@ pub fn read(text: &str, path: &Path, environment: &Environment) -> Result<Loaded
         }
         rest = without_lines(text, &broken);
         let again = DeTable::parse_recoverable(&rest);
-        // a value over several lines may have lost one of them, but nothing comes twice because a line is gone
+        // a value over several lines may have lost one of them, but a removed line cannot make a key appear twice
         again.1.iter().filter(|error| error.message() == "duplicate key").for_each(note);
         broken.extend(lines(&again.1));
         is_whole = again.1.is_empty();
@@ -81,7 +80,7 @@ pub fn read(text: &str, path: &Path, environment: &Environment) -> Result<Loaded
     let settings = is_whole.then(|| sections(Table::root(&document, root.get_ref()), &paths, environment));
     let (mut problems, warnings, files) = document.into_findings();
     if !errors.is_empty() {
-        // what seems to be missing may be in a broken line
+        // a key that seems to be missing may be in a broken line
         problems.retain(|problem| problem.key.is_empty() || !problem.message.starts_with(MISSING));
     }
     match settings {
@@ -90,15 +89,15 @@ pub fn read(text: &str, path: &Path, environment: &Environment) -> Result<Loaded
     }
 }
 
-/// How often a file is read again without its broken lines before the rest of it is left alone.
+/// How many times a file is read again without its broken lines.
 const MOST_PASSES: usize = 8;
 
 fn place(error: &toml::de::Error, text: &str) -> usize {
     error.span().map_or(text.len(), |span| span.start)
 }
 
-/// The text with these lines blank, so that everything else keeps its place. A header goes with all that is below it,
-/// which would else belong to the header before.
+/// Replaces these lines by empty ones, so that all other lines keep their places. If a header is removed, its keys are
+/// removed too, because otherwise they would belong to the header before it.
 fn without_lines(text: &str, lines: &HashSet<usize>) -> String {
     let mut rest = String::with_capacity(text.len());
     let mut below_broken_header = false;
@@ -145,7 +144,8 @@ fn gateway(root: &Table, settings: &mut Settings, paths: &Paths) {
 
 const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
 
-/// A tracing filter. A word alone would be taken for the name of a module, and a misspelt level would then silence all.
+/// Reads a tracing filter. A single word must be a level, because tracing would take a misspelt level for the name of a
+/// module and log nothing.
 fn log_level(value: &Value) -> Option<String> {
     let valid = "off, error, warn, info, debug, trace, or a list such as \"info,pigateway::upstream=debug\"";
     let text = value.text(valid)?;

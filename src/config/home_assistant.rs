@@ -1,11 +1,11 @@
-//! `[home_assistant]`.
+//! Reads `[home_assistant]`.
 
 use super::document::{Table, assign, topic};
 use super::settings::Settings;
 use crate::home_assistant::settings::{HomeAssistantSettings, PREFIX, state_topic, status_topic};
 use crate::sensors::settings::PayloadFormat;
 
-/// Reads it, and applies to the others what it means for them.
+/// Reads the table and applies its consequences to the other settings.
 pub(super) fn read(root: &Table, settings: &mut Settings) {
     let Some(table) = root.table("home_assistant") else { return };
     let mut read = HomeAssistantSettings::default();
@@ -21,7 +21,7 @@ pub(super) fn read(root: &Table, settings: &mut Settings) {
     settings.home_assistant = read;
 }
 
-/// What others must do, or must not, for Home Assistant's sake.
+/// Changes the settings of other rooms as Home Assistant requires.
 pub(super) fn apply(home_assistant: &HomeAssistantSettings, settings: &mut Settings) {
     let id = &settings.gateway.id;
     let reserved = match home_assistant.enabled {
@@ -37,7 +37,7 @@ pub(super) fn apply(home_assistant: &HomeAssistantSettings, settings: &mut Setti
     }
 }
 
-/// Sensors that cannot be announced, and those that would publish what the gateway does.
+/// Records problems with sensors that cannot be announced, or that would publish on the gateway's own topics.
 fn sensors(root: &Table, settings: &Settings) {
     let id = &settings.gateway.id;
     for (table, sensor) in root.tables("sensor").iter().zip(&settings.sensors) {
@@ -83,7 +83,7 @@ mod tests {
         assert_eq!(settings.broker.access.reserved, reserved);
         assert_eq!(settings.upstreams[0].reserved, reserved);
         assert!(settings.sensors[0].tells_stuck);
-        // what needs a restart does not happen before that
+        // a change that needs a restart is not applied before it
         let off = read("", Path::new("t.toml"), &Environment::current()).unwrap().settings;
         let reload = crate::config::reload::Reload::plan(&settings, &off);
         assert!(reload.settings.home_assistant.enabled);

@@ -1,4 +1,4 @@
-//! `[[broker.listener]]`: where clients come in, and who.
+//! Reads `[[broker.listener]]`: the addresses for clients, and who may sign in there.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -8,10 +8,10 @@ use super::paths::Paths;
 use crate::access::settings::{AnonymousFrom, AnonymousSettings, ListenerAccess, UserSettings};
 use crate::broker::settings::{Address, ListenerSettings, Network};
 
-/// RFC 6066 knows 512 to 4,096 bytes; beyond 16 KiB TLS has no records.
+/// RFC 6066 allows 512 to 4,096 bytes, and TLS has no records beyond 16 KiB.
 const FRAGMENTS: std::ops::RangeInclusive<u64> = 512..=16 << 10;
 
-/// The listeners, one for each table; `None` where the table will not do.
+/// The listeners, one for each table; `None` if the table has problems.
 pub(super) fn read(tables: &[Table], paths: &Paths) -> Vec<Option<ListenerSettings>> {
     let mut listeners: Vec<Option<ListenerSettings>> = Vec::new();
     for table in tables {
@@ -61,7 +61,7 @@ fn listener(table: &Table, paths: &Paths, others: &[Option<ListenerSettings>]) -
     Some(settings)
 }
 
-/// Who may come in where it is not who may come in everywhere.
+/// The access settings of listeners that differ from `[broker]`.
 pub(super) fn access(
     tables: &[Table],
     listeners: &[Option<ListenerSettings>],
@@ -72,7 +72,7 @@ pub(super) fn access(
         let is_unix = listener.as_ref().is_some_and(|listener| matches!(listener.address, Address::Unix(_)));
         let mut guests = usual.0.clone();
         if is_unix {
-            // everybody on this host could come this way: its listener must say so itself
+            // everybody on this host could connect to a Unix socket, so its listener must allow anonymous clients explicitly
             guests.accept = AnonymousFrom::None;
         }
         let anonymous = table.get("anonymous").map(|value| anonymous(&value, &guests));
@@ -88,7 +88,7 @@ pub(super) fn access(
     own
 }
 
-/// A word, or a table as `[broker.anonymous]` is; what it leaves out is as there.
+/// Reads a word, or a table like `[broker.anonymous]`. Missing keys keep the values of `usual`.
 fn anonymous(value: &Value, usual: &AnonymousSettings) -> AnonymousSettings {
     let from = [("none", AnonymousFrom::None), ("loopback", AnonymousFrom::Loopback), ("all", AnonymousFrom::All)];
     let mut settings = usual.clone();
@@ -103,7 +103,7 @@ fn anonymous(value: &Value, usual: &AnonymousSettings) -> AnonymousSettings {
     settings
 }
 
-/// Whether only one of two listeners can have its address: `[::]` takes IPv4 too. Port 0 is any free port.
+/// Whether two listeners cannot be open at the same time. `[::]` includes IPv4, and port 0 stands for any free port.
 pub(super) fn collide(a: SocketAddr, b: SocketAddr) -> bool {
     let takes = |a: IpAddr, b: IpAddr| match a {
         IpAddr::V6(all) if all.is_unspecified() => true,

@@ -1,4 +1,4 @@
-//! `[mdns]`.
+//! Reads `[mdns]`.
 
 use super::document::{Table, assign};
 use crate::mdns::settings::MdnsSettings;

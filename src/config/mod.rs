@@ -1,11 +1,11 @@
-//! The configuration: from a TOML file to the valid settings of every room.
+//! The configuration: reads a TOML file and produces the valid settings of every room.
 //!
-//! A file is read to the end whatever is wrong with it, so that a person sees all problems at once, each with its line
-//! and column, the key, what was found, what is valid and, for a word that is close to a valid one, that one. Settings
-//! exist only when there is no problem; the rooms need not check them again.
+//! A file is always read to its end, so that a person sees all problems at once: each with line, column and key, what was
+//! found, what is valid, and the word that was probably meant. Settings are produced only if there is no problem, so the
+//! rooms need not check them again.
 //!
-//! Passwords, certificates and keys are files of their own. One that is missing or will not do is no mistake of the
-//! configuration: it is reported apart, and the part that needs it stays closed until the file is there.
+//! Passwords, certificates and keys are in files of their own. A missing or unusable one is no mistake of the configuration:
+//! it is reported separately, and the part that needs it waits for the file.
 
 mod accounts;
 mod broker;

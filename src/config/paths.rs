@@ -1,4 +1,4 @@
-//! Files that the configuration names, and what the process was started with.
+//! Finds the files that the configuration names, with the environment of the process.
 
 use std::path::{Path, PathBuf};
 
@@ -6,19 +6,19 @@ use super::document::{Table, Value};
 use crate::secret::{self, FileError};
 use crate::tls::{self, TlsFiles, acceptor};
 
-/// What the process was started with, as far as the configuration depends on it.
+/// The parts of the process's environment on which the configuration depends.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Environment {
-    /// Name of the host: the default of `gateway.id`.
+    /// The name of the host, which is the default of `gateway.id`.
     pub host_name: String,
-    /// Where systemd keeps the service's state: the default of `gateway.data_dir`.
+    /// The directory in which systemd keeps the service's state. It is the default of `gateway.data_dir`.
     pub state_dir: Option<PathBuf>,
-    /// Where systemd puts the service's credentials: secrets are looked for here first.
+    /// The directory in which systemd puts the service's credentials. Secrets are looked for here first.
     pub credentials_dir: Option<PathBuf>,
 }
 
 impl Environment {
-    /// That of this process.
+    /// The environment of this process.
     pub(crate) fn current() -> Environment {
         let host_name = rustix::system::uname().nodename().to_string_lossy().into_owned();
         // systemd lists several directories separated by colons (systemd.exec(5))
@@ -41,19 +41,20 @@ impl<'a> Paths<'a> {
         Paths { base: file.parent().unwrap_or(Path::new("")), credentials: environment.credentials_dir.as_deref() }
     }
 
-    /// A path relative to the configuration.
+    /// A path relative to the directory of the configuration.
     pub(super) fn path(&self, value: &Value) -> Option<PathBuf> {
         value.parsed("a path", |text| (!text.is_empty() && !text.contains('\0')).then(|| self.base.join(text)))
     }
 
-    /// A path relative to the credentials directory, if it is there, else to the configuration.
+    /// A path relative to the credentials directory if the file exists there, otherwise to the directory of the
+    /// configuration.
     fn secret_path(&self, value: &Value) -> Option<PathBuf> {
         let path = self.path(value)?;
         let credential = self.credentials.zip(value.text("a path")).map(|(dir, text)| dir.join(text));
         Some(credential.filter(|credential| credential.exists()).unwrap_or(path))
     }
 
-    /// A file with a password.
+    /// A usable file with a password.
     pub(super) fn password(&self, value: &Value) -> Option<PathBuf> {
         let path = self.secret_path(value)?;
         note(value, secret::password(&path));
@@ -61,21 +62,21 @@ impl<'a> Paths<'a> {
         Some(path)
     }
 
-    /// A file with certificates.
+    /// A usable file with certificates.
     pub(super) fn certificates(&self, value: &Value) -> Option<PathBuf> {
         let path = self.path(value)?;
         note(value, tls::certificates(&path));
         Some(path)
     }
 
-    /// A file with lists of revoked certificates.
+    /// A usable file with lists of revoked certificates.
     pub(super) fn revoked(&self, value: &Value) -> Option<PathBuf> {
         let path = self.path(value)?;
         note(value, tls::revoked(&path));
         Some(path)
     }
 
-    /// A file with a private key.
+    /// A usable file with a private key.
     pub(super) fn key(&self, value: &Value) -> Option<PathBuf> {
         let path = self.secret_path(value)?;
         note(value, tls::private_key(&path));
@@ -83,8 +84,8 @@ impl<'a> Paths<'a> {
         Some(path)
     }
 
-    /// The files of a `tls` table: certificate and key, and with `client` who signs the certificates of clients and which of
-    /// these are revoked. Together they must make a server.
+    /// The files of a `tls` table: certificate and key, and with `client` the authority that signs client certificates and
+    /// the list of revoked ones. Together they must be usable for a server.
     pub(super) fn server_tls(&self, tls: &Table, client: bool) -> Option<TlsFiles> {
         let cert_value = tls.required("cert", "a file with the certificate chain in PEM form");
         let key_value = tls.required("key", "a file with the private key in PEM form");
@@ -103,7 +104,7 @@ impl<'a> Paths<'a> {
             && tls::private_key(&files.key).is_ok()
             && files.client_ca.as_deref().is_none_or(|path| tls::certificates(path).is_ok())
             && files.crl.as_deref().is_none_or(|path| tls::revoked(path).is_ok());
-        // what is wrong with one of them alone has been said
+        // problems with a single file have been recorded already
         if each_is_well && let Err(error) = acceptor(&files) {
             let named = [(&ca_value, &files.client_ca), (&crl_value, &files.crl)];
             let client = named.into_iter().find(|(_, path)| path.as_deref() == Some(error.path()));
@@ -120,7 +121,8 @@ impl<'a> Paths<'a> {
     }
 }
 
-/// A secret that everybody can read is used all the same: it may be meant, where nobody else logs in.
+/// Warns of a secret that everybody can read. It is used nevertheless, because it may be intended on a machine without other
+/// users.
 fn warn_if_public(value: &Value, path: &Path) {
     if secret::is_public(path) {
         value.warning(format!(

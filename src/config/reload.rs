@@ -1,4 +1,4 @@
-//! What changes when the configuration is read again: what can be applied while the gateway runs, and what cannot.
+//! Compares two configurations, and decides what can be applied while the gateway runs.
 
 use super::home_assistant;
 use super::settings::Settings;
@@ -8,35 +8,35 @@ use crate::sensors::settings::SensorSettings;
 use crate::upstream::settings::loops;
 use crate::upstream::settings::{Protocol, UpstreamSettings};
 
-/// What to do about a changed configuration.
+/// The consequences of a changed configuration.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Reload {
-    /// What is in force from now on: the new settings, and the old ones where they need a restart.
+    /// The settings in force from now on: the new ones, but the old ones where a change needs a restart.
     pub(crate) settings: Settings,
-    /// The log level differs.
+    /// Whether the log level has changed.
     pub(crate) log: bool,
-    /// What anonymous clients may do differs.
+    /// Whether the rights of anonymous clients have changed.
     pub(crate) anonymous: bool,
-    /// A limit of the broker differs.
+    /// Whether a limit of the broker has changed.
     pub(crate) limits: bool,
-    /// Users that are new.
+    /// The names of new users.
     pub(crate) users_added: Vec<String>,
-    /// Users that are gone or have another password: their connections end.
+    /// The names of users that are gone or have another password. Their connections end.
     pub(crate) users_revoked: Vec<String>,
-    /// Users that may do other things than before.
+    /// The names of users whose rights have changed.
     pub(crate) users_access: Vec<String>,
-    /// Sensors that are new or differ: to be started.
+    /// The names of sensors that are new or changed, and must be started.
     pub(crate) sensors_started: Vec<String>,
-    /// Sensors that are gone or differ: to be stopped.
+    /// The names of sensors that are gone or changed, and must be stopped.
     pub(crate) sensors_stopped: Vec<String>,
-    /// Upstreams whose rules differ.
+    /// The names of upstreams whose rules have changed.
     pub(crate) rules: Vec<String>,
-    /// Keys whose change needs a restart, by name.
+    /// The keys whose change needs a restart.
     pub(crate) restart: Vec<String>,
 }
 
 impl Reload {
-    /// Compares what is in force with what was read.
+    /// Compares the settings in force with those that were read.
     pub(crate) fn plan(old: &Settings, new: &Settings) -> Reload {
         let mut restart = restart_keys(old, new);
         let mut settings = new.clone();
@@ -85,9 +85,10 @@ impl Reload {
     }
 }
 
-/// Who may come in at listeners that are not in the file any more and stay open until the restart: whoever might before and
-/// still is a user, as it is now. What is new for everywhere may have been written for the listeners that are left. Where only
-/// the address has changed, the users of the listener stand in the file at another one: by name and password they are the same.
+/// The access settings of listeners that are gone from the file and stay open until the restart. Users that could sign in
+/// there before and still exist keep the access, with their present rights. New users do not get it, because they may have
+/// been added for the remaining listeners only. If only a listener's address has changed, its users are in the file at
+/// another listener, and are recognised by name and password.
 fn gone_listeners(old: &Settings, new: &Settings) -> Vec<ListenerAccess> {
     let access = &old.broker.access;
     let names = old.broker.listeners.iter().map(ListenerSettings::name);
@@ -102,7 +103,7 @@ fn gone_listeners(old: &Settings, new: &Settings) -> Vec<ListenerAccess> {
             let of_all = new.broker.access.users.iter().find(|other| other.name == user.name);
             let same = |other: &&UserSettings| other.name == user.name && other.password_hash == user.password_hash;
             let own = new.broker.access.listeners.iter().filter_map(|own| own.users.as_ref()).flatten();
-            // of several, one that may do what it could
+            // if several match, prefer one with the same rights
             let own = own.filter(same).min_by_key(|other| **other != user);
             if is_of_all { of_all.or(own) } else { own.or(of_all) }.cloned()
         };
@@ -112,7 +113,7 @@ fn gone_listeners(old: &Settings, new: &Settings) -> Vec<ListenerAccess> {
     gone.map(as_before).collect()
 }
 
-/// Names of what differs.
+/// The keys whose values differ.
 fn differing(keys: &[(&str, bool)]) -> Vec<String> {
     keys.iter().filter(|(_, differs)| *differs).map(|(key, _)| (*key).into()).collect()
 }
@@ -137,15 +138,15 @@ fn restart_keys(old: &Settings, new: &Settings) -> Vec<String> {
 }
 
 fn limits_differ(old: &Settings, new: &Settings) -> bool {
-    // what is left when everything else in the section is made the same
+    // compare what is left after everything else in the section has been made equal
     let mut limits = new.broker.clone();
     limits.access = old.broker.access.clone();
     limits.listeners = old.broker.listeners.clone();
     limits != old.broker
 }
 
-/// The old upstreams with the new rules. Rules stay old where the protocol differs: the new ones may only be right
-/// with the new one.
+/// The old upstreams with the new rules. If the protocol differs, the rules stay old, because the new ones may be correct
+/// only with the new protocol.
 fn upstreams(old: &[UpstreamSettings], new: &[UpstreamSettings], restart: &mut Vec<String>) -> Vec<UpstreamSettings> {
     let added = new.iter().filter(|upstream| !old.iter().any(|was| was.name == upstream.name));
     restart.extend(added.map(|upstream| format!("upstream {} (new)", upstream.name)));
@@ -245,7 +246,7 @@ topic_filter = "b/#"
 
     #[test]
     fn nothing_changes_when_nothing_differs() {
-        // another line in front moves every rule and changes none
+        // an additional line at the top moves every rule and changes none
         let reload = plan("[gateway]", "# moved\n[gateway]");
         let nothing = Reload {
             settings: settings(BASE),
@@ -366,7 +367,7 @@ topic_filter = "b/#"
                 let known = access.user(at, "a").and_then(|user| user.password_hash.clone());
                 assert_eq!(known, (more != of_its_own).then(|| "another".into()), "the password as it is now");
                 assert!(access.user(None, "c").is_some());
-                // b is back, and may have been written for the listeners that are left
+                // user b is back, and may have been added for the remaining listeners only
                 in_force = Reload::plan(&in_force, &settings(&format!("{BASE}\n{usual}"))).settings;
                 in_force.broker.access.users[0].password_hash = Some("another".into());
                 in_force = Reload::plan(&in_force, &new).settings;
@@ -393,11 +394,11 @@ topic_filter = "b/#"
             in_force = Reload::plan(&in_force, &at(address, "")).settings;
             assert_eq!((may(&in_force, "its-own"), may(&in_force, "a")), (rights.clone(), None), "{address}");
         }
-        // what another user of that name may do everywhere is not for this listener
+        // the rights of a user of that name elsewhere do not apply to this listener
         let everywhere = "[[broker.user]]\nname = \"its-own\"\n";
         let in_force = Reload::plan(&old, &at("127.0.0.1:1885", everywhere)).settings;
         assert_eq!(may(&in_force, "its-own"), rights);
-        // with another password it is somebody else, or is not to come in with the old one
+        // a user with another password is somebody else, or must not sign in with the old password
         let mut new = at("127.0.0.1:1885", "");
         let own = new.broker.access.listeners.iter_mut().find_map(|own| own.users.as_mut()).unwrap();
         own[0].password_hash = Some("another".into());
@@ -431,7 +432,7 @@ topic_filter = "b/#"
         let stranger = IpAddr::from([192, 0, 2, 1]);
         assert!(!authoriser.accepts_anonymous(Some("[::]:1883"), stranger), "it is closed to guests, as it was");
         assert!(authoriser.accepts_anonymous(Some("127.0.0.1:1883"), stranger));
-        // and once more after the next change
+        // the same holds after the next change
         let again = Reload::plan(&reload.settings, &open("127.0.0.1:1884", "all"));
         assert!(!Authoriser::new(&again.settings.broker.access).accepts_anonymous(Some("[::]:1883"), stranger));
     }

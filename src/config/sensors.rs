@@ -1,4 +1,4 @@
-//! `[gpio]` and `[[sensor]]`.
+//! Reads `[gpio]` and `[[sensor]]`.
 
 use std::time::Duration;
 
@@ -7,12 +7,11 @@ use super::units;
 use crate::message::{Qos, Topic};
 use crate::sensors::settings::{Bias, GpioBackend, GpioSettings, Level, PayloadFormat, SensorSettings, Simulation};
 
-/// Pins that the chips of all Raspberry Pis together have: 0 to 27 are on the header, the rest on compute modules.
+/// The highest pin number on the chips of all Raspberry Pis: 0 to 27 are on the header, the others on compute modules.
 const LAST_PIN: u64 = 53;
 const SIMULATE_FORM: &str = "\"random\" or a list such as [\"3 s on\", \"10 s off\"]";
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 
-/// Reads `[gpio]`.
 pub(super) fn gpio(root: &Table) -> GpioSettings {
     let mut settings = GpioSettings::default();
     let Some(table) = root.table("gpio") else { return settings };
@@ -31,7 +30,6 @@ pub(super) fn gpio(root: &Table) -> GpioSettings {
     settings
 }
 
-/// Reads all `[[sensor]]` tables.
 pub(super) fn read(root: &Table) -> Vec<SensorSettings> {
     let mut names = Unique::new("sensor");
     let mut pins: Vec<u8> = Vec::new();
@@ -47,7 +45,7 @@ pub(super) fn read(root: &Table) -> Vec<SensorSettings> {
         pins.extend(pin);
         let topic = table.required("topic", "a topic, such as \"loft/motion1\"");
         let topic = topic.and_then(|value| sensor_topic(&value, &mut topics));
-        // a sensor that lacks something is never used, but its other keys may have problems too
+        // an incomplete sensor is never used, but its other keys may have problems too
         if let Some(topic) = topic.or_else(|| Topic::new("missing").ok()) {
             let mut sensor = SensorSettings::new(name.unwrap_or_default(), pin.unwrap_or_default(), topic);
             optional(&table, &mut sensor);
@@ -58,7 +56,7 @@ pub(super) fn read(root: &Table) -> Vec<SensorSettings> {
     sensors
 }
 
-/// A topic that no other sensor publishes to, be it as its state or its status.
+/// A topic to which no other sensor publishes, neither its state nor its status.
 fn sensor_topic(value: &Value, topics: &mut Unique<String>) -> Option<Topic> {
     let topic = topic(value, "/status")?;
     topics.check(value, topic.to_string())?;
@@ -98,7 +96,7 @@ fn simulation(value: &Value) -> Option<Simulation> {
     (steps.len() == items.len()).then_some(Simulation::Script(steps))
 }
 
-/// A time, which is not zero, and a state.
+/// Reads a time that is not zero, and a state.
 fn step(text: &str) -> Option<(Duration, bool)> {
     let (time, state) = text.trim().rsplit_once(' ')?;
     let motion = match state {

@@ -1,4 +1,4 @@
-//! All settings of the gateway, valid.
+//! The valid settings of the whole gateway.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -13,48 +13,43 @@ use crate::message::Topic;
 use crate::sensors::settings::{GpioBackend, GpioSettings, SensorSettings, Simulation};
 use crate::upstream::settings::{Order, UpstreamSettings};
 
-/// `[gateway]`.
+/// The table `[gateway]`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct GatewaySettings {
-    /// Name of this gateway.
+    /// The name of this gateway.
     pub(crate) id: String,
-    /// Where journal, retained messages and sessions are kept.
+    /// The directory for journal, retained messages and sessions.
     pub(crate) data_dir: PathBuf,
 }
 
-/// `[log]`.
+/// The table `[log]`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct LogSettings {
     /// A valid tracing filter.
     pub(crate) level: String,
 }
 
-/// All settings.
+/// The settings of all rooms.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Settings {
-    /// Name and place.
     pub(crate) gateway: GatewaySettings,
-    /// What is logged.
     pub(crate) log: LogSettings,
-    /// The broker.
+    /// Ports, limits and access of the broker, from `[broker]` and its tables.
     pub broker: BrokerSettings,
-    /// The pins.
     pub(crate) gpio: GpioSettings,
     pub(crate) sensors: Vec<SensorSettings>,
-    /// The upstreams.
+    /// The upstreams, one for each `[[upstream]]`, with unique names.
     pub upstreams: Vec<UpstreamSettings>,
     pub(crate) journal: JournalSettings,
-    /// `journal.order`: how upstreams get what waits for them.
+    /// `journal.order`: the order in which upstreams get waiting messages.
     pub(crate) order: Order,
     pub(crate) http: HttpSettings,
-    /// What the local network is told.
     pub(crate) mdns: MdnsSettings,
-    /// What Home Assistant is told.
     pub(crate) home_assistant: HomeAssistantSettings,
 }
 
 impl Settings {
-    /// What an empty file means.
+    /// The settings of an empty file.
     pub(crate) fn defaults(environment: &Environment) -> Settings {
         let data_dir = environment.state_dir.clone().unwrap_or_else(|| "pigateway-data".into());
         Settings {
@@ -72,12 +67,12 @@ impl Settings {
         }
     }
 
-    /// What the gateway shows when it is started without a file: a simulated motion sensor that reports within seconds,
-    /// and the defaults of everything else.
+    /// The settings without a file: a simulated motion sensor that reports within seconds, and the defaults of everything
+    /// else.
     pub(crate) fn demonstration() -> Settings {
         let mut settings = Settings::defaults(&Environment::current());
         settings.gpio.backend = GpioBackend::Simulated;
-        // what is only tried out, on whatever network, is nobody else's business
+        // a demonstration may run on any network, so it is not announced there
         settings.mdns.enabled = false;
         if let Ok(topic) = Topic::new("loft/motion1") {
             let script = [(1, false), (3, true), (8, false)];

@@ -1,13 +1,13 @@
-//! Sizes that do not fit each other: each is valid, and together they lose what one of them promises.
+//! Checks sizes against each other: each may be valid, but together they could break a promise.
 
 use super::document::Table;
 use super::settings::Settings;
 use crate::broker::settings::MAX_SHARE;
 
-/// A record of the journal has more than the packet: its head, and for whom it is.
+/// Bytes that a journal record needs in addition to the packet, for its header and its consumers.
 const RECORD: u64 = 16 << 10;
 
-/// Warns of sizes that do not fit `broker.max_packet_size`.
+/// Warns of sizes that are too small for `broker.max_packet_size`.
 pub(super) fn check(root: &Table, settings: &Settings) {
     let broker = &settings.broker;
     let packet = broker.max_packet_size as u64;

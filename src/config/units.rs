@@ -1,12 +1,12 @@
-//! Durations and sizes as the configuration writes them: a whole number and a unit.
+//! Durations and sizes in the form of the configuration: a whole number and a unit.
 
 use std::time::Duration;
 
-/// Units of durations, in milliseconds; the smaller come first.
+/// Units of durations in milliseconds, in ascending order.
 const DURATIONS: [(&str, u64); 6] =
     [("ms", 1), ("s", 1000), ("min", 60_000), ("h", 3_600_000), ("day", 86_400_000), ("days", 86_400_000)];
 
-/// Units of sizes, in bytes.
+/// Units of sizes in bytes.
 const SIZES: [(&str, u64); 7] = [
     ("B", 1),
     ("kB", 1000),
@@ -17,9 +17,9 @@ const SIZES: [(&str, u64); 7] = [
     ("GiB", 1 << 30),
 ];
 
-/// How a duration is written.
+/// The allowed form of a duration, for messages.
 pub(crate) const DURATION_FORM: &str = "a whole number and ms, s, min, h or days";
-/// How a size is written.
+/// The allowed form of a size, for messages.
 pub(crate) const SIZE_FORM: &str = "a whole number and B, kB, KiB, MB, MiB, GB or GiB";
 
 fn parse(text: &str, units: &[(&str, u64)]) -> Option<u64> {
@@ -46,7 +46,7 @@ fn show(amount: u64, units: &[(&str, u64)]) -> String {
     format!("{} {name}", amount / factor)
 }
 
-/// Writes a duration in the largest unit that fits.
+/// Writes a duration in the largest unit that divides it.
 pub fn show_duration(duration: Duration) -> String {
     match duration.as_millis() as u64 {
         0 => "0 s".into(),
@@ -55,7 +55,7 @@ pub fn show_duration(duration: Duration) -> String {
     }
 }
 
-/// Writes a size in the largest binary unit that fits.
+/// Writes a size in the largest binary unit that divides it.
 pub fn show_size(bytes: u64) -> String {
     show(bytes, &[SIZES[0], SIZES[2], SIZES[4], SIZES[6]])
 }

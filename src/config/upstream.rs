@@ -1,4 +1,4 @@
-//! `[[upstream]]` with its `[[upstream.out]]`, `[[upstream.in]]` and `[[upstream.both]]`.
+//! Reads `[[upstream]]` with its `[[upstream.out]]`, `[[upstream.in]]` and `[[upstream.both]]`.
 
 use std::path::Path;
 use std::time::Duration;
@@ -20,7 +20,6 @@ const OUT_QOS: [(&str, OutQos); 4] =
     [("0", OutQos::AtMostOnce), ("1", OutQos::AtLeastOnce), ("2", OutQos::ExactlyOnce), ("keep", OutQos::Keep)];
 const IN_QOS: [(&str, Qos); 3] = [("0", Qos::AtMostOnce), ("1", Qos::AtLeastOnce), ("2", Qos::ExactlyOnce)];
 
-/// Reads all `[[upstream]]` tables.
 pub(super) fn read(root: &Table, paths: &Paths, gateway_id: &str) -> Vec<UpstreamSettings> {
     let mut names = Unique::new("upstream");
     let mut upstreams: Vec<UpstreamSettings> = Vec::new();
@@ -52,7 +51,7 @@ pub(super) fn read(root: &Table, paths: &Paths, gateway_id: &str) -> Vec<Upstrea
         upstream.out = rules(&table, "out", &OUT_QOS, OutQos::default());
         upstream.inbound = rules(&table, "in", &IN_QOS, Qos::AtLeastOnce);
         upstream.both = rules(&table, "both", &OUT_QOS, OutQos::default());
-        // a rule with a problem is one all the same
+        // a rule with a problem counts as a rule here
         if !["out", "in", "both"].iter().any(|direction| table.has(direction)) {
             let valid = "valid: [[upstream.out]], [[upstream.in]] or [[upstream.both]] below it";
             table.warning("out", format!("this upstream has no rules, so nothing goes up or comes down; {valid}"));
@@ -126,7 +125,7 @@ fn login(table: &Table, upstream: &mut UpstreamSettings, paths: &Paths) {
     };
 }
 
-/// A program and its arguments. It is not run here: a token may cost something.
+/// Reads a program with its arguments. It is not run here, because fetching a token may cost something.
 fn password_command(value: &Value) -> Option<Vec<String>> {
     let valid =
         "a list of an absolute path and arguments, such as [\"/usr/local/bin/sas-token\", \"loft\"]; there is no shell";
@@ -145,7 +144,7 @@ fn password_command(value: &Value) -> Option<Vec<String>> {
     Some(words)
 }
 
-/// How the line is used: what goes through where, and how long and how often.
+/// Reads how the network is used: proxy, times and rates.
 fn line(table: &Table, upstream: &mut UpstreamSettings) {
     let seconds = |from, to| Duration::from_secs(from)..=Duration::from_secs(to);
     let timeout = table.get("connect_timeout").and_then(|value| value.duration(seconds(1, 600)));
@@ -175,7 +174,7 @@ fn line(table: &Table, upstream: &mut UpstreamSettings) {
     if let Some(value) = table.get("proxy") {
         upstream.proxy = value.as_text().and_then(Proxy::parse);
         if upstream.proxy.is_none() {
-            // what was found is not repeated: it may have a password
+            // the value is not repeated, because it may contain a password
             value.problem(format!("not a proxy; valid: {proxy}"));
         }
     }
@@ -244,7 +243,7 @@ fn rules<Q: Copy>(upstream: &Table, direction: &'static str, qos: &[(&str, Q)], 
     rules
 }
 
-/// A prefix, empty when not given.
+/// A topic prefix; empty if it is not given.
 fn prefix<'a>(table: &Table<'a>, key: &'static str) -> Option<&'a str> {
     let Some(value) = table.get(key) else { return Some("") };
     let text = value.text("a text without wildcards, such as \"sites/\"")?;
@@ -278,8 +277,8 @@ fn check_rule<Q>(filter: &Value, rule: &Rule<Q>) -> bool {
     true
 }
 
-/// On MQTT 3.1.1 a broker sends us what we send it: rules that would pass it on again are refused where 3.1.1 is asked
-/// for, and keep the gateway from falling back to it.
+/// Checks rules for loops. With MQTT 3.1.1 a broker returns to the gateway what the gateway has sent. Rules that would
+/// forward this again are refused if 3.1.1 is configured, and otherwise keep the gateway from falling back to it.
 fn check_loops(table: &Table, upstream: &mut UpstreamSettings) {
     let pairs = loops(upstream);
     let Some((out, inbound)) = pairs.first() else { return };
@@ -306,7 +305,7 @@ fn looping(out: &SecretPlace, inbound: &SecretPlace) -> String {
     format!("the rule at {out}, which goes out, and the rule at {inbound}, which comes in, would loop on MQTT 3.1.1")
 }
 
-/// Two connections with one client id to one broker end each other for ever.
+/// Refuses two upstreams with one client id at one broker, because they would disconnect each other for ever.
 fn check_twins(table: &Table, upstream: &UpstreamSettings, others: &[UpstreamSettings]) {
     let same_place = |a: &UpstreamAddress, b: &UpstreamAddress| a.host == b.host && a.port == b.port;
     let twin = others.iter().find(|other| {
@@ -324,7 +323,7 @@ mod tests {
     use super::super::{Environment, read as read_all};
     use super::*;
 
-    /// What is wrong with an upstream that has these keys, with one address.
+    /// The problem of an upstream with these keys and one address.
     fn problem(keys: &str) -> String {
         let text = format!("[[upstream]]\nname = \"u\"\naddresses = [\"mqtt://h\"]\n{keys}");
         match read_all(&text, Path::new("t.toml"), &Environment::default()) {

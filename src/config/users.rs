@@ -1,7 +1,8 @@
-//! The gateway's own file of users that were made on the web page or by REST, in its data directory.
+//! The gateway's own file of users that were added on the web page or by REST. It is in the data directory.
 //!
-//! It is TOML with a `[[user]]` for each, held to the same rules as `[[broker.user]]`, so that a person who has to mend it is
-//! told line and key. The gateway replaces it as a whole; what it cannot read it neither uses nor replaces.
+//! It is TOML with a `[[user]]` for each user, with the same rules as `[[broker.user]]`, so that a person who has to repair
+//! it gets messages with line and key. The gateway always replaces the whole file. A file that it cannot read is neither
+//! used nor replaced.
 
 use std::fmt::Write;
 use std::fs;
@@ -15,39 +16,38 @@ use super::document::{Document, Table, line_and_column};
 use super::error::{ConfigProblem, ConfigProblems};
 use crate::access::settings::UserSettings;
 
-/// Its name in the data directory.
+/// The name of the file in the data directory.
 const NAME: &str = "users.toml";
-/// Bytes of the largest file that is read: a larger one is none of ours.
+/// The size in bytes above which the file is refused, because the gateway does not write such a file.
 pub(crate) const LARGEST: u64 = 4 << 20;
 const HEAD: &str = "# Users that were made on the web page or by its REST interface. pigateway replaces this file when one of them changes.\n\
                     # A [[broker.user]] of the same name in the configuration wins, and only such a user can have admin = true.\n";
 
-/// Where the file is.
 pub(crate) fn made_users_path(data_dir: &Path) -> PathBuf {
     data_dir.join(NAME)
 }
 
-/// What the file says.
+/// The contents of the file.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct MadeUsers {
-    /// The users, with the line that each begins in.
+    /// The users, each with the line in which its table begins.
     pub(crate) users: Vec<(UserSettings, usize)>,
-    /// Not wrong, but perhaps not meant.
+    /// Values that are valid, but may not be what was meant.
     pub(crate) warnings: Vec<ConfigProblem>,
 }
 
 impl MadeUsers {
-    /// The users without the lines that they stand in.
+    /// The users without their line numbers.
     pub fn settings(self) -> Vec<UserSettings> {
         self.users.into_iter().map(|(user, _)| user).collect()
     }
 
-    /// What may not be meant: what the file itself says, and users who have no effect beside this configuration.
+    /// All warnings: those of the file itself, and users that have no effect with this configuration.
     pub(crate) fn all_warnings(&self, configured: &[UserSettings], data_dir: &Path) -> Vec<ConfigProblem> {
         self.warnings.iter().cloned().chain(self.hidden_by(configured, data_dir)).collect()
     }
 
-    /// Users who have no effect, since the configuration has one of the same name.
+    /// Warnings about users that have no effect because the configuration has a user of the same name.
     fn hidden_by(&self, configured: &[UserSettings], data_dir: &Path) -> Vec<ConfigProblem> {
         let file = made_users_path(data_dir).display().to_string();
         let is_hidden = |user: &UserSettings| configured.iter().any(|other| other.name == user.name);
@@ -62,7 +62,7 @@ impl MadeUsers {
     }
 }
 
-/// Reads the file. Where there is none, there are no such users.
+/// Reads the file. If it is missing, there are no such users.
 pub(crate) fn load_made_users(data_dir: &Path) -> Result<MadeUsers, ConfigProblems> {
     let path = made_users_path(data_dir);
     let file = path.display().to_string();
@@ -84,7 +84,7 @@ pub(crate) fn load_made_users(data_dir: &Path) -> Result<MadeUsers, ConfigProble
     read_made_users(text, &file)
 }
 
-/// Reads the text of such a file.
+/// Reads the text of the file; `file` is its name for messages.
 pub fn read_made_users(text: &str, file: &str) -> Result<MadeUsers, ConfigProblems> {
     let document = Document::new(file, text);
     let (root, errors) = DeTable::parse_recoverable(text);
@@ -107,7 +107,7 @@ pub fn read_made_users(text: &str, file: &str) -> Result<MadeUsers, ConfigProble
 fn finish(document: Document<'_>, users: Vec<(UserSettings, usize)>) -> Result<MadeUsers, ConfigProblems> {
     let file = document.file().to_owned();
     let (problems, warnings, _) = document.into_findings();
-    // a user who is only half read might do more than was meant
+    // a user that was read only in part might have more rights than intended
     if problems.is_empty() { Ok(MadeUsers { users, warnings }) } else { Err(ConfigProblems { file, problems }) }
 }
 
@@ -118,7 +118,7 @@ pub fn made_users_text(users: &[UserSettings]) -> String {
         |items: Vec<String>| format!("[{}]", items.iter().map(|item| quoted(item)).collect::<Vec<_>>().join(", "));
     let mut text = String::from(HEAD);
     for user in users {
-        // writing to a string does not fail
+        // writing to a string cannot fail
         let _ = write!(text, "\n[[user]]\nname = {}\n", quoted(&user.name));
         if let Some(hash) = &user.password_hash {
             let _ = writeln!(text, "password_hash = {}", quoted(hash));

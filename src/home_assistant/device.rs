@@ -1,8 +1,8 @@
-//! What Home Assistant is told: a device for the gateway and one for each sensor, as MQTT device discovery has them.
+//! The messages for Home Assistant: a device for the gateway and one for each sensor, in the form of MQTT device discovery.
 //!
-//! A device of its own for each sensor gets an area of its own, and is removed by one empty message. A component's
-//! availability would replace the device's, so none has one. Parts of the topic are of `[A-Za-z0-9_-]` only, while names may
-//! have more: see [`slug`].
+//! Each sensor is a device, so that it can have its own area and is removed by one empty message. The availability of a
+//! component would replace that of its device, so no component has one. Parts of the topic consist of `[A-Za-z0-9_-]` only,
+//! while names may have other characters: see [`slug`].
 
 use serde_json::{Map, Value, json};
 
@@ -10,30 +10,27 @@ use super::settings::{state_topic, status_topic};
 use crate::secret::sha256_hex;
 use crate::sensors::settings::{PayloadFormat, SensorSettings};
 
-/// A device to be announced.
+/// A device to announce.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Device {
-    /// Topic of its discovery message.
     pub(crate) topic: String,
-    /// What a person has configured for it, as a digest: the same until that changes, whatever version of the gateway runs.
+    /// A digest of the device's configuration. It does not depend on the version of the gateway.
     pub(crate) fingerprint: String,
-    /// The discovery message of the device, with its components.
     pub(crate) payload: Map<String, Value>,
 }
 
-/// What is announced of the gateway itself.
+/// The properties of the gateway that are announced.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct AnnouncedGateway {
-    /// `gateway.id`, a part of its topics.
+    /// `gateway.id`, which is a part of its topics.
     pub(crate) id: String,
-    /// Names of its upstreams.
     pub(crate) upstreams: Vec<String>,
-    /// Address of its web page, if others can reach it.
+    /// The URL of its web page, if other machines can reach it.
     pub(crate) url: Option<String>,
 }
 
-/// A name as part of a topic, different for different names: itself if it fits, otherwise with `-` for what does not and
-/// with the beginning of its digest.
+/// A name as part of a topic. A name that fits is used unchanged. Otherwise `-` replaces other characters, and the beginning
+/// of the name's digest is appended, so that different names stay different.
 pub(crate) fn slug(name: &str, fits: impl Fn(char) -> bool) -> String {
     if !name.is_empty() && name.chars().all(&fits) {
         return name.into();
@@ -43,8 +40,8 @@ pub(crate) fn slug(name: &str, fits: impl Fn(char) -> bool) -> String {
     format!("{kept}-{}", &digits[..8])
 }
 
-/// The gateway's part of topics and unique ids. It has no `_`, so that gateway `a` with sensor `b_c` is not gateway `a_b`
-/// with sensor `c` in a Home Assistant that knows both.
+/// The gateway's part of topics and unique ids. It has no `_`; otherwise gateway `a` with sensor `b_c` and gateway `a_b`
+/// with sensor `c` would have the same ids in one Home Assistant.
 fn gateway_slug(id: &str) -> String {
     slug(id, |c| c.is_ascii_alphanumeric() || c == '-')
 }
@@ -68,7 +65,6 @@ fn object(value: Value) -> Map<String, Value> {
     }
 }
 
-/// The device that stands for the gateway itself.
 pub(crate) fn gateway(prefix: &str, gateway: &AnnouncedGateway) -> Device {
     let device = format!("pigateway_{}", gateway_slug(&gateway.id));
     let state = state_topic(&gateway.id);
@@ -141,8 +137,8 @@ pub(crate) fn gateway(prefix: &str, gateway: &AnnouncedGateway) -> Device {
     Device { topic: topic(prefix, &device), fingerprint, payload: object(payload) }
 }
 
-/// A sensor's device. `None`: its messages do not say when motion ends, so a Home Assistant that is started would take the
-/// retained one for motion.
+/// The device of a sensor; `None` if its messages do not tell when motion ends, because a starting Home Assistant would then
+/// take the retained message for motion.
 pub(crate) fn sensor(prefix: &str, gateway_id: &str, sensor: &SensorSettings) -> Option<Device> {
     let gateway = format!("pigateway_{}", gateway_slug(gateway_id));
     let device = format!("{gateway}_{}", name_slug(&sensor.name));
@@ -153,7 +149,7 @@ pub(crate) fn sensor(prefix: &str, gateway_id: &str, sensor: &SensorSettings) ->
     let mut parts = Map::new();
     match sensor.payload {
         PayloadFormat::Time => return None,
-        // ON and OFF are what Home Assistant expects
+        // ON and OFF are Home Assistant's defaults
         PayloadFormat::OnOff => {}
         PayloadFormat::Json => {
             motion.append(&mut object(json!({"val_tpl": "{{ value_json.state }}", "pl_on": "on", "pl_off": "off"})));
@@ -186,7 +182,8 @@ pub(crate) fn sensor(prefix: &str, gateway_id: &str, sensor: &SensorSettings) ->
     Some(Device { topic: topic(prefix, &device), fingerprint: fingerprint(sensor), payload: object(payload) })
 }
 
-/// Written out, so that a new key of a later version does not make every sensor another one.
+/// A digest of the sensor's configuration. The keys are listed explicitly, so that a new key in a later version does not
+/// change every fingerprint.
 fn fingerprint(sensor: &SensorSettings) -> String {
     let SensorSettings { name, pin, topic, active, bias, debounce, hold, warm_up, stuck_after, payload, qos, .. } =
         sensor;

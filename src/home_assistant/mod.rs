@@ -1,5 +1,5 @@
-//! Home Assistant finds the gateway and its sensors, and knows how they are: MQTT device discovery, and topics about the
-//! gateway itself.
+//! Announces the gateway and its sensors to Home Assistant, with MQTT device discovery and with topics about the gateway
+//! itself.
 //!
 //! | topic, all retained | what |
 //! |---|---|
@@ -8,13 +8,14 @@
 //! | `<prefix>/device/pigateway_<id>/config` | the gateway, see [`device`] |
 //! | `<prefix>/device/pigateway_<id>_<sensor>/config` | a sensor |
 //!
-//! They exist only where the configuration asks for them. They are in memory and said anew after every start: the disk has
-//! only what must be removed one day ([`announcer`]), in a file that is written when something is announced or removed. They
-//! go to an upstream only where one of its rules names them, which `#` does not, and nobody else may publish the first two.
+//! These topics exist only if the configuration asks for them. They are kept in memory and published again after every
+//! start. The disk has only what must be removed later ([`announcer`]), in a file that is written when something is
+//! announced or removed. The topics go to an upstream only if one of its rules names them explicitly, which `#` does not.
+//! Nobody else may publish the first two.
 //!
-//! Home Assistant's birth message (`homeassistant/status`) tells when it listens. Limits: one that has it switched off, or
-//! under another topic, is never told what has gone while it was away. What is deleted in a Home Assistant that sees only what
-//! is forwarded to an upstream is known here where a rule brings the deletion down.
+//! Home Assistant's birth message (`homeassistant/status`) shows when it is listening. This has limits. If birth messages
+//! are switched off or have another topic, Home Assistant is never told what was removed in its absence. If a Home Assistant
+//! sees only what is forwarded to an upstream, a deletion there is noticed only if a rule brings it down.
 
 pub mod announcer;
 pub(crate) mod device;

@@ -1,32 +1,31 @@
-//! `[home_assistant]`.
+//! The table `[home_assistant]`.
 
 use crate::message::Topic;
 
-/// Whether Home Assistant is told of the gateway and its sensors, and where it listens for that.
+/// Whether the gateway is announced to Home Assistant, and under which topics.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
 pub(crate) struct HomeAssistantSettings {
-    /// Whether it is told.
     pub(crate) enabled: bool,
-    /// Its discovery prefix; `None`: the one that it has unless somebody changed it.
+    /// The discovery prefix; `None` means Home Assistant's default.
     pub(crate) prefix: Option<Topic>,
 }
 
-/// Home Assistant's own default for the discovery prefix, and what its birth message begins with whatever that prefix is.
+/// Home Assistant's default discovery prefix. Its birth message has this first level with any prefix.
 pub(crate) const PREFIX: &str = "homeassistant";
 
 impl HomeAssistantSettings {
-    /// The first level of discovery topics, `homeassistant` unless configured otherwise.
+    /// The first level of discovery topics.
     pub(crate) fn prefix(&self) -> &str {
         self.prefix.as_ref().map_or(PREFIX, |prefix| prefix.as_str())
     }
 }
 
-/// Topic that says whether the gateway is there.
+/// The topic that tells whether the gateway is online.
 pub(crate) fn status_topic(gateway_id: &str) -> String {
     format!("pigateway/{gateway_id}/status")
 }
 
-/// Topic that says how the gateway is.
+/// The topic with the state of the gateway.
 pub(crate) fn state_topic(gateway_id: &str) -> String {
     format!("pigateway/{gateway_id}/state")
 }

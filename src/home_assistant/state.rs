@@ -1,4 +1,4 @@
-//! How the gateway is, as one JSON object:
+//! The state of the gateway as one JSON object:
 //!
 //! ```json
 //! {"problem":null,"started":"2026-03-01T12:00:00.250Z","clients":3,"journal_used_bytes":8388608,
@@ -7,13 +7,13 @@
 //!
 //! | key | what |
 //! |---|---|
-//! | `problem` | what is wrong now, in words; `null`: nothing |
+//! | `problem` | the present problems in words; `null` if there are none |
 //! | `started` | when the gateway was started; `null` while the clock is not synchronised |
 //! | `clients` | MQTT clients that are connected |
 //! | `journal_used_bytes` | bytes of the journal on disk |
 //! | `connected` | whether the upstream is connected |
 //! | `pending` | messages that wait for it |
-//! | `oldest` | when the oldest of them came in; `null`: none waits, or the time is not known |
+//! | `oldest` | when the oldest of them arrived; `null` if none waits or the time is not known |
 
 use serde_json::{Map, Value, json};
 
@@ -23,22 +23,19 @@ use crate::status::{UpstreamSnapshot, UpstreamState};
 /// Longest text of a problem, in bytes.
 const LONGEST: usize = 1000;
 
-/// What the message is made of.
+/// The data of the message.
 #[derive(Debug)]
 pub(crate) struct GatewayState<'a> {
-    /// Parts that do not work at the moment.
     pub(crate) faulty: &'a [FaultyPart],
-    /// When the gateway was started.
+    /// When the gateway was started, as text; `None` if it is not known.
     pub(crate) started: Option<String>,
-    /// MQTT clients that are connected.
     pub(crate) clients: usize,
-    /// Bytes of the journal.
     pub(crate) journal_used_bytes: u64,
-    /// The upstreams, each with the time of its oldest message.
+    /// The upstreams, each with the arrival time of its oldest waiting message.
     pub(crate) upstreams: &'a [(UpstreamSnapshot, Option<String>)],
 }
 
-/// What is told at once when it changes.
+/// The part of the state whose changes are published at once.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct StateNews {
     problem: Option<String>,
@@ -47,13 +44,12 @@ pub(crate) struct StateNews {
 }
 
 impl GatewayState<'_> {
-    /// What is to be told at once when it changes.
+    /// The part of the state whose changes are published at once.
     pub(crate) fn news(&self) -> StateNews {
         let connected = self.upstreams.iter().map(|(upstream, _)| upstream.state == UpstreamState::Connected);
         StateNews { problem: problem(self.faulty), started: self.started.clone(), connected: connected.collect() }
     }
 
-    /// The payload of `pigateway/<id>/state`.
     pub(crate) fn to_json(&self) -> Value {
         let upstream = |(upstream, oldest): &(UpstreamSnapshot, Option<String>)| {
             let connected = upstream.state == UpstreamState::Connected;

@@ -1,4 +1,4 @@
-//! The file of what Home Assistant has been told, in the data directory.
+//! The file in the data directory with what Home Assistant has been told.
 
 use std::fs;
 use std::io;
@@ -9,12 +9,11 @@ use tracing::{info, warn};
 use super::announcer::AnnouncerMemory;
 use crate::secret::replace_private;
 
-/// The file's name in the data directory.
 const NAME: &str = "home_assistant.json";
-/// A larger file is none of ours.
+/// The size in bytes above which the file is ignored, because the gateway does not write such a file.
 const LARGEST: u64 = 16 << 20;
 
-/// What was announced and has to be taken back, in a file that only the gateway reads.
+/// What was announced and must be removed later, in a file that only the gateway can read.
 #[derive(Debug)]
 pub(super) struct Store {
     path: PathBuf,
@@ -26,7 +25,7 @@ impl Store {
         Store { path: data_dir.join(NAME), has_failed: false }
     }
 
-    /// What it says. Blocks for a moment.
+    /// Reads the file. Blocks for a moment.
     pub(crate) fn read(&self) -> AnnouncerMemory {
         let is_ours = fs::symlink_metadata(&self.path).is_ok_and(|file| file.is_file() && file.len() <= LARGEST);
         let Some(text) = fs::read(&self.path).ok().filter(|_| is_ours) else { return AnnouncerMemory::default() };
@@ -37,10 +36,11 @@ impl Store {
         })
     }
 
-    /// Replaces it as a whole: a power cut leaves the old one or the new one. Where nothing is to be kept there is no file.
+    /// Replaces the whole file, so that a power cut leaves either the old or the new one. If there is nothing to keep, the
+    /// file is deleted.
     pub(crate) async fn write(&mut self, memory: &AnnouncerMemory) {
         let (path, is_empty) = (self.path.clone(), memory.is_empty());
-        // strings and JSON values: nothing that could fail to be written
+        // strings and JSON values can always be serialised
         let text = serde_json::to_vec(memory).unwrap_or_default();
         let write = move || match is_empty {
             false => replace_private(&path, &text),

@@ -1,4 +1,4 @@
-//! The task beside the announcer: hears what Home Assistant says, and publishes.
+//! The task that runs the announcer: receives Home Assistant's messages and publishes.
 
 use std::collections::VecDeque;
 use std::path::Path;
@@ -25,9 +25,9 @@ use crate::sensors::payload::wall_time;
 use crate::sensors::settings::SensorSettings;
 use crate::status::{GatewayStatus, UpstreamShown};
 
-/// Counters are brought up to date this often at most.
+/// The least time between two updates of counters.
 const EVERY: Duration = Duration::from_secs(60);
-/// What may wait while the task has no turn: births and deletions are few.
+/// The limits of messages that wait while the task is busy. Births and deletions are rare.
 const INBOX: InboxLimits = InboxLimits { messages: 4096, bytes: 4 << 20 };
 const AT_ONCE: usize = 256;
 const OPTIONS: SubscriptionOptions =
@@ -44,12 +44,13 @@ pub(crate) struct HomeAssistant {
     store: Store,
     subscriber: Arc<Subscriber>,
     started_boot_ms: u64,
-    /// The last state: what is told at once, all of it, and when.
+    /// The last published state: the part that is published at once, the whole text, and the time.
     said: Option<(StateNews, String, Instant)>,
 }
 
 impl HomeAssistant {
-    /// Says what is to be retained before anybody connects. `None`: nothing is to be announced, and nothing to be removed.
+    /// Publishes what must be retained before any client connects. Returns `None` if there is nothing to announce and
+    /// nothing to remove.
     pub(crate) async fn start(
         settings: &HomeAssistantSettings,
         gateway: AnnouncedGateway,
@@ -81,21 +82,21 @@ impl HomeAssistant {
         for filter in this.filters() {
             this.ingress.subscribe(&filter, &this.subscriber, OPTIONS, |_| None);
         }
-        // the router says why it fails
+        // the router reports its own failure
         let _ = this.first_words().await;
         Some(this)
     }
 
     async fn first_words(&mut self) -> Result<(), IngressError> {
         if self.settings.enabled {
-            // after a crash, what others still take for "online"
+            // after a crash the retained message still says "online"
             self.say_status("offline").await?;
             self.say_state(true).await?;
         }
         self.announce().await
     }
 
-    /// Goes on until `cancel`, and then says that the gateway is off.
+    /// Runs until `cancel`, and then publishes that the gateway is offline.
     pub(crate) async fn run(mut self, cancel: CancellationToken) {
         if self.settings.enabled {
             info!("announced to Home Assistant below {}/device", self.settings.prefix());
@@ -103,7 +104,7 @@ impl HomeAssistant {
                 return cancel.cancelled().await;
             }
         }
-        // the dispatcher reports why
+        // the dispatcher reports the reason
         let _ = self.listen(&cancel).await;
         cancel.cancelled().await;
         if self.settings.enabled {
@@ -132,7 +133,7 @@ impl HomeAssistant {
                 }
                 changed = self.sensors.changed(), if self.settings.enabled => match changed {
                     Ok(()) => self.announce().await?,
-                    Err(_) => return Ok(()), // the gateway ends
+                    Err(_) => return Ok(()), // the gateway shuts down
                 },
                 _ = health.changed(), if self.settings.enabled => self.say_state(false).await?,
                 () = any_changed(&mut upstreams), if self.settings.enabled => self.say_state(false).await?,
@@ -156,7 +157,7 @@ impl HomeAssistant {
         Some(Instant::now() + Duration::from_millis(due.saturating_sub(self.now())))
     }
 
-    /// What is listened to: births, and who clears what.
+    /// The topic filters of births and of deletions.
     fn filters(&self) -> Vec<String> {
         let prefix = self.settings.prefix();
         let mut filters = vec![format!("{PREFIX}/status"), format!("{prefix}/device/+/config")];
@@ -225,7 +226,7 @@ impl HomeAssistant {
         self.publish(&status_topic(&self.gateway.id), status.as_bytes(), Qos::AtLeastOnce).await
     }
 
-    /// Says how the gateway is, where that is news; `all`: counters too.
+    /// Publishes the state if it has changed. With `all`, changed counters count too.
     async fn say_state(&mut self, all: bool) -> Result<(), IngressError> {
         let clock = self.ingress.clock().clone();
         let oldest = |upstream: &UpstreamShown| {
@@ -265,7 +266,7 @@ impl HomeAssistant {
             origin: Origin::announcer(),
         };
         match self.ingress.publish(&draft).await {
-            // a session that is full or an upstream's journal does not keep it from the others
+            // a full session or a full journal of one upstream must not keep the message from the others
             Err(IngressError::Full(_)) => {
                 draft.qos = Qos::AtMostOnce;
                 self.ingress.publish(&draft).await.map(drop)
@@ -275,7 +276,7 @@ impl HomeAssistant {
     }
 }
 
-/// Waits for a change of any of them; for ever where there are none.
+/// Waits until one of the upstreams changes; for ever if there are none.
 async fn any_changed(upstreams: &mut [UpstreamShown]) {
     if upstreams.is_empty() {
         return std::future::pending().await;

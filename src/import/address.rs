@@ -1,8 +1,9 @@
-//! Where a broker is, as other programs write it.
+//! Converts the addresses of brokers, as other programs write them.
 
 use std::net::Ipv6Addr;
 
-/// The port follows the last colon. mosquitto wants one behind an IPv6 address, which people forget.
+/// Converts an address whose port follows the last colon. mosquitto requires a port after an IPv6 address, but people forget
+/// it.
 pub(super) fn address(word: &str, scheme: &str) -> Option<String> {
     let bare = |host: &str| host.trim_start_matches('[').trim_end_matches(']').to_owned();
     let is_ipv6 = |host: &str| host.parse::<Ipv6Addr>().is_ok();

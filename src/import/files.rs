@@ -1,17 +1,17 @@
-//! Finding and reading the files that a configuration names.
+//! Finds and reads the files that a configuration names.
 
 use std::io;
 use std::path::{Path, PathBuf};
 
-/// Longest file that is read. The files of a broker are small; whatever is longer is not one of them.
+/// The longest file that is read, in bytes. A broker's configuration files are small, so a longer file is not one of them.
 const LONGEST: u64 = 16 << 20;
 
-/// Finds files: where the configuration says, else beside it. A configuration that was copied from another machine or out
-/// of a container names paths that are not here.
+/// Finds files at the path that the configuration names, or else beside the configuration. A configuration that was copied
+/// from another machine or out of a container names paths that do not exist here.
 #[derive(Clone, Debug)]
 pub(super) struct Files {
     base: PathBuf,
-    /// Named on the command line.
+    /// The files named on the command line.
     given: Vec<PathBuf>,
 }
 
@@ -20,7 +20,7 @@ impl Files {
         Files { base: main.parent().unwrap_or(Path::new("")).to_owned(), given: given.to_vec() }
     }
 
-    /// Where the file or directory that is named like this really is; `None`: nowhere.
+    /// The actual path of the file or directory that is named like this; `None` if it is not found.
     pub(crate) fn find(&self, named: &str) -> Option<PathBuf> {
         let path = self.base.join(named);
         let same_name = |path: &&PathBuf| path.file_name() == Path::new(named).file_name();
@@ -31,7 +31,7 @@ impl Files {
         [Some(path), beside].into_iter().flatten().find(|path| path.exists())
     }
 
-    /// The absolute path to write for a file that is named like this, and whether it is there.
+    /// The absolute path to write for a file that is named like this, and whether it exists.
     pub(crate) fn locate(&self, named: &str) -> (String, bool) {
         let found = self.find(named);
         let path = found.clone().unwrap_or_else(|| self.base.join(named));
@@ -40,7 +40,7 @@ impl Files {
     }
 }
 
-/// The text of a file, without a byte order mark. What is not UTF-8 is read as Latin-1, as old editors wrote it.
+/// The text of a file, without a byte order mark. A file that is not UTF-8 is read as Latin-1, which old editors wrote.
 pub(super) fn read(path: &Path) -> io::Result<String> {
     if std::fs::metadata(path)?.len() > LONGEST {
         return Err(io::Error::new(io::ErrorKind::FileTooLarge, "it is longer than 16 MiB"));

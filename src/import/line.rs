@@ -1,10 +1,10 @@
-//! Lines of the original, and what becomes of them.
+//! The lines of the original, and what becomes of each.
 
 use std::cell::RefCell;
 use std::fmt;
 use std::rc::Rc;
 
-/// Where a line stands: file name and number.
+/// The place of a line: file name and line number.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct LinePlace {
     pub(crate) file: Rc<str>,
@@ -17,28 +17,28 @@ impl fmt::Display for LinePlace {
     }
 }
 
-/// What becomes of a line; the text is the reason.
+/// What becomes of a line. The text is the reason.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Fate {
-    /// It means the same here.
+    /// It has the same meaning here.
     Taken,
-    /// It is taken over, and something is not as it was.
+    /// It is taken over, but something is different.
     Differs(String),
-    /// Nothing is lost without it.
+    /// It is left out, and nothing is lost by that.
     NotNeeded(String),
-    /// There is no equivalent.
+    /// It is left out, because there is no equivalent.
     NotTaken(String),
     /// It is not valid in the original either, or not known.
     Wrong(String),
 }
 
-/// One setting of the original.
+/// One setting of the original, with its line.
 #[derive(Debug)]
 pub(super) struct SettingLine {
     place: LinePlace,
-    /// The name that the setting has today.
+    /// The present name of the setting.
     pub(crate) key: String,
-    /// As it was written.
+    /// The line as it was written.
     written: String,
     pub(crate) value: String,
     fate: RefCell<Option<Fate>>,
@@ -53,7 +53,7 @@ impl SettingLine {
         &self.place
     }
 
-    /// The line for a comment: without passwords and hashes.
+    /// The line for a comment, with passwords and hashes removed.
     pub(crate) fn shown(&self) -> String {
         const SECRETS: [&str; 4] = ["remote_password", "local_password", "bridge_psk", "tls_engine_kpass_sha1"];
         if SECRETS.contains(&self.key.as_str()) || self.key.starts_with("plugin_opt_") {
@@ -69,7 +69,7 @@ impl SettingLine {
         self.fate.borrow().clone().unwrap_or_else(unknown)
     }
 
-    /// Decides, unless it has been decided already: the first to find something wrong is right.
+    /// Sets the fate of the line unless it has one already: the first reason found is the right one.
     fn decide(&self, fate: Fate) {
         self.fate.borrow_mut().get_or_insert(fate);
     }
@@ -98,7 +98,7 @@ impl SettingLine {
         self.decide(Fate::Wrong(why.into()));
     }
 
-    /// What seemed to be taken over is not: the table that it stood in is left out.
+    /// Changes a line that was taken over to one that was not, because its whole table is left out.
     pub(crate) fn revoke(&self, why: &str) {
         let mut fate = self.fate.borrow_mut();
         if matches!(*fate, None | Some(Fate::Taken | Fate::Differs(_) | Fate::NotNeeded(_))) {
@@ -106,12 +106,12 @@ impl SettingLine {
         }
     }
 
-    /// The first word; mosquitto ignores what follows it, except in texts.
+    /// The first word of the value. mosquitto ignores what follows it, except in texts.
     pub(crate) fn word(&self) -> &str {
         self.value.split([' ', '\t']).next().unwrap_or_default()
     }
 
-    /// `true` or `false`.
+    /// The value as `true` or `false`.
     pub(crate) fn flag(&self) -> Option<bool> {
         match self.word() {
             "true" | "1" => Some(true),
@@ -123,7 +123,7 @@ impl SettingLine {
         }
     }
 
-    /// A whole number.
+    /// The value as a whole number.
     pub(crate) fn number(&self) -> Option<i64> {
         let number = self.word().parse().ok();
         if number.is_none() {
@@ -132,7 +132,8 @@ impl SettingLine {
         number
     }
 
-    /// A path. What follows a `#` is a comment to a person, though mosquitto takes it for part of the name.
+    /// The value as a path. Text after a `#` is read as a comment, which people mean, although mosquitto makes it part of
+    /// the name.
     pub(crate) fn path(&self) -> Option<&str> {
         let text = self.value.split(" #").next().unwrap_or_default().trim();
         if text.is_empty() {

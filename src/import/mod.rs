@@ -1,9 +1,9 @@
-//! Moving in: what other programs were configured with, as a `pigateway.toml`.
+//! Converts the configurations of other programs to a `pigateway.toml`.
 //!
-//! Each line of the original ends in exactly one way, its [`Fate`]: it is taken over, taken over with a difference, not
-//! needed, not taken over, or not understood. All but the first stand as a comment in the table that they belong to, with
-//! the reason, and the counts add up to the number of lines. Where something has no equivalent, what is written is never
-//! more open than the original: a listener whose protection cannot be had is left out rather than opened without it.
+//! Each line of the original gets exactly one [`Fate`]: it is taken over, taken over with a difference, not needed, not
+//! taken over, or not understood. All but the first are written as a comment with the reason into the table that they belong
+//! to, and the counts add up to the number of lines. If something has no equivalent, the result is never more open than the
+//! original: a listener that cannot be protected as before is left out rather than opened without protection.
 
 mod address;
 mod files;
@@ -21,22 +21,22 @@ use std::path::{Path, PathBuf};
 use line::{Fate, SettingLine, SettingLines};
 pub(crate) use sniff::{ForeignKind, kind_of};
 
-/// A configuration made from another program's.
+/// A configuration made from that of another program.
 #[derive(Debug)]
 pub struct Imported {
     /// The text of a valid `pigateway.toml`.
     pub text: String,
-    /// Passwords, which belong into files of their own.
+    /// Passwords, which belong in files of their own.
     pub secrets: Vec<SecretFile>,
-    /// What became of the lines.
+    /// The counts of what became of the lines.
     pub summary: Summary,
 }
 
-/// A password and the file that the configuration names for it.
+/// A password and the file in which the configuration expects it.
 pub struct SecretFile {
-    /// Name of the file, in the directory of the configuration.
+    /// The name of the file, in the directory of the configuration.
     pub name: String,
-    /// The password.
+    /// The password in plain text.
     pub password: String,
 }
 
@@ -46,44 +46,44 @@ impl std::fmt::Debug for SecretFile {
     }
 }
 
-/// How an import is to be done.
+/// Options of an import.
 #[derive(Clone, Copy, Debug)]
 pub struct Options<'a> {
-    /// Name of this host, which mosquitto makes client ids of.
+    /// The name of this host, from which mosquitto makes client ids.
     pub host_name: &'a str,
-    /// Whether passwords will be written to files beside the configuration; otherwise a person has to do it.
+    /// Whether passwords will be written to files beside the configuration. Otherwise a person has to do that.
     pub keeps_secrets: bool,
 }
 
-/// Why nothing was imported.
+/// Why an import failed.
 #[derive(Debug, thiserror::Error)]
 pub enum ImportError {
     /// A file cannot be read.
     #[error("{}: cannot be read: {source}", path.display())]
     Read {
-        /// The file.
+        /// The path of the file.
         path: PathBuf,
-        /// What the system says.
+        /// The error of the operating system.
         source: io::Error,
     },
-    /// A file is something else.
+    /// A file is of another kind than expected.
     #[error("{}: this is not {expected}", path.display())]
     NotThat {
-        /// The file.
+        /// The path of the file.
         path: PathBuf,
-        /// What it should be.
+        /// What kind of file was expected.
         expected: &'static str,
     },
     /// A file is not YAML.
     #[error("{}:{line}:{column}: not YAML: {message}", path.display())]
     Yaml {
-        /// The file.
+        /// The path of the file.
         path: PathBuf,
-        /// Line, from 1 on.
+        /// The line, counted from 1.
         line: usize,
-        /// Column, from 1 on.
+        /// The column, counted from 1.
         column: usize,
-        /// What the parser says.
+        /// The message of the YAML parser.
         message: String,
     },
     /// A password cannot be hashed.
@@ -91,25 +91,25 @@ pub enum ImportError {
     Hash(#[from] io::Error),
 }
 
-/// What a file is, if it can be read and is clearly one of these.
+/// The kind of a file, if it can be read and clearly is one of the known kinds.
 pub(crate) fn kind_of_file(path: &Path) -> Option<ForeignKind> {
     kind_of(&files::read(path).ok()?)
 }
 
-/// What became of the lines of the original.
+/// The number of lines of the original by what became of them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Summary {
-    /// All of them, without comments and empty ones.
+    /// All lines, without comments and empty lines.
     pub lines: usize,
-    /// Taken over as they are.
+    /// Lines with the same meaning here.
     pub taken: usize,
-    /// Taken over, with a difference.
+    /// Lines that were taken over with a difference.
     pub differ: usize,
-    /// Not needed: nothing is lost.
+    /// Lines that were left out without a loss.
     pub not_needed: usize,
-    /// Without an equivalent.
+    /// Lines without an equivalent.
     pub not_taken: usize,
-    /// Not understood; mosquitto would not start with most of these.
+    /// Lines that are not valid. With most of them mosquitto would not start.
     pub not_understood: usize,
     /// What a person has to do before the result can be used.
     pub(crate) to_do: Vec<String>,
@@ -146,10 +146,10 @@ impl std::fmt::Display for Summary {
     }
 }
 
-/// What a person searches for in the result.
+/// The words by which a person finds lines without an equivalent in the result.
 const NOT_TAKEN: &str = "NOT TAKEN OVER";
 
-/// The comment that a line leaves, if it leaves one.
+/// The comment for a line, if it needs one.
 fn remark(line: &SettingLine) -> Option<String> {
     let shown = text::printable(&line.shown());
     Some(match line.fate() {
@@ -161,7 +161,7 @@ fn remark(line: &SettingLine) -> Option<String> {
     })
 }
 
-/// The comment at the head of a result.
+/// The comment at the beginning of a result.
 fn head(command: &str, sources: &[String], summary: &Summary) -> String {
     let mut head = format!("# Written by `pigateway import {command}` from\n");
     for source in sources {

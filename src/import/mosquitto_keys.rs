@@ -1,48 +1,47 @@
-//! The settings of mosquitto.conf(5), from 1.4 to 2.1: where each applies, what a repetition means, and what becomes of those
-//! that need no thought.
+//! The settings of mosquitto.conf(5) from 1.4 to 2.1: where each applies, what a repetition means, and what becomes of those
+//! that can be decided by their name alone.
 
 use crate::import::line::SettingLine;
 
-/// Where a setting applies.
+/// The section to which a setting applies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Scope {
-    /// To the whole broker.
     Global,
-    /// To the listener above it, or to the default listener.
+    /// The listener above it, or the default listener.
     Listener,
-    /// To the whole broker, or with `per_listener_settings` to the listener above it.
+    /// The whole broker, or with `per_listener_settings` the listener above it.
     Security,
-    /// To the bridge above it.
+    /// The bridge above it.
     Bridge,
-    /// Begins a listener, a bridge, or includes files.
+    /// It begins a listener or a bridge, or includes files.
     Structure,
 }
 
-/// What a repetition means.
+/// What it means if a setting is repeated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Repeated {
     /// mosquitto does not start.
     Refused,
-    /// The last one counts.
+    /// The last line counts.
     Last,
-    /// All count.
+    /// All lines count.
     All,
 }
 
-/// What becomes of a setting that is not read any further.
+/// What becomes of a setting whose name decides it.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Simple {
-    /// It is read by whoever knows its section.
+    /// The code for its section reads it.
     Read,
-    /// It is not needed here.
+    /// It is not needed here, for this reason.
     NotNeeded(&'static str),
-    /// There is no equivalent.
+    /// There is no equivalent, for this reason.
     NotTaken(&'static str),
-    /// With this value there is no difference; otherwise there is no equivalent.
+    /// With this value it makes no difference; with any other value there is no equivalent.
     Only(&'static str, &'static str),
 }
 
-/// One setting.
+/// One of mosquitto's settings.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Key {
     pub(crate) name: &'static str,
@@ -55,7 +54,7 @@ use Repeated::{All, Last, Refused};
 use Scope::{Bridge, Global, Listener, Security, Structure};
 use Simple::{NotNeeded, NotTaken, Only, Read};
 
-/// Names that have changed, and the names of today.
+/// Old names of settings, and the present names.
 const ALIASES: [(&str, &str); 9] = [
     ("addresses", "address"),
     ("clientid", "remote_clientid"),
@@ -86,7 +85,7 @@ const KEYS: &[Key] = &[
     key("connection", Structure, All, Read),
     key("include_dir", Structure, All, Read),
     key("per_listener_settings", Structure, Last, Read),
-    // who may come in
+    // access
     key("allow_anonymous", Security, Last, Read),
     key("password_file", Security, Refused, Read),
     key("acl_file", Security, Refused, Read),
@@ -251,7 +250,7 @@ const KEYS: &[Key] = &[
 /// Why nothing is lost without `restart_timeout`.
 pub(super) const RETRY: &str = BACKOFF;
 
-/// The setting with this name, which may be one of long ago.
+/// The setting with this name, which may be an old one.
 pub(super) fn find(written: &str) -> Option<Key> {
     let name = ALIASES.iter().find(|(old, _)| *old == written).map_or(written, |(_, new)| new);
     if written.starts_with("auth_opt_") || written.starts_with("plugin_opt_") {
@@ -260,12 +259,12 @@ pub(super) fn find(written: &str) -> Option<Key> {
     KEYS.iter().find(|key| key.name == name).copied()
 }
 
-/// Whether a setting is about who may come in, which `per_listener_settings` makes one of each listener.
+/// Whether a setting is about access, so that `per_listener_settings` applies it to each listener.
 pub(super) fn is_about_access(key: &str) -> bool {
     find(key).is_some_and(|key| key.scope == Scope::Security)
 }
 
-/// Decides about a setting that nobody reads.
+/// Sets the fate of a setting whose name decides it.
 pub(super) fn decide(line: &SettingLine, simple: Simple) {
     match simple {
         Read => {}

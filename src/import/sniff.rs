@@ -1,24 +1,23 @@
-//! What a file is, by what stands in it.
+//! Recognises the kind of a file by its contents.
 
 use super::mosquitto_keys as keys;
 
-/// Files that are recognised.
+/// The kinds of files that are recognised.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum ForeignKind {
-    /// Our own.
+    /// A configuration of pigateway.
     Pigateway,
-    /// `mosquitto.conf`.
     MosquittoConf,
-    /// mosquitto's password file.
+    /// A password file of mosquitto.
     MosquittoPasswords,
-    /// mosquitto's access control list.
+    /// An access control list of mosquitto.
     MosquittoAcl,
-    /// mqtt-io's YAML, or that of its predecessor pi-mqtt-gpio.
+    /// A YAML file of mqtt-io or of its predecessor pi-mqtt-gpio.
     MqttIo,
 }
 
 impl ForeignKind {
-    /// What it is called in a sentence.
+    /// The name of the kind in a sentence.
     pub(crate) fn name(self) -> &'static str {
         match self {
             ForeignKind::Pigateway => "a configuration of pigateway",
@@ -29,7 +28,7 @@ impl ForeignKind {
         }
     }
 
-    /// Which `pigateway import` reads it.
+    /// The `pigateway import` command that reads it.
     pub(crate) fn import(self) -> Option<&'static str> {
         match self {
             ForeignKind::Pigateway => None,
@@ -41,7 +40,7 @@ impl ForeignKind {
     }
 }
 
-/// What a text is, if it is clearly one of these.
+/// The kind of a text, if it clearly is one of the known kinds.
 pub(crate) fn kind_of(text: &str) -> Option<ForeignKind> {
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     let lines: Vec<&str> = text.lines().map(str::trim_end).filter(|line| !is_comment(line)).collect();
@@ -78,7 +77,7 @@ fn first_word(line: &str) -> &str {
     line.split_whitespace().next().unwrap_or_default()
 }
 
-/// A header, or a key with a value behind `=`.
+/// Whether a line is a table header, or a key with a value after `=`.
 fn is_toml(line: &str) -> bool {
     let line = line.trim();
     let is_name =
@@ -89,7 +88,7 @@ fn is_toml(line: &str) -> bool {
     line.split_once('=').is_some_and(|(name, _)| is_name(name.trim()))
 }
 
-/// `name:hash`, or `name:password` in one word.
+/// Whether a line is `name:hash`, or `name:password` without spaces.
 fn is_password(line: &str) -> bool {
     let is_hash = |hash: &str| hash.starts_with("$6$") || hash.starts_with("$7$") || hash.starts_with("$argon2id$");
     line.split_once(':').is_some_and(|(name, hash)| {
@@ -97,7 +96,7 @@ fn is_password(line: &str) -> bool {
     })
 }
 
-/// A line of a list that no `mosquitto.conf` has: `topic read ...`, `pattern ...`.
+/// Whether a line occurs only in access control lists, such as `topic read ...` or `pattern ...`.
 fn is_acl(line: &str) -> bool {
     let mut words = line.split_whitespace();
     matches!(

@@ -1,4 +1,4 @@
-//! The text that is written.
+//! Writes the text of the result.
 
 use std::fmt::{Display, Write};
 use std::rc::Rc;
@@ -6,22 +6,22 @@ use std::rc::Rc;
 use super::line::SettingLine;
 use super::remark;
 
-/// TOML as it grows.
+/// TOML text that is being written.
 #[derive(Debug, Default)]
 pub(super) struct TomlText(String);
 
 impl TomlText {
-    /// A table's header, with an empty line in front.
+    /// Writes the header of a table, with an empty line before it.
     pub(crate) fn table(&mut self, header: &str) {
         let _ = write!(self.0, "\n{header}\n");
     }
 
-    /// A key; `value` is TOML already.
+    /// Writes a key. `value` must be TOML already.
     pub(crate) fn key(&mut self, name: &str, value: impl Display) {
         let _ = writeln!(self.0, "{name} = {value}");
     }
 
-    /// A key with a comment behind it.
+    /// Writes a key with a comment after it.
     pub(crate) fn key_with(&mut self, name: &str, value: impl Display, comment: &str) {
         let _ = writeln!(self.0, "{name} = {value}    # {}", printable(comment));
     }
@@ -30,7 +30,7 @@ impl TomlText {
         let _ = writeln!(self.0, "# {}", printable(comment));
     }
 
-    /// What these lines leave as comments.
+    /// Writes the comments for these lines.
     pub(crate) fn remarks<'a>(&mut self, lines: impl IntoIterator<Item = &'a Rc<SettingLine>>) {
         for line in lines {
             if let Some(remark) = remark(line) {
@@ -39,7 +39,7 @@ impl TomlText {
         }
     }
 
-    /// Another text behind it.
+    /// Appends another text.
     pub(crate) fn append(&mut self, other: &TomlText) {
         self.0.push_str(&other.0);
     }
@@ -53,30 +53,30 @@ impl TomlText {
     }
 }
 
-/// A text as TOML.
+/// A text as a TOML string.
 pub(super) fn quoted(text: &str) -> String {
     toml::Value::String(text.into()).to_string()
 }
 
-/// A list of texts as TOML.
+/// A list of texts as a TOML array.
 pub(super) fn list(texts: &[String]) -> String {
     let items: Vec<String> = texts.iter().map(|text| quoted(text)).collect();
     format!("[{}]", items.join(", "))
 }
 
-/// What may stand in a comment: TOML allows no control characters there.
+/// The text without control characters, which TOML does not allow in comments.
 pub(super) fn printable(text: &str) -> String {
     text.chars().map(|c| if c.is_control() { '?' } else { c }).collect()
 }
 
-/// A text as a name of ours, which allows fewer characters.
+/// The text as a name in our configuration, which allows fewer characters.
 pub(super) fn name(text: &str) -> String {
     let fits = |c: char| if c.is_alphanumeric() || matches!(c, '-' | '_' | '.') { c } else { '-' };
     let name: String = text.chars().take(64).map(fits).collect();
     if name.is_empty() { "unnamed".into() } else { name }
 }
 
-/// The name, or the first of `name-2`, `name-3`, ... that is free.
+/// The wanted name, or the first of `name-2`, `name-3`, ... that is not taken.
 pub(super) fn free_name(wanted: &str, taken: &[String]) -> String {
     let wanted = name(wanted);
     let short: String = wanted.chars().take(58).collect();

@@ -1,49 +1,50 @@
-//! What to tell Avahi next.
+//! Decides what to tell Avahi next.
 //!
-//! Everything is announced under one name, all of it or nothing: when any of it collides with what another host or another
-//! program has, all gets the name that Avahi proposes, and keeps it until the gateway is started anew.
+//! All services are announced under one name, and all of them or none. If one of them collides with a service of another
+//! host or program, all get the name that Avahi proposes, and keep it until the gateway is restarted.
 
 use super::service::Service;
 
-/// Names tried with one Avahi. A host that takes whatever name we choose must not keep us busy.
+/// Most names that are tried with one Avahi, so that a host which takes every name cannot keep the gateway busy.
 const MOST_NAMES: u32 = 20;
 
-/// What Avahi has said, or what has become of the ports.
+/// An event from Avahi or from the ports.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum AnnouncerEvent {
-    /// These are to be announced from now on.
+    /// These services must be announced from now on.
     Wanted(Vec<Service>),
-    /// Whether Avahi takes announcements. It does not while it looks for a name for its host, and then it has forgotten ours.
+    /// Whether Avahi accepts announcements. It does not while it looks for a name for its host, and by then it has forgotten
+    /// ours.
     Running(bool),
-    /// Avahi has ended, and what it was told with it.
+    /// Avahi has ended, and its announcements with it.
     Gone,
-    /// Somebody else has this name.
+    /// Another service has this name.
     Collision,
     /// Avahi proposes this name.
     Proposed(String),
-    /// Nobody on the network has objected to the names, and they are announced.
+    /// The services are announced, and no host has objected to their names.
     Established,
 }
 
-/// What is to be done.
+/// What the task must do.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum MdnsAction {
-    /// Announce these under this name, and nothing else.
+    /// Announce exactly these services under this name.
     Announce(String, Vec<Service>),
-    /// Ask for another name.
+    /// Ask Avahi for another name than this.
     Propose(String),
-    /// Try again much later.
+    /// Stop, and try again much later.
     GiveUp,
 }
 
-/// What is wanted, under which name, and how far Avahi has come with it.
+/// The wanted services, their name, and the progress of their announcement.
 #[derive(Clone, Debug)]
 pub(super) struct MdnsAnnouncer {
     name: String,
     first_name: String,
     wanted: Vec<Service>,
     is_running: bool,
-    /// Avahi has been told, and has not turned it down.
+    /// Whether Avahi has been told and has not refused.
     is_told: bool,
     is_established: bool,
     names_tried: u32,
@@ -62,12 +63,11 @@ impl MdnsAnnouncer {
         }
     }
 
-    /// The name as it is now.
     pub(super) fn name(&self) -> &str {
         &self.name
     }
 
-    /// The services that the network has been told of; none before Avahi says so.
+    /// The services that are announced. There are none before Avahi confirms them.
     pub(super) fn established(&self) -> &[Service] {
         if self.is_established { &self.wanted } else { &[] }
     }
@@ -94,7 +94,7 @@ impl MdnsAnnouncer {
                 self.forgotten();
                 None
             }
-            // what was said of an announcement that is not in force any more
+            // the answer concerns an announcement that has been replaced
             AnnouncerEvent::Collision | AnnouncerEvent::Established if !self.is_told => None,
             AnnouncerEvent::Collision => {
                 self.forgotten();
@@ -111,7 +111,7 @@ impl MdnsAnnouncer {
                 self.announce()
             }
             AnnouncerEvent::Established => {
-                // not that names were tried: somebody may take each name once it is established
+                // forget the number of names tried, but not at once: a name may be taken after it was established
                 self.is_established = true;
                 None
             }
@@ -178,7 +178,7 @@ mod tests {
         assert_eq!(announcer.established(), []);
         assert_eq!(announcer.handle(AnnouncerEvent::Wanted(services(&[2]))), None);
         assert_eq!(announcer.handle(AnnouncerEvent::Running(true)), announce("a", &[2]));
-        // its host gets another name
+        // the host gets another name
         assert_eq!(announcer.handle(AnnouncerEvent::Running(false)), None);
         assert_eq!(announcer.handle(AnnouncerEvent::Running(true)), announce("a", &[2]));
     }
@@ -188,7 +188,7 @@ mod tests {
         let mut announcer = announced();
         assert_eq!(announcer.handle(AnnouncerEvent::Collision), Some(MdnsAction::Propose("a".into())));
         assert_eq!(announcer.established(), []);
-        // Avahi says so for the same announcement once more, or that it was there before
+        // Avahi reports the same collision once more, or one from before
         assert_eq!(announcer.handle(AnnouncerEvent::Collision), None);
         assert_eq!(announcer.handle(AnnouncerEvent::Established), None);
         assert_eq!(announcer.established(), []);

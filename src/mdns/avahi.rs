@@ -1,7 +1,7 @@
-//! Avahi's D-Bus interface, as far as it is needed.
+//! The needed part of Avahi's D-Bus interface.
 //!
-//! Calls go to the unique name of the daemon that runs, not to the well-known one: that would start a daemon that somebody
-//! has stopped, and a daemon that comes next would be asked about what only the one before knows.
+//! Calls go to the unique bus name of the running daemon and not to the well-known name. A call to the well-known name would
+//! start a daemon that somebody has stopped, and could reach a new daemon that does not know the old one's objects.
 
 use std::time::Duration;
 
@@ -13,23 +13,23 @@ use super::service::{Family, Service};
 
 const BUS: &str = "org.freedesktop.DBus";
 const AVAHI: &str = "org.freedesktop.Avahi";
-/// The first version of the interface has all that is needed, and every Avahi knows it.
+/// The first version of the interface, which every Avahi has, is sufficient.
 const SERVER: &str = "org.freedesktop.Avahi.Server";
 const GROUP: &str = "org.freedesktop.Avahi.EntryGroup";
 const COLLISION: &str = "org.freedesktop.Avahi.CollisionError";
 
-/// States of the server and of a group, as Avahi numbers them.
+/// The states of the server and of a group, by Avahi's numbers.
 const SERVER_RUNNING: i32 = 2;
 const GROUP_ESTABLISHED: i32 = 2;
 const GROUP_COLLISION: i32 = 3;
 const GROUP_FAILURE: i32 = 4;
 
-/// "All interfaces", or "both kinds of addresses".
+/// Stands for all interfaces and for both kinds of addresses.
 const ANY: i32 = -1;
-/// Whatever is asked is answered at once, or something is wrong.
+/// The longest wait for an answer. A working Avahi answers at once.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// Why Avahi cannot be told.
+/// Why the announcement failed.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum AvahiError {
     #[error("no system bus (D-Bus): {0}")]
@@ -46,47 +46,46 @@ pub(super) enum AvahiError {
     NoName,
 }
 
-/// What the bus tells of Avahi, as far as it matters for what is announced.
+/// The events of Avahi that matter for announcements.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum AvahiEvent {
-    /// Another daemon, by its unique name. [`Avahi::greet`] comes next.
+    /// A daemon has appeared, with this unique name. [`Avahi::greet`] must follow.
     Came(String),
-    /// Whether it takes announcements.
+    /// Whether the daemon accepts announcements.
     Running(bool),
     Gone,
     Established,
     Collision,
 }
 
-/// What came of telling it.
+/// The result of an announcement.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Told {
     Taken,
-    /// Another program of this host has announced something of this name.
+    /// Another program on this host has announced a service of this name.
     Collision,
 }
 
-/// A connection to the system bus.
 pub(super) struct Avahi {
     bus: Connection,
-    /// Tells who is Avahi.
+    /// Receives changes of the owner of Avahi's name.
     owners: MessageStream,
     daemon: Option<Daemon>,
 }
 
-/// An Avahi that runs.
+/// A running Avahi daemon.
 struct Daemon {
     name: String,
     signals: MessageStream,
-    /// All that we announce, if anything. What is said of another one is about what was announced before.
+    /// The group with all our services, if there are any. A signal of another group concerns an older announcement.
     group: Option<OwnedObjectPath>,
 }
 
 impl Avahi {
-    /// Connects to the system bus. [`Avahi::find`] comes next.
+    /// Connects to the system bus. [`Avahi::find`] must follow.
     pub(super) async fn connect() -> Result<Avahi, AvahiError> {
         let bus = zbus::connection::Builder::system().method_timeout(PATIENCE).build();
-        // a socket that somebody holds and does not read from would be waited for without an end
+        // a socket whose owner does not read would make this wait for ever
         let bus = tokio::time::timeout(PATIENCE, bus).await.map_err(|_| AvahiError::Silent)?;
         let bus = bus.map_err(AvahiError::NoBus)?;
         let rule = MatchRule::builder()
@@ -100,7 +99,7 @@ impl Avahi {
         Ok(Avahi { bus, owners, daemon: None })
     }
 
-    /// Looks whether an Avahi runs at present. Later ones are events.
+    /// Looks for a running Avahi. Daemons that start later are reported as events.
     pub(super) async fn find(&mut self) -> Result<AvahiEvent, AvahiError> {
         let asked = self.bus.call_method(Some(BUS), "/org/freedesktop/DBus", Some(BUS), "NameHasOwner", &AVAHI);
         if !asked.await?.body().deserialize::<bool>()? {
@@ -111,15 +110,15 @@ impl Avahi {
         self.greet(owner).await
     }
 
-    /// Whether there is a daemon.
+    /// Whether a daemon is known.
     pub(super) fn is_there(&self) -> bool {
         self.daemon.is_some()
     }
 
-    /// Makes the acquaintance of a daemon.
+    /// Starts to use a daemon.
     pub(super) async fn greet(&mut self, name: String) -> Result<AvahiEvent, AvahiError> {
         let rule = MatchRule::builder().msg_type(Type::Signal).sender(name.as_str()).member("StateChanged").build()?;
-        // before the first question, so that no news is missed
+        // subscribed before the first call, so that no signal is missed
         let signals = MessageStream::for_match_rule(rule, &self.bus, None).await?;
         let state = self.bus.call_method(Some(name.as_str()), "/", Some(SERVER), "GetState", &()).await?;
         let is_running = state.body().deserialize::<i32>()? == SERVER_RUNNING;
@@ -127,7 +126,7 @@ impl Avahi {
         Ok(AvahiEvent::Running(is_running))
     }
 
-    /// What Avahi says next. Safe to cancel.
+    /// The next event. Safe to cancel.
     pub(super) async fn next(&mut self) -> Result<AvahiEvent, AvahiError> {
         loop {
             let signals = self.daemon.as_mut().map(|daemon| &mut daemon.signals);
@@ -138,7 +137,7 @@ impl Avahi {
                 }
             };
             let (message, is_about_owner) = tokio::select! {
-                // in the order of the bus: what a daemon has said before it ended is of no use any more
+                // in the order of the bus: signals of a daemon that has ended are obsolete
                 biased;
                 message = self.owners.next() => (message, true),
                 message = said => (message, false),
@@ -147,7 +146,7 @@ impl Avahi {
             if is_about_owner {
                 let (_, before, owner): (String, String, String) = message.body().deserialize()?;
                 if self.daemon.as_ref().is_some_and(|daemon| daemon.name == owner || daemon.name != before) {
-                    continue; // it was there already when it was looked for
+                    continue; // the daemon was running already when it was looked for
                 }
                 self.daemon = None;
                 return Ok(if owner.is_empty() { AvahiEvent::Gone } else { AvahiEvent::Came(owner) });
@@ -177,14 +176,15 @@ impl Avahi {
         }
     }
 
-    /// Announces these instead of what was announced before, by a new group: signals that are on their way are about the old one.
+    /// Announces these services instead of the previous ones. It uses a new group, so that signals on their way can be
+    /// recognised as old.
     pub(super) async fn announce(&mut self, name: &str, services: &[Service], id: &str) -> Result<Told, AvahiError> {
-        // without one the next event tells of another
+        // without a daemon, the next event reports a new one
         let Some(daemon) = &mut self.daemon else { return Ok(Told::Taken) };
         let old = daemon.group.take();
         let daemon_name = daemon.name.clone();
         if let Some(old) = old {
-            // its names are free before they are announced again
+            // frees the old names before they are announced again
             self.of_group(&daemon_name, &old, "Free", &()).await?;
         }
         let group = self.bus.call_method(Some(daemon_name.as_str()), "/", Some(SERVER), "EntryGroupNew", &()).await?;
@@ -200,7 +200,7 @@ impl Avahi {
                 None => ANY,
             };
             let kind = service.kind.service_type();
-            // of this host, in its domain
+            // services of this host, in its domain
             let (flags, domain, host) = (0_u32, "", "");
             let (name, txt) = (service.name(name), service.kind.txt(id));
             let about = (interface, protocol, flags, name.as_str(), kind, domain, host, service.port, txt);
@@ -214,7 +214,7 @@ impl Avahi {
         Ok(Told::Taken)
     }
 
-    /// Another name, which Avahi makes of this one.
+    /// Asks Avahi for an alternative to this name.
     pub(super) async fn alternative(&self, name: &str) -> Result<String, AvahiError> {
         let Some(daemon) = &self.daemon else { return Ok(name.to_owned()) };
         let asked =
@@ -236,9 +236,9 @@ impl Avahi {
         asked.await.map(drop)
     }
 
-    /// Takes back all that was announced.
+    /// Withdraws all announcements.
     pub(super) async fn close(self) {
-        // where the bus has ended, so has everything
+        // if the bus has ended, the announcements have too
         let _ = self.bus.close().await;
     }
 }

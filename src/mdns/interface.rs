@@ -1,11 +1,11 @@
-//! Which network interface an address belongs to: a port with an address of its own is announced there alone.
+//! Finds the network interface of an address, because a port with a specific address is announced only there.
 
 use std::fs;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use socket2::{Domain, Socket, Type};
 
-/// The index of the interface; `None`: it is not known.
+/// The index of the interface; `None` if it is not known.
 pub(super) fn of(address: SocketAddr) -> Option<u32> {
     match address {
         SocketAddr::V6(address) if address.scope_id() != 0 => Some(address.scope_id()),
@@ -16,7 +16,7 @@ pub(super) fn of(address: SocketAddr) -> Option<u32> {
                 let names = v4(ip, &routes);
                 let name = match names[..] {
                     [name] => name,
-                    // as with a cable and Wi-Fi in one network
+                    // for example with a cable and Wi-Fi in one network
                     _ => names.into_iter().find(|name| has(name, ip))?,
                 };
                 rustix::net::netdevice::name_to_index(Socket::new(Domain::IPV4, Type::DGRAM, None).ok()?, name).ok()
@@ -25,16 +25,17 @@ pub(super) fn of(address: SocketAddr) -> Option<u32> {
     }
 }
 
-/// The index, from lines such as `fe80000000000000ba27ebfffe000001 02 40 20 80 eth0`.
+/// Finds the index in lines such as `fe80000000000000ba27ebfffe000001 02 40 20 80 eth0`.
 fn v6(ip: Ipv6Addr, table: &str) -> Option<u32> {
     let wanted = format!("{:032x}", u128::from(ip));
     let line = table.lines().find(|line| line.starts_with(&wanted))?;
     u32::from_str_radix(line.split_whitespace().nth(1)?, 16).ok()
 }
 
-/// Whether an interface has this as its first address. No packet is sent: the kernel only says from which address it would be.
+/// Whether the first address of an interface is this one. No packet is sent: the kernel is only asked for the source address
+/// of one.
 fn has(name: &str, ip: Ipv4Addr) -> bool {
-    // two others of its network, of which one may be what stands for all
+    // two other addresses of the network, of which one may be the broadcast address
     [1, 2].into_iter().any(|bit| {
         let other = Ipv4Addr::from_bits(ip.to_bits() ^ bit);
         let from = || {
@@ -47,7 +48,7 @@ fn has(name: &str, ip: Ipv4Addr) -> bool {
     })
 }
 
-/// The names, from the table of routes: those in the narrowest network without a gateway that has the address.
+/// The names of the interfaces in the narrowest directly connected network with this address, from the routing table.
 fn v4(ip: Ipv4Addr, routes: &str) -> Vec<&str> {
     let address = u32::from_ne_bytes(ip.octets());
     let networks: Vec<(u32, &str)> = routes
@@ -72,7 +73,7 @@ fn v4(ip: Ipv4Addr, routes: &str) -> Vec<&str> {
 mod tests {
     use super::*;
 
-    // as the kernel writes it: the numbers in the order of bytes of the machine, which is that of every Pi
+    // in the kernel's format: numbers in the byte order of the machine, which is little endian on every Pi
     const ROUTES: &str = "\
 Iface\tDestination\tGateway \tFlags\tRefCnt\tUse\tMetric\tMask\t\tMTU\tWindow\tIRTT
 eth0\t00000000\t0101A8C0\t0003\t0\t0\t202\t00000000\t0\t0\t0
@@ -92,7 +93,7 @@ wg0\t00000A0A\t0101A8C0\t0003\t0\t0\t0\t0000FFFF\t0\t0\t0
         assert_eq!(names([192, 168, 2, 7]), ["wlan0", "eth1"]);
         assert_eq!(names([172, 17, 0, 1]), ["docker0"]);
         assert_eq!(names([172, 17, 1, 1]), ["br0"]);
-        // behind a gateway, and by the default route: not this host's
+        // addresses behind a gateway or on the default route are not this host's
         assert!(names([10, 10, 0, 1]).is_empty() && names([203, 0, 113, 1]).is_empty());
     }
 

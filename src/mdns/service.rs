@@ -1,4 +1,4 @@
-//! Which ports are announced, as what, and where.
+//! Decides which ports are announced, with which service type and on which interfaces.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -6,26 +6,25 @@ use std::net::SocketAddr;
 use super::interface;
 use crate::health::beginning;
 
-/// Longest name of a service, in bytes (RFC 6763, section 4.1.1).
+/// The longest name of a service in bytes (RFC 6763, section 4.1.1).
 const LONGEST: usize = 63;
-/// Of which so many may be ours: the rest is for what tells services of one name apart, Avahi's number and a port.
+/// The longest part of it that the gateway uses. The rest is for Avahi's number and a port, which distinguish services of
+/// the same name.
 const LONGEST_OWN: usize = 48;
 
-/// What a port speaks.
+/// The protocol of a port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum ServiceKind {
-    /// MQTT without TLS.
     Mqtt,
-    /// MQTT over TLS.
     SecureMqtt,
     /// The web page and REST.
     Http,
-    /// The same with TLS.
+    /// The web page and REST with TLS.
     Https,
 }
 
 impl ServiceKind {
-    /// The type of its service, as IANA has registered it.
+    /// The service type as registered with IANA.
     pub(crate) fn service_type(self) -> &'static str {
         match self {
             ServiceKind::Mqtt => "_mqtt._tcp",
@@ -35,54 +34,53 @@ impl ServiceKind {
         }
     }
 
-    /// What else clients are told.
+    /// The TXT records for clients.
     pub(super) fn txt(self, id: &str) -> Vec<Vec<u8>> {
         let mut records = vec![b"txtvers=1".to_vec(), format!("id={id}").into_bytes()];
         if matches!(self, ServiceKind::Http | ServiceKind::Https) {
             records.push(b"path=/".to_vec());
         }
-        // longer ones do not exist
+        // the format does not allow longer records
         records.retain(|record| record.len() <= 255);
         records
     }
 }
 
-/// The two kinds of addresses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Family {
     V4,
     V6,
 }
 
-/// An interface, all where there is none, and the addresses there.
+/// The index of an interface, or `None` for all, with the kind of addresses.
 type AnnouncedPlace = (Option<u32>, Family);
 
 /// A port that may be announced while it is open.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Candidate {
-    /// Its name in [`crate::health::Health`], where it stands while it is closed.
+    /// Its name in [`crate::health::Health`], which lists it while it is closed.
     pub(crate) part: String,
-    /// What it speaks, which decides about the type and the records of its service.
+    /// Its protocol, which determines the type and the records of its service.
     pub(crate) kind: ServiceKind,
-    /// The address that it is bound to, or is to have while it is closed.
+    /// The address to which it is bound, or will be bound.
     pub(crate) address: SocketAddr,
 }
 
-/// What Avahi is told of a port.
+/// A port as it is announced.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Service {
     pub(super) kind: ServiceKind,
     pub(super) port: u16,
-    /// Another port of this kind has the plain name.
+    /// Whether the name includes the port, because another port of this kind has the plain name.
     pub(super) names_port: bool,
-    /// Index of the only interface on which it is announced; `None`: on all.
+    /// The index of the only interface on which it is announced; `None` means all.
     pub(super) interface: Option<u32>,
-    /// The only kind of address under which it answers; `None`: IPv4 and IPv6.
+    /// The only kind of addresses under which it answers; `None` means IPv4 and IPv6.
     pub(super) family: Option<Family>,
 }
 
 impl Service {
-    /// Its name where ours is this.
+    /// The service's name, made from the gateway's name.
     pub(super) fn name(&self, ours: &str) -> String {
         let suffix = if self.names_port { format!(" ({})", self.port) } else { String::new() };
         format!("{}{suffix}", beginning(ours, LONGEST - suffix.len()))
@@ -95,7 +93,7 @@ pub(super) fn name_of(gateway_id: &str) -> String {
     beginning(&name, LONGEST_OWN).to_owned()
 }
 
-/// What is to be announced of those ports that are open. Nobody elsewhere can use what only this host reaches.
+/// The services for those ports that are open. Ports that only this host can reach are left out.
 pub(super) fn services(candidates: &[Candidate], are_open: &[bool]) -> Vec<Service> {
     let mut at: BTreeMap<(ServiceKind, u16), Vec<AnnouncedPlace>> = BTreeMap::new();
     let reachable = |(candidate, is_open): &(&Candidate, &bool)| is_reachable(candidate.address) && **is_open;
@@ -104,7 +102,7 @@ pub(super) fn services(candidates: &[Candidate], are_open: &[bool]) -> Vec<Servi
         let interface = match (is_everywhere, interface::of(*address)) {
             (true, _) => None,
             (false, Some(index)) => Some(index),
-            // such as that of a VPN: other networks are not told what they cannot reach
+            // for example the address of a VPN: other networks are not told what they cannot reach
             (false, None) => continue,
         };
         let places = at.entry((*kind, address.port())).or_default();
@@ -112,7 +110,7 @@ pub(super) fn services(candidates: &[Candidate], are_open: &[bool]) -> Vec<Servi
             places.push((interface, Family::V4));
         } else {
             places.push((interface, Family::V6));
-            // `[::]` takes IPv4 too
+            // `[::]` includes IPv4
             places.extend(is_everywhere.then_some((interface, Family::V4)));
         }
     }
@@ -131,10 +129,11 @@ fn is_reachable(address: SocketAddr) -> bool {
     !address.ip().to_canonical().is_loopback() && address.port() != 0
 }
 
-/// One entry for each interface: two of one name on the same interface would be refused.
+/// Merges the places into one entry for each interface, because Avahi refuses two services of one name on the same
+/// interface.
 fn merged(mut places: Vec<AnnouncedPlace>) -> Vec<(Option<u32>, Option<Family>)> {
     if places.iter().any(|(interface, _)| interface.is_none()) {
-        // where one is announced everywhere, the others are with it
+        // if one is announced on all interfaces, the others are too
         places.iter_mut().for_each(|(interface, _)| *interface = None);
     }
     let mut merged: BTreeMap<Option<u32>, Option<Family>> = BTreeMap::new();
@@ -211,7 +210,7 @@ mod tests {
         let twice =
             [candidate(ServiceKind::Mqtt, "[fe80::1%2]:1883"), candidate(ServiceKind::Mqtt, "[fe80::2%2]:1883")];
         assert_eq!(shown(&twice, ""), ["_mqtt._tcp 1883 \"pigateway loft\" Some(V6) Some(2)"]);
-        // that of a VPN, say, which no network of this host has: no network is told of it
+        // for example the address of a VPN that no interface of this host has, so no network is told of it
         assert_eq!(shown(&[candidate(ServiceKind::Mqtt, "203.0.113.1:1883")], ""), [""; 0]);
         let everywhere =
             [candidate(ServiceKind::Mqtt, "0.0.0.0:1883"), candidate(ServiceKind::Mqtt, "[fe80::2%2]:1883")];

@@ -1,15 +1,14 @@
-//! `[mdns]`.
+//! The table `[mdns]`.
 
-/// Whether the local network is told of the open ports.
+/// Whether the open ports are announced in the local network.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct MdnsSettings {
-    /// Whether it is told.
     pub(crate) enabled: bool,
 }
 
 impl Default for MdnsSettings {
-    /// It is: only ports that are open to that network anyway are announced, and only where a person has Avahi, which tells
-    /// the same network of the host.
+    /// Enabled by default: only ports that are open to the network anyway are announced, and only on a machine with Avahi,
+    /// which announces the host itself in the same network.
     fn default() -> Self {
         MdnsSettings { enabled: true }
     }

@@ -1,4 +1,4 @@
-//! The task beside the announcer: watches the ports, and talks with Avahi.
+//! The task that runs the announcer: watches the ports and talks to Avahi.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,7 +15,7 @@ use super::settings::MdnsSettings;
 use crate::health::Health;
 use crate::status::{Announced, AnnouncedService};
 
-/// First and longest pause before the system bus is tried again. A bus that has no Avahi tells when one comes.
+/// The first and the longest pause before the system bus is tried again. A bus without Avahi reports when Avahi starts.
 const PAUSE: [Duration; 2] = [Duration::from_secs(5), Duration::from_secs(300)];
 
 /// Avahi is not looked for before this time after the start: when a Pi boots all others need its processor, and a name on the
@@ -30,7 +30,7 @@ pub(crate) struct Mdns {
     id: String,
     settings: watch::Receiver<MdnsSettings>,
     candidates: Arc<[Candidate]>,
-    /// What is to be announced where these of them are open.
+    /// The ports that were open at the last look, and their services.
     known: Option<(Vec<bool>, Vec<Service>)>,
     health: Health,
     changes: watch::Receiver<u64>,
@@ -38,12 +38,12 @@ pub(crate) struct Mdns {
     /// Avahi is not looked for before.
     begin: Instant,
     shown: watch::Sender<Announced>,
-    /// The last line in the log.
+    /// The text that was last logged.
     said: String,
     is_renaming_said: bool,
 }
 
-/// Why a connection to the bus has ended.
+/// Why the connection to the bus has ended.
 enum Ended {
     Cancelled,
     NothingToSay,
@@ -51,8 +51,8 @@ enum Ended {
 }
 
 impl Mdns {
-    /// Announces those of these ports that are open; a port that is closed stands in `health`. What the network is told can be
-    /// seen at the receiver.
+    /// Announces those of these ports that are open; a closed port is listed in `health`. The receiver shows what is
+    /// announced.
     pub(crate) fn new(
         gateway_id: &str,
         settings: watch::Receiver<MdnsSettings>,
@@ -79,12 +79,12 @@ impl Mdns {
         )
     }
 
-    /// Goes on until `cancel`, and then takes everything back.
+    /// Runs until `cancel`, and then withdraws all announcements.
     pub(crate) async fn run(mut self, cancel: CancellationToken) {
         let mut pause = PAUSE[0];
         loop {
             let wanted = self.wanted().await;
-            // nobody is connected to for nothing
+            // without a service to announce there is no connection to the bus
             let ended = if wanted.is_empty() { Ended::NothingToSay } else { self.talk(&cancel, &mut pause).await };
             match ended {
                 Ended::Cancelled => return self.show("the gateway stops"),
@@ -111,8 +111,8 @@ impl Mdns {
         }
     }
 
-    /// What is to be announced at present. The system is asked for interfaces only where other ports are open than the last
-    /// time: much else that changes in the gateway's health is looked at here. Safe to cancel.
+    /// The services to announce at present. The system is asked for interfaces only if other ports are open than the last
+    /// time, because this is called for every change of the gateway's health. Safe to cancel.
     async fn wanted(&mut self) -> Vec<Service> {
         if !self.settings.borrow().enabled {
             return Vec::new();
@@ -123,7 +123,7 @@ impl Mdns {
             _ => {
                 let (candidates, are_open) = (self.candidates.clone(), open.clone());
                 let asking = tokio::task::spawn_blocking(move || services(&candidates, &are_open));
-                // it does not panic, and a runtime that ends needs no answer
+                // the function does not panic, and when the runtime ends the result is not needed
                 let services = asking.await.unwrap_or_default();
                 self.known = Some((open, services.clone()));
                 services
@@ -131,11 +131,11 @@ impl Mdns {
         }
     }
 
-    /// Waits until something else is to be announced. Safe to cancel.
+    /// Waits until other services must be announced. Safe to cancel.
     async fn wants_other_than(&mut self, known: &[Service]) {
         while self.wanted().await == known {
             tokio::select! {
-                // whoever holds the other ends outlives this task
+                // the senders outlive this task
                 Ok(()) = self.settings.changed() => {}
                 Ok(()) = self.changes.changed() => {}
                 else => std::future::pending().await,
@@ -143,10 +143,10 @@ impl Mdns {
         }
     }
 
-    /// Announces for as long as there is something to announce and somebody to tell.
+    /// Announces as long as there are services to announce and an Avahi to tell.
     async fn talk(&mut self, cancel: &CancellationToken, pause: &mut Duration) -> Ended {
         self.announcer.handle(AnnouncerEvent::Gone);
-        // an interface may be another by now
+        // the interfaces may have changed
         self.known = None;
         let connecting = async {
             sleep_until(self.begin).await;
@@ -181,7 +181,7 @@ impl Mdns {
             }
             self.tell(avahi, AnnouncerEvent::Wanted(wanted.clone())).await?;
             match event.take() {
-                // nobody who looks at the ports meanwhile makes us forget it halfway
+                // not cancelled by changes of ports, which would leave the greeting incomplete
                 Some(AvahiEvent::Came(daemon)) => {
                     self.announcer.handle(AnnouncerEvent::Gone);
                     event = Some(avahi.greet(daemon).await?);
@@ -207,7 +207,7 @@ impl Mdns {
         }
     }
 
-    /// Handles an event, and does what is to be done about it.
+    /// Processes an event and performs the resulting action.
     async fn tell(&mut self, avahi: &mut Avahi, event: AnnouncerEvent) -> Result<(), AvahiError> {
         let mut action = self.announcer.handle(event);
         while let Some(next) = action {
@@ -218,7 +218,7 @@ impl Mdns {
                 },
                 MdnsAction::Propose(name) => {
                     let proposed = avahi.alternative(&name).await?;
-                    // the first time: whoever takes one name after the other does not fill the log
+                    // logged only the first time, so that a host which takes one name after the other does not fill the log
                     match std::mem::replace(&mut self.is_renaming_said, true) {
                         false => info!("mDNS: the name {name:?} is taken, {proposed:?} is tried"),
                         true => debug!("mDNS: the name {name:?} is taken, {proposed:?} is tried"),
@@ -231,7 +231,7 @@ impl Mdns {
         Ok(())
     }
 
-    /// Lets others see what the network is told, or why it is told nothing.
+    /// Shows other rooms what is announced, or why nothing is.
     fn show(&mut self, otherwise: &str) {
         let name = self.announcer.name();
         let service = |service: &Service| AnnouncedService {
@@ -248,7 +248,7 @@ impl Mdns {
         }
     }
 
-    /// Logs what is new since the last line: what is tried in between again and again is none.
+    /// Logs changes since the last line, but not attempts in between.
     fn say(&mut self, now: &Announced) {
         let line = match (now.services.first(), &now.note) {
             (Some(first), _) => {

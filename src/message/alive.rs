@@ -1,21 +1,21 @@
-//! How much memory the messages take that are on their way.
+//! Measures how much memory the messages on their way through the gateway use.
 //!
-//! Messages are shared, so what somebody holds says little of what that costs. What is made for the live way, and what is read
-//! from the journal, is counted when it is made and until the last who has it lets go of it.
+//! Messages are shared, so the number of messages that a queue holds says little about their memory. The memory of batches
+//! for live delivery, and of messages read from the journal, is counted from its allocation until the last user drops it.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use bytes::Bytes;
 
-/// Memory is of the whole process, and so is this.
+/// A static counter, because memory belongs to the whole process.
 static ALIVE: AtomicUsize = AtomicUsize::new(0);
 
-/// Bytes of messages on their way that anybody has.
+/// Bytes of counted messages that are still in use.
 pub(crate) fn alive() -> usize {
     ALIVE.load(Ordering::Relaxed)
 }
 
-/// Memory that is counted until it is given back.
+/// Memory that is counted until it is dropped.
 struct CountedMemory<T: AsRef<[u8]>>(T);
 
 impl<T: AsRef<[u8]>> AsRef<[u8]> for CountedMemory<T> {
@@ -30,10 +30,10 @@ impl<T: AsRef<[u8]>> Drop for CountedMemory<T> {
     }
 }
 
-/// What is smaller is not counted: the count itself would take memory of its own. Queues have bounds by number for it.
+/// Messages smaller than this are not counted, because counting itself needs memory. The queues limit them by number.
 const SMALL: usize = 256;
 
-/// The same bytes, counted unless they are few, and ready to be shared.
+/// The same bytes, ready to be shared, and counted unless they are few.
 pub(super) fn counted(bytes: impl AsRef<[u8]> + Into<Bytes> + Send + 'static) -> Bytes {
     if bytes.as_ref().len() < SMALL {
         return bytes.into();

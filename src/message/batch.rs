@@ -1,20 +1,21 @@
-//! Runs of messages: being collected, with their places in the order, and packed for one reader.
+//! Batches of messages: how they are collected, how they get their places in the order, and how they are packed for one
+//! reader.
 
 use bytes::{BufMut, Bytes, BytesMut};
 
 use super::{BATCH_HEADER, Draft, HEADER, Message, MessageRef, counted, u32_at, u64_at};
 
-/// A batch keeps no more than this many times its size alive.
+/// A batch may keep at most this many times its own size in memory.
 const MOST_SLACK: usize = 4;
 
-/// A buffer larger than this is not kept for the next batch.
+/// A buffer larger than this is not reused for the next batch.
 const KEPT: usize = 128 << 10;
 
-/// Messages being collected for one place in the order.
+/// Collects messages that get their places in the order together.
 #[derive(Debug, Default)]
 pub struct BatchBuilder {
     bytes: BytesMut,
-    /// Size of the memory that `bytes` is a part of, or more.
+    /// Upper bound of the size of the allocation that `bytes` belongs to.
     allocated: usize,
     count: u32,
     has_retain: bool,
@@ -24,7 +25,7 @@ impl BatchBuilder {
     /// Adds a message.
     pub fn push(&mut self, draft: &Draft<'_>) {
         if self.bytes.is_empty() {
-            // with the first message, which is often the only one: what is reserved in two steps is allocated twice
+            // a batch often has one message, and reserving header and message in two steps would allocate twice
             self.bytes.reserve(BATCH_HEADER + draft.encoded_len());
             self.bytes.put_u64_le(0);
         }
@@ -34,27 +35,24 @@ impl BatchBuilder {
         self.has_retain |= draft.retain;
     }
 
-    /// Whether one of them has the retain flag.
+    /// Whether a message of the batch has the retain flag.
     pub(crate) fn has_retain(&self) -> bool {
         self.has_retain
     }
 
-    /// Messages so far.
     pub(crate) fn len(&self) -> u32 {
         self.count
     }
 
-    /// Whether there is none.
     pub(crate) fn is_empty(&self) -> bool {
         self.count == 0
     }
 
-    /// Bytes so far.
+    /// Bytes so far, with the header.
     pub(crate) fn size(&self) -> usize {
         self.bytes.len()
     }
 
-    /// The messages so far.
     pub(crate) fn iter(&self) -> Messages<'_> {
         Messages { bytes: &self.bytes, at: BATCH_HEADER.min(self.bytes.len()), seq: 0 }
     }
@@ -68,7 +66,7 @@ impl BatchBuilder {
         }
         self.bytes[..BATCH_HEADER].copy_from_slice(&seq.to_le_bytes());
         let is_slack = self.allocated > MOST_SLACK * self.bytes.len();
-        // a few messages would keep all of it alive, which nobody has counted
+        // a few messages would keep the whole allocation alive, which nobody has counted
         let bytes = if is_slack { counted(self.bytes.to_vec()) } else { counted(self.bytes.split()) };
         if self.allocated > KEPT {
             (self.bytes, self.allocated) = (BytesMut::new(), 0);
@@ -79,7 +77,7 @@ impl BatchBuilder {
     }
 }
 
-/// Messages with their places in the order: the first has the sequence number of the batch, the next one more.
+/// Messages in order: the first has the sequence number of the batch, and each later one has the next number.
 #[derive(Clone, Debug)]
 pub(crate) struct Batch {
     bytes: Bytes,
@@ -91,27 +89,25 @@ impl Batch {
         (bytes.len() >= BATCH_HEADER).then_some(Batch { bytes })
     }
 
-    /// The encoded batch.
+    /// The encoded form.
     pub(crate) fn into_bytes(self) -> Bytes {
         self.bytes
     }
 
-    /// Bytes.
     pub(crate) fn size(&self) -> usize {
         self.bytes.len()
     }
 
-    /// Sequence number of the first message.
+    /// The sequence number of the first message.
     pub(crate) fn seq(&self) -> u64 {
         u64_at(&self.bytes, 0)
     }
 
-    /// The messages in order.
     pub(crate) fn iter(&self) -> Messages<'_> {
         Messages { bytes: &self.bytes, at: BATCH_HEADER, seq: self.seq() }
     }
 
-    /// The message at this offset, which [`Messages`] gave, sharing the batch's memory.
+    /// The message at an offset that [`Messages`] gave. It shares the batch's memory.
     pub(crate) fn message_at(&self, offset: usize) -> Message {
         let len = u32_at(&self.bytes, offset) as usize;
         Message { bytes: self.bytes.slice(offset..offset + len) }
@@ -119,45 +115,40 @@ impl Batch {
 }
 
 impl Batch {
-    /// The messages between two offsets, `count` of them, sharing the batch's memory.
+    /// The `count` messages between two offsets. They share the batch's memory.
     pub(crate) fn pack(&self, from: usize, to: usize, count: usize) -> Packed {
         let bytes = self.bytes.slice(from.max(BATCH_HEADER)..to);
         Packed { bytes, count, shared: self.bytes.len() }
     }
 }
 
-/// Messages one after the other, without places.
+/// Consecutive messages without sequence numbers.
 #[derive(Clone, Debug)]
 pub(crate) struct Packed {
     bytes: Bytes,
     count: usize,
-    /// Size of the memory that is kept for them.
+    /// Size of the memory that is kept alive for the messages.
     shared: usize,
 }
 
 impl Packed {
-    /// One message.
     pub(crate) fn one(message: Message) -> Packed {
         let shared = message.size();
         Packed { bytes: message.bytes, count: 1, shared }
     }
 
-    /// No message.
     pub(crate) fn none() -> Packed {
         Packed { bytes: Bytes::new(), count: 0, shared: 0 }
     }
 
-    /// Messages.
     pub(crate) fn len(&self) -> usize {
         self.count
     }
 
-    /// Whether there is none.
     pub(crate) fn is_empty(&self) -> bool {
         self.count == 0
     }
 
-    /// Bytes of the messages.
     pub(crate) fn size(&self) -> usize {
         self.bytes.len()
     }
@@ -167,12 +158,12 @@ impl Packed {
         (self.count > 0).then(|| MessageRef { bytes: &self.bytes[..u32_at(&self.bytes, 0) as usize] })
     }
 
-    /// The payload of the first message, sharing the memory.
+    /// The payload of the first message. It shares the memory.
     pub(crate) fn shared_payload(&self) -> Bytes {
         self.first().map_or_else(Bytes::new, |first| self.bytes.slice_ref(first.payload()))
     }
 
-    /// Forgets the first message.
+    /// Drops the first message.
     pub(crate) fn advance(&mut self) {
         if self.count > 0 {
             let len = u32_at(&self.bytes, 0) as usize;
@@ -181,7 +172,7 @@ impl Packed {
         }
     }
 
-    /// Takes the first message out, sharing the memory.
+    /// Takes the first message out. It shares the memory.
     pub(crate) fn next_message(&mut self) -> Option<Message> {
         if self.count == 0 {
             return None;
@@ -191,7 +182,7 @@ impl Packed {
         Some(Message { bytes: self.bytes.split_to(len) })
     }
 
-    /// Keeps as many messages from the front as `fits` (given their number and bytes) allows, and returns the rest.
+    /// Keeps as many messages at the front as `fits` allows, given their number and bytes, and returns the rest.
     pub(crate) fn split_off_front(&mut self, fits: impl Fn(usize, usize) -> bool) -> Option<Packed> {
         if fits(self.count, self.bytes.len()) {
             return None;
@@ -210,7 +201,7 @@ impl Packed {
         Some(rest)
     }
 
-    /// Moves the messages to memory of their own if they keep much more alive than they are.
+    /// Copies the messages to memory of their own if they keep alive much more than their own size.
     pub(crate) fn compact(&mut self) {
         if self.shared > 2 * self.bytes.len() {
             self.bytes = counted(self.bytes.to_vec());
@@ -219,12 +210,11 @@ impl Packed {
     }
 }
 
-/// One message of a batch.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Entry<'a> {
-    /// Place in the order of all messages.
+    /// The place in the order of all messages.
     pub(crate) seq: u64,
-    /// Where it starts in its batch.
+    /// Its offset in the batch, in bytes.
     pub(crate) offset: usize,
     pub(crate) message: MessageRef<'a>,
 }
@@ -306,7 +296,7 @@ mod tests {
         let place = tiny.bytes.as_ptr() as usize;
         assert!(!(start..start + large.len()).contains(&place));
         assert_eq!(finish(&large, 3).bytes.as_ptr() as usize, start, "it has stayed with the builder");
-        // what is larger than most is not kept
+        // a buffer that is larger than the limit is not reused
         drop(finish(&vec![0; 4 * KEPT], 4));
         assert!(builder.bytes.capacity() == 0);
     }

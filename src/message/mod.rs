@@ -1,4 +1,4 @@
-//! Messages, topics and topic filters: what every room hands to the next.
+//! Messages, topics and topic filters, which all rooms use.
 //!
 //! A message is encoded once, by the door it came in through, and from then on is only shared: the live router, the
 //! journal, the retained store and every session read the same bytes. A [`Batch`] is a run of messages that came in
@@ -13,7 +13,7 @@
 //! |---|---|---|
 //! | 0 | 4 | length of the whole message, these 32 bytes included |
 //! | 4 | 1 | bits 0-1 QoS, bit 2 retain |
-//! | 5 | 1 | for whom it counts while it is retained; 0: an older gateway has not noted it |
+//! | 5 | 1 | the [`Owner`] for whom it counts while it is retained; 0: an older gateway has not recorded it |
 //! | 6 | 2 | length of the topic |
 //! | 8 | 4 | message expiry interval in seconds, `u32::MAX` for none [MQTT-3.3.2.3.3] |
 //! | 12 | 4 | length of the properties |
@@ -42,7 +42,7 @@ use self::fnv::Fnv;
 pub(crate) use self::topic::{Topic, TopicError};
 pub use self::topic::{TopicFilter, check_filter, check_topic, covers, matches, overlap};
 
-/// Name of the MQTT 5 user property that carries the id of a message that is followed.
+/// Name of the MQTT 5 user property that carries the id of a traced message.
 pub(crate) const TRACE_PROPERTY: &str = "pigateway-trace";
 /// Bytes in front of the properties of an encoded message.
 pub(crate) const HEADER: usize = 32;
@@ -75,12 +75,12 @@ impl Qos {
     }
 }
 
-/// Who published a message, as a number that is the same for the same publisher in every run of the gateway. It serves
-/// the no local option of subscriptions [MQTT-3.8.3-3] and keeps a bridge from sending back what it received.
+/// The publisher of a message, as a number that is the same for the same publisher in every run of the gateway. It is needed
+/// for the no local option of subscriptions [MQTT-3.8.3-3], and keeps a bridge from sending back what it received.
 #[derive(Clone, Copy, Debug)]
 pub struct Origin {
     number: u64,
-    /// For whom its messages count.
+    /// The owner to whom its retained messages are charged.
     pub(crate) owner: Owner,
 }
 
@@ -98,66 +98,63 @@ impl Hash for Origin {
     }
 }
 
-/// For whom a retained message counts. Users are told apart by a hash, so that it is the same in every run; two that have
-/// the same share what each could have.
+/// The owner to whom a retained message is charged. A user is represented by a hash, so that the number is the same in every
+/// run; two users with the same hash share one quota.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Owner(u8);
 
 impl Owner {
     /// The gateway and its sensors.
     pub(crate) const HOUSE: Owner = Owner(1);
-    /// Clients without a user name, all together.
+    /// All clients without a user name together.
     pub(crate) const GUESTS: Owner = Owner(2);
-    /// What came down from upstreams.
+    /// All upstreams together.
     pub(crate) const UPSTREAMS: Owner = Owner(3);
     const USERS: u8 = 8;
 
-    /// The user of this name; `None`: clients without one.
+    /// The owner for this user; `None` stands for clients without a user name.
     pub(crate) fn of(user: Option<&str>) -> Owner {
         let Some(user) = user else { return Owner::GUESTS };
         let number = Origin::of("user", user, Owner::GUESTS).number;
         Owner(Owner::USERS + (number % u64::from(u8::MAX - Owner::USERS + 1)) as u8)
     }
 
-    /// As an index, less than 256.
+    /// The number as an index below 256.
     pub(crate) fn index(self) -> usize {
         usize::from(self.0)
     }
 }
 
 impl Origin {
-    /// The MQTT client with this client id.
     pub(crate) fn client(client_id: &str) -> Origin {
         Origin::of("client", client_id, Owner::GUESTS)
     }
 
-    /// The upstream with this name.
     pub(crate) fn upstream(name: &str) -> Origin {
         Origin::of("upstream", name, Owner::UPSTREAMS)
     }
 
-    /// The sensor with this name.
     pub(crate) fn sensor(name: &str) -> Origin {
         Origin::of("sensor", name, Owner::HOUSE)
     }
 
-    /// The gateway itself: status messages and `$SYS`.
+    /// The gateway itself, which publishes status messages and `$SYS`.
     pub fn gateway() -> Origin {
         Origin::of("gateway", "", Owner::HOUSE)
     }
 
-    /// The gateway where it announces itself and its sensors, such as to Home Assistant. That is said anew after every start:
-    /// it is kept in memory only, and goes to an upstream only where a rule names it.
+    /// The gateway as the announcer of itself and its sensors, for example to Home Assistant. Announcements are repeated
+    /// after every start, so they are kept in memory only, and they go to an upstream only where a rule names them.
     pub(crate) fn announcer() -> Origin {
         Origin::of("announcer", "", Owner::HOUSE)
     }
 
-    /// A request by HTTP.
+    /// Requests by HTTP.
     pub fn http() -> Origin {
         Origin::of("http", "", Owner::GUESTS)
     }
 
-    /// The same publisher, whose messages count for this owner.
+    /// The same publisher, with another owner.
     pub(crate) fn owned_by(self, owner: Owner) -> Origin {
         Origin { owner, ..self }
     }
@@ -169,24 +166,24 @@ impl Origin {
     }
 }
 
-/// What a door knows of a message before it has a place in the order.
+/// A message before it has a place in the order, as a door received it.
 #[derive(Clone, Copy, Debug)]
 pub struct Draft<'a> {
-    /// Topic, already checked with [`check_topic`].
+    /// The topic, already checked with [`check_topic`].
     pub topic: &'a str,
-    /// Payload, at most the broker's `max_packet_size`.
+    /// The payload, at most as large as the broker's `max_packet_size`.
     pub payload: &'a [u8],
-    /// QoS it was published with.
+    /// The QoS of the publication, which is an upper bound for its delivery.
     pub qos: Qos,
-    /// Whether it becomes (or, when empty, clears) the retained message of its topic.
+    /// Whether it becomes the retained message of its topic, or, with an empty payload, deletes it.
     pub retain: bool,
-    /// MQTT 5 properties to pass through, encoded; empty for none.
+    /// The MQTT 5 properties to pass on, encoded; empty for none.
     pub properties: &'a [u8],
-    /// Message expiry interval in seconds.
+    /// The message expiry interval in seconds; `None` if the message never expires.
     pub expiry: Option<u32>,
-    /// Boot clock in milliseconds.
+    /// The time of arrival in milliseconds of the boot clock.
     pub boot_ms: u64,
-    /// Publisher.
+    /// Who published the message.
     pub origin: Origin,
 }
 
@@ -195,7 +192,6 @@ impl Draft<'_> {
         HEADER + self.properties.len() + self.topic.len() + self.payload.len()
     }
 
-    /// Appends the encoded message.
     fn encode(&self, out: &mut BytesMut) {
         let len = self.encoded_len();
         out.reserve(len);
@@ -215,7 +211,7 @@ impl Draft<'_> {
     }
 }
 
-/// A message in place: a view of encoded bytes.
+/// A message as a view of encoded bytes.
 #[derive(Clone, Copy)]
 pub struct MessageRef<'a> {
     bytes: &'a [u8],
@@ -257,30 +253,29 @@ impl<'a> MessageRef<'a> {
         HEADER + u32_at(self.bytes, 12) as usize
     }
 
-    /// The encoded message.
+    /// The encoded message, in the layout of the module.
     pub fn as_bytes(&self) -> &'a [u8] {
         self.bytes
     }
 
-    /// QoS it was published with.
     pub(crate) fn qos(&self) -> Qos {
         Qos::from_u8(self.bytes[4] & 3).unwrap_or_default()
     }
 
-    /// Whether it was published with the retain flag.
     pub(crate) fn retain(&self) -> bool {
         self.bytes[4] & 4 != 0
     }
 
-    /// Message expiry interval in seconds, counted from [`MessageRef::boot_ms`].
+    /// The message expiry interval in seconds, counted from [`MessageRef::boot_ms`].
     pub(crate) fn expiry(&self) -> Option<u32> {
         Some(u32_at(self.bytes, 8)).filter(|seconds| *seconds != NO_EXPIRY)
     }
 
-    /// What is left of the expiry interval at `now_boot_ms`: `Ok(None)` if it never expires, `Err(Expired)` if it has.
+    /// What is left of the expiry interval at `now_boot_ms`. `Ok(None)` means that it never expires, `Err(Expired)` that it
+    /// has.
     pub(crate) fn remaining_expiry(&self, now_boot_ms: u64) -> Result<Option<u32>, Expired> {
         let Some(expiry) = self.expiry() else { return Ok(None) };
-        // signed: what came in before this boot has a time less than 0
+        // signed, because messages from before this boot have a negative time
         let age_s = (now_boot_ms as i64).wrapping_sub(self.boot_ms() as i64).max(0) as u64 / 1000;
         match u64::from(expiry).checked_sub(age_s) {
             None | Some(0) => Err(Expired),
@@ -288,39 +283,39 @@ impl<'a> MessageRef<'a> {
         }
     }
 
-    /// Boot clock, in milliseconds, when it came in; less than 0, as a number that wraps, if that was before this boot.
+    /// The time of arrival in milliseconds of the boot clock. For messages from before this boot it is a negative number
+    /// that wraps around.
     pub(crate) fn boot_ms(&self) -> u64 {
         u64_at(self.bytes, 16)
     }
 
-    /// Publisher.
     pub(crate) fn origin(&self) -> Origin {
         Origin { number: u64_at(self.bytes, 24), owner: Owner(self.bytes[5]) }
     }
 
-    /// Whether the gateway says it of itself, anew after every start: then it is not kept on disk.
+    /// Whether the gateway repeats this message after every start, so that it need not be kept on disk.
     pub(crate) fn is_said_anew(&self) -> bool {
         self.topic().starts_with("$SYS/") || self.origin() == Origin::announcer()
     }
 
-    /// MQTT 5 properties, encoded.
+    /// The MQTT 5 properties, encoded as in the packet.
     pub fn properties(&self) -> &'a [u8] {
         &self.bytes[HEADER..self.topic_start()]
     }
 
-    /// Topic.
+    /// The topic, which has been checked.
     pub fn topic(&self) -> &'a str {
         let start = self.topic_start();
         // every message was checked when it was encoded or parsed
         std::str::from_utf8(&self.bytes[start..start + self.topic_len()]).unwrap_or_default()
     }
 
-    /// Payload.
+    /// The payload, without a copy.
     pub fn payload(&self) -> &'a [u8] {
         &self.bytes[self.topic_start() + self.topic_len()..]
     }
 
-    /// The message as a draft, to be published again with changes.
+    /// Makes a draft of the message, to be published again with changes.
     pub(crate) fn to_draft(self) -> Draft<'a> {
         Draft {
             topic: self.topic(),
@@ -335,7 +330,6 @@ impl<'a> MessageRef<'a> {
     }
 }
 
-/// The message's expiry interval has passed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the message has expired")]
 pub(crate) struct Expired;
@@ -351,53 +345,53 @@ impl fmt::Debug for MessageRef<'_> {
     }
 }
 
-/// A message that shares its bytes with others: cheap to clone.
+/// A message that shares its bytes with others. Cheap to clone.
 #[derive(Clone)]
 pub struct Message {
     bytes: Bytes,
 }
 
 impl Message {
-    /// Encodes a message of its own.
+    /// Encodes a message into memory of its own.
     pub fn new(draft: &Draft<'_>) -> Message {
         let mut bytes = BytesMut::new();
         draft.encode(&mut bytes);
         Message { bytes: bytes.freeze() }
     }
 
-    /// A message from bytes that [`MessageRef::as_bytes`] gave once; `None` if they are damaged.
+    /// Takes bytes that [`MessageRef::as_bytes`] gave; `None` if they are damaged.
     pub(crate) fn from_bytes(bytes: Bytes) -> Option<Message> {
         let len = MessageRef::parse(&bytes)?.bytes.len();
         Some(Message { bytes: bytes.slice(..len) })
     }
 
-    /// The same in memory of its own that counts as on its way.
+    /// Copies the message into counted memory of its own; `None` if the bytes are damaged.
     pub(crate) fn read(bytes: &[u8]) -> Option<Message> {
         let len = MessageRef::parse(bytes)?.bytes.len();
         Some(Message { bytes: counted(bytes[..len].to_vec()) })
     }
 
-    /// The view that everything is read through.
+    /// A view of the message, through which its parts are read.
     pub fn view(&self) -> MessageRef<'_> {
         MessageRef { bytes: &self.bytes }
     }
 
-    /// Encoded size in bytes: what bounds of memory count.
+    /// The encoded size in bytes, which limits of memory count.
     pub(crate) fn size(&self) -> usize {
         self.bytes.len()
     }
 
-    /// Its payload, sharing the memory.
+    /// The payload. It shares the memory.
     pub(crate) fn shared_payload(&self) -> Bytes {
         self.bytes.slice_ref(self.view().payload())
     }
 
-    /// The same message in memory of its own that counts as on its way.
+    /// A copy of the message in counted memory of its own.
     pub(crate) fn to_counted_memory(&self) -> Message {
         Message { bytes: counted(self.bytes.to_vec()) }
     }
 
-    /// The same message in memory of its own, for those who keep it: a slice would keep its whole batch.
+    /// A copy of the message in memory of its own, for those who keep it: a slice would keep its whole batch in memory.
     pub(crate) fn to_owned_memory(&self) -> Message {
         Message { bytes: Bytes::copy_from_slice(&self.bytes) }
     }

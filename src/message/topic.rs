@@ -1,29 +1,29 @@
-//! Topics and topic filters: what is one, and what selects what.
+//! The rules for topics and topic filters: which are valid, and which filter matches which topic.
 
 use std::fmt;
 
 /// Why a string is not a topic or not a topic filter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum TopicError {
-    /// At least one character is required [MQTT-4.7.3-1].
+    /// It is empty; at least one character is required [MQTT-4.7.3-1].
     #[error("is empty")]
     Empty,
-    /// A string in MQTT has a 16-bit length [MQTT-4.7.3-3].
+    /// It is longer than 65,535 bytes [MQTT-4.7.3-3].
     #[error("is longer than 65535 bytes")]
     TooLong,
-    /// U+0000 is not allowed [MQTT-4.7.3-2].
+    /// It contains U+0000 [MQTT-4.7.3-2].
     #[error("contains a NUL character")]
     Nul,
-    /// A topic names one thing: no wildcards [MQTT-3.3.2-2].
+    /// A topic contains a wildcard [MQTT-3.3.2-2].
     #[error("contains a wildcard ('+' or '#')")]
     Wildcard,
-    /// `#` stands alone in the last level [MQTT-4.7.1-1].
+    /// `#` is not alone in the last level [MQTT-4.7.1-1].
     #[error("has a '#' that is not the whole last level")]
     MisplacedHash,
-    /// `+` stands alone in its level [MQTT-4.7.1-2].
+    /// `+` is not alone in its level [MQTT-4.7.1-2].
     #[error("has a '+' that is not a whole level")]
     MisplacedPlus,
-    /// `$share/{name}/{filter}` with a plain, non-empty name [MQTT-4.8.2-1].
+    /// A shared subscription is not `$share/{name}/{filter}` with a plain, non-empty name [MQTT-4.8.2-1].
     #[error("is not of the form $share/NAME/FILTER")]
     BadShare,
 }
@@ -69,8 +69,8 @@ pub fn check_filter(filter: &str) -> Result<(), TopicError> {
     Ok(())
 }
 
-/// Whether `filter` selects `topic` [MQTT-4.7.1, 4.7.2]: a filter that begins with a wildcard selects no topic that
-/// begins with `$`.
+/// Whether `filter` matches `topic` [MQTT-4.7.1, 4.7.2]. A filter that begins with a wildcard matches no topic that begins
+/// with `$`.
 pub fn matches(filter: &str, topic: &str) -> bool {
     if topic.starts_with('$') && filter.starts_with(['+', '#']) {
         return false;
@@ -88,7 +88,7 @@ pub fn matches(filter: &str, topic: &str) -> bool {
     levels.next().is_none()
 }
 
-/// Whether there is a topic that both filters select. Exact but for the rule about `$`, which is ignored.
+/// Whether at least one topic matches both filters. The rule about `$` is ignored.
 pub fn overlap(a: &str, b: &str) -> bool {
     let (mut left, mut right) = (a.split('/'), b.split('/'));
     loop {
@@ -100,7 +100,7 @@ pub fn overlap(a: &str, b: &str) -> bool {
     }
 }
 
-/// Whether every topic that `narrow` selects is selected by `wide` too.
+/// Whether `wide` matches every topic that `narrow` matches.
 pub fn covers(wide: &str, narrow: &str) -> bool {
     if narrow.starts_with('$') && wide.starts_with(['+', '#']) {
         return false;
@@ -130,7 +130,6 @@ macro_rules! validated_string {
                 Ok(Self(text))
             }
 
-            /// The text.
             pub(crate) fn as_str(&self) -> &str {
                 &self.0
             }

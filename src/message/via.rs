@@ -1,24 +1,24 @@
-//! Which gateways a message has passed through, so that it never enters one of them again: gateways that are connected in
-//! a ring, or are each other's upstream, would send it round for ever.
+//! The gateways that a message has passed through. A message never enters the same gateway twice; otherwise gateways that
+//! are connected in a ring, or are each other's upstream, would send it round for ever.
 //!
-//! The ids stand in an MQTT 5 user property, separated by commas. An id is that of a process: nothing has to be
-//! configured, and two gateways with the same name are still two.
+//! The ids are in an MQTT 5 user property, separated by commas. An id belongs to a running process: nothing has to be
+//! configured, and two gateways with the same name have different ids.
 
 use std::sync::OnceLock;
 
-/// Name of the user property, of messages and where gateways introduce themselves (CONNECT and CONNACK).
+/// Name of the user property, used in messages and in the CONNECT and CONNACK of gateways.
 pub(crate) const NAME: &str = "pigateway-via";
-/// Gateways that a message may pass through.
+/// Most gateways that a message may pass through.
 pub(crate) const MOST: usize = 8;
 
 const USER_PROPERTY: u8 = 38;
 
-/// Names a running gateway: 8 hexadecimal digits.
+/// The id of a running gateway: 8 hexadecimal digits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Id([u8; 8]);
 
 impl Id {
-    /// This gateway: random, and the same as long as the process runs.
+    /// The id of this gateway: random, and the same as long as the process runs.
     pub fn ours() -> Id {
         static OURS: OnceLock<Id> = OnceLock::new();
         *OURS.get_or_init(|| Id::new(getrandom::u32().unwrap_or_else(|_| std::process::id())))
@@ -32,24 +32,23 @@ impl Id {
         Id(digits)
     }
 
-    /// The id that this text is.
+    /// Reads an id from its text form; `None` if it is not one.
     pub fn parse(text: &str) -> Option<Id> {
         let digits: [u8; 8] = text.as_bytes().try_into().ok()?;
         digits.iter().all(u8::is_ascii_hexdigit).then_some(Id(digits))
     }
 
-    /// As text.
     pub(crate) fn as_str(&self) -> &str {
         std::str::from_utf8(&self.0).unwrap_or_default()
     }
 }
 
-/// The message has passed through as many gateways as it may.
+/// The error that the message has passed through as many gateways as are allowed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the message has passed through too many gateways")]
 pub(crate) struct TooMany;
 
-/// PUBLISH properties one by one: identifier and all bytes of each. Ends early where they are malformed.
+/// Iterates over encoded PUBLISH properties: the identifier and all bytes of each. It ends early if they are malformed.
 pub(crate) struct Properties<'a>(pub(crate) &'a [u8]);
 
 impl<'a> Iterator for Properties<'a> {
@@ -75,12 +74,12 @@ impl<'a> Iterator for Properties<'a> {
     }
 }
 
-/// Length of the string at this place, its own two bytes included.
+/// The length of the string at this offset, including its length field of two bytes.
 fn string(bytes: &[u8], at: usize) -> Option<usize> {
     Some(2 + usize::from(u16::from_be_bytes([*bytes.get(at)?, *bytes.get(at + 1)?])))
 }
 
-/// The ids, if this property has them.
+/// The gateways' ids, if this property has them.
 fn ids(id: u8, property: &[u8]) -> Option<&[u8]> {
     let name = property.get(1..3).filter(|_| id == USER_PROPERTY)?;
     let rest = property[3..].strip_prefix(NAME.as_bytes()).filter(|_| name == (NAME.len() as u16).to_be_bytes())?;
@@ -93,7 +92,7 @@ pub fn names(properties: &[u8], gateway: Id) -> bool {
     found.any(|ids| ids.split(|byte| *byte == b',').any(|id| id == gateway.0))
 }
 
-/// Notes in encoded properties that the message has passed through this gateway too.
+/// Adds this gateway to the ids in encoded properties.
 pub(crate) fn append(properties: &mut Vec<u8>, gateway: Id) -> Result<(), TooMany> {
     let mut kept = Vec::with_capacity(properties.len() + 40);
     let mut passed = Vec::with_capacity(MOST * 9);

@@ -1,13 +1,13 @@
-//! Topic aliases that are assigned to what is sent [MQTT-3.3.2.3.4].
+//! Topic aliases that the gateway assigns to outgoing messages [MQTT-3.3.2.3.4].
 
 use std::collections::HashMap;
 
-/// Most aliases that are assigned, whatever the other side allows.
+/// Most aliases that are assigned, even if the other side allows more.
 const MOST_ALIASES: u16 = 64;
-/// Bytes of the topics that have one.
+/// Most bytes of all topics that have an alias.
 const MOST_ALIAS_BYTES: usize = 16 << 10;
 
-/// Topic aliases of one direction of a connection: the first topics get one each.
+/// The topic aliases of the outgoing direction of a connection. The first topics get one each.
 #[derive(Debug)]
 pub(crate) struct OutboundAliases {
     maximum: u16,
@@ -16,12 +16,12 @@ pub(crate) struct OutboundAliases {
 }
 
 impl OutboundAliases {
-    /// At most as many as the other side takes.
+    /// Assigns at most as many aliases as the other side accepts.
     pub(crate) fn new(maximum: u16) -> OutboundAliases {
         OutboundAliases { maximum: maximum.min(MOST_ALIASES), by_topic: HashMap::new(), bytes: 0 }
     }
 
-    /// The alias of a topic and whether the other side knows it.
+    /// The alias of a topic, and whether the other side knows it already.
     pub(crate) fn get(&self, topic: &str) -> Option<(u16, bool)> {
         if self.maximum == 0 {
             return None;
@@ -36,7 +36,7 @@ impl OutboundAliases {
         }
     }
 
-    /// It has been used in a packet that goes out.
+    /// Records that a packet with this alias is being sent.
     pub(crate) fn sent(&mut self, topic: &str, alias: Option<(u16, bool)>) {
         if let Some((alias, false)) = alias {
             self.by_topic.insert(topic.into(), alias);
@@ -49,7 +49,7 @@ impl OutboundAliases {
 mod tests {
     use super::*;
 
-    /// Sends on this topic; says whether an alias stands for it.
+    /// Sends on this topic, and returns whether the packet had only the alias.
     fn send(aliases: &mut OutboundAliases, topic: &str) -> bool {
         let alias = aliases.get(topic);
         aliases.sent(topic, alias);

@@ -4,55 +4,50 @@ use super::property::{Once, Property, next};
 use super::{Error, Fields, Version};
 use crate::message::{Qos, check_topic, via};
 
-/// A client's last will.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Will {
     pub(crate) topic: Box<str>,
     pub(crate) payload: Box<[u8]>,
     pub(crate) qos: Qos,
-    /// Retain flag.
     pub(crate) retain: bool,
-    /// Seconds between the end of the connection and the will.
+    /// Seconds between the end of the connection and the publication of the will.
     pub(crate) delay: u32,
     /// Message expiry interval in seconds.
     pub(crate) expiry: Option<u32>,
-    /// Properties to pass through, encoded.
+    /// The properties to pass on, encoded.
     pub(crate) properties: Box<[u8]>,
 }
 
-/// What a client asks for.
+/// A client's CONNECT packet.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Connect {
-    /// Protocol version.
     pub(crate) version: Version,
-    /// The sender is a bridge of mosquitto's kind (bit 7 of the protocol level).
+    /// The sender is a bridge like mosquitto's (bit 7 of the protocol level is set).
     pub(crate) is_bridge: bool,
     /// Clean session (MQTT 3) or clean start (MQTT 5).
     pub(crate) clean: bool,
     /// Keep alive in seconds; 0 switches it off.
     pub(crate) keep_alive: u16,
-    /// Client id; empty: assign one.
+    /// The client id; if it is empty, the broker assigns one.
     pub client_id: Box<str>,
-    /// Last will.
     pub(crate) will: Option<Will>,
-    /// User name.
     pub(crate) username: Option<Box<str>>,
     pub(crate) password: Option<Box<[u8]>>,
-    /// Session expiry interval in seconds; `None` where the client does not say.
+    /// Session expiry interval in seconds; `None` if the packet has none.
     pub(crate) session_expiry: Option<u32>,
-    /// QoS 1 and 2 messages that the client takes at once.
+    /// The number of unacknowledged QoS 1 and 2 messages that the client accepts.
     pub(crate) receive_maximum: u16,
-    /// Largest packet that the client takes.
+    /// The largest packet in bytes that the client accepts.
     pub(crate) maximum_packet_size: u32,
-    /// Topic aliases that the client takes.
+    /// The number of topic aliases that the client accepts.
     pub(crate) topic_alias_maximum: u16,
     /// Whether the client wants reason strings.
     pub(crate) problem_information: bool,
-    /// An authentication method other than name and password was asked for.
+    /// The client asks for an authentication method other than user name and password.
     pub(crate) extended_authentication: bool,
-    /// The client is a gateway, and wants to know which one this is.
+    /// The client is a pigateway and wants to know the id of this one.
     pub(crate) is_gateway: bool,
-    /// The client is this gateway, and takes messages in under the topics that they have here.
+    /// The id of the client if it is a pigateway. It receives messages under their local topics.
     pub(crate) gateway: Option<via::Id>,
 }
 
@@ -88,7 +83,7 @@ impl Connect {
         }
         connect.client_id = fields.string()?.into();
         connect.will = will(flags, version, &mut fields)?;
-        // in MQTT 3.1 the remaining length takes precedence over these flags: what is missing was not sent
+        // in MQTT 3.1 the remaining length has precedence over these flags: a field that is missing was not sent
         let is_missing = |fields: &Fields<'_>| version == Version::V31 && fields.is_empty();
         if flags & 0x80 != 0 && !is_missing(&fields) {
             connect.username = Some(fields.string()?.into());
@@ -166,7 +161,7 @@ fn version(fields: &mut Fields<'_>) -> Result<(Version, bool), Error> {
 
 fn will(flags: u8, version: Version, fields: &mut Fields<'_>) -> Result<Option<Will>, Error> {
     if flags & 0x04 == 0 {
-        // [MQTT-3.1.2-11], [MQTT-3.1.2-13]; MQTT 3.1 does not look at them
+        // [MQTT-3.1.2-11], [MQTT-3.1.2-13]; MQTT 3.1 ignores these flags without a will
         return if flags & 0x38 == 0 || version == Version::V31 {
             Ok(None)
         } else {
@@ -265,7 +260,7 @@ mod tests {
     #[test]
     fn version_3_1_is_read_as_its_own_document_says() {
         for (flags, rest) in [
-            (0x02 | 0x01, &b"\0\x01a"[..]), // a bit without a meaning
+            (0x02 | 0x01, &b"\0\x01a"[..]), // the reserved bit
             (0x02 | 0x38, b"\0\x01a"),      // QoS and retain of a will that is not there
             (0x02 | 0xc0, b"\0\x01a"),      // neither user name nor password follows
         ] {

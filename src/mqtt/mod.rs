@@ -1,8 +1,8 @@
 //! MQTT 3.1, 3.1.1 and 5 on the wire: packets, properties, reason codes.
 //!
 //! Packets are read in place: a [`Publish`] borrows topic, properties and payload from the receive buffer, and its MQTT 5
-//! properties stay encoded all the way to the subscriber. Everything a client may send is checked here, so that the
-//! session sees only well-formed packets; what is wrong is an [`Error`] that says which reason code it deserves.
+//! properties stay encoded until they reach the subscriber. All input of clients is checked here, so the session sees only
+//! well-formed packets. An [`Error`] names the reason code to answer with.
 
 pub(crate) mod alias;
 pub(crate) mod connect;
@@ -19,7 +19,7 @@ pub(crate) use reason::Reason;
 pub(crate) use subscribe::{RetainHandling, SubscribeFilter};
 pub use subscribe::{Subscribe, Unsubscribe};
 
-/// Protocol version of a connection.
+/// The MQTT version of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, schemars::JsonSchema)]
 pub enum Version {
     /// MQTT 3.1 (`MQIsdp`, level 3).
@@ -39,7 +39,7 @@ impl Version {
         self == Version::V5
     }
 
-    /// As people write it.
+    /// The usual way to write the version.
     pub(crate) fn as_str(self) -> &'static str {
         match self {
             Version::V31 => "3.1",
@@ -49,7 +49,7 @@ impl Version {
     }
 }
 
-/// A packet that breaks the protocol.
+/// Why a packet is refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Error {
     /// The packet does not conform to the specification.
@@ -61,14 +61,14 @@ pub enum Error {
     /// The packet is larger than this broker accepts.
     #[error("packet of {0} bytes is too large; broker.max_packet_size is {1} bytes")]
     TooLarge(usize, usize),
-    /// A topic that no message can have.
+    /// The topic is not valid in a message.
     #[error("invalid topic: {0}")]
     Topic(crate::message::TopicError),
-    /// A CONNECT for a protocol level that does not exist.
+    /// A CONNECT has an unknown protocol level.
     #[error("unsupported protocol level {0}")]
     Level(u8),
-    /// A QoS that does not exist.
     #[error("QoS 3 does not exist")]
+    /// A QoS of 3, which does not exist.
     Qos,
 }
 
@@ -85,7 +85,7 @@ impl Error {
     }
 }
 
-/// First nibble of a packet [MQTT-2.1.2].
+/// The packet type, from the first nibble of a packet [MQTT-2.1.2].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 #[allow(missing_docs)]
@@ -103,21 +103,21 @@ pub enum PacketType {
     Auth = 15,
 }
 
-/// A whole packet in the receive buffer.
+/// A complete packet in the receive buffer.
 #[derive(Clone, Copy, Debug)]
 pub struct Frame {
-    /// What it is.
+    /// The type of the packet.
     pub kind: PacketType,
-    /// Low nibble of the first byte.
+    /// The low nibble of the first byte.
     pub(crate) flags: u8,
-    /// Where the body starts.
+    /// The offset of the body in bytes.
     pub body: usize,
-    /// Length of the whole packet.
+    /// The length of the whole packet in bytes, header included.
     pub len: usize,
 }
 
-/// Finds the first packet in `bytes`; `None` while it is not complete. Fails on the first wrong byte, before the rest
-/// has arrived. `max` is the largest packet, all of it counted [MQTT-3.1.2-24].
+/// Finds the first packet in `bytes`; `None` while it is incomplete. Fails at the first invalid byte, before the rest has
+/// arrived. `max` is the size limit of the whole packet [MQTT-3.1.2-24].
 pub fn frame(bytes: &[u8], max: usize, version: Version) -> Result<Option<Frame>, Error> {
     let Some(first) = bytes.first() else { return Ok(None) };
     let (kind, flags) = kind(*first, version)?;
@@ -135,7 +135,7 @@ pub fn frame(bytes: &[u8], max: usize, version: Version) -> Result<Option<Frame>
     if bytes.len() > 4 { Err(Error::Malformed("remaining length has more than 4 bytes")) } else { Ok(None) }
 }
 
-/// How large the packet at the start of `bytes` is as a whole; `None` while its head is not complete.
+/// The size of the whole packet at the start of `bytes`; `None` while its header is incomplete.
 pub fn whole_size(bytes: &[u8]) -> Option<usize> {
     let mut remaining = 0usize;
     for (at, byte) in bytes.iter().enumerate().skip(1).take(4) {
@@ -147,8 +147,8 @@ pub fn whole_size(bytes: &[u8]) -> Option<usize> {
     None
 }
 
-/// The topic of the PUBLISH at the start of `bytes`, of which the rest need not be there; `None` while it has not come as a
-/// whole.
+/// The topic of the PUBLISH at the start of `bytes`; `None` while the topic is incomplete. The rest of the packet need not
+/// have arrived.
 pub fn topic_of_publish(bytes: &[u8]) -> Option<&str> {
     let head = 1 + bytes.iter().skip(1).take(4).position(|byte| byte & 0x80 == 0)? + 1;
     let (length, rest) = bytes.get(head..)?.split_first_chunk::<2>()?;
@@ -173,7 +173,7 @@ fn kind(first: u8, version: Version) -> Result<(PacketType, u8), Error> {
         2 | 9 | 11 | 13 => return Err(Error::Protocol("a packet that only servers send")),
         _ => return Err(Error::Malformed("packet type 0")),
     };
-    // MQTT 3.1 has DUP on PUBREL, SUBSCRIBE and UNSUBSCRIBE, and does not look at flags that a packet has no use for
+    // MQTT 3.1 has DUP on PUBREL, SUBSCRIBE and UNSUBSCRIBE, and ignores flags that a packet does not use
     if first & 15 == flags || version == Version::V31 {
         Ok((kind, first & 15))
     } else {
@@ -181,7 +181,6 @@ fn kind(first: u8, version: Version) -> Result<(PacketType, u8), Error> {
     }
 }
 
-/// Reads the fields of a packet's body.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Fields<'a> {
     bytes: &'a [u8],
@@ -190,46 +189,42 @@ pub(crate) struct Fields<'a> {
 const SHORT: Error = Error::Malformed("the packet ends within a field");
 
 impl<'a> Fields<'a> {
-    /// The fields in `bytes`.
     pub(crate) fn new(bytes: &'a [u8]) -> Self {
         Fields { bytes }
     }
 
-    /// What has not been read.
+    /// The bytes that have not been read.
     pub(crate) fn rest(self) -> &'a [u8] {
         self.bytes
     }
 
-    /// Whether all has been read.
     pub(crate) fn is_empty(&self) -> bool {
         self.bytes.is_empty()
     }
 
-    /// The next `len` bytes.
     pub(crate) fn take(&mut self, len: usize) -> Result<&'a [u8], Error> {
         let (head, tail) = self.bytes.split_at_checked(len).ok_or(SHORT)?;
         self.bytes = tail;
         Ok(head)
     }
 
-    /// One byte.
     pub(crate) fn u8(&mut self) -> Result<u8, Error> {
         Ok(self.take(1)?[0])
     }
 
-    /// Two bytes, big endian.
+    /// Reads two bytes, big endian.
     pub(crate) fn u16(&mut self) -> Result<u16, Error> {
         let bytes = self.take(2)?;
         Ok(u16::from_be_bytes([bytes[0], bytes[1]]))
     }
 
-    /// Four bytes, big endian.
+    /// Reads four bytes, big endian.
     pub(crate) fn u32(&mut self) -> Result<u32, Error> {
         let bytes = self.take(4)?;
         Ok(u32::from_be_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]))
     }
 
-    /// A packet id: not zero [MQTT-2.2.1-3].
+    /// Reads a packet id, which must not be zero [MQTT-2.2.1-3].
     pub(crate) fn packet_id(&mut self) -> Result<u16, Error> {
         match self.u16()? {
             0 => Err(Error::Malformed("packet id 0")),
@@ -237,26 +232,26 @@ impl<'a> Fields<'a> {
         }
     }
 
-    /// Bytes with a 16-bit length in front.
+    /// Reads bytes with a 16-bit length in front.
     pub(crate) fn binary(&mut self) -> Result<&'a [u8], Error> {
         let len = self.u16()?;
         self.take(usize::from(len))
     }
 
-    /// UTF-8 with a 16-bit length in front, without U+0000 [MQTT-1.5.4].
+    /// Reads UTF-8 with a 16-bit length in front, without U+0000 [MQTT-1.5.4].
     pub(crate) fn string(&mut self) -> Result<&'a str, Error> {
         let text = std::str::from_utf8(self.binary()?).map_err(|_| Error::Malformed("a string is not UTF-8"))?;
         if text.as_bytes().contains(&0) { Err(Error::Malformed("a string contains NUL")) } else { Ok(text) }
     }
 
-    /// A variable byte integer [MQTT-1.5.5].
+    /// Reads a variable byte integer [MQTT-1.5.5].
     pub(crate) fn variable(&mut self) -> Result<usize, Error> {
         let mut value = 0;
         for shift in [0, 7, 14, 21] {
             let byte = self.u8()?;
             value |= usize::from(byte & 0x7f) << shift;
             if byte & 0x80 == 0 {
-                // the shortest form only [MQTT-1.5.5-1]
+                // only the shortest form is allowed [MQTT-1.5.5-1]
                 let is_overlong = byte == 0 && shift > 0;
                 return if is_overlong {
                     Err(Error::Malformed("a variable byte integer is overlong"))
@@ -268,14 +263,14 @@ impl<'a> Fields<'a> {
         Err(Error::Malformed("variable byte integer has more than 4 bytes"))
     }
 
-    /// The property section: its length and that many bytes.
+    /// Reads the property section: its length and that many bytes.
     pub(crate) fn properties(&mut self) -> Result<Fields<'a>, Error> {
         let len = self.variable()?;
         Ok(Fields { bytes: self.take(len)? })
     }
 }
 
-/// PUBACK, PUBREC, PUBREL or PUBCOMP: packet id and reason code [MQTT-3.4.2].
+/// Decodes a PUBACK, PUBREC, PUBREL or PUBCOMP: packet id and reason code [MQTT-3.4.2].
 pub fn acknowledgement(body: &[u8], version: Version) -> Result<(u16, Reason), Error> {
     let mut fields = Fields::new(body);
     let id = fields.packet_id()?;
@@ -293,7 +288,7 @@ pub fn acknowledgement(body: &[u8], version: Version) -> Result<(u16, Reason), E
     if fields.is_empty() { Ok((id, reason)) } else { Err(Error::Malformed("bytes after the properties")) }
 }
 
-/// DISCONNECT: reason code and a new session expiry interval [MQTT-3.14.2].
+/// Decodes a DISCONNECT: reason code and a new session expiry interval [MQTT-3.14.2].
 pub fn disconnect(body: &[u8], version: Version) -> Result<(Reason, Option<u32>), Error> {
     let mut fields = Fields::new(body);
     if !version.is_v5() || fields.is_empty() {

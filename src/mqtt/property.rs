@@ -2,7 +2,7 @@
 
 use super::{Error, Fields};
 
-/// A property; values that this broker only passes on are checked and not kept.
+/// A property. Values that the broker only passes on are checked but not kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[allow(missing_docs)]
 pub(crate) enum Property<'a> {
@@ -26,7 +26,7 @@ pub(crate) enum Property<'a> {
     User(&'a str, &'a str),
 }
 
-/// Identifiers on the wire.
+/// The identifiers of the properties in packets.
 pub(crate) mod id {
     #![allow(missing_docs)]
     pub(crate) const PAYLOAD_FORMAT: u8 = 0x01;
@@ -63,7 +63,7 @@ fn not_zero<T: Default + PartialEq>(value: T) -> Result<T, Error> {
     if value == T::default() { Err(Error::Protocol("a property is 0")) } else { Ok(value) }
 }
 
-/// The next property, if there is one.
+/// Reads the next property, if there is one.
 pub(crate) fn next<'a>(fields: &mut Fields<'a>) -> Result<Option<Property<'a>>, Error> {
     if fields.is_empty() {
         return Ok(None);
@@ -96,16 +96,16 @@ pub(crate) fn next<'a>(fields: &mut Fields<'a>) -> Result<Option<Property<'a>>, 
     Ok(Some(property))
 }
 
-/// Which properties a packet may have.
+/// The properties that are allowed in a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Allowed {
-    /// PUBACK, PUBREC, PUBREL, PUBCOMP.
+    /// PUBACK, PUBREC, PUBREL or PUBCOMP.
     Acknowledgement,
     /// UNSUBSCRIBE.
     UserOnly,
 }
 
-/// Checks properties whose values do not matter here.
+/// Checks properties whose values are not needed.
 pub(crate) fn skip(fields: &mut Fields<'_>, allowed: Allowed) -> Result<(), Error> {
     let mut once = Once::default();
     while let Some(property) = next(fields)? {
@@ -118,7 +118,7 @@ pub(crate) fn skip(fields: &mut Fields<'_>, allowed: Allowed) -> Result<(), Erro
     Ok(())
 }
 
-/// Notes that a property that may appear once has appeared.
+/// Detects properties that appear twice although they may appear once.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Once(u32);
 

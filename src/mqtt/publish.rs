@@ -11,22 +11,20 @@ use crate::message::{MessageRef, Qos, check_topic};
 /// A PUBLISH from a client.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Publish<'a> {
-    /// Sent before.
+    /// The client has sent this packet before and has no acknowledgement yet.
     pub(crate) dup: bool,
     pub(crate) qos: Qos,
-    /// Retain flag.
     pub(crate) retain: bool,
-    /// Topic; empty: the alias stands for it.
+    /// The topic; empty if the alias stands for it.
     pub topic: &'a str,
-    /// Packet id; 0 at QoS 0.
+    /// The packet id; 0 at QoS 0.
     pub(crate) packet_id: u16,
-    /// Topic alias.
     pub(crate) alias: Option<u16>,
-    /// Message expiry interval in seconds.
+    /// The message expiry interval in seconds.
     pub(crate) expiry: Option<u32>,
-    /// Properties to pass through, encoded: borrowed where nothing had to be cut out.
+    /// The properties to pass on, encoded. They are borrowed if nothing had to be removed.
     pub(crate) properties: Cow<'a, [u8]>,
-    /// Payload.
+    /// The payload, to the end of the packet.
     pub payload: &'a [u8],
 }
 
@@ -35,7 +33,7 @@ impl<'a> Publish<'a> {
     pub fn decode(frame: &Frame, bytes: &'a [u8], version: Version) -> Result<Publish<'a>, Error> {
         let qos = Qos::from_u8((frame.flags >> 1) & 3).ok_or(Error::Qos)?; // [MQTT-3.3.1-4]
         let dup = frame.flags & 8 != 0;
-        // MQTT 3.1 does not look at DUP there
+        // MQTT 3.1 ignores DUP at QoS 0
         if dup && qos == Qos::AtMostOnce && version != Version::V31 {
             return Err(Error::Malformed("DUP at QoS 0")); // [MQTT-3.3.1-2]
         }
@@ -77,7 +75,7 @@ impl<'a> Publish<'a> {
     fn read_properties(&mut self, mut fields: Fields<'a>) -> Result<(), Error> {
         let all = fields.rest();
         let mut once = Once::default();
-        // start of what is kept and not yet copied
+        // start of the properties that are kept and not copied yet
         let (mut from, mut kept) = (0, Vec::new());
         let mut cut = false;
         loop {
@@ -123,26 +121,25 @@ impl<'a> Publish<'a> {
     }
 }
 
-/// How one message goes to one client.
+/// The details of delivering one message to one client.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Outgoing<'a> {
-    /// Sent before.
+    /// The packet was sent before and was not acknowledged.
     pub(crate) dup: bool,
-    /// QoS of the delivery.
     pub(crate) qos: Qos,
-    /// Retain flag of the delivery.
     pub(crate) retain: bool,
-    /// Packet id; not used at QoS 0.
+    /// The packet id; not used at QoS 0.
     pub(crate) packet_id: u16,
-    /// What is left of the expiry interval.
+    /// The rest of the expiry interval in seconds.
     pub(crate) expiry: Option<u32>,
-    /// Ids of the subscriptions that it is for.
+    /// The ids of the client's subscriptions that match the message.
     pub(crate) subscription_ids: &'a [u32],
-    /// Alias to send, and whether the client already knows what it stands for.
+    /// The topic alias to send, and whether the client knows its topic already.
     pub(crate) alias: Option<(u16, bool)>,
 }
 
-/// Appends the PUBLISH, with or without the payload, unless it would be longer than `max` with it; says whether it was written.
+/// Appends the PUBLISH, with or without the payload, unless it would be longer than `max` with the payload. Returns whether
+/// it was appended.
 pub(crate) fn encode(
     out: &mut BytesMut,
     (message, with_payload): (MessageRef<'_>, bool),

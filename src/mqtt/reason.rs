@@ -1,6 +1,6 @@
-//! Reason codes of MQTT 5 [MQTT-2.4] and what MQTT 3 says instead.
+//! Reason codes of MQTT 5 [MQTT-2.4] and the return codes of MQTT 3 that correspond to them.
 
-/// A reason code: below 0x80 success, from there on failure.
+/// A reason code: values below 0x80 mean success, the others failure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Reason(pub(crate) u8);
 
@@ -33,12 +33,11 @@ impl Reason {
 }
 
 impl Reason {
-    /// Whether it stands for a failure.
     pub(crate) fn is_error(self) -> bool {
         self.0 >= 0x80
     }
 
-    /// The CONNACK return code that MQTT 3.1 and 3.1.1 have for a refusal [MQTT-3.2.2.3].
+    /// The CONNACK return code of MQTT 3.1 and 3.1.1 for a refusal [MQTT-3.2.2.3].
     pub(crate) fn connect_return_code(self) -> u8 {
         match self {
             Reason::SUCCESS => 0,

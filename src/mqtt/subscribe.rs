@@ -4,41 +4,39 @@ use super::property::{Allowed, Property, next, skip};
 use super::{Error, Fields, Version};
 use crate::message::Qos;
 
-/// When retained messages are sent for a new subscription [MQTT-3.8.3.1].
+/// When retained messages are sent to a subscriber [MQTT-3.8.3.1].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub(crate) enum RetainHandling {
-    /// On every SUBSCRIBE.
+    /// After every SUBSCRIBE.
     #[default]
     Always,
-    /// Only if the subscription did not exist.
+    /// Only if the subscription is new.
     IfNew,
-    /// Never.
     Never,
 }
 
 /// One filter of a SUBSCRIBE.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SubscribeFilter<'a> {
-    /// The filter as sent, not yet checked.
+    /// The filter as the client sent it, not checked yet.
     pub(crate) filter: &'a str,
-    /// Largest QoS to deliver with.
+    /// The highest QoS for deliveries.
     pub(crate) qos: Qos,
-    /// Do not send what this client itself publishes.
+    /// Whether the client does not want the messages that it publishes itself.
     pub(crate) no_local: bool,
-    /// Keep the retain flag of live messages.
+    /// Whether live messages keep their retain flag.
     pub(crate) retain_as_published: bool,
-    /// When to send retained messages.
     pub(crate) retain_handling: RetainHandling,
 }
 
-/// SUBSCRIBE.
+/// A decoded SUBSCRIBE packet.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Subscribe<'a> {
-    /// Packet id.
+    /// The packet id, which the SUBACK repeats.
     pub packet_id: u16,
-    /// Subscription id, 1 to 268,435,455.
+    /// The subscription id, 1 to 268,435,455.
     pub(crate) id: Option<u32>,
-    /// At least one filter.
+    /// The filters, at least one.
     pub filters: Vec<SubscribeFilter<'a>>,
 }
 
@@ -71,7 +69,7 @@ impl<'a> Subscribe<'a> {
 }
 
 fn subscribe_filter(filter: &str, options: u8, version: Version) -> Result<SubscribeFilter<'_>, Error> {
-    // MQTT 3.1 does not look at the other bits
+    // MQTT 3.1 ignores the other bits
     let options = if version == Version::V31 { options & 3 } else { options };
     let reserved = if version.is_v5() { 0xc0 } else { 0xfc };
     if options & reserved != 0 {
@@ -96,11 +94,11 @@ fn subscribe_filter(filter: &str, options: u8, version: Version) -> Result<Subsc
     })
 }
 
-/// UNSUBSCRIBE.
+/// A decoded UNSUBSCRIBE packet.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Unsubscribe<'a> {
     pub(crate) packet_id: u16,
-    /// At least one filter.
+    /// The filters, at least one.
     pub filters: Vec<&'a str>,
 }
 

@@ -1,4 +1,4 @@
-//! What the broker answers.
+//! Encodes the packets with which the broker answers.
 
 use bytes::{BufMut, BytesMut};
 
@@ -6,10 +6,10 @@ use super::property::id;
 use super::{Reason, Version};
 use crate::message::via;
 
-/// Largest variable byte integer [MQTT-1.5.5].
+/// The largest variable byte integer [MQTT-1.5.5].
 pub(crate) const VARIABLE_MAX: usize = 268_435_455;
 
-/// Bytes of a variable byte integer.
+/// The number of bytes of a variable byte integer.
 pub(crate) fn variable_len(value: usize) -> usize {
     match value {
         0..=0x7f => 1,
@@ -37,24 +37,24 @@ fn string(out: &mut BytesMut, text: &str) {
     out.put_slice(text.as_bytes());
 }
 
-/// What CONNACK tells an MQTT 5 client [MQTT-3.2.2.3].
+/// The contents of a CONNACK for an MQTT 5 client [MQTT-3.2.2.3].
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct ConnAckProperties<'a> {
-    /// Session expiry interval, where it differs from what was asked for.
+    /// Session expiry interval in seconds, if it differs from the one that the client asked for.
     pub(crate) session_expiry: Option<u32>,
-    /// QoS 1 and 2 messages that the broker takes at once.
+    /// The number of unacknowledged QoS 1 and 2 messages that the broker accepts.
     pub(crate) receive_maximum: Option<u16>,
-    /// Largest packet that the broker takes.
+    /// The largest packet in bytes that the broker accepts.
     pub(crate) maximum_packet_size: Option<u32>,
-    /// Client id that the broker chose.
+    /// The client id that the broker has assigned.
     pub(crate) assigned_client_id: Option<&'a str>,
-    /// Topic aliases that the broker takes.
+    /// The number of topic aliases that the broker accepts.
     pub(crate) topic_alias_maximum: Option<u16>,
-    /// Keep alive that the client must use instead of its own.
+    /// Keep alive in seconds that the client must use instead of its own.
     pub(crate) server_keep_alive: Option<u16>,
-    /// For people.
+    /// A text for people.
     pub(crate) reason_string: Option<&'a str>,
-    /// Which gateway this is, for another gateway.
+    /// The id of this gateway, for a client that is a gateway too.
     pub(crate) gateway: Option<via::Id>,
 }
 
@@ -66,7 +66,7 @@ pub(crate) fn connack(
     reason: Reason,
     p: &ConnAckProperties<'_>,
 ) {
-    // MQTT 3.1 has a reserved byte where 3.1.1 says "session present"
+    // MQTT 3.1 has a reserved byte in place of the session present flag
     let present = u8::from(session_present && version != Version::V31 && !reason.is_error());
     if !version.is_v5() {
         out.put_slice(&[0x20, 2, present, reason.connect_return_code()]);
@@ -113,10 +113,10 @@ pub(crate) fn connack(
     out.put_slice(&properties);
 }
 
-/// Acknowledgements of a PUBLISH and their first bytes.
+/// The acknowledgements of a PUBLISH and their first bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
-#[allow(clippy::enum_variant_names)] // so the standard names them
+#[allow(clippy::enum_variant_names)] // the names of the standard
 pub(crate) enum AckPacket {
     PubAck = 0x40,
     PubRec = 0x50,
@@ -136,10 +136,10 @@ pub(crate) fn ack(out: &mut BytesMut, version: Version, ack: AckPacket, packet_i
     }
 }
 
-/// First byte of a SUBACK.
+/// The first byte of a SUBACK.
 pub(crate) const SUBACK: u8 = 0x90;
 
-/// Appends a SUBACK with one reason per filter: the granted QoS, or why not.
+/// Appends a SUBACK with one reason for each filter: the granted QoS or the reason for a refusal.
 pub(crate) fn suback(out: &mut BytesMut, version: Version, packet_id: u16, reasons: &[Reason]) {
     out.put_u8(SUBACK);
     codes(out, version, packet_id, reasons);
@@ -163,7 +163,7 @@ fn codes(out: &mut BytesMut, version: Version, packet_id: u16, reasons: &[Reason
         out.put_u8(0);
     }
     for reason in reasons {
-        // MQTT 3 knows only one failure [MQTT-3.9.3]
+        // MQTT 3 has only one failure code [MQTT-3.9.3]
         out.put_u8(if version.is_v5() { reason.0 } else { reason.0.min(0x80) });
     }
 }
@@ -173,7 +173,7 @@ pub(crate) fn pingresp(out: &mut BytesMut) {
     out.put_slice(&[0xd0, 0]);
 }
 
-/// Appends a DISCONNECT; MQTT 3 has none from the server.
+/// Appends a DISCONNECT. In MQTT 3 servers do not send one.
 pub(crate) fn disconnect(out: &mut BytesMut, version: Version, reason: Reason) {
     if version.is_v5() {
         out.put_slice(&[0xe0, 2, reason.0, 0]);

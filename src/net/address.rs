@@ -1,4 +1,4 @@
-//! Where a port listens, and what comes in there.
+//! The addresses of ports, and the connections that arrive there.
 
 use std::ffi::OsStr;
 use std::fmt;
@@ -14,26 +14,26 @@ use socket2::{Domain, SockAddr, Socket, Type};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 
-/// Where a port listens.
+/// The address at which a port listens.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Address {
-    /// An IP address and a port; `[::]` takes IPv4 too.
+    /// An IP address and a port; `[::]` includes IPv4.
     Tcp(SocketAddr),
-    /// A socket in the file system.
+    /// The path of a Unix socket.
     Unix(PathBuf),
 }
 
 impl Address {
     /// Reads an IP address with a port, or an absolute path.
     pub fn parse(text: &str) -> Option<Address> {
-        // the kernel's limit for the name of a socket
+        // the kernel's limit for the path of a socket
         if text.starts_with('/') && text.len() < 108 && !text.ends_with('/') && !text.contains('\0') {
             return Some(Address::Unix(text.into()));
         }
         text.parse().ok().map(Address::Tcp)
     }
 
-    /// The IP address and port, where it has one.
+    /// The IP address and port, unless it is a Unix socket.
     pub fn tcp(&self) -> Option<SocketAddr> {
         match self {
             Address::Tcp(address) => Some(*address),
@@ -63,14 +63,14 @@ impl fmt::Display for Address {
     }
 }
 
-/// A socket that listens.
+/// A listening socket.
 pub(super) enum Listening {
     Tcp(TcpListener),
     Unix(UnixListener),
 }
 
 impl Listening {
-    /// The next connection and where it comes from. Whoever comes through the file system is on this host.
+    /// The next connection with its remote address. Clients of a Unix socket are on this host.
     pub(crate) async fn accept(&self) -> io::Result<(PortStream, SocketAddr)> {
         match self {
             Listening::Tcp(listener) => {
@@ -85,24 +85,24 @@ impl Listening {
     }
 }
 
-/// What the kernel says of a socket of another kind.
+/// The kernel's error for a socket of another type.
 const OTHER_KIND: i32 = rustix::io::Errno::PROTOTYPE.raw_os_error();
 
-/// Listens in the file system. A socket that nobody listens on any more is taken away first; whoever is in the group of the
-/// gateway may connect.
+/// Listens on a Unix socket. First removes a socket on which nobody listens any more. Members of the gateway's group may
+/// connect.
 pub(super) fn bind_unix(path: &Path) -> io::Result<UnixListener> {
     if std::fs::symlink_metadata(path).is_ok_and(|about| about.file_type().is_socket()) {
         let probe = Socket::new(Domain::UNIX, Type::STREAM, None)?;
-        // where the other's queue is full nobody waits for it
+        // if the other program's queue is full, this must not wait for it
         probe.set_nonblocking(true)?;
         match probe.connect(&SockAddr::unix(path)?) {
             Ok(()) => return Err(io::ErrorKind::AddrInUse.into()),
             Err(error) => match error.kind() {
                 io::ErrorKind::ConnectionRefused => std::fs::remove_file(path)?,
                 io::ErrorKind::PermissionDenied => make_way(path)?,
-                // it has gone meanwhile
+                // it was removed meanwhile
                 io::ErrorKind::NotFound => {}
-                // somebody has it, as well where no connections of our kind are taken
+                // the socket is in use, also if it does not accept connections of our type
                 io::ErrorKind::WouldBlock => return Err(io::ErrorKind::AddrInUse.into()),
                 _ if error.raw_os_error() == Some(OTHER_KIND) => return Err(io::ErrorKind::AddrInUse.into()),
                 _ => return Err(error),
@@ -115,14 +115,14 @@ pub(super) fn bind_unix(path: &Path) -> io::Result<UnixListener> {
     UnixListener::from_std(listener)
 }
 
-/// A socket in the file system that may not be connected to, so that nobody can tell whether it is in use.
+/// The error for a socket to which the gateway may not connect, so that it cannot tell whether the socket is in use.
 #[derive(Debug, thiserror::Error)]
 #[error("a socket of somebody else is there, which the gateway may not connect to")]
 pub(super) struct ForeignSocket;
 
-/// Takes away a socket that another user has left in a directory of ours, as a gateway that was started by hand does. Where the
-/// kernel knows somebody who listens there, or the directory is not ours, it stays. Its table is that of our network namespace:
-/// who listens there from within a container that has one of its own is not seen.
+/// Removes a socket that another user has left in a directory of ours, for example a gateway that was started by hand. The
+/// socket stays if the kernel knows a listener for it, or if the directory is not ours. The kernel's table contains only our
+/// network namespace, so a listener in a container with its own namespace is not seen.
 fn make_way(path: &Path) -> io::Result<()> {
     let dir = path.parent().unwrap_or(Path::new("/"));
     let is_ours = std::fs::metadata(dir)?.uid() == rustix::process::geteuid().as_raw();
@@ -133,8 +133,8 @@ fn make_way(path: &Path) -> io::Result<()> {
     Err(io::Error::new(io::ErrorKind::AddrInUse, ForeignSocket))
 }
 
-/// Whether a socket of this path is in the kernel's table. That has each path as it was bound: it may lead through a link, or
-/// begin where its program was, which nobody knows here, so that only the file's name tells.
+/// Whether a socket with this path is in the kernel's table. The table has each path as it was bound, perhaps through a link
+/// or relative to an unknown directory. So only the file's name is compared.
 fn is_bound(path: &Path, table: &[u8]) -> bool {
     let dir = |path: &Path| path.parent().map(std::fs::canonicalize);
     let own = dir(path);
@@ -148,7 +148,7 @@ fn is_bound(path: &Path, table: &[u8]) -> bool {
     bound.into_iter().any(|bound| bound == path || (bound.file_name() == path.file_name() && is_same_dir(bound)))
 }
 
-/// The path at the end of a line of the kernel's table, behind seven columns.
+/// The path at the end of a line of the kernel's table, after seven columns.
 fn bound_path(line: &[u8]) -> Option<&Path> {
     let mut rest = line;
     for _ in 0..7 {
@@ -158,12 +158,10 @@ fn bound_path(line: &[u8]) -> Option<&Path> {
     Some(Path::new(OsStr::from_bytes(rest.strip_prefix(b" ")?)))
 }
 
-/// A connection, whatever it came through.
+/// A connection over TCP or through a Unix socket.
 #[derive(Debug)]
 pub(crate) enum PortStream {
-    /// By IPv4 or IPv6.
     Tcp(TcpStream),
-    /// Through the file system.
     Unix(UnixStream),
 }
 
@@ -184,7 +182,7 @@ impl AsyncWrite for PortStream {
         }
     }
 
-    // without these two, whoever writes several buffers at once would copy them into one first
+    // without these two functions, several buffers would be copied into one before every write
     fn poll_write_vectored(
         self: Pin<&mut Self>,
         context: &mut Context<'_>,
@@ -240,7 +238,7 @@ mod tests {
         assert_eq!(bind_unix(&path).unwrap_err().kind(), io::ErrorKind::AddrInUse);
         drop(first);
         drop(bind_unix(&path).unwrap());
-        // what is no such socket may be in use all the same
+        // a file that is no stream socket may be in use nevertheless
         let datagrams = dir.path().join("d");
         let _used = std::os::unix::net::UnixDatagram::bind(&datagrams).unwrap();
         assert!(bind_unix(&datagrams).is_err() && datagrams.exists());
@@ -258,7 +256,7 @@ mod tests {
         let used = std::os::unix::net::UnixListener::bind(&path).unwrap();
         let refused = make_way(&path).unwrap_err();
         assert!(refused.get_ref().is_some_and(|error| error.is::<ForeignSocket>()) && path.exists(), "{refused}");
-        // one whose path only ends the same
+        // a path that only ends in the same way
         assert!(!is_bound(Path::new("/s"), &std::fs::read("/proc/net/unix").unwrap()));
         drop(used);
         make_way(&path).unwrap();
@@ -293,7 +291,7 @@ mod tests {
 
     #[test]
     fn what_is_wrong_on_the_way_to_a_socket_is_said_as_it_is() {
-        // a directory that is a file: not taken for a program that listens there
+        // a directory that is a file is not taken for a listening program
         let dir = tempfile::tempdir().unwrap();
         std::fs::write(dir.path().join("f"), "").unwrap();
         assert_eq!(bind_unix(&dir.path().join("f/s")).unwrap_err().kind(), io::ErrorKind::NotADirectory);

@@ -1,8 +1,8 @@
-//! The PROXY protocol, versions 1 and 2: a proxy in front of a port says where a connection comes from.
+//! The PROXY protocol, versions 1 and 2: a proxy in front of a port reports the addresses of its clients.
 //!
-//! It is believed from the addresses that the configuration names and nobody else, and these must use it. What a proxy passes
-//! on does not come from this host, whatever the header says: otherwise whoever reaches a proxy here would be trusted as one
-//! who has logged in here.
+//! It is believed only from the addresses that the configuration names, and these must use it. A proxied connection never
+//! counts as coming from this host, whatever the header says. Otherwise anybody who reaches a proxy on this host would be
+//! trusted like a person who is logged in here.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -12,17 +12,17 @@ use ppp::{v1, v2};
 use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::time::timeout;
 
-/// The header comes first and at once.
+/// The longest wait for the header, which a proxy sends first and at once.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// A header of version 2 without its addresses.
+/// The length of a version 2 header without addresses.
 const HEAD: usize = 16;
-/// Longest line of version 1.
+/// The longest line of version 1.
 const LINE: usize = 107;
-/// Addresses and what a proxy adds: certificates and host names.
+/// Most bytes of addresses and additional data, such as certificates and host names.
 const MOST: usize = 4096;
 const SIGNATURE: &[u8; 12] = b"\r\n\r\n\0\r\nQUIT\n";
 
-/// Addresses that begin with the same bits.
+/// A network: addresses that begin with the same bits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Network {
     address: IpAddr,
@@ -30,17 +30,16 @@ pub struct Network {
 }
 
 impl Network {
-    /// Reads `10.0.0.0/8`, or one address.
+    /// Reads a network such as `10.0.0.0/8`, or a single address.
     pub fn parse(text: &str) -> Option<Network> {
         let (address, bits) = text.split_once('/').map_or((text, None), |(address, bits)| (address, Some(bits)));
         let address: IpAddr = address.parse().ok()?;
         let most = if address.is_ipv4() { 32 } else { 128 };
         let bits = bits.map_or(Some(most), |bits| bits.parse().ok())?;
-        // one that holds everybody trusts everybody
+        // a network of all addresses would trust everybody
         (1..=most).contains(&bits).then_some(Network { address, bits })
     }
 
-    /// Whether an address is one of them.
     pub(crate) fn contains(&self, address: IpAddr) -> bool {
         let number = |address: IpAddr| match address.to_canonical() {
             IpAddr::V4(address) => (u128::from(u32::from(address)) << 96, true),
@@ -51,7 +50,7 @@ impl Network {
     }
 }
 
-/// Reads the header, and nothing that comes after it. Returns where the connection comes from: never this host.
+/// Reads the header and nothing after it. Returns the client's address, which is never one of this host.
 pub async fn read(stream: &mut (impl AsyncRead + Unpin), proxy: SocketAddr) -> io::Result<SocketAddr> {
     let read = timeout(PATIENCE, header(stream)).await;
     let source = read.map_err(|_| wrong("it has not come within 5 s"))??;
@@ -62,7 +61,7 @@ fn wrong(why: impl std::fmt::Display) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, format!("the header of the PROXY protocol will not do: {why}"))
 }
 
-/// The address, or that of nobody where it is one of this host.
+/// The address, or an unspecified one if it belongs to this host.
 fn elsewhere(address: SocketAddr) -> SocketAddr {
     match address.ip().to_canonical() {
         ip if !ip.is_loopback() => SocketAddr::new(ip, address.port()),
@@ -82,7 +81,7 @@ async fn header(stream: &mut (impl AsyncRead + Unpin)) -> io::Result<Option<Sock
             if bytes.len() >= LINE {
                 return Err(wrong("its line is too long"));
             }
-            // what follows the line is the client's, and TLS wants all of it
+            // the bytes after the line belong to the client, and TLS needs all of them
             bytes.push(stream.read_u8().await?);
         }
         let header = v1::Header::try_from(&bytes[..]).map_err(wrong)?;
@@ -102,7 +101,7 @@ async fn header(stream: &mut (impl AsyncRead + Unpin)) -> io::Result<Option<Sock
     stream.read_exact(&mut bytes[HEAD..]).await?;
     let header = v2::Header::try_from(&bytes[..]).map_err(wrong)?;
     Ok(match (header.command, header.addresses) {
-        // the proxy itself asks whether somebody is there
+        // a health check by the proxy itself
         (v2::Command::Local, _) => None,
         (v2::Command::Proxy, v2::Addresses::IPv4(from)) => Some((from.source_address, from.source_port).into()),
         (v2::Command::Proxy, v2::Addresses::IPv6(from)) => Some((from.source_address, from.source_port).into()),

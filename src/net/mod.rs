@@ -1,4 +1,4 @@
-//! Ports: what the broker's listeners and HTTP do alike.
+//! Ports, for the broker's listeners and for HTTP.
 
 pub mod address;
 pub mod forwarded;
@@ -13,23 +13,23 @@ use tokio::net::TcpListener;
 use self::address::{Address, ForeignSocket, Listening, PortStream, bind_unix};
 
 const BACKLOG: i32 = 1024;
-/// The system asks a silent other end whether it is still there: first after this time, then in steps. A host that has
-/// vanished is noticed after three minutes, whatever its client said about keep alive.
+/// When the system first asks a silent peer whether it is still there; after that it asks at intervals. A host that has
+/// vanished is noticed after three minutes, whatever keep alive its client uses.
 const KEEPALIVE: Duration = Duration::from_secs(120);
 const KEEPALIVE_STEP: Duration = Duration::from_secs(15);
 const KEEPALIVE_STEPS: u32 = 4;
 
-/// Why a port cannot be opened: the address is taken, or not this host's.
+/// Why a port cannot be opened: its address is in use, or does not belong to this host.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot listen on {address}: {source}{}", in_brackets(hint(source)))]
 pub struct ListenError {
     pub(crate) address: Address,
-    /// What the system says.
+    /// The error of the operating system.
     pub(crate) source: std::io::Error,
 }
 
 impl ListenError {
-    /// Whether it takes a person to change that: an address that is not there yet comes by itself.
+    /// Whether a person is needed to change that. An address that does not exist yet may appear by itself.
     pub(crate) fn is_hopeless(&self) -> bool {
         use std::io::ErrorKind::{AddrInUse, PermissionDenied};
         matches!(self.source.kind(), AddrInUse | PermissionDenied)
@@ -60,7 +60,7 @@ fn hint(error: &std::io::Error) -> &'static str {
     }
 }
 
-/// Listens; `[::]` takes IPv4 too. Returns the address that it is bound to.
+/// Opens a listening socket; `[::]` includes IPv4. Returns the address to which it is bound.
 fn bind(address: &Address) -> Result<(Listening, Address), ListenError> {
     let bound = match address {
         Address::Tcp(address) => {
@@ -82,7 +82,7 @@ fn try_bind(address: SocketAddr) -> std::io::Result<(TcpListener, SocketAddr)> {
     if address.is_ipv6() {
         socket.set_only_v6(false)?;
     }
-    // a restart must not wait for old connections to time out
+    // a restart must not wait until old connections have timed out
     socket.set_reuse_address(true)?;
     socket.set_nonblocking(true)?;
     socket.bind(&address.into())?;
@@ -92,17 +92,17 @@ fn try_bind(address: SocketAddr) -> std::io::Result<(TcpListener, SocketAddr)> {
     Ok((listener, bound))
 }
 
-/// What every accepted connection gets.
+/// Sets the options of an accepted connection.
 fn prepare(stream: &PortStream) {
     let PortStream::Tcp(stream) = stream else { return };
-    // a packet must not wait for the acknowledgement of the one before
+    // a packet must not wait for the acknowledgement of the previous one
     let _ = stream.set_nodelay(true);
     let keepalive =
         TcpKeepalive::new().with_time(KEEPALIVE).with_interval(KEEPALIVE_STEP).with_retries(KEEPALIVE_STEPS);
     let _ = SockRef::from(stream).set_tcp_keepalive(&keepalive);
 }
 
-/// Whether an error of `accept` is about that connection only.
+/// Whether an error of `accept` concerns only one connection.
 fn is_about_the_connection(error: &std::io::Error) -> bool {
     use std::io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset, Interrupted};
     matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset | Interrupted)

@@ -1,9 +1,8 @@
-//! A port: opened as soon as it can be, and kept up to date with its certificate.
+//! A port: opened as soon as possible, and kept up to date with its certificate.
 //!
-//! An address that is taken or not there yet, and a certificate that is missing, close this port and nothing else: a fault
-//! with its name stands in [`Health`] while it is tried again. A port with TLS never listens without all files that its
-//! settings name. Once it is open, renewed files are taken within [`RENEWAL`]; while a new pair will not do, the one
-//! before stays in use.
+//! If an address is in use or does not exist yet, or a certificate is missing, only this port stays closed. A fault with its
+//! name is in [`Health`] while the port tries again. A port with TLS never listens without all files that its settings name.
+//! While it is open, renewed files are used within [`RENEWAL`]; if a new pair is not usable, the old one stays in use.
 
 use std::future::pending;
 use std::net::SocketAddr;
@@ -22,74 +21,73 @@ use crate::health::{Fault, Health};
 use crate::secret::FileError;
 use crate::tls::{self, TlsFiles};
 
-/// Time between two attempts to open a port.
+/// The time between two attempts to open a port.
 const RETRY: Duration = Duration::from_secs(1);
-/// How often the files of an open port are looked at.
+/// The interval at which the files of an open port are checked.
 pub(crate) const RENEWAL: Duration = Duration::from_secs(15);
-/// After the system had no file descriptor or memory for a connection: those who are connected must go on.
+/// The pause after the system had no file descriptor or memory for a connection, so that existing connections can go on.
 const PAUSE: Duration = Duration::from_millis(500);
 
-/// What a port is to be.
+/// The settings of a port.
 #[derive(Clone, Debug)]
 pub(crate) struct PortSettings {
-    /// What faults and tasks call it.
+    /// The name of the port in faults and tasks.
     pub(crate) name: String,
-    /// Where it listens.
+    /// The address at which it listens.
     pub(crate) address: Address,
-    /// Files for TLS; `None`: plain TCP.
+    /// The files for TLS; `None` means plain TCP.
     pub(crate) tls: Option<TlsFiles>,
-    /// Most connections at the same time; `None`: as many as there are.
+    /// Most connections at the same time; `None` means no limit.
     pub(crate) max_connections: Option<usize>,
-    /// Proxies that say where a connection comes from.
+    /// Proxies that are believed when they report a client's address.
     pub(crate) proxies: Vec<Network>,
 }
 
-/// What is known of the files of a port.
+/// The state of a port's TLS files.
 struct PortCertificate {
     files: TlsFiles,
-    /// What the files were like when they were read last.
+    /// The properties of the files when they were last read.
     stamps: tls::Stamps,
     acceptor: Option<TlsAcceptor>,
 }
 
-/// A port, open or not.
+/// A port, which may be open or closed.
 pub(crate) struct Port {
     settings: PortSettings,
     health: Health,
-    /// Tells when a person wants files read again.
+    /// Changes when a person asks to read the files again.
     reloads: watch::Receiver<u64>,
     certificate: Option<PortCertificate>,
     socket: Option<(Listening, Address)>,
-    /// Places for connections, where they are bounded.
+    /// The places for connections, if their number is limited.
     places: Option<Arc<Semaphore>>,
-    /// All places are taken, and that has been said.
+    /// Whether all places are taken and that has been logged.
     is_full: bool,
-    /// Why it is closed, as far as the address is concerned.
+    /// Why the address could not be bound.
     refused: Option<ListenError>,
     look_at: Instant,
     paused_until: Option<Instant>,
 }
 
-/// A connection that has come in.
+/// An accepted connection.
 pub(crate) struct AcceptedConnection {
-    /// The connection.
     pub(crate) stream: PortStream,
-    /// Its other end; this host for what comes through the file system.
+    /// The remote address; this host for a Unix socket.
     pub(crate) from: SocketAddr,
-    /// What to do the handshake with, on a port with TLS.
+    /// Makes the handshake on a port with TLS.
     pub(crate) tls: Option<TlsAcceptor>,
-    /// Its place among the connections of its port, which it has until this is dropped.
+    /// The place among the connections of the port, released when dropped.
     pub(crate) place: Option<OwnedSemaphorePermit>,
     is_proxied: bool,
 }
 
 impl AcceptedConnection {
-    /// Whether a proxy has passed it on, which says later for whom.
+    /// Whether the connection comes from a proxy, which reports the client's address later.
     pub(crate) fn is_proxied(&self) -> bool {
         self.is_proxied
     }
 
-    /// Finds out where the connection comes from, if a proxy has passed it on.
+    /// Reads the client's address, if the connection comes from a proxy.
     pub(crate) async fn find_origin(&mut self) -> std::io::Result<()> {
         if self.is_proxied {
             self.from = forwarded::read(&mut self.stream, self.from).await?;
@@ -105,7 +103,8 @@ enum PortStep {
 }
 
 impl Port {
-    /// Tries to open it once, and says how it went. Reads files: not for a runtime worker, but within the runtime.
+    /// Tries once to open the port, and reports the result. Needs the runtime, but reads files, so it must not run on a
+    /// worker.
     pub(crate) fn open(settings: PortSettings, health: Health, reloads: watch::Receiver<u64>) -> Port {
         let certificate =
             settings.tls.clone().map(|files| PortCertificate { files, stamps: tls::Stamps::default(), acceptor: None });
@@ -131,37 +130,35 @@ impl Port {
         port
     }
 
-    /// What faults call it.
     pub(crate) fn name(&self) -> &str {
         &self.settings.name
     }
 
-    /// The address that it is bound to; while it is closed, the one that it is to have.
+    /// The address to which it is bound, or will be bound.
     pub(crate) fn address(&self) -> Address {
         self.socket.as_ref().map_or(&self.settings.address, |(_, bound)| bound).clone()
     }
 
-    /// Whether it listens.
     pub(crate) fn is_open(&self) -> bool {
         self.socket.is_some()
     }
 
-    /// The name that its task has: with the port that it was given where any free one would do.
+    /// The name of the port's task. If any free port could be used, it contains the actual one.
     pub(crate) fn task_name(&self, kind: &str) -> Arc<str> {
         format!("{kind} {}", self.address()).into()
     }
 
-    /// Whether it will most likely stay closed: another program has its address, or it may not have it.
+    /// Whether it will most likely stay closed, because another program has its address or the gateway may not use it.
     pub(crate) fn is_hopeless(&self) -> bool {
         self.refused.as_ref().is_some_and(ListenError::is_hopeless)
     }
 
-    /// Why its address could not be had.
+    /// Why the address could not be bound.
     pub(crate) fn into_error(self) -> Option<ListenError> {
         self.refused
     }
 
-    /// The next connection; waits as long as there is none, or the port is closed. Safe to cancel.
+    /// The next connection. Waits while there is none or the port is closed. Safe to cancel.
     pub(crate) async fn accept(&mut self) -> AcceptedConnection {
         loop {
             match self.step().await {
@@ -191,12 +188,12 @@ impl Port {
         }
     }
 
-    /// A place for a connection; `None`: all are taken.
+    /// A place for a connection; `None` if all are taken.
     fn place(&mut self) -> Option<Option<OwnedSemaphorePermit>> {
         let Some(places) = &self.places else { return Some(None) };
         match places.clone().try_acquire_owned() {
             Ok(place) => {
-                // said again only after it has been half empty
+                // logged again only after half of the places have been free
                 let most = self.settings.max_connections.unwrap_or_default();
                 self.is_full &= places.available_permits() < most / 2;
                 Some(Some(place))
@@ -231,7 +228,7 @@ impl Port {
         let asked = async {
             match reloads.changed().await {
                 Ok(()) => true,
-                // nobody can ask any more
+                // nobody can ask for a reload any more
                 Err(_) => pending().await,
             }
         };
@@ -242,7 +239,7 @@ impl Port {
         }
     }
 
-    /// Reads files that have changed, or all of them where that is asked for, and opens the port if it is closed.
+    /// Reads files that have changed, or all files if a person asks for it, and opens the port if it is closed.
     async fn look(&mut self, is_asked: bool) {
         if let Some(certificate) = &self.certificate {
             let (files, known) = (certificate.files.clone(), certificate.stamps.clone());
@@ -260,7 +257,7 @@ impl Port {
         self.try_to_open();
     }
 
-    /// Takes what was made of the files of TLS.
+    /// Takes the result of reading the TLS files.
     fn take(&mut self, (stamps, made): (tls::Stamps, Result<TlsAcceptor, FileError>)) {
         let Some(certificate) = &mut self.certificate else { return };
         let is_new = certificate.acceptor.is_some() && stamps != certificate.stamps;
@@ -282,7 +279,7 @@ impl Port {
         }
     }
 
-    /// Opens the port if it is closed and has all that TLS needs. Without that it stays closed.
+    /// Opens the port if it is closed and all files for TLS are usable.
     fn try_to_open(&mut self) {
         let has_files = self.certificate.as_ref().is_none_or(|certificate| certificate.acceptor.is_some());
         if self.socket.is_none() && has_files {
@@ -291,7 +288,7 @@ impl Port {
         let pause = match (&self.socket, &self.certificate) {
             (None, _) => RETRY,
             (Some(_), Some(_)) => RENEWAL,
-            // a plain port that is open has nothing to look for
+            // an open port without TLS has nothing to check
             (Some(_), None) => Duration::from_secs(86_400),
         };
         self.look_at = Instant::now() + pause;

@@ -1,31 +1,31 @@
-//! What the edges of a pin say about the sensor and its wire: verdicts with the evidence and what to do.
+//! Diagnoses sensor and wire from the edges of a pin: verdicts with evidence and remedy.
 //!
-//! A PIR's output is slow. The shortest pulse of an AM312 is about 2 s, that of an HC-SR501 3 s, and the chip in most of the
-//! others (BISS0001) makes none below 0.3 s. So a pulse shorter than [`crate::status::edges::SHORT`] was not made by the sensor, and what such
-//! pulses look like together tells where they come from:
+//! A PIR's output is slow. The shortest pulse of an AM312 is about 2 s, that of an HC-SR501 3 s, and the chip in most other
+//! sensors (BISS0001) makes none below 0.3 s. So a pulse shorter than [`crate::status::edges::SHORT`] does not come from the
+//! sensor, and the pattern of such pulses shows their source:
 //!
-//! | verdict | what the edges look like |
+//! | verdict | pattern of the edges |
 //! |---|---|
 //! | mains hum | they come with the period of the mains, or with half of it |
 //! | radio bursts | they come in groups within a second or so, with long pauses between the groups |
 //! | floating pin | many, at random |
-//! | short pulses | a few, one by one |
-//! | stuck | none any more, while the level is active |
+//! | short pulses | a few, separately |
+//! | stuck | none any more while the level is active |
 //!
-//! Looked at are the last [`MOST_EDGES`] edges, of at most [`WINDOW`] before the last of them.
+//! Only the last [`MOST_EDGES`] edges are examined, and of these only edges at most [`WINDOW`] before the last one.
 
 use crate::status::edges::{EdgePulse, bursts, periods, short_pulses};
 use crate::status::{Finding, LastEdges, Verdict};
 
-/// Edges that are looked at; older ones are forgotten.
+/// Most edges that are kept; older ones are dropped.
 pub(crate) const MOST_EDGES: usize = 512;
-/// Edges that are longer ago than this before the last one say nothing about now, in milliseconds.
+/// Edges that are older than the last one by more than this are ignored, in milliseconds.
 const WINDOW: u64 = 600_000;
-/// This many short pulses cannot be an accident.
+/// From this number on, short pulses are not accidental.
 const FEW: usize = 3;
-/// A pin that nothing drives has at least this many.
+/// A pin that is not connected has at least this many short pulses.
 const MANY: usize = 20;
-/// Times from one rising edge to the next, in milliseconds: 50 and 60 Hz, and half of it after a rectifier.
+/// The allowed times from one rising edge to the next in milliseconds: for 50 and 60 Hz, and half of it after a rectifier.
 const HUM: [(u64, u64, &str); 4] =
     [(19, 21, "50 Hz"), (16, 18, "60 Hz"), (9, 11, "100 Hz (50 Hz rectified)"), (7, 9, "120 Hz (60 Hz rectified)")];
 
@@ -36,17 +36,17 @@ pub struct PinEdges {
 }
 
 impl PinEdges {
-    /// The sensor has become active, or inactive again.
+    /// Adds an edge, by which the sensor became active or inactive.
     pub fn push(&mut self, active: bool, boot_ms: u64) {
         self.last.push(active, boot_ms, MOST_EDGES, WINDOW);
     }
 
-    /// Those that are looked at.
+    /// The edges that are examined.
     pub fn last(&self) -> LastEdges {
         self.last.clone()
     }
 
-    /// What they say at this time, for a sensor that counts as stuck after so many milliseconds.
+    /// The finding at the time `now`, for a sensor that counts as stuck after `stuck_after` milliseconds.
     pub fn finding(&self, now: u64, stuck_after: u64) -> Option<Finding> {
         let last = self.last.copy();
         if let Some((since, true)) = last.last().filter(|(since, _)| now.saturating_sub(*since) >= stuck_after) {
@@ -65,7 +65,7 @@ impl PinEdges {
     }
 }
 
-/// Hum comes with the period of the mains, although an edge may be missed now and then.
+/// Recognises hum: pulses with the period of the mains, of which a few may be missing.
 fn hum(short: &[EdgePulse]) -> Option<Finding> {
     let periods = periods(short);
     if periods.len() < MANY {
@@ -84,14 +84,14 @@ fn hum(short: &[EdgePulse]) -> Option<Finding> {
     })
 }
 
-/// A radio that sends disturbs the sensor for a moment: groups with long pauses.
+/// Recognises a radio: each transmission disturbs the sensor for a moment, so pulses come in groups with long pauses.
 fn radio(short: &[EdgePulse]) -> Option<Finding> {
     let bursts = bursts(short);
     let within: usize = bursts.iter().map(|group| group.len()).sum();
     let last = bursts.last()?;
     let sending: u64 = bursts.iter().map(|group| group[group.len() - 1].0 - group[0].0).sum();
     let span = last[last.len() - 1].0 - bursts[0][0].0;
-    // pulses at random make groups too, but without pauses that are long beside them
+    // random pulses form groups too, but the pauses between those are not much longer than the groups
     let is_radio = bursts.len() >= 3 && within * 5 >= short.len() * 4 && sending * 10 <= span;
     is_radio.then(|| Finding {
         verdict: Verdict::RadioBursts,
@@ -143,7 +143,7 @@ mod tests {
     use crate::status::EdgeFigures;
     use crate::status::edges::SHORT;
 
-    /// A recording: what it is, until when, and its edges.
+    /// Reads a recording: its verdict, its end and its edges.
     fn recording(text: &str) -> (String, u64, Vec<(u64, bool)>) {
         let after = |prefix: &str| text.lines().find_map(|line| line.strip_prefix(prefix)).unwrap();
         let edges = text.lines().filter(|line| !line.starts_with('#')).map(|line| {
@@ -163,7 +163,7 @@ mod tests {
             recorded.iter().for_each(|(at, active)| edges.push(*active, *at));
             let found = edges.finding(until, 1_800_000);
             let figures = EdgeFigures::of(&edges.last().copy(), until);
-            // the figures say what the verdict says
+            // the numbers in the evidence must agree with the verdict
             match expected.as_str() {
                 "none" => assert!(figures.short_pulses < FEW, "{figures:?}"),
                 "stuck" => assert!(figures.active_for_ms >= Some(1_800_000), "{figures:?}"),

@@ -1,68 +1,66 @@
-//! Edges: where changes of a pin's level come from.
+//! Edges: changes of a pin's level, and where they come from.
 //!
-//! An [`EdgeSource`] watches all pins at once and tells what happens to them, in order per pin. Levels are physical
-//! (high, low); which of them means motion is decided by who listens. Times are on the boot clock
-//! (`CLOCK_BOOTTIME`), of the moment when the edge happened, not of the moment when somebody looked.
+//! An [`EdgeSource`] watches all pins at once and reports what happens to them, in order for each pin. Levels are physical
+//! (high, low); the receiver decides which of them means motion. Times are on the boot clock (`CLOCK_BOOTTIME`), and are
+//! those of the edge itself, not of its processing.
 
 use std::future::Future;
 
 use super::settings::{Level, SensorSettings};
 use crate::status::Fault;
 
-/// What happens to a pin.
+/// An event at a pin.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct PinEvent {
-    /// BCM number.
+    /// The BCM number of the pin.
     pub(crate) pin: u8,
-    /// What happened.
     pub(crate) kind: PinEventKind,
 }
 
-/// What can happen to a pin.
+/// The kinds of events.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum PinEventKind {
-    /// The pin is watched and had this level at `boot_ms`: the answer to [`EdgeSource::watch`], and the end of a fault.
+    /// The pin is watched, and had this level at `boot_ms`. It is the answer to [`EdgeSource::watch`], and the end of a
+    /// fault.
     Watched {
-        /// Level at that time.
         level: Level,
-        /// Boot clock in milliseconds.
+        /// In milliseconds of the boot clock.
         boot_ms: u64,
     },
-    /// The level changed to this one.
+    /// The level has changed to this one.
     Edge {
-        /// Level after the edge.
+        /// The level after the edge.
         level: Level,
-        /// Boot clock in milliseconds.
+        /// In milliseconds of the boot clock.
         boot_ms: u64,
     },
-    /// This many edges came faster than they could be read; their times are unknown.
+    /// Edges came faster than they could be read; their times are unknown.
     Lost {
-        /// How many.
+        /// The number of lost edges.
         count: u64,
     },
-    /// The pin cannot be watched (any more). The source goes on trying.
+    /// The pin cannot be watched at present. The source keeps trying.
     Fault(Fault),
 }
 
-/// The source has ended and cannot be used again.
+/// The error that the source has ended and cannot be used again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the source of edges ended unexpectedly")]
 pub(crate) struct SourceEnded;
 
-/// A source of edges. One source serves all pins.
+/// A source of edges for all pins.
 pub(crate) trait EdgeSource: Send {
-    /// Watches the pins of these sensors from now on, and no others. Every call is answered with
-    /// [`PinEventKind::Watched`] or [`PinEventKind::Fault`] for every pin; no edge is lost of a pin that was watched in
-    /// the same way before. Never waits.
+    /// Watches exactly the pins of these sensors from now on. For every pin an event [`PinEventKind::Watched`] or
+    /// [`PinEventKind::Fault`] follows. A pin that was watched in the same way before loses no edge. Never waits.
     fn watch(&mut self, sensors: &[SensorSettings]);
 
-    /// Whether the edges of this sensor are made up.
+    /// Whether the edges of this sensor are simulated.
     fn simulates(&self, sensor: &SensorSettings) -> bool {
         let _ = sensor;
         false
     }
 
-    /// Whether whatever watches the pins is at work.
+    /// Whether the thread or task that watches the pins works.
     fn is_at_work(&self) -> bool {
         true
     }

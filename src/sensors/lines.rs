@@ -1,8 +1,8 @@
-//! Lines of a GPIO chip, through the kernel's character device: for boards that rppal does not know, and for other chips
-//! where the configuration names one.
+//! Lines of a GPIO chip through the kernel's character device. They serve boards that rppal does not know, and other chips
+//! that the configuration names.
 //!
-//! A Pi's chip is known by its label. Numbers of chips change with the kernel: the one of a Pi 5 was gpiochip4 and is
-//! gpiochip0.
+//! The chip of a Pi is recognised by its label. The numbers of chips change with the kernel: the chip of a Pi 5 was
+//! gpiochip4 and is now gpiochip0.
 
 use std::ffi::OsString;
 use std::io;
@@ -22,24 +22,24 @@ use crate::status::Fault;
 /// The last pin of the 40-pin header.
 pub(super) const LAST_OF_HEADER: u8 = 27;
 
-/// Whether a chip is the one behind the header of a Pi: of Pi 1 to 4 and Zero, and of Pi 5 and later.
+/// Whether the label is that of the chip behind the header of a Pi 1 to 4 or Zero, or of a Pi 5 or later.
 fn is_a_pis(label: &str) -> bool {
     label.starts_with("pinctrl-bcm") || label == "pinctrl-rp1"
 }
 
-/// Which of these chips, given as path and label, is meant. Where none is named, that of a Pi.
+/// Chooses one of these chips, given as path and label: the named one, or without a name the one of a Pi.
 fn choose(chips: &[(PathBuf, String)], named: Option<&str>) -> Option<PathBuf> {
     let is_named = |(path, label): &&(PathBuf, String)| match named {
         Some(name) => path == Path::new(name) || path.file_name().is_some_and(|file| file == name) || label == name,
         None => is_a_pis(label),
     };
-    // a Pi 5 has both kinds, and its header is at this one
+    // a Pi 5 has chips of both kinds, and its header is connected to this one
     let rp1 = chips.iter().filter(is_named).find(|(_, label)| label == "pinctrl-rp1");
     rp1.or_else(|| chips.iter().find(is_named)).map(|(path, _)| path.clone())
 }
 
-/// The chips in this directory, by the name that the kernel gives them. gpiocdev would ask of every other device as well
-/// whether it is one, which at the start of a Pi is most of the system calls that there are.
+/// The GPIO chips in this directory, found by the kernel's name for them. gpiocdev would examine every other device too,
+/// which would be most of the system calls at the start on a Pi.
 fn chips_in(dir: &Path) -> Vec<PathBuf> {
     let names = std::fs::read_dir(dir).into_iter().flatten().flatten().map(|entry| entry.file_name());
     let number = |name: &OsString| name.to_str()?.strip_prefix("gpiochip")?.parse::<u32>().ok();
@@ -48,15 +48,15 @@ fn chips_in(dir: &Path) -> Vec<PathBuf> {
     chips.into_iter().map(|(_, name)| dir.join(name)).collect()
 }
 
-/// The chip with this path, name or label; `None`: the one of a Pi.
+/// The chip with this path, name or label; `None` finds the one of a Pi.
 pub(super) fn find(named: Option<&str>) -> Option<PathBuf> {
     let chips = chips_in(Path::new("/dev"));
-    // a link, such as udev makes them, to one of them
+    // the name may be a link to a chip, for example one made by udev
     let leads_to = named.filter(|name| name.starts_with('/')).and_then(|name| std::fs::canonicalize(name).ok());
     let named = leads_to.as_deref().and_then(Path::to_str).or(named);
     let labelled = |path: PathBuf| {
         let label = Chip::from_path(&path).and_then(|chip| chip.info()).map(|info| info.label);
-        // one that may not be opened can still be meant by its name, and the fault then says what is missing
+        // a chip that cannot be opened can still be chosen by its name, and the fault then shows the reason
         (path, label.unwrap_or_default())
     };
     choose(&chips.into_iter().map(labelled).collect::<Vec<_>>(), named)
@@ -67,7 +67,7 @@ pub(super) fn pi_chip() -> Option<PathBuf> {
     find(None)
 }
 
-/// Who holds the line of a pin, if somebody does and we may know.
+/// The program that holds the line of a pin, if there is one and the gateway may see it.
 pub(super) fn holder(chip: &Path, pin: u8) -> Option<String> {
     let line = Chip::from_path(chip).ok()?.line_info(u32::from(pin)).ok()?;
     line.used.then(|| if line.consumer.is_empty() { "the kernel".to_owned() } else { line.consumer })
@@ -87,8 +87,8 @@ pub(super) fn absent(pin: u8, model: &str) -> Fault {
     )
 }
 
-/// The lines of this chip. Those beyond a header are only for who names the chip: on a Pi they serve the SD card and the
-/// network.
+/// The lines of this chip. Lines beyond the header can be used only if the configuration names the chip, because on a Pi
+/// they serve the SD card and the network.
 pub(super) fn lines(chip: PathBuf, is_named: bool) -> io::Result<Watched> {
     Watched::start(WatchedLines { chip, is_named })
 }
@@ -133,7 +133,7 @@ impl Board for WatchedLines {
         };
         let mut request = self.request(wanted, Some(bias));
         if request.is_err() && wanted.bias == Bias::Off {
-            // a chip without resistors has none to switch off
+            // a chip without bias resistors has none to switch off
             request = self.request(wanted, None);
         }
         let offset = u32::from(wanted.pin);
@@ -158,7 +158,7 @@ impl Board for WatchedLines {
         match poll(&mut polled, Some(&most)) {
             Ok(0) => return Ok(None),
             Ok(_) => {}
-            // a signal for the process happened to be handled by this thread
+            // a signal for the process was handled by this thread
             Err(rustix::io::Errno::INTR) => return Ok(None),
             Err(error) => return Err(error.into()),
         }
@@ -218,7 +218,7 @@ mod tests {
         let pi5 = chips(&["pinctrl-bcm2712", "gpio-brcmstb@107d508500", "pinctrl-rp1"]);
         assert_eq!(choose(&pi5, None), Some("/dev/gpiochip2".into()));
         assert_eq!(choose(&chips(&["pinctrl-rp1", "gpio-brcmstb@107d508500"]), None), Some("/dev/gpiochip0".into()));
-        // a laptop's chip has pins that its keyboard and lid hang on
+        // a laptop's chip has pins for its keyboard and lid
         let laptop = chips(&["INT34C5:00", "mcp23017"]);
         assert_eq!(choose(&laptop, None), None);
         for name in ["mcp23017", "gpiochip1", "/dev/gpiochip1"] {

@@ -1,16 +1,16 @@
 //! Motion sensors at GPIO pins: from an edge to a published message.
 //!
-//! [`edge`] says what a source of edges is, and [`source`] which of them a machine has: `watcher` watches the pins of a board, be it
-//! through [`rppal`] or through the kernel's lines (`lines`), and [`simulated`] makes edges up where a person asked for that.
-//! [`motion`] decides what an edge means, [`diagnosis`] what many of them say about the sensor and its wire, [`payload`] how
-//! that is written down, and [`task`] does what they say.
+//! [`edge`] defines a source of edges, and [`source`] chooses the one of the machine: `watcher` watches the pins of a board,
+//! through [`rppal`] or through the kernel's lines (`lines`), and [`simulated`] simulates edges where a person has asked for
+//! that. [`motion`] interprets single edges, [`diagnosis`] concludes from many edges on sensor and wire, [`payload`] formats
+//! the messages, and [`task`] runs all of them.
 //!
-//! Promises: an edge carries the kernel's time, however late it is handled. A pin that cannot be watched is reported
-//! and tried again; the other sensors and the gateway go on. Each sensor has `<topic>/status`, retained: "online" while
-//! its pin is watched, "offline" otherwise, and after a crash before anything else at the next start.
+//! Promises: an edge has the kernel's time, however late it is processed. A pin that cannot be watched is reported and tried
+//! again; the other sensors and the gateway go on. Each sensor has a retained topic `<topic>/status`: "online" while its pin
+//! is watched, and "offline" otherwise. After a crash, "offline" is published before anything else at the next start.
 //!
-//! Limits: the states of a sensor that happen while the journal refuses messages are counted, not kept; the
-//! latest is published once it accepts again.
+//! Limits: states of a sensor that occur while the journal refuses messages are counted, not kept. The latest state is
+//! published once the journal accepts messages again.
 pub mod diagnosis;
 pub(crate) mod edge;
 mod lines;
@@ -27,10 +27,10 @@ mod watcher;
 pub(crate) use source::ChosenSource;
 pub(crate) use task::run;
 
-/// How the names of faulty sensors begin among all faulty parts.
+/// The prefix of sensors' names among the faulty parts.
 pub(crate) const PART: &str = "sensor ";
 
-/// Who holds the line of a pin of this Pi, if somebody does and we may know.
+/// The program that holds the line of a pin of this Pi, if there is one and the gateway may see it.
 pub(crate) fn holder(pin: u8) -> Option<String> {
     lines::pi_chip().and_then(|chip| lines::holder(&chip, pin))
 }

@@ -1,7 +1,6 @@
-//! Motion out of a pin's level: a pure state machine that is told of levels and of the time, and answers with what is
-//! to be published.
+//! Derives motion from the level of a pin. A pure state machine: it takes levels and the time, and returns what to publish.
 //!
-//! A PIR's output says "something warm moves" and nothing more. Between it and a message stand five times:
+//! A PIR's output says "something warm moves" and nothing more. Five times determine the messages that follow from it:
 //!
 //! ```text
 //!  level      ▁▁▁▁█▁█▁▁▁▁▁▁▁▁▁▁▁██████▁▁▁▁▁▁███▁▁▁▁▁▁▁▁▁▁▁▁▁█▁▁▁▁▁▁▁▁████████████████████████▁▁▁▁▁▁▁▁▁▁▁
@@ -11,67 +10,68 @@
 //!             start          │  since: first edge             than debounce               (stays on)
 //! ```
 //!
-//! - **warm-up**: after power-up a PIR sees ghosts. An HC-SR501 needs 30 to 60 s and fires one to three times meanwhile; an
-//!   AM312 needs 10 to 20 s. Until it is over nothing is published; the level at its end decides what comes first.
-//! - **debounce**: a change that does not last this long is not an edge. When a line settles after a few bounces, the edge
-//!   has the time of the first of them: debouncing delays the message, not the time in it.
-//! - **hold**: motion ends this long after the last active level did. An HC-SR501 keeps its output active for 3 to 300 s
-//!   by itself (left potentiometer), then is blind for about 2.5 s; an AM312 keeps it for about 2 s and is blind as long. A hold
-//!   longer than the blind time makes one motion of a person who goes on moving.
+//! - **warm-up**: after power-up a PIR reports motion that is not there. An HC-SR501 needs 30 to 60 s and fires one to three
+//!   times meanwhile; an AM312 needs 10 to 20 s. Nothing is published until the end of this time; the level at its end is
+//!   the first state.
+//! - **debounce**: a change that does not last this long is not an edge. If a line settles after a few bounces, the edge has
+//!   the time of the first of them: debouncing delays the message, but not the time in it.
+//! - **hold**: motion ends this long after the last active level did. An HC-SR501 itself keeps its output active for 3 to
+//!   300 s (left potentiometer) and is then blind for about 2.5 s; an AM312 keeps it active for about 2 s and is blind for
+//!   as long. A hold longer than the blind time makes one motion of a person who keeps moving.
 //! - **retrigger**: an active level during the hold extends the motion; there is no "off" in between. (The jumper of an
 //!   HC-SR501 does the same within the sensor: H repeats, L does not.)
-//! - **stuck**: an output that stays active this long is likely a broken sensor or a loose wire. It is reported once and
-//!   until the level is inactive again; motion stays on, because that is what the pin says.
+//! - **stuck**: an output that stays active this long is likely a broken sensor or a loose wire. This is reported once, and
+//!   again when the level is inactive; motion stays on, because that is what the pin says.
 //!
 //! The output of both sensors is 3.3 V, push-pull and active high, so they need no bias.
 //!
 //! All times are milliseconds of the boot clock.
 
-/// The five times of a sensor, in milliseconds.
+/// The times of a sensor, in milliseconds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Timing {
-    /// From the start: nothing is published.
+    /// The time after the start in which nothing is published.
     pub(crate) warm_up: u64,
     /// Changes shorter than this are not edges.
     pub(crate) debounce: u64,
-    /// From the end of the last active level to "off".
+    /// The time from the end of the last active level to "off".
     pub(crate) hold: u64,
-    /// Active for this long: stuck.
+    /// A level that is active for this long counts as stuck.
     pub(crate) stuck_after: u64,
 }
 
-/// What is to be done.
+/// What the sensor must do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum MotionAction {
     /// Warm-up is over; the state follows.
     WarmUpOver,
     /// Publish this state.
     Publish {
-        /// Motion or none.
+        /// Whether there is motion.
         on: bool,
-        /// Since when.
+        /// When the state began.
         since: u64,
     },
-    /// The level has been active for too long, since then.
+    /// The level has been active for too long.
     Stuck {
-        /// When it became active.
+        /// When the level became active.
         since: u64,
     },
-    /// It is inactive again.
+    /// The level is inactive again.
     NotStuck,
 }
 
-/// Changes that have not lasted long enough to be believed.
+/// Changes that have not lasted long enough yet.
 #[derive(Clone, Copy, Debug)]
 struct Bounces {
     first: u64,
     last: u64,
 }
 
-/// What falls due by itself.
+/// Timers of the state machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Due {
-    // in this order when due at the same time: the level first, then what follows from it
+    // the order for timers that are due at the same time: the level first, then what follows from it
     Settle,
     WarmUp,
     Off,
@@ -84,11 +84,11 @@ pub(crate) struct Motion {
     timing: Timing,
     warm_up_end: u64,
     warm: bool,
-    /// Latest time that anything was heard of.
+    /// The latest time of which the state machine was told.
     now: u64,
-    /// Level as the pin has it.
+    /// The level of the pin, before debouncing.
     raw: bool,
-    /// Level after debouncing, and since when.
+    /// The level after debouncing.
     active: bool,
     active_changed: u64,
     bounces: Option<Bounces>,
@@ -115,17 +115,16 @@ impl Motion {
         }
     }
 
-    /// Whether warm-up is over.
     pub(crate) fn is_warm(&self) -> bool {
         self.warm
     }
 
-    /// When [`Motion::time`] is to be called at the latest, if nothing else happens.
+    /// When [`Motion::time`] must be called at the latest, if nothing else happens.
     pub(crate) fn deadline(&self) -> Option<u64> {
         self.next_due().map(|(at, _)| at)
     }
 
-    /// The pin has this level since `at`.
+    /// Reports that the pin has this level since `at`.
     pub(crate) fn level(&mut self, active: bool, at: u64) -> Vec<MotionAction> {
         let mut actions = self.time(at);
         if active == self.raw {
@@ -140,7 +139,7 @@ impl Motion {
         actions
     }
 
-    /// Time has come so far.
+    /// Reports that the time is `now`.
     pub(crate) fn time(&mut self, now: u64) -> Vec<MotionAction> {
         let mut actions = Vec::new();
         self.now = self.now.max(now);
@@ -163,7 +162,7 @@ impl Motion {
         let settle = self.bounces.map(|bounces| (bounces.last + self.timing.debounce, Due::Settle));
         let warm_up = (!self.warm).then_some((self.warm_up_end, Due::WarmUp));
         let off = self.off_at().map(|at| match self.bounces {
-            // an active level may have begun in time to extend the motion: wait until that is known, but not for ever
+            // an active level may have begun in time to extend the motion, so wait until that is known, but not for ever
             Some(bounces) if bounces.first < at => (at + self.timing.debounce, Due::Off),
             _ => (at, Due::Off),
         });
@@ -177,7 +176,7 @@ impl Motion {
         (self.on && !self.active).then(|| self.active_changed.saturating_add(self.timing.hold).max(self.since))
     }
 
-    /// The line has been quiet for long enough to believe it.
+    /// Accepts a level, because the line has been quiet for long enough.
     fn settle(&mut self, actions: &mut Vec<MotionAction>) {
         let Some(bounces) = self.bounces.take() else { return };
         if self.raw == self.active {
@@ -234,7 +233,7 @@ mod tests {
         Publish { on: false, since }
     }
 
-    /// Runs a whole story: what is done, and when it is done if every deadline is met to the millisecond.
+    /// Runs a whole sequence, with every deadline met to the millisecond, and returns the actions with their times.
     fn story(timing: Timing, start: bool, levels: &[(u64, bool)], until: u64) -> Vec<(u64, MotionAction)> {
         let mut motion = Motion::new(timing, 0, 0, start);
         let mut done = Vec::new();
@@ -355,8 +354,8 @@ mod tests {
         })
     }
 
-    /// The debounced level as a list of changes, worked out the slow way: a change is believed when the line has been
-    /// quiet for `debounce` after it, and has the time of the first change since the line was last believed.
+    /// The debounced level as a list of changes, computed in a simple way: a change counts when the line has been quiet for
+    /// `debounce` after it, and has the time of the first change since the last one that counted.
     fn debounced(random: &Random) -> Vec<(u64, bool)> {
         let mut believed = vec![(0, random.start)];
         let mut first = None;
@@ -396,7 +395,7 @@ mod tests {
         fn never_on_without_an_active_level(random in random()) {
             let believed = debounced(&random);
             for (_, on, since) in published(&story(random.timing, random.start, &random.levels, 200_000)) {
-                // a level that began within the last hold may have been taken for noise until after the "off"
+                // a level that began within the last hold may count only after the "off"
                 let active = |&(at, level): &(u64, bool)| level && at <= since;
                 prop_assert!(!on || believed.iter().any(active), "{believed:?} {since}");
             }
@@ -409,7 +408,7 @@ mod tests {
             for (_, _, since) in states.iter().skip(1).filter(|state| !state.1) {
                 let ended = believed.iter().rev().find(|(at, level)| !level && *at + random.timing.hold <= *since);
                 let exact = ended.is_some_and(|(at, _)| at + random.timing.hold == *since);
-                // a hold that would end before the warm-up (or the state before it) ends with it
+                // a hold that would end before the warm-up, or before the previous state, ends together with it
                 let clamped = *since == random.timing.warm_up || states.iter().any(|(_, on, at)| *on && at == since);
                 prop_assert!(exact || clamped, "{believed:?} {states:?}");
             }
@@ -434,7 +433,7 @@ mod tests {
         #[test]
         fn late_calls_change_nothing_but_the_delay(random in random(), late in 0..40u64) {
             let punctual = published(&story(random.timing, random.start, &random.levels, 200_000));
-            // time is told only with the next level, or once a second
+            // the time is reported only with the next level, or once a second
             let mut motion = Motion::new(random.timing, 0, 0, random.start);
             let mut actions = Vec::new();
             for &(at, level) in &random.levels {

@@ -1,4 +1,4 @@
-//! What a sensor's message says.
+//! The payloads of a sensor's messages.
 //!
 //! `json` is one object:
 //!
@@ -9,18 +9,20 @@
 //!
 //! | key | what |
 //! |---|---|
-//! | `sensor` | its name |
+//! | `sensor` | the name of the sensor |
 //! | `state` | `"on"` or `"off"` |
 //! | `since` | when that state began, in UTC; `null` while the clock is not synchronised |
-//! | `time` | when it happened, which is when the state began; `null` likewise |
-//! | `boot_ms` | `since` on the boot clock: milliseconds since the Pi started, right even when its date is not |
-//! | `seq` | number of this state since the gateway started, from 1 on: a gap means that a message was missed |
+//! | `time` | the time of the event, which is the same; `null` likewise |
+//! | `boot_ms` | `since` on the boot clock: milliseconds since the Pi started, correct even if its date is not |
+//! | `seq` | number of this state since the gateway started, from 1: a gap means that a message was missed |
 //! | `clock` | only while the clock is not synchronised: `"unsynchronised"`. The message is repeated with times, and the same `seq`, once it is |
-//! | `simulated` | only where the motion is made up: `true` |
-//! | `stuck` | only where Home Assistant is told of the sensors: whether motion has lasted for suspiciously long; the message is repeated when that changes |
+//! | `simulated` | only if the motion is simulated: `true` |
+//! | `stuck` | only if the sensors are announced to Home Assistant: whether motion has lasted for suspiciously long; the
+//! message is repeated when that changes |
 //!
-//! `on_off` is `ON` or `OFF`. `time` is the local time of day at which motion began, as `%H:%M:%S`; the end of a motion
-//! is not published. It has no place for a mark, so before the clock is synchronised it is as wrong as the system's.
+//! `on_off` is `ON` or `OFF`. `time` is the local time of day at which motion began, as `%H:%M:%S`; the end of a motion is
+//! not published. This format cannot mark an uncertain time, so before the clock is synchronised it is as wrong as the
+//! system's clock.
 
 use jiff::Timestamp;
 use serde::Serialize;
@@ -28,23 +30,23 @@ use serde::Serialize;
 use super::settings::PayloadFormat;
 use crate::time::{Clock, zone};
 
-/// A state to be told of.
+/// A state to publish.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct SensorReading {
-    /// Motion or none.
+    /// Whether there is motion.
     pub(crate) on: bool,
-    /// Boot clock, in milliseconds, when the state began.
+    /// When the state began, in milliseconds of the boot clock.
     pub(crate) since_boot_ms: u64,
-    /// Number of the state.
+    /// The number of the state since the start of the gateway.
     pub(crate) seq: u64,
 }
 
-/// What is to be known of a sensor besides.
+/// Additional properties of the sensor.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Marks {
-    /// Its motion is made up.
+    /// Whether its motion is simulated.
     pub(crate) simulated: bool,
-    /// Whether it is stuck, where that is told.
+    /// Whether the sensor is stuck; `None` if messages do not contain that.
     pub(crate) stuck: Option<bool>,
 }
 
@@ -64,7 +66,7 @@ struct Json<'a> {
     stuck: Option<bool>,
 }
 
-/// Wall time of a moment of the boot clock as RFC 3339 in UTC, if it is known.
+/// The wall time of a moment of the boot clock as RFC 3339 in UTC, if it is known.
 pub(crate) fn wall_time(clock: &dyn Clock, boot_ms: u64) -> Option<String> {
     if !clock.is_synchronised() {
         return None;
@@ -72,7 +74,7 @@ pub(crate) fn wall_time(clock: &dyn Clock, boot_ms: u64) -> Option<String> {
     Timestamp::from_millisecond(clock.unix_ms_at(boot_ms)).ok().map(|time| format!("{time:.3}"))
 }
 
-/// The payload for a state; `None` if this format does not tell of it.
+/// The payload for a state; `None` if this format does not report it.
 pub(crate) fn payload(
     format: PayloadFormat,
     sensor: &str,
@@ -104,7 +106,7 @@ fn json(sensor: &str, reading: SensorReading, marks: Marks, clock: &dyn Clock) -
         simulated: marks.simulated.then_some(true),
         stuck: marks.stuck,
     };
-    // strings, numbers and times: nothing that could fail to be written
+    // strings, numbers and times can always be serialised
     serde_json::to_vec(&json).unwrap_or_default()
 }
 

@@ -1,7 +1,7 @@
-//! The pins of the Raspberry Pis that rppal knows, through rppal; the only file that names it.
+//! The pins of the Raspberry Pis that rppal knows. This is the only file that uses rppal.
 //!
-//! rppal sets a pin's function and bias in the registers before it asks the kernel for the line, which would disturb
-//! whoever holds it. So the kernel is asked first who that is.
+//! rppal sets a pin's function and bias in the registers before it asks the kernel for the line, which would disturb the
+//! program that holds the line. So the kernel is asked first whether the line is in use.
 
 use std::time::Duration;
 
@@ -63,7 +63,7 @@ impl Board for Pi {
         let (pin, event) = match polled {
             Ok(Some(polled)) => polled,
             Ok(None) => return Ok(None),
-            // a signal for the process happened to be handled by this thread
+            // a signal for the process was handled by this thread
             Err(gpio::Error::Io(error)) if error.kind() == std::io::ErrorKind::Interrupted => return Ok(None),
             Err(error) => return Err(error),
         };
@@ -84,8 +84,8 @@ impl Board for Pi {
     }
 }
 
-/// Whether the pins beyond the header lead anywhere. On other models they serve the SD card and the network: to make one
-/// of those an input would end the Pi's day.
+/// Whether the pins beyond the header may be used. On other models they serve the SD card and the network, and making one of
+/// them an input would crash the Pi.
 fn has_more_than_the_header(model: Model) -> bool {
     matches!(
         model,
@@ -122,7 +122,7 @@ fn describe(pin: u8, error: &gpio::Error) -> Fault {
     Fault { problem, remedy }
 }
 
-/// The same on every Linux that a Pi runs.
+/// The number is the same on every Linux for a Pi.
 const EBUSY: i32 = 16;
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! One sensor: what it publishes when its pin does something. Pure, like the state machine it is built on.
+//! One sensor: decides what it publishes when something happens at its pin. Pure, like the state machine below it.
 
 use tracing::{debug, error, info, warn};
 
@@ -11,13 +11,12 @@ use crate::message::Qos;
 use crate::status::{Change, Fault, Finding, SensorSnapshot, SensorState};
 use crate::time::Clock;
 
-/// Changes of state that a snapshot tells of: who looks late misses none of a burst shorter than this.
+/// The number of state changes in a snapshot. A reader that is late misses nothing of a shorter burst.
 const RECENT: usize = 16;
 
-/// How often edges are looked at, in milliseconds.
+/// The interval at which the edges are examined, in milliseconds.
 const EXAMINE: u64 = 1_000;
 
-/// A message of a sensor.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Publication {
     pub(crate) topic: String,
@@ -32,7 +31,7 @@ pub(super) struct Sensor {
     motion: Option<Motion>,
     online: bool,
     reading: Option<SensorReading>,
-    /// The reading was published without wall time.
+    /// Whether the reading was published without wall time.
     lacks_time: bool,
     pub(crate) lost_edges: u64,
     pub(crate) refused: u64,
@@ -41,14 +40,13 @@ pub(super) struct Sensor {
     recent: Vec<Change>,
     edges: PinEdges,
     finding: Option<Finding>,
-    /// When the edges were looked at last.
+    /// When the edges were last examined, in milliseconds of the boot clock.
     examined: u64,
-    /// Its motion is made up.
+    /// Whether its motion is simulated.
     pub(crate) simulated: bool,
 }
 
 impl Sensor {
-    /// A sensor that starts now.
     pub(crate) fn new(settings: SensorSettings, now: u64) -> Sensor {
         Sensor {
             settings,
@@ -99,17 +97,17 @@ impl Sensor {
         }
     }
 
-    /// When [`Sensor::time`] is to be called next.
+    /// When [`Sensor::time`] must be called next.
     pub(crate) fn deadline(&self) -> Option<u64> {
         self.motion.as_ref()?.deadline()
     }
 
-    /// Whether the last state should be told again because wall time has become known.
+    /// Whether the last state must be published again because wall time has become known.
     pub(crate) fn lacks_time(&self) -> bool {
         self.lacks_time
     }
 
-    /// Its `<topic>/status`.
+    /// The message on `<topic>/status`.
     pub(crate) fn status(&self) -> Publication {
         Publication {
             topic: format!("{}/status", self.settings.topic),
@@ -119,7 +117,7 @@ impl Sensor {
         }
     }
 
-    /// Its last state; `None` if there is none or its payload does not tell of it.
+    /// The message of its last state; `None` if there is none or the format does not report it.
     pub(crate) fn state(&mut self, clock: &dyn Clock) -> Option<Publication> {
         let settings = &self.settings;
         let stuck = settings.tells_stuck.then_some(self.stuck);
@@ -134,17 +132,17 @@ impl Sensor {
         })
     }
 
-    /// The sensor ends.
+    /// Ends the sensor, and returns its last message.
     pub(crate) fn stop(&mut self) -> Publication {
         (self.online, self.motion) = (false, None);
         self.status()
     }
 
-    /// Its pin did something.
+    /// Processes an event at its pin.
     pub(crate) fn event(&mut self, kind: PinEventKind, clock: &dyn Clock) -> Vec<Publication> {
         match kind {
             PinEventKind::Watched { level, boot_ms } => {
-                // a sensor that runs keeps to the edges: they have better times than this
+                // a running sensor relies on the edges, whose times are more exact than this
                 if self.motion.is_some() {
                     return Vec::new();
                 }
@@ -192,7 +190,7 @@ impl Sensor {
         }
     }
 
-    /// Time has come so far.
+    /// Reports that the time is `now`.
     pub(crate) fn time(&mut self, now: u64, clock: &dyn Clock) -> Vec<Publication> {
         let actions = self.motion.as_mut().map(|motion| motion.time(now));
         let publications = self.perform(actions.unwrap_or_default(), clock);
@@ -200,7 +198,7 @@ impl Sensor {
         publications
     }
 
-    /// Looks at its edges, at most once a second: a pin that hums has a hundred edges in that time.
+    /// Examines the edges at most once a second, because a pin with hum has a hundred edges in that time.
     fn examine(&mut self, now: u64) {
         if now.saturating_sub(self.examined) < EXAMINE {
             return;
@@ -218,7 +216,7 @@ impl Sensor {
         self.finding = finding;
     }
 
-    /// What is told of it at once, if that is told at all.
+    /// Sets whether the sensor is stuck, and returns the message about it if its messages contain that.
     fn set_stuck(&mut self, stuck: bool, clock: &dyn Clock) -> Option<Publication> {
         self.stuck = stuck;
         let is_told = self.settings.tells_stuck && self.settings.payload == PayloadFormat::Json;
@@ -257,10 +255,10 @@ impl Sensor {
     }
 }
 
-/// Milliseconds as people say them. What is `configured` is measured a little shorter or longer, and is shown as it was
-/// meant; anything else is rounded to a step that is small beside it.
+/// Milliseconds in a form for people. A value close to `configured` is shown as that one, because it was measured a little
+/// too short or too long. Any other value is rounded to a step that is small compared with it.
 fn shown(ms: u64, configured: u64) -> String {
-    // from how much on a unit is used, and how much it is
+    // from which value on a unit is used, its length, and its name
     const UNITS: [(&str, u64, u64); 4] =
         [("h", 7_200_000, 3_600_000), ("min", 120_000, 60_000), ("s", 1_000, 1_000), ("ms", 1, 1)];
     let ms = if ms.abs_diff(configured) <= (configured / 20).clamp(100, 2_000) {
@@ -279,7 +277,7 @@ fn shown(ms: u64, configured: u64) -> String {
 }
 
 fn timing(settings: &SensorSettings) -> Timing {
-    // a duration that does not fit 64 bits of milliseconds is as good as for ever
+    // a duration that does not fit into 64 bits of milliseconds counts as infinite
     let ms = |duration: std::time::Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX / 4);
     Timing {
         warm_up: ms(settings.warm_up),
@@ -304,7 +302,7 @@ mod tests {
             (1_800_030, 1_800_000, "30 min"),
             (86_399_000, 86_400_000, "24 h"),
             (1_499, 1_500, "1500 ms"),
-            // part of it has passed already
+            // a part of the time has passed already
             (423_400, 600_000, "423 s"),
             (1_500_010, 1_800_000, "25 min"),
             (59_600, 3_600_000, "60 s"),

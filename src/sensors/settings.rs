@@ -4,109 +4,105 @@ use std::time::Duration;
 
 use crate::message::{Qos, Topic};
 
-/// What reads the pins.
+/// How pins are read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub(crate) enum GpioBackend {
-    /// rppal on the Raspberry Pis that it knows, the kernel's lines on others; nothing is made up unless a sensor asks for it.
+    /// rppal on the Raspberry Pis that it knows, and the kernel's lines on others. Nothing is simulated unless a sensor asks
+    /// for it.
     #[default]
     Auto,
-    /// The Pi's own GPIO.
+    /// The Pi's own GPIO through rppal.
     Rppal,
     /// Lines of a GPIO chip, through the kernel.
     Gpiocdev,
-    /// Edges made up by the gateway.
+    /// Edges that the gateway simulates.
     Simulated,
 }
 
-/// `[gpio]`.
+/// The table `[gpio]`.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
 pub(crate) struct GpioSettings {
-    /// What reads the pins.
     pub(crate) backend: GpioBackend,
-    /// Path, name or label of the GPIO chip that the kernel's lines are taken from; `None`: that of a Pi.
+    /// Path, name or label of the GPIO chip whose lines the kernel provides; `None` means the chip of a Pi.
     pub(crate) chip: Option<String>,
 }
 
-/// Physical level of a pin.
+/// The physical level of a pin.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub(crate) enum Level {
     /// Near the supply voltage.
     #[default]
     High,
-    /// Near ground.
     Low,
 }
 
-/// Resistor inside the chip that holds an open pin at a level.
+/// A resistor inside the chip that holds an open pin at a level.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub(crate) enum Bias {
     /// None: the sensor drives the pin.
     #[default]
     Off,
-    /// Towards high.
+    /// A resistor towards the supply voltage.
     PullUp,
-    /// Towards low.
+    /// A resistor towards ground.
     PullDown,
 }
 
-/// What a sensor publishes.
+/// The format of a sensor's messages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub(crate) enum PayloadFormat {
     /// A JSON object with state, times and a sequence number.
     #[default]
     Json,
-    /// `on` or `off`.
+    /// The text `ON` or `OFF`.
     OnOff,
     /// Local time of day, `%H:%M:%S`.
     Time,
 }
 
-/// What a simulated sensor does.
+/// The behaviour of a simulated sensor.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
 pub(crate) enum Simulation {
     /// Motion at random, as people cause it.
     #[default]
     Random,
-    /// These states (`true` is motion) for these times, again and again.
+    /// These states (`true` is motion) for these times, repeated without end.
     Script(Vec<(Duration, bool)>),
 }
 
 /// One `[[sensor]]`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct SensorSettings {
-    /// Name, unique among the sensors.
+    /// The name, unique among the sensors.
     pub(crate) name: String,
-    /// BCM number, unique among the sensors.
+    /// The BCM number, unique among the sensors.
     pub(crate) pin: u8,
-    /// Where its state is published; unique, and `<topic>/status` is a valid topic too.
+    /// The topic of its state; unique, and `<topic>/status` must be a valid topic too.
     pub(crate) topic: Topic,
-    /// Level that means motion.
+    /// The level that means motion.
     pub(crate) active: Level,
-    /// Resistor inside the chip.
     pub(crate) bias: Bias,
-    /// Electrical: shorter changes are not edges.
+    /// Changes shorter than this are electrical noise and not edges.
     pub(crate) debounce: Duration,
-    /// Motion stays on this long after the last active level.
+    /// How long motion stays on after the last active level.
     pub(crate) hold: Duration,
-    /// Time after start in which edges are noise.
+    /// The time after the start in which edges are ignored.
     pub(crate) warm_up: Duration,
-    /// Active for longer is reported as stuck.
+    /// A level that is active for longer is reported as stuck.
     pub(crate) stuck_after: Duration,
-    /// What is published.
     pub(crate) payload: PayloadFormat,
-    /// QoS it is published with.
+    /// The QoS of its messages.
     pub(crate) qos: Qos,
     /// Whether the last state is retained.
     pub(crate) retain: bool,
-    /// Asks for made-up motion where there is no GPIO, and says which; [`GpioBackend::Simulated`] makes `None`
-    /// [`Simulation::Random`].
+    /// The simulation to use if there is no GPIO. With [`GpioBackend::Simulated`], `None` means [`Simulation::Random`].
     pub(crate) simulate: Option<Simulation>,
-    /// Whether its messages say that it is stuck, as Home Assistant is told.
+    /// Whether its messages tell that it is stuck, which Home Assistant uses.
     pub(crate) tells_stuck: bool,
 }
 
 impl SensorSettings {
-    /// A sensor with the defaults of everything that has one.
+    /// A sensor with the defaults.
     pub(crate) fn new(name: impl Into<String>, pin: u8, topic: Topic) -> SensorSettings {
         SensorSettings {
             name: name.into(),

@@ -1,8 +1,8 @@
-//! Edges made up, where a person has asked for that: scripted, or at random as people cause them.
+//! Simulated edges where a person has asked for them: from a script, or at random as people cause them.
 //!
-//! The patterns are those of an HC-SR501 with its shortest time set: motion comes in visits of a few pulses, a pulse is
-//! active for 2.5 to 8 s, the sensor is blind for 2.5 s after it, and between visits a room is empty for 5 to 60 s. With the
-//! same seed and the same settings the same edges come at the same times.
+//! The patterns are those of an HC-SR501 with its shortest time set. Motion comes in visits of a few pulses, a pulse is
+//! active for 2.5 to 8 s, the sensor is blind for 2.5 s after it, and the room is empty for 5 to 60 s between visits. The
+//! same seed and the same settings give the same edges at the same times.
 
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ use super::edge::{EdgeSource, PinEvent, PinEventKind, SourceEnded};
 use super::settings::{Level, SensorSettings, Simulation};
 use crate::time::SharedClock;
 
-/// A source that makes edges up.
+/// A source of simulated edges.
 pub(crate) struct Simulated {
     clock: SharedClock,
     seed: u64,
@@ -25,7 +25,7 @@ struct Pin {
     active_level: Level,
     announced: bool,
     active: bool,
-    /// When the next edge comes.
+    /// When the next edge comes, in milliseconds of the boot clock.
     next: u64,
     pattern: Pattern,
 }
@@ -46,13 +46,13 @@ enum Pattern {
 }
 
 impl Pattern {
-    /// What comes next: a level and for how many milliseconds; `None`: nothing any more.
+    /// The next level and its duration in milliseconds; `None` at the end of a script.
     fn next(&mut self, active: bool) -> Option<(bool, u64)> {
         match self {
             Pattern::Script { steps, at } => {
                 let (duration, active) = *steps.get(*at)?;
                 *at = (*at + 1) % steps.len();
-                // a script of empty steps must not spin
+                // a script of empty steps must not loop without a pause
                 Some((active, (duration.as_millis() as u64).max(1)))
             }
             Pattern::Random { random, .. } if !active => Some((true, random.between(2_500, 8_000))),
@@ -68,7 +68,7 @@ impl Pattern {
     }
 }
 
-/// SplitMix64: made-up motion needs no better randomness, and the same everywhere.
+/// SplitMix64: simulated motion needs no better randomness, and it is the same on all machines.
 struct Random(u64);
 
 impl Random {
@@ -91,7 +91,7 @@ impl Simulated {
         Simulated { clock, seed, pins: Vec::new() }
     }
 
-    /// How many pins it makes up.
+    /// The number of simulated pins.
     pub(super) fn len(&self) -> usize {
         self.pins.len()
     }
@@ -107,7 +107,7 @@ impl Simulated {
             }
             Simulation::Random => {
                 let mut random = Random(self.seed ^ (u64::from(sensor.pin) << 32));
-                // somebody comes soon, so that whoever tries the gateway out sees something
+                // the first visit comes soon, so that a person who tries the gateway sees something
                 let next = now + random.between(1_000, 3_000);
                 (Pattern::Random { random, pulses_left: 0 }, false, next)
             }

@@ -1,12 +1,13 @@
-//! Which source of edges a machine has. Motion is made up only where a person has asked for that: a made-up visitor that
-//! looks real is worse than none.
+//! Chooses the source of edges for a machine. Motion is simulated only where a person has asked for it, because a simulated
+//! visitor that looks real is worse than none.
 //!
 //! | machine | pins |
 //! |---|---|
 //! | a Pi that rppal knows | rppal |
 //! | another with a Pi's GPIO chip, by its label | the kernel's lines |
 //! | one whose chip `gpio.chip` names | the kernel's lines |
-//! | any other | a sensor with `simulate` is simulated, unless this is a Pi; the others are faulty, and it is looked again |
+//! | any other | a sensor with `simulate` is simulated, unless this is a Pi; the others are faulty, and the search is
+//! repeated |
 
 use std::collections::VecDeque;
 
@@ -21,7 +22,7 @@ use super::{lines, rppal};
 use crate::status::Fault;
 use crate::time::SharedClock;
 
-/// The source of edges that settings and machine lead to.
+/// The source of edges that follows from settings and machine.
 pub(crate) struct ChosenSource {
     settings: GpioSettings,
     sensors: Vec<SensorSettings>,
@@ -29,22 +30,22 @@ pub(crate) struct ChosenSource {
 }
 
 enum SourceKind {
-    /// Pins of a board.
+    /// The pins of a board.
     Pins(Watched),
-    /// All made up, as a person asked for.
+    /// All sensors are simulated, as the configuration asks.
     Simulated(Simulated),
-    /// There are no pins: what was asked to be simulated is, and the rest waits.
+    /// There are no pins: sensors with a simulation are simulated, and the others wait.
     Without { simulated: Simulated, faults: VecDeque<PinEvent>, look_at: Instant },
 }
 
-/// What a machine has.
+/// What pins a machine has.
 enum Machine {
     Pins(Watched),
     Nothing,
 }
 
 impl ChosenSource {
-    /// Opens it. Simulated motion follows from `seed`. Fails only if no thread can be started.
+    /// Opens the source. Simulated motion follows from `seed`. Fails only if no thread can be started.
     pub(crate) fn open(settings: &GpioSettings, clock: SharedClock, seed: u64) -> std::io::Result<ChosenSource> {
         let inner = match settings.backend {
             GpioBackend::Simulated => SourceKind::Simulated(Simulated::new(clock, seed)),
@@ -60,7 +61,7 @@ impl ChosenSource {
         Ok(ChosenSource { settings: settings.clone(), sensors: Vec::new(), inner })
     }
 
-    /// Looks whether there are pins by now.
+    /// Checks whether there are pins by now.
     fn look_again(&mut self) {
         if let Ok(Machine::Pins(mut pins)) = look(&self.settings) {
             info!("there is a GPIO now");
@@ -88,7 +89,7 @@ fn look(settings: &GpioSettings) -> std::io::Result<Machine> {
     }
 }
 
-/// Whether this is a Raspberry Pi, known or not.
+/// Whether this is a Raspberry Pi, also one that rppal does not know.
 fn is_a_pi() -> bool {
     let model = std::fs::read("/proc/device-tree/model").unwrap_or_default();
     rppal::is_pi() || String::from_utf8_lossy(&model).contains("Raspberry Pi") || lines::pi_chip().is_some()
@@ -158,7 +159,7 @@ impl EdgeSource for ChosenSource {
                     if let Some(fault) = faults.pop_front() {
                         return Ok(fault);
                     }
-                    // while every sensor is simulated there is nothing to look for
+                    // while every sensor is simulated, pins are not needed
                     let has_real = self.sensors.len() > simulated.len();
                     tokio::select! {
                         event = simulated.next() => return event,
@@ -206,7 +207,7 @@ mod tests {
     #[tokio::test]
     async fn motion_is_made_up_only_where_a_person_asked_for_it() {
         if is_a_pi() {
-            return; // its pins may be in use for something
+            return; // the pins of this machine may be in use by other programs
         }
         let settings = |backend, chip: Option<&str>| GpioSettings { backend, chip: chip.map(Into::into) };
         assert_eq!(first_of_each(settings(GpioBackend::Simulated, None)).await, [(17, true), (18, true)]);

@@ -1,12 +1,12 @@
-//! Watches the pins of a board from a thread of its own: follows orders, tries again what cannot be watched, and puts the
-//! kernel's times on the boot clock. What a board is, [`Board`] says.
+//! Watches the pins of a board in a thread: follows orders, retries pins that cannot be watched, and converts the kernel's
+//! times to the boot clock. [`Board`] defines what a board is.
 //!
-//! One thread waits for the edges of all pins. There is no way to wake it, so it looks for new orders at least once a
-//! second, and otherwise runs only when a pin moves.
+//! One thread waits for the edges of all pins. It cannot be woken, so it checks for new orders at least once a second, and
+//! otherwise runs only when a pin changes.
 //!
-//! The kernel stamps an edge with `CLOCK_MONOTONIC`, which stands still while a machine is suspended; the offset to
-//! the boot clock is taken when the edge is read. It numbers the edges of a line, and drops the oldest when more than
-//! a fixed number of them wait: a gap in the numbers is that many lost edges.
+//! The kernel stamps an edge with `CLOCK_MONOTONIC`, which stands still while the machine is suspended. The offset to the
+//! boot clock is taken when the edge is read. The kernel numbers the edges of a line, and drops the oldest when more than a
+//! fixed number of them wait: a gap in the numbers is the number of lost edges.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -21,53 +21,53 @@ use super::edge::{EdgeSource, PinEvent, PinEventKind, SourceEnded};
 use super::settings::{Bias, Level, SensorSettings};
 use crate::status::Fault;
 
-/// Longest time until a new order is seen.
+/// The longest time until the thread sees a new order.
 const POLL: Duration = Duration::from_secs(1);
-/// The thread has hung if it has not come around for this long.
+/// The thread counts as hung if it has not completed a turn for this long, in milliseconds.
 const HUNG_MS: u64 = 15_000;
-/// Time between two attempts at a pin that cannot be watched.
+/// The time between two attempts at a pin that cannot be watched.
 pub(super) const RETRY: Duration = Duration::from_secs(5);
-/// Events on their way from the thread. When they are not taken, the kernel's own queues take over.
+/// Most events on their way from the thread. If they are not taken, the kernel's queues hold the next ones.
 const EVENTS: usize = 256;
 
-/// A pin that is to be watched.
+/// A pin that must be watched.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Wanted {
     pub(crate) pin: u8,
     pub(crate) bias: Bias,
 }
 
-/// An edge as the kernel tells it.
+/// An edge as the kernel reports it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct RawEdge {
-    /// Level after it.
+    /// The level after the edge.
     pub(crate) level: Level,
     /// On the monotonic clock.
     pub(crate) monotonic: Duration,
-    /// Number among the edges of its line, from 1 on.
+    /// The number among the edges of its line, from 1 on.
     pub(crate) number: u32,
 }
 
-/// What has pins.
+/// A board with pins.
 pub(super) trait Board: Send + 'static {
-    /// A pin that is watched. Dropped, it is not any more.
+    /// A pin that is watched until this is dropped.
     type Line: Send;
-    /// What can go wrong while waiting.
+    /// The error of waiting.
     type Error;
 
     /// Begins to watch a pin.
     fn open(&mut self, wanted: Wanted) -> Result<Self::Line, Fault>;
 
-    /// Its level.
+    /// The present level of a pin.
     fn level(&self, line: &Self::Line) -> Level;
 
-    /// Waits for an edge of any of these; which of them it is.
+    /// Waits for an edge at any of these pins, at most for `most`. Returns the index of the pin and the edge.
     fn wait(&mut self, lines: &[&Self::Line], most: Duration) -> Result<Option<(usize, RawEdge)>, Self::Error>;
 
-    /// What such an error means for a pin; it is not said which of them failed.
+    /// What an error of waiting means for a pin. The error does not tell which pin failed.
     fn fault(&self, pin: u8, error: &Self::Error) -> Fault;
 
-    /// Ceases to watch it.
+    /// Stops watching a pin.
     fn close(&mut self, line: Self::Line);
 }
 
@@ -77,11 +77,11 @@ struct Orders {
     wanted: Vec<Wanted>,
 }
 
-/// The pins of a board. The thread ends within a second after this has been dropped.
+/// The watched pins of a board. The thread ends within a second after this has been dropped.
 pub(crate) struct Watched {
     orders: Arc<Mutex<Orders>>,
     events: mpsc::Receiver<PinEvent>,
-    /// Boot clock, in milliseconds, when the thread came around last.
+    /// When the thread last completed a turn, in milliseconds of the boot clock.
     turned: Arc<AtomicU64>,
     thread: JoinHandle<()>,
 }
@@ -136,11 +136,11 @@ struct Faulty {
     retry_at: Instant,
 }
 
-/// What the thread has.
+/// The state of the thread.
 struct Watcher<B: Board> {
     board: B,
     orders: Arc<Mutex<Orders>>,
-    /// Number of the orders that were followed last.
+    /// The number of the last orders that were followed.
     followed: u64,
     events: mpsc::Sender<PinEvent>,
     turned: Arc<AtomicU64>,
@@ -170,7 +170,7 @@ impl<B: Board> Watcher<B> {
     }
 
     fn send(&self, pin: u8, kind: PinEventKind) {
-        // fails only when nobody listens any more, which `run` sees
+        // fails only if there is no receiver any more, which `run` notices
         let _ = self.events.blocking_send(PinEvent { pin, kind });
     }
 
@@ -230,7 +230,7 @@ impl<B: Board> Watcher<B> {
         }
     }
 
-    /// Remembers a fault, and tells of it unless that has been done.
+    /// Records a fault, and reports it unless it is the same as before.
     fn fault(&mut self, wanted: Wanted, fault: Fault) {
         let retry_at = Instant::now() + RETRY;
         match self.faulty.iter_mut().find(|faulty| faulty.wanted == wanted) {
@@ -246,7 +246,7 @@ impl<B: Board> Watcher<B> {
     }
 }
 
-/// Edges of a line between two that were read, by the kernel's numbers, which start at 1 and wrap.
+/// The number of edges of a line between two that were read, by the kernel's numbers, which start at 1 and wrap around.
 fn lost_before(last: u32, number: u32) -> u64 {
     u64::from(number.wrapping_sub(last).wrapping_sub(1))
 }
@@ -260,7 +260,7 @@ pub(super) fn now_boot_ms() -> u64 {
     (nanoseconds(ClockId::Boottime) / 1_000_000) as u64
 }
 
-/// The boot clock, in milliseconds, of a moment of the monotonic clock.
+/// The boot clock in milliseconds at a moment of the monotonic clock.
 fn boot_ms(monotonic: Duration) -> u64 {
     let suspended = (nanoseconds(ClockId::Boottime) - nanoseconds(ClockId::Monotonic)).max(0);
     ((monotonic.as_nanos() as i128 + suspended) / 1_000_000) as u64
@@ -287,7 +287,7 @@ mod tests {
         assert!(now_boot_ms().abs_diff(at) < 1_000);
     }
 
-    /// A board that a test moves.
+    /// A board whose pins a test controls.
     struct Bench {
         edges: std::sync::mpsc::Receiver<Result<(u8, RawEdge), String>>,
         is_taken: Arc<Mutex<bool>>,
@@ -339,7 +339,7 @@ mod tests {
             let fault = Fault::new(format!("pin {pin}: unplugged"), "wait");
             assert_eq!(pins.next().await.unwrap(), PinEvent { pin, kind: PinEventKind::Fault(fault) });
         }
-        // another reason is told, the same is not; and then it heals
+        // another reason is reported, the same reason is not; then the fault ends
         for pin in [17, 18] {
             let kind = PinEventKind::Fault(Fault::new("taken", "wait"));
             assert_eq!(pins.next().await.unwrap(), PinEvent { pin, kind });

@@ -1,7 +1,7 @@
-//! The log: to journald with its fields when systemd runs us, else one line per event to stderr.
+//! The log: to journald with its fields if systemd runs the gateway, otherwise one line for each event to stderr.
 //!
-//! Fields keep their names in the journal: `tracing`'s `sensor = "loft-motion"` is found by
-//! `journalctl SENSOR=loft-motion`.
+//! Fields keep their names in the journal: `sensor = "loft-motion"` in `tracing` is found by `journalctl
+//! SENSOR=loft-motion`.
 
 use std::fmt;
 use std::io::{self, IsTerminal};
@@ -18,20 +18,20 @@ use super::problems::ProblemsLayer;
 use crate::health::LoggedProblems;
 use crate::time::zone;
 
-/// Libraries whose own log is quiet unless the filter names them. The spans of rumqttd's router cost a good part of its
-/// throughput.
+/// Libraries that log nothing, or only warnings, unless the filter names them. The spans of rumqttd's router would cost much
+/// of its throughput.
 const QUIET: [(&str, &str); 2] = [("rumqttd", "off"), ("rustls", "warn")];
 
-/// Why the log cannot be what it should.
+/// Why the log cannot be set up.
 #[derive(Debug, thiserror::Error)]
 pub enum LoggingError {
-    /// The filter is not one.
+    /// The filter is not valid.
     #[error("not a log filter: {0}")]
     Filter(#[from] ParseError),
-    /// There is a log already.
+    /// The process has a log already.
     #[error(transparent)]
     Init(#[from] TryInitError),
-    /// The log has gone.
+    /// The log has ended.
     #[error(transparent)]
     Reload(#[from] reload::Error),
 }
@@ -43,7 +43,7 @@ pub(crate) struct Logging {
 }
 
 impl Logging {
-    /// Starts the log with this filter, and logs panics from now on. Warnings and errors go to `problems` too.
+    /// Starts the log with this filter, which also records panics. Warnings and errors are copied to `problems`.
     pub(crate) fn init(level: &str, problems: LoggedProblems) -> Result<Logging, LoggingError> {
         let (filter, handle) = reload::Layer::new(filter(level)?);
         let journal = stderr_is_journal().then(journal_layer).and_then(Result::ok);
@@ -57,34 +57,34 @@ impl Logging {
         Ok(Logging { filter: handle })
     }
 
-    /// A log that nothing comes from.
+    /// A log that writes nothing.
     #[cfg(test)]
     pub(crate) fn silent() -> Logging {
         Logging { filter: reload::Layer::new(EnvFilter::new("off")).1 }
     }
 
-    /// Logs by this filter from now on.
+    /// Replaces the filter.
     pub(crate) fn set_level(&self, level: &str) -> Result<(), LoggingError> {
         Ok(self.filter.reload(filter(level)?)?)
     }
 }
 
-/// The filter of the configuration, with libraries kept quiet that it does not name.
+/// The filter of the configuration, with those libraries quiet that it does not name.
 fn filter(level: &str) -> Result<EnvFilter, ParseError> {
     let quiet = QUIET.iter().filter(|(library, _)| !level.contains(library));
     let directives: Vec<String> = quiet.map(|(library, level)| format!("{library}={level}")).collect();
     EnvFilter::builder().parse(format!("{level},{}", directives.join(",")))
 }
 
-/// Whether what we write to stderr goes to journald: systemd says which device and inode that is (systemd.exec(5)), and
-/// stderr may have been redirected since.
+/// Whether stderr goes to journald. systemd tells the device and inode of its stream (systemd.exec(5)), but stderr may have
+/// been redirected since.
 fn stderr_is_journal() -> bool {
     let Ok(stream) = std::env::var("JOURNAL_STREAM") else { return false };
     rustix::fs::fstat(io::stderr()).is_ok_and(|stat| stream == format!("{}:{}", stat.st_dev, stat.st_ino))
 }
 
 fn journal_layer() -> io::Result<tracing_journald::Layer> {
-    // syslog knows one level less, so TRACE and DEBUG share one and INFO is what others call informational
+    // syslog has one level less, so TRACE and DEBUG share one, and INFO becomes "informational"
     let priorities = PriorityMappings {
         info: Priority::Informational,
         debug: Priority::Debug,
@@ -95,7 +95,7 @@ fn journal_layer() -> io::Result<tracing_journald::Layer> {
     Ok(layer.with_syslog_identifier("pigateway".into()))
 }
 
-/// Local date and time, for people.
+/// The local date and time, for people.
 struct LocalTime;
 
 impl FormatTime for LocalTime {
@@ -107,7 +107,7 @@ impl FormatTime for LocalTime {
 fn log_panics() {
     std::panic::set_hook(Box::new(|panic| {
         let thread = std::thread::current();
-        // "panicked at FILE:LINE:COLUMN:" and the message are two lines
+        // "panicked at FILE:LINE:COLUMN:" and the message are on two lines
         let what = panic.to_string().replace('\n', " ");
         tracing::error!(thread = thread.name().unwrap_or_default(), "{what}");
     }));

@@ -1,4 +1,4 @@
-//! The gateway as a service: its log, the signals it gets and what it tells systemd.
+//! The gateway as a service: log, signals, and messages to systemd.
 pub(crate) mod logging;
 pub(crate) mod notify;
 pub(crate) mod problems;

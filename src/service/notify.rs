@@ -1,4 +1,4 @@
-//! What systemd is told (sd_notify(3)). Without systemd nobody listens and nothing happens.
+//! Messages to systemd (sd_notify(3)). Without systemd they are dropped.
 
 use std::time::Duration;
 
@@ -10,36 +10,36 @@ fn tell(states: &[NotifyState]) {
     }
 }
 
-/// The gateway serves: after its start and after a reload.
+/// Reports that the gateway is ready, after its start and after a reload.
 pub(crate) fn ready(status: &str) {
     tell(&[NotifyState::Ready, NotifyState::Status(status)]);
 }
 
-/// The gateway reads its configuration again; [`ready`] must follow, whether that succeeds or not.
+/// Reports that the gateway reads its configuration again. [`ready`] must follow, whether that succeeds or not.
 pub(crate) fn reloading() {
-    // a unit of Type=notify-reload waits for the time of the reload
+    // a unit of Type=notify-reload needs the time of the reload
     match NotifyState::monotonic_usec_now() {
         Ok(now) => tell(&[NotifyState::Reloading, now]),
         Err(error) => tracing::debug!(%error, "the monotonic clock cannot be read"),
     }
 }
 
-/// One line on how things are, for `systemctl status`.
+/// Sets the status line for `systemctl status`.
 pub(crate) fn status(text: &str) {
     tell(&[NotifyState::Status(text)]);
 }
 
-/// The gateway goes down.
+/// Reports that the gateway is shutting down.
 pub(crate) fn stopping() {
     tell(&[NotifyState::Stopping]);
 }
 
-/// The gateway lives.
+/// Feeds the watchdog.
 pub(crate) fn watchdog() {
     tell(&[NotifyState::Watchdog]);
 }
 
-/// How often systemd wants to hear [`watchdog`], with half of it as margin; `None`: never.
+/// The interval at which [`watchdog`] must be called, which is half of what systemd allows; `None` means never.
 pub(crate) fn watchdog_interval() -> Option<Duration> {
     let mut usec = 0;
     sd_notify::watchdog_enabled(false, &mut usec).then(|| Duration::from_micros(usec / 2))
@@ -50,7 +50,7 @@ mod tests {
     use super::*;
     use std::os::unix::net::UnixDatagram;
 
-    /// Runs only in the child of the test below: a process must not change its own environment.
+    /// Runs only in the child process of the test below, because a process must not change its own environment.
     #[test]
     #[ignore = "needs the environment that systemd sets"]
     fn tells() {
@@ -66,7 +66,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("notify");
         let socket = UnixDatagram::bind(&path).unwrap();
-        // WATCHDOG_PID is the child's own, which only the child itself knows before it starts
+        // WATCHDOG_PID must be the child's process id, which only the child knows
         let child = std::process::Command::new("sh")
             .args(["-c", "WATCHDOG_PID=$$ exec \"$0\" \"$@\""])
             .arg(std::env::current_exe().unwrap())

@@ -1,4 +1,4 @@
-//! A layer of the log that remembers the last warnings and errors, for people without a shell on the gateway.
+//! A layer of the log that keeps the last warnings and errors, for people without a shell on the gateway.
 
 use std::fmt::{self, Write};
 
@@ -27,7 +27,7 @@ impl<S: Subscriber> Layer<S> for ProblemsLayer {
     }
 }
 
-/// The message first, then its fields as `name=value`.
+/// Formats the message first, and then the fields as `name=value`.
 #[derive(Default)]
 struct ProblemText {
     message: String,
@@ -36,7 +36,7 @@ struct ProblemText {
 
 impl Visit for ProblemText {
     fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
-        // writing to a string does not fail
+        // writing to a string cannot fail
         let _ = if field.name() == "message" {
             write!(self.message, "{value:?}")
         } else {

@@ -1,10 +1,10 @@
-//! Signals that a person or systemd sends.
+//! The signals that a person or systemd sends.
 
 use std::io;
 
 use tokio::signal::unix::{self, SignalKind};
 
-/// A signal, by what it asks for.
+/// A signal, by its meaning.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Signal {
     /// SIGINT, from Ctrl-C: stop.
@@ -15,7 +15,7 @@ pub(crate) enum Signal {
     Hangup,
 }
 
-/// The signals that arrive from its creation on; they no longer end the process.
+/// Receives the signals from its creation on. They no longer end the process.
 #[derive(Debug)]
 pub(crate) struct Signals {
     interrupt: unix::Signal,

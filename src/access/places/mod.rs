@@ -1,16 +1,16 @@
-//! Places: who may be connected when not everybody can be.
+//! Places: limits how many clients are connected, and decides who gives way when not everybody can be.
 //!
-//! - This host has a share of its own, which nobody else can take. So a person who is logged in gets through, whatever
-//!   happens on the network.
-//! - Where there are users, a part of the places is theirs and not for guests, who are clients without a user name. Of the
-//!   places of guests, a network has three quarters at most.
-//! - When there is no place for somebody, whoever holds most gives way: for a guest the network with most guests, if that
-//!   has at least two more than the newcomer's; for a user whoever has more: the guests together, or the user who
-//!   has most. A guest never takes the place of a user. Of whoever gives way, the last to come goes.
-//! - A client that comes back to its session goes before those who have none, and shares the place of its own old connection
-//!   until that has ended.
-//! - Nobody knows yet who a new HTTP connection is. It takes the place of the oldest one of the network that has most
-//!   which has not shown a password either.
+//! - This host has a reserved share that nobody else can take, so a person who is logged in on the machine can always
+//!   connect.
+//! - Where users are configured, a part of the places is reserved for them. The rest is also open to guests, which are
+//!   clients without a user name. One network can have at most three quarters of the places of guests.
+//! - When no place is free, whoever holds most gives way. For a new guest this is the network with most guests, if it has at
+//!   least two more than the newcomer's network. For a new user it is either all guests together or the user with most
+//!   places, whichever holds more. A guest never takes the place of a user. Of those who give way, the last to connect goes.
+//! - A client that comes back to its session takes precedence over clients without one, and shares the place of its own old
+//!   connection until that has ended.
+//! - The user of a new HTTP connection is not known yet. It takes the place of the oldest connection that has shown no
+//!   password either, in the network that has most of them.
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
@@ -22,22 +22,22 @@ use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
 use super::guesses::network;
 
-/// The share of this host; of a small house an eighth.
+/// The share of this host. In a small configuration it is an eighth of the places.
 const OF_THIS_HOST: usize = 8;
-/// Of HTTP connections, so many are never a user's, so that somebody new can say who it is.
+/// HTTP connections that are never reserved for users, so that a newcomer can always sign in.
 const OF_NEWCOMERS: usize = 8;
 
-/// Who holds something. Guests are told apart by their network, as far as it is known.
+/// The holder of a place. Guests are distinguished by their network, if that is known.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum PlaceHolder {
-    /// All clients of this user.
+    /// All clients of one user.
     User(Box<str>),
-    /// Clients without a user name in this network.
+    /// All clients without a user name in one network.
     Guest(Option<IpAddr>),
 }
 
 impl PlaceHolder {
-    /// A client of this user, if it has one, at this address.
+    /// The holder for a client of this user, or for a guest at this address.
     pub(crate) fn of(user: Option<&str>, from: IpAddr) -> PlaceHolder {
         match user {
             Some(user) => PlaceHolder::User(user.into()),
@@ -45,18 +45,17 @@ impl PlaceHolder {
         }
     }
 
-    /// Whether it is no user.
     pub(crate) fn is_guest(&self) -> bool {
         matches!(self, PlaceHolder::Guest(_))
     }
 }
 
-/// How many places there are, and for whom.
+/// The number of places, and for whom they are.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Bounds {
-    /// Places in all, whoever has them.
+    /// All places, for users and guests together.
     pub(crate) most: usize,
-    /// There are users, and places that are theirs.
+    /// Users are configured, so places are reserved for them.
     pub(crate) has_users: bool,
 }
 
@@ -65,7 +64,7 @@ impl Bounds {
         OF_THIS_HOST.min(self.most / 8)
     }
 
-    /// For all but the share of this host.
+    /// Places outside the share of this host.
     fn common(&self) -> usize {
         self.most - self.of_this_host()
     }
@@ -75,28 +74,26 @@ impl Bounds {
         self.common() - of_users
     }
 
-    /// For guests of one network.
+    /// Places for the guests of one network.
     pub(crate) fn of_network(&self) -> usize {
         (self.of_guests() * 3 / 4).max(1)
     }
 }
 
-/// Somebody who wants a place.
+/// A client that wants a place.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Newcomer<'a> {
-    /// Its user, if it has one.
     pub(crate) user: Option<&'a str>,
-    /// Where it comes from.
     pub(crate) from: IpAddr,
-    /// The name of its session: a connection that has it already gives its place to this one.
+    /// The name of its session. A connection that already serves this session gives its place to this client.
     pub(crate) session: Option<&'a str>,
-    /// A session waits for it.
+    /// Whether a stored session waits for this client.
     pub(crate) is_returning: bool,
-    /// It may still turn out to be a user.
+    /// Whether the client may still turn out to be a user.
     pub(crate) is_unknown: bool,
 }
 
-/// There is no place.
+/// Why there is no place.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("too many are connected")]
 pub(crate) struct NoPlace;
@@ -107,16 +104,17 @@ struct PlaceTaken {
     is_returning: bool,
     session: Option<Box<str>>,
     cut: CancellationToken,
-    /// Those who are in it, with their own way to end, by number: more than one only while a session is taken over.
+    /// The connections in this place by number, each with its own way to be ended. There is more than one only while a
+    /// session is being taken over.
     sitting: BTreeMap<u64, Option<Box<dyn FnOnce() + Send>>>,
-    /// The newest of them is told when another comes.
+    /// Cancelled to tell the newest connection that another has come into the place.
     newest: CancellationToken,
 }
 
 #[derive(Default)]
 struct PlacesState {
     next: u64,
-    /// By number, the first to come first.
+    /// By number, in the order of arrival.
     taken: BTreeMap<u64, PlaceTaken>,
     by_session: HashMap<Box<str>, u64>,
     by_holder: HashMap<PlaceHolder, usize>,
@@ -125,7 +123,7 @@ struct PlacesState {
     local_guests: usize,
 }
 
-/// All places of a kind.
+/// All places of one kind, such as MQTT clients.
 #[derive(Default)]
 pub(crate) struct Places {
     state: Mutex<PlacesState>,
@@ -142,26 +140,25 @@ impl std::fmt::Debug for Places {
 pub struct Place {
     places: Arc<Places>,
     number: u64,
-    /// Which of those in it.
+    /// The number of this connection within the place.
     seat: u64,
     bounds: Bounds,
     cut: CancellationToken,
     replaced: CancellationToken,
-    /// Its place among the connections of its port, where these are bounded.
+    /// The permit of a port that limits its connections.
     _of_port: Option<OwnedSemaphorePermit>,
 }
 
 enum Obstacle {
-    /// Its network has as many guests as it may have.
+    /// The network has as many guests as are allowed.
     Network,
-    /// All guests together have as many as they may have.
+    /// All guests together have as many as are allowed.
     Guests,
-    /// All places are taken.
     House,
 }
 
 impl Places {
-    /// Places that are taken.
+    /// The number of taken places.
     pub(crate) fn len(&self) -> usize {
         self.state.lock().taken.len()
     }
@@ -171,14 +168,14 @@ impl Places {
         self.len() == 0
     }
 
-    /// Takes a place, if need be that of somebody who has to give way.
+    /// Takes a place, if necessary from a holder who has to give way.
     pub(crate) fn enter(self: &Arc<Self>, newcomer: &Newcomer<'_>, bounds: Bounds) -> Result<Place, NoPlace> {
         let mut gone = Vec::new();
         let mut state = self.state.lock();
         let from = newcomer.from.to_canonical();
         let (holder, is_local) = (PlaceHolder::of(newcomer.user, from), from.is_loopback());
         if let Some(number) = newcomer.session.and_then(|session| state.by_session.get(session).copied()) {
-            // whoever keeps the sessions ends one of the two; until then they have the place together
+            // the session registry ends one of the two connections; until then they share the place
             let place = state.join(number, (holder, is_local), self, bounds);
             return place.ok_or(NoPlace);
         }
@@ -230,7 +227,7 @@ impl PlacesState {
         number
     }
 
-    /// Another connection of the same session comes into its place, from wherever it is.
+    /// Lets another connection of the same session share its place, whatever address it comes from.
     fn join(
         &mut self,
         number: u64,
@@ -277,7 +274,7 @@ impl PlacesState {
         self.by_holder.get(holder).copied().unwrap_or(0)
     }
 
-    /// Guests besides those in the share of this host.
+    /// The number of guests outside the share of this host.
     fn common_guests(&self, bounds: Bounds) -> usize {
         self.guests - self.local_guests.min(bounds.of_this_host())
     }
@@ -297,7 +294,7 @@ impl PlacesState {
         is_full.then_some(Obstacle::House)
     }
 
-    /// Who has to give way to a client that is known.
+    /// Chooses who gives way to a client whose user is known, or who is known to be a guest.
     fn victim(&self, new: &PlaceTaken, obstacle: &Obstacle, bounds: Bounds) -> Option<u64> {
         let own = self.held(&new.holder);
         if let Obstacle::Network = obstacle {
@@ -320,7 +317,7 @@ impl PlacesState {
         self.last(&guests.or(user)?.0)
     }
 
-    /// Who has to give way to a connection that may still turn out to be a user's.
+    /// Chooses who gives way to a connection whose user is not known yet.
     fn oldest_stranger(&self, new: &PlaceTaken, obstacle: &Obstacle, bounds: Bounds) -> Option<u64> {
         let own = self.held(&new.holder);
         let holder = match (obstacle, self.largest(true, bounds)) {
@@ -332,7 +329,8 @@ impl PlacesState {
         self.taken.iter().find(|(_, taken)| taken.holder == holder).map(|(number, _)| *number)
     }
 
-    /// Who has most of all guests, or of all users, and how many. This host's guests do not count within its share.
+    /// The guest network, or the user, with most places, and their number. Guests within the share of this host do not
+    /// count.
     fn largest(&self, of_guests: bool, bounds: Bounds) -> Option<(PlaceHolder, usize)> {
         let is_spared = |holder: &PlaceHolder| {
             let is_local = matches!(holder, PlaceHolder::Guest(Some(network)) if network.is_loopback());
@@ -342,7 +340,7 @@ impl PlacesState {
         holders.max_by_key(|(_, held)| **held).map(|(holder, held)| (holder.clone(), *held))
     }
 
-    /// The last to come of this holder, of those who have come without a session first.
+    /// The place of this holder that was taken last; places of clients without a waiting session come first.
     fn last(&self, holder: &PlaceHolder) -> Option<u64> {
         self.last_of(holder, true).or_else(|| self.last_of(holder, false))
     }
@@ -355,18 +353,18 @@ impl PlacesState {
 }
 
 impl Place {
-    /// The same, with a place among the connections of a port where these are bounded.
+    /// Adds the permit of a port that limits its connections.
     pub(crate) fn at_port(mut self, of_port: Option<OwnedSemaphorePermit>) -> Place {
         self._of_port = of_port;
         self
     }
 
-    /// Completes when somebody else has the place.
+    /// Completes when somebody else has been given the place.
     pub(crate) async fn cut(&self) {
         self.cut.cancelled().await;
     }
 
-    /// The same as a future of its own.
+    /// Like [`Place::cut`], as an owned future.
     pub(crate) fn ending(&self) -> WaitForCancellationFutureOwned {
         self.cut.clone().cancelled_owned()
     }
@@ -381,7 +379,8 @@ impl Place {
         self.replaced.cancelled().await;
     }
 
-    /// For whoever has its own way to end things: called when somebody else has the place.
+    /// Sets a function that is called when somebody else has been given the place, for connections that have their own way
+    /// to end.
     pub(crate) fn on_cut(&self, then: impl FnOnce() + Send + 'static) {
         let mut state = self.places.state.lock();
         match state.taken.get_mut(&self.number) {
@@ -393,7 +392,7 @@ impl Place {
         }
     }
 
-    /// It has turned out whose place this is. Newcomers always find a few that are no user's.
+    /// Assigns the place to a user who has signed in. A few places are never reserved, so that newcomers can always do this.
     pub fn belongs_to(&self, user: &str) {
         let bounds = self.bounds;
         let mut state = self.places.state.lock();

@@ -11,7 +11,7 @@ fn user<'a>(name: &'a str, from: &str) -> Newcomer<'a> {
     Newcomer { user: Some(name), ..guest(from) }
 }
 
-/// As many places as this newcomer gets, each without taking one of its own.
+/// Takes places for this newcomer until none is free without taking one of its own.
 fn fill(places: &Arc<Places>, newcomer: &Newcomer<'_>, bounds: Bounds) -> Vec<Place> {
     (0..1000).map_while(|_| places.enter(newcomer, bounds).ok()).collect()
 }
@@ -25,14 +25,14 @@ fn without_users_guests_have_all_but_eight_and_a_network_three_quarters_of_them(
     let places: Arc<Places> = Arc::default();
     let one = fill(&places, &guest("192.0.2.1"), WITHOUT_USERS);
     assert_eq!(one.len(), 186);
-    // an IPv6 network is one, whatever address in it is used
+    // all addresses of an IPv6 network count as one network
     let two = fill(&places, &guest("2001:db8::1"), WITHOUT_USERS);
     assert_eq!((two.len(), left(&one)), (124, 124), "whoever has most gives way until both have the same");
     assert!(places.enter(&guest("2001:db8::2:1"), WITHOUT_USERS).is_err());
     assert_eq!(places.len(), 248);
     let third = places.enter(&guest("2001:db8:0:1::1"), WITHOUT_USERS).unwrap();
     assert_eq!((left(&one) + left(&two), places.len()), (247, 248));
-    // and this host has the rest
+    // this host gets the rest
     let local = fill(&places, &guest("127.0.0.1"), WITHOUT_USERS);
     assert!(local.len() >= 8 && !third.is_cut());
 }
@@ -44,7 +44,7 @@ fn this_host_may_take_all_places_that_nobody_else_wants() {
     assert_eq!(local.len(), 256);
     let other = fill(&places, &guest("192.0.2.1"), WITHOUT_USERS);
     assert!(left(&other) >= 100 && left(&local) >= 100, "{} and {}", left(&other), left(&local));
-    // those of guests on the network never reach into the share of this host
+    // guests on the network never get into the share of this host
     let places: Arc<Places> = Arc::default();
     let networks: Vec<Place> = (0..400u32)
         .filter_map(|number| {
@@ -98,7 +98,7 @@ fn a_client_that_comes_back_goes_before_strangers() {
     assert!(places.enter(&guest("192.0.2.1"), WITHOUT_USERS).is_err());
     let back = places.enter(&returning("192.0.2.1", "a"), WITHOUT_USERS).unwrap();
     assert_eq!(left(&strangers), 247);
-    // its next connection has the place of this one
+    // the client's next connection shares the place of this one
     let again = places.enter(&returning("192.0.2.1", "a"), WITHOUT_USERS).unwrap();
     assert_eq!((left(&strangers), places.len()), (247, 248));
     assert!(back.replaced.is_cancelled() && !again.is_cut());
@@ -106,7 +106,7 @@ fn a_client_that_comes_back_goes_before_strangers() {
     assert_eq!(places.len(), 248, "the other has it still");
     drop(again);
     assert_eq!(places.len(), 247);
-    // within its own network, too
+    // the same holds within the client's own network
     let places: Arc<Places> = Arc::default();
     let strangers = fill(&places, &guest("192.0.2.1"), WITHOUT_USERS);
     assert!(places.enter(&returning("192.0.2.1", "b"), WITHOUT_USERS).is_ok());
@@ -137,7 +137,7 @@ fn http_connections_are_strangers_until_they_show_a_password() {
     flood.extend((0..500).map(|_| places.enter(&unknown("192.0.2.1"), bounds).unwrap()));
     let local = places.enter(&unknown("::1"), bounds).unwrap();
     assert!(!ada.is_cut() && !other.is_cut() && !local.is_cut());
-    // users cannot take all of it from those who have not said yet who they are
+    // users cannot take the places of those who have not signed in yet
     let users: Vec<Place> = (0..200)
         .map(|_| {
             let place = places.enter(&unknown("192.0.2.3"), bounds).unwrap();
@@ -185,11 +185,11 @@ fn connections_of_one_session_share_a_place() {
         let told = told.clone();
         place.on_cut(move || _ = told.fetch_add(1, count));
     }
-    // whichever of them is left has the place
+    // the remaining connection keeps the place
     drop(new);
     assert!(places.len() == 1 && places.enter(&guest("192.0.2.3"), bounds).is_err());
     assert_eq!(told.load(count), 0);
-    // and gives way as others do
+    // and it gives way like any other
     let user = places.enter(&user("ada", "192.0.2.4"), bounds).unwrap();
     assert_eq!((old.is_cut(), told.load(count)), (true, 1), "those who have gone are not told");
     drop((old, user));

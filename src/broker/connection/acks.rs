@@ -1,4 +1,4 @@
-//! Acknowledgements that wait for their turn, in the order of what they acknowledge [MQTT-4.6.0-2].
+//! Acknowledgements that wait to be sent in the order of the packets that they acknowledge [MQTT-4.6.0-2].
 
 use std::collections::VecDeque;
 
@@ -8,13 +8,12 @@ use crate::exchange::ingress::{Accepted, Receipt};
 use crate::mqtt::Reason;
 use crate::mqtt::write::AckPacket;
 
-/// An acknowledgement that waits for its turn.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct PendingAck {
     pub(crate) kind: AckPacket,
     pub(crate) packet_id: u16,
     pub(crate) reason: Reason,
-    /// Present once the message has its place; place in the batch before that.
+    /// Before the message has its place in the order, its index in the batch; after that, its receipt.
     pub(crate) state: AckState,
 }
 
@@ -25,11 +24,11 @@ pub(crate) enum AckState {
 }
 
 impl PendingAck {
-    /// Whether it ends an exchange that the client began, and so gives room for another [MQTT-4.9.0-3].
+    /// Whether it ends an exchange that the client began, so that the client may begin another [MQTT-4.9.0-3].
     fn ends_an_exchange(&self) -> bool {
         match self.kind {
             AckPacket::PubAck => true,
-            // PUBREL for a message that is not known has no exchange behind it
+            // a PUBREL for an unknown message belongs to no exchange
             AckPacket::PubComp => !self.reason.is_error(),
             // otherwise the exchange goes on, and the session counts it
             AckPacket::PubRec => self.reason.is_error(),
@@ -38,7 +37,7 @@ impl PendingAck {
     }
 }
 
-/// All of them.
+/// The waiting acknowledgements of a connection.
 #[derive(Debug, Default)]
 pub(crate) struct Acks {
     queue: VecDeque<PendingAck>,
@@ -69,12 +68,12 @@ impl Acks {
         self.queue.is_empty()
     }
 
-    /// Exchanges of the client of which only the last answer is missing.
+    /// The number of the client's exchanges for which only the last acknowledgement is missing.
     pub(crate) fn ending(&self) -> usize {
         self.ending
     }
 
-    /// The batch has its place. Returns the packet ids of what was not accepted.
+    /// Records that the batch has its place in the order. Returns the packet ids of messages that were not accepted.
     pub(crate) fn placed(&mut self, accepted: &Accepted, is_v5: bool) -> SmallVec<[u16; 4]> {
         let mut refused = SmallVec::new();
         self.queue.retain_mut(|ack| {
@@ -85,7 +84,7 @@ impl Acks {
                 refused.push(ack.packet_id);
                 ack.reason = Reason::QUOTA_EXCEEDED;
             }
-            // MQTT 3 cannot say no: without PUBACK the client sends it again
+            // MQTT 3 has no refusal; without a PUBACK the client sends the message again
             is_v5 || !is_refused
         });
         if !refused.is_empty() {

@@ -1,4 +1,4 @@
-//! Whether a client may come in, and as whom.
+//! Decides whether a client may connect, and under which identity.
 
 use std::sync::Arc;
 
@@ -16,23 +16,23 @@ use crate::message::via;
 use crate::mqtt::write::{self, ConnAckProperties};
 use crate::mqtt::{Connect, Reason};
 
-/// A client that may come in.
+/// A client that may connect.
 pub(crate) struct Admitted {
     pub(crate) connect: Connect,
     pub(crate) identity: Identity,
     pub(crate) permissions: Arc<Permissions>,
     pub(crate) password_hash: Option<String>,
-    /// The broker chose the client id.
+    /// Whether the broker has chosen the client id.
     pub(crate) assigned: bool,
-    /// In force, in seconds.
+    /// The keep alive in force, in seconds.
     pub(crate) keep_alive: u16,
-    /// Seconds that the session may outlive the connection.
+    /// How long the session may outlive the connection, in seconds.
     pub(crate) expiry: u32,
-    /// Its place among all that are connected.
+    /// Its place among the connected clients.
     pub(crate) place: Place,
 }
 
-/// Checks who it is.
+/// Checks credentials, client id and limits.
 pub(crate) async fn admit(core: &Arc<Core>, connect: Connect, peer: &Peer) -> Result<Admitted, Reason> {
     let settings = core.settings.load_full();
     if core.cancel.is_cancelled() {
@@ -43,7 +43,7 @@ pub(crate) async fn admit(core: &Arc<Core>, connect: Connect, peer: &Peer) -> Re
     }
     let is_v5 = connect.version.is_v5();
     let assigned = connect.client_id.is_empty();
-    // [MQTT-3.1.3-8] of 3.1.1; 3.1 knows no empty client id
+    // [MQTT-3.1.3-8] of 3.1.1; version 3.1 does not allow an empty client id
     if assigned && !is_v5 && (!connect.clean || connect.version == super::Version::V31) {
         return Err(Reason::CLIENT_ID_NOT_VALID);
     }
@@ -76,7 +76,7 @@ pub(crate) async fn admit(core: &Arc<Core>, connect: Connect, peer: &Peer) -> Re
         asked => asked.unwrap_or(0),
     };
     let bound = u32::try_from(settings.session_expiry.as_secs()).unwrap_or(u32::MAX);
-    // older clients cannot be told, and would be cut off for keeping their word
+    // older clients cannot be told of another keep alive, and would be disconnected although they keep their own
     let keep_alive = match settings.max_keep_alive {
         Some(most) if is_v5 && (connect.keep_alive == 0 || connect.keep_alive > most) => most,
         _ => connect.keep_alive,
@@ -85,7 +85,7 @@ pub(crate) async fn admit(core: &Arc<Core>, connect: Connect, peer: &Peer) -> Re
     Ok(Admitted { expiry, connect, identity, permissions, password_hash, assigned, keep_alive, place })
 }
 
-/// A place for this client, if there is one or somebody has to give way.
+/// Takes a place for this client, if one is free or somebody has to give way.
 fn place(core: &Core, connect: &Connect, identity: &Identity, peer: &Peer) -> Result<Place, Reason> {
     let session = identity.session();
     let user = identity.user.as_deref();
@@ -103,7 +103,6 @@ fn place(core: &Core, connect: &Connect, identity: &Identity, peer: &Peer) -> Re
     })
 }
 
-/// Whether this client id may be used by this user.
 fn may_have_id(core: &Core, identity: &Identity) -> bool {
     let Some(name) = identity.user.as_deref() else { return true };
     let user = core.access.authoriser.user(identity.listener.as_deref(), name);
@@ -121,18 +120,17 @@ fn credentials<'a>(connect: &'a Connect, peer: &'a Peer) -> Credentials<'a> {
     }
 }
 
-/// A client id for a client that has none.
+/// Makes a client id for a client that has sent none.
 fn assigned_id() -> Box<str> {
     let mut random = [0u8; 8];
     if getrandom::fill(&mut random).is_err() {
-        // unique in this process is all that is needed
+        // it must only be unique within this process
         static NEXT: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(0);
         random = NEXT.fetch_add(1, std::sync::atomic::Ordering::Relaxed).to_be_bytes();
     }
     format!("auto-{:016x}", u64::from_be_bytes(random)).into()
 }
 
-/// Writes the CONNACK.
 pub(crate) fn greet(
     out: &mut BytesMut,
     core: &Core,

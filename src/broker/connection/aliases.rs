@@ -1,4 +1,4 @@
-//! What the topic aliases of a client stand for.
+//! The topic aliases that a client has defined.
 
 use std::collections::HashMap;
 
@@ -6,12 +6,12 @@ use super::ConnectionEnd;
 use crate::mqtt::publish::Publish;
 use crate::mqtt::{Error, Reason};
 
-/// Topic aliases that a client may use.
+/// The number of topic aliases that a client may use.
 pub(crate) const TOPIC_ALIAS_MAXIMUM: u16 = 32;
-/// Bytes of the topics that they stand for.
+/// Most bytes of all topics that have an alias.
 const MAX_ALIAS_BYTES: usize = 128 << 10;
 
-/// What the client's topic aliases stand for.
+/// The topics of the client's aliases.
 #[derive(Debug, Default)]
 pub(super) struct InboundAliases {
     topics: HashMap<u16, Box<str>>,
@@ -19,12 +19,12 @@ pub(super) struct InboundAliases {
 }
 
 impl InboundAliases {
-    /// The topic of a PUBLISH, whose alias stands for it from now on.
+    /// The topic of a PUBLISH. If the PUBLISH defines an alias, the topic is stored.
     ///
     /// # Errors
     ///
-    /// The connection ends: the alias is not in the range that was agreed on [MQTT-3.3.2-8], stands for nothing yet, or all
-    /// together stand for too much.
+    /// The connection ends if the alias is not in the agreed range [MQTT-3.3.2-8], is not defined yet, or if the topics of
+    /// all aliases are too long together.
     pub(super) fn topic_of<'a>(&'a mut self, publish: &Publish<'a>) -> Result<&'a str, ConnectionEnd> {
         match publish.alias {
             None => Ok(publish.topic),

@@ -1,4 +1,4 @@
-//! What clients get.
+//! Delivers messages to the client.
 
 use super::super::session::{DeliverySource, Send};
 use super::BrokerConnection;
@@ -14,10 +14,10 @@ use crate::mqtt::write::{self, AckPacket, SUBACK};
 use crate::mqtt::{Reason, Version};
 use bytes::Bytes;
 
-/// Messages taken from the inbox or the journal at a time.
+/// The number of messages that are taken from the inbox or the journal at a time.
 const TAKE: usize = 64;
 
-/// Writes one message; says whether it went out, or is too large for the client or expired.
+/// Writes one message. Returns whether it was written; it is not if it is too large for the client or has expired.
 fn write_one(
     out: &mut SocketOutput,
     aliases: &mut OutboundAliases,
@@ -29,7 +29,7 @@ fn write_one(
 ) -> bool {
     let expiry = match message.remaining_expiry(now_boot_ms) {
         Ok(expiry) => expiry,
-        // an exchange that has begun is brought to its end [MQTT-4.3.3-7], [MQTT-4.4.0-1]
+        // a delivery that was begun must be completed, even if the message has expired [MQTT-4.3.3-7], [MQTT-4.4.0-1]
         Err(_) if dup => Some(0),
         Err(_) => {
             stats.publish_expired.add(1);
@@ -55,23 +55,23 @@ fn write_one(
 }
 
 impl BrokerConnection {
-    /// Writes what waits for the client, as far as its window and the output buffer allow. Says whether nothing more can be
-    /// delivered before something new comes in.
+    /// Writes waiting messages as far as the client's window and the output buffer allow. Returns whether nothing more can
+    /// be delivered until something new arrives.
     pub(super) fn deliver(&mut self) -> bool {
         let is_all = self.deliver_what_fits();
-        // where something was taken from the journal, it knows already
+        // a reader that has taken something from the journal has its news already
         if let Some(durable) = &mut self.session.durable {
             durable.reader.say_settled();
         }
         is_all
     }
 
-    /// Tells how much of what all clients wait for is in the hands of this one, and has shared subscriptions go on with what
-    /// there was no room for.
+    /// Reports how many of the bytes that wait for all clients are held by this connection, and lets shared subscriptions go
+    /// on with messages for which there was no room.
     pub(super) fn note_in_hand(&mut self) {
         let pending = self.pending.as_ref().map_or(0, |run| run.messages.size());
         let inbox = &self.subscriber.inbox;
-        // what must be acknowledged is in flight as well, and is there once
+        // a payload that waits for an acknowledgement and is in the output buffer too is in memory once
         inbox.set_in_hand(self.session.outbound.bytes().max(self.out.shared()) + pending);
         if inbox.was_missed() {
             self.session.subscriptions.values().filter_map(|known| known.group.as_ref()).for_each(SharedGroup::look);
@@ -91,7 +91,7 @@ impl BrokerConnection {
         self.is_short = false;
         self.resend();
         if self.awaits_suback() {
-            // many clients drop what comes for a subscription before its SUBACK
+            // many clients drop messages for a subscription that come before its SUBACK
             return false;
         }
         while self.out.len() < OUT_FULL {
@@ -125,7 +125,7 @@ impl BrokerConnection {
         self.subacks.iter().any(|(_, answer)| answer.first() == Some(&SUBACK))
     }
 
-    /// Sends a run from the inbox; returns what the window or the output buffer had no room for.
+    /// Sends a run of messages from the inbox. Returns the part for which the window or the output buffer has no room.
     fn send_run(&mut self, mut run: Run) -> Option<Run> {
         while let Some(message) = run.messages.first() {
             let qos = run.terms.qos.min(message.qos());
@@ -139,7 +139,7 @@ impl BrokerConnection {
                 return Some(run);
             }
             if qos == Qos::AtMostOnce && run.terms.share.is_none() {
-                // nothing to remember: straight from the batch into the output
+                // QoS 0 needs no state, so the message goes straight from the batch to the output
                 if self.permissions.may_receive(message.topic()) {
                     let grant = run.terms.grant(message);
                     write_one(
@@ -156,14 +156,14 @@ impl BrokerConnection {
             } else if let Some(message) = run.messages.next_message() {
                 let grant = run.terms.grant(message.view());
                 let source = grant.share.clone().map_or(DeliverySource::Live, DeliverySource::Shared);
-                // there is room: it is sent, or settled where it cannot be
+                // there is room, so the message is sent, or settled if it cannot be sent
                 let _ = self.send(Queued { message, grant }, source);
             }
         }
         None
     }
 
-    /// Sends a run of messages from the journal; says whether there was one.
+    /// Sends a run of messages from the journal. Returns whether there was one.
     fn deliver_from_journal(&mut self) -> bool {
         let mut any = false;
         for _ in 0..TAKE {
@@ -189,7 +189,7 @@ impl BrokerConnection {
                     self.session.outbound.begin_released(packet_id, queued, source);
                     self.resend();
                 }
-                // there is room: it is sent, or settled where it cannot be
+                // there is room, so the message is sent, or settled if it cannot be sent
                 Some(grant) => drop(self.send_as(Queued { message: delivery.message, grant }, source, delivery.resent)),
                 None => self.settle(source),
             }
@@ -197,18 +197,19 @@ impl BrokerConnection {
         any
     }
 
-    /// Whether the client is a gateway that has this message or is forwarded it, so that it would come there twice.
-    /// Retained messages that a new subscription selects are delivered all the same: they may be older than the rule.
+    /// Whether the client is a gateway that has this message already, or gets it from a forwarding rule, so that it would
+    /// arrive there twice. Retained messages for a new subscription are delivered nevertheless, because they may be older
+    /// than the rule.
     fn is_there(&self, message: MessageRef<'_>) -> bool {
         self.gateway.is_some_and(|gateway| self.core.ingress.reaches(gateway, message))
     }
 
-    /// Sends a message or settles it where it cannot be sent; gives it back while the window is closed.
+    /// Sends a message, or settles it if it cannot be sent. Returns the message if the window is closed.
     fn send(&mut self, queued: Queued, source: DeliverySource) -> Result<(), Queued> {
         self.send_as(queued, source, false)
     }
 
-    /// The same; `dup`: it may have been sent before.
+    /// Like `send`. `dup` means that the message may have been sent before.
     fn send_as(&mut self, queued: Queued, source: DeliverySource, dup: bool) -> Result<(), Queued> {
         let needs_window = queued.grant.qos > Qos::AtMostOnce;
         if needs_window && !self.has_window(queued.message.size()) {
@@ -230,7 +231,7 @@ impl BrokerConnection {
     }
 
     fn write(&mut self, message: &Message, grant: &Grant, id: (u16, bool)) -> bool {
-        // the clock is asked only for messages that expire
+        // read the clock only for messages that expire
         let now = message.view().expiry().map_or(0, |_| self.core.ingress.clock().boot_ms());
         let stats = &self.core.stats;
         let (what, limits) = ((message.view(), grant, id), (self.version, self.max_packet));

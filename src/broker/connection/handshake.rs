@@ -1,4 +1,4 @@
-//! The first packet.
+//! Reads the first packet of a connection, the CONNECT.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,12 +14,13 @@ use crate::access::guesses::network;
 use crate::mqtt::write::{self, ConnAckProperties};
 use crate::mqtt::{Connect, Error, PacketType, Reason, Version, frame};
 
-/// A client that has connected must send its CONNECT within this time.
+/// The time within which a client must send its CONNECT.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
-/// Whoever is not known yet gets no more memory than this.
+/// The memory in bytes for a client that has not signed in yet.
 const MAX_CONNECT: usize = 64 << 10;
 
-/// Reads the CONNECT. Fails with what is to be sent before the connection is closed: mostly nothing [MQTT-3.1.4-1].
+/// Reads the CONNECT. The error is what must be sent before the connection is closed, which is mostly nothing
+/// [MQTT-3.1.4-1].
 pub(crate) async fn read_connect(
     core: &Arc<Core>,
     reader: &mut (impl AsyncRead + Unpin),
@@ -29,7 +30,7 @@ pub(crate) async fn read_connect(
     let max = core.settings.load().max_packet_size.min(MAX_CONNECT);
     let reading = async {
         loop {
-            // whether the flags of the first byte count is known when the version is
+            // whether the flags of the first byte are checked depends on the version, which is not known yet
             if let Some(found) = frame(input, max, Version::V31)? {
                 if found.kind != PacketType::Connect {
                     return Err(Error::Protocol("the first packet is not CONNECT"));
@@ -67,19 +68,19 @@ pub(crate) async fn read_connect(
                 return Err(too_large(core, peer, input, (size, most)));
             }
             log(core, peer, &format!("{error}{}", hint(input)));
-            // clients of every version understand this one [MQTT-3.1.2-2] of 3.1.1
+            // clients of every version understand this answer [MQTT-3.1.2-2] of 3.1.1
             Err(if matches!(error, Error::Level(_)) { vec![0x20, 2, 0, 1] } else { Vec::new() })
         }
     }
 }
 
-/// Says that a CONNECT is too large, and what to answer it with.
+/// Logs that a CONNECT is too large, and returns the answer to it.
 fn too_large(core: &Core, peer: &Peer, input: &[u8], (size, most): (usize, usize)) -> Vec<u8> {
     let key = if most < MAX_CONNECT { "broker.max_packet_size is" } else { "before login a packet may have" };
     if let Some(more_since_last) = core.access.limiter.due(network(peer.address), "CONNECT too large") {
         warn!(from = %peer.address, size, more_since_last, "connection closed: its CONNECT is too large; {key} {most} bytes");
     }
-    // only the client of a version that has a code for it is told
+    // only a client of a version with a reason code for this gets an answer
     let level = input.windows(5).take(8).find(|window| window.starts_with(b"MQTT")).map(|window| window[4]);
     let mut answer = BytesMut::new();
     if level == Some(5) {
@@ -88,18 +89,18 @@ fn too_large(core: &Core, peer: &Peer, input: &[u8], (size, most): (usize, usize
     answer.to_vec()
 }
 
-/// Says why a connection was closed before its client had a name.
+/// Logs why a connection was closed before its client had a name.
 fn log(core: &Core, peer: &Peer, why: &str) {
     if let Some(more) = core.access.limiter.due(network(peer.address), ("CONNECT", why)) {
         info!(from = %peer.address, more_since_last = more, "connection closed before it was a client: {why}");
     }
 }
 
-/// What speaks, if it is not MQTT.
+/// A hint for the log, if the client obviously speaks another protocol.
 fn hint(input: &[u8]) -> &'static str {
     const METHODS: [&[u8]; 7] = [b"GET ", b"HEAD", b"POST", b"PUT ", b"DELE", b"OPTI", b"CONN"];
     match input {
-        // the type of a TLS record with a handshake
+        // a TLS record with a handshake begins with this byte
         [0x16, ..] => ". It speaks TLS: let it use a listener with `tls`, or plain MQTT",
         _ if METHODS.iter().any(|method| input.starts_with(method)) => {
             ". It speaks HTTP: the web page and MQTT over WebSocket have the port of [http]"

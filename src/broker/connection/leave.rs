@@ -1,9 +1,9 @@
-//! How a connection ends, so that neither side loses what the other has said before.
+//! Ends connections so that neither side loses what the other has sent before.
 //!
-//! What a client had sent before its connection ended counts, even where another connection takes its place: the rest of
-//! it is read and dealt with first ([`Leaving`]). And what the broker says last must arrive: a socket that is closed while
-//! something unread is left in it is reset, and a reset takes away what the other end has not read yet. So writing is shut
-//! down, and what still comes is read and thrown away until the client closes too ([`part`]).
+//! What a client has sent before the end counts, even if another connection takes over its session: the rest of it is read
+//! and processed first ([`Leaving`]). The last packet of the broker must arrive too. If a socket is closed while it has
+//! unread input, the system resets the connection, and a reset discards what the other side has not read yet. So the broker
+//! shuts down its sending direction and discards input until the client closes too ([`part`]).
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,21 +16,21 @@ use super::ConnectionEnd;
 use crate::access::waiting::WaitingRoom;
 use crate::mqtt::Reason;
 
-/// What was sent before the end is read for no longer than this.
+/// The longest time for reading what was sent before the end.
 const READ_ON: Duration = Duration::from_secs(1);
-/// The same while the gateway stops, which has little time for each.
+/// The same during a shutdown of the gateway, which has little time for each connection.
 const READ_ON_STOPPING: Duration = Duration::from_millis(200);
-/// And no more than this: what a socket can hold of it.
+/// The most bytes that are read then: more than the buffers of a socket can hold.
 const READ_ON_BYTES: usize = 8 << 20;
-/// A client of which nothing came for this long has sent no more.
+/// If nothing arrives for this time, the client has sent nothing more.
 const QUIET: Duration = Duration::from_millis(10);
-/// Whoever does not take the last packet within this time has gone. A client that goes on sending is listened to for as
-/// long again, so that it finds out why nobody does any more.
+/// A client that does not read the last packet within this time counts as gone. A client that goes on sending is kept for
+/// the same time again, so that it can notice the end.
 const LINGER: Duration = Duration::from_secs(2);
 const LINGER_STOPPING: Duration = Duration::from_millis(300);
 const LINGER_BYTES: usize = 32 << 20;
 
-/// A connection that ends as soon as what its client has sent before is read.
+/// A connection that ends as soon as everything that its client has sent before has been read.
 pub(super) struct Leaving {
     end: ConnectionEnd,
     until: Instant,
@@ -38,14 +38,13 @@ pub(super) struct Leaving {
 }
 
 impl Leaving {
-    /// Leaves for this reason.
     pub(crate) fn new(end: ConnectionEnd) -> Leaving {
         let time = if end.is_stopping() { READ_ON_STOPPING } else { READ_ON };
         Leaving { end, until: Instant::now() + time, left: READ_ON_BYTES }
     }
 
-    /// Whether a client that is ended so may have sent something that still counts: not if it may not do any more what it
-    /// could when it sent it.
+    /// Whether what the client has sent before the end still counts. It does not if the reason is that the client has lost
+    /// the right to send it.
     pub(crate) fn is_due(reason: Reason) -> bool {
         reason != Reason::ADMINISTRATIVE_ACTION
     }
@@ -58,12 +57,12 @@ impl Leaving {
         self.left > 0
     }
 
-    /// When it is over if nothing happens; what cannot be read now is waited for longer.
+    /// When reading ends if nothing more arrives. If the connection may not be read at present, this is later.
     pub(crate) fn over_at(&self, may_read: bool) -> Instant {
         if may_read { self.until.min(Instant::now() + QUIET) } else { self.until }
     }
 
-    /// Whether its time is over.
+    /// Whether reading has ended.
     pub(crate) fn is_over(&self, may_read: bool) -> bool {
         may_read || self.left == 0 || Instant::now() >= self.until
     }
@@ -92,7 +91,7 @@ pub(in crate::broker) async fn part<R, W>(
     if !matches!(timeout(time, sending).await, Ok(Ok(()))) {
         return;
     }
-    // it is nobody any more, and gives way to those who want to be somebody
+    // the client counts as unknown from now on, and gives way to connections that want to sign in
     let (ticket, _) = room.enter(None);
     tokio::select! {
         () = discard(&mut reader) => {}

@@ -1,4 +1,4 @@
-//! Memory for what is being received.
+//! Memory for packets that are being received.
 
 use bytes::{Buf, BytesMut};
 use tokio::time::{Duration, Instant};
@@ -9,12 +9,12 @@ use crate::access::guesses::network;
 use crate::exchange::receiving::FREE;
 use crate::mqtt::whole_size;
 
-/// Once a packet is late, how often it is looked at whether others wait for its memory.
+/// The interval at which a late packet is checked for others that wait for its memory.
 const LOOK: Duration = Duration::from_secs(1);
 
 impl BrokerConnection {
-    /// Whether there is memory for the packet that begins in `input`. A large one gets all of it at once, so that its buffer
-    /// does not grow in steps.
+    /// Whether there is memory for the packet that begins in `input`. A large packet gets all its memory at once, so that
+    /// the buffer does not grow in steps.
     pub(super) fn has_memory(&mut self, input: &mut BytesMut) -> bool {
         let Some(size) = whole_size(input).filter(|size| *size > FREE) else { return true };
         let most = self.core.settings.load().max_packet_size;
@@ -29,8 +29,8 @@ impl BrokerConnection {
         is_granted
     }
 
-    /// Takes so many bytes out of `input`. The buffer of a large packet is given back with the packet: what is left of it
-    /// afterwards does not tell how large it was.
+    /// Removes `count` bytes from `input`. The buffer of a large packet is released with the packet, because the rest does
+    /// not show how large it was.
     pub(super) fn consume(&self, input: &mut BytesMut, count: usize) {
         let was_large = input.capacity() > 2 * FREE;
         input.advance(count);
@@ -39,31 +39,32 @@ impl BrokerConnection {
         }
     }
 
-    /// More of the packet has come.
+    /// Records that more of the packet has arrived.
     pub(super) fn has_moved(&mut self) {
         if let Some(reservation) = &mut self.receiving {
             reservation.has_moved();
         }
     }
 
-    /// Nothing is read from it for reasons of our own: it is not late then, and does not stand before others who wait.
+    /// Records that the gateway itself does not read at present. The packet is not late then, and does not block others that
+    /// wait for memory.
     pub(super) fn is_not_read(&mut self) {
         self.receiving.take_if(|reservation| reservation.overdue_at().is_none());
         self.has_moved();
     }
 
-    /// Whether it waits for memory.
+    /// Whether the packet waits for memory.
     pub(super) fn waits_for_memory(&self) -> bool {
         self.receiving.as_ref().is_some_and(|reservation| reservation.overdue_at().is_none())
     }
 
-    /// When to look whether others wait for the memory that a packet has which does not come to its end.
+    /// When to check whether others wait for the memory of a packet that does not make progress.
     pub(super) fn is_late_at(&self) -> Option<Instant> {
         let overdue = self.receiving.as_ref()?.overdue_at()?;
         Some(overdue.max(Instant::now() + LOOK))
     }
 
-    /// Ends a client that does not go on with a large packet while others wait for its memory.
+    /// Ends a client that does not continue a large packet while others wait for its memory.
     pub(super) fn give_way(&self) -> Result<(), ConnectionEnd> {
         if !self.receiving.as_ref().is_some_and(|reservation| reservation.is_overdue()) {
             return Ok(());

@@ -1,8 +1,8 @@
-//! One client's connection, from CONNECT to the end.
+//! The connection of one client, from CONNECT to its end.
 //!
-//! A single task owns the socket and the session. It reads what has arrived, turns all PUBLISHes of a read into one
-//! batch, pulls what waits for the client as far as its window allows, and writes everything at once. Nothing in it
-//! waits for disk or for others: acknowledgements are queued in order and leave when their receipt has come true.
+//! A single task owns the socket and the session. It reads what has arrived, makes one batch of all PUBLISHes of a read,
+//! takes waiting messages as far as the client's window allows, and writes everything at once. It never waits for the disk
+//! or for other clients: acknowledgements are queued in order and sent when their receipts are complete.
 
 mod acks;
 mod admit;
@@ -53,24 +53,24 @@ use crate::mqtt::{self, Reason, Version, Will, write};
 /// Why a connection ends.
 #[derive(Clone, Debug)]
 enum ConnectionEnd {
-    /// The client has closed it, or it broke.
+    /// The client has closed the connection, or it broke.
     Closed,
-    /// The client has sent DISCONNECT.
+    /// The client has sent DISCONNECT, with this reason and perhaps a new session expiry interval.
     Disconnected(Reason, Option<u32>),
-    /// The client has broken the protocol.
+    /// The client has violated the protocol.
     Broken(mqtt::Error),
-    /// We end it.
+    /// The gateway ends the connection.
     Ended(Reason),
-    /// The client takes nothing any more.
+    /// The client does not read any more.
     Stalled,
-    /// The client does not take packets as large as the CONNACK.
+    /// The client's maximum packet size is smaller than the CONNACK.
     TooSmall,
-    /// Our fault.
+    /// Processing the connection has panicked, which is a fault of the gateway.
     Panicked,
 }
 
 impl ConnectionEnd {
-    /// What an MQTT 5 client is told; `None`: nothing.
+    /// The reason to send to an MQTT 5 client; `None` if nothing is sent.
     fn reason(&self) -> Option<Reason> {
         match self {
             ConnectionEnd::Closed
@@ -83,14 +83,14 @@ impl ConnectionEnd {
         }
     }
 
-    /// The gateway goes down.
+    /// Whether the connection ends because the gateway shuts down.
     fn is_stopping(&self) -> bool {
         matches!(self, ConnectionEnd::Ended(Reason::SERVER_SHUTTING_DOWN))
     }
 
     fn publishes_will(&self) -> bool {
         match self {
-            // only a normal disconnection takes the will with it [MQTT-3.14.4-3]
+            // only a normal disconnection deletes the will [MQTT-3.14.4-3]
             ConnectionEnd::Disconnected(reason, _) => *reason != Reason::SUCCESS,
             ConnectionEnd::TooSmall => false,
             _ => true,
@@ -123,7 +123,7 @@ impl ConnectionEnd {
     }
 }
 
-/// A connected client.
+/// A connected client with its session and buffers.
 struct BrokerConnection {
     core: Arc<Core>,
     identity: Identity,
@@ -132,44 +132,44 @@ struct BrokerConnection {
     origin: Origin,
     version: Version,
     is_bridge: bool,
-    /// The client is this gateway.
+    /// The client's id if it is a pigateway.
     gateway: Option<via::Id>,
     keep_alive: u16,
     session: Session,
     subscriber: Arc<Subscriber>,
     will: Option<Will>,
-    /// Largest packet that the client takes.
+    /// The largest packet in bytes that the client accepts.
     max_packet: usize,
     aliases: InboundAliases,
     outbound_aliases: OutboundAliases,
     out: SocketOutput,
     batch: BatchBuilder,
     acks: Acks,
-    /// SUBACKs and UNSUBACKs that wait until what they say is on disk.
+    /// SUBACKs and UNSUBACKs that wait until the subscriptions are on disk.
     subacks: VecDeque<(Position, BytesMut)>,
-    /// QoS 2 messages in the batch, with their packet ids.
+    /// The QoS 2 messages in the batch: index and packet id.
     received: Vec<(u32, u16)>,
     synced: watch::Receiver<Position>,
-    /// The client takes nothing any more: what is said to it is dropped.
+    /// Whether the client has stopped reading, so that output is dropped.
     is_deaf: bool,
-    /// Whose allowance pays for its changes.
+    /// The holder whose allowance pays for changes of the session.
     holder: PlaceHolder,
-    /// Its user has changed subscriptions too often, or the client has searched the retained messages too much: what it asks for
-    /// next waits.
+    /// Until when the client's next request waits, because its user has changed subscriptions too often or the client has
+    /// searched the retained messages too much.
     held_until: Option<Instant>,
-    /// When what is being dealt with was read, by the clock of messages, once somebody has asked.
+    /// When the packets that are being processed were read, in milliseconds of the boot clock; set when first needed.
     read_at: Option<u64>,
-    /// A message is not sent for lack of memory, although nothing is under way that would make room.
+    /// Whether a message waits for memory although nothing is in flight that would release any.
     is_short: bool,
-    /// Others of its owner had searched too much when it came.
+    /// When the client may search for the first time, if clients of its owner had searched too much when it connected.
     first_turn: Option<Instant>,
-    /// Taken from the inbox and not yet sent.
+    /// Messages that were taken from the inbox and are not sent yet.
     pending: Option<Run>,
-    /// Memory for the large packet that is being received, or a place among those who wait for it.
+    /// Memory for the large packet that is being received, or a place in the queue for it.
     receiving: Option<Reservation>,
-    /// Memory of large packets that have been received and wait in the batch.
+    /// Memory of large packets that are complete and wait in the batch.
     unplaced: Vec<Reservation>,
-    /// Its place among all that are connected.
+    /// Its place among the connected clients.
     _place: Place,
 }
 
@@ -182,7 +182,7 @@ where
     serve_known(core, reader, writer, peer, |_| {}).await;
 }
 
-/// The same; tells who the user is as soon as that is known, if there is one.
+/// Like [`serve`]. Calls `known` with the user's name as soon as a user has signed in.
 pub async fn serve_known<R, W>(core: Arc<Core>, mut reader: R, mut writer: W, peer: Peer, known: impl FnOnce(&str))
 where
     R: AsyncRead + Unpin,
@@ -237,7 +237,7 @@ where
     };
     end.log(&core, &connection.identity.client_id, peer.address);
     if end.is_stopping() {
-        // what the gateway itself said last, such as that a sensor is offline now, still goes out
+        // the gateway's own last messages, such as that a sensor is offline, are still delivered
         connection.deliver();
     }
     if let Some(reason) = end.reason() {
@@ -247,7 +247,7 @@ where
     drop(input);
     let (last, is_stopping) = (std::mem::take(&mut connection.out), end.is_stopping());
     let is_there = !connection.is_deaf && !matches!(end, ConnectionEnd::Closed | ConnectionEnd::Stalled);
-    // whoever waits for the client id does not wait for a client that is slow to take its last packet
+    // a connection that waits for the client id does not wait for a client that is slow to read its last packet
     let closing = close(&core, connection, end, claim);
     if is_there {
         tokio::join!(closing, part(&core.waiting, reader, writer, last, is_stopping));
@@ -257,7 +257,7 @@ where
     }
 }
 
-/// Runs a future so that a panic in it ends only this future.
+/// Runs a future so that a panic ends only this future.
 async fn contain<T>(future: impl Future<Output = T>) -> Result<T, ()> {
     let mut future = std::pin::pin!(future);
     std::future::poll_fn(|context| match std::panic::catch_unwind(AssertUnwindSafe(|| future.as_mut().poll(context))) {
@@ -267,7 +267,8 @@ async fn contain<T>(future: impl Future<Output = T>) -> Result<T, ()> {
     .await
 }
 
-/// Takes the client id, finds or makes the session, and greets the client. Fails if its place is somebody else's before that.
+/// Takes the client id, finds or creates the session, and sends the CONNACK. Fails if another connection takes the place
+/// before.
 async fn open(
     core: &Arc<Core>,
     admitted: Admitted,
@@ -281,7 +282,7 @@ async fn open(
             biased;
             () = core.allowance.wait(&holder) => {}
             () = place.cut() => return Err(Reason::SERVER_BUSY),
-            // the newer of two connections waits in the place of both
+            // of two connections the newer one waits, in the place that both share
             () = place.replaced() => return Err(Reason::SERVER_BUSY),
             () = core.cancel.cancelled() => return Err(Reason::SERVER_SHUTTING_DOWN),
         }
@@ -298,8 +299,8 @@ async fn open(
                 core.publish_delayed(&owner, will).await;
             }
             let ended = core.end(session);
-            // CONNACK says that the session is gone [MQTT-3.1.2-4], and it must not come back with the next start; a disk
-            // that does not answer keeps nobody out
+            // CONNACK reports that the session is gone [MQTT-3.1.2-4], so a restart must not bring it back; but a disk that
+            // does not respond must not keep the client out
             let _ = tokio::time::timeout(super::core::LONGEST_SYNC, core.ingress.settled(ended)).await;
         } else {
             resumed = Some(session);
@@ -366,7 +367,7 @@ async fn open(
     Ok((claim, number, connection))
 }
 
-/// Goes on with the session that was found, or makes one.
+/// Continues the session that was found, or creates one.
 fn begin_session(
     core: &Core,
     connect: &mqtt::Connect,
@@ -383,9 +384,9 @@ fn begin_session(
     session
 }
 
-/// Publishes the will or keeps it for later, parks the session or ends it, and lets go of the client id.
+/// Publishes or keeps the will, parks or ends the session, and releases the client id.
 async fn close(core: &Arc<Core>, mut connection: BrokerConnection, end: ConnectionEnd, claim: super::registry::Claim) {
-    // what was accepted but has no place yet still gets one; a failed router is reported by its own task
+    // accepted messages without a place in the order still get one; if the router has failed, its own task reports that
     if !connection.batch.is_empty() && !matches!(end, ConnectionEnd::Panicked) {
         loop {
             let room = core.ingress.room().notified();

@@ -1,37 +1,37 @@
-//! What is about to be written to a client.
+//! The output buffer of a client.
 //!
-//! Packets stand one after the other in one buffer. Of a large message only the head does: its payload stays where it is and is
-//! shared with all others who get it, so that one message for many clients that do not read is there once.
+//! Packets are written one after the other into one buffer. Of a large message only the header is written there. Its payload
+//! stays where it is and is shared with all receivers, so that a message for many slow clients is in memory once.
 
 use std::collections::VecDeque;
 use std::io::IoSlice;
 
 use bytes::{Buf, Bytes, BytesMut};
 
-/// A payload from this size on is shared and not copied.
+/// A payload of at least this size in bytes is shared instead of copied.
 pub(super) const LARGE: usize = 16 * 1024;
 
-/// Packets that wait to be written.
+/// Packets that wait to be written to the socket.
 #[derive(Debug, Default)]
 pub(super) struct SocketOutput {
-    /// In front of `tail`.
+    /// The parts before `tail`.
     parts: VecDeque<Bytes>,
     parts_len: usize,
     tail: BytesMut,
 }
 
 impl SocketOutput {
-    /// Begins with these packets.
+    /// Starts with these packets.
     pub(crate) fn new(tail: BytesMut) -> SocketOutput {
         SocketOutput { tail, ..SocketOutput::default() }
     }
 
-    /// Where packets are written to.
+    /// The buffer to which packets are appended.
     pub(crate) fn tail(&mut self) -> &mut BytesMut {
         &mut self.tail
     }
 
-    /// Adds what is shared with others.
+    /// Appends bytes that are shared with other connections.
     pub(crate) fn share(&mut self, bytes: Bytes) {
         for part in [self.tail.split().freeze(), bytes] {
             if !part.is_empty() {
@@ -49,19 +49,19 @@ impl SocketOutput {
         self.len() == 0
     }
 
-    /// Bytes that are shared with others, or were written in front of such.
+    /// Bytes before `tail`, which are mostly shared with other connections.
     pub(crate) fn shared(&self) -> usize {
         self.parts_len
     }
 
-    /// A burst is over: its buffer is given back.
+    /// Releases a large buffer after a burst.
     pub(crate) fn shrink(&mut self, most: usize) {
         if self.is_empty() && self.tail.capacity() > most {
             self.tail = BytesMut::new();
         }
     }
 
-    /// Forgets all but so many bytes.
+    /// Drops everything after `len` bytes.
     pub(crate) fn truncate(&mut self, len: usize) {
         self.tail.truncate(len.saturating_sub(self.parts_len));
         while self.parts_len > len

@@ -1,4 +1,4 @@
-//! The other end of a connection.
+//! The remote side of a connection.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -8,26 +8,26 @@ use tokio::time::Instant;
 
 use crate::access::waiting::Ticket;
 
-/// A client whose CONNECT is there so soon has sent it at once.
+/// If the CONNECT arrives within this time, the client has sent it at once.
 const AT_ONCE: Duration = Duration::from_millis(200);
 
-/// Where a connection comes from.
+/// Properties of a connection that are known before the CONNECT.
 #[derive(Clone, Debug)]
 pub struct Peer {
-    /// Where it comes from; of IPv4 in IPv6 the IPv4 address.
+    /// The remote address; an IPv4 address embedded in IPv6 is stored as IPv4.
     pub(crate) address: IpAddr,
-    /// User named by its TLS client certificate.
+    /// The user named by the TLS client certificate.
     pub(crate) certificate_user: Option<Box<str>>,
-    /// Its place in the waiting room, where there is one.
+    /// Its place among the connections without a CONNECT, if it has one.
     pub(crate) ticket: Option<Arc<Ticket>>,
-    /// The listener that it came through; `None`: the port of HTTP.
+    /// The listener through which it came; `None` for the HTTP port.
     pub(crate) listener: Option<Arc<str>>,
-    /// When it was accepted, and its handshake was done where there is TLS.
+    /// When the connection was accepted, or with TLS when the handshake was complete.
     pub(crate) accepted: Instant,
 }
 
 impl Peer {
-    /// Somebody at this address of whom nothing else is known.
+    /// A connection from this address of which nothing else is known.
     pub fn at(address: IpAddr) -> Peer {
         Peer {
             address: address.to_canonical(),
@@ -38,8 +38,8 @@ impl Peer {
         }
     }
 
-    /// Said when its CONNECT has been read: what decides which of two connections is the newer one. Of clients that send theirs at
-    /// once it is when they were accepted, which is known better than when what they have sent was looked at.
+    /// The time that decides which of two connections is newer; to be called when the CONNECT has been read. For clients
+    /// that send it at once, it is the time of the accept, which is more exact than the time of reading.
     pub(super) fn arrived(&self) -> Instant {
         let now = Instant::now();
         if now.saturating_duration_since(self.accepted) < AT_ONCE { self.accepted } else { now }

@@ -1,4 +1,4 @@
-//! What clients send.
+//! Processes what the client sends.
 
 use bytes::BytesMut;
 use smallvec::SmallVec;
@@ -25,25 +25,26 @@ use crate::mqtt::{
     acknowledgement, disconnect, frame, write,
 };
 
-/// QoS 1 and 2 messages that a client may have sent and not got acknowledged.
+/// The number of QoS 1 and 2 messages that a client may send before they are acknowledged.
 pub(crate) const RECEIVE_MAXIMUM: u16 = 1000;
-/// Subscriptions of one session.
+/// Most subscriptions of one session.
 const MAX_FILTERS: usize = 10_000;
-/// Filters of one SUBSCRIBE or UNSUBSCRIBE: each has a byte in the answer, which waits until the client takes it.
+/// Most filters in one SUBSCRIBE or UNSUBSCRIBE. Each has a byte in the answer, which stays in memory until the client reads
+/// it.
 const MAX_AT_ONCE: usize = 65_535;
-/// Bytes of their topic filters.
+/// Most bytes of all topic filters of one session.
 const MAX_FILTER_BYTES: usize = 2 << 20;
-/// A batch that has reached this size is sent on before more is parsed.
+/// A batch of this size in bytes is sent on before more packets are parsed.
 const BATCH_SIZE: usize = 64 * 1024;
 
 impl BrokerConnection {
-    /// Deals with all whole packets in `input`. Says whether every message has got its place.
+    /// Processes all complete packets in `input`. Returns whether all messages have got their places in the order.
     pub(super) fn receive(&mut self, input: &mut BytesMut) -> Result<bool, ConnectionEnd> {
         let max = self.core.settings.load().max_packet_size;
         let mut placed = self.place()?;
         let mut packets = 0;
         (self.held_until, self.read_at) = (None, None);
-        // parsed in place: nothing is copied but messages into their batch
+        // packets are parsed in place; only messages are copied, into their batch
         let bytes = std::mem::take(input);
         let mut at = 0;
         let result = loop {
@@ -79,18 +80,18 @@ impl BrokerConnection {
         *input = bytes;
         self.consume(input, at);
         self.core.stats.packets_received.add(packets);
-        // what came before a wrong packet was right
+        // the packets before an invalid one were valid
         placed = self.place()?;
         result.map(|()| placed)
     }
 
-    /// When this client may search the retained messages, if it has searched them much.
+    /// When this client may search the retained messages again, if it has searched them too much.
     pub(super) fn turn(&mut self) -> Option<Instant> {
         self.first_turn.take_if(|turn| *turn <= Instant::now());
         self.first_turn.max(self.core.ingress.meter().turn(self.origin))
     }
 
-    /// Gives the batch its place in the order, if there is room; says whether nothing is left.
+    /// Gives the batch its place in the order, if there is room. Returns whether the batch is empty afterwards.
     fn place(&mut self) -> Result<bool, ConnectionEnd> {
         if self.batch.is_empty() {
             self.unplaced.clear();
@@ -173,20 +174,20 @@ impl BrokerConnection {
             }
         }
         let is_repeated = qos == Qos::ExactlyOnce && !self.session.unreleased.insert(packet_id);
-        // the topic is looked at even if the message is repeated: it may set an alias
+        // the topic of a repeated message is processed too, because it may define an alias
         let accepted = self.push(&publish, is_repeated)?;
         if qos == Qos::AtMostOnce {
             return Ok(());
         }
         let is_v5 = self.version.is_v5();
-        // MQTT 3 cannot say no: what is not allowed is acknowledged and goes nowhere [MQTT-3.3.5-2]
+        // MQTT 3 has no refusal, so a message that is not allowed is acknowledged and dropped [MQTT-3.3.5-2]
         let reason = accepted.err().filter(|_| is_v5).unwrap_or(Reason::SUCCESS);
         if reason.is_error() {
             self.session.unreleased.remove(&packet_id);
         }
         let kind = if qos == Qos::AtLeastOnce { AckPacket::PubAck } else { AckPacket::PubRec };
         let state = match self.batch.len().checked_sub(1) {
-            // a repeated message has its place; waiting for the last one is waiting long enough for it
+            // a repeated message has its place already; the receipt of the last message comes later than its own
             Some(last) if accepted.is_ok() => {
                 if qos == Qos::ExactlyOnce && !is_repeated {
                     self.received.push((last, packet_id));
@@ -203,8 +204,8 @@ impl BrokerConnection {
         Ok(())
     }
 
-    /// Adds the message to the batch, unless it was there before or is not allowed. `Err(SUCCESS)`: it has been in this
-    /// gateway, and is acknowledged and goes nowhere.
+    /// Adds the message to the batch, unless it is repeated or not allowed. `Err(SUCCESS)` means that the message has passed
+    /// through this gateway before; it is acknowledged and dropped.
     fn push(&mut self, publish: &Publish<'_>, is_repeated: bool) -> Result<Result<(), Reason>, ConnectionEnd> {
         let topic = self.aliases.topic_of(publish)?;
         if topic.bytes().filter(|byte| *byte == b'/').count() >= MAX_LEVELS {
@@ -253,7 +254,7 @@ impl BrokerConnection {
             _ => {
                 let known = self.session.unreleased.remove(&packet_id);
                 let reason = if known { Reason::SUCCESS } else { Reason::PACKET_ID_NOT_FOUND };
-                // after the PUBREC of the same message, if that still waits for its receipt
+                // sent after the PUBREC of the same message, if that still waits for its receipt
                 let durable = known.then(|| self.note(Note::Forgotten(packet_id))).flatten();
                 let state = AckState::Waits(Receipt { durable });
                 self.acks.push(PendingAck { kind: AckPacket::PubComp, packet_id, reason, state });
@@ -265,8 +266,8 @@ impl BrokerConnection {
         }
     }
 
-    /// Answers a PUBREC. After a restart the message must not be sent as if it were new, so PUBREL waits until it is known
-    /// on disk that the client has it.
+    /// Answers a PUBREC with a PUBREL. In a persistent session the PUBREL waits until it is on disk that the client has the
+    /// message, because otherwise it would be sent as a new message after a restart.
     fn release(&mut self, packet_id: u16, answer: &Received) {
         let (reason, ordinal) = match answer {
             Received::Release(ordinal) => (Reason::SUCCESS, *ordinal),
@@ -281,19 +282,19 @@ impl BrokerConnection {
         }
     }
 
-    /// Notes a step of a QoS 2 exchange of a persistent session. Where that cannot be kept, nothing waits for it: after a
-    /// restart the message may come twice.
+    /// Records a step of a QoS 2 exchange of a persistent session. If the journal cannot write, nothing waits for the
+    /// record, and the message may arrive twice after a restart.
     fn note(&self, note: Note) -> Option<Position> {
         let durable = self.session.durable.as_ref()?;
         self.core.ingress.journal().note(durable.consumer, note).ok()
     }
 
-    /// A delivery is done with.
+    /// Ends a delivery: acknowledged, refused or impossible.
     pub(super) fn settle(&mut self, source: DeliverySource) {
         match source {
             DeliverySource::Live => {}
             DeliverySource::Journal(position, _) => {
-                // groups look at what waits for it
+                // shared subscriptions check the messages that wait for this session
                 let is_looked_at = self.session.givers().next().is_some();
                 if let Some(durable) = &mut self.session.durable {
                     durable.reader.settle_soon(position, Outcome::Acked);
@@ -307,7 +308,7 @@ impl BrokerConnection {
         }
     }
 
-    /// Writes the acknowledgements whose receipts have come true, in order [MQTT-4.6.0-2].
+    /// Writes the acknowledgements whose receipts are complete, in order [MQTT-4.6.0-2].
     pub(super) fn flush_acks(&mut self) {
         if self.acks.is_empty() && self.subacks.is_empty() {
             return;
@@ -344,7 +345,7 @@ impl BrokerConnection {
             if reason == Reason::TOPIC_FILTER_INVALID && !self.version.is_v5() {
                 return Err(ConnectionEnd::Broken(Error::Malformed("invalid topic filter"))); // [MQTT-4.7.1-2], [MQTT-4.8.0-1]
             }
-            // MQTT 3.1 has no refusal: whoever may not subscribe is told that it has, and gets nothing
+            // MQTT 3.1 has no refusal: the client gets a normal answer, and no messages
             let is_silent = self.version == Version::V31 && reason.is_error();
             reasons.push(if is_silent { Reason(wanted.qos as u8) } else { reason });
         }
@@ -356,7 +357,7 @@ impl BrokerConnection {
         self.answer_when_kept(answer, kept)
     }
 
-    /// Sends a SUBACK or UNSUBACK, of a persistent session when what it says is on disk.
+    /// Sends a SUBACK or UNSUBACK. For a persistent session it is sent when the change is on disk.
     fn answer_when_kept(&mut self, answer: BytesMut, kept: Option<Position>) -> Result<(), ConnectionEnd> {
         if answer.len() > self.max_packet {
             return Err(ConnectionEnd::Ended(Reason::PACKET_TOO_LARGE)); // [MQTT-3.1.2-24]
@@ -390,7 +391,7 @@ impl BrokerConnection {
         }
         let options = SubscriptionOptions {
             qos: wanted.qos,
-            // a bridge of mosquitto's kind expects both [mosquitto.conf, bridge_attempt_unsubscribe ff.]
+            // a bridge like mosquitto's expects both [mosquitto.conf, bridge_attempt_unsubscribe ff.]
             no_local: wanted.no_local || self.is_bridge,
             retain_as_published: wanted.retain_as_published || self.is_bridge,
             id,
@@ -458,7 +459,7 @@ impl BrokerConnection {
     }
 }
 
-/// Whether the filter is shared, and the filter proper; `None` if it is invalid.
+/// Whether the filter is shared, and the filter itself; `None` if it is invalid.
 fn checked(filter: &str) -> Option<(bool, &str)> {
     let (shared, inner) = if filter.starts_with("$share/") {
         let (name, inner) = split_share(filter)?;

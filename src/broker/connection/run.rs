@@ -1,4 +1,4 @@
-//! The loop of a connection.
+//! The main loop of a connection.
 
 use std::time::Duration;
 
@@ -14,25 +14,25 @@ use crate::exchange::stats::Stats;
 use crate::health::Overdue;
 use crate::workers::worked;
 
-/// Stop producing output beyond this many unsent bytes.
+/// Unsent bytes above which no more output is produced.
 pub(super) const OUT_FULL: usize = 64 * 1024;
-/// Stop reading while this much input waits for its place.
+/// Bytes of messages without a place in the order above which nothing is read.
 const BATCH_FULL: usize = 128 * 1024;
-/// Stop reading while this many acknowledgements wait for their receipts.
+/// Acknowledgements that wait for receipts, above which nothing is read.
 const ACKS_FULL: usize = 2500;
-/// And while this many answers to SUBSCRIBE wait for the disk.
+/// Answers to SUBSCRIBE that wait for the disk, above which nothing is read.
 const SUBACKS_FULL: usize = 100;
-/// Stop reading while this many bytes of answers wait for the client.
+/// Bytes of answers that wait for the client, above which nothing is read.
 const ANSWERS_FULL: usize = 128 * 1024;
-/// Stop reading while the retained messages of this many subscriptions wait for the client.
+/// Subscriptions whose retained messages wait for the client, above which nothing is read.
 const RETAINED_FULL: usize = 10_000;
 const SMALLEST_READ: usize = 4 * 1024;
 const LARGEST_READ: usize = 64 * 1024;
-/// A client that takes nothing for this long has gone.
+/// A client that reads nothing for this long counts as gone.
 const STALL: Duration = Duration::from_secs(30);
-/// Once that time is over, the connection is served for this much longer.
+/// How long the connection is served after that time, before it ends.
 const LAST_CHANCE: Duration = Duration::from_millis(200);
-/// How often it is tried whether there is memory again for a message that is not sent for lack of it.
+/// The interval at which a message that waits for memory is tried again.
 const SHORT: Duration = Duration::from_millis(250);
 const NEVER: Duration = Duration::from_secs(365 * 24 * 3600);
 
@@ -54,11 +54,11 @@ impl BrokerConnection {
         let mut alarm = std::pin::pin!(sleep_until(pace.read_by()));
         loop {
             worked();
-            // before trying, so that room made meanwhile is not missed
+            // registered before the attempt, so that room that is made in between is not missed
             let room = core.ingress.room().notified();
             let freed = core.ingress.receiving().freed();
             if self.out.is_empty() {
-                // whatever comes to be sent now has been waiting for no time
+                // output that is produced from here on has not waited yet
                 pace.has_written();
                 self.out.shrink(OUT_FULL);
             }
@@ -68,17 +68,17 @@ impl BrokerConnection {
                 Err(end) => return end,
             };
             if !placed {
-                // it is we who do not read: that is not the client's silence
+                // the gateway does not read at present, so the client does not count as silent
                 pace.last_read = Instant::now();
             }
             self.flush_acks();
             if self.is_deaf || (pace.leaving.is_some() && unsent >= ANSWERS_FULL) {
-                // what a client that leaves has sent counts, answered or not; packets stay whole
+                // what a leaving client has sent counts even without an answer; only whole packets are cut off
                 self.out.truncate(if self.is_deaf { 0 } else { unsent });
             }
             let idle = pace.leaving.is_none() && self.deliver();
             if idle && self.session.retained.len() > 0 {
-                // the search for its retained messages waits for its turn, which may just have come
+                // the search for retained messages waits for its turn, which may just have come
                 self.held_until = self.held_until.max(self.turn()).or_else(|| Some(Instant::now()));
             }
             self.subscriber.inbox.set_blocked(!idle);
@@ -102,7 +102,7 @@ impl BrokerConnection {
                     }
                 },
                 result = writer.write_buf(&mut self.out), if !self.out.is_empty() => match result {
-                    // what the client has sent before it closed is still there to be read
+                    // what the client sent before it closed can still be read
                     Ok(0) | Err(_) => self.leave(&mut pace, ConnectionEnd::Closed),
                     Ok(count) => {
                         core.stats.bytes_sent.add(count as u64);
@@ -131,13 +131,13 @@ impl BrokerConnection {
         }
     }
 
-    /// Ends for this reason as soon as what the client has sent before is dealt with.
+    /// Ends the connection for this reason as soon as what the client has sent before is processed.
     fn leave(&mut self, pace: &mut ClientPace, end: ConnectionEnd) {
         self.is_deaf |= matches!(end, ConnectionEnd::Closed | ConnectionEnd::Stalled);
         pace.leaving.get_or_insert_with(|| Leaving::new(end));
     }
 
-    /// A time is over: says when to look again, or why the connection ends.
+    /// Handles a timer: returns when to check again, or why the connection ends.
     fn rung<R>(
         &mut self,
         pace: &mut ClientPace,
@@ -148,7 +148,7 @@ impl BrokerConnection {
     where
         R: AsyncRead + Unpin,
     {
-        // where the process itself was held up, what has come meanwhile is not late
+        // input that arrived while the process was stopped is not late
         let read = if may_read { reader.read_buf(input).now_or_never() } else { None };
         if let Some(Ok(count)) = read
             && count > 0
@@ -168,8 +168,8 @@ impl BrokerConnection {
         }
     }
 
-    /// Whether more may come in, and room for it: a client that does not take its answers is not asked for more. One that
-    /// leaves is, without the answers.
+    /// Whether more may be read, with room for it. A client that does not read its answers is not read from. A leaving
+    /// client is read from nevertheless, but gets no answers.
     fn may_read(&mut self, pace: &mut ClientPace, input: &mut BytesMut) -> bool {
         let is_open = self.held_until.is_none()
             && self.batch.size() < BATCH_FULL
@@ -188,23 +188,23 @@ impl BrokerConnection {
                 input.reserve(pace.read_size);
             }
         } else {
-            // it is not late while nobody listens
+            // the packet is not late while the gateway does not read
             pace.last_read = Instant::now();
         }
         may_read
     }
 }
 
-/// When a client has last been heard of and has last taken something, and how much it sends at a time.
+/// When a client has last sent and last read something, and how much it sends at a time.
 struct ClientPace {
     /// Silence longer than this ends the connection.
     patience: Duration,
     last_read: Instant,
     last_write: Instant,
     read_size: usize,
-    /// It is about to end.
+    /// Set when the connection is about to end.
     leaving: Option<Leaving>,
-    /// For how long it could have been read from since its time was over, and written to.
+    /// For how long the client could have been read from, or written to, since its time was over.
     silent: Overdue,
     stalled: Overdue,
 }
@@ -235,7 +235,7 @@ impl ClientPace {
         self.last_write + STALL
     }
 
-    /// A client that fills the buffer gets a larger one, an idle one none.
+    /// Adapts the read buffer: larger for a client that fills it, none for an idle client.
     fn has_read(&mut self, count: usize, stats: &Stats) {
         stats.bytes_received.add(count as u64);
         if let Some(leaving) = &mut self.leaving {
@@ -250,7 +250,7 @@ impl ClientPace {
         }
     }
 
-    /// There is nothing more to read: why the connection ends.
+    /// Why the connection ends when there is nothing more to read.
     fn over(&mut self) -> ConnectionEnd {
         self.leaving.take().map_or(ConnectionEnd::Closed, Leaving::into_end)
     }
@@ -260,8 +260,8 @@ impl ClientPace {
         self.stalled.reset();
     }
 
-    /// When to look again, or why the connection ends. What a client sent or took while this process did not run counts:
-    /// nobody is given up before there was time to see that.
+    /// Returns when to check again, or why the connection ends. The time in which this process did not run does not count
+    /// against the client: what the client sent or read meanwhile is processed first.
     fn check(&mut self, has_output: bool) -> Result<Instant, ConnectionEnd> {
         let now = Instant::now();
         let is_silent = now >= self.read_by();
@@ -279,7 +279,7 @@ impl ClientPace {
     }
 }
 
-/// Waits for that time; for ever if there is none.
+/// Waits until `at`; for ever if it is `None`.
 async fn late(at: Option<Instant>) {
     match at {
         Some(at) => sleep_until(at).await,

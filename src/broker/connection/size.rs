@@ -1,4 +1,4 @@
-//! Packets that are too large.
+//! Handles packets that are too large.
 
 use std::time::Duration;
 
@@ -9,18 +9,18 @@ use crate::access::guesses::network;
 use crate::health::{CLIENT_PART, Fault, beginning};
 use crate::mqtt::{Error, PacketType, topic_of_publish};
 
-/// A client that is cut off for what it sends is a problem until it has not been cut off for this long: most come back at
-/// once and send the same again.
+/// How long a disconnection for a too large packet is shown as a problem. Most clients come back at once and send the same
+/// packet again.
 const CUT_OFF: Duration = Duration::from_secs(600);
-/// Bytes of a client id that are shown.
+/// The number of bytes of a client id that are shown.
 const SHOWN: usize = 64;
 
 impl BrokerConnection {
-    /// A packet that is larger than allowed ends the connection as soon as it is known what it was about.
+    /// Ends the connection for a packet that is too large, as soon as its topic is known.
     pub(super) fn too_large(&self, bytes: &[u8], size: usize, most: usize) -> Result<(), ConnectionEnd> {
         let is_publish = bytes.first().is_some_and(|first| first >> 4 == PacketType::Publish as u8);
         let topic = if is_publish { topic_of_publish(bytes) } else { None };
-        // few clients send the head of a packet alone
+        // few clients send the header of a packet separately
         if is_publish && topic.is_none() {
             return Ok(());
         }

@@ -20,7 +20,7 @@ fn journal() -> crate::journal::Journal {
     crate::journal::Journal::open(storage, Default::default(), clock).unwrap()
 }
 
-/// The other end of a connection to it, of at most so many bytes that are under way.
+/// The client's side of a connection with a buffer of this many bytes.
 fn reach(broker: &crate::broker::Broker, bytes: usize) -> tokio::io::DuplexStream {
     let (client, server) = tokio::io::duplex(bytes);
     let (reader, writer) = tokio::io::split(server);
@@ -29,7 +29,7 @@ fn reach(broker: &crate::broker::Broker, bytes: usize) -> tokio::io::DuplexStrea
     client
 }
 
-/// A broker, and a client that is connected to it.
+/// A broker with a connected client.
 async fn connected() -> (crate::broker::Broker, tokio::io::DuplexStream) {
     let broker = broker(crate::journal::Journal::default);
     let mut client = reach(&broker, 4096);
@@ -44,7 +44,7 @@ async fn connected() -> (crate::broker::Broker, tokio::io::DuplexStream) {
 async fn a_client_that_was_quiet_for_long_still_gets_its_answers() {
     let (_broker, mut client) = connected().await;
     for _ in 0..50 {
-        // longer than anybody may take nothing, shorter than its keep alive allows
+        // longer than a client may read nothing, and shorter than its keep alive allows
         tokio::time::sleep(Duration::from_secs(59)).await;
         client.write_all(&[0xc0, 0]).await.unwrap();
         let mut pingresp = [0; 2];
@@ -78,7 +78,7 @@ async fn all_clients_of_a_user_have_one_allowance() {
     let begin = Instant::now();
     client.write_all(&subscribe(b't')).await.unwrap();
     client.read_exact(&mut [0; 5]).await.unwrap();
-    // a network of guests has 8 MB and 0.8 MB a minute
+    // a network of guests has 8 MB at once and 0.8 MB a minute
     assert!(begin.elapsed() >= Duration::from_secs(115), "{:?}", begin.elapsed());
 }
 
@@ -95,7 +95,7 @@ async fn what_clients_write_is_at_the_cost_of_their_user() {
     assert_eq!(holders, [guests, PlaceHolder::Guest(None)].into());
 }
 
-/// SUBSCRIBE to these filters at QoS 0.
+/// A SUBSCRIBE to these filters at QoS 0.
 fn subscribe_to(filters: impl Iterator<Item = String>) -> Vec<u8> {
     let mut body = vec![0, 1];
     for filter in filters {
@@ -132,12 +132,12 @@ async fn a_session_has_no_more_filters_and_no_longer_ones_than_it_may() {
     let mut suback = vec![0; 1 + 2 + 2 + 12_000];
     client.read_exact(&mut suback).await.unwrap();
     assert_eq!(suback[5..].iter().filter(|reason| **reason == 0).count(), 10_000);
-    // however short they are, an answer has a byte for each
+    // however short the filters are, the answer has a byte for each
     client.write_all(&subscribe_to((0..65_536).map(|_| "#".into()))).await.unwrap();
     assert_eq!(client.read(&mut [0; 1]).await.unwrap(), 0, "the connection ends");
 }
 
-/// A future, and how often it has been polled.
+/// A future that counts how often it is polled.
 struct Counted<F>(std::pin::Pin<Box<F>>, Arc<std::sync::atomic::AtomicUsize>);
 
 impl<F: Future> Future for Counted<F> {
@@ -159,13 +159,13 @@ async fn a_delivery_to_a_persistent_session_wakes_it_once() {
     let peer = Peer::at(IpAddr::from([127, 0, 0, 1]));
     let polls = Arc::<std::sync::atomic::AtomicUsize>::default();
     tokio::spawn(Counted(Box::pin(serve(broker.core.clone(), reader, writer, peer)), polls.clone()));
-    // not clean, and "t" at QoS 1
+    // CONNECT without clean session, and SUBSCRIBE to "t" at QoS 1
     client.write_all(b"\x10\x0d\0\x04MQTT\x04\0\0\x3c\0\x01a\x82\x06\0\x01\0\x01t\x01").await.unwrap();
     let mut answers = [0; 9];
     client.read_exact(&mut answers).await.unwrap();
     let mut wakes = Vec::new();
     for number in 0..50u16 {
-        // whatever it was busy with is over
+        // by now the connection has finished its work
         tokio::time::sleep(Duration::from_millis(20)).await;
         let before = polls.load(std::sync::atomic::Ordering::Relaxed);
         let draft = Draft {

@@ -1,9 +1,9 @@
-//! The groups behind shared subscriptions, and who keeps messages for them.
+//! The groups behind shared subscriptions, and the journal consumers that keep messages for them.
 //!
-//! A group is there as long as a session, connected or not, has its subscription. While one of these sessions is persistent and
-//! asks for more than QoS 0, messages for the group are kept in the journal, by a consumer named
-//! `share/u/USER` NUL `NAME/FILTER` where a user began it and `share/g/NAME/FILTER` where a client without a user name did: it
-//! says for whom the messages count when there is no room. (Of earlier versions there are also some without the user.)
+//! A group exists as long as a session has its subscription, whether its client is connected or not. If one of these
+//! sessions is persistent and subscribed with more than QoS 0, the journal keeps messages for the group. The consumer is
+//! named `share/u/USER` NUL `NAME/FILTER` if a user made the group, and `share/g/NAME/FILTER` if a client without a user
+//! name did. The name shows whose share of the journal the messages use. Earlier versions made some names without the user.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -23,9 +23,9 @@ use crate::message::Qos;
 #[derive(Debug)]
 struct Group {
     group: Arc<SharedGroup>,
-    /// Sessions that have this subscription, connected or not.
+    /// The number of sessions with this subscription, whether their clients are connected or not.
     sessions: usize,
-    /// Those of them that need messages kept.
+    /// The number of these sessions that need messages kept.
     keepers: usize,
 }
 
@@ -35,19 +35,19 @@ struct KnownGroups {
     by_consumer: HashMap<ConsumerId, Arc<SharedGroup>>,
 }
 
-/// All groups.
+/// The groups of all shared subscriptions.
 #[derive(Debug, Default)]
 pub(crate) struct Groups {
     known: Mutex<KnownGroups>,
     news: Arc<News>,
 }
 
-/// Whether a session needs messages of a group kept while it is away.
+/// Whether messages must be kept for a session while its client is absent.
 fn keeps(session: &Session, options: SubscriptionOptions) -> bool {
     session.durable.is_some() && options.qos > Qos::AtMostOnce
 }
 
-/// The name of the consumer that a group has, or would have if this session began it.
+/// The name of the group's consumer. If the group is new, the session's owner is part of it.
 fn consumer_name(journal: &Journal, session: &Session, shared: &str) -> String {
     let rest = shared.strip_prefix("$share/").unwrap_or(shared);
     let own = match SessionName::of(&session.owner).user {
@@ -65,7 +65,8 @@ fn consumer_name(journal: &Journal, session: &Session, shared: &str) -> String {
 }
 
 impl Core {
-    /// The group behind `$share/NAME/FILTER`, with one more session, or with other options of one that has it (`old`).
+    /// Adds a session to the group behind `$share/NAME/FILTER`. `old` has the options of a session that is in the group
+    /// already.
     pub(in crate::broker) fn join_group(
         &self,
         session: &Session,
@@ -114,14 +115,14 @@ impl Core {
         self.ingress.add_route(filter, Route::Shared { group: group.clone(), consumer: Some(consumer) });
     }
 
-    /// Bounds what waits for a group: less, when nobody is there to take it.
+    /// Limits what waits for a group. The limit is lower if no member is connected.
     pub(in crate::broker) fn bound_group(&self, group: &SharedGroup, factor: usize) {
         if let Some(consumer) = group.consumer() {
             self.ingress.journal().bound(consumer, self.journal_limits(factor));
         }
     }
 
-    /// What a subscription leaves behind when it ends, besides the live part.
+    /// Cleans up after a subscription, except for its live part.
     pub(in crate::broker) fn drop_subscription(&self, session: &Session, filter: &str, subscription: &Subscription) {
         let Some(group) = &subscription.group else {
             if let Some(route) = super::session_route(session, subscription.options) {
@@ -143,17 +144,17 @@ impl Core {
                 self.ingress.journal().remove(consumer);
             }
         } else if entry.keepers == 0 {
-            // what is kept goes to those who are left
+            // the kept messages go to the remaining sessions
             self.ingress.add_route(inner, route);
         }
     }
 
-    /// Shared subscriptions.
+    /// The number of groups.
     pub(crate) fn group_count(&self) -> usize {
         self.groups.known.lock().by_filter.len()
     }
 
-    /// Forgets what was kept for groups that no session belongs to any more.
+    /// Deletes what was kept for groups that no session belongs to any more.
     pub(in crate::broker) fn drop_lost_groups(&self) {
         let journal = self.ingress.journal();
         let known = self.groups.known.lock();
@@ -166,7 +167,7 @@ impl Core {
         }
     }
 
-    /// Hands out what the journal has for groups, until cancelled.
+    /// Distributes the journal's messages for groups until cancelled.
     pub(crate) async fn share(self: Arc<Self>) {
         loop {
             let consumer = tokio::select! {

@@ -1,4 +1,4 @@
-//! What all connections share, and what happens to sessions between connections.
+//! The state that all connections share, and what happens to sessions between connections.
 
 pub(crate) mod groups;
 
@@ -38,28 +38,26 @@ use crate::message::{Origin, Owner, Qos};
 use crate::mqtt::{Reason, Version, Will};
 use crate::status::{ClientCounts, ClientSnapshot};
 
-/// While its client is connected, a persistent session may be this many times further behind than while it is away:
-/// enough for a burst that the client is busy reading.
+/// While its client is connected, a persistent session may have this many times more waiting messages than while the client
+/// is absent. That is enough for a burst that the client is busy reading.
 pub(super) const CONNECTED_FACTOR: usize = 16;
 
-/// The end of a session, and what else is written of users, is waited for no longer than this until it is on disk.
+/// The longest wait until the end of a session, or another record about users, is on disk.
 pub(crate) const LONGEST_SYNC: Duration = Duration::from_secs(2);
 
-/// Subscriptions of one user, or of all clients without a user name, one with a long topic filter counting as several.
+/// Most subscriptions of one user, or of all clients without a user name. A subscription with a long topic filter counts as
+/// several.
 const MAX_SUBSCRIPTIONS: usize = 50_000;
 
-/// A connected client, as others may see it.
+/// A connected client, as other rooms may see it.
 #[derive(Clone, Debug)]
 pub(crate) struct ConnectedClient {
-    /// Who it is.
     pub(crate) identity: Identity,
-    /// Where it comes from.
     pub(crate) address: IpAddr,
-    /// What it speaks.
     pub(crate) version: Version,
-    /// Since when, on the boot clock in milliseconds.
+    /// When it connected, in milliseconds of the boot clock.
     pub(crate) since_boot_ms: u64,
-    /// Seconds.
+    /// In seconds.
     pub(crate) keep_alive: u16,
     /// Whether its session outlives the connection.
     pub(crate) is_persistent: bool,
@@ -69,47 +67,45 @@ pub(crate) struct ConnectedClient {
     pub(super) password_hash: Option<String>,
     pub(super) kick: Arc<Kick>,
     pub(super) subscriber: Arc<Subscriber>,
-    /// Its session has begun with this connection.
+    /// Whether its session began with this connection.
     pub(super) is_new: bool,
 }
 
-/// Shared by all connections.
+/// The state that all connections share.
 pub struct Core {
-    /// Limits, as they are now.
+    /// The limits in force, which a reload changes.
     pub(crate) settings: ArcSwap<BrokerSettings>,
-    /// The door in.
+    /// The entrance for messages, which gives them their places in the order.
     pub ingress: Ingress,
-    /// Who may come in and do what.
+    /// The access decisions for clients.
     pub access: Arc<Access>,
-    /// Client ids in use.
+    /// The client ids in use.
     pub(crate) registry: Registry,
-    /// Connections that have not said who they are.
+    /// Connections that have not sent a CONNECT yet.
     pub(crate) waiting: Arc<WaitingRoom>,
-    /// Sockets of MQTT clients by network, those that wait or are about to go included.
+    /// The sockets of MQTT clients by network, including those that wait or are about to end.
     pub(crate) sockets: Arc<Sockets>,
-    /// Places of clients that are connected.
     pub(crate) places: Arc<Places>,
-    /// Subscriptions of all sessions, those of absent clients included.
+    /// The subscriptions of all sessions, including those of absent clients.
     pub(super) subscriptions: Arc<Quota>,
-    /// What waits for all clients.
+    /// The memory of messages that wait for clients.
     pub(super) queues: DeliveryMemory,
-    /// What is counted.
+    /// Counters for metrics and `$SYS`.
     pub stats: Arc<Stats>,
-    /// What is wrong now.
+    /// The present problems.
     pub(crate) health: Health,
-    /// Cancelled when the gateway goes down.
+    /// Cancelled when the gateway shuts down.
     pub(crate) cancel: CancellationToken,
     clients: Mutex<HashMap<u64, ConnectedClient>>,
     next_client: AtomicU64,
     pub(super) groups: Groups,
-    /// What users have written by changing their sessions.
+    /// The bytes that users have written by changing their sessions.
     pub(super) allowance: Allowance,
-    /// Wills of clients that were connected when the gateway ended, and whose sessions ended with it.
+    /// The wills of clients that were connected when the gateway ended, and whose sessions ended with it.
     pub(super) orphaned_wills: Mutex<Vec<(Box<str>, Will)>>,
 }
 
 impl Core {
-    /// Everything new.
     pub(crate) fn new(
         settings: BrokerSettings,
         ingress: Ingress,
@@ -138,11 +134,11 @@ impl Core {
         })
     }
 
-    /// Applies new users, rules and limits. Clients whose user has gone or changed are disconnected.
+    /// Applies new users, rules and limits. Clients whose user is gone or has changed are disconnected.
     pub(crate) fn reload(&self, settings: BrokerSettings) {
         self.access.reload(&settings.access);
         if settings.max_packet_size != self.settings.load().max_packet_size {
-            // whoever was cut off may now be let through; if not, it is said again
+            // clients that were disconnected for their packets may be allowed now; if not, that is reported again
             self.health.forget(CLIENT_PART);
         }
         self.ingress.set_max_packet_size(settings.max_packet_size);
@@ -156,13 +152,13 @@ impl Core {
         }
     }
 
-    /// Whether a client would be let in with the same permissions now.
+    /// Whether a client would get the same permissions now.
     fn still_holds(&self, client: &ConnectedClient) -> bool {
         let hash = client.password_hash.as_deref();
         self.access.authoriser.still_holds(&client.identity, hash, client.address, &client.permissions)
     }
 
-    /// Ends the connections of a user, or of somebody without a user name, with this client id; says how many there were.
+    /// Ends the connections with this client id, of a user or of clients without a user name. Returns their number.
     pub(crate) fn disconnect(&self, user: Option<&str>, client_id: &str) -> usize {
         let clients = self.clients.lock();
         let is_it = |client: &&ConnectedClient| {
@@ -172,7 +168,7 @@ impl Core {
         meant.map(|client| client.kick.kick(Reason::ADMINISTRATIVE_ACTION)).count()
     }
 
-    /// Connected clients, at most so many, in the order of their client ids.
+    /// At most `most` connected clients, in the order of their client ids.
     pub fn clients(&self, most: usize) -> Vec<ClientSnapshot> {
         let mut clients: Vec<ConnectedClient> = self.clients.lock().values().cloned().collect();
         clients.sort_by(|a, b| a.identity.client_id.cmp(&b.identity.client_id));
@@ -197,19 +193,19 @@ impl Core {
         }
     }
 
-    /// How many clients are connected, and how many are away with a session that is kept for them.
+    /// The numbers of connected clients and of absent clients with a kept session.
     pub fn client_counts(&self) -> ClientCounts {
         let (connected, away) = self.registry.counts();
         ClientCounts { connected, away }
     }
 
-    /// How many places there are.
+    /// The number of places for clients.
     pub(super) fn bounds(&self) -> Bounds {
         let most = self.settings.load().max_connections;
         Bounds { most, has_users: self.access.authoriser.has_any_users() }
     }
 
-    /// Whose subscriptions count as those of this session, of a client at this address.
+    /// The holder to whose quota the subscriptions of this session count; `from` is the address of its client.
     pub(super) fn holder(owner: &str, from: Option<IpAddr>) -> PlaceHolder {
         let user = SessionName::of(owner).user;
         match from {
@@ -222,10 +218,10 @@ impl Core {
         let number = self.next_client.fetch_add(1, Ordering::Relaxed);
         let mut clients = self.clients.lock();
         let client = clients.entry(number).or_insert(client);
-        // it was let in a while ago, and a reload in between has not seen it
+        // the client was accepted a while ago, and a reload in between has not seen it
         if !self.still_holds(client) {
             client.kick.kick(Reason::ADMINISTRATIVE_ACTION);
-            // it has nothing yet that somebody could come back for, and its user may have been removed
+            // a new session holds nothing yet that its client could come back for, and its user may have been removed
             if client.is_new {
                 client.kick.end_session();
             }
@@ -246,17 +242,17 @@ impl Core {
         InboxLimits { messages: settings.max_queued_messages, bytes: settings.max_queued_size }
     }
 
-    /// A fresh live subscriber for a session.
+    /// Makes a new live subscriber for a session.
     pub(super) fn subscriber(&self, session: &Session) -> Arc<Subscriber> {
         let shown = SessionName::of(&session.owner).to_string();
-        // guests together are one user, whose name nobody can have
+        // all guests count as one user, with a name that no user can have
         let payer = SessionName::of(&session.owner).user.unwrap_or_default();
         let inbox = Inbox::new(&shown, self.inbox_limits()).paid_by(self.queues.account(payer));
         let is_durable = session.durable.is_some();
         Arc::new(Subscriber { inbox, origin: origin(&session.owner), is_durable })
     }
 
-    /// A new session; a persistent one gets its consumer in the journal.
+    /// Makes a new session. A persistent session gets a consumer in the journal.
     pub(super) fn new_session(&self, name: &str, window: u16, is_persistent: bool, expiry: u32) -> Session {
         let durable = is_persistent.then(|| {
             let journal = self.ingress.journal();
@@ -275,7 +271,7 @@ impl Core {
         }
     }
 
-    /// The client of a session is connected again: its live subscriptions start anew.
+    /// Starts live delivery for a session whose client has connected again.
     pub(super) fn attach(&self, session: &Session, subscriber: &Arc<Subscriber>) {
         if session.durable.is_some() {
             let name = consumer_name(&session.name);
@@ -294,7 +290,8 @@ impl Core {
         }
     }
 
-    /// The client of a session has gone: nothing live is kept, and what shared subscriptions gave it goes to others.
+    /// Ends live delivery for a session whose client has left. Unacknowledged messages of shared subscriptions go to other
+    /// members.
     pub(super) fn detach(&self, session: &mut Session, subscriber: &Arc<Subscriber>, pending: Option<Run>) {
         for (filter, subscription) in &session.subscriptions {
             match &subscription.group {
@@ -328,7 +325,8 @@ impl Core {
         }
     }
 
-    /// A session is over: nothing of it is kept. That is so after a crash as well once the receipt has come true.
+    /// Ends a session and deletes everything that was kept for it. Once the receipt is complete, a crash cannot bring it
+    /// back.
     pub(super) fn end(&self, mut session: Session) -> Receipt {
         session.outbound.shares().for_each(Share::give_up);
         let filters: Vec<Box<str>> = session.subscriptions.keys().cloned().collect();
@@ -340,13 +338,13 @@ impl Core {
         let Some(durable) = &session.durable else { return Receipt::default() };
         let journal = self.ingress.journal();
         journal.remove(durable.consumer);
-        // where it cannot be written now, the session comes back with the next start and expires then
+        // if this cannot be written now, the session comes back after the next start and expires then
         let ended = journal.keep_session(&session.name, None, false).ok();
         self.charge(&session, ended.map_or(0, |(_, bytes)| bytes));
         Receipt { durable: ended.map(|(position, _)| position) }
     }
 
-    /// The session of an absent client is over, and with it the delay of its will [MQTT-3.1.2-8].
+    /// Ends the session of an absent client, and with it the delay of its will [MQTT-3.1.2-8].
     pub(super) async fn end_parked(&self, parked: Parked) -> Receipt {
         if let Some((_, will)) = parked.will {
             self.publish_delayed(&parked.session.owner, will).await;
@@ -354,8 +352,8 @@ impl Core {
         self.end(parked.session)
     }
 
-    /// A user is gone for good: its sessions end, with what waits in them. Whoever has that name next finds nothing, after a
-    /// power cut too.
+    /// Ends all sessions of a user that was removed, with the messages that wait in them. Whoever gets that name next finds
+    /// nothing, even after a power cut.
     pub(crate) async fn end_sessions_of(&self, user: &str) {
         let mut last = Receipt::default();
         for parked in self.registry.take_all_of(user) {
@@ -363,15 +361,15 @@ impl Core {
             let ended = self.end_parked(parked).await;
             last = if ended.durable.is_some() { ended } else { last };
         }
-        // a disk that does not answer holds nobody up
+        // a disk that does not respond must not delay the caller
         let _ = timeout(LONGEST_SYNC, self.ingress.settled(last)).await;
         self.access.passwords.familiar.forget(user);
     }
 
-    /// What a client finds besides what its own session has left. A session that was made before anybody noted whose it
-    /// was goes to the first who has its client id and may have all its subscriptions. A session that a client
-    /// without a user name has left ends when a user comes with its client id: that is mostly the same device, which
-    /// has been given a password and will not come back for it.
+    /// Finds what a client gets in addition to its own session. A session without a recorded owner, from an older version,
+    /// goes to the first client with its client id that may have all its subscriptions. A session of a client without a user
+    /// name ends when a user connects with its client id: it is mostly the same device, which has been given a password and
+    /// will not come back without it.
     pub(super) async fn inherit(
         &self,
         identity: &Identity,
@@ -426,22 +424,23 @@ impl Core {
     }
 }
 
-/// Bytes that may wait for all clients of one user: for a few with full queues, or for many with some.
+/// The bytes that may wait for all clients of one user: enough for a few clients with full queues, or for many with partly
+/// filled ones.
 fn most_waiting(settings: &BrokerSettings) -> usize {
     waiting::MOST.max(settings.max_queued_size.saturating_mul(4))
 }
 
-/// What the owner of a session publishes as.
+/// The origin of messages that the owner of a session publishes.
 pub(super) fn origin(owner: &str) -> Origin {
     Origin::client(owner).owned_by(Owner::of(SessionName::of(owner).user))
 }
 
-/// Name of a session's consumer in the journal.
+/// The name of a session's consumer in the journal.
 pub(crate) fn consumer_name(session: &str) -> String {
     format!("session/{session}")
 }
 
-/// How the journal feeds a session for a subscription; `None` if it need not.
+/// How the journal delivers messages for a subscription of this session; `None` if it need not.
 pub(super) fn session_route(session: &Session, options: SubscriptionOptions) -> Option<Route> {
     let durable = session.durable.as_ref()?;
     (options.qos > Qos::AtMostOnce).then(|| Route::Session {

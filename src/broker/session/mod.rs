@@ -1,6 +1,6 @@
 //! The state of a client that outlives its connection: subscriptions and messages in flight [MQTT-4.1, 4.3].
 //!
-//! This file decides and does no I/O: the connection tells it what arrived and sends what it says.
+//! This file makes decisions and does no I/O: the connection reports what has arrived and performs what this file decides.
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
@@ -18,34 +18,33 @@ use crate::journal::{ConsumerId, Position, Reader};
 use crate::message::{Message, MessageRef, Origin, Qos};
 use crate::mqtt::Reason;
 
-/// Packet ids from 1 to this one are for messages from the journal, in sessions that have such.
+/// In sessions with messages from the journal, these messages have packet ids from 1 to this one.
 const FROM_JOURNAL: u16 = 32_767;
 
-/// `$share/NAME/FILTER` taken apart.
+/// The name and the filter of `$share/NAME/FILTER`.
 pub(super) fn split_share(filter: &str) -> Option<(&str, &str)> {
     filter.strip_prefix("$share/")?.split_once('/')
 }
 
-/// Where a message in flight came from, and so who is told when it is settled.
+/// The source of a message in flight, which is told when the message is settled.
 #[derive(Clone, Debug)]
 pub(crate) enum DeliverySource {
-    /// The router or the retained store: nobody.
+    /// The router or the retained store, which need not be told.
     Live,
-    /// The journal: place and ordinal.
+    /// The journal, with position and ordinal of the message.
     Journal(Position, u64),
-    /// A shared subscription.
     Shared(Share),
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum DeliveryStep {
-    /// PUBLISH sent, PUBACK or PUBREC awaited.
+    /// PUBLISH was sent; PUBACK or PUBREC is awaited.
     Published,
-    /// PUBREL sent, PUBCOMP awaited.
+    /// PUBREL was sent; PUBCOMP is awaited.
     Released,
-    /// Not sent on this connection yet: the client's window is smaller than it was.
+    /// PUBLISH was not sent on this connection yet, because the client's window is smaller than before.
     Held,
-    /// The same, but for PUBREL.
+    /// PUBREL was not sent on this connection yet, for the same reason.
     HeldRelease,
 }
 
@@ -57,74 +56,70 @@ struct InFlight {
     source: DeliverySource,
 }
 
-/// What to send for a message in flight.
+/// The packet to send for a message in flight.
 #[derive(Debug)]
 pub(crate) enum Send<'a> {
-    /// A PUBLISH.
     Publish {
-        /// Packet id.
         packet_id: u16,
-        /// Sent before.
+        /// The packet was sent before.
         dup: bool,
-        /// Message and how to deliver it.
+        /// The message and how to deliver it.
         queued: &'a Queued,
     },
-    /// A PUBREL with this packet id.
     Release(u16),
 }
 
-/// What a PUBREC leads to.
+/// The result of a PUBREC.
 #[derive(Debug)]
 pub(crate) enum Received {
-    /// Send PUBREL; for a message from the journal, once this is noted of its ordinal.
+    /// A PUBREL must be sent. For a message from the journal, this must first be recorded for its ordinal.
     Release(Option<u64>),
-    /// The client refused the message: it is settled.
+    /// The client has refused the message, which settles it.
     Refused(DeliverySource),
-    /// No such message in flight.
+    /// No message with this packet id is in flight.
     Unknown,
 }
 
-/// QoS 1 and 2 messages sent to a client and not yet acknowledged, in order.
+/// QoS 1 and 2 messages that were sent and are not acknowledged yet, in order.
 #[derive(Debug)]
 pub(crate) struct Outbound {
     in_flight: VecDeque<InFlight>,
-    /// Bytes of these messages.
+    /// The bytes of these messages.
     bytes: usize,
     last_id: u16,
     window: usize,
 }
 
 impl Outbound {
-    /// Nothing in flight; at most `window` at a time.
+    /// Starts with nothing in flight. At most `window` messages are in flight at a time.
     pub(crate) fn new(window: u16) -> Outbound {
         Outbound { in_flight: VecDeque::new(), bytes: 0, last_id: 0, window: usize::from(window.max(1)) }
     }
 
-    /// How many more may be sent.
+    /// How many more messages may be sent.
     pub(crate) fn room(&self) -> usize {
         self.window.saturating_sub(self.in_flight.len())
     }
 
-    /// Bytes of the messages in flight.
     pub(crate) fn bytes(&self) -> usize {
         self.bytes
     }
 
-    /// Messages in flight.
     #[cfg(test)]
     pub(crate) fn len(&self) -> usize {
         self.in_flight.len()
     }
 
-    /// A packet id that is not in use. For messages from the journal it follows from the ordinal, so that it is the same
-    /// when the message is sent again after a restart; in sessions that have such, others take the upper half.
+    /// A packet id that is not in use. For a message from the journal it is derived from the ordinal, so that it is the same
+    /// when the message is sent again after a restart. In sessions with such messages, others use the upper half of the
+    /// range.
     pub(crate) fn next_id(&mut self, source: &DeliverySource, is_durable: bool) -> u16 {
         if let DeliverySource::Journal(_, ordinal) = source {
             let id = (ordinal % u64::from(FROM_JOURNAL)) as u16 + 1;
             if self.in_flight.iter().all(|known| known.packet_id != id) {
                 return id;
             }
-            // a message is that far behind: what is sent after it may not keep its id over a restart
+            // a message that far behind still holds this id; the new message may get another id after a restart
         }
         let first = if is_durable { FROM_JOURNAL + 1 } else { 1 };
         loop {
@@ -135,31 +130,31 @@ impl Outbound {
         }
     }
 
-    /// Takes a message into flight under an id of [`Outbound::next_id`].
+    /// Records a message as in flight, with an id from [`Outbound::next_id`].
     pub(crate) fn begin(&mut self, packet_id: u16, queued: Queued, source: DeliverySource) {
         self.bytes += queued.message.size();
         self.in_flight.push_back(InFlight { packet_id, step: DeliveryStep::Published, queued, source });
     }
 
-    /// Takes a message into flight that was received before the gateway was started: its PUBREL is sent again.
+    /// Records a message for which the client sent PUBREC before a restart, so that PUBREL is sent again.
     pub(crate) fn begin_released(&mut self, packet_id: u16, queued: Queued, source: DeliverySource) {
         self.bytes += queued.message.size();
         self.in_flight.push_back(InFlight { packet_id, step: DeliveryStep::HeldRelease, queued, source });
     }
 
-    /// A message in flight could not be sent again: it is settled.
+    /// Removes a message that could not be sent again. It counts as settled.
     pub(crate) fn give_up(&mut self, packet_id: u16) -> Option<DeliverySource> {
         self.remove(packet_id, |_| true)
     }
 
-    /// PUBACK: what was settled.
+    /// Processes a PUBACK. Returns the source of the settled message.
     pub(crate) fn acknowledged(&mut self, packet_id: u16) -> Option<DeliverySource> {
         self.remove(packet_id, |entry| {
             entry.queued.grant.qos == Qos::AtLeastOnce && entry.step == DeliveryStep::Published
         })
     }
 
-    /// PUBREC [MQTT-4.3.3].
+    /// Processes a PUBREC [MQTT-4.3.3].
     pub(crate) fn received(&mut self, packet_id: u16, reason: Reason) -> Received {
         if reason.is_error() {
             return self.give_up(packet_id).map_or(Received::Unknown, Received::Refused);
@@ -182,7 +177,7 @@ impl Outbound {
         }
     }
 
-    /// PUBCOMP: what was settled.
+    /// Processes a PUBCOMP. Returns the source of the settled message.
     pub(crate) fn completed(&mut self, packet_id: u16) -> Option<DeliverySource> {
         self.remove(packet_id, |entry| entry.step == DeliveryStep::Released)
     }
@@ -194,7 +189,7 @@ impl Outbound {
         Some(entry.source)
     }
 
-    /// A new connection with this window: everything in flight must be sent again [MQTT-4.4.0-1].
+    /// Starts a new connection with this window: everything in flight must be sent again [MQTT-4.4.0-1].
     pub(crate) fn resume(&mut self, window: u16) {
         self.window = usize::from(window.max(1));
         for entry in &mut self.in_flight {
@@ -205,7 +200,7 @@ impl Outbound {
         }
     }
 
-    /// Calls `send` for what has to be sent again, oldest first, as far as the window allows.
+    /// Calls `send` for what must be sent again, oldest first, as far as the window allows.
     pub(crate) fn resend(&mut self, mut send: impl FnMut(Send<'_>)) {
         for entry in self.in_flight.iter_mut().take(self.window) {
             match entry.step {
@@ -222,13 +217,13 @@ impl Outbound {
         }
     }
 
-    /// Whether something has to be sent again as soon as the window allows.
+    /// Whether something must be sent again as soon as the window allows.
     pub(crate) fn has_held(&self) -> bool {
         self.in_flight.iter().any(|entry| matches!(entry.step, DeliveryStep::Held | DeliveryStep::HeldRelease))
     }
 
-    /// Takes out what came from shared subscriptions and was not acknowledged: others shall get it. A QoS 2 message stays: it
-    /// is for this session, or for nobody [MQTT-4.8.2-4], [MQTT-4.8.2-5].
+    /// Takes out unacknowledged messages of shared subscriptions, so that other members get them. A QoS 2 message stays,
+    /// because it must go to this session or to nobody [MQTT-4.8.2-4], [MQTT-4.8.2-5].
     pub(crate) fn take_shared(&mut self) -> Vec<(Share, Message)> {
         let mut taken = Vec::new();
         let bytes = &mut self.bytes;
@@ -243,7 +238,7 @@ impl Outbound {
         taken
     }
 
-    /// What came from shared subscriptions and is in flight still.
+    /// The messages of shared subscriptions that are in flight.
     pub(crate) fn shares(&self) -> impl Iterator<Item = &Share> {
         self.in_flight.iter().filter_map(|entry| match &entry.source {
             DeliverySource::Shared(share) => Some(share),
@@ -252,63 +247,59 @@ impl Outbound {
     }
 }
 
-/// One subscription of a session.
 #[derive(Clone, Debug)]
 pub(crate) struct Subscription {
     pub(crate) options: SubscriptionOptions,
-    /// Its group, for a shared subscription.
+    /// The group of a shared subscription.
     pub(crate) group: Option<Arc<SharedGroup>>,
 }
 
-/// What feeds a persistent session.
+/// The journal's part of a persistent session.
 #[derive(Debug)]
 pub(crate) struct DurableFeed {
-    /// Its consumer in the journal.
     pub(crate) consumer: ConsumerId,
-    /// Where it reads.
+    /// The reader of the consumer's messages.
     pub(crate) reader: Reader,
 }
 
-/// What a subscription counts for: a long filter as much as several short ones.
+/// The units that a subscription uses of the quota. A long filter counts as several short ones.
 fn units(filter: &str) -> usize {
     1 + filter.len() / 128
 }
 
-/// A session.
+/// The state of one client that outlives its connections.
 #[derive(Debug)]
 pub(crate) struct Session {
-    /// Whose it is; see [`SessionName`](crate::access::identity::SessionName).
+    /// The name of the owner; see [`SessionName`](crate::access::identity::SessionName).
     pub(crate) owner: Box<str>,
-    /// Its name in the journal: mostly the same, unless it was made before anybody noted whose a session was.
+    /// The name in the journal. It differs from `owner` if an older version made the session without recording the owner.
     pub(crate) name: Box<str>,
-    /// Subscriptions by filter as the client wrote it.
+    /// By filter, as the client wrote it.
     pub(crate) subscriptions: HashMap<Box<str>, Subscription>,
-    /// The same without shared ones, for messages from the journal.
+    /// The subscriptions that are not shared, for messages from the journal.
     own: FilterTree<SubscriptionOptions>,
-    /// And the shared ones, for what a group has handed over.
+    /// The shared subscriptions, for messages that a group has handed over.
     shared: FilterTree<SubscriptionOptions>,
-    /// Outgoing QoS 1 and 2 messages.
     pub(crate) outbound: Outbound,
-    /// Incoming QoS 2 messages that are not released.
+    /// Packet ids of incoming QoS 2 messages whose PUBREL has not arrived.
     pub(crate) unreleased: BTreeSet<u16>,
-    /// Retained messages to send for new subscriptions.
+    /// Retained messages that wait to be sent for new subscriptions.
     pub(crate) retained: Replies,
-    /// Present in persistent sessions.
+    /// `None` unless the session is persistent.
     pub(crate) durable: Option<DurableFeed>,
-    /// Bytes of all its filters.
+    /// The bytes of all its topic filters.
     pub(crate) filter_bytes: usize,
-    /// What its subscriptions take of what all may have.
+    /// The units that its subscriptions use of the owner's quota.
     pub(crate) held: Holding,
-    /// While its client is away: what that has not acknowledged goes on to take memory.
+    /// While the client is absent, counts the memory of messages that it has not acknowledged.
     pub(crate) left: Option<Left>,
-    /// Whether the journal has every subscription under a name of its own.
+    /// Whether the journal has every subscription under its own name.
     pub(crate) is_kept: bool,
-    /// Seconds that the session outlives its connection; `u32::MAX`: as long as the broker allows.
+    /// How long the session outlives its connection, in seconds; `u32::MAX` means as long as the broker allows.
     pub(crate) expiry: u32,
 }
 
 impl Session {
-    /// A new session.
     pub(crate) fn new(name: &str, window: u16, durable: Option<DurableFeed>, expiry: u32) -> Session {
         Session {
             owner: name.into(),
@@ -328,7 +319,7 @@ impl Session {
         }
     }
 
-    /// Notes a subscription; returns the one it replaces.
+    /// Adds a subscription and returns the one that it replaces.
     pub(crate) fn subscribe(&mut self, filter: &str, subscription: Subscription) -> Option<Subscription> {
         let (tree, inner) = self.tree(filter, &subscription);
         tree.remove(inner, |_| true);
@@ -341,7 +332,6 @@ impl Session {
         old
     }
 
-    /// Forgets a subscription.
     pub(crate) fn unsubscribe(&mut self, filter: &str) -> Option<Subscription> {
         let removed = self.subscriptions.remove(filter)?;
         let (tree, inner) = self.tree(filter, &removed);
@@ -351,12 +341,12 @@ impl Session {
         Some(removed)
     }
 
-    /// Whether its owner may have this subscription besides all others.
+    /// Whether the owner's quota has room for this subscription.
     pub(crate) fn has_room_for(&self, filter: &str) -> bool {
         self.held.has_room(units(filter))
     }
 
-    /// Its consumer in the journal, if it is persistent.
+    /// Its consumer in the journal, if the session is persistent.
     pub(crate) fn consumer(&self) -> Option<ConsumerId> {
         self.durable.as_ref().map(|durable| durable.consumer)
     }
@@ -379,7 +369,7 @@ impl Session {
         known.filter_map(|known| known.group.as_ref())
     }
 
-    /// How to deliver a message from the journal by today's subscriptions; `None`: not at all.
+    /// How to deliver a message from the journal to the present subscriptions; `None` if none of them matches.
     pub(crate) fn grant(&self, message: MessageRef<'_>) -> Option<Grant> {
         let mut granted: Option<Grant> = None;
         self.own.matches(message.topic(), |options| {

@@ -1,4 +1,4 @@
-//! The data directory: where it is, whether it can be written, how much space there is.
+//! Checks the data directory: file system, rights and free space.
 
 use std::path::Path;
 
@@ -9,7 +9,7 @@ use crate::app::file_system::{Mount, Mounts};
 use crate::config::{Settings, units};
 use crate::secret;
 
-/// What is to be said of the data directory.
+/// The findings about the data directory.
 pub(super) fn data_dir(settings: &Settings, system: &System) -> Vec<DoctorFinding> {
     let dir = &settings.gateway.data_dir;
     let absolute = std::path::absolute(dir).unwrap_or_else(|_| dir.clone());
@@ -65,13 +65,13 @@ fn file_system(mount: &Mount) -> DoctorFinding {
     }
 }
 
-/// What the card says of itself.
+/// The finding about the wear of the card, as the card reports it.
 fn card(mount: &Mount, system: &System) -> Option<DoctorFinding> {
     let name = mount.device.strip_prefix("/dev/")?;
     let disk = name.split_once('p').filter(|_| name.starts_with("mmcblk")).map(|(disk, _)| disk)?;
     let read = |file: &str| system.text(&format!("/sys/block/{disk}/device/{file}"));
     let (model, date) = (read("name")?, read("date").unwrap_or_default());
-    // 0x01 to 0x0a are tenths of its life that are used, 0x0b is more than all of it; SD cards do not say
+    // 0x01 to 0x0a are used tenths of its life, 0x0b is more than all of it; SD cards do not report it
     let life = read("life_time").unwrap_or_default();
     let used =
         life.split_whitespace().filter_map(|word| u32::from_str_radix(word.trim_start_matches("0x"), 16).ok()).max();

@@ -1,17 +1,17 @@
-//! mDNS: whether there is an Avahi that can announce the ports. It is no problem where there is none.
+//! Checks whether there is an Avahi daemon that can announce the ports. A missing one is only a warning, not a problem.
 
 use std::fs;
 
 use super::{DoctorFinding, FindingLevel, System};
 use crate::config::Settings;
 
-/// What is to be said where ports are to be announced.
+/// The findings, if the settings ask for announcements.
 pub(super) fn all(settings: &Settings, system: &System) -> Vec<DoctorFinding> {
     if !settings.mdns.enabled {
         return Vec::new();
     }
     let is_there = |path: &str| system.path(path).exists();
-    // its socket is systemd's, and asking there would start an Avahi that somebody has stopped
+    // its socket belongs to systemd, and connecting to it would start an Avahi that somebody has stopped
     let runs = || {
         let pid = fs::read_to_string(system.path("/run/avahi-daemon/pid")).ok()?;
         let name = fs::read_to_string(system.path(&format!("/proc/{}/comm", pid.trim()))).ok()?;

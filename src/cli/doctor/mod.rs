@@ -1,6 +1,6 @@
-//! `pigateway doctor`: what stands in the way of a gateway on this machine, and what to do about each thing.
+//! `pigateway doctor`: finds what would keep a gateway from working on this machine, and what to do about it.
 //!
-//! It changes nothing, works on a laptop as on a Pi, and beside a running gateway.
+//! It changes nothing, runs on a laptop as on a Pi, and can run beside a gateway.
 
 mod disk;
 mod mdns;
@@ -18,7 +18,7 @@ use crate::config::{self, Settings};
 
 #[derive(Debug, clap::Args)]
 pub(super) struct DoctorArgs {
-    /// Configuration file; without one, what the defaults mean
+    /// Configuration file; without one, the defaults are examined
     #[arg(long, short, value_name = "FILE")]
     config: Option<PathBuf>,
 }
@@ -27,18 +27,17 @@ pub(super) struct DoctorArgs {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum FindingLevel {
     Good,
-    /// It works, and a person should know.
+    /// It works, but a person should know about it.
     Warning,
-    /// Something will not work.
     Problem,
 }
 
-/// One thing that was looked at.
+/// The result of one check.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct DoctorFinding {
     level: FindingLevel,
     what: String,
-    /// What to do about it; empty where nothing is to be done.
+    /// What a person should do about it; empty if there is nothing to do.
     remedy: String,
 }
 
@@ -71,7 +70,7 @@ impl fmt::Display for DoctorFinding {
     }
 }
 
-/// Where the files of the system are: `/`, or what a test says.
+/// The root directory of the system's files: `/`, or a directory that a test has prepared.
 #[derive(Clone, Debug)]
 struct System(PathBuf);
 
@@ -80,7 +79,7 @@ impl System {
         self.0.join(path.trim_start_matches('/'))
     }
 
-    /// The text of a file of the system, without the space around it.
+    /// The text of a system file, without surrounding white space.
     fn text(&self, path: &str) -> Option<String> {
         let bytes = fs::read(self.path(path)).ok()?;
         Some(String::from_utf8_lossy(&bytes).trim_end_matches('\0').trim().to_owned())
@@ -91,7 +90,7 @@ impl System {
     }
 }
 
-/// Looks at everything and says what was found.
+/// Runs all checks and prints their findings.
 pub(super) fn doctor(args: &DoctorArgs) -> Result<(), CliError> {
     let system = System("/".into());
     let mut findings = system::versions(&system);
@@ -115,7 +114,7 @@ pub(super) fn doctor(args: &DoctorArgs) -> Result<(), CliError> {
     if problems > 0 { Err(CliError::Unwell(problems)) } else { Ok(()) }
 }
 
-/// The settings to look at, and what is to be said of the file.
+/// Loads the settings to examine, and adds the findings about the file.
 fn configuration(path: Option<&Path>, findings: &mut Vec<DoctorFinding>) -> Settings {
     let defaults = || Settings::defaults(&config::Environment::current());
     let Some(path) = path else {

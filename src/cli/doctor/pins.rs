@@ -1,11 +1,11 @@
-//! GPIO: whether this user may use it, and who has the pins of the sensors.
+//! Checks GPIO: whether this user may use it, and which program holds the pins of the sensors.
 
 use super::{DoctorFinding, System};
 use crate::config::Settings;
 use crate::sensors::holder;
 use crate::sensors::settings::GpioBackend;
 
-/// What is to be said where there are sensors.
+/// The findings, if there are sensors.
 pub(super) fn all(settings: &Settings, system: &System) -> Vec<DoctorFinding> {
     if settings.sensors.is_empty() || settings.gpio.backend == GpioBackend::Simulated {
         return Vec::new();

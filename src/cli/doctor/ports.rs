@@ -1,4 +1,4 @@
-//! Ports: whether what the gateway wants to listen on is free, and who has it otherwise.
+//! Checks whether the ports that the gateway needs are free, and which program holds them otherwise.
 
 use std::fs;
 use std::io::ErrorKind;
@@ -7,7 +7,7 @@ use std::net::{SocketAddr, TcpListener};
 use super::{DoctorFinding, System};
 use crate::config::Settings;
 
-/// Each listener of the broker, and HTTP.
+/// The findings about each listener of the broker and about HTTP.
 pub(super) fn all(settings: &Settings, system: &System) -> Vec<DoctorFinding> {
     let mqtt = settings.broker.listeners.iter().filter_map(|listener| Some(("MQTT", listener.address.tcp()?)));
     let http = settings.http.address.map(|address| ("HTTP", address));
@@ -48,14 +48,14 @@ fn port(what: &str, address: SocketAddr, system: &System) -> DoctorFinding {
     }
 }
 
-/// Name and id of the process that listens on a port, if we may know.
+/// The name and process id of the program that listens on a port, if this user may see them.
 fn owner(port: u16, system: &System) -> Option<(String, u32)> {
     let mut inodes = Vec::new();
     for table in ["/proc/net/tcp", "/proc/net/tcp6"] {
         for line in system.text(table).unwrap_or_default().lines().skip(1) {
             let fields: Vec<&str> = line.split_whitespace().collect();
             let is_ours = fields.get(1).is_some_and(|local| local.ends_with(&format!(":{port:04X}")));
-            // 0A: it listens
+            // 0A is the state LISTEN
             if is_ours && fields.get(3) == Some(&"0A") {
                 inodes.extend(fields.get(9).map(|inode| format!("socket:[{inode}]")));
             }

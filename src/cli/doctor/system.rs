@@ -1,11 +1,11 @@
-//! The machine: versions, clock, power, memory.
+//! Checks the machine: versions, clock, power supply and memory.
 
 use std::process::Command;
 
 use super::{DoctorFinding, System};
 use crate::time::{Clock, SystemClock};
 
-/// What runs here.
+/// The versions of pigateway, the system and the kernel.
 pub(super) fn versions(system: &System) -> Vec<DoctorFinding> {
     let name = rustix::system::uname();
     let os = system.text("/etc/os-release").and_then(|text| {
@@ -21,7 +21,7 @@ pub(super) fn versions(system: &System) -> Vec<DoctorFinding> {
     ]
 }
 
-/// Whether times can be trusted.
+/// Whether the clock is synchronised, so that times can be trusted.
 pub(super) fn clock() -> DoctorFinding {
     if SystemClock.is_synchronised() {
         return DoctorFinding::good("the clock is synchronised");
@@ -32,13 +32,13 @@ pub(super) fn clock() -> DoctorFinding {
     )
 }
 
-/// Bits of the firmware's answer about power and heat.
+/// Bits of the firmware's report about power and heat.
 const UNDERVOLTAGE_NOW: u32 = 1;
 const THROTTLED_NOW: u32 = 1 << 2;
 const UNDERVOLTAGE_SINCE_BOOT: u32 = 1 << 16;
 const THROTTLED_SINCE_BOOT: u32 = 1 << 18;
 
-/// Power supply of a Pi, as the firmware sees it.
+/// The state of a Pi's power supply, as the firmware reports it.
 pub(super) fn power(system: &System) -> Vec<DoctorFinding> {
     let Some(bits) = throttled(system).or_else(|| alarm(system)) else {
         return match system.model() {
@@ -78,7 +78,7 @@ fn throttled(system: &System) -> Option<u32> {
     parse(&String::from_utf8_lossy(&output.stdout))
 }
 
-/// The kernel's own alarm, which newer systems have instead.
+/// The kernel's alarm for undervoltage, which newer systems have instead of the firmware's report.
 fn alarm(system: &System) -> Option<u32> {
     for entry in std::fs::read_dir(system.path("/sys/class/hwmon")).ok()?.flatten() {
         let read = |name: &str| std::fs::read_to_string(entry.path().join(name)).ok();
@@ -89,7 +89,7 @@ fn alarm(system: &System) -> Option<u32> {
     None
 }
 
-/// Whether the limits of the unit do anything.
+/// Whether the memory limits of the systemd unit are in effect.
 pub(super) fn memory(system: &System) -> Vec<DoctorFinding> {
     let mut findings = Vec::new();
     if let Some(text) = system.text("/sys/fs/cgroup/cgroup.controllers") {

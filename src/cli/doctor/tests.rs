@@ -80,7 +80,7 @@ fn a_data_directory_that_all_can_look_into_is_said() {
     settings.gateway.data_dir = dir.path().join("data");
     let mode = |path: &Path, mode| fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
     fs::create_dir(&settings.gateway.data_dir).unwrap();
-    // a directory around it that is closed to others is enough
+    // it is enough that a parent directory is closed to others
     for (around, own, said) in [(0o755, 0o755, true), (0o755, 0o750, false), (0o750, 0o755, false)] {
         mode(&settings.gateway.data_dir, own);
         mode(dir.path(), around);

@@ -1,4 +1,4 @@
-//! Upstreams: name resolution, connection and TLS to each of their addresses.
+//! Checks upstreams: name resolution, connection and TLS for each of their addresses.
 
 use std::io;
 use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
@@ -14,10 +14,10 @@ use crate::config::Settings;
 use crate::upstream::settings::{Proxy, UpstreamAddress, UpstreamSettings};
 use crate::upstream::tls::{client_config, in_words};
 
-/// Longest wait for each step.
+/// The longest wait for each step.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// Every address of every upstream, all at once.
+/// The findings about every address of every upstream. The addresses are checked at the same time.
 pub(super) fn all(settings: &Settings) -> Vec<DoctorFinding> {
     thread::scope(|scope| {
         let asked =
@@ -58,7 +58,7 @@ fn address(upstream: &UpstreamSettings, at: &UpstreamAddress) -> DoctorFinding {
     }
 }
 
-/// What is behind a proxy is only reached through it.
+/// The finding about an upstream behind a proxy, of which only the proxy can be checked.
 fn behind(name: &str, at: &UpstreamAddress, proxy: &Proxy) -> DoctorFinding {
     let reached = resolve(&proxy.host, proxy.port).and_then(|addresses| {
         let attempt = |address: &SocketAddr| TcpStream::connect_timeout(address, PATIENCE).ok();
@@ -72,13 +72,13 @@ fn behind(name: &str, at: &UpstreamAddress, proxy: &Proxy) -> DoctorFinding {
     }
 }
 
-/// Name resolution has no time limit of its own.
+/// Resolves a name with a time limit, because the system's resolver has none of its own.
 fn resolve(host: &str, port: u16) -> Result<Vec<SocketAddr>, String> {
     let (sender, receiver) = mpsc::channel();
     let target = (host.to_owned(), port);
     thread::spawn(move || {
         let addresses = target.to_socket_addrs().map(Iterator::collect::<Vec<SocketAddr>>);
-        // nobody may be waiting any more
+        // the receiver may have given up
         let _ = sender.send(addresses);
     });
     match receiver.recv_timeout(PATIENCE) {

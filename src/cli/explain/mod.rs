@@ -1,4 +1,4 @@
-//! `pigateway explain`: what the configuration means for one topic.
+//! `pigateway explain`: explains what the configuration means for one topic.
 
 use std::collections::HashMap;
 use std::fmt::Write;
@@ -19,16 +19,16 @@ use crate::upstream::settings::{OutQos, UpstreamSettings};
 
 #[derive(Debug, clap::Args)]
 pub(super) struct ExplainArgs {
-    /// The topic
+    /// Topic to explain
     #[arg(value_parser = topic)]
     topic: String,
-    /// Only what this user may do; "" for clients without a user name
+    /// Show only what this user may do; "" stands for clients without a user name
     #[arg(long, value_name = "NAME")]
     user: Option<String>,
-    /// With this client id, for rules with %c
+    /// Client id of that client, for rules with %c
     #[arg(long, value_name = "ID")]
     client: Option<String>,
-    /// Configuration file
+    /// Configuration file to read
     #[arg(long, short, value_name = "FILE", default_value = super::CONFIGURATION)]
     config: PathBuf,
 }
@@ -37,7 +37,6 @@ fn topic(text: &str) -> Result<String, String> {
     check_topic(text).map(|()| text.to_owned()).map_err(|error| format!("a topic is meant; this {error}"))
 }
 
-/// Prints what the configuration means for a topic.
 pub(super) fn explain(args: &ExplainArgs) -> Result<(), CliError> {
     let mut loaded = config::load(&args.config)?;
     let mut made_in = HashMap::new();
@@ -49,7 +48,7 @@ pub(super) fn explain(args: &ExplainArgs) -> Result<(), CliError> {
             made_in.extend(counts.map(|(user, line)| (user.name, line)));
             *users = lists.in_force();
         }
-        // what is said is right but for these users
+        // the answer is right except for the users in the damaged file
         Err(problems) => eprintln!("{problems}"),
     }
     if let Some(name) = args.user.as_ref().filter(|name| !name.is_empty())
@@ -64,10 +63,10 @@ pub(super) fn explain(args: &ExplainArgs) -> Result<(), CliError> {
     print(explained.text().as_bytes())
 }
 
-/// Whose a rule is, and which: listener (none: all of them), user (none: clients without a name), kind, and text.
+/// Identifies a rule: listener (`None` for all), user (`None` for clients without a name), kind and text.
 type RuleKey = (Option<String>, Option<String>, &'static str, String);
 
-/// In which line each rule of access stands.
+/// The lines of the configuration in which the access rules stand.
 #[derive(Debug, Default)]
 struct RuleLines(HashMap<RuleKey, usize>);
 
@@ -110,7 +109,7 @@ impl RuleLines {
         lines
     }
 
-    /// The line of a rule at a listener, which may be that of all listeners.
+    /// The line of a rule at a listener, or of the same rule for all listeners.
     fn find(&self, listener: Option<&str>, user: Option<&str>, kind: &'static str, rule: &str) -> Option<usize> {
         let at = |listener: Option<&str>| {
             self.0.get(&(listener.map(str::to_owned), user.map(str::to_owned), kind, rule.to_owned())).copied()
@@ -119,12 +118,12 @@ impl RuleLines {
     }
 }
 
-/// What stands under a key.
+/// The value of a key.
 fn get<'a, 'b>(table: &'b DeTable<'a>, key: &str) -> Option<&'b DeValue<'a>> {
     table.iter().find(|(name, _)| name.get_ref() == key).map(|(_, value)| value.get_ref())
 }
 
-/// The tables of an array of tables.
+/// The tables in an array of tables.
 fn tables<'a, 'b>(table: &'b DeTable<'a>, key: &str) -> Vec<&'b DeTable<'a>> {
     let Some(DeValue::Array(items)) = get(table, key) else { return Vec::new() };
     let tables = items.iter().map(|item| item.get_ref());
@@ -135,7 +134,7 @@ struct Explained<'a> {
     settings: &'a Settings,
     lines: &'a RuleLines,
     file: &'a str,
-    /// Users who were made while the gateway ran, and the lines of their file in which they begin.
+    /// For users that administrators have added, the line of their file on which each begins.
     made_in: &'a HashMap<String, usize>,
     args: &'a ExplainArgs,
 }
@@ -168,13 +167,13 @@ impl Explained<'_> {
         }
     }
 
-    /// Everybody that is asked about, with the answer and the line that gives it.
+    /// Writes for every client in question whether it may use the topic, and the line that decides it.
     fn who(&self, kind: &'static str, text: &mut String) {
         let access = &self.settings.broker.access;
         let mut somebody = self.people(None, &access.users, &access.anonymous, kind, text);
         for own in &access.listeners {
             let mut there = String::new();
-            // the users of all listeners stand above
+            // the users of all listeners were written before
             let users = own.users.as_deref().unwrap_or_default();
             let anybody = self.people(Some(&own.listener), users, &own.anonymous, kind, &mut there);
             if own.users.is_some() && !anybody {
@@ -190,7 +189,8 @@ impl Explained<'_> {
         }
     }
 
-    /// These users and clients without a user name, at this listener or everywhere else; whether there is anybody.
+    /// Writes the answers for these users and for clients without a user name, at this listener or at all others. Returns
+    /// whether anybody may use the topic.
     fn people(
         &self,
         listener: Option<&str>,
@@ -219,7 +219,7 @@ impl Explained<'_> {
         somebody
     }
 
-    /// Yes or no by the same decision as the gateway's, and the rule that makes it.
+    /// The answer, from the same decision that the gateway makes, with the rule that decides it.
     fn answer(&self, listener: Option<&str>, user: Option<&str>, rights: &Rights, kind: &'static str) -> String {
         let topic = self.args.topic.as_str();
         let rules = if kind == "publish" { &rights.publish } else { &rights.subscribe };
@@ -328,7 +328,7 @@ impl Explained<'_> {
     }
 }
 
-/// A decision for one identity by these rights alone.
+/// An authoriser with these rights only.
 fn authoriser(user: Option<&str>, rights: Rights) -> Authoriser {
     let mut access = AccessSettings::default();
     match user {
@@ -341,21 +341,21 @@ fn authoriser(user: Option<&str>, rights: Rights) -> Authoriser {
     Authoriser::new(&access)
 }
 
-/// Whether a rule with `%c` selects the topic for some client id.
+/// Whether a rule with `%c` matches the topic for some client id.
 fn could_select(rule: &AccessRule, user: Option<&str>, topic: &str) -> bool {
     let level =
         |level: &str| if level.contains("%c") { "+".to_owned() } else { level.replace("%u", user.unwrap_or("%u")) };
     matches(&rule.filter.split('/').map(level).collect::<Vec<String>>().join("/"), topic)
 }
 
-/// The rules that send a topic up.
+/// The rules that send a topic to the upstream.
 fn places_out(upstream: &UpstreamSettings, topic: &str) -> String {
     let rules = upstream.out.iter().chain(&upstream.both).filter(|rule| matches(&rule.local_filter(), topic));
     let places: Vec<String> = rules.map(|rule| format!("the rule at {}", rule.place)).collect();
     places.join(", ")
 }
 
-/// The remote topics that come down as this one, and by which rule.
+/// The remote topics that arrive as this local topic, each with its rule.
 fn sources(upstream: &UpstreamSettings, topic: &str) -> Vec<(String, String)> {
     let inbound = upstream
         .inbound

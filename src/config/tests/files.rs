@@ -1,4 +1,4 @@
-//! Files that a configuration names.
+//! Tests of the files that a configuration names.
 
 use super::*;
 
@@ -16,7 +16,7 @@ fn secrets_are_looked_for_among_the_credentials_first() {
     assert_eq!(password_file(), credentials.path().join("home.password"));
 }
 
-/// What is said about files of the example with TLS everywhere, without the directory they are in.
+/// The problems of files in the example with TLS everywhere, without the directory.
 fn file_problems(path: &Path) -> Vec<(String, bool)> {
     let text = EXAMPLE.replace("# tls = {", "tls = {");
     std::fs::write(path, text).unwrap();
@@ -57,7 +57,7 @@ fn tls_files_that_do_not_make_a_server_are_reported() {
     let message = "server.key will not do: this key does not belong to the certificate in server.crt";
     let expected = ["broker.listener.tls.key", "http.tls.key"].map(|key| (format!("{key}: {message}"), false));
     assert_eq!(problems, expected);
-    // a certificate that is not one
+    // a file that has the form of a certificate but contains none
     let pem = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n";
     std::fs::write(path.with_file_name("server.crt"), pem).unwrap();
     let (problem, is_missing) = file_problems(&path).remove(0);
@@ -99,10 +99,11 @@ fn secrets_that_others_can_read_are_warned_about() {
     let public = found("mqtts://h", 0o644).pop().unwrap();
     assert!(public.contains("upstream.password_file: everybody on this machine can read"), "{public}");
     assert!(public.contains("chmod 600") && public.contains("LoadCredential"), "{public}");
-    // as the package has it: others do not come into its directory, and what root puts there is for the gateway to read
+    // as the package installs it: others cannot enter the directory, and files that root puts there can be read by the
+    // gateway
     set_mode(dir.path(), 0o750);
     assert_eq!(found("mqtts://h", 0o644), [] as [String; 0]);
-    // a link there leads to what is open elsewhere
+    // a link in the directory leads to a file that others can read
     let elsewhere = tempfile::tempdir().unwrap();
     set_mode(elsewhere.path(), 0o755);
     std::fs::rename(&secret, elsewhere.path().join("secret")).unwrap();

@@ -23,18 +23,18 @@ fn parse(text: &str) -> Result<Loaded, ConfigProblems> {
     read(text, Path::new("t.toml"), &environment())
 }
 
-/// What is wrong with a file, without its name in front.
+/// The problems of a file, without its name in front.
 fn problems(text: &str) -> Vec<String> {
     let Err(problems) = parse(text) else { return Vec::new() };
     problems.problems.iter().map(|problem| problem.to_string().replace("t.toml:", "")).collect()
 }
 
-/// What stands for `{sensor}`, `{upstream}` and `{other}` below.
+/// The texts for `{sensor}`, `{upstream}` and `{other}` below.
 const SENSOR: &str = "[[sensor]]\nname = \"a\"\npin = 1\ntopic = \"a\"\n";
 const UPSTREAM: &str = "[[upstream]]\nname = \"u\"\naddresses = [\"mqtt://h\"]\n";
 const OTHER: &str = "[[upstream]]\nname = \"v\"\naddresses = [\"mqtt://h\"]\n";
 
-/// Files with one mistake each, and what is said about it.
+/// Files with one mistake each, and the message about it.
 const MISTAKES: &[(&str, &str)] = &[
     // keys
     (
@@ -363,7 +363,7 @@ fn what_the_example_has_in_comments_is_valid() {
 
 #[test]
 fn the_example_shows_the_defaults() {
-    // keys whose values in the example are no defaults, as their comments say; 'required' ones are kept too
+    // keys whose values in the example are not defaults, as their comments say; 'required' keys are kept too
     let chosen = [
         "id",
         "data_dir",

@@ -1,20 +1,22 @@
-//! What Home Assistant has been told, and what it is to be told next. Pure: it takes what happened and returns what to do.
+//! Decides what to tell Home Assistant next, from what it has been told. A pure state machine: it takes events and returns
+//! actions.
 //!
 //! # Removal
 //!
-//! An empty message on a device's topic removes the device, and a component is removed by a configuration in which nothing
-//! is left of it but its platform. Both work only in a Home Assistant that has the configuration before its eyes: one that was
-//! away keeps what it knew for good, as "unavailable". So
+//! An empty message on a device's topic removes the device. A component is removed by a configuration in which only its
+//! platform is left. Both work only in a Home Assistant that is running and knows the configuration: one that was absent
+//! keeps the old state for ever, as "unavailable". So:
 //!
-//! 1. what is to go stays announced as it was until Home Assistant says `online`, in this run or, by the file, in a later one;
+//! 1. what must be removed stays announced unchanged until Home Assistant says `online`, in this run or, by the file, in a
+//!    later one;
 //! 2. then it is announced once more and removed;
-//! 3. and it is forgotten once Home Assistant has been there for [`HEARD_MS`] more: one that had vanished without a word would
-//!    have been reported as away by then, and is told again.
+//! 3. it is forgotten when Home Assistant has stayed for [`HEARD_MS`] more. If Home Assistant had vanished without a
+//!    message, it would have been reported as offline by then, and would be told again.
 //!
 //! # A person's decision
 //!
-//! Whoever deletes a device in Home Assistant's page clears its configuration. It is not announced again until what is
-//! configured for it here has changed.
+//! If a person deletes a device on Home Assistant's page, Home Assistant clears the device's configuration. The device is
+//! not announced again until its configuration here has changed.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -23,37 +25,38 @@ use serde_json::{Map, Value, json};
 
 use super::device::Device;
 
-/// Between two answers to births.
+/// The least time between two answers to births, in milliseconds.
 pub(crate) const ANSWER_EVERY_MS: u64 = 10_000;
-/// Longer than a connection that was cut is taken for alive: one and a half times Home Assistant's keep alive of 60 s.
+/// Longer than a broken connection counts as alive, which is one and a half times Home Assistant's keep alive of 60 s. In
+/// milliseconds.
 pub(crate) const HEARD_MS: u64 = 120_000;
-/// Devices that wait for their removal; with more, the first by name are forgotten.
+/// Most devices that wait for their removal. If there are more, the first by name are forgotten.
 pub(crate) const MOST_REMOVED: usize = 256;
 
 /// A device that Home Assistant may know.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct KnownDevice {
-    /// What was announced last, with the components that are to go.
+    /// The last announcement, with the components that must be removed.
     payload: Map<String, Value>,
     fingerprint: String,
-    /// Components that are to go.
+    /// The components that must be removed.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     leaving: BTreeSet<String>,
-    /// The device itself is to go.
+    /// Whether the device itself must be removed.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     removed: bool,
-    /// Boot clock, in milliseconds, when Home Assistant was told of what goes.
+    /// When Home Assistant was told of the removal, in milliseconds of the boot clock.
     #[serde(skip)]
     told_ms: Option<u64>,
 }
 
 impl KnownDevice {
-    /// Whether Home Assistant has something to hear of when it comes.
+    /// Whether Home Assistant must be told of a removal when it comes.
     fn is_to_go(&self) -> bool {
         self.removed || !self.leaving.is_empty()
     }
 
-    /// The payload with nothing but the platform of what goes.
+    /// The announcement, with only the platform left of components that must be removed.
     fn without_leaving(&self) -> Map<String, Value> {
         let mut payload = self.payload.clone();
         for name in &self.leaving {
@@ -65,57 +68,58 @@ impl KnownDevice {
     }
 }
 
-/// What is kept over restarts.
+/// The state that is kept over restarts.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AnnouncerMemory {
     #[serde(default)]
     known: BTreeMap<String, KnownDevice>,
-    /// What a person has deleted in Home Assistant: topics, with the fingerprint of what was configured then.
+    /// The topics of devices that a person has deleted in Home Assistant, with the fingerprints of their configuration at
+    /// that time.
     #[serde(default)]
     deleted: BTreeMap<String, String>,
 }
 
 impl AnnouncerMemory {
-    /// Whether nothing needs to be kept.
+    /// Whether there is nothing to keep.
     pub(crate) fn is_empty(&self) -> bool {
         self.known.is_empty() && self.deleted.is_empty()
     }
 }
 
-/// What the task beside the announcer has to do.
+/// An action for the task that runs the announcer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum AnnouncerAction {
-    /// To be published, retained.
+    /// Publish a retained message.
     Publish {
-        /// Topic of a device.
+        /// The topic of a device.
         topic: String,
-        /// Its discovery message; empty to remove it.
+        /// Its discovery message; empty to remove the device.
         payload: Vec<u8>,
     },
-    /// What is kept over restarts has changed.
+    /// Write the kept state, because it has changed.
     Save,
 }
 
-/// Decides what Home Assistant is told and when; knows no clock and no broker.
+/// Decides what Home Assistant is told and when. It has no access to clock and broker.
 #[derive(Debug, Default)]
 pub(crate) struct Announcer {
     memory: AnnouncerMemory,
-    /// What is retained because of us.
+    /// The retained messages that the gateway has published.
     published: BTreeMap<String, Vec<u8>>,
     is_online: bool,
     answered_ms: Option<u64>,
-    /// Home Assistant has come since, and is to be answered when that may be.
+    /// Whether Home Assistant has come since the last answer, and must be answered.
     is_asked: bool,
     actions: Vec<AnnouncerAction>,
 }
 
 impl Announcer {
-    /// Goes on from what an earlier run has kept.
+    /// Continues from the state that an earlier run has kept.
     pub(crate) fn new(memory: AnnouncerMemory) -> Announcer {
         Announcer { memory, ..Announcer::default() }
     }
 
-    /// What is to be kept.
+    /// The state to keep.
     pub(crate) fn memory(&self) -> &AnnouncerMemory {
         &self.memory
     }
@@ -125,7 +129,7 @@ impl Announcer {
         self.memory.known.is_empty()
     }
 
-    /// These are the devices from now on.
+    /// Sets the devices.
     pub(crate) fn announce(&mut self, devices: Vec<Device>, now_ms: u64) -> Vec<AnnouncerAction> {
         let before = self.memory.clone();
         let topics: BTreeSet<String> = devices.iter().map(|device| device.topic.clone()).collect();
@@ -154,7 +158,7 @@ impl Announcer {
         self.finish(&before)
     }
 
-    /// Home Assistant says that it is there.
+    /// Processes Home Assistant's message that it is online.
     pub(crate) fn birth(&mut self, now_ms: u64) -> Vec<AnnouncerAction> {
         self.is_online = true;
         if self.answered_ms.is_some_and(|last| now_ms.saturating_sub(last) < ANSWER_EVERY_MS) {
@@ -164,7 +168,7 @@ impl Announcer {
         self.answer(now_ms)
     }
 
-    /// It says that it goes, or the broker says it in its place.
+    /// Processes the message that Home Assistant is offline, from itself or from the broker as its will.
     pub(crate) fn offline(&mut self) {
         (self.is_online, self.is_asked) = (false, false);
         for known in self.memory.known.values_mut() {
@@ -172,28 +176,28 @@ impl Announcer {
         }
     }
 
-    /// Somebody else has cleared a topic. Of what is to go that means nothing: Home Assistant does so when it has removed it, and
-    /// may still forget that in a crash.
+    /// Processes the deletion of a topic by somebody else. For a device that must be removed it means nothing: Home
+    /// Assistant deletes the topic when it has removed the device, and may forget the removal in a crash.
     pub(crate) fn cleared(&mut self, topic: &str) -> Vec<AnnouncerAction> {
         let before = self.memory.clone();
         if self.memory.known.get(topic).is_some_and(|known| !known.removed)
             && let Some(known) = self.memory.known.remove(topic)
         {
-            // what was published since, such as in answer to a birth, is cleared too
+            // what was published since then, such as an answer to a birth, is deleted too
             self.publish(topic, Vec::new());
             self.memory.deleted.insert(topic.into(), known.fingerprint);
         }
         self.finish(&before)
     }
 
-    /// When [`Announcer::time`] is to be called next.
+    /// When [`Announcer::time`] must be called next.
     pub(crate) fn deadline_ms(&self) -> Option<u64> {
         let answer = self.answered_ms.filter(|_| self.is_asked).map(|last| last + ANSWER_EVERY_MS);
         let told = self.memory.known.values().filter_map(|known| known.told_ms).min().map(|told| told + HEARD_MS);
         answer.into_iter().chain(told).min()
     }
 
-    /// Time has come so far.
+    /// Tells the announcer the present time.
     pub(crate) fn time(&mut self, now_ms: u64) -> Vec<AnnouncerAction> {
         let before = self.memory.clone();
         if self.is_asked && self.answered_ms.is_none_or(|last| now_ms >= last + ANSWER_EVERY_MS) {
@@ -222,7 +226,7 @@ impl Announcer {
         self.memory.known.keys().cloned().collect()
     }
 
-    /// Takes a device in as it is configured now, with what is to go of it.
+    /// Adds a device with its present configuration, and keeps what must be removed from it.
     fn take(&mut self, device: Device) {
         let Device { topic, fingerprint, payload } = device;
         let mut new = KnownDevice { payload, fingerprint, leaving: BTreeSet::new(), removed: false, told_ms: None };
@@ -243,7 +247,7 @@ impl Announcer {
         self.memory.known.insert(topic, new);
     }
 
-    /// Home Assistant has come: everything once more, and then what is to go.
+    /// Answers Home Assistant: announces everything once more, and then removes what must be removed.
     fn answer(&mut self, now_ms: u64) -> Vec<AnnouncerAction> {
         let before = self.memory.clone();
         (self.answered_ms, self.is_asked) = (Some(now_ms), false);
@@ -255,7 +259,7 @@ impl Announcer {
         self.finish(&before)
     }
 
-    /// Has the configuration retained, as far as it is not.
+    /// Publishes the configuration as a retained message, unless it is already.
     fn show(&mut self, topic: &str) {
         if let Some(known) = self.memory.known.get(topic) {
             let payload = serde_json::to_vec(&known.payload).unwrap_or_default();
@@ -263,7 +267,7 @@ impl Announcer {
         }
     }
 
-    /// Tells a Home Assistant that listens what goes.
+    /// Tells Home Assistant what must be removed.
     fn tell(&mut self, topic: &str, now_ms: u64) {
         let Some(known) = self.memory.known.get_mut(topic).filter(|known| known.is_to_go()) else { return };
         known.told_ms = Some(now_ms);
@@ -281,7 +285,7 @@ impl Announcer {
         }
     }
 
-    /// Keeps the file small where no Home Assistant ever comes.
+    /// Limits the size of the file where no Home Assistant ever comes.
     fn bound(&mut self) {
         let removed: Vec<_> =
             self.memory.known.iter().filter(|(_, known)| known.removed).map(|(topic, _)| topic.clone()).collect();
@@ -293,7 +297,7 @@ impl Announcer {
 
     fn finish(&mut self, before: &AnnouncerMemory) -> Vec<AnnouncerAction> {
         if self.memory != *before {
-            // on disk before anybody hears of it
+            // the file must be written before anybody sees the messages
             self.actions.insert(0, AnnouncerAction::Save);
         }
         std::mem::take(&mut self.actions)

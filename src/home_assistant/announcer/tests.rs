@@ -8,7 +8,8 @@ fn device(name: &str, fingerprint: &str, parts: &[&str]) -> Device {
     Device { topic: name.into(), fingerprint: fingerprint.into(), payload }
 }
 
-/// What is published: topic, and the components with `-` behind those of which only the platform is left; `gone`: empty.
+/// The published messages: topic and components, with `-` after those of which only the platform is left; `gone` means
+/// empty.
 fn told(actions: Vec<AnnouncerAction>) -> Vec<String> {
     let shown = |action| match action {
         AnnouncerAction::Save => None,
@@ -23,7 +24,7 @@ fn told(actions: Vec<AnnouncerAction>) -> Vec<String> {
     actions.into_iter().filter_map(shown).collect()
 }
 
-/// As after a restart: through the file.
+/// Restarts the announcer through the file.
 fn restarted(announcer: &Announcer) -> Announcer {
     let text = serde_json::to_string(announcer.memory()).unwrap();
     Announcer::new(serde_json::from_str(&text).unwrap())
@@ -76,13 +77,13 @@ fn a_device_that_goes_while_home_assistant_is_away_stays_until_it_comes() {
     let mut announcer = Announcer::default();
     announcer.announce(vec![device("a", "1", &["x"])], 0);
     assert_eq!(told(announcer.announce(vec![], 1)), [""; 0], "its configuration stays");
-    // whatever happens in between
+    // a restart in between changes nothing
     let mut announcer = restarted(&announcer);
     assert_eq!(told(announcer.announce(vec![], 2)), ["a x"]);
     let mut announcer = restarted(&announcer);
     assert_eq!(told(announcer.announce(vec![], 3)), ["a x"]);
     assert_eq!(told(announcer.birth(4)), ["a x", "a gone"]);
-    // it has died again, before it could have made sense of it
+    // Home Assistant has crashed again, before it could process the message
     announcer.offline();
     assert_eq!(told(announcer.birth(50_000)), ["a x", "a gone"]);
     assert_eq!(announcer.time(50_000 + HEARD_MS), [AnnouncerAction::Save]);
@@ -93,14 +94,14 @@ fn a_device_that_goes_while_home_assistant_is_away_stays_until_it_comes() {
 fn a_component_that_goes_leaves_its_platform_for_a_while() {
     let mut announcer = Announcer::default();
     announcer.announce(vec![device("a", "1", &["x", "y", "z"])], 0);
-    // away: as it was
+    // while Home Assistant is absent, the announcement stays as it was
     assert_eq!(told(announcer.announce(vec![device("a", "2", &["x"])], 1)), [""; 0]);
     let mut announcer = restarted(&announcer);
     assert_eq!(told(announcer.announce(vec![device("a", "2", &["x"])], 2)), ["a x,y,z"]);
     assert_eq!(told(announcer.birth(3)), ["a x,y,z", "a x,y-,z-"]);
     assert_eq!(announcer.announce(vec![device("a", "2", &["x"])], 4), [], "a reload that changes nothing");
     assert_eq!(told(announcer.time(3 + HEARD_MS)), ["a x"]);
-    // there: at once; and one that comes back
+    // while Home Assistant is there, it is told at once, also of a component that comes back
     assert_eq!(told(announcer.announce(vec![device("a", "3", &["y"])], 200_000)), ["a x,y", "a x-,y"]);
     assert_eq!(told(announcer.announce(vec![device("a", "4", &["x", "y"])], 200_001)), ["a x,y"]);
     assert_eq!(announcer.deadline_ms(), None);
@@ -133,7 +134,7 @@ fn what_a_person_has_deleted_stays_away_until_its_configuration_changes() {
     let mut announcer = restarted(&announcer);
     assert_eq!(told(announcer.announce(both(), 3)), ["b x"]);
     assert_eq!(told(announcer.announce(vec![device("a", "2", &["x"]), device("b", "1", &["x"])], 4)), ["a x"]);
-    // and one that has gone from the configuration in between is another one
+    // a device that was removed from the configuration in between counts as a new one
     announcer.cleared("b");
     announcer.announce(vec![], 5);
     assert_eq!(told(announcer.announce(vec![device("b", "1", &["x"])], 6)), ["b x"]);
@@ -146,7 +147,7 @@ fn what_home_assistant_clears_because_it_was_removed_is_told_again_after_a_crash
     announcer.birth(1);
     assert_eq!(told(announcer.announce(vec![], 2)), ["a gone"]);
     assert_eq!(announcer.cleared("a"), []);
-    // it had not written down that the device is gone
+    // Home Assistant had not stored that the device is gone
     announcer.offline();
     assert_eq!(told(announcer.birth(50_000)), ["a x", "a gone"]);
     assert_eq!(announcer.announce(vec![device("a", "1", &["x"])], 50_001).len(), 2, "and it is nobody's decision");

@@ -1,4 +1,4 @@
-//! Who may come in and do what: password files, access control lists and `allow_anonymous`.
+//! Access: password files, access control lists and `allow_anonymous`.
 
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
@@ -12,28 +12,28 @@ use crate::import::files::{Files, read};
 use crate::import::line::{LinePlace, SettingLine, SettingLines};
 use crate::import::text::{TomlText, list, quoted};
 
-/// A user to be.
+/// A user of the result.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct ImportedUser {
     pub(crate) name: String,
-    /// `None`: a certificate only.
+    /// `None` for a user that signs in with a certificate only.
     pub(crate) hash: Option<String>,
     pub(crate) rules: AclRules,
 }
 
-/// What one listener, or the whole broker, says about access.
+/// The access settings of one listener or of the whole broker.
 #[derive(Debug, Default)]
 pub(super) struct AccessOptions {
     pub(crate) allow_anonymous: bool,
-    /// The line that says so, where one does.
+    /// The line with `allow_anonymous`, if there is one.
     pub(crate) anonymous_line: Option<Rc<SettingLine>>,
     passwords: Option<Vec<(String, String, Rc<SettingLine>)>>,
     acl: Option<Acl>,
-    /// A list is named that is not here: nobody may do anything.
+    /// A line names an access control list that cannot be found, so nobody may do anything.
     acl_is_missing: bool,
 }
 
-/// What all readers of access need.
+/// The data that all readers of access settings need.
 pub(super) struct AccessReader<'a> {
     pub(crate) files: &'a Files,
     pub(crate) given: &'a Given,
@@ -43,7 +43,8 @@ pub(super) struct AccessReader<'a> {
 }
 
 impl AccessReader<'_> {
-    /// Reads what a section says. With `is_local_only` mosquitto lets everybody in, whatever `allow_anonymous` says.
+    /// Reads the access settings of a section. With `is_local_only` mosquitto accepts everybody, whatever `allow_anonymous`
+    /// says.
     pub(crate) fn security(&mut self, section: &Section, is_local_only: bool) -> Result<AccessOptions, ImportError> {
         let mut security = AccessOptions::of_nobody(is_local_only);
         if let Some((line, allowed)) = section.flag("allow_anonymous") {
@@ -70,7 +71,7 @@ impl AccessReader<'_> {
         Ok(security)
     }
 
-    /// Files on the command line that no configuration names.
+    /// Adds files from the command line that no configuration names.
     pub(crate) fn add_given(&mut self, security: &mut AccessOptions) -> Result<(), ImportError> {
         let given = self.given;
         if security.passwords.is_none() {
@@ -85,7 +86,7 @@ impl AccessReader<'_> {
         Ok(())
     }
 
-    /// The file that a line names: where it says, beside the configuration, or the one given on the command line.
+    /// The file that a line names: at its path, beside the configuration, or as given on the command line.
     fn named(&mut self, line: &SettingLine, given: &[PathBuf], what: &str) -> Option<PathBuf> {
         let named = line.path()?;
         let found = self.files.find(named).filter(|path| path.is_file()).or_else(|| given.first().cloned());
@@ -130,7 +131,7 @@ impl AccessReader<'_> {
         Ok(entries)
     }
 
-    /// The hash to write for what stands in a password file.
+    /// The hash to write for an entry of a password file.
     fn hash(&self, written: &str, line: &SettingLine) -> Result<Option<String>, ImportError> {
         if hash::is_usable(written) {
             return Ok(Some(written.into()));
@@ -145,17 +146,17 @@ impl AccessReader<'_> {
 }
 
 impl AccessOptions {
-    /// Where nothing is said.
+    /// The settings of a section that says nothing about access.
     pub(crate) fn of_nobody(allow_anonymous: bool) -> AccessOptions {
         AccessOptions { allow_anonymous, ..AccessOptions::default() }
     }
 
-    /// Whether a password file says who may log in.
+    /// Whether there is a password file that decides who may sign in.
     pub(crate) fn has_passwords(&self) -> bool {
         self.passwords.is_some()
     }
 
-    /// Users with a password, and with `names_certificates` those that the access control list alone names.
+    /// The users with a password, and with `names_certificates` those that only the access control list names.
     pub(crate) fn users(&self, names_certificates: bool) -> Vec<ImportedUser> {
         let mut users = Vec::new();
         for (name, hash, line) in self.passwords.iter().flatten() {
@@ -183,7 +184,7 @@ impl AccessOptions {
         }
     }
 
-    /// Decides about the lines that concern nobody.
+    /// Sets the fate of lines that apply to no client.
     pub(crate) fn finish(&self, names_certificates: bool) {
         if let Some(acl) = &self.acl {
             acl.finish(self.allow_anonymous, self.has_passwords() || names_certificates || !self.allow_anonymous);
@@ -191,7 +192,7 @@ impl AccessOptions {
     }
 }
 
-/// The users of several listeners together, for every other door. Of one that is several, the first is taken.
+/// The users of several listeners together, for all other doors. If several have the same name, the first counts.
 pub(super) fn merge(securities: &[AccessOptions], names_certificates: bool) -> Vec<ImportedUser> {
     let mut merged: Vec<ImportedUser> = Vec::new();
     for security in securities {
@@ -199,7 +200,7 @@ pub(super) fn merge(securities: &[AccessOptions], names_certificates: bool) -> V
             match merged.iter().find(|other| other.name == user.name) {
                 None => merged.push(user),
                 Some(other) if *other == user => {}
-                // its own listener has it as it is there
+                // the listener has this user in its own table
                 Some(_) => {}
             }
         }
@@ -218,7 +219,7 @@ pub(super) fn write_users(table: &str, users: &[ImportedUser], text: &mut TomlTe
     }
 }
 
-/// Writes what somebody may do.
+/// Writes the rules of one user.
 pub(super) fn write_rules(rules: &AclRules, text: &mut TomlText) {
     text.key("publish", list(&rules.publish));
     text.key("subscribe", list(&rules.subscribe));

@@ -1,9 +1,9 @@
-//! Access control lists: from mosquitto's `topic`, `pattern` and `user` lines to rules of users.
+//! Access control lists: converts mosquitto's `topic`, `pattern` and `user` lines to the rules of users.
 //!
-//! mosquitto asks, in this order: what a `topic deny` of the user names is denied, what a `topic` allows is allowed, what a
-//! `pattern deny` names is denied, what a `pattern` allows is allowed, and all else is denied. Here a denial always wins. So a
-//! `pattern deny` is left out where it takes nothing away that a pattern allows; where it also touches what a `topic` of the
-//! user allows, it stays, and the result is narrower than the original.
+//! mosquitto checks in this order: a `topic deny` of the user denies, a `topic` allows, a `pattern deny` denies, a `pattern`
+//! allows, and everything else is denied. In pigateway a denial always wins. So a `pattern deny` is left out if it denies
+//! nothing that a pattern allows. If it also denies what a `topic` of the user allows, it stays, and the result is narrower
+//! than the original.
 
 use std::path::Path;
 use std::rc::Rc;
@@ -13,14 +13,12 @@ use crate::import::files::read;
 use crate::import::line::{LinePlace, SettingLine, SettingLines};
 use crate::message::{check_filter, overlap};
 
-/// Whom a rule is for.
+/// The clients to which a rule applies.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Subject {
-    /// Clients without a user name.
     Anonymous,
-    /// One user.
     User(String),
-    /// Everybody, with `%u` and `%c` replaced.
+    /// All clients, with `%u` and `%c` replaced.
     Everybody,
 }
 
@@ -40,14 +38,14 @@ struct AclRule {
     topic: String,
 }
 
-/// One file.
+/// The contents of one file.
 #[derive(Debug, Default)]
 pub(super) struct Acl {
     rules: Vec<AclRule>,
     users: Vec<(String, Rc<SettingLine>)>,
 }
 
-/// What somebody may do, as lists of rules.
+/// What one client may do, as lists of rules.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct AclRules {
     pub(crate) publish: Vec<String>,
@@ -55,7 +53,7 @@ pub(super) struct AclRules {
 }
 
 impl AclRules {
-    /// Everything that mosquitto lets everybody do where there is no list. `$SYS` must be named here.
+    /// Everything that mosquitto allows if there is no list. `$SYS` must be named explicitly here.
     pub(crate) fn everything() -> AclRules {
         AclRules { publish: vec!["#".into()], subscribe: vec!["#".into(), "$SYS/#".into()] }
     }
@@ -90,7 +88,7 @@ impl Acl {
     }
 
     fn add(&mut self, line: Rc<SettingLine>, subject: Subject) {
-        // with one word it is the topic, even if it looks like a kind of access
+        // a single word is the topic, even if it looks like a kind of access
         let (access, topic) = line.value.split_once([' ', '\t']).unwrap_or(("readwrite", &line.value));
         let topic = topic.trim().to_owned();
         let grant = match access {
@@ -114,12 +112,12 @@ impl Acl {
         self.rules.push(AclRule { line, subject, grant, topic });
     }
 
-    /// Users that have rules of their own.
+    /// The users that have rules of their own.
     pub(crate) fn users(&self) -> impl Iterator<Item = &str> {
         self.users.iter().map(|(name, _)| name.as_str())
     }
 
-    /// What a user may do; `None`: clients without a user name.
+    /// What a user may do; `None` stands for clients without a user name.
     pub(crate) fn rules(&self, user: Option<&str>) -> AclRules {
         for (_, line) in self.users.iter().filter(|(name, _)| Some(name.as_str()) == user) {
             line.taken();
@@ -133,7 +131,7 @@ impl Acl {
             (Subject::User(name), Some(user)) => name == user,
             _ => false,
         };
-        // a pattern with %u is for clients with a user name
+        // a pattern with %u applies only to clients with a user name
         let is_pattern =
             |rule: &&AclRule| rule.subject == Subject::Everybody && (user.is_some() || !rule.topic.contains("%u"));
         let allows = |rule: &&AclRule| rule.grant == wanted || rule.grant == AclGrant::Both;
@@ -171,7 +169,7 @@ impl Acl {
         list
     }
 
-    /// What became of lines that concern nobody.
+    /// Sets the fate of lines that apply to no client.
     pub(crate) fn finish(&self, lets_anonymous_in: bool, users_are_checked: bool) {
         for (_, line) in &self.users {
             if users_are_checked {
@@ -195,7 +193,7 @@ impl Acl {
 
 const CLAIMED: &str = "without a password file anybody could claim this name; give it a password with `pigateway user`";
 
-/// A pattern as a filter: whatever a name stands for is within one level.
+/// A pattern as a topic filter: whatever replaces a placeholder is within one level.
 fn shape(pattern: &str) -> String {
     let level = |level: &str| if level.contains("%u") || level.contains("%c") { "+".into() } else { level.to_owned() };
     pattern.split('/').map(level).collect::<Vec<String>>().join("/")

@@ -1,6 +1,6 @@
-//! Bridges: each `connection` becomes an `[[upstream]]`.
+//! Bridges: converts each `connection` to an `[[upstream]]`.
 //!
-//! An upstream whose protection cannot be had here is left out, never reached with less.
+//! An upstream that cannot be protected as before is left out rather than reached with less protection.
 
 use std::rc::Rc;
 
@@ -13,7 +13,7 @@ use crate::import::text::{TomlText, free_name, list, quoted};
 use crate::import::{Options, SecretFile};
 use crate::message::{check_filter, check_topic, overlap};
 
-/// What the bridges leave besides their tables.
+/// What the bridges add to the configuration besides their tables.
 #[derive(Debug, Default)]
 pub(super) struct Bridges {
     pub(crate) text: TomlText,
@@ -223,7 +223,7 @@ fn protocol(section: &Section, topics: &[Topic], text: &mut TomlText) {
     let Some(line) = section.get("bridge_protocol_version") else { return };
     match line.word() {
         "mqttv50" => text.key("protocol", 5),
-        // with 3.1.1 an upstream sends back what it is sent: rules that go both ways need MQTT 5
+        // with 3.1.1 an upstream returns what it was sent, so rules for both directions need MQTT 5
         "mqttv311" | "mqttv31" if loops(topics) => {
             line.differs("topics that go both ways need MQTT 5 at the upstream, so that it sends nothing back");
         }
@@ -236,7 +236,7 @@ fn protocol(section: &Section, topics: &[Topic], text: &mut TomlText) {
     }
 }
 
-/// Whether what goes out could come back and go out again.
+/// Whether a message that goes out could come back and go out again.
 fn loops(topics: &[Topic]) -> bool {
     let side = |prefix: &str, topic: &Topic| format!("{prefix}{}", topic.filter);
     let goes = |direction: Direction| {
@@ -283,7 +283,7 @@ fn session(section: &Section, text: &mut TomlText) {
     }
 }
 
-/// `status_topic`: mosquitto's notifications, as far as they go to the upstream.
+/// Converts `status_topic`: mosquitto's notifications, as far as they go to the upstream.
 fn status(section: &Section, text: &mut TomlText) {
     let notifications = section.flag("notifications");
     let local_only = section.flag("notifications_local_only");
@@ -318,7 +318,7 @@ fn status(section: &Section, text: &mut TomlText) {
     }
 }
 
-/// What an upstream does of itself.
+/// Sets the fate of lines about behaviour that an upstream has anyway.
 fn behaviour(section: &Section, addresses: usize) {
     if let Some((line, round_robin)) = section.flag("round_robin") {
         if round_robin || addresses < 2 {
@@ -351,7 +351,7 @@ fn topic(line: &Rc<SettingLine>) -> Option<Topic> {
     let mut words = line.value.split_whitespace();
     let empty = |word: &str| word == "\"\"";
     let filter = words.next().filter(|word| !empty(word)).unwrap_or_default().to_owned();
-    // a word that begins with '#' ends the line, except as the filter
+    // a word that begins with '#' ends the line, unless it is the filter
     let mut words = words.take_while(|word| !word.starts_with('#'));
     let direction = match words.next().map(str::to_lowercase).as_deref() {
         None | Some("out") => Direction::Out,

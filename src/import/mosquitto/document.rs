@@ -1,4 +1,4 @@
-//! From files to sections: what applies to the broker, to each listener and to each bridge.
+//! Sorts the lines of the files into sections: the broker, each listener and each bridge.
 
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
@@ -8,16 +8,16 @@ use crate::import::files::{Files, read};
 use crate::import::line::{LinePlace, SettingLine, SettingLines};
 use crate::import::mosquitto_keys::{self as keys, Repeated, Scope};
 
-/// The lines that apply to one thing.
+/// The lines that apply to one listener, one bridge or the broker.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Section {
-    /// `listener ...` or `connection ...`; `None`: the broker, or the default listener.
+    /// The `listener ...` or `connection ...` line; `None` for the broker and for the default listener.
     pub(crate) head: Option<Rc<SettingLine>>,
     pub(crate) lines: Vec<Rc<SettingLine>>,
 }
 
 impl Section {
-    /// The line that counts for a setting. What mosquitto does about the others is said.
+    /// The line that counts for a setting. The other lines for it get the fate that mosquitto gives them.
     pub(crate) fn get(&self, key: &str) -> Option<Rc<SettingLine>> {
         let repeated = keys::find(key).map_or(Repeated::Last, |key| key.repeated);
         let mut lines: Vec<&Rc<SettingLine>> = self.all(key).collect();
@@ -41,38 +41,38 @@ impl Section {
         self.lines.iter().filter(move |line| line.key == key)
     }
 
-    /// Whether a setting is given.
     pub(crate) fn has(&self, key: &str) -> bool {
         self.all(key).next().is_some()
     }
 
-    /// The value of a setting that is `true` or `false`, which is taken over by whoever asks.
+    /// The value of a setting that is `true` or `false`. The line counts as taken over.
     pub(crate) fn flag(&self, key: &str) -> Option<(Rc<SettingLine>, bool)> {
         let line = self.get(key)?;
         let flag = line.flag()?;
         Some((line, flag))
     }
 
-    /// All its lines, the head first.
+    /// All lines, with the head first.
     pub(crate) fn everything(&self) -> impl Iterator<Item = &Rc<SettingLine>> {
         self.head.iter().chain(&self.lines)
     }
 }
 
-/// A configuration, sorted.
+/// A configuration, sorted into sections.
 #[derive(Debug, Default)]
 pub(super) struct MosquittoDocument {
     pub(crate) lines: SettingLines,
     pub(crate) global: Section,
-    /// The default listener first, then those of `listener` lines.
+    /// The default listener first, then the `listener` sections.
     pub(crate) listeners: Vec<Section>,
     pub(crate) bridges: Vec<Section>,
     pub(crate) per_listener: bool,
-    /// Files that were read.
+    /// The files that were read.
     pub(crate) sources: Vec<String>,
 }
 
-/// Where the reader of a file is. Each file begins with the default listener and without a bridge, an included one too.
+/// The position of the reader in a file. Each file, also an included one, begins with the default listener and without a
+/// bridge.
 #[derive(Default)]
 struct DocumentCursor {
     listener: usize,
@@ -81,7 +81,7 @@ struct DocumentCursor {
 }
 
 impl MosquittoDocument {
-    /// Reads configuration files, one after another.
+    /// Reads configuration files one after another.
     pub(crate) fn read(paths: &[PathBuf], files: &Files) -> Result<MosquittoDocument, ImportError> {
         let mut document = MosquittoDocument { listeners: vec![Section::default()], ..MosquittoDocument::default() };
         for path in paths {
@@ -97,7 +97,7 @@ impl MosquittoDocument {
         self.sources.push(file.to_string());
         let mut cursor = DocumentCursor { is_included, ..DocumentCursor::default() };
         for (index, raw) in text.lines().enumerate() {
-            // mosquitto takes a '#' for a comment in the first column only, and would not start otherwise
+            // mosquitto accepts a comment only in the first column, and otherwise does not start
             let raw = raw.trim();
             if raw.is_empty() || raw.starts_with('#') {
                 continue;
@@ -133,13 +133,13 @@ impl MosquittoDocument {
                 self.include(&line, files, cursor.is_included);
             }
             (Scope::Structure, _) => {
-                // once it is set it stays
+                // once set it stays set
                 self.per_listener |= line.flag() == Some(true);
                 line.taken();
                 self.global.lines.push(line);
             }
             (Scope::Global, _) => self.global.lines.push(line),
-            // these two are about the default listener wherever they stand
+            // these two apply to the default listener, wherever they stand
             (Scope::Listener, "port" | "bind_address") => self.listeners[0].lines.push(line),
             (Scope::Listener | Scope::Security, _) => self.listeners[cursor.listener].lines.push(line),
             (Scope::Bridge, _) => match cursor.bridge {
@@ -152,7 +152,7 @@ impl MosquittoDocument {
         }
     }
 
-    /// `include_dir`: files that end in `.conf`, those of the main file only.
+    /// Reads the files ending in `.conf` of an `include_dir`. Only the main file may include others.
     fn include(&mut self, line: &SettingLine, files: &Files, is_included: bool) {
         if is_included {
             line.not_needed("mosquitto follows include_dir in its main file only");
@@ -177,7 +177,7 @@ impl MosquittoDocument {
         line.taken();
     }
 
-    /// Without `per_listener_settings`, what is about access applies to the whole broker wherever it stands.
+    /// Without `per_listener_settings`, access settings apply to the whole broker, wherever they stand.
     fn apply_defaults(&mut self) {
         if !self.per_listener {
             let is_security = |line: &Rc<SettingLine>| keys::is_about_access(&line.key);
@@ -199,7 +199,7 @@ impl MosquittoDocument {
     }
 }
 
-/// Alphabetical, each letter in upper case before the same in lower case.
+/// A key that sorts alphabetically, with each upper case letter before the same letter in lower case.
 fn include_order(path: &Path) -> Vec<(char, bool)> {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     name.chars().map(|c| (c.to_ascii_lowercase(), c.is_ascii_lowercase())).collect()

@@ -1,17 +1,17 @@
-//! Limits and the log.
+//! Converts limits and the log.
 
 use super::document::Section;
 use crate::import::line::SettingLine;
 use crate::import::text::{TomlText, quoted};
 
-/// Longest session expiry in whole days that is not "never" [MQTT-3.1.2.11.2].
+/// The longest session expiry in whole days that does not mean "never" [MQTT-3.1.2.11.2].
 const MAX_EXPIRY_DAYS: i64 = 49_710;
-/// Largest packet that the configuration takes.
+/// The largest packet in bytes that our configuration allows.
 const MAX_PACKET: i64 = 256 << 20;
-/// Most messages in a queue that the configuration takes.
+/// The largest number of queued messages that our configuration allows.
 const MAX_QUEUE: i64 = 10_000_000;
 
-/// Which of the broker's lines concern the log.
+/// Whether a line is about the log.
 fn is_about_log(line: &SettingLine) -> bool {
     line.key.starts_with("log_") || line.key.ends_with("_log_level")
 }
@@ -29,12 +29,12 @@ pub(super) fn write_log(global: &Section, text: &mut TomlText) {
     text.remarks(global.lines.iter().filter(|line| is_about_log(line)));
 }
 
-/// The finest level that a `log_type` asks for; a later `none` takes back what came before it.
+/// The most detailed level that a `log_type` asks for. A later `none` cancels the lines before it.
 fn level(global: &Section) -> Option<&'static str> {
     const LEVELS: [&str; 5] = ["off", "error", "warn", "info", "debug"];
     let mut level: Option<usize> = None;
     for line in global.all("log_type") {
-        // mosquitto reads one type a line; people write several
+        // mosquitto reads one type on each line, but people write several
         for word in
             line.value.split([' ', '\t', ',']).take_while(|word| !word.starts_with('#')).filter(|word| !word.is_empty())
         {
@@ -72,7 +72,7 @@ fn level(global: &Section) -> Option<&'static str> {
     level.map(|level| LEVELS[level])
 }
 
-/// Writes the limits of `[broker]`; `max_connections` is that of all listeners together.
+/// Writes the limits of `[broker]`. `max_connections` is the limit of all listeners together.
 pub(super) fn write_limits(global: &Section, max_connections: Option<i64>, text: &mut TomlText) {
     let mut limits = TomlText::default();
     connections(global, max_connections, &mut limits);
@@ -138,7 +138,7 @@ fn packets(global: &Section, limits: &mut TomlText) {
     let mut smallest: Option<i64> = None;
     if let Some((bytes, line)) = &whole {
         match *bytes {
-            // 2.0 refuses it, and people mean no limit
+            // mosquitto 2.0 refuses it, but people mean no limit
             0 => {
                 line.differs(
                     "no limit: the largest that there is here, 256 MiB; a Pi has little memory, so consider less",
@@ -210,7 +210,7 @@ fn queues(global: &Section, limits: &mut TomlText) {
     }
 }
 
-/// A number and h, d, w, m (30 days) or y (365 days).
+/// Converts a number with h, d, w, m (30 days) or y (365 days).
 fn expiry(line: &SettingLine) -> Option<String> {
     let word = line.word();
     let at = word.len().saturating_sub(1);
@@ -240,7 +240,7 @@ fn expiry(line: &SettingLine) -> Option<String> {
     Some(if hours % 24 == 0 { format!("{} days", hours / 24) } else { format!("{hours} h") })
 }
 
-/// Bytes with the largest unit that fits.
+/// A size in bytes, written with the largest unit that fits.
 fn size(bytes: i64) -> String {
     for (unit, factor) in [("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)] {
         if bytes >= factor && bytes % factor == 0 {

@@ -1,9 +1,9 @@
-//! mosquitto: `mosquitto.conf` with what it includes, password files and access control lists.
+//! Converts a `mosquitto.conf` with the files that it includes, password files and access control lists.
 //!
 //! | file | what |
 //! |---|---|
 //! | `keys` | every setting: where it applies, what a repetition means, and the fate of those that need no thought |
-//! | `document` | from files to sections |
+//! | `document` | sorts the lines into sections |
 //! | `listeners`, `access`, `acl` | who can come in, where, and what it may do |
 //! | `global` | limits and the log |
 //! | `bridge` | upstreams |
@@ -29,7 +29,7 @@ use super::sniff::{ForeignKind, kind_of};
 use super::text::{TomlText, quoted};
 use super::{ImportError, Imported, Options, Summary, head};
 
-/// The files that were given, by what they are.
+/// The given files, by their kind.
 #[derive(Clone, Debug, Default)]
 struct Given {
     configurations: Vec<PathBuf>,
@@ -55,7 +55,7 @@ impl Given {
     }
 }
 
-/// Makes a configuration of these files: one or more `mosquitto.conf`, read one after another, password files and access
+/// Makes a configuration from these files: one or more `mosquitto.conf`, read one after another, password files and access
 /// control lists, in any order.
 pub fn import(paths: &[PathBuf], options: &Options) -> Result<Imported, ImportError> {
     let given = Given::sort(paths)?;
@@ -110,7 +110,7 @@ pub fn import(paths: &[PathBuf], options: &Options) -> Result<Imported, ImportEr
     Ok(Imported { text, secrets: bridges.secrets, summary })
 }
 
-/// What applies to the broker as a whole; with `per_listener_settings`, what applies to each listener.
+/// The access settings of the whole broker, or with `per_listener_settings` those of each listener.
 fn securities(
     document: &MosquittoDocument,
     listeners: &Listeners,
@@ -131,8 +131,8 @@ fn securities(
     Ok(securities)
 }
 
-/// What each listener says of access: with `per_listener_settings` its own, and on a socket in any case, since everybody on the
-/// host could come that way.
+/// The access settings that each listener has of its own: with `per_listener_settings`, and always for a Unix socket,
+/// because everybody on the machine can connect to it.
 fn own(document: &MosquittoDocument, listeners: &Listeners, securities: &[AccessOptions]) -> Vec<Option<Own>> {
     let is_own = document.per_listener && listeners.openings.len() > 1 && securities.len() == listeners.openings.len();
     let each = listeners.openings.iter().enumerate().map(|(index, opening)| {
@@ -144,7 +144,8 @@ fn own(document: &MosquittoDocument, listeners: &Listeners, securities: &[Access
     each.collect()
 }
 
-/// `[broker.anonymous]`, which listeners may have another answer than. Where they differ, the narrower one is taken.
+/// Writes `[broker.anonymous]`. A listener may differ from it. If listeners differ from each other, the narrower setting is
+/// taken.
 fn anonymous(
     document: &MosquittoDocument,
     listeners: &Listeners,
@@ -160,7 +161,7 @@ fn anonymous(
     let local_in = openings().any(|(index, opening)| opening.is_local() && is_let_in(index));
     let accept = match (remote_in, remote_out) {
         (true, false) => "all",
-        // each listener says it itself; this is for everything else
+        // each listener has its own setting; this one is for everything else
         (true, true) => "loopback",
         (false, _) if local_in || is_local_only => "loopback",
         (false, _) => "none",
@@ -185,7 +186,7 @@ fn anonymous(
     text
 }
 
-/// The limit of all listeners together, if each has one.
+/// The limit of all listeners together, if each of them has one.
 fn max_connections(document: &MosquittoDocument, listeners: &Listeners) -> Option<i64> {
     let lines: Vec<Option<Rc<SettingLine>>> = listeners
         .openings

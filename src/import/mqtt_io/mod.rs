@@ -1,5 +1,5 @@
-//! mqtt-io, and its predecessor pi-mqtt-gpio: digital inputs at the Pi's own pins become sensors, and the broker that they
-//! were published to becomes an upstream, unless it is this host.
+//! Converts a configuration of mqtt-io or of its predecessor pi-mqtt-gpio: digital inputs at the Pi's own pins become
+//! sensors, and the broker that they were published to becomes an upstream, unless it is this host.
 
 mod yaml;
 
@@ -13,10 +13,10 @@ use super::text::{TomlText, free_name, list, quoted};
 use super::{ImportError, Imported, Options, SecretFile, Summary, head};
 use crate::message::check_topic;
 
-/// Modules of mqtt-io that read the Pi's own pins.
+/// The modules of mqtt-io that read the Pi's own pins.
 const OWN_PINS: [&str; 3] = ["raspberrypi", "gpiod", "gpiozero"];
 
-/// Makes a configuration of this file.
+/// Makes a configuration from this file.
 pub fn import(path: &Path, options: &Options) -> Result<Imported, ImportError> {
     let text = read(path).map_err(|source| ImportError::Read { path: path.into(), source })?;
     let lines = SettingLines::default();
@@ -54,7 +54,7 @@ struct Import<'a> {
     to_do: Vec<String>,
 }
 
-/// A text that MQTT can carry in CONNECT.
+/// A text value, if a CONNECT packet can carry it.
 fn sayable<'a>(mqtt: &'a YamlNode, key: &str) -> Option<&'a str> {
     let text = mqtt.text(key)?;
     if text.len() <= usize::from(u16::MAX) && !text.contains(char::is_control) {
@@ -106,7 +106,7 @@ impl Import<'_> {
         let tls = mqtt.get("tls").filter(|tls| tls.is_set("enabled"));
         let scheme = if tls.is_some() { "mqtts" } else { "mqtt" };
         let port = mqtt.text("port").unwrap_or("1883");
-        // without brackets what is no port would count as the end of an IPv6 address
+        // without brackets, text after the last colon that is no port would count as the end of an IPv6 address
         let host = if host.contains(':') { format!("[{host}]") } else { host.to_owned() };
         let Some(address) = address(&format!("{host}:{port}"), scheme) else {
             for key in ["host", "port"] {
@@ -212,7 +212,7 @@ impl Import<'_> {
         }
     }
 
-    /// What is no digital input.
+    /// Sets the fate of everything that is no digital input.
     fn rest(&mut self, root: &YamlNode) {
         let YamlNode::Map(entries) = root else { return };
         for (name, node) in entries.iter().filter(|(name, _)| !matches!(name.as_str(), "mqtt" | "digital_inputs")) {
@@ -239,7 +239,7 @@ impl Import<'_> {
     }
 }
 
-/// Writes a digital input as a sensor, or says why it cannot be one.
+/// Writes a digital input as a sensor, or records why it cannot be one.
 fn sensor(
     input: &YamlNode,
     root: &YamlNode,
@@ -310,7 +310,7 @@ fn pin(input: &YamlNode, root: &YamlNode) -> Result<u64, String> {
     number.ok_or(format!("its pin {pin:?} is not the BCM number of a pin of the Pi"))
 }
 
-/// The words of a sensor are ON and OFF.
+/// Sets the fate of configured payloads: sensors always publish ON and OFF.
 fn payloads(input: &YamlNode) {
     for (key, ours) in [("on_payload", "ON"), ("off_payload", "OFF")] {
         let Some(line) = input.line(key) else { continue };

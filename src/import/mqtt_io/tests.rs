@@ -1,4 +1,4 @@
-//! What becomes of mqtt-io's settings: everything that is made is read by our own configuration.
+//! Tests of what becomes of mqtt-io's settings. Every result is read by our own configuration.
 
 use std::time::Duration;
 
@@ -70,7 +70,7 @@ fn digital_inputs_become_sensors() {
     );
     assert_eq!((door.name.as_str(), door.pin, &*door.topic), ("front-door", 22, "home/porch/input/front door"));
     assert_eq!((door.active, door.bias, door.retain), (Level::Low, Bias::PullUp, false));
-    // the broker was on this host
+    // the broker was on this host, so there is no upstream
     assert!(settings.upstreams.is_empty());
     for (line, what) in [
         ("digital_inputs.2.on_payload: OPEN", "differs: it says ON"),

@@ -1,4 +1,4 @@
-//! YAML as a tree of lines.
+//! Reads YAML as a tree whose leaves are lines of the original.
 
 use std::path::Path;
 use std::rc::Rc;
@@ -8,10 +8,10 @@ use saphyr_parser::{Event, Parser};
 use crate::import::ImportError;
 use crate::import::line::{LinePlace, SettingLine, SettingLines};
 
-/// Deepest nesting that is read.
+/// The deepest nesting that is read.
 const DEEPEST: usize = 64;
 
-/// A value, or several.
+/// A single value, a map or a list.
 #[derive(Clone, Debug)]
 pub(super) enum YamlNode {
     Map(Vec<(String, YamlNode)>),
@@ -20,7 +20,7 @@ pub(super) enum YamlNode {
 }
 
 impl YamlNode {
-    /// What stands under a key.
+    /// The value of a key.
     pub(crate) fn get(&self, key: &str) -> Option<&YamlNode> {
         match self {
             YamlNode::Map(entries) => entries.iter().find(|(name, _)| name == key).map(|(_, node)| node),
@@ -28,7 +28,7 @@ impl YamlNode {
         }
     }
 
-    /// The line under a key.
+    /// The line of a key.
     pub(crate) fn line(&self, key: &str) -> Option<&Rc<SettingLine>> {
         match self.get(key) {
             Some(YamlNode::Value(line)) => Some(line),
@@ -36,17 +36,17 @@ impl YamlNode {
         }
     }
 
-    /// The text under a key, if it is not empty.
+    /// The text of a key, if it is not empty.
     pub(crate) fn text(&self, key: &str) -> Option<&str> {
         self.line(key).map(|line| line.value.as_str()).filter(|text| !matches!(*text, "" | "~" | "null"))
     }
 
-    /// `true`, `yes` or `on`, as YAML 1.1 has them.
+    /// Whether the value is `true`, `yes` or `on`, which all mean true in YAML 1.1.
     pub(crate) fn is_set(&self, key: &str) -> bool {
         self.text(key).is_some_and(|text| matches!(text.to_lowercase().as_str(), "true" | "yes" | "on" | "y"))
     }
 
-    /// The items of a list under a key.
+    /// The items of the list of a key.
     pub(crate) fn items(&self, key: &str) -> &[YamlNode] {
         match self.get(key) {
             Some(YamlNode::List(items)) => items,
@@ -54,7 +54,7 @@ impl YamlNode {
         }
     }
 
-    /// All lines below it, in their order.
+    /// All lines below this node, in order.
     pub(crate) fn lines(&self) -> Vec<Rc<SettingLine>> {
         match self {
             YamlNode::Map(entries) => entries.iter().flat_map(|(_, node)| node.lines()).collect(),
@@ -64,7 +64,7 @@ impl YamlNode {
     }
 }
 
-/// A map or list that is being read.
+/// A map or list whose end has not been read.
 enum OpenNode {
     Map { entries: Vec<(String, YamlNode)>, key: Option<String>, anchor: usize },
     List { items: Vec<YamlNode>, anchor: usize },
@@ -107,7 +107,7 @@ struct YamlReader<'a> {
 }
 
 impl YamlReader<'_> {
-    /// Takes an event; whether the document has ended.
+    /// Processes an event. Returns whether the document has ended.
     fn take(&mut self, event: Event, number: usize) -> bool {
         match event {
             Event::Scalar(text, _, anchor, _) => {
@@ -139,7 +139,7 @@ impl YamlReader<'_> {
         false
     }
 
-    /// The path of the value to come.
+    /// The path of the value that is read next.
     fn name(&self) -> String {
         let parts = self.open.iter().filter_map(|open| match open {
             OpenNode::Map { key, .. } => key.clone(),
@@ -154,7 +154,7 @@ impl YamlReader<'_> {
         }
         match self.open.last_mut() {
             Some(OpenNode::Map { entries, key, .. }) => match key.take() {
-                // `<<` takes over what the map behind it has
+                // `<<` copies the entries of another map
                 Some(name) if name == "<<" => {
                     if let YamlNode::Map(more) = node {
                         entries.extend(more);

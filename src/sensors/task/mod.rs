@@ -1,4 +1,4 @@
-//! The task beside the sensors: hands them what their pins do and publishes what they say.
+//! The task that runs the sensors: gives them the events of their pins and publishes their messages.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,21 +18,20 @@ use crate::message::{Draft, Origin};
 use crate::status::{Fault, SensorSnapshot};
 use crate::time::SharedClock;
 
-/// How often what could not be published, or was published without wall time, is looked at again.
+/// The interval of new attempts for messages that could not be published, or were published without wall time.
 const AGAIN: Duration = Duration::from_secs(1);
 
 /// Why the sensors ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum SensorsError {
-    /// The source did.
     #[error(transparent)]
     Source(#[from] SourceEnded),
-    /// There is nobody to publish to.
+    /// The exchange has ended.
     #[error("sensors cannot publish")]
     Ingress(#[from] IngressError),
 }
 
-/// Runs all sensors until `cancel`; a change of `settings` is applied at once. Leaves every sensor "offline".
+/// Runs all sensors until `cancel`, and applies changes of `settings` at once. At the end every sensor is "offline".
 pub(crate) async fn run<S: EdgeSource>(
     settings: watch::Receiver<Arc<[SensorSettings]>>,
     source: S,
@@ -48,10 +47,10 @@ pub(crate) async fn run<S: EdgeSource>(
         .await
 }
 
-/// A sensor, and which of its messages the gateway had no room for.
+/// A sensor, with the messages for which the gateway had no room.
 struct SensorSlot {
     sensor: Sensor,
-    /// Its pin is not that of a sensor before it.
+    /// Whether the pin is its own, and not that of an earlier sensor.
     has_pin: bool,
     status_unsent: bool,
     state_unsent: bool,
@@ -84,7 +83,7 @@ where
         loop {
             self.show();
             let deadline = self.sleep_deadline();
-            // edges before timers: what happened before a timer was due is to be seen before it
+            // edges before timers, because an edge that happened before a timer was due must be processed before it
             tokio::select! {
                 biased;
                 () = cancel.cancelled() => break,
@@ -103,7 +102,7 @@ where
                         let new = settings.borrow_and_update().clone();
                         self.apply(&new).await?;
                     }
-                    // whoever could change them is gone
+                    // the sender of the settings is gone
                     Err(_) => may_change = false,
                 },
                 () = sleep_until(deadline) => self.time().await?,
@@ -118,11 +117,11 @@ where
         Ok(())
     }
 
-    /// Tells those who show it how the sensors are. The log has heard of faults already.
+    /// Updates the snapshots of the sensors. Faults have been logged already.
     fn show(&self) {
         let snapshots: Vec<_> = self.sensors.iter().map(|slot| slot.sensor.snapshot()).collect();
         self.snapshots.send_replace(snapshots.clone());
-        // whoever hears of this finds the snapshots up to date
+        // snapshots are updated before the receivers are notified
         for sensor in &snapshots {
             let stuck = || {
                 let problem = "it has been active for longer than stuck_after";
@@ -143,7 +142,7 @@ where
         }
     }
 
-    /// Starts, restarts and ends sensors so that they are those of `settings`.
+    /// Starts, restarts and stops sensors so that they correspond to `settings`.
     async fn apply(&mut self, settings: &[SensorSettings]) -> Result<(), IngressError> {
         for index in (0..self.sensors.len()).rev() {
             if settings.contains(&self.sensors[index].sensor.settings) {
@@ -159,7 +158,7 @@ where
                 continue;
             }
             let sensor = Sensor::new(new.clone(), self.clock.boot_ms());
-            // after a crash the last run's "online" is still retained
+            // after a crash the "online" of the last run is still retained
             let offline = sensor.status();
             self.sensors.push(SensorSlot { sensor, has_pin: true, status_unsent: false, state_unsent: false });
             self.publish_all(self.sensors.len() - 1, vec![offline]).await?;
@@ -179,7 +178,7 @@ where
         Ok(())
     }
 
-    /// A sensor has no pin, or not any more.
+    /// Makes a sensor faulty, because it has no pin or has lost it.
     async fn take_pin(&mut self, settings: &SensorSettings, fault: Fault) -> Result<(), IngressError> {
         let slot = self.sensors.iter().position(|slot| slot.sensor.settings == *settings);
         let Some(index) = slot else { return Ok(()) };
@@ -197,7 +196,7 @@ where
         let boot_now = self.clock.boot_ms();
         let now = Instant::now();
         let due = self.sensors.iter().filter_map(|slot| slot.sensor.deadline()).min();
-        // a far deadline is looked at again in an hour: clocks and sleeps may drift apart
+        // a far deadline is checked again after an hour, because clocks and sleeps may drift apart
         let timer = due.map_or(3_600_000, |due| due.saturating_sub(boot_now).min(3_600_000));
         let timer = now + Duration::from_millis(timer);
         let unfinished = |slot: &SensorSlot| slot.status_unsent || slot.state_unsent || slot.sensor.lacks_time();
@@ -262,7 +261,7 @@ where
     }
 }
 
-/// Those whose pin is theirs, and those whose pin is that of another before them, with its name.
+/// The sensors with a pin of their own, and those whose pin belongs to an earlier sensor, with that sensor's name.
 fn by_pin(settings: &[SensorSettings]) -> (Vec<SensorSettings>, Vec<(&SensorSettings, &str)>) {
     let (mut first, mut again): (Vec<SensorSettings>, Vec<_>) = (Vec::new(), Vec::new());
     for sensor in settings {

@@ -12,7 +12,7 @@ use crate::message::Topic;
 use crate::status::{Fault, SensorState};
 use crate::time::{Clock, TestClock};
 
-/// A clock that follows tokio's, paused or not.
+/// A clock that follows tokio's, which may be paused.
 pub(crate) struct PausedClock {
     start: Instant,
     boot_ms: u64,
@@ -37,7 +37,7 @@ impl Clock for PausedClock {
     }
 }
 
-/// A source that is told what happens.
+/// A source with events from the test.
 struct Told {
     clock: Arc<PausedClock>,
     orders: Arc<Mutex<Vec<Vec<u8>>>>,
@@ -60,7 +60,7 @@ impl EdgeSource for Told {
     }
 }
 
-/// What was published: milliseconds, topic, payload.
+/// Published messages: milliseconds, topic and payload.
 type Published = Arc<Mutex<Vec<(u64, String, String)>>>;
 
 struct Bench {
@@ -187,7 +187,7 @@ async fn a_pin_named_twice_is_that_of_the_first_and_a_fault_of_the_other() {
     bench.edge(4, Level::High).await;
     bench.at(16_000).await;
     assert_eq!(bench.take(), [told(15_050, "a", "ON")]);
-    // the first gives the pin up
+    // the first sensor releases the pin
     bench.settings.send_replace(Arc::from(vec![sensor("b", 4), sensor("c", 5)]));
     bench.at(17_000).await;
     assert_eq!(bench.snapshots.borrow()[0].fault, None);

@@ -1,6 +1,6 @@
-//! Where mosquitto listens, and how each listener is protected.
+//! Converts mosquitto's listeners with their protection.
 //!
-//! A listener whose protection cannot be had here is left out, never opened with less.
+//! A listener that cannot be protected as before is left out rather than opened with less protection.
 
 pub(super) mod tables;
 
@@ -12,57 +12,58 @@ use crate::import::files::Files;
 use crate::import::line::SettingLine;
 use crate::net::address::Address;
 
-/// Certificate and key, and who signs client certificates.
+/// Certificate and key, and the authority that signs client certificates.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Tls {
     cert: String,
     key: String,
     client_ca: Option<String>,
-    /// Which certificates of clients are revoked.
+    /// The file with the revoked client certificates.
     crl: Option<String>,
-    /// The certificate names the user.
+    /// Whether the certificate names the user.
     use_identity: bool,
 }
 
-/// One listener of mosquitto as it is to be here.
+/// One of mosquitto's listeners, prepared for our configuration.
 #[derive(Clone, Debug)]
 pub(super) struct ListenerOpening {
     pub(crate) addresses: Vec<SocketAddr>,
-    /// A socket in the file system.
+    /// The path, if it is a Unix socket.
     pub(crate) socket: Option<String>,
-    /// A proxy says where its clients are.
+    /// Whether a proxy in front of it reports the addresses of its clients.
     pub(crate) is_proxied: bool,
     pub(crate) tls: Option<Tls>,
     pub(crate) is_websocket: bool,
-    /// Its place in [`MosquittoDocument::listeners`]; `None`: mosquitto's own, where no listener is given.
+    /// Its index in [`MosquittoDocument::listeners`]; `None` for mosquitto's built-in listener, which is used if none is
+    /// configured.
     pub(crate) section: Option<usize>,
 }
 
 impl ListenerOpening {
-    /// Whether only the host itself reaches it.
+    /// Whether it can be reached only from the machine itself.
     pub(crate) fn is_local(&self) -> bool {
         self.addresses.iter().all(|address| address.ip().is_loopback())
     }
 
-    /// Whether it names users by their certificates.
+    /// Whether its users are named by their certificates.
     pub(crate) fn asks_for_certificates(&self) -> bool {
         self.tls.as_ref().is_some_and(|tls| tls.client_ca.is_some() && tls.use_identity)
     }
 }
 
-/// All listeners.
 #[derive(Debug, Default)]
 pub(super) struct Listeners {
     pub(crate) openings: Vec<ListenerOpening>,
     pub(crate) to_do: Vec<String>,
 }
 
-/// Whether mosquitto listens on this host only and lets everybody in: no `listener`, `port` or `bind_address` is given.
+/// Whether mosquitto listens on this host only and accepts everybody, because no `listener`, `port` or `bind_address` is
+/// given.
 pub(super) fn is_local_only(document: &MosquittoDocument) -> bool {
     document.listeners.len() == 1 && !["port", "bind_address"].iter().any(|key| document.listeners[0].has(key))
 }
 
-/// Whether the default listener is there: something is said about it that is not so anyway.
+/// Whether the default listener exists, because a line sets something for it that is not the default anyway.
 fn default_is_there(section: &Section) -> bool {
     let usual = |line: &SettingLine| match line.key.as_str() {
         "max_connections" => line.word() == "-1",
@@ -98,7 +99,7 @@ impl Listeners {
             listeners.openings.push(opening);
         }
         for (index, section) in document.listeners.iter().enumerate() {
-            // that of mosquitto's own comes last, so that what is written out takes an address first
+            // the default listener is written last, so that listeners with a configured address get theirs first
             if index > 0 || !default_is_there {
                 listeners.open(index, section, files);
             }
@@ -107,7 +108,7 @@ impl Listeners {
             listeners.open(0, &document.listeners[0], files);
         }
         for section in &document.listeners {
-            // who may come in is read later, by those who know
+            // access settings are read later
             let is_own =
                 |line: &&Rc<SettingLine>| line.is_open() && !crate::import::mosquitto_keys::is_about_access(&line.key);
             section.lines.iter().filter(is_own).for_each(|line| line.taken());
@@ -146,7 +147,7 @@ impl Listeners {
         }
     }
 
-    /// An opening that takes nothing from another and is not protected by what is not here.
+    /// Checks that the listener does not take the address of another one, and that all files for its protection exist.
     fn checked(&mut self, mut opening: ListenerOpening, section: &Section) -> Result<ListenerOpening, String> {
         if let Some(line) = section.get("mount_point") {
             line.not_taken("topics are not put below another topic: give its users rules instead");
@@ -290,7 +291,7 @@ impl Listeners {
         Ok(Some(Tls { cert, key, client_ca, crl, use_identity }))
     }
 
-    /// Who signs client certificates, where they are asked for.
+    /// The authority that signs client certificates, if they are required.
     fn client_ca(&mut self, section: &Section, files: &Files) -> Result<Option<String>, String> {
         let required = section.flag("require_certificate");
         let is_required = required.as_ref().is_some_and(|(_, required)| *required);
@@ -330,8 +331,8 @@ impl Listeners {
         Ok(self.file(&cafile, files))
     }
 
-    /// Whether it is behind a proxy. mosquitto believes whoever connects; here only this host is, until others are named.
-    /// Through the file system nobody has an address, and no proxy is understood.
+    /// Whether a proxy reports the addresses of clients. mosquitto believes any proxy; here only this host is believed until
+    /// others are named. Clients of a Unix socket have no address, so a proxy in front of it is not supported.
     fn is_proxied(&mut self, section: &Section, is_socket: bool) -> bool {
         let Some(line) = section.get("enable_proxy_protocol") else { return false };
         let is_proxied = !matches!(line.word(), "false" | "0");
@@ -364,7 +365,7 @@ impl Listeners {
     }
 }
 
-/// Whether it speaks MQTT over WebSocket.
+/// Whether the listener speaks MQTT over WebSocket.
 fn protocol(section: &Section) -> Result<bool, String> {
     let Some(line) = section.get("protocol") else { return Ok(false) };
     match line.word() {
@@ -388,14 +389,14 @@ fn protocol(section: &Section) -> Result<bool, String> {
     }
 }
 
-/// The path of a listener that is a socket in the file system.
+/// The path of a Unix socket.
 fn socket(section: &Section) -> Option<String> {
     let mut words = section.head.as_ref()?.value.split_whitespace();
     let path = (words.next()? == "0").then(|| words.next()).flatten()?;
     (path.starts_with('/') && Address::parse(path).is_some()).then(|| path.to_owned())
 }
 
-/// Settings of a default listener that is not there because they all say what is usual.
+/// Marks the lines of a default listener that is not written because they all state defaults.
 fn read_usual(line: &SettingLine) {
     if line.is_open() && !matches!(line.key.as_str(), "allow_anonymous" | "acl_file" | "password_file") {
         line.not_needed("it says what is usual");
@@ -407,7 +408,7 @@ fn is_about_tls(key: &str) -> bool {
     keys.contains(&key) || matches!(key, "use_subject_as_username" | "tls_version")
 }
 
-/// Whether only one of two listeners can have its address: `[::]` takes IPv4 too.
+/// Whether two listeners cannot be open at the same time. `[::]` includes IPv4.
 pub(super) fn collide(a: SocketAddr, b: SocketAddr) -> bool {
     let takes = |a: IpAddr, b: IpAddr| match a {
         IpAddr::V6(all) if all.is_unspecified() => true,

@@ -1,4 +1,4 @@
-//! Listeners as tables of our own configuration.
+//! Writes listeners as tables of our configuration.
 
 use std::net::{Ipv6Addr, SocketAddr};
 
@@ -23,16 +23,16 @@ pub(in crate::import::mosquitto) fn tls_table(tls: &Tls) -> String {
     table + " }"
 }
 
-/// Who may come in at one listener, where it is not who may come in at all.
+/// The access settings of one listener that differ from those of the whole file.
 #[derive(Clone, Debug)]
 pub(in crate::import::mosquitto) struct Own {
     pub(crate) allow_anonymous: bool,
     pub(crate) anonymous: AclRules,
-    /// The users that may come in there; `None`: those of the whole file.
+    /// The users that may sign in there; `None` means those of the whole file.
     pub(crate) users: Option<Vec<ImportedUser>>,
 }
 
-/// Writes the listeners; `own` has what each says of access, where it differs.
+/// Writes the listeners. `own` has the access settings of each that differs.
 pub(in crate::import::mosquitto) fn write(
     listeners: &Listeners,
     document: &MosquittoDocument,
@@ -102,7 +102,7 @@ fn write_own(own: &Own, text: &mut TomlText) {
     }
 }
 
-/// Writes `[http]` where the page's usual address is taken.
+/// Writes `[http]` if a listener has the default address of the web page.
 pub(in crate::import::mosquitto) fn write_http(listeners: &Listeners, text: &mut TomlText) {
     let usual = SocketAddr::from((Ipv6Addr::UNSPECIFIED, 8080));
     let mut addresses = listeners.openings.iter().flat_map(|opening| &opening.addresses);

@@ -71,6 +71,6 @@ fn bridges_keep_their_ids_apart_and_loops_need_version_5() {
     assert!(result.remark("remote_password (hidden)").contains("remote_username"));
     assert!(result.secrets.is_empty());
     assert!(result.remark("bridge_insecure true").contains("no TLS"));
-    // an empty value is no value
+    // an empty value counts as missing
     assert!(of("connection\naddress h\ntopic # out\n").text.contains("missing"));
 }

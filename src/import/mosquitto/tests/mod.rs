@@ -1,4 +1,4 @@
-//! What becomes of mosquitto's settings: everything that is made is read by our own configuration.
+//! Tests of what becomes of mosquitto's settings. Every result is read by our own configuration.
 
 mod bridges;
 
@@ -100,7 +100,7 @@ fn without_a_listener_it_is_this_host_only_and_everybody_on_it() {
         assert_eq!(result.listeners(), ["127.0.0.1:1883", "[::1]:1883"], "{conf}");
         assert_eq!(result.anonymous(), (AnonymousFrom::Loopback, list(&["#"]), list(&["#", "$SYS/#"])), "{conf}");
     }
-    // something about the default listener makes one on all interfaces, and mosquitto lets everybody in there
+    // a line about the default listener opens it on all interfaces, and mosquitto accepts everybody there
     let result = of("max_connections 100\n");
     assert_eq!(result.listeners(), ["[::]:1883"]);
     assert_eq!((result.anonymous().0, result.settings.broker.max_connections), (AnonymousFrom::All, 100));
@@ -125,7 +125,7 @@ fn with_a_listener_nobody_comes_in_without_a_name_unless_it_is_said() {
             "per_listener_settings true\nlistener 1883\nallow_anonymous true\nlistener 1884\nallow_anonymous true\n",
             AnonymousFrom::All,
         ),
-        // the narrower one of two that differ
+        // of two settings that differ the narrower one is taken
         (
             "per_listener_settings true\nlistener 1883\nallow_anonymous true\nlistener 1884\nallow_anonymous false\n",
             AnonymousFrom::Loopback,
@@ -156,10 +156,10 @@ fn listeners_have_the_addresses_that_mosquitto_opens() {
             &["[::]:1883", "[::]:8883", "127.0.0.1:1884", "[::1]:1884"],
         ),
         ("listener 1884\nbind_interface lo", &["127.0.0.1:1884", "[::1]:1884"]),
-        // what needs an address that is not known here is opened to this host only
+        // a listener with an address that is not known here is opened to this host only
         ("listener 1884 broker.example.org", &["127.0.0.1:1884"]),
         ("listener 1884\nbind_interface eth0", &["127.0.0.1:1884"]),
-        // what cannot be opened as it was is not opened
+        // a listener that cannot be opened as it was is not opened
         ("listener 0 /run/mosquitto.sock", &["/run/mosquitto.sock"]),
         ("listener 1883\nlistener 0 /run/mosquitto.sock", &["[::]:1883", "/run/mosquitto.sock"]),
         ("listener 1883\nlistener 0 mosquitto.sock", &["[::]:1883"]),
@@ -170,7 +170,7 @@ fn listeners_have_the_addresses_that_mosquitto_opens() {
         ("listener 1883\nlistener 8883\ncertfile a\nkeyfile b\nrequire_certificate true\ncapath c", &["[::]:1883"]),
         ("listener 1883\nlistener 8883\ncertfile a", &["[::]:1883"]),
         ("listener 1883\nlistener 8883\ncertfile a\ntls_keyform engine\nkeyfile b", &["[::]:1883"]),
-        // the default listener and one that is given want the same address
+        // the default listener and a configured one want the same address
         ("max_connections 5\nlistener 1883", &["[::]:1883"]),
         ("listener no_port", &["127.0.0.1:1883"]),
     ] {
@@ -198,7 +198,7 @@ fn tls_is_as_it_was_or_the_listener_is_left_out() {
     assert!(result.text.contains(", use_identity = false }") && !result.settings.broker.listeners[0].use_identity);
     let result = of(&format!("{mutual}use_subject_as_username true\n"));
     assert!(result.remark("use_subject_as_username true").contains("common name"));
-    // a certificate beside the configuration is found, wherever it was on the other machine
+    // a certificate beside the configuration is found, whatever its path on the other machine
     let result =
         with_files("listener 8883\ncertfile /certs/s.crt\nkeyfile /certs/s.key\n", &[("s.crt", ""), ("s.key", "")]);
     assert!(!result.text.contains("/certs/s.crt\",") && result.summary.to_do.is_empty(), "{}", result.text);
@@ -212,7 +212,7 @@ fn websockets_are_listeners_of_their_own() {
     assert_eq!(result.listeners(), ["[::]:1883", "[::]:9001", "[::]:9002"]);
     let kinds: Vec<bool> = result.settings.broker.listeners.iter().map(|listener| listener.websocket).collect();
     assert_eq!(kinds, [false, true, true]);
-    // no listener that nobody asked for
+    // no listener is opened that the original does not have
     assert_eq!(of("listener 9001\nprotocol websockets\n").listeners(), ["[::]:9001"]);
     // the page does not take the port of a listener
     assert_eq!(of("listener 8080\n").settings.http.address, None);
@@ -238,7 +238,7 @@ fn listeners_keep_settings_of_their_own() {
     assert_eq!(broker.listeners[0].max_connections, Some(7));
     assert_eq!(broker.listeners[3].proxies.len(), 2);
     assert!(result.summary.to_do.iter().any(|item| item.contains("addresses of the proxy")));
-    // through a socket comes nobody whose address could be believed
+    // clients of a Unix socket have no address that could be believed
     let socket = of("listener 0 /run/m.sock\nenable_proxy_protocol 2\nlistener 1883\nenable_proxy_protocol 2\n");
     assert_eq!(socket.settings.broker.listeners.iter().map(|own| own.proxies.len()).collect::<Vec<_>>(), [0, 2]);
     assert!(
@@ -247,7 +247,7 @@ fn listeners_keep_settings_of_their_own() {
         socket.summary
     );
     assert!(socket.text.contains("a proxy is not understood at a socket"), "{}", socket.text);
-    // a socket has guests only where mosquitto had them
+    // a Unix socket accepts guests only if mosquitto did
     let sockets = |conf: &str| of(conf).settings.broker.access.listeners[0].anonymous.accept;
     assert_eq!(sockets("listener 0 /run/m.sock\n"), AnonymousFrom::None);
     assert_eq!(sockets("listener 0 /run/m.sock\nallow_anonymous true\n"), AnonymousFrom::All);
@@ -311,7 +311,7 @@ fn files_are_read_as_people_write_them() {
     let result = of("listener 1883\nno_such_setting 1\nlistner 1884\nallow_anonymous maybe\ntopic a/# out\n");
     assert_eq!(result.summary.not_understood, 4, "{}", result.text);
     assert!(result.remark("topic a/# out").contains("connection"));
-    // of two texts mosquitto takes none; of two others the last
+    // of two password files mosquitto accepts neither; of two other values it takes the last
     let result = with_files("password_file a\npassword_file b\nlistener 1883\n", &[("a", ""), ("b", "")]);
     assert!(result.remark("password_file b").contains("refuses a second"));
     // control characters and quotes do no harm
@@ -365,7 +365,7 @@ fn users_and_their_rules_are_taken_over() {
 fn without_a_list_everybody_may_do_everything() {
     let result = with_files("listener 1883\npassword_file p\n", &[("p", &format!("a:{HASH}\n"))]);
     assert_eq!(result.users(), [("a", list(&["#"]), list(&["#", "$SYS/#"]))]);
-    // a list that is not here allows nothing, users that are not here do not come in
+    // a missing access control list allows nothing, and users of a missing password file cannot sign in
     let result = with_files("listener 1883\npassword_file p\nacl_file gone\n", &[("p", &format!("a:{HASH}\n"))]);
     assert_eq!(result.users(), [("a", list(&[]), list(&[]))]);
     let result = of("listener 1883\npassword_file /gone\n");
@@ -379,7 +379,7 @@ fn rules_that_mean_something_else_here_are_narrower() {
                pattern write $SYS/broker/connection/%c/state\ntopic bad/#/x\ntopic sometimes a\nsomething else\n";
     let result =
         with_files("listener 1883\npassword_file p\nacl_file acl\n", &[("p", &format!("a:{HASH}\n")), ("acl", acl)]);
-    // `pattern deny a/secret` takes nothing away in mosquitto, since a `topic` allows it first
+    // in mosquitto `pattern deny a/secret` has no effect, because a `topic` allows it first
     assert_eq!(result.users(), [("a", list(&["a/#"]), list(&["a/#", "x/#", "!x/y"]))]);
     assert!(result.remark("topic read own/%u").contains("pattern"));
     assert!(result.remark("pattern write $SYS/broker/connection/%c/state").contains(NOT_TAKEN));
@@ -389,7 +389,7 @@ fn rules_that_mean_something_else_here_are_narrower() {
         &[("p", &format!("a:{HASH}\n")), ("acl", narrowed)],
     );
     assert!(result.remark("pattern deny a/secret").contains("denial always wins"), "{}", result.text);
-    // without a password file a name is only a claim
+    // without a password file a user name proves nothing
     let result = with_files(
         "listener 1883\nallow_anonymous true\nacl_file acl\n",
         &[("acl", "topic read a\nuser root\ntopic #\n")],
