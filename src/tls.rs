@@ -1,4 +1,4 @@
-//! TLS: certificates and keys, and what ports make of them.
+//! TLS: reads certificates and keys, and makes the acceptors of ports from them.
 
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -16,29 +16,29 @@ use crate::secret::{self, FileError};
 /// Files of a port with TLS, all in PEM.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct TlsFiles {
-    /// Certificate chain, the server's own first.
+    /// The certificate chain, with the server's own certificate first.
     pub(crate) cert: PathBuf,
-    /// Private key.
     pub(crate) key: PathBuf,
-    /// Authorities that sign the certificates that clients must show.
+    /// The authorities that sign client certificates. If it is given, clients must show a certificate.
     pub(crate) client_ca: Option<PathBuf>,
-    /// Which of these certificates have been revoked.
+    /// The list of revoked client certificates.
     pub(crate) crl: Option<PathBuf>,
-    /// Largest record that is written, its head included; `None`: that of TLS.
+    /// The largest record that is written, in bytes with its header; `None` means the limit of TLS.
     pub(crate) max_fragment_size: Option<usize>,
 }
 
-/// Head, nonce and tag of a record, at most: what TLS 1.2 with AES-GCM needs, by the standard the most of those spoken here.
+/// The most bytes that header, nonce and tag add to a record: those of TLS 1.2 with AES-GCM, which needs most of the
+/// supported versions.
 const RECORD_OVERHEAD: usize = 5 + 8 + 16;
-/// What rustls counts with a fragment.
+/// The bytes that rustls includes in its limit for a fragment.
 const RECORD_HEAD: usize = 5;
 
-/// What files were like: another time, size or inode means that they have been written.
+/// The properties of files by which a change is noticed: time, size and inode.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Stamps(Vec<Option<(SystemTime, u64, u64)>>);
 
 impl TlsFiles {
-    /// What they are like now; links are followed.
+    /// The present properties; links are followed.
     pub(crate) fn stamps(&self) -> Stamps {
         let stamp = |path: &PathBuf| {
             let about = std::fs::metadata(path).ok()?;
@@ -47,13 +47,13 @@ impl TlsFiles {
         Stamps([&self.cert, &self.key].into_iter().chain(&self.client_ca).chain(&self.crl).map(stamp).collect())
     }
 
-    /// An acceptor made of them.
+    /// Makes an acceptor from the files.
     pub(crate) fn acceptor(&self) -> Result<TlsAcceptor, FileError> {
         acceptor(self)
     }
 }
 
-/// The certificates in a file, at least one.
+/// Reads the certificates in a file, at least one.
 pub(crate) fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, FileError> {
     let text = secret::contents(path)?;
     let found: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&text).collect();
@@ -61,13 +61,12 @@ pub(crate) fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, 
     if found.is_empty() { Err(FileError::unusable(path, "has no certificate in PEM form")) } else { Ok(found) }
 }
 
-/// The private key in a file.
 pub(crate) fn private_key(path: &Path) -> Result<PrivateKeyDer<'static>, FileError> {
     let text = secret::contents(path)?;
     PrivateKeyDer::from_pem_slice(&text).map_err(|_| FileError::unusable(path, "has no private key in PEM form"))
 }
 
-/// Certificates of authorities.
+/// Reads the certificates of authorities in a file.
 pub(crate) fn authorities(path: &Path) -> Result<RootCertStore, FileError> {
     let mut roots = RootCertStore::empty();
     for certificate in certificates(path)? {
@@ -79,14 +78,14 @@ pub(crate) fn authorities(path: &Path) -> Result<RootCertStore, FileError> {
     Ok(roots)
 }
 
-/// What is wrong with certificate and key together: which of them is to blame, and why.
+/// Decides which of certificate and key is not usable, and why.
 pub(crate) fn blame(cert: &Path, key: &Path, error: rustls::Error) -> FileError {
     match error {
         rustls::Error::InconsistentKeys(_) => FileError::unusable(
             key,
             format!("will not do: this key does not belong to the certificate in {}", cert.display()),
         ),
-        // what the key's reader says
+        // the message of the key's reader
         rustls::Error::General(reason) => FileError::unusable(key, format!("will not do: {reason}")),
         error => {
             let error = error.to_string();
@@ -95,7 +94,7 @@ pub(crate) fn blame(cert: &Path, key: &Path, error: rustls::Error) -> FileError 
     }
 }
 
-/// Lists of revoked certificates, at least one.
+/// Reads the lists of revoked certificates in a file, at least one.
 pub(crate) fn revoked(path: &Path) -> Result<Vec<CertificateRevocationListDer<'static>>, FileError> {
     let text = secret::contents(path)?;
     let found: Result<Vec<_>, _> = CertificateRevocationListDer::pem_slice_iter(&text).collect();
@@ -107,7 +106,8 @@ pub(crate) fn revoked(path: &Path) -> Result<Vec<CertificateRevocationListDer<'s
     }
 }
 
-/// Makes an acceptor of certificate chain, key and, if clients are to show a certificate, the authorities that sign those.
+/// Makes an acceptor from certificate chain and key, and, if clients must show a certificate, from the authorities that sign
+/// it.
 pub(crate) fn acceptor(files: &TlsFiles) -> Result<TlsAcceptor, FileError> {
     let (cert, key) = (files.cert.as_path(), files.key.as_path());
     let provider = Arc::new(rustls::crypto::ring::default_provider());
@@ -119,7 +119,8 @@ pub(crate) fn acceptor(files: &TlsFiles) -> Result<TlsAcceptor, FileError> {
         Some(path) => {
             let mut verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(authorities(path)?), provider);
             if let Some(crl) = &files.crl {
-                // as OpenSSL's X509_V_FLAG_CRL_CHECK: the client's own, whose issuer must have a list
+                // like OpenSSL's X509_V_FLAG_CRL_CHECK: only the client's own certificate is checked, and its issuer must
+                // have a list
                 verifier = verifier.with_crls(revoked(crl)?).only_check_end_entity_revocation();
             }
             let to_blame = files.crl.as_deref().unwrap_or(path);
@@ -133,7 +134,7 @@ pub(crate) fn acceptor(files: &TlsFiles) -> Result<TlsAcceptor, FileError> {
     Ok(TlsAcceptor::from(Arc::new(config)))
 }
 
-/// The common name of a client certificate's subject.
+/// The common name in the subject of a client certificate.
 pub(crate) fn common_name(certificate: &CertificateDer<'_>) -> Option<Box<str>> {
     let (_, certificate) = x509_parser::parse_x509_certificate(certificate).ok()?;
     let name = certificate.subject().iter_common_name().next()?.as_str().ok()?;
@@ -149,7 +150,7 @@ fn version_hint(error: &str) -> &'static str {
     }
 }
 
-/// What most likely is behind a failed handshake, to be put after the error; empty where the error says enough.
+/// The likely reason for a failed handshake, to be appended to the error; empty if the error is clear.
 pub(crate) fn handshake_hint(error: &str) -> &'static str {
     let causes = [
         (

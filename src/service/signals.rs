@@ -24,7 +24,7 @@ pub(crate) struct Signals {
 }
 
 impl Signals {
-    /// Begins to listen. Needs a runtime.
+    /// Starts to receive the signals. Needs a runtime.
     pub(crate) fn new() -> io::Result<Signals> {
         Ok(Signals {
             interrupt: unix::signal(SignalKind::interrupt())?,

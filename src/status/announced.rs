@@ -1,25 +1,25 @@
-//! What the local network is told of the gateway.
+//! The announcements in the local network, for those who show them.
 
 use schemars::JsonSchema;
 use serde::Serialize;
 
-/// What the local network is told of the gateway by mDNS.
+/// What is announced of the gateway in the local network by mDNS.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct Announced {
-    /// What everybody there can find.
+    /// The services that everybody in the network can find.
     pub(crate) services: Vec<AnnouncedService>,
-    /// Where that is nothing: why.
+    /// Why nothing is announced, if that is so.
     pub(crate) note: Option<String>,
 }
 
-/// A service, as DNS-SD calls it.
+/// A service in the sense of DNS-SD.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 pub(crate) struct AnnouncedService {
-    /// Its name, which is changed where others have the same.
+    /// The name of the service. It is changed if another service has the same.
     pub(crate) name: String,
-    /// Its type, such as `_mqtt._tcp`.
+    /// The type of the service, such as `_mqtt._tcp`.
     #[serde(rename = "type")]
     pub(crate) kind: &'static str,
-    /// The TCP port at which it answers.
+    /// The TCP port of the service.
     pub(crate) port: u16,
 }

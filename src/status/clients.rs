@@ -1,4 +1,4 @@
-//! MQTT clients as others see them.
+//! MQTT clients, for those who show them.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -9,40 +9,38 @@ use crate::mqtt::Version;
 /// A connected client.
 #[derive(Clone, Debug)]
 pub struct ClientSnapshot {
-    /// Client id.
     pub(crate) client_id: Box<str>,
-    /// User name; `None`: a client without one.
+    /// The user name; `None` for a client without one.
     pub(crate) user: Option<Box<str>>,
-    /// Where it comes from.
+    /// The remote address, as far as it is known behind a proxy.
     pub(crate) address: IpAddr,
-    /// What it speaks.
     pub(crate) version: Version,
-    /// Since when, on the boot clock in milliseconds.
+    /// When the client connected, in milliseconds of the boot clock.
     pub(crate) since_boot_ms: u64,
-    /// Keep alive in force, in seconds; 0: none.
+    /// The keep alive in force, in seconds; 0 means none.
     pub(crate) keep_alive: u16,
-    /// Whether its session outlives the connection.
+    /// Whether the session outlives the connection.
     pub(crate) is_persistent: bool,
-    /// Of a persistent session: messages that wait for it.
+    /// The number of messages that wait for a persistent session.
     pub(crate) waiting: Option<usize>,
-    /// Messages that it has been too slow for since it connected, and those that the bounds of its persistent session
-    /// have pushed out.
+    /// The number of messages that were dropped because the client has been too slow since it connected, plus those that the
+    /// limits of its persistent session have dropped.
     pub(crate) dropped: u64,
 }
 
-/// How many clients there are.
+/// The numbers of clients.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ClientCounts {
-    /// Connected.
+    /// The number of connected clients.
     pub(crate) connected: usize,
-    /// Away, with a session that is kept for them.
+    /// The number of absent clients with a kept session.
     pub(crate) away: usize,
 }
 
 type ClientsList = dyn Fn(usize) -> Vec<ClientSnapshot> + Send + Sync;
 type Count = dyn Fn() -> ClientCounts + Send + Sync;
 
-/// The clients of this very moment: nobody is woken for them while nobody looks. Cheap to clone.
+/// Gives access to the present clients. Nothing is computed while nobody looks. Cheap to clone.
 #[derive(Clone)]
 pub struct ClientsShown {
     list: Arc<ClientsList>,
@@ -50,7 +48,8 @@ pub struct ClientsShown {
 }
 
 impl ClientsShown {
-    /// Shows what these say. `list` gives at most as many as it is asked for, in the order of their client ids.
+    /// Shows what these functions return. `list` returns at most as many clients as it is asked for, in the order of their
+    /// client ids.
     pub fn new(
         list: impl Fn(usize) -> Vec<ClientSnapshot> + Send + Sync + 'static,
         count: impl Fn() -> ClientCounts + Send + Sync + 'static,
@@ -58,12 +57,12 @@ impl ClientsShown {
         ClientsShown { list: Arc::new(list), count: Arc::new(count) }
     }
 
-    /// At most so many, in the order of their client ids.
+    /// At most `most` clients, in the order of their client ids.
     pub(crate) fn list(&self, most: usize) -> Vec<ClientSnapshot> {
         (self.list)(most)
     }
 
-    /// How many there are.
+    /// The numbers of connected and absent clients.
     pub(crate) fn counts(&self) -> ClientCounts {
         (self.count)()
     }

@@ -1,23 +1,23 @@
-//! When nothing will wait any more for an upstream.
+//! Estimates when the backlog of an upstream will be empty.
 
 use std::time::{Duration, Instant};
 
-/// The backlog is looked at no more often.
+/// The least time between two measurements of the backlog.
 const LEAST: Duration = Duration::from_secs(1);
-/// What is older than this counts little.
+/// The time constant of the smoothing in seconds: older measurements count little.
 const SMOOTHED: f64 = 30.0;
 
-/// How fast what waits becomes less, as far as anybody looks.
+/// The speed at which a backlog shrinks, measured whenever it is shown.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Drain {
-    /// When it was looked at last, and how many messages waited.
+    /// The time of the last measurement, and the number of messages at that time.
     last: Option<(Instant, u64)>,
-    /// Messages a second by which they have become fewer, smoothed.
+    /// The smoothed number of messages by which the backlog shrinks in a second.
     rate: Option<f64>,
 }
 
 impl Drain {
-    /// In how many seconds nothing will wait any more, if it goes on like this.
+    /// The number of seconds until the backlog is empty, if it continues to shrink at this speed.
     pub(super) fn seconds_left(&mut self, is_connected: bool, waiting: u64, now: Instant) -> Option<u64> {
         if !is_connected {
             *self = Drain::default();
@@ -51,7 +51,7 @@ mod tests {
         assert_eq!(look(0, 10_000, true), None);
         assert_eq!(look(10, 9_000, true), Some(90));
         assert_eq!(look(20, 8_000, true), Some(80));
-        // an upstream that stands still
+        // an upstream that takes nothing any more
         assert!(look(50, 8_000, true) > Some(120));
         assert_eq!(look(60, 8_000, false), None);
         assert_eq!(look(70, 8_000, true), None);
@@ -63,7 +63,7 @@ mod tests {
         let begin = Instant::now();
         let after = |every: u64| {
             let mut drain = Drain::default();
-            // a hundred a second, then ten
+            // a hundred messages a second, and later ten
             let waiting = |ms: u64| 100_000 - if ms < 60_000 { ms / 10 } else { 6_000 + (ms - 60_000) / 100 };
             let times = (0..=120_000).step_by(every as usize);
             let looks = times.map(|ms| drain.seconds_left(true, waiting(ms), begin + Duration::from_millis(ms)));

@@ -1,4 +1,4 @@
-//! The last edges of a pin, for those who look at them.
+//! The last edges of a pin, with statistics for those who show them.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -12,16 +12,16 @@ pub(crate) const SHORT: u64 = 250;
 /// A pause longer than this ends a group of pulses, in milliseconds.
 const GROUP_PAUSE: u64 = 1_500;
 
-/// A pulse: when it began, and how long it was.
+/// A pulse: the time at which it began and its length, both in milliseconds.
 pub(crate) type EdgePulse = (u64, u64);
 
-/// Edges of a pin: the sensor writes them, and nobody is woken for them while nobody looks. Cheap to clone.
+/// The last edges of a pin. The sensor writes them, and nothing is computed while nobody looks. Cheap to clone.
 #[derive(Clone, Debug, Default)]
 pub struct LastEdges {
     last: Arc<Mutex<VecDeque<(u64, bool)>>>,
 }
 
-/// Whether they are those of the same sensor.
+/// Two values are equal if they belong to the same sensor.
 impl PartialEq for LastEdges {
     fn eq(&self, other: &LastEdges) -> bool {
         Arc::ptr_eq(&self.last, &other.last)
@@ -31,8 +31,8 @@ impl PartialEq for LastEdges {
 impl Eq for LastEdges {}
 
 impl LastEdges {
-    /// The sensor has become active, or inactive again, at this time on the boot clock in milliseconds. Kept are the last `most`, of
-    /// no longer than `window` before this one.
+    /// Adds an edge by which the sensor became active or inactive, with its time in milliseconds of the boot clock. Keeps
+    /// the last `most` edges, and of these only those at most `window` before this one.
     pub(crate) fn push(&self, active: bool, boot_ms: u64, most: usize, window: u64) {
         let mut last = self.last.lock();
         if last.len() >= most {
@@ -44,13 +44,13 @@ impl LastEdges {
         }
     }
 
-    /// Those that are there, oldest first.
+    /// The edges, oldest first.
     pub fn copy(&self) -> Vec<(u64, bool)> {
         self.last.lock().iter().copied().collect()
     }
 }
 
-/// Pulses: from active to inactive.
+/// The pulses: each lasts from active to inactive.
 fn pulses(last: &[(u64, bool)]) -> Vec<EdgePulse> {
     let pairs = last.iter().zip(last.iter().skip(1));
     pairs
@@ -59,24 +59,24 @@ fn pulses(last: &[(u64, bool)]) -> Vec<EdgePulse> {
         .collect()
 }
 
-/// Those that no PIR makes.
+/// The pulses that are too short for a PIR.
 pub(crate) fn short_pulses(last: &[(u64, bool)]) -> Vec<EdgePulse> {
     pulses(last).into_iter().filter(|(_, long)| *long < SHORT).collect()
 }
 
-/// Times from the beginning of each to that of the next.
+/// The times from the beginning of each pulse to that of the next.
 pub(crate) fn periods(short: &[EdgePulse]) -> Vec<u64> {
     short.windows(2).map(|pair| pair[1].0 - pair[0].0).collect()
 }
 
-/// Groups of at least three with a pause between the groups.
+/// The groups of at least three pulses, separated by pauses.
 pub(crate) fn bursts(short: &[EdgePulse]) -> Vec<&[EdgePulse]> {
     let groups = short.chunk_by(|one, next| next.0 - one.0 <= GROUP_PAUSE);
     groups.filter(|group| group.len() >= 3).collect()
 }
 
 impl EdgeFigures {
-    /// Of these edges at this time on the boot clock in milliseconds.
+    /// The statistics of these edges at the time `now`, in milliseconds of the boot clock.
     pub fn of(last: &[(u64, bool)], now: u64) -> EdgeFigures {
         let (Some((first, _)), Some((newest, active))) = (last.first(), last.last()) else {
             return EdgeFigures { too_short_ms: SHORT, ..EdgeFigures::default() };
@@ -104,31 +104,31 @@ impl EdgeFigures {
     }
 }
 
-/// What the last edges of a pin look like, in figures. A pulse is the time from active to inactive.
+/// Statistics of the last edges of a pin. A pulse is the time from active to inactive.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct EdgeFigures {
-    /// Edges that are looked at.
+    /// The number of edges that are examined.
     pub(crate) edges: usize,
-    /// From the first of them to the last.
+    /// The time from the first edge to the last.
     pub(crate) span_ms: u64,
-    /// Times from active to inactive of which both edges are among them.
+    /// The number of pulses of which both edges are examined.
     pub(crate) pulses: usize,
-    /// The shortest of these.
+    /// The length of the shortest pulse; `null` if none is complete.
     pub(crate) shortest_ms: Option<u64>,
-    /// The one in the middle, by length.
+    /// The median length of the pulses; `null` if none is complete.
     pub(crate) median_ms: Option<u64>,
-    /// The length of the longest pulse; `null`: none of them is whole.
+    /// The length of the longest pulse; `null` if none is complete.
     pub(crate) longest_ms: Option<u64>,
-    /// Pulses that no PIR makes: shorter than `too_short_ms`.
+    /// The number of pulses that are too short for a PIR: shorter than `too_short_ms`.
     pub(crate) short_pulses: usize,
-    /// A pulse that is shorter than this counts in `short_pulses`.
+    /// A pulse that is shorter than this is counted in `short_pulses`.
     pub(crate) too_short_ms: u64,
-    /// The usual time from the beginning of one short pulse to that of the next.
+    /// The median time from the beginning of one short pulse to that of the next.
     pub(crate) period_ms: Option<u64>,
-    /// Groups of at least three short pulses with a pause in between.
+    /// The number of groups of at least three short pulses, separated by pauses.
     pub(crate) bursts: usize,
-    /// Short pulses in these.
+    /// The number of short pulses in such groups.
     pub(crate) in_bursts: usize,
-    /// For how long the pin has been active without an edge; `null`: it is not.
+    /// For how long the pin has been active without an edge; `null` if it is inactive.
     pub(crate) active_for_ms: Option<u64>,
 }

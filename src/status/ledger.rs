@@ -1,4 +1,4 @@
-//! Where every message accepted for an upstream has ended, so that the counts always add up.
+//! The ledger of an upstream: how every message accepted for it has ended, so that the counts always add up.
 
 use schemars::JsonSchema;
 use serde::Serialize;
@@ -10,22 +10,22 @@ use crate::journal::{Backlog, Outcome};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum DropReason {
-    /// The upstream answered that it does not want it (reason code 0x80 or greater).
+    /// The upstream refused the message (reason code 0x80 or greater).
     Refused,
-    /// Larger than the upstream takes.
+    /// The message is larger than the upstream accepts.
     TooLarge,
-    /// It ended the connection again and again.
+    /// The message made the upstream end the connection several times.
     EndsConnection,
-    /// It came from this upstream, or has been there.
+    /// The message came from this upstream, or has passed through it.
     CameFromThere,
-    /// It has passed through too many gateways.
+    /// The message has passed through too many gateways.
     Loop,
-    /// No rule maps it (any more).
+    /// No rule forwards the message, perhaps because the rules have changed.
     NoRule,
 }
 
 impl DropReason {
-    /// As the journal counts it. The numbers are on disk: none of them ever means anything else.
+    /// The number by which the journal counts this reason. The numbers are on disk, so their meanings must never change.
     fn in_journal(self) -> Outcome {
         match self {
             DropReason::Refused => Outcome::GivenUp(0),
@@ -38,12 +38,12 @@ impl DropReason {
     }
 }
 
-/// Messages dropped, by reason.
+/// The numbers of dropped messages, by reason.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct Dropped {
-    /// The bounds of the journal pushed them out.
+    /// Dropped by the limits of the journal.
     pub(crate) journal_full: u64,
-    /// The disk did not give them back.
+    /// Lost because the disk could not be read.
     pub(crate) unreadable: u64,
     /// See [`DropReason::Refused`].
     pub(crate) refused: u64,
@@ -72,7 +72,7 @@ impl Dropped {
         }
     }
 
-    /// All of them.
+    /// The number of all dropped messages.
     pub fn total(&self) -> u64 {
         self.journal_full
             + self.unreadable
@@ -85,21 +85,21 @@ impl Dropped {
     }
 }
 
-/// How a message ended.
+/// How a message ended for an upstream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum LedgerOutcome {
-    /// The upstream has it.
+    /// The upstream has acknowledged the message.
     Acked,
-    /// Sent at QoS 0: nobody will say whether it arrived.
+    /// The message was sent at QoS 0, so nobody knows whether it arrived.
     SentUnconfirmed,
-    /// Its expiry interval passed while it waited.
+    /// The expiry interval passed while the message waited.
     Expired,
-    /// It will not be sent.
+    /// The message will not be sent.
     Dropped(DropReason),
 }
 
 impl LedgerOutcome {
-    /// As the journal counts it.
+    /// The number by which the journal counts this outcome.
     pub(crate) fn in_journal(self) -> Outcome {
         match self {
             LedgerOutcome::Acked => Outcome::Acked,
@@ -109,7 +109,7 @@ impl LedgerOutcome {
         }
     }
 
-    /// As a trace shows it.
+    /// The name of the outcome in a trace.
     pub(crate) fn shown(self) -> &'static str {
         match self {
             LedgerOutcome::Acked => "acknowledged",
@@ -125,14 +125,14 @@ impl LedgerOutcome {
     }
 }
 
-/// Losses of this run, for the log.
+/// Counts the losses of this run for the log.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Counts {
     dropped: Dropped,
 }
 
 impl Counts {
-    /// One more was dropped, which is lost data: the first time is logged, and then every doubling.
+    /// Counts a dropped message, which is lost data. Logs the first one, and then whenever the number has doubled.
     pub(crate) fn add_loss(&mut self, upstream: &str, reason: DropReason, topic: &str, why: &str) {
         let slot = self.dropped.slot(reason);
         *slot += 1;
@@ -143,26 +143,26 @@ impl Counts {
     }
 }
 
-/// Every message accepted for an upstream:
+/// The counts of all messages accepted for an upstream:
 /// `accepted = acked + sent_unconfirmed + expired + dropped + pending`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct Ledger {
-    /// Accepted by the journal for this upstream.
+    /// The number of messages that the journal has accepted for this upstream.
     pub accepted: u64,
-    /// Acknowledged by the upstream.
+    /// The number of messages that the upstream has acknowledged.
     pub acked: u64,
-    /// Sent at QoS 0.
+    /// The number of messages that were sent at QoS 0.
     pub sent_unconfirmed: u64,
-    /// Expired while they waited.
+    /// The number of messages that expired while they waited.
     pub expired: u64,
-    /// Dropped, by reason.
+    /// The numbers of dropped messages, by reason.
     pub dropped: Dropped,
-    /// Waiting or in flight.
+    /// The number of messages that wait or are in flight.
     pub pending: u64,
 }
 
 impl Ledger {
-    /// As the journal counts, because its counts outlive the process.
+    /// Makes a ledger from the counts of the journal, which outlive the process.
     pub(crate) fn of(backlog: &Backlog) -> Ledger {
         let dropped = |reason: DropReason| backlog.settled_as(reason.in_journal());
         Ledger {
@@ -184,7 +184,7 @@ impl Ledger {
         }
     }
 
-    /// Whether every message is accounted for.
+    /// Whether the counts add up.
     #[cfg(test)]
     pub(crate) fn is_balanced(&self) -> bool {
         self.accepted == self.acked + self.sent_unconfirmed + self.expired + self.dropped.total() + self.pending

@@ -1,7 +1,7 @@
-//! How the gateway is doing: what the rooms publish about themselves, for those who show it.
+//! The state of the gateway: what the rooms publish about themselves, for those who show it.
 //!
-//! Rooms write, each through its own channel; HTTP and the service only read. Everything here is a snapshot of now or
-//! bounded: nothing in it grows with time or traffic.
+//! Each room writes through its own channel; HTTP and the service only read. Everything here is a snapshot or bounded, so
+//! nothing grows with time or traffic.
 
 mod announced;
 mod clients;
@@ -28,40 +28,40 @@ pub(crate) use crate::health::Fault;
 use crate::health::{Health, LoggedProblems};
 pub(crate) use crate::journal::report::Status as JournalStatus;
 
-/// What a power cut costs.
+/// What a power cut would lose.
 #[derive(Clone, Debug)]
 pub struct PowerCut {
-    /// What, and what to do about it.
+    /// The loss, and what to do about it.
     pub(crate) cost: Arc<str>,
-    /// Whether it is known to cost that, or only may.
+    /// Whether the loss is certain, or only possible.
     pub(crate) is_certain: bool,
 }
 
-/// What there is to see. Cheap to clone.
+/// The state of the gateway. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct GatewayStatus {
-    /// The gateway's id.
+    /// The id of the gateway, from `gateway.id`.
     pub gateway_id: Arc<str>,
-    /// The sensors.
+    /// The present snapshots of all sensors.
     pub sensors: watch::Receiver<Vec<SensorSnapshot>>,
     /// The upstreams, in the order of the configuration.
     pub upstreams: Vec<UpstreamShown>,
-    /// MQTT clients.
+    /// Access to the connected MQTT clients.
     pub clients: ClientsShown,
-    /// What was logged as a warning or an error.
+    /// The warnings and errors that were logged.
     pub problems: LoggedProblems,
-    /// What is wrong now.
+    /// The present faults.
     pub health: Health,
-    /// What a power cut costs beyond what is promised to survive one; `None`: nothing.
+    /// What a power cut would lose although it was promised to survive one; `None` if nothing.
     pub lost_at_power_cut: Option<PowerCut>,
-    /// What the local network is told.
+    /// What is announced in the local network.
     pub announced: watch::Receiver<Announced>,
-    /// Names of the ports for MQTT.
+    /// The names of the MQTT ports, by which faults name them.
     pub listeners: Arc<[String]>,
 }
 
 impl GatewayStatus {
-    /// Whether a port for MQTT is open.
+    /// Whether at least one port for MQTT is open.
     pub(crate) fn has_listener(&self) -> bool {
         self.listeners.iter().any(|name| !self.health.is_faulty(name))
     }

@@ -1,4 +1,4 @@
-//! Sensors as others see them.
+//! Sensors, for those who show them.
 
 use schemars::JsonSchema;
 use serde::Serialize;
@@ -6,86 +6,84 @@ use serde::Serialize;
 use super::edges::LastEdges;
 use crate::health::Fault;
 
-/// What a sensor is doing.
+/// The state of a sensor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum SensorState {
-    /// Its pin is not watched (yet).
+    /// The pin is not watched, or not yet.
     Offline,
-    /// What it says is noise.
+    /// The sensor is warming up, so its edges are ignored.
     WarmUp,
-    /// Motion.
+    /// There is motion.
     On,
-    /// No motion.
+    /// There is no motion.
     Off,
 }
 
-/// A change of state.
+/// A change between motion and no motion.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Change {
-    /// Number of the state since the sensor was started, from 1 on.
+    /// The number of the state since the sensor was started, from 1 on.
     pub(crate) seq: u64,
-    /// Motion or none.
+    /// Whether there is motion.
     pub(crate) on: bool,
-    /// Boot clock, in milliseconds, when it happened.
+    /// When the change happened, in milliseconds of the boot clock.
     pub(crate) boot_ms: u64,
 }
 
-/// What the edges of a pin look like.
+/// The pattern of the edges of a pin.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Verdict {
     /// Pulses with the period of the mains.
     MainsHum,
-    /// Short pulses in bursts, as when a radio sends.
+    /// Short pulses in bursts, as a nearby radio causes them.
     RadioBursts,
-    /// Many short pulses at random: nothing drives the pin.
+    /// Many short pulses at random, as on a pin that is not connected.
     FloatingPin,
-    /// Pulses shorter than a PIR can make.
+    /// A few pulses that are too short for a PIR.
     ShortPulses,
-    /// Active for longer than a PIR can be.
+    /// The pin has been active for longer than a PIR can be.
     Stuck,
 }
 
-/// What is the matter with a sensor, by its edges.
+/// A diagnosis of a sensor from its edges.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct Finding {
-    /// What it looks like.
+    /// The pattern that was recognised.
     pub(crate) verdict: Verdict,
-    /// What the edges look like, with figures.
+    /// The evidence in words, with numbers.
     pub(crate) evidence: String,
     /// What a person can do about it.
     pub remedy: String,
 }
 
-/// A sensor as others see it.
+/// The state of a sensor with its counters.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct SensorSnapshot {
-    /// Its name.
     pub(crate) name: String,
-    /// BCM number of its pin.
+    /// The BCM number of its pin.
     pub(crate) pin: u8,
-    /// Where its state is published.
+    /// The topic of its state.
     pub(crate) topic: String,
-    /// What it is doing.
     pub(crate) state: SensorState,
-    /// Boot clock, in milliseconds, when it began to; `None` before the first state.
+    /// When this state began, in milliseconds of the boot clock; `None` before the first state.
     pub(crate) since_boot_ms: Option<u64>,
-    /// Number of the state: how many were published since the sensor was started.
+    /// The number of the state, which is how many were published since the sensor was started.
     pub(crate) seq: u64,
-    /// Edges that came faster than they could be read.
+    /// The number of edges that came faster than they could be read.
     pub(crate) lost_edges: u64,
-    /// Messages that the gateway had no room for.
+    /// The number of messages for which the gateway had no room.
     pub(crate) refused: u64,
     /// Whether the pin has been active for suspiciously long.
     pub(crate) stuck: bool,
-    /// Why its pin is not watched.
+    /// Why the pin is not watched.
     pub(crate) fault: Option<Fault>,
-    /// What its edges say about sensor and wire; `None`: nothing is the matter.
+    /// A diagnosis of sensor and wire; `None` if nothing is wrong.
     pub(crate) finding: Option<Finding>,
-    /// Whether its motion is made up.
+    /// Whether the motion is simulated.
     pub(crate) simulated: bool,
-    /// The last edges of its pin.
+    /// The last edges of the pin.
     #[serde(skip)]
     pub(crate) edges: LastEdges,
     /// The last changes of state, oldest first.

@@ -1,4 +1,4 @@
-//! Upstreams as others see them.
+//! Upstreams, for those who show them.
 
 use std::fmt;
 use std::sync::Arc;
@@ -14,59 +14,59 @@ use super::ledger::Ledger;
 use crate::journal::Backlog;
 use crate::mqtt::Version;
 
-/// What an upstream is doing.
+/// The state of an upstream.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum UpstreamState {
-    /// Not connected: it is tried again and again.
+    /// The upstream is not connected; attempts are repeated.
     #[default]
     Waiting,
-    /// Connected.
+    /// The upstream is connected.
     Connected,
-    /// The gateway or the configuration has ended it.
+    /// The gateway or the configuration has ended the upstream.
     Stopped,
-    /// The configuration does not have it any more, and messages wait for it.
+    /// The upstream is not configured any more, and messages still wait for it.
     Removed,
 }
 
-/// An upstream as others see it.
+/// The state of an upstream with its counters.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct UpstreamSnapshot {
-    /// Its name.
     pub(crate) name: String,
-    /// What goes up and what comes down, by the rules, in words.
+    /// The rules in words, for messages in both directions.
     pub(crate) rules: Vec<String>,
-    /// What it is doing.
+    /// The present state.
     pub state: UpstreamState,
-    /// Boot clock, in milliseconds, since when.
+    /// When this state began, in milliseconds of the boot clock.
     pub(crate) since_boot_ms: u64,
-    /// The address in use, or tried next.
+    /// The address that is in use, or that is tried next.
     pub(crate) address: String,
-    /// Version of MQTT spoken.
+    /// The MQTT version in use.
     pub(crate) version: Option<Version>,
-    /// Attempts to connect that failed since the last connection.
+    /// The number of failed attempts since the last connection.
     pub(crate) failed_attempts: u64,
-    /// Why there was no connection the last time.
+    /// Why the last attempt failed, or the last connection ended.
     pub(crate) last_error: Option<String>,
-    /// Where every message accepted for it has ended.
+    /// How every message accepted for the upstream has ended.
     pub ledger: Ledger,
-    /// Messages sent and not settled.
+    /// The number of messages that are sent and not settled.
     pub(crate) in_flight: usize,
-    /// Bytes that wait for it.
+    /// The number of bytes that wait for the upstream.
     pub(crate) backlog_bytes: usize,
-    /// Boot clock, in milliseconds, when the oldest message that waits came in.
+    /// When the oldest waiting message arrived, in milliseconds of the boot clock.
     pub(crate) oldest_boot_ms: Option<u64>,
-    /// In how many seconds nothing will wait any more, if it goes on as in the last half minute; `null` where that is not known,
-    /// where what waits does not become less, or nothing waits.
+    /// In how many seconds the backlog will be empty, at the speed of the last half minute; `null` if that is not known, if
+    /// the backlog does not shrink, or if nothing waits.
     pub(crate) seconds_left: Option<u64>,
-    /// Messages that came down and were published here.
+    /// The number of messages that came from the upstream and were published here.
     pub(crate) received: u64,
-    /// Messages that came down and were not: no rule wants them, they are too large, or there was no room.
+    /// The number of messages that came from the upstream and were dropped, because no rule wants them, they are too large,
+    /// or there was no room.
     pub(crate) received_dropped: u64,
 }
 
 impl UpstreamSnapshot {
-    /// Brings up to date what the journal counts.
+    /// Updates the values that the journal counts.
     pub(crate) fn count(&mut self, backlog: &Backlog) {
         self.ledger = Ledger::of(backlog);
         self.backlog_bytes = backlog.bytes;
@@ -74,8 +74,8 @@ impl UpstreamSnapshot {
     }
 }
 
-/// How an upstream is doing, for those who show it. What the journal counts is of the very moment; so that nobody need be
-/// woken while nobody looks.
+/// Gives access to the present state of an upstream. The journal's counts are read when somebody looks, so nothing is
+/// computed while nobody does.
 #[derive(Clone)]
 pub struct UpstreamShown {
     snapshots: watch::Receiver<UpstreamSnapshot>,
@@ -84,7 +84,7 @@ pub struct UpstreamShown {
 }
 
 impl UpstreamShown {
-    /// Shows the last of these snapshots with what waits at the time.
+    /// Shows the last of these snapshots with the present backlog.
     pub(crate) fn new(
         snapshots: watch::Receiver<UpstreamSnapshot>,
         backlog: impl Fn() -> Backlog + Send + Sync + 'static,
@@ -92,14 +92,14 @@ impl UpstreamShown {
         UpstreamShown { snapshots, backlog: Arc::new(backlog), drain: Arc::default() }
     }
 
-    /// Waits for a change of what is not counted by the journal; for ever where there will be none.
+    /// Waits for a change, except of the journal's counts; for ever if there will be none.
     pub async fn changed(&mut self) {
         if self.snapshots.changed().await.is_err() {
             std::future::pending().await
         }
     }
 
-    /// As things stand.
+    /// The present snapshot.
     pub fn now(&self) -> UpstreamSnapshot {
         let mut snapshot = self.snapshots.borrow().clone();
         snapshot.count(&(self.backlog)());

@@ -1,5 +1,5 @@
-//! Clocks. A Pi has no battery-backed clock: its wall time is wrong after boot until the network has corrected it. So
-//! events carry the boot clock, which only ever goes forward, and wall time is worked out from it when it is known.
+//! Clocks. A Pi has no battery-backed clock, so its wall time is wrong after boot until the network has corrected it. Events
+//! therefore carry the boot clock, which never goes back, and their wall time is computed once it is known.
 
 pub(crate) mod zone;
 
@@ -11,27 +11,27 @@ use std::sync::atomic::{AtomicI64, AtomicU64};
 
 use rustix::time::{ClockId, clock_gettime};
 
-/// The kernel's name for this boot of the host, as its file has it: proc_sys_kernel(5).
+/// The kernel's id of this boot of the host, as its file has it: proc_sys_kernel(5).
 pub(crate) fn kernel_boot() -> Option<String> {
     std::fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()
 }
 
-/// What time it is. One of the project's few traits, so that tests decide.
+/// A source of time. It is a trait, so that tests can control it.
 pub trait Clock: Send + Sync + 'static {
     /// Milliseconds since boot, suspend included (`CLOCK_BOOTTIME`).
     fn boot_ms(&self) -> u64;
-    /// Milliseconds since the Unix epoch, as the system believes.
+    /// Milliseconds since the Unix epoch, by the system's clock, which may be wrong.
     fn unix_ms(&self) -> i64;
-    /// Whether the system's clock has been synchronised with a source of time since boot.
+    /// Whether the system's clock has been synchronised with a time source since boot.
     fn is_synchronised(&self) -> bool;
 
-    /// Whether it is kept right at this moment: what it says may be compared with other boots. A clock that was right once
-    /// and has been moved by hand since is not.
+    /// Whether the clock is being kept correct at present, so that its time may be compared with other boots. A clock that
+    /// was correct once and has been moved by hand since is not.
     fn is_kept_right(&self) -> bool {
         self.is_synchronised()
     }
 
-    /// Unix time, in milliseconds, of a moment of the boot clock, by today's knowledge.
+    /// The Unix time in milliseconds of a moment of the boot clock, by what is known at present.
     fn unix_ms_at(&self, boot_ms: u64) -> i64 {
         self.unix_ms() - (self.boot_ms() as i64 - boot_ms as i64)
     }
@@ -63,7 +63,7 @@ impl Clock for SystemClock {
             SystemClock::was_set();
             return true;
         }
-        // without systemd, a date before this program was written cannot be right
+        // without systemd, a date before this program was written cannot be correct
         !Path::new("/run/systemd/system").exists() && self.unix_ms() > 1_760_000_000_000
     }
 
@@ -72,18 +72,18 @@ impl Clock for SystemClock {
     }
 }
 
-/// The kernel takes its word back after hours without a source of time, and a clock that was set runs on as well as before:
-/// once said, it holds for this boot.
+/// Whether the clock was synchronised in this boot. The kernel withdraws that after hours without a time source, although a
+/// clock that was set runs on as well as before. So the answer is remembered.
 static WAS_SET: AtomicBool = AtomicBool::new(false);
 
 impl SystemClock {
-    /// It is known from before a restart of the gateway that the clock was set in this boot.
+    /// Records that the clock was set in this boot, which is known from before a restart of the gateway.
     pub(crate) fn was_set() {
         WAS_SET.store(true, Ordering::Relaxed);
     }
 }
 
-/// A clock that a test moves.
+/// A clock that a test controls.
 #[cfg(test)]
 #[derive(Debug, Default)]
 pub(crate) struct TestClock {
@@ -105,20 +105,20 @@ impl TestClock {
         })
     }
 
-    /// Lets time pass.
+    /// Moves both clocks forward.
     pub(crate) fn advance(&self, ms: u64) {
         self.boot_ms.fetch_add(ms, Ordering::Relaxed);
         self.unix_ms.fetch_add(ms as i64, Ordering::Relaxed);
     }
 
-    /// Sets wall time right, as a time server would.
+    /// Corrects the wall time, as a time server would.
     pub(crate) fn synchronise(&self, unix_ms: i64) {
         self.unix_ms.store(unix_ms, Ordering::Relaxed);
         self.synchronised.store(true, Ordering::Relaxed);
         self.kept_right.store(true, Ordering::Relaxed);
     }
 
-    /// Moves wall time, as somebody by hand would: the kernel no longer says that it is right.
+    /// Moves the wall time, as a person would: the kernel no longer says that it is correct.
     pub(crate) fn step(&self, ms: i64) {
         self.unix_ms.fetch_add(ms, Ordering::Relaxed);
         self.kept_right.store(false, Ordering::Relaxed);

@@ -1,4 +1,4 @@
-//! Local time, for people.
+//! The local time zone, for texts that people read.
 
 use std::ffi::{OsStr, OsString};
 use std::path::{Component, Path, PathBuf};
@@ -7,12 +7,12 @@ use std::time::{Duration, Instant};
 use jiff::tz::TimeZone;
 use parking_lot::Mutex;
 
-/// The zone is looked at again after so long, as it may be another by then.
+/// How long a time zone is kept before it is read again, because it may change.
 const KEPT: Duration = Duration::from_secs(300);
 
 static LAST: Mutex<Option<(Instant, TimeZone)>> = Mutex::new(None);
 
-/// The time zone of this machine, which `TZ` or `/etc/localtime` says.
+/// The time zone of this machine, from `TZ` or `/etc/localtime`.
 pub(crate) fn local() -> TimeZone {
     let mut last = LAST.lock();
     if let Some((since, zone)) = &*last
@@ -25,9 +25,9 @@ pub(crate) fn local() -> TimeZone {
     zone
 }
 
-/// Reads the one file that says it. jiff would look for the zone's name among the six hundred files of the database, which it
-/// opens one by one: at the start of a Pi, on its card, that takes longer than all that the gateway does. What is not
-/// the name of a file is left to it.
+/// Reads only the one file with the time zone. jiff would look for the zone's name among the six hundred files of the
+/// database and open each of them. At the start on a Pi, from its card, that takes longer than everything else that the
+/// gateway does. A value that is not the name of a file is left to jiff.
 fn read(tz: Option<OsString>) -> Option<TimeZone> {
     let path = match tz {
         None => PathBuf::from("/etc/localtime"),
@@ -39,7 +39,7 @@ fn read(tz: Option<OsString>) -> Option<TimeZone> {
     TimeZone::tzif("", &std::fs::read(path).ok()?).ok()
 }
 
-/// A name such as `Europe/Berlin`, which leads to nowhere else.
+/// The path of a name such as `Europe/Berlin`, unless it would lead out of the database.
 fn in_database(name: &OsStr) -> Option<&Path> {
     let name = Path::new(name);
     let is_plain = |part: Component<'_>| matches!(part, Component::Normal(_));

@@ -1,20 +1,20 @@
-//! Where an upstream is, and what stands in between.
+//! The addresses of upstreams and of proxies.
 
 use std::fmt;
 use std::net::IpAddr;
 
 use crate::secret::Secret;
 
-/// How to reach an upstream.
+/// The protocol of an upstream's address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Scheme {
-    /// Plain TCP.
+    /// MQTT over plain TCP.
     Mqtt,
-    /// TLS.
+    /// MQTT over TLS.
     Mqtts,
-    /// WebSocket.
+    /// MQTT over WebSocket.
     Ws,
-    /// WebSocket over TLS.
+    /// MQTT over WebSocket over TLS.
     Wss,
 }
 
@@ -26,38 +26,36 @@ impl Scheme {
         ("wss", Scheme::Wss, 443),
     ];
 
-    /// Whether there is TLS.
     pub(crate) fn is_tls(self) -> bool {
         matches!(self, Scheme::Mqtts | Scheme::Wss)
     }
 
-    /// Whether MQTT is spoken in frames of WebSocket.
+    /// Whether MQTT is carried in WebSocket frames.
     pub(crate) fn is_web_socket(self) -> bool {
         matches!(self, Scheme::Ws | Scheme::Wss)
     }
 
-    /// As addresses begin.
+    /// The scheme as it is written in addresses.
     pub(crate) fn name(self) -> &'static str {
         Scheme::ALL[self as usize].0
     }
 }
 
-/// One address of an upstream: `mqtt://HOST[:PORT]`, `mqtts://HOST[:PORT]`, `ws://HOST[:PORT][/PATH]` or
+/// One address of an upstream: `mqtt://HOST[:PORT]`, `mqtts://HOST[:PORT]`, `ws://HOST[:PORT][/PATH]`, or
 /// `wss://HOST[:PORT][/PATH]`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct UpstreamAddress {
-    /// How.
     pub(crate) scheme: Scheme,
-    /// Host name or IP address; an IPv6 address without brackets.
+    /// The host name or IP address; an IPv6 address without brackets.
     pub(crate) host: String,
-    /// Port, not 0.
+    /// The port, which is not 0.
     pub(crate) port: u16,
-    /// What is asked for with WebSocket, query included; empty otherwise.
+    /// The path for WebSocket, including the query; empty for other schemes.
     pub(crate) path: String,
 }
 
 impl UpstreamAddress {
-    /// Whether a password goes to another machine so that others can read it.
+    /// Whether a password would be sent to another machine without encryption.
     pub(crate) fn shows_passwords(&self) -> bool {
         let is_here = match self.host.parse::<IpAddr>() {
             Ok(ip) => ip.to_canonical().is_loopback(),
@@ -69,7 +67,7 @@ impl UpstreamAddress {
         !self.scheme.is_tls() && !is_here
     }
 
-    /// Reads an address as the configuration has it.
+    /// Reads an address in the form of the configuration.
     pub fn parse(text: &str) -> Option<UpstreamAddress> {
         let (scheme, rest) = text.split_once("://")?;
         let (_, scheme, default) = Scheme::ALL.into_iter().find(|(name, ..)| *name == scheme)?;
@@ -92,7 +90,7 @@ impl UpstreamAddress {
         })
     }
 
-    /// Host and port as URLs and HTTP have them.
+    /// Host and port in the form of URLs and HTTP.
     pub(crate) fn authority(&self) -> String {
         authority(&self.host, self.port)
     }
@@ -100,7 +98,7 @@ impl UpstreamAddress {
 
 impl fmt::Display for UpstreamAddress {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // what stands behind a question mark may be a secret
+        // the query may contain a secret
         let path = self.path.split('?').next().unwrap_or_default();
         write!(f, "{}://{}{path}", self.scheme.name(), self.authority())
     }
@@ -132,30 +130,29 @@ fn host_and_port(place: &str) -> Option<(&str, Option<u16>)> {
     }
 }
 
-/// How a proxy is spoken to.
+/// The protocol of a proxy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ProxyScheme {
-    /// HTTP CONNECT.
+    /// HTTP with the method CONNECT.
     Http,
-    /// SOCKS5; the proxy looks up the name.
+    /// SOCKS5; the proxy resolves the name.
     Socks5,
 }
 
-/// `http://[USER:PASSWORD@]HOST:PORT` or `socks5://[USER:PASSWORD@]HOST[:PORT]`.
+/// A proxy: `http://[USER:PASSWORD@]HOST:PORT`, or `socks5://[USER:PASSWORD@]HOST[:PORT]`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Proxy {
-    /// How.
     pub(crate) scheme: ProxyScheme,
-    /// Host name or IP address.
+    /// The host name or IP address.
     pub(crate) host: String,
-    /// Port, not 0.
+    /// The port, which is not 0.
     pub(crate) port: u16,
-    /// User name and password.
+    /// The user name and the password, if the proxy needs them.
     pub login: Option<(String, Secret)>,
 }
 
 impl Proxy {
-    /// Reads a proxy as the configuration has it.
+    /// Reads a proxy in the form of the configuration.
     pub fn parse(text: &str) -> Option<Proxy> {
         let (scheme, rest) = text.split_once("://")?;
         let (scheme, default) = match scheme {
@@ -167,7 +164,7 @@ impl Proxy {
         let (login, place) = match rest.rsplit_once('@') {
             Some((login, place)) => {
                 let (user, password) = login.split_once(':')?;
-                // lengths of SOCKS5 [RFC 1929]
+                // the lengths that SOCKS5 allows [RFC 1929]
                 let fits = |text: &str| (1..=255).contains(&text.len());
                 (fits(user) && fits(password)).then_some(())?;
                 (Some((user.to_owned(), Secret::new(password))), place)

@@ -1,5 +1,5 @@
-//! How an upstream is, as retained local topics, so that Node-RED or Home Assistant can show it: `state` is 1 or 0 as in
-//! mosquitto with `notifications_local_only`, and `status` says more, as JSON.
+//! Publishes the state of an upstream on retained local topics, so that Node-RED or Home Assistant can show it. `state` is 1
+//! or 0 as with mosquitto's `notifications_local_only`, and `status` has details as JSON.
 
 use std::time::Duration;
 
@@ -12,10 +12,10 @@ use crate::message::{Draft, Origin, Qos};
 use crate::status::{UpstreamShown, UpstreamSnapshot, UpstreamState};
 use crate::time::SharedClock;
 
-/// Figures are brought up to date this often, as those of `$SYS` are; a change of the state is said at once.
+/// The interval between updates of the counters, as for `$SYS`. A change of the state is published at once.
 const EVERY: Duration = Duration::from_secs(10);
 
-/// Publishes it until `cancel`.
+/// Publishes the state until `cancel`.
 pub(crate) async fn announce(
     mut shown: UpstreamShown,
     ingress: Ingress,
@@ -32,7 +32,7 @@ pub(crate) async fn announce(
             if text != last {
                 let topic = format!("$SYS/broker/connection/{}/{what}", snapshot.name);
                 if publish(&ingress, &clock, &topic, text).await.is_err() {
-                    return; // the router reports why
+                    return; // the router reports the reason
                 }
                 text.clone_into(last);
             }
@@ -54,7 +54,7 @@ pub(crate) async fn announce(
                 return;
             }
             () = news => {}
-            // ages and rates move while something waits
+            // ages and rates change while messages wait
             () = sleep(EVERY), if !is_quiet => {}
             () = sleep(EVERY * 6), if is_quiet => {}
         }

@@ -1,65 +1,66 @@
-//! How each address of an upstream is spoken to: which version of MQTT, and with which will; a pure state machine.
+//! Chooses for each address of an upstream the MQTT version and the will to connect with. A pure state machine.
 //!
-//! **Version.** 5 is tried first. An upstream that says that it does not know it, that is silent to it, or that closes the
-//! connection twice in a row before it has answered, is tried with 3.1.1, and if that works, 5 is not tried again for an
-//! hour. Where 5 has been spoken before, a connection that ends early proves nothing: it takes [`ODD_ENDS`] in a row.
+//! **Version.** Version 5 is tried first. The next attempt uses 3.1.1 if the upstream answers that it does not know version
+//! 5, if it does not answer, or if it closes the connection twice in a row before it has answered. If 3.1.1 works, version 5
+//! is not tried again for an hour. If version 5 has worked before, a connection that ends early proves nothing: then it
+//! takes [`ODD_ENDS`] in a row.
 //!
-//! **Will.** An upstream may refuse the connection, or close it, because of the will: its retain flag, its QoS or its topic.
-//! So where that may be the reason, the next attempt goes without the flag, or without a will. What works is kept for an
-//! hour.
+//! **Will.** An upstream may refuse or close the connection because of the will: its retain flag, its QoS or its topic. If
+//! that may be the reason, the next attempt leaves out the flag, and then the whole will. What works is kept for an hour.
 
 use crate::mqtt::Version;
 
 use super::settings::{Protocol, UpstreamSettings};
 use super::wire::{Broken, ConnectOffer, StatusWill};
 
-/// What was learned holds for this long.
+/// How long the results of attempts are kept, in milliseconds.
 const REMEMBERED_MS: u64 = 3_600_000;
-/// Connections that must end early in a row before an upstream that has spoken version 5 is tried with 3.1.1.
+/// The number of connections in a row that must end early before an upstream for which version 5 has worked is tried with
+/// 3.1.1.
 pub(crate) const ODD_ENDS: u32 = 5;
-/// The same for one that is not known.
+/// The same number for an upstream for which no version has worked yet.
 const ENDS: u32 = 2;
-/// Every so often the will is left out where it might be the reason.
+/// One in this many attempts leaves out the will if it may be the reason.
 const WILL_EVERY: u32 = 3;
 
-/// CONNACK: retain not supported, QoS not supported, topic name invalid, not authorized.
+/// CONNACK reason codes: retain not supported, QoS not supported, topic name invalid, not authorized.
 const RETAIN_NOT_SUPPORTED: u8 = 0x9a;
 const QOS_NOT_SUPPORTED: u8 = 0x9b;
 const TOPIC_NAME_INVALID: u8 = 0x90;
 const NOT_AUTHORIZED: u8 = 0x87;
 
-/// What is known of one address.
+/// What is known about one address.
 #[derive(Clone, Copy, Debug, Default)]
 struct KnownAddress {
     spoke_v5: bool,
-    /// 3.1.1 until then.
+    /// Version 3.1.1 is used until this time, in milliseconds of the boot clock.
     v311_until: Option<u64>,
-    /// Early ends to version 5 in a row.
+    /// The number of connections with version 5 in a row that ended early.
     ends: u32,
-    /// 3.1.1 is tried next, once.
+    /// Whether the next attempt, and only that one, uses 3.1.1.
     try_v311: bool,
-    /// It has accepted a connection.
+    /// Whether the address has accepted a connection.
     worked: bool,
     will: StatusWill,
     will_until: u64,
-    /// Refusals for which the will may be the reason, in a row.
+    /// The number of refusals in a row for which the will may be the reason.
     doubts: u32,
-    /// A will that is tried once.
+    /// A will for one attempt.
     trial: Option<StatusWill>,
 }
 
-/// What is known of all of them.
+/// What is known about all addresses.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Approach {
     known: Vec<KnownAddress>,
 }
 
-/// What follows from an attempt.
+/// The consequence of a failed attempt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum NextAttempt {
-    /// Try the same address again, at once, another way.
+    /// Try the same address again at once with other parameters.
     AnotherWay,
-    /// It is the next address' turn.
+    /// Try the next address.
     NextAddress,
 }
 
@@ -71,17 +72,17 @@ impl Approach {
         &mut self.known[address]
     }
 
-    /// Other settings: all is forgotten.
+    /// Forgets everything, because the settings have changed.
     pub(crate) fn forget(&mut self) {
         self.known.clear();
     }
 
-    /// Whether an address has accepted a connection.
+    /// Whether this address has accepted a connection.
     pub(crate) fn worked(&self, address: usize) -> bool {
         self.known.get(address).is_some_and(|known| known.worked)
     }
 
-    /// How to speak to an address now.
+    /// The parameters for the next attempt at this address.
     pub(crate) fn offer(
         &mut self,
         settings: &UpstreamSettings,
@@ -108,7 +109,7 @@ impl Approach {
         ConnectOffer { version, will, is_trial: may_fall_back && version == Version::V5 && !known.spoke_v5 }
     }
 
-    /// An offer was accepted: whether the will has to do with what was refused before.
+    /// Records that an attempt was accepted, and returns whether the will was the reason for earlier refusals.
     pub(crate) fn accepted(
         &mut self,
         settings: &UpstreamSettings,
@@ -131,7 +132,7 @@ impl Approach {
         is_news
     }
 
-    /// An offer was not accepted.
+    /// Records that an attempt failed.
     pub(crate) fn failed(
         &mut self,
         settings: &UpstreamSettings,
@@ -153,7 +154,7 @@ impl Approach {
                 _ => {}
             }
             if known.try_v311 || (*why == Broken::Closed && !known.spoke_v5) {
-                // the will has not been refused by this
+                // the will is not the reason for this failure
                 known.trial = trial;
                 return NextAttempt::AnotherWay;
             }
@@ -196,7 +197,7 @@ mod tests {
         settings
     }
 
-    /// What is offered while these are the answers.
+    /// The attempts that are made if these are the answers.
     fn offers(
         settings: &UpstreamSettings,
         approach: &mut Approach,
@@ -233,7 +234,7 @@ mod tests {
             (vec![Some(Closed), down(), Some(Closed), None], "5555"),
             (vec![down(), down(), down(), down()], "5555"),
             (vec![Some(Refused(0x87, String::new())); 4], "5555"),
-            // 5 was spoken before
+            // version 5 has worked before
             (vec![None, Some(Closed), Some(Closed), Some(Closed), Some(Silent)], "55555"),
             (vec![None, Some(Closed), Some(Closed), Some(Closed), Some(Closed), Some(Closed), None], "5555554"),
             (vec![None, Some(Version), None], "554"),
@@ -285,7 +286,7 @@ mod tests {
                 offers(&with_will, &mut Approach::default(), &answers).into_iter().map(|(_, will)| will).collect();
             assert_eq!(wills, expected, "{answers:?}");
         }
-        // a password that is wrong is wrong without a will too
+        // a wrong password is wrong without a will too
         let answers = vec![refused(NOT_AUTHORIZED); 7];
         let without = offers(&with_will, &mut Approach::default(), &answers);
         assert_eq!(without.iter().filter(|(_, will)| *will == StatusWill::None).count(), 2, "{without:?}");

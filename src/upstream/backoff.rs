@@ -1,18 +1,18 @@
-//! How long to wait between attempts to connect.
+//! Computes the pauses between attempts to connect.
 
 use std::time::Duration;
 
 use super::settings::Retry;
 
-/// A connection that held this long was a good one: the next attempt after it does not wait longer than the first.
+/// A connection that lasted for this long was good: the pause after it is the shortest one.
 const LASTED: Duration = Duration::from_secs(30);
-/// Connections in a row that do not last and are told of one by one.
+/// The number of short connections in a row that are logged one by one.
 const TOLD: u32 = 8;
-/// An upstream that has sent us away for a while is left alone at least this long at first, and then ever longer.
+/// The pauses after an upstream has asked to be left alone for a while: at least one minute at first, and then longer.
 const SENT_AWAY: Retry = Retry { min: Duration::from_secs(60), max: Duration::from_secs(900) };
 
-/// Waits that double from the shortest to the longest, each shortened at random by up to half, so that gateways that lost
-/// the same upstream do not come back at the same moment.
+/// Pauses that double from the shortest to the longest. Each is shortened at random by up to half, so that gateways that
+/// lost the same upstream do not come back at the same moment.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Backoff {
     retry: Retry,
@@ -21,17 +21,16 @@ pub(crate) struct Backoff {
 }
 
 impl Backoff {
-    /// One that waits so.
     pub(crate) fn new(retry: Retry) -> Backoff {
         Backoff { retry, ..Backoff::default() }
     }
 
-    /// From now on it waits so.
+    /// Replaces the limits of the pauses.
     pub(crate) fn set_retry(&mut self, retry: Retry) {
         self.retry = retry;
     }
 
-    /// The next wait; `random` is any random number.
+    /// The next pause; `random` is any random number.
     pub(crate) fn next(&mut self, random: u64) -> Duration {
         let whole = doubled(self.retry, self.failures);
         self.failures = self.failures.saturating_add(1);
@@ -39,14 +38,14 @@ impl Backoff {
         half + half.mul_f64(random as f64 / u64::MAX as f64)
     }
 
-    /// The next wait after the upstream has said that it takes no connection for a while: never less than it began with.
+    /// The next pause after the upstream has asked to be left alone. It is never shorter than the first one.
     pub(crate) fn next_long(&mut self, random: u64) -> Duration {
         let whole = doubled(SENT_AWAY, self.sent_away).max(self.retry.max);
         self.sent_away = self.sent_away.saturating_add(1);
         whole + whole.mul_f64(random as f64 / u64::MAX as f64 / 4.0)
     }
 
-    /// A connection held this long.
+    /// Records how long a connection lasted.
     pub(crate) fn connected_for(&mut self, time: Duration) {
         self.sent_away = 0;
         if time >= LASTED {
@@ -54,12 +53,12 @@ impl Backoff {
         }
     }
 
-    /// Whether a connection is worth lines of the log: of those that do not last, the first few and then every doubling.
+    /// Whether a connection is worth log lines: of short ones the first few, and then whenever their number has doubled.
     pub(crate) fn is_news(&self) -> bool {
         self.failures < TOLD || self.failures.is_power_of_two()
     }
 
-    /// What has ended connections is known, and others got through.
+    /// Shortens the pauses, because the message that has ended connections is known, and others were acknowledged.
     pub(crate) fn made_progress(&mut self) {
         self.failures = 0;
     }
@@ -73,12 +72,12 @@ fn doubled(retry: Retry, times: u32) -> Duration {
 mod tests {
     use super::*;
 
-    /// `docs/fleet.md` has these figures.
+    /// The numbers are those of `docs/fleet.md`.
     #[test]
     fn ten_thousand_gateways_come_back_evenly() {
         const HOUR: u64 = 3_600_000;
         let mut state = 1u64;
-        // any generator will do whose numbers spread
+        // any generator with evenly distributed numbers will do
         let mut random = || {
             state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
             (state ^ state >> 33).wrapping_mul(0xff51_afd7_ed55_8ccd)
@@ -86,7 +85,7 @@ mod tests {
         let (mut per_second, mut last_back) = ([0u32; 60], 0);
         for _ in 0..10_000 {
             let (mut backoff, mut now) = (Backoff::new(Retry::default()), 0);
-            // the cluster goes for all of them at once, and comes back an hour and a minute later
+            // the cluster vanishes for all gateways at once, and comes back an hour and a minute later
             while now < HOUR + 60_000 {
                 if let Some(second) = now.checked_sub(HOUR) {
                     per_second[(second / 1000) as usize] += 1;

@@ -1,23 +1,24 @@
-//! A discovery message for Home Assistant, as it is right at an upstream.
+//! Adapts a discovery message for Home Assistant to an upstream.
 //!
-//! It names topics, and those are other ones there: each is mapped by the rules, as the messages on it are. A component whose
-//! states do not go up is left out, and so is the message if none is left. Whether the gateway is there is said by the
-//! upstream's `status_topic`, which has a will: topics that are only forwarded stay "online" when the connection breaks.
+//! The message names topics, which differ at the upstream, so each is mapped by the rules like the messages on it. A
+//! component whose states are not forwarded is left out, and so is the whole message if no component is left. The
+//! availability of the gateway comes from the upstream's `status_topic`, which has a will. A topic that is only forwarded
+//! would stay "online" when the connection breaks.
 
 use serde_json::{Map, Value, json};
 
-/// A discovery message as it is at the upstream.
+/// A discovery message in its form for the upstream.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Forwarded {
-    /// It is no discovery message.
+    /// The message is no discovery message, and is forwarded unchanged.
     AsItIs,
-    /// This, in its place.
+    /// This payload is forwarded instead.
     Changed(Vec<u8>),
-    /// No component of it means anything there.
+    /// No component of the message is useful there.
     Nothing,
 }
 
-/// What a discovery message of ours is where `there` maps topics, and `status_topic` says whether the gateway is connected.
+/// Adapts a message. `there` maps topics, and `status_topic` tells at the upstream whether the gateway is connected.
 pub fn forwarded(payload: &[u8], there: impl Fn(&str) -> Option<String>, status_topic: Option<&str>) -> Forwarded {
     let Ok(Value::Object(mut message)) = serde_json::from_slice(payload) else { return Forwarded::AsItIs };
     let Some(Value::Object(parts)) = message.remove("cmps") else { return Forwarded::AsItIs };
@@ -27,7 +28,7 @@ pub fn forwarded(payload: &[u8], there: impl Fn(&str) -> Option<String>, status_
     let mut kept = Map::new();
     for (name, part) in parts {
         let Value::Object(mut part) = part else { continue };
-        // of a component that is to be removed nothing but its platform is left
+        // of a component that must be removed, only the platform is left
         let is_stub = part.len() == 1;
         let has_own = part.contains_key("stat_t");
         if !is_stub && !(if has_own { goes_up(&mut part) } else { has_states || !had_states }) {
@@ -43,11 +44,11 @@ pub fn forwarded(payload: &[u8], there: impl Fn(&str) -> Option<String>, status_
     }
     message.insert("cmps".into(), kept.into());
     availability(&mut message, there, status_topic);
-    // JSON values: nothing that could fail to be written
+    // JSON values can always be serialised
     Forwarded::Changed(serde_json::to_vec(&message).unwrap_or_default())
 }
 
-/// Maps the topic under a key; whether it goes up. One that does not is removed.
+/// Maps the topic under a key, and returns whether it is forwarded. A topic that is not forwarded is removed.
 fn map_topic(of: &mut Map<String, Value>, key: &str, there: impl Fn(&str) -> Option<String>) -> bool {
     let mapped = of.remove(key).and_then(|topic| there(topic.as_str()?));
     let goes = mapped.is_some();

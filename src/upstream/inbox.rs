@@ -1,4 +1,4 @@
-//! Messages that came down, on their way to the ingress and back to the upstream as acknowledgements.
+//! Messages from the upstream: passes them to the ingress, and acknowledges them.
 
 use std::collections::{BTreeSet, VecDeque};
 
@@ -13,13 +13,14 @@ use crate::exchange::trace::TraceEvent;
 use crate::journal::{ConsumerId, Full, Journal, Note, Position};
 use crate::message::{Draft, Message, Origin, Qos, TopicFilter, via};
 
-/// Messages held while the gateway has no room for them. More are not acknowledged, and come again later.
+/// The number of messages that are held while the gateway has no room. Further ones are not acknowledged, and come again
+/// later.
 const HELD: usize = 1000;
 
-/// And their bytes. An upstream may send more than it has agreed to.
+/// The most bytes of held messages. An upstream may send more than was agreed on.
 const HELD_BYTES: usize = 8 << 20;
 
-/// The way into the gateway, which a test may watch.
+/// The entrance to the gateway, which a test can replace.
 pub(super) enum InboxDoor {
     Ingress(Ingress),
     #[cfg(test)]
@@ -43,7 +44,7 @@ impl InboxDoor {
         }
     }
 
-    /// Whether any message is followed.
+    /// Whether any message is traced.
     pub(super) fn is_tracing(&self) -> bool {
         match self {
             InboxDoor::Ingress(ingress) => ingress.traces().is_active(|| ingress.clock().boot_ms()),
@@ -52,7 +53,7 @@ impl InboxDoor {
         }
     }
 
-    /// Notes what happened to a message that is followed.
+    /// Records an event of a traced message.
     pub(super) fn trace(&self, position: Position, what: TraceEvent, upstream: &str) {
         match self {
             InboxDoor::Ingress(ingress) if self.is_tracing() => {
@@ -70,7 +71,7 @@ impl InboxDoor {
         }
     }
 
-    /// Whether a message is the retained one of its topic.
+    /// Whether a message is the retained message of its topic.
     pub(super) fn is_current(&self, message: &Message) -> bool {
         match self {
             InboxDoor::Ingress(ingress) => match ingress.retained(message.view().topic()) {
@@ -82,7 +83,7 @@ impl InboxDoor {
         }
     }
 
-    /// Whether nothing is retained on a topic.
+    /// Whether no message is retained on a topic.
     pub(super) fn is_absent(&self, topic: &str) -> bool {
         match self {
             InboxDoor::Ingress(ingress) => ingress.retained(topic).is_none(),
@@ -91,7 +92,7 @@ impl InboxDoor {
         }
     }
 
-    /// Retained messages behind a topic.
+    /// Retained messages on topics after `after`.
     pub(super) fn retained(&self, filter: &TopicFilter, after: &str, not_from: Origin) -> Vec<Message> {
         match self {
             InboxDoor::Ingress(ingress) => {
@@ -115,49 +116,49 @@ impl InboxDoor {
     }
 }
 
-/// What waits for room.
+/// An entry that waits for room.
 #[derive(Debug)]
 enum WaitingMessage {
     Message(Inbound),
-    /// It does not come in; its acknowledgement keeps its place.
+    /// A message that is not published. Its acknowledgement keeps its place in the order.
     Refused(Ack),
 }
 
-/// What came down and is not done with. Acknowledgements leave in the order in which the messages came.
+/// Messages from the upstream that are not complete. Acknowledgements leave in the order in which the messages came.
 ///
-/// A message at QoS 2 is written together with its packet id, and PUBREC leaves when both are safe; PUBREL frees the id, and
-/// PUBCOMP leaves when that is safe. So whatever ends in between, an upstream that keeps our session has each message come in
-/// once.
+/// A message at QoS 2 is written together with its packet id, and PUBREC leaves when both are on disk. PUBREL frees the id,
+/// and PUBCOMP leaves when that is on disk. So a message comes in exactly once, whatever ends in between, if the upstream
+/// keeps our session.
 pub(super) struct UpstreamInbox {
     name: String,
     origin: Origin,
     max_packet_size: usize,
     held: VecDeque<WaitingMessage>,
-    /// Published, not yet known to be safe.
+    /// Published messages that are not known to be on disk yet.
     unsafe_yet: VecDeque<(Receipt, Ack)>,
     acks: VecDeque<Ack>,
     journal: Journal,
     consumer: ConsumerId,
-    /// Packet ids of messages at QoS 2 that are here and not released.
+    /// Packet ids of messages at QoS 2 that were received and not released.
     unreleased: BTreeSet<u16>,
-    /// Those of an earlier session, to be noted as forgotten.
+    /// Packet ids of an earlier session, which must be recorded as forgotten.
     stale: BTreeSet<u16>,
-    /// Nothing comes in before it is known, also after a crash, whose packet ids these are.
+    /// Whether nothing is accepted yet, because it must first be on disk to which session the packet ids belong.
     is_closed: bool,
-    /// Released, and to be noted.
+    /// Packet ids that were released and must be recorded.
     releases: VecDeque<u16>,
     published: u64,
     dropped: u64,
-    /// Bytes of what is held.
+    /// The bytes of held messages.
     held_bytes: usize,
-    /// There is no room, which has been said.
+    /// Whether there is no room and that has been logged.
     is_stuck: bool,
-    /// Messages that were too large.
+    /// The number of messages that were too large.
     oversized: u64,
 }
 
 impl UpstreamInbox {
-    /// For the upstream that has this consumer.
+    /// For the upstream with this consumer in the journal.
     pub(crate) fn new(name: &str, max_packet_size: usize, journal: &Journal, consumer: ConsumerId) -> UpstreamInbox {
         UpstreamInbox {
             name: name.to_owned(),
@@ -180,7 +181,7 @@ impl UpstreamInbox {
         }
     }
 
-    /// Messages published here, and those that were not.
+    /// The numbers of published and of dropped messages.
     pub(crate) fn counts(&self) -> (u64, u64) {
         (self.published, self.dropped)
     }
@@ -195,7 +196,7 @@ impl UpstreamInbox {
         !self.unreleased.is_empty() || !self.stale.is_empty()
     }
 
-    /// The upstream has another session of ours than before: its packet ids are new ones, and nothing comes in until
+    /// Forgets the packet ids, because the upstream has a new session for us. Nothing is accepted until
     /// [`UpstreamInbox::open`].
     pub(crate) fn forget(&mut self) {
         self.stale.append(&mut self.unreleased);
@@ -210,7 +211,7 @@ impl UpstreamInbox {
         self.is_closed
     }
 
-    /// Notes that; it is safe at the place returned.
+    /// Records that the packet ids are forgotten, and returns the position at which that is on disk.
     pub(crate) fn note_forgotten(&mut self) -> Result<Position, Full> {
         let mut safe = Position::default();
         while let Some(packet_id) = self.stale.first().copied() {
@@ -220,7 +221,7 @@ impl UpstreamInbox {
         Ok(safe)
     }
 
-    /// What will not come in is done with.
+    /// Acknowledges a message that is not published.
     fn refuse(&mut self, packet_id: u16, qos: Qos) {
         self.dropped += 1;
         let ack = match qos {
@@ -236,9 +237,9 @@ impl UpstreamInbox {
         }
     }
 
-    /// The upstream has released a packet id.
+    /// Processes a PUBREL for this packet id.
     pub(crate) fn released(&mut self, packet_id: u16) {
-        // it sends no more of them than there are
+        // there are no more packet ids than this
         if self.releases.len() <= usize::from(u16::MAX) {
             self.releases.push_back(packet_id);
         }
@@ -263,11 +264,11 @@ impl UpstreamInbox {
         }
     }
 
-    /// A message came; `None` for one that no rule wants or that has been here.
+    /// Processes a message; `None` stands for one that no rule wants or that has passed through this gateway.
     pub(crate) fn received(&mut self, message: Option<Inbound>, packet_id: u16, qos: Qos) {
         match message {
             None => {
-                // such as what is left over from a subscription of an earlier configuration
+                // for example a message for a subscription of an earlier configuration
                 self.refuse(packet_id, qos);
             }
             Some(message) if message.payload.len() + message.topic.len() > self.max_packet_size => {
@@ -279,19 +280,19 @@ impl UpstreamInbox {
                 }
                 self.refuse(packet_id, qos);
             }
-            // one that is larger than all that may be held is held alone
+            // a message that is larger than the limit is held alone
             Some(message)
                 if self.held.is_empty() || self.held.len() < HELD && self.held_bytes + message.size() <= HELD_BYTES =>
             {
                 self.held_bytes += message.size();
                 self.held.push_back(WaitingMessage::Message(message));
             }
-            // at QoS 1 it is not acknowledged, so the upstream sends it again after the next connect
+            // at QoS 1 it is not acknowledged, so the upstream sends it again on the next connection
             Some(_) => self.dropped += 1,
         }
     }
 
-    /// Publishes what is held, as far as there is room.
+    /// Publishes held messages, as far as there is room.
     pub(crate) async fn deliver(&mut self, door: &InboxDoor, now: u64) -> Result<(), IngressError> {
         if self.is_closed {
             return Ok(());
@@ -308,7 +309,7 @@ impl UpstreamInbox {
             };
             let packet_id = message.packet_id;
             if message.is_exact && self.unreleased.contains(&packet_id) {
-                // it is here, and perhaps not safe yet
+                // the message is here, but perhaps not on disk yet
                 let safe = Receipt { durable: Some(self.journal.barrier()) };
                 self.unsafe_yet.push_back((safe, Ack::Recorded(packet_id)));
                 self.take_held();
@@ -349,7 +350,7 @@ impl UpstreamInbox {
         Ok(())
     }
 
-    /// Waits until the oldest published message is safe. Never ends while there is none. Safe to cancel.
+    /// Waits until the oldest published message is on disk. Never ends while there is none. Safe to cancel.
     pub(crate) async fn next_settled(&mut self, door: &InboxDoor) -> Result<(), IngressError> {
         let Some((receipt, ack)) = self.unsafe_yet.front().copied() else {
             return std::future::pending().await;
@@ -360,7 +361,7 @@ impl UpstreamInbox {
         Ok(())
     }
 
-    /// Sends acknowledgements as far as the connection takes them; whether it is alive.
+    /// Sends acknowledgements as far as the connection accepts them, and returns whether the connection is alive.
     pub(crate) fn acknowledge(&mut self, client: &mut impl UpstreamClient) -> bool {
         while let Some(ack) = self.acks.front()
             && client.ack(*ack).is_ok()
@@ -371,8 +372,8 @@ impl UpstreamInbox {
         self.acks.len() + self.unsafe_yet.len() <= usize::from(u16::MAX)
     }
 
-    /// The connection is gone: packet ids mean nothing any more. What was not acknowledged comes again, unless the
-    /// upstream has forgotten it too.
+    /// Handles the end of the connection. Packet ids of this connection have no meaning any more. Messages without an
+    /// acknowledgement come again, unless the upstream has forgotten them too.
     pub(crate) fn disconnected(&mut self, clean_session: bool) {
         self.acks.clear();
         self.unsafe_yet.clear();

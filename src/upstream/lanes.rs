@@ -1,12 +1,13 @@
-//! The two lanes of an upstream: with `order = "live_first"` new messages pass what waits since an outage.
+//! The two lanes of an upstream. With `order = "live_first"` new messages pass those that have waited since an outage.
 //!
-//! Each lane is a consumer of the journal, with a cursor of its own, and every message is in one of them. While there is
-//! no connection, new messages go to the lane with more in it: an outage makes one backlog, however often it is
-//! interrupted. While there is one, they go to the other lane, which is handed over first; the backlog gets the rest of the
-//! window. So each lane stays in order, two lanes are enough for any number of outages, and what a crash can repeat is
-//! bounded by two cursors instead of one.
+//! Each lane is a consumer of the journal with its own cursor, and every message is in one of them. While there is no
+//! connection, new messages go to the longer lane, so an outage makes one backlog, however often it is interrupted. During a
+//! connection they go to the other lane, which is sent first, and the backlog gets the rest of the window. So each lane
+//! stays in order, two lanes are enough for any number of outages, and the repetitions after a crash are bounded by two
+//! cursors instead of one.
 //!
-//! With `order = "strict"` there is one lane. What an earlier configuration has left in the other goes first.
+//! With `order = "strict"` there is one lane. Messages that an earlier configuration has left in the other one are sent
+//! first.
 
 use std::future::pending;
 
@@ -15,21 +16,20 @@ use super::wire::Role;
 use crate::access::owner::{second_consumer, upstream_consumer};
 use crate::journal::{Backlog, ConsumerId, Delivery, Journal, Limits, Outcome, Position, Reader};
 
-/// One of the two.
+/// A lane.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub(crate) enum Lane {
-    /// The only one while messages are strictly in order.
+    /// The only lane if messages are strictly in order.
     #[default]
     First,
-    /// The other one.
+    /// The additional lane of `live_first`.
     Second,
 }
 
 impl Lane {
-    /// Both.
     pub(crate) const ALL: [Lane; 2] = [Lane::First, Lane::Second];
 
-    /// Its place in arrays.
+    /// The index of the lane in arrays.
     pub(crate) fn index(self) -> usize {
         self as usize
     }
@@ -41,7 +41,7 @@ impl Lane {
         }
     }
 
-    /// Name of its consumer in the journal.
+    /// The name of its consumer in the journal.
     pub(crate) fn consumer(self, upstream: &str) -> String {
         match self {
             Lane::First => upstream_consumer(upstream),
@@ -50,7 +50,7 @@ impl Lane {
     }
 }
 
-/// Which lane is for what; decides and does nothing.
+/// Decides the roles of the lanes, without any I/O.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Lanes {
     order: Order,
@@ -58,24 +58,24 @@ pub(crate) struct Lanes {
 }
 
 impl Lanes {
-    /// Before the first connection, with so many messages in each.
+    /// The state before the first connection, with these numbers of waiting messages.
     pub(crate) fn new(order: Order, waiting: [usize; 2]) -> Lanes {
         let mut lanes = Lanes { order, append: Lane::First };
         lanes.disconnected(waiting);
         lanes
     }
 
-    /// The lane that new messages go to.
+    /// The lane for new messages.
     pub(crate) fn append(&self) -> Lane {
         self.append
     }
 
-    /// There is a connection, with so many messages in each: new ones shall not wait for many.
+    /// Handles a new connection, with these numbers of waiting messages: new messages get the lane with fewer.
     pub(crate) fn connected(&mut self, waiting: [usize; 2]) {
         self.switch_if(waiting[self.append.other().index()] < waiting[self.append.index()]);
     }
 
-    /// There is none any more: what comes now waits in any case.
+    /// Handles the end of a connection: new messages must wait in any case.
     pub(crate) fn disconnected(&mut self, waiting: [usize; 2]) {
         self.switch_if(waiting[self.append.other().index()] > waiting[self.append.index()]);
     }
@@ -86,7 +86,7 @@ impl Lanes {
         }
     }
 
-    /// The lanes in the order in which they are handed over.
+    /// The lanes in the order in which they are sent.
     pub(crate) fn in_turn(&self) -> [(Lane, Role); 2] {
         match self.order {
             Order::Strict => [(Lane::Second, Role::Live), (Lane::First, Role::Live)],
@@ -95,7 +95,7 @@ impl Lanes {
     }
 }
 
-/// The lanes in the journal.
+/// The consumers of the lanes in the journal.
 #[derive(Clone, Debug)]
 pub(crate) struct Consumers {
     journal: Journal,
@@ -103,7 +103,7 @@ pub(crate) struct Consumers {
 }
 
 impl Consumers {
-    /// Makes them known to the journal.
+    /// Registers the consumers in the journal.
     pub(crate) fn register(journal: &Journal, upstream: &str, limits: Limits, order: Order) -> Consumers {
         let known = journal.consumers();
         let ids = Lane::ALL.map(|lane| {
@@ -115,69 +115,68 @@ impl Consumers {
         Consumers { journal: journal.clone(), ids }
     }
 
-    /// The consumer of a lane; where there is only one, that.
+    /// The consumer of a lane. If there is only one lane, it is that one's.
     pub(crate) fn id(&self, lane: Lane) -> ConsumerId {
         self.ids[lane.index()].or(self.ids[0]).unwrap_or(ConsumerId(u32::MAX))
     }
 
-    /// The lanes that there are, and the consumer of each.
+    /// The existing lanes with their consumers.
     pub(crate) fn all(&self) -> impl Iterator<Item = (Lane, ConsumerId)> {
         Lane::ALL.into_iter().zip(self.ids).filter_map(|(lane, id)| Some((lane, id?)))
     }
 
-    /// Messages that wait in each.
+    /// The numbers of messages that wait in the lanes.
     pub(crate) fn waiting(&self) -> [usize; 2] {
         self.ids.map(|id| id.map_or(0, |id| self.journal.backlog(id).messages))
     }
 
-    /// What waits in both, and what became of the rest.
+    /// What waits in both lanes, with the outcomes of all earlier messages.
     pub(crate) fn backlog(&self) -> Backlog {
         let lanes = self.ids.iter().flatten().map(|id| self.journal.backlog(*id));
         lanes.fold(Backlog::default(), |sum, lane| sum.plus(&lane))
     }
 
-    /// Reads both, each from its oldest unsettled message on.
+    /// Readers of both lanes, each from its oldest unsettled message on.
     pub(crate) fn readers(&self) -> Readers {
         Readers { readers: self.ids.map(|id| id.map(|id| self.journal.reader(id))) }
     }
 }
 
-/// Reads both lanes.
+/// Reads the messages of both lanes.
 #[derive(Debug)]
 pub(crate) struct Readers {
     readers: [Option<Reader>; 2],
 }
 
 impl Readers {
-    /// The next message of a lane that is in memory, for who has room for so many.
+    /// The next message of a lane that is in memory. `room` is the number of messages that may be sent.
     pub(crate) fn next_of(&mut self, lane: Lane, room: usize) -> Option<Delivery> {
         self.readers[lane.index()].as_mut()?.next_of(room)
     }
 
-    /// A message is done with: the journal knows with the next that is taken, or by [`Readers::say_settled`].
+    /// Settles a message. The journal gets this with the next message that is taken, or by [`Readers::say_settled`].
     pub(crate) fn settle(&mut self, lane: Lane, position: Position, outcome: Outcome) {
         if let Some(reader) = &mut self.readers[lane.index()] {
             reader.settle_soon(position, outcome);
         }
     }
 
-    /// Has the journal know of all that is done with.
+    /// Reports all settled messages to the journal.
     pub(crate) fn say_settled(&mut self) {
         self.readers.iter_mut().flatten().for_each(Reader::say_settled);
     }
 
-    /// Reads again from the oldest unsettled message on.
+    /// Starts again from the oldest unsettled message.
     pub(crate) fn rewind(&mut self) {
         self.readers.iter_mut().flatten().for_each(Reader::rewind);
     }
 
-    /// Whether nothing waits in a lane.
     pub(crate) fn is_empty(&mut self, lane: Lane) -> bool {
         self.say_settled();
         self.readers[lane.index()].as_ref().is_none_or(|reader| reader.backlog().messages == 0)
     }
 
-    /// Waits until there may be something new. Safe to cancel.
+    /// Waits until there may be a new message. Safe to cancel.
     pub(crate) async fn ready(&self) {
         let [first, second] = self.readers.each_ref().map(|reader| ready(reader.as_ref()));
         tokio::select! {
@@ -215,7 +214,7 @@ mod tests {
         assert_eq!(lanes.append(), Lane::First, "a second outage makes the backlog longer");
         lanes.connected([950, 4]);
         assert_eq!(lanes.append(), Lane::Second);
-        // the upstream has taken nothing for long: what was live is a backlog now
+        // the upstream has accepted nothing for long, so the live lane has become a backlog
         lanes.disconnected([0, 5000]);
         assert_eq!(lanes.append(), Lane::Second);
         lanes.connected([0, 6000]);
@@ -240,7 +239,7 @@ mod tests {
     }
 
     proptest! {
-        /// However often the connection comes and goes: new messages wait behind the shorter lane, or make the longer
+        /// However often the connection comes and goes, new messages wait only after the shorter lane, or make the longer
         /// one longer.
         #[test]
         fn new_messages_never_make_the_shorter_lane_wait(

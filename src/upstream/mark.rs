@@ -1,16 +1,16 @@
-//! Which session at an upstream the steps of QoS 2 exchanges belong to.
+//! Records to which session at an upstream the steps of QoS 2 exchanges belong.
 //!
-//! A packet id means something only to the session that it was used in: one of another broker, or under another client id,
-//! may well be present, and knows nothing of ours. So the journal says whose the steps are. It also says while a CONNECT is
-//! without its answer, because that answer may say that the session is a new one, once only: after a crash or a silence by
-//! then, nobody knows, and messages that may come twice are better than messages that are lost.
+//! A packet id has a meaning only in the session in which it was used. A session at another broker, or under another client
+//! id, may be present as well and know nothing of these exchanges. So the journal records the session. It also records that
+//! a CONNECT is unanswered, because the upstream tells only once, in its answer, that the session is new. If a crash or a
+//! silence prevents that answer, nobody knows, and it is better to send messages twice than to lose them.
 
 use bytes::Bytes;
 
 use super::settings::{UpstreamAddress, UpstreamSettings};
 use crate::journal::{Full, Journal};
 
-/// Beginning of the names of marks in the journal.
+/// The prefix of the names of these records in the journal.
 pub(super) const PREFIX: &str = "\0upstream/";
 
 const EXACT: u8 = 1;
@@ -19,9 +19,9 @@ const DOUBTFUL: u8 = 2;
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct KeptMark {
     session: String,
-    /// It has had messages at QoS 2, and no packet id of theirs is in use there but by what is in flight.
+    /// Whether messages at QoS 2 were sent in the session, and packet ids are in use there only by messages in flight.
     is_exact: bool,
-    /// It may have been a new one since.
+    /// Whether the session may have been replaced by a new one since.
     is_doubtful: bool,
 }
 
@@ -39,23 +39,23 @@ impl KeptMark {
     }
 }
 
-/// Whose the steps are, for one upstream.
+/// The record of one upstream.
 #[derive(Debug)]
 pub struct SessionMark {
     journal: Journal,
     name: String,
     kept: Option<KeptMark>,
-    /// As it is in the journal.
+    /// The record as it is in the journal.
     written: Bytes,
-    /// The session that is asked for.
+    /// The session that the next CONNECT asks for.
     wanted: String,
     has_steps: bool,
-    /// There was a CONNECT; whether there was a doubt before.
+    /// Set after a CONNECT: whether there was a doubt before it.
     asked: Option<bool>,
 }
 
 impl SessionMark {
-    /// As the journal has it.
+    /// Reads the record from the journal.
     pub(super) fn restore(journal: &Journal, upstream: &str) -> SessionMark {
         let name = format!("{PREFIX}{upstream}\0");
         let written = journal.kept(&name).into_iter().next().map(|(_, value)| value).unwrap_or_default();
@@ -63,15 +63,15 @@ impl SessionMark {
         SessionMark { journal, name, kept, written, wanted, has_steps: false, asked: None }
     }
 
-    /// The session at this address is to be asked for; `has_steps`: something is noted that a new session would make wrong.
+    /// Sets the session to ask for. `has_steps` tells that something is recorded which would be wrong in a new session.
     pub(super) fn wants(&mut self, settings: &UpstreamSettings, address: &UpstreamAddress, has_steps: bool) {
         let user = settings.username.as_deref().unwrap_or_default();
         self.wanted = format!("{address}\n{}\n{user}", settings.client_id);
         self.has_steps = has_steps;
     }
 
-    /// CONNECT leaves when this is done. Where the disk takes nothing, whoever waits for it may go on without: then a crash
-    /// by the time of the answer can lose messages, but an upstream is not given up for a disk.
+    /// Records that a CONNECT is about to be sent, which must wait for this. If the disk is stuck, the caller may go on
+    /// without it: a crash before the answer can then lose messages, but the connection does not depend on the disk.
     pub(super) async fn asks(&mut self) {
         let Some(kept) = self.kept.as_mut().filter(|kept| self.has_steps && kept.session == self.wanted) else {
             return;
@@ -80,50 +80,50 @@ impl SessionMark {
         kept.is_doubtful = true;
         if self.write().is_ok() {
             let (safe, mut synced) = (self.journal.barrier(), self.journal.synced());
-            // it ends with the journal
+            // this ends when the journal ends
             let _ = synced.wait_for(|synced| *synced >= safe).await;
         }
     }
 
-    /// The connection broke, and whether the upstream has taken the CONNECT is not known.
+    /// Records that the connection broke and that it is not known whether the upstream received the CONNECT.
     pub(super) fn is_unanswered(&mut self) {
         self.asked = None;
     }
 
-    /// The attempt is over; `is_answered`: what the upstream knows is known, or is what it was.
+    /// Handles the end of an attempt. `is_answered` tells that the upstream's state is known or has not changed.
     pub(super) fn asked(&mut self, is_answered: bool) {
         if let (Some(false), Some(kept), true) = (self.asked.take(), &mut self.kept, is_answered) {
-            // in the journal the doubt stays until there is a connection: a refused one need not wear out the disk
+            // in the journal the doubt stays until there is a connection, so that refused attempts do not wear out the disk
             kept.is_doubtful = false;
         }
     }
 
-    /// Whether the steps that the journal has are of another session than the one asked for.
+    /// Whether the recorded steps belong to another session than the one asked for.
     pub(super) fn is_foreign(&self, is_exact: bool) -> bool {
         self.kept.as_ref().is_none_or(|kept| kept.session != self.wanted || kept.is_exact != is_exact)
     }
 
-    /// Whether the session asked for is the one that the steps belong to, given that it is present.
+    /// Whether the session asked for, if it is present, is the one of the recorded steps.
     pub(super) fn goes_on(&self, is_exact: bool) -> bool {
         !self.is_foreign(is_exact) && self.kept.as_ref().is_some_and(|kept| !kept.is_doubtful)
     }
 
-    /// Whether messages at QoS 2 have gone up in the session asked for, as far as known.
+    /// Whether messages at QoS 2 were sent in the session asked for, as far as is known.
     pub(super) fn was_exact(&self) -> bool {
         self.kept.as_ref().is_some_and(|kept| kept.session == self.wanted && kept.is_exact)
     }
 
-    /// Whether messages at QoS 2 go up in the session that the steps belong to; `None`: it is not known whose they are.
+    /// Whether messages at QoS 2 are sent in the session of the recorded steps; `None` if the session is unknown.
     pub(super) fn is_exact(&self) -> Option<bool> {
         self.kept.as_ref().map(|kept| kept.is_exact)
     }
 
-    /// From now on the steps are those of the session asked for; `is_doubtful`: the next connection begins anew all the same.
+    /// Assigns the steps to the session asked for. `is_doubtful` makes the next connection start anew nevertheless.
     pub(super) fn set(&mut self, is_exact: bool, is_doubtful: bool) -> Result<(), Full> {
         let before = self.kept.replace(KeptMark { session: self.wanted.clone(), is_exact, is_doubtful });
         let written = self.write();
         if written.is_err() {
-            // what is not written holds for no connection
+            // a record that was not written must not be relied on
             self.kept = before;
         }
         written

@@ -1,19 +1,19 @@
-//! Upstreams: remote brokers that messages are forwarded to and taken from.
+//! Upstreams: remote brokers to which messages are forwarded and from which messages are taken.
 //!
-//! [`rule`] maps topics, [`lanes`] says what goes before what, [`retained`] keeps retained messages equal, [`session`]
-//! decides, `discovery` rewrites what Home Assistant is told, [`client`] speaks MQTT (and is the only one that names rumqttc), [`task`] brings them together, and [`ledger`]
-//! keeps account.
+//! [`rule`] maps topics, [`lanes`] decides the order, [`retained`] keeps retained messages equal, [`session`] makes the
+//! decisions, `discovery` adapts messages for Home Assistant, [`client`] speaks MQTT and is the only user of rumqttc,
+//! [`task`] connects all of them, and [`ledger`] counts.
 //!
-//! Promises: what the journal holds for an upstream arrives there in order, at least once at QoS 1, whatever happens to the
-//! connection; what does not arrive is counted with a reason. A command is acknowledged upstream when the gateway
-//! has it safe. No upstream at start, or for weeks, is normal.
+//! Promises: what the journal holds for an upstream arrives there in order and at least once at QoS 1, whatever happens to
+//! the connection. What does not arrive is counted with a reason. A message from the upstream is acknowledged when the
+//! gateway has it on disk. It is normal that no upstream can be reached at the start, or for weeks.
 //!
-//! With QoS 2 exactly once, where the upstream keeps our session (see [`session`] and [`task`]; `mark` says whose session the
-//! steps belong to).
+//! At QoS 2 messages arrive exactly once if the upstream keeps our session (see [`session`] and [`task`]; `mark` records to
+//! which session the steps belong).
 //!
-//! Limits: One order holds for all messages, but for those
-//! that pass a message which may be what the upstream ends connections for (see [`session`]). On MQTT 3.1.1 an upstream sends back what it is
-//! sent where a subscription covers it; rules that would loop there are refused by the configuration.
+//! Limits: all messages are in one order, except for those that pass a message which may make the upstream end connections
+//! (see [`session`]). With MQTT 3.1.1 an upstream returns the messages that it was sent if a subscription matches them;
+//! rules that would loop there are refused by the configuration.
 mod address;
 pub(crate) mod announce;
 pub(crate) mod approach;

@@ -1,4 +1,4 @@
-//! Passwords, fetched for each connection: tokens such as SAS and JWT expire, and files are replaced.
+//! Fetches passwords for each connection, because tokens such as SAS and JWT expire, and files are replaced.
 
 use std::process::Stdio;
 use std::time::Duration;
@@ -11,12 +11,12 @@ use tokio::time::timeout;
 use super::settings::Password;
 use crate::secret::{self, Secret};
 
-/// Most bytes of a password.
+/// The most bytes of a password.
 const MOST: u64 = 4 << 10;
-/// Time that a program has to print one.
+/// The longest time in which a program must print the password.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// Fetches a password. What it is never gets into an error.
+/// Fetches a password. An error never contains the password itself.
 pub(super) async fn fetch(from: &Password) -> Result<Secret, String> {
     match from {
         Password::File(path) => {
@@ -28,7 +28,7 @@ pub(super) async fn fetch(from: &Password) -> Result<Secret, String> {
     }
 }
 
-/// The text without the line end.
+/// The text without the line ending.
 fn printed(bytes: Vec<u8>) -> Result<Secret, String> {
     if bytes.len() as u64 > MOST {
         return Err(format!("is longer than {MOST} bytes"));
@@ -39,13 +39,13 @@ fn printed(bytes: Vec<u8>) -> Result<Secret, String> {
     if text.is_empty() { Err("is empty".into()) } else { Ok(Secret::new(text)) }
 }
 
-/// Ends a program and all that it has started, whatever way we leave.
+/// Kills a program and all that it has started when dropped.
 struct ProcessGroup(Option<Pid>);
 
 impl Drop for ProcessGroup {
     fn drop(&mut self) {
         if let Some(pid) = self.0 {
-            // whoever has ended is not there any more
+            // a process that has ended does not exist any more
             let _ = kill_process_group(pid, Signal::KILL);
         }
     }
@@ -76,7 +76,7 @@ async fn run(command: &[String], patience: Duration) -> Result<Secret, String> {
     });
     let finished = finished.await;
     drop(group);
-    // so that nothing is left of it
+    // so that no process is left
     let _ = child.start_kill();
     match finished {
         Err(_) => Err(format!("password_command {program} has not ended within {} s", patience.as_secs())),

@@ -1,4 +1,4 @@
-//! MQTT 5 PUBLISH properties as they are encoded [MQTT-3.3.2.3]: only what passing them on needs.
+//! Encoded properties of MQTT 5 PUBLISH packets [MQTT-3.3.2.3], as far as forwarding needs them.
 
 use std::sync::OnceLock;
 
@@ -12,8 +12,8 @@ const SUBSCRIPTION_ID: u8 = 11;
 /// Identifier of the topic alias [MQTT-3.3.2.3.4].
 pub(crate) const TOPIC_ALIAS: u8 = 35;
 
-/// The properties that concern the message and not this part of its way: no alias, no subscription ids; expiry travels
-/// apart.
+/// The properties that belong to the message and not to one connection: without alias and subscription ids. The expiry
+/// interval is handled separately.
 pub fn kept(encoded: &[u8]) -> Vec<u8> {
     let mut kept = Vec::with_capacity(encoded.len());
     for (id, property) in Properties(encoded) {
@@ -24,21 +24,21 @@ pub fn kept(encoded: &[u8]) -> Vec<u8> {
     kept
 }
 
-/// Adds what is left of the expiry interval.
+/// Adds the rest of the expiry interval, in seconds.
 pub(crate) fn add_expiry(properties: &mut Vec<u8>, seconds: u32) {
     properties.push(MESSAGE_EXPIRY);
     properties.extend(seconds.to_be_bytes());
 }
 
-/// The properties that a message has on its way up to an upstream, which may be a gateway itself.
+/// The properties of a message for an upstream, which may be a gateway itself.
 pub fn up(encoded: &[u8], upstream: Option<via::Id>, expiry: Option<u32>) -> Result<Vec<u8>, DropReason> {
     if encoded.is_empty() {
-        // as most messages are
+        // computed once, because most messages have only this property
         static OURS: OnceLock<Vec<u8>> = OnceLock::new();
         let mut properties = Vec::with_capacity(64);
         properties.extend_from_slice(OURS.get_or_init(|| {
             let mut ours = Vec::new();
-            // one gateway is not too many
+            // one gateway is always below the limit
             let _ = via::append(&mut ours, via::Id::ours());
             ours
         }));
@@ -59,8 +59,8 @@ pub fn up(encoded: &[u8], upstream: Option<via::Id>, expiry: Option<u32>) -> Res
     Ok(properties)
 }
 
-/// The properties of a message that came down; `None`: it must not come in here. An upstream does not write itself into
-/// what it delivers to a subscription, so that is done here.
+/// The properties of a message from an upstream; `None` if the message must not come in. An upstream does not add itself to
+/// a message that it delivers to a subscription, so that is done here.
 pub fn down(encoded: &[u8], upstream: Option<via::Id>) -> Option<Vec<u8>> {
     if via::names(encoded, via::Id::ours()) {
         return None;
@@ -72,12 +72,12 @@ pub fn down(encoded: &[u8], upstream: Option<via::Id>) -> Option<Vec<u8>> {
     Some(properties)
 }
 
-/// The gateway that introduces itself in these user properties.
+/// The id of the gateway that introduces itself in these user properties.
 pub(crate) fn gateway_in(user: &[(String, String)]) -> Option<via::Id> {
     user.iter().find(|(name, _)| name == via::NAME).and_then(|(_, id)| via::Id::parse(id))
 }
 
-/// Appends a number as MQTT encodes lengths [MQTT-1.5.5].
+/// Appends a variable byte integer [MQTT-1.5.5].
 pub(crate) fn put_varint(mut number: usize, out: &mut impl BufMut) {
     loop {
         let low = (number & 0x7f) as u8;
@@ -89,7 +89,7 @@ pub(crate) fn put_varint(mut number: usize, out: &mut impl BufMut) {
     }
 }
 
-/// The bytes that it takes.
+/// The number of bytes of a variable byte integer.
 pub(crate) fn varint_len(number: usize) -> usize {
     match number {
         0..0x80 => 1,

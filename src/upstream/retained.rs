@@ -1,21 +1,20 @@
-//! What the upstream retains because of us equals what is retained here.
+//! Keeps the messages that the upstream retains because of us equal to those retained here.
 //!
-//! Three rules make it so, without a look at what is retained there, most of which belongs to others:
+//! Three rules are enough, without reading the retained messages there, most of which belong to others:
+//! 1. A message keeps its retain flag on the way to the upstream only while it is the retained message of its topic here. A
+//!    message that was replaced in the meantime is sent without the flag, so an older value never replaces a newer one
+//!    there, in whatever order messages arrive.
+//! 2. The topics that the upstream retains because of us are recorded in the journal until their deletion is acknowledged.
+//! 3. A **pass** follows once all waiting messages are sent, if the upstream has forgotten our session, and so perhaps more,
+//!    if messages for it were lost (by the limits of the journal, by expiry or by damage), or if the gateway had crashed. A
+//!    pass deletes recorded topics that are no longer retained here, and sends all retained values that were not sent on
+//!    this connection anyway. Topics that also come from the upstream are left out of passes, because the value there may be
+//!    newer.
 //!
-//! 1. A message keeps its retain flag on the way up only while it is the retained one of its topic here. One that was
-//!    overtaken in the meantime is sent without it, so nothing older ever replaces what is newer there, in whatever order
-//!    messages arrive.
-//! 2. The topics that the upstream retains because of us are kept in the journal, until their deletion is acknowledged.
-//! 3. When the upstream has forgotten our session, and so perhaps more, when messages for it were lost (by the bounds of
-//!    the journal, by expiry, by damage), or when the gateway had crashed, a **pass** follows once all that waits has been
-//!    handed over: deletions of kept topics that are retained here no more, and all values that were not sent on this
-//!    connection anyway.
-//!
-//! Topics that also come down from the upstream are left out of passes: what is retained there may be newer.
-//!
-//! Limits: at most [`MOST_KEPT`] topics per upstream are kept; the deletion of another one may be lost together with its
-//! message. What was refused, is too large or ends connections is not tried again. On MQTT 3.1.1 nobody tells the upstream
-//! when a value expires. A retained message at QoS 0 that the journal had no room for does not go up until the next pass.
+//! Limits: at most [`MOST_KEPT`] topics are recorded for each upstream. Beyond that, a deletion may be lost together with
+//! its message. A message that was refused, is too large or ends connections is not tried again. With MQTT 3.1.1 the
+//! upstream is not told when a value expires. A retained message at QoS 0 for which the journal had no room is sent only in
+//! the next pass.
 
 use std::collections::{BTreeMap, HashSet, VecDeque};
 use std::hash::{BuildHasher, RandomState};
@@ -27,37 +26,38 @@ use super::mark;
 use crate::journal::{Backlog, Journal, Outcome, Position};
 use crate::message::{Message, TopicFilter};
 
-/// Topics kept per upstream.
+/// The most topics that are recorded for one upstream.
 pub(crate) const MOST_KEPT: usize = 20_000;
-/// Topics remembered as sent on this connection; others are sent again by a pass.
+/// The most topics that are remembered as sent on this connection. Others are sent again by a pass.
 const MOST_SENT: usize = 65_536;
-/// Between passes on one connection.
+/// The least time between passes on one connection, in milliseconds.
 const PASS_EVERY_MS: u64 = 300_000;
-/// Connections that passes may end in turn before there is a rest: one of the values may be what ends them.
+/// The number of connections in a row that passes may end before there is a rest, because one of the values may be the
+/// reason.
 const STRIKES: u32 = 3;
 const REST_MS: u64 = 3_600_000;
-/// Retained messages looked up at a time.
+/// The number of retained messages that are read at a time.
 pub(crate) const PAGE: usize = 32;
-/// What names in the journal begin with; no client id does.
+/// The prefix of the records in the journal. No client id begins like this.
 const PREFIX: &str = "\0retained/";
 
-/// Whether both say the same: a boot clock that was translated may differ a little.
+/// Whether both messages are the same. Times of a converted boot clock may differ a little.
 pub(crate) fn is_same(a: &Message, b: &Message) -> bool {
     let (a, b) = (a.view(), b.view());
     let is_as_old = a.expiry().is_none() || (a.boot_ms() as i64).abs_diff(b.boot_ms() as i64) < 1_000;
     a.payload() == b.payload() && a.properties() == b.properties() && a.expiry() == b.expiry() && is_as_old
 }
 
-/// Something to send in a pass, if it is still right.
+/// An item of a pass, to be sent if it is still correct.
 #[derive(Clone, Debug)]
 pub(crate) enum Item {
-    /// This is the retained message of its topic.
+    /// The retained message of its topic.
     Value(Message),
-    /// Nothing is retained on the local topic.
+    /// A deletion, because no message is retained on the local topic.
     Clear {
-        /// Here.
+        /// The local topic.
         local: String,
-        /// There.
+        /// The remote topic.
         remote: String,
     },
 }
@@ -65,21 +65,21 @@ pub(crate) enum Item {
 /// What a pass needs next.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Need {
-    /// Nothing: there is no pass, or it waits.
+    /// Nothing, because there is no pass, or it waits.
     Nothing,
-    /// What is not retained here any more, see [`Passes::clears`].
+    /// The topics that are no longer retained here, see [`Passes::clears`].
     Clears,
-    /// The retained messages of this filter behind this topic, see [`Passes::values`].
+    /// The retained messages that match this filter on topics after this one, see [`Passes::values`].
     Values(TopicFilter, String),
-    /// There are items to send.
+    /// Nothing, because there are items to send.
     Items,
-    /// All is sent: is it answered to?
+    /// The answers to all items, which have been sent.
     Answers,
 }
 
 #[derive(Debug)]
 struct Pass {
-    /// Losses when it was begun.
+    /// The number of losses when the pass began.
     losses: u64,
     is_clearing: bool,
     filters: VecDeque<TopicFilter>,
@@ -89,31 +89,31 @@ struct Pass {
     sent: u64,
 }
 
-/// When passes are due, how far the one is that runs, and which topics the upstream retains because of us.
+/// Decides when passes are due, tracks their progress, and records which topics the upstream retains because of us.
 #[derive(Debug)]
 pub(crate) struct Passes {
     name: String,
-    /// Remote to local topic.
+    /// The recorded topics: remote to local.
     kept: BTreeMap<String, String>,
-    /// Losses when the last pass was complete; `None`: there was none since the gateway ended out of order, when it may have
-    /// forgotten what it had not yet made safe.
+    /// The number of losses when the last pass was complete. `None` means that there was none since a crash, in which the
+    /// gateway may have lost what was not on disk yet.
     noted: Option<u64>,
     is_due: bool,
-    /// No pass before that while this connection lasts.
+    /// No pass begins before this time on this connection.
     not_before: u64,
-    /// A pass is wanted, but not before.
+    /// When the pass that is wanted may begin.
     wanted_at: Option<u64>,
-    /// No pass before that at all.
+    /// No pass begins before this time on any connection.
     rests_until: u64,
     pass: Option<Pass>,
     sent: HashSet<u64>,
     hasher: RandomState,
     strikes: u32,
-    /// For the log.
+    /// Whether the limit of topics has been logged.
     is_full: bool,
 }
 
-/// Messages that may have been the last on their topic and never reached the upstream.
+/// The number of messages that may have been the last on their topic and never reached the upstream.
 pub(crate) fn losses(backlog: &Backlog) -> u64 {
     backlog.dropped + backlog.lost + backlog.settled_as(Outcome::Expired)
 }
@@ -126,19 +126,19 @@ fn kept<'a>(journal: &Journal, prefix: &'a str) -> impl Iterator<Item = (&'a str
     journal.kept(prefix).into_iter().map(move |(name, _)| (prefix, name))
 }
 
-/// Forgets what was kept for upstreams that there are no more.
+/// Deletes the records of upstreams that do not exist any more.
 pub(crate) fn forget_unknown(journal: &Journal, is_known: impl Fn(&str) -> bool) {
     for (prefix, name) in [PREFIX, mark::PREFIX].iter().flat_map(|prefix| kept(journal, prefix)) {
         let upstream = name.strip_prefix(prefix).and_then(|rest| rest.split_once('\0'));
         if upstream.is_some_and(|(upstream, _)| !is_known(upstream)) {
-            // what stays now goes at the next start
+            // a record that stays now is deleted at the next start
             let _ = journal.keep(&name, None, true);
         }
     }
 }
 
 impl Passes {
-    /// As the journal has kept it.
+    /// Reads the records from the journal.
     pub(crate) fn restore(journal: &Journal, upstream: &str) -> Passes {
         let prefix = prefix(upstream);
         let (mut kept, mut noted) = (BTreeMap::new(), None);
@@ -147,7 +147,7 @@ impl Passes {
             match (remote, <[u8; 8]>::try_from(&*value), String::from_utf8(value.to_vec())) {
                 ("", Ok(losses), _) => {
                     noted = Some(u64::from_le_bytes(losses));
-                    // written again at the end, if that is in order
+                    // written again at the end of an orderly run
                     let _ = journal.keep(&name, None, false);
                 }
                 ("", ..) | (_, _, Err(_)) => {}
@@ -170,14 +170,15 @@ impl Passes {
         }
     }
 
-    /// There is a connection.
+    /// Handles a new connection.
     pub(crate) fn connected(&mut self, session_present: bool, losses: u64, now: u64) {
         self.end();
         self.not_before = self.rests_until;
         self.is_due = now >= self.not_before && (!session_present || Some(losses) != self.noted);
     }
 
-    /// There is none any more; `by_message`: the upstream may have closed it because of a message of the pass.
+    /// Handles the end of a connection. `by_message` tells that the upstream may have closed it because of a message of the
+    /// pass.
     pub(crate) fn disconnected(&mut self, by_message: bool, now: u64) {
         if by_message && self.pass.as_ref().is_some_and(|pass| pass.sent > 0) {
             self.strikes += 1;
@@ -196,29 +197,28 @@ impl Passes {
         (self.is_due, self.pass, self.sent, self.wanted_at) = (false, None, HashSet::new(), None);
     }
 
-    /// So much was lost by now.
+    /// Updates the number of losses.
     pub(crate) fn losses(&mut self, losses: u64, now: u64) {
         let is_wanted = !self.is_active() && Some(losses) != self.noted;
         self.is_due |= is_wanted && now >= self.not_before;
         self.wanted_at = Some(self.not_before).filter(|_| is_wanted && !self.is_due);
     }
 
-    /// When [`Passes::losses`] is to be called at the latest.
+    /// When [`Passes::losses`] must be called at the latest.
     pub(crate) fn deadline(&self) -> Option<u64> {
         self.wanted_at
     }
 
-    /// Whether a pass is to come or runs.
+    /// Whether a pass is due or running.
     pub(crate) fn is_active(&self) -> bool {
         self.is_due || self.pass.is_some()
     }
 
-    /// Whether a pass is to come.
     pub(crate) fn is_due(&self) -> bool {
         self.is_due
     }
 
-    /// All that waited is handed over: the pass begins.
+    /// Begins a pass, because all waiting messages were sent.
     pub(crate) fn begin(&mut self, filters: Vec<TopicFilter>, losses: u64, now: u64) {
         self.is_due = false;
         self.not_before = now + PASS_EVERY_MS;
@@ -234,7 +234,7 @@ impl Passes {
         });
     }
 
-    /// What the pass needs, when all up to `synced` is safe.
+    /// What the pass needs next. Everything up to `synced` is on disk.
     pub(crate) fn need(&self, synced: Position) -> Need {
         let Some(pass) = &self.pass else { return Need::Nothing };
         match pass.filters.front() {
@@ -246,13 +246,13 @@ impl Passes {
         }
     }
 
-    /// Whether it waits for the disk.
+    /// Whether the pass waits for the disk.
     pub(crate) fn waits_for_disk(&self, synced: Position) -> bool {
         self.pass.as_ref().is_some_and(|pass| !pass.items.is_empty() && pass.safe_at > synced)
     }
 
-    /// Looks at the next kept topics; `is_absent` says that nothing is retained on a local topic, and `barrier` where in
-    /// the journal that is safe.
+    /// Examines the next recorded topics. `is_absent` tells that no message is retained on a local topic, and `barrier`
+    /// gives the position in the journal at which that is on disk.
     pub(crate) fn clears(&mut self, is_absent: impl Fn(&str) -> bool, barrier: impl FnOnce() -> Position) {
         let Some(pass) = &mut self.pass else { return };
         let behind = (Bound::Excluded(pass.after.as_str()), Bound::Unbounded);
@@ -268,7 +268,7 @@ impl Passes {
         pass.after = last.unwrap_or_default();
     }
 
-    /// The retained messages that were asked for.
+    /// Adds the retained messages that were asked for.
     pub(crate) fn values(&mut self, messages: Vec<Message>, safe_at: Position) {
         let Some(pass) = &mut self.pass else { return };
         pass.safe_at = safe_at;
@@ -286,14 +286,14 @@ impl Passes {
         self.pass.as_mut()?.items.pop_front()
     }
 
-    /// A message of the pass was handed over.
+    /// Counts a message of the pass that was sent.
     pub(crate) fn count(&mut self) {
         if let Some(pass) = &mut self.pass {
             pass.sent += 1;
         }
     }
 
-    /// Everything was answered to.
+    /// Completes the pass, because everything was answered.
     pub(crate) fn complete(&mut self) {
         let Some(pass) = self.pass.take() else { return };
         (self.noted, self.strikes) = (Some(pass.losses), 0);
@@ -303,26 +303,26 @@ impl Passes {
         }
     }
 
-    /// The upstream did not take all of it: again, but not at once.
+    /// Repeats the pass later, because the upstream did not accept all of it.
     pub(crate) fn put_off(&mut self) {
         self.end();
         self.noted = None;
     }
 
-    /// The gateway ends in order: what has been made good need not be made good again.
+    /// Records at an orderly end that nothing has to be repeated.
     pub(crate) fn close(&self, journal: &Journal) {
         if let Some(noted) = self.noted.filter(|_| !self.kept.is_empty()) {
-            // where it cannot be kept, there is a pass too many
+            // if this cannot be written, there is an unnecessary pass
             let _ = journal.keep(&prefix(&self.name), Some(&noted.to_le_bytes()), true);
         }
     }
 
-    /// Whether a pass need not send a topic.
+    /// Whether a pass need not send this topic.
     pub(crate) fn was_sent(&self, remote: &str) -> bool {
         self.sent.contains(&self.hasher.hash_one(remote))
     }
 
-    /// A retained message is handed over: the upstream may retain it from now on, and nothing older comes after it.
+    /// Records that a retained message was sent: the upstream may retain it from now on, and no older one follows.
     pub(crate) fn handed_over(&mut self, journal: &Journal, remote: &str, local: &str, is_value: bool) {
         if self.is_active() && self.sent.len() < MOST_SENT {
             self.sent.insert(self.hasher.hash_one(remote));
@@ -337,18 +337,18 @@ impl Passes {
             return;
         }
         self.kept.insert(remote.to_owned(), local.to_owned());
-        // before the message is settled, which is written after this
+        // written before the message is settled, because that is written later
         let _ = journal.keep(&(prefix(&self.name) + remote), Some(local.as_bytes()), false);
     }
 
-    /// The upstream does not retain this topic because of us any more.
+    /// Records that the upstream no longer retains this topic because of us.
     pub(crate) fn forget(&mut self, journal: &Journal, remote: &str) {
         if self.kept.remove(remote).is_some() {
             let _ = journal.keep(&(prefix(&self.name) + remote), None, true);
         }
     }
 
-    /// The local topic of one that the upstream retains because of us.
+    /// The local topic of a remote topic that the upstream retains because of us.
     pub(crate) fn local(&self, remote: &str) -> Option<&str> {
         self.kept.get(remote).map(String::as_str)
     }
@@ -405,7 +405,7 @@ mod tests {
         assert!(!other.is_due());
         other.losses(0, PASS_EVERY_MS);
         assert!(other.is_due());
-        // after an orderly restart it is known what has been made good
+        // after an orderly restart it is known that nothing has to be repeated
         passes.close(&journal);
         let mut passes = Passes::restore(&journal, "home");
         passes.connected(true, 3, 0);

@@ -1,11 +1,11 @@
-//! Topics here and topics there: the mapping of a `topic` line of mosquitto's bridge.
+//! Maps local and remote topics, like a `topic` line of mosquitto's bridge.
 //!
-//! A rule selects local topics by `local_prefix` + `topic_filter` and remote topics by `remote_prefix` +
-//! `topic_filter`. A topic that passes loses the prefix of the side that it comes from, if it begins with it, and gets the
-//! other side's in front. A prefix is text, not a level. With an empty filter that maps one topic to one topic.
+//! A rule matches local topics by `local_prefix` + `topic_filter` and remote topics by `remote_prefix` + `topic_filter`. A
+//! topic loses the prefix of its own side, if it begins with it, and gets the prefix of the other side. A prefix is text,
+//! not a level. An empty filter maps one topic to one topic.
 //!
-//! Where several rules select a topic, the first that has a prefix maps it, and only if there is none the first without.
-//! mosquitto does it so, and a message never passes twice.
+//! If several rules match a topic, the first one with a prefix maps it, and only if there is none the first one without.
+//! mosquitto does the same, and a message never passes twice.
 
 use std::time::Duration;
 
@@ -14,10 +14,10 @@ use crate::message::{Qos, TopicFilter, check_topic, matches};
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Mapping<Q> {
-    /// Filter and prefix of the side that a topic comes from.
+    /// Filter and prefix of the side from which a topic comes.
     filter: TopicFilter,
     from: String,
-    /// Prefix of the side that it goes to.
+    /// Prefix of the other side.
     to: String,
     qos: Q,
     retain: bool,
@@ -25,22 +25,22 @@ struct Mapping<Q> {
     place: SecretPlace,
 }
 
-/// Where a message goes, and how.
+/// The destination of a message.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Target {
-    /// Topic there.
+    /// The topic on the other side.
     pub(crate) topic: String,
-    /// QoS there.
+    /// The QoS on the other side.
     pub(crate) qos: OutQos,
     /// Whether the retain flag is kept.
     pub(crate) retain: bool,
-    /// An older message does not go.
+    /// A message that is older than this is not sent.
     pub(crate) max_age: Option<Duration>,
 }
 
 impl<Q: Copy> Mapping<Q> {
     fn map(&self, topic: &str) -> String {
-        // `a/#` selects `a` too, which does not begin with `a/`: it is taken as it is
+        // `a/#` also matches `a`, which does not begin with `a/` and is used unchanged
         let rest = topic.strip_prefix(&self.from).unwrap_or(topic);
         format!("{}{rest}", self.to)
     }
@@ -55,7 +55,7 @@ pub(crate) struct UpstreamRules {
 }
 
 impl UpstreamRules {
-    /// The rules that these settings state.
+    /// The rules of these settings.
     pub(crate) fn new(settings: &UpstreamSettings) -> UpstreamRules {
         let out = settings.out.iter().chain(&settings.both).filter_map(|rule| {
             let filter = TopicFilter::new(rule.local_filter()).ok()?;
@@ -88,37 +88,37 @@ impl UpstreamRules {
             inbound: plain.chain(both).collect(),
             reserved: settings.reserved.clone(),
         };
-        // stable: those with a prefix first, otherwise as they stand in the configuration
+        // a stable sort: rules with a prefix first, otherwise in the order of the configuration
         rules.out.sort_by_key(|mapping| mapping.from.is_empty() && mapping.to.is_empty());
         rules.inbound.sort_by_key(|mapping| mapping.from.is_empty() && mapping.to.is_empty());
         rules
     }
 
-    /// Whether messages go up at QoS 2.
+    /// Whether any rule sends messages at QoS 2.
     pub(crate) fn is_exact(&self) -> bool {
         self.out.iter().any(|mapping| mapping.qos == OutQos::ExactlyOnce)
     }
 
-    /// Where a message published here goes there, and how; `None` if it does not.
+    /// The destination of a message that was published here; `None` if it is not forwarded.
     pub(crate) fn outgoing(&self, topic: &str) -> Option<Target> {
         let (topic, rule) = first(&self.out, topic)?;
         Some(Target { topic, qos: rule.qos, retain: rule.retain, max_age: rule.max_age })
     }
 
-    /// Where a message that came from there goes here, the highest QoS it keeps, and whether it keeps the retain flag;
-    /// `None` if it does not.
+    /// The local topic for a message from the upstream, its highest QoS, and whether it keeps the retain flag; `None` if it
+    /// is not accepted.
     pub(crate) fn incoming(&self, topic: &str) -> Option<(String, Qos, bool)> {
         let (topic, rule) = first(&self.inbound, topic)?;
         (!self.reserved.contains(&topic)).then_some((topic, rule.qos, rule.retain))
     }
 
-    /// Where the rules stand that a remote filter comes from.
+    /// The places in the configuration of the rules with a remote filter.
     pub(crate) fn place_of(&self, remote: &TopicFilter) -> String {
         let places = self.inbound.iter().filter(|mapping| mapping.filter == *remote);
         places.map(|mapping| mapping.place.to_string()).collect::<Vec<_>>().join(", ")
     }
 
-    /// What is to be kept for this upstream.
+    /// The filters of the messages that must be kept for this upstream.
     pub(crate) fn local_filters(&self) -> Vec<TopicFilter> {
         let mut filters: Vec<_> = self.out.iter().map(|mapping| mapping.filter.clone()).collect();
         filters.sort();
@@ -126,13 +126,14 @@ impl UpstreamRules {
         filters
     }
 
-    /// What surely arrives there under the topic that it has here; nothing if only some of it does.
+    /// The filters of messages that certainly arrive at the upstream under their local topics. A filter is left out if only
+    /// some of its messages do.
     pub(crate) fn carried(&self) -> Vec<TopicFilter> {
         let is_kept = |mapping: &Mapping<OutQos>| mapping.from == mapping.to && mapping.qos != OutQos::AtMostOnce;
         if self.out.iter().all(is_kept) { self.local_filters() } else { Vec::new() }
     }
 
-    /// What is to be subscribed to there: every filter once, at the highest QoS that a rule asks for.
+    /// The subscriptions at the upstream: every filter once, with the highest QoS that a rule asks for.
     pub(crate) fn subscriptions(&self) -> Vec<(TopicFilter, Qos)> {
         let mut wanted: Vec<_> = self.inbound.iter().map(|mapping| (mapping.filter.clone(), mapping.qos)).collect();
         wanted.sort_by(|a, b| a.0.cmp(&b.0).then(b.1.cmp(&a.1)));
@@ -144,7 +145,7 @@ impl UpstreamRules {
 fn first<'a, Q: Copy>(mappings: &'a [Mapping<Q>], topic: &str) -> Option<(String, &'a Mapping<Q>)> {
     let mapping = mappings.iter().find(|mapping| matches(&mapping.filter, topic))?;
     let mapped = mapping.map(topic);
-    // the rest of a topic alone may be empty
+    // only the rest of a topic may be empty
     check_topic(&mapped).is_ok().then_some((mapped, mapping))
 }
 

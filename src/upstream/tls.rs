@@ -1,4 +1,5 @@
-//! TLS towards an upstream: rustls with ring, the system's roots or a given authority, a client certificate if there is one.
+//! TLS for upstreams: rustls with ring, with the system's roots or a given authority, and with a client certificate if
+//! configured.
 
 use std::io;
 use std::sync::Arc;
@@ -13,7 +14,7 @@ use super::wire::Broken;
 use crate::secret::sha256;
 use crate::tls::{authorities, blame, certificates, private_key};
 
-/// Reads the files, which blocks. They are read for every connection, so a renewed certificate is used at once.
+/// Reads the files, which blocks. They are read for every connection, so that a renewed certificate is used at once.
 pub(crate) fn client_config(files: &UpstreamTls, is_web_socket: bool) -> Result<Arc<ClientConfig>, String> {
     let provider = Arc::new(ring::default_provider());
     let builder = ClientConfig::builder_with_provider(provider.clone())
@@ -37,7 +38,7 @@ pub(crate) fn client_config(files: &UpstreamTls, is_web_socket: bool) -> Result<
     };
     config.alpn_protocols = files.alpn.iter().map(|name| name.clone().into_bytes()).collect();
     if is_web_socket && config.alpn_protocols.is_empty() {
-        // a server that knows HTTP/2 must not choose it
+        // a server that supports HTTP/2 must not choose it
         config.alpn_protocols = vec![b"http/1.1".to_vec()];
     }
     Ok(Arc::new(config))
@@ -49,7 +50,7 @@ fn roots(files: &UpstreamTls) -> Result<RootCertStore, String> {
     }
     let mut roots = RootCertStore::empty();
     let system = rustls_native_certs::load_native_certs();
-    // a certificate of the system that cannot be read does not spoil the others
+    // a certificate of the system that cannot be read does not affect the others
     roots.add_parsable_certificates(system.certs);
     if roots.is_empty() {
         return Err("no certificate authority in the system: set tls.ca, or install ca-certificates".into());
@@ -57,7 +58,7 @@ fn roots(files: &UpstreamTls) -> Result<RootCertStore, String> {
     Ok(roots)
 }
 
-/// What a failure of the network or of TLS means.
+/// The meaning of a failure of the network or of TLS.
 pub(super) fn broken_io(error: &io::Error) -> Broken {
     use io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset, TimedOut, UnexpectedEof};
     if let Some(error) = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()) {
@@ -70,7 +71,7 @@ pub(super) fn broken_io(error: &io::Error) -> Broken {
     }
 }
 
-/// What is wrong, and what to do about it.
+/// The problem in words, with what to do about it.
 pub(crate) fn in_words(error: &rustls::Error) -> String {
     use rustls::Error::{AlertReceived, InvalidCertificate, InvalidMessage, NoApplicationProtocol};
     let advice = match error {
@@ -113,7 +114,7 @@ pub(crate) fn in_words(error: &rustls::Error) -> String {
     format!("{advice} ({error})")
 }
 
-/// What to do about certificates as they are made by hand, to be put after the error.
+/// Advice about certificates that were made by hand, to be appended to the error.
 fn self_made(error: &str) -> &'static str {
     if error.contains("UnsupportedCertVersion") {
         ". The certificate is X.509 version 1, which `openssl x509 -req` makes unless it is told otherwise: make it version 3 \
@@ -126,7 +127,7 @@ fn self_made(error: &str) -> &'static str {
     }
 }
 
-/// Accepts the one certificate with this fingerprint. Who holds its key is checked as always.
+/// Accepts only the certificate with this fingerprint. The possession of its key is checked as always.
 #[derive(Debug)]
 struct Pinned {
     fingerprint: [u8; 32],
@@ -134,7 +135,7 @@ struct Pinned {
 }
 
 impl Pinned {
-    /// By the key alone, so that certificates of version 1 will do.
+    /// Checks the signature by the key alone, so that certificates of version 1 are accepted too.
     fn by_key(
         &self,
         message: &[u8],
@@ -170,7 +171,7 @@ impl ServerCertVerifier for Pinned {
         dss: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
         let known = &self.provider.signature_verification_algorithms;
-        // where the certificate is of version 1, by the key alone
+        // for a certificate of version 1, by the key alone
         verify_tls12_signature(message, cert, dss, known)
             .or_else(|error| self.by_key(message, cert, dss).map_err(|_| error))
     }
@@ -189,7 +190,7 @@ impl ServerCertVerifier for Pinned {
     }
 }
 
-/// What may be wrong where an upstream does not answer as it should; `worked`: it has accepted a connection before.
+/// The likely reason why an upstream does not answer as expected. `worked` tells that it has accepted a connection before.
 pub(super) fn hint(scheme: Scheme, why: &Broken, worked: bool) -> Option<&'static str> {
     match (scheme, why) {
         _ if worked => None,

@@ -1,23 +1,23 @@
-//! Two clients with one client id send each other away for ever [MQTT-3.1.4-3]. Version 5 says so; on 3.1.1 it shows in
-//! connections that are accepted and soon ended, time and again.
+//! Detects a second client with the same client id: two such clients disconnect each other for ever [MQTT-3.1.4-3]. Version
+//! 5 reports that; with 3.1.1 it shows in connections that are accepted and soon ended, again and again.
 
 use std::time::Duration;
 
 use super::wire::Broken;
 
-/// A connection that lasted longer was ended by something else.
+/// A connection that lasted longer than this was ended for another reason.
 const SOON: Duration = Duration::from_secs(60);
-/// This many in a row cannot be chance.
+/// This number of short connections in a row is no accident.
 const MANY: u32 = 3;
 
-/// Counts them.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Twins {
     times: u32,
 }
 
 impl Twins {
-    /// A connection has ended; `is_explained`: something that we sent may be the reason. Whether it is to be said.
+    /// Records the end of a connection. `is_explained` tells that something we have sent may be the reason. Returns whether
+    /// a second client should be reported.
     pub(crate) fn ended(&mut self, why: &Broken, lasted: Duration, is_explained: bool) -> bool {
         let certain = *why == Broken::TakenOver;
         let possible = *why == Broken::Closed && lasted < SOON && !is_explained;
@@ -30,7 +30,7 @@ impl Twins {
             || (self.times >= MANY && (self.times / MANY).is_power_of_two() && self.times.is_multiple_of(MANY))
     }
 
-    /// Connections in a row that ended so.
+    /// The number of short connections in a row.
     pub(crate) fn times(self) -> u32 {
         self.times
     }

@@ -1,4 +1,4 @@
-//! What passes between the session and the client: packets in the project's own words.
+//! The types that session and client exchange: packets, independent of the library.
 
 use std::future::Future;
 
@@ -13,50 +13,50 @@ pub use crate::mqtt::Version;
 /// What an upstream granted when it accepted a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Link {
-    /// Version spoken.
+    /// The MQTT version of the connection.
     pub version: Version,
-    /// Whether it remembers subscriptions and messages from before.
+    /// Whether the upstream has kept subscriptions and messages from before.
     pub(crate) session_present: bool,
-    /// QoS 1 messages that it takes before it has acknowledged the first of them.
+    /// The number of QoS 1 messages that it accepts before it has acknowledged the first of them.
     pub receive_maximum: u16,
-    /// Largest packet that it takes.
+    /// The largest packet that it accepts, in bytes.
     pub(crate) max_packet_size: Option<u32>,
-    /// Highest QoS that it takes.
+    /// The highest QoS that it accepts.
     pub(crate) max_qos: Qos,
-    /// Whether it takes retained messages.
+    /// Whether it accepts retained messages.
     pub(crate) retain_available: bool,
-    /// Topic aliases that it takes.
+    /// The number of topic aliases that it accepts.
     pub(crate) topic_aliases: u16,
-    /// It is a gateway, and this one.
+    /// The id of the upstream, if it is a gateway.
     pub(crate) gateway: Option<via::Id>,
 }
 
-/// Bytes of a topic alias among the properties.
+/// The bytes of a topic alias among the properties.
 pub(crate) const ALIAS_LEN: usize = 3;
-/// Most bytes by which an alias that is said for the first time makes a packet longer: itself, and one for each of two lengths.
+/// The most bytes that a new alias adds to a packet: its own, and one for each of two lengths.
 pub(crate) const ALIAS_COST: usize = ALIAS_LEN + 2;
 
-/// A message on its way up.
+/// A message to the upstream.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct OutMessage {
-    /// Remote topic.
+    /// The remote topic.
     pub topic: String,
-    /// Payload.
+    /// The payload, sent unchanged.
     pub payload: Bytes,
-    /// QoS; with 2 there is a packet id.
+    /// The QoS; with QoS 2 there is a packet id.
     pub qos: Qos,
-    /// Retain flag.
+    /// Whether the packet has the retain flag.
     pub retain: bool,
-    /// MQTT 5 properties, encoded, without their length; empty on 3.1.1.
+    /// The MQTT 5 properties, encoded, without their length; empty for 3.1.1.
     pub properties: Vec<u8>,
-    /// The packet id that it must have; `None`: the connection's choice.
+    /// The packet id that it must have; `None` lets the connection choose.
     pub packet_id: Option<u16>,
-    /// The upstream may have it already (DUP).
+    /// Whether the upstream may have it already (DUP).
     pub is_repeated: bool,
 }
 
 impl OutMessage {
-    /// Bytes of the PUBLISH packet.
+    /// The size of the PUBLISH packet in bytes.
     pub(crate) fn packet_size(&self, version: Version) -> usize {
         let remaining = self.remaining_length(version);
         1 + varint_len(remaining) + remaining
@@ -77,7 +77,8 @@ impl OutMessage {
         self.encode_as(version, packet_id, None, out);
     }
 
-    /// The same with a topic alias, and whether the other side knows it: then the topic itself is left out [MQTT-3.3.2.3.4].
+    /// Like `encode`, with a topic alias. The flag tells that the other side knows the alias; then the topic is left out
+    /// [MQTT-3.3.2.3.4].
     pub(crate) fn encode_as(&self, version: Version, packet_id: u16, alias: Option<(u16, bool)>, out: &mut BytesMut) {
         let topic = if alias.is_some_and(|(_, is_known)| is_known) { "" } else { self.topic.as_str() };
         let properties = self.properties.len() + if alias.is_some() { ALIAS_LEN } else { 0 };
@@ -103,119 +104,118 @@ impl OutMessage {
     }
 }
 
-/// How a message on its way up stands to the others.
+/// The priority of a message to the upstream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Role {
-    /// It may use the whole window.
+    /// The message may use the whole window.
     Live,
-    /// It leaves a part of the window to those that are live.
+    /// The message leaves a part of the window to live messages.
     Backlog,
 }
 
-/// A message that came down.
+/// A message from the upstream.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct InMessage {
-    /// What to acknowledge; 0 at QoS 0.
+    /// The packet id to acknowledge; 0 at QoS 0.
     pub packet_id: u16,
-    /// Remote topic.
+    /// The remote topic, not mapped yet.
     pub topic: String,
-    /// Payload.
+    /// The payload as it was received.
     pub payload: Bytes,
-    /// QoS.
+    /// The QoS of this delivery.
     pub qos: Qos,
-    /// Retain flag.
     pub(crate) retain: bool,
-    /// Message expiry interval in seconds.
+    /// The message expiry interval in seconds.
     pub(crate) expiry: Option<u32>,
-    /// MQTT 5 properties, encoded, without their length.
+    /// The MQTT 5 properties, encoded, without their length.
     pub(crate) properties: Vec<u8>,
 }
 
-/// What happens on a connection.
+/// An event on a connection.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ClientEvent {
-    /// The oldest message handed over and not yet sent is sent, under this packet id; 0 at QoS 0.
+    /// The oldest message that was handed over is sent, with this packet id; 0 at QoS 0.
     Sent(u16),
-    /// The upstream has answered to the message with this packet id. Reasons from 0x80 on are refusals.
+    /// The upstream has answered the message with this packet id. Reasons from 0x80 on are refusals.
     Acked(u16, u8),
     /// The upstream has the message at QoS 2 with this packet id (PUBREC), and waits for PUBREL.
     Recorded(u16),
-    /// The upstream has done with this packet id of a message at QoS 2 (PUBCOMP).
+    /// The upstream has completed the exchange at QoS 2 with this packet id (PUBCOMP).
     Completed(u16),
-    /// A message came.
+    /// A message has arrived.
     Received(InMessage),
     /// The upstream has released this packet id of a message at QoS 2 (PUBREL).
     Released(u16),
-    /// The upstream has answered to the oldest unanswered subscription: a reason code for each of its filters.
+    /// The upstream has answered the oldest unanswered subscription, with a reason code for each filter.
     Subscribed(Vec<u8>),
 }
 
-/// An acknowledgement that all is well.
+/// A successful acknowledgement.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ack {
-    /// PUBACK: a message at QoS 1 is safe.
+    /// PUBACK: a message at QoS 1 is on disk.
     Taken(u16),
-    /// PUBREC: a message at QoS 2 is safe.
+    /// PUBREC: a message at QoS 2 is on disk.
     Recorded(u16),
-    /// PUBREL: it is known to be safe there.
+    /// PUBREL: it is on disk that the upstream has the message.
     Released(u16),
     /// PUBCOMP: the packet id is free.
     Completed(u16),
 }
 
-/// The will that is offered with CONNECT, where the settings want a status.
+/// The form of the will in the CONNECT, if a status topic is configured.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum StatusWill {
-    /// As it should be.
+    /// The will with QoS and retain flag as configured.
     #[default]
     Whole,
-    /// Without the retain flag.
+    /// The will without the retain flag.
     WithoutRetain,
-    /// At QoS 0.
+    /// The will at QoS 0.
     AtMostOnce,
-    /// None.
+    /// No will.
     None,
 }
 
-/// How an upstream is spoken to.
+/// The parameters of a CONNECT.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ConnectOffer {
-    /// Version of MQTT.
+    /// The MQTT version.
     pub version: Version,
-    /// The will.
+    /// The form of the will.
     pub will: StatusWill,
-    /// It is not known whether the upstream speaks this version: half the time is left for another.
+    /// Whether it is not known that the upstream supports this version, so that half of the time is left for another.
     pub is_trial: bool,
 }
 
-/// Why there is no connection (any more).
+/// Why there is no connection, or why it ended.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Broken {
-    /// Something that we need to connect, such as a password or a certificate, is not there.
+    /// Something that the connection needs, such as a password or a certificate, is missing here.
     #[error("{0}")]
     Unprepared(String),
-    /// It does not speak this version of MQTT.
+    /// The upstream does not support this version of MQTT.
     #[error("it does not speak this version of MQTT")]
     Version,
-    /// It answered, and said no, with this reason code of version 5; 3.1.1 has "not authorized" for much.
+    /// The upstream refused with this reason code of version 5; in 3.1.1, "not authorized" has many meanings.
     #[error("it refuses the connection: {1}")]
     Refused(u8, String),
-    /// It answered, and wants no connection for a while.
+    /// The upstream wants no connection for a while.
     #[error("it takes no connection for a while: {0}")]
     SentAway(String),
-    /// It closed the connection without a reason.
+    /// The upstream closed the connection without a reason.
     #[error("it closed the connection")]
     Closed,
-    /// It closed the connection and said why.
+    /// The upstream closed the connection with a reason.
     #[error("it closed the connection: {1}")]
     Dismissed(u8, String),
-    /// Another client came with our client id.
+    /// Another client has connected with our client id.
     #[error("another client has connected with our client id")]
     TakenOver,
-    /// What it says is not MQTT.
+    /// The upstream sent bytes that are not MQTT.
     #[error("what it says is not MQTT")]
     Garbled,
-    /// Nothing is heard of it.
+    /// Nothing was received from the upstream for too long.
     #[error("it does not answer")]
     Silent,
     /// The network, TLS or the protocol failed.
@@ -223,7 +223,7 @@ pub enum Broken {
     Failed(String),
 }
 
-/// `NotAuthorized` as "not authorized".
+/// Writes `NotAuthorized` as "not authorized".
 pub(crate) fn words(code: &impl std::fmt::Debug) -> String {
     let mut text = String::new();
     for c in format!("{code:?}").chars() {
@@ -235,10 +235,10 @@ pub(crate) fn words(code: &impl std::fmt::Debug) -> String {
     text
 }
 
-/// Most characters of what others say about a connection that are shown.
+/// The most characters that are shown of a text from outside.
 const SAID: usize = 200;
 
-/// What somebody else has said, fit for a line of the log: short, and without what would begin a new one.
+/// A text from outside in a form for the log: short, and without line breaks.
 pub(crate) fn said(text: &str) -> String {
     let shown = text.chars().take(SAID).map(|c| if c.is_control() { '?' } else { c });
     let shown: String = shown.collect();
@@ -249,9 +249,9 @@ pub(crate) fn said(text: &str) -> String {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Busy;
 
-/// A client for one upstream. One of the project's few traits, so that tests can play the upstream.
+/// A client for one upstream. It is a trait, so that tests can replace the upstream.
 pub trait UpstreamClient: Send {
-    /// Connects. What was connected before is gone. `mark` is told before CONNECT leaves.
+    /// Connects. An earlier connection is dropped. `mark` is told before CONNECT leaves.
     fn connect(
         &mut self,
         settings: &UpstreamSettings,
@@ -260,25 +260,25 @@ pub trait UpstreamClient: Send {
         mark: &mut SessionMark,
     ) -> impl Future<Output = Result<Link, Broken>> + Send;
 
-    /// Hands a message over. [`ClientEvent::Sent`] follows, in this order.
+    /// Sends a message. [`ClientEvent::Sent`] follows, in the order of messages.
     fn publish(&mut self, message: OutMessage) -> Result<(), Busy>;
 
-    /// Subscribes, in one packet. [`ClientEvent::Subscribed`] follows.
+    /// Subscribes in one packet. [`ClientEvent::Subscribed`] follows.
     fn subscribe(&mut self, filters: &[(TopicFilter, Qos)]) -> Result<(), Busy>;
 
-    /// Unsubscribes.
+    /// Unsubscribes in one packet.
     fn unsubscribe(&mut self, filters: &[TopicFilter]) -> Result<(), Busy>;
 
-    /// Sends an acknowledgement of what came down.
+    /// Sends an acknowledgement for a message from the upstream.
     fn ack(&mut self, ack: Ack) -> Result<(), Busy>;
 
-    /// What happened next, at least one event, or the end of the connection. Safe to cancel.
+    /// The next events, at least one, or the end of the connection. Safe to cancel.
     fn events(&mut self) -> impl Future<Output = Result<Vec<ClientEvent>, Broken>> + Send;
 
-    /// Says good-bye: the upstream is not to publish the will.
+    /// Sends DISCONNECT, so that the upstream does not publish the will.
     fn disconnect(&mut self) -> Result<(), Busy>;
 
-    /// Drops the connection as it is.
+    /// Drops the connection without DISCONNECT.
     fn close(&mut self);
 }
 

@@ -1,4 +1,4 @@
-//! One connection: requests become bytes, bytes become events.
+//! One connection to an upstream: encodes requests to bytes, and decodes bytes to events.
 
 use std::collections::VecDeque;
 use std::io;
@@ -22,21 +22,22 @@ use crate::upstream::settings::UpstreamSettings;
 use crate::upstream::tls;
 use crate::upstream::wire::{ALIAS_COST, ALIAS_LEN, Ack, Broken, Busy, ClientEvent, Link, StatusWill, Version};
 
-/// Requests become bytes while fewer than these wait to be written: a write that is worth its system call.
+/// Requests are encoded while fewer than these bytes wait to be written, which is enough for a write to be worth its system
+/// call.
 const WRITE_BYTES: usize = 64 << 10;
-/// No packet is longer [MQTT-2.1.4]: its remaining length has 28 bits.
+/// The longest packet of MQTT: its remaining length has 28 bits [MQTT-2.1.4].
 const LONGEST_PACKET: usize = 268_435_455;
-/// Bytes read at once.
+/// The number of bytes that are read at once.
 const READ_BYTES: usize = 16 << 10;
-/// A buffer that grew beyond this for a large message is given back.
+/// A buffer that a large message has made larger than this is released afterwards.
 const KEPT_BYTES: usize = 256 << 10;
-/// Packet ids up to it are for messages at QoS 1: a window of so many at most. Those of messages at QoS 2 are chosen by the
-/// session and lie between, and the last are for SUBSCRIBE and UNSUBSCRIBE.
+/// The highest packet id for messages at QoS 1, and so the largest window. The ids of messages at QoS 2 are chosen by the
+/// session and come after these, and the last ids are for SUBSCRIBE and UNSUBSCRIBE.
 pub(in crate::upstream) const MESSAGE_IDS: u16 = 0x3fff;
 const OTHER_IDS: u16 = 0xff00;
 
-/// An upstream that takes no packets of this size takes no message at all. What waits is not measured by that: it would be too
-/// large, all of it, and lost for a fault that is not its own.
+/// An upstream with a smaller maximum packet size accepts no message at all. Its limit is not applied to waiting messages,
+/// because all of them would be dropped as too large for a fault that is not theirs.
 const LEAST_PACKET: u32 = 128;
 
 const PUBACK: u8 = 0x40;
@@ -46,7 +47,7 @@ const PUBCOMP: u8 = 0x70;
 const PINGREQ: u8 = 0xc0;
 const DISCONNECT: u8 = 0xe0;
 
-/// Hands out packet ids of a range in turn; the range is longer than what can be unanswered.
+/// Assigns the packet ids of a range in turn. The range is longer than the number of unanswered packets can be.
 pub(super) struct Ids {
     first: u16,
     last: u16,
@@ -65,12 +66,12 @@ impl Ids {
     }
 }
 
-/// When the upstream was asked for a sign of life, and whether there was one.
+/// The state of the keep alive.
 struct KeepAlive {
     ticks: Interval,
     heard: bool,
     wrote: bool,
-    /// Since the tick before there is a PINGREQ: what must have been written until it is out.
+    /// Set when a PINGREQ was sent at the last tick: the number of bytes that must be written until it is out.
     asked: Option<u64>,
 }
 
@@ -85,9 +86,9 @@ impl KeepAlive {
 pub(super) struct UpstreamConnection {
     reader: ReadHalf<Box<dyn UpstreamStream>>,
     writer: WriteHalf<Box<dyn UpstreamStream>>,
-    /// What is below both.
+    /// The socket below TLS and WebSocket.
     socket: Option<OwnedFd>,
-    /// Without it every answer is read when it comes: slower, but right.
+    /// `None` makes every answer be read when it arrives, which is slower but correct.
     pace: Option<ReadPace>,
     version: Version,
     max_incoming: usize,
@@ -95,30 +96,30 @@ pub(super) struct UpstreamConnection {
     max_requests: usize,
     message_ids: Ids,
     other_ids: Ids,
-    /// Where the upstream takes any.
+    /// `None` if the upstream accepts no topic aliases.
     aliases: Option<OutboundAliases>,
-    /// Of what the upstream takes.
+    /// The upstream's limit in bytes.
     max_packet_size: usize,
     output: BytesMut,
-    /// Bytes put into `output` and taken from it, ever.
+    /// The number of bytes that were ever added to `output`; `written` counts those removed.
     encoded: u64,
     written: u64,
     needs_flush: bool,
-    /// Where messages end in what is encoded, and their packet ids.
+    /// The ends of messages in the encoded bytes, with their packet ids.
     unsent: VecDeque<(u64, u16)>,
     input: BytesMut,
-    /// Something was read since.
+    /// Whether something was read since the last write.
     unacknowledged: bool,
     keep_alive: KeepAlive,
     accepted: Option<(Link, Option<u16>)>,
-    /// There was a CONNACK.
+    /// Whether the CONNACK has arrived.
     is_open: bool,
     events: Vec<ClientEvent>,
     broken: Option<Broken>,
 }
 
 impl UpstreamConnection {
-    /// A connection on which nothing has been said. It takes packets and requests up to these numbers.
+    /// A connection on which nothing has been sent. It accepts packets and requests up to these limits.
     pub(super) fn new(
         stream: Box<dyn UpstreamStream>,
         version: Version,
@@ -156,7 +157,7 @@ impl UpstreamConnection {
         }
     }
 
-    /// Says CONNECT and waits for the answer.
+    /// Sends CONNECT and waits for the answer.
     pub(super) async fn open(
         &mut self,
         settings: &UpstreamSettings,
@@ -176,7 +177,7 @@ impl UpstreamConnection {
                     let why = "too little for a message: nothing is sent, and messages wait";
                     return Err(Broken::Failed(format!("it takes packets of at most {most} bytes, {why}")));
                 }
-                // an upstream that wants no pings gets them all the same: they find a dead connection
+                // an upstream that wants no pings gets them nevertheless, because they detect a dead connection
                 let seconds = seconds.filter(|seconds| *seconds > 0).map(|seconds| Duration::from_secs(seconds.into()));
                 self.keep_alive = KeepAlive::new(seconds.unwrap_or(settings.keep_alive));
                 link.receive_maximum = link.receive_maximum.clamp(1, MESSAGE_IDS);
@@ -195,12 +196,12 @@ impl UpstreamConnection {
         }
     }
 
-    /// Whether a packet has come.
+    /// Whether a packet has arrived.
     pub(super) fn was_heard(&self) -> bool {
         self.keep_alive.heard
     }
 
-    /// Takes a request, unless there are too many.
+    /// Accepts a request, unless too many wait.
     pub(super) fn request(&mut self, request: Request) -> Result<(), Busy> {
         if self.requests.len() >= self.max_requests {
             return Err(Busy);
@@ -209,7 +210,7 @@ impl UpstreamConnection {
         Ok(())
     }
 
-    /// What happened next. Safe to cancel.
+    /// The next events. Safe to cancel.
     pub(super) async fn events(&mut self) -> Result<Vec<ClientEvent>, Broken> {
         loop {
             if !self.events.is_empty() {
@@ -222,8 +223,7 @@ impl UpstreamConnection {
         }
     }
 
-    /// Writes or reads once, or sees that the time for a ping has come. Safe to cancel: what is half done stays in the
-    /// buffers.
+    /// Writes or reads once, or waits until a ping is due. Safe to cancel, because unfinished work stays in the buffers.
     async fn step(&mut self) {
         self.encode();
         self.acknowledge();
@@ -248,14 +248,14 @@ impl UpstreamConnection {
         }
     }
 
-    /// Many brokers leave Nagle's algorithm on: what they say next waits until TCP here acknowledges what they have said.
-    /// That goes with the next write; where there is none, the system would take 40 ms over it.
+    /// Makes TCP acknowledge at once what was read. Many brokers leave Nagle's algorithm on, so their next packet waits for
+    /// this acknowledgement. A write carries it anyway; without a write, the system would delay it by 40 ms.
     fn acknowledge(&mut self) {
         if std::mem::take(&mut self.unacknowledged)
             && self.output.is_empty()
             && let Some(socket) = &self.socket
         {
-            // one that does not know it is only slower
+            // a system without this option is only slower
             let _ = set_tcp_quickack(socket, true);
         }
     }
@@ -281,7 +281,7 @@ impl UpstreamConnection {
                 let most = self.max_packet_size.saturating_sub(ALIAS_COST);
                 let aliases = self.aliases.as_mut().filter(|_| publish.topic.len() > ALIAS_LEN);
                 let alias = aliases.as_ref().and_then(|aliases| aliases.get(&publish.topic));
-                // one that is known makes it shorter
+                // an alias that the upstream knows makes the packet shorter
                 let alias = alias.filter(|(_, is_known)| *is_known || publish.packet_size(version) <= most);
                 publish.encode_as(version, packet_id, alias, out);
                 if let Some(aliases) = aliases {
@@ -328,7 +328,8 @@ impl UpstreamConnection {
         }
     }
 
-    /// What the upstream said before it closed the connection says more than the failure to write.
+    /// Handles a failed write. If the upstream sent a reason before it closed the connection, that is the better
+    /// explanation.
     fn write_failed(&mut self, why: Broken) {
         while self.broken.is_none() {
             self.input.reserve(READ_BYTES);
@@ -343,7 +344,7 @@ impl UpstreamConnection {
         let alive = &mut self.keep_alive;
         if let Some(ping) = alive.asked
             && !alive.heard
-            // on a slow line a ping may stand behind a large message
+            // on a slow line a ping may wait behind a large message
             && !(ping > self.written && alive.wrote)
         {
             self.broken = Some(Broken::Silent);
@@ -367,7 +368,7 @@ impl UpstreamConnection {
         }
     }
 
-    /// The next whole packet.
+    /// The next complete packet.
     fn next_packet(&mut self) -> Result<Option<Incoming>, Broken> {
         let Some(length) = packet_length(&self.input)? else { return Ok(None) };
         if length > self.max_incoming {
@@ -380,7 +381,7 @@ impl UpstreamConnection {
         }
         let mut packet = self.input.split_to(length);
         let version = self.version;
-        // whatever comes from outside must not end the gateway
+        // a panic caused by input from outside must not end the gateway
         let decoded = catch_unwind(AssertUnwindSafe(|| match version {
             Version::V31 | Version::V311 => v4::decode(&mut packet),
             Version::V5 => v5::decode(&mut packet),
@@ -401,7 +402,7 @@ impl UpstreamConnection {
     }
 }
 
-/// Reads what is there when its time has come.
+/// Reads available bytes when their time has come.
 async fn read(
     reader: &mut ReadHalf<Box<dyn UpstreamStream>>,
     input: &mut BytesMut,
@@ -414,7 +415,7 @@ async fn read(
     Ok(bytes)
 }
 
-/// Writes what can be written, or flushes where nothing is left to write: then it returns 0.
+/// Writes available bytes, or flushes if there are none, and then returns 0.
 async fn write(writer: &mut WriteHalf<Box<dyn UpstreamStream>>, output: &mut BytesMut) -> io::Result<usize> {
     if output.is_empty() {
         return writer.flush().await.map(|()| 0);
@@ -425,14 +426,14 @@ async fn write(writer: &mut WriteHalf<Box<dyn UpstreamStream>>, output: &mut Byt
     }
 }
 
-/// An acknowledgement that all is well: the same on both versions [MQTT-3.4].
+/// Encodes a successful acknowledgement, which is the same in both versions [MQTT-3.4].
 fn answer(kind: u8, packet_id: u16, out: &mut BytesMut) -> Result<(), String> {
     out.put_slice(&[kind, 2]);
     out.put_u16(packet_id);
     Ok(())
 }
 
-/// A packet that has nothing in it: the same on both versions [MQTT-3.12, MQTT-3.14].
+/// Encodes a packet without contents, which is the same in both versions [MQTT-3.12, MQTT-3.14].
 fn bare(kind: u8, out: &mut BytesMut) -> Result<(), String> {
     out.put_slice(&[kind, 0]);
     Ok(())
@@ -454,7 +455,7 @@ fn check_kind(first: u8, version: Version) -> Result<(), Broken> {
     Err(Broken::Failed(format!("it sent {name}, which only clients send")))
 }
 
-/// Length of the packet that begins here, as soon as it is known [MQTT-2.1.4].
+/// The length of the packet at the start of `bytes`, once it is known [MQTT-2.1.4].
 fn packet_length(bytes: &[u8]) -> Result<Option<usize>, Broken> {
     let mut remaining = 0;
     for (at, byte) in bytes.iter().enumerate().skip(1).take(4) {

@@ -1,4 +1,4 @@
-//! Connecting to a name: its addresses are raced [RFC 8305], so that a dead one costs a moment and not the connection.
+//! Connects to a host name. Its addresses are raced [RFC 8305], so that a dead one costs only a moment.
 
 use std::collections::VecDeque;
 use std::io;
@@ -9,12 +9,12 @@ use tokio::net::{TcpStream, lookup_host};
 use tokio::task::JoinSet;
 use tokio::time::sleep;
 
-/// An attempt has this long before the next one begins [RFC 8305 section 5].
+/// How long an attempt may take before the next one begins as well [RFC 8305 section 5].
 const HEAD_START: Duration = Duration::from_millis(250);
-/// Addresses of a name that are tried.
+/// The number of addresses of a name that are tried.
 const MOST: usize = 16;
 
-/// Connects to one of the addresses that a name has, but for these.
+/// Connects to one of the addresses of a name, except these.
 pub(super) async fn dial(host: &str, port: u16, except: &[IpAddr]) -> io::Result<TcpStream> {
     let found = addresses(host, port, except).await?;
     if found.is_empty() {
@@ -33,7 +33,7 @@ async fn addresses(host: &str, port: u16, except: &[IpAddr]) -> io::Result<VecDe
     Ok(interleaved(found.take(MOST).collect()))
 }
 
-/// The families in turn, beginning with that of the first, which is the one that the system prefers.
+/// Alternates the address families, beginning with that of the first address, which the system prefers.
 fn interleaved(addresses: Vec<SocketAddr>) -> VecDeque<SocketAddr> {
     let Some(first) = addresses.first().copied() else { return VecDeque::new() };
     let (mut preferred, mut other): (VecDeque<SocketAddr>, VecDeque<SocketAddr>) =
@@ -82,7 +82,7 @@ mod tests {
         assert_eq!(interleaved(all), expected);
     }
 
-    /// A listener whose backlog is full: what connects to it gets no answer.
+    /// A listener whose backlog is full, so that a connection to it gets no answer.
     fn dead() -> (socket2::Socket, Vec<std::net::TcpStream>, SocketAddr) {
         use socket2::{Domain, Socket, Type};
         let socket = Socket::new(Domain::IPV6, Type::STREAM, None).unwrap();

@@ -1,4 +1,4 @@
-//! MQTT over WebSocket [MQTT-6.0], from the client's side: a stream of bytes in binary frames.
+//! MQTT over WebSocket [MQTT-6.0] on the client's side: a stream of bytes in binary frames.
 
 use std::io;
 use std::os::fd::BorrowedFd;
@@ -19,10 +19,10 @@ use crate::upstream::settings::UpstreamAddress;
 use crate::upstream::tls;
 use crate::upstream::wire::Broken;
 
-/// Largest frame sent.
+/// The largest frame that is sent, in bytes.
 const WRITE: usize = 64 << 10;
 
-/// Asks for WebSocket; frames of more bytes than `most` are not taken.
+/// Makes the WebSocket handshake. Incoming frames may have at most `most` bytes.
 pub(super) async fn upgrade(
     stream: Box<dyn UpstreamStream>,
     address: &UpstreamAddress,
@@ -47,10 +47,9 @@ pub(super) async fn upgrade(
     }
 }
 
-/// A WebSocket as a stream of bytes.
 pub(super) struct ClientFrames {
     socket: WebSocketStream<Box<dyn UpstreamStream>>,
-    /// Of the last frame, what was not read yet.
+    /// The unread part of the last frame.
     rest: Bytes,
     unflushed: bool,
 }
@@ -90,7 +89,7 @@ impl AsyncRead for ClientFrames {
         while self.rest.is_empty() {
             match ready!(Pin::new(&mut self.socket).poll_next(context)) {
                 Some(Ok(Message::Binary(bytes))) => self.rest = bytes,
-                // answered below us
+                // the WebSocket library answers these
                 Some(Ok(Message::Ping(_) | Message::Pong(_) | Message::Frame(_))) => {}
                 None | Some(Ok(Message::Close(_))) => return Poll::Ready(Ok(())),
                 // [MQTT-6.0.0-1]

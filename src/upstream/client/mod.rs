@@ -1,9 +1,9 @@
-//! The MQTT client that speaks with an upstream; the only place that names rumqttc.
+//! The MQTT client for upstreams. Only this module uses rumqttc.
 //!
-//! Packets are rumqttc's ([`v4`], [`v5`]). Its event loop is not used: it flushes after every PUBLISH, which costs a system
-//! call and often a TCP segment for each, and it reconnects and resends from what it remembers, where here the journal is
-//! the truth. So [`connection`] moves the bytes: whatever was handed over meanwhile leaves in one write, in the task of the
-//! upstream itself, without a queue between tasks, and what came in is read in portions ([`pace`]).
+//! The packets are rumqttc's ([`v4`], [`v5`]). Its event loop is not used, for two reasons: it flushes after every PUBLISH,
+//! which costs a system call and often a TCP segment for each, and it reconnects and resends from its own memory, while here
+//! the journal decides. So [`connection`] moves the bytes. Everything that was handed over in the meantime leaves in one
+//! write, in the task of the upstream itself and without a queue between tasks, and input is read in portions ([`pace`]).
 
 mod connection;
 mod dial;
@@ -35,14 +35,15 @@ use super::{password, tls};
 use crate::message::{Qos, TopicFilter};
 use crate::secret::Secret;
 
-/// Requests besides messages: subscriptions and acknowledgements.
+/// The number of requests besides messages that may wait: subscriptions and acknowledgements.
 const SPARE_REQUESTS: usize = 512;
-/// Addresses of one name that are given up in one attempt.
+/// The number of addresses of one name that may stay silent in one attempt.
 const MOST_SILENT: usize = 3;
-/// On 3.1.1 nothing can tell an upstream our limit, and a larger packet would end every connection anew.
+/// The largest packet with 3.1.1, in bytes. That version cannot tell the upstream a limit, and a larger packet would end
+/// every connection again.
 const MAX_INCOMING_V4: usize = 16 << 20;
 
-/// What is to be sent.
+/// A packet to send.
 enum Request {
     Publish(OutMessage),
     Subscribe(Vec<(TopicFilter, Qos)>),
@@ -52,28 +53,28 @@ enum Request {
     Disconnect,
 }
 
-/// A packet that came in.
+/// A packet that has arrived.
 enum Incoming {
-    /// The upstream accepts; the second is the keep alive that it wants, in seconds.
+    /// The upstream accepts the connection; the second value is the keep alive that it wants, in seconds.
     Accepted(Link, Option<u16>),
     Event(ClientEvent),
-    /// It shows that the upstream is there.
+    /// A packet without further meaning, which shows that the upstream is there.
     Other,
 }
 
-/// The real one.
+/// The client that connects to real upstreams.
 pub struct RemoteClient {
     max_packet_size: usize,
     connection: Option<UpstreamConnection>,
 }
 
 impl RemoteClient {
-    /// A client that is not connected and takes messages up to this size.
+    /// A client that is not connected, and accepts messages up to this size in bytes.
     pub(crate) fn new(max_packet_size: usize) -> RemoteClient {
         RemoteClient { max_packet_size, connection: None }
     }
 
-    /// One that is connected on bytes which are there already, once the upstream at their other end has accepted it.
+    /// A client on an existing stream of bytes, once the upstream on its other side has accepted the connection.
     pub async fn over(
         stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
         settings: &UpstreamSettings,
@@ -88,7 +89,7 @@ impl RemoteClient {
     }
 
     fn request(&mut self, request: Request) -> Result<(), Busy> {
-        // without a connection: its end has been told, or is about to be
+        // without a connection nothing is sent; its end has been reported, or is about to be
         self.connection.as_mut().map_or(Ok(()), |connection| connection.request(request))
     }
 }
@@ -115,9 +116,9 @@ impl UpstreamClient for RemoteClient {
                     self.connection = Some(connection);
                     return Ok(link);
                 }
-                // of the addresses of one name, one may lead to nowhere
+                // one of the addresses of a name may lead nowhere
                 Err((Broken::Silent, Some(peer))) if !silent.contains(&peer) && silent.len() < MOST_SILENT => {
-                    // it may have taken the CONNECT, and belong to the same cluster as the next
+                    // the upstream may have received the CONNECT, and may belong to the same cluster as the next one
                     mark.is_unanswered();
                     silent.push(peer);
                     if !dial::has_others(&address.host, address.port, &silent).await {
@@ -161,7 +162,7 @@ impl UpstreamClient for RemoteClient {
     }
 }
 
-/// One attempt; the error says where it led.
+/// Makes one attempt. The error also has the address that was tried.
 async fn attempt(
     (settings, max_packet_size): (&UpstreamSettings, usize),
     address: &UpstreamAddress,
@@ -177,14 +178,14 @@ async fn attempt(
         Err(Broken::Failed(format!("there is no connection within {seconds} s (connect_timeout)")))
     });
     let (stream, peer) = stream.map_err(|broken| (broken, None))?;
-    // no longer than a part of the time: see there
+    // limited to a part of the time, as explained there
     let _ = timeout(settings.connect_timeout / 4, mark.asks()).await;
     let mut connection = connection(stream, settings, offer.version, max_packet_size);
-    // whoever may be silent only to this version is asked in another while there is time
+    // an upstream that may be silent only with this version is asked with another one while there is time
     let end = if offer.is_trial { end - settings.connect_timeout / 2 } else { end };
     let patience = end.saturating_duration_since(Instant::now()).max(settings.connect_timeout / 4);
     let link = timeout(patience, connection.open(settings, offer.will, password)).await;
-    // a server that is killed closes its connections
+    // a server that is killed closes its connections, so this is no answer
     if matches!(link, Ok(Err(Broken::Failed(_) | Broken::Closed))) && !connection.was_heard() {
         mark.is_unanswered();
     }
@@ -192,7 +193,7 @@ async fn attempt(
     Ok((connection, link))
 }
 
-/// A connection on which nothing has been said.
+/// A connection on which nothing has been sent.
 fn connection(
     stream: Box<dyn UpstreamStream>,
     settings: &UpstreamSettings,
@@ -206,7 +207,7 @@ fn connection(
     UpstreamConnection::new(stream, version, max_incoming, usize::from(settings.max_inflight) + SPARE_REQUESTS)
 }
 
-/// What MQTT is spoken on, where bytes get through to an address.
+/// Adds WebSocket to the stream if the address needs it.
 async fn over(stream: Box<dyn UpstreamStream>, address: &UpstreamAddress) -> Result<Box<dyn UpstreamStream>, Broken> {
     if !address.scheme.is_web_socket() {
         return Ok(stream);
@@ -214,19 +215,19 @@ async fn over(stream: Box<dyn UpstreamStream>, address: &UpstreamAddress) -> Res
     Ok(Box::new(frames::upgrade(stream, address, MAX_INCOMING_V4).await?))
 }
 
-/// Whether TCP, and TLS where it is to be, get through to an address.
+/// Whether TCP, and TLS if it is needed, can be established with an address.
 pub(super) async fn is_reachable(settings: &UpstreamSettings, address: &UpstreamAddress) -> bool {
     matches!(timeout(settings.connect_timeout, open(settings, address, &[])).await, Ok(Ok(_)))
 }
 
-/// Opens the connection that MQTT is to be spoken on, and says whom it leads to, if there is no proxy in between.
+/// Opens the stream for MQTT, and returns the remote address unless there is a proxy.
 async fn open(
     settings: &UpstreamSettings,
     address: &UpstreamAddress,
     silent: &[IpAddr],
 ) -> Result<(Box<dyn UpstreamStream>, Option<IpAddr>), Broken> {
     let failed = |error: std::io::Error| tls::broken_io(&error);
-    // what is missing here is found before anything is asked of the network
+    // missing files are noticed before the network is used
     let secure = if address.scheme.is_tls() { Some(Secure::prepare(settings, address).await?) } else { None };
     let (mut tcp, peer) = match &settings.proxy {
         None => {
@@ -239,7 +240,7 @@ async fn open(
             (tcp.map_err(|error| Broken::Failed(format!("proxy {proxy}: {error}")))?, None)
         }
     };
-    // what belongs together is written together already
+    // data that belongs together is written together already
     tcp.set_nodelay(true).map_err(failed)?;
     if let Some(proxy) = &settings.proxy {
         let through = match proxy.scheme {
@@ -255,11 +256,11 @@ async fn open(
     Ok((over(stream, address).await?, peer))
 }
 
-/// What TLS needs.
+/// The parts for a TLS connection.
 struct Secure {
     connector: TlsConnector,
     name: ServerName<'static>,
-    /// How addresses without TLS begin.
+    /// The scheme of addresses without TLS, for messages.
     plain: &'static str,
 }
 

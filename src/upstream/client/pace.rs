@@ -1,9 +1,9 @@
-//! How often a connection is read while much comes in.
+//! Decides when a busy connection is read.
 //!
-//! An upstream that works off a full window answers every few microseconds. If every answer were read at once, and let one
-//! message go, both sides, and who subscribes there, would be woken for each: at full speed that is most of the work. So
-//! after a read the next one comes a little later and finds several answers, whose places in the window are filled in one
-//! write. What goes up never waits for this, and what comes seldom is read when it comes.
+//! An upstream that works through a full window answers every few microseconds. If every answer were read at once and
+//! released one message, both sides, and the subscribers there, would be woken for each message, which is most of the work
+//! at full speed. So the next read comes a little later and finds several answers, and one write fills their places in the
+//! window. Outgoing messages never wait for this, and rare input is read when it arrives.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -13,18 +13,18 @@ use rustix::time::{Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, 
 use rustix::time::{timerfd_create, timerfd_settime};
 use tokio::io::unix::AsyncFd;
 
-/// Between two reads there is so much per message of a large window. Even an upstream next door needs several times that for
-/// each message, so the window is never empty for this reason.
+/// The pause between two reads for each message of a large window. Even a fast upstream needs several times that for each
+/// message, so the pause never empties the window.
 const PER_MESSAGE: Duration = Duration::from_micros(1);
-/// In a small window, such as the 20 messages that mosquitto announces, it must be more for several answers to come together:
-/// about half of the time in which the quickest of upstreams works off the window.
+/// The pause for each message of a small window, such as the 20 messages that mosquitto announces. It must be longer for
+/// several answers to come together: about half of the time in which the fastest upstreams work through the window.
 const PER_MESSAGE_OF_FEW: Duration = Duration::from_micros(4);
-/// But no more than this.
+/// The longest pause for a small window.
 const FEW: Duration = Duration::from_micros(100);
-/// And no more than this.
+/// The longest pause for any window.
 const LONGEST: Duration = Duration::from_micros(200);
 
-/// Says when to read next. The runtime's own timers count milliseconds, hence one of the system's.
+/// Tells when to read next. It uses a timer of the system, because the runtime's timers count in milliseconds.
 pub(super) struct ReadPace {
     timer: AsyncFd<OwnedFd>,
     is_set: bool,
@@ -33,7 +33,7 @@ pub(super) struct ReadPace {
 }
 
 impl ReadPace {
-    /// One that never waits until it knows the window.
+    /// A pace without pauses until the window is known.
     pub(super) fn new() -> io::Result<ReadPace> {
         let timer = timerfd_create(TimerfdClockId::Monotonic, TimerfdFlags::NONBLOCK | TimerfdFlags::CLOEXEC)?;
         #[expect(
@@ -44,18 +44,18 @@ impl ReadPace {
         Ok(ReadPace { timer, is_set: false, pause: Duration::ZERO, next: Instant::now() })
     }
 
-    /// At most so many messages are unanswered.
+    /// Sets the most messages that are unanswered at a time.
     pub(super) fn set_window(&mut self, messages: u16) {
         let (few, many) = (PER_MESSAGE_OF_FEW * messages.into(), PER_MESSAGE * messages.into());
         self.pause = few.min(FEW).max(many).min(LONGEST);
     }
 
-    /// Something was read.
+    /// Starts the pause after a read.
     pub(super) fn has_read(&mut self) {
         self.next = Instant::now() + self.pause;
     }
 
-    /// Waits until it is time. Safe to cancel.
+    /// Waits until the next read. Safe to cancel.
     pub(super) async fn turn(&mut self) -> io::Result<()> {
         loop {
             let left = self.next.saturating_duration_since(Instant::now());
@@ -85,7 +85,7 @@ mod tests {
         let mut pace = ReadPace::new().unwrap();
         pace.has_read();
         assert!(pace.turn().now_or_never().is_some(), "nothing is known yet");
-        // long enough to be seen
+        // long enough to be noticed
         pace.pause = Duration::from_millis(50);
         pace.has_read();
         let begin = Instant::now();

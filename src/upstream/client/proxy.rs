@@ -1,4 +1,4 @@
-//! Through a proxy: HTTP CONNECT [RFC 9110 section 9.3.6] and SOCKS5 [RFC 1928, 1929].
+//! Connects through a proxy: HTTP CONNECT [RFC 9110 section 9.3.6] and SOCKS5 [RFC 1928, 1929].
 
 use std::net::IpAddr;
 
@@ -7,7 +7,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
 use crate::upstream::settings::Proxy;
 
-/// Most bytes of a proxy's answer.
+/// The most bytes of a proxy's answer that are read.
 const MOST: usize = 8 << 10;
 
 /// Asks an HTTP proxy for a tunnel.
@@ -28,7 +28,7 @@ pub async fn http(
         if answer.len() >= MOST {
             return Err("its answer has no end".into());
         }
-        // what comes behind the answer is the upstream's
+        // the bytes after the answer belong to the upstream
         answer.push(stream.read_u8().await.map_err(|_| "it closed the connection; is it an HTTP proxy?")?);
     }
     let line = answer.split(|byte| *byte == b'\r').next().unwrap_or_default();
@@ -44,7 +44,7 @@ pub async fn http(
     }
 }
 
-/// Asks a SOCKS5 proxy for a connection; the name is looked up there.
+/// Asks a SOCKS5 proxy for a connection. The proxy resolves the name.
 pub async fn socks5(
     stream: &mut (impl AsyncRead + AsyncWrite + Unpin),
     proxy: &Proxy,
@@ -131,7 +131,7 @@ mod tests {
 
     use super::*;
 
-    /// What a proxy that answers so is asked, and what comes of it.
+    /// What a proxy with these answers is asked, and the result.
     async fn ask(proxy: &str, host: &str, answers: &[(usize, &[u8])]) -> (Vec<u8>, Result<(), String>) {
         let (mut ours, mut theirs) = duplex(4096);
         let proxy = Proxy::parse(proxy).unwrap();

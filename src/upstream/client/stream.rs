@@ -1,4 +1,4 @@
-//! What a connection is on.
+//! The byte streams below MQTT.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -9,13 +9,13 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio_rustls::client::TlsStream;
 
-/// TCP with whatever is on top of it: TLS, WebSocket.
+/// TCP with the layers above it, such as TLS and WebSocket.
 pub(super) trait UpstreamStream: AsyncRead + AsyncWrite + Send + Unpin {
-    /// The socket below.
+    /// The socket at the bottom.
     fn socket(&self) -> Option<BorrowedFd<'_>>;
 }
 
-/// Bytes that come from elsewhere than a socket, or from one that nobody is to touch.
+/// A stream that is not based on a socket, or whose socket must not be changed.
 pub(super) struct Bare<S>(pub(crate) S);
 
 impl<S: Unpin> Bare<S> {

@@ -1,4 +1,4 @@
-//! What the client does on the wire, against a made-up upstream.
+//! Tests of what the client sends and accepts, with a simulated upstream.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -14,7 +14,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, DuplexStream
 use super::*;
 use crate::upstream::wire::{InMessage, StatusWill};
 
-/// Counts the writes.
+/// Counts the writes to a stream.
 struct Counted(DuplexStream, Arc<AtomicUsize>);
 
 impl AsyncRead for Counted {
@@ -54,13 +54,13 @@ fn message(payload: &[u8], qos: Qos) -> OutMessage {
     OutMessage { topic, payload, qos, retain: false, properties, packet_id: None, is_repeated: false }
 }
 
-/// A connection that is open, its upstream with a line of so many bytes, and the number of writes.
+/// An open connection, the upstream's side with a buffer of this many bytes, and the number of writes.
 async fn opened(version: Version, line: usize) -> (UpstreamConnection, DuplexStream, Arc<AtomicUsize>) {
     let connack: &[u8] = if version == Version::V5 { &[0x20, 3, 0, 0, 0] } else { &[0x20, 2, 0, 0] };
     opened_by(version, line, connack).await
 }
 
-/// The same where the upstream says this.
+/// The same, with this answer of the upstream.
 async fn opened_by(
     version: Version,
     line: usize,
@@ -82,7 +82,7 @@ async fn opened_by(
     (connection, theirs, writes)
 }
 
-/// First byte and body of the next packet, which is a short one.
+/// The first byte and the body of the next packet, which must be short.
 async fn packet(stream: &mut DuplexStream) -> (u8, Vec<u8>) {
     let (first, length) = (stream.read_u8().await.unwrap(), stream.read_u8().await.unwrap());
     assert!(length < 0x80);
@@ -147,7 +147,7 @@ async fn topics_are_said_once_where_the_upstream_takes_aliases() {
         b"\0\x03a/b\0\x07\0",
     ];
     assert_eq!(heads, expected);
-    // and none where it takes none
+    // no alias is used if the upstream accepts none
     let (mut connection, mut theirs, _) = opened(Version::V5, 1024).await;
     for _ in 0..2 {
         connection.request(Request::Publish(on("attic", b"", 0))).unwrap();
@@ -218,7 +218,7 @@ async fn an_upstream_that_answers_pings_is_there_and_another_is_not() {
         () = upstream => {}
         events = connection.events() => assert_eq!(events, Err(Broken::Silent)),
     }
-    // ten answered, one that is not, and the time to answer it
+    // ten pings are answered, one is not, and one more interval passes
     assert_eq!(begin.elapsed().as_secs(), 12 * settings().keep_alive.as_secs());
 }
 
@@ -251,7 +251,7 @@ async fn answers_and_reasons_come_before_the_end() {
     assert_eq!(connection.events().await.unwrap(), [ClientEvent::Sent(1), ClientEvent::Sent(2)]);
     theirs.write_all(&[0x40, 2, 0, 1, 0x40, 3, 0, 2, 0x97, 0xe0, 1, 0x95]).await.unwrap();
     drop(theirs);
-    // this cannot be written any more
+    // this message cannot be written any more
     connection.request(Request::Publish(message(b"2", Qos::AtLeastOnce))).unwrap();
     assert_eq!(connection.events().await.unwrap(), [ClientEvent::Acked(1, 0), ClientEvent::Acked(2, 0x97)]);
     assert_eq!(connection.events().await, Err(Broken::Dismissed(0x80, "packet too large".into())));
@@ -283,7 +283,7 @@ async fn a_broker_that_does_not_know_version_5_is_understood() {
     assert_eq!(connection.open(&settings(), StatusWill::Whole, None).await, Err(Broken::Version));
 }
 
-/// What ends a connection on which an upstream says this, after CONNACK.
+/// The reason for which a connection ends if the upstream sends these bytes after CONNACK.
 async fn ends(version: Version, said: &[u8]) -> String {
     let (mut connection, mut theirs, _) = opened(version, 64 << 10).await;
     theirs.write_all(said).await.unwrap();

@@ -1,4 +1,4 @@
-//! Packets of MQTT 3.1.1, by rumqttc.
+//! Packets of MQTT 3.1.1, encoded by rumqttc.
 
 use bytes::BytesMut;
 use rumqttc::SubscribeReasonCode;
@@ -11,7 +11,7 @@ use crate::secret::Secret;
 use crate::upstream::settings::UpstreamSettings;
 use crate::upstream::wire::{Broken, ClientEvent, InMessage, Link, StatusWill, Version, said};
 
-/// CONNACK: unacceptable protocol version, and the greatest code that MQTT 3.1.1 has [MQTT-3.2.2.3].
+/// CONNACK codes: unacceptable protocol version, and the highest code of MQTT 3.1.1 [MQTT-3.2.2.3].
 const BAD_VERSION: u8 = 1;
 const LAST_CODE: u8 = 5;
 
@@ -54,7 +54,6 @@ pub(super) fn unsubscribe(filters: &[String], pkid: u16, out: &mut BytesMut) -> 
     packet.write(out).map(drop).map_err(|error| error.to_string())
 }
 
-/// Decodes a whole packet.
 pub(super) fn decode(bytes: &mut BytesMut) -> Result<Incoming, Broken> {
     if let [0x20, 2, _, code] = bytes[..]
         && code != 0
@@ -84,13 +83,13 @@ pub(super) fn decode(bytes: &mut BytesMut) -> Result<Incoming, Broken> {
         Packet::PubRec(rec) => Incoming::Event(ClientEvent::Recorded(rec.pkid)),
         Packet::PubRel(release) => Incoming::Event(ClientEvent::Released(release.pkid)),
         Packet::PubComp(complete) => Incoming::Event(ClientEvent::Completed(complete.pkid)),
-        // only clients say that on 3.1.1, but what it means is plain
+        // in 3.1.1 only clients send this, but its meaning is clear
         Packet::Disconnect => return Err(Broken::Closed),
         _ => Incoming::Other,
     })
 }
 
-/// What CONNACK says where it is no. Some clouds have codes of their own: Adafruit IO throttles with 6 and bans with 7.
+/// The meaning of a CONNACK with a refusal. Some clouds have additional codes: Adafruit IO throttles with 6 and bans with 7.
 pub(super) fn refused(code: u8) -> Broken {
     match code {
         BAD_VERSION => Broken::Version,
@@ -106,8 +105,8 @@ pub(super) fn refused(code: u8) -> Broken {
     }
 }
 
-/// Whether a message may be so: on a topic, and with a packet id where it is to be answered to [MQTT-2.3.1-1, MQTT-3.3.2-2].
-/// What may not be cannot be passed on, and must not be acknowledged either.
+/// Whether a message is valid: it needs a topic, and a packet id if it must be answered [MQTT-2.3.1-1, MQTT-3.3.2-2]. An
+/// invalid message can neither be passed on nor be acknowledged.
 pub(super) fn check(topic: &str, packet_id: u16, is_unanswered: bool) -> Result<(), Broken> {
     if let Err(error) = check_topic(topic) {
         return Err(Broken::Failed(format!("it sent a message on {:?}, which {error}", said(topic))));

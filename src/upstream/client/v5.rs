@@ -1,4 +1,4 @@
-//! Packets of MQTT 5, by rumqttc.
+//! Packets of MQTT 5, encoded by rumqttc.
 
 use bytes::BytesMut;
 use rumqttc::v5::mqttbytes::v5::{
@@ -14,7 +14,7 @@ use crate::upstream::properties::gateway_in;
 use crate::upstream::settings::UpstreamSettings;
 use crate::upstream::wire::{Broken, ClientEvent, InMessage, Link, StatusWill, Version, said, words};
 
-/// Incoming messages that the upstream may send before the first is acknowledged.
+/// The number of messages that the upstream may send before the first is acknowledged.
 const RECEIVE_MAXIMUM: u16 = 100;
 
 pub(super) fn connect(
@@ -49,7 +49,7 @@ pub(super) fn subscribe(filters: &[(TopicFilter, Qos)], pkid: u16, out: &mut Byt
         qos: granted(*qos),
         nolocal: true,
         preserve_retain: true,
-        // a resumed session has had them
+        // a resumed session has received them already
         retain_forward_rule: RetainForwardRule::OnNewSubscribe,
     };
     let packet = Subscribe { pkid, filters: filters.iter().map(filter).collect(), properties: None };
@@ -69,10 +69,9 @@ pub(super) fn unsubscribe(filters: &[String], pkid: u16, out: &mut BytesMut) -> 
     packet.write(out).map(drop).map_err(|error| error.to_string())
 }
 
-/// Decodes a whole packet.
 pub(super) fn decode(bytes: &mut BytesMut) -> Result<Incoming, Broken> {
     match bytes[..] {
-        // a broker that does not know version 5 answers in the words of 3.1.1; so do those that send us away
+        // a broker that does not know version 5 answers with a CONNACK of 3.1.1, and so do some that refuse
         [0x20, 2, _, code] if code > 5 && code < 0x80 => return Err(v4::refused(code)),
         [0x20, 2, _, code] if code != 0 => return Err(Broken::Version),
         // the two short forms of DISCONNECT [MQTT-3.14.2], which rumqttc does not know
@@ -116,14 +115,14 @@ pub(super) fn decode(bytes: &mut BytesMut) -> Result<Incoming, Broken> {
     })
 }
 
-/// PUBACK, PUBREC, PUBREL or PUBCOMP with a reason, which may be one that rumqttc does not know; `None`: another packet.
+/// Decodes a PUBACK, PUBREC, PUBREL or PUBCOMP, also with a reason that rumqttc does not know; `None` for any other packet.
 fn answer(bytes: &[u8]) -> Option<ClientEvent> {
     let length = bytes.iter().skip(1).position(|byte| byte & 0x80 == 0)? + 1;
     let [high, low, reason, ..] = *bytes.get(1 + length..)? else { return None };
     let packet_id = u16::from_be_bytes([high, low]);
     match bytes.first()? {
         0x40 => Some(ClientEvent::Acked(packet_id, reason)),
-        // a refusal ends the exchange, and any PUBCOMP does: where the packet id is not known, it is free as well
+        // a refusal ends the exchange, and so does any PUBCOMP: if the packet id is unknown there, it is free as well
         0x50 if reason >= 0x80 => Some(ClientEvent::Acked(packet_id, reason)),
         0x50 => Some(ClientEvent::Recorded(packet_id)),
         0x62 => Some(ClientEvent::Released(packet_id)),
@@ -134,7 +133,7 @@ fn answer(bytes: &[u8]) -> Option<ClientEvent> {
 
 fn received(publish: Publish) -> Result<InMessage, Broken> {
     let mut properties = publish.properties.unwrap_or_default();
-    // none was agreed on [MQTT-3.3.2-9]: what it stands for is not known, so the message would be lost
+    // no alias was agreed on [MQTT-3.3.2-9], so its topic is unknown and the message would be lost
     if properties.topic_alias.is_some() {
         return Err(Broken::Failed("it sent a topic alias, and none was agreed on".into()));
     }
@@ -161,7 +160,7 @@ fn refused(connack: &ConnAck) -> Broken {
         Code::UseAnotherServer | Code::ServerMoved => {
             return elsewhere(&why, properties.and_then(|properties| properties.server_reference.as_deref()));
         }
-        // it will be better without a person
+        // this ends without a person
         Code::ServiceUnavailable | Code::ServerUnavailable | Code::ServerBusy => return Broken::Failed(why),
         Code::QuotaExceeded | Code::ConnectionRateExceeded | Code::Banned => return Broken::SentAway(why),
         Code::NotAuthorized => 0x87,
@@ -177,8 +176,8 @@ fn with_reason(words: String, reason: Option<&str>) -> String {
     reason.map_or_else(|| words.clone(), |reason| format!("{words} ({})", said(reason)))
 }
 
-/// An upstream that names another server. It is not gone to: whoever answers here would decide who gets the messages and the
-/// password, and two that name each other would keep us running in circles.
+/// An upstream that refers to another server. The gateway does not follow, because otherwise whoever answers here could
+/// decide who gets the messages and the password, and two servers could refer to each other for ever.
 fn elsewhere(why: &str, server: Option<&str>) -> Broken {
     let server = server.map_or("no server".into(), said);
     Broken::Failed(format!("{why}: it names {server}, which is gone to only if it stands in `addresses`"))
@@ -231,7 +230,7 @@ fn subscribe_reason(code: &SubscribeReasonCode) -> u8 {
     }
 }
 
-/// Properties as they are on the wire, without the length in front.
+/// Encodes the properties as in a packet, without their length.
 fn encode(properties: &PublishProperties) -> Vec<u8> {
     let mut bytes = BytesMut::new();
     if properties.write(&mut bytes).is_err() {

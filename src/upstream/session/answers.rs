@@ -1,4 +1,4 @@
-//! What becomes of messages that are sent: the upstream's answers.
+//! Processes the upstream's answers to messages.
 
 use tracing::{debug, info, warn};
 
@@ -10,7 +10,7 @@ use super::{
 use crate::status::ledger::{DropReason, LedgerOutcome};
 
 impl UpstreamSession {
-    /// The oldest message handed over has been sent.
+    /// Records that the oldest message handed over has been sent.
     pub(crate) fn sent(&mut self, packet_id: u16) -> Vec<SessionAction> {
         let mut actions = Vec::new();
         let waiting = |message: &&mut SentMessage| message.packet_id.is_none() && message.is_unanswered();
@@ -24,7 +24,7 @@ impl UpstreamSession {
         actions
     }
 
-    /// The upstream has answered to a message.
+    /// Processes the upstream's answer to a message.
     pub(crate) fn acked(&mut self, packet_id: u16, reason: u8, now: u64) -> Vec<SessionAction> {
         self.last_answer = now;
         let mut actions = Vec::new();
@@ -49,7 +49,7 @@ impl UpstreamSession {
         } else if TRANSIENT.contains(&reason) {
             message.again = true;
             if let (IN_USE, true, Some(packet_id)) = (reason, message.is_exact, message.packet_id) {
-                // by a message of another time: it is free then
+                // the id is in use by a message from another time, so it is freed
                 self.free_id(packet_id, &mut actions);
             }
             if self.pause.is_none() {
@@ -71,7 +71,7 @@ impl UpstreamSession {
         actions
     }
 
-    /// Whether a message was acknowledged without its retain flag, and is to be sent again with it: see [`suspect`].
+    /// Whether a message was acknowledged without its retain flag and must be sent again with it: see [`suspect`].
     fn proves_flag(&mut self, at: usize) -> bool {
         let Some(source) = &self.in_flight[at].source else { return false };
         if self.suspicion.acked(source.lane, source.position) {
@@ -81,19 +81,19 @@ impl UpstreamSession {
         true
     }
 
-    /// A message that is answered to is to be sent once more.
+    /// Marks an answered message to be sent again.
     fn hold_again(&mut self, at: usize) {
         let message = &mut self.in_flight[at];
         (message.packet_id, message.held) = (None, true);
         if let Some(source) = &mut message.source {
             (source.resent, source.is_begun) = (false, false);
-            // it is counted anew when it is handed over
+            // counted again when it is handed over
             self.under_way.end(source);
         }
         self.held += 1;
     }
 
-    /// Begins the pause when everything under way is answered: what was taken is settled, the rest comes again.
+    /// Begins the pause when everything in flight is answered: accepted messages are settled, the others are sent again.
     fn rest(&mut self, now: u64, actions: &mut Vec<SessionAction>) {
         let Some(pause) = self.pause.as_mut().filter(|pause| pause.until.is_none()) else { return };
         if self.in_flight.iter().any(SentMessage::is_unanswered) {

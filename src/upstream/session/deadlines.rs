@@ -1,23 +1,23 @@
-//! What happens although nothing comes.
+//! Timers of the session.
 
 use super::{ANSWER_TIMEOUT_MS, SentMessage, SessionAction, UpstreamSession};
 
 impl UpstreamSession {
     fn answer_deadline(&self) -> Option<u64> {
-        // where PUBREL waits for the disk here, the upstream has nothing to answer to
+        // while PUBREL waits for our disk, the upstream has nothing to answer
         let owes = |message: &&SentMessage| message.is_unanswered() && (message.is_released || !message.is_recorded);
         let oldest = self.in_flight.iter().find(owes)?;
         Some(oldest.handed_over.max(self.last_answer) + ANSWER_TIMEOUT_MS)
     }
 
-    /// When [`UpstreamSession::time`] is to be called.
+    /// When [`UpstreamSession::time`] must be called.
     pub(crate) fn deadline(&self) -> Option<u64> {
         let pause = self.pause.and_then(|pause| pause.until);
         let opening = self.opening.deadline();
         [self.answer_deadline(), pause, opening, self.throttle.deadline()].into_iter().flatten().min()
     }
 
-    /// Time has come so far.
+    /// Tells the session that the time is `now`.
     pub(crate) fn time(&mut self, now: u64) -> Vec<SessionAction> {
         if self.pause.and_then(|pause| pause.until).is_some_and(|until| until <= now) {
             self.pause = None;

@@ -1,4 +1,4 @@
-//! The way down: subscriptions, and messages that come.
+//! Messages from the upstream, and the subscriptions for them.
 
 use tracing::debug;
 
@@ -9,7 +9,7 @@ use crate::upstream::rule::UpstreamRules;
 use crate::upstream::wire::InMessage;
 
 impl UpstreamSession {
-    /// New rules; the connection stays.
+    /// Applies new rules on the existing connection.
     pub(crate) fn set_rules(&mut self, rules: UpstreamRules, now: u64) -> Vec<SessionAction> {
         let (before, wanted) = (self.rules.subscriptions(), rules.subscriptions());
         self.rules = rules;
@@ -28,7 +28,8 @@ impl UpstreamSession {
         actions
     }
 
-    /// A message came down; `None`: no rule wants it, or it has been here, and it is to be acknowledged at once.
+    /// Maps a message from the upstream. `None` means that no rule wants it or that it has passed through this gateway; it
+    /// must be acknowledged at once.
     pub(crate) fn incoming(&self, message: InMessage) -> Option<Inbound> {
         let (topic, qos, keeps_retain) = self.rules.incoming(&message.topic)?;
         let Some(properties) = properties::down(&message.properties, self.link.and_then(|link| link.gateway)) else {

@@ -1,14 +1,14 @@
-//! Exactly once, on the way up [MQTT-4.3.3].
+//! Exactly-once delivery to the upstream [MQTT-4.3.3].
 //!
-//! A message at QoS 2 has the same packet id on every connection, since the upstream knows by it whether it has the message:
-//! it follows from the lane and the message's ordinal, which the journal keeps anyway, so nothing need be written before
-//! PUBLISH. PUBREC is written before PUBREL leaves, many of them in one sync; a message that the journal knows to be there is
-//! not sent again, only its PUBREL. PUBCOMP settles the message. Where the upstream has forgotten our session, it is sent
-//! again with all that is in flight, as at QoS 1.
+//! A message at QoS 2 has the same packet id on every connection, because the upstream recognises it by this id. The id is
+//! derived from the lane and the message's ordinal, which the journal keeps anyway, so nothing has to be written before
+//! PUBLISH. A PUBREC is written before PUBREL leaves, many of them in one sync. For a message that is known to be there,
+//! only PUBREL is sent again. PUBCOMP settles the message. If the upstream has forgotten our session, the message is sent
+//! again with everything in flight, as at QoS 1.
 //!
-//! Packet ids come again after [`IDS`] messages. Where the PUBREL that frees one and the PUBLISH that uses it anew leave
-//! together, and the connection ends before either is answered, it is freed once more, so that the later message cannot be
-//! taken for the earlier one: it may come twice then.
+//! Packet ids repeat after [`IDS`] messages. If the PUBREL that frees an id and the PUBLISH that uses it again leave
+//! together, and the connection ends before either is answered, the id is freed once more, so that the later message cannot
+//! be taken for the earlier one. The later message may then arrive twice.
 
 use std::collections::BTreeSet;
 use std::ops::{Range, RangeInclusive};
@@ -17,16 +17,16 @@ use super::{SentFrom, SentMessage, SessionAction, UpstreamSession};
 use crate::message::Qos;
 use crate::upstream::lanes::Lane;
 
-/// Packet ids of a lane.
+/// The number of packet ids of a lane.
 const IDS: u64 = 0x4000;
-/// Packet ids that the upstream is told to forget before it has answered about the first of them.
+/// The most packet ids that the upstream is asked to free before it has answered about the first of them.
 const MOST_ASKED: usize = 16;
-/// Packet ids of messages at QoS 2.
+/// The packet ids of messages at QoS 2.
 pub(crate) const EXACT_IDS: RangeInclusive<u16> = 0x4000..=0xbfff;
-/// [MQTT-5 3.5.2.1] Packet identifier in use.
+/// The reason code "packet identifier in use" [MQTT-5 3.5.2.1].
 pub(super) const IN_USE: u8 = 0x91;
 
-/// The packet id of a message at QoS 2; those of the two lanes differ from each other and from those of QoS 1.
+/// The packet id of a message at QoS 2. The ids of the two lanes differ from each other and from those of QoS 1.
 pub(super) fn packet_id(lane: Lane, ordinal: u64) -> u16 {
     let first = match lane {
         Lane::First => 0x4000,
@@ -35,16 +35,16 @@ pub(super) fn packet_id(lane: Lane, ordinal: u64) -> u16 {
     first + (ordinal % IDS) as u16
 }
 
-/// Ordinals handed out on a connection, per lane.
+/// The ordinals that were handed out on a connection, for each lane.
 #[derive(Debug, Default)]
 pub(super) struct Spread {
-    /// Nothing older is in flight.
+    /// The oldest ordinal in flight in each lane.
     oldest: [u64; 2],
     newest: [u64; 2],
 }
 
 impl Spread {
-    /// The journal has handed out a message; whether it did so for the first time on this connection.
+    /// Records a message from the journal, and returns whether it is the first time on this connection.
     fn deliver(&mut self, lane: Lane, ordinal: u64) -> bool {
         let (oldest, newest) = (&mut self.oldest[lane.index()], &mut self.newest[lane.index()]);
         let is_first = ordinal > *newest;
@@ -58,34 +58,34 @@ impl Spread {
     }
 }
 
-/// What an upstream may know of exchanges that are not under way on this connection. Decides and does nothing.
+/// What an upstream may know of exchanges that are not in flight on this connection. Makes decisions without I/O.
 #[derive(Debug, Default)]
 pub(super) struct BegunExchanges {
-    /// Sent in the session that the upstream has of us, and interrupted, by lane and ordinal: where their packet ids are in
-    /// use, it is by them.
+    /// Exchanges that were sent in the upstream's present session and interrupted, by lane and ordinal. If their packet ids
+    /// are in use there, it is by these messages.
     certain: BTreeSet<(usize, u64)>,
-    /// The same before the process began, or in a session that may have been another one: perhaps they were not sent at all,
-    /// and their packet ids are in use by something else.
+    /// Exchanges from before the start of the process, or from a session that may have been another one. They may not have
+    /// been sent, and their packet ids may be in use by other messages.
     possible: [Range<u64>; 2],
-    /// Packet ids that the upstream is still to be told to forget, and those that it has not answered about.
+    /// Packet ids that the upstream must still free, or has not answered about.
     to_free: BTreeSet<u16>,
     asked: BTreeSet<u16>,
 }
 
-/// What is known of a message that is handed out.
+/// What is known of a message from the journal.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Before {
-    /// It comes for the first time on this connection.
+    /// Whether it comes for the first time on this connection.
     pub(crate) is_first: bool,
-    /// The session that the upstream has of us has had it.
+    /// Whether it was sent in the upstream's present session.
     pub(crate) is_begun: bool,
-    /// It may have had it.
+    /// Whether it may have been sent in it.
     pub(crate) is_possible: bool,
 }
 
 impl BegunExchanges {
-    /// This message is handed out after all of its lane that come before it: those that are left have ended here, and their
-    /// packet ids are free.
+    /// Records that this message comes after all earlier ones of its lane: exchanges before it have ended, and their packet
+    /// ids are free.
     fn deliver(&mut self, lane: Lane, ordinal: u64) -> (bool, bool) {
         let at = lane.index();
         while let Some(old) = self.certain.range((at, 0)..(at, ordinal)).next().copied() {
@@ -95,7 +95,7 @@ impl BegunExchanges {
         let possible = &mut self.possible[at];
         let passed = possible.start..ordinal.min(possible.end);
         if !passed.is_empty() {
-            // there are no more packet ids than that
+            // there are no more packet ids than this
             let from = passed.start.max(passed.end.saturating_sub(IDS));
             self.to_free.extend((from..passed.end).map(|old| packet_id(lane, old)));
         }
@@ -104,7 +104,7 @@ impl BegunExchanges {
         (self.certain.remove(&(at, ordinal)), is_possible)
     }
 
-    /// Which session the upstream has of us is not certain any more.
+    /// Records that it is not certain any more which session the upstream has for us.
     fn doubt(&mut self) {
         for (at, ordinal) in std::mem::take(&mut self.certain) {
             self.may_have_begun(at, ordinal);
@@ -119,7 +119,7 @@ impl BegunExchanges {
         };
     }
 
-    /// Packet ids to release now.
+    /// The packet ids to free now.
     fn free(&mut self) -> impl Iterator<Item = u16> {
         let count = MOST_ASKED.saturating_sub(self.asked.len());
         let now: Vec<u16> = self.to_free.iter().take(count).copied().collect();
@@ -139,12 +139,12 @@ impl BegunExchanges {
         is_due
     }
 
-    /// These are to be handed out again, and what is known of them counts then: also of one that has not been sent this time.
+    /// Records interrupted messages, which will be handed out again. They count as known even if one was not sent this time.
     fn interrupted<'a>(&mut self, in_flight: impl Iterator<Item = &'a SentMessage>) {
         for message in in_flight.filter(|message| message.outcome.is_none() && !message.again) {
             let Some(source) = &message.source else { continue };
             let (at, ordinal) = (source.lane.index(), source.ordinal);
-            // what was not written has not been sent
+            // a message that was not written has not been sent
             if source.is_begun || message.is_exact && message.is_unanswered() && message.packet_id.is_some() {
                 self.certain.insert((at, ordinal));
             } else if source.resent && (message.is_exact || message.held) {
@@ -155,12 +155,12 @@ impl BegunExchanges {
 }
 
 impl UpstreamSession {
-    /// Whether the next packet id may still be in use: by a message that has been held back for very long.
+    /// Whether the next packet id may still be in use, by a message that has been held back for very long.
     pub(super) fn is_out_of_ids(&self) -> bool {
         self.spread.is_wider_than(IDS / 2) && self.rules.is_exact()
     }
 
-    /// Finds what is the oldest in flight, in time before that matters.
+    /// Finds the oldest message in flight, before the distance to it matters.
     pub(super) fn look_at_spread(&mut self) {
         if !self.spread.is_wider_than(IDS / 4) {
             return;
@@ -173,7 +173,7 @@ impl UpstreamSession {
         }
     }
 
-    /// The journal hands this message out, after all of its lane that come before it: what is known of it from before.
+    /// Returns what is known of a message that the journal hands out after all earlier ones of its lane.
     pub(super) fn begin_exchange(&mut self, lane: Lane, ordinal: u64, actions: &mut Vec<SessionAction>) -> Before {
         let is_first = self.spread.deliver(lane, ordinal);
         self.look_at_spread();
@@ -188,22 +188,22 @@ impl UpstreamSession {
         }
     }
 
-    /// The gateway has started: these may have been under way when it ended.
+    /// Records that these messages may have been in flight when the gateway ended.
     pub(crate) fn may_have_begun(&mut self, lane: Lane, ordinals: Range<u64>) {
         self.begun.possible[lane.index()] = ordinals;
     }
 
-    /// The session that the upstream has of us may not be the one that exchanges were begun in.
+    /// Records that the upstream's session may not be the one in which exchanges were begun.
     pub(crate) fn doubt_exchanges(&mut self) {
         self.begun.doubt();
     }
 
-    /// Every packet id there is being released.
+    /// Forgets all exchanges, because every packet id there is being freed.
     pub(crate) fn forget_exchanges(&mut self) {
         self.begun = BegunExchanges::default();
     }
 
-    /// There is a connection.
+    /// Handles a new connection.
     pub(super) fn resume_exchanges(&mut self, session_present: bool, actions: &mut Vec<SessionAction>) {
         if !session_present {
             self.forget_exchanges();
@@ -211,25 +211,25 @@ impl UpstreamSession {
         self.free_ids(actions);
     }
 
-    /// The connection is gone: the packet ids of these may be in use there.
+    /// Handles the end of a connection: the packet ids of messages in flight may be in use there.
     pub(super) fn interrupt_exchanges(&mut self) {
         self.begun.to_free.append(&mut self.begun.asked);
         self.begun.interrupted(self.in_flight.iter());
         self.spread = Spread::default();
     }
 
-    /// What is in flight comes again on this connection.
+    /// Records that everything in flight is sent again on this connection.
     pub(super) fn put_off_exchanges(&mut self) {
         self.begun.interrupted(self.in_flight.iter());
     }
 
-    /// Whether the upstream knows exchanges at QoS 2.
+    /// Whether the upstream supports QoS 2.
     fn is_exact_there(&self) -> bool {
         self.rules.is_exact() && self.link.is_some_and(|link| link.max_qos == Qos::ExactlyOnce)
     }
 
-    /// A message that may have been sent at QoS 2 is not sent so any more: the upstream may forget its packet id, which would
-    /// otherwise stand for it until a later message has the same.
+    /// Frees the packet id of a message that may have been sent at QoS 2 and is no longer sent so. Otherwise the id would
+    /// stay in use until a later message has the same one.
     pub(super) fn abandon_exchange(&mut self, source: &SentFrom, actions: &mut Vec<SessionAction>) {
         if source.resent && self.is_exact_there() {
             self.begun.to_free.insert(packet_id(source.lane, source.ordinal));
@@ -237,33 +237,33 @@ impl UpstreamSession {
         }
     }
 
-    /// A packet id is to be used: nothing else stands for it there.
+    /// Prepares the use of a packet id: it must not be in use there by another message.
     pub(super) fn use_id(&mut self, packet_id: u16, actions: &mut Vec<SessionAction>) {
         if self.begun.is_due(packet_id) {
             actions.push(SessionAction::Release(packet_id));
         }
     }
 
-    /// The upstream says that a packet id is in use, and it is not certain by what.
+    /// Frees a packet id that is in use, according to the upstream, by an unknown message.
     pub(super) fn free_id(&mut self, packet_id: u16, actions: &mut Vec<SessionAction>) {
         self.begun.asked.insert(packet_id);
         actions.push(SessionAction::Release(packet_id));
     }
 
-    /// Whether a refusal says that the upstream has a message: the packet id is in use, and it can only be by this message,
-    /// which this process has sent in the same session there before. Where that is not certain, such as after a crash, the
-    /// packet id is freed and the message sent again: it may come twice, and is not lost.
+    /// Whether a refusal shows that the upstream has the message: the packet id is in use, and only this message can use it,
+    /// because this process has sent it in the same session before. If that is not certain, for example after a crash, the
+    /// id is freed and the message is sent again. It may then arrive twice, but is not lost.
     pub(super) fn is_there(&self, at: usize, reason: u8) -> bool {
         let is_begun = |message: &SentMessage| message.source.as_ref().is_some_and(|source| source.is_begun);
         let is_open = |message: &&SentMessage| message.is_exact && is_begun(message) && !message.is_recorded;
         reason == IN_USE && self.in_flight.get(at).filter(is_open).is_some()
     }
 
-    /// The upstream has done with a packet id (PUBCOMP).
+    /// Processes a PUBCOMP for this packet id.
     pub(crate) fn completed(&mut self, packet_id: u16, now: u64) -> Vec<SessionAction> {
         let was_asked = self.begun.asked.remove(&packet_id);
         let is_it = |message: &&SentMessage| message.packet_id == Some(packet_id) && message.is_unanswered();
-        // before PUBREL it is for an earlier message
+        // before our PUBREL, it belongs to an earlier message
         if self.in_flight.iter().find(is_it).is_some_and(|message| message.is_released) {
             return self.acked(packet_id, 0, now);
         }
@@ -275,7 +275,7 @@ impl UpstreamSession {
         actions
     }
 
-    /// PUBREL is on its way: from now on only PUBCOMP ends this message.
+    /// Records that PUBREL is being sent: from now on only PUBCOMP ends this message.
     pub(crate) fn released(&mut self, packet_id: u16, now: u64) {
         let is_it = |message: &&mut SentMessage| message.packet_id == Some(packet_id) && message.is_recorded;
         if let Some(message) = self.in_flight.iter_mut().find(is_it) {
@@ -283,7 +283,7 @@ impl UpstreamSession {
         }
     }
 
-    /// A message that the upstream has, as the journal knows.
+    /// Handles a message that the upstream has, according to the journal: only PUBREL is sent.
     pub(super) fn hand_over_recorded(&mut self, source: SentFrom, now: u64, actions: &mut Vec<SessionAction>) {
         self.under_way.begin(&source);
         let packet_id = packet_id(source.lane, source.ordinal);
@@ -294,18 +294,18 @@ impl UpstreamSession {
         actions.push(SessionAction::Release(packet_id));
     }
 
-    /// The upstream has a message (PUBREC).
+    /// Processes a PUBREC for this packet id.
     pub(crate) fn recorded(&mut self, packet_id: u16, now: u64) -> Vec<SessionAction> {
         self.last_answer = now;
         let is_it = |message: &&mut SentMessage| message.packet_id == Some(packet_id) && message.is_unanswered();
         match self.in_flight.iter_mut().find(is_it) {
-            // while it is being written here, nothing more is to be said
+            // while this is being written, nothing more is sent
             Some(SentMessage { is_recorded: true, .. }) => Vec::new(),
             Some(SentMessage { source: Some(source), is_recorded, .. }) => {
                 *is_recorded = true;
                 vec![SessionAction::Record(source.lane, source.ordinal, packet_id)]
             }
-            // what it would wait for otherwise [MQTT-4.3.3]
+            // the upstream would wait for it otherwise [MQTT-4.3.3]
             _ => vec![SessionAction::Release(packet_id)],
         }
     }

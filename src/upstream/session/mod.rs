@@ -1,30 +1,30 @@
-//! The conversation with one upstream, as a pure state machine: it is told what happens and answers with what to do.
+//! The conversation with one upstream, as a pure state machine: it takes events and returns actions.
 //!
-//! **Up.** Messages come from the journal in order and are handed to the connection in order, at most a window of them
-//! without an answer; the window is counted from the oldest unanswered one. A message is settled in the journal when it and
-//! all before it have ended: by the upstream's PUBACK, by being sent where QoS 0 is asked for, by expiry, or by being set
-//! aside with a reason. When the connection breaks, everything unsettled is sent again on the next one, so the upstream
-//! sees duplicates of at most the window.
+//! **Up.** Messages come from the journal in order and are handed to the connection in order. At most a window of them is
+//! unanswered, counted from the oldest unanswered one. A message is settled in the journal when it and all before it have
+//! ended: by the upstream's PUBACK, by being sent if QoS 0 is configured, by expiry, or by being set aside with a reason.
+//! When the connection breaks, all unsettled messages are sent again on the next one, so the upstream sees duplicates of at
+//! most one window.
 //!
-//! **Later.** A refusal that says nothing about the message, but that the upstream takes none at the moment, sets nothing
-//! aside: quota exceeded (0x97), and packet identifier in use (0x91), which only says that both sides count differently.
-//! When everything under way is answered, the upstream gets a pause, the longer the more often, and then what it refused and
-//! all after it, in order. All other refusals are for good [MQTT-5 3.4.2.1]: unspecified (0x80) and implementation specific
-//! (0x83) errors mean that the upstream does not accept this message, and give no reason to expect that it ever will.
+//! **Later.** Two refusals only mean that the upstream accepts nothing at the moment, so they set no message aside: quota
+//! exceeded (0x97), and packet identifier in use (0x91), which shows that both sides count differently. When everything in
+//! flight is answered, the upstream gets a pause, which becomes longer each time, and then the refused message and all after
+//! it, in order. All other refusals are final [MQTT-5 3.4.2.1]: unspecified (0x80) and implementation specific (0x83) errors
+//! mean that the upstream does not accept this message, without a sign that it ever will.
 //!
-//! **Live first.** Where messages come in two lanes (see [`super::lanes`]), those of the backlog leave an eighth of the window
-//! free, and have at most [`BACKLOG_BYTES`] under way: what is live goes at once and does not queue up behind them on a slow
-//! line. None goes while [`UNDER_WAY_BYTES`] are under way.
+//! **Live first.** If there are two lanes (see [`super::lanes`]), messages of the backlog leave an eighth of the window free
+//! and have at most [`BACKLOG_BYTES`] in flight. So live messages go at once and do not wait behind the backlog on a slow
+//! line. Nothing is sent while [`UNDER_WAY_BYTES`] are in flight.
 //!
-//! **Set aside.** What the upstream refuses, or what is too large for it, does not hold up the rest. MQTT 3.1.1 has no
-//! refusal: a broker that dislikes something closes the connection. What it dislikes is found out in order: first what is
-//! said before any message ([`opening`]), then the retain flag, then a message, which is set aside only where others get
-//! through ([`suspect`]). Failures of the network are not counted against anything. No more than `rate` is handed over.
+//! **Set aside.** A message that the upstream refuses, or that is too large for it, does not hold up the others. MQTT 3.1.1
+//! has no refusal: a broker that rejects a packet closes the connection. The reason is searched for in this order: first the
+//! packets before any message ([`opening`]), then the retain flag, then single messages. A message is set aside only if
+//! others are acknowledged ([`suspect`]). Failures of the network do not count. No more than `rate` is sent.
 //!
-//! **Down.** A message is mapped to its local topic and acknowledged when the gateway has it safe.
+//! **Down.** A message from the upstream is mapped to its local topic, and acknowledged when the gateway has it on disk.
 //!
-//! **No echo.** What came from an upstream is not sent back to it. On version 5 subscriptions have the no local option, and
-//! messages name the gateways that they have passed through: none enters a gateway twice (see [`crate::message::via`]).
+//! **No echo.** A message from an upstream is not sent back to it. With version 5 subscriptions have the no local option,
+//! and messages name the gateways that they have passed through: none enters a gateway twice (see [`crate::message::via`]).
 
 mod answers;
 mod deadlines;
@@ -56,103 +56,100 @@ use crate::journal::{Delivery, Position};
 use crate::message::{Message, Origin, Qos, TopicFilter};
 use crate::status::ledger::{Counts, DropReason, LedgerOutcome};
 
-/// Connections that a message may end before it is set aside.
+/// The number of connections that a message may end before it is set aside.
 pub(crate) const STRIKES: u32 = 3;
-/// An upstream that has messages to answer to and answers to none for this long is taken for dead.
+/// An upstream that owes answers and sends none for this long counts as dead, in milliseconds.
 pub(crate) const ANSWER_TIMEOUT_MS: u64 = 60_000;
 
 /// Refusals that do not concern the message: packet identifier in use, quota exceeded.
 const TRANSIENT: [u8; 2] = [IN_USE, 0x97];
-/// [MQTT-5 3.14.2.1]
+/// The reason code "retain not supported" [MQTT-5 3.14.2.1].
 const RETAIN_NOT_SUPPORTED: u8 = 0x9a;
 const FIRST_PAUSE_MS: u64 = 1_000;
 const LONGEST_PAUSE_MS: u64 = 60_000;
 
-/// What is to be done.
+/// An action for the task of the upstream.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum SessionAction {
-    /// Hand this to the connection.
+    /// Hand this message to the connection.
     Publish(OutMessage),
-    /// The upstream has this message of a lane, by its ordinal, under this packet id: when that is safe here, it may know.
+    /// Record that the upstream has this message of a lane, by ordinal and packet id. PUBREL may leave when that is on disk.
     Record(Lane, u64, u16),
-    /// The upstream may forget this packet id.
+    /// Send PUBREL for this packet id.
     Release(u16),
-    /// The journal may forget this message.
+    /// Settle this message in the journal.
     Settle(Lane, Position, LedgerOutcome),
     /// Read the journal again from the oldest unsettled message on.
     Rewind,
-    /// Subscribe to these, in one packet.
+    /// Subscribe to these filters, in one packet.
     Subscribe(Vec<(TopicFilter, Qos)>),
-    /// Unsubscribe from these.
     Unsubscribe(Vec<TopicFilter>),
     /// The upstream has deleted its retained message on this remote topic.
     Deleted(String),
-    /// End the connection: the upstream does not answer.
+    /// End the connection, because the upstream does not answer.
     Break,
 }
 
-/// A message that came down, ready to be published here.
+/// A message from the upstream, ready to be published here.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Inbound {
-    /// Local topic.
     pub(crate) topic: String,
     pub(crate) payload: Bytes,
     pub(crate) qos: Qos,
-    /// Retain flag.
     pub(crate) retain: bool,
-    /// MQTT 5 properties, encoded.
+    /// The MQTT 5 properties, encoded.
     pub(crate) properties: Vec<u8>,
-    /// Message expiry interval in seconds.
+    /// The message expiry interval in seconds.
     pub(crate) expiry: Option<u32>,
-    /// What to acknowledge afterwards; 0: nothing.
+    /// The packet id to acknowledge after the publication; 0 for none.
     pub(crate) packet_id: u16,
-    /// It came at QoS 2.
+    /// Whether it was sent at QoS 2.
     pub(crate) is_exact: bool,
 }
 
 impl Inbound {
-    /// Bytes that it takes.
+    /// The size in memory, in bytes.
     pub(crate) fn size(&self) -> usize {
         self.topic.len() + self.payload.len() + self.properties.len()
     }
 }
 
-/// Where a message in flight came from.
+/// The place in the journal of a message in flight.
 #[derive(Clone, Debug)]
 struct SentFrom {
     lane: Lane,
     role: Role,
     position: Position,
     ordinal: u64,
-    /// It may have been sent before.
+    /// Whether it may have been sent before.
     resent: bool,
-    /// At QoS 2, and in the session that the upstream has of us.
+    /// Whether it was sent at QoS 2 in the upstream's present session.
     is_begun: bool,
     message: Message,
 }
 
 #[derive(Debug)]
 struct SentMessage {
-    /// `None`: a message of our own, such as the status.
+    /// `None` for a message that is not from the journal, such as the status.
     source: Option<SentFrom>,
     handed_over: u64,
     packet_id: Option<u16>,
     outcome: Option<LedgerOutcome>,
     /// The remote topic whose retained message it deletes.
     deletes: Option<String>,
-    /// Answered, and to be sent again later.
+    /// Whether it was answered and must be sent again later.
     again: bool,
-    /// Not sent: others go first, to see whether they get through.
+    /// Whether it is held back, to see whether others get through.
     held: bool,
-    /// Sent with the retain flag.
+    /// Whether it was sent with the retain flag.
     retain: bool,
-    /// The status.
+    /// Whether it is the status message.
     is_status: bool,
-    /// Sent at QoS 2.
+    /// Whether it was sent at QoS 2.
     is_exact: bool,
-    /// The upstream has it, at QoS 2.
+    /// Whether the upstream has it (PUBREC at QoS 2).
     is_recorded: bool,
-    /// And PUBREL has left.
+    /// Whether PUBREL has left.
     is_released: bool,
 }
 
@@ -186,10 +183,10 @@ impl SentMessage {
     }
 }
 
-/// The upstream takes nothing at the moment.
+/// A pause, in which the upstream accepts nothing.
 #[derive(Clone, Copy, Debug)]
 struct Pause {
-    /// Until then, once everything under way is answered.
+    /// The end of the pause, set when everything in flight is answered.
     until: Option<u64>,
     times: u32,
 }
@@ -205,7 +202,7 @@ pub(crate) struct UpstreamSession {
     status_topic: Option<String>,
     link: Option<Link>,
     in_flight: VecDeque<SentMessage>,
-    /// Those of them that are held back.
+    /// The number of messages in flight that are held back.
     held: usize,
     under_way: UnderWay,
     spread: Spread,
@@ -214,22 +211,22 @@ pub(crate) struct UpstreamSession {
     suspicion: Suspicion,
     opening: SessionOpening,
     throttle: Throttle,
-    /// The upstream does not take the retain flag.
+    /// Whether the upstream does not accept the retain flag.
     retain_refused: bool,
-    /// It has acknowledged a message of the journal on this connection.
+    /// Whether the upstream has acknowledged a message of the journal on this connection.
     got_through: bool,
     pause: Option<Pause>,
-    /// Pauses in a row.
+    /// The number of pauses in a row.
     pauses: u32,
-    /// A message that is not from the journal was to come again.
+    /// Whether a message that is not from the journal must be sent again.
     own_put_off: bool,
     counts: Counts,
-    /// What every connection begins with is not logged once more.
+    /// Whether the packets with which every connection begins are not logged again.
     is_quiet: bool,
 }
 
 impl UpstreamSession {
-    /// A conversation that has not begun.
+    /// A conversation before the first connection.
     pub(crate) fn new(rules: UpstreamRules, settings: &UpstreamSettings) -> UpstreamSession {
         UpstreamSession {
             name: settings.name.clone(),
@@ -258,49 +255,49 @@ impl UpstreamSession {
         }
     }
 
-    /// Whether what the next connection begins with is logged.
+    /// Sets whether the beginning of the next connection is logged.
     pub(crate) fn set_quiet(&mut self, is_quiet: bool) {
         self.is_quiet = is_quiet;
     }
 
-    /// What is not about rules holds from the next connection on, at the latest.
+    /// Applies new settings. Except for rules, they take effect with the next connection at the latest.
     pub(crate) fn set_settings(&mut self, settings: &UpstreamSettings) {
         self.max_inflight = settings.max_inflight;
         self.throttle.set_rate(settings.rate);
         self.status_topic = settings.status_topic.as_ref().map(|topic| topic.as_str().to_owned());
     }
 
-    /// Whether messages go up at QoS 2.
+    /// Whether messages are sent at QoS 2.
     pub(crate) fn is_exact(&self) -> bool {
         self.rules.is_exact()
     }
 
-    /// Whether messages go up or come down at QoS 2.
+    /// Whether messages are sent or received at QoS 2.
     pub(crate) fn has_exact(&self) -> bool {
         self.rules.is_exact() || self.rules.subscriptions().iter().any(|(_, qos)| *qos == Qos::ExactlyOnce)
     }
 
-    /// Messages handed over and not settled.
+    /// The number of messages that are handed over and not settled.
     pub(crate) fn in_flight(&self) -> usize {
         self.in_flight.len()
     }
 
-    /// Those of them that are not from the journal.
+    /// The number of these that are not from the journal.
     pub(crate) fn own_in_flight(&self) -> usize {
         self.in_flight.iter().filter(|message| message.source.is_none()).count()
     }
 
-    /// Whether one of them was not taken, since this was asked last.
+    /// Whether one of them was not accepted, since the last call.
     pub(crate) fn take_own_put_off(&mut self) -> bool {
         std::mem::take(&mut self.own_put_off)
     }
 
-    /// Whether the upstream does not take the retain flag.
+    /// Whether the upstream does not accept the retain flag.
     pub(crate) fn is_retain_refused(&self) -> bool {
         self.retain_refused
     }
 
-    /// The upstream has accepted a connection.
+    /// Handles a connection that the upstream has accepted.
     pub(crate) fn connected(&mut self, link: Link, now: u64) -> Vec<SessionAction> {
         self.link = Some(link);
         let mut actions = Vec::new();
@@ -311,7 +308,7 @@ impl UpstreamSession {
         actions
     }
 
-    /// The connection is gone.
+    /// Handles the end of the connection.
     pub(crate) fn disconnected(&mut self, why: &Broken, now: u64) -> Vec<SessionAction> {
         self.link = None;
         let mut actions = Vec::new();
@@ -323,13 +320,13 @@ impl UpstreamSession {
         self.interrupt_exchanges();
         self.in_flight.clear();
         (self.held, self.under_way) = (0, UnderWay::default());
-        // what was to come again does so on the next connection
+        // a message that was to be sent again is sent on the next connection
         self.pause = self.pause.filter(|pause| pause.until.is_some());
         actions.push(SessionAction::Rewind);
         actions
     }
 
-    /// Whether something that was sent is suspected of ending connections.
+    /// Whether a message that was sent is suspected of ending connections.
     pub(crate) fn blames(&self) -> bool {
         self.suspicion.blames() || self.opening.blames()
     }
@@ -344,7 +341,7 @@ impl UpstreamSession {
         self.room(role) > 0
     }
 
-    /// Messages that may be handed over, as things stand before the next one.
+    /// The number of messages that may be handed over at present.
     pub(crate) fn room(&self, role: Role) -> usize {
         let Some(link) = self.link.filter(|_| self.pause.is_none()) else { return 0 };
         if self.opening.is_waiting() || self.throttle.is_closed() || self.is_out_of_ids() {
@@ -362,20 +359,20 @@ impl UpstreamSession {
         window.saturating_sub(self.in_flight.len())
     }
 
-    /// Whether messages go one at a time.
+    /// Whether messages are sent one at a time.
     fn is_cautious(&self) -> bool {
         self.held > 0 || self.suspicion.is_active()
     }
 
-    /// A message of ours that is not in the journal. Only to be called while there is room.
+    /// Sends a message that is not from the journal. Must be called only while there is room.
     pub(crate) fn own(&mut self, out: OutMessage, now: u64) -> Vec<SessionAction> {
         self.in_flight.push_back(SentMessage::new(None, now).with(&out, now));
         self.throttle.count(now);
         vec![SessionAction::Publish(out)]
     }
 
-    /// The journal has this message; `is_current`: if it has the retain flag, it is the retained one of its topic here. Only
-    /// to be called while there is room.
+    /// Sends a message of the journal. `is_current` tells, for a message with the retain flag, that it is the retained
+    /// message of its topic here. Must be called only while there is room.
     pub(crate) fn delivery(
         &mut self,
         (lane, role): (Lane, Role),
@@ -387,7 +384,7 @@ impl UpstreamSession {
         let mut actions = Vec::new();
         let before = self.begin_exchange(lane, ordinal, &mut actions);
         let is_begun = before.is_begun;
-        // what comes again on the same connection has been answered to
+        // a message that comes again on the same connection has been answered
         let resent = is_begun || (resent || before.is_possible) && before.is_first;
         let source = SentFrom { lane, role, position, ordinal, resent, is_begun, message };
         if released {
@@ -403,7 +400,8 @@ impl UpstreamSession {
         actions
     }
 
-    /// Settles what has ended, up to the first message that has not; while messages go one at a time, all that has ended.
+    /// Settles ended messages up to the first one that has not ended. While messages are sent one at a time, settles all
+    /// ended ones.
     fn settle(&mut self, actions: &mut Vec<SessionAction>) {
         let mut at = 0;
         while let Some(message) = self.in_flight.get(at) {
@@ -425,7 +423,7 @@ impl UpstreamSession {
         }
     }
 
-    /// A message has ended.
+    /// Ends a message with this outcome.
     fn end(&mut self, source: SentFrom, outcome: LedgerOutcome, actions: &mut Vec<SessionAction>) {
         self.under_way.end(&source);
         let SentFrom { lane, position, message, .. } = source;

@@ -1,8 +1,9 @@
-//! What is said before any message: subscriptions and the status.
+//! The opening of a connection: subscriptions and the status, which are sent before any message.
 //!
-//! An upstream may close the connection at one of them, because of a policy or a limit. As long as one is unanswered, it is
-//! suspected before any message is. On the next connection they are said one after the other, each when the one before it
-//! is answered; what ends the connection twice while it is alone is left out for an hour, and forwarding goes on.
+//! An upstream may close the connection because of one of these packets, for example by a policy or a limit. As long as one
+//! is unanswered, it is suspected before any message. On the next connection they are sent one after the other, each when
+//! the previous one is answered. A packet that ends the connection twice while it is the only unanswered one is left out for
+//! an hour, and forwarding goes on.
 
 use std::collections::VecDeque;
 
@@ -11,18 +12,18 @@ use tracing::{debug, info, warn};
 use super::{SessionAction, UpstreamSession};
 use crate::message::{Qos, TopicFilter};
 
-/// Filters in one packet: AWS IoT Core closes the connection when there are more.
+/// The most filters in one packet: AWS IoT Core closes the connection if there are more.
 pub(crate) const FILTERS: usize = 8;
-/// An answer that does not come within this time holds up nothing.
+/// How long the opening waits for an answer before it goes on, in milliseconds.
 pub(crate) const ANSWER_MS: u64 = 10_000;
-/// What is left out is tried again after this time.
+/// How long a packet is left out before it is tried again, in milliseconds.
 const LEFT_OUT_MS: u64 = 3_600_000;
-/// [MQTT-5 3.9.3]
+/// The reason code "unspecified error" [MQTT-5 3.9.3].
 const UNSPECIFIED: u8 = 0x80;
-/// Connections that one of them may end before it is left out.
+/// The number of connections that a packet may end before it is left out.
 const STRIKES: u32 = 2;
 
-/// One thing to say.
+/// One part of the opening.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum OpeningStep {
     Filter(TopicFilter),
@@ -33,31 +34,31 @@ enum OpeningStep {
 struct OpeningEntry {
     what: OpeningStep,
     strikes: u32,
-    /// Left out until then.
+    /// The time until which it is left out.
     until: Option<u64>,
 }
 
-/// How far it is.
+/// The progress of the opening.
 #[derive(Clone, Debug, Default)]
 pub(super) struct SessionOpening {
-    /// One after the other.
+    /// Whether the parts are sent one after the other.
     cautious: bool,
-    /// Each filter has a packet of its own.
+    /// Whether each filter has its own packet.
     single: bool,
-    /// Still to be said on this connection.
+    /// The parts that are not sent yet on this connection.
     queue: VecDeque<(OpeningStep, Qos)>,
-    /// Said and not answered.
+    /// The subscriptions that are sent and not answered.
     unanswered: VecDeque<Vec<TopicFilter>>,
     status_unanswered: bool,
-    /// When the next is said although there is no answer.
+    /// When the next part is sent although there is no answer.
     patience: Option<u64>,
     entries: Vec<OpeningEntry>,
-    /// The retain flag is left out of the status to see whether it is what ends connections.
+    /// Whether the status is sent without the retain flag, to see whether the flag ends connections.
     status_without_flag: bool,
 }
 
 impl SessionOpening {
-    /// Whether messages have to wait.
+    /// Whether messages must wait.
     pub(crate) fn is_waiting(&self) -> bool {
         self.patience.is_some()
     }
@@ -70,12 +71,12 @@ impl SessionOpening {
         self.entries.iter().any(|entry| entry.what == *what && entry.until.is_some_and(|until| now < until))
     }
 
-    /// Whether one of these is suspected.
+    /// Whether a part of the opening is suspected.
     pub(crate) fn blames(&self) -> bool {
         self.cautious || !self.entries.is_empty()
     }
 
-    /// What is unanswered, if it is one thing alone.
+    /// The unanswered part, if there is only one.
     fn alone(&self) -> Option<OpeningStep> {
         match (self.unanswered.len(), self.status_unanswered) {
             (0, true) => Some(OpeningStep::Status),
@@ -91,7 +92,7 @@ impl SessionOpening {
         self.unanswered.is_empty() && !self.status_unanswered
     }
 
-    /// The connection is gone.
+    /// Resets the progress after the end of the connection.
     fn clear(&mut self) {
         self.queue.clear();
         self.unanswered.clear();
@@ -115,7 +116,7 @@ impl SessionOpening {
         self.entries.retain(|entry| entry.what != *what);
     }
 
-    /// Other rules or settings: everything is tried again.
+    /// Forgets what was left out, because rules or settings have changed.
     pub(crate) fn forget(&mut self) {
         (self.single, self.status_without_flag) = (false, false);
         self.entries.clear();
@@ -123,7 +124,7 @@ impl SessionOpening {
 }
 
 impl UpstreamSession {
-    /// There is a connection: says what there is to say.
+    /// Starts the opening of a new connection.
     pub(super) fn open(&mut self, now: u64, actions: &mut Vec<SessionAction>) {
         self.opening.clear();
         let subscriptions = self.rules.subscriptions();
@@ -140,7 +141,7 @@ impl UpstreamSession {
         }
     }
 
-    /// Subscribes, a few filters in a packet.
+    /// Subscribes, with a few filters in each packet.
     pub(super) fn subscribe(&mut self, wanted: Vec<(TopicFilter, Qos)>, now: u64, actions: &mut Vec<SessionAction>) {
         let wanted: Vec<_> = wanted
             .into_iter()
@@ -162,7 +163,7 @@ impl UpstreamSession {
         actions.push(SessionAction::Publish(status));
     }
 
-    /// Says the next thing, when the one before it is answered.
+    /// Sends the next part, when the previous one is answered.
     fn say_next(&mut self, now: u64, actions: &mut Vec<SessionAction>) {
         self.opening.patience = None;
         while let Some((what, qos)) = self.opening.queue.pop_front() {
@@ -179,17 +180,17 @@ impl UpstreamSession {
         self.opening.cautious = false;
     }
 
-    /// Something was answered.
+    /// Goes on after an answer.
     fn go_on(&mut self, now: u64, actions: &mut Vec<SessionAction>) {
         if self.opening.patience.is_some() && self.opening.is_answered() {
             self.say_next(now, actions);
         }
     }
 
-    /// Time has come so far.
+    /// Handles the time-out of an answer.
     pub(super) fn opening_time(&mut self, now: u64, actions: &mut Vec<SessionAction>) {
         if self.opening.patience.is_some_and(|until| until <= now) {
-            // it has not ended the connection, and neither will the rest
+            // the part has not ended the connection, and the others are sent too
             while self.opening.patience.is_some() {
                 self.say_next(now, actions);
             }
@@ -198,12 +199,12 @@ impl UpstreamSession {
         }
     }
 
-    /// The upstream has answered to a subscription.
+    /// Processes the answer to a subscription.
     pub(crate) fn subscribed(&mut self, reasons: &[u8], now: u64) -> Vec<SessionAction> {
         let upstream = &self.name;
         let filters = self.opening.unanswered.pop_front().unwrap_or_default();
         for (at, filter) in filters.iter().enumerate() {
-            // an answer that says nothing about a filter has not granted it
+            // a filter without a reason code is not granted
             let reason = reasons.get(at).copied().unwrap_or(UNSPECIFIED);
             if self.is_quiet {
                 debug!(upstream, %filter, reason, "subscribed, or not");
@@ -220,7 +221,7 @@ impl UpstreamSession {
         actions
     }
 
-    /// The upstream has answered to the status.
+    /// Processes the answer to the status.
     pub(super) fn status_answered(&mut self, now: u64, actions: &mut Vec<SessionAction>) {
         self.opening.status_unanswered = false;
         self.opening.acquit(&OpeningStep::Status);
@@ -230,7 +231,7 @@ impl UpstreamSession {
         self.go_on(now, actions);
     }
 
-    /// The upstream closed the connection: whether it did so before all this was answered.
+    /// Handles the end of a connection by the upstream, and returns whether the opening was incomplete.
     pub(super) fn opening_ended(&mut self, now: u64) -> bool {
         if self.opening.is_answered() {
             return false;
@@ -261,14 +262,14 @@ impl UpstreamSession {
         true
     }
 
-    /// The status has ended connections: without its retain flag it may not, which is tried first.
+    /// Handles a status that has ended connections: first it is tried without the retain flag.
     fn status_ended(&mut self) {
         let (upstream, topic) = (&self.name, self.status_topic.as_deref().unwrap_or_default());
         let may_be_flag = !self.retain_refused && !self.opening.status_without_flag;
         if may_be_flag {
             self.opening.status_without_flag = true;
             self.opening.acquit(&OpeningStep::Status);
-            // one attempt
+            // it gets one attempt
             self.opening.entries.push(OpeningEntry { what: OpeningStep::Status, strikes: STRIKES - 1, until: None });
             return;
         }

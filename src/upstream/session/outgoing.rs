@@ -1,4 +1,4 @@
-//! The way up: what a message here is there.
+//! Converts local messages to the form in which they are sent to the upstream.
 
 use bytes::Bytes;
 
@@ -16,7 +16,7 @@ impl UpstreamSession {
         link.retain_available && !self.retain_refused
     }
 
-    /// The status message with this payload, if one is wanted.
+    /// The status message with this payload, if a status topic is configured.
     pub(crate) fn status(&self, payload: &'static str) -> Option<OutMessage> {
         let link = self.link?;
         Some(OutMessage {
@@ -30,7 +30,7 @@ impl UpstreamSession {
         })
     }
 
-    /// Hands a message of the journal over, or says what became of it.
+    /// Sends a message of the journal, or records why it is not sent.
     pub(super) fn hand_over(
         &mut self,
         mut in_flight: SentMessage,
@@ -66,7 +66,7 @@ impl UpstreamSession {
         self.settle(actions);
     }
 
-    /// A message of this lane and place waits until others have got through.
+    /// Holds a message back until others are acknowledged.
     pub(super) fn hold_back(&mut self, source: SentFrom, now: u64) {
         let mut held = SentMessage::new(Some(source), now);
         held.held = true;
@@ -74,15 +74,16 @@ impl UpstreamSession {
         self.in_flight.push_back(held);
     }
 
-    /// A retained message as it goes up in a pass; `None`: it does not, or also comes down from there.
+    /// A retained message in its form for a pass; `None` if it is not forwarded or also comes from the upstream.
     pub(crate) fn retained(&self, message: &Message, now: u64) -> Option<OutMessage> {
         let mut out = self.outgoing(message, true, now).ok()?;
-        // it has no ordinal, and doubled it says the same
+        // it has no ordinal, and a duplicate does no harm
         out.qos = out.qos.min(Qos::AtLeastOnce);
         (out.retain && self.rules.incoming(&out.topic).is_none()).then_some(out)
     }
 
-    /// The deletion of a retained message that went up before; `None`: it does not go up any more, or also comes down.
+    /// The deletion of a retained message that was sent before; `None` if it is no longer forwarded or also comes from the
+    /// upstream.
     pub(crate) fn deletion(&self, local: &str, remote: String) -> Option<OutMessage> {
         let link = self.link.filter(|link| self.takes_retain(*link))?;
         let target = self.rules.outgoing(local).filter(|target| target.retain)?;
@@ -95,7 +96,7 @@ impl UpstreamSession {
         Some(OutMessage { topic, payload, qos, retain: true, properties, packet_id: None, is_repeated: false })
     }
 
-    /// What the gateway announces of itself, with the topics that it names as they are there; `None`: nothing is left of it.
+    /// An announcement of the gateway with its topics mapped to remote ones; `None` if nothing useful is left.
     fn announcement(&self, payload: &[u8]) -> Option<Bytes> {
         let there = |topic: &str| self.rules.outgoing(topic).map(|target| target.topic);
         match discovery::forwarded(payload, there, self.status_topic.as_deref()) {
@@ -112,7 +113,7 @@ impl UpstreamSession {
             return Err(LedgerOutcome::Dropped(DropReason::CameFromThere));
         }
         let target = self.rules.outgoing(view.topic()).ok_or(LedgerOutcome::Dropped(DropReason::NoRule))?;
-        // what came in before this boot has a time less than 0
+        // messages from before this boot have a negative time
         let age = (now as i64).saturating_sub(view.boot_ms() as i64);
         if target.max_age.is_some_and(|most| age > i64::try_from(most.as_millis()).unwrap_or(i64::MAX)) {
             return Err(LedgerOutcome::Expired);
@@ -141,7 +142,7 @@ impl UpstreamSession {
             packet_id: None,
             is_repeated: false,
         };
-        // [MQTT-2.1.4]: the remaining length has 28 bits
+        // the remaining length has 28 bits [MQTT-2.1.4]
         let limit = link.max_packet_size.map_or(268_435_455, |size| size as usize);
         if out.topic.len() > usize::from(u16::MAX) || out.packet_size(link.version) > limit {
             return Err(LedgerOutcome::Dropped(DropReason::TooLarge));

@@ -1,16 +1,16 @@
-//! How many messages an upstream is sent in a time: clouds end connections that bring more than they sell.
+//! Limits the number of messages sent in a time, because clouds end connections that exceed their quota.
 
 use crate::upstream::settings::Rate;
 
-/// What may come at once after a pause, as a part of what may come in a second.
+/// The burst that is allowed after a pause is one part in this many of the messages of a second.
 const BURST: u64 = 10;
 
 /// Spreads messages evenly (the generic cell rate algorithm of ATM).
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Throttle {
-    /// Microseconds between two messages; 0: there is no limit.
+    /// Microseconds between two messages; 0 means no limit.
     interval: u64,
-    /// How far messages may be ahead of that, in microseconds.
+    /// How far messages may be ahead of their time, in microseconds.
     ahead: u64,
     /// When the next message is due, in microseconds of the boot clock.
     due: u64,
@@ -24,7 +24,7 @@ impl Throttle {
         throttle
     }
 
-    /// From now on this rate holds.
+    /// Sets the rate.
     pub(crate) fn set_rate(&mut self, rate: Option<Rate>) {
         self.interval = rate.map_or(0, |rate| rate.interval().as_micros() as u64);
         let burst = 1_000_000 / BURST;
@@ -34,17 +34,17 @@ impl Throttle {
         }
     }
 
-    /// Whether the next message has to wait.
+    /// Whether the next message must wait.
     pub(crate) fn is_closed(&self) -> bool {
         self.closed_until.is_some()
     }
 
-    /// When it has not any more.
+    /// When the next message may be sent.
     pub(crate) fn deadline(&self) -> Option<u64> {
         self.closed_until
     }
 
-    /// A message is handed over at this time of the boot clock, in milliseconds.
+    /// Counts a message that is sent at `now`, in milliseconds of the boot clock.
     pub(crate) fn count(&mut self, now: u64) {
         if self.interval == 0 {
             return;
@@ -56,7 +56,7 @@ impl Throttle {
         }
     }
 
-    /// Time has come so far.
+    /// Tells the limit that the time is `now`.
     pub(crate) fn time(&mut self, now: u64) {
         self.closed_until = self.closed_until.filter(|until| *until > now);
     }
@@ -66,7 +66,7 @@ impl Throttle {
 mod tests {
     use super::*;
 
-    /// Messages of 10 s, when each goes as soon as it may.
+    /// The messages in each of 10 s, if each is sent as soon as it may.
     fn in_ten_seconds(rate: &str) -> Vec<u64> {
         let mut throttle = Throttle::new(Some(Rate::parse(rate).unwrap()));
         let mut times = Vec::new();

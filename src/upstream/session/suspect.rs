@@ -1,18 +1,18 @@
-//! Which message an upstream closes the connection for, if it is one.
+//! Finds out which message makes an upstream close the connection, if it is a message.
 //!
-//! MQTT 3.1.1 has no refusal: a broker that dislikes a message closes the connection. But a broker that is being deployed,
-//! or over its quota, closes it at every message. So after such an end messages go one at a time, and a message is set
+//! MQTT 3.1.1 has no refusal: a broker that rejects a message closes the connection. But a broker that is being deployed, or
+//! over its quota, closes it at every message. So after such an end messages are sent one at a time, and a message is set
 //! aside only on evidence that it alone is the cause:
 //!
-//! - It was alone under way when the connection ended, [`STRIKES`] times, the first time as the first message of its
-//!   connection: so it is no matter of how many an upstream takes per connection.
-//! - Between these times others got through. For this, a message that has ended a connection is held back on the next one
-//!   until others behind it, of another topic where there is one, are acknowledged. Where none is, nothing counts.
-//! - When different messages end connections in turn, none of them is the cause: all are held, and tried again in order,
-//!   ever more slowly.
+//! - It was the only message in flight when the connection ended, [`STRIKES`] times, and the first time it was the first
+//!   message of its connection. So the cause is not the number of messages on a connection.
+//! - Between these times others were acknowledged. For this, a message that has ended a connection is held back on the next
+//!   one until others after it are acknowledged, of another topic if there is one. If there are no others, nothing counts.
+//! - If different messages end connections in turn, none of them is the cause: all are kept and tried again in order, more
+//!   and more slowly.
 //!
-//! A message with the retain flag is sent once without it before anything else is tried. If that is acknowledged, and the
-//! same message with the flag ends the connection again, it is the flag that the upstream does not take.
+//! A message with the retain flag is first sent once without it. If that is acknowledged, and the same message with the flag
+//! ends the connection again, the upstream does not accept the flag.
 
 use tracing::warn;
 
@@ -22,87 +22,87 @@ use crate::message::Message;
 use crate::status::ledger::{DropReason, LedgerOutcome};
 use crate::upstream::lanes::Lane;
 
-/// Messages that may be held back.
+/// The most messages that may be held back.
 const HELD: usize = 64;
-/// Messages that have ended connections and are remembered.
+/// The most messages that are remembered because they have ended connections.
 const ENTRIES: usize = 64;
 
-/// Whether the retain flag is what ends connections.
+/// Whether the retain flag ends connections.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Flag {
-    /// Nothing is known.
+    /// It is not known yet.
     Unknown,
-    /// It is left out the next time.
+    /// The flag is left out the next time.
     LeftOut,
-    /// Without it the message was acknowledged; now with it again.
+    /// Without the flag the message was acknowledged; now it is sent with the flag again.
     Proving,
-    /// It makes no difference.
+    /// The flag makes no difference.
     Innocent,
 }
 
-/// A message that has ended a connection while it was alone.
+/// A message that has ended a connection while it was the only one in flight.
 #[derive(Clone, Copy, Debug)]
 struct Suspect {
     lane: Lane,
     position: Position,
     strikes: u32,
-    /// Others got through since it was struck.
+    /// Whether others were acknowledged since the last strike.
     others: bool,
     flag: Flag,
 }
 
-/// What may go before what is suspected, on this connection.
+/// What may be sent before a suspected message on this connection.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 enum Plan {
-    /// Nothing: in order.
+    /// Nothing; messages are sent in order.
     #[default]
     InOrder,
-    /// This many other messages, one after the other.
+    /// This number of other messages, one after the other.
     Others(u32),
-    /// One of another topic.
+    /// A message of another topic.
     OtherTopic,
 }
 
-/// A message that was under way.
+/// A message that was in flight.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Seen {
     pub(crate) lane: Lane,
     pub(crate) position: Position,
-    /// It was sent with the retain flag.
+    /// Whether it was sent with the retain flag.
     pub(crate) retain: bool,
 }
 
-/// What follows from the end of a connection.
+/// The conclusion from the end of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum SuspectVerdict {
-    /// Nothing yet.
+    /// Nothing is proved yet.
     Open,
-    /// It is this message.
+    /// This message is the cause.
     Guilty,
-    /// It is the retain flag; the message has arrived without it.
+    /// The retain flag is the cause; the message has arrived without it.
     Flag,
-    /// It is none of the messages.
+    /// No message is the cause.
     Upstream,
 }
 
-/// What is known about messages that may end connections; decides and does nothing.
+/// What is known about messages that may end connections. Makes decisions without I/O.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Suspicion {
-    /// Up to here messages go one at a time, per lane; `None`: this lane is not concerned.
+    /// The positions up to which messages are sent one at a time, for each lane; `None` if the lane is not concerned.
     until: [Option<Position>; 2],
-    /// How far they have got.
+    /// The positions reached in the lanes.
     passed: [Position; 2],
     entries: Vec<Suspect>,
     plan: Plan,
-    /// Connections in turn that ended at a message that was alone, while nothing was acknowledged.
+    /// The number of connections in a row that ended at a single message, without any acknowledgement.
     failures: u32,
-    /// Messages sent on this connection.
+    /// The number of messages sent on this connection.
     sent: u32,
     said: bool,
 }
 
 impl Suspicion {
-    /// Whether messages go one at a time.
+    /// Whether messages are sent one at a time.
     pub(crate) fn is_active(&self) -> bool {
         !self.entries.is_empty() || self.until.iter().any(Option::is_some)
     }
@@ -112,12 +112,12 @@ impl Suspicion {
         !self.entries.is_empty()
     }
 
-    /// The same for one lane.
+    /// Whether messages of this lane are sent one at a time.
     pub(crate) fn concerns(&self, lane: Lane) -> bool {
         self.until[lane.index()].is_some() || self.entries.iter().any(|entry| entry.lane == lane)
     }
 
-    /// A connection begins.
+    /// Handles a new connection.
     pub(crate) fn connected(&mut self) {
         self.sent = 0;
         let strikes = self.entries.iter().map(|entry| entry.strikes).max();
@@ -125,7 +125,7 @@ impl Suspicion {
         self.plan = match (strikes, self.failures) {
             (None | Some(0), _) => Plan::InOrder,
             _ if is_trying => Plan::InOrder,
-            // something got through since: it takes more of that
+            // others were acknowledged since, so more of them are needed
             (Some(strikes), 0) => Plan::Others(if strikes > 1 { 4 } else { 1 }),
             (Some(strikes), 1) => Plan::Others(if strikes > 1 { 4 } else { 1 }),
             (_, failures) if failures % 8 == 0 => Plan::Others(1),
@@ -134,7 +134,7 @@ impl Suspicion {
         };
     }
 
-    /// Whether this message is to wait for others that come behind it; `is_held`: one of its topic does.
+    /// Whether this message must wait for later ones. `is_held` tells that a message of its topic waits.
     pub(crate) fn holds(&self, lane: Lane, position: Position, is_held: bool) -> bool {
         let is_known = self.entries.iter().any(|entry| (entry.lane, entry.position) == (lane, position));
         match self.plan {
@@ -144,22 +144,21 @@ impl Suspicion {
         }
     }
 
-    /// Whether what is held has waited enough.
+    /// Whether held messages have waited long enough.
     pub(crate) fn releases(&self) -> bool {
         self.plan == Plan::InOrder
     }
 
-    /// No other message is there to go before what is held.
+    /// Goes back to the order of messages, because there is no other message to send before the held ones.
     pub(crate) fn in_order(&mut self) {
         self.plan = Plan::InOrder;
     }
 
-    /// Whether a message goes without its retain flag this time.
+    /// Whether a message is sent without its retain flag this time.
     pub(crate) fn leaves_out_flag(&self, lane: Lane, position: Position) -> bool {
         self.entry(lane, position).is_some_and(|entry| entry.flag == Flag::LeftOut)
     }
 
-    /// A message was sent.
     pub(crate) fn sent(&mut self) {
         self.sent = self.sent.saturating_add(1);
     }
@@ -168,7 +167,7 @@ impl Suspicion {
         self.entries.iter().find(|entry| (entry.lane, entry.position) == (lane, position))
     }
 
-    /// The upstream ended the connection while these were unanswered; `alone`: nothing else was.
+    /// Handles the end of a connection by the upstream with these messages unanswered. `alone` tells that nothing else was.
     pub(crate) fn ended(&mut self, unanswered: &[Seen], alone: bool) -> SuspectVerdict {
         for seen in unanswered {
             let until = &mut self.until[seen.lane.index()];
@@ -212,7 +211,7 @@ impl Suspicion {
         if is_news { SuspectVerdict::Upstream } else { SuspectVerdict::Open }
     }
 
-    /// The upstream has acknowledged a message: `false` if it is to be sent once more, with its retain flag.
+    /// Records an acknowledgement. Returns `false` if the message must be sent once more, with its retain flag.
     pub(crate) fn acked(&mut self, lane: Lane, position: Position) -> bool {
         (self.failures, self.said) = (0, false);
         let is_it = |entry: &Suspect| (entry.lane, entry.position) == (lane, position);
@@ -230,14 +229,14 @@ impl Suspicion {
         true
     }
 
-    /// A message is done with, whatever became of it.
+    /// Records that a message has ended, with whatever outcome.
     pub(crate) fn past(&mut self, lane: Lane, position: Position) {
         self.entries.retain(|entry| (entry.lane, entry.position) != (lane, position));
         let passed = &mut self.passed[lane.index()];
         *passed = (*passed).max(position);
     }
 
-    /// Nothing is held back: what is past is not suspected any more.
+    /// Ends the suspicion of messages that have ended, because nothing is held back.
     pub(crate) fn settle(&mut self) {
         if self.entries.is_empty() {
             for (until, passed) in self.until.iter_mut().zip(&mut self.passed) {
@@ -249,7 +248,7 @@ impl Suspicion {
         }
     }
 
-    /// Nothing waits in this lane.
+    /// Ends the suspicion in this lane, because no message waits in it.
     pub(crate) fn acquit(&mut self, lane: Lane) {
         self.until[lane.index()] = None;
         self.entries.retain(|entry| entry.lane != lane);
@@ -257,7 +256,7 @@ impl Suspicion {
 }
 
 impl UpstreamSession {
-    /// The upstream closed the connection, and nothing of its opening was unanswered.
+    /// Handles the end of a connection by the upstream with a complete opening.
     pub(super) fn suspect(&mut self, actions: &mut Vec<SessionAction>) {
         let unanswered =
             |message: &&SentMessage| message.is_unanswered() && message.packet_id.is_some() && !message.is_recorded;
@@ -296,7 +295,7 @@ impl UpstreamSession {
         }
     }
 
-    /// From now on nothing goes up with the retain flag.
+    /// Sends everything without the retain flag from now on.
     pub(super) fn refuse_retain(&mut self, why: &str) {
         if !std::mem::replace(&mut self.retain_refused, true) {
             warn!(
@@ -307,18 +306,18 @@ impl UpstreamSession {
         }
     }
 
-    /// Whether messages of this lane are to be handed over before those of the other, one at a time, because one of
-    /// them may be what the upstream closes connections for.
+    /// Whether messages of this lane must be sent before those of the other, one at a time, because one of them may make the
+    /// upstream close connections.
     pub(crate) fn suspects(&self, lane: Lane) -> bool {
         self.suspicion.concerns(lane)
     }
 
-    /// Nothing waits in this lane: nothing in it is suspected any more.
+    /// Ends the suspicion in this lane, because no message waits in it.
     pub(crate) fn acquit(&mut self, lane: Lane) {
         self.suspicion.acquit(lane);
     }
 
-    /// Whether a message is to wait until others have got through.
+    /// Whether a message must wait until others are acknowledged.
     pub(super) fn is_held_back(&self, lane: Lane, position: Position, message: &Message) -> bool {
         if self.held == 0 {
             return self.suspicion.holds(lane, position, false);
@@ -333,7 +332,7 @@ impl UpstreamSession {
         count < HELD && self.suspicion.holds(lane, position, has_topic)
     }
 
-    /// The message that was held back and whose turn it is.
+    /// The message that was held back and is sent next.
     pub(crate) fn held(&self) -> Option<&Message> {
         if self.held == 0
             || self.link.is_none()
@@ -350,7 +349,7 @@ impl UpstreamSession {
         held.source.as_ref().map(|source| &source.message)
     }
 
-    /// Nothing else is there to hand over: whether something that was held back has its turn now.
+    /// Returns whether a held message can be sent now, because there is no other message to send.
     pub(crate) fn nothing_else(&mut self) -> bool {
         if self.held > 0 && !self.suspicion.releases() && !self.in_flight.iter().any(SentMessage::is_unanswered) {
             self.suspicion.in_order();
@@ -358,7 +357,7 @@ impl UpstreamSession {
         self.held().is_some()
     }
 
-    /// Sends what [`UpstreamSession::held`] says; `is_current` as for [`UpstreamSession::delivery`].
+    /// Sends the message of [`UpstreamSession::held`]; `is_current` as for [`UpstreamSession::delivery`].
     pub(crate) fn send_held(&mut self, is_current: bool, now: u64) -> Vec<SessionAction> {
         let mut actions = Vec::new();
         let Some(at) = self.in_flight.iter().position(|message| message.held) else { return actions };

@@ -1,14 +1,14 @@
-//! Bytes of messages that an upstream has not answered yet.
+//! Counts the bytes of messages that an upstream has not answered yet.
 
 use super::{Role, SentFrom};
 
-/// No further message goes while so many bytes are unanswered: a window of large messages would be as large as the rest of
-/// the gateway.
+/// No further message is sent while this many bytes are unanswered, because a window of large messages could need as much
+/// memory as the rest of the gateway.
 pub(crate) const UNDER_WAY_BYTES: usize = 4 << 20;
-/// Bytes of a backlog that may be under way: half a second on a line of 1 Mbit/s.
+/// The most bytes of a backlog in flight: half a second on a line of 1 Mbit/s.
 pub(crate) const BACKLOG_BYTES: usize = 64 << 10;
 
-/// What is under way, in bytes.
+/// The bytes in flight.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct UnderWay {
     all: usize,
@@ -16,12 +16,12 @@ pub(super) struct UnderWay {
 }
 
 impl UnderWay {
-    /// Whether another message would be too much.
+    /// Whether no further message may be sent.
     pub(super) fn is_enough(self, role: Role) -> bool {
         self.all >= UNDER_WAY_BYTES || role == Role::Backlog && self.of_backlog >= BACKLOG_BYTES
     }
 
-    /// A message is handed over.
+    /// Counts a message that is handed over.
     pub(super) fn begin(&mut self, source: &SentFrom) {
         self.all += source.message.size();
         if source.role == Role::Backlog {
@@ -29,7 +29,7 @@ impl UnderWay {
         }
     }
 
-    /// It has ended.
+    /// Ends the count of a message.
     pub(super) fn end(&mut self, source: &SentFrom) {
         self.all = self.all.saturating_sub(source.message.size());
         if source.role == Role::Backlog {

@@ -1,4 +1,4 @@
-//! Settings of each upstream: where it is, how to speak with it and which topics go which way.
+//! Settings of each upstream: its addresses, how to connect to it, and which topics are forwarded in which direction.
 
 pub mod overlap;
 
@@ -10,77 +10,77 @@ pub(crate) use self::overlap::loops;
 pub use super::address::{Proxy, ProxyScheme, Scheme, UpstreamAddress};
 use crate::message::{Qos, Topic, via};
 
-/// `journal.order`: the order in which upstreams get what waits for them.
+/// `journal.order`: the order in which upstreams get waiting messages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub enum Order {
-    /// As accepted.
+    /// The order in which messages were accepted.
     #[default]
     Strict,
-    /// After an outage, new messages need not wait behind the backlog.
+    /// After an outage, new messages do not wait for the backlog.
     LiveFirst,
 }
 
-/// One `[[upstream]]`.
+/// One upstream, as in a table `[[upstream]]`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct UpstreamSettings {
-    /// Name, unique among the upstreams.
+    /// The name, unique among the upstreams.
     pub(crate) name: String,
-    /// Where it is, tried in turn; at least one.
+    /// The addresses, which are tried in turn; at least one.
     pub addresses: Vec<UpstreamAddress>,
-    /// Version of MQTT to speak.
+    /// The MQTT versions that are tried.
     pub protocol: Protocol,
-    /// With [`Protocol::Auto`]: the rules would loop on 3.1.1, so there is no falling back to it.
+    /// With [`Protocol::Auto`]: whether 3.1.1 is excluded because the rules would loop there.
     pub(crate) v5_only: bool,
-    /// Client id, not empty.
+    /// The client id, which is not empty.
     pub(crate) client_id: String,
-    /// It is not configured.
+    /// Whether the client id is not configured but derived.
     pub(crate) has_default_client_id: bool,
-    /// User name.
     pub(crate) username: Option<String>,
-    /// Where the password comes from, only with a user name.
+    /// The source of the password; only with a user name.
     pub(crate) password: Option<Password>,
-    /// Whether the upstream forgets us when the connection ends.
+    /// Whether the upstream forgets our session when the connection ends.
     pub(crate) clean_session: bool,
-    /// On version 5: how long the upstream keeps messages for us; whole seconds.
+    /// With version 5: how long the upstream keeps messages for us, in whole seconds.
     pub(crate) session_expiry: Duration,
-    /// From 5 s to 65535 s, whole seconds.
+    /// From 5 s to 65535 s, in whole seconds.
     pub(crate) keep_alive: Duration,
-    /// QoS 1 messages sent and not yet acknowledged; at least 1.
+    /// The most QoS 1 messages that are sent and not acknowledged; at least 1.
     pub(crate) max_inflight: u16,
-    /// For `mqtts` and `wss` addresses; `None`: the system's roots, no client certificate.
+    /// Settings for `mqtts` and `wss` addresses; `None` means the system's roots and no client certificate.
     pub(crate) tls: Option<UpstreamTls>,
-    /// What connections go through.
+    /// The proxy for all connections.
     pub(crate) proxy: Option<Proxy>,
-    /// From the first packet of TCP to CONNACK.
+    /// The longest time from the first TCP packet to CONNACK.
     pub(crate) connect_timeout: Duration,
-    /// Waits between attempts to connect.
+    /// The pauses between attempts to connect.
     pub(crate) retry: Retry,
-    /// After this time with another than the first address, the first is tried again; `None`: never.
+    /// When the first address is tried again, while another one is in use; `None` means never.
     pub(crate) failback: Option<Duration>,
-    /// Most messages in a time.
+    /// The most messages in a time.
     pub(crate) rate: Option<Rate>,
-    /// Remote topic that says whether the gateway is connected.
+    /// The remote topic that tells whether the gateway is connected.
     pub(crate) status_topic: Option<Topic>,
-    /// Local topics that go up.
+    /// The rules for local topics that are sent to the upstream.
     pub(crate) out: Vec<OutRule>,
-    /// Remote topics that come down.
+    /// The rules for remote topics that are taken from the upstream.
     pub(crate) inbound: Vec<InRule>,
-    /// Topics that go both ways.
+    /// The rules for topics that are forwarded in both directions.
     pub(crate) both: Vec<BothRule>,
-    /// Local topics that only the gateway itself publishes: nothing comes down to them.
+    /// Local topics that only the gateway publishes, so nothing from the upstream is accepted on them.
     pub(crate) reserved: Vec<String>,
 }
 
 impl UpstreamSettings {
-    /// How this gateway introduces itself to an upstream that may be a gateway too: by its id, if it takes messages in under
-    /// the topics that they have there. That gateway then need not deliver what it forwards here anyway.
+    /// The name by which this gateway introduces itself to an upstream that may be a gateway too. It is the gateway's id if
+    /// it accepts messages under the same topics as there. The other gateway then does not deliver messages that it forwards
+    /// here anyway.
     pub(crate) fn introduction(&self) -> String {
         let inbound = self.inbound.iter().all(|rule| rule.local_prefix == rule.remote_prefix);
         let both = self.both.iter().all(|rule| rule.local_prefix == rule.remote_prefix);
         if inbound && both { via::Id::ours().as_str().to_owned() } else { String::new() }
     }
 
-    /// An upstream with the defaults of everything that has one, and no rules.
+    /// An upstream with the defaults and no rules.
     pub(crate) fn new(name: impl Into<String>, addresses: Vec<UpstreamAddress>, client_id: impl Into<String>) -> Self {
         UpstreamSettings {
             name: name.into(),
@@ -110,21 +110,19 @@ impl UpstreamSettings {
     }
 }
 
-/// Where a password comes from. It is fetched for each connection, so that a new one is used at once.
+/// The source of a password. It is read for each connection, so that a new password is used at once.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Password {
-    /// A file: its text without the line end.
+    /// The text of a file without the line ending.
     File(PathBuf),
-    /// A program and its arguments: what it prints, without the line end.
+    /// The output of a program with these arguments, without the line ending.
     Command(Vec<String>),
 }
 
-/// Waits between attempts to connect: they double from the first to the second, each shortened at random by up to half.
+/// The pauses between attempts to connect. They double from `min` to `max`, and each is shortened at random by up to half.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Retry {
-    /// The first.
     pub(crate) min: Duration,
-    /// The longest.
     pub(crate) max: Duration,
 }
 
@@ -134,7 +132,7 @@ impl Default for Retry {
     }
 }
 
-/// Most messages in a time: `50/s`, `600/min`, `1000/h`.
+/// The most messages in a time, written as `50/s`, `600/min` or `1000/h`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Rate {
     messages: u32,
@@ -142,7 +140,7 @@ pub struct Rate {
 }
 
 impl Rate {
-    /// Reads a rate as the configuration has it.
+    /// Reads a rate in the form of the configuration.
     pub fn parse(text: &str) -> Option<Rate> {
         let (messages, unit) = text.split_once('/')?;
         let seconds = match unit.trim() {
@@ -155,100 +153,98 @@ impl Rate {
         Some(Rate { messages, per: Duration::from_secs(seconds) })
     }
 
-    /// Between two messages.
+    /// The time between two messages.
     pub(crate) fn interval(self) -> Duration {
         self.per / self.messages
     }
 
-    /// Messages in a second.
+    /// The number of messages in a second.
     pub fn per_second(self) -> f64 {
         f64::from(self.messages) / self.per.as_secs_f64()
     }
 }
 
-/// Version of MQTT to speak with an upstream.
+/// The MQTT versions for an upstream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub enum Protocol {
-    /// 5, and 3.1.1 where that is refused.
+    /// Version 5, and 3.1.1 if that is refused.
     #[default]
     Auto,
-    /// 5 only.
+    /// Only version 5.
     V5,
-    /// 3.1.1 only.
+    /// Only version 3.1.1.
     V4,
 }
 
-/// TLS towards an upstream; files are in PEM.
+/// TLS for an upstream. All files are in PEM.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
 pub(crate) struct UpstreamTls {
-    /// SHA-256 of the one certificate that is accepted, whoever signed it and whatever it says.
+    /// The SHA-256 digest of the only certificate that is accepted, whoever signed it and whatever it contains.
     pub(crate) fingerprint: Option<[u8; 32]>,
-    /// The name that the certificate is to have, and that the upstream is told; `None`: the host of the address.
+    /// The name that the certificate must have and that the upstream is told; `None` means the host of the address.
     pub(crate) server_name: Option<String>,
-    /// Protocols to offer (ALPN).
+    /// The protocols to offer (ALPN).
     pub(crate) alpn: Vec<String>,
-    /// Authorities that sign the upstream's certificate; `None`: the system's.
+    /// The authorities that sign the upstream's certificate; `None` means those of the system.
     pub(crate) ca: Option<PathBuf>,
-    /// Our certificate chain; always with `key`.
+    /// Our certificate chain; only together with `key`.
     pub(crate) cert: Option<PathBuf>,
-    /// Our private key; always with `cert`.
+    /// Our private key; only together with `cert`.
     pub(crate) key: Option<PathBuf>,
 }
 
-/// QoS of messages that go up.
+/// The QoS of messages to the upstream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub(crate) enum OutQos {
-    /// QoS 0 at most.
+    /// QoS 0 for all messages.
     AtMostOnce,
-    /// QoS 1 for all, so that messages published at QoS 0 are confirmed too.
+    /// QoS 1 for all messages, so that those published at QoS 0 are confirmed too.
     #[default]
     AtLeastOnce,
-    /// QoS 2 for all: exactly once, where the upstream keeps our session.
+    /// QoS 2 for all messages: they arrive exactly once if the upstream keeps our session.
     ExactlyOnce,
-    /// As published; 2 goes up as 1.
+    /// The QoS of the publication; 2 is sent as 1.
     Keep,
 }
 
-/// Maps topics between here and an upstream: the local topics of `local_prefix` + `topic_filter` correspond to the
-/// remote topics of `remote_prefix` + `topic_filter`. An empty `topic_filter` maps the one topic `local_prefix` to the
-/// one topic `remote_prefix`. Both joined filters are valid, and the prefixes have no wildcards.
+/// Maps topics between the gateway and an upstream. The local topics of `local_prefix` + `topic_filter` correspond to the
+/// remote topics of `remote_prefix` + `topic_filter`. An empty `topic_filter` maps the single topic `local_prefix` to the
+/// single topic `remote_prefix`. Both joined filters are valid, and prefixes contain no wildcards.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Rule<Q> {
-    /// What both sides have in common; empty for a single topic.
+    /// The common part of both sides; empty for a single topic.
     pub(crate) topic_filter: String,
-    /// In front of it here.
+    /// The local prefix.
     pub(crate) local_prefix: String,
-    /// In front of it there.
+    /// The remote prefix.
     pub(crate) remote_prefix: String,
-    /// QoS of what is passed on.
+    /// The QoS of forwarded messages.
     pub(crate) qos: Q,
-    /// Whether the retain flag is passed on.
+    /// Whether the retain flag is forwarded.
     pub(crate) retain: bool,
-    /// What waited for longer does not go up.
+    /// Messages that have waited for longer are not sent.
     pub(crate) max_age: Option<Duration>,
-    /// Where the rule stands in the configuration.
+    /// The place of the rule in the configuration.
     pub(crate) place: SecretPlace,
 }
 
 impl<Q> Rule<Q> {
-    /// The filter of the local topics.
     pub(crate) fn local_filter(&self) -> String {
         format!("{}{}", self.local_prefix, self.topic_filter)
     }
 
-    /// The filter of the remote topics.
     pub(crate) fn remote_filter(&self) -> String {
         format!("{}{}", self.remote_prefix, self.topic_filter)
     }
 
-    /// What it does, for people.
+    /// The rule in words, for people.
     fn in_words(&self, way: &str, from: &str, to: &str) -> String {
         if from == to { format!("{from} {way}") } else { format!("{from} {way} as {to}") }
     }
 }
 
 impl UpstreamSettings {
-    /// What goes up and what comes down, for people.
+    /// All rules in words, for people.
     pub(crate) fn rules_in_words(&self) -> Vec<String> {
         let up = self.out.iter().map(|rule| rule.in_words("goes up", &rule.local_filter(), &rule.remote_filter()));
         let down =
@@ -259,17 +255,18 @@ impl UpstreamSettings {
     }
 }
 
-/// One `[[upstream.out]]`: local topics go up.
+/// A rule of `[[upstream.out]]`: local topics are sent to the upstream.
 pub(crate) type OutRule = Rule<OutQos>;
 
-/// One `[[upstream.in]]`: remote topics come down, at most at this QoS.
+/// A rule of `[[upstream.in]]`: remote topics are taken from the upstream, at most at this QoS.
 pub(crate) type InRule = Rule<Qos>;
 
-/// One `[[upstream.both]]`: topics go both ways; the QoS is that of the way up, and [`BothRule::qos_in`] that down.
+/// A rule of `[[upstream.both]]`. Its QoS applies to the direction to the upstream, and [`BothRule::qos_in`] to the other
+/// one.
 pub(crate) type BothRule = Rule<OutQos>;
 
 impl BothRule {
-    /// QoS to subscribe with for the way down.
+    /// The QoS of the subscription for the direction from the upstream.
     pub(crate) fn qos_in(&self) -> Qos {
         match self.qos {
             OutQos::AtMostOnce => Qos::AtMostOnce,
@@ -279,13 +276,12 @@ impl BothRule {
     }
 }
 
-/// `FILE:LINE` of a rule, for messages. All places are equal: where a rule stands says nothing about what it does, and
+/// `FILE:LINE` of a rule, for messages. All places are equal, because the place of a rule does not affect what it does, and
 /// moving it is no change.
 #[derive(Clone, Default)]
 pub(crate) struct SecretPlace(Box<str>);
 
 impl SecretPlace {
-    /// A line of a file.
     pub(crate) fn new(file: &str, line: usize) -> SecretPlace {
         SecretPlace(format!("{file}:{line}").into())
     }

@@ -1,11 +1,11 @@
-//! Which topics two filters share, and which rules of an upstream would loop.
+//! Finds out which topics two filters share, and which rules of an upstream would loop.
 
 use super::{SecretPlace, UpstreamSettings};
 
-/// Whether there is a topic that both filters select [MQTT-4.7.1, 4.7.2]. The empty text, which is no topic, counts as
-/// one: only `/#` and `+` have nothing else in common.
+/// Whether at least one topic matches both filters [MQTT-4.7.1, 4.7.2]. The empty text, which is no topic, counts as one,
+/// because `/#` and `+` have nothing else in common.
 pub fn filters_overlap(a: &str, b: &str) -> bool {
-    // a filter that begins with a wildcard selects no topic that begins with '$'
+    // a filter that begins with a wildcard matches no topic that begins with '$'
     let apart = |a: &str, b: &str| a.starts_with(['+', '#']) && b.starts_with('$');
     if apart(a, b) || apart(b, a) {
         return false;

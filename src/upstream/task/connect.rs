@@ -1,4 +1,4 @@
-//! Connecting: addresses and versions in turn, and what is said about it.
+//! Connects: tries addresses and versions in turn, and logs the results.
 
 use std::time::Duration;
 
@@ -11,11 +11,11 @@ use crate::upstream::approach::NextAttempt;
 use crate::upstream::tls;
 use crate::upstream::wire::{Broken, Link, StatusWill, UpstreamClient};
 
-/// Different reasons for failing to connect that are logged.
+/// The number of different failures to connect that are logged.
 const REASONS: usize = 8;
 
 impl<C: UpstreamClient> Upstream<C> {
-    /// Tries the addresses in turn until one accepts; `None`: cancelled.
+    /// Tries the addresses in turn until one accepts; `None` if cancelled.
     pub(super) async fn connect(&mut self, pulse: &mut Pulse, cancel: &CancellationToken) -> Option<Link> {
         let (mut failed_in_turn, mut sent_away) = (0, 0);
         loop {
@@ -35,7 +35,7 @@ impl<C: UpstreamClient> Upstream<C> {
                 () = cancel.cancelled() => return None,
                 result = pulse.during(attempt) => result,
             };
-            // whoever refuses has not made a session
+            // an upstream that refuses has not made a session
             self.mark.asked(!matches!(result, Err(Broken::Silent)));
             let why = match result {
                 Ok(link) => {
@@ -88,7 +88,7 @@ impl<C: UpstreamClient> Upstream<C> {
         warn!(upstream, topic, "the upstream does not take the will {how}");
     }
 
-    /// An attempt to connect failed: a new reason is logged, then every doubling of the count.
+    /// Logs a failed attempt: a new reason at once, and a known one whenever the count has doubled.
     fn failed(&mut self, why: &Broken, shown: &str, pause: Duration) {
         self.shown.failed_attempts += 1;
         let attempts = self.shown.failed_attempts;
@@ -101,7 +101,7 @@ impl<C: UpstreamClient> Upstream<C> {
         let waiting = self.consumers.backlog().messages;
         let next_attempt = format!("in {:.1} s", pause.as_secs_f32());
         match why {
-            // nothing but a person mends that
+            // only a person can repair this
             Broken::Unprepared(_) | Broken::Refused(..) | Broken::SentAway(_)
                 if is_new && self.reasons.len() < REASONS =>
             {

@@ -1,10 +1,11 @@
-//! Steps of QoS 2 exchanges that wait for the disk, and what precedes them where the upstream's session is another one.
+//! The steps of QoS 2 exchanges that wait for the disk, and the preparations if the upstream's session is another one.
 //!
-//! Where a connection leads to a session that the steps in the journal do not belong to (see [`SessionMark`]), nothing of the
-//! journal leaves before these are forgotten, and that is safe: all that is in flight is sent again. In a session of another
-//! time, packet ids may still be in use, and a new message under one of them would be taken for the old one: all of them are
-//! released first. Only then the steps belong to that session, so whatever ends in between, it begins anew. A disk that takes
-//! nothing of that for long ends the connection, with a fault that is shown: it is tried again, and nothing is lost.
+//! If a connection leads to a session to which the steps in the journal do not belong (see [`SessionMark`]), nothing of the
+//! journal is sent before these steps are forgotten on disk; all messages in flight are sent again. In a session from
+//! another time, packet ids may still be in use, and a new message under one of them would be taken for the old one, so all
+//! of them are freed first. Only then the steps are assigned to that session, so an interruption makes the procedure start
+//! again. If the disk does not accept this for long, the connection ends with a fault that is shown; it is tried again, and
+//! nothing is lost.
 //!
 //! [`SessionMark`]: crate::upstream::mark::SessionMark
 
@@ -22,28 +23,28 @@ use crate::upstream::lanes::Lane;
 use crate::upstream::session::{ANSWER_TIMEOUT_MS, EXACT_IDS};
 use crate::upstream::wire::{Ack, Broken, Link, UpstreamClient};
 
-/// Packet ids that are being released at once.
+/// The number of packet ids that are freed at a time.
 const PAGE: usize = 256;
-/// After so many connections that ended meanwhile, packet ids are not released any more.
+/// After this number of connections that ended meanwhile, packet ids are not freed any more.
 const MOST_ENDED: u32 = 2;
 
-/// A disk that takes nothing is waited for no longer than this; then the connection ends.
+/// The longest wait for the disk before the connection ends.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// What is to be done before messages leave.
+/// A step that must be done before messages are sent.
 #[derive(Debug)]
 enum ExactStep {
-    /// The steps are to be noted as forgotten.
+    /// Record that the old steps are forgotten.
     Forget,
-    /// That is safe at this place.
+    /// Wait until that is on disk, at this position.
     Forgotten(Position),
-    /// All packet ids are released.
+    /// Free all packet ids.
     Release(Freed),
-    /// The steps that follow are marked as those of this session; `false`: packet ids may be in use there.
+    /// Record that the following steps belong to this session. `false` tells that packet ids may be in use there.
     Mark(bool),
 }
 
-/// Packet ids that are being released.
+/// The packet ids that are being freed.
 #[derive(Debug)]
 struct Freed {
     left: RangeInclusive<u16>,
@@ -64,23 +65,24 @@ impl Freed {
     }
 }
 
-/// Steps of QoS 2 that wait for the disk before the next packet goes out.
+/// The steps of QoS 2 exchanges that wait for the disk before the next packet is sent.
 #[derive(Debug, Default)]
 pub(super) struct Exact {
-    /// PUBREL leaves when this place is safe.
+    /// PUBREL leaves when this position is on disk.
     releases: VecDeque<(Position, u16)>,
     step: Option<ExactStep>,
-    /// Packet ids may be in use in the session that is present.
+    /// Whether packet ids may be in use in the upstream's session.
     is_foreign: bool,
-    /// The steps in the journal are not those of the session there: also on the next connection, until it is done.
+    /// Whether the steps in the journal do not belong to the upstream's session. It stays set over connections until they
+    /// are forgotten.
     must_forget: bool,
-    /// Whether this connection began as one with messages at QoS 2.
+    /// Whether this connection began with messages at QoS 2.
     begun_as: bool,
-    /// The disk is waited for until then.
+    /// The end of the wait for the disk.
     until: Option<Instant>,
-    /// Connections that the upstream ended while packet ids were released.
+    /// The number of connections that the upstream ended while packet ids were freed.
     ended: u32,
-    /// Place of the newest PUBREC.
+    /// The position of the newest recorded PUBREC.
     recorded: Position,
 }
 
@@ -98,16 +100,16 @@ impl Exact {
         }
     }
 
-    /// Whether the disk has not taken for long what must be safe before messages leave.
+    /// Whether the disk has not accepted for long what must be written before messages are sent.
     pub(crate) fn is_overdue(&self) -> bool {
         let waits = matches!(self.step, Some(ExactStep::Forget | ExactStep::Forgotten(_) | ExactStep::Mark(_)));
         waits && self.until.is_some_and(|until| until <= Instant::now())
     }
 
-    /// Whether a connection that serves messages at QoS 2, or one that does not, must begin anew for what the rules say now.
+    /// Whether a connection must start anew, because the rules now need messages at QoS 2 or do not need them any more.
     pub(crate) fn is_another(&self, is_exact: bool, has_exact: bool, marked: Option<bool>) -> bool {
         match marked {
-            // what is marked is only that this is to be done again
+            // the record only says that this must be done again
             Some(_) if self.must_forget => self.begun_as != is_exact,
             Some(was_exact) => was_exact != is_exact,
             None => has_exact,
@@ -120,7 +122,7 @@ impl Exact {
         self.ended += u32::from(is_releasing && matches!(why, Broken::Closed | Broken::Dismissed(..)));
     }
 
-    /// The upstream has answered to a PUBREL.
+    /// Records the upstream's answer to a PUBREL.
     pub(crate) fn answered(&mut self, packet_id: u16) {
         if let Some(ExactStep::Release(freed)) = &mut self.step {
             freed.answered(packet_id);
@@ -129,19 +131,19 @@ impl Exact {
 }
 
 impl<C: UpstreamClient> Upstream<C> {
-    /// Whether something is noted that a new session there would make wrong.
+    /// Whether something is recorded that would be wrong in a new session.
     pub(super) fn has_steps(&self) -> bool {
         self.inbox.has_steps()
             || self.exact.recorded > *self.synced.borrow()
             || self.consumers.all().any(|(_, consumer)| !self.journal.released(consumer).is_empty())
     }
 
-    /// Whether what goes up or comes down, or has done so before, is to come exactly once.
+    /// Whether messages in any direction must arrive exactly once, or did so before.
     fn needs_steps(&self) -> bool {
         self.session.has_exact() || self.exact.must_forget || self.mark.is_exact() == Some(true) || self.has_steps()
     }
 
-    /// There is a connection: whether exchanges go on, or begin anew.
+    /// Decides on a new connection whether exchanges continue or start anew.
     pub(super) fn begin_exact(&mut self, link: &Link) {
         let is_exact = self.session.is_exact();
         self.exact.begun_as = is_exact;
@@ -150,7 +152,7 @@ impl<C: UpstreamClient> Upstream<C> {
             warn!(upstream, "the upstream does not take QoS 2: messages of rules with qos = 2 may come there twice");
         }
         if link.session_present && !self.exact.must_forget && self.mark.goes_on(is_exact) {
-            // where it cannot be written, there is a doubt after a crash, as there was one before
+            // if this cannot be written, there is a doubt after a crash, as there was before
             let _ = self.mark.set(is_exact, false);
             return;
         }
@@ -171,16 +173,16 @@ impl<C: UpstreamClient> Upstream<C> {
         self.inbox.forget();
     }
 
-    /// Whether messages may leave; does what is to be done before.
+    /// Does the next steps of the preparation, and returns whether messages may be sent.
     fn go_on(&mut self, synced: Position) -> bool {
         loop {
             match &mut self.exact.step {
                 None => return true,
-                // what is on its way to the disk is not known as a step before it is there
+                // a step counts as known only when it is on disk
                 Some(ExactStep::Forget) if self.exact.recorded > synced => return false,
                 Some(ExactStep::Forget) => match self.forget_exchanges() {
                     Ok(position) => self.exact.step = Some(ExactStep::Forgotten(position)),
-                    // there is room again when something has become safe
+                    // there is room again when something has been synced
                     Err(Full) => return false,
                 },
                 Some(ExactStep::Forgotten(position)) if *position > synced => return false,
@@ -215,8 +217,8 @@ impl<C: UpstreamClient> Upstream<C> {
                         return false;
                     }
                 }
-                // what is not sure is done again on the next connection, also after a restart: until then the session is marked
-                // as one without messages at QoS 2, and with a doubt
+                // an uncertain step is done again on the next connection, also after a restart; until then the session is
+                // recorded as one without messages at QoS 2, with a doubt
                 Some(ExactStep::Mark(is_sure)) => {
                     let is_sure = *is_sure;
                     if self.mark.set(self.session.is_exact() && is_sure, !is_sure).is_err() {
@@ -233,7 +235,7 @@ impl<C: UpstreamClient> Upstream<C> {
         }
     }
 
-    /// The place where it is safe.
+    /// Forgets the exchanges, and returns the position at which that is on disk.
     fn forget_exchanges(&mut self) -> Result<Position, Full> {
         let mut safe = self.inbox.note_forgotten()?;
         let mut count = 0;
@@ -253,15 +255,15 @@ impl<C: UpstreamClient> Upstream<C> {
         Ok(safe)
     }
 
-    /// The upstream has a message.
+    /// Records that the upstream has a message.
     pub(super) fn record(&mut self, lane: Lane, ordinal: u64, packet_id: u16) {
-        // where the journal takes nothing at all, going on empties it; a crash by then may double the message
+        // if the journal accepts nothing at all, going on empties it; a crash before that may duplicate the message
         let place = self.journal.note(self.consumers.id(lane), Note::Released(ordinal)).unwrap_or_default();
         self.exact.recorded = self.exact.recorded.max(place);
         self.exact.releases.push_back((place, packet_id));
     }
 
-    /// Says PUBREL as far as PUBREC is safe; whether messages may leave.
+    /// Sends PUBREL for messages whose PUBREC is on disk, and returns whether messages may be sent.
     pub(super) fn release_safe(&mut self, synced: Position) -> bool {
         while let Some((position, packet_id)) = self.exact.releases.front().copied()
             && position <= synced

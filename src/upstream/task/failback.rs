@@ -1,4 +1,5 @@
-//! Back to the first address: after the stated time with another one it is looked at again, and preferred if it answers.
+//! Returns to the first address: while another one is in use, the first is checked after the configured time, and used if it
+//! answers.
 
 use std::future::pending;
 use std::sync::Arc;
@@ -10,10 +11,10 @@ use tokio::time::{Instant, sleep_until};
 use crate::upstream::client::is_reachable;
 use crate::upstream::settings::UpstreamSettings;
 
-/// Waits are longer by up to this part, at random, so that many gateways do not come back at once.
+/// The part by which waits are lengthened at random, so that many gateways do not come back at once.
 const JITTER: f64 = 0.25;
 
-/// A look at the first address, now or later.
+/// A check of the first address, now or later.
 #[derive(Debug)]
 pub(super) enum Failback {
     At(Instant),
@@ -21,13 +22,13 @@ pub(super) enum Failback {
 }
 
 impl Failback {
-    /// For a connection to this address.
+    /// The check during a connection to this address.
     pub(crate) fn after(settings: &UpstreamSettings, address: usize) -> Option<Failback> {
         let wait = settings.failback.filter(|_| address > 0)?;
         Some(Failback::At(Instant::now() + jittered(wait)))
     }
 
-    /// Waits until the first address is found to answer. Safe to cancel.
+    /// Waits until the first address answers. Safe to cancel.
     pub(crate) async fn is_due(this: &mut Option<Failback>, settings: &Arc<UpstreamSettings>) -> bool {
         let Some(failback) = this else { return pending().await };
         loop {

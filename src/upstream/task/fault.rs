@@ -1,20 +1,20 @@
-//! An upstream that is not there is a part with a fault, until it is.
+//! Reports an upstream without a connection as a faulty part.
 
 use super::Upstream;
 use crate::health::{Fault, Health};
 use crate::upstream::wire::{Broken, UpstreamClient};
 
-/// What names of these parts begin with.
+/// The prefix of the names of these parts.
 pub(crate) const PART: &str = "upstream ";
 
 impl<C: UpstreamClient> Upstream<C> {
-    /// Tells this of an upstream that is not there, from now on. What happened is in the log already.
+    /// Reports to this health from now on. The events are in the log already.
     pub(crate) fn report_to(mut self, health: Health) -> Self {
         self.health = health;
         self
     }
 
-    /// There is no connection, for this reason, which is shown in these words.
+    /// Reports that there is no connection. `shown` is the reason in words.
     pub(super) fn is_down(&self, why: &Broken, shown: &str) {
         let remedy = match why {
             Broken::Unprepared(_) => "put it there; it is looked for at every attempt, and messages wait",
@@ -30,13 +30,13 @@ impl<C: UpstreamClient> Upstream<C> {
         self.health.set(&format!("{PART}{}", self.name), Some(&fault));
     }
 
-    /// What must be safe before messages leave is not, because the disk takes nothing.
+    /// Reports that the disk does not accept what must be written before messages are sent.
     pub(super) fn disk_is_slow(&self) -> Broken {
         let why = self.journal.status().failing.unwrap_or_else(|| "the disk takes nothing".into());
         Broken::Failed(format!("the upstream's session is another one, and that cannot be noted in the journal: {why}"))
     }
 
-    /// There is a connection, or none is wanted any more.
+    /// Ends the fault, because there is a connection, or none is wanted any more.
     pub(super) fn is_well(&self) {
         self.health.set(&format!("{PART}{}", self.name), None);
     }

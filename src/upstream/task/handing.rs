@@ -1,4 +1,4 @@
-//! What waits in the journal is handed over.
+//! Sends the messages that wait in the journal.
 
 use super::{AT_ONCE, Upstream};
 use crate::exchange::trace::TraceEvent;
@@ -9,7 +9,8 @@ use crate::upstream::session::SessionAction;
 use crate::upstream::wire::{Role, UpstreamClient};
 
 impl<C: UpstreamClient> Upstream<C> {
-    /// Hands over what there is room for: whether there may be more, `None` if the connection takes nothing.
+    /// Sends messages as far as there is room. Returns whether there may be more, or `None` if the connection accepts
+    /// nothing.
     pub(super) fn take_from_journal(&mut self) -> Option<bool> {
         let now = self.clock.boot_ms();
         let is_traced = self.door.is_tracing();
@@ -55,7 +56,7 @@ impl<C: UpstreamClient> Upstream<C> {
         }
     }
 
-    /// The next message, from the first lane in turn that has one and may hand it over.
+    /// The next message, from the first lane in turn that has one and may send it.
     fn next_delivery(&mut self) -> Option<((Lane, Role), Delivery)> {
         let mut turns = self.lanes.in_turn();
         if !self.session.suspects(turns[0].0) && self.session.suspects(turns[1].0) {

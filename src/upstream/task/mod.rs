@@ -1,4 +1,4 @@
-//! The task of one upstream: connects, lets the session decide, and does what it says.
+//! The task of one upstream: connects, passes events to the session, and performs its actions.
 
 mod connect;
 mod exact;
@@ -40,23 +40,23 @@ use crate::message::{Origin, via};
 use crate::status::{UpstreamShown, UpstreamSnapshot, UpstreamState};
 use crate::time::SharedClock;
 
-/// After something has happened, the snapshot is brought up to date within this time; and messages from the upstream that
-/// found no room are tried again.
+/// The longest time until the snapshot is updated after an event, and the pause before messages from the upstream that found
+/// no room are tried again.
 const SOON: Duration = Duration::from_millis(500);
-/// Time for what is in flight, the status and the good-bye when the gateway stops.
+/// The time for messages in flight, the status and the DISCONNECT when the gateway stops.
 const GOOD_BYE: Duration = Duration::from_secs(2);
-/// Messages taken from the journal before anything else gets a turn.
+/// The number of messages that are taken from the journal before other work gets a turn.
 const AT_ONCE: usize = 128;
 
-/// Why an upstream's task ended.
+/// Why the task of an upstream ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum UpstreamError {
-    /// There is nobody to publish to.
+    /// The exchange has ended.
     #[error("the upstream's messages cannot be published")]
     Ingress(#[from] IngressError),
 }
 
-/// One upstream, known to the journal and the ingress, ready to run.
+/// One upstream, registered in the journal and the ingress, and ready to run.
 pub struct Upstream<C> {
     name: String,
     settings: watch::Receiver<Arc<UpstreamSettings>>,
@@ -75,36 +75,36 @@ pub struct Upstream<C> {
     pub(super) snapshots: watch::Sender<UpstreamSnapshot>,
     shown: UpstreamSnapshot,
     backoff: Backoff,
-    /// The upstream, if it is a gateway.
+    /// The id of the upstream, if it is a gateway.
     gateway: Option<via::Id>,
-    /// Index of the address that is tried next.
+    /// The index of the address that is tried next.
     address: usize,
-    /// How the addresses are spoken to.
+    /// The versions and wills for the addresses.
     approach: Approach,
     twins: Twins,
-    /// Whether another address may be preferred again.
+    /// The check of a preferred address, if another one is in use.
     failback: Option<Failback>,
-    /// What was logged since the last connection, so that it is not logged again.
+    /// The reasons that were logged since the last connection, so that they are not logged again.
     reasons: Vec<String>,
-    /// When the snapshot is to be brought up to date.
+    /// When the snapshot must be updated.
     show_at: Option<Instant>,
     exact: Exact,
     mark: SessionMark,
     health: Health,
 }
 
-/// Why a conversation ended, or a wait did.
+/// Why a conversation or a pause ended.
 enum ConversationEnd {
     Broken(Broken),
-    /// The settings changed in a way that needs a new connection.
+    /// The settings have changed in a way that needs a new connection.
     Changed,
-    /// A better address answers again.
+    /// A preferred address answers again.
     Failback,
     Cancelled,
 }
 
 impl Upstream<RemoteClient> {
-    /// An upstream of the gateway. From now on the journal keeps what its rules send up. Must be called within the
+    /// Creates an upstream. From now on the journal keeps the messages that its rules forward. Must be called within the
     /// runtime.
     pub(crate) fn new(
         settings: watch::Receiver<Arc<UpstreamSettings>>,
@@ -120,7 +120,7 @@ impl Upstream<RemoteClient> {
 }
 
 impl<C: UpstreamClient> Upstream<C> {
-    /// The same, spoken with by this client.
+    /// Like [`Upstream::new`], with this client.
     pub fn speaking_by(
         client: C,
         settings: watch::Receiver<Arc<UpstreamSettings>>,
@@ -190,14 +190,14 @@ impl<C: UpstreamClient> Upstream<C> {
         }
     }
 
-    /// How it is doing.
+    /// The state of the upstream, for those who show it.
     pub fn shown(&self) -> UpstreamShown {
         let consumers = self.consumers.clone();
         UpstreamShown::new(self.snapshots.subscribe(), move || consumers.backlog())
     }
 
-    /// Runs until `cancel`. Ends by itself only when nothing can be published here any more. `pulse` is answered whether
-    /// the upstream is there or not.
+    /// Runs until `cancel`. Ends earlier only if nothing can be published here any more. Answers `pulse` whether the
+    /// upstream can be reached or not.
     pub async fn run(mut self, mut pulse: Pulse, cancel: CancellationToken) -> Result<(), UpstreamError> {
         loop {
             let Some(link) = self.connect(&mut pulse, &cancel).await else { break };
@@ -249,7 +249,7 @@ impl<C: UpstreamClient> Upstream<C> {
         Ok(())
     }
 
-    /// Waits, unless the settings change meanwhile; whether it was cancelled.
+    /// Waits, unless the settings change meanwhile. Returns whether it was cancelled.
     async fn pause(&mut self, pause: Duration, cancel: &CancellationToken) -> bool {
         let wait = sleep(pause);
         tokio::pin!(wait);
@@ -271,7 +271,7 @@ impl<C: UpstreamClient> Upstream<C> {
         }
     }
 
-    /// There is a connection: what it takes to begin; whether it goes on.
+    /// Begins a new connection, and returns whether it goes on.
     fn begin(&mut self, link: Link) -> bool {
         let (upstream, address, version) = (&self.name, &self.shown.address, link.version);
         let (resumed, waiting) = (link.session_present, self.consumers.backlog().messages);
@@ -295,7 +295,7 @@ impl<C: UpstreamClient> Upstream<C> {
         self.perform(actions)
     }
 
-    /// Speaks with the upstream until the connection ends.
+    /// Exchanges packets with the upstream until the connection ends.
     async fn converse(
         &mut self,
         link: Link,
@@ -367,7 +367,7 @@ impl<C: UpstreamClient> Upstream<C> {
         Ok(ConversationEnd::Broken(Broken::Silent))
     }
 
-    /// When there is something to do even if nothing happens. Nothing is looked at again and again: a Pi sleeps meanwhile.
+    /// The time until there is work without an event. Nothing is polled, so that a Pi can sleep meanwhile.
     fn wake(&self) -> Option<Duration> {
         let now = self.clock.boot_ms();
         let deadlines = [self.session.deadline(), self.passes.deadline()].into_iter().flatten();
@@ -378,7 +378,7 @@ impl<C: UpstreamClient> Upstream<C> {
         deadlines.chain(held).chain(show).min()
     }
 
-    /// Whether another client may use our client id, which is said.
+    /// Checks whether another client may use our client id, and logs that.
     fn look_for_twin(&mut self, why: &Broken, lasted: Duration) {
         if !self.twins.ended(why, lasted, self.session.blames()) {
             return;
@@ -393,7 +393,7 @@ impl<C: UpstreamClient> Upstream<C> {
         );
     }
 
-    /// Whether the connection goes on.
+    /// Processes events, and returns whether the connection goes on.
     async fn handle(&mut self, events: Vec<ClientEvent>) -> Result<bool, IngressError> {
         let mut alive = true;
         for event in events {
@@ -423,7 +423,7 @@ impl<C: UpstreamClient> Upstream<C> {
         Ok(alive)
     }
 
-    /// Whether the connection goes on.
+    /// Performs actions, and returns whether the connection goes on.
     fn perform(&mut self, actions: Vec<SessionAction>) -> bool {
         let mut alive = true;
         for action in actions {
@@ -454,7 +454,7 @@ impl<C: UpstreamClient> Upstream<C> {
                     Ok(())
                 }
             };
-            // there is room for the whole window: a connection without any has stopped
+            // there is room for the whole window, so a connection without room has stopped
             alive &= done.is_ok();
         }
         alive
@@ -467,7 +467,7 @@ impl<C: UpstreamClient> Upstream<C> {
         self.show();
     }
 
-    /// Brings the snapshot up to date.
+    /// Updates the snapshot.
     fn show(&mut self) {
         self.show_at = None;
         if self.shown.state == UpstreamState::Connected {

@@ -1,4 +1,4 @@
-//! Retained messages are brought up to date: the steps of a pass (see [`crate::upstream::retained`]).
+//! Updates retained messages at the upstream: the steps of a pass (see [`crate::upstream::retained`]).
 
 use super::Upstream;
 use crate::message::Origin;
@@ -7,13 +7,13 @@ use crate::upstream::rule::UpstreamRules;
 use crate::upstream::wire::{OutMessage, Role, UpstreamClient};
 
 impl<C: UpstreamClient> Upstream<C> {
-    /// One step: whether there may be more, `None` if the connection takes nothing.
+    /// Makes one step. Returns whether there may be more, or `None` if the connection accepts nothing.
     pub(super) fn step_pass(&mut self) -> Option<bool> {
         let now = self.clock.boot_ms();
         if self.passes.is_due() {
             let backlog = self.consumers.backlog();
             if backlog.messages > self.session.in_flight() - self.session.own_in_flight() {
-                return Some(false); // what waits may bring it up to date as well
+                return Some(false); // waiting messages may make the pass unnecessary
             }
             self.passes.begin(UpstreamRules::new(&self.current).local_filters(), losses(&backlog), now);
         }
@@ -55,7 +55,7 @@ impl<C: UpstreamClient> Upstream<C> {
         Some(false)
     }
 
-    /// The message of an item and its local topic, unless something newer is on its way or was there before.
+    /// The message of an item with its local topic, unless a newer message is being sent or was sent before.
     fn still_right(&mut self, item: Item, now: u64) -> Option<(OutMessage, String)> {
         let (out, local) = match item {
             Item::Value(message) => {
@@ -70,7 +70,7 @@ impl<C: UpstreamClient> Upstream<C> {
         (!self.passes.was_sent(&out.topic)).then_some((out, local))
     }
 
-    /// The upstream has deleted a retained message: it need not be kept in mind, unless there is a new one.
+    /// Records that the upstream has deleted a retained message, unless there is a new one.
     pub(super) fn deleted(&mut self, remote: &str) {
         if self.passes.local(remote).is_some_and(|local| self.door.is_absent(local)) {
             self.passes.forget(&self.journal, remote);

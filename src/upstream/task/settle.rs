@@ -1,4 +1,4 @@
-//! What ends a conversation in order: new settings, and the good-bye.
+//! Ends a conversation in order: after new settings, and when the gateway stops.
 
 use tracing::{debug, info};
 
@@ -12,9 +12,9 @@ use crate::upstream::settings::UpstreamSettings;
 use crate::upstream::wire::{ClientEvent, UpstreamClient};
 
 impl<C: UpstreamClient> Upstream<C> {
-    /// Tells the upstream that the gateway goes, and waits for the answers to what it was sent.
+    /// Tells the upstream that the gateway stops, and waits for the answers to what was sent.
     pub(super) async fn say_good_bye(&mut self) {
-        // what has become safe just now still goes, if anything may
+        // messages that have just been synced are still sent, if any may be
         let synced = *self.synced.borrow();
         if self.release_safe(synced) {
             while self.take_from_journal() == Some(true) {}
@@ -55,7 +55,7 @@ impl<C: UpstreamClient> Upstream<C> {
         self.readers.say_settled();
     }
 
-    /// Takes new settings; whether they need a new connection.
+    /// Applies new settings, and returns whether they need a new connection.
     pub(super) fn apply_settings(&mut self) -> bool {
         let new = self.settings.borrow_and_update().clone();
         let old = std::mem::replace(&mut self.current, new);
@@ -81,7 +81,7 @@ impl<C: UpstreamClient> Upstream<C> {
         true
     }
 
-    /// From now on new messages go to the lane that they belong in.
+    /// Directs new messages to the lane to which they belong.
     pub(super) fn set_filters(&self) {
         let filters = UpstreamRules::new(&self.current).local_filters();
         self.door.set_filters(self.consumers.id(self.lanes.append()), Origin::upstream(&self.name), filters);

@@ -1,4 +1,4 @@
-//! Steps of QoS 2 exchanges over connections: whose they are, and when they are safe.
+//! Tests of QoS 2 exchanges over several connections: to which session they belong, and when they are on disk.
 
 use super::*;
 use crate::journal::Note;
@@ -27,7 +27,7 @@ fn present(session_present: bool) -> Result<Link, Broken> {
     Ok(Link { session_present, ..link(Version::V5) })
 }
 
-/// A gateway, and the upstream's side of it.
+/// A gateway with a simulated upstream.
 struct Bench {
     running: Running,
     script: Script,
@@ -62,7 +62,7 @@ impl Bench {
         self.script.events.send(Err(Broken::Closed)).await.unwrap();
     }
 
-    /// The next messages that come up, and what is released before: every PUBREL is answered to.
+    /// The next messages, and the packet ids freed before them: every PUBREL is answered.
     async fn until_published(&mut self, count: usize) -> (Vec<String>, Vec<u16>) {
         let (mut published, mut released) = (Vec::new(), Vec::new());
         while published.len() < count {
@@ -78,7 +78,7 @@ impl Bench {
         (published, released)
     }
 
-    /// Two messages are published, and the upstream has them.
+    /// Publishes two messages, and lets the upstream have them.
     async fn record_two(&mut self) {
         self.running.append("loft/a", "1");
         self.running.append("loft/a", "2");
@@ -89,7 +89,7 @@ impl Bench {
         }
     }
 
-    /// Packet ids of the first two messages.
+    /// The packet ids of the first two messages.
     fn ids(&self) -> [u16; 2] {
         let first = EXACT_IDS.start() + (self.running.first as u16) % 0x4000;
         [first, first + 1]
@@ -158,7 +158,7 @@ async fn a_session_of_another_broker_knows_nothing_of_what_was_recorded() {
 
 #[tokio::test]
 async fn a_session_that_was_lost_once_is_lost_although_a_newer_one_is_there() {
-    // the disk is waited for before CONNECT, but not long
+    // CONNECT waits for the disk, but not for long
     let settings = UpstreamSettings { connect_timeout: Duration::from_millis(400), ..exact() };
     let mut bench = Bench::with(MemoryStorage::default(), settings);
     bench.accept("one", false).await;
@@ -233,7 +233,7 @@ async fn an_upstream_that_ends_connections_at_pubrel_gets_its_messages() {
     bench.accept("one", true).await;
     assert_eq!(bench.until_published(1).await, (vec!["loft/a 1".into()], Vec::new()));
     bench.running.stop().await;
-    // packet ids may be in use there all the same, which is known after a restart
+    // packet ids may be in use there nevertheless, which is known after a restart
     let mut bench = Bench::start(bench.storage);
     bench.accept("one", true).await;
     assert_eq!(bench.until_published(1).await, (vec!["loft/a 1".into()], all_ids()));
@@ -254,7 +254,7 @@ async fn who_has_no_rule_at_qos_2_has_nothing_to_forget() {
     bench.running.append("loft/a", "1");
     assert_eq!(bench.until_published(1).await, (vec!["sites/loft/a 1".into()], Vec::new()));
     assert_eq!(bench.running.journal.kept("\0upstream/home\0"), []);
-    // one that is added needs to know what was before
+    // a rule that is added needs to know what was before
     let exact = UpstreamSettings { inbound: Vec::new(), ..exact() };
     bench.running.settings.send(Arc::new(exact)).unwrap();
     while bench.script.next().await != Asked::Disconnect {}
@@ -266,12 +266,12 @@ async fn who_has_no_rule_at_qos_2_has_nothing_to_forget() {
     bench.running.stop().await;
 }
 
-/// Has the journal take nothing at all, not even steps of QoS 2.
+/// Makes the journal accept nothing at all, not even steps of QoS 2.
 fn fill_up(bench: &Bench) {
     bench.storage.set_faults(FAILS);
     let note = || bench.running.journal.note(bench.running.consumer, Note::Again(0));
     note().unwrap();
-    // what the writing thread has in hand by then stays there
+    // what the writing thread already has stays there
     while bench.running.journal.status().failing.is_none() {
         std::thread::yield_now();
     }

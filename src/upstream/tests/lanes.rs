@@ -1,4 +1,4 @@
-//! Two lanes, the session and the journal together, without a connection or a clock.
+//! Tests of the two lanes with session and journal, without a connection or a clock.
 
 use std::collections::VecDeque;
 
@@ -32,7 +32,7 @@ struct Bench {
     lanes: Lanes,
     session: UpstreamSession,
     connected: bool,
-    /// Payloads under way with their packet ids.
+    /// Payloads in flight with their packet ids.
     sent: VecDeque<(u16, String)>,
     next_id: u16,
     /// What the upstream has acknowledged.
@@ -124,7 +124,7 @@ impl Bench {
         self.readers.say_settled();
     }
 
-    /// As the task does it.
+    /// Does what the task does.
     fn pump(&mut self) {
         loop {
             if self.session.held().is_some() {
@@ -198,7 +198,7 @@ fn live_messages_pass_the_backlog_which_uses_the_rest_of_the_window() {
     assert_eq!(of("old").len(), 50);
     assert_eq!(of("new"), ["new0", "new1", "new2"]);
     assert_eq!(bench.ledger().acked, 53);
-    // nothing waits: the next outage begins behind what is under way
+    // nothing waits, so the next outage begins after what is in flight
     bench.append(b"a");
     bench.pump();
     bench.disconnect(&Broken::Silent);
@@ -276,7 +276,7 @@ fn a_message_that_was_overtaken_goes_without_its_retain_flag_and_a_deletion_is_r
 }
 
 proptest! {
-    /// Whatever happens to the connection: nothing is missing, each lane is in order, the ledger balances.
+    /// Whatever happens to the connection, nothing is missing, each lane is in order, and the ledger balances.
     #[test]
     fn nothing_is_lost_between_the_lanes(steps in prop::collection::vec(0..100u8, 1..200)) {
         let mut bench = Bench::new(4);

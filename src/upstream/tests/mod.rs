@@ -1,4 +1,4 @@
-//! The task against a scripted upstream; beside this, against real brokers.
+//! Tests of the task with a scripted upstream, and in other files with real brokers.
 
 mod exact;
 mod lanes;
@@ -30,14 +30,14 @@ use crate::message::{Draft, Message, Origin, Qos, Topic, TopicFilter};
 use crate::status::{UpstreamSnapshot, UpstreamState};
 use crate::time::SystemClock;
 
-/// Stands for the ingress.
+/// A replacement for the ingress.
 #[derive(Clone, Default)]
 pub(crate) struct TestDoor {
-    /// Topic and payload.
+    /// Topics and payloads of the published messages.
     published: Arc<Mutex<Vec<(String, String)>>>,
     full: Arc<Mutex<bool>>,
     filters: Arc<Mutex<Vec<String>>>,
-    /// How many receipts are safe.
+    /// The number of receipts that are complete.
     safe: Option<watch::Receiver<u64>>,
 }
 
@@ -74,7 +74,7 @@ enum Asked {
     Disconnect,
 }
 
-/// Plays the upstream: answers of the test, in order.
+/// A client with answers from the test, in order.
 struct Scripted {
     asked: mpsc::UnboundedSender<Asked>,
     answers: mpsc::Receiver<Result<Link, Broken>>,
@@ -132,7 +132,7 @@ struct Running {
     cancel: CancellationToken,
     task: JoinHandle<Result<(), UpstreamError>>,
     pulse: PulseTaker,
-    /// How often the task was woken.
+    /// The number of times that the task was woken.
     polls: Arc<AtomicUsize>,
     /// The ordinal of the first message.
     first: u64,
@@ -180,7 +180,7 @@ impl Running {
             origin: Origin::http(),
         };
         let position = self.journal.append(&Message::new(&draft), &[self.consumer]).unwrap();
-        // a paused clock would run away while the disk works
+        // a paused clock would run ahead while the disk works
         while *self.journal.synced().borrow() < position {
             std::thread::yield_now();
         }
@@ -258,14 +258,14 @@ async fn addresses_and_versions_are_tried_in_turn() {
     script.answers.send(Err(Broken::Failed("no route".into()))).await.unwrap();
     assert_eq!(script.next().await, connect("two", Version::V5));
     script.answers.send(Err(Broken::Closed)).await.unwrap();
-    // one connection that ends early is no proof
+    // one connection that ends early proves nothing
     assert_eq!(script.next().await, connect("two", Version::V5));
     script.answers.send(Err(Broken::Closed)).await.unwrap();
     assert_eq!(script.next().await, connect("two", Version::V311));
     script.answers.send(Ok(link(Version::V311))).await.unwrap();
     assert_eq!(script.next().await, Asked::Subscribe(vec!["sites/loft/commands/#".into()]));
     script.events.send(Err(Broken::Closed)).await.unwrap();
-    // where 3.1.1 was the answer, it is remembered
+    // if 3.1.1 was the answer, it is remembered
     assert_eq!(script.next().await, connect("two", Version::V311));
     running.stop().await;
 }

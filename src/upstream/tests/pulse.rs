@@ -1,10 +1,10 @@
-//! Whether the task is at work, whatever the upstream does.
+//! Tests that the task responds, whatever the upstream does.
 
 use tokio::time::{Instant, sleep};
 
 use super::*;
 
-/// Asked every ten seconds for this long, the task has always answered by the next time.
+/// Asks every ten seconds for this time. The task must have answered each time.
 async fn answers_for(running: &mut Running, time: Duration) {
     let end = Instant::now() + time;
     while Instant::now() < end {
@@ -17,21 +17,21 @@ async fn answers_for(running: &mut Running, time: Duration) {
 async fn an_upstream_that_is_away_is_watched_as_one_that_is_there() {
     let (mut script, client) = Script::new();
     let mut running = Running::start(settings(&["mqtt://one"]), TestDoor::default(), client);
-    // a broker that accepts and says nothing
+    // a broker that accepts and then stays silent
     assert_eq!(script.next().await, connect("one", Version::V5));
     answers_for(&mut running, Duration::from_secs(300)).await;
     script.answers.send(Ok(link(Version::V5))).await.unwrap();
     running.until("connected", |snapshot| snapshot.state == UpstreamState::Connected).await;
     answers_for(&mut running, Duration::from_secs(300)).await;
     script.events.send(Err(Broken::Closed)).await.unwrap();
-    // from now on nobody is there: nothing but failures and pauses
+    // from now on there are only failures and pauses
     drop(script.answers);
     answers_for(&mut running, Duration::from_secs(3600)).await;
     running.until("failed again and again", |snapshot| snapshot.failed_attempts > 10).await;
     running.stop().await;
 }
 
-/// Accepts every connection, and does not come back from the first message.
+/// A client that accepts every connection, and never returns from its first message.
 struct Stuck {
     is_called: mpsc::UnboundedSender<()>,
     release: std::sync::mpsc::Receiver<()>,
@@ -76,7 +76,7 @@ async fn a_task_that_does_not_come_back_does_not_answer() {
     let mut running = Running::start(settings(&["mqtt://one"]), TestDoor::default(), Stuck { is_called, release });
     running.append("loft/a", "1");
     timeout(Duration::from_secs(20), called.recv()).await.unwrap().unwrap();
-    // an answer from before is not one to this question
+    // an answer from before does not count for this question
     running.pulse.silence(Instant::now());
     sleep(Duration::from_millis(300)).await;
     let silence = running.pulse.silence(Instant::now());

@@ -1,4 +1,4 @@
-//! A made-up broker that knows only 3.1.1, and mosquitto.
+//! Tests with a simulated broker that knows only 3.1.1, and with mosquitto.
 
 use std::collections::VecDeque;
 use std::net::TcpListener;
@@ -15,7 +15,7 @@ pub(crate) fn free_port() -> u16 {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 
-/// A real mosquitto, ended with this.
+/// A real mosquitto, which ends when this is dropped.
 pub(crate) struct Mosquitto(Child);
 
 impl Mosquitto {
@@ -33,7 +33,7 @@ impl Mosquitto {
 }
 
 impl Mosquitto {
-    /// Ends it in order: it writes down its sessions.
+    /// Ends mosquitto in order, so that it writes its sessions.
     fn stop(mut self) {
         let pid = rustix::process::Pid::from_child(&self.0);
         rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
@@ -48,7 +48,7 @@ impl Drop for Mosquitto {
     }
 }
 
-/// Subscribes at mosquitto with a persistent session; every message is one line, topic and payload.
+/// Subscribes at mosquitto with a persistent session. Every message is one line with topic and payload.
 struct Subscriber {
     early: VecDeque<String>,
     lines: tokio::io::Lines<tokio::io::BufReader<tokio::process::ChildStdout>>,
@@ -119,7 +119,7 @@ async fn through_an_outage(protocol: Protocol) {
     seen.sort();
     let expected = ["sites/loft/motion1 0", "sites/loft/motion1 1", "sites/loft/motion1 2", "sites/loft/status online"];
     assert_eq!(seen, expected);
-    // a command, then an outage with another one, and messages that wait
+    // a command, then an outage with another command and messages that wait
     publish(port, "sites/loft/commands/lamp", "on", false).await;
     running.until("a command", |snapshot| snapshot.received == 1).await;
     running.until("all acked", |snapshot| snapshot.ledger.acked == 3).await;

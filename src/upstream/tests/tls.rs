@@ -1,17 +1,17 @@
-//! TLS to a real mosquitto: what works, and what is said where it does not.
+//! Tests of TLS with a real mosquitto: what works, and the messages if it does not.
 
 use super::real::{Mosquitto, free_port};
 use super::*;
 use crate::upstream::client::RemoteClient;
 use crate::upstream::settings::UpstreamTls;
 
-/// A directory with an authority, and certificates for a server with these names and for a client.
+/// A directory with an authority, and with certificates for a server with these names and for a client.
 fn certificates(names: &[&str]) -> tempfile::TempDir {
     let dir = tempfile::tempdir().unwrap();
     let file = |name: &str| dir.path().join(name);
     let key = rcgen::KeyPair::generate().unwrap();
     let mut authority = rcgen::CertificateParams::new(Vec::<String>::new()).unwrap();
-    // the default name is the same for all certificates, which then look self-signed to OpenSSL
+    // the default name is the same for all certificates, which would look self-signed to OpenSSL
     authority.distinguished_name.push(rcgen::DnType::CommonName, "authority");
     authority.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
     let authority_pem = authority.self_signed(&key).unwrap().pem();
@@ -55,7 +55,7 @@ async fn it_trusts_the_given_authority_and_shows_a_certificate() {
     running.stop().await;
 }
 
-/// What an upstream with this address and authority says about its first attempt.
+/// The message of an upstream with this address and authority about its first attempt.
 async fn complaint(address: &str, ca: Option<std::path::PathBuf>) -> String {
     let mut configured = settings(&[address]);
     configured.tls = Some(UpstreamTls { ca, ..UpstreamTls::default() });

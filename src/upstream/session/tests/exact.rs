@@ -10,7 +10,7 @@ fn exact() -> Bench {
     Bench::new(|settings| settings.out = vec![rule("#", "", "", OutQos::ExactlyOnce)])
 }
 
-/// Hands over all there is room for; texts and packet ids of what went.
+/// Sends all messages for which there is room, and returns their texts and packet ids.
 fn send(bench: &mut Bench, now: u64) -> Vec<(String, u16)> {
     bench.pump(now);
     let ids: Vec<u16> = bench.sent.iter().map(|message| message.packet_id.unwrap_or_default()).collect();
@@ -34,7 +34,7 @@ fn complete(bench: &mut Bench, packet_id: u16) {
 
 #[test]
 fn an_upstream_that_answers_with_puback_has_the_message() {
-    // as RabbitMQ does, which takes QoS 2 as 1
+    // like RabbitMQ, which treats QoS 2 as 1
     let mut bench = exact();
     bench.append_many(0..2);
     bench.connect(V5);
@@ -76,7 +76,7 @@ fn what_makes_room_between_two_connections_leaves_no_packet_id_behind() {
 #[test]
 fn what_makes_room_after_a_restart_leaves_no_packet_id_behind() {
     let mut bench = exact();
-    // more than the window, and more than are released at once
+    // more than the window, and more than are freed at once
     bench.append_many(0..40);
     let oldest = bench.journal.maybe_sent(bench.consumer, 0).start;
     bench.session.may_have_begun(Lane::First, oldest..oldest + 41);
@@ -176,7 +176,7 @@ fn a_packet_id_in_use_means_that_a_repeated_message_is_there() {
     assert_eq!(bench.ledger().acked, 1);
 }
 
-/// What a repeated message's packet id in use means after this; it is sent again, and nothing is settled.
+/// Checks that a refusal with "packet identifier in use" makes the message be sent again, with nothing settled.
 fn is_sent_again(mut bench: Bench, why: &str) {
     bench.pump(0);
     assert!(bench.sent[0].is_repeated, "{why}");
@@ -303,7 +303,7 @@ fn what_is_known_of_a_message_outlives_a_pause() {
     bench.pump(0);
     bench.sent.truncate(1);
     bench.deliver(1);
-    // the other one is held back on this connection
+    // the other message is held back on this connection
     bench.session.in_flight[1].held = true;
     bench.session.held = 1;
     bench.ack(sent[0].1, 0x97);

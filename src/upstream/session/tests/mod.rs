@@ -23,7 +23,7 @@ const V5: Link = Link {
 };
 const V4: Link = Link { version: Version::V311, ..V5 };
 
-/// A journal and a session that reads it, and what the upstream was sent.
+/// A journal, a session that reads it, and the messages that the upstream was sent.
 struct Bench {
     journal: Journal,
     consumer: crate::journal::ConsumerId,
@@ -65,7 +65,7 @@ impl Bench {
 
     fn append(&mut self, draft: &Draft<'_>) {
         let position = self.journal.append(&Message::new(draft), &[self.consumer]).unwrap();
-        // the journal hands out nothing before it is safe
+        // the journal hands out nothing before it is on disk
         while *self.journal.synced().borrow() < position {
             std::thread::yield_now();
         }
@@ -119,7 +119,7 @@ impl Bench {
         }
     }
 
-    /// The upstream gets all that was sent, under packet ids from `first` on.
+    /// Lets the upstream receive all that was sent, with packet ids from `first` on.
     fn deliver(&mut self, first: u16) -> Vec<String> {
         let sent = std::mem::take(&mut self.sent);
         let mut id = first;
@@ -214,7 +214,7 @@ fn a_message_that_ends_the_connection_is_found_and_set_aside() {
     let mut bench = Bench::new(|_| {});
     bench.append_many(0..12);
     let mut connections = 0;
-    // a broker on 3.1.1 that closes the connection when it gets "2"
+    // a broker with 3.1.1 that closes the connection when it gets "2"
     while bench.ledger().pending > 0 {
         connections += 1;
         assert!(connections < 10, "{:?}", bench.ledger());
@@ -294,7 +294,7 @@ fn expiry_is_honoured_and_passed_on_as_the_remainder() {
     assert_eq!(bench.ledger().expired, 1);
 }
 
-/// Properties of a message that has passed through these gateways.
+/// The properties of a message that has passed through these gateways.
 fn passed(gateways: &[&str]) -> Vec<u8> {
     let mut properties = Vec::new();
     for gateway in gateways {
@@ -336,7 +336,7 @@ fn nothing_enters_a_gateway_twice() {
 
 #[test]
 fn two_gateways_at_one_upstream_do_not_echo() {
-    // what one sends up comes down to the other, which does not send it up again
+    // what one gateway sends comes to the other, which does not send it back
     let other = Bench::new(|settings| {
         settings.out.clear();
         settings.both.push(rule("x/#", "", "", OutQos::Keep));
@@ -433,7 +433,8 @@ fn the_ledger_balances_when_bounds_push_out_what_is_in_flight() {
 }
 
 proptest! {
-    /// Whatever happens to the connection: in order, nothing missing but what was refused, and the ledger balances.
+    /// Whatever happens to the connection, messages arrive in order, none is missing but refused ones, and the ledger
+    /// balances.
     #[test]
     fn nothing_is_lost_silently(steps in prop::collection::vec(0..100u8, 1..300)) {
         let mut bench = Bench::new(|_| {});
