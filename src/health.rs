@@ -108,6 +108,7 @@ impl LoggedProblems {
 /// Why a part cannot work, in words for the person who has to repair it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 pub(crate) struct Fault {
+    /// What does not work, and the reason.
     pub(crate) problem: String,
     /// What the person should do.
     pub(crate) remedy: String,

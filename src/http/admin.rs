@@ -1,7 +1,8 @@
-//! What only an administrator may do: end a client's connection, delete what is retained below a branch, and make users.
+//! Calls for administrators: end a client's connection, delete the retained messages below a topic, and manage users.
 //!
-//! An administrator is a `[[broker.user]]` with `admin = true` in the configuration, and nobody else, wherever the request
-//! comes from. Its own rules hold all the same: what it may not publish on, it does not delete.
+//! An administrator is a `[[broker.user]]` with `admin = true` in the configuration, wherever the request comes from; nobody
+//! else is one. An administrator's own rules still apply: retained messages on topics that it may not publish on are not
+//! deleted.
 
 use std::sync::Arc;
 
@@ -25,21 +26,21 @@ use crate::exchange::search::PORTION;
 use crate::message::{BatchBuilder, check_filter};
 use crate::secret::Secret;
 
-/// Where users are.
+/// The path of users.
 const USERS: &str = "/api/v1/users/";
-/// Largest body of a change of a user, in bytes: its rules are most of it.
+/// The largest body of a change of a user, in bytes. Most of it are rules.
 const MOST: usize = 64 << 10;
-/// Longest name and password of a user that is made here: both fit into a Basic header.
+/// The longest name and password of a user that is added here, in bytes: both must fit into a Basic header.
 const LONGEST_NAME: usize = 256;
 const LONGEST_PASSWORD: usize = 512;
 
-/// Where a user stands.
+/// The place in which a user is defined.
 #[derive(Clone, Copy, Debug, Serialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum UserFrom {
-    /// In the configuration file.
+    /// The configuration file.
     Configuration,
-    /// In the gateway's own file: made here.
+    /// The gateway's own file, for users that were added by HTTP.
     Made,
 }
 
@@ -49,17 +50,18 @@ pub(crate) enum UserFrom {
 pub(crate) struct UserView {
     name: String,
     from: UserFrom,
-    /// Whether it counts: a user of the configuration wins over one of the same name that was made here.
+    /// Whether the user is in force: a user of the configuration has precedence over one of the same name that was added by
+    /// HTTP.
     in_force: bool,
-    /// Whether it may use these calls.
+    /// Whether the user is an administrator.
     admin: bool,
-    /// Whether it has a password; otherwise it can only come with a certificate.
+    /// Whether the user has a password; otherwise it can sign in only with a client certificate.
     has_password: bool,
-    /// Topics that it may publish to; `!` denies.
+    /// Filters of the topics that the user may publish on; `!` denies.
     publish: Vec<String>,
-    /// Topics that it may receive; `!` denies.
+    /// Filters of the topics that the user may receive; `!` denies.
     subscribe: Vec<String>,
-    /// Client ids that its clients may have; none: any.
+    /// The client ids that the user's clients may have; an empty list allows any.
     client_ids: Vec<String>,
 }
 
@@ -79,52 +81,53 @@ impl UserView {
     }
 }
 
-/// What is to become of a user. What is left out stays as it is, and is as in `[[broker.user]]` where the user is new.
+/// The wanted values of a user. A missing value stays as it is, or gets the default of `[[broker.user]]` for a new user.
 #[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 #[schemars(rename = "UserChange")]
 pub(crate) struct ChangeBody {
-    /// The password from now on, in clear; only its hash is kept.
+    /// The new password in plain text; only its hash is stored.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     password: Option<String>,
-    /// Topics that it may publish to; `!` denies.
+    /// Filters of the topics that the user may publish on; `!` denies.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     publish: Option<Vec<String>>,
-    /// Topics that it may receive; `!` denies.
+    /// Filters of the topics that the user may receive; `!` denies.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     subscribe: Option<Vec<String>>,
-    /// Client ids that its clients may have, with `%u` for the user and `*` for anything.
+    /// The client ids that the user's clients may have, with `%u` for the user name and `*` for any text.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     client_ids: Option<Vec<String>>,
 }
 
-/// A user that is to be made, under a name that nobody has.
+/// A new user. The name must not be in use.
 #[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 #[schemars(rename = "NewUser")]
 pub(crate) struct NewBody {
-    /// The name that it signs in with.
+    /// The name with which the user signs in.
     name: String,
-    /// Its password, in clear; only the hash is kept.
+    /// The password in plain text; only its hash is stored.
     password: String,
-    /// Topics that it may publish to; `!` denies. `["#"]` if missing.
+    /// Filters of the topics that the user may publish on; `!` denies. `["#"]` if missing.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     publish: Option<Vec<String>>,
-    /// Topics that it may receive; `!` denies. `["#"]` if missing.
+    /// Filters of the topics that the user may receive; `!` denies. `["#"]` if missing.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     subscribe: Option<Vec<String>>,
-    /// Client ids that its clients may have, with `%u` for the user and `*` for anything; any if missing.
+    /// The client ids that the user's clients may have, with `%u` for the user name and `*` for any text; any if missing.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     client_ids: Option<Vec<String>>,
 }
 
-/// Retained messages that a filter selects.
+/// The numbers of retained messages that a filter matches.
 #[derive(Default, Serialize, JsonSchema)]
 #[schemars(rename = "RetainedCount")]
 pub(crate) struct RetainedView {
-    /// Those that the caller may delete, or that were deleted.
+    /// The number of messages that the caller may delete, or that were deleted.
     messages: usize,
-    /// Those that the caller's rules keep it from deleting, and those of the gateway itself.
+    /// The number of messages that are not deleted, because the caller's rules forbid it or because the gateway itself
+    /// publishes them.
     kept: usize,
 }
 
@@ -151,9 +154,9 @@ fn rules(key: &str, texts: Option<Vec<String>>) -> Result<Option<Vec<AccessRule>
     texts.map(|texts| texts.iter().map(rule).collect()).transpose()
 }
 
-/// A name that an address can hold, too.
+/// Checks that a name can also be part of a URL.
 fn check_name(name: &str) -> Result<(), HttpProblem> {
-    // Basic authentication takes all behind a colon for the password [RFC 7617, 2]
+    // Basic authentication takes everything after a colon as the password [RFC 7617, 2]
     if is_user_name(name) && name.len() <= LONGEST_NAME && !matches!(name, "." | "..") && !name.contains(':') {
         return Ok(());
     }
@@ -178,7 +181,7 @@ impl From<ChangeRefused> for HttpProblem {
     }
 }
 
-/// `GET /api/v1/users`
+/// Handles `GET /api/v1/users`: lists all users.
 pub(crate) async fn users(State(http): State<Arc<Http>>, caller: Caller) -> Result<Json<Vec<UserView>>, HttpProblem> {
     caller.must_administer(&http)?;
     let lists = http.users.lists();
@@ -188,20 +191,20 @@ pub(crate) async fn users(State(http): State<Arc<Http>>, caller: Caller) -> Resu
     Ok(Json(configured.chain(made).collect()))
 }
 
-/// Has a user made or changed, and returns it as it is then.
+/// Requests the change of a user, and returns the user as it is afterwards.
 async fn change(http: &Http, caller: &Caller, change: UserChange) -> Result<Json<UserView>, HttpProblem> {
     let user = http.users.change(change, caller.user().unwrap_or_default()).await?;
-    // only who was removed is not there any more
+    // only a removed user does not exist afterwards
     let user = user.ok_or(ChangeRefused::Unknown)?;
     Ok(Json(UserView::new(&user, UserFrom::Made, true)))
 }
 
-/// The user that an address names.
+/// The name of the user in the path.
 fn named(uri: &Uri) -> Result<String, HttpProblem> {
     decode(uri.path().strip_prefix(USERS).unwrap_or_default(), false)
 }
 
-/// `POST /api/v1/users`
+/// Handles `POST /api/v1/users`: adds a user.
 pub(crate) async fn create(
     State(http): State<Arc<Http>>,
     caller: Caller,
@@ -210,7 +213,7 @@ pub(crate) async fn create(
 ) -> Result<(StatusCode, Json<UserView>), HttpProblem> {
     caller.must_administer(&http)?;
     let body = body::json(content, &headers, MOST, http.ingress.receiving(), caller.user()).await?;
-    // it has taken its time to come
+    // checked again, because the body may have taken its time to arrive
     caller.must_administer(&http)?;
     let NewBody { name, password, publish, subscribe, client_ids } = body;
     check_name(&name)?;
@@ -219,7 +222,7 @@ pub(crate) async fn create(
     Ok((StatusCode::CREATED, made))
 }
 
-/// `PUT /api/v1/users/{name}`
+/// Handles `PUT /api/v1/users/{name}`: changes a user.
 pub(crate) async fn update(
     State(http): State<Arc<Http>>,
     caller: Caller,
@@ -232,14 +235,14 @@ pub(crate) async fn update(
     change(&http, &caller, UserChange::Change(named(&uri)?, body.draft()?)).await
 }
 
-/// `DELETE /api/v1/users/{name}`
+/// Handles `DELETE /api/v1/users/{name}`: removes a user.
 pub(crate) async fn remove(State(http): State<Arc<Http>>, caller: Caller, uri: Uri) -> Result<StatusCode, HttpProblem> {
     caller.must_administer(&http)?;
     http.users.change(UserChange::Remove(named(&uri)?), caller.user().unwrap_or_default()).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
-/// `DELETE /api/v1/clients`
+/// Handles `DELETE /api/v1/clients`: ends the connections of a client id.
 pub(crate) async fn disconnect(
     State(http): State<Arc<Http>>,
     caller: Caller,
@@ -266,7 +269,7 @@ fn filter(uri: &Uri) -> Result<String, HttpProblem> {
     Ok(filter.to_owned())
 }
 
-/// Topics of retained messages behind `after`, so many at a time: those that the caller may delete, and where to go on.
+/// A limited number of topics with retained messages after `after`: those that the caller may delete, and where to continue.
 fn some_of(
     (http, caller): (&Http, &Caller),
     (filter, after): (&str, &str),
@@ -280,7 +283,7 @@ fn some_of(
     (may, behind)
 }
 
-/// `GET /api/v1/retained`
+/// Handles `GET /api/v1/retained`: counts what a deletion would delete.
 pub(crate) async fn count(
     State(http): State<Arc<Http>>,
     caller: Caller,
@@ -296,7 +299,7 @@ pub(crate) async fn count(
     Ok(Json(view))
 }
 
-/// `DELETE /api/v1/retained`
+/// Handles `DELETE /api/v1/retained`: deletes retained messages.
 pub(crate) async fn delete(
     State(http): State<Arc<Http>>,
     caller: Caller,
@@ -322,7 +325,7 @@ pub(crate) async fn delete(
     Ok(Json(view))
 }
 
-/// Clears topics, and waits until that is safe.
+/// Deletes the retained messages of topics, and waits until that is on disk.
 async fn clear(http: &Http, caller: &Caller, topics: &[Box<str>]) -> Result<(), HttpProblem> {
     let Some(last) = topics.last() else { return Ok(()) };
     let mut batch = BatchBuilder::default();

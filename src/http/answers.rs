@@ -1,8 +1,9 @@
-//! Answers that wait for their clients to take them.
+//! Limits the memory of answers that wait for their clients to read them.
 //!
-//! A client that asks and does not read keeps its answer in memory. Up to [`FREE`] bytes nobody is asked for it; what is larger
-//! takes its memory from a budget of which no user has more than half ([`crate::exchange::receiving`]), until it is written.
-//! Nobody waits for that with an answer in hand: it is refused, and the client may ask again.
+//! A client that sends requests and does not read keeps its answer in memory. The first [`FREE`] bytes of an answer are
+//! free. The memory of a larger answer is taken from a budget, of which no user gets more than half
+//! ([`crate::exchange::receiving`]), until the answer is written. No request waits for the budget: it is refused, and the
+//! client may repeat it.
 
 use std::sync::{Arc, OnceLock};
 
@@ -14,24 +15,24 @@ use http_body_util::BodyExt;
 use super::problem::HttpProblem;
 use crate::exchange::receiving::{Receiving, Reservation};
 
-/// Bytes that all large answers may take.
+/// The bytes that all large answers together may use.
 pub(crate) const BUDGET: usize = 16 << 20;
-/// Of each answer, so much takes nothing of it.
+/// The bytes of each answer that do not count.
 pub(crate) const FREE: usize = 16 << 10;
 
-/// Who makes a request, once that is known.
+/// The user of a request, once that is known.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Asker(Arc<OnceLock<Box<str>>>);
 
 impl Asker {
-    /// It is this user.
+    /// Sets the user.
     pub(crate) fn is(&self, user: &str) {
-        // a connection is asked for one answer at a time
+        // a connection processes one request at a time
         let _ = self.0.set(user.into());
     }
 }
 
-/// Bytes that take memory of the budget until they are written.
+/// Bytes that use memory of the budget until they are written.
 struct KeptBytes<T> {
     bytes: T,
     _memory: Reservation,
@@ -43,20 +44,20 @@ impl<T: AsRef<[u8]>> AsRef<[u8]> for KeptBytes<T> {
     }
 }
 
-/// Memory for an answer of this size to this user; `None`: there is none now.
+/// Memory for an answer of this size to this user; `None` if there is none at present.
 pub(crate) fn ask(answers: &Receiving, user: Option<&str>, size: usize) -> Option<Reservation> {
     let mut memory = answers.ask(user, size);
     memory.is_granted().then_some(memory)
 }
 
-/// These bytes, with their memory.
+/// The bytes together with their memory.
 pub(crate) fn kept(bytes: impl AsRef<[u8]> + Send + 'static, memory: Reservation) -> Bytes {
     Bytes::from_owner(KeptBytes { bytes, _memory: memory })
 }
 
-/// The answer if it is small or there is memory for it, else one that says so.
+/// The answer, if it is small or there is memory for it; otherwise an answer with that error.
 pub(crate) fn within(answers: &Receiving, asker: &Asker, response: Response<Body>) -> Response<Body> {
-    // what has no size is a stream, which asks by itself
+    // a body without a size is a stream, which asks for memory itself
     let size = response.body().size_hint().exact().and_then(|size| usize::try_from(size).ok());
     let Some(size) = size.filter(|size| *size > FREE) else { return response };
     let Some(memory) = ask(answers, asker.0.get().map(|user| &**user), size) else {
@@ -95,7 +96,7 @@ mod tests {
         assert_eq!((answered(&guests), guests[99].status().as_u16()), (8, 503));
         assert_eq!(of(None, FREE).status(), 200, "what is small is always answered");
         assert_eq!(answered(&[of(Some("ada"), 4 << 20), of(Some("bob"), 1 << 20)]), 2);
-        // a body has been read as soon as it is handed on, and is there until it is written
+        // a body is read when it is handed on, but stays in memory until it is written
         let mut chunks = Vec::new();
         for guest in guests {
             chunks.push(guest.into_body().collect().await.unwrap().to_bytes());

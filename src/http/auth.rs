@@ -1,4 +1,4 @@
-//! Who makes a request, and what it may do: the same decision as for MQTT clients.
+//! Finds out who makes a request and what it may do, by the same decision as for MQTT clients.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -22,35 +22,35 @@ use crate::access::identity::Identity;
 use crate::access::places::{Newcomer, Place};
 use crate::message;
 
-/// Longest password and user name together.
+/// The longest user name and password together, in bytes.
 const MAX_CREDENTIALS: usize = 1024;
 
-/// Where a request comes from.
+/// The address from which a request comes.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct RequestOrigin(pub(crate) IpAddr);
 
-/// The user that the certificate of a connection names.
+/// The user that the client certificate of a connection names.
 #[derive(Clone, Debug)]
 pub(crate) struct Certificate(pub(crate) Option<Box<str>>);
 
-/// Who makes a request.
+/// The client that makes a request.
 #[derive(Clone, Debug)]
 pub(crate) struct Caller {
     identity: Identity,
     password_hash: Option<String>,
     from: IpAddr,
     sign_in: Option<Arc<SignIn>>,
-    /// What it may do.
+    /// What the client may publish and receive.
     pub(crate) permissions: Permissions,
 }
 
 impl Caller {
-    /// Its user; `None`: somebody without a user name.
+    /// The user name; `None` for a client without one.
     pub(crate) fn user(&self) -> Option<&str> {
         self.identity.user.as_deref()
     }
 
-    /// Whether it would be let in with the same permissions now.
+    /// Whether the client would get the same permissions now.
     pub(crate) fn still_holds(&self, access: &Access) -> bool {
         self.sign_in.as_ref().is_none_or(|sign_in| sign_in.goes_on() && sign_in.is_of_now(access))
             && access.authoriser.still_holds(
@@ -61,7 +61,7 @@ impl Caller {
             )
     }
 
-    /// How it is known who it is.
+    /// How the client was identified.
     pub(crate) fn by(&self) -> By {
         match (&self.sign_in, &self.identity.user) {
             (Some(_), _) => By::SignIn,
@@ -70,7 +70,7 @@ impl Caller {
         }
     }
 
-    /// Whether it may change the gateway. No guest may, wherever it comes from.
+    /// Fails unless the caller is an administrator. A client without a user name never is, wherever it comes from.
     pub(crate) fn must_administer(&self, http: &Http) -> Result<(), HttpProblem> {
         let user = self.user().and_then(|name| http.access.authoriser.user(None, name));
         if user.is_some_and(|user| user.is_admin) && self.still_holds(&http.access) {
@@ -79,18 +79,18 @@ impl Caller {
         Err(HttpProblem::forbidden("only a [[broker.user]] of the configuration with admin = true may do this"))
     }
 
-    /// What it publishes as.
+    /// The origin of messages that the caller publishes.
     pub(crate) fn origin(&self) -> message::Origin {
         message::Origin::http().owned_by(message::Owner::of(self.identity.user.as_deref()))
     }
 
-    /// As somebody who wants a place.
+    /// The caller as a candidate for a place.
     pub(crate) fn newcomer(&self) -> Newcomer<'_> {
         let user = self.identity.user.as_deref();
         Newcomer { user, from: self.from, session: None, is_returning: false, is_unknown: false }
     }
 
-    /// Whether it may see how the gateway itself is doing.
+    /// Fails unless the caller may see the state of the gateway.
     pub(crate) fn must_observe(&self) -> Result<(), HttpProblem> {
         if self.permissions.may_observe() {
             return Ok(());
@@ -108,29 +108,29 @@ impl From<Refusal> for HttpProblem {
     }
 }
 
-/// How it is known who somebody is.
+/// How a client was identified.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum By {
-    /// Nobody has said who it is.
+    /// The client has not identified itself.
     Nothing,
-    /// User name and password, with this request.
+    /// By user name and password in this request.
     Password,
-    /// A cookie of the page, where somebody has signed in.
+    /// By a cookie of the web page, after a sign-in there.
     SignIn,
 }
 
-/// Whether a script of a page makes a request. Where such a request is told that Basic authentication would help, the
-/// browser asks for a password in a window of its own; the page has a form for that. Not all requests of browsers say more
-/// than this: without TLS there are no `Sec-Fetch` headers. Programs that send credentials only once they are asked, as
-/// PowerShell does, call themselves Mozilla too, but only browsers have an engine that is Gecko or like it.
+/// Whether a script of a web page makes the request. If such a request were answered with an offer of Basic authentication,
+/// the browser would ask for a password in a window of its own, while the page has a form for that. Not all browsers send
+/// more than these headers: without TLS there are no `Sec-Fetch` headers. Programs that send credentials only when they are
+/// asked, such as PowerShell, call themselves Mozilla too, but only browsers have an engine like Gecko.
 pub(crate) fn is_script(headers: &HeaderMap) -> bool {
     let text = |name| headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default();
     let agent = text(header::USER_AGENT);
     agent.starts_with("Mozilla/") && agent.contains("Gecko") && !text(header::ACCEPT).contains("text/html")
 }
 
-/// User name and password of `Authorization: Basic` [RFC 7617].
+/// The user name and password of `Authorization: Basic` [RFC 7617].
 fn basic(headers: &HeaderMap) -> Result<Option<(String, Vec<u8>)>, HttpProblem> {
     let Some(value) = headers.get(header::AUTHORIZATION) else { return Ok(None) };
     let malformed =
@@ -146,8 +146,8 @@ fn basic(headers: &HeaderMap) -> Result<Option<(String, Vec<u8>)>, HttpProblem> 
     Ok(Some((name.to_owned(), decoded[colon + 1..].to_vec())))
 }
 
-/// Whoever has signed in on the page. A cookie comes with whatever request a browser makes, so it counts only for the page's
-/// own.
+/// The client that has signed in on the page. A browser sends the cookie with any request, so it counts only for requests of
+/// the page itself.
 fn signed_in(http: &Http, from: IpAddr, parts: &Parts) -> Result<Option<Caller>, HttpProblem> {
     let Some(sign_in) = http.sign_ins.find(&parts.headers) else { return Ok(None) };
     if !sign_in.is_of_now(&http.access) {
@@ -170,19 +170,19 @@ fn signed_in(http: &Http, from: IpAddr, parts: &Parts) -> Result<Option<Caller>,
     Ok(Some(Caller { identity, password_hash, from, sign_in: Some(sign_in), permissions }))
 }
 
-/// HTTP knows no client id: rules with %c allow nothing.
+/// HTTP has no client id, so rules with %c allow nothing.
 fn identity_of(user: Option<&str>) -> Identity {
     Identity { user: user.map(Into::into), client_id: "".into(), listener: None }
 }
 
 impl Http {
-    /// What a user may do here.
+    /// What a user may do by HTTP.
     pub(crate) fn permissions_of(&self, user: &str) -> Permissions {
         self.access.authoriser.permissions(&identity_of(Some(user)))
     }
 }
 
-/// Finds out who it is.
+/// Identifies the client of a request.
 async fn identify(http: &Http, peer: IpAddr, parts: &Parts) -> Result<Caller, HttpProblem> {
     let (access, headers) = (&http.access, &parts.headers);
     let from = http.address(peer, headers);
@@ -193,7 +193,7 @@ async fn identify(http: &Http, peer: IpAddr, parts: &Parts) -> Result<Caller, Ht
         return Ok(caller);
     }
     if basic.is_none() && !access.authoriser.accepts_anonymous(None, from) {
-        // not worth a line in the log: this is how browsers come to ask for the password
+        // not logged, because browsers need this answer before they ask for the password
         return Err(HttpProblem::unauthorized(
             "a user name and password are needed here. `pigateway user NAME` makes a user; accept = \"all\" under \
              [broker.anonymous] lets everybody in",
@@ -261,7 +261,7 @@ mod tests {
             "Mozilla/5.0 (X11; Linux x86_64) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/131.0.0.0 Safari/537.36";
         let firefox = "Mozilla/5.0 (Windows NT 10.0; rv:133.0) Gecko/20100101 Firefox/133.0";
         assert!(asks(browser, "*/*") && asks(browser, "text/event-stream") && asks(firefox, "*/*"));
-        // these send no credentials before they are asked
+        // these programs send no credentials before they are asked
         for program in [
             "Mozilla/5.0 (Windows NT; Windows NT 10.0; en-US) WindowsPowerShell/5.1.22621.2506",
             "Mozilla/5.0 (Linux; Debian GNU/Linux 12; en-US) PowerShell/7.4.6",

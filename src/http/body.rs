@@ -1,7 +1,7 @@
-//! The body of a request.
+//! Reads the body of a request.
 //!
-//! What is small is read without asking. A larger one takes its memory from the budget that MQTT's packets come from, and gives
-//! it up by the same rule: whoever does not go on while others wait for it is ended ([`crate::exchange::receiving`]).
+//! A small body is read at once. The memory of a larger one is taken from the budget that MQTT's packets use, and by the
+//! same rule: a client that does not continue while others wait for memory is ended ([`crate::exchange::receiving`]).
 
 use std::time::Duration;
 
@@ -15,19 +15,19 @@ use tokio::time::{Instant, sleep_until, timeout};
 use super::problem::HttpProblem;
 use crate::exchange::receiving::{FREE, Receiving, Reservation};
 
-/// A body takes no longer than this.
+/// The longest time for a body.
 const LONGEST: Duration = Duration::from_secs(30);
-/// Once it is late, how often it is looked at whether others wait for its memory.
+/// The interval at which a late body is checked for others that wait for its memory.
 const LOOK: Duration = Duration::from_secs(1);
 
-/// A body, and the memory that it takes until that is dropped.
+/// A body, with its memory until this is dropped.
 pub(crate) struct ReceivedBody {
-    /// The whole body, as it was sent.
+    /// The complete body as it was sent.
     pub(crate) bytes: Bytes,
     _memory: Option<Reservation>,
 }
 
-/// Reads a body of at most `most` bytes, of this length if it has said so, at the cost of this user.
+/// Reads a body of at most `most` bytes, of the announced length if there is one, and charges this user for the memory.
 pub(crate) async fn receive(
     body: Body,
     (most, declared): (usize, Option<usize>),
@@ -41,7 +41,7 @@ pub(crate) async fn receive(
     timeout(LONGEST, read(body, (most, declared), receiving, user)).await.map_err(late)?
 }
 
-/// Reads a body that is JSON.
+/// Reads a JSON body.
 pub(crate) async fn json<T: DeserializeOwned>(
     body: Body,
     headers: &HeaderMap,
@@ -67,7 +67,7 @@ fn too_large() -> HttpProblem {
     HttpProblem::new(StatusCode::PAYLOAD_TOO_LARGE, "the body is larger than anything that is meant here")
 }
 
-/// That it is JSON must be said: a page of another site cannot send that without being asked first.
+/// The content type must be JSON, because a page of another site cannot send that without asking first.
 fn must_be_json(headers: &HeaderMap) -> Result<(), HttpProblem> {
     let kind = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
     let kind = kind.split(';').next().unwrap_or_default().trim();

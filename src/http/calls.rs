@@ -1,4 +1,4 @@
-//! What a call is: what the table of all calls is made of.
+//! The description of a call, from which the table of all calls is made.
 
 use std::sync::Arc;
 
@@ -8,30 +8,30 @@ use schemars::{Schema, SchemaGenerator};
 use super::Http;
 
 pub(crate) struct Call {
-    /// Its name, which stays.
+    /// The name of the call, which never changes.
     pub(crate) id: &'static str,
-    /// In lower case.
+    /// The HTTP method in lower case.
     pub(crate) method: &'static str,
-    /// With `{name}` for what varies; a topic may contain slashes.
+    /// The path with `{name}` for variable parts. A topic may contain slashes.
     pub(crate) path: &'static str,
-    /// What it does, in a few words.
+    /// What the call does, in a few words.
     pub(crate) summary: &'static str,
-    /// Parameters behind the question mark.
+    /// The query parameters.
     pub(crate) query: &'static [Parameter],
-    /// What a success gives: status and content type, empty for none.
+    /// The status and content type of a successful answer; the type is empty if there is no body.
     pub(crate) success: (u16, &'static str),
-    /// What the JSON of a success looks like.
+    /// The schema of a successful JSON answer.
     pub(crate) answer: Option<fn(&mut SchemaGenerator) -> Schema>,
-    /// What the JSON of a request looks like; `None`: it has none.
+    /// The schema of the JSON request body; `None` if there is none.
     pub(crate) body: Option<fn(&mut SchemaGenerator) -> Schema>,
-    /// Whether everybody may.
+    /// Whether everybody may use the call.
     pub(crate) is_open: bool,
-    /// Who answers.
+    /// The function that handles the call.
     pub(crate) handler: fn() -> MethodRouter<Arc<Http>>,
 }
 
 impl Call {
-    /// How it may be answered where it does not succeed, and why. A test makes requests of every kind and compares.
+    /// The statuses of unsuccessful answers, with their reasons. A test makes requests of every kind and compares.
     pub(crate) fn refusals(&self) -> Vec<(u16, &'static str)> {
         let (has_name, is_reading) = (self.path.contains('{'), self.method == "get");
         let is_session = self.path == "/api/v1/session";
@@ -67,18 +67,18 @@ impl Call {
         refusals.into_iter().filter(|(_, may_be, _)| *may_be).map(|(status, _, why)| (status, why)).collect()
     }
 
-    /// Whether its body is a payload: whoever publishes sends one, and gets nothing back.
+    /// Whether the request body is a message payload, so that the answer has no body.
     pub(crate) fn takes_payload(&self) -> bool {
         matches!(self.method, "put" | "post") && self.success.0 == 204
     }
 }
 
-/// What a request says in its path or query.
+/// A parameter in the path or query of a request.
 pub(crate) struct Parameter {
-    /// As it stands there, without what belongs to the syntax of either.
+    /// The name without the syntax around it.
     pub(crate) name: &'static str,
-    /// What it means.
+    /// What the parameter means.
     pub(crate) meaning: &'static str,
-    /// `string`, `integer` or `boolean`; `strings`: may be given several times.
+    /// `string`, `integer`, `boolean`, or `strings` for a parameter that may be given several times.
     pub(crate) kind: &'static str,
 }

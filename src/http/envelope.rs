@@ -1,4 +1,4 @@
-//! A message as JSON, and its payload as a body of its own.
+//! Converts a message to JSON, or its payload to a body.
 
 use base64ct::{Base64, Encoding};
 use jiff::Timestamp;
@@ -10,27 +10,26 @@ use crate::message::{Message, MessageRef};
 use crate::mqtt::Fields;
 use crate::mqtt::property::{self, Property, id};
 
-/// A message as JSON.
+/// A message with its payload.
 #[derive(Clone, Debug, Serialize, JsonSchema)]
 #[schemars(rename = "Message")]
 pub(crate) struct Envelope {
     topic: String,
     payload: String,
-    /// How to read `payload`: `"utf-8"`, or `"base64"` if it is not text.
+    /// The encoding of `payload`: `"utf-8"`, or `"base64"` if it is not text.
     encoding: &'static str,
     qos: u8,
     /// Whether it is the retained message of its topic.
     retained: bool,
-    /// When it came in; `None` while the clock is not synchronised.
+    /// When the message arrived; `null` while the clock is not synchronised.
     time: Option<String>,
-    /// Boot clock in milliseconds; less than 0 if that was before this boot.
+    /// When the message arrived, in milliseconds of the boot clock; negative if that was before this boot.
     boot_ms: i64,
     #[serde(skip_serializing_if = "Option::is_none")]
     content_type: Option<String>,
 }
 
 impl Envelope {
-    /// Of a message.
     pub(crate) fn new(http: &Http, message: &Message, retained: bool) -> Envelope {
         let view = message.view();
         let (payload, encoding) = match std::str::from_utf8(view.payload()) {
@@ -50,7 +49,7 @@ impl Envelope {
     }
 }
 
-/// The content type that its publisher has given.
+/// The content type that the publisher has given.
 fn content_type<'a>(message: &MessageRef<'a>) -> Option<&'a str> {
     let mut fields = Fields::new(message.properties());
     while let Ok(Some(property)) = property::next(&mut fields) {
@@ -61,7 +60,7 @@ fn content_type<'a>(message: &MessageRef<'a>) -> Option<&'a str> {
     None
 }
 
-/// A content type as a property of a message.
+/// Encodes a content type as a property of a message.
 pub(crate) fn content_type_property(content_type: &str) -> Vec<u8> {
     let Ok(len) = u16::try_from(content_type.len()) else { return Vec::new() };
     let mut property = vec![id::CONTENT_TYPE];
@@ -70,7 +69,7 @@ pub(crate) fn content_type_property(content_type: &str) -> Vec<u8> {
     property
 }
 
-/// The content type of a message's payload: what its publisher says, or what it looks like.
+/// The content type of a message's payload: the one of its publisher, or a guess from the payload.
 pub(crate) fn media_type(message: &MessageRef<'_>) -> String {
     let is_valid = |text: &&str| text.contains('/') && text.bytes().all(|byte| (b' '..=b'~').contains(&byte));
     if let Some(content_type) = content_type(message).filter(is_valid) {
@@ -83,7 +82,7 @@ pub(crate) fn media_type(message: &MessageRef<'_>) -> String {
     }
 }
 
-/// Unix time, in milliseconds, as RFC 3339.
+/// A Unix time in milliseconds as RFC 3339.
 pub(crate) fn rfc3339(unix_ms: i64) -> Option<String> {
     Timestamp::from_millisecond(unix_ms).ok().map(|time| format!("{time:.3}"))
 }

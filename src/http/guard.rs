@@ -1,20 +1,20 @@
-//! Which requests a browser may be behind: none that another site has made it send.
+//! Refuses requests that pages of other sites make a browser send.
 //!
-//! A browser on the same network is let in by its address or by credentials that it remembers, so any page that it shows
-//! could use the gateway through it. Two things tell such requests apart. `Host` must be a name that is ours: a name of
-//! somebody else that leads here is DNS rebinding. And `Origin`, where there is one, must be the page's own: the same
-//! host and port. This holds for reads and for WebSockets too.
+//! A browser on the same network has access by its address or by stored credentials, so any page that it shows could use the
+//! gateway through it. Two headers reveal such requests. `Host` must be one of our names, because another name that leads
+//! here is DNS rebinding. `Origin`, if present, must be that of the page itself: the same host and port. Both rules also
+//! apply to reading and to WebSockets.
 
 use std::net::IpAddr;
 
 use axum::http::{HeaderMap, HeaderValue, Uri, header};
 
-/// Names that this gateway goes by.
+/// The names of this gateway.
 #[derive(Clone, Debug)]
 pub struct HttpGuard {
-    /// Lower case.
+    /// All names, in lower case.
     names: Vec<String>,
-    /// Of those, the ones that the configuration names: pages from there are welcome.
+    /// The names from the configuration. Pages from these sites may use the gateway.
     allowed: Vec<String>,
     port: u16,
 }
@@ -22,32 +22,32 @@ pub struct HttpGuard {
 /// Why a request is refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum Foreign {
-    /// There is no valid `Host`.
+    /// The request has no valid `Host`.
     #[error("the request has no valid Host")]
     NoHost,
-    /// Not our name.
+    /// The `Host` is not one of our names.
     #[error(
         "this gateway does not go by that host name; use its IP address or its own name, or add the name to \
          allowed_hosts under [http]"
     )]
     Host,
-    /// Another site's page.
+    /// The request comes from a page of another site.
     #[error("a page of another site may not use this gateway (allowed_hosts under [http] names those that may)")]
     Origin,
 }
 
-/// Whether a page of the very same origin makes a request.
+/// Whether a page of exactly the same origin makes a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum SameOrigin {
-    /// The browser says that the page is ours.
+    /// The browser confirms that the page is ours.
     Yes,
-    /// The browser names another origin: the request may be forged.
+    /// The browser names another origin, so the request may be forged.
     No,
-    /// Nothing says so: a program, or a browser that follows a link or reads without TLS.
+    /// No header tells: a program, or a browser that follows a link or reads without TLS.
     Unsaid,
 }
 
-/// Host and port taken apart.
+/// A host and an optional port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Authority<'a> {
     host: &'a str,
@@ -81,13 +81,13 @@ fn host<'a>(uri: &'a Uri, headers: &'a HeaderMap) -> Result<Authority<'a>, Forei
 }
 
 impl HttpGuard {
-    /// For a host of this name that listens on this port.
+    /// A guard for a host of this name that listens on this port.
     pub fn new(host_name: &str, allowed_hosts: &[String], port: u16) -> HttpGuard {
         let host_name = host_name.to_ascii_lowercase();
         let label = host_name.split('.').next().unwrap_or_default().to_owned();
         let mut names = vec!["localhost".to_owned()];
         if !label.is_empty() {
-            // as multicast DNS has it
+            // the name in multicast DNS
             names.push(format!("{label}.local"));
             names.push(label);
             names.push(host_name);
@@ -98,13 +98,13 @@ impl HttpGuard {
     }
 
     fn is_ours(&self, host: &str) -> bool {
-        // an address cannot be rebound; a final dot only says that a name is complete
+        // an address cannot be rebound; a final dot only marks a complete name
         let host = host.strip_suffix('.').unwrap_or(host);
         host.parse::<IpAddr>().is_ok() || self.names.iter().any(|name| name.eq_ignore_ascii_case(host))
     }
 
-    /// The same for a request that wants a WebSocket. There browsers always send an origin; what has none is a program,
-    /// which may call this host as it likes.
+    /// The same check for a WebSocket. Browsers always send an origin with it, so a request without one comes from a
+    /// program, which may use any name for this host.
     pub(crate) fn check_upgrade(&self, uri: &Uri, headers: &HeaderMap) -> Result<(), Foreign> {
         if headers.contains_key(header::ORIGIN) || self.is_from_another_site(headers) {
             return self.check(uri, headers);
@@ -112,14 +112,13 @@ impl HttpGuard {
         Ok(())
     }
 
-    /// The port that is listened on.
     pub(crate) fn port(&self) -> u16 {
         self.port
     }
 
-    /// Whether a page of the very same origin makes this request: what a cookie allows is for nobody else, not even for
-    /// the sites that the configuration names. Scheme, host and port are those of the address bar; a proxy in front hands on
-    /// the host as it was.
+    /// Whether a page of exactly the same origin makes this request. A cookie counts for nobody else, not even for sites
+    /// that the configuration allows. Scheme, host and port are those of the browser's address bar; a proxy in front passes
+    /// the host on.
     pub(crate) fn same_origin(&self, uri: &Uri, headers: &HeaderMap) -> SameOrigin {
         let usual = |scheme: &str| match scheme {
             "http" => Some(80),
@@ -134,7 +133,7 @@ impl HttpGuard {
         };
         let site = headers.get("sec-fetch-site").map(HeaderValue::as_bytes);
         if site.is_some_and(|site| !matches!(site, b"same-origin" | b"none")) {
-            // the browser knows the scheme that a proxy before us speaks, and we do not
+            // the browser knows the scheme used at a proxy in front, and this gateway does not
             return SameOrigin::No;
         }
         let mut origins = headers.get_all(header::ORIGIN).iter();
@@ -146,7 +145,7 @@ impl HttpGuard {
         }
     }
 
-    /// Whether a request with these headers may be answered.
+    /// Checks that a request with these headers may be answered.
     pub(crate) fn check(&self, uri: &Uri, headers: &HeaderMap) -> Result<(), Foreign> {
         let host = host(uri, headers)?;
         if !self.is_ours(host.host) {
@@ -164,7 +163,7 @@ impl HttpGuard {
         }
     }
 
-    /// The origin of a page of another site that the configuration names: it may read the answer.
+    /// The origin of a page of another site that the configuration allows, which may read the answer.
     pub(crate) fn welcome<'a>(&self, headers: &'a HeaderMap) -> Option<&'a HeaderValue> {
         let mut origins = headers.get_all(header::ORIGIN).iter();
         let (Some(origin), None) = (origins.next(), origins.next()) else { return None };
@@ -173,7 +172,7 @@ impl HttpGuard {
         self.allowed.iter().any(|name| name.eq_ignore_ascii_case(page.host)).then_some(origin)
     }
 
-    /// Whether the origin is the page's own, or one that the configuration names.
+    /// Whether the origin is that of the page itself, or one that the configuration allows.
     fn is_own_page(&self, origin: &str, host: Authority<'_>) -> bool {
         let Some((scheme, authority)) = origin.split_once("://") else { return false };
         let Some(page) = Authority::parse(authority) else { return false };
@@ -188,14 +187,14 @@ impl HttpGuard {
         let from = page.port.unwrap_or(usual);
         let same_port = match host.port {
             Some(port) => port == from,
-            // a browser leaves out the usual port only; some clients leave out any
+            // a browser leaves out only the default port; some clients leave out any port
             None => from == usual || from == self.port,
         };
         same_port && page.host.eq_ignore_ascii_case(host.host)
     }
 
-    /// Without an origin, browsers still say whether another site's page loads something: an image, a script. To
-    /// follow a link to here is allowed.
+    /// Whether another site's page loads something, such as an image or a script. Browsers tell that even without an origin.
+    /// Following a link to the gateway is allowed.
     fn is_from_another_site(&self, headers: &HeaderMap) -> bool {
         let is = |name: &str, values: &[&str]| headers.get(name).is_some_and(|value| values.iter().any(|v| value == v));
         is("sec-fetch-site", &["cross-site", "same-site"]) && !is("sec-fetch-mode", &["navigate"])
@@ -337,7 +336,7 @@ mod tests {
         assert_eq!([fetch("same-origin"), fetch("none")], [SameOrigin::Yes; 2]);
         assert_eq!([fetch("same-site"), fetch("cross-site"), fetch("")], [SameOrigin::No; 3]);
         assert_eq!(asked(&[("host", "loft")]), SameOrigin::Unsaid);
-        // the page without TLS of a host that is reached with it, through a proxy
+        // the page without TLS of a host that is reached with TLS, through a proxy
         let plain = [("host", "pi.example.org"), ("origin", "http://pi.example.org"), ("sec-fetch-site", "cross-site")];
         assert_eq!(asked(&plain), SameOrigin::No);
     }

@@ -1,8 +1,8 @@
-//! A live subscriber to everything, for all HTTP clients together.
+//! A live subscriber to all topics, which serves all HTTP clients together.
 //!
 //! It keeps the last message of each topic ([`Recent`]) and the last messages in order ([`Ring`]). Streams read the ring
-//! with a cursor of their own: however many there are and however slowly they read, each message is kept once, and
-//! nobody is waited for.
+//! with their own cursors: however many there are and however slowly they read, each message is kept once, and none of them
+//! delays others.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -22,10 +22,10 @@ use crate::exchange::subscribers::{Subscriber, SubscriptionOptions};
 use crate::health::Pulse;
 use crate::message::{Message, Origin, Qos};
 
-/// What may wait for the hub while it has no turn.
+/// The limits of messages that wait while the hub is busy.
 const INBOX: InboxLimits = InboxLimits { messages: 8192, bytes: 4 << 20 };
 const AT_ONCE: usize = 512;
-/// A message that was just published is here within this time, unless the gateway is very busy.
+/// The time within which a published message arrives here, unless the gateway is very busy.
 const ARRIVAL: Duration = Duration::from_millis(250);
 const OPTIONS: SubscriptionOptions =
     SubscriptionOptions { qos: Qos::ExactlyOnce, no_local: false, retain_as_published: true, id: None };
@@ -36,20 +36,19 @@ struct HubState {
     ring: Ring,
 }
 
-/// The hub.
 #[derive(Debug)]
 pub struct Hub {
     ingress: Ingress,
     subscriber: Arc<Subscriber>,
     state: RwLock<HubState>,
-    /// Id of the next message.
+    /// The id of the next message.
     head: watch::Sender<u64>,
-    /// Streams that want `$SYS`, which is not kept otherwise: it would push everything else out.
+    /// The number of streams that want `$SYS`. Without any it is not kept, because it would displace everything else.
     sys_streams: Mutex<usize>,
 }
 
 impl Hub {
-    /// Subscribes.
+    /// Subscribes to all topics.
     pub fn new(ingress: Ingress) -> Arc<Hub> {
         let subscriber =
             Arc::new(Subscriber { inbox: Inbox::new("http", INBOX), origin: Origin::http(), is_durable: false });
@@ -60,7 +59,7 @@ impl Hub {
         Arc::new(Hub { ingress, subscriber, state, head, sys_streams: Mutex::new(0) })
     }
 
-    /// Takes in messages until cancelled; `pulse` is answered between them.
+    /// Takes in messages until cancelled, and answers `pulse` in between.
     pub async fn run(self: Arc<Self>, mut pulse: Pulse, cancel: CancellationToken) {
         let mut batch: VecDeque<Queued> = VecDeque::new();
         let mut more = false;
@@ -95,15 +94,14 @@ impl Hub {
         self.head.send_replace(next);
     }
 
-    /// Waits until a message on `topic` that came in at `boot_ms` or later is remembered, so that who has published can
-    /// read it.
+    /// Waits until a message on `topic` that arrived at `boot_ms` or later is kept, so that its publisher can read it.
     pub(crate) async fn arrived(&self, topic: &str, boot_ms: u64) {
         let mut head = self.head.subscribe();
         let is_there = |message: &Message| came_in(message) >= boot_ms as i64;
         let _ = timeout(ARRIVAL, head.wait_for(|_| self.state.read().recent.get(topic).is_some_and(is_there))).await;
     }
 
-    /// Waits until a topic is not remembered any more.
+    /// Waits until a topic is not kept any more.
     pub(crate) async fn cleared(&self, topic: &str) {
         let mut head = self.head.subscribe();
         let _ = timeout(ARRIVAL, head.wait_for(|_| self.state.read().recent.get(topic).is_none())).await;
@@ -117,7 +115,7 @@ impl Hub {
         newer(recent, self.ingress.retained(topic)).filter(|(message, _)| is_valid(message))
     }
 
-    /// The last messages on topics behind `after` that `filter` selects, in order of topic, at most `count` of them.
+    /// At most `count` last messages on topics after `after` that match `filter`, in the order of topics.
     pub(crate) fn select(
         &self,
         (filter, after): (&str, &str),
@@ -147,7 +145,7 @@ impl Hub {
         merged
     }
 
-    /// Id of the next message of a stream.
+    /// The id of the next message of a stream.
     pub(crate) fn next(&self) -> u64 {
         self.state.read().ring.next()
     }
@@ -157,24 +155,24 @@ impl Hub {
         self.head.subscribe()
     }
 
-    /// What a stream gets, from its cursor on.
+    /// The messages for a stream from its cursor on.
     pub(crate) fn read(&self, from: u64, filters: &[Box<str>], may: impl Fn(&str) -> bool) -> Result<RingRead, Gap> {
         let state = self.state.read();
         state.ring.check(from)?;
         Ok(state.ring.read(from, filters, may))
     }
 
-    /// Whether a stream can go on from there.
+    /// Checks that a stream can continue from this id.
     pub(crate) fn check(&self, from: u64) -> Result<(), Gap> {
         self.state.read().ring.check(from)
     }
 
-    /// Topics and bytes remembered.
+    /// The numbers of topics and of bytes that are kept.
     pub(crate) fn size(&self) -> (usize, usize) {
         self.state.read().recent.size()
     }
 
-    /// Takes in `$SYS` as long as what is returned is kept.
+    /// Keeps `$SYS` as long as the returned value exists.
     pub(crate) fn with_sys(self: &Arc<Self>) -> SysGuard {
         let mut streams = self.sys_streams.lock();
         if *streams == 0 {
@@ -185,7 +183,7 @@ impl Hub {
     }
 }
 
-/// Somebody wants `$SYS`.
+/// Keeps `$SYS` while it exists.
 #[derive(Debug)]
 pub(crate) struct SysGuard(Arc<Hub>);
 
@@ -199,13 +197,13 @@ impl Drop for SysGuard {
     }
 }
 
-/// Boot clock, in milliseconds, when a message came in: less than 0 if that was before this boot.
+/// When a message arrived, in milliseconds of the boot clock; negative if that was before this boot.
 fn came_in(message: &Message) -> i64 {
     message.view().boot_ms() as i64
 }
 
-/// The last of the two, and whether it is the retained one. The live way may be a moment behind the retained store, and
-/// knows nothing of what was before the start.
+/// The newer of the two, and whether it is the retained message. Live delivery may be slightly later than the retained
+/// store, and has no messages from before the start.
 fn newer(recent: Option<Message>, retained: Option<Message>) -> Option<(Message, bool)> {
     match (recent, retained) {
         (None, None) => None,
@@ -215,7 +213,7 @@ fn newer(recent: Option<Message>, retained: Option<Message>) -> Option<(Message,
             if came_in(&retained) > came_in(&recent) {
                 Some((retained, true))
             } else {
-                // one that the retained store had no room for carries the flag all the same
+                // a message for which the retained store had no room has the flag nevertheless
                 let is_retained = recent.view().retain() && recent.view().payload() == retained.view().payload();
                 Some((recent, is_retained))
             }

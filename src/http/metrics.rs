@@ -1,4 +1,4 @@
-//! `GET /metrics`: figures in Prometheus' text format. Labels are names from the configuration, so they are bounded.
+//! `GET /metrics`: metrics in Prometheus' text format. Labels are names from the configuration, so their number is bounded.
 
 use std::fmt::{Display, Write};
 use std::sync::Arc;
@@ -14,7 +14,7 @@ use crate::access::security::{Security, SecurityKind};
 use crate::exchange::stats::Stats;
 use crate::status::{JournalStatus, SensorSnapshot, SensorState, UpstreamShown, UpstreamSnapshot, UpstreamState};
 
-/// Serves it.
+/// Handles `GET /metrics`.
 pub(crate) async fn metrics(State(http): State<Arc<Http>>, caller: Caller) -> Result<Response, HttpProblem> {
     caller.must_observe()?;
     let mut text = MetricsText::default();
@@ -29,14 +29,14 @@ pub(crate) async fn metrics(State(http): State<Arc<Http>>, caller: Caller) -> Re
     Ok((kind, text.0).into_response())
 }
 
-/// Figures so far.
+/// The text of the metrics so far.
 #[derive(Default)]
 struct MetricsText(String);
 
 impl MetricsText {
     fn head(&mut self, name: &str, help: &str) {
         let kind = if name.ends_with("_total") { "counter" } else { "gauge" };
-        // writing to a string does not fail
+        // writing to a string cannot fail
         let _ = write!(self.0, "# HELP pigateway_{name} {help}\n# TYPE pigateway_{name} {kind}\n");
     }
 
@@ -82,7 +82,7 @@ fn gateway(text: &mut MetricsText, http: &Http) {
     text.one("problems_total", "Warnings and errors logged.", *http.status.problems.count().borrow());
 }
 
-/// Resident set size, as the kernel counts it.
+/// The resident set size, as the kernel reports it.
 fn resident_bytes() -> Option<u64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;

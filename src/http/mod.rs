@@ -1,24 +1,24 @@
-//! REST, a live stream, a web page, metrics and MQTT over WebSocket: the same topics, users and rules as the broker.
+//! REST, a live stream, a web page, metrics and MQTT over WebSocket, with the same topics, users and rules as the broker.
 //!
 //! | file | what |
 //! |---|---|
-//! | `settings` | what the configuration says |
+//! | `settings` | the settings of HTTP |
 //! | `server` | the port: connections, time limits, TLS |
-//! | `guard`, `auth`, `proxies` | requests of foreign sites, who somebody is, what stands in between |
+//! | `guard`, `auth`, `proxies` | requests of other sites, identification of clients, proxies in front |
 //! | `session`, `sign_ins` | signing in on the page |
-//! | `admin` | what only an administrator may do |
+//! | `admin` | calls for administrators |
 //! | `routes`, `openapi` | the table of all calls, and its description |
 //! | `topics`, `stream` | messages: the last ones, publishing, live |
-//! | `sensors`, `history` | motion now and before |
-//! | `overview`, `metrics`, `traces` | how the gateway is doing, and single messages |
+//! | `sensors`, `history` | present and past motion |
+//! | `overview`, `metrics`, `traces` | the state of the gateway, and traces of single messages |
 //! | `page` | the web page |
 //! | `websocket` | MQTT |
-//! | `unread` | bodies that nobody reads |
-//! | `hub`, `recent`, `ring` | what is remembered of messages |
+//! | `unread` | bodies that no handler reads |
+//! | `hub`, `recent`, `ring` | messages that are kept in memory |
 //! | `query`, `problem`, `envelope` | requests and answers |
 //!
-//! A message that is published here takes the same door as one by MQTT, and the answer waits for the same receipt as a
-//! PUBACK does. What is read here comes from one live subscriber for all HTTP clients.
+//! A message that is published here takes the same way as one by MQTT, and the answer waits for the same receipt as a
+//! PUBACK. Messages are read from one live subscriber for all HTTP clients.
 //!
 //! Limits: [`server::MAX_CONNECTIONS`], [`MAX_STREAMS`], the broker's `max_packet_size` for a request,
 //! [`recent::MAX_TOPICS`] and [`recent::MAX_BYTES`] for the last messages, [`ring::MAX_MESSAGES`] and
@@ -78,49 +78,49 @@ use crate::exchange::ingress::Ingress;
 use crate::exchange::receiving::Receiving;
 use crate::status::GatewayStatus;
 
-/// Streams at the same time, over all clients.
+/// The most streams at the same time, of all clients together.
 pub(crate) const MAX_STREAMS: usize = 1000;
-/// Differences between the clocks that mean nothing.
+/// Differences between two clocks below this have no meaning, in milliseconds.
 const JITTER_MS: u64 = 20;
 
-/// What all requests share.
+/// The state that all requests share.
 pub struct Http {
-    /// Who may come in and do what.
+    /// The access decisions for clients.
     pub(crate) access: Arc<Access>,
-    /// The door in for what is published here.
+    /// The entrance for messages that are published here.
     pub(crate) ingress: Ingress,
-    /// What is remembered of messages.
+    /// The messages that are kept in memory.
     pub(crate) hub: Arc<Hub>,
-    /// How the gateway is doing.
+    /// The state of the gateway.
     pub(crate) status: GatewayStatus,
-    /// Takes over connections that turn out to speak MQTT by WebSocket.
+    /// Takes over connections that turn out to speak MQTT over WebSocket.
     pub(crate) mqtt: MqttDoor,
     pub(crate) connections: TaskTracker,
-    /// Cancelled when the gateway goes down.
+    /// Cancelled when the gateway shuts down.
     pub(crate) cancel: CancellationToken,
-    /// Where the past of the sensors is.
+    /// The directory with the history of the sensors.
     pub(crate) history: PathBuf,
-    /// Which boot of the host this is.
+    /// The id of this boot of the host.
     boot: String,
-    /// Wall time minus boot clock, as it was told last.
+    /// The difference between wall time and boot clock in milliseconds, as it was last used.
     offset_ms: AtomicI64,
     guard: HttpGuard,
     trusted_proxies: Vec<Network>,
     frame_ancestors: Vec<String>,
-    /// Users, those that were made here among them.
+    /// All users, with those that were added by HTTP.
     users: UserDesk,
     disconnect: Disconnect,
-    /// The port itself speaks TLS.
+    /// Whether the port itself uses TLS.
     is_tls: bool,
     sign_ins: SignIns,
     overviews: Overviews,
-    /// Places of live streams, divided as those of connections are.
+    /// The places of live streams, divided like those of connections.
     streams: Arc<Places>,
-    /// Memory for large answers.
+    /// The memory for large answers.
     answers: Receiving,
 }
 
-/// What [`Http`] is made of.
+/// The parts from which [`Http`] is made.
 pub struct Parts {
     /// See [`Http::access`].
     pub access: Arc<Access>,
@@ -138,25 +138,24 @@ pub struct Parts {
     pub cancel: CancellationToken,
     /// See [`Http::history`].
     pub history: PathBuf,
-    /// Which requests are refused because pages of other sites make them.
+    /// Refuses requests that pages of other sites make.
     pub guard: HttpGuard,
-    /// Proxies whose word about a client's address counts.
+    /// The proxies that are believed when they report a client's address.
     pub trusted_proxies: Vec<Network>,
-    /// Sites that may show the page in a frame.
+    /// The sites that may show the page in a frame.
     pub frame_ancestors: Vec<String>,
-    /// Where administrators hand in their changes of users.
+    /// The desk for administrators' changes of users.
     pub users: UserDesk,
     /// Ends connections of MQTT clients.
     pub disconnect: Disconnect,
-    /// The port itself speaks TLS.
+    /// Whether the port itself uses TLS.
     pub is_tls: bool,
 }
 
-/// Ends the connections of a user, or of somebody without a user name, with this client id; says how many there were.
+/// Ends the connections with a client id, of a user or of clients without a user name, and returns their number.
 pub(crate) type Disconnect = Arc<dyn Fn(Option<&str>, &str) -> usize + Send + Sync>;
 
 impl Http {
-    /// Everything new.
     pub fn new(parts: Parts) -> Arc<Http> {
         let Parts { access, ingress, hub, status, mqtt, connections, cancel, history, guard, .. } = parts;
         let (users, disconnect, is_tls) = (parts.users, parts.disconnect, parts.is_tls);
@@ -188,18 +187,18 @@ impl Http {
         })
     }
 
-    /// The address that a request counts as coming from.
+    /// The address from which a request counts as coming, behind trusted proxies.
     pub(crate) fn address(&self, peer: IpAddr, headers: &HeaderMap) -> IpAddr {
         proxies::address(&self.trusted_proxies, peer, headers)
     }
 
-    /// Seconds since a moment of the boot clock, which may be before this boot.
+    /// The seconds since a moment of the boot clock, which may be before this boot.
     fn age_seconds(&self, boot_ms: u64) -> u64 {
         let age_ms = self.ingress.clock().boot_ms() as i64 - boot_ms as i64;
         u64::try_from(age_ms).unwrap_or(0) / 1000
     }
 
-    /// Streams that are open.
+    /// The number of open streams.
     fn open_streams(&self) -> u32 {
         u32::try_from(self.streams.len()).unwrap_or(u32::MAX)
     }
@@ -209,13 +208,13 @@ impl Http {
         Bounds { most, has_users: self.access.authoriser.has_any_users() }
     }
 
-    /// A moment of the boot clock as RFC 3339, once the clock is right.
+    /// A moment of the boot clock as RFC 3339, once the clock is correct.
     pub(crate) fn time(&self, boot_ms: u64) -> Option<String> {
         let clock = self.ingress.clock();
         if !clock.is_synchronised() {
             return None;
         }
-        // two clocks cannot be read in the same moment: without this, a time would differ by a millisecond now and then
+        // two clocks cannot be read at the same moment, so without this a time would sometimes differ by a millisecond
         let (now, told) = (clock.unix_ms_at(0), self.offset_ms.load(Ordering::Relaxed));
         if now.abs_diff(told) > JITTER_MS {
             self.offset_ms.store(now, Ordering::Relaxed);

@@ -1,5 +1,5 @@
-//! The description of all calls as an OpenAPI document: the calls from their table, the answers from the types that are
-//! written. JSON Schema of 2020-12 is the dialect of OpenAPI 3.1, so a type's schema stands in it as it is.
+//! Describes all calls in an OpenAPI document: the calls from their table, and the answers from the types that are
+//! serialised. OpenAPI 3.1 uses JSON Schema 2020-12, so the schema of a type can be used unchanged.
 
 use schemars::SchemaGenerator;
 use schemars::generate::SchemaSettings;
@@ -8,11 +8,11 @@ use serde_json::{Map, Value, json};
 use super::calls::Call;
 use super::problem::Details;
 
-/// Stands for `application/json` where it is the second of two types. Generators of clients take the first type that they know,
-/// and that must be what a request without `Accept` gets; objects are written in the order of their keys.
+/// Stands for `application/json` where it is the second of two content types. Client generators use the first type that they
+/// know, which must be that of a request without `Accept`, and objects are written in the order of their keys.
 const JSON_SECOND: &str = "application/~json";
 
-/// The document, for a gateway that is reached below this address.
+/// The document for a gateway at this address.
 pub(crate) fn text(calls: &[Call], server: &str) -> String {
     let mut document = document(calls);
     document["servers"] = json!([{ "url": server, "description": "This gateway" }]);
@@ -47,7 +47,7 @@ fn document(calls: &[Call]) -> Value {
     })
 }
 
-/// Makes a choice of words with an explanation each a plain list of words, which every generator of clients reads.
+/// Converts a choice of words with explanations to a plain list of words, which every client generator can read.
 fn list_words(object: &mut Map<String, Value>) {
     let choices = object.get("oneOf").and_then(Value::as_array);
     let words: Option<Vec<Value>> =
@@ -63,7 +63,7 @@ fn list_words(object: &mut Map<String, Value>) {
     object.insert("description".into(), description.into());
 }
 
-/// Comments of types name others in brackets, which mean something to rustdoc only.
+/// Removes the brackets around names in comments, which have a meaning only for rustdoc.
 fn in_plain_words(value: &mut Value) {
     match value {
         Value::Object(object) => {
@@ -93,7 +93,7 @@ fn parameters(call: &Call) -> Vec<Value> {
     in_path.chain(in_query).collect()
 }
 
-/// What stands for bytes as they are.
+/// The schema of raw bytes.
 fn bytes() -> Value {
     json!({ "schema": { "type": "string", "format": "binary" } })
 }

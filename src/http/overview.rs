@@ -1,4 +1,4 @@
-//! How the gateway is doing: upstreams, clients, problems and the gateway itself, as JSON.
+//! The state of the gateway as JSON: upstreams, clients, problems and the gateway itself.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,12 +19,12 @@ use super::query::Query;
 use crate::health::{FaultyPart, TARGET};
 use crate::status::{Announced, ClientSnapshot, JournalStatus, UpstreamShown, UpstreamSnapshot as Snapshot};
 
-/// An overview is made at most this often, for however many ask.
+/// The least time between two overviews, for all callers together.
 const FRESH: Duration = Duration::from_millis(500);
-/// Clients listed.
+/// The most clients that are listed.
 const MAX_CLIENTS: usize = 1000;
 
-/// The parts of an overview, each one JSON.
+/// The parts of an overview, each as JSON.
 #[derive(Clone, Debug)]
 pub(crate) struct Overview {
     upstreams: Arc<str>,
@@ -34,7 +34,7 @@ pub(crate) struct Overview {
 }
 
 impl Overview {
-    /// By the names of their events.
+    /// The parts by the names of their stream events.
     pub(crate) fn events(&self) -> [(&'static str, Arc<str>); 4] {
         [
             ("upstreams", self.upstreams.clone()),
@@ -45,7 +45,6 @@ impl Overview {
     }
 }
 
-/// Makes overviews.
 #[derive(Debug)]
 pub(crate) struct Overviews {
     last: Mutex<Option<(Instant, Overview)>>,
@@ -53,7 +52,7 @@ pub(crate) struct Overviews {
 }
 
 impl Overviews {
-    /// For a gateway that was started then.
+    /// For a gateway that was started at this time.
     pub(crate) fn new(started_boot_ms: u64) -> Overviews {
         Overviews { last: Mutex::new(None), started_boot_ms }
     }
@@ -66,7 +65,7 @@ pub(crate) struct UpstreamView<'a> {
     #[serde(flatten)]
     snapshot: &'a Snapshot,
     since: Option<String>,
-    /// When the oldest message that waits came in.
+    /// When the oldest waiting message arrived.
     oldest: Option<String>,
     oldest_age_seconds: Option<u64>,
 }
@@ -83,38 +82,39 @@ pub(crate) struct ClientView {
     since_boot_ms: u64,
     keep_alive_seconds: u16,
     persistent: bool,
-    /// Of a persistent session: messages that wait for it.
+    /// The number of messages that wait for a persistent session.
     waiting: Option<usize>,
-    /// Messages that it has been too slow for since it connected, and those that the bounds of its persistent session
-    /// have pushed out.
+    /// The number of messages that were dropped because the client has been too slow since it connected, plus those that the
+    /// limits of its persistent session have dropped.
     dropped: u64,
 }
 
-/// Something that a person should hear of.
+/// A problem that a person should know of.
 #[derive(Serialize, JsonSchema)]
 #[schemars(rename = "Trouble")]
 pub(crate) struct ProblemView {
-    /// Whether this is wrong now: such entries come first, and go when it is over. The others are lines of the log.
+    /// Whether the problem exists at present. Such entries come first, and vanish when the problem is solved. The others are
+    /// lines of the log.
     now: bool,
-    /// Number of a line of the log.
+    /// The number of the log line.
     number: Option<u64>,
-    /// When it was logged, or since when it is so.
+    /// When the line was logged, or when the problem began.
     time: Option<String>,
-    /// `"warn"`: recovered and nothing lost; `"error"`: data lost, or a person is needed.
+    /// `"warn"` if the gateway recovered and nothing was lost; `"error"` if data was lost or a person is needed.
     level: &'static str,
-    /// Where it comes from.
+    /// The part of the program that has logged it.
     target: String,
-    /// What is the matter, in words.
+    /// The problem in words.
     text: String,
-    /// What is wrong now: its name.
+    /// For a present problem, the name of the faulty part.
     part: Option<String>,
-    /// What is wrong now: what to do.
+    /// For a present problem, what a person should do.
     remedy: Option<String>,
-    /// What is wrong now: boot clock in milliseconds since when.
+    /// For a present problem, when it began, in milliseconds of the boot clock.
     since_boot_ms: Option<u64>,
 }
 
-/// How the gateway itself is doing.
+/// The state of the gateway itself.
 #[derive(Serialize, JsonSchema)]
 #[schemars(rename = "Gateway")]
 pub(crate) struct GatewayView<'a> {
@@ -127,15 +127,15 @@ pub(crate) struct GatewayView<'a> {
     sessions_away: usize,
     max_packet_size: usize,
     journal: JournalStatus,
-    /// What a power cut costs beyond what is promised to survive one.
+    /// What a power cut would lose although it was promised to survive one.
     lost_at_power_cut: Option<&'a str>,
-    /// What the local network is told by mDNS.
+    /// What is announced in the local network by mDNS.
     mdns: Announced,
-    /// What is wrong now.
+    /// The parts that do not work at present.
     faulty: Vec<FaultyView>,
 }
 
-/// A part that does not work now.
+/// A part that does not work at present.
 #[derive(Serialize, JsonSchema)]
 #[schemars(rename = "FaultyPart")]
 pub(crate) struct FaultyView {
@@ -145,12 +145,12 @@ pub(crate) struct FaultyView {
 }
 
 fn json(value: &impl Serialize) -> String {
-    // strings, numbers and lists: nothing that could fail to be written
+    // strings, numbers and lists can always be serialised
     serde_json::to_string(value).unwrap_or_default()
 }
 
 impl Http {
-    /// How the gateway is doing, at most half a second ago.
+    /// The state of the gateway, at most half a second old.
     pub(crate) fn overview(&self) -> Overview {
         let mut last = self.overviews.last.lock();
         match &*last {
@@ -168,7 +168,7 @@ impl Http {
         }
     }
 
-    /// When the gateway was started, on the boot clock in milliseconds.
+    /// When the gateway was started, in milliseconds of the boot clock.
     pub(crate) fn started_boot_ms(&self) -> u64 {
         self.overviews.started_boot_ms
     }
@@ -209,7 +209,7 @@ impl Http {
         let is_now = |line: &crate::health::LoggedProblem| {
             line.target == TARGET && faulty.iter().any(|faulty| line.text.starts_with(&format!("{}: ", faulty.part)))
         };
-        // what is wrong now stands there once
+        // a present problem is listed once
         let logged_before: Vec<_> =
             self.status.problems.last().into_iter().rev().filter(|line| !only_now && !is_now(line)).collect();
         let now = faulty.into_iter().map(|faulty| ProblemView {
@@ -261,38 +261,39 @@ fn answer(json: &str) -> Response {
     ([(header::CONTENT_TYPE, "application/json")], json.to_owned()).into_response()
 }
 
-/// `GET /api/v1/upstreams`
+/// Handles `GET /api/v1/upstreams`.
 pub(crate) async fn upstreams(State(http): State<Arc<Http>>, caller: Caller) -> Result<Response, HttpProblem> {
     caller.must_observe()?;
     Ok(answer(&http.upstreams_json()))
 }
 
-/// `GET /api/v1/clients`
+/// Handles `GET /api/v1/clients`.
 pub(crate) async fn clients(State(http): State<Arc<Http>>, caller: Caller) -> Result<Response, HttpProblem> {
     caller.must_observe()?;
     Ok(answer(&http.clients_json()))
 }
 
-/// `GET /api/v1/problems`
+/// Handles `GET /api/v1/problems`.
 pub(crate) async fn problems(State(http): State<Arc<Http>>, caller: Caller, uri: Uri) -> Result<Response, HttpProblem> {
     let only_now = Query::parse(&uri, &["now"])?.flag("now")?;
     caller.must_observe()?;
     Ok(answer(&http.problems_json(only_now)))
 }
 
-/// `GET /api/v1/gateway`
+/// Handles `GET /api/v1/gateway`.
 pub(crate) async fn gateway(State(http): State<Arc<Http>>, caller: Caller) -> Result<Response, HttpProblem> {
     caller.must_observe()?;
     Ok(answer(&http.gateway_json()))
 }
 
-/// `GET /livez`: the process answers.
+/// Handles `GET /livez`: an answer shows that the process is running.
 pub(crate) async fn live() -> &'static str {
     "ok\n"
 }
 
-/// `GET /readyz` and `/healthz`: messages are taken and handed on. Faulty parts do not count as long as one port for MQTT
-/// is open: without them the gateway does what it is for. Who may see how it is doing is told which they are.
+/// Handles `GET /readyz` and `/healthz`: whether messages are accepted and delivered. Faulty parts do not count as long as
+/// one port for MQTT is open, because the gateway does its main work without them. A caller that may see the state is told
+/// which parts are faulty.
 pub(crate) async fn ready(
     State(http): State<Arc<Http>>,
     caller: Result<Caller, HttpProblem>,

@@ -1,4 +1,4 @@
-//! The web page: one file without anything from elsewhere.
+//! The web page: one file that loads nothing from other servers.
 
 use std::sync::{Arc, LazyLock};
 
@@ -12,13 +12,13 @@ use super::auth::Caller;
 use super::problem::HttpProblem;
 use crate::secret::sha256;
 
-/// The page, its script put together from several files.
+/// The page with its script, which is put together from several files.
 static PAGE: LazyLock<String> = LazyLock::new(|| include_str!("page.html").replacen("/* scripts */", SCRIPTS, 1));
 const SCRIPTS: &str = concat!(include_str!("page_sensor.js"), include_str!("page_admin.js"));
 
-/// `GET /`. There is nothing secret in it, and it has a form to sign in, so a browser gets it in any case. Programs, and whoever
-/// asks for `/?basic`, are told that Basic authentication is needed: in a frame of another site no cookie is sent, so that
-/// there is the browser's own window for the password.
+/// Handles `GET /`. The page has no secrets and has a form for signing in, so a browser gets it in any case. Programs, and
+/// requests for `/?basic`, are told that Basic authentication is needed. In a frame of another site no cookie is sent, so
+/// `/?basic` offers the browser's own window for the password.
 pub(crate) async fn serve(
     State(http): State<Arc<Http>>,
     (uri, headers): (Uri, HeaderMap),
@@ -36,7 +36,7 @@ pub(crate) async fn serve(
     }
 }
 
-/// Whether a browser shows it.
+/// Whether a browser opens the page to show it.
 fn is_opened(headers: &HeaderMap) -> bool {
     let accept = headers.get(header::ACCEPT).and_then(|value| value.to_str().ok());
     accept.is_some_and(|accept| accept.contains("text/html"))
@@ -55,7 +55,8 @@ fn page(http: &Http) -> Response {
     response
 }
 
-/// Only the page's own script and style run, known by their hashes; it talks to this gateway only.
+/// The content security policy: only the page's own script and style run, known by their hashes, and only this gateway may
+/// be contacted.
 fn policy() -> String {
     format!(
         "default-src 'none'; script-src {}; style-src {}; img-src data:; connect-src 'self'; base-uri 'none'; \

@@ -8,7 +8,7 @@ use serde::Serialize;
 use crate::exchange::ingress::IngressError;
 use crate::message::TopicError;
 
-/// An answer that is an error.
+/// An answer that reports an error.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct HttpProblem {
     status: StatusCode,
@@ -17,50 +17,49 @@ pub(crate) struct HttpProblem {
 }
 
 impl HttpProblem {
-    /// With this status and explanation.
+    /// An error with this status and explanation.
     pub(crate) fn new(status: StatusCode, detail: impl Into<String>) -> HttpProblem {
         HttpProblem { status, detail: detail.into(), header: None }
     }
 
-    /// 400.
+    /// An error with status 400.
     pub(crate) fn bad_request(detail: impl Into<String>) -> HttpProblem {
         HttpProblem::new(StatusCode::BAD_REQUEST, detail)
     }
 
-    /// 401, which makes a browser ask for a name and a password.
+    /// An error with status 401, which makes a browser ask for a name and a password.
     pub(crate) fn unauthorized(detail: impl Into<String>) -> HttpProblem {
         let challenge = "Basic realm=\"pigateway\", charset=\"UTF-8\"";
         HttpProblem::new(StatusCode::UNAUTHORIZED, detail).with(header::WWW_AUTHENTICATE, challenge)
     }
 
-    /// 403.
+    /// An error with status 403.
     pub(crate) fn forbidden(detail: impl Into<String>) -> HttpProblem {
         HttpProblem::new(StatusCode::FORBIDDEN, detail)
     }
 
-    /// 404.
+    /// An error with status 404.
     pub(crate) fn not_found(detail: impl Into<String>) -> HttpProblem {
         HttpProblem::new(StatusCode::NOT_FOUND, detail)
     }
 
-    /// 503: the same request may succeed later.
+    /// An error with status 503: the same request may succeed later.
     pub(crate) fn unavailable(detail: impl Into<String>) -> HttpProblem {
         HttpProblem::new(StatusCode::SERVICE_UNAVAILABLE, detail).with(header::RETRY_AFTER, "5")
     }
 
-    /// 507: delivered to whoever is there, but not kept for others.
+    /// An error with status 507: the message was delivered to present subscribers, but not kept for others.
     pub(crate) fn full_store() -> HttpProblem {
         let detail = "the message was delivered but not retained: the store of retained messages is full \
                       (broker.max_retained, broker.max_retained_size)";
         HttpProblem::new(StatusCode::INSUFFICIENT_STORAGE, detail)
     }
 
-    /// The HTTP status that it is answered with.
     pub(crate) fn status(&self) -> StatusCode {
         self.status
     }
 
-    /// The same with a header.
+    /// Adds a header.
     pub(crate) fn with(self, name: HeaderName, value: &'static str) -> HttpProblem {
         HttpProblem { header: Some((name, value)), ..self }
     }
@@ -84,11 +83,11 @@ impl From<IngressError> for HttpProblem {
 pub(crate) struct Details<'a> {
     #[serde(rename = "type")]
     kind: &'static str,
-    /// What the status code means.
+    /// The meaning of the status code.
     title: &'static str,
-    /// The HTTP status code, again in the body as RFC 9457 asks.
+    /// The HTTP status code, repeated in the body as RFC 9457 asks.
     status: u16,
-    /// What is the matter, in words.
+    /// The problem in words.
     detail: &'a str,
 }
 
@@ -100,7 +99,7 @@ impl IntoResponse for HttpProblem {
             status: self.status.as_u16(),
             detail: &self.detail,
         };
-        // strings and a number: nothing that could fail to be written
+        // strings and a number can always be serialised
         let body = serde_json::to_string(&details).unwrap_or_default();
         let kind = [(header::CONTENT_TYPE, "application/problem+json")];
         let mut response = (self.status, kind, body).into_response();

@@ -1,9 +1,9 @@
-//! Reverse proxies: whose word about a client's address counts, and what the page's address begins with behind them.
+//! Reverse proxies: which of them are believed about a client's address, and the path prefix of the page behind them.
 //!
-//! Only `X-Forwarded-For` is read, since that is what nginx and Caddy write; of a header that they pass on as it came, a
-//! client could be the author. Each proxy adds the address that it was called from at the right, so the rightmost address
-//! that is not a trusted proxy is the last one that somebody trustworthy has seen. And a request that was forwarded does not
-//! come from this host, whatever is said: what the loopback address may do is never given away by a proxy.
+//! Only `X-Forwarded-For` is read, because nginx and Caddy write it; a header that they pass on unchanged could come from
+//! the client. Each proxy appends the address from which it was called, so the rightmost address that is not a trusted proxy
+//! is the last one that a trusted proxy has seen. A forwarded request never counts as coming from this host, whatever the
+//! header says, so a proxy cannot give away the rights of the loopback address.
 
 use std::net::{IpAddr, Ipv4Addr};
 
@@ -22,10 +22,10 @@ const SIGNS: [&str; 8] = [
     "x-forwarded-server",
     "via",
 ];
-/// What a forwarded request counts as coming from where nobody trusted says more.
+/// The address of a forwarded request if no trusted proxy reports one.
 const NOWHERE: IpAddr = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
 
-/// An address as a proxy writes it, perhaps with a port.
+/// Reads an address in the form of a proxy's header, perhaps with a port.
 fn read_address(text: &str) -> Option<IpAddr> {
     let text = text.trim();
     let bare = text.parse::<IpAddr>().ok();
@@ -34,7 +34,7 @@ fn read_address(text: &str) -> Option<IpAddr> {
     bare.or_else(with_port).or_else(in_brackets).map(|address| address.to_canonical())
 }
 
-/// The address that a request counts as coming from.
+/// The address from which a request counts as coming.
 pub(crate) fn address(trusted: &[Network], peer: IpAddr, headers: &HeaderMap) -> IpAddr {
     let is_trusted = |address: IpAddr| trusted.iter().any(|network| network.contains(address));
     if !SIGNS.iter().any(|name| headers.contains_key(*name)) {
@@ -51,7 +51,7 @@ pub(crate) fn address(trusted: &[Network], peer: IpAddr, headers: &HeaderMap) ->
             match read_address(text) {
                 Some(address) if is_trusted(address) => last = address,
                 Some(address) => return not_local(address),
-                // what is further left was written by nobody knows whom
+                // addresses further left were written by unknown senders
                 None => return not_local(last),
             }
         }
@@ -59,15 +59,15 @@ pub(crate) fn address(trusted: &[Network], peer: IpAddr, headers: &HeaderMap) ->
     not_local(last)
 }
 
-/// Whether the browser speaks TLS with the proxy in front, as far as that is trusted.
+/// Whether the browser uses TLS with a trusted proxy in front.
 pub(crate) fn is_https(trusted: &[Network], peer: IpAddr, headers: &HeaderMap) -> bool {
     let last = headers.get_all("x-forwarded-proto").iter().next_back().and_then(|value| value.to_str().ok());
     let scheme = last.and_then(|value| value.rsplit(',').next()).unwrap_or_default().trim();
     trusted.iter().any(|network| network.contains(peer)) && scheme.eq_ignore_ascii_case("https")
 }
 
-/// The path below which a proxy shows the gateway, such as `/pi`; empty where it is at the root. It is only said back to
-/// whoever has sent it.
+/// The path below which a proxy shows the gateway, such as `/pi`; empty if it is at the root. It is returned only to the
+/// sender of the header.
 pub(crate) fn prefix(headers: &HeaderMap) -> &str {
     let value = headers.get("x-forwarded-prefix").and_then(|value| value.to_str().ok()).unwrap_or_default();
     let path = value.trim_end_matches('/');
@@ -103,7 +103,7 @@ mod tests {
             ("2001:db8::7, 2001:db8:5::1", "2001:db8::7"),
             ("::ffff:192.0.2.7", "192.0.2.7"),
             ("10.1.2.3", "10.1.2.3"),
-            // a word in between hides who is behind it
+            // a word in between hides the addresses further left
             ("192.0.2.7, unknown, 10.1.2.3", "10.1.2.3"),
             ("10.2.0.1", "10.2.0.1"),
         ] {

@@ -4,7 +4,7 @@ use axum::http::Uri;
 
 use super::problem::HttpProblem;
 
-/// Decodes `%XX`; in a query, `+` is a space.
+/// Decodes `%XX`; in a query, also `+` as a space.
 pub(crate) fn decode(text: &str, is_query: bool) -> Result<String, HttpProblem> {
     let mut decoded = Vec::with_capacity(text.len());
     let mut bytes = text.bytes();
@@ -26,12 +26,13 @@ pub(crate) fn decode(text: &str, is_query: bool) -> Result<String, HttpProblem> 
     String::from_utf8(decoded).map_err(|_| HttpProblem::bad_request("the address is not UTF-8"))
 }
 
-/// The parameters of a request, in order.
+/// The query parameters of a request, in order.
 #[derive(Clone, Debug)]
 pub(crate) struct Query(Vec<(String, String)>);
 
 impl Query {
-    /// Takes them apart. A parameter that is not `known` is an error: it would be ignored otherwise, and not be missed.
+    /// Parses the query. A parameter that is not in `known` is an error, because it would otherwise be ignored without
+    /// notice.
     pub(crate) fn parse(uri: &Uri, known: &[&str]) -> Result<Query, HttpProblem> {
         let mut pairs = Vec::new();
         for pair in uri.query().unwrap_or_default().split('&').filter(|pair| !pair.is_empty()) {
@@ -55,12 +56,11 @@ impl Query {
         }
     }
 
-    /// All values of a parameter.
     pub(crate) fn all<'a, 'n>(&'a self, name: &'n str) -> impl Iterator<Item = &'a str> + use<'a, 'n> {
         self.0.iter().filter(move |(known, _)| known == name).map(|(_, value)| value.as_str())
     }
 
-    /// The value of a parameter read by `read`, which gives `None` if it is not valid.
+    /// The value of a parameter as read by `read`, which returns `None` if it is not valid.
     pub(crate) fn parsed<T>(
         &self,
         name: &str,
@@ -73,7 +73,7 @@ impl Query {
         Ok(Some(value))
     }
 
-    /// A yes or no; the bare name is a yes.
+    /// A parameter with yes or no; the name without a value means yes.
     pub(crate) fn flag(&self, name: &str) -> Result<bool, HttpProblem> {
         let read = |text: &str| match text {
             "true" | "1" | "" => Some(true),

@@ -1,4 +1,4 @@
-//! The last message on each topic, as far as it was recent: bounded, the topic that was quiet for longest gives way.
+//! The last message on each recently used topic. Its size is bounded: the topic without a message for longest makes room.
 
 use std::collections::BTreeMap;
 use std::ops::Bound;
@@ -6,11 +6,11 @@ use std::sync::Arc;
 
 use crate::message::{Message, matches};
 
-/// Topics remembered.
+/// The most topics that are kept.
 pub(crate) const MAX_TOPICS: usize = 2000;
-/// Bytes remembered, what the store itself needs included.
+/// The most bytes that are kept, including the memory of the store itself.
 pub(crate) const MAX_BYTES: usize = 2 << 20;
-/// What a topic costs besides its message: two tree entries.
+/// The bytes that a topic needs in addition to its message: two tree entries.
 const OVERHEAD: usize = 160;
 
 #[derive(Debug)]
@@ -19,11 +19,11 @@ struct TopicSlot {
     age: u64,
 }
 
-/// The store.
+/// The last messages by topic.
 #[derive(Debug, Default)]
 pub(crate) struct Recent {
     by_topic: BTreeMap<Arc<str>, TopicSlot>,
-    /// Oldest first.
+    /// The topics by the age of their messages, oldest first.
     by_age: BTreeMap<u64, Arc<str>>,
     next_age: u64,
     bytes: usize,
@@ -34,8 +34,8 @@ fn cost(message: &Message) -> usize {
 }
 
 impl Recent {
-    /// Remembers a message, which must be in memory of its own. An empty one with the retain flag makes its topic be
-    /// forgotten, as the retained message is.
+    /// Adds a message, which must be in memory of its own. An empty message with the retain flag removes its topic, like the
+    /// retained message.
     pub(crate) fn insert(&mut self, message: &Message) {
         let view = message.view();
         let is_clearing = view.retain() && view.payload().is_empty();
@@ -76,7 +76,7 @@ impl Recent {
         self.by_topic.get(topic).map(|slot| &slot.message)
     }
 
-    /// What `filter` selects behind the topic `after`, in order of topic.
+    /// The messages that match `filter` on topics after `after`, in the order of topics.
     pub(crate) fn select<'a>(&'a self, filter: &'a str, after: &'a str) -> impl Iterator<Item = &'a Message> {
         self.by_topic
             .range::<str, _>((Bound::Excluded(after), Bound::Unbounded))
@@ -84,7 +84,7 @@ impl Recent {
             .map(|(_, slot)| &slot.message)
     }
 
-    /// Topics, and bytes as the bound counts them.
+    /// The numbers of topics and of bytes, as limited.
     pub(crate) fn size(&self) -> (usize, usize) {
         (self.by_topic.len(), self.bytes)
     }

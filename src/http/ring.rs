@@ -1,20 +1,20 @@
-//! The last messages in order, numbered: what streams are fed from, and what they resume from.
+//! The last messages in order, with ids, from which streams are served and resumed.
 
 use std::collections::VecDeque;
 
 use crate::message::{Message, matches};
 
-/// Messages kept.
+/// The most messages that are kept.
 pub(crate) const MAX_MESSAGES: usize = 4096;
-/// Bytes kept.
+/// The most bytes that are kept.
 pub(crate) const MAX_BYTES: usize = 1 << 20;
-/// Messages that one reading returns at most.
+/// The most messages that one read returns.
 const AT_ONCE: usize = 256;
-/// Bytes that one reading returns at most, beyond its first message.
+/// The most bytes that one read returns, unless its first message is larger.
 const BYTES_AT_ONCE: usize = 64 << 10;
 
-/// The ring. Ids go up by one with every message. They start where the clock says, in microseconds, so that they go up
-/// over a restart too.
+/// A ring of messages. Ids increase by one with every message. They start with the time of the clock in microseconds, so
+/// that they also increase over a restart.
 #[derive(Debug)]
 pub(crate) struct Ring {
     messages: VecDeque<Message>,
@@ -23,23 +23,24 @@ pub(crate) struct Ring {
     bytes: usize,
 }
 
-/// What a reader gets.
+/// The result of a read.
 #[derive(Debug, Default)]
 pub(crate) struct RingRead {
-    /// Messages with their ids.
+    /// The messages with their ids.
     pub(crate) messages: Vec<(u64, Message)>,
-    /// Where to go on.
+    /// The id from which to continue.
     pub(crate) next: u64,
-    /// More is there already.
+    /// Whether more messages are available already.
     pub(crate) more: bool,
 }
 
-/// Why a reader cannot go on where it was.
+/// Why a reader cannot continue where it was.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Gap {
-    /// Messages on all topics that were missed; `None`: from before the start of the gateway, nobody knows.
+    /// The number of missed messages on all topics; `None` if the id is from before the start of the gateway, so that the
+    /// number is unknown.
     pub(crate) missed: Option<u64>,
-    /// Where to go on.
+    /// The id from which to continue.
     pub(crate) next: u64,
 }
 
@@ -62,7 +63,7 @@ impl Ring {
         }
     }
 
-    /// Id of the next message.
+    /// The id of the next message.
     pub(crate) fn next(&self) -> u64 {
         self.next
     }
@@ -71,7 +72,7 @@ impl Ring {
         self.next - self.messages.len() as u64
     }
 
-    /// Whether messages from `from` on can be read without a gap.
+    /// Checks that messages from `from` on can be read without a gap.
     pub(crate) fn check(&self, from: u64) -> Result<(), Gap> {
         if from < self.start || from > self.next {
             Err(Gap { missed: None, next: self.first() })
@@ -82,7 +83,7 @@ impl Ring {
         }
     }
 
-    /// Messages from `from` on, which [`Ring::check`] has accepted, that a filter selects and `may` allows.
+    /// The messages from `from` on that match a filter and that `may` allows. [`Ring::check`] must have accepted `from`.
     pub(crate) fn read(&self, from: u64, filters: &[Box<str>], may: impl Fn(&str) -> bool) -> RingRead {
         let mut reading = RingRead { next: self.next, ..RingRead::default() };
         let mut bytes = 0;

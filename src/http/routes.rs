@@ -1,4 +1,4 @@
-//! All calls, as a table: the router and the OpenAPI document are made from it, so neither can miss one.
+//! The table of all calls. Both the router and the OpenAPI document are made from it, so neither can miss a call.
 
 use std::sync::{Arc, LazyLock};
 
@@ -88,7 +88,7 @@ macro_rules! calls {
     };
 }
 
-/// All of them.
+/// All calls.
 pub(crate) const CALLS: &[Call] = calls! {
     get "/api/v1/topics" "list_messages" "The last message on each topic that a filter selects" LIST, JSON, [topics::List], false,
         topics::list;
@@ -149,22 +149,22 @@ pub(crate) const CALLS: &[Call] = calls! {
     get "/" "page" "The web page" &[], (200, "text/html"), [], false, page::serve;
 };
 
-/// `GET /api/v1/openapi.json`
+/// Handles `GET /api/v1/openapi.json`.
 async fn describe(headers: HeaderMap) -> Response {
     let prefix = proxies::prefix(&headers);
     let server = if prefix.is_empty() { "/" } else { prefix };
     ([(header::CONTENT_TYPE, "application/json")], document(server)).into_response()
 }
 
-/// The description, made once. `CALLS` names `describe`, so what is made once stands in a function of its own.
+/// The description, which is made once. It is in a function of its own because `CALLS` refers to `describe`.
 fn document(server: &str) -> String {
-    /// Stands for where the gateway is.
+    /// A placeholder for the address of the gateway.
     const SERVER: &str = "{server}";
     static TEXT: LazyLock<String> = LazyLock::new(|| openapi::text(CALLS, SERVER));
     TEXT.replacen(SERVER, server, 1)
 }
 
-/// The router for all of them.
+/// The router for all calls.
 pub(crate) fn router(http: Arc<Http>) -> Router {
     let mut router = Router::new();
     for call in CALLS {

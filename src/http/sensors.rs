@@ -1,4 +1,4 @@
-//! Motion now and before.
+//! The present motion and the history of sensors.
 
 use std::sync::Arc;
 
@@ -19,18 +19,18 @@ use super::problem::HttpProblem;
 use super::query::{Query, decode};
 use crate::status::{EdgeFigures, Finding, SensorSnapshot};
 
-/// Where sensors are.
+/// The path of sensors.
 const SENSORS: &str = "/api/v1/sensors/";
-/// Events of a page.
+/// The most events on a page.
 const MAX_EVENTS: usize = 1000;
 
-/// A sensor and what it says.
+/// A sensor with its state.
 #[derive(Serialize, JsonSchema)]
 #[schemars(rename = "Sensor")]
 pub(crate) struct SensorView<'a> {
     #[serde(flatten)]
     snapshot: &'a SensorSnapshot,
-    /// When its state began; `None` while the clock is not synchronised.
+    /// When the state began; `null` while the clock is not synchronised.
     since: Option<String>,
 }
 
@@ -49,31 +49,31 @@ pub(crate) struct EventView {
 #[derive(Serialize, JsonSchema)]
 #[schemars(rename = "SensorEdge")]
 pub(crate) struct EdgeView {
-    /// Boot clock, in milliseconds.
+    /// The time of the edge in milliseconds of the boot clock.
     boot_ms: u64,
     /// Whether the sensor became active.
     active: bool,
 }
 
-/// What the last edges of a sensor's pin look like.
+/// The last edges of a sensor's pin, with statistics.
 #[derive(Serialize, JsonSchema)]
 #[schemars(rename = "SensorEdges")]
 pub(crate) struct Edges {
-    /// What is the matter; `null`: nothing.
+    /// The diagnosis; `null` if nothing is wrong.
     finding: Option<Finding>,
     figures: EdgeFigures,
-    /// At most 512, of the ten minutes before the last one, oldest first.
+    /// At most 512 edges of the ten minutes before the last one, oldest first.
     edges: Vec<EdgeView>,
 }
 
-/// A page of the past of a sensor.
+/// A page of the history of a sensor.
 #[derive(Serialize, JsonSchema)]
 #[schemars(rename = "SensorEvents")]
 pub(crate) struct Events {
     events: Vec<EventView>,
-    /// What to give as `cursor` to go on behind these, now or later.
+    /// The value of `cursor` with which to continue after these events, now or later.
     cursor: u64,
-    /// Whether there are more already.
+    /// Whether more events are available already.
     more: bool,
 }
 
@@ -87,7 +87,7 @@ pub(crate) fn list_json(http: &Http, caller: &Caller, snapshots: &[SensorSnapsho
     serde_json::to_string(&visible.map(|snapshot| view(http, snapshot)).collect::<Vec<_>>()).unwrap_or_default()
 }
 
-/// The sensor of a request, if there is one that the caller may see.
+/// The sensor with this name, if the caller may see it.
 fn find(http: &Http, caller: &Caller, name: &str) -> Result<SensorSnapshot, HttpProblem> {
     let name = decode(name, false)?;
     let snapshots = http.status.sensors.borrow();
@@ -95,20 +95,20 @@ fn find(http: &Http, caller: &Caller, name: &str) -> Result<SensorSnapshot, Http
     snapshots.iter().find(is_it).cloned().ok_or_else(|| HttpProblem::not_found("there is no such sensor"))
 }
 
-/// `GET /api/v1/sensors`
+/// Handles `GET /api/v1/sensors`.
 pub(crate) async fn list(State(http): State<Arc<Http>>, caller: Caller) -> Response {
     let snapshots = http.status.sensors.borrow().clone();
     ([(header::CONTENT_TYPE, "application/json")], list_json(&http, &caller, &snapshots)).into_response()
 }
 
-/// `GET /api/v1/sensors/{name}`
+/// Handles `GET /api/v1/sensors/{name}`.
 pub(crate) async fn one(State(http): State<Arc<Http>>, caller: Caller, uri: Uri) -> Result<Response, HttpProblem> {
     let name = uri.path().strip_prefix(SENSORS).unwrap_or_default();
     let snapshot = find(&http, &caller, name)?;
     Ok(Json(view(&http, &snapshot)).into_response())
 }
 
-/// `GET /api/v1/sensors/{name}/edges`
+/// Handles `GET /api/v1/sensors/{name}/edges`.
 pub(crate) async fn edges(State(http): State<Arc<Http>>, caller: Caller, uri: Uri) -> Result<Json<Edges>, HttpProblem> {
     let name = uri.path().strip_prefix(SENSORS).and_then(|rest| rest.strip_suffix("/edges")).unwrap_or_default();
     let SensorSnapshot { finding, edges, .. } = find(&http, &caller, name)?;
@@ -118,7 +118,7 @@ pub(crate) async fn edges(State(http): State<Arc<Http>>, caller: Caller, uri: Ur
     Ok(Json(Edges { finding, figures, edges }))
 }
 
-/// `GET /api/v1/sensors/{name}/events`
+/// Handles `GET /api/v1/sensors/{name}/events`.
 pub(crate) async fn events(State(http): State<Arc<Http>>, caller: Caller, uri: Uri) -> Result<Response, HttpProblem> {
     let query = Query::parse(&uri, &["since", "limit", "cursor"])?;
     let name = uri.path().strip_prefix(SENSORS).and_then(|rest| rest.strip_suffix("/events")).unwrap_or_default();

@@ -1,8 +1,8 @@
-//! The port: connections and the time that they may take.
+//! The HTTP port: connections and their time limits.
 //!
-//! Every wait for a client has a limit: for its handshake, for the head of a request (the pause between two requests
-//! included), for a body, and for it to take an answer. A connection costs a bounded amount of memory, and there is a
-//! bounded number of them, so slow clients cost others nothing.
+//! Every wait for a client has a limit: for its handshake, for the header of a request (including the pause between two
+//! requests), for a body, and for the client to read an answer. A connection uses a bounded amount of memory, and the number
+//! of connections is bounded, so slow clients cost others nothing.
 
 use std::convert::Infallible;
 use std::io;
@@ -42,21 +42,21 @@ use crate::net::port::{AcceptedConnection, Port, PortSettings};
 use crate::tls::{TlsFiles, common_name};
 use crate::workers::worked;
 
-/// Connections at the same time, those of streams and of MQTT over WebSocket included. How they are divided, and who gives
-/// way, is said in [`crate::access::places`].
+/// The most connections at the same time, including streams and MQTT over WebSocket. [`crate::access::places`] explains how
+/// they are divided and who gives way.
 pub(crate) const MAX_CONNECTIONS: usize = 1100;
-/// A TLS handshake takes no longer than this.
+/// The longest time for a TLS handshake.
 const HANDSHAKE: Duration = Duration::from_secs(10);
-/// The head of a request takes no longer than this, nor does the pause before it.
+/// The longest time for the header of a request, including the pause before it.
 const HEAD: Duration = Duration::from_secs(15);
-/// A client that takes nothing of an answer for this long has gone.
+/// A client that reads nothing of an answer for this long counts as gone.
 const STALL: Duration = Duration::from_secs(30);
-/// Largest head of a request: room for a long topic.
+/// The largest header of a request in bytes, with room for a long topic.
 const MAX_HEAD: usize = 32 << 10;
-/// On shutdown, answers that are under way get this long.
+/// The time for unfinished answers during a shutdown.
 const FAREWELL: Duration = Duration::from_secs(1);
 
-/// What the port is to be; `None` if there is to be none.
+/// The settings of the port; `None` if there is no HTTP.
 pub(crate) fn port(settings: &HttpSettings) -> Option<PortSettings> {
     let address = settings.address?;
     let tls = settings.tls.as_ref();
@@ -69,26 +69,26 @@ pub(crate) fn port(settings: &HttpSettings) -> Option<PortSettings> {
 pub struct Site {
     /// Which paths it has and who answers there. Made for the first request: no gateway waits for it at its start.
     pub(crate) router: LazyLock<Router, Box<dyn FnOnce() -> Router + Send>>,
-    /// Which requests are refused because pages of other sites make them.
+    /// Refuses requests that pages of other sites make.
     pub(crate) guard: HttpGuard,
-    /// What an upgrade leads to.
+    /// What becomes of a connection that is upgraded to WebSocket.
     pub(crate) door: WebSocketDoor,
-    /// The certificates of clients name users.
+    /// Whether the client certificates name users.
     pub(crate) use_identity: bool,
-    /// The page may be shown in a frame of another site.
+    /// Whether the page may be shown in a frame of another site.
     pub(crate) may_be_framed: bool,
-    /// Who may come in.
+    /// The access decisions for clients.
     access: Arc<Access>,
-    /// Memory for large answers.
+    /// The memory for large answers.
     answers: Receiving,
-    /// Places of its connections.
+    /// The places for its connections.
     places: Arc<Places>,
-    /// Cancelled when the gateway goes down.
+    /// Cancelled when the gateway shuts down.
     pub(crate) cancel: CancellationToken,
 }
 
 impl Site {
-    /// The page, REST and everything else.
+    /// A site with the page, REST and everything else.
     pub fn whole(http: &Arc<Http>) -> Arc<Site> {
         let (mqtt, connections) = (http.mqtt.clone(), http.connections.clone());
         let all = http.clone();
@@ -105,7 +105,7 @@ impl Site {
         })
     }
 
-    /// MQTT over WebSocket and nothing else.
+    /// A site with MQTT over WebSocket only.
     pub fn websocket(
         guard: HttpGuard,
         door: WebSocketDoor,
@@ -119,7 +119,7 @@ impl Site {
     }
 }
 
-/// Serves until the gateway goes down; `pulse` is answered where connections are accepted.
+/// Serves until the gateway shuts down, and answers `pulse` while it waits for connections.
 pub(crate) async fn run(mut port: Port, site: Arc<Site>, mut pulse: Pulse) {
     loop {
         let accepted = tokio::select! {
@@ -131,7 +131,7 @@ pub(crate) async fn run(mut port: Port, site: Arc<Site>, mut pulse: Pulse) {
             }
         };
         match accepted.is_proxied() {
-            // a place is for whoever is behind the proxy
+            // the place is taken for the client behind the proxy
             true => _ = site.door.connections.spawn(find_origin(site.clone(), accepted)),
             false => seat(&site, accepted),
         }
@@ -153,14 +153,14 @@ fn seat(site: &Arc<Site>, mut accepted: AcceptedConnection) {
     }
 }
 
-/// Serves whoever is at the other end of these bytes, without TLS, until they end.
+/// Serves the client on this stream of bytes, without TLS, until it ends.
 pub async fn serve(site: &Arc<Site>, stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, from: SocketAddr) {
     if let Some(place) = place(site, from) {
         HttpConnection { site: site.clone(), place: Arc::new(place) }.speak(stream, from, None).await;
     }
 }
 
-/// A place for a connection; where there is none, that is said.
+/// Takes a place for a connection. If there is none, that is logged.
 fn place(site: &Arc<Site>, from: SocketAddr) -> Option<Place> {
     let from = from.ip().to_canonical();
     let newcomer = Newcomer { user: None, from, session: None, is_returning: false, is_unknown: true };
@@ -174,7 +174,7 @@ fn place(site: &Arc<Site>, from: SocketAddr) -> Option<Place> {
     place.ok()
 }
 
-/// What one connection needs.
+/// The state of one connection.
 struct HttpConnection {
     site: Arc<Site>,
     place: Arc<Place>,
@@ -223,7 +223,7 @@ impl HttpConnection {
         let mut connection = std::pin::pin!(connection);
         let ended = tokio::select! {
             ended = connection.as_mut() => ended,
-            // what has become a WebSocket sees it by itself
+            // a connection that has become a WebSocket handles this itself
             () = place.cut() => return,
             () = cancel.cancelled() => {
                 connection.as_mut().graceful_shutdown();
@@ -259,9 +259,9 @@ impl HttpConnection {
         request.extensions_mut().insert(self.place.clone());
         let (asker, answers) = (Asker::default(), self.site.answers.clone());
         request.extensions_mut().insert(asker.clone());
-        // the page is the same for all, and there once
+        // the page is the same for all, and in memory once
         let is_page = request.uri().path() == "/";
-        // a client that waits for "100 Continue" sends nothing if it is answered otherwise
+        // a client that waits for "100 Continue" sends no body after any other answer
         let waits = request.headers().contains_key(header::EXPECT);
         let connections = self.site.door.connections.clone();
         let request = request.map(|body| if waits { Body::new(body) } else { unread::discarded(body, &connections) });
@@ -285,13 +285,13 @@ impl HttpConnection {
                 response.headers_mut().remove(header::WWW_AUTHENTICATE);
             }
             if may_be_framed {
-                // this header knows no list; the page's policy has one
+                // this header cannot contain a list; the page's policy has one
                 response.headers_mut().remove(header::X_FRAME_OPTIONS);
             }
             if let Some(origin) = welcome {
                 share(response.headers_mut(), origin, is_preflight);
             }
-            // what is here is of this moment
+            // the contents may change at any moment
             let no_store = HeaderValue::from_static("no-store");
             response.headers_mut().entry(header::CACHE_CONTROL).or_insert(no_store);
             Ok(response)
@@ -299,7 +299,7 @@ impl HttpConnection {
     }
 }
 
-/// Lets a page of this origin read the answer [Fetch, 3.3]. A preflight says what else it may do.
+/// Lets a page of this origin read the answer [Fetch, 3.3]. A preflight also gets the allowed methods and headers.
 fn share(headers: &mut HeaderMap, origin: HeaderValue, is_preflight: bool) {
     headers.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, origin);
     headers.append(header::VARY, HeaderValue::from_static("Origin"));
@@ -323,11 +323,11 @@ fn share(headers: &mut HeaderMap, origin: HeaderValue, is_preflight: bool) {
     headers.insert(HeaderName::from_static("cross-origin-resource-policy"), HeaderValue::from_static("cross-origin"));
 }
 
-/// A connection whose other end must take what is sent, and which ends when somebody else has its place.
+/// A connection that ends if the client does not read, or if another client gets its place.
 struct Impatient<S> {
     stream: S,
     cut: Pin<Box<WaitForCancellationFutureOwned>>,
-    /// Runs while there is something that it does not take.
+    /// Runs while there are bytes that the client does not read.
     deadline: Option<Pin<Box<Sleep>>>,
 }
 

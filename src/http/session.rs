@@ -1,4 +1,4 @@
-//! Signing in and out on the page, and who somebody is.
+//! Signing in and out on the web page, and the identity of the caller.
 
 use std::sync::Arc;
 
@@ -19,52 +19,52 @@ use crate::access::authenticate::Credentials;
 use crate::access::guesses::network;
 use crate::access::places::Place;
 
-/// Largest body: user name and password.
+/// The largest body with user name and password, in bytes.
 const MOST: usize = 8 << 10;
 
-/// What the form of the page sends to get a cookie.
+/// The sign-in form of the page. A success returns a cookie.
 #[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct SignInBody {
-    /// A user of the configuration, or one that was made here.
+    /// A user of the configuration, or one that was added by HTTP.
     user: String,
-    /// The password of that user, in clear.
+    /// The password of the user in plain text.
     password: String,
 }
 
-/// Who a request comes from.
+/// The identity of the caller.
 #[derive(Serialize, JsonSchema)]
 #[schemars(rename = "Session")]
 pub(crate) struct SessionView {
-    /// User name; `null`: nobody has said one.
+    /// The user name; `null` if the caller has not given one.
     user: Option<String>,
-    /// How that is known.
+    /// How the caller was identified.
     by: By,
-    /// May read and publish what rules allow; otherwise a user name and a password are needed.
+    /// Whether the caller may read and publish what the rules allow; otherwise it needs a user name and a password.
     let_in: bool,
-    /// May see how the gateway is doing.
+    /// Whether the caller may see the state of the gateway.
     may_observe: bool,
-    /// There are users who could sign in.
+    /// Whether there are users who could sign in.
     can_sign_in: bool,
-    /// May disconnect clients, delete below a branch, and make users.
+    /// Whether the caller may disconnect clients, delete retained messages, and manage users.
     admin: bool,
 }
 
 impl SessionView {
-    /// Of somebody who is not let in.
+    /// The view for a caller without access.
     fn nobody(http: &Http) -> SessionView {
         let can_sign_in = http.access.authoriser.has_users(None);
         SessionView { user: None, by: By::Nothing, let_in: false, may_observe: false, can_sign_in, admin: false }
     }
 
-    /// Of somebody who is.
+    /// The view for a caller with access.
     fn of(http: &Http, user: Option<&str>, by: By, (may_observe, admin): (bool, bool)) -> SessionView {
         let user = user.map(Into::into);
         SessionView { user, by, let_in: true, may_observe, admin, ..SessionView::nobody(http) }
     }
 }
 
-/// `GET /api/v1/session`: to everybody, since the page asks this first.
+/// Handles `GET /api/v1/session`. It is open to everybody, because the page asks this first.
 pub(crate) async fn read(
     State(http): State<Arc<Http>>,
     headers: HeaderMap,
@@ -80,7 +80,7 @@ pub(crate) async fn read(
     }
 }
 
-/// A cookie for whoever has asked, or what ends it.
+/// Makes the cookie for the sender of the request, or the one that deletes it.
 fn cookie(
     http: &Http,
     RequestOrigin(peer): RequestOrigin,
@@ -92,7 +92,7 @@ fn cookie(
     HeaderValue::try_from(text).map_err(|_| HttpProblem::bad_request("the path of the page cannot be that of a cookie"))
 }
 
-/// `POST /api/v1/session`. The password goes the same way as any other that is shown here or to the broker.
+/// Handles `POST /api/v1/session`. The password is checked like any other, for HTTP or for the broker.
 pub(crate) async fn sign_in(
     State(http): State<Arc<Http>>,
     Extension(origin): Extension<RequestOrigin>,
@@ -100,7 +100,7 @@ pub(crate) async fn sign_in(
     (uri, headers): (Uri, HeaderMap),
     content: Body,
 ) -> Result<Response, HttpProblem> {
-    // or another page could sign somebody in as somebody else
+    // otherwise another page could sign somebody in as a different user
     if headers.contains_key(header::ORIGIN) && http.guard.same_origin(&uri, &headers) != SameOrigin::Yes {
         return Err(HttpProblem::forbidden(
             "only the gateway's own page signs in here; programs use Basic authentication",
@@ -118,7 +118,7 @@ pub(crate) async fn sign_in(
     };
     let who = http.access.authenticate(&credentials).await?;
     let settings = who.user.as_deref().and_then(|name| http.access.authoriser.user(None, name));
-    // where there are no users, a name means nothing; and one may have changed just now
+    // without any users a name has no meaning, and the user may just have been changed
     let Some(settings) = settings.filter(|user| user.password_hash == who.password_hash) else {
         return Err(HttpProblem::unauthorized("there is no such user"));
     };
@@ -134,7 +134,7 @@ pub(crate) async fn sign_in(
     Ok(([(header::SET_COOKIE, cookie(&http, origin, &headers, Some(&token))?)], Json(view)).into_response())
 }
 
-/// `DELETE /api/v1/session`
+/// Handles `DELETE /api/v1/session`: signs out.
 pub(crate) async fn sign_out(
     State(http): State<Arc<Http>>,
     Extension(origin): Extension<RequestOrigin>,

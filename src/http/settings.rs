@@ -5,31 +5,30 @@ use std::path::PathBuf;
 
 pub(crate) use super::proxies::Network;
 
-/// Certificate and key of the HTTPS listener, both in PEM.
+/// The certificate and key of the HTTPS port, both in PEM.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct HttpTls {
-    /// Certificate chain, the server's own first.
+    /// The certificate chain, with the server's own certificate first.
     pub(crate) cert: PathBuf,
-    /// Private key.
     pub(crate) key: PathBuf,
 }
 
-/// `[http]`.
+/// The table `[http]`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HttpSettings {
-    /// Where to listen; `None`: no HTTP at all.
+    /// The address to listen on; `None` switches HTTP off.
     pub address: Option<SocketAddr>,
-    /// Host names, besides the host's own and IP addresses, that browsers may use.
+    /// Host names that browsers may use, in addition to the host's own name and IP addresses.
     pub(crate) allowed_hosts: Vec<String>,
-    /// Proxies that are believed when they say whom they act for.
+    /// Proxies that are believed when they report a client's address.
     pub(crate) trusted_proxies: Vec<Network>,
-    /// Sites that may show the page in a frame, as sources of a content security policy; none: nobody may.
+    /// Sites that may show the page in a frame, as sources of a content security policy; an empty list allows none.
     pub(crate) frame_ancestors: Vec<String>,
-    /// TLS; `None`: plain HTTP.
+    /// The files for TLS; `None` means plain HTTP.
     pub(crate) tls: Option<HttpTls>,
 }
 
-/// Reads a site that may show the page in a frame: `self`, or an origin, whose host may begin with `*.`.
+/// Reads a site that may show the page in a frame: `self`, or an origin whose host may begin with `*.`.
 pub(crate) fn frame_ancestor(text: &str) -> Option<String> {
     if text == "self" {
         return Some("'self'".into());

@@ -1,7 +1,7 @@
-//! Who is signed in on the page: a random token in a cookie, and beside it, in memory only, whose it is.
+//! The sign-ins on the web page: a browser has a random token in a cookie, and the gateway has its user in memory only.
 //!
-//! A sign-in ends by time, by signing out, with the gateway, and when the password or the rights of its user change. Tokens
-//! are kept as digests, so that nobody who looks for one learns from the time that this takes.
+//! A sign-in ends by time, by signing out, when the gateway ends, and when the password or the rights of its user change.
+//! Tokens are stored as digests, so that the time of a search reveals nothing about them.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -17,19 +17,19 @@ use crate::access::Access;
 use crate::access::settings::UserSettings;
 use crate::secret::{Digest, sha256};
 
-/// Sign-ins at the same time, and those of one user.
+/// The most sign-ins at the same time, of all users and of one user.
 const MOST: usize = 256;
 const MOST_OF_USER: usize = 16;
-/// A sign-in ends when it was not used for this long, and in any case after this.
+/// A sign-in ends after this time without use, and after a longer time in any case.
 const IDLE: Duration = Duration::from_secs(24 * 60 * 60);
 const LONGEST: Duration = Duration::from_secs(7 * 24 * 60 * 60);
-/// Cookies of our name that are looked at: more than one may come, but not many.
+/// The most cookies of our name that are examined: a request may have more than one, but not many.
 const MOST_COOKIES: usize = 4;
 
-/// One sign-in: a browser that has our cookie.
+/// The sign-in of one browser, which has the cookie.
 #[derive(Debug)]
 pub(crate) struct SignIn {
-    /// The user as it was then: one that differs from this in any way has to sign in again.
+    /// The user as it was at the sign-in. If it changes in any way, the browser must sign in again.
     pub(crate) user: Arc<UserSettings>,
     begun: Instant,
     used: Mutex<Instant>,
@@ -37,7 +37,7 @@ pub(crate) struct SignIn {
 }
 
 impl SignIn {
-    /// Whether it goes on. Whoever asks is using it.
+    /// Whether the sign-in is still valid. Calling this counts as use.
     pub(crate) fn goes_on(&self) -> bool {
         let now = Instant::now();
         let goes_on = self.is_valid(now);
@@ -47,7 +47,7 @@ impl SignIn {
         goes_on
     }
 
-    /// Whether its user is still as it was.
+    /// Whether the user has not changed.
     pub(crate) fn is_of_now(&self, access: &Access) -> bool {
         access.authoriser.user(None, &self.user.name).is_some_and(|user| *user == *self.user)
     }
@@ -63,22 +63,22 @@ impl SignIn {
     }
 }
 
-/// All sign-ins, by the digests of their cookies.
+/// All sign-ins, by the digests of their tokens.
 #[derive(Debug)]
 pub(crate) struct SignIns {
-    /// Of the cookie. The port is part of it: cookies are shared between all ports of a host.
+    /// The name of the cookie. It contains the port, because all ports of a host share cookies.
     name: String,
     known: Mutex<HashMap<Digest, Arc<SignIn>>>,
 }
 
 impl SignIns {
-    /// None, for a gateway at this port.
+    /// No sign-ins, for a gateway at this port.
     pub(crate) fn new(port: u16) -> SignIns {
         SignIns { name: format!("pigateway-{port}"), known: Mutex::default() }
     }
 
-    /// Signs a user in; returns the token, or `None` where the system has no random numbers. Of too many, the user's own
-    /// oldest goes, or the oldest of whoever has most.
+    /// Signs a user in, and returns the token, or `None` if the system has no random numbers. If there are too many
+    /// sign-ins, the user's own oldest one ends, or the oldest of the user with most.
     pub(crate) fn begin(&self, user: Arc<UserSettings>) -> Option<String> {
         let mut random = [0; 32];
         getrandom::fill(&mut random).ok()?;
@@ -106,7 +106,7 @@ impl SignIns {
         Some(token)
     }
 
-    /// The one that a request belongs to.
+    /// The sign-in to which a request belongs.
     pub(crate) fn find(&self, headers: &HeaderMap) -> Option<Arc<SignIn>> {
         let mut known = self.known.lock();
         self.tokens(headers).find_map(|token| {
@@ -120,7 +120,7 @@ impl SignIns {
         })
     }
 
-    /// Signs out whoever a request belongs to.
+    /// Ends the sign-in to which a request belongs.
     pub(crate) fn end(&self, headers: &HeaderMap) {
         let mut known = self.known.lock();
         for token in self.tokens(headers) {
@@ -130,7 +130,7 @@ impl SignIns {
         }
     }
 
-    /// Ends one whose user has changed.
+    /// Ends a sign-in whose user has changed.
     pub(crate) fn forget(&self, gone: &Arc<SignIn>) {
         gone.end();
         self.known.lock().retain(|_, other| !Arc::ptr_eq(other, gone));
@@ -142,7 +142,8 @@ impl SignIns {
         pairs.filter(|(name, _)| *name == self.name).map(|(_, token)| token).take(MOST_COOKIES)
     }
 
-    /// What a browser is to keep; without a token, nothing any more. `path` is where the gateway is behind a proxy.
+    /// The cookie that a browser must store, or without a token the one that deletes it. `path` is the gateway's path behind
+    /// a proxy.
     pub(crate) fn cookie(&self, token: Option<&str>, path: &str, is_secure: bool) -> String {
         let (value, age) = token.map_or(("", "; Max-Age=0"), |token| (token, ""));
         let path = if path.is_empty() { "/" } else { path };

@@ -1,13 +1,14 @@
-//! `GET /api/v1/stream`: messages as they come, as server-sent events.
+//! `GET /api/v1/stream`: live messages as server-sent events.
 //!
-//! A stream is a cursor into the [`super::ring::Ring`] that all share. One that is slow finds the ring has moved on, is
-//! told of the gap and goes on; one that takes nothing is closed by the port. Events:
+//! A stream is a cursor into the shared [`super::ring::Ring`]. If a slow stream finds that the ring has moved on, it gets an
+//! event about the gap and continues. A stream whose client reads nothing is closed by the port. The events are:
 //!
 //! | event | data |
 //! |---|---|
-//! | `message` | a message; its id is one to resume from |
-//! | `gap` | `{"missed": n}`: so many messages, on all topics, have gone by unseen; `null`: nobody knows how many |
-//! | `heartbeat` | at the start and every 15 seconds, with the id to resume from: the boot clock of the host, and which boot it is |
+//! | `message` | a message; the event's id can be used to resume |
+//! | `gap` | `{"missed": n}`: the number of messages on all topics that were missed; `null` if it is unknown |
+//! | `heartbeat` | at the start and every 15 seconds, with the id to resume from: the boot clock of the host, and the id of
+//! the boot |
 //! | `sensors`, `upstreams`, `clients`, `problems`, `gateway` | with `status=true`: at the start and after every change |
 
 use std::collections::HashMap;
@@ -34,21 +35,21 @@ use crate::access::places::Place;
 use crate::exchange::receiving::Reservation;
 use crate::message::{check_filter, matches};
 
-/// How often a quiet stream shows that it lives.
+/// The interval of heartbeats in a quiet stream.
 const HEARTBEAT: Duration = Duration::from_secs(15);
-/// After something has happened, more is waited for this long, so that a burst is one write ...
+/// How long more messages are waited for after the first, so that a burst is written at once.
 const GATHER: Duration = Duration::from_millis(20);
-/// ... and this much longer for every open stream: a thousand of them write no more often than fifty, and leave time for
-/// MQTT.
+/// The time that every open stream adds to this, so that a thousand streams write no more often than fifty and leave time
+/// for MQTT.
 const GATHER_MORE: Duration = Duration::from_micros(400);
-/// How often the gateway's own figures are compared.
+/// The interval at which the gateway's state is compared.
 const STATUS: Duration = Duration::from_secs(1);
-/// Bytes of events that are written at a time, beyond the first.
+/// The bytes of events that are written at a time, unless the first one is larger.
 const PORTION: usize = 128 << 10;
-/// Filters of one stream.
+/// The most filters of one stream.
 const MAX_FILTERS: usize = 32;
 
-/// One client's stream.
+/// The stream of one client.
 struct EventStream {
     http: Arc<Http>,
     caller: Caller,
@@ -62,15 +63,15 @@ struct EventStream {
     place: Place,
 }
 
-/// The part of a stream that is not about messages.
+/// The part of a stream with the gateway's state.
 struct StatusEvents {
     sensors: watch::Receiver<Vec<crate::status::SensorSnapshot>>,
     tick: Interval,
-    /// What was sent last.
+    /// The state that was last sent, by event.
     sent: HashMap<&'static str, Arc<str>>,
 }
 
-/// Serves it.
+/// Handles `GET /api/v1/stream`.
 pub(crate) async fn stream(
     State(http): State<Arc<Http>>,
     caller: Caller,
@@ -92,7 +93,7 @@ pub(crate) async fn stream(
             return Err(HttpProblem::forbidden("this user may not subscribe to this topic filter"));
         }
     }
-    // the header goes before the parameter: a browser repeats the address as it was, and keeps the header up to date
+    // the header has precedence over the parameter: a browser repeats the URL unchanged, and updates the header
     let resume = match headers.get("last-event-id") {
         Some(id) => id.to_str().ok(),
         None => query.get("last_event_id")?,
@@ -119,7 +120,7 @@ pub(crate) async fn stream(
         let events = stream.next().await?;
         Some((Ok::<_, std::convert::Infallible>(events), stream))
     });
-    // a proxy that gathers what it passes on would hold back events: nginx is told by this header, others by the type
+    // a proxy that buffers would delay events: nginx obeys this header, and others the content type
     let no_buffering = (HeaderName::from_static("x-accel-buffering"), "no");
     let kind = [(header::CONTENT_TYPE, "text/event-stream"), (header::CACHE_CONTROL, "no-store"), no_buffering];
     Ok((kind, Body::from_stream(events)).into_response())
@@ -162,8 +163,8 @@ impl EventStream {
         }
     }
 
-    /// Adds what has come. What is large takes memory of the budget for answers: where there is none, messages come a few at a
-    /// time, and one that is large by itself is missed.
+    /// Adds new messages. Large amounts take memory from the budget for answers. If there is none, messages are sent a few
+    /// at a time, and a message that is too large by itself is missed.
     fn messages(&mut self, out: &mut String, memory: &mut Option<Reservation>) {
         if self.filters.is_empty() {
             return;
@@ -180,7 +181,7 @@ impl EventStream {
                         *memory = answers::ask(&self.http.answers, self.caller.user(), len.max(PORTION));
                     }
                     let most = if memory.is_some() { PORTION } else { answers::FREE };
-                    // writing to a string does not fail
+                    // writing to a string cannot fail
                     let _ = match out.is_empty() {
                         false if len > most => {
                             self.cursor = *id;
@@ -206,13 +207,13 @@ impl EventStream {
         if self.filters.is_empty() {
             self.cursor = self.http.hub.next();
         }
-        // the browser resumes from here even if nothing that it wants has come for long
+        // so the browser resumes from here even if no matching message has come for long
         let (id, boot, now) = (self.cursor.saturating_sub(1), &self.http.boot, self.http.ingress.clock().boot_ms());
         let data = serde_json::json!({ "boot": boot, "boot_ms": now });
         let _ = write!(out, "id: {id}\nevent: heartbeat\ndata: {data}\n\n");
     }
 
-    /// Adds what has changed. What there is no memory for comes later.
+    /// Adds the changed parts of the state. A part for which there is no memory is sent later.
     fn status(&mut self, out: &mut String, memory: &mut Option<Reservation>) {
         let Some(status) = &mut self.status else { return };
         let snapshot = status.sensors.borrow_and_update().clone();
@@ -228,7 +229,7 @@ impl EventStream {
                 continue;
             }
             if len > room && out.len() <= answers::FREE {
-                // given back first: one that is large may have to be all that its user has
+                // released first, because a large part may need all memory of its user
                 *memory = None;
                 *memory = answers::ask(&self.http.answers, self.caller.user(), len.max(PORTION));
                 room = memory.as_ref().map_or(answers::FREE, |_| len.max(PORTION));
@@ -241,13 +242,13 @@ impl EventStream {
     }
 }
 
-/// Waits until the gateway's own figures are to be compared again.
+/// Waits until the gateway's state must be compared again.
 async fn status_changes(status: &mut Option<StatusEvents>) {
     let Some(status) = status else { return std::future::pending().await };
     tokio::select! {
         _ = status.tick.tick() => {}
         changed = status.sensors.changed() => if changed.is_err() {
-            // the sensors have ended: the tick is enough
+            // the sensors have ended, so only the interval counts
             status.tick.tick().await;
         }
     }

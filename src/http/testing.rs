@@ -1,4 +1,4 @@
-//! What the tests here share.
+//! Functions that the tests of HTTP share.
 
 use crate::message::{Draft, Message, Origin, Qos};
 

@@ -1,4 +1,4 @@
-//! Messages: the last ones, and publishing.
+//! Messages: reads the last ones, and publishes.
 
 use std::sync::Arc;
 
@@ -18,16 +18,16 @@ use super::{Http, body};
 use crate::exchange::filters::MAX_LEVELS;
 use crate::message::{BatchBuilder, Draft, Qos, check_filter, check_topic};
 
-/// Where topics are.
+/// The path of topics.
 pub(crate) const TOPICS: &str = "/api/v1/topics";
-/// What a PUBLISH needs besides topic and payload, at most.
+/// The most bytes that a PUBLISH has in addition to topic and payload.
 const PUBLISH_OVERHEAD: usize = 16;
-/// Messages of a list, unless fewer are asked for.
+/// The most messages in a list.
 const MAX_LIST: usize = 1000;
-/// Bytes of a list's messages, beyond the first.
+/// The most bytes of the messages in a list, unless the first one is larger.
 const MAX_LIST_BYTES: usize = 1 << 20;
 
-/// The topic of a request: the rest of its path, or the parameter for topics that no path can hold (`..`).
+/// The topic of a request: the rest of its path, or a parameter for topics that a path cannot contain (`..`).
 fn topic(uri: &Uri, query: &Query) -> Result<String, HttpProblem> {
     let in_path = uri.path().strip_prefix(TOPICS).and_then(|rest| rest.strip_prefix('/'));
     let topic = match (in_path, query.get("topic")?) {
@@ -42,7 +42,7 @@ fn topic(uri: &Uri, query: &Query) -> Result<String, HttpProblem> {
     Ok(topic)
 }
 
-/// Whether an answer in JSON is asked for.
+/// Whether the caller asks for JSON.
 fn wants_json(headers: &HeaderMap) -> bool {
     let accepted = headers.get_all(header::ACCEPT).iter().filter_map(|value| value.to_str().ok());
     accepted.flat_map(|value| value.split(',')).any(|part| {
@@ -52,7 +52,7 @@ fn wants_json(headers: &HeaderMap) -> bool {
     })
 }
 
-/// `GET /api/v1/topics/{topic}`
+/// Handles `GET /api/v1/topics/{topic}`: the last message.
 pub(crate) async fn read(
     State(http): State<Arc<Http>>,
     caller: Caller,
@@ -83,7 +83,7 @@ fn read_topic(http: &Http, caller: &Caller, topic: &str, headers: &HeaderMap) ->
     if let Some(time) = http.time(view.boot_ms()).and_then(|time| HeaderValue::try_from(time).ok()) {
         answer.insert("pigateway-time", time);
     }
-    // whatever was published is shown, but never runs as a page of this gateway
+    // the browser shows whatever was published, but never runs it as a page of this gateway
     answer.insert(header::CONTENT_SECURITY_POLICY, HeaderValue::from_static("sandbox; default-src 'none'"));
     Ok(response)
 }
@@ -93,11 +93,11 @@ fn read_topic(http: &Http, caller: &Caller, topic: &str, headers: &HeaderMap) ->
 #[schemars(rename = "Messages")]
 pub(crate) struct List {
     messages: Vec<Envelope>,
-    /// What to ask for as `after` to get the next page; `None`: this is the last one.
+    /// The value of `after` for the next page; `null` on the last page.
     next: Option<String>,
 }
 
-/// `GET /api/v1/topics?filter=`
+/// Handles `GET /api/v1/topics?filter=`: a list of last messages.
 pub(crate) async fn list(
     State(http): State<Arc<Http>>,
     caller: Caller,
@@ -135,7 +135,7 @@ pub(crate) async fn list(
     Ok(Json(List { messages, next }).into_response())
 }
 
-/// `PUT` and `POST /api/v1/topics/{topic}`
+/// Handles `PUT` and `POST /api/v1/topics/{topic}`: publishes a message.
 pub(crate) async fn publish(
     State(http): State<Arc<Http>>,
     caller: Caller,
@@ -161,7 +161,7 @@ pub(crate) async fn publish(
         return Err(HttpProblem::forbidden("what this user may do has changed while the body came"));
     }
     let content_type = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
-    // what curl says when it is not told what the body is says nothing
+    // curl sends this type by default, so it has no meaning
     let content_type = content_type.filter(|kind| *kind != "application/x-www-form-urlencoded");
     let properties = content_type.map(content_type_property).unwrap_or_default();
     let draft = Draft {
@@ -177,7 +177,7 @@ pub(crate) async fn publish(
     send(&http, &draft).await
 }
 
-/// `DELETE /api/v1/topics/{topic}`
+/// Handles `DELETE /api/v1/topics/{topic}`: deletes the retained message.
 pub(crate) async fn clear(State(http): State<Arc<Http>>, caller: Caller, uri: Uri) -> Result<StatusCode, HttpProblem> {
     let query = Query::parse(&uri, &["topic"])?;
     let topic = topic(&uri, &query)?;
@@ -185,7 +185,7 @@ pub(crate) async fn clear(State(http): State<Arc<Http>>, caller: Caller, uri: Ur
     send(&http, &cleared(&http, &caller, &topic)).await
 }
 
-/// What clears the retained message of a topic [MQTT-3.3.1-6].
+/// A message that deletes the retained message of a topic [MQTT-3.3.1-6].
 pub(super) fn cleared<'a>(http: &Http, caller: &Caller, topic: &'a str) -> Draft<'a> {
     Draft {
         topic,
@@ -206,7 +206,7 @@ fn may_publish(caller: &Caller, topic: &str) -> Result<(), HttpProblem> {
     Err(HttpProblem::forbidden("this user may not publish on this topic"))
 }
 
-/// Publishes, and waits for what a PUBACK would wait for.
+/// Publishes, and waits for the same receipt as a PUBACK.
 async fn send(http: &Http, draft: &Draft<'_>) -> Result<StatusCode, HttpProblem> {
     let mut batch = BatchBuilder::default();
     batch.push(draft);

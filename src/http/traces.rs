@@ -1,4 +1,4 @@
-//! `/api/v1/traces`: single messages on their way.
+//! `/api/v1/traces`: traces single messages.
 
 use std::sync::Arc;
 
@@ -14,7 +14,7 @@ use super::problem::HttpProblem;
 use crate::exchange::trace::Step;
 use crate::message::TRACE_PROPERTY;
 
-/// What a message is to carry so that it is followed.
+/// A user property that makes the message which carries it traced.
 #[derive(Serialize, JsonSchema)]
 #[schemars(rename = "NewTrace")]
 pub(crate) struct Begun {
@@ -24,21 +24,21 @@ pub(crate) struct Begun {
     user_property: &'static str,
 }
 
-/// What has happened to a message.
+/// The progress of a traced message.
 #[derive(Serialize, JsonSchema)]
 #[schemars(rename = "Trace")]
 pub(crate) struct TraceView {
     id: String,
-    /// Until the message has come: null.
+    /// The topic of the message; `null` until the message has arrived.
     topic: Option<String>,
-    /// Whether the journal has it.
+    /// Whether the journal has the message.
     is_kept: bool,
-    /// Upstreams that have not settled it.
+    /// The number of upstreams that have not settled the message.
     waits_for_upstreams: usize,
     steps: Vec<StepView>,
 }
 
-/// One step of a message.
+/// One event of a traced message.
 #[derive(Serialize, JsonSchema)]
 #[schemars(rename = "TraceStep")]
 pub(crate) struct StepView {
@@ -48,7 +48,7 @@ pub(crate) struct StepView {
     boot_ms: u64,
 }
 
-/// `POST /api/v1/traces`
+/// Handles `POST /api/v1/traces`: starts a trace.
 pub(crate) async fn begin(
     State(http): State<Arc<Http>>,
     caller: Caller,
@@ -59,7 +59,7 @@ pub(crate) async fn begin(
     Ok((StatusCode::CREATED, Json(Begun { id, user_property: TRACE_PROPERTY })))
 }
 
-/// `GET /api/v1/traces/{id}`
+/// Handles `GET /api/v1/traces/{id}`: the progress so far.
 pub(crate) async fn read(
     State(http): State<Arc<Http>>,
     caller: Caller,

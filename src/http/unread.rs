@@ -1,8 +1,8 @@
-//! Bodies that nobody reads.
+//! Bodies that no handler reads.
 //!
-//! A request may be answered before its body has come: it is too large, or its client may not do this. Were the connection
-//! closed then, what still comes would meet a closed socket, and the reset that follows takes the answer away before the
-//! client has read it. So what is left of a body is read and thrown away, for a while.
+//! A request may be answered before its body has arrived, because it is too large or its client may not make it. If the
+//! connection were closed then, the rest of the body would meet a closed socket, and the reset that follows would discard
+//! the answer before the client has read it. So the rest of a body is read and discarded for a while.
 
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -14,18 +14,18 @@ use hyper::body::{Body as HttpBody, Frame, Incoming, SizeHint};
 use tokio::time::timeout;
 use tokio_util::task::TaskTracker;
 
-/// No longer than this.
+/// The longest time for the rest of a body.
 const LINGER: Duration = Duration::from_secs(2);
-/// And no more than this.
+/// The most bytes of the rest of a body.
 const MOST: usize = 32 << 20;
 
-/// A body of which the rest is read when it is dropped.
+/// A body whose rest is read when it is dropped.
 pub(crate) struct Unread {
     body: Option<Incoming>,
     connections: TaskTracker,
 }
 
-/// A body whose rest is read by one of `connections`' tasks if nobody else wants it.
+/// A body whose rest is read by a task of `connections` if the handler does not read it.
 pub(crate) fn discarded(body: Incoming, connections: &TaskTracker) -> Body {
     Body::new(Unread { body: Some(body), connections: connections.clone() })
 }
@@ -72,7 +72,7 @@ impl Drop for Unread {
             }
         };
         self.connections.spawn(async move {
-            // whoever goes on sending has been told all that can be said
+            // a client that still sends has had its answer for long enough
             let _ = timeout(LINGER, rest).await;
         });
     }

@@ -61,13 +61,15 @@ pub struct Finding {
 /// The state of a sensor with its counters.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct SensorSnapshot {
+    /// The name of the sensor, from the configuration.
     pub(crate) name: String,
     /// The BCM number of its pin.
     pub(crate) pin: u8,
     /// The topic of its state.
     pub(crate) topic: String,
+    /// Whether there is motion, or why that is not known.
     pub(crate) state: SensorState,
-    /// When this state began, in milliseconds of the boot clock; `None` before the first state.
+    /// When this state began, in milliseconds of the boot clock; `null` before the first state.
     pub(crate) since_boot_ms: Option<u64>,
     /// The number of the state, which is how many were published since the sensor was started.
     pub(crate) seq: u64,
@@ -77,9 +79,9 @@ pub struct SensorSnapshot {
     pub(crate) refused: u64,
     /// Whether the pin has been active for suspiciously long.
     pub(crate) stuck: bool,
-    /// Why the pin is not watched.
+    /// Why the pin is not watched; `null` if it is.
     pub(crate) fault: Option<Fault>,
-    /// A diagnosis of sensor and wire; `None` if nothing is wrong.
+    /// A diagnosis of sensor and wire; `null` if nothing is wrong.
     pub(crate) finding: Option<Finding>,
     /// Whether the motion is simulated.
     pub(crate) simulated: bool,

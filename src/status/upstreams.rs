@@ -32,6 +32,7 @@ pub enum UpstreamState {
 /// The state of an upstream with its counters.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct UpstreamSnapshot {
+    /// The name of the upstream, from the configuration.
     pub(crate) name: String,
     /// The rules in words, for messages in both directions.
     pub(crate) rules: Vec<String>,

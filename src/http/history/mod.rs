@@ -1,14 +1,15 @@
-//! The past of the sensors: when there was motion, over restarts.
+//! The history of the sensors: when there was motion, kept over restarts.
 //!
-//! Each sensor has a file `NAME.jsonl` below `history/` in the data directory, one JSON object a line, and an older one,
-//! `NAME.jsonl.old`. When the first is [`MAX_FILE`] long, it takes the place of the second: so there are always between
-//! one and two files' worth, some 5,000 to 10,000 changes of state. Lines are:
+//! Each sensor has a file `NAME.jsonl` below `history/` in the data directory, with one JSON object on each line, and an
+//! older file, `NAME.jsonl.old`. When the first reaches [`MAX_FILE`], it replaces the second. So there is always one to two
+//! times that size, which is some 5,000 to 10,000 changes of state. The lines are:
 //!
 //! | line | what |
-//! |---|---|
+//! | `{"boot":"1f0c77ab","offset_ms":1772366321000}` | the difference between wall time and boot clock in that boot, once it
+//! is known |
 //! | `{"n":7,"state":"on","boot":"1f0c77ab","boot_ms":81250,"unix_ms":1772366402250}` | change number 7: `on`, `off` or `offline` |
-//! | `{"boot":"1f0c77ab","offset_ms":1772366321000}` | wall time minus boot clock in that boot, once it is known |
-//!
+//! `unix_ms` is `null` while the clock is not synchronised; the second kind of line then gives the time later. The files are
+//! synced once a minute, so a power cut may lose the last minute, and an incomplete line is skipped.
 //! `unix_ms` is `null` while the clock is not synchronised; the second kind of line then tells it later. What is written
 //! is synced once a minute: a power cut may cost the last minute, and a line that it has torn is skipped.
 
@@ -28,35 +29,35 @@ use tracing::warn;
 use crate::status::{SensorSnapshot, SensorState};
 use crate::time::{SharedClock, kernel_boot};
 
-/// Largest file; a sensor has two.
+/// The largest file in bytes; a sensor has two.
 pub(crate) const MAX_FILE: u64 = 512 << 10;
 const SYNC: Duration = Duration::from_secs(60);
 
-/// What a sensor began to do.
+/// The new state of a sensor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, JsonSchema, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[schemars(rename = "SensorEventState")]
 pub(crate) enum EventState {
-    /// Motion.
+    /// There is motion.
     On,
-    /// No motion.
+    /// There is no motion.
     Off,
-    /// Its pin is not watched any more.
+    /// The pin is not watched any more.
     Offline,
 }
 
 /// A change of a sensor's state.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Event {
-    /// Number, from 1 on, over restarts.
+    /// The number of the change, from 1 on, continued over restarts.
     pub(crate) n: u64,
-    /// What it began to do.
+    /// The state that began.
     pub(crate) state: EventState,
-    /// Which boot of the host `boot_ms` belongs to.
+    /// The boot of the host to which `boot_ms` belongs.
     pub(crate) boot: String,
-    /// Boot clock in milliseconds.
+    /// The time of the change in milliseconds of the boot clock.
     pub(crate) boot_ms: u64,
-    /// Wall time in milliseconds since the Unix epoch, if it is known.
+    /// The time of the change in milliseconds since the Unix epoch, if it is known.
     pub(crate) unix_ms: Option<i64>,
 }
 
@@ -73,7 +74,7 @@ enum HistoryLine {
     Clock(ClockLine),
 }
 
-/// Which boot of the host this is.
+/// The id of this boot of the host.
 pub(crate) fn boot_id() -> String {
     kernel_boot().unwrap_or_default().chars().take(8).collect()
 }
@@ -86,7 +87,7 @@ fn old(dir: &Path, sensor: &str) -> PathBuf {
     dir.join(format!("{sensor}.jsonl.old"))
 }
 
-/// All lines that can be read, oldest first.
+/// All readable lines, oldest first.
 fn lines(dir: &Path, sensor: &str) -> io::Result<Vec<HistoryLine>> {
     let mut lines = Vec::new();
     for path in [old(dir, sensor), current(dir, sensor)] {
@@ -102,8 +103,8 @@ fn lines(dir: &Path, sensor: &str) -> io::Result<Vec<HistoryLine>> {
     Ok(lines)
 }
 
-/// Changes of a sensor behind number `after`, oldest first, at most `limit`; with `since`, those that are known to be
-/// from then on. Blocks for disk.
+/// At most `limit` changes of a sensor with numbers above `after`, oldest first. With `since`, only those that are known to
+/// be from that time on. Blocks for the disk.
 pub(crate) fn read(dir: &Path, sensor: &str, since: Option<i64>, after: u64, limit: usize) -> io::Result<Vec<Event>> {
     let lines = lines(dir, sensor)?;
     let mut offsets: HashMap<&str, i64> = HashMap::new();
@@ -123,16 +124,16 @@ pub(crate) fn read(dir: &Path, sensor: &str, since: Option<i64>, after: u64, lim
     Ok(events.filter(is_wanted).take(limit).collect())
 }
 
-/// The files of one sensor, being written.
+/// The files of one sensor, open for writing.
 #[derive(Debug)]
 struct SensorWriter {
     file: File,
     size: u64,
     next: u64,
-    /// Number of the last state that was written, as the sensor counts them.
+    /// The number of the last state that was written, by the sensor's count.
     seq: u64,
     last: Option<EventState>,
-    /// Something was written without wall time.
+    /// Whether something was written without wall time.
     lacks_time: bool,
     dirty: bool,
 }
@@ -147,7 +148,7 @@ impl SensorWriter {
         let mut file = OpenOptions::new().create(true).append(true).open(current(dir, sensor))?;
         let size = file.metadata()?.len();
         if size > 0 {
-            // whatever the last line was torn to, the next one starts anew
+            // ends a last line that may be incomplete
             file.write_all(b"\n")?;
         }
         let next = last.as_ref().map_or(1, |event| event.n + 1);
@@ -171,7 +172,7 @@ impl SensorWriter {
             self.file = OpenOptions::new().create(true).append(true).open(current(dir, sensor))?;
             self.size = 0;
         }
-        // in one call, so that it is all there or not at all unless the power fails
+        // in one call, so that a line is complete unless the power fails
         self.file.write_all(&bytes)?;
         self.size += bytes.len() as u64;
         self.dirty = true;
@@ -188,10 +189,10 @@ impl SensorWriter {
         Ok(())
     }
 
-    /// Writes what is new in a snapshot.
+    /// Writes the states of a snapshot that are not written yet.
     fn catch_up(&mut self, dir: &Path, snapshot: &SensorSnapshot, now: &Now) -> io::Result<()> {
         if snapshot.seq < self.seq {
-            self.seq = 0; // the sensor was started anew
+            self.seq = 0; // the sensor was restarted
         }
         let known = self.seq;
         for change in snapshot.recent.iter().filter(|change| change.seq > known) {
@@ -218,16 +219,16 @@ impl SensorWriter {
     }
 }
 
-/// What time it is.
+/// The present time.
 #[derive(Clone, Debug)]
 struct Now {
     boot: String,
     boot_ms: u64,
-    /// Wall time minus boot clock, if it is known.
+    /// The difference between wall time and boot clock, if it is known.
     offset_ms: Option<i64>,
 }
 
-/// Writes the past of all sensors.
+/// Writes the history of all sensors.
 struct Scribe {
     dir: PathBuf,
     boot: String,
@@ -272,7 +273,7 @@ impl Scribe {
         results.into_iter().for_each(|result| self.judge(result));
     }
 
-    /// A full disk costs history, nothing else; it is said once.
+    /// Handles the result of a write. A full disk costs only history, and is logged once.
     fn judge(&mut self, result: io::Result<()>) {
         match result {
             Ok(()) => self.failing = false,
@@ -317,7 +318,7 @@ pub(crate) async fn run(
     }
 }
 
-/// Off the runtime's workers.
+/// Runs a function outside of the runtime's workers.
 async fn on_disk(
     mut scribe: Scribe,
     work: impl FnOnce(&mut Scribe) + Send + 'static,

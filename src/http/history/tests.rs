@@ -39,7 +39,7 @@ fn history_goes_on_over_restarts_and_is_paged() {
     clock.synchronise(1_010_000);
     let mut first = scribe(dir.path(), &clock);
     first.note(&[snapshot(SensorState::Off, &[(1, false, 1)])]);
-    // two changes between two looks
+    // two changes between two calls
     first.note(&[snapshot(SensorState::Off, &[(1, false, 1), (2, true, 2_000), (3, false, 3_000)])]);
     first.note(&[snapshot(SensorState::Offline, &[(1, false, 1), (2, true, 2_000), (3, false, 3_000)])]);
     drop(first);

@@ -1,8 +1,8 @@
 //! A WebSocket as a stream of bytes [RFC 6455, MQTT-6.0].
 //!
-//! What arrives is one stream: packets and frames need not end together [MQTT-6.0.0-2], and a frame is handed on while it
-//! arrives, so that no frame is ever held as a whole. What leaves has one frame for each packet: MQTT allows anything, but
-//! some clients look for no second packet in a frame.
+//! Input is one stream: packets and frames need not end together [MQTT-6.0.0-2], and a frame is passed on while it arrives,
+//! so that no complete frame is ever held in memory. Output has one frame for each packet: MQTT allows any division, but
+//! some clients ignore a second packet in a frame.
 
 use std::io;
 use std::pin::Pin;
@@ -11,13 +11,13 @@ use std::task::{Context, Poll, ready};
 use bytes::{Buf, BufMut, BytesMut};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-/// Read at a time.
+/// The number of bytes that are read at a time.
 const READ: usize = 4 << 10;
-/// Most that waits for the socket.
+/// The most bytes that wait for the socket.
 const WRITE: usize = 16 << 10;
-/// Largest payload of a control frame.
+/// The largest payload of a control frame.
 const MAX_CONTROL: usize = 125;
-/// Pongs are not worth more than this.
+/// The number of waiting bytes above which pings are not answered.
 const MAX_PONGS: usize = 1 << 10;
 
 const CONTINUATION: u8 = 0;
@@ -33,18 +33,18 @@ const NORMAL: u16 = 1000;
 const PROTOCOL: u16 = 1002;
 const UNACCEPTABLE: u16 = 1003;
 
-/// A WebSocket, the server's side.
+/// The server's side of a WebSocket.
 #[derive(Debug)]
 pub struct ServerFrames<S> {
     io: S,
-    /// Read and not yet looked at.
+    /// Bytes that were read and not processed yet.
     input: BytesMut,
     frame: Option<Payload>,
-    /// A message of several frames has begun.
+    /// Whether a message of several frames has begun.
     is_within_message: bool,
     /// Frames that wait for the socket.
     output: BytesMut,
-    /// Of the packet whose frame has begun, what is not in `output` yet.
+    /// The bytes of the packet whose frame has begun that are not in `output` yet.
     packet_left: usize,
     is_closing: bool,
     has_ended: bool,
@@ -55,11 +55,11 @@ pub struct ServerFrames<S> {
 struct Payload {
     left: u64,
     mask: [u8; 4],
-    /// Where in the mask the next byte is.
+    /// The position in the mask of the next byte.
     at: usize,
 }
 
-/// A frame's head.
+/// The header of a frame.
 struct Head {
     first: u8,
     len: u64,
@@ -67,11 +67,11 @@ struct Head {
     size: usize,
 }
 
-/// The head at the start of `bytes`; `None` while it is not complete. Fails with the status code for the close frame.
+/// The header at the start of `bytes`; `None` while it is incomplete. The error is the status code for the close frame.
 fn head(bytes: &[u8]) -> Result<Option<Head>, u16> {
     let &[first, second, ref rest @ ..] = bytes else { return Ok(None) };
     if second & 0x80 == 0 || first & 0x70 != 0 {
-        return Err(PROTOCOL); // clients mask, and no extension was agreed on
+        return Err(PROTOCOL); // clients must mask, and no extension was agreed on
     }
     let extended = match second & 0x7f {
         126 => 2,
@@ -96,7 +96,7 @@ fn unmask(bytes: &mut [u8], mask: [u8; 4], at: usize) {
 }
 
 impl<S> ServerFrames<S> {
-    /// After the handshake.
+    /// A WebSocket after the handshake.
     pub(crate) fn new(io: S) -> ServerFrames<S> {
         ServerFrames {
             io,
@@ -125,7 +125,7 @@ impl<S> ServerFrames<S> {
         }
     }
 
-    /// Puts a close frame, unless there was one, or half a packet is on its way.
+    /// Appends a close frame, unless there was one or a packet is incomplete.
     fn put_close(&mut self, code: u16) {
         if !self.is_closing && self.packet_left == 0 {
             self.put_head(CLOSE, 2);
@@ -134,7 +134,7 @@ impl<S> ServerFrames<S> {
         self.is_closing = true;
     }
 
-    /// Reads heads and control frames up to the next payload. Says whether there is one; if not, more must be read.
+    /// Processes headers and control frames up to the next payload. Returns whether there is one; if not, more must be read.
     fn next_payload(&mut self) -> Result<bool, u16> {
         loop {
             if self.has_ended || self.frame.is_some_and(|payload| payload.left > 0) {
@@ -169,7 +169,7 @@ impl<S> ServerFrames<S> {
                 self.put_close(NORMAL);
                 self.has_ended = true;
             }
-            // between packets only: the head of the packet's frame has said how long it is
+            // only between packets, because the frame of a packet has a fixed length
             PING if self.output.len() < MAX_PONGS && self.packet_left == 0 && !self.is_closing => {
                 self.put_head(PONG, payload.len());
                 self.output.extend_from_slice(payload);
@@ -178,7 +178,7 @@ impl<S> ServerFrames<S> {
         }
     }
 
-    /// Hands on what is there of the payload.
+    /// Passes on the available bytes of the payload.
     fn hand_on(&mut self, buffer: &mut ReadBuf<'_>) {
         let Some(payload) = &mut self.frame else { return };
         let left = usize::try_from(payload.left).unwrap_or(usize::MAX);
@@ -214,7 +214,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for ServerFrames<S> {
         let this = &mut *self;
         loop {
             let found = this.next_payload();
-            // nobody else may come back to what a write has left; who takes nothing may still have sent something
+            // nobody else retries what a write has left; and a client that does not read may still have sent something
             let _ = this.drain(context);
             match found {
                 Ok(true) if this.has_ended => return Poll::Ready(Ok(())),
@@ -244,7 +244,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for ServerFrames<S> {
         if this.is_closing {
             return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
         }
-        // a client that does not read is waited for, not buffered for
+        // if the client does not read, the writer waits, and nothing more is buffered
         if this.output.len() >= WRITE {
             ready!(this.drain(context))?;
         }
@@ -276,7 +276,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for ServerFrames<S> {
     }
 }
 
-/// Length of the MQTT packet at the start of `bytes`; all of them, where its head is not there.
+/// The length of the MQTT packet at the start of `bytes`; all bytes if its header is incomplete.
 fn packet_len(bytes: &[u8]) -> usize {
     let mut remaining = 0;
     for (at, byte) in bytes.iter().enumerate().skip(1).take(4) {
@@ -358,7 +358,7 @@ mod tests {
         let (mut client, mut frames) = pair();
         let long = [&[0x30, 0xf4, 0x03][..], &[b'x'; 500]].concat();
         let packets = [&[0xd0, 0][..], &[0x40, 2, 0, 1], &long].concat();
-        // a packet may come in pieces
+        // a packet may be written in pieces
         frames.write_all(&packets[..20]).await.unwrap();
         frames.write_all(&packets[20..]).await.unwrap();
         frames.shutdown().await.unwrap();

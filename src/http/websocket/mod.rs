@@ -23,42 +23,43 @@ use super::problem::HttpProblem;
 use super::proxies::{self, Network};
 use crate::access::places::Place;
 
-/// Where programs look for it: MQTT.js and most others, paho and mosquitto at the root, some brokers' documentation.
+/// The paths that programs use: MQTT.js and most others, then paho and mosquitto at the root, and the documentation of some
+/// brokers.
 pub(crate) const PATHS: [&str; 4] = ["/mqtt", "/mqtt/", "/ws", "/"];
-/// Subprotocols, by the names of MQTT 3.1.1 and 5, and of 3.1.
+/// The subprotocol names of MQTT 3.1.1 and 5, and of 3.1.
 const PROTOCOLS: [&str; 2] = ["mqtt", "mqttv3.1"];
-/// What the answer's key is made with [RFC 6455, 1.3].
+/// The constant for the key of the answer [RFC 6455, 1.3].
 const GUID: &str = "258EAFA5-E914-47DA-95CA-C5AB0DC85B11";
 
-/// What an MQTT client is connected by.
+/// The stream of an MQTT client over WebSocket.
 pub(crate) type MqttFrames = frames::ServerFrames<TokioIo<Upgraded>>;
 
-/// Where an MQTT client comes from.
+/// The origin of an MQTT client over WebSocket.
 #[derive(Clone, Debug)]
 pub struct Arrival {
-    /// Where it comes from, as far as trusted proxies say.
+    /// The client's address, as far as trusted proxies report it.
     pub(crate) address: IpAddr,
-    /// The user that its certificate names.
+    /// The user that the client certificate names.
     pub(crate) certificate_user: Option<Box<str>>,
 }
 
-/// Serves an MQTT client on these bytes, in that place, until it has gone. HTTP does not know the broker: whoever puts the
-/// house together hands this over.
+/// Serves an MQTT client on these bytes and in this place until it leaves. HTTP does not know the broker, so the room `app`
+/// provides this function.
 pub type MqttDoor =
     Arc<dyn Fn(MqttFrames, Arrival, Arc<Place>) -> Pin<Box<dyn Future<Output = ()> + Send>> + Send + Sync>;
 
-/// What an upgrade leads to.
+/// What is done with an upgraded connection.
 #[derive(Clone)]
 pub struct WebSocketDoor {
-    /// Serves whoever has come.
+    /// Serves the client.
     pub mqtt: MqttDoor,
-    /// Runs the client, so that the end of the gateway waits for it.
+    /// Tracks the client's task, so that the shutdown waits for it.
     pub connections: TaskTracker,
-    /// Proxies whose word about a client's address counts.
+    /// Proxies that are believed when they report a client's address.
     pub trusted_proxies: Arc<[Network]>,
 }
 
-/// A port that has nothing but MQTT over WebSocket.
+/// The router of a port with MQTT over WebSocket only.
 pub(crate) fn router() -> Router {
     let only = || async {
         HttpProblem::new(StatusCode::UPGRADE_REQUIRED, "this port is for MQTT over WebSocket and nothing else")
@@ -66,7 +67,7 @@ pub(crate) fn router() -> Router {
     Router::new().route(PATHS[0], get(upgrade)).fallback(only)
 }
 
-/// Whether a request wants MQTT over WebSocket.
+/// Whether a request asks for MQTT over WebSocket.
 pub(crate) fn is_wanted<B>(request: &hyper::Request<B>) -> bool {
     let headers = request.headers();
     request.method() == Method::GET
@@ -84,7 +85,7 @@ fn tokens(headers: &HeaderMap, name: header::HeaderName) -> impl Iterator<Item =
     values.filter_map(|value| value.to_str().ok()).flat_map(|value| value.split(',')).map(str::trim)
 }
 
-/// The answer that agrees, or why there is none.
+/// The answer that accepts the upgrade, or the reason for a refusal.
 fn agree(headers: &HeaderMap) -> Result<Response, HttpProblem> {
     let is_upgrade =
         has_token(headers, header::UPGRADE, "websocket") && has_token(headers, header::CONNECTION, "upgrade");
@@ -112,7 +113,7 @@ fn agree(headers: &HeaderMap) -> Result<Response, HttpProblem> {
     Ok(response)
 }
 
-/// `GET /mqtt`
+/// Handles `GET /mqtt`: upgrades the connection.
 pub(crate) async fn upgrade(
     Extension(door): Extension<WebSocketDoor>,
     Extension(RequestOrigin(peer)): Extension<RequestOrigin>,

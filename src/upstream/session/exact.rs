@@ -130,7 +130,7 @@ impl BegunExchanges {
         now.into_iter()
     }
 
-    /// Whether a packet id must be released before it is used.
+    /// Whether a packet id must be freed before it is used.
     fn is_due(&mut self, packet_id: u16) -> bool {
         let is_due = self.to_free.remove(&packet_id);
         if is_due {

@@ -20,9 +20,9 @@ pub fn filters_overlap(a: &str, b: &str) -> bool {
     }
 }
 
-/// The pairs of rules that would loop on MQTT 3.1.1, where the upstream sends us what we send it: a message that goes
-/// up by the first and comes down again by the second to a topic from where it could go up once more. A rule that goes
-/// both ways loops with itself. On version 5 the no local option prevents this.
+/// The pairs of rules that would loop with MQTT 3.1.1, where the upstream returns what it was sent. A loop is a message that
+/// is sent by the first rule and comes back by the second to a topic from which it would be sent again. A rule for both
+/// directions loops with itself. With version 5 the no local option prevents this.
 pub(crate) fn loops(upstream: &UpstreamSettings) -> Vec<(&SecretPlace, &SecretPlace)> {
     let side = |local: String, remote: String, place| (local, remote, place);
     let both = || upstream.both.iter().map(|rule| side(rule.local_filter(), rule.remote_filter(), &rule.place));
