@@ -17,6 +17,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 
 use self::deferred::Deferred;
+use crate::app::exit_code::ExitCode;
 use crate::import::ImportError;
 use crate::journal::inspect::InspectError;
 use crate::{app, config};

@@ -36,6 +36,7 @@ struct HubState {
     ring: Ring,
 }
 
+/// The live subscriber with its stores.
 #[derive(Debug)]
 pub struct Hub {
     ingress: Ingress,

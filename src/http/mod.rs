@@ -156,6 +156,7 @@ pub struct Parts {
 pub(crate) type Disconnect = Arc<dyn Fn(Option<&str>, &str) -> usize + Send + Sync>;
 
 impl Http {
+    /// Starts without any streams and sign-ins.
     pub fn new(parts: Parts) -> Arc<Http> {
         let Parts { access, ingress, hub, status, mqtt, connections, cancel, history, guard, .. } = parts;
         let (users, disconnect, is_tls) = (parts.users, parts.disconnect, parts.is_tls);
