@@ -1,4 +1,4 @@
-//! A message on its way to one subscriber, how it is to be delivered, and who is told what becomes of it.
+//! A message on its way to one subscriber, with how to deliver it and whom to tell of the result.
 
 use std::fmt::Debug;
 use std::sync::Arc;
@@ -9,64 +9,62 @@ use smallvec::SmallVec;
 use crate::journal::Position;
 use crate::message::{Message, MessageRef, Packed, Qos};
 
-/// Tells inboxes apart: each has its own, those of one client one after another too.
+/// Identifies an inbox. Each inbox has its own id, also those that one client has one after another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct InboxId(u64);
 
 impl InboxId {
-    /// One that no inbox has had.
+    /// An id that no other inbox has.
     pub(super) fn next() -> InboxId {
         static NEXT: AtomicU64 = AtomicU64::new(0);
         InboxId(NEXT.fetch_add(1, Ordering::Relaxed))
     }
 }
 
-/// Where messages come from that each go to one member of a group only: it is told what became of each. This is all that a
-/// message on its way knows of [`super::shared`], which knows its members' inboxes.
+/// The source of messages that each go to only one member of a group. It is told the result of each delivery. This is all
+/// that a message on its way knows of [`super::shared`], which knows the inboxes of the members.
 pub(crate) trait SharesOut: Debug + Send + Sync {
-    /// The member with this inbox has dealt with a message.
+    /// The member with this inbox has settled a message.
     fn settled(self: Arc<Self>, by: InboxId, kept: Option<KeptPlace>);
 
-    /// Nobody gets a message any more.
+    /// No member gets the message any more.
     fn give_up(&self, kept: Option<KeptPlace>);
 
-    /// Messages of this group that a member left unacknowledged, oldest first: others get them before anything newer.
+    /// Takes back messages that a member left unacknowledged, oldest first. Other members get them before newer ones.
     fn take_back(self: Arc<Self>, messages: Vec<(Share, Message)>);
 }
 
-/// Place and ordinal of a message in the journal.
+/// The position and the ordinal of a message in the journal.
 pub(crate) type KeptPlace = (Position, u64);
 
-/// A message's way back to the group that it came from.
+/// The way of a message back to its group.
 #[derive(Clone, Debug)]
 pub(crate) struct Share {
     pub(crate) group: Arc<dyn SharesOut>,
-    /// Its place in the journal, where it comes from there.
+    /// The place of the message in the journal, if it comes from there.
     pub(super) kept: Option<KeptPlace>,
 }
 
 impl Share {
-    /// The member with this inbox has dealt with the message.
+    /// Tells the group that the member with this inbox has settled the message.
     pub(crate) fn settled(self, by: InboxId) {
         self.group.settled(by, self.kept);
     }
 
-    /// Nobody gets the message any more.
+    /// Tells the group that no member gets the message any more.
     pub(crate) fn give_up(&self) {
         self.group.give_up(self.kept);
     }
 }
 
-/// How one message is to be delivered.
+/// How to deliver one message.
 #[derive(Clone, Debug)]
 pub(crate) struct Grant {
-    /// QoS of the delivery.
     pub(crate) qos: Qos,
-    /// Retain flag of the delivery.
     pub(crate) retain: bool,
-    /// Ids of the subscriptions that it is for.
+    /// The ids of the client's subscriptions that match the message.
     pub(crate) ids: SmallVec<[u32; 1]>,
-    /// The shared subscription that it comes from, to be told when the delivery is settled.
+    /// The shared subscription that gave the message, which is told when the delivery is settled.
     pub(crate) share: Option<Share>,
 }
 
@@ -74,36 +72,34 @@ pub(crate) struct Grant {
 #[derive(Clone, Debug)]
 pub(crate) struct Queued {
     pub(crate) message: Message,
-    /// How to deliver it.
     pub(crate) grant: Grant,
 }
 
-/// Which retain flag a delivery has.
+/// The retain flag of deliveries.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum RetainFlag {
-    /// None: it is a live message [MQTT-3.3.1-12].
+    /// No flag, because the message is live [MQTT-3.3.1-12].
     Clear,
-    /// That of the publication, as the subscription wants it.
+    /// The flag of the publication, as the subscription asks.
     AsPublished,
 }
 
-/// How a subscriber gets the messages that a filter selects.
+/// How a subscriber gets the messages that a filter matches.
 #[derive(Clone, Debug)]
 pub(crate) struct Terms {
-    /// Largest QoS.
+    /// The highest QoS of deliveries.
     pub(crate) qos: Qos,
-    /// Retain flag.
     pub(crate) retain: RetainFlag,
-    /// What the subscriber itself published is left out.
+    /// Whether the subscriber's own messages are left out.
     pub(crate) no_local: bool,
-    /// Ids of the subscriptions that they are for.
+    /// The ids of the subscriptions.
     pub(crate) ids: SmallVec<[u32; 1]>,
-    /// The shared subscription that they come from.
+    /// The shared subscription that gives the messages.
     pub(crate) share: Option<Share>,
 }
 
 impl Terms {
-    /// How one message is delivered on these terms.
+    /// How to deliver one message on these terms.
     pub(crate) fn grant(&self, message: MessageRef<'_>) -> Grant {
         let retain = match self.retain {
             RetainFlag::Clear => false,
@@ -113,17 +109,15 @@ impl Terms {
     }
 }
 
-/// Messages next to each other in a batch that go to a subscriber on the same terms: handed over with one reference,
+/// Consecutive messages of a batch that go to a subscriber on the same terms. They are handed over with one reference,
 /// however many they are.
 #[derive(Clone, Debug)]
 pub(crate) struct Run {
     pub(crate) messages: Packed,
-    /// How to deliver them.
     pub(crate) terms: Terms,
 }
 
 impl Run {
-    /// A run of one.
     pub(crate) fn one(message: Message, terms: Terms) -> Run {
         Run { messages: Packed::one(message), terms }
     }

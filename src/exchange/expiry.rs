@@ -1,4 +1,4 @@
-//! Retained messages expire when their time comes, whether anybody asks or not [MQTT-3.3.2-5].
+//! Deletes retained messages when they expire, whether anybody asks for them or not [MQTT-3.3.2-5].
 
 use std::time::Duration;
 
@@ -8,14 +8,14 @@ use tokio_util::sync::CancellationToken;
 use super::ingress::Ingress;
 use crate::message::Message;
 
-/// Messages that expire under one lock, so that nobody waits long for them.
+/// The number of messages that are deleted under one lock, so that nobody waits long for it.
 const AT_ONCE: usize = 100;
-/// The boot clock goes on while the machine sleeps, timers do not: it is looked at least this often while something is to
-/// expire.
+/// The longest time between two checks while a message is to expire. The boot clock goes on while the machine sleeps, but
+/// timers do not.
 const LONGEST: Duration = Duration::from_secs(60);
 
 impl Ingress {
-    /// Puts retained messages back that were kept over a restart; returns how many there are now.
+    /// Restores retained messages after a restart, and returns how many there are now.
     pub(crate) fn restore_retained(&self, messages: &[Message]) -> usize {
         let now = self.clock().boot_ms();
         let mut sequencer = self.inner.sequencer.lock();
@@ -27,13 +27,13 @@ impl Ingress {
         sequencer.retained.len()
     }
 
-    /// Retained messages, and their bytes.
+    /// The numbers of retained messages and of their bytes.
     pub(crate) fn retained_size(&self) -> (usize, usize) {
         let sequencer = self.inner.sequencer.lock();
         (sequencer.retained.len(), sequencer.retained.bytes())
     }
 
-    /// Forgets retained messages as they expire, until cancelled.
+    /// Deletes retained messages as they expire, until cancelled.
     pub(crate) async fn expire_retained(self, cancel: CancellationToken) {
         loop {
             let pause = self.expire_due();
@@ -50,7 +50,7 @@ impl Ingress {
         }
     }
 
-    /// Forgets some of those whose time has come; says how long it is until the next one's has.
+    /// Deletes some expired messages, and returns the time until the next one expires.
     fn expire_due(&self) -> Option<Duration> {
         let now = self.clock().boot_ms();
         let mut sequencer = self.inner.sequencer.lock();
@@ -96,7 +96,7 @@ mod tests {
             ingress.retained_size().0
         };
         assert_eq!(pass(1000).await, 2);
-        // many that come later and are due before
+        // many messages that arrive later and expire earlier
         for number in 0..3 * AT_ONCE {
             ingress.publish(&draft(&format!("soon/{number}"), Some(5))).await.unwrap();
         }
@@ -104,7 +104,7 @@ mod tests {
         assert_eq!(pass(1010).await, 2);
         assert_eq!(pass(94_000).await, 2);
         assert_eq!(pass(1000).await, 1);
-        // the machine sleeps: the boot clock goes on, timers do not
+        // while the machine sleeps, the boot clock goes on and timers do not
         ingress.publish(&draft("asleep", Some(3600))).await.unwrap();
         assert_eq!(pass(10).await, 2);
         clock.advance(3_600_000);

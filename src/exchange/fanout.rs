@@ -1,4 +1,4 @@
-//! From a batch to the inboxes: what each subscriber gets of it, and how.
+//! Distributes a batch to the inboxes: which subscriber gets which messages, and on what terms.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -13,23 +13,22 @@ use super::stats::Stats;
 use super::subscribers::{Matcher, Subscriber, SubscriberEntry, Subscribers};
 use crate::message::{Batch, Entry, MessageRef, Qos};
 
-/// What is collected for each subscriber, in order, before it is offered to the inboxes.
+/// What each subscriber gets, in order, before it is offered to the inboxes.
 #[derive(Debug)]
 pub(crate) struct Fanout {
     subscribers: Arc<Subscribers>,
     matcher: Matcher,
-    /// Subscribers and what they get.
     outgoing: Vec<(Arc<Subscriber>, VecDeque<Run>)>,
 }
 
-/// Messages next to each other on one topic.
+/// Consecutive messages on one topic.
 #[derive(Clone, Copy)]
 struct Stretch {
     from: usize,
     to: usize,
     count: usize,
     first_seq: u64,
-    /// Least and greatest QoS among them.
+    /// The lowest and the highest QoS among them.
     qos: (Qos, Qos),
 }
 
@@ -40,12 +39,11 @@ impl Stretch {
 }
 
 impl Fanout {
-    /// Collects for these.
     pub(crate) fn new(subscribers: Arc<Subscribers>) -> Fanout {
         Fanout { subscribers, matcher: Matcher::default(), outgoing: Vec::new() }
     }
 
-    /// Adds what everybody gets of this batch; returns the sequence number after it.
+    /// Adds the deliveries of a batch, and returns the sequence number after it.
     pub(crate) fn collect(&mut self, batch: &Batch) -> u64 {
         let mut next = batch.seq();
         let mut entries = batch.iter().peekable();
@@ -68,8 +66,8 @@ impl Fanout {
         next
     }
 
-    /// Here it is decided whether a message goes live to a subscriber or by the journal, which has its place among the
-    /// routes of [`super::ingress`] by the same rule: nothing is queued, and nobody woken, for what the journal delivers.
+    /// Decides whether a message goes to a subscriber live or through the journal. The routes of [`super::ingress`] follow
+    /// the same rule, so nothing is queued and nobody is woken for what the journal delivers.
     fn add(&mut self, batch: &Batch, stretch: Stretch) {
         let groups = self.matcher.selected.chunk_by(|a, b| Arc::ptr_eq(&a.subscriber, &b.subscriber));
         for (hint, overlapping) in groups.enumerate() {
@@ -79,7 +77,7 @@ impl Fanout {
                     && stretch.seqs().end <= entry.until
                     && entry.options.no_local == overlapping[0].options.no_local
             });
-            // with mixed QoS some may be durable, and some not
+            // with mixed QoS some messages may go through the journal, and others not
             if is_uniform && (!subscriber.is_durable || stretch.qos.0 == stretch.qos.1) {
                 let terms = terms(overlapping.iter());
                 if !subscriber.is_fed_by_the_journal(terms.qos.min(stretch.qos.1)) {
@@ -88,7 +86,7 @@ impl Fanout {
                 }
                 continue;
             }
-            // message by message; some options began within this stretch, or differ in what is the subscriber's own
+            // message by message, because some options begin within this stretch or depend on the publisher
             for entry in batch.iter().filter(|entry| (stretch.from..stretch.to).contains(&entry.offset)) {
                 let is_own = entry.message.origin() == subscriber.origin;
                 let applies = |known: &&SubscriberEntry| known.is_for(entry.seq) && !(known.options.no_local && is_own);
@@ -103,7 +101,7 @@ impl Fanout {
         }
     }
 
-    /// Subscribers that get this message live, which has this sequence number or a later one.
+    /// The subscribers that get this message live. Its sequence number is `seq` or higher.
     pub(crate) fn readers(&mut self, message: MessageRef<'_>, seq: u64) -> impl Iterator<Item = &Arc<Subscriber>> {
         self.matcher.select(&self.subscribers, message.topic(), seq);
         let is_live = move |known: &&SubscriberEntry| {
@@ -112,7 +110,7 @@ impl Fanout {
         self.matcher.selected.iter().filter(is_live).map(|known| &known.subscriber)
     }
 
-    /// Puts what was collected of this batch into the inboxes. Waits for nobody: publishers of what does not fit are held.
+    /// Puts the deliveries of this batch into the inboxes. Never waits: publishers of messages that do not fit are held.
     pub(crate) fn deliver(&mut self, holds: &Arc<Holds>, stats: &Stats, batch: &Batch) {
         if self.outgoing.is_empty() {
             return;
@@ -133,7 +131,7 @@ impl Fanout {
     }
 }
 
-/// One copy for all overlapping subscriptions, at the largest QoS, with all ids [MQTT-3.3.4-4].
+/// One copy for all overlapping subscriptions, with the highest QoS and all ids [MQTT-3.3.4-4].
 fn terms<'a>(overlapping: impl Iterator<Item = &'a SubscriberEntry>) -> Terms {
     let (retain, ids) = (RetainFlag::Clear, SmallVec::new());
     let mut terms = Terms { qos: Qos::AtMostOnce, retain, no_local: false, ids, share: None };
@@ -148,7 +146,7 @@ fn terms<'a>(overlapping: impl Iterator<Item = &'a SubscriberEntry>) -> Terms {
     terms
 }
 
-/// Adds a run for a subscriber. `hint` is where to look first: fan-outs repeat their order.
+/// Adds a run for a subscriber. `hint` is the index to look at first, because batches often repeat the order of subscribers.
 fn push(outgoing: &mut Vec<(Arc<Subscriber>, VecDeque<Run>)>, hint: usize, subscriber: &Arc<Subscriber>, run: Run) {
     let at = match outgoing.get(hint) {
         Some((known, _)) if Arc::ptr_eq(known, subscriber) => Some(hint),

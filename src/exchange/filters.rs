@@ -1,18 +1,18 @@
-//! Many topic filters at once: a tree in which the cost of a match depends on the topic and on how many filters differ by
-//! wildcards, and not on the number of filters.
+//! A tree of topic filters. The cost of finding those that match a topic depends on the topic and on how many filters differ
+//! by wildcards, and not on the number of filters.
 //!
-//! Levels that no other filter branches off from share a node, so the tree is as large as its filters are long, however
-//! many levels they have. A walk counts what it looks at, which its test bounds.
+//! Levels at which no other filter branches off share a node, so the size of the tree follows from the length of its
+//! filters, however many levels they have. A search counts the nodes it visits, which a test limits.
 
 use std::collections::HashMap;
 use std::ops::ControlFlow;
 
-/// Most levels of a filter or topic, so that walking the tree needs little stack. mosquitto's limit is the same.
+/// The most levels of a filter or topic, so that a search needs little stack. mosquitto has the same limit.
 pub const MAX_LEVELS: usize = 200;
-/// Bytes of levels that are compared within one step.
+/// The number of bytes of levels that are compared in one step.
 const STEP: usize = 16;
 
-/// Values found by the topic filters that they were inserted with.
+/// Values by topic filter.
 #[derive(Debug)]
 pub struct FilterTree<V> {
     root: FilterNode<V>,
@@ -21,27 +21,27 @@ pub struct FilterTree<V> {
 
 #[derive(Debug)]
 struct FilterNode<V> {
-    /// The levels from the parent to here, joined by `/`; that of the root is not looked at.
+    /// The levels from the parent to this node, joined by `/`. Those of the root are not used.
     levels: Box<str>,
     has_wildcard: bool,
-    /// By their first level.
+    /// Children by their first level.
     children: Option<Box<Children<V>>>,
-    /// Whose first level is `+`.
+    /// The child whose first level is `+`.
     plus: Option<Box<FilterNode<V>>>,
-    /// Filters that end here.
+    /// Values of filters that end here.
     here: Vec<V>,
-    /// Filters that end here with `#`.
+    /// Values of filters that end here with `#`.
     below: Vec<V>,
 }
 
 type Children<V> = HashMap<Box<str>, Box<FilterNode<V>>>;
 
-/// Whether a filter has a level of its own that is a wildcard for one level: only these make walks branch.
+/// Whether a filter has the wildcard `+`, because only that makes a search branch.
 fn branches(filter: &str) -> bool {
     filter.split('/').any(|level| level == "+")
 }
 
-/// The filter without `/#`, if it does not end there; and whether it ended with `#`. `None`: it is `#`.
+/// The filter without a final `/#`, and whether it ended with `#`. `None` means that the filter is `#` alone.
 fn ends(filter: &str) -> (Option<&str>, bool) {
     match filter.strip_suffix('#') {
         Some(rest) => (rest.strip_suffix('/'), true),
@@ -53,7 +53,7 @@ fn first_level(levels: &str) -> &str {
     levels.split_once('/').map_or(levels, |(first, _)| first)
 }
 
-/// Bytes of the whole levels that both begin with.
+/// The number of bytes of the complete levels with which both begin.
 fn common(a: &str, b: &str) -> usize {
     let mut end = 0;
     for (at, (level, other)) in a.split('/').zip(b.split('/')).enumerate() {
@@ -65,7 +65,7 @@ fn common(a: &str, b: &str) -> usize {
     end
 }
 
-/// What follows the first so many bytes, which are whole levels.
+/// The levels after the first `count` bytes, which must be complete levels.
 fn after(levels: &str, count: usize) -> Option<&str> {
     levels.get(count + 1..)
 }
@@ -90,7 +90,8 @@ impl<V> FilterNode<V> {
         if has_hash { &mut self.below } else { &mut self.here }
     }
 
-    /// What is left of a topic behind this node's levels: `None`: nothing; `Break`: it does not begin with them.
+    /// The rest of a topic after this node's levels. `None` means that nothing is left, `Break` that the topic does not
+    /// begin with them.
     fn follow<'t>(&self, topic: &'t str) -> ControlFlow<(), Option<&'t str>> {
         let end = if self.has_wildcard {
             let mut at = 0;
@@ -175,7 +176,7 @@ impl<V> FilterNode<V> {
         child
     }
 
-    /// Makes a node end behind the first so many bytes of its levels: what it was is below it.
+    /// Splits a node after the first `count` bytes of its levels. Its contents move to a child.
     fn split(self: &mut Box<FilterNode<V>>, count: usize) {
         let below = after(&self.levels, count).unwrap_or_default();
         let mut child = Box::new(FilterNode::new(below));
@@ -186,7 +187,7 @@ impl<V> FilterNode<V> {
         self.adopt(child);
     }
 
-    /// Where nothing ends or branches here, this and what follows become one.
+    /// Joins a node with its only child, if no filter ends or branches here.
     fn join(self: &mut Box<FilterNode<V>>) {
         let count = self.children.as_ref().map_or(0, |children| children.len()) + usize::from(self.plus.is_some());
         if count != 1 || !self.here.is_empty() || !self.below.is_empty() {
@@ -231,12 +232,12 @@ impl<V> Default for FilterTree<V> {
 }
 
 impl<V> FilterTree<V> {
-    /// Whether there are none.
+    /// Whether the tree has no values.
     pub fn is_empty(&self) -> bool {
         self.len == 0
     }
 
-    /// Adds a value under a valid topic filter of at most [`MAX_LEVELS`] levels.
+    /// Adds a value with a valid topic filter of at most [`MAX_LEVELS`] levels.
     pub fn insert(&mut self, filter: &str, value: V) {
         self.len += 1;
         let (mut rest, has_hash) = ends(filter);
@@ -261,7 +262,7 @@ impl<V> FilterTree<V> {
         values.push(value);
     }
 
-    /// Removes the first value under this filter that `is_it` accepts.
+    /// Removes the first value of this filter that `is_it` accepts.
     pub fn remove(&mut self, filter: &str, mut is_it: impl FnMut(&V) -> bool) -> Option<V> {
         let (levels, has_hash) = ends(filter);
         let removed = self.root.remove(levels, has_hash, &mut is_it);
@@ -269,9 +270,8 @@ impl<V> FilterTree<V> {
         removed
     }
 
-    /// Calls `found` for every value whose filter selects `topic`; as with [`crate::message::matches`], filters that
-    /// begin with a wildcard do not select topics that begin with `$`. Returns how many
-    /// nodes and values it has looked at.
+    /// Calls `found` for every value whose filter matches `topic`. As in [`crate::message::matches`], filters that begin
+    /// with a wildcard do not match topics that begin with `$`. Returns the number of visited nodes and values.
     pub fn matches<'a>(&'a self, topic: &str, mut found: impl FnMut(&'a V)) -> usize {
         let mut walk = 0;
         self.root.visit(Some(topic), !topic.starts_with('$'), &mut walk, &mut found);
@@ -279,7 +279,7 @@ impl<V> FilterTree<V> {
     }
 }
 
-/// Whether a filter names its first level: what a broker says of itself is for those who ask for it.
+/// Whether a filter names its first level explicitly, which messages of the broker about itself require.
 pub(crate) fn names_first_level(filter: &str) -> bool {
     !filter.starts_with(['+', '#'])
 }

@@ -1,20 +1,20 @@
-//! Whether publishers wait for a reader whose queue is full.
+//! Decides whether publishers wait for a reader whose queue is full.
 //!
-//! A burst must not cost a reader messages that goes on reading, and a reader that does not read must not cost others their
-//! time. So:
+//! A burst must not cost messages of a reader that keeps reading, and a reader that does not read must not cost the time of
+//! others. So:
 //!
-//! - Who publishes to no full queue is never held.
-//! - Who publishes to a full one is held while its reader is quick: it has taken a good part of its queue lately, or several
-//!   windows of messages at QoS 1 and 2 (`inbox/uptake.rs` says how much).
-//! - For any other reader publishers are held for at most [`BUDGET`] in any [`PERIOD`], all readers of one user together and
-//!   its new connections too. Guests are one user.
-//! - After that the reader loses what does not fit, counted, until it has caught up or is quick again.
+//! - A publisher that publishes to no full queue is never held.
+//! - A publisher to a full queue is held while the reader is quick: it has taken a good part of its queue lately, or several
+//!   windows of messages at QoS 1 and 2 (`inbox/uptake.rs` has the numbers).
+//! - For any other reader publishers are held for at most [`BUDGET`] in any [`PERIOD`]. All readers of one user share this
+//!   time, with all their new connections. Guests count as one user.
+//! - After that the reader loses what does not fit, and the losses are counted, until it has caught up or is quick again.
 //!
-//! Time in which the gateway itself did not get around to its work is nobody's delay. It passes in steps of [`STEP`] while
-//! somebody is held, and steps that come late count as if they had come in time.
+//! Time in which the gateway itself could not work does not count. Time passes in steps of [`STEP`] while a publisher is
+//! held, and a late step counts as if it were on time.
 //!
-//! An inbox knows nothing of this but whom to tell when half of it is worked off ([`HoldsPublishers`]). [`Budget`] decides
-//! and knows no clock. [`Holds`] is what publishers, readers and the dispatcher share.
+//! An inbox only knows whom to tell when half of it has been taken ([`HoldsPublishers`]). [`Budget`] makes decisions without
+//! a clock. [`Holds`] is shared by publishers, readers and the dispatcher.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
@@ -35,20 +35,20 @@ use crate::message::Origin;
 pub(crate) const BUDGET: Duration = Duration::from_millis(50);
 /// ... in any time of this length.
 pub(crate) const PERIOD: Duration = Duration::from_secs(1);
-/// How often it is looked whether publishers are still to be held.
+/// The interval of checks whether publishers must still be held.
 pub(crate) const STEP: Duration = Duration::from_millis(5);
-/// Longest hold for a reader that its own client does not keep from reading: the gateway has not got around to it.
+/// The longest hold for a reader whose client would read, but which the gateway has not served.
 const LONGEST: Duration = Duration::from_secs(3);
 
-/// What is left to the readers of one user of the time for which they may hold publishers.
+/// The rest of the time for which the readers of one user may hold publishers.
 #[derive(Debug, Default)]
 pub(crate) struct Budget {
-    /// When steps began that were spent.
+    /// The times at which spent steps began.
     spent: VecDeque<Duration>,
 }
 
 impl Budget {
-    /// Whether publishers may be held for a step from now on. However many readers ask for the same step, it is spent once.
+    /// Whether publishers may be held for a step from now on. If several readers ask for the same step, it is spent once.
     pub(crate) fn spend(&mut self, now: Duration) -> bool {
         self.forget(now);
         if self.spent.back().is_some_and(|began| now < *began + STEP) {
@@ -73,34 +73,34 @@ impl Budget {
     }
 }
 
-/// A reader with a full queue, for which publishers are held.
+/// A reader with a full queue for which publishers are held.
 struct HeldReader {
     reader: Arc<Subscriber>,
-    /// Those who have published to it since it is full.
+    /// The publishers that have published to it since its queue is full.
     publishers: SmallVec<[Origin; 4]>,
-    /// Since when, on the clock of [`Holds`].
+    /// When that began, on the clock of [`Holds`].
     since: Duration,
 }
 
 struct HoldState {
     readers: Vec<HeldReader>,
-    /// Publishers that are held, and for how many readers.
+    /// The publishers that are held, each with the number of readers.
     publishers: HashMap<Origin, usize>,
     budgets: HashMap<Arc<str>, Budget>,
-    /// Somebody waits who is not among the publishers.
+    /// Whether somebody waits who is not among the publishers.
     others_wait: bool,
     looked: Instant,
     clock: Duration,
 }
 
-/// Who is held for whom.
+/// Which publishers are held for which readers.
 pub(crate) struct Holds {
     state: Mutex<HoldState>,
-    /// Readers with a full queue, for which somebody may be held.
+    /// The number of readers with a full queue for which publishers may be held.
     count: AtomicUsize,
-    /// The first of them is there.
+    /// Notified when the first such reader appears.
     begun: Notify,
-    /// One of them is no more.
+    /// Notified when such a reader is gone.
     room: Notify,
 }
 
@@ -125,22 +125,22 @@ impl Default for Holds {
 }
 
 impl Holds {
-    /// Time on the clock of readers.
+    /// The time on the clock of readers.
     pub(crate) fn now(&self, now: Instant) -> Duration {
         self.state.lock().now(now)
     }
 
-    /// Whether anybody may be held at all.
+    /// Whether any publisher may be held.
     pub(crate) fn is_any(&self) -> bool {
         self.count.load(Ordering::Acquire) > 0
     }
 
-    /// Whether this publisher is held. It then waits for [`Holds::room`].
+    /// Whether this publisher is held. If so, it waits for [`Holds::room`].
     pub(crate) fn holds(&self, publisher: Origin) -> bool {
         self.is_any() && self.state.lock().publishers.contains_key(&publisher)
     }
 
-    /// A publisher waits because one of its messages is for a full queue; it is not held for anything else.
+    /// Makes a publisher wait because one of its messages is for a full queue. It is not held otherwise.
     pub(crate) fn wait(&self) {
         self.state.lock().others_wait = true;
     }
@@ -150,13 +150,13 @@ impl Holds {
         &self.room
     }
 
-    /// Waits until somebody is held. Safe to cancel.
+    /// Waits until a publisher is held. Safe to cancel.
     pub(crate) async fn begun(&self) {
         self.begun.notified().await;
     }
 
-    /// A publisher has filled a reader's queue and is held, if its reader may hold anybody. Returns how many messages the
-    /// reader has lost otherwise.
+    /// Holds a publisher that has filled a reader's queue, if the reader may hold it. Otherwise returns how many messages
+    /// the reader has lost.
     pub(crate) fn begin(self: &Arc<Self>, reader: &Arc<Subscriber>, publisher: Origin, now: Instant) -> u64 {
         let mut guard = self.state.lock();
         let state = &mut *guard;
@@ -171,7 +171,7 @@ impl Holds {
                     return reader.inbox.lose();
                 }
                 if !reader.inbox.hold(self.clone()) {
-                    return 0; // it has taken half of it meanwhile
+                    return 0; // the reader has taken half of its queue meanwhile
                 }
                 state.readers.push(held);
                 state.readers.len() - 1
@@ -188,8 +188,8 @@ impl Holds {
         0
     }
 
-    /// Looks whether publishers are still to be held; every [`STEP`] while some are. Returns how many messages readers have
-    /// lost that may not hold them any longer.
+    /// Checks whether publishers must still be held; to be called every [`STEP`] while some are. Returns how many messages
+    /// were lost by readers that may not hold them any longer.
     pub(crate) fn look(&self, now: Instant) -> u64 {
         let mut guard = self.state.lock();
         let state = &mut *guard;
@@ -232,7 +232,8 @@ impl HoldsPublishers for Holds {
 }
 
 impl HeldReader {
-    /// Whether publishers are held for it for another step, which is taken from its user's budget where it does not read.
+    /// Whether publishers are held for another step. If the reader does not read, the step is taken from the budget of its
+    /// user.
     fn may_last(&self, budgets: &mut HashMap<Arc<str>, Budget>, now: Duration, full: usize) -> bool {
         let inbox = &self.reader.inbox;
         let by_its_client = inbox.is_blocked() || now > self.since + LONGEST;
@@ -244,12 +245,12 @@ impl HoldState {
     fn now(&mut self, now: Instant) -> Duration {
         let gap = now.saturating_duration_since(self.looked);
         self.looked = self.looked.max(now);
-        // while somebody is held, it is looked at least every step, unless there was no time for it
+        // while a publisher is held, this is called at least every step, unless the gateway had no time for it
         self.clock += if self.readers.is_empty() { gap } else { gap.min(2 * STEP) };
         self.clock
     }
 
-    /// Says whether somebody may go on.
+    /// Releases the publishers of a reader, and returns whether any of them may go on.
     fn let_go(&mut self, held: &HeldReader) -> bool {
         let mut is_room = std::mem::take(&mut self.others_wait);
         for publisher in &held.publishers {
@@ -283,7 +284,7 @@ mod tests {
         let mut budget = Budget::default();
         let mut spent: Vec<u64> = Vec::new();
         for at in (0..10_000).step_by(5) {
-            // two readers at once
+            // two readers at the same time
             let may = budget.spend(ms(at));
             assert_eq!(budget.spend(ms(at + 1)), may);
             if may {
@@ -349,7 +350,7 @@ mod tests {
             let (worst, _, lost) = simulate(takes, true);
             assert!(worst <= BUDGET && lost > 0, "{takes:?} in each step: {worst:?}, lost {lost}");
         }
-        // one that reads has its time beside one that does not
+        // a reader that reads has its own time beside one that does not
         let (worst, _, _) = simulate(&[0, 20], true);
         assert!(worst > BUDGET);
     }

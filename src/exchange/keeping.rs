@@ -1,4 +1,4 @@
-//! What is kept of a message on its way in: by the journal, and by the store of retained messages.
+//! Keeps incoming messages in the journal and in the store of retained messages.
 
 use tracing::warn;
 
@@ -7,7 +7,7 @@ use super::stats::Stats;
 use crate::journal::{Appender, ConsumerId, Extra, Full, Position};
 use crate::message::{Batch, Message, MessageRef, Qos};
 
-/// Gives the journal what it has to keep of a message; returns its place, if there is one.
+/// Gives the journal what it must keep of a message, and returns the position, if there is one.
 pub(super) fn write(
     journal: &mut Appender<'_>,
     (batch, offset): (&Batch, usize),
@@ -15,7 +15,7 @@ pub(super) fn write(
     consumers: &[ConsumerId],
     received: Option<(ConsumerId, u16)>,
 ) -> Result<Option<Position>, Full> {
-    // what the gateway says of itself is said anew after every start
+    // the gateway repeats its own announcements after every start
     let retained = retained.filter(|message| !message.view().is_said_anew());
     match (retained, received) {
         (None, Some((session, packet_id))) if consumers.is_empty() => journal.received(session, packet_id).map(Some),
@@ -36,7 +36,7 @@ pub(super) fn write(
     }
 }
 
-/// Whether the retained store takes a message.
+/// Whether the retained store accepts a message.
 pub(super) fn retains(stats: &Stats, retained: &Retained, message: MessageRef<'_>) -> bool {
     if !message.retain() {
         return false;

@@ -1,12 +1,13 @@
-//! What one client may cost the one order.
+//! Limits how much one client may cost all others that publish.
 //!
-//! Every message passes one lock, so whoever searches the store of retained messages under it makes all others wait. What a
-//! subscription usually costs is paid by its size. But filters can be made so that each searches the whole store for nothing.
-//! A [`Walk`] counts what is visited; beyond what is free, and what leads to messages, it measures the processor's time.
+//! All messages pass one lock, so a client that searches the store of retained messages under it makes all others wait. The
+//! usual cost of a subscription is covered by its size. But filters can be made such that each searches the whole store
+//! without a result. A [`Walk`] counts the visited entries. Beyond a free number, and beyond those that lead to messages, it
+//! measures processor time.
 //!
-//! That time is charged to the client that has caused it. All who are charged share a quarter of the order's time, each owner
-//! (a user, all guests together, all upstreams together) the same part of it; whoever has used up its part waits for its turn before its
-//! next search. Whoever is never charged is never looked for here.
+//! That time is charged to the client that has caused it. All charged clients share a quarter of the time, and each owner (a
+//! user, all guests together, all upstreams together) gets the same part of it. An owner that has used up its part waits for
+//! its turn before its next search. Clients that are never charged are never looked up here.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -18,24 +19,25 @@ use tokio::time::Instant;
 
 use crate::message::{Origin, Owner};
 
-/// Steps that any search pays for.
+/// The steps of any search that are free.
 const FREE_STEPS: usize = 256;
-/// Steps that lead to one message, and are paid for by it.
+/// The steps that lead to one message and are covered by it.
 const STEPS_PER_DELIVERY: usize = 4;
-/// Of the order's time, this part is for what is charged.
+/// Charged searches may use one part in this many of the time.
 const PART: u32 = 4;
-/// What an owner may be charged at once without waiting.
+/// The time that an owner may be charged at once without waiting.
 const BURST: Duration = Duration::from_millis(20);
-/// A client that has just connected waits as well, once its owner is behind by this much: a new client id is no way out.
+/// If its owner is behind by this much, a client that has just connected waits as well, so that a new client id gives no
+/// advantage.
 const BEHIND: Duration = Duration::from_secs(1);
-/// Clients that are known one by one; any more wait with their owner.
+/// The most clients that are tracked separately. Others wait with their owner.
 const MOST_CLIENTS: usize = 4096;
 
-/// How far a search has gone.
+/// The progress of a search.
 #[derive(Debug, Default)]
 pub(crate) struct Walk {
     pub(super) steps: usize,
-    /// Processor time of the thread when what is free had been used.
+    /// The processor time of the thread when the free steps had been used.
     since: Option<Duration>,
 }
 
@@ -45,7 +47,7 @@ fn processor_time() -> Duration {
 }
 
 impl Walk {
-    /// So many nodes, values or messages more have been visited.
+    /// Counts visited nodes, values or messages.
     pub(crate) fn visits(&mut self, count: usize) {
         self.steps += count;
         if self.steps > FREE_STEPS && self.since.is_none() {
@@ -53,7 +55,7 @@ impl Walk {
         }
     }
 
-    /// Processor time that is to be charged, where so many deliveries have come of it.
+    /// The processor time to charge for a search with this many deliveries.
     pub(crate) fn cost(&self, deliveries: usize) -> Duration {
         let Some(since) = self.since else { return Duration::ZERO };
         let beyond = self.steps - FREE_STEPS;
@@ -65,7 +67,7 @@ impl Walk {
     }
 }
 
-/// Who has cost how much.
+/// The time charged to owners and clients.
 #[derive(Debug, Default)]
 pub(crate) struct Meter {
     is_any: AtomicBool,
@@ -74,14 +76,14 @@ pub(crate) struct Meter {
 
 #[derive(Debug, Default)]
 struct Charged {
-    /// Until when what an owner has been charged takes, at the rate that it has.
+    /// For each owner, the time by which its charge is paid off at its rate.
     owners: HashMap<Owner, Instant>,
-    /// The turns of its clients.
+    /// For each client, the time of its next turn.
     turns: HashMap<(Origin, Owner), Instant>,
 }
 
 impl Meter {
-    /// Charges a client for time that it has cost. What the gateway does for itself is not charged.
+    /// Charges a client for time. The gateway's own searches are not charged.
     pub(crate) fn charge(&self, origin: Origin, cost: Duration) {
         if cost.is_zero() || origin.owner == Owner::HOUSE {
             return;
@@ -90,7 +92,7 @@ impl Meter {
         let mut charged = self.charged.lock();
         charged.owners.retain(|_, until| *until + BURST * PART > now);
         let others = charged.owners.iter().filter(|(owner, until)| **owner != origin.owner && **until > now).count();
-        // whoever has not been charged for long has earned what is free at once
+        // an owner that has not been charged for long has its whole free time again
         let from = charged.owners.get(&origin.owner).copied().unwrap_or(now - BURST * PART);
         let until = from + cost * PART * (others as u32 + 1);
         charged.owners.insert(origin.owner, until);
@@ -106,7 +108,7 @@ impl Meter {
         self.is_any.store(true, Ordering::Relaxed);
     }
 
-    /// Until when a client must wait before its next search; `None`: it need not.
+    /// The time until which a client must wait before its next search; `None` if it need not wait.
     pub(crate) fn turn(&self, origin: Origin) -> Option<Instant> {
         if !self.is_any.load(Ordering::Relaxed) {
             return None;
@@ -129,7 +131,7 @@ impl Meter {
         None
     }
 
-    /// Until when a client that has just connected must wait.
+    /// The time until which a client that has just connected must wait.
     pub(crate) fn first_turn(&self, origin: Origin) -> Option<Instant> {
         if !self.is_any.load(Ordering::Relaxed) {
             return None;
@@ -168,7 +170,7 @@ mod tests {
         pay(&meter, greedy, ms(5), 100).await;
         assert!((ms(1980)..=ms(2020)).contains(&begin.elapsed()), "500 ms in {:?}", begin.elapsed());
         assert_eq!(meter.turn(innocent), None, "of the same owner, but never charged");
-        // what is free comes back, and is no more than it was
+        // the free time comes back, but does not accumulate
         advance(Duration::from_secs(100)).await;
         let begin = Instant::now();
         pay(&meter, greedy, ms(5), 104).await;
@@ -188,7 +190,7 @@ mod tests {
             begin.elapsed()
         };
         let (_, user) = tokio::join!(all, user);
-        // of three rounds the first two are paid before the last
+        // of three rounds the first two are paid off before the last one
         assert!(begin.elapsed() >= ms(3900), "1,500 ms in {:?}", begin.elapsed());
         // 20 ms are free; of the other 100 ms each takes eight times as long beside the guests
         assert!((ms(700)..=ms(850)).contains(&user), "{user:?}");

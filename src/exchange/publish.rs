@@ -1,4 +1,4 @@
-//! Publishing for those who may wait for room.
+//! Publishing for callers that may wait for room.
 
 use tokio::time::sleep_until;
 
@@ -7,13 +7,13 @@ use crate::journal::ConsumerId;
 use crate::message::{BatchBuilder, Draft, Origin};
 
 impl Ingress {
-    /// Publishes one message; waits while live subscribers are too far behind.
+    /// Publishes one message, and waits while live subscribers are too far behind.
     pub(crate) async fn publish(&self, draft: &Draft<'_>) -> Result<Receipt, IngressError> {
         self.publish_received(draft, None).await
     }
 
-    /// The same; where it is a QoS 2 PUBLISH of this consumer with this packet id, the journal knows from now on that it was
-    /// received.
+    /// Like `publish`. If the message is a QoS 2 PUBLISH of this consumer with this packet id, the journal also records that
+    /// it was received.
     pub(crate) async fn publish_received(
         &self,
         draft: &Draft<'_>,
@@ -32,14 +32,14 @@ impl Ingress {
         }
     }
 
-    /// Waits for the turn of a client that has cost the others much.
+    /// Waits for the turn of a client whose searches have cost much.
     pub async fn turn(&self, client: Origin) {
         while let Some(turn) = self.meter().turn(client) {
             sleep_until(turn).await;
         }
     }
 
-    /// Publishes a batch; waits while live subscribers are too far behind.
+    /// Publishes a batch, and waits while live subscribers are too far behind.
     pub(crate) async fn publish_batch(&self, batch: &mut BatchBuilder) -> Result<Accepted, IngressError> {
         loop {
             let room = self.room().notified();

@@ -1,9 +1,9 @@
-//! What is being received takes memory before anybody knows what it is: one budget for all of it.
+//! Limits the memory of packets and bodies that are being received: one budget for all doors.
 //!
-//! Up to [`FREE`] bytes of a packet are read without asking. A larger one gets its whole size from the budget before more of
-//! it is read, in the order of asking; who gets nothing now is read later. No user has more than [`SHARE`] of it, so that
-//! whoever sends much keeps out nobody else. Whoever has a place and does not go on with its packet loses it to those who
-//! wait: see [`Reservation::is_overdue`].
+//! Up to [`FREE`] bytes of a packet are read without a reservation. A larger packet gets its whole size from the budget
+//! before more of it is read, in the order of requests; a packet that gets nothing now is read later. No user has more than
+//! [`SHARE`] of the budget, so a busy user keeps out nobody else. A client that has a reservation and does not continue its
+//! packet loses it to those that wait: see [`Reservation::is_overdue`].
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -13,20 +13,20 @@ use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
-/// Bytes that everything that is being received may take beyond what is free.
+/// The bytes that everything being received may use in addition to what is free.
 pub(crate) const BUDGET: usize = 32 << 20;
-/// What one user may have of it.
+/// The most bytes of it for one user.
 pub(crate) const SHARE: usize = BUDGET / 2;
-/// Of each packet or body, so much is read without asking.
+/// The bytes of each packet or body that are read without a reservation.
 pub(crate) const FREE: usize = 64 << 10;
-/// A packet may take this long, and as much more as its bytes need at [`SLOWEST`], while others wait for its place.
+/// While others wait, a packet may take this long, plus the time that its bytes need at [`SLOWEST`].
 const PATIENCE: Duration = Duration::from_secs(10);
-/// And there is no longer pause than this in it.
+/// While others wait, a packet may have no longer pause than this.
 const PAUSE: Duration = Duration::from_secs(3);
-/// Bytes in a second.
+/// In bytes per second.
 const SLOWEST: u64 = 64 << 10;
 
-/// Whose packets are counted together; `None`: those of clients without a user name.
+/// The user whose packets are counted together; `None` stands for clients without a user name.
 type PacketsUser = Option<Box<str>>;
 
 #[derive(Debug)]
@@ -34,7 +34,7 @@ struct Books {
     budget: usize,
     taken: usize,
     shares: HashMap<PacketsUser, usize>,
-    /// Who waits, in the order of asking.
+    /// The waiting requests, in order.
     waiting: BTreeMap<u64, (PacketsUser, usize)>,
     next: u64,
 }
@@ -52,11 +52,11 @@ impl Books {
         self.shares.get(user).is_none_or(|share| share + bytes <= self.share())
     }
 
-    /// Whether this one may have its bytes now: after those who have waited longer and could use what is left.
+    /// Whether this request may have its bytes now: after those that have waited longer and could use what is left.
     fn is_next(&self, number: u64, user: &PacketsUser, bytes: usize) -> bool {
         let mut ahead: HashMap<&PacketsUser, usize> = HashMap::new();
         for (user, bytes) in self.waiting.range(..number).map(|(_, waiting)| waiting) {
-            // of one user no more stands before others than it may have
+            // requests of one user count only up to its share
             let left = self.share() - self.shares.get(user).copied().unwrap_or(0);
             let before = ahead.entry(user).or_default();
             *before = (*before + bytes).min(left);
@@ -64,7 +64,7 @@ impl Books {
         self.has_share(user, bytes) && self.taken + ahead.values().sum::<usize>() + bytes <= self.budget
     }
 
-    /// Whether somebody waits for what this user holds: for its share if it is the same user, else for what is left of all.
+    /// Whether somebody waits for what this user holds: the same user for its share, or another one for the whole budget.
     fn is_wanted(&self, from: &PacketsUser) -> bool {
         self.waiting
             .values()
@@ -86,13 +86,13 @@ impl Default for Receiving {
 }
 
 impl Receiving {
-    /// A budget of so many bytes, of which a user has half at most.
+    /// A budget of this many bytes, of which one user may have half.
     pub(crate) fn of(budget: usize) -> Receiving {
         Receiving { books: Arc::new(Mutex::new(Books::of(budget))), freed: Arc::default() }
     }
 
-    /// Asks for a packet of so many bytes. Of one that is larger than a user's share, no more than that is counted: it is
-    /// read while the user has nothing else.
+    /// Requests memory for a packet of this many bytes. A packet that is larger than a user's share counts only as much, and
+    /// is read while the user has nothing else.
     pub(crate) fn ask(&self, user: Option<&str>, bytes: usize) -> Reservation {
         let mut books = self.books.lock();
         let (user, bytes) = (user.map(Into::into), bytes.min(books.share()));
@@ -103,7 +103,7 @@ impl Receiving {
         Reservation { receiving: self.clone(), user, bytes, number, overdue_at: None, moved_at: Instant::now() }
     }
 
-    /// Waits until there is room for a packet of so many bytes.
+    /// Waits until there is memory for a packet of this many bytes.
     pub(crate) async fn reserve(&self, user: Option<&str>, bytes: usize) -> Reservation {
         let mut reservation = self.ask(user, bytes);
         loop {
@@ -115,32 +115,32 @@ impl Receiving {
         }
     }
 
-    /// Somebody has given back what it had, so that asking again is worth it. To be called before asking.
+    /// Notified when memory was released, so that another request is worthwhile. It must be called before the request.
     pub(crate) fn freed(&self) -> tokio::sync::futures::Notified<'_> {
         self.freed.notified()
     }
 
-    /// Bytes that are taken.
+    /// The number of bytes in use.
     #[cfg(test)]
     pub(crate) fn taken(&self) -> usize {
         self.books.lock().taken
     }
 }
 
-/// A place in the budget, or in the queue for it; given back when dropped.
+/// A reservation, or a place in the queue for it. It is released when dropped.
 #[derive(Debug)]
 pub(crate) struct Reservation {
     receiving: Receiving,
     user: PacketsUser,
     bytes: usize,
     number: u64,
-    /// When others may ask for it; `None`: it still waits.
+    /// When others may ask for it; `None` while it waits.
     overdue_at: Option<Instant>,
     moved_at: Instant,
 }
 
 impl Reservation {
-    /// Whether the bytes may be received. Takes them if they have become free.
+    /// Whether the bytes may be received. Takes them if they have become available.
     pub(crate) fn is_granted(&mut self) -> bool {
         if self.overdue_at.is_some() {
             return true;
@@ -153,24 +153,24 @@ impl Reservation {
         books.taken += self.bytes;
         *books.shares.entry(self.user.clone()).or_default() += self.bytes;
         drop(books);
-        // whoever stood behind may be next now
+        // the next request in the queue may be granted now
         self.receiving.freed.notify_waiters();
         self.moved_at = Instant::now();
         self.overdue_at = Some(self.moved_at + PATIENCE + Duration::from_secs(self.bytes as u64 / SLOWEST));
         true
     }
 
-    /// From when on it is to be given up if others wait; `None`: it has not got anything.
+    /// The time from which it must be given up if others wait; `None` if it was not granted.
     pub(crate) fn overdue_at(&self) -> Option<Instant> {
         Some(self.overdue_at?.min(self.moved_at + PAUSE))
     }
 
-    /// More of the packet has come.
+    /// Records that more of the packet has arrived.
     pub(crate) fn has_moved(&mut self) {
         self.moved_at = Instant::now();
     }
 
-    /// Whether it has been held for longer than its packet needs while others wait for what it holds.
+    /// Whether it has been held for longer than its packet needs, while others wait for it.
     pub(crate) fn is_overdue(&self) -> bool {
         self.overdue_at().is_some_and(|at| at <= Instant::now()) && self.receiving.books.lock().is_wanted(&self.user)
     }
@@ -211,7 +211,7 @@ mod tests {
         };
         let of_a: Vec<_> = (0..9).map(|_| ask("a", 2)).collect();
         assert_eq!(of_a.iter().filter(|(_, granted)| *granted).count(), 8, "half of 32 MiB");
-        // those of whom nothing more is taken do not stand in the way of others
+        // requests of a user that gets nothing more do not block others
         let of_b: Vec<_> = (0..9).map(|_| ask("b", 2)).collect();
         assert_eq!(of_b.iter().filter(|(_, granted)| *granted).count(), 8);
         assert_eq!(receiving.taken(), BUDGET);

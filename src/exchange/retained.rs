@@ -7,18 +7,18 @@ use super::meter::Walk;
 use crate::access::quota::has_room;
 use crate::message::{Message, MessageRef, Owner, matches};
 
-/// The store, bounded in messages and bytes. What the gateway says of itself is little and does not count.
+/// The store of retained messages, bounded in messages and bytes. Announcements of the gateway are few and do not count.
 ///
-/// Both bounds hold for each [`Owner`], and for all of them in the manner of [`access::quota`](crate::access::quota): whoever
-/// is alone may have as much as they say, and all together a quarter more, of which whoever has most is refused first. What is
-/// there is never taken away for somebody else. A topic counts for whoever has published on it last; on a topic that is
-/// there, only a larger message is more. What the gateway and its sensors retain finds room whatever others have.
+/// Both limits apply to each [`Owner`], and to all of them together as in [`access::quota`](crate::access::quota): a single
+/// owner may use the whole limit, all together a quarter more, and the largest owner is refused first. An existing message
+/// is never removed for somebody else. A topic counts for the owner who has published on it last; on an existing topic only
+/// a larger message needs more. Messages of the gateway and its sensors find room whatever others have.
 #[derive(Debug)]
 pub(crate) struct Retained {
     by_topic: BTreeMap<Box<str>, Message>,
-    /// When messages expire, on the boot clock in milliseconds.
+    /// The times at which messages expire, in milliseconds of the boot clock.
     expiries: BTreeSet<(i64, Box<str>)>,
-    /// Messages that count.
+    /// The number of messages that count.
     messages: usize,
     bytes: usize,
     /// The same for each owner.
@@ -33,13 +33,12 @@ struct Owned {
     bytes: usize,
 }
 
-/// The store is at its bound and the topic is new, or the message too large.
+/// The error that the store is full and the topic is new, or that the message is too large.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the store of retained messages is full")]
 pub(crate) struct RetainedFull;
 
 impl Retained {
-    /// An empty store.
     pub(crate) fn new(max_messages: usize, max_bytes: usize) -> Retained {
         Retained {
             by_topic: BTreeMap::new(),
@@ -52,8 +51,8 @@ impl Retained {
         }
     }
 
-    /// Keeps a message that was published with the retain flag; an empty payload clears its topic. The message should
-    /// have memory of its own.
+    /// Stores a message that was published with the retain flag; an empty payload deletes the topic. The message should be
+    /// in memory of its own.
     pub(crate) fn apply(&mut self, message: &Message) -> Result<(), RetainedFull> {
         if !message.view().payload().is_empty() {
             self.fits(message.view())?;
@@ -62,8 +61,8 @@ impl Retained {
         Ok(())
     }
 
-    /// Puts a message back that was there before the gateway was started. Only the house and all others together are bounded
-    /// then: who has how much depends on what came when.
+    /// Restores a message from before the start. Only the gateway's own messages, and all others together, are limited then,
+    /// because the shares of owners would depend on the order of messages.
     pub(crate) fn restore(&mut self, message: &Message) -> Result<(), RetainedFull> {
         let view = message.view();
         let house = self.owned[Owner::HOUSE.index()];
@@ -111,7 +110,7 @@ impl Retained {
         of_owner.bytes += cost(message);
     }
 
-    /// Whether there is room for a message.
+    /// Checks whether there is room for a message.
     pub(crate) fn fits(&self, message: MessageRef<'_>) -> Result<(), RetainedFull> {
         if message.payload().is_empty() || count(message) == 0 {
             return Ok(());
@@ -142,9 +141,9 @@ impl Retained {
         self.by_topic.get(topic)
     }
 
-    /// All topics behind `after` that `filter` may select, in order, each with its message if it does.
+    /// All topics after `after` that `filter` may match, in order, each with its message if it matches.
     fn search<'a>(&'a self, filter: &'a str, after: &'a str) -> impl Iterator<Item = (&'a str, Option<&'a Message>)> {
-        // only topics that begin with the filter's literal part can match; `a/#` selects `a` too
+        // only topics that begin with the literal part of the filter can match; `a/#` matches `a` too
         let wild = filter.find(['+', '#']);
         let literal = wild.map_or(filter, |at| filter[..at].trim_end_matches('/'));
         let first = if after < literal || after.is_empty() { Bound::Included(literal) } else { Bound::Excluded(after) };
@@ -154,12 +153,12 @@ impl Retained {
             .map(|(topic, message)| (&**topic, matches(filter, topic).then_some(message)))
     }
 
-    /// When the next message expires, on the boot clock in milliseconds.
+    /// When the next message expires, in milliseconds of the boot clock.
     pub(crate) fn next_expiry(&self) -> Option<i64> {
         self.expiries.first().map(|(at, _)| *at)
     }
 
-    /// Forgets messages whose expiry interval has passed [MQTT-3.3.2-5], `most` at a time; returns their topics.
+    /// Deletes up to `most` expired messages [MQTT-3.3.2-5], and returns their topics.
     pub(crate) fn expire(&mut self, now_boot_ms: u64, most: usize) -> Vec<Box<str>> {
         let mut expired = Vec::new();
         while expired.len() < most
@@ -189,39 +188,39 @@ impl Retained {
         }
     }
 
-    /// Messages.
+    /// The number of messages.
     pub(crate) fn len(&self) -> usize {
         self.by_topic.len()
     }
 
-    /// Bytes, as the bound counts them.
+    /// The number of bytes, as limited.
     pub(crate) fn bytes(&self) -> usize {
         self.bytes
     }
 }
 
-/// Retained messages, the first that a filter selects.
+/// The first retained messages that a filter matches.
 #[derive(Debug, Default)]
 pub(crate) struct SelectedRetained {
-    /// In order of topic.
+    /// In the order of topics.
     pub(crate) found: Vec<Message>,
-    /// There may be more, on topics behind this one.
+    /// The topic after which there may be more messages.
     pub(crate) behind: Option<Box<str>>,
 }
 
-/// How much of the store is taken at a time.
+/// How much of the store is read at a time.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Portion {
-    /// Messages.
+    /// The most messages.
     pub(crate) messages: usize,
-    /// Bytes of them.
+    /// The most bytes of messages.
     pub(crate) bytes: usize,
-    /// Topics that are looked at while all others wait.
+    /// The most topics that are examined while all others wait.
     pub(crate) topics: usize,
 }
 
 impl SelectedRetained {
-    /// Takes a portion of what is on topics behind `after`; at least so many messages, whatever their size.
+    /// Takes a portion of the messages on topics after `after`.
     pub(super) fn take(
         retained: &Retained,
         filter: &str,
@@ -249,12 +248,12 @@ impl SelectedRetained {
     }
 }
 
-/// Whether it counts, as a number.
+/// 1 if the message counts, otherwise 0.
 fn count(message: MessageRef<'_>) -> usize {
     usize::from(!message.is_said_anew())
 }
 
-/// When it expires; less than 0 if that was before this boot.
+/// When the message expires, in milliseconds of the boot clock; negative if that was before this boot.
 fn expires(message: MessageRef<'_>) -> Option<i64> {
     message.expiry().map(|seconds| (message.boot_ms() as i64).saturating_add(i64::from(seconds) * 1000))
 }
@@ -379,7 +378,7 @@ mod tests {
         Message::new(&Draft { origin: Origin::client(user).owned_by(owner), ..draft })
     }
 
-    /// How many new topics this user, or without a name guests, can have.
+    /// The number of new topics for this user; an empty name stands for guests.
     fn fill(store: &mut Retained, user: &str) -> usize {
         let fits = |number: &usize| store.apply(&by(user, &format!("{user}/{number}"), "x")).is_ok();
         (0..100_000).take_while(fits).count()
@@ -390,7 +389,7 @@ mod tests {
         let mut store = Retained::new(1000, 1 << 20);
         let shares: Vec<usize> = ["", "ada", "bob"].iter().map(|user| fill(&mut store, user)).collect();
         assert_eq!(shares, [1000, 200, 40]);
-        // what is there can change, also by others, unless it is larger
+        // existing messages can be changed, also by others, unless they become larger
         store.apply(&by("", "/7", "y")).unwrap();
         store.apply(&by("ada", "/8", "y")).unwrap();
         assert_eq!(store.apply(&by("", "more", "x")), Err(RetainedFull));
@@ -398,7 +397,7 @@ mod tests {
         for number in 0..500 {
             store.apply(&message(&format!("sensor/{number}"), "on")).unwrap();
         }
-        // and all of it comes back with the next start, in whatever order
+        // after the next start all of them come back, in whatever order
         for is_reversed in [false, true] {
             let mut kept: Vec<Message> = select(&store, "#");
             if is_reversed {
@@ -408,7 +407,7 @@ mod tests {
             assert!(kept.iter().all(|message| again.restore(message).is_ok()));
             assert_eq!(again.len(), 1740);
         }
-        // what one gives back, others find
+        // what one user releases, others can use
         for number in 9..109 {
             store.apply(&by("", &format!("/{number}"), "")).unwrap();
         }

@@ -1,7 +1,7 @@
-//! Reading the retained store while messages come in.
+//! Reads the retained store while messages come in.
 //!
-//! The store is read under the lock of the one order, so whoever searches it makes all others wait. It is therefore read in portions:
-//! between them others have their turn, and what changes meanwhile is seen as it is then.
+//! The store is read under the lock of the ingress, so a search makes all others wait. It is therefore read in portions.
+//! Others have their turn in between, and later portions contain changes made meanwhile.
 
 use super::ingress::Ingress;
 use super::meter::Walk;
@@ -9,9 +9,9 @@ use super::retained::{Portion, SelectedRetained};
 use crate::message::{Message, Origin};
 use crate::workers::worked;
 
-/// Topics that are looked at under the lock.
+/// The most topics that are examined under the lock at a time.
 pub(crate) const TOPICS_AT_ONCE: usize = 1024;
-/// What is taken at once of a search for many.
+/// The portion for a search for many messages.
 pub(crate) const PORTION: Portion = Portion { messages: 256, bytes: usize::MAX, topics: TOPICS_AT_ONCE };
 
 impl Ingress {
@@ -20,7 +20,7 @@ impl Ingress {
         self.inner.sequencer.lock().retained.get(topic).cloned()
     }
 
-    /// Goes on with what a subscription has selected, for this client.
+    /// Continues the search for a client's subscription.
     pub(crate) fn retained_behind(&self, filter: &str, after: &str, most: Portion, client: Origin) -> SelectedRetained {
         worked();
         let mut walk = Walk::default();
@@ -30,7 +30,8 @@ impl Ingress {
         selected
     }
 
-    /// Retained messages that `filter` selects and `wanted` takes, on topics behind `after`, in order of topic, for this client.
+    /// For this client, the retained messages that `filter` matches and `wanted` accepts, on topics after `after`, in the
+    /// order of topics.
     pub(crate) fn select_retained(
         &self,
         (filter, after): (&str, &str),

@@ -1,14 +1,14 @@
 //! Shared subscriptions (`$share/NAME/FILTER`) [MQTT-4.8.2]: each message goes to one member of the group.
 //!
-//! A group hands a message to the next member that has room in its window, so a member that is slow or stuck gets
-//! less. What nobody has room for waits, bounded, and what a member leaves behind unacknowledged goes to another.
+//! A group gives a message to the next member with room in its window, so a slow or stuck member gets fewer. Messages for
+//! which no member has room wait, within limits, and unacknowledged messages of a member that leaves go to another.
 //!
-//! Where a message waits depends on who belongs to the group. As long as one of its sessions is persistent and asks for more
-//! than QoS 0, the group has a consumer in the journal: what was acknowledged to its publisher is on disk, and is settled when
-//! a member has acknowledged it. Otherwise, and at QoS 0, it waits in memory.
+//! Where messages wait depends on the members. While one of the sessions is persistent and subscribes with more than QoS 0,
+//! the group has a consumer in the journal: a message that was acknowledged to its publisher is on disk, and is settled when
+//! a member has acknowledged it. Otherwise, and at QoS 0, messages wait in memory.
 //!
-//! A QoS 2 message must reach the member that it was begun with, and no other [MQTT-4.8.2-4], [MQTT-4.8.2-5]. So a persistent
-//! member gets it handed over in the journal, as one of its session's own, before anything of it is sent.
+//! A QoS 2 message must reach the member to which its delivery began, and no other [MQTT-4.8.2-4], [MQTT-4.8.2-5]. So for a
+//! persistent member it is first handed over in the journal to the member's session.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
@@ -23,7 +23,7 @@ use super::waiting::DeliveryMemory;
 use crate::journal::{ConsumerId, Delivery, Journal, Outcome, Reader};
 use crate::message::{Message, Qos};
 
-/// Messages that one member may have and not have settled.
+/// The most unsettled messages of one member.
 const MEMBER_WINDOW: usize = 20;
 
 #[derive(Debug)]
@@ -31,7 +31,7 @@ struct Member {
     subscriber: Arc<Subscriber>,
     options: SubscriptionOptions,
     unsettled: usize,
-    /// Of its session, if that is persistent.
+    /// The consumer of its session, if that is persistent.
     consumer: Option<ConsumerId>,
 }
 
@@ -46,7 +46,7 @@ impl Member {
     }
 }
 
-/// Where the group reads what is kept for it.
+/// The journal's part of a group.
 #[derive(Debug)]
 struct GroupBacklog {
     journal: Journal,
@@ -59,7 +59,7 @@ struct GroupState {
     members: Vec<Member>,
     next: usize,
     durable: Option<GroupBacklog>,
-    /// Read from the journal and left unacknowledged, by ordinal.
+    /// Messages from the journal that were left unacknowledged, by ordinal.
     again: BTreeMap<u64, Delivery>,
     waiting: VecDeque<Message>,
     bytes: usize,
@@ -72,7 +72,7 @@ enum GroupNext {
     InMemory(Message),
 }
 
-/// One group: a name and a filter.
+/// One group, which is named by a name and a filter.
 #[derive(Debug)]
 pub(crate) struct SharedGroup {
     limits: InboxLimits,
@@ -81,13 +81,13 @@ pub(crate) struct SharedGroup {
 }
 
 impl SharedGroup {
-    /// A group without members. Nothing waits for it while there is not enough memory for what waits for clients.
+    /// A group without members. Messages do not wait for it while the memory for clients is exhausted.
     pub(crate) fn new(limits: InboxLimits, waiting: Option<&DeliveryMemory>) -> Arc<SharedGroup> {
         Arc::new(SharedGroup { limits, waiting: waiting.cloned(), state: Mutex::default() })
     }
 
-    /// A message for the group that nobody needs kept; the oldest that waits gives way when too many do. It has memory of its
-    /// own, which groups share.
+    /// Adds a message that nobody needs kept. If too many wait, the oldest is dropped. The message is in memory of its own,
+    /// which groups share.
     pub(crate) fn push(self: &Arc<Self>, message: Message) {
         let mut state = self.state.lock();
         state.enqueue(message, false);
@@ -100,7 +100,7 @@ impl SharedGroup {
         }
     }
 
-    /// From now on this consumer of the journal keeps messages for the group.
+    /// Lets this consumer of the journal keep messages for the group from now on.
     pub(crate) fn keep(self: &Arc<Self>, journal: &Journal, consumer: ConsumerId, mut reader: Reader) {
         let mut state = self.state.lock();
         if state.members.is_empty() {
@@ -110,17 +110,17 @@ impl SharedGroup {
         self.pump(&mut state);
     }
 
-    /// The consumer of the journal that keeps messages for the group, or has some of before.
+    /// The consumer of the journal that keeps messages for the group, or still has some.
     pub(crate) fn consumer(&self) -> Option<ConsumerId> {
         self.state.lock().durable.as_ref().map(|durable| durable.consumer)
     }
 
-    /// The journal may have something for the group, or a member has room again.
+    /// Distributes messages, because the journal may have new ones or a member has room again.
     pub(crate) fn look(self: &Arc<Self>) {
         self.pump(&mut self.state.lock());
     }
 
-    /// A client joins, or changes its options; `consumer` is that of its session, if it is persistent.
+    /// Adds a client, or changes its options. `consumer` is that of its session, if the session is persistent.
     pub(crate) fn join(
         self: &Arc<Self>,
         subscriber: &Arc<Subscriber>,
@@ -135,7 +135,7 @@ impl SharedGroup {
         self.pump(&mut state);
     }
 
-    /// A client leaves. Says whether nobody is there now.
+    /// Removes a client, and returns whether the group has no members now.
     pub(crate) fn leave(self: &Arc<Self>, subscriber: &Arc<Subscriber>) -> bool {
         let mut state = self.state.lock();
         state.members.retain(|member| !Arc::ptr_eq(&member.subscriber, subscriber));
@@ -147,13 +147,13 @@ impl SharedGroup {
         is_empty
     }
 
-    /// Messages dropped so far because too many waited.
+    /// The number of messages dropped because too many waited.
     #[cfg(test)]
     pub(crate) fn dropped(&self) -> u64 {
         self.state.lock().dropped
     }
 
-    /// Hands out what waits, as far as members have room.
+    /// Distributes waiting messages as far as members have room.
     fn pump(self: &Arc<Self>, state: &mut GroupState) {
         while let Some(at) = state.member_with_room() {
             let Some(next) = state.take() else { return };
@@ -169,7 +169,7 @@ impl SharedGroup {
                 && let Some(durable) = &state.durable
             {
                 if durable.journal.hand_over(durable.consumer, delivery, consumer).is_err() {
-                    // the disk takes nothing now: whatever wakes the group next tries again
+                    // the disk accepts nothing at present; the next wake of the group tries again
                     state.put_back(next);
                     return;
                 }
@@ -185,7 +185,7 @@ impl SharedGroup {
             if member.subscriber.inbox.put(Run::one(message.clone(), terms)).is_ok() {
                 member.unsettled += 1;
             } else {
-                // it has gone and only has not left yet
+                // the client is gone, but has not left the group yet
                 state.members.remove(at);
                 state.put_back(next);
             }
@@ -228,14 +228,14 @@ impl SharesOut for SharedGroup {
 }
 
 impl GroupState {
-    /// The member whose turn it is, of those that have room.
+    /// The next member in turn with room.
     fn member_with_room(&self) -> Option<usize> {
         let count = self.members.len();
         let journal = self.durable.as_ref().map(|durable| &durable.journal);
         (0..count).map(|step| (self.next + step) % count).find(|at| self.members[*at].has_room(journal))
     }
 
-    /// The next message: first what was handed out before, then what is in memory, then what the journal has.
+    /// The next message: first those that were distributed before, then those in memory, then those of the journal.
     fn take(&mut self) -> Option<GroupNext> {
         if let Some((_, delivery)) = self.again.pop_first() {
             return Some(GroupNext::Kept(delivery));
@@ -314,7 +314,7 @@ mod tests {
         (0..60).for_each(|n| group.push(message(n)));
         let (from_a, from_b) = (taken(&a), taken(&b));
         assert_eq!((from_a.len(), from_b.len()), (MEMBER_WINDOW, MEMBER_WINDOW));
-        // only b goes on reading: it gets all the rest
+        // only b continues to read, so it gets all the rest
         let mut all = [from_a, from_b].concat();
         while all.len() < 60 {
             group.clone().settled(b.inbox.id(), None);

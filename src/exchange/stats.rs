@@ -1,4 +1,4 @@
-//! What the broker counts.
+//! The counters of the broker.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -12,7 +12,7 @@ macro_rules! counters {
     };
 }
 
-/// A number that only goes up, or a gauge that goes both ways.
+/// A number that only increases, or a gauge that can also decrease.
 #[derive(Debug, Default)]
 pub struct Counter(AtomicU64);
 
@@ -21,17 +21,17 @@ impl Counter {
         self.0.fetch_add(count, Ordering::Relaxed);
     }
 
-    /// Subtracts; for gauges.
+    /// Decreases a gauge.
     pub(crate) fn sub(&self, count: u64) {
         self.0.fetch_sub(count, Ordering::Relaxed);
     }
 
-    /// Raises to at least `value`.
+    /// Increases the number to at least `value`.
     pub(crate) fn raise_to(&self, value: u64) {
         self.0.fetch_max(value, Ordering::Relaxed);
     }
 
-    /// The number.
+    /// The present value.
     pub fn get(&self) -> u64 {
         self.0.load(Ordering::Relaxed)
     }

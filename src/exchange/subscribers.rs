@@ -1,4 +1,4 @@
-//! Who gets live messages: the subscriptions of connected clients and of everything in the gateway that listens.
+//! The live subscriptions of connected clients and of everything in the gateway that listens.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -10,32 +10,30 @@ use super::filters::FilterTree;
 use super::inbox::Inbox;
 use crate::message::{Origin, Qos};
 
-/// How a subscriber wants a filter's messages.
+/// How a subscriber wants the messages of a filter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SubscriptionOptions {
-    /// Largest QoS to deliver with.
+    /// The highest QoS of deliveries.
     pub(crate) qos: Qos,
-    /// Leave out what the subscriber itself published.
+    /// Whether the subscriber's own messages are left out.
     pub(crate) no_local: bool,
-    /// Keep the retain flag as published.
+    /// Whether messages keep the retain flag of the publication.
     pub(crate) retain_as_published: bool,
-    /// Subscription id.
     pub(crate) id: Option<u32>,
 }
 
-/// A live subscriber.
 #[derive(Debug)]
 pub(crate) struct Subscriber {
-    /// Where its messages go.
+    /// The queue of its messages.
     pub(crate) inbox: Inbox,
-    /// Who it is when it publishes.
+    /// The origin of its own messages.
     pub(crate) origin: Origin,
-    /// The journal feeds it with everything above QoS 0: only QoS 0 deliveries are live.
+    /// Whether the journal delivers everything above QoS 0, so that only QoS 0 is delivered live.
     pub(crate) is_durable: bool,
 }
 
 impl Subscriber {
-    /// Whether the journal delivers what this subscriber gets with this QoS.
+    /// Whether the journal delivers messages to this subscriber at this QoS.
     pub(super) fn is_fed_by_the_journal(&self, qos: Qos) -> bool {
         self.is_durable && qos > Qos::AtMostOnce
     }
@@ -46,9 +44,9 @@ impl Subscriber {
 pub(super) struct SubscriberEntry {
     pub(super) subscriber: Arc<Subscriber>,
     pub(super) options: SubscriptionOptions,
-    /// Messages from this sequence number on ...
+    /// The first sequence number for which the subscription applies ...
     pub(super) since: u64,
-    /// ... and before this one: from then on other options hold.
+    /// ... and the first for which other options apply.
     pub(super) until: u64,
 }
 
@@ -57,8 +55,8 @@ impl SubscriberEntry {
         (self.since..self.until).contains(&seq)
     }
 
-    /// Becomes both, if from this sequence number on that makes no difference: thousands of overlapping filters of one client
-    /// cost a batch no more than one.
+    /// Merges with another entry if that makes no difference from this sequence number on, so that thousands of overlapping
+    /// filters of one client cost a batch no more than one.
     fn absorbs(&mut self, other: &SubscriberEntry, seq: u64) -> bool {
         let is_plain =
             |known: &SubscriberEntry| known.since <= seq && known.until == u64::MAX && known.options.id.is_none();
@@ -74,7 +72,6 @@ impl SubscriberEntry {
     }
 }
 
-/// All live subscriptions.
 #[derive(Debug, Default)]
 pub(crate) struct Subscribers {
     tree: RwLock<FilterTree<SubscriberEntry>>,
@@ -85,9 +82,9 @@ pub(crate) struct Subscribers {
 type SelectedSubscriptions = SmallVec<[SubscriberEntry; 4]>;
 
 impl Subscribers {
-    /// Adds a subscription to messages from `since` on; one that the subscriber has under this filter is replaced, and
-    /// goes on without a gap. Where messages before `since` may still be on their way (`is_quiet` is false), those go by the
-    /// options of their time. Says whether it is new.
+    /// Adds a subscription for messages from `since` on. It replaces an earlier one of the subscriber with the same filter,
+    /// without a gap. If messages before `since` may still be on their way (`is_quiet` is false), they get the old options.
+    /// Returns whether the subscription is new.
     pub(crate) fn insert(
         &self,
         filter: &str,
@@ -115,7 +112,7 @@ impl Subscribers {
         is_new
     }
 
-    /// Removes a subscription; says whether it was there.
+    /// Removes a subscription, and returns whether it existed.
     pub(crate) fn remove(&self, filter: &str, subscriber: &Arc<Subscriber>) -> bool {
         let mut tree = self.tree.write();
         let mut was_there = false;
@@ -132,13 +129,13 @@ impl Subscribers {
         self.version.fetch_add(1, Ordering::Release);
     }
 
-    /// Subscriptions.
+    /// The number of subscriptions.
     pub(crate) fn len(&self) -> usize {
         self.count.load(Ordering::Relaxed)
     }
 }
 
-/// Finds subscribers for topics, remembering the last one: bursts are mostly on one topic.
+/// Finds the subscriptions for topics, and remembers the last topic, because bursts are mostly on one.
 #[derive(Debug, Default)]
 pub(super) struct Matcher {
     topic: String,
@@ -147,7 +144,7 @@ pub(super) struct Matcher {
 }
 
 impl Matcher {
-    /// Subscriptions to messages on a topic from this sequence number on.
+    /// Finds the subscriptions for messages on a topic from this sequence number on.
     pub(super) fn select(&mut self, subscribers: &Subscribers, topic: &str, seq: u64) {
         let version = subscribers.version.load(Ordering::Acquire);
         if self.version != Some(version) || self.topic != topic {
@@ -161,7 +158,7 @@ impl Matcher {
                     self.selected.push(found.clone());
                 }
             });
-            // overlapping subscriptions of one client side by side, and one wherever they can be
+            // put overlapping subscriptions of one client side by side, and merge them where possible
             self.selected.sort_by_key(|found| Arc::as_ptr(&found.subscriber));
             self.selected.dedup_by(|later, first| first.absorbs(later, seq));
         }
@@ -189,7 +186,7 @@ mod tests {
         }
         let mut matcher = Matcher::default();
         matcher.select(&subscribers, &["a"; 12].join("/"), 3);
-        // another with the same filters stands between them in the tree
+        // an entry of another subscriber with the same filters is between them in the tree
         let both = Subscribers::default();
         let options =
             SubscriptionOptions { qos: Qos::AtMostOnce, no_local: false, retain_as_published: false, id: None };
@@ -204,7 +201,7 @@ mod tests {
         let options = matcher.selected[0].options;
         assert_eq!((matcher.selected.len(), options.qos), (1, Qos::ExactlyOnce));
         assert!(options.retain_as_published);
-        // while some of them begin in the middle of what is looked at, they are not one
+        // entries that begin within the examined stretch cannot be merged
         matcher.select(&subscribers, &["a"; 12].join("/"), 2);
         assert_eq!(matcher.selected.len(), 1, "remembered");
         let mut matcher = Matcher::default();

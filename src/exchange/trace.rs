@@ -1,11 +1,11 @@
-//! Follows single messages on their way: when each was accepted, became safe, was handed to an upstream, and was done with.
+//! Traces single messages: records when each was accepted, was on disk, was sent to an upstream, and was settled there.
 //!
-//! Whoever may see how the gateway is doing begins a trace and gets an id that nobody can guess. The first message that
-//! carries it in its MQTT 5 user property [`TRACE_PROPERTY`] is followed, and the trace is shown to those who know the id and may
-//! see how the gateway is doing. Without a trace, no message is looked at; so strangers can neither begin one,
-//! nor push out others, nor see anything.
+//! A client that may see the state of the gateway starts a trace and gets an id that cannot be guessed. The first message
+//! with this id in the MQTT 5 user property [`TRACE_PROPERTY`] is traced, and the trace is shown to those who know the id
+//! and may see the state. Without a trace no message is examined. So strangers can neither start a trace, nor displace
+//! others, nor see anything.
 //!
-//! Bounds: [`MOST`] traces, the oldest gives way; [`STEPS`] steps of each; a trace ends after [`LIFE_MS`].
+//! Limits: [`MOST`] traces, of which the oldest makes room; [`STEPS`] steps of each; a trace ends after [`LIFE_MS`].
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -19,43 +19,42 @@ use crate::message::via::Properties;
 use crate::message::{MessageRef, TRACE_PROPERTY};
 use crate::time::SharedClock;
 
-/// Messages that are followed at the same time; the oldest gives way.
+/// The most traces at the same time.
 pub(crate) const MOST: usize = 16;
-/// Steps of a trace.
+/// The most steps of a trace.
 pub(crate) const STEPS: usize = 64;
-/// Time after which a trace is forgotten.
+/// How long a trace is kept, in milliseconds.
 pub(crate) const LIFE_MS: u64 = 600_000;
-/// Bytes of a topic that are shown.
+/// The most bytes of a topic that are shown.
 const TOPIC: usize = 256;
 
-/// What happened to a message.
+/// One event of a traced message.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Step {
-    /// Boot clock, in milliseconds.
+    /// The time in milliseconds of the boot clock.
     pub(crate) boot_ms: u64,
-    /// Which step it was.
     pub(crate) what: TraceEvent,
-    /// The upstream that it was at; `None`: here.
+    /// The upstream at which it happened; `None` for events in the gateway itself.
     pub(crate) upstream: Option<String>,
 }
 
-/// What can happen to a message on its way.
+/// The events of a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum TraceEvent {
-    /// It has its place in the order of all messages.
+    /// The message has its place in the order of all messages.
     Accepted,
-    /// A full queue refused it.
+    /// A full queue has refused the message.
     Refused,
-    /// It is on disk.
+    /// The message is on disk.
     Synced,
-    /// It was handed to the connection of an upstream.
+    /// The message was handed to the connection of an upstream.
     Sent,
-    /// An upstream is done with it, and this is what it says of that.
+    /// An upstream has settled the message, with this result.
     Settled(&'static str),
 }
 
 impl TraceEvent {
-    /// As it is shown.
+    /// The name that is shown.
     pub(crate) fn name(self) -> &'static str {
         match self {
             TraceEvent::Accepted => "accepted",
@@ -67,20 +66,20 @@ impl TraceEvent {
     }
 }
 
-/// A message and what happened to it.
+/// A traced message with its events.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Trace {
-    /// What the message carries to be found, random.
+    /// The random id that the message carries.
     pub(crate) id: String,
-    /// When it was asked for, on the boot clock.
+    /// When the trace was started, in milliseconds of the boot clock.
     pub(crate) began_boot_ms: u64,
-    /// Topic of the message; `None`: there is none yet.
+    /// The topic of the message; `None` before the message has come.
     pub(crate) topic: Option<String>,
-    /// Upstreams that are not done with it.
+    /// The number of upstreams that have not settled the message.
     pub(crate) waits_for: usize,
-    /// Where it is in the journal, if something needs it there.
+    /// The position in the journal, if the message is kept there.
     pub(crate) position: Option<Position>,
-    /// What has happened so far, oldest first.
+    /// The events so far, oldest first.
     pub(crate) steps: Vec<Step>,
 }
 
@@ -90,7 +89,7 @@ impl Trace {
     }
 
     fn step(&mut self, boot_ms: u64, what: TraceEvent, upstream: Option<&str>) {
-        // an upstream gets nothing that is not on disk, whoever notes that first
+        // an upstream gets only messages that are on disk, whichever is recorded first
         if matches!(what, TraceEvent::Sent | TraceEvent::Settled(_)) && !self.is_synced() {
             self.step(boot_ms, TraceEvent::Synced, None);
         }
@@ -100,17 +99,17 @@ impl Trace {
     }
 }
 
-/// The messages that are followed.
+/// All traces.
 #[derive(Debug, Default)]
 pub(crate) struct Traces {
-    /// Boot clock, in milliseconds, until which there may be one; 0: there is none.
+    /// The time until which a trace may exist, in milliseconds of the boot clock; 0 if there is none.
     until: AtomicU64,
     all: Mutex<VecDeque<Trace>>,
     news: Notify,
 }
 
 impl Traces {
-    /// Begins one; its id.
+    /// Starts a trace and returns its id.
     pub(crate) fn begin(&self, now: u64) -> Result<String, getrandom::Error> {
         let mut random = [0; 16];
         getrandom::fill(&mut random)?;
@@ -125,13 +124,13 @@ impl Traces {
         Ok(id)
     }
 
-    /// The one with this id.
+    /// The trace with this id.
     pub(crate) fn get(&self, id: &str, now: u64) -> Option<Trace> {
         let all = self.all.lock();
         all.iter().find(|trace| trace.id == id && now.saturating_sub(trace.began_boot_ms) < LIFE_MS).cloned()
     }
 
-    /// Whether there is any to look after.
+    /// Whether any trace exists.
     pub(crate) fn is_active(&self, now: impl FnOnce() -> u64) -> bool {
         let until = self.until.load(Ordering::Relaxed);
         if until == 0 {
@@ -142,14 +141,14 @@ impl Traces {
         }
         let mut all = self.all.lock();
         if self.until.load(Ordering::Relaxed) != until {
-            return true; // another has begun meanwhile
+            return true; // another trace was started meanwhile
         }
         all.clear();
         self.until.store(0, Ordering::Relaxed);
         false
     }
 
-    /// A message has been accepted, or refused, at this place, for so many upstreams.
+    /// Records that a message was accepted or refused at this position, for this many upstreams.
     pub(super) fn accepted(
         &self,
         message: MessageRef<'_>,
@@ -174,7 +173,7 @@ impl Traces {
         self.news.notify_one();
     }
 
-    /// Something happened at an upstream to the message at this place.
+    /// Records an event at an upstream for the message at this position.
     pub(crate) fn at(&self, position: Position, what: TraceEvent, upstream: &str, now: u64) {
         let mut all = self.all.lock();
         if let Some(trace) = all.iter_mut().find(|trace| trace.position == Some(position)) {
@@ -185,7 +184,7 @@ impl Traces {
         }
     }
 
-    /// Notes when messages that are followed become safe, until `cancel`. Sleeps while none is.
+    /// Records when traced messages are on disk, until `cancel`. Sleeps while there is no trace.
     pub(super) async fn watch(&self, journal: &Journal, clock: &SharedClock, cancel: CancellationToken) {
         let mut synced = journal.synced();
         loop {
@@ -222,7 +221,7 @@ impl Traces {
     }
 }
 
-/// The id that encoded properties carry.
+/// The id in encoded properties.
 fn id_of(properties: &[u8]) -> Option<&[u8]> {
     const USER_PROPERTY: u8 = 38;
     Properties(properties).find_map(|(kind, property)| {

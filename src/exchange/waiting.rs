@@ -1,11 +1,13 @@
-//! Memory of what waits for clients: one bound for all of it.
+//! Limits the memory of messages that wait for clients.
 //!
-//! Each inbox is bounded, and so is what is under way to a client, but there are many of them. What all messages take that are on
-//! their way is counted where they are made ([`crate::message::alive`]), each once, however many wait for it. Besides, each user
-//! is known with what waits for its clients, what they have not acknowledged included; guests are one user. Who may have more
-//! when there is not enough is decided as for everything else ([`crate::access::quota`]): whoever has most is refused first.
+//! Each inbox is bounded, and so are messages in flight to a client, but there are many clients. The memory of all messages
+//! on their way is counted where they are made ([`crate::message::alive`]), each once, however many clients it waits for. In
+//! addition the bytes that wait for each user's clients are counted, including unacknowledged ones; guests are one user. If
+//! there is not enough memory, the decision is the same as elsewhere ([`crate::access::quota`]): the largest user is refused
+//! first.
 //!
-//! [`FREE`] bytes of each client, and [`FREE_OF_A_USER`] of a user, are never refused, so whoever reads what it gets finds room whatever others have.
+//! [`FREE`] bytes of each client, and [`FREE_OF_A_USER`] of a user, are never refused, so a client that reads finds room
+//! whatever others have.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -16,16 +18,17 @@ use parking_lot::Mutex;
 use crate::access::quota::has_room;
 use crate::message::alive;
 
-/// Bytes that one user may have, if it is alone; all together a quarter more.
+/// The bytes for a single user; all together may have a quarter more.
 pub(crate) const MOST: usize = 32 << 20;
-/// Bytes that a client may always have.
+/// The bytes that a client may always have.
 pub(crate) const FREE: usize = 64 << 10;
-/// Bytes that all clients of a user together may always have, so that users who have little find room whatever others have.
+/// The bytes that all clients of a user together may always have, so that users with few messages find room whatever others
+/// have.
 pub(crate) const FREE_OF_A_USER: usize = 512 << 10;
-/// Bytes that a client may have and not have acknowledged, beyond its last message.
+/// The most unacknowledged bytes of a client, in addition to its last message.
 pub(crate) const IN_FLIGHT: usize = 1 << 20;
 
-/// A user, and the bytes that wait for its clients.
+/// A user, with the bytes that wait for its clients.
 #[derive(Debug)]
 struct Payer {
     name: Arc<str>,
@@ -35,27 +38,27 @@ struct Payer {
 #[derive(Debug)]
 struct Accounts {
     most: AtomicUsize,
-    /// What all have, each message once.
+    /// The memory of all messages, each counted once.
     alive: fn() -> usize,
     payers: Mutex<HashMap<Arc<str>, Weak<Payer>>>,
 }
 
-/// What waits for all clients. Cheap to clone.
+/// The memory of messages that wait for clients. Cheap to clone.
 #[derive(Clone, Debug)]
 pub(crate) struct DeliveryMemory(Arc<Accounts>);
 
 impl DeliveryMemory {
-    /// A single user may have this much.
+    /// Memory of which a single user may have `most` bytes.
     pub(crate) fn new(most: usize) -> DeliveryMemory {
         DeliveryMemory::measured(most, alive)
     }
 
-    /// The same, where this tells what all have.
+    /// The same, with a function that returns the memory of all messages.
     pub(crate) fn measured(most: usize, alive: fn() -> usize) -> DeliveryMemory {
         DeliveryMemory(Arc::new(Accounts { most: AtomicUsize::new(most), alive, payers: Mutex::default() }))
     }
 
-    /// Changes what a single user may have.
+    /// Changes the limit for a single user.
     pub(crate) fn set_most(&self, most: usize) {
         self.0.most.store(most, Ordering::Relaxed);
     }
@@ -76,12 +79,12 @@ impl DeliveryMemory {
         Account { waiting: self.clone(), payer }
     }
 
-    /// Whether so much is taken that a message should keep nothing alive but itself.
+    /// Whether memory is scarce enough that a message should keep only itself in memory.
     pub(crate) fn is_tight(&self) -> bool {
         (self.0.alive)() > self.most() / 2
     }
 
-    /// Whether a single user, if it had all there is, would be refused more.
+    /// Whether a single user that had everything in use would be refused more.
     pub(crate) fn is_short(&self) -> bool {
         (self.0.alive)() > self.most()
     }
@@ -92,7 +95,7 @@ impl DeliveryMemory {
     }
 }
 
-/// A user's account.
+/// The account of one user.
 #[derive(Clone, Debug)]
 pub(crate) struct Account {
     waiting: DeliveryMemory,
@@ -100,46 +103,44 @@ pub(crate) struct Account {
 }
 
 impl Account {
-    /// Whose it is.
     pub(crate) fn name(&self) -> &Arc<str> {
         &self.payer.name
     }
 
-    /// Bytes that wait for the user's clients.
+    /// The bytes that wait for the user's clients.
     #[cfg(test)]
     pub(crate) fn held(&self) -> usize {
         self.payer.held.load(Ordering::Relaxed)
     }
 
-    /// What all have.
     pub(crate) fn waiting(&self) -> &DeliveryMemory {
         &self.waiting
     }
 
-    /// So much more waits for the user's clients.
+    /// Counts more bytes that wait for the user's clients.
     pub(crate) fn hold(&self, bytes: usize) {
         self.payer.held.fetch_add(bytes, Ordering::Relaxed);
     }
 
-    /// So much less.
+    /// Subtracts bytes that do not wait any more.
     pub(crate) fn release(&self, bytes: usize) {
         self.payer.held.fetch_sub(bytes, Ordering::Relaxed);
     }
 
     fn has_room(&self, more: usize) -> bool {
         let total = (self.waiting.0.alive)() + more;
-        // what waits for many of its clients is counted for each of them, and is there once
+        // a message for many clients of the user is counted for each of them, but is in memory once
         let held = (self.payer.held.load(Ordering::Relaxed) + more).min(total);
         held <= FREE_OF_A_USER || has_room(held, total, self.waiting.most())
     }
 
-    /// Whether a client for which so many bytes wait, and that has so many in hand, may have so many more. What it has in hand
-    /// takes at most half of what is free: what it has acknowledged meanwhile may not have been read.
+    /// Whether a client with `waiting` bytes in its queue and `in_hand` sent to it may have `more`. What it has in hand uses
+    /// at most half of what is free, because its acknowledgements may not have been read yet.
     pub(crate) fn may_hold(&self, waiting: usize, in_hand: usize, more: usize) -> bool {
         waiting + in_hand.min(FREE / 2) + more <= FREE || self.has_room(more)
     }
 
-    /// Whether a message of this size may be sent to a client that has not acknowledged so many bytes.
+    /// Whether a message of this size may be sent to a client with this many unacknowledged bytes.
     pub(crate) fn may_begin(&self, unacknowledged: usize, size: usize) -> bool {
         match unacknowledged {
             0 => size <= FREE || !self.waiting.is_full() || self.has_room(size),
@@ -147,14 +148,14 @@ impl Account {
         }
     }
 
-    /// What a client has not acknowledged goes on to count while it is away.
+    /// Keeps counting what an absent client has not acknowledged.
     pub(crate) fn left(&self, bytes: usize) -> Left {
         self.hold(bytes);
         Left { account: self.clone(), bytes }
     }
 }
 
-/// What a client that is away has not acknowledged.
+/// The unacknowledged bytes of an absent client.
 #[derive(Debug)]
 pub(crate) struct Left {
     account: Account,
@@ -201,7 +202,7 @@ mod tests {
         assert!(waiting.is_full() && !bob.may_begin(0, MIB) && bob.may_begin(0, FREE));
         let eve = waiting.account("eve");
         assert!(eve.may_hold(FREE, 0, FREE) && !eve.may_hold(FREE, 0, MIB), "a user who has little");
-        // what goes to many is there once
+        // a message for many clients is in memory once
         MEASURED.set(MIB);
         guests.hold(1000 * MIB);
         assert!(guests.may_hold(MIB, 0, MIB));

@@ -1,12 +1,12 @@
-//! What waits for one live subscriber.
+//! The queue of one live subscriber.
 //!
-//! The dispatcher fills inboxes, sessions empty them. An inbox is bounded. When it is full, those who publish to it may be
-//! held until half of it is worked off, so that a burst or a flood costs nothing as long as the reader keeps up; what is on
-//! its way already is let in beyond the bound. [`super::hold`] decides for whom and for how long: it asks an inbox whether its
-//! reader is quick ([`uptake`]), and is told when there is room. A reader for which nobody is held any longer is slow: it loses
-//! what does not fit, counted and logged, until it has caught up or reads quickly.
+//! The dispatcher fills inboxes, and sessions empty them. An inbox is bounded. When it is full, publishers to it may be held
+//! until half of it has been taken, so that a burst costs nothing as long as the reader keeps up; messages that are on their
+//! way already may exceed the bound. [`super::hold`] decides for whom and for how long: it asks an inbox whether its reader
+//! is quick ([`uptake`]), and is told when there is room. A reader for which publishers are not held any longer is slow: it
+//! loses what does not fit, counted and logged, until it has caught up or reads quickly.
 //!
-//! Besides its own bound there is one for what waits for all clients ([`super::waiting`]).
+//! In addition to its own bound there is one for the memory of all clients ([`super::waiting`]).
 
 use std::collections::VecDeque;
 use std::fmt::Debug;
@@ -25,34 +25,35 @@ use crate::message::{Packed, Qos};
 
 mod uptake;
 
-/// Bytes beyond the bound that were on their way when the inbox was full. They are shared with other readers.
+/// The bytes by which messages on their way may exceed the bound. They are shared with other readers.
 const OVERFLOW: usize = 4 << 20;
-/// From this many waiting messages on, small ones are copied out of their batches instead of keeping them alive.
+/// From this number of waiting messages on, small ones are copied out of their batches, so that they do not keep these in
+/// memory.
 const COPY_FROM: usize = 128;
 
-/// Bounds of an inbox.
+/// The limits of an inbox.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct InboxLimits {
-    /// Most messages.
+    /// The most messages.
     pub(crate) messages: usize,
-    /// Most bytes; a single larger message is let in when nothing else waits.
+    /// The most bytes. A single larger message is accepted if nothing else waits.
     pub(crate) bytes: usize,
 }
 
-/// What became of an offer.
+/// The result of an offer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum InboxOffer {
-    /// Nothing is left to offer.
+    /// All messages were taken.
     Done,
-    /// Nothing is left to offer: so many messages were dropped.
+    /// This number of messages was dropped, and the others were taken.
     Dropped(u64),
-    /// All was taken, beyond the bound: who has published it is to be held.
+    /// All messages were taken beyond the bound, so their publisher must be held.
     Full,
 }
 
-/// Whoever holds publishers for a full inbox.
+/// Holds publishers for a full inbox.
 pub(crate) trait HoldsPublishers: Debug + Send + Sync {
-    /// Half of the inbox is worked off, or its reader has gone: nobody is held for it any more.
+    /// Releases them, because half of the inbox has been taken or its reader is gone.
     fn release(&self, inbox: InboxId);
 }
 
@@ -61,13 +62,13 @@ struct InboxState {
     queue: VecDeque<Run>,
     messages: usize,
     bytes: usize,
-    /// Publishers are held for it by this.
+    /// What holds publishers for this inbox.
     held_by: Option<Arc<dyn HoldsPublishers>>,
-    /// It has been full, and not half of it is worked off.
+    /// Whether the inbox was full and not half of it has been taken since.
     full: bool,
-    /// What does not fit is dropped.
+    /// Whether messages that do not fit are dropped.
     slow: bool,
-    /// It has been slow, and has not caught up.
+    /// Whether the reader was slow and has not caught up.
     behind: bool,
     closed: bool,
     dropped: u64,
@@ -80,15 +81,15 @@ struct InboxState {
 pub(crate) struct Inbox {
     id: InboxId,
     owner: Box<str>,
-    /// Whose budget pays for holding publishers.
+    /// The user whose budget is used when publishers are held.
     payer: Arc<str>,
-    /// And for the memory of what waits. What is the gateway's own has none.
+    /// The account for the memory of waiting messages; `None` for the gateway's own inboxes.
     account: Option<Account>,
-    /// Bytes that its client has been sent and not acknowledged, or is being sent.
+    /// The bytes that were sent to the client and not acknowledged, or are being sent.
     in_hand: AtomicUsize,
-    /// Others had something for it, and it had no room.
+    /// Whether others had messages for it and it had no room.
     is_missed: AtomicBool,
-    /// Its client takes nothing more for the moment.
+    /// Whether the client accepts nothing at the moment.
     blocked: AtomicBool,
     limits: InboxLimits,
     state: Mutex<InboxState>,
@@ -96,7 +97,7 @@ pub(crate) struct Inbox {
 }
 
 impl Inbox {
-    /// An empty inbox; `owner` (a client id) is named in logs.
+    /// An empty inbox. `owner` (a client id) is used in log messages.
     pub(crate) fn new(owner: &str, limits: InboxLimits) -> Inbox {
         Inbox {
             id: InboxId::next(),
@@ -112,24 +113,23 @@ impl Inbox {
         }
     }
 
-    /// The same, at the cost of this user.
+    /// The same inbox with this account.
     pub(crate) fn paid_by(mut self, account: Account) -> Inbox {
         self.payer = account.name().clone();
         self.account = Some(account);
         self
     }
 
-    /// Which one it is.
     pub(crate) fn id(&self) -> InboxId {
         self.id
     }
 
-    /// Whose memory it takes; `None`: the gateway's own.
+    /// The account of its memory; `None` for the gateway's own inboxes.
     pub(crate) fn account(&self) -> Option<&Account> {
         self.account.as_ref()
     }
 
-    /// Its client has so many bytes that it was sent and has not acknowledged, or that are about to be written.
+    /// Sets the bytes that the client has been sent and not acknowledged, or that are about to be written.
     pub(crate) fn set_in_hand(&self, bytes: usize) {
         let before = self.in_hand.swap(bytes, Ordering::SeqCst);
         if let Some(account) = self.account.as_ref().filter(|_| bytes != before) {
@@ -138,10 +138,10 @@ impl Inbox {
         }
     }
 
-    /// Whether more may be put into it; if not, its client asks for it later, when [`Inbox::was_missed`].
+    /// Whether more may be put into it. If not, the client asks for it later, when [`Inbox::was_missed`].
     pub(crate) fn has_room(&self) -> bool {
         let state = self.state.lock();
-        // before looking: whoever makes room after the look sees it
+        // set before the check, so that room that is made after it is noticed
         let was_missed = self.is_missed.swap(true, Ordering::SeqCst);
         let has_room = state.bytes < self.limits.bytes && self.may_hold(&state, 0);
         if has_room && !was_missed {
@@ -150,25 +150,25 @@ impl Inbox {
         has_room
     }
 
-    /// Whether something was not put into it for lack of room, and there is room now.
+    /// Whether a message was refused for lack of room and there is room now.
     pub(crate) fn was_missed(&self) -> bool {
         self.is_missed.load(Ordering::SeqCst)
             && self.state.lock().bytes <= self.limits.bytes / 2
             && self.is_missed.swap(false, Ordering::SeqCst)
     }
 
-    /// Whether there is memory for so many bytes besides those that wait.
+    /// Whether there is memory for this many bytes in addition to the waiting ones.
     fn may_hold(&self, state: &InboxState, bytes: usize) -> bool {
         let in_hand = self.in_hand.load(Ordering::SeqCst);
         self.account.as_ref().is_none_or(|account| account.may_hold(state.bytes, in_hand, bytes))
     }
 
-    /// Whether so many more messages of so many bytes together are within all bounds.
+    /// Whether this many more messages and bytes are within all limits.
     fn fits(&self, state: &InboxState, messages: usize, bytes: usize) -> bool {
         state.fits(messages, bytes, &self.limits) && self.may_hold(state, bytes)
     }
 
-    /// Whether what was on its way is let in beyond the bounds.
+    /// Whether messages on their way are accepted beyond the limits.
     fn may_exceed(&self, state: &InboxState, bytes: usize) -> bool {
         let is_full = self.account.as_ref().is_some_and(|account| account.waiting().is_full());
         state.bytes + bytes <= self.limits.bytes + OVERFLOW && (!is_full || self.may_hold(state, bytes))
@@ -181,20 +181,19 @@ impl Inbox {
         state.push(run);
     }
 
-    /// This many bytes do not wait any more.
+    /// Subtracts bytes that do not wait any more.
     fn has_left(&self, bytes: usize) {
         if let Some(account) = &self.account {
             account.release(bytes);
         }
     }
 
-    /// Who pays for holding publishers.
     pub(crate) fn payer(&self) -> &Arc<str> {
         &self.payer
     }
 
-    /// Takes all messages of `offered`, or drops what does not fit if the subscriber is slow or gone. `now` is of
-    /// [`super::hold::Holds::now`].
+    /// Takes all messages of `offered`, or drops those that do not fit if the subscriber is slow or gone. `now` is the time
+    /// of [`super::hold::Holds::now`].
     pub(crate) fn offer(&self, offered: &mut VecDeque<Run>, now: Duration) -> InboxOffer {
         let mut state = self.state.lock();
         if state.closed {
@@ -258,7 +257,7 @@ impl Inbox {
         }
     }
 
-    /// Notes that publishers are held for it; `false`: there is no reason any more.
+    /// Records that publishers are held. Returns `false` if there is no reason for it any more.
     pub(crate) fn hold(&self, by: Arc<dyn HoldsPublishers>) -> bool {
         let mut state = self.state.lock();
         let is_full = state.full && !state.closed && !state.slow;
@@ -268,9 +267,9 @@ impl Inbox {
         is_full
     }
 
-    /// Nobody is held for it any more: what is beyond its bound is dropped, and so is what does not fit from now on. Returns
-    /// how many messages those were. What is here for a shared subscription stays, for its group waits for the answer to it, and
-    /// bounds it.
+    /// Stops holding publishers. Messages beyond the limits are dropped, and so are later ones that do not fit. Returns the
+    /// number of dropped messages. Messages of a shared subscription stay, because their group waits for the result and
+    /// limits them.
     pub(crate) fn lose(&self) -> u64 {
         let mut state = self.state.lock();
         state.held_by = None;
@@ -304,7 +303,7 @@ impl Inbox {
         dropped
     }
 
-    /// Whether its reader has taken much of it lately.
+    /// Whether the reader has taken many messages lately.
     pub(crate) fn is_quick(&self, now: Duration, full: usize) -> bool {
         let mut state = self.state.lock();
         let taken = state.taken;
@@ -312,12 +311,12 @@ impl Inbox {
         state.uptake.is_quick(now, taken, &self.limits, full)
     }
 
-    /// Its client takes nothing more for the moment, or does again.
+    /// Sets whether the client accepts nothing at the moment.
     pub(crate) fn set_blocked(&self, blocked: bool) {
         self.blocked.store(blocked, Ordering::Relaxed);
     }
 
-    /// Whether its client takes nothing more for the moment.
+    /// Whether the client accepts nothing at the moment.
     pub(crate) fn is_blocked(&self) -> bool {
         self.blocked.load(Ordering::Relaxed)
     }
@@ -327,7 +326,7 @@ impl Inbox {
         self.state.lock().held_by.is_some()
     }
 
-    /// Puts a run in that its sender bounds; gives it back if the subscriber has gone.
+    /// Adds a run whose sender limits it. Returns the run if the subscriber is gone.
     pub(crate) fn put(&self, run: Run) -> Result<(), Run> {
         let mut state = self.state.lock();
         if state.closed {
@@ -339,7 +338,7 @@ impl Inbox {
         Ok(())
     }
 
-    /// Takes the oldest run, but no more than `most` messages of it, so that what is taken is soon worked off.
+    /// Takes the oldest run, but at most `most` messages of it, so that what is taken is soon processed.
     pub(crate) fn take_run(&self, most: usize) -> Option<Run> {
         let mut state = self.state.lock();
         let mut run = state.queue.pop_front()?;
@@ -371,7 +370,7 @@ impl Inbox {
         Some(run)
     }
 
-    /// Takes up to `count` messages into `out`; says how many are left.
+    /// Takes up to `count` messages into `out`, and returns how many are left.
     pub(crate) fn take(&self, count: usize, out: &mut VecDeque<Queued>) -> usize {
         let enough = out.len() + count;
         while out.len() < enough {
@@ -385,12 +384,12 @@ impl Inbox {
         self.len()
     }
 
-    /// Waits until something has come into an empty inbox. Safe to cancel.
+    /// Waits until a message has come into an empty inbox. Safe to cancel.
     pub(crate) async fn filled(&self) {
         self.filled.notified().await;
     }
 
-    /// The subscriber has gone: nothing more is kept. Returns what it did not take.
+    /// Closes the inbox, because the subscriber is gone. Returns the messages that it did not take.
     pub(crate) fn close(&self) -> VecDeque<Run> {
         let mut state = self.state.lock();
         state.closed = true;
@@ -398,7 +397,7 @@ impl Inbox {
         (state.messages, state.bytes) = (0, 0);
         let left = std::mem::take(&mut state.queue);
         if std::mem::take(&mut state.behind) {
-            // it will not catch up any more, which would have said how much it has lost
+            // the log line about catching up, with the number of lost messages, will not come any more
             warn!(client_id = &*self.owner, dropped = state.dropped, "this subscriber has gone, too slow to the end");
         }
         let held_by = state.held_by.take();
@@ -409,12 +408,12 @@ impl Inbox {
         left
     }
 
-    /// Messages that wait.
+    /// The number of waiting messages.
     pub(crate) fn len(&self) -> usize {
         self.state.lock().messages
     }
 
-    /// Messages dropped so far.
+    /// The number of messages dropped so far.
     pub(crate) fn dropped(&self) -> u64 {
         self.state.lock().dropped
     }
@@ -428,7 +427,7 @@ impl Drop for Inbox {
 }
 
 impl InboxState {
-    /// Whether so many more messages of so many bytes together are within the bounds.
+    /// Whether this many more messages and bytes are within the limits.
     fn fits(&self, messages: usize, bytes: usize, limits: &InboxLimits) -> bool {
         (self.messages == 0 && messages == 1)
             || (self.messages + messages <= limits.messages && self.bytes + bytes <= limits.bytes)

@@ -27,7 +27,7 @@ fn queued(count: usize) -> VecDeque<Run> {
     let batch = batch.finish(0);
     let ids = SmallVec::new();
     let terms = Terms { qos: Qos::AtMostOnce, retain: RetainFlag::Clear, no_local: false, ids, share: None };
-    // two runs, so that bounds fall within one
+    // two runs, so that limits fall within one
     let half = count / 2;
     let mut messages = batch.pack(0, batch.size(), count);
     let rest = messages.split_off_front(|messages, _| messages <= half);
@@ -42,7 +42,7 @@ fn inbox() -> Inbox {
     Inbox::new("a", InboxLimits { messages: 10, bytes: 10_000 })
 }
 
-/// All have 80 MB in these tests, of which a user may have this much.
+/// The memory for all is 80 MB in these tests, of which one user may have this much.
 fn of_all(most: usize) -> DeliveryMemory {
     DeliveryMemory::measured(most, || 80_000_000)
 }
@@ -55,7 +55,7 @@ fn where_there_is_no_memory_for_more_what_is_not_free_is_lost() {
         let offer = inbox.offer(&mut queued(5000), AT);
         (offer, inbox.len() - before)
     };
-    // of each message there are 41 bytes
+    // each message has 41 bytes
     let roomy = Inbox::new("a", limits).paid_by(of_all(200_000_000).account("ada"));
     assert_eq!((run(&roomy), roomy.len()), ((InboxOffer::Done, 5000), 5000));
     let account = of_all(60_000_000).account("ada");
@@ -63,14 +63,14 @@ fn where_there_is_no_memory_for_more_what_is_not_free_is_lost() {
     let short = Inbox::new("a", limits).paid_by(account.clone());
     let (offer, taken) = run(&short);
     assert_eq!((offer, taken), (InboxOffer::Dropped(5000 - taken as u64), FREE / 41));
-    // what its client has in hand counts
+    // bytes in the client's hands count
     let mut out = VecDeque::new();
     short.take(10_000, &mut out);
     assert_eq!(run(&short).1, FREE / 41);
     short.take(10_000, &mut out);
     short.set_in_hand(10 * FREE);
     assert_eq!(run(&short).1, FREE / 2 / 41);
-    // and is given back as soon as its client has gone, whoever may still know the inbox
+    // and are given back when the client is gone, even if others still have the inbox
     short.close();
     assert_eq!(account.held(), FREE_OF_A_USER);
     drop(short);
@@ -128,7 +128,7 @@ fn a_subscriber_whose_client_does_not_read_is_waited_for_once_and_then_loses() {
     inbox.take(2, &mut out);
     assert_eq!(inbox.offer(&mut queued(9), AT), InboxOffer::Dropped(7), "slow until it has caught up");
     inbox.take(10, &mut out);
-    // it has caught up, but within the same second there is no more time for its user
+    // the reader has caught up, but its user has no more time in this second
     assert_eq!(inbox.offer(&mut queued(11), AT), InboxOffer::Full);
     assert_eq!(holds.begin(&reader, publisher, begin + Duration::from_millis(400)), 1);
     assert!(!holds.holds(publisher));

@@ -1,43 +1,43 @@
-//! Whether a reader reads: how much of its queue it has taken lately.
+//! Measures how much of its queue a reader has taken lately.
 //!
-//! A reader is quick that has taken at least a quarter of its queue in the last [`LATELY`], or, at QoS 1 and 2, [`WINDOWS`]
-//! messages: it acknowledges each window, on a slow line or beside other work. Where the queues of more than [`ALONE`] readers
-//! are full at the same time, it is the machine that is slow, and they share its pace: each has to take that much less.
+//! A reader is quick if it has taken at least a quarter of its queue in the last [`LATELY`], or [`WINDOWS`] messages at QoS
+//! 1 and 2, which it does if it acknowledges each window on a slow line or beside other work. If the queues of more than
+//! [`ALONE`] readers are full at the same time, the machine is slow and they share its speed, so each needs that much less.
 
 use std::collections::VecDeque;
 use std::time::Duration;
 
 use super::InboxLimits;
 
-/// What a reader has taken within this time tells whether it reads.
+/// The period over which a reader is measured.
 const LATELY: Duration = Duration::from_millis(250);
 const QUARTER: f64 = 0.25;
-/// Three windows of the usual 20 messages: a client that answers at once takes so many in [`LATELY`] on a line of 80 ms.
+/// Three windows of the usual 20 messages, which a client that answers at once takes in [`LATELY`] on a line of 80 ms.
 const WINDOWS: f64 = 60.0;
-/// Up to this many readers with full queues are each judged as if they were alone.
+/// Up to this number of readers with full queues, each is judged as if it were alone.
 const ALONE: usize = 8;
-/// Marks of what a reader had taken are this far apart.
+/// The time between two marks of what a reader has taken.
 const MARK: Duration = Duration::from_millis(25);
 
-/// What a reader has taken, in messages and bytes since it is there.
+/// What a reader has taken since its beginning, in messages and bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct ReaderTaken {
     pub(crate) messages: u64,
     pub(crate) bytes: u64,
-    /// Messages at QoS 1 and 2, which its client acknowledges before it gets more than a window of them.
+    /// The number of messages at QoS 1 and 2, of which the client must acknowledge each window.
     pub(crate) by_window: u64,
 }
 
-/// How fast a reader takes what there is for it. Times are of any clock that goes forward.
+/// How fast a reader takes its messages. Times are those of any clock that goes forward.
 #[derive(Debug, Default)]
 pub(crate) struct Uptake {
     marks: VecDeque<(Duration, ReaderTaken)>,
-    /// Since when its queue is full, and what it had taken then.
+    /// Since when the queue is full, and what the reader had taken by then.
     full: Option<(Duration, ReaderTaken)>,
 }
 
 impl Uptake {
-    /// So much it has taken at this time.
+    /// Records what the reader has taken by this time.
     pub(crate) fn mark(&mut self, now: Duration, taken: ReaderTaken) {
         if self.marks.back().is_some_and(|(last, _)| now < *last + MARK) {
             return;
@@ -48,13 +48,13 @@ impl Uptake {
         self.marks.push_back((now, taken));
     }
 
-    /// Its queue is full now, or not any more.
+    /// Sets since when the queue is full; `None` if it is not.
     pub(crate) fn set_full(&mut self, full: Option<(Duration, ReaderTaken)>) {
         self.full = full;
     }
 
-    /// Whether it has taken a quarter of its queue lately; while its queue has been full for less long than that, whether it
-    /// is about to. `full` readers have a full queue at the same time.
+    /// Whether the reader has taken a quarter of its queue lately or, if the queue has not been full for that long, whether
+    /// it is about to. `full` is the number of readers with full queues.
     pub(crate) fn is_quick(&self, now: Duration, taken: ReaderTaken, limits: &InboxLimits, full: usize) -> bool {
         let enough = QUARTER * (ALONE as f64 / full.max(1) as f64).min(1.0);
         let is_about_to = self.full.as_ref().is_some_and(|(since, before)| {
@@ -66,7 +66,7 @@ impl Uptake {
         is_about_to || self.share_lately(now, taken, limits) >= enough
     }
 
-    /// Whether it has taken a quarter of its queue lately.
+    /// Whether the reader has taken a quarter of its queue lately.
     pub(crate) fn has_been_quick(&self, now: Duration, taken: ReaderTaken, limits: &InboxLimits) -> bool {
         self.share_lately(now, taken, limits) >= QUARTER
     }
@@ -77,7 +77,7 @@ impl Uptake {
     }
 }
 
-/// What was taken since `before`, as a share of the queue.
+/// What was taken since `before`, as a part of the queue.
 fn share(before: &ReaderTaken, taken: ReaderTaken, limits: &InboxLimits) -> f64 {
     let messages = (taken.messages - before.messages) as f64 / limits.messages as f64;
     let windows = QUARTER * (taken.by_window - before.by_window) as f64 / WINDOWS;
@@ -114,7 +114,7 @@ mod tests {
         let windows = |by_window| ReaderTaken { by_window, ..taken(510) };
         assert!(!uptake.is_quick(ms(600), windows(59), &LIMITS, 1));
         assert!(uptake.is_quick(ms(600), windows(60), &LIMITS, 1), "but window by window");
-        // just full: it is judged by what it has taken since then
+        // the queue has just become full, so only what was taken since then counts
         uptake.set_full(Some((ms(600), taken(510))));
         assert!(!uptake.is_quick(ms(600), taken(510), &LIMITS, 1));
         assert!(!uptake.is_quick(ms(610), taken(519), &LIMITS, 1));

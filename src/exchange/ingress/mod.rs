@@ -1,8 +1,8 @@
-//! The one door in.
+//! The entrance for all messages.
 //!
-//! Every message, whatever brought it, goes through [`Ingress`]. Under one short lock a batch gets its place in the one
-//! order that the retained store, the journal and the live router all see: two publishers can race, but never leave
-//! different last values behind. Nothing is awaited under that lock.
+//! Every message from every door goes through [`Ingress`]. Under one short lock a batch gets its place in the order that the
+//! retained store, the journal and the live router share. So two publishers can race, but never leave different last values
+//! behind. Nothing is awaited under that lock.
 
 mod carried;
 
@@ -30,20 +30,20 @@ use crate::message::{Batch, BatchBuilder, Message, Origin, Qos, TopicFilter};
 use crate::time::SharedClock;
 use crate::workers::worked;
 
-/// What a publisher waits for before it may say "accepted".
+/// What a publisher must wait for before a message counts as accepted.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Receipt {
-    /// Place in the journal that must be synced; `None`: nobody needs the message kept.
+    /// The position in the journal that must be on disk; `None` if nobody needs the message kept.
     pub(crate) durable: Option<Position>,
 }
 
 /// Why a message was not accepted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum IngressError {
-    /// A consumer that refuses when full is full.
+    /// A consumer that refuses messages when it is full is full.
     #[error(transparent)]
     Full(#[from] Full),
-    /// The gateway is going down.
+    /// The gateway is shutting down.
     #[error("the gateway is shutting down")]
     Closed,
     /// The router has failed.
@@ -51,50 +51,49 @@ pub enum IngressError {
     Router(#[from] RouterError),
 }
 
-/// A batch that has its place.
+/// The result for a batch that has its place.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Accepted {
     /// What to wait for.
     pub(crate) receipt: Receipt,
-    /// Messages of the batch, counted from 0, that were not accepted.
+    /// The indices in the batch of messages that were not accepted.
     pub(crate) refused: SmallVec<[u32; 4]>,
-    /// Those that were delivered and forwarded, but that the retained store had no room for.
+    /// The indices of messages that were delivered and forwarded, but for which the retained store had no room.
     pub(crate) unretained: SmallVec<[u32; 4]>,
 }
 
 impl Accepted {
-    /// What to wait for, if all of the batch was accepted.
+    /// The receipt, if the whole batch was accepted.
     pub(crate) fn whole(&self) -> Result<Receipt, IngressError> {
         if self.refused.is_empty() { Ok(self.receipt) } else { Err(IngressError::Full(Full)) }
     }
 }
 
-/// Who must get messages whether it is connected or not.
+/// A receiver that must get messages whether it is connected or not.
 #[derive(Clone, Debug)]
 pub(crate) enum Route {
-    /// An upstream; does not get back what it sent.
+    /// An upstream, which does not get its own messages back.
     Upstream {
-        /// Its consumer.
+        /// Its consumer in the journal.
         consumer: ConsumerId,
-        /// What it sent itself.
+        /// The origin of its own messages.
         origin: Origin,
-        /// Whether the filter names its first level, as it must for what the gateway announces.
+        /// Whether the filter names its first level explicitly, which messages of the announcer require.
         is_named: bool,
     },
-    /// A persistent session: everything that is delivered above QoS 0.
+    /// A persistent session, for everything that is delivered above QoS 0.
     Session {
-        /// Its consumer.
+        /// Its consumer in the journal.
         consumer: ConsumerId,
-        /// Largest QoS, not 0.
+        /// The highest QoS, which is not 0.
         qos: Qos,
-        /// Its own messages are left out.
+        /// The origin of messages that are left out.
         not_from: Option<Origin>,
     },
     /// A shared subscription.
     Shared {
-        /// The group.
         group: Arc<SharedGroup>,
-        /// The consumer that keeps what is above QoS 0, where one of its sessions is persistent.
+        /// The consumer that keeps messages above QoS 0, if a session of the group is persistent.
         consumer: Option<ConsumerId>,
     },
 }
@@ -127,7 +126,7 @@ pub(super) struct IngressInner {
     pub(super) journal: Journal,
     room: Room,
     pub(super) stats: Arc<Stats>,
-    /// A retained message has come that expires.
+    /// Notified when a retained message with an expiry interval has come.
     pub(super) expires: Notify,
     clock: ShownClock,
     carried: Mutex<Vec<Carried>>,
@@ -137,7 +136,7 @@ pub(super) struct IngressInner {
     pub(super) meter: Meter,
 }
 
-/// A clock that can stand in a `Debug`.
+/// A clock with a `Debug` implementation.
 struct ShownClock(SharedClock);
 
 impl std::fmt::Debug for ShownClock {
@@ -146,14 +145,13 @@ impl std::fmt::Debug for ShownClock {
     }
 }
 
-/// Puts messages in order and hands them on. Cheap to clone.
+/// Puts messages in order and passes them on. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Ingress {
     pub(super) inner: Arc<IngressInner>,
 }
 
 impl Ingress {
-    /// An ingress in front of these.
     pub(crate) fn new(
         link: LiveLink,
         subscribers: Arc<Subscribers>,
@@ -184,34 +182,34 @@ impl Ingress {
         }
     }
 
-    /// Size of the largest MQTT packet, in bytes, that any door takes; what HTTP takes follows from it.
+    /// The size in bytes of the largest MQTT packet that any door accepts. The limit of HTTP is derived from it.
     pub(crate) fn max_packet_size(&self) -> usize {
         self.inner.max_packet_size.load(Ordering::Relaxed)
     }
 
-    /// Changes it for what comes from now on.
+    /// Changes the limit for later messages.
     pub(crate) fn set_max_packet_size(&self, bytes: usize) {
         self.inner.max_packet_size.store(bytes, Ordering::Relaxed);
     }
 
-    /// Who has cost the others how much, and whose turn is when.
+    /// The costs of clients and their turns.
     pub(crate) fn meter(&self) -> &Meter {
         &self.inner.meter
     }
 
-    /// The memory for what is being received, for every door.
+    /// The memory for packets that are being received, for all doors.
     pub(crate) fn receiving(&self) -> &Receiving {
         &self.inner.receiving
     }
 
-    /// Gives the batch its place and empties it. `None`: live subscribers are too far behind; the batch is untouched, try
-    /// again after [`Ingress::room`].
+    /// Gives the batch its place and empties it. Returns `None` if live subscribers are too far behind; the batch is then
+    /// unchanged, and another attempt is possible after [`Ingress::room`].
     pub fn try_publish(&self, batch: &mut BatchBuilder) -> Result<Option<Accepted>, RouterError> {
         self.try_publish_for(batch, None)
     }
 
-    /// The same for a persistent session; `received`: its consumer, and which messages of the batch are QoS 2, in order, with
-    /// their packet ids.
+    /// Like `try_publish`, for a persistent session. `received` has its consumer and, in order, the indices of QoS 2
+    /// messages in the batch with their packet ids.
     pub(crate) fn try_publish_for(
         &self,
         batch: &mut BatchBuilder,
@@ -250,7 +248,7 @@ impl Ingress {
         let mut accepted = Accepted::default();
         let mut expires = false;
         let announcer = Origin::announcer();
-        // the journal's lock is taken once for the batch, and groups may ask the journal themselves
+        // the journal's lock is taken once for the batch, and groups may use the journal themselves
         let mut appender = self.inner.journal.appender();
         let mut ids = received.map_or(&[][..], |(_, ids)| ids).iter().peekable();
         let mut for_groups: SmallVec<[(&Arc<SharedGroup>, Message); 2]> = SmallVec::new();
@@ -294,14 +292,14 @@ impl Ingress {
                     accepted.refused.push(at as u32);
                     continue;
                 }
-                // at QoS 0 nobody asks: live subscribers get it all the same
+                // at QoS 0 there is no answer, and live subscribers get the message nevertheless
                 Err(Full) => self.inner.stats.publish_dropped.add(1),
             }
             if message.retain() && kept.is_none() {
                 accepted.unretained.push(at as u32);
             }
             if let Some(kept) = kept {
-                // whether it fits was asked before
+                // the room was checked before
                 let _ = sequencer.retained.apply(&kept);
                 expires |= message.expiry().is_some();
             }
@@ -321,33 +319,33 @@ impl Ingress {
         accepted
     }
 
-    /// Completes when [`Ingress::try_publish`] may find room again. Create it before trying.
+    /// Completes when [`Ingress::try_publish`] may find room again. It must be created before the attempt.
     pub(crate) fn room(&self) -> &Room {
         &self.inner.room
     }
 
-    /// Waits until what the receipt stands for is safe.
+    /// Waits until the receipt is complete.
     pub(crate) async fn settled(&self, receipt: Receipt) -> Result<(), IngressError> {
         let Some(position) = receipt.durable else { return Ok(()) };
         let mut synced = self.inner.journal.synced();
         synced.wait_for(|safe| *safe >= position).await.map(|_| ()).map_err(|_| IngressError::Closed)
     }
 
-    /// Sends an empty batch through the router, to see whether it lives.
+    /// Sends an empty batch through the router, to see whether it works.
     pub fn probe(&self) -> Result<(), RouterError> {
         let mut sequencer = self.inner.sequencer.lock();
         let batch = empty_batch(sequencer.next_seq);
         sequencer.link.route(batch)
     }
 
-    /// Ends the router's thread as its own faults would.
+    /// Ends the router's thread, as a fault of its own would.
     #[cfg(test)]
     pub(crate) fn kill_router(&self) {
         self.inner.sequencer.lock().link.kill_router();
     }
 
-    /// Subscribes to live messages from now on. Returns whether the subscription is new and, if `retained` asks for them
-    /// with that knowledge, a portion of the retained messages of this very moment.
+    /// Subscribes to live messages from now on. Returns whether the subscription is new and, if `retained` asks for it, the
+    /// first retained messages of the same moment.
     pub(crate) fn subscribe(
         &self,
         filter: &str,
@@ -358,8 +356,8 @@ impl Ingress {
         self.subscribe_routed(filter, subscriber, options, (None, None), retained)
     }
 
-    /// The same for a persistent session, whose route under this filter changes at the same moment, from the first to the
-    /// second: every message is delivered live or by the journal, and none twice or not at all.
+    /// Like `subscribe`, for a persistent session. Its route for this filter changes from the first to the second at the
+    /// same moment, so every message is delivered either live or by the journal, and exactly once.
     pub(crate) fn subscribe_routed(
         &self,
         filter: &str,
@@ -385,19 +383,19 @@ impl Ingress {
         (is_new, selected)
     }
 
-    /// Ends a live subscription; says whether there was one.
+    /// Ends a live subscription, and returns whether there was one.
     pub(crate) fn unsubscribe(&self, filter: &str, subscriber: &Arc<Subscriber>) -> bool {
         self.inner.subscribers.remove(filter, subscriber)
     }
 
-    /// Routes what `filter` selects to a durable consumer or a shared group, replacing its route under this filter.
+    /// Routes messages that match `filter` to a consumer of the journal or to a shared group, in place of an earlier route
+    /// of the same filter.
     pub(crate) fn add_route(&self, filter: &str, route: Route) {
         let mut sequencer = self.inner.sequencer.lock();
         sequencer.routes.remove(filter, |known| known.is_same(&route));
         sequencer.routes.insert(filter, route);
     }
 
-    /// Ends a route.
     pub(crate) fn remove_route(&self, filter: &str, route: &Route) {
         self.inner.sequencer.lock().routes.remove(filter, |known| known.is_same(route));
     }
@@ -422,38 +420,37 @@ impl Ingress {
         }
     }
 
-    /// The clock that messages are stamped with.
+    /// The clock by which messages are stamped.
     pub fn clock(&self) -> &SharedClock {
         &self.inner.clock.0
     }
 
-    /// The journal behind this door.
+    /// The journal behind the ingress.
     pub fn journal(&self) -> &Journal {
         &self.inner.journal
     }
 
-    /// Messages that are followed.
+    /// The traced messages.
     pub(crate) fn traces(&self) -> &Traces {
         &self.inner.traces
     }
 
-    /// Notes when messages that are followed become safe, until `cancel`.
+    /// Records when traced messages are on disk, until `cancel`.
     pub(crate) async fn watch_traces(self, cancel: CancellationToken) {
         self.traces().watch(self.journal(), self.clock(), cancel).await;
     }
 
-    /// What is counted.
+    /// The counters.
     pub(crate) fn stats(&self) -> &Arc<Stats> {
         &self.inner.stats
     }
 
-    /// The live subscriptions.
     pub(crate) fn subscribers(&self) -> &Arc<Subscribers> {
         &self.inner.subscribers
     }
 }
 
-/// The batch without the messages at these places.
+/// The batch without the messages at these indices.
 fn without(batch: &Batch, refused: &[u32]) -> Batch {
     let mut rest = BatchBuilder::default();
     for (at, entry) in batch.iter().enumerate() {

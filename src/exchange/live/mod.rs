@@ -1,20 +1,20 @@
-//! The live way: from ingress through rumqttd's router to connected subscribers.
+//! Live delivery: from the ingress through rumqttd's router to connected subscribers.
 //!
-//! Batches pass through the router as single publications on one internal topic, so that its cost is per batch and it
-//! never sees a client's topic, filter or id: nothing in it grows with them. One link publishes, under the lock of ingress;
-//! one link subscribes and feeds the dispatcher, which matches each message against the subscriptions and puts it into
-//! inboxes.
+//! Each batch passes through the router as one publication on an internal topic. So the router's cost is per batch, and it
+//! never sees topics, filters or ids of clients, so nothing in it grows with them. One link publishes under the lock of the
+//! ingress. Another link subscribes and feeds the dispatcher, which matches each message with the subscriptions and puts it
+//! into inboxes.
 //!
-//! The way through the router costs two hand-overs between threads. When nothing is on that way, a small batch goes
-//! straight into the inboxes instead, in the thread that published it: a lone message wakes nobody but its receivers.
+//! The way through the router costs two handovers between threads. If nothing is on that way, the publishing thread puts a
+//! small batch directly into the inboxes, so a single message wakes only its receivers.
 //!
-//! The router keeps a ring and silently drops its oldest entries. [`LiveLink::has_room`] therefore holds publishers back
+//! The router keeps a ring and drops its oldest entries without notice. So [`LiveLink::has_room`] holds publishers back
 //! before the ring can overrun the dispatcher; a gap in the sequence numbers would still be noticed and counted.
 //!
-//! Facts about rumqttd 0.20 that this file relies on: a subscription at QoS 1 keeps at most 100 publications in
-//! flight, so the router never asks for a `Ready`, which could panic it for a dead link; their packet ids count from 1 to 100
-//! and over; acknowledgements must come in that order; the router handles a `DeviceData` event by taking the whole
-//! buffer of a link, so a further push while it is not empty needs no further event.
+//! This file relies on these facts about rumqttd 0.20. A subscription at QoS 1 keeps at most 100 publications in flight, so
+//! the router never asks for a `Ready`, which could panic it for a dead link. Their packet ids count from 1 to 100 again and
+//! again. Acknowledgements must come in that order. The router handles a `DeviceData` event by taking the whole buffer of a
+//! link, so another push to a non-empty buffer needs no further event.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -37,25 +37,25 @@ use crate::message::{Batch, BatchBuilder};
 const TOPIC: &[u8] = b"m/live";
 const SEGMENT_BYTES: usize = 128 * 1024;
 const SEGMENTS: usize = 8;
-/// Bytes that the dispatcher may be behind: half of what the ring surely keeps.
+/// The bytes by which the dispatcher may be behind: half of what the ring certainly keeps.
 const WINDOW: u64 = (SEGMENT_BYTES * SEGMENTS / 2) as u64;
-/// Largest batch, in messages, that may go straight to the inboxes. Larger ones come from a flood, where publishing and
-/// delivering on two cores at once is worth the detour.
+/// The largest batch, in messages, that may go directly to the inboxes. Larger ones come from a flood, where it is better to
+/// publish and deliver on two cores at the same time.
 const STRAIGHT: u32 = 8;
-/// Publications that the router keeps in flight at QoS 1.
+/// The number of publications that the router keeps in flight at QoS 1.
 const LAST_PACKET_ID: u16 = 100;
-/// How often an idle router is asked whether it lives.
+/// The interval at which an idle router is asked to respond.
 const PROBE: Duration = Duration::from_secs(5);
-/// A router that could have answered for this long and has not has failed.
+/// A router that could have answered for this long and has not counts as failed.
 const HANGS: Duration = Duration::from_secs(8);
 
-/// The router has ended or hangs: the gateway cannot go on.
+/// The error that the router has ended or hangs, so that the gateway cannot go on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum RouterError {
-    /// Its thread has ended.
+    /// The router's thread has ended.
     #[error("the message router has ended unexpectedly")]
     Ended,
-    /// It has not answered in time.
+    /// The router has not answered in time.
     #[error("the message router does not answer")]
     Hangs,
 }
@@ -70,14 +70,14 @@ impl From<LinkError> for RouterError {
 struct Flow {
     appended: AtomicU64,
     consumed: AtomicU64,
-    /// What comes next to subscribers, by whichever way.
+    /// The next sequence number for subscribers, whichever way it goes.
     next_seq: AtomicU64,
     publishers_wait: AtomicBool,
     holds: Arc<Holds>,
     lost: AtomicU64,
 }
 
-/// The publishing end.
+/// The publishing side.
 pub(crate) struct LiveLink {
     link: LinkTx,
     flow: Arc<Flow>,
@@ -85,7 +85,7 @@ pub(crate) struct LiveLink {
     stats: Arc<Stats>,
 }
 
-/// The dispatching end.
+/// The dispatching side.
 pub struct Dispatcher {
     link: LinkTx,
     notifications: LinkRx,
@@ -95,7 +95,7 @@ pub struct Dispatcher {
     stats: Arc<Stats>,
 }
 
-/// Starts the router and both ends. Blocks for a moment: not for a runtime worker.
+/// Starts the router and both sides. Blocks for a moment, so it must not run on a runtime worker.
 pub(crate) fn start(subscribers: Arc<Subscribers>, stats: Arc<Stats>) -> Result<(LiveLink, Dispatcher), RouterError> {
     let config = RouterConfig {
         max_connections: 4,
@@ -129,7 +129,7 @@ fn subscribe(link: &mut LinkTx, notifications: &mut LinkRx) -> Result<(), Router
         retain_forward_rule: protocol::RetainForwardRule::Never,
     };
     send(link, Packet::Subscribe(protocol::Subscribe { pkid: 1, filters: vec![filter] }, None))?;
-    // the router answers once the subscription stands: nothing published from now on is missed
+    // the router answers when the subscription exists, so later publications are not missed
     loop {
         if let Some(Notification::DeviceAck(_)) = notifications.recv()? {
             return Ok(());
@@ -137,7 +137,7 @@ fn subscribe(link: &mut LinkTx, notifications: &mut LinkRx) -> Result<(), Router
     }
 }
 
-/// Gives the router a packet. Waits only while 1000 events are queued before a running router, which never waits for us.
+/// Gives the router a packet. Waits only while 1000 events are queued for a running router, which never waits for this side.
 fn send(link: &mut LinkTx, packet: Packet) -> Result<(), RouterError> {
     {
         let mut buffer = link.buffer();
@@ -156,18 +156,18 @@ fn send(link: &mut LinkTx, packet: Packet) -> Result<(), RouterError> {
 }
 
 impl LiveLink {
-    /// Whether the dispatcher is near enough for another batch.
+    /// Whether the dispatcher is close enough for another batch.
     pub(crate) fn has_room(&self) -> bool {
         let behind = self.flow.appended.load(Ordering::Relaxed) - self.flow.consumed.load(Ordering::Acquire);
         if behind < WINDOW {
             return true;
         }
         self.flow.publishers_wait.store(true, Ordering::SeqCst);
-        // once more, now that the dispatcher knows that somebody waits
+        // checked again, because the dispatcher now knows that somebody waits
         self.flow.appended.load(Ordering::Relaxed) - self.flow.consumed.load(Ordering::SeqCst) < WINDOW
     }
 
-    /// Whether the publisher of this batch is held for a reader that it publishes to ([`super::hold`]).
+    /// Whether the publisher of this batch is held for a reader to which it publishes ([`super::hold`]).
     pub(crate) fn is_held(&mut self, batch: &BatchBuilder) -> bool {
         let holds = &self.flow.holds;
         if !holds.is_any() {
@@ -177,7 +177,7 @@ impl LiveLink {
         if holds.holds(first.message.origin()) {
             return true;
         }
-        // Of a large batch the first message speaks for all: most publishers have one topic. Otherwise each of many
+        // Of a large batch only the first message is checked, because most publishers use one topic. Otherwise each of many
         // publishers would have a batch on its way to a full queue before it is known to publish there.
         let looked_at = if batch.len() > STRAIGHT { 1 } else { batch.len() as usize };
         holds.wait();
@@ -186,8 +186,8 @@ impl LiveLink {
         batch.iter().take(looked_at).any(|entry| self.fanout.readers(entry.message, next).any(is_full))
     }
 
-    /// Publishes a batch of so many messages: straight into the inboxes where that is as good as the way through the
-    /// router, else through the router.
+    /// Publishes a batch of this many messages: directly into the inboxes if nothing is on the way through the router and
+    /// the batch is small, otherwise through the router.
     pub(crate) fn publish(&mut self, batch: Batch, messages: u32) -> Result<(), RouterError> {
         if messages <= STRAIGHT && self.is_quiet() {
             self.flow.next_seq.store(batch.seq() + u64::from(messages), Ordering::Relaxed);
@@ -198,19 +198,18 @@ impl LiveLink {
         self.route(batch)
     }
 
-    /// Whether nothing is on its way through the router: what goes straight now overtakes nothing.
+    /// Whether nothing is on its way through the router, so that direct delivery overtakes nothing.
     pub(crate) fn is_quiet(&self) -> bool {
         self.flow.appended.load(Ordering::Relaxed) == self.flow.consumed.load(Ordering::Acquire)
     }
 
-    /// Publishes a batch through the router.
     pub(crate) fn route(&mut self, batch: Batch) -> Result<(), RouterError> {
         self.flow.appended.fetch_add(batch.size() as u64, Ordering::Relaxed);
         let publish = protocol::Publish::new(bytes::Bytes::from_static(TOPIC), batch.into_bytes(), false);
         send(&mut self.link, Packet::Publish(publish, None))
     }
 
-    /// A topic that begins with a character of several bytes panics rumqttd's router.
+    /// Publishes on a topic that begins with a character of several bytes, which panics rumqttd's router.
     #[cfg(test)]
     pub(crate) fn kill_router(&mut self) {
         let publish =
@@ -218,7 +217,7 @@ impl LiveLink {
         send(&mut self.link, Packet::Publish(publish, None)).unwrap();
     }
 
-    /// A handle to wait for room without holding the link.
+    /// A handle to wait for room without the link.
     pub(crate) fn room(&self) -> Room {
         Room { flow: self.flow.clone() }
     }
@@ -230,30 +229,30 @@ impl std::fmt::Debug for LiveLink {
     }
 }
 
-/// Waits for the dispatcher to come near.
+/// Waits until the dispatcher is close enough.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Room {
     flow: Arc<Flow>,
 }
 
 impl Room {
-    /// Whether publishers are held back at the moment.
+    /// Whether publishers are held back at present.
     pub(crate) fn is_held(&self) -> bool {
         self.flow.publishers_wait.load(Ordering::Relaxed) || self.flow.holds.is_any()
     }
 
-    /// Holds publishers back or lets them go on.
+    /// Holds publishers back, or lets them go on.
     #[cfg(test)]
     pub(crate) fn hold_for_test(&self, held: bool) {
         self.flow.publishers_wait.store(held, Ordering::Relaxed);
     }
 
-    /// Completes when there may be room again; check with [`LiveLink::has_room`]. Register before checking.
+    /// Completes when there may be room again; check with [`LiveLink::has_room`]. It must be registered before the check.
     pub(crate) fn notified(&self) -> tokio::sync::futures::Notified<'_> {
         self.flow.holds.room().notified()
     }
 
-    /// Messages that the router lost: always 0, unless its ring has overrun the dispatcher.
+    /// The number of messages that the router has lost. It is 0 unless the ring has overrun the dispatcher.
     #[cfg(test)]
     pub(crate) fn lost(&self) -> u64 {
         self.flow.lost.load(Ordering::Relaxed)
@@ -261,11 +260,11 @@ impl Room {
 }
 
 impl Dispatcher {
-    /// Feeds live subscribers until cancelled. `probe` publishes an empty batch to see whether the router lives; `pulse`
-    /// is answered when something has come out of it.
+    /// Feeds live subscribers until cancelled. `probe` publishes an empty batch to see whether the router works; `pulse` is
+    /// answered when something has come out of it.
     ///
-    /// The router is at fault when it owes us something and gives nothing although we could have taken it: time in which
-    /// this process did not run does not count, and each thing that comes out shows that it lives.
+    /// The router has failed if it owes publications and delivers nothing although they could have been received. Time in
+    /// which this process did not run does not count, and everything that comes out shows that the router works.
     pub async fn run(
         mut self,
         cancel: CancellationToken,
@@ -352,7 +351,7 @@ impl Dispatcher {
     }
 }
 
-/// An empty batch: passes through the router and is nobody's.
+/// An empty batch, which passes through the router and goes to nobody.
 pub(crate) fn empty_batch(seq: u64) -> Batch {
     BatchBuilder::default().finish(seq)
 }

@@ -13,7 +13,7 @@ fn dispatcher() -> Dispatcher {
 #[tokio::test(start_paused = true)]
 async fn a_router_that_does_not_answer_is_an_error() {
     let begin = Instant::now();
-    // probes that never reach the router look like a router that hangs
+    // probes that never reach the router make it look as if it hangs
     let (_taker, pulse) = PulseTaker::new();
     let result = dispatcher().run(CancellationToken::new(), || Ok(()), pulse).await;
     assert_eq!(result, Err(RouterError::Hangs));
@@ -28,7 +28,7 @@ async fn a_process_that_was_stopped_or_starves_does_not_blame_the_router() {
         assert!(futures_util::poll!(running.as_mut()).is_pending(), "after {seconds} s");
         tokio::time::advance(Duration::from_secs(seconds)).await;
     }
-    // from now on it runs, and nothing comes
+    // from now on the dispatcher runs, and nothing arrives
     assert_eq!(running.await, Err(RouterError::Hangs));
 }
 
@@ -108,7 +108,7 @@ async fn batches_arrive_in_order_whichever_way_they_take() {
     let mut seq = 0;
     for round in 0..2000u64 {
         let mut builder = BatchBuilder::default();
-        // small batches and floods in turn
+        // small batches and floods alternate
         let messages: u64 = if round % 3 == 0 { 40 } else { 2 };
         for number in 0..messages {
             builder.push(&Draft {
