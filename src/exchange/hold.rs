@@ -298,8 +298,8 @@ mod tests {
         assert!(spent.len() >= 90, "{} steps in ten seconds: it is not lost either", spent.len());
     }
 
-    /// One publisher and readers of one user, which take so many messages in every step, for five seconds. Returns for how long
-    /// the publisher was held in the worst of all seconds and in all, and how many messages were lost.
+    /// Simulates one publisher and readers of one user for five seconds. Each reader takes this number of messages in every
+    /// step. Returns how long the publisher was held in the worst second and in all, and how many messages were lost.
     fn simulate(takes: &[usize], blocked: bool) -> (Duration, Duration, u64) {
         let readers: Vec<Arc<Subscriber>> = takes.iter().map(|_| reader(blocked)).collect();
         let (holds, publisher) = (Arc::new(Holds::default()), Origin::client("p"));

@@ -1,4 +1,4 @@
-//! How messages come in.
+//! Appends messages to the journal.
 
 use parking_lot::MutexGuard;
 
@@ -7,23 +7,23 @@ use super::{ConsumerId, Extra, Full, Journal, Position, Shared};
 use crate::message::Message;
 
 impl Journal {
-    /// Appends several messages one after the other.
+    /// Appends several messages under one lock.
     pub(crate) fn appender(&self) -> Appender<'_> {
         Appender { shared: &self.shared, state: None, count: 0, wakes: false }
     }
 }
 
-/// Others may wait for the lock while so many messages are appended.
+/// The number of messages after which other threads get a chance to take the lock.
 const AT_ONCE: u32 = 32;
 
-/// Appends messages under one lock, which is taken with the first and held until this is dropped: nothing else of the
-/// journal may be asked by the same thread meanwhile. Others that wait for it get it after every [`AT_ONCE`] messages. The
-/// writing thread is woken once for all of them.
+/// Appends messages under one lock. The lock is taken with the first message and held until this is dropped, so the same
+/// thread must not use the journal otherwise in between. Threads that wait for the lock get it after every [`AT_ONCE`]
+/// messages. The writing thread is woken once for all of them.
 #[derive(Debug)]
 pub(crate) struct Appender<'a> {
     shared: &'a Shared,
     state: Option<MutexGuard<'a, JournalState>>,
-    /// Messages since others had a chance.
+    /// The number of messages since other threads had a chance.
     count: u32,
     wakes: bool,
 }
@@ -55,7 +55,7 @@ impl<'a> Appender<'a> {
         Ok(position)
     }
 
-    /// Notes that this session's QoS 2 PUBLISH was received, where nobody needs the message itself.
+    /// Records that this session's QoS 2 PUBLISH was received, if nobody needs the message itself.
     pub(crate) fn received(&mut self, id: ConsumerId, packet_id: u16) -> Result<Position, Full> {
         self.wakes = true;
         self.state().append_received(id, packet_id)

@@ -1,9 +1,10 @@
-//! Elapsed time over boots, so that messages and sessions expire by time that has passed, whatever was done to the clock.
+//! Measures elapsed time over boots, so that messages and sessions expire by time that has passed, whatever was done to the
+//! clock.
 //!
-//! Within a boot the boot clock says how much time has passed. Between two boots only the wall clock could, and a Pi has none of
-//! its own. It is believed where both boots had it set by a source of time. Otherwise only what is known to have
-//! passed counts: the time that boots in between were seen to run. So nothing expires early, and late by at most what
-//! the gateway was off, or ran unnoted ([`NOTE_MS`]), without a clock that was set.
+//! Within a boot the boot clock measures time. Between two boots only the wall clock could, and a Pi has no battery-backed
+//! one. It is believed if a time source had set it in both boots. Otherwise only time that is known to have passed counts:
+//! the time for which boots in between were seen to run. So nothing expires early. It expires late by at most the time for
+//! which the gateway was off, or ran without a record ([`NOTE_MS`]), without a clock that was set.
 
 use std::collections::BTreeMap;
 
@@ -14,30 +15,31 @@ use crate::message::Message;
 use crate::message::fnv::hash;
 use crate::time::{Clock, kernel_boot};
 
-/// Boots that are remembered; a message of an older one counts as come in when the oldest of these began.
+/// The number of boots that are remembered. A message of an older boot counts as if it had arrived when the oldest of these
+/// began.
 const MOST: usize = 64;
-/// A wall clock that has been moved by less than this is not noted anew.
+/// A wall clock that was moved by less than this is not recorded again.
 const TOLERANCE_MS: i64 = 1000;
-/// While the clock is not set, it is noted this often how long a boot has run.
+/// The interval at which the length of a boot is recorded while the clock is not set.
 pub(crate) const NOTE_MS: u64 = 10 * 60 * 1000;
-/// Bits of a stamp that hold the boot clock: enough for a century.
+/// The bits of a stamp for the boot clock, which are enough for a century.
 const STAMP_BITS: u32 = 42;
 
-/// A boot.
+/// What is known about one boot.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Boot {
-    /// Hash of the kernel's boot id.
+    /// A hash of the kernel's boot id.
     pub(crate) id: u64,
-    /// Unix time minus boot clock, in milliseconds, by the latest knowledge.
+    /// Unix time minus boot clock in milliseconds, by the latest knowledge.
     pub(crate) offset_ms: i64,
-    /// Whether that was known from a source of time.
+    /// Whether a time source had set the clock.
     pub(crate) is_synchronised: bool,
-    /// Boot clock, in milliseconds, when it was noted last: it has run for at least so long.
+    /// The boot clock in milliseconds when the boot was last recorded. The boot has lasted at least as long.
     pub(crate) seen_ms: u64,
 }
 
 impl Boot {
-    /// What the clock says of the boot we are in. Once it was set, only a source of time changes what is known.
+    /// What the clock says about the present boot. Once it was set, only a time source changes that.
     fn now(&self, clock: &dyn Clock) -> Boot {
         let boot_ms = clock.boot_ms();
         let seen_ms = boot_ms.max(self.seen_ms);
@@ -49,66 +51,65 @@ impl Boot {
     }
 }
 
-/// No clock is that far from right, and nobody boots that often.
+/// The limit of credible clocks: no clock is that wrong.
 const LONGEST_MS: u64 = 1 << 52;
 const MOST_BOOTS: u32 = 1 << 31;
 
-/// Length of a boot in a table; its `seen_ms` stands behind everything else there, since it came later.
+/// The length of a boot in a table. Its `seen_ms` comes after everything else, because it was added later.
 pub(crate) const BOOT_LEN: usize = 32;
 
-/// Appends a boot as records hold it.
+/// Appends a boot in the format of records.
 pub(crate) fn encode_boot(number: u32, boot: &Boot, out: &mut Vec<u8>) {
     for value in [u64::from(number), boot.id, boot.offset_ms as u64, u64::from(boot.is_synchronised), boot.seen_ms] {
         out.extend_from_slice(&value.to_le_bytes());
     }
 }
 
-/// Reads what [`encode_boot`] has written.
+/// Decodes a boot from [`encode_boot`].
 pub(crate) fn decode_boot(bytes: &[u8]) -> Option<(u32, Boot)> {
     let boot = Boot {
         id: u64_at(bytes, 8),
         offset_ms: (u64_at(bytes, 16) as i64).clamp(-(LONGEST_MS as i64), LONGEST_MS as i64),
         is_synchronised: u64_at(bytes, 24) == 1,
-        // 0 beyond the end: earlier versions did not note it
+        // 0 after the end, because earlier versions did not record it
         seen_ms: u64_at(bytes, 32).min(LONGEST_MS),
     };
     let number = u32_at(bytes, 0);
     (bytes.len() >= BOOT_LEN && number <= MOST_BOOTS).then_some((number, boot))
 }
 
-/// All boots that records in the log may come from.
+/// All boots from which records in the log may come.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Boots {
-    /// By number.
+    /// The boots by number.
     known: BTreeMap<u32, Boot>,
-    /// The one we are in.
+    /// The number of the present boot.
     current: u32,
-    /// The record that says so is written.
+    /// Whether the record about the present boot is written.
     is_noted: bool,
 }
 
 impl Boots {
-    /// Those that a snapshot knows.
+    /// The boots of a snapshot.
     pub(crate) fn of(known: BTreeMap<u32, Boot>) -> Boots {
         Boots { known, ..Boots::default() }
     }
 
-    /// The log knows more of a boot.
+    /// Adds what the log knows of a boot.
     pub(crate) fn learn(&mut self, number: u32, boot: Boot) {
         self.known.insert(number, boot);
     }
 
-    /// All of them, by number.
     pub(crate) fn known(&self) -> &BTreeMap<u32, Boot> {
         &self.known
     }
 
-    /// Number of the one we are in.
+    /// The number of the present boot.
     pub(crate) fn number(&self) -> u32 {
         self.current
     }
 
-    /// We are in the boot with this id.
+    /// Starts the boot with this id, unless it is the present one.
     pub(crate) fn enter(&mut self, id: u64) {
         let same = self.known.iter().find(|(_, boot)| boot.id == id).map(|(number, _)| *number);
         self.current = same.unwrap_or_else(|| self.known.keys().next_back().map_or(1, |last| last + 1));
@@ -123,12 +124,12 @@ impl Boots {
         self.known.get(&self.current).copied().unwrap_or_default()
     }
 
-    /// Whether the clock is known to have been set in this boot.
+    /// Whether the clock was set in this boot.
     pub(crate) fn is_set(&self) -> bool {
         self.current().is_synchronised
     }
 
-    /// Whether what the clock says is what was noted, apart from how long the boot has run.
+    /// Whether the clock agrees with what was recorded, apart from the length of the boot.
     fn is_same(&self, clock: &dyn Clock) -> bool {
         let (was, is) = (self.current(), self.current().now(clock));
         self.is_noted
@@ -136,17 +137,17 @@ impl Boots {
             && (was.offset_ms - is.offset_ms).abs() < TOLERANCE_MS
     }
 
-    /// Whether it was noted lately how long the boot has run.
+    /// Whether the length of the boot was recorded recently.
     fn is_fresh(&self, clock: &dyn Clock) -> bool {
         clock.boot_ms() < self.current().seen_ms + NOTE_MS
     }
 
-    /// Whether there is nothing that is worth a write of its own. While the clock is set, how long a boot has run is not.
+    /// Whether nothing is worth a write of its own. While the clock is set, the length of the boot is not.
     pub(crate) fn is_known(&self, clock: &dyn Clock) -> bool {
         self.is_same(clock) && (self.current().is_synchronised || self.is_fresh(clock))
     }
 
-    /// Looks at the clock, since something is written anyway; says whether what is known of this boot should be.
+    /// Reads the clock, because something is written anyway. Returns the boot if it should be recorded.
     pub(crate) fn observe(&mut self, clock: &dyn Clock) -> Option<Boot> {
         if self.is_same(clock) && self.is_fresh(clock) {
             return None;
@@ -157,10 +158,10 @@ impl Boots {
         Some(boot)
     }
 
-    /// Milliseconds from the beginning of a boot to that of the current one, at least.
+    /// The least number of milliseconds from the beginning of a boot to that of the present one.
     fn since_begin_of(&self, number: u32, clock: &dyn Clock) -> u64 {
         let current = self.current().now(clock);
-        // from each boot on, newest first; and of those with a set clock, when they began by it
+        // for each boot, newest first, the recorded lengths and, with set clocks, the difference of their beginnings
         let mut least = 0;
         let mut set: Vec<(i64, u64)> = Vec::new();
         if current.is_synchronised {
@@ -180,40 +181,40 @@ impl Boots {
         least
     }
 
-    /// When something happened in a boot, on the boot clock of the current one: before 0 if that was before it began. Never
-    /// earlier than it may have been.
+    /// The time of an event in a boot, on the boot clock of the present boot; negative if that was before it began. It is
+    /// never earlier than the real time may have been.
     fn moment(&self, number: u32, boot_ms: u64, clock: &dyn Clock) -> i64 {
         if number == self.current {
             return boot_ms as i64;
         }
-        // of a boot that nobody remembers, not even the length is known
+        // of a forgotten boot not even the length is known
         let boot_ms = if self.known.contains_key(&number) { boot_ms as i64 } else { 0 };
         // whatever the clocks say, it was before this boot
         boot_ms.saturating_sub(self.since_begin_of(number, clock) as i64).min(0)
     }
 
-    /// This moment, as a number below 0 that can be kept.
+    /// The present moment as a negative number that can be stored.
     pub(crate) fn stamp(&self, clock: &dyn Clock) -> i64 {
         let boot_ms = clock.boot_ms().min((1 << STAMP_BITS) - 1);
         -((i64::from(self.current) << STAMP_BITS) | boot_ms as i64)
     }
 
-    /// Milliseconds that have passed since a stamp, at least.
+    /// The least number of milliseconds since a stamp.
     pub(crate) fn elapsed_since(&self, stamp: i64, clock: &dyn Clock) -> u64 {
         let Some(stamp) = stamp.checked_neg().filter(|stamp| *stamp > 0) else { return 0 };
         let (number, boot_ms) = ((stamp >> STAMP_BITS) as u32, stamp as u64 & ((1 << STAMP_BITS) - 1));
         u64::try_from(clock.boot_ms() as i64 - self.moment(number, boot_ms, clock)).unwrap_or(0)
     }
 
-    /// A message of the boot with this number, its time moved to the clock of this boot. That may be before this boot
-    /// began: then it is less than 0, as a 64-bit number that wraps.
+    /// A message of the boot with this number, with its time converted to the clock of this boot. A time before this boot is
+    /// negative, as a 64-bit number that wraps around.
     pub(crate) fn translate(&self, bytes: &[u8], boot: u32, clock: &dyn Clock) -> Option<Message> {
         const TIME: std::ops::Range<usize> = 16..24;
         let message = Message::read(bytes)?;
         if boot == self.current {
             return Some(message);
         }
-        // a message may itself be older than its boot, if a snapshot has moved it there: that is known and stays
+        // a message may be older than its boot if a snapshot has converted it; that is known and stays
         let kept = message.view().boot_ms() as i64;
         let then = if kept < 0 {
             kept.saturating_sub(self.since_begin_of(boot, clock) as i64)
@@ -226,13 +227,13 @@ impl Boots {
     }
 }
 
-/// The kernel's name for this boot, as a number; where there is none, every start of the process counts as a boot.
+/// A number for the kernel's boot id. Without one, every start of the process counts as a boot.
 pub(crate) fn kernel_boot_id() -> u64 {
     match kernel_boot() {
         Some(id) => hash(id.as_bytes()),
         None => {
             let mut random = [0; 8];
-            // without randomness too, one boot for all is what is left
+            // without randomness too, all starts count as one boot
             let _ = getrandom::fill(&mut random);
             u64::from_le_bytes(random)
         }
@@ -250,16 +251,16 @@ mod tests {
 
     const HOUR: u64 = 3_600_000;
 
-    /// What can happen to a machine.
+    /// The events of a simulated machine.
     #[derive(Clone, Debug)]
     enum Event {
-        /// Time passes, and the gateway writes something or not.
+        /// Time passes, and the gateway may write something.
         Runs { ms: u64, writes: bool },
-        /// A source of time sets the clock.
+        /// A time source sets the clock.
         Synchronised,
-        /// Somebody moves it.
+        /// A person moves the clock.
         Stepped { ms: i64 },
-        /// The power is cut; the machine is off, and its clock begins anywhere.
+        /// The power is cut; the machine is off for a while, and its clock then starts anywhere.
         Cut { off_ms: u64, clock: i64 },
         /// Something is kept.
         Kept,
@@ -276,15 +277,15 @@ mod tests {
         ]
     }
 
-    /// A machine, and what really happened.
+    /// A simulated machine, with what really happened.
     struct Machine {
         clock: Arc<TestClock>,
         truth: u64,
         boots: Boots,
-        /// What a power cut leaves.
+        /// What remains after a power cut.
         on_disk: BTreeMap<u32, Boot>,
         next_id: u64,
-        /// Time until now that nothing could know of, growing: off without a clock, or on without a note.
+        /// The growing time that nothing could know of: off without a clock, or on without a record.
         unknown: u64,
         since_note: u64,
     }
@@ -305,7 +306,7 @@ mod tests {
             }
         }
 
-        /// Whoever writes, writes what the clock says first.
+        /// Every write also writes what the clock says, and first.
         fn write(&mut self) {
             if self.boots.observe(&*self.clock).is_some() {
                 self.on_disk = self.boots.known.clone();
@@ -316,7 +317,7 @@ mod tests {
         fn happens(&mut self, event: &Event) {
             match event {
                 Event::Runs { ms, writes } => {
-                    // the gateway looks at the clock all the while
+                    // the gateway reads the clock all the time
                     for _ in 0..*ms / NOTE_MS {
                         self.pass(NOTE_MS);
                         if !self.boots.is_known(&*self.clock) {
@@ -376,7 +377,7 @@ mod tests {
     fn boots_with_a_set_clock_are_compared_by_it() {
         let mut machine = Machine::new();
         let hours = |hours: u64| Event::Runs { ms: hours * HOUR, writes: true };
-        // the clock is three weeks behind at boot; a client leaves; then the network sets it
+        // the clock is three weeks late at boot, a client leaves, and then the network sets the clock
         machine.happens(&Event::Stepped { ms: -21 * 24 * HOUR as i64 });
         machine.happens(&Event::Kept);
         let stamp = machine.boots.stamp(&*machine.clock);

@@ -1,4 +1,4 @@
-//! The thread that reads from disk what consumers are to get next, and when nobody needs that, checks what was not read at start.
+//! The reading thread: reads from disk what consumers get next, and otherwise checks what was not read at the start.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -15,16 +15,16 @@ use super::state::JournalState;
 use super::{ConsumerId, Shared};
 use crate::message::Message;
 
-/// What the system could not read is tried again after these times before it is taken for damage.
+/// The times after which unreadable data is tried again before it counts as damage.
 const READ_AGAIN: [Duration; 3] = [Duration::from_secs(1), Duration::from_secs(10), Duration::from_secs(60)];
 
-/// Bytes read ahead for a consumer when there is not enough memory for all.
+/// The bytes that are read ahead for a consumer if there is not enough memory for all.
 const SMALL_PORTION: usize = 16 * 1024;
 
 /// Where reading for a consumer has stopped.
 #[derive(Clone, Copy, Debug)]
 struct ReadPosition {
-    /// Salt of the file: another one with the same generation is another file.
+    /// The salt of the file, because a reused file of the same generation is a different one.
     salt: u64,
     offset: u64,
     last: u64,
@@ -36,30 +36,29 @@ struct Job {
     generation: u64,
     name: String,
     header: Header,
-    /// End of what is safe, and the greatest place there.
+    /// The end of what is on disk, and the highest position there.
     end: u64,
     last: u64,
-    /// Least place wanted.
+    /// The first position that is needed.
     from: u64,
     most: usize,
     boots: Boots,
 }
 
-/// The thread that reads ahead, and when nobody needs that, checks what was not read at start.
+/// The reading thread.
 pub(super) struct Filler {
     shared: Arc<Shared>,
     places: HashMap<ConsumerId, ReadPosition>,
-    /// Segments that could not be read, how often, and when to try again.
+    /// Segments that could not be read, with the number of attempts and the time of the next one.
     unread: HashMap<u64, (usize, Option<Instant>)>,
 }
 
 impl Filler {
-    /// For this journal.
     pub(super) fn new(shared: Arc<Shared>) -> Filler {
         Filler { shared, places: HashMap::new(), unread: HashMap::new() }
     }
 
-    /// Until told to stop.
+    /// Runs until told to stop.
     pub(super) fn run(mut self) {
         let shared = self.shared.clone();
         loop {
@@ -86,13 +85,13 @@ impl Filler {
         }
     }
 
-    /// Segments that are to be tried again now.
+    /// The segments to try again now.
     fn unread_by(&mut self, now: Instant) -> Vec<u64> {
         let due = self.unread.iter_mut().filter(|(_, (_, due))| due.is_some_and(|due| due <= now));
         due.map(|(generation, (_, due))| (*generation, *due = None).0).collect()
     }
 
-    /// Makes the next file; where that fails, the writing thread sees for itself when it needs one.
+    /// Creates the next file. If that fails, the writing thread notices when it needs one.
     fn make(&self, name: &str) {
         let size = self.shared.settings.segment_size();
         let made = self.shared.storage.create(name, size);
@@ -102,7 +101,7 @@ impl Filler {
         } else if state.log.made(&self.shared.settings) {
             state.counts.wrote(size, 0);
         } else {
-            // it keeps its name until it is gone: another file of that name must not be removed instead
+            // the file keeps its name until it is removed, so that no other file of that name is removed instead
             drop(state);
             let _ = self.shared.storage.remove(name);
             self.shared.state.lock().log.forget_made();
@@ -116,14 +115,14 @@ impl Filler {
             let mut state = self.shared.state.lock();
             let is_there = state.log.get(job.generation).is_some_and(|segment| segment.header.salt == job.header.salt);
             let Some(queue) = state.queues.get_mut(id) else { return };
-            // a segment that was given up meanwhile may have been overwritten while we read
+            // a segment that was given up meanwhile may have been overwritten during the read
             if is_there && queue.filled(job.from, place.last, found) {
                 self.places.insert(id, place);
             }
         }
     }
 
-    /// What to read next for a consumer; `None`: nothing.
+    /// What to read next for a consumer; `None` if nothing.
     fn job(&mut self, id: ConsumerId) -> Option<Job> {
         let mut guard = self.shared.state.lock();
         let state: &mut JournalState = &mut guard;
@@ -182,7 +181,7 @@ impl Filler {
         (found, at)
     }
 
-    /// Reads a segment to the end and reports what is wrong with it.
+    /// Reads a segment to its end and reports damage.
     fn verify(&mut self, generation: u64) {
         let found = self.shared.state.lock().log.get(generation).cloned();
         let times = self.unread.remove(&generation).map_or(0, |(times, _)| times);
@@ -198,7 +197,7 @@ impl Filler {
             && scanner.unreadable > 0
             && let Some(pause) = READ_AGAIN.get(times)
         {
-            // cards and cables have their moments
+            // cards and cables have temporary faults
             self.unread.insert(generation, (times + 1, Some(Instant::now() + *pause)));
             return;
         }

@@ -1,4 +1,4 @@
-//! Looking at a journal from outside: beside a running gateway, or on the card of a Pi that is dead. Nothing is changed.
+//! Examines a journal from outside: beside a running gateway, or on the card of a dead Pi. Nothing is changed.
 
 use std::collections::HashMap;
 use std::io::{self, Write};
@@ -19,33 +19,33 @@ use crate::access::owner::shown;
 use crate::message::MessageRef;
 use crate::time::{Clock, SystemClock};
 
-/// What seems damaged is looked at so often again.
+/// The number of attempts before data counts as damaged.
 const LOOKS: u32 = 3;
 
-/// What to do.
+/// What to examine and print.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct InspectOptions {
-    /// Read every record.
+    /// Whether to read every record.
     pub(crate) verify: bool,
-    /// Print messages as JSON, one a line, and nothing else.
+    /// Whether to print messages as JSON, one on each line, and nothing else.
     pub(crate) export: bool,
 }
 
-/// Why a journal cannot be looked at.
+/// Why a journal cannot be examined.
 #[derive(Debug, thiserror::Error)]
 pub enum InspectError {
-    /// There is none.
+    /// The directory has no journal.
     #[error("{0} holds no journal: give the data directory (gateway.data_dir) or the directory `journal` in it")]
     None(String),
-    /// Another version.
+    /// The journal is of another version.
     #[error(transparent)]
     Journal(#[from] JournalError),
-    /// The output cannot be written, or the directory not read.
+    /// The output cannot be written, or the directory cannot be read.
     #[error(transparent)]
     Io(#[from] io::Error),
 }
 
-/// Prints what is in the journal in `dir`; says whether all of it is readable.
+/// Prints what the journal in `dir` contains, and returns whether all of it is readable.
 pub(crate) fn inspect(dir: &Path, what: InspectOptions, out: &mut dyn Write) -> Result<bool, InspectError> {
     let inner = dir.join("journal");
     let storage = FileStorage::read_only(if inner.is_dir() { &inner } else { dir });
@@ -66,7 +66,7 @@ pub(crate) fn inspect(dir: &Path, what: InspectOptions, out: &mut dyn Write) -> 
         if !state.reports.iter().any(Report::is_loss) {
             break;
         }
-        // a gateway may have used a segment again while it was read: damage is still there the next time
+        // a gateway may have reused a segment during the read; real damage is still there the next time
         state = look()?;
     }
     if what.export {
@@ -77,14 +77,14 @@ pub(crate) fn inspect(dir: &Path, what: InspectOptions, out: &mut dyn Write) -> 
     Ok(!state.reports.iter().any(Report::is_loss))
 }
 
-/// How many messages wait for each consumer, by its lasting name.
+/// The number of waiting messages of each consumer, by its lasting name.
 pub(crate) fn waiting(dir: &Path) -> Result<Vec<(Box<str>, u64)>, JournalError> {
     let storage = FileStorage::read_only(&dir.join("journal"));
     let state = recovery::recover(&storage, &JournalSettings::default(), boots::kernel_boot_id(), &SystemClock)?;
     Ok(state.queues.iter().map(|(_, queue)| (queue.name().into(), queue.waiting())).collect())
 }
 
-/// Reads what was not read to find the state.
+/// Reads the records that were not needed to find the state.
 fn verify(storage: &dyn Storage, state: &mut JournalState) {
     while let Some(generation) = state.log.next_to_check() {
         let Some(segment) = state.log.get(generation) else { continue };

@@ -1,4 +1,4 @@
-//! Named values and retained messages: what is kept as it is now, and not until somebody has read it.
+//! Named values and retained messages, which are kept in their present state and not until somebody has read them.
 
 use std::collections::{BTreeMap, HashMap};
 use std::ops::Bound;
@@ -7,21 +7,21 @@ use bytes::Bytes;
 
 use crate::message::Message;
 
-/// Between the name of a session and the rest of the name of a part of it. Neither user names nor client ids nor filters
-/// contain NUL [MQTT-1.5.4-2], and a session's name has no two of them.
+/// Separates the name of a session from the rest of the name of one of its parts. Neither user names nor client ids nor
+/// filters contain NUL [MQTT-1.5.4-2], and a session's name has no two of them in a row.
 pub(crate) const PART: &str = "\0\0";
 
-/// What is kept.
+/// The kept values and messages.
 #[derive(Debug, Default)]
 pub(crate) struct Kept {
-    /// Persistent sessions; names that begin with NUL are values of other rooms.
+    /// Persistent sessions. Names that begin with NUL belong to values of other rooms.
     values: BTreeMap<Box<str>, Bytes>,
     /// Retained messages by topic.
     retained: HashMap<Box<str>, Message>,
 }
 
 impl Kept {
-    /// Keeps or clears the retained message of a topic.
+    /// Keeps or deletes the retained message of a topic.
     pub(crate) fn retain(&mut self, message: Message) {
         let view = message.view();
         if view.payload().is_empty() {
@@ -31,17 +31,15 @@ impl Kept {
         }
     }
 
-    /// The retained message of a topic need not be kept.
+    /// Deletes the retained message of a topic.
     pub(crate) fn forget_retained(&mut self, topic: &str) {
         self.retained.remove(topic);
     }
 
-    /// Retained messages.
     pub(crate) fn retained(&self) -> impl ExactSizeIterator<Item = &Message> {
         self.retained.values()
     }
 
-    /// All named values.
     pub(crate) fn values(&self) -> impl Iterator<Item = (&Box<str>, &Bytes)> {
         self.values.iter()
     }
@@ -54,7 +52,7 @@ impl Kept {
         self.values.insert(name.into(), Bytes::copy_from_slice(value));
     }
 
-    /// Forgets a named value, and what is a part of it.
+    /// Deletes a named value with its parts.
     pub(crate) fn forget(&mut self, name: &str) {
         self.values.remove(name);
         let parts = format!("{name}{PART}");
@@ -64,13 +62,13 @@ impl Kept {
         }
     }
 
-    /// Named values, by the beginning of their names.
+    /// The named values with this prefix.
     pub(crate) fn beginning_with<'a>(&'a self, begin: &'a str) -> impl Iterator<Item = (&'a Box<str>, &'a Bytes)> {
         let from = (Bound::Included(begin), Bound::Unbounded);
         self.values.range::<str, _>(from).take_while(move |(name, _)| name.starts_with(begin))
     }
 
-    /// Forgets parts of what is not there, as damage leaves them.
+    /// Deletes parts of values that do not exist, which damage can leave behind.
     pub(crate) fn forget_lost_parts(&mut self) {
         let is_lost = |name: &str| name.split_once(PART).is_some_and(|(whole, _)| !self.values.contains_key(whole));
         let lost: Vec<Box<str>> =
@@ -80,7 +78,7 @@ impl Kept {
         }
     }
 
-    /// The sessions of clients, without the wills and marks that are kept beside them.
+    /// The sessions of clients, without the wills and marks that are stored beside them.
     pub(crate) fn client_sessions(&self) -> impl Iterator<Item = (&Box<str>, &Bytes)> {
         self.values.iter().filter(|(name, _)| !name.starts_with('\0') && !name.contains(PART))
     }

@@ -1,5 +1,6 @@
-//! What bounds push out is lost data. The log says so, with whose and how much, but not for every message: a line per
-//! consumer and minute, and [`LINES`] a minute for all. The counts of consumers and of [`super::report::Status`] are exact.
+//! Logs messages that limits have dropped, which is lost data, with their owner and number. There is not a line for every
+//! message, but one for each consumer and minute, and [`LINES`] in a minute for all. The counters of consumers and of
+//! [`super::report::Status`] are exact.
 
 use std::time::Instant;
 
@@ -9,10 +10,10 @@ use super::consumers::Queue;
 use super::pace::LossPace;
 use crate::access::owner::ConsumerOwner;
 
-/// Lines a minute.
+/// The most lines in a minute.
 const LINES: u32 = 10;
 
-/// What all consumers together have lost since the start.
+/// The losses of all consumers since the start.
 #[derive(Debug, Default)]
 pub(crate) struct Losses {
     messages: u64,
@@ -20,12 +21,12 @@ pub(crate) struct Losses {
 }
 
 impl Losses {
-    /// Messages.
+    /// The number of messages.
     pub(crate) fn messages(&self) -> u64 {
         self.messages
     }
 
-    /// Bounds have pushed out messages of this consumer.
+    /// Records that limits have dropped messages of this consumer.
     pub(crate) fn note(&mut self, queue: &mut Queue, messages: u64, bounds: &str) {
         self.messages += messages;
         let now = Instant::now();

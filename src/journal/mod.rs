@@ -1,42 +1,42 @@
-//! What waits: messages for consumers that must get them whether they are connected or not, each upstream and each
-//! persistent session being one consumer, and the state of the broker that must outlive the process.
+//! The durable log. It holds messages for consumers that must get them whether they are connected or not, where each
+//! upstream and each persistent session is a consumer. It also holds the state of the broker that must survive the process.
 //!
 //! One [`Journal::append`] serves all consumers of a message and the retained store. Every consumer reads in the order of
-//! appending, settles what it is done with, and after a break reads again from its oldest unsettled message. Bounds are
-//! per consumer and for the whole; what they push out is counted and can be read.
+//! appending, settles messages, and after an interruption reads again from its oldest unsettled message. There are limits
+//! for each consumer and for the whole; what they drop is counted and reported.
 //!
 //! | file | what |
 //! |---|---|
 //! | `format` | what is on disk |
 //! | `record`, `snapshot`, `boots` | its parts |
 //! | `storage/` | files, real and for tests; `direct` writes what is small in sectors of 512 bytes, not in blocks of 4096 |
-//! | `terms` | what rooms hand to the journal and get from it |
-//! | `append`, `keeping` | how messages come in, and values and retained messages |
+//! | `terms` | the types that other rooms exchange with the journal |
+//! | `append`, `keeping` | appending messages; keeping values and retained messages |
 //! | `reader`, `filler` | how consumers read, and the thread that reads ahead for them |
 //! | `writer/` | the thread that writes: all that waits with one write and one sync; it makes room and merges what is still needed |
-//! | `recovery` | what is found at start |
-//! | `inspect` | looking at it from outside |
-//! | `state/` | what is in memory, behind one lock, and what needs several parts of it: what is appended, what gives way |
+//! | `recovery` | reading the state at the start |
+//! | `inspect` | examining a journal from outside |
+//! | `state/` | the state in memory, behind one lock, and the operations on several parts of it: appending, giving way |
 //!
-//! What is in memory, where each file or directory alone changes what it knows:
+//! The state in memory. Each file or directory alone changes its part:
 //!
 //! | file | what |
 //! |---|---|
-//! | `pending` | what was appended and is not on disk yet |
-//! | `consumers/` | what waits for each, how far each is, whose cursor has moved |
-//! | `log/` | the segments, for whom they hold what, and the files that there are for more of them |
+//! | `pending` | records that are not on disk yet |
+//! | `consumers/` | the waiting messages, progress and moved cursors of each consumer |
+//! | `log/` | the segments, what they hold for whom, and the files for further segments |
 //! | `kept` | named values and retained messages |
-//! | `space_left`, `parts` | the space that is left, and for whom which part of it is |
-//! | `loss`, `pace` | what bounds have pushed out |
-//! | `report`, `trouble` | damage, counters, and a disk that takes nothing |
+//! | `space_left`, `parts` | the space that is left, and which part of it is for whom |
+//! | `loss`, `pace` | messages that limits have dropped |
+//! | `report`, `trouble` | damage, counters, and a failing disk |
 //!
 //! # Promises
-//! - What [`Journal::synced`] has reached is on disk. Nothing is handed to a consumer before that, so that no place or
-//!   ordinal ever means one message to a consumer and another after a power cut.
+//! - Everything up to [`Journal::synced`] is on disk. Nothing is handed to a consumer before that, so a position or ordinal
+//!   never means one message before a power cut and another after it.
 //! - `append` never waits for the disk.
 //! - A restart loses nothing that was synced. Consumers get again what they have settled since their cursor was last
-//!   written: at most [`CURSOR_EVERY`] messages and a few that are settled while it is being written.
-//! - What cannot be read costs the records concerned, is reported, and counted as lost for the consumers concerned.
+//!   written: at most [`CURSOR_EVERY`] messages and a few that are settled during the write.
+//! - Unreadable data costs only the records in it. It is reported, and the messages are counted as lost for their consumers.
 //!
 //! # Limits
 //! - Memory: [`PENDING_MAX`] bytes that wait for the disk and as many being written; 256 KiB read ahead for a consumer
@@ -98,53 +98,54 @@ use crate::health::Health;
 use crate::message::Message;
 use crate::time::{SharedClock, SystemClock};
 
-/// A consumer's cursor is written after so many settled messages at the latest.
+/// A consumer's cursor is written after at most this number of settled messages.
 pub(crate) const CURSOR_EVERY: u64 = 500;
-/// And when something is written anyway, if it has moved and the last time is this long ago.
+/// The age at which a moved cursor is written together with something else.
 const CURSOR_AGE: Duration = Duration::from_secs(1);
-/// And when nothing is written, after this time.
+/// The age at which a moved cursor is written even if nothing else is.
 const CURSOR_IDLE: Duration = Duration::from_secs(30);
-/// Messages that nobody waits for may stay unwritten for this long.
+/// How long records for which nobody waits may stay unwritten.
 const LAZY: Duration = Duration::from_secs(10);
-/// Bytes that may wait for the disk; more are refused.
+/// The most bytes that may wait for the disk; further messages are refused.
 pub(crate) const PENDING_MAX: usize = 4 << 20;
-/// Bytes read ahead for all consumers.
+/// The most bytes that are read ahead for all consumers.
 pub(crate) const AHEAD_ALL: usize = 6 << 20;
-/// Files set aside that are kept.
+/// The most set-aside files that are kept.
 pub(crate) const MOST_ASIDE: usize = 4;
-/// Reports that are kept; older ones are only counted.
+/// The most reports that are kept; older ones are only counted.
 const MOST_REPORTS: usize = 100;
 
 /// A consumer of the journal, for this run of the gateway.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ConsumerId(pub(crate) u32);
 
-/// Place of a record in the journal: later records have greater places.
+/// The position of a record in the journal: later records have higher positions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct Position(pub(crate) u64);
 
-/// What to do with a new message when its consumer's backlog, or the whole journal, is at its bound.
+/// What happens to a new message when its consumer's limit, or that of the whole journal, is reached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub enum WhenFull {
-    /// The oldest waiting message makes room.
+    /// The oldest waiting message is dropped.
     #[default]
     DropOldest,
     /// The new message is not accepted.
     Refuse,
 }
 
-/// Bounds of one consumer's backlog.
+/// The limits of one consumer's backlog.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// Most messages that wait.
+    /// The most waiting messages.
     pub messages: usize,
-    /// Most bytes that wait, as [`Message::size`] counts them.
+    /// The most bytes that wait, as counted by [`Message::size`].
     pub bytes: usize,
-    /// What gives way.
+    /// What happens when a limit is reached.
     pub when_full: WhenFull,
 }
 
-/// The journal does not accept a message: a consumer that refuses is full, or the disk is, or it fails.
+/// The error that the journal does not accept a message: a consumer that refuses is full, the disk is full, or the disk
+/// fails.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the journal is full")]
 pub struct Full;
@@ -159,9 +160,9 @@ pub enum JournalError {
         format::VERSION
     )]
     Version {
-        /// The file.
+        /// The name of the file.
         file: String,
-        /// Its version.
+        /// The version of the file.
         found: u16,
     },
     /// The system refuses a thread.
@@ -180,10 +181,10 @@ struct Shared {
     storage: Arc<dyn Storage>,
     clock: ClockOf,
     settings: JournalSettings,
-    /// How often the lock was taken to append.
+    /// The number of times that the lock was taken to append.
     #[cfg(test)]
     appends: std::sync::atomic::AtomicU64,
-    /// How often readers took it.
+    /// The number of times that readers took the lock.
     #[cfg(test)]
     reads: std::sync::atomic::AtomicU64,
 }
@@ -196,7 +197,7 @@ impl std::fmt::Debug for ClockOf {
     }
 }
 
-/// Stops the threads when the last who could use the journal has gone.
+/// Stops the threads when the last user of the journal is dropped.
 #[derive(Debug)]
 struct ThreadsGuard {
     shared: Arc<Shared>,
@@ -210,7 +211,7 @@ impl Drop for ThreadsGuard {
     }
 }
 
-/// The journal, shared by those who append and those who read.
+/// The journal, shared by all that append and read. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Journal {
     shared: Arc<Shared>,
@@ -238,7 +239,8 @@ impl Shared {
 }
 
 impl Journal {
-    /// Opens the journal in `storage`, whatever state it is in, and starts its threads. Reads: not for a runtime worker.
+    /// Opens the journal in `storage`, whatever its state, and starts its threads. Reads files, so it must not run on a
+    /// runtime worker.
     pub fn open(
         storage: Arc<dyn Storage>,
         settings: JournalSettings,
@@ -279,61 +281,62 @@ impl Journal {
         Ok(Journal { shared, guard })
     }
 
-    /// Completes when the threads have ended, which they do only after [`Journal::close`] or by a fault of ours.
+    /// Completes when the threads have ended, which they do only after [`Journal::close`] or by a fault of the program.
     pub(crate) async fn ended(&self) {
         let mut alive = self.guard.alive.clone();
         while alive.changed().await.is_ok() {}
     }
 
-    /// Writes what waits and all cursors, and ends. Blocks until the disk has taken it: not for a runtime worker.
+    /// Writes all waiting records and all cursors, and ends. Blocks until they are on disk, so it must not run on a runtime
+    /// worker.
     pub fn close(&self) {
         self.shared.stop(state::Stop::Orderly);
         for thread in self.guard.threads.lock().drain(..) {
-            // a thread that has panicked has been reported by its panic
+            // a panic of the thread has been reported already
             let _ = thread.join();
         }
     }
 
-    /// The consumer with this lasting name (`upstream/home`, `session/esp-loft`), known from now on.
+    /// Registers the consumer with this lasting name (`upstream/home`, `session/esp-loft`).
     pub fn register(&self, name: &str, limits: Limits) -> ConsumerId {
         let id = self.shared.state.lock().register(name, limits);
         self.shared.work.notify_one();
         id
     }
 
-    /// Changes the bounds of a consumer for what comes from now on.
+    /// Changes the limits of a consumer for later messages.
     pub(crate) fn bound(&self, id: ConsumerId, limits: Limits) {
         if let Some(queue) = self.shared.state.lock().queues.get_mut(id) {
             queue.bound(limits);
         }
     }
 
-    /// Nobody asks for this consumer any more. What waits for it is kept for the case that it is registered again, and is the
-    /// first to give way.
+    /// Marks a consumer for which nobody asks any more. Its messages are kept in case it is registered again, and give way
+    /// first.
     pub(crate) fn orphan(&self, id: ConsumerId) {
         self.shared.state.lock().orphan(id);
     }
 
-    /// Forgets a consumer and what waits for it.
+    /// Removes a consumer with its waiting messages.
     pub fn remove(&self, id: ConsumerId) -> Backlog {
         let backlog = self.shared.state.lock().remove(id);
         self.shared.work.notify_one();
         backlog
     }
 
-    /// All consumers with their names, those included that nobody has registered since the start.
+    /// All consumers with their names, including those that nobody has registered since the start.
     pub fn consumers(&self) -> Vec<(Box<str>, ConsumerId, Backlog)> {
         let state = self.shared.state.lock();
         state.queues.iter().map(|(id, queue)| (queue.name().into(), id, queue.backlog())).collect()
     }
 
-    /// Appends a message for `consumers`. Never waits; the message is safe once [`Journal::synced`] has reached the
-    /// place returned. Either all consumers get it or, where one of them refuses, none.
+    /// Appends a message for `consumers`. Never waits: the message is on disk once [`Journal::synced`] has reached the
+    /// returned position. Either all consumers get it, or, if one of them refuses, none.
     pub fn append(&self, message: &Message, consumers: &[ConsumerId]) -> Result<Position, Full> {
         self.append_with(message, consumers, Extra::default())
     }
 
-    /// Appends a message and what goes with it, as one.
+    /// Appends a message together with additional data.
     pub fn append_with(&self, message: &Message, consumers: &[ConsumerId], extra: Extra) -> Result<Position, Full> {
         self.appender().append(message, consumers, extra)
     }
@@ -344,12 +347,12 @@ impl Journal {
         self.appender().received(id, packet_id)
     }
 
-    /// Notes a step of a QoS 2 exchange; it is safe once [`Journal::synced`] has reached the place returned.
+    /// Records a step of a QoS 2 exchange. It is on disk once [`Journal::synced`] has reached the returned position.
     pub(crate) fn note(&self, id: ConsumerId, note: Note) -> Result<Position, Full> {
         self.with_state(|state| state.append_note(id, note))
     }
 
-    /// The place up to which everything appended so far is safe, once [`Journal::synced`] has reached it.
+    /// The position up to which everything appended so far is on disk, once [`Journal::synced`] has reached it.
     pub fn barrier(&self) -> Position {
         self.with_state(JournalState::barrier)
     }
@@ -365,33 +368,34 @@ impl Journal {
         self.shared.state.lock().queues.get(id).map(|queue| queue.received().clone()).unwrap_or_default()
     }
 
-    /// Ordinals that this consumer has said to be received there and not completed.
+    /// Ordinals that the other side of this consumer has received and not completed.
     pub(crate) fn released(&self, id: ConsumerId) -> std::collections::BTreeSet<u64> {
         self.shared.state.lock().queues.get(id).map(|queue| queue.released().clone()).unwrap_or_default()
     }
 
-    /// How often the lock was taken to append.
+    /// The number of times that the lock was taken to append.
     #[cfg(test)]
     pub(crate) fn appends(&self) -> u64 {
         self.shared.appends.load(std::sync::atomic::Ordering::Relaxed)
     }
 
-    /// The greatest place up to which all is safe.
+    /// The position up to which everything is on disk.
     pub fn synced(&self) -> watch::Receiver<Position> {
         self.shared.synced.subscribe()
     }
 
-    /// Reads for a consumer, from its oldest unsettled message on. One reader at a time.
+    /// A reader for a consumer, from its oldest unsettled message on. There may be one reader at a time.
     pub(crate) fn reader(&self, id: ConsumerId) -> Reader {
         Reader::new(self.clone(), id, None)
     }
 
-    /// The same for a task that reads for many consumers: `news` says whose [`Reader::try_next`] is worth a call.
+    /// The same for a task that reads for many consumers. `news` tells for which of them [`Reader::try_next`] is worth a
+    /// call.
     pub(crate) fn reader_with_news(&self, id: ConsumerId, news: Arc<News>) -> Reader {
         Reader::new(self.clone(), id, Some(news))
     }
 
-    /// Gives a message that `from` has in hand to another consumer, as one: whatever happens, one of them has it.
+    /// Moves a message in the hand of `from` to another consumer in one step: after a crash exactly one of them has it.
     pub(crate) fn hand_over(&self, from: ConsumerId, delivery: &Delivery, to: ConsumerId) -> Result<Position, Full> {
         let extra = Extra { handed_over: Some((from, delivery.ordinal)), ..Extra::default() };
         let position = self.append_with(&delivery.message, &[to], extra)?;
@@ -403,61 +407,62 @@ impl Journal {
         Ok(position)
     }
 
-    /// What waits for a consumer.
+    /// What waits for a consumer, and the outcomes of all other messages.
     pub fn backlog(&self, id: ConsumerId) -> Backlog {
         self.shared.state.lock().queues.get(id).map(Queue::backlog).unwrap_or_default()
     }
 
-    /// The same by the consumer's lasting name.
+    /// The same, by the consumer's lasting name.
     pub(crate) fn backlog_of(&self, name: &str) -> Option<Backlog> {
         let state = self.shared.state.lock();
         Some(state.queues.get(state.queues.id_of(name)?)?.backlog())
     }
 
-    /// This moment as a number that means the same after a restart and in other boots: see [`Journal::elapsed_since`].
+    /// The present moment as a number that keeps its meaning after a restart and in other boots: see
+    /// [`Journal::elapsed_since`].
     pub(crate) fn stamp(&self) -> i64 {
         self.shared.state.lock().boots.stamp(&*self.shared.clock.0)
     }
 
-    /// Milliseconds that have passed since a moment of [`Journal::stamp`], at least: what is not known to have passed does not
-    /// count. A number that is not of that kind is one of earlier versions, a Unix time, which nothing can be said about.
+    /// The least number of milliseconds since a moment of [`Journal::stamp`]; time that is not known to have passed does not
+    /// count. Any other number is a Unix time of an earlier version, from which nothing can be concluded.
     pub(crate) fn elapsed_since(&self, stamp: i64) -> u64 {
         self.shared.state.lock().boots.elapsed_since(stamp, &*self.shared.clock.0)
     }
 
-    /// Has noted how the clock is, should nothing else be written.
+    /// Records the state of the clock, in case nothing else is written.
     pub(crate) fn observe_clock(&self) {
         self.with_state(|state| state.observe_clock(&*self.shared.clock.0));
     }
 
-    /// Whether the log knows that the clock has been set in this boot.
+    /// Whether the log knows that the clock was set in this boot.
     pub(crate) fn knows_clock_was_set(&self) -> bool {
         self.shared.state.lock().boots.is_set()
     }
 
-    /// Tells this of a disk that takes nothing, from now on.
+    /// Reports a failing disk to this health from now on.
     pub(crate) fn report_to(&self, health: Health) {
         self.shared.state.lock().trouble.report_to(health);
     }
 
-    /// How the journal is.
+    /// The state of the journal with its counters.
     pub(crate) fn status(&self) -> Status {
         self.shared.state.lock().status(&self.shared.settings)
     }
 
-    /// Ordinals that this consumer has not settled and that may have been sent before the process began, where its task has never
-    /// had more unsettled at a time.
+    /// Ordinals that this consumer has not settled and that may have been sent before the process began, if its task never
+    /// had more than `in_hand` unsettled at a time.
     pub(crate) fn maybe_sent(&self, id: ConsumerId, in_hand: u64) -> std::ops::Range<u64> {
         self.shared.state.lock().queues.get(id).map_or(0..0, |queue| queue.maybe_sent(in_hand))
     }
 
-    /// The least of the lasting names that are of this kind; looks through all of them.
+    /// The first of the lasting names that `is_it` accepts. Searches all of them.
     pub(crate) fn find_consumer(&self, is_it: impl Fn(&str) -> bool) -> Option<Box<str>> {
         let state = self.shared.state.lock();
         state.queues.names().filter(|name| is_it(name)).min().cloned()
     }
 
-    /// What was wrong with the files, since the start: the last [`MOST_REPORTS`].
+    /// The last [`MOST_REPORTS`] problems of the files since the start.
     #[cfg(test)]
     pub(crate) fn reports(&self) -> Vec<Report> {
         self.shared.state.lock().reports.iter().cloned().collect()

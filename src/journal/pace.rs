@@ -1,10 +1,10 @@
-//! How often the log says the same.
+//! Limits how often the same thing is logged.
 
 use std::time::{Duration, Instant};
 
 const MINUTE: Duration = Duration::from_secs(60);
 
-/// Keeps lines apart.
+/// Spaces log lines.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct LossPace {
     since: Option<Instant>,
@@ -12,7 +12,7 @@ pub(crate) struct LossPace {
 }
 
 impl LossPace {
-    /// Whether there may be another line, of at most so many a minute.
+    /// Whether there may be another line, of at most `most` in a minute.
     pub(crate) fn admits(&mut self, most: u32, now: Instant) -> bool {
         if self.since.is_none_or(|since| now.duration_since(since) >= MINUTE) {
             *self = LossPace { since: Some(now), lines: 0 };

@@ -1,35 +1,34 @@
-//! Parts of the journal that some consumers are guaranteed: upstreams, sessions of users, and sessions of clients without a
-//! user name.
+//! The parts of the journal that are guaranteed to groups of consumers: upstreams, sessions of users, and sessions of
+//! clients without a user name.
 //!
-//! What a part does not use, others may: it is taken back when it is needed. When the journal is full, the part that is
-//! furthest above what it is guaranteed gives way, in it whoever has most (an upstream, a user with the shared subscriptions
-//! that the user has begun, all guests together), and of that the oldest. Where messages are refused rather than given up,
-//! nothing can be taken back: there the parts that have consumers keep what they are guaranteed free of others.
+//! Space that a part does not use is lent to others, and taken back when it is needed. When the journal is full, the part
+//! that is furthest above its guarantee gives way, in it the holder with most (an upstream, a user with the shared
+//! subscriptions made by that user, or all guests together), and of that the oldest messages. If messages are refused
+//! instead of dropped, nothing can be taken back, so the guarantees of all parts with consumers are kept free.
 
 use super::format::DATA;
 use super::settings::JournalSettings;
 use crate::access::identity::SessionName;
 use crate::access::owner::ConsumerOwner;
 
-/// Parts that have a guarantee of their own.
+/// The number of parts.
 pub(crate) const PARTS: usize = 3;
 
-/// Whom a part of the journal is for.
+/// The consumers of a part.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Part {
-    /// What waits for upstreams.
+    /// Messages for upstreams.
     Upstreams = 0,
-    /// Persistent sessions of users, and what is not known to be somebody else's.
+    /// Persistent sessions of users, and those of unknown owners.
     Users = 1,
     /// Persistent sessions of clients without a user name.
     Guests = 2,
 }
 
 impl Part {
-    /// All of them, in the order of their numbers.
     pub(crate) const ALL: [Part; PARTS] = [Part::Upstreams, Part::Users, Part::Guests];
 
-    /// By a consumer's lasting name.
+    /// The part of a consumer, by its lasting name.
     pub(crate) fn of(name: &str) -> Part {
         match PartHolder::of(name) {
             PartHolder::Upstream(_) => Part::Upstreams,
@@ -38,7 +37,7 @@ impl Part {
         }
     }
 
-    /// Percent of the journal that are guaranteed.
+    /// The percentage of the journal that is guaranteed.
     pub(crate) fn percent(self) -> u64 {
         match self {
             Part::Upstreams => 50,
@@ -47,7 +46,7 @@ impl Part {
         }
     }
 
-    /// What the log says of it.
+    /// The name in log messages.
     pub(crate) fn shown(self) -> &'static str {
         match self {
             Part::Upstreams => "upstreams",
@@ -57,21 +56,21 @@ impl Part {
     }
 }
 
-/// Who gives way together.
+/// Consumers that give way together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum PartHolder<'a> {
-    /// An upstream, in whatever order it gets its messages.
+    /// An upstream with all its lanes.
     Upstream(&'a str),
-    /// All sessions of a user, and all shared subscriptions that the user has begun.
+    /// All sessions of a user, and all shared subscriptions made by that user.
     User(&'a str),
-    /// All that is for clients without a user name.
+    /// Everything for clients without a user name.
     Guests,
-    /// A consumer of which nobody knows whose it is, by its lasting name.
+    /// A consumer of an unknown owner, by its lasting name.
     Unknown(&'a str),
 }
 
 impl PartHolder<'_> {
-    /// By a consumer's lasting name.
+    /// The holder of a consumer, by its lasting name.
     pub(crate) fn of(name: &str) -> PartHolder<'_> {
         match ConsumerOwner::of(name) {
             ConsumerOwner::Upstream(upstream) => PartHolder::Upstream(upstream),
@@ -86,13 +85,13 @@ impl PartHolder<'_> {
     }
 }
 
-/// Bytes that a segment has for records.
+/// The bytes of a segment that records can use.
 pub(crate) fn usable(settings: &JournalSettings) -> u64 {
     settings.segment_size() - DATA
 }
 
-/// Bytes of the journal that are guaranteed to a part: of what is left besides the file that is written to, and one that
-/// others are merged into.
+/// The bytes of the journal that are guaranteed to a part. They are a percentage of the space without the file being written
+/// and one into which others are merged.
 pub(crate) fn guaranteed(part: Part, settings: &JournalSettings) -> u64 {
     settings.segments().saturating_sub(2) as u64 * usable(settings) * part.percent() / 100
 }

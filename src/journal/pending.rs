@@ -1,4 +1,4 @@
-//! What was appended and is not on disk yet.
+//! Records that were appended and are not on disk yet.
 
 use std::time::{Duration, Instant};
 
@@ -6,36 +6,35 @@ use super::format::RecordKind;
 use super::record::{self, RecordDraft};
 use super::{LAZY, Position};
 
-/// A disk that has not answered for so long is taken for one that fails.
+/// A disk that has not responded for this long counts as failing.
 const STANDS_STILL: Duration = Duration::from_secs(20);
 
-/// Records that wait to be written, and those that are being written.
+/// The records that wait to be written, and those that are being written.
 #[derive(Debug, Default)]
 pub(crate) struct Pending {
-    /// Place of the newest record.
+    /// The position of the newest record.
     newest: u64,
-    /// Records without CRCs.
+    /// The records, without their CRCs.
     bytes: Vec<u8>,
-    /// When they are to be written; `None`: together with the next that has a time.
+    /// When they must be written; `None` if they can wait for a record that has a time.
     due: Option<Instant>,
-    /// Bytes that are being written.
+    /// The bytes that are being written.
     writing: usize,
-    /// When the writing thread has last got something done, while it writes.
+    /// When the writing thread last made progress, while it writes.
     writing_since: Option<Instant>,
 }
 
 impl Pending {
-    /// What comes next has a place behind this one.
+    /// Lets the next record have a higher position than this one.
     pub(crate) fn begin_after(&mut self, place: u64) {
         self.newest = place;
     }
 
-    /// Place of the newest record.
     pub(crate) fn newest(&self) -> Position {
         Position(self.newest)
     }
 
-    /// Adds a record; returns its place.
+    /// Adds a record, and returns its position.
     pub(crate) fn push(
         &mut self,
         (kind, flags, boot): (RecordKind, u8, u32),
@@ -47,12 +46,12 @@ impl Pending {
         Position(self.newest)
     }
 
-    /// Bytes that wait.
+    /// The waiting bytes.
     pub(crate) fn len(&self) -> usize {
         self.bytes.len()
     }
 
-    /// Bytes that wait or are being written.
+    /// The bytes that wait or are being written.
     pub(crate) fn unsafe_bytes(&self) -> usize {
         self.bytes.len() + self.writing
     }
@@ -65,28 +64,28 @@ impl Pending {
         self.due.get_or_insert_with(|| Instant::now() + LAZY);
     }
 
-    /// When what waits is to be written, if that is said.
+    /// When the waiting records must be written, if that is set.
     pub(crate) fn due(&self) -> Option<Instant> {
         self.due
     }
 
-    /// Gives what waits to the writing thread.
+    /// Gives the waiting records to the writing thread.
     pub(crate) fn take(&mut self, bytes: &mut Vec<u8>, now: Instant) {
         std::mem::swap(&mut self.bytes, bytes);
         (self.writing, self.writing_since, self.due) = (bytes.len(), Some(now), None);
     }
 
-    /// The writing thread has got something done.
+    /// Records that the writing thread has made progress.
     pub(crate) fn progressed(&mut self) {
         self.writing_since = self.writing_since.map(|_| Instant::now());
     }
 
-    /// What was taken is written.
+    /// Records that everything taken is written.
     pub(crate) fn written(&mut self) {
         (self.writing, self.writing_since) = (0, None);
     }
 
-    /// What is to be said of a write that gets nowhere.
+    /// A text about a write that makes no progress.
     pub(crate) fn standing_still(&self) -> Option<String> {
         let seconds = self.writing_since.map(|since| since.elapsed()).filter(|since| *since >= STANDS_STILL)?.as_secs();
         Some(format!("the disk has not taken a write for {seconds} s: see dmesg; the card may be worn out"))

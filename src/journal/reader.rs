@@ -1,4 +1,4 @@
-//! How consumers read.
+//! Reads the journal for one consumer.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -10,7 +10,7 @@ use super::consumers::{News, Queue};
 use super::state::JournalState;
 use super::{Backlog, ConsumerId, Delivery, Journal, Outcome, Position};
 
-/// Most messages taken under one lock.
+/// The most messages that are taken under one lock.
 const AT_ONCE: usize = 64;
 
 /// Reads the journal for one consumer. Never waits for the disk.
@@ -19,9 +19,9 @@ pub(crate) struct Reader {
     journal: Journal,
     id: ConsumerId,
     changed: Arc<Notify>,
-    /// Taken together with one that was asked for.
+    /// Messages that were taken together with one that was asked for.
     taken: VecDeque<Delivery>,
-    /// Done with, and not said yet.
+    /// Settled messages that have not been reported to the journal.
     settled: Vec<(Position, Outcome)>,
 }
 
@@ -48,12 +48,12 @@ impl Reader {
         }
     }
 
-    /// The next message, if there is one in memory yet.
+    /// The next message, if one is in memory.
     pub(crate) fn try_next(&mut self) -> Option<Delivery> {
         self.next_of(1)
     }
 
-    /// The same for who is going to take up to so many: the lock is not taken for each of them.
+    /// The same for a caller that will take up to `most` messages, so that the lock is not taken for each of them.
     pub(crate) fn next_of(&mut self, most: usize) -> Option<Delivery> {
         if let Some(delivery) = self.taken.pop_front() {
             return Some(delivery);
@@ -71,12 +71,12 @@ impl Reader {
         delivery
     }
 
-    /// What was taken last and cannot be used yet comes next.
+    /// Takes back the last message, which comes next again.
     pub(crate) fn put_back(&mut self, delivery: Delivery) {
         self.taken.push_front(delivery);
     }
 
-    /// Has the queue do something, where nothing has been taken that is not used.
+    /// Runs an operation on the queue after unused messages have been put back.
     fn with_queue(&mut self, act: impl FnOnce(&mut Queue)) {
         let mut state = lock(&self.journal, self.id, &mut self.settled);
         if let Some(queue) = state.queues.get_mut(self.id) {
@@ -86,24 +86,24 @@ impl Reader {
         self.taken.clear();
     }
 
-    /// Waits until [`Reader::try_next`] may have something new. Safe to cancel.
+    /// Waits until [`Reader::try_next`] may have a new message. Safe to cancel.
     pub(crate) async fn ready(&self) {
         self.changed.notified().await;
     }
 
-    /// The other side has acknowledged the message at this place; in any order.
+    /// Records that the other side has acknowledged the message at this position. Any order is allowed.
     pub(crate) fn settle(&mut self, position: Position) {
         self.settle_as(position, Outcome::Acked);
     }
 
-    /// The consumer is done with the message at this place; in any order.
+    /// Settles the message at this position. Any order is allowed.
     pub(crate) fn settle_as(&mut self, position: Position, outcome: Outcome) {
         self.settle_soon(position, outcome);
         self.say_settled();
     }
 
-    /// The same, to be said to the journal together with others: with the next message that is asked for, or by
-    /// [`Reader::say_settled`].
+    /// Settles a message, and reports that to the journal together with others: with the next message that is asked for, or
+    /// by [`Reader::say_settled`].
     pub(crate) fn settle_soon(&mut self, position: Position, outcome: Outcome) {
         self.settled.push((position, outcome));
         if self.settled.len() >= AT_ONCE {
@@ -111,32 +111,32 @@ impl Reader {
         }
     }
 
-    /// Has the journal know of all that is done with.
+    /// Reports all settled messages to the journal.
     pub(crate) fn say_settled(&mut self) {
         if !self.settled.is_empty() {
             drop(lock(&self.journal, self.id, &mut self.settled));
         }
     }
 
-    /// Reads again from the oldest unsettled message on.
+    /// Starts again from the oldest unsettled message.
     pub(crate) fn rewind(&mut self) {
         self.with_queue(Queue::rewind);
         self.attach();
     }
 
-    /// Nobody will read for a while: memory that holds what was read ahead is set free. The next
-    /// [`Reader::try_next`] ends the rest.
+    /// Releases the memory of messages that were read ahead, because nobody reads for a while. The next [`Reader::try_next`]
+    /// ends that.
     pub(crate) fn rest(&mut self) {
         self.with_queue(Queue::detach);
     }
 
-    /// What waits for this consumer.
+    /// What waits for this consumer, and the outcomes of all other messages.
     pub(crate) fn backlog(&self) -> Backlog {
         self.journal.backlog(self.id)
     }
 }
 
-/// The journal's lock, where it is known what a consumer is done with.
+/// Takes the journal's lock and reports settled messages.
 fn lock<'a>(
     journal: &'a Journal,
     id: ConsumerId,

@@ -1,4 +1,4 @@
-//! What the journal has to say about itself.
+//! What the journal reports about itself.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -8,52 +8,52 @@ use serde::Serialize;
 
 use super::MOST_REPORTS;
 
-/// Something that was wrong with a file.
+/// A problem of a file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Report {
-    /// A write that a power cut had interrupted was cut off. Nothing in it had been acknowledged.
+    /// An incomplete write after a power cut was cut off. Nothing in it had been acknowledged.
     TornTail {
-        /// The file.
+        /// The name of the file.
         file: String,
-        /// Where its whole records end.
+        /// The offset at which its complete records end.
         at: u64,
     },
-    /// Between whole records there are bytes that are none.
+    /// There are bytes between complete records that belong to none.
     Damaged {
-        /// The file.
+        /// The name of the file.
         file: String,
-        /// Places.
+        /// The number of damaged places.
         places: u32,
-        /// Bytes.
+        /// The number of damaged bytes.
         bytes: u64,
-        /// Records that are missing, where their numbers tell.
+        /// The number of missing records, as far as their numbers show it.
         records: u64,
     },
-    /// One of the two headers of a file was not readable; the other one is used.
+    /// One of the two headers of a file cannot be read; the other one is used.
     Header {
-        /// The file.
+        /// The name of the file.
         file: String,
     },
     /// A file was renamed and is not used any more.
     SetAside {
-        /// Its name before.
+        /// The old name.
         file: String,
-        /// Its name now.
+        /// The new name.
         to: String,
-        /// Its size.
+        /// The size in bytes.
         bytes: u64,
     },
     /// A file cannot be read at all.
     Unreadable {
-        /// The file.
+        /// The name of the file.
         file: String,
-        /// What the system says.
+        /// The error of the operating system.
         error: String,
     },
 }
 
 impl Report {
-    /// Whether acknowledged messages may be concerned.
+    /// Whether acknowledged messages may be lost.
     pub(crate) fn is_loss(&self) -> bool {
         matches!(self, Report::Damaged { .. } | Report::SetAside { .. } | Report::Unreadable { .. })
     }
@@ -75,49 +75,49 @@ impl fmt::Display for Report {
     }
 }
 
-/// How the journal is.
+/// The state of the journal with its counters.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, JsonSchema)]
 #[schemars(rename = "Journal")]
 pub(crate) struct Status {
-    /// Why nothing can be written now, and what to do; `None`: all is well.
+    /// Why nothing can be written at present, and what to do; `null` if all is well.
     pub(crate) failing: Option<String>,
-    /// The last such trouble, even if it is over.
+    /// The last such problem, even if it is over.
     pub(crate) last_error: Option<String>,
-    /// Whether messages are refused because those that wait fill `journal.max_size`.
+    /// Whether messages are refused because the waiting ones fill `journal.max_size`.
     pub(crate) is_full: bool,
-    /// Bytes on disk.
+    /// The bytes on disk.
     pub(crate) used_bytes: u64,
-    /// `journal.max_size`.
+    /// The limit `journal.max_size` in bytes.
     pub(crate) max_bytes: u64,
-    /// Segments in use.
+    /// The number of segments in use.
     pub(crate) segments: usize,
-    /// Bytes that wait to be written.
+    /// The bytes that wait to be written.
     pub(crate) pending_bytes: usize,
-    /// Greatest place that is safe.
+    /// The highest position on disk.
     pub(crate) synced: u64,
-    /// Messages written since the start.
+    /// The number of messages written since the start.
     pub(crate) messages: u64,
-    /// Records written since the start: messages, cursors and the like.
+    /// The number of records written since the start: messages, cursors and others.
     pub(crate) records: u64,
-    /// Bytes given to the system to be written, since the start: files that are made, headers and snapshots included.
+    /// The bytes written since the start, including new files, headers and snapshots.
     pub(crate) written_bytes: u64,
-    /// The same for one message, on the average.
+    /// The average number of bytes written for one message.
     pub(crate) bytes_per_message: u64,
-    /// Syncs since the start.
+    /// The number of syncs since the start.
     pub(crate) syncs: u64,
-    /// Messages refused because the disk is full, fails or is too slow, since the start.
+    /// The number of messages refused since the start because the disk is full, fails or is too slow.
     pub(crate) refused: u64,
-    /// Messages that bounds have pushed out of consumers' queues, since the start.
+    /// The number of messages that limits have dropped from consumers' queues since the start.
     pub(crate) dropped: u64,
-    /// Segments given up to make room, since the start.
+    /// The number of segments given up to make room since the start.
     pub(crate) evicted: u64,
-    /// Damage found since the start, see [`Report::is_loss`].
+    /// The number of damages found since the start in which acknowledged messages may be lost.
     pub(crate) damaged: u64,
-    /// Files that were set aside and are still there.
+    /// The number of set-aside files that still exist.
     pub(crate) set_aside: usize,
 }
 
-/// Counters since the start.
+/// The counters since the start.
 #[derive(Debug, Default)]
 pub(crate) struct JournalCounts {
     messages: u64,
@@ -129,34 +129,33 @@ pub(crate) struct JournalCounts {
 }
 
 impl JournalCounts {
-    /// A record has become safe.
+    /// Counts a record that is on disk.
     pub(crate) fn add(&mut self, is_message: bool) {
         self.records += 1;
         self.messages += u64::from(is_message);
     }
 
-    /// Bytes were given to the system, which has synced so often.
+    /// Counts bytes that were written, and syncs.
     pub(crate) fn wrote(&mut self, bytes: u64, syncs: u64) {
         self.written_bytes += bytes;
         self.syncs += syncs;
     }
 
-    /// A message was refused.
+    /// Counts a refused message.
     pub(crate) fn refuse(&mut self) {
         self.refused += 1;
     }
 
-    /// Messages that were refused.
     pub(crate) fn refused(&self) -> u64 {
         self.refused
     }
 
-    /// A segment was given up to make room.
+    /// Counts a segment that was given up to make room.
     pub(crate) fn evict(&mut self) {
         self.evicted += 1;
     }
 
-    /// As the status has them.
+    /// The counters in the form of the status.
     pub(crate) fn shown(&self) -> Status {
         Status {
             messages: self.messages,
@@ -171,17 +170,17 @@ impl JournalCounts {
     }
 }
 
-/// What was wrong with the files, since the start.
+/// The problems of the files since the start.
 #[derive(Debug, Default)]
 pub(crate) struct Reports {
-    /// The last [`MOST_REPORTS`].
+    /// The last [`MOST_REPORTS`] problems.
     last: VecDeque<Report>,
-    /// How many were about acknowledged messages.
+    /// The number of problems in which acknowledged messages may be lost.
     losses: u64,
 }
 
 impl Reports {
-    /// Something was wrong with a file.
+    /// Adds a problem.
     pub(crate) fn add(&mut self, report: Report) {
         self.losses += u64::from(report.is_loss());
         self.last.push_back(report);
@@ -189,12 +188,12 @@ impl Reports {
         drop(self.last.drain(..old));
     }
 
-    /// The last ones, oldest first.
+    /// The last problems, oldest first.
     pub(crate) fn iter(&self) -> impl DoubleEndedIterator<Item = &Report> + ExactSizeIterator {
         self.last.iter()
     }
 
-    /// How many were about acknowledged messages.
+    /// The number of problems in which acknowledged messages may be lost.
     pub(crate) fn losses(&self) -> u64 {
         self.losses
     }

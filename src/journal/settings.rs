@@ -2,14 +2,15 @@
 
 pub(crate) use super::WhenFull;
 
-/// `[journal]`, without `order`, which is about upstreams.
+/// The table `[journal]`, without `order`, which concerns upstreams.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct JournalSettings {
-    /// Most bytes that the journal occupies.
+    /// The most bytes that the journal may occupy.
     pub max_size: u64,
-    /// What gives way when it is full.
+    /// What happens to messages when the journal is full.
     pub when_full: WhenFull,
-    /// Largest message that it must take; not a key of its own, the broker's `max_packet_size`.
+    /// The largest message that must fit, in bytes. It is not a key of its own, but follows from the broker's
+    /// `max_packet_size`.
     pub largest_message: usize,
 }
 
@@ -20,15 +21,15 @@ impl Default for JournalSettings {
 }
 
 impl JournalSettings {
-    /// Size of a segment: a sixteenth of the whole, so that giving one up costs little, but at most what a card writes
-    /// in a moment; and room for the largest message, where the whole allows that.
+    /// The size of a segment: a sixteenth of the whole, so that giving one up costs little, but at most what a card writes
+    /// in a moment. If the whole allows it, the largest message fits in.
     pub fn segment_size(&self) -> u64 {
         let usual = (self.max_size / 16).clamp(64 << 10, 4 << 20);
         let needed = (self.largest_message as u64 + (16 << 10)).min(self.max_size / 4);
         usual.max(needed).next_multiple_of(4096)
     }
 
-    /// Most segments.
+    /// The most segments.
     pub(crate) fn segments(&self) -> usize {
         (self.max_size / self.segment_size()).max(3) as usize
     }

@@ -1,33 +1,33 @@
-//! What rooms hand to the journal and get from it.
+//! The types that other rooms exchange with the journal.
 
 use bytes::Bytes;
 
 use super::{ConsumerId, Position};
 use crate::message::Message;
 
-/// What became of a message that its consumer is done with.
+/// The outcome of a message for its consumer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Outcome {
     /// The other side has acknowledged it.
     Acked,
-    /// It was sent, and there is no acknowledgement at QoS 0.
+    /// It was sent at QoS 0, without an acknowledgement.
     Unconfirmed,
     /// Its expiry interval has passed.
     Expired,
-    /// The consumer has given it up for a reason of its own. Whoever the consumer belongs to numbers these from 0 on, knows what
-    /// they mean, and never gives a number another meaning, since counts by them are on disk. There are [`Outcome::REASONS`].
+    /// The consumer has given it up for one of its own reasons. The owner of the consumer numbers these from 0 on and never
+    /// changes the meaning of a number, because counts by them are on disk. There are [`Outcome::REASONS`].
     GivenUp(u8),
     /// Nothing asks for it any more.
     NotWanted,
 }
 
 impl Outcome {
-    /// Reasons that consumers may have of their own.
+    /// The number of reasons that consumers may define.
     pub(crate) const REASONS: usize = 5;
-    /// How many outcomes there are.
+    /// The number of outcomes.
     pub(crate) const COUNT: usize = Outcome::REASONS + 4;
 
-    /// The place of its count, in memory and on disk.
+    /// The index of its count, in memory and on disk.
     pub(crate) fn slot(self) -> usize {
         match self {
             Outcome::Acked => 0,
@@ -39,29 +39,29 @@ impl Outcome {
     }
 }
 
-/// What waits for a consumer, and what became of the rest.
+/// What waits for a consumer, and the outcomes of all other messages.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Backlog {
-    /// Messages ever accepted for it: settled + dropped + lost + waiting.
+    /// The number of messages ever accepted for it: settled + dropped + lost + waiting.
     pub(crate) accepted: u64,
-    /// Messages it settled, whatever the outcome.
+    /// The number of messages that it has settled, with any outcome.
     pub(crate) settled: u64,
     /// The same by [`Outcome`], see [`Backlog::settled_as`].
     pub(super) outcomes: [u64; Outcome::COUNT],
-    /// Messages that bounds pushed out.
+    /// The number of messages that limits have dropped.
     pub(crate) dropped: u64,
-    /// Messages that could not be read from the disk any more.
+    /// The number of messages that could not be read from the disk.
     pub(crate) lost: u64,
-    /// Messages that wait, in flight included.
+    /// The number of waiting messages, including those in flight.
     pub messages: usize,
-    /// Their bytes; of a large backlog the oldest few are estimated.
+    /// The bytes of waiting messages; in a large backlog those of the oldest few are estimated.
     pub(crate) bytes: usize,
-    /// Boot clock, in milliseconds, of the oldest that waits, as far as known.
+    /// When the oldest waiting message arrived, in milliseconds of the boot clock, if that is known.
     pub(crate) oldest_boot_ms: Option<u64>,
 }
 
 impl Backlog {
-    /// What waits for both, and what became of the rest.
+    /// The sum of two consumers.
     pub(crate) fn plus(mut self, other: &Backlog) -> Backlog {
         self.accepted += other.accepted;
         self.settled += other.settled;
@@ -70,13 +70,13 @@ impl Backlog {
         self.lost += other.lost;
         self.messages += other.messages;
         self.bytes += other.bytes;
-        // what came in before this boot has a time less than 0
+        // messages from before this boot have a negative time
         let oldest = [self.oldest_boot_ms, other.oldest_boot_ms].into_iter().flatten();
         self.oldest_boot_ms = oldest.min_by_key(|boot_ms| *boot_ms as i64);
         self
     }
 
-    /// Messages that were settled with this outcome.
+    /// The number of messages that were settled with this outcome.
     pub(crate) fn settled_as(&self, outcome: Outcome) -> u64 {
         self.outcomes[outcome.slot()]
     }
@@ -85,29 +85,30 @@ impl Backlog {
 /// A message for a consumer.
 #[derive(Clone, Debug)]
 pub(crate) struct Delivery {
-    /// Its place, for [`super::Reader::settle`].
+    /// The position, for [`super::Reader::settle`].
     pub(crate) position: Position,
-    /// Its number among this consumer's messages, without gaps but for what is lost, the same after every rewind and every restart.
+    /// The number among this consumer's messages. It has no gaps except for lost messages, and is the same after every
+    /// rewind and restart.
     pub(crate) ordinal: u64,
     /// The message as it was accepted.
     pub(crate) message: Message,
-    /// It was handed out before, or may have been before the process began.
+    /// Whether it was handed out before, or may have been before the process began.
     pub(crate) resent: bool,
-    /// The consumer has said that the other side has received it ([`Note::Released`]).
+    /// Whether the other side has received it, according to the consumer ([`Note::Released`]).
     pub(crate) released: bool,
 }
 
-/// What else an append does.
+/// Additional effects of an append.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Extra {
-    /// The message is the retained one of its topic from now on, or clears it. It is kept as it is: it should have memory of
-    /// its own.
+    /// Whether the message becomes the retained one of its topic, or deletes it. It is kept as it is, so it should be in
+    /// memory of its own.
     pub retained: bool,
-    /// It is a QoS 2 PUBLISH of this persistent session with this packet id.
+    /// Set for a QoS 2 PUBLISH of this persistent session with this packet id.
     pub received: Option<(ConsumerId, u16)>,
-    /// This consumer has had it until now, under this ordinal.
+    /// Set if this consumer had the message until now, with this ordinal.
     pub handed_over: Option<(ConsumerId, u64)>,
-    /// Nobody waits for it: it may be written a little later, together with others.
+    /// Whether nobody waits for it, so that it may be written a little later together with others.
     pub lazy: bool,
 }
 
@@ -116,17 +117,17 @@ pub struct Extra {
 pub(crate) enum Note {
     /// The session has released this packet id (PUBREL).
     Forgotten(u16),
-    /// The session has received this message (PUBREC), by its ordinal.
+    /// The session has received the message with this ordinal (PUBREC).
     Released(u64),
-    /// The session or upstream has forgotten that.
+    /// The session or upstream has forgotten that it received the message.
     Again(u64),
 }
 
-/// What was found at start.
+/// What was found at the start.
 #[derive(Clone, Debug, Default)]
 pub struct Recovered {
-    /// Retained messages that the store begins with.
+    /// The retained messages with which the store begins.
     pub retained: Vec<Message>,
-    /// Persistent sessions by client id, as the broker encoded them.
+    /// Persistent sessions by client id, as the broker has encoded them.
     pub(crate) sessions: Vec<(Box<str>, Bytes)>,
 }

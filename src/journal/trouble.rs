@@ -1,4 +1,4 @@
-//! What to make of an error that the disk gives: whether it lasts, and what a person can do about it.
+//! Judges errors of the disk: whether they last, and what a person can do.
 
 use std::io::{Error, ErrorKind};
 
@@ -6,13 +6,13 @@ use tracing::error;
 
 use crate::health::{Fault, Health};
 
-/// Whether trying again at once is of no use.
+/// Whether it is useless to try again at once.
 pub(crate) fn is_lasting(error: &Error) -> bool {
     use ErrorKind::*;
     matches!(error.kind(), StorageFull | QuotaExceeded | FileTooLarge | ReadOnlyFilesystem | PermissionDenied)
 }
 
-/// What is the matter with the place that the journal is in, and what to do.
+/// What is wrong with the journal's directory, and what to do.
 pub(crate) fn advice(error: &Error, place: &str) -> String {
     use ErrorKind::*;
     match error.kind() {
@@ -36,19 +36,19 @@ pub(crate) fn advice(error: &Error, place: &str) -> String {
     }
 }
 
-/// What keeps the journal from writing.
+/// The reason why the journal cannot write.
 #[derive(Debug, Default)]
 pub(crate) struct Trouble {
-    /// Why nothing can be written now.
+    /// Why nothing can be written at present.
     now: Option<String>,
-    /// The last such trouble, even if it is over.
+    /// The last such problem, even if it is over.
     last: Option<String>,
-    /// Who hears of it besides the log.
+    /// Where problems are reported in addition to the log.
     health: Health,
 }
 
 impl Trouble {
-    /// Tells this of it, from now on.
+    /// Reports to this health from now on.
     pub(crate) fn report_to(&mut self, health: Health) {
         self.health = health;
         self.show();
@@ -59,22 +59,22 @@ impl Trouble {
         self.health.set("journal", fault.as_ref());
     }
 
-    /// Why nothing can be written now.
+    /// Why nothing can be written at present.
     pub(crate) fn now(&self) -> Option<&String> {
         self.now.as_ref()
     }
 
-    /// The last trouble, even if it is over.
+    /// The last problem, even if it is over.
     pub(crate) fn last(&self) -> Option<&String> {
         self.last.as_ref()
     }
 
-    /// Something could not be written.
+    /// Records that something could not be written.
     pub(crate) fn note(&mut self, what: String) {
         self.last = Some(what);
     }
 
-    /// Nothing can be written, for this reason.
+    /// Records that nothing can be written, for this reason.
     pub(crate) fn begin(&mut self, why: String) {
         if self.now.as_ref() != Some(&why) {
             error!("journal: messages that must be kept are not acknowledged any more: {why}");
@@ -83,7 +83,7 @@ impl Trouble {
         }
     }
 
-    /// Something was written; says whether that is news.
+    /// Records a successful write, and returns whether that ends a problem.
     pub(crate) fn end(&mut self) -> bool {
         let is_over = self.now.take().is_some();
         if is_over {

@@ -400,8 +400,8 @@ impl Ingress {
         self.inner.sequencer.lock().routes.remove(filter, |known| known.is_same(route));
     }
 
-    /// Sets the consumer of an upstream and the filters whose messages it gets, in place of those before, at once: every
-    /// message goes to the one or to the other. What the upstream sent itself (`origin`) is left out.
+    /// Replaces the filters of an upstream at once, with the consumer for their messages: every message goes either to the
+    /// old or to the new one. Messages of the upstream itself (`origin`) are left out.
     pub(crate) fn set_upstream_filters(&self, consumer: ConsumerId, origin: Origin, filters: Vec<TopicFilter>) {
         let mut guard = self.inner.sequencer.lock();
         let sequencer = &mut *guard;

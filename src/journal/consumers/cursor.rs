@@ -1,34 +1,34 @@
-//! How far a consumer is, in memory and as records hold it.
+//! The progress of a consumer, in memory and in records.
 
 use super::super::Outcome;
 use super::super::format::{FAR, u64_at};
 
-/// Bytes of a cursor in a record.
+/// The bytes of a cursor in a record.
 pub(crate) const CURSOR_LEN: usize = 8 * (5 + Outcome::COUNT);
 
-/// A consumer's cursor, as it is kept on disk.
+/// A consumer's cursor, as it is on disk.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Cursor {
-    /// All ordinals up to this one are done with.
+    /// All messages up to this ordinal have ended.
     pub(crate) base: u64,
-    /// Greatest ordinal ever handed out.
+    /// The highest ordinal that was ever handed out.
     pub(crate) read: u64,
-    /// Settled, by outcome.
+    /// The number of settled messages by outcome.
     pub(crate) settled: [u64; Outcome::COUNT],
-    /// Pushed out by bounds.
+    /// The number of messages that limits have dropped.
     pub(crate) dropped: u64,
-    /// Could not be read.
+    /// The number of messages that could not be read.
     pub(crate) lost: u64,
 }
 
-/// Appends a cursor as records hold it.
+/// Appends a cursor in the format of records.
 pub(crate) fn encode_cursor(key: u64, cursor: &Cursor, out: &mut Vec<u8>) {
     for value in [key, cursor.base, cursor.read, cursor.dropped, cursor.lost].iter().chain(&cursor.settled) {
         out.extend_from_slice(&value.to_le_bytes());
     }
 }
 
-/// The cursors in a body, and whether they were written at an orderly end.
+/// The cursors in a record's body, and whether they were written at an orderly end.
 pub(crate) fn decode_cursors(body: &[u8]) -> (impl Iterator<Item = (u64, Cursor)> + '_, bool) {
     let cursors = body.chunks_exact(CURSOR_LEN).map(|bytes| {
         let value = |at: usize| u64_at(bytes, at * 8);

@@ -1,4 +1,4 @@
-//! The consumers: what waits for each, how far each is, whose cursor has moved since it was written, and for whom is to be
+//! The consumers: what waits for each, their progress, which cursors have moved since they were written, and for whom to
 //! read ahead.
 
 mod cursor;
@@ -15,20 +15,18 @@ pub(crate) use self::queue::{AHEAD_BYTES, Queue};
 use super::parts::Part;
 use super::{AHEAD_ALL, CURSOR_AGE, CURSOR_EVERY, CURSOR_IDLE, ConsumerId, Limits};
 
-/// All consumers.
 #[derive(Debug, Default)]
 pub(crate) struct ConsumerQueues {
     by_id: HashMap<ConsumerId, Queue>,
-    /// By lasting name.
     by_name: HashMap<Box<str>, ConsumerId>,
-    /// By key in records.
+    /// By their keys in records.
     by_key: HashMap<u64, ConsumerId>,
     next: u32,
-    /// Those whose cursors have moved since they were written.
+    /// The consumers whose cursors have moved since they were written.
     moved: Vec<ConsumerId>,
-    /// Since when there are such.
+    /// Since when there are such consumers.
     moved_since: Option<Instant>,
-    /// Those that the reading thread shall read ahead for.
+    /// The consumers for which the reading thread must read ahead.
     fills: VecDeque<ConsumerId>,
 }
 
@@ -41,32 +39,31 @@ impl ConsumerQueues {
         self.by_id.get_mut(&id)
     }
 
-    /// By its key in records.
+    /// The consumer with this key in records.
     pub(crate) fn of_key(&self, key: u64) -> Option<&Queue> {
         self.by_id.get(self.by_key.get(&key)?)
     }
 
-    /// By its key in records.
+    /// The consumer with this key in records.
     pub(crate) fn of_key_mut(&mut self, key: u64) -> Option<&mut Queue> {
         self.by_id.get_mut(self.by_key.get(&key)?)
     }
 
-    /// The consumer with this key in records.
+    /// The id of the consumer with this key in records.
     pub(crate) fn id_of_key(&self, key: u64) -> Option<ConsumerId> {
         self.by_key.get(&key).copied()
     }
 
-    /// The consumer with this lasting name.
+    /// The id of the consumer with this lasting name.
     pub(crate) fn id_of(&self, name: &str) -> Option<ConsumerId> {
         self.by_name.get(name).copied()
     }
 
-    /// The part of the journal that what waits under this key counts for.
+    /// The part of the journal to which a consumer's messages count.
     pub(crate) fn part_of_key(&self, key: u64) -> Option<Part> {
         self.of_key(key).map(Queue::part)
     }
 
-    /// All of them.
     pub(crate) fn iter(&self) -> impl Iterator<Item = (ConsumerId, &Queue)> {
         self.by_id.iter().map(|(id, queue)| (*id, queue))
     }
@@ -75,12 +72,11 @@ impl ConsumerQueues {
         self.by_id.values_mut()
     }
 
-    /// The lasting names that are known.
     pub(crate) fn names(&self) -> impl Iterator<Item = &Box<str>> {
         self.by_name.keys()
     }
 
-    /// Makes a consumer whose next message has the ordinal `base + 1`.
+    /// Creates a consumer whose next message has the ordinal `base + 1`.
     pub(crate) fn insert(&mut self, name: &str, key: u64, base: u64, limits: Limits) -> ConsumerId {
         let id = ConsumerId(self.next);
         self.next += 1;
@@ -94,8 +90,7 @@ impl ConsumerQueues {
         id
     }
 
-    /// A consumer's name was lost and is known again. Says its key and the part that it counts for from now on, if that is
-    /// another one.
+    /// Restores a lost name. Returns the consumer's key and its part, if the part has changed.
     pub(crate) fn rename(&mut self, id: ConsumerId, name: &str) -> Option<(u64, Part)> {
         let queue = self.by_id.get_mut(&id)?;
         let old = queue.part();
@@ -104,7 +99,7 @@ impl ConsumerQueues {
         (queue.part() != old).then_some((queue.key(), queue.part()))
     }
 
-    /// Takes a consumer out.
+    /// Removes a consumer.
     pub(crate) fn forget(&mut self, id: ConsumerId) -> Option<Queue> {
         let queue = self.by_id.remove(&id)?;
         self.by_name.remove(queue.name());
@@ -112,7 +107,7 @@ impl ConsumerQueues {
         Some(queue)
     }
 
-    /// A new message for a consumer: its key, the message's ordinal, and how many messages had to make room for it.
+    /// Adds a message for a consumer. Returns its key, the message's ordinal, and how many messages had to make room.
     pub(crate) fn accept(&mut self, id: ConsumerId, size: usize, boot_ms: u64) -> Option<(u64, u64, u64)> {
         let queue = self.by_id.get_mut(&id)?;
         let dropped = queue.cursor().dropped;
@@ -124,14 +119,14 @@ impl ConsumerQueues {
         Some((key, ordinal, dropped))
     }
 
-    /// The consumer's cursor is not on disk any more as it is.
+    /// Records that the cursor on disk is outdated.
     pub(crate) fn mark_moved(&mut self, id: ConsumerId) {
         if let Some(queue) = self.by_id.get_mut(&id) {
             mark(queue, id, &mut self.moved, &mut self.moved_since);
         }
     }
 
-    /// The same if it has really moved; says whether it has, and whether its cursor ought to be written soon.
+    /// Like `mark_moved`, if the cursor has really moved. Returns whether it has, and whether it should be written soon.
     pub(crate) fn moved(&mut self, id: ConsumerId) -> (bool, bool) {
         let Some(queue) = self.by_id.get_mut(&id).filter(|queue| queue.unsaved() > 0) else { return (false, false) };
         let is_urgent = self.moved_since.is_none() || queue.unsaved() >= CURSOR_EVERY;
@@ -139,7 +134,7 @@ impl ConsumerQueues {
         (true, is_urgent)
     }
 
-    /// Whether anything is worth writing at an orderly end.
+    /// Whether anything must be written at an orderly end.
     pub(crate) fn are_worth_saving(&self) -> bool {
         !self.moved.is_empty() || self.by_id.values().any(|queue| queue.waiting() > 0)
     }
@@ -149,12 +144,12 @@ impl ConsumerQueues {
         self.moved_since.map(|since| since + CURSOR_IDLE)
     }
 
-    /// Whether a cursor is due, whatever else is written.
+    /// Whether a cursor must be written now.
     pub(crate) fn are_due(&self) -> bool {
         self.moved.iter().any(|id| self.by_id.get(id).is_some_and(|queue| queue.unsaved() >= CURSOR_EVERY))
     }
 
-    /// The cursors that have moved, or all, as records hold them, for writing; `None`: it is not time for that.
+    /// The cursors that have moved, or all, in the format of records; `None` if it is not time to write them.
     pub(crate) fn take_cursors(&mut self, all: bool) -> Option<Vec<u8>> {
         let is_time = all || self.moved_since.is_some_and(|since| since.elapsed() >= CURSOR_AGE) || self.are_due();
         if !is_time || (self.moved.is_empty() && !all) {
@@ -175,12 +170,11 @@ impl ConsumerQueues {
         Some(body)
     }
 
-    /// Whether more may be read ahead.
     pub(crate) fn have_room_ahead(&self) -> bool {
         self.by_id.values().map(Queue::ready_bytes).sum::<usize>() < AHEAD_ALL
     }
 
-    /// Asks for reading ahead where it is wanted; says whether it is.
+    /// Requests reading ahead for these consumers if it is needed, and returns whether it is.
     pub(crate) fn request_fills(&mut self, ids: &[ConsumerId]) -> bool {
         let mut any = false;
         for id in ids {
@@ -192,7 +186,7 @@ impl ConsumerQueues {
         any
     }
 
-    /// Whom to read ahead for next.
+    /// The next consumer for which to read ahead.
     pub(crate) fn next_fill(&mut self) -> Option<ConsumerId> {
         self.fills.pop_front()
     }

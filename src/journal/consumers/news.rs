@@ -1,4 +1,4 @@
-//! Which of many consumers have something new, for a task that reads for all of them.
+//! Tells a task that reads for many consumers which of them have something new.
 
 use std::collections::BTreeSet;
 
@@ -7,7 +7,7 @@ use tokio::sync::Notify;
 
 use super::super::ConsumerId;
 
-/// Consumers that have something new.
+/// The consumers that have something new.
 #[derive(Debug, Default)]
 pub(crate) struct News {
     consumers: Mutex<BTreeSet<ConsumerId>>,

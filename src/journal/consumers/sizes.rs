@@ -1,10 +1,10 @@
-//! How large the messages are that wait for a consumer.
+//! The sizes of the messages that wait for a consumer.
 
 use std::collections::VecDeque;
 
-/// The sizes of so many messages are known one by one, of more in groups.
+/// The number of messages whose sizes are known separately; those of others are known in groups.
 const EXACT: usize = 256;
-/// Messages of a group.
+/// The messages of a group.
 const GROUP: u32 = 64;
 
 #[derive(Clone, Copy, Debug)]
@@ -14,10 +14,10 @@ struct SizeGroup {
     boot_ms: Option<u64>,
 }
 
-/// Groups that a queue where nothing waits has room for.
+/// The number of groups for which an empty queue keeps room.
 const ROOM: usize = 16;
 
-/// Sizes of the messages that wait, without an entry for each of millions.
+/// The sizes of waiting messages, without an entry for each of millions.
 #[derive(Debug, Default)]
 pub(crate) struct Sizes {
     groups: VecDeque<SizeGroup>,
@@ -39,7 +39,7 @@ impl Sizes {
         self.groups.push_back(SizeGroup { count, bytes, boot_ms });
     }
 
-    /// Takes the oldest message out.
+    /// Removes the oldest message.
     pub(crate) fn pop(&mut self) {
         let Some(first) = self.groups.front_mut() else { return };
         let size = first.bytes / u64::from(first.count.max(1));
@@ -52,19 +52,19 @@ impl Sizes {
         }
     }
 
-    /// Nothing waits any more. A little room stays: where little goes on, every message is the first and the last.
+    /// Removes all messages. Some room is kept, because in a quiet queue every message is the first and the last.
     pub(crate) fn clear(&mut self) {
         self.groups.clear();
         self.groups.shrink_to(ROOM);
         self.bytes = 0;
     }
 
-    /// Bytes of all that wait.
+    /// The bytes of all waiting messages.
     pub(crate) fn bytes(&self) -> usize {
         self.bytes as usize
     }
 
-    /// When the oldest came, by the boot clock, where that is known.
+    /// When the oldest message arrived, by the boot clock, if that is known.
     pub(crate) fn oldest_boot_ms(&self) -> Option<u64> {
         self.groups.front().and_then(|group| group.boot_ms)
     }

@@ -1,8 +1,8 @@
-//! Merging: what somebody still needs of a run of segments is put together in fewer files.
+//! Merging: copies the needed records of a run of segments to fewer files.
 //!
-//! A run is merged from its oldest segment on. One file after the other is filled with records that are needed, with
-//! their places, and stands from then on for the segments that are all in it, and for the beginning of the one after these.
-//! `format` says what a power cut can do in between: nothing. Consumers go on reading meanwhile.
+//! A run is merged from its oldest segment on. One file after the other is filled with needed records at their old
+//! positions. It then stands for the segments that are completely in it, and for the beginning of the next one. `format`
+//! explains why a power cut in between loses nothing. Consumers go on reading meanwhile.
 
 use std::collections::HashMap;
 use std::io;
@@ -14,34 +14,35 @@ use crate::journal::parts::{Part, usable};
 use crate::journal::record::{self, RecordDraft, RecordRef, Scanner};
 use crate::journal::state::JournalState;
 
-/// Segments that may be merged for one file, where somebody may give way instead.
+/// The most segments that are merged for one file if other messages may give way instead.
 pub(crate) const CHEAP: usize = 4;
-/// Bytes written at a time.
+/// The number of bytes that are written at a time.
 const BLOCK: usize = 256 * 1024;
 
-/// Records that are on their way to another file.
+/// Records that are being copied to another file.
 #[derive(Default)]
 struct Copied {
     bytes: Vec<u8>,
     /// What the file will hold, without its name and header.
     shares: Option<Segment>,
-    /// Segments that are all in it.
+    /// The segments that are completely in it.
     whole: Vec<u64>,
-    /// The segment that is in it in part, as it is without that part.
+    /// The segment that is partly in it, without that part.
     rest: Option<Segment>,
     upto: u64,
-    /// One of the segments cannot be read.
+    /// Whether one of the segments cannot be read.
     is_damaged: bool,
 }
 
 impl Writer {
-    /// Merges a run of at most so many segments; says whether that has set a file free. `None`: there is nothing to merge.
+    /// Merges a run of at most `most` segments, and returns whether that has released a file. `None` means that there is
+    /// nothing to merge.
     pub(super) fn merge(&mut self, most: usize) -> io::Result<Option<bool>> {
         let mut run = self.plan(&self.shared.state.lock(), most);
         if run.is_empty() {
             return Ok(None);
         }
-        // what a power cut leaves must not ask for what is not copied any more
+        // a power cut must not bring back cursors that ask for records which are not copied any more
         let bases = self.snapshot()?;
         let before = self.shared.state.lock().log.segments().len();
         while !run.is_empty() {
@@ -57,13 +58,13 @@ impl Writer {
                 if !copied.is_damaged {
                     break;
                 }
-                // without that segment another run may do
+                // without that segment another run may be possible
                 run = self.plan(&state, most);
                 continue;
             }
             run.retain(|generation| !copied.whole.contains(generation));
             if let Err(error) = self.put(&name, copied) {
-                // what cannot be removed is found again at the next start
+                // a file that cannot be removed is found again at the next start
                 let _ = self.shared.storage.remove(&name);
                 return Err(error);
             }
@@ -80,8 +81,8 @@ impl Writer {
         Ok(Some(is_less))
     }
 
-    /// What to merge. What is needed of a segment is known only about: a merge that has set nothing free is not tried again
-    /// before as much as a file takes is not needed any more.
+    /// Chooses what to merge. The needed bytes of a segment are known only approximately, so a merge that has released
+    /// nothing is not repeated until the size of a file is not needed any more.
     pub(super) fn plan(&self, state: &JournalState, most: usize) -> Vec<u64> {
         let settings = &self.shared.settings;
         let usage = || state.log.usage(&state.queues).all;
@@ -91,21 +92,21 @@ impl Writer {
         state.log.merge_plan(self.tail, &state.queues, settings, most)
     }
 
-    /// Files beyond those that the journal may have.
+    /// Removes files beyond those that the journal may have.
     fn drop_surplus(&self) {
         let surplus = self.shared.state.lock().log.take_surplus(&self.shared.settings);
         self.remove(&surplus);
     }
 
-    /// Removes files, which takes its time: nobody shall wait for that.
+    /// Removes files without the lock, because that takes time.
     pub(super) fn remove(&self, names: &[String]) {
         for name in names {
-            // what cannot be removed is found again at the next start
+            // a file that cannot be removed is found again at the next start
             let _ = self.shared.storage.remove(name);
         }
     }
 
-    /// Reads what is needed of a run of segments, as much as one file takes.
+    /// Reads the needed records of a run of segments, as many as fit into one file.
     fn copy(&self, run: &[u64], bases: &HashMap<u64, u64>) -> Copied {
         let (room, mut copied) = (usable(&self.shared.settings) as usize, Copied::default());
         let (segments, parts): (Vec<Segment>, HashMap<u64, Part>) = {
@@ -162,14 +163,14 @@ impl Writer {
         copied
     }
 
-    /// A segment cannot be merged: it stays as it is for its consumers, and the check of files says what is wrong with it.
+    /// Leaves a segment that cannot be merged as it is. The check of files reports what is wrong with it.
     fn leave(&self, generation: u64) {
         if self.shared.state.lock().log.leave(generation) {
             self.shared.fill.notify_one();
         }
     }
 
-    /// Writes what was copied to a file, which stands for its segments from then on.
+    /// Writes the copied records to a file, which stands for its segments from then on.
     fn put(&self, name: &str, mut copied: Copied) -> io::Result<()> {
         let (Some(shares), Some(generation)) = (copied.shares, copied.whole.last().copied()) else { return Ok(()) };
         let storage = &self.shared.storage;
@@ -206,7 +207,7 @@ impl Writer {
     }
 }
 
-/// A record as it is copied: for those alone that still need it.
+/// Encodes a copied record with only those consumers that still need it.
 fn encode(out: &mut Vec<u8>, record: &RecordRef<'_>, live: &[(u64, u64)]) {
     let flags = if record.is_retained() { FLAG_RETAINED } else { 0 };
     let draft = RecordDraft { kind: RecordKind::Message, flags, boot: record.boot(), body: &[record.body()] };

@@ -1,9 +1,8 @@
-//! The thread that writes.
+//! The writing thread.
 //!
-//! It takes all that waits, writes it behind the records that are there, syncs once, and only then lets consumers and
-//! publishers know. What cannot be written stays and is tried again elsewhere, less and less often; a sync that has
-//! failed says nothing about what is on disk, so its segment is closed and everything since the last good sync is written
-//! to another one.
+//! It takes all waiting records, writes them after the existing ones, syncs once, and only then tells consumers and
+//! publishers. Records that cannot be written are tried again elsewhere, at growing intervals. A failed sync tells nothing
+//! about what is on disk, so its segment is closed, and everything since the last successful sync is written to another one.
 
 mod merge;
 mod space;
@@ -24,42 +23,42 @@ use super::state::{JournalState, Stop};
 use super::trouble::{advice, is_lasting};
 use super::{PENDING_MAX, Position, Shared};
 
-/// A snapshot is written after so many segments, or when they are as large as the one before: they are what a start has to read.
+/// A snapshot is written after this number of segments, or when they are as large as the previous snapshot, because a start
+/// must read them.
 const SNAPSHOT_EVERY: u32 = 4;
 const FIRST_RETRY: Duration = Duration::from_millis(250);
 const LONGEST_RETRY: Duration = Duration::from_secs(10);
-/// An orderly end waits so long for a disk that fails.
+/// How long an orderly end waits for a failing disk.
 const PATIENCE: Duration = Duration::from_secs(1);
 
-/// What to do next.
+/// What the thread must do next.
 enum WriterAction {
     Write,
     End,
 }
 
-/// The writing thread's own.
+/// The state of the writing thread.
 pub(crate) struct Writer {
     shared: Arc<Shared>,
-    /// Generation of the segment that is written to.
+    /// The generation of the segment that is being written.
     tail: Option<u64>,
     generation: u64,
-    /// Segments begun since the last snapshot.
+    /// The number of segments begun since the last snapshot.
     begun: u32,
     retry: Duration,
     failing_since: Option<Instant>,
-    /// A merge of all that can be merged has set nothing free when so many bytes were waiting, and nothing was begun since.
+    /// The waiting bytes when a merge of everything possible released nothing; reset when a segment begins.
     in_vain: Option<u64>,
 }
 
 fn random() -> u64 {
     let mut salt = [0; 8];
-    // without randomness the generation alone tells old bytes from new
+    // without randomness, only the generation distinguishes old bytes from new ones
     let _ = getrandom::fill(&mut salt);
     u64::from_le_bytes(salt)
 }
 
 impl Writer {
-    /// For a journal as it was recovered.
     pub(crate) fn new(shared: Arc<Shared>) -> Writer {
         let state = shared.state.lock();
         let generation = state.log.segments().last_key_value().map_or(0, |(generation, _)| *generation);
@@ -71,7 +70,7 @@ impl Writer {
         Writer { shared, tail, generation, begun: 0, retry: FIRST_RETRY, failing_since: None, in_vain: None }
     }
 
-    /// Until told to stop.
+    /// Runs until told to stop.
     pub(crate) fn run(mut self) {
         let mut bytes = Vec::new();
         let mut is_ending = false;
@@ -125,7 +124,7 @@ impl Writer {
         }
     }
 
-    /// Writes and syncs records; says whether to go on.
+    /// Writes and syncs records, and returns whether to continue.
     fn commit(&mut self, bytes: &mut [u8]) -> bool {
         let mut at = 0;
         while at < bytes.len() {
@@ -152,7 +151,7 @@ impl Writer {
         true
     }
 
-    /// A record that fits into no file of this size must not keep everything behind it from the disk.
+    /// Leaves out a record that fits into no file of this size, because it must not block all later ones.
     fn leave_out(&self, position: u64, len: usize) {
         let what =
             format!("a record of {len} bytes fits into no file of the journal and is left out: raise journal.max_size");
@@ -165,7 +164,7 @@ impl Writer {
         self.shared.synced.send_replace(Position(position));
     }
 
-    /// Writes as many records as one segment takes, and tells everybody. Returns their length.
+    /// Writes as many records as one segment holds, and tells consumers and publishers. Returns their length in bytes.
     fn write_some(&mut self, bytes: &mut [u8], position: u64, first: usize) -> io::Result<usize> {
         let (generation, name, header, offset) = self.tail_for(position, first)?;
         let room = header.size - offset;
@@ -182,7 +181,7 @@ impl Writer {
         let storage = &self.shared.storage;
         if let Err(error) = storage.write_at(&name, offset, part).and_then(|()| storage.sync(&name)) {
             self.tail = None;
-            // where there is no room, or no right, the file itself is well
+            // if there is no space or no permission, the file itself is not damaged
             if !is_lasting(&error) {
                 self.shared.state.lock().log.set_bad(generation);
             }
@@ -229,7 +228,8 @@ impl Writer {
         Ok((self.generation, name, header, DATA))
     }
 
-    /// A snapshot is worth its bytes when as many have been written since the one before.
+    /// The number of segments after which a snapshot is worth its bytes: as many as it has must have been written since the
+    /// last one.
     fn snapshot_every(&self) -> u32 {
         let settings = &self.shared.settings;
         let size = self.shared.state.lock().log.snapshot_bytes() / settings.segment_size();
@@ -237,7 +237,7 @@ impl Writer {
         u32::try_from(size).unwrap_or(u32::MAX).min(most).max(SNAPSHOT_EVERY)
     }
 
-    /// A file that may be written to. Where the disk does not give one, nothing is given up: it may do so later.
+    /// A file that may be written. If the disk does not provide one, nothing is dropped, because it may do so later.
     fn pick(&mut self) -> io::Result<String> {
         for _ in 0..2 {
             if let Some(name) = self.reuse() {
@@ -261,7 +261,7 @@ impl Writer {
         self.make_room()
     }
 
-    /// Makes the next segment, full size at once, so that later writes need no metadata.
+    /// Creates the next segment at its full size, so that later writes need no metadata.
     fn make(&mut self) -> io::Result<String> {
         let (name, size) = (self.shared.state.lock().log.free_name(), self.shared.settings.segment_size());
         self.shared.storage.create(&name, size)?;
@@ -269,7 +269,7 @@ impl Writer {
         Ok(name)
     }
 
-    /// Has the next file made while there is time: making one takes a card a good part of a second.
+    /// Requests the next file in advance, because creating one takes a card a good part of a second.
     fn prepare(&self, state: &mut JournalState) {
         let JournalState { log, queues, .. } = state;
         if self.tail.is_some_and(|tail| log.prepare(tail, queues, &self.shared.settings)) {
@@ -303,7 +303,7 @@ impl Writer {
         }
     }
 
-    /// Writes a snapshot; returns how far each consumer was at that moment, by its key.
+    /// Writes a snapshot, and returns the progress of each consumer at that moment by its key.
     fn snapshot(&mut self) -> io::Result<HashMap<u64, u64>> {
         let contents = SnapshotContents::of(&self.shared.state.lock());
         let bytes = contents.write(&*self.shared.storage, random())?;
@@ -316,7 +316,7 @@ impl Writer {
         Ok(contents.bases())
     }
 
-    /// What was written is safe: consumers and publishers get to know.
+    /// Tells consumers and publishers that these records are on disk.
     fn publish(&self, bytes: &[u8], generation: u64) {
         let mut records = record::iter(bytes).peekable();
         let mut last = 0;
@@ -341,10 +341,10 @@ impl Writer {
         self.shared.synced.send_replace(Position(last));
     }
 
-    /// Reports a failed write the first time, and waits before the next attempt. Returns false when the journal ends instead.
+    /// Reports a failed write the first time, and waits before the next attempt. Returns `false` if the journal ends.
     fn failed(&mut self, error: &io::Error) -> bool {
         let mut state = self.shared.state.lock();
-        // what the disk says is another matter, and no look at what is free mends it
+        // other errors of the disk are not solved by free space
         let is_full = state.space.is_full() && is_full(error);
         state.space.set_full(is_full);
         let since = *self.failing_since.get_or_insert_with(Instant::now);
@@ -367,7 +367,7 @@ impl Writer {
                 _ => {}
             }
             let until = if state.stopping().is_some() { until.min(since + PATIENCE) } else { until };
-            // a consumer's cursor may have set space free, so every wake is worth a look
+            // a moved cursor may have released space, so every wake is worth a check
             if Instant::now() >= until || (state.space.is_full() && !self.is_still_full(&state)) {
                 return true;
             }
@@ -390,7 +390,7 @@ impl Writer {
             warn!("journal: a write or sync failed; what was not safe has been written elsewhere");
         }
         drop(state);
-        // where a directory has vanished, the snapshot has too
+        // if the directory has vanished, the snapshot has too
         if self.snapshot().is_err() {
             self.begun = u32::MAX;
         }

@@ -1,4 +1,4 @@
-//! Where a file comes from when all that the journal may have are in use.
+//! Finds a file when all files that the journal may have are in use.
 
 use std::io;
 
@@ -7,18 +7,18 @@ use super::merge::CHEAP;
 use crate::journal::WhenFull;
 use crate::journal::format::HEADER_COPY;
 
-/// It is the journal that is full, and not the disk.
+/// The error that the journal is full, and not the disk.
 #[derive(Debug, thiserror::Error)]
 #[error("the journal has reached journal.max_size")]
 struct AtMaxSize;
 
-/// Whether it is the journal that is full, and not the disk.
+/// Whether the journal is full, and not the disk.
 pub(super) fn is_full(error: &io::Error) -> bool {
     error.get_ref().is_some_and(|reason| reason.is::<AtMaxSize>())
 }
 
 impl Writer {
-    /// Merges segments or gives up messages until a file is free, or says that there is no room.
+    /// Merges segments or drops messages until a file is free, or returns that there is no room.
     pub(super) fn make_room(&mut self) -> io::Result<String> {
         let settings = self.shared.settings.clone();
         let (mut is_cheap, mut merges, mut gave_way) = (true, true, false);
@@ -29,7 +29,7 @@ impl Writer {
                 }
                 return Ok(name);
             }
-            // files of another size were removed, not set free
+            // files of another size were removed instead of reused
             if self.shared.state.lock().log.may_make(&settings) {
                 return self.make();
             }
@@ -45,7 +45,7 @@ impl Writer {
             let above = state.most_above(&settings);
             drop(state);
             if merges && (refuses || above.is_none_or(|(_, above)| above <= 0)) {
-                // what is guaranteed, and what must not be given up, is worth more writing
+                // guaranteed messages, and those that must not be dropped, are worth more writing
                 merges = self.merge(usize::MAX)? == Some(true);
                 if merges {
                     continue;
@@ -65,7 +65,7 @@ impl Writer {
         }
     }
 
-    /// A disk that takes nothing is no reason to give up anything: shows whether this one takes what is to follow.
+    /// Checks whether the disk accepts what will follow, because a failing disk is no reason to drop messages.
     fn probe(&mut self) -> io::Result<()> {
         let state = self.shared.state.lock();
         let oldest = state.segments().next().map_or(0, |segment| segment.last);
@@ -81,7 +81,7 @@ impl Writer {
         }
     }
 
-    /// A file that nobody needs, if there is one, with a snapshot where only that is in the way.
+    /// A file that nobody needs, if there is one. If only a missing snapshot prevents that, one is written first.
     fn set_free(&mut self) -> io::Result<Option<String>> {
         if let Some(name) = self.reuse().or_else(|| self.shared.state.lock().log.take_spare()) {
             return Ok(Some(name));

@@ -1,7 +1,7 @@
-//! One consumer: what waits for it, what it has in hand, what became of the rest.
+//! One consumer: the messages that wait for it, those in hand, and the outcomes of the others.
 //!
-//! Messages of a consumer are numbered from 1 on. All up to `base` are done with; those after it wait, up to `accepted`.
-//! Of these, the first ones may be in hand (`held`), the next ones in memory (`ready`), and the rest in the log only.
+//! The messages of a consumer are numbered from 1 on. All up to `base` have ended; those up to `accepted` wait. Of these,
+//! the first may be in hand (`held`), the next in memory (`ready`), and the others only in the log.
 
 mod reading;
 
@@ -20,67 +20,65 @@ use crate::journal::pace::LossPace;
 use crate::journal::parts::Part;
 use crate::journal::{Backlog, CURSOR_EVERY, ConsumerId, Delivery, Limits, Outcome, Position, WhenFull};
 
-/// Messages that a consumer may have in hand at a time, as far as is known.
+/// The most messages that a consumer is assumed to have in hand at a time.
 const IN_HAND: u64 = 1000;
 
-/// A message that the consumer has got.
+/// A message that was handed to the consumer.
 #[derive(Debug)]
 struct HandedOut {
     delivery: Delivery,
     settled: Option<Outcome>,
 }
 
-/// A consumer.
 #[derive(Debug)]
 pub(crate) struct Queue {
-    /// Lasting name.
     name: Box<str>,
-    /// The part of the journal that what waits for it counts for.
+    /// The part of the journal to which its messages count.
     part: Part,
-    /// Key in records.
+    /// The key in records.
     key: u64,
     limits: Limits,
-    /// Ordinal of the newest message appended.
+    /// The ordinal of the newest message appended.
     accepted: u64,
-    /// Ordinal of the newest message that is safe; only these are handed out.
+    /// The ordinal of the newest message on disk; only these are handed out.
     committed: u64,
     cursor: Cursor,
     sizes: Sizes,
     held: VecDeque<HandedOut>,
     ready: VecDeque<Delivery>,
     ready_bytes: usize,
-    /// Messages from this place on must be read from the log; `None`: what comes next comes from memory.
+    /// Messages from this position on must be read from the log; `None` if the next one comes from memory.
     behind: Option<u64>,
-    /// The reading thread is to look, or looks.
+    /// Whether the reading thread must read, or is reading.
     filling: bool,
-    /// Messages up to this one may have been sent before the process began, where no more than [`IN_HAND`] were under way.
+    /// Messages up to this ordinal may have been sent before the process began, if at most [`IN_HAND`] were in flight.
     maybe_sent: u64,
-    /// Packet ids of QoS 2 messages received from this session and not released.
+    /// Packet ids of QoS 2 messages that were received from this session and not released.
     received: BTreeSet<u16>,
-    /// Ordinals that this session has received (PUBREC) and not completed.
+    /// Ordinals that the client has received (PUBREC) and not completed.
     released: BTreeSet<u64>,
-    /// In hand when they had to make room.
+    /// Messages that were in hand when they had to make room.
     pushed_out: BTreeSet<Position>,
-    /// Cursor movements that are not on disk.
+    /// The number of cursor movements that are not on disk.
     unsaved: u64,
-    /// No configuration asks for it: it gives way first.
+    /// Whether no configuration asks for this consumer, so that it gives way first.
     is_orphan: bool,
-    /// Somebody reads.
+    /// Whether a reader exists.
     is_attached: bool,
-    /// It is among those whose cursors are to be written.
+    /// Whether its cursor is among those to be written.
     is_moved: bool,
-    /// Messages pushed out that the log has not spoken of.
+    /// The number of dropped messages that have not been logged.
     unsaid: u64,
-    /// When it has.
+    /// When such losses were logged.
     said: LossPace,
-    /// Something new to read.
+    /// Notified when there is something new to read.
     changed: Arc<Notify>,
-    /// Who reads for many consumers is told here instead.
+    /// Told instead, if one task reads for many consumers.
     news: Option<(ConsumerId, Arc<News>)>,
 }
 
 impl Queue {
-    /// A consumer with nothing waiting, whose next message has the ordinal `base + 1`.
+    /// A consumer without messages, whose next one has the ordinal `base + 1`.
     pub(super) fn new(name: &str, key: u64, base: u64, limits: Limits) -> Queue {
         Queue {
             name: name.into(),
@@ -111,19 +109,19 @@ impl Queue {
         }
     }
 
-    /// As a snapshot has it.
+    /// Restores the state from a snapshot.
     pub(crate) fn restore(&mut self, cursor: Cursor, committed: u64, received: &[u16], released: &[u64]) {
         (self.cursor, self.accepted, self.committed) = (cursor, committed, committed);
         self.received = received.iter().copied().collect();
         self.released = released.iter().copied().collect();
     }
 
-    /// The log has a message for it.
+    /// Records that the log has a message for it.
     pub(crate) fn found(&mut self, ordinal: u64) {
         self.accepted = self.accepted.max(ordinal);
     }
 
-    /// The log has a cursor of it; says whether it is not one from before.
+    /// Applies a cursor from the log, and returns whether it is not older than the present one.
     pub(crate) fn follow(&mut self, cursor: Cursor) -> bool {
         if self.cursor.base > cursor.base {
             return false;
@@ -133,8 +131,8 @@ impl Queue {
         true
     }
 
-    /// All of the log is known: numbers and bytes of what is there for it, oldest first, and whether its cursor was written at
-    /// an orderly end.
+    /// Starts after the log was read, with numbers and bytes of the waiting messages, oldest first, and whether the cursor
+    /// was written at an orderly end.
     pub(crate) fn begin(&mut self, waiting: &[(u32, u64)], is_orderly: bool) {
         self.accepted = self.accepted.max(self.cursor.base);
         self.committed = self.accepted;
@@ -150,12 +148,12 @@ impl Queue {
         &self.name
     }
 
-    /// The part of the journal that what waits for it counts for.
+    /// The part of the journal to which its messages count.
     pub(crate) fn part(&self) -> Part {
         self.part
     }
 
-    /// Key in records.
+    /// The key in records.
     pub(crate) fn key(&self) -> u64 {
         self.key
     }
@@ -164,42 +162,42 @@ impl Queue {
         &self.cursor
     }
 
-    /// All ordinals up to this one are done with.
+    /// All messages up to this ordinal have ended.
     pub(crate) fn base(&self) -> u64 {
         self.cursor.base
     }
 
-    /// Ordinal of the newest message that is safe. What its bounds have pushed out before it was safe is not coming.
+    /// The ordinal of the newest message on disk. Messages that limits have dropped before that are left out.
     pub(crate) fn committed(&self) -> u64 {
         self.committed.max(self.cursor.base)
     }
 
-    /// Packet ids of QoS 2 messages received from this session and not released.
+    /// Packet ids of QoS 2 messages that were received from this session and not released.
     pub(crate) fn received(&self) -> &BTreeSet<u16> {
         &self.received
     }
 
-    /// Ordinals that were received on the other side (PUBREC) and not completed.
+    /// Ordinals that the other side has received (PUBREC) and not completed.
     pub(crate) fn released(&self) -> &BTreeSet<u64> {
         &self.released
     }
 
-    /// Bytes of the messages that wait.
+    /// The bytes of waiting messages.
     pub(crate) fn bytes(&self) -> usize {
         self.sizes.bytes()
     }
 
-    /// Changes the bounds for what comes from now on.
+    /// Changes the limits for later messages.
     pub(crate) fn bound(&mut self, limits: Limits) {
         self.limits = limits;
     }
 
-    /// Somebody asks for it again.
+    /// Registers the consumer again with these limits.
     pub(crate) fn claim(&mut self, limits: Limits) {
         (self.limits, self.is_orphan) = (limits, false);
     }
 
-    /// Nobody asks for it any more: it is the first to give way.
+    /// Marks the consumer as an orphan, so that it gives way first.
     pub(crate) fn orphan(&mut self) {
         self.is_orphan = true;
     }
@@ -208,34 +206,34 @@ impl Queue {
         self.is_orphan
     }
 
-    /// Its name was lost and is known again.
+    /// Restores a lost name.
     pub(super) fn rename(&mut self, name: &str) {
         (self.name, self.part) = (name.into(), Part::of(name));
     }
 
-    /// Movements of its cursor that are not on disk.
+    /// The number of cursor movements that are not on disk.
     pub(super) fn unsaved(&self) -> u64 {
         self.unsaved
     }
 
-    /// Its cursor is to be written; says whether that is new.
+    /// Marks the cursor as to be written, and returns whether that is new.
     pub(super) fn set_moved(&mut self) -> bool {
         !std::mem::replace(&mut self.is_moved, true)
     }
 
-    /// Its cursor is about to be written.
+    /// Marks the cursor as about to be written.
     pub(super) fn set_saved(&mut self) {
         (self.unsaved, self.is_moved) = (0, false);
     }
 
-    /// Messages were pushed out. Says of how many the log is to speak now, as far as this consumer and `others` have not had
-    /// their lines.
+    /// Counts dropped messages. Returns the number to log now, if this consumer and all `others` together have log lines
+    /// left.
     pub(crate) fn say_lost(&mut self, messages: u64, now: Instant, others: impl FnOnce() -> bool) -> Option<u64> {
         self.unsaid += messages;
         (self.said.admits(1, now) && others()).then(|| std::mem::take(&mut self.unsaid))
     }
 
-    /// Wakes who reads.
+    /// Wakes the reader.
     fn tell(&self) {
         match &self.news {
             Some((id, news)) => news.add(*id),
@@ -249,23 +247,23 @@ impl Queue {
         self.cursor.base + 1..end.min(self.accepted) + 1
     }
 
-    /// Messages that wait.
+    /// The number of waiting messages.
     pub(crate) fn waiting(&self) -> u64 {
         self.accepted.saturating_sub(self.cursor.base)
     }
 
-    /// Whether one more message of this size is beyond the bounds.
+    /// Whether one more message of this size would exceed the limits.
     fn is_full_for(&self, size: usize) -> bool {
         self.waiting() > 0
             && (self.waiting() >= self.limits.messages as u64 || self.sizes.bytes() + size > self.limits.bytes)
     }
 
-    /// Whether a message must be refused.
+    /// Whether a message of this size must be refused.
     pub(crate) fn refuses(&self, size: usize) -> bool {
         self.limits.when_full == WhenFull::Refuse && self.is_full_for(size)
     }
 
-    /// Takes a new message; returns its ordinal.
+    /// Adds a message, and returns its ordinal.
     pub(super) fn accept(&mut self, size: usize, boot_ms: u64) -> u64 {
         while self.is_full_for(size) {
             self.drop_oldest();
@@ -275,7 +273,7 @@ impl Queue {
         self.accepted
     }
 
-    /// The oldest message that waits makes room.
+    /// Drops the oldest waiting message to make room.
     fn drop_oldest(&mut self) {
         let ordinal = self.cursor.base + 1;
         let mut settled = None;
@@ -296,7 +294,7 @@ impl Queue {
         self.advance(ordinal);
     }
 
-    /// All up to `ordinal` is given up; returns how many messages that has cost.
+    /// Drops all messages up to `ordinal`, and returns their number.
     pub(crate) fn drop_through(&mut self, ordinal: u64) -> u64 {
         let dropped = self.cursor.dropped;
         while self.cursor.base < ordinal {
@@ -321,12 +319,12 @@ impl Queue {
         Some(delivery)
     }
 
-    /// A QoS 2 message of this session was received with this packet id.
+    /// Records that a QoS 2 message of this session was received with this packet id.
     pub(crate) fn receive(&mut self, packet_id: u16) {
         self.received.insert(packet_id);
     }
 
-    /// A step of a QoS 2 exchange has become safe.
+    /// Applies a step of a QoS 2 exchange that is on disk.
     pub(crate) fn note(&mut self, what: u64, value: u64) {
         match what {
             0 => drop(self.received.remove(&(value as u16))),
@@ -336,11 +334,11 @@ impl Queue {
         }
     }
 
-    /// The consumer is done with a message.
+    /// Settles a message.
     pub(crate) fn settle(&mut self, position: Position, outcome: Outcome) {
         let Some(held) = self.held.iter_mut().find(|held| held.delivery.position == position) else {
             if self.pushed_out.remove(&position) {
-                // it was on its way when it had to make room, and has arrived nevertheless
+                // it was in flight when it had to make room, and has arrived nevertheless
                 self.cursor.dropped -= 1;
                 self.cursor.settled[outcome.slot()] += 1;
                 self.unsaved += 1;
@@ -351,10 +349,10 @@ impl Queue {
         self.pass();
     }
 
-    /// Moves the cursor over what is settled, and over what cannot be read any more.
+    /// Moves the cursor over settled messages and over those that cannot be read any more.
     fn pass(&mut self) {
         loop {
-            // after a rewind, what was settled before may lie behind what is ready again
+            // after a rewind, messages that were settled before may come after those that are ready again
             let next_ready = self.ready.front().map_or(u64::MAX, |ready| ready.ordinal);
             let Some(held) = self.held.front().filter(|held| held.settled.is_some()) else { break };
             if held.delivery.ordinal > next_ready {
@@ -380,19 +378,19 @@ impl Queue {
         }
     }
 
-    /// Bytes in memory that were not handed out.
+    /// The bytes in memory that were not handed out.
     pub(super) fn ready_bytes(&self) -> usize {
         self.ready_bytes
     }
 
-    /// What waits and what became of the rest.
+    /// What waits, and the outcomes of all other messages.
     pub(crate) fn backlog(&self) -> Backlog {
         let front = self.held.front().map(|held| &held.delivery).or(self.ready.front());
         let in_memory = front.filter(|front| front.ordinal == self.cursor.base + 1);
         let settled: u64 = self.cursor.settled.iter().sum();
         let waiting = self.waiting();
         Backlog {
-            // ordinals of a consumer begin where the journal was when it was made: they do not count
+            // the ordinals of a consumer start at the journal's position when it was created, so earlier ones do not count
             accepted: settled + self.cursor.dropped + self.cursor.lost + waiting,
             settled,
             outcomes: self.cursor.settled,

@@ -1,4 +1,4 @@
-//! What of a consumer's messages is in memory: those that were just made safe or read ahead, and those that it has in hand.
+//! The messages of a consumer that are in memory: those that were just synced or read ahead, and those in hand.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -10,18 +10,18 @@ use super::{HandedOut, Queue};
 use crate::journal::{ConsumerId, Delivery, Position};
 use crate::message::Message;
 
-/// Most bytes of messages read ahead for one consumer.
+/// The most bytes that are read ahead for one consumer.
 pub(crate) const AHEAD_BYTES: usize = 256 * 1024;
-/// Most messages read ahead for one consumer.
+/// The most messages that are read ahead for one consumer.
 const AHEAD_MESSAGES: usize = 1024;
 
 impl Queue {
-    /// Whether a message that has become safe goes into memory.
+    /// Whether a message that is now on disk is also kept in memory.
     pub(crate) fn takes(&self, ordinal: u64) -> bool {
         self.is_attached && self.behind.is_none() && ordinal > self.cursor.base && self.has_room()
     }
 
-    /// A message has become safe: into memory with it, if it is next and fits.
+    /// Records that a message is on disk. It is kept in memory if it is the next one and there is room.
     pub(crate) fn commit(&mut self, message: Option<&Message>, ordinal: u64, position: u64, room: bool) {
         self.committed = self.committed.max(ordinal);
         if self.behind.is_some() || ordinal <= self.cursor.base {
@@ -34,25 +34,26 @@ impl Queue {
         self.tell();
     }
 
-    /// What comes next must be read from the log.
+    /// Whether the next message must be read from the log.
     pub(crate) fn is_behind(&self) -> bool {
         self.behind.is_some()
     }
 
-    /// Somebody new reads, from the oldest message on that is not settled; returns where it hears of something new, unless it
-    /// reads for many.
+    /// Starts a new reader at the oldest unsettled message. Returns where it is told of new messages, unless one task reads
+    /// for many consumers.
     pub(crate) fn read_by(&mut self, news: Option<(ConsumerId, Arc<News>)>) -> Arc<Notify> {
         self.news = news;
         self.rewind();
         self.changed.clone()
     }
 
-    /// Somebody reads from now on.
+    /// Records that a reader exists.
     pub(crate) fn attach(&mut self) {
         self.is_attached = true;
     }
 
-    /// Nobody reads for the time being: what is in memory and not in hand can be read again.
+    /// Records that there is no reader at present. Messages in memory that are not in hand are dropped, because they can be
+    /// read again.
     pub(crate) fn detach(&mut self) {
         self.is_attached = false;
         if let Some(first) = self.ready.front() {
@@ -67,13 +68,13 @@ impl Queue {
         self.ready.is_empty() || (self.ready_bytes < AHEAD_BYTES && self.ready.len() < AHEAD_MESSAGES)
     }
 
-    /// Puts a message that was read from the log at the end of those in memory.
+    /// Adds a message from the log to those in memory.
     fn push_ready(&mut self, position: Position, ordinal: u64, message: Message) {
         let ready = self.ready.back().map_or(0, |last| last.ordinal);
         if ordinal <= ready.max(self.cursor.base) {
             return;
         }
-        // what is in hand is not handed out again without a rewind
+        // messages in hand are not handed out again without a rewind
         if self.held.binary_search_by_key(&ordinal, |held| held.delivery.ordinal).is_ok() {
             return;
         }
@@ -83,7 +84,7 @@ impl Queue {
         self.ready.push_back(Delivery { position, ordinal, message, resent, released });
     }
 
-    /// Whether the reading thread has something to do for this consumer.
+    /// Whether the reading thread must read for this consumer.
     pub(crate) fn wants_fill(&self) -> bool {
         self.is_attached
             && self.behind.is_some()
@@ -92,20 +93,20 @@ impl Queue {
             && self.ready.len() < AHEAD_MESSAGES / 2
     }
 
-    /// The same; if so, the reading thread is going to be asked.
+    /// The same, and if so, marks that the reading thread will be asked.
     pub(crate) fn asks_for_fill(&mut self) -> bool {
         let asks = self.wants_fill();
         self.filling |= asks;
         asks
     }
 
-    /// The reading thread looks: the least place that it is to read, if any.
+    /// The first position for the reading thread, if any.
     pub(crate) fn next_to_read(&mut self) -> Option<u64> {
         self.filling = false;
         self.behind.filter(|_| self.wants_fill())
     }
 
-    /// The reading thread has read messages from the place `from` on, and all up to `upto`; says whether that was still asked for.
+    /// Adds what the reading thread has read, from position `from` up to `upto`. Returns whether it was still needed.
     pub(crate) fn filled(&mut self, from: u64, upto: u64, found: Vec<(u64, u64, Message)>) -> bool {
         if self.behind != Some(from) {
             return false;
@@ -118,14 +119,13 @@ impl Queue {
         true
     }
 
-    /// All that is safe is in memory: what comes now comes from there.
+    /// Records that everything on disk is in memory, so later messages come from there.
     pub(crate) fn caught_up(&mut self) {
         self.behind = None;
         self.pass();
         self.tell();
     }
 
-    /// The next message.
     pub(crate) fn take(&mut self) -> Option<Delivery> {
         loop {
             let delivery = self.pop_ready()?;
@@ -138,7 +138,7 @@ impl Queue {
         }
     }
 
-    /// Messages at the end of what is in hand were not used: they are as if they had not been handed out.
+    /// Takes back messages at the end of those in hand, as if they had not been handed out.
     pub(crate) fn put_back(&mut self, unused: impl DoubleEndedIterator<Item = Delivery>) {
         for delivery in unused.rev() {
             if self.pushed_out.remove(&delivery.position) {
@@ -156,14 +156,14 @@ impl Queue {
         }
     }
 
-    /// What is in hand and not settled is to be handed out again.
+    /// Makes all unsettled messages in hand be handed out again.
     pub(crate) fn rewind(&mut self) {
         self.pushed_out.clear();
         let mut again = VecDeque::new();
         let mut kept = VecDeque::new();
         for held in self.held.drain(..) {
             match held.settled {
-                // settled out of order: it is skipped when its turn comes
+                // settled out of order, so it is skipped later
                 Some(_) => kept.push_back(held),
                 None => again.push_back(Delivery { resent: true, ..held.delivery }),
             }
