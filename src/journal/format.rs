@@ -1,13 +1,13 @@
 //! The journal on disk, version 1.
 //!
-//! The directory `journal` below the data directory holds
+//! The directory `journal` below the data directory contains
 //!
 //! | name | what |
 //! |---|---|
-//! | `NNNNNNNN.segment` | a part of the log, of fixed size, written once in full and then used again and again |
-//! | `snapshot` | state at one place of the log: what is older than that need not be read at start |
+//! | `NNNNNNNN.segment` | a part of the log with a fixed size, written in full once and then reused |
+//! | `snapshot` | the state at one position of the log, so that older records need not be read at the start |
 //! | `snapshot.new` | a snapshot being written; ignored |
-//! | `*.set-aside` | a file that could not be read or was found damaged; ignored, kept for whoever wants to look |
+//! | `*.set-aside` | a file that could not be read or was damaged; ignored, and kept for a person to examine |
 //!
 //! All integers are little endian. Segments and snapshots begin with the same header, twice: at 0 and at 4096, so that
 //! one lost page leaves the other. Records follow from 8192 on.
@@ -72,54 +72,54 @@
 //! # Versions
 //! A file with another version is refused, with a sentence that says so; version 1 is the first.
 
-/// Version that this program writes.
+/// The version that this program writes.
 pub(crate) const VERSION: u16 = 1;
-/// Where the second header is.
+/// The offset of the second header.
 pub const HEADER_COPY: u64 = 4096;
-/// Where records begin.
+/// The offset of the first record.
 pub const DATA: u64 = 8192;
-/// Bytes of a header that every file has.
+/// The bytes of a header that every file has.
 pub(crate) const HEADER_LEN: usize = 52;
-/// Bytes of a header with what only merged segments have.
+/// The bytes of a header with the fields of merged segments.
 pub(crate) const WHOLE_HEADER_LEN: usize = HEADER_LEN + 20;
-/// Bytes of a record in front of its consumers.
+/// The bytes of a record before its consumers.
 pub(crate) const RECORD_HEAD: usize = 32;
-/// Bytes per consumer.
+/// The bytes of one consumer in a record.
 pub(crate) const CONSUMER_LEN: usize = 16;
-/// What the names of segments end with.
+/// The suffix of segments' names.
 pub const SEGMENT_SUFFIX: &str = ".segment";
-/// The snapshot.
+/// The name of the snapshot.
 pub const SNAPSHOT: &str = "snapshot";
-/// A snapshot that is being written.
+/// The name of a snapshot that is being written.
 pub(crate) const SNAPSHOT_NEW: &str = "snapshot.new";
-/// What the names of files end with that were set aside.
+/// The suffix of files that were set aside.
 pub(crate) const ASIDE_SUFFIX: &str = ".set-aside";
 
-/// Places, generations and ordinals that no gateway reaches, and a size that no file of one has: what is beyond is damage.
+/// No gateway reaches higher positions, generations or ordinals, and no file is larger, so a greater value is damage.
 pub(super) const FAR: u64 = 1 << 56;
 const HUGE: u64 = 1 << 40;
 
 const MAGIC: [u8; 8] = *b"PIGWJRNL";
 
-/// What a record is.
+/// The kinds of records.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum RecordKind {
-    /// A message, or the note that one was received.
+    /// A message, or a note that a message was received.
     Message = 1,
     /// A named value.
     State = 2,
-    /// A consumer is known from here on.
+    /// A new consumer.
     Consumer = 3,
-    /// A consumer is gone.
+    /// The removal of a consumer.
     ConsumerRemoved = 4,
-    /// How far consumers are.
+    /// The cursors of consumers.
     Cursors = 5,
     /// A step of a QoS 2 exchange.
     Note = 6,
-    /// What a boot's clock means.
+    /// The clock of a boot.
     Clock = 7,
-    /// Consumers, boots and segments, in snapshots.
+    /// Consumers, boots and segments; only in snapshots.
     Table = 8,
 }
 
@@ -133,24 +133,24 @@ impl RecordKind {
     }
 }
 
-/// The message is the retained one of its topic, or clears it.
+/// Flag: the message is the retained one of its topic, or deletes it.
 pub(crate) const FLAG_RETAINED: u8 = 1;
-/// The first consumer is a publisher and a packet id.
+/// Flag: the first consumer is a publishing session with a packet id.
 pub(crate) const FLAG_RECEIVED: u8 = 2;
-/// The first consumer is the one that had the message, which is settled there.
+/// Flag: the first consumer is the one that had the message, which is settled there.
 pub(crate) const FLAG_HANDED_OVER: u8 = 4;
 
-/// Reads a little-endian integer; 0 beyond the end.
+/// Reads a little-endian integer; 0 after the end.
 pub(crate) fn u64_at(bytes: &[u8], at: usize) -> u64 {
     bytes.get(at..at + 8).and_then(|b| b.try_into().ok()).map_or(0, u64::from_le_bytes)
 }
 
-/// Reads a little-endian integer; 0 beyond the end.
+/// Reads a little-endian integer; 0 after the end.
 pub(crate) fn u32_at(bytes: &[u8], at: usize) -> u32 {
     bytes.get(at..at + 4).and_then(|b| b.try_into().ok()).map_or(0, u32::from_le_bytes)
 }
 
-/// Reads a little-endian integer; 0 beyond the end.
+/// Reads a little-endian integer; 0 after the end.
 pub(crate) fn u16_at(bytes: &[u8], at: usize) -> u16 {
     bytes.get(at..at + 2).and_then(|b| b.try_into().ok()).map_or(0, u16::from_le_bytes)
 }
@@ -160,20 +160,20 @@ pub(crate) fn padded(len: usize) -> usize {
     len.next_multiple_of(8)
 }
 
-/// What a file is.
+/// The kinds of files.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FileKind {
-    /// Records as they were appended.
+    /// Records in the order of appending.
     Segment,
-    /// The state at one place.
+    /// The state at one position.
     Snapshot,
     /// Records of other segments are being copied to it.
     Merging,
-    /// It stands for other segments.
+    /// Copied records; the file stands for other segments.
     Merged {
-        /// Least generation that it stands for; the greatest is its own.
+        /// The lowest generation for which it stands; the highest is its own.
         first: u64,
-        /// Greatest place that it stands for.
+        /// The highest position for which it stands.
         upto: u64,
     },
 }
@@ -192,17 +192,17 @@ impl FileKind {
 /// The header of a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Header {
-    /// What the file is.
+    /// The kind of the file.
     pub kind: FileKind,
-    /// Boot that it was begun in.
+    /// The number of the boot in which the file was begun.
     pub boot: u32,
-    /// Generation.
+    /// The generation, by which segments are ordered.
     pub generation: u64,
-    /// Salt.
+    /// The random salt, which is part of every CRC.
     pub salt: u64,
-    /// Size of the file.
+    /// The size of the file in bytes.
     pub size: u64,
-    /// Least place.
+    /// The lowest position in the file.
     pub base: u64,
 }
 
@@ -211,14 +211,14 @@ pub struct Header {
 pub enum HeaderError {
     /// Nothing was ever written here.
     Blank,
-    /// It is not what was written.
+    /// The bytes are not those that were written.
     Damaged,
-    /// Whole, but of another version.
+    /// The header is complete, but of another version.
     Version(u16),
 }
 
 impl Header {
-    /// The header as bytes.
+    /// Encodes the header.
     pub fn encode(&self) -> [u8; WHOLE_HEADER_LEN] {
         let mut bytes = [0; WHOLE_HEADER_LEN];
         bytes[..8].copy_from_slice(&MAGIC);
@@ -239,7 +239,7 @@ impl Header {
         bytes
     }
 
-    /// The header that these bytes are.
+    /// Decodes a header.
     pub(crate) fn decode(bytes: &[u8]) -> Result<Header, HeaderError> {
         if bytes.len() < HEADER_LEN {
             return Err(HeaderError::Blank);
@@ -283,7 +283,7 @@ impl Header {
         self.size <= HUGE && [self.generation, self.base, first, upto].iter().all(|number| *number <= FAR)
     }
 
-    /// Least generation that the file stands for.
+    /// The lowest generation for which the file stands.
     pub(crate) fn first_generation(&self) -> u64 {
         match self.kind {
             FileKind::Merged { first, .. } => first,
@@ -291,7 +291,7 @@ impl Header {
         }
     }
 
-    /// What the CRC of every record in the file begins with.
+    /// The start value for the CRC of every record in the file.
     pub fn seed(&self) -> u32 {
         crc32c::crc32c_append(crc32c::crc32c(&self.generation.to_le_bytes()), &self.salt.to_le_bytes())
     }

@@ -1,4 +1,4 @@
-//! Records: encoding, and reading them back from a file that may be damaged.
+//! Encodes records, and reads them from a file that may be damaged.
 
 use super::format::{
     CONSUMER_LEN, DATA, FAR, FLAG_HANDED_OVER, FLAG_RECEIVED, FLAG_RETAINED, FileKind, Header, RECORD_HEAD, RecordKind,
@@ -6,31 +6,31 @@ use super::format::{
 };
 use super::storage::Storage;
 
-/// Where in a record its position stands.
+/// The offset of the position in a record.
 const POSITION: usize = 8;
-/// Bytes read at a time.
+/// The number of bytes that are read at a time.
 const BLOCK: usize = 128 * 1024;
-/// Where whole records are looked for between others, what only looks like one may cost so many bytes of reading for each
-/// byte passed over, besides once the size of the file.
-/// A large record behind very many of them can be passed over; a short one is always tried.
+/// While complete records are searched for between damaged bytes, something that only looks like a record may cost this many
+/// bytes of reading for each byte that is passed over, plus once the size of the file. A large record after very many of
+/// them may be missed; a short one is always tried.
 const TRIES: u64 = 16;
-/// Bytes of a record that costs little to try.
+/// The bytes of a record that costs little to try.
 const SHORT: usize = 512;
 
-/// What a record is made of, before its CRC, which depends on the file it goes to.
+/// The contents of a record without its CRC, which depends on its file.
 #[derive(Clone, Copy, Debug)]
 pub struct RecordDraft<'a> {
-    /// What it is.
+    /// The kind of the record.
     pub kind: RecordKind,
-    /// Flags.
+    /// The flags of the record, see `FLAG_RETAINED` and the others.
     pub flags: u8,
-    /// Boot.
+    /// The boot to which the time of its message belongs.
     pub boot: u32,
-    /// Body, in parts.
+    /// The body, in parts.
     pub body: &'a [&'a [u8]],
 }
 
-/// Appends a record; `consumers` are key and ordinal. Returns its padded length.
+/// Appends a record; `consumers` are keys and ordinals. Returns its padded length.
 pub fn encode(
     out: &mut Vec<u8>,
     position: u64,
@@ -59,7 +59,7 @@ pub fn encode(
     padded(len)
 }
 
-/// Gives every record in `bytes` the CRC it has in a file with this seed.
+/// Sets the CRC of every record in `bytes` for a file with this seed.
 pub fn seal(bytes: &mut [u8], seed: u32) {
     let mut at = 0;
     while at + RECORD_HEAD <= bytes.len() {
@@ -70,7 +70,7 @@ pub fn seal(bytes: &mut [u8], seed: u32) {
     }
 }
 
-/// The records in bytes that [`encode`] made.
+/// The records in bytes from [`encode`].
 pub(crate) fn iter(bytes: &[u8]) -> impl Iterator<Item = RecordRef<'_>> {
     let mut at = 0;
     std::iter::from_fn(move || {
@@ -81,19 +81,19 @@ pub(crate) fn iter(bytes: &[u8]) -> impl Iterator<Item = RecordRef<'_>> {
     })
 }
 
-/// A record in place.
+/// A record as a view of bytes.
 #[derive(Clone, Copy, Debug)]
 pub struct RecordRef<'a> {
     bytes: &'a [u8],
 }
 
 impl<'a> RecordRef<'a> {
-    /// Its place.
+    /// The position of the record.
     pub fn position(&self) -> u64 {
         u64_at(self.bytes, 8)
     }
 
-    /// What it is; `None`: of a later version.
+    /// The kind of the record; `None` if it is of a later version.
     pub(crate) fn kind(&self) -> Option<RecordKind> {
         RecordKind::from_u8(self.bytes[16])
     }
@@ -103,12 +103,12 @@ impl<'a> RecordRef<'a> {
         self.bytes[17] & FLAG_RETAINED != 0
     }
 
-    /// Key of the publishing session and packet id, for a QoS 2 PUBLISH of a persistent session.
+    /// The key of the publishing session and the packet id, for a QoS 2 PUBLISH of a persistent session.
     pub(crate) fn received(&self) -> Option<(u64, u64)> {
         (self.bytes[17] & FLAG_RECEIVED != 0 && self.count() > 0).then(|| self.pair(0))
     }
 
-    /// Key of the consumer that the message was taken from, and its ordinal there.
+    /// The key of the consumer from which the message was taken, and its ordinal there.
     pub(crate) fn handed_over(&self) -> Option<(u64, u64)> {
         (self.bytes[17] & FLAG_HANDED_OVER != 0 && self.count() > 0).then(|| self.pair(0))
     }
@@ -117,7 +117,7 @@ impl<'a> RecordRef<'a> {
         u32_at(self.bytes, 20)
     }
 
-    /// Length in the file.
+    /// The length in the file, with padding.
     pub fn padded_len(&self) -> usize {
         padded(self.bytes.len())
     }
@@ -131,47 +131,47 @@ impl<'a> RecordRef<'a> {
         (u64_at(self.bytes, at), u64_at(self.bytes, at + 8))
     }
 
-    /// Keys and ordinals of its consumers.
+    /// The keys and ordinals of its consumers.
     pub(crate) fn consumers(self) -> impl Iterator<Item = (u64, u64)> + 'a {
         let first = usize::from(self.bytes[17] & (FLAG_RECEIVED | FLAG_HANDED_OVER) != 0);
         (first..self.count()).map(move |at| self.pair(at)).filter(|(_, ordinal)| *ordinal <= FAR)
     }
 
-    /// Body.
+    /// The body, without padding.
     pub fn body(&self) -> &'a [u8] {
         self.bytes.get(RECORD_HEAD + self.count() * CONSUMER_LEN..).unwrap_or_default()
     }
 }
 
-/// What is wrong with a file.
+/// Damage of a file.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Damage {
-    /// Places between whole records that hold none.
+    /// The number of places between complete records that hold none.
     pub(crate) places: u32,
     pub(crate) bytes: u64,
 }
 
-/// Reads the whole records of a file, whatever lies between them.
+/// Reads the complete records of a file, whatever lies between them.
 pub struct Scanner<'a> {
     storage: &'a dyn Storage,
     name: &'a str,
     seed: u32,
     base: u64,
-    /// Greatest place that fits into the file.
+    /// The highest position that fits into the file.
     limit: u64,
     last: u64,
     end: u64,
     at: u64,
     buffer: Vec<u8>,
-    /// Where in the file the buffer begins.
+    /// The offset in the file at which the buffer begins.
     buffer_at: u64,
     len: usize,
-    /// Bytes that may still be read for what only looks like a record. Somebody can publish what looks like many of them,
-    /// each as long as the rest of the file, and a file is used again with that in it.
+    /// The bytes that may still be read for something that only looks like a record. A client could publish many such
+    /// payloads, each as long as the rest of the file, and a reused file still contains them.
     patience: u64,
-    /// What was passed over before the last record returned.
+    /// What was passed over before the last returned record.
     pub(crate) damage: Damage,
-    /// Blocks that the system could not read.
+    /// The number of blocks that the system could not read.
     pub(crate) unreadable: u32,
 }
 
@@ -199,17 +199,17 @@ impl<'a> Scanner<'a> {
         }
     }
 
-    /// Goes on at this offset, where a record begins that comes after the place `last`.
+    /// Continues at this offset, where a record begins that comes after the position `last`.
     pub(crate) fn seek(&mut self, offset: u64, last: u64) {
         (self.at, self.last) = (offset, last);
     }
 
-    /// Offset behind the last record returned.
+    /// The offset after the last returned record.
     pub(crate) fn offset(&self) -> u64 {
         self.at
     }
 
-    /// Makes `len` bytes from the offset `at` on present, as far as the file goes.
+    /// Loads `len` bytes from the offset `at` on, as far as the file goes.
     fn load(&mut self, at: u64, len: usize) -> usize {
         let present = |this: &Self| (this.buffer_at + this.len as u64).saturating_sub(at) as usize;
         if at >= self.buffer_at && present(self) >= len {
@@ -229,7 +229,7 @@ impl<'a> Scanner<'a> {
                 Ok(0) => break,
                 Ok(count) => done += count,
                 Err(_) => {
-                    // the card cannot read this: one page is given up, what follows may be whole
+                    // the card cannot read this page, which is given up; what follows may be complete
                     let page = part.len().min(4096);
                     part[..page].fill(0);
                     self.unreadable += 1;
@@ -248,7 +248,7 @@ impl<'a> Scanner<'a> {
         (fits && position >= self.base && position <= self.limit && position > self.last).then_some((len, position))
     }
 
-    /// The next whole record and its offset.
+    /// The next complete record and its offset.
     pub fn next_record(&mut self) -> Option<(u64, RecordRef<'_>)> {
         let begin = self.at;
         let mut at = begin;
@@ -268,12 +268,12 @@ impl<'a> Scanner<'a> {
                         self.damage.bytes += at - begin;
                     }
                     self.last = position;
-                    // nobody but us can make a whole record: what is damaged further on has as much to spend
+                    // only the gateway can make a complete record, so damage further on gets the same allowance
                     self.patience = self.patience.max(self.end.max(BLOCK as u64));
                     self.at = at + padded(len) as u64;
                     return Some((at, RecordRef { bytes: &self.buffer[from..from + len] }));
                 }
-                // where a record ought to be, one is worth trying
+                // a record is worth a try where one should be
                 if at > begin && len > SHORT {
                     self.patience = self.patience.saturating_sub(len as u64);
                 }
@@ -284,8 +284,8 @@ impl<'a> Scanner<'a> {
         }
     }
 
-    /// At how many places in a row, each eight bytes behind the one before, no record can begin because what would be its
-    /// position is zero, which none is. Most of a file that is not full is like that, and all of it is passed over at each start.
+    /// The number of consecutive places, each eight bytes after the previous one, at which no record can begin, because the
+    /// position there would be zero. Most of a partly filled file is like that, and a start passes over all of it.
     fn blank_places(&self, at: u64) -> u64 {
         let (words, _) = self.buffer[(at - self.buffer_at) as usize + POSITION..self.len].as_chunks::<8>();
         let is_zero = |words: &[[u8; 8]]| words.iter().fold(0, |all, word| all | u64::from_ne_bytes(*word)) == 0;
@@ -294,7 +294,7 @@ impl<'a> Scanner<'a> {
         (count + words[count..].iter().take_while(|word| is_zero(&[**word])).count()) as u64
     }
 
-    /// After the last record: whether a record was begun here and cut short.
+    /// Whether an incomplete record follows the last one.
     pub(crate) fn is_torn(&mut self) -> bool {
         let at = self.at;
         self.load(at, RECORD_HEAD) >= RECORD_HEAD
@@ -346,7 +346,7 @@ mod tests {
         }
     }
 
-    /// Counts what is read.
+    /// Counts the bytes that are read.
     #[derive(Debug)]
     struct Counted(MemoryStorage, std::sync::atomic::AtomicU64);
 
@@ -385,13 +385,14 @@ mod tests {
         let header = Header { kind: FileKind::Segment, boot: 0, generation: 5, salt: 1, size, base: 50 };
         let files = MemoryStorage::default();
         let begin = *file(&files, &header, 5).last().unwrap() + 96;
-        // payloads of an earlier use of the file: at every place a head whose record would reach to the end of the file
+        // payloads of an earlier use of the file: at every place the header of a record that would reach to the end of the
+        // file
         for at in (begin..size - 64).step_by(16) {
             let len = (size - at) as u32;
             let head = [&[0; 4][..], &len.to_le_bytes(), &(60 + at / 1000).to_le_bytes()].concat();
             files.write_at("f", at, &head).unwrap();
         }
-        // and a record that is whole behind all that
+        // and a complete record after all that
         let mut last = Vec::new();
         let draft = RecordDraft { kind: RecordKind::Message, flags: 0, boot: 0, body: &[b"x"] };
         encode(&mut last, 9000, &draft, [(7, 8951)].into_iter());
@@ -443,7 +444,7 @@ mod tests {
             seal(&mut bytes, header.seed());
             storage.create("f", size).unwrap();
             storage.write_at("f", DATA, &bytes).unwrap();
-            // both of the short ones
+            // both of the short records
             for damaged in [0, 2] {
                 storage.flip("f", (at[damaged] as usize + 4) * 8 + bit);
             }

@@ -1,7 +1,7 @@
-//! What is found at start. Nothing that is found is a reason not to start, other versions excepted.
+//! Reads the state at the start. Nothing that is found prevents the start, except another version.
 //!
-//! Read are the headers, the snapshot, and the segments from the snapshot's place on; the rest is checked by the reading
-//! thread afterwards. Without a snapshot everything is read.
+//! Only the headers, the snapshot and the segments from the snapshot's position on are read. The reading thread checks the
+//! others afterwards. Without a snapshot everything is read.
 
 use std::collections::HashMap;
 
@@ -25,10 +25,10 @@ use super::{JournalError, Limits};
 use crate::message::MessageRef;
 use crate::time::Clock;
 
-/// Bounds of a consumer until somebody registers it: nothing new comes for it.
+/// The limits of a consumer until it is registered: nothing new comes for it.
 const UNBOUNDED: Limits = Limits { messages: usize::MAX, bytes: usize::MAX, when_full: super::WhenFull::DropOldest };
 
-/// Reads what is there.
+/// Reads the state of a journal.
 pub fn recover(
     storage: &dyn Storage,
     settings: &JournalSettings,
@@ -52,7 +52,7 @@ pub fn recover(
     Ok(recovery.state)
 }
 
-/// Reads the header of a file, from whichever of its two places has the newer one; says whether the other is damaged.
+/// Reads the header of a file from the newer of its two places, and returns whether the other one is damaged.
 pub fn read_header(storage: &dyn Storage, name: &str) -> Result<(Header, bool), HeaderError> {
     let mut found: [Result<Header, HeaderError>; 2] = [Err(HeaderError::Damaged); 2];
     for (at, slot) in [0, HEADER_COPY].into_iter().zip(&mut found) {
@@ -78,7 +78,7 @@ fn set_aside(storage: &dyn Storage, state: &mut JournalState, name: &str, bytes:
     let to = state.log.aside_name(name);
     let renamed = storage.rename(name, &to);
     for oldest in state.set_aside(name.into(), to, bytes, renamed) {
-        // what cannot be removed is in nobody's way
+        // a file that cannot be removed does no harm
         let _ = storage.remove(&oldest);
     }
 }
@@ -86,9 +86,9 @@ fn set_aside(storage: &dyn Storage, state: &mut JournalState, name: &str, bytes:
 struct Recovery<'a> {
     storage: &'a dyn Storage,
     state: JournalState,
-    /// Newest retained message per topic and the boot its time belongs to.
+    /// The newest retained message of each topic, with the boot to which its time belongs.
     retained: HashMap<Box<str>, (u32, Bytes)>,
-    /// Whether the last cursor of a key was written at an orderly end.
+    /// Whether the last cursor of each key was written at an orderly end.
     orderly: HashMap<u64, bool>,
 }
 
@@ -96,7 +96,7 @@ impl Recovery<'_> {
     fn snapshot(&mut self, files: &[(String, u64)]) -> Result<Option<SnapshotTable>, JournalError> {
         for (name, _) in files {
             if name == SNAPSHOT_NEW {
-                // it was never finished
+                // it was never completed
                 let _ = self.storage.remove(name);
             } else if name.ends_with(ASIDE_SUFFIX) {
                 self.state.log.note_aside(name.clone());
@@ -158,7 +158,7 @@ impl Recovery<'_> {
                 Err(HeaderError::Version(found)) => {
                     return Err(JournalError::Version { file: name.clone(), found });
                 }
-                // its first use was interrupted before anything was safe
+                // its first use was interrupted before anything was on disk
                 Err(error) if self.is_blank(name, error == HeaderError::Blank) => self.set_free(name, *len, settings),
                 Err(_) => set_aside(self.storage, &mut self.state, name, *len),
             }
@@ -179,24 +179,24 @@ impl Recovery<'_> {
         Ok(())
     }
 
-    /// A file that holds nothing can become a segment.
+    /// Makes a file without records available for a segment.
     fn set_free(&mut self, name: &str, len: u64, settings: &JournalSettings) {
         if len == settings.segment_size() {
             self.state.log.add_spare(name.into());
         } else {
-            // what cannot be removed is found again at the next start
+            // a file that cannot be removed is found again at the next start
             let _ = self.storage.remove(name);
         }
     }
 
-    /// Whether no record was ever written to a file; `or_short`: neither to one that ends before them.
+    /// Whether no record was ever written to a file. With `or_short`, also a file that ends before the records.
     fn is_blank(&self, name: &str, or_short: bool) -> bool {
         let mut page = [0; 4096];
         let read = self.storage.read_at(name, DATA, &mut page);
         read.is_ok_and(|count| count > 0 || or_short) && page.iter().all(|byte| *byte == 0)
     }
 
-    /// Reads what the snapshot does not know.
+    /// Reads the records that the snapshot does not cover.
     fn read(&mut self, table: Option<SnapshotTable>) {
         let table = table.unwrap_or_default();
         self.state.log.cover(table.covered);
@@ -212,7 +212,7 @@ impl Recovery<'_> {
         for (at, generation) in generations.iter().enumerate() {
             let next = generations.get(at + 1).and_then(|next| self.state.log.get(*next)).map(|next| next.header);
             let Some(mut segment) = self.state.log.remove(*generation) else { continue };
-            // merged files are not what the table of an earlier snapshot says of their generation
+            // a merged file differs from what the table of an earlier snapshot says about its generation
             let Header { kind, salt, base, .. } = segment.header;
             let is_as_known = |known: &&TableSegment| {
                 segment.from == base && (known.salt == salt || (known.salt == 0 && kind == FileKind::Segment))
@@ -257,17 +257,17 @@ impl Recovery<'_> {
             segment.last = last;
         }
         if is_moved {
-            // which of its messages were counted for another part is not known
+            // it is unknown which of its messages were counted for another part
             Part::ALL.into_iter().for_each(|part| segment.count_all_for(part));
         }
         let (damage, unreadable) = (scanner.damage, scanner.unreadable);
         let is_torn = next.is_none() && scanner.is_torn();
-        // the next segment tells what this one ended with
+        // the next segment shows where this one ended
         let follows = next.filter(|next| {
             next.first_generation() == segment.header.generation + 1 && next.base > segment.last && !is_merged
         });
         let rest = follows.map_or(0, |next| next.base - segment.last - 1);
-        // what a merged segment lacks, nobody needs
+        // nobody needs what a merged segment lacks
         missing *= u64::from(!is_merged);
         segment.is_bad = unreadable > 0 || damage.places > 0;
         if !is_reused(self.storage, segment) {
@@ -314,7 +314,7 @@ fn stands_for(merged: &Segment, other: &Segment, is_later: bool) -> bool {
     }
 }
 
-/// Whether a gateway has used a segment again while somebody else read it: what is not as it should be is no damage.
+/// Whether a gateway has reused a segment during the read, so that differences are no damage.
 pub(crate) fn is_reused(storage: &dyn Storage, segment: &Segment) -> bool {
     read_header(storage, &segment.name)
         .is_ok_and(|(header, _)| (header.generation, header.salt) != (segment.header.generation, segment.header.salt))
@@ -342,7 +342,7 @@ fn keep_session(state: &mut JournalState, record: &RecordRef<'_>) {
     }
 }
 
-/// The consumer with this key; one whose name was lost is made for a message that is there for it.
+/// The consumer with this key. If its name was lost, a consumer is made for a message that is there for it.
 fn queue_of(state: &mut JournalState, key: u64, base: u64) -> Option<&mut Queue> {
     let id = state.queues.id_of_key(key).unwrap_or_else(|| state.insert("", key, base, UNBOUNDED));
     state.queues.get_mut(id)
@@ -367,7 +367,7 @@ fn apply_message(state: &mut JournalState, retained: &mut HashMap<Box<str>, (u32
     keep_retained(retained, record);
 }
 
-/// Says whether a consumer counts for another part of the journal from now on.
+/// Applies a consumer record, and returns whether the consumer's part of the journal has changed.
 fn apply_consumer(state: &mut JournalState, record: &RecordRef<'_>) -> bool {
     let (Some((key, base)), Ok(name)) = (record.consumers().next(), std::str::from_utf8(record.body())) else {
         return false;
@@ -382,7 +382,7 @@ fn apply_consumer(state: &mut JournalState, record: &RecordRef<'_>) -> bool {
     }
 }
 
-/// Says whether a consumer counts for another part of the journal from now on.
+/// Applies a record, and returns whether a consumer's part of the journal has changed.
 fn apply(
     state: &mut JournalState,
     retained: &mut HashMap<Box<str>, (u32, Bytes)>,
@@ -411,7 +411,7 @@ fn apply(
         }
         Some(RecordKind::Note) => state.follow_note(record),
         Some(RecordKind::Clock) => {
-            // with it every run of the gateway begins to write
+            // every run of the gateway begins to write with this record
             orderly.clear();
             if let Some((number, boot)) = decode_boot(body) {
                 state.boots.learn(number, boot);

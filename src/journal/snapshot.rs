@@ -1,9 +1,9 @@
-//! The state at one place of the log, so that a start reads little and old segments can be used again.
+//! The state at one position of the log, so that a start reads little and old segments can be reused.
 //!
-//! A snapshot is written to a file of its own and takes the place of the one before by its name. It holds every retained
-//! message, every persistent session and, first and last, the table: consumers, boots and segments. The table is there
-//! twice because everything else hangs on it. What happens while it is being written may be in it in part; applying the
-//! log from its place on ends in the same state.
+//! A snapshot is written to a file of its own, which then replaces the previous one. It contains every retained message,
+//! every persistent session and, first and last, the table of consumers, boots and segments. The table is there twice
+//! because everything else depends on it. Changes during the write may be in it in part; applying the log from its position
+//! on leads to the same state.
 
 use std::collections::{BTreeMap, HashMap};
 use std::io;
@@ -22,52 +22,51 @@ use super::state::JournalState;
 use super::storage::Storage;
 use crate::message::Message;
 
-/// Bytes written at a time.
+/// The number of bytes that are written at a time.
 const BLOCK: usize = 256 * 1024;
 
 /// A consumer in the table.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct TableConsumer {
-    /// Lasting name.
     pub(crate) name: Box<str>,
     pub(crate) key: u64,
-    /// Ordinal of the newest message that was safe.
+    /// The ordinal of the newest message on disk.
     pub(crate) committed: u64,
     pub(crate) cursor: Cursor,
-    /// Packet ids received and not released.
+    /// The packet ids that were received and not released.
     pub(crate) received: Vec<u16>,
-    /// Ordinals received by the session and not completed.
+    /// The ordinals that the session has received and not completed.
     pub(crate) released: Vec<u64>,
 }
 
 /// A segment in the table.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct TableSegment {
-    /// Greatest place.
+    /// The highest position.
     pub(crate) last: u64,
-    /// End of its records.
+    /// The end of its records.
     pub(crate) end: u64,
-    /// Number of records.
+    /// The number of records.
     pub(crate) records: u64,
-    /// What it holds for whom.
+    /// What it holds, and for whom.
     pub(crate) contents: SegmentContents,
-    /// Salt of the file; 0: earlier versions did not note it.
+    /// The salt of the file; 0 in snapshots of earlier versions, which did not record it.
     pub(crate) salt: u64,
 }
 
-/// What a snapshot says besides messages and sessions.
+/// The table of a snapshot.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct SnapshotTable {
-    /// Greatest place that it covers.
+    /// The highest position that it covers.
     pub(crate) covered: u64,
     pub(crate) consumers: Vec<TableConsumer>,
-    /// Boots by number.
+    /// The boots by number.
     pub(crate) boots: BTreeMap<u32, Boot>,
-    /// Segments by generation; the last one was being written.
+    /// The segments by generation; the last one was being written.
     pub(crate) segments: BTreeMap<u64, TableSegment>,
 }
 
-/// What the largest message of a segment is taken for where an earlier version has not noted it.
+/// The assumed size of the largest message of a segment, if an earlier version did not record it.
 const USUAL_LARGEST: u64 = 4096;
 
 fn put(out: &mut Vec<u8>, values: &[u64]) {
@@ -76,13 +75,13 @@ fn put(out: &mut Vec<u8>, values: &[u64]) {
     }
 }
 
-/// Bytes of so many values.
+/// The bytes of `count` values.
 fn many(each: usize, count: u64) -> Option<usize> {
     usize::try_from(count).ok()?.checked_mul(each)
 }
 
 impl SnapshotTable {
-    /// As things stand.
+    /// The table for the present state.
     pub fn of(state: &JournalState) -> SnapshotTable {
         let consumers = state.queues.iter().map(|(_, queue)| TableConsumer {
             name: queue.name().into(),
@@ -104,7 +103,7 @@ impl SnapshotTable {
         }
     }
 
-    /// As bytes.
+    /// Encodes the table.
     pub fn encode(&self) -> Vec<u8> {
         let mut out = Vec::new();
         put(&mut out, &[self.covered, self.consumers.len() as u64]);
@@ -145,7 +144,7 @@ impl SnapshotTable {
         out
     }
 
-    /// From bytes; `None` if they are not a table.
+    /// Decodes a table; `None` if the bytes are none.
     pub fn decode(bytes: &[u8]) -> Option<SnapshotTable> {
         let mut from = Bytes::copy_from_slice(bytes);
         let mut take = |len: usize| (from.len() >= len).then(|| from.split_to(len));
@@ -190,20 +189,20 @@ impl SnapshotTable {
             boot.seen_ms = take(8).map_or(0, |bytes| u64_at(&bytes, 0));
         }
         for segment in table.segments.values_mut() {
-            // what earlier versions wrote ends before this
+            // tables of earlier versions end before this
             let most = segment.end.saturating_sub(DATA);
             (segment.salt, segment.contents.in_part) = take(8 * (1 + PARTS)).map_or((0, [most; PARTS]), |bytes| {
                 (u64_at(&bytes, 0), std::array::from_fn(|part| u64_at(&bytes, 8 * (1 + part))))
             });
         }
         for segment in table.segments.values_mut() {
-            // where it was not noted, messages are taken for no larger than most are
+            // if it was not recorded, assume the usual size
             segment.contents.largest = take(8).map_or(USUAL_LARGEST, |bytes| u64_at(&bytes, 0));
         }
         Some(table).filter(SnapshotTable::is_sound)
     }
 
-    /// Whether no gateway is beyond that: what is would be gone to from here.
+    /// Whether the values are credible, because the gateway would continue from them.
     fn is_sound(&self) -> bool {
         let consumers = self.consumers.iter().flat_map(|consumer| {
             let ordinals = [consumer.committed, consumer.cursor.base, consumer.cursor.read];
@@ -217,7 +216,7 @@ impl SnapshotTable {
     }
 }
 
-/// What a snapshot is made of, taken under the lock.
+/// The contents of a snapshot, taken under the lock.
 #[derive(Debug)]
 pub(crate) struct SnapshotContents {
     table: SnapshotTable,
@@ -227,7 +226,7 @@ pub(crate) struct SnapshotContents {
 }
 
 impl SnapshotContents {
-    /// As things stand; nothing is copied but what is small.
+    /// The contents for the present state; only small data is copied.
     pub(crate) fn of(state: &JournalState) -> SnapshotContents {
         SnapshotContents {
             table: SnapshotTable::of(state),
@@ -237,21 +236,21 @@ impl SnapshotContents {
         }
     }
 
-    /// Greatest place that it covers.
+    /// The highest position that it covers.
     pub(crate) fn covered(&self) -> u64 {
         self.table.covered
     }
 
-    /// How far each consumer was, by its key.
+    /// The progress of each consumer, by its key.
     pub(crate) fn bases(&self) -> HashMap<u64, u64> {
         self.table.consumers.iter().map(|consumer| (consumer.key, consumer.cursor.base)).collect()
     }
 
-    /// Writes it and makes it the snapshot. Returns the bytes written.
+    /// Writes the file and makes it the snapshot. Returns the number of bytes written.
     pub(crate) fn write(&self, storage: &dyn Storage, salt: u64) -> io::Result<u64> {
         let written = self.write_new(storage, salt);
         if written.is_err() {
-            // where there is no room, a part of a snapshot must not take what is left
+            // if there is no space, an incomplete snapshot must not use the rest
             let _ = storage.remove(SNAPSHOT_NEW);
         }
         written
@@ -334,7 +333,7 @@ mod tests {
         table.segments.insert(4, TableSegment { last: 1, end: 2, records: 3, contents, salt: 9 });
         let bytes = table.encode();
         assert_eq!(SnapshotTable::decode(&bytes), Some(table));
-        // without what came later it is what earlier versions wrote
+        // without the later fields it is what earlier versions wrote
         let (salts, seen, largest) = (8 * (1 + PARTS), 8, 8);
         let earlier = SnapshotTable::decode(&bytes[..bytes.len() - largest]).unwrap();
         assert_eq!((earlier.segments[&4].contents.largest, earlier.segments[&4].salt), (USUAL_LARGEST, 9));

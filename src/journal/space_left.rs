@@ -1,5 +1,5 @@
-//! The disk space that is ours where messages are refused rather than given up: how much is known to be left, for whom, and
-//! for what there was none when somebody looked.
+//! The space of the journal if messages are refused instead of dropped: how much is known to be left for whom, and which
+//! messages had no room at the last check.
 
 use std::time::Instant;
 
@@ -13,43 +13,43 @@ use crate::access::owner::ConsumerOwner;
 /// What is known of the space.
 #[derive(Debug, Default)]
 pub(crate) struct SpaceLeft {
-    /// Bytes that it takes at least, by part.
+    /// The bytes that can certainly be used, by part.
     parts: [u64; PARTS],
-    /// Bytes that it takes at least in all.
+    /// The bytes that can certainly be used in all.
     all: u64,
-    /// Messages as large as this one had no room when that was looked at last, and nothing has changed since: by whose they
-    /// were, a bit for each part.
+    /// The size of messages that had no room at the last check, if nothing has changed since. The index is a set of parts
+    /// with a bit for each.
     full_for: [Option<u64>; 1 << PARTS],
-    /// Whether there was none when somebody looked last.
+    /// Whether there was no room at the last check.
     was_full: bool,
-    /// No file can be written to without giving up messages that wait, and these must not be given up.
+    /// Whether no file can be written without dropping waiting messages, which is not allowed.
     is_full: bool,
-    /// Lines in the log about having no room.
+    /// Limits log lines about missing room.
     lines: LossPace,
-    /// The last of them was not followed by one that there is room again.
+    /// Whether the last line about missing room was not followed by one about new room.
     is_said: bool,
-    /// How often it was looked at.
+    /// The number of checks.
     #[cfg(test)]
     looks: u64,
 }
 
 impl SpaceLeft {
-    /// Whether a message that is for these parts is known to have room.
+    /// Whether a message for these parts is known to have room.
     pub(crate) fn has(&self, len: u64, mut parts: impl Iterator<Item = Part>) -> bool {
         self.all >= len && parts.all(|part| self.parts[part as usize] >= len)
     }
 
-    /// A message takes its room, whoever it is for.
+    /// Subtracts the room of a message.
     pub(crate) fn take(&mut self, len: u64) {
         self.parts.iter_mut().chain([&mut self.all]).for_each(|room| *room = room.saturating_sub(len));
     }
 
-    /// Whether a message that is for these parts, a bit for each, is known to have no room.
+    /// Whether a message for these parts, a bit for each, is known to have no room.
     pub(crate) fn is_full_for(&self, len: u64, parts: usize) -> bool {
         self.full_for[parts].is_some_and(|least| least <= len)
     }
 
-    /// Somebody has looked: bytes for each part, and in all.
+    /// Records the result of a check: the bytes for each part, and in all.
     pub(crate) fn looked(&mut self, (parts, all): ([u64; PARTS], u64)) {
         (self.parts, self.all) = (parts, all);
         #[cfg(test)]
@@ -58,7 +58,7 @@ impl SpaceLeft {
         }
     }
 
-    /// Whether the message that was looked for has room.
+    /// Records whether the message of the check has room.
     pub(crate) fn found(&mut self, has_space: bool, len: u64, parts: usize) {
         self.was_full = !has_space;
         if !has_space {
@@ -66,17 +66,17 @@ impl SpaceLeft {
         }
     }
 
-    /// Something may have set space free.
+    /// Records that space may have been released.
     pub(crate) fn changed(&mut self) {
         self.full_for = Default::default();
     }
 
-    /// Whom space is kept free for has changed: it must be looked at anew.
+    /// Forgets the last check, because the parts have changed.
     pub(crate) fn forget(&mut self) {
         (self.parts, self.all, self.full_for) = Default::default();
     }
 
-    /// The writing thread has found that no file can be written to, or has one again.
+    /// Records whether the writing thread finds a file to write.
     pub(crate) fn set_full(&mut self, is_full: bool) {
         self.is_full = is_full;
     }
@@ -91,7 +91,7 @@ impl SpaceLeft {
         self.is_full || self.was_full
     }
 
-    /// Has the log speak of it if the space is used up, or is not any more; so many messages were refused.
+    /// Logs when the space is used up and when there is space again. `refused` is the number of refused messages.
     pub(crate) fn say(&mut self, is_full: bool, refused: u64, queues: &ConsumerQueues) {
         if !is_full {
             if std::mem::take(&mut self.is_said) {

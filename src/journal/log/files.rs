@@ -1,4 +1,4 @@
-//! The files of the log: those that wait to become segments, and those that were set aside.
+//! The files of the log: spare ones for further segments, and those that were set aside.
 
 use super::{Log, Segment, segment};
 use crate::journal::MOST_ASIDE;
@@ -7,7 +7,7 @@ use crate::journal::format::ASIDE_SUFFIX;
 use crate::journal::settings::JournalSettings;
 
 impl Log {
-    /// A file that is ready to become a segment.
+    /// Takes a file that is ready to become a segment.
     pub(crate) fn take_spare(&mut self) -> Option<String> {
         self.spare.pop()
     }
@@ -16,23 +16,23 @@ impl Log {
         self.spare.push(name);
     }
 
-    /// Bytes that segments and files for them take.
+    /// The bytes of segments and spare files.
     pub(crate) fn used_bytes(&self, settings: &JournalSettings) -> u64 {
         let segments: u64 = self.segments.values().map(|segment| segment.header.size).sum();
         segments + self.spare.len() as u64 * settings.segment_size() + self.snapshot_bytes
     }
 
-    /// Whether a file may be made for one more segment.
+    /// Whether a file may be created for one more segment.
     pub(crate) fn may_make(&self, settings: &JournalSettings) -> bool {
         self.segments.len() < settings.segments()
     }
 
-    /// Whether a file of this size may become a segment again; otherwise there are enough without it.
+    /// Whether a file of this size is needed as a spare one.
     pub(crate) fn keeps_file(&self, size: u64, settings: &JournalSettings) -> bool {
         size == settings.segment_size() && self.segments.len() + self.spare.len() < settings.segments()
     }
 
-    /// Files beyond those that the journal may have; they are not known any more.
+    /// Removes and returns the spare files that are too many.
     pub(crate) fn take_surplus(&mut self, settings: &JournalSettings) -> Vec<String> {
         let count = (self.segments.len() + self.spare.len()).saturating_sub(settings.segments());
         self.spare.split_off(self.spare.len().saturating_sub(count))
@@ -45,12 +45,12 @@ impl Log {
         segment::name(segment::free_number(names))
     }
 
-    /// A file that the reading thread is to make.
+    /// The name of the file that the reading thread must create.
     pub(crate) fn making(&self) -> Option<&String> {
         self.making.as_ref()
     }
 
-    /// Has the next file made, if it is going to be needed; says whether it is.
+    /// Requests the creation of the next file if it will be needed, and returns whether it will.
     pub(crate) fn prepare(&mut self, tail: u64, queues: &ConsumerQueues, settings: &JournalSettings) -> bool {
         let is_wanted = self.segments.get(&tail).is_some_and(|tail| tail.end > tail.header.size / 2)
             && self.spare.is_empty()
@@ -63,9 +63,9 @@ impl Log {
         is_wanted
     }
 
-    /// The file is there; says whether it is wanted. If not, it keeps its name until [`Log::forget_made`].
+    /// Records that the file exists, and returns whether it is needed. If not, it keeps its name until [`Log::forget_made`].
     pub(crate) fn made(&mut self, settings: &JournalSettings) -> bool {
-        // the writing thread may not have waited for it
+        // the writing thread may have created one itself
         if self.segments.len() + self.spare.len() >= settings.segments() {
             return false;
         }
@@ -73,41 +73,41 @@ impl Log {
         true
     }
 
-    /// The file that was to be made is not there.
+    /// Records that the requested file does not exist.
     pub(crate) fn forget_made(&mut self) {
         self.making = None;
     }
 
-    /// Whether the file of a segment could be used again, as nobody needs the segment any more.
+    /// Whether the file of a segment can be reused, because nobody needs the segment any more.
     fn can_use_again(&self, segment: &Segment, tail: Option<u64>, queues: &ConsumerQueues) -> bool {
         Some(segment.header.generation) != tail && segment.last <= self.covered && !segment.is_needed(queues)
     }
 
-    /// Takes the oldest segment out that nobody needs any more.
+    /// Removes the oldest segment that nobody needs any more.
     pub(crate) fn take_unneeded(&mut self, tail: Option<u64>, queues: &ConsumerQueues) -> Option<Segment> {
         let found = self.segments.values().find(|segment| self.can_use_again(segment, tail, queues))?;
         self.segments.remove(&found.header.generation.clone())
     }
 
-    /// Whether there is a segment that no consumer needs any more, whatever the snapshot covers.
+    /// Whether no consumer needs some segment any more, whatever the snapshot covers.
     pub(crate) fn has_unneeded(&self, tail: Option<u64>, queues: &ConsumerQueues) -> bool {
         let mut others = self.segments.values().filter(|segment| Some(segment.header.generation) != tail);
         others.any(|segment| !segment.is_needed(queues))
     }
 
-    /// Whether a snapshot would set segments free.
+    /// Whether a snapshot would release segments.
     pub(crate) fn has_uncovered(&self, tail: Option<u64>, queues: &ConsumerQueues) -> bool {
         self.segments.values().any(|segment| {
             Some(segment.header.generation) != tail && segment.last > self.covered && !segment.is_needed(queues)
         })
     }
 
-    /// Names of the files that were set aside.
+    /// The names of set-aside files.
     pub(crate) fn aside(&self) -> impl ExactSizeIterator<Item = &String> {
         self.aside.iter()
     }
 
-    /// A name for a file that is not used any more.
+    /// A name under which a file is set aside.
     pub(crate) fn aside_name(&self, name: &str) -> String {
         (1..)
             .map(|number: u32| format!("{name}.{number}{ASIDE_SUFFIX}"))
@@ -115,12 +115,12 @@ impl Log {
             .unwrap_or_default()
     }
 
-    /// A file was set aside under this name.
+    /// Records that a file was set aside under this name.
     pub(crate) fn note_aside(&mut self, name: String) {
         self.aside.push_back(name);
     }
 
-    /// Files set aside that have been there for too long; they are not known any more.
+    /// Removes and returns the oldest set-aside files if there are too many.
     pub(crate) fn take_old_aside(&mut self) -> Vec<String> {
         let surplus = self.aside.len().saturating_sub(MOST_ASIDE);
         self.aside.drain(..surplus).collect()

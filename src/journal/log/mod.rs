@@ -1,4 +1,4 @@
-//! The log as it is known in memory: its segments, how far it is safe, and the files that there are for it.
+//! The log as it is known in memory: its segments, how far it is synced, and its spare files.
 
 mod files;
 mod packing;
@@ -17,24 +17,24 @@ use super::format::{FileKind, Header};
 use super::parts::Part;
 use super::record::RecordRef;
 
-/// All of the log.
+/// The segments and files of the log.
 #[derive(Debug, Default)]
 pub(crate) struct Log {
-    /// By generation; the last one is written to.
+    /// By generation; the last one is being written.
     segments: BTreeMap<u64, Segment>,
-    /// Greatest place that is safe.
+    /// The highest position on disk.
     committed: u64,
-    /// Greatest place that the snapshot covers.
+    /// The highest position that the snapshot covers.
     covered: u64,
-    /// Size of the snapshot.
+    /// The size of the snapshot in bytes.
     snapshot_bytes: u64,
-    /// Segments that the background check has still to read.
+    /// The segments that the background check must still read.
     unverified: VecDeque<u64>,
-    /// Files that are ready to become segments.
+    /// The files that are ready to become segments.
     spare: Vec<String>,
-    /// A file that the reading thread shall make, or is making, before it is needed.
+    /// A file that the reading thread must create, or is creating, in advance.
     making: Option<String>,
-    /// Files that were set aside, oldest first.
+    /// The set-aside files, oldest first.
     aside: VecDeque<String>,
 }
 
@@ -53,32 +53,31 @@ impl Log {
         self.segments.get(&generation)
     }
 
-    /// Greatest place that is safe.
+    /// The highest position on disk.
     pub(crate) fn committed(&self) -> u64 {
         self.committed
     }
 
-    /// Greatest place that the snapshot covers.
+    /// The highest position that the snapshot covers.
     pub(crate) fn covered(&self) -> u64 {
         self.covered
     }
 
-    /// Size of the snapshot.
     pub(crate) fn snapshot_bytes(&self) -> u64 {
         self.snapshot_bytes
     }
 
-    /// Everything up to this place is safe.
+    /// Records that everything up to this position is on disk.
     pub(crate) fn commit(&mut self, place: u64) {
         self.committed = self.committed.max(place);
     }
 
-    /// There is a snapshot of this size.
+    /// Records the size of a new snapshot.
     pub(crate) fn note_snapshot(&mut self, bytes: u64) {
         self.snapshot_bytes = bytes;
     }
 
-    /// The snapshot covers everything up to this place.
+    /// Records that the snapshot covers everything up to this position.
     pub(crate) fn cover(&mut self, place: u64) {
         self.covered = place;
     }
@@ -91,7 +90,7 @@ impl Log {
         self.segments.remove(&generation)
     }
 
-    /// A record of this segment has become safe.
+    /// Counts a record of this segment that is on disk.
     pub(crate) fn add_record(
         &mut self,
         generation: u64,
@@ -108,7 +107,7 @@ impl Log {
         }
     }
 
-    /// What merged segments have does not count in the segments after them.
+    /// Leaves out records that merged segments contain already.
     pub(crate) fn pass_over_merged(&mut self) {
         let mut merged = 0;
         for segment in self.segments.values_mut() {
@@ -120,7 +119,7 @@ impl Log {
         }
     }
 
-    /// Which of a consumer's messages were counted for another part than this one is not known.
+    /// Accepts that some of a consumer's messages may have been counted for another part.
     pub(crate) fn count_for(&mut self, key: u64, part: Part) {
         for segment in self.segments.values_mut().filter(|segment| segment.share_of(key).is_some()) {
             segment.count_all_for(part);
@@ -132,22 +131,22 @@ impl Log {
         self.segments.values().next_back().filter(|segment| segment.header.kind == FileKind::Segment)
     }
 
-    /// Where in a segment there is room for so many bytes.
+    /// The place in a segment for this many bytes.
     pub(crate) fn room_in(&self, generation: u64, len: usize) -> Option<(String, Header, u64)> {
         let segment = self.segments.get(&generation)?;
         let fits = segment.end + len as u64 <= segment.header.size;
         fits.then(|| (segment.name.clone(), segment.header, segment.end))
     }
 
-    /// Writing or reading a segment has failed: its file is not used again.
+    /// Marks a segment whose writing or reading has failed, so that its file is not reused.
     pub(crate) fn set_bad(&mut self, generation: u64) {
         if let Some(segment) = self.segments.get_mut(&generation) {
             segment.is_bad = true;
         }
     }
 
-    /// A segment cannot be merged: it stays as it is for its consumers, and the check says what is wrong with it. Says whether
-    /// it is to be checked now.
+    /// Marks a segment that cannot be merged. It stays as it is for its consumers, and the check reports what is wrong.
+    /// Returns whether it must be checked now.
     pub(crate) fn leave(&mut self, generation: u64) -> bool {
         let Some(segment) = self.segments.get_mut(&generation) else { return false };
         segment.is_damaged = true;
@@ -158,12 +157,12 @@ impl Log {
         is_new
     }
 
-    /// These segments are to be read and checked.
+    /// Requests the check of these segments.
     pub(crate) fn check(&mut self, generations: impl IntoIterator<Item = u64>) {
         self.unverified.extend(generations);
     }
 
-    /// The segment to be checked next.
+    /// The segment to check next.
     pub(crate) fn next_to_check(&mut self) -> Option<u64> {
         self.unverified.pop_front()
     }
@@ -173,7 +172,7 @@ impl Log {
         self.unverified.is_empty()
     }
 
-    /// A segment was checked; says whether it is still that one.
+    /// Records the result of a check, and returns whether the segment still exists.
     pub(crate) fn checked(&mut self, segment: &Segment, is_whole: bool) -> bool {
         let Header { generation, salt, .. } = segment.header;
         let Some(still) = self.segments.get_mut(&generation).filter(|still| still.header.salt == salt) else {
@@ -184,15 +183,15 @@ impl Log {
         true
     }
 
-    /// The first segment that has something for a consumer from this place on.
+    /// The first segment with messages for a consumer from this position on.
     pub(crate) fn next_for(&self, key: u64, base: u64, from: u64) -> Option<&Segment> {
         let has_more =
             |segment: &&Segment| segment.last >= from && segment.share_of(key).is_some_and(|share| share.last > base);
         self.segments.values().find(has_more)
     }
 
-    /// What was needed of segments is in another one, and of one more segment in part: `rest` is what is left of that. Returns
-    /// files of another size than `size`, and those that are not used again.
+    /// Replaces the segments `whole` by a merged one, and one more by `rest`, which was merged in part. Returns the files
+    /// whose size is not `size`, and those that must not be reused.
     pub(crate) fn replace(&mut self, merged: Segment, whole: &[u64], rest: Option<Segment>, size: u64) -> Vec<String> {
         let mut unfit = Vec::new();
         for segment in whole.iter().filter_map(|generation| self.segments.remove(generation)) {

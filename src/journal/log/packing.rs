@@ -1,28 +1,28 @@
-//! What would fit together into fewer files.
+//! Computes which segments fit together into fewer files.
 
 use super::Log;
 use crate::journal::consumers::ConsumerQueues;
 use crate::journal::parts::usable;
 use crate::journal::settings::JournalSettings;
 
-/// What is needed of segments one after the other, and how many files it takes.
+/// The needed bytes of consecutive segments.
 #[derive(Default)]
 pub(crate) struct Packing {
     bytes: u64,
-    /// The largest record of each segment, the largest first.
+    /// The largest record of each segment, in descending order.
     largest: Vec<u64>,
 }
 
 impl Packing {
-    /// Adds what is needed of one more segment, and its largest record.
+    /// Adds the needed bytes of one more segment, with its largest record.
     pub(crate) fn add(&mut self, bytes: u64, largest: u64) {
         self.bytes += bytes;
         let at = self.largest.partition_point(|known| *known > largest);
         self.largest.insert(at, largest);
     }
 
-    /// Whether it fits into so many files. Where a record does not fit, the end of a file stays empty. That is so at the end
-    /// of every file but the last, and of one segment's records, which fit into one file, it can be so only once.
+    /// Whether everything fits into this many files. If a record does not fit, the end of a file stays empty. That can
+    /// happen at the end of every file but the last, and only once for the records of one segment, which fit into one file.
     pub(crate) fn fits(&self, files: usize, room: u64) -> bool {
         let empty: u64 = self.largest.iter().take(files.saturating_sub(1)).sum();
         self.bytes + empty <= files as u64 * room
@@ -30,7 +30,7 @@ impl Packing {
 }
 
 impl Log {
-    /// The shortest run of at most so many segments that fits into one file less; empty: there is none.
+    /// The shortest run of at most `most` segments that fits into one file less; empty if there is none.
     pub(crate) fn merge_plan(
         &self,
         tail: Option<u64>,

@@ -1,4 +1,4 @@
-//! Segments as they are known in memory: where they are and for whom they hold what.
+//! Segments as they are known in memory: their files, and what they hold for whom.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -8,67 +8,67 @@ use crate::journal::parts::{PARTS, Part};
 use crate::journal::record::RecordRef;
 use crate::journal::settings::JournalSettings;
 
-/// What a segment holds for one consumer: a run of its ordinals.
+/// The messages of one consumer in a segment, which are a run of its ordinals.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct SegmentShare {
-    /// Least ordinal.
+    /// The lowest ordinal.
     pub(crate) first: u64,
-    /// Greatest ordinal.
+    /// The highest ordinal.
     pub(crate) last: u64,
-    /// Messages.
+    /// The number of messages.
     pub(crate) count: u32,
     pub(crate) bytes: u64,
 }
 
 impl SegmentShare {
-    /// Bytes in the log of what a consumer that is done with all up to `base` still needs.
+    /// The bytes in the log that a consumer whose messages up to `base` have ended still needs.
     pub(crate) fn live(&self, base: u64) -> u64 {
         let before = base.max(self.first.saturating_sub(1));
         let left = self.last.saturating_sub(before).min(u64::from(self.count));
         self.bytes_of(left).saturating_add(left * (RECORD_HEAD + CONSUMER_LEN + 8) as u64)
     }
 
-    /// Bytes of so many of its messages, as far as known.
+    /// The estimated bytes of this many of its messages.
     pub(crate) fn bytes_of(&self, messages: u64) -> u64 {
         let bytes = u128::from(self.bytes) * u128::from(messages) / u128::from(self.count.max(1));
         u64::try_from(bytes).unwrap_or(u64::MAX)
     }
 }
 
-/// For whom a segment holds what.
+/// What a segment holds, and for whom.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct SegmentContents {
-    /// By key of the consumer.
+    /// By the key of the consumer.
     pub(crate) shares: HashMap<u64, SegmentShare>,
-    /// Bytes of its records by the part that they are for; what is for two parts counts for both.
+    /// The bytes of records for each part of the journal. A record for two parts counts for both.
     pub(crate) in_part: [u64; PARTS],
-    /// Bytes that the largest message takes in it.
+    /// The bytes of the largest message.
     pub(crate) largest: u64,
 }
 
-/// A part of the log.
+/// A segment of the log.
 #[derive(Clone, Debug)]
 pub struct Segment {
-    /// Name of its file.
+    /// The name of its file.
     pub name: String,
-    /// Header of its file.
+    /// The header of its file.
     pub header: Header,
-    /// Records below this place do not count: a merged segment has them.
+    /// Records below this position do not count, because a merged segment has them.
     pub(crate) from: u64,
-    /// Greatest place, or one less than the base.
+    /// The highest position, or one less than the base.
     pub(crate) last: u64,
-    /// End of the records that are safe.
+    /// The end of the records that are on disk.
     pub(crate) end: u64,
     pub(crate) records: u64,
-    /// What it holds, by key of the consumer.
+    /// What it holds, by the key of the consumer.
     shares: HashMap<u64, SegmentShare>,
-    /// Bytes of its records by the part that they are for; what is for two parts counts for both.
+    /// The bytes of records for each part of the journal. A record for two parts counts for both.
     in_part: [u64; PARTS],
-    /// Bytes that the largest message takes in it.
+    /// The bytes of the largest message.
     largest: u64,
-    /// Writing or reading it has failed: its file is not used again.
+    /// Whether writing or reading has failed, so that the file is not reused.
     pub(crate) is_bad: bool,
-    /// Records of it cannot be read: it is not merged.
+    /// Whether records cannot be read, so that it is not merged.
     pub(crate) is_damaged: bool,
 }
 
@@ -94,35 +94,35 @@ impl Segment {
         }
     }
 
-    /// As a snapshot knows it: up to the place `last`, which ends at `end`.
+    /// Restores the state from a snapshot: up to the position `last`, whose record ends at `end`.
     pub(crate) fn restore(&mut self, (last, end, records): (u64, u64, u64), contents: SegmentContents) {
         (self.last, self.end, self.records) = (last, end, records);
         (self.shares, self.in_part, self.largest) = (contents.shares, contents.in_part, contents.largest);
     }
 
-    /// For whom it holds what.
+    /// What it holds, and for whom.
     pub(crate) fn contents(&self) -> SegmentContents {
         SegmentContents { shares: self.shares.clone(), in_part: self.in_part, largest: self.largest }
     }
 
-    /// The same segment before anything was noted of what it holds.
+    /// The same segment without any contents.
     pub(crate) fn without_contents(&self) -> Segment {
         Segment { shares: HashMap::new(), in_part: [0; PARTS], largest: 0, ..self.clone() }
     }
 
-    /// What is left of it after a part of it was put elsewhere. All else that is known of it has become known meanwhile.
+    /// Keeps only the contents of `rest`, because the others were merged. All other properties stay.
     pub(super) fn take_contents_of(&mut self, rest: Segment) {
         (self.from, self.shares) = (rest.from, rest.shares);
         (self.in_part, self.largest) = (rest.in_part, rest.largest);
     }
 
-    /// What it holds was written to another file.
+    /// The same contents in another file.
     pub(crate) fn written_as(self, name: String, header: Header, end: u64, records: u64) -> Segment {
         let Segment { shares, in_part, largest, .. } = self;
         Segment { end, records, shares, in_part, largest, ..Segment::new(name, header) }
     }
 
-    /// What it holds, by key of the consumer.
+    /// What it holds, by the key of the consumer.
     pub(crate) fn shares(&self) -> &HashMap<u64, SegmentShare> {
         &self.shares
     }
@@ -132,29 +132,29 @@ impl Segment {
         self.shares.get(&key)
     }
 
-    /// Messages that a consumer is not done with, and about how many bytes they have.
+    /// The number and the estimated bytes of messages that a consumer has not settled.
     pub(crate) fn waiting_for(&self, queue: &Queue) -> Option<(u32, u64)> {
         let share = self.shares.get(&queue.key()).filter(|share| share.last > queue.base())?;
         let left = (share.last - queue.base()).min(u64::from(share.count));
         Some((left as u32, share.bytes_of(left)))
     }
 
-    /// Bytes that the largest message takes in it.
+    /// The bytes of the largest message.
     pub(crate) fn largest(&self) -> u64 {
         self.largest
     }
 
-    /// All of it may be for this part.
+    /// Assumes that all of it may be for this part.
     pub(crate) fn count_all_for(&mut self, part: Part) {
         self.in_part[part as usize] = self.end - DATA;
     }
 
-    /// Whether what is needed of it may be put into another file.
+    /// Whether its needed records may be moved to another file.
     pub(crate) fn can_merge(&self, settings: &JournalSettings) -> bool {
         !self.is_damaged && self.header.size <= settings.segment_size()
     }
 
-    /// Places from this one on are in the segment after it, which has this header.
+    /// The position from which on records are in the next segment, which has this header.
     pub(crate) fn limit(&self, next: Option<&Header>) -> u64 {
         match self.header.kind {
             FileKind::Merged { upto, .. } => upto + 1,
@@ -162,12 +162,12 @@ impl Segment {
         }
     }
 
-    /// Least generation that it stands for.
+    /// The lowest generation for which it stands.
     pub(crate) fn first_generation(&self) -> u64 {
         self.header.first_generation()
     }
 
-    /// Notes for whom a message is, and how much of the segment it takes.
+    /// Adds a message, with its consumers and its size.
     pub(crate) fn add_message(&mut self, record: &RecordRef<'_>, part_of: impl Fn(u64) -> Option<Part>) {
         let mut parts = [false; PARTS];
         for (key, ordinal) in record.consumers() {
@@ -182,8 +182,8 @@ impl Segment {
         }
     }
 
-    /// Bytes of it that somebody still needs, by part and in all: at most, as what one consumer needs of it is known
-    /// only by its number.
+    /// The needed bytes, by part and in all. They are upper bounds, because only the number of a consumer's messages is
+    /// known.
     pub(crate) fn live(&self, queues: &ConsumerQueues) -> ([u64; PARTS], u64) {
         let mut parts = [0; PARTS];
         for (key, share) in &self.shares {
@@ -198,7 +198,7 @@ impl Segment {
         (parts, all)
     }
 
-    /// Notes a message for a consumer.
+    /// Adds a message for a consumer.
     fn add(&mut self, key: u64, ordinal: u64, size: usize) {
         let share =
             self.shares.entry(key).or_insert(SegmentShare { first: ordinal, last: ordinal, count: 0, bytes: 0 });
@@ -212,7 +212,7 @@ impl Segment {
         self.shares.iter().any(|(key, share)| queues.of_key(*key).is_some_and(|queue| queue.base() < share.last))
     }
 
-    /// For how many consumers it is still needed.
+    /// The number of consumers that still need it.
     pub(crate) fn needed_by(&self, queues: &ConsumerQueues) -> usize {
         let needs =
             |(key, share): &(&u64, &SegmentShare)| queues.of_key(**key).is_some_and(|queue| queue.base() < share.last);
@@ -220,7 +220,7 @@ impl Segment {
     }
 }
 
-/// Name of the file with this number.
+/// The name of the file with this number.
 pub(crate) fn name(number: u32) -> String {
     format!("{number:08}{SEGMENT_SUFFIX}")
 }
@@ -230,7 +230,7 @@ fn number(name: &str) -> Option<u32> {
     name.strip_suffix(SEGMENT_SUFFIX).filter(|digits| digits.len() == 8)?.parse().ok()
 }
 
-/// The least number that no file has.
+/// The lowest number that no file has.
 pub(crate) fn free_number<'a>(names: impl Iterator<Item = &'a str>) -> u32 {
     let used: BTreeMap<u32, ()> = names.filter_map(|name| number(name).map(|number| (number, ()))).collect();
     (0..).find(|number| !used.contains_key(number)).unwrap_or(u32::MAX)

@@ -1,21 +1,21 @@
-//! For whom the log is kept.
+//! Computes for whom the space of the log is used.
 
 use super::{Log, SegmentShare};
 use crate::journal::ConsumerId;
 use crate::journal::consumers::{ConsumerQueues, Queue};
 use crate::journal::parts::PARTS;
 
-/// Bytes of the journal that wait for somebody.
+/// The bytes of the journal that wait for consumers.
 #[derive(Debug, Default)]
 pub(crate) struct Usage {
-    /// Bytes of each part.
+    /// The bytes of each part.
     pub(crate) parts: [u64; PARTS],
-    /// Bytes of all parts, each record once.
+    /// The bytes of all parts, with each record counted once.
     pub(crate) all: u64,
 }
 
 impl Log {
-    /// How much of the journal each part takes now.
+    /// The bytes that each part uses at present.
     pub(crate) fn usage(&self, queues: &ConsumerQueues) -> Usage {
         let mut usage = Usage::default();
         for segment in self.segments.values() {
@@ -35,8 +35,8 @@ impl Log {
         shares.filter_map(|(key, share)| Some((queues.of_key(*key)?, share)))
     }
 
-    /// Consumers of this kind that something waits for in the oldest segment that has something for any of them, and the
-    /// greatest ordinal that each has there.
+    /// The consumers of this kind with messages in the oldest segment that has any for them, each with its highest ordinal
+    /// there.
     pub(crate) fn oldest_of(&self, queues: &ConsumerQueues, is_it: impl Fn(&Queue) -> bool) -> Vec<(ConsumerId, u64)> {
         let mut waiting = self.segments.values().map(|segment| {
             let shares = segment.shares().iter().filter_map(|(key, share)| {

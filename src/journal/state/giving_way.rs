@@ -1,7 +1,7 @@
-//! Who gives way when there is no room, and what is let in.
+//! Decides which messages give way when there is no room, and which are accepted.
 //!
-//! Consumers that nobody in the configuration asks for any more are orphans: a comment, a typo or an old file is no reason to
-//! lose what waits for them. They are kept, and are the first to give way.
+//! Consumers for which no configuration asks any more are orphans. A line that is commented out, a typo or an old file is no
+//! reason to lose their messages, so these are kept and give way first.
 
 use std::collections::HashMap;
 

@@ -1,5 +1,5 @@
-//! What the journal knows in memory, behind one lock that is never held while the disk works. Each part of it has a type of its
-//! own, which alone changes it; here is what needs several of them.
+//! The journal's state in memory, behind one lock that is never held while the disk works. Each part has its own type, which
+//! alone changes it; operations on several parts are here.
 
 mod giving_way;
 
@@ -24,46 +24,44 @@ use super::{Backlog, ConsumerId, Extra, Full, Limits, Note, PENDING_MAX, Positio
 use crate::message::{Message, fnv::hash};
 use crate::time::Clock;
 
-/// How the threads shall end.
+/// How the threads end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Stop {
-    /// When everything is written.
+    /// After everything is written.
     Orderly,
     /// At once.
     Now,
 }
 
-/// All that is known.
+/// The whole state.
 #[derive(Debug, Default)]
 pub struct JournalState {
-    /// What was appended and is not on disk yet.
+    /// Records that are not on disk yet.
     pub(super) pending: Pending,
-    /// The consumers, and what waits for them.
     pub(super) queues: ConsumerQueues,
-    /// Named values and retained messages.
     pub(super) kept: Kept,
-    /// What is on disk.
+    /// The segments and files on disk.
     pub(super) log: Log,
     pub(super) boots: Boots,
     /// What is known of the space that is left.
     pub(super) space: SpaceLeft,
-    /// What bounds have pushed out.
+    /// Messages that limits have dropped.
     pub(super) losses: Losses,
     /// Why nothing can be written.
     pub(super) trouble: Trouble,
-    /// What was wrong with the files.
+    /// Problems of the files.
     pub(super) reports: Reports,
     pub(super) counts: JournalCounts,
     stop: Option<Stop>,
 }
 
 impl JournalState {
-    /// The threads shall end, as whoever has said so first wants it.
+    /// Ends the threads. Only the first call counts.
     pub(super) fn stop(&mut self, how: Stop) {
         self.stop.get_or_insert(how);
     }
 
-    /// How the threads shall end, if they shall.
+    /// How the threads must end, if they must.
     pub(super) fn stopping(&self) -> Option<Stop> {
         self.stop
     }
@@ -73,7 +71,7 @@ impl JournalState {
         self.log.segments().values()
     }
 
-    /// Adds a record to what waits; returns its place.
+    /// Adds a record to the waiting ones, and returns its position.
     fn push(
         &mut self,
         kind: RecordKind,
@@ -132,13 +130,13 @@ impl JournalState {
         Ok(position)
     }
 
-    /// What was added is to be written; `lazy`: nobody waits for that.
+    /// Makes the added records be written. `lazy` means that nobody waits for them.
     fn due(&mut self, lazy: bool) {
         if lazy { self.pending.due_later() } else { self.pending.due_now() }
     }
 
     fn control(&self, len: usize) -> Result<(), Full> {
-        // small, and what they say may set space free: twice as much room as for messages
+        // small records that may release space, so they get twice the room of messages
         if self.pending.len() + len > 2 * PENDING_MAX { Err(Full) } else { Ok(()) }
     }
 
@@ -164,7 +162,7 @@ impl JournalState {
         Ok(self.push(RecordKind::Note, 0, [(key, 0)].into_iter(), body))
     }
 
-    /// Keeps a named value or forgets it, see [`super::Journal::keep_session`].
+    /// Keeps or deletes a named value, see [`super::Journal::keep_session`].
     pub(super) fn append_value(
         &mut self,
         name: &str,
@@ -172,7 +170,7 @@ impl JournalState {
         lazy: bool,
     ) -> Result<(Position, usize), Full> {
         if self.kept.value(name) == value {
-            // known, and perhaps not written yet
+            // known already, but perhaps not on disk yet
             return Ok((if lazy { self.pending.newest() } else { self.barrier() }, 0));
         }
         let Ok(len) = u16::try_from(name.len()) else { return Err(Full) };
@@ -209,7 +207,7 @@ impl JournalState {
         let mut key = hash(name.as_bytes());
         while let Some(queue) = self.queues.of_key(key) {
             if queue.name().is_empty() {
-                // its name was in a record that is damaged
+                // its name was in a damaged record
                 return self.name(key, name, limits);
             }
             key = key.wrapping_add(1);
@@ -219,7 +217,7 @@ impl JournalState {
         self.insert(name, key, base, limits)
     }
 
-    /// The consumer with this key, whose name was lost, has this one.
+    /// Gives this name to the consumer with this key, whose name was lost.
     fn name(&mut self, key: u64, name: &str, limits: Limits) -> ConsumerId {
         let Some((id, queue)) = self.queues.id_of_key(key).and_then(|id| Some((id, self.queues.get_mut(id)?))) else {
             return self.insert(name, key, self.pending.newest().0, limits);
@@ -231,7 +229,7 @@ impl JournalState {
         id
     }
 
-    /// A consumer's name was lost and is known again; says whether it counts for another part of the journal from now on.
+    /// Restores a lost name, and returns whether the consumer's part of the journal has changed.
     pub(super) fn rename(&mut self, id: ConsumerId, name: &str) -> bool {
         let moved = self.queues.rename(id, name);
         self.space.forget();
@@ -241,10 +239,10 @@ impl JournalState {
         moved.is_some()
     }
 
-    /// Makes a consumer whose next message has the ordinal `base + 1`.
+    /// Creates a consumer whose next message has the ordinal `base + 1`.
     pub(super) fn insert(&mut self, name: &str, key: u64, base: u64, limits: Limits) -> ConsumerId {
         let id = self.queues.insert(name, key, base, limits);
-        // what is kept free for its part is not free for others any more
+        // what is kept free for its part is not available for others any more
         self.space.forget();
         id
     }
@@ -257,14 +255,14 @@ impl JournalState {
         queue.backlog()
     }
 
-    /// Takes a consumer out.
+    /// Removes a consumer.
     pub(super) fn forget(&mut self, id: ConsumerId) -> Option<Queue> {
         let queue = self.queues.forget(id)?;
         self.space.forget();
         Some(queue)
     }
 
-    /// What waits for this consumer is the first to give way.
+    /// Makes a consumer's messages give way first.
     pub(super) fn orphan(&mut self, id: ConsumerId) {
         if let Some(queue) = self.queues.get_mut(id) {
             queue.orphan();
@@ -272,7 +270,7 @@ impl JournalState {
         self.space.changed();
     }
 
-    /// A consumer has settled messages; says whether the writing thread should know.
+    /// Records that a consumer has settled messages, and returns whether to wake the writing thread.
     pub(super) fn moved(&mut self, id: ConsumerId) -> bool {
         let (has_moved, is_urgent) = self.queues.moved(id);
         if has_moved {
@@ -281,7 +279,7 @@ impl JournalState {
         has_moved && (is_urgent || self.space.is_full())
     }
 
-    /// Bounds have pushed out messages of a consumer.
+    /// Counts messages of a consumer that limits have dropped.
     fn lost(&mut self, id: ConsumerId, messages: u64, bounds: &str) {
         if messages > 0 {
             self.moved(id);
@@ -291,7 +289,7 @@ impl JournalState {
         }
     }
 
-    /// Adds the cursors that have moved to what waits, if it is time.
+    /// Adds the moved cursors to the waiting records, if it is time.
     pub(super) fn push_cursors(&mut self, orderly: bool) {
         let Some(body) = self.queues.take_cursors(orderly) else { return };
         for part in body.chunks(CURSOR_LEN * 500) {
@@ -300,7 +298,7 @@ impl JournalState {
         self.pending.due_now();
     }
 
-    /// Adds what the clock says to what waits, if that is news.
+    /// Adds the state of the clock to the waiting records, if it has changed.
     pub(super) fn push_clock(&mut self, clock: &dyn Clock) {
         if let Some(boot) = self.boots.observe(clock) {
             let mut body = Vec::new();
@@ -309,14 +307,14 @@ impl JournalState {
         }
     }
 
-    /// Looks at the clock where nothing else is written, and has written what is news. An empty log is left alone.
+    /// Adds the state of the clock if it has changed and nothing else is written. An empty log stays empty.
     pub(super) fn observe_clock(&mut self, clock: &dyn Clock) {
         if self.pending.newest() > Position(0) && !self.boots.is_known(clock) {
             self.pending.due_now();
         }
     }
 
-    /// A record has become safe.
+    /// Processes a record that is on disk.
     pub(super) fn commit(&mut self, record: &RecordRef<'_>, generation: u64, room: bool, behind: &mut Vec<ConsumerId>) {
         let is_message = record.kind() == Some(RecordKind::Message);
         self.log.add_record(generation, record, is_message, &self.queues);
@@ -355,7 +353,7 @@ impl JournalState {
         }
     }
 
-    /// A note is safe, or was found.
+    /// Applies a note that is on disk.
     pub(super) fn follow_note(&mut self, record: &RecordRef<'_>) {
         if let Some((key, _)) = record.consumers().next()
             && let Some(queue) = self.queues.of_key_mut(key)
@@ -364,7 +362,8 @@ impl JournalState {
         }
     }
 
-    /// A file is renamed, or could not be, so that it is not used any more; returns those that have been there for too long.
+    /// Records that a file was renamed, or could not be, so that it is not used any more. Returns the set-aside files that
+    /// are too many.
     pub(super) fn set_aside(
         &mut self,
         file: String,
@@ -382,7 +381,7 @@ impl JournalState {
         self.log.take_old_aside()
     }
 
-    /// As things are.
+    /// The present status.
     pub(super) fn status(&self, settings: &JournalSettings) -> Status {
         Status {
             failing: self.trouble.now().cloned().or_else(|| self.pending.standing_still()),
@@ -400,7 +399,7 @@ impl JournalState {
         }
     }
 
-    /// Gives what waits to be written to the writing thread.
+    /// Gives the waiting records to the writing thread.
     pub(super) fn take_pending(&mut self, bytes: &mut Vec<u8>, clock: &dyn Clock, now: Instant) {
         self.push_cursors(false);
         self.push_clock(clock);

@@ -1,4 +1,4 @@
-//! Files in a directory.
+//! Stores the journal's files in a directory.
 
 use std::collections::HashMap;
 use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
@@ -15,7 +15,7 @@ use super::direct::{Opened, Sectors};
 
 const LINK: &str = "it is a symbolic link, and none is followed here";
 
-/// A directory. Files stay open once used. What is small is written in sectors, see [`super::direct`].
+/// A directory. Files stay open once used. Small writes are made in sectors, see [`super::direct`].
 #[derive(Debug)]
 pub struct FileStorage {
     dir: PathBuf,
@@ -25,12 +25,12 @@ pub struct FileStorage {
 }
 
 impl FileStorage {
-    /// The files in `dir`, which is made when first written to.
+    /// The files in `dir`, which is created at the first write.
     pub fn new(dir: &Path) -> FileStorage {
         FileStorage { dir: dir.into(), read_only: false, open: Mutex::default(), sectors: Sectors::default() }
     }
 
-    /// The same, to be looked at only.
+    /// The same, for reading only.
     pub(crate) fn read_only(dir: &Path) -> FileStorage {
         FileStorage { read_only: true, sectors: Sectors::off(), ..FileStorage::new(dir) }
     }
@@ -50,7 +50,7 @@ impl FileStorage {
         }
         let file = ours().read(true).write(!self.read_only).open(self.dir.join(name))?;
         if !self.read_only {
-            // where that is not ours to change, the file is as good
+            // if the gateway may not change that, the file can be used nevertheless
             let _ = keep_private(&file);
         }
         let len = file.metadata()?.len();
@@ -59,7 +59,8 @@ impl FileStorage {
         Ok(file)
     }
 
-    /// A file that may not be written can still be read. It does not stay open: the next write shall see whether it may.
+    /// Opens a file for reading, even if it may not be written. It does not stay open, because the next write must check its
+    /// permission.
     fn readable(&self, name: &str) -> io::Result<Arc<Opened>> {
         self.file(name).or_else(|error| match error.kind() {
             io::ErrorKind::ReadOnlyFilesystem | io::ErrorKind::PermissionDenied | io::ErrorKind::NotADirectory => {
@@ -74,19 +75,19 @@ impl FileStorage {
         if self.read_only { Err(io::Error::new(io::ErrorKind::ReadOnlyFilesystem, reason)) } else { Ok(()) }
     }
 
-    /// Makes the directory, for us alone. It must be one, and not a link to one elsewhere.
+    /// Creates the directory with access for this user only. It must be a directory, and not a link to one.
     fn make_dir(&self) -> io::Result<()> {
         DirBuilder::new().recursive(true).mode(0o700).create(&self.dir)?;
         self.check_link()?;
         let metadata = fs::symlink_metadata(&self.dir)?;
         if metadata.mode() & 0o077 != 0 {
-            // where it belongs to somebody else, the files in it are private all the same
+            // if it belongs to another user, the files in it are private nevertheless
             let _ = fs::set_permissions(&self.dir, Permissions::from_mode(0o700));
         }
         Ok(())
     }
 
-    /// Nothing is written where a link leads.
+    /// Fails if the directory is a link.
     fn check_link(&self) -> io::Result<()> {
         let is_link = fs::symlink_metadata(&self.dir).is_ok_and(|metadata| metadata.is_symlink());
         if is_link { Err(io::Error::new(io::ErrorKind::NotADirectory, LINK)) } else { Ok(()) }
@@ -97,14 +98,14 @@ impl FileStorage {
     }
 }
 
-/// How files of the journal are opened: for us alone, and never through a link that somebody has put there.
+/// The options for opening files: for this user only, and never through a link.
 fn ours() -> OpenOptions {
     let mut options = OpenOptions::new();
     options.mode(0o600).custom_flags(OFlags::NOFOLLOW.bits() as i32);
     options
 }
 
-/// Takes away what a file of an older gateway permits to others.
+/// Removes the permissions of others from a file of an older gateway.
 fn keep_private(file: &File) -> io::Result<()> {
     let metadata = file.metadata()?;
     if metadata.mode() & 0o077 != 0 { file.set_permissions(Permissions::from_mode(0o600)) } else { Ok(()) }
@@ -124,7 +125,7 @@ impl Storage for FileStorage {
         for entry in entries {
             let entry = entry?;
             if let (Ok(name), Ok(metadata)) = (entry.file_name().into_string(), entry.metadata())
-                // a link is not a file of ours, wherever it leads
+                // a link is not a file of the journal, wherever it leads
                 && metadata.is_file()
             {
                 files.push((name, metadata.len()));
@@ -158,7 +159,7 @@ impl Storage for FileStorage {
         let path = self.dir.join(name);
         let made = ours().read(true).write(true).create(true).truncate(true).open(&path).and_then(|mut file| {
             let _ = keep_private(&file);
-            // written, not only allocated: extents that were never written cost a metadata write with every sync
+            // written and not only allocated, because unwritten extents cost a metadata write with every sync
             let zeros = [0; 64 * 1024];
             let mut left = len;
             while left > 0 {
@@ -176,7 +177,7 @@ impl Storage for FileStorage {
                 Ok(())
             }
             Err(error) => {
-                // a part of a file is of no use, and its space is what others need
+                // an incomplete file is useless, and others need its space
                 let _ = fs::remove_file(&path);
                 Err(error)
             }
@@ -223,7 +224,7 @@ mod tests {
         let mode = |path: &Path| fs::symlink_metadata(path).unwrap().mode() & 0o777;
         FileStorage::new(&journal).create("a", 16).unwrap();
         assert_eq!((mode(&journal), mode(&journal.join("a"))), (0o700, 0o600));
-        // older gateways were less careful
+        // older gateways set other permissions
         fs::set_permissions(journal.join("a"), Permissions::from_mode(0o644)).unwrap();
         let storage = FileStorage::new(&journal);
         storage.write_at("a", 0, b"x").unwrap();
@@ -254,7 +255,7 @@ mod tests {
 
     #[test]
     fn a_file_whose_permissions_cannot_be_changed_is_used_all_the_same() {
-        // readable by all, writable by us, and nobody may change that
+        // a file that all can read and the gateway can write, and whose permissions nobody may change
         let process = std::path::PathBuf::from(format!("/proc/{}", std::process::id()));
         let storage = FileStorage::buffered(&process);
         assert!(keep_private(&File::options().write(true).open(process.join("comm")).unwrap()).is_err());

@@ -1,4 +1,4 @@
-//! The journal's files: a seam, so that tests can inject what cards and kernels do.
+//! The interface to the journal's files, so that tests can simulate faults of cards and kernels.
 
 pub(crate) mod direct;
 pub mod file;
@@ -9,19 +9,20 @@ use std::io;
 
 /// A directory of files. Calls block.
 pub trait Storage: Debug + Send + Sync + 'static {
-    /// Where that is, for people.
+    /// The path of the directory, for people.
     fn place(&self) -> String;
-    /// Names and sizes of all files.
+    /// The names and sizes of all files.
     fn list(&self) -> io::Result<Vec<(String, u64)>>;
     /// Reads up to `buffer.len()` bytes; fewer only at the end of the file.
     fn read_at(&self, name: &str, offset: u64, buffer: &mut [u8]) -> io::Result<usize>;
-    /// Writes; safe only after [`Storage::sync`].
+    /// Writes bytes, which are on disk only after [`Storage::sync`].
     fn write_at(&self, name: &str, offset: u64, bytes: &[u8]) -> io::Result<()>;
-    /// Makes a file of zeros, every byte of it written and synced, its name too. Replaces a file of that name.
+    /// Creates a file of zeros, which is written and synced together with its name. Replaces a file of that name.
     fn create(&self, name: &str, len: u64) -> io::Result<()>;
-    /// Makes all writes to the file safe. After an error it is unknown which of them are, and asking again does not tell.
+    /// Brings all writes to the file to disk. After an error it is unknown which of them are, and another call does not
+    /// tell.
     fn sync(&self, name: &str) -> io::Result<()>;
-    /// Renames a file, replacing `to`; safe on return.
+    /// Renames a file and replaces `to`. The new name is on disk on return.
     fn rename(&self, from: &str, to: &str) -> io::Result<()>;
     /// Removes a file.
     fn remove(&self, name: &str) -> io::Result<()>;
