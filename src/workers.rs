@@ -55,7 +55,7 @@ impl Workers {
         Workers::start_by(cores, processor_time)
     }
 
-    /// The same, where this says how much time of processors was taken.
+    /// The same, with a function that returns the processor time used so far.
     fn start_by(cores: usize, used: fn() -> Duration) -> io::Result<Workers> {
         let crew = Arc::new(Crew::new(used));
         let mut builder = Builder::new_multi_thread();
@@ -297,7 +297,7 @@ mod tests {
     /// Longer than any step of these tests takes on any machine.
     const PATIENCE: Duration = Duration::from_secs(60);
 
-    /// Threads as the gateway starts them, which do not see what other tests of this process take.
+    /// Threads like the gateway's. They ignore the processor time that other tests of this process use.
     fn start(cores: usize) -> Workers {
         Workers::start_by(cores, || Duration::ZERO).unwrap()
     }

@@ -201,7 +201,7 @@ fn parse(line: &str) -> Option<Mount> {
     })
 }
 
-/// The kernel writes what would end a field in octal.
+/// Decodes octal escapes, by which the kernel writes characters that would end a field.
 fn unescape(field: &str) -> Cow<'_, str> {
     if !field.contains('\\') {
         return field.into();

@@ -111,7 +111,7 @@ fn made_users(settings: &config::Settings, report: &mut CheckReport) {
 /// Messages that wait for upstreams which the configuration does not have. It may be a mistake in the configuration.
 fn orphans(settings: &config::Settings) -> Vec<FileFinding> {
     let dir = &settings.gateway.data_dir;
-    // what cannot be looked at is for the gateway to say
+    // if the journal cannot be read, the gateway itself reports it
     let consumers = waiting(dir).unwrap_or_default();
     let mut unknown: BTreeMap<&str, u64> = BTreeMap::new();
     for (name, messages) in consumers.iter().filter(|(_, messages)| *messages > 0) {

@@ -1,8 +1,8 @@
-//! Commands whose arguments are described once they are asked for. A gateway that starts does not need those of all others.
+//! Commands whose arguments are described only when they are needed, because a starting gateway needs those of one command.
 
 use clap::{ArgMatches, Args, Command, Error, FromArgMatches, Id};
 
-/// Arguments that clap asks for only where this command is called, or shown.
+/// Arguments that clap describes only if this command is called or its help is shown.
 #[derive(Debug)]
 pub(super) struct Deferred<T>(pub(super) T);
 
@@ -34,7 +34,7 @@ impl<T: Args> Args for Deferred<T> {
     }
 }
 
-/// What is said of a group of arguments is not said of the command, which has been described before.
+/// Adds arguments to a command and keeps the command's own description instead of that of the arguments.
 fn with_about(command: Command, augment: fn(Command) -> Command) -> Command {
     let (about, long) = (command.get_about().cloned(), command.get_long_about().cloned());
     let described = augment(command).about(None).long_about(None);

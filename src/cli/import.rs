@@ -22,7 +22,7 @@ pub(super) enum From {
 
 #[derive(Debug, clap::Args)]
 pub(super) struct MosquittoArgs {
-    /// mosquitto.conf, and password files and access control lists that are not where it says
+    /// mosquitto.conf, and those password files and access control lists that are not at the paths it names
     #[arg(required = true, value_name = "FILE")]
     files: Vec<PathBuf>,
     #[command(flatten)]
@@ -31,7 +31,7 @@ pub(super) struct MosquittoArgs {
 
 #[derive(Debug, clap::Args)]
 pub(super) struct MqttIoArgs {
-    /// The YAML file
+    /// YAML file to import
     file: PathBuf,
     #[command(flatten)]
     to: To,

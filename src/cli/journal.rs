@@ -9,16 +9,16 @@ use crate::journal::inspect::{InspectError, InspectOptions, inspect};
 
 #[derive(Debug, clap::Args)]
 pub(super) struct JournalArgs {
-    /// The data directory
+    /// Data directory of the gateway
     dir: PathBuf,
-    /// Read every record
+    /// Read every record and check it
     #[arg(long)]
     verify: bool,
-    /// Print the messages as JSON, one a line
+    /// Print the messages as JSON, one on each line
     #[arg(long, conflicts_with = "verify")]
     export: bool,
-    /// Remove what waits for the upstream with this name, such as one that is not configured any more; no gateway may
-    /// run there
+    /// Remove the messages that wait for the upstream with this name, for example one that is no longer configured; no
+    /// gateway may use the directory meanwhile
     #[arg(long, value_name = "NAME", conflicts_with_all = ["verify", "export"])]
     discard: Option<String>,
 }
@@ -40,7 +40,7 @@ fn show(dir: &Path, what: InspectOptions) -> Result<(), CliError> {
     if is_whole { Ok(()) } else { Err(CliError::Damaged) }
 }
 
-/// Removes what waits for an upstream.
+/// Removes the messages that wait for an upstream.
 fn discard(dir: &Path, upstream: &str) -> Result<(), CliError> {
     if !dir.join("journal").is_dir() {
         return Err(InspectError::None(dir.display().to_string()).into());

@@ -1,4 +1,4 @@
-//! `pigateway man` and `pigateway completions`: what is made of the definition of the command line.
+//! `pigateway man` and `pigateway completions`: texts that are made from the definition of the command line.
 
 use std::io::{self, Write};
 
@@ -10,18 +10,18 @@ use crate::app::exit_code::ExitCode;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct CompletionsArgs {
-    /// The shell
+    /// Shell to make completions for
     shell: Shell,
 }
 
-/// The script that makes the shell complete commands of ours.
+/// The script by which the shell completes pigateway's commands.
 pub(super) fn completions(args: &CompletionsArgs) -> Vec<u8> {
     let mut script = Vec::new();
     clap_complete::generate(args.shell, &mut Cli::command(), "pigateway", &mut script);
     script
 }
 
-/// The manual, all commands on one page.
+/// The manual page with all commands.
 pub(super) fn man_page() -> io::Result<Vec<u8>> {
     let plain = |text: &str| text.replace('\\', "\\\\").replace('-', "\\-");
     let mut page = Vec::new();

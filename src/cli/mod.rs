@@ -43,9 +43,9 @@ enum Command {
     Check(Deferred<check::CheckArgs>),
     /// Ask for a password, or read it from standard input, and print the table that makes a user
     User(Deferred<user::UserArgs>),
-    /// Say who may publish and receive a topic and by which line, whether it is kept, and where it goes upstream
+    /// Show who may publish and receive a topic and by which line, whether it is kept, and where it goes upstream
     Explain(Deferred<explain::ExplainArgs>),
-    /// Look for what stands in the way of a gateway on this machine, and say what to do; changes nothing
+    /// Find what would keep a gateway from working on this machine and say what to do; changes nothing
     Doctor(Deferred<doctor::DoctorArgs>),
     /// Show how a running gateway is doing
     Status(Deferred<status::StatusArgs>),
@@ -56,7 +56,7 @@ enum Command {
     /// Make a configuration of mosquitto's or mqtt-io's
     #[command(subcommand)]
     Import(import::From),
-    /// Show what a journal holds: segments, consumers with their ledgers, damage. Changes nothing, works beside a gateway
+    /// Show the contents of a journal: segments, consumers with their ledgers, damage; changes nothing, can run beside a gateway
     Journal(Deferred<journal::JournalArgs>),
     /// Print completions for a shell
     Completions(Deferred<man::CompletionsArgs>),
@@ -192,7 +192,7 @@ impl Cli {
 fn run(args: RunArgs) -> Result<(), CliError> {
     let settings = match &args.config {
         Some(path) => {
-            // what is another program's has no valid configuration in it
+            // a file of another program contains no valid configuration
             let foreign_or = |problems| check::foreign(path).map_or(CliError::Config(problems), CliError::Foreign);
             let loaded = config::load(path).map_err(foreign_or)?;
             for warning in &loaded.warnings {
@@ -237,12 +237,12 @@ mod tests {
         assert_eq!(other(&root), 0);
         root.try_get_matches_from_mut(["pigateway", "run", "--config", "x.toml"]).unwrap();
         assert_eq!(other(&root), 0);
-        // whoever asks for one, or for help, has it
+        // a command that is called, or whose help is asked for, is described in full
         assert!(Cli::try_parse_from(["pigateway", "journal", "x", "--verify"]).is_ok());
         assert!(Cli::try_parse_from(["pigateway", "import", "mosquitto", "x"]).is_ok());
         root.build();
         assert!(other(&root) > 20);
-        // and help says of a command what stands at it here, not what stands at parts of its arguments
+        // the description of a command is the one given here, and not that of a part of its arguments
         let about =
             root.get_subcommands().map(|command| command.get_about().map(ToString::to_string).unwrap_or_default());
         let first: Vec<String> = about.collect();

@@ -67,7 +67,7 @@ pub(crate) fn port(settings: &HttpSettings) -> Option<PortSettings> {
 
 /// What a port serves.
 pub struct Site {
-    /// Which paths it has and who answers there. Made for the first request: no gateway waits for it at its start.
+    /// The paths with their handlers, made for the first request so that they do not delay the start.
     pub(crate) router: LazyLock<Router, Box<dyn FnOnce() -> Router + Send>>,
     /// Refuses requests that pages of other sites make.
     pub(crate) guard: HttpGuard,
