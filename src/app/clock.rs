@@ -9,10 +9,10 @@ use tracing::info;
 use crate::health::{Fault, Health};
 use crate::journal::Journal;
 use crate::journal::boots::NOTE_MS;
-use crate::time::SharedClock;
+use crate::time::{SharedClock, beat};
 
-/// The interval at which a clock that is not set is checked.
-const LOOK: Duration = Duration::from_secs(3);
+/// The least interval at which a clock that is not set is checked.
+const LOOK: Duration = Duration::from_secs(1);
 /// The interval at which the journal records the time if nothing else is written.
 const NOTE: Duration = Duration::from_millis(NOTE_MS);
 
@@ -41,7 +41,7 @@ pub(crate) async fn watch(clock: SharedClock, journal: Journal, health: Health, 
         let pause = if is_set { NOTE } else { LOOK };
         tokio::select! {
             () = cancel.cancelled() => return,
-            () = tokio::time::sleep(pause) => {}
+            () = beat::sleep_at_least(pause) => {}
         }
     }
 }

@@ -63,7 +63,7 @@ use crate::service::notify;
 use crate::service::signals::{Signal, Signals};
 use crate::status::{ClientsShown, GatewayStatus, SensorSnapshot, SensorState};
 use crate::supervise::{Exit, Supervisor};
-use crate::time::{SharedClock, SystemClock};
+use crate::time::{SharedClock, SystemClock, beat};
 use crate::workers::Workers;
 
 /// The longest time for an orderly shutdown.
@@ -124,6 +124,7 @@ pub(crate) fn run(settings: Settings, config_path: Option<&Path>) -> Result<(), 
     set_limits();
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     // more than a few workers do not help, because all messages go through one sequencer
+    beat::begin();
     let workers = Workers::start(cores.min(4))?;
     workers.block_on(async {
         let signals = Signals::new()?;

@@ -23,6 +23,7 @@ use tracing::warn;
 use crate::exchange::live::Room;
 use crate::health::{Overdue, Pulse, PulseTaker, STEP};
 use crate::journal::{Journal, Position};
+use crate::time::beat;
 
 /// The watchdog is not fed if a room could have answered for this long and has not.
 const SILENCE: Duration = Duration::from_secs(10);
@@ -141,7 +142,7 @@ impl Feeding {
         let interval = self.interval.unwrap_or(STEP);
         // silence is measured in steps, so a room that has not answered is looked at in steps too
         let pause = if was_waited_for && rooms.are_waited_for() { interval.min(STEP) } else { interval };
-        self.next = Instant::now() + pause;
+        self.next = if pause < interval { Instant::now() + pause } else { beat::within(interval) };
         is_well
     }
 }

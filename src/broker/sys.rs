@@ -4,16 +4,18 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::time::{Instant, MissedTickBehavior, interval};
+use tokio::time::Instant;
 
 use super::core::Core;
 use crate::access::owner::ConsumerOwner;
 use crate::exchange::ingress::IngressError;
+use crate::exchange::live::STRAIGHT;
 use crate::exchange::stats::Stats;
 use crate::journal::{Backlog, ConsumerId};
 use crate::message::{BatchBuilder, Draft, Origin, Qos};
+use crate::time::beat;
 
-/// The interval between updates, like mosquitto's `sys_interval`.
+/// The longest interval between updates, like mosquitto's `sys_interval`.
 const INTERVAL: Duration = Duration::from_secs(10);
 
 /// The moving average of the `load` topics: an exponentially damped rate for each minute.
@@ -86,13 +88,10 @@ impl Figures {
 
     /// Publishes changed values at the interval until the gateway shuts down.
     pub(crate) async fn run(mut self) {
-        let mut ticks = interval(INTERVAL);
-        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        ticks.tick().await;
         loop {
             tokio::select! {
                 () = self.core.cancel.cancelled() => return,
-                _ = ticks.tick() => {}
+                () = beat::sleep_at_most(INTERVAL) => {}
             }
             self.core.access.sum_up();
             if self.publish().await.is_err() {
@@ -112,6 +111,10 @@ impl Figures {
             if self.published.get(&name) != Some(&value) {
                 push(&mut batch, &self.core, &name, &value);
                 self.published.insert(name, value);
+                // in pieces that wake no other thread where nothing else is on its way
+                if batch.len() == STRAIGHT {
+                    self.core.ingress.publish_batch(&mut batch).await?;
+                }
             }
         }
         if !batch.is_empty() {

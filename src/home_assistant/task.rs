@@ -24,6 +24,7 @@ use crate::message::{Draft, Origin, Qos};
 use crate::sensors::payload::wall_time;
 use crate::sensors::settings::SensorSettings;
 use crate::status::{GatewayStatus, UpstreamShown};
+use crate::time::beat;
 
 /// The least time between two updates of counters.
 const EVERY: Duration = Duration::from_secs(60);
@@ -137,7 +138,7 @@ impl HomeAssistant {
                 },
                 _ = health.changed(), if self.settings.enabled => self.say_state(false).await?,
                 () = any_changed(&mut upstreams), if self.settings.enabled => self.say_state(false).await?,
-                () = sleep_until(told + EVERY), if self.settings.enabled => self.say_state(true).await?,
+                () = sleep_until(beat::at_or_after(told + EVERY)), if self.settings.enabled => self.say_state(true).await?,
                 () = sleep_until(deadline.unwrap_or(told)), if deadline.is_some() => {
                     let actions = self.announcer.time(self.now());
                     self.perform(actions).await?;

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::watch;
-use tokio::time::{Instant, sleep, sleep_until};
+use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info};
 
@@ -14,6 +14,7 @@ use super::service::{Candidate, Service, name_of, services};
 use super::settings::MdnsSettings;
 use crate::health::Health;
 use crate::status::{Announced, AnnouncedService};
+use crate::time::beat;
 
 /// The first and the longest pause before the system bus is tried again. A bus without Avahi reports when Avahi starts.
 const PAUSE: [Duration; 2] = [Duration::from_secs(5), Duration::from_secs(300)];
@@ -103,7 +104,7 @@ impl Mdns {
                     tokio::select! {
                         () = cancel.cancelled() => return,
                         () = self.wants_other_than(&failed_with) => {}
-                        () = sleep(pause) => {}
+                        () = beat::sleep_at_least(pause) => {}
                     }
                     pause = (pause * 2).min(PAUSE[1]);
                 }

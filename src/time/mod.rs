@@ -1,6 +1,7 @@
 //! Clocks. A Pi has no battery-backed clock, so its wall time is wrong after boot until the network has corrected it. Events
 //! therefore carry the boot clock, which never goes back, and their wall time is computed once it is known.
 
+pub(crate) mod beat;
 pub(crate) mod zone;
 
 use std::path::Path;

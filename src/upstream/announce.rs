@@ -4,13 +4,12 @@
 use std::time::Duration;
 
 use serde_json::json;
-use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
 use crate::exchange::ingress::Ingress;
 use crate::message::{Draft, Origin, Qos};
 use crate::status::{UpstreamShown, UpstreamSnapshot, UpstreamState};
-use crate::time::SharedClock;
+use crate::time::{SharedClock, beat};
 
 /// The interval between updates of the counters, as for `$SYS`. A change of the state is published at once.
 const EVERY: Duration = Duration::from_secs(10);
@@ -55,8 +54,8 @@ pub(crate) async fn announce(
             }
             () = news => {}
             // ages and rates change while messages wait
-            () = sleep(EVERY), if !is_quiet => {}
-            () = sleep(EVERY * 6), if is_quiet => {}
+            () = beat::sleep_at_most(EVERY), if !is_quiet => {}
+            () = beat::sleep_at_most(EVERY * 6), if is_quiet => {}
         }
     }
 }

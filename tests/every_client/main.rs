@@ -9,6 +9,7 @@ mod delivery;
 mod dollar_topics;
 mod endings;
 mod exchanges_by_the_clause;
+mod idle;
 mod packets_by_the_clause;
 mod retained;
 mod sessions;

@@ -12,6 +12,7 @@ use super::leave::Leaving;
 use super::{BrokerConnection, ConnectionEnd, Reason};
 use crate::exchange::stats::Stats;
 use crate::health::Overdue;
+use crate::time::beat;
 use crate::workers::worked;
 
 /// Unsent bytes above which no more output is produced.
@@ -34,6 +35,8 @@ const STALL: Duration = Duration::from_secs(30);
 const LAST_CHANCE: Duration = Duration::from_millis(200);
 /// The interval at which a message that waits for memory is tried again.
 const SHORT: Duration = Duration::from_millis(250);
+/// Silence of at least this length is noticed up to a beat later.
+const PATIENT: Duration = Duration::from_secs(30);
 const NEVER: Duration = Duration::from_secs(365 * 24 * 3600);
 
 impl BrokerConnection {
@@ -51,7 +54,7 @@ impl BrokerConnection {
     {
         let core = self.core.clone();
         let mut pace = ClientPace::new(self.keep_alive);
-        let mut alarm = std::pin::pin!(sleep_until(pace.read_by()));
+        let mut alarm = std::pin::pin!(sleep_until(pace.look_at()));
         loop {
             worked();
             // registered before the attempt, so that room that is made in between is not missed
@@ -89,8 +92,8 @@ impl BrokerConnection {
             }
             if let Some(leaving) = &pace.leaving {
                 alarm.as_mut().reset(leaving.over_at(may_read));
-            } else if !self.out.is_empty() && alarm.deadline() > pace.write_by() && !pace.stalled.is_running() {
-                alarm.as_mut().reset(pace.write_by());
+            } else if !self.out.is_empty() && alarm.deadline() > pace.look_at_output() && !pace.stalled.is_running() {
+                alarm.as_mut().reset(pace.look_at_output());
             }
             let (waits_for_memory, late_at) = (self.waits_for_memory(), self.is_late_at());
             tokio::select! {
@@ -154,7 +157,7 @@ impl BrokerConnection {
             && count > 0
         {
             pace.has_read(count, &self.core.stats);
-            return Ok(pace.read_by());
+            return Ok(pace.look_at());
         }
         if pace.leaving.as_ref().is_some_and(|leaving| leaving.is_over(may_read)) {
             return Err(pace.over());
@@ -231,8 +234,18 @@ impl ClientPace {
         self.last_read + self.patience
     }
 
+    /// When to look whether the client is silent. Most clients are patient: they may be found a little late, all at once.
+    fn look_at(&self) -> Instant {
+        if self.patience < PATIENT { self.read_by() } else { beat::at_or_after(self.read_by()) }
+    }
+
     fn write_by(&self) -> Instant {
         self.last_write + STALL
+    }
+
+    /// When to check whether the client takes what is written.
+    fn look_at_output(&self) -> Instant {
+        beat::at_or_after(self.write_by())
     }
 
     /// Adapts the read buffer: larger for a client that fills it, none for an idle client.
@@ -275,7 +288,7 @@ impl ClientPace {
         if is_silent || is_stalled {
             return Ok(now + LAST_CHANCE);
         }
-        Ok(self.read_by().min(if has_output { self.write_by() } else { now + NEVER }))
+        Ok(if has_output { self.look_at().min(self.look_at_output()) } else { self.look_at() })
     }
 }
 

@@ -23,7 +23,7 @@ use std::time::Duration;
 use rumqttd::local::{LinkBuilder, LinkError, LinkRx, LinkTx};
 use rumqttd::protocol::{self, Packet};
 use rumqttd::{Notification, Router, RouterConfig};
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
 use tracing::error;
 
@@ -33,6 +33,7 @@ use super::stats::Stats;
 use super::subscribers::{Subscriber, Subscribers};
 use crate::health::{self, Overdue, Pulse};
 use crate::message::{Batch, BatchBuilder};
+use crate::time::beat;
 
 const TOPIC: &[u8] = b"m/live";
 const SEGMENT_BYTES: usize = 128 * 1024;
@@ -41,11 +42,11 @@ const SEGMENTS: usize = 8;
 const WINDOW: u64 = (SEGMENT_BYTES * SEGMENTS / 2) as u64;
 /// The largest batch, in messages, that may go directly to the inboxes. Larger ones come from a flood, where it is better to
 /// publish and deliver on two cores at the same time.
-const STRAIGHT: u32 = 8;
+pub(crate) const STRAIGHT: u32 = 8;
 /// The number of publications that the router keeps in flight at QoS 1.
 const LAST_PACKET_ID: u16 = 100;
-/// The interval at which an idle router is asked to respond.
-const PROBE: Duration = Duration::from_secs(5);
+/// The least interval at which an idle router is asked to respond.
+const PROBE: Duration = Duration::from_secs(20);
 /// A router that could have answered for this long and has not counts as failed.
 const HANGS: Duration = Duration::from_secs(8);
 
@@ -273,7 +274,7 @@ impl Dispatcher {
     ) -> Result<(), RouterError> {
         let mut overdue = Overdue::default();
         let mut is_probed = false;
-        let mut look = std::pin::pin!(sleep(PROBE));
+        let mut look = std::pin::pin!(sleep_until(beat::at_or_after(Instant::now() + PROBE)));
         let mut step = std::pin::pin!(sleep(Duration::ZERO));
         let holds = self.flow.holds.clone();
         loop {
@@ -294,7 +295,7 @@ impl Dispatcher {
                             is_probed = false;
                             overdue.reset();
                             pulse.answer();
-                            look.as_mut().reset(Instant::now() + PROBE);
+                            look.as_mut().reset(beat::at_or_after(Instant::now() + PROBE));
                         }
                     }
                     continue;

@@ -17,7 +17,7 @@ async fn a_router_that_does_not_answer_is_an_error() {
     let (_taker, pulse) = PulseTaker::new();
     let result = dispatcher().run(CancellationToken::new(), || Ok(()), pulse).await;
     assert_eq!(result, Err(RouterError::Hangs));
-    assert!(begin.elapsed() <= PROBE + HANGS + 2 * health::STEP, "{:?}", begin.elapsed());
+    assert!(begin.elapsed() <= PROBE + beat::BEAT + HANGS + 2 * health::STEP, "{:?}", begin.elapsed());
 }
 
 #[tokio::test(start_paused = true)]

@@ -22,12 +22,12 @@ use std::time::Duration;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
-use tokio::time::{MissedTickBehavior, interval};
+use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
 use crate::status::{SensorSnapshot, SensorState};
-use crate::time::{SharedClock, kernel_boot};
+use crate::time::{SharedClock, beat, kernel_boot};
 
 /// The largest file in bytes; a sensor has two.
 pub(crate) const MAX_FILE: u64 = 512 << 10;
@@ -264,6 +264,11 @@ impl Scribe {
         writer.catch_up(&self.dir, snapshot, now)
     }
 
+    /// Whether there is something to sync, or a time to be learned.
+    fn has_unsynced(&self) -> bool {
+        self.writers.values().any(|writer| writer.dirty || writer.lacks_time)
+    }
+
     fn sync(&mut self) {
         let now = self.now();
         let mut results = Vec::new();
@@ -294,9 +299,7 @@ pub(crate) async fn run(
     cancel: CancellationToken,
 ) -> Result<(), tokio::task::JoinError> {
     let mut scribe = Scribe { dir, boot: boot_id(), clock, writers: HashMap::new(), failing: false };
-    let mut ticks = interval(SYNC);
-    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut open = true;
+    let (mut open, mut next) = (true, Instant::now());
     loop {
         let is_last = tokio::select! {
             () = cancel.cancelled() => true,
@@ -304,8 +307,11 @@ pub(crate) async fn run(
                 open = changed.is_ok();
                 false
             }
-            _ = ticks.tick() => {
-                scribe = on_disk(scribe, Scribe::sync).await?;
+            () = sleep_until(next) => {
+                if scribe.has_unsynced() {
+                    scribe = on_disk(scribe, Scribe::sync).await?;
+                }
+                next = beat::within(SYNC);
                 continue;
             }
         };

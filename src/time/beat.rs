@@ -1,0 +1,78 @@
+//! One beat for all that is looked at now and then, and may be looked at a little later: keep alives, figures, probes.
+//!
+//! Each timer that stands alone wakes the processor, and the runtime's timers do so up to three times: they wait in wheels of
+//! 64 slots of 1 ms, 64 ms and 4,096 ms, and come down from one to the next at the beginning of a slot. A timer that ends where
+//! a slot of the slowest of these wheels begins ends at once, together with all others on the same beat.
+
+use std::sync::OnceLock;
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep_until};
+
+/// A slot of the runtime's third wheel: 64 × 64 ms.
+pub(crate) const BEAT: Duration = Duration::from_millis(64 * 64);
+
+static ORIGIN: OnceLock<Instant> = OnceLock::new();
+
+/// Says that the runtime is started now: its wheels turn from this moment on. The first one counts.
+pub(crate) fn begin() {
+    ORIGIN.get_or_init(Instant::now);
+}
+
+/// The first beat at or after this moment.
+pub(crate) fn at_or_after(moment: Instant) -> Instant {
+    let origin = *ORIGIN.get_or_init(Instant::now);
+    let beats = moment.saturating_duration_since(origin).as_nanos().div_ceil(BEAT.as_nanos());
+    origin + BEAT * u32::try_from(beats).unwrap_or(u32::MAX)
+}
+
+/// Sleeps for this long, and then until the next beat.
+pub(crate) async fn sleep_at_least(pause: Duration) {
+    sleep_until(at_or_after(Instant::now() + pause)).await;
+}
+
+/// The last beat within this time from now on, for those who must not be late; where there may be none, the end of that time.
+pub(crate) fn within(pause: Duration) -> Instant {
+    let now = Instant::now();
+    pause.checked_sub(BEAT).map_or(now + pause, |least| at_or_after(now + least))
+}
+
+/// Sleeps until the last beat within this time.
+pub(crate) async fn sleep_at_most(pause: Duration) {
+    sleep_until(within(pause)).await;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn who_sleeps_until_a_beat_wakes_with_all_others() {
+        begin();
+        let mut ends = Vec::new();
+        for (least, most) in [(0, 4096), (1, 4097), (5_000, 9_096), (60_000, 64_096), (365 * 86_400_000, u64::MAX)] {
+            let begin = Instant::now();
+            let end = at_or_after(begin + Duration::from_millis(least));
+            assert!(end >= begin + Duration::from_millis(least), "{least}");
+            assert!(end - begin <= Duration::from_millis(most), "{least}");
+            assert_eq!(at_or_after(end), end, "{least}");
+            ends.push(end);
+        }
+        let first = ends[0];
+        assert!(ends.iter().all(|end| (*end - first).as_nanos().is_multiple_of(BEAT.as_nanos())), "{ends:?}");
+        let begin = Instant::now();
+        sleep_at_least(Duration::from_secs(10)).await;
+        assert!((10_000..=14_097).contains(&begin.elapsed().as_millis()), "{:?}", begin.elapsed());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_must_not_be_late_is_not() {
+        for seconds in [1, 4, 5, 10, 60] {
+            let begin = Instant::now();
+            sleep_at_most(Duration::from_secs(seconds)).await;
+            let slept = begin.elapsed();
+            assert!(slept <= Duration::from_millis(seconds * 1000 + 2), "{slept:?} of {seconds} s");
+            assert!(slept + BEAT >= Duration::from_secs(seconds), "{slept:?} of {seconds} s");
+        }
+    }
+}
