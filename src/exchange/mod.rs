@@ -3,8 +3,7 @@
 //! | file | what |
 //! |---|---|
 //! | `ingress` | the entrance for messages: order, retained store, journal, router |
-//! | `live`, `fanout`, `subscribers`, `inbox`, `delivery` | delivery to connected subscribers: router, distribution,
-//! subscriptions, bounded queues, messages on their way |
+//! | `live`, `fanout`, `subscribers`, `inbox`, `delivery` | from router to client |
 //! | `hold` | whether publishers wait for a reader whose queue is full |
 //! | `filters`, `shared` | topic filters, shared subscriptions |
 //! | `retained`, `search`, `expiry` | retained messages: the store, reading it, expiry |
