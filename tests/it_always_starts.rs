@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use pigateway::journal::settings::JournalSettings;
 use pigateway::journal::storage::file::FileStorage;
 use pigateway::journal::{Journal, Limits, Position, WhenFull};
-use pigateway::message::{Draft, Message, Origin, Qos};
+use pigateway::message::{Draft, Message, Qos};
 use pigateway::time::SystemClock;
 use support::broker::wait_until_served;
 use support::{Connect, Gateway, Setup, contents, wait_until};
@@ -143,16 +143,7 @@ fn store_256_mib(dir: &Path) -> u64 {
     let limits = Limits { messages: usize::MAX, bytes: usize::MAX, when_full: WhenFull::DropOldest };
     let id = journal.register("upstream/home", limits);
     let payload = [b'x'; 4000];
-    let draft = Draft {
-        topic: "up/x",
-        payload: &payload,
-        qos: Qos::AtLeastOnce,
-        retain: false,
-        properties: &[],
-        expiry: None,
-        boot_ms: 1,
-        origin: Origin::gateway(),
-    };
+    let draft = Draft { qos: Qos::AtLeastOnce, boot_ms: 1, ..Draft::new("up/x", &payload) };
     let (mut count, mut last) = (0, Position::default());
     while count * 4100 < 240 << 20 {
         match journal.append(&Message::new(&draft), &[id]) {

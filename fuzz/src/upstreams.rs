@@ -178,14 +178,11 @@ pub(super) fn task(data: &[u8]) {
         for topic in ["up/1", "up/2", "exact/1", "exact/2", "up/3"] {
             let payload = b"x";
             let draft = Draft {
-                topic,
-                payload,
                 qos: Qos::AtLeastOnce,
                 retain: flags & 2 != 0,
-                properties: &[],
-                expiry: None,
                 boot_ms: ingress.clock().boot_ms(),
                 origin: Origin::http(),
+                ..Draft::new(topic, payload)
             };
             let mut batch = BatchBuilder::default();
             batch.push(&draft);

@@ -12,7 +12,7 @@ use crate::exchange::ingress::IngressError;
 use crate::exchange::live::STRAIGHT;
 use crate::exchange::stats::Stats;
 use crate::journal::{Backlog, ConsumerId};
-use crate::message::{BatchBuilder, Draft, Origin, Qos};
+use crate::message::{BatchBuilder, Draft};
 use crate::time::beat;
 
 /// The longest interval between updates, like mosquitto's `sys_interval`.
@@ -126,14 +126,9 @@ impl Figures {
 
 fn push(batch: &mut BatchBuilder, core: &Core, name: &str, value: &str) {
     batch.push(&Draft {
-        topic: &format!("$SYS/broker/{name}"),
-        payload: value.as_bytes(),
-        qos: Qos::AtMostOnce,
         retain: true,
-        properties: &[],
-        expiry: None,
         boot_ms: core.ingress.clock().boot_ms(),
-        origin: Origin::gateway(),
+        ..Draft::new(&format!("$SYS/broker/{name}"), value.as_bytes())
     });
 }
 

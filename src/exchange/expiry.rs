@@ -76,7 +76,7 @@ mod tests {
 
     fn draft(topic: &str, expiry: Option<u32>) -> Draft<'_> {
         let (payload, qos, properties, origin) = (&b"x"[..], Qos::AtMostOnce, &[][..], Origin::gateway());
-        Draft { topic, payload, qos, retain: true, properties, expiry, boot_ms: 0, origin }
+        Draft { qos, retain: true, properties, expiry, origin, ..Draft::new(topic, payload) }
     }
 
     #[tokio::test(start_paused = true)]

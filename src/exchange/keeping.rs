@@ -84,7 +84,7 @@ mod tests {
             let mut batch = BatchBuilder::default();
             for _ in 0..50 {
                 let (payload, qos, properties) = (&b"x"[..], Qos::AtLeastOnce, &[][..]);
-                batch.push(&Draft { topic, payload, qos, retain, properties, expiry: None, boot_ms: 0, origin });
+                batch.push(&Draft { qos, retain, properties, origin, ..Draft::new(topic, payload) });
             }
             let accepted = ingress.publish_batch(&mut batch).await.unwrap();
             assert!(accepted.refused.is_empty());

@@ -269,14 +269,9 @@ mod tests {
 
     fn message(topic: &str, payload: &str) -> Message {
         Message::new(&Draft {
-            topic,
-            payload: payload.as_bytes(),
-            qos: Qos::AtMostOnce,
             retain: true,
-            properties: &[],
             expiry: (payload == "short").then_some(1),
-            boot_ms: 0,
-            origin: Origin::gateway(),
+            ..Draft::new(topic, payload.as_bytes())
         })
     }
 
@@ -343,7 +338,7 @@ mod tests {
         let mut store = Retained::new(1, 200);
         let draft = |payload, origin| {
             let (qos, topic) = (Qos::AtMostOnce, "pigateway/a/state");
-            Draft { topic, payload, qos, retain: true, properties: &[], expiry: None, boot_ms: 0, origin }
+            Draft { qos, retain: true, origin, ..Draft::new(topic, payload) }
         };
         let (ours, theirs) = (Origin::announcer(), Origin::client("c"));
         for origins in [[theirs, ours], [ours, theirs], [ours, ours], [theirs, theirs]] {

@@ -279,16 +279,7 @@ mod tests {
     use crate::message::{Draft, Origin, Qos};
 
     fn message(payload: u8) -> Message {
-        Message::new(&Draft {
-            topic: "t",
-            payload: &[payload],
-            qos: Qos::AtLeastOnce,
-            retain: false,
-            properties: &[],
-            expiry: None,
-            boot_ms: 0,
-            origin: Origin::gateway(),
-        })
+        Message::new(&Draft { qos: Qos::AtLeastOnce, ..Draft::new("t", &[payload]) })
     }
 
     fn member(name: &str) -> Arc<Subscriber> {

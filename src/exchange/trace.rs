@@ -243,14 +243,10 @@ mod tests {
             properties.extend(text.as_bytes());
         }
         Message::new(&Draft {
-            topic: "a",
-            payload: b"x",
             qos: Qos::AtLeastOnce,
-            retain: false,
             properties: &properties,
-            expiry: None,
-            boot_ms: 0,
             origin: Origin::http(),
+            ..Draft::new("a", b"x")
         })
     }
 

@@ -256,16 +256,8 @@ impl HomeAssistant {
     }
 
     async fn publish(&self, topic: &str, payload: &[u8], qos: Qos) -> Result<(), IngressError> {
-        let mut draft = Draft {
-            topic,
-            payload,
-            qos,
-            retain: true,
-            properties: &[],
-            expiry: None,
-            boot_ms: self.now(),
-            origin: Origin::announcer(),
-        };
+        let mut draft =
+            Draft { qos, retain: true, boot_ms: self.now(), origin: Origin::announcer(), ..Draft::new(topic, payload) };
         match self.ingress.publish(&draft).await {
             // a full session or a full journal of one upstream must not keep the message from the others
             Err(IngressError::Full(_)) => {

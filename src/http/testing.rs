@@ -8,13 +8,10 @@ pub(crate) fn message(topic: &str, payload: &str, retain: bool) -> Message {
 
 pub(crate) fn message_at(topic: &str, payload: &str, retain: bool, boot_ms: u64) -> Message {
     Message::new(&Draft {
-        topic,
-        payload: payload.as_bytes(),
         qos: Qos::AtLeastOnce,
         retain,
-        properties: &[],
-        expiry: None,
         boot_ms,
         origin: Origin::http(),
+        ..Draft::new(topic, payload.as_bytes())
     })
 }

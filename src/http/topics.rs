@@ -188,14 +188,11 @@ pub(crate) async fn clear(State(http): State<Arc<Http>>, caller: Caller, uri: Ur
 /// A message that deletes the retained message of a topic [MQTT-3.3.1-6].
 pub(super) fn cleared<'a>(http: &Http, caller: &Caller, topic: &'a str) -> Draft<'a> {
     Draft {
-        topic,
-        payload: &[],
         qos: Qos::AtLeastOnce,
         retain: true,
-        properties: &[],
-        expiry: None,
         boot_ms: http.ingress.clock().boot_ms(),
         origin: caller.origin(),
+        ..Draft::new(topic, &[])
     }
 }
 

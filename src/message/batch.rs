@@ -249,19 +249,10 @@ impl<'a> Iterator for Messages<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::message::{Origin, Qos};
+    use crate::message::Qos;
 
     fn draft<'a>(topic: &'a str, payload: &'a [u8]) -> Draft<'a> {
-        Draft {
-            topic,
-            payload,
-            qos: Qos::AtLeastOnce,
-            retain: false,
-            properties: &[],
-            expiry: None,
-            boot_ms: 0,
-            origin: Origin::gateway(),
-        }
+        Draft { qos: Qos::AtLeastOnce, ..Draft::new(topic, payload) }
     }
 
     #[test]

@@ -187,7 +187,14 @@ pub struct Draft<'a> {
     pub origin: Origin,
 }
 
-impl Draft<'_> {
+impl<'a> Draft<'a> {
+    /// A message of the gateway itself: QoS 0, not retained, without properties and expiry, accepted when the host booted.
+    /// Other values are given as in `Draft { retain: true, ..Draft::new(topic, payload) }`.
+    pub fn new(topic: &'a str, payload: &'a [u8]) -> Draft<'a> {
+        let (qos, properties, origin) = (Qos::AtMostOnce, &[][..], Origin::gateway());
+        Draft { topic, payload, qos, retain: false, properties, expiry: None, boot_ms: 0, origin }
+    }
+
     fn encoded_len(&self) -> usize {
         HEADER + self.properties.len() + self.topic.len() + self.payload.len()
     }

@@ -225,14 +225,12 @@ mod tests {
         assert_eq!(&*publish.properties, &[0x26, 0, 1, b'a', 0, 1, b'b', 3, 0, 1, b'x']);
 
         let message = Message::new(&Draft {
-            topic: publish.topic,
-            payload: publish.payload,
             qos: publish.qos,
             retain: publish.retain,
             properties: &publish.properties,
             expiry: publish.expiry,
-            boot_ms: 0,
             origin: Origin::client("a"),
+            ..Draft::new(publish.topic, publish.payload)
         });
         let how = Outgoing {
             dup: false,

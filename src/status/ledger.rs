@@ -224,16 +224,7 @@ mod tests {
         let id = journal.register("upstream/a", limits);
         let ends = [LedgerOutcome::Expired, LedgerOutcome::Dropped(DropReason::Loop)];
         let mut reader = journal.reader(id);
-        let message = Message::new(&Draft {
-            topic: "t",
-            payload: b"x",
-            qos: Qos::AtLeastOnce,
-            retain: false,
-            properties: &[],
-            expiry: None,
-            boot_ms: 0,
-            origin: Origin::http(),
-        });
+        let message = Message::new(&Draft { qos: Qos::AtLeastOnce, origin: Origin::http(), ..Draft::new("t", b"x") });
         for _ in &ends {
             journal.append(&message, &[id]).unwrap();
         }

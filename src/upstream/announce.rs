@@ -7,7 +7,7 @@ use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
 use crate::exchange::ingress::Ingress;
-use crate::message::{Draft, Origin, Qos};
+use crate::message::Draft;
 use crate::status::{UpstreamShown, UpstreamSnapshot, UpstreamState};
 use crate::time::{SharedClock, beat};
 
@@ -66,16 +66,7 @@ async fn publish(
     topic: &str,
     text: &str,
 ) -> Result<(), crate::exchange::ingress::IngressError> {
-    let draft = Draft {
-        topic,
-        payload: text.as_bytes(),
-        qos: Qos::AtMostOnce,
-        retain: true,
-        properties: &[],
-        expiry: None,
-        boot_ms: clock.boot_ms(),
-        origin: Origin::gateway(),
-    };
+    let draft = Draft { retain: true, boot_ms: clock.boot_ms(), ..Draft::new(topic, text.as_bytes()) };
     ingress.publish(&draft).await.map(drop)
 }
 

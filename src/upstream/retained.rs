@@ -361,14 +361,10 @@ mod tests {
 
     fn message(topic: &str, payload: &[u8]) -> Message {
         Message::new(&Draft {
-            topic,
-            payload,
             qos: Qos::AtLeastOnce,
             retain: true,
-            properties: &[],
-            expiry: None,
-            boot_ms: 0,
             origin: Origin::http(),
+            ..Draft::new(topic, payload)
         })
     }
 

@@ -168,16 +168,8 @@ async fn a_delivery_to_a_persistent_session_wakes_it_once() {
         // by now the connection has finished its work
         tokio::time::sleep(Duration::from_millis(20)).await;
         let before = polls.load(std::sync::atomic::Ordering::Relaxed);
-        let draft = Draft {
-            topic: "t",
-            payload: &number.to_be_bytes(),
-            qos: Qos::AtLeastOnce,
-            retain: false,
-            properties: &[],
-            expiry: None,
-            boot_ms: 0,
-            origin: Origin::gateway(),
-        };
+        let payload = number.to_be_bytes();
+        let draft = Draft { qos: Qos::AtLeastOnce, ..Draft::new("t", &payload) };
         broker.core.ingress.publish(&draft).await.unwrap();
         let mut publish = [0; 9];
         client.read_exact(&mut publish).await.unwrap();

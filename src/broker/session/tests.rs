@@ -2,16 +2,7 @@ use super::*;
 use crate::message::Draft;
 
 fn queued(qos: Qos) -> Queued {
-    let message = Message::new(&Draft {
-        topic: "a/b",
-        payload: b"x",
-        qos,
-        retain: true,
-        properties: &[],
-        expiry: None,
-        boot_ms: 0,
-        origin: Origin::client("me"),
-    });
+    let message = Message::new(&Draft { qos, retain: true, origin: Origin::client("me"), ..Draft::new("a/b", b"x") });
     Queued { message, grant: Grant { qos, retain: false, ids: SmallVec::new(), share: None } }
 }
 

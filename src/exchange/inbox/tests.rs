@@ -13,16 +13,7 @@ use crate::message::{BatchBuilder, Draft, Origin, Qos};
 fn queued(count: usize) -> VecDeque<Run> {
     let mut batch = BatchBuilder::default();
     for _ in 0..count {
-        batch.push(&Draft {
-            topic: "t",
-            payload: b"12345678",
-            qos: Qos::AtMostOnce,
-            retain: false,
-            properties: &[],
-            expiry: None,
-            boot_ms: 0,
-            origin: Origin::gateway(),
-        });
+        batch.push(&Draft::new("t", b"12345678"));
     }
     let batch = batch.finish(0);
     let ids = SmallVec::new();

@@ -70,7 +70,7 @@ async fn who_publishes_to_a_full_queue_is_held_before_the_first_batch_is_on_its_
         for _ in 0..messages {
             let origin = Origin::client(publisher);
             let (payload, qos, retain) = (b"1".as_slice(), Qos::AtMostOnce, false);
-            let draft = Draft { topic, payload, qos, retain, properties: &[], expiry: None, boot_ms: 0, origin };
+            let draft = Draft { qos, retain, origin, ..Draft::new(topic, payload) };
             builder.push(&draft);
         }
         builder
@@ -111,16 +111,7 @@ async fn batches_arrive_in_order_whichever_way_they_take() {
         // small batches and floods alternate
         let messages: u64 = if round % 3 == 0 { 40 } else { 2 };
         for number in 0..messages {
-            builder.push(&Draft {
-                topic: if number % 2 == 0 { "a" } else { "b" },
-                payload: &(seq + number).to_le_bytes(),
-                qos: Qos::AtMostOnce,
-                retain: false,
-                properties: &[],
-                expiry: None,
-                boot_ms: 0,
-                origin: Origin::gateway(),
-            });
+            builder.push(&Draft::new(if number % 2 == 0 { "a" } else { "b" }, &(seq + number).to_le_bytes()));
         }
         let count = builder.len();
         let room = link.room();

@@ -13,7 +13,7 @@ use bytes::Bytes;
 use super::settings::JournalSettings;
 use super::storage::memory::MemoryStorage;
 use super::*;
-use crate::message::{Draft, Origin, Qos};
+use crate::message::{Draft, Qos};
 use crate::time::TestClock;
 
 pub(crate) fn message(payload: &[u8]) -> Message {
@@ -21,16 +21,7 @@ pub(crate) fn message(payload: &[u8]) -> Message {
 }
 
 pub(crate) fn draft(topic: &str, payload: &[u8], retain: bool) -> Message {
-    Message::new(&Draft {
-        topic,
-        payload,
-        qos: Qos::AtLeastOnce,
-        retain,
-        properties: &[],
-        expiry: None,
-        boot_ms: 7,
-        origin: Origin::gateway(),
-    })
+    Message::new(&Draft { qos: Qos::AtLeastOnce, retain, boot_ms: 7, ..Draft::new(topic, payload) })
 }
 
 pub(crate) fn limits(messages: usize, when_full: WhenFull) -> Limits {

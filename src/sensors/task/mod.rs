@@ -232,14 +232,11 @@ where
         let slot = &mut self.sensors[index];
         for publication in publications {
             let draft = Draft {
-                topic: &publication.topic,
-                payload: &publication.payload,
                 qos: publication.qos,
                 retain: publication.retain,
-                properties: &[],
-                expiry: None,
                 boot_ms: self.clock.boot_ms(),
                 origin: Origin::sensor(&slot.sensor.settings.name),
+                ..Draft::new(&publication.topic, &publication.payload)
             };
             let is_state = publication.topic == slot.sensor.settings.topic.as_str();
             let refused = match (self.publish)(draft).await {

@@ -61,16 +61,7 @@ impl Bench {
     }
 
     fn draft(payload: &[u8]) -> Draft<'_> {
-        Draft {
-            topic: "t",
-            payload,
-            qos: Qos::AtLeastOnce,
-            retain: false,
-            properties: &[],
-            expiry: None,
-            boot_ms: 0,
-            origin: Origin::client("somebody"),
-        }
+        Draft { qos: Qos::AtLeastOnce, origin: Origin::client("somebody"), ..Draft::new("t", payload) }
     }
 
     fn append(&self, payload: &[u8]) {

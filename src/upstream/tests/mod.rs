@@ -169,16 +169,7 @@ impl Running {
     }
 
     fn append(&self, topic: &str, payload: &str) {
-        let draft = Draft {
-            topic,
-            payload: payload.as_bytes(),
-            qos: Qos::AtLeastOnce,
-            retain: false,
-            properties: &[],
-            expiry: None,
-            boot_ms: 0,
-            origin: Origin::http(),
-        };
+        let draft = Draft { qos: Qos::AtLeastOnce, origin: Origin::http(), ..Draft::new(topic, payload.as_bytes()) };
         let position = self.journal.append(&Message::new(&draft), &[self.consumer]).unwrap();
         // a paused clock would run ahead while the disk works
         while *self.journal.synced().borrow() < position {

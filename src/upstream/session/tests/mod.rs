@@ -36,16 +36,7 @@ struct Bench {
 }
 
 fn draft<'a>(topic: &'a str, payload: &'a [u8]) -> Draft<'a> {
-    Draft {
-        topic,
-        payload,
-        qos: Qos::AtLeastOnce,
-        retain: false,
-        properties: &[],
-        expiry: None,
-        boot_ms: 0,
-        origin: Origin::client("somebody"),
-    }
+    Draft { qos: Qos::AtLeastOnce, origin: Origin::client("somebody"), ..Draft::new(topic, payload) }
 }
 
 impl Bench {
