@@ -363,7 +363,7 @@ mod tests {
             // on a machine that is busy with other work the threads may be called for a while
             let (mut in_a_row, mut before) = (0, BTreeSet::new());
             let begun = Instant::now();
-            while in_a_row < 20 {
+            while in_a_row < 5 {
                 assert!(begun.elapsed() < PATIENCE, "others take part: {before:?}");
                 let threads = tokio::spawn(play(5, 3)).await.unwrap();
                 in_a_row = if threads.len() == 1 && threads == before { in_a_row + 1 } else { 0 };
