@@ -272,7 +272,7 @@ systemctl restart pigateway""")
 def memory(pi, _):
     """The unit's limits are in force, what the gateway uses is far below them, and one that is above is started again."""
     names = ("MemoryHigh", "MemoryMax", "MemoryPeak", "OOMScoreAdjust", "ControlGroup", "MainPID", "NRestarts", "Environment",
-             "LimitCORE")
+             "LimitCORE", "StartupCPUWeight")
     shown = pi.run(f"systemctl show pigateway {' '.join(f'-p {name}' for name in names)}; grep MemTotal /proc/meminfo")
     values = dict(re.findall(r"(?m)^(\w+)[=:] *(\S+)", shown))
     total, group = int(values["MemTotal"]) * 1024, f"/sys/fs/cgroup{values['ControlGroup']}"
@@ -282,6 +282,8 @@ def memory(pi, _):
     assert pi.run(f"cat /proc/{values['MainPID']}/oom_score_adj") == values["OOMScoreAdjust"] == "0", shown
     # one heap from the start, without starting itself anew for it; and no core is dumped
     assert (values["Environment"], values["LimitCORE"]) == ("MALLOC_ARENA_MAX=1", "1"), shown
+    # the share of the processor that it has while the system boots; whether that is over is systemd's to say
+    assert values["StartupCPUWeight"] == "500" and pi.run(f"cat {group}/cpu.weight") in ("500", "100"), shown
     peak = int(values["MemoryPeak"])
     say(f"most memory since its start, with what the system caches for it: {peak >> 20} of {total >> 20} MiB")
     assert peak < int(values["MemoryHigh"]) / 3, shown
