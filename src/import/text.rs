@@ -53,8 +53,12 @@ impl TomlText {
     }
 }
 
-/// A text as a TOML string.
+/// A text as a TOML string, with escapes for control characters.
 pub(super) fn quoted(text: &str) -> String {
+    if text.contains(char::is_control) {
+        // every escape of JSON is one of TOML, which requires one for U+007F as well
+        return serde_json::Value::from(text).to_string().replace('\u{7f}', "\\u007f");
+    }
     toml::Value::String(text.into()).to_string()
 }
 
@@ -82,4 +86,19 @@ pub(super) fn free_name(wanted: &str, taken: &[String]) -> String {
     let short: String = wanted.chars().take(58).collect();
     let others = (2..).map(|number: usize| format!("{short}-{number}"));
     std::iter::once(wanted.clone()).chain(others).find(|name| !taken.contains(name)).unwrap_or(wanted)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_quoted_text_is_read_as_it_was_and_has_no_control_characters() {
+        for text in ["", "plain", "tab\there", "\"'\\\t", "\u{7f}\u{1b}[0m\r\n\0", "é\u{85}\"", "'''\t\"\"\""] {
+            let quoted = quoted(text);
+            assert!(!quoted.contains(|c: char| c.is_ascii_control()), "{quoted:?}");
+            let table: toml::Table = format!("key = {quoted}").parse().unwrap();
+            assert_eq!(table["key"].as_str(), Some(text), "{quoted}");
+        }
+    }
 }
