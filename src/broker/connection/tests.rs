@@ -57,12 +57,18 @@ async fn a_client_that_was_quiet_for_long_still_gets_its_answers() {
 async fn a_client_that_takes_nothing_is_cut_off() {
     let (_broker, mut client) = connected().await;
     let begin = Instant::now();
+    let mut taken = 0;
     let ping = async {
         // the answers fill the pipe, and then nothing moves any more
-        while client.write_all(&[0xc0, 0].repeat(512)).await.is_ok() {}
+        while client.write_all(&[0xc0, 0].repeat(512)).await.is_ok() {
+            // once its time is over, what it has sent before is read without being answered
+            taken += if begin.elapsed() < Duration::from_secs(30) { 1024 } else { 0 };
+        }
     };
     timeout(Duration::from_secs(300), ping).await.expect("it is cut off");
     assert!(begin.elapsed() >= Duration::from_secs(30), "{:?}", begin.elapsed());
+    // as many bytes as there are answers, and what was read or on its way when the last of them was full
+    assert!((128 << 10..256 << 10).contains(&taken), "{taken} bytes were taken from it");
 }
 
 /// Subscribes to this topic at QoS 1.
