@@ -54,23 +54,24 @@
 //! | 8 table | in snapshots, first and last: consumers, boots and segments, as `snapshot.rs` encodes them |
 //!
 //! # What a power cut can do
-//! Records are written in order, and a run of them is synced before the next is begun, so the last run alone can be cut
-//! short, in any pattern of sectors: what is whole of it stays, the rest is overwritten. The sector in which one run ends
-//! and the next begins is written again, with the same bytes in front: devices write a sector in full or not at all. A
-//! segment is begun only when the one before is synced. After a failed sync the segment is closed and what was not synced
-//! is written once more, with the same places, to another: records at or beyond the base of the next segment do not count.
+//! Records are written in order, and each run of records is synced before the next is begun. A power cut can therefore
+//! damage only the last run, and leave any pattern of its sectors. The complete records at its beginning are kept, and the
+//! rest is overwritten. The sector in which one run ends and the next begins is written again with the same bytes in front,
+//! which is safe because devices write a sector in full or not at all. A segment is begun only when the one before it is
+//! synced. After a failed sync the segment is closed, and the records that were not synced are written again, with the same
+//! places, to another segment. Records at or beyond the base of the next segment therefore do not count.
 //!
 //! # Merged segments
-//! Records that somebody still needs are copied, with their places, from the oldest segments of a run to another file, so
-//! that one old record does not keep the space of many that nobody needs. What is in the snapshot anyway is not copied, and
-//! neither are consumers that are done with a record: gaps between the places of a merged segment are no damage. First its header is made
-//! safe with the kind 2, then its records, then its header with the kind 3, and only after that the files that it
-//! stands for are used again. At start a file of the kind 2 is free. One of the kind 3 stands for all of the generations
-//! from its least one to its own, whatever files of these are still there, and for the places up to its greatest one of the
-//! segment after it, whose records there do not count.
+//! Records that a consumer still needs are copied, with their places, from the oldest segments of a run to another file, so
+//! that one old record does not occupy the space of many settled ones. Records that the snapshot contains are not copied,
+//! and neither are the consumers of a record that have settled it. Gaps between the places of a merged segment are therefore
+//! no damage. First the header is synced with kind 2, then the records, and then the header with kind 3. Only after that
+//! are the source files used again. At start a file of kind 2 is free. A file of kind 3 replaces all segments from
+//! its least generation to its own, even if some of their files still exist. It also replaces the records of the following
+//! segment whose places are not above its greatest place.
 //!
 //! # Versions
-//! A file with another version is refused, with a sentence that says so; version 1 is the first.
+//! A file with another version is refused with an explanation. Version 1 is the first.
 
 /// The version that this program writes.
 pub(crate) const VERSION: u16 = 1;

@@ -1,37 +1,40 @@
-//! One beat for all that is looked at now and then, and may be looked at a little later: keep alives, figures, probes.
+//! One beat for all periodic checks that may run a little later, such as keep alives, statistics and probes.
 //!
-//! Each timer that stands alone wakes the processor, and the runtime's timers do so up to three times: they wait in wheels of
-//! 64 slots of 1 ms, 64 ms and 4,096 ms, and come down from one to the next at the beginning of a slot. A timer that ends where
-//! a slot of the slowest of these wheels begins ends at once, together with all others on the same beat.
+//! Each timer that ends alone wakes the processor, and a timer of the runtime does so up to three times: it waits in wheels
+//! of 64 slots of 1 ms, 64 ms and 4,096 ms, and moves to the next faster wheel at the beginning of its slot. A timer that
+//! ends exactly where a slot of the slowest of these wheels begins wakes the processor once, together with all other timers
+//! on the same beat.
 
 use std::sync::OnceLock;
 use std::time::Duration;
 
 use tokio::time::{Instant, sleep_until};
 
-/// A slot of the runtime's third wheel: 64 × 64 ms.
+/// The time between two beats, which is a slot of the runtime's third wheel: 64 × 64 ms.
 pub(crate) const BEAT: Duration = Duration::from_millis(64 * 64);
 
 static ORIGIN: OnceLock<Instant> = OnceLock::new();
 
-/// Says that the runtime is started now: its wheels turn from this moment on. The first one counts.
+/// Sets the origin of the beats. It must be called when the runtime starts, because that is when its wheels begin to turn.
+/// Only the first call counts.
 pub(crate) fn begin() {
     ORIGIN.get_or_init(Instant::now);
 }
 
-/// The first beat at or after this moment.
+/// The first beat that is not before this moment.
 pub(crate) fn at_or_after(moment: Instant) -> Instant {
     let origin = *ORIGIN.get_or_init(Instant::now);
     let beats = moment.saturating_duration_since(origin).as_nanos().div_ceil(BEAT.as_nanos());
     origin + BEAT * u32::try_from(beats).unwrap_or(u32::MAX)
 }
 
-/// Sleeps for this long, and then until the next beat.
+/// Sleeps until the first beat after this pause.
 pub(crate) async fn sleep_at_least(pause: Duration) {
     sleep_until(at_or_after(Instant::now() + pause)).await;
 }
 
-/// The last beat within this time from now on, for those who must not be late; where there may be none, the end of that time.
+/// The last beat within this pause, for callers that must not be late. If the pause is shorter than the time between two
+/// beats, the end of the pause.
 pub(crate) fn within(pause: Duration) -> Instant {
     let now = Instant::now();
     pause.checked_sub(BEAT).map_or(now + pause, |least| at_or_after(now + least))

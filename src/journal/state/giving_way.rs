@@ -1,7 +1,7 @@
-//! Decides which messages give way when there is no room, and which are accepted.
+//! Decides which messages are dropped when there is no room, and which are accepted.
 //!
-//! Consumers for which no configuration asks any more are orphans. A line that is commented out, a typo or an old file is no
-//! reason to lose their messages, so these are kept and give way first.
+//! Consumers that are no longer in the configuration are orphans. A line that is commented out, a typo or an old file is no
+//! reason to lose their messages. They are therefore kept, but they are the first to be dropped.
 
 use std::collections::HashMap;
 
@@ -12,7 +12,8 @@ use super::super::{ConsumerId, Full, PENDING_MAX, WhenFull};
 use super::JournalState;
 
 impl JournalState {
-    /// The part that gives way next, and by how much it is above what it is guaranteed.
+    /// The part whose messages are dropped next, with the number of bytes by which it exceeds its guarantee. The number is
+    /// negative if the part uses less than that.
     pub(in crate::journal) fn most_above(&self, settings: &JournalSettings) -> Option<(Part, i64)> {
         let usage = self.log.usage(&self.queues);
         let above = |part: Part| usage.parts[part as usize] as i64 - guaranteed(part, settings) as i64;
@@ -20,7 +21,7 @@ impl JournalState {
         used.map(|part| (part, above(part))).max_by_key(|(_, above)| *above)
     }
 
-    /// The oldest messages of whoever has most in this part give way; says whether there were any.
+    /// Drops the oldest messages of the holder that has most bytes in this part. Returns whether there were any.
     pub(in crate::journal) fn give_way(&mut self, part: Part) -> bool {
         let mut held: HashMap<PartHolder<'_>, u64> = HashMap::new();
         for (queue, share) in self.log.shares(&self.queues).filter(|(queue, _)| queue.part() == part) {
@@ -35,14 +36,14 @@ impl JournalState {
         true
     }
 
-    /// The oldest messages of orphans give way: whether there were any.
+    /// Drops the oldest messages of orphans. Returns whether there were any.
     pub(in crate::journal) fn orphans_give_way(&mut self) -> bool {
         let oldest = self.log.oldest_of(&self.queues, |queue| queue.is_orphan());
         self.give_up(&oldest, "journal.max_size, and nothing in the configuration asks for them");
         !oldest.is_empty()
     }
 
-    /// Gives up what these consumers have up to an ordinal.
+    /// Drops the messages of each of these consumers, up to and including the ordinal beside it.
     fn give_up(&mut self, oldest: &[(ConsumerId, u64)], bounds: &str) {
         for (id, last) in oldest {
             let Some(lost) = self.queues.get_mut(*id).map(|queue| queue.drop_through(*last)) else { continue };
@@ -52,7 +53,7 @@ impl JournalState {
         }
     }
 
-    /// Refuses what there is no room for.
+    /// Checks whether there is room for a message of `len` bytes, and counts it as refused if there is none.
     pub(super) fn admit(
         &mut self,
         len: usize,
@@ -72,8 +73,8 @@ impl JournalState {
         Ok(())
     }
 
-    /// Whether the disk space that is ours takes this much more without giving anything up, and the parts of all consumers do.
-    /// What is known of it is only looked at anew when it seems to be used up, and then only if something has changed.
+    /// Whether the journal and the parts of all consumers have room for `len` more bytes without dropping anything. The
+    /// room is computed again only when it seems to be used up and something has changed since the last time.
     fn has_space(&mut self, len: usize, consumers: &[ConsumerId], settings: &JournalSettings) -> bool {
         if self.has_room(len as u64, consumers) {
             return true;
@@ -94,8 +95,8 @@ impl JournalState {
         has_space
     }
 
-    /// Bytes that the files which are there or may be made take, in messages of this length, when what is needed of them is
-    /// merged.
+    /// The number of bytes that the journal can still accept, in messages of this length, in files that exist and in those
+    /// that may be created, once the needed records are merged.
     fn free_bytes(&self, len: usize, settings: &JournalSettings) -> u64 {
         let room = usable(settings);
         let per_segment = room - room % (len as u64).max(1);
@@ -113,7 +114,7 @@ impl JournalState {
                 }
             }
         }
-        // what is needed can be merged into fewer files
+        // the needed records can be merged into fewer files
         let files = (0..files).find(|files| needed.fits(*files, room)).unwrap_or(files);
         let free = settings.segments().saturating_sub(files + kept + usize::from(tail.is_some())) as u64;
         (space + free * per_segment).saturating_sub(self.pending.unsafe_bytes() as u64)
@@ -127,8 +128,8 @@ impl JournalState {
         self.space.has(len, self.parts_of(consumers))
     }
 
-    /// Bytes that each part may still take where nothing is given up, and what may be taken for nobody in particular, when the
-    /// files that are there or may be made take `free`.
+    /// The number of bytes that each part can still accept without dropping anything if the files have room for `free`
+    /// bytes, and the number that can be accepted for records without a consumer.
     fn left(&self, free: u64, settings: &JournalSettings) -> ([u64; PARTS], u64) {
         let usage = self.log.usage(&self.queues);
         let mut has_consumers = [false; PARTS];
@@ -137,7 +138,7 @@ impl JournalState {
             let others = Part::ALL.into_iter().filter(|other| *other != part && has_consumers[*other as usize]);
             let kept = others.map(|other| guaranteed(other, settings).saturating_sub(usage.parts[other as usize]));
             let kept: u64 = kept.sum();
-            // besides, the file that is being written is not shared evenly
+            // one file more is subtracted, because the file that is being written is not shared evenly
             let rounding = if kept > 0 { usable(settings) } else { 0 };
             free.saturating_sub(kept + rounding)
         });

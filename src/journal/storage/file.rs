@@ -25,17 +25,17 @@ pub struct FileStorage {
 }
 
 impl FileStorage {
-    /// The files in `dir`, which is created at the first write.
+    /// Makes a storage of the files in `dir`, which is created at the first write.
     pub fn new(dir: &Path) -> FileStorage {
         FileStorage { dir: dir.into(), read_only: false, open: Mutex::default(), sectors: Sectors::default() }
     }
 
-    /// The same, for reading only.
+    /// Makes a storage that only reads the files in `dir`.
     pub(crate) fn read_only(dir: &Path) -> FileStorage {
         FileStorage { read_only: true, sectors: Sectors::off(), ..FileStorage::new(dir) }
     }
 
-    /// The same, with every write through the page cache.
+    /// Makes a storage that sends every write through the page cache.
     #[cfg(test)]
     pub(crate) fn buffered(dir: &Path) -> FileStorage {
         FileStorage { sectors: Sectors::off(), ..FileStorage::new(dir) }
@@ -50,7 +50,7 @@ impl FileStorage {
         }
         let file = ours().read(true).write(!self.read_only).open(self.dir.join(name))?;
         if !self.read_only {
-            // if the gateway may not change that, the file can be used nevertheless
+            // if the gateway may not change the permissions, the file can be used nevertheless
             let _ = keep_private(&file);
         }
         let len = file.metadata()?.len();
@@ -81,7 +81,7 @@ impl FileStorage {
         self.check_link()?;
         let metadata = fs::symlink_metadata(&self.dir)?;
         if metadata.mode() & 0o077 != 0 {
-            // if it belongs to another user, the files in it are private nevertheless
+            // if the directory belongs to another user, the files in it are private nevertheless
             let _ = fs::set_permissions(&self.dir, Permissions::from_mode(0o700));
         }
         Ok(())

@@ -1,5 +1,5 @@
-//! Files in memory, for tests: writes that were not synced are known and can be lost, calls can be made to fail, and
-//! everything written is recorded so that it can be cut short anywhere.
+//! Files in memory, for tests: writes that were not synced can be lost, calls can be made to fail, and all changes can be
+//! recorded and replayed up to any byte.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -13,48 +13,48 @@ use crate::journal::format::DATA;
 /// A change of the files.
 #[derive(Clone, Debug)]
 pub enum FileChange {
-    /// A file of zeros.
+    /// The creation of a file of zeros, with its name and length.
     Create(String, u64),
-    /// Bytes at an offset.
+    /// A write to a file, with its offset and bytes.
     Write(String, u64, Vec<u8>),
-    /// What was written to a file is safe.
+    /// A sync of a file.
     Sync(String),
-    /// A new name.
+    /// A change of a file's name, from the first to the second.
     Rename(String, String),
-    /// Gone.
+    /// The removal of a file.
     Remove(String),
 }
 
 /// The file of the first segment.
 const FIRST: &str = "00000000.segment";
 
-/// What goes wrong; the numbers are those of errno(3).
+/// The faults that are simulated. The error numbers are those of errno(3).
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Faults {
-    /// Creating files fails.
+    /// The error with which every creation of a file fails.
     pub create: Option<i32>,
-    /// Writing fails.
+    /// The error with which every write fails.
     pub write: Option<i32>,
-    /// Syncing fails, and what was to be synced is lost, as Linux does it.
+    /// The error with which every sync fails. The bytes that were to be synced are lost, as under Linux.
     pub sync: Option<i32>,
-    /// How many syncs fail before they succeed again.
+    /// The number of syncs that fail before they succeed again; `None` if all fail.
     pub syncs: Option<u32>,
-    /// Syncing waits until this is no longer set.
+    /// Whether every sync waits until this is no longer set.
     pub hold_sync: bool,
-    /// So does syncing a file that others are merged into.
+    /// Whether every sync of a file that is being merged waits until this is no longer set.
     pub hold_merge: bool,
-    /// The same from the second one on that was begun since changes are recorded.
+    /// The same, from the second merge on that was begun since the changes are recorded.
     pub hold_second_merge: bool,
-    /// Reading what is behind headers fails.
+    /// The error with which every read of records fails; headers can be read.
     pub read: Option<i32>,
-    /// That is so of the first segment's file alone.
+    /// Whether only reads of the first segment's file fail.
     pub read_of_first: bool,
-    /// Removing a file waits until this is no longer set.
+    /// Whether every removal of a file waits until this is no longer set.
     pub hold_remove: bool,
 }
 
 impl Faults {
-    /// Nothing goes wrong.
+    /// No faults at all.
     pub const NONE: Faults = Faults {
         create: None,
         write: None,
@@ -71,11 +71,11 @@ impl Faults {
 
 #[derive(Clone, Debug, Default)]
 struct FileContents {
-    /// What a reader sees.
+    /// The bytes that a reader sees.
     seen: Vec<u8>,
-    /// What a power cut leaves.
+    /// The bytes that a power cut leaves.
     safe: Vec<u8>,
-    /// A sync has failed: the kernel takes the pages for clean, and nothing brings them to the disk any more.
+    /// Whether a sync has failed. The kernel then considers the pages clean, and no later sync brings them to the disk.
     poisoned: bool,
 }
 
@@ -84,11 +84,11 @@ struct Disk {
     files: BTreeMap<String, FileContents>,
     changes: Option<Vec<FileChange>>,
     faults: Faults,
-    /// Somebody waits for [`Faults::hold_remove`].
+    /// Whether a removal waits for [`Faults::hold_remove`].
     removing: bool,
 }
 
-/// The files; clones share them.
+/// The files in memory. Clones share them.
 #[derive(Clone, Debug, Default)]
 pub struct MemoryStorage {
     disk: Arc<(Mutex<Disk>, Condvar)>,
@@ -107,13 +107,13 @@ fn write(contents: &mut Vec<u8>, offset: u64, bytes: &[u8]) {
 }
 
 impl MemoryStorage {
-    /// Changes what goes wrong.
+    /// Replaces the simulated faults.
     pub fn set_faults(&self, faults: Faults) {
         self.disk.0.lock().faults = faults;
         self.disk.1.notify_all();
     }
 
-    /// Whether somebody waits to remove a file, see [`Faults::hold_remove`].
+    /// Whether a removal waits, see [`Faults::hold_remove`].
     pub fn is_removing(&self) -> bool {
         self.disk.0.lock().removing
     }
@@ -123,12 +123,12 @@ impl MemoryStorage {
         self.disk.0.lock().changes = Some(Vec::new());
     }
 
-    /// What was recorded.
+    /// The changes that were recorded so far.
     pub fn recorded(&self) -> Vec<FileChange> {
         self.disk.0.lock().changes.clone().unwrap_or_default()
     }
 
-    /// Files as a power cut leaves them now: what was not synced is gone.
+    /// The files as a power cut would leave them now: writes that were not synced are lost.
     pub fn after_power_cut(&self) -> MemoryStorage {
         let mut files = self.disk.0.lock().files.clone();
         for contents in files.values_mut() {
@@ -137,15 +137,15 @@ impl MemoryStorage {
         MemoryStorage { disk: Arc::new((Mutex::new(Disk { files, ..Disk::default() }), Condvar::new())) }
     }
 
-    /// Files of their own with the same contents.
+    /// An independent copy of the files.
     pub fn copy(&self) -> MemoryStorage {
         let files = self.disk.0.lock().files.clone();
         MemoryStorage { disk: Arc::new((Mutex::new(Disk { files, ..Disk::default() }), Condvar::new())) }
     }
 
-    /// Makes a recorded change, of a write only the first `most` bytes.
+    /// Makes a recorded change. Of a write only the first `most` bytes are made.
     pub fn apply(&self, change: &FileChange, most: usize) {
-        // what a recording contains has succeeded once
+        // every recorded change has succeeded once
         let _ = match change {
             FileChange::Create(name, len) => self.create(name, *len),
             FileChange::Write(name, offset, bytes) => self.write_at(name, *offset, &bytes[..most.min(bytes.len())]),
@@ -155,12 +155,12 @@ impl MemoryStorage {
         };
     }
 
-    /// Flips a bit.
+    /// Inverts one bit of a file.
     pub fn flip(&self, name: &str, bit: usize) {
         self.change(name, |bytes| bytes[bit / 8] ^= 1 << (bit % 8));
     }
 
-    /// Fills a part with zeros.
+    /// Fills a part of a file with zeros.
     pub fn blank(&self, name: &str, offset: usize, len: usize) {
         self.change(name, |bytes| {
             let end = (offset + len).min(bytes.len());
@@ -175,7 +175,7 @@ impl MemoryStorage {
         }
     }
 
-    /// All that is in a file.
+    /// The contents of a file, and nothing if it does not exist.
     pub fn contents(&self, name: &str) -> Vec<u8> {
         self.disk.0.lock().files.get(name).map(|contents| contents.seen.clone()).unwrap_or_default()
     }

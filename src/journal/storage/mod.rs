@@ -17,13 +17,13 @@ pub trait Storage: Debug + Send + Sync + 'static {
     fn read_at(&self, name: &str, offset: u64, buffer: &mut [u8]) -> io::Result<usize>;
     /// Writes bytes, which are on disk only after [`Storage::sync`].
     fn write_at(&self, name: &str, offset: u64, bytes: &[u8]) -> io::Result<()>;
-    /// Creates a file of zeros, which is written and synced together with its name. Replaces a file of that name.
+    /// Creates a file of zeros and replaces any file of that name. The contents and the name are on disk on return.
     fn create(&self, name: &str, len: u64) -> io::Result<()>;
-    /// Brings all writes to the file to disk. After an error it is unknown which of them are, and another call does not
-    /// tell.
+    /// Brings all writes to the file to disk. After an error it is unknown which writes are on disk, and a later success
+    /// does not mean that all are.
     fn sync(&self, name: &str) -> io::Result<()>;
     /// Renames a file and replaces `to`. The new name is on disk on return.
     fn rename(&self, from: &str, to: &str) -> io::Result<()>;
-    /// Removes a file.
+    /// Removes a file with its name.
     fn remove(&self, name: &str) -> io::Result<()>;
 }

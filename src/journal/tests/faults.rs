@@ -1,4 +1,4 @@
-//! Power cuts, damage, and disks that fail.
+//! Tests of power cuts, damaged files and failing disks.
 
 use proptest::prelude::*;
 
@@ -8,18 +8,19 @@ use crate::journal::storage::memory::{Faults, FileChange};
 
 const SMALL: u64 = 1 << 20;
 
-/// What was promised at one moment.
+/// The contents of the journal that were promised to be safe at one moment.
 #[derive(Clone, Debug, Default)]
 struct Promise {
-    /// Payloads for the consumer, in order.
+    /// The payloads for the consumer, in order.
     messages: Vec<String>,
-    /// Value of the retained message.
+    /// The value of the retained message.
     retained: Option<String>,
-    /// Value of the session.
+    /// The value of the session.
     session: Option<String>,
 }
 
-/// Runs a small history; returns the files, what was promised after so many recorded changes, and what was written.
+/// Runs a short history. Returns the files and the promises, each with the number of recorded changes after which it was
+/// given.
 fn history(steps: &[u8]) -> (MemoryStorage, Vec<(usize, Promise)>) {
     let storage = MemoryStorage::default();
     storage.record();
@@ -40,7 +41,7 @@ fn history(steps: &[u8]) -> (MemoryStorage, Vec<(usize, Promise)>) {
                 journal.keep_session("client", Some(format!("s{number}").as_bytes()), false).unwrap().0
             }
             2 => {
-                // many records for one sync
+                // many records before one sync
                 let mut last = Position(0);
                 for part in 0..20 {
                     let payload = format!("m{number}.{part}");
@@ -56,7 +57,7 @@ fn history(steps: &[u8]) -> (MemoryStorage, Vec<(usize, Promise)>) {
                 continue;
             }
             4 => {
-                // what is settled may or may not come again, so it is not promised any more
+                // a settled message may or may not be delivered again, so it is not promised any more
                 settle_one(&journal, id, reader.get_or_insert_with(|| journal.reader(id)));
                 continue;
             }
@@ -85,7 +86,7 @@ fn settle_one(journal: &Journal, id: ConsumerId, reader: &mut Reader) {
     });
 }
 
-/// Opens what is left and returns what is there.
+/// Opens a journal with the remaining files. Returns its contents, its reports and the number of lost messages.
 fn survived(storage: &MemoryStorage) -> (Promise, Vec<report::Report>, u64) {
     let journal = open(storage, settings(SMALL, WhenFull::DropOldest));
     let id = journal.register("upstream/a", ANY);
@@ -100,7 +101,7 @@ fn survived(storage: &MemoryStorage) -> (Promise, Vec<report::Report>, u64) {
     });
     let ordinals: Vec<u64> = deliveries.iter().map(|delivery| delivery.ordinal).collect();
     assert!(ordinals.windows(2).all(|pair| pair[0] < pair[1]), "in order: {ordinals:?}");
-    // it works
+    // the journal accepts new messages
     let position = journal.append(&message(b"after"), &[id]).unwrap();
     wait_synced(&journal, position);
     let recovered = journal.recovered();
@@ -115,8 +116,7 @@ fn survived(storage: &MemoryStorage) -> (Promise, Vec<report::Report>, u64) {
     (promise, journal.reports(), lost)
 }
 
-/// What was promised and not settled is there: the end of `promised` is the end of `found`, but for what was written
-/// after the promise.
+/// Checks that everything that was promised and not settled was found. Messages written after the promise may be found too.
 fn assert_kept(promised: &Promise, found: &Promise, settled: usize, what: &str) {
     for payload in &promised.messages[settled.min(promised.messages.len())..] {
         assert!(found.messages.contains(payload), "{what}: {payload} is gone");
@@ -133,7 +133,7 @@ fn assert_kept(promised: &Promise, found: &Promise, settled: usize, what: &str) 
     assert!(found.session.is_some() || promised.session.is_none(), "{what}: the session is gone");
 }
 
-/// Replays a recording up to a change and `most` bytes of it.
+/// Replays the first `count` recorded changes, and `most` bytes of the next one.
 fn replay(changes: &[FileChange], count: usize, most: usize, synced_only: bool) -> MemoryStorage {
     let storage = MemoryStorage::default();
     for change in &changes[..count] {
@@ -147,7 +147,7 @@ fn replay(changes: &[FileChange], count: usize, most: usize, synced_only: bool) 
 
 #[test]
 fn a_write_stream_cut_at_any_byte_keeps_what_was_acknowledged() {
-    // settling is left out here, so that every message counts
+    // no message is settled here, so every message must be kept
     let (storage, promises) = history(&[5, 0, 1, 2, 3, 6, 0, 7, 3, 1, 5, 2]);
     let changes = storage.recorded();
     let mut cuts = 0;
@@ -158,7 +158,7 @@ fn a_write_stream_cut_at_any_byte_keeps_what_was_acknowledged() {
             _ => 1,
         };
         for most in 0..len {
-            // every byte of what is short, every 7th of what is long
+            // every byte of short changes, and every 7th of long ones
             if len > 400 && most % 7 != 0 {
                 continue;
             }
@@ -205,11 +205,11 @@ fn a_blank_page_costs_what_was_on_it() {
         damaged.blank(&name, page * 4096, 4096);
         let (found, reports, lost) = survived(&damaged);
         let missing = promise.messages.iter().filter(|payload| !found.messages.contains(payload)).count();
-        // a record of these is at least 80 bytes
+        // each of these records has at least 80 bytes
         assert!(missing <= 4096 / 80 + 2, "page {page}: {missing}");
         let is_last = page == used / 4096;
         assert!(is_last || !reports.is_empty(), "page {page}");
-        // on page 2 the consumer was made: how many were accepted before is not known without it
+        // page 2 contains the record of the consumer, without which the number of messages accepted before is unknown
         assert!(is_last || page == 2 || missing as u64 == lost, "page {page}: {missing} {lost}");
     }
 }
@@ -300,7 +300,7 @@ fn what_a_failed_sync_leaves_open_is_written_elsewhere() {
         storage.set_faults(Faults { sync: Some(5), syncs: Some(round % 3), ..Faults::default() });
         let position = journal.append(&message(&round.to_le_bytes()), &[id]).unwrap();
         wait_synced(&journal, position);
-        // what the kernel only believes to have written is not there after a power cut
+        // pages that the kernel only believes to have written are lost by a power cut
         let cut = storage.after_power_cut();
         let again = open(&cut, settings(SMALL, WhenFull::DropOldest));
         let id = again.register("upstream/a", ANY);

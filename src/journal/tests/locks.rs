@@ -1,4 +1,5 @@
-//! Who asks for much at once takes the journal's lock once, and what nothing has changed of is not looked at again.
+//! Tests that many messages at once take the journal's lock only once, and that the free space is not computed again while
+//! nothing has changed.
 
 use std::sync::atomic::Ordering;
 
@@ -50,7 +51,7 @@ fn what_was_taken_and_not_used_is_not_taken_for_sent() {
     let mut reader = journal.reader(id);
     assert_eq!(next_of(&mut reader, 4).ordinal, 1);
     assert_eq!(next_of(&mut reader, 1).ordinal, 2);
-    // two more are at hand
+    // the reader has two more messages in memory
     for again in 0..2 {
         reader.rewind();
         let read: Vec<(u64, bool)> = (0..2).map(|_| next_of(&mut reader, 4)).map(|d| (d.ordinal, d.resent)).collect();
@@ -93,7 +94,7 @@ fn what_makes_room_while_it_is_at_hand_is_counted_once() {
         wait_synced(&journal, journal.append(&message(payload.as_bytes()), &[id]).unwrap());
     }
     assert_eq!(journal.backlog(id).dropped, 2);
-    // it was on its way
+    // the first message was in flight when it was dropped
     reader.settle(first.position);
     reader.rewind();
     let read = read_all(&journal, &mut reader, 3);
@@ -112,7 +113,7 @@ fn a_journal_that_is_full_is_not_looked_through_for_every_message() {
     while let Ok(position) = journal.append(&message(&payload), &[id]) {
         wait_synced(&journal, position);
     }
-    // what is being written counts twice until it is
+    // a record that is being written is counted twice until the write ends
     wait_for("quiet", || journal.shared.state.lock().pending.is_quiet());
     let looks = || journal.shared.state.lock().space.looks();
     let begin = looks();
@@ -121,7 +122,7 @@ fn a_journal_that_is_full_is_not_looked_through_for_every_message() {
     }
     assert!(looks() - begin <= 1, "{}", looks() - begin);
     assert_eq!(journal.status().refused, 501);
-    // whatever sets something free is noticed
+    // everything that frees space is noticed
     let mut reader = journal.reader(id);
     for delivery in read_all(&journal, &mut reader, journal.backlog(id).messages) {
         reader.settle(delivery.position);

@@ -1,17 +1,18 @@
-//! Merging: what it keeps, what cuts it short, and when there is nothing to be had by it.
+//! Tests of merging: what it keeps, what interrupts it, and when it would free nothing.
 
 use super::parts::{SMALL, drain, fill, waiting};
 use super::*;
 use crate::journal::storage::Storage;
 use crate::journal::storage::memory::{Faults, FileChange};
 
-/// A journal whose next file comes from merging; returns the consumer for whom something waits, and the one that is done.
+/// Makes a journal that gets its next file by merging. Returns a consumer with waiting messages, and one that has settled
+/// all of its messages.
 fn ready_to_merge(storage: &MemoryStorage) -> (Journal, ConsumerId, ConsumerId) {
     let journal = open(storage, settings(SMALL, WhenFull::DropOldest));
     let [slow, quick] = ["upstream/slow", "upstream/quick"].map(|name| journal.register(name, ANY));
     let files = |journal: &Journal| journal.status().segments;
     let mut number = 0;
-    // seven parts of ten wait, so that three files become two and one is left in part
+    // seven of ten messages wait, so that three files can be merged into two and a part of one stays
     while files(&journal) < 16 {
         fill(&journal, number..number + 7, &[slow]);
         fill(&journal, 0..3, &[quick]);
@@ -29,7 +30,7 @@ fn a_merge_cut_at_any_change_keeps_all_that_waits_once_and_in_order() {
     let before = storage.copy();
     storage.record();
     let evicted = |journal: &Journal| journal.status().evicted;
-    // into a new file, and into one that was a segment before
+    // both kinds of targets: a new file, and one that was a segment before
     let merged = |storage: &MemoryStorage| {
         let (changes, mut new) = (storage.recorded(), Vec::new());
         let mut into = [false; 2];
@@ -58,7 +59,7 @@ fn a_merge_cut_at_any_change_keeps_all_that_waits_once_and_in_order() {
             Some(FileChange::Write(_, _, bytes)) => bytes.len(),
             _ => 1,
         };
-        // every byte of a header, some of what is long
+        // every byte of a header, and some bytes of longer writes
         let step = if len > 100 { 1777 } else { 1 };
         for most in (0..len).step_by(step) {
             for synced_only in [false, true] {
@@ -91,7 +92,7 @@ fn consumers_read_on_while_segments_are_merged() {
     let count = journal.backlog(slow).messages as u64;
     let mut reader = journal.reader(slow);
     let mut next = 0u64;
-    // each merge happens with something in hand and the rest on disk
+    // each merge happens while the reader has some messages in memory and the rest is on disk
     for _ in 0..40 {
         wait_for("some", || {
             let Some(delivery) = reader.try_next() else { return false };
@@ -132,7 +133,7 @@ fn damage_is_not_merged_away() {
     assert_eq!(read_all(&journal, &mut journal.reader(slow), count - 1).len(), count - 1);
 }
 
-/// Gives as many messages of this size as it takes.
+/// Appends messages of this size until one is refused. Returns the position of the last.
 fn stuff(journal: &Journal, id: ConsumerId, size: usize) -> Position {
     let mut last = Position(0);
     while let Ok(position) = journal.append(&message(&vec![b'x'; size]), &[id]) {
@@ -144,14 +145,14 @@ fn stuff(journal: &Journal, id: ConsumerId, size: usize) -> Position {
 
 #[test]
 fn large_messages_that_leave_the_ends_of_files_empty_are_not_merged_in_vain() {
-    // a file takes five of these and stays empty to a seventh
+    // a file holds five of these, and a seventh of it stays empty
     const LARGE: usize = 9_800;
     let storage = MemoryStorage::default();
     let journal = open(&storage, settings(SMALL, WhenFull::Refuse));
     let id = journal.register("upstream/home", Limits { when_full: WhenFull::Refuse, ..ANY });
     let last = stuff(&journal, id, LARGE);
     let before = journal.status().written_bytes;
-    // what is small is accepted as long as there really is room for it
+    // small messages are accepted as long as there is room for them
     let last = stuff(&journal, id, 100).max(last);
     wait_synced(&journal, last);
     let status = journal.status();
@@ -168,7 +169,7 @@ fn large_messages_that_leave_the_ends_of_files_empty_are_not_merged_in_vain() {
 fn a_merge_that_sets_nothing_free_is_not_repeated_until_something_changes() {
     let journal = open(&MemoryStorage::default(), settings(SMALL, WhenFull::Refuse));
     let refuse = Limits { when_full: WhenFull::Refuse, ..ANY };
-    // of each of these some large messages wait behind small ones that are settled: less than it seems can be merged
+    // each consumer has some large messages that wait behind small settled ones, so less can be merged than it seems
     let ids: Vec<ConsumerId> = (0..15).map(|n| journal.register(&format!("upstream/{n}"), refuse)).collect();
     for id in &ids {
         for size in [500; 20].into_iter().chain([11_000; 4]) {
@@ -182,7 +183,7 @@ fn a_merge_that_sets_nothing_free_is_not_repeated_until_something_changes() {
     }
     let mut last = Position(0);
     for _ in 0..150 {
-        // the writing thread may find that there is no room before all of them are accepted
+        // the writing thread may notice that there is no room before all messages are accepted
         let Ok(position) = journal.append(&message(&[b'x'; 900]), &ids[..1]) else { break };
         last = position;
     }
@@ -209,7 +210,7 @@ fn files_that_may_still_be_made_are_made_before_anything_is_given_up() {
     fill(&journal, 0..900, &[id]);
     assert_eq!(journal.backlog(id).dropped, 0);
     journal.close();
-    // all files are in use, and smaller than those that are made now
+    // all files are in use, and they are smaller than new files would be
     let journal = open(&storage, settings(2 * SMALL, WhenFull::DropOldest));
     let id = journal.register("upstream/home", ANY);
     fill(&journal, 900..1700, &[id]);
@@ -242,7 +243,7 @@ fn what_cannot_be_read_once_is_not_given_up_for_good() {
     let storage = MemoryStorage::default();
     let (journal, slow, quick) = ready_to_merge(&storage);
     let expected = waiting(&journal, slow);
-    // where nothing at all could be merged, the oldest messages would have to give way
+    // if nothing at all could be merged, the oldest messages would have to be dropped
     storage.set_faults(Faults { read: Some(5), read_of_first: true, ..Faults::default() });
     let positions: Vec<Position> = (0..70).map(|_| journal.append(&message(&[b'x'; 900]), &[quick]).unwrap()).collect();
     let position = positions[69];
@@ -254,7 +255,7 @@ fn what_cannot_be_read_once_is_not_given_up_for_good() {
     assert_eq!(waiting(&journal, slow), expected);
 }
 
-/// Begins a merge that waits for the disk; returns the consumer for whom something waits.
+/// Begins a merge that waits for the disk. Returns the journal and the consumer with waiting messages.
 fn in_the_middle_of_a_merge(storage: &MemoryStorage) -> (Journal, ConsumerId) {
     let (journal, slow, quick) = ready_to_merge(storage);
     storage.record();
@@ -266,7 +267,7 @@ fn in_the_middle_of_a_merge(storage: &MemoryStorage) -> (Journal, ConsumerId) {
     (journal, slow)
 }
 
-/// Files that others are merged into, since changes are recorded.
+/// The number of merges that were begun since the changes are recorded.
 fn merges_begun(storage: &MemoryStorage) -> usize {
     let changes = storage.recorded();
     changes.iter().filter(|change| matches!(change, FileChange::Write(_, 4096, bytes) if bytes[10] == 2)).count()

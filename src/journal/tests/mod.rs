@@ -1,4 +1,4 @@
-//! How the journal behaves as a whole; what it survives is in `tests/faults.rs`.
+//! Tests of the journal as a whole. The tests of what it survives are in `tests/faults.rs`.
 
 mod faults;
 mod locks;
@@ -50,7 +50,7 @@ pub(crate) fn wait_synced(journal: &Journal, position: Position) {
     wait_for("sync", || *journal.synced().borrow() >= position);
 }
 
-/// Reads all that waits and was not read.
+/// Reads `count` messages, and waits until they can be read.
 pub(crate) fn read_all(journal: &Journal, reader: &mut Reader, count: usize) -> Vec<Delivery> {
     let mut found = Vec::new();
     wait_for("messages", || {
@@ -209,7 +209,7 @@ fn at_its_size_the_oldest_segment_goes_or_publishers_wait() {
                 wait_synced(&journal, last);
             }
         }
-        // a file that was made beforehand and is not needed any more goes at once
+        // a file that was prepared in advance and is not needed any more is removed at once
         wait_for("files within the bound", || {
             let files = storage.list().unwrap();
             files.iter().filter(|(name, _)| name != "snapshot").map(|(_, len)| len).sum::<u64>() <= 1 << 20
@@ -226,7 +226,7 @@ fn at_its_size_the_oldest_segment_goes_or_publishers_wait() {
         }
         assert!(journal.status().failing.is_some() || journal.status().refused > 0);
         let mut reader = journal.reader(id);
-        // what was accepted is written as soon as there is room
+        // the accepted messages are written as soon as there is room
         wait_for("drained", || {
             while let Some(delivery) = reader.try_next() {
                 reader.settle(delivery.position);
@@ -277,7 +277,7 @@ fn state_of_the_broker_comes_back() {
         let received = Extra { received: Some((session, run + 1)), ..Extra::default() };
         last = last.max(journal.append_with(&message(b"q2"), &[session], received).unwrap());
         wait_synced(&journal, last);
-        // enough for snapshots to be made and segments to be used again
+        // enough messages to cause snapshots and to use segments again
         for _ in 0..2000 {
             last = journal.append_with(&draft("other", &[0; 500], true), &[], retained).unwrap();
             if last.0.is_multiple_of(100) {
@@ -306,7 +306,7 @@ fn times_stay_right_when_the_machine_was_restarted() {
     let draft = Draft { expiry: Some(60), boot_ms: 490_000, ..plain.view().to_draft() };
     old.append(&Message::new(&draft), &[id]).unwrap();
     old.close();
-    // booted again 30 s later, 5 s ago
+    // the machine booted again 30 s later, and that was 5 s ago
     let clock = TestClock::new(5_000, 0);
     clock.synchronise(1_700_000_030_000);
     let new = Journal::open_in_boot(Arc::new(storage), JournalSettings::default(), clock.clone(), 2).unwrap();
@@ -333,14 +333,14 @@ fn what_a_change_of_a_session_writes_does_not_depend_on_its_size() {
     }
     wait_synced(&journal, last);
     assert!(bytes <= 2000 * 72, "{bytes}");
-    // files are made once, and each change is written once
+    // the files were created once, and each change was written once
     let made = journal.status().used_bytes;
     assert!(journal.status().written_bytes <= made + 2 * bytes as u64, "{:?}", journal.status());
     let before = journal.status().written_bytes;
     let same: usize = (0..2000).map(|number| subscribe(number).1).sum();
     wait_synced(&journal, journal.barrier());
     assert_eq!((same, journal.status().written_bytes), (0, before), "nothing new, nothing written");
-    // what ends, ends with all its parts, and another with a similar name does not
+    // a session that ends is removed with all its values, and a session with a similar name is kept
     journal.keep_session("s2", Some(b"other"), true).unwrap();
     let (position, _) = journal.keep_session("s", None, false).unwrap();
     wait_synced(&journal, position);
@@ -357,7 +357,7 @@ fn what_fits_into_no_file_is_refused_and_stops_nobody() {
     let large = vec![b'x'; settings.segment_size() as usize];
     assert_eq!(journal.keep_session("s", Some(&large), false), Err(Full));
     assert_eq!(journal.keep_session(&"n".repeat(70_000), Some(b"x"), false), Err(Full));
-    // a consumer's name is not asked for, and its record is left out
+    // the length of a consumer's name is not checked, so its record is left out
     let id = journal.register(&"n".repeat(large.len()), ANY);
     let position = journal.append(&message(b"1"), &[id]).unwrap();
     wait_synced(&journal, position);

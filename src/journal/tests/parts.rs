@@ -1,4 +1,4 @@
-//! Parts of the journal, and what never gives anything up; what merging does is in `merging.rs`.
+//! Tests of the journal's parts, and of cases in which no message may be dropped. The tests of merging are in `merging.rs`.
 
 use super::*;
 use crate::journal::storage::Storage;
@@ -28,7 +28,7 @@ pub(crate) fn fill(journal: &Journal, numbers: std::ops::Range<u64>, to: &[Consu
     wait_synced(journal, last);
 }
 
-/// Reads and settles all that waits.
+/// Reads and settles all waiting messages.
 pub(crate) fn drain(journal: &Journal, id: ConsumerId) {
     let mut reader = journal.reader(id);
     wait_for("drained", || {
@@ -39,7 +39,7 @@ pub(crate) fn drain(journal: &Journal, id: ConsumerId) {
     });
 }
 
-/// The numbers of what waits for a consumer, in the order in which it comes.
+/// The numbers of the messages that wait for a consumer, in the order of delivery.
 pub(crate) fn waiting(journal: &Journal, id: ConsumerId) -> Vec<u64> {
     let read = read_all(journal, &mut journal.reader(id), journal.backlog(id).messages);
     assert!(read.windows(2).all(|pair| pair[0].ordinal < pair[1].ordinal));
@@ -60,7 +60,7 @@ fn guests_do_not_push_out_what_upstreams_and_users_wait_for() {
     let journal = open(&storage, settings(SMALL, WhenFull::DropOldest));
     let (up, user) = (journal.register("upstream/home", ANY), journal.register("session/u/ann\0esp", ANY));
     let guests: Vec<ConsumerId> = (0..24).map(|n| journal.register(&format!("session/g/\0{n}"), ANY)).collect();
-    // between each other, and before most of what guests get
+    // the messages alternate, and most messages of the guests come later
     for number in 0..200 {
         fill(&journal, number..number + 1, &[up, guests[number as usize % 24]]);
         fill(&journal, number..number + 1, &[user]);
@@ -125,14 +125,14 @@ fn old_messages_that_wait_do_not_keep_the_space_of_others() {
         let journal = again(&storage.after_power_cut(), when_full);
         let slow = journal.register("upstream/slow", limits);
         assert_eq!(waiting(&journal, slow), (0..200).collect::<Vec<_>>());
-        // it goes on from there
+        // the journal accepts and delivers further messages
         fill(&journal, 200..210, &[slow]);
         drain(&journal, slow);
         assert_eq!(journal.backlog(slow).lost, 0);
     }
 }
 
-/// Appends for a consumer until that is refused; returns how many messages were taken.
+/// Appends messages for a consumer until one is refused. Returns the number of accepted messages.
 fn fill_until_refused(journal: &Journal, id: ConsumerId) -> u64 {
     let mut count = 0u64;
     while let Ok(position) = journal.append(&message(payload(count).as_bytes()), &[id]) {
@@ -167,7 +167,7 @@ fn where_messages_are_refused_each_part_has_room_of_its_own() {
 
 #[test]
 fn a_disk_that_takes_nothing_costs_nothing_that_waits() {
-    // at a quarter of the size, and where it is full
+    // with a journal that is a quarter full, and with a full one
     for count in [200, 900] {
         // EIO, EACCES, ENOSPC, EROFS
         for error in [5, 13, 28, 30] {
@@ -189,7 +189,7 @@ fn a_disk_that_takes_nothing_costs_nothing_that_waits() {
             wait_for("trouble is known", || journal.status().failing.is_some());
             let failing = journal.status().failing.unwrap();
             assert!(!failing.contains("max_size"), "{failing}");
-            // a restart in between changes nothing of that
+            // a restart changes nothing of that
             let cut = storage.after_power_cut();
             cut.set_faults(Faults { create: Some(error), write: Some(error), ..Faults::default() });
             let other = open(&cut, settings(SMALL, WhenFull::DropOldest));
@@ -219,7 +219,7 @@ fn where_messages_are_refused_a_part_has_room_from_the_moment_that_somebody_of_i
     let journal = open(&MemoryStorage::default(), settings(SMALL, WhenFull::Refuse));
     let refuse = Limits { when_full: WhenFull::Refuse, ..ANY };
     let guest = journal.register("session/g/\0b", ANY);
-    // what there is room for is looked at with the first one
+    // the room is computed with the first message
     fill(&journal, 0..1, &[guest]);
     let up = journal.register("upstream/home", refuse);
     let fill_up = |id| fill_until_refused(&journal, id);
@@ -234,7 +234,7 @@ fn who_gets_the_name_back_that_damage_has_taken_can_give_way() {
     let id = journal.register("upstream/home", ANY);
     fill(&journal, 0..2000, &[id]);
     journal.close();
-    // the record that names it is not in the log any more
+    // the record with the consumer's name is no longer in the log
     let len = storage.contents(format::SNAPSHOT).len();
     storage.blank(format::SNAPSHOT, 0, len);
     let journal = open(&storage, settings(SMALL, WhenFull::DropOldest));
@@ -244,7 +244,7 @@ fn who_gets_the_name_back_that_damage_has_taken_can_give_way() {
     fill(&journal, 2000..2200, &[id]);
     let backlog = journal.backlog(id);
     assert!(backlog.dropped > 0 && backlog.messages > 700, "{backlog:?}");
-    // and where the name is in a record that is read again
+    // the same, with the name in a record that is read again
     let storage = storage.after_power_cut();
     let len = storage.contents(format::SNAPSHOT).len();
     storage.blank(format::SNAPSHOT, 0, len);
@@ -273,7 +273,7 @@ fn what_is_of_one_gives_way_together_under_whatever_names() {
             assert!(same.enumerate().all(|(other, is_same)| is_same == (other == at)), "{name:?}");
         }
     }
-    // of versions that did not note whose it is, or whose name was lost
+    // names of older versions that did not contain the user, and a name that was lost
     assert_eq!(["session/a", ""].map(Part::of), [Part::Users; 2]);
     assert_ne!(PartHolder::of("session/a"), PartHolder::of("session/b"));
 }
@@ -283,7 +283,7 @@ fn what_cannot_be_merged_is_no_room_for_others() {
     let journal = open(&MemoryStorage::default(), settings(SMALL, WhenFull::Refuse));
     let refuse = Limits { when_full: WhenFull::Refuse, ..ANY };
     let [slow, quick] = ["upstream/slow", "upstream/quick"].map(|name| journal.register(name, refuse));
-    // a little of every file is needed
+    // a few records of every file are needed
     for round in 0..10 {
         fill(&journal, round..round + 1, &[slow]);
         fill(&journal, 0..58, &[quick]);
@@ -305,7 +305,7 @@ fn a_part_that_is_full_says_nothing_of_another() {
     wait_for("quiet", || journal.shared.state.lock().pending.is_quiet());
     let looks = || journal.shared.state.lock().space.looks();
     assert!(journal.append(&message(payload(0).as_bytes()), &[guest]).is_err());
-    // what is known of the room for upstreams is used up
+    // the known room for upstreams is used up
     journal.shared.state.lock().space.forget();
     let before = looks();
     journal.append(&message(payload(0).as_bytes()), &[up]).unwrap();
@@ -328,7 +328,7 @@ fn what_may_have_been_sent_is_known_after_a_crash() {
     let journal = open(&storage.after_power_cut(), settings(1 << 24, WhenFull::DropOldest));
     let id = journal.register("upstream/home", ANY);
     let first = journal.maybe_sent(id, 0).start;
-    // a cursor, and what was in hand
+    // the messages since the last cursor, and those that the reader had in memory
     assert_eq!(journal.maybe_sent(id, 20), first..first + 1500);
     assert_eq!(journal.maybe_sent(id, 3000), first..first + 3500);
     assert_eq!(journal.maybe_sent(id, 60_000), first..first + 5000, "and no more than there are");

@@ -1,19 +1,20 @@
 //! Small writes in whole sectors, past the page cache.
 //!
-//! Through the page cache a device gets a block of 4096 bytes for a record of 300, twice that where the record lies across
-//! two: it is the page that is dirty. With `O_DIRECT` it gets the sectors of 512 bytes that have changed. Large writes go
-//! through the page cache as ever: it has little to add to them, and whoever catches up finds in memory what they left.
+//! The page cache writes whole pages, so a record of 300 bytes costs the device a block of 4096 bytes, and twice that if the
+//! record crosses a page boundary. With `O_DIRECT` the device gets only the sectors of 512 bytes that have changed. Large
+//! writes use the page cache: it adds little to them, and a consumer that catches up then reads from memory.
 //!
-//! # Both ways into one file
-//! Linux keeps them together: before a direct write it writes back what is dirty in the range and drops its pages, and
-//! after the write it drops them again, so what reads through the ordinary descriptor sees the new bytes. That leaves
-//! concurrent writes to one page; there are none here, as a lock is held over each write, whichever way it goes.
-//! A direct write is in the device's cache when it returns: it needs the sync as others do.
+//! # Direct and ordinary writes to one file
+//! Linux keeps both consistent: before a direct write it writes back the dirty pages of the range and drops them, and after
+//! the write it drops them again, so a read through the ordinary descriptor sees the new bytes. Only concurrent writes to
+//! one page would be a problem, and a lock that is held during each write of either kind prevents them. When a direct write
+//! returns, its bytes may still be in the device's cache, so it needs a sync like any other write.
 //!
-//! # What surrounds the bytes
-//! The first and the last sector are seldom overwritten in full. A window of the file is kept in memory, read once and
-//! changed with every write, so that a journal that grows seldom has to read what it has dropped from the page cache.
-//! Nothing is written past the end that the file had when it was opened: sectors would make it longer.
+//! # Sectors that are overwritten in part
+//! The first and the last sector of a write are seldom overwritten in full. A window of the file is kept in memory, read
+//! once and changed with every write, so that a growing journal seldom has to read sectors that the direct writes have
+//! dropped from the page cache. Writes beyond the length that the file had when it was opened are not direct, because whole
+//! sectors would make the file longer.
 
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -27,30 +28,30 @@ use rustix::fs::OFlags;
 use rustix::io::Errno;
 use tracing::debug;
 
-/// The least that a device takes, unless it says otherwise by refusing it.
+/// The smallest unit that most devices write, in bytes. A device with larger sectors refuses such a write.
 const SECTOR: u64 = 512;
-/// Writes whose sectors are more than this together go through the page cache, which writes in such blocks.
+/// The size of the page cache's blocks in bytes. A write whose sectors are longer than this uses the page cache.
 const BLOCK: u64 = 4096;
-/// So much of the file is kept.
+/// The length of the window in bytes.
 const WINDOW: usize = 4 * BLOCK as usize;
 
-/// An open file.
+/// An open file with its ordinary descriptor and, once it was needed, one for direct writes.
 #[derive(Debug)]
 pub(crate) struct Opened {
-    /// The ordinary descriptor.
     pub(crate) file: File,
-    /// How long it was when it was opened.
+    /// The length of the file when it was opened.
     len: u64,
     direct: OnceLock<File>,
 }
 
 impl Opened {
-    /// A file of this length.
+    /// Makes a value of an ordinary descriptor and the length of its file.
     pub(crate) fn new(file: File, len: u64) -> Opened {
         Opened { file, len, direct: OnceLock::new() }
     }
 
-    /// The descriptor that leads past the page cache. The name may mean another file by now, and that one is let alone.
+    /// The descriptor for direct writes, which is opened at the first call. Returns `None` if the path leads to another file
+    /// by now, which must not be written.
     fn direct(&self, path: impl Fn() -> PathBuf) -> io::Result<Option<&File>> {
         if self.direct.get().is_none() {
             let file = OpenOptions::new()
@@ -67,7 +68,7 @@ impl Opened {
     }
 }
 
-/// Writes small things in sectors where that is possible, and all else through the page cache.
+/// Writes to files: small writes directly in sectors if that is possible, and all others through the page cache.
 #[derive(Debug, Default)]
 pub(crate) struct Sectors {
     window: Mutex<Window>,
@@ -75,12 +76,12 @@ pub(crate) struct Sectors {
 }
 
 impl Sectors {
-    /// Everything goes through the page cache.
+    /// Writes everything through the page cache.
     pub(crate) fn off() -> Sectors {
         Sectors { is_off: true.into(), ..Sectors::default() }
     }
 
-    /// Writes all bytes to the file, whose path is asked for once.
+    /// Writes all bytes to the file. Its path is needed only for the first direct write.
     pub(crate) fn write(
         &self,
         to: &Arc<Opened>,
@@ -88,7 +89,7 @@ impl Sectors {
         offset: u64,
         bytes: &[u8],
     ) -> io::Result<()> {
-        // over both ways: a window must not be read while something is written beside it
+        // held for both kinds of writes, because the window must not be read during an ordinary write
         let mut window = self.window.lock();
         if self.write_direct(&mut window, to, path, offset, bytes)? {
             return Ok(());
@@ -97,7 +98,7 @@ impl Sectors {
         to.file.write_all_at(bytes, offset)
     }
 
-    /// Says whether it could.
+    /// Tries a direct write, and returns whether it was possible.
     fn write_direct(
         &self,
         window: &mut Window,
@@ -114,13 +115,13 @@ impl Sectors {
         let direct = match to.direct(path) {
             Ok(Some(direct)) => direct,
             Ok(None) => return Ok(false),
-            // the ordinary descriptor says what is wrong, if that concerns it
+            // if the error concerns ordinary writes too, the ordinary write that follows reports it
             Err(error) => {
                 self.refused(&error);
                 return Ok(false);
             }
         };
-        // the same: what cannot be read here may lie beyond what is to be written
+        // the error is not returned, because the bytes that cannot be read may lie outside of the range to be written
         if !window.has(to, begin, end) && window.load(to, begin).is_err() {
             return Ok(false);
         }
@@ -136,14 +137,14 @@ impl Sectors {
             Ok(false) => Ok(false),
             Err(error) if self.refused(&error) => Ok(false),
             Err(error) => {
-                // what of it is in the file is not known
+                // it is unknown which of the bytes are in the file
                 window.forget();
                 Err(error)
             }
         }
     }
 
-    /// Whether an error says that there are no such writes here; then there is no other attempt.
+    /// Whether an error means that direct writes are not supported here. If so, no others are tried.
     fn refused(&self, error: &io::Error) -> bool {
         let is_refusal = matches!(Errno::from_io_error(error), Some(Errno::INVAL | Errno::OPNOTSUPP));
         if is_refusal && !self.is_off.swap(true, Ordering::Relaxed) {
@@ -153,7 +154,7 @@ impl Sectors {
     }
 }
 
-/// Writes sectors; says no when a part of one was written, which must be done again by other means.
+/// Writes sectors. Returns `false` if a sector was written only in part, so that all bytes must be written in another way.
 fn write_sectors(to: &impl FileExt, bytes: &[u8], offset: u64) -> io::Result<bool> {
     let mut done = 0;
     while done < bytes.len() {
@@ -167,12 +168,12 @@ fn write_sectors(to: &impl FileExt, bytes: &[u8], offset: u64) -> io::Result<boo
     Ok(true)
 }
 
-/// Bytes of a file as they are in it.
+/// A copy of a part of a file.
 #[derive(Debug, Default)]
 struct Window {
-    /// Longer than the window, so that it can begin where a device can take it from.
+    /// Longer than the window, so that the window can begin at an address that is aligned as devices require.
     memory: Vec<u8>,
-    /// Weak, so that a file that was removed gives its space back.
+    /// The file. The reference is weak, so that a removed file is closed and its space becomes free.
     of: Weak<Opened>,
     begin: u64,
     end: u64,
@@ -186,11 +187,11 @@ impl Window {
     }
 
     fn has(&self, file: &Arc<Opened>, begin: u64, end: u64) -> bool {
-        // an address is not used again while something points to it, be it weakly
+        // the comparison is safe, because an address is not used again while a weak reference to it exists
         std::ptr::eq(self.of.as_ptr(), Arc::as_ptr(file)) && self.begin <= begin && end <= self.end
     }
 
-    /// Reads it from the block of `at` on, and no part of a sector.
+    /// Reads the window, from the block that contains `at` on and in whole sectors.
     fn load(&mut self, file: &Arc<Opened>, at: u64) -> io::Result<()> {
         self.forget();
         self.memory.resize(WINDOW + BLOCK as usize, 0);
@@ -203,7 +204,7 @@ impl Window {
     }
 
     fn part(&mut self, begin: u64, end: u64) -> &mut [u8] {
-        // where no such address can be told, the device refuses what it gets
+        // if no aligned address can be computed, the device refuses the write
         let aligned = self.memory.as_ptr().align_offset(BLOCK as usize) % BLOCK as usize;
         &mut self.memory[aligned..][(begin - self.begin) as usize..(end - self.begin) as usize]
     }

@@ -12,7 +12,7 @@ pub(super) fn count(window: &mut Window) {
     window.writes += 1;
 }
 
-/// A directory with a file of these bytes.
+/// Makes a temporary directory with a file that contains these bytes.
 fn with_file(bytes: &[u8]) -> tempfile::TempDir {
     let dir = tempfile::tempdir().unwrap();
     std::fs::write(dir.path().join("f"), bytes).unwrap();
@@ -29,7 +29,7 @@ fn open(path: &Path) -> Arc<Opened> {
     Arc::new(Opened::new(file, len))
 }
 
-/// Whether the temporary directory takes a sector without the page cache.
+/// Whether the file system of the temporary directory supports direct writes of one sector.
 fn is_direct_here() -> bool {
     let dir = with_file(&[0; 512]);
     let to = OpenOptions::new().write(true).custom_flags(OFlags::DIRECT.bits() as i32).open(dir.path().join("f"));
@@ -46,7 +46,7 @@ enum Step {
         len: usize,
         fill: u8,
     },
-    /// Behind the last write, as a journal grows.
+    /// Each write begins where the last one ended, as in a growing journal.
     Append {
         file: usize,
         len: usize,
@@ -204,7 +204,7 @@ fn only_a_refusal_ends_direct_writes() {
     assert!(sectors.is_off.load(Ordering::Relaxed));
 }
 
-/// A descriptor that answers as it is told to, and takes what is left after that.
+/// A descriptor that gives prepared answers to the first writes and accepts all later ones.
 #[derive(Default)]
 struct Told {
     answers: RefCell<VecDeque<io::Result<usize>>>,
