@@ -295,7 +295,6 @@ impl Pulse {
         }
     }
 
-    /// Answers the question.
     pub(crate) fn answer(&self) {
         self.answered.send_replace(*self.asked.borrow());
     }

@@ -26,7 +26,7 @@ pub(crate) struct UserDraft {
     pub(crate) client_ids: Option<Vec<String>>,
 }
 
-/// A requested change.
+/// A change of a user that an administrator has requested.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum UserChange {
     Add(String, UserDraft),

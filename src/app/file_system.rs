@@ -20,7 +20,6 @@ const PART_OF_MEMORY: u64 = 8;
 /// A mounted file system, as /proc/self/mountinfo describes it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Mount {
-    /// The mount point.
     pub(crate) point: PathBuf,
     /// The type of the file system, such as `ext4`.
     pub(crate) kind: String,

@@ -146,7 +146,6 @@ fn set_limits() {
     let _ = setrlimit(Resource::Core, Rlimit { current: Some(1), maximum: Some(1) });
 }
 
-/// A running gateway.
 struct RunningGateway {
     supervisor: Supervisor,
     core: Arc<Core>,

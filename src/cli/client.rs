@@ -222,7 +222,7 @@ pub(super) fn publish(args: &PublishArgs) -> Result<(), CliError> {
     trace.map_or(Ok(()), |trace| trace.print())
 }
 
-/// A traced message.
+/// A message whose trace is printed after it was published.
 struct FollowedMessage {
     at: SocketAddr,
     login: Option<String>,

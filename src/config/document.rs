@@ -54,13 +54,11 @@ impl<'a> Document<'a> {
         ConfigProblem { file: self.file.into(), place, key: key.into(), message }
     }
 
-    /// Records a problem.
     pub(super) fn problem(&self, at: usize, key: &str, message: impl Into<String>) {
         let problem = self.problem_at(at, key, message.into());
         self.problems.borrow_mut().push(problem);
     }
 
-    /// Records a warning.
     pub(super) fn warning(&self, at: usize, key: &str, message: impl Into<String>) {
         let warning = self.problem_at(at, key, message.into());
         self.warnings.borrow_mut().push(warning);

@@ -10,8 +10,8 @@ use crate::message::Message;
 
 /// The number of messages that are deleted under one lock, so that nobody waits long for it.
 const AT_ONCE: usize = 100;
-/// The longest time between two checks while a message is to expire. The boot clock goes on while the machine sleeps, but
-/// timers do not.
+/// The longest time between two checks while a message is to expire. The boot clock continues to run while the machine
+/// sleeps, but timers do not.
 const LONGEST: Duration = Duration::from_secs(60);
 
 impl Ingress {
@@ -104,7 +104,7 @@ mod tests {
         assert_eq!(pass(1010).await, 2);
         assert_eq!(pass(94_000).await, 2);
         assert_eq!(pass(1000).await, 1);
-        // while the machine sleeps, the boot clock goes on and timers do not
+        // while the machine sleeps, the boot clock continues to run and timers do not
         ingress.publish(&draft("asleep", Some(3600))).await.unwrap();
         assert_eq!(pass(10).await, 2);
         clock.advance(3_600_000);

@@ -99,7 +99,6 @@ impl Trace {
     }
 }
 
-/// All traces.
 #[derive(Debug, Default)]
 pub(crate) struct Traces {
     /// The time until which a trace may exist, in milliseconds of the boot clock; 0 if there is none.

@@ -16,7 +16,6 @@ pub(crate) struct Call {
     pub(crate) path: &'static str,
     /// What the call does, in a few words.
     pub(crate) summary: &'static str,
-    /// The query parameters.
     pub(crate) query: &'static [Parameter],
     /// The status and content type of a successful answer; the type is empty if there is no body.
     pub(crate) success: (u16, &'static str),

@@ -31,7 +31,7 @@ async function lookWho() {
   const { answer } = await ask('GET', 'session');
   if (answer && JSON.stringify(answer) !== JSON.stringify(who)) location.reload();
 }
-// everything begins with this, and goes on with it where the stream is refused
+// every page begins with this, and continues with it if the stream is refused
 async function start() {
   clearTimeout(retry);
   const wasLetIn = who.let_in, { answer, wrong } = await ask('GET', 'session');

@@ -88,7 +88,7 @@ macro_rules! calls {
     };
 }
 
-/// All calls.
+/// All calls of the HTTP interface.
 pub(crate) const CALLS: &[Call] = calls! {
     get "/api/v1/topics" "list_messages" "The last message on each topic that a filter selects" LIST, JSON, [topics::List], false,
         topics::list;

@@ -39,7 +39,6 @@ impl TomlText {
         }
     }
 
-    /// Appends another text.
     pub(crate) fn append(&mut self, other: &TomlText) {
         self.0.push_str(&other.0);
     }

@@ -30,7 +30,7 @@ struct ReadPosition {
     last: u64,
 }
 
-/// What to read.
+/// A request to read the next messages of a consumer.
 struct Job {
     key: u64,
     generation: u64,
@@ -45,7 +45,7 @@ struct Job {
     boots: Boots,
 }
 
-/// The reading thread.
+/// The reading thread, as seen by the journal.
 pub(super) struct Filler {
     shared: Arc<Shared>,
     places: HashMap<ConsumerId, ReadPosition>,

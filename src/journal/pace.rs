@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 const MINUTE: Duration = Duration::from_secs(60);
 
-/// Spaces log lines.
+/// Limits the number of log lines in a minute.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct LossPace {
     since: Option<Instant>,

@@ -46,7 +46,7 @@ impl Pending {
         Position(self.newest)
     }
 
-    /// The waiting bytes.
+    /// The number of waiting bytes.
     pub(crate) fn len(&self) -> usize {
         self.bytes.len()
     }

@@ -342,7 +342,7 @@ fn keep_session(state: &mut JournalState, record: &RecordRef<'_>) {
     }
 }
 
-/// The consumer with this key. If its name was lost, a consumer is made for a message that is there for it.
+/// The consumer with this key. If its name was lost, a consumer is made, so that its messages are kept.
 fn queue_of(state: &mut JournalState, key: u64, base: u64) -> Option<&mut Queue> {
     let id = state.queues.id_of_key(key).unwrap_or_else(|| state.insert("", key, base, UNBOUNDED));
     state.queues.get_mut(id)

@@ -180,7 +180,6 @@ pub(crate) struct Reports {
 }
 
 impl Reports {
-    /// Adds a problem.
     pub(crate) fn add(&mut self, report: Report) {
         self.losses += u64::from(report.is_loss());
         self.last.push_back(report);

@@ -29,7 +29,7 @@ impl JournalSettings {
         usual.max(needed).next_multiple_of(4096)
     }
 
-    /// The most segments.
+    /// The greatest number of segments.
     pub(crate) fn segments(&self) -> usize {
         (self.max_size / self.segment_size()).max(3) as usize
     }

@@ -58,7 +58,6 @@ pub(crate) struct ConnAckProperties<'a> {
     pub(crate) gateway: Option<via::Id>,
 }
 
-/// Appends a CONNACK.
 pub(crate) fn connack(
     out: &mut BytesMut,
     version: Version,
@@ -145,7 +144,6 @@ pub(crate) fn suback(out: &mut BytesMut, version: Version, packet_id: u16, reaso
     codes(out, version, packet_id, reasons);
 }
 
-/// Appends an UNSUBACK.
 pub(crate) fn unsuback(out: &mut BytesMut, version: Version, packet_id: u16, reasons: &[Reason]) {
     out.put_u8(0xb0);
     if version.is_v5() {
@@ -168,7 +166,6 @@ fn codes(out: &mut BytesMut, version: Version, packet_id: u16, reasons: &[Reason
     }
 }
 
-/// Appends a PINGRESP.
 pub(crate) fn pingresp(out: &mut BytesMut) {
     out.put_slice(&[0xd0, 0]);
 }

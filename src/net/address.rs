@@ -63,7 +63,6 @@ impl fmt::Display for Address {
     }
 }
 
-/// A listening socket.
 pub(super) enum Listening {
     Tcp(TcpListener),
     Unix(UnixListener),

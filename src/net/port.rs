@@ -69,7 +69,6 @@ pub(crate) struct Port {
     paused_until: Option<Instant>,
 }
 
-/// An accepted connection.
 pub(crate) struct AcceptedConnection {
     pub(crate) stream: PortStream,
     /// The remote address; this host for a Unix socket.

@@ -34,7 +34,7 @@ pub(crate) fn stopping() {
     tell(&[NotifyState::Stopping]);
 }
 
-/// Feeds the watchdog.
+/// Tells the watchdog of systemd that the gateway works.
 pub(crate) fn watchdog() {
     tell(&[NotifyState::Watchdog]);
 }

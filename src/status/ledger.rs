@@ -45,18 +45,18 @@ pub struct Dropped {
     pub(crate) journal_full: u64,
     /// Lost because the disk could not be read.
     pub(crate) unreadable: u64,
-    /// See [`DropReason::Refused`].
+    /// Dropped because the upstream refused them (reason code 0x80 or greater).
     pub(crate) refused: u64,
-    /// See [`DropReason::TooLarge`].
+    /// Dropped because they are larger than the upstream accepts.
     pub(crate) too_large: u64,
-    /// See [`DropReason::EndsConnection`].
+    /// Dropped because they made the upstream end the connection several times.
     pub(crate) ends_connection: u64,
-    /// See [`DropReason::CameFromThere`].
+    /// Dropped because they came from this upstream, or have passed through it.
     pub(crate) came_from_there: u64,
-    /// See [`DropReason::Loop`].
+    /// Dropped because they have passed through too many gateways.
     #[serde(rename = "loop")]
     pub(crate) looped: u64,
-    /// See [`DropReason::NoRule`].
+    /// Dropped because no rule forwards them.
     pub(crate) no_rule: u64,
 }
 

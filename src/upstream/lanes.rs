@@ -16,7 +16,6 @@ use super::wire::Role;
 use crate::access::owner::{second_consumer, upstream_consumer};
 use crate::journal::{Backlog, ConsumerId, Delivery, Journal, Limits, Outcome, Position, Reader};
 
-/// A lane.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub(crate) enum Lane {
     /// The only lane if messages are strictly in order.

@@ -30,7 +30,7 @@ impl PendingAck {
             AckPacket::PubAck => true,
             // a PUBREL for an unknown message belongs to no exchange
             AckPacket::PubComp => !self.reason.is_error(),
-            // otherwise the exchange goes on, and the session counts it
+            // otherwise the exchange continues, and the session counts it
             AckPacket::PubRec => self.reason.is_error(),
             AckPacket::PubRel => false,
         }

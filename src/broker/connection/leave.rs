@@ -24,7 +24,7 @@ const READ_ON_STOPPING: Duration = Duration::from_millis(200);
 const READ_ON_BYTES: usize = 8 << 20;
 /// If nothing arrives for this time, the client has sent nothing more.
 const QUIET: Duration = Duration::from_millis(10);
-/// A client that does not read the last packet within this time counts as gone. A client that goes on sending is kept for
+/// A client that does not read the last packet within this time counts as gone. A client that continues to send is kept for
 /// the same time again, so that it can notice the end.
 const LINGER: Duration = Duration::from_secs(2);
 const LINGER_STOPPING: Duration = Duration::from_millis(300);

@@ -234,7 +234,8 @@ impl ClientPace {
         self.last_read + self.patience
     }
 
-    /// When to look whether the client is silent. Most clients are patient: they may be found a little late, all at once.
+    /// When to check whether the client is silent. If its keep alive is long, the check waits for the next beat, so that many
+    /// clients are checked at the same time.
     fn look_at(&self) -> Instant {
         if self.patience < PATIENT { self.read_by() } else { beat::at_or_after(self.read_by()) }
     }

@@ -57,7 +57,7 @@ pub(crate) struct ConnectedClient {
     pub(crate) version: Version,
     /// When it connected, in milliseconds of the boot clock.
     pub(crate) since_boot_ms: u64,
-    /// In seconds.
+    /// The keep alive in force, in seconds.
     pub(crate) keep_alive: u16,
     /// Whether its session outlives the connection.
     pub(crate) is_persistent: bool,
@@ -352,7 +352,7 @@ impl Core {
         self.end(parked.session)
     }
 
-    /// Ends all sessions of a user that was removed, with the messages that wait in them. Whoever gets that name next finds
+    /// Ends all sessions of a user that was removed, with the messages that wait in them. A later user of that name finds
     /// nothing, even after a power cut.
     pub(crate) async fn end_sessions_of(&self, user: &str) {
         let mut last = Receipt::default();

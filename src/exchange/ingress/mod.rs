@@ -90,7 +90,6 @@ pub(crate) enum Route {
         /// The origin of messages that are left out.
         not_from: Option<Origin>,
     },
-    /// A shared subscription.
     Shared {
         group: Arc<SharedGroup>,
         /// The consumer that keeps messages above QoS 0, if a session of the group is persistent.
@@ -430,7 +429,6 @@ impl Ingress {
         &self.inner.journal
     }
 
-    /// The traced messages.
     pub(crate) fn traces(&self) -> &Traces {
         &self.inner.traces
     }
@@ -440,7 +438,6 @@ impl Ingress {
         self.traces().watch(self.journal(), self.clock(), cancel).await;
     }
 
-    /// The counters.
     pub(crate) fn stats(&self) -> &Arc<Stats> {
         &self.inner.stats
     }

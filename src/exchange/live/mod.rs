@@ -78,7 +78,7 @@ struct Flow {
     lost: AtomicU64,
 }
 
-/// The publishing side.
+/// The side of the router that publishes batches of messages.
 pub(crate) struct LiveLink {
     link: LinkTx,
     flow: Arc<Flow>,
@@ -86,7 +86,7 @@ pub(crate) struct LiveLink {
     stats: Arc<Stats>,
 }
 
-/// The dispatching side.
+/// The side of the router that hands batches of messages to the subscribers.
 pub struct Dispatcher {
     link: LinkTx,
     notifications: LinkRx,

@@ -129,7 +129,7 @@ impl Announcer {
         self.memory.known.is_empty()
     }
 
-    /// Sets the devices.
+    /// Replaces the announced devices.
     pub(crate) fn announce(&mut self, devices: Vec<Device>, now_ms: u64) -> Vec<AnnouncerAction> {
         let before = self.memory.clone();
         let topics: BTreeSet<String> = devices.iter().map(|device| device.topic.clone()).collect();

@@ -219,7 +219,7 @@ impl SensorWriter {
     }
 }
 
-/// The present time.
+/// The present time by both clocks.
 #[derive(Clone, Debug)]
 struct Now {
     boot: String,
@@ -291,7 +291,7 @@ impl Scribe {
     }
 }
 
-/// Writes until cancelled.
+/// Writes the history of all sensors until cancelled.
 pub(crate) async fn run(
     mut sensors: watch::Receiver<Vec<SensorSnapshot>>,
     dir: PathBuf,

@@ -33,7 +33,7 @@ pub(crate) enum Stop {
     Now,
 }
 
-/// The whole state.
+/// The state of the journal, which all of its threads share.
 #[derive(Debug, Default)]
 pub struct JournalState {
     /// Records that are not on disk yet.
@@ -381,7 +381,6 @@ impl JournalState {
         self.log.take_old_aside()
     }
 
-    /// The present status.
     pub(super) fn status(&self, settings: &JournalSettings) -> Status {
         Status {
             failing: self.trouble.now().cloned().or_else(|| self.pending.standing_still()),

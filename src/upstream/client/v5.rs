@@ -176,14 +176,14 @@ fn with_reason(words: String, reason: Option<&str>) -> String {
     reason.map_or_else(|| words.clone(), |reason| format!("{words} ({})", said(reason)))
 }
 
-/// An upstream that refers to another server. The gateway does not follow, because otherwise whoever answers here could
+/// An upstream that refers to another server. The gateway does not follow, because otherwise the host that answers could
 /// decide who gets the messages and the password, and two servers could refer to each other for ever.
 fn elsewhere(why: &str, server: Option<&str>) -> Broken {
     let server = server.map_or("no server".into(), said);
     Broken::Failed(format!("{why}: it names {server}, which is gone to only if it stands in `addresses`"))
 }
 
-/// [MQTT-5 3.14.2.1]
+/// The reason code with which an upstream ends the connection because of a retain flag [MQTT-5 3.14.2.1].
 const RETAIN_NOT_SUPPORTED: u8 = 0x9a;
 
 fn dismissed(disconnect: &Disconnect) -> Broken {

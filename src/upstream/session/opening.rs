@@ -3,7 +3,7 @@
 //! An upstream may close the connection because of one of these packets, for example by a policy or a limit. As long as one
 //! is unanswered, it is suspected before any message. On the next connection they are sent one after the other, each when
 //! the previous one is answered. A packet that ends the connection twice while it is the only unanswered one is left out for
-//! an hour, and forwarding goes on.
+//! an hour, and forwarding continues.
 
 use std::collections::VecDeque;
 
@@ -14,7 +14,7 @@ use crate::message::{Qos, TopicFilter};
 
 /// The most filters in one packet: AWS IoT Core closes the connection if there are more.
 pub(crate) const FILTERS: usize = 8;
-/// How long the opening waits for an answer before it goes on, in milliseconds.
+/// How long the opening waits for an answer before it continues, in milliseconds.
 pub(crate) const ANSWER_MS: u64 = 10_000;
 /// How long a packet is left out before it is tried again, in milliseconds.
 const LEFT_OUT_MS: u64 = 3_600_000;

@@ -24,7 +24,6 @@ impl Throttle {
         throttle
     }
 
-    /// Sets the rate.
     pub(crate) fn set_rate(&mut self, rate: Option<Rate>) {
         self.interval = rate.map_or(0, |rate| rate.interval().as_micros() as u64);
         let burst = 1_000_000 / BURST;

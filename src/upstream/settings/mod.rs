@@ -214,9 +214,7 @@ pub(crate) enum OutQos {
 pub(crate) struct Rule<Q> {
     /// The common part of both sides; empty for a single topic.
     pub(crate) topic_filter: String,
-    /// The local prefix.
     pub(crate) local_prefix: String,
-    /// The remote prefix.
     pub(crate) remote_prefix: String,
     /// The QoS of forwarded messages.
     pub(crate) qos: Q,

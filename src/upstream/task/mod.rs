@@ -271,7 +271,7 @@ impl<C: UpstreamClient> Upstream<C> {
         }
     }
 
-    /// Begins a new connection, and returns whether it goes on.
+    /// Begins a new connection, and returns whether it stays open.
     fn begin(&mut self, link: Link) -> bool {
         let (upstream, address, version) = (&self.name, &self.shown.address, link.version);
         let (resumed, waiting) = (link.session_present, self.consumers.backlog().messages);
@@ -393,7 +393,7 @@ impl<C: UpstreamClient> Upstream<C> {
         );
     }
 
-    /// Processes events, and returns whether the connection goes on.
+    /// Processes events, and returns whether the connection stays open.
     async fn handle(&mut self, events: Vec<ClientEvent>) -> Result<bool, IngressError> {
         let mut alive = true;
         for event in events {
@@ -423,7 +423,7 @@ impl<C: UpstreamClient> Upstream<C> {
         Ok(alive)
     }
 
-    /// Performs actions, and returns whether the connection goes on.
+    /// Performs actions, and returns whether the connection stays open.
     fn perform(&mut self, actions: Vec<SessionAction>) -> bool {
         let mut alive = true;
         for action in actions {

@@ -334,7 +334,6 @@ impl Queue {
         }
     }
 
-    /// Settles a message.
     pub(crate) fn settle(&mut self, position: Position, outcome: Outcome) {
         let Some(held) = self.held.iter_mut().find(|held| held.delivery.position == position) else {
             if self.pushed_out.remove(&position) {
