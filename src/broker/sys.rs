@@ -111,7 +111,7 @@ impl Figures {
             if self.published.get(&name) != Some(&value) {
                 push(&mut batch, &self.core, &name, &value);
                 self.published.insert(name, value);
-                // in pieces that wake no other thread where nothing else is on its way
+                // published in pieces that wake no other thread if nothing else waits
                 if batch.len() == STRAIGHT {
                     self.core.ingress.publish_batch(&mut batch).await?;
                 }

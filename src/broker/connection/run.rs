@@ -35,7 +35,7 @@ const STALL: Duration = Duration::from_secs(30);
 const LAST_CHANCE: Duration = Duration::from_millis(200);
 /// The interval at which a message that waits for memory is tried again.
 const SHORT: Duration = Duration::from_millis(250);
-/// Silence of at least this length is noticed up to a beat later.
+/// If the allowed silence is at least this long, it may be noticed up to one beat later.
 const PATIENT: Duration = Duration::from_secs(30);
 const NEVER: Duration = Duration::from_secs(365 * 24 * 3600);
 
@@ -234,8 +234,8 @@ impl ClientPace {
         self.last_read + self.patience
     }
 
-    /// When to check whether the client is silent. If its keep alive is long, the check waits for the next beat, so that many
-    /// clients are checked at the same time.
+    /// When to check whether the client is silent. If its keep alive is long, the check waits for the next beat, so that
+    /// many clients are checked at the same time.
     fn look_at(&self) -> Instant {
         if self.patience < PATIENT { self.read_by() } else { beat::at_or_after(self.read_by()) }
     }
