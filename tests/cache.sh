@@ -1,12 +1,12 @@
 # shellcheck shell=sh
-# What outlives a clone: sourced by the scripts of tests/ and tests/virtual_pi, in the project's directory.
+# The cache that outlives a clone. The scripts of tests/ and tests/virtual_pi source this file in the project's directory.
 #
-# In the cache are tools, compiled dependencies, and what was built and has passed, each under a fingerprint of everything
-# that it was made of. It may be deleted at any time. Runs in several clones at once do not disturb each other: who changes
-# something there holds a lock, and what is whole gets its name by a rename.
+# The cache contains tools, compiled dependencies, and the results of builds and passed steps, each with a fingerprint of all
+# of its inputs. It may be deleted at any time. Runs in several clones at the same time do not disturb each other: a run that
+# changes the cache holds a lock, and complete files get their names by a rename.
 cache=${XDG_CACHE_HOME:-$HOME/.cache}/pigateway
 mkdir -p "$cache"
-# what a run that was ended has left half done; what belongs to root goes where it was made
+# removes incomplete files of a run that was ended; files of root are removed where they were made
 find "$cache" -maxdepth 3 -name 'new.*' -mtime +1 -prune -exec rm -rf {} + 2> /dev/null || true
 
 # in_cache NAME PATH: PATH in this clone leads to NAME in the cache
@@ -18,14 +18,14 @@ in_cache() {
     fi
 }
 
-# locked NAME COMMAND...: one at a time, of all runs
+# locked NAME COMMAND...: runs the command while no other run holds this lock
 locked() {
     lock=$1
     shift
     flock "$cache/$lock.lock" "$@"
 }
 
-# The compilers and emulators that builds depend on
+# The versions of the compilers and emulators that builds depend on
 tool_versions() {
     rustc -vV
     for tool in /usr/bin/rustc /usr/bin/cargo aarch64-linux-gnu-gcc arm-linux-gnueabihf-gcc qemu-aarch64-static \
@@ -34,7 +34,7 @@ tool_versions() {
     done
 }
 
-# fingerprint PATH...: of the tools, and of what these files and directories hold, new files included
+# fingerprint PATH...: a fingerprint of the tools and of the contents of these files and directories, new files included
 fingerprint() {
     {
         tool_versions
@@ -42,7 +42,7 @@ fingerprint() {
     } | sha256sum | cut -c1-24
 }
 
-# keep_newest COUNT PATH...: removes the others
+# keep_newest COUNT PATH...: keeps the newest of these paths and removes the others
 keep_newest() {
     count=$1
     shift
