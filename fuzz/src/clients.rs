@@ -1,4 +1,4 @@
-//! What MQTT clients say.
+//! Targets for the data that MQTT clients send.
 
 use pigateway::broker::connection::serve;
 use pigateway::message::check_topic;
@@ -9,13 +9,13 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use super::house::{House, LARGEST, house, peer};
 use super::meter::paid_by;
 
-/// The first packet of a connection, as it arrives: any prefix of it must be read without a panic, and must not be
-/// understood differently from the whole.
+/// The first packet of a connection while it arrives. Any prefix of it must be read without a panic, and must not be
+/// decoded differently from the whole.
 pub(super) fn first_bytes(data: &[u8]) {
     // a filter of one byte costs as much as a long one
     paid_by(data.len(), (4 << 10, 64), || {
         let strict = frame(data, LARGEST, Version::V5);
-        // what the newer versions take, the oldest takes too
+        // filters that the newer versions accept are accepted by the oldest too
         let Ok(Some(whole)) = frame(data, LARGEST, Version::V31) else {
             assert!(!matches!(strict, Ok(Some(_))));
             return;
@@ -51,7 +51,7 @@ fn decode(whole: &Frame, packet: &[u8], body: &[u8], version: Version) {
         PacketType::Subscribe => {
             if let Ok(subscribe) = Subscribe::decode(body, version) {
                 assert!(!subscribe.filters.is_empty() && subscribe.packet_id > 0);
-                // a filter takes two bytes of length and one of options at least
+                // a filter needs at least two bytes for its length and one for its options
                 assert!(subscribe.filters.len() * 3 <= body.len());
             }
         }
@@ -69,14 +69,14 @@ fn decode(whole: &Frame, packet: &[u8], body: &[u8], version: Version) {
     }
 }
 
-/// A whole connection: whatever the client says, the session ends with the connection and without a panic.
+/// A whole connection. Whatever bytes the client sends, the session ends with the connection and without a panic.
 pub(super) fn packets(data: &[u8]) {
     let House { runtime, core } = house();
     runtime.block_on(async {
         let (mut client, server) = tokio::io::duplex(1 << 20);
         let (reader, writer) = tokio::io::split(server);
         let session = tokio::spawn(serve(core.clone(), reader, writer, peer()));
-        // the session may hang up before it has taken everything
+        // the session may close the connection before it has read everything
         let _ = client.write_all(data).await;
         let _ = client.shutdown().await;
         let mut said = Vec::new();

@@ -1,4 +1,4 @@
-//! The configuration, users, what other programs were configured with, and what the gateway notes for itself.
+//! Targets for the configuration, users, configurations of other programs, and the gateway's own notes.
 
 use std::path::{Path, PathBuf};
 
@@ -16,7 +16,7 @@ fn environment() -> Environment {
     Environment { host_name: "fuzz".into(), state_dir: None, credentials_dir: None }
 }
 
-/// A configuration: valid settings, or at least one problem that says where it is.
+/// A configuration: it gives valid settings, or at least one problem with its place.
 pub(super) fn configuration(data: &[u8]) {
     let Ok(text) = std::str::from_utf8(data) else { return };
     match read(text, Path::new("fuzz/none/pigateway.toml"), &environment()) {
@@ -28,7 +28,8 @@ pub(super) fn configuration(data: &[u8]) {
     }
 }
 
-/// The file of users that were made by HTTP: users who are the same when they are written and read again, or problems.
+/// The file of users that were made by HTTP: it gives users that are the same after they are written and read again, or
+/// problems.
 pub(super) fn users(data: &[u8]) {
     let Ok(text) = std::str::from_utf8(data) else { return };
     match read_made_users(text, "users.toml") {
@@ -45,7 +46,7 @@ pub(super) fn users(data: &[u8]) {
     }
 }
 
-/// A directory for files that must have names, in memory where there is such a place.
+/// A directory for files that must have names, in memory if possible.
 fn place() -> tempfile::TempDir {
     let memory = Path::new("/dev/shm");
     let made = if memory.is_dir() { tempfile::tempdir_in(memory) } else { tempfile::tempdir() };
@@ -63,10 +64,10 @@ fn written(place: &Path, name: &str, data: &[u8]) -> PathBuf {
     path
 }
 
-/// A file of mosquitto (its configuration, passwords or access control list, by what it looks like) or of mqtt-io: every
-/// line has one fate, and what comes of it is a text that `check` reads.
+/// A file of mosquitto (its configuration, passwords or access control list, recognised by its contents) or of mqtt-io. Every
+/// line has exactly one outcome, and `check` can read the result.
 pub(super) fn imports(data: &[u8]) {
-    // it makes hashes of passwords, which are dear: a few lines are enough
+    // importing makes password hashes, which is slow, so only a few lines are used
     if data.len() > 4096 {
         return;
     }
@@ -83,7 +84,7 @@ pub(super) fn imports(data: &[u8]) {
                     assert!(!secret.name.contains('/') && !secret.name.starts_with('.'), "{}", secret.name);
                     written(place.path(), &secret.name, secret.password.as_bytes());
                 }
-                // a name that is empty or cannot be sent is for `check` to say: it is what stood there
+                // an empty or invalid name is taken over unchanged, so that `check` reports it
                 if let Err(problems) = read(&text, &place.path().join("pigateway.toml"), &environment()) {
                     assert!(!problems.problems.is_empty());
                 }
@@ -94,12 +95,12 @@ pub(super) fn imports(data: &[u8]) {
     }
 }
 
-/// What the gateway notes for itself in its data directory, as a damaged disk gives it back: what can be read of it is the
-/// same when it is written and read again.
+/// The gateway's own notes in its data directory, with damage. Everything that can be read must be the same after it is
+/// written and read again.
 pub(super) fn notes(data: &[u8]) {
     paid_by(data.len(), (64 << 10, 512), || {
         if let Some(kept) = KeptSession::decode(data) {
-            // subscriptions stand in notes of their own since
+            // newer versions keep subscriptions in notes of their own
             let again = KeptSession { subscriptions: Vec::new(), ..kept };
             assert_eq!(KeptSession::decode(&again.encode()), Some(again));
         }

@@ -1,4 +1,4 @@
-//! One broker for all inputs of a target, as in life.
+//! One broker that serves all inputs of a target, like a real one that serves many clients.
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::{Arc, OnceLock};

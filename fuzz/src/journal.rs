@@ -1,4 +1,4 @@
-//! Files of the journal, as a card gives them back.
+//! Targets for files of the journal, with the damage that a card can cause.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -27,7 +27,7 @@ fn settings() -> JournalSettings {
     JournalSettings { max_size: 512 << 10, largest_message: 1 << 10, ..JournalSettings::default() }
 }
 
-/// Counts what is read, since a start that reads its files again and again does not end on a slow card.
+/// Counts the bytes that are read, because a start that reads its files many times takes too long on a slow card.
 #[derive(Debug)]
 struct Counted {
     files: MemoryStorage,
@@ -66,7 +66,7 @@ fn size(files: &MemoryStorage) -> u64 {
     files.list().unwrap_or_default().iter().map(|(_, len)| len).sum()
 }
 
-/// What is found in files; what that may cost depends on their size alone.
+/// Opens a journal with these files and returns its contents. The allowed cost depends only on the size of the files.
 fn recovered(files: &MemoryStorage) -> Option<JournalState> {
     let size = size(files);
     let storage = Counted { files: files.clone(), bytes: AtomicU64::new(0) };
@@ -76,7 +76,7 @@ fn recovered(files: &MemoryStorage) -> Option<JournalState> {
     state
 }
 
-/// Where a record lies, and what it is.
+/// The place and the contents of a record.
 struct Known {
     file: String,
     at: usize,
@@ -85,7 +85,7 @@ struct Known {
     body: Vec<u8>,
 }
 
-/// A journal as a gateway leaves it: two consumers, retained messages, sessions, several segments and a snapshot.
+/// The files of a typical journal with two consumers, retained messages, sessions, several segments and a snapshot.
 struct Base {
     files: MemoryStorage,
     names: Vec<String>,
@@ -131,7 +131,7 @@ fn base() -> &'static Base {
         for number in 0..400usize {
             let retained = Extra { retained: number.is_multiple_of(3), ..Extra::default() };
             let topic = format!("loft/{}", number % 7);
-            // of the first consumer nothing is settled, so nothing of it gives way
+            // the first consumer settles nothing, so all of its records must be kept
             let _ = journal.append_with(&message(&topic, number), &consumers[..1 + number % 2], retained);
             let _ = journal.keep(&format!("esp{}", number % 5), Some(&[1; 30]), true);
             if number.is_multiple_of(40) {
@@ -149,9 +149,9 @@ fn base() -> &'static Base {
     })
 }
 
-/// Damage to the files of a gateway, a few bytes, sectors or whole ends of them: a start ends, reads and allocates no more
-/// than the files are worth, and loses no record that is whole, in front of the damage or behind it. What it finds is what
-/// was written and nothing else.
+/// Damages the files of a gateway: a few bytes, sectors or whole ends of files. A start must end, read and allocate only in
+/// proportion to the size of the files, and lose no intact record in front of the damage or behind it. It must find only
+/// records that were written.
 pub(super) fn damage(data: &[u8]) {
     let base = base();
     let files = base.files.copy();
@@ -169,7 +169,7 @@ pub(super) fn damage(data: &[u8]) {
             0 => (at, source.take(32).to_vec()),
             1 => (at / 512 * 512, vec![0; 512]),
             2 => (at / 4096 * 4096, vec![0xff; 4096]),
-            // from here on nothing was written
+            // nothing was written from here on
             3 => (at, vec![0; len - at]),
             _ => (at, source.take(usize::from(how)).repeat(64)),
         };
@@ -206,7 +206,7 @@ fn kind(byte: u8) -> RecordKind {
     RecordKind::from_u8(byte % 8 + 1).unwrap_or(RecordKind::Message)
 }
 
-/// A number that means something here, or any.
+/// A number that has a meaning in these files, or any other.
 fn ordinal(source: &mut Source<'_>) -> u64 {
     match source.byte() {
         small @ 0..250 => u64::from(small),
@@ -218,7 +218,7 @@ fn ordinal(source: &mut Source<'_>) -> u64 {
     }
 }
 
-/// A file with whole records that say what no gateway writes.
+/// A file with valid records whose contents no gateway writes.
 fn file(files: &MemoryStorage, name: &str, header: Header, source: &mut Source<'_>) {
     let (mut bytes, mut position) = (Vec::new(), header.base);
     for _ in 0..source.byte() % 32 {
@@ -241,9 +241,9 @@ fn file(files: &MemoryStorage, name: &str, header: Header, source: &mut Source<'
     let _ = files.write_at(name, DATA, &bytes);
 }
 
-/// Records that are whole, in segments and a snapshot, whatever they say: cursors, tables, sessions, retained messages, notes
-/// and clocks. A start ends and is worth its files; what was found is the same when it is written and read again; and the
-/// journal takes messages from then on.
+/// Valid records with any contents, in segments and a snapshot: cursors, tables, sessions, retained messages, notes and
+/// clocks. A start must end, and its cost must fit the size of the files. Everything that was found must be the same after it
+/// is written and read again, and the journal must accept new messages.
 pub(super) fn records_of_strangers(data: &[u8]) {
     let files = MemoryStorage::default();
     let mut source = Source(data);
@@ -275,14 +275,14 @@ pub(super) fn records_of_strangers(data: &[u8]) {
         Some(&table),
         "what was found is not what would be written"
     );
-    // threads are dear: not for every input; and headers, merged files and snapshots may say that they stand for what is still
-    // to come, or are of another size than they are
+    // starting threads is slow, so this is not done for every input; and headers, merged files and snapshots may claim to
+    // replace later files, or have a wrong size
     if data.len() % 16 == 1 && is_usual && !has_snapshot {
         goes_on(before);
     }
 }
 
-/// A journal in these files takes a message, and has it after a restart.
+/// Checks that a journal with these files accepts a message and has it after a restart.
 fn goes_on(files: MemoryStorage) {
     let open = || Journal::open_in_boot(Arc::new(files.clone()), settings(), Arc::new(SystemClock), BOOT);
     let Ok(journal) = open() else { panic!("it does not open") };

@@ -1,18 +1,18 @@
-//! What the fuzzer feeds: each target takes any bytes and panics where the gateway breaks a promise. They call what the
-//! gateway calls, on what others wrote: no parser is copied here.
+//! The targets of the fuzzer. Each target takes any bytes and panics if the gateway breaks a promise. The targets call the
+//! same functions as the gateway does for data from others, so no parser is copied here.
 //!
-//! `fuzz/run` looks for new inputs; `tests/fuzz_corpus.rs` replays those in `corpus/` with every test run.
+//! `fuzz/run` looks for new inputs, and `tests/fuzz_corpus.rs` replays the inputs in `corpus/` with every test run.
 //!
 //! | file | what |
 //! |---|---|
-//! | `clients` | what MQTT clients say |
-//! | `upstreams` | what upstreams and the proxies on the way to them say |
+//! | `clients` | data from MQTT clients |
+//! | `upstreams` | data from upstreams and from the proxies in front of them |
 //! | `web` | HTTP, WebSocket, the PROXY protocol, and the answers that the command line reads |
-//! | `journal` | files of the journal: damaged ones, and whole ones that say what no gateway writes |
-//! | `files` | the configuration, users, what other programs were configured with, and what the gateway notes for itself |
+//! | `journal` | files of the journal: damaged ones, and valid ones with contents that no gateway writes |
+//! | `files` | the configuration, users, configurations of other programs, and the gateway's own notes |
 //! | `texts` | topics, filters, units, addresses, properties |
-//! | `meter` | what an input costs |
-//! | `house` | a broker to speak with |
+//! | `meter` | measures the cost of an input |
+//! | `house` | a broker that the inputs are sent to |
 
 mod clients;
 mod files;
@@ -24,10 +24,10 @@ mod texts;
 mod upstreams;
 mod web;
 
-/// A target's name, which is that of its corpus too, and what takes an input.
+/// The name of a target, which is also that of its corpus, and the function that takes an input.
 pub type Target = (&'static str, fn(&[u8]));
 
-/// Each has its corpus in `fuzz/corpus`, which `tests/fuzz_corpus.rs` replays.
+/// All targets. Each has its corpus in `fuzz/corpus`, which `tests/fuzz_corpus.rs` replays.
 pub const TARGETS: [Target; 16] = [
     ("first_bytes", clients::first_bytes),
     ("packets", clients::packets),
@@ -47,7 +47,7 @@ pub const TARGETS: [Target; 16] = [
     ("texts", texts::texts),
 ];
 
-/// Bytes as a source of small decisions: what is not there is 0.
+/// Bytes as a source of small decisions. After the end, all bytes are 0.
 struct Source<'a>(&'a [u8]);
 
 impl<'a> Source<'a> {

@@ -1,4 +1,4 @@
-//! One program for all targets: the variable `PIGATEWAY_FUZZ` says which, the arguments are libFuzzer's.
+//! One program for all targets. The variable `PIGATEWAY_FUZZ` selects the target, and the arguments are those of libFuzzer.
 #![no_main]
 
 use std::sync::OnceLock;

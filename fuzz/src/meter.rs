@@ -1,15 +1,15 @@
-//! What an input costs: every byte that is asked of the allocator, given back or not.
+//! Measures the cost of an input: all bytes that are allocated, freed or not.
 
 use std::sync::OnceLock;
 
 static TOTAL: OnceLock<fn() -> usize> = OnceLock::new();
 
-/// Where a program says how much was ever allocated. Without it nothing is measured.
+/// The function by which a program reports the number of all allocated bytes. Without it nothing is measured.
 pub fn measure_by(total: fn() -> usize) {
     let _ = TOTAL.set(total);
 }
 
-/// Runs something whose work an input pays for: it may allocate `start` bytes, and so many for each byte of the input.
+/// Runs a function and checks its cost: it may allocate `start` bytes, plus a number of bytes for each byte of the input.
 pub fn paid_by<T>(input: usize, (start, for_each): (usize, usize), run: impl FnOnce() -> T) -> T {
     let total = || TOTAL.get().map_or(0, |total| total());
     let before = total();

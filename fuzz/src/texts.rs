@@ -1,4 +1,4 @@
-//! Topics and topic filters, rules, durations, sizes, addresses, and the properties of messages.
+//! Targets for topics and topic filters, rules, durations, sizes, addresses, and the properties of messages.
 
 use pigateway::access::settings::{AccessRule, is_client_id_pattern, is_user_name};
 use pigateway::config::units::{parse_duration, parse_size, show_duration, show_size};
@@ -11,7 +11,7 @@ use pigateway::upstream::properties::{down, kept, up};
 use pigateway::upstream::settings::overlap::filters_overlap;
 use pigateway::upstream::settings::{Proxy, Rate, UpstreamAddress};
 
-/// Two texts, which are divided by a line feed, and bytes behind a second one.
+/// Splits the input into two texts that are separated by a line feed, and the bytes behind a second line feed.
 pub(super) fn texts(data: &[u8]) {
     let mut parts = data.splitn(3, |byte| *byte == b'\n');
     let text = |part: Option<&'_ [u8]>| part.and_then(|part| std::str::from_utf8(part).ok().map(str::to_owned));
@@ -21,7 +21,7 @@ pub(super) fn texts(data: &[u8]) {
     units(&first);
     properties(parts.next().unwrap_or(data));
     if let Forwarded::Changed(changed) = forwarded(data, |topic| Some(format!("x/{topic}")), Some("status")) {
-        // what was once changed is a discovery message still
+        // a discovery message is still one after it was changed
         assert_ne!(forwarded(&changed, |topic| Some(topic.into()), None), Forwarded::AsItIs);
     }
 }
@@ -45,7 +45,7 @@ fn topics(first: &str, second: &str) {
         }
     }
     if check_topic(second).is_ok() && levels(first) && levels(second) {
-        // a filter matches what it covers, and the tree agrees
+        // a filter matches the topics of filters that it covers, and the tree of filters agrees
         assert_eq!(matches(first, second), covers(first, second), "{first} {second}");
         let mut tree = FilterTree::default();
         tree.insert(first, 1);

@@ -1,4 +1,4 @@
-//! What upstreams say, and the proxies on the way to them.
+//! Targets for the data that upstreams and the proxies in front of them send.
 
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
@@ -23,7 +23,7 @@ use super::Source;
 use super::house::{House, LARGEST, house};
 use super::meter::paid_by;
 
-/// An upstream with everything that an answer can concern.
+/// The configuration of an upstream with all features that its answers can affect.
 const CONFIGURATION: &str = "[[upstream]]\nname = \"far\"\naddresses = [\"mqtt://192.0.2.1\", \"ws://192.0.2.1\"]\n\
     client_id = \"pi\"\nstatus_topic = \"pi/status\"\n\
     [[upstream.out]]\ntopic_filter = \"up/#\"\n[[upstream.out]]\ntopic_filter = \"exact/#\"\nqos = 2\n\
@@ -41,7 +41,7 @@ fn settings() -> Arc<UpstreamSettings> {
     SETTINGS.get_or_init(read).clone()
 }
 
-/// How an upstream is spoken to, by one byte.
+/// Selects by one byte how the gateway connects to an upstream.
 fn how(byte: u8) -> (ConnectOffer, UpstreamAddress) {
     let settings = settings();
     let version = if byte & 1 == 0 { Version::V311 } else { Version::V5 };
@@ -54,8 +54,7 @@ fn out_message(packet_id: Option<u16>, qos: Qos) -> OutMessage {
     OutMessage { topic, payload, qos, retain: true, properties: Vec::new(), packet_id, is_repeated: false }
 }
 
-/// One connection: whatever an upstream says, it is understood as events or ends the connection, and each costs no more than
-/// its bytes pay for.
+/// One connection: all bytes of an upstream become events or end the connection, and their cost is limited by their number.
 pub(super) fn upstream(data: &[u8]) {
     let mut source = Source(data);
     let (offer, address) = how(source.byte());
@@ -87,7 +86,7 @@ pub(super) fn upstream(data: &[u8]) {
         assert!(received <= said.len(), "more came in than was sent");
         Some(())
     };
-    // an event for each packet, of two bytes at least; buffers for a handshake and to read and write with
+    // an event for each packet, which has at least two bytes, and buffers for the handshake, for reading and for writing
     let local = local();
     paid_by(data.len(), (2 << 20, 512), || local.block_on(connect));
 }
@@ -104,7 +103,7 @@ fn local() -> &'static tokio::runtime::Runtime {
     LOCAL.with(|local| *local)
 }
 
-/// A client whose first connection leads to bytes that are there, and whose second leads nowhere.
+/// A client whose first connection delivers the input, and whose further connections fail.
 struct Once {
     stream: Option<DuplexStream>,
     client: Option<RemoteClient>,
@@ -156,8 +155,8 @@ impl UpstreamClient for Once {
     }
 }
 
-/// The task of an upstream, with messages that wait: whatever the upstream says, it goes on, and every message that was
-/// accepted is acknowledged, set aside with a reason, or waits.
+/// The task of an upstream with waiting messages. It survives all bytes of the upstream, and every accepted message is
+/// acknowledged, set aside with a reason, or still waits.
 pub(super) fn task(data: &[u8]) {
     let House { runtime, core } = house();
     let mut source = Source(data);
@@ -196,7 +195,7 @@ pub(super) fn task(data: &[u8]) {
         while !source.is_empty() {
             let length = source.number() % 512;
             let _ = theirs.write_all(source.take(length)).await;
-            // what it says is looked at before it says more
+            // each part of the input is processed before the next one
             let mut heard = [0; 512];
             let _ = tokio::time::timeout(std::time::Duration::from_micros(200), theirs.read(&mut heard)).await;
         }
@@ -221,7 +220,7 @@ pub(super) fn task(data: &[u8]) {
     });
 }
 
-/// What an HTTP or SOCKS5 proxy answers: the bytes behind its answer are the upstream's, all of them.
+/// The answer of an HTTP or SOCKS5 proxy. All bytes behind the answer must reach the upstream's connection.
 pub(super) fn proxy_answer(data: &[u8]) {
     let mut source = Source(data);
     let flags = source.byte();

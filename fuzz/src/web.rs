@@ -1,4 +1,4 @@
-//! HTTP, WebSocket and the PROXY protocol, and what the command line reads of answers.
+//! Targets for HTTP, WebSocket, the PROXY protocol, and the answers that the command line reads.
 
 use std::net::SocketAddr;
 use std::sync::{Arc, OnceLock};
@@ -29,7 +29,7 @@ fn here() -> SocketAddr {
     SocketAddr::from(([127, 0, 0, 1], 4711))
 }
 
-/// Everything that the port serves: page, REST, streams, MQTT over WebSocket.
+/// The services of the port: page, REST, streams and MQTT over WebSocket.
 fn whole() -> &'static Arc<Site> {
     static SITE: OnceLock<Arc<Site>> = OnceLock::new();
     SITE.get_or_init(|| {
@@ -56,7 +56,7 @@ fn whole() -> &'static Arc<Site> {
             let core = served.clone();
             Box::pin(async move { serve_known(core, reader, writer, peer(), |user| place.belongs_to(user)).await })
         });
-        // nobody makes users: a change is refused
+        // nothing applies changes of users, so they are refused
         let (users, _) = UserDesk::new(watch::channel(Arc::default()).1);
         Site::whole(&Http::new(Parts {
             access: core.access.clone(),
@@ -77,7 +77,7 @@ fn whole() -> &'static Arc<Site> {
     })
 }
 
-/// A connection to the port: whatever is asked for, what is answered is HTTP/1, and the connection ends when it is over.
+/// A connection to the port. Whatever the request is, the answer is HTTP/1, and the connection ends afterwards.
 pub(super) fn http(data: &[u8]) {
     let House { runtime, core } = house();
     runtime.block_on(async {
@@ -88,7 +88,7 @@ pub(super) fn http(data: &[u8]) {
         let mut answer = vec![0; 64 << 10];
         let _ = writer.shutdown().await;
         let mut have = 0;
-        // an event stream goes on until its client goes
+        // an event stream lasts until its client closes it
         while let Ok(count @ 1..) = reader.read(&mut answer[have..]).await {
             have += count;
             if have == answer.len() || contains(&answer[..have], b"text/event-stream") {
@@ -109,8 +109,7 @@ fn contains(bytes: &[u8], wanted: &[u8]) -> bool {
     bytes.windows(wanted.len()).any(|window| window == wanted)
 }
 
-/// What a connection that has become a WebSocket carries, by the letter of RFC 6455 and nothing more: what the payloads of
-/// its data frames are, as far as they can be told.
+/// The payloads of the data frames of a WebSocket connection, decoded strictly by RFC 6455, up to the first error.
 fn payloads(mut bytes: &[u8]) -> Vec<u8> {
     let mut carried = Vec::new();
     let mut is_within = false;
@@ -144,7 +143,7 @@ fn payloads(mut bytes: &[u8]) -> Vec<u8> {
     carried
 }
 
-/// A site, and the MQTT that it was sent.
+/// A site, together with the MQTT bytes that it has received.
 type Recording = (Arc<Site>, Arc<Mutex<Vec<u8>>>);
 
 fn recording() -> &'static Recording {
@@ -170,11 +169,11 @@ fn recording() -> &'static Recording {
     })
 }
 
-/// The handshake, and frames behind it: what comes out is what the frames carry.
+/// The handshake and the frames behind it. The bytes that come out must be the payloads of the frames.
 pub(super) fn websocket(data: &[u8]) {
     let (site, heard) = recording();
     let mut source = Source(data);
-    // so many bytes at a time
+    // the number of bytes that are passed at a time
     let piece = source.number() % 4096 + 1;
     let frames = source.0;
     let handshake = b"GET /mqtt HTTP/1.1\r\nHost: localhost:8080\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
@@ -209,7 +208,7 @@ pub(super) fn websocket(data: &[u8]) {
     assert_eq!(heard.len(), carried.len(), "less than the frames carry");
 }
 
-/// The header of the PROXY protocol: what it says is never this host, and nothing behind it is read.
+/// The header of the PROXY protocol. Its address must never count as this host, and no byte behind it is read.
 pub(super) fn proxy_header(data: &[u8]) {
     let read = async {
         let mut input = data;
@@ -218,7 +217,7 @@ pub(super) fn proxy_header(data: &[u8]) {
         assert!(taken <= 16 + 4096);
         if let Ok(from) = from {
             assert!(!from.ip().to_canonical().is_loopback());
-            // the same header says the same, whatever stands behind it
+            // the same header gives the same address, whatever bytes are behind it
             let mut again = &data[..taken];
             assert_eq!(forwarded::read(&mut again, here()).await.ok(), Some(from));
             assert!(again.is_empty());
@@ -236,7 +235,7 @@ fn local() -> &'static tokio::runtime::Runtime {
     })
 }
 
-/// What `pigateway status`, `publish` and `subscribe` read: any answer is shown or refused, with a bounded effort.
+/// The answers that `pigateway status`, `publish` and `subscribe` read. Each is shown or refused, at a limited cost.
 pub(super) fn answers(data: &[u8]) {
     if let Ok(Some((body, end))) = client::whole(data) {
         assert!(body <= end && end <= data.len());
@@ -247,7 +246,7 @@ pub(super) fn answers(data: &[u8]) {
             let text =
                 status::shown(&answer, &part("upstreams"), &part("clients"), &part("sensors"), &part("problems"));
             assert!(!text.is_empty());
-            // what the gateway says is never what moves the cursor of a terminal
+            // nothing in an answer may move the cursor of a terminal
             assert!(text.chars().all(|c| c == '\n' || !c.is_control()), "{text:?}");
         }
         Err(why) => assert!(!why.is_empty()),
