@@ -1,9 +1,9 @@
-//! A disk that takes nothing: full, read-only, gone, or broken. Whoever needs nothing kept does not notice; what must be
-//! kept is acknowledged when it is safe, or refused, as configured; log and status say what is the matter and what to do;
-//! and when the disk takes it again, all goes on by itself.
+//! Disks that cannot be written because they are full, read-only, gone or broken. Clients whose messages need not be kept do
+//! not notice. Messages that must be kept are acknowledged when they are safe, or refused, as configured. Log and status say
+//! what is wrong and what to do. When the disk can be written again, everything works without a restart.
 //!
-//! Full and read-only disks are file systems of the test's own, in a user and mount namespace: where the system allows
-//! those to nobody, the tests must run as root.
+//! Full and read-only disks are file systems of the test's own, in a user and mount namespace. If the system does not allow
+//! users to make these, the tests must run as root.
 
 #![allow(clippy::unwrap_used)]
 
@@ -34,13 +34,13 @@ fn journal(http: u16) -> Value {
     support::http::get(http, "/api/v1/gateway").json()["journal"].take()
 }
 
-/// Publishes something that must be kept, at QoS 1 with this packet id, and does not wait for the answer.
+/// Publishes a message that must be kept, at QoS 1 with this packet id, and does not wait for the answer.
 fn send(client: &mut Client, id: u16, version: u8) {
     let properties = Properties::new();
     client.send(&publish(b"up/x", b"kept", 0x32, Some(id), (version == 5).then_some(&properties)));
 }
 
-/// Others do not notice.
+/// Checks that other clients are served.
 fn local_clients_are_served(port: u16) {
     let mut client = Connect::new("local").open(port);
     client.subscribe("local", 1);
@@ -65,7 +65,7 @@ fn a_full_disk_delays_puback_says_so_and_heals_by_itself() {
     let metrics = support::http::get(http, "/metrics").text();
     assert!(metrics.contains("\npigateway_journal_failing 1\n"), "{metrics}");
     local_clients_are_served(gateway.port);
-    // an answer to what came later, and none to what must be kept
+    // the later ping is answered, and the message that must be kept is not
     publisher.ping();
 
     make_room(&gateway);
@@ -88,7 +88,7 @@ fn a_full_disk_refuses_where_it_is_told_to() {
     wait_until("trouble is known", || journal(http)["failing"].is_string());
     let mut v5 = Connect::v5("v5").open(gateway.port);
     assert_eq!(v5.publish("up/x", "refused", 1, false), 0x97);
-    // version 3 has no word for it: no PUBACK, so the client keeps the message
+    // MQTT 3 cannot refuse a message, so there is no PUBACK and the client keeps the message
     let mut v3 = Connect::new("v3").open(gateway.port);
     send(&mut v3, 1, 4);
     v3.ping();
@@ -99,8 +99,8 @@ fn a_full_disk_refuses_where_it_is_told_to() {
     it_arrives(upstream, &["kept", "taken"]);
 }
 
-/// A file system of 12 MiB with little room on it: less than the journal's first file needs, which is the sixteenth part of what
-/// the whole file system can hold.
+/// A file system of 12 MiB with too little room for the journal's first file, which has a sixteenth of the size of the file
+/// system.
 const FULL: &str = "mkdir data; mount -t tmpfs -o size=12m tmpfs data; head -c 11900K /dev/zero >data/ballast";
 
 fn make_room(gateway: &Gateway) {
@@ -108,7 +108,7 @@ fn make_room(gateway: &Gateway) {
     gateway.run_inside(&["rm", &ballast.display().to_string()]);
 }
 
-/// What was acknowledged in the end arrives.
+/// Checks that the messages that were finally acknowledged arrive.
 fn it_arrives(upstream: u16, payloads: &[&str]) {
     let mosquitto = Mosquitto::with(&format!("listener {upstream} 127.0.0.1"));
     let mut reader = Connect::new("reader").open(mosquitto.port);
@@ -163,7 +163,7 @@ fn a_directory_that_vanishes_is_made_again_with_what_is_known() {
     it_arrives(upstream, &["after"]);
 }
 
-/// A broker on a disk of the test's own; returns its port.
+/// Starts a broker on a disk of the test's own, and returns its port.
 fn broker_on(storage: &MemoryStorage, runtime: &tokio::runtime::Runtime) -> u16 {
     let clock = Arc::new(SystemClock);
     let settings = JournalSettings { max_size: 8 << 20, ..JournalSettings::default() };
@@ -194,7 +194,7 @@ fn no_puback_leaves_before_the_sync_has_succeeded() {
     for (faults, first, answer) in [
         (Faults { hold_sync: true, ..Faults::default() }, 0x33, 4),
         (Faults { hold_sync: true, ..Faults::default() }, 0x35, 5),
-        // EIO: what the kernel then takes for clean is written elsewhere
+        // EIO: the kernel then considers the pages clean, so the journal writes them to another file
         (Faults { sync: Some(5), ..Faults::default() }, 0x33, 4),
         (Faults { write: Some(5), ..Faults::default() }, 0x35, 5),
     ] {
@@ -203,7 +203,7 @@ fn no_puback_leaves_before_the_sync_has_succeeded() {
         client.ping();
         local_clients_are_served(port);
         client.ping();
-        // nothing is told to the publisher that a power cut would make a lie
+        // the publisher gets no acknowledgement for messages that a power cut would lose
         let cut = storage.after_power_cut();
         let clock = Arc::new(SystemClock);
         let settings = JournalSettings { max_size: 8 << 20, ..JournalSettings::default() };

@@ -1,5 +1,5 @@
-//! The local network is told of the ports that are open to it, through Avahi: with a real Avahi and a real D-Bus in a network
-//! of their own, whose only interface is a loopback.
+//! The gateway announces its open ports in the local network through Avahi. The tests use a real Avahi and a real D-Bus in a
+//! network of their own, whose only interface is a loopback.
 
 #![allow(clippy::unwrap_used)]
 
@@ -13,7 +13,7 @@ use rustix::process::Signal;
 use support::{PATIENCE, Process, Setup, wait_until};
 use tempfile::TempDir;
 
-/// What a host looks like to the programs in it: files of its own below /run and for users, and no network but its own.
+/// Makes a host for the programs in it, with files of its own below /run and for users, and with a network of its own.
 const HOST: &str = "\
 ip link set lo up multicast on
 ip route add 224.0.0.0/4 dev lo
@@ -25,7 +25,7 @@ echo up
 exec sleep infinity
 ";
 
-/// A bus on which everybody may do everything.
+/// The configuration of a bus on which every program may do everything.
 const BUS: &str = r#"<!DOCTYPE busconfig PUBLIC "-//freedesktop//DTD D-Bus Bus Configuration 1.0//EN"
  "http://www.freedesktop.org/standards/dbus/1.0/busconfig.dtd">
 <busconfig>
@@ -89,7 +89,7 @@ impl Host {
         wait_until(condition, || self.command("sh").args(["-c", condition]).status().unwrap().success());
     }
 
-    /// All that can be found, as type, name, port and TXT records.
+    /// All announced services, as type, name, port and TXT records.
     fn found(&self) -> Vec<String> {
         let output = self
             .command("avahi-browse")
@@ -148,7 +148,7 @@ fn the_network_hears_of_open_ports_and_forgets_those_that_are_not() {
     let host = Host::start();
     let bus = host.bus();
     let avahi = host.avahi();
-    // more listeners than are announced, and one whose key comes later
+    // some listeners are not announced, and the key of one comes later
     let (setup, _) = Setup::default().http();
     let tls = tls(setup.dir());
     let key = setup.dir().join("server.key");
@@ -166,7 +166,7 @@ fn the_network_hears_of_open_ports_and_forgets_those_that_are_not() {
         .concat(),
     );
     setup.write();
-    // HTTP is only for this host
+    // HTTP is open only for this host
     let gateway = host.gateway(&setup);
     let mqtt = format!("_mqtt._tcp pigateway test {port} \"id=test\" \"txtvers=1\"");
     host.finds(&[&mqtt]);
@@ -181,7 +181,7 @@ fn the_network_hears_of_open_ports_and_forgets_those_that_are_not() {
         "{status}"
     );
 
-    // Avahi ends; a reload takes everything back, and another brings it again
+    // Avahi ends and starts again; a reload withdraws all announcements, and another restores them
     avahi.stop();
     wait_until("that there is no Avahi", || {
         host.status(&setup).contains("not announced by mDNS: Avahi does not run here\n")
@@ -198,11 +198,11 @@ fn the_network_hears_of_open_ports_and_forgets_those_that_are_not() {
     gateway.signal(Signal::HUP);
     host.finds(&[&mqtt, secure]);
 
-    // another gateway of the same name, with a page; this one goes
+    // another gateway of the same name, with a page, and the first one ends
     let (other, page) = Setup::default().http();
     let path = other.write();
     let text = fs::read_to_string(&path).unwrap();
-    // both are for everybody
+    // both ports are open for all hosts
     fs::write(&path, text.replace("127.0.0.1", "0.0.0.0")).unwrap();
     let second = host.gateway(&other);
     let page = format!("_http._tcp pigateway test #2 {page} \"path=/\" \"id=test\" \"txtvers=1\"");
@@ -212,7 +212,7 @@ fn the_network_hears_of_open_ports_and_forgets_those_that_are_not() {
     let (code, log) = gateway.stop();
     assert_eq!(code, Some(0), "{log:?}");
     host.finds(&[&page, &renamed]);
-    // what is killed is forgotten as well
+    // the announcements of a killed gateway are withdrawn as well
     second.kill();
     host.finds(&[]);
     bus.stop();

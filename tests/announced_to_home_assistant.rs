@@ -1,5 +1,6 @@
-//! What Home Assistant is told, as any MQTT client sees it: nothing unless it is asked for, by nobody else, upstream only
-//! where a rule names it, and nothing of it on the card. `tests/home_assistant.rs` asks the real one.
+//! The messages for Home Assistant, as any MQTT client sees them. There are none unless they are configured, no other client
+//! may publish them, they go upstream only if a rule names them, and they are not written to the card. The tests in
+//! `tests/home_assistant` use the real Home Assistant.
 
 #![allow(clippy::unwrap_used)]
 
@@ -16,7 +17,7 @@ const ENABLED: &str = "[home_assistant]\nenabled = true\n";
 const SENSOR: &str = "homeassistant/device/pigateway_test_loft/config";
 const GATEWAY: &str = "homeassistant/device/pigateway_test/config";
 
-/// A sensor that sees motion now and then.
+/// A sensor that sees motion from time to time.
 fn sensor(name: &str, pin: u8, more: &str) -> String {
     format!(
         "[[sensor]]\nname = \"{name}\"\npin = {pin}\ntopic = \"home/{name}\"\nwarm_up = \"0 s\"\nhold = \"0 s\"\n\
@@ -24,7 +25,7 @@ fn sensor(name: &str, pin: u8, more: &str) -> String {
     )
 }
 
-/// What is retained on a broker, by topic.
+/// The retained messages of a broker, by topic.
 fn retained(port: u16, filter: &str) -> BTreeMap<String, String> {
     let mut client = Connect::new("looker").open(port);
     client.subscribe(filter, 0);
@@ -66,7 +67,7 @@ fn nothing_is_said_unless_it_is_asked_for() {
         assert_eq!(retained(gateway.port, filter), BTreeMap::new());
     }
     assert!(!gateway.dir().join("data/home_assistant.json").exists());
-    // what a user of such topics has published so far, he may go on publishing
+    // a user of such topics may continue to publish on them
     assert_eq!(Connect::v5("d").open(gateway.port).publish("pigateway/test/status", "mine", 1, true), 0);
 }
 
@@ -116,19 +117,19 @@ fn removals_and_deletions_hold_over_restarts_and_nothing_else_is_on_the_card() {
     reload(&gateway, &format!("{both}{}", sensor("attic", 19, "")));
     let attic = "homeassistant/device/pigateway_test_attic/config";
     wait_until("the new sensor", || announced(&gateway) == [GATEWAY, attic, SENSOR]);
-    // one that goes while it is there goes at once
+    // a device that is removed while Home Assistant is connected is deleted at once
     reload(&gateway, &both);
     wait_until("the sensor has gone", || announced(&gateway) == [GATEWAY, SENSOR]);
     let file = gateway.dir().join("data/home_assistant.json");
     assert_eq!(std::fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o600);
 
-    // after a crash what was deleted stays away, until it is configured otherwise
+    // after a crash a deleted device stays deleted until its configuration is changed
     let gateway = gateway.kill().restart();
     wait_until("online", || status(&gateway).as_deref() == Some("online"));
     assert!(!announced(&gateway).contains(&hall.to_owned()));
     reload(&gateway, &format!("{ENABLED}{}", sensor("hall", 18, "retain = false")));
     wait_until("another sensor", || announced(&gateway).contains(&hall.to_owned()));
-    // Home Assistant is not there: what has gone stays, over restarts too, until it is
+    // while Home Assistant is away, removed devices stay known, even over restarts, until it comes back
     assert!(announced(&gateway).contains(&SENSOR.to_owned()));
     let killed = gateway.kill();
     let path = killed.dir().join("pigateway.toml");
@@ -152,7 +153,7 @@ fn births_are_answered_at_a_bounded_rate() {
     for _ in 0..200 {
         ha.publish("homeassistant/status", "online", 1, false);
     }
-    // the answer to the first; those after it wait for ten seconds
+    // the first request is answered at once, and later ones after ten seconds
     assert!(!ha.receive().retain);
     let more = ha.drain().len();
     assert!(more < 20, "{more} answers more to 200 births");
@@ -181,7 +182,7 @@ fn upstreams_get_it_where_a_rule_names_it_with_the_topics_that_it_has_there() {
     let inbound = "[[upstream.in]]\ntopic_filter = \"#\"\nremote_prefix = \"down/\"\n";
     let config = upstream(&format!("{}{inbound}", rules.concat()));
     reload(&gateway, &config);
-    // rules hold for what comes from now on, and what is retained goes up with a new session
+    // rules apply to new messages, and retained messages go up with a new session
     let gateway = gateway.kill().restart();
     wait_until("the sensor is announced there", || named(SENSOR).len() == 1);
     let there: Value = serde_json::from_str(&named(SENSOR)[SENSOR]).unwrap();
@@ -190,14 +191,14 @@ fn upstreams_get_it_where_a_rule_names_it_with_the_topics_that_it_has_there() {
     assert_eq!(there["cmps"]["motion"]["stat_t"], "site7/home/loft");
     wait_until("online", || named("site7/pigateway/test/status").into_values().eq(["online".to_owned()]));
 
-    // what comes down does not speak for the gateway
+    // messages from the upstream are not published in the name of the gateway
     let mut other = Connect::new("other").open(mosquitto.port);
     other.publish("down/pigateway/test/status", "offline", 1, true);
     other.publish("down/after", "it", 1, true);
     wait_until("what came after it", || retained(gateway.port, "after").len() == 1);
     assert_eq!(status(&gateway).as_deref(), Some("online"));
 
-    // a crash is told before anything else, and nothing is deleted there in between
+    // a crash is announced before anything else, and nothing is deleted in between
     let mut listener = Connect::new("listener").persistent().open(mosquitto.port);
     for filter in ["homeassistant/#", "site7/pigateway/test/status"] {
         listener.subscribe(filter, 1);

@@ -1,5 +1,5 @@
-//! The table of topic mappings that the forwarding rules are tested with is what mosquitto's bridge does: every row is
-//! tried with two real mosquittos.
+//! Checks that the table of topic mappings that the forwarding rules are tested with agrees with mosquitto's bridge: every
+//! row is tried with two real mosquittos.
 
 #![allow(clippy::unwrap_used, reason = "clippy knows only the functions marked as tests")]
 
@@ -28,7 +28,7 @@ struct Table {
     mapping: Vec<Mapping>,
 }
 
-/// A process that ends with this.
+/// A process that ends when this value is dropped.
 struct Process(Child);
 
 impl Drop for Process {
@@ -56,7 +56,7 @@ fn publish(port: u16, topic: &str, payload: &str) {
     assert!(done.unwrap().success());
 }
 
-/// Everything that is published at this port: topic and payload.
+/// Collects all messages that are published at this port, as topic and payload.
 fn subscribe(port: u16) -> (Process, Receiver<(String, String)>) {
     let port = port.to_string();
     let mut command = Command::new("mosquitto_sub");
@@ -86,7 +86,7 @@ fn next(messages: &Receiver<(String, String)>, payload: &str) -> Option<String> 
     }
 }
 
-/// Where mosquitto takes the topic of a row.
+/// The topic to which mosquitto maps the topic of a row.
 fn bridged(row: &Mapping, ports: &Mutex<Vec<u16>>) -> Option<String> {
     let dir = tempfile::tempdir().unwrap();
     let mut free = ports.lock().unwrap();
@@ -95,7 +95,7 @@ fn bridged(row: &Mapping, ports: &Mutex<Vec<u16>>) -> Option<String> {
     let listen = |port| format!("listener {port} 127.0.0.1\nallow_anonymous true\n");
     let quoted = |text: &str| if text.is_empty() { "\"\"".to_owned() } else { text.to_owned() };
     let Mapping { direction, filter, local_prefix, remote_prefix, topic, .. } = row;
-    // the marker tells that the bridge is connected, and later that the message would have arrived by now
+    // the marker shows first that the bridge is connected, and later that the message would have arrived
     let bridge = format!(
         "{}connection test\naddress 127.0.0.1:{remote}\nnotifications false\nrestart_timeout 1\n\
          topic {} {direction} 1 {} {}\ntopic marker both 1\n",
@@ -122,7 +122,7 @@ fn bridged(row: &Mapping, ports: &Mutex<Vec<u16>>) -> Option<String> {
 fn the_table_is_what_mosquitto_does() {
     let table: Table = toml::from_str(include_str!("fixtures/bridge_mappings.toml")).unwrap();
     assert!(table.mapping.len() >= 40);
-    // all at once, so that none is given twice
+    // all ports are taken at the same time, so that none is used twice
     let listeners: Vec<_> = (0..table.mapping.len() * 2).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
     let ports = listeners.iter().map(|listener| listener.local_addr().unwrap().port()).collect();
     drop(listeners);

@@ -1,4 +1,4 @@
-//! Client libraries as people have them, beside those in `replaces_mosquitto.rs` and `http_websocket.rs`.
+//! Tests with common client libraries, in addition to those in `replaces_mosquitto.rs` and `http_websocket.rs`.
 
 #![allow(clippy::unwrap_used)]
 
@@ -10,10 +10,10 @@ use std::time::{Duration, Instant};
 
 use support::{Gateway, Process, Setup, python};
 
-/// On a busy machine these programs take long.
+/// The longest wait for these programs, which take long on a busy machine.
 const LONGEST: Duration = Duration::from_secs(300);
 
-/// What every program says that has found all as it should be.
+/// The last line of every program whose checks have all passed.
 fn expected() -> Vec<String> {
     [4, 5].map(|version| format!("version {version}: QoS 0 1 2, session, will, storm")).into()
 }
@@ -23,7 +23,7 @@ fn is_content(what: &str, process: Process) {
     assert_eq!(ended(process), (Some(0), expected()), "{what}");
 }
 
-/// Waits for the end of a program, which has much to do, and returns what it says of each version.
+/// Waits for the end of a program and returns its results for each version.
 #[track_caller]
 fn ended(mut process: Process) -> (Option<i32>, Vec<String>) {
     let begin = Instant::now();

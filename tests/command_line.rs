@@ -1,4 +1,4 @@
-//! The commands for people: what a topic means, what is wrong with a machine, how a gateway is doing, quick looks.
+//! The commands for people: `explain`, `doctor`, `status`, and `publish` and `subscribe` for quick looks.
 
 #![allow(clippy::unwrap_used)]
 
@@ -10,7 +10,7 @@ use std::path::Path;
 use support::broker::gateway;
 use support::{Connect, Gateway, Mosquitto, Process, Setup, free_port};
 
-/// Runs the program to its end; returns exit code and lines.
+/// Runs the program to its end, and returns its exit code and the printed lines.
 fn run(args: &[&str], input: &str, dir: &Path) -> (Option<i32>, Vec<String>) {
     let mut process = Process::start(gateway().args(args).current_dir(dir));
     process.input(input.as_bytes());
@@ -99,7 +99,7 @@ fn the_doctor_names_what_is_wrong_and_what_to_do() {
     };
     let doctor = || {
         let (code, lines) = run(&["doctor", "--config", "c.toml"], "", dir.path());
-        // what goes to standard error may stand anywhere between the lines of standard output
+        // the lines of standard error may be anywhere between those of standard output
         (code, lines.into_iter().filter(|line| !line.starts_with("pigateway: ")).collect::<Vec<String>>())
     };
     write(free, &format!("mqtt://127.0.0.1:{}", upstream.port));
@@ -111,7 +111,7 @@ fn the_doctor_names_what_is_wrong_and_what_to_do() {
     for part in ["is free", "answers", "data directory", "clock", "configuration c.toml: valid", "pigateway 0."] {
         shown(&lines, part);
     }
-    // a port that another program has, an upstream that is not there, one that does not speak TLS, a name that is none
+    // a port that another program uses, an upstream that does not exist, one without TLS, and an invalid name
     write(upstream.port, &format!("mqtt://127.0.0.1:{free}"));
     let (code, lines) = doctor();
     assert_eq!(code, Some(1));
@@ -130,7 +130,7 @@ fn the_doctor_names_what_is_wrong_and_what_to_do() {
     let (code, lines) = doctor();
     assert_eq!(code, Some(1));
     shown(&lines, "PROBLEM c.toml:1:1: x: unknown key");
-    // its own gateway is no stranger
+    // a port that the running gateway itself uses is no problem
     let gateway = Gateway::start();
     let config = gateway.dir().join("pigateway.toml");
     let (_, lines) = run(&["doctor", "--config", config.to_str().unwrap()], "", gateway.dir());

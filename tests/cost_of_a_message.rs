@@ -1,6 +1,6 @@
-//! What one message costs where little goes on, as it does in a home: allocations of memory, and how often threads of the
-//! gateway are woken. Both are counted, not timed, so that a busy machine changes them little. The gateway runs within this
-//! process, whose allocator counts; the clients use prepared bytes and allocate nothing.
+//! The cost of a single message when there are few messages, as in a home: the number of allocations, and how often threads
+//! of the gateway are woken. Both are counted and not timed, so that a busy machine changes them little. The gateway runs
+//! within this process, whose allocator counts. The clients use prepared bytes and allocate nothing.
 
 #![allow(clippy::unwrap_used)]
 
@@ -21,13 +21,14 @@ use support::{Setup, wait_until, wire};
 #[global_allocator]
 static COUNTED: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
 
-/// Messages of one look. What the gateway does now and then besides is told from their cost by taking the least of several.
+/// The number of messages of one measurement. The lowest of several measurements is used, so that periodic work of the
+/// gateway does not count.
 const MESSAGES: usize = 200;
 const LOOKS: usize = 5;
 
-/// What a message may cost on each way. Which of its steps are made together, with one buffer, and whether a thread goes to sleep
-/// between two of them, depends on how quickly the client answers and what else the machine does: what is live has room for that.
-/// The journal's thread waits for the disk several times.
+/// The greatest cost of a message on each way. The speed of the client and the load of the machine decide which steps are
+/// made together, with one buffer, and whether a thread sleeps between two of them. The limits for live messages leave room
+/// for that. The journal's thread waits for the disk several times.
 const WAYS: [(&str, Way, Cost); 6] = [
     ("live, QoS 0", |port| live(port, 0, 1), Cost { allocations: 250, wakes: 300 }),
     ("live, QoS 1", |port| live(port, 1, 1), Cost { allocations: 500, wakes: 500 }),
@@ -38,7 +39,7 @@ const WAYS: [(&str, Way, Cost); 6] = [
 ];
 type Way = fn(u16) -> Box<dyn FnMut()>;
 
-/// Of one message, in hundredths.
+/// The cost of one message, in hundredths.
 #[derive(Clone, Copy, Debug, PartialEq)]
 struct Cost {
     allocations: u64,
@@ -51,7 +52,7 @@ fn a_message_costs_no_more_than_its_budget() {
     let address = upstream.local_addr().unwrap();
     UPSTREAM.set(upstream).unwrap();
     let setup = Setup::default().config(&format!(
-        // it is connected from the start, and answered when its turn comes
+        // it is connected from the start, and gets its answer when its turn comes
         "[[upstream]]\nname = \"home\"\naddresses = [\"mqtt://{address}\"]\nprotocol = 4\nconnect_timeout = \"10 min\"\n\
          [[upstream.out]]\ntopic_filter = \"up/#\"\n"
     ));
@@ -88,7 +89,8 @@ fn look(message: &mut dyn FnMut()) -> Cost {
     }
 }
 
-/// How often threads have waited for something, all but those of this test: who waits is woken.
+/// How often the threads of the gateway have waited, which is how often they were woken. The threads of this test do not
+/// count.
 fn waits() -> u64 {
     let own = fs::read_to_string("/proc/thread-self/status").unwrap();
     let field = |text: &str, name: &str| -> String {
@@ -103,7 +105,7 @@ fn waits() -> u64 {
     threads.filter_map(|thread| fs::read_to_string(thread.path().join("status")).ok()).map(count).sum()
 }
 
-/// A connection whose packets have a length that is known.
+/// A connection whose packets have known lengths.
 struct Raw(TcpStream);
 
 impl Raw {
@@ -127,7 +129,7 @@ impl Raw {
         bytes
     }
 
-    /// A PUBLISH of the one length that there is, answered.
+    /// Receives a PUBLISH, which always has the same length, and acknowledges it.
     fn take(&mut self, qos: u8) {
         let mut packet = [0; LENGTH];
         let length = if qos == 0 { LENGTH - 2 } else { LENGTH };
@@ -159,7 +161,7 @@ impl Raw {
     }
 }
 
-/// Of a PUBLISH at QoS 1 whose topic has seven characters, with a payload of 40 bytes.
+/// The length of a PUBLISH at QoS 1 with a topic of seven characters and a payload of 40 bytes.
 const LENGTH: usize = 2 + 2 + 7 + 2 + 40;
 const ID_AT: usize = 2 + 2 + 7;
 
@@ -202,7 +204,7 @@ fn persistent(port: u16) -> Box<dyn FnMut()> {
     })
 }
 
-/// Where the gateway forwards to: this test.
+/// The upstream, which this test plays.
 static UPSTREAM: std::sync::OnceLock<TcpListener> = std::sync::OnceLock::new();
 
 fn forwarded(port: u16) -> Box<dyn FnMut()> {

@@ -1,8 +1,9 @@
-//! A data directory that does not outlive a power cut: the root an overlay in memory, `/var` a tmpfs, or log2ram. The
-//! gateway works as elsewhere, and log, page, status line, `/api/v1/gateway` and `pigateway doctor` say what a power cut costs.
+//! A data directory that a power cut deletes, because the root is an overlay in memory, `/var` is a tmpfs, or log2ram is
+//! used. The gateway works as elsewhere, and the log, the page, the status line, `/api/v1/gateway` and `pigateway doctor`
+//! say what a power cut costs.
 //!
-//! The file systems are of the test's own, in a user and mount namespace: where the system allows those to nobody, the
-//! tests must run as root.
+//! The file systems are made by the test, in a user and mount namespace. If the system does not allow users to make these,
+//! the tests must run as root.
 
 #![allow(clippy::unwrap_used)]
 
@@ -11,13 +12,13 @@ mod support;
 use support::systemd::Systemd;
 use support::{Connect, Setup, contents, http, wait_until};
 
-/// The root's overlay, as the system makes it with its overlay file system switched on.
+/// The overlay of the root, as the system makes it when its overlay file system is switched on.
 const OVERLAY: &str = "mkdir below rw data; echo old >below/file; mount -t tmpfs -o size=64m tmpfs rw; mkdir rw/upper rw/work; \
                        mount -t overlay overlayroot -o lowerdir=$PWD/below,upperdir=$PWD/rw/upper,workdir=$PWD/rw/work data";
 const TMPFS: &str = "mkdir data; mount -t tmpfs -o size=64m tmpfs data";
 const LOG2RAM: &str = "mkdir data; mount -t tmpfs -o size=64m log2ram data";
 
-/// Starts a gateway in such a directory, which says all these words of it.
+/// Starts a gateway in such a directory, and checks that its report contains all these words.
 fn it_says(script: &str, words: &[&str]) {
     let (setup, port) = Setup::default().http();
     let directory = tempfile::tempdir().unwrap();
@@ -32,7 +33,7 @@ fn it_says(script: &str, words: &[&str]) {
         assert!(shown.contains(word), "{word}: {shown}");
     }
     wait_until("the status line", || systemd.status().ends_with("; a power cut costs data"));
-    // that is no part that does not work
+    // this does not count as a faulty part
     assert_eq!(http::get(port, "/readyz").text(), "ok\n");
     let program = env!("CARGO_BIN_EXE_pigateway");
     let dir = gateway.dir().display().to_string();
@@ -43,7 +44,7 @@ fn it_says(script: &str, words: &[&str]) {
     said(&format!("{program} doctor"), "^warning .*is in memory");
     said(&format!("{program} status"), "^  .*is in memory");
 
-    // it works: what must be kept is acknowledged, the retained message is there
+    // the gateway works: messages that must be kept are acknowledged, and the retained message is stored
     let mut client = Connect::v5("client").open(gateway.port);
     assert_eq!(client.publish("kept", "x", 1, true), 0);
     let mut reader = Connect::new("reader").open(gateway.port);

@@ -1,5 +1,6 @@
-//! The pages are in step with the program: links lead somewhere, files and tests that they name exist, and the
-//! configuration page explains exactly the keys of the example, the exit codes are those of the program, and each dependency was looked up among the advisories.
+//! The pages agree with the program: links lead somewhere, files and tests that they name exist, the configuration page
+//! explains exactly the keys of the example, the exit codes are those of the program, and each dependency was looked up
+//! among the advisories.
 
 #![allow(clippy::unwrap_used)]
 
@@ -62,18 +63,18 @@ fn prose_and_code(page: &str) -> (String, String) {
     (prose, code)
 }
 
-/// What stands in single backticks.
+/// The texts in single backticks.
 fn quoted(prose: &str) -> Vec<&str> {
     prose.lines().flat_map(|line| line.split('`').skip(1).step_by(2)).collect()
 }
 
-/// Where links and pictures lead.
+/// The targets of links and pictures.
 fn links(prose: &str) -> Vec<&str> {
     let without_code: Vec<&str> = prose.split("](").skip(1).collect();
     without_code.into_iter().filter_map(|rest| rest.split_once(')').map(|(target, _)| target)).collect()
 }
 
-/// The anchors of a page's headings, as hosts of repositories make them.
+/// The anchors of a page's headings, as hosts of repositories form them.
 fn anchors(page: &str) -> BTreeSet<String> {
     let (prose, _) = prose_and_code(page);
     let headings = prose.lines().filter(|line| line.starts_with('#')).map(|line| line.trim_start_matches('#').trim());
@@ -114,7 +115,7 @@ fn links_lead_somewhere() {
     assert!(wrong.is_empty(), "{wrong:#?}");
 }
 
-/// What a word names: a file or directory of the project, and perhaps a function in it.
+/// The file or directory of the project that a word names, and perhaps a function in it.
 fn named(word: &str) -> Option<(&str, Option<&str>)> {
     const PLACES: [&str; 8] =
         ["src/", "tests/", "docs/", "deploy/", "systemd/", "fuzz/", ".github/workflows/", "proptest-regressions/"];
@@ -171,7 +172,7 @@ fn the_readers_of_pages_see_links_names_and_headings() {
     assert!(has_function("tests", "has_function") && !has_function("tests", "has_no_such_function"));
 }
 
-/// The tables of the example as `[a.b]` and its keys as `a.b.c`, those that stand there as comments included.
+/// The tables of the example as `[a.b]` and its keys as `a.b.c`, including those in comments.
 fn keys_of_the_example() -> BTreeSet<String> {
     let mut keys = BTreeSet::new();
     let mut table = String::new();
@@ -199,7 +200,7 @@ fn keys_of_the_example() -> BTreeSet<String> {
     keys
 }
 
-/// The same of the page: its headings are the tables, and the first cell of each row is a key.
+/// The tables and keys of the page: its headings are the tables, and the first cell of each row is a key.
 fn keys_of_the_page() -> BTreeSet<String> {
     let mut keys = BTreeSet::new();
     let mut table = String::new();
@@ -234,7 +235,7 @@ fn exit_codes_have_one_table() {
     let row = |code: &ExitCode| format!("| {} | {} |", code.number(), code.meaning());
     assert_eq!(rows, ExitCode::ALL.iter().map(row).collect::<Vec<_>>());
     assert!(ExitCode::ALL.is_sorted_by_key(|code| code.number()));
-    // no other page states numbers of its own; the changelog tells what was so at the time
+    // no other page may state such numbers, except for the changelog, which describes earlier states
     let states_a_number = |line: &str| {
         let line = line.to_lowercase();
         ["exit code ", "exit status ", "ends with "]
@@ -246,7 +247,7 @@ fn exit_codes_have_one_table() {
         let wrong: Vec<&str> = page.lines().filter(|line| states_a_number(line)).collect();
         assert!(wrong.is_empty(), "{}: link to docs/commands.md#exit-codes instead: {wrong:?}", path.display());
     }
-    // what the unit relies on
+    // the facts on which the unit relies
     let unit = text("systemd/pigateway.service");
     let meaning = |number: u8| ExitCode::ALL.iter().find(|code| code.number() == number).unwrap().meaning();
     assert!(unit.contains("\nRestartPreventExitStatus=2 78\n") && unit.contains("[ $$? -eq 66 ]"));
@@ -256,7 +257,7 @@ fn exit_codes_have_one_table() {
     assert!(meaning(66).contains("a valid configuration names files that cannot be read"));
 }
 
-/// How many statements each section of the standards has, by section; they are numbered from 1.
+/// The number of statements of each section of the standards, by section. They are numbered from 1.
 const VERSION_5: &str = "1.5.4 3, 1.5.5 1, 1.5.7 1, 2.1.3 1, 2.2.1 2-6, 2.2.2 1, 3.1.0 2, 3.1.2 30, 3.1.3 12, 3.1.4 6, \
     3.2.0 2, 3.2.2 22, 3.3.1 13, 3.3.2 20, 3.3.4 10, 3.4.2 3, 3.5.2 3, 3.6.1 1, 3.6.2 3, 3.7.2 3, 3.8.1 1, 3.8.3 5, \
     3.8.4 8, 3.9.2 2, 3.9.3 2, 3.10.1 1, 3.10.3 2, 3.10.4 6, 3.11.2 2, 3.11.3 2, 3.12.4 1, 3.14.0 1, 3.14.1 1, 3.14.2 4, \
@@ -300,7 +301,7 @@ fn every_statement_of_the_standards_has_its_row() {
                 by => {
                     let tests = quoted(by);
                     assert!(!tests.is_empty(), "{row:?} names no test");
-                    // that they exist, `what_the_pages_name_exists` holds
+                    // `what_the_pages_name_exists` checks that they exist
                     assert!(tests.iter().all(|test| named(test).is_some_and(|(_, test)| test.is_some())), "{row:?}");
                     held += 1;
                 }
@@ -332,7 +333,8 @@ fn numbers(version: &str) -> Vec<u64> {
     version.split('.').map(|number| number.parse().unwrap_or_else(|_| panic!("not a version: {version}"))).collect()
 }
 
-/// Whether one of these versions, of the line of releases of `ours` where it is named, is not newer than `ours`.
+/// Whether the version `ours` has the fix of an advisory that these versions have fixed. If one of them is in the same line
+/// of releases as `ours`, only that one counts. Otherwise all of them must be at most `ours`.
 fn mended(ours: &str, mending: &[&str]) -> bool {
     let ours = numbers(ours);
     let line = |version: &[u64]| if version[0] == 0 { version[..2].to_vec() } else { version[..1].to_vec() };
@@ -431,7 +433,7 @@ fn a_release_has_the_changelog_s_entry() {
     assert_eq!(notes.trim(), entry.split_once('\n').unwrap().1.trim());
     let (good, _, error) = release(&["--notes", "99.0.0"]);
     assert!(!good && error.contains("CHANGELOG.md has no entry for 99.0.0"), "{error}");
-    // nothing is built when the places that name the version do not agree
+    // nothing is built if the places that name the version do not agree
     let (good, _, error) = release(&["1.2"]);
     assert!(!good && error.contains("usage"), "{error}");
 }

@@ -1,4 +1,4 @@
-//! Every configuration that the page about fleets shows is one that `pigateway check` takes without a word.
+//! `pigateway check` accepts every configuration on the page about fleets without a warning.
 
 #![allow(clippy::unwrap_used)]
 
@@ -7,7 +7,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::Command;
 
-/// The blocks of TOML of a page, each with the heading that it stands under.
+/// The blocks of TOML of a page, each with its heading.
 fn configurations(page: &str) -> Vec<(String, String)> {
     let mut found: Vec<(String, String)> = Vec::new();
     let (mut heading, mut is_inside) = (String::new(), false);

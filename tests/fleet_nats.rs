@@ -1,5 +1,5 @@
-//! The real thing: a cluster of three NATS servers with JetStream, of which the one that the gateway is connected to is
-//! killed, comes back, and then another is killed. Every acknowledged message is with a durable subscriber afterwards.
+//! A real cluster of three NATS servers with JetStream as the upstream. The server to which the gateway is connected is
+//! killed and comes back, and then another one is killed. A durable subscriber gets every acknowledged message.
 
 #![allow(clippy::unwrap_used)]
 
@@ -37,12 +37,12 @@ impl Node {
         http::try_request(self.monitor, "GET", target, &[], b"").ok().filter(|answer| answer.status == 200)
     }
 
-    /// Whether it takes part in the cluster.
+    /// Whether the server takes part in the cluster.
     fn is_healthy(&self) -> bool {
         self.ask("/healthz?js-server-only=true").is_some()
     }
 
-    /// Messages that it has stored.
+    /// The number of messages that the server has stored.
     fn messages(&self) -> u64 {
         self.ask("/jsz").and_then(|answer| answer.json()["messages"].as_u64()).unwrap_or(0)
     }
@@ -70,7 +70,7 @@ fn cluster(dir: &Path) -> Vec<Node> {
     ports.iter().enumerate().map(node).collect()
 }
 
-/// Takes up the session of the durable subscriber at a server, if that lets it.
+/// Resumes the session of the durable subscriber at a server, if the server accepts that.
 fn keeper(port: u16) -> Option<Client> {
     takes_mqtt(port).then(|| Connect::new("keeper").persistent().open(port))
 }

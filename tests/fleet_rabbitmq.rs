@@ -1,6 +1,6 @@
-//! The real thing: a cluster of three RabbitMQ nodes with the plugin for MQTT, of which the one that the gateway is connected
-//! to is killed, comes back, and then another is killed. Every acknowledged message is in a quorum queue bound to the topic
-//! exchange afterwards.
+//! A real cluster of three RabbitMQ nodes with the plugin for MQTT as the upstream. The node to which the gateway is
+//! connected is killed and comes back, and then another one is killed. Every acknowledged message is in a quorum queue that
+//! is bound to the topic exchange.
 
 #![allow(clippy::unwrap_used)]
 
@@ -58,11 +58,11 @@ impl Node {
         let Some(process) = self.process.take() else { return };
         let pid = fs::read_to_string(self.dir.join("pid")).ok().and_then(|pid| Pid::from_raw(pid.trim().parse().ok()?));
         if let Some(pid) = pid {
-            // it may have ended by itself
+            // the process may have ended by itself
             let _ = kill_process(pid, Signal::KILL);
         }
         drop(process);
-        // by the time of another kill, the number may be somebody else's
+        // at a later kill, the number may belong to another process
         let _ = fs::remove_file(self.dir.join("pid"));
     }
 
@@ -73,14 +73,14 @@ impl Node {
         answer.filter(|answer| answer.status < 300)
     }
 
-    /// Nodes on which the queue is up to date enough to count.
+    /// The number of nodes with a current copy of the queue.
     fn online(&self) -> Vec<String> {
         let queue = self.ask("GET", "/api/queues/%2f/loft", &Value::Null).map(|answer| answer.json());
         let online = queue.and_then(|queue| queue["online"].as_array().cloned()).unwrap_or_default();
         online.iter().filter_map(|name| name.as_str().map(str::to_owned)).collect()
     }
 
-    /// Whether it runs, and so many nodes with it, as many as it knows of.
+    /// Whether the node runs together with this number of nodes, which are all that it knows.
     fn sees(&self, count: usize) -> bool {
         let nodes = self.ask("GET", "/api/nodes", &Value::Null).map(|answer| answer.json());
         let nodes = nodes.and_then(|nodes| nodes.as_array().cloned()).unwrap_or_default();
@@ -94,14 +94,14 @@ impl Drop for Node {
     }
 }
 
-/// The nodes, and what they find each other by.
+/// The nodes, and the service by which they find each other.
 fn cluster(dir: &Path) -> (Vec<Node>, Process) {
     let cookie = dir.join(".erlang.cookie");
     fs::write(&cookie, "loopback-only").unwrap();
     fs::set_permissions(&cookie, fs::Permissions::from_mode(0o400)).unwrap();
     let epmd = free_port();
     let mut command = Command::new("epmd");
-    // a node would start one that stays behind
+    // otherwise a node would start one that keeps running
     let names = Process::start(command.args(["-port", &epmd.to_string(), "-address", "127.0.0.1"]));
     let node = |number: usize| {
         let (name, dir) = (format!("r{number}p{epmd}@localhost"), dir.join(number.to_string()));
@@ -119,14 +119,14 @@ fn cluster(dir: &Path) -> (Vec<Node>, Process) {
         fs::write(dir.join("plugins"), "[rabbitmq_mqtt,rabbitmq_management].\n").unwrap();
         let mut node = Node { process: None, name, dir, epmd, amqp, distribution, mqtt, management };
         node.start();
-        // those that start at the same time may not agree on who knows the client ids
+        // nodes that start at the same time may not agree on which of them keeps the client ids
         wait_long("a node", || node.sees(number) && takes_mqtt(node.mqtt));
         node
     };
     ((1..=3).map(node).collect(), names)
 }
 
-/// Takes messages out of the queue until all have been there.
+/// Takes messages out of the queue until all have been seen.
 fn drain(nodes: &[Node]) {
     let mut arrived: HashSet<usize> = HashSet::new();
     let request = json!({ "count": 2000, "ackmode": "ack_requeue_false", "encoding": "auto" });

@@ -1,5 +1,5 @@
-//! From sensor to upstream and back: what rules say goes up arrives there, what they say comes down arrives here, and
-//! nothing goes round in circles.
+//! Forwarding from a sensor to an upstream and back: messages arrive there and here as the rules say, and none is sent back
+//! to its source.
 
 mod support;
 
@@ -9,7 +9,7 @@ use rustix::process::Signal;
 use support::broker::gateway;
 use support::{Client, Connect, Gateway, Mosquitto, Process, Setup, free_port};
 
-/// Reads messages until one has this payload; returns topics and payloads of all.
+/// Reads messages until one has this payload, and returns the topics and payloads of all.
 #[track_caller]
 fn until(client: &mut Client, last: &str) -> Vec<(String, String)> {
     let mut seen = Vec::new();
@@ -46,7 +46,7 @@ fn a_motion_reaches_local_subscribers_and_the_upstream() {
     let seen = until(&mut remote, "ON");
     assert!(seen.contains(&("sites/loft/motion1/status".into(), "online".into())), "{seen:?}");
     assert_eq!(seen.last().map(|(topic, _)| topic.as_str()), Some("sites/loft/motion1"));
-    // its last value stays there for those who come later
+    // its last value is retained there for later subscribers
     let mut late = Connect::new("late").open(mosquitto.port);
     late.subscribe("sites/loft/motion1/status", 0);
     let message = late.receive();
@@ -79,7 +79,7 @@ fn an_upstream_that_is_away_at_first_gets_everything_later_in_order() {
     }
     let remote_gateway = Setup::default().port(port).config("[broker]\nmax_queued_messages = 10000\n");
     let remote_gateway = remote_gateway.start();
-    // whoever subscribes late finds the status retained; the numbers may have passed
+    // a late subscriber finds the retained status, but may have missed the numbers
     let mut remote = Connect::v5("remote").open(remote_gateway.port);
     remote.subscribe("sites/status", 1);
     assert_eq!(until(&mut remote, "online").len(), 1);
@@ -193,7 +193,7 @@ fn two_gateways_that_are_each_others_upstream_do_not_echo() {
             assert_eq!(until(client, &text), [("house/a".to_owned(), text.clone())], "once, and nothing else");
         }
     }
-    // what came round again would come before long
+    // a message that was sent back would arrive soon
     std::thread::sleep(Duration::from_secs(1));
     for (client, port) in clients.iter_mut().zip(ports) {
         client.ping();

@@ -1,4 +1,4 @@
-//! What the fuzzer has found interesting so far, replayed. `fuzz/run` looks for new inputs.
+//! Replays the inputs that the fuzzer has found interesting so far. `fuzz/run` looks for new ones.
 
 #[path = "../fuzz/src/lib.rs"]
 mod targets;
@@ -15,7 +15,7 @@ fn replay(name: &str, target: fn(&[u8])) {
     for entry in std::fs::read_dir(&corpus).expect("the corpus").flatten() {
         let path = entry.path();
         let data = std::fs::read(&path).expect("an input");
-        // the panic that follows shows which input it was
+        // the panic that follows shows the input
         eprintln!("{}", path.display());
         target(&data);
         count += 1;
@@ -23,7 +23,7 @@ fn replay(name: &str, target: fn(&[u8])) {
     assert!(count >= 10, "{} has {count} inputs", corpus.display());
 }
 
-/// One after the other: what an input allocates is measured.
+/// The corpora are replayed one after the other, because the allocations of each input are measured.
 #[test]
 fn every_corpus_is_replayed() {
     targets::measure_by(|| ALLOCATOR.total_allocated());

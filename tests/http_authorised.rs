@@ -1,4 +1,4 @@
-//! One set of users and rules for every door, and none for other sites' pages.
+//! All doors use the same users and rules, and pages of other sites are refused.
 
 #![allow(clippy::unwrap_used)]
 
@@ -14,7 +14,7 @@ use support::http::{escape, request, try_request};
 use support::quick_hash as hash;
 use support::tls::Authority;
 
-/// A reproducible choice.
+/// Reproducible random choices.
 struct Dice(u64);
 
 impl Dice {
@@ -37,7 +37,7 @@ fn packet(kind: u8, body: &[u8]) -> Vec<u8> {
     [&[kind, body.len() as u8], body].concat()
 }
 
-/// An MQTT 5 client that asks one thing and reads the reason code of the answer.
+/// An MQTT 5 client that sends one request and reads the reason code of the answer.
 fn mqtt(port: u16, user: Option<(&str, &str)>, action: Option<&[u8]>) -> u8 {
     let mut stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
     stream.set_read_timeout(Some(support::PATIENCE)).unwrap();
@@ -77,7 +77,7 @@ fn http(port: u16, user: Option<(&str, &str)>, method: &str, target: &str) -> u1
     let headers = basic(user);
     let headers: Vec<(&str, &str)> = headers.iter().map(|(name, value)| (*name, value.as_str())).collect();
     if target.starts_with("/api/v1/stream") {
-        // it does not end: the first line is enough
+        // the answer does not end, so only its first line is read
         let mut stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
         let lines: String = headers.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect();
         write!(stream, "GET {target} HTTP/1.1\r\nHost: localhost\r\n{lines}\r\n").unwrap();
@@ -88,7 +88,7 @@ fn http(port: u16, user: Option<(&str, &str)>, method: &str, target: &str) -> u1
     request(port, method, target, &headers, b"").status
 }
 
-/// A random topic filter; as a rule, it may deny.
+/// A random topic filter. For a rule, it may begin with `!`.
 fn rule(dice: &mut Dice, may_deny: bool) -> String {
     let mut rule = String::from(if may_deny && dice.below(3) == 0 { "!" } else { "" });
     for level in 0..3 {
@@ -140,7 +140,7 @@ fn mqtt_and_http_give_the_same_answer() {
         if http_may { allowed += 1 } else { denied += 1 }
     }
     assert!(allowed > 30 && denied > 30, "{allowed} {denied}");
-    // and what is denied is not read either
+    // denied topics are not read either
     let put = [string("b/x"), vec![0, 1, 0]].concat();
     let _ = mqtt(gateway.port, Some(("u0", "secret u0")), Some(&packet(0x33, &put)));
     assert_eq!(http(port, None, "GET", "/api/v1/topics/b/x"), 403);
@@ -221,7 +221,8 @@ fn pages_of_other_sites_are_refused_everywhere() {
             let headers = [extra, &[foreign]].concat();
             let answer = try_request(port, method, target, &headers, b"").unwrap();
             if target == "/mqtt" && foreign.0 == "Host" {
-                // browsers send an Origin with every upgrade: without one it is a program, which may use any name
+                // browsers send an Origin with every upgrade, so a request without one comes from a program, which may use
+                // any name
                 assert_ne!(answer.status, 403, "{foreign:?}: {}", answer.head);
                 continue;
             }

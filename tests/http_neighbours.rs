@@ -1,4 +1,4 @@
-//! HTTP beside what stands around it: reverse proxies, pages of other sites, Prometheus.
+//! HTTP together with other programs: reverse proxies, pages of other sites, Prometheus, and generated clients.
 
 #![allow(clippy::unwrap_used)]
 
@@ -24,14 +24,14 @@ fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
-/// The block of code in this language on the page about HTTP.
+/// The first block of code in this language on the page about HTTP.
 fn documented(language: &str) -> String {
     let page = fs::read_to_string(root().join("docs/http.md")).unwrap();
     let (_, rest) = page.split_once(&format!("```{language}\n")).expect("a block");
     rest.split_once("```").unwrap().0.to_owned()
 }
 
-/// nginx or Caddy as the documentation configures it, in front of a gateway.
+/// nginx or Caddy in front of a gateway, with the configuration of the documentation.
 struct Proxy {
     port: u16,
     _process: Process,
@@ -88,7 +88,7 @@ fn behind_a_proxy_below_a_path_everything_works() {
     for proxy in [Proxy::nginx(http), Proxy::caddy(http)] {
         let port = proxy.port;
         let origin = format!("http://localhost:{port}");
-        // each event comes at once: a proxy that gathers would keep the second one
+        // each event comes at once, while a proxy that buffers would keep the second one
         let mut events = Events::open_at(port, "/pi/api/v1/stream?filter=pi/%23", &[]);
         events.wait_for("heartbeat");
         let topic = format!("/pi/api/v1/topics/pi/{port}");
@@ -226,7 +226,7 @@ fn prometheus_finds_nothing_wrong_and_rules_and_dashboard_name_what_there_is() {
     let dashboard: Value = serde_json::from_str(&fs::read_to_string(dashboard).unwrap()).unwrap();
     for panel in dashboard["panels"].as_array().unwrap() {
         for target in panel["targets"].as_array().unwrap() {
-            // the parser of Prometheus reads each expression, as a rule
+            // the parser of Prometheus reads each expression as a rule
             let expression = target["expr"].as_str().unwrap().replace("$instance", "loft");
             let rule = format!("groups: [{{ name: a, rules: [{{ record: a, expr: '{expression}' }}] }}]");
             let (passed, said) = promtool(&["check", "rules", "/dev/stdin"], rule.as_bytes());
@@ -235,7 +235,7 @@ fn prometheus_finds_nothing_wrong_and_rules_and_dashboard_name_what_there_is() {
     }
 }
 
-/// A program that a check needs, from where tests/run has put it.
+/// The path of a program that a check needs, where tests/run has installed it.
 fn tool(path: &str) -> Command {
     let mut command = Command::new(root().join(".cache").join(path));
     command.env("REDOCLY_TELEMETRY", "off").env("REDOCLY_SUPPRESS_UPDATE_NOTICE", "true").env("NO_COLOR", "1");
@@ -250,7 +250,7 @@ fn passes(command: &mut Command) -> String {
     said
 }
 
-/// The calls whose answers are JSON, with addresses at which a gateway with these parts has something to say.
+/// The calls whose answers are JSON, with paths for which this gateway has data.
 const ANSWERS: [(&str, &str, &str); 11] = [
     ("list_messages", "/api/v1/topics", "/api/v1/topics"),
     ("list_sensors", "/api/v1/sensors", "/api/v1/sensors"),
@@ -293,7 +293,7 @@ fn clients_are_generated_from_the_description_and_read_every_answer() {
     python(http, dir.path());
 }
 
-/// The compiler holds the answers against the types that were made from their description.
+/// The compiler checks the answers against the types that were generated from the description.
 fn typescript(http: u16, dir: &Path) {
     let types = dir.join("api.d.ts");
     passes(tool("openapi-js/node_modules/.bin/openapi-typescript").arg(dir.join("openapi.json")).arg("-o").arg(&types));
@@ -315,12 +315,12 @@ fn typescript(http: u16, dir: &Path) {
     );
 }
 
-/// Every call of the Python client that gives JSON is made, and what it has read is what was sent.
+/// Makes every call of the Python client that returns JSON, and checks that the client has read what was sent.
 fn python(http: u16, dir: &Path) {
     let mut generate = tool("openapi-py/bin/openapi-python-client");
     generate.args(["generate", "--meta", "none", "--path"]).arg(dir.join("openapi.json"));
     generate.arg("--output-path").arg(dir.join("gateway_client"));
-    // it finds the formatter that came with it
+    // so that the generator finds the formatter that was installed with it
     let path = format!("{}:{}", root().join(".cache/openapi-py/bin").display(), std::env::var("PATH").unwrap());
     let said = passes(generate.env("PATH", path).current_dir(dir));
     assert!(!said.to_lowercase().contains("warning") && !said.to_lowercase().contains("error"), "{said}");
@@ -403,7 +403,7 @@ fn what_is_wrong_is_a_problem_until_it_is_over() {
     assert!(text.contains("on big") && text.contains("max_packet_size"), "{text}");
     browser.wait_for("document.getElementById('link').textContent === 'online, 2 parts faulty'");
     browser.wait_for("document.getElementById('faulty-list').textContent.includes('client z2m')");
-    // with room for it, it is over
+    // with a larger limit the problem is over
     let path = gateway.dir().join("pigateway.toml");
     let config = fs::read_to_string(&path).unwrap();
     fs::write(&path, config.replace("\"1 KiB\"", "\"1 MiB\"")).unwrap();

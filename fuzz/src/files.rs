@@ -64,8 +64,8 @@ fn written(place: &Path, name: &str, data: &[u8]) -> PathBuf {
     path
 }
 
-/// A file of mosquitto (its configuration, passwords or access control list, recognised by its contents) or of mqtt-io. Every
-/// line has exactly one outcome, and `check` can read the result.
+/// A file of mosquitto (its configuration, passwords or access control list, recognised by its contents) or of mqtt-io.
+/// Every line has exactly one outcome, and `check` can read the result.
 pub(super) fn imports(data: &[u8]) {
     // importing makes password hashes, which is slow, so only a few lines are used
     if data.len() > 4096 {

@@ -242,8 +242,8 @@ fn file(files: &MemoryStorage, name: &str, header: Header, source: &mut Source<'
 }
 
 /// Valid records with any contents, in segments and a snapshot: cursors, tables, sessions, retained messages, notes and
-/// clocks. A start must end, and its cost must fit the size of the files. Everything that was found must be the same after it
-/// is written and read again, and the journal must accept new messages.
+/// clocks. A start must end, and its cost must fit the size of the files. Everything that was found must be the same after
+/// it is written and read again, and the journal must accept new messages.
 pub(super) fn records_of_strangers(data: &[u8]) {
     let files = MemoryStorage::default();
     let mut source = Source(data);
