@@ -36,7 +36,7 @@ fn the_page_shows_what_happens_and_survives_a_restart() {
     browser.wait_for("document.getElementById('link').textContent.startsWith('online')");
     request(http, "PUT", "/api/v1/topics/after/restart", &[], b"here again");
     browser.wait_for("document.getElementById('messages').textContent.includes('here again')");
-    // that it could not be reached is the only thing to complain about
+    // the only complaint is that the gateway could not be reached
     let others: Vec<String> = browser
         .complaints()
         .into_iter()
@@ -50,7 +50,7 @@ fn motion_appears_within_a_second(browser: &Browser, http: u16) {
         wait_until("the sensor", || get(http, "/api/v1/sensors/loft-motion").json()["state"] == state);
         let begin = Instant::now();
         browser.wait_for(&format!("{STATE} === '{word}'"));
-        // a page that asked now and then would be later; a browser beside a load may take its time
+        // a page that polls would be later, but a browser on a busy machine may be slow
         assert!(begin.elapsed() < Duration::from_secs(4), "{:?}", begin.elapsed());
     }
     browser.wait_for("document.querySelectorAll('svg.day rect.on').length > 0");
@@ -74,7 +74,7 @@ fn messages_appear(browser: &Browser, http: u16) {
     browser.wait_for(
         "[...document.querySelectorAll('pre')].some((pre) => pre.textContent.includes('{\\n  \"temperature\": 21.5'))",
     );
-    // filter and publish by keyboard alone
+    // filter and publish by keyboard only
     browser.run("document.getElementById('filter').select()");
     browser.keys("kitchen/#\u{e007}");
     browser.wait_for("!document.getElementById('messages').textContent.includes('loft/motion1')");
@@ -84,7 +84,7 @@ fn messages_appear(browser: &Browser, http: u16) {
     let lamp = get(http, "/api/v1/topics/kitchen/lamp");
     assert_eq!((lamp.text().as_str(), lamp.header("pigateway-retained")), ("on", Some("true")));
     browser.wait_for("document.getElementById('messages').textContent.includes('kitchen/lamp')");
-    // what a user may not do is said
+    // the page reports what a user may not do
     browser.run(
         "document.getElementById('publish-topic').value = '$SYS/x'; document.getElementById('publish').requestSubmit()",
     );
@@ -114,14 +114,14 @@ fn topics_are_found_folded_drawn_and_deleted() {
     let browser = Browser::start(1000, 1200, &[]);
     browser.open(&format!("http://localhost:{http}/"));
     browser.wait_for("document.getElementById('messages').textContent.includes('garden/temperature')");
-    // any part of a topic
+    // search for any part of a topic
     browser.run("document.getElementById('filter').select()");
     browser.keys("kitchen\u{e007}");
     browser.wait_for("document.getElementById('messages').children.length === 2");
     browser.run("document.getElementById('filter').select()");
     browser.keys("#\u{e007}");
     browser.wait_for("document.getElementById('messages').textContent.includes('garden/temperature')");
-    // a chart of what has numbers, each field of an object
+    // a chart of numbers, one for each field of an object
     let row = "[...document.querySelectorAll('#messages details')].find((d) => d.textContent.includes('Kitchen lamp'))";
     browser.run(&format!("{row}.open = true"));
     let lamp = "/api/v1/topics/zigbee2mqtt/Kitchen%20lamp?retain=true";
@@ -151,14 +151,14 @@ fn topics_are_found_folded_drawn_and_deleted() {
     browser.run(&format!("{door}.click()"));
     browser.wait_for(&branch("zigbee2mqtt (2)"));
     assert_eq!(get(http, "/api/v1/topics/zigbee2mqtt/hall/door").status, 404);
-    // the past of a sensor, nearer, and as a list
+    // the history of a sensor, enlarged, and as a list
     browser.run(
         "const zoom = document.querySelector('.sensor select'); zoom.value = '1'; zoom.dispatchEvent(new Event('change')); \
          document.querySelector('.sensor details').open = true",
     );
     browser.wait_for("document.querySelector('svg.day').getAttribute('aria-label').includes('last 1 hour')");
     browser.wait_for("document.querySelector('.sensor ul').textContent.includes('Motion')");
-    // the upstream in words
+    // the description of the upstream in words
     browser.wait_for("document.getElementById('upstreams').textContent.includes('# goes up')");
     browser.wait_for(
         "/Of \\d+ messages for it, 0 have arrived, \\d+ wait/.test(document.getElementById('upstreams').textContent)",
@@ -192,7 +192,7 @@ fn everything_has_a_name_for_those_who_do_not_see_it() {
     assert!(has("textbox", "topic filter") && has("textbox", "Payload") && has("checkbox", "Retain"), "{seen:?}");
     assert!(has("button", "Publish") && has("region", "Sensors") && has("article", "loft-motion"), "{seen:?}");
     assert!(seen.iter().any(|(_, name)| name.contains("last 24 hours")), "{seen:?}");
-    // the keyboard reaches all of it, from the top
+    // the keyboard reaches every control, from the top
     let mut reached = Vec::new();
     browser.run("document.activeElement.blur()");
     for _ in 0..12 {

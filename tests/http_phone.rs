@@ -15,8 +15,8 @@ use support::{quick_hash, wait_until};
 
 const IS_ONLINE: &str = "document.getElementById('link').textContent.startsWith('online')";
 
-/// Words that a line break goes through, between two letters or digits. Names in fields of one line are cut off instead, and
-/// what is too long for its box scrolls there.
+/// The words that are broken between two letters or digits. Names in fields of one line are cut off instead, and texts that
+/// are too long for their box can be scrolled there.
 const BROKEN: &str = r"
 const broken = [];
 const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
@@ -94,12 +94,12 @@ fn on_a_phone_nothing_overflows_or_breaks_within_a_word_and_publish_stands_last(
                 shown.sort((a, b) => a.getBoundingClientRect().top - b.getBoundingClientRect().top); \
                 return [shown.length > 6, shown.at(-1).id]";
     assert_eq!(browser.run(last), json!([true, "publish-section"]));
-    // the check itself sees what is broken
+    // the check itself finds a broken word
     let breaking = "const users = document.getElementById('users'); users.style.overflowWrap = 'anywhere'; \
                     users.querySelectorAll('p').forEach((p) => { p.style.maxWidth = '8rem'; })";
     browser.run(breaking);
     assert_ne!(browser.run(BROKEN), json!([]));
-    // in one column: nothing stands beside anything else
+    // one column: no element is beside another
     let left = "return new Set([...document.querySelectorAll('main > section')].filter((s) => s.getClientRects().length)\
                 .map((s) => s.getBoundingClientRect().left)).size";
     assert_eq!(browser.run(left), 1);
@@ -139,7 +139,7 @@ fn the_page_of_a_sensor_says_what_its_edges_look_like() {
     browser.run("const zoom = document.getElementById('edges-zoom'); zoom.value = '1000'; zoom.dispatchEvent(new Event('change'))");
     browser.wait_for(&format!("/^Edges of loft-ü: [1-4] edges? within/.test({label})"));
     each_kind_of_trouble_is_said(&browser);
-    // one day in pieces
+    // one day in parts
     browser.run("const zoom = document.querySelector('.sensor.chosen select'); zoom.value = '6'; zoom.dispatchEvent(new Event('change'))");
     let day = "document.querySelector('.sensor.chosen svg.day').getAttribute('aria-label')";
     browser.wait_for(&format!("{day}.includes('last 6 hours')"));
@@ -149,13 +149,13 @@ fn the_page_of_a_sensor_says_what_its_edges_look_like() {
     browser.wait_for(&format!("{day}.includes('last 6 hours')"));
     browser.run("document.querySelector('#sensor-page a').click()");
     browser.wait_for("document.getElementById('publish-section').getClientRects().length > 0");
-    // a name that no sensor has
+    // a sensor that does not exist
     browser.run("location.hash = '#sensor=nobody'");
     browser.wait_for("document.getElementById('edges-text').textContent === 'There is no such sensor.'");
     assert_eq!(browser.complaints(), [] as [String; 0]);
 }
 
-/// Recordings of sensors in trouble, as the interface would tell of them: no simulated sensor is ever in trouble.
+/// Recordings of faulty sensors, in the form of the interface's answers, because no simulated sensor is ever faulty.
 fn each_kind_of_trouble_is_said(browser: &Browser) {
     browser.run(
         "window.answer = null; const real = window.fetch; window.fetch = (url, ...more) => answer && String(url).endsWith('/edges') \
@@ -183,7 +183,7 @@ fn each_kind_of_trouble_is_said(browser: &Browser) {
         let answer =
             json!({ "finding": finding, "figures": EdgeFigures::of(&edges.last().copy(), until), "edges": list });
         browser.run(&format!("answer = {answer}"));
-        // as if it were a real one, again and again: whatever is said of the sensors meanwhile says that it is simulated
+        // the sensor is shown as a real one again and again, because each update from the gateway marks it as simulated
         browser.wait_for(&format!(
             "(sensors.get('loft-ü').data.simulated = false, lookAtEdges(), \
              document.getElementById('edges-text').textContent.startsWith('{said}'))"

@@ -1,4 +1,4 @@
-//! Signing in on the page, and what an administrator finds there, in a browser.
+//! Signing in on the page and the controls for administrators, tested in a browser.
 
 #![allow(clippy::unwrap_used)]
 
@@ -27,7 +27,7 @@ fn is_shown(id: &str) -> String {
     format!("document.getElementById('{id}').getClientRects().length > 0")
 }
 
-/// Types into a field, whatever was in it.
+/// Replaces the text of a field by typing.
 fn fill(browser: &Browser, id: &str, text: &str) {
     browser.run(&format!("const field = document.getElementById('{id}'); field.focus(); field.select()"));
     browser.keys(&if text.is_empty() { "\u{e017}".into() } else { text.replace('\n', "\u{e006}") });
@@ -39,7 +39,7 @@ fn sign_in(browser: &Browser, user: &str, password: &str) {
     fill(browser, "sign-in-password", &format!("{password}\u{e007}"));
 }
 
-/// The complaints other than that of the browser itself about an answer with this status.
+/// The complaints, except for that of the browser itself about an answer with this status.
 fn others(browser: &Browser, status: &str) -> Vec<String> {
     browser.complaints().into_iter().filter(|line| !line.contains(&format!("status of {status}"))).collect()
 }
@@ -65,7 +65,7 @@ fn whoever_is_not_let_in_signs_in_by_a_form_and_out_again() {
     for id in ["sign-in", "users-section", "sign-in-open"] {
         assert_eq!(browser.run(&format!("return {}", is_shown(id))), false, "{id}");
     }
-    // what it may not read is not asked for
+    // the page does not ask for data that the user may not read
     browser.run("document.getElementById('filter').value = 'home/#'; document.getElementById('filter').dispatchEvent(new Event('input'))");
     browser.wait_for(IS_ONLINE);
     request(http, "PUT", "/api/v1/topics/home/a", &[("Authorization", "Basic Ym9zczpzZWNyZXQgYm9zcw==")], b"for plain");
@@ -74,12 +74,12 @@ fn whoever_is_not_let_in_signs_in_by_a_form_and_out_again() {
         "document.getElementById('publish-topic').value = 'home/b'; document.getElementById('publish').requestSubmit()",
     );
     browser.wait_for("document.getElementById('publish-result').textContent.startsWith('published on home/b')");
-    // over a reload of the page, and out again
+    // the sign-in survives a reload of the page, and signing out ends it
     browser.open(&url);
     browser.wait_for(&is_shown("sign-out"));
     browser.run("document.getElementById('sign-out').click()");
     browser.wait_for(&is_shown("sign-in-form"));
-    // with the gateway it ends too, and the page says so by itself
+    // it ends with the gateway too, and the page shows that by itself
     sign_in(&browser, "boss", "secret boss");
     browser.wait_for(IS_ONLINE);
     let _gateway = gateway.kill().restart();
@@ -92,7 +92,7 @@ fn an_administrator_makes_users_disconnects_and_deletes_below() {
     let gateway = setup.start();
     let browser = Browser::start(1200, 1600, &[]);
     browser.open(&format!("http://localhost:{http}/"));
-    // guests read as ever, and find no more than that
+    // guests can still read, and find no other controls
     browser.wait_for(IS_ONLINE);
     assert_eq!(browser.run(&format!("return {} || {}", is_shown("users-section"), is_shown("sign-in"))), false);
     let mut client = Connect::new("sensor").open(gateway.port);
@@ -111,7 +111,7 @@ fn an_administrator_makes_users_disconnects_and_deletes_below() {
     sign_in(&browser, "boss", "secret boss");
     browser.wait_for(&is_shown("users-section"));
     browser.wait_for("document.getElementById('users').textContent.includes('plain')");
-    // below a branch
+    // deleting below a branch
     browser.run("window.asked = []; window.confirm = (text) => { asked.push(text); return asked.length > 1; }; document.getElementById('as-tree').click()");
     browser.wait_for(branch);
     browser.run(opened);
@@ -127,12 +127,12 @@ fn an_administrator_makes_users_disconnects_and_deletes_below() {
     let boss = [("Authorization", "Basic Ym9zczpzZWNyZXQgYm9zcw==")];
     let left = request(http, "GET", "/api/v1/retained?filter=%23", &boss, b"").json();
     assert_eq!(left, json!({ "messages": 2, "kept": 0 }));
-    // a client
+    // disconnecting a client
     browser.wait_for("document.querySelector('[aria-label=\"Disconnect sensor\"]')");
     browser.run("document.querySelector('[aria-label=\"Disconnect sensor\"]').click()");
     browser.wait_for("document.getElementById('clients-result').textContent === 'disconnected sensor'");
     client.closed();
-    // a user: what is wrong is said, and the rest stays as it was typed
+    // making a user: a mistake is reported, and the other fields keep their texts
     let name = "esp <b>\"ü\"/";
     fill(&browser, "user-name", name);
     fill(&browser, "user-password", "first");
@@ -158,7 +158,7 @@ fn an_administrator_makes_users_disconnects_and_deletes_below() {
     browser.wait_for(&format!("!{article}"));
     assert_eq!(browser.run("return document.querySelectorAll('#users b').length"), 0);
     assert_eq!(others(&browser, "400"), [] as [String; 0]);
-    // without the right, the page has none of it; who is removed is asked to sign in again
+    // without the right the page has no such controls, and a removed user is asked to sign in again
     let path = gateway.dir().join("pigateway.toml");
     let text = std::fs::read_to_string(&path).unwrap();
     std::fs::write(&path, text.replace("admin = true\n", "")).unwrap();

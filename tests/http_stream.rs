@@ -1,4 +1,4 @@
-//! Streams: nothing missed without saying so, and nobody disturbed by slow or many readers.
+//! Streams report missed events, and slow or many readers disturb nobody.
 
 #![allow(clippy::unwrap_used)]
 
@@ -36,7 +36,7 @@ fn a_stream_resumes_where_it_was_and_tells_of_gaps() {
     let mut resumed = Events::open(http, "filter=a/%23", &[("Last-Event-ID", &last)]);
     let topics: Vec<Value> = (0..2).map(|_| resumed.wait_for("message").data["topic"].clone()).collect();
     assert_eq!(topics, [json!("a/2"), json!("a/3")]);
-    // more than anybody keeps
+    // more events than the gateway keeps
     for _ in 0..40 {
         publish(http, "flood", &"x".repeat(60_000));
     }
@@ -66,7 +66,7 @@ fn a_quiet_stream_beats() {
     assert!((14..30).contains(&begin.elapsed().as_secs()), "{:?}", begin.elapsed());
 }
 
-/// An MQTT client that measures how long PINGREQ takes: the median and the longest of some.
+/// An MQTT client that measures how long PINGREQ takes. Returns the median and the longest time of several.
 fn round_trips(port: u16) -> (Duration, Duration) {
     let mut stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
     stream.set_nodelay(true).unwrap();
@@ -90,9 +90,9 @@ fn round_trips(port: u16) -> (Duration, Duration) {
 fn slow_and_many_http_clients_do_not_disturb_mqtt() {
     let (setup, http) = Setup::default().http();
     let gateway = setup.start();
-    // the same machine at the same time, without readers
+    // the same machine, without readers
     let beside = Gateway::start();
-    // a thousand streams of everything, of which none is read
+    // a thousand unread streams of all events
     let mut readers: Vec<TcpStream> = Vec::new();
     for _ in 0..1000 {
         let mut stream = TcpStream::connect(("127.0.0.1", http)).unwrap();
@@ -104,7 +104,7 @@ fn slow_and_many_http_clients_do_not_disturb_mqtt() {
     });
     assert_eq!(get(http, "/api/v1/stream?filter=%23").status, 503, "no more than that");
     let memory = gateway.memory_kib("VmRSS");
-    // and requests that never come to their end
+    // and requests that are never complete
     let mut slow: Vec<TcpStream> = Vec::new();
     for number in 0..80 {
         let mut stream = TcpStream::connect(("127.0.0.1", http)).unwrap();
@@ -124,7 +124,7 @@ fn slow_and_many_http_clients_do_not_disturb_mqtt() {
     assert!(median < undisturbed.0 * 10 + Duration::from_millis(20), "{median:?}, undisturbed {undisturbed:?}");
     assert!(most < undisturbed.1 * 10 + Duration::from_millis(250), "{most:?}, undisturbed {undisturbed:?}");
     assert!(memory < 64 << 10, "{memory} KiB");
-    // messages still come to who reads
+    // a reader still gets messages
     let mut received = readers.pop().unwrap();
     received.set_read_timeout(Some(support::PATIENCE)).unwrap();
     let mut text = String::new();
@@ -134,7 +134,7 @@ fn slow_and_many_http_clients_do_not_disturb_mqtt() {
         assert!(count > 0);
         text += &String::from_utf8_lossy(&buffer[..count]);
     }
-    // the slow heads are cut off, and their places are free again
+    // connections with slow heads are ended, and their places are free again
     drop((readers, received));
     let mut heads = slow.into_iter().step_by(2);
     let mut first = heads.next().unwrap();
@@ -159,7 +159,7 @@ fn a_reader_that_takes_nothing_is_dropped_and_costs_no_memory() {
     wait_until("the stream", open);
     let begin = Instant::now();
     let payload = "x".repeat(100_000);
-    // more than sockets hold, for as long as it takes
+    // more data than the sockets can hold, until the gateway ends the connection
     while open() {
         assert!(begin.elapsed() < Duration::from_secs(60), "it is still there");
         assert!(gateway.memory_kib("VmRSS") < 64 << 10, "{}", gateway.memory_kib("VmRSS"));

@@ -1,4 +1,4 @@
-//! The same topics by HTTP and by MQTT, with the same receipts.
+//! HTTP and MQTT serve the same topics, with the same guarantees.
 
 #![allow(clippy::unwrap_used)]
 
@@ -40,7 +40,7 @@ fn what_is_not_retained_is_said() {
     assert!(full.json()["detail"].as_str().unwrap().contains("max_retained"), "{}", full.text());
     assert_eq!(stream.wait_for("message").data["topic"], "b", "it is delivered all the same");
     assert_eq!(request(http, "PUT", &format!("{path}a?retain=true"), &[], b"2").status, 204);
-    // too large for the store: what was retained stays, and REST says which of the two it shows
+    // a message that is too large for the store leaves the retained one in place, and REST says which of the two it shows
     let (gateway, http) = start("[broker]\nmax_retained_size = \"1 KiB\"\n");
     assert_eq!(request(http, "PUT", &format!("{path}a?retain=true"), &[], b"1").status, 204);
     assert_eq!(request(http, "PUT", &format!("{path}a?retain=true"), &[], &[b'x'; 2000]).status, 507);
@@ -83,14 +83,14 @@ fn every_topic_round_trips() {
         }
         let event = stream.wait_for("message");
         assert_eq!((&event.data["topic"], &event.data["payload"]), (&json!(topic), &json!(topic)));
-        // and the other way
+        // the other direction
         publish(&gateway, topic, "by MQTT", true);
         stream.wait_for("message");
         let as_json = request(http, "GET", &path, &[("Accept", "application/json")], &[]).json();
         assert_eq!((&as_json["topic"], &as_json["payload"]), (&json!(topic), &json!("by MQTT")));
         assert_eq!(as_json["retained"], true);
     }
-    // as a path is usually written
+    // in the usual form of a path
     for (path, topic) in
         [("a/b", "a/b"), ("a//b", "a//b"), ("a/../b", "a/../b"), ("a%2Fb", "a/b"), ("a%252Fb", "a%2Fb")]
     {
@@ -223,7 +223,7 @@ fn an_upstream_that_is_down_is_shown_and_does_not_make_the_gateway_ill() {
     assert_eq!(get(http, "/api/v1/gateway").json()["id"], "test");
 }
 
-/// Every example of the documentation, as it stands there.
+/// Runs every example of the documentation unchanged.
 #[test]
 fn the_examples_work() {
     let text = ["README.md", "docs/http.md"].map(|path| std::fs::read_to_string(path).unwrap()).concat();
@@ -244,7 +244,7 @@ fn the_examples_work() {
         let command = example.replace("localhost:8080", &format!("localhost:{http}")).replace("curl ", "curl -fsS ");
         let output = Command::new("timeout").args(["3", "sh", "-c", &command]).output().unwrap();
         let error = String::from_utf8_lossy(&output.stderr).into_owned();
-        // a stream goes on until it is stopped
+        // a stream lasts until it is stopped
         let expected = if example.contains("/stream") { Some(124) } else { Some(0) };
         assert_eq!(output.status.code(), expected, "{command}: {error}");
         assert!(!output.stdout.is_empty() || example.contains("-X "), "{command} says nothing");

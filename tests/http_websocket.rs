@@ -1,4 +1,4 @@
-//! MQTT over WebSocket: the clients that people have, and frames as no client sends them.
+//! MQTT over WebSocket, with common clients and with frames that no usual client sends.
 
 #![allow(clippy::unwrap_used)]
 
@@ -110,7 +110,7 @@ fn packets_and_frames_need_not_end_together() {
         socket.frame(2, &[*byte]);
     }
     assert_eq!(socket.read(), Some((2, vec![0x20, 2, 0, 0])));
-    // two pings and half a third in one frame, a ping of the WebSocket's own in between
+    // two and a half PINGREQ in one frame, and a ping of the WebSocket itself in between
     socket.frame(2, &[0xc0, 0, 0xc0, 0, 0xc0]);
     socket.frame(9, b"still there?");
     socket.frame(2, &[0]);
@@ -143,7 +143,7 @@ fn only_the_subprotocols_of_mqtt() {
     }
     assert!(Socket::open(http, "chat").err().unwrap().contains(" 400 "));
     assert!(Socket::open_at(http, "/mqtt", &format!("Host: localhost:{http}\r\n")).is_ok(), "none at all");
-    // whoever says nothing after the upgrade is not waited for, and does not keep the gateway from stopping
+    // a client that sends nothing after the upgrade does not keep the gateway from stopping
     let (code, lines) = {
         let _silent = Socket::open(http, "mqtt").unwrap();
         _gateway.stop()
@@ -186,7 +186,7 @@ fn every_address_that_programs_use_answers_an_upgrade() {
     }
     assert!(Socket::open_at(http, "/api/v1/topics", &ours).is_err());
     assert!(get(http, "/").text().contains("<html"), "the page is still there");
-    // a name that this host does not know of itself: from a program it is welcome, from a page it is not
+    // a name that this host does not know as its own is accepted from a program and refused from a page
     for (path, headers, is_welcome) in [
         ("/mqtt", "Host: raspberrypi.fritz.box:8080\r\n", true),
         ("/", "Host: raspberrypi.fritz.box:8080\r\n", true),

@@ -1,5 +1,5 @@
-//! The shape of the house, held by reading the sources: which room may use which (the map in `src/lib.rs`; unit tests may use
-//! more), and that the name of a type stands for one thing.
+//! Checks the structure of the code by reading the sources: which room may use which others (the map in `src/lib.rs`; unit
+//! tests may use more), and that each name of a type has one meaning.
 
 #![allow(clippy::unwrap_used)]
 
@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// The rooms from the ground floor up. Each may import what stands on floors below its own, and nothing else.
+/// The rooms from the ground floor up. Each may import only rooms on the floors below its own.
 const FLOORS: [&[&str]; 11] = [
     &["time", "supervise", "workers", "secret"],
     &["health", "message"],
@@ -19,15 +19,15 @@ const FLOORS: [&[&str]; 11] = [
     &["service", "mdns"],
     // doors of equal rank
     &["broker", "sensors", "upstream", "http"],
-    // tells others of the doors
+    // announces the doors
     &["home_assistant"],
     &["app"],
 ];
 
-/// The configuration knows the doors' and the other rooms' settings, and the ground floors.
+/// The configuration uses the settings of the doors and of the other rooms, and the ground floors.
 const CONFIG: [&str; 5] = ["time", "message", "secret", "tls", "settings"];
-/// The command line asks the rooms themselves, each for what a command shows. It knows no door but its settings, except for
-/// what `explain` and `doctor` ask of upstreams and pins.
+/// The command line uses the rooms whose data a command shows. It uses only the settings of doors, except that `explain` and
+/// `doctor` ask about upstreams and pins.
 const CLI: [&str; 8] = ["access", "app", "config", "import", "journal", "message", "mqtt", "secret"];
 const CLI_PARTS: [&str; 4] = ["upstream::rule", "upstream::tls", "sensors::holder", "time"];
 
@@ -63,7 +63,7 @@ const CRATES: [(&str, &str); 4] = [
     ("rumqttc", "upstream/client/"),
 ];
 
-/// Unit tests that have files of their own: `x/tests.rs`, or `x/tests/` where they are several.
+/// Unit tests in files of their own: `x/tests.rs`, or `x/tests/` if there are several files.
 fn is_test(path: &Path) -> bool {
     path.ends_with("tests.rs") || path.ends_with("tests")
 }
@@ -99,7 +99,7 @@ fn without_tests(source: &str) -> &str {
     tests.map_or(source, |at| &source[..at])
 }
 
-/// The source without comments and string literals, which may speak of anything.
+/// The source without comments and string literals, which may contain any words.
 fn code(source: &str) -> String {
     let mut code = String::new();
     for line in source.lines() {
@@ -136,7 +136,7 @@ fn imports(code: &str) -> BTreeSet<String> {
     found
 }
 
-/// Adds the path at the start of `rest`, or each of its group; returns what follows.
+/// Adds the path at the start of `rest`, or each path of its group. Returns the rest.
 fn expand<'a>(prefix: &str, rest: &'a str, found: &mut BTreeSet<String>) -> &'a str {
     let rest = rest.trim_start();
     if let Some(mut group) = rest.strip_prefix('{') {
@@ -203,7 +203,7 @@ fn only_one_place_names_each_of_these_crates() {
     }
 }
 
-/// The modules of the house by their paths, with what each defines and what each imports.
+/// All modules by their paths, each with its definitions and imports.
 struct Modules(BTreeMap<String, (BTreeSet<String>, BTreeSet<String>)>);
 
 /// `a/b.rs` and `a/b/mod.rs` as `a::b`.
@@ -212,12 +212,12 @@ fn module(path: &Path) -> String {
     path.strip_suffix("::mod").unwrap_or(&path).to_owned()
 }
 
-/// The module around this one; that of a room is the house, which has no name.
+/// The parent of a module. The parent of a room is the crate, which has no name here.
 fn parent(module: &str) -> &str {
     module.rsplit_once("::").map_or("", |(parent, _)| parent)
 }
 
-/// Names that this code defines, outside of functions or not.
+/// The names that this code defines, inside and outside of functions.
 fn defined(code: &str) -> BTreeSet<String> {
     const KINDS: [&str; 7] = ["struct", "enum", "type", "trait", "fn", "const", "static"];
     let words: Vec<&str> = code.split(|c: char| !c.is_alphanumeric() && c != '_').filter(|w| !w.is_empty()).collect();
@@ -247,7 +247,7 @@ impl Modules {
         Modules(modules)
     }
 
-    /// The module that a path leads to: the one that defines it, whichever passes it on.
+    /// The module that defines the target of a path, even if other modules re-export it.
     fn leads_to(&self, path: &str, depth: usize) -> Option<&str> {
         let mut module = path;
         while !self.0.contains_key(module) {
@@ -263,7 +263,7 @@ impl Modules {
         own.chain([module]).find_map(|module| self.0.get_key_value(module)).map(|(module, _)| module.as_str())
     }
 
-    /// Which parts of a module use which others of it.
+    /// For each part of a module the other parts that it uses.
     fn uses(&self, module: &str) -> BTreeMap<String, BTreeSet<String>> {
         let part = |of: &str| -> Option<String> {
             let below = if module.is_empty() { of } else { of.strip_prefix(module)?.strip_prefix("::")? };
@@ -279,7 +279,7 @@ impl Modules {
     }
 }
 
-/// Those that use each other: what can be reached from each of them leads back to it.
+/// The parts that use each other, directly or through others.
 fn circle(uses: &BTreeMap<String, BTreeSet<String>>) -> Vec<&String> {
     let leads_back = |start: &String| {
         let (mut seen, mut next) = (BTreeSet::new(), vec![start]);
@@ -298,9 +298,9 @@ fn circle(uses: &BTreeMap<String, BTreeSet<String>>) -> Vec<&String> {
     uses.keys().filter(|part| leads_back(part)).collect()
 }
 
-/// A part of a module is a file beside its `mod.rs`, or a folder there with all that is in it. Parts of one module use each
-/// other in one direction only. What the `mod.rs` itself defines is the vocabulary of its parts, and it may use all of them:
-/// so it is none of them.
+/// A part of a module is a file beside its `mod.rs`, or a folder there with all of its files. Parts of one module use each
+/// other in one direction only. The definitions in the `mod.rs` itself are for all parts, and it may use all of them, so it
+/// does not count as a part.
 #[test]
 fn the_parts_of_a_module_use_each_other_in_one_direction() {
     let modules = Modules::read();
@@ -330,7 +330,7 @@ fn a_circle_is_seen() {
     assert_eq!(circle(&uses(&[("a", "b"), ("b", "c"), ("c", "b")])), ["b", "c"]);
 }
 
-/// The types that this code defines. A `type` that is indented belongs to a trait, which decides its name.
+/// The types that this code defines. An indented `type` belongs to a trait, which decides its name.
 fn types(code: &str) -> Vec<&str> {
     let mut found = Vec::new();
     for line in code.lines() {

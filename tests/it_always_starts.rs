@@ -1,5 +1,5 @@
-//! It always starts: whatever a power cut, a worn card or a curious person has left of any file in the data directory,
-//! the gateway serves, says what it found, and goes on with the rest.
+//! The gateway always starts. Whatever a power cut, a worn card or a person has done to any file in the data directory, the
+//! gateway serves, reports what it found, and uses the rest.
 
 #![allow(clippy::unwrap_used)]
 
@@ -36,7 +36,7 @@ fn files(dir: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
     found
 }
 
-/// What can happen to a file; `None`: it is gone.
+/// The contents of a damaged file; `None` if the file is removed.
 fn damages(contents: &[u8]) -> Vec<(&'static str, Option<Vec<u8>>)> {
     let used = contents.iter().rposition(|byte| *byte != 0).unwrap_or(0);
     let changed = |change: &dyn Fn(&mut Vec<u8>)| {
@@ -97,7 +97,7 @@ fn any_file_of_the_data_directory_may_be_damaged() {
         assert!(names.iter().any(|known| known == name), "{name}: {names:?}");
     }
     let mut starts = 0;
-    // of the segments, the first and the last are enough
+    // only the first and the last segment are damaged
     let segments = names.iter().filter(|name| name.ends_with(".segment")).count();
     let is_of_interest = |at: usize| !names[at].ends_with(".segment") || at % (segments - 1).max(1) < 2;
     for (at, (path, contents)) in whole.iter().enumerate().filter(|(at, _)| is_of_interest(*at)) {
@@ -135,7 +135,7 @@ fn it_works(gateway: &Gateway, http: u16, what: &str) {
     assert!(!log.iter().any(|line| line.contains("panicked")), "{what}: {log:?}");
 }
 
-/// A quarter of a gigabyte, as a gateway leaves it; returns how many messages it is.
+/// Makes a journal of a quarter of a gigabyte, and returns the number of its messages.
 fn store_256_mib(dir: &Path) -> u64 {
     let clock = Arc::new(SystemClock);
     let settings = JournalSettings { max_size: 256 << 20, ..JournalSettings::default() };
@@ -171,7 +171,7 @@ fn with_256_mib_stored_it_serves_at_once_and_checks_the_rest_behind() {
     println!("{} MiB stored, served after {:?}", stored >> 20, begin.elapsed());
     let pending = || support::http::get(http, "/api/v1/upstreams").json()[0]["ledger"]["pending"].as_u64();
     wait_until("what waits is known", || pending() == Some(count));
-    // damage in what was not read to start is found behind
+    // damage in segments that were not read at the start is found later
     gateway.wait_for_line("00000000.segment: damaged in 1 places");
     let journal = support::http::get(http, "/api/v1/gateway").json()["journal"].take();
     assert_eq!(journal["damaged"], 1, "{journal}");

@@ -1,4 +1,5 @@
-//! It stays small: an outage of a million messages costs disk, not memory, and all of them arrive afterwards.
+//! During an outage of a million messages the memory stays small, because they are on disk, and all of them arrive
+//! afterwards.
 
 #![allow(clippy::unwrap_used)]
 
@@ -9,7 +10,7 @@ use std::time::Instant;
 use support::packet::publish;
 use support::{Connect, Mosquitto, Setup};
 
-/// So many in the usual run; `BACKLOG=1000000` for the whole promise.
+/// The number of messages in the usual run. `BACKLOG=1000000` tests the whole promise.
 const USUAL: u32 = 50_000;
 
 #[test]
@@ -47,7 +48,7 @@ fn a_backlog_is_on_disk_and_not_in_memory() {
     let upstream = Mosquitto::with(&format!("listener {port} 127.0.0.1\nmax_queued_messages 0\n"));
     let mut reader = Connect::new("reader").open(upstream.port);
     reader.subscribe("#", 0);
-    // what went up before the reader came is not seen, but what is seen is in order
+    // the reader misses messages that went up before it connected, but all others are in order
     let mut next = None;
     loop {
         let number: u32 = reader.receive().text().parse().unwrap();

@@ -1,4 +1,4 @@
-//! `pigateway journal DIR` shows what is in a journal, beside a running gateway and without one, and changes nothing.
+//! `pigateway journal DIR` shows the contents of a journal, with and without a running gateway, and changes nothing.
 
 #![allow(clippy::unwrap_used)]
 
@@ -15,7 +15,7 @@ use support::{Connect, Gateway, Setup};
 const UPSTREAM: &str =
     "[[upstream]]\nname = \"home\"\naddresses = [\"mqtt://127.0.0.1:1\"]\n[[upstream.out]]\ntopic_filter = \"up/#\"\n";
 
-/// Runs it; returns the exit code and what it prints.
+/// Runs the command, and returns its exit code and its output.
 fn journal(dir: &Path, argument: &str) -> (Option<i32>, String) {
     let output = gateway().arg("journal").arg(dir).args((!argument.is_empty()).then_some(argument)).output().unwrap();
     let text = [output.stdout, output.stderr].concat();

@@ -1,5 +1,6 @@
-//! What clients have cost is given back to the last byte, however many come and go. The gateway runs within this process,
-//! whose allocator counts what is in use; what the system's allocator keeps of it is seen by `hostile_clients`.
+//! All memory that clients have used is freed, to the last byte, however many clients come and go. The gateway runs within
+//! this process, whose allocator counts the bytes in use. `hostile_clients` tests how much memory the system's allocator
+//! keeps.
 
 #![allow(clippy::unwrap_used)]
 
@@ -19,14 +20,14 @@ use support::{Client, Connect, Setup, wait_until};
 #[global_allocator]
 static IN_USE: Cap<System> = Cap::new(System, usize::MAX);
 
-/// In the usual run; `ROUNDS=1000` for more.
+/// The number of rounds in the usual run. `ROUNDS=1000` makes more.
 const USUAL: usize = 200;
-/// Until everything that has a bound is full: buffers, tables, figures.
+/// The number of rounds until everything that is bounded is full, such as buffers, tables and statistics.
 const WARM_UP: usize = 50;
 
-/// What clients do, under names that no other round has, and how many bytes more there may be in the end. Most come back to
-/// the byte where they were; a will and a session are known to the journal until its next sync or its next segment, and batches
-/// of messages are of different size.
+/// What clients do in a round, under names that no other round uses, and how many more bytes may be in use in the end. Most
+/// kinds return to the same number. The journal knows a will and a session until its next sync or its next segment, and
+/// batches of messages have different sizes.
 const HABITS: [(&str, Habit, usize); 6] = [
     ("many filters", many_filters, 32 << 10),
     ("many clients", many_clients, 32 << 10),
@@ -37,7 +38,7 @@ const HABITS: [(&str, Habit, usize); 6] = [
 ];
 type Habit = fn(usize, &mut Client, u16);
 
-/// Bytes in use once nothing is given back any more.
+/// The number of bytes in use, once no more are freed.
 fn settled() -> usize {
     let mut least = IN_USE.allocated();
     let mut unchanged = 0;
@@ -88,7 +89,7 @@ fn wills(number: usize, publisher: &mut Client, port: u16) {
         let topic = format!("will/{number}/{id}");
         Connect::new(&format!("will-{number}-{id}")).will(&topic, "gone", 1, false).open(port).vanish();
     }
-    // changes of wills are collected until something must be on disk
+    // changes of wills are collected until the next sync
     assert_eq!(publisher.publish("will/sync", "x", 1, true), 0);
 }
 

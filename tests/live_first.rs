@@ -1,5 +1,5 @@
-//! With `order = "live_first"` new messages do not wait behind what an outage has piled up, and that still arrives, in
-//! order, whatever happens meanwhile.
+//! With `order = "live_first"` new messages do not wait behind the backlog of an outage, and the backlog still arrives in
+//! order, even with outages and crashes in between.
 
 #![allow(clippy::unwrap_used)]
 
@@ -19,7 +19,7 @@ use support::{Client, Connect, Gateway, Mosquitto, Setup, free_port, wait_until}
 struct Line {
     port: u16,
     up: Arc<AtomicBool>,
-    /// Bytes per second on the way up.
+    /// The bytes per second towards the upstream.
     rate: Arc<AtomicU64>,
 }
 
@@ -56,7 +56,7 @@ fn copy(mut from: TcpStream, mut to: TcpStream, up: &AtomicBool, rate: &AtomicU6
         match from.read(&mut buffer) {
             Ok(0) => break,
             Ok(count) => {
-                // so long such a line takes for it
+                // the time that such a line takes for these bytes
                 std::thread::sleep(Duration::from_nanos(count as u64 * 1_000_000_000 / rate.load(Ordering::Relaxed)));
                 if to.write_all(&buffer[..count]).is_err() {
                     break;
@@ -67,7 +67,7 @@ fn copy(mut from: TcpStream, mut to: TcpStream, up: &AtomicBool, rate: &AtomicU6
         }
     }
     for stream in [from, to] {
-        // whoever was faster has closed it
+        // the other thread may have closed it already
         let _ = stream.shutdown(Shutdown::Both);
     }
 }
@@ -94,7 +94,7 @@ fn publish_all(gateway: &Gateway, topic: &str, numbers: std::ops::Range<u32>) {
     publisher.disconnect();
 }
 
-/// Numbers by topic as they come, with when the first of each came.
+/// The received numbers by topic, in order, with the time of the first of each topic.
 #[derive(Default)]
 struct Seen(BTreeMap<String, Vec<u32>>);
 
@@ -116,7 +116,7 @@ fn live_messages_pass_a_backlog_within_a_second() {
     pass_a_backlog(30_000, 200);
 }
 
-/// Takes minutes: `cargo test --release --test live_first -- --ignored --nocapture`.
+/// This test takes minutes. Run it with `cargo test --release --test live_first -- --ignored --nocapture`.
 #[test]
 #[ignore]
 fn live_messages_pass_a_backlog_of_a_million() {
@@ -175,7 +175,7 @@ fn outages_and_crashes_while_it_drains_lose_nothing() {
         publish_all(&gateway, "loft/old", round * PART..(round + 1) * PART);
         line.set(true);
         publish_all(&gateway, "loft/live", round * 100..(round + 1) * 100);
-        // some of it arrives, not all
+        // a part of the backlog arrives
         for _ in 0..500 {
             seen.take(&mut remote);
         }
@@ -204,7 +204,7 @@ fn outages_and_crashes_while_it_drains_lose_nothing() {
         assert!(begin.elapsed() < support::PATIENCE, "{} missing after {total}", missing(&seen));
     }
     let all: usize = seen.0.values().map(Vec::len).sum();
-    // each break repeats at most the window; each crash at most 500 acknowledged ones more, per lane
+    // each break repeats at most the window, and each crash at most 500 acknowledged messages more, for each lane
     let most = 6 * PART as usize + 600 + 12 * 100 + 3 * 2 * (500 + 100);
     assert!(all <= most, "{all} of at most {most}");
     wait_until("the ledger says so", || {

@@ -1,5 +1,5 @@
-//! What bounds push out is lost, and everybody can know: the log names whose it was, and the counts are exact wherever they
-//! are shown.
+//! Messages that are dropped because of limits are reported: the log names for whom they were, and all places show exact
+//! counts.
 
 #![allow(clippy::unwrap_used)]
 
@@ -19,7 +19,7 @@ fn upstream(when_full: &str) -> String {
     )
 }
 
-/// The value of a `$SYS` topic, once it is as it should be.
+/// Waits until a `$SYS` topic has the expected value.
 fn wait_for_figure(gateway: &Gateway, name: &str, is_right: impl Fn(u64) -> bool) {
     let mut client = Connect::new("figures").open(gateway.port);
     client.subscribe(&format!("$SYS/broker/{name}"), 0);
@@ -39,7 +39,7 @@ fn journal_line(gateway_under_test: &Gateway, name: &str) -> Vec<String> {
 fn of_a_client_that_is_there_and_too_slow() {
     let (setup, port) = Setup::default().config(&format!("{OPEN}[broker]\nmax_queued_messages = 10\n")).http();
     let gateway = setup.start();
-    // it acknowledges nothing
+    // this client acknowledges nothing
     let mut mute = Connect::v5("mute").properties(Properties::new().two(0x21, 10)).open(gateway.port);
     mute.subscribe("news/#", 1);
     let mut publisher = Connect::new("publisher").open(gateway.port);
@@ -55,7 +55,7 @@ fn of_a_client_that_is_there_and_too_slow() {
         assert_eq!(lost("publisher"), Some(0));
         lost("mute").unwrap()
     };
-    // what is under way or waits is not lost
+    // messages in flight and waiting messages are not lost
     wait_until("the count", || (50..100).contains(&lost()));
     let lost = lost();
     wait_for_figure(&gateway, "publish/messages/dropped", |count| count == lost);

@@ -1,5 +1,5 @@
-//! Who comes from mosquitto or mqtt-io takes the configuration along: the same clients get the same answers from a
-//! mosquitto with the original and from a gateway with what `pigateway import` makes of it.
+//! Users of mosquitto or mqtt-io can import their configuration: the same clients get the same answers from a mosquitto with
+//! the original and from a gateway with the result of `pigateway import`.
 
 #![allow(clippy::unwrap_used)]
 
@@ -15,7 +15,7 @@ use support::broker::{gateway, wait_until_served};
 use support::packet::{V5, V311};
 use support::{Connect, Gateway, Mosquitto, Process, free_port, wait_until};
 
-/// A mosquitto with its files, and a gateway with what was imported from them.
+/// A mosquitto with its files, and a gateway with the configuration that was imported from them.
 struct Pair {
     mosquitto: Process,
     gateway: Process,
@@ -24,7 +24,7 @@ struct Pair {
     dir: tempfile::TempDir,
 }
 
-/// Runs the gateway's program to its end; returns exit code and lines.
+/// Runs the gateway's program to its end, and returns its exit code and the printed lines.
 fn run(args: &[&str], dir: &Path) -> (Option<i32>, Vec<String>) {
     Process::start(gateway().args(args).current_dir(dir)).wait()
 }
@@ -41,7 +41,7 @@ fn write(dir: &Path, name: &str, text: &str) -> PathBuf {
     path
 }
 
-/// `PORT` in the configuration is where each of them listens.
+/// Starts both. `PORT` in the configuration stands for the port of each.
 fn pair(dir: tempfile::TempDir, conf: &str) -> Pair {
     let (theirs, ours) = (free_port(), free_port());
     let path = write(dir.path(), "mosquitto.conf", &conf.replace("PORT", &theirs.to_string()));
@@ -62,7 +62,7 @@ fn pair(dir: tempfile::TempDir, conf: &str) -> Pair {
 const USERS: [(&str, &str); 4] =
     [("admin", "pw admin"), ("alice", "pässword"), ("old", "of mosquitto 1"), ("unlisted", "nothing allowed")];
 
-/// Password files of both ages.
+/// Password files with the older and the newer kind of hashes.
 fn password_files(dir: &Path) {
     for (number, (user, password)) in USERS.iter().enumerate() {
         let hash = if *user == "old" { "sha512" } else { "sha512-pbkdf2" };
@@ -120,7 +120,7 @@ const TOPICS: [&str; 16] = [
     "elsewhere",
 ];
 
-/// Who is let in. mosquitto calls a wrong password "not authorised", so the answers of refusals are not compared.
+/// Which clients are accepted. mosquitto calls a wrong password "not authorised", so the codes of refusals are not compared.
 fn logins(port: u16) -> Vec<(String, bool)> {
     let mut answers = Vec::new();
     let right = USERS.iter().flat_map(|user| [(V311, *user), (V5, *user)]);
@@ -233,7 +233,7 @@ fn bridges_map_topics_as_they_did() {
     let dir = tempfile::tempdir().unwrap();
     std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
     let pair = pair(dir, &conf);
-    // one of them at a time is the client of that name at the remote broker: the gateway takes mosquitto's place
+    // only one of them at a time can use the client id at the remote broker, so the gateway takes mosquitto's place
     let of = |port: u16, marker: &str| {
         let mut far = Connect::new(&format!("far-{marker}")).open(remote.port);
         let mut near = Connect::new(&format!("near-{marker}")).open(port);
@@ -304,7 +304,7 @@ fn the_command_overwrites_nothing_and_says_what_became_of_the_lines() {
     let (code, lines) = run(&["import", "mqtt-io", "mosquitto.conf"], dir);
     assert_eq!(code, Some(65), "{lines:?}");
     let (code, lines) = run(&["check", "--format", "json", "mosquitto.conf", "pigateway.toml"], dir);
-    // what goes to standard error may stand anywhere between the lines of standard output
+    // the lines of standard error may be anywhere between those of standard output
     let output: Vec<String> = lines.into_iter().filter(|line| !line.starts_with("pigateway: ")).collect();
     let json: serde_json::Value = serde_json::from_str(&output.join("\n")).unwrap();
     assert_eq!(
@@ -337,7 +337,7 @@ fn mqtt_io_s_inputs_are_read_by_the_gateway() {
     gateway.stop();
 }
 
-/// Made by mosquitto_passwd, of the password `pässword`.
+/// Hashes of the password `pässword`, made by mosquitto_passwd.
 const SEVEN: &str =
     "$7$101$X+vfWTSUfGwxZqZA$0X68176mCA7P0/iVT5aJ0nJWnUQr8KI+3NzuWUArBX1tuqxqnf95WYUKt/nLkSCK58xYfTcAq9yDf/Xx+jIffg==";
 const SIX: &str =
@@ -376,7 +376,7 @@ fn mosquittos_hashes_are_replaced_by_argon2id_at_the_first_login() {
     assert_eq!(std::fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o600);
     assert!(logs_in(gateway.port, "seven", "pässword") && !logs_in(gateway.port, "seven", "wrong"));
 
-    // after a restart passwords are checked against what is kept, and not against mosquitto's hash
+    // after a restart passwords are checked with the kept argon2id hash, and not with mosquitto's hash
     let killed = gateway.kill();
     let line = kept().lines().find(|line| line.starts_with(&sha256(SEVEN))).unwrap().to_owned();
     let other = format!("{}\t{}", line.split('\t').next().unwrap(), argon2id("another"));
@@ -385,7 +385,7 @@ fn mosquittos_hashes_are_replaced_by_argon2id_at_the_first_login() {
     assert!(logs_in(gateway.port, "seven", "another") && !logs_in(gateway.port, "seven", "pässword"));
     assert!(logs_in(gateway.port, "six", "pässword"));
 
-    // another hash in the configuration wins
+    // another hash in the configuration takes precedence
     let path = gateway.dir().join("pigateway.toml");
     let text = std::fs::read_to_string(&path).unwrap();
     std::fs::write(&path, text.replace(SEVEN, &argon2id("new"))).unwrap();
@@ -393,7 +393,7 @@ fn mosquittos_hashes_are_replaced_by_argon2id_at_the_first_login() {
     gateway.wait_for_line("configuration reloaded");
     assert!(logs_in(gateway.port, "seven", "new") && !logs_in(gateway.port, "seven", "another"));
     wait_until("its replacement is forgotten", || kept().lines().count() == 1);
-    // the old one again: what was kept in its place is not
+    // with the old hash again, the argon2id hash that replaced it is no longer used
     std::fs::write(&path, text).unwrap();
     let gateway = gateway.end().restart();
     assert!(logs_in(gateway.port, "seven", "pässword") && !logs_in(gateway.port, "seven", "another"));

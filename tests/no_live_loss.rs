@@ -1,4 +1,4 @@
-//! Connected subscribers that read lose nothing, whatever the publishers do, and the last value is one for all.
+//! Connected subscribers that read lose nothing, whatever the publishers do, and all of them see the same last value.
 
 #![allow(clippy::unwrap_used)]
 
@@ -18,12 +18,14 @@ use tokio::sync::Barrier;
 
 const PUBLISHERS: usize = 50;
 const SUBSCRIBERS: usize = 50;
-/// Of each publisher; times publishers, this is the number of the narrow subscriber's filters.
+/// The number of topics of each publisher. Multiplied by the number of publishers, it is the number of the filters of the
+/// narrow subscriber.
 const TOPICS: usize = 12;
 const IN_FLIGHT: usize = 64;
-/// Of each publisher: many times what is in flight, yet a debug build on two cores is done within seconds.
+/// The number of messages of each publisher: many times the messages in flight, but a debug build on two cores needs only
+/// seconds.
 const MESSAGES: usize = 500;
-/// Silence of this length is loss.
+/// After a silence of this length the missing messages count as lost.
 const SILENCE: Duration = Duration::from_secs(20);
 
 async fn connect(port: u16, id: &str) -> TcpStream {
@@ -36,7 +38,7 @@ async fn connect(port: u16, id: &str) -> TcpStream {
     stream
 }
 
-/// Publishes its messages, topic after topic, with as many in flight as it may.
+/// Publishes its messages, topic after topic, with as many in flight as allowed.
 async fn publish(port: u16, publisher: usize, start: Arc<Barrier>) {
     let mut stream = connect(port, &format!("publisher-{publisher}")).await;
     let (mut input, mut output) = (BytesMut::new(), BytesMut::new());
@@ -123,7 +125,7 @@ async fn a_flood_at_qos_1_reaches_every_subscriber_whole_and_in_order() {
     assert!(!log.iter().any(|line| line.contains("WARN") || line.contains("ERROR")), "{log:#?}");
 }
 
-/// Publishes retained values on the topics as fast as it gets its PUBACKs, with many in flight.
+/// Publishes retained messages on the topics as fast as PUBACKs arrive, with many in flight.
 fn race(port: u16, name: &str, rounds: usize, topics: &[&str]) {
     let mut client = Connect::new(name).open(port);
     for round in 0..rounds {
@@ -171,7 +173,7 @@ fn racing_retained_values_leave_the_same_last_one_everywhere() {
             let port = gateway.port;
             scope.spawn(move || race(port, name, 40, &TOPICS));
         }
-        // who does not read is left behind
+        // a subscriber that does not read loses messages
         for _ in 0..20 {
             live.iter_mut().for_each(|(client, seen)| last_values(client, seen));
         }

@@ -1,4 +1,4 @@
-//! A day in the life of a gateway logs no warning and no error.
+//! Normal operation of a gateway logs no warning and no error.
 
 mod support;
 
@@ -6,7 +6,7 @@ use support::packet::{Properties, V5, V31, V311};
 use support::tls::{Authority, client_config, open};
 use support::{Connect, Gateway, Mosquitto, Setup, free_port};
 
-/// Clients of all kinds come, talk and go, in order and not.
+/// Clients of all kinds connect, send messages and disconnect, in order or abruptly.
 fn a_day(gateway: &Gateway) {
     let port = gateway.port;
     for round in 0..5 {
@@ -65,7 +65,7 @@ fn clients_sensors_and_an_upstream_without_a_warning() {
     client.vanish();
     let (code, log) = gateway.stop();
     assert_eq!(code, Some(0));
-    // the directory of a test may be in memory, which is said
+    // the directory of a test may be in memory, which causes a warning
     let is_loud = |line: &&String| line.contains(" WARN ") || line.contains(" ERROR ");
     let loud: Vec<&String> = log.iter().filter(is_loud).filter(|line| !line.contains("a power cut")).collect();
     assert!(loud.is_empty(), "{loud:#?}");
