@@ -1,6 +1,7 @@
-//! A part that cannot work is a problem with a name, retried and shown; it never takes the others with it. One table of all
-//! parts: each is broken at the start, heals, breaks later and heals again, as far as it can. Each time the page in a
-//! browser, its data, `/readyz`, systemd's status line and the log say the same, and whoever uses the rest does not notice.
+//! A part that cannot work is a named problem, is tried again and shown, and never stops the other parts. A table lists all
+//! parts: each is broken at the start, works again, breaks later and works again, as far as possible. Each time the page in
+//! a browser, its data, `/readyz`, systemd's status line and the log say the same, and users of the other parts do not
+//! notice.
 
 #![allow(clippy::unwrap_used)]
 
@@ -20,7 +21,7 @@ use support::systemd::Systemd;
 use support::tls::{Authority, client_config};
 use support::{Client, Connect, Gateway, Mosquitto, PATIENCE, Setup, free_port, wait_until};
 
-/// A sensor that all gateways here have, and whoever breaks must leave alone.
+/// A sensor of all gateways here, which must keep working.
 const STEADY: &str =
     "[[sensor]]\nname = \"steady\"\npin = 17\ntopic = \"steady\"\nwarm_up = \"0 s\"\nsimulate = [\"1 h off\"]\n";
 
@@ -28,35 +29,35 @@ const STEADY: &str =
 struct Case {
     part: Part,
     dir: PathBuf,
-    /// Port of the part, where it has one.
+    /// The port of the part, if it has one.
     port: u16,
     http: u16,
     taken: Option<TcpListener>,
     peer: Option<Mosquitto>,
     authority: Authority,
-    /// The page, once it could be opened.
+    /// The page, once it was opened.
     page: Option<Tab>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Part {
-    /// The address of a second listener is another program's.
+    /// Another program uses the address of a second listener.
     Listener,
-    /// That of HTTP is.
+    /// Another program uses the address of HTTP.
     Http,
-    /// The key of a listener that asks for certificates is missing, or is another's.
+    /// The key of a listener that asks for certificates is missing or belongs to another certificate.
     Certificate,
-    /// The authority of its clients is.
+    /// The authority of its clients is missing or wrong.
     ClientCa,
-    /// The certificate of HTTPS is.
+    /// The certificate of HTTPS is missing or wrong.
     HttpCertificate,
-    /// A sensor's pin is another sensor's.
+    /// Two sensors are configured for the same pin.
     Sensor,
-    /// The machine has no GPIO, and nobody has asked for made-up motion.
+    /// The machine has no GPIO, and simulated motion is not configured.
     Gpio,
-    /// Nothing has set the clock since boot.
+    /// The clock was not set since boot.
     Clock,
-    /// Nobody listens where an upstream should.
+    /// No program listens at the address of the upstream.
     Upstream,
     /// The password for an upstream is missing.
     Password,
@@ -86,7 +87,7 @@ impl Part {
         }
     }
 
-    /// What it is called while it does not work; another word for a part that goes on with what it had.
+    /// The name of the part while it does not work. It differs if the part continues with its earlier files.
     fn name(self, port: u16, is_open: bool) -> String {
         match (self, is_open) {
             (Part::Certificate | Part::ClientCa, true) => format!("certificate of listener 127.0.0.1:{port}"),
@@ -100,7 +101,7 @@ impl Part {
         }
     }
 
-    /// What the log says about it.
+    /// The words of the log about it.
     fn reason(self, is_open: bool) -> &'static str {
         match (self, is_open) {
             (Part::Listener | Part::Http, _) => "another program listens there",
@@ -119,7 +120,7 @@ impl Part {
         }
     }
 
-    /// An open port stays open: nobody can take it. And a clock that was set runs on.
+    /// Whether the part can break while it works. No program can take an open port, and a clock that was set keeps running.
     fn can_break_later(self) -> bool {
         !matches!(self, Part::Listener | Part::Http | Part::Clock)
     }
@@ -164,7 +165,7 @@ impl Case {
             Part::Listener | Part::Http | Part::Clock => unreachable!("{:?} cannot break later", self.part),
             Part::Certificate => {
                 fs::write(self.culprit(), self.authority.sign("other").key).unwrap();
-                // at once; the others are seen without it
+                // this shows the change at once; the gateway notices the others without a reload
                 gateway.signal(Signal::HUP);
             }
             Part::ClientCa | Part::HttpCertificate => fs::write(self.culprit(), "not PEM").unwrap(),
@@ -172,7 +173,7 @@ impl Case {
             Part::Upstream => self.peer.take().unwrap().stop(),
             Part::Password => {
                 fs::rename(self.culprit(), self.file("elsewhere")).unwrap();
-                // it is read for the next connection
+                // the password is read for the next connection
                 self.peer.take().unwrap().stop();
                 self.peer = Some(Mosquitto::on(self.port, ""));
             }
@@ -212,10 +213,10 @@ impl Case {
         gateway.signal(Signal::HUP);
     }
 
-    /// Whether the part does what it is for.
+    /// Whether the part does its work.
     fn works(&self, gateway: &Gateway) -> bool {
         if self.taken.is_some() {
-            // whoever connects there gets the other program, which never answers
+            // a client that connects there reaches the other program, which never answers
             return false;
         }
         match self.part {
@@ -247,7 +248,7 @@ impl Case {
     }
 }
 
-/// Whether a PUBACK is there by now.
+/// Whether a PUBACK has arrived.
 fn is_acknowledged(client: &mut Client) -> bool {
     client.send(&[0xc0, 0]);
     let mut acknowledged = false;
@@ -265,11 +266,11 @@ fn is_open(port: u16) -> bool {
     std::net::TcpStream::connect(("127.0.0.1", port)).is_ok()
 }
 
-/// All that shows what is wrong shows this, or nothing, of the part.
+/// Waits until all places that show problems show this one of the part, or none.
 fn is_shown(case: &mut Case, gateway: &Gateway, systemd: &mut Systemd, expected: Option<&str>) {
     let part = case.part;
     let what = |place: &str| format!("{part:?} {expected:?} in {place}");
-    // while HTTP is closed or speaks TLS, it shows nothing that this test could read
+    // while HTTP is closed or uses TLS, this test cannot read its answers
     if !matches!(case.part, Part::Http | Part::HttpCertificate) || (case.part == Part::Http && expected.is_none()) {
         let name = expected.map(|name| if case.part.is_sensor() { format!("sensor {name}") } else { name.into() });
         let mut seen = String::new();
@@ -310,10 +311,10 @@ fn pigateway_status(case: &Case) -> String {
 }
 
 impl Case {
-    /// The page stays open, and says by itself what is wrong and that nothing is.
+    /// Checks that the open page shows by itself what is wrong, and when nothing is.
     fn look_at_page(&mut self, gateway: &Gateway, expected: Option<&str>) {
         let (scheme, port) = match self.part {
-            // while HTTP is closed, nobody can look
+            // while HTTP is closed, the page cannot be loaded
             Part::Http if expected.is_some() => return,
             Part::HttpCertificate if !is_open(self.port) => return,
             Part::HttpCertificate => ("https", self.port),
@@ -332,17 +333,17 @@ impl Case {
         }
     }
 
-    /// A disk is seen to be full by who writes to it.
+    /// Publishes a message that must be kept, because the gateway notices a full disk only when it writes.
     fn poke(&self, gateway: &Gateway) {
         if self.part == Part::Journal {
             let mut client = Connect::v5("journal-poke").open(gateway.port);
-            // the file that is being written has room for some of these
+            // the file that is being written has room for some of these messages
             client.send(&publish(b"kept", &[b'x'; 200_000], 0x33, Some(7), Some(&Properties::new())));
         }
     }
 }
 
-/// A gateway whose part is broken from the start, and what systemd hears of it.
+/// A gateway whose part is broken from the start, and the messages that systemd gets from it.
 fn start(part: Part) -> (Case, Gateway, Systemd) {
     let mut setup = Setup::default();
     let (mut port, mut http) = (free_port(), 0);
@@ -381,7 +382,7 @@ fn start(part: Part) -> (Case, Gateway, Systemd) {
         Part::Journal => {
             setup.start_after("mkdir data; mount -t tmpfs -o size=12m tmpfs data; head -c 10M /dev/zero >data/ballast")
         }
-        // a system with systemd, where a date alone is no evidence
+        // a system with systemd, on which a plausible date is no evidence that the clock is set
         Part::Clock => setup.start_after("mount -t tmpfs tmpfs /run; mkdir -p /run/systemd/system"),
         _ => setup.start(),
     };
@@ -402,7 +403,7 @@ fn fails_alone(part: Part) {
     assert!(!case.works(&gateway), "{part:?}");
     other.ping();
 
-    // a reload mends nothing by itself
+    // a reload does not repair the part
     gateway.signal(Signal::HUP);
     gateway.wait_for_line("configuration reloaded");
     is_shown(&mut case, &gateway, &mut systemd, Some(&closed));
@@ -417,7 +418,7 @@ fn fails_alone(part: Part) {
         let name = part.name(case.port, true);
         is_shown(&mut case, &gateway, &mut systemd, Some(&name));
         gateway.wait_for_line(part.reason(true));
-        // what was read before the files broke stays in use
+        // the files that were read before they broke stay in use
         let goes_on = matches!(part, Part::Certificate | Part::ClientCa | Part::HttpCertificate);
         assert_eq!(case.works(&gateway), goes_on, "{part:?}");
         case.heal(&gateway);
@@ -425,14 +426,14 @@ fn fails_alone(part: Part) {
         wait_until(&format!("{part:?} works again"), || case.works(&gateway));
     }
     if part == Part::Clock {
-        // after hours without a time server the kernel takes back what it said; the clock runs on as well as before
+        // after hours without a time server the kernel reports an unset clock again, but the clock still runs well
         gateway.run_inside(&["rm", CLOCK_IS_SET]);
         gateway.signal(Signal::HUP);
         gateway.wait_for_lines("configuration reloaded", 2);
         is_shown(&mut case, &gateway, &mut systemd, None);
         assert!(case.works(&gateway), "a clock that was set");
     }
-    // nobody else has noticed
+    // users of the other parts have not noticed
     other.ping();
     assert!(other.drain().is_empty(), "the other sensor has been disturbed");
     let (code, log) = gateway.stop();

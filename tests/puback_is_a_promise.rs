@@ -1,5 +1,5 @@
-//! PUBACK is a promise: what a persistent session, the retained store or an upstream needs is on disk before PUBACK or
-//! PUBREC leaves, and is there after kill -9.
+//! PUBACK is a promise: a message that a persistent session, the retained store or an upstream needs is on disk before
+//! PUBACK or PUBREC leaves, and survives kill -9.
 
 #![allow(clippy::unwrap_used)]
 
@@ -62,7 +62,7 @@ fn what_the_subscriber_had_not_acknowledged_comes_again_with_dup_and_the_same_id
             publisher.publish("news", payload, qos, false);
         }
         let before: Vec<(u16, String)> = (0..4).map(|_| client.receive_unacked()).map(|m| (m.id, m.text())).collect();
-        // b is received: it must not be sent again as a message
+        // the client has received b, so the message must not be sent again
         client.ack(0x50, before[1].0);
         assert_eq!(client.expect(6).id(), before[1].0);
         let gateway = gateway.kill().restart();
@@ -108,7 +108,7 @@ fn a_qos_2_publication_counts_once_over_kill() {
         assert_eq!(client.expect(7).id(), 7);
         let gateway = gateway.kill().restart();
         let mut client = writer().open(gateway.port);
-        // released: the same id is another message now
+        // after the release the same id stands for another message
         client.send(&send(0x34, b"twice"));
         assert_eq!(client.expect(5).id(), 7);
         let mut reader = Connect::new("reader").persistent().open(gateway.port);
@@ -134,7 +134,7 @@ fn subscriptions_come_back_and_go_on_ending() {
     assert_eq!(contents(&received), [("a/x", "a/x".into()), ("b", "b".into())]);
     assert_eq!(received[0].properties, [(0x0b, support::packet::Value::Number(9))]);
     client.disconnect();
-    // a clean start ends the session for good
+    // a clean start ends the session permanently
     Connect::v5("sleeper").open(gateway.port).disconnect();
     let gateway = gateway.kill().restart();
     assert!(!Connect::v5("sleeper").clean(false).open_with(gateway.port).1.present);
@@ -147,7 +147,7 @@ fn a_full_journal_refuses_where_it_is_told_to() {
     let gateway = Setup::default().config(config).start();
     let mut client = Connect::v5("client").open(gateway.port);
     let payload = [7; 60_000];
-    // what has no room waits, in memory, up to a bound: then QoS 1 is refused
+    // messages without room wait in memory, up to a limit, and then QoS 1 is refused
     let mut v5 = Connect::v5("more").open(gateway.port);
     let mut refused = false;
     for id in 1..=900u16 {
@@ -203,8 +203,8 @@ fn publish_five(gateway: &Gateway, qos: u8) {
     }
 }
 
-/// What a worker gets that comes back, at least so many messages: what its group hands it does not keep pace with what is
-/// published to it alone, by which it could be told that nothing more comes.
+/// Waits until a worker that comes back has got at least this many messages, and returns them. A last message to the worker
+/// alone could not mark the end, because it may overtake the messages of the group.
 fn resumed(gateway: &Gateway, name: &str, least: usize) -> Vec<String> {
     let (mut worker, connack) = Connect::v5(name).persistent().open_with(gateway.port);
     assert!(connack.present);
@@ -216,7 +216,7 @@ fn resumed(gateway: &Gateway, name: &str, least: usize) -> Vec<String> {
 
 const FIVE: [&str; 5] = ["0", "1", "2", "3", "4"];
 
-/// Starts it again: after kill -9, or after an orderly stop.
+/// Starts the gateway again, after kill -9 or after an orderly stop.
 fn again(gateway: Gateway, is_killed: bool) -> Gateway {
     if is_killed { gateway.kill().restart() } else { gateway.end().restart() }
 }
@@ -230,7 +230,7 @@ fn a_shared_subscription_keeps_what_was_acknowledged_while_its_member_is_away() 
             publish_five(&gateway, qos);
             let gateway = again(gateway, is_killed);
             assert_eq!(resumed(&gateway, "worker", 5), FIVE, "killed: {is_killed}, QoS {qos}");
-            // settled is settled
+            // settled messages are not delivered again
             let gateway = again(gateway, false);
             assert!(resumed(&gateway, "worker", 0).is_empty());
         }
@@ -302,7 +302,7 @@ fn members_at_qos_0_are_served_and_need_nothing_kept() {
     quick.disconnect();
     let gateway = gateway.end().restart();
     assert!(resumed(&gateway, "keeper", 0).is_empty(), "they were delivered");
-    // a group of which nobody asks for more than QoS 0 has nothing on disk
+    // a group whose members all subscribe at QoS 0 has nothing on disk
     let gateway = Gateway::start();
     worker(&gateway, "worker", 0).disconnect();
     publish_five(&gateway, 1);

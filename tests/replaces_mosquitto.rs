@@ -1,5 +1,5 @@
-//! What works with mosquitto works unchanged: every scenario runs against a real one and against the gateway, and both
-//! must look the same to the client.
+//! Clients of mosquitto work unchanged: every scenario runs with a real mosquitto and with the gateway, and both must look
+//! the same to the client.
 
 #![allow(clippy::unwrap_used)]
 
@@ -13,7 +13,7 @@ use support::{Gateway, Mosquitto, Process, python, wait_until};
 
 const VERSIONS: [&str; 3] = ["mqttv31", "mqttv311", "mqttv5"];
 
-/// Runs the scenario on a port of mosquitto's and on one of ours.
+/// Runs the scenario with a mosquitto and with the gateway.
 #[track_caller]
 fn on_both<T: PartialEq + Debug>(scenario: impl Fn(u16) -> T) -> T {
     let mosquitto = Mosquitto::with("");
@@ -37,17 +37,17 @@ fn publish(port: u16, args: &str) {
     assert_eq!(code, Some(0), "mosquitto_pub {args}: {log:?}");
 }
 
-/// Starts mosquitto_sub and waits until its subscription stands.
+/// Starts mosquitto_sub and waits until it has subscribed.
 #[track_caller]
 fn subscribe(port: u16, args: &str) -> Process {
     let subscriber = client("mosquitto_sub", port, &format!("-d {args}"));
     subscriber.wait_for_line("Subscribed ");
-    // its handler of SIGTERM takes locks, so that a signal while it is busy could hang it
+    // its handler of SIGTERM takes locks, so a signal while it is busy could make it hang
     wait_until("it waits for messages", || subscriber.is_asleep());
     subscriber
 }
 
-/// What it printed besides its debug output.
+/// Its output without the debug output.
 fn output(log: Vec<String>) -> Vec<String> {
     let is_debug = |line: &String| line.starts_with("Client ") || line.starts_with("Subscribed ");
     log.into_iter().filter(|line| !is_debug(line)).collect()
@@ -89,7 +89,7 @@ fn every_version_and_qos_of_the_command_line_clients() {
                 let (code, log) = subscriber.wait();
                 assert_eq!(code, Some(0), "{log:?}");
                 let mut received = output(log);
-                // mosquitto's QoS 2 messages wait for TCP, so that those of other publishers overtake them
+                // mosquitto's QoS 2 messages wait for TCP, so messages of other publishers overtake them
                 received.sort();
                 all.push((receiver, qos, received));
             }
@@ -128,7 +128,7 @@ fn wills() {
                 dying.kill();
                 watcher.wait_for_lines("will/a", qos);
             }
-            // a clean end has no will
+            // the will is not published after an orderly end
             let orderly = subscribe(port, &format!("-V {version} -t other --will-topic will/b --will-payload no"));
             orderly.stop();
             let (code, log) = watcher.wait();
@@ -186,7 +186,7 @@ fn version_5_properties_and_requests() {
         let answering = subscribe(port, "-V mqttv5 -t ask -C 1");
         let asking = client("mosquitto_rr", port, "-V mqttv5 -t ask -e answers/1 -m question");
         let question = output(answering.wait().1);
-        // it waits for its answer on the topic that it gave
+        // it waits for the answer on its response topic
         publish(port, "-V mqttv5 -t answers/1 -m answer");
         (received, question, asking.wait())
     });

@@ -1,5 +1,5 @@
-//! What the upstream retains because of us equals what is retained here, after outages, crashes and losses; what others
-//! retain there stays.
+//! After outages, crashes and losses the upstream retains the same messages as the gateway on the topics that go up.
+//! Messages that others retain there are kept.
 
 #![allow(clippy::unwrap_used)]
 
@@ -11,7 +11,7 @@ use support::{Connect, Gateway, Mosquitto, Setup, free_port, wait_until};
 
 const TOPICS: u64 = 40;
 
-/// Small numbers that look random and are the same in every run.
+/// Small pseudo-random numbers that are the same in every run.
 struct Dice(u64);
 
 impl Dice {
@@ -28,7 +28,7 @@ fn upstream(port: u16, rules: &str) -> String {
     )
 }
 
-/// What is retained on a broker, by topic.
+/// The retained messages of a broker, by topic.
 fn retained(port: u16, filter: &str) -> BTreeMap<String, String> {
     let mut client = Connect::new("looker").open(port);
     client.subscribe(filter, 0);
@@ -36,7 +36,7 @@ fn retained(port: u16, filter: &str) -> BTreeMap<String, String> {
     found.map(|message| (message.topic.clone(), message.text())).collect()
 }
 
-/// What should be retained there.
+/// The messages that should be retained at the upstream.
 fn expected(gateway: &Gateway, others: &[(&str, &str)]) -> BTreeMap<String, String> {
     let ours = retained(gateway.port, "loft/#").into_iter().map(|(topic, text)| (format!("sites/{topic}"), text));
     ours.chain(others.iter().map(|(topic, text)| ((*topic).into(), (*text).into()))).collect()
@@ -54,7 +54,8 @@ fn wait_until_equal(gateway: &Gateway, mosquitto: &Mosquitto, others: &[(&str, &
     assert_eq!(seen.0, seen.1, "there and here");
 }
 
-/// Sets and deletes at random; now and then so much else that the journal drops its oldest messages.
+/// Sets and deletes retained messages at random. Sometimes publishes so many other messages that the journal drops its
+/// oldest.
 fn change(gateway: &Gateway, dice: &mut Dice, flood: bool) {
     let mut client = Connect::new("changer").open(gateway.port);
     for number in 0..60 {
@@ -93,7 +94,7 @@ fn it_is_equal_in_live_first_order_too() {
 fn equal_after_all(order: &str, seed: u64) {
     let dir = tempfile::tempdir().unwrap();
     let port = free_port();
-    // it keeps what is retained and our session
+    // the upstream keeps retained messages and our session
     let persistence = format!("persistence true\npersistence_location {}/\nuser root", dir.path().display());
     let start = || Mosquitto::on(port, &persistence);
     let config = upstream(port, "protocol = 5\n").replace("[journal]", &format!("[journal]\norder = \"{order}\""));
@@ -125,7 +126,7 @@ fn it_is_equal_when_the_upstream_has_forgotten_everything_and_when_messages_expi
         change(&gateway, &mut dice, false);
         wait_until_equal(&gateway, &mosquitto, &[]);
         mosquitto.stop();
-        // a deletion that expires before it can be passed on
+        // a deletion that expires before it can be forwarded
         let mut client = Connect::v5("client").open(gateway.port);
         for topic in 0..TOPICS / 2 {
             let properties = support::Properties::new().four(2, 1);

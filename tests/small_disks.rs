@@ -1,9 +1,9 @@
-//! A data directory on a file system of 8, 16 or 64 MB: whatever `journal.max_size` says, the gateway works within it. An
-//! upstream that is away fills it; what is oldest makes room and is counted, publishers and everybody else go on, a restart
-//! on the full disk serves again, and the upstream gets what is left.
+//! A data directory on a file system of 8, 16 or 64 MB: whatever `journal.max_size` says, the gateway works within the
+//! available space. While an upstream is away, the disk becomes full. The oldest messages are dropped and counted, all
+//! clients are still served, a restart on the full disk serves again, and the upstream gets the rest.
 //!
-//! The file systems are of the test's own, in a user and mount namespace: where the system allows those to nobody, the
-//! tests must run as root.
+//! The file systems are made by the test, in a user and mount namespace. If the system does not allow users to make these,
+//! the tests must run as root.
 
 #![allow(clippy::unwrap_used)]
 
@@ -16,7 +16,7 @@ use support::packet::publish;
 use support::{Connect, Gateway, Mosquitto, Setup, contents, free_port, http, wait_until};
 
 const MESSAGE: usize = 60_000;
-/// Messages under way at a time.
+/// The number of messages in flight.
 const AT_ONCE: usize = 16;
 
 fn config(upstream: u16) -> String {
@@ -28,7 +28,8 @@ fn config(upstream: u16) -> String {
     )
 }
 
-/// Publishes a quarter more than the disk can hold; all of it is acknowledged. Returns the number of the last message.
+/// Publishes a quarter more than the disk can hold, and waits for all acknowledgements. Returns the number of the last
+/// message.
 fn fill(gateway: &Gateway, mebibytes: usize) -> usize {
     let mut client = Connect::new("publisher").open(gateway.port);
     let rounds = (mebibytes << 20) * 5 / 4 / MESSAGE / AT_ONCE + 1;
@@ -45,13 +46,13 @@ fn fill(gateway: &Gateway, mebibytes: usize) -> usize {
     rounds * AT_ONCE - 1
 }
 
-/// What the journal says, and the file system.
+/// Checks the figures of the journal and of the file system.
 fn it_fits(gateway: &Gateway, port: u16, mebibytes: usize) {
     let journal = http::get(port, "/api/v1/gateway").json()["journal"].take();
     assert!(journal["failing"].is_null() && journal["last_error"].is_null(), "{journal}");
     assert!(journal["used_bytes"].as_u64() <= Some((mebibytes as u64) << 20), "{journal}");
     assert!(journal["max_bytes"].as_u64() < Some((mebibytes as u64) << 20), "{journal}");
-    // 32 KiB for others, at the least
+    // at least 32 KiB are left for other files
     let data = gateway.dir().join("data").display().to_string();
     gateway.run_inside(&["sh", "-c", &format!("test $(df --output=avail -k {data} | tail -n 1) -ge 32")]);
 }
@@ -83,7 +84,7 @@ fn it_works_within(mebibytes: usize) {
     others_are_served(&gateway, port);
     it_fits(&gateway, port, mebibytes);
 
-    // the newest arrive, and everything is accounted for
+    // the newest messages arrive, and the counts add up
     let mosquitto = Mosquitto::on(upstream, "max_queued_messages 0");
     let mut reader = Connect::new("reader").open(mosquitto.port);
     reader.subscribe("up/#", 1);
@@ -96,7 +97,7 @@ fn it_works_within(mebibytes: usize) {
     let dropped: u64 = ledger["dropped"].as_object().unwrap().values().map(|count| count.as_u64().unwrap()).sum();
     assert_eq!(count("accepted"), last as u64 + 1, "{ledger}");
     assert_eq!(count("accepted"), count("acked") + dropped, "{ledger}");
-    // of what made room in the moment before the kill, only that it is gone is known
+    // messages that were dropped just before the kill are missing in the counts
     let known: u64 = ["journal_full", "unreadable"].iter().map(|why| ledger["dropped"][why].as_u64().unwrap()).sum();
     assert!(dropped > 0 && dropped == known, "{ledger}");
 }

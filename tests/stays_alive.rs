@@ -1,4 +1,5 @@
-//! A gateway that is stopped, starved or kept busy by readers that do not read is not taken for one that hangs.
+//! A gateway that was stopped, gets too little processor time, or has readers that do not read is not mistaken for one that
+//! hangs.
 
 #![allow(clippy::unwrap_used)]
 
@@ -14,7 +15,7 @@ use rustix::process::Signal;
 use support::packet::publish;
 use support::{Client, Connect, Gateway, Process, Setup, wait_until};
 
-/// A gateway with a watchdog of this time, and what systemd hears of it.
+/// A gateway with a watchdog of this time, and the messages that systemd gets from it.
 fn watched(watchdog: Duration) -> (Gateway, UnixDatagram) {
     let setup = Setup::default();
     let path = setup.dir().join("notify");
@@ -26,7 +27,7 @@ fn watched(watchdog: Duration) -> (Gateway, UnixDatagram) {
     (setup.start(), systemd)
 }
 
-/// How often the watchdog was fed since the last call.
+/// How often the gateway has informed the watchdog since the last call.
 fn feedings(systemd: &UnixDatagram) -> usize {
     let mut buffer = [0; 512];
     let mut count = 0;
@@ -42,7 +43,7 @@ fn assert_unharmed(gateway: &mut Gateway) {
     assert!(!log.iter().any(|line| line.contains("does not answer") || line.contains("ERROR")), "{log:#?}");
 }
 
-/// Publishes so many messages a second until told to stop.
+/// Publishes this many messages a second until it is told to stop.
 fn publish_steadily(mut publisher: Client, topic: &str, per_second: usize, over: &AtomicBool) {
     let burst = publish(topic.as_bytes(), &[b'x'; 100], 0, None, None).repeat(per_second / 100);
     let begin = Instant::now();
@@ -66,7 +67,8 @@ fn stopped_again_and_again_it_goes_on_where_it_was() {
         assert_eq!(reader.receive().text(), "before");
         feedings(&systemd);
         gateway.signal(Signal::STOP);
-        // the clients go on meanwhile: this is longer than their keep alive allows, and the router's time to answer
+        // the clients continue meanwhile; this is longer than their keep alive allows, and than the router may take to
+        // answer
         std::thread::sleep(Duration::from_secs(if round == 2 { 2 } else { 12 }));
         for client in [&mut reader, &mut publisher] {
             client.send(&[0xc0, 0]);
@@ -121,11 +123,11 @@ fn readers_that_do_not_read_do_not_end_it() {
     drop(stuck);
 }
 
-/// Leaves a process a twentieth of one processor.
+/// Limits a process to a twentieth of one processor.
 enum Starved {
-    /// By a control group, whose directory this is.
+    /// The limit is set by the control group in this directory.
     Group(PathBuf),
-    /// By stopping it most of the time.
+    /// The process is stopped most of the time.
     Stopped,
 }
 
@@ -200,7 +202,7 @@ fn starved_of_processor_time_it_is_slow_and_lives() {
             longest = longest.max(last_fed.elapsed());
         }
         over.store(true, Ordering::Relaxed);
-        // it works again at once when it may
+        // the gateway works again at once when the limit ends
         if let Starved::Group(group) = &starved {
             let root = group.parent().unwrap().join("cgroup.procs");
             fs::write(root, gateway.pid().to_string()).unwrap();

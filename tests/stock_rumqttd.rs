@@ -1,5 +1,6 @@
-//! What the server of rumqttd does as its users start it, which is why the gateway embeds its router and nothing else
-//! (docs/decisions/rumqttd.md). Where one of these fails, a later version has mended something: the page is to be read again.
+//! Shows faults of the server of rumqttd, started as its users start it. They are the reason why the gateway embeds only the
+//! router (docs/decisions/rumqttd.md). If one of these tests fails, a later version has corrected a fault, and the page
+//! must be reviewed.
 
 #![allow(clippy::unwrap_used)]
 
@@ -38,18 +39,18 @@ fn connect(id: &str) -> Connect {
     Connect::new(id).keep_alive(60)
 }
 
-/// Whether a client that connects gets a CONNACK that lets it in. Where the router is gone, some get no answer at all.
+/// Whether a client that connects is accepted by a CONNACK. If the router is gone, some clients get no answer at all.
 fn is_served(port: u16, connect: &Connect) -> bool {
     let mut client = Client::raw(port, 4);
     client.socket.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
-    // type, length, flags and reason, in version 5 as well
+    // type, length, flags and reason, also with version 5
     let mut connack = [0; 4];
     client.try_send(&connect.encode())
         && (&client.socket).read_exact(&mut connack).is_ok()
         && matches!(connack, [0x20, _, _, 0])
 }
 
-/// The connection of a client that connects is closed without a word.
+/// Checks that the server closes a connection without an answer to CONNECT.
 #[track_caller]
 fn assert_it_is_turned_away(port: u16, connect: &Connect) {
     let mut client = Client::raw(port, 4);
@@ -57,8 +58,8 @@ fn assert_it_is_turned_away(port: u16, connect: &Connect) {
     assert_eq!(client.closed(), [], "it is answered");
 }
 
-/// Nobody is served any more. One who is not may have come at a bad moment; these come at once, so that their waiting does not
-/// add up.
+/// Checks that no client is served any more. A single failure could have another reason, so several clients try. They
+/// connect at the same time, so that their waits do not add up.
 fn assert_it_serves_nobody(port: u16) {
     let is_served = |number: usize| move || is_served(port, &connect(&format!("late-{number}")));
     let late: Vec<_> = (0..3).map(|number| thread::spawn(is_served(number))).collect();

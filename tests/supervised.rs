@@ -1,4 +1,5 @@
-//! One process that says how it ends: in order when told to, and at once with one clear sentence when it cannot begin.
+//! The gateway is one process that reports how it ends: in order when it is told to, and at once with one clear sentence
+//! when it cannot start.
 
 mod support;
 
@@ -10,10 +11,10 @@ use rustix::process::Signal;
 use support::packet::{V31, V311};
 use support::{Connect, Gateway, Setup};
 
-/// `TimeoutStopSec` of the unit: whoever takes longer is killed by systemd.
+/// `TimeoutStopSec` of the unit: systemd kills a process that takes longer.
 const STOP: Duration = Duration::from_secs(10);
 
-/// The last line of what was printed, which names the cause.
+/// The last printed line, which names the cause.
 fn last(log: &[String]) -> &str {
     log.last().map_or("", String::as_str)
 }
@@ -72,7 +73,7 @@ fn it_ends_within_a_second_when_nobody_hangs() {
         assert_eq!(gateway.stop().0, Some(0));
         begin.elapsed()
     };
-    // others may have the processor for a moment: one that waited for something would do so each time
+    // other programs may use the processor for a moment, but a gateway that waits for something would do so each time
     let quickest = (0..20).map(|_| end()).find(|took| *took < Duration::from_secs(1));
     assert!(quickest.is_some(), "not once of twenty times");
 }
@@ -131,7 +132,7 @@ fn a_data_directory_that_cannot_be_used_is_named() {
     std::fs::create_dir(&data).expect("a directory");
     std::fs::set_permissions(&data, PermissionsExt::from_mode(0o500)).expect("permissions");
     if std::fs::write(data.join("x"), "").is_err() {
-        // root may write everywhere
+        // root can write everywhere
         assert_eq!(setup.spawn().wait().0, Some(73));
     }
 }

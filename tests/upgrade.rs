@@ -1,9 +1,10 @@
-//! The data directory of an older gateway: what was accepted, subscribed, retained and promised there is found by this one.
+//! This gateway reads the data directory of an older one, with all accepted messages, subscriptions, retained messages and
+//! promises.
 //!
-//! `fixtures/data_40a2f34.tar.gz` is the directory of the gateway of commit 40a2f34, killed with kill -9 while these
-//! existed: sessions with subscriptions of every kind and messages that wait for them, one of them of a user; a message in flight
-//! at QoS 2 that its client had received but not completed; retained messages, changed and cleared; the will of a connected
-//! client; a cursor of an upstream and what waits for it since.
+//! `fixtures/data_40a2f34.tar.gz` is the data directory of the gateway of commit 40a2f34, which was killed with kill -9. It
+//! contains sessions with subscriptions of every kind and with waiting messages, one of them of a user; a message in flight
+//! at QoS 2 that its client had received but not completed; changed and cleared retained messages; the will of a connected
+//! client; and a cursor of an upstream with the messages that wait after it.
 
 #![allow(clippy::unwrap_used)]
 
@@ -24,7 +25,7 @@ fn config(upstream: u16) -> String {
     )
 }
 
-/// Today's gateway on that directory.
+/// Starts this version of the gateway with that directory.
 fn upgraded() -> (Gateway, u16) {
     let upstream = support::free_port();
     let setup = Setup::default().config(&config(upstream));

@@ -1,5 +1,5 @@
-//! Delivery to an upstream that is played by the test, packet by packet: the window, what a crash repeats, what is left of
-//! an expiry interval, and what becomes of messages that the upstream does not take.
+//! Delivery to an upstream that the test plays, packet by packet: the window, the messages that a crash repeats, the rest
+//! of an expiry interval, and messages that the upstream does not accept.
 
 #![allow(clippy::unwrap_used)]
 
@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use support::packet::{Packet, V5, V311, packet, publish};
 use support::{Connect, Gateway, Lookup, PATIENCE, Properties, Publish, Setup, http, wait_until};
 
-/// Where the gateway connects to.
+/// The upstream to which the gateway connects.
 struct Upstream {
     listener: TcpListener,
 }
@@ -60,11 +60,11 @@ impl Upstream {
 
 impl Link {
     fn write(&mut self, bytes: &[u8]) {
-        // whoever was killed does not take it
+        // a killed gateway does not read it
         let _ = self.stream.write_all(bytes);
     }
 
-    /// The next packet; `None` at the end.
+    /// The next packet; `None` at the end of the connection.
     fn read(&mut self) -> Option<Packet> {
         let mut chunk = [0; 16 * 1024];
         loop {
@@ -94,7 +94,7 @@ impl Link {
         }
     }
 
-    /// The next PUBLISH; `None` at the end.
+    /// The next PUBLISH; `None` at the end of the connection.
     fn try_next(&mut self) -> Option<Publish> {
         loop {
             match self.read()? {
@@ -114,13 +114,13 @@ impl Link {
         self.write(&packet(0x40, &[&id.to_be_bytes(), reason]));
     }
 
-    /// Ends the connection so that everything written to it arrives: closing it with unread input would reset it.
+    /// Ends the connection so that everything written to it arrives. Closing it with unread input would reset it.
     fn close(mut self) {
         let _ = self.stream.shutdown(Shutdown::Write);
         while self.read().is_some() {}
     }
 
-    /// Nothing comes for a while, which is what it shall not.
+    /// Checks that no packet arrives for a while.
     fn is_silent(&mut self) -> bool {
         assert!(self.input.is_empty());
         self.stream.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
@@ -180,7 +180,7 @@ fn a_crash_repeats_what_was_under_way_and_what_was_acknowledged_since_the_last_c
             link.ack(message.id, 0);
         }
         gateway = gateway.kill().restart();
-        // what the dead one has sent counts: it arrived
+        // messages that the killed gateway has sent count, because they arrived
         while let Some(message) = link.try_next() {
             *times.entry(message.text().parse().unwrap()).or_default() += 1;
         }
@@ -198,8 +198,8 @@ fn a_crash_repeats_what_was_under_way_and_what_was_acknowledged_since_the_last_c
         link.ack(message.id, 0);
     }
     println!("crashes repeated {repeats:?} messages");
-    // 500 per cursor, the window, and what is acknowledged while a cursor is being written: on a disk that others keep busy that
-    // is more now and then
+    // 500 per cursor, the window, and the messages that are acknowledged while a cursor is being written, which are
+    // sometimes more on a busy disk
     repeats.sort_unstable();
     assert!(repeats[repeats.len() / 2] <= 500 + WINDOW + 250, "{repeats:?}");
 }
@@ -213,7 +213,7 @@ fn what_is_left_of_an_expiry_interval_goes_up() {
     for (text, seconds) in [("late", 1), ("in time", 600)] {
         publisher.publish_with("loft/a", text, 1, false, &Properties::new().four(2, seconds));
     }
-    // an expiry interval is seconds
+    // an expiry interval is in seconds
     wait_until("an expiry", || begin.elapsed() > Duration::from_millis(2_100));
     let mut link = upstream.accept(&Properties::new());
     let message = link.next();

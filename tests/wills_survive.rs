@@ -1,4 +1,5 @@
-//! Whoever is cut off with the gateway leaves its last will all the same: at the stop, or after the next start.
+//! If a client and the gateway are cut off together, the will of the client is published when the gateway stops, or after
+//! its next start.
 
 #![allow(clippy::unwrap_used)]
 
@@ -7,7 +8,7 @@ mod support;
 use support::packet::{Properties, V5, V31, V311};
 use support::{Client, Connect, Gateway};
 
-/// Gets what is published while it is away.
+/// A subscriber that later gets the messages that are published while it is away.
 fn watcher(port: u16) -> Client {
     Connect::new("watcher").persistent().open(port)
 }
@@ -18,12 +19,12 @@ fn watch(gateway: &Gateway) {
     watcher.disconnect();
 }
 
-/// Everything that was said so far is on disk once this is acknowledged.
+/// Publishes a message whose acknowledgement means that all earlier changes are on disk.
 fn settle(gateway: &Gateway) {
     Connect::new("settler").open(gateway.port).publish("settled", "x", 1, true);
 }
 
-/// The retained value of a topic for somebody who comes now.
+/// The retained message of a topic, as a new subscriber gets it.
 fn retained(gateway: &Gateway, topic: &str) -> Vec<String> {
     let mut client = Connect::new("reader").open(gateway.port);
     client.subscribe(topic, 1);
@@ -61,7 +62,7 @@ fn after_a_crash_wills_are_published_at_the_next_start() {
         node.publish(&format!("will/{version}"), "online", 1, true);
     }
     Connect::new("orderly").will("will/9", "offline", 1, true).open(gateway.port).disconnect();
-    // its id is free again only when all of that is done
+    // the client id is free again only when all of that is done
     Connect::new("orderly").open(gateway.port).disconnect();
     settle(&gateway);
     gateway = gateway.kill().restart();
@@ -69,7 +70,7 @@ fn after_a_crash_wills_are_published_at_the_next_start() {
         assert_eq!(retained(&gateway, &format!("will/{version}")), ["offline"]);
     }
     assert_eq!(retained(&gateway, "will/9"), [] as [&str; 0], "it had sent DISCONNECT");
-    // published is published
+    // a published will is not published again
     watch(&gateway);
     let mut watcher_now = watcher(gateway.port);
     watcher_now.drain();
@@ -94,7 +95,7 @@ fn after_a_crash_a_delay_begins_anew_and_its_client_may_come_back() {
     settle(&gateway);
     let gateway = gateway.kill().restart();
     let back = Connect::v5("back").clean(false).properties(session()).open(gateway.port);
-    // its delay is longer than that of the one that came back
+    // its delay is longer than that of the client that came back
     node("measure", 3).open(gateway.port).vanish();
     let mut watcher = watcher(gateway.port);
     let mut heard = Vec::new();

@@ -1,4 +1,4 @@
-//! How connections end: what either side has said before still counts.
+//! Ends of connections: packets that either side has sent before still count.
 
 use std::io::Write;
 use std::net::{Shutdown, TcpStream};
@@ -9,7 +9,7 @@ use crate::support::{Client, Connect, Gateway, Setup, contents, free_port};
 
 const ROUNDS: usize = 200;
 
-/// Sends all at once and closes; what the broker says is not waited for.
+/// Sends all packets at once and closes the connection without waiting for answers.
 fn throw(port: u16, parts: &[&[u8]]) {
     let mut socket = TcpStream::connect(("127.0.0.1", port)).unwrap();
     socket.write_all(&parts.concat()).unwrap();
@@ -89,7 +89,7 @@ fn what_was_sent_before_the_client_closed_is_read_even_if_it_takes_no_answers() 
         let messages: Vec<u8> = (1..=MESSAGES)
             .flat_map(|id| publish(b"t1", &[b'x'; 100], qos << 1, (qos > 0).then_some(id), None))
             .collect();
-        // its answers meet a closed socket, which resets the connection
+        // the broker's answers reach a closed socket, which resets the connection
         throw(gateway.port, &[&connect.encode(), &messages, DISCONNECT]);
         for _ in 0..MESSAGES {
             assert_eq!(watcher.receive().topic, "t1");
@@ -102,7 +102,7 @@ fn what_was_sent_before_the_client_closed_is_read_even_if_it_takes_no_answers() 
 fn the_newest_connection_has_the_client_id() {
     let gateway = Gateway::start();
     for _ in 0..ROUNDS {
-        // nothing of the first is awaited, not even that it is accepted
+        // no answer to the first client is awaited, not even its CONNACK
         let connect = Connect::v5("twin").encode();
         let mut first = TcpStream::connect(("127.0.0.1", gateway.port)).unwrap();
         first.write_all(&connect).unwrap();
@@ -112,7 +112,7 @@ fn the_newest_connection_has_the_client_id() {
     }
 }
 
-/// Sends without a pause until the other end does not take it any more.
+/// Sends without a pause until the other end no longer accepts bytes.
 fn flood(socket: &TcpStream, packet: &[u8]) -> std::thread::JoinHandle<()> {
     let mut socket = socket.try_clone().unwrap();
     let packets = packet.repeat(64);

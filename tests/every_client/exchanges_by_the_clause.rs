@@ -1,5 +1,5 @@
-//! Statements of the standards about what follows what: acknowledgements, sessions, subscriptions, wills.
-//! `docs/conformance.md` says which of them is held where.
+//! Statements of the standards about sequences of packets: acknowledgements, sessions, subscriptions, wills.
+//! `docs/conformance.md` lists the test of each statement.
 
 use std::collections::BTreeSet;
 use std::thread;
@@ -55,7 +55,7 @@ fn a_topic_alias_ends_with_its_connection() {
     client.send(&publish(b"", b"x", 2, Some(1), Some(&alias)));
     client.closed_with(0x82);
 
-    // and so do those that the broker has chosen
+    // the same holds for client ids that the broker has assigned
     let mut publisher = Connect::new("publisher").open(gateway.port);
     let subscriber =
         || Connect::v5("subscriber").persistent().properties(Properties::new().two(0x22, 1).four(0x11, 60));
@@ -78,7 +78,7 @@ fn a_packet_id_is_free_once_it_is_acknowledged() {
     for version in [V311, V5] {
         let section = (version == V5).then(Properties::new);
         let mut publisher = Connect::version(version, "publisher").open(gateway.port);
-        // DUP says nothing once the PUBACK has been sent, and is not handed on
+        // DUP has no meaning after the PUBACK was sent, and is not passed on
         for (flags, payload) in [(2, "1"), (10, "2"), (10, "3")] {
             publisher.send(&publish(b"a", payload.as_bytes(), flags, Some(9), section.as_ref()));
             assert_eq!(publisher.expect(4).id(), 9);
@@ -189,7 +189,7 @@ fn several_filters_are_like_several_packets() {
     publisher.publish("b", "kept", 1, true);
     for (version, refusal) in [(V311, 0x80), (V5, 0x87)] {
         let mut client = Connect::version(version, "client").open(gateway.port);
-        // the last word on a filter counts, and each has its answer in its place
+        // the last subscription to a filter counts, and the answers are in the order of the filters
         let filters = [("a", 0), ("b", 2), ("$SYS/#", 1), ("a", 1), ("c/+", 2)];
         assert_eq!(client.subscribe_all(&filters, &Properties::new()), [0, 2, refusal, 1, 2], "[MQTT-3.9.3-1]");
         publisher.publish("a", "x", 2, false);
@@ -282,7 +282,7 @@ fn retained_messages_outlive_the_session_of_their_publisher() {
 #[test]
 fn acknowledgements_come_in_the_order_of_the_messages() {
     let gateway = Gateway::start();
-    // some of the messages must be on disk before they are acknowledged, some need not
+    // only some of the messages must be on disk before they are acknowledged
     let mut sleeper = Connect::new("sleeper").persistent().open(gateway.port);
     sleeper.subscribe("kept", 2);
     for version in [V311, V5] {
@@ -370,11 +370,11 @@ fn what_a_member_has_begun_at_qos_2_stays_its_own() {
         publisher.publish("jobs", "more", 1, false);
         second.receive().text() == "more"
     });
-    // it is completed with the client that has it when that comes back [MQTT-4.8.2-4]
+    // the exchange is completed with the same client when it comes back [MQTT-4.8.2-4]
     let mut first = Connect::v5("first").persistent().open(gateway.port);
     let again = first.receive_unacked();
     assert_eq!((again.text(), again.id, again.dup), ("first's".into(), begun.id, true));
-    // and when its session ends, nobody else gets it [MQTT-4.8.2-5]
+    // when the session of this client ends, no other client gets the message [MQTT-4.8.2-5]
     first.disconnect_with(0, &Properties::new().four(0x11, 0));
     let rest: BTreeSet<String> = second.drain().iter().map(|message| message.text()).collect();
     assert!(!rest.contains("first's"), "{rest:?}");
@@ -387,7 +387,7 @@ fn what_a_member_refuses_is_not_given_to_another() {
     let mut publisher = Connect::new("publisher").open(gateway.port);
     publisher.publish("jobs", "1", 1, false);
     publisher.publish("jobs", "2", 2, false);
-    // both are the first member's before there is another that could take them
+    // the first member gets both messages before there is another member
     let messages = [first.receive_unacked(), first.receive_unacked()];
     let mut second = member(&gateway, "second");
     for (kind, message) in [0x40, 0x50].into_iter().zip(messages) {

@@ -1,11 +1,11 @@
-//! What a gateway does while nobody has anything to say.
+//! The work of a gateway while nobody sends messages.
 
 use std::thread::sleep;
 use std::time::Duration;
 
 use crate::support::{Client, Connect, Gateway};
 
-/// Several beats, so that what happens on every second or fifth one counts as well.
+/// The time of several beats, so that work on every second or fifth beat is included.
 const WINDOW: Duration = Duration::from_secs(20);
 
 #[test]
@@ -13,17 +13,17 @@ fn twenty_silent_clients_let_the_processor_sleep() {
     let gateway = Gateway::start();
     let clients: Vec<Client> = (0..20)
         .map(|number| {
-            // they ping now and then, as clients do
+            // the clients send pings from time to time
             let mut client = Connect::new(&format!("silent-{number}")).keep_alive(600).open(gateway.port);
             client.subscribe(&format!("node/{number}"), 0);
             client
         })
         .collect();
-    // what follows a start and a connection takes half a minute
+    // the work after a start and after connections takes half a minute
     let is_quiet = (0..6).any(|_| {
         let before = gateway.waits();
         sleep(WINDOW);
-        // a thread that has ended takes its own with it
+        // the figures of a thread that has ended are no longer counted
         let wakings = gateway.waits().saturating_sub(before);
         println!("{wakings} wakings in {WINDOW:?}");
         wakings <= WINDOW.as_secs()

@@ -1,4 +1,4 @@
-//! One port serves every client: MQTT 3.1, 3.1.1 and 5, over IPv4 and IPv6, with all that these versions promise.
+//! One port serves every client: MQTT 3.1, 3.1.1 and 5, over IPv4 and IPv6, with all features of these versions.
 
 #![allow(clippy::unwrap_used)]
 

@@ -1,9 +1,9 @@
-//! Statements of the standards about packets and their fields. `docs/conformance.md` says which of them is held where.
+//! Statements of the standards about packets and their fields. `docs/conformance.md` lists the test of each statement.
 
 use crate::support::packet::{Properties, V5, V311, binary, packet, publish};
 use crate::support::{Client, Connect, Gateway, Lookup, contents};
 
-/// A connected client sends this, and its connection ends: with MQTT 5 by a DISCONNECT with this reason.
+/// Checks that these bytes of a connected client end its connection, with MQTT 5 by a DISCONNECT with this reason.
 #[track_caller]
 fn ends_with(gateway: &Gateway, version: u8, bytes: &[u8], reason: u8) {
     let mut client = Connect::version(version, "wrong").open(gateway.port);
@@ -17,13 +17,13 @@ fn ends_with(gateway: &Gateway, version: u8, bytes: &[u8], reason: u8) {
     }
 }
 
-/// A CONNECT with these flags and this payload, with empty properties where the version has them.
+/// A CONNECT with these flags and this payload, and with empty properties if the version has them.
 fn connect(version: u8, flags: u8, payload: &[&[u8]]) -> Vec<u8> {
     let properties: &[u8] = if version == V5 { &[0] } else { &[] };
     packet(0x10, &[&binary(b"MQTT"), &[version, flags, 0, 0], properties, &payload.concat()])
 }
 
-/// The broker closes the connection, and sends at most a CONNACK that refuses.
+/// Checks that the broker closes the connection, and sends at most a CONNACK with a refusal.
 #[track_caller]
 fn is_no_client(gateway: &Gateway, bytes: &[u8]) {
     let mut client = Client::raw(gateway.port, V311);
@@ -159,7 +159,7 @@ fn strings_are_utf_8_without_nul() {
 fn names_are_compared_as_they_stand() {
     let gateway = Gateway::start();
     let mut publisher = Connect::new("publisher").open(gateway.port);
-    // the same to the eye: another composition, a byte order mark, another case, one slash more
+    // names that look alike: another composition, a byte order mark, another case, and one more slash
     let names = ["\u{c5}", "A\u{30a}", "a", "\u{feff}a", "A", "a/", "/a", "a//"];
     for filter in names {
         let mut subscriber = Connect::new("subscriber").open(gateway.port);
@@ -223,7 +223,7 @@ fn packets_without_what_they_must_have() {
             ends_with(&gateway, version, &bytes, reason);
         }
     }
-    // a topic of no length, in a filter and in a message
+    // an empty topic, in a filter and in a message
     ends_with(&gateway, V311, &packet(0x82, &[&[0, 1, 0, 0, 0]]), 0);
     ends_with(&gateway, V311, &packet(0x30, &[&[0, 0], b"x"]), 0);
     let mut client = Connect::v5("empty").open(gateway.port);
@@ -301,7 +301,7 @@ fn the_broker_s_packet_ids_are_unused_ones() {
 fn nothing_larger_than_the_client_takes_is_sent() {
     let gateway = Gateway::start();
     let most = |size| Connect::v5("small").properties(Properties::new().four(0x27, size));
-    // not even a CONNACK fits: nothing comes, and no will is left by a client that was never accepted
+    // if not even a CONNACK fits, nothing is sent, and the will of a client that was never accepted is not published
     let mut watcher = Connect::new("watcher").open(gateway.port);
     watcher.subscribe("will", 1);
     let mut client = Client::raw(gateway.port, V5);
@@ -313,7 +313,7 @@ fn nothing_larger_than_the_client_takes_is_sent() {
     let filters: Vec<u8> = (0..80u8).flat_map(|number| [0, 1, b'0' + number % 40, 0]).collect();
     client.send(&packet(0x82, &[&[0, 1, 0], &filters]));
     client.closed_with(0x95);
-    // a retained message, and one at QoS 2, are as if they had been delivered
+    // a retained message and one at QoS 2 count as delivered
     let mut publisher = Connect::v5("publisher").open(gateway.port);
     publisher.publish("kept", [b'x'; 100], 1, true);
     let mut client = most(64).open(gateway.port);
@@ -326,7 +326,7 @@ fn nothing_larger_than_the_client_takes_is_sent() {
 #[test]
 fn what_a_client_does_not_ask_for_does_not_come() {
     let gateway = Gateway::with("[broker.anonymous]\npublish = [\"open/#\", \"fence/#\"]");
-    // no problem information, but response information is asked for, which this broker does not have
+    // the client wants no problem information but asks for response information, which this broker does not have
     let properties = Properties::new().byte(0x17, 0).byte(0x19, 1);
     let (mut client, connack) = Connect::v5("client").properties(properties).open_with(gateway.port);
     for id in [0x1a, 0x15, 0x16] {

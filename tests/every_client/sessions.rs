@@ -143,7 +143,7 @@ fn a_version_5_session_lives_as_long_as_its_expiry_says() {
     assert!(connack.present);
     let mut watcher = Connect::new("watcher").open(gateway.port);
     watcher.subscribe("will", 1);
-    // the end of the session is heard: it is the end of the will's delay too
+    // the will shows the end of the session, because the session's end is also the end of the will's delay
     client.disconnect_with(0x04, &Properties::new().four(0x11, 1));
     assert_eq!(watcher.receive().text(), "over");
     assert!(!connect(1).open_with(gateway.port).1.present, "DISCONNECT has cut it to one second");

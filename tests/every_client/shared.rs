@@ -24,7 +24,7 @@ fn the_group_shares_the_messages() {
     }
     assert_eq!(everybody.drain().len(), 300, "others get all of them as ever");
     let mut shares = [const { Vec::<u32>::new() }; 3];
-    // who does not take its messages holds up its share only
+    // a member that does not read holds up only its own share
     wait_until("all messages have been taken", || {
         for (worker, share) in workers.iter_mut().zip(&mut shares) {
             share.extend(worker.drain().iter().map(|message| message.text().parse::<u32>().unwrap()));

@@ -1,4 +1,4 @@
-//! How large packets may be, and what everything that is being received may take together.
+//! The sizes of packets, and the memory of all packets that are being received.
 
 use crate::support::packet::{Properties, publish};
 use crate::support::{Client, Connect, Gateway, Lookup, Setup, http};
@@ -20,7 +20,7 @@ fn two_mebibytes_fit_unless_less_is_configured() {
     let mut later = Connect::new("later").open(gateway.port);
     later.subscribe("bridge/#", 2);
     assert!(later.receive().payload == payload, "and so does the retained store");
-    // and again, so that what was taken has been given back
+    // a second time, which shows that the memory was freed
     for _ in 0..20 {
         publisher.publish("other", &payload, 1, false);
     }
@@ -50,7 +50,7 @@ fn being_cut_off_for_size_is_a_warning_with_all_that_helps() {
     let gateway = Gateway::with("[broker]\nmax_packet_size = \"4 KiB\"");
     let mut client = Connect::v5("zigbee2mqtt").open(gateway.port);
     let packet = publish(b"bridge/devices", &[b'x'; 5000], 0, None, Some(&Properties::new()));
-    // some clients send the head alone: it must not hide the topic
+    // some clients send the head separately, and the topic must be reported nevertheless
     client.send(&packet[..3]);
     client.send(&packet[3..]);
     client.closed_with(0x95);
@@ -61,7 +61,7 @@ fn being_cut_off_for_size_is_a_warning_with_all_that_helps() {
     }
 }
 
-/// A client that has begun a packet and does not end it.
+/// A client that has begun a packet and does not complete it.
 fn half(port: u16, id: &str) -> Client {
     let mut client = Connect::new(id).keep_alive(0).open(port);
     client.send(&publish(b"a", &vec![b'x'; 2_000_000], 0, None, None)[..100_000]);
@@ -73,7 +73,7 @@ fn packets_that_do_not_end_hold_nobody_up_for_ever() {
     let gateway = Gateway::start();
     let halves: Vec<Client> = (0..20).map(|number| half(gateway.port, &format!("half-{number}"))).collect();
     let mut client = Connect::new("whole").open(gateway.port);
-    // what is small asks for nothing
+    // small packets need none of the shared memory
     client.publish("small", [b'x'; 60_000], 1, false);
     client.publish("large", vec![b'x'; 1_000_000], 1, false);
     let line = gateway.wait_for_line("has held memory for a large packet");

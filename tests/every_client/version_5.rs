@@ -33,7 +33,7 @@ fn properties_pass_through_unchanged() {
         (0x09, Value::Text(vec![0, 255, 7])),
     ];
     assert_eq!(received, expected);
-    // who speaks an older version gets the message without them
+    // a client with an older version gets the message without properties
     let mut old = Connect::new("old").open(gateway.port);
     old.subscribe("a", 1);
     publisher.publish_with("a", "{}", 1, false, &properties);
@@ -156,7 +156,7 @@ fn an_exchange_counts_once_towards_the_receive_maximum() {
             let answer = client.expect(5);
             assert_eq!((answer.id(), answer.reason()), (id, 0));
         }
-        // releases of what is unknown are no exchanges, and those of what is known give their room back when answered
+        // releases of unknown packet ids are no exchanges, and those of known ones free their room when they are answered
         let releases: Vec<u8> = (1..=maximum + 500).flat_map(|id| packet(0x62, &[&id.to_be_bytes()])).collect();
         client.send(&releases);
         for id in 1..=maximum + 500 {
@@ -203,7 +203,7 @@ fn messages_expire_on_their_way() {
     for (payload, expiry) in [("short", 1), ("long", 600)] {
         publisher.publish_with("a", payload, 1, false, &Properties::new().four(0x02, expiry));
     }
-    // a later one with the same time to live tells when the first is over
+    // a later message with the same expiry interval shows when the first has expired
     publisher.publish_with("clock", "x", 1, true, &Properties::new().four(0x02, 1));
     wait_until("the message expires", || {
         publisher.subscribe("clock", 0);

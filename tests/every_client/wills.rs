@@ -83,7 +83,7 @@ fn a_will_waits_for_its_delay() {
 
     delayed(3, "never").open(gateway.port).vanish();
     let back = Connect::v5("a").clean(false).properties(Properties::new().four(0x11, 60)).open(gateway.port);
-    // longer than the delay: an own delayed will of another client measures it
+    // a delayed will of another client measures a time that is longer than the delay
     let other = Properties::new().four(0x18, 4);
     let other = Connect::v5("b").properties(Properties::new().four(0x11, 60)).will_with("will/b", "x", 1, false, other);
     other.open(gateway.port).vanish();

@@ -1,4 +1,4 @@
-//! Many of everything: memory stays within bounds, and what has gone is given back.
+//! Large numbers of connections, sessions, topics and filters: memory stays within limits, and is freed afterwards.
 
 use std::net::TcpStream;
 
@@ -6,14 +6,14 @@ use super::assert_it_serves;
 use crate::support::packet::{Properties, publish};
 use crate::support::{Client, Connect, Gateway, wait_until};
 
-/// For a debug build, in KiB.
+/// The limit of memory for a debug build, in KiB.
 const MOST: u64 = 80 << 10;
 
-/// For a debug build, in KiB: what is left of ten thousand clients or of two hundred thousand topics. That no byte of them
-/// stays in use is seen by `live_bytes_return`; this is what the system's allocator makes of it.
+/// The memory that may remain after ten thousand clients or two hundred thousand topics, for a debug build, in KiB. It is
+/// kept by the system's allocator, because `live_bytes_return` checks that no byte of them stays in use.
 const MOST_OF_WHAT_HAS_GONE: u64 = 36 << 10;
 
-/// Memory never took more than this; `rss` is shown, what it was meanwhile.
+/// Checks that the gateway never took more memory than this. `rss` has intermediate figures, which are shown on a failure.
 #[track_caller]
 fn assert_at_most(gateway: &Gateway, bound: u64, rss: &[u64]) {
     let most = gateway.memory_kib("VmHWM");
@@ -62,7 +62,7 @@ fn half_open_sockets_by_the_hundred() {
     let mut gateway = Gateway::with("[broker]\nmax_connections = 100");
     let silent: Vec<TcpStream> =
         (0..400).map(|_| TcpStream::connect(gateway.address()).expect("the port is open")).collect();
-    // those beyond the bound are dropped at once, the others when their time to say CONNECT is over
+    // connections beyond the limit are dropped at once, and the others when their time for CONNECT is over
     wait_until("a client gets in", || {
         let mut client = Client::raw(gateway.port, crate::support::packet::V311);
         client.try_send(&Connect::new("patient").encode()) && client.try_read().is_some()
@@ -131,7 +131,7 @@ fn a_hundred_thousand_distinct_topics() {
     subscriber.subscribe("kept/#", 1);
     let kept = subscriber.drain().len();
     assert_eq!(kept, 10_000, "broker.max_retained, beside which $SYS is kept");
-    // those that are there can change, and MQTT 5 can say what does not fit
+    // existing retained messages can change, and MQTT 5 clients are told when a message does not fit
     let mut client = Connect::v5("modern").open(gateway.port);
     assert_eq!(client.publish("kept/0/x", "new", 1, true), 0);
     for qos in [1, 2] {
@@ -141,11 +141,11 @@ fn a_hundred_thousand_distinct_topics() {
     assert_it_serves(&mut gateway);
 }
 
-/// For a debug build, in KiB: what ten thousand filters take while they are there, and nothing for those that have gone.
+/// The limit for a debug build in KiB, with ten thousand filters in use and none left of earlier clients.
 const MOST_WITH_FILTERS: u64 = 40 << 10;
 
-/// That no byte of them stays in use is seen by `live_bytes_return`; this is what the system's allocator makes of it.
-/// `ROUNDS=1000` for more.
+/// Checks how much memory the system's allocator keeps. `live_bytes_return` checks that no byte stays in use. `ROUNDS=1000`
+/// makes more rounds.
 #[test]
 fn ten_thousand_distinct_filters() {
     let rounds = std::env::var("ROUNDS").ok().and_then(|text| text.parse().ok()).unwrap_or(60);

@@ -1,5 +1,5 @@
-//! Hostile and unlucky clients cost themselves their connection and nobody else anything: the gateway serves on, within its
-//! memory.
+//! Hostile and faulty clients lose their own connections and do not affect others: the gateway continues to serve, within
+//! its limits of memory.
 
 #![allow(clippy::unwrap_used)]
 
@@ -15,11 +15,11 @@ mod worst;
 
 use support::{Connect, Gateway};
 
-/// Numbers that look random and are the same in every run.
+/// Pseudo-random numbers that are the same in every run.
 pub struct Random(pub u64);
 
 impl Random {
-    /// Any of them.
+    /// The next number.
     pub fn number(&mut self) -> u64 {
         self.0 ^= self.0 << 13;
         self.0 ^= self.0 >> 7;
@@ -27,24 +27,24 @@ impl Random {
         self.0
     }
 
-    /// One below this.
+    /// A number below this one.
     pub fn below(&mut self, bound: usize) -> usize {
         (self.number() % bound as u64) as usize
     }
 
-    /// That many bytes.
+    /// This many bytes.
     pub fn bytes(&mut self, count: usize) -> Vec<u8> {
         (0..count).map(|_| self.number() as u8).collect()
     }
 }
 
-/// Two clients talk as if nothing had happened, and the log knows of no panic.
+/// Checks that two clients can exchange messages as usual, and that the log has no panic.
 #[track_caller]
 pub fn assert_it_serves(gateway: &mut Gateway) {
     assert_it_serves_but(gateway, &[]);
 }
 
-/// The same, where errors that say one of these are to be expected.
+/// The same, if errors with one of these texts are expected.
 #[track_caller]
 pub fn assert_it_serves_but(gateway: &mut Gateway, expected: &[&str]) {
     let mut subscriber = Connect::v5("good-subscriber").open(gateway.port);
@@ -71,7 +71,7 @@ fn a_reset_before_connack_and_back_with_the_same_id() {
         client.send(&Connect::new("same").clean(round % 2 == 0).encode());
         client.reset();
     }
-    // those that were read before they were reset are still on their way, and take the id over
+    // connections that were read before they were reset are still being processed, and take over the id
     support::wait_until("the client stays", || {
         let mut client = Connect::new("same").open_eventually(gateway.port);
         client.try_send(&[0xc0, 0]) && client.try_read().is_some()
@@ -82,7 +82,7 @@ fn a_reset_before_connack_and_back_with_the_same_id() {
 #[test]
 fn odd_client_ids_are_ids_like_others() {
     let mut gateway = Gateway::start();
-    // with all that CONNECT has beside it, within the 64 KiB that are taken before a client has said who it is
+    // together with the rest of CONNECT, within the 64 KiB that are accepted before login
     let long = "x".repeat(65_000);
     for id in ["a/b", "/", "+", "#", "a b", "été", "日本", "$SYS/x", "../../etc/passwd", "session/a", &long] {
         for connect in [Connect::new(id), Connect::v5(id), Connect::v5(id).persistent()] {

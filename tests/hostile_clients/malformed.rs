@@ -1,4 +1,4 @@
-//! Packets that are none.
+//! Malformed packets.
 
 use std::time::Instant;
 
@@ -31,7 +31,7 @@ fn wrong_everywhere() -> Vec<Vec<u8>> {
     for topic in [&b"+"[..], b"a/#", b"#", b"a\0b", b"\xff\xfe", b"\xed\xa0\x80", b"a+"] {
         all.push(publish(topic, b"x", 0, None, None));
     }
-    // what only servers send
+    // packets that only servers send
     all.extend([0x20, 0x90, 0xb0, 0xd0].map(|first| vec![first, 2, 0, 0]));
     all
 }
@@ -47,7 +47,7 @@ fn every_malformed_packet_ends_its_connection_only() {
             }
             let mut client = Connect::version(version, "broken").open(gateway.port);
             client.send(&bytes);
-            // whatever was meant: what follows is not read any more
+            // no byte after the malformed packet is read
             client.try_send(&[0xff; 8]);
             let last = client.closed();
             assert!(last.iter().all(|packet| packet.kind() == 14), "{bytes:x?} is answered with {last:?}");
@@ -71,7 +71,7 @@ fn one_bad_client_does_not_fill_the_log() {
     }
     Connect::new("old").open(gateway.port).publish(&deep, "not taken, and MQTT 3 cannot say so", 1, false);
     gateway.wait_for_lines("more than 200 levels", 2);
-    // one line more says how many have none
+    // one more line has the number of those without a line
     for number in 0..30 {
         let mut client = Connect::v5(&format!("evil-{number}")).open(gateway.port);
         client.send(b"\xf1\0");
@@ -80,7 +80,7 @@ fn one_bad_client_does_not_fill_the_log() {
     gateway.wait_for_lines("more of what clients did wrong than has lines here", 1);
     let (_, log) = gateway.stop();
     let lines = |text: &str| log.iter().filter(|line| line.contains(text)).count();
-    // sixteen lines of one address in a minute, two of them about levels: on a slow machine this takes more than one
+    // sixteen lines for one address in a minute, two of them about levels; on a slow machine this takes more than a minute
     let minutes = 1 + begin.elapsed().as_secs() as usize / 60;
     let (violations, levels) = (lines("protocol violation"), lines("levels"));
     assert!((14..=16 * minutes - 2).contains(&violations) && (2..=2 * minutes).contains(&levels), "{log:?}");
@@ -133,7 +133,7 @@ fn random_bytes_before_and_after_connect() {
             Client::raw(gateway.port, V311)
         } else {
             let version = [V31, V311, V5][random.below(3)];
-            // a first byte that passes makes for deeper trouble
+            // a valid first byte leads to errors later in the packet
             bytes[0] = [0x30, 0x32, 0x34, 0x3d, 0x82, 0xa2, 0x40, 0x50, 0x62, 0x70, 0xe0, 0xf0][random.below(12)];
             if len > 1 {
                 bytes[1] = (len - 2).min(127) as u8;

@@ -1,5 +1,5 @@
-//! Small packets that ask for much: memory is paid by what is there, and not by how often it is asked for, and time by whoever
-//! takes it.
+//! Small packets that cause much work: memory depends on the existing data and not on the number of requests, and only the
+//! client that takes much time has to wait.
 
 use std::collections::HashSet;
 use std::sync::mpsc;
@@ -10,7 +10,7 @@ use super::assert_it_serves;
 use crate::support::packet::{Properties, publish, subscribe};
 use crate::support::{Client, Connect, Gateway};
 
-/// For a debug build, in KiB.
+/// The limit of memory for a debug build, in KiB.
 const MOST: u64 = 80 << 10;
 
 #[track_caller]
@@ -34,7 +34,7 @@ fn one_filter_sixty_thousand_times_selects_each_retained_message_once() {
     let mut greedy = Connect::v5("greedy").open(gateway.port);
     let granted = greedy.subscribe_all(&vec![("#", 0); 60_000], &Properties::new());
     assert_eq!(granted, vec![0; 60_000]);
-    // what is live comes behind what was retained
+    // live messages come after the retained ones
     publisher.publish("end", "live", 1, false);
     let mut seen = HashSet::new();
     loop {
@@ -79,7 +79,7 @@ fn a_thousand_groups_hand_a_client_no_more_than_its_queue_holds() {
         publisher.publish(&format!("large/{number}"), vec![b'x'; 200_000], 1, false);
     }
     assert_small(&gateway);
-    // what its queue had no room for comes when it has
+    // messages without room in its queue come when there is room
     let came: HashSet<String> = (0..count).map(|_| member.receive().topic).collect();
     assert_eq!(came.len(), count);
     assert_small(&gateway);
@@ -103,14 +103,14 @@ fn filters_of_two_hundred_levels_are_as_large_as_they_are_long() {
     assert_it_serves(&mut gateway);
 }
 
-/// Messages that two go on exchanging beside whoever makes much work.
+/// The number of messages that two clients exchange while a greedy client causes much work.
 const INNOCENT: usize = 5;
 const PUBLISH: u8 = 3;
-/// How long all the turns of a greedy client may take.
+/// The longest time for all turns of a greedy client.
 const PATIENCE: Duration = Duration::from_secs(120);
 
-/// Sends this to the gateway in one go, and sees that others do not wait until that is done with: their messages come and go
-/// before the greedy client gets a packet of the kind that comes last.
+/// Sends these bytes to the gateway at once, and checks that others do not wait until they are processed: others exchange
+/// their messages before the greedy client gets the last kind of packet.
 #[track_caller]
 fn others_go_on(gateway: &Gateway, mut greedy: Client, burst: &[u8], last: u8) {
     let mut reader = Connect::new("reader").open(gateway.port);
@@ -129,7 +129,7 @@ fn others_go_on(gateway: &Gateway, mut greedy: Client, burst: &[u8], last: u8) {
     }
     let others_were_first = is_done.try_recv().is_err();
     assert!(others_were_first, "others have waited for all of it");
-    // and it is done with in the end
+    // and all requests are processed in the end
     is_done.recv_timeout(PATIENCE).expect("the greedy client has its turns");
     waiting.join().unwrap();
 }

@@ -7,7 +7,7 @@ use super::assert_it_serves;
 use crate::support::packet::{Properties, publish};
 use crate::support::{Connect, Gateway};
 
-/// A subscriber that takes nothing is cut off after half a minute.
+/// The longest wait: a subscriber that reads nothing is disconnected after half a minute.
 const CUT_OFF: Duration = Duration::from_secs(60);
 
 #[test]
@@ -73,7 +73,7 @@ fn a_subscriber_that_never_acknowledges_is_bounded() {
     assert_it_serves(&mut gateway);
 }
 
-/// Round trips of a pair of clients on a topic of their own until told to stop.
+/// Measures round trips of a pair of clients on a topic of their own until it is told to stop.
 fn pair(port: u16, over: &AtomicBool) -> Vec<Duration> {
     let mut reader = Connect::new("innocent-reader").open(port);
     reader.subscribe("innocent/#", 1);
@@ -90,7 +90,7 @@ fn pair(port: u16, over: &AtomicBool) -> Vec<Duration> {
     times
 }
 
-/// Fills the queue of a reader that does not read, which connects anew again and again, under the same name or others.
+/// Fills the queue of a subscriber that does not read and connects again and again, under the same client id or others.
 fn wedge(port: u16, over: &AtomicBool, same_name: bool) {
     let mut publisher = Connect::new("wedge-publisher").open(port);
     let burst = publish(b"wedge", &[b'x'; 1000], 0, None, None).repeat(200);
@@ -100,7 +100,7 @@ fn wedge(port: u16, over: &AtomicBool, same_name: bool) {
         let name = if same_name { "wedged".to_owned() } else { format!("wedged-{number}") };
         let mut reader = Connect::new(&name).open(port);
         reader.subscribe("wedge", 0);
-        // more than the sockets and its queue take
+        // more than the sockets and the queue can hold
         for _ in 0..60 {
             if over.load(Ordering::Relaxed) || !publisher.try_send(&burst) {
                 return;

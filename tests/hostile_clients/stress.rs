@@ -1,4 +1,4 @@
-//! All of it at once.
+//! All kinds of hostile clients at the same time.
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -12,7 +12,7 @@ use crate::support::{Client, Connect, Gateway};
 const THREADS: u64 = 16;
 const LENGTH: Duration = Duration::from_secs(30);
 
-/// A connection that nothing is expected of.
+/// A connection whose answers are ignored.
 struct Rascal(TcpStream);
 
 impl Rascal {
@@ -34,13 +34,13 @@ impl Rascal {
 
 impl Drop for Rascal {
     fn drop(&mut self) {
-        // a reset: thousands of orderly ends would use up the ports of this host
+        // a reset, because thousands of orderly ends would use up the ports of this host
         let _ = socket2::SockRef::from(&self.0).set_linger(Some(Duration::ZERO));
     }
 }
 
 fn connect(random: &mut Random) -> Connect {
-    // few ids, so that they take over from each other
+    // few client ids, so that the clients take over each other's sessions
     let connect = Connect::version([V31, V311, V5][random.below(3)], &format!("rascal/{}", random.below(40)));
     let connect = if random.below(3) == 0 { connect.persistent() } else { connect };
     if random.below(3) == 0 { connect.will(topic(random), "will", random.below(3) as u8, true) } else { connect }
@@ -121,7 +121,7 @@ fn one_life(port: u16, random: &mut Random) {
     }
 }
 
-/// Two well-behaved clients that must not notice anything; returns how many messages they exchanged.
+/// Runs two well-behaved clients that must not notice anything. Returns the number of exchanged messages.
 fn converse(port: u16, over: &AtomicBool) -> u32 {
     let mut subscriber: Client = Connect::v5("good/subscriber").open(port);
     subscriber.subscribe("good/#", 1);
@@ -161,8 +161,8 @@ fn sixteen_threads_of_mischief() {
     assert!(exchanged > 100, "{exchanged} messages");
     let rss = gateway.memory_kib("VmHWM");
     assert!(rss < 150 << 10, "{rss} KiB");
-    // As guests their changes of sessions wait in the end. Then nobody is left in a shared subscription to take what comes, and
-    // sessions that could not be ended collect more than they may; what others lose would still be seen.
+    // The changes of the guests' sessions have to wait in the end. A shared subscription may then have no members to receive
+    // messages, and sessions that could not be ended may exceed their limits. Losses of others would still be noticed.
     let theirs = ["shared subscription g/# has lost its oldest messages", "the session of client rascal/"];
     assert_it_serves_but(&mut gateway, &theirs);
 }

@@ -1,5 +1,5 @@
-//! As many clients as are let in, each of which takes as much memory as it can, all at once: together they stay within what the
-//! systemd unit allows on the smallest Pi, and others do not notice.
+//! As many clients as are accepted, each of which takes as much memory as it can at the same time. Together they stay
+//! within the memory that the systemd unit allows on the smallest Pi, and others do not notice.
 
 use std::io::Write;
 use std::net::TcpStream;
@@ -12,14 +12,15 @@ use crate::support::broker::{Setup, password_hash};
 use crate::support::packet::{Properties, publish};
 use crate::support::{Client, Connect, Gateway, wait_until};
 
-/// In KiB, for a debug build: the unit allows 60 % of what a Zero has beside its graphics, which are 280 MiB.
+/// The limit for a debug build in KiB. The unit allows 60 % of the memory that a Zero has beside its graphics, which are
+/// 280 MiB.
 const MOST: u64 = 260 << 10;
 const LARGE: usize = 100_000;
 const LARGEST: usize = 2_000_000;
 const LARGEST_WILL: usize = 60_000;
 const PASSWORD: &str = "correct horse";
 
-/// A socket that takes little that is not read.
+/// A socket with a small receive buffer.
 fn small_socket(port: u16) -> TcpStream {
     let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
     socket.set_recv_buffer_size(4096).unwrap();
@@ -27,7 +28,7 @@ fn small_socket(port: u16) -> TcpStream {
     TcpStream::from(socket)
 }
 
-/// Clients that do their worst, as guests or as a user.
+/// Clients that take as much memory as they can, as guests or as a user.
 struct Villains<'a> {
     gateway: &'a Gateway,
     user: Option<&'a str>,
@@ -40,7 +41,7 @@ impl<'a> Villains<'a> {
         Villains { gateway, user, count: 0, clients: Vec::new() }
     }
 
-    /// With the largest will, on a socket that takes little.
+    /// Connects with the largest will, and with a small receive buffer.
     fn open(&mut self, change: impl FnOnce(Connect) -> Connect) -> Client {
         self.count += 1;
         let connect = Connect::v5(&format!("villain-{}", self.name())).keep_alive(0);
@@ -62,7 +63,7 @@ impl<'a> Villains<'a> {
         println!("{} {what}: {rss} KiB, {most} KiB at most", self.user.unwrap_or("guests"));
     }
 
-    /// Each has a full queue of its own, and reads nothing.
+    /// Clients with full queues that read nothing.
     fn do_not_read(&mut self, count: usize) {
         let mut topics = Vec::new();
         for _ in 0..count {
@@ -84,7 +85,7 @@ impl<'a> Villains<'a> {
         self.said("do not read");
     }
 
-    /// Each reads what comes and acknowledges nothing, or of QoS 2 only the first half.
+    /// Clients that read all messages and acknowledge nothing, or only the first half of QoS 2.
     fn do_not_acknowledge(&mut self, count: usize, is_persistent: bool) {
         let mut publisher = self.open(|connect| connect);
         for at in 0..count {
@@ -107,20 +108,20 @@ impl<'a> Villains<'a> {
         self.said(if is_persistent { "persistent, do not acknowledge" } else { "do not acknowledge" });
     }
 
-    /// All but the end of the largest packet there is.
+    /// Clients that send all but the end of the largest packet.
     fn begin_packets(&mut self, count: usize) {
         let whole = publish(b"half", &vec![b'x'; LARGEST], 0x30, None, Some(&Properties::new()));
         for _ in 0..count {
             let mut client = self.open(|connect| connect);
             client.socket.set_nonblocking(true).unwrap();
-            // the sockets take much of what the gateway does not read yet
+            // the sockets hold many of the bytes that the gateway does not read yet
             let _ = client.try_send(&whole[..whole.len() - 10]);
             self.clients.push(client);
         }
         self.said("half packets");
     }
 
-    /// As many and as long filters, and topics behind aliases both ways, as one may have.
+    /// Clients with the greatest number and length of filters, and of topics behind aliases in both directions.
     fn subscribe_at_length(&mut self, count: usize) {
         for _ in 0..count {
             let mut client = self.open(|connect| connect.properties(Properties::new().two(0x22, u16::MAX)));
@@ -144,7 +145,7 @@ impl<'a> Villains<'a> {
         self.said("filters and aliases");
     }
 
-    /// A thousand shared subscriptions each, and something large for all of them.
+    /// Clients with a thousand shared subscriptions each, and large messages for all of them.
     fn share(&mut self, count: usize) {
         for _ in 0..count {
             let mut client = self.open(|connect| connect);
@@ -162,7 +163,7 @@ impl<'a> Villains<'a> {
         self.said("shared subscriptions");
     }
 
-    /// Retained messages up to the bound.
+    /// Retained messages up to the limit.
     fn retain(&mut self) {
         let mut client = self.open(|connect| connect);
         for at in 0..12 {
@@ -174,7 +175,7 @@ impl<'a> Villains<'a> {
     }
 }
 
-/// What is asked for by HTTP and not taken, and what is begun and not sent to its end.
+/// Answers by HTTP that are not read, and requests that are not complete.
 fn ask(http: u16) -> Vec<TcpStream> {
     let body = [
         &b"PUT /api/v1/topics/half HTTP/1.1\r\nHost: localhost\r\nContent-Length: 2000000\r\n\r\n"[..],
@@ -208,7 +209,7 @@ fn ask(http: u16) -> Vec<TcpStream> {
     sockets
 }
 
-/// Round trips of a pair of clients until told to stop.
+/// Measures round trips of a pair of clients until it is told to stop.
 fn converse(port: u16, user: Option<&str>, over: &AtomicBool, count: &AtomicU32) {
     let named = |name: &str| match user {
         Some(user) => Connect::v5(name).login(user, PASSWORD),
@@ -241,10 +242,10 @@ fn the_worst_of_all_at_once_stays_within_the_memory_of_a_zero() {
             let over = &over;
             scope.spawn(move || converse(port, user, over, count));
         }
-        // whatever fails here, the pairs come to their end
+        // the pairs end even if a check fails here
         let _end = End(&over);
         do_their_worst(&gateway, http);
-        // in the midst of it, others go on
+        // others are served meanwhile
         for count in &counts {
             let before = count.load(Ordering::Relaxed);
             wait_until("others go on", || count.load(Ordering::Relaxed) > before + 20);
@@ -256,7 +257,7 @@ fn the_worst_of_all_at_once_stays_within_the_memory_of_a_zero() {
     assert_it_serves_but(&mut gateway, &["has lost its oldest messages"]);
 }
 
-/// Tells those who talk that it is over.
+/// Tells the pairs to stop when it is dropped.
 struct End<'a>(&'a AtomicBool);
 
 impl Drop for End<'_> {
@@ -274,12 +275,12 @@ fn do_their_worst(gateway: &Gateway, http: u16) {
         villains.do_not_acknowledge(3 * part, true);
         villains.share(part);
         villains.do_not_read(20 * part);
-        // takes all filters that it may have, so that nobody else gets any: that is the last
+        // this comes last, because it takes all filters, so that nobody else gets any
         villains.subscribe_at_length(4 * part);
     }
     let sockets = ask(http);
     all[0].said("and HTTP");
-    // what they are about to be sent is on its way
+    // the messages for them are on their way
     wait_until("answers wait", || sockets.iter().filter(|socket| socket.peek(&mut [0; 1]).is_ok()).count() > 100);
     let mut publisher = all[0].open(|connect| connect);
     for at in 0..30 {

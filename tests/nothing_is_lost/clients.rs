@@ -1,4 +1,4 @@
-//! Who publishes and who counts: publishers that send again what was not acknowledged, and a recorder at the upstream.
+//! Publishers that send unacknowledged messages again, and a recorder at the upstream.
 
 use std::collections::VecDeque;
 use std::io::{self, Read, Write};
@@ -13,19 +13,19 @@ use bytes::BytesMut;
 use super::support::packet::publish;
 use super::support::wire::{connect, packets, put_ack, subscribe};
 
-/// Messages of a publisher that wait for PUBACK.
+/// The number of messages of a publisher that wait for PUBACK.
 const WINDOW: usize = 64;
-/// A connection that says nothing for this long is given up.
+/// A connection that is silent for this long is given up.
 const SILENCE: Duration = Duration::from_secs(2);
 
-/// What all publishers have done together.
+/// The progress of all publishers together.
 #[derive(Default)]
 pub struct Progress {
-    /// Messages acknowledged.
+    /// The number of acknowledged messages.
     pub acked: AtomicU64,
-    /// Messages sent more than once.
+    /// The number of messages that were sent more than once.
     pub resent: AtomicU64,
-    /// Each publisher may send its numbers up to this one, exclusively.
+    /// Each publisher may send only numbers below this one.
     pub limit: AtomicU32,
 }
 
@@ -34,7 +34,7 @@ pub fn start_publisher(name: usize, port: u16, count: u32, progress: Arc<Progres
     std::thread::spawn(move || {
         let mut publisher = Publisher { name, count, next: 0, unacked: VecDeque::new(), progress };
         while publisher.is_unfinished() {
-            // the gateway is down, or goes down meanwhile: that is what this is about
+            // the gateway is down, or is killed meanwhile, which is the purpose of this test
             if publisher.connection(port).is_err() {
                 std::thread::sleep(Duration::from_millis(2));
             }
@@ -84,7 +84,7 @@ impl Publisher {
             }
             stream.write_all(&output)?;
             if self.unacked.is_empty() {
-                // there is more to do only after the next kill
+                // more numbers are allowed only after the next kill
                 std::thread::sleep(Duration::from_millis(1));
                 continue;
             }
@@ -104,7 +104,7 @@ impl Publisher {
     }
 }
 
-/// Everything that arrives at the upstream below `up/`, in order: publisher and number.
+/// Records all messages that arrive at the upstream below `up/`, in order, as publisher and number.
 #[derive(Default)]
 pub struct Recorder {
     received: Mutex<Vec<(usize, u32)>>,
@@ -112,7 +112,7 @@ pub struct Recorder {
 }
 
 impl Recorder {
-    /// Subscribes there; it has seen everything when `up/end` has come.
+    /// Subscribes at the upstream. When `up/end` has arrived, the recorder has seen all messages.
     pub fn start(port: u16) -> Arc<Recorder> {
         let recorder = Arc::<Recorder>::default();
         let mut stream = TcpStream::connect(("127.0.0.1", port)).expect("the upstream");
@@ -154,17 +154,17 @@ impl Recorder {
         }
     }
 
-    /// How many came.
+    /// The number of messages that have arrived.
     pub fn count(&self) -> usize {
         self.received.lock().expect("no panic").len()
     }
 
-    /// Whether the end has come.
+    /// Whether the end has arrived.
     pub fn is_over(&self) -> bool {
         self.is_over.load(SeqCst)
     }
 
-    /// What came.
+    /// The messages that have arrived.
     pub fn received(&self) -> Vec<(usize, u32)> {
         self.received.lock().expect("no panic").clone()
     }

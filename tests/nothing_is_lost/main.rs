@@ -1,9 +1,9 @@
-//! Nothing is lost silently: whatever the network does and however often the gateway is killed, every message that was
-//! acknowledged arrives at the upstream or is reported as dropped, in order, and the ledger adds up.
+//! Nothing is lost silently: whatever the network does and however often the gateway is killed, every acknowledged message
+//! arrives at the upstream, in order, or is reported as dropped, and the ledger adds up.
 //!
 //! Publishers send numbers to the real gateway, which forwards them to a real mosquitto through a proxy that breaks
-//! connections in every way that networks know, while the gateway is killed with SIGKILL again and again and started on
-//! the same disk. `CHAOS_SEED` repeats the choices of a run; it is printed.
+//! connections in every way that occurs in networks. Meanwhile the gateway is killed with SIGKILL again and again, and
+//! started with the same disk. `CHAOS_SEED` repeats the random choices of a run, which prints it.
 
 #![allow(clippy::unwrap_used)]
 
@@ -23,9 +23,9 @@ use proxy::{Fault, Proxy};
 use support::{Connect, Gateway, Mosquitto, Setup, wait_until};
 
 const PUBLISHERS: usize = 4;
-/// Messages in flight to the upstream.
+/// The number of messages in flight to the upstream.
 const WINDOW: u64 = 100;
-/// What an upstream may get again after a kill besides those in flight, as README states it.
+/// The number of messages besides those in flight that an upstream may get again after a kill, as the README states it.
 const CURSOR_EVERY: u64 = 500;
 
 /// Random choices that can be repeated.
@@ -53,7 +53,7 @@ impl Random {
     }
 }
 
-/// What `/api/v1/upstreams` says of the only upstream.
+/// The answer of `/api/v1/upstreams` for the only upstream.
 #[derive(Clone, Copy, Debug, Default)]
 struct Ledger {
     accepted: u64,
@@ -87,7 +87,7 @@ impl Ledger {
     }
 }
 
-/// Breaks the network at random until `is_over`.
+/// Breaks the network at random until `is_over` is set.
 fn break_network(proxy: &Proxy, seed: u64, is_over: &AtomicBool) {
     let mut random = Random(seed);
     while !is_over.load(SeqCst) {
@@ -112,11 +112,11 @@ struct Chaos {
 }
 
 impl Chaos {
-    /// Kills the gateway at a random point and starts it again; what it says then must fit.
+    /// Kills the gateway at a random point and starts it again. Its figures must then be consistent.
     fn kill(mut self, portion: u32) -> Chaos {
         let acked = || self.progress.acked.load(SeqCst);
         match self.random.below(4) {
-            // in the midst of acknowledging
+            // while it acknowledges messages
             0 => {
                 let point = acked() + self.random.below(u64::from(portion) * PUBLISHERS as u64);
                 let patience = Instant::now() + Duration::from_secs(1);
@@ -152,8 +152,9 @@ impl Chaos {
     }
 }
 
-/// What arrived: every number of each publisher for the first time in order, if `is_strict`; returns how many are missing.
-/// Where a journal is too small, of two copies that a publisher has sent the first may be given up in part.
+/// Checks the messages that arrived. If `is_strict`, the first copies of each publisher's numbers must be in order. Returns
+/// how many numbers are missing. If the journal is too small, the first of two copies of a publisher may be dropped in
+/// part.
 fn missing(received: &[(usize, u32)], count: u32, is_strict: bool) -> u64 {
     let mut missing = 0;
     for name in 0..PUBLISHERS {
@@ -173,10 +174,10 @@ fn missing(received: &[(usize, u32)], count: u32, is_strict: bool) -> u64 {
     missing
 }
 
-/// What came of it.
+/// The result of a run.
 struct Outcome {
     ledger: Ledger,
-    /// Messages that were acknowledged and did not arrive.
+    /// The number of acknowledged messages that did not arrive.
     missing: u64,
     gateway: Gateway,
     http: u16,
@@ -185,8 +186,8 @@ struct Outcome {
     mosquitto: Mosquitto,
 }
 
-/// Runs so many messages with so many kills; `journal` is its configuration. There is no upstream before so many messages
-/// are acknowledged.
+/// Sends this number of messages with this number of kills. `journal` is the configuration of the journal. The upstream is
+/// started only after a number of messages is acknowledged.
 fn chaos(messages: u32, kills: u32, journal: &str, outage: u64) -> Outcome {
     let begin = Instant::now();
     let mut random = Random::seeded();
@@ -276,8 +277,8 @@ fn every_acknowledged_message_arrives() {
     for fault in Fault::ALL {
         assert!(proxy.met(fault) > 0, "{fault:?} met nothing");
     }
-    // a link that has died without a word is noticed, and what was sent into it is sent again; a gateway that was just
-    // started does not wait long before it connects again
+    // the gateway notices that a link has died silently, and sends its messages again; a gateway that was just started does
+    // not wait long before it connects again
     let connections = proxy.connections();
     let gateway = gateway.kill().restart();
     wait_until("it is connected", || support::http::get(http, "/api/v1/upstreams").json()[0]["state"] == "connected");

@@ -1,4 +1,4 @@
-//! Stands between the gateway and its upstream and does what networks do.
+//! A proxy between the gateway and its upstream that simulates the faults of networks.
 
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
@@ -6,33 +6,33 @@ use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering::
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-/// What the network does now.
+/// The present behaviour of the network.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Fault {
-    /// Nothing bad.
+    /// No fault.
     None,
-    /// Every connection ends with FIN, new ones too.
+    /// Every connection ends with FIN, including new ones.
     Fin,
-    /// Every connection ends with RST after a part of what was sent, new ones too.
+    /// Every connection ends with RST after a part of the sent bytes, including new ones.
     Reset,
-    /// What is sent either way is gone; nobody is told.
+    /// All bytes in both directions are lost silently.
     BlackHole,
-    /// Both sides have a connection of which the other one knows nothing any more.
+    /// Both sides have an open connection that the other side has forgotten.
     HalfOpen,
-    /// Acknowledgements take their time.
+    /// Acknowledgements are delayed.
     Delayed,
-    /// Acknowledgements stay on their way, then the connection breaks or they arrive.
+    /// Acknowledgements are held, and later the connection breaks or they arrive.
     Withheld,
 }
 
 impl Fault {
-    /// All that are bad.
+    /// All faults.
     pub const ALL: [Fault; 6] =
         [Fault::Fin, Fault::Reset, Fault::BlackHole, Fault::HalfOpen, Fault::Delayed, Fault::Withheld];
 }
 
-/// Looks at what the network does this often while nothing is sent.
+/// The interval at which the behaviour is checked while nothing is sent.
 const TICK: Duration = Duration::from_millis(5);
 
 #[derive(Default)]
@@ -40,21 +40,21 @@ struct Shared {
     fault: AtomicU8,
     connections: AtomicUsize,
     forwarded: AtomicU64,
-    /// How often which fault met something that was sent.
+    /// For each fault how often it has affected sent bytes.
     met: [AtomicUsize; Fault::ALL.len() + 1],
-    /// Both ends of every half-open connection, so that nobody is told.
+    /// Both ends of every half-open connection, which are kept so that neither side is notified.
     limbo: Mutex<Vec<TcpStream>>,
 }
 
 /// The proxy. Its threads end with the test.
 pub struct Proxy {
-    /// Where the gateway connects.
+    /// The port to which the gateway connects.
     pub port: u16,
     shared: Arc<Shared>,
 }
 
 impl Proxy {
-    /// In front of this loopback port.
+    /// Starts a proxy in front of this loopback port.
     pub fn start(to: u16) -> Proxy {
         let listener = TcpListener::bind(("127.0.0.1", super::support::free_port())).expect("a port");
         let port = listener.local_addr().expect("its address").port();
@@ -70,7 +70,7 @@ impl Proxy {
         Proxy { port, shared }
     }
 
-    /// From now on the network does this.
+    /// Changes the behaviour of the network.
     pub fn set(&self, fault: Fault) {
         self.shared.fault.store(fault as u8, SeqCst);
         if fault == Fault::None {
@@ -78,17 +78,17 @@ impl Proxy {
         }
     }
 
-    /// Connections so far.
+    /// The number of connections so far.
     pub fn connections(&self) -> usize {
         self.shared.connections.load(SeqCst)
     }
 
-    /// How often this fault has met something that was sent.
+    /// How often this fault has affected sent bytes.
     pub fn met(&self, fault: Fault) -> usize {
         self.shared.met[fault as usize].load(SeqCst)
     }
 
-    /// Bytes forwarded so far.
+    /// The number of bytes that were forwarded so far.
     pub fn forwarded(&self) -> u64 {
         self.shared.forwarded.load(SeqCst)
     }
@@ -114,10 +114,10 @@ impl Shared {
         Ok(())
     }
 
-    /// Forwards one direction; `is_down`: from the upstream.
+    /// Forwards one direction; `is_down` means from the upstream to the gateway.
     fn pump(&self, mut from: TcpStream, mut into: TcpStream, is_down: bool, is_reset: &AtomicBool) {
         let mut buffer = [0; 16 * 1024];
-        // what was swallowed once leaves a hole: such a connection never carries anything again
+        // lost bytes leave a gap, so such a connection never carries anything again
         let mut is_holed = false;
         loop {
             let count = match from.read(&mut buffer) {
@@ -166,7 +166,7 @@ impl Shared {
         let _ = (into.shutdown(Shutdown::Write), from.shutdown(Shutdown::Read));
     }
 
-    /// Keeps both ends open and silent until the network is well again.
+    /// Keeps both ends open and silent until the fault is over.
     fn keep(&self, from: &TcpStream, into: &TcpStream) -> bool {
         let (Ok(from), Ok(into)) = (from.try_clone(), into.try_clone()) else { return false };
         self.limbo.lock().expect("no panic").extend([from, into]);
@@ -174,10 +174,10 @@ impl Shared {
     }
 }
 
-/// Ends both with RST, once the other direction has let go of them.
+/// Ends both connections with RST, once the thread of the other direction has released them.
 fn reset(from: &TcpStream, into: &TcpStream, is_reset: &AtomicBool) {
     for stream in [from, into] {
-        // a connection that is gone already cannot be reset, and need not
+        // a connection that has already ended cannot be reset, and need not be
         let _ = socket2::SockRef::from(stream).set_linger(Some(Duration::ZERO));
     }
     is_reset.store(true, SeqCst);

@@ -1,4 +1,4 @@
-//! Certificates of version 1, as `openssl x509 -req` has long made them: what is said, and that they can be pinned.
+//! Certificates of version 1, as `openssl x509 -req` has long made them: how they are reported, and that they can be pinned.
 
 use std::net::TcpListener;
 use std::path::Path;
@@ -16,7 +16,7 @@ use rustls::{ServerConfig, ServerConnection, StreamOwned};
 use crate::support::{Mosquitto, free_port, wait_until};
 use crate::{ledger, publish, start, upstream};
 
-/// The first element of DER: its tag, what it holds, and what follows it.
+/// The first element of DER: its tag, its contents, and the bytes behind it.
 fn element(der: &[u8]) -> (&[u8], &[u8], &[u8]) {
     let (length, begin) = match der[1] {
         length @ 0..=0x7f => (usize::from(length), 2),
@@ -38,7 +38,7 @@ fn tagged(tag: u8, parts: &[&[u8]]) -> Vec<u8> {
     [vec![tag], length, content].concat()
 }
 
-/// A self-made certificate without version and extensions, and its key.
+/// A self-signed certificate without version and extensions, and its key.
 fn version_1() -> (CertificateDer<'static>, rcgen::KeyPair) {
     let key = rcgen::KeyPair::generate().unwrap();
     let made = rcgen::CertificateParams::new(vec!["localhost".into()]).unwrap().self_signed(&key).unwrap();
@@ -65,7 +65,7 @@ fn fingerprint(certificate: &CertificateDer<'_>) -> String {
     digest.as_ref().iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// Writes it down as PEM.
+/// Writes the certificate as PEM.
 fn write(certificate: &CertificateDer<'_>, path: &Path) {
     let text = Base64::encode_string(certificate);
     let lines: Vec<&str> = text.as_bytes().chunks(64).map(|line| std::str::from_utf8(line).unwrap()).collect();
@@ -87,7 +87,7 @@ fn a_certificate_of_version_1_is_named_and_can_be_pinned() {
         private.display()
     ));
     let config = |keys: &str| upstream(secure, keys).replace("mqtt://127.0.0.1", "mqtts://localhost");
-    // the certificate as its own authority, as such guides say, and what is said without one
+    // the certificate as its own authority, as such guides recommend, and the report without an authority
     for keys in [format!("tls = {{ ca = \"{}\" }}", cert.display()), String::new()] {
         let (gateway, _) = start(&config(&keys));
         let line = gateway.wait_for_line("X.509 version 1");
@@ -99,7 +99,7 @@ fn a_certificate_of_version_1_is_named_and_can_be_pinned() {
     wait_until("it is there", || ledger(http)["acked"] == 1);
 }
 
-/// Shows one certificate, whatever it is.
+/// A server that shows one certificate, even an invalid one.
 #[derive(Debug)]
 struct Only(Arc<CertifiedKey>);
 
@@ -109,7 +109,7 @@ impl ResolvesServerCert for Only {
     }
 }
 
-/// Speaks only TLS 1.2, on this port, and hands over the first byte of what is said in it.
+/// A server with only TLS 1.2 on this port, which passes on the first byte that it receives.
 fn old_server(certificate: CertificateDer<'static>, key: &rcgen::KeyPair) -> (u16, Receiver<u8>) {
     let provider = rustls::crypto::ring::default_provider();
     let key = PrivateKeyDer::try_from(key.serialize_der()).unwrap();

@@ -1,4 +1,4 @@
-//! Port 443 and what clouds want to be told while TLS is agreed on.
+//! Port 443, and the extensions that clouds require in the TLS handshake.
 
 use std::io::{Read, Write};
 use std::net::TcpListener;
@@ -31,10 +31,10 @@ fn web_sockets_over_tls_lead_to_an_upstream() {
     assert_eq!(reader.receive().text(), "over 443");
 }
 
-/// What a client asks for while TLS is agreed on: protocol and name.
+/// The protocol and the name that a client requests in the TLS handshake.
 type Asked = (Option<Vec<u8>>, Option<String>);
 
-/// Accepts CONNECT under the name `iot.example.org` and this protocol alone.
+/// Accepts CONNECT only with the name `iot.example.org` and this protocol.
 fn cloud(dir: &Path, protocol: &str) -> (u16, mpsc::Receiver<Asked>) {
     let key = rcgen::KeyPair::generate().unwrap();
     let certificate = rcgen::CertificateParams::new(vec!["iot.example.org".into()]).unwrap().self_signed(&key).unwrap();
@@ -84,7 +84,7 @@ fn a_cloud_is_told_the_name_and_the_protocol_that_the_settings_say() {
 
 #[test]
 fn an_upstream_that_takes_qos_2_as_1_gets_each_message_once() {
-    // as RabbitMQ does: it answers with PUBACK
+    // like RabbitMQ, it answers with PUBACK
     for protocol in [4, 5] {
         let played = Played::new(|_| Say::Usual);
         let (gateway, port) = start(&(upstream(played.port, &format!("protocol = {protocol}")) + "qos = 2\n"));

@@ -1,4 +1,4 @@
-//! What is innocent is never thrown away.
+//! A message is never dropped because of errors that another cause explains.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -79,7 +79,7 @@ fn a_status_that_ends_connections_is_left_out() {
 
 #[test]
 fn a_will_that_ends_connections_is_left_out() {
-    // closed without a word, not authorized on 3.1.1, and on 5
+    // a connection that is closed without an answer, and "not authorized" with 3.1.1 and with 5
     for (protocol, answer) in
         [(4, None), (4, Some(vec![0x20, 2, 0, 5])), (5, None), (5, Some(vec![0x20, 3, 0, 0x87, 0]))]
     {
@@ -113,7 +113,7 @@ fn an_upstream_that_ends_every_connection_for_a_while_costs_nothing() {
 
 #[test]
 fn an_upstream_that_ends_every_connection_for_very_long_costs_nothing() {
-    // as many as there are in a minute
+    // as many attempts as there are in a minute
     const ENDS: usize = 200;
     let begin = |protocol: u8| {
         let played = Played::new(move |heard| match heard.publish() {

@@ -1,6 +1,6 @@
-//! `qos = 2` on rules: each message comes once, whatever ends in between, at an upstream that keeps the session. It is played
-//! by the test: it knows messages by their packet ids, hands them on when they are released [MQTT-4.3.3, method B], and stops
-//! at a step while the gateway is killed.
+//! `qos = 2` on rules: each message comes once at an upstream that keeps the session, whatever ends in between. The test
+//! plays the upstream, which knows messages by their packet ids, delivers them when they are released [MQTT-4.3.3, method
+//! B], and stops at a chosen step while the gateway is killed.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io::Write;
@@ -18,13 +18,13 @@ const PUBREC: u8 = 5;
 const PUBREL: u8 = 6;
 const PUBCOMP: u8 = 7;
 
-/// At this packet the upstream falls silent.
+/// The packet at which the upstream becomes silent.
 #[derive(Clone, Copy, Debug)]
 struct Stop {
     kind: u8,
-    /// After so many of the kind.
+    /// The number of packets of this kind before that.
     after: usize,
-    /// It still does what the packet asks for, and its answer is lost.
+    /// Whether the packet is still processed, so that only its answer is lost.
     does: bool,
 }
 
@@ -33,16 +33,16 @@ struct State {
     version: u8,
     writer: Option<TcpStream>,
     has_session: bool,
-    /// Messages that came up and are not released.
+    /// Received messages that are not released yet.
     unreleased: BTreeMap<u16, String>,
     arrived: Vec<String>,
-    /// Messages to go down, and those under way: packet id, text, whether PUBREC was there.
+    /// Messages to be sent down, and those in flight: packet id, text, and whether PUBREC has arrived.
     waiting: VecDeque<String>,
     outgoing: VecDeque<(u16, String, bool)>,
     last_id: u16,
     stop: Option<Stop>,
     is_silent: bool,
-    /// Takes no connection.
+    /// Whether connections are refused.
     is_gone: bool,
 }
 
@@ -61,7 +61,7 @@ impl State {
         self.say(&publish(b"commands/lamp", text.as_bytes(), first, Some(id), properties));
     }
 
-    /// Up to ten are under way, under few packet ids, which are used again and again.
+    /// Sends messages down. Up to ten are in flight, with few packet ids that are used again and again.
     fn feed(&mut self) {
         while self.outgoing.len() < 10
             && self.writer.is_some()
@@ -184,7 +184,7 @@ impl Durable {
         }
     }
 
-    /// Ends its connection, and takes no other.
+    /// Ends the connection and refuses others.
     fn go(&self) {
         let mut state = self.state();
         state.is_gone = true;
@@ -199,7 +199,7 @@ impl Durable {
     }
 }
 
-/// A gateway that has these addresses.
+/// Starts a gateway with these addresses of the upstream.
 fn start_at(ports: &[u16], protocol: u8) -> (Gateway, u16) {
     let addresses: Vec<String> = ports.iter().map(|port| format!("\"mqtt://127.0.0.1:{port}\"")).collect();
     let config = format!(
@@ -290,7 +290,7 @@ fn another_broker_that_knows_us_from_an_earlier_time_loses_nothing() {
         {
             let mut state = second.state();
             state.has_session = true;
-            // as if our messages of that time had been interrupted at each of these
+            // as if messages had been interrupted at each of these steps
             state.unreleased = (0x4000..0xc000).map(|id| (id, OLD.to_owned())).collect();
         }
         let (gateway, http) = start_at(&[first.port, second.port], 5);

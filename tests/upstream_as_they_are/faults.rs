@@ -1,4 +1,4 @@
-//! An upstream that is not there is named among what does not work, and takes nothing else with it.
+//! An upstream that cannot be reached is listed among the faulty parts, and does not affect the others.
 
 use std::fs;
 use std::net::TcpListener;
@@ -48,7 +48,7 @@ fn an_upstream_that_is_not_there_is_named_until_it_is() {
         assert!(fault["problem"].as_str().unwrap().contains(problem), "{fault}");
         assert!(fault["remedy"].as_str().unwrap().contains(remedy), "{fault}");
     }
-    // each is a problem as long as it lasts; in the log, being offline is none
+    // each is a problem as long as it lasts, but being offline is no error in the log
     let problems = http::get(http, "/api/v1/problems").json();
     let texts = |is_now: bool| {
         let entries = problems.as_array().unwrap().iter().filter(|entry| entry["now"] == is_now);

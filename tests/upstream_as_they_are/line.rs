@@ -1,4 +1,4 @@
-//! Getting through, and how messages are sent then.
+//! Tests of how connections are made, and how messages are sent over them.
 
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -33,7 +33,7 @@ fn one_connection_that_ends_early_is_no_proof_that_version_5_is_not_spoken() {
 
 #[test]
 fn a_dead_address_of_a_name_does_not_hold_up_the_live_one() {
-    // localhost has ::1 and 127.0.0.1: one of them takes connections and never says a word
+    // localhost has ::1 and 127.0.0.1, and one of them accepts connections and never answers
     let port = free_port();
     let dead = TcpListener::bind(("::1", port)).unwrap();
     let played = Played::on(TcpListener::bind(("127.0.0.1", port)).unwrap(), |_| Say::Usual);
@@ -65,7 +65,7 @@ fn codes_that_3_1_1_does_not_have_are_refusals_with_a_long_pause() {
 
 #[test]
 fn what_is_said_fits_what_happened() {
-    // a connection that worked is never said to need TLS
+    // after a working connection, no report says that TLS may be needed
     let played =
         Played::new(|heard| if heard.connection > 0 || heard.publish().is_some() { Say::Close } else { Say::Usual });
     let (gateway, _) = start(&upstream(played.port, "protocol = 5"));
@@ -87,7 +87,7 @@ fn two_gateways_with_one_client_id_are_told() {
     }
 }
 
-/// A proxy that hands on what comes after the greeting; `greet` returns where to.
+/// A proxy that forwards all bytes after the greeting. `greet` returns the address.
 fn proxy(greet: impl Fn(&mut TcpStream) -> u16 + Send + 'static) -> u16 {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = listener.local_addr().unwrap().port();
@@ -134,7 +134,7 @@ fn proxies_are_gone_through() {
     }
 }
 
-/// What another gateway has on `loft/a`, retained.
+/// The retained message of another gateway on `loft/a`.
 fn has_arrived(other: &Gateway, text: &str) -> bool {
     let mut reader = crate::support::Connect::new("reader").open(other.port);
     reader.subscribe("loft/a", 1);
@@ -150,7 +150,7 @@ fn web_sockets_lead_to_an_upstream() {
     publish(&gateway, "a", &["over web"], true);
     wait_until("it is there", || ledger(port)["acked"] == 1);
     assert!(has_arrived(&other, "over web"));
-    // another path says what is wrong
+    // with another path, the error says what is wrong
     let config = upstream(1, "").replace("mqtt://127.0.0.1:1", &format!("ws://127.0.0.1:{web}/elsewhere"));
     start(&config).0.wait_for_line("does not speak WebSocket at /elsewhere");
 }
@@ -252,7 +252,7 @@ fn what_waited_for_too_long_does_not_go_up() {
     assert!(ledger["expired"].as_u64().unwrap() >= 1 && !played.texts().contains(&"old".to_owned()), "{ledger}");
 }
 
-/// A listener of another gateway with a certificate as they are made by hand.
+/// A listener of another gateway with a typical certificate that was made by hand.
 fn secured(dir: &std::path::Path, change: impl FnOnce(&mut rcgen::CertificateParams)) -> (Gateway, u16) {
     let key = rcgen::KeyPair::generate().unwrap();
     let mut params = rcgen::CertificateParams::new(vec!["127.0.0.1".into()]).unwrap();
@@ -289,7 +289,7 @@ fn a_refusal_after_tls_is_not_taken_for_a_port_without_it() {
     let dir = tempfile::tempdir().unwrap();
     let (_other, port) = secured(dir.path(), |_| {});
     let trusted = format!("tls = {{ ca = \"{}/server.crt\" }}", dir.path().display());
-    // nobody speaks MQTT there, and it closes what is not HTTP
+    // this port does not support MQTT, and closes connections without HTTP
     let (setup, web) = Setup::default()
         .http_tls(&format!("{{ cert = \"{0}/server.crt\", key = \"{0}/server.key\" }}", dir.path().display()));
     let _web = setup.start();

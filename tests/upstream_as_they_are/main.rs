@@ -1,5 +1,5 @@
-//! Upstreams as they really are: clouds with policies and quotas, brokers that are being deployed, bad lines, expired
-//! passwords. The upstream is played, and what is asserted is what arrives, what is dropped, and what is said.
+//! Realistic upstreams: clouds with policies and quotas, brokers that are being deployed, bad lines, expired passwords. The
+//! test plays the upstream, and checks which messages arrive, which are dropped, and what is reported.
 
 #![allow(clippy::unwrap_used)]
 
@@ -19,7 +19,7 @@ mod traces;
 
 use support::{Connect, Gateway, Setup, http, wait_until};
 
-/// An upstream at this port with these keys, and what goes up.
+/// The configuration of an upstream at this port with these keys and a rule.
 pub fn upstream(port: u16, keys: &str) -> String {
     format!(
         "[[upstream]]\nname = \"home\"\naddresses = [\"mqtt://127.0.0.1:{port}\"]\n\
@@ -27,13 +27,13 @@ pub fn upstream(port: u16, keys: &str) -> String {
     )
 }
 
-/// A gateway with this configuration and the port of its HTTP.
+/// Starts a gateway with this configuration. Returns it with its port for HTTP.
 pub fn start(config: &str) -> (Gateway, u16) {
     let (setup, port) = Setup::default().config(config).http();
     (setup.start(), port)
 }
 
-/// Publishes these texts to `loft/TOPIC`, each acknowledged.
+/// Publishes these texts to `loft/TOPIC`, and waits for each acknowledgement.
 pub fn publish(gateway: &Gateway, topic: &str, texts: &[&str], retain: bool) {
     let mut client = Connect::v5("publisher").open(gateway.port);
     for text in texts {
@@ -47,7 +47,7 @@ pub fn ledger(http_port: u16) -> serde_json::Value {
     http::get(http_port, "/api/v1/upstreams").json()[0]["ledger"].clone()
 }
 
-/// Waits until nothing waits; what was dropped by then, all reasons together.
+/// Waits until no message waits. Returns the number of dropped messages, for all reasons together.
 #[track_caller]
 pub fn drained(http_port: u16) -> u64 {
     wait_until("nothing waits", || ledger(http_port)["pending"] == 0);

@@ -1,4 +1,4 @@
-//! Upstreams that leave the configuration and come back, and what is said about all of them.
+//! Upstreams that are removed from the configuration and come back, and how they are reported.
 
 use std::process::Command;
 
@@ -12,7 +12,7 @@ fn pigateway(arguments: &[&str]) -> (Option<i32>, String) {
     (output.status.code(), String::from_utf8(text).unwrap())
 }
 
-/// Twenty messages for an upstream that is away, and the gateway started again without it.
+/// Publishes twenty messages for an unreachable upstream, and starts the gateway again without this upstream.
 fn orphaned(http_port: &mut u16) -> Gateway {
     let (gateway, _) = start(&upstream(1, ""));
     let texts: Vec<String> = (0..20).map(|n| n.to_string()).collect();

@@ -1,4 +1,4 @@
-//! A long outage: what has waited arrives, in order and once.
+//! A long outage: the waiting messages arrive, in order and once.
 
 use std::net::TcpListener;
 
@@ -26,7 +26,7 @@ fn two_hundred_thousand_messages_arrive_after_an_outage() {
     let acked = || ledger(http)["acked"].as_u64().unwrap() as usize;
     let mut before = 0;
     while before < MESSAGES {
-        // however long that takes where others want the processor too
+        // this may take long if other programs use the processor too
         wait_until("more has arrived", || acked() > before);
         before = acked();
     }

@@ -1,4 +1,4 @@
-//! An upstream that is played by the test: it answers as it should, unless the test says otherwise.
+//! An upstream that the test plays. It answers correctly unless the test chooses another answer.
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
@@ -10,35 +10,35 @@ use std::time::{Duration, Instant};
 use crate::support::packet::{Packet, Publish, Reader, V5, packet};
 use crate::support::wait_until;
 
-/// How a packet is answered.
+/// The answer to a packet.
 pub enum Say {
-    /// As it should be.
+    /// The correct answer.
     Usual,
     /// The connection ends.
     Close,
-    /// There is no answer.
+    /// No answer.
     Nothing,
-    /// These bytes, and the connection ends.
+    /// These bytes, and then the end of the connection.
     Last(Vec<u8>),
-    /// These bytes in its place.
+    /// These bytes instead of the correct answer.
     Instead(Vec<u8>),
-    /// As it should be, and these bytes.
+    /// The correct answer and these bytes.
     Also(Vec<u8>),
-    /// As it should be, one byte at a time.
+    /// The correct answer, one byte at a time.
     Pieces,
-    /// As it should be, and then these bytes again and again while this holds; nothing is read meanwhile.
+    /// The correct answer, and then these bytes again and again while the flag is set. Nothing is read meanwhile.
     Flood(Vec<u8>, Arc<AtomicBool>),
-    /// As it should be, and then nothing is read while this holds.
+    /// The correct answer. Then nothing is read while the flag is set.
     Deaf(Arc<AtomicBool>),
     /// The connection is reset.
     Reset,
 }
 
-/// What a gateway has said.
+/// A packet from a gateway.
 pub struct Heard {
-    /// Connection, from 0 on.
+    /// The number of the connection, from 0 on.
     pub connection: usize,
-    /// Packets on it before this one.
+    /// The number of packets on the connection before this one.
     pub before: usize,
     /// Protocol level.
     pub version: u8,
@@ -47,7 +47,7 @@ pub struct Heard {
 }
 
 impl Heard {
-    /// Whether it is a PUBLISH, and which.
+    /// The message, if the packet is a PUBLISH.
     pub fn publish(&self) -> Option<Publish> {
         (self.packet.kind() == 3).then(|| Publish::read(&self.packet, self.version))
     }
@@ -88,14 +88,14 @@ impl Heard {
     }
 }
 
-/// What it has heard and answered as it should.
+/// The packets that the upstream has received and answered correctly.
 #[derive(Default)]
 pub struct Log {
-    /// When there were connections, and their versions.
+    /// The times of connections, and their versions.
     pub connections: Vec<(Instant, u8)>,
     /// Messages that were acknowledged, or came at QoS 0.
     pub messages: Vec<Publish>,
-    /// When.
+    /// When these messages arrived.
     pub times: Vec<Instant>,
     /// Filters that were subscribed to.
     pub filters: Vec<String>,
@@ -103,7 +103,7 @@ pub struct Log {
 
 /// The upstream.
 pub struct Played {
-    /// Where it is.
+    /// The port of the upstream.
     pub port: u16,
     log: Arc<Mutex<Log>>,
 }
@@ -111,12 +111,12 @@ pub struct Played {
 type Script = dyn Fn(&Heard) -> Say + Send + Sync;
 
 impl Played {
-    /// One that answers so.
+    /// Starts an upstream with these answers.
     pub fn new(script: impl Fn(&Heard) -> Say + Send + Sync + 'static) -> Played {
         Played::on(TcpListener::bind("127.0.0.1:0").unwrap(), script)
     }
 
-    /// The same on this listener.
+    /// Starts an upstream with this listener.
     pub fn on(listener: TcpListener, script: impl Fn(&Heard) -> Say + Send + Sync + 'static) -> Played {
         let port = listener.local_addr().unwrap().port();
         let (log, script): (Arc<Mutex<Log>>, Arc<Script>) = (Arc::default(), Arc::new(script));
@@ -131,7 +131,7 @@ impl Played {
         Played { port, log }
     }
 
-    /// What it knows.
+    /// What the upstream has received.
     pub fn log(&self) -> std::sync::MutexGuard<'_, Log> {
         self.log.lock().unwrap()
     }
@@ -142,7 +142,7 @@ impl Played {
         log.messages.iter().filter(|message| message.topic != "status").map(Publish::text).collect()
     }
 
-    /// Waits until all these have arrived, in whatever order and however often.
+    /// Waits until all of these have arrived, in any order and any number of times.
     #[track_caller]
     pub fn wait_for(&self, texts: &[&str]) {
         wait_until(&format!("{texts:?}"), || {
@@ -201,7 +201,7 @@ fn converse(mut stream: TcpStream, connection: usize, log: &Mutex<Log>, script: 
             return;
         }
         if is_last {
-            // closing with unread input would reset the connection, and what was said would be lost
+            // closing with unread input would reset the connection, and the last answer would be lost
             let _ = stream.shutdown(Shutdown::Write);
             while read(&mut stream).is_some() {}
             return;

@@ -1,4 +1,4 @@
-//! Upstreams that are none, or not ours: what they may not say, what they claim, and how they end.
+//! Upstreams that are no MQTT brokers or are faulty: forbidden packets, false claims, and abrupt ends.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -11,20 +11,20 @@ use crate::support::{Connect, Gateway, http, wait_until};
 use crate::{publish, start};
 
 const TEXTS: [&str; 5] = ["one", "two", "three", "four", "five"];
-/// Waits between attempts, at the least and, in the end, at the most; each may be shortened by half.
+/// The shortest wait between attempts, and the longest one, which is reached in the end. Each may be shortened by half.
 const RETRY_MAX: Duration = Duration::from_millis(1000);
 
-/// What a stranger says, while it is one; the second is what it holds on by.
+/// The answers of a faulty upstream while it is faulty. The second field is the flag that keeps it so.
 type Script = Box<dyn Fn(&Heard, &Arc<AtomicBool>) -> Say + Send + Sync>;
 
-/// What becomes of messages while it lasts.
+/// What happens to messages while the fault lasts.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Then {
-    /// They wait, for this reason.
+    /// They wait, and this reason is reported.
     Wait(&'static str),
-    /// They wait, and nothing need be said.
+    /// They wait, and no reason need be reported.
     WaitQuietly,
-    /// They arrive all the same.
+    /// They arrive nevertheless.
     Arrive,
 }
 
@@ -44,17 +44,17 @@ fn stranger(
     Stranger { name, protocol, keys: "", then, script: Box::new(script) }
 }
 
-/// One that says this to CONNECT.
+/// An upstream that answers this to CONNECT.
 fn at_connect(who: (&'static str, u8), then: Then, say: impl Fn() -> Say + Send + Sync + 'static) -> Stranger {
     stranger(who, then, move |heard, _| if heard.is_connect() { say() } else { Say::Usual })
 }
 
-/// One that accepts, and says this besides.
+/// An upstream that accepts the connection and also sends these bytes.
 fn also(who: (&'static str, u8), then: Then, bytes: &'static [u8]) -> Stranger {
     at_connect(who, then, move || Say::Also(bytes.to_vec()))
 }
 
-/// One that closes after these bytes in place of CONNACK.
+/// An upstream that sends these bytes instead of CONNACK and closes the connection.
 fn last(who: (&'static str, u8), then: Then, bytes: &'static [u8]) -> Stranger {
     at_connect(who, then, move || Say::Last(bytes.to_vec()))
 }
@@ -64,19 +64,19 @@ fn connack(reason: u8, properties: &[u8]) -> Vec<u8> {
     packet(0x20, &[&[0, reason], &[properties.len() as u8], properties])
 }
 
-/// One that accepts with these properties.
+/// An upstream that accepts with these properties.
 fn accepting(name: &'static str, then: Then, properties: &'static [u8]) -> Stranger {
     at_connect((name, 5), then, move || Say::Instead(connack(0, properties)))
 }
 
-/// One that names another server, which may be itself.
+/// An upstream that refers to another server, which may be itself.
 fn naming(name: &'static str, reason: u8, reference: &'static str) -> Stranger {
     let property = [&[0x1c, 0, reference.len() as u8][..], reference.as_bytes()].concat();
     let then = Then::Wait("which is gone to only if it stands in `addresses`");
     at_connect((name, 5), then, move || Say::Last(connack(reason, &property)))
 }
 
-/// Before there is a connection.
+/// Faults before the connection is accepted.
 fn at_the_door() -> Vec<Stranger> {
     use Then::{Arrive, Wait, WaitQuietly};
     let mut all = vec![
@@ -113,7 +113,7 @@ fn at_the_door() -> Vec<Stranger> {
     all
 }
 
-/// Once there is one.
+/// Faults after the connection was accepted.
 fn within() -> Vec<Stranger> {
     use Then::{Arrive, Wait};
     vec![
@@ -157,7 +157,7 @@ const UNKNOWN: &[u8] =
 const UNKNOWN_5: &[u8] =
     b"\x40\x02\x3f\xfe\x50\x03\x3f\xfd\x92\x62\x02\x3f\xfc\x70\x02\x3f\xfb\x90\x04\x3f\xfa\0\0\xb0\x04\x3f\xf9\0\0";
 
-/// Those that hold on, flood, or end at messages.
+/// Upstreams that keep connections open, flood the gateway, or end connections when a message comes.
 fn that_last() -> Vec<Stranger> {
     use Then::{Arrive, WaitQuietly};
     let flood = |protocol: u8, qos: u8| {
@@ -213,7 +213,7 @@ fn shown(http: u16) -> HashMap<String, serde_json::Value> {
     all.map(|shown| (shown["name"].as_str().unwrap().to_owned(), shown.clone())).collect()
 }
 
-/// A local client hears what another says.
+/// Checks that local clients can exchange messages.
 fn local_clients_go_on(gateway: &Gateway, text: &str) {
     let mut reader = Connect::new("local-reader").open(gateway.port);
     reader.subscribe("here/a", 1);
@@ -222,7 +222,7 @@ fn local_clients_go_on(gateway: &Gateway, text: &str) {
     assert_eq!(reader.receive().text(), text);
 }
 
-/// What is wrong with an upstream by now, if something is.
+/// The present problem of an upstream, if it has one.
 fn complaint(
     stranger: &Stranger,
     shown: &serde_json::Value,
@@ -236,7 +236,7 @@ fn complaint(
     {
         return format!("{}: nothing says {why:?}: {lines:#?}", stranger.name);
     }
-    // a wait may be half as long as it is said to be, and the first are shorter
+    // a wait may be shortened by half, and the first waits are shorter
     let most = (since.elapsed().as_millis() / (RETRY_MAX.as_millis() / 2)) as usize + 10;
     if attempts > most {
         return format!("{}: {attempts} attempts, at most {most} were expected", stranger.name);

@@ -1,4 +1,4 @@
-//! One message is followed from its PUBLISH to the acknowledgement of the upstream.
+//! A message is traced from its PUBLISH to the acknowledgement of the upstream.
 
 use crate::played::{Played, Say};
 use crate::support::{Connect, Process, Properties, broker, http, wait_until};
@@ -36,7 +36,7 @@ fn publish_with_trace_prints_the_steps_and_strangers_get_none() {
     let mut process = Process::start(broker::gateway().args(["user", "esp"]));
     process.input(b"secret\n");
     let user = process.wait().1;
-    // what the user may do is said below
+    // the rules of the user are below
     let user: Vec<&str> = user
         .iter()
         .map(String::as_str)
