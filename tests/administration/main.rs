@@ -1,5 +1,5 @@
-//! What an administrator may do by HTTP, and nobody else: disconnect clients, delete below a branch, make users. And signing
-//! in on the page, as programs see it.
+//! The calls by HTTP that only an administrator may make: disconnect clients, delete retained messages below a branch, and
+//! make users. Also signing in on the page, as programs see it.
 
 #![allow(clippy::unwrap_used)]
 
@@ -26,7 +26,7 @@ fn config() -> String {
         + &user("hand", "subscribe = [\"hand/#\"]")
 }
 
-/// Somebody who calls.
+/// A caller of the interface.
 struct Caller {
     port: u16,
     headers: Vec<(String, String)>,
@@ -112,7 +112,7 @@ fn only_an_administrator_of_the_configuration_may() {
     victim.ping();
     assert_eq!(boss.get("/api/v1/retained?filter=a/%23"), json!({ "messages": 1, "kept": 0 }));
     assert_eq!(boss.get("/api/v1/users").as_array().unwrap().len(), 3);
-    // nobody whom an administrator makes is one, whatever is sent
+    // a user that an administrator makes is never an administrator, whatever the request contains
     for body in [
         json!({ "name": "x", "password": "x", "admin": true }),
         json!({ "name": "x", "password": "x", "is_admin": true }),
@@ -121,7 +121,7 @@ fn only_an_administrator_of_the_configuration_may() {
         assert_eq!(answer.status, 400, "{}", answer.text());
     }
     assert_eq!(boss.status("PUT", "/api/v1/users/made", Some(&json!({ "admin": true }))), 400);
-    // the right goes with the line in the file, at once
+    // the right ends at once when the line in the file is removed
     let path = gateway.dir().join("pigateway.toml");
     fs::write(&path, fs::read_to_string(&path).unwrap().replace("admin = true\n", "")).unwrap();
     gateway.signal(Signal::HUP);
@@ -133,7 +133,7 @@ fn clients_are_disconnected_and_branches_deleted() {
     let (setup, port) = Setup::default().config(&config()).http();
     let gateway = setup.start();
     let boss = Caller::named(port, "boss", "secret boss");
-    // the same client id of a user and of a guest is two clients
+    // the same client id of a user and of a guest stands for two clients
     let mut of_user = Connect::v5("esp \"1\"/ü").login("hand", "secret hand").open(gateway.port);
     let mut of_guest = Connect::v5("esp \"1\"/ü").open(gateway.port);
     let target = |more: &str| format!("/api/v1/clients?client_id={}{more}", escape("esp \"1\"/ü"));
@@ -164,14 +164,14 @@ fn clients_are_disconnected_and_branches_deleted() {
     let mut left: Vec<String> = (0..4).map(|_| watching.receive().topic).collect();
     left.sort();
     assert_eq!(left, ["home", "home/a/b/c", "home/kitchen", "home/kitchenette"]);
-    // its own rules hold for an administrator, and the gateway's own figures are nobody's
+    // an administrator's own rules apply, and nobody can delete the gateway's own figures
     assert_eq!(
         boss.call("DELETE", "/api/v1/retained?filter=kept/%23", None).json(),
         json!({ "messages": 0, "kept": 2 })
     );
     let figures = boss.call("DELETE", "/api/v1/retained?filter=%24SYS/%23", None).json();
     assert!(figures["messages"] == 0 && figures["kept"].as_u64() > Some(5), "{figures}");
-    // and it holds over a crash
+    // the deletion survives a crash
     let gateway = gateway.kill().restart();
     wait_until("HTTP", || boss.status("GET", "/livez", None) == 200);
     assert_eq!(boss.get("/api/v1/retained?filter=home/%23"), json!({ "messages": 4, "kept": 0 }));
@@ -198,7 +198,7 @@ fn every_answer_is_one_that_the_description_names() {
     for (path, methods) in described["paths"].as_object().unwrap() {
         for (method, operation) in methods.as_object().unwrap() {
             let id = operation["operationId"].as_str().unwrap();
-            // these go on for as long as they like, once they are let in
+            // an accepted stream does not end
             let is_endless = id == "stream";
             let called = |name: &str| match (path.split_once('{'), path.split_once('}')) {
                 (Some((before, _)), Some((_, after))) => format!("{before}{name}{after}"),

@@ -7,7 +7,7 @@ use crate::support::broker::Setup;
 use crate::support::http::Events;
 use crate::support::wait_until;
 
-/// Signs in, and returns who it is then, with the cookie.
+/// Signs in, and returns the user with the cookie.
 #[track_caller]
 fn sign_in(port: u16, user: &str, password: &str) -> (Caller, String) {
     let answer =
@@ -37,7 +37,7 @@ fn the_cookie_of_the_page_is_for_the_page_alone() {
     );
     assert_eq!(page.status("PUT", "/api/v1/topics/a", None), 204);
     assert_eq!(signed_in.status("GET", "/api/v1/users", None), 200, "browsers send no Origin with what only reads");
-    // what changes something must come from the page itself
+    // requests that change something must come from the page itself
     let dash = "http://dash.example.org:8123";
     for (header, value) in [
         ("X-Nothing", "x"),
@@ -67,15 +67,15 @@ fn the_cookie_of_the_page_is_for_the_page_alone() {
     let elsewhere = Caller::guest(port).with("Origin", dash);
     let credentials = json!({ "user": "boss", "password": "secret boss" });
     assert_eq!(elsewhere.status("POST", "/api/v1/session", Some(&credentials)), 403);
-    // a program by name and password, from a page that is welcome: as before
+    // a program with name and password from an allowed page works as before
     let program = Caller::named(port, "boss", "secret boss").with("Origin", dash);
     assert_eq!(program.status("PUT", "/api/v1/topics/a", None), 204);
-    // behind a proxy that speaks TLS
+    // behind a proxy with TLS
     let proxied = Caller::guest(port).with("X-Forwarded-For", "192.0.2.1").with("X-Forwarded-Proto", "https");
     let proxied = proxied.with("X-Forwarded-Prefix", "/pi").call("POST", "/api/v1/session", Some(&credentials));
     let cookie = proxied.header("set-cookie").unwrap();
     assert!(cookie.ends_with("; Secure") && cookie.contains("; Path=/pi;"), "{cookie}");
-    // scripts are not told of Basic: the browser would ask in a window of its own
+    // scripts are not offered Basic authentication, because the browser would open a window of its own
     let browser = Caller::guest(port)
         .with("User-Agent", "Mozilla/5.0 (X11; Linux x86_64; rv:133.0) Gecko/20100101 Firefox/133.0");
     let (script, opened) = (browser.with("Accept", "*/*"), browser.with("Accept", "text/html,*/*;q=0.8"));
@@ -112,7 +112,7 @@ fn a_sign_in_ends_with_what_it_stands_for() {
         Events::open(port, "filter=a", &headers)
     };
     let ends = |mut events: Events| while events.next().is_some() {};
-    // other rights, another password, and its end
+    // changes of the rights and of the password, and the removal of the user, end a sign-in
     for (method, change) in
         [("PUT", Some(json!({ "subscribe": ["a"] }))), ("PUT", Some(json!({ "password": "made" }))), ("DELETE", None)]
     {
@@ -134,13 +134,13 @@ fn a_sign_in_ends_with_what_it_stands_for() {
     assert_eq!((other.status("GET", "/api/v1/users", None), boss.status("GET", "/api/v1/users", None)), (401, 200));
     boss.call("PUT", "/api/v1/topics/a", None);
     ends(events);
-    // of one user there are only so many: the one that was not used for longest goes
+    // the sign-ins of one user are limited, and the one that was unused for longest is ended
     let (first, _) = sign_in(port, "hand", "secret hand");
     let later: Vec<Caller> = (0..16).map(|_| sign_in(port, "hand", "secret hand").0).collect();
     assert_eq!(first.status("GET", "/api/v1/sensors", None), 401);
     assert!(later.iter().all(|caller| caller.status("GET", "/api/v1/sensors", None) == 200));
     assert_eq!(boss.status("GET", "/api/v1/users", None), 200, "nobody else's does");
-    // wrong passwords cost as much as anywhere else, and bad bodies are said
+    // wrong passwords are slowed down as everywhere else, and invalid bodies are reported
     let guest = Caller::guest(port);
     for (body, status) in [
         (json!({ "user": "boss", "password": "wrong" }), 401),
@@ -152,7 +152,7 @@ fn a_sign_in_ends_with_what_it_stands_for() {
         assert_eq!((answer.status, answer.header("set-cookie")), (status, None), "{body}: {}", answer.text());
     }
     assert_eq!(guest.with("Content-Type", "text/plain").status("POST", "/api/v1/session", Some(&json!({}))), 415);
-    // with the gateway
+    // the end of the gateway ends all sign-ins
     let gateway = gateway.kill().restart();
     wait_until("HTTP", || guest.status("GET", "/livez", None) == 200);
     assert_eq!(boss.status("GET", "/api/v1/users", None), 401);

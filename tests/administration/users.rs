@@ -33,7 +33,7 @@ fn users_made_by_http_act_at_once_and_survive() {
     assert!(!fs::read_to_string(&path).unwrap().contains("pw 1"));
     let mut client = Connect::v5("a").login(name, "pw 1").open(gateway.port);
     assert!(client.publish("esp/a", "x", 1, false) < 0x80 && client.publish("other", "x", 1, false) == 0x87);
-    // what is not valid changes nothing, and is said with the key
+    // an invalid request changes nothing, and the answer names the key
     for (method, target, body, status, said) in [
         ("POST", "/api/v1/users", json!({ "name": name, "password": "x" }), 409, "already"),
         ("POST", "/api/v1/users", json!({ "name": "hand", "password": "x" }), 409, "configuration"),
@@ -60,7 +60,7 @@ fn users_made_by_http_act_at_once_and_survive() {
     let text = boss.with("Content-Type", "text/plain").status("POST", "/api/v1/users", Some(&body));
     assert_eq!(text, 415, "a form of another site could send that");
     assert_eq!(boss.get("/api/v1/users").as_array().unwrap().len(), 3);
-    // other rules and another password end what goes on
+    // other rules and another password end present connections
     assert_eq!(boss.status("PUT", &target, Some(&json!({ "publish": [] }))), 200);
     client.closed_with(0x98);
     let mut client = Connect::v5("a").login(name, "pw 1").open(gateway.port);
@@ -69,14 +69,14 @@ fn users_made_by_http_act_at_once_and_survive() {
     client.closed_with(0x98);
     assert_eq!(Connect::new("a").login(name, "pw 1").refused(gateway.port), 4);
     drop(Connect::new("a").login(name, "pw 2").open(gateway.port));
-    // over a crash, and a reload
+    // changes survive a crash and a reload
     let gateway = gateway.kill().restart();
     wait_until("HTTP", || boss.status("GET", "/livez", None) == 200);
     let mut client = Connect::v5("a").login(name, "pw 2").open(gateway.port);
     gateway.signal(Signal::HUP);
     gateway.wait_for_line("configuration reloaded");
     client.ping();
-    // removed while it is connected
+    // the user is removed while a client of it is connected
     assert_eq!(boss.status("DELETE", &target, None), 204);
     client.closed_with(0x98);
     assert_eq!(Connect::new("a").login(name, "pw 2").refused(gateway.port), 4);
@@ -100,7 +100,7 @@ fn what_may_not_be_meant_in_the_file_of_users_is_shown_everywhere() {
     assert!(code == Some(0) && text.contains(said), "{text}");
 }
 
-/// Whether a client with a session that stays finds one.
+/// Whether a client with a persistent session finds its session.
 fn finds_session(gateway: &Gateway, id: &str, user: &str, password: &str) -> bool {
     Connect::v5(id).login(user, password).persistent().open_with(gateway.port).1.present
 }
@@ -124,12 +124,12 @@ fn who_is_given_the_name_of_a_former_user_finds_nothing_of_it() {
         assert_eq!(boss.status("DELETE", "/api/v1/users/eve", None), 204);
         connected.closed_with(0x98);
         assert_eq!(boss.status("POST", "/api/v1/users", Some(&body)), 201);
-        // in the other round the gateway is killed as soon as the answer is there
+        // in the other round the gateway is killed as soon as the answer arrives
         if !is_killed {
             assert!(
                 !finds_session(&gateway, "away", "eve", "pw 1") && !finds_session(&gateway, "connected", "eve", "pw 1")
             );
-            // a new password leaves all as it is
+            // a new password changes nothing else
             assert_eq!(boss.status("PUT", "/api/v1/users/eve", Some(&json!({ "password": "pw 2" }))), 200);
             assert!(finds_session(&gateway, "away", "eve", "pw 2"));
             assert_eq!(boss.status("DELETE", "/api/v1/users/eve", None), 204);
@@ -142,7 +142,7 @@ fn who_is_given_the_name_of_a_former_user_finds_nothing_of_it() {
     assert_eq!(boss.status("POST", "/api/v1/users", Some(&body)), 201);
     assert!(!finds_session(&gateway, "away", "eve", "pw 1"));
 
-    // a line of the configuration may be missing for a while; another password hash is somebody else
+    // a user may be missing in the configuration for a while, but one with another password hash is a different user
     let path = gateway.dir().join("pigateway.toml");
     let before = fs::read_to_string(&path).unwrap();
     assert!(!finds_session(&gateway, "a", "hand", "secret hand"));
@@ -206,7 +206,7 @@ fn the_configuration_wins_and_a_broken_file_is_said_and_left_alone() {
     assert_eq!(boss.status("DELETE", "/api/v1/users/esp", None), 204, "the one that does not count");
     drop(Connect::new("e").login("esp", "by hand").open(gateway.port));
 
-    // broken by hand
+    // the file is damaged by hand
     let path = made_path(&gateway);
     let good = fs::read_to_string(&path).unwrap();
     let broken = good.replace("subscribe = [\"#\"]", "subscribe = [\"#\"");
@@ -227,13 +227,13 @@ fn the_configuration_wins_and_a_broken_file_is_said_and_left_alone() {
     other.ping();
     let problems = boss.get("/api/v1/problems?now=true").to_string();
     assert!(problems.contains("users made by HTTP") && problems.contains("users.toml:"), "{problems}");
-    // it starts all the same, and nobody of that file comes in
+    // the gateway starts nevertheless, and no user of that file can sign in
     let gateway = gateway.kill().restart();
     wait_until("HTTP", || boss.status("GET", "/livez", None) == 200);
     assert_eq!(Connect::new("o").login("other", "made").refused(gateway.port), 4);
     drop(Connect::new("e").login("esp", "by hand").open(gateway.port));
     assert_eq!(fs::read_to_string(&path).unwrap(), broken, "nothing of it is lost");
-    // mended
+    // the file is corrected
     fs::write(&path, &good).unwrap();
     gateway.signal(Signal::HUP);
     gateway.wait_for_line("configuration reloaded");

@@ -1,5 +1,5 @@
-//! A broker that forwards everything to another one, a mosquitto, where the subscriber is: what goes through, and what
-//! becomes of an outage. Ours has everything on its disk before it acknowledges, mosquitto's bridge in its memory.
+//! A broker that forwards everything to another one, a mosquitto with the subscriber: its throughput, and its behaviour in
+//! an outage. The gateway has each message on disk before it acknowledges it, and mosquitto's bridge only in memory.
 
 use std::io;
 use std::time::{Duration, Instant};
@@ -9,13 +9,13 @@ use super::load::{self, Load, Outcome, Until};
 use super::support::broker::{Mosquitto, Setup};
 use super::support::{self, Gateway, Process};
 
-/// Bytes of the payload.
+/// The length of the payload in bytes.
 const PAYLOAD: usize = 200;
-/// Publishers' window: as many as a gateway's client may have.
+/// The window of publishers, which is the most that the gateway allows a client.
 const WINDOW: u16 = 100;
 
-/// What is spoken with the upstream. On version 5 mosquitto lets others send no more than its `max_inflight_messages`
-/// before it has answered; on 3.1.1 there is no such limit, and each has its own: mosquitto 20, the gateway 100.
+/// The MQTT version towards the upstream. With version 5 mosquitto lets others send at most `max_inflight_messages` before
+/// it has answered. With 3.1.1 there is no such limit, and each side has its own: mosquitto 20, the gateway 100.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Protocol {
     V4 = 4,
@@ -26,14 +26,14 @@ impl Protocol {
     pub const ALL: [Protocol; 2] = [Protocol::V4, Protocol::V5];
 }
 
-/// Who forwards.
+/// The broker that forwards.
 pub enum Forwarder {
     Mosquitto(Mosquitto),
     Pigateway(Gateway),
 }
 
 impl Forwarder {
-    /// One that forwards to this port: this gateway, or mosquitto. So many messages are to have room.
+    /// Starts a gateway or a mosquitto that forwards to this port and has room for this number of messages.
     pub fn start(gateway: Option<Setup>, protocol: Protocol, upstream: u16, room: u64) -> Forwarder {
         if let Some(gateway) = gateway {
             let protocol = protocol as u8;
@@ -74,32 +74,33 @@ fn load(publishers: usize, subscribers: usize, until: Until) -> Load {
     Load { publishers, subscribers, qos: 1, payload: PAYLOAD, window: WINDOW, until }
 }
 
-/// QoS 1 from local publishers to a subscriber at the upstream.
+/// Measures QoS 1 from local publishers to a subscriber at the upstream.
 pub fn live(gateway: Option<Setup>, protocol: Protocol, publishers: usize, time: Duration) -> io::Result<Outcome> {
     let upstream = Mosquitto::with("max_queued_messages 0");
     let forwarder = Forwarder::start(gateway, protocol, upstream.port, 0);
-    // the first message shows that the way is open
+    // the first message shows that the connection works
     load::run_between(forwarder.port(), upstream.port, &load(1, 1, Until::Count(1)))?;
     load::run_between(forwarder.port(), upstream.port, &load(publishers, 1, Until::Time(time)))
 }
 
-/// What an outage of so many messages costs.
+/// The figures of an outage with a number of messages.
 pub struct Outage {
-    /// Messages stored per second.
+    /// The number of messages that are stored per second.
     pub stored: f64,
-    /// Memory afterwards, in MiB.
+    /// The memory after storing, in MiB.
     pub memory: f64,
-    /// Most memory until all was delivered, in MiB.
+    /// The most memory until all messages were delivered, in MiB.
     pub peak: f64,
-    /// Messages delivered per second afterwards.
+    /// The number of messages that are delivered per second afterwards.
     pub drained: f64,
-    /// Messages that did not arrive.
+    /// The number of messages that did not arrive.
     pub missing: u64,
-    /// Bytes that a line has carried for each message, and how much of it was used.
+    /// The bytes that a line has carried for each message, and the used part of its capacity.
     pub line: Option<(f64, f64)>,
 }
 
-/// Stores so many messages while there is no upstream, then lets it come, perhaps over a line of so many bytes a second.
+/// Stores this number of messages without an upstream, and then starts the upstream, perhaps behind a line with a number of
+/// bytes a second.
 pub fn outage(gateway: Option<Setup>, protocol: Protocol, count: u64, line: Option<u64>) -> io::Result<Outage> {
     let port = support::free_port();
     let forwarder = Forwarder::start(gateway, protocol, port, count);

@@ -1,5 +1,5 @@
-//! A server that does nothing but copy: what the load generator reaches with it is the most that it could show for any
-//! broker. It grants every subscription all that is published, as it came, and acknowledges at once.
+//! A server that only copies packets. The rate of the load generator with this server is the highest that it could show for
+//! any broker. The server delivers every published message unchanged to every subscriber, and acknowledges at once.
 
 use std::cell::RefCell;
 use std::io;
@@ -14,7 +14,7 @@ use tokio::task::{LocalSet, spawn_local};
 
 use super::support::wire::packets;
 
-/// Bytes that a subscriber may be behind before publishers wait.
+/// The number of unread bytes of a subscriber from which on publishers wait.
 const BEHIND: usize = 1 << 20;
 
 #[derive(Default)]
@@ -26,7 +26,7 @@ struct Outbox {
 
 type Outboxes = Rc<RefCell<Vec<Rc<Outbox>>>>;
 
-/// Starts it on a thread of its own, for the rest of the process; returns its port.
+/// Starts the server on a thread of its own, for the rest of the process, and returns its port.
 pub fn start() -> io::Result<u16> {
     let listener = std::net::TcpListener::bind("127.0.0.1:0")?;
     listener.set_nonblocking(true)?;
@@ -75,7 +75,7 @@ async fn serve(stream: TcpStream, subscribers: Outboxes) {
                         answer.put_u16(packet.publish_id());
                     }
                 }
-                // a publisher's PUBREL, a subscriber's PUBREC
+                // PUBREL from a publisher, and PUBREC from a subscriber
                 kind @ (5 | 6) => {
                     answer.put_slice(&[if kind == 6 { 0x70 } else { 0x62 }, 2]);
                     answer.put_u16(packet.ack_id());
@@ -112,7 +112,7 @@ async fn write(mut stream: OwnedWriteHalf, outbox: Rc<Outbox>) {
         if bytes.is_empty() {
             outbox.filled.notified().await;
         } else if stream.write_all(&bytes).await.is_err() {
-            // whoever waits for this one must not wait for ever
+            // publishers that wait for this subscriber must not wait for ever
             outbox.drained.notify_waiters();
             return;
         }

@@ -1,4 +1,4 @@
-//! What the number and the shape of filters, of retained messages, sessions and connections cost.
+//! The cost of many filters of different shapes, retained messages, sessions and connections.
 
 use std::io::{self, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
@@ -14,7 +14,7 @@ use super::support::tls::{self, Authority};
 use super::support::{self, wire};
 use super::{Broker, Figures, Running};
 
-/// What is made many of.
+/// The kind of which there are many.
 #[derive(Clone, Copy, Debug)]
 pub enum Curve {
     /// Filters, in this shape.
@@ -23,17 +23,17 @@ pub enum Curve {
     Retained(usize),
     /// Sessions of clients that are away.
     Sessions(usize),
-    /// Connections that say nothing.
+    /// Silent connections.
     Idle(usize),
     /// Connections, one after the other.
     Connections,
-    /// The same by TLS.
+    /// Connections by TLS, one after the other.
     Handshakes,
-    /// Clients with passwords that come back at once, of so many users. Of the gateway only.
+    /// Clients with passwords that come back at the same time, for a number of users. Measured only for the gateway.
     Passwords(usize),
 }
 
-/// How filters look of which a topic is matched by one.
+/// The shapes of filters of which one matches each topic.
 #[derive(Clone, Copy, Debug)]
 pub enum Shape {
     /// `many/N/a`
@@ -54,7 +54,7 @@ impl Shape {
     }
 }
 
-/// All of them, by name.
+/// All measurements, by name.
 pub fn all() -> Vec<(String, Curve)> {
     let mut all = Vec::new();
     for (name, shape) in [("exact", Shape::Exact), ("plus", Shape::Plus), ("hash", Shape::Hash)] {
@@ -71,7 +71,7 @@ pub fn all() -> Vec<(String, Curve)> {
     all
 }
 
-/// What many of something cost, at a broker that may have them.
+/// Measures the cost of many of a kind, with a broker that allows them.
 pub fn many(broker: Broker, what: Curve, time: Duration) -> io::Result<Figures> {
     const PASSWORD: &str = "correct horse";
     let gateway = broker.gateway();
@@ -117,7 +117,7 @@ pub fn many(broker: Broker, what: Curve, time: Duration) -> io::Result<Figures> 
     }
 }
 
-/// What the gateway is told beyond its defaults, so that there may be that many; mosquitto has no bounds there.
+/// The settings that make the gateway allow this number. mosquitto has no such limits.
 fn settings(curve: Curve) -> String {
     match curve {
         Curve::Retained(count) => format!("[broker]\nmax_retained = {}\nmax_retained_size = \"64 MiB\"\n", 2 * count),
@@ -127,11 +127,11 @@ fn settings(curve: Curve) -> String {
     }
 }
 
-/// A socket of one of the host's many addresses: no network may have all there is.
+/// A socket with one of the host's many addresses, because no network may have all connections.
 fn socket(port: u16, network: usize) -> io::Result<TcpStream> {
     let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
     if network > 0 {
-        // with many connections that have just ended, the system searches long for a port before it knows the other end
+        // after many connections that have just ended, the system searches long for a port before it knows the other end
         socket.bind(&SocketAddr::from(([127, 0, 0, 1 + network as u8], 0)).into())?;
     }
     socket.connect(&SocketAddr::from(([127, 0, 0, 1], port)).into())?;
@@ -141,7 +141,7 @@ fn socket(port: u16, network: usize) -> io::Result<TcpStream> {
     Ok(socket)
 }
 
-/// CONNECT and its answer.
+/// Sends CONNECT and reads the answer.
 fn connected(port: u16, network: usize, packet: &[u8]) -> io::Result<TcpStream> {
     let mut socket = socket(port, network)?;
     socket.write_all(packet)?;
@@ -162,7 +162,7 @@ fn subscribe_all(socket: &mut TcpStream, filters: &[String]) -> io::Result<()> {
     Ok(())
 }
 
-/// Measures at a broker on this port; `memory` in KiB.
+/// Measures a broker on this port; `memory` is in KiB.
 fn measure(curve: Curve, port: u16, time: Duration, memory: impl Fn() -> u64) -> io::Result<Figures> {
     match curve {
         Curve::Filters(shape, count) => Ok(vec![(String::new(), "", filters(shape, count, port, time)?)]),
@@ -180,7 +180,7 @@ fn measure(curve: Curve, port: u16, time: Duration, memory: impl Fn() -> u64) ->
     }
 }
 
-/// Messages on topics of which each is matched by one of the filters, delivered in a second.
+/// The number of deliveries per second of messages whose topics are each matched by one of the filters.
 fn filters(shape: Shape, count: usize, port: u16, time: Duration) -> io::Result<f64> {
     const EACH: usize = 10_000;
     let mut readers = Vec::new();
@@ -192,7 +192,7 @@ fn filters(shape: Shape, count: usize, port: u16, time: Duration) -> io::Result<
     }
     let reading: Vec<_> = readers.into_iter().map(|reader| thread::spawn(move || count_bytes(reader))).collect();
     let mut publisher = connected(port, 0, &wire::connect("publisher"))?;
-    // all packets are of one size
+    // all packets have the same size
     let packet = |number: usize| wire::publish(&format!("many/{number}/a"), 0, 64 - number.to_string().len()).bytes;
     let step = (count / 500).max(1);
     let some: Vec<u8> = (0..count).step_by(step).flat_map(packet).collect();
@@ -201,11 +201,11 @@ fn filters(shape: Shape, count: usize, port: u16, time: Duration) -> io::Result<
     while begin.elapsed() < time {
         publisher.write_all(&burst)?;
         sent += burst.len();
-        // what has been taken in is paid for: no queue of a reader runs over
+        // publishers wait for earlier deliveries, so that no queue of a reader overflows
         publisher.write_all(&[0xc0, 0])?;
         publisher.read_exact(&mut [0; 2])?;
     }
-    // as many topics end it as there are readers
+    // one last topic for each reader marks the end
     let last = |number: usize| wire::publish(&format!("many/{number}/a"), 0, 0).bytes;
     (0..count).step_by(EACH).try_for_each(|number| publisher.write_all(&last(number)))?;
     let mut received = 0;
@@ -219,7 +219,8 @@ fn filters(shape: Shape, count: usize, port: u16, time: Duration) -> io::Result<
     Ok(received as f64 / packet(0).len() as f64 / elapsed.as_secs_f64())
 }
 
-/// Bytes until a message without a payload comes, which are those of messages that have 64 with the number of their topic.
+/// Counts the bytes until a message without a payload comes. All other messages have 64 bytes with the number of their
+/// topic.
 fn count_bytes(mut socket: TcpStream) -> io::Result<usize> {
     let mut buffer = vec![0; 256 << 10];
     let (mut held, mut bytes) = (0, 0);
@@ -269,7 +270,7 @@ fn retained(count: usize, port: u16) -> io::Result<Figures> {
     Ok(vec![("ten".into(), "µs", times[100].as_secs_f64() * 1e6), ("all".into(), "/s", all)])
 }
 
-/// The packet of a client that wants to find its session.
+/// The CONNECT of a client that resumes its session.
 fn persistent(number: usize) -> Vec<u8> {
     let mut packet = wire::connect(&format!("away-{number:05}"));
     packet[9] = 0;
@@ -306,7 +307,7 @@ fn connections(port: u16, time: Duration) -> io::Result<f64> {
     Ok(f64::from(count) / begin.elapsed().as_secs_f64())
 }
 
-/// TLS handshakes with CONNECT, one after the other, none of which resumes another.
+/// Makes TLS handshakes with CONNECT, one after the other and without resumption.
 fn handshakes(authority: &Authority, port: u16, time: Duration) -> Figures {
     let (begin, mut count) = (Instant::now(), 0);
     while begin.elapsed() < time {
@@ -316,7 +317,7 @@ fn handshakes(authority: &Authority, port: u16, time: Duration) -> Figures {
     vec![(String::new(), "/s", f64::from(count) / begin.elapsed().as_secs_f64())]
 }
 
-/// Until two hundred clients are in, that come at once.
+/// The time until two hundred clients that come at the same time are connected.
 fn passwords(port: u16, users: usize, password: &'static str) -> Figures {
     const CLIENTS: usize = 200;
     let begin = Instant::now();

@@ -1,4 +1,4 @@
-//! From a PUBLISH leaving one client to its arrival at another, at a steady rate.
+//! The time from sending a PUBLISH to its arrival at another client, at a steady rate.
 
 use std::io::{self, Read, Write};
 use std::net::TcpStream;
@@ -8,7 +8,7 @@ use bytes::BytesMut;
 
 use super::support::wire::{self, packets};
 
-/// Sends this many messages at this distance; returns the times, sorted.
+/// Sends this number of messages at this interval, and returns the sorted times.
 pub fn measure(port: u16, qos: u8, count: usize, distance: Duration) -> io::Result<Vec<Duration>> {
     let mut subscriber = connect(port, "latency-sub")?;
     subscriber.write_all(&wire::subscribe("latency", qos))?;
@@ -17,7 +17,7 @@ pub fn measure(port: u16, qos: u8, count: usize, distance: Duration) -> io::Resu
     let origin = Instant::now();
     let receiving = std::thread::spawn(move || receive(subscriber, count, origin));
     let mut acks = publisher.try_clone()?;
-    // PUBACKs are read, as every client does, but nobody waits for them
+    // PUBACKs are read, as by every client, but not awaited
     std::thread::spawn(move || io::copy(&mut acks, &mut io::sink()));
     publish(publisher, qos, count, distance, origin)?;
     let times = receiving.join().map_err(|_| io::Error::other("the subscriber has failed"))?;

@@ -1,4 +1,4 @@
-//! A line that carries so many bytes a second to an upstream.
+//! A line to an upstream with a limited number of bytes a second.
 
 use std::io::{self, Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -7,13 +7,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// Ends with the process.
+/// The line. It ends with the process.
 pub struct Line {
     carried: Arc<AtomicU64>,
 }
 
 impl Line {
-    /// From this port to a broker.
+    /// Starts a line from this port to a broker.
     pub fn between(port: u16, broker: u16, bytes_per_second: u64) -> io::Result<Line> {
         let listener = TcpListener::bind(("127.0.0.1", port))?;
         let line = Line { carried: Arc::default() };
@@ -24,21 +24,21 @@ impl Line {
                 let (Ok(from), Ok(to)) = (client.try_clone(), broker.try_clone()) else { return };
                 let carried = carried.clone();
                 thread::spawn(move || carry(from, to, bytes_per_second, &carried));
-                // answers are small
+                // the answers are small, so they are not limited
                 thread::spawn(move || carry(broker, client, u64::MAX, &AtomicU64::new(0)));
             }
         });
         Ok(line)
     }
 
-    /// Bytes that it has carried up.
+    /// The number of bytes that the line has carried to the upstream.
     pub fn carried(&self) -> u64 {
         self.carried.load(Ordering::Relaxed)
     }
 }
 
 fn carry(mut from: TcpStream, mut to: TcpStream, bytes_per_second: u64, carried: &AtomicU64) {
-    // a smaller piece would take less time than a sleep does
+    // a smaller piece would take less time than a sleep
     let mut buffer = [0; 4096];
     let mut free = Instant::now();
     while let Ok(count @ 1..) = from.read(&mut buffer) {

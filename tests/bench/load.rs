@@ -1,4 +1,4 @@
-//! Clients that publish and receive as fast as the other side takes and gives: one thread, batched writes, big reads.
+//! Clients that publish and receive as fast as the other side allows, with one thread, batched writes and large reads.
 
 use std::cell::Cell;
 use std::io;
@@ -12,24 +12,24 @@ use tokio::task::{JoinHandle, LocalSet, spawn_local};
 
 use super::support::wire::{self, Template, packets, put_ack};
 
-/// Bytes written at a time, and room for reading.
+/// The number of bytes that are written at a time, and the size of the read buffer.
 const BLOCK: usize = 64 * 1024;
 const READ: usize = 256 * 1024;
-/// Deliveries that stay away this long are lost.
+/// Deliveries that are missing for this long count as lost.
 const LOST_AFTER: Duration = Duration::from_secs(3);
 
-/// What to do.
+/// A load.
 #[derive(Clone, Debug)]
 pub struct Load {
-    /// Publishing clients, each with a topic of its own.
+    /// The number of publishing clients, each with a topic of its own.
     pub publishers: usize,
-    /// Subscribing clients, each of them subscribed to all topics.
+    /// The number of subscribing clients, each with subscriptions to all topics.
     pub subscribers: usize,
-    /// Of publications and subscriptions.
+    /// The QoS of publications and subscriptions.
     pub qos: u8,
-    /// Bytes.
+    /// The length of the payload in bytes.
     pub payload: usize,
-    /// QoS 1 and 2 publications of a client that are not acknowledged.
+    /// The greatest number of unacknowledged publications of a client at QoS 1 and 2.
     pub window: u16,
     /// When publishers stop.
     pub until: Until,
@@ -40,18 +40,18 @@ pub struct Load {
 pub enum Until {
     /// After this time.
     Time(Duration),
-    /// After this many messages each.
+    /// After this number of messages of each publisher.
     Count(u64),
 }
 
-/// What came of it.
+/// The result of a load.
 #[derive(Clone, Copy, Debug)]
 pub struct Outcome {
-    /// Deliveries that should have come.
+    /// The expected number of deliveries.
     pub expected: u64,
-    /// Deliveries that came.
+    /// The number of deliveries that arrived.
     pub delivered: u64,
-    /// From the first PUBLISH to the last delivery.
+    /// The time from the first PUBLISH to the last delivery.
     pub elapsed: Duration,
 }
 
@@ -72,13 +72,14 @@ pub fn run(port: u16, load: &Load) -> io::Result<Outcome> {
     run_between(port, port, load)
 }
 
-/// The same with publishers at one port and subscribers at another.
+/// Runs the load with publishers at one port and subscribers at another.
 pub fn run_between(port: u16, subscribe_at: u16, load: &Load) -> io::Result<Outcome> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     LocalSet::new().block_on(&runtime, drive(port, subscribe_at, load))
 }
 
-/// Receives until so many have come or no more come; returns how many did, and how long that took from the first one on.
+/// Receives until this number of deliveries has arrived or no more arrive. Returns their number, and the time from the
+/// first to the last.
 pub fn collect(port: u16, expected: u64) -> io::Result<(u64, Duration)> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let collecting = async {
@@ -186,7 +187,7 @@ async fn flood(mut stream: TcpStream, template: &Template, until: Until) -> io::
         }
         stream.write_all(&block).await?;
         sent += per_block as u64;
-        // all clients share a thread: otherwise one would write until its socket is full while no subscriber reads
+        // all clients share a thread, and otherwise one would write until its socket is full while no subscriber reads
         tokio::task::yield_now().await;
     }
     // the end of the connection must not overtake what was written

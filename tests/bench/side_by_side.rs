@@ -1,31 +1,32 @@
-//! mosquitto and the gateway under the same load in the same run, and how far the load generator itself could go.
+//! mosquitto and the gateway under the same load in the same run, and the highest rate of the load generator itself.
 //!
-//! `tests/bench/run` runs everything and prints one table; nothing is asserted. Environment:
+//! `tests/bench/run` runs everything and prints one table. It checks nothing. These variables select what it does:
 //!
 //! | variable | default | |
 //! |---|---|---|
 //! | `BENCH_ONLY` | all | names of measurements or parts of them, with commas between: `qos0-1to50,rtt` |
-//! | `BENCH_BROKERS` | `mosquitto,pigateway,ceiling` | who takes part; `port` is whoever listens on `BENCH_PORT` |
+//! | `BENCH_BROKERS` | `mosquitto,pigateway,ceiling` | the measured brokers; `port` is the one at `BENCH_PORT` |
 //! | `BENCH_PORT` | `1883` | a broker that runs already |
 //! | `BENCH_SECONDS` | `2` | how long publishers publish |
-//! | `BENCH_ROUNDS` | `3` | how often, the brokers taking turns; the median is shown |
+//! | `BENCH_ROUNDS` | `3` | the number of rounds, in which the brokers take turns; the median is shown |
 //! | `BENCH_PAYLOAD` | `64` | bytes |
-//! | `BENCH_WINDOW` | `20` | publications in flight per publisher at QoS 1; half of it at QoS 2, where mosquitto takes no more |
+//! | `BENCH_WINDOW` | `20` | publications in flight per publisher at QoS 1; half of it at QoS 2, mosquitto's limit there |
 //! | `BENCH_OUTAGE` | `100000` | messages of `outage` |
 //! | `BENCH_LINE` | `1000000` | bytes a second that the line of `line` carries |
 //! | `BENCH_LINE_MESSAGES` | `20000` | messages that wait for it |
-//! | `BENCH_BEFORE` | none | another build of the gateway, which takes part as `before` and is compared with this one |
+//! | `BENCH_BEFORE` | none | another build of the gateway, which is measured as `before` and compared with this one |
 //!
-//! Rates are deliveries per second, from the first PUBLISH to the last delivery; what was lost is said. Every
-//! measurement gets a fresh broker with its defaults, except that mosquitto gets `max_queued_messages 0`: with its
-//! default of 1000 it would drop QoS 0 messages instead of delivering them. Its `max_inflight_messages` is 20, as is the
-//! gateway's `max_inflight`. `bridge` and `outage` forward messages of 200 bytes at QoS 1 to another mosquitto, on MQTT 3.1.1
-//! (`bridge4`), which mosquitto's bridge speaks unless told otherwise, and on MQTT 5 (`bridge5`), which the gateway does. `line` is
-//! an outage after which a slow line leads to the upstream, with how much of it is used.
+//! Rates are deliveries per second, from the first PUBLISH to the last delivery, and losses are shown. Every measurement
+//! gets a fresh broker with its defaults, except that mosquitto gets `max_queued_messages 0`: with its default of 1000 it
+//! would drop QoS 0 messages instead of delivering them. Its `max_inflight_messages` is 20, like the gateway's
+//! `max_inflight`. `bridge` and `outage` forward messages of 200 bytes at QoS 1 to another mosquitto, with MQTT 3.1.1
+//! (`bridge4`), which mosquitto's bridge uses by default, and with MQTT 5 (`bridge5`), which the gateway uses by default.
+//! `line` is an outage after which the messages go over a slow line, and shows how much of the line is used.
 //!
-//! The rows behind `start` show what many filters, retained messages, sessions and connections cost: `filters-plus-50000` are
-//! deliveries per second on topics of which each is matched by one of 50 000 filters `+/N/a`; `retained-100000 ten` is the time until a
-//! SUBSCRIBE has selected ten of so many; `sessions-10000 back` that of a reconnect among so many sessions.
+//! The rows after `start` show the cost of many filters, retained messages, sessions and connections. `filters-plus-50000`
+//! is the number of deliveries per second on topics that are each matched by one of 50 000 filters `+/N/a`.
+//! `retained-100000 ten` is the time in which a SUBSCRIBE selects ten of 100 000 retained messages. `sessions-10000 back`
+//! is the time of a reconnect with 10 000 sessions.
 
 mod bridge;
 mod ceiling;
@@ -71,10 +72,11 @@ fn main() -> io::Result<()> {
     Ok(())
 }
 
-/// With the window of the others it would show the time of a round trip, not what the generator can do.
+/// The window for the copying server. With the window of the brokers it would show the time of a round trip, and not the
+/// highest rate of the generator.
 const CEILING_WINDOW: u16 = 1000;
 
-/// Who is measured.
+/// The measured brokers.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Broker {
     Mosquitto,
@@ -100,7 +102,7 @@ impl Broker {
         matches!(self, Broker::Mosquitto | Broker::Pigateway | Broker::Before)
     }
 
-    /// What a gateway is started with, if this is one.
+    /// How the gateway is started, if this broker is one.
     fn gateway(self) -> Option<Setup> {
         match self {
             Broker::Pigateway => Some(Setup::default()),
@@ -126,7 +128,7 @@ fn before() -> Option<PathBuf> {
     std::env::var_os("BENCH_BEFORE").map(PathBuf::from)
 }
 
-/// Stopped when dropped.
+/// A running broker, which is stopped when dropped.
 enum Running {
     Mosquitto(Mosquitto),
     Pigateway(Gateway),
@@ -205,18 +207,18 @@ enum Measurement {
     Rate(u8, usize, usize),
     /// QoS, quantile.
     RoundTrip(u8, &'static [(&'static str, f64)]),
-    /// QoS, messages per second: what a home sends. Processor time of the broker per message.
+    /// The processor time of the broker per message, with QoS and messages per second as in a home.
     Light(u8, u32),
     /// Publishers whose messages are forwarded to another broker.
     Bridge(Protocol, usize),
-    /// No broker to forward to.
+    /// An outage of the upstream.
     Outage(Protocol),
-    /// The same, and then a slow line.
+    /// An outage, and then a slow line.
     Line(Protocol),
     Memory,
     Idle,
     Start,
-    /// What many of something cost.
+    /// The cost of many of a kind.
     Curve(Curve),
 }
 
@@ -255,7 +257,7 @@ fn measurements() -> Vec<(String, Measurement)> {
     all
 }
 
-/// A figure with its name, as each broker has it: (line, unit, value per round).
+/// A figure of each broker with its name: (line, unit, value per round).
 type Figures = Vec<(String, &'static str, f64)>;
 
 fn row(name: &str, measurement: &Measurement, options: &Options) {
@@ -447,7 +449,7 @@ fn idle(broker: Broker, time: Duration) -> io::Result<Figures> {
     Ok(vec![alone, with_clients])
 }
 
-/// From exec to the first CONNACK.
+/// The time from exec to the first CONNACK.
 fn start(broker: Broker) -> io::Result<Figures> {
     if matches!(broker, Broker::Ceiling | Broker::Port(_)) {
         return Ok(Vec::new());

@@ -1,14 +1,15 @@
-//! How many bytes reach the disk for a message that must not be lost: the gateway, mosquitto with its persistence at
-//! once a second, and SQLite with a transaction per message.
+//! The number of bytes that reach the disk for a message that must not be lost: with the gateway, with mosquitto that saves
+//! once a second, and with SQLite and a transaction per message.
 //!
-//! A subscriber with a persistent session is away; a publisher publishes at QoS 1, 200 bytes, at a steady rate. Two
-//! figures are shown per message: what the process had written (`write_bytes` of /proc/PID/io, pages that it dirtied; where
-//! the kernel keeps files in large folios, it counts whole ones) and what the disk of the temporary directory took
-//! (/sys/dev/block/*/stat), which has the file system's own journal in it and everything else that happens there: let
-//! `TMPDIR` point to a loop device of its own. The ratio is that of the disk to the gateway's.
+//! A subscriber with a persistent session is away, and a publisher sends messages of 200 bytes at QoS 1 and a steady rate.
+//! Two figures are shown per message. The first is the number of bytes that the process has written (`write_bytes` of
+//! /proc/PID/io, which counts changed pages, or whole folios if the kernel keeps files in large ones). The second is the
+//! number of bytes that the disk of the temporary directory has written (/sys/dev/block/*/stat), including the file
+//! system's own journal and all other writes to that disk, so `TMPDIR` should be on a separate loop device. The ratio
+//! compares the disk's bytes with the gateway's.
 //!
-//! `BENCH_SECONDS` (10) is how long each takes, `BENCH_RATES` (`1,10,100,0`) messages per second; 0 stands for bursts of 100
-//! once a second.
+//! `BENCH_SECONDS` (10) is the length of each measurement, and `BENCH_RATES` (`1,10,100,0`) are the messages per second,
+//! where 0 stands for bursts of 100 once a second.
 
 #[path = "../support/mod.rs"]
 mod support;
@@ -58,14 +59,14 @@ fn main() {
     }
 }
 
-/// Bytes that a process has had written.
+/// The number of bytes that a process has written.
 fn written(pid: u32) -> u64 {
     let text = std::fs::read_to_string(format!("/proc/{pid}/io")).expect("/proc/PID/io");
     let line = text.lines().find_map(|line| line.strip_prefix("write_bytes: "));
     line.and_then(|bytes| bytes.parse().ok()).expect("write_bytes")
 }
 
-/// Bytes that the disk of the temporary directory has taken.
+/// The number of bytes that the disk of the temporary directory has written.
 fn taken() -> u64 {
     let device = std::fs::metadata(std::env::temp_dir()).expect("the temporary directory").dev();
     let (major, minor) = (rustix::fs::major(device), rustix::fs::minor(device));
@@ -73,9 +74,9 @@ fn taken() -> u64 {
     stat.split_whitespace().nth(6).and_then(|sectors| sectors.parse::<u64>().ok()).unwrap_or(0) * 512
 }
 
-/// Lets `send` send so many messages every `pause`; returns bytes per message of the process and the disks.
+/// Lets `send` send this number of messages every `pause`. Returns the bytes per message of the process and of the disk.
 fn measure(pid: u32, burst: u64, pause: Duration, time: Duration, mut send: impl FnMut(u64)) -> (u64, u64) {
-    // what is made once is not counted
+    // files that are made only once are not counted
     send(burst);
     std::thread::sleep(Duration::from_secs(2));
     let before = (written(pid), taken());
@@ -87,7 +88,7 @@ fn measure(pid: u32, burst: u64, pause: Duration, time: Duration, mut send: impl
             pause.saturating_sub(begin.elapsed().saturating_sub(pause * (messages / burst) as u32 - pause)),
         );
     }
-    // what comes late is counted
+    // late writes are counted
     std::thread::sleep(Duration::from_millis(1500));
     ((written(pid) - before.0) / messages, (taken() - before.1) / messages)
 }
@@ -112,7 +113,7 @@ fn gateway(burst: u64, pause: Duration, time: Duration) -> (u64, u64) {
 
 fn mosquitto(burst: u64, pause: Duration, time: Duration) -> (u64, u64) {
     let dir = tempfile::tempdir().expect("a directory");
-    // it drops its privileges when it is started as root
+    // mosquitto drops its privileges when it is started as root
     let path: PathBuf = dir.path().join("mosquitto.conf");
     let port = support::free_port();
     let text = format!(

@@ -1,5 +1,5 @@
-//! Where anonymous clients come from. A test host has no other address that may be used, so connections are served with
-//! an address that the test names.
+//! The addresses from which anonymous clients are accepted. A test host has no other usable address, so connections are
+//! served with an address that the test chooses.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -28,7 +28,7 @@ async fn anonymous_clients_are_accepted_from_loopback_only_unless_one_line_says_
     assert_eq!(AnonymousSettings::default().accept, AnonymousFrom::Loopback);
 }
 
-/// The CONNACK codes that clients at these addresses get.
+/// The CONNACK codes for clients at these addresses.
 async fn answers(accept: AnonymousFrom, addresses: &[&str]) -> Vec<u8> {
     let settings = BrokerSettings {
         access: AccessSettings {

@@ -1,4 +1,4 @@
-//! Guessing passwords is slow, tells nothing, and keeps nobody out.
+//! Guessing passwords is slow, reveals nothing, and does not keep others from signing in.
 
 use std::io::Read;
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
@@ -21,7 +21,7 @@ fn from(last: u8, port: u16) -> TcpStream {
 struct Flood(Vec<TcpStream>);
 
 impl Flood {
-    /// So many for the same user from the same address.
+    /// Sends this number of guesses for the same user from the same address.
     fn start(gateway: &Gateway, name: &str, last: u8, count: usize) -> Flood {
         let guess = |number: usize| {
             let mut stream = from(last, gateway.port);
@@ -33,7 +33,8 @@ impl Flood {
         Flood((0..count).map(guess).collect())
     }
 
-    /// How many have been told that the password is wrong, and how many that the broker is busy.
+    /// The number of guesses with the answer that the password is wrong, and the number with the answer that the broker is
+    /// busy.
     fn answers(&mut self) -> (usize, usize) {
         let (mut wrong, mut busy) = (0, 0);
         self.0.retain_mut(|stream| {
@@ -66,7 +67,7 @@ fn a_user_at_home_gets_in_while_others_guess_also_after_a_restart() {
     ada_at_home(&gateway);
     for restart in [false, true] {
         if restart {
-            // in order: what was learnt is written then, if not before
+            // an orderly end writes the familiar addresses, if they were not written before
             gateway = gateway.end().restart();
         }
         let mut floods: Vec<Flood> = (2..6).map(|last| Flood::start(&gateway, "ada", last, 40)).collect();
@@ -88,7 +89,7 @@ fn a_right_guess_waits_as_long_as_a_wrong_one() {
         wrong += flood.answers().0;
         wrong >= 10
     });
-    // it is known by now, but not from there
+    // the user is known now, but not from this address
     let right = Connect::new("right").login("ada", PASSWORD);
     let mut stream = from(3, gateway.port);
     std::io::Write::write_all(&mut stream, &right.encode()).unwrap();

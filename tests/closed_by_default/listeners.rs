@@ -1,4 +1,4 @@
-//! Listeners of their own kind: who may come in where, through what, and how many.
+//! Listeners with settings of their own: who may sign in at each, by which transport, and how many connections it accepts.
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -149,7 +149,7 @@ fn each_listener_says_who_may_come_in() {
     assert_eq!((own.publish("own/a", "x", 1, false), own.publish("usual/a", "x", 1, false)), (0, 0x87));
     assert_eq!(Connect::v5("b").login("other", PASSWORD).refused(own_port), 0x86, "it is no user there");
     Connect::v5("b").login("other", PASSWORD).open(open_port).ping();
-    // users that are known at one listener only, and ids that belong to them
+    // users that only one listener knows, and client ids that belong to them
     assert_eq!(Connect::v5("only-1").login("only", PASSWORD).refused(usual), 0x86);
     for id in ["only-1", "only-", "spare"] {
         Connect::v5(id).login("only", PASSWORD).open(own_port).ping();
@@ -159,7 +159,7 @@ fn each_listener_says_who_may_come_in() {
         assert_eq!(Connect::new(id).login("only", PASSWORD).refused(own_port), 2, "{id}");
     }
     Connect::v5("").login("only", PASSWORD).open(own_port).ping();
-    // and a reload changes it at once
+    // a reload changes it at once
     let path = gateway.dir().join("pigateway.toml");
     let text = std::fs::read_to_string(&path).unwrap();
     std::fs::write(&path, text.replace("accept = \"all\"", "accept = \"none\"")).unwrap();
@@ -207,7 +207,7 @@ fn a_proxy_is_believed_where_it_is_named_and_makes_nobody_local() {
         assert_eq!(through(other, &header, Connect::v5("guest")).1.reason, 0x87, "guests come from this host only");
         assert_eq!(through(other, &header, Connect::v5("esp").login("esp", PASSWORD)).1.reason, 0);
     }
-    // who must say where its clients are says it; and nobody else is asked
+    // the proxy must use the protocol, and no other address may use it
     let mut silent = Client::raw(proxied, 5);
     silent.try_send(&Connect::v5("a").encode());
     assert!(silent.closed().is_empty());
@@ -222,7 +222,7 @@ fn a_proxy_is_believed_where_it_is_named_and_makes_nobody_local() {
 fn a_socket_in_the_file_system_has_guests_only_where_it_says_so() {
     let setup = Setup::default();
     let (closed, open_to_guests) = (setup.dir().join("a.sock"), setup.dir().join("b.sock"));
-    // left over by a gateway that was killed
+    // a socket that a killed gateway has left
     drop(std::os::unix::net::UnixListener::bind(&closed).unwrap());
     let gateway = setup
         .config(&format!(
@@ -289,11 +289,11 @@ fn certificates_may_only_open_the_door_and_may_be_revoked() {
     assert_eq!(open(&Connect::v5("a"), named, config(&good)).1.reason, 0);
     assert!(is_turned_away(named, config(&revoked)));
     assert!(gateway.wait_for_line("Revoked").contains("crl"));
-    // a list that is renewed counts without a restart
+    // a renewed list of revoked certificates is used without a restart
     std::fs::write(gateway.dir().join("crl.pem"), authority.revoke(&[7, 8])).unwrap();
     gateway.signal(rustix::process::Signal::HUP);
     wait_until("the other one is revoked too", || is_turned_away(named, config(&good)));
-    // where the certificate does not name the user, user name and password do, and the certificate is still asked for
+    // if the certificate does not name the user, user name and password do, and the certificate is still required
     let stranger = authority.sign("stranger");
     assert_eq!(open(&Connect::v5("a").login("esp", PASSWORD), unnamed, config(&stranger)).1.reason, 0);
     assert_eq!(open(&Connect::v5("a").login("esp", "wrong"), unnamed, config(&stranger)).1.reason, 0x86);
@@ -301,7 +301,7 @@ fn certificates_may_only_open_the_door_and_may_be_revoked() {
     assert!(is_turned_away(unnamed, client_config(&authority, None)));
 }
 
-/// A stream that holds no record that is longer than its buffer.
+/// A stream that cannot receive a record that is longer than its buffer.
 struct Small {
     socket: TcpStream,
     record: Vec<u8>,
@@ -366,7 +366,7 @@ fn records_are_as_small_as_the_listener_says() {
     }
 }
 
-/// BearSSL, as on an ESP8266, with a buffer of 2 KiB for what comes in.
+/// A client with BearSSL, as on an ESP8266, with a receive buffer of 2 KiB.
 #[test]
 fn a_bearssl_client_with_two_kibibytes_of_buffer() {
     let authority = Authority::new();

@@ -1,4 +1,4 @@
-//! Closed by default: who comes in, what they may do, and what the others are told.
+//! The broker is closed by default: which clients are accepted, what they may do, and what the others are told.
 
 #![allow(clippy::unwrap_used)]
 
@@ -48,7 +48,7 @@ fn no_core_with_passwords_and_keys_is_dumped() {
     let gateway = Gateway::start();
     let limits = std::fs::read_to_string(format!("/proc/{}/limits", gateway.pid())).unwrap();
     let core = limits.lines().find(|line| line.starts_with("Max core file size")).unwrap();
-    // 0 would let programs have it that the kernel hands cores to through a pipe
+    // with 0 the kernel would still pass cores to programs through a pipe
     assert_eq!(core.split_whitespace().skip(4).take(2).collect::<Vec<_>>(), ["1", "1"], "{core}");
 }
 
@@ -77,7 +77,7 @@ fn a_refusal_says_once_how_to_let_the_client_in() {
         Connect::new("lost-esp").refused(gateway.port);
     }
     let lines: Vec<String> = gateway.log().into_iter().filter(refused).collect();
-    // the probe at start may have had the first one
+    // the probe at the start may have got the first one
     assert!(lines.len() == 1, "{lines:?}");
     for part in ["pigateway user", "accept = \"all\"", "127.0.0.1"] {
         assert!(lines[0].contains(part), "{part} is missing in {lines:?}");

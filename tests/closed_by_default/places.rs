@@ -1,7 +1,7 @@
-//! What one client may take of what there is for all: places, subscriptions, retained messages.
+//! The shares of one client in common resources: places, subscriptions and retained messages.
 //!
-//! A test host has no address but its own that may be used. Its many addresses from 127.0.0.0/8 stand for several networks,
-//! and what a proxy has passed on counts as coming from outside.
+//! A test host has no usable address but its own. Its many addresses from 127.0.0.0/8 stand for several networks, and
+//! connections through a proxy count as coming from outside.
 
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -27,7 +27,7 @@ fn open_from(connect: &Connect, last: u8, port: u16) -> (Client, u8) {
     (client, connack.reason)
 }
 
-/// As many guests as get in.
+/// Connects guests until no more are accepted.
 fn flood(last: u8, port: u16) -> Vec<Client> {
     let clients = (0..1000).map_while(|number| {
         let (client, reason) = open_from(&Connect::v5(&format!("flood-{last}-{number}")), last, port);
@@ -52,16 +52,16 @@ fn guests_cannot_take_the_places_of_users_or_of_one_another() {
     let mut guests = flood(1, gateway.port);
     assert_eq!(guests.len(), 30);
     assert_eq!(Connect::v5("one more").refused(gateway.port), 0x89);
-    // a guest of another network takes the place of the last of those
+    // a guest of another network takes the place of the last of these guests
     let (mut other, reason) = open_from(&Connect::v5("other"), 2, gateway.port);
     assert_eq!(reason, 0);
     guests.pop().unwrap().closed_with(0x89);
-    // a user has places that guests cannot take, by MQTT, WebSocket and HTTP alike
+    // users have places that guests cannot take, by MQTT, WebSocket and HTTP
     let mut users: Vec<Client> = (0..9).map(|number| ada(&number.to_string()).open(gateway.port)).collect();
     users.push(web(http, &[], &ada("web")).unwrap());
     assert_eq!(request(http, "GET", "/api/v1/clients", &[("Authorization", &authorization())], b"").status, 200);
     users.iter_mut().for_each(Client::ping);
-    // beyond these it takes those of guests, as long as they have more
+    // beyond these the user takes places of guests, as long as they have more
     users.extend((10..18).map(|number| ada(&number.to_string()).open(gateway.port)));
     assert_eq!(ada("one more").refused(gateway.port), 0x89);
     users.iter_mut().for_each(Client::ping);
@@ -89,7 +89,7 @@ fn a_client_that_comes_back_to_its_session_goes_before_strangers() {
     strangers[0].ping();
 }
 
-/// MQTT over WebSocket as far as these tests need it: binary frames that are not fragmented.
+/// A minimal client for MQTT over WebSocket, with binary frames that are not fragmented.
 struct Web {
     stream: TcpStream,
     left: usize,
@@ -115,7 +115,7 @@ impl Read for Web {
 
 impl Write for Web {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        // a mask of zeros is a mask
+        // a mask of zeros is valid
         let part = &bytes[..bytes.len().min(125)];
         let frame = [&[0x82, 0x80 | part.len() as u8, 0, 0, 0, 0], part].concat();
         self.stream.write_all(&frame)?;
@@ -127,7 +127,7 @@ impl Write for Web {
     }
 }
 
-/// A client by WebSocket; `None`: it was not let in.
+/// A client by WebSocket; `None` if it was refused.
 fn web(port: u16, headers: &[&str], connect: &Connect) -> Option<Client> {
     let mut stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
     let more: String = headers.iter().map(|header| format!("{header}\r\n")).collect();
@@ -183,7 +183,7 @@ fn subscriptions_of_guests_leave_room_for_users_and_for_other_guests() {
     for number in 0..12 {
         let (mut client, _) = open_from(&Connect::v5(&format!("greedy-{number}")).persistent(), 1, gateway.port);
         granted += (0..34).filter(|filter| client.subscribe(&long(number, *filter), 1) == 1).count();
-        // what absent clients have counts on
+        // subscriptions of absent clients still count
         if number % 2 == 0 {
             client.disconnect();
         } else {
@@ -200,7 +200,7 @@ fn subscriptions_of_guests_leave_room_for_users_and_for_other_guests() {
         let wanted: Vec<(&str, u8)> = block.iter().map(|filter| (filter.as_str(), 1)).collect();
         assert!(users.subscribe_all(&wanted, &Properties::new()).iter().all(|granted| *granted == 1));
     }
-    // what is given back can be had again
+    // freed subscriptions are available again
     assert_eq!(guests[0].unsubscribe(&long(1, 0)), 0);
     assert_eq!(guests[0].subscribe(&long(99, 99), 1), 1);
     gateway.wait_for_line("too many subscriptions");
@@ -225,7 +225,7 @@ fn retained_topics_of_guests_leave_room_for_users_by_every_door() {
         request(http, "PUT", &target, &[("Authorization", &header)], b"x").status
     };
     assert_eq!(put("u/web"), 507, "the same user by another door");
-    // after a restart it still counts for whom it did
+    // after a restart each message still counts for the same holder
     let gateway = gateway.kill().restart();
     let mut guest = Connect::v5("guest").open(gateway.port);
     assert_eq!(guest.publish("g/more", "x", 1, true), 0x97);

@@ -41,7 +41,7 @@ fn what_may_not_be_published_goes_nowhere() {
 #[test]
 fn what_may_not_be_subscribed_is_refused() {
     let gateway = gateway();
-    // MQTT 3.1 has no way to say so: the answer is positive [3.9 of 3.1], and nothing is delivered
+    // MQTT 3.1 cannot refuse a subscription, so the answer is positive [3.9 of 3.1], and nothing is delivered
     for (version, refusal) in [(V31, None), (V311, Some(0x80)), (V5, Some(0x87))] {
         let mut client = open(&gateway, version, "esp", "one");
         let filters = ["other", "loft/private/#", "loft/private/a", "users/admin/#", "$SYS/#", "clients/two/+"];

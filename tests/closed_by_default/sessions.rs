@@ -1,4 +1,4 @@
-//! Sessions belong to users: a client id is no key to what another user has.
+//! Sessions belong to users: a client id gives no access to the session of another user.
 
 use super::{PASSWORD, user};
 use crate::support::broker::Setup;
@@ -58,7 +58,7 @@ fn the_same_client_id_of_two_users_is_connected_twice() {
     assert_eq!(ada.receive().payload, b"for ada");
     assert_eq!(bob.receive().payload, b"for bob");
     guest.ping();
-    // the same user takes over what is its own
+    // the same user takes over its own session
     let mut again = Connect::version(V5, "x").login("ada", PASSWORD).open(gateway.port);
     ada.closed_with(0x8e);
     again.ping();

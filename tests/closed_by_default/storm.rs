@@ -1,4 +1,4 @@
-//! A power cut over, two hundred clients come back at once.
+//! After a power cut, two hundred clients come back at the same time.
 
 use std::net::TcpStream;
 
@@ -16,7 +16,7 @@ fn storm(gateway: &Gateway) -> Vec<Client> {
             .map(|number| {
                 let connect = Connect::new(&format!("client-{number}")).login(&format!("user-{number}"), PASSWORD);
                 scope.spawn(move || {
-                    // clients in the field wait longer than a test does
+                    // real clients wait longer than a test
                     connect.open_patiently(TcpStream::connect(("127.0.0.1", port)).unwrap())
                 })
             })
@@ -32,7 +32,7 @@ fn two_hundred_clients_with_passwords_come_back_within_little_memory() {
     let clients = storm(&gateway);
     assert!(gateway.memory_kib("VmHWM") < PEAK_KIB, "{} KiB", gateway.memory_kib("VmHWM"));
     clients.into_iter().for_each(Client::vanish);
-    // by now their passwords are known
+    // their passwords are known now
     for mut client in storm(&gateway) {
         client.ping();
     }

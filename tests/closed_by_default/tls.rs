@@ -53,7 +53,7 @@ fn the_common_name_of_a_client_certificate_is_the_user() {
     assert_eq!(open(&Connect::v5("c"), port, unknown.clone()).1.reason, 0x87);
     assert_eq!(open(&Connect::new("c"), port, unknown).1.reason, 5);
     assert!(is_turned_away(port, client_config(&authority, None)), "no certificate");
-    // signed by somebody else, who has the same name
+    // signed by another authority with the same name
     let other = Authority::new();
     assert!(is_turned_away(port, client_config(&authority, Some(&other.sign("esp")))));
 }
@@ -71,7 +71,7 @@ fn silent_handshakes_and_half_open_sockets_hold_up_nobody() {
         Connect::new("b").open(gateway.port).ping();
     };
     both();
-    // they are all still there: nobody has waited until the time for their handshake was over
+    // all of them are still connected, so nobody has waited until the time for their handshake was over
     for mut stream in silent.iter() {
         stream.set_nonblocking(true).unwrap();
         assert_eq!(stream.read(&mut [0]).expect_err("nothing is said").kind(), ErrorKind::WouldBlock);

@@ -1,5 +1,5 @@
-//! The real Home Assistant finds the gateway and its sensors, follows them, and forgets them. It is started once for all that
-//! is asked of it here; `tests/run` puts it into the cache.
+//! The real Home Assistant finds the gateway and its sensors, shows their state, and forgets them. It is started once for
+//! all checks. `tests/run` installs it into the cache.
 
 #![allow(clippy::unwrap_used)]
 
@@ -15,10 +15,10 @@ use support::{Connect, Gateway, Mosquitto, Setup, free_port};
 
 const LOFT: &str = "pigateway_test_loft_motion";
 const HALL: &str = "pigateway_test_hall_motion";
-/// It is slow to start where others need the processor.
+/// The longest wait, because Home Assistant starts slowly on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(180);
 
-/// A sensor that says "off" when it is started, and nothing more: the test publishes in its place.
+/// A sensor that publishes "off" when it is started, and nothing more. The test publishes in its place.
 fn sensor(name: &str, pin: u8, more: &str) -> String {
     format!(
         "[[sensor]]\nname = \"{name}\"\npin = {pin}\ntopic = \"home/{name}\"\nwarm_up = \"0 s\"\nhold = \"0 s\"\n\
@@ -45,7 +45,7 @@ fn reload(gateway: &Gateway, rest: &str) {
     gateway.wait_for_lines("configuration reloaded", count + 1);
 }
 
-/// Waits until what it shows is right.
+/// Waits until Home Assistant shows the expected values.
 #[track_caller]
 fn wait_for<T: std::fmt::Debug>(expected: &str, mut look: impl FnMut() -> T, is_right: impl Fn(&T) -> bool) {
     let begin = Instant::now();
@@ -70,7 +70,7 @@ fn forgets(server: &HomeAssistant, unique_id: &str) {
     wait_for(&format!("{unique_id} gone"), || server.state(unique_id), Option::is_none);
 }
 
-/// Waits until it has these devices, and none else from us.
+/// Waits until Home Assistant has these devices of the gateway and no others.
 #[track_caller]
 fn has(server: &HomeAssistant, expected: &[&str]) {
     wait_for(&format!("{expected:?}"), || server.devices(), |seen| seen == expected);
@@ -100,7 +100,7 @@ fn home_assistant_finds_follows_and_forgets() {
 
 fn entities_appear_and_follow(server: &HomeAssistant, gateway: &Gateway) {
     shows(server, "pigateway_test_problem", "off");
-    // its own connection
+    // the number of clients includes Home Assistant's own connection
     let clients = || server.state("pigateway_test_clients");
     wait_for("a number of clients", clients, |seen| seen.as_deref().is_some_and(|text| text.parse::<u32>().is_ok()));
     assert_ne!(server.state("pigateway_test_started").as_deref(), Some("unavailable"));
@@ -112,7 +112,7 @@ fn entities_appear_and_follow(server: &HomeAssistant, gateway: &Gateway) {
         shows(server, LOFT, state);
         begin.elapsed()
     };
-    // at least one of many is: on a busy machine not each
+    // on a busy machine not each of many is seen, but at least one
     let within_a_second =
         ["on", "off"].into_iter().cycle().take(60).any(|state| follow(state) < Duration::from_secs(1));
     assert!(within_a_second);
@@ -123,7 +123,7 @@ fn entities_appear_and_follow(server: &HomeAssistant, gateway: &Gateway) {
 }
 
 fn it_survives_restarts_in_every_order(server: &mut HomeAssistant, gateway: Gateway) -> Gateway {
-    // the gateway, in order and by a crash
+    // the gateway ends, in order and by a crash
     let gateway = gateway.end().restart();
     shows(server, LOFT, "off");
     let killed = gateway.kill();
@@ -132,14 +132,14 @@ fn it_survives_restarts_in_every_order(server: &mut HomeAssistant, gateway: Gate
     shows(server, LOFT, "off");
     motion(gateway.port, "loft", "on");
     shows(server, LOFT, "on");
-    // Home Assistant, likewise
+    // Home Assistant ends, in order and by a crash
     server.stop();
     server.start();
     shows(server, LOFT, "on");
     server.kill();
     server.start();
     shows(server, LOFT, "on");
-    // both: the gateway first, and Home Assistant first
+    // both end: the gateway first, and then Home Assistant first
     server.kill();
     let gateway = gateway.kill().restart();
     server.start();
@@ -156,19 +156,19 @@ fn it_survives_restarts_in_every_order(server: &mut HomeAssistant, gateway: Gate
 }
 
 fn what_goes_disappears(server: &mut HomeAssistant, gateway: Gateway, both: &str) -> Gateway {
-    // a sensor while Home Assistant looks
+    // a sensor is removed while Home Assistant is connected
     gateway.wait_for_line("announced to Home Assistant");
     reload(&gateway, &sensor("loft", 17, ""));
     has(server, &["loft", "pigateway test"]);
     reload(&gateway, both);
     has(server, &["hall", "loft", "pigateway test"]);
     shows(server, HALL, "off");
-    // a component
+    // a component is removed
     reload(&gateway, &format!("{}{}", sensor("loft", 17, ""), sensor("hall", 18, "payload = \"on_off\"")));
     forgets(server, "pigateway_test_hall_since");
     reload(&gateway, both);
     shows(server, "pigateway_test_hall_stuck", "off");
-    // while it is away: a sensor, a component of another, and the gateway is started in between
+    // a sensor and a component of another are removed while it is away, and the gateway is started in between
     server.stop();
     reload(&gateway, &sensor("loft", 17, "payload = \"on_off\""));
     let gateway = gateway.kill().restart();
@@ -176,7 +176,7 @@ fn what_goes_disappears(server: &mut HomeAssistant, gateway: Gateway, both: &str
     has(server, &["loft", "pigateway test"]);
     forgets(server, "pigateway_test_loft_since");
     assert!(server.state(LOFT).is_some());
-    // another id, while it is away
+    // the id changes while it is away
     server.kill();
     let killed = gateway.end();
     let path = killed.dir().join("pigateway.toml");
@@ -186,7 +186,7 @@ fn what_goes_disappears(server: &mut HomeAssistant, gateway: Gateway, both: &str
     server.start();
     has(server, &["loft", "pigateway attic"]);
     assert_eq!(server.state(LOFT), None);
-    // and back, while it looks
+    // the id changes back while it is connected
     let killed = gateway.end();
     std::fs::write(&path, text).unwrap();
     write(killed.dir(), both);
@@ -216,7 +216,7 @@ fn a_persons_decision_holds(server: &mut HomeAssistant, gateway: Gateway, both: 
         ),
     );
     has(server, &["hall", "loft", "pigateway test"]);
-    // nothing is left when it is switched off
+    // no device is left when the announcements are switched off
     let killed = gateway.end();
     let path = killed.dir().join("pigateway.toml");
     let text = std::fs::read_to_string(&path).unwrap().replace("enabled = true", "enabled = false");
@@ -242,12 +242,12 @@ fn a_home_assistant_at_the_upstream_follows_too() {
     shows(&server, "pigateway_test_upstream_home_connected", "on");
     motion(gateway.port, "loft", "on");
     shows(&server, LOFT, "on");
-    // the will of status_topic
+    // the will of `status_topic`
     let killed = gateway.kill();
     shows(&server, LOFT, "unavailable");
     let gateway = killed.restart();
     shows(&server, LOFT, "off");
-    // gone while it was away: its birth comes down
+    // removed while it was away: its birth message comes down from the upstream
     server.kill();
     reload(&gateway, &rules);
     server.start();

@@ -1,4 +1,4 @@
-//! Home Assistant as a process, and what of its API the tests need.
+//! Home Assistant as a process, with the part of its API that the tests need.
 
 use std::path::Path;
 use std::process::Command;
@@ -12,16 +12,16 @@ use tokio_tungstenite::tungstenite::Message;
 use crate::PATIENCE;
 use crate::support::{Process, free_port, http};
 
-/// Where `tests/run` puts the tree.
+/// The directory into which `tests/run` installs Home Assistant.
 const TREE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/.cache/home_assistant");
 
-/// Mounts are the process's own, so that any number can run in one tree.
+/// Each process has its own mounts, so that any number can run in one tree.
 const START: &str = r#"
 mount --bind "$1" "$0/config"; mount --rbind /proc "$0/proc"; mount --rbind /dev "$0/dev"
 exec chroot "$0" /usr/bin/env -i PATH=/ha/bin:/usr/bin:/bin HOME=/tmp LANG=C.UTF-8 /ha/bin/hass --config /config --skip-pip
 "#;
 
-/// Home Assistant, which outlives its restarts.
+/// Home Assistant with its data, over restarts.
 pub struct HomeAssistant {
     process: Option<Process>,
     port: u16,
@@ -31,7 +31,7 @@ pub struct HomeAssistant {
 }
 
 impl HomeAssistant {
-    /// Starts one, makes its first user, and connects it to a broker.
+    /// Starts Home Assistant, makes its first user, and connects it to a broker.
     pub fn new(broker_port: u16) -> HomeAssistant {
         assert!(
             Path::new(TREE).join("ha/bin/hass").exists(),
@@ -52,7 +52,7 @@ impl HomeAssistant {
         this
     }
 
-    /// Starts it, and waits until it answers.
+    /// Starts the process, and waits until it answers.
     pub fn start(&mut self) {
         let mut command = Command::new("unshare");
         command.args(["--map-root-user", "--mount", "sh", "-ec", START, TREE]).arg(self.dir.path());
@@ -69,7 +69,7 @@ impl HomeAssistant {
         self.process = Some(process);
     }
 
-    /// Ends it in order: it says goodbye to the broker.
+    /// Ends the process in order, so that it disconnects from the broker.
     pub fn stop(&mut self) {
         if let Some(mut process) = self.process.take() {
             process.signal(Signal::TERM);
@@ -81,7 +81,7 @@ impl HomeAssistant {
         }
     }
 
-    /// Kills it: the broker says goodbye in its place.
+    /// Kills the process, so that the broker publishes its will.
     pub fn kill(&mut self) {
         if let Some(process) = self.process.take() {
             process.kill();
@@ -118,7 +118,7 @@ impl HomeAssistant {
         assert_eq!(result["type"], "create_entry", "{result}");
     }
 
-    /// Asks by WebSocket.
+    /// Sends a request by WebSocket.
     pub fn ask(&self, mut command: Value) -> Value {
         use futures_util::{SinkExt, StreamExt};
         self.runtime.block_on(async {
@@ -143,7 +143,7 @@ impl HomeAssistant {
         })
     }
 
-    /// What it shows of an entity, by the end of its unique id; `None`: there is no such entity.
+    /// The state of an entity, which is found by the end of its unique id; `None` if there is no such entity.
     pub fn state(&self, unique_id: &str) -> Option<String> {
         let entities = self.ask(json!({"type": "config/entity_registry/list"}));
         let entity = entities.as_array()?.iter().find(|entity| entity["unique_id"] == unique_id)?.clone();
@@ -152,7 +152,7 @@ impl HomeAssistant {
         Some(shown.map_or("not shown", |state| state["state"].as_str().unwrap()).into())
     }
 
-    /// Names of the devices that it has from us, in order.
+    /// The names of the gateway's devices, in order.
     pub fn devices(&self) -> Vec<String> {
         let devices = self.ask(json!({"type": "config/device_registry/list"}));
         let is_ours = |device: &&Value| device["manufacturer"] == "pigateway";
@@ -162,7 +162,7 @@ impl HomeAssistant {
         names
     }
 
-    /// Deletes a device, as a person does in its page.
+    /// Deletes a device, as a person does on the page of Home Assistant.
     pub fn delete(&self, name: &str) {
         let devices = self.ask(json!({"type": "config/device_registry/list"}));
         let device = devices.as_array().unwrap().iter().find(|device| device["name"] == name).unwrap().clone();

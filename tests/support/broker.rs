@@ -1,4 +1,4 @@
-//! The gateway and mosquitto, each on a port of its own.
+//! Starts the gateway and mosquitto, each on a port of its own.
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -22,7 +22,7 @@ pub struct Gateway {
     dir: TempDir,
 }
 
-/// What a gateway is started with.
+/// The settings with which a gateway is started.
 pub struct Setup {
     port: u16,
     listen_on: &'static str,
@@ -58,13 +58,13 @@ impl Setup {
         self
     }
 
-    /// Listens there instead of on 127.0.0.1.
+    /// Makes the gateway listen at this address instead of 127.0.0.1.
     pub fn listen_on(mut self, address: &'static str) -> Setup {
         self.listen_on = address;
         self
     }
 
-    /// Reads its pins so.
+    /// Sets the backend of the GPIO.
     pub fn gpio(mut self, backend: &'static str) -> Setup {
         self.gpio = backend;
         self
@@ -89,19 +89,19 @@ impl Setup {
         (self, port)
     }
 
-    /// Takes this port, whoever has it.
+    /// Uses this port, even if another program has it.
     pub fn port(mut self, port: u16) -> Setup {
         self.port = port;
         self
     }
 
-    /// With this in its environment.
+    /// Sets a variable in its environment.
     pub fn environment(mut self, name: &str, value: &str) -> Setup {
         self.environment.push((name.into(), value.into()));
         self
     }
 
-    /// With another build of the gateway: benchmarks compare two.
+    /// Uses another build of the gateway, so that benchmarks can compare two.
     pub fn program(mut self, program: PathBuf) -> Setup {
         self.program = program;
         self
@@ -112,7 +112,7 @@ impl Setup {
         self.port
     }
 
-    /// Where the configuration and its files are.
+    /// The directory of the configuration and its files.
     pub fn dir(&self) -> &Path {
         self.dir.path()
     }
@@ -134,7 +134,7 @@ impl Setup {
         let path = self.write();
         let mut command = Command::new(&self.program);
         if self.environment.iter().any(|(name, _)| name == "WATCHDOG_USEC") {
-            // WATCHDOG_PID is the program's own, which nobody knows before it starts
+            // WATCHDOG_PID must be the program's own number, which is unknown before it starts
             command = Command::new("sh");
             command.args(["-c", "WATCHDOG_PID=$$ exec \"$0\" \"$@\""]).arg(&self.program);
         }
@@ -143,7 +143,7 @@ impl Setup {
     }
 
     /// Runs `script` in a mount namespace of its own, in the directory of the configuration, and then starts the gateway
-    /// there. Needs no root where the system has user namespaces.
+    /// there. Needs no root if the system has user namespaces.
     #[track_caller]
     pub fn start_after(self, script: &str) -> Gateway {
         let script = format!("set -e; {script}; exec \"$0\" run --config \"$1\"");
@@ -180,24 +180,24 @@ pub fn password_hash(password: &str) -> String {
 }
 
 impl Gateway {
-    /// With the defaults.
+    /// Starts a gateway with the defaults.
     #[track_caller]
     pub fn start() -> Gateway {
         Setup::default().start()
     }
 
-    /// With this added to the configuration.
+    /// Starts a gateway with these lines added to the configuration.
     #[track_caller]
     pub fn with(config: &str) -> Gateway {
         Setup::default().config(config).start()
     }
 
-    /// Where clients connect.
+    /// The address to which clients connect.
     pub fn address(&self) -> SocketAddr {
         SocketAddr::from(([127, 0, 0, 1], self.port))
     }
 
-    /// Where the configuration and its files are.
+    /// The directory of the configuration and its files.
     pub fn dir(&self) -> &Path {
         self.dir.path()
     }
@@ -212,26 +212,26 @@ impl Gateway {
         assert!(status.success(), "{command:?}: {status}");
     }
 
-    /// What is left of it when it has ended in order.
+    /// Ends the gateway in order, and returns what is left to start it again.
     #[track_caller]
     pub fn end(self) -> Killed {
         self.process.stop();
         Killed { dir: self.dir, port: self.port }
     }
 
-    /// SIGTERM; returns the exit code and everything printed.
+    /// Sends SIGTERM. Returns the exit code and everything printed.
     #[track_caller]
     pub fn stop(self) -> (Option<i32>, Vec<String>) {
         self.process.stop()
     }
 
-    /// Waits for its end; returns the exit code and everything printed.
+    /// Waits for its end. Returns the exit code and everything printed.
     #[track_caller]
     pub fn wait(self) -> (Option<i32>, Vec<String>) {
         self.process.wait()
     }
 
-    /// kill -9; what is on disk stays for [`Killed::restart`].
+    /// Kills it with SIGKILL. The files stay on disk for [`Killed::restart`].
     pub fn kill(self) -> Killed {
         self.process.kill();
         Killed { dir: self.dir, port: self.port }
@@ -264,7 +264,7 @@ impl Killed {
         Process::start(gateway().arg("run").arg("--config").arg(path).current_dir(self.dir.path()))
     }
 
-    /// Starts it again and kills it after this time, ready or not.
+    /// Starts it again and kills it after this time, even if it is not ready.
     pub fn start_and_kill(self, after: Duration) -> Killed {
         let process = self.spawn();
         std::thread::sleep(after);
@@ -272,17 +272,17 @@ impl Killed {
         self
     }
 
-    /// Where the configuration and its files are.
+    /// The directory of the configuration and its files.
     pub fn dir(&self) -> &Path {
         self.dir.path()
     }
 
-    /// What it was started with, to be started differently.
+    /// The settings with which it was started, so that they can be changed.
     pub fn setup(self) -> Setup {
         Setup { port: self.port, dir: self.dir, ..Setup::default() }
     }
 
-    /// Starts it again on the same disk and port.
+    /// Starts it again with the same files and port.
     #[track_caller]
     pub fn restart(self) -> Gateway {
         let mut process = self.spawn();
@@ -308,7 +308,7 @@ impl Mosquitto {
         Mosquitto { process, port, _dir: dir }
     }
 
-    /// The same on this port, persistent if the lines say so.
+    /// Starts it on this port, persistent if the lines say so.
     #[track_caller]
     pub fn on(port: u16, config: &str) -> Mosquitto {
         let (mut process, dir) = Self::spawn_on(port, config);
@@ -336,7 +336,7 @@ impl Mosquitto {
     }
 }
 
-/// Debian keeps it where the path of most users does not reach.
+/// The program of mosquitto. Debian installs it in a directory that is not in the path of most users.
 fn mosquitto() -> &'static str {
     if Path::new("/usr/sbin/mosquitto").exists() { "/usr/sbin/mosquitto" } else { "mosquitto" }
 }
@@ -360,16 +360,16 @@ pub fn wait_until_served(process: &mut Process, port: u16) {
     }
 }
 
-/// Whether somebody answers CONNECT there.
+/// Whether a broker answers CONNECT at this address.
 pub fn is_served(port: u16) -> bool {
     let Ok(mut stream) = TcpStream::connect(("localhost", port)) else { return false };
     let mut answer = [0; 4];
-    // whatever the answer says, refused included: somebody serves
+    // any answer, even a refusal, shows that a broker serves
     stream.set_read_timeout(Some(Duration::from_secs(5))).is_ok()
         && stream.write_all(PROBE).is_ok()
         && stream.read_exact(&mut answer).is_ok()
         && answer[0] == 0x20
         && stream.write_all(&[0xe0, 0]).is_ok()
-        // when the connection has ended, so has all that it took
+        // when the connection has ended, everything that it used is free again
         && stream.read(&mut answer).is_ok_and(|count| count == 0)
 }

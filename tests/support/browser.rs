@@ -1,4 +1,4 @@
-//! A browser: Chromium by chromedriver, which is asked by HTTP [W3C WebDriver].
+//! A browser: Chromium, controlled through chromedriver by HTTP [W3C WebDriver].
 
 use std::process::Command;
 use std::sync::{Arc, Mutex, Weak};
@@ -20,7 +20,7 @@ pub struct Browser {
 }
 
 impl Browser {
-    /// Starts it with a window of this size and more arguments.
+    /// Starts a browser with a window of this size and further arguments.
     #[track_caller]
     pub fn start(width: u32, height: u32, more: &[&str]) -> Browser {
         let port = free_port();
@@ -71,13 +71,13 @@ impl Browser {
         self.call("POST", "/url", &json!({ "url": url }));
     }
 
-    /// Runs a script and returns what it does.
+    /// Runs a script and returns its result.
     #[track_caller]
     pub fn run(&self, script: &str) -> Value {
         self.call("POST", "/execute/sync", &json!({ "script": script, "args": [] }))
     }
 
-    /// Waits until a script returns something true, and says how long that took.
+    /// Waits until a script returns a true value, and returns how long that took.
     #[track_caller]
     pub fn wait_for(&self, script: &str) -> Duration {
         let begin = Instant::now();
@@ -88,7 +88,7 @@ impl Browser {
         begin.elapsed()
     }
 
-    /// Types keys into whatever has the focus.
+    /// Types keys into the element that has the focus.
     #[track_caller]
     pub fn keys(&self, text: &str) {
         let actions: Vec<Value> = text
@@ -98,21 +98,21 @@ impl Browser {
         self.call("POST", "/actions", &json!({ "actions": [{ "type": "key", "id": "keyboard", "actions": actions }] }));
     }
 
-    /// What the page and the browser have complained about.
+    /// The complaints of the page and of the browser.
     #[track_caller]
     pub fn complaints(&self) -> Vec<String> {
         let log = self.call("POST", "/se/log", &json!({ "type": "browser" }));
         log.as_array().unwrap().iter().map(|entry| entry["message"].as_str().unwrap_or_default().to_owned()).collect()
     }
 
-    /// All nodes that a screen reader finds, as the browser computes them.
+    /// All nodes that a screen reader can find, as the browser computes them.
     #[track_caller]
     pub fn accessibility(&self) -> Vec<Value> {
         let command = json!({ "cmd": "Accessibility.getFullAXTree", "params": {} });
         self.call("POST", "/goog/cdp/execute", &command)["nodes"].as_array().unwrap().clone()
     }
 
-    /// Shows pages as a phone of this size does, however narrow a window may be.
+    /// Shows pages like a phone of this size, which may be narrower than the narrowest window.
     #[track_caller]
     pub fn be_a_phone(&self, width: u32, height: u32) {
         let params = json!({ "width": width, "height": height, "deviceScaleFactor": 2, "mobile": true });
@@ -139,7 +139,7 @@ impl Tab {
     #[track_caller]
     pub fn open(url: &str) -> Tab {
         static SHARED: Mutex<Weak<Mutex<Browser>>> = Mutex::new(Weak::new());
-        // a test that has failed has harmed nobody else's page
+        // a failed test has not damaged the pages of others
         let mut shared = SHARED.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
         let browser = shared.upgrade().unwrap_or_else(|| {
             let browser = Arc::new(Mutex::new(Browser::start(1200, 1600, &["--ignore-certificate-errors"])));
@@ -150,7 +150,7 @@ impl Tab {
         let mut tab = Tab { browser, handle: String::new() };
         tab.handle = {
             let browser = tab.lock();
-            // another page is opened from one that is there, and the last one may be gone
+            // another page is opened from an existing one, and the last one may be closed
             let first = browser.call("GET", "/window/handles", &Value::Null)[0].take();
             browser.call("POST", "/window", &json!({ "handle": first }));
             let made = browser.call("POST", "/window/new", &json!({ "type": "tab" }));
@@ -162,7 +162,7 @@ impl Tab {
         tab
     }
 
-    /// Runs a script in this page and returns what it does.
+    /// Runs a script in this page and returns its result.
     #[track_caller]
     pub fn run(&self, script: &str) -> Value {
         let browser = self.lock();
@@ -170,7 +170,7 @@ impl Tab {
         browser.run(script)
     }
 
-    /// Whether the gateway's page names this part, and no other, as one that does not work, with what to do; or none at all.
+    /// Whether the gateway's page shows only this part as faulty, with what to do; `None` means no faulty part at all.
     #[track_caller]
     pub fn names_faulty(&self, name: Option<&str>) -> bool {
         let (link, is_hidden) = match name {

@@ -1,4 +1,4 @@
-//! An MQTT client that does what a test says, right or wrong. Blocking, one packet at a time.
+//! An MQTT client that sends what a test wants, valid or not. It is blocking and handles one packet at a time.
 
 use std::collections::VecDeque;
 use std::io::{ErrorKind, Read, Write};
@@ -10,7 +10,7 @@ use super::packet::{
 };
 use super::{PATIENCE, wait_until};
 
-/// What a client connects with.
+/// The settings with which a client connects.
 #[derive(Clone, Debug)]
 pub struct Connect {
     version: u8,
@@ -57,17 +57,17 @@ impl Connect {
         Connect { version: V31, ..Connect::new(id) }
     }
 
-    /// That version.
+    /// Sets the version.
     pub fn version(version: u8, id: &str) -> Connect {
         Connect { version, ..Connect::new(id) }
     }
 
-    /// With that client id.
+    /// Makes a client with this client id.
     pub fn named(self, id: &str) -> Connect {
         Connect { id: id.into(), ..self }
     }
 
-    /// Takes up an old session and leaves one behind: with MQTT 5 the properties say for how long.
+    /// Resumes an old session and keeps it after the connection. With MQTT 5 the properties say for how long.
     pub fn persistent(self) -> Connect {
         let properties = if self.version == V5 { self.properties.four(0x11, 3600) } else { self.properties };
         Connect { clean: false, properties, ..self }
@@ -134,14 +134,14 @@ impl Connect {
         packet(0x10, &[&head, &section(&self.properties), &rest])
     }
 
-    /// Connects; the CONNACK may say anything.
+    /// Connects, and accepts any CONNACK.
     #[track_caller]
     pub fn try_open(&self, port: u16) -> (Client, ConnAck) {
         let stream = TcpStream::connect((self.host, port)).expect("the port is open");
         self.try_over(Box::new(stream.try_clone().expect("a second handle")), stream)
     }
 
-    /// The same over a stream that is on top of a socket.
+    /// Connects over a stream on top of a socket.
     #[track_caller]
     pub fn try_over(&self, stream: Box<dyn Stream>, socket: TcpStream) -> (Client, ConnAck) {
         let mut client = Client::over(stream, socket, self.version);
@@ -173,7 +173,7 @@ impl Connect {
         self.open_with(port).0
     }
 
-    /// The same with the CONNACK.
+    /// Connects, is accepted, and returns the CONNACK too.
     #[track_caller]
     pub fn open_with(&self, port: u16) -> (Client, ConnAck) {
         let (client, connack) = self.try_open(port);
@@ -181,7 +181,7 @@ impl Connect {
         (client, connack)
     }
 
-    /// Connects as often as it takes to be accepted.
+    /// Connects repeatedly until it is accepted.
     #[track_caller]
     pub fn open_eventually(&self, port: u16) -> Client {
         let mut client = None;
@@ -216,7 +216,7 @@ pub struct ConnAck {
     pub properties: Vec<(u8, Value)>,
 }
 
-/// What a client talks over.
+/// The stream of a client.
 pub trait Stream: Read + Write + Send {}
 impl<T: Read + Write + Send> Stream for T {}
 
@@ -227,7 +227,7 @@ pub struct Client {
     pub socket: TcpStream,
     version: u8,
     input: Vec<u8>,
-    /// PUBLISHes that came while something else was awaited.
+    /// PUBLISH packets that came while another packet was awaited.
     waiting: VecDeque<Publish>,
     last_id: u16,
     fences: u32,
@@ -303,7 +303,7 @@ impl Client {
         self.try_read().expect("the connection is open")
     }
 
-    /// The next packet of this type; PUBLISHes that come before it are kept for later.
+    /// The next packet of this type. PUBLISH packets before it are kept for later.
     #[track_caller]
     pub fn expect(&mut self, kind: u8) -> Packet {
         loop {
@@ -316,7 +316,7 @@ impl Client {
         }
     }
 
-    /// The broker closes the connection; returns what it says before, PUBLISHes aside.
+    /// Waits until the broker closes the connection. Returns the packets before that, except for PUBLISH.
     #[track_caller]
     pub fn closed(&mut self) -> Vec<Packet> {
         let mut last = Vec::new();
@@ -328,7 +328,7 @@ impl Client {
         last
     }
 
-    /// The broker closes the connection with a DISCONNECT that has this reason.
+    /// Checks that the broker closes the connection with a DISCONNECT with this reason.
     #[track_caller]
     pub fn closed_with(&mut self, reason: u8) {
         let last = self.closed();
@@ -341,8 +341,8 @@ impl Client {
         self.last_id
     }
 
-    /// Subscribes to one filter; returns what was granted. The options are those of MQTT 5, of which QoS is the lowest
-    /// two bits.
+    /// Subscribes to one filter, and returns the granted QoS or the reason. The options are those of MQTT 5, with the QoS
+    /// in the lowest two bits.
     #[track_caller]
     pub fn subscribe(&mut self, filter: &str, options: u8) -> u8 {
         self.subscribe_all(&[(filter, options)], &Properties::new())[0]
@@ -375,7 +375,7 @@ impl Client {
         self.publish_with(topic, payload, qos, retain, &Properties::new())
     }
 
-    /// The same with properties.
+    /// Publishes with properties.
     #[track_caller]
     pub fn publish_with(
         &mut self,
@@ -405,7 +405,7 @@ impl Client {
         self.send(&[first, 2, high, low]);
     }
 
-    /// A PUBLISH that has come while something else was awaited.
+    /// A PUBLISH that has come while another packet was awaited.
     pub fn has_come(&mut self) -> Option<Publish> {
         self.waiting.pop_front()
     }
@@ -437,7 +437,8 @@ impl Client {
         message
     }
 
-    /// Everything that the broker has for this client up to now: it publishes to itself and takes what comes before that.
+    /// All messages that the broker has for this client up to now. The client publishes to itself, and returns the messages
+    /// that come before that one.
     #[track_caller]
     pub fn drain(&mut self) -> Vec<Publish> {
         self.fences += 1;
@@ -455,14 +456,15 @@ impl Client {
         }
     }
 
-    /// PINGREQ and its answer: what was sent before has been taken in.
+    /// Sends PINGREQ and waits for the answer, which means that the broker has read all earlier packets.
     #[track_caller]
     pub fn ping(&mut self) {
         self.send(&[0xc0, 0]);
         self.expect(13);
     }
 
-    /// Nothing comes for this long. Only for what shall not happen; where something else can be awaited, that is better.
+    /// Checks that nothing comes for this long. Use this only for events that must not happen, and only if no other event
+    /// can be awaited instead.
     #[track_caller]
     pub fn stays_silent(&mut self, time: Duration) {
         assert!(self.waiting.is_empty() && self.input.is_empty(), "something has come already");
@@ -473,7 +475,7 @@ impl Client {
         self.patience(PATIENCE);
     }
 
-    /// Waits no longer than this for what comes.
+    /// Sets the longest wait for a packet.
     pub fn patience(&self, time: Duration) {
         self.socket.set_read_timeout(Some(time)).expect("an open socket");
     }
@@ -492,7 +494,7 @@ impl Client {
         self.closed();
     }
 
-    /// Closes the connection without a word.
+    /// Closes the connection without DISCONNECT.
     pub fn vanish(self) {
         let _ = self.socket.shutdown(std::net::Shutdown::Both);
     }

@@ -9,12 +9,12 @@ use serde_json::Value;
 use super::packet::publish;
 use super::{Connect, Gateway, Setup, http};
 
-/// Messages that are forwarded while nodes are killed.
+/// The number of messages that are forwarded while nodes are killed.
 pub const MESSAGES: usize = 20_000;
-/// Longest wait for a cluster, which starts and catches up far more slowly than the gateway.
+/// The longest wait for a cluster, which starts and catches up far more slowly than the gateway.
 pub const LONG: Duration = Duration::from_secs(600);
 
-/// Waits until `condition` holds, which may take a cluster minutes.
+/// Waits until `condition` holds. A cluster may need minutes.
 #[track_caller]
 pub fn wait_long(what: &str, mut condition: impl FnMut() -> bool) {
     let begin = Instant::now();
@@ -24,7 +24,7 @@ pub fn wait_long(what: &str, mut condition: impl FnMut() -> bool) {
     }
 }
 
-/// Whether a server lets a client in, which takes a majority of the cluster.
+/// Whether a server accepts a client, which needs a majority of the cluster.
 pub fn takes_mqtt(port: u16) -> bool {
     let Ok(mut socket) = TcpStream::connect(("127.0.0.1", port)) else { return false };
     let mut answer = [0; 4];
@@ -71,13 +71,13 @@ impl Forwarding {
         http::get(self.http, "/api/v1/upstreams").json()[0].clone()
     }
 
-    /// The node that the gateway speaks to, or would next.
+    /// The node to which the gateway is connected, or that it tries next.
     pub fn node(&self) -> usize {
         let address = self.upstream()["address"].as_str().unwrap().to_owned();
         self.nodes.iter().position(|port| address.ends_with(&format!(":{port}"))).unwrap()
     }
 
-    /// Waits until so many have arrived.
+    /// Waits until this number of messages has arrived.
     pub fn wait_for(&self, messages: usize) {
         wait_long("a part is there", || self.upstream()["ledger"]["acked"].as_u64().unwrap() as usize > messages);
     }
@@ -87,7 +87,7 @@ impl Forwarding {
         wait_long("another takes over", || self.upstream()["state"] == "connected" && self.node() != node);
     }
 
-    /// Waits until nothing is left to be sent, and sees that the ledger agrees.
+    /// Waits until no message is left to be sent, and checks the ledger.
     pub fn wait_for_all(&self) {
         wait_long("nothing waits", || self.upstream()["ledger"]["pending"] == 0);
         let ledger = self.upstream()["ledger"].clone();

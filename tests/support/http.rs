@@ -1,4 +1,4 @@
-//! HTTP as bytes: a client without any manners, and server-sent events.
+//! HTTP as bytes: a client that may break the rules, and server-sent events.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
@@ -42,7 +42,7 @@ pub fn request(port: u16, method: &str, target: &str, headers: &[(&str, &str)], 
     try_request(port, method, target, headers, body).expect("an answer")
 }
 
-/// The same, for those who may be cut off.
+/// The same for requests whose connection may be closed early.
 pub fn try_request(
     port: u16,
     method: &str,
@@ -63,7 +63,7 @@ pub fn try_request(
         head += &format!("Content-Length: {}\r\n", body.len());
     }
     stream.write_all((head + "\r\n").as_bytes())?;
-    // who is refused early may close before all was sent
+    // if the request is refused early, the connection may be closed before all bytes were sent
     let _ = stream.write_all(body);
     read_answer(stream, method == "HEAD")
 }
@@ -123,13 +123,13 @@ pub struct Events {
 }
 
 impl Events {
-    /// Opens it. HTTP/1.0, so that it comes without chunks.
+    /// Opens a stream with HTTP/1.0, so that it has no chunks.
     #[track_caller]
     pub fn open(port: u16, query: &str, headers: &[(&str, &str)]) -> Events {
         Events::open_at(port, &format!("/api/v1/stream?{query}"), headers)
     }
 
-    /// Opens the one at this address, which may be behind a proxy.
+    /// Opens the stream at this address, which may be behind a proxy.
     #[track_caller]
     pub fn open_at(port: u16, target: &str, headers: &[(&str, &str)]) -> Events {
         let mut stream = TcpStream::connect(("127.0.0.1", port)).expect("a connection");
@@ -180,7 +180,7 @@ impl Events {
         }
     }
 
-    /// Waits no longer than this for an event.
+    /// Sets the longest wait for an event.
     pub fn patience(&self, patience: Duration) {
         self.reader.get_ref().set_read_timeout(Some(patience)).expect("a timeout");
     }

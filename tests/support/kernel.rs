@@ -1,13 +1,14 @@
-//! What a test says in the kernel's place.
+//! Answers that a test gives in place of the kernel.
 
 use std::fs;
 use std::path::Path;
 use std::process::Command;
 
-/// While this file is there, the kernel of [`kernel_of_the_test`] says that a source of time has set the clock.
+/// While this file exists, the kernel of [`kernel_of_the_test`] reports that a source of time has set the clock.
 pub const CLOCK_IS_SET: &str = "/run/clock-is-set";
 
-/// A library that answers, in the kernel's place, whether the clock is synchronised: that of this machine is not the test's.
+/// A library that answers in place of the kernel whether the clock is synchronised, because a test must not depend on the
+/// clock of this machine.
 pub fn kernel_of_the_test(dir: &Path) -> String {
     let (source, library) = (dir.join("kernel.c"), dir.join("kernel.so").display().to_string());
     let text = format!(

@@ -1,7 +1,7 @@
-//! What the tests share: the gateway and its counterparts as processes, and an MQTT client that can misbehave.
+//! Code that the tests share: the gateway and its counterparts as processes, and an MQTT client that can misbehave.
 //!
-//! Nothing here sleeps for a result: whoever waits polls a condition until [`PATIENCE`] is over and then fails with what
-//! it saw. Processes are ended by their own pid.
+//! Nothing here sleeps for a fixed time to get a result. A wait checks a condition until it holds, or fails after
+//! [`PATIENCE`] with the last state. Processes are ended by their own pid.
 
 // every test file is a crate of its own and uses a part of this
 #![allow(dead_code, unused_imports, clippy::unwrap_used)]
@@ -28,7 +28,7 @@ pub use client::{Client, Connect};
 pub use packet::{Lookup, Properties, Publish, contents};
 pub use process::Process;
 
-/// Longest wait for a condition; generous, because a debug build on a busy machine is slow.
+/// The longest wait for a condition. It is long, because a debug build on a busy machine is slow.
 pub const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Waits until `condition` holds.
@@ -50,7 +50,7 @@ pub fn quick_hash(password: &str) -> String {
     cheap.hash_password(password.as_bytes(), &salt).unwrap().to_string()
 }
 
-/// A free loopback port, below those that the system gives to outgoing connections: nobody takes it in between.
+/// A free loopback port. It is below the ports of outgoing connections, so that no other program takes it before it is used.
 pub fn free_port() -> u16 {
     const FIRST: u16 = 16_000;
     const COUNT: u16 = 16_000;

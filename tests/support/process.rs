@@ -1,4 +1,4 @@
-//! A process that a test has started, with everything that it prints.
+//! A process that a test has started, with its output.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -19,7 +19,7 @@ pub struct Process {
 }
 
 impl Process {
-    /// Starts a command; fails with a clear message where the program is missing.
+    /// Starts a command. Fails with a clear message if the program is missing.
     pub fn start(command: &mut Command) -> Process {
         let name = command.get_program().to_string_lossy().into_owned();
         let piped = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
@@ -38,7 +38,7 @@ impl Process {
         self.child.id()
     }
 
-    /// Gives it this on standard input and closes that.
+    /// Writes this to its standard input and closes the input.
     pub fn input(&mut self, text: &[u8]) {
         if let Some(mut input) = self.child.stdin.take() {
             input.write_all(text).expect("standard input");
@@ -76,7 +76,7 @@ impl Process {
         matches!(self.child.try_wait(), Ok(None))
     }
 
-    /// Whether it waits for something.
+    /// Whether the process sleeps.
     pub fn is_asleep(&self) -> bool {
         let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.pid())).unwrap_or_default();
         // pid (name) state
@@ -89,7 +89,7 @@ impl Process {
         kill_process(pid, signal).expect("the process is there");
     }
 
-    /// Waits for its end; returns its exit code and everything that it printed.
+    /// Waits for its end, and returns its exit code and everything that it printed.
     #[track_caller]
     pub fn wait(mut self) -> (Option<i32>, Vec<String>) {
         drop(self.child.stdin.take());
@@ -104,14 +104,14 @@ impl Process {
         (status.and_then(|status| status.code()), self.log())
     }
 
-    /// SIGTERM, and what came of it.
+    /// Sends SIGTERM, and returns the result of [`Process::wait`].
     #[track_caller]
     pub fn stop(self) -> (Option<i32>, Vec<String>) {
         self.signal(Signal::TERM);
         self.wait()
     }
 
-    /// SIGKILL, as a power cut would be.
+    /// Sends SIGKILL, which ends the process as suddenly as a power cut.
     pub fn kill(self) -> Vec<String> {
         self.signal(Signal::KILL);
         self.wait().1
@@ -124,7 +124,7 @@ impl Process {
         line.trim().trim_end_matches(" kB").parse().expect("a number")
     }
 
-    /// How often its threads have waited for something: who waits is woken.
+    /// How often its threads have waited, which is how often they were woken.
     pub fn waits(&self) -> u64 {
         let tasks = std::fs::read_dir(format!("/proc/{}/task", self.pid())).expect("it runs");
         let waits = tasks.flatten().filter_map(|task| {

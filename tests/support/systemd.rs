@@ -1,16 +1,16 @@
-//! What systemd hears.
+//! The messages that systemd gets.
 
 use std::os::unix::net::UnixDatagram;
 use std::path::Path;
 
-/// The socket to which a service talks.
+/// The socket to which a service sends its messages.
 pub struct Systemd {
     socket: UnixDatagram,
     status: String,
 }
 
 impl Systemd {
-    /// At this path, which `NOTIFY_SOCKET` is to name.
+    /// Opens a socket at this path, which must be the value of `NOTIFY_SOCKET`.
     pub fn new(path: &Path) -> Systemd {
         let socket = UnixDatagram::bind(path).expect("a socket");
         socket.set_nonblocking(true).expect("a socket that does not block");

@@ -60,7 +60,7 @@ impl Authority {
         Identity { cert, key: key.serialize_pem() }
     }
 
-    /// A list of the certificates with these serial numbers, which are revoked.
+    /// A list of revoked certificates with these serial numbers.
     pub fn revoke(&self, numbers: &[u64]) -> String {
         let revoked = |number: &u64| RevokedCertParams {
             serial_number: SerialNumber::from(*number),
@@ -88,7 +88,7 @@ impl Authority {
     }
 }
 
-/// What a TLS client trusts and shows.
+/// The authority that a TLS client trusts, and the certificate that it shows.
 pub fn client_config(authority: &Authority, identity: Option<&Identity>) -> Arc<ClientConfig> {
     let mut roots = RootCertStore::empty();
     roots.add(CertificateDer::from_pem_slice(authority.pem().as_bytes()).expect("PEM")).expect("a certificate");

@@ -1,4 +1,4 @@
-//! The little of MQTT 3.1.1 that clients need who send and receive as fast as they can, on prepared bytes.
+//! The part of MQTT 3.1.1 that fast clients need, with prepared bytes.
 
 use bytes::{Buf, BufMut, BytesMut};
 
@@ -22,7 +22,7 @@ fn string(packet: &mut Vec<u8>, text: &str) {
     packet.put_slice(text.as_bytes());
 }
 
-/// A PUBLISH and where its packet id is.
+/// A PUBLISH with the place of its packet id.
 pub struct Template {
     /// The packet.
     pub bytes: Vec<u8>,
@@ -96,7 +96,7 @@ impl Packet<'_> {
     }
 }
 
-/// Calls `each` for every whole packet and leaves the rest.
+/// Calls `each` for every complete packet and keeps the rest.
 pub fn packets(input: &mut BytesMut, mut each: impl FnMut(Packet<'_>)) {
     let mut at = 0;
     while let Some((body, end)) = measure(&input[at..]) {
@@ -107,7 +107,7 @@ pub fn packets(input: &mut BytesMut, mut each: impl FnMut(Packet<'_>)) {
     input.advance(at);
 }
 
-/// Where the body of the first packet starts and where it ends, if it is whole.
+/// The start and the end of the first packet's body, if the packet is complete.
 fn measure(bytes: &[u8]) -> Option<(usize, usize)> {
     let mut remaining = 0;
     for at in 1..5 {

@@ -11,7 +11,7 @@ use crate::support::{Connect, Gateway, http, wait_until};
 use crate::{publish, start};
 
 const TEXTS: [&str; 5] = ["one", "two", "three", "four", "five"];
-/// The shortest wait between attempts, and the longest one, which is reached in the end. Each may be shortened by half.
+/// The longest wait between attempts, which is reached in the end. Each wait may be shortened by half.
 const RETRY_MAX: Duration = Duration::from_millis(1000);
 
 /// The answers of a faulty upstream while it is faulty. The second field is the flag that keeps it so.

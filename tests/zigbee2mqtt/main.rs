@@ -1,5 +1,5 @@
-//! Zigbee2MQTT itself at a gateway with its defaults: it runs as npm has it, with a hundred devices, and only its radio is not
-//! there.
+//! The real Zigbee2MQTT with a gateway with default settings. It comes from npm and has a hundred devices, and only its
+//! radio is missing.
 
 #![allow(clippy::unwrap_used)]
 
@@ -18,7 +18,7 @@ use support::http::get;
 use support::{Process, wait_until};
 
 const DEVICES: usize = 100;
-/// What is sold most, as it names itself: manufacturer, model, kind, clusters.
+/// Common devices as they identify themselves: manufacturer, model, kind, clusters.
 const MODELS: [(&str, &str, &str, &[u16]); 5] = [
     ("IKEA of Sweden", "TRADFRI bulb E27 WS opal 980lm", "Router", &[0, 3, 4, 5, 6, 8, 768]),
     ("LUMI", "lumi.weather", "EndDevice", &[0, 1026, 1027, 1029]),
@@ -31,7 +31,7 @@ fn modules() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join(".cache/zigbee2mqtt/node_modules")
 }
 
-/// A network as its database has it.
+/// The database of a network.
 fn database() -> String {
     let endpoint = |device: u16, clusters: &[u16]| {
         json!({ "1": { "profId": 260, "epId": 1, "devId": device, "inClusterList": clusters, "outClusterList": [], "clusters": {},
@@ -60,12 +60,12 @@ fn start(dir: &Path, port: u16) -> Process {
     let radio = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/zigbee2mqtt/radio.cjs");
     let mut node = Command::new("node");
     node.arg("--require").arg(radio).arg(modules().join("zigbee2mqtt/index.js"));
-    // within a repository of git it would build itself anew
+    // within a repository of git it would build itself again
     node.current_dir(dir).env("ZIGBEE2MQTT_DATA", dir).env("ZIGBEE2MQTT_MODULES", modules());
     Process::start(&mut node)
 }
 
-/// What is retained on a topic, once it is there. Zigbee2MQTT takes its time to start.
+/// Waits for the retained message of a topic. Zigbee2MQTT starts slowly.
 #[track_caller]
 fn retained(http: u16, topic: &str) -> Value {
     let begin = Instant::now();
@@ -90,11 +90,11 @@ fn zigbee2mqtt_with_a_hundred_devices_works_at_defaults() {
     assert!(
         devices.as_array().unwrap().iter().all(|device| device["type"] == "Coordinator" || device["supported"] == true)
     );
-    // its largest: more than a packet of most brokers' defaults for small machines
+    // its largest message, which is larger than many brokers for small machines accept by default
     let definitions = retained(http, "zigbee2mqtt/bridge/definitions");
     assert!(definitions.to_string().len() > 200_000 && devices.to_string().len() > 200_000);
     assert_eq!(retained(http, "zigbee2mqtt/bridge/state"), json!({ "state": "online" }));
-    // a client of another kind gets them whole, and its requests are answered
+    // another client gets this message completely, and its requests are answered
     let mut client = Connect::v5("app").open(gateway.port);
     client.subscribe("zigbee2mqtt/bridge/definitions", 1);
     assert_eq!(serde_json::from_slice::<Value>(&client.receive().payload).unwrap(), definitions);
@@ -102,7 +102,7 @@ fn zigbee2mqtt_with_a_hundred_devices_works_at_defaults() {
     client.publish("zigbee2mqtt/bridge/request/health_check", "", 1, false);
     let answer: Value = serde_json::from_slice(&client.receive().payload).unwrap();
     assert_eq!((&answer["status"], &answer["data"]["healthy"]), (&json!("ok"), &json!(true)), "{answer}");
-    // Home Assistant is told of every device
+    // every device is announced to Home Assistant
     let last = format!("homeassistant/sensor/0x00158d{:010x}/battery/config", DEVICES - 2);
     assert_eq!(retained(http, &last)["device_class"], "battery");
     assert_eq!(get(http, "/api/v1/problems?now=true").json(), json!([]), "nobody was cut off");
