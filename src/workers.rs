@@ -81,7 +81,7 @@ impl Workers {
 }
 
 impl Drop for Workers {
-    /// Lets resting threads go on, because the runtime waits for its threads when it ends.
+    /// Wakes resting threads, because the runtime waits for its threads when it ends.
     fn drop(&mut self) {
         self.crew.end();
         if let Some(runtime) = self.runtime.take() {

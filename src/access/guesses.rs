@@ -198,7 +198,7 @@ mod tests {
         assert!(guesses.take("ada", at("192.0.2.7"), false, now).is_err());
         let taken = guesses.take("ada", at("192.0.2.7"), true, now).unwrap();
         guesses.give_back(taken);
-        // whoever guesses from the familiar address is slowed down too
+        // a client that guesses from the familiar address is slowed down too
         let count = std::iter::from_fn(|| guesses.take("ada", at("192.0.2.7"), true, now).ok()).count();
         assert_eq!(count, FAMILIAR.burst as usize);
         let wait = guesses.take("ada", at("192.0.2.7"), true, now).unwrap_err();

@@ -2,9 +2,9 @@
 //!
 //! Such a connection costs a socket, and its user is unknown, so their number is limited. When the limit is reached, a new
 //! connection replaces the one that has waited longest in the network that has most of them. An honest client sends its
-//! CONNECT at once, so whoever opens sockets and sends nothing cannot keep others out. Connections that were refused and
-//! only wait for the client to read the reason go first. The number of all sockets of a network is limited too, in whatever
-//! state they are.
+//! CONNECT at once, so a client that opens sockets and sends nothing cannot keep others out. Connections that were refused
+//! and only wait for the client to read the reason go first. The number of all sockets of a network is limited too, in
+//! whatever state they are.
 
 use std::collections::{HashMap, VecDeque};
 use std::net::IpAddr;

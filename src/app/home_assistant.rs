@@ -45,7 +45,7 @@ pub(super) async fn start(
     Some(ready)
 }
 
-/// Lets the announcements go on, because the gateway has started.
+/// Lets the announcements continue, because the gateway has started.
 pub(super) fn go_on(announcing: Option<oneshot::Sender<()>>) {
     // the receiver may have ended
     let _ = announcing.map(|ready| ready.send(()));

@@ -57,7 +57,7 @@ pub(crate) async fn apply_last(
 pub(crate) struct Users {
     data_dir: PathBuf,
     lists: watch::Sender<Arc<UserLists>>,
-    /// Held by whoever reads or writes the file.
+    /// Held during each read or write of the file.
     turn: Mutex<()>,
     health: Health,
 }

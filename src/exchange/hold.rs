@@ -145,7 +145,7 @@ impl Holds {
         self.state.lock().others_wait = true;
     }
 
-    /// Notified when publishers that were held may go on.
+    /// Notified when held publishers may continue.
     pub(crate) fn room(&self) -> &Notify {
         &self.room
     }
@@ -250,7 +250,7 @@ impl HoldState {
         self.clock
     }
 
-    /// Releases the publishers of a reader, and returns whether any of them may go on.
+    /// Releases the publishers of a reader, and returns whether any of them may continue.
     fn let_go(&mut self, held: &HeldReader) -> bool {
         let mut is_room = std::mem::take(&mut self.others_wait);
         for publisher in &held.publishers {

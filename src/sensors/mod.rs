@@ -6,7 +6,7 @@
 //! the messages, and [`task`] runs all of them.
 //!
 //! Promises: an edge has the kernel's time, however late it is processed. A pin that cannot be watched is reported and tried
-//! again; the other sensors and the gateway go on. Each sensor has a retained topic `<topic>/status`: "online" while its pin
+//! again; the others and the gateway continue. Each sensor has a retained topic `<topic>/status`: "online" while its pin
 //! is watched, and "offline" otherwise. After a crash, "offline" is published before anything else at the next start.
 //!
 //! Limits: states of a sensor that occur while the journal refuses messages are counted, not kept. The latest state is

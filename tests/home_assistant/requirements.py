@@ -10,7 +10,7 @@ from homeassistant.bootstrap import CORE_INTEGRATIONS, DEFAULT_INTEGRATIONS, LOG
 LEFT_OUT = ("pymicro-vad", "pyspeex-noise")
 
 components = pathlib.Path(homeassistant.__file__).parent / "components"
-# what MQTT asks about is imported with it
+# the integrations that MQTT asks about are imported with it
 wanted = [*CORE_INTEGRATIONS, *DEFAULT_INTEGRATIONS, *LOGGING_AND_HTTP_DEPS_INTEGRATIONS, "mqtt", "hassio", "config"]
 seen, requirements = set(), set()
 while wanted:

@@ -341,8 +341,7 @@ impl Client {
         self.last_id
     }
 
-    /// Subscribes to one filter, and returns the granted QoS or the reason. The options are those of MQTT 5, with the QoS
-    /// in the lowest two bits.
+    /// Subscribes to one filter with the options of MQTT 5, whose lowest two bits are the QoS. Returns the code of the answer.
     #[track_caller]
     pub fn subscribe(&mut self, filter: &str, options: u8) -> u8 {
         self.subscribe_all(&[(filter, options)], &Properties::new())[0]
@@ -437,8 +436,7 @@ impl Client {
         message
     }
 
-    /// All messages that the broker has for this client up to now. The client publishes to itself, and returns the messages
-    /// that come before that one.
+    /// All messages that the broker has for this client now, which come before one that the client publishes to itself.
     #[track_caller]
     pub fn drain(&mut self) -> Vec<Publish> {
         self.fences += 1;
@@ -463,8 +461,7 @@ impl Client {
         self.expect(13);
     }
 
-    /// Checks that nothing comes for this long. Use this only for events that must not happen, and only if no other event
-    /// can be awaited instead.
+    /// Checks that nothing comes for this long. It is better to wait for another event if there is one.
     #[track_caller]
     pub fn stays_silent(&mut self, time: Duration) {
         assert!(self.waiting.is_empty() && self.input.is_empty(), "something has come already");

@@ -1,4 +1,4 @@
-"""mDNS with a real Avahi: what avahi-browse sees of the gateway, and when."""
+"""mDNS with a real Avahi: which services of the gateway avahi-browse sees, and when."""
 
 import json
 import pathlib
@@ -21,7 +21,7 @@ def found(pi):
     for line in pi.run(browse, check=False).splitlines():
         fields = line.split(";")
         # =;interface;protocol;name;type;domain;host;address;port;txt
-        # whether the network has come by now is the business of other steps
+        # other steps check whether the network is available
         if fields[0] == "=" and fields[8] != LATE_PORT:
             services[fields[4]] = fields[8]
             names.add(fields[3])
@@ -31,7 +31,7 @@ def found(pi):
 
 
 def is_found(pi, expected):
-    """Waits until this is found, and nothing else."""
+    """Waits until exactly these services are found."""
     seen = None
 
     def agree():
@@ -50,7 +50,7 @@ def memory(pi):
 
 
 def announced(pi, _):
-    """Within its sandbox the gateway tells an Avahi that comes late, or comes back; what it tells goes when it stops."""
+    """Within its sandbox the gateway uses an Avahi that starts late or again, and its announcements end when it stops."""
     with tempfile.TemporaryDirectory() as directory:
         subprocess.run(["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes",
                         "-subj", "/CN=pi.local", "-days", "9000", "-keyout", f"{directory}/server.key",
@@ -78,7 +78,7 @@ systemctl restart pigateway""")
     is_found(pi, THREE)
     pi.run("systemctl restart avahi-daemon")
     is_found(pi, THREE)
-    # the file for hosts of containers is to Avahi's liking
+    # Avahi accepts the file for hosts of containers
     pi.run("systemctl stop pigateway")
     is_found(pi, {})
     pi.put(HERE / "../../deploy/avahi.service", "/etc/avahi/services/pigateway.service")

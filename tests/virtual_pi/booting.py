@@ -1,20 +1,20 @@
-"""What the gateway adds to the boot of a Pi: compared with a unit that does nothing, in the same boot.
+"""Measures what the gateway adds to the boot of a Pi, compared with a unit that does nothing in the same boot.
 
-How long an emulator takes to boot says more about the machine that it runs on, and about what else is in the image, than
-about the gateway. A unit with the dependencies of the gateway's, which is there as soon as it is started, waits for the same
-things on the same machine. What the gateway takes longer than that is its own, and is bounded by a part of the boot.
+The time that an emulator takes to boot depends more on its machine and on the other contents of the image than on the
+gateway. A second unit with the same dependencies, which is ready as soon as it is started, waits for the same things on the
+same machine. The additional time of the gateway is its own, and is limited to a part of the boot.
 """
 
 from machine import say
 
-# the gateway is ready before the boot has taken twice as long as it would without it: here its card does not read all blocks,
-# and other programs may keep the machine busy. docs/speed.md says what it adds where nothing else goes on.
+# the gateway must be ready before the boot has taken twice as long as without it; its card here has unreadable blocks, and
+# other programs may keep the machine busy. docs/speed.md has the figure for an idle machine.
 MOST = 1.0
 UNIT = "does-nothing.service"
 
 
 def prepare(pi):
-    """At the next boot there is a unit to compare with."""
+    """Adds a unit to compare with at the next boot."""
     pi.run(f"""cat > /etc/systemd/system/{UNIT} <<'END'
 [Unit]
 After=network.target
@@ -28,7 +28,7 @@ systemctl enable --quiet {UNIT}""")
 
 
 def compare(pi):
-    """The gateway is ready soon after that unit."""
+    """Checks that the gateway is ready soon after that unit."""
     def times(unit, *names):
         shown = pi.run(f"systemctl show {unit} {' '.join(f'-p {name}' for name in names)}")
         values = dict(line.split("=") for line in shown.splitlines())
@@ -45,5 +45,5 @@ def compare(pi):
 
 
 def as_before(pi):
-    """The unit is gone."""
+    """Removes the unit."""
     pi.run(f"systemctl disable --quiet --now {UNIT}; rm /etc/systemd/system/{UNIT}; systemctl daemon-reload")

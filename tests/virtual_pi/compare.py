@@ -19,7 +19,7 @@ TICK = os.sysconf("SC_CLK_TCK")
 
 
 def program(pin):
-    """What people write."""
+    """A typical program for gpiod and paho."""
     import gpiod
     from gpiod.line import Edge
 
@@ -27,7 +27,7 @@ def program(pin):
     client.connect("127.0.0.1")
     client.loop_start()
     settings = gpiod.LineSettings(edge_detection=Edge.BOTH)
-    # QEMU's machine has a chip of its own beside that of the Pi
+    # QEMU's machine has a chip of its own besides that of the Pi
     chips = map(str, pathlib.Path("/dev").glob("gpiochip*"))
     chip = next(path for path in chips if gpiod.Chip(path).get_info().label.startswith("pinctrl-"))
     with gpiod.request_lines(chip, consumer="program", config={pin: settings}) as lines:

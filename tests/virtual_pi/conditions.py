@@ -16,14 +16,14 @@ import time
 from machine import ACTIVE, Subscriber, say, wait_for
 
 HERE = pathlib.Path(__file__).parent
-# where the gateway listens besides; the address is there when the network is
+# a second address of the gateway, which exists only when the network is available
 LATE_LISTENER = "10.0.3.15:1884"
-# after boot, when that is
+# the time after boot at which the network is available
 LATE_SECONDS = 120
 THREE_WEEKS = 21 * 86400
 READY = r"""exec 3<> /dev/tcp/127.0.0.1/8080
 printf 'GET /readyz HTTP/1.0\r\nHost: localhost\r\n\r\n' >&3; cat <&3"""
-# runs with all that the unit forbids
+# runs with all restrictions of the unit
 CLOCK_PROBE = r"""
 import ctypes, errno, time
 libc = ctypes.CDLL(None, use_errno=True)
@@ -38,13 +38,13 @@ def set_time():
         return errno.errorcode[error.errno]
 print("the clock: reading", adjtimex(0), "adjusting", adjtimex(2), "setting", set_time(), flush=True)
 """
-# the kernel's word is taken back, as it does by itself after hours without a time server
+# makes the kernel report an unset clock, as it does by itself after hours without a time server
 UNSYNCHRONISE = r"""
 import ctypes, struct
 timex = ctypes.create_string_buffer(struct.pack("<IxxxxqqqqI", 0x14, 0, 0, 16000000, 16000000, 0x40), 512)
 assert ctypes.CDLL(None).adjtimex(timex) == 5
 """
-# the blocks of the disk that hold the older half of what is written in a file, its head left out
+# the blocks of the disk with the older half of the written part of a file, without its head
 OLD_BLOCKS = r"""
 import fcntl, os, struct, sys
 for path in filter(os.path.exists, sys.argv[1:]):
@@ -56,12 +56,12 @@ for path in filter(os.path.exists, sys.argv[1:]):
 
 
 def told(pi):
-    """What `pigateway status` asks for: the data of the page."""
+    """The data of the page, which `pigateway status` reads."""
     return json.loads(pi.run("pigateway status --json"))
 
 
 def all_show(pi, part, is_faulty, name=None):
-    """Page, `/readyz` and the status line say that a part is faulty, or that it is not; `name` is what the last calls it."""
+    """Waits until page, `/readyz` and status line show a part as faulty, or not; `name` is its name in the status line."""
     def agree():
         page = any(faulty["part"] == part for faulty in told(pi)["gateway"]["faulty"])
         ready = f"\n{part}: " in pi.run(READY)
@@ -76,7 +76,7 @@ def state(line):
 
 
 def no_time(pi, _):
-    """Where nothing has set the clock, that is said and messages carry no time. The unit lets read the clock and not set it."""
+    """While the clock is not set, that is reported and messages have no time. The unit allows to read the clock but not to set it."""
     all_show(pi, "clock", True)
     subscriber = Subscriber(pi.mqtt_port, "-t", "loft/motion1")
     assert state(subscriber.wait('"state"'))["time"] is None
@@ -93,7 +93,7 @@ systemctl daemon-reload; systemctl restart pigateway; rm -r {drop_in}; systemctl
 
 
 def prepare(pi, source):
-    """At the next boot the network is late and this is the source of time."""
+    """Prepares the next boot, with a late network and this source of time."""
     other = "chrony" if source == "systemd-timesyncd" else "systemd-timesyncd"
     # the time of the last shutdown, as timesyncd keeps it
     kept, then = "/var/lib/systemd/timesync/clock", int(time.time()) - THREE_WEEKS
@@ -103,7 +103,7 @@ touch {kept}; chown systemd-timesync: {kept}; touch -d @{then} {kept}; sync""")
 
 
 def without_network(pi):
-    """What is missing is named, and nobody else is hindered: what follows runs without a network."""
+    """Checks that missing parts are named and others work. The following checks run without a network."""
     pi.run("test -e /etc/network-is-late && test ! -e /run/network-came")
     all_show(pi, "clock", True)
     all_show(pi, f"listener {LATE_LISTENER}", True)
@@ -111,7 +111,7 @@ def without_network(pi):
 
 
 def moves_without_time(pi):
-    """Local clients and sensors are served. Returns when motion began."""
+    """Checks that local clients and sensors are served. Returns when motion began."""
     subscriber = Subscriber(pi.mqtt_port, "-t", "loft/motion1", "-q", "1")
     count = len(subscriber.wait('"state":"off"') and subscriber.lines())
     begin = time.time()
@@ -123,7 +123,7 @@ def moves_without_time(pi):
 
 
 def network_comes(pi):
-    """The late listener opens by itself; upstreams are for the caller."""
+    """Checks that the late listener opens by itself. The caller checks upstreams."""
     uptime = "cut -d ' ' -f 1 /proc/uptime"
     waited = LATE_SECONDS - float(pi.run(uptime))
     pi.wait_until("the network", "test -e /run/network-came", 2 * LATE_SECONDS)
@@ -137,7 +137,7 @@ def network_comes(pi):
 
 
 def time_comes(pi, since, then="true"):
-    """A time server answers, and this is run: the clock is set, and the last motion gets its time."""
+    """Starts a time server and runs this command. Then the clock is set, and the last motion gets its time."""
     behind = time.time() - int(pi.run("date +%s"))
     assert behind > THREE_WEEKS - 86400, f"the clock is {behind} s behind"
     subscriber = Subscriber(pi.mqtt_port, "-t", "loft/motion1", "-q", "1")
@@ -157,14 +157,14 @@ def time_comes(pi, since, then="true"):
 
 
 def timesyncd(pi, since):
-    """Its file says that the clock is set."""
-    # networkd would tell it that the network has come, and it would not wait for its next try
+    """The file of timesyncd shows that the clock is set."""
+    # networkd would notify it of the network, so that it would not wait for its next attempt
     time_comes(pi, since, "systemctl restart systemd-timesyncd")
     pi.run("test -e /run/systemd/timesync/synchronized; systemctl is-active systemd-timesyncd")
 
 
 def chrony(pi, since):
-    """Only the kernel says that the clock is set; what it has said holds for this boot, after a restart too."""
+    """Only the kernel decides whether the clock is set, and its report holds for this boot, even after a restart."""
     time_comes(pi, since)
     pi.run("test ! -e /run/systemd/timesync/synchronized; systemctl is-active chrony")
     pi.run(f"systemctl stop chrony; python3 -c '{UNSYNCHRONISE}'; systemctl restart pigateway")
@@ -174,8 +174,8 @@ def chrony(pi, since):
 
 
 def old_blocks(pi):
-    """Blocks of the disk with old messages and with the past of the sensor."""
-    # what no step before this has left: messages that wait for an upstream which is not there
+    """The blocks of the disk with old messages and with the history of the sensor."""
+    # messages that wait for an upstream that does not exist, which no earlier step has made
     port, lines = str(pi.mqtt_port), "".join(f"{number} {'old' * 300}\n" for number in range(40))
     publish = ["mosquitto_pub", "-h", "127.0.0.1", "-p", port, "-q", "1", "-t", "loft/old", "-l"]
     subprocess.run(publish, input=lines, text=True, timeout=60, check=True)
@@ -186,9 +186,9 @@ def old_blocks(pi):
 
 
 def worn_card_is_said(pi):
-    """What could not be read is named, and all else works."""
+    """Checks that unreadable files are named, and that everything else works."""
     assert pi.disk.failed_reads > 0, "nobody has read the worn blocks"
-    # what was not needed to start is looked at behind
+    # files that were not needed for the start are checked later
     pi.wait_until("the damage is said", "journalctl -b -u pigateway -p warning -o cat --no-pager | grep 'damaged in'")
     data = told(pi)
     assert data["gateway"]["journal"]["damaged"] > 0, data["gateway"]
@@ -197,6 +197,6 @@ def worn_card_is_said(pi):
 
 
 def as_usual(pi):
-    """The next boot is one with its network, and with a card that reads."""
+    """Prepares a next boot with a network and a readable card."""
     pi.disk.worn.clear()
     pi.run("rm /etc/network-is-late; systemctl disable --quiet chrony; sync")

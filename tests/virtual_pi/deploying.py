@@ -12,7 +12,7 @@ from faults import watches_motion
 from machine import ACTIVE, EDITS, Subscriber, free_port, say
 
 HERE = pathlib.Path(__file__).parent
-# compressed a little: to unpack what is compressed well takes an emulator longer
+# compressed only a little, because an emulator unpacks well compressed files slowly
 REPACK = ["dpkg-deb", "--root-owner-group", "-Zgzip", "-z1", "-b"]
 PID = "systemctl show -p MainPID --value pigateway"
 
@@ -34,13 +34,13 @@ done
 systemctl start ssh""")
 
     def options(self, port=None):
-        """What ssh is told about the virtual Pi, with keys that an emulator exchanges quickly."""
+        """The options of ssh for the virtual Pi, with keys that an emulator exchanges quickly."""
         return [f"Port={port or self.pi.ssh_port}", f"IdentityFile={self.key}", "StrictHostKeyChecking=no",
                 f"UserKnownHostsFile={self.directory}/known_hosts", "LogLevel=ERROR", "BatchMode=yes",
                 "KexAlgorithms=curve25519-sha256"]
 
     def deploy(self, package, *arguments, user="pi", port=None):
-        """Runs it; returns the exit code and what it said. Without a package it builds one."""
+        """Runs it, and returns its exit code and its output. Without a package it builds one."""
         options = [part for option in self.options(port) for part in ("-o", option)]
         command = [HERE / "../../deploy/deploy", *arguments, *options, f"{user}@127.0.0.1"]
         environment = {name: value for name, value in os.environ.items() if name != "PACKAGE"}
@@ -52,7 +52,7 @@ systemctl start ssh""")
         return done.returncode, done.stdout + done.stderr
 
     def refused(self, package, *words, **how):
-        """It fails with these words, and the gateway runs on untouched."""
+        """Checks that it fails with these words, and that the gateway keeps running unchanged."""
         pid = self.pi.run(PID)
         code, said = self.deploy(package, **how)
         assert code == 1 and all(word in said for word in words), (words, said)
@@ -60,7 +60,7 @@ systemctl start ssh""")
 
 
 def repacked(package, directory, version, program):
-    """The package in another version, with a shell script for a program."""
+    """Makes the package in another version, with a shell script as the program."""
     tree, path = f"{directory}/tree-{version}", f"{directory}/pigateway-{version}.deb"
     subprocess.run(["dpkg-deb", "-R", package, tree], check=True)
     control = pathlib.Path(f"{tree}/DEBIAN/control")
@@ -72,7 +72,7 @@ def repacked(package, directory, version, program):
 
 
 def pretend(pi, program, option, answer):
-    """A program of the Pi answers one question as another machine would; returns what ends that."""
+    """Makes a program of the Pi answer one question like another machine. Returns the function that ends that."""
     pi.run(f"""cat > /usr/local/bin/{program} <<'END'
 #!/bin/sh
 [ "$1" = {option} ] && echo '{answer}' || exec /usr/bin/{program} "$@"
@@ -82,7 +82,7 @@ chmod +x /usr/local/bin/{program}""")
 
 
 def refusals(pi, person, package):
-    """What is in the way is said in plain words."""
+    """Checks that obstacles are reported in plain words."""
     person.refused(package, "no ssh connection", "is the Pi on", port=free_port())
     person.refused(package, "sudo asks for a password", "NOPASSWD", user="plain")
     for program, option, answer, words in (
@@ -95,7 +95,7 @@ def refusals(pi, person, package):
 
 
 def deploy_again(pi, package):
-    """To a Pi that has the package: refusals, an upgrade that adds a sensor, versions that are no good."""
+    """Deploys to a Pi with the package: refusals, an upgrade that adds a sensor, and versions that do not work."""
     with tempfile.TemporaryDirectory() as directory:
         person = Deployer(pi, directory)
         refusals(pi, person, package)
@@ -116,7 +116,7 @@ def deploy_again(pi, package):
 
 
 def nothing_left(pi):
-    """No file of the gateway is left but logs and what the test and its persons have copied."""
+    """Checks that only logs and the copies of the test and its persons are left of the gateway's files."""
     left = pi.run("""find / -xdev -path /proc -prune -o -name '*pigateway*' -print |
         grep -v -e ^/var/log -e ^/tmp -e ^/root -e ^/home || true""")
     assert not left, left
@@ -129,12 +129,12 @@ def commands(heading):
 
 
 def by_hand(pi, package):
-    """Installed and removed by the commands of docs/install.md as they stand there."""
+    """Installs and removes the gateway by the unchanged commands of docs/install.md."""
     copied, installed = commands("### 3. By hand")
     with tempfile.TemporaryDirectory() as directory:
         person = Deployer(pi, directory)
         tree = pathlib.Path(directory, "tree")
-        # the sources, with what deploy/build has left there
+        # the sources, with the files that deploy/build has made
         subprocess.run(["dpkg-deb", "-x", package, f"{directory}/package"], check=True)
         (tree / "target/deploy").mkdir(parents=True)
         os.rename(f"{directory}/package/usr/bin/pigateway", tree / "target/deploy/pigateway-arm64")
@@ -161,7 +161,7 @@ def by_hand(pi, package):
 
 
 def deploy_first(pi, package):
-    """To a Pi that has never seen it, built along: its sensor is the one given, and it starts at boot."""
+    """Builds and deploys to a Pi without the gateway: it has the given sensor, and starts at boot."""
     pi.run("! test -e /etc/pigateway && ! dpkg-query -W pigateway")
     if not os.environ.get("PACKAGE"):
         package = None
@@ -171,7 +171,7 @@ def deploy_first(pi, package):
         begin = monotonic()
         code, said = Deployer(pi, directory).deploy(package, "--sensor", "hall-motion:27:hall/motion")
     assert code == 0 and "is ready" in said and "journalctl" in said, said
-    # a person with a password types it once, however long the build takes
+    # a person with a password types it only once, however long the build takes
     assert int(pi.run(logins)) == before + 1
     if not package:
         say(f"built and deployed in {monotonic() - begin:.1f} s")

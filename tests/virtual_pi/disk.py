@@ -22,7 +22,7 @@ EIO = 5
 
 
 class Disk:
-    """Serves `image` on a loopback port; what is written is kept in memory."""
+    """Serves `image` on a loopback port. Written blocks are kept in memory."""
 
     def __init__(self, image):
         self.image = open(image, "rb")
@@ -38,7 +38,7 @@ class Disk:
         threading.Thread(target=self._accept, daemon=True).start()
 
     def power_cut(self):
-        """Forgets what was not flushed; returns how many blocks that were."""
+        """Drops all blocks that were not flushed, and returns their number."""
         with self.lock:
             lost = len(self.cache)
             self.cache.clear()

@@ -1,4 +1,4 @@
-"""Pins that cannot be watched: each fault is named with its remedy, the gateway runs on, and it heals by itself."""
+"""Pins that cannot be watched: each fault is named with its remedy, the gateway keeps running, and the pin works again by itself."""
 
 from time import monotonic
 
@@ -6,7 +6,7 @@ from conditions import all_show
 from machine import Subscriber, say, wait_for
 
 CONFIG = "/etc/pigateway/pigateway.toml"
-# holds a line as any other program would
+# holds a line like any other program
 HOLDER = """
 import gpiod, pathlib, signal
 chips = map(str, pathlib.Path("/dev").glob("gpiochip*"))
@@ -31,13 +31,13 @@ END""")
 
 
 def errors(pi, sensor):
-    """What the log says of a sensor at level ERROR."""
+    """The messages of the log about a sensor at level ERROR."""
     lines = pi.run(f"journalctl -b SENSOR={sensor} -p err -o cat --no-pager", check=False)
     return [line for line in lines.splitlines() if not line.startswith("--")]
 
 
 def reported(pi, sensor, *words):
-    """Waits until an error names all these words; returns it."""
+    """Waits until an error contains all these words, and returns it."""
     def found():
         return next((line for line in errors(pi, sensor) if all(word in line for word in words)), None)
     line = wait_for(f"an error of {sensor} with {words}", found, 60)
@@ -54,7 +54,7 @@ def watches_motion(pi, subscriber, pin, topic):
 
 
 def taken(pi, subscriber):
-    """A line that another program holds: it is named, and the sensor comes when the line is released."""
+    """A line that another program holds: the fault is named, and the sensor works when the line is released."""
     pi.run(f"cat > /run/holder.py <<'END'\n{HOLDER}\nEND\nsystemd-run --quiet --unit=holder python3 /run/holder.py")
     pi.wait_until("the other holder", "test -e /run/holder.ready")
     add_sensor(pi, "taken", 22)
@@ -63,7 +63,7 @@ def taken(pi, subscriber):
     reported(pi, "taken", "pin 22", '"fan-control"', "config.txt")
     watches_motion(pi, subscriber, 17, "loft/motion1")
     count = len(subscriber.lines())
-    # by then it has been tried again, and only the first attempt was told
+    # the line has been tried again meanwhile, and only the first attempt was logged
     pi.wait_until("the status line", "systemctl status pigateway --no-pager | grep '; faulty: taken'")
     assert len(errors(pi, "taken")) == 1, errors(pi, "taken")
     begin = monotonic()
@@ -74,10 +74,10 @@ def taken(pi, subscriber):
 
 
 def named_twice(pi, subscriber):
-    """A pin that two sensors name: `check` warns, the second is faulty, and what runs goes on."""
+    """A pin that two sensors name: `check` warns, the second is faulty, and all others keep running."""
     pi.run(f"cp {CONFIG} /root/before.toml")
     add_sensor(pi, "twice", 17)
-    # 66 where a secret comes from systemd and is not in its place for this shell: no mistake of the configuration
+    # 66 means that a secret comes from systemd and is missing for this shell, which is no mistake of the configuration
     warning = pi.run(f"pigateway check {CONFIG} 2>&1 || [ $? -eq 66 ]")
     print(f"    {warning}")
     assert "pin 17" in warning and "sensor.pin" in warning, warning
@@ -89,7 +89,7 @@ def named_twice(pi, subscriber):
 
 
 def not_there(pi, subscriber):
-    """A pin that no header has; on this Pi it leads to the SD card."""
+    """A pin that is not on the header; on this Pi it leads to the SD card."""
     add_sensor(pi, "absent", 50)
     pi.run("systemctl reload pigateway")
     subscriber.wait("faults/absent/status [01] offline")
@@ -98,7 +98,7 @@ def not_there(pi, subscriber):
 
 
 def forbidden(pi, subscriber):
-    """Permissions that are missing at the start: named with the file and the group; the broker serves; it heals."""
+    """Missing permissions at the start: file and group are named, the broker serves, and the sensor works after the correction."""
     subscriber.close()
     pi.run("chmod 600 /dev/gpiochip* /dev/gpiomem*; systemctl restart pigateway; systemctl is-active pigateway")
     reported(pi, "loft-motion", "pin 17", "no permission for /dev/gpio", "group gpio")
@@ -113,7 +113,7 @@ def forbidden(pi, subscriber):
 
 
 def driver_gone(pi, subscriber):
-    """The GPIO goes away while its pin is watched, and comes back: clients stay connected, and it heals."""
+    """The GPIO disappears while its pin is watched, and comes back: clients stay connected, and the sensor works again."""
     count = len(subscriber.lines())
     pi.run("echo 0 > /sys/kernel/config/gpio-sim/pi/live")
     subscriber.wait("loft/motion1/status [01] offline", after=count)
@@ -126,7 +126,7 @@ def driver_gone(pi, subscriber):
 
 
 def pin_faults(pi, _):
-    """All faults; the configuration is afterwards what it was."""
+    """Tests all faults, and restores the configuration."""
     pi.run(f"cp {CONFIG} /root/unfaulty.toml")
     subscriber = Subscriber(pi.mqtt_port, "-t", "loft/#", "-t", "faults/#", "-q", "1")
     subscriber.wait("loft/motion1/status [01] online")

@@ -1,4 +1,4 @@
-"""A virtual Raspberry Pi in QEMU, and what is on its host."""
+"""A virtual Raspberry Pi in QEMU, and programs on its host."""
 
 import pathlib
 import re
@@ -10,11 +10,11 @@ import time
 from disk import Disk
 
 START = time.monotonic()
-# quick for a test, open to the host, which is not the Pi's loopback
+# short times for a test, and open to the host, whose address is not the Pi's loopback
 EDITS = r"""sed -i 's/^accept = .*/accept = "all"/; s/^hold = .*/hold = "1 s"/; s/^warm_up = .*/warm_up = "1 s"/' \
     /etc/pigateway/pigateway.toml"""
 ACTIVE = "systemctl is-active --quiet pigateway"
-# without what a kernel does against attackers: in an emulator it makes every way into the kernel several times as long
+# without the kernel's protections against attackers, which make system calls several times slower in an emulator
 KERNEL = ("console=ttyAMA0 quiet systemd.show_status=0 systemd.gpt_auto=0 net.ifnames=0 panic=-1 nokaslr mitigations=off "
           "init_on_alloc=0 audit=0 lsm=capability")
 _started = []
@@ -26,7 +26,7 @@ def say(text):
 
 
 def wait_for(what, condition, seconds=120):
-    """Waits until `condition` returns something, and returns that."""
+    """Waits until `condition` returns a true value, and returns it."""
     end = time.monotonic() + seconds
     while True:
         found = condition()
@@ -38,20 +38,20 @@ def wait_for(what, condition, seconds=120):
 
 
 def free_port():
-    """A loopback port that nobody uses."""
+    """A free loopback port."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         return listener.getsockname()[1]
 
 
 def start(command, **how):
-    """Starts a program of the host, which `end_all` ends at the latest."""
+    """Starts a program of the host. `end_all` ends it if it still runs."""
     process = subprocess.Popen(command, stdin=subprocess.DEVNULL, **how)
     _started.append(process)
     return process
 
 
 def end_all():
-    """Ends what has been started and still runs."""
+    """Ends all started programs that still run."""
     for process in _started:
         if process.poll() is None:
             process.kill()
@@ -72,7 +72,7 @@ class Pi:
     def boot(self):
         """Switches it on and waits for its shell."""
         ports = ((self.shell_port, 2222), (self.mqtt_port, 1883), (self.ssh_port, 22))
-        # eth0: where the test looks from; eth1: the way to everything else
+        # eth0: connects to the test; eth1: connects to all other hosts
         forward = "".join(f",hostfwd=tcp:127.0.0.1:{host}-:{guest}" for host, guest in ports)
         command = [
             "qemu-system-aarch64", "-M", "virt", "-cpu", "cortex-a72", "-smp", "2", "-m", "512",
@@ -100,14 +100,14 @@ class Pi:
             return False
 
     def cut_power(self):
-        """Ends it at once; unflushed writes are gone."""
+        """Ends it at once. Unflushed writes are lost."""
         self.qemu.kill()
         self.qemu.wait()
         self._forget_shell()
         return self.disk.power_cut()
 
     def _connect(self, timeout):
-        # one shell for everything: in the emulator the start of another takes longer than what it is to run
+        # one shell for all scripts, because in the emulator starting another takes longer than most scripts
         if not self._shell:
             self._shell = socket.create_connection(("127.0.0.1", self.shell_port), timeout=timeout)
         self._shell.settimeout(timeout)
@@ -119,7 +119,7 @@ class Pi:
             self._shell = None
 
     def _ask(self, script, end, timeout):
-        """Sends lines to the shell; returns what it prints up to `end`, and the match of that."""
+        """Sends lines to the shell. Returns its output up to `end`, and the match of `end`."""
         output = b""
         try:
             shell = self._connect(timeout)
@@ -169,11 +169,11 @@ class Subscriber:
         self.process = start(command, stdout=self.file, stderr=subprocess.STDOUT)
 
     def lines(self):
-        """What has come so far: time, topic, retain flag and payload."""
+        """The messages so far: time, topic, retain flag and payload."""
         return pathlib.Path(self.file.name).read_text().splitlines()
 
     def wait(self, pattern, seconds=60, after=0):
-        """Waits for a line that matches; returns it."""
+        """Waits for a line that matches, and returns it."""
         assert self.process.poll() is None, f"mosquitto_sub has ended: {self.lines()}"
         found = lambda: next((line for line in self.lines()[after:] if re.search(pattern, line)), None)
         try:

@@ -1,4 +1,4 @@
-"""What the virtual Pi must show, step by step: the gateway as a package and a service.
+"""The steps of the test with the virtual Pi: the gateway as a package and a service.
 
 Run by tests/virtual_pi/run. Every step leaves the gateway running for the next one.
 """
@@ -39,7 +39,7 @@ def install(pi, package):
     status = pi.run("systemctl status pigateway --no-pager")
     assert "serving; 1 sensor" in status, status
     print(pi.run("systemd-analyze security --no-pager pigateway | tail -n 1"))
-    # nothing but INFO: a gateway in order warns of nothing
+    # only INFO, because a working gateway logs no warnings
     noise = pi.run("journalctl -u pigateway -p warning --no-pager -o cat")
     assert not noise or "No entries" in noise, noise
 
@@ -76,7 +76,7 @@ def motion(pi, _):
 
 
 def journal(pi, _):
-    """The log is found by its fields."""
+    """Lines of the log can be found by their fields."""
     fields = json.loads(pi.run("journalctl SENSOR=loft-motion -o json --no-pager -n 1"))
     assert fields["PIN"] == "17" and fields["TOPIC"] == "loft/motion1", fields
     assert fields["_SYSTEMD_UNIT"] == "pigateway.service", fields
@@ -164,7 +164,7 @@ systemctl daemon-reload; systemctl restart pigateway""")
 
 
 def publish_until_cut(pi, acknowledged):
-    """Publishes message after message until the Pi is gone, and notes which were acknowledged."""
+    """Publishes message after message until the Pi is off, and records the acknowledged ones."""
     command = ["mosquitto_pub", "-h", "127.0.0.1", "-p", str(pi.mqtt_port), "-q", "1", "-t", "loft/cut"]
     for number in itertools.count():
         message = f"message-{number}"
@@ -174,14 +174,14 @@ def publish_until_cut(pi, acknowledged):
 
 
 def power_cut(pi, port):
-    """What was acknowledged for an upstream that is away is there after a power cut; network and time come late."""
+    """Acknowledged messages for an absent upstream survive a power cut; network and time come late."""
     pi.run("printf %4096s old > /root/unflushed")
     conditions.prepare(pi, "systemd-timesyncd")
     acknowledged = []
     publisher = threading.Thread(target=publish_until_cut, args=(pi, acknowledged))
     publisher.start()
     wait_for("enough messages", lambda: len(acknowledged) >= 200 or not publisher.is_alive())
-    # past the cache of the system into that of the disk, where nothing has asked for it to stay
+    # writes past the cache of the system into that of the disk without a flush, so that the power cut loses this write
     overwrite = "printf %4096s new | dd of=/root/unflushed oflag=direct conv=notrunc bs=4096 2> /dev/null"
     wait_for("a write that is not flushed", lambda: pi.run(overwrite) == "" and pi.disk.cache)
     lost = pi.cut_power()
@@ -195,7 +195,7 @@ def power_cut(pi, port):
 
 
 def after_cut(pi, before):
-    """Two minutes after boot there is a network: what was acknowledged before the power cut arrives, restarts since then or not."""
+    """The network comes two minutes after boot: messages that were acknowledged before the power cut arrive, even after restarts."""
     port, acknowledged = before
     moved = conditions.moves_without_time(pi)
     upstream = Mosquitto(port)
@@ -240,7 +240,7 @@ def after_boot(pi, _):
 
 
 def pi5(pi, _):
-    """The same on a Pi 5, whose pins hang at another chip."""
+    """The same on a Pi 5, whose pins belong to another chip."""
     pi.run("sync")
     pi.cut_power()
     pi.model = "pi5"
@@ -250,7 +250,7 @@ def pi5(pi, _):
 
 
 def compare(pi, _):
-    """Edge to subscriber and processor time, beside a Python program doing the same: printed, not judged."""
+    """Prints the time from an edge to a subscriber and the processor time, compared with a Python program; nothing is checked."""
     pi.run("""cat >> /etc/pigateway/pigateway.toml <<'END'
 
 [[sensor]]
@@ -270,7 +270,7 @@ systemctl restart pigateway""")
 
 
 def memory(pi, _):
-    """The unit's limits are in force, what the gateway uses is far below them, and one that is above is started again."""
+    """The unit's limits are in force, the gateway stays far below them, and a gateway that exceeds them is started again."""
     names = ("MemoryHigh", "MemoryMax", "MemoryPeak", "OOMScoreAdjust", "ControlGroup", "MainPID", "NRestarts", "Environment",
              "LimitCORE", "StartupCPUWeight")
     shown = pi.run(f"systemctl show pigateway {' '.join(f'-p {name}' for name in names)}; grep MemTotal /proc/meminfo")
@@ -280,14 +280,14 @@ def memory(pi, _):
         limit = int(pi.run(f"cat {group}/{file}"))
         assert abs(limit - int(values[name])) <= 4096 and abs(limit / total - part) < 0.01, (name, limit, shown)
     assert pi.run(f"cat /proc/{values['MainPID']}/oom_score_adj") == values["OOMScoreAdjust"] == "0", shown
-    # one heap from the start, without starting itself anew for it; and no core is dumped
+    # one heap from the start, without a second start of the program, and no core is dumped
     assert (values["Environment"], values["LimitCORE"]) == ("MALLOC_ARENA_MAX=1", "1"), shown
-    # the share of the processor that it has while the system boots; whether that is over is systemd's to say
+    # the share of the processor while the system boots; systemd decides when the boot is over
     assert values["StartupCPUWeight"] == "500" and pi.run(f"cat {group}/cpu.weight") in ("500", "100"), shown
     peak = int(values["MemoryPeak"])
     say(f"most memory since its start, with what the system caches for it: {peak >> 20} of {total >> 20} MiB")
     assert peak < int(values["MemoryHigh"]) / 3, shown
-    # the limit comes down instead of the memory going up; the next start has the unit's limit again
+    # the limit is lowered instead of raising the memory; the next start has the unit's limit again
     pi.run(f"echo 1M > {group}/memory.max")
     begin = time.monotonic()
     another = f"test $(systemctl show -p MainPID --value pigateway) != {values['MainPID']}"
@@ -325,19 +325,19 @@ def package_life(pi, package):
     nothing_left(pi)
 
 
-# between a boot without a network and the network's coming there is what needs none
+# steps that need no network run between a boot without a network and the arrival of the network
 STEPS = [install, reload, motion, conditions.no_time, credentials, power_cut, journal, pin_faults, stop, watchdog, after_cut,
          boot, announced, memory, deploy_again, after_boot, compare, pi5, package_life, by_hand, deploy_first]
-# what a step finds done, where that is not an installed and configured gateway
+# the steps that a step needs, if it needs more than an installed and configured gateway
 NEEDED = {install: [], reload: [install], by_hand: [], deploy_first: [],
           **dict.fromkeys((power_cut, boot), [install, reload, credentials]),
           after_cut: [install, reload, credentials, power_cut], after_boot: [install, reload, credentials, boot]}
-# what ends the conditions that a step has begun
+# the steps that end the conditions that a step has begun
 ENDED = {power_cut: after_cut, boot: after_boot}
 
 
 def chosen(names):
-    """The steps of these names and those that they need, in order; all without names."""
+    """The steps with these names and those that they need, in order; all steps if there are no names."""
     unknown = set(names) - {step.__name__ for step in STEPS}
     if unknown:
         sys.exit(f"no such step: {', '.join(unknown)}; there are {', '.join(step.__name__ for step in STEPS)}")
@@ -348,7 +348,7 @@ def chosen(names):
 
 
 def explain(pi):
-    """What may tell why a step has failed."""
+    """Prints information about why a step has failed."""
     print(pathlib.Path(pi.serial.name).read_text(errors="replace")[-2000:])
     if pi.qemu and pi.qemu.poll() is None:
         log = "journalctl -u pigateway -n 60 --no-pager; systemctl --failed --no-pager"

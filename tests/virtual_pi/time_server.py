@@ -13,7 +13,7 @@ AT_BOOT = float(sys.argv[1]) + 2_208_988_800
 
 
 def stamp():
-    """Now."""
+    """The present time."""
     now = time.clock_gettime(time.CLOCK_BOOTTIME) + AT_BOOT
     return struct.pack(">II", int(now), int(now % 1 * 2**32))
 

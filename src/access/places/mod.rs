@@ -4,9 +4,10 @@
 //!   connect.
 //! - Where users are configured, a part of the places is reserved for them. The rest is also open to guests, which are
 //!   clients without a user name. One network can have at most three quarters of the places of guests.
-//! - When no place is free, whoever holds most gives way. For a new guest this is the network with most guests, if it has at
-//!   least two more than the newcomer's network. For a new user it is either all guests together or the user with most
-//!   places, whichever holds more. A guest never takes the place of a user. Of those who give way, the last to connect goes.
+//! - When no place is free, the holder that has most gives way. For a new guest this is the network with most guests, if it
+//!   has at least two more than the newcomer's network. For a new user it is either all guests together or the user with
+//!   most places, whichever holds more. A guest never takes the place of a user. Of those who give way, the last to connect
+//!   goes.
 //! - A client that comes back to its session takes precedence over clients without one, and shares the place of its own old
 //!   connection until that has ended.
 //! - The user of a new HTTP connection is not known yet. It takes the place of the oldest connection that has shown no

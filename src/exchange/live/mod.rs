@@ -50,7 +50,7 @@ const PROBE: Duration = Duration::from_secs(20);
 /// A router that could have answered for this long and has not counts as failed.
 const HANGS: Duration = Duration::from_secs(8);
 
-/// The error that the router has ended or hangs, so that the gateway cannot go on.
+/// The error that the router has ended or hangs, so that the gateway cannot continue.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum RouterError {
     /// The router's thread has ended.
@@ -242,7 +242,7 @@ impl Room {
         self.flow.publishers_wait.load(Ordering::Relaxed) || self.flow.holds.is_any()
     }
 
-    /// Holds publishers back, or lets them go on.
+    /// Holds publishers back, or lets them continue.
     #[cfg(test)]
     pub(crate) fn hold_for_test(&self, held: bool) {
         self.flow.publishers_wait.store(held, Ordering::Relaxed);

@@ -2,7 +2,7 @@
 //!
 //! A run is merged from its oldest segment on. One file after the other is filled with needed records at their old
 //! positions. It then stands for the segments that are completely in it, and for the beginning of the next one. `format`
-//! explains why a power cut in between loses nothing. Consumers go on reading meanwhile.
+//! explains why a power cut in between loses nothing. Consumers continue to read meanwhile.
 
 use std::collections::HashMap;
 use std::io;

@@ -179,7 +179,7 @@ pub enum Protocol {
 /// TLS for an upstream. All files are in PEM.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
 pub(crate) struct UpstreamTls {
-    /// The SHA-256 digest of the only certificate that is accepted, whoever signed it and whatever it contains.
+    /// The SHA-256 digest of the only certificate that is accepted, no matter who signed it and what it contains.
     pub(crate) fingerprint: Option<[u8; 32]>,
     /// The name that the certificate must have and that the upstream is told; `None` means the host of the address.
     pub(crate) server_name: Option<String>,
