@@ -341,7 +341,7 @@ impl Client {
         self.last_id
     }
 
-    /// Subscribes to one filter with the options of MQTT 5, whose lowest two bits are the QoS. Returns the code of the answer.
+    /// Subscribes with the options of MQTT 5, whose lowest two bits are the QoS. Returns the code of the answer.
     #[track_caller]
     pub fn subscribe(&mut self, filter: &str, options: u8) -> u8 {
         self.subscribe_all(&[(filter, options)], &Properties::new())[0]
