@@ -312,7 +312,7 @@ fn every_statement_of_the_standards_has_its_row() {
     }
 }
 
-/// Of each crate of `docs/advisories.md`: its versions, the advisories with the versions that mend them, and the last cell.
+/// For each crate of `docs/advisories.md` its versions, the advisories with the versions that fix them, and the last cell.
 fn rows_of_advisories() -> BTreeMap<String, (Vec<String>, String, String)> {
     let page = text("docs/advisories.md");
     let mut rows = BTreeMap::new();

@@ -302,7 +302,7 @@ fn is_shown(case: &mut Case, gateway: &Gateway, systemd: &mut Systemd, expected:
     });
 }
 
-/// What a person sees at the shell.
+/// The output of `pigateway status`.
 fn pigateway_status(case: &Case) -> String {
     let mut command = gateway();
     let output = command.args(["status", "--config"]).arg(case.file("pigateway.toml")).output().unwrap();

@@ -1,15 +1,16 @@
-//! Whether the kernel's clock is synchronised with a source of time: adjtimex(2), read only. No crate offers that without
-//! also setting the clock, and the gateway itself forbids unsafe code; so these few lines stand here.
+//! Asks the kernel whether its clock is synchronised with a source of time, by adjtimex(2) and without changing anything.
+//! No crate offers that without also being able to set the clock, and the gateway itself forbids unsafe code, so these few
+//! lines are a crate of their own.
 
-/// Largest error, in microseconds, that a clock has which somebody keeps right. The kernel lets the error grow while nobody
-/// does, and stops at this; systemd judges by it as well.
+/// The maximum error, in microseconds, from which on a clock counts as not synchronised. The kernel lets this error grow up
+/// to this value while no source of time corrects the clock. systemd uses the same limit.
 const LARGEST_ERROR: i64 = 16_000_000;
 
-/// Whether the kernel says so. An error where asking is not allowed.
+/// Whether the kernel's clock is synchronised. Returns an error if the process may not ask.
 pub fn is_synchronised() -> std::io::Result<bool> {
-    // SAFETY: timex is plain numbers, for which zeros are valid; modes of 0 ask and change nothing.
+    // SAFETY: timex consists of plain numbers, for which zeros are valid. With modes of 0 the call only reads.
     let mut timex: libc::timex = unsafe { std::mem::zeroed() };
-    // SAFETY: the pointer is to a whole timex that lives for the call.
+    // SAFETY: the pointer refers to a complete timex that lives during the call.
     if unsafe { libc::adjtimex(&mut timex) } == -1 {
         return Err(std::io::Error::last_os_error());
     }
@@ -21,7 +22,7 @@ pub fn is_synchronised() -> std::io::Result<bool> {
 mod tests {
     #[test]
     fn the_kernel_answers() {
-        // what it says depends on the machine
+        // the result depends on the machine
         let answer = super::is_synchronised();
         assert!(answer.is_ok() || answer.is_err_and(|error| error.kind() == std::io::ErrorKind::PermissionDenied));
     }

@@ -1,7 +1,7 @@
-// --- who is asking, and what only an administrator may do ---
+// --- the user of the page, and the controls for administrators ---
 let who = { user: null, by: 'nothing', let_in: true, may_observe: false, admin: false, can_sign_in: false };
 const say = (node, text, isBad) => { node.className = 'small' + (isBad ? ' error' : ''); write(node, text); };
-// what went wrong, in words; null: nothing
+// the error in words; null if there is none
 async function trouble(response) {
   if (response.ok) return null;
   try { return (await response.json()).detail; } catch { return 'the gateway answered ' + response.status; }
@@ -26,7 +26,7 @@ function showWho() {
   $('sign-out').hidden = who.by !== 'sign_in';
   $('users-section').hidden = !who.admin;
 }
-// the stream has ended and begun again: perhaps since its user has changed
+// the stream has ended and begun again, perhaps because the user has changed
 async function lookWho() {
   const { answer } = await ask('GET', 'session');
   if (answer && JSON.stringify(answer) !== JSON.stringify(who)) location.reload();
@@ -41,7 +41,7 @@ async function start() {
   if (!who.let_in) {
     if (source) { source.close(); source = null; }
     link('', 'not signed in');
-    // rights may change while nobody signs in here
+    // the rights of guests may change while the page waits for a sign-in
     retry = setTimeout(start, 30000);
     if (wasLetIn) $('sign-in-user').focus();
     return;

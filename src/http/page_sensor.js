@@ -1,4 +1,4 @@
-// --- the page of one sensor: what its edges look like ---
+// --- the page of one sensor with its edges ---
 const KINDS = {
   mains_hum: ['Mains hum', 'short pulses with the period of the mains (20 or 16.7 ms) or half of it', (f) => f.period_ms === null ? 'no short pulses' : 'one short pulse every ' + length(f.period_ms)],
   radio_bursts: ['Bursts when a radio sends', 'groups of short pulses with long pauses in between', (f) => count(f.bursts, 'burst') + ' with ' + count(f.in_bursts, 'pulse')],
@@ -42,7 +42,7 @@ function drawEdges() {
   table($('edges-figures'), 'Figures of the last edges', [['Figure'], ['Value']], rows, '');
   drawWave(edges);
 }
-// a square wave of the last edges, in the time that is chosen before the last of them
+// a square wave of the last edges, within the chosen time before the last of them
 function drawWave(edges) {
   const plot = $('edges-wave'), last = edges.at(-1), chosen = Number($('edges-zoom').value);
   $('edges-drawing').hidden = !last;

@@ -1,4 +1,4 @@
-//! What MQTT 5 adds.
+//! The features that MQTT 5 adds.
 
 use std::time::Duration;
 

@@ -44,7 +44,7 @@ pub fn assert_it_serves(gateway: &mut Gateway) {
     assert_it_serves_but(gateway, &[]);
 }
 
-/// The same, if errors with one of these texts are expected.
+/// Checks the same if errors with one of these texts are expected.
 #[track_caller]
 pub fn assert_it_serves_but(gateway: &mut Gateway, expected: &[&str]) {
     let mut subscriber = Connect::v5("good-subscriber").open(gateway.port);

@@ -42,7 +42,7 @@ pub fn request(port: u16, method: &str, target: &str, headers: &[(&str, &str)], 
     try_request(port, method, target, headers, body).expect("an answer")
 }
 
-/// The same for requests whose connection may be closed early.
+/// Sends a request whose connection may be closed early. Returns an error then.
 pub fn try_request(
     port: u16,
     method: &str,
