@@ -123,9 +123,10 @@ pub(crate) fn run(settings: Settings, config_path: Option<&Path>) -> Result<(), 
     let logging = Logging::init(&settings.log.level, problems.clone())?;
     set_limits();
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let begin = Instant::now();
     // more than a few workers do not help, because all messages go through one sequencer
-    beat::begin();
     let workers = Workers::start(cores.min(4))?;
+    beat::begin(begin);
     workers.block_on(async {
         let signals = Signals::new()?;
         let gateway = RunningGateway::start(settings, config_path, logging, problems).await?;

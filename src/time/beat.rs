@@ -15,10 +15,17 @@ pub(crate) const BEAT: Duration = Duration::from_millis(64 * 64);
 
 static ORIGIN: OnceLock<Instant> = OnceLock::new();
 
-/// Sets the origin of the beats. It must be called when the runtime starts, because that is when its wheels begin to turn.
-/// Only the first call counts.
-pub(crate) fn begin() {
-    ORIGIN.get_or_init(Instant::now);
+/// The runtime rounds deadlines up to its milliseconds, so it may begin this much later than the beats.
+const ROUNDED: Duration = Duration::from_millis(1);
+
+/// Sets the origin of the beats. The runtime has been started since `before`, and its wheels have turned from some moment in
+/// between. If that took too long for both to coincide, the beats begin now: each then comes a little after the beginning of
+/// a slot, which costs one more waking, while one that comes a little before it would cost two. Only the first call counts.
+pub(crate) fn begin(before: Instant) {
+    ORIGIN.get_or_init(|| {
+        let now = Instant::now();
+        if now - before < ROUNDED { before } else { now }
+    });
 }
 
 /// The first beat that is not before this moment.
@@ -51,7 +58,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn who_sleeps_until_a_beat_wakes_with_all_others() {
-        begin();
+        begin(Instant::now());
         let mut ends = Vec::new();
         for (least, most) in [(0, 4096), (1, 4097), (5_000, 9_096), (60_000, 64_096), (365 * 86_400_000, u64::MAX)] {
             let begin = Instant::now();

@@ -71,6 +71,16 @@ async fn a_client_that_takes_nothing_is_cut_off() {
     assert!((128 << 10..256 << 10).contains(&taken), "{taken} bytes were taken from it");
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_silent_client_is_cut_off_within_a_beat_after_its_time() {
+    let (_broker, mut client) = connected().await;
+    let begin = Instant::now();
+    // its keep alive is a minute
+    assert_eq!(client.read(&mut [0; 1]).await.unwrap(), 0);
+    let silent = begin.elapsed().as_secs_f64();
+    assert!((90.0..90.0 + 4.1 + 0.3).contains(&silent), "{silent} s");
+}
+
 /// Subscribes to this topic at QoS 1.
 fn subscribe(topic: u8) -> [u8; 8] {
     [0x82, 6, 0, 1, 0, 1, topic, 1]
