@@ -55,8 +55,9 @@ impl TomlText {
 /// A text as a TOML string, with escapes for control characters.
 pub(super) fn quoted(text: &str) -> String {
     if text.contains(char::is_control) {
-        // every escape of JSON is one of TOML, which requires one for U+007F as well
-        return serde_json::Value::from(text).to_string().replace('\u{7f}', "\\u007f");
+        // every escape of JSON is one of TOML, but JSON leaves the characters from U+007F on as they are
+        let escaped = |c: char| if c.is_control() { format!("\\u{:04x}", u32::from(c)) } else { c.into() };
+        return serde_json::Value::from(text).to_string().chars().map(escaped).collect();
     }
     toml::Value::String(text.into()).to_string()
 }
@@ -95,7 +96,7 @@ mod tests {
     fn a_quoted_text_is_read_as_it_was_and_has_no_control_characters() {
         for text in ["", "plain", "tab\there", "\"'\\\t", "\u{7f}\u{1b}[0m\r\n\0", "é\u{85}\"", "'''\t\"\"\""] {
             let quoted = quoted(text);
-            assert!(!quoted.contains(|c: char| c.is_ascii_control()), "{quoted:?}");
+            assert!(!quoted.contains(char::is_control), "{quoted:?}");
             let table: toml::Table = format!("key = {quoted}").parse().unwrap();
             assert_eq!(table["key"].as_str(), Some(text), "{quoted}");
         }
