@@ -111,7 +111,7 @@ impl MdnsAnnouncer {
                 self.announce()
             }
             AnnouncerEvent::Established => {
-                // forget the number of names tried, but not at once: a name may be taken after it was established
+                // the number of tried names stays: another host could take each name once it is established, without end
                 self.is_established = true;
                 None
             }

@@ -236,7 +236,6 @@ impl Avahi {
         asked.await.map(drop)
     }
 
-    /// Withdraws all announcements.
     pub(super) async fn close(self) {
         // if the bus has ended, the announcements have too
         let _ = self.bus.close().await;

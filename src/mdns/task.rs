@@ -19,9 +19,12 @@ use crate::time::beat;
 /// The first and the longest pause before the system bus is tried again. A bus without Avahi reports when Avahi starts.
 const PAUSE: [Duration; 2] = [Duration::from_secs(5), Duration::from_secs(300)];
 
-/// Avahi is not looked for before this time after the start: when a Pi boots all others need its processor, and a name on the
-/// network is missed by nobody for a moment.
+/// Avahi is not looked for before this time after the start: when a Pi boots all others need its processor, and nobody misses an
+/// announcement for so short a time.
 const FIRST: Duration = Duration::from_secs(2);
+
+/// Why nothing is announced until then.
+const TOO_EARLY: &str = "Avahi is looked for two seconds after the start";
 
 /// Why nothing is announced for the moment that Avahi takes to ask the network whether names are free.
 const TOLD: &str = "Avahi has been told, and asks the network";
@@ -83,6 +86,13 @@ impl Mdns {
     /// Runs until `cancel`, and then withdraws all announcements.
     pub(crate) async fn run(mut self, cancel: CancellationToken) {
         let mut pause = PAUSE[0];
+        if Instant::now() < self.begin {
+            self.show(TOO_EARLY);
+            tokio::select! {
+                () = cancel.cancelled() => return self.show("the gateway stops"),
+                () = sleep_until(self.begin) => {}
+            }
+        }
         loop {
             let wanted = self.wanted().await;
             // without a service to announce there is no connection to the bus
@@ -149,13 +159,9 @@ impl Mdns {
         self.announcer.handle(AnnouncerEvent::Gone);
         // the interfaces may have changed
         self.known = None;
-        let connecting = async {
-            sleep_until(self.begin).await;
-            Avahi::connect().await
-        };
         let avahi = tokio::select! {
             () = cancel.cancelled() => return Ended::Cancelled,
-            avahi = connecting => avahi,
+            avahi = Avahi::connect() => avahi,
         };
         let mut avahi = match avahi {
             Ok(avahi) => avahi,
