@@ -2,8 +2,7 @@
 
 use std::process::ExitCode;
 
-use clap::Parser;
-use pigateway::cli::Cli;
+use pigateway::cli;
 
 /// The variable by which glibc is told how many memory arenas malloc may use, and its value.
 #[cfg(target_env = "gnu")]
@@ -31,11 +30,5 @@ fn limit_arenas() {
 fn main() -> ExitCode {
     #[cfg(target_env = "gnu")]
     limit_arenas();
-    match Cli::parse().execute() {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("pigateway: {error}");
-            ExitCode::from(error.exit_code().number())
-        }
-    }
+    ExitCode::from(cli::main().number())
 }

@@ -12,6 +12,7 @@ pub mod status;
 mod user;
 
 use std::io::{self, Write};
+use std::panic::{UnwindSafe, catch_unwind};
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
@@ -189,6 +190,23 @@ impl Cli {
     }
 }
 
+/// Runs the command that the command line of this process asks for, and prints its error. Returns the code to end with.
+pub fn main() -> ExitCode {
+    outcome(|| Cli::parse().execute())
+}
+
+fn outcome(command: impl FnOnce() -> Result<(), CliError> + UnwindSafe) -> ExitCode {
+    match catch_unwind(command) {
+        Ok(Ok(())) => ExitCode::SUCCESS,
+        Ok(Err(error)) => {
+            eprintln!("pigateway: {error}");
+            error.exit_code()
+        }
+        // the panic has been printed already, and is a fault of the program like any other
+        Err(_) => ExitCode::SOFTWARE,
+    }
+}
+
 fn run(args: RunArgs) -> Result<(), CliError> {
     let settings = match &args.config {
         Some(path) => {
@@ -225,6 +243,13 @@ mod tests {
     #[test]
     fn the_command_line_is_consistent() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn a_command_that_panics_has_a_code_of_the_list() {
+        assert_eq!(outcome(|| Ok(())), ExitCode::SUCCESS);
+        assert_eq!(outcome(|| Err(CliError::Damaged)), ExitCode::DATA_ERROR);
+        assert_eq!(outcome(|| panic!("a fault")), ExitCode::SOFTWARE);
     }
 
     #[test]
