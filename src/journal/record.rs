@@ -287,7 +287,9 @@ impl<'a> Scanner<'a> {
     /// The number of consecutive places, each eight bytes after the previous one, at which no record can begin, because the
     /// position there would be zero. Most of a partly filled file is like that, and a start passes over all of it.
     fn blank_places(&self, at: u64) -> u64 {
-        let (words, _) = self.buffer[(at - self.buffer_at) as usize + POSITION..self.len].as_chunks::<8>();
+        // a file that gets shorter while it is read may end before that position
+        let from = (at - self.buffer_at) as usize + POSITION;
+        let (words, _) = self.buffer.get(from..self.len).unwrap_or_default().as_chunks::<8>();
         let is_zero = |words: &[[u8; 8]]| words.iter().fold(0, |all, word| all | u64::from_ne_bytes(*word)) == 0;
         let (blocks, _) = words.as_chunks::<16>();
         let count = 16 * blocks.iter().take_while(|block| is_zero(*block)).count();

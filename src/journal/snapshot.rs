@@ -42,7 +42,6 @@ pub(crate) struct TableConsumer {
 /// A segment in the table.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct TableSegment {
-    /// The highest position.
     pub(crate) last: u64,
     /// The end of its records.
     pub(crate) end: u64,
@@ -93,7 +92,7 @@ impl SnapshotTable {
         });
         let segments = state.log.segments().iter().map(|(generation, segment)| {
             let (last, end, records, salt) = (segment.last, segment.end, segment.records, segment.header.salt);
-            (*generation, TableSegment { last, end, records, contents: segment.contents(), salt })
+            (*generation, TableSegment { last, end, records, contents: segment.contents().clone(), salt })
         });
         SnapshotTable {
             covered: state.log.committed(),

@@ -43,7 +43,7 @@ pub(crate) struct InboxLimits {
 /// The result of an offer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum InboxOffer {
-    /// All messages were taken.
+    /// Nothing is left to offer. A closed inbox has dropped all of it.
     Done,
     /// This number of messages was dropped, and the others were taken.
     Dropped(u64),
@@ -141,13 +141,13 @@ impl Inbox {
     /// Whether more may be put into it. If not, the client asks for it later, when [`Inbox::was_missed`].
     pub(crate) fn has_room(&self) -> bool {
         let state = self.state.lock();
-        // set before the check, so that room that is made after it is noticed
-        let was_missed = self.is_missed.swap(true, Ordering::SeqCst);
-        let has_room = state.bytes < self.limits.bytes && self.may_hold(&state, 0);
-        if has_room && !was_missed {
-            self.is_missed.store(false, Ordering::SeqCst);
+        let has_room = || state.bytes < self.limits.bytes && self.may_hold(&state, 0);
+        if has_room() {
+            return true;
         }
-        has_room
+        // set before another check, so that room that is made after it is noticed
+        self.is_missed.store(true, Ordering::SeqCst);
+        has_room()
     }
 
     /// Whether a message was refused for lack of room and there is room now.

@@ -16,7 +16,7 @@ impl Log {
         self.spare.push(name);
     }
 
-    /// The bytes of segments and spare files.
+    /// The bytes of segments, spare files and the snapshot.
     pub(crate) fn used_bytes(&self, settings: &JournalSettings) -> u64 {
         let segments: u64 = self.segments.values().map(|segment| segment.header.size).sum();
         segments + self.spare.len() as u64 * settings.segment_size() + self.snapshot_bytes
@@ -86,7 +86,8 @@ impl Log {
     /// Removes the oldest segment that nobody needs any more.
     pub(crate) fn take_unneeded(&mut self, tail: Option<u64>, queues: &ConsumerQueues) -> Option<Segment> {
         let found = self.segments.values().find(|segment| self.can_use_again(segment, tail, queues))?;
-        self.segments.remove(&found.header.generation.clone())
+        let generation = found.header.generation;
+        self.segments.remove(&generation)
     }
 
     /// Whether no consumer needs some segment any more, whatever the snapshot covers.

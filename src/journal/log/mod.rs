@@ -119,7 +119,7 @@ impl Log {
         }
     }
 
-    /// Accepts that some of a consumer's messages may have been counted for another part.
+    /// Counts all segments with messages of a consumer for this part, because some may have been counted for another.
     pub(crate) fn count_for(&mut self, key: u64, part: Part) {
         for segment in self.segments.values_mut().filter(|segment| segment.share_of(key).is_some()) {
             segment.count_all_for(part);

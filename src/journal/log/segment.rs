@@ -11,9 +11,7 @@ use crate::journal::settings::JournalSettings;
 /// The messages of one consumer in a segment, which are a run of its ordinals.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct SegmentShare {
-    /// The lowest ordinal.
     pub(crate) first: u64,
-    /// The highest ordinal.
     pub(crate) last: u64,
     /// The number of messages.
     pub(crate) count: u32,
@@ -60,12 +58,7 @@ pub struct Segment {
     /// The end of the records that are on disk.
     pub(crate) end: u64,
     pub(crate) records: u64,
-    /// What it holds, by the key of the consumer.
-    shares: HashMap<u64, SegmentShare>,
-    /// The bytes of records for each part of the journal. A record for two parts counts for both.
-    in_part: [u64; PARTS],
-    /// The bytes of the largest message.
-    largest: u64,
+    contents: SegmentContents,
     /// Whether writing or reading has failed, so that the file is not reused.
     pub(crate) is_bad: bool,
     /// Whether records cannot be read, so that it is not merged.
@@ -86,9 +79,7 @@ impl Segment {
             last,
             end: DATA,
             records: 0,
-            shares: HashMap::new(),
-            in_part: [0; PARTS],
-            largest: 0,
+            contents: SegmentContents::default(),
             is_bad: false,
             is_damaged: false,
         }
@@ -97,56 +88,54 @@ impl Segment {
     /// Restores the state from a snapshot: up to the position `last`, whose record ends at `end`.
     pub(crate) fn restore(&mut self, (last, end, records): (u64, u64, u64), contents: SegmentContents) {
         (self.last, self.end, self.records) = (last, end, records);
-        (self.shares, self.in_part, self.largest) = (contents.shares, contents.in_part, contents.largest);
+        self.contents = contents;
     }
 
     /// What it holds, and for whom.
-    pub(crate) fn contents(&self) -> SegmentContents {
-        SegmentContents { shares: self.shares.clone(), in_part: self.in_part, largest: self.largest }
+    pub(crate) fn contents(&self) -> &SegmentContents {
+        &self.contents
     }
 
     /// The same segment without any contents.
     pub(crate) fn without_contents(&self) -> Segment {
-        Segment { shares: HashMap::new(), in_part: [0; PARTS], largest: 0, ..self.clone() }
+        Segment { contents: SegmentContents::default(), ..self.clone() }
     }
 
     /// Keeps only the contents of `rest`, because the others were merged. All other properties stay.
     pub(super) fn take_contents_of(&mut self, rest: Segment) {
-        (self.from, self.shares) = (rest.from, rest.shares);
-        (self.in_part, self.largest) = (rest.in_part, rest.largest);
+        (self.from, self.contents) = (rest.from, rest.contents);
     }
 
     /// The same contents in another file.
     pub(crate) fn written_as(self, name: String, header: Header, end: u64, records: u64) -> Segment {
-        let Segment { shares, in_part, largest, .. } = self;
-        Segment { end, records, shares, in_part, largest, ..Segment::new(name, header) }
+        Segment { end, records, contents: self.contents, ..Segment::new(name, header) }
     }
 
     /// What it holds, by the key of the consumer.
     pub(crate) fn shares(&self) -> &HashMap<u64, SegmentShare> {
-        &self.shares
+        &self.contents.shares
     }
 
     /// What it holds for the consumer with this key.
     pub(crate) fn share_of(&self, key: u64) -> Option<&SegmentShare> {
-        self.shares.get(&key)
+        self.contents.shares.get(&key)
     }
 
     /// The number and the estimated bytes of messages that a consumer has not settled.
     pub(crate) fn waiting_for(&self, queue: &Queue) -> Option<(u32, u64)> {
-        let share = self.shares.get(&queue.key()).filter(|share| share.last > queue.base())?;
+        let share = self.contents.shares.get(&queue.key()).filter(|share| share.last > queue.base())?;
         let left = (share.last - queue.base()).min(u64::from(share.count));
         Some((left as u32, share.bytes_of(left)))
     }
 
     /// The bytes of the largest message.
     pub(crate) fn largest(&self) -> u64 {
-        self.largest
+        self.contents.largest
     }
 
     /// Assumes that all of it may be for this part.
     pub(crate) fn count_all_for(&mut self, part: Part) {
-        self.in_part[part as usize] = self.end - DATA;
+        self.contents.in_part[part as usize] = self.end - DATA;
     }
 
     /// Whether its needed records may be moved to another file.
@@ -176,8 +165,8 @@ impl Segment {
                 parts[part as usize] = true;
             }
         }
-        self.largest = self.largest.max(record.padded_len() as u64);
-        for (bytes, is_for) in self.in_part.iter_mut().zip(parts) {
+        self.contents.largest = self.contents.largest.max(record.padded_len() as u64);
+        for (bytes, is_for) in self.contents.in_part.iter_mut().zip(parts) {
             *bytes += if is_for { record.padded_len() as u64 } else { 0 };
         }
     }
@@ -186,12 +175,12 @@ impl Segment {
     /// known.
     pub(crate) fn live(&self, queues: &ConsumerQueues) -> ([u64; PARTS], u64) {
         let mut parts = [0; PARTS];
-        for (key, share) in &self.shares {
+        for (key, share) in &self.contents.shares {
             if let Some(queue) = queues.of_key(*key) {
                 parts[queue.part() as usize] += share.live(queue.base());
             }
         }
-        for (bytes, most) in parts.iter_mut().zip(self.in_part) {
+        for (bytes, most) in parts.iter_mut().zip(self.contents.in_part) {
             *bytes = (*bytes).min(most);
         }
         let all = parts.iter().sum::<u64>().min(self.end - DATA);
@@ -200,8 +189,12 @@ impl Segment {
 
     /// Adds a message for a consumer.
     fn add(&mut self, key: u64, ordinal: u64, size: usize) {
-        let share =
-            self.shares.entry(key).or_insert(SegmentShare { first: ordinal, last: ordinal, count: 0, bytes: 0 });
+        let share = self.contents.shares.entry(key).or_insert(SegmentShare {
+            first: ordinal,
+            last: ordinal,
+            count: 0,
+            bytes: 0,
+        });
         share.last = share.last.max(ordinal);
         share.count += 1;
         share.bytes += size as u64;
@@ -209,14 +202,18 @@ impl Segment {
 
     /// Whether a consumer still needs it.
     pub(crate) fn is_needed(&self, queues: &ConsumerQueues) -> bool {
-        self.shares.iter().any(|(key, share)| queues.of_key(*key).is_some_and(|queue| queue.base() < share.last))
+        self.needing(queues).next().is_some()
     }
 
     /// The number of consumers that still need it.
     pub(crate) fn needed_by(&self, queues: &ConsumerQueues) -> usize {
-        let needs =
-            |(key, share): &(&u64, &SegmentShare)| queues.of_key(**key).is_some_and(|queue| queue.base() < share.last);
-        self.shares.iter().filter(needs).count()
+        self.needing(queues).count()
+    }
+
+    fn needing(&self, queues: &ConsumerQueues) -> impl Iterator<Item = ()> {
+        let of =
+            move |(key, share): (&u64, &SegmentShare)| queues.of_key(*key).filter(|queue| queue.base() < share.last);
+        self.contents.shares.iter().filter_map(of).map(drop)
     }
 }
 
