@@ -173,6 +173,18 @@ fn the_readers_of_pages_see_links_names_and_headings() {
 }
 
 /// The tables of the example as `[a.b]` and its keys as `a.b.c`, including those in comments.
+#[test]
+fn a_row_of_a_table_stands_on_one_line() {
+    let is_row = |line: &str| line.starts_with("//! |") || line.starts_with("/// |");
+    let mut broken = Vec::new();
+    for path in files("src", "rs") {
+        let source = fs::read_to_string(root().join(&path)).unwrap();
+        let rows = source.lines().map(str::trim).filter(|line| is_row(line));
+        broken.extend(rows.filter(|row| !row.ends_with('|')).map(|row| format!("{}: {row}", path.display())));
+    }
+    assert!(broken.is_empty(), "{broken:#?}");
+}
+
 fn keys_of_the_example() -> BTreeSet<String> {
     let mut keys = BTreeSet::new();
     let mut table = String::new();

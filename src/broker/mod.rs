@@ -8,8 +8,7 @@
 //! | `allowance` | limits what changes of sessions write to the card |
 //! | `keep`, `wills` | sessions, retained messages and last wills on disk |
 //! | `groups` | shared subscriptions |
-//! | `session`, `registry`, `away`, `core` | the state that outlives a connection, the owners of client ids, the state that
-//! all connections share |
+//! | `session`, `registry`, `away`, `core` | what outlives a connection, who has a client id, what connections share |
 //! | `sys` | `$SYS` |
 //!
 //! A message arrives in `connection::receive` and gets its place in the [exchange](crate::exchange). Messages from the

@@ -7,8 +7,7 @@
 //! |---|---|
 //! | `message` | a message; the event's id can be used to resume |
 //! | `gap` | `{"missed": n}`: the number of messages on all topics that were missed; `null` if it is unknown |
-//! | `heartbeat` | at the start and every 15 seconds, with the id to resume from: the boot clock of the host, and the id of
-//! the boot |
+//! | `heartbeat` | at the start and every 15 seconds, with the id to resume from: boot clock and boot id of the host |
 //! | `sensors`, `upstreams`, `clients`, `problems`, `gateway` | with `status=true`: at the start and after every change |
 
 use std::collections::HashMap;

@@ -17,8 +17,7 @@
 //! | `seq` | number of this state since the gateway started, from 1: a gap means that a message was missed |
 //! | `clock` | only while the clock is not synchronised: `"unsynchronised"`. The message is repeated with times, and the same `seq`, once it is |
 //! | `simulated` | only if the motion is simulated: `true` |
-//! | `stuck` | only if the sensors are announced to Home Assistant: whether motion has lasted for suspiciously long; the
-//! message is repeated when that changes |
+//! | `stuck` | only if the sensors are announced to Home Assistant: whether motion has lasted for suspiciously long; repeated when that changes |
 //!
 //! `on_off` is `ON` or `OFF`. `time` is the local time of day at which motion began, as `%H:%M:%S`; the end of a motion is
 //! not published. This format cannot mark an uncertain time, so before the clock is synchronised it is as wrong as the

@@ -6,8 +6,7 @@
 //! | a Pi that rppal knows | rppal |
 //! | another with a Pi's GPIO chip, by its label | the kernel's lines |
 //! | one whose chip `gpio.chip` names | the kernel's lines |
-//! | any other | a sensor with `simulate` is simulated, unless this is a Pi; the others are faulty, and the search is
-//! repeated |
+//! | any other | sensors with `simulate` are simulated, unless this is a Pi; the others are faulty until a chip is found |
 
 use std::collections::VecDeque;
 

@@ -5,13 +5,12 @@
 //! times that size, which is some 5,000 to 10,000 changes of state. The lines are:
 //!
 //! | line | what |
-//! | `{"boot":"1f0c77ab","offset_ms":1772366321000}` | the difference between wall time and boot clock in that boot, once it
-//! is known |
+//! |---|---|
 //! | `{"n":7,"state":"on","boot":"1f0c77ab","boot_ms":81250,"unix_ms":1772366402250}` | change number 7: `on`, `off` or `offline` |
+//! | `{"boot":"1f0c77ab","offset_ms":1772366321000}` | wall time minus boot clock in that boot, once it is known |
+//!
 //! `unix_ms` is `null` while the clock is not synchronised; the second kind of line then gives the time later. The files are
 //! synced once a minute, so a power cut may lose the last minute, and an incomplete line is skipped.
-//! `unix_ms` is `null` while the clock is not synchronised; the second kind of line then tells it later. What is written
-//! is synced once a minute: a power cut may cost the last minute, and a line that it has torn is skipped.
 
 use std::collections::HashMap;
 use std::fs::{self, File, OpenOptions};
@@ -224,7 +223,7 @@ impl SensorWriter {
 struct Now {
     boot: String,
     boot_ms: u64,
-    /// The difference between wall time and boot clock, if it is known.
+    /// Wall time minus boot clock, if it is known.
     offset_ms: Option<i64>,
 }
 
