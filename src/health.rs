@@ -44,7 +44,6 @@ pub(crate) struct LoggedProblem {
     pub(crate) unix_ms: i64,
     /// `"warn"` if the gateway recovered and nothing was lost; `"error"` if data was lost or a person is needed.
     pub(crate) level: &'static str,
-    /// The log target.
     pub(crate) target: String,
     pub(crate) text: String,
 }

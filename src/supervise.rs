@@ -107,8 +107,8 @@ impl Supervisor {
         self.run(name.into(), Box::pin(endless));
     }
 
-    /// For the runtime all tasks are of one type: there are some dozens, and what it needs to run a type would be in the program
-    /// for each of them, to be read and touched at every start.
+    /// Runs a task in a box, so that the runtime's code for a task is in the program once and not for each of some dozens of
+    /// types, which every start would read.
     fn run(&self, name: Arc<str>, future: Pin<Box<dyn Future<Output = Result<(), String>> + Send>>) {
         let (supervisor, id) = (self.clone(), self.started(name));
         let task = tokio::spawn(future);

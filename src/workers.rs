@@ -163,7 +163,7 @@ struct Crew {
     gate: Mutex<Gate>,
     opened: Condvar,
     closed: Notify,
-    /// How much time of processors was taken so far.
+    /// The processor time used so far.
     used: fn() -> Duration,
 }
 

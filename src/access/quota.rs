@@ -113,7 +113,6 @@ impl Holding {
         }
     }
 
-    /// Gives units back.
     pub(crate) fn remove(&mut self, units: usize) {
         self.units -= units;
         if let Some((quota, holder)) = &self.owner {

@@ -1,7 +1,8 @@
 //! The data directory: created if it is missing, and locked against a second gateway.
 //!
 //! The gateway also starts with a full or read-only disk, because it can still serve local clients; the journal reports what
-//! it cannot keep. If the directory is in memory, the gateway reports that too, because a power cut then loses everything.
+//! it cannot keep. If the directory is in memory, the gateway reports that too, because a power cut then loses
+//! more than elsewhere.
 
 use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
 use std::io;

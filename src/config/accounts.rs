@@ -56,7 +56,7 @@ pub(super) fn users_of(owner: &Table, listeners: &[ListenerSettings], place: &Wh
         let hash = table.get("password_hash");
         if hash.is_none() && known.is_none_or(|user| user.password_hash.is_none()) && !asks_for_certificates {
             let message = match place {
-                // other listeners are not mentioned, because this file has none
+                // this file has no listeners, so it is not known here whether one asks for certificates
                 Where::Made => "there is none: this user can only come with a client certificate",
                 _ => "there is none and no listener asks for client certificates: this user cannot connect",
             };

@@ -188,7 +188,6 @@ impl Retained {
         }
     }
 
-    /// The number of messages.
     pub(crate) fn len(&self) -> usize {
         self.by_topic.len()
     }
@@ -220,7 +219,7 @@ pub(crate) struct Portion {
 }
 
 impl SelectedRetained {
-    /// Takes a portion of the messages on topics after `after`.
+    /// Takes a portion of the messages on topics after `after`, of at least `least` messages whatever their size.
     pub(super) fn take(
         retained: &Retained,
         filter: &str,

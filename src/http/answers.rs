@@ -25,7 +25,6 @@ pub(crate) const FREE: usize = 16 << 10;
 pub(crate) struct Asker(Arc<OnceLock<Box<str>>>);
 
 impl Asker {
-    /// Sets the user.
     pub(crate) fn is(&self, user: &str) {
         // a connection processes one request at a time
         let _ = self.0.set(user.into());

@@ -102,7 +102,7 @@ pub struct Http {
     pub(crate) history: PathBuf,
     /// The id of this boot of the host.
     boot: String,
-    /// The difference between wall time and boot clock in milliseconds, as it was last used.
+    /// Wall time minus boot clock in milliseconds, as it was last used.
     offset_ms: AtomicI64,
     guard: HttpGuard,
     trusted_proxies: Vec<Network>,

@@ -59,7 +59,6 @@ impl HttpProblem {
         self.status
     }
 
-    /// Adds a header.
     pub(crate) fn with(self, name: HeaderName, value: &'static str) -> HttpProblem {
         HttpProblem { header: Some((name, value)), ..self }
     }

@@ -65,10 +65,12 @@ pub(crate) fn port(settings: &HttpSettings) -> Option<PortSettings> {
     Some(PortSettings { name, address, tls, max_connections: None, proxies: Vec::new() })
 }
 
+type LazyRouter = LazyLock<Router, Box<dyn FnOnce() -> Router + Send>>;
+
 /// What a port serves.
 pub struct Site {
     /// The paths with their handlers, made for the first request so that they do not delay the start.
-    pub(crate) router: LazyLock<Router, Box<dyn FnOnce() -> Router + Send>>,
+    pub(crate) router: LazyRouter,
     /// Refuses requests that pages of other sites make.
     pub(crate) guard: HttpGuard,
     /// What becomes of a connection that is upgraded to WebSocket.
@@ -112,7 +114,7 @@ impl Site {
         use_identity: bool,
         (access, cancel): (Arc<Access>, CancellationToken),
     ) -> Arc<Site> {
-        let router = LazyLock::<Router, Box<dyn FnOnce() -> Router + Send>>::new(Box::new(websocket::router));
+        let router = LazyRouter::new(Box::new(websocket::router));
         let places = Arc::default();
         let answers = Receiving::of(answers::BUDGET);
         Arc::new(Site { router, guard, door, use_identity, may_be_framed: false, access, answers, places, cancel })

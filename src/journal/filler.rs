@@ -45,7 +45,7 @@ struct Job {
     boots: Boots,
 }
 
-/// The reading thread, as seen by the journal.
+/// The state of the reading thread.
 pub(super) struct Filler {
     shared: Arc<Shared>,
     places: HashMap<ConsumerId, ReadPosition>,

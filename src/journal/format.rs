@@ -240,7 +240,6 @@ impl Header {
         bytes
     }
 
-    /// Decodes a header.
     pub(crate) fn decode(bytes: &[u8]) -> Result<Header, HeaderError> {
         if bytes.len() < HEADER_LEN {
             return Err(HeaderError::Blank);

@@ -7,7 +7,7 @@ use std::time::Instant;
 use tracing::error;
 
 use super::consumers::Queue;
-use super::pace::LossPace;
+use super::pace::LogPace;
 use crate::access::owner::ConsumerOwner;
 
 /// The most lines in a minute.
@@ -17,7 +17,7 @@ const LINES: u32 = 10;
 #[derive(Debug, Default)]
 pub(crate) struct Losses {
     messages: u64,
-    said: LossPace,
+    said: LogPace,
 }
 
 impl Losses {

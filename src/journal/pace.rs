@@ -6,16 +6,16 @@ const MINUTE: Duration = Duration::from_secs(60);
 
 /// Limits the number of log lines in a minute.
 #[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct LossPace {
+pub(crate) struct LogPace {
     since: Option<Instant>,
     lines: u32,
 }
 
-impl LossPace {
+impl LogPace {
     /// Whether there may be another line, of at most `most` in a minute.
     pub(crate) fn admits(&mut self, most: u32, now: Instant) -> bool {
         if self.since.is_none_or(|since| now.duration_since(since) >= MINUTE) {
-            *self = LossPace { since: Some(now), lines: 0 };
+            *self = LogPace { since: Some(now), lines: 0 };
         }
         self.lines += 1;
         self.lines <= most
@@ -29,7 +29,7 @@ mod tests {
     #[test]
     fn lines_are_kept_apart() {
         let begin = Instant::now();
-        let mut pace = LossPace::default();
+        let mut pace = LogPace::default();
         let lines = (0..200).filter(|second| pace.admits(2, begin + Duration::from_secs(*second))).count();
         assert_eq!(lines, 8, "at 0, 1, 60, 61, 120, 121, 180, 181");
     }

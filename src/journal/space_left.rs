@@ -6,7 +6,7 @@ use std::time::Instant;
 use tracing::{error, info};
 
 use super::consumers::{ConsumerQueues, Queue};
-use super::pace::LossPace;
+use super::pace::LogPace;
 use super::parts::{PARTS, Part};
 use crate::access::owner::ConsumerOwner;
 
@@ -25,7 +25,7 @@ pub(crate) struct SpaceLeft {
     /// Whether no file can be written without dropping waiting messages, which is not allowed.
     is_full: bool,
     /// Limits log lines about missing room.
-    lines: LossPace,
+    lines: LogPace,
     /// Whether the last line about missing room was not followed by one about new room.
     is_said: bool,
     /// The number of checks.
@@ -76,7 +76,7 @@ impl SpaceLeft {
         (self.parts, self.all, self.full_for) = Default::default();
     }
 
-    /// Records whether the writing thread finds a file to write.
+    /// Records whether the writing thread finds no file to write to.
     pub(crate) fn set_full(&mut self, is_full: bool) {
         self.is_full = is_full;
     }

@@ -89,7 +89,6 @@ impl Batch {
         (bytes.len() >= BATCH_HEADER).then_some(Batch { bytes })
     }
 
-    /// The encoded form.
     pub(crate) fn into_bytes(self) -> Bytes {
         self.bytes
     }

@@ -2,7 +2,6 @@
 
 use std::hash::Hasher;
 
-/// The state of the hash.
 pub(crate) struct Fnv(u64);
 
 impl Default for Fnv {
@@ -23,7 +22,6 @@ impl Hasher for Fnv {
     }
 }
 
-/// The hash of these bytes.
 pub(crate) fn hash(bytes: &[u8]) -> u64 {
     let mut fnv = Fnv::default();
     fnv.write(bytes);

@@ -47,7 +47,7 @@ pub struct Connect {
     pub(crate) extended_authentication: bool,
     /// The client is a pigateway and wants to know the id of this one.
     pub(crate) is_gateway: bool,
-    /// The id of the client if it is a pigateway. It receives messages under their local topics.
+    /// The id of the client if it is a pigateway. It receives messages under the topics that they have here.
     pub(crate) gateway: Option<via::Id>,
 }
 

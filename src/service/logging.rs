@@ -63,7 +63,6 @@ impl Logging {
         Logging { filter: reload::Layer::new(EnvFilter::new("off")).1 }
     }
 
-    /// Replaces the filter.
     pub(crate) fn set_level(&self, level: &str) -> Result<(), LoggingError> {
         Ok(self.filter.reload(filter(level)?)?)
     }

@@ -25,7 +25,7 @@ pub enum DropReason {
 }
 
 impl DropReason {
-    /// The number by which the journal counts this reason. The numbers are on disk, so their meanings must never change.
+    /// The journal's outcome for this reason. Its numbers are on disk, so their meanings must never change.
     fn in_journal(self) -> Outcome {
         match self {
             DropReason::Refused => Outcome::GivenUp(0),
@@ -99,7 +99,7 @@ pub(crate) enum LedgerOutcome {
 }
 
 impl LedgerOutcome {
-    /// The number by which the journal counts this outcome.
+    /// The journal's name for this outcome.
     pub(crate) fn in_journal(self) -> Outcome {
         match self {
             LedgerOutcome::Acked => Outcome::Acked,

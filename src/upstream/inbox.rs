@@ -134,7 +134,7 @@ pub(super) struct UpstreamInbox {
     origin: Origin,
     max_packet_size: usize,
     held: VecDeque<WaitingMessage>,
-    /// Published messages that are not known to be on disk yet.
+    /// Published messages whose receipts are not known to be settled yet.
     unsafe_yet: VecDeque<(Receipt, Ack)>,
     acks: VecDeque<Ack>,
     journal: Journal,
@@ -350,7 +350,7 @@ impl UpstreamInbox {
         Ok(())
     }
 
-    /// Waits until the oldest published message is on disk. Never ends while there is none. Safe to cancel.
+    /// Waits until what must be kept of the oldest published message is on disk. Never ends while there is none. Safe to cancel.
     pub(crate) async fn next_settled(&mut self, door: &InboxDoor) -> Result<(), IngressError> {
         let Some((receipt, ack)) = self.unsafe_yet.front().copied() else {
             return std::future::pending().await;

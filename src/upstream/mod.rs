@@ -5,8 +5,8 @@
 //! [`task`] connects all of them, and [`ledger`] counts.
 //!
 //! Promises: what the journal holds for an upstream arrives there in order and at least once at QoS 1, whatever happens to
-//! the connection. What does not arrive is counted with a reason. A message from the upstream is acknowledged when the
-//! gateway has it on disk. It is normal that no upstream can be reached at the start, or for weeks.
+//! the connection. What does not arrive is counted with a reason. A message from the upstream is acknowledged when what
+//! must be kept of it is on disk. It is normal that no upstream can be reached at the start, or for weeks.
 //!
 //! At QoS 2 messages arrive exactly once if the upstream keeps our session (see [`session`] and [`task`]; `mark` records to
 //! which session the steps belong).

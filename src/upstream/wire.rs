@@ -134,7 +134,7 @@ pub struct InMessage {
 /// An event on a connection.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ClientEvent {
-    /// The oldest message that was handed over is sent, with this packet id; 0 at QoS 0.
+    /// The oldest message that was handed over and not yet sent is sent now, with this packet id; 0 at QoS 0.
     Sent(u16),
     /// The upstream has answered the message with this packet id. Reasons from 0x80 on are refusals.
     Acked(u16, u8),
@@ -153,9 +153,9 @@ pub enum ClientEvent {
 /// A successful acknowledgement.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ack {
-    /// PUBACK: a message at QoS 1 is on disk.
+    /// PUBACK: what must be kept of a message at QoS 1 is on disk.
     Taken(u16),
-    /// PUBREC: a message at QoS 2 is on disk.
+    /// PUBREC: what must be kept of a message at QoS 2 is on disk.
     Recorded(u16),
     /// PUBREL: it is on disk that the upstream has the message.
     Released(u16),
@@ -166,12 +166,12 @@ pub enum Ack {
 /// The form of the will in the CONNECT, if a status topic is configured.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum StatusWill {
-    /// The will with QoS and retain flag as configured.
+    /// The will at QoS 1, retained.
     #[default]
     Whole,
     /// The will without the retain flag.
     WithoutRetain,
-    /// The will at QoS 0.
+    /// The will at QoS 0, without the retain flag.
     AtMostOnce,
     /// No will.
     None,

@@ -92,7 +92,6 @@ pub struct Core {
     pub(super) queues: DeliveryMemory,
     /// Counters for metrics and `$SYS`.
     pub stats: Arc<Stats>,
-    /// The present problems.
     pub(crate) health: Health,
     /// Cancelled when the gateway shuts down.
     pub(crate) cancel: CancellationToken,

@@ -323,7 +323,7 @@ impl Ingress {
         &self.inner.room
     }
 
-    /// Waits until the receipt is complete.
+    /// Waits until the receipt's position is on disk; not at all if nobody needs the message kept.
     pub(crate) async fn settled(&self, receipt: Receipt) -> Result<(), IngressError> {
         let Some(position) = receipt.durable else { return Ok(()) };
         let mut synced = self.inner.journal.synced();

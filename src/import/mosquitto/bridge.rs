@@ -29,7 +29,6 @@ enum Direction {
     Both,
 }
 
-/// One `topic` line.
 #[derive(Debug)]
 struct Topic {
     direction: Direction,

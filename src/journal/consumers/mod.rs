@@ -99,7 +99,6 @@ impl ConsumerQueues {
         (queue.part() != old).then_some((queue.key(), queue.part()))
     }
 
-    /// Removes a consumer.
     pub(crate) fn forget(&mut self, id: ConsumerId) -> Option<Queue> {
         let queue = self.by_id.remove(&id)?;
         self.by_name.remove(queue.name());

@@ -255,7 +255,6 @@ impl JournalState {
         queue.backlog()
     }
 
-    /// Removes a consumer.
     pub(super) fn forget(&mut self, id: ConsumerId) -> Option<Queue> {
         let queue = self.queues.forget(id)?;
         self.space.forget();
@@ -307,7 +306,8 @@ impl JournalState {
         }
     }
 
-    /// Adds the state of the clock if it has changed and nothing else is written. An empty log stays empty.
+    /// Makes a write due if the state of the clock has changed, even if there is nothing else to write. An empty log stays
+    /// empty.
     pub(super) fn observe_clock(&mut self, clock: &dyn Clock) {
         if self.pending.newest() > Position(0) && !self.boots.is_known(clock) {
             self.pending.due_now();

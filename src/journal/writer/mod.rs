@@ -202,7 +202,6 @@ impl Writer {
         self.roll(position)
     }
 
-    /// Begins another segment.
     fn roll(&mut self, base: u64) -> io::Result<(u64, String, Header, u64)> {
         if self.begun >= self.snapshot_every() {
             self.snapshot()?;

@@ -10,7 +10,7 @@ use super::{
 use crate::status::ledger::{DropReason, LedgerOutcome};
 
 impl UpstreamSession {
-    /// Records that the oldest message handed over has been sent.
+    /// Records that the oldest message handed over and not yet sent has been sent.
     pub(crate) fn sent(&mut self, packet_id: u16) -> Vec<SessionAction> {
         let mut actions = Vec::new();
         let waiting = |message: &&mut SentMessage| message.packet_id.is_none() && message.is_unanswered();

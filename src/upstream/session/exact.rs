@@ -38,7 +38,7 @@ pub(super) fn packet_id(lane: Lane, ordinal: u64) -> u16 {
 /// The ordinals that were handed out on a connection, for each lane.
 #[derive(Debug, Default)]
 pub(super) struct Spread {
-    /// The oldest ordinal in flight in each lane.
+    /// For each lane an ordinal, below which none is in flight.
     oldest: [u64; 2],
     newest: [u64; 2],
 }

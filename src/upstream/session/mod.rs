@@ -21,7 +21,8 @@
 //! packets before any message ([`opening`]), then the retain flag, then single messages. A message is set aside only if
 //! others are acknowledged ([`suspect`]). Failures of the network do not count. No more than `rate` is sent.
 //!
-//! **Down.** A message from the upstream is mapped to its local topic, and acknowledged when the gateway has it on disk.
+//! **Down.** A message from the upstream is mapped to its local topic, and acknowledged when what must be kept of it is
+//! on disk.
 //!
 //! **No echo.** A message from an upstream is not sent back to it. With version 5 subscriptions have the no local option,
 //! and messages name the gateways that they have passed through: none enters a gateway twice (see [`crate::message::via`]).

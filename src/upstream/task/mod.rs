@@ -467,7 +467,6 @@ impl<C: UpstreamClient> Upstream<C> {
         self.show();
     }
 
-    /// Updates the snapshot.
     fn show(&mut self) {
         self.show_at = None;
         if self.shown.state == UpstreamState::Connected {

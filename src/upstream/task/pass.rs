@@ -13,7 +13,7 @@ impl<C: UpstreamClient> Upstream<C> {
         if self.passes.is_due() {
             let backlog = self.consumers.backlog();
             if backlog.messages > self.session.in_flight() - self.session.own_in_flight() {
-                return Some(false); // waiting messages may make the pass unnecessary
+                return Some(false); // waiting messages may already have what the pass would find
             }
             self.passes.begin(UpstreamRules::new(&self.current).local_filters(), losses(&backlog), now);
         }

@@ -99,7 +99,7 @@ impl Listeners {
             listeners.openings.push(opening);
         }
         for (index, section) in document.listeners.iter().enumerate() {
-            // the default listener is written last, so that listeners with a configured address get theirs first
+            // the default listener is opened last, so that listeners with a configured address get theirs first
             if index > 0 || !default_is_there {
                 listeners.open(index, section, files);
             }

@@ -16,7 +16,7 @@ use super::cursor::Cursor;
 use super::news::News;
 use super::sizes::Sizes;
 use crate::journal::format::FAR;
-use crate::journal::pace::LossPace;
+use crate::journal::pace::LogPace;
 use crate::journal::parts::Part;
 use crate::journal::{Backlog, CURSOR_EVERY, ConsumerId, Delivery, Limits, Outcome, Position, WhenFull};
 
@@ -70,7 +70,7 @@ pub(crate) struct Queue {
     /// The number of dropped messages that have not been logged.
     unsaid: u64,
     /// When such losses were logged.
-    said: LossPace,
+    said: LogPace,
     /// Notified when there is something new to read.
     changed: Arc<Notify>,
     /// Told instead, if one task reads for many consumers.
@@ -103,7 +103,7 @@ impl Queue {
             is_attached: false,
             is_moved: false,
             unsaid: 0,
-            said: LossPace::default(),
+            said: LogPace::default(),
             changed: Arc::default(),
             news: None,
         }
@@ -233,7 +233,6 @@ impl Queue {
         (self.said.admits(1, now) && others()).then(|| std::mem::take(&mut self.unsaid))
     }
 
-    /// Wakes the reader.
     fn tell(&self) {
         match &self.news {
             Some((id, news)) => news.add(*id),
