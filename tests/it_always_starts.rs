@@ -16,6 +16,7 @@ use pigateway::journal::storage::file::FileStorage;
 use pigateway::journal::{Journal, Limits, Position, WhenFull};
 use pigateway::message::{Draft, Message, Qos};
 use pigateway::time::SystemClock;
+use rustix::fs::Mode;
 use support::broker::wait_until_served;
 use support::{Connect, Gateway, Setup, contents, wait_until};
 
@@ -36,13 +37,37 @@ fn files(dir: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
     found
 }
 
-/// The contents of a damaged file; `None` if the file is removed.
-fn damages(contents: &[u8]) -> Vec<(&'static str, Option<Vec<u8>>)> {
+/// What is in the place of a file.
+enum Damage {
+    Nothing,
+    Bytes(Vec<u8>),
+    /// A directory with something in it.
+    Directory,
+    /// A FIFO, at which readers and writers wait for each other.
+    Fifo,
+}
+
+impl Damage {
+    fn put(&self, path: &Path) {
+        fs::remove_file(path).unwrap();
+        match self {
+            Damage::Nothing => {}
+            Damage::Bytes(bytes) => fs::write(path, bytes).unwrap(),
+            Damage::Directory => fs::create_dir_all(path.join("inside")).unwrap(),
+            Damage::Fifo => {
+                let mode = Mode::RUSR | Mode::WUSR;
+                rustix::fs::mknodat(rustix::fs::CWD, path, rustix::fs::FileType::Fifo, mode, 0).unwrap();
+            }
+        }
+    }
+}
+
+fn damages(contents: &[u8]) -> Vec<(&'static str, Damage)> {
     let used = contents.iter().rposition(|byte| *byte != 0).unwrap_or(0);
     let changed = |change: &dyn Fn(&mut Vec<u8>)| {
         let mut bytes = contents.to_vec();
         change(&mut bytes);
-        Some(bytes)
+        Damage::Bytes(bytes)
     };
     let flip = |at: usize| {
         changed(&|bytes| {
@@ -52,11 +77,11 @@ fn damages(contents: &[u8]) -> Vec<(&'static str, Option<Vec<u8>>)> {
         })
     };
     vec![
-        ("removed", None),
-        ("empty", Some(Vec::new())),
-        ("cut in the middle", Some(contents[..contents.len() / 2].to_vec())),
-        ("cut behind the header", Some(contents[..contents.len().min(8192)].to_vec())),
-        ("NUL all over", Some(vec![0; contents.len()])),
+        ("removed", Damage::Nothing),
+        ("empty", Damage::Bytes(Vec::new())),
+        ("cut in the middle", Damage::Bytes(contents[..contents.len() / 2].to_vec())),
+        ("cut behind the header", Damage::Bytes(contents[..contents.len().min(8192)].to_vec())),
+        ("NUL all over", Damage::Bytes(vec![0; contents.len()])),
         ("a NUL page first", changed(&|bytes| bytes.iter_mut().take(4096).for_each(|byte| *byte = 0))),
         (
             "a NUL page in the middle",
@@ -70,6 +95,8 @@ fn damages(contents: &[u8]) -> Vec<(&'static str, Option<Vec<u8>>)> {
         ("a bit in the middle", flip(used / 2)),
         ("a bit at the end", flip(used)),
         ("twice as long", changed(&|bytes| bytes.extend_from_slice(contents))),
+        ("a directory", Damage::Directory),
+        ("a FIFO", Damage::Fifo),
     ]
 }
 
@@ -107,10 +134,7 @@ fn any_file_of_the_data_directory_may_be_damaged() {
                 fs::create_dir_all(path.parent().unwrap()).unwrap();
                 fs::write(path, contents).unwrap();
             }
-            match damaged {
-                Some(damaged) => fs::write(path, damaged).unwrap(),
-                None => fs::remove_file(path).unwrap(),
-            }
+            damaged.put(path);
             let gateway = killed.restart();
             let what = format!("{} {what}", names[at]);
             it_works(&gateway, http, &what);

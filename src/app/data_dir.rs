@@ -37,6 +37,7 @@ impl DataDir {
                 // if the directory belongs to another user, the files in it are private all the same
                 let _ = fs::set_permissions(path, Permissions::from_mode(0o700));
             }
+            set_aside(&name)?;
             let no_link = OFlags::NOFOLLOW.bits() as i32;
             OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).custom_flags(no_link).open(&name)
         };
@@ -63,6 +64,19 @@ impl DataDir {
         let largest_journal = in_memory.unwrap_or(u64::MAX).min(file_system::largest_journal(path));
         Ok(DataDir { _lock: lock, lost_at_power_cut, largest_journal })
     }
+}
+
+/// Sets aside what stands in the place of the lock file and is no file, such as a directory or a link: nothing of that kind
+/// is the lock of another gateway, and it must not keep this one from starting.
+fn set_aside(lock: &Path) -> io::Result<()> {
+    if fs::symlink_metadata(lock).is_ok_and(|about| !about.is_file()) {
+        let to = (1..u32::MAX).map(|number| lock.with_extension(format!("{number}.set-aside")));
+        if let Some(to) = to.into_iter().find(|to| fs::symlink_metadata(to).is_err()) {
+            fs::rename(lock, &to)?;
+            warn!("{} is no file: it was set aside as {}", lock.display(), to.display());
+        }
+    }
+    Ok(())
 }
 
 /// Whether the directory is empty, or a gateway has used it before.
@@ -118,8 +132,24 @@ mod tests {
         assert_eq!(mode(&shared), 0o755, "where others have files it is not closed to them");
         fs::remove_file(path.join("lock")).unwrap();
         std::os::unix::fs::symlink(dir.path().join("elsewhere"), path.join("lock")).unwrap();
+        let locked = DataDir::open(&path).unwrap();
+        assert!(!dir.path().join("elsewhere").exists() && path.join("lock").symlink_metadata().unwrap().is_file());
         DataDir::open(&path).unwrap_err();
-        assert!(!dir.path().join("elsewhere").exists());
+        drop(locked);
+    }
+
+    #[test]
+    fn what_stands_in_the_place_of_the_lock_keeps_nobody_from_starting() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::create_dir_all(dir.path().join("lock/inside")).unwrap();
+        drop(DataDir::open(dir.path()).unwrap());
+        assert!(dir.path().join("lock.1.set-aside/inside").is_dir());
+        fs::remove_file(dir.path().join("lock")).unwrap();
+        fs::create_dir(dir.path().join("lock")).unwrap();
+        let first = DataDir::open(dir.path()).unwrap();
+        let error = DataDir::open(dir.path()).unwrap_err();
+        assert!(error.to_string().contains("another pigateway uses it"), "{error}");
+        drop(first);
     }
 
     #[test]

@@ -6,16 +6,19 @@ use std::fs;
 use std::path::Path;
 
 use crate::config::Settings;
+use crate::secret::{read_private, replace_private};
 
 /// The name of the file with the suffix.
 const FILE: &str = "client-id-suffix";
 const DIGITS: usize = 6;
+/// The size in bytes above which the file is ignored, because the gateway does not write such a file.
+const LARGEST: u64 = 64;
 /// Files that identify a machine: the serial number of a Pi, or else the id that the system got at its installation.
 const MACHINE: [&str; 2] = ["/proc/device-tree/serial-number", "/etc/machine-id"];
 
 /// Chooses the suffix for a new data directory. To be called when the directory is locked.
 pub(super) fn choose(data_dir: &Path, is_new: bool) {
-    if !is_new || data_dir.join(FILE).exists() {
+    if !is_new || fs::symlink_metadata(data_dir.join(FILE)).is_ok() {
         return;
     }
     let machine = MACHINE.iter().find_map(|path| fs::read(path).ok().filter(|id| id.len() >= 8));
@@ -25,12 +28,12 @@ pub(super) fn choose(data_dir: &Path, is_new: bool) {
     };
     let suffix = format!("{:0width$x}", hash & 0xff_ffff, width = DIGITS);
     // if the disk cannot be written, the id stays without a suffix
-    let _ = fs::write(data_dir.join(FILE), suffix);
+    let _ = replace_private(&data_dir.join(FILE), suffix.as_bytes());
 }
 
 /// Appends the suffix to client ids that are not configured.
 pub(super) fn apply(settings: &mut Settings, data_dir: &Path) {
-    let Ok(suffix) = fs::read_to_string(data_dir.join(FILE)) else { return };
+    let Some(suffix) = read_private(&data_dir.join(FILE), LARGEST) else { return };
     let suffix = suffix.trim();
     if suffix.len() != DIGITS || !suffix.bytes().all(|byte| byte.is_ascii_hexdigit()) {
         return;

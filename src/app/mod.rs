@@ -31,6 +31,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::signal::unix;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
@@ -60,6 +61,7 @@ use crate::sensors::edge::EdgeSource;
 use crate::sensors::{self, ChosenSource};
 use crate::service::logging::{Logging, LoggingError};
 use crate::service::notify;
+pub(crate) use crate::service::signals::early_hangup;
 use crate::service::signals::{Signal, Signals};
 use crate::status::{ClientsShown, GatewayStatus, SensorSnapshot, SensorState};
 use crate::supervise::{Exit, Supervisor};
@@ -117,8 +119,9 @@ impl AppError {
     }
 }
 
-/// Runs the gateway until it is told to stop. On SIGHUP it reads `config_path` again.
-pub(crate) fn run(settings: Settings, config_path: Option<&Path>) -> Result<(), AppError> {
+/// Runs the gateway until it is told to stop. On SIGHUP, which `hangup` has received since the program began, it reads
+/// `config_path` again.
+pub(crate) fn run(settings: Settings, config_path: Option<&Path>, hangup: unix::Signal) -> Result<(), AppError> {
     let problems = LoggedProblems::default();
     let logging = Logging::init(&settings.log.level, problems.clone())?;
     set_limits();
@@ -128,7 +131,7 @@ pub(crate) fn run(settings: Settings, config_path: Option<&Path>) -> Result<(), 
     let workers = Workers::start(cores.min(4))?;
     beat::begin(begin);
     workers.block_on(async {
-        let signals = Signals::new()?;
+        let signals = Signals::new(hangup)?;
         let gateway = RunningGateway::start(settings, config_path, logging, problems).await?;
         gateway.serve(signals).await
     })

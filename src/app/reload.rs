@@ -80,7 +80,7 @@ impl Reloadable {
         };
         notify::reloading();
         // loading reads secrets and certificates too, so it must not block a runtime worker
-        match tokio::task::spawn_blocking(move || config::load(&path)).await {
+        match tokio::task::spawn_blocking(move || config::load_again(&path)).await {
             Ok(Ok(loaded)) => {
                 for warning in &loaded.warnings {
                     warn!("{warning}");

@@ -27,7 +27,7 @@ async fn the_death_of_the_router_ends_the_gateway_with_its_cause() {
     let settings = settings(directory.path());
     let gateway = RunningGateway::start(settings, None, Logging::silent(), problems.clone()).await.unwrap();
     let core = gateway.core.clone();
-    let serving = gateway.serve(Signals::new().unwrap());
+    let serving = gateway.serve(Signals::new(unix::signal(unix::SignalKind::hangup()).unwrap()).unwrap());
     let ended = async {
         core.ingress.kill_router();
         serving.await

@@ -208,6 +208,7 @@ fn outcome(command: impl FnOnce() -> Result<(), CliError> + UnwindSafe) -> ExitC
 }
 
 fn run(args: RunArgs) -> Result<(), CliError> {
+    let hangup = app::early_hangup()?;
     let settings = match &args.config {
         Some(path) => {
             // a file of another program contains no valid configuration
@@ -220,7 +221,7 @@ fn run(args: RunArgs) -> Result<(), CliError> {
         }
         None => config::Settings::demonstration(),
     };
-    Ok(app::run(settings, args.config.as_deref())?)
+    Ok(app::run(settings, args.config.as_deref(), hangup)?)
 }
 
 /// Writes to standard output. A closed pipe is no error, because the reader may have seen enough.

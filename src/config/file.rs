@@ -1,6 +1,8 @@
 //! Reads the configuration file as a whole, and its small sections.
 
 use std::collections::HashSet;
+use std::fs::File;
+use std::io::{self, Read};
 use std::net::SocketAddr;
 use std::path::Path;
 
@@ -29,8 +31,34 @@ pub struct Loaded {
     pub(crate) files: Vec<FileProblem>,
 }
 
+/// The largest configuration file, in bytes.
+const LARGEST: u64 = 16 << 20;
+
 pub(crate) fn load(path: &Path) -> Result<Loaded, ConfigProblems> {
     load_in(path, &Environment::current())
+}
+
+/// The contents of a configuration file. It may be a pipe only while a person waits for the command: a FIFO that has come
+/// into its place would block a reload, and the gateway with it.
+fn contents(path: &Path) -> Result<Vec<u8>, String> {
+    let unreadable = |error: io::Error| format!("cannot be read: {error}");
+    let file = File::open(path).map_err(unreadable)?;
+    let mut bytes = Vec::new();
+    file.take(LARGEST + 1).read_to_end(&mut bytes).map_err(unreadable)?;
+    if bytes.len() as u64 > LARGEST { Err("is far too large".into()) } else { Ok(bytes) }
+}
+
+/// Reads a configuration file again while the gateway runs.
+pub(crate) fn load_again(path: &Path) -> Result<Loaded, ConfigProblems> {
+    use std::os::unix::fs::FileTypeExt;
+    let is_fifo = |about: std::fs::Metadata| about.file_type().is_fifo() || about.file_type().is_socket();
+    if std::fs::metadata(path).is_ok_and(is_fifo) {
+        let file = path.display().to_string();
+        let problem =
+            ConfigProblem { file: file.clone(), place: None, key: String::new(), message: "is not a file".into() };
+        return Err(ConfigProblems { file, problems: vec![problem] });
+    }
+    load(path)
 }
 
 /// Reads a configuration file as if the process had been started in this environment.
@@ -40,7 +68,7 @@ pub(crate) fn load_in(path: &Path, environment: &Environment) -> Result<Loaded, 
         let problem = ConfigProblem { file: file.clone(), place, key: String::new(), message };
         ConfigProblems { file: file.clone(), problems: vec![problem] }
     };
-    let bytes = std::fs::read(path).map_err(|error| whole(None, format!("cannot be read: {error}")))?;
+    let bytes = contents(path).map_err(|problem| whole(None, problem))?;
     let text = std::str::from_utf8(&bytes).map_err(|error| {
         whole(Some(line_and_column(&bytes, error.valid_up_to())), "found bytes that are not UTF-8; valid: text".into())
     })?;

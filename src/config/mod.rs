@@ -25,8 +25,8 @@ mod upstream;
 mod users;
 
 pub(crate) use error::{ConfigProblem, ConfigProblems};
-pub(crate) use file::load;
 pub use file::read;
+pub(crate) use file::{load, load_again};
 pub use paths::Environment;
 pub(crate) use settings::Settings;
 pub(crate) use users::{LARGEST as LARGEST_USERS_FILE, MadeUsers, load_made_users, made_users_path};

@@ -93,6 +93,10 @@ pub enum ImportError {
 
 /// The kind of a file, if it can be read and clearly is one of the known kinds.
 pub(crate) fn kind_of_file(path: &Path) -> Option<ForeignKind> {
+    // what is read from a pipe is gone, and the configuration is read after this
+    if !std::fs::metadata(path).ok()?.is_file() {
+        return None;
+    }
     kind_of(&files::read(path).ok()?)
 }
 

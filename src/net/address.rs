@@ -108,11 +108,23 @@ pub(super) fn bind_unix(path: &Path) -> io::Result<UnixListener> {
             },
         }
     }
-    let listener = std::os::unix::net::UnixListener::bind(path)?;
+    let listener = std::os::unix::net::UnixListener::bind(path).map_err(|error| {
+        let is_other = std::fs::symlink_metadata(path).is_ok_and(|about| !about.file_type().is_socket());
+        if is_other && error.kind() == io::ErrorKind::AddrInUse {
+            io::Error::new(error.kind(), NoSocket)
+        } else {
+            error
+        }
+    })?;
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o660))?;
     listener.set_nonblocking(true)?;
     UnixListener::from_std(listener)
 }
+
+/// The error for a file or directory where a socket is to be made. It may be somebody's, so it stays.
+#[derive(Debug, thiserror::Error)]
+#[error("something that is no socket is there")]
+pub(super) struct NoSocket;
 
 /// The error for a socket to which the gateway may not connect, so that it cannot tell whether the socket is in use.
 #[derive(Debug, thiserror::Error)]
@@ -244,7 +256,8 @@ mod tests {
         assert_eq!(bind_unix(&datagrams).unwrap_err().kind(), io::ErrorKind::AddrInUse);
         let file = dir.path().join("f");
         std::fs::write(&file, "kept").unwrap();
-        assert!(bind_unix(&file).is_err());
+        let error = bind_unix(&file).unwrap_err();
+        assert!(error.get_ref().is_some_and(|error| error.is::<NoSocket>()), "{error}");
         assert_eq!(std::fs::read(&file).unwrap(), b"kept");
     }
 

@@ -10,7 +10,7 @@ use std::time::Duration;
 use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 use tokio::net::TcpListener;
 
-use self::address::{Address, ForeignSocket, Listening, PortStream, bind_unix};
+use self::address::{Address, ForeignSocket, Listening, NoSocket, PortStream, bind_unix};
 
 const BACKLOG: i32 = 1024;
 /// When the system first asks a silent peer whether it is still there; after that it asks at intervals. A host that has
@@ -43,6 +43,9 @@ fn in_brackets(hint: &str) -> String {
 fn hint(error: &std::io::Error) -> &'static str {
     if error.get_ref().is_some_and(|error| error.is::<ForeignSocket>()) {
         return "stop the program that listens there, or remove the file where none does";
+    }
+    if error.get_ref().is_some_and(|error| error.is::<NoSocket>()) {
+        return "move away what is there, or choose another path under [[broker.listener]]";
     }
     match error.kind() {
         std::io::ErrorKind::AddrInUse => {

@@ -2,6 +2,7 @@
 
 use std::io;
 
+use tokio::runtime::Builder;
 use tokio::signal::unix::{self, SignalKind};
 
 /// A signal, by its meaning.
@@ -15,6 +16,14 @@ pub(crate) enum Signal {
     Hangup,
 }
 
+/// Receives SIGHUP from the very beginning of the program, so that a request to read the configuration again does not end a
+/// gateway that is still starting. It is answered when the gateway runs. The other signals still end the start.
+pub(crate) fn early_hangup() -> io::Result<unix::Signal> {
+    let runtime = Builder::new_current_thread().enable_io().build()?;
+    let _guard = runtime.enter();
+    unix::signal(SignalKind::hangup())
+}
+
 /// Receives the signals from its creation on. They no longer end the process.
 #[derive(Debug)]
 pub(crate) struct Signals {
@@ -24,12 +33,12 @@ pub(crate) struct Signals {
 }
 
 impl Signals {
-    /// Starts to receive the signals. Needs a runtime.
-    pub(crate) fn new() -> io::Result<Signals> {
+    /// Starts to receive the signals; SIGHUP has been received since [`early_hangup`]. Needs a runtime.
+    pub(crate) fn new(hangup: unix::Signal) -> io::Result<Signals> {
         Ok(Signals {
             interrupt: unix::signal(SignalKind::interrupt())?,
             terminate: unix::signal(SignalKind::terminate())?,
-            hangup: unix::signal(SignalKind::hangup())?,
+            hangup,
         })
     }
 
@@ -49,14 +58,20 @@ mod tests {
     use super::*;
     use rustix::process::{Signal as Number, getpid, kill_process};
 
-    #[tokio::test]
-    async fn signals_are_told_apart() {
-        let mut signals = Signals::new().unwrap();
-        for (number, expected) in
-            [(Number::HUP, Signal::Hangup), (Number::TERM, Signal::Terminate), (Number::INT, Signal::Interrupt)]
-        {
-            kill_process(getpid(), number).unwrap();
-            assert_eq!(signals.next().await, expected);
-        }
+    /// One test, because the signals of another would come here too.
+    #[test]
+    fn signals_are_told_apart_and_an_early_hangup_is_answered_later() {
+        let hangup = early_hangup().unwrap();
+        kill_process(getpid(), Number::HUP).unwrap();
+        Builder::new_current_thread().enable_io().build().unwrap().block_on(async {
+            let mut signals = Signals::new(hangup).unwrap();
+            assert_eq!(signals.next().await, Signal::Hangup);
+            for (number, expected) in
+                [(Number::HUP, Signal::Hangup), (Number::TERM, Signal::Terminate), (Number::INT, Signal::Interrupt)]
+            {
+                kill_process(getpid(), number).unwrap();
+                assert_eq!(signals.next().await, expected);
+            }
+        });
     }
 }

@@ -51,7 +51,7 @@ impl BrokerConnection {
             match frame(&bytes[at..], max, self.version) {
                 Ok(Some(found)) => {
                     if matches!(found.kind, PacketType::Subscribe | PacketType::Unsubscribe) {
-                        self.held_until = self.turn().max(self.core.allowance.until(&self.holder));
+                        self.held_until = self.turn().max(self.card_turn());
                         if self.held_until.is_some() {
                             break Ok(());
                         }
@@ -83,6 +83,13 @@ impl BrokerConnection {
         // the packets before an invalid one were valid
         placed = self.place()?;
         result.map(|()| placed)
+    }
+
+    /// When this client may change its session again, if its user has written too much to the card. Subscriptions of a session
+    /// that ends with its connection are not written, so they do not wait for those who write.
+    fn card_turn(&self) -> Option<Instant> {
+        let is_kept = self.session.expiry > 0 || self.session.durable.is_some();
+        is_kept.then(|| self.core.allowance.until(&self.holder)).flatten()
     }
 
     /// When this client may search the retained messages again, if it has searched them too much.

@@ -16,6 +16,19 @@ fn secrets_are_looked_for_among_the_credentials_first() {
     assert_eq!(password_file(), credentials.path().join("home.password"));
 }
 
+#[test]
+fn a_configuration_that_has_become_something_else_is_not_waited_for() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("pigateway.toml");
+    let mode = rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR;
+    rustix::fs::mknodat(rustix::fs::CWD, &path, rustix::fs::FileType::Fifo, mode, 0).unwrap();
+    let problems = load_again(&path).unwrap_err().to_string();
+    assert!(problems.contains("is not a file"), "{problems}");
+    // a device that never ends is read no further than the longest configuration
+    let problems = load_again(Path::new("/dev/zero")).unwrap_err().to_string();
+    assert!(problems.contains("is far too large"), "{problems}");
+}
+
 /// The problems of files in the example with TLS everywhere, without the directory.
 fn file_problems(path: &Path) -> Vec<(String, bool)> {
     let text = EXAMPLE.replace("# tls = {", "tls = {");

@@ -15,9 +15,11 @@
 use std::collections::HashMap;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use rustix::fs::OFlags;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
@@ -86,10 +88,21 @@ fn old(dir: &Path, sensor: &str) -> PathBuf {
     dir.join(format!("{sensor}.jsonl.old"))
 }
 
+/// Opens the present file, which must be neither a link nor anything else that is not a file.
+fn for_appending(dir: &Path, sensor: &str) -> io::Result<File> {
+    let (path, flags) = (current(dir, sensor), OFlags::NOFOLLOW | OFlags::NONBLOCK);
+    let file = OpenOptions::new().create(true).append(true).custom_flags(flags.bits() as i32).open(path)?;
+    if file.metadata()?.is_file() { Ok(file) } else { Err(io::Error::other("it is not a file")) }
+}
+
 /// All readable lines, oldest first.
 fn lines(dir: &Path, sensor: &str) -> io::Result<Vec<HistoryLine>> {
     let mut lines = Vec::new();
     for path in [old(dir, sensor), current(dir, sensor)] {
+        // the gateway writes no other kinds of files, and a FIFO would block
+        if fs::symlink_metadata(&path).is_ok_and(|about| !about.is_file()) {
+            continue;
+        }
         match fs::read(&path) {
             Ok(bytes) => {
                 let read = |line: &[u8]| serde_json::from_slice(line).ok();
@@ -144,7 +157,7 @@ impl SensorWriter {
             HistoryLine::Clock(_) => None,
         });
         fs::create_dir_all(dir)?;
-        let mut file = OpenOptions::new().create(true).append(true).open(current(dir, sensor))?;
+        let mut file = for_appending(dir, sensor)?;
         let size = file.metadata()?.len();
         if size > 0 {
             // ends a last line that may be incomplete
@@ -168,7 +181,7 @@ impl SensorWriter {
         if self.size + bytes.len() as u64 > MAX_FILE {
             self.file.sync_data()?;
             fs::rename(current(dir, sensor), old(dir, sensor))?;
-            self.file = OpenOptions::new().create(true).append(true).open(current(dir, sensor))?;
+            self.file = for_appending(dir, sensor)?;
             self.size = 0;
         }
         // in one call, so that a line is complete unless the power fails

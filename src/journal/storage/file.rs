@@ -9,9 +9,11 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 use rustix::fs::OFlags;
+use tracing::warn;
 
 use super::Storage;
 use super::direct::{Opened, Sectors};
+use crate::journal::format::ASIDE_SUFFIX;
 
 const LINK: &str = "it is a symbolic link, and none is followed here";
 
@@ -48,7 +50,7 @@ impl FileStorage {
         if !self.read_only {
             self.check_link()?;
         }
-        let file = ours().read(true).write(!self.read_only).open(self.dir.join(name))?;
+        let file = regular(ours().read(true).write(!self.read_only).open(self.dir.join(name))?)?;
         if !self.read_only {
             // if the gateway may not change the permissions, the file can be used nevertheless
             let _ = keep_private(&file);
@@ -64,7 +66,7 @@ impl FileStorage {
     fn readable(&self, name: &str) -> io::Result<Arc<Opened>> {
         self.file(name).or_else(|error| match error.kind() {
             io::ErrorKind::ReadOnlyFilesystem | io::ErrorKind::PermissionDenied | io::ErrorKind::NotADirectory => {
-                Ok(Arc::new(Opened::new(ours().read(true).open(self.dir.join(name))?, 0)))
+                Ok(Arc::new(Opened::new(regular(ours().read(true).open(self.dir.join(name))?)?, 0)))
             }
             _ => Err(error),
         })
@@ -77,6 +79,7 @@ impl FileStorage {
 
     /// Creates the directory with access for this user only. It must be a directory, and not a link to one.
     fn make_dir(&self) -> io::Result<()> {
+        make_way(&self.dir, |about| about.is_dir())?;
         DirBuilder::new().recursive(true).mode(0o700).create(&self.dir)?;
         self.check_link()?;
         let metadata = fs::symlink_metadata(&self.dir)?;
@@ -98,11 +101,30 @@ impl FileStorage {
     }
 }
 
-/// The options for opening files: for this user only, and never through a link.
+/// The options for opening files: for this user only, never through a link, and without waiting for the other end of a FIFO.
 fn ours() -> OpenOptions {
     let mut options = OpenOptions::new();
-    options.mode(0o600).custom_flags(OFlags::NOFOLLOW.bits() as i32);
+    options.mode(0o600).custom_flags((OFlags::NOFOLLOW | OFlags::NONBLOCK).bits() as i32);
     options
+}
+
+/// Fails if something else than a file was opened, such as a FIFO or a device.
+fn regular(file: File) -> io::Result<File> {
+    if file.metadata()?.is_file() { Ok(file) } else { Err(io::Error::other("it is not a file")) }
+}
+
+/// Sets aside what stands in the place of a file or directory of ours and is something else, such as a directory in the
+/// place of a file. Otherwise it would keep the journal from being written for ever. Links stay, because an error names them.
+fn make_way(path: &Path, is_ours: impl Fn(&fs::Metadata) -> bool) -> io::Result<()> {
+    let Ok(about) = fs::symlink_metadata(path) else { return Ok(()) };
+    if is_ours(&about) || about.is_symlink() {
+        return Ok(());
+    }
+    let names = (1..u32::MAX).map(|number| PathBuf::from(format!("{}.{number}{ASIDE_SUFFIX}", path.display())));
+    let Some(to) = names.into_iter().find(|to| fs::symlink_metadata(to).is_err()) else { return Ok(()) };
+    fs::rename(path, &to)?;
+    warn!("journal: {} is not what belongs there: it was set aside as {}", path.display(), to.display());
+    Ok(())
 }
 
 /// Removes the permissions of others from a file of an older gateway.
@@ -157,6 +179,7 @@ impl Storage for FileStorage {
         self.make_dir()?;
         self.open.lock().remove(name);
         let path = self.dir.join(name);
+        make_way(&path, fs::Metadata::is_file)?;
         let made = ours().read(true).write(true).create(true).truncate(true).open(&path).and_then(|mut file| {
             let _ = keep_private(&file);
             // written and not only allocated, because unwritten extents cost a metadata write with every sync
@@ -196,6 +219,7 @@ impl Storage for FileStorage {
 
     fn rename(&self, from: &str, to: &str) -> io::Result<()> {
         self.may_change()?;
+        make_way(&self.dir.join(to), fs::Metadata::is_file)?;
         fs::rename(self.dir.join(from), self.dir.join(to))?;
         let mut open = self.open.lock();
         open.remove(to);
@@ -236,6 +260,36 @@ mod tests {
         storage.read_at("b", 0, &mut [0; 6]).unwrap_err();
         assert_eq!(fs::read(&elsewhere).unwrap(), b"theirs");
         assert_eq!(storage.list().unwrap(), [("a".into(), 16)]);
+    }
+
+    #[test]
+    fn what_stands_in_the_way_of_files_is_set_aside() {
+        let dir = tempfile::tempdir().unwrap();
+        let journal = dir.path().join("journal");
+        fs::write(&journal, "a note").unwrap();
+        let storage = FileStorage::new(&journal);
+        storage.create("a", 16).unwrap();
+        assert_eq!(fs::read(dir.path().join("journal.1.set-aside")).unwrap(), b"a note");
+        let fifo = |name: &str| {
+            let mode = rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR;
+            rustix::fs::mknodat(rustix::fs::CWD, journal.join(name), rustix::fs::FileType::Fifo, mode, 0).unwrap();
+        };
+        fs::create_dir_all(journal.join("b/inside")).unwrap();
+        fifo("c");
+        fifo("d");
+        // neither a FIFO nor a directory is waited for or read
+        storage.read_at("b", 0, &mut [0; 1]).unwrap_err();
+        storage.read_at("c", 0, &mut [0; 1]).unwrap_err();
+        storage.write_at("c", 0, b"x").unwrap_err();
+        for name in ["b", "c"] {
+            storage.create(name, 16).unwrap();
+            storage.write_at(name, 0, b"x").unwrap();
+        }
+        storage.rename("b", "d").unwrap();
+        let mut files = storage.list().unwrap();
+        files.sort();
+        assert_eq!(files, [("a".into(), 16), ("c".into(), 16), ("d".into(), 16)]);
+        assert!(journal.join("b.1.set-aside/inside").is_dir() && journal.join("c.1.set-aside").exists());
     }
 
     #[test]
