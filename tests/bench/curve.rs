@@ -5,13 +5,14 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use bytes::BytesMut;
 use socket2::{Domain, Socket, Type};
 
 use super::support::Connect;
 use super::support::broker::{Mosquitto, password_hash};
 use super::support::packet::{Properties, publish};
 use super::support::tls::{self, Authority};
-use super::support::{self, wire};
+use super::support::{self, Process, wire};
 use super::{Broker, Figures, Running};
 
 /// The kind of which there are many.
@@ -63,17 +64,25 @@ pub fn all() -> Vec<(String, Curve)> {
         }
     }
     all.extend([1000, 10_000, 100_000].map(|count| (format!("retained-{count}"), Curve::Retained(count))));
-    all.push(("sessions-10000".into(), Curve::Sessions(10_000)));
-    all.extend([1000, 10_000].map(|count| (format!("connected-{count}"), Curve::Idle(count))));
+    all.extend([100, 1000, 10_000].map(|count| (format!("sessions-{count}"), Curve::Sessions(count))));
+    all.extend([100, 1000, 10_000].map(|count| (format!("connected-{count}"), Curve::Idle(count))));
     all.push(("connections".into(), Curve::Connections));
     all.push(("handshakes".into(), Curve::Handshakes));
     all.extend([20, 200].map(|users| (format!("passwords-{users}"), Curve::Passwords(users))));
     all
 }
 
+const PASSWORD: &str = "correct horse";
+
+/// The configuration of this many users with that password.
+fn users(count: usize) -> String {
+    let hash = password_hash(PASSWORD);
+    let user = |number: usize| format!("[[broker.user]]\nname = \"user-{number}\"\npassword_hash = \"{hash}\"\n");
+    (0..count).map(user).collect()
+}
+
 /// Measures the cost of many of a kind, with a broker that allows them.
 pub fn many(broker: Broker, what: Curve, time: Duration) -> io::Result<Figures> {
-    const PASSWORD: &str = "correct horse";
     let gateway = broker.gateway();
     match (what, gateway) {
         (Curve::Handshakes, gateway) => {
@@ -99,12 +108,9 @@ pub fn many(broker: Broker, what: Curve, time: Duration) -> io::Result<Figures> 
             drop(running);
             Ok(figures)
         }
-        (Curve::Passwords(users), Some(setup)) => {
-            let hash = password_hash(PASSWORD);
-            let user =
-                |number: usize| format!("[[broker.user]]\nname = \"user-{number}\"\npassword_hash = \"{hash}\"\n");
-            let gateway = setup.config(&(0..users).map(user).collect::<String>()).start();
-            Ok(passwords(gateway.port, users, PASSWORD))
+        (Curve::Passwords(count), Some(setup)) => {
+            let gateway = setup.config(&users(count)).start();
+            Ok(passwords(gateway.port, count))
         }
         (_, gateway) => {
             let running = match gateway {
@@ -112,7 +118,7 @@ pub fn many(broker: Broker, what: Curve, time: Duration) -> io::Result<Figures> 
                 None => broker.start()?,
             };
             let Some(process) = running.process() else { return Ok(Vec::new()) };
-            measure(what, running.port(), time, || process.memory_kib("VmRSS"))
+            measure(what, running.port(), time, process)
         }
     }
 }
@@ -121,7 +127,7 @@ pub fn many(broker: Broker, what: Curve, time: Duration) -> io::Result<Figures> 
 fn settings(curve: Curve) -> String {
     match curve {
         Curve::Retained(count) => format!("[broker]\nmax_retained = {}\nmax_retained_size = \"64 MiB\"\n", 2 * count),
-        Curve::Sessions(count) => format!("[broker]\nmax_sessions = {}\n", 2 * count),
+        Curve::Sessions(count) => format!("[broker]\nmax_sessions = {}\n{}", 2 * count, users(OWNERS)),
         Curve::Idle(count) => format!("[broker]\nmax_connections = {}\n", 2 * count),
         _ => String::new(),
     }
@@ -162,18 +168,20 @@ fn subscribe_all(socket: &mut TcpStream, filters: &[String]) -> io::Result<()> {
     Ok(())
 }
 
-/// Measures a broker on this port; `memory` is in KiB.
-fn measure(curve: Curve, port: u16, time: Duration, memory: impl Fn() -> u64) -> io::Result<Figures> {
+/// Measures a broker on this port.
+fn measure(curve: Curve, port: u16, time: Duration, broker: &Process) -> io::Result<Figures> {
+    let memory = || broker.memory_kib("VmRSS");
     match curve {
         Curve::Filters(shape, count) => Ok(vec![(String::new(), "", filters(shape, count, port, time)?)]),
         Curve::Retained(count) => retained(count, port),
-        Curve::Sessions(count) => sessions(count, port),
+        Curve::Sessions(count) => sessions(count, port, broker),
         Curve::Idle(count) => {
             let before = memory();
             let clients = (0..count).map(|at| connected(port, at / 500, &wire::connect(&format!("idle-{at}"))));
             let clients: Vec<TcpStream> = clients.collect::<io::Result<_>>()?;
-            let each = (memory() - before) as f64 / clients.len() as f64;
-            Ok(vec![("each".into(), "KiB", each)])
+            let each = memory().saturating_sub(before) as f64 / clients.len() as f64;
+            let one_more = median_time(|_| connected(port, 0, &wire::connect("one-more")), disconnect)?;
+            Ok(vec![("each".into(), "KiB", each), ("one more".into(), "µs", one_more)])
         }
         Curve::Connections => Ok(vec![(String::new(), "/s", connections(port, time)?)]),
         Curve::Handshakes | Curve::Passwords(_) => Ok(Vec::new()),
@@ -270,30 +278,72 @@ fn retained(count: usize, port: u16) -> io::Result<Figures> {
     Ok(vec![("ten".into(), "µs", times[100].as_secs_f64() * 1e6), ("all".into(), "/s", all)])
 }
 
-/// The CONNECT of a client that resumes its session.
+/// Each of these users has as many sessions as all guests together. One user's changes of sessions, or those of the guests,
+/// may write only a few megabytes to the card at once, which is too little for thousands of sessions.
+const OWNERS: usize = 19;
+
+/// The CONNECT of a client that resumes its session. Every twentieth client is a guest.
 fn persistent(number: usize) -> Vec<u8> {
     let mut packet = wire::connect(&format!("away-{number:05}"));
     packet[9] = 0;
+    if let Some(user) = (number % (OWNERS + 1)).checked_sub(1) {
+        packet[9] = 0xc0;
+        for text in [&format!("user-{user}"), PASSWORD] {
+            packet.extend_from_slice(&(text.len() as u16).to_be_bytes());
+            packet.extend_from_slice(text.as_bytes());
+        }
+        packet[1] = packet.len() as u8 - 2;
+    }
     packet
 }
 
-fn sessions(count: usize, port: u16) -> io::Result<Figures> {
+/// Messages for absent clients.
+const KEPT: usize = 500;
+
+fn sessions(count: usize, port: u16, broker: &Process) -> io::Result<Figures> {
     for number in 0..count {
         let mut client = connected(port, number / 500, &persistent(number))?;
         client.write_all(&wire::subscribe(&format!("away/{number}"), 1))?;
         client.read_exact(&mut [0; 5])?;
         client.write_all(&[0xe0, 0])?;
     }
+    // only guests come back, because with passwords the brokers would do unequal work
+    let guests = count / (OWNERS + 1);
+    let guest = |round: usize| round * 7919 % guests * (OWNERS + 1);
+    let back = |round| connected(port, guest(round) / 500, &persistent(guest(round)));
+    let back = median_time(back, disconnect)?;
+    let mut publisher = connected(port, 0, &wire::connect("publisher"))?;
+    let keep = |round| {
+        let mut packet = BytesMut::new();
+        wire::publish(&format!("away/{}", guest(round)), 1, 64).put(&mut packet, 1);
+        publisher.write_all(&packet)?;
+        publisher.read_exact(&mut [0; 4])
+    };
+    // processor time, because the disk's time for a sync varies more than anything else here
+    let before = broker.cpu_time();
+    (0..KEPT).try_for_each(keep)?;
+    let kept = broker.cpu_time().saturating_sub(before).as_secs_f64() * 1e6 / KEPT as f64;
+    Ok(vec![("back".into(), "µs", back), ("kept".into(), "µs", kept)])
+}
+
+/// The median time of many calls in microseconds. What follows a call is not measured.
+fn median_time<T>(
+    mut call: impl FnMut(usize) -> io::Result<T>,
+    mut then: impl FnMut(T) -> io::Result<()>,
+) -> io::Result<f64> {
     let mut times = Vec::new();
     for round in 0..500 {
-        let number = round * 7919 % count;
         let begin = Instant::now();
-        let mut client = connected(port, number / 500, &persistent(number))?;
+        let done = call(round)?;
         times.push(begin.elapsed());
-        client.write_all(&[0xe0, 0])?;
+        then(done)?;
     }
     times.sort();
-    Ok(vec![("back".into(), "µs", times[times.len() / 2].as_secs_f64() * 1e6)])
+    Ok(times[times.len() / 2].as_secs_f64() * 1e6)
+}
+
+fn disconnect(mut client: TcpStream) -> io::Result<()> {
+    client.write_all(&[0xe0, 0])
 }
 
 fn connections(port: u16, time: Duration) -> io::Result<f64> {
@@ -318,7 +368,7 @@ fn handshakes(authority: &Authority, port: u16, time: Duration) -> Figures {
 }
 
 /// The time until two hundred clients that come at the same time are connected.
-fn passwords(port: u16, users: usize, password: &'static str) -> Figures {
+fn passwords(port: u16, users: usize) -> Figures {
     const CLIENTS: usize = 200;
     let begin = Instant::now();
     thread::scope(|scope| {
@@ -326,7 +376,7 @@ fn passwords(port: u16, users: usize, password: &'static str) -> Figures {
             .map(|number| {
                 scope.spawn(move || {
                     let user = format!("user-{}", number % users);
-                    let connect = Connect::new(&format!("node-{number}")).login(&user, password);
+                    let connect = Connect::new(&format!("node-{number}")).login(&user, PASSWORD);
                     TcpStream::connect((IpAddr::from(Ipv4Addr::LOCALHOST), port))
                         .map(|socket| connect.open_patiently(socket))
                 })
