@@ -1,6 +1,7 @@
 //! The consumers: what waits for each, their progress, which cursors have moved since they were written, and for whom to
 //! read ahead.
 
+mod ahead;
 mod cursor;
 mod news;
 mod queue;
@@ -9,6 +10,7 @@ mod sizes;
 use std::collections::{HashMap, VecDeque};
 use std::time::Instant;
 
+use self::ahead::AheadOfAll;
 pub(crate) use self::cursor::{CURSOR_LEN, Cursor, decode_cursors, encode_cursor};
 pub(crate) use self::news::News;
 pub(crate) use self::queue::{AHEAD_BYTES, Queue};
@@ -26,6 +28,8 @@ pub(crate) struct ConsumerQueues {
     moved: Vec<ConsumerId>,
     /// Since when there are such consumers.
     moved_since: Option<Instant>,
+    /// The bytes that were read ahead for all of them.
+    ahead: AheadOfAll,
     /// The consumers for which the reading thread must read ahead.
     fills: VecDeque<ConsumerId>,
 }
@@ -86,7 +90,7 @@ impl ConsumerQueues {
         if !name.is_empty() {
             self.by_name.insert(name.into(), id);
         }
-        self.by_id.insert(id, Queue::new(name, key, base, limits));
+        self.by_id.insert(id, Queue::new(name, key, base, limits, self.ahead.one()));
         id
     }
 
@@ -170,7 +174,7 @@ impl ConsumerQueues {
     }
 
     pub(crate) fn have_room_ahead(&self) -> bool {
-        self.by_id.values().map(Queue::ready_bytes).sum::<usize>() < AHEAD_ALL
+        self.ahead.bytes() < AHEAD_ALL
     }
 
     /// Requests reading ahead for these consumers if it is needed, and returns whether it is.

@@ -12,6 +12,7 @@ use std::time::Instant;
 use tokio::sync::Notify;
 
 pub(crate) use self::reading::AHEAD_BYTES;
+use super::ahead::Ahead;
 use super::cursor::Cursor;
 use super::news::News;
 use super::sizes::Sizes;
@@ -46,7 +47,8 @@ pub(crate) struct Queue {
     sizes: Sizes,
     held: VecDeque<HandedOut>,
     ready: VecDeque<Delivery>,
-    ready_bytes: usize,
+    /// The bytes of `ready`.
+    ahead: Ahead,
     /// Messages from this position on must be read from the log; `None` if the next one comes from memory.
     behind: Option<u64>,
     /// Whether the reading thread must read, or is reading.
@@ -79,7 +81,7 @@ pub(crate) struct Queue {
 
 impl Queue {
     /// A consumer without messages, whose next one has the ordinal `base + 1`.
-    pub(super) fn new(name: &str, key: u64, base: u64, limits: Limits) -> Queue {
+    pub(super) fn new(name: &str, key: u64, base: u64, limits: Limits, ahead: Ahead) -> Queue {
         Queue {
             name: name.into(),
             part: Part::of(name),
@@ -91,7 +93,7 @@ impl Queue {
             sizes: Sizes::default(),
             held: VecDeque::new(),
             ready: VecDeque::new(),
-            ready_bytes: 0,
+            ahead,
             behind: None,
             filling: false,
             maybe_sent: 0,
@@ -314,7 +316,7 @@ impl Queue {
 
     fn pop_ready(&mut self) -> Option<Delivery> {
         let delivery = self.ready.pop_front()?;
-        self.ready_bytes -= delivery.message.size();
+        self.ahead.sub(delivery.message.size());
         Some(delivery)
     }
 
@@ -374,11 +376,6 @@ impl Queue {
             self.cursor.lost += 1;
             self.advance(self.cursor.base + 1);
         }
-    }
-
-    /// The bytes in memory that were not handed out.
-    pub(super) fn ready_bytes(&self) -> usize {
-        self.ready_bytes
     }
 
     /// What waits, and the outcomes of all other messages.

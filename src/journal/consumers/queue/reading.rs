@@ -59,13 +59,13 @@ impl Queue {
         if let Some(first) = self.ready.front() {
             self.behind = Some(first.position.0);
             self.ready.clear();
-            self.ready_bytes = 0;
+            self.ahead.clear();
         }
     }
 
     /// Whether more may be read ahead.
     fn has_room(&self) -> bool {
-        self.ready.is_empty() || (self.ready_bytes < AHEAD_BYTES && self.ready.len() < AHEAD_MESSAGES)
+        self.ready.is_empty() || (self.ahead.bytes() < AHEAD_BYTES && self.ready.len() < AHEAD_MESSAGES)
     }
 
     /// Adds a message from the log to those in memory.
@@ -79,7 +79,7 @@ impl Queue {
             return;
         }
         let released = self.released.contains(&ordinal);
-        self.ready_bytes += message.size();
+        self.ahead.add(message.size());
         let resent = ordinal <= self.maybe_sent;
         self.ready.push_back(Delivery { position, ordinal, message, resent, released });
     }
@@ -89,7 +89,7 @@ impl Queue {
         self.is_attached
             && self.behind.is_some()
             && !self.filling
-            && self.ready_bytes < AHEAD_BYTES / 2
+            && self.ahead.bytes() < AHEAD_BYTES / 2
             && self.ready.len() < AHEAD_MESSAGES / 2
     }
 
@@ -151,7 +151,7 @@ impl Queue {
             if !delivery.resent {
                 self.cursor.read = self.cursor.read.min(delivery.ordinal - 1);
             }
-            self.ready_bytes += delivery.message.size();
+            self.ahead.add(delivery.message.size());
             self.ready.push_front(delivery);
         }
     }
@@ -168,7 +168,7 @@ impl Queue {
                 None => again.push_back(Delivery { resent: true, ..held.delivery }),
             }
         }
-        self.ready_bytes += again.iter().map(|delivery| delivery.message.size()).sum::<usize>();
+        self.ahead.add(again.iter().map(|delivery| delivery.message.size()).sum::<usize>());
         again.append(&mut self.ready);
         self.ready = again;
         for delivery in &mut self.ready {
