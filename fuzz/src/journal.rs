@@ -1,6 +1,6 @@
 //! Targets for files of the journal, with the damage that a card can cause.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -90,6 +90,8 @@ struct Base {
     files: MemoryStorage,
     names: Vec<String>,
     records: Vec<Known>,
+    /// The index of each record by its position.
+    places: HashMap<u64, usize>,
 }
 
 fn message(topic: &str, number: usize) -> Message {
@@ -145,7 +147,8 @@ fn base() -> &'static Base {
         let names = files.list().unwrap_or_default().into_iter().map(|(name, _)| name).collect();
         let records = records(&files);
         assert!(records.len() >= 400, "{} records", records.len());
-        Base { files, names, records }
+        let places = records.iter().enumerate().map(|(at, known)| (known.position, at)).collect();
+        Base { files, names, records, places }
     })
 }
 
@@ -198,7 +201,7 @@ pub(super) fn damage(data: &[u8]) {
         }
     }
     for (position, body) in &found {
-        assert!(base.records.iter().any(|known| known.position == *position && known.body == *body), "{position}");
+        assert!(base.places.get(position).is_some_and(|at| base.records[*at].body == *body), "{position}");
     }
 }
 
@@ -267,7 +270,9 @@ pub(super) fn records_of_strangers(data: &[u8]) {
         let header = Header { kind: FileKind::Snapshot, boot: 0, generation: 1, salt: 1, size, base: 1 };
         file(&files, SNAPSHOT, header, &mut source);
     }
-    let before = files.copy();
+    // starting threads is slow, so this is not done for every input; and headers, merged files and snapshots may claim to
+    // replace later files, or have a wrong size
+    let before = (data.len() % 16 == 1 && is_usual && !has_snapshot).then(|| files.copy());
     let Some(state) = recovered(&files) else { panic!("whole files are a reason not to start") };
     let table = SnapshotTable::of(&state);
     assert_eq!(
@@ -275,9 +280,7 @@ pub(super) fn records_of_strangers(data: &[u8]) {
         Some(&table),
         "what was found is not what would be written"
     );
-    // starting threads is slow, so this is not done for every input; and headers, merged files and snapshots may claim to
-    // replace later files, or have a wrong size
-    if data.len() % 16 == 1 && is_usual && !has_snapshot {
+    if let Some(before) = before {
         goes_on(before);
     }
 }

@@ -155,6 +155,9 @@ impl UpstreamClient for Once {
     }
 }
 
+/// How often the tasks of the runtime get their turn between two parts of an input.
+const STEPS: usize = 16;
+
 /// The task of an upstream with waiting messages. It survives all bytes of the upstream, and every accepted message is
 /// acknowledged, set aside with a reason, or still waits.
 pub(super) fn task(data: &[u8]) {
@@ -166,7 +169,8 @@ pub(super) fn task(data: &[u8]) {
     runtime.block_on(async {
         let (ingress, journal) = (&core.ingress, core.ingress.journal());
         let (_changes, changed) = watch::channel(Arc::new(upstream));
-        let (ours, mut theirs) = duplex(1 << 20);
+        let (ours, theirs) = duplex(1 << 20);
+        let (mut heard, mut theirs) = tokio::io::split(theirs);
         let client = Once { stream: Some(ours), client: None };
         let limits = Limits { messages: 100, bytes: 1 << 20, when_full: WhenFull::DropOldest };
         let (kept, clock) = ((limits, Order::LiveFirst), ingress.clock().clone());
@@ -192,15 +196,18 @@ pub(super) fn task(data: &[u8]) {
         let cancel = CancellationToken::new();
         let (_taker, pulse) = PulseTaker::new();
         let run = tokio::spawn(task.run(pulse, cancel.clone()));
+        let hearing =
+            tokio::spawn(async move { while heard.read(&mut [0; 512]).await.is_ok_and(|count| count > 0) {} });
         while !source.is_empty() {
             let length = source.number() % 512;
             let _ = theirs.write_all(source.take(length)).await;
             // each part of the input is processed before the next one
-            let mut heard = [0; 512];
-            let _ = tokio::time::timeout(std::time::Duration::from_micros(200), theirs.read(&mut heard)).await;
+            for _ in 0..STEPS {
+                tokio::task::yield_now().await;
+            }
         }
         let _ = theirs.shutdown().await;
-        while theirs.read(&mut [0; 512]).await.is_ok_and(|count| count > 0) {}
+        let _ = hearing.await;
         drop(theirs);
         let mut looked = shown.clone();
         while looked.now().state == UpstreamState::Connected {
