@@ -92,7 +92,8 @@ async fn serve_accepted(
     let AcceptedConnection { stream, from, tls, place, .. } = accepted;
     let peer = Peer { ticket: Some(ticket), listener: Some(through.name), accepted: at, ..Peer::at(from.ip()) };
     match (tls, stream) {
-        (Some(tls), stream) => serve_tls(core, stream, &tls, (peer, through.use_identity)).await,
+        // with TLS a connection is larger, and others need no room for that
+        (Some(tls), stream) => Box::pin(serve_tls(core, stream, &tls, (peer, through.use_identity))).await,
         (None, PortStream::Tcp(stream)) => {
             let (reader, writer) = stream.into_split();
             serve(core, reader, writer, peer).await;

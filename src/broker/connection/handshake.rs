@@ -4,12 +4,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Buf, BytesMut};
-use tokio::io::{AsyncRead, AsyncReadExt};
+use tokio::io::AsyncRead;
 use tokio::time::timeout;
 use tracing::{info, warn};
 
 use super::super::core::Core;
 use super::Peer;
+use super::input::{SMALLEST_READ, read};
 use crate::access::guesses::network;
 use crate::mqtt::write::{self, ConnAckProperties};
 use crate::mqtt::{Connect, Error, PacketType, Reason, Version, frame};
@@ -47,8 +48,7 @@ pub(crate) async fn read_connect(
             if input.first().is_some_and(|first| *first >> 4 != PacketType::Connect as u8) {
                 return Err(Error::Protocol("the first packet is not CONNECT"));
             }
-            input.reserve(1024);
-            match reader.read_buf(input).await {
+            match read(reader, input, SMALLEST_READ).await {
                 Ok(0) | Err(_) => return Ok(None),
                 Ok(_) => {}
             }

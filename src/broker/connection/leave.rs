@@ -8,11 +8,12 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Buf;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use bytes::{Buf, BytesMut};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::time::{Instant, timeout};
 
 use super::ConnectionEnd;
+use super::input::{SMALLEST_READ, read};
 use crate::access::waiting::WaitingRoom;
 use crate::mqtt::Reason;
 
@@ -102,11 +103,12 @@ pub(in crate::broker) async fn part<R, W>(
 
 async fn discard(reader: &mut (impl AsyncRead + Unpin)) {
     let mut left = LINGER_BYTES;
-    let mut chunk = [0; 2048];
+    let mut chunk = BytesMut::new();
     while left > 0 {
-        match reader.read(&mut chunk).await {
+        match read(reader, &mut chunk, SMALLEST_READ).await {
             Ok(0) | Err(_) => return,
             Ok(count) => left = left.saturating_sub(count),
         }
+        chunk.clear();
     }
 }

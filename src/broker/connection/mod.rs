@@ -9,6 +9,7 @@ mod admit;
 mod aliases;
 mod deliver;
 mod handshake;
+mod input;
 mod leave;
 mod memory;
 mod output;
@@ -173,6 +174,9 @@ struct BrokerConnection {
     _place: Place,
 }
 
+/// A connection with its right to use the session and its number among the connected clients.
+type OpenedConnection = (super::registry::Claim, u64, Box<BrokerConnection>);
+
 /// Serves a connection until it ends.
 pub async fn serve<R, W>(core: Arc<Core>, reader: R, writer: W, peer: Peer)
 where
@@ -203,16 +207,9 @@ where
         ticket.seated();
     }
     let version = connect.version;
-    let opened = match admit::admit(&core, connect, &peer).await {
-        Ok(admitted) => {
-            if let Some(user) = &admitted.identity.user {
-                known(user);
-            }
-            open(&core, admitted, (&peer, arrived)).await
-        }
-        Err(reason) => Err(reason),
-    };
-    let (claim, number, mut connection) = match opened {
+    // what is needed only at the beginning or at the end has memory of its own, because this future stays as large as its
+    // largest part for as long as the client is connected
+    let (claim, number, mut connection) = match Box::pin(begin(&core, connect, (&peer, arrived), known)).await {
         Ok(opened) => opened,
         Err(reason) => {
             let mut answer = BytesMut::new();
@@ -248,13 +245,27 @@ where
     let (last, is_stopping) = (std::mem::take(&mut connection.out), end.is_stopping());
     let is_there = !connection.is_deaf && !matches!(end, ConnectionEnd::Closed | ConnectionEnd::Stalled);
     // a connection that waits for the client id does not wait for a client that is slow to read its last packet
-    let closing = close(&core, connection, end, claim);
+    let closing = Box::pin(close(&core, connection, end, claim));
     if is_there {
         tokio::join!(closing, part(&core.waiting, reader, writer, last, is_stopping));
     } else {
         drop((reader, writer));
         closing.await;
     }
+}
+
+/// Admits the client and opens its connection.
+async fn begin(
+    core: &Arc<Core>,
+    connect: mqtt::Connect,
+    (peer, arrived): (&Peer, Instant),
+    known: impl FnOnce(&str),
+) -> Result<OpenedConnection, Reason> {
+    let admitted = admit::admit(core, connect, peer).await?;
+    if let Some(user) = &admitted.identity.user {
+        known(user);
+    }
+    open(core, admitted, (peer, arrived)).await
 }
 
 /// Runs a future so that a panic ends only this future.
@@ -273,7 +284,7 @@ async fn open(
     core: &Arc<Core>,
     admitted: Admitted,
     (peer, arrived): (&Peer, Instant),
-) -> Result<(super::registry::Claim, u64, BrokerConnection), Reason> {
+) -> Result<OpenedConnection, Reason> {
     let Admitted { connect, identity, permissions, password_hash, assigned, keep_alive, expiry, place } = admitted;
     let owner = identity.session();
     let holder = Core::holder(&owner, Some(peer.address));
@@ -331,7 +342,7 @@ async fn open(
     });
     let mut out = BytesMut::new();
     admit::greet(&mut out, core, &connect, present, assigned.then_some(&*identity.client_id), keep_alive);
-    let connection = BrokerConnection {
+    let connection = Box::new(BrokerConnection {
         origin: core::origin(&owner),
         identity,
         address: peer.address,
@@ -363,7 +374,7 @@ async fn open(
         first_turn: core.ingress.meter().first_turn(core::origin(&owner)),
         _place: place,
         core: core.clone(),
-    };
+    });
     Ok((claim, number, connection))
 }
 
@@ -385,7 +396,12 @@ fn begin_session(
 }
 
 /// Publishes or keeps the will, parks or ends the session, and releases the client id.
-async fn close(core: &Arc<Core>, mut connection: BrokerConnection, end: ConnectionEnd, claim: super::registry::Claim) {
+async fn close(
+    core: &Arc<Core>,
+    mut connection: Box<BrokerConnection>,
+    end: ConnectionEnd,
+    claim: super::registry::Claim,
+) {
     // accepted messages without a place in the order still get one; if the router has failed, its own task reports that
     if !connection.batch.is_empty() && !matches!(end, ConnectionEnd::Panicked) {
         loop {

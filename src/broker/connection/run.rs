@@ -4,10 +4,11 @@ use std::time::Duration;
 
 use bytes::BytesMut;
 use futures_util::FutureExt;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::time::{Instant, sleep, sleep_until};
 
 use super::super::registry::Kick;
+use super::input::{SMALLEST_READ, read};
 use super::leave::Leaving;
 use super::{BrokerConnection, ConnectionEnd, Reason};
 use crate::exchange::stats::Stats;
@@ -27,7 +28,6 @@ const SUBACKS_FULL: usize = 100;
 const ANSWERS_FULL: usize = 128 * 1024;
 /// Subscriptions whose retained messages wait for the client, above which nothing is read.
 const RETAINED_FULL: usize = 10_000;
-const SMALLEST_READ: usize = 4 * 1024;
 const LARGEST_READ: usize = 64 * 1024;
 /// A client that reads nothing for this long counts as gone.
 const STALL: Duration = Duration::from_secs(30);
@@ -96,8 +96,9 @@ impl BrokerConnection {
                 alarm.as_mut().reset(pace.look_at_output());
             }
             let (waits_for_memory, late_at) = (self.waits_for_memory(), self.is_late_at());
+            let size = self.read_size(&pace);
             tokio::select! {
-                result = reader.read_buf(input), if may_read => match result {
+                result = read(reader, input, size), if may_read => match result {
                     Ok(0) | Err(_) => return pace.over(),
                     Ok(count) => {
                         pace.has_read(count, &core.stats);
@@ -152,7 +153,7 @@ impl BrokerConnection {
         R: AsyncRead + Unpin,
     {
         // input that arrived while the process was stopped is not late
-        let read = if may_read { reader.read_buf(input).now_or_never() } else { None };
+        let read = if may_read { read(reader, input, self.read_size(pace)).now_or_never() } else { None };
         if let Some(Ok(count)) = read
             && count > 0
         {
@@ -171,7 +172,7 @@ impl BrokerConnection {
         }
     }
 
-    /// Whether more may be read, with room for it. A client that does not read its answers is not read from. A leaving
+    /// Whether more may be read. A client that does not read its answers is not read from. A leaving
     /// client is read from nevertheless, but gets no answers.
     fn may_read(&mut self, pace: &mut ClientPace, input: &mut BytesMut) -> bool {
         let is_open = self.held_until.is_none()
@@ -185,16 +186,16 @@ impl BrokerConnection {
             self.is_not_read();
         }
         let may_read = is_open && self.has_memory(input);
-        if may_read {
-            // a large packet has its memory already
-            if self.receiving.is_none() {
-                input.reserve(pace.read_size);
-            }
-        } else {
+        if !may_read {
             // the packet is not late while the gateway does not read
             pace.last_read = Instant::now();
         }
         may_read
+    }
+
+    /// How much is read at a time. A large packet has its memory already.
+    fn read_size(&self, pace: &ClientPace) -> usize {
+        if self.receiving.is_some() { 0 } else { pace.read_size }
     }
 }
 
@@ -249,7 +250,7 @@ impl ClientPace {
         beat::at_or_after(self.write_by())
     }
 
-    /// Adapts the read buffer: larger for a client that fills it, none for an idle client.
+    /// Adapts the read buffer: larger for a client that fills it.
     fn has_read(&mut self, count: usize, stats: &Stats) {
         stats.bytes_received.add(count as u64);
         if let Some(leaving) = &mut self.leaving {

@@ -216,3 +216,14 @@ async fn a_panic_costs_only_the_future_that_panicked() {
     });
     assert_eq!(result.await, Err::<(), ()>(()));
 }
+
+#[tokio::test]
+async fn a_waiting_connection_is_small() {
+    let broker = broker(crate::journal::Journal::default);
+    let (_client, server) = tokio::io::duplex(64);
+    let (reader, writer) = tokio::io::split(server);
+    let connection = serve(broker.core.clone(), reader, writer, Peer::at(IpAddr::from([127, 0, 0, 1])));
+    // ten thousand of them are connected at the same time on a large installation
+    let size = size_of_val(&connection);
+    assert!(size <= 5 * 1024, "{size} bytes");
+}
