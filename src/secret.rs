@@ -160,7 +160,7 @@ pub(crate) fn password(path: &Path) -> Result<Secret, FileError> {
 }
 
 /// Removes what Windows adds to text. Other bytes stay as they are.
-fn plain(bytes: Vec<u8>) -> Vec<u8> {
+pub(crate) fn plain(bytes: Vec<u8>) -> Vec<u8> {
     let wide = |bytes: &[u8], unit: fn([u8; 2]) -> u16| {
         let units: Vec<u16> = bytes.chunks_exact(2).map(|pair| unit([pair[0], pair[1]])).collect();
         String::from_utf16(&units).ok().filter(|_| bytes.len().is_multiple_of(2)).map(String::into_bytes)

@@ -1,7 +1,7 @@
 //! Chooses for each address of an upstream the MQTT version and the will to connect with. A pure state machine.
 //!
 //! **Version.** Version 5 is tried first. The next attempt uses 3.1.1 if the upstream answers that it does not know version
-//! 5, if it does not answer, or if it closes the connection twice in a row before it has answered. If 3.1.1 works, version 5
+//! 5, if it does not answer, if its answer is not MQTT 5, or if it closes the connection twice in a row before it has answered. If 3.1.1 works, version 5
 //! is not tried again for an hour. If version 5 has worked before, a connection that ends early proves nothing: then it
 //! takes [`ODD_ENDS`] in a row.
 //!
@@ -149,7 +149,8 @@ impl Approach {
             let patience = if known.spoke_v5 { ODD_ENDS } else { ENDS };
             match why {
                 Broken::Version => known.try_v311 = true,
-                Broken::Silent if !known.spoke_v5 => known.try_v311 = true,
+                // an old broker may answer in the form of 3.1.1, or with anything else that is not version 5
+                Broken::Silent | Broken::Garbled if !known.spoke_v5 => known.try_v311 = true,
                 Broken::Closed if known.ends >= patience => known.try_v311 = true,
                 _ => {}
             }
@@ -222,12 +223,15 @@ mod tests {
 
     #[test]
     fn version_3_1_1_is_tried_on_evidence_only() {
-        use Broken::{Closed, Failed, Refused, Silent, Version};
+        use Broken::{Closed, Failed, Garbled, Refused, Silent, Version};
         let down = || Some(Failed("no route".into()));
         let auto = settings(Protocol::Auto);
         for (answers, expected) in [
             (vec![Some(Version), None, None], "544"),
             (vec![Some(Silent), None, None], "544"),
+            (vec![Some(Garbled), None, None], "544"),
+            (vec![Some(Garbled), Some(Garbled), Some(Garbled), Some(Garbled)], "5454"),
+            (vec![None, Some(Garbled), Some(Garbled)], "555"),
             (vec![Some(Closed), None, None], "555"),
             (vec![Some(Closed), Some(Closed), None, None], "5544"),
             (vec![Some(Closed), Some(Closed), Some(Closed), Some(Closed)], "5545"),

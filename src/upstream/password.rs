@@ -15,6 +15,8 @@ use crate::secret::{self, Secret};
 const MOST: u64 = 4 << 10;
 /// The longest time in which a program must print the password.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// How long the rest of the output is read once the program has ended, if something else keeps the output open.
+const REST: Duration = Duration::from_secs(1);
 
 /// Fetches a password. An error never contains the password itself.
 pub(super) async fn fetch(from: &Password) -> Result<Secret, String> {
@@ -33,7 +35,7 @@ fn printed(bytes: Vec<u8>) -> Result<Secret, String> {
     if bytes.len() as u64 > MOST {
         return Err(format!("is longer than {MOST} bytes"));
     }
-    let text = String::from_utf8(bytes).map_err(|_| "is not UTF-8 text")?;
+    let text = String::from_utf8(secret::plain(bytes)).map_err(|_| "is not UTF-8 text")?;
     let text = text.strip_suffix('\n').unwrap_or(&text);
     let text = text.strip_suffix('\r').unwrap_or(text);
     if text.is_empty() { Err("is empty".into()) } else { Ok(Secret::new(text)) }
@@ -67,31 +69,36 @@ async fn run(command: &[String], patience: Duration) -> Result<Secret, String> {
         .map_err(failed)?;
     let group = ProcessGroup(child.id().and_then(|id| Pid::from_raw(id.cast_signed())));
     let output = child.stdout.take().ok_or("password_command has no output")?;
+    let (mut output, mut bytes) = (output.take(MOST + 1), Vec::new());
     let finished = timeout(patience, async {
-        let bytes = up_to(output, MOST + 1).await?;
-        if bytes.len() as u64 > MOST {
-            return Ok((bytes, None));
+        tokio::select! {
+            biased;
+            read = read_all(&mut output, &mut bytes) => read?,
+            // what the program has left running may keep its output open
+            status = child.wait() => return status.map(Some),
         }
-        Ok((bytes, Some(child.wait().await?)))
+        if bytes.len() as u64 > MOST { Ok(None) } else { child.wait().await.map(Some) }
     });
     let finished = finished.await;
     drop(group);
+    if matches!(finished, Ok(Ok(Some(_)))) {
+        // the program has ended, so all that it printed is in the pipe
+        let _ = timeout(REST, read_all(&mut output, &mut bytes)).await;
+    }
     // so that no process is left
     let _ = child.start_kill();
     match finished {
         Err(_) => Err(format!("password_command {program} has not ended within {} s", patience.as_secs())),
         Ok(Err(error)) => Err(failed(error)),
-        Ok(Ok((_, Some(status)))) if !status.success() => Err(format!("password_command {program} failed: {status}")),
-        Ok(Ok((bytes, _))) => {
-            printed(bytes).map_err(|problem| format!("what password_command {program} prints {problem}"))
-        }
+        Ok(Ok(Some(status))) if !status.success() => Err(format!("password_command {program} failed: {status}")),
+        Ok(Ok(_)) => printed(bytes).map_err(|problem| format!("what password_command {program} prints {problem}")),
     }
 }
 
-async fn up_to(from: impl AsyncRead + Unpin, most: u64) -> std::io::Result<Vec<u8>> {
-    let mut bytes = Vec::new();
-    from.take(most).read_to_end(&mut bytes).await?;
-    Ok(bytes)
+/// Reads until the end. Safe to cancel, because what was read is in `into`.
+async fn read_all(mut from: impl AsyncRead + Unpin, into: &mut Vec<u8>) -> std::io::Result<()> {
+    while from.read_buf(into).await? > 0 {}
+    Ok(())
 }
 
 #[cfg(test)]
@@ -106,6 +113,10 @@ mod tests {
     #[tokio::test]
     async fn a_program_prints_the_password_and_knows_nothing_of_us() {
         assert_eq!(sh("echo hunter2").await.unwrap(), "hunter2");
+        // a program that prints a file which was written on Windows
+        assert_eq!(sh("printf '\\357\\273\\277hunter2\\r\\n'").await.unwrap(), "hunter2");
+        // one that leaves something running, as those of agents do; it is ended too
+        assert_eq!(sh("sleep 600 & echo hunter2").await.unwrap(), "hunter2");
         assert_eq!(sh("printf '%s' \"$PATH_INFO$HOME$CREDENTIALS_DIRECTORY$CARGO\"; pwd").await.unwrap(), "/");
         let command = ["/bin/echo", "$HOME; x"].map(str::to_owned);
         assert_eq!(run(&command, PATIENCE).await.unwrap().expose(), "$HOME; x", "there is no shell");

@@ -24,17 +24,24 @@ pub async fn http(
     request += "\r\n";
     stream.write_all(request.as_bytes()).await.map_err(|error| error.to_string())?;
     let mut answer = Vec::new();
-    while !answer.ends_with(b"\r\n\r\n") {
+    let mut begin = 0;
+    loop {
         if answer.len() >= MOST {
             return Err("its answer has no end".into());
         }
         // the bytes after the answer belong to the upstream
         answer.push(stream.read_u8().await.map_err(|_| "it closed the connection; is it an HTTP proxy?")?);
+        // a single LF ends a line too [RFC 9112 section 2.2]
+        if !(answer.ends_with(b"\n\r\n") || answer.ends_with(b"\n\n")) {
+            continue;
+        }
+        // an interim answer comes before the final one [RFC 9110 section 15.2]
+        match status(&answer[begin..]) {
+            Some(interim) if interim.starts_with('1') => begin = answer.len(),
+            _ => break,
+        }
     }
-    let line = answer.split(|byte| *byte == b'\r').next().unwrap_or_default();
-    let line = String::from_utf8_lossy(line);
-    let status = line.strip_prefix("HTTP/1.").and_then(|rest| rest.split(' ').nth(1));
-    match status {
+    match status(&answer[begin..]) {
         Some(status) if status.starts_with('2') => Ok(()),
         Some("407") => {
             Err("it wants a user name and password (407): proxy = \"http://USER:PASSWORD@HOST:PORT\"".into())
@@ -42,6 +49,13 @@ pub async fn http(
         Some(status) => Err(format!("it does not connect to {authority}: HTTP status {status}")),
         None => Err("what it says is not HTTP".into()),
     }
+}
+
+/// The three digits of the status at the beginning of an answer.
+fn status(answer: &[u8]) -> Option<&str> {
+    let line = answer.split(|byte| matches!(byte, b'\r' | b'\n')).next()?;
+    let status = std::str::from_utf8(line).ok()?.strip_prefix("HTTP/1.")?.split(' ').nth(1)?;
+    Some(status).filter(|status| status.len() == 3 && status.bytes().all(|byte| byte.is_ascii_digit()))
 }
 
 /// Asks a SOCKS5 proxy for a connection. The proxy resolves the name.
@@ -161,6 +175,16 @@ mod tests {
         let (asked, result) =
             ask("http://p", "h", &[(request.len(), b"HTTP/1.1 200 Connection established\r\nVia: x\r\n\r\n")]).await;
         assert_eq!((&asked[..], result), (&request[..], Ok(())));
+        for answer in [
+            &b"HTTP/1.1 200 OK\n\n"[..],
+            b"HTTP/1.1 200\r\n\r\n",
+            b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\nHTTP/1.1 200 OK\r\nVia: x\r\n\r\n",
+        ] {
+            assert_eq!(ask("http://p", "h", &[(request.len(), answer)]).await.1, Ok(()), "{answer:?}");
+        }
+        // nothing of an answer may look like a line of the log
+        let forged = (request.len(), &b"HTTP/1.1 5\x1b[2J03 x\r\n\r\n"[..]);
+        assert!(ask("http://p", "h", &[forged]).await.1.unwrap_err().contains("not HTTP"));
         let with_login = b"CONNECT h:8883 HTTP/1.1\r\nHost: h:8883\r\nProxy-Authorization: Basic bWU6cHc=\r\n\r\n";
         let answer = (with_login.len(), &b"HTTP/1.0 407 Proxy Authentication Required\r\n\r\n"[..]);
         let (asked, result) = ask("http://me:pw@p", "h", &[answer]).await;

@@ -14,6 +14,37 @@ use crate::upstream::settings::UpstreamSettings;
 /// The part by which waits are lengthened at random, so that many gateways do not come back at once.
 const JITTER: f64 = 0.25;
 
+/// The wait is not doubled more often than this.
+const MOST_DOUBLINGS: u32 = 6;
+
+/// Whether changes to the first address have been in vain. An address may be reachable and refuse connections; then each
+/// change costs a connection that works, so the wait for the next one doubles.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct FailbackTries {
+    is_trying: bool,
+    in_vain: u32,
+}
+
+impl FailbackTries {
+    /// Records that the connection was ended for the first address.
+    pub(crate) fn begin(&mut self) {
+        self.is_trying = true;
+    }
+
+    /// Records that this address has accepted a connection.
+    pub(crate) fn connected(&mut self, address: usize) {
+        let was_in_vain = std::mem::take(&mut self.is_trying) && address > 0;
+        self.in_vain = match address {
+            0 => 0,
+            _ => (self.in_vain + u32::from(was_in_vain)).min(MOST_DOUBLINGS),
+        };
+    }
+
+    fn lengthened(self, wait: Duration) -> Duration {
+        wait.saturating_mul(1 << self.in_vain)
+    }
+}
+
 /// A check of the first address, now or later.
 #[derive(Debug)]
 pub(super) enum Failback {
@@ -23,9 +54,9 @@ pub(super) enum Failback {
 
 impl Failback {
     /// The check during a connection to this address.
-    pub(crate) fn after(settings: &UpstreamSettings, address: usize) -> Option<Failback> {
+    pub(crate) fn after(settings: &UpstreamSettings, address: usize, tries: FailbackTries) -> Option<Failback> {
         let wait = settings.failback.filter(|_| address > 0)?;
-        Some(Failback::At(Instant::now() + jittered(wait)))
+        Some(Failback::At(Instant::now() + jittered(tries.lengthened(wait))))
     }
 
     /// Waits until the first address answers. Safe to cancel.
@@ -67,4 +98,27 @@ impl Drop for Failback {
 fn jittered(wait: Duration) -> Duration {
     let random = getrandom::u64().unwrap_or(0) as f64 / u64::MAX as f64;
     wait + wait.mul_f64(JITTER * random)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_first_address_that_refuses_is_tried_ever_more_seldom() {
+        let (mut tries, minute) = (FailbackTries::default(), Duration::from_secs(60));
+        let mut waits = Vec::new();
+        for _ in 0..9 {
+            tries.connected(1);
+            waits.push(tries.lengthened(minute).as_secs() / 60);
+            tries.begin();
+        }
+        assert_eq!(waits, [1, 2, 4, 8, 16, 32, 64, 64, 64]);
+        // a connection that ends by itself is no try
+        tries.connected(1);
+        tries.connected(2);
+        assert_eq!(tries.lengthened(minute), 64 * minute);
+        tries.connected(0);
+        assert_eq!(tries.lengthened(minute), minute);
+    }
 }

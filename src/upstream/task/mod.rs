@@ -19,7 +19,7 @@ use tracing::{debug, info, warn};
 pub(crate) use self::fault::PART;
 
 use self::exact::Exact;
-use self::failback::Failback;
+use self::failback::{Failback, FailbackTries};
 use super::approach::Approach;
 use super::backoff::Backoff;
 use super::client::RemoteClient;
@@ -84,6 +84,7 @@ pub struct Upstream<C> {
     twins: Twins,
     /// The check of a preferred address, if another one is in use.
     failback: Option<Failback>,
+    failback_tries: FailbackTries,
     /// The reasons that were logged since the last connection, so that they are not logged again.
     reasons: Vec<String>,
     /// When the snapshot must be updated.
@@ -182,6 +183,7 @@ impl<C: UpstreamClient> Upstream<C> {
             approach: Approach::default(),
             twins: Twins::default(),
             failback: None,
+            failback_tries: FailbackTries::default(),
             reasons: Vec::new(),
             show_at: None,
             exact: Exact::default(),
@@ -288,7 +290,8 @@ impl<C: UpstreamClient> Upstream<C> {
         self.shown.failed_attempts = 0;
         self.reasons.clear();
         self.is_well();
-        self.failback = Failback::after(&self.current, self.address);
+        self.failback_tries.connected(self.address);
+        self.failback = Failback::after(&self.current, self.address, self.failback_tries);
         self.set_state(UpstreamState::Connected, Some(link.version));
         self.begin_exact(&link);
         let actions = self.session.connected(link, now);
@@ -353,6 +356,7 @@ impl<C: UpstreamClient> Upstream<C> {
                 true = Failback::is_due(&mut self.failback, &self.current) => {
                     self.say_good_bye().await;
                     self.address = 0;
+                    self.failback_tries.begin();
                     return Ok(ConversationEnd::Failback);
                 }
                 () = tokio::task::yield_now(), if more => {}
