@@ -3,6 +3,7 @@
 use pigateway::access::settings::{AccessRule, is_client_id_pattern, is_user_name};
 use pigateway::config::units::{parse_duration, parse_size, show_duration, show_size};
 use pigateway::exchange::filters::{FilterTree, MAX_LEVELS};
+use pigateway::exchange::meter::Walk;
 use pigateway::message::{MessageRef, TopicFilter, check_filter, check_topic, covers, matches, overlap, via};
 use pigateway::net::address::Address;
 use pigateway::net::forwarded::Network;
@@ -51,7 +52,7 @@ fn topics(first: &str, second: &str) {
         tree.insert(first, 1);
         tree.insert(second, 2);
         let mut found = Vec::new();
-        tree.matches(second, |value| found.push(*value));
+        tree.matches(second, &mut Walk::default(), |value| found.push(*value));
         found.sort_unstable();
         let expected: &[i32] = if matches(first, second) { &[1, 2] } else { &[2] };
         assert_eq!(found, expected, "{first} {second}");

@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::time::Duration;
 
 use smallvec::SmallVec;
 use tokio::time::Instant;
@@ -9,15 +10,19 @@ use tokio::time::Instant;
 use super::delivery::{RetainFlag, Run, Terms};
 use super::hold::Holds;
 use super::inbox::InboxOffer;
+use super::meter::{Meter, Walk};
 use super::stats::Stats;
 use super::subscribers::{Matcher, Subscriber, SubscriberEntry, Subscribers};
-use crate::message::{Batch, Entry, MessageRef, Qos};
+use crate::message::{Batch, Entry, MessageRef, Origin, Qos};
 
 /// What each subscriber gets, in order, before it is offered to the inboxes.
 #[derive(Debug)]
 pub(crate) struct Fanout {
     subscribers: Arc<Subscribers>,
     matcher: Matcher,
+    meter: Arc<Meter>,
+    /// Processor time of searches that no delivery covers, and that is not yet charged.
+    cost: Duration,
     outgoing: Vec<(Arc<Subscriber>, VecDeque<Run>)>,
 }
 
@@ -39,8 +44,8 @@ impl Stretch {
 }
 
 impl Fanout {
-    pub(crate) fn new(subscribers: Arc<Subscribers>) -> Fanout {
-        Fanout { subscribers, matcher: Matcher::default(), outgoing: Vec::new() }
+    pub(crate) fn new(subscribers: Arc<Subscribers>, meter: Arc<Meter>) -> Fanout {
+        Fanout { subscribers, matcher: Matcher::default(), meter, cost: Duration::ZERO, outgoing: Vec::new() }
     }
 
     /// Adds the deliveries of a batch, and returns the sequence number after it.
@@ -60,17 +65,26 @@ impl Fanout {
                 stretch.qos = (stretch.qos.0.min(qos), stretch.qos.1.max(qos));
             }
             next = stretch.seqs().end;
-            self.matcher.select(&self.subscribers, topic, stretch.first_seq);
-            self.add(batch, stretch);
+            let mut walk = Walk::default();
+            self.matcher.select(&self.subscribers, topic, stretch.first_seq, &mut walk);
+            walk.visits(self.matcher.selected.len());
+            let readers = self.add(batch, stretch);
+            self.cost += walk.cost(readers);
+        }
+        if let Some(first) = batch.iter().next() {
+            self.charge(first.message.origin());
         }
         next
     }
 
     /// Decides whether a message goes to a subscriber live or through the journal. The routes of [`super::ingress`] follow
-    /// the same rule, so nothing is queued and nobody is woken for what the journal delivers.
-    fn add(&mut self, batch: &Batch, stretch: Stretch) {
+    /// the same rule, so nothing is queued and nobody is woken for what the journal delivers. Returns the number of
+    /// subscribers.
+    fn add(&mut self, batch: &Batch, stretch: Stretch) -> usize {
+        let mut readers = 0;
         let groups = self.matcher.selected.chunk_by(|a, b| Arc::ptr_eq(&a.subscriber, &b.subscriber));
         for (hint, overlapping) in groups.enumerate() {
+            readers += 1;
             let subscriber = &overlapping[0].subscriber;
             let is_uniform = overlapping.iter().all(|entry| {
                 entry.since <= stretch.first_seq
@@ -99,11 +113,24 @@ impl Fanout {
                 }
             }
         }
+        readers
+    }
+
+    /// Charges a publisher for the searches for its subscribers.
+    pub(crate) fn charge(&mut self, publisher: Origin) {
+        self.meter.charge(publisher, std::mem::take(&mut self.cost));
+    }
+
+    /// Where publishers are charged.
+    pub(crate) fn meter(&self) -> &Arc<Meter> {
+        &self.meter
     }
 
     /// The subscribers that get this message live. Its sequence number is `seq` or higher.
     pub(crate) fn readers(&mut self, message: MessageRef<'_>, seq: u64) -> impl Iterator<Item = &Arc<Subscriber>> {
-        self.matcher.select(&self.subscribers, message.topic(), seq);
+        let mut walk = Walk::default();
+        self.matcher.select(&self.subscribers, message.topic(), seq, &mut walk);
+        self.cost += walk.cost(0);
         let is_live = move |known: &&SubscriberEntry| {
             !known.subscriber.is_fed_by_the_journal(known.options.qos.min(message.qos()))
         };

@@ -7,6 +7,8 @@
 use std::collections::HashMap;
 use std::ops::ControlFlow;
 
+use super::meter::Walk;
+
 /// The most levels of a filter or topic, so that a search needs little stack. mosquitto has the same limit.
 pub const MAX_LEVELS: usize = 200;
 /// The number of bytes of levels that are compared in one step.
@@ -122,20 +124,20 @@ impl<V> FilterNode<V> {
         }
     }
 
-    fn enter<'a>(&'a self, topic: &str, walk: &mut usize, found: &mut impl FnMut(&'a V)) {
-        *walk += 1 + self.levels.len() / STEP;
+    fn enter<'a>(&'a self, topic: &str, walk: &mut Walk, found: &mut impl FnMut(&'a V)) {
+        walk.visits(1 + self.levels.len() / STEP);
         if let ControlFlow::Continue(rest) = self.follow(topic) {
             self.visit(rest, true, walk, found);
         }
     }
 
-    fn visit<'a>(&'a self, rest: Option<&str>, all: bool, walk: &mut usize, found: &mut impl FnMut(&'a V)) {
+    fn visit<'a>(&'a self, rest: Option<&str>, all: bool, walk: &mut Walk, found: &mut impl FnMut(&'a V)) {
         if all && !self.below.is_empty() {
-            *walk += self.below.len();
+            walk.visits(self.below.len());
             self.below.iter().for_each(&mut *found);
         }
         let Some(rest) = rest else {
-            *walk += self.here.len();
+            walk.visits(self.here.len());
             self.here.iter().for_each(found);
             return;
         };
@@ -237,6 +239,11 @@ impl<V> FilterTree<V> {
         self.len == 0
     }
 
+    /// The number of values.
+    pub(crate) fn len(&self) -> usize {
+        self.len
+    }
+
     /// Adds a value with a valid topic filter of at most [`MAX_LEVELS`] levels.
     pub fn insert(&mut self, filter: &str, value: V) {
         self.len += 1;
@@ -271,11 +278,9 @@ impl<V> FilterTree<V> {
     }
 
     /// Calls `found` for every value whose filter matches `topic`. As in [`crate::message::matches`], filters that begin
-    /// with a wildcard do not match topics that begin with `$`. Returns the number of visited nodes and values.
-    pub fn matches<'a>(&'a self, topic: &str, mut found: impl FnMut(&'a V)) -> usize {
-        let mut walk = 0;
-        self.root.visit(Some(topic), !topic.starts_with('$'), &mut walk, &mut found);
-        walk
+    /// with a wildcard do not match topics that begin with `$`. `walk` counts the visited nodes and values.
+    pub fn matches<'a>(&'a self, topic: &str, walk: &mut Walk, mut found: impl FnMut(&'a V)) {
+        self.root.visit(Some(topic), !topic.starts_with('$'), walk, &mut found);
     }
 }
 
@@ -317,7 +322,7 @@ mod tests {
             }
             for topic in topics.iter().map(|levels| levels.join("/")).filter(|topic| !topic.is_empty()) {
                 let mut found = Vec::new();
-                tree.matches(&topic, |at| found.push(*at));
+                tree.matches(&topic, &mut Walk::default(), |at| found.push(*at));
                 found.sort_unstable();
                 let expected: Vec<usize> =
                     (0..filters.len()).filter(|at| !gone[*at] && matches(filters[*at], &topic)).collect();
@@ -344,9 +349,10 @@ mod tests {
         }
         assert_eq!(nodes(&tree.root), 201);
         let mut found = 0;
-        let walk = tree.matches(&format!("7{}/x", "/a/b".repeat(99)), |_| found += 1);
+        let mut walk = Walk::default();
+        tree.matches(&format!("7{}/x", "/a/b".repeat(99)), &mut walk, |_| found += 1);
         assert_eq!(found, 2);
-        assert!(walk < 40, "{walk} steps");
+        assert!(walk.steps < 40, "{walk:?}");
         for number in 0..100 {
             assert!(tree.remove(&deep(&number.to_string(), "/#"), |_| true).is_some());
         }

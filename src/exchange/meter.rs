@@ -1,13 +1,22 @@
 //! Limits how much one client may cost all others that publish.
 //!
-//! All messages pass one lock, so a client that searches the store of retained messages under it makes all others wait. The
-//! usual cost of a subscription is covered by its size. But filters can be made such that each searches the whole store
-//! without a result. A [`Walk`] counts the visited entries. Beyond a free number, and beyond those that lead to messages, it
-//! measures processor time.
+//! All messages pass one lock and one dispatcher, so a client that makes them search for long makes all others wait. The
+//! usual cost of a subscription or a publication is covered by its size. But filters can be made such that each searches the
+//! whole store of retained messages without a result, and a topic of many levels can visit thousands of filters for a single
+//! delivery. A [`Walk`] counts the visited entries. Beyond a free number, and beyond those that lead to messages, it measures
+//! processor time.
 //!
-//! That time is charged to the client that has caused it. All charged clients share a quarter of the time, and each owner (a
-//! user, all guests together, all upstreams together) gets the same part of it. An owner that has used up its part waits for
-//! its turn before its next search. Clients that are never charged are never looked up here.
+//! That time is charged to the client that has caused it: the subscriber for retained messages, the publisher for filters,
+//! because a topic of few levels visits few of them, whatever filters others have. All charged clients
+//! share a quarter of the time, and each owner (a user, all guests together, all upstreams together) gets the same part of
+//! it. An owner that has used up its part waits for its turn before its next search or publication. Clients that are never
+//! charged are never looked up here.
+//!
+//! The dispatcher charges a publication only when it gets to it, so what may wait for it is limited: a batch of a client has
+//! at most [`MOST_DEEP`] changes of topics with more levels than usual, and while such a batch is on its way the next one
+//! waits.
+//!
+//! [`MOST_DEEP`]: crate::message::MOST_DEEP
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -20,8 +29,8 @@ use tokio::time::Instant;
 use crate::message::{Origin, Owner};
 
 /// The steps of any search that are free.
-const FREE_STEPS: usize = 256;
-/// The steps that lead to one message and are covered by it.
+pub(crate) const FREE_STEPS: usize = 256;
+/// The steps that lead to one message or delivery and are covered by it.
 const STEPS_PER_DELIVERY: usize = 4;
 /// Charged searches may use one part in this many of the time.
 const PART: u32 = 4;
@@ -35,7 +44,7 @@ const MOST_CLIENTS: usize = 4096;
 
 /// The progress of a search.
 #[derive(Debug, Default)]
-pub(crate) struct Walk {
+pub struct Walk {
     pub(super) steps: usize,
     /// The processor time of the thread when the free steps had been used.
     since: Option<Duration>,
@@ -83,7 +92,7 @@ struct Charged {
 }
 
 impl Meter {
-    /// Charges a client for time. The gateway's own searches are not charged.
+    /// Charges a client for time. The gateway's own searches and publications are not charged.
     pub(crate) fn charge(&self, origin: Origin, cost: Duration) {
         if cost.is_zero() || origin.owner == Owner::HOUSE {
             return;
@@ -108,7 +117,7 @@ impl Meter {
         self.is_any.store(true, Ordering::Relaxed);
     }
 
-    /// The time until which a client must wait before its next search; `None` if it need not wait.
+    /// The time until which a client must wait before its next search or publication; `None` if it need not wait.
     pub(crate) fn turn(&self, origin: Origin) -> Option<Instant> {
         if !self.is_any.load(Ordering::Relaxed) {
             return None;

@@ -28,7 +28,7 @@ pub(crate) mod inbox;
 pub(crate) mod ingress;
 mod keeping;
 pub(crate) mod live;
-pub(crate) mod meter;
+pub mod meter;
 mod publish;
 pub(crate) mod receiving;
 pub(crate) mod retained;

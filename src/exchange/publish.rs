@@ -7,7 +7,7 @@ use crate::journal::ConsumerId;
 use crate::message::{BatchBuilder, Draft, Origin};
 
 impl Ingress {
-    /// Publishes one message, and waits while live subscribers are too far behind.
+    /// Publishes one message, and waits while live subscribers are too far behind, and for the publisher's turn.
     pub(crate) async fn publish(&self, draft: &Draft<'_>) -> Result<Receipt, IngressError> {
         self.publish_received(draft, None).await
     }
@@ -21,6 +21,7 @@ impl Ingress {
     ) -> Result<Receipt, IngressError> {
         let mut batch = BatchBuilder::default();
         batch.push(draft);
+        self.turn(draft.origin).await;
         let ids = received.map(|(consumer, packet_id)| (consumer, [(0, packet_id)]));
         loop {
             let room = self.room().notified();
@@ -32,7 +33,7 @@ impl Ingress {
         }
     }
 
-    /// Waits for the turn of a client whose searches have cost much.
+    /// Waits for the turn of a client that has cost the others much.
     pub async fn turn(&self, client: Origin) {
         while let Some(turn) = self.meter().turn(client) {
             sleep_until(turn).await;

@@ -8,6 +8,7 @@ use smallvec::SmallVec;
 
 use super::filters::FilterTree;
 use super::inbox::Inbox;
+use super::meter::Walk;
 use crate::message::{Origin, Qos};
 
 /// How a subscriber wants the messages of a filter.
@@ -145,14 +146,14 @@ pub(super) struct Matcher {
 
 impl Matcher {
     /// Finds the subscriptions for messages on a topic from this sequence number on.
-    pub(super) fn select(&mut self, subscribers: &Subscribers, topic: &str, seq: u64) {
+    pub(super) fn select(&mut self, subscribers: &Subscribers, topic: &str, seq: u64, walk: &mut Walk) {
         let version = subscribers.version.load(Ordering::Acquire);
         if self.version != Some(version) || self.topic != topic {
             self.version = Some(version);
             self.topic.clear();
             self.topic.push_str(topic);
             self.selected.clear();
-            subscribers.tree.read().matches(topic, |found| {
+            subscribers.tree.read().matches(topic, walk, |found| {
                 let last = self.selected.last_mut();
                 if !last.is_some_and(|last| last.absorbs(found, seq)) {
                     self.selected.push(found.clone());
@@ -185,7 +186,7 @@ mod tests {
             subscribers.insert(&levels.join("/"), &subscriber, options, 3, true);
         }
         let mut matcher = Matcher::default();
-        matcher.select(&subscribers, &["a"; 12].join("/"), 3);
+        matcher.select(&subscribers, &["a"; 12].join("/"), 3, &mut Walk::default());
         // an entry of another subscriber with the same filters is between them in the tree
         let both = Subscribers::default();
         let options =
@@ -196,16 +197,16 @@ mod tests {
             }
         }
         let mut of_both = Matcher::default();
-        of_both.select(&both, "a/a", 3);
+        of_both.select(&both, "a/a", 3, &mut Walk::default());
         assert_eq!(of_both.selected.len(), 2);
         let options = matcher.selected[0].options;
         assert_eq!((matcher.selected.len(), options.qos), (1, Qos::ExactlyOnce));
         assert!(options.retain_as_published);
         // entries that begin within the examined stretch cannot be merged
-        matcher.select(&subscribers, &["a"; 12].join("/"), 2);
+        matcher.select(&subscribers, &["a"; 12].join("/"), 2, &mut Walk::default());
         assert_eq!(matcher.selected.len(), 1, "remembered");
         let mut matcher = Matcher::default();
-        matcher.select(&subscribers, &["a"; 12].join("/"), 2);
+        matcher.select(&subscribers, &["a"; 12].join("/"), 2, &mut Walk::default());
         assert_eq!(matcher.selected.len(), 4096);
     }
 }

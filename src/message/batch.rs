@@ -3,10 +3,15 @@
 
 use bytes::{BufMut, Bytes, BytesMut};
 
+use super::topic::{USUAL_LEVELS, levels};
 use super::{BATCH_HEADER, Draft, HEADER, Message, MessageRef, counted, u32_at, u64_at};
 
 /// A batch may keep at most this many times its own size in memory.
 const MOST_SLACK: usize = 4;
+
+/// The most changes of topics of more than [`USUAL_LEVELS`] levels in one batch of a client, because each may cost the
+/// others much.
+pub(crate) const MOST_DEEP: usize = 8;
 
 /// A buffer larger than this is not reused for the next batch.
 const KEPT: usize = 128 << 10;
@@ -19,15 +24,30 @@ pub struct BatchBuilder {
     allocated: usize,
     count: u32,
     has_retain: bool,
+    /// Messages with more than [`USUAL_LEVELS`] levels whose topic is not that of the last such message.
+    deep: usize,
+    /// The place of the last message with such a topic.
+    last_deep: Option<usize>,
 }
 
 impl BatchBuilder {
     /// Adds a message.
     pub fn push(&mut self, draft: &Draft<'_>) {
+        self.push_of_levels(draft, levels(draft.topic));
+    }
+
+    /// Adds a message whose topic is known to have this many levels.
+    pub(crate) fn push_of_levels(&mut self, draft: &Draft<'_>, levels: usize) {
         if self.bytes.is_empty() {
             // a batch often has one message, and reserving header and message in two steps would allocate twice
             self.bytes.reserve(BATCH_HEADER + draft.encoded_len());
             self.bytes.put_u64_le(0);
+        }
+        if levels > USUAL_LEVELS {
+            let is_same =
+                self.last_deep.is_some_and(|at| MessageRef { bytes: &self.bytes[at..] }.topic() == draft.topic);
+            self.deep += usize::from(!is_same);
+            self.last_deep = Some(self.bytes.len());
         }
         draft.encode(&mut self.bytes);
         self.allocated = self.allocated.max(self.bytes.capacity());
@@ -48,6 +68,11 @@ impl BatchBuilder {
         self.count == 0
     }
 
+    /// The number of changes of topics of more than [`USUAL_LEVELS`] levels.
+    pub(crate) fn deep(&self) -> usize {
+        self.deep
+    }
+
     /// Bytes so far, with the header.
     pub(crate) fn size(&self) -> usize {
         self.bytes.len()
@@ -61,6 +86,7 @@ impl BatchBuilder {
     pub(crate) fn finish(&mut self, seq: u64) -> Batch {
         self.count = 0;
         self.has_retain = false;
+        (self.deep, self.last_deep) = (0, None);
         if self.bytes.is_empty() {
             self.bytes.put_u64_le(0);
         }
@@ -252,6 +278,21 @@ mod tests {
 
     fn draft<'a>(topic: &'a str, payload: &'a [u8]) -> Draft<'a> {
         Draft { qos: Qos::AtLeastOnce, ..Draft::new(topic, payload) }
+    }
+
+    #[test]
+    fn topics_of_many_levels_are_counted_when_they_change() {
+        let mut builder = BatchBuilder::default();
+        for (topic, count) in
+            [("a/b/c/d/e/f/g", 0), ("1/2/3/4/5/6/7/8", 1), ("1/2/3/4/5/6/7/8", 1), ("a", 1), ("///////", 2)]
+        {
+            builder.push(&draft(topic, b"x"));
+            assert_eq!(builder.deep(), count, "{topic}");
+        }
+        builder.finish(0);
+        assert_eq!(builder.deep(), 0);
+        builder.push(&draft("///////", b"x"));
+        assert_eq!(builder.deep(), 1);
     }
 
     #[test]

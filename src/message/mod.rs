@@ -37,9 +37,9 @@ use bytes::{BufMut, Bytes, BytesMut};
 pub(crate) use self::alive::alive;
 use self::alive::counted;
 pub use self::batch::BatchBuilder;
-pub(crate) use self::batch::{Batch, Entry, Packed};
+pub(crate) use self::batch::{Batch, Entry, MOST_DEEP, Packed};
 use self::fnv::Fnv;
-pub(crate) use self::topic::{Topic, TopicError};
+pub(crate) use self::topic::{Topic, TopicError, levels};
 pub use self::topic::{TopicFilter, check_filter, check_topic, covers, matches, overlap};
 
 /// Name of the MQTT 5 user property that carries the id of a traced message.

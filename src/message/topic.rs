@@ -46,6 +46,15 @@ pub fn check_topic(topic: &str) -> Result<(), TopicError> {
     Ok(())
 }
 
+/// A topic of this many levels visits few nodes of a tree of filters, whatever filters there are: one for each level, twice
+/// as many at each wildcard, so fewer than 256.
+pub(crate) const USUAL_LEVELS: usize = 7;
+
+/// The number of levels of a topic or a topic filter.
+pub(crate) fn levels(topic: &str) -> usize {
+    1 + topic.bytes().filter(|byte| *byte == b'/').count()
+}
+
 /// Checks that `filter` is a topic filter [MQTT-4.7.1]; a shared subscription is checked by its inner filter.
 pub fn check_filter(filter: &str) -> Result<(), TopicError> {
     if filter.is_empty() {

@@ -106,6 +106,7 @@ fn filters_of_two_hundred_levels_are_as_large_as_they_are_long() {
 /// The number of messages that two clients exchange while a greedy client causes much work.
 const INNOCENT: usize = 5;
 const PUBLISH: u8 = 3;
+const PINGRESP: u8 = 13;
 /// The longest time for all turns of a greedy client.
 const PATIENCE: Duration = Duration::from_secs(120);
 
@@ -132,6 +133,38 @@ fn others_go_on(gateway: &Gateway, mut greedy: Client, burst: &[u8], last: u8) {
     // and all requests are processed in the end
     is_done.recv_timeout(PATIENCE).expect("the greedy client has its turns");
     waiting.join().unwrap();
+}
+
+/// All filters of twelve levels that select a topic of these levels.
+fn overlapping(levels: [&str; 12]) -> Vec<String> {
+    let filter = |number: usize| -> Vec<&str> {
+        levels.iter().enumerate().map(|(at, level)| if number >> at & 1 == 1 { "+" } else { *level }).collect()
+    };
+    (0..1 << 12).map(|number| filter(number).join("/")).collect()
+}
+
+fn subscribe_in_parts(client: &mut Client, filters: &[String], options: u8) {
+    for some in filters.chunks(1000) {
+        let some: Vec<(&str, u8)> = some.iter().map(|filter| (filter.as_str(), options)).collect();
+        assert_eq!(client.subscribe_all(&some, &Properties::new()), vec![options & 3; some.len()]);
+    }
+}
+
+#[test]
+fn whoever_publishes_to_thousands_of_overlapping_filters_waits_for_its_turns() {
+    let mut gateway = Gateway::start();
+    for (name, is_persistent) in [("live", false), ("kept", true)] {
+        let connect = Connect::v5(name);
+        let mut greedy = if is_persistent { connect.persistent() } else { connect }.open(gateway.port);
+        subscribe_in_parts(&mut greedy, &overlapping(["a"; 12]), u8::from(is_persistent));
+        let topics = [["a"; 12].join("/"), format!("b/{}", ["a"; 11].join("/"))];
+        let one = |number: usize| publish(topics[number % 2].as_bytes(), b"x", 0x30, None, Some(&Properties::new()));
+        let burst: Vec<u8> = (0..800).flat_map(one).chain([0xc0, 0]).collect();
+        let publisher = Connect::v5(&format!("publisher-{name}")).open(gateway.port);
+        others_go_on(&gateway, publisher, &burst, PINGRESP);
+        greedy.disconnect();
+    }
+    assert_it_serves(&mut gateway);
 }
 
 #[test]

@@ -18,7 +18,7 @@ use crate::exchange::receiving::FREE;
 use crate::exchange::shared::SharedGroup;
 use crate::exchange::subscribers::SubscriptionOptions;
 use crate::journal::{Note, Outcome, Position};
-use crate::message::{Draft, Qos, check_filter, via};
+use crate::message::{Draft, MOST_DEEP, Qos, check_filter, levels, via};
 use crate::mqtt::write::AckPacket;
 use crate::mqtt::{
     Error, Frame, PacketType, Publish, Reason, RetainHandling, Subscribe, SubscribeFilter, Unsubscribe, Version,
@@ -50,11 +50,8 @@ impl BrokerConnection {
         let result = loop {
             match frame(&bytes[at..], max, self.version) {
                 Ok(Some(found)) => {
-                    if matches!(found.kind, PacketType::Subscribe | PacketType::Unsubscribe) {
-                        self.held_until = self.turn().max(self.card_turn());
-                        if self.held_until.is_some() {
-                            break Ok(());
-                        }
+                    if !self.may_begin(found.kind) {
+                        break Ok(());
                     }
                     packets += 1;
                     let packet = &bytes[at..at + found.len];
@@ -65,7 +62,7 @@ impl BrokerConnection {
                     if let Err(end) = self.packet(&found, packet) {
                         break Err(end);
                     }
-                    if self.batch.size() >= BATCH_SIZE && placed {
+                    if (self.batch.size() >= BATCH_SIZE && placed) || self.is_deep() {
                         match self.place() {
                             Ok(now) => placed = now,
                             Err(end) => break Err(end),
@@ -80,8 +77,10 @@ impl BrokerConnection {
         *input = bytes;
         self.consume(input, at);
         self.core.stats.packets_received.add(packets);
-        // the packets before an invalid one were valid
-        placed = self.place()?;
+        // the packets before an invalid one were valid; what waits behind a batch without room is not processed here
+        if result.is_err() || !self.is_deep() {
+            placed = self.place()?;
+        }
         result.map(|()| placed)
     }
 
@@ -92,7 +91,23 @@ impl BrokerConnection {
         is_kept.then(|| self.core.allowance.until(&self.holder)).flatten()
     }
 
-    /// When this client may search the retained messages again, if it has searched them too much.
+    /// Whether a packet of this type may be processed now. If not, it waits with all that follow, for the client's turn or
+    /// for room.
+    fn may_begin(&mut self, kind: PacketType) -> bool {
+        self.held_until = match kind {
+            PacketType::Subscribe | PacketType::Unsubscribe => self.turn().max(self.card_turn()),
+            PacketType::Publish if self.batch.is_empty() => self.turn(),
+            _ => None,
+        };
+        self.held_until.is_none() && !(kind == PacketType::Publish && self.is_deep())
+    }
+
+    /// Whether the batch has as many topics of many levels as it may have.
+    pub(super) fn is_deep(&self) -> bool {
+        self.batch.deep() >= MOST_DEEP
+    }
+
+    /// When this client may make the others wait again, if it has cost them too much.
     pub(super) fn turn(&mut self) -> Option<Instant> {
         self.first_turn.take_if(|turn| *turn <= Instant::now());
         self.first_turn.max(self.core.ingress.meter().turn(self.origin))
@@ -215,7 +230,8 @@ impl BrokerConnection {
     /// through this gateway before; it is acknowledged and dropped.
     fn push(&mut self, publish: &Publish<'_>, is_repeated: bool) -> Result<Result<(), Reason>, ConnectionEnd> {
         let topic = self.aliases.topic_of(publish)?;
-        if topic.bytes().filter(|byte| *byte == b'/').count() >= MAX_LEVELS {
+        let levels = levels(topic);
+        if levels > MAX_LEVELS {
             let client_id = &*self.identity.client_id;
             self.core.stats.publish_dropped.add(1);
             if let Some(more_since_last) = self.core.access.limiter.due(network(self.address), (client_id, "levels")) {
@@ -233,7 +249,7 @@ impl BrokerConnection {
             return Ok(Err(Reason::SUCCESS));
         }
         if !is_repeated {
-            self.batch.push(&Draft {
+            let draft = Draft {
                 topic,
                 payload: publish.payload,
                 qos: publish.qos,
@@ -242,7 +258,8 @@ impl BrokerConnection {
                 expiry: publish.expiry,
                 boot_ms: *self.read_at.get_or_insert_with(|| self.core.ingress.clock().boot_ms()),
                 origin: self.origin,
-            });
+            };
+            self.batch.push_of_levels(&draft, levels);
         }
         Ok(Ok(()))
     }
@@ -477,6 +494,5 @@ fn checked(filter: &str) -> Option<(bool, &str)> {
     } else {
         (false, filter)
     };
-    let fits = inner.bytes().filter(|byte| *byte == b'/').count() < MAX_LEVELS;
-    (fits && check_filter(inner).is_ok()).then_some((shared, inner))
+    (levels(inner) <= MAX_LEVELS && check_filter(inner).is_ok()).then_some((shared, inner))
 }

@@ -177,6 +177,7 @@ impl BrokerConnection {
     fn may_read(&mut self, pace: &mut ClientPace, input: &mut BytesMut) -> bool {
         let is_open = self.held_until.is_none()
             && self.batch.size() < BATCH_FULL
+            && !self.is_deep()
             && self.acks.len() < ACKS_FULL
             && self.subacks.len() < SUBACKS_FULL
             && self.subacks.iter().map(|(_, answer)| answer.len()).sum::<usize>() < ANSWERS_FULL

@@ -11,6 +11,7 @@ use super::replies::Replies;
 use crate::access::quota::Holding;
 use crate::exchange::delivery::{Grant, Queued, Share};
 use crate::exchange::filters::FilterTree;
+use crate::exchange::meter::Walk;
 use crate::exchange::shared::SharedGroup;
 use crate::exchange::subscribers::SubscriptionOptions;
 use crate::exchange::waiting::Left;
@@ -372,7 +373,8 @@ impl Session {
     /// How to deliver a message from the journal to the present subscriptions; `None` if none of them matches.
     pub(crate) fn grant(&self, message: MessageRef<'_>) -> Option<Grant> {
         let mut granted: Option<Grant> = None;
-        self.own.matches(message.topic(), |options| {
+        let mut walk = Walk::default();
+        self.own.matches(message.topic(), &mut walk, |options| {
             if options.no_local && message.origin() == Origin::client(&self.owner) {
                 return;
             }
@@ -387,7 +389,7 @@ impl Session {
             grant.ids.extend(options.id);
         });
         if granted.is_none() && !self.shared.is_empty() {
-            self.shared.matches(message.topic(), |options| {
+            self.shared.matches(message.topic(), &mut walk, |options| {
                 let ids = options.id.into_iter().collect();
                 let retain = options.retain_as_published && message.retain();
                 let qos = options.qos.min(message.qos());

@@ -8,6 +8,7 @@ mod carried;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use parking_lot::Mutex;
 use smallvec::SmallVec;
@@ -18,7 +19,7 @@ use self::carried::Carried;
 use super::filters::{FilterTree, names_first_level};
 use super::keeping::{retains, write};
 use super::live::{LiveLink, Room, RouterError, empty_batch};
-use super::meter::{Meter, Walk};
+use super::meter::{FREE_STEPS, Meter, Walk};
 use super::receiving::Receiving;
 use super::retained::{Portion, Retained, SelectedRetained};
 use super::shared::SharedGroup;
@@ -132,7 +133,7 @@ pub(super) struct IngressInner {
     max_packet_size: AtomicUsize,
     traces: Traces,
     receiving: Receiving,
-    pub(super) meter: Meter,
+    pub(super) meter: Arc<Meter>,
 }
 
 /// A clock with a `Debug` implementation.
@@ -159,7 +160,7 @@ impl Ingress {
         stats: Arc<Stats>,
         clock: SharedClock,
     ) -> Ingress {
-        let room = link.room();
+        let (room, meter) = (link.room(), link.meter().clone());
         let sequencer =
             Sequencer { next_seq: 0, link, retained, routes: FilterTree::default(), upstream_filters: Vec::new() };
         let clock = ShownClock(clock);
@@ -176,7 +177,7 @@ impl Ingress {
                 max_packet_size: AtomicUsize::new(usize::MAX),
                 traces: Traces::default(),
                 receiving: Receiving::default(),
-                meter: Meter::default(),
+                meter,
             }),
         }
     }
@@ -218,7 +219,9 @@ impl Ingress {
         let has_retain = batch.has_retain();
         let count = batch.len();
         let mut sequencer = self.inner.sequencer.lock();
-        if !sequencer.link.has_room() || sequencer.link.is_held(batch) {
+        // with few filters no topic can visit many
+        let is_deep = batch.deep() > 0 && sequencer.routes.len().max(self.inner.subscribers.len()) > FREE_STEPS;
+        if !sequencer.link.has_room() || is_deep && sequencer.link.is_deep() || sequencer.link.is_held(batch) {
             return Ok(None);
         }
         let seq = sequencer.next_seq;
@@ -233,7 +236,7 @@ impl Ingress {
         }
         let count = count - accepted.refused.len() as u32;
         sequencer.next_seq = seq + u64::from(count);
-        sequencer.link.publish(placed, count)?;
+        sequencer.link.publish(placed, count, is_deep)?;
         Ok(Some(accepted))
     }
 
@@ -251,12 +254,14 @@ impl Ingress {
         let mut appender = self.inner.journal.appender();
         let mut ids = received.map_or(&[][..], |(_, ids)| ids).iter().peekable();
         let mut for_groups: SmallVec<[(&Arc<SharedGroup>, Message); 2]> = SmallVec::new();
+        let mut cost = Duration::ZERO;
         for (at, entry) in batch.iter().enumerate() {
             let message = entry.message;
             let mut consumers: SmallVec<[ConsumerId; 4]> = SmallVec::new();
             let mut groups: SmallVec<[&Arc<SharedGroup>; 2]> = SmallVec::new();
             let mut upstreams = 0;
-            sequencer.routes.matches(message.topic(), |route| match route {
+            let mut walk = Walk::default();
+            sequencer.routes.matches(message.topic(), &mut walk, |route| match route {
                 Route::Upstream { consumer, origin, is_named } => {
                     let is_wanted = *is_named || message.origin() != announcer;
                     if is_wanted && message.origin() != *origin && !consumers.contains(consumer) {
@@ -275,6 +280,7 @@ impl Ingress {
                 }
                 Route::Shared { group, .. } => groups.push(group),
             });
+            cost += walk.cost(consumers.len() + groups.len());
             let packet_id = ids.next_if(|(place, _)| *place == at as u32).map(|(_, packet_id)| *packet_id);
             let received = received.map(|(session, _)| session).zip(packet_id);
             let kept = retains(self.stats(), &sequencer.retained, message)
@@ -314,6 +320,9 @@ impl Ingress {
         }
         if expires {
             self.inner.expires.notify_one();
+        }
+        if let Some(first) = batch.iter().next() {
+            self.inner.meter.charge(first.message.origin(), cost);
         }
         accepted
     }

@@ -29,6 +29,7 @@ use tracing::error;
 
 use super::fanout::Fanout;
 use super::hold::{Holds, STEP};
+use super::meter::Meter;
 use super::stats::Stats;
 use super::subscribers::{Subscriber, Subscribers};
 use crate::health::{self, Overdue, Pulse};
@@ -82,6 +83,8 @@ struct Flow {
 pub(crate) struct LiveLink {
     link: LinkTx,
     flow: Arc<Flow>,
+    /// The sequence number after the last batch on its way through the router that has topics of many levels.
+    deep_until: u64,
     fanout: Fanout,
     stats: Arc<Stats>,
 }
@@ -106,7 +109,7 @@ pub(crate) fn start(subscribers: Arc<Subscribers>, stats: Arc<Stats>) -> Result<
         ..RouterConfig::default()
     };
     let router = Router::new(0, config).spawn();
-    let flow = Arc::new(Flow::default());
+    let (flow, meter) = (Arc::new(Flow::default()), Arc::new(Meter::default()));
     let (publishing, _, _) = LinkBuilder::new("publish", router.clone()).dynamic_filters(true).build()?;
     let (mut link, mut notifications, _) = LinkBuilder::new("dispatch", router).build()?;
     subscribe(&mut link, &mut notifications)?;
@@ -115,10 +118,10 @@ pub(crate) fn start(subscribers: Arc<Subscribers>, stats: Arc<Stats>) -> Result<
         notifications,
         next_packet_id: 1,
         flow: flow.clone(),
-        fanout: Fanout::new(subscribers.clone()),
+        fanout: Fanout::new(subscribers.clone(), meter.clone()),
         stats: stats.clone(),
     };
-    Ok((LiveLink { link: publishing, flow, fanout: Fanout::new(subscribers), stats }, dispatcher))
+    Ok((LiveLink { link: publishing, flow, deep_until: 0, fanout: Fanout::new(subscribers, meter), stats }, dispatcher))
 }
 
 fn subscribe(link: &mut LinkTx, notifications: &mut LinkRx) -> Result<(), RouterError> {
@@ -168,6 +171,19 @@ impl LiveLink {
         self.flow.appended.load(Ordering::Relaxed) - self.flow.consumed.load(Ordering::SeqCst) < WINDOW
     }
 
+    /// Whether a batch with topics of many levels is on its way through the router. If so, publishers of such topics are
+    /// woken once it has been dispatched.
+    pub(crate) fn is_deep(&self) -> bool {
+        let is_on_its_way = || self.flow.next_seq.load(Ordering::Relaxed) < self.deep_until && !self.is_quiet();
+        if !is_on_its_way() {
+            return false;
+        }
+        self.flow.publishers_wait.store(true, Ordering::SeqCst);
+        // checked again, because the dispatcher now knows that somebody waits
+        self.flow.consumed.load(Ordering::SeqCst);
+        is_on_its_way()
+    }
+
     /// Whether the publisher of this batch is held for a reader to which it publishes ([`super::hold`]).
     pub(crate) fn is_held(&mut self, batch: &BatchBuilder) -> bool {
         let holds = &self.flow.holds;
@@ -184,17 +200,22 @@ impl LiveLink {
         holds.wait();
         let is_full = |reader: &Arc<Subscriber>| reader.inbox.is_full();
         let next = self.flow.next_seq.load(Ordering::Relaxed);
-        batch.iter().take(looked_at).any(|entry| self.fanout.readers(entry.message, next).any(is_full))
+        let is_held = batch.iter().take(looked_at).any(|entry| self.fanout.readers(entry.message, next).any(is_full));
+        self.fanout.charge(first.message.origin());
+        is_held
     }
 
     /// Publishes a batch of this many messages: directly into the inboxes if nothing is on the way through the router and
-    /// the batch is small, otherwise through the router.
-    pub(crate) fn publish(&mut self, batch: Batch, messages: u32) -> Result<(), RouterError> {
+    /// the batch is small, otherwise through the router. `is_deep` says whether it has topics of many levels.
+    pub(crate) fn publish(&mut self, batch: Batch, messages: u32, is_deep: bool) -> Result<(), RouterError> {
         if messages <= STRAIGHT && self.is_quiet() {
             self.flow.next_seq.store(batch.seq() + u64::from(messages), Ordering::Relaxed);
             self.fanout.collect(&batch);
             self.fanout.deliver(&self.flow.holds, &self.stats, &batch);
             return Ok(());
+        }
+        if is_deep {
+            self.deep_until = batch.seq() + u64::from(messages);
         }
         self.route(batch)
     }
@@ -216,6 +237,11 @@ impl LiveLink {
         let publish =
             protocol::Publish::new(bytes::Bytes::from_static("\u{e9}".as_bytes()), bytes::Bytes::new(), false);
         send(&mut self.link, Packet::Publish(publish, None)).unwrap();
+    }
+
+    /// Where publishers are charged.
+    pub(crate) fn meter(&self) -> &Arc<Meter> {
+        self.fanout.meter()
     }
 
     /// A handle to wait for room without the link.

@@ -75,7 +75,7 @@ async fn who_publishes_to_a_full_queue_is_held_before_the_first_batch_is_on_its_
         }
         builder
     };
-    link.publish(batch("first", "full/1", 40).finish(0), 40).unwrap();
+    link.publish(batch("first", "full/1", 40).finish(0), 40, false).unwrap();
     while !subscriber.inbox.is_full() {
         tokio::task::yield_now().await;
     }
@@ -83,6 +83,35 @@ async fn who_publishes_to_a_full_queue_is_held_before_the_first_batch_is_on_its_
         assert!(link.is_held(&batch("first", "full/1", messages)), "{messages} of the one who has filled it");
         assert!(link.is_held(&batch("another", "full/2", messages)), "{messages} of another");
         assert!(!link.is_held(&batch("another", "elsewhere", messages)), "{messages} for others");
+    }
+    cancel.cancel();
+    running.await.unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn while_a_batch_with_topics_of_many_levels_is_on_its_way_the_next_one_waits() {
+    let starting = tokio::task::spawn_blocking(|| start(Arc::default(), Arc::default()));
+    let (mut link, dispatcher) = starting.await.unwrap().unwrap();
+    let batch = |messages: u32| {
+        let mut builder = BatchBuilder::default();
+        (0..messages).for_each(|_| builder.push(&crate::message::Draft::new("1/2/3/4/5/6/7/8", b"x")));
+        builder
+    };
+    link.publish(batch(STRAIGHT).finish(0), STRAIGHT, true).unwrap();
+    assert!(!link.is_deep(), "it was dispatched at once");
+    let seq = u64::from(STRAIGHT);
+    link.publish(batch(20).finish(seq), 20, false).unwrap();
+    assert!(!link.is_deep());
+    link.publish(batch(1).finish(seq + 20), 1, true).unwrap();
+    let room = link.room();
+    let freed = room.notified();
+    assert!(link.is_deep() && room.is_held());
+    let cancel = CancellationToken::new();
+    let (_taker, pulse) = PulseTaker::new();
+    let running = tokio::spawn(dispatcher.run(cancel.clone(), || Ok(()), pulse));
+    timeout(Duration::from_secs(20), freed).await.expect("whoever waits is woken");
+    while link.is_deep() {
+        tokio::task::yield_now().await;
     }
     cancel.cancel();
     running.await.unwrap().unwrap();
@@ -119,7 +148,7 @@ async fn batches_arrive_in_order_whichever_way_they_take() {
         if !link.has_room() {
             notified.await;
         }
-        link.publish(builder.finish(seq), count).unwrap();
+        link.publish(builder.finish(seq), count, false).unwrap();
         seq += u64::from(count);
         if round % 7 == 0 {
             tokio::task::yield_now().await;
