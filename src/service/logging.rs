@@ -14,6 +14,7 @@ use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::{SubscriberInitExt, TryInitError};
 use tracing_subscriber::{EnvFilter, Registry, reload};
 
+use super::lines::LogLines;
 use super::problems::ProblemsLayer;
 use crate::health::LoggedProblems;
 use crate::time::zone;
@@ -49,7 +50,11 @@ impl Logging {
         let journal = stderr_is_journal().then(journal_layer).and_then(Result::ok);
         let stderr = journal.is_none().then(|| {
             let colour = io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
-            tracing_subscriber::fmt::layer().compact().with_timer(LocalTime).with_ansi(colour).with_writer(io::stderr)
+            tracing_subscriber::fmt::layer()
+                .compact()
+                .with_timer(LocalTime)
+                .with_ansi(colour)
+                .with_writer(LogLines::stderr())
         });
         let problems = ProblemsLayer(problems);
         tracing_subscriber::registry().with(filter).with(journal).with(stderr).with(problems).try_init()?;
