@@ -71,7 +71,8 @@ fn decode(whole: &Frame, packet: &[u8], body: &[u8], version: Version) {
 
 /// A whole connection. Whatever bytes the client sends, the session ends with the connection and without a panic.
 pub(super) fn packets(data: &[u8]) {
-    let House { runtime, core } = house();
+    let house = house();
+    let House { runtime, core, .. } = house;
     runtime.block_on(async {
         let (mut client, server) = tokio::io::duplex(1 << 20);
         let (reader, writer) = tokio::io::split(server);
@@ -85,6 +86,7 @@ pub(super) fn packets(data: &[u8]) {
         if let Some(first) = said.first() {
             assert_eq!(*first, 0x20, "the first that a server says is CONNACK");
         }
+        house.has_served().await;
     });
     assert_eq!(core.stats.panics.get(), 0, "a session has panicked");
 }

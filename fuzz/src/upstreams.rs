@@ -161,7 +161,7 @@ const STEPS: usize = 16;
 /// The task of an upstream with waiting messages. It survives all bytes of the upstream, and every accepted message is
 /// acknowledged, set aside with a reason, or still waits.
 pub(super) fn task(data: &[u8]) {
-    let House { runtime, core } = house();
+    let House { runtime, core, .. } = house();
     let mut source = Source(data);
     let flags = source.byte();
     let mut upstream = (*settings()).clone();

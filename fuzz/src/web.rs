@@ -33,7 +33,7 @@ fn here() -> SocketAddr {
 fn whole() -> &'static Arc<Site> {
     static SITE: OnceLock<Arc<Site>> = OnceLock::new();
     SITE.get_or_init(|| {
-        let House { runtime, core } = house();
+        let House { runtime, core, .. } = house();
         let cancel = CancellationToken::new();
         let hub = Hub::new(core.ingress.clone());
         let (_, pulse) = PulseTaker::new();
@@ -79,7 +79,8 @@ fn whole() -> &'static Arc<Site> {
 
 /// A connection to the port. Whatever the request is, the answer is HTTP/1, and the connection ends afterwards.
 pub(super) fn http(data: &[u8]) {
-    let House { runtime, core } = house();
+    let house = house();
+    let House { runtime, core, .. } = house;
     runtime.block_on(async {
         let (ours, theirs) = duplex(1 << 20);
         let serving = tokio::spawn(async move { serve(whole(), theirs, here()).await });
@@ -101,6 +102,7 @@ pub(super) fn http(data: &[u8]) {
             assert!(answer.starts_with(b"HTTP/1."), "an answer that is not HTTP");
             assert!(!answer.starts_with(b"HTTP/1.1 500") && !answer.starts_with(b"HTTP/1.0 500"), "a fault of ours");
         }
+        house.has_served().await;
     });
     assert_eq!(core.stats.panics.get(), 0, "a session has panicked");
 }

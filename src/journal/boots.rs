@@ -53,7 +53,8 @@ impl Boot {
 
 /// The limit of credible clocks: no clock is that wrong.
 const LONGEST_MS: u64 = 1 << 52;
-const MOST_BOOTS: u32 = 1 << 31;
+/// The highest number of a boot. It is the highest that fits into a stamp, and no gateway starts that often.
+const MOST_BOOTS: u32 = (1 << (63 - STAMP_BITS)) - 1;
 
 /// The length of a boot in a table. Its `seen_ms` comes after everything else, because it was added later.
 pub(crate) const BOOT_LEN: usize = 32;
@@ -111,6 +112,8 @@ impl Boots {
 
     /// Starts the boot with this id, unless it is the present one.
     pub(crate) fn enter(&mut self, id: u64) {
+        // nobody but a stranger has written the highest number, and there must be one for this boot
+        self.known.remove(&MOST_BOOTS);
         let same = self.known.iter().find(|(_, boot)| boot.id == id).map(|(number, _)| *number);
         self.current = same.unwrap_or_else(|| self.known.keys().next_back().map_or(1, |last| last + 1));
         self.known.entry(self.current).or_default().id = id;
@@ -250,6 +253,26 @@ mod tests {
     use crate::time::TestClock;
 
     const HOUR: u64 = 3_600_000;
+
+    #[test]
+    fn a_number_of_a_stranger_does_not_make_what_is_written_unreadable() {
+        for number in [MOST_BOOTS - 1, MOST_BOOTS] {
+            let mut boots = Boots::default();
+            boots.learn(3, Boot { id: 30, ..Boot::default() });
+            boots.learn(number, Boot { id: 40, ..Boot::default() });
+            for id in 50..53 {
+                boots.enter(id);
+                assert_eq!(boots.known()[&boots.number()].id, id);
+                for (number, boot) in boots.known() {
+                    let mut record = Vec::new();
+                    encode_boot(*number, boot, &mut record);
+                    assert_eq!(decode_boot(&record), Some((*number, *boot)));
+                }
+                let stamp = boots.stamp(&*TestClock::new(0, 5000));
+                assert!(stamp < 0 && (-stamp >> STAMP_BITS) as u32 == boots.number());
+            }
+        }
+    }
 
     /// The events of a simulated machine.
     #[derive(Clone, Debug)]
