@@ -2,6 +2,8 @@
 
 use std::io::{self, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -126,6 +128,7 @@ pub fn many(broker: Broker, what: Curve, time: Duration) -> io::Result<Figures> 
 /// The settings that make the gateway allow this number. mosquitto has no such limits.
 fn settings(curve: Curve) -> String {
     match curve {
+        Curve::Filters(_, count) => users(count.div_ceil(EACH)),
         Curve::Retained(count) => format!("[broker]\nmax_retained = {}\nmax_retained_size = \"64 MiB\"\n", 2 * count),
         Curve::Sessions(count) => format!("[broker]\nmax_sessions = {}\n{}", 2 * count, users(OWNERS)),
         Curve::Idle(count) => format!("[broker]\nmax_connections = {}\n", 2 * count),
@@ -159,11 +162,26 @@ fn connected(port: u16, network: usize, packet: &[u8]) -> io::Result<TcpStream> 
     Ok(socket)
 }
 
+/// Adds a user name and the password to a CONNECT.
+fn with_user(mut packet: Vec<u8>, user: usize) -> Vec<u8> {
+    packet[9] |= 0xc0;
+    for text in [&format!("user-{user}"), PASSWORD] {
+        packet.extend_from_slice(&(text.len() as u16).to_be_bytes());
+        packet.extend_from_slice(text.as_bytes());
+    }
+    packet[1] = packet.len() as u8 - 2;
+    packet
+}
+
 fn subscribe_all(socket: &mut TcpStream, filters: &[String]) -> io::Result<()> {
     for some in filters.chunks(200) {
         let packets: Vec<u8> = some.iter().flat_map(|filter| wire::subscribe(filter, 0)).collect();
         socket.write_all(&packets)?;
-        socket.read_exact(&mut vec![0; 5 * some.len()])?;
+        let mut answers = vec![0; 5 * some.len()];
+        socket.read_exact(&mut answers)?;
+        if answers.chunks(5).any(|answer| answer[4] >= 0x80) {
+            return Err(io::Error::other("a filter was refused"));
+        }
     }
     Ok(())
 }
@@ -188,17 +206,28 @@ fn measure(curve: Curve, port: u16, time: Duration, broker: &Process) -> io::Res
     }
 }
 
+/// The filters of one client.
+const EACH: usize = 10_000;
+
 /// The number of deliveries per second of messages whose topics are each matched by one of the filters.
 fn filters(shape: Shape, count: usize, port: u16, time: Duration) -> io::Result<f64> {
-    const EACH: usize = 10_000;
     let mut readers = Vec::new();
     for (network, from) in (0..count).step_by(EACH).enumerate() {
-        let mut reader = connected(port, network, &wire::connect(&format!("reader-{from}")))?;
+        // each reader has a user of its own, because no user, and no guests together, may have all subscriptions
+        let connect = with_user(wire::connect(&format!("reader-{from}")), network);
+        let mut reader = connected(port, network, &connect)?;
         let filters: Vec<String> = (from..count.min(from + EACH)).map(|number| shape.filter(number)).collect();
         subscribe_all(&mut reader, &filters)?;
         readers.push(reader);
     }
-    let reading: Vec<_> = readers.into_iter().map(|reader| thread::spawn(move || count_bytes(reader))).collect();
+    let received = Arc::new(AtomicUsize::new(0));
+    let reading: Vec<_> = readers
+        .into_iter()
+        .map(|reader| {
+            let received = received.clone();
+            thread::spawn(move || count_bytes(reader, &received))
+        })
+        .collect();
     let mut publisher = connected(port, 0, &wire::connect("publisher"))?;
     // all packets have the same size
     let packet = |number: usize| wire::publish(&format!("many/{number}/a"), 0, 64 - number.to_string().len()).bytes;
@@ -209,29 +238,38 @@ fn filters(shape: Shape, count: usize, port: u16, time: Duration) -> io::Result<
     while begin.elapsed() < time {
         publisher.write_all(&burst)?;
         sent += burst.len();
-        // publishers wait for earlier deliveries, so that no queue of a reader overflows
         publisher.write_all(&[0xc0, 0])?;
         publisher.read_exact(&mut [0; 2])?;
+        // publishers wait for earlier deliveries, so that no queue of a reader overflows
+        let waiting = Instant::now();
+        while received.load(Ordering::Relaxed) + burst.len() < sent {
+            if waiting.elapsed() > LONGEST_DELIVERY {
+                return Err(io::Error::other("messages were lost"));
+            }
+            thread::yield_now();
+        }
     }
     // one last topic for each reader marks the end
     let last = |number: usize| wire::publish(&format!("many/{number}/a"), 0, 0).bytes;
     (0..count).step_by(EACH).try_for_each(|number| publisher.write_all(&last(number)))?;
-    let mut received = 0;
     for reading in reading {
-        received += reading.join().map_err(|_| io::Error::other("a reader has failed"))??;
+        reading.join().map_err(|_| io::Error::other("a reader has failed"))??;
     }
-    let elapsed = begin.elapsed();
+    let (elapsed, received) = (begin.elapsed(), received.load(Ordering::Relaxed));
     if received < sent {
         return Err(io::Error::other(format!("{} of {sent} bytes lost", sent - received)));
     }
     Ok(received as f64 / packet(0).len() as f64 / elapsed.as_secs_f64())
 }
 
+/// A message that a reader does not have within this time is lost.
+const LONGEST_DELIVERY: Duration = Duration::from_secs(10);
+
 /// Counts the bytes until a message without a payload comes. All other messages have 64 bytes with the number of their
 /// topic.
-fn count_bytes(mut socket: TcpStream) -> io::Result<usize> {
+fn count_bytes(mut socket: TcpStream, bytes: &AtomicUsize) -> io::Result<()> {
     let mut buffer = vec![0; 256 << 10];
-    let (mut held, mut bytes) = (0, 0);
+    let mut held = 0;
     loop {
         held += match socket.read(&mut buffer[held..])? {
             0 => return Err(io::ErrorKind::UnexpectedEof.into()),
@@ -241,10 +279,10 @@ fn count_bytes(mut socket: TcpStream) -> io::Result<usize> {
         while held - at >= 2 && held - at >= 2 + usize::from(buffer[at + 1]) {
             let len = 2 + usize::from(buffer[at + 1]);
             if len < 40 {
-                return Ok(bytes);
+                return Ok(());
             }
-            bytes += len;
             at += len;
+            bytes.fetch_add(len, Ordering::Relaxed);
         }
         buffer.copy_within(at..held, 0);
         held -= at;
@@ -286,15 +324,10 @@ const OWNERS: usize = 19;
 fn persistent(number: usize) -> Vec<u8> {
     let mut packet = wire::connect(&format!("away-{number:05}"));
     packet[9] = 0;
-    if let Some(user) = (number % (OWNERS + 1)).checked_sub(1) {
-        packet[9] = 0xc0;
-        for text in [&format!("user-{user}"), PASSWORD] {
-            packet.extend_from_slice(&(text.len() as u16).to_be_bytes());
-            packet.extend_from_slice(text.as_bytes());
-        }
-        packet[1] = packet.len() as u8 - 2;
+    match (number % (OWNERS + 1)).checked_sub(1) {
+        Some(user) => with_user(packet, user),
+        None => packet,
     }
-    packet
 }
 
 /// Messages for absent clients.
