@@ -324,6 +324,16 @@ async fn what_an_upstream_may_not_send_ends_the_connection_and_is_not_acknowledg
 }
 
 #[tokio::test]
+async fn properties_that_clients_would_not_take_are_left_out() {
+    let (mut connection, mut theirs, _) = opened(Version::V5, 64 << 10).await;
+    let properties = b"\x01\x07\x08\0\x01#\x26\0\x01k\0\x01\0\x26\0\x01a\0\x01b\x03\0\x01\0";
+    theirs.write_all(&[&b"\x30\x1d\0\x01a\x18"[..], properties, b"x"].concat()).await.unwrap();
+    let events = connection.events().await.unwrap();
+    let [ClientEvent::Received(message)] = &events[..] else { panic!("{events:?}") };
+    assert_eq!((&message.properties[..], &message.payload[..]), (&b"\x26\0\x01a\0\x01b"[..], &b"x"[..]));
+}
+
+#[tokio::test]
 async fn a_reason_may_be_long() {
     let (mut connection, mut theirs, _) = opened(Version::V5, 64 << 10).await;
     let long = |first: u8, reason: u8| {

@@ -8,7 +8,7 @@ use rumqttc::v5::mqttbytes::v5::{
 use rumqttc::v5::mqttbytes::{Error, QoS};
 
 use super::{Incoming, v4};
-use crate::message::{Qos, TopicFilter, via};
+use crate::message::{Qos, TopicFilter, check_topic, via};
 use crate::secret::Secret;
 use crate::upstream::properties::gateway_in;
 use crate::upstream::settings::UpstreamSettings;
@@ -131,12 +131,22 @@ fn answer(bytes: &[u8]) -> Option<ClientEvent> {
     }
 }
 
+/// Removes properties with values that the standard forbids and rumqttc lets pass [MQTT-1.5.4-2, MQTT-3.3.2-14, MQTT-5
+/// 3.3.2.3.2]. Local clients that check them would end their own connections.
+fn leave_out_invalid(properties: &mut PublishProperties) {
+    properties.payload_format_indicator.take_if(|format| *format > 1);
+    properties.response_topic.take_if(|topic| check_topic(topic).is_err());
+    properties.content_type.take_if(|content| content.contains('\0'));
+    properties.user_properties.retain(|(name, value)| !name.contains('\0') && !value.contains('\0'));
+}
+
 fn received(publish: Publish) -> Result<InMessage, Broken> {
     let mut properties = publish.properties.unwrap_or_default();
     // no alias was agreed on [MQTT-3.3.2-9], so its topic is unknown and the message would be lost
     if properties.topic_alias.is_some() {
         return Err(Broken::Failed("it sent a topic alias, and none was agreed on".into()));
     }
+    leave_out_invalid(&mut properties);
     let expiry = properties.message_expiry_interval.take();
     let topic = String::from_utf8(publish.topic.into()).map_err(|_| Broken::Garbled)?;
     v4::check(&topic, publish.pkid, publish.qos == QoS::AtMostOnce)?;

@@ -3,7 +3,8 @@
 use tracing::debug;
 
 use super::{Inbound, SessionAction, UpstreamSession};
-use crate::message::Qos;
+use crate::exchange::filters::MAX_LEVELS;
+use crate::message::{Qos, levels};
 use crate::upstream::properties;
 use crate::upstream::rule::UpstreamRules;
 use crate::upstream::wire::InMessage;
@@ -28,10 +29,14 @@ impl UpstreamSession {
         actions
     }
 
-    /// Maps a message from the upstream. `None` means that no rule wants it or that it has passed through this gateway; it
-    /// must be acknowledged at once.
+    /// Maps a message from the upstream. `None` means that no rule wants it, that its topic has too many levels, or that it
+    /// has passed through this gateway; it must be acknowledged at once.
     pub(crate) fn incoming(&self, message: InMessage) -> Option<Inbound> {
         let (topic, qos, keeps_retain) = self.rules.incoming(&message.topic)?;
+        if levels(&topic) > MAX_LEVELS {
+            debug!(upstream = self.name, "not taken from upstream: its topic has more than {MAX_LEVELS} levels");
+            return None;
+        }
         let Some(properties) = properties::down(&message.properties, self.link.and_then(|link| link.gateway)) else {
             debug!(upstream = self.name, topic, "not taken from upstream: it has been here, or in too many gateways");
             return None;

@@ -322,7 +322,11 @@ fn nothing_enters_a_gateway_twice() {
     assert_eq!(inbound.properties, passed(&["00000001", upstream]), "where it came from is noted");
     let was_here = InMessage { properties: passed(&[via::Id::ours().as_str(), upstream]), ..message.clone() };
     assert_eq!(bench.session.incoming(was_here), None);
-    assert_eq!(bench.session.incoming(InMessage { topic: "y".into(), ..message }), None);
+    let at = |topic: String| bench.session.incoming(InMessage { topic, ..message.clone() });
+    assert_eq!(at("y".into()), None);
+    // like topics of clients, those of upstreams have at most 200 levels
+    assert!(at("x".to_owned() + &"/a".repeat(199)).is_some());
+    assert_eq!(at("x".to_owned() + &"/a".repeat(200)), None);
 }
 
 #[test]
