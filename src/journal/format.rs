@@ -280,7 +280,8 @@ impl Header {
             FileKind::Merged { first, upto } => (first, upto),
             _ => (0, 0),
         };
-        self.size <= HUGE && [self.generation, self.base, first, upto].iter().all(|number| *number <= FAR)
+        // what is written after these files has higher numbers, which must be readable too
+        self.size <= HUGE && [self.generation, self.base, first, upto].iter().all(|number| *number <= FAR - HUGE)
     }
 
     /// The lowest generation for which the file stands.
