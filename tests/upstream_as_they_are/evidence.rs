@@ -193,6 +193,28 @@ fn a_message_is_kept_while_no_other_gets_through() {
 }
 
 #[test]
+fn a_message_that_is_never_acknowledged_is_kept_and_does_not_hold_up_the_others() {
+    // as with the queue of one topic that stands still for a while
+    for protocol in [4, 5] {
+        let played = Played::new(|heard| match heard.publish() {
+            Some(publish) if publish.text() == "still" && heard.connection == 0 => Say::Nothing,
+            Some(publish) if publish.text() == "end" && heard.connection == 0 => Say::Close,
+            _ => Say::Usual,
+        });
+        let keys = format!("protocol = {protocol}\nmax_inflight = 4");
+        let (gateway, port) = start(&upstream(played.port, &keys));
+        publish(&gateway, "a", &["0", "still", "1", "2", "3", "4", "5", "6", "7", "8", "9"], false);
+        played.wait_for(&["0", "1", "2", "3", "4", "5", "6", "7", "8", "9"]);
+        gateway.wait_for_line("no longer holds them up");
+        assert_eq!(played.log().connections.len(), 1);
+        publish(&gateway, "a", &["end"], false);
+        played.wait_for(&["still", "end"]);
+        assert_eq!(drained(port), 0);
+        assert_eq!(ledger(port)["acked"], 12);
+    }
+}
+
+#[test]
 fn an_upstream_that_does_not_take_the_retain_flag_gets_messages_without() {
     for protocol in [4, 5] {
         let played = Played::new(move |heard| match heard.publish() {

@@ -61,6 +61,10 @@ use crate::status::ledger::{Counts, DropReason, LedgerOutcome};
 pub(crate) const STRIKES: u32 = 3;
 /// An upstream that owes answers and sends none for this long counts as dead, in milliseconds.
 pub(crate) const ANSWER_TIMEOUT_MS: u64 = 60_000;
+/// The time for which a message holds up those behind it although the upstream has acknowledged some of them.
+const PASSED_MS: u64 = 10_000;
+/// The most messages of a lane that are settled before one that is passed over. After a crash they may be sent once more.
+const MOST_PASSED: u64 = 500;
 
 /// Refusals that do not concern the message: packet identifier in use, quota exceeded.
 const TRANSIENT: [u8; 2] = [IN_USE, 0x97];
@@ -142,6 +146,8 @@ struct SentMessage {
     again: bool,
     /// Whether it is held back, to see whether others get through.
     held: bool,
+    /// Whether those behind it are settled before it.
+    is_passed: bool,
     /// Whether it was sent with the retain flag.
     retain: bool,
     /// Whether it is the status message.
@@ -164,6 +170,7 @@ impl SentMessage {
             deletes: None,
             again: false,
             held: false,
+            is_passed: false,
             retain: false,
             is_status: false,
             is_exact: false,
@@ -221,6 +228,10 @@ pub(crate) struct UpstreamSession {
     pauses: u32,
     /// Whether a message that is not from the journal must be sent again.
     own_put_off: bool,
+    /// Whether the upstream has answered a message before an earlier one on this connection.
+    is_out_of_order: bool,
+    /// Whether a message has been passed over, which is logged once.
+    is_passing: bool,
     counts: Counts,
     /// Whether the packets with which every connection begins are not logged again.
     is_quiet: bool,
@@ -251,6 +262,8 @@ impl UpstreamSession {
             pause: None,
             pauses: 0,
             own_put_off: false,
+            is_out_of_order: false,
+            is_passing: false,
             counts: Counts::default(),
             is_quiet: false,
         }
@@ -304,7 +317,7 @@ impl UpstreamSession {
         let mut actions = Vec::new();
         self.resume_exchanges(link.session_present, &mut actions);
         self.suspicion.connected();
-        self.got_through = false;
+        (self.got_through, self.is_out_of_order) = (false, false);
         self.open(now, &mut actions);
         actions
     }
@@ -401,19 +414,30 @@ impl UpstreamSession {
         actions
     }
 
-    /// Settles ended messages up to the first one that has not ended. While messages are sent one at a time, settles all
-    /// ended ones.
+    /// Settles ended messages up to the first one that has not ended and is not passed over. While messages are sent one at a
+    /// time, settles all ended ones.
     fn settle(&mut self, actions: &mut Vec<SessionAction>) {
         let mut at = 0;
+        let mut passed: [Option<u64>; 2] = [None; 2];
+        let is_near = |passed: &[Option<u64>; 2], source: &SentFrom| {
+            passed[source.lane.index()].is_none_or(|oldest| source.ordinal.saturating_sub(oldest) < MOST_PASSED)
+        };
         while let Some(message) = self.in_flight.get(at) {
-            match message.outcome {
-                Some(outcome) => {
+            match (message.outcome, &message.source) {
+                (Some(_), Some(source)) if !is_near(&passed, source) => at += 1,
+                (Some(outcome), _) => {
                     if let Some(source) = self.in_flight.remove(at).and_then(|message| message.source) {
                         self.end(source, outcome, actions);
                     }
                 }
-                None if self.is_cautious() => at += 1,
-                None => break,
+                (None, source) if message.is_passed => {
+                    if let Some(source) = source {
+                        passed[source.lane.index()].get_or_insert(source.ordinal);
+                    }
+                    at += 1;
+                }
+                (None, _) if self.is_cautious() => at += 1,
+                (None, _) => break,
             }
         }
         if self.is_out_of_ids() {

@@ -6,7 +6,7 @@
 mod reading;
 
 use std::collections::{BTreeSet, VecDeque};
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 use std::time::Instant;
 
 use tokio::sync::Notify;
@@ -20,13 +20,18 @@ use crate::journal::format::FAR;
 use crate::journal::pace::LogPace;
 use crate::journal::parts::Part;
 use crate::journal::{Backlog, CURSOR_EVERY, ConsumerId, Delivery, Limits, Outcome, Position, WhenFull};
+use crate::message::{Draft, Message};
 
 /// The most messages that a consumer is assumed to have in hand at a time.
 const IN_HAND: u64 = 1000;
 
+/// What stands for a message that is not needed any more.
+static NOTHING: LazyLock<Message> = LazyLock::new(|| Message::new(&Draft::new("-", b"")));
+
 /// A message that was handed to the consumer.
 #[derive(Debug)]
 struct HandedOut {
+    /// Its message is not kept once it is settled.
     delivery: Delivery,
     settled: Option<Outcome>,
 }
@@ -336,7 +341,7 @@ impl Queue {
     }
 
     pub(crate) fn settle(&mut self, position: Position, outcome: Outcome) {
-        let Some(held) = self.held.iter_mut().find(|held| held.delivery.position == position) else {
+        let Some(at) = self.held.iter().position(|held| held.delivery.position == position) else {
             if self.pushed_out.remove(&position) {
                 // it was in flight when it had to make room, and has arrived nevertheless
                 self.cursor.dropped -= 1;
@@ -345,7 +350,11 @@ impl Queue {
             }
             return;
         };
-        held.settled.get_or_insert(outcome);
+        self.held[at].settled.get_or_insert(outcome);
+        if at > 0 {
+            // it may stay for long behind one that is not settled
+            self.held[at].delivery.message = NOTHING.clone();
+        }
         self.pass();
     }
 
