@@ -15,6 +15,9 @@ use std::path::{Path, PathBuf};
 /// The longest file that is read, in bytes. Certificate chains and lists of authorities are far smaller.
 const MOST: u64 = 4 << 20;
 
+/// The suffix of files that were set aside.
+pub(crate) const ASIDE_SUFFIX: &str = ".set-aside";
+
 /// A text that is never printed.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Secret(Box<str>);
@@ -74,6 +77,20 @@ pub(crate) fn replace_private(path: &Path, content: &[u8]) -> io::Result<()> {
         Some(dir) if !dir.as_os_str().is_empty() => fs::File::open(dir)?.sync_all(),
         _ => fs::File::open(".")?.sync_all(),
     }
+}
+
+/// Renames what stands in the place of a file of the gateway and is something else, so that a person can examine it. Returns
+/// its new path. Blocks.
+pub(crate) fn set_aside(path: &Path) -> io::Result<PathBuf> {
+    let names = (1..u32::MAX).map(|number| {
+        let mut name: OsString = path.as_os_str().to_owned();
+        name.push(format!(".{number}{ASIDE_SUFFIX}"));
+        PathBuf::from(name)
+    });
+    let is_free = |to: &PathBuf| fs::symlink_metadata(to).is_err_and(|error| error.kind() == io::ErrorKind::NotFound);
+    let to = names.into_iter().find(is_free).ok_or(io::ErrorKind::AlreadyExists)?;
+    fs::rename(path, &to)?;
+    Ok(to)
 }
 
 /// Whether everybody on this machine can read a file. For a link, the file that it leads to counts.

@@ -14,6 +14,7 @@ use tracing::{error, warn};
 
 use super::AppError;
 use super::file_system::{self, AtPowerCut, Mounts};
+use crate::secret::set_aside;
 use crate::status::PowerCut;
 
 /// The data directory, locked for this process until dropped.
@@ -37,7 +38,7 @@ impl DataDir {
                 // if the directory belongs to another user, the files in it are private all the same
                 let _ = fs::set_permissions(path, Permissions::from_mode(0o700));
             }
-            set_aside(&name)?;
+            make_way(&name)?;
             let no_link = OFlags::NOFOLLOW.bits() as i32;
             OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).custom_flags(no_link).open(&name)
         };
@@ -68,13 +69,10 @@ impl DataDir {
 
 /// Sets aside what stands in the place of the lock file and is no file, such as a directory or a link: nothing of that kind
 /// is the lock of another gateway, and it must not keep this one from starting.
-fn set_aside(lock: &Path) -> io::Result<()> {
+fn make_way(lock: &Path) -> io::Result<()> {
     if fs::symlink_metadata(lock).is_ok_and(|about| !about.is_file()) {
-        let to = (1..u32::MAX).map(|number| lock.with_extension(format!("{number}.set-aside")));
-        if let Some(to) = to.into_iter().find(|to| fs::symlink_metadata(to).is_err()) {
-            fs::rename(lock, &to)?;
-            warn!("{} is no file: it was set aside as {}", lock.display(), to.display());
-        }
+        let to = set_aside(lock)?;
+        warn!("{} is no file: it was set aside as {}", lock.display(), to.display());
     }
     Ok(())
 }

@@ -1,9 +1,10 @@
 //! Reads the configuration file as a whole, and its small sections.
 
 use std::collections::HashSet;
-use std::fs::File;
+use std::fs::{File, Metadata};
 use std::io::{self, Read};
 use std::net::SocketAddr;
+use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
 
 use toml::de::DeTable;
@@ -38,31 +39,41 @@ pub(crate) fn load(path: &Path) -> Result<Loaded, ConfigProblems> {
     load_in(path, &Environment::current())
 }
 
-/// The contents of a configuration file. It may be a pipe only while a person waits for the command: a FIFO that has come
-/// into its place would block a reload, and the gateway with it.
+/// The contents of a configuration file, which may be a pipe.
 fn contents(path: &Path) -> Result<Vec<u8>, String> {
     let unreadable = |error: io::Error| format!("cannot be read: {error}");
     let file = File::open(path).map_err(unreadable)?;
     let mut bytes = Vec::new();
     file.take(LARGEST + 1).read_to_end(&mut bytes).map_err(unreadable)?;
-    if bytes.len() as u64 > LARGEST { Err("is far too large".into()) } else { Ok(bytes) }
+    if bytes.len() as u64 > LARGEST { Err("has more than 16 MiB".into()) } else { Ok(bytes) }
+}
+
+/// The same for a pipe that nobody waits for: a FIFO that has come into the place of the file would block a reload, and the
+/// gateway with it.
+fn contents_without_waiting(path: &Path) -> Result<Vec<u8>, String> {
+    let is_pipe = |about: Metadata| about.file_type().is_fifo() || about.file_type().is_socket();
+    if std::fs::metadata(path).is_ok_and(is_pipe) {
+        Err("found a pipe or a socket; valid: a file".into())
+    } else {
+        contents(path)
+    }
 }
 
 /// Reads a configuration file again while the gateway runs.
 pub(crate) fn load_again(path: &Path) -> Result<Loaded, ConfigProblems> {
-    use std::os::unix::fs::FileTypeExt;
-    let is_fifo = |about: std::fs::Metadata| about.file_type().is_fifo() || about.file_type().is_socket();
-    if std::fs::metadata(path).is_ok_and(is_fifo) {
-        let file = path.display().to_string();
-        let problem =
-            ConfigProblem { file: file.clone(), place: None, key: String::new(), message: "is not a file".into() };
-        return Err(ConfigProblems { file, problems: vec![problem] });
-    }
-    load(path)
+    load_from(path, contents_without_waiting, &Environment::current())
 }
 
 /// Reads a configuration file as if the process had been started in this environment.
 pub(crate) fn load_in(path: &Path, environment: &Environment) -> Result<Loaded, ConfigProblems> {
+    load_from(path, contents, environment)
+}
+
+fn load_from(
+    path: &Path,
+    contents: impl FnOnce(&Path) -> Result<Vec<u8>, String>,
+    environment: &Environment,
+) -> Result<Loaded, ConfigProblems> {
     let file = path.display().to_string();
     let whole = |place, message| {
         let problem = ConfigProblem { file: file.clone(), place, key: String::new(), message };

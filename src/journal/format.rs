@@ -93,8 +93,6 @@ pub const SEGMENT_SUFFIX: &str = ".segment";
 pub const SNAPSHOT: &str = "snapshot";
 /// The name of a snapshot that is being written.
 pub(crate) const SNAPSHOT_NEW: &str = "snapshot.new";
-/// The suffix of files that were set aside.
-pub(crate) const ASIDE_SUFFIX: &str = ".set-aside";
 
 /// No gateway reaches higher positions, generations or ordinals, and no file is larger, so a greater value is damage.
 pub(super) const FAR: u64 = 1 << 56;

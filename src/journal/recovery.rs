@@ -10,7 +10,7 @@ use bytes::Bytes;
 use super::boots::{Boots, decode_boot};
 use super::consumers::{Queue, decode_cursors};
 use super::format::{
-    ASIDE_SUFFIX, DATA, FileKind, HEADER_COPY, Header, HeaderError, RecordKind, SEGMENT_SUFFIX, SNAPSHOT, SNAPSHOT_NEW,
+    DATA, FileKind, HEADER_COPY, Header, HeaderError, RecordKind, SEGMENT_SUFFIX, SNAPSHOT, SNAPSHOT_NEW,
     WHOLE_HEADER_LEN, u16_at,
 };
 use super::log::Segment;
@@ -23,6 +23,7 @@ use super::state::JournalState;
 use super::storage::Storage;
 use super::{JournalError, Limits};
 use crate::message::MessageRef;
+use crate::secret::ASIDE_SUFFIX;
 use crate::time::Clock;
 
 /// The limits of a consumer until it is registered: nothing new comes for it.

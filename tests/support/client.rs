@@ -264,7 +264,7 @@ impl Client {
     pub fn try_read(&mut self) -> Option<Packet> {
         let mut chunk = [0; 16 * 1024];
         loop {
-            if let Some(found) = self.whole() {
+            if let Some(found) = Packet::take(&mut self.input) {
                 return Some(found);
             }
             match self.stream.read(&mut chunk) {
@@ -276,25 +276,6 @@ impl Client {
                 Err(error) => panic!("nothing comes: {error}"),
             }
         }
-    }
-
-    fn whole(&mut self) -> Option<Packet> {
-        let mut len = 0;
-        let mut at = 1;
-        loop {
-            let byte = *self.input.get(at)?;
-            len |= usize::from(byte & 0x7f) << (7 * (at - 1));
-            at += 1;
-            if byte & 0x80 == 0 {
-                break;
-            }
-        }
-        if self.input.len() < at + len {
-            return None;
-        }
-        let rest = self.input.split_off(at + len);
-        let whole = std::mem::replace(&mut self.input, rest);
-        Some(Packet { first: whole[0], body: whole[at..].to_vec() })
     }
 
     /// The next packet.

@@ -107,6 +107,26 @@ pub struct Packet {
 }
 
 impl Packet {
+    /// Takes the first packet out of what has arrived; `None` if it is not complete.
+    pub fn take(input: &mut Vec<u8>) -> Option<Packet> {
+        let mut len = 0;
+        let mut at = 1;
+        loop {
+            let byte = *input.get(at)?;
+            len |= usize::from(byte & 0x7f) << (7 * (at - 1));
+            at += 1;
+            if byte & 0x80 == 0 {
+                break;
+            }
+        }
+        if input.len() < at + len {
+            return None;
+        }
+        let rest = input.split_off(at + len);
+        let whole = std::mem::replace(input, rest);
+        Some(Packet { first: whole[0], body: whole[at..].to_vec() })
+    }
+
     /// The type.
     pub fn kind(&self) -> u8 {
         self.first >> 4

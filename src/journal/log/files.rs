@@ -3,8 +3,9 @@
 use super::{Log, Segment, segment};
 use crate::journal::MOST_ASIDE;
 use crate::journal::consumers::ConsumerQueues;
-use crate::journal::format::ASIDE_SUFFIX;
+
 use crate::journal::settings::JournalSettings;
+use crate::secret::ASIDE_SUFFIX;
 
 impl Log {
     /// Takes a file that is ready to become a segment.

@@ -13,7 +13,7 @@ use tracing::warn;
 
 use super::Storage;
 use super::direct::{Opened, Sectors};
-use crate::journal::format::ASIDE_SUFFIX;
+use crate::secret::set_aside;
 
 const LINK: &str = "it is a symbolic link, and none is followed here";
 
@@ -120,9 +120,7 @@ fn make_way(path: &Path, is_ours: impl Fn(&fs::Metadata) -> bool) -> io::Result<
     if is_ours(&about) || about.is_symlink() {
         return Ok(());
     }
-    let names = (1..u32::MAX).map(|number| PathBuf::from(format!("{}.{number}{ASIDE_SUFFIX}", path.display())));
-    let Some(to) = names.into_iter().find(|to| fs::symlink_metadata(to).is_err()) else { return Ok(()) };
-    fs::rename(path, &to)?;
+    let to = set_aside(path)?;
     warn!("journal: {} is not what belongs there: it was set aside as {}", path.display(), to.display());
     Ok(())
 }

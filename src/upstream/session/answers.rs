@@ -31,6 +31,7 @@ impl UpstreamSession {
         let is_it = |message: &SentMessage| message.packet_id == Some(packet_id) && message.is_unanswered();
         let Some(at) = self.in_flight.iter().position(is_it) else { return actions };
         self.is_out_of_order |= at > 0;
+        self.is_passing &= !self.in_flight[at].is_passed;
         if self.is_there(at, reason) {
             return self.recorded(packet_id, now);
         }

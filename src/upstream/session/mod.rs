@@ -230,7 +230,7 @@ pub(crate) struct UpstreamSession {
     own_put_off: bool,
     /// Whether the upstream has answered a message before an earlier one on this connection.
     is_out_of_order: bool,
-    /// Whether a message has been passed over, which is logged once.
+    /// Whether a message has been passed over, which is logged once, until such a message is answered.
     is_passing: bool,
     counts: Counts,
     /// Whether the packets with which every connection begins are not logged again.
