@@ -86,7 +86,7 @@ impl Mdns {
     /// Runs until `cancel`, and then withdraws all announcements.
     pub(crate) async fn run(mut self, cancel: CancellationToken) {
         let mut pause = PAUSE[0];
-        if Instant::now() < self.begin {
+        if self.settings.borrow().enabled && Instant::now() < self.begin {
             self.show(TOO_EARLY);
             tokio::select! {
                 () = cancel.cancelled() => return self.show("the gateway stops"),
@@ -269,6 +269,24 @@ impl Mdns {
         if line != self.said {
             info!("{line}");
             self.said = line;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::poll;
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_switched_off_is_not_said_to_be_too_early() {
+        for (enabled, expected) in [(false, "[mdns] enabled = false"), (true, TOO_EARLY)] {
+            let (_settings, receiver) = watch::channel(MdnsSettings { enabled });
+            let (mdns, shown) = Mdns::new("loft", receiver, Vec::new(), Health::default());
+            let mut running = std::pin::pin!(mdns.run(CancellationToken::new()));
+            assert!(poll!(&mut running).is_pending());
+            assert_eq!(shown.borrow().note.as_deref(), Some(expected));
         }
     }
 }

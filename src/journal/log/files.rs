@@ -3,7 +3,6 @@
 use super::{Log, Segment, segment};
 use crate::journal::MOST_ASIDE;
 use crate::journal::consumers::ConsumerQueues;
-
 use crate::journal::settings::JournalSettings;
 use crate::secret::ASIDE_SUFFIX;
 
