@@ -46,7 +46,8 @@ fn how(byte: u8) -> (ConnectOffer, UpstreamAddress) {
     let settings = settings();
     let version = if byte & 1 == 0 { Version::V311 } else { Version::V5 };
     let address = settings.addresses[usize::from(byte & 4 != 0)].clone();
-    (ConnectOffer { version, will: StatusWill::Whole, is_trial: false }, address)
+    let offer = ConnectOffer { version, will: StatusWill::Whole, is_trial: false, has_small_segments: byte & 8 != 0 };
+    (offer, address)
 }
 
 fn out_message(packet_id: Option<u16>, qos: Qos) -> OutMessage {

@@ -19,6 +19,8 @@ pub(crate) enum Outcome {
     GivenUp(u8),
     /// Nothing asks for it any more.
     NotWanted,
+    /// It was appended once more, and counts there.
+    Moved,
 }
 
 impl Outcome {
@@ -27,15 +29,16 @@ impl Outcome {
     /// The number of outcomes.
     pub(crate) const COUNT: usize = Outcome::REASONS + 4;
 
-    /// The index of its count, in memory and on disk.
-    pub(crate) fn slot(self) -> usize {
-        match self {
+    /// The index of its count, in memory and on disk; `None` if it is not counted.
+    pub(crate) fn slot(self) -> Option<usize> {
+        Some(match self {
             Outcome::Acked => 0,
             Outcome::Unconfirmed => 1,
             Outcome::Expired => 2,
             Outcome::GivenUp(reason) => 3 + usize::from(reason).min(Outcome::REASONS - 1),
             Outcome::NotWanted => 3 + Outcome::REASONS,
-        }
+            Outcome::Moved => return None,
+        })
     }
 }
 
@@ -78,7 +81,7 @@ impl Backlog {
 
     /// The number of messages that were settled with this outcome.
     pub(crate) fn settled_as(&self, outcome: Outcome) -> u64 {
-        self.outcomes[outcome.slot()]
+        outcome.slot().map_or(0, |slot| self.outcomes[slot])
     }
 }
 

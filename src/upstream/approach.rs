@@ -5,8 +5,9 @@
 //! answered. If 3.1.1 works, version 5 is not tried again for an hour. If version 5 has worked before, a connection that ends
 //! early proves nothing: then it takes [`ODD_ENDS`] in a row.
 //!
-//! **Will.** An upstream may refuse or close the connection because of the will: its retain flag, its QoS or its topic. If
-//! that may be the reason, the next attempt leaves out the flag, and then the whole will. What works is kept for an hour.
+//! **Will.** An upstream may refuse or close the connection because of the will, or never answer: its retain flag, its QoS
+//! or its topic. If that may be the reason, the next attempt leaves out the flag, and then the whole will. What works is kept
+//! for an hour, and after silence for five minutes.
 
 use crate::mqtt::Version;
 
@@ -15,6 +16,8 @@ use super::wire::{Broken, ConnectOffer, StatusWill};
 
 /// How long the results of attempts are kept, in milliseconds.
 const REMEMBERED_MS: u64 = 3_600_000;
+/// The same for a will that was left out because the upstream was silent.
+const SILENT_MS: u64 = 300_000;
 /// The number of connections in a row that must end early before an upstream for which version 5 has worked is tried with
 /// 3.1.1.
 pub(crate) const ODD_ENDS: u32 = 5;
@@ -47,6 +50,8 @@ struct KnownAddress {
     doubts: u32,
     /// A will for one attempt.
     trial: Option<StatusWill>,
+    /// Whether the last such doubt came from silence.
+    is_silent: bool,
 }
 
 /// What is known about all addresses.
@@ -106,7 +111,8 @@ impl Approach {
             StatusWill::Whole if retain_refused => StatusWill::WithoutRetain,
             will => will,
         };
-        ConnectOffer { version, will, is_trial: may_fall_back && version == Version::V5 && !known.spoke_v5 }
+        let is_trial = may_fall_back && version == Version::V5 && !known.spoke_v5;
+        ConnectOffer { version, will, is_trial, has_small_segments: false }
     }
 
     /// Records that an attempt was accepted, and returns whether the will was the reason for earlier refusals.
@@ -127,7 +133,9 @@ impl Approach {
         }
         let is_news = known.trial.is_some();
         if let Some(will) = known.trial.take() {
-            (known.will, known.will_until) = (will, now + REMEMBERED_MS);
+            // an upstream that was silent may have been down
+            let time = if known.is_silent { SILENT_MS } else { REMEMBERED_MS };
+            (known.will, known.will_until) = (will, now + time);
         }
         is_news
     }
@@ -171,14 +179,17 @@ impl Approach {
                 Some((StatusWill::AtMostOnce, true))
             }
             (Broken::Refused(TOPIC_NAME_INVALID, _), _) => Some((StatusWill::None, true)),
-            (Broken::Refused(NOT_AUTHORIZED, _), _) | (Broken::Closed, _) => Some((StatusWill::None, false)),
+            (Broken::Refused(NOT_AUTHORIZED, _) | Broken::Closed | Broken::Silent, _) => {
+                Some((StatusWill::None, false))
+            }
             _ => None,
         };
         let Some((will, is_clear)) = doubt else { return NextAttempt::NextAddress };
         known.doubts += 1;
+        known.is_silent = *why == Broken::Silent;
         if is_clear || known.doubts % WILL_EVERY == 2 {
             known.trial = Some(will);
-        } else if matches!(why, Broken::Closed) && known.doubts % WILL_EVERY == 1 && known.doubts > 1 {
+        } else if matches!(why, Broken::Closed | Broken::Silent) && known.doubts % WILL_EVERY == 1 && known.doubts > 1 {
             known.trial = Some(StatusWill::WithoutRetain);
         }
         if is_clear { NextAttempt::AnotherWay } else { NextAttempt::NextAddress }

@@ -4,9 +4,10 @@ use std::collections::{BTreeSet, VecDeque};
 
 use tracing::{error, warn};
 
+use super::answers::Answers;
 use super::retained::{PAGE, is_same};
-use super::session::Inbound;
-use super::wire::{Ack, UpstreamClient};
+use super::session::{Inbound, InboundLoss, NotTaken};
+use super::wire::{Ack, UpstreamClient, said};
 use crate::exchange::filters::names_first_level;
 use crate::exchange::ingress::{Ingress, IngressError, Receipt};
 use crate::exchange::trace::TraceEvent;
@@ -136,7 +137,7 @@ pub(super) struct UpstreamInbox {
     held: VecDeque<WaitingMessage>,
     /// Published messages whose receipts are not known to be settled yet.
     unsafe_yet: VecDeque<(Receipt, Ack)>,
-    acks: VecDeque<Ack>,
+    answers: Answers,
     journal: Journal,
     consumer: ConsumerId,
     /// Packet ids of messages at QoS 2 that were received and not released.
@@ -153,8 +154,8 @@ pub(super) struct UpstreamInbox {
     held_bytes: usize,
     /// Whether there is no room and that has been logged.
     is_stuck: bool,
-    /// The number of messages that were too large.
-    oversized: u64,
+    /// The numbers of lost messages, by limit.
+    lost: [u64; InboundLoss::COUNT],
 }
 
 impl UpstreamInbox {
@@ -166,7 +167,7 @@ impl UpstreamInbox {
             max_packet_size,
             held: VecDeque::new(),
             unsafe_yet: VecDeque::new(),
-            acks: VecDeque::new(),
+            answers: Answers::default(),
             journal: journal.clone(),
             consumer,
             unreleased: journal.unreleased(consumer),
@@ -177,7 +178,7 @@ impl UpstreamInbox {
             dropped: 0,
             held_bytes: 0,
             is_stuck: false,
-            oversized: 0,
+            lost: [0; InboundLoss::COUNT],
         }
     }
 
@@ -221,6 +222,17 @@ impl UpstreamInbox {
         Ok(safe)
     }
 
+    /// Logs the loss of a message: the first by each limit, and then whenever their number has doubled.
+    fn lose(&mut self, loss: InboundLoss, topic: &str, size: usize) {
+        let slot = &mut self.lost[loss as usize];
+        *slot += 1;
+        let (upstream, count) = (&self.name, *slot);
+        if count.is_power_of_two() {
+            let topic = said(topic);
+            error!(upstream, topic, size, count, "message from upstream dropped: {}", loss.words());
+        }
+    }
+
     /// Acknowledges a message that is not published.
     fn refuse(&mut self, packet_id: u16, qos: Qos) {
         self.dropped += 1;
@@ -237,8 +249,38 @@ impl UpstreamInbox {
         }
     }
 
+    /// Handles the end of the connection, before [`UpstreamInbox::disconnected`]. Returns whether an acknowledgement may be the
+    /// reason.
+    pub(crate) fn ended(&mut self, by_upstream: bool, now: u64) -> bool {
+        let (may_be_it, is_kept) = self.answers.ended(by_upstream, now);
+        if is_kept {
+            warn!(
+                upstream = self.name,
+                "the upstream closes the connection when messages from it are acknowledged: that waits, so that others go \
+                 through; none is lost"
+            );
+        }
+        may_be_it
+    }
+
+    /// Whether the last connection may have ended because of an acknowledgement.
+    pub(crate) fn blames(&self) -> bool {
+        self.answers.blames()
+    }
+
+    /// Records that the upstream has said something.
+    pub(crate) fn heard(&mut self) {
+        self.answers.heard();
+    }
+
+    /// When acknowledgements that are kept back leave.
+    pub(crate) fn deadline(&self, now: u64) -> Option<u64> {
+        self.answers.deadline(now)
+    }
+
     /// Processes a PUBREL for this packet id.
     pub(crate) fn released(&mut self, packet_id: u16) {
+        self.answers.released(packet_id);
         // there are no more packet ids than this
         if self.releases.len() <= usize::from(u16::MAX) {
             self.releases.push_back(packet_id);
@@ -264,31 +306,32 @@ impl UpstreamInbox {
         }
     }
 
-    /// Processes a message; `None` stands for one that no rule wants or that has passed through this gateway.
-    pub(crate) fn received(&mut self, message: Option<Inbound>, packet_id: u16, qos: Qos) {
+    /// Processes a message of this size and QoS.
+    pub(crate) fn received(&mut self, message: Result<Inbound, NotTaken>, (packet_id, qos, size): (u16, Qos, usize)) {
         match message {
-            None => {
-                // for example a message for a subscription of an earlier configuration
+            // for example a message for a subscription of an earlier configuration
+            Err(NotTaken::Unwanted) => self.refuse(packet_id, qos),
+            Err(NotTaken::Lost(loss, topic)) => {
+                self.lose(loss, &topic, size);
                 self.refuse(packet_id, qos);
             }
-            Some(message) if message.payload.len() + message.topic.len() > self.max_packet_size => {
-                let (upstream, topic, size) = (&self.name, &message.topic, message.payload.len());
-                self.oversized += 1;
-                let count = self.oversized;
-                if count.is_power_of_two() {
-                    error!(upstream, topic, size, count, "message from upstream dropped: larger than max_packet_size");
-                }
+            Ok(message) if message.payload.len() + message.topic.len() > self.max_packet_size => {
+                self.lose(InboundLoss::TooLarge, &message.topic, size);
                 self.refuse(packet_id, qos);
             }
             // a message that is larger than the limit is held alone
-            Some(message)
+            Ok(message)
                 if self.held.is_empty() || self.held.len() < HELD && self.held_bytes + message.size() <= HELD_BYTES =>
             {
                 self.held_bytes += message.size();
                 self.held.push_back(WaitingMessage::Message(message));
             }
-            // at QoS 1 it is not acknowledged, so the upstream sends it again on the next connection
-            Some(_) => self.dropped += 1,
+            Ok(message) if qos == Qos::AtMostOnce => {
+                self.lose(InboundLoss::NoRoom, &message.topic, size);
+                self.dropped += 1;
+            }
+            // it is not acknowledged, so the upstream sends it again on the next connection
+            Ok(_) => {}
         }
     }
 
@@ -336,7 +379,12 @@ impl UpstreamInbox {
                     }
                     self.unreleased.extend(once.map(|(_, packet_id)| packet_id));
                 }
-                Err(IngressError::Full(_)) if message.qos == Qos::AtMostOnce => self.dropped += 1,
+                // one with a packet id waits there
+                Err(IngressError::Full(_)) if message.qos == Qos::AtMostOnce && packet_id == 0 => {
+                    let (topic, size) = (message.topic.clone(), message.payload.len());
+                    self.lose(InboundLoss::NoRoom, &topic, size);
+                    self.dropped += 1;
+                }
                 Err(IngressError::Full(_)) => {
                     if !std::mem::replace(&mut self.is_stuck, true) {
                         warn!(upstream = self.name, "the journal is full: messages from upstream wait there");
@@ -357,25 +405,24 @@ impl UpstreamInbox {
         };
         door.settled(receipt).await?;
         self.unsafe_yet.pop_front();
-        self.acks.push_back(ack);
+        self.answers.push(ack);
         Ok(())
     }
 
     /// Sends acknowledgements as far as the connection accepts them, and returns whether the connection is alive.
-    pub(crate) fn acknowledge(&mut self, client: &mut impl UpstreamClient) -> bool {
-        while let Some(ack) = self.acks.front()
-            && client.ack(*ack).is_ok()
+    pub(crate) fn acknowledge(&mut self, client: &mut impl UpstreamClient, now: u64) -> bool {
+        while let Some(ack) = self.answers.front(now)
+            && client.ack(ack).is_ok()
         {
-            self.acks.pop_front();
+            self.answers.sent();
         }
         // packet ids have 16 bits, so an upstream that waits for answers never waits for more
-        self.acks.len() + self.unsafe_yet.len() <= usize::from(u16::MAX)
+        self.answers.len() + self.unsafe_yet.len() <= usize::from(u16::MAX)
     }
 
     /// Handles the end of the connection. Packet ids of this connection have no meaning any more. Messages without an
     /// acknowledgement come again, unless the upstream has forgotten them too.
     pub(crate) fn disconnected(&mut self, clean_session: bool) {
-        self.acks.clear();
         self.unsafe_yet.clear();
         self.releases.clear();
         if clean_session {
@@ -415,7 +462,7 @@ mod tests {
             is_exact: false,
         };
         for bytes in [2 * HELD_BYTES, 1] {
-            inbox.received(Some(message(bytes)), 0, Qos::AtMostOnce);
+            inbox.received(Ok(message(bytes)), (0, Qos::AtMostOnce, bytes));
         }
         assert_eq!((inbox.held.len(), inbox.dropped), (1, 1));
     }

@@ -16,6 +16,7 @@
 //! rules that would loop there are refused by the configuration.
 mod address;
 pub(crate) mod announce;
+mod answers;
 pub(crate) mod approach;
 pub(crate) mod backoff;
 pub mod client;

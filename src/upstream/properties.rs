@@ -59,17 +59,17 @@ pub fn up(encoded: &[u8], upstream: Option<via::Id>, expiry: Option<u32>) -> Res
     Ok(properties)
 }
 
-/// The properties of a message from an upstream; `None` if the message must not come in. An upstream does not add itself to
-/// a message that it delivers to a subscription, so that is done here.
-pub fn down(encoded: &[u8], upstream: Option<via::Id>) -> Option<Vec<u8>> {
+/// The properties of a message from an upstream, or why the message must not come in. An upstream does not add itself to a
+/// message that it delivers to a subscription, so that is done here.
+pub fn down(encoded: &[u8], upstream: Option<via::Id>) -> Result<Vec<u8>, DropReason> {
     if via::names(encoded, via::Id::ours()) {
-        return None;
+        return Err(DropReason::CameFromThere);
     }
     let mut properties = kept(encoded);
     if let Some(gateway) = upstream.filter(|gateway| !via::names(encoded, *gateway)) {
-        via::append(&mut properties, gateway).ok()?;
+        via::append(&mut properties, gateway).map_err(|via::TooMany| DropReason::Loop)?;
     }
-    Some(properties)
+    Ok(properties)
 }
 
 /// The id of the gateway that introduces itself in these user properties.

@@ -186,6 +186,8 @@ pub struct ConnectOffer {
     pub will: StatusWill,
     /// Whether it is not known that the upstream supports this version, so that half of the time is left for another.
     pub is_trial: bool,
+    /// Whether TCP sends small segments, because the path may swallow large packets.
+    pub has_small_segments: bool,
 }
 
 /// Why there is no connection, or why it ended.

@@ -6,6 +6,7 @@
 mod certificates;
 mod clouds;
 mod evidence;
+mod evidence_of_silence;
 mod exactly_once;
 mod faults;
 mod line;

@@ -32,6 +32,8 @@ pub enum Say {
     Deaf(Arc<AtomicBool>),
     /// The connection is reset.
     Reset,
+    /// No answer to anything from now on, and nothing is read, as on a line that has failed.
+    Gone,
 }
 
 /// A packet from a gateway.
@@ -190,6 +192,10 @@ fn converse(mut stream: TcpStream, connection: usize, log: &Mutex<Log>, script: 
                 while lasts.load(Ordering::Relaxed) {
                     thread::sleep(Duration::from_millis(10));
                 }
+                return;
+            }
+            Say::Gone => {
+                thread::sleep(Duration::from_secs(600));
                 return;
             }
             Say::Reset => {

@@ -21,6 +21,15 @@ pub(crate) struct Cursor {
     pub(crate) lost: u64,
 }
 
+impl Cursor {
+    /// Counts a settled message.
+    pub(crate) fn count(&mut self, outcome: Outcome) {
+        if let Some(slot) = outcome.slot() {
+            self.settled[slot] += 1;
+        }
+    }
+}
+
 /// Appends a cursor in the format of records.
 pub(crate) fn encode_cursor(key: u64, cursor: &Cursor, out: &mut Vec<u8>) {
     for value in [key, cursor.base, cursor.read, cursor.dropped, cursor.lost].iter().chain(&cursor.settled) {

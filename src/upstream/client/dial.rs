@@ -5,7 +5,8 @@ use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
-use tokio::net::{TcpStream, lookup_host};
+use socket2::SockRef;
+use tokio::net::{TcpSocket, TcpStream, lookup_host};
 use tokio::task::JoinSet;
 use tokio::time::sleep;
 
@@ -14,13 +15,17 @@ const HEAD_START: Duration = Duration::from_millis(250);
 /// The number of addresses of a name that are tried.
 const MOST: usize = 16;
 
+/// The bytes of a small segment. With its headers it is a packet of 1280 bytes, which every path of IPv6 must carry [RFC 8200
+/// section 5].
+const SMALL_SEGMENT: u32 = 1220;
+
 /// Connects to one of the addresses of a name, except these.
-pub(super) async fn dial(host: &str, port: u16, except: &[IpAddr]) -> io::Result<TcpStream> {
+pub(super) async fn dial(host: &str, port: u16, has_small_segments: bool, except: &[IpAddr]) -> io::Result<TcpStream> {
     let found = addresses(host, port, except).await?;
     if found.is_empty() {
         return Err(io::Error::new(io::ErrorKind::NotFound, format!("{host} has no address")));
     }
-    race(found).await
+    race(found, has_small_segments).await
 }
 
 /// Whether a name has other addresses than these.
@@ -46,12 +51,20 @@ fn interleaved(addresses: Vec<SocketAddr>) -> VecDeque<SocketAddr> {
     all
 }
 
-async fn race(mut waiting: VecDeque<SocketAddr>) -> io::Result<TcpStream> {
+async fn connect(address: SocketAddr, has_small_segments: bool) -> io::Result<TcpStream> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+    if has_small_segments {
+        SockRef::from(&socket).set_tcp_mss(SMALL_SEGMENT)?;
+    }
+    socket.connect(address).await
+}
+
+async fn race(mut waiting: VecDeque<SocketAddr>, has_small_segments: bool) -> io::Result<TcpStream> {
     let mut attempts = JoinSet::new();
     let mut failure = io::Error::from(io::ErrorKind::NotFound);
     loop {
         if let Some(address) = waiting.pop_front() {
-            attempts.spawn(TcpStream::connect(address));
+            attempts.spawn(connect(address, has_small_segments));
         }
         tokio::select! {
             ended = attempts.join_next() => match ended {
@@ -102,13 +115,28 @@ mod tests {
         let live = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let live_at = live.local_addr().unwrap();
         let begin = Instant::now();
-        let stream = race([dead, live_at].into()).await.unwrap();
+        let stream = race([dead, live_at].into(), false).await.unwrap();
         assert_eq!(stream.peer_addr().unwrap(), live_at);
         assert!(begin.elapsed() < Duration::from_secs(60), "{:?}", begin.elapsed());
         let closed = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
-        let stream = race([closed, live_at].into()).await.unwrap();
+        let stream = race([closed, live_at].into(), false).await.unwrap();
         assert_eq!(stream.peer_addr().unwrap(), live_at, "what is refused is left at once");
-        let error = race([closed].into()).await.unwrap_err();
+        let error = race([closed].into(), false).await.unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::ConnectionRefused);
+    }
+
+    #[tokio::test]
+    async fn segments_are_small_if_that_is_asked_for() {
+        for address in ["127.0.0.1:0", "[::1]:0"] {
+            let listener = tokio::net::TcpListener::bind(address).await.unwrap();
+            for (has_small_segments, is_small) in [(false, false), (true, true)] {
+                let stream = connect(listener.local_addr().unwrap(), has_small_segments).await.unwrap();
+                let (other, _) = listener.accept().await.unwrap();
+                // in both directions
+                for mss in [SockRef::from(&stream).tcp_mss().unwrap(), SockRef::from(&other).tcp_mss().unwrap()] {
+                    assert_eq!(mss <= SMALL_SEGMENT, is_small, "{mss}");
+                }
+            }
+        }
     }
 }

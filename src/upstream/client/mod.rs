@@ -24,7 +24,6 @@ use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout, timeout_at};
 use tokio_rustls::TlsConnector;
 
-#[cfg(test)]
 pub(super) use self::connection::MESSAGE_IDS;
 use self::connection::UpstreamConnection;
 use self::stream::{Bare, UpstreamStream};
@@ -173,10 +172,11 @@ async fn attempt(
 ) -> Result<(UpstreamConnection, Link), (Broken, Option<IpAddr>)> {
     let begin = Instant::now();
     let end = begin + settings.connect_timeout;
-    let stream = timeout_at(end, open(settings, address, silent)).await.unwrap_or_else(|_| {
-        let seconds = settings.connect_timeout.as_secs_f32();
-        Err(Broken::Failed(format!("there is no connection within {seconds} s (connect_timeout)")))
-    });
+    let stream =
+        timeout_at(end, open(settings, address, offer.has_small_segments, silent)).await.unwrap_or_else(|_| {
+            let seconds = settings.connect_timeout.as_secs_f32();
+            Err(Broken::Failed(format!("there is no connection within {seconds} s (connect_timeout)")))
+        });
     let (stream, peer) = stream.map_err(|broken| (broken, None))?;
     // limited to a part of the time, as explained there
     let _ = timeout(settings.connect_timeout / 4, mark.asks()).await;
@@ -217,13 +217,14 @@ async fn over(stream: Box<dyn UpstreamStream>, address: &UpstreamAddress) -> Res
 
 /// Whether TCP, and TLS if it is needed, can be established with an address.
 pub(super) async fn is_reachable(settings: &UpstreamSettings, address: &UpstreamAddress) -> bool {
-    matches!(timeout(settings.connect_timeout, open(settings, address, &[])).await, Ok(Ok(_)))
+    matches!(timeout(settings.connect_timeout, open(settings, address, false, &[])).await, Ok(Ok(_)))
 }
 
 /// Opens the stream for MQTT, and returns the remote address unless there is a proxy.
 async fn open(
     settings: &UpstreamSettings,
     address: &UpstreamAddress,
+    has_small_segments: bool,
     silent: &[IpAddr],
 ) -> Result<(Box<dyn UpstreamStream>, Option<IpAddr>), Broken> {
     let failed = |error: std::io::Error| tls::broken_io(&error);
@@ -231,12 +232,12 @@ async fn open(
     let secure = if address.scheme.is_tls() { Some(Secure::prepare(settings, address).await?) } else { None };
     let (mut tcp, peer) = match &settings.proxy {
         None => {
-            let tcp = dial::dial(&address.host, address.port, silent).await.map_err(failed)?;
+            let tcp = dial::dial(&address.host, address.port, has_small_segments, silent).await.map_err(failed)?;
             let peer = tcp.peer_addr().ok().map(|peer| peer.ip());
             (tcp, peer)
         }
         Some(proxy) => {
-            let tcp = dial::dial(&proxy.host, proxy.port, &[]).await;
+            let tcp = dial::dial(&proxy.host, proxy.port, has_small_segments, &[]).await;
             (tcp.map_err(|error| Broken::Failed(format!("proxy {proxy}: {error}")))?, None)
         }
     };

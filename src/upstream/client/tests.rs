@@ -365,7 +365,8 @@ async fn an_upstream_that_takes_no_message_at_all_is_not_given_any() {
     for (most, refused) in [(0, true), (20, true), (127, true), (128, false)] {
         let (ours, mut theirs) = duplex(64 << 10);
         theirs.write_all(&[0x20, 8, 0, 0, 5, 0x27, 0, 0, 0, most]).await.unwrap();
-        let offer = ConnectOffer { version: Version::V5, will: StatusWill::Whole, is_trial: false };
+        let offer =
+            ConnectOffer { version: Version::V5, will: StatusWill::Whole, is_trial: false, has_small_segments: false };
         let settings = settings();
         let client = RemoteClient::over(ours, &settings, &settings.addresses[0], offer, 1000).await;
         match client {

@@ -30,8 +30,12 @@ impl UpstreamSession {
         let mut actions = Vec::new();
         let is_it = |message: &SentMessage| message.packet_id == Some(packet_id) && message.is_unanswered();
         let Some(at) = self.in_flight.iter().position(is_it) else { return actions };
-        self.is_out_of_order |= at > 0;
-        self.is_passing &= !self.in_flight[at].is_passed;
+        self.is_out_of_order |= self.in_flight.iter().take(at).any(SentMessage::is_awaited);
+        self.is_not_silent();
+        if self.in_flight[at].is_passed {
+            self.is_passing = false;
+            self.answered_late(at);
+        }
         if self.is_there(at, reason) {
             return self.recorded(packet_id, now);
         }
@@ -61,11 +65,15 @@ impl UpstreamSession {
         } else if !self.proves_flag(at) {
             let message = &mut self.in_flight[at];
             self.got_through |= !refused;
+            let copy = message.gone_to.filter(|_| !refused);
             let outcome = if refused { LedgerOutcome::Dropped(DropReason::Refused) } else { LedgerOutcome::Acked };
             message.outcome = Some(outcome);
             actions.extend(message.deletes.take().filter(|_| !refused).map(SessionAction::Deleted));
             if !refused && self.pause.is_none() && std::mem::take(&mut self.pauses) > 0 {
                 info!(upstream = self.name, "the upstream takes messages again");
+            }
+            if let Some((lane, position)) = copy {
+                self.copy_arrived(lane, position);
             }
             self.settle(&mut actions);
         }
@@ -88,7 +96,7 @@ impl UpstreamSession {
         let message = &mut self.in_flight[at];
         (message.packet_id, message.held) = (None, true);
         if let Some(source) = &mut message.source {
-            (source.resent, source.is_begun) = (false, false);
+            (source.resent, source.is_possible, source.is_begun) = (false, false, false);
             // counted again when it is handed over
             self.under_way.end(source);
         }
@@ -98,7 +106,7 @@ impl UpstreamSession {
     /// Begins the pause when everything in flight is answered: accepted messages are settled, the others are sent again.
     fn rest(&mut self, now: u64, actions: &mut Vec<SessionAction>) {
         let Some(pause) = self.pause.as_mut().filter(|pause| pause.until.is_none()) else { return };
-        if self.in_flight.iter().any(SentMessage::is_unanswered) {
+        if self.in_flight.iter().any(SentMessage::is_awaited) {
             return;
         }
         let wait = (FIRST_PAUSE_MS << (pause.times - 1).min(10)).min(LONGEST_PAUSE_MS);
@@ -110,13 +118,17 @@ impl UpstreamSession {
         }
         self.put_off_exchanges();
         for message in std::mem::take(&mut self.in_flight) {
+            if message.is_passed && message.is_unanswered() {
+                self.in_flight.push_back(message.with_id_only());
+                continue;
+            }
             match (message.source, message.outcome) {
                 (Some(source), Some(outcome)) => self.end(source, outcome, actions),
                 (None, _) => self.own_put_off |= message.again,
                 _ => {}
             }
         }
-        (self.held, self.under_way) = (0, super::UnderWay::default());
+        (self.held, self.waiting, self.under_way) = (0, 0, super::UnderWay::default());
         self.look_at_spread();
         actions.push(SessionAction::Rewind);
     }

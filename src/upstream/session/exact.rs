@@ -21,6 +21,8 @@ use crate::upstream::lanes::Lane;
 const IDS: u64 = 0x4000;
 /// The most packet ids that the upstream is asked to free before it has answered about the first of them.
 const MOST_ASKED: usize = 16;
+/// The number of connections in a row that the upstream may close while it is asked.
+const MOST_ENDS: u32 = 2;
 /// The packet ids of messages at QoS 2.
 pub(crate) const EXACT_IDS: RangeInclusive<u16> = 0x4000..=0xbfff;
 /// The reason code "packet identifier in use" [MQTT-5 3.5.2.1].
@@ -70,6 +72,8 @@ pub(super) struct BegunExchanges {
     /// Packet ids that the upstream must still free, or has not answered about.
     to_free: BTreeSet<u16>,
     asked: BTreeSet<u16>,
+    /// The number of connections in a row that the upstream closed while it was asked.
+    ends: u32,
 }
 
 /// What is known of a message from the journal.
@@ -139,6 +143,23 @@ impl BegunExchanges {
         is_due
     }
 
+    /// Handles the end of a connection by the upstream. `None` means that it was not asked to free a packet id. After a few such
+    /// ends it is not asked any more, and `true` is returned: if an id is still in use there, its next message is not released
+    /// either, and stays here.
+    pub(super) fn ended_while_freeing(&mut self) -> Option<bool> {
+        if self.asked.is_empty() {
+            return None;
+        }
+        self.ends += 1;
+        let is_given_up = self.ends >= MOST_ENDS;
+        if is_given_up {
+            self.ends = 0;
+            self.asked.clear();
+            self.to_free.clear();
+        }
+        Some(is_given_up)
+    }
+
     /// Records interrupted messages, which will be handed out again. They count as known even if one was not sent this time.
     fn interrupted<'a>(&mut self, in_flight: impl Iterator<Item = &'a SentMessage>) {
         for message in in_flight.filter(|message| message.outcome.is_none() && !message.again) {
@@ -147,7 +168,7 @@ impl BegunExchanges {
             // a message that was not written has not been sent
             if source.is_begun || message.is_exact && message.is_unanswered() && message.packet_id.is_some() {
                 self.certain.insert((at, ordinal));
-            } else if source.resent && (message.is_exact || message.held) {
+            } else if source.resent && (message.is_exact || message.held || message.waits) {
                 self.may_have_begun(at, ordinal);
             }
         }
@@ -231,7 +252,7 @@ impl UpstreamSession {
     /// Frees the packet id of a message that may have been sent at QoS 2 and is no longer sent so. Otherwise the id would
     /// stay in use until a later message has the same one.
     pub(super) fn abandon_exchange(&mut self, source: &SentFrom, actions: &mut Vec<SessionAction>) {
-        if source.resent && self.is_exact_there() {
+        if (source.is_begun || source.is_possible) && self.is_exact_there() {
             self.begun.to_free.insert(packet_id(source.lane, source.ordinal));
             self.free_ids(actions);
         }
@@ -261,6 +282,8 @@ impl UpstreamSession {
 
     /// Processes a PUBCOMP for this packet id.
     pub(crate) fn completed(&mut self, packet_id: u16, now: u64) -> Vec<SessionAction> {
+        self.put_off.has_completed = true;
+        self.begun.ends = 0;
         let was_asked = self.begun.asked.remove(&packet_id);
         let is_it = |message: &&SentMessage| message.packet_id == Some(packet_id) && message.is_unanswered();
         // before our PUBREL, it belongs to an earlier message

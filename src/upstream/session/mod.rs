@@ -21,6 +21,9 @@
 //! packets before any message ([`opening`]), then the retain flag, then single messages. A message is set aside only if
 //! others are acknowledged ([`suspect`]). Failures of the network do not count. No more than `rate` is sent.
 //!
+//! **Put off.** A message that does not get through although others do lets others go first and is tried again later
+//! ([`put_off`]).
+//!
 //! **Down.** A message from the upstream is mapped to its local topic, and acknowledged when what must be kept of it is
 //! on disk.
 //!
@@ -33,18 +36,21 @@ mod down;
 mod exact;
 mod opening;
 mod outgoing;
+mod put_off;
 mod rate;
+mod sent;
 mod suspect;
 mod under_way;
 
 use std::collections::VecDeque;
 
-use bytes::Bytes;
-
+pub(crate) use self::down::{Inbound, InboundLoss, NotTaken};
 pub(crate) use self::exact::EXACT_IDS;
 use self::exact::{BegunExchanges, IN_USE, Spread};
 use self::opening::SessionOpening;
+use self::put_off::PutOff;
 use self::rate::Throttle;
+use self::sent::{SentFrom, SentMessage};
 use self::suspect::Suspicion;
 use self::under_way::UnderWay;
 #[cfg(test)]
@@ -54,15 +60,13 @@ use super::rule::UpstreamRules;
 use super::settings::UpstreamSettings;
 use super::wire::{Broken, Link, OutMessage, Role};
 use crate::journal::{Delivery, Position};
-use crate::message::{Message, Origin, Qos, TopicFilter};
+use crate::message::{Origin, Qos, TopicFilter};
 use crate::status::ledger::{Counts, DropReason, LedgerOutcome};
 
 /// The number of connections that a message may end before it is set aside.
 pub(crate) const STRIKES: u32 = 3;
 /// An upstream that owes answers and sends none for this long counts as dead, in milliseconds.
 pub(crate) const ANSWER_TIMEOUT_MS: u64 = 60_000;
-/// The time for which a message holds up those behind it although the upstream has acknowledged some of them.
-const PASSED_MS: u64 = 10_000;
 /// The most messages of a lane that are settled before one that is passed over. After a crash they may be sent once more.
 const MOST_PASSED: u64 = 500;
 
@@ -93,102 +97,11 @@ pub(crate) enum SessionAction {
     Deleted(String),
     /// End the connection, because the upstream does not answer.
     Break,
-}
-
-/// A message from the upstream, ready to be published here.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Inbound {
-    pub(crate) topic: String,
-    pub(crate) payload: Bytes,
-    pub(crate) qos: Qos,
-    pub(crate) retain: bool,
-    /// The MQTT 5 properties, encoded.
-    pub(crate) properties: Vec<u8>,
-    /// The message expiry interval in seconds.
-    pub(crate) expiry: Option<u32>,
-    /// The packet id to acknowledge after the publication; 0 for none.
-    pub(crate) packet_id: u16,
-    /// Whether it was sent at QoS 2.
-    pub(crate) is_exact: bool,
-}
-
-impl Inbound {
-    /// The size in memory, in bytes.
-    pub(crate) fn size(&self) -> usize {
-        self.topic.len() + self.payload.len() + self.properties.len()
-    }
-}
-
-/// The place in the journal of a message in flight.
-#[derive(Clone, Debug)]
-struct SentFrom {
-    lane: Lane,
-    role: Role,
-    position: Position,
-    ordinal: u64,
-    /// Whether it may have been sent before.
-    resent: bool,
-    /// Whether it was sent at QoS 2 in the upstream's present session.
-    is_begun: bool,
-    message: Message,
-}
-
-#[derive(Debug)]
-struct SentMessage {
-    /// `None` for a message that is not from the journal, such as the status.
-    source: Option<SentFrom>,
-    handed_over: u64,
-    packet_id: Option<u16>,
-    outcome: Option<LedgerOutcome>,
-    /// The remote topic whose retained message it deletes.
-    deletes: Option<String>,
-    /// Whether it was answered and must be sent again later.
-    again: bool,
-    /// Whether it is held back, to see whether others get through.
-    held: bool,
-    /// Whether those behind it are settled before it.
-    is_passed: bool,
-    /// Whether it was sent with the retain flag.
-    retain: bool,
-    /// Whether it is the status message.
-    is_status: bool,
-    /// Whether it was sent at QoS 2.
-    is_exact: bool,
-    /// Whether the upstream has it (PUBREC at QoS 2).
-    is_recorded: bool,
-    /// Whether PUBREL has left.
-    is_released: bool,
-}
-
-impl SentMessage {
-    fn new(source: Option<SentFrom>, now: u64) -> SentMessage {
-        SentMessage {
-            source,
-            handed_over: now,
-            packet_id: None,
-            outcome: None,
-            deletes: None,
-            again: false,
-            held: false,
-            is_passed: false,
-            retain: false,
-            is_status: false,
-            is_exact: false,
-            is_recorded: false,
-            is_released: false,
-        }
-    }
-
-    fn with(mut self, out: &OutMessage, now: u64) -> SentMessage {
-        self.deletes = (out.retain && out.payload.is_empty()).then(|| out.topic.clone());
-        (self.retain, self.handed_over) = (out.retain, now);
-        (self.is_exact, self.is_recorded, self.is_released) = (out.qos == Qos::ExactlyOnce, false, false);
-        self
-    }
-
-    fn is_unanswered(&self) -> bool {
-        self.outcome.is_none() && !self.held && !self.again
-    }
+    /// Connect anew, because packet ids of this connection stay in use.
+    Renew,
+    /// Append the message at this position once more, as the last of its lane, and settle the old one. See
+    /// [`UpstreamSession::moving`].
+    Move(Lane, Position),
 }
 
 /// A pause, in which the upstream accepts nothing.
@@ -232,6 +145,18 @@ pub(crate) struct UpstreamSession {
     is_out_of_order: bool,
     /// Whether a message has been passed over, which is logged once, until such a message is answered.
     is_passing: bool,
+    put_off: PutOff,
+    /// The number of messages handed over on this connection, and that of the oldest one that was passed over.
+    handed: u64,
+    oldest_passed: Option<u64>,
+    /// The number of messages in flight that are put off.
+    waiting: usize,
+    /// Whether nothing is handed over until all is written, because then a message that was put off is sent.
+    lets_out: bool,
+    /// Whether the session itself ends the connection, to get a new one.
+    renews: bool,
+    /// Whether the end of the connection has another reason than what the session has sent.
+    is_explained: bool,
     counts: Counts,
     /// Whether the packets with which every connection begins are not logged again.
     is_quiet: bool,
@@ -264,6 +189,13 @@ impl UpstreamSession {
             own_put_off: false,
             is_out_of_order: false,
             is_passing: false,
+            put_off: PutOff::default(),
+            handed: 0,
+            oldest_passed: None,
+            waiting: 0,
+            lets_out: false,
+            renews: false,
+            is_explained: false,
             counts: Counts::default(),
             is_quiet: false,
         }
@@ -293,12 +225,12 @@ impl UpstreamSession {
 
     /// The number of messages that are handed over and not settled.
     pub(crate) fn in_flight(&self) -> usize {
-        self.in_flight.len()
+        self.in_flight.iter().filter(|message| message.gone_to.is_none()).count()
     }
 
     /// The number of these that are not from the journal.
     pub(crate) fn own_in_flight(&self) -> usize {
-        self.in_flight.iter().filter(|message| message.source.is_none()).count()
+        self.in_flight.iter().filter(|message| message.source.is_none() && message.gone_to.is_none()).count()
     }
 
     /// Whether one of them was not accepted, since the last call.
@@ -318,22 +250,35 @@ impl UpstreamSession {
         self.resume_exchanges(link.session_present, &mut actions);
         self.suspicion.connected();
         (self.got_through, self.is_out_of_order) = (false, false);
+        (self.renews, self.lets_out) = (false, false);
+        (self.handed, self.oldest_passed) = (0, None);
+        self.put_off.connected();
         self.open(now, &mut actions);
         actions
+    }
+
+    /// Records that the end of the connection, which follows, has another reason than what the session has sent.
+    pub(crate) fn explain(&mut self) {
+        self.is_explained = true;
     }
 
     /// Handles the end of the connection.
     pub(crate) fn disconnected(&mut self, why: &Broken, now: u64) -> Vec<SessionAction> {
         self.link = None;
         let mut actions = Vec::new();
+        let is_explained = std::mem::take(&mut self.is_explained);
         match why {
             Broken::Dismissed(RETAIN_NOT_SUPPORTED, _) => self.refuse_retain("reason code 0x9A"),
-            Broken::Closed | Broken::Dismissed(..) if !self.opening_ended(now) => self.suspect(&mut actions),
+            _ if is_explained => {}
+            Broken::Closed | Broken::Dismissed(..) if !self.opening_ended(now) && !self.ended_at_release(now) => {
+                self.suspect(&mut actions);
+            }
+            Broken::Silent if !self.opening_silent(now) => self.went_silent(now),
             _ => {}
         }
         self.interrupt_exchanges();
         self.in_flight.clear();
-        (self.held, self.under_way) = (0, UnderWay::default());
+        (self.held, self.waiting, self.under_way) = (0, 0, UnderWay::default());
         // a message that was to be sent again is sent on the next connection
         self.pause = self.pause.filter(|pause| pause.until.is_some());
         actions.push(SessionAction::Rewind);
@@ -342,7 +287,12 @@ impl UpstreamSession {
 
     /// Whether a message that was sent is suspected of ending connections.
     pub(crate) fn blames(&self) -> bool {
-        self.suspicion.blames() || self.opening.blames()
+        self.suspicion.blames() || self.opening.blames() || self.put_off.blames()
+    }
+
+    /// Whether the session itself ends the connection, to get a new one.
+    pub(crate) fn is_renewing(&self) -> bool {
+        self.renews
     }
 
     /// Whether a message was acknowledged on the last connection.
@@ -358,19 +308,19 @@ impl UpstreamSession {
     /// The number of messages that may be handed over at present.
     pub(crate) fn room(&self, role: Role) -> usize {
         let Some(link) = self.link.filter(|_| self.pause.is_none()) else { return 0 };
-        if self.opening.is_waiting() || self.throttle.is_closed() || self.is_out_of_ids() {
+        if self.opening.is_waiting() || self.throttle.is_closed() || self.is_out_of_ids() || self.lets_out {
             return 0;
         }
         if self.is_cautious() {
-            return usize::from(!self.in_flight.iter().any(SentMessage::is_unanswered));
+            return usize::from(!self.in_flight.iter().any(SentMessage::is_awaited));
         }
         let window = usize::from(self.max_inflight.min(link.receive_maximum).max(1));
         let window = match role {
-            _ if self.under_way.is_enough(role) && !self.in_flight.is_empty() => 0,
+            _ if self.under_way.is_enough(role) && self.in_flight.len() > self.waiting => 0,
             Role::Live => window,
             Role::Backlog => window - if window > 1 { (window / 8).max(1) } else { 0 },
         };
-        window.saturating_sub(self.in_flight.len())
+        window.saturating_sub(self.in_flight.len() - self.waiting)
     }
 
     /// Whether messages are sent one at a time.
@@ -380,7 +330,9 @@ impl UpstreamSession {
 
     /// Sends a message that is not from the journal. Must be called only while there is room.
     pub(crate) fn own(&mut self, out: OutMessage, now: u64) -> Vec<SessionAction> {
-        self.in_flight.push_back(SentMessage::new(None, now).with(&out, now));
+        let mut message = SentMessage::new(None, now).with(&out, now);
+        self.count_handed(&mut message);
+        self.in_flight.push_back(message);
         self.throttle.count(now);
         vec![SessionAction::Publish(out)]
     }
@@ -396,11 +348,23 @@ impl UpstreamSession {
     ) -> Vec<SessionAction> {
         let Delivery { position, ordinal, message, resent, released } = delivery;
         let mut actions = Vec::new();
+        self.forget_missing(lane, position);
         let before = self.begin_exchange(lane, ordinal, &mut actions);
-        let is_begun = before.is_begun;
+        let (is_begun, is_possible) = (before.is_begun, before.is_possible && before.is_first);
         // a message that comes again on the same connection has been answered
         let resent = is_begun || (resent || before.is_possible) && before.is_first;
-        let source = SentFrom { lane, role, position, ordinal, resent, is_begun, message };
+        let source = SentFrom { lane, role, position, ordinal, resent, is_possible, is_begun, message };
+        if self.has_arrived(lane, position) {
+            let mut arrived = SentMessage::new(Some(source), now);
+            arrived.outcome = Some(LedgerOutcome::Acked);
+            self.in_flight.push_back(arrived);
+            self.settle(&mut actions);
+            return actions;
+        }
+        if self.puts_off(&source, now) {
+            self.put_off(source, released, now);
+            return actions;
+        }
         if released {
             self.hand_over_recorded(source, now, &mut actions);
             return actions;
@@ -418,21 +382,30 @@ impl UpstreamSession {
     /// time, settles all ended ones.
     fn settle(&mut self, actions: &mut Vec<SessionAction>) {
         let mut at = 0;
-        let mut passed: [Option<u64>; 2] = [None; 2];
-        let is_near = |passed: &[Option<u64>; 2], source: &SentFrom| {
-            passed[source.lane.index()].is_none_or(|oldest| source.ordinal.saturating_sub(oldest) < MOST_PASSED)
+        // the first message of each lane that is passed over: the ordinal from which on nothing goes past it, and its place
+        let mut passed: [Option<(u64, usize)>; 2] = [None; 2];
+        let is_far = |passed: &[Option<(u64, usize)>; 2], source: &SentFrom| {
+            passed[source.lane.index()].is_some_and(|(end, _)| source.ordinal >= end)
         };
         while let Some(message) = self.in_flight.get(at) {
             match (message.outcome, &message.source) {
-                (Some(_), Some(source)) if !is_near(&passed, source) => at += 1,
+                (Some(_), Some(source)) if is_far(&passed, source) => {
+                    if let Some((_, first)) = passed[source.lane.index()]
+                        && self.may_pass(&self.in_flight[first]) == MOST_PASSED
+                    {
+                        self.start_move(first, actions);
+                    }
+                    at += 1;
+                }
                 (Some(outcome), _) => {
                     if let Some(source) = self.in_flight.remove(at).and_then(|message| message.source) {
                         self.end(source, outcome, actions);
                     }
                 }
-                (None, source) if message.is_passed => {
+                (None, source) if message.is_passed || message.waits => {
                     if let Some(source) = source {
-                        passed[source.lane.index()].get_or_insert(source.ordinal);
+                        let end = source.ordinal + self.may_pass(message);
+                        passed[source.lane.index()].get_or_insert((end, at));
                     }
                     at += 1;
                 }
@@ -453,6 +426,7 @@ impl UpstreamSession {
         self.under_way.end(&source);
         let SentFrom { lane, position, message, .. } = source;
         self.suspicion.past(lane, position);
+        self.put_off.past(lane, position);
         let why = match outcome {
             LedgerOutcome::Dropped(DropReason::Refused) => "the upstream refuses it",
             LedgerOutcome::Dropped(DropReason::TooLarge) => "it is larger than the upstream takes",

@@ -3,7 +3,9 @@
 //! An upstream may close the connection because of one of these packets, for example by a policy or a limit. As long as one
 //! is unanswered, it is suspected before any message. On the next connection they are sent one after the other, each when
 //! the previous one is answered. A packet that ends the connection twice while it is the only unanswered one is left out for
-//! an hour, and forwarding continues.
+//! an hour, and forwarding continues. One at which the connection goes silent, so that nothing is answered any more, is left
+//! out at once, but only for a minute at first, because the line may be the reason. After that time it is sent on the
+//! connection that there is.
 
 use std::collections::VecDeque;
 
@@ -18,6 +20,8 @@ pub(crate) const FILTERS: usize = 8;
 pub(crate) const ANSWER_MS: u64 = 10_000;
 /// How long a packet is left out before it is tried again, in milliseconds.
 const LEFT_OUT_MS: u64 = 3_600_000;
+/// The same when the connection went silent at it for the first time; it doubles each time.
+const SILENT_MS: u64 = 60_000;
 /// The reason code "unspecified error" [MQTT-5 3.9.3].
 const UNSPECIFIED: u8 = 0x80;
 /// The number of connections that a packet may end before it is left out.
@@ -52,6 +56,10 @@ pub(super) struct SessionOpening {
     status_unanswered: bool,
     /// When the next part is sent although there is no answer.
     patience: Option<u64>,
+    /// The part whose answer did not come in time, if nothing else was answered since.
+    overdue: Option<OpeningStep>,
+    /// The parts that were left out on this connection.
+    left_out: Vec<OpeningStep>,
     entries: Vec<OpeningEntry>,
     /// Whether the status is sent without the retain flag, to see whether the flag ends connections.
     status_without_flag: bool,
@@ -64,11 +72,15 @@ impl SessionOpening {
     }
 
     pub(crate) fn deadline(&self) -> Option<u64> {
-        self.patience
+        self.patience.or_else(|| self.left_out.iter().filter_map(|what| self.left_out_until(what)).min())
+    }
+
+    fn left_out_until(&self, what: &OpeningStep) -> Option<u64> {
+        self.entries.iter().find(|entry| entry.what == *what)?.until
     }
 
     fn is_left_out(&self, what: &OpeningStep, now: u64) -> bool {
-        self.entries.iter().any(|entry| entry.what == *what && entry.until.is_some_and(|until| now < until))
+        self.left_out_until(what).is_some_and(|until| now < until)
     }
 
     /// Whether a part of the opening is suspected.
@@ -96,7 +108,8 @@ impl SessionOpening {
     fn clear(&mut self) {
         self.queue.clear();
         self.unanswered.clear();
-        (self.status_unanswered, self.patience) = (false, None);
+        (self.status_unanswered, self.patience, self.overdue) = (false, None, None);
+        self.left_out.clear();
     }
 
     fn strike(&mut self, what: OpeningStep, now: u64) -> u32 {
@@ -112,6 +125,16 @@ impl SessionOpening {
         entry.strikes
     }
 
+    /// Leaves out a part at which the connection went silent, and returns for how long.
+    fn strike_silent(&mut self, what: OpeningStep, now: u64) -> u64 {
+        let strikes = self.strike(what.clone(), now);
+        let wait = (SILENT_MS << (strikes - 1).min(10)).min(LEFT_OUT_MS);
+        if let Some(entry) = self.entries.iter_mut().find(|entry| entry.what == what) {
+            entry.until = Some(now + wait);
+        }
+        wait
+    }
+
     fn acquit(&mut self, what: &OpeningStep) {
         self.entries.retain(|entry| entry.what != *what);
     }
@@ -120,6 +143,12 @@ impl SessionOpening {
     pub(crate) fn forget(&mut self) {
         (self.single, self.status_without_flag) = (false, false);
         self.entries.clear();
+        self.left_out.clear();
+    }
+
+    /// Whether a filter was left out on this connection.
+    pub(crate) fn has_left_out(&self, filter: &TopicFilter) -> bool {
+        self.left_out.contains(&OpeningStep::Filter(filter.clone()))
     }
 }
 
@@ -128,6 +157,9 @@ impl UpstreamSession {
     pub(super) fn open(&mut self, now: u64, actions: &mut Vec<SessionAction>) {
         self.opening.clear();
         let subscriptions = self.rules.subscriptions();
+        let known = self.opening.entries.iter().map(|entry| entry.what.clone());
+        self.opening.left_out = known.filter(|what| self.opening.is_left_out(what, now)).collect();
+        self.opening.cautious |= !self.opening.entries.is_empty();
         if self.opening.cautious {
             let filters = subscriptions.into_iter().map(|(filter, qos)| (OpeningStep::Filter(filter), qos));
             let status = self.status_topic.is_some().then_some((OpeningStep::Status, Qos::AtLeastOnce));
@@ -159,6 +191,7 @@ impl UpstreamSession {
         self.opening.status_unanswered = status.qos != Qos::AtMostOnce;
         let mut message = super::SentMessage::new(None, now);
         message.is_status = true;
+        self.count_handed(&mut message);
         self.in_flight.push_back(message);
         actions.push(SessionAction::Publish(status));
     }
@@ -191,17 +224,45 @@ impl UpstreamSession {
     pub(super) fn opening_time(&mut self, now: u64, actions: &mut Vec<SessionAction>) {
         if self.opening.patience.is_some_and(|until| until <= now) {
             // the part has not ended the connection, and the others are sent too
+            let alone = self.opening.alone();
             while self.opening.patience.is_some() {
                 self.say_next(now, actions);
             }
             self.opening.unanswered.clear();
             self.opening.status_unanswered = false;
+            self.opening.overdue = alone;
+        }
+        self.say_left_out(now, actions);
+    }
+
+    /// Sends parts that were left out on this connection, when their time has come.
+    fn say_left_out(&mut self, now: u64, actions: &mut Vec<SessionAction>) {
+        if self.link.is_none() || self.opening.patience.is_some() || self.opening.left_out.is_empty() {
+            return;
+        }
+        let (left_out, due): (Vec<_>, Vec<_>) = std::mem::take(&mut self.opening.left_out)
+            .into_iter()
+            .partition(|what| self.opening.is_left_out(what, now));
+        self.opening.left_out = left_out;
+        for what in due {
+            let subscriptions = self.rules.subscriptions();
+            let qos = match &what {
+                OpeningStep::Filter(filter) => {
+                    subscriptions.iter().find(|(known, _)| known == filter).map(|(_, qos)| *qos)
+                }
+                OpeningStep::Status => self.status_topic.is_some().then_some(Qos::AtLeastOnce),
+            };
+            self.opening.queue.extend(qos.map(|qos| (what, qos)));
+        }
+        if !self.opening.queue.is_empty() {
+            self.say_next(now, actions);
         }
     }
 
     /// Processes the answer to a subscription.
     pub(crate) fn subscribed(&mut self, reasons: &[u8], now: u64) -> Vec<SessionAction> {
         let upstream = &self.name;
+        self.opening.overdue = None;
         let filters = self.opening.unanswered.pop_front().unwrap_or_default();
         for (at, filter) in filters.iter().enumerate() {
             // a filter without a reason code is not granted
@@ -246,7 +307,7 @@ impl UpstreamSession {
             Some(what) => {
                 let strikes = self.opening.strike(what.clone(), now);
                 match &what {
-                    OpeningStep::Filter(filter) if strikes >= STRIKES => {
+                    OpeningStep::Filter(filter) if strikes >= STRIKES && strikes.is_power_of_two() => {
                         let rule = self.rules.place_of(filter);
                         warn!(
                             upstream, %filter, rule,
@@ -260,6 +321,42 @@ impl UpstreamSession {
             }
         }
         true
+    }
+
+    /// Handles the end of a silent connection, and returns whether the opening may be the reason.
+    pub(super) fn opening_silent(&mut self, now: u64) -> bool {
+        let alone = self.opening.alone().filter(|_| self.opening.patience.is_some());
+        let what = self.opening.overdue.take().or(alone);
+        if self.got_through || (what.is_none() && self.opening.is_answered()) {
+            return false;
+        }
+        let upstream = &self.name;
+        (self.opening.cautious, self.opening.single) = (true, true);
+        let Some(what) = what else {
+            info!(upstream, "the upstream went silent before it had answered: one thing at a time now");
+            return true;
+        };
+        self.put_off.suspect_path(now);
+        let seconds = self.opening.strike_silent(what.clone(), now) / 1000;
+        match &what {
+            OpeningStep::Filter(filter) => warn!(
+                upstream, %filter, rule = self.rules.place_of(filter), seconds,
+                "the upstream goes silent when asked for this subscription: it is left out for a while, and nothing new is \
+                 subscribed to by it meanwhile"
+            ),
+            OpeningStep::Status => warn!(
+                upstream,
+                topic = self.status_topic.as_deref().unwrap_or_default(),
+                seconds,
+                "the upstream goes silent when it gets status_topic: the status is left out for a while"
+            ),
+        }
+        true
+    }
+
+    /// Records that the upstream answers messages, so that it is not silent because of the opening.
+    pub(super) fn is_not_silent(&mut self) {
+        self.opening.overdue = None;
     }
 
     /// Handles a status that has ended connections: first it is tried without the retain flag.

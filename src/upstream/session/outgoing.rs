@@ -53,6 +53,7 @@ impl UpstreamSession {
                     self.abandon_exchange(source, actions);
                 }
                 in_flight = in_flight.with(&out, now);
+                self.count_handed(&mut in_flight);
                 self.suspicion.sent();
                 self.throttle.count(now);
                 actions.push(SessionAction::Publish(out));

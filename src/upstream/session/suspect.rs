@@ -259,8 +259,8 @@ impl UpstreamSession {
     /// Handles the end of a connection by the upstream with a complete opening.
     pub(super) fn suspect(&mut self, actions: &mut Vec<SessionAction>) {
         let unanswered =
-            |message: &&SentMessage| message.is_unanswered() && message.packet_id.is_some() && !message.is_recorded;
-        let under_way = self.in_flight.iter().filter(|message| message.is_unanswered()).count();
+            |message: &&SentMessage| message.is_awaited() && message.packet_id.is_some() && !message.is_recorded;
+        let under_way = self.in_flight.iter().filter(|message| message.is_awaited()).count();
         let sent: Vec<&SentMessage> = self.in_flight.iter().filter(unanswered).collect();
         let seen = sent.iter().filter_map(|message| {
             let source = message.source.as_ref()?;
@@ -342,7 +342,7 @@ impl UpstreamSession {
         {
             return None;
         }
-        if self.in_flight.iter().any(SentMessage::is_unanswered) {
+        if self.in_flight.iter().any(SentMessage::is_awaited) {
             return None;
         }
         let held = self.in_flight.iter().find(|message| message.held)?;
@@ -351,7 +351,7 @@ impl UpstreamSession {
 
     /// Returns whether a held message can be sent now, because there is no other message to send.
     pub(crate) fn nothing_else(&mut self) -> bool {
-        if self.held > 0 && !self.suspicion.releases() && !self.in_flight.iter().any(SentMessage::is_unanswered) {
+        if self.held > 0 && !self.suspicion.releases() && !self.in_flight.iter().any(SentMessage::is_awaited) {
             self.suspicion.in_order();
         }
         self.held().is_some()

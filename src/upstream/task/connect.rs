@@ -27,7 +27,8 @@ impl<C: UpstreamClient> Upstream<C> {
             self.shown.address = address.to_string();
             self.show();
             let no_retain = self.session.is_retain_refused();
-            let offer = self.approach.offer(&settings, self.address, no_retain, self.clock.boot_ms());
+            let mut offer = self.approach.offer(&settings, self.address, no_retain, self.clock.boot_ms());
+            offer.has_small_segments = self.session.has_small_segments(self.clock.boot_ms());
             let has_steps = self.has_steps();
             self.mark.wants(&settings, address, has_steps);
             let attempt = self.client.connect(&settings, address, offer, &mut self.mark);

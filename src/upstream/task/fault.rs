@@ -1,4 +1,8 @@
-//! Reports an upstream without a connection as a faulty part.
+//! Reports an upstream without a connection as a faulty part, and a second client with the same id.
+
+use std::time::Duration;
+
+use tracing::warn;
 
 use super::Upstream;
 use crate::health::{Fault, Health};
@@ -39,5 +43,20 @@ impl<C: UpstreamClient> Upstream<C> {
     /// Ends the fault, because there is a connection, or none is wanted any more.
     pub(super) fn is_well(&self) {
         self.health.set(&format!("{PART}{}", self.name), None);
+    }
+
+    /// Checks whether another client may use our client id, and logs that.
+    pub(super) fn look_for_twin(&mut self, why: &Broken, lasted: Duration) {
+        if !self.twins.ended(why, lasted, self.session.blames() || self.inbox.blames()) {
+            return;
+        }
+        let (upstream, client_id, times) = (&self.name, &self.current.client_id, self.twins.times());
+        warn!(
+            upstream,
+            client_id,
+            times,
+            "the upstream has accepted and ended connections in a row ({why}): does another client, such as \
+             another gateway, use this client_id?"
+        );
     }
 }

@@ -2,7 +2,7 @@
 
 use super::{AT_ONCE, Upstream};
 use crate::exchange::trace::TraceEvent;
-use crate::journal::Delivery;
+use crate::journal::{Delivery, Outcome, Position};
 use crate::message::Message;
 use crate::upstream::lanes::Lane;
 use crate::upstream::session::SessionAction;
@@ -15,7 +15,11 @@ impl<C: UpstreamClient> Upstream<C> {
         let now = self.clock.boot_ms();
         let is_traced = self.door.is_tracing();
         for _ in 0..AT_ONCE {
-            let (message, next) = if let Some(held) = self.session.held() {
+            let due = self.session.due(now).cloned();
+            let was_put_off = due.is_some();
+            let (message, next) = if let Some(due) = due {
+                (due, None)
+            } else if let Some(held) = self.session.held() {
                 (held.clone(), None)
             } else if let Some((turn, delivery)) = self.next_delivery() {
                 (delivery.message.clone(), Some((turn, delivery)))
@@ -28,6 +32,7 @@ impl<C: UpstreamClient> Upstream<C> {
             let position = next.as_ref().filter(|_| is_traced).map(|(_, delivery)| delivery.position);
             let actions = match next {
                 Some((turn, delivery)) => self.session.delivery(turn, delivery, is_current, now),
+                None if was_put_off => self.session.send_due(is_current, now),
                 None => self.session.send_held(is_current, now),
             };
             if let Some(position) = position
@@ -43,6 +48,21 @@ impl<C: UpstreamClient> Upstream<C> {
             }
         }
         Some(true)
+    }
+
+    /// Appends a message to the journal once more, as the last of its lane, in place of the old one. Returns whether the
+    /// connection stays open.
+    pub(super) fn move_last(&mut self, lane: Lane, position: Position) -> bool {
+        let Some(message) = self.session.moving(lane, position) else { return true };
+        // without room it stays where it is, and the next acknowledgement tries again
+        let moved = self.journal.append(&message, &[self.consumers.id(lane)]).ok();
+        if moved.is_some() {
+            // after a crash in between both are there, because the outcome is written later
+            self.readers.settle(lane, position, Outcome::Moved);
+            self.door.trace(position, TraceEvent::Settled("put off: it is sent later"), &self.name);
+        }
+        let actions = self.session.moved(lane, position, moved);
+        self.perform(actions)
     }
 
     fn note_retained(&mut self, message: &Message, actions: &[SessionAction]) {

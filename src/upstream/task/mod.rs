@@ -14,7 +14,7 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
-use tracing::{debug, info, warn};
+use tracing::{debug, info};
 
 pub(crate) use self::fault::PART;
 
@@ -101,6 +101,8 @@ enum ConversationEnd {
     Changed,
     /// A preferred address answers again.
     Failback,
+    /// Packet ids of the old connection stay in use.
+    Renewed,
     Cancelled,
 }
 
@@ -211,13 +213,19 @@ impl<C: UpstreamClient> Upstream<C> {
                 ConversationEnd::Cancelled => break,
                 ConversationEnd::Changed => (Broken::Failed("the configuration has changed".into()), true),
                 ConversationEnd::Failback => (Broken::Failed("the first address answers again".into()), true),
+                ConversationEnd::Renewed => {
+                    (Broken::Failed("what it never acknowledges needs a new one".into()), false)
+                }
                 ConversationEnd::Broken(why) => (why, false),
             };
-            if !at_once {
+            if !at_once && !self.session.is_renewing() {
                 self.is_down(&why, &format!("the connection ended: {why}"));
             }
             let by_message = matches!(why, Broken::Closed | Broken::Dismissed(..)) && self.session.own_in_flight() > 0;
             self.passes.disconnected(by_message, self.clock.boot_ms());
+            if self.inbox.ended(matches!(why, Broken::Closed | Broken::Dismissed(..)), self.clock.boot_ms()) {
+                self.session.explain();
+            }
             let actions = self.session.disconnected(&why, self.clock.boot_ms());
             if self.session.blames() && self.session.got_through() {
                 self.backoff.made_progress();
@@ -323,7 +331,7 @@ impl<C: UpstreamClient> Upstream<C> {
             }
             self.readers.say_settled();
             let waits_for_disk = self.passes.waits_for_disk(synced) || self.exact.waits_for_disk();
-            alive = self.inbox.acknowledge(&mut self.client) && more.is_some();
+            alive = self.inbox.acknowledge(&mut self.client, self.clock.boot_ms()) && more.is_some();
             let (more, has_room) = (more == Some(true), self.session.has_room(Role::Live));
             let wake = self.wake();
             tokio::select! {
@@ -368,13 +376,18 @@ impl<C: UpstreamClient> Upstream<C> {
             }
             self.show_at.get_or_insert_with(|| Instant::now() + SOON);
         }
+        if self.session.is_renewing() {
+            self.say_good_bye().await;
+            return Ok(ConversationEnd::Renewed);
+        }
         Ok(ConversationEnd::Broken(Broken::Silent))
     }
 
     /// The time until there is work without an event. Nothing is polled, so that a Pi can sleep meanwhile.
     fn wake(&self) -> Option<Duration> {
         let now = self.clock.boot_ms();
-        let deadlines = [self.session.deadline(), self.passes.deadline()].into_iter().flatten();
+        let deadlines =
+            [self.session.deadline(), self.passes.deadline(), self.inbox.deadline(now)].into_iter().flatten();
         let deadlines = deadlines.map(|deadline| Duration::from_millis(deadline.saturating_sub(now)));
         let held = self.inbox.is_holding().then_some(SOON);
         let at = [self.show_at, self.exact.deadline()].into_iter().flatten();
@@ -382,24 +395,10 @@ impl<C: UpstreamClient> Upstream<C> {
         deadlines.chain(held).chain(show).min()
     }
 
-    /// Checks whether another client may use our client id, and logs that.
-    fn look_for_twin(&mut self, why: &Broken, lasted: Duration) {
-        if !self.twins.ended(why, lasted, self.session.blames()) {
-            return;
-        }
-        let (upstream, client_id, times) = (&self.name, &self.current.client_id, self.twins.times());
-        warn!(
-            upstream,
-            client_id,
-            times,
-            "the upstream has accepted and ended connections in a row ({why}): does another client, such as \
-             another gateway, use this client_id?"
-        );
-    }
-
     /// Processes events, and returns whether the connection stays open.
     async fn handle(&mut self, events: Vec<ClientEvent>) -> Result<bool, IngressError> {
         let mut alive = true;
+        self.inbox.heard();
         for event in events {
             let actions = match event {
                 ClientEvent::Sent(packet_id) => self.session.sent(packet_id),
@@ -411,8 +410,8 @@ impl<C: UpstreamClient> Upstream<C> {
                 ClientEvent::Recorded(packet_id) => self.session.recorded(packet_id, self.clock.boot_ms()),
                 ClientEvent::Subscribed(reasons) => self.session.subscribed(&reasons, self.clock.boot_ms()),
                 ClientEvent::Received(message) => {
-                    let (packet_id, qos) = (message.packet_id, message.qos);
-                    self.inbox.received(self.session.incoming(message), packet_id, qos);
+                    let about = (message.packet_id, message.qos, message.payload.len());
+                    self.inbox.received(self.session.incoming(message), about);
                     self.inbox.deliver(&self.door, self.clock.boot_ms()).await?;
                     continue;
                 }
@@ -453,7 +452,11 @@ impl<C: UpstreamClient> Upstream<C> {
                     self.deleted(&remote);
                     Ok(())
                 }
-                SessionAction::Break => {
+                SessionAction::Move(lane, position) => {
+                    alive &= self.move_last(lane, position);
+                    Ok(())
+                }
+                SessionAction::Break | SessionAction::Renew => {
                     alive = false;
                     Ok(())
                 }

@@ -294,7 +294,7 @@ impl Queue {
             self.pop_ready();
         }
         match settled {
-            Some(outcome) => self.cursor.settled[outcome.slot()] += 1,
+            Some(outcome) => self.cursor.count(outcome),
             None => self.cursor.dropped += 1,
         }
         self.advance(ordinal);
@@ -345,7 +345,7 @@ impl Queue {
             if self.pushed_out.remove(&position) {
                 // it was in flight when it had to make room, and has arrived nevertheless
                 self.cursor.dropped -= 1;
-                self.cursor.settled[outcome.slot()] += 1;
+                self.cursor.count(outcome);
                 self.unsaved += 1;
             }
             return;
@@ -370,7 +370,7 @@ impl Queue {
             if let Some(HandedOut { delivery, settled: Some(outcome) }) = self.held.pop_front() {
                 self.lose_before(delivery.ordinal);
                 if delivery.ordinal > self.cursor.base {
-                    self.cursor.settled[outcome.slot()] += 1;
+                    self.cursor.count(outcome);
                     self.advance(delivery.ordinal);
                 }
             }
@@ -391,13 +391,21 @@ impl Queue {
     pub(crate) fn backlog(&self) -> Backlog {
         let front = self.held.front().map(|held| &held.delivery).or(self.ready.front());
         let in_memory = front.filter(|front| front.ordinal == self.cursor.base + 1);
-        let settled: u64 = self.cursor.settled.iter().sum();
-        let waiting = self.waiting();
+        // what is settled out of order does not wait any more, but the cursor has not moved over it
+        let mut cursor = self.cursor;
+        let mut waiting = self.waiting();
+        for held in self.held.iter().filter(|held| held.delivery.ordinal > self.cursor.base) {
+            if let Some(outcome) = held.settled {
+                cursor.count(outcome);
+                waiting = waiting.saturating_sub(1);
+            }
+        }
+        let settled: u64 = cursor.settled.iter().sum();
         Backlog {
             // the ordinals of a consumer start at the journal's position when it was created, so earlier ones do not count
             accepted: settled + self.cursor.dropped + self.cursor.lost + waiting,
             settled,
-            outcomes: self.cursor.settled,
+            outcomes: cursor.settled,
             dropped: self.cursor.dropped,
             lost: self.cursor.lost,
             messages: waiting as usize,

@@ -18,7 +18,7 @@ fn send(bench: &mut Bench, now: u64) -> Vec<(String, u16)> {
 }
 
 fn reconnect(bench: &mut Bench) {
-    bench.disconnect(&Broken::Silent);
+    bench.disconnect(&Broken::Failed(String::new()));
     bench.connect(PRESENT);
 }
 
@@ -153,7 +153,7 @@ fn a_message_whose_rule_has_another_qos_now_leaves_no_packet_id_behind() {
     assert_eq!(bench.released, [sent[0].1]);
     // in a new session no packet id is in use
     bench.released.clear();
-    bench.disconnect(&Broken::Silent);
+    bench.disconnect(&Broken::Failed(String::new()));
     bench.connect(Link { max_qos: Qos::AtLeastOnce, ..PRESENT });
     assert_eq!(send(&mut bench, 0).len(), 1);
     assert!(bench.released.is_empty(), "the upstream does not know PUBREL");

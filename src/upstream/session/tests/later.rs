@@ -1,5 +1,5 @@
 use super::super::*;
-use super::{Bench, V4, V5, draft};
+use super::{Bench, V5, draft};
 use crate::message::Draft;
 
 #[test]
@@ -54,65 +54,6 @@ fn a_pause_lasts_over_a_break() {
     bench.session.time(LONGEST_PAUSE_MS);
     bench.pump(0);
     assert_eq!(bench.deliver(1), ["0", "1"]);
-}
-
-/// Delivers and acknowledges all messages but the one with packet id 1, until nothing more can be sent. Returns what was
-/// sent, and the time.
-fn without_the_first(bench: &mut Bench) -> (Vec<u32>, u64) {
-    bench.connect(V4);
-    let (mut first, mut now) = (1, 0);
-    let mut sent: Vec<u32> = Vec::new();
-    loop {
-        bench.pump(now);
-        let payloads = bench.deliver(first);
-        let count = payloads.len() as u16;
-        (first..first + count).filter(|id| *id != 1).for_each(|id| bench.ack(id, 0));
-        sent.extend(payloads.iter().map(|payload| payload.parse::<u32>().unwrap()));
-        first += count;
-        if count == 0 {
-            match bench.session.deadline() {
-                Some(PASSED_MS) if now == 0 => now = PASSED_MS,
-                _ => return (sent, now),
-            }
-            let actions = bench.session.time(now);
-            bench.perform(actions);
-        }
-    }
-}
-
-#[test]
-fn a_message_that_is_never_answered_does_not_hold_up_the_others() {
-    let mut bench = Bench::new(|_| {});
-    bench.append_many(0..20);
-    let (sent, now) = without_the_first(&mut bench);
-    assert!(sent.iter().copied().eq(0..20) && now == PASSED_MS, "{sent:?}");
-    assert!(!bench.broken && bench.session.in_flight() == 1);
-    bench.disconnect(&Broken::Silent);
-    bench.connect(V4);
-    bench.pump(0);
-    assert_eq!(bench.deliver(1), ["0"], "it is sent again, and nothing else is");
-    bench.ack(1, 0);
-    assert_eq!((bench.ledger().acked, bench.ledger().pending), (20, 0));
-}
-
-#[test]
-fn no_more_are_settled_before_a_message_than_a_crash_may_repeat() {
-    let mut bench = Bench::new(|_| {});
-    bench.append_many(0..600);
-    let (sent, _) = without_the_first(&mut bench);
-    let most = MOST_PASSED as usize;
-    assert!((most..most + 4).contains(&sent.len()), "{}", sent.len());
-    bench.disconnect(&Broken::Silent);
-    bench.connect(V4);
-    let mut again = Vec::new();
-    while bench.ledger().pending > 0 {
-        bench.pump(0);
-        let payloads = bench.deliver(1);
-        (1..=payloads.len() as u16).for_each(|id| bench.ack(id, 0));
-        again.extend(payloads);
-    }
-    assert_eq!((again[0].as_str(), again.len()), ("0", 1 + 600 - most), "what was not settled");
-    assert_eq!(bench.ledger().acked, 600);
 }
 
 #[test]

@@ -1,6 +1,9 @@
 mod exact;
 mod later;
+mod opening;
+mod put_off;
 
+use bytes::Bytes;
 use proptest::prelude::*;
 
 use super::super::rule::tests::{rule, settings};
@@ -8,7 +11,7 @@ use super::super::settings::OutQos;
 use super::super::wire::{InMessage, Version};
 use super::*;
 use crate::journal::{Journal, Limits, Reader, WhenFull};
-use crate::message::{Draft, via};
+use crate::message::{Draft, Message, via};
 use crate::status::ledger::Ledger;
 
 const V5: Link = Link {
@@ -31,6 +34,7 @@ struct Bench {
     session: UpstreamSession,
     sent: Vec<OutMessage>,
     broken: bool,
+    renewed: bool,
     recorded: Vec<u16>,
     released: Vec<u16>,
 }
@@ -51,7 +55,7 @@ impl Bench {
         let session = UpstreamSession::new(UpstreamRules::new(&settings), &settings);
         let reader = journal.reader(consumer);
         let (sent, recorded, released) = (Vec::new(), Vec::new(), Vec::new());
-        Bench { journal, consumer, reader, session, sent, broken: false, recorded, released }
+        Bench { journal, consumer, reader, session, sent, broken: false, renewed: false, recorded, released }
     }
 
     fn append(&mut self, draft: &Draft<'_>) {
@@ -78,6 +82,17 @@ impl Bench {
                 SessionAction::Settle(..) => panic!("one lane only"),
                 SessionAction::Rewind => self.reader.rewind(),
                 SessionAction::Break => self.broken = true,
+                SessionAction::Renew => self.renewed = true,
+                SessionAction::Move(lane, position) => {
+                    let message = self.session.moving(lane, position).unwrap();
+                    let moved = self.journal.append(&message, &[self.consumer]).unwrap();
+                    self.reader.settle_as(position, crate::journal::Outcome::Moved);
+                    while *self.journal.synced().borrow() < moved {
+                        std::thread::yield_now();
+                    }
+                    let actions = self.session.moved(lane, position, Some(moved));
+                    self.perform(actions);
+                }
                 SessionAction::Record(_, _, packet_id) => self.recorded.push(packet_id),
                 SessionAction::Release(packet_id) => {
                     assert!(self.session.is_exact(), "no rule has QoS 2");
@@ -95,7 +110,9 @@ impl Bench {
 
     fn pump(&mut self, now: u64) {
         loop {
-            let actions = if self.session.held().is_some() {
+            let actions = if self.session.due(now).is_some() {
+                self.session.send_due(true, now)
+            } else if self.session.held().is_some() {
                 self.session.send_held(true, now)
             } else if self.session.has_room(Role::Live)
                 && let Some(delivery) = self.reader.try_next()
@@ -129,7 +146,16 @@ impl Bench {
     }
 
     fn disconnect(&mut self, why: &Broken) {
-        let actions = self.session.disconnected(why, 0);
+        self.disconnect_at(why, 0);
+    }
+
+    fn disconnect_at(&mut self, why: &Broken, now: u64) {
+        let actions = self.session.disconnected(why, now);
+        self.perform(actions);
+    }
+
+    fn time(&mut self, now: u64) {
+        let actions = self.session.time(now);
         self.perform(actions);
     }
 
@@ -321,12 +347,15 @@ fn nothing_enters_a_gateway_twice() {
     assert_eq!((inbound.topic.as_str(), inbound.packet_id), ("x/2", 7));
     assert_eq!(inbound.properties, passed(&["00000001", upstream]), "where it came from is noted");
     let was_here = InMessage { properties: passed(&[via::Id::ours().as_str(), upstream]), ..message.clone() };
-    assert_eq!(bench.session.incoming(was_here), None);
+    assert_eq!(bench.session.incoming(was_here), Err(NotTaken::Unwanted));
     let at = |topic: String| bench.session.incoming(InMessage { topic, ..message.clone() });
-    assert_eq!(at("y".into()), None);
+    assert_eq!(at("y".into()), Err(NotTaken::Unwanted));
     // like topics of clients, those of upstreams have at most 200 levels
-    assert!(at("x".to_owned() + &"/a".repeat(199)).is_some());
-    assert_eq!(at("x".to_owned() + &"/a".repeat(200)), None);
+    assert!(at("x".to_owned() + &"/a".repeat(199)).is_ok());
+    let deep = "x".to_owned() + &"/a".repeat(200);
+    assert_eq!(at(deep.clone()), Err(NotTaken::Lost(InboundLoss::Levels, deep)));
+    let everywhere = InMessage { properties: passed(&["00000001"; via::MOST]), ..message.clone() };
+    assert_eq!(bench.session.incoming(everywhere), Err(NotTaken::Lost(InboundLoss::Loop, "x/2".into())));
 }
 
 #[test]
@@ -362,38 +391,6 @@ fn two_gateways_at_one_upstream_do_not_echo() {
     other.pump(0);
     assert!(other.sent.is_empty());
     assert_eq!(other.ledger().dropped.came_from_there, 1);
-}
-
-#[test]
-fn new_rules_subscribe_and_unsubscribe_the_difference() {
-    let mut bench = Bench::new(|settings| {
-        settings.inbound = vec![rule("a/#", "", "", Qos::AtLeastOnce), rule("b/#", "", "", Qos::AtMostOnce)];
-    });
-    let filter = |text: &str| TopicFilter::new(text).unwrap();
-    let expected = vec![(filter("a/#"), Qos::AtLeastOnce), (filter("b/#"), Qos::AtMostOnce)];
-    assert_eq!(bench.session.connected(V5, 0), [SessionAction::Subscribe(expected)]);
-    let mut changed = settings();
-    changed.inbound = vec![rule("b/#", "", "", Qos::AtLeastOnce), rule("c", "", "", Qos::AtMostOnce)];
-    let expected = [
-        SessionAction::Unsubscribe(vec![filter("a/#")]),
-        SessionAction::Subscribe(vec![(filter("b/#"), Qos::AtLeastOnce), (filter("c"), Qos::AtMostOnce)]),
-    ];
-    assert_eq!(bench.session.set_rules(UpstreamRules::new(&changed), 0), expected);
-    assert_eq!(bench.session.set_rules(UpstreamRules::new(&changed), 0), []);
-}
-
-#[test]
-fn the_status_is_published_on_connecting_and_counts_for_nothing() {
-    let mut bench =
-        Bench::new(|settings| settings.status_topic = Some(crate::message::Topic::new("sites/loft").unwrap()));
-    bench.append_many(0..1);
-    bench.connect(V5);
-    bench.pump(0);
-    assert!(bench.sent[0].retain && bench.sent[0].topic == "sites/loft");
-    assert_eq!(bench.deliver(1), ["online", "0"]);
-    bench.ack(1, 0);
-    bench.ack(2, 0);
-    assert_eq!((bench.ledger().acked, bench.session.in_flight()), (1, 0));
 }
 
 #[test]
@@ -439,6 +436,8 @@ proptest! {
         let mut refused = 0;
         let mut id = 0;
         let mut connected = false;
+        let mut was_put_off = false;
+        let now = 2 * put_off::HOUR;
         for step in steps.into_iter().chain([99, 45].into_iter().chain([60; 2_000])) {
             match step {
                 0..20 => {
@@ -450,13 +449,14 @@ proptest! {
                     bench.sent.clear();
                     unanswered.clear();
                     connected = false;
+                    was_put_off |= bench.session.put_off.blames();
                 }
                 25..50 if !connected => {
                     bench.connect(V5);
                     connected = true;
                 }
                 _ if connected => {
-                    bench.pump(0);
+                    bench.pump(if step == 60 { now } else { 0 });
                     for payload in bench.deliver(id + 1) {
                         id += 1;
                         unanswered.push_back((id, payload));
@@ -481,6 +481,7 @@ proptest! {
         kinds.sort_unstable();
         kinds.dedup();
         prop_assert_eq!(kinds.len() as u64 + refused + ledger.dropped.ends_connection, u64::from(next));
-        prop_assert!(arrived.is_sorted() , "{arrived:?}");
+        // two silent connections in a row at one message let others pass it
+        prop_assert!(arrived.is_sorted() || was_put_off, "{arrived:?}");
     }
 }

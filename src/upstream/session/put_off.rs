@@ -1,0 +1,495 @@
+//! Messages that do not get through although others do: they are put off, and others go first.
+//!
+//! An upstream may never acknowledge one message although it acknowledges later ones, for example because the queue of its
+//! topic stands still. And connections may go silent whenever a certain message is sent, for example because the line swallows
+//! packets of its size. The message may be innocent of both, so it is kept. It is put off when
+//!
+//! - the upstream has acknowledged later messages and not this one for [`PASSED_MS`], or
+//! - [`STRIKES`] connections in a row went silent while it was the oldest unanswered message, or the upstream closed them when
+//!   it got its PUBREL. If no other message gets through either, the line or the upstream is the reason, and the order is kept.
+//!
+//! A message that is put off is tried again after 20 s, and then more and more rarely, up to once an hour. Until it has
+//! arrived, others like it wait behind it: those of its topic if the upstream acknowledges none of them, and those at QoS 2 if the
+//! upstream has never answered a PUBREL. Of messages that are at least as large as one at which connections went silent, one
+//! more silent connection is enough.
+//!
+//! For an hour after such a silence, connections are made with small TCP segments, because a path may swallow larger packets. So
+//! the message may get through as well.
+//!
+//! On its connection a packet id that is never acknowledged stays in use and takes a place of the window. When such ids take
+//! half of the window, when their messages are due, and before they would be used again, there is a new connection.
+//!
+//! At most [`MOST_PASSED`] messages go past a message, because a crash repeats these. Then it is appended to the journal once
+//! more, as the last of its lane, and its old place is settled. At QoS 2 the packet id depends on the place, so such a message
+//! stays, and at most [`MOST_PASSED_EXACT`] go past it.
+
+use std::hash::{DefaultHasher, Hash, Hasher};
+
+use tracing::warn;
+
+use super::{MOST_PASSED, SentFrom, SentMessage, SessionAction, UpstreamSession};
+use crate::journal::Position;
+use crate::message::Message;
+use crate::status::ledger::LedgerOutcome;
+use crate::upstream::client::MESSAGE_IDS;
+use crate::upstream::lanes::Lane;
+use crate::upstream::settings::OutQos;
+
+/// The time for which a message holds up those behind it although the upstream has acknowledged some of them.
+pub(super) const PASSED_MS: u64 = 10_000;
+/// The same past a message at QoS 2. After a crash they are not repeated, because each step of them is on disk.
+pub(super) const MOST_PASSED_EXACT: u64 = 4_096;
+/// The number of connections in a row that must end at a message.
+const STRIKES: u32 = 2;
+/// The first pause before another attempt, and the longest.
+pub(super) const FIRST_MS: u64 = 20_000;
+const LONGEST_MS: u64 = 3_600_000;
+/// The most messages that are known as put off.
+const ENTRIES: usize = 64;
+/// The most messages that wait because they are like one of these, and their bytes.
+const LIKE: usize = 256;
+const LIKE_BYTES: usize = 1 << 20;
+
+#[derive(Clone, Copy, Debug)]
+struct PutOffEntry {
+    lane: Lane,
+    position: Position,
+    attempts: u32,
+    due: u64,
+    /// Set if connections went silent at this message: of messages of this size or more, one such connection is enough.
+    size: Option<usize>,
+    /// The topic, if the upstream has acknowledged no later message of it: messages of this topic are like it.
+    topic: Option<u64>,
+    /// Whether messages at QoS 2 are like it, because the upstream has never completed one.
+    exact: bool,
+    /// Whether the upstream has acknowledged it on its earlier place.
+    has_arrived: bool,
+    /// Whether it is known on this connection that it is due.
+    is_told: bool,
+}
+
+/// What is known about messages that do not get through. Makes decisions without I/O.
+#[derive(Clone, Debug, Default)]
+pub(super) struct PutOff {
+    entries: Vec<PutOffEntry>,
+    /// The message at which the last connections ended, and their number.
+    ended: Option<(Lane, Position, u32)>,
+    /// The time until which connections are made with small segments.
+    small_until: u64,
+    /// Whether the upstream has completed an exchange at QoS 2.
+    pub(super) has_completed: bool,
+    /// Whether a message that waits may have become free.
+    is_news: bool,
+}
+
+fn hash(topic: &str) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    topic.hash(&mut hasher);
+    hasher.finish()
+}
+
+impl PutOff {
+    fn entry(&mut self, lane: Lane, position: Position) -> Option<&mut PutOffEntry> {
+        self.entries.iter_mut().find(|entry| (entry.lane, entry.position) == (lane, position))
+    }
+
+    fn knows(&self, lane: Lane, position: Position) -> bool {
+        self.entries.iter().any(|entry| (entry.lane, entry.position) == (lane, position))
+    }
+
+    /// Puts a message off. Returns whether that is new.
+    fn add(&mut self, source: &SentFrom, now: u64) -> (bool, &mut PutOffEntry) {
+        let (lane, position) = (source.lane, source.position);
+        let at = self.entries.iter().position(|entry| (entry.lane, entry.position) == (lane, position));
+        let is_new = at.is_none();
+        let at = at.unwrap_or_else(|| {
+            if self.entries.len() >= ENTRIES {
+                self.entries.remove(0);
+            }
+            self.entries.push(PutOffEntry {
+                lane,
+                position,
+                attempts: 0,
+                due: 0,
+                size: None,
+                topic: None,
+                exact: false,
+                has_arrived: false,
+                is_told: false,
+            });
+            self.entries.len() - 1
+        });
+        let entry = &mut self.entries[at];
+        entry.due = now + (FIRST_MS << entry.attempts.min(10)).min(LONGEST_MS);
+        (entry.attempts, entry.is_told) = (entry.attempts + 1, false);
+        (is_new, entry)
+    }
+
+    /// Whether a message must wait. `is_like` tells that it is like one that is put off.
+    fn holds(&self, source: &SentFrom, is_like: impl Fn(&PutOffEntry) -> bool, now: u64) -> bool {
+        let is_it = |entry: &&PutOffEntry| (entry.lane, entry.position) == (source.lane, source.position);
+        match self.entries.iter().find(is_it) {
+            Some(entry) => entry.due > now,
+            None => self.entries.iter().any(is_like),
+        }
+    }
+
+    /// Handles a connection that ended while this was the oldest unanswered message. Returns its entry if it is put off, and
+    /// whether that is new. `got_through` tells that others were acknowledged on this connection.
+    fn ended(&mut self, source: &SentFrom, got_through: bool, now: u64) -> Option<(bool, &mut PutOffEntry)> {
+        let (lane, position) = (source.lane, source.position);
+        let times = match self.ended {
+            Some((known_lane, known, times)) if (known_lane, known) == (lane, position) => times + 1,
+            _ => 1,
+        };
+        self.ended = Some((lane, position, times));
+        let is_known = self.knows(lane, position);
+        if !is_known && !got_through {
+            // the others do not get through either
+            self.entries.iter_mut().for_each(|entry| entry.due = entry.due.min(now));
+        }
+        let is_large = self.entries.iter().any(|entry| entry.size.is_some_and(|size| source.message.size() >= size));
+        (is_known || times >= STRIKES || got_through && is_large).then(|| self.add(source, now))
+    }
+
+    /// Records that a message has ended, with whatever outcome.
+    pub(super) fn past(&mut self, lane: Lane, position: Position) {
+        let before = self.entries.len();
+        self.entries.retain(|entry| (entry.lane, entry.position) != (lane, position));
+        self.is_news |= self.entries.len() < before;
+    }
+
+    /// Handles a new connection.
+    pub(super) fn connected(&mut self) {
+        self.is_news = true;
+        self.entries.iter_mut().for_each(|entry| entry.is_told = false);
+    }
+
+    /// Handles a silence that large packets may be the reason of.
+    pub(super) fn suspect_path(&mut self, now: u64) {
+        self.small_until = now + LONGEST_MS;
+    }
+
+    /// Tells that the time is `now`.
+    pub(super) fn time(&mut self, now: u64) {
+        self.entries.iter_mut().for_each(|entry| entry.is_told |= entry.due <= now);
+    }
+
+    /// Whether nothing is put off.
+    #[cfg(test)]
+    pub(super) fn is_clear(&self) -> bool {
+        self.entries.is_empty()
+    }
+
+    /// Whether anything is put off.
+    pub(super) fn blames(&self) -> bool {
+        !self.entries.is_empty()
+    }
+}
+
+impl UpstreamSession {
+    /// Whether a message of the journal must wait.
+    pub(super) fn puts_off(&self, source: &SentFrom, now: u64) -> bool {
+        if self.put_off.entries.is_empty() {
+            return false;
+        }
+        let waiting =
+            self.in_flight.iter().filter(|message| message.waits).filter_map(|message| message.source.as_ref());
+        let (count, bytes) = waiting.fold((0, 0), |(count, bytes), source| (count + 1, bytes + source.message.size()));
+        let has_room = count < LIKE && bytes + source.message.size() <= LIKE_BYTES;
+        self.put_off.holds(source, |entry| has_room && self.is_like(source, entry), now)
+    }
+
+    /// Whether a message is like one that is put off.
+    fn is_like(&self, source: &SentFrom, entry: &PutOffEntry) -> bool {
+        entry.topic.is_some_and(|topic| topic == hash(source.message.view().topic()))
+            || entry.exact && self.goes_exactly_once(&source.message)
+    }
+
+    /// Whether the rules send a message at QoS 2.
+    fn goes_exactly_once(&self, message: &Message) -> bool {
+        self.rules.is_exact()
+            && self.rules.outgoing(message.view().topic()).is_some_and(|target| target.qos == OutQos::ExactlyOnce)
+    }
+
+    /// Makes a message of the journal wait. `is_released` tells that the upstream has it, and only PUBREL is sent.
+    pub(super) fn put_off(&mut self, source: SentFrom, is_released: bool, now: u64) {
+        let mut waiting = SentMessage::new(Some(source), now);
+        (waiting.waits, waiting.is_released) = (true, is_released);
+        self.waiting += 1;
+        self.in_flight.push_back(waiting);
+    }
+
+    /// Forgets messages that were not handed out in their turn before this one, because the journal does not have them any more.
+    pub(super) fn forget_missing(&mut self, lane: Lane, position: Position) {
+        let is_missing = |entry: &PutOffEntry| entry.lane == lane && entry.position < position;
+        if !self.put_off.entries.iter().any(is_missing) {
+            return;
+        }
+        let here: Vec<_> = self.in_flight.iter().filter_map(|message| message.source.as_ref()).collect();
+        let is_here =
+            |entry: &PutOffEntry| here.iter().any(|it| (it.lane, it.position) == (entry.lane, entry.position));
+        self.put_off.entries.retain(|entry| !is_missing(entry) || is_here(entry));
+        self.put_off.is_news = true;
+    }
+
+    /// The place in flight of the next message that was put off and is sent now.
+    fn due_at(&mut self, now: u64) -> Option<usize> {
+        self.lets_out = false;
+        if self.waiting == 0 || !(self.put_off.is_news || self.put_off.entries.iter().any(|entry| entry.due <= now)) {
+            return None;
+        }
+        let holds = |source: &SentFrom| self.put_off.holds(source, |entry| self.is_like(source, entry), now);
+        let is_due =
+            |message: &SentMessage| message.waits && message.source.as_ref().is_some_and(|source| !holds(source));
+        let at = self.in_flight.iter().position(is_due);
+        self.put_off.is_news &= at.is_some();
+        let at =
+            at.filter(|at| self.in_flight[*at].source.as_ref().is_some_and(|source| self.room(source.role) > 0))?;
+        // messages become known as sent in the order in which they stand here
+        self.lets_out = self.in_flight.iter().any(|message| message.is_unanswered() && message.packet_id.is_none());
+        (!self.lets_out).then_some(at)
+    }
+
+    /// The message that was put off and is sent now.
+    pub(crate) fn due(&mut self, now: u64) -> Option<&Message> {
+        let at = self.due_at(now)?;
+        self.in_flight[at].source.as_ref().map(|source| &source.message)
+    }
+
+    /// Sends the message of [`UpstreamSession::due`]; `is_current` as for [`UpstreamSession::delivery`].
+    pub(crate) fn send_due(&mut self, is_current: bool, now: u64) -> Vec<SessionAction> {
+        let mut actions = Vec::new();
+        let Some(at) = self.due_at(now) else { return actions };
+        let Some(mut message) = self.in_flight.remove(at) else { return actions };
+        message.waits = false;
+        self.waiting -= 1;
+        match message.source.take() {
+            Some(source) if message.is_released => self.hand_over_recorded(source, now, &mut actions),
+            source => {
+                message.source = source;
+                self.hand_over(message, at, is_current, now, &mut actions);
+            }
+        }
+        actions
+    }
+
+    /// The oldest message that holds up others which the upstream has answered, and when it is passed over.
+    ///
+    /// An upstream answers in the order of messages [MQTT-4.6.0-2]. One that does not may never answer this one.
+    pub(super) fn holds_up(&self) -> Option<(usize, u64)> {
+        if !self.is_out_of_order {
+            return None;
+        }
+        let oldest = self.in_flight.iter().position(SentMessage::is_awaited)?;
+        let is_answered = self.in_flight.iter().skip(oldest).any(|message| message.outcome.is_some());
+        is_answered.then(|| (oldest, self.in_flight[oldest].handed_over + PASSED_MS))
+    }
+
+    pub(super) fn pass_over(&mut self, now: u64, actions: &mut Vec<SessionAction>) {
+        while let Some((at, due)) = self.holds_up()
+            && due <= now
+        {
+            self.in_flight[at].is_passed = true;
+            let number = self.in_flight[at].number;
+            self.oldest_passed = Some(self.oldest_passed.map_or(number, |oldest| oldest.min(number)));
+            let source = self.in_flight[at].source.clone();
+            let topic = source.as_ref().map(|source| source.message.view().topic());
+            if let Some(source) = &source {
+                let topic = source.message.view().topic();
+                let has_answered = |message: &SentMessage| {
+                    message.outcome.is_some()
+                        && message.source.as_ref().is_some_and(|other| other.message.view().topic() == topic)
+                };
+                let is_alone = self.in_flight.iter().any(has_answered);
+                let (_, entry) = self.put_off.add(source, now);
+                entry.topic = (!is_alone).then(|| hash(topic));
+            }
+            if !std::mem::replace(&mut self.is_passing, true) {
+                warn!(
+                    upstream = self.name,
+                    topic,
+                    "the upstream has acknowledged later messages but not this one, which no longer holds them up: it is \
+                     kept, and sent again later"
+                );
+            }
+            self.settle(actions);
+        }
+    }
+
+    /// Numbers a message that is handed over.
+    pub(super) fn count_handed(&mut self, message: &mut SentMessage) {
+        self.handed += 1;
+        message.number = self.handed;
+    }
+
+    /// Records the answer to a message that was passed over.
+    pub(super) fn answered_late(&mut self, at: usize) {
+        let others = self.in_flight.iter().enumerate().filter(|(other, message)| *other != at && message.is_passed);
+        self.oldest_passed = others.filter(|(_, message)| message.is_unanswered()).map(|(_, it)| it.number).min();
+    }
+
+    /// Whether a packet id that is in use would soon be used again.
+    fn is_short_of_ids(&self) -> bool {
+        self.oldest_passed.is_some_and(|oldest| self.handed - oldest > u64::from(MESSAGE_IDS) / 2)
+    }
+
+    /// When messages that were put off are due, or `None` if there are none on this connection.
+    pub(super) fn put_off_deadline(&self) -> Option<u64> {
+        if self.is_short_of_ids() && !self.renews {
+            return Some(0);
+        }
+        let is_here = |lane, position| {
+            self.in_flight.iter().any(|message| {
+                let is_it = |source: &SentFrom| (source.lane, source.position) == (lane, position);
+                (message.waits || message.is_passed) && message.source.as_ref().is_some_and(is_it)
+            })
+        };
+        let here = self.put_off.entries.iter().filter(|entry| is_here(entry.lane, entry.position));
+        here.filter(|entry| !entry.is_told).map(|entry| entry.due).min()
+    }
+
+    /// Whether packet ids that the upstream does not acknowledge make a new connection necessary.
+    pub(super) fn needs_renewal(&self, now: u64) -> bool {
+        let Some(link) = self.link else { return false };
+        let in_use = || {
+            let passed = self.in_flight.iter().filter(|message| message.is_passed && message.is_unanswered());
+            passed.filter(|message| message.source.is_some() || message.gone_to.is_some())
+        };
+        let window = usize::from(self.max_inflight.min(link.receive_maximum).max(1));
+        let is_due = |message: &SentMessage| {
+            let place = message.gone_to.or(message.source.as_ref().map(|source| (source.lane, source.position)));
+            let mut entries = self.put_off.entries.iter();
+            place.is_some_and(|place| entries.any(|entry| (entry.lane, entry.position) == place && entry.due <= now))
+        };
+        in_use().count() >= window.div_ceil(2) || in_use().any(is_due) || self.is_short_of_ids()
+    }
+
+    /// Handles the end of a silent connection: the message at which it went silent may be put off.
+    pub(super) fn went_silent(&mut self, now: u64) {
+        let awaited = || self.in_flight.iter().filter(|message| message.is_awaited());
+        let mut sources = awaited().filter_map(|message| message.source.as_ref());
+        let known = sources.clone().find(|source| self.put_off.knows(source.lane, source.position));
+        let Some(source) = known.or_else(|| sources.next()).cloned() else { return };
+        self.put_off.suspect_path(now);
+        if let Some((is_new, entry)) = self.put_off.ended(&source, self.got_through, now) {
+            entry.size = Some(source.message.size());
+            if !is_new {
+                return;
+            }
+            warn!(
+                upstream = self.name,
+                topic = source.message.view().topic(),
+                size = source.message.size(),
+                "connections to the upstream go silent at this message: it is kept, and others go first"
+            );
+        }
+    }
+
+    /// Whether TCP should send small segments on the next connection: a path may swallow large packets without a word, and
+    /// then only what is small gets through.
+    pub(crate) fn has_small_segments(&self, now: u64) -> bool {
+        now < self.put_off.small_until
+    }
+
+    /// Handles the end of a connection by the upstream at a PUBREL, if it was that: the message may be put off.
+    pub(super) fn ended_at_release(&mut self, now: u64) -> bool {
+        if let Some(is_given_up) = self.begun.ended_while_freeing() {
+            if is_given_up {
+                warn!(
+                    upstream = self.name,
+                    "the upstream closes the connection at PUBREL: packet ids are not freed there"
+                );
+            }
+            return true;
+        }
+        let mut awaited = self.in_flight.iter().filter(|message| message.is_awaited());
+        let Some(source) = awaited.next().filter(|message| message.is_released).and_then(|it| it.source.clone()) else {
+            return false;
+        };
+        let others = awaited.any(|message| !message.is_released);
+        if others && !self.put_off.knows(source.lane, source.position) {
+            return false;
+        }
+        let exact = !self.put_off.has_completed;
+        if let Some((is_new, entry)) = self.put_off.ended(&source, self.got_through, now) {
+            entry.exact = exact;
+            if is_new {
+                warn!(
+                    upstream = self.name,
+                    topic = source.message.view().topic(),
+                    "the upstream closes the connection at PUBREL for this message: it is kept, and others go first"
+                );
+            }
+        }
+        true
+    }
+
+    /// Begins to append a message to the journal once more, because too many have gone past it.
+    pub(super) fn start_move(&mut self, at: usize, actions: &mut Vec<SessionAction>) {
+        let message = &mut self.in_flight[at];
+        let Some(source) = message.source.as_ref().filter(|_| !message.is_moving) else { return };
+        actions.push(SessionAction::Move(source.lane, source.position));
+        message.is_moving = true;
+    }
+
+    /// The number of messages that may go past one that is put off.
+    pub(super) fn may_pass(&self, message: &SentMessage) -> u64 {
+        let source = message.source.as_ref();
+        let is_exact = message.is_exact
+            || message.is_released
+            || source.is_some_and(|source| source.is_begun || self.goes_exactly_once(&source.message));
+        if is_exact { MOST_PASSED_EXACT } else { MOST_PASSED }
+    }
+
+    /// The message of [`SessionAction::Move`].
+    pub(crate) fn moving(&self, lane: Lane, position: Position) -> Option<Message> {
+        let mut sources = self.in_flight.iter().filter_map(|message| message.source.as_ref());
+        sources.find(|it| (it.lane, it.position) == (lane, position)).map(|source| source.message.clone())
+    }
+
+    /// Records that a message was appended to the journal once more, at `new`, and settled at `old`; or that the journal has
+    /// no room for it now.
+    pub(crate) fn moved(&mut self, lane: Lane, old: Position, new: Option<Position>) -> Vec<SessionAction> {
+        let mut actions = Vec::new();
+        let is_it = |source: &SentFrom| (source.lane, source.position) == (lane, old);
+        let mut messages = self.in_flight.iter();
+        let Some(at) = messages.position(|message| message.source.as_ref().is_some_and(is_it)) else { return actions };
+        self.in_flight[at].is_moving = false;
+        let Some(new) = new else { return actions };
+        if let Some(entry) = self.put_off.entry(lane, old) {
+            entry.position = new;
+        }
+        self.suspicion.past(lane, old);
+        for gone in self.in_flight.iter_mut().filter(|message| message.gone_to == Some((lane, old))) {
+            gone.gone_to = Some((lane, new));
+        }
+        if self.in_flight[at].waits {
+            self.in_flight.remove(at);
+            self.waiting -= 1;
+        } else if let Some(source) = self.in_flight[at].source.take() {
+            self.in_flight[at].gone_to = Some((lane, new));
+            self.under_way.end(&source);
+        }
+        self.settle(&mut actions);
+        actions
+    }
+
+    /// Records that the upstream has acknowledged a message by its earlier place.
+    pub(super) fn copy_arrived(&mut self, lane: Lane, position: Position) {
+        if let Some(entry) = self.put_off.entry(lane, position) {
+            entry.has_arrived = true;
+        }
+        let is_it = |source: &SentFrom| (source.lane, source.position) == (lane, position);
+        let copy = |message: &&mut SentMessage| message.waits && message.source.as_ref().is_some_and(is_it);
+        if let Some(message) = self.in_flight.iter_mut().find(copy) {
+            (message.waits, message.outcome) = (false, Some(LedgerOutcome::Acked));
+            self.waiting -= 1;
+        }
+    }
+
+    /// Whether the upstream has acknowledged a message of the journal by its earlier place.
+    pub(super) fn has_arrived(&mut self, lane: Lane, position: Position) -> bool {
+        self.put_off.entry(lane, position).is_some_and(|entry| entry.has_arrived)
+    }
+}
