@@ -1,6 +1,6 @@
 //! The pages agree with the program: links lead somewhere, files and tests that they name exist, the configuration page
-//! explains exactly the keys of the example, the exit codes are those of the program, and each dependency was looked up
-//! among the advisories.
+//! explains exactly the keys of the example, the exit codes are those of the program, each dependency was looked up among
+//! the advisories, and each curve of the benchmark has its plot and its table.
 
 #![allow(clippy::unwrap_used)]
 
@@ -9,6 +9,13 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+
+#[path = "bench/figures.rs"]
+mod figures;
+#[path = "bench/plot.rs"]
+mod plot;
+#[path = "bench/plots_in_step.rs"]
+mod plots_in_step;
 
 use pigateway::app::exit_code::ExitCode;
 

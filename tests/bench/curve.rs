@@ -10,12 +10,14 @@ use std::time::{Duration, Instant};
 use bytes::BytesMut;
 use socket2::{Domain, Socket, Type};
 
+use super::Figures;
+use super::brokers::{Broker, Running};
+use super::load::{KEEP_ALIVE, connect_packet};
 use super::support::Connect;
 use super::support::broker::{Mosquitto, password_hash};
 use super::support::packet::{Properties, publish};
 use super::support::tls::{self, Authority};
 use super::support::{self, Process, wire};
-use super::{Broker, Figures, Running};
 
 /// The kind of which there are many.
 #[derive(Clone, Copy, Debug)]
@@ -70,7 +72,7 @@ pub fn all() -> Vec<(String, Curve)> {
     all.extend([100, 1000, 10_000].map(|count| (format!("connected-{count}"), Curve::Idle(count))));
     all.push(("connections".into(), Curve::Connections));
     all.push(("handshakes".into(), Curve::Handshakes));
-    all.extend([20, 200].map(|users| (format!("passwords-{users}"), Curve::Passwords(users))));
+    all.extend([20, 60, 200].map(|users| (format!("passwords-{users}"), Curve::Passwords(users))));
     all
 }
 
@@ -195,10 +197,10 @@ fn measure(curve: Curve, port: u16, time: Duration, broker: &Process) -> io::Res
         Curve::Sessions(count) => sessions(count, port, broker),
         Curve::Idle(count) => {
             let before = memory();
-            let clients = (0..count).map(|at| connected(port, at / 500, &wire::connect(&format!("idle-{at}"))));
+            let clients = (0..count).map(|at| connected(port, at / 500, &connect_packet(&format!("idle-{at}"))));
             let clients: Vec<TcpStream> = clients.collect::<io::Result<_>>()?;
             let each = memory().saturating_sub(before) as f64 / clients.len() as f64;
-            let one_more = median_time(|_| connected(port, 0, &wire::connect("one-more")), disconnect)?;
+            let one_more = median_time(|_| connected(port, 0, &connect_packet("one-more")), disconnect)?;
             Ok(vec![("each".into(), "KiB", each), ("one more".into(), "µs", one_more)])
         }
         Curve::Connections => Ok(vec![(String::new(), "/s", connections(port, time)?)]),
@@ -214,7 +216,7 @@ fn filters(shape: Shape, count: usize, port: u16, time: Duration) -> io::Result<
     let mut readers = Vec::new();
     for (network, from) in (0..count).step_by(EACH).enumerate() {
         // each reader has a user of its own, because no user, and no guests together, may have all subscriptions
-        let connect = with_user(wire::connect(&format!("reader-{from}")), network);
+        let connect = with_user(connect_packet(&format!("reader-{from}")), network);
         let mut reader = connected(port, network, &connect)?;
         let filters: Vec<String> = (from..count.min(from + EACH)).map(|number| shape.filter(number)).collect();
         subscribe_all(&mut reader, &filters)?;
@@ -228,7 +230,7 @@ fn filters(shape: Shape, count: usize, port: u16, time: Duration) -> io::Result<
             thread::spawn(move || count_bytes(reader, &received))
         })
         .collect();
-    let mut publisher = connected(port, 0, &wire::connect("publisher"))?;
+    let mut publisher = connected(port, 0, &connect_packet("publisher"))?;
     // all packets have the same size
     let packet = |number: usize| wire::publish(&format!("many/{number}/a"), 0, 64 - number.to_string().len()).bytes;
     let step = (count / 500).max(1);
@@ -290,7 +292,7 @@ fn count_bytes(mut socket: TcpStream, bytes: &AtomicUsize) -> io::Result<()> {
 }
 
 fn retained(count: usize, port: u16) -> io::Result<Figures> {
-    let mut publisher = connected(port, 0, &wire::connect("publisher"))?;
+    let mut publisher = connected(port, 0, &connect_packet("publisher"))?;
     for from in (0..count).step_by(1000) {
         let topic = |number: usize| format!("kept/{}/{}", number / 10, number % 10);
         let burst =
@@ -299,7 +301,7 @@ fn retained(count: usize, port: u16) -> io::Result<Figures> {
         publisher.write_all(&[0xc0, 0])?;
         publisher.read_exact(&mut [0; 2])?;
     }
-    let mut client = Connect::new("reader").open(port);
+    let mut client = Connect::new("reader").keep_alive(KEEP_ALIVE).open(port);
     let mut times: Vec<Duration> = (0..200)
         .map(|round| {
             let begin = Instant::now();
@@ -322,7 +324,7 @@ const OWNERS: usize = 19;
 
 /// The CONNECT of a client that resumes its session. Every twentieth client is a guest.
 fn persistent(number: usize) -> Vec<u8> {
-    let mut packet = wire::connect(&format!("away-{number:05}"));
+    let mut packet = connect_packet(&format!("away-{number:05}"));
     packet[9] = 0;
     match (number % (OWNERS + 1)).checked_sub(1) {
         Some(user) => with_user(packet, user),
@@ -345,7 +347,7 @@ fn sessions(count: usize, port: u16, broker: &Process) -> io::Result<Figures> {
     let guest = |round: usize| round * 7919 % guests * (OWNERS + 1);
     let back = |round| connected(port, guest(round) / 500, &persistent(guest(round)));
     let back = median_time(back, disconnect)?;
-    let mut publisher = connected(port, 0, &wire::connect("publisher"))?;
+    let mut publisher = connected(port, 0, &connect_packet("publisher"))?;
     let keep = |round| {
         let mut packet = BytesMut::new();
         wire::publish(&format!("away/{}", guest(round)), 1, 64).put(&mut packet, 1);
@@ -380,7 +382,7 @@ fn disconnect(mut client: TcpStream) -> io::Result<()> {
 }
 
 fn connections(port: u16, time: Duration) -> io::Result<f64> {
-    let packet = wire::connect("passer-by");
+    let packet = connect_packet("passer-by");
     let (begin, mut count) = (Instant::now(), 0);
     while begin.elapsed() < time {
         let mut client = connected(port, 0, &packet)?;

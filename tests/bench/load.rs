@@ -18,6 +18,9 @@ const READ: usize = 256 * 1024;
 /// Deliveries that are missing for this long count as lost.
 const LOST_AFTER: Duration = Duration::from_secs(3);
 
+/// The keep alive of all clients in seconds.
+pub const KEEP_ALIVE: u16 = 3600;
+
 /// A load.
 #[derive(Clone, Debug)]
 pub struct Load {
@@ -144,10 +147,17 @@ async fn drive(port: u16, subscribe_at: u16, load: &Load) -> io::Result<Outcome>
     Ok(Outcome { expected, delivered: progress.delivered.get(), elapsed })
 }
 
+/// CONNECT with a keep alive of an hour, because the stock rumqttd refuses clients without one.
+pub fn connect_packet(client_id: &str) -> Vec<u8> {
+    let mut packet = wire::connect(client_id);
+    packet[10..12].copy_from_slice(&KEEP_ALIVE.to_be_bytes());
+    packet
+}
+
 async fn client(port: u16, id: &str) -> io::Result<TcpStream> {
     let mut stream = TcpStream::connect(("127.0.0.1", port)).await?;
     stream.set_nodelay(true)?;
-    stream.write_all(&wire::connect(id)).await?;
+    stream.write_all(&connect_packet(id)).await?;
     answer(&mut stream, 4, 0x20).await?;
     Ok(stream)
 }
@@ -165,7 +175,7 @@ pub fn idle_clients(port: u16, count: usize) -> io::Result<Vec<std::net::TcpStre
     let mut clients = Vec::new();
     for number in 0..count {
         let mut stream = std::net::TcpStream::connect(("127.0.0.1", port))?;
-        stream.write_all(&wire::connect(&format!("idle-{number}")))?;
+        stream.write_all(&connect_packet(&format!("idle-{number}")))?;
         stream.write_all(&wire::subscribe(&format!("idle/{number}"), 1))?;
         stream.read_exact(&mut [0; 9])?;
         clients.push(stream);

@@ -5,7 +5,7 @@
 //! | variable | default | |
 //! |---|---|---|
 //! | `BENCH_ONLY` | all | names of measurements or parts of them, with commas between: `qos0-1to50,rtt` |
-//! | `BENCH_BROKERS` | `mosquitto,pigateway,ceiling` | the measured brokers; `port` is the one at `BENCH_PORT` |
+//! | `BENCH_BROKERS` | `mosquitto,pigateway,ceiling` | the measured brokers, also `rumqttd` and `floor`; `port` is the one at `BENCH_PORT` |
 //! | `BENCH_PORT` | `1883` | a broker that runs already |
 //! | `BENCH_SECONDS` | `2` | how long publishers publish |
 //! | `BENCH_ROUNDS` | `3` | the number of rounds, in which the brokers take turns; the median is shown |
@@ -14,6 +14,8 @@
 //! | `BENCH_OUTAGE` | `100000` | messages of `outage` |
 //! | `BENCH_LINE` | `1000000` | bytes a second that the line of `line` carries |
 //! | `BENCH_LINE_MESSAGES` | `20000` | messages that wait for it |
+//! | `BENCH_CURVES` | none | a directory for a plot (SVG) and the values (CSV) of each curve |
+//! | `BENCH_PAGE` | none | a page whose tables behind marks such as `<!-- measured: rates -->` are written anew |
 //! | `BENCH_BEFORE` | none | another build of the gateway, which is measured as `before` and compared with this one |
 //!
 //! Rates are deliveries per second, from the first PUBLISH to the last delivery, and losses are shown. Every measurement
@@ -23,6 +25,9 @@
 //! (`bridge4`), which mosquitto's bridge uses by default, and with MQTT 5 (`bridge5`), which the gateway uses by default.
 //! `line` is an outage after which the messages go over a slow line, and shows how much of the line is used.
 //!
+//! `rumqttd` is the stock server of rumqttd, without TLS and WebSocket. `floor` is a program that only waits, reads and writes
+//! for each message of the `light` rows, whose figures are the broker's processor time for a message: no broker can need less.
+//!
 //! The rows after `start` show the cost of many filters, retained messages, sessions and connections. `filters-plus-50000`
 //! is the number of deliveries per second on topics that are each matched by one of 50 000 filters `+/N/a`.
 //! `retained-100000 ten` is the time in which a SUBSCRIBE selects ten of 100 000 retained messages. With 10 000 sessions of
@@ -31,33 +36,42 @@
 //! them, and `connected-10000 one more` is the time in which another one connects.
 
 mod bridge;
+mod brokers;
 mod ceiling;
 mod curve;
+mod figures;
+mod floor;
 mod latency;
 mod line;
 mod load;
+mod page;
+mod plot;
+mod serve;
 #[path = "../support/mod.rs"]
 mod support;
 
 use std::io;
-use std::path::PathBuf;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::{Duration, Instant};
 
 use bridge::Protocol;
+use brokers::{Broker, before};
 use curve::{Curve, many};
+use figures::Record;
+use latency::Steady;
 use load::{Load, Outcome, Until};
-use support::broker::{Mosquitto, Setup};
-use support::{Gateway, Process};
 
 fn main() -> io::Result<()> {
+    serve::become_a_broker()?;
     let options = Options::from_environment();
-    println!(
-        "payload {} bytes, window {}, {} s, median of {} rounds; deliveries per second unless said otherwise\n",
+    let method = format!(
+        "payload {} bytes, window {}, {} s, median of {} rounds; deliveries per second unless said otherwise",
         options.payload,
         options.window,
         options.time.as_secs_f64(),
         options.rounds
     );
+    println!("{method}\n");
     let mut header = format!("{:<26}", "");
     options.brokers.iter().for_each(|broker| header.push_str(&format!("{:>14}", broker.name())));
     for (broker, title) in [(Broker::Mosquitto, "ratio"), (Broker::Before, "to before")] {
@@ -66,94 +80,16 @@ fn main() -> io::Result<()> {
         }
     }
     println!("{header}");
-    for (name, measurement) in measurements() {
-        if options.wants(&name) {
-            row(&name, &measurement, &options);
-        }
-    }
-    Ok(())
+    let wanted = measurements().into_iter().filter(|(name, _)| options.wants(name));
+    let records: Vec<Record> = wanted.flat_map(|(name, measurement)| row(&name, &measurement, &options)).collect();
+    let brokers = options.brokers.iter().map(|broker| broker.name()).collect();
+    let today = jiff::Zoned::now().strftime("%-d %B %Y").to_string();
+    page::write(&figures::Measured { brokers, records: &records }, &format!("Last run: {today}; {method}."))
 }
 
 /// The window for the copying server. With the window of the brokers it would show the time of a round trip, and not the
 /// highest rate of the generator.
 const CEILING_WINDOW: u16 = 1000;
-
-/// The measured brokers.
-#[derive(Clone, Copy, Debug, PartialEq)]
-enum Broker {
-    Mosquitto,
-    Pigateway,
-    /// The build that `BENCH_BEFORE` names.
-    Before,
-    Ceiling,
-    Port(u16),
-}
-
-impl Broker {
-    fn name(self) -> &'static str {
-        match self {
-            Broker::Mosquitto => "mosquitto",
-            Broker::Pigateway => "pigateway",
-            Broker::Before => "before",
-            Broker::Ceiling => "ceiling",
-            Broker::Port(_) => "port",
-        }
-    }
-
-    fn can_forward(self) -> bool {
-        matches!(self, Broker::Mosquitto | Broker::Pigateway | Broker::Before)
-    }
-
-    /// How the gateway is started, if this broker is one.
-    fn gateway(self) -> Option<Setup> {
-        match self {
-            Broker::Pigateway => Some(Setup::default()),
-            Broker::Before => Some(Setup::default().program(before()?)),
-            Broker::Mosquitto | Broker::Ceiling | Broker::Port(_) => None,
-        }
-    }
-
-    fn start(self) -> io::Result<Running> {
-        Ok(match self {
-            Broker::Mosquitto => Running::Mosquitto(Mosquitto::with("max_queued_messages 0")),
-            Broker::Pigateway | Broker::Before => {
-                Running::Pigateway(self.gateway().ok_or(io::ErrorKind::NotFound)?.start())
-            }
-            Broker::Ceiling => Running::Port(ceiling::start()?),
-            Broker::Port(port) => Running::Port(port),
-        })
-    }
-}
-
-/// The build to compare with.
-fn before() -> Option<PathBuf> {
-    std::env::var_os("BENCH_BEFORE").map(PathBuf::from)
-}
-
-/// A running broker, which is stopped when dropped.
-enum Running {
-    Mosquitto(Mosquitto),
-    Pigateway(Gateway),
-    Port(u16),
-}
-
-impl Running {
-    fn port(&self) -> u16 {
-        match self {
-            Running::Mosquitto(mosquitto) => mosquitto.port,
-            Running::Pigateway(gateway) => gateway.port,
-            Running::Port(port) => *port,
-        }
-    }
-
-    fn process(&self) -> Option<&Process> {
-        match self {
-            Running::Mosquitto(mosquitto) => Some(mosquitto),
-            Running::Pigateway(gateway) => Some(gateway),
-            Running::Port(_) => None,
-        }
-    }
-}
 
 struct Options {
     only: Vec<String>,
@@ -179,14 +115,9 @@ impl Options {
             "BENCH_BROKERS",
             if before().is_some() { "mosquitto,before,pigateway" } else { "mosquitto,pigateway,ceiling" },
         ));
-        let broker = |name: &String| match name.as_str() {
-            "mosquitto" => Broker::Mosquitto,
-            "pigateway" => Broker::Pigateway,
-            "before" => Broker::Before,
-            "ceiling" => Broker::Ceiling,
-            "port" => Broker::Port(number("BENCH_PORT", "1883") as u16),
-            other => panic!("BENCH_BROKERS: there is no {other}"),
-        };
+        let port = number("BENCH_PORT", "1883") as u16;
+        let broker =
+            |name: &String| Broker::named(name, port).unwrap_or_else(|| panic!("BENCH_BROKERS: there is no {name}"));
         Options {
             only: list(text("BENCH_ONLY", "")),
             brokers: brokers.iter().map(broker).collect(),
@@ -209,8 +140,8 @@ enum Measurement {
     Rate(u8, usize, usize),
     /// QoS, quantile.
     RoundTrip(u8, &'static [(&'static str, f64)]),
-    /// The processor time of the broker per message, with QoS and messages per second as in a home.
-    Light(u8, u32),
+    /// The processor time of the broker per message, with QoS, subscribers and messages per second as in a home.
+    Light(u8, usize, u32),
     /// Publishers whose messages are forwarded to another broker.
     Bridge(Protocol, usize),
     /// An outage of the upstream.
@@ -236,8 +167,11 @@ fn measurements() -> Vec<(String, Measurement)> {
         all.push((format!("rtt-qos{qos}"), Measurement::RoundTrip(qos, &[("p50", 0.5), ("p99", 0.99)])));
     }
     for qos in 0..=1 {
-        for rate in [100, 1000] {
-            all.push((format!("light-qos{qos}-{rate}"), Measurement::Light(qos, rate)));
+        for subscribers in [1, 5] {
+            for rate in [100, 300, 1000] {
+                let name = format!("light-qos{qos}-1to{subscribers}-{rate}");
+                all.push((name, Measurement::Light(qos, subscribers, rate)));
+            }
         }
     }
     for publishers in [1, 10] {
@@ -262,15 +196,26 @@ fn measurements() -> Vec<(String, Measurement)> {
 /// A figure of each broker with its name: (line, unit, value per round).
 type Figures = Vec<(String, &'static str, f64)>;
 
-fn row(name: &str, measurement: &Measurement, options: &Options) {
+fn row(name: &str, measurement: &Measurement, options: &Options) -> Vec<Record> {
     // rounds[broker][round]
     let mut rounds: Vec<Vec<Figures>> = vec![Vec::new(); options.brokers.len()];
     let mut notes = Vec::new();
+    let mut failed = vec![false; options.brokers.len()];
     for _ in 0..options.rounds {
         for (number, broker) in options.brokers.iter().enumerate() {
-            match measure(*broker, measurement, options, &mut notes) {
+            // a broker that does not answer makes clients wait for long, so it is not tried in every round
+            if failed[number] {
+                continue;
+            }
+            // clients of the tests panic if a broker does not answer, which must not end the other measurements
+            let attempt = AssertUnwindSafe(|| measure(*broker, measurement, options, &mut notes));
+            let outcome = catch_unwind(attempt).unwrap_or_else(|_| Err(io::Error::other("a client got no answer")));
+            match outcome {
                 Ok(figures) => rounds[number].push(figures),
-                Err(error) => notes.push(format!("{}: {error}", broker.name())),
+                Err(error) => {
+                    failed[number] = true;
+                    notes.push(format!("{}: {error}", broker.name()));
+                }
             }
         }
     }
@@ -280,8 +225,9 @@ fn row(name: &str, measurement: &Measurement, options: &Options) {
         .max_by_key(|figures| figures.len())
         .map(|figures| figures.iter().map(|(line, unit, _)| (line.clone(), *unit)).collect())
         .unwrap_or_default();
-    for (at, (line, unit)) in lines.iter().enumerate() {
-        let label = [name, line].join(" ");
+    let mut records = Vec::new();
+    for (at, (line, unit)) in lines.into_iter().enumerate() {
+        let label = [name, &line].join(" ");
         let mut text = format!("{:<26}", format!("{} {unit}", label.trim()).trim_end());
         let values: Vec<Option<f64>> =
             rounds.iter().map(|own| median(own.iter().filter_map(|figures| Some(figures.get(at)?.2)))).collect();
@@ -293,9 +239,11 @@ fn row(name: &str, measurement: &Measurement, options: &Options) {
             }
         }
         println!("{text}");
+        records.push(Record { name: name.into(), line, unit, values });
     }
     notes.dedup();
     notes.iter().for_each(|note| println!("    {note}"));
+    records
 }
 
 fn median(values: impl Iterator<Item = f64>) -> Option<f64> {
@@ -316,6 +264,8 @@ fn show(value: f64) -> String {
 
 fn measure(broker: Broker, what: &Measurement, options: &Options, notes: &mut Vec<String>) -> io::Result<Figures> {
     match what {
+        // it does not take messages apart, so it cannot serve other loads
+        _ if broker == Broker::Floor && !matches!(what, Measurement::Light(..)) => Ok(Vec::new()),
         Measurement::Rate(qos, publishers, subscribers) => {
             let running = broker.start()?;
             let load = Load {
@@ -338,19 +288,12 @@ fn measure(broker: Broker, what: &Measurement, options: &Options, notes: &mut Ve
         Measurement::RoundTrip(qos, quantiles) => {
             let running = broker.start()?;
             let count = (options.time.as_millis() as usize).max(1000);
-            let times = latency::measure(running.port(), *qos, count, Duration::from_millis(1))?;
+            let load = Steady { qos: *qos, subscribers: 1, count, distance: Duration::from_millis(1) };
+            let times = latency::measure(running.port(), load, || {})?;
             let at = |quantile: f64| times[((times.len() - 1) as f64 * quantile) as usize].as_secs_f64() * 1e6;
             Ok(quantiles.iter().map(|(name, quantile)| (name.to_string(), "µs", at(*quantile))).collect())
         }
-        Measurement::Light(qos, rate) => {
-            let running = broker.start()?;
-            let Some(process) = running.process() else { return Ok(Vec::new()) };
-            let count = (options.time.as_secs_f64() * f64::from(*rate)) as usize;
-            let before = process.cpu_time();
-            latency::measure(running.port(), *qos, count, Duration::from_secs(1) / *rate)?;
-            let used = process.cpu_time().saturating_sub(before);
-            Ok(vec![(String::new(), "µs", used.as_secs_f64() * 1e6 / count as f64)])
-        }
+        Measurement::Light(qos, subscribers, rate) => light(broker, *qos, *subscribers, *rate, options.time),
         Measurement::Bridge(..) | Measurement::Outage(_) | Measurement::Line(_) if !broker.can_forward() => {
             Ok(Vec::new())
         }
@@ -362,6 +305,20 @@ fn measure(broker: Broker, what: &Measurement, options: &Options, notes: &mut Ve
         Measurement::Start => start(broker),
         Measurement::Curve(what) => many(broker, *what, options.time),
     }
+}
+
+/// The processor time of a message at a light load.
+fn light(broker: Broker, qos: u8, subscribers: usize, rate: u32, time: Duration) -> io::Result<Figures> {
+    let running = broker.start()?;
+    let Some(process) = running.process() else { return Ok(Vec::new()) };
+    let count = (time.as_secs_f64() * f64::from(rate)) as usize;
+    let mut before = Duration::ZERO;
+    let load = Steady { qos, subscribers, count, distance: Duration::from_secs(1) / rate };
+    latency::measure(running.port(), load, || before = process.cpu_time())?;
+    // the last acknowledgements are still on their way
+    std::thread::sleep(Duration::from_millis(50));
+    let used = process.cpu_time().saturating_sub(before);
+    Ok(vec![(String::new(), "µs", used.as_secs_f64() * 1e6 / count as f64)])
 }
 
 /// The measurements with an upstream.

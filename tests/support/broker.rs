@@ -11,8 +11,9 @@ use tempfile::TempDir;
 
 use super::{PATIENCE, Process, free_port};
 
-/// CONNECT of MQTT 3.1.1 with client id "probe", clean, without keep alive.
-pub const PROBE: &[u8] = b"\x10\x11\0\x04MQTT\x04\x02\0\0\0\x05probe";
+/// CONNECT of MQTT 3.1.1 with client id "probe", clean, with a keep alive of a minute, without which the stock rumqttd
+/// refuses it.
+pub const PROBE: &[u8] = b"\x10\x11\0\x04MQTT\x04\x02\0\x3c\0\x05probe";
 
 /// A gateway under test.
 pub struct Gateway {
