@@ -95,29 +95,27 @@ impl<V> FilterNode<V> {
     /// The rest of a topic after this node's levels. `None` means that nothing is left, `Break` that the topic does not
     /// begin with them.
     fn follow<'t>(&self, topic: &'t str) -> ControlFlow<(), Option<&'t str>> {
+        let (bytes, topic_bytes) = (self.levels.as_bytes(), topic.as_bytes());
         let end = if self.has_wildcard {
             let mut at = 0;
-            for (number, level) in self.levels.split('/').enumerate() {
-                if number > 0 {
-                    if topic.as_bytes().get(at) != Some(&b'/') {
-                        return ControlFlow::Break(());
-                    }
+            for byte in bytes {
+                // a filter has `+` only as a whole level, and a topic has none [MQTT-4.7.1-3]
+                if *byte == b'+' {
+                    let level = topic_bytes[at..].iter().position(|byte| *byte == b'/');
+                    at += level.unwrap_or(topic_bytes.len() - at);
+                } else if topic_bytes.get(at) == Some(byte) {
                     at += 1;
+                } else {
+                    return ControlFlow::Break(());
                 }
-                let rest = &topic[at..];
-                at += match level {
-                    "+" => rest.find('/').unwrap_or(rest.len()),
-                    _ if rest.starts_with(level) => level.len(),
-                    _ => return ControlFlow::Break(()),
-                };
             }
             at
-        } else if topic.starts_with(&*self.levels) {
-            self.levels.len()
+        } else if topic_bytes.starts_with(bytes) {
+            bytes.len()
         } else {
             return ControlFlow::Break(());
         };
-        match topic.as_bytes().get(end) {
+        match topic_bytes.get(end) {
             None => ControlFlow::Continue(None),
             Some(b'/') => ControlFlow::Continue(Some(&topic[end + 1..])),
             Some(_) => ControlFlow::Break(()),

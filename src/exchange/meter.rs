@@ -36,6 +36,10 @@ const STEPS_PER_DELIVERY: usize = 4;
 const PART: u32 = 4;
 /// The time that an owner may be charged at once without waiting.
 const BURST: Duration = Duration::from_millis(20);
+/// Nobody else is served during one search or one batch, so the part of it beyond this time is charged [`DEAR`] times. All
+/// that last so long then take less than a hundredth of the time of others.
+const AT_ONCE: Duration = Duration::from_millis(10);
+const DEAR: u32 = 40;
 /// If its owner is behind by this much, a client that has just connected waits as well, so that a new client id gives no
 /// advantage.
 const BEHIND: Duration = Duration::from_secs(1);
@@ -92,7 +96,8 @@ struct Charged {
 }
 
 impl Meter {
-    /// Charges a client for time. The gateway's own searches and publications are not charged.
+    /// Charges a client for the time of one search or one batch. The gateway's own searches and publications are not
+    /// charged.
     pub(crate) fn charge(&self, origin: Origin, cost: Duration) {
         if cost.is_zero() || origin.owner == Owner::HOUSE {
             return;
@@ -103,6 +108,7 @@ impl Meter {
         let others = charged.owners.iter().filter(|(owner, until)| **owner != origin.owner && **until > now).count();
         // an owner that has not been charged for long has its whole free time again
         let from = charged.owners.get(&origin.owner).copied().unwrap_or(now - BURST * PART);
+        let cost = cost + cost.saturating_sub(AT_ONCE) * DEAR;
         let until = from + cost * PART * (others as u32 + 1);
         charged.owners.insert(origin.owner, until);
         if until <= now {
@@ -206,6 +212,15 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn searches_that_make_others_wait_for_long_are_rare() {
+        let (meter, ms) = (Meter::default(), Duration::from_millis);
+        let greedy = client("greedy", None);
+        let begin = Instant::now();
+        pay(&meter, greedy, ms(60), 11).await;
+        assert!(begin.elapsed() >= ms(10 * 60 * 100), "600 ms in {:?}", begin.elapsed());
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn a_new_client_id_is_no_way_out() {
         let meter = Meter::default();
         let begin = Instant::now();
@@ -227,7 +242,7 @@ mod tests {
     async fn it_remembers_no_more_clients_than_it_has_room_for() {
         let meter = Meter::default();
         for number in 0..2 * MOST_CLIENTS {
-            meter.charge(client(&number.to_string(), None), Duration::from_millis(100));
+            meter.charge(client(&number.to_string(), None), Duration::from_millis(5));
         }
         assert_eq!(meter.charged.lock().turns.len(), MOST_CLIENTS);
         assert!(meter.turn(client("7000", None)).is_some(), "it waits with all guests");

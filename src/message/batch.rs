@@ -11,7 +11,7 @@ const MOST_SLACK: usize = 4;
 
 /// The most changes of topics of more than [`USUAL_LEVELS`] levels in one batch of a client, because each may cost the
 /// others much.
-pub(crate) const MOST_DEEP: usize = 8;
+pub(crate) const MOST_DEEP: usize = 2;
 
 /// A buffer larger than this is not reused for the next batch.
 const KEPT: usize = 128 << 10;
