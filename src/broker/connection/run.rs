@@ -1,5 +1,6 @@
 //! The main loop of a connection.
 
+use std::io;
 use std::time::Duration;
 
 use bytes::BytesMut;
@@ -10,6 +11,7 @@ use tokio::time::{Instant, sleep, sleep_until};
 use super::super::registry::Kick;
 use super::input::{SMALLEST_READ, read};
 use super::leave::Leaving;
+use super::output::SocketOutput;
 use super::{BrokerConnection, ConnectionEnd, Reason};
 use crate::exchange::stats::Stats;
 use crate::health::Overdue;
@@ -29,6 +31,8 @@ const ANSWERS_FULL: usize = 128 * 1024;
 /// Subscriptions whose retained messages wait for the client, above which nothing is read.
 const RETAINED_FULL: usize = 10_000;
 const LARGEST_READ: usize = 64 * 1024;
+/// Output up to this size is written before the loop waits, see [`BrokerConnection::write_at_once`].
+const SMALL_WRITE: usize = 4 * 1024;
 /// A client that reads nothing for this long counts as gone.
 const STALL: Duration = Duration::from_secs(30);
 /// How long the connection is served after that time, before it ends.
@@ -55,12 +59,13 @@ impl BrokerConnection {
         let core = self.core.clone();
         let mut pace = ClientPace::new(self.keep_alive);
         let mut alarm = std::pin::pin!(sleep_until(pace.look_at()));
+        let mut kicked = std::pin::pin!(kick.kicked());
         loop {
             worked();
             // registered before the attempt, so that room that is made in between is not missed
             let room = core.ingress.room().notified();
             let freed = core.ingress.receiving().freed();
-            if self.out.is_empty() {
+            if self.out.is_empty() && !pace.is_unflushed {
                 // output that is produced from here on has not waited yet
                 pace.has_written();
                 self.out.shrink(OUT_FULL);
@@ -90,9 +95,15 @@ impl BrokerConnection {
             if let Err(end) = self.give_way() {
                 return end;
             }
+            if idle && may_read && !self.out.is_empty() && self.out.len() <= SMALL_WRITE {
+                self.write_at_once(writer, &mut pace);
+            }
             if let Some(leaving) = &pace.leaving {
                 alarm.as_mut().reset(leaving.over_at(may_read));
-            } else if !self.out.is_empty() && alarm.deadline() > pace.look_at_output() && !pace.stalled.is_running() {
+            } else if (!self.out.is_empty() || pace.is_unflushed)
+                && alarm.deadline() > pace.look_at_output()
+                && !pace.stalled.is_running()
+            {
                 alarm.as_mut().reset(pace.look_at_output());
             }
             let (waits_for_memory, late_at) = (self.waits_for_memory(), self.is_late_at());
@@ -105,13 +116,11 @@ impl BrokerConnection {
                         self.has_moved();
                     }
                 },
-                result = writer.write_buf(&mut self.out), if !self.out.is_empty() => match result {
+                result = write(writer, &mut self.out), if !self.out.is_empty() || pace.is_unflushed => match result {
+                    Ok(Written::All) => pace.is_unflushed = false,
+                    Ok(Written::Some(count)) => self.has_written(count, writer, &mut pace),
                     // what the client sent before it closed can still be read
-                    Ok(0) | Err(_) => self.leave(&mut pace, ConnectionEnd::Closed),
-                    Ok(count) => {
-                        core.stats.bytes_sent.add(count as u64);
-                        pace.has_written();
-                    }
+                    Err(_) => self.leave(&mut pace, ConnectionEnd::Closed),
                 },
                 () = self.subscriber.inbox.filled(), if idle => {}
                 () = durable_ready(&self.session), if idle => {}
@@ -119,13 +128,13 @@ impl BrokerConnection {
                 () = room, if !placed => {}
                 () = freed, if waits_for_memory => {}
                 () = late(late_at), if late_at.is_some() => {}
-                () = sleep(SHORT), if self.is_short => {}
-                () = sleep_until(self.held_until.unwrap_or(pace.last_read)), if self.held_until.is_some() => {}
+                () = soon(), if self.is_short => {}
+                () = late(self.held_until), if self.held_until.is_some() => {}
                 () = alarm.as_mut() => match self.rung(&mut pace, reader, input, may_read) {
                     Ok(next) => alarm.as_mut().reset(next),
                     Err(end) => return end,
                 },
-                reason = kick.kicked(), if pace.leaving.is_none() => {
+                reason = kicked.as_mut(), if pace.leaving.is_none() => {
                     if !Leaving::is_due(reason) {
                         return ConnectionEnd::Ended(reason);
                     }
@@ -133,6 +142,22 @@ impl BrokerConnection {
                 }
             }
         }
+    }
+
+    /// Writes output that is the last for the moment. The socket nearly always takes it, and then this turn of the loop is
+    /// the only one for a message. Otherwise, as after an error, the loop writes it.
+    fn write_at_once<W: AsyncWrite + Unpin>(&mut self, writer: &mut W, pace: &mut ClientPace) {
+        if let Some(Ok(Written::Some(count))) = write(writer, &mut self.out).now_or_never() {
+            self.has_written(count, writer, pace);
+        }
+    }
+
+    /// Counts what was written, and passes on what TLS has kept back.
+    fn has_written<W: AsyncWrite + Unpin>(&mut self, count: usize, writer: &mut W, pace: &mut ClientPace) {
+        self.core.stats.bytes_sent.add(count as u64);
+        pace.has_written();
+        // while there is more output, the next write does it
+        pace.is_unflushed = self.out.is_empty() && !matches!(writer.flush().now_or_never(), Some(Ok(())));
     }
 
     /// Ends the connection for this reason as soon as what the client has sent before is processed.
@@ -163,7 +188,7 @@ impl BrokerConnection {
         if pace.leaving.as_ref().is_some_and(|leaving| leaving.is_over(may_read)) {
             return Err(pace.over());
         }
-        match pace.check(!self.out.is_empty()) {
+        match pace.check(!self.out.is_empty() || pace.is_unflushed) {
             Err(ConnectionEnd::Stalled) => {
                 self.leave(pace, ConnectionEnd::Stalled);
                 Ok(Instant::now())
@@ -207,6 +232,8 @@ struct ClientPace {
     last_read: Instant,
     last_write: Instant,
     read_size: usize,
+    /// Whether everything was written and TLS still has some of it, because the socket did not take all.
+    is_unflushed: bool,
     /// Set when the connection is about to end.
     leaving: Option<Leaving>,
     /// For how long the client could have been read from, or written to, since its time was over.
@@ -228,6 +255,7 @@ impl ClientPace {
             read_size: SMALLEST_READ,
             silent: Overdue::default(),
             stalled: Overdue::default(),
+            is_unflushed: false,
             leaving: None,
         }
     }
@@ -295,7 +323,32 @@ impl ClientPace {
     }
 }
 
-/// Waits until `at`; for ever if it is `None`.
+/// What a write has achieved.
+enum Written {
+    /// This number of bytes was taken.
+    Some(usize),
+    /// Nothing is left, in TLS neither.
+    All,
+}
+
+/// Writes output, or flushes if there is none. Safe to cancel.
+async fn write<W: AsyncWrite + Unpin>(writer: &mut W, out: &mut SocketOutput) -> io::Result<Written> {
+    if out.is_empty() {
+        return writer.flush().await.map(|()| Written::All);
+    }
+    match writer.write_buf(out).await? {
+        0 => Err(io::ErrorKind::WriteZero.into()),
+        count => Ok(Written::Some(count)),
+    }
+}
+
+/// The pause of a message that waits for memory. As a function of its own it makes its timer only where it is awaited,
+/// because a timer that is made in vain costs as much as reading a small packet.
+async fn soon() {
+    sleep(SHORT).await;
+}
+
+/// Waits until `at`; for ever if it is `None`. Makes its timer only where it is awaited.
 async fn late(at: Option<Instant>) {
     match at {
         Some(at) => sleep_until(at).await,

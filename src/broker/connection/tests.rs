@@ -1,3 +1,8 @@
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use bytes::Buf;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::timeout;
 
@@ -205,6 +210,72 @@ async fn a_delivery_to_a_persistent_session_wakes_it_once() {
     assert!(wakes.iter().all(|wakes| *wakes == 1), "{wakes:?}");
     let dropped = broker.core.stats.publish_dropped.get();
     assert_eq!(dropped, 0);
+}
+
+/// A writer that takes everything and passes it on when flushed, as TLS does while the socket takes nothing.
+struct KeepsBack<W> {
+    writer: W,
+    kept: BytesMut,
+    is_open: tokio::sync::watch::Receiver<bool>,
+    opened: tokio_util::sync::ReusableBoxFuture<'static, ()>,
+}
+
+impl<W: AsyncWrite + Unpin> KeepsBack<W> {
+    fn new(writer: W, is_open: tokio::sync::watch::Receiver<bool>) -> KeepsBack<W> {
+        let mut waits = is_open.clone();
+        let opened = async move { _ = waits.wait_for(|is_open| *is_open).await };
+        KeepsBack { writer, kept: BytesMut::new(), is_open, opened: tokio_util::sync::ReusableBoxFuture::new(opened) }
+    }
+}
+
+impl<W: AsyncWrite + Unpin> AsyncWrite for KeepsBack<W> {
+    fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        self.kept.extend_from_slice(bytes);
+        let _ = self.poll_flush(context);
+        Poll::Ready(Ok(bytes.len()))
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let this = &mut *self;
+        if !*this.is_open.borrow() {
+            std::task::ready!(this.opened.poll(context));
+        }
+        while !this.kept.is_empty() {
+            let count = std::task::ready!(Pin::new(&mut this.writer).poll_write(context, &this.kept))?;
+            this.kept.advance(count);
+        }
+        Pin::new(&mut this.writer).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        std::task::ready!(self.as_mut().poll_flush(context))?;
+        Pin::new(&mut self.writer).poll_shutdown(context)
+    }
+}
+
+#[tokio::test]
+async fn what_tls_has_kept_back_follows_without_another_message() {
+    use crate::message::Draft;
+
+    let broker = broker(crate::journal::Journal::default);
+    let (mut client, server) = tokio::io::duplex(65536);
+    let (reader, writer) = tokio::io::split(server);
+    let (open, is_open) = tokio::sync::watch::channel(true);
+    let writer = KeepsBack::new(writer, is_open);
+    tokio::spawn(serve(broker.core.clone(), reader, writer, Peer::at(IpAddr::from([127, 0, 0, 1]))));
+    client.write_all(b"\x10\x0d\0\x04MQTT\x04\x02\0\x3c\0\x01a\x82\x06\0\x01\0\x01t\0").await.unwrap();
+    let mut answers = [0; 9];
+    client.read_exact(&mut answers).await.unwrap();
+    open.send_replace(false);
+    let sent = broker.core.stats.publish_sent.get();
+    broker.core.ingress.publish(&Draft::new("t", b"kept")).await.unwrap();
+    while broker.core.stats.publish_sent.get() == sent {
+        tokio::task::yield_now().await;
+    }
+    open.send_replace(true);
+    let mut publish = [0; 9];
+    timeout(Duration::from_secs(30), client.read_exact(&mut publish)).await.expect("it follows").unwrap();
+    assert_eq!(&publish, b"\x30\x07\0\x01tkept");
 }
 
 #[tokio::test]
