@@ -73,7 +73,7 @@ fn decode(whole: &Frame, packet: &[u8], body: &[u8], version: Version) {
 pub(super) fn packets(data: &[u8]) {
     let house = house();
     let House { runtime, core, .. } = house;
-    runtime.block_on(async {
+    runtime.block_on(house.serves(async {
         let (mut client, server) = tokio::io::duplex(1 << 20);
         let (reader, writer) = tokio::io::split(server);
         let session = tokio::spawn(serve(core.clone(), reader, writer, peer()));
@@ -86,7 +86,6 @@ pub(super) fn packets(data: &[u8]) {
         if let Some(first) = said.first() {
             assert_eq!(*first, 0x20, "the first that a server says is CONNACK");
         }
-        house.has_served().await;
-    });
+    }));
     assert_eq!(core.stats.panics.get(), 0, "a session has panicked");
 }

@@ -1,6 +1,7 @@
 //! Targets for the configuration, users, configurations of other programs, and the gateway's own notes.
 
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 use pigateway::access::familiar::Familiar;
 use pigateway::access::hash::{is_from_mosquitto, is_usable};
@@ -46,14 +47,18 @@ pub(super) fn users(data: &[u8]) {
     }
 }
 
-/// A directory for files that must have names, in memory if possible.
-fn place() -> tempfile::TempDir {
-    let memory = Path::new("/dev/shm");
-    let made = if memory.is_dir() { tempfile::tempdir_in(memory) } else { tempfile::tempdir() };
-    match made {
-        Ok(place) => place,
-        Err(error) => panic!("{error}"),
-    }
+/// The directory of this process for files that must have names, in memory if possible. An input leaves nothing in it.
+fn place() -> &'static Path {
+    static PLACE: OnceLock<tempfile::TempDir> = OnceLock::new();
+    let make = || {
+        let memory = Path::new("/dev/shm");
+        let made = if memory.is_dir() { tempfile::tempdir_in(memory) } else { tempfile::tempdir() };
+        match made {
+            Ok(place) => place,
+            Err(error) => panic!("{error}"),
+        }
+    };
+    PLACE.get_or_init(make).path()
 }
 
 fn written(place: &Path, name: &str, data: &[u8]) -> PathBuf {
@@ -64,16 +69,19 @@ fn written(place: &Path, name: &str, data: &[u8]) -> PathBuf {
     path
 }
 
+/// A hash as `pigateway user` makes it.
+const HASH: &str = "$argon2id$v=19$m=19456,t=2,p=1$cGlnYXRld2F5LW5vYm9keQ$AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA";
+
 /// A file of mosquitto (its configuration, passwords or access control list, recognised by its contents) or of mqtt-io.
 /// Every line has exactly one outcome, and `check` can read the result.
 pub(super) fn imports(data: &[u8]) {
-    // importing makes password hashes, which is slow, so only a few lines are used
     if data.len() > 4096 {
         return;
     }
-    let options = Options { host_name: "fuzz", keeps_secrets: true };
+    // a hash is meant to be slow, and its text is the same kind for every password
+    let options = Options { host_name: "fuzz", keeps_secrets: true, hash: |_| Ok(HASH.into()) };
     let place = place();
-    let path = written(place.path(), "file", data);
+    let path = written(place, "file", data);
     for imported in [mosquitto::import(std::slice::from_ref(&path), &options), mqtt_io::import(&path, &options)] {
         match imported {
             Ok(Imported { text, summary, secrets }) => {
@@ -82,13 +90,13 @@ pub(super) fn imports(data: &[u8]) {
                 assert!(text.chars().all(|c| c == '\n' || !c.is_ascii_control()), "{text:?}");
                 for secret in &secrets {
                     assert!(!secret.name.contains('/') && !secret.name.starts_with('.'), "{}", secret.name);
-                    written(place.path(), &secret.name, secret.password.as_bytes());
+                    written(place, &secret.name, secret.password.as_bytes());
                 }
                 // an empty or invalid name is taken over unchanged, so that `check` reports it
-                if let Err(problems) = read(&text, &place.path().join("pigateway.toml"), &environment()) {
+                if let Err(problems) = read(&text, &place.join("pigateway.toml"), &environment()) {
                     assert!(!problems.problems.is_empty());
                 }
-                secrets.iter().for_each(|secret| _ = std::fs::remove_file(place.path().join(&secret.name)));
+                secrets.iter().for_each(|secret| _ = std::fs::remove_file(place.join(&secret.name)));
             }
             Err(error) => assert!(!error.to_string().is_empty() && !matches!(error, ImportError::Hash(_))),
         }

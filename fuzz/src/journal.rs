@@ -1,8 +1,6 @@
 //! Targets for files of the journal, with the damage that a card can cause.
 
-use std::collections::{BTreeMap, HashMap};
-use std::io;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::{Arc, OnceLock};
 
 use pigateway::journal::format::{DATA, FileKind, HEADER_COPY, Header, RecordKind, SEGMENT_SUFFIX, SNAPSHOT};
@@ -18,84 +16,47 @@ use pigateway::message::{Draft as MessageDraft, Message, Origin, Qos};
 use pigateway::time::SystemClock;
 
 use super::Source;
+use super::disk::Disk;
 use super::meter::paid_by;
 
 const BOUNDS: Limits = Limits { messages: 1000, bytes: 1 << 20, when_full: WhenFull::DropOldest };
 const BOOT: u64 = 7;
+/// The number of messages in the damaged journal.
+const MESSAGES: usize = 60;
 
 fn settings() -> JournalSettings {
-    JournalSettings { max_size: 512 << 10, largest_message: 1 << 10, ..JournalSettings::default() }
-}
-
-/// Counts the bytes that are read, because a start that reads its files many times takes too long on a slow card.
-#[derive(Debug)]
-struct Counted {
-    files: MemoryStorage,
-    bytes: AtomicU64,
-}
-
-impl Storage for Counted {
-    fn place(&self) -> String {
-        self.files.place()
-    }
-    fn list(&self) -> io::Result<Vec<(String, u64)>> {
-        self.files.list()
-    }
-    fn read_at(&self, name: &str, offset: u64, buffer: &mut [u8]) -> io::Result<usize> {
-        self.bytes.fetch_add(buffer.len() as u64, Ordering::Relaxed);
-        self.files.read_at(name, offset, buffer)
-    }
-    fn write_at(&self, name: &str, offset: u64, bytes: &[u8]) -> io::Result<()> {
-        self.files.write_at(name, offset, bytes)
-    }
-    fn create(&self, name: &str, len: u64) -> io::Result<()> {
-        self.files.create(name, len)
-    }
-    fn sync(&self, name: &str) -> io::Result<()> {
-        self.files.sync(name)
-    }
-    fn rename(&self, from: &str, to: &str) -> io::Result<()> {
-        self.files.rename(from, to)
-    }
-    fn remove(&self, name: &str) -> io::Result<()> {
-        self.files.remove(name)
-    }
-}
-
-fn size(files: &MemoryStorage) -> u64 {
-    files.list().unwrap_or_default().iter().map(|(_, len)| len).sum()
+    JournalSettings { max_size: 512 << 10, largest_message: 8 << 10, ..JournalSettings::default() }
 }
 
 /// Opens a journal with these files and returns its contents. The allowed cost depends only on the size of the files.
-fn recovered(files: &MemoryStorage) -> Option<JournalState> {
-    let size = size(files);
-    let storage = Counted { files: files.clone(), bytes: AtomicU64::new(0) };
-    let state = paid_by(size as usize, (2 << 20, 32), || recover(&storage, &settings(), BOOT, &SystemClock).ok());
-    let read = storage.bytes.into_inner();
+fn recovered(files: &Disk) -> Option<JournalState> {
+    let (size, before) = (files.size(), files.bytes_read());
+    let state = paid_by(size as usize, (2 << 20, 32), || recover(files, &settings(), BOOT, &SystemClock).ok());
+    let read = files.bytes_read() - before;
     assert!(read <= (1 << 20) + 32 * size, "{read} bytes were read of {size}");
     state
 }
 
-/// The place and the contents of a record.
+/// The place of a record.
 struct Known {
-    file: String,
     at: usize,
     end: usize,
     position: u64,
-    body: Vec<u8>,
 }
 
-/// The files of a typical journal with two consumers, retained messages, sessions, several segments and a snapshot.
+/// The files of a typical journal with two consumers, retained messages, sessions, several segments and a snapshot. The
+/// messages are large, so that few records fill a segment: an input costs as much time as there are bytes and records.
 struct Base {
-    files: MemoryStorage,
+    files: BTreeMap<String, Vec<u8>>,
     names: Vec<String>,
-    records: Vec<Known>,
-    /// The index of each record by its position.
-    places: HashMap<u64, usize>,
+    /// All records of each segment.
+    segments: BTreeMap<String, Vec<Known>>,
+    /// The body of each record by its position.
+    bodies: HashMap<u64, Vec<u8>>,
 }
 
-fn message(topic: &str, number: usize) -> Message {
-    let payload = vec![number as u8; 200 + number % 700];
+fn message(topic: &str, number: usize, size: usize) -> Message {
+    let payload = vec![number as u8; size];
     Message::new(&MessageDraft {
         topic,
         payload: &payload,
@@ -108,21 +69,6 @@ fn message(topic: &str, number: usize) -> Message {
     })
 }
 
-fn records(files: &MemoryStorage) -> Vec<Known> {
-    let mut found = Vec::new();
-    for (file, _) in files.list().unwrap_or_default() {
-        let Some((header, _)) = read_header(files, &file).ok().filter(|_| file.ends_with(SEGMENT_SUFFIX)) else {
-            continue;
-        };
-        let mut scanner = Scanner::new(files, &file, &header, header.size);
-        while let Some((at, record)) = scanner.next_record() {
-            let (at, end, body) = (at as usize, at as usize + record.padded_len(), record.body().to_vec());
-            found.push(Known { file: file.clone(), at, end, position: record.position(), body });
-        }
-    }
-    found
-}
-
 fn base() -> &'static Base {
     static BASE: OnceLock<Base> = OnceLock::new();
     BASE.get_or_init(|| {
@@ -130,13 +76,15 @@ fn base() -> &'static Base {
         let opened = Journal::open_in_boot(Arc::new(files.clone()), settings(), Arc::new(SystemClock), BOOT);
         let Ok(journal) = opened else { panic!("an empty journal opens") };
         let consumers = [journal.register("upstream/far", BOUNDS), journal.register("session/esp", BOUNDS)];
-        for number in 0..400usize {
+        for number in 0..MESSAGES {
             let retained = Extra { retained: number.is_multiple_of(3), ..Extra::default() };
             let topic = format!("loft/{}", number % 7);
+            // some are longer than what a start passes over quickly, and some than a page
+            let size = [20, 300, 1500, 5000][number % 4] + number;
             // the first consumer settles nothing, so all of its records must be kept
-            let _ = journal.append_with(&message(&topic, number), &consumers[..1 + number % 2], retained);
+            let _ = journal.append_with(&message(&topic, number, size), &consumers[..1 + number % 2], retained);
             let _ = journal.keep(&format!("esp{}", number % 5), Some(&[1; 30]), true);
-            if number.is_multiple_of(40) {
+            if number.is_multiple_of(10) {
                 let (place, mut synced) = (journal.barrier(), journal.synced());
                 while *synced.borrow_and_update() < place {
                     std::thread::yield_now();
@@ -144,31 +92,40 @@ fn base() -> &'static Base {
             }
         }
         journal.close();
-        let names = files.list().unwrap_or_default().into_iter().map(|(name, _)| name).collect();
-        let records = records(&files);
-        assert!(records.len() >= 400, "{} records", records.len());
-        let places = records.iter().enumerate().map(|(at, known)| (known.position, at)).collect();
-        Base { files, names, records, places }
+        let names: Vec<String> = files.list().unwrap_or_default().into_iter().map(|(name, _)| name).collect();
+        let (mut segments, mut bodies) = (BTreeMap::new(), HashMap::new());
+        for name in names.iter().filter(|name| name.ends_with(SEGMENT_SUFFIX)) {
+            let Ok((header, _)) = read_header(&files, name) else { continue };
+            let (mut known, mut scanner) = (Vec::new(), Scanner::new(&files, name, &header, header.size));
+            while let Some((at, record)) = scanner.next_record() {
+                let (at, end) = (at as usize, at as usize + record.padded_len());
+                known.push(Known { at, end, position: record.position() });
+                bodies.insert(record.position(), record.body().to_vec());
+            }
+            segments.insert(name.clone(), known);
+        }
+        assert!(bodies.len() >= MESSAGES && segments.len() >= 2, "{} in {}", bodies.len(), segments.len());
+        let files = names.iter().map(|name| (name.clone(), files.contents(name))).collect();
+        Base { files, names, segments, bodies }
     })
 }
 
-/// Damages the files of a gateway: a few bytes, sectors or whole ends of files. A start must end, read and allocate only in
-/// proportion to the size of the files, and lose no intact record in front of the damage or behind it. It must find only
-/// records that were written.
-pub(super) fn damage(data: &[u8]) {
-    let base = base();
-    let files = base.files.copy();
-    let mut hit: BTreeMap<&str, Vec<(usize, usize)>> = BTreeMap::new();
+/// The places of each file that an input damages.
+type Hits<'a> = BTreeMap<&'a str, Vec<(usize, usize)>>;
+
+/// Damages the files as an input says.
+fn damaged<'a>(base: &'a Base, files: &Disk, data: &[u8]) -> Hits<'a> {
+    let mut hits = Hits::new();
     let mut source = Source(data);
     for _ in 0..8 {
         if source.is_empty() {
             break;
         }
         let name = base.names[usize::from(source.byte()) % base.names.len()].as_str();
-        let len = files.contents(name).len();
+        let len = base.files.get(name).map_or(0, Vec::len);
         let (how, place) = (source.byte(), source.number() << 8 | usize::from(source.byte()));
         let at = place % len.max(1);
-        let damaged = match how % 5 {
+        let (at, mut bytes) = match how % 5 {
             0 => (at, source.take(32).to_vec()),
             1 => (at / 512 * 512, vec![0; 512]),
             2 => (at / 4096 * 4096, vec![0xff; 4096]),
@@ -176,33 +133,46 @@ pub(super) fn damage(data: &[u8]) {
             3 => (at, vec![0; len - at]),
             _ => (at, source.take(usize::from(how)).repeat(64)),
         };
-        let (at, mut bytes) = damaged;
         bytes.truncate(len - at);
         if files.write_at(name, at as u64, &bytes).is_ok() {
-            hit.entry(name).or_default().push((at, at + bytes.len()));
+            hits.entry(name).or_default().push((at, at + bytes.len()));
         }
     }
-    let is_whole = |file: &str, from: usize, to: usize| {
-        hit.get(file).is_none_or(|hit| hit.iter().all(|(at, end)| *end <= from || *at >= to))
-    };
+    hits
+}
+
+/// Damages the files of a gateway: a few bytes, sectors or whole ends of files. A start must end, read and allocate only in
+/// proportion to the size of the files, and lose no intact record in front of the damage or behind it. It must find only
+/// records that were written.
+pub(super) fn damage(data: &[u8]) {
+    let base = base();
+    let files = Disk::of(&base.files);
+    let hits = damaged(base, &files, data);
     let Some(state) = recovered(&files) else { panic!("damage is a reason not to start") };
-    let mut found: BTreeMap<u64, Vec<u8>> = BTreeMap::new();
-    for segment in state.segments() {
-        let mut scanner = Scanner::new(&files, &segment.name, &segment.header, segment.header.size);
-        while let Some((_, record)) = scanner.next_record() {
-            found.insert(record.position(), record.body().to_vec());
+    let used: BTreeMap<&str, &Header> =
+        state.segments().map(|segment| (segment.name.as_str(), &segment.header)).collect();
+    for (name, known) in &base.segments {
+        let Some(hits) = hits.get(name.as_str()) else {
+            // in an intact file are the records that are known of it
+            assert!(used.contains_key(name.as_str()), "{name} is not used");
+            continue;
+        };
+        let is_whole = |from: usize, to: usize| hits.iter().all(|(at, end)| *end <= from || *at >= to);
+        let has_header = is_whole(0, 72) || is_whole(HEADER_COPY as usize, HEADER_COPY as usize + 72);
+        let mut found = HashSet::new();
+        if let Some(header) = used.get(name.as_str()) {
+            let mut scanner = Scanner::new(&files, name, header, header.size);
+            while let Some((_, record)) = scanner.next_record() {
+                let written = base.bodies.get(&record.position());
+                assert_eq!(written.map(Vec::as_slice), Some(record.body()), "{name} at {}", record.position());
+                found.insert(record.position());
+            }
+        }
+        for known in known.iter().filter(|known| has_header && is_whole(known.at, known.end)) {
+            assert!(found.contains(&known.position), "{name} at {}", known.at);
         }
     }
-    for known in &base.records {
-        let has_header =
-            is_whole(&known.file, 0, 72) || is_whole(&known.file, HEADER_COPY as usize, HEADER_COPY as usize + 72);
-        if has_header && is_whole(&known.file, known.at, known.end) {
-            assert_eq!(found.get(&known.position), Some(&known.body), "{} at {}", known.file, known.at);
-        }
-    }
-    for (position, body) in &found {
-        assert!(base.places.get(position).is_some_and(|at| base.records[*at].body == *body), "{position}");
-    }
+    assert!(used.keys().all(|name| base.segments.contains_key(*name)), "a segment that nobody has written");
 }
 
 fn kind(byte: u8) -> RecordKind {
@@ -221,8 +191,8 @@ fn ordinal(source: &mut Source<'_>) -> u64 {
     }
 }
 
-/// A file with valid records whose contents no gateway writes.
-fn file(files: &MemoryStorage, name: &str, header: Header, source: &mut Source<'_>) {
+/// A file with valid records whose contents no gateway writes. Without a size it is as large as its records need.
+fn file(files: &Disk, name: &str, header: Header, size: Option<u64>, source: &mut Source<'_>) {
     let (mut bytes, mut position) = (Vec::new(), header.base);
     for _ in 0..source.byte() % 32 {
         let (kind, flags, boot) = (kind(source.byte()), source.byte() & 7, u32::from(source.byte()));
@@ -231,14 +201,16 @@ fn file(files: &MemoryStorage, name: &str, header: Header, source: &mut Source<'
         let length = source.number() % 600;
         let mut body = source.take(length).to_vec();
         if kind == RecordKind::Message && flags & 1 != 0 {
-            body = message("loft/a", length).view().as_bytes().to_vec();
+            body = message("loft/a", length, 200 + length).view().as_bytes().to_vec();
         }
         let draft = RecordDraft { kind, flags, boot, body: &[&body] };
         encode(&mut bytes, position, &draft, consumers.into_iter());
         position = position.saturating_add(1 + u64::from(source.byte() % 3));
     }
     seal(&mut bytes, header.seed());
-    let _ = files.create(name, settings().segment_size());
+    let needed = (DATA + bytes.len() as u64 + 1).next_multiple_of(4096);
+    let header = Header { size: size.unwrap_or(needed), ..header };
+    let _ = files.create(name, if size.is_some() { settings().segment_size() } else { needed });
     let _ = files.write_at(name, 0, &header.encode());
     let _ = files.write_at(name, HEADER_COPY, &header.encode());
     let _ = files.write_at(name, DATA, &bytes);
@@ -248,9 +220,8 @@ fn file(files: &MemoryStorage, name: &str, header: Header, source: &mut Source<'
 /// clocks. A start must end, and its cost must fit the size of the files. Everything that was found must be the same after
 /// it is written and read again, and the journal must accept new messages.
 pub(super) fn records_of_strangers(data: &[u8]) {
-    let files = MemoryStorage::default();
+    let files = Disk::default();
     let mut source = Source(data);
-    let size = settings().segment_size();
     let mut is_usual = true;
     for number in 0..u32::from(source.byte() % 3) + 1 {
         let (flags, base) = (source.byte(), ordinal(&mut source));
@@ -261,14 +232,19 @@ pub(super) fn records_of_strangers(data: &[u8]) {
         };
         is_usual &= !matches!(kind, FileKind::Merged { .. }) && flags & 24 == 0;
         let generation = if flags & 8 == 0 { u64::from(number) } else { ordinal(&mut source) };
-        let size = if flags & 16 == 0 { size } else { ordinal(&mut source) };
-        let header = Header { kind, boot: 0, generation, salt: 1, size, base };
-        file(&files, &format!("{number:08}{SEGMENT_SUFFIX}"), header, &mut source);
+        // small files are much quicker, but only those of the usual size become free for other records
+        let size = match flags & 48 {
+            0 => None,
+            32 => Some(settings().segment_size()),
+            _ => Some(ordinal(&mut source)),
+        };
+        let header = Header { kind, boot: 0, generation, salt: 1, size: 0, base };
+        file(&files, &format!("{number:08}{SEGMENT_SUFFIX}"), header, size, &mut source);
     }
     let has_snapshot = source.byte() & 1 == 1;
     if has_snapshot {
-        let header = Header { kind: FileKind::Snapshot, boot: 0, generation: 1, salt: 1, size, base: 1 };
-        file(&files, SNAPSHOT, header, &mut source);
+        let header = Header { kind: FileKind::Snapshot, boot: 0, generation: 1, salt: 1, size: 0, base: 1 };
+        file(&files, SNAPSHOT, header, None, &mut source);
     }
     // starting threads is slow, so this is not done for every input; and headers, merged files and snapshots may claim to
     // replace later files, or have a wrong size
@@ -286,12 +262,13 @@ pub(super) fn records_of_strangers(data: &[u8]) {
 }
 
 /// Checks that a journal with these files accepts a message and has it after a restart.
-fn goes_on(files: MemoryStorage) {
-    let open = || Journal::open_in_boot(Arc::new(files.clone()), settings(), Arc::new(SystemClock), BOOT);
+fn goes_on(files: Disk) {
+    let files = Arc::new(files);
+    let open = || Journal::open_in_boot(files.clone(), settings(), Arc::new(SystemClock), BOOT);
     let Ok(journal) = open() else { panic!("it does not open") };
     let id = journal.register("upstream/new", BOUNDS);
     let waiting = journal.backlog(id).messages;
-    let Ok(place) = journal.append(&message("loft/new", 1), &[id]) else { return };
+    let Ok(place) = journal.append(&message("loft/new", 1, 200), &[id]) else { return };
     let mut synced = journal.synced();
     for _ in 0..100_000 {
         if *synced.borrow_and_update() >= place {

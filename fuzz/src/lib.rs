@@ -13,8 +13,10 @@
 //! | `texts` | topics, filters, units, addresses, properties |
 //! | `meter` | measures the cost of an input |
 //! | `house` | a broker that the inputs are sent to |
+//! | `disk` | the files of the inputs for the journal |
 
 mod clients;
+mod disk;
 mod files;
 mod house;
 mod journal;

@@ -162,12 +162,13 @@ const STEPS: usize = 16;
 /// The task of an upstream with waiting messages. It survives all bytes of the upstream, and every accepted message is
 /// acknowledged, set aside with a reason, or still waits.
 pub(super) fn task(data: &[u8]) {
-    let House { runtime, core, .. } = house();
+    let house = house();
+    let House { runtime, core, .. } = house;
     let mut source = Source(data);
     let flags = source.byte();
     let mut upstream = (*settings()).clone();
     upstream.protocol = if flags & 1 == 0 { Protocol::V4 } else { Protocol::V5 };
-    runtime.block_on(async {
+    runtime.block_on(house.serves(async {
         let (ingress, journal) = (&core.ingress, core.ingress.journal());
         let (_changes, changed) = watch::channel(Arc::new(upstream));
         let (ours, theirs) = duplex(1 << 20);
@@ -225,7 +226,7 @@ pub(super) fn task(data: &[u8]) {
                 journal.remove(id);
             }
         }
-    });
+    }));
 }
 
 /// The answer of an HTTP or SOCKS5 proxy. All bytes behind the answer must reach the upstream's connection.

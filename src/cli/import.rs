@@ -9,6 +9,7 @@ use clap::Subcommand;
 
 use super::deferred::Deferred;
 use super::{CliError, print};
+use crate::access::hash;
 use crate::config::{self, Environment};
 use crate::import::{Imported, Options, mosquitto, mqtt_io};
 
@@ -55,7 +56,11 @@ pub(super) fn import(from: &From) -> Result<(), CliError> {
         From::Mosquitto(Deferred(args)) => &args.to,
         From::MqttIo(Deferred(args)) => &args.to,
     };
-    let options = Options { host_name: &environment.host_name, keeps_secrets: to.output.is_some() };
+    let options = Options {
+        host_name: &environment.host_name,
+        keeps_secrets: to.output.is_some(),
+        hash: |password| hash::make(password),
+    };
     let imported = match from {
         From::Mosquitto(Deferred(args)) => mosquitto::import(&args.files, &options)?,
         From::MqttIo(Deferred(args)) => mqtt_io::import(&args.file, &options)?,

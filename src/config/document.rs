@@ -4,7 +4,7 @@
 //! its place, and the reader gets nothing, so it continues and finds the next error. [`Table::finish`] records the keys that
 //! no reader has asked for.
 
-use std::cell::RefCell;
+use std::cell::{OnceCell, RefCell};
 use std::collections::HashMap;
 use std::fmt::{Display, Write};
 use std::hash::Hash;
@@ -22,6 +22,7 @@ use crate::secret::FileError;
 pub(super) struct Document<'a> {
     file: &'a str,
     text: &'a str,
+    places: OnceCell<Places>,
     problems: RefCell<Vec<ConfigProblem>>,
     warnings: RefCell<Vec<ConfigProblem>>,
     files: RefCell<Vec<FileProblem>>,
@@ -35,9 +36,55 @@ pub(super) fn line_and_column(text: &[u8], at: usize) -> (usize, usize) {
     (line, String::from_utf8_lossy(&before[line_start..]).chars().count() + 1)
 }
 
+/// Lines and columns at every [`Places::STEP`]th byte of a text. A file can have a problem in each of its lines, or many in
+/// one line, so counting from the beginning each time would take a time that grows with the square of its length.
+struct Places(Vec<(usize, usize)>);
+
+impl Places {
+    const STEP: usize = 256;
+
+    fn of(text: &str) -> Places {
+        let mut place = (1, 1);
+        let mark = |piece| {
+            let begin = place;
+            place = after(place, piece);
+            begin
+        };
+        Places(text.as_bytes().chunks(Places::STEP).map(mark).collect())
+    }
+
+    /// The line and column of a byte in the text from which this was made, both counted from 1.
+    fn at(&self, text: &str, at: usize) -> (usize, usize) {
+        let at = at.min(text.len());
+        let mark = (at / Places::STEP).min(self.0.len().saturating_sub(1));
+        let known = self.0.get(mark).copied().unwrap_or((1, 1));
+        after(known, &text.as_bytes()[mark * Places::STEP..at])
+    }
+}
+
+/// The place after these bytes of UTF-8, which begin at a place. Columns are counted in characters.
+fn after((line, column): (usize, usize), bytes: &[u8]) -> (usize, usize) {
+    let characters = |bytes: &[u8]| bytes.iter().filter(|byte| **byte & 0xc0 != 0x80).count();
+    match bytes.iter().rposition(|byte| *byte == b'\n') {
+        Some(last) => {
+            let newlines = bytes.iter().filter(|byte| **byte == b'\n').count();
+            (line + newlines, characters(&bytes[last + 1..]) + 1)
+        }
+        None => (line, column + characters(bytes)),
+    }
+}
+
 impl<'a> Document<'a> {
     pub(super) fn new(file: &'a str, text: &'a str) -> Document<'a> {
-        Document { file, text, problems: RefCell::default(), warnings: RefCell::default(), files: RefCell::default() }
+        let places = OnceCell::new();
+        Document {
+            file,
+            text,
+            places,
+            problems: RefCell::default(),
+            warnings: RefCell::default(),
+            files: RefCell::default(),
+        }
     }
 
     pub(super) fn file(&self) -> &'a str {
@@ -46,11 +93,15 @@ impl<'a> Document<'a> {
 
     /// The line of a byte in the text, counted from 1.
     pub(super) fn line(&self, at: usize) -> usize {
-        line_and_column(self.text.as_bytes(), at).0
+        self.place(at).0
+    }
+
+    fn place(&self, at: usize) -> (usize, usize) {
+        self.places.get_or_init(|| Places::of(self.text)).at(self.text, at)
     }
 
     fn problem_at(&self, at: usize, key: &str, message: String) -> ConfigProblem {
-        let place = Some(line_and_column(self.text.as_bytes(), at));
+        let place = Some(self.place(at));
         ConfigProblem { file: self.file.into(), place, key: key.into(), message }
     }
 
@@ -394,5 +445,36 @@ fn shortened(text: &str) -> String {
 pub(super) fn assign<T>(to: &mut T, value: Option<T>) {
     if let Some(value) = value {
         *to = value;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Instant;
+
+    use super::*;
+    use crate::config::read_made_users;
+
+    #[test]
+    fn the_time_for_many_problems_does_not_grow_with_the_square_of_the_file() {
+        let user = format!("[[user]]\nname = \"\"\n# {}\n", "x".repeat(200));
+        let begun = Instant::now();
+        let problems = read_made_users(&user.repeat(20_000), "f").unwrap_err().problems;
+        assert_eq!(problems.len(), 20_000);
+        assert_eq!(problems.last().and_then(|last| last.place), Some((3 * 20_000 - 1, 8)));
+        // counting from the beginning for each problem takes some minutes
+        assert!(begun.elapsed() < Duration::from_secs(30), "{:?}", begun.elapsed());
+    }
+
+    #[test]
+    fn places_are_those_that_are_counted_from_the_beginning() {
+        let text: String =
+            (0..400).map(|number| ["ä", "\n", "b", "\u{1f600}", "\r\n"][number * number % 23 % 5]).collect();
+        for text in ["", "\n", "a", &text, &text.replace('\n', "x"), &"x".repeat(2 * Places::STEP)] {
+            let document = Document::new("f", text);
+            for at in 0..=text.len() + 1 {
+                assert_eq!(document.place(at), line_and_column(text.as_bytes(), at), "{at} of {text:?}");
+            }
+        }
     }
 }

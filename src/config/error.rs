@@ -63,9 +63,12 @@ impl std::error::Error for ConfigProblems {}
 pub(super) fn nearest<'a>(word: &str, candidates: &[&'a str]) -> Option<&'a str> {
     let plain = |text: &str| text.to_lowercase().replace(['-', ' '], "_");
     let word = plain(word);
-    let allowed = word.chars().count().max(3) / 3;
+    let length = word.chars().count();
+    let allowed = length.max(3) / 3;
     candidates
         .iter()
+        // the distance is at least the difference of the lengths
+        .filter(|candidate| candidate.chars().count().abs_diff(length) <= allowed)
         .map(|candidate| (distance(&word, &plain(candidate)), *candidate))
         .filter(|(distance, _)| *distance <= allowed)
         .min_by_key(|(distance, _)| *distance)

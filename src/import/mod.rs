@@ -53,6 +53,8 @@ pub struct Options<'a> {
     pub host_name: &'a str,
     /// Whether passwords will be written to files beside the configuration. Otherwise a person has to do that.
     pub keeps_secrets: bool,
+    /// Makes the hash of a password that stands in plain text. This is meant to be slow.
+    pub hash: fn(&str) -> io::Result<String>,
 }
 
 /// Why an import failed.

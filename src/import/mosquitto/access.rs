@@ -7,10 +7,10 @@ use super::Given;
 use super::acl::{Acl, AclRules};
 use super::document::Section;
 use crate::access::hash;
-use crate::import::ImportError;
 use crate::import::files::{Files, read};
 use crate::import::line::{LinePlace, SettingLine, SettingLines};
 use crate::import::text::{TomlText, list, quoted};
+use crate::import::{ImportError, Options};
 
 /// A user of the result.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -37,6 +37,7 @@ pub(super) struct AccessOptions {
 pub(super) struct AccessReader<'a> {
     pub(crate) files: &'a Files,
     pub(crate) given: &'a Given,
+    pub(crate) options: &'a Options<'a>,
     pub(crate) lines: &'a SettingLines,
     pub(crate) sources: Vec<String>,
     pub(crate) to_do: Vec<String>,
@@ -141,7 +142,7 @@ impl AccessReader<'_> {
             return Ok(None);
         }
         line.differs("the password stood there in plain text, which mosquitto does not accept; it is hashed now");
-        Ok(Some(hash::make(written)?))
+        Ok(Some((self.options.hash)(written)?))
     }
 }
 

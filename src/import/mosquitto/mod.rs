@@ -62,8 +62,8 @@ pub fn import(paths: &[PathBuf], options: &Options) -> Result<Imported, ImportEr
     let first = given.configurations.first().or_else(|| paths.first()).cloned().unwrap_or_default();
     let files = Files::new(&first, paths);
     let document = MosquittoDocument::read(&given.configurations, &files)?;
-    let mut reader =
-        AccessReader { files: &files, given: &given, lines: &document.lines, sources: Vec::new(), to_do: Vec::new() };
+    let (sources, to_do) = (Vec::new(), Vec::new());
+    let mut reader = AccessReader { files: &files, given: &given, options, lines: &document.lines, sources, to_do };
     let is_local_only = is_local_only(&document);
     let listeners = Listeners::read(&document, &files);
     let names_certificates = listeners.openings.iter().any(|opening| opening.asks_for_certificates());

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::*;
+use crate::access::hash;
 use crate::config::{Environment, Settings, read as read_config};
 use crate::sensors::settings::{Bias, Level, PayloadFormat};
 
@@ -10,7 +11,9 @@ fn of(yaml: &str) -> (Settings, Imported) {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("config.yml");
     std::fs::write(&path, yaml).unwrap();
-    let imported = import(&path, &Options { host_name: "attic", keeps_secrets: true }).unwrap();
+    let imported =
+        import(&path, &Options { host_name: "attic", keeps_secrets: true, hash: |password| hash::make(password) })
+            .unwrap();
     let loaded = read_config(&imported.text, Path::new("/x/pigateway.toml"), &Environment::default());
     let settings = loaded.unwrap_or_else(|error| panic!("{error}\n{}", imported.text)).settings;
     let summary = &imported.summary;
@@ -150,7 +153,9 @@ fn what_is_not_such_a_file_is_said_with_its_place() {
     let path = dir.path().join("config.yml");
     let fails = |text: &str| {
         std::fs::write(&path, text).unwrap();
-        import(&path, &Options { host_name: "h", keeps_secrets: false }).unwrap_err().to_string()
+        import(&path, &Options { host_name: "h", keeps_secrets: false, hash: |password| hash::make(password) })
+            .unwrap_err()
+            .to_string()
     };
     assert!(fails("mqtt:\n  host: [a\n").contains("not YAML"));
     assert!(fails("a: 1\n").contains("this is not a configuration of mqtt-io"));

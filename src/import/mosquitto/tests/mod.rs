@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::*;
+use crate::access::hash;
 use crate::access::settings::{AnonymousFrom, Rights};
 use crate::config::{Environment, Settings, read as read_config};
 use crate::import::NOT_TAKEN;
@@ -71,7 +72,9 @@ fn with_files(conf: &str, others: &[(&str, &str)]) -> Result {
 
 #[track_caller]
 fn all(paths: &[PathBuf]) -> Result {
-    let imported = import(paths, &Options { host_name: "attic", keeps_secrets: true }).unwrap();
+    let imported =
+        import(paths, &Options { host_name: "attic", keeps_secrets: true, hash: |password| hash::make(password) })
+            .unwrap();
     let environment = Environment { host_name: "attic".into(), ..Environment::default() };
     let loaded = read_config(&imported.text, Path::new("/x/pigateway.toml"), &environment);
     let settings = loaded.unwrap_or_else(|error| panic!("{error}\n{}", imported.text)).settings;
@@ -413,9 +416,15 @@ fn files_on_the_command_line_are_what_they_are() {
     let result = all(&[passwords, acl]);
     assert_eq!(result.users(), [("a", list(&[]), list(&["x"]))]);
     let yaml = file("c.yml", "mqtt:\n  host: h\ndigital_inputs: []\n");
-    let error = import(&[yaml], &Options { host_name: "h", keeps_secrets: false }).unwrap_err();
+    let error =
+        import(&[yaml], &Options { host_name: "h", keeps_secrets: false, hash: |password| hash::make(password) })
+            .unwrap_err();
     assert!(matches!(error, ImportError::NotThat { .. }));
-    let error = import(&[dir.path().join("gone")], &Options { host_name: "h", keeps_secrets: false }).unwrap_err();
+    let error = import(
+        &[dir.path().join("gone")],
+        &Options { host_name: "h", keeps_secrets: false, hash: |password| hash::make(password) },
+    )
+    .unwrap_err();
     assert!(matches!(error, ImportError::Read { .. }));
 }
 
