@@ -1,7 +1,6 @@
 //! Targets for the configuration, users, configurations of other programs, and the gateway's own notes.
 
 use std::path::{Path, PathBuf};
-use std::sync::OnceLock;
 
 use pigateway::access::familiar::Familiar;
 use pigateway::access::hash::{is_from_mosquitto, is_usable};
@@ -47,18 +46,20 @@ pub(super) fn users(data: &[u8]) {
     }
 }
 
-/// The directory of this process for files that must have names, in memory if possible. An input leaves nothing in it.
-fn place() -> &'static Path {
-    static PLACE: OnceLock<tempfile::TempDir> = OnceLock::new();
-    let make = || {
-        let memory = Path::new("/dev/shm");
-        let made = if memory.is_dir() { tempfile::tempdir_in(memory) } else { tempfile::tempdir() };
-        match made {
-            Ok(place) => place,
-            Err(error) => panic!("{error}"),
-        }
-    };
-    PLACE.get_or_init(make).path()
+/// A directory for files that must have names, in memory if possible. It is the same for all inputs, which leave nothing in it
+/// that the next one reads, and it is removed with the thread.
+fn place() -> PathBuf {
+    thread_local! {
+        static PLACE: tempfile::TempDir = {
+            let memory = Path::new("/dev/shm");
+            let made = if memory.is_dir() { tempfile::tempdir_in(memory) } else { tempfile::tempdir() };
+            match made {
+                Ok(place) => place,
+                Err(error) => panic!("{error}"),
+            }
+        };
+    }
+    PLACE.with(|place| place.path().to_owned())
 }
 
 fn written(place: &Path, name: &str, data: &[u8]) -> PathBuf {
@@ -81,7 +82,7 @@ pub(super) fn imports(data: &[u8]) {
     // a hash is meant to be slow, and its text is the same kind for every password
     let options = Options { host_name: "fuzz", keeps_secrets: true, hash: |_| Ok(HASH.into()) };
     let place = place();
-    let path = written(place, "file", data);
+    let path = written(&place, "file", data);
     for imported in [mosquitto::import(std::slice::from_ref(&path), &options), mqtt_io::import(&path, &options)] {
         match imported {
             Ok(Imported { text, summary, secrets }) => {
@@ -90,7 +91,7 @@ pub(super) fn imports(data: &[u8]) {
                 assert!(text.chars().all(|c| c == '\n' || !c.is_ascii_control()), "{text:?}");
                 for secret in &secrets {
                     assert!(!secret.name.contains('/') && !secret.name.starts_with('.'), "{}", secret.name);
-                    written(place, &secret.name, secret.password.as_bytes());
+                    written(&place, &secret.name, secret.password.as_bytes());
                 }
                 // an empty or invalid name is taken over unchanged, so that `check` reports it
                 if let Err(problems) = read(&text, &place.join("pigateway.toml"), &environment()) {

@@ -22,7 +22,7 @@ use super::meter::paid_by;
 const BOUNDS: Limits = Limits { messages: 1000, bytes: 1 << 20, when_full: WhenFull::DropOldest };
 const BOOT: u64 = 7;
 /// The number of messages in the damaged journal.
-const MESSAGES: usize = 60;
+const MESSAGES: usize = 80;
 
 fn settings() -> JournalSettings {
     JournalSettings { max_size: 512 << 10, largest_message: 8 << 10, ..JournalSettings::default() }
