@@ -22,7 +22,7 @@ use crate::secret::FileError;
 pub(super) struct Document<'a> {
     file: &'a str,
     text: &'a str,
-    places: OnceCell<Places>,
+    places: OnceCell<LineMarks>,
     problems: RefCell<Vec<ConfigProblem>>,
     warnings: RefCell<Vec<ConfigProblem>>,
     files: RefCell<Vec<FileProblem>>,
@@ -36,29 +36,29 @@ pub(super) fn line_and_column(text: &[u8], at: usize) -> (usize, usize) {
     (line, String::from_utf8_lossy(&before[line_start..]).chars().count() + 1)
 }
 
-/// Lines and columns at every [`Places::STEP`]th byte of a text. A file can have a problem in each of its lines, or many in
+/// Lines and columns at every [`LineMarks::STEP`]th byte of a text. A file can have a problem in each of its lines, or many in
 /// one line, so counting from the beginning each time would take a time that grows with the square of its length.
-struct Places(Vec<(usize, usize)>);
+struct LineMarks(Vec<(usize, usize)>);
 
-impl Places {
+impl LineMarks {
     const STEP: usize = 256;
 
-    fn of(text: &str) -> Places {
+    fn of(text: &str) -> LineMarks {
         let mut place = (1, 1);
         let mark = |piece| {
             let begin = place;
             place = after(place, piece);
             begin
         };
-        Places(text.as_bytes().chunks(Places::STEP).map(mark).collect())
+        LineMarks(text.as_bytes().chunks(LineMarks::STEP).map(mark).collect())
     }
 
     /// The line and column of a byte in the text from which this was made, both counted from 1.
     fn at(&self, text: &str, at: usize) -> (usize, usize) {
         let at = at.min(text.len());
-        let mark = (at / Places::STEP).min(self.0.len().saturating_sub(1));
+        let mark = (at / LineMarks::STEP).min(self.0.len().saturating_sub(1));
         let known = self.0.get(mark).copied().unwrap_or((1, 1));
-        after(known, &text.as_bytes()[mark * Places::STEP..at])
+        after(known, &text.as_bytes()[mark * LineMarks::STEP..at])
     }
 }
 
@@ -97,7 +97,7 @@ impl<'a> Document<'a> {
     }
 
     fn place(&self, at: usize) -> (usize, usize) {
-        self.places.get_or_init(|| Places::of(self.text)).at(self.text, at)
+        self.places.get_or_init(|| LineMarks::of(self.text)).at(self.text, at)
     }
 
     fn problem_at(&self, at: usize, key: &str, message: String) -> ConfigProblem {
@@ -470,7 +470,7 @@ mod tests {
     fn places_are_those_that_are_counted_from_the_beginning() {
         let text: String =
             (0..400).map(|number| ["ä", "\n", "b", "\u{1f600}", "\r\n"][number * number % 23 % 5]).collect();
-        for text in ["", "\n", "a", &text, &text.replace('\n', "x"), &"x".repeat(2 * Places::STEP)] {
+        for text in ["", "\n", "a", &text, &text.replace('\n', "x"), &"x".repeat(2 * LineMarks::STEP)] {
             let document = Document::new("f", text);
             for at in 0..=text.len() + 1 {
                 assert_eq!(document.place(at), line_and_column(text.as_bytes(), at), "{at} of {text:?}");
