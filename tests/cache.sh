@@ -49,3 +49,15 @@ keep_newest() {
     # shellcheck disable=SC2012 # names are ours: no spaces
     ls -dt "$@" 2> /dev/null | tail -n "+$((count + 1))" | xargs -r rm -rf
 }
+
+# cargo_tools: cargo-deny and cargo-deb, which no distribution has, in the cache if they are not on the path. They are built
+# without optimisation and without what a debugger needs, because they run only for seconds.
+cargo_tools() {
+    for tool in 'cargo-deny --version 0.20.2' 'cargo-deb --no-default-features'; do
+        name=${tool%% *}
+        if command -v "$name" > /dev/null || [ -x "$cache/tools/bin/$name" ]; then continue; fi
+        echo "building $name"
+        # shellcheck disable=SC2086 # a name and options
+        CARGO_PROFILE_DEV_DEBUG=0 locked tools cargo install --quiet --locked --debug --root "$cache/tools" $tool || return 1
+    done
+}

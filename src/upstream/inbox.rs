@@ -4,7 +4,7 @@ use std::collections::{BTreeSet, VecDeque};
 
 use tracing::{error, warn};
 
-use super::answers::Answers;
+use super::own_acks::OwnAcks;
 use super::retained::{PAGE, is_same};
 use super::session::{Inbound, InboundLoss, NotTaken};
 use super::wire::{Ack, UpstreamClient, said};
@@ -137,7 +137,7 @@ pub(super) struct UpstreamInbox {
     held: VecDeque<WaitingMessage>,
     /// Published messages whose receipts are not known to be settled yet.
     unsafe_yet: VecDeque<(Receipt, Ack)>,
-    answers: Answers,
+    answers: OwnAcks,
     journal: Journal,
     consumer: ConsumerId,
     /// Packet ids of messages at QoS 2 that were received and not released.
@@ -167,7 +167,7 @@ impl UpstreamInbox {
             max_packet_size,
             held: VecDeque::new(),
             unsafe_yet: VecDeque::new(),
-            answers: Answers::default(),
+            answers: OwnAcks::default(),
             journal: journal.clone(),
             consumer,
             unreleased: journal.unreleased(consumer),

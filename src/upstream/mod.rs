@@ -16,7 +16,6 @@
 //! rules that would loop there are refused by the configuration.
 mod address;
 pub(crate) mod announce;
-mod answers;
 pub(crate) mod approach;
 pub(crate) mod backoff;
 pub mod client;
@@ -24,6 +23,7 @@ pub mod discovery;
 mod inbox;
 pub(crate) mod lanes;
 pub mod mark;
+mod own_acks;
 mod password;
 pub mod properties;
 pub(crate) mod retained;

@@ -115,6 +115,8 @@ pub(super) struct UpstreamConnection {
     /// Whether the CONNACK has arrived.
     is_open: bool,
     events: Vec<ClientEvent>,
+    /// Whether one of the events must be told at once.
+    is_news: bool,
     broken: Option<Broken>,
 }
 
@@ -153,6 +155,7 @@ impl UpstreamConnection {
             accepted: None,
             is_open: false,
             events: Vec::new(),
+            is_news: false,
             broken: None,
         }
     }
@@ -213,7 +216,8 @@ impl UpstreamConnection {
     /// The next events. Safe to cancel.
     pub(super) async fn events(&mut self) -> Result<Vec<ClientEvent>, Broken> {
         loop {
-            if !self.events.is_empty() {
+            if !self.events.is_empty() && !self.waits_for_answers() {
+                self.is_news = false;
                 return Ok(std::mem::take(&mut self.events));
             }
             if let Some(broken) = &self.broken {
@@ -223,15 +227,22 @@ impl UpstreamConnection {
         }
     }
 
+    /// Whether nothing has happened but that messages were written that the upstream will answer, and the next read is due in
+    /// a moment. It probably brings answers to earlier messages, and both are told in one turn.
+    fn waits_for_answers(&self) -> bool {
+        !self.is_news && self.broken.is_none() && self.pace.as_ref().is_some_and(ReadPace::is_pausing)
+    }
+
     /// Writes or reads once, or waits until a ping is due. Safe to cancel, because unfinished work stays in the buffers.
     async fn step(&mut self) {
         self.encode();
         self.acknowledge();
         self.input.reserve(READ_BYTES);
         tokio::select! {
-            read = read(&mut self.reader, &mut self.input, &mut self.pace) => match read {
-                Ok(0) => self.broken = Some(Broken::Closed),
-                Ok(_) => {
+            read = read(&mut self.reader, &mut self.input, &mut self.pace, !self.events.is_empty()) => match read {
+                Ok(None) => {}
+                Ok(Some(0)) => self.broken = Some(Broken::Closed),
+                Ok(Some(_)) => {
                     self.unacknowledged = true;
                     self.decode();
                 }
@@ -321,6 +332,7 @@ impl UpstreamConnection {
         while self.unsent.front().is_some_and(|(end, _)| *end <= self.written)
             && let Some((_, packet_id)) = self.unsent.pop_front()
         {
+            self.is_news |= packet_id == 0;
             self.events.push(ClientEvent::Sent(packet_id));
         }
         if self.output.is_empty() && self.output.capacity() > KEPT_BYTES {
@@ -396,23 +408,36 @@ impl UpstreamConnection {
                 self.broken = Some(Broken::Failed("it sent a second CONNACK".into()));
             }
             Incoming::Accepted(link, keep_alive) => (self.is_open, self.accepted) = (true, Some((link, keep_alive))),
-            Incoming::Event(event) => self.events.push(event),
+            Incoming::Event(event) => {
+                self.is_news = true;
+                self.events.push(event);
+            }
             Incoming::Other => {}
         }
     }
 }
 
-/// Reads available bytes when their time has come.
+/// Reads available bytes when their time has come. If there are none then, waits for them, or returns `None` if events wait
+/// to be told.
 async fn read(
     reader: &mut ReadHalf<Box<dyn UpstreamStream>>,
     input: &mut BytesMut,
     pace: &mut Option<ReadPace>,
-) -> io::Result<usize> {
-    let Some(pace) = pace else { return reader.read_buf(input).await };
-    pace.turn().await?;
-    let bytes = reader.read_buf(input).await?;
-    pace.has_read();
-    Ok(bytes)
+    has_events: bool,
+) -> io::Result<Option<usize>> {
+    if let Some(pace) = pace {
+        pace.turn().await?;
+    }
+    let bytes = if has_events {
+        let Some(bytes) = reader.read_buf(input).now_or_never() else { return Ok(None) };
+        bytes?
+    } else {
+        reader.read_buf(input).await?
+    };
+    if let Some(pace) = pace {
+        pace.has_read();
+    }
+    Ok(Some(bytes))
 }
 
 /// Writes available bytes, or flushes if there are none, and then returns 0.

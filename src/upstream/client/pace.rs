@@ -18,7 +18,7 @@ use tokio::io::unix::AsyncFd;
 const PER_MESSAGE: Duration = Duration::from_micros(1);
 /// The pause for each message of a small window, such as the 20 messages that mosquitto announces. It must be longer for
 /// several answers to come together: about a quarter of the time in which a fast upstream on the same network works through the window.
-const PER_MESSAGE_OF_FEW: Duration = Duration::from_micros(3);
+const PER_MESSAGE_OF_FEW: Duration = Duration::from_micros(5);
 /// The longest pause for a small window.
 const FEW: Duration = Duration::from_micros(100);
 /// The longest pause for any window.
@@ -53,6 +53,11 @@ impl ReadPace {
     /// Starts the pause after a read.
     pub(super) fn has_read(&mut self) {
         self.next = Instant::now() + self.pause;
+    }
+
+    /// Whether the next read is not due yet.
+    pub(super) fn is_pausing(&self) -> bool {
+        self.next > Instant::now()
     }
 
     /// Waits until the next read. Safe to cancel.
@@ -104,7 +109,7 @@ mod tests {
     #[tokio::test]
     async fn the_pause_grows_with_the_window_and_has_a_bound() {
         let mut pace = ReadPace::new().unwrap();
-        for (window, micros) in [(1, 3), (20, 60), (40, 100), (100, 100), (150, 150), (201, 200), (u16::MAX, 200)] {
+        for (window, micros) in [(1, 5), (20, 100), (40, 100), (100, 100), (150, 150), (201, 200), (u16::MAX, 200)] {
             pace.set_window(window);
             assert_eq!(pace.pause, Duration::from_micros(micros));
         }

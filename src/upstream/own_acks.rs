@@ -17,7 +17,7 @@ const LONGEST_MS: u64 = 3_600_000;
 
 /// The answers that wait for the connection. Makes decisions without I/O.
 #[derive(Debug, Default)]
-pub(super) struct Answers {
+pub(super) struct OwnAcks {
     queue: VecDeque<Ack>,
     /// PUBRECs sent on this connection that were not followed by a PUBREL.
     open: BTreeSet<u16>,
@@ -30,7 +30,7 @@ pub(super) struct Answers {
     trusted_until: u64,
 }
 
-impl Answers {
+impl OwnAcks {
     pub(super) fn push(&mut self, ack: Ack) {
         self.queue.push_back(ack);
     }
@@ -104,7 +104,7 @@ impl Answers {
 mod tests {
     use super::*;
 
-    fn answer(answers: &mut Answers, ack: Ack, now: u64) {
+    fn answer(answers: &mut OwnAcks, ack: Ack, now: u64) {
         answers.push(ack);
         while answers.front(now).is_some() {
             answers.sent();
@@ -113,7 +113,7 @@ mod tests {
 
     #[test]
     fn answers_at_which_connections_end_are_kept_back_for_a_while() {
-        let mut answers = Answers::default();
+        let mut answers = OwnAcks::default();
         answer(&mut answers, Ack::Recorded(7), 0);
         answers.heard();
         assert_eq!(answers.ended(true, 0), (true, false), "nothing has answered the PUBREC");
@@ -136,7 +136,7 @@ mod tests {
 
     #[test]
     fn answers_are_innocent_if_connections_end_without_them() {
-        let mut answers = Answers::default();
+        let mut answers = OwnAcks::default();
         for expected in [(true, false), (true, true), (false, false), (false, false), (false, false)] {
             answer(&mut answers, Ack::Taken(1), 0);
             assert_eq!(answers.ended(true, 0), expected);
@@ -147,7 +147,7 @@ mod tests {
 
     #[test]
     fn what_was_heard_after_an_answer_shows_that_the_upstream_bears_it() {
-        let mut answers = Answers::default();
+        let mut answers = OwnAcks::default();
         for _ in 0..5 {
             answer(&mut answers, Ack::Taken(1), 0);
             answers.heard();

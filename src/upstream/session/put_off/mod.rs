@@ -23,10 +23,14 @@
 //! more, as the last of its lane, and its old place is settled. At QoS 2 the packet id depends on the place, so such a message
 //! stays, and at most [`MOST_PASSED_EXACT`] go past it.
 
+mod entries;
+
 use std::hash::{DefaultHasher, Hash, Hasher};
 
 use tracing::warn;
 
+pub(super) use self::entries::PutOff;
+use self::entries::PutOffEntry;
 use super::{MOST_PASSED, SentFrom, SentMessage, SessionAction, UpstreamSession};
 use crate::journal::Position;
 use crate::message::Message;
@@ -44,147 +48,14 @@ const STRIKES: u32 = 2;
 /// The first pause before another attempt, and the longest.
 pub(super) const FIRST_MS: u64 = 20_000;
 const LONGEST_MS: u64 = 3_600_000;
-/// The most messages that are known as put off.
-const ENTRIES: usize = 64;
 /// The most messages that wait because they are like one of these, and their bytes.
 const LIKE: usize = 256;
 const LIKE_BYTES: usize = 1 << 20;
-
-#[derive(Clone, Copy, Debug)]
-struct PutOffEntry {
-    lane: Lane,
-    position: Position,
-    attempts: u32,
-    due: u64,
-    /// Set if connections went silent at this message: of messages of this size or more, one such connection is enough.
-    size: Option<usize>,
-    /// The topic, if the upstream has acknowledged no later message of it: messages of this topic are like it.
-    topic: Option<u64>,
-    /// Whether messages at QoS 2 are like it, because the upstream has never completed one.
-    exact: bool,
-    /// Whether the upstream has acknowledged it on its earlier place.
-    has_arrived: bool,
-    /// Whether it is known on this connection that it is due.
-    is_told: bool,
-}
-
-/// What is known about messages that do not get through. Makes decisions without I/O.
-#[derive(Clone, Debug, Default)]
-pub(super) struct PutOff {
-    entries: Vec<PutOffEntry>,
-    /// The message at which the last connections ended, and their number.
-    ended: Option<(Lane, Position, u32)>,
-    /// The time until which connections are made with small segments.
-    small_until: u64,
-    /// Whether the upstream has completed an exchange at QoS 2.
-    pub(super) has_completed: bool,
-    /// Whether a message that waits may have become free.
-    is_news: bool,
-}
 
 fn hash(topic: &str) -> u64 {
     let mut hasher = DefaultHasher::new();
     topic.hash(&mut hasher);
     hasher.finish()
-}
-
-impl PutOff {
-    fn entry(&mut self, lane: Lane, position: Position) -> Option<&mut PutOffEntry> {
-        self.entries.iter_mut().find(|entry| (entry.lane, entry.position) == (lane, position))
-    }
-
-    fn knows(&self, lane: Lane, position: Position) -> bool {
-        self.entries.iter().any(|entry| (entry.lane, entry.position) == (lane, position))
-    }
-
-    /// Puts a message off. Returns whether that is new.
-    fn add(&mut self, source: &SentFrom, now: u64) -> (bool, &mut PutOffEntry) {
-        let (lane, position) = (source.lane, source.position);
-        let at = self.entries.iter().position(|entry| (entry.lane, entry.position) == (lane, position));
-        let is_new = at.is_none();
-        let at = at.unwrap_or_else(|| {
-            if self.entries.len() >= ENTRIES {
-                self.entries.remove(0);
-            }
-            self.entries.push(PutOffEntry {
-                lane,
-                position,
-                attempts: 0,
-                due: 0,
-                size: None,
-                topic: None,
-                exact: false,
-                has_arrived: false,
-                is_told: false,
-            });
-            self.entries.len() - 1
-        });
-        let entry = &mut self.entries[at];
-        entry.due = now + (FIRST_MS << entry.attempts.min(10)).min(LONGEST_MS);
-        (entry.attempts, entry.is_told) = (entry.attempts + 1, false);
-        (is_new, entry)
-    }
-
-    /// Whether a message must wait. `is_like` tells that it is like one that is put off.
-    fn holds(&self, source: &SentFrom, is_like: impl Fn(&PutOffEntry) -> bool, now: u64) -> bool {
-        let is_it = |entry: &&PutOffEntry| (entry.lane, entry.position) == (source.lane, source.position);
-        match self.entries.iter().find(is_it) {
-            Some(entry) => entry.due > now,
-            None => self.entries.iter().any(is_like),
-        }
-    }
-
-    /// Handles a connection that ended while this was the oldest unanswered message. Returns its entry if it is put off, and
-    /// whether that is new. `got_through` tells that others were acknowledged on this connection.
-    fn ended(&mut self, source: &SentFrom, got_through: bool, now: u64) -> Option<(bool, &mut PutOffEntry)> {
-        let (lane, position) = (source.lane, source.position);
-        let times = match self.ended {
-            Some((known_lane, known, times)) if (known_lane, known) == (lane, position) => times + 1,
-            _ => 1,
-        };
-        self.ended = Some((lane, position, times));
-        let is_known = self.knows(lane, position);
-        if !is_known && !got_through {
-            // the others do not get through either
-            self.entries.iter_mut().for_each(|entry| entry.due = entry.due.min(now));
-        }
-        let is_large = self.entries.iter().any(|entry| entry.size.is_some_and(|size| source.message.size() >= size));
-        (is_known || times >= STRIKES || got_through && is_large).then(|| self.add(source, now))
-    }
-
-    /// Records that a message has ended, with whatever outcome.
-    pub(super) fn past(&mut self, lane: Lane, position: Position) {
-        let before = self.entries.len();
-        self.entries.retain(|entry| (entry.lane, entry.position) != (lane, position));
-        self.is_news |= self.entries.len() < before;
-    }
-
-    /// Handles a new connection.
-    pub(super) fn connected(&mut self) {
-        self.is_news = true;
-        self.entries.iter_mut().for_each(|entry| entry.is_told = false);
-    }
-
-    /// Handles a silence that large packets may be the reason of.
-    pub(super) fn suspect_path(&mut self, now: u64) {
-        self.small_until = now + LONGEST_MS;
-    }
-
-    /// Tells that the time is `now`.
-    pub(super) fn time(&mut self, now: u64) {
-        self.entries.iter_mut().for_each(|entry| entry.is_told |= entry.due <= now);
-    }
-
-    /// Whether nothing is put off.
-    #[cfg(test)]
-    pub(super) fn is_clear(&self) -> bool {
-        self.entries.is_empty()
-    }
-
-    /// Whether anything is put off.
-    pub(super) fn blames(&self) -> bool {
-        !self.entries.is_empty()
-    }
 }
 
 impl UpstreamSession {
