@@ -9,6 +9,8 @@
 //! - The serving thread notices when it is not enough ([`Shift::parks`], [`worked`]): it has worked for [`LONG`] without a
 //!   pause, or has been busy for most of the last [`LOOK`]. Then it lets the other threads work.
 //! - Once the whole process has needed little of one core during a [`CALM`], the others rest again.
+//! - A thread that lies down may lose its place to another one, which then serves beside the first. When two threads have served
+//!   in turn for a while ([`Crew::served`]), all are called, and lie down again.
 //!
 //! With one core there is one thread, and all of this is switched off.
 
@@ -17,6 +19,7 @@ use std::future::Future;
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::thread::{self, ThreadId};
 use std::time::{Duration, Instant};
 
 use rustix::time::{ClockId, clock_gettime};
@@ -35,6 +38,9 @@ const CALM: Duration = Duration::from_millis(500);
 /// A load is light if all threads together use less than this part of one core. It is half of what makes the others work, so
 /// that they do not start and stop all the time.
 const LIGHT: (u32, u32) = (1, 4);
+/// The number of times that another thread than before serves, from which on two of them serve. When the others lie down, it may
+/// be another one once or twice.
+const TURNS: u32 = 4;
 /// How long the end of the gateway waits for threads that are still busy, for example with a disk or with pins.
 const LEFT_BEHIND: Duration = Duration::from_millis(200);
 
@@ -143,6 +149,8 @@ impl Shift {
         if time >= LOOK {
             if time.saturating_sub(self.idle) * BUSY.1 >= time * BUSY.0 {
                 self.crew.open();
+            } else {
+                self.crew.served();
             }
             (self.since, self.idle) = (self.parked, Duration::ZERO);
         }
@@ -173,11 +181,15 @@ struct Gate {
     is_over: bool,
     /// When the load was last measured, and the processor time that the process had used by then.
     looked: Option<(Instant, Duration)>,
+    /// The thread that served last while the others rested, and how often it was another one than before.
+    served: Option<ThreadId>,
+    turns: u32,
 }
 
 impl Gate {
     fn close(&mut self, crew: &Crew) {
         self.is_open = false;
+        (self.served, self.turns) = (None, 0);
         crew.is_open.store(false, Ordering::Relaxed);
         crew.closed.notify_waiters();
     }
@@ -209,6 +221,20 @@ impl Crew {
         gate.looked = None;
         self.is_open.store(true, Ordering::Relaxed);
         self.opened.notify_all();
+    }
+
+    /// Notes that this thread serves, and calls all threads if it does so in turn with another one.
+    fn served(&self) {
+        // if another thread holds the lock, its turn is noted
+        let Ok(mut gate) = self.gate.try_lock() else { return };
+        let this = thread::current().id();
+        if gate.served.replace(this).is_some_and(|before| before != this) {
+            gate.turns += 1;
+        }
+        if gate.turns >= TURNS && !gate.is_open {
+            drop(gate);
+            self.open();
+        }
     }
 
     /// Lets all threads work from now on, because the gateway ends.
@@ -286,7 +312,6 @@ fn hand_on() {
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeSet;
-    use std::thread::ThreadId;
 
     use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
     use tokio::net::UnixStream;
@@ -371,6 +396,27 @@ mod tests {
                 sleep(Duration::from_millis(1)).await;
             }
         });
+    }
+
+    #[test]
+    fn two_threads_that_serve_in_turn_call_all_to_lie_down_again() {
+        let crew = Arc::new(Crew::new(|| Duration::ZERO));
+        let serve = || thread::scope(|scope| scope.spawn(|| crew.served()).join().unwrap());
+        (0..100).for_each(|_| crew.served());
+        assert!(!crew.is_open(), "the same thread");
+        serve();
+        crew.served();
+        assert!(!crew.is_open(), "threads that lie down");
+        serve();
+        crew.served();
+        assert!(crew.is_open());
+        // they lie down when the load was light for a while, and the count begins anew
+        let begun = Instant::now();
+        crew.close_if_calm(begun);
+        crew.close_if_calm(begun + CALM);
+        assert!(!crew.is_open());
+        serve();
+        assert!(!crew.is_open());
     }
 
     #[test]
