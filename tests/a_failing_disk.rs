@@ -9,6 +9,7 @@
 
 mod support;
 
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -161,6 +162,109 @@ fn a_directory_that_vanishes_is_made_again_with_what_is_known() {
     assert_eq!(contents(&[client.receive()]), [("kept", "before".into())]);
     assert!(Connect::new("sleeper").persistent().open_with(gateway.port).1.present);
     it_arrives(upstream, &["after"]);
+}
+
+/// Sends a message that must be kept, and returns what `/readyz` says once it is known that it is not written.
+fn is_refused(gateway: &Gateway, http: u16, why: &str) {
+    let mut client = Connect::new("late").open(gateway.port);
+    send(&mut client, 9, 4);
+    wait_until("it is said", || journal(http)["failing"].as_str().is_some_and(|text| text.contains(why)));
+    let ready = support::http::get(http, "/readyz").text();
+    assert!(ready.contains("journal"), "{ready}");
+    client.ping();
+    local_clients_are_served(gateway.port);
+}
+
+#[test]
+fn a_file_of_another_user_is_left_as_it_is_and_is_read_after_the_restart() {
+    let upstream = support::free_port();
+    let rules = config(upstream, "drop_oldest");
+    for path in ["data/journal/00000000.segment", "data/journal"] {
+        let gateway = Gateway::with(&rules);
+        let mut sleeper = Connect::new("sleeper").persistent().open(gateway.port);
+        sleeper.subscribe("news", 1);
+        Connect::new("client").open(gateway.port).publish("kept", "before", 1, true);
+        let left = gateway.end();
+        let file = left.dir().join(path);
+        let mode = |mode| std::fs::set_permissions(&file, std::fs::Permissions::from_mode(mode)).unwrap();
+        mode(0);
+        // without these capabilities a file without permissions is like one of another user
+        let as_another = "exec setpriv --bounding-set=-dac_override,-dac_read_search \"$0\" run --config \"$1\"";
+        let (setup, http) = left.setup().config(&rules).http();
+        let gateway = setup.start_after(as_another);
+        wait_until("it is said", || {
+            journal(http)["failing"].as_str().is_some_and(|text| text.contains("give it to the user"))
+        });
+        is_refused(&gateway, http, "give it to the user");
+        // the person does what it says
+        mode(0o700);
+        is_refused(&gateway, http, "restart pigateway");
+        let gateway = gateway.end().restart();
+        let mut client = Connect::new("client").open(gateway.port);
+        client.subscribe("kept", 1);
+        assert_eq!(contents(&[client.receive()]), [("kept", "before".into())]);
+        assert!(Connect::new("sleeper").persistent().open_with(gateway.port).1.present);
+        let names =
+            std::fs::read_dir(gateway.dir().join("data/journal")).unwrap().map(|file| file.unwrap().file_name());
+        assert!(!names.map(|name| name.into_string().unwrap()).any(|name| name.ends_with("set-aside")));
+    }
+}
+
+#[test]
+fn a_disk_that_is_mounted_late_keeps_the_journal_on_it() {
+    let gateway = Gateway::with("");
+    Connect::new("client").open(gateway.port).publish("kept", "before", 1, true);
+    let left = gateway.end();
+    std::fs::rename(left.dir().join("data"), left.dir().join("disk")).unwrap();
+    let (setup, http) = left.setup().http();
+    let gateway = setup.start_after("mkdir data");
+    let path = |name: &str| gateway.dir().join(name).display().to_string();
+    gateway.run_inside(&["mount", "--bind", &path("disk"), &path("data")]);
+    let mut client = Connect::new("other").open(gateway.port);
+    client.send(&publish(b"kept", b"new", 0x33, Some(1), None));
+    wait_until("it is said", || {
+        journal(http)["failing"].as_str().is_some_and(|text| text.contains("restart pigateway, which then reads it"))
+    });
+    client.ping();
+    let left = gateway.kill();
+    std::fs::remove_dir_all(left.dir().join("data")).unwrap();
+    std::fs::rename(left.dir().join("disk"), left.dir().join("data")).unwrap();
+    let gateway = left.restart();
+    let mut client = Connect::new("client").open(gateway.port);
+    client.subscribe("kept", 1);
+    assert_eq!(contents(&[client.receive()]), [("kept", "before".into())]);
+}
+
+#[test]
+fn what_is_acknowledged_after_the_journal_has_moved_is_found_by_the_next_start() {
+    let gateway = Setup::default().start_after("mkdir data empty");
+    let path = |name: &str| gateway.dir().join(name).display().to_string();
+    let steps: [&dyn Fn(); 3] =
+        [&|| {}, &|| std::fs::rename(path("data/journal"), path("data/moved")).unwrap(), &|| {
+            gateway.run_inside(&["mount", "--bind", &path("empty"), &path("data")])
+        }];
+    let mut sleeper = Connect::new("sleeper").persistent().open(gateway.port);
+    for (number, step) in steps.into_iter().enumerate() {
+        step();
+        let mut client = Connect::new("client").open(gateway.port);
+        assert_eq!(client.publish(&format!("kept/{number}"), "x", 1, true), 0);
+        sleeper.subscribe(&format!("news/{number}"), 1);
+        sleeper.disconnect();
+        assert_eq!(client.publish(&format!("news/{number}"), "x", 1, false), 0);
+        sleeper = Connect::new("sleeper").persistent().open(gateway.port);
+        sleeper.receive();
+    }
+    drop(sleeper);
+    let left = gateway.kill();
+    std::fs::remove_dir_all(left.dir().join("data")).unwrap();
+    std::fs::rename(left.dir().join("empty"), left.dir().join("data")).unwrap();
+    let gateway = left.restart();
+    let mut client = Connect::new("client").open(gateway.port);
+    client.subscribe("kept/#", 1);
+    let mut kept: Vec<String> = (0..3).map(|_| client.receive().topic).collect();
+    kept.sort();
+    assert_eq!(kept, ["kept/0", "kept/1", "kept/2"]);
+    assert!(Connect::new("sleeper").persistent().open_with(gateway.port).1.present);
 }
 
 /// Starts a broker on a disk of the test's own, and returns its port.

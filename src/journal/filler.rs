@@ -12,6 +12,7 @@ use super::format::{Header, RecordKind};
 use super::record::Scanner;
 use super::report::Report;
 use super::state::JournalState;
+use super::trouble::is_taken;
 use super::{ConsumerId, Shared};
 use crate::message::Message;
 
@@ -96,8 +97,11 @@ impl Filler {
         let size = self.shared.settings.segment_size();
         let made = self.shared.storage.create(name, size);
         let mut state = self.shared.state.lock();
-        if made.is_err() {
+        if let Err(error) = made {
             state.log.forget_made();
+            if is_taken(&error) {
+                state.log.note_taken(name.into());
+            }
         } else if state.log.made(&self.shared.settings) {
             state.counts.wrote(size, 0);
         } else {

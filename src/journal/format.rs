@@ -7,7 +7,7 @@
 //! | `NNNNNNNN.segment` | a part of the log with a fixed size, written in full once and then reused |
 //! | `snapshot` | the state at one position of the log, so that older records need not be read at the start |
 //! | `snapshot.new` | a snapshot being written; ignored |
-//! | `*.set-aside` | a file that could not be read or was damaged; ignored, and kept for a person to examine |
+//! | `*.set-aside` | a file that was damaged; ignored, and kept for a person to examine |
 //!
 //! All integers are little endian. Segments and snapshots begin with the same header, twice: at 0 and at 4096, so that
 //! one lost page leaves the other. Records follow from 8192 on.
@@ -214,6 +214,8 @@ pub enum HeaderError {
     Damaged,
     /// The header is complete, but of another version.
     Version(u16),
+    /// The system does not let it be read, with this error of errno(3). What is in the file is unknown.
+    Unreadable(i32),
 }
 
 impl Header {

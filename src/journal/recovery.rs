@@ -4,8 +4,10 @@
 //! others afterwards. Without a snapshot everything is read.
 
 use std::collections::HashMap;
+use std::io::ErrorKind;
 
 use bytes::Bytes;
+use rustix::io::Errno;
 
 use super::boots::{Boots, decode_boot};
 use super::consumers::{Queue, decode_cursors};
@@ -21,6 +23,7 @@ use super::settings::JournalSettings;
 use super::snapshot::{SnapshotTable, TableSegment};
 use super::state::JournalState;
 use super::storage::Storage;
+use super::trouble::Unread;
 use super::{JournalError, Limits};
 use crate::message::MessageRef;
 use crate::secret::ASIDE_SUFFIX;
@@ -36,13 +39,19 @@ pub fn recover(
     boot: u64,
     clock: &dyn Clock,
 ) -> Result<JournalState, JournalError> {
-    let mut recovery =
-        Recovery { storage, state: JournalState::default(), retained: HashMap::new(), orderly: HashMap::new() };
+    let mut recovery = Recovery {
+        storage,
+        state: JournalState::default(),
+        retained: HashMap::new(),
+        orderly: HashMap::new(),
+        unread: Vec::new(),
+    };
     let files = match storage.list() {
         Ok(files) => files,
         Err(error) => {
             let report = Report::Unreadable { file: "the directory".into(), error: error.to_string() };
             recovery.state.reports.add(report);
+            recovery.state.trouble.meet(error);
             Vec::new()
         }
     };
@@ -58,9 +67,11 @@ pub fn read_header(storage: &dyn Storage, name: &str) -> Result<(Header, bool), 
     let mut found: [Result<Header, HeaderError>; 2] = [Err(HeaderError::Damaged); 2];
     for (at, slot) in [0, HEADER_COPY].into_iter().zip(&mut found) {
         let mut bytes = [0; WHOLE_HEADER_LEN];
-        if let Ok(count) = storage.read_at(name, at, &mut bytes) {
-            *slot = Header::decode(&bytes[..count]);
-        }
+        *slot = match storage.read_at(name, at, &mut bytes) {
+            Ok(count) => Header::decode(&bytes[..count]),
+            Err(error) if error.kind() == ErrorKind::NotFound => Err(HeaderError::Damaged),
+            Err(error) => Err(error.raw_os_error().map_or(HeaderError::Damaged, HeaderError::Unreadable)),
+        };
     }
     match found {
         [Ok(first), Ok(second)] if second.generation > first.generation => Ok((second, true)),
@@ -68,6 +79,9 @@ pub fn read_header(storage: &dyn Storage, name: &str) -> Result<(Header, bool), 
         [Err(_), Ok(second)] => Ok((second, true)),
         [Err(HeaderError::Version(version)), _] | [_, Err(HeaderError::Version(version))] => {
             Err(HeaderError::Version(version))
+        }
+        [Err(HeaderError::Unreadable(errno)), _] | [_, Err(HeaderError::Unreadable(errno))] => {
+            Err(HeaderError::Unreadable(errno))
         }
         [Err(HeaderError::Blank), Err(HeaderError::Blank)] => Err(HeaderError::Blank),
         _ => Err(HeaderError::Damaged),
@@ -91,6 +105,8 @@ struct Recovery<'a> {
     retained: HashMap<Box<str>, (u32, Bytes)>,
     /// Whether the last cursor of each key was written at an orderly end.
     orderly: HashMap<u64, bool>,
+    /// The files whose headers the system does not let be read, with their sizes and the errors of errno(3).
+    unread: Vec<(String, u64, i32)>,
 }
 
 impl Recovery<'_> {
@@ -113,6 +129,10 @@ impl Recovery<'_> {
             }
             Err(HeaderError::Version(found)) => {
                 return Err(JournalError::Version { file: SNAPSHOT.into(), found });
+            }
+            Err(HeaderError::Unreadable(errno)) => {
+                self.unread.push((SNAPSHOT.into(), *len, errno));
+                return Ok(None);
             }
             Err(_) => {
                 set_aside(self.storage, &mut self.state, SNAPSHOT, *len);
@@ -159,11 +179,13 @@ impl Recovery<'_> {
                 Err(HeaderError::Version(found)) => {
                     return Err(JournalError::Version { file: name.clone(), found });
                 }
+                Err(HeaderError::Unreadable(errno)) => self.unread.push((name.clone(), *len, errno)),
                 // its first use was interrupted before anything was on disk
                 Err(error) if self.is_blank(name, error == HeaderError::Blank) => self.set_free(name, *len, settings),
                 Err(_) => set_aside(self.storage, &mut self.state, name, *len),
             }
         }
+        self.judge_unread(!found.is_empty());
         for (at, segment) in found.iter().enumerate() {
             let is_free = segment.header.kind == FileKind::Merging
                 || found
@@ -178,6 +200,24 @@ impl Recovery<'_> {
         }
         self.state.log.pass_over_merged();
         Ok(())
+    }
+
+    /// Decides about files whose headers could not be read. Where the disk returns other data, and the bad blocks are only
+    /// there, such a file is set aside as a damaged one is. Any other error says nothing about what is in the file: it may
+    /// belong to another user. So it stays as it is, and nothing is written beside it.
+    fn judge_unread(&mut self, is_other_data_read: bool) {
+        for (file, len, errno) in std::mem::take(&mut self.unread) {
+            let is_damage = Errno::from_raw_os_error(errno) == Errno::IO
+                && (is_other_data_read || self.storage.read_at(&file, DATA, &mut [0; 4096]).is_ok());
+            let unread = Unread::File { file: file.clone(), errno };
+            let error = std::io::Error::from_raw_os_error(errno).to_string();
+            self.state.reports.add(Report::Unreadable { file: file.clone(), error });
+            if is_damage {
+                set_aside(self.storage, &mut self.state, &file, len);
+            } else {
+                self.state.trouble.meet(unread.into());
+            }
+        }
     }
 
     /// Makes a file without records available for a segment.

@@ -265,6 +265,8 @@ impl SnapshotContents {
             base: 1,
         };
         let mut file = Output { storage, seed: header.seed(), offset: DATA, position: 0, buffer: Vec::new() };
+        // one that was not completed before
+        let _ = storage.remove(SNAPSHOT_NEW);
         storage.create(SNAPSHOT_NEW, 0)?;
         let table = self.table.encode();
         file.put(RecordKind::Table, 0, self.boot, &[&table])?;

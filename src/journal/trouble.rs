@@ -6,15 +6,64 @@ use tracing::error;
 
 use crate::health::{Fault, Health};
 
+/// A journal, or a file of it, that this run has not read. It may hold what an earlier run has acknowledged, so nothing is
+/// written beside it, and only a restart reads it.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum Unread {
+    /// The directory was not there or could not be read at the start, or another one has taken its place.
+    #[error("it holds a journal that was not there or could not be read at the start")]
+    Journal,
+    /// A file could not be read at the start.
+    #[error("{file}: {}", Error::from_raw_os_error(*.errno))]
+    File {
+        /// The name of the file.
+        file: String,
+        /// The error of errno(3).
+        errno: i32,
+    },
+}
+
+impl From<Unread> for Error {
+    fn from(unread: Unread) -> Error {
+        Error::new(ErrorKind::AlreadyExists, unread)
+    }
+}
+
+/// What was not read, if that is the error.
+pub(crate) fn unread(error: &Error) -> Option<&Unread> {
+    error.get_ref()?.downcast_ref()
+}
+
+/// Whether a file of that name is there already, of which nobody knows what it is.
+pub(crate) fn is_taken(error: &Error) -> bool {
+    error.kind() == ErrorKind::AlreadyExists && unread(error).is_none()
+}
+
 /// Whether it is useless to try again at once.
 pub(crate) fn is_lasting(error: &Error) -> bool {
     use ErrorKind::*;
-    matches!(error.kind(), StorageFull | QuotaExceeded | FileTooLarge | ReadOnlyFilesystem | PermissionDenied)
+    unread(error).is_some()
+        || matches!(error.kind(), StorageFull | QuotaExceeded | FileTooLarge | ReadOnlyFilesystem | PermissionDenied)
 }
 
 /// What is wrong with the journal's directory, and what to do.
 pub(crate) fn advice(error: &Error, place: &str) -> String {
     use ErrorKind::*;
+    match unread(error) {
+        Some(Unread::Journal) => {
+            return format!("{place} must not be written, because {error}: restart pigateway, which then reads it");
+        }
+        Some(Unread::File { errno, .. }) => {
+            let remedy = match Error::from_raw_os_error(*errno).kind() {
+                PermissionDenied => "give it to the user that pigateway runs as",
+                _ => "see dmesg for the reason",
+            };
+            return format!(
+                "{place} must not be written, because a file in it cannot be read ({error}): {remedy}, and restart pigateway"
+            );
+        }
+        None => {}
+    }
     match error.kind() {
         StorageFull | QuotaExceeded | FileTooLarge => format!(
             "{place} has no room left ({error}): delete what is not needed on that file system; nothing that waits is \
@@ -31,7 +80,9 @@ pub(crate) fn advice(error: &Error, place: &str) -> String {
             "{place} is a symbolic link, and nothing is written where one leads: set gateway.data_dir to where it leads, or \
              mount that there (mount --bind)"
         ),
-        NotFound => format!("{place} or a file in it was removed while in use ({error}): it is made again"),
+        NotFound => format!(
+            "{place} or a file in it was removed, moved or mounted over while in use ({error}): it is made again"
+        ),
         _ => format!("{place} cannot be written ({error}): see dmesg; the card may be worn out: replace it"),
     }
 }
@@ -43,6 +94,8 @@ pub(crate) struct Trouble {
     now: Option<String>,
     /// The last such problem, even if it is over.
     last: Option<String>,
+    /// Why the journal could not be read at the start, as long as nobody has been told.
+    at_start: Option<Error>,
     /// Where problems are reported in addition to the log.
     health: Health,
 }
@@ -52,6 +105,16 @@ impl Trouble {
     pub(crate) fn report_to(&mut self, health: Health) {
         self.health = health;
         self.show();
+    }
+
+    /// Records why something could not be read at the start.
+    pub(crate) fn meet(&mut self, error: Error) {
+        self.at_start = Some(error);
+    }
+
+    /// Why the journal could not be read at the start. To be called once.
+    pub(crate) fn take_met(&mut self) -> Option<Error> {
+        self.at_start.take()
     }
 
     fn show(&self) {

@@ -41,8 +41,22 @@ impl Log {
     /// A name that no segment's file has.
     pub(crate) fn free_name(&self) -> String {
         let names = self.segments.values().map(|segment| &segment.name);
-        let names = names.chain(&self.making).chain(&self.spare).map(String::as_str);
+        let names = names.chain(&self.making).chain(&self.spare).chain(&self.taken).map(String::as_str);
         segment::name(segment::free_number(names))
+    }
+
+    /// Records that a file of this name is there which is none of the log, such as one that could not be removed.
+    pub(crate) fn note_taken(&mut self, name: String) {
+        self.taken.insert(name);
+    }
+
+    /// Forgets the files that are not there any more. Segments in them are still known, but their files are not used again.
+    pub(crate) fn forget_missing(&mut self, is_there: impl Fn(&str) -> bool) {
+        self.spare.retain(|name| is_there(name));
+        self.taken.retain(|name| is_there(name));
+        for segment in self.segments.values_mut().filter(|segment| !is_there(&segment.name)) {
+            segment.is_bad = true;
+        }
     }
 
     /// The name of the file that the reading thread must create.

@@ -5,7 +5,7 @@ mod packing;
 mod segment;
 mod usage;
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 pub(crate) use self::packing::Packing;
 pub use self::segment::Segment;
@@ -32,6 +32,8 @@ pub(crate) struct Log {
     unverified: VecDeque<u64>,
     /// The files that are ready to become segments.
     spare: Vec<String>,
+    /// The names that other files have.
+    taken: BTreeSet<String>,
     /// A file that the reading thread must create, or is creating, in advance.
     making: Option<String>,
     /// The set-aside files, oldest first.

@@ -8,11 +8,13 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use parking_lot::Mutex;
-use rustix::fs::OFlags;
+use rustix::fs::{AtFlags, OFlags, fstat, statat};
 use tracing::warn;
 
 use super::Storage;
 use super::direct::{Opened, Sectors};
+use crate::journal::format::{SEGMENT_SUFFIX, SNAPSHOT};
+use crate::journal::trouble::Unread;
 use crate::secret::set_aside;
 
 const LINK: &str = "it is a symbolic link, and none is followed here";
@@ -23,13 +25,17 @@ pub struct FileStorage {
     dir: PathBuf,
     read_only: bool,
     open: Mutex<HashMap<String, Arc<Opened>>>,
+    /// The directory that is used, which stays open so that no other gets its number. Another one may take its place: by a
+    /// mount, or because somebody moves them.
+    used: Mutex<Option<File>>,
     sectors: Sectors,
 }
 
 impl FileStorage {
     /// Makes a storage of the files in `dir`, which is created at the first write.
     pub fn new(dir: &Path) -> FileStorage {
-        FileStorage { dir: dir.into(), read_only: false, open: Mutex::default(), sectors: Sectors::default() }
+        let (open, used, sectors) = (Mutex::default(), Mutex::default(), Sectors::default());
+        FileStorage { dir: dir.into(), read_only: false, open, used, sectors }
     }
 
     /// Makes a storage that only reads the files in `dir`.
@@ -49,6 +55,7 @@ impl FileStorage {
         }
         if !self.read_only {
             self.check_link()?;
+            self.check_place()?;
         }
         let file = regular(ours().read(true).write(!self.read_only).open(self.dir.join(name))?)?;
         if !self.read_only {
@@ -82,6 +89,7 @@ impl FileStorage {
         make_way(&self.dir, |about| about.is_dir())?;
         DirBuilder::new().recursive(true).mode(0o700).create(&self.dir)?;
         self.check_link()?;
+        self.take_place()?;
         let metadata = fs::symlink_metadata(&self.dir)?;
         if metadata.mode() & 0o077 != 0 {
             // if the directory belongs to another user, the files in it are private nevertheless
@@ -96,9 +104,67 @@ impl FileStorage {
         if is_link { Err(io::Error::new(io::ErrorKind::NotADirectory, LINK)) } else { Ok(()) }
     }
 
+    /// Fails if another directory has taken the place of the one that is used.
+    fn check_place(&self) -> io::Result<()> {
+        match &*self.used.lock() {
+            Some(used) if !is_same(&used.metadata()?, &fs::metadata(&self.dir)?) => {
+                Err(io::Error::new(io::ErrorKind::NotFound, "another directory has taken its place"))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Uses the directory that is there now, unless it holds a journal that nobody has read.
+    fn take_place(&self) -> io::Result<()> {
+        let mut used = self.used.lock();
+        let there = File::open(&self.dir)?;
+        if let Some(used) = &*used
+            && is_same(&used.metadata()?, &there.metadata()?)
+        {
+            return Ok(());
+        }
+        if files(&self.dir)?.iter().any(|(name, _)| name.ends_with(SEGMENT_SUFFIX) || name == SNAPSHOT) {
+            return Err(Unread::Journal.into());
+        }
+        *used = Some(there);
+        Ok(())
+    }
+
+    /// Fails if the name no longer leads to this file. It is looked up in the open directory, so that no path is made for
+    /// each sync.
+    fn check_in_place(&self, name: &str, file: &File) -> io::Result<()> {
+        self.check_place()?;
+        let used = self.used.lock();
+        let Some(used) = &*used else { return Ok(()) };
+        let (there, here) = (statat(used, name, AtFlags::SYMLINK_NOFOLLOW)?, fstat(file)?);
+        let is_same = (there.st_dev, there.st_ino) == (here.st_dev, here.st_ino);
+        if is_same { Ok(()) } else { Err(io::ErrorKind::NotFound.into()) }
+    }
+
     fn sync_dir(&self) -> io::Result<()> {
         File::open(&self.dir)?.sync_all()
     }
+}
+
+/// Whether both are the same file or directory.
+fn is_same(one: &fs::Metadata, other: &fs::Metadata) -> bool {
+    (one.dev(), one.ino()) == (other.dev(), other.ino())
+}
+
+/// The names and sizes of the files in a directory.
+fn files(dir: &Path) -> io::Result<Vec<(String, u64)>> {
+    let mut files = Vec::new();
+    for entry in fs::read_dir(dir)? {
+        let entry = entry?;
+        let Ok(name) = entry.file_name().into_string() else { continue };
+        match entry.metadata() {
+            // a link is not a file of the journal, wherever it leads
+            Ok(metadata) if metadata.is_file() => files.push((name, metadata.len())),
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+    }
+    Ok(files)
 }
 
 /// The options for opening files: for this user only, never through a link, and without waiting for the other end of a FIFO.
@@ -137,20 +203,18 @@ impl Storage for FileStorage {
     }
 
     fn list(&self) -> io::Result<Vec<(String, u64)>> {
-        let entries = match fs::read_dir(&self.dir) {
+        let there = match File::open(&self.dir) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-            entries => entries?,
+            there => there?,
         };
-        let mut files = Vec::new();
-        for entry in entries {
-            let entry = entry?;
-            if let (Ok(name), Ok(metadata)) = (entry.file_name().into_string(), entry.metadata())
-                // a link is not a file of the journal, wherever it leads
-                && metadata.is_file()
-            {
-                files.push((name, metadata.len()));
-            }
+        let mut used = self.used.lock();
+        if let Some(used) = &*used
+            && !is_same(&used.metadata()?, &there.metadata()?)
+        {
+            return Ok(Vec::new());
         }
+        let files = files(&self.dir)?;
+        used.get_or_insert(there);
         Ok(files)
     }
 
@@ -175,11 +239,10 @@ impl Storage for FileStorage {
     fn create(&self, name: &str, len: u64) -> io::Result<()> {
         self.may_change()?;
         self.make_dir()?;
-        self.open.lock().remove(name);
         let path = self.dir.join(name);
         make_way(&path, fs::Metadata::is_file)?;
-        let made = ours().read(true).write(true).create(true).truncate(true).open(&path).and_then(|mut file| {
-            let _ = keep_private(&file);
+        let mut file = ours().read(true).write(true).create_new(true).open(&path)?;
+        let mut fill = || {
             // written and not only allocated, because unwritten extents cost a metadata write with every sync
             let zeros = [0; 64 * 1024];
             let mut left = len;
@@ -189,11 +252,10 @@ impl Storage for FileStorage {
                 left -= part;
             }
             file.sync_all()?;
-            self.sync_dir()?;
-            Ok(file)
-        });
-        match made {
-            Ok(file) => {
+            self.sync_dir()
+        };
+        match fill() {
+            Ok(()) => {
                 self.open.lock().insert(name.into(), Arc::new(Opened::new(file, len)));
                 Ok(())
             }
@@ -208,15 +270,19 @@ impl Storage for FileStorage {
     fn sync(&self, name: &str) -> io::Result<()> {
         let file = self.file(name)?;
         file.file.sync_data()?;
-        if file.file.metadata()?.nlink() == 0 {
+        let is_gone =
+            |error: &io::Error| matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory);
+        if self.check_in_place(name, &file.file).is_err_and(|error| is_gone(&error)) {
+            // the next start would not find what was written
             self.open.lock().remove(name);
-            return Err(io::Error::new(io::ErrorKind::NotFound, "the file was removed while in use"));
+            return Err(io::Error::new(io::ErrorKind::NotFound, "the file is not in its place any more"));
         }
         Ok(())
     }
 
     fn rename(&self, from: &str, to: &str) -> io::Result<()> {
         self.may_change()?;
+        self.check_place()?;
         make_way(&self.dir.join(to), fs::Metadata::is_file)?;
         fs::rename(self.dir.join(from), self.dir.join(to))?;
         let mut open = self.open.lock();
@@ -230,6 +296,7 @@ impl Storage for FileStorage {
 
     fn remove(&self, name: &str) -> io::Result<()> {
         self.may_change()?;
+        self.check_place()?;
         self.open.lock().remove(name);
         fs::remove_file(self.dir.join(name))
     }
@@ -288,6 +355,58 @@ mod tests {
         files.sort();
         assert_eq!(files, [("a".into(), 16), ("c".into(), 16), ("d".into(), 16)]);
         assert!(journal.join("b.1.set-aside/inside").is_dir() && journal.join("c.1.set-aside").exists());
+    }
+
+    #[test]
+    fn a_journal_that_was_not_read_is_left_as_it_is() {
+        let dir = tempfile::tempdir().unwrap();
+        let (journal, other) = (dir.path().join("journal"), dir.path().join("other"));
+        let earlier = FileStorage::new(&other);
+        for name in ["00000000.segment", "00000001.segment", SNAPSHOT] {
+            earlier.create(name, 16).unwrap();
+            fs::write(other.join(name), name).unwrap();
+        }
+        let begin = || {
+            let storage = FileStorage::new(&journal);
+            assert!(storage.list().unwrap().is_empty());
+            storage
+        };
+        // one was not there at the start, one was empty, and one was in use
+        let (missing, empty, used) = (begin(), (fs::create_dir(&journal).unwrap(), begin()).1, begin());
+        used.create("00000001.segment", 16).unwrap();
+        used.create("snapshot.new", 16).unwrap();
+        fs::rename(&journal, dir.path().join("moved")).unwrap();
+        fs::rename(&other, &journal).unwrap();
+        for storage in [&missing, &empty, &used] {
+            let error = storage.create("00000002.segment", 16).unwrap_err();
+            let advice = crate::journal::trouble::advice(&error, &storage.place());
+            assert!(advice.contains("not there or could not be read") && advice.contains("restart"), "{advice}");
+        }
+        let gone = |result: io::Result<()>| assert_eq!(result.unwrap_err().kind(), io::ErrorKind::NotFound);
+        gone(used.sync("00000001.segment"));
+        gone(used.write_at("00000001.segment", 0, b"x"));
+        gone(used.write_at("00000000.segment", 0, b"x"));
+        gone(used.rename("snapshot.new", SNAPSHOT));
+        gone(used.remove("00000000.segment"));
+        assert!(used.list().unwrap().is_empty(), "none of them is in use");
+        for name in ["00000000.segment", "00000001.segment", SNAPSHOT] {
+            assert_eq!(fs::read_to_string(journal.join(name)).unwrap(), name);
+        }
+    }
+
+    #[test]
+    fn no_file_is_made_in_the_place_of_another_or_taken_for_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let storage = FileStorage::new(dir.path());
+        storage.create("a", 16).unwrap();
+        storage.write_at("a", 0, b"x").unwrap();
+        assert_eq!(storage.create("a", 16).unwrap_err().kind(), io::ErrorKind::AlreadyExists);
+        storage.sync("a").unwrap();
+        assert_eq!(fs::read(dir.path().join("a")).unwrap()[0], b'x');
+        fs::rename(dir.path().join("a"), dir.path().join("b")).unwrap();
+        assert_eq!(storage.sync("a").unwrap_err().kind(), io::ErrorKind::NotFound);
+        storage.create("a", 16).unwrap();
+        storage.sync("a").unwrap();
     }
 
     #[test]

@@ -49,6 +49,8 @@ pub struct Faults {
     pub read: Option<i32>,
     /// Whether only reads of the first segment's file fail.
     pub read_of_first: bool,
+    /// The error with which every read of a header fails.
+    pub read_header: Option<i32>,
     /// Whether every removal of a file waits until this is no longer set.
     pub hold_remove: bool,
 }
@@ -65,6 +67,7 @@ impl Faults {
         hold_second_merge: false,
         read: None,
         read_of_first: false,
+        read_header: None,
         hold_remove: false,
     };
 }
@@ -216,8 +219,8 @@ impl Storage for MemoryStorage {
 
     fn read_at(&self, name: &str, offset: u64, buffer: &mut [u8]) -> io::Result<usize> {
         let disk = self.disk.0.lock();
-        if offset >= DATA && (!disk.faults.read_of_first || name == FIRST) {
-            fault(disk.faults.read)?;
+        if !disk.faults.read_of_first || name == FIRST {
+            fault(if offset >= DATA { disk.faults.read } else { disk.faults.read_header })?;
         }
         let seen = &disk.files.get(name).ok_or_else(missing)?.seen;
         let from = seen.get(offset as usize..).unwrap_or_default();
@@ -237,6 +240,9 @@ impl Storage for MemoryStorage {
     fn create(&self, name: &str, len: u64) -> io::Result<()> {
         let mut disk = self.disk.0.lock();
         fault(disk.faults.create)?;
+        if disk.files.contains_key(name) {
+            return fault(Some(17));
+        }
         let zeros = vec![0; len as usize];
         disk.files.insert(name.into(), FileContents { seen: zeros.clone(), safe: zeros, poisoned: false });
         disk.note(|| FileChange::Create(name.into(), len));

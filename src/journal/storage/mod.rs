@@ -17,7 +17,7 @@ pub trait Storage: Debug + Send + Sync + 'static {
     fn read_at(&self, name: &str, offset: u64, buffer: &mut [u8]) -> io::Result<usize>;
     /// Writes bytes, which are on disk only after [`Storage::sync`].
     fn write_at(&self, name: &str, offset: u64, bytes: &[u8]) -> io::Result<()>;
-    /// Creates a file of zeros and replaces any file of that name. The contents and the name are on disk on return.
+    /// Creates a file of zeros. Fails if there is one of that name. The contents and the name are on disk on return.
     fn create(&self, name: &str, len: u64) -> io::Result<()>;
     /// Brings all writes to the file to disk. After an error it is unknown which writes are on disk, and a later success
     /// does not mean that all are.

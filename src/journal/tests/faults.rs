@@ -260,6 +260,49 @@ fn a_file_that_is_none_is_set_aside() {
 }
 
 #[test]
+fn a_file_that_cannot_be_read_is_left_as_it_is_and_nothing_is_written_beside_it() {
+    let (denied, broken) = (13, 5);
+    // the disk returns nothing, or the file belongs to another user
+    for (read, read_header) in [(Some(broken), broken), (None, denied)] {
+        let (storage, promises) = history(&[5, 0, 1, 2, 3, 6, 7]);
+        let before = storage.recorded().len();
+        storage.set_faults(Faults { read, read_header: Some(read_header), ..Faults::NONE });
+        let journal = open(&storage, settings(SMALL, WhenFull::DropOldest));
+        let failing = |journal: &Journal| journal.status().failing.unwrap_or_default();
+        let remedy = if read_header == denied { "give it to the user" } else { "see dmesg" };
+        assert!(failing(&journal).contains(remedy) && failing(&journal).contains("restart"), "{}", failing(&journal));
+        let id = journal.register("upstream/a", ANY);
+        let position = journal.append(&message(b"new"), &[id]).unwrap();
+        journal.close();
+        assert!(*journal.synced().borrow() < position && storage.recorded().len() == before);
+        storage.set_faults(Faults::NONE);
+        let (found, reports, lost) = survived(&storage);
+        assert_kept(&promises.last().unwrap().1, &found, 0, "after the restart");
+        assert!(lost == 0 && reports.is_empty(), "{reports:?}");
+    }
+}
+
+#[test]
+fn blocks_that_cannot_be_read_cost_only_their_file() {
+    let (storage, _) = history(&[5, 6]);
+    storage.set_faults(Faults { read_header: Some(5), ..Faults::NONE });
+    let (found, reports, _) = survived(&storage);
+    assert!(found.messages.is_empty() && reports.iter().any(|report| report.to_string().contains("set aside")));
+    assert!(reports[0].to_string().contains("cannot be read: Input/output error"), "{reports:?}");
+}
+
+#[test]
+fn a_name_that_is_taken_by_another_file_is_passed_over() {
+    let storage = MemoryStorage::default();
+    let journal = open(&storage, settings(SMALL, WhenFull::DropOldest));
+    storage.create(&log::name(0), 100).unwrap();
+    let id = journal.register("upstream/a", ANY);
+    wait_synced(&journal, journal.append(&message(b"x"), &[id]).unwrap());
+    assert_eq!(storage.contents(&log::name(0)), [0; 100]);
+    assert!(journal.status().failing.is_none());
+}
+
+#[test]
 fn another_version_is_refused_with_a_sentence() {
     let (storage, _) = history(&[5]);
     let name = log::name(0);

@@ -20,7 +20,7 @@ use super::log::Segment;
 use super::record;
 use super::snapshot::SnapshotContents;
 use super::state::{JournalState, Stop};
-use super::trouble::{advice, is_lasting};
+use super::trouble::{Unread, advice, is_lasting, is_taken, unread};
 use super::{PENDING_MAX, Position, Shared};
 
 /// A snapshot is written after this number of segments, or when they are as large as the previous snapshot, because a start
@@ -49,6 +49,8 @@ pub(crate) struct Writer {
     failing_since: Option<Instant>,
     /// The waiting bytes when a merge of everything possible released nothing; reset when a segment begins.
     in_vain: Option<u64>,
+    /// A file that was not read at the start: nothing may be written beside it.
+    unread: Option<Unread>,
 }
 
 fn random() -> u64 {
@@ -60,14 +62,20 @@ fn random() -> u64 {
 
 impl Writer {
     pub(crate) fn new(shared: Arc<Shared>) -> Writer {
-        let state = shared.state.lock();
+        let mut state = shared.state.lock();
         let generation = state.log.segments().last_key_value().map_or(0, |(generation, _)| *generation);
         let tail = state.log.open_tail().filter(|tail| !tail.is_bad).map(|tail| tail.header.generation);
         for report in state.reports.iter() {
             if report.is_loss() { error!("journal: {report}") } else { info!("journal: {report}") }
         }
+        let met = state.trouble.take_met();
+        if let Some(error) = &met {
+            state.trouble.begin(advice(error, &shared.storage.place()));
+        }
         drop(state);
-        Writer { shared, tail, generation, begun: 0, retry: FIRST_RETRY, failing_since: None, in_vain: None }
+        let unread = met.as_ref().and_then(unread).cloned();
+        let failing_since = met.map(|_| Instant::now());
+        Writer { shared, tail, generation, begun: 0, retry: FIRST_RETRY, failing_since, in_vain: None, unread }
     }
 
     /// Runs until told to stop.
@@ -166,6 +174,9 @@ impl Writer {
 
     /// Writes as many records as one segment holds, and tells consumers and publishers. Returns their length in bytes.
     fn write_some(&mut self, bytes: &mut [u8], position: u64, first: usize) -> io::Result<usize> {
+        if let Some(unread) = &self.unread {
+            return Err(unread.clone().into());
+        }
         let (generation, name, header, offset) = self.tail_for(position, first)?;
         let room = header.size - offset;
         let mut len = 0;
@@ -185,6 +196,9 @@ impl Writer {
             if !is_lasting(&error) {
                 self.shared.state.lock().log.set_bad(generation);
             }
+            if error.kind() == io::ErrorKind::NotFound {
+                self.forget_missing();
+            }
             return Err(error);
         }
         self.publish(part, generation);
@@ -200,6 +214,13 @@ impl Writer {
             }
         }
         self.roll(position)
+    }
+
+    /// Forgets the files that have gone, so that none of them is tried again.
+    fn forget_missing(&self) {
+        if let Ok(files) = self.shared.storage.list() {
+            self.shared.state.lock().log.forget_missing(|name| files.iter().any(|(file, _)| file == name));
+        }
     }
 
     fn roll(&mut self, base: u64) -> io::Result<(u64, String, Header, u64)> {
@@ -262,10 +283,20 @@ impl Writer {
 
     /// Creates the next segment at its full size, so that later writes need no metadata.
     fn make(&mut self) -> io::Result<String> {
-        let (name, size) = (self.shared.state.lock().log.free_name(), self.shared.settings.segment_size());
-        self.shared.storage.create(&name, size)?;
-        self.shared.state.lock().counts.wrote(size, 0);
-        Ok(name)
+        let size = self.shared.settings.segment_size();
+        loop {
+            let name = self.shared.state.lock().log.free_name();
+            let made = self.shared.storage.create(&name, size);
+            let mut state = self.shared.state.lock();
+            match made {
+                Err(error) if is_taken(&error) => state.log.note_taken(name),
+                Err(error) => return Err(error),
+                Ok(()) => {
+                    state.counts.wrote(size, 0);
+                    return Ok(name);
+                }
+            }
+        }
     }
 
     /// Requests the next file in advance, because creating one takes a card a good part of a second.
@@ -286,6 +317,10 @@ impl Writer {
                 let to = log.aside_name(&segment.name);
                 drop(guard);
                 let renamed = self.shared.storage.rename(&segment.name, &to);
+                if renamed.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::NotFound) {
+                    // nobody needs it, and it has gone
+                    continue;
+                }
                 let mut state = self.shared.state.lock();
                 let surplus = state.set_aside(segment.name, to, segment.header.size, renamed);
                 if let Some(report) = state.reports.iter().next_back() {

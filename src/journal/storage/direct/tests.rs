@@ -122,6 +122,7 @@ proptest! {
                 }
                 Step::Sync(file) => storage.sync(NAMES[file]).unwrap(),
                 Step::Create(file) => {
+                    storage.remove(NAMES[file]).unwrap();
                     storage.create(NAMES[file], lens[file] as u64).unwrap();
                     model[file] = vec![0; lens[file]];
                     end[file] = 0;
