@@ -117,6 +117,26 @@ fn a_qos_2_publication_counts_once_over_kill() {
 }
 
 #[test]
+fn what_was_refused_at_qos_2_is_new_after_a_restart() {
+    let gateway = Gateway::with("[broker]\nmax_retained = 1");
+    let mut subscriber = Connect::new("subscriber").persistent().open(gateway.port);
+    subscriber.subscribe("#", 2);
+    let open = |port| Connect::v5("writer").persistent().open(port);
+    let mut writer = open(gateway.port);
+    writer.publish("kept", "x", 1, true);
+    let send = |topic: &str, first| publish(topic.as_bytes(), b"x", first, Some(11), Some(&Properties::new()));
+    writer.send(&send("more", 0x35));
+    assert_eq!(writer.expect(5).reason(), 0x97);
+    subscriber.drain();
+    let gateway = gateway.end().restart();
+    let mut writer = open(gateway.port);
+    writer.send(&send("new", 0x34));
+    assert_eq!(writer.expect(5).reason(), 0);
+    let mut subscriber = Connect::new("subscriber").persistent().open(gateway.port);
+    assert_eq!(contents(&subscriber.drain()), [("new", "x".into())], "[MQTT-4.3.3-9]");
+}
+
+#[test]
 fn subscriptions_come_back_and_go_on_ending() {
     let gateway = Gateway::start();
     let sleeper = || Connect::v5("sleeper").persistent();

@@ -166,6 +166,16 @@ pub(crate) struct Permissions {
 }
 
 impl Permissions {
+    /// The permissions of a client that may receive what these filters match.
+    #[cfg(test)]
+    pub(crate) fn to_receive(filters: &[&str]) -> Arc<Permissions> {
+        let rule = |filter: &&str| AccessRule { deny: false, filter: (*filter).into() };
+        let rights = Rights { publish: Vec::new(), subscribe: filters.iter().map(rule).collect() };
+        let nobody = Identity { user: None, client_id: "".into(), listener: None };
+        let [publish, subscribe] = [&rights.publish, &rights.subscribe].map(|rules| AccessRules::new(rules, &nobody));
+        Arc::new(Permissions { publish, subscribe, rights, reserved: Arc::new([]) })
+    }
+
     /// Whether the client may publish on this topic. A rule must name topics that begin with `$` explicitly, because
     /// wildcards do not match them [MQTT-4.7.2-1]. Nobody may publish on the topics that brokers reserve.
     pub(crate) fn may_publish(&self, topic: &str) -> bool {

@@ -43,6 +43,11 @@ impl SessionName<'_> {
         }
     }
 
+    /// The client as it is known by its session alone.
+    pub(crate) fn identity(&self) -> Identity {
+        Identity { user: self.user.map(Into::into), client_id: self.client_id.into(), listener: None }
+    }
+
     fn join(&self) -> Box<str> {
         match self.user {
             Some(user) => format!("u/{user}\0{}", self.client_id).into(),

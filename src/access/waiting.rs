@@ -84,9 +84,13 @@ impl WaitingRoom {
 }
 
 impl Ticket {
-    /// Gives the place back, because the client has sent its CONNECT and other limits apply.
-    pub(crate) fn seated(&self) {
-        self.room.state.lock().waiting.retain(|waiting| waiting.number != self.number);
+    /// Gives the place back, because the client has sent its CONNECT and other limits apply. Returns whether it still had the
+    /// place: otherwise it has been cut and must not become a client, because whoever waits for [`Ticket::cut`] ends it
+    /// without the steps that the end of a client takes. After `true` it is never cut.
+    pub(crate) fn seated(&self) -> bool {
+        let waiting = &mut self.room.state.lock().waiting;
+        let place = waiting.iter().position(|waiting| waiting.number == self.number);
+        place.and_then(|at| waiting.remove(at)).is_some()
     }
 
     /// Completes when this connection has to make room for another.
@@ -194,9 +198,10 @@ mod tests {
         let room = Arc::new(WaitingRoom::default());
         let (first, _) = room.enter(at("192.0.2.1"));
         let (second, _) = room.enter(at("192.0.2.1"));
-        first.seated();
+        assert!(first.seated());
         let rest: Vec<(Ticket, bool)> = (0..MOST).map(|_| room.enter(at("192.0.2.1"))).collect();
         assert!(!first.cut.is_cancelled(), "it does not wait any more");
+        assert!(!second.seated(), "it was cut, so it must not become a client");
         assert!(second.cut.is_cancelled() && rest.iter().filter(|(_, has_cut)| *has_cut).count() == 1);
         drop(rest);
         assert!(room.state.lock().waiting.is_empty());

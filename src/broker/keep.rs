@@ -23,6 +23,7 @@
 //! | 1 | bit 0 no local, bit 1 retain as published |
 //! | 4 | id or 0 |
 
+use std::cell::LazyCell;
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -224,6 +225,8 @@ impl Core {
             session.owner = owner.clone();
         }
         let owner = session.owner.clone();
+        let identity = SessionName::of(&owner).identity();
+        let permissions = LazyCell::new(|| Arc::new(self.access.authoriser.permissions(&identity)));
         session.held.belongs_to(&self.subscriptions, Core::holder(&owner, None));
         let prefix = part(name, "");
         let parts = self.ingress.journal().kept(&prefix);
@@ -237,6 +240,9 @@ impl Core {
             let group = shared.map(|(_, inner)| self.join_group(&session, filter, inner, None, *options));
             if let Some(group) = &group {
                 self.bound_group(group, 1);
+                if let Some(consumer) = session.consumer() {
+                    group.expect(consumer, Arc::clone(&permissions));
+                }
             }
             if group.is_none()
                 && let Some(route) = session_route(&session, *options)

@@ -9,6 +9,10 @@
 //!
 //! A QoS 2 message must reach the member to which its delivery began, and no other [MQTT-4.8.2-4], [MQTT-4.8.2-5]. So for a
 //! persistent member it is first handed over in the journal to the member's session.
+//!
+//! A member gets only messages that it may receive, so joining a group takes nothing away from others. If no connected member
+//! may receive a message, it is handed over to the session of a member that may and is away, and if there is none, it is given
+//! up.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
@@ -20,6 +24,7 @@ use super::delivery::{InboxId, KeptPlace, RetainFlag, Run, Share, SharesOut, Ter
 use super::inbox::InboxLimits;
 use super::subscribers::{Subscriber, SubscriptionOptions};
 use super::waiting::DeliveryMemory;
+use crate::access::authorise::Permissions;
 use crate::journal::{ConsumerId, Delivery, Journal, Outcome, Reader};
 use crate::message::{Message, Qos};
 
@@ -29,6 +34,7 @@ const MEMBER_WINDOW: usize = 20;
 #[derive(Debug)]
 struct Member {
     subscriber: Arc<Subscriber>,
+    permissions: Arc<Permissions>,
     options: SubscriptionOptions,
     unsettled: usize,
     /// The consumer of its session, if that is persistent.
@@ -46,6 +52,23 @@ impl Member {
     }
 }
 
+/// A persistent session of the group whose client is not connected.
+#[derive(Debug)]
+struct AbsentMember {
+    consumer: ConsumerId,
+    permissions: Arc<Permissions>,
+}
+
+/// Who gets a message.
+enum Recipient {
+    Member(usize),
+    /// A persistent session, whether its client is connected or not.
+    Session(ConsumerId),
+    /// A member that has no room at present.
+    Later,
+    Nobody,
+}
+
 /// The journal's part of a group.
 #[derive(Debug)]
 struct GroupBacklog {
@@ -57,6 +80,7 @@ struct GroupBacklog {
 #[derive(Debug, Default)]
 struct GroupState {
     members: Vec<Member>,
+    absent: Vec<AbsentMember>,
     next: usize,
     durable: Option<GroupBacklog>,
     /// Messages from the journal that were left unacknowledged, by ordinal.
@@ -70,6 +94,15 @@ struct GroupState {
 enum GroupNext {
     Kept(Delivery),
     InMemory(Message),
+}
+
+impl GroupNext {
+    fn message(&self) -> &Message {
+        match self {
+            GroupNext::Kept(delivery) => &delivery.message,
+            GroupNext::InMemory(message) => message,
+        }
+    }
 }
 
 /// One group, which is named by a name and a filter.
@@ -123,22 +156,44 @@ impl SharedGroup {
     /// Adds a client, or changes its options. `consumer` is that of its session, if the session is persistent.
     pub(crate) fn join(
         self: &Arc<Self>,
-        subscriber: &Arc<Subscriber>,
+        (subscriber, permissions): (&Arc<Subscriber>, &Arc<Permissions>),
         options: SubscriptionOptions,
         consumer: Option<ConsumerId>,
     ) {
         let mut state = self.state.lock();
+        state.absent.retain(|absent| Some(absent.consumer) != consumer);
         match state.members.iter_mut().find(|member| Arc::ptr_eq(&member.subscriber, subscriber)) {
             Some(member) => member.options = options,
-            None => state.members.push(Member { subscriber: subscriber.clone(), options, unsettled: 0, consumer }),
+            None => {
+                let (subscriber, permissions) = (subscriber.clone(), permissions.clone());
+                state.members.push(Member { subscriber, permissions, options, unsettled: 0, consumer });
+            }
         }
         self.pump(&mut state);
+    }
+
+    /// Adds a persistent session whose client is not connected.
+    pub(crate) fn expect(&self, consumer: ConsumerId, permissions: Arc<Permissions>) {
+        let mut state = self.state.lock();
+        state.forget(consumer);
+        state.absent.push(AbsentMember { consumer, permissions });
+    }
+
+    /// Removes a session that does not belong to the group any more.
+    pub(crate) fn forget(&self, consumer: ConsumerId) {
+        self.state.lock().forget(consumer);
     }
 
     /// Removes a client, and returns whether the group has no members now.
     pub(crate) fn leave(self: &Arc<Self>, subscriber: &Arc<Subscriber>) -> bool {
         let mut state = self.state.lock();
-        state.members.retain(|member| !Arc::ptr_eq(&member.subscriber, subscriber));
+        if let Some(at) = state.members.iter().position(|member| Arc::ptr_eq(&member.subscriber, subscriber)) {
+            let Member { permissions, consumer, .. } = state.members.remove(at);
+            if let Some(consumer) = consumer {
+                state.forget(consumer);
+                state.absent.push(AbsentMember { consumer, permissions });
+            }
+        }
         self.pump(&mut state);
         let is_empty = state.members.is_empty();
         if let Some(durable) = state.durable.as_mut().filter(|_| is_empty) {
@@ -155,41 +210,49 @@ impl SharedGroup {
 
     /// Distributes waiting messages as far as members have room.
     fn pump(self: &Arc<Self>, state: &mut GroupState) {
-        while let Some(at) = state.member_with_room() {
+        while state.has_room() {
             let Some(next) = state.take() else { return };
-            state.next = at + 1;
-            let member = &mut state.members[at];
-            let options = member.options;
-            let (message, kept) = match &next {
-                GroupNext::Kept(delivery) => (&delivery.message, Some((delivery.position, delivery.ordinal))),
-                GroupNext::InMemory(message) => (message, None),
-            };
-            if let GroupNext::Kept(delivery) = &next
-                && let Some(consumer) = member.takes_over().filter(|_| message.view().qos() == Qos::ExactlyOnce)
-                && let Some(durable) = &state.durable
-            {
-                if durable.journal.hand_over(durable.consumer, delivery, consumer).is_err() {
-                    // the disk accepts nothing at present; the next wake of the group tries again
+            let is_done = match state.recipient(&next) {
+                Recipient::Member(at) => self.give(state, at, next),
+                Recipient::Session(consumer) => state.hand_over(next, consumer),
+                Recipient::Later => {
                     state.put_back(next);
-                    return;
+                    false
                 }
-                continue;
-            }
-            let terms = Terms {
-                qos: options.qos,
-                retain: if options.retain_as_published { RetainFlag::AsPublished } else { RetainFlag::Clear },
-                no_local: false,
-                ids: options.id.into_iter().collect::<SmallVec<_>>(),
-                share: Some(Share { group: self.clone(), kept }),
+                Recipient::Nobody => {
+                    state.give_up(next);
+                    true
+                }
             };
-            if member.subscriber.inbox.put(Run::one(message.clone(), terms)).is_ok() {
-                member.unsettled += 1;
-            } else {
-                // the client is gone, but has not left the group yet
-                state.members.remove(at);
-                state.put_back(next);
+            if !is_done {
+                return;
             }
         }
+    }
+
+    /// Gives a message to a member, or puts it back if the client is gone.
+    fn give(self: &Arc<Self>, state: &mut GroupState, at: usize, next: GroupNext) -> bool {
+        state.next = at + 1;
+        let Member { options, subscriber, .. } = &state.members[at];
+        let kept = match &next {
+            GroupNext::Kept(delivery) => Some((delivery.position, delivery.ordinal)),
+            GroupNext::InMemory(_) => None,
+        };
+        let terms = Terms {
+            qos: options.qos,
+            retain: if options.retain_as_published { RetainFlag::AsPublished } else { RetainFlag::Clear },
+            no_local: false,
+            ids: options.id.into_iter().collect::<SmallVec<_>>(),
+            share: Some(Share { group: self.clone(), kept }),
+        };
+        if subscriber.inbox.put(Run::one(next.message().clone(), terms)).is_ok() {
+            state.members[at].unsettled += 1;
+        } else {
+            // the client is gone, but has not left the group yet
+            state.members.remove(at);
+            state.put_back(next);
+        }
+        true
     }
 }
 
@@ -228,11 +291,59 @@ impl SharesOut for SharedGroup {
 }
 
 impl GroupState {
-    /// The next member in turn with room.
-    fn member_with_room(&self) -> Option<usize> {
+    /// Whether a member has room for a message.
+    fn has_room(&self) -> bool {
+        let journal = self.durable.as_ref().map(|durable| &durable.journal);
+        self.members.iter().any(|member| member.has_room(journal))
+    }
+
+    /// Who gets a message: the next member in turn that may receive it and has room.
+    fn recipient(&self, next: &GroupNext) -> Recipient {
+        let view = next.message().view();
+        let topic = view.topic();
+        let is_kept = matches!(next, GroupNext::Kept(_));
         let count = self.members.len();
         let journal = self.durable.as_ref().map(|durable| &durable.journal);
-        (0..count).map(|step| (self.next + step) % count).find(|at| self.members[*at].has_room(journal))
+        let mut is_awaited = false;
+        for at in (0..count).map(|step| (self.next + step) % count) {
+            let member = &self.members[at];
+            if !member.permissions.may_receive(topic) {
+                continue;
+            }
+            is_awaited = true;
+            if member.has_room(journal) {
+                let takes_over = member.takes_over().filter(|_| is_kept && view.qos() == Qos::ExactlyOnce);
+                return takes_over.map_or(Recipient::Member(at), Recipient::Session);
+            }
+        }
+        if is_awaited {
+            return Recipient::Later;
+        }
+        let absent = self.absent.iter().find(|absent| is_kept && absent.permissions.may_receive(topic));
+        absent.map_or(Recipient::Nobody, |absent| Recipient::Session(absent.consumer))
+    }
+
+    /// Moves a kept message to a session. Returns whether that was possible: if the disk accepts nothing at present, the next
+    /// wake of the group tries again.
+    fn hand_over(&mut self, next: GroupNext, to: ConsumerId) -> bool {
+        if let (GroupNext::Kept(delivery), Some(durable)) = (&next, &self.durable)
+            && durable.journal.hand_over(durable.consumer, delivery, to).is_err()
+        {
+            self.put_back(next);
+            return false;
+        }
+        true
+    }
+
+    /// Drops a message that no session of the group may receive.
+    fn give_up(&mut self, next: GroupNext) {
+        if let (GroupNext::Kept(delivery), Some(durable)) = (next, &mut self.durable) {
+            durable.reader.settle_as(delivery.position, Outcome::NotWanted);
+        }
+    }
+
+    fn forget(&mut self, consumer: ConsumerId) {
+        self.absent.retain(|absent| absent.consumer != consumer);
     }
 
     /// The next message: first those that were distributed before, then those in memory, then those of the journal.
@@ -300,8 +411,8 @@ mod tests {
     fn each_message_goes_to_one_member_with_room() {
         let group = SharedGroup::new(InboxLimits { messages: 100, bytes: 100_000 }, None);
         let (a, b) = (member("a"), member("b"));
-        group.join(&a, OPTIONS, None);
-        group.join(&b, OPTIONS, None);
+        group.join((&a, &Permissions::to_receive(&["#"])), OPTIONS, None);
+        group.join((&b, &Permissions::to_receive(&["#"])), OPTIONS, None);
         (0..60).for_each(|n| group.push(message(n)));
         let (from_a, from_b) = (taken(&a), taken(&b));
         assert_eq!((from_a.len(), from_b.len()), (MEMBER_WINDOW, MEMBER_WINDOW));
@@ -319,7 +430,7 @@ mod tests {
     fn what_a_member_leaves_behind_goes_to_another_first() {
         let group = SharedGroup::new(InboxLimits { messages: 3, bytes: 100_000 }, None);
         let (a, b) = (member("a"), member("b"));
-        group.join(&a, OPTIONS, None);
+        group.join((&a, &Permissions::to_receive(&["#"])), OPTIONS, None);
         (0..22).for_each(|n| group.push(message(n)));
         assert_eq!(taken(&a).len(), MEMBER_WINDOW);
         assert!(group.leave(&a));
@@ -327,7 +438,31 @@ mod tests {
         group.clone().take_back(left.into());
         group.push(message(22));
         assert_eq!(group.dropped(), 2, "three may wait");
-        group.join(&b, OPTIONS, None);
+        group.join((&b, &Permissions::to_receive(&["#"])), OPTIONS, None);
         assert_eq!(taken(&b), [20, 21, 22]);
+    }
+
+    #[test]
+    fn a_member_gets_nothing_and_takes_nothing_that_it_may_not_receive() {
+        let group = SharedGroup::new(InboxLimits { messages: 100, bytes: 100_000 }, None);
+        let (user, guest) = (member("user"), member("guest"));
+        group.join((&user, &Permissions::to_receive(&["t", "public"])), OPTIONS, None);
+        group.join((&guest, &Permissions::to_receive(&["public"])), OPTIONS, None);
+        let public = |payload| Message::new(&Draft { qos: Qos::AtLeastOnce, ..Draft::new("public", &[payload]) });
+        (0..10).for_each(|n| group.push(message(n)));
+        assert_eq!((taken(&user).len(), taken(&guest).len()), (10, 0));
+        // the user has no room for more than ten, and what only the user may have waits for it
+        (10..30).for_each(|n| group.push(message(n)));
+        assert_eq!((taken(&user).len(), taken(&guest).len()), (10, 0));
+        (0..10).for_each(|_| group.clone().settled(user.inbox.id(), None));
+        assert_eq!(taken(&user), (20..30).collect::<Vec<u8>>());
+        (0..20).for_each(|_| group.clone().settled(user.inbox.id(), None));
+        (30..34).for_each(|n| group.push(public(n)));
+        assert_eq!((taken(&user).len(), taken(&guest).len()), (2, 2));
+        // without the user nobody may have it, and it does not stand in the way of others
+        group.leave(&user);
+        group.push(message(34));
+        group.push(public(35));
+        assert_eq!(taken(&guest), [35]);
     }
 }

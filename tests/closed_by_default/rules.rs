@@ -128,3 +128,44 @@ fn the_log_says_which_rules_deny_what_to_whom() {
     }
     assert!(lines[2].contains("`subscribe` rules of [broker.anonymous]") && lines[2].contains("attic/#"), "{lines:#?}");
 }
+
+#[test]
+fn whoever_joins_a_group_without_the_right_takes_nothing_from_it() {
+    let guests = "[broker.anonymous]\npublish = [\"fence/#\"]\nsubscribe = [\"public/#\", \"fence/#\"]";
+    let gateway = Gateway::with(&(user("ada", "") + guests));
+    for is_persistent in [false, true] {
+        let filter = format!("$share/{is_persistent}/+/jobs");
+        let ada = |id: &str| Connect::new(id).login("ada", PASSWORD).clean(!is_persistent);
+        let mut worker = ada("worker").open(gateway.port);
+        let mut guest = Connect::new("guest").clean(!is_persistent).open(gateway.port);
+        assert_eq!((worker.subscribe(&filter, 1), guest.subscribe(&filter, 1)), (1, 1));
+        let mut publisher = ada("publisher").open(gateway.port);
+        let numbers: Vec<String> = (0..15).map(|number| number.to_string()).collect();
+        let mut publish = || numbers.iter().for_each(|number| assert_eq!(publisher.publish("loft/jobs", number, 1, false), 0));
+        let of_jobs = |client: &mut Client| {
+            let of_jobs = client.drain().into_iter().filter(|message| message.topic == "loft/jobs");
+            of_jobs.map(|message| message.text()).collect::<Vec<String>>()
+        };
+        publish();
+        assert_eq!(of_jobs(&mut worker), numbers);
+        if is_persistent {
+            worker.disconnect();
+            publish();
+            assert_eq!(of_jobs(&mut guest), [""; 0]);
+            let mut worker = ada("worker").open(gateway.port);
+            let mut received: Vec<String> = numbers.iter().map(|_| worker.receive().text()).collect();
+            received.sort_by_key(|number| number.parse::<u8>().unwrap());
+            assert_eq!(received, numbers, "they have waited for the user");
+            // and over a restart, after which nobody has connected yet
+            worker.disconnect();
+            guest.disconnect();
+        }
+    }
+    let gateway = gateway.end().restart();
+    let mut guest = Connect::new("guest").clean(false).open(gateway.port);
+    let mut publisher = Connect::new("publisher").login("ada", PASSWORD).open(gateway.port);
+    publisher.publish("loft/jobs", "later", 1, false);
+    guest.drain();
+    let mut worker = Connect::new("worker").login("ada", PASSWORD).clean(false).open(gateway.port);
+    assert_eq!(worker.receive().text(), "later");
+}

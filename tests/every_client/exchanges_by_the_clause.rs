@@ -107,6 +107,28 @@ fn what_was_refused_at_qos_2_is_new_when_it_comes_again() {
 }
 
 #[test]
+fn what_ends_the_connection_at_qos_2_is_new_when_it_comes_again() {
+    let gateway = Gateway::start();
+    let mut subscriber = Connect::new("subscriber").open(gateway.port);
+    subscriber.subscribe("a", 2);
+    let open = || Connect::v5("publisher").persistent().open_with(gateway.port);
+    // an alias that is larger than allowed, and one that stands for no topic
+    for (topic, alias, reason) in [("a", 40, 0x94), ("", 7, 0x82)] {
+        let (mut publisher, _) = open();
+        let alias = Properties::new().two(0x23, alias);
+        publisher.send(&publish(topic.as_bytes(), b"x", 4, Some(5), Some(&alias)));
+        publisher.closed_with(reason);
+        let (mut publisher, connack) = open();
+        assert!(connack.present);
+        publisher.send(&publish(b"a", topic.as_bytes(), 12, Some(5), Some(&Properties::new())));
+        assert_eq!(publisher.expect(5).id(), 5);
+        publisher.ack(0x62, 5);
+        assert_eq!(publisher.expect(7).reason(), 0);
+        assert_eq!(contents(&subscriber.drain()), [("a", topic.into())]);
+    }
+}
+
+#[test]
 fn a_message_that_its_receiver_refuses_is_done_with() {
     let gateway = Gateway::start();
     let connect = || Connect::v5("client").persistent();

@@ -1,10 +1,13 @@
 //! Large numbers of connections, sessions, topics and filters: memory stays within limits, and is freed afterwards.
 
+use std::collections::VecDeque;
+use std::io::Write;
 use std::net::TcpStream;
 
 use super::assert_it_serves;
+use crate::support::http::get;
 use crate::support::packet::{Properties, publish};
-use crate::support::{Client, Connect, Gateway, wait_until};
+use crate::support::{Client, Connect, Gateway, Setup, wait_until};
 
 /// The limit of memory for a debug build, in KiB.
 const MOST: u64 = 80 << 10;
@@ -69,6 +72,31 @@ fn half_open_sockets_by_the_hundred() {
     });
     assert_it_serves(&mut gateway);
     drop(silent);
+}
+
+#[test]
+fn whoever_is_cut_while_it_signs_in_leaves_nothing_behind() {
+    const WAITING: usize = 256;
+    let (setup, http) = Setup::default().http();
+    let gateway = setup.start();
+    let connect = || TcpStream::connect(gateway.address()).expect("the port is open");
+    let mut waiting: VecDeque<TcpStream> = (0..WAITING).map(|_| connect()).collect();
+    for number in 0..2000 {
+        // the oldest sends its CONNECT at the moment at which a newcomer takes its place
+        let mut oldest = waiting.pop_front().expect("as many as before");
+        let packet = Connect::new(&format!("ghost-{number}")).encode();
+        if number % 2 == 0 {
+            let _ = oldest.write_all(&packet);
+            waiting.push_back(connect());
+        } else {
+            waiting.push_back(connect());
+            let _ = oldest.write_all(&packet);
+        }
+    }
+    drop(waiting);
+    wait_until("all of them are gone", || {
+        get(http, "/metrics").text().lines().any(|line| line == "pigateway_clients_connected 0")
+    });
 }
 
 #[test]

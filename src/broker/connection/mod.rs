@@ -203,8 +203,8 @@ where
         }
     };
     let arrived = peer.arrived();
-    if let Some(ticket) = &peer.ticket {
-        ticket.seated();
+    if peer.ticket.as_ref().is_some_and(|ticket| !ticket.seated()) {
+        return;
     }
     let version = connect.version;
     // what is needed only at the beginning or at the end has memory of its own, because this future stays as large as its
@@ -324,7 +324,7 @@ async fn open(
     subscriber.inbox.set_in_hand(session.outbound.bytes());
     session.left = None;
     if present {
-        core.attach(&session, &subscriber);
+        core.attach(&session, &subscriber, &permissions);
     }
     let number = core.enter(super::core::ConnectedClient {
         identity: identity.clone(),

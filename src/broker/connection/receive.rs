@@ -140,6 +140,8 @@ impl BrokerConnection {
         let refused = self.acks.placed(accepted, self.version.is_v5());
         for packet_id in refused {
             self.session.unreleased.remove(&packet_id);
+            // the batch may have taken it to the disk as received
+            self.note(Note::Forgotten(packet_id));
         }
     }
 
@@ -197,7 +199,12 @@ impl BrokerConnection {
         }
         let is_repeated = qos == Qos::ExactlyOnce && !self.session.unreleased.insert(packet_id);
         // the topic of a repeated message is processed too, because it may define an alias
-        let accepted = self.push(&publish, is_repeated)?;
+        let accepted = self.push(&publish, is_repeated).inspect_err(|_| {
+            // the connection ends and the message is sent again on the next one, where it is new
+            if qos == Qos::ExactlyOnce && !is_repeated {
+                self.session.unreleased.remove(&packet_id);
+            }
+        })?;
         if qos == Qos::AtMostOnce {
             return Ok(());
         }
@@ -432,7 +439,7 @@ impl BrokerConnection {
         let old = self.session.subscriptions.get(shared).map(|known| known.options);
         let group = self.core.join_group(&self.session, shared, filter, old, options);
         self.session.subscribe(shared, Subscription { options, group: Some(group.clone()) });
-        group.join(&self.subscriber, options, self.session.consumer());
+        group.join((&self.subscriber, &self.permissions), options, self.session.consumer());
     }
 
     fn subscribe_own(&mut self, filter: &str, options: SubscriptionOptions, retained: RetainHandling) {

@@ -130,6 +130,9 @@ impl Core {
             }
             return;
         };
+        if let Some(consumer) = session.consumer() {
+            group.forget(consumer);
+        }
         let mut guard = self.groups.known.lock();
         let known = &mut *guard;
         let (Some(entry), Some((_, inner))) = (known.by_filter.get_mut(filter), split_share(filter)) else { return };

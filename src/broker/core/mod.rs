@@ -271,7 +271,7 @@ impl Core {
     }
 
     /// Starts live delivery for a session whose client has connected again.
-    pub(super) fn attach(&self, session: &Session, subscriber: &Arc<Subscriber>) {
+    pub(super) fn attach(&self, session: &Session, subscriber: &Arc<Subscriber>, permissions: &Arc<Permissions>) {
         if session.durable.is_some() {
             let name = consumer_name(&session.name);
             self.ingress.journal().register(&name, self.journal_limits(CONNECTED_FACTOR));
@@ -279,7 +279,7 @@ impl Core {
         for (filter, subscription) in &session.subscriptions {
             match &subscription.group {
                 Some(group) => {
-                    group.join(subscriber, subscription.options, session.consumer());
+                    group.join((subscriber, permissions), subscription.options, session.consumer());
                     self.bound_group(group, CONNECTED_FACTOR);
                 }
                 None => {

@@ -3,6 +3,7 @@ use tokio::time::Instant;
 use smallvec::SmallVec;
 
 use super::*;
+use crate::access::authorise::Permissions;
 use crate::exchange::delivery::{RetainFlag, Terms};
 use crate::exchange::hold::{BUDGET, Holds, PERIOD, STEP};
 use crate::exchange::shared::SharedGroup;
@@ -137,7 +138,7 @@ fn what_a_shared_subscription_has_given_is_not_lost_with_what_came_too_fast() {
     let inbox = &reader.inbox;
     let group = SharedGroup::new(InboxLimits { messages: 100, bytes: 100_000 }, None);
     let options = SubscriptionOptions { qos: Qos::AtMostOnce, no_local: false, retain_as_published: false, id: None };
-    group.join(&reader, options, None);
+    group.join((&reader, &Permissions::to_receive(&["#"])), options, None);
     inbox.set_blocked(true);
     assert_eq!(inbox.offer(&mut queued(10), AT), InboxOffer::Done);
     for mut run in queued(4) {
