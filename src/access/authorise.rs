@@ -16,6 +16,11 @@ use crate::message::{covers, matches, overlap};
 /// First levels of topics that brokers reserve for themselves.
 const RESERVED: [&str; 3] = ["$SYS", "$share", "$CONTROL"];
 
+/// Whether only the broker itself may publish on this topic.
+pub(crate) fn is_reserved(topic: &str) -> bool {
+    topic.split('/').next().is_some_and(|first| RESERVED.contains(&first))
+}
+
 /// The users and rules in force. A reload changes them; a connection keeps the permissions that it was given at sign-in.
 #[derive(Debug)]
 pub(crate) struct Authoriser {
@@ -179,8 +184,7 @@ impl Permissions {
     /// Whether the client may publish on this topic. A rule must name topics that begin with `$` explicitly, because
     /// wildcards do not match them [MQTT-4.7.2-1]. Nobody may publish on the topics that brokers reserve.
     pub(crate) fn may_publish(&self, topic: &str) -> bool {
-        let first = topic.split('/').next().unwrap_or_default();
-        !RESERVED.contains(&first) && !self.reserved.iter().any(|ours| ours == topic) && self.publish.allow(topic)
+        !is_reserved(topic) && !self.reserved.iter().any(|ours| ours == topic) && self.publish.allow(topic)
     }
 
     /// Whether the client may receive messages on this topic.

@@ -164,7 +164,7 @@ fn upstreams(old: &[UpstreamSettings], new: &[UpstreamSettings], restart: &mut V
             kept.out = upstream.out.clone();
             kept.inbound = upstream.inbound.clone();
             kept.both = upstream.both.clone();
-            kept.v5_only = kept.protocol == Protocol::Auto && !loops(&kept).is_empty();
+            kept.v5_only = kept.protocol == Protocol::Auto && !loops(&kept, &kept).is_empty();
         }
         in_force.push(kept);
     }

@@ -57,6 +57,7 @@ pub(super) fn read(root: &Table, paths: &Paths, gateway_id: &str) -> Vec<Upstrea
             table.warning("out", format!("this upstream has no rules, so nothing goes up or comes down; {valid}"));
         }
         check_loops(&table, &mut upstream);
+        check_loops_with(&table, &mut upstream, &mut upstreams);
         check_twins(&table, &upstream, &upstreams);
         table.finish();
         upstreams.push(upstream);
@@ -273,6 +274,12 @@ fn check_rule<Q>(filter: &Value, rule: &Rule<Q>) -> bool {
             ));
             return false;
         }
+        if joined == "$share" || joined.starts_with("$share/") {
+            filter.problem(format!(
+                "the {side} filter {joined:?} would be a shared subscription; valid: the filter alone, without $share"
+            ));
+            return false;
+        }
     }
     true
 }
@@ -280,7 +287,7 @@ fn check_rule<Q>(filter: &Value, rule: &Rule<Q>) -> bool {
 /// Checks rules for loops. With MQTT 3.1.1 a broker returns to the gateway what the gateway has sent. Rules that would
 /// forward this again are refused if 3.1.1 is configured, and otherwise keep the gateway from falling back to it.
 fn check_loops(table: &Table, upstream: &mut UpstreamSettings) {
-    let pairs = loops(upstream);
+    let pairs = loops(upstream, upstream);
     let Some((out, inbound)) = pairs.first() else { return };
     match upstream.protocol {
         Protocol::V5 => {}
@@ -298,6 +305,33 @@ fn check_loops(table: &Table, upstream: &mut UpstreamSettings) {
     }
 }
 
+/// The same for the rules of two upstreams at one broker. Only MQTT 5 carries the property by which the gateway knows its own
+/// messages, so both must use it.
+fn check_loops_with(table: &Table, upstream: &mut UpstreamSettings, others: &mut [UpstreamSettings]) {
+    for other in others {
+        if !shares_address(upstream, other) {
+            continue;
+        }
+        let mut pairs = loops(upstream, other);
+        pairs.extend(loops(other, upstream));
+        let Some((out, inbound)) = pairs.first() else { continue };
+        let message = format!("{}, because upstream {} has the same address", looping(out, inbound), other.name);
+        if [upstream.protocol, other.protocol].contains(&Protocol::V4) {
+            table.problem("protocol", message + "; valid: protocol = 5 for both, or rules that do not overlap");
+        } else if [upstream.protocol, other.protocol].contains(&Protocol::Auto) {
+            table.warning("protocol", message + "; both are used with MQTT 5 only");
+            for each in [&mut *upstream, other] {
+                each.v5_only |= each.protocol == Protocol::Auto;
+            }
+        }
+    }
+}
+
+fn shares_address(a: &UpstreamSettings, b: &UpstreamSettings) -> bool {
+    let same_place = |a: &UpstreamAddress, b: &UpstreamAddress| a.host == b.host && a.port == b.port;
+    a.addresses.iter().any(|a| b.addresses.iter().any(|b| same_place(a, b)))
+}
+
 fn looping(out: &SecretPlace, inbound: &SecretPlace) -> String {
     if out.to_string() == inbound.to_string() {
         return format!("the rule at {out}, which goes both ways, would loop on MQTT 3.1.1");
@@ -307,11 +341,8 @@ fn looping(out: &SecretPlace, inbound: &SecretPlace) -> String {
 
 /// Refuses two upstreams with one client id at one broker, because they would disconnect each other for ever.
 fn check_twins(table: &Table, upstream: &UpstreamSettings, others: &[UpstreamSettings]) {
-    let same_place = |a: &UpstreamAddress, b: &UpstreamAddress| a.host == b.host && a.port == b.port;
-    let twin = others.iter().find(|other| {
-        let shared = upstream.addresses.iter().any(|a| other.addresses.iter().any(|b| same_place(a, b)));
-        shared && other.client_id == upstream.client_id
-    });
+    let is_twin = |other: &&UpstreamSettings| other.client_id == upstream.client_id && shares_address(upstream, other);
+    let twin = others.iter().find(is_twin);
     if let Some(other) = twin {
         let (id, name) = (&upstream.client_id, &other.name);
         table.problem("client_id", format!("upstream {name} uses {id:?} at the same address; valid: an id of its own"));
@@ -329,6 +360,44 @@ mod tests {
         match read_all(&text, Path::new("t.toml"), &Environment::default()) {
             Err(problems) => problems.problems[0].to_string(),
             Ok(_) => panic!("{keys} is taken"),
+        }
+    }
+
+    #[test]
+    fn two_upstreams_at_one_broker_may_not_loop() {
+        let two = |first: &str, second: &str| {
+            let head = |name| format!("[[upstream]]\nname = \"{name}\"\nclient_id = \"{name}\"\n");
+            let at = "addresses = [\"mqtt://a\", \"mqtt://b\"]\n";
+            format!("{}{at}{first}\n{}addresses = [\"mqtt://b\"]\n{second}", head("one"), head("two"))
+        };
+        let out = "[[upstream.out]]\ntopic_filter = \"loft/#\"";
+        let inbound = "[[upstream.in]]\ntopic_filter = \"loft/+\"";
+        let other = "[[upstream.in]]\ntopic_filter = \"loft/+\"\nlocal_prefix = \"mirror/\"";
+        let read = |text: &str| read_all(text, Path::new("t.toml"), &Environment::default());
+        for (first, second, is_found) in [
+            (format!("protocol = 4\n{out}"), inbound.to_owned(), true),
+            (out.to_owned(), format!("protocol = 4\n{inbound}"), true),
+            (inbound.to_owned(), format!("protocol = 4\n{out}"), true),
+            (format!("protocol = 4\n{out}"), other.to_owned(), false),
+            (format!("protocol = 5\n{out}"), format!("protocol = 5\n{inbound}"), false),
+        ] {
+            match read(&two(&first, &second)) {
+                Ok(_) => assert!(!is_found, "{first} {second}"),
+                Err(found) => {
+                    let text = found.problems[0].to_string();
+                    assert!(is_found && text.contains("upstream one has the same address"), "{text}");
+                }
+            }
+        }
+        let Ok(auto) = read(&two(out, inbound)) else { panic!("a fall back is not needed") };
+        assert!(auto.settings.upstreams.iter().all(|upstream| upstream.v5_only));
+    }
+
+    #[test]
+    fn rules_are_no_shared_subscriptions() {
+        for direction in ["in", "out", "both"] {
+            let found = problem(&format!("[[upstream.{direction}]]\ntopic_filter = \"$share/g/cmd/#\""));
+            assert!(found.contains("would be a shared subscription; valid: the filter alone"), "{found}");
         }
     }
 

@@ -96,11 +96,16 @@ impl UpstreamAddress {
     }
 }
 
+impl UpstreamAddress {
+    /// The path without the query, which may contain a secret.
+    pub(super) fn shown_path(&self) -> &str {
+        self.path.split('?').next().unwrap_or_default()
+    }
+}
+
 impl fmt::Display for UpstreamAddress {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // the query may contain a secret
-        let path = self.path.split('?').next().unwrap_or_default();
-        write!(f, "{}://{}{path}", self.scheme.name(), self.authority())
+        write!(f, "{}://{}{}", self.scheme.name(), self.authority(), self.shown_path())
     }
 }
 

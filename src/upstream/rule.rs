@@ -10,6 +10,7 @@
 use std::time::Duration;
 
 use super::settings::{OutQos, Rule, SecretPlace, UpstreamSettings};
+use crate::access::authorise::is_reserved;
 use crate::message::{Qos, TopicFilter, check_topic, matches};
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -23,6 +24,8 @@ struct Mapping<Q> {
     retain: bool,
     max_age: Option<Duration>,
     place: SecretPlace,
+    /// Whether the rule names topics of the other side that begin with `$`.
+    to_dollar: bool,
 }
 
 /// The destination of a message.
@@ -67,6 +70,7 @@ impl UpstreamRules {
                 retain: rule.retain,
                 max_age: rule.max_age,
                 place: rule.place.clone(),
+                to_dollar: rule.remote_filter().starts_with('$'),
             })
         });
         fn inbound<Q>(rule: &Rule<Q>, qos: Qos) -> Option<Mapping<Qos>> {
@@ -79,6 +83,7 @@ impl UpstreamRules {
                 retain: rule.retain,
                 max_age: None,
                 place: rule.place.clone(),
+                to_dollar: rule.local_filter().starts_with('$'),
             })
         }
         let plain = settings.inbound.iter().filter_map(|rule| inbound(rule, rule.qos));
@@ -109,7 +114,8 @@ impl UpstreamRules {
     /// is not accepted.
     pub(crate) fn incoming(&self, topic: &str) -> Option<(String, Qos, bool)> {
         let (topic, rule) = first(&self.inbound, topic)?;
-        (!self.reserved.contains(&topic)).then_some((topic, rule.qos, rule.retain))
+        let is_ours = is_reserved(&topic) || self.reserved.contains(&topic);
+        (!is_ours).then_some((topic, rule.qos, rule.retain))
     }
 
     /// The places in the configuration of the rules with a remote filter.
@@ -145,8 +151,10 @@ impl UpstreamRules {
 fn first<'a, Q: Copy>(mappings: &'a [Mapping<Q>], topic: &str) -> Option<(String, &'a Mapping<Q>)> {
     let mapping = mappings.iter().find(|mapping| matches(&mapping.filter, topic))?;
     let mapped = mapping.map(topic);
+    // behind a prefix that is taken away somebody may have written the topics of a broker or of a cloud
+    let is_forged = mapped.starts_with('$') && !mapping.to_dollar;
     // only the rest of a topic may be empty
-    check_topic(&mapped).is_ok().then_some((mapped, mapping))
+    (!is_forged && check_topic(&mapped).is_ok()).then_some((mapped, mapping))
 }
 
 #[cfg(test)]
@@ -246,5 +254,25 @@ pub(super) mod tests {
         let rules = UpstreamRules::new(&settings);
         assert_eq!(target(&rules, "loft/a"), Some(("/a".into(), OutQos::Keep)));
         assert_eq!(rules.outgoing("loft"), None);
+    }
+
+    #[test]
+    fn no_prefix_hides_a_topic_of_a_broker() {
+        let mut settings = settings();
+        settings.inbound.push(rule("#", "", "sites/loft/", Qos::AtLeastOnce));
+        settings.inbound.push(rule("$SYS/#", "", "", Qos::AtLeastOnce));
+        settings.inbound.push(rule("$SYS/#", "up/", "", Qos::AtLeastOnce));
+        settings.inbound.push(rule("$aws/#", "", "", Qos::AtLeastOnce));
+        settings.out.push(rule("#", "site/", "", OutQos::Keep));
+        settings.out.push(rule("things/#", "", "$aws/", OutQos::Keep));
+        let rules = UpstreamRules::new(&settings);
+        let incoming = |topic: &str| rules.incoming(topic).map(|(topic, ..)| topic);
+        assert_eq!(incoming("sites/loft/a").as_deref(), Some("a"));
+        assert_eq!(["sites/loft/$SYS/x", "sites/loft/$aws/x"].map(incoming), [None, None]);
+        assert_eq!(incoming("$SYS/x").as_deref(), Some("up/$SYS/x"));
+        assert_eq!(incoming("$aws/x").as_deref(), Some("$aws/x"), "the rule names it");
+        assert_eq!(target(&rules, "site/a"), Some(("a".into(), OutQos::Keep)));
+        assert_eq!(rules.outgoing("site/$aws/x"), None);
+        assert_eq!(target(&rules, "things/x"), Some(("$aws/things/x".into(), OutQos::Keep)));
     }
 }

@@ -141,7 +141,8 @@ fn whoever_joins_a_group_without_the_right_takes_nothing_from_it() {
         assert_eq!((worker.subscribe(&filter, 1), guest.subscribe(&filter, 1)), (1, 1));
         let mut publisher = ada("publisher").open(gateway.port);
         let numbers: Vec<String> = (0..15).map(|number| number.to_string()).collect();
-        let mut publish = || numbers.iter().for_each(|number| assert_eq!(publisher.publish("loft/jobs", number, 1, false), 0));
+        let mut publish =
+            || numbers.iter().for_each(|number| assert_eq!(publisher.publish("loft/jobs", number, 1, false), 0));
         let of_jobs = |client: &mut Client| {
             let of_jobs = client.drain().into_iter().filter(|message| message.topic == "loft/jobs");
             of_jobs.map(|message| message.text()).collect::<Vec<String>>()

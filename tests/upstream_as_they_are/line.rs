@@ -46,6 +46,24 @@ fn a_dead_address_of_a_name_does_not_hold_up_the_live_one() {
 }
 
 #[test]
+fn a_broken_address_of_a_name_does_not_keep_it_from_the_good_one() {
+    // one address of localhost closes each connection, or refuses it for the moment
+    for broken in [None, Some([0x20, 3, 0, 0x88, 0])] {
+        let port = free_port();
+        let bad = Played::on(TcpListener::bind(("::1", port)).unwrap(), move |_| match broken {
+            None => Say::Close,
+            Some(answer) => Say::Last(answer.to_vec()),
+        });
+        let good = Played::on(TcpListener::bind(("127.0.0.1", port)).unwrap(), |_| Say::Usual);
+        let config = upstream(port, "protocol = 5").replace("mqtt://127.0.0.1", "mqtt://localhost");
+        let (gateway, _) = start(&config);
+        publish(&gateway, "a", &["1"], false);
+        good.wait_for(&["1"]);
+        drop(bad);
+    }
+}
+
+#[test]
 fn codes_that_3_1_1_does_not_have_are_refusals_with_a_long_pause() {
     for (protocol, code) in [("4", 6), ("4", 7), ("4", 0x97), ("\"auto\"", 6), ("5", 0x9f)] {
         let played = Played::new(move |heard| match (heard.is_connect(), heard.version) {

@@ -182,7 +182,10 @@ impl UpstreamConnection {
                 }
                 // an upstream that wants no pings gets them nevertheless, because they detect a dead connection
                 let seconds = seconds.filter(|seconds| *seconds > 0).map(|seconds| Duration::from_secs(seconds.into()));
-                self.keep_alive = KeepAlive::new(seconds.unwrap_or(settings.keep_alive));
+                // and one that allows longer pauses than the configuration gets them as often as the configuration says,
+                // because they tell soon that a line is dead
+                let period = seconds.map_or(settings.keep_alive, |seconds| seconds.min(settings.keep_alive));
+                self.keep_alive = KeepAlive::new(period);
                 link.receive_maximum = link.receive_maximum.clamp(1, MESSAGE_IDS);
                 self.aliases = Some(link.topic_aliases).filter(|most| *most > 0).map(OutboundAliases::new);
                 self.max_packet_size = link.max_packet_size.map_or(LONGEST_PACKET, |size| size as usize);
@@ -377,6 +380,9 @@ impl UpstreamConnection {
                 Ok(Some(incoming)) => self.take(incoming),
                 Err(broken) => self.broken = Some(broken),
             }
+        }
+        if self.input.is_empty() && self.input.capacity() > KEPT_BYTES {
+            self.input = BytesMut::new();
         }
     }
 

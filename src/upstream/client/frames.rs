@@ -61,7 +61,7 @@ pub(super) async fn upgrade(
             None => {}
         }
     };
-    judge(&response, &derive_accept_key(key.as_bytes()), &address.path)?;
+    judge(&response, &derive_accept_key(key.as_bytes()), address.shown_path())?;
     // the first frames may have come with the answer
     let rest = answer.split_off(length);
     let config =
@@ -205,7 +205,7 @@ mod tests {
             let _ = stream.read_to_end(&mut Vec::new()).await;
         });
         let stream = TcpStream::connect(("127.0.0.1", port)).await.unwrap();
-        let address = UpstreamAddress::parse(&format!("ws://127.0.0.1:{port}/mqtt")).unwrap();
+        let address = UpstreamAddress::parse(&format!("ws://127.0.0.1:{port}/mqtt?token=secret")).unwrap();
         let read = match upgrade(Box::new(stream), &address, 1024).await {
             Err(broken) => Err(broken.to_string()),
             Ok(mut frames) => {
@@ -235,7 +235,7 @@ mod tests {
             (format!("{CHANGES}\r\n"), "Sec-WebSocket-Accept is wrong"),
             ("HTTP/1.1 101 Switching Protocols\r\nUpgrade: h2c\r\n\r\n".into(), "changes to another protocol"),
             ("HTTP/1.1 302 Found\r\nLocation: /login\r\n\r\n".into(), "HTTP status 302"),
-            (html.into(), "HTTP status 200"),
+            (html.into(), "at /mqtt: HTTP status 200"),
             ("SSH-2.0-x\r\n\r\n".into(), "WebSocket: "),
             (endless, "has no end"),
             (CHANGES.into(), "closed the connection when asked for WebSocket"),

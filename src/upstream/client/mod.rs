@@ -115,13 +115,17 @@ impl UpstreamClient for RemoteClient {
                     self.connection = Some(connection);
                     return Ok(link);
                 }
-                // one of the addresses of a name may lead nowhere
-                Err((Broken::Silent, Some(peer))) if !silent.contains(&peer) && silent.len() < MOST_SILENT => {
-                    // the upstream may have received the CONNECT, and may belong to the same cluster as the next one
-                    mark.is_unanswered();
+                // one of the addresses of a name may lead nowhere, or to a broken upstream
+                Err((broken @ (Broken::Silent | Broken::Closed | Broken::Failed(_) | Broken::Garbled), Some(peer)))
+                    if !silent.contains(&peer) && silent.len() < MOST_SILENT =>
+                {
+                    if broken == Broken::Silent {
+                        // the upstream may have received the CONNECT, and may belong to the same cluster as the next one
+                        mark.is_unanswered();
+                    }
                     silent.push(peer);
                     if !dial::has_others(&address.host, address.port, &silent).await {
-                        return Err(Broken::Silent);
+                        return Err(broken);
                     }
                 }
                 Err((broken, _)) => return Err(broken),

@@ -324,6 +324,16 @@ async fn what_an_upstream_may_not_send_ends_the_connection_and_is_not_acknowledg
 }
 
 #[tokio::test]
+async fn a_refused_subscription_may_have_a_code_of_version_5() {
+    let (mut connection, mut theirs, _) = opened(Version::V311, 64 << 10).await;
+    theirs.write_all(b"\x90\x04\0\x01\x87\x01").await.unwrap();
+    assert_eq!(connection.events().await, Ok(vec![ClientEvent::Subscribed(vec![0x87, 1])]));
+    for wrong in [&b"\x90\x03\0\x01\x03"[..], b"\x90\x02\0\x01", b"\x90\0"] {
+        assert!(ends(Version::V311, wrong).await.contains("not MQTT"));
+    }
+}
+
+#[tokio::test]
 async fn properties_that_clients_would_not_take_are_left_out() {
     let (mut connection, mut theirs, _) = opened(Version::V5, 64 << 10).await;
     let properties = b"\x01\x07\x08\0\x01#\x26\0\x01k\0\x01\0\x26\0\x01a\0\x01b\x03\0\x01\0";

@@ -1,7 +1,6 @@
 //! Packets of MQTT 3.1.1, encoded by rumqttc.
 
 use bytes::BytesMut;
-use rumqttc::SubscribeReasonCode;
 use rumqttc::mqttbytes::v4::{Connect, LastWill, Login, Packet, Publish, Subscribe, SubscribeFilter, Unsubscribe};
 use rumqttc::mqttbytes::{Error, QoS};
 
@@ -60,6 +59,9 @@ pub(super) fn decode(bytes: &mut BytesMut) -> Result<Incoming, Broken> {
     {
         return Err(refused(code));
     }
+    if let [0x90, ..] = bytes[..] {
+        return subscribed(bytes);
+    }
     let packet = Packet::read(bytes, usize::MAX).map_err(|_: Error| Broken::Garbled)?;
     Ok(match packet {
         Packet::ConnAck(connack) => {
@@ -76,9 +78,6 @@ pub(super) fn decode(bytes: &mut BytesMut) -> Result<Incoming, Broken> {
             Incoming::Accepted(link, None)
         }
         Packet::PubAck(ack) => Incoming::Event(ClientEvent::Acked(ack.pkid, 0)),
-        Packet::SubAck(ack) => {
-            Incoming::Event(ClientEvent::Subscribed(ack.return_codes.iter().map(subscribe_reason).collect()))
-        }
         Packet::Publish(publish) => Incoming::Event(ClientEvent::Received(received(publish)?)),
         Packet::PubRec(rec) => Incoming::Event(ClientEvent::Recorded(rec.pkid)),
         Packet::PubRel(release) => Incoming::Event(ClientEvent::Released(release.pkid)),
@@ -130,9 +129,12 @@ fn received(publish: Publish) -> Result<InMessage, Broken> {
     })
 }
 
-fn subscribe_reason(code: &SubscribeReasonCode) -> u8 {
-    match code {
-        SubscribeReasonCode::Success(qos) => *qos as u8,
-        SubscribeReasonCode::Failure => 0x80,
+/// Decodes a SUBACK. Some upstreams use the codes of MQTT 5 for refusals, which rumqttc does not know.
+fn subscribed(packet: &[u8]) -> Result<Incoming, Broken> {
+    let length = packet.iter().skip(1).position(|byte| byte & 0x80 == 0).ok_or(Broken::Garbled)? + 1;
+    let codes = packet.get(1 + length + 2..).filter(|codes| !codes.is_empty()).ok_or(Broken::Garbled)?;
+    if codes.iter().any(|code| (3..0x80).contains(code)) {
+        return Err(Broken::Garbled);
     }
+    Ok(Incoming::Event(ClientEvent::Subscribed(codes.to_vec())))
 }

@@ -1,6 +1,6 @@
 //! Finds out which topics two filters share, and which rules of an upstream would loop.
 
-use super::{SecretPlace, UpstreamSettings};
+use super::{Rule, SecretPlace, UpstreamSettings};
 
 /// Whether at least one topic matches both filters [MQTT-4.7.1, 4.7.2]. The empty text, which is no topic, counts as one,
 /// because `/#` and `+` have nothing else in common.
@@ -20,16 +20,21 @@ pub fn filters_overlap(a: &str, b: &str) -> bool {
     }
 }
 
+/// The filters of a rule here and at the upstream, and its place in the configuration.
+fn sides<Q>(rule: &Rule<Q>) -> (String, String, &SecretPlace) {
+    (rule.local_filter(), rule.remote_filter(), &rule.place)
+}
+
 /// The pairs of rules that would loop with MQTT 3.1.1, where the upstream returns what it was sent. A loop is a message that
-/// is sent by the first rule and comes back by the second to a topic from which it would be sent again. A rule for both
-/// directions loops with itself. With version 5 the no local option prevents this.
-pub(crate) fn loops(upstream: &UpstreamSettings) -> Vec<(&SecretPlace, &SecretPlace)> {
-    let side = |local: String, remote: String, place| (local, remote, place);
-    let both = || upstream.both.iter().map(|rule| side(rule.local_filter(), rule.remote_filter(), &rule.place));
-    let out = upstream.out.iter().map(|rule| side(rule.local_filter(), rule.remote_filter(), &rule.place));
-    let inbound = upstream.inbound.iter().map(|rule| side(rule.local_filter(), rule.remote_filter(), &rule.place));
-    let out: Vec<_> = out.chain(both()).collect();
-    let inbound: Vec<_> = inbound.chain(both()).collect();
+/// is sent by a rule of `to` and comes back by one of `back` to a topic from which it would be sent again. The two may be one
+/// upstream, or two at one broker. A rule for both directions loops with itself. With version 5 the no local option prevents
+/// this, and between two upstreams the property that names the gateways that a message has passed.
+pub(crate) fn loops<'a>(
+    to: &'a UpstreamSettings,
+    back: &'a UpstreamSettings,
+) -> Vec<(&'a SecretPlace, &'a SecretPlace)> {
+    let out: Vec<_> = to.out.iter().chain(&to.both).map(sides).collect();
+    let inbound: Vec<_> = back.inbound.iter().map(sides).chain(back.both.iter().map(sides)).collect();
     let mut pairs = Vec::new();
     for (out_local, out_remote, out_place) in &out {
         for (in_local, in_remote, in_place) in &inbound {
@@ -45,7 +50,7 @@ pub(crate) fn loops(upstream: &UpstreamSettings) -> Vec<(&SecretPlace, &SecretPl
 mod tests {
     use super::*;
     use crate::message::{Qos, matches};
-    use crate::upstream::settings::{OutQos, Rule};
+    use crate::upstream::settings::OutQos;
     use proptest::prelude::*;
 
     #[test]
@@ -121,10 +126,10 @@ mod tests {
             let mut upstream = UpstreamSettings::new("u", Vec::new(), "c");
             upstream.out.push(rule(out.0, out.1, out.2, OutQos::Keep));
             upstream.inbound.push(rule(inbound.0, inbound.1, inbound.2, Qos::AtLeastOnce));
-            assert_eq!(loops(&upstream).len(), count, "{out:?} {inbound:?}");
+            assert_eq!(loops(&upstream, &upstream).len(), count, "{out:?} {inbound:?}");
         }
         let mut upstream = UpstreamSettings::new("u", Vec::new(), "c");
         upstream.both.push(rule("a/#", "", "", OutQos::Keep));
-        assert_eq!(loops(&upstream).len(), 1);
+        assert_eq!(loops(&upstream, &upstream).len(), 1);
     }
 }
