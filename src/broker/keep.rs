@@ -24,7 +24,7 @@
 //! | 4 | id or 0 |
 
 use std::cell::LazyCell;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -193,6 +193,7 @@ impl Core {
         let retained = self.ingress.restore_retained(&recovered.retained);
         let (mut sessions, mut waiting) = (0, 0);
         let mut wills: HashMap<Box<str>, Will> = self.kept_wills().into_iter().collect();
+        self.find_groups();
         for (name, bytes) in &recovered.sessions {
             let Some(kept) = KeptSession::decode(bytes) else {
                 warn!(client_id = %SessionName::of(name), "a kept session cannot be read: its client begins anew");
@@ -204,9 +205,10 @@ impl Core {
             sessions += 1;
         }
         *self.orphaned_wills.lock() = wills.into_iter().collect();
+        let known: HashSet<&str> = recovered.sessions.iter().map(|(name, _)| &**name).collect();
         for (name, id, backlog) in journal.consumers() {
             if let Some(session) = name.strip_prefix("session/")
-                && !recovered.sessions.iter().any(|(known, _)| **known == *session)
+                && !known.contains(session)
             {
                 let client_id = SessionName::of(session);
                 info!(%client_id, messages = backlog.messages, "messages of a session that has ended are dropped");

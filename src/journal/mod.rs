@@ -456,12 +456,6 @@ impl Journal {
         self.shared.state.lock().queues.get(id).map_or(0..0, |queue| queue.maybe_sent(in_hand))
     }
 
-    /// The first of the lasting names that `is_it` accepts. Searches all of them.
-    pub(crate) fn find_consumer(&self, is_it: impl Fn(&str) -> bool) -> Option<Box<str>> {
-        let state = self.shared.state.lock();
-        state.queues.names().filter(|name| is_it(name)).min().cloned()
-    }
-
     /// The last [`MOST_REPORTS`] problems of the files since the start.
     #[cfg(test)]
     pub(crate) fn reports(&self) -> Vec<Report> {

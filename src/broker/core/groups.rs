@@ -33,6 +33,8 @@ struct Group {
 struct KnownGroups {
     by_filter: HashMap<Box<str>, Group>,
     by_consumer: HashMap<ConsumerId, Arc<SharedGroup>>,
+    /// While sessions are restored, the names of the consumers that the journal has, by `NAME/FILTER`.
+    found: HashMap<Box<str>, Box<str>>,
 }
 
 /// The groups of all shared subscriptions.
@@ -47,8 +49,14 @@ fn keeps(session: &Session, options: SubscriptionOptions) -> bool {
     session.durable.is_some() && options.qos > Qos::AtMostOnce
 }
 
+/// The part `NAME/FILTER` of the name of a group's consumer; `None` if it is the name of another consumer.
+fn group_of(consumer: &str) -> Option<&str> {
+    let named = consumer.strip_prefix("share/u/").or_else(|| consumer.strip_prefix("share/g/"))?;
+    Some(named.split_once('\0').map_or(named, |(_, rest)| rest))
+}
+
 /// The name of the group's consumer. If the group is new, the session's owner is part of it.
-fn consumer_name(journal: &Journal, session: &Session, shared: &str) -> String {
+fn consumer_name(journal: &Journal, known: &KnownGroups, session: &Session, shared: &str) -> String {
     let rest = shared.strip_prefix("$share/").unwrap_or(shared);
     let own = match SessionName::of(&session.owner).user {
         Some(user) => format!("share/u/{user}\0{rest}"),
@@ -57,11 +65,7 @@ fn consumer_name(journal: &Journal, session: &Session, shared: &str) -> String {
     if journal.backlog_of(&own).is_some() {
         return own;
     }
-    let begun = journal.find_consumer(|name| {
-        let named = name.strip_prefix("share/u/").or_else(|| name.strip_prefix("share/g/"));
-        named.is_some_and(|named| named.split_once('\0').map_or(named, |(_, rest)| rest) == rest)
-    });
-    begun.map_or(own, String::from)
+    known.found.get(rest).map_or(own, |name| name.to_string())
 }
 
 impl Core {
@@ -105,7 +109,7 @@ impl Core {
     ) {
         let journal = self.ingress.journal();
         let consumer = group.consumer().unwrap_or_else(|| {
-            let name = consumer_name(journal, session, shared);
+            let name = consumer_name(journal, known, session, shared);
             let consumer = journal.register(&name, self.journal_limits(CONNECTED_FACTOR));
             known.by_consumer.insert(consumer, group.clone());
             let reader = journal.reader_with_news(consumer, self.groups.news.clone());
@@ -157,10 +161,24 @@ impl Core {
         self.groups.known.lock().by_filter.len()
     }
 
+    /// Prepares for restoring sessions: their groups find the consumers that have messages for them. Consumers of groups
+    /// that are made later have no messages yet, and a search for each would look at those of all others.
+    pub(in crate::broker) fn find_groups(&self) {
+        let found = &mut self.groups.known.lock().found;
+        for (name, ..) in self.ingress.journal().consumers() {
+            let Some(group) = group_of(&name) else { continue };
+            let known = found.entry(group.into()).or_insert_with(|| name.clone());
+            if name < *known {
+                *known = name;
+            }
+        }
+    }
+
     /// Deletes what was kept for groups that no session belongs to any more.
     pub(in crate::broker) fn drop_lost_groups(&self) {
         let journal = self.ingress.journal();
-        let known = self.groups.known.lock();
+        let mut known = self.groups.known.lock();
+        known.found = HashMap::new();
         for (name, id, backlog) in journal.consumers() {
             if name.starts_with("share/") && !known.by_consumer.contains_key(&id) {
                 let messages = backlog.messages;

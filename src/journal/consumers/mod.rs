@@ -76,10 +76,6 @@ impl ConsumerQueues {
         self.by_id.values_mut()
     }
 
-    pub(crate) fn names(&self) -> impl Iterator<Item = &Box<str>> {
-        self.by_name.keys()
-    }
-
     /// Creates a consumer whose next message has the ordinal `base + 1`.
     pub(crate) fn insert(&mut self, name: &str, key: u64, base: u64, limits: Limits) -> ConsumerId {
         let id = ConsumerId(self.next);
