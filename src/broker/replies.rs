@@ -3,10 +3,15 @@
 //! A SUBSCRIBE may select a large part of the store with each of its filters. So only the first messages are taken when it
 //! is processed. For the others a position in the order of topics is remembered, from which the store is read further as the
 //! client accepts messages. A topic that changes meanwhile is sent with its new message, and then also live.
+//!
+//! A client may have thousands of filters that find nothing more. So what is searched for it in one turn of its connection is
+//! limited, and is charged as one search.
 
-use std::collections::{HashSet, VecDeque};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+use std::sync::Arc;
 
 use crate::exchange::ingress::Ingress;
+use crate::exchange::meter::Walk;
 use crate::exchange::retained::{Portion, SelectedRetained};
 use crate::exchange::search::TOPICS_AT_ONCE;
 use crate::exchange::subscribers::SubscriptionOptions;
@@ -20,10 +25,12 @@ const PORTION: usize = 64;
 const TOPICS_AT_FIRST: usize = 64;
 /// Most bytes of messages that a session has taken from the store and not sent yet.
 const MOST: usize = 64 << 10;
+/// The steps that a search costs in addition to the topics that it examines.
+const STEPS_OF_A_SEARCH: usize = 8;
 
 #[derive(Debug)]
 struct Reply {
-    filter: Box<str>,
+    filter: Arc<str>,
     options: SubscriptionOptions,
     found: VecDeque<Message>,
     /// The topic after which the search continues, if there may be more messages.
@@ -33,8 +40,31 @@ struct Reply {
 /// The retained messages that wait for one client.
 #[derive(Debug, Default)]
 pub(crate) struct Replies {
-    queue: VecDeque<Reply>,
+    /// In the order in which they are sent.
+    queue: BTreeMap<u64, Reply>,
+    /// The places in the queue.
+    by_filter: HashMap<Arc<str>, u64>,
+    next: u64,
     bytes: usize,
+    turn: Turn,
+}
+
+/// The searches in one turn of the connection.
+#[derive(Debug, Default)]
+struct Turn {
+    walk: Walk,
+    found: usize,
+}
+
+/// The next retained message for a client.
+#[derive(Debug)]
+pub(crate) enum NextReply {
+    /// A message with the options of its subscription.
+    Message(Message, SubscriptionOptions),
+    /// Nothing is left, or the client has searched the store so much that it must wait.
+    Nothing,
+    /// Others have their turn first.
+    Later,
 }
 
 impl Replies {
@@ -55,62 +85,79 @@ impl Replies {
         if found.is_empty() && behind.is_none() {
             return;
         }
-        self.bytes += found.iter().map(Message::size).sum::<usize>();
-        self.queue.push_back(Reply { filter: filter.into(), options, found: found.into(), behind });
+        let filter: Arc<str> = filter.into();
+        self.bytes += size(&found);
+        self.by_filter.insert(filter.clone(), self.next);
+        self.queue.insert(self.next, Reply { filter, options, found: found.into(), behind });
+        self.next += 1;
     }
 
     /// Drops what is left for a filter, because the subscription has ended.
     pub(crate) fn forget(&mut self, filter: &str) {
-        let bytes = &mut self.bytes;
-        self.queue.retain(|reply| {
-            let stays = *reply.filter != *filter;
-            *bytes -= if stays { 0 } else { reply.found.iter().map(Message::size).sum() };
-            stays
-        });
+        if let Some(at) = self.by_filter.remove(filter)
+            && let Some(reply) = self.queue.remove(&at)
+        {
+            self.bytes -= size(&reply.found);
+        }
     }
 
-    /// The next message with the options of its subscription. `None` means that nothing is left, or that the client has
-    /// searched the store so much that it must wait.
-    pub(crate) fn next(&mut self, ingress: &Ingress, client: Origin) -> Option<(Message, SubscriptionOptions)> {
+    /// The next message.
+    pub(crate) fn next(&mut self, ingress: &Ingress, client: Origin) -> NextReply {
         loop {
-            let reply = self.queue.front_mut()?;
+            let Some(mut first) = self.queue.first_entry() else { return NextReply::Nothing };
+            let reply = first.get_mut();
             if let Some(message) = reply.found.pop_front() {
                 self.bytes -= message.size();
-                return Some((message, reply.options));
+                return NextReply::Message(message, reply.options);
             }
             let Some(behind) = &reply.behind else {
-                self.queue.pop_front();
+                self.by_filter.remove(&first.remove().filter);
                 continue;
             };
+            if self.turn.walk.steps() >= TOPICS_AT_ONCE {
+                return NextReply::Later;
+            }
             if ingress.meter().turn(client).is_some() {
-                return None;
+                return NextReply::Nothing;
             }
             let most = Portion { messages: PORTION, bytes: MOST, topics: TOPICS_AT_ONCE };
-            let SelectedRetained { found, behind } = ingress.retained_behind(&reply.filter, behind, most, client);
-            self.bytes += found.iter().map(Message::size).sum::<usize>();
+            self.turn.walk.visits(STEPS_OF_A_SEARCH);
+            let SelectedRetained { found, behind } =
+                ingress.retained_in(&reply.filter, behind, most, &mut self.turn.walk);
+            self.turn.found += found.len();
+            self.bytes += size(&found);
             (reply.found, reply.behind) = (found.into(), behind);
+        }
+    }
+
+    /// Ends a turn of the connection, and charges the client for what was searched in it.
+    pub(crate) fn end_turn(&mut self, ingress: &Ingress, client: Origin) {
+        if self.turn.walk.steps() > 0 {
+            let Turn { walk, found } = std::mem::take(&mut self.turn);
+            ingress.meter().charge(client, walk.cost(found));
         }
     }
 
     /// Takes back a message that could not be sent now.
     pub(crate) fn put_back(&mut self, message: Message) {
-        if let Some(reply) = self.queue.front_mut() {
+        if let Some(mut first) = self.queue.first_entry() {
             self.bytes += message.size();
-            reply.found.push_front(message);
+            first.get_mut().found.push_front(message);
         }
     }
 }
 
-/// Returns a function that tells whether a filter appears again later in the same packet. Its retained messages are sent
-/// once, for the last appearance.
-pub(crate) fn repeated(filters: &[SubscribeFilter<'_>]) -> impl Fn(usize) -> bool {
+fn size<'a>(found: impl IntoIterator<Item = &'a Message>) -> usize {
+    found.into_iter().map(Message::size).sum()
+}
+
+/// For each filter of a packet, whether it appears again later in the same packet. Its retained messages are sent once, for
+/// the last appearance.
+pub(crate) fn repeated(filters: &[SubscribeFilter<'_>]) -> Vec<bool> {
     let mut later = HashSet::new();
     let is_wanted = |wanted: &SubscribeFilter<'_>| wanted.retain_handling == RetainHandling::Always;
-    let mut found: HashSet<usize> = HashSet::new();
-    for (at, wanted) in filters.iter().enumerate().rev().filter(|(_, wanted)| is_wanted(wanted)) {
-        if !later.insert(wanted.filter) {
-            found.insert(at);
-        }
-    }
-    move |at| found.contains(&at)
+    let mut found: Vec<bool> =
+        filters.iter().rev().map(|wanted| is_wanted(wanted) && !later.insert(wanted.filter)).collect();
+    found.reverse();
+    found
 }

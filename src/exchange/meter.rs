@@ -60,6 +60,16 @@ fn processor_time() -> Duration {
 }
 
 impl Walk {
+    /// Continues something that has used up its free steps.
+    pub(crate) fn beyond_what_is_free() -> Walk {
+        Walk { steps: FREE_STEPS, since: Some(processor_time()) }
+    }
+
+    /// The number of steps so far.
+    pub(crate) fn steps(&self) -> usize {
+        self.steps
+    }
+
     /// Counts visited nodes, values or messages.
     pub(crate) fn visits(&mut self, count: usize) {
         self.steps += count;

@@ -22,12 +22,16 @@ impl Ingress {
 
     /// Continues the search for a client's subscription.
     pub(crate) fn retained_behind(&self, filter: &str, after: &str, most: Portion, client: Origin) -> SelectedRetained {
-        worked();
         let mut walk = Walk::default();
-        let selected =
-            SelectedRetained::take(&self.inner.sequencer.lock().retained, filter, after, (most, 1), &mut walk);
+        let selected = self.retained_in(filter, after, most, &mut walk);
         self.inner.meter.charge(client, walk.cost(selected.found.len()));
         selected
+    }
+
+    /// The same as a part of something that is charged as a whole.
+    pub(crate) fn retained_in(&self, filter: &str, after: &str, most: Portion, walk: &mut Walk) -> SelectedRetained {
+        worked();
+        SelectedRetained::take(&self.inner.sequencer.lock().retained, filter, after, (most, 1), walk)
     }
 
     /// For this client, the retained messages that `filter` matches and `wanted` accepts, on topics after `after`, in the

@@ -1,9 +1,11 @@
 //! Delivers messages to the client.
 
+use super::super::replies::NextReply;
 use super::super::session::{DeliverySource, Send};
 use super::BrokerConnection;
 use super::output::{LARGE, SocketOutput};
 use super::run::OUT_FULL;
+use super::subscribe::Change;
 use crate::exchange::delivery::{Grant, Queued, Run};
 use crate::exchange::shared::SharedGroup;
 use crate::exchange::stats::Stats;
@@ -59,6 +61,7 @@ impl BrokerConnection {
     /// be delivered until something new arrives.
     pub(super) fn deliver(&mut self) -> bool {
         let is_all = self.deliver_what_fits();
+        self.session.retained.end_turn(&self.core.ingress, self.origin);
         // a reader that has taken something from the journal has its news already
         if let Some(durable) = &mut self.session.durable {
             durable.reader.say_settled();
@@ -95,14 +98,21 @@ impl BrokerConnection {
             return false;
         }
         while self.out.len() < OUT_FULL {
-            if let Some((message, options)) = self.session.retained.next(&self.core.ingress, self.origin) {
-                let qos = options.qos.min(message.view().qos());
-                let grant = Grant { qos, retain: true, ids: options.id.into_iter().collect(), share: None };
-                if let Err(queued) = self.send(Queued { message, grant }, DeliverySource::Live) {
-                    self.session.retained.put_back(queued.message);
+            match self.session.retained.next(&self.core.ingress, self.origin) {
+                NextReply::Message(message, options) => {
+                    let qos = options.qos.min(message.view().qos());
+                    let grant = Grant { qos, retain: true, ids: options.id.into_iter().collect(), share: None };
+                    if let Err(queued) = self.send(Queued { message, grant }, DeliverySource::Live) {
+                        self.session.retained.put_back(queued.message);
+                        return false;
+                    }
+                    continue;
+                }
+                NextReply::Later => {
+                    self.has_more = true;
                     return false;
                 }
-                continue;
+                NextReply::Nothing => {}
             }
             if let Some(run) = self.pending.take() {
                 self.pending = self.send_run(run);
@@ -120,9 +130,10 @@ impl BrokerConnection {
         false
     }
 
-    /// Whether the answer to a SUBSCRIBE still waits for the disk.
+    /// Whether the answer to a SUBSCRIBE still waits for the disk or for the rest of its filters.
     fn awaits_suback(&self) -> bool {
-        self.subacks.iter().any(|(_, answer)| answer.first() == Some(&SUBACK))
+        self.change.as_ref().is_some_and(Change::is_subscribe)
+            || self.subacks.iter().any(|(_, answer)| answer.first() == Some(&SUBACK))
     }
 
     /// Sends a run of messages from the inbox. Returns the part for which the window or the output buffer has no room.

@@ -6,7 +6,7 @@ use tracing::warn;
 
 use super::{BrokerConnection, ConnectionEnd, Reason};
 use crate::access::guesses::network;
-use crate::exchange::receiving::FREE;
+use crate::exchange::receiving::{FREE, Reservation};
 use crate::mqtt::whole_size;
 
 /// The interval at which a late packet is checked for others that wait for its memory.
@@ -37,6 +37,11 @@ impl BrokerConnection {
         if self.receiving.is_none() && was_large {
             *input = BytesMut::from(&input[..]);
         }
+    }
+
+    /// The memory of a packet of this size that is processed in more than one turn.
+    pub(super) fn memory_of(&mut self, size: usize) -> Option<Reservation> {
+        self.unplaced.pop_if(|_| size > FREE)
     }
 
     /// Records that more of the packet has arrived.

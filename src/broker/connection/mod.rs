@@ -17,6 +17,7 @@ mod peer;
 mod receive;
 mod run;
 mod size;
+mod subscribe;
 
 use std::collections::VecDeque;
 use std::net::IpAddr;
@@ -35,6 +36,8 @@ use self::aliases::InboundAliases;
 pub(super) use self::leave::part;
 use self::output::SocketOutput;
 pub use self::peer::Peer;
+use self::subscribe::Change;
+pub(super) use self::subscribe::{FILTERS_AT_ONCE, STEPS_OF_A_FILTER};
 use super::away::Parked;
 use super::core::{self, Core};
 use super::registry::expires;
@@ -158,6 +161,10 @@ struct BrokerConnection {
     /// Until when the client's next request waits, because its user has changed subscriptions too often or the client has
     /// searched the retained messages too much.
     held_until: Option<Instant>,
+    /// A packet of which only a part was processed.
+    change: Option<Change>,
+    /// Whether there is more to do, which waits only until others have had their turns.
+    has_more: bool,
     /// When the packets that are being processed were read, in milliseconds of the boot clock; set when first needed.
     read_at: Option<u64>,
     /// Whether a message waits for memory although nothing is in flight that would release any.
@@ -309,7 +316,7 @@ async fn open(
             if let Some((_, will)) = will {
                 core.publish_delayed(&owner, will).await;
             }
-            let ended = core.end(session);
+            let ended = core.end(session).await;
             // CONNACK reports that the session is gone [MQTT-3.1.2-4], so a restart must not bring it back; but a disk that
             // does not respond must not keep the client out
             let _ = tokio::time::timeout(super::core::LONGEST_SYNC, core.ingress.settled(ended)).await;
@@ -324,7 +331,7 @@ async fn open(
     subscriber.inbox.set_in_hand(session.outbound.bytes());
     session.left = None;
     if present {
-        core.attach(&session, &subscriber, &permissions);
+        core.attach(&session, &subscriber, &permissions).await;
     }
     let number = core.enter(super::core::ConnectedClient {
         identity: identity.clone(),
@@ -371,6 +378,8 @@ async fn open(
         unplaced: Vec::new(),
         holder,
         held_until: None,
+        change: None,
+        has_more: false,
         first_turn: core.ingress.meter().first_turn(core::origin(&owner)),
         _place: place,
         core: core.clone(),
@@ -418,7 +427,7 @@ async fn close(
     if let ConnectionEnd::Disconnected(_, Some(expiry)) = end {
         session.expiry = expiry;
     }
-    core.detach(&mut session, &connection.subscriber, connection.pending);
+    core.detach(&mut session, &connection.subscriber, connection.pending).await;
     session.left = connection.subscriber.inbox.account().map(|account| account.left(session.outbound.bytes()));
     let will = connection.will.filter(|_| end.publishes_will());
     let keep = session.durable.is_some() && session.expiry > 0 && !claim.kick.ends_session();
@@ -443,7 +452,7 @@ async fn close(
             let _ = core.registry.release(claim, None);
         }
     } else {
-        core.end(session);
+        core.end(session).await;
         let _ = core.registry.release(claim, None);
     }
 }

@@ -1,13 +1,10 @@
 //! Processes what the client sends.
 
 use bytes::BytesMut;
-use smallvec::SmallVec;
 use tokio::time::Instant;
 use tracing::{debug, warn};
 
-use super::super::core::session_route;
-use super::super::replies::repeated;
-use super::super::session::{DeliverySource, Received, Subscription, split_share};
+use super::super::session::{DeliverySource, Received};
 use super::acks::{AckState, PendingAck};
 use super::{BrokerConnection, ConnectionEnd};
 use crate::access::authenticate::Denied;
@@ -16,24 +13,15 @@ use crate::exchange::filters::MAX_LEVELS;
 use crate::exchange::ingress::{Accepted, Receipt};
 use crate::exchange::receiving::FREE;
 use crate::exchange::shared::SharedGroup;
-use crate::exchange::subscribers::SubscriptionOptions;
 use crate::journal::{Note, Outcome, Position};
-use crate::message::{Draft, MOST_DEEP, Qos, check_filter, levels, via};
+use crate::message::{Draft, MOST_DEEP, Qos, levels, via};
 use crate::mqtt::write::AckPacket;
 use crate::mqtt::{
-    Error, Frame, PacketType, Publish, Reason, RetainHandling, Subscribe, SubscribeFilter, Unsubscribe, Version,
-    acknowledgement, disconnect, frame, write,
+    Error, Frame, PacketType, Publish, Reason, Subscribe, Unsubscribe, acknowledgement, disconnect, frame, write,
 };
 
 /// The number of QoS 1 and 2 messages that a client may send before they are acknowledged.
 pub(crate) const RECEIVE_MAXIMUM: u16 = 1000;
-/// Most subscriptions of one session.
-const MAX_FILTERS: usize = 10_000;
-/// Most filters in one SUBSCRIBE or UNSUBSCRIBE. Each has a byte in the answer, which stays in memory until the client reads
-/// it.
-const MAX_AT_ONCE: usize = 65_535;
-/// Most bytes of all topic filters of one session.
-const MAX_FILTER_BYTES: usize = 2 << 20;
 /// A batch of this size in bytes is sent on before more packets are parsed.
 const BATCH_SIZE: usize = 64 * 1024;
 
@@ -44,6 +32,9 @@ impl BrokerConnection {
         let mut placed = self.place()?;
         let mut packets = 0;
         (self.held_until, self.read_at) = (None, None);
+        if !self.continue_change()? {
+            return Ok(placed);
+        }
         // packets are parsed in place; only messages are copied, into their batch
         let bytes = std::mem::take(input);
         let mut at = 0;
@@ -61,6 +52,9 @@ impl BrokerConnection {
                     }
                     if let Err(end) = self.packet(&found, packet) {
                         break Err(end);
+                    }
+                    if self.change.is_some() {
+                        break Ok(());
                     }
                     if (self.batch.size() >= BATCH_SIZE && placed) || self.is_deep() {
                         match self.place() {
@@ -86,7 +80,7 @@ impl BrokerConnection {
 
     /// When this client may change its session again, if its user has written too much to the card. Subscriptions of a session
     /// that ends with its connection are not written, so they do not wait for those who write.
-    fn card_turn(&self) -> Option<Instant> {
+    pub(super) fn card_turn(&self) -> Option<Instant> {
         let is_kept = self.session.expiry > 0 || self.session.durable.is_some();
         is_kept.then(|| self.core.allowance.until(&self.holder)).flatten()
     }
@@ -159,11 +153,13 @@ impl BrokerConnection {
             }
             PacketType::Subscribe => {
                 let subscribe = Subscribe::decode(body, self.version).map_err(ConnectionEnd::Broken)?;
-                self.subscribe(&subscribe)
+                let memory = self.memory_of(found.len);
+                self.subscribe(&subscribe, memory)
             }
             PacketType::Unsubscribe => {
                 let unsubscribe = Unsubscribe::decode(body, self.version).map_err(ConnectionEnd::Broken)?;
-                self.unsubscribe(&unsubscribe)
+                let memory = self.memory_of(found.len);
+                self.unsubscribe(&unsubscribe, memory)
             }
             PacketType::PingReq if !body.is_empty() => {
                 Err(ConnectionEnd::Broken(Error::Malformed("PINGREQ has a body")))
@@ -362,144 +358,4 @@ impl BrokerConnection {
         }
         self.core.stats.packets_sent.add(sent);
     }
-
-    fn subscribe(&mut self, subscribe: &Subscribe<'_>) -> Result<(), ConnectionEnd> {
-        if subscribe.filters.len() > MAX_AT_ONCE {
-            return Err(ConnectionEnd::Ended(Reason::QUOTA_EXCEEDED));
-        }
-        let mut reasons: SmallVec<[Reason; 8]> = SmallVec::new();
-        let is_repeated = repeated(&subscribe.filters);
-        for (at, wanted) in subscribe.filters.iter().enumerate() {
-            let retain_handling = if is_repeated(at) { RetainHandling::Never } else { wanted.retain_handling };
-            let wanted = &SubscribeFilter { retain_handling, ..*wanted };
-            let reason = self.subscribe_one(wanted, subscribe.id);
-            if reason == Reason::TOPIC_FILTER_INVALID && !self.version.is_v5() {
-                return Err(ConnectionEnd::Broken(Error::Malformed("invalid topic filter"))); // [MQTT-4.7.1-2], [MQTT-4.8.0-1]
-            }
-            // MQTT 3.1 has no refusal: the client gets a normal answer, and no messages
-            let is_silent = self.version == Version::V31 && reason.is_error();
-            reasons.push(if is_silent { Reason(wanted.qos as u8) } else { reason });
-        }
-        let mut answer = BytesMut::new();
-        write::suback(&mut answer, self.version, subscribe.packet_id, &reasons);
-        let granted = subscribe.filters.iter().zip(&reasons).filter(|(_, reason)| !reason.is_error());
-        let kept =
-            granted.filter_map(|(wanted, _)| self.core.keep_subscription(&mut self.session, wanted.filter)).max();
-        self.answer_when_kept(answer, kept)
-    }
-
-    /// Sends a SUBACK or UNSUBACK. For a persistent session it is sent when the change is on disk.
-    fn answer_when_kept(&mut self, answer: BytesMut, kept: Option<Position>) -> Result<(), ConnectionEnd> {
-        if answer.len() > self.max_packet {
-            return Err(ConnectionEnd::Ended(Reason::PACKET_TOO_LARGE)); // [MQTT-3.1.2-24]
-        }
-        match kept {
-            Some(position) => self.subacks.push_back((position, answer)),
-            None => {
-                self.out.tail().extend_from_slice(&answer);
-                self.core.stats.packets_sent.add(1);
-            }
-        }
-        Ok(())
-    }
-
-    fn subscribe_one(&mut self, wanted: &SubscribeFilter<'_>, id: Option<u32>) -> Reason {
-        let Some((shared, filter)) = checked(wanted.filter) else { return Reason::TOPIC_FILTER_INVALID };
-        if !self.permissions.may_subscribe(filter) {
-            self.core.access.denied(&self.identity, self.address, Denied::Subscribe(filter));
-            return Reason::NOT_AUTHORIZED;
-        }
-        let known = self.session.subscriptions.contains_key(wanted.filter);
-        let count = self.session.subscriptions.len();
-        if !known && (count >= MAX_FILTERS || !self.session.has_room_for(wanted.filter)) {
-            self.core.access.quota(&self.identity, self.address, "subscriptions");
-            return Reason::QUOTA_EXCEEDED;
-        }
-        let filter_bytes = self.session.filter_bytes + wanted.filter.len();
-        if !known && (filter_bytes > MAX_FILTER_BYTES || !self.core.can_keep(&self.session, wanted.filter)) {
-            self.core.access.quota(&self.identity, self.address, "bytes of topic filters");
-            return Reason::QUOTA_EXCEEDED;
-        }
-        let options = SubscriptionOptions {
-            qos: wanted.qos,
-            // a bridge like mosquitto's expects both [mosquitto.conf, bridge_attempt_unsubscribe ff.]
-            no_local: wanted.no_local || self.is_bridge,
-            retain_as_published: wanted.retain_as_published || self.is_bridge,
-            id,
-        };
-        if shared {
-            self.subscribe_shared(wanted.filter, filter, options);
-        } else {
-            self.subscribe_own(filter, options, wanted.retain_handling);
-        }
-        Reason(wanted.qos as u8)
-    }
-
-    fn subscribe_shared(&mut self, shared: &str, filter: &str, options: SubscriptionOptions) {
-        let old = self.session.subscriptions.get(shared).map(|known| known.options);
-        let group = self.core.join_group(&self.session, shared, filter, old, options);
-        self.session.subscribe(shared, Subscription { options, group: Some(group.clone()) });
-        group.join((&self.subscriber, &self.permissions), options, self.session.consumer());
-    }
-
-    fn subscribe_own(&mut self, filter: &str, options: SubscriptionOptions, retained: RetainHandling) {
-        let old = self.session.subscribe(filter, Subscription { options, group: None });
-        let is_new = old.is_none();
-        let core = self.core.clone();
-        let route = |options| session_route(&self.session, options);
-        let routes = (old.and_then(|old| route(old.options)), route(options));
-        let is_wanted = match retained {
-            RetainHandling::Always => true,
-            RetainHandling::IfNew => is_new,
-            RetainHandling::Never => false,
-        };
-        let wanted = |_| is_wanted.then(|| self.session.retained.room());
-        let (_, found) = core.ingress.subscribe_routed(filter, &self.subscriber, options, routes, wanted);
-        if is_wanted {
-            self.session.retained.add(filter, options, found);
-        }
-    }
-
-    fn unsubscribe(&mut self, unsubscribe: &Unsubscribe<'_>) -> Result<(), ConnectionEnd> {
-        if unsubscribe.filters.len() > MAX_AT_ONCE {
-            return Err(ConnectionEnd::Ended(Reason::QUOTA_EXCEEDED));
-        }
-        let mut reasons: SmallVec<[Reason; 8]> = SmallVec::new();
-        for filter in &unsubscribe.filters {
-            self.session.retained.forget(filter);
-            let Some(removed) = self.session.unsubscribe(filter) else {
-                reasons.push(Reason::NO_SUBSCRIPTION_EXISTED);
-                continue;
-            };
-            match &removed.group {
-                Some(group) => {
-                    group.leave(&self.subscriber);
-                }
-                None => {
-                    self.core.ingress.unsubscribe(filter, &self.subscriber);
-                }
-            }
-            self.core.drop_subscription(&self.session, filter, &removed);
-            reasons.push(Reason::SUCCESS);
-        }
-        let mut answer = BytesMut::new();
-        write::unsuback(&mut answer, self.version, unsubscribe.packet_id, &reasons);
-        let filters = unsubscribe.filters.iter();
-        let kept = filters.filter_map(|filter| self.core.keep_subscription(&mut self.session, filter)).max();
-        self.answer_when_kept(answer, kept)
-    }
-}
-
-/// Whether the filter is shared, and the filter itself; `None` if it is invalid.
-fn checked(filter: &str) -> Option<(bool, &str)> {
-    let (shared, inner) = if filter.starts_with("$share/") {
-        let (name, inner) = split_share(filter)?;
-        if name.is_empty() || name.contains(['+', '#']) {
-            return None; // [MQTT-4.8.2-1], [MQTT-4.8.2-2]
-        }
-        (true, inner)
-    } else {
-        (false, filter)
-    };
-    (levels(inner) <= MAX_LEVELS && check_filter(inner).is_ok()).then_some((shared, inner))
 }

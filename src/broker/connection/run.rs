@@ -6,6 +6,7 @@ use std::time::Duration;
 use bytes::BytesMut;
 use futures_util::FutureExt;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
+use tokio::task::yield_now;
 use tokio::time::{Instant, sleep, sleep_until};
 
 use super::super::registry::Kick;
@@ -71,6 +72,7 @@ impl BrokerConnection {
                 self.out.shrink(OUT_FULL);
             }
             let unsent = self.out.len();
+            self.has_more = false;
             let placed = match self.receive(input) {
                 Ok(placed) => placed,
                 Err(end) => return end,
@@ -130,6 +132,7 @@ impl BrokerConnection {
                 () = late(late_at), if late_at.is_some() => {}
                 () = soon(), if self.is_short => {}
                 () = late(self.held_until), if self.held_until.is_some() => {}
+                () = yield_now(), if self.has_more => {}
                 () = alarm.as_mut() => match self.rung(&mut pace, reader, input, may_read) {
                     Ok(next) => alarm.as_mut().reset(next),
                     Err(end) => return end,
@@ -201,6 +204,7 @@ impl BrokerConnection {
     /// client is read from nevertheless, but gets no answers.
     fn may_read(&mut self, pace: &mut ClientPace, input: &mut BytesMut) -> bool {
         let is_open = self.held_until.is_none()
+            && self.change.is_none()
             && self.batch.size() < BATCH_FULL
             && !self.is_deep()
             && self.acks.len() < ACKS_FULL

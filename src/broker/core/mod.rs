@@ -1,6 +1,7 @@
 //! The state that all connections share, and what happens to sessions between connections.
 
 pub(crate) mod groups;
+mod portions;
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -15,10 +16,11 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use self::groups::Groups;
+use self::portions::{Portions, by_group};
 use super::allowance::Allowance;
 use super::away::Parked;
 use super::registry::{Kick, Registry};
-use super::session::{DurableFeed, Session, split_share};
+use super::session::{DurableFeed, Session, Subscription, split_share};
 use super::settings::BrokerSettings;
 use crate::access::Access;
 use crate::access::authorise::Permissions;
@@ -26,7 +28,7 @@ use crate::access::identity::{Identity, SessionName};
 use crate::access::places::{Bounds, PlaceHolder, Places};
 use crate::access::quota::Quota;
 use crate::access::waiting::{Sockets, WaitingRoom};
-use crate::exchange::delivery::{Run, Share, SharesOut};
+use crate::exchange::delivery::{Run, Share};
 use crate::exchange::inbox::{Inbox, InboxLimits};
 use crate::exchange::ingress::{Ingress, Receipt, Route};
 use crate::exchange::stats::Stats;
@@ -271,12 +273,21 @@ impl Core {
     }
 
     /// Starts live delivery for a session whose client has connected again.
-    pub(super) fn attach(&self, session: &Session, subscriber: &Arc<Subscriber>, permissions: &Arc<Permissions>) {
+    pub(super) async fn attach(
+        &self,
+        session: &Session,
+        subscriber: &Arc<Subscriber>,
+        permissions: &Arc<Permissions>,
+    ) {
         if session.durable.is_some() {
             let name = consumer_name(&session.name);
             self.ingress.journal().register(&name, self.journal_limits(CONNECTED_FACTOR));
         }
-        for (filter, subscription) in &session.subscriptions {
+        let mut portions = Portions::in_turn(self, session).await;
+        // first those above QoS 0: as long as one of them is missing, a message for it that matches another one at QoS 0
+        // would come both live and from the journal
+        for (filter, subscription) in by_qos(session, true).chain(by_qos(session, false)) {
+            portions.next().await;
             match &subscription.group {
                 Some(group) => {
                     group.join((subscriber, permissions), subscription.options, session.consumer());
@@ -287,12 +298,16 @@ impl Core {
                 }
             }
         }
+        portions.end();
     }
 
     /// Ends live delivery for a session whose client has left. Unacknowledged messages of shared subscriptions go to other
     /// members.
-    pub(super) fn detach(&self, session: &mut Session, subscriber: &Arc<Subscriber>, pending: Option<Run>) {
-        for (filter, subscription) in &session.subscriptions {
+    pub(super) async fn detach(&self, session: &mut Session, subscriber: &Arc<Subscriber>, pending: Option<Run>) {
+        let mut portions = Portions::of(self, &session.owner);
+        // in the opposite order, for the same reason
+        for (filter, subscription) in by_qos(session, false).chain(by_qos(session, true)) {
+            portions.next().await;
             match &subscription.group {
                 Some(group) => {
                     if group.leave(subscriber) {
@@ -308,16 +323,11 @@ impl Core {
         let unread = unread.flat_map(|Run { mut messages, terms }| {
             std::iter::from_fn(move || terms.share.clone().zip(messages.next_message()))
         });
-        let mut back: Vec<(Arc<dyn SharesOut>, Vec<_>)> = Vec::new();
-        for (share, message) in session.outbound.take_shared().into_iter().chain(unread) {
-            match back.iter_mut().find(|(known, _)| Arc::ptr_eq(known, &share.group)) {
-                Some((_, messages)) => messages.push((share, message)),
-                None => back.push((share.group.clone(), vec![(share, message)])),
-            }
-        }
-        for (group, messages) in back {
+        for (group, messages) in by_group(session.outbound.take_shared().into_iter().chain(unread)) {
+            portions.next().await;
             group.take_back(messages);
         }
+        portions.end();
         if let Some(durable) = &mut session.durable {
             durable.reader.rest();
             self.ingress.journal().register(&consumer_name(&session.name), self.journal_limits(1));
@@ -326,20 +336,33 @@ impl Core {
 
     /// Ends a session and deletes everything that was kept for it. Once the receipt is complete, a crash cannot bring it
     /// back.
-    pub(super) fn end(&self, mut session: Session) -> Receipt {
+    pub(super) async fn end(&self, mut session: Session) -> Receipt {
+        // at once, because a new session of the same client may begin before the last subscription has ended
+        let receipt = self.forget(&session);
         session.outbound.shares().for_each(Share::give_up);
         let filters: Vec<Box<str>> = session.subscriptions.keys().cloned().collect();
+        let mut portions = Portions::of(self, &session.owner);
         for filter in filters {
+            portions.next().await;
             if let Some(subscription) = session.unsubscribe(&filter) {
                 self.drop_subscription(&session, &filter, &subscription);
             }
         }
+        portions.end();
+        receipt
+    }
+
+    /// Deletes what the journal keeps of a session.
+    fn forget(&self, session: &Session) -> Receipt {
         let Some(durable) = &session.durable else { return Receipt::default() };
         let journal = self.ingress.journal();
+        // no group hands anything over to it any more
+        let groups = session.subscriptions.values().filter_map(|known| known.group.as_ref());
+        groups.for_each(|group| group.forget(durable.consumer));
         journal.remove(durable.consumer);
         // if this cannot be written now, the session comes back after the next start and expires then
         let ended = journal.keep_session(&session.name, None, false).ok();
-        self.charge(&session, ended.map_or(0, |(_, bytes)| bytes));
+        self.charge(session, ended.map_or(0, |(_, bytes)| bytes));
         Receipt { durable: ended.map(|(position, _)| position) }
     }
 
@@ -348,7 +371,7 @@ impl Core {
         if let Some((_, will)) = parked.will {
             self.publish_delayed(&parked.session.owner, will).await;
         }
-        self.end(parked.session)
+        self.end(parked.session).await
     }
 
     /// Ends all sessions of a user that was removed, with the messages that wait in them. A later user of that name finds
@@ -421,6 +444,11 @@ impl Core {
             }
         }
     }
+}
+
+/// The session's subscriptions above QoS 0, or the others.
+fn by_qos(session: &Session, is_above: bool) -> impl Iterator<Item = (&Box<str>, &Subscription)> {
+    session.subscriptions.iter().filter(move |(_, known)| (known.options.qos > Qos::AtMostOnce) == is_above)
 }
 
 /// The bytes that may wait for all clients of one user: enough for a few clients with full queues, or for many with partly

@@ -361,18 +361,23 @@ impl Ingress {
         options: SubscriptionOptions,
         retained: impl FnOnce(bool) -> Option<Portion>,
     ) -> (bool, SelectedRetained) {
-        self.subscribe_routed(filter, subscriber, options, (None, None), retained)
+        let mut walk = Walk::default();
+        let (is_new, selected) =
+            self.subscribe_routed(filter, subscriber, options, (None, None), (retained, &mut walk));
+        self.inner.meter.charge(subscriber.origin, walk.cost(selected.found.len()));
+        (is_new, selected)
     }
 
     /// Like `subscribe`, for a persistent session. Its route for this filter changes from the first to the second at the
-    /// same moment, so every message is delivered either live or by the journal, and exactly once.
+    /// same moment, so every message is delivered either live or by the journal, and exactly once. The search for retained
+    /// messages is a part of `walk`, which the caller charges.
     pub(crate) fn subscribe_routed(
         &self,
         filter: &str,
         subscriber: &Arc<Subscriber>,
         options: SubscriptionOptions,
         (old, new): (Option<Route>, Option<Route>),
-        retained: impl FnOnce(bool) -> Option<Portion>,
+        (retained, walk): (impl FnOnce(bool) -> Option<Portion>, &mut Walk),
     ) -> (bool, SelectedRetained) {
         let mut sequencer = self.inner.sequencer.lock();
         for route in old.iter().chain(&new) {
@@ -383,12 +388,8 @@ impl Ingress {
         }
         let (next_seq, is_quiet) = (sequencer.next_seq, sequencer.link.is_quiet());
         let is_new = self.inner.subscribers.insert(filter, subscriber, options, next_seq, is_quiet);
-        let mut walk = Walk::default();
-        let first = |most| SelectedRetained::take(&sequencer.retained, filter, "", (most, 0), &mut walk);
-        let selected = retained(is_new).map(first).unwrap_or_default();
-        drop(sequencer);
-        self.inner.meter.charge(subscriber.origin, walk.cost(selected.found.len()));
-        (is_new, selected)
+        let first = |most| SelectedRetained::take(&sequencer.retained, filter, "", (most, 0), walk);
+        (is_new, retained(is_new).map(first).unwrap_or_default())
     }
 
     /// Ends a live subscription, and returns whether there was one.
