@@ -32,6 +32,9 @@ pub(crate) trait SharesOut: Debug + Send + Sync {
 
     /// Takes back messages that a member left unacknowledged, oldest first. Other members get them before newer ones.
     fn take_back(self: Arc<Self>, messages: Vec<(Share, Message)>);
+
+    /// Distributes messages, because a member may have room again.
+    fn look(self: Arc<Self>);
 }
 
 /// The position and the ordinal of a message in the journal.

@@ -5,7 +5,7 @@
 //! | `ingress` | the entrance for messages: order, retained store, journal, router |
 //! | `live`, `fanout`, `subscribers`, `inbox`, `delivery` | from router to client |
 //! | `hold` | whether publishers wait for a reader whose queue is full |
-//! | `filters`, `shared` | topic filters, shared subscriptions |
+//! | `filters`, `shared`, `missed` | topic filters, shared subscriptions, groups that wait for room at a member |
 //! | `retained`, `search`, `expiry` | retained messages: the store, reading it, expiry |
 //! | `carried` | messages that reach another gateway without a subscription |
 //! | `meter` | limits what searches of one client may cost the others |
@@ -14,7 +14,8 @@
 //!
 //! Of `live`, `fanout`, `subscribers`, `inbox` and `delivery` each uses those named after it. `hold` and `shared` use
 //! subscribers with their inboxes, which know neither of them: an inbox tells those that hold publishers for it when there
-//! is room (`HoldsPublishers`), and a message from a shared group carries its way back (`SharesOut`).
+//! is room (`HoldsPublishers`), and both an inbox without room and a message from a shared group know the way back to the group
+//! (`SharesOut`).
 //!
 //! A message comes from an MQTT client, a sensor, an upstream or HTTP, gets its place in `ingress`, and goes two ways:
 //! through `live` to connected subscribers, and through the journal to those who must get it in any case.
@@ -29,6 +30,7 @@ pub(crate) mod ingress;
 mod keeping;
 pub(crate) mod live;
 pub mod meter;
+mod missed;
 mod publish;
 pub(crate) mod receiving;
 pub(crate) mod retained;

@@ -15,7 +15,7 @@
 //! up.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use parking_lot::Mutex;
 use smallvec::SmallVec;
@@ -33,6 +33,8 @@ const MEMBER_WINDOW: usize = 20;
 
 #[derive(Debug)]
 struct Member {
+    /// Its group.
+    group: Weak<dyn SharesOut>,
     subscriber: Arc<Subscriber>,
     permissions: Arc<Permissions>,
     options: SubscriptionOptions,
@@ -46,10 +48,24 @@ impl Member {
         self.consumer.filter(|_| self.options.qos == Qos::ExactlyOnce)
     }
 
+    /// Whether it accepts a message. If not, it asks the group as soon as it does.
     fn has_room(&self, journal: Option<&Journal>) -> bool {
-        let behind = |id| journal.is_some_and(|journal| journal.backlog(id).messages >= MEMBER_WINDOW);
-        self.unsettled < MEMBER_WINDOW && self.subscriber.inbox.has_room() && !self.takes_over().is_some_and(behind)
+        let inbox = &self.subscriber.inbox;
+        let takes_more = || !self.takes_over().zip(journal).is_some_and(|(id, journal)| is_behind(journal, id));
+        // a member with unsettled messages asks with each that it settles
+        self.unsettled < MEMBER_WINDOW
+            && inbox.has_room_for(&self.group)
+            && (takes_more() || {
+                // before another check, so that it is noticed if the session has more room after it
+                inbox.behind.add(&self.group);
+                takes_more()
+            })
     }
+}
+
+/// Whether so much waits for a session that no more is handed over to it.
+pub(crate) fn is_behind(journal: &Journal, session: ConsumerId) -> bool {
+    journal.backlog(session).messages >= MEMBER_WINDOW
 }
 
 /// A persistent session of the group whose client is not connected.
@@ -148,11 +164,6 @@ impl SharedGroup {
         self.state.lock().durable.as_ref().map(|durable| durable.consumer)
     }
 
-    /// Distributes messages, because the journal may have new ones or a member has room again.
-    pub(crate) fn look(self: &Arc<Self>) {
-        self.pump(&mut self.state.lock());
-    }
-
     /// Adds a client, or changes its options. `consumer` is that of its session, if the session is persistent.
     pub(crate) fn join(
         self: &Arc<Self>,
@@ -166,7 +177,8 @@ impl SharedGroup {
             Some(member) => member.options = options,
             None => {
                 let (subscriber, permissions) = (subscriber.clone(), permissions.clone());
-                state.members.push(Member { subscriber, permissions, options, unsettled: 0, consumer });
+                let group = Arc::downgrade(self) as Weak<dyn SharesOut>;
+                state.members.push(Member { group, subscriber, permissions, options, unsettled: 0, consumer });
             }
         }
         self.pump(&mut state);
@@ -288,6 +300,10 @@ impl SharesOut for SharedGroup {
         }
         self.pump(&mut state);
     }
+
+    fn look(self: Arc<Self>) {
+        self.pump(&mut self.state.lock());
+    }
 }
 
 impl GroupState {
@@ -324,11 +340,14 @@ impl GroupState {
     }
 
     /// Moves a kept message to a session. Returns whether that was possible: if the disk accepts nothing at present, the next
-    /// wake of the group tries again.
+    /// wake of the group or of the session's client tries again.
     fn hand_over(&mut self, next: GroupNext, to: ConsumerId) -> bool {
         if let (GroupNext::Kept(delivery), Some(durable)) = (&next, &self.durable)
             && durable.journal.hand_over(durable.consumer, delivery, to).is_err()
         {
+            if let Some(member) = self.members.iter().find(|member| member.consumer == Some(to)) {
+                member.subscriber.inbox.behind.add(&member.group);
+            }
             self.put_back(next);
             return false;
         }

@@ -8,6 +8,7 @@ mod support;
 
 mod bounds;
 mod malformed;
+mod many_filters;
 mod much_for_little;
 mod slow_readers;
 mod stress;

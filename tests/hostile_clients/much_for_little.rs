@@ -113,7 +113,7 @@ const PATIENCE: Duration = Duration::from_secs(120);
 /// Sends these bytes to the gateway at once, and checks that others do not wait until they are processed: others exchange
 /// their messages before the greedy client gets the last kind of packet.
 #[track_caller]
-fn others_go_on(gateway: &Gateway, mut greedy: Client, burst: &[u8], last: u8) {
+pub fn others_go_on(gateway: &Gateway, mut greedy: Client, burst: &[u8], last: u8) {
     let mut reader = Connect::new("reader").open(gateway.port);
     reader.subscribe("innocent/+", 0);
     let mut publisher = Connect::new("innocent").open(gateway.port);

@@ -7,7 +7,7 @@ use super::output::{LARGE, SocketOutput};
 use super::run::OUT_FULL;
 use super::subscribe::Change;
 use crate::exchange::delivery::{Grant, Queued, Run};
-use crate::exchange::shared::SharedGroup;
+use crate::exchange::shared::is_behind;
 use crate::exchange::stats::Stats;
 use crate::message::{Message, MessageRef, Qos};
 use crate::mqtt::alias::OutboundAliases;
@@ -65,6 +65,8 @@ impl BrokerConnection {
         // a reader that has taken something from the journal has its news already
         if let Some(durable) = &mut self.session.durable {
             durable.reader.say_settled();
+            let (journal, session) = (self.core.ingress.journal(), durable.consumer);
+            self.subscriber.inbox.behind.go_on(|| !is_behind(journal, session));
         }
         is_all
     }
@@ -76,9 +78,7 @@ impl BrokerConnection {
         let inbox = &self.subscriber.inbox;
         // a payload that waits for an acknowledgement and is in the output buffer too is in memory once
         inbox.set_in_hand(self.session.outbound.bytes().max(self.out.shared()) + pending);
-        if inbox.was_missed() {
-            self.session.subscriptions.values().filter_map(|known| known.group.as_ref()).for_each(SharedGroup::look);
-        }
+        inbox.ask_missed();
     }
 
     /// Whether a message of this size may be sent that the client must acknowledge.

@@ -12,7 +12,6 @@ use crate::access::guesses::network;
 use crate::exchange::filters::MAX_LEVELS;
 use crate::exchange::ingress::{Accepted, Receipt};
 use crate::exchange::receiving::FREE;
-use crate::exchange::shared::SharedGroup;
 use crate::journal::{Note, Outcome, Position};
 use crate::message::{Draft, MOST_DEEP, Qos, levels, via};
 use crate::mqtt::write::AckPacket;
@@ -321,15 +320,9 @@ impl BrokerConnection {
         match source {
             DeliverySource::Live => {}
             DeliverySource::Journal(position, _) => {
-                // shared subscriptions check the messages that wait for this session
-                let is_looked_at = self.session.givers().next().is_some();
                 if let Some(durable) = &mut self.session.durable {
                     durable.reader.settle_soon(position, Outcome::Acked);
-                    if is_looked_at {
-                        durable.reader.say_settled();
-                    }
                 }
-                self.session.givers().for_each(SharedGroup::look);
             }
             DeliverySource::Shared(share) => share.settled(self.subscriber.inbox.id()),
         }

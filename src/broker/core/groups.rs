@@ -14,6 +14,7 @@ use tracing::info;
 use super::super::session::{Session, Subscription, split_share};
 use super::{CONNECTED_FACTOR, Core};
 use crate::access::identity::SessionName;
+use crate::exchange::delivery::SharesOut;
 use crate::exchange::ingress::Route;
 use crate::exchange::shared::SharedGroup;
 use crate::exchange::subscribers::SubscriptionOptions;

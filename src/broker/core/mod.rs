@@ -273,12 +273,7 @@ impl Core {
     }
 
     /// Starts live delivery for a session whose client has connected again.
-    pub(super) async fn attach(
-        &self,
-        session: &Session,
-        subscriber: &Arc<Subscriber>,
-        permissions: &Arc<Permissions>,
-    ) {
+    pub(super) async fn attach(&self, session: &Session, subscriber: &Arc<Subscriber>, permissions: &Arc<Permissions>) {
         if session.durable.is_some() {
             let name = consumer_name(&session.name);
             self.ingress.journal().register(&name, self.journal_limits(CONNECTED_FACTOR));

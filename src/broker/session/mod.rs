@@ -363,13 +363,6 @@ impl Session {
         }
     }
 
-    /// The groups that hand QoS 2 messages over to this session.
-    pub(crate) fn givers(&self) -> impl Iterator<Item = &Arc<SharedGroup>> {
-        let known = if self.shared.is_empty() { None } else { Some(self.subscriptions.values()) };
-        let known = known.into_iter().flatten().filter(|known| known.options.qos == Qos::ExactlyOnce);
-        known.filter_map(|known| known.group.as_ref())
-    }
-
     /// How to deliver a message from the journal to the present subscriptions; `None` if none of them matches.
     pub(crate) fn grant(&self, message: MessageRef<'_>) -> Option<Grant> {
         let mut granted: Option<Grant> = None;

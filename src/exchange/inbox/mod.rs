@@ -10,8 +10,8 @@
 
 use std::collections::VecDeque;
 use std::fmt::Debug;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -19,7 +19,8 @@ use tokio::sync::Notify;
 use tracing::warn;
 
 use self::uptake::{ReaderTaken, Uptake};
-use super::delivery::{InboxId, Queued, Run};
+use super::delivery::{InboxId, Queued, Run, SharesOut};
+use super::missed::MissedGroups;
 use super::waiting::Account;
 use crate::message::{Packed, Qos};
 
@@ -89,6 +90,10 @@ pub(crate) struct Inbox {
     in_hand: AtomicUsize,
     /// Whether others had messages for it and it had no room.
     is_missed: AtomicBool,
+    /// The groups of shared subscriptions that had no room in it.
+    missed: MissedGroups,
+    /// The groups for whose QoS 2 messages its session had no room.
+    pub(crate) behind: MissedGroups,
     /// Whether the client accepts nothing at the moment.
     blocked: AtomicBool,
     limits: InboxLimits,
@@ -106,6 +111,8 @@ impl Inbox {
             account: None,
             in_hand: AtomicUsize::new(0),
             is_missed: AtomicBool::new(false),
+            missed: MissedGroups::default(),
+            behind: MissedGroups::default(),
             blocked: AtomicBool::new(false),
             limits,
             state: Mutex::default(),
@@ -138,23 +145,29 @@ impl Inbox {
         }
     }
 
-    /// Whether more may be put into it. If not, the client asks for it later, when [`Inbox::was_missed`].
-    pub(crate) fn has_room(&self) -> bool {
+    fn has_room(&self) -> bool {
         let state = self.state.lock();
-        let has_room = || state.bytes < self.limits.bytes && self.may_hold(&state, 0);
-        if has_room() {
-            return true;
-        }
-        // set before another check, so that room that is made after it is noticed
-        self.is_missed.store(true, Ordering::SeqCst);
-        has_room()
+        state.bytes < self.limits.bytes && self.may_hold(&state, 0)
     }
 
-    /// Whether a message was refused for lack of room and there is room now.
-    pub(crate) fn was_missed(&self) -> bool {
-        self.is_missed.load(Ordering::SeqCst)
+    /// Whether this group may put more into it. If not, the group is asked later.
+    pub(crate) fn has_room_for(&self, group: &Weak<dyn SharesOut>) -> bool {
+        self.has_room() || {
+            // set before another check, so that room that is made after it is noticed
+            self.missed.add(group);
+            self.is_missed.store(true, Ordering::SeqCst);
+            self.has_room()
+        }
+    }
+
+    /// Lets groups that had no room go on, if there is room now.
+    pub(crate) fn ask_missed(&self) {
+        let was_missed = self.is_missed.load(Ordering::SeqCst)
             && self.state.lock().bytes <= self.limits.bytes / 2
-            && self.is_missed.swap(false, Ordering::SeqCst)
+            && self.is_missed.swap(false, Ordering::SeqCst);
+        if was_missed && self.missed.go_on(|| self.has_room()) {
+            self.is_missed.store(true, Ordering::SeqCst);
+        }
     }
 
     /// Whether there is memory for this many bytes in addition to the waiting ones.

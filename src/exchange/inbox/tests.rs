@@ -9,7 +9,7 @@ use crate::exchange::hold::{BUDGET, Holds, PERIOD, STEP};
 use crate::exchange::shared::SharedGroup;
 use crate::exchange::subscribers::{Subscriber, SubscriptionOptions};
 use crate::exchange::waiting::{DeliveryMemory, FREE, FREE_OF_A_USER};
-use crate::message::{BatchBuilder, Draft, Origin, Qos};
+use crate::message::{BatchBuilder, Draft, Message, Origin, Qos};
 
 fn queued(count: usize) -> VecDeque<Run> {
     let mut batch = BatchBuilder::default();
@@ -70,12 +70,24 @@ fn where_there_is_no_memory_for_more_what_is_not_free_is_lost() {
 }
 
 #[test]
-fn what_was_missed_is_asked_for_when_half_of_the_queue_is_worked_off() {
-    let inbox = Inbox::new("a", InboxLimits { messages: 1000, bytes: 410 });
+fn a_group_that_had_no_room_goes_on_when_half_of_the_queue_is_worked_off() {
+    let limits = InboxLimits { messages: 1000, bytes: 410 };
+    let inbox = Inbox::new("a", limits);
+    let member = Arc::new(Subscriber { inbox, origin: Origin::client("a"), is_durable: false });
+    let inbox = &member.inbox;
     inbox.offer(&mut queued(10), AT);
-    assert!(!inbox.has_room() && !inbox.was_missed());
-    inbox.take(5, &mut VecDeque::new());
-    assert!(inbox.was_missed() && !inbox.was_missed() && inbox.has_room());
+    let group = SharedGroup::new(limits, None);
+    let (qos, no_local, retain_as_published, id) = (Qos::AtMostOnce, false, false, None);
+    let options = SubscriptionOptions { qos, no_local, retain_as_published, id };
+    group.join((&member, &Permissions::to_receive(&["#"])), options, None);
+    let before = inbox.len();
+    group.push(Message::new(&Draft::new("t", b"12345678")));
+    inbox.take(1, &mut VecDeque::new());
+    inbox.ask_missed();
+    assert_eq!(inbox.len(), before - 1, "it waits");
+    inbox.take(4, &mut VecDeque::new());
+    inbox.ask_missed();
+    assert_eq!(inbox.len(), before - 5 + 1);
 }
 
 fn reader() -> Arc<Subscriber> {
