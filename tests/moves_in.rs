@@ -6,14 +6,17 @@
 mod support;
 
 use std::collections::BTreeSet;
+use std::net::TcpStream;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use base64ct::{Base64, Encoding};
 use rustix::process::Signal;
 use support::broker::{gateway, wait_until_served};
 use support::packet::{V5, V311};
-use support::{Connect, Gateway, Mosquitto, Process, free_port, wait_until};
+use support::tls::{self, Authority, client_config, is_turned_away};
+use support::{Connect, Gateway, Mosquitto, Process, free_port, http, wait_until};
 
 /// A mosquitto with its files, and a gateway with the configuration that was imported from them.
 struct Pair {
@@ -50,13 +53,21 @@ fn pair(dir: tempfile::TempDir, conf: &str) -> Pair {
     wait_until_served(&mut mosquitto, theirs);
     let (code, lines) = run(&["import", "mosquitto", "mosquitto.conf", "--output", "imported.toml"], dir.path());
     assert_eq!(code, Some(0), "{lines:?}");
-    let imported = std::fs::read_to_string(dir.path().join("imported.toml")).unwrap();
-    let text = imported.replace(&format!(":{theirs}\""), &format!(":{ours}\""));
-    let rest = "\n[gateway]\nid = \"imported\"\ndata_dir = \"data\"\n[gpio]\nbackend = \"simulated\"\n[http]\naddress = \"off\"\n";
-    let path = write(dir.path(), "pigateway.toml", &(text + rest));
-    let mut gateway = Process::start(gateway().args(["run", "--config"]).arg(path).current_dir(dir.path()));
+    let mut gateway = start_imported(dir.path(), (theirs, ours), "off");
     wait_until_served(&mut gateway, ours);
     Pair { mosquitto, gateway, theirs, ours, dir }
+}
+
+/// Starts a gateway with the configuration that was imported from a mosquitto on this host, at another port.
+fn start_imported(dir: &Path, (theirs, ours): (u16, u16), http: &str) -> Process {
+    let imported = std::fs::read_to_string(dir.join("imported.toml")).unwrap();
+    let text = imported.replace(&format!(":{theirs}\""), &format!(":{ours}\""));
+    // mosquitto was reachable from this host only, and so is HTTP
+    assert!(text.contains("[http]\naddress = \"127.0.0.1:8080\""), "{text}");
+    let text = text.replace("\"127.0.0.1:8080\"", &format!("\"{http}\""));
+    let rest = "\n[gateway]\nid = \"imported\"\ndata_dir = \"data\"\n[gpio]\nbackend = \"simulated\"\n";
+    let path = write(dir, "pigateway.toml", &(text + rest));
+    Process::start(gateway().args(["run", "--config"]).arg(path).current_dir(dir))
 }
 
 const USERS: [(&str, &str); 4] =
@@ -218,6 +229,40 @@ fn without_lists_everybody_who_comes_in_may_do_everything() {
         }
         pair.mosquitto.stop();
         pair.gateway.stop();
+    }
+}
+
+#[test]
+fn what_a_certificate_was_needed_for_is_not_open_by_http() {
+    let authority = Authority::new();
+    let users = format!("alice:{SEVEN}\n");
+    for (conf, login) in [
+        ("allow_anonymous true\n", None),
+        ("password_file passwd\n", Some(("alice", "pässword"))),
+        ("use_identity_as_username true\npassword_file passwd\n", None),
+    ] {
+        let dir = tempfile::tempdir().unwrap();
+        authority.write_server_files(dir.path());
+        write(dir.path(), "passwd", &users);
+        let (theirs, ours, page) = (free_port(), free_port(), free_port());
+        let listener = format!(
+            "listener {theirs} 127.0.0.1\ncafile ca.crt\ncertfile server.crt\nkeyfile server.key\nrequire_certificate true\n"
+        );
+        write(dir.path(), "mosquitto.conf", &(listener + conf));
+        let (code, lines) = run(&["import", "mosquitto", "mosquitto.conf", "-o", "imported.toml"], dir.path());
+        assert_eq!(code, Some(0), "{lines:?}");
+        let gateway = start_imported(dir.path(), (theirs, ours), &format!("127.0.0.1:{page}"));
+        wait_until("both listen", || [ours, page].iter().all(|port| TcpStream::connect(("127.0.0.1", *port)).is_ok()));
+        let basic = format!("Basic {}", Base64::encode_string("alice:pässword".as_bytes()));
+        for headers in [&[][..], &[("Authorization", &*basic)]] {
+            let answer = http::request(page, "PUT", "/api/v1/topics/door/lock", headers, b"open");
+            assert_eq!(answer.status, 401, "{conf} {headers:?}");
+        }
+        assert!(is_turned_away(ours, client_config(&authority, None)), "{conf}");
+        let connect = login.map_or(Connect::v5("c"), |(user, password)| Connect::v5("c").login(user, password));
+        let (_, answer) = tls::open(&connect, ours, client_config(&authority, Some(&authority.sign("alice"))));
+        assert_eq!(answer.reason, 0, "{conf}");
+        gateway.stop();
     }
 }
 

@@ -97,7 +97,7 @@ const KEYS: &[Key] = &[
     key("plugin_use", Security, All, NotTaken(PLUGIN)),
     key("global_plugin", Global, All, NotTaken(PLUGIN)),
     key("auth_plugin_deny_special_chars", Security, Last, NotNeeded("names with + # or / never widen a rule")),
-    key("clientid_prefixes", Global, Refused, NotTaken("write client_ids = [\"PREFIX*\"] below each user")),
+    key("clientid_prefixes", Global, Refused, Read),
     key(
         "check_retain_source",
         Global,

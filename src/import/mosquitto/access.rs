@@ -19,6 +19,8 @@ pub(super) struct ImportedUser {
     /// `None` for a user that signs in with a certificate only.
     pub(crate) hash: Option<String>,
     pub(crate) rules: AclRules,
+    /// How the ids of its clients must begin.
+    pub(crate) id_prefix: Option<String>,
 }
 
 /// The access settings of one listener or of the whole broker.
@@ -31,6 +33,10 @@ pub(super) struct AccessOptions {
     acl: Option<Acl>,
     /// A line names an access control list that cannot be found, so nobody may do anything.
     acl_is_missing: bool,
+    /// A plugin decided who may come in and what each may do, so nothing is allowed that a person does not write.
+    is_decided_by_plugin: bool,
+    /// How the ids of all clients must begin.
+    id_prefix: Option<String>,
 }
 
 /// The data that all readers of access settings need.
@@ -38,6 +44,8 @@ pub(super) struct AccessReader<'a> {
     pub(crate) files: &'a Files,
     pub(crate) given: &'a Given,
     pub(crate) options: &'a Options<'a>,
+    /// The lines for the whole broker, some of which are about access at every listener.
+    pub(crate) global: &'a Section,
     pub(crate) lines: &'a SettingLines,
     pub(crate) sources: Vec<String>,
     pub(crate) to_do: Vec<String>,
@@ -69,7 +77,44 @@ impl AccessReader<'_> {
                 None => security.acl_is_missing = true,
             }
         }
+        self.close(section, &mut security);
         Ok(security)
+    }
+
+    /// Takes away what a plugin, or the ids of clients, decided in a way that rules cannot.
+    fn close(&mut self, section: &Section, security: &mut AccessOptions) {
+        let plugin = section.lines.iter().chain(&self.global.lines).find(|line| is_deciding_plugin(line)).cloned();
+        let prefix = self.global.get("clientid_prefixes");
+        security.id_prefix = prefix.as_ref().map(|line| line.value.clone());
+        // in the patterns of client ids these stand for any text and for the user
+        let odd = prefix.clone().filter(|line| line.value.contains('*') || line.value.contains("%u"));
+        if let Some(line) = &prefix {
+            line.differs(
+                "the clients of users must have such ids; clients without a name are kept out, as their ids prove nothing",
+            );
+        }
+        if let Some(line) = plugin.or(odd) {
+            security.is_decided_by_plugin = true;
+            let why = format!("{} decided who may do what, which cannot be read from it", line.place());
+            if let Some(acl) = security.acl.take() {
+                acl.leave_out(&why);
+            }
+            self.to_do.push(format!(
+                "{}: write who may come in and what each may do (its users have no rights, and clients without a name are \
+                 kept out, until then)",
+                line.place()
+            ));
+        } else if let Some(line) = prefix.filter(|_| security.allow_anonymous) {
+            self.to_do.push(format!("{}: give its clients users, as none comes in without", line.place()));
+        } else {
+            return;
+        }
+        if security.allow_anonymous
+            && let Some(line) = &security.anonymous_line
+        {
+            line.revoke("another line decided whom it lets in, and has no equivalent");
+        }
+        security.allow_anonymous = false;
     }
 
     /// Adds files from the command line that no configuration names.
@@ -81,7 +126,8 @@ impl AccessReader<'_> {
                 security.passwords.get_or_insert_default().extend(entries);
             }
         }
-        if let (None, false, Some(path)) = (&security.acl, security.acl_is_missing, given.acls.first()) {
+        let is_missing = security.acl_is_missing && !security.is_decided_by_plugin;
+        if let (None, false, Some(path)) = (&security.acl, is_missing, given.acls.first()) {
             security.acl = Some(self.acl(path)?);
         }
         Ok(())
@@ -162,14 +208,23 @@ impl AccessOptions {
         let mut users = Vec::new();
         for (name, hash, line) in self.passwords.iter().flatten() {
             line.taken();
-            users.push(ImportedUser { name: name.clone(), hash: Some(hash.clone()), rules: self.rules(Some(name)) });
+            users.push(self.user(name, Some(hash.clone())));
         }
         for name in self.acl.iter().flat_map(Acl::users).filter(|_| names_certificates) {
             if !users.iter().any(|user| user.name == name) {
-                users.push(ImportedUser { name: name.into(), hash: None, rules: self.rules(Some(name)) });
+                users.push(self.user(name, None));
             }
         }
         users
+    }
+
+    fn user(&self, name: &str, hash: Option<String>) -> ImportedUser {
+        ImportedUser { name: name.into(), hash, rules: self.rules(Some(name)), id_prefix: self.id_prefix.clone() }
+    }
+
+    /// Whether lines without an equivalent keep clients out.
+    pub(crate) fn is_closed(&self) -> bool {
+        self.is_decided_by_plugin || self.id_prefix.is_some()
     }
 
     /// What clients without a user name may do.
@@ -180,7 +235,7 @@ impl AccessOptions {
     fn rules(&self, user: Option<&str>) -> AclRules {
         match &self.acl {
             Some(acl) => acl.rules(user),
-            None if self.acl_is_missing => AclRules::default(),
+            None if self.acl_is_missing || self.is_decided_by_plugin => AclRules::default(),
             None => AclRules::everything(),
         }
     }
@@ -193,21 +248,16 @@ impl AccessOptions {
     }
 }
 
-/// The users of several listeners together, for all other doors. If several have the same name, the first counts.
-pub(super) fn merge(securities: &[AccessOptions], names_certificates: bool) -> Vec<ImportedUser> {
-    let mut merged: Vec<ImportedUser> = Vec::new();
-    for security in securities {
-        for user in security.users(names_certificates) {
-            match merged.iter().find(|other| other.name == user.name) {
-                None => merged.push(user),
-                Some(other) if *other == user => {}
-                // the listener has this user in its own table
-                Some(_) => {}
-            }
-        }
-    }
-    merged
+/// Whether a line loads a plugin that may decide who comes in or what clients may do.
+fn is_deciding_plugin(line: &SettingLine) -> bool {
+    let of =
+        |path: &str| Path::new(path).file_stem().is_some_and(|name| HARMLESS_PLUGINS.iter().any(|own| name == *own));
+    let is_harmless = || line.value.split_whitespace().any(of);
+    matches!(line.key.as_str(), "plugin" | "plugin_load" | "plugin_use" | "global_plugin") && !is_harmless()
 }
+
+/// Plugins of mosquitto's own that decide nothing.
+const HARMLESS_PLUGINS: [&str; 2] = ["mosquitto_persist_sqlite", "mosquitto_message_timestamp"];
 
 pub(super) fn write_users(table: &str, users: &[ImportedUser], text: &mut TomlText) {
     for user in users {
@@ -215,6 +265,9 @@ pub(super) fn write_users(table: &str, users: &[ImportedUser], text: &mut TomlTe
         text.key("name", quoted(&user.name));
         if let Some(hash) = &user.hash {
             text.key("password_hash", quoted(hash));
+        }
+        if let Some(prefix) = &user.id_prefix {
+            text.key("client_ids", list(&[format!("{prefix}*")]));
         }
         write_rules(&user.rules, text);
     }

@@ -169,6 +169,12 @@ impl Acl {
         list
     }
 
+    /// Sets the fate of all lines, if none of them is used.
+    pub(crate) fn leave_out(&self, why: &str) {
+        let users = self.users.iter().map(|(_, line)| line);
+        users.chain(self.rules.iter().map(|rule| &rule.line)).for_each(|line| line.not_taken(why));
+    }
+
     /// Sets the fate of lines that apply to no client.
     pub(crate) fn finish(&self, lets_anonymous_in: bool, users_are_checked: bool) {
         for (_, line) in &self.users {

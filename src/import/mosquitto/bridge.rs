@@ -73,6 +73,11 @@ impl Bridges {
             line.not_taken("TLS with pre-shared keys is not spoken: use certificates");
             return Err("it is protected by a pre-shared key, which is not spoken here".into());
         }
+        if section.flag("bridge_require_ocsp").is_some_and(|(_, is_set)| is_set) {
+            return Err(
+                "the upstream had to prove that its certificate is not revoked, which is not asked for here".into()
+            );
+        }
         if section.has("topic") && topics(section).is_empty() || !section.has("topic") {
             return Err("it has no topics, and mosquitto does not start without".into());
         }

@@ -5,6 +5,7 @@
 //! | `keys` | every setting: where it applies, what a repetition means, and the fate of those that need no thought |
 //! | `document` | sorts the lines into sections |
 //! | `listeners`, `access`, `acl` | who can come in, where, and what it may do |
+//! | `doors` | the same for HTTP, so that it lets nobody in whom no listener would |
 //! | `global` | limits and the log |
 //! | `bridge` | upstreams |
 
@@ -12,6 +13,7 @@ mod access;
 mod acl;
 mod bridge;
 mod document;
+mod doors;
 mod global;
 mod listeners;
 
@@ -20,13 +22,13 @@ use std::rc::Rc;
 
 use self::access::{AccessOptions, AccessReader};
 use self::bridge::Bridges;
-use self::document::MosquittoDocument;
-use self::listeners::tables::{self, Own};
-use self::listeners::{Listeners, is_local_only};
+use self::document::{MosquittoDocument, Section};
+use self::doors::Doors;
+use self::listeners::{Listeners, is_local_only, tables};
 use super::files::{Files, read};
 use super::line::SettingLine;
 use super::sniff::{ForeignKind, kind_of};
-use super::text::{TomlText, quoted};
+use super::text::TomlText;
 use super::{ImportError, Imported, Options, Summary, head};
 
 /// The given files, by their kind.
@@ -63,7 +65,8 @@ pub fn import(paths: &[PathBuf], options: &Options) -> Result<Imported, ImportEr
     let files = Files::new(&first, paths);
     let document = MosquittoDocument::read(&given.configurations, &files)?;
     let (sources, to_do) = (Vec::new(), Vec::new());
-    let mut reader = AccessReader { files: &files, given: &given, options, lines: &document.lines, sources, to_do };
+    let (global, lines) = (&document.global, &document.lines);
+    let mut reader = AccessReader { files: &files, given: &given, options, global, lines, sources, to_do };
     let is_local_only = is_local_only(&document);
     let listeners = Listeners::read(&document, &files);
     let names_certificates = listeners.openings.iter().any(|opening| opening.asks_for_certificates());
@@ -74,9 +77,7 @@ pub fn import(paths: &[PathBuf], options: &Options) -> Result<Imported, ImportEr
     for line in document.listeners.iter().flat_map(|listener| &listener.lines) {
         line.not_needed("its listener is not opened, or it is about the default listener, which is not there");
     }
-    let users = access::merge(&securities, names_certificates);
-    let own = own(&document, &listeners, &securities);
-    let anonymous = anonymous(&document, &listeners, &securities, is_local_only);
+    let doors = Doors::of(&document, &listeners, &securities);
     securities.iter().for_each(|security| security.finish(names_certificates));
     let bridges = Bridges::read(&document.bridges, &files, options);
 
@@ -84,14 +85,14 @@ pub fn import(paths: &[PathBuf], options: &Options) -> Result<Imported, ImportEr
     global::write_log(&document.global, &mut text);
     let max_connections = max_connections(&document, &listeners);
     global::write_limits(&document.global, max_connections, &mut text);
-    text.append(&anonymous);
-    tables::write(&listeners, &document, &own, &mut text);
-    access::write_users("[[broker.user]]", &users, &mut text);
+    doors.write_anonymous(&mut text);
+    tables::write(&listeners, &document, &doors.own, &mut text);
+    access::write_users("[[broker.user]]", &doors.users, &mut text);
     for source in &reader.sources {
         let lines = document.lines.all();
         text.remarks(lines.iter().filter(|line| &*line.place().file == source.as_str()));
     }
-    tables::write_http(&listeners, &mut text);
+    doors.write_http(&listeners, &mut text);
     text.append(&bridges.text);
 
     let mut to_do = listeners.to_do;
@@ -126,64 +127,10 @@ fn securities(
         securities.push(reader.security(section, false)?);
     }
     if securities.is_empty() {
-        securities.push(AccessOptions::of_nobody(is_local_only));
+        let nothing = Section::default();
+        securities.push(reader.security(&nothing, is_local_only)?);
     }
     Ok(securities)
-}
-
-/// The access settings that each listener has of its own: with `per_listener_settings`, and always for a Unix socket,
-/// because everybody on the machine can connect to it.
-fn own(document: &MosquittoDocument, listeners: &Listeners, securities: &[AccessOptions]) -> Vec<Option<Own>> {
-    let is_own = document.per_listener && listeners.openings.len() > 1 && securities.len() == listeners.openings.len();
-    let each = listeners.openings.iter().enumerate().map(|(index, opening)| {
-        let security = securities.get(if is_own { index } else { 0 })?;
-        let users = is_own.then(|| security.users(opening.asks_for_certificates()));
-        let own = Own { allow_anonymous: security.allow_anonymous, anonymous: security.anonymous_rules(), users };
-        (is_own || opening.socket.is_some()).then_some(own)
-    });
-    each.collect()
-}
-
-/// Writes `[broker.anonymous]`. A listener may differ from it. If listeners differ from each other, the narrower setting is
-/// taken.
-fn anonymous(
-    document: &MosquittoDocument,
-    listeners: &Listeners,
-    securities: &[AccessOptions],
-    is_local_only: bool,
-) -> TomlText {
-    let per_listener = document.per_listener && securities.len() == listeners.openings.len();
-    let is_let_in =
-        |index: usize| securities.get(if per_listener { index } else { 0 }).is_some_and(|s| s.allow_anonymous);
-    let openings = || listeners.openings.iter().enumerate();
-    let remote_in = openings().any(|(index, opening)| !opening.is_local() && is_let_in(index));
-    let remote_out = openings().any(|(index, opening)| !opening.is_local() && !is_let_in(index));
-    let local_in = openings().any(|(index, opening)| opening.is_local() && is_let_in(index));
-    let accept = match (remote_in, remote_out) {
-        (true, false) => "all",
-        // each listener has its own setting; this one is for everything else
-        (true, true) => "loopback",
-        (false, _) if local_in || is_local_only => "loopback",
-        (false, _) => "none",
-    };
-    let mut text = TomlText::default();
-    text.table("[broker.anonymous]");
-    if accept == "none"
-        && securities.iter().all(|security| security.anonymous_line.is_none())
-        && !document.sources.is_empty()
-    {
-        let why =
-            "mosquitto 2 lets nobody in without a user name where a listener is given; 1.6 and older did: then \"all\"";
-        text.key_with("accept", quoted(accept), why);
-    } else {
-        text.key("accept", quoted(accept));
-    }
-    if accept != "none"
-        && let Some(security) = securities.iter().find(|security| security.allow_anonymous)
-    {
-        access::write_rules(&security.anonymous_rules(), &mut text);
-    }
-    text
 }
 
 /// The limit of all listeners together, if each of them has one.

@@ -2,6 +2,7 @@
 //!
 //! A listener that cannot be protected as before is left out rather than opened with less protection.
 
+mod families;
 pub(super) mod tables;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -43,6 +44,11 @@ impl ListenerOpening {
     /// Whether it can be reached only from the machine itself.
     pub(crate) fn is_local(&self) -> bool {
         self.addresses.iter().all(|address| address.ip().is_loopback())
+    }
+
+    /// Whether nobody comes in without a certificate.
+    pub(crate) fn requires_certificates(&self) -> bool {
+        self.tls.as_ref().is_some_and(|tls| tls.client_ca.is_some())
     }
 
     /// Whether its users are named by their certificates.
@@ -107,6 +113,7 @@ impl Listeners {
         if default_is_there {
             listeners.open(0, &document.listeners[0], files);
         }
+        listeners.join_families(document);
         for section in &document.listeners {
             // access settings are read later
             let is_own =
@@ -153,6 +160,9 @@ impl Listeners {
             line.not_taken("topics are not put below another topic: give its users rules instead");
             return Err("its clients were kept apart by mount_point, which is not here".into());
         }
+        if opening.is_proxied && section.flag("proxy_protocol_v2_require_tls").is_some_and(|(_, is_set)| is_set) {
+            return Err("its clients had to come to the proxy by TLS, and a proxy is not asked for that here".into());
+        }
         if opening.socket.is_some() {
             if self.openings.iter().any(|other| other.socket == opening.socket) {
                 return Err("another listener has its socket already, and mosquitto does not start with both".into());
@@ -161,11 +171,13 @@ impl Listeners {
         }
         let taken: Vec<SocketAddr> = self.openings.iter().flat_map(|other| other.addresses.clone()).collect();
         let before = opening.addresses.len();
-        opening.addresses.retain(|address| !taken.iter().any(|other| collide(*other, *address)));
-        if opening.addresses.is_empty() {
+        opening.addresses.retain(|address| !taken.iter().any(|other| exclude(*other, *address)));
+        let has_lost = opening.addresses.len() < before;
+        let is_half = has_lost && opening.addresses.iter().any(|address| address.ip().is_unspecified());
+        if opening.addresses.is_empty() || is_half {
             return Err("another listener has its address already, and mosquitto does not start with both".into());
         }
-        if opening.addresses.len() < before {
+        if has_lost {
             section.head.iter().for_each(|line| line.differs("another listener has one of its addresses already"));
         }
         Ok(opening)
@@ -222,14 +234,10 @@ impl Listeners {
             _ => true,
         };
         let ips: Vec<IpAddr> = match host {
-            None if domain == Some("ipv4") => vec![Ipv4Addr::UNSPECIFIED.into()],
-            None => vec![Ipv6Addr::UNSPECIFIED.into()],
+            None => vec![Ipv4Addr::UNSPECIFIED.into(), Ipv6Addr::UNSPECIFIED.into()],
             Some("localhost") => vec![Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()],
             Some(host) => host.parse().into_iter().collect(),
         };
-        if let (Some("::"), Some(line)) = (host, line) {
-            line.differs("[::] takes IPv4 too");
-        }
         if ips.is_empty() {
             let host = host.unwrap_or_default();
             self.to_do.push(format!("write the IP address of {host} into the listener of port {port}"));
@@ -408,12 +416,8 @@ fn is_about_tls(key: &str) -> bool {
     keys.contains(&key) || matches!(key, "use_subject_as_username" | "tls_version")
 }
 
-/// Whether two listeners cannot be open at the same time. `[::]` includes IPv4.
-pub(super) fn collide(a: SocketAddr, b: SocketAddr) -> bool {
-    let takes = |a: IpAddr, b: IpAddr| match a {
-        IpAddr::V6(all) if all.is_unspecified() => true,
-        IpAddr::V4(all) if all.is_unspecified() => b.is_ipv4(),
-        _ => a == b,
-    };
-    a.port() == b.port() && (takes(a.ip(), b.ip()) || takes(b.ip(), a.ip()))
+/// Whether mosquitto cannot open two addresses at the same time. A socket of its takes one family only.
+fn exclude(a: SocketAddr, b: SocketAddr) -> bool {
+    let is_any = a.ip().is_unspecified() || b.ip().is_unspecified();
+    a.port() == b.port() && (a.ip() == b.ip() || is_any && a.is_ipv4() == b.is_ipv4())
 }

@@ -1,8 +1,6 @@
 //! Writes listeners as tables of our configuration.
 
-use std::net::{Ipv6Addr, SocketAddr};
-
-use super::{Listeners, Tls, collide};
+use super::{Listeners, Tls};
 use crate::import::mosquitto::access::{self, ImportedUser};
 use crate::import::mosquitto::acl::AclRules;
 use crate::import::mosquitto::document::{MosquittoDocument, Section};
@@ -99,15 +97,5 @@ fn write_own(own: &Own, text: &mut TomlText) {
     }
     if own.users.as_ref().is_some_and(Vec::is_empty) {
         text.key("user", "[]");
-    }
-}
-
-/// Writes `[http]` if a listener has the default address of the web page.
-pub(in crate::import::mosquitto) fn write_http(listeners: &Listeners, text: &mut TomlText) {
-    let usual = SocketAddr::from((Ipv6Addr::UNSPECIFIED, 8080));
-    let mut addresses = listeners.openings.iter().flat_map(|opening| &opening.addresses);
-    if addresses.any(|address| collide(*address, usual)) {
-        text.table("[http]");
-        text.key_with("address", quoted("off"), "the page would be on port 8080, which a listener has");
     }
 }

@@ -47,6 +47,7 @@ fn bridges_that_mosquitto_would_refuse_or_that_lose_their_protection_are_left_ou
         ("connection a\naddress h\n", "topics"),
         ("connection a\ntopic # out\n", "address"),
         ("connection a\naddress h\ntopic # out\nbridge_psk 00\nbridge_identity x\n", "pre-shared"),
+        ("connection a\naddress h\ntopic # out\nbridge_cafile /ca\nbridge_require_ocsp true\n", "revoked"),
         ("connection a\naddress h:0\ntopic # out\n", "address"),
         ("connection a\naddress h\ntopic # sideways\n", "topics"),
         ("connection a\naddress h\ntopic # out 3\n", "topics"),

@@ -1,6 +1,7 @@
 //! Tests of what becomes of mosquitto's settings. Every result is read by our own configuration.
 
 mod bridges;
+mod doors;
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -147,7 +148,23 @@ fn listeners_have_the_addresses_that_mosquitto_opens() {
         ("listener 1884 localhost", &["127.0.0.1:1884", "[::1]:1884"]),
         ("listener 1884 127.0.0.1 # local", &["127.0.0.1:1884"]),
         ("listener 1884 ::1", &["[::1]:1884"]),
-        ("listener 1884 ::", &["[::]:1884"]),
+        // `[::]` would take IPv4 too
+        ("listener 1884 ::", &["[::1]:1884"]),
+        ("listener 1884\nsocket_domain ipv6", &["[::1]:1884"]),
+        ("listener 1884 0.0.0.0\nlistener 1884 ::", &["[::]:1884"]),
+        ("listener 1884 ::\nlistener 1883\nlistener 1884 0.0.0.0", &["[::]:1883", "[::]:1884"]),
+        ("listener 1884\nsocket_domain ipv4\nlistener 1884\nsocket_domain ipv6", &["[::]:1884"]),
+        ("listener 1884 0.0.0.0\nlistener 1884 ::\nprotocol websockets", &["0.0.0.0:1884", "[::1]:1884"]),
+        (
+            "per_listener_settings true\nlistener 1884 0.0.0.0\nallow_anonymous true\nlistener 1884 ::\nallow_anonymous true",
+            &["[::]:1884"],
+        ),
+        (
+            "per_listener_settings true\nlistener 1884 0.0.0.0\nallow_anonymous true\nlistener 1884 ::",
+            &["0.0.0.0:1884", "[::1]:1884"],
+        ),
+        ("listener 1884 192.0.2.1\nlistener 1884 ::", &["192.0.2.1:1884", "[::1]:1884"]),
+        ("listener 1884 127.0.0.1\nlistener 1884", &["127.0.0.1:1884"]),
         ("listener 1884\nsocket_domain ipv4", &["0.0.0.0:1884"]),
         ("listener 1884 localhost\nsocket_domain ipv6", &["[::1]:1884"]),
         ("port 1885", &["[::]:1885"]),
@@ -169,6 +186,7 @@ fn listeners_have_the_addresses_that_mosquitto_opens() {
         ("listener 1883\nlistener 8883\npsk_hint home", &["[::]:1883"]),
         ("listener 1883\nlistener 1884\nmount_point a/", &["[::]:1883"]),
         ("listener 1883\nlistener 1884\nenable_proxy_protocol 2", &["[::]:1883", "[::]:1884"]),
+        ("listener 1883\nlistener 1884\nenable_proxy_protocol 2\nproxy_protocol_v2_require_tls true", &["[::]:1883"]),
         ("listener 1883\nlistener 1884\nprotocol quic", &["[::]:1883"]),
         ("listener 1883\nlistener 8883\ncertfile a\nkeyfile b\nrequire_certificate true\ncapath c", &["[::]:1883"]),
         ("listener 1883\nlistener 8883\ncertfile a", &["[::]:1883"]),
