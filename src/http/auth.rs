@@ -19,7 +19,7 @@ use crate::access::Access;
 use crate::access::authenticate::{Credentials, Refusal};
 use crate::access::authorise::Permissions;
 use crate::access::identity::Identity;
-use crate::access::places::{Newcomer, Place};
+use crate::access::places::{Newcomer, Place, PlaceHolder};
 use crate::message;
 
 /// The longest user name and password together, in bytes.
@@ -88,6 +88,11 @@ impl Caller {
     pub(crate) fn newcomer(&self) -> Newcomer<'_> {
         let user = self.identity.user.as_deref();
         Newcomer { user, from: self.from, session: None, is_returning: false, is_unknown: false }
+    }
+
+    /// With whom the caller shares turns.
+    pub(crate) fn holder(&self) -> PlaceHolder {
+        PlaceHolder::of(self.user(), self.from)
     }
 
     /// Fails unless the caller may see the state of the gateway.

@@ -66,6 +66,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use self::guard::HttpGuard;
+use self::history::turns::HistoryTurns;
 use self::hub::Hub;
 use self::overview::Overviews;
 use self::proxies::Network;
@@ -100,6 +101,8 @@ pub struct Http {
     pub(crate) cancel: CancellationToken,
     /// The directory with the history of the sensors.
     pub(crate) history: PathBuf,
+    /// The turns of those who read it.
+    pub(crate) history_turns: Arc<HistoryTurns>,
     /// The id of this boot of the host.
     boot: String,
     /// Wall time minus boot clock in milliseconds, as it was last used.
@@ -173,6 +176,7 @@ impl Http {
             connections,
             cancel,
             history,
+            history_turns: Arc::default(),
             boot,
             offset_ms,
             guard,

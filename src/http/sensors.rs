@@ -14,7 +14,7 @@ use tracing::warn;
 use super::Http;
 use super::auth::Caller;
 use super::envelope::rfc3339;
-use super::history::{self, EventState};
+use super::history::{EventState, reading};
 use super::problem::HttpProblem;
 use super::query::{Query, decode};
 use crate::status::{EdgeFigures, Finding, SensorSnapshot};
@@ -128,15 +128,20 @@ pub(crate) async fn events(State(http): State<Arc<Http>>, caller: Caller, uri: U
     let cursor = query.parsed("cursor", "the cursor of an earlier answer", |text| text.parse().ok())?.unwrap_or(0);
     let within = |text: &str| text.parse().ok().filter(|limit| (1..=MAX_EVENTS).contains(limit));
     let limit = query.parsed("limit", "a number from 1 to 1000", within)?.unwrap_or(100);
+    let turn = http.history_turns.take(caller.holder()).await;
     let dir = http.history.clone();
-    let reading = tokio::task::spawn_blocking(move || history::read(&dir, &sensor, since, cursor, limit + 1));
+    let reading = tokio::task::spawn_blocking(move || {
+        // the turn lasts as long as the reading, even if the client is gone before
+        let _turn = turn?;
+        Some(reading::read(&dir, &sensor, since, cursor, limit + 1))
+    });
     let mut found = match reading.await {
-        Ok(Ok(found)) => found,
-        Ok(Err(error)) => {
+        Ok(Some(Ok(found))) => found,
+        Ok(Some(Err(error))) => {
             warn!(%error, "the history of a sensor cannot be read");
             return Err(HttpProblem::new(StatusCode::INTERNAL_SERVER_ERROR, "the history cannot be read"));
         }
-        Err(_) => return Err(HttpProblem::unavailable("the gateway is shutting down")),
+        Ok(None) | Err(_) => return Err(HttpProblem::unavailable("the gateway is shutting down")),
     };
     let more = found.len() > limit;
     found.truncate(limit);

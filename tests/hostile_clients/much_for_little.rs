@@ -2,13 +2,16 @@
 //! client that takes much time has to wait.
 
 use std::collections::HashSet;
+use std::io::{Read, Write};
+use std::net::TcpStream;
 use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
 
 use super::assert_it_serves;
+use crate::support::broker::Setup;
 use crate::support::packet::{Properties, publish, subscribe};
-use crate::support::{Client, Connect, Gateway};
+use crate::support::{self, Client, Connect, Gateway};
 
 /// The limit of memory for a debug build, in KiB.
 const MOST: u64 = 80 << 10;
@@ -193,6 +196,47 @@ fn topics_behind_aliases_are_bounded() {
     }
     client.send(&long(3));
     client.closed_with(0x97);
+    assert_small(&gateway);
+    assert_it_serves(&mut gateway);
+}
+
+/// A file with the history of a sensor, as large as it gets.
+fn full_history(first: u64) -> String {
+    let line = |n: u64| {
+        format!(
+            "{{\"n\":{n},\"state\":\"on\",\"boot\":\"b\",\"boot_ms\":{n},\"unix_ms\":17723664{:05}}}\n",
+            n % 100_000
+        )
+    };
+    let size = line(first).len();
+    (first..).take((512 << 10) / size).map(line).collect()
+}
+
+#[test]
+fn histories_that_are_asked_for_by_the_hundred_are_read_one_at_a_time() {
+    const REQUESTS: usize = 250;
+    let sensor = "[[sensor]]\nname = \"loft\"\npin = 17\ntopic = \"loft\"\n[broker.anonymous]\naccept = \"all\"\n";
+    let (setup, http) = Setup::default().config(sensor).http();
+    let history = setup.dir().join("data/history");
+    std::fs::create_dir_all(&history).unwrap();
+    for (name, first) in [("loft.jsonl.old", 1), ("loft.jsonl", 10_000)] {
+        std::fs::write(history.join(name), full_history(first)).unwrap();
+    }
+    let mut gateway = setup.start();
+    let sockets: Vec<TcpStream> = (0..REQUESTS).map(|_| TcpStream::connect(("127.0.0.1", http)).unwrap()).collect();
+    let get = "GET /api/v1/sensors/loft/events?limit=1 HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n";
+    for mut socket in &sockets {
+        socket.write_all(get.as_bytes()).unwrap();
+    }
+    for mut socket in &sockets {
+        socket.set_read_timeout(Some(support::PATIENCE)).unwrap();
+        let mut answer = String::new();
+        socket.read_to_string(&mut answer).unwrap();
+        assert!(answer.contains("{\"n\":1,") && answer.ends_with("\"cursor\":1,\"more\":true}"), "{answer}");
+    }
+    let threads = gateway.threads();
+    println!("{threads} threads");
+    assert!(threads < 40, "{threads} threads");
     assert_small(&gateway);
     assert_it_serves(&mut gateway);
 }

@@ -124,6 +124,11 @@ impl Process {
         line.trim().trim_end_matches(" kB").parse().expect("a number")
     }
 
+    /// The number of its threads.
+    pub fn threads(&self) -> usize {
+        std::fs::read_dir(format!("/proc/{}/task", self.pid())).expect("it runs").count()
+    }
+
     /// How often its threads have waited, which is how often they were woken.
     pub fn waits(&self) -> u64 {
         let tasks = std::fs::read_dir(format!("/proc/{}/task", self.pid())).expect("it runs");

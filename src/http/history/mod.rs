@@ -11,6 +11,11 @@
 //!
 //! `unix_ms` is `null` while the clock is not synchronised; the second kind of line then gives the time later. The files are
 //! synced once a minute, so a power cut may lose the last minute, and an incomplete line is skipped.
+//!
+//! `reading` reads them again, line by line. Who asks for a history waits for a turn (`turns`): one is read at a time.
+
+pub(crate) mod reading;
+pub(crate) mod turns;
 
 use std::collections::HashMap;
 use std::fs::{self, File, OpenOptions};
@@ -48,7 +53,7 @@ pub(crate) enum EventState {
 }
 
 /// A change of a sensor's state.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub(crate) struct Event {
     /// The number of the change, from 1 on, continued over restarts.
     pub(crate) n: u64,
@@ -62,17 +67,10 @@ pub(crate) struct Event {
     pub(crate) unix_ms: Option<i64>,
 }
 
-#[derive(Serialize, Deserialize)]
+#[derive(Serialize)]
 struct ClockLine {
     boot: String,
     offset_ms: i64,
-}
-
-#[derive(Deserialize)]
-#[serde(untagged)]
-enum HistoryLine {
-    Event(Event),
-    Clock(ClockLine),
 }
 
 /// The id of this boot of the host.
@@ -95,47 +93,6 @@ fn for_appending(dir: &Path, sensor: &str) -> io::Result<File> {
     if file.metadata()?.is_file() { Ok(file) } else { Err(io::Error::other("it is not a file")) }
 }
 
-/// All readable lines, oldest first.
-fn lines(dir: &Path, sensor: &str) -> io::Result<Vec<HistoryLine>> {
-    let mut lines = Vec::new();
-    for path in [old(dir, sensor), current(dir, sensor)] {
-        // the gateway writes no other kinds of files, and a FIFO would block
-        if fs::symlink_metadata(&path).is_ok_and(|about| !about.is_file()) {
-            continue;
-        }
-        match fs::read(&path) {
-            Ok(bytes) => {
-                let read = |line: &[u8]| serde_json::from_slice(line).ok();
-                lines.extend(bytes.split(|byte| *byte == b'\n').filter_map(read));
-            }
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(lines)
-}
-
-/// At most `limit` changes of a sensor with numbers above `after`, oldest first. With `since`, only those that are known to
-/// be from that time on. Blocks for the disk.
-pub(crate) fn read(dir: &Path, sensor: &str, since: Option<i64>, after: u64, limit: usize) -> io::Result<Vec<Event>> {
-    let lines = lines(dir, sensor)?;
-    let mut offsets: HashMap<&str, i64> = HashMap::new();
-    for line in &lines {
-        if let HistoryLine::Clock(clock) = line {
-            offsets.insert(&clock.boot, clock.offset_ms);
-        }
-    }
-    let events = lines.iter().filter_map(|line| match line {
-        HistoryLine::Event(event) if event.n > after => {
-            let repaired = offsets.get(event.boot.as_str()).map(|offset| event.boot_ms as i64 + offset);
-            Some(Event { unix_ms: event.unix_ms.or(repaired), ..event.clone() })
-        }
-        _ => None,
-    });
-    let is_wanted = |event: &Event| since.is_none_or(|since| event.unix_ms.is_some_and(|at| at >= since));
-    Ok(events.filter(is_wanted).take(limit).collect())
-}
-
 /// The files of one sensor, open for writing.
 #[derive(Debug)]
 struct SensorWriter {
@@ -152,10 +109,7 @@ struct SensorWriter {
 
 impl SensorWriter {
     fn open(dir: &Path, sensor: &str) -> io::Result<SensorWriter> {
-        let last = lines(dir, sensor)?.into_iter().rev().find_map(|line| match line {
-            HistoryLine::Event(event) => Some(event),
-            HistoryLine::Clock(_) => None,
-        });
+        let last = reading::last(dir, sensor)?;
         fs::create_dir_all(dir)?;
         let mut file = for_appending(dir, sensor)?;
         let size = file.metadata()?.len();
@@ -163,13 +117,13 @@ impl SensorWriter {
             // ends a last line that may be incomplete
             file.write_all(b"\n")?;
         }
-        let next = last.as_ref().map_or(1, |event| event.n + 1);
+        let next = last.map_or(1, |(n, _)| n + 1);
         Ok(SensorWriter {
             file,
             size,
             next,
             seq: 0,
-            last: last.map(|event| event.state),
+            last: last.map(|(_, state)| state),
             lacks_time: false,
             dirty: false,
         })

@@ -1,5 +1,6 @@
 use std::sync::Arc;
 
+use super::reading::read;
 use super::*;
 use crate::status::Change;
 use crate::time::TestClock;
@@ -99,4 +100,33 @@ fn files_are_bounded() {
     let all = read(dir.path(), "loft", None, 0, usize::MAX).unwrap();
     assert!(all.len() > 5_000 && all.last().unwrap().n == count);
     assert!(all.windows(2).all(|pair| pair[1].n == pair[0].n + 1));
+}
+
+#[test]
+fn lines_that_others_have_written_are_read_too() {
+    let dir = tempfile::tempdir().unwrap();
+    let text = concat!(
+        "{ \"state\": \"on\", \"boot\": \"b\\u0031\", \"boot_ms\": 5, \"n\": 3 }\r\n",
+        "{\"n\":4,\"state\":\"off\",\"boot\":\"b1\",\"boot_ms\":6,\"unix_ms\":null}\n",
+        "{\"n\":99999999999999999999,\"state\":\"off\",\"boot\":\"b1\",\"boot_ms\":6,\"unix_ms\":null}\n",
+        "{ \"offset_ms\": 1000, \"boot\": \"b1\" }\n",
+        "{\"n\":5,\"state\":\"on\",\"boot\":\"b2\",\"boot_ms\":7,\"unix_ms\":null}",
+    );
+    fs::write(current(dir.path(), "loft"), text).unwrap();
+    let all = read(dir.path(), "loft", None, 0, 9).unwrap();
+    let expected = [(3, EventState::On, Some(1005)), (4, EventState::Off, Some(1006)), (5, EventState::On, None)];
+    assert_eq!(states(&all), expected);
+    assert_eq!(all[0].boot, "b1");
+    assert_eq!(reading::last(dir.path(), "loft").unwrap(), Some((5, EventState::On)));
+}
+
+#[test]
+fn a_file_that_becomes_the_older_one_while_it_is_read_is_neither_missed_nor_told_twice() {
+    let dir = tempfile::tempdir().unwrap();
+    let line = |n: u64| format!("{{\"n\":{n},\"state\":\"on\",\"boot\":\"b\",\"boot_ms\":{n},\"unix_ms\":{n}}}\n");
+    fs::write(current(dir.path(), "loft"), line(1) + &line(2)).unwrap();
+    // both names are the same file for whoever has opened one before the change and the other behind it
+    fs::hard_link(current(dir.path(), "loft"), old(dir.path(), "loft")).unwrap();
+    let all = read(dir.path(), "loft", None, 0, 9).unwrap();
+    assert_eq!(states(&all), [(1, EventState::On, Some(1)), (2, EventState::On, Some(2))]);
 }
