@@ -15,6 +15,9 @@ use sha2::{Digest, Sha512};
 
 /// Most memory for one password check, in KiB. A Pi with 512 MB can still bear it.
 pub(crate) const MAX_MEMORY: u32 = 64 << 10;
+/// Most KiB times passes of argon2id: four passes over the most memory, which take a small Pi some seconds. One check runs at
+/// a time, and the name of nobody is checked against somebody's hash, so a dearer one would keep everybody waiting.
+pub(crate) const MAX_WORK: u64 = 4 * MAX_MEMORY as u64;
 /// Most rounds of PBKDF2. They take a small Pi some seconds.
 const MAX_ROUNDS: u32 = 500_000;
 const SHA512_LENGTH: usize = 64;
@@ -76,7 +79,10 @@ pub fn is_usable(text: &str) -> bool {
         return true;
     }
     PasswordHash::new(text).is_ok_and(|hash| {
-        let bearable = Params::try_from(&hash).is_ok_and(|params| params.m_cost() <= MAX_MEMORY);
+        let bearable = Params::try_from(&hash).is_ok_and(|params| {
+            let work = u64::from(params.m_cost()) * u64::from(params.t_cost());
+            params.m_cost() <= MAX_MEMORY && work <= MAX_WORK
+        });
         hash.algorithm == ARGON2ID_IDENT && hash.salt.is_some() && hash.hash.is_some() && bearable
     })
 }
@@ -151,8 +157,17 @@ mod tests {
             format!("{seven}$more"),
             "$argon2i$v=19$m=8,t=1,p=1$c2FsdHNhbHQ$AAAAAAAAAAAAAAAAAAAAAA".into(),
             "$argon2id$v=19$m=999999,t=1,p=1$c2FsdHNhbHQ$AAAAAAAAAAAAAAAAAAAAAA".into(),
+            "$argon2id$v=19$m=65536,t=5,p=1$c2FsdHNhbHQ$AAAAAAAAAAAAAAAAAAAAAA".into(),
+            "$argon2id$v=19$m=8,t=4294967295,p=1$c2FsdHNhbHQ$AAAAAAAAAAAAAAAAAAAAAA".into(),
         ] {
             assert!(!is_usable(&bad) && verify_mosquitto(&bad, b"x").is_none(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn what_others_recommend_is_usable() {
+        for cost in ["m=65536,t=3,p=4", "m=47104,t=1,p=1", "m=19456,t=2,p=1", "m=7168,t=5,p=1"] {
+            assert!(is_usable(&format!("$argon2id$v=19${cost}$c2FsdHNhbHQ$AAAAAAAAAAAAAAAAAAAAAA")), "{cost}");
         }
     }
 

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-pub(crate) use super::hash::{MAX_MEMORY as MAX_HASH_MEMORY, is_usable as is_usable_hash};
+pub(crate) use super::hash::{MAX_MEMORY as MAX_HASH_MEMORY, MAX_WORK as MAX_HASH_WORK, is_usable as is_usable_hash};
 use crate::message::{TopicError, check_filter};
 
 /// Who may sign in, and what each client may do.

@@ -2,8 +2,8 @@
 
 use super::document::{Table, Unique, Value, assign};
 use crate::access::settings::{
-    AccessRule, AnonymousFrom, AnonymousSettings, MAX_HASH_MEMORY, Rights, UserSettings, is_client_id_pattern,
-    is_usable_hash, is_user_name,
+    AccessRule, AnonymousFrom, AnonymousSettings, MAX_HASH_MEMORY, MAX_HASH_WORK, Rights, UserSettings,
+    is_client_id_pattern, is_usable_hash, is_user_name,
 };
 use crate::broker::settings::ListenerSettings;
 
@@ -100,8 +100,8 @@ fn password_hash(value: &Value) -> Option<String> {
     let text = value.as_text().unwrap_or_default();
     if !is_usable_hash(text) {
         value.problem(format!(
-            "not an argon2id hash with m up to {MAX_HASH_MEMORY}; valid: one that `pigateway user NAME` prints, or one of \
-             mosquitto's ($7$..., $6$...)"
+            "not an argon2id hash with m up to {MAX_HASH_MEMORY} and m times t up to {MAX_HASH_WORK}; valid: one that \
+             `pigateway user NAME` prints, or one of mosquitto's ($7$..., $6$...)"
         ));
         return None;
     }

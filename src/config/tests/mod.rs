@@ -118,7 +118,7 @@ const MISTAKES: &[(&str, &str)] = &[
     ),
     (
         "[[broker.user]]\npassword_hash = \"hunter2\"\nname = \"a\"",
-        "2:17: broker.user.password_hash: not an argon2id hash with m up to 65536; valid: one that `pigateway user NAME` prints, or one of mosquitto's ($7$..., $6$...)",
+        "2:17: broker.user.password_hash: not an argon2id hash with m up to 65536 and m times t up to 262144; valid: one that `pigateway user NAME` prints, or one of mosquitto's ($7$..., $6$...)",
     ),
     (
         "[[broker.user]]\nname = \"\"",
