@@ -222,6 +222,8 @@ impl AccessRules {
         for rule in rules {
             match expand(&rule.filter, identity) {
                 Some(filter) if rule.deny => denied.push(filter),
+                // only a rule itself may name topics that begin with `$`, and not whoever chooses a name
+                Some(filter) if filter.starts_with('$') && !rule.filter.starts_with('$') => {}
                 Some(filter) => allowed.push(filter),
                 // the name would change the shape of the filter, so allow nothing, and deny everything that it may stand for
                 None if rule.deny => denied.push(rule.filter.replace("%u", "+").replace("%c", "+").into()),
@@ -322,6 +324,23 @@ mod tests {
             assert!(!p.may_publish("dev/a/b") && !p.may_publish("dev/esp/a") && !p.may_publish("dev//a"), "{evil}");
             assert!(!p.may_receive("secret/a"), "{evil}");
         }
+    }
+
+    #[test]
+    fn a_name_does_not_open_topics_that_begin_with_a_dollar_sign() {
+        for name in ["$SYS", "$", "$aws"] {
+            let p = permissions(&["%c/#"], &["%c/#", "%c%u/#", "dev/%c"], name);
+            let below = format!("{name}/broker/uptime");
+            assert!(
+                !p.may_receive(&below) && !p.may_subscribe(&format!("{name}/#")) && !p.may_publish(&below),
+                "{name}"
+            );
+            assert!(p.may_receive(&format!("dev/{name}")), "{name}");
+        }
+        let p = permissions(&[], &["$%c/#", "!%c/a"], "SYS");
+        assert!(p.may_receive("$SYS/a"), "the rule has the sign");
+        let p = permissions(&[], &["$SYS/#", "!%c/a"], "$SYS");
+        assert!(!p.may_receive("$SYS/a") && p.may_receive("$SYS/b"), "a denial denies what it says");
     }
 
     #[test]
