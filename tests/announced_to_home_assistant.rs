@@ -215,3 +215,32 @@ fn upstreams_get_it_where_a_rule_names_it_with_the_topics_that_it_has_there() {
     }
     assert_eq!(seen, ["offline", "online"]);
 }
+
+#[test]
+fn traffic_alone_changes_nothing_before_the_minute_is_over() {
+    let mosquitto = Mosquitto::on(free_port(), "");
+    let upstream = format!(
+        "[[upstream]]\nname = \"home\"\naddresses = [\"mqtt://127.0.0.1:{}\"]\n[[upstream.out]]\ntopic_filter = \"up/#\"\n",
+        mosquitto.port
+    );
+    let gateway = start(&format!("{ENABLED}{upstream}"));
+    let connected = || {
+        let state = retained(gateway.port, "pigateway/test/state").into_values().next();
+        state.is_some_and(|state| state.contains("\"connected\":true"))
+    };
+    wait_until("it is connected", connected);
+    let mut listener = Connect::new("listener").open(gateway.port);
+    listener.subscribe("pigateway/test/state", 0);
+    let before: Value = serde_json::from_slice(&listener.receive().payload).unwrap();
+    let (mut publisher, mut there) = (Connect::new("p").open(gateway.port), Connect::new("t").open(mosquitto.port));
+    there.subscribe("up/#", 1);
+    for number in 0..200 {
+        publisher.publish("up/x", number.to_string(), 1, false);
+        assert_eq!(there.receive().text(), number.to_string());
+    }
+    let told: Vec<Value> =
+        listener.drain().iter().map(|message| serde_json::from_slice(&message.payload).unwrap()).collect();
+    assert!(told.iter().all(|state| state["started"] == before["started"]), "{before} {told:?}");
+    // one, if the minute is over just now
+    assert!(told.len() <= 1, "{before} {told:?}");
+}

@@ -59,7 +59,6 @@ pub mod websocket;
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, Ordering};
 
 use axum::http::HeaderMap;
 use tokio_util::sync::CancellationToken;
@@ -81,8 +80,6 @@ use crate::status::GatewayStatus;
 
 /// The most streams at the same time, of all clients together.
 pub(crate) const MAX_STREAMS: usize = 1000;
-/// Differences between two clocks below this have no meaning, in milliseconds.
-const JITTER_MS: u64 = 20;
 
 /// The state that all requests share.
 pub struct Http {
@@ -105,8 +102,6 @@ pub struct Http {
     pub(crate) history_turns: Arc<HistoryTurns>,
     /// The id of this boot of the host.
     boot: String,
-    /// Wall time minus boot clock in milliseconds, as it was last used.
-    offset_ms: AtomicI64,
     guard: HttpGuard,
     trusted_proxies: Vec<Network>,
     frame_ancestors: Vec<String>,
@@ -166,7 +161,7 @@ impl Http {
         let sign_ins = SignIns::new(guard.port());
         let (trusted_proxies, frame_ancestors) = (parts.trusted_proxies, parts.frame_ancestors);
         let overviews = Overviews::new(ingress.clock().boot_ms());
-        let (boot, offset_ms) = (history::boot_id(), AtomicI64::new(0));
+        let boot = history::boot_id();
         Arc::new(Http {
             access,
             ingress,
@@ -178,7 +173,6 @@ impl Http {
             history,
             history_turns: Arc::default(),
             boot,
-            offset_ms,
             guard,
             trusted_proxies,
             frame_ancestors,
@@ -219,11 +213,6 @@ impl Http {
         if !clock.is_synchronised() {
             return None;
         }
-        // two clocks cannot be read at the same moment, so without this a time would sometimes differ by a millisecond
-        let (now, told) = (clock.unix_ms_at(0), self.offset_ms.load(Ordering::Relaxed));
-        if now.abs_diff(told) > JITTER_MS {
-            self.offset_ms.store(now, Ordering::Relaxed);
-        }
-        envelope::rfc3339(self.offset_ms.load(Ordering::Relaxed) + boot_ms as i64)
+        envelope::rfc3339(clock.unix_ms_at(boot_ms))
     }
 }

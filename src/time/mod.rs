@@ -6,9 +6,9 @@ pub(crate) mod zone;
 
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 #[cfg(test)]
-use std::sync::atomic::{AtomicI64, AtomicU64};
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 
 use rustix::time::{ClockId, clock_gettime};
 
@@ -41,6 +41,9 @@ pub trait Clock: Send + Sync + 'static {
 /// A clock that rooms share.
 pub(crate) type SharedClock = Arc<dyn Clock>;
 
+/// Differences between two measurements of wall time minus boot clock up to this have no meaning, in milliseconds.
+const JITTER_MS: u64 = 2;
+
 /// The kernel's clocks.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct SystemClock;
@@ -54,6 +57,15 @@ impl Clock for SystemClock {
     fn unix_ms(&self) -> i64 {
         let now = clock_gettime(ClockId::Realtime);
         now.tv_sec * 1000 + now.tv_nsec / 1_000_000
+    }
+
+    /// The same moment has the same time until somebody sets the clock, although two clocks cannot be read at once: what is
+    /// told again is told as before.
+    fn unix_ms_at(&self, boot_ms: u64) -> i64 {
+        let (measured, told) = (wall_minus_boot_ms(), OFFSET_MS.load(Ordering::Relaxed));
+        let offset = if measured.abs_diff(told) > JITTER_MS { measured } else { told };
+        OFFSET_MS.store(offset, Ordering::Relaxed);
+        offset + boot_ms as i64
     }
 
     fn is_synchronised(&self) -> bool {
@@ -71,6 +83,26 @@ impl Clock for SystemClock {
     fn is_kept_right(&self) -> bool {
         pigateway_clock::is_synchronised().unwrap_or(false)
     }
+}
+
+/// Wall time minus boot clock in milliseconds, as it was last used. Both clocks are slowed and sped up together, so it changes
+/// only when the clock is set.
+static OFFSET_MS: AtomicI64 = AtomicI64::new(0);
+
+/// Wall time minus boot clock: the best of a few measurements, because a thread may have to wait between two readings.
+fn wall_minus_boot_ms() -> i64 {
+    let nanoseconds = |clock| {
+        let now = clock_gettime(clock);
+        now.tv_sec * 1_000_000_000 + now.tv_nsec
+    };
+    let measured = (0..3).map(|_| {
+        let before = nanoseconds(ClockId::Boottime);
+        let wall = nanoseconds(ClockId::Realtime);
+        let took = nanoseconds(ClockId::Boottime) - before;
+        (took, wall - before - took / 2)
+    });
+    let (_, offset) = measured.min().unwrap_or_default();
+    offset.div_euclid(1_000_000)
 }
 
 /// Whether the clock was synchronised in this boot. The kernel withdraws that after hours without a time source, although a
@@ -156,6 +188,15 @@ mod tests {
         assert_eq!(clock.unix_ms_at(1_000), 50_000);
         clock.synchronise(1_700_000_000_000);
         assert_eq!(clock.unix_ms_at(1_000), 1_699_999_999_500);
+    }
+
+    #[test]
+    fn a_moment_has_the_same_wall_time_whenever_it_is_told() {
+        let told = SystemClock.unix_ms_at(1_000);
+        assert!(told.abs_diff(SystemClock.unix_ms() - SystemClock.boot_ms() as i64 + 1_000) < 1_000);
+        for _ in 0..20_000 {
+            assert_eq!(SystemClock.unix_ms_at(1_000), told);
+        }
     }
 
     #[test]
