@@ -172,6 +172,20 @@ fn requests_are_bounded() {
 }
 
 #[test]
+fn the_content_type_is_a_part_of_the_size_of_a_message() {
+    let (gateway, http) = start("[broker]\nmax_packet_size = \"64 KiB\"\n");
+    let mut reader = Connect::v5("reader").persistent().open(gateway.port);
+    reader.subscribe("t", 1);
+    let kind = format!("text/{}", "x".repeat(28_000));
+    let put = |length: usize| {
+        request(http, "PUT", "/api/v1/topics/t", &[("Content-Type", &kind)], &vec![b'x'; length]).status
+    };
+    let most = (64 << 10) - "t".len() - (3 + kind.len()) - 18;
+    assert_eq!((put(65_000), put(most + 1), put(most)), (413, 413, 204));
+    assert_eq!(reader.receive().payload.len(), most);
+}
+
+#[test]
 fn sensors_have_a_past_that_survives_a_restart() {
     let (gateway, http) = start(SENSOR);
     let events = |query: &str| get(http, &format!("/api/v1/sensors/loft-motion/events?{query}")).json();

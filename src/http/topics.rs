@@ -20,8 +20,9 @@ use crate::message::{BatchBuilder, Draft, Qos, check_filter, check_topic};
 
 /// The path of topics.
 pub(crate) const TOPICS: &str = "/api/v1/topics";
-/// The most bytes that a PUBLISH has in addition to topic and payload.
-const PUBLISH_OVERHEAD: usize = 16;
+/// The most bytes that a PUBLISH has in addition to topic, content type and payload: the fixed header, three lengths, the
+/// packet id and the expiry.
+const PUBLISH_OVERHEAD: usize = 18;
 /// The most messages in a list.
 const MAX_LIST: usize = 1000;
 /// The most bytes of the messages in a list, unless the first one is larger.
@@ -150,20 +151,22 @@ pub(crate) async fn publish(
     let expiry = query.parsed("expiry", "a number of seconds", |text| text.parse().ok().filter(|s| *s < u32::MAX))?;
     let retain = query.flag("retain")?;
     may_publish(&caller, &topic)?;
-    let most = http.ingress.max_packet_size().saturating_sub(topic.len() + PUBLISH_OVERHEAD);
+    let content_type = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
+    // curl sends this type by default, so it has no meaning
+    let content_type = content_type.filter(|kind| *kind != "application/x-www-form-urlencoded");
+    let properties = content_type.map(content_type_property).unwrap_or_default();
+    let most = http.ingress.max_packet_size().saturating_sub(topic.len() + properties.len() + PUBLISH_OVERHEAD);
     let declared = headers.get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse::<usize>().ok());
     if declared.is_some_and(|length| length > most) {
-        let detail = format!("with this topic, a message may have {most} bytes (max_packet_size under [broker])");
+        let detail = format!(
+            "with this topic and content type, a message may have {most} bytes (max_packet_size under [broker])"
+        );
         return Err(HttpProblem::new(StatusCode::PAYLOAD_TOO_LARGE, detail).with(header::CONNECTION, "close"));
     }
     let received = body::receive(content, (most, declared), http.ingress.receiving(), caller.user()).await?;
     if !caller.still_holds(&http.access) {
         return Err(HttpProblem::forbidden("what this user may do has changed while the body came"));
     }
-    let content_type = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
-    // curl sends this type by default, so it has no meaning
-    let content_type = content_type.filter(|kind| *kind != "application/x-www-form-urlencoded");
-    let properties = content_type.map(content_type_property).unwrap_or_default();
     let draft = Draft {
         topic: &topic,
         payload: &received.bytes,
