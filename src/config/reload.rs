@@ -45,6 +45,7 @@ impl Reload {
         settings.broker.access.listeners.extend(gone_listeners(old, new));
         settings.gpio = old.gpio.clone();
         settings.journal = old.journal.clone();
+        settings.order = old.order;
         settings.http = old.http.clone();
         settings.home_assistant = old.home_assistant.clone();
         home_assistant::apply(&settings.home_assistant.clone(), &mut settings);
@@ -318,7 +319,7 @@ topic_filter = "b/#"
     #[test]
     fn what_needs_a_restart_is_said_by_name_and_stays_as_it_is() {
         let text = "[gateway]\ndata_dir = \"/x\"\n[[broker.listener]]\naddress = \"[::]:1884\"\n[journal]\nmax_size = \"1 GiB\"\n\
-                    [http]\naddress = \"off\"\n[gpio]\nbackend = \"simulated\"";
+                    order = \"live_first\"\n[http]\naddress = \"off\"\n[gpio]\nbackend = \"simulated\"";
         let reload = plan("[gateway]\nid = \"loft\"", &text.replace("[gateway]", "[gateway]\nid = \"attic\""));
         assert_eq!(
             reload.restart,
@@ -328,6 +329,7 @@ topic_filter = "b/#"
                 "broker.listener",
                 "gpio.backend",
                 "journal.max_size",
+                "journal.order",
                 "http.address",
                 "upstream u: client_id"
             ]
