@@ -103,12 +103,44 @@ fn anonymous(value: &Value, usual: &AnonymousSettings) -> AnonymousSettings {
     settings
 }
 
-/// Whether two listeners cannot be open at the same time. `[::]` includes IPv4, and port 0 stands for any free port.
+/// Whether two listeners cannot be open at the same time. `[::]` includes IPv4, `[::ffff:127.0.0.1]` is 127.0.0.1, and port 0
+/// stands for any free port.
 pub(super) fn collide(a: SocketAddr, b: SocketAddr) -> bool {
+    let (from, to) = (a.ip().to_canonical(), b.ip().to_canonical());
     let takes = |a: IpAddr, b: IpAddr| match a {
         IpAddr::V6(all) if all.is_unspecified() => true,
         IpAddr::V4(all) if all.is_unspecified() => b.is_ipv4(),
         _ => a == b,
     };
-    a.port() == b.port() && a.port() != 0 && (takes(a.ip(), b.ip()) || takes(b.ip(), a.ip()))
+    a.port() == b.port() && a.port() != 0 && (takes(from, to) || takes(to, from))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_that_exclude_each_other_are_known_however_they_are_written() {
+        let both = |a: &str, b: &str| {
+            let (a, b) = (a.parse().unwrap(), b.parse().unwrap());
+            assert_eq!(collide(a, b), collide(b, a));
+            collide(a, b)
+        };
+        for (a, b) in [
+            ("127.0.0.1:1883", "[::ffff:127.0.0.1]:1883"),
+            ("192.0.2.1:1883", "[::ffff:0.0.0.0]:1883"),
+            ("[::ffff:192.0.2.1]:1883", "[::]:1883"),
+            ("0.0.0.0:1883", "[::]:1883"),
+        ] {
+            assert!(both(a, b), "{a} {b}");
+        }
+        for (a, b) in [
+            ("127.0.0.1:1883", "127.0.0.2:1883"),
+            ("127.0.0.1:1883", "127.0.0.1:1884"),
+            ("0.0.0.0:1883", "[::1]:1883"),
+            ("[::]:0", "[::]:0"),
+        ] {
+            assert!(!both(a, b), "{a} {b}");
+        }
+    }
 }
