@@ -1,6 +1,6 @@
 //! The problems of a configuration: all of them at once, each with its place.
 
-use std::fmt;
+use std::fmt::{self, Write};
 
 /// A problem, or, as a warning, something that a person should know.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -13,6 +13,19 @@ pub struct ConfigProblem {
     pub(crate) message: String,
 }
 
+/// Text of the file as it can be shown: a terminal must not act on it.
+struct ShownText<'a>(&'a str);
+
+impl fmt::Display for ShownText<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.chars().try_for_each(|character| match character {
+            '\n' => f.write_char(character),
+            _ if character.is_control() => write!(f, "{}", character.escape_default()),
+            _ => f.write_char(character),
+        })
+    }
+}
+
 impl fmt::Display for ConfigProblem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.file)?;
@@ -20,9 +33,9 @@ impl fmt::Display for ConfigProblem {
             write!(f, ":{line}:{column}")?;
         }
         if !self.key.is_empty() {
-            write!(f, ": {}", self.key)?;
+            write!(f, ": {}", ShownText(&self.key.replace('\n', "\\n")))?;
         }
-        write!(f, ": {}", self.message)
+        write!(f, ": {}", ShownText(&self.message))
     }
 }
 
@@ -113,6 +126,13 @@ mod tests {
         ] {
             assert_eq!(nearest(word, &keys), expected, "{word}");
         }
+    }
+
+    #[test]
+    fn a_terminal_does_not_act_on_what_a_file_has() {
+        let (key, message) = ("a.\u{1b}[31mü\nb".into(), "found \u{9b}2J\u{7}, \nand more".into());
+        let problem = ConfigProblem { file: "f".into(), place: None, key, message };
+        assert_eq!(problem.to_string(), "f: a.\\u{1b}[31mü\\nb: found \\u{9b}2J\\u{7}, \nand more");
     }
 
     #[test]
