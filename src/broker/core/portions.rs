@@ -72,11 +72,12 @@ impl Portions<'_> {
     }
 }
 
+/// Messages of one group.
+type GivenMessages = (Arc<dyn SharesOut>, Vec<(Share, Message)>);
+
 /// Messages by the groups that have given them.
-pub(super) fn by_group(
-    given: impl Iterator<Item = (Share, Message)>,
-) -> Vec<(Arc<dyn SharesOut>, Vec<(Share, Message)>)> {
-    let mut groups: Vec<(Arc<dyn SharesOut>, Vec<(Share, Message)>)> = Vec::new();
+pub(super) fn by_group(given: impl Iterator<Item = (Share, Message)>) -> Vec<GivenMessages> {
+    let mut groups: Vec<GivenMessages> = Vec::new();
     let mut places: HashMap<*const (), usize> = HashMap::new();
     for (share, message) in given {
         let place = *places.entry(Arc::as_ptr(&share.group).cast()).or_insert_with(|| {
