@@ -189,6 +189,43 @@ fn a_full_journal_refuses_where_it_is_told_to() {
 }
 
 #[test]
+fn what_others_send_at_qos_0_or_come_and_go_with_refuses_nobody() {
+    let gateway = Gateway::start();
+    let sleeper = || Connect::new("sleeper").persistent();
+    let mut client = sleeper().open(gateway.port);
+    client.subscribe("house/#", 1);
+    client.disconnect();
+    let mut asked = Connect::v5("asked").open(gateway.port);
+    let mut camera = Connect::new("camera").open(gateway.port);
+    for number in 0..20 {
+        camera.publish(&format!("camera/{number}"), [b'j'; 300_000], 0, true);
+    }
+    for round in 0..90 {
+        for topic in 0..100 {
+            let value = format!("{round:0>400}");
+            camera.publish(&format!("sensor/{topic}"), value, 0, true);
+        }
+        camera.ping();
+        assert_eq!(asked.publish("house/a", round.to_string(), 1, false), 0, "round {round}");
+    }
+    for number in 0..600 {
+        let will = "z".repeat(3900);
+        Connect::new(&format!("w{number}")).will("a/b", &will, 0, false).open(gateway.port).disconnect();
+        Connect::new(&format!("p{number}")).persistent().open(gateway.port).disconnect();
+    }
+    assert_eq!(asked.publish("house/a", "90", 1, false), 0);
+    camera.disconnect();
+    let gateway = gateway.end().restart();
+    let mut client = sleeper().open(gateway.port);
+    let received: Vec<String> = (0..=90).map(|_| client.receive().text()).collect();
+    assert!(received.iter().enumerate().all(|(at, text)| *text == at.to_string()), "{received:?}");
+    client.subscribe("camera/+", 0);
+    assert!((0..20).map(|_| client.receive()).all(|message| message.payload.len() == 300_000));
+    client.subscribe("sensor/+", 0);
+    assert!((0..100).map(|_| client.receive()).all(|message| message.text().ends_with("089")));
+}
+
+#[test]
 fn what_waits_for_an_upstream_arrives_after_kill() {
     let port = support::free_port();
     let config = format!(

@@ -36,13 +36,16 @@ use super::core::{Core, consumer_name, session_route};
 use super::registry::expires;
 use super::session::{Session, Subscription, split_share};
 use crate::access::identity::SessionName;
+use crate::access::places::PlaceHolder;
 use crate::exchange::subscribers::SubscriptionOptions;
-use crate::journal::{PART, Position};
+use crate::journal::{Full, PART, Position};
 use crate::message::{Qos, check_filter};
 use crate::mqtt::Will;
 
 const VERSION: u8 = 2;
 const WITHOUT_OWNER: u8 = 1;
+/// How often to check whether the card has caught up.
+const BEHIND: Duration = Duration::from_millis(20);
 
 /// The data of a persistent session that is kept.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -132,23 +135,51 @@ fn part(session: &str, filter: &str) -> String {
 }
 
 impl Core {
+    /// When a client may change its session again, if its user has written too much to the card, or the card is behind.
+    /// Subscriptions of a session that ends with its connection are not written, so they do not wait for those who write.
+    pub(super) fn card_turn(&self, session: &Session, holder: &PlaceHolder) -> Option<Instant> {
+        if session.expiry == 0 && session.durable.is_none() {
+            return None;
+        }
+        let is_behind = || self.ingress.journal().is_behind().then(|| Instant::now() + BEHIND);
+        self.allowance.until(holder).or_else(is_behind)
+    }
+
+    /// The same for a client that connects.
+    pub(super) async fn wait_for_card(&self, holder: &PlaceHolder) {
+        self.allowance.wait(holder).await;
+        self.ingress.journal().catch_up().await;
+    }
+
     /// Whether the journal can hold a subscription of this session.
     pub(super) fn can_keep(&self, session: &Session, filter: &str) -> bool {
         let name = session.name.len() + PART.len() + filter.len();
         session.durable.is_none() || self.ingress.journal().can_keep(name, OPTIONS_LEN)
     }
 
-    /// Keeps a subscription of a persistent session, or deletes it if the session does not have it any more. Returns the
-    /// position to wait for before the client may rely on it. Nothing is written if the journal has it already.
-    pub(super) fn keep_subscription(&self, session: &mut Session, filter: &str) -> Option<Position> {
-        session.durable.as_ref()?;
-        let value = session.subscriptions.get(filter).map(|known| encode_options(&known.options));
+    /// Keeps a subscription of a persistent session; `None` deletes it. Returns the position to wait for before the client
+    /// may rely on it. Nothing is written if the journal has it already. Fails if it would be gone after a restart.
+    pub(super) fn keep_subscription(
+        &self,
+        session: &mut Session,
+        filter: &str,
+        options: Option<&SubscriptionOptions>,
+    ) -> Result<Option<Position>, Full> {
+        if session.durable.is_none() {
+            return Ok(None);
+        }
+        if options.is_some() && !session.is_kept {
+            self.keep(session, true);
+            if !session.is_kept {
+                return Err(Full);
+            }
+        }
+        let value = options.map(encode_options);
         let name = part(&session.name, filter);
         let kept = self.ingress.journal().keep_session(&name, value.as_ref().map(|value| &value[..]), false);
-        session.is_kept &= kept.is_ok();
-        let (position, bytes) = kept.ok()?;
+        let (position, bytes) = kept?;
         self.charge(session, bytes);
-        Some(position)
+        Ok(Some(position))
     }
 
     /// Keeps the present state of a persistent session. It is written together with the next other record.
@@ -174,8 +205,9 @@ impl Core {
             session.is_kept = true;
         }
         // if the journal cannot write, the session stays in memory, and the journal has reported its failure
-        if let Ok((_, bytes)) = journal.keep_session(&session.name, Some(&kept.encode()), true) {
-            self.charge(session, bytes);
+        match journal.keep_session(&session.name, Some(&kept.encode()), true) {
+            Ok((_, bytes)) => self.charge(session, bytes),
+            Err(Full) => session.is_kept = false,
         }
     }
 

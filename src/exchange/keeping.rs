@@ -7,30 +7,41 @@ use super::stats::Stats;
 use crate::journal::{Appender, ConsumerId, Extra, Full, Position};
 use crate::message::{Batch, Message, MessageRef, Qos};
 
-/// Gives the journal what it must keep of a message, and returns the position, if there is one.
+/// Gives the journal what it must keep of a message, and returns the position, if there is one. A message that the journal
+/// cannot retain is removed from `retained`, because it would be gone after a restart.
 pub(super) fn write(
     journal: &mut Appender<'_>,
     (batch, offset): (&Batch, usize),
-    retained: Option<&Message>,
+    retained: &mut Option<Message>,
     consumers: &[ConsumerId],
     received: Option<(ConsumerId, u16)>,
 ) -> Result<Option<Position>, Full> {
     // the gateway repeats its own announcements after every start
-    let retained = retained.filter(|message| !message.view().is_said_anew());
-    match (retained, received) {
+    let kept = retained.as_ref().filter(|message| !message.view().is_said_anew());
+    match (kept, received) {
         (None, Some((session, packet_id))) if consumers.is_empty() => journal.received(session, packet_id).map(Some),
         (None, None) if consumers.is_empty() => Ok(None),
+        (Some(message), _) if message.view().qos() == Qos::AtMostOnce => {
+            let written = match consumers {
+                [] => Ok(None),
+                _ => journal.append(message, consumers, Extra { retained: true, ..Extra::default() }).map(Some),
+            };
+            // what has no room for its consumers can be retained nevertheless
+            if !matches!(written, Ok(Some(_))) && journal.retain_later(message).is_err() {
+                *retained = None;
+            }
+            written
+        }
         _ => {
             let shared;
-            let message = match retained {
+            let message = match kept {
                 Some(message) => message,
                 None => {
                     shared = batch.message_at(offset);
                     &shared
                 }
             };
-            let lazy = consumers.is_empty() && message.view().qos() == Qos::AtMostOnce;
-            let extra = Extra { retained: retained.is_some(), received, handed_over: None, lazy };
+            let extra = Extra { retained: kept.is_some(), received, handed_over: None };
             journal.append(message, consumers, extra).map(Some)
         }
     }

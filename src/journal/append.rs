@@ -48,11 +48,21 @@ impl<'a> Appender<'a> {
         extra: Extra,
     ) -> Result<Position, Full> {
         let shared: &'a Shared = self.shared;
+        let position = self.state().append(message, consumers, extra, &shared.settings)?;
+        self.wakes = true;
+        Ok(position)
+    }
+
+    /// Keeps a retained message for which nobody waits, or deletes the one of its topic. It is written a little later,
+    /// together with other records, and only if it still is the last of its topic by then. Fails only if it fits into no
+    /// file.
+    pub(crate) fn retain_later(&mut self, message: &Message) -> Result<(), Full> {
+        let shared: &'a Shared = self.shared;
         let state = self.state();
         let was_due = state.pending.due().is_some();
-        let position = state.append(message, consumers, extra, &shared.settings)?;
-        self.wakes |= !was_due || !extra.lazy;
-        Ok(position)
+        state.retain_later(message, &shared.settings)?;
+        self.wakes |= !was_due;
+        Ok(())
     }
 
     /// Records that this session's QoS 2 PUBLISH was received, if nobody needs the message itself.

@@ -1,15 +1,21 @@
 //! Keeps values and retained messages, which are not for a consumer.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 
 use super::format::{DATA, RECORD_HEAD};
+use super::pending::Purpose;
 use super::{Full, Journal, Position, Recovered};
+
+/// Nobody waits for a disk that has made no progress for this long.
+const SLOW: Duration = Duration::from_secs(2);
 
 impl Journal {
     /// Keeps a persistent session; `None` deletes it. It is on disk once [`Journal::synced`] has reached the returned
-    /// position. `lazy` means that nobody waits for that. A name that continues after two NULs is a part of the session with
-    /// the name before them, and is deleted with it. Also returns the number of bytes that are written, which is 0 if the
-    /// value is known already.
+    /// position. `lazy` means that nobody waits for that, so it may get its position later. A name that continues after two
+    /// NULs is a part of the session with the name before them, and is deleted with it. Also returns the number of bytes that
+    /// are written, which is 0 if the value is known already.
     pub(crate) fn keep_session(&self, name: &str, value: Option<&[u8]>, lazy: bool) -> Result<(Position, usize), Full> {
         let size = name.len() + value.map_or(0, <[u8]>::len);
         if !self.can_keep(name.len(), size - name.len()) {
@@ -34,6 +40,27 @@ impl Journal {
     pub(crate) fn can_keep(&self, name: usize, value: usize) -> bool {
         let most = self.shared.settings.segment_size() - DATA - RECORD_HEAD as u64;
         u16::try_from(name).is_ok() && (2 + name + value) as u64 <= most
+    }
+
+    /// Whether a new session with this name can be kept, with its consumer.
+    pub(crate) fn has_room_for_session(&self, name: &str) -> bool {
+        // the name is in both records, and as that of the owner in the value
+        self.shared.state.lock().pending.has_room(Purpose::Sessions, 3 * name.len() + 512)
+    }
+
+    /// Whether changes of sessions had better wait, because the disk takes them and has not taken many of them yet.
+    pub(crate) fn is_behind(&self) -> bool {
+        let state = self.shared.state.lock();
+        state.pending.is_crowded(Purpose::Sessions) && state.pending.is_quick(SLOW)
+    }
+
+    /// Waits as long as changes of sessions had better wait.
+    pub(crate) async fn catch_up(&self) {
+        let mut synced = self.synced();
+        while self.is_behind() {
+            // if the disk responds no more, the check tells
+            let _ = tokio::time::timeout(SLOW, synced.changed()).await;
+        }
     }
 
     /// The values of another room whose names have this prefix.

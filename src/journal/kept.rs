@@ -40,12 +40,16 @@ impl Kept {
         self.retained.values()
     }
 
+    pub(crate) fn retained_on(&self, topic: &str) -> Option<&Message> {
+        self.retained.get(topic)
+    }
+
     pub(crate) fn values(&self) -> impl Iterator<Item = (&Box<str>, &Bytes)> {
         self.values.iter()
     }
 
-    pub(crate) fn value(&self, name: &str) -> Option<&[u8]> {
-        self.values.get(name).map(|value| &value[..])
+    pub(crate) fn value(&self, name: &str) -> Option<&Bytes> {
+        self.values.get(name)
     }
 
     pub(crate) fn keep(&mut self, name: &str, value: &[u8]) {

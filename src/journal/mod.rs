@@ -26,6 +26,7 @@
 //! | `consumers/` | the waiting messages, progress and moved cursors of each consumer |
 //! | `log/` | the segments, what they hold for whom, and the files for further segments |
 //! | `kept` | named values and retained messages |
+//! | `later` | which of them the log does not have in their present state |
 //! | `space_left`, `parts` | the space that is left, and which part of it is for whom |
 //! | `loss`, `pace` | messages that limits have dropped |
 //! | `report`, `trouble` | damage, counters, and a failing disk |
@@ -39,7 +40,8 @@
 //! - Unreadable data costs only the records in it. It is reported, and the messages are counted as lost for their consumers.
 //!
 //! # Limits
-//! - Memory: [`PENDING_MAX`] bytes that wait for the disk and as many being written; 256 KiB read ahead for a consumer
+//! - Memory: [`PENDING_MAX`] bytes of messages that wait for the disk, half as many at QoS 0, as many again of other records,
+//!   and as many as all these being written; 256 KiB read ahead for a consumer
 //!   and [`AHEAD_ALL`] for all together; what consumers hold unsettled, and at most 64 messages more that a reader has taken
 //!   ahead; retained messages and sessions; per segment some
 //!   words for each consumer that it has messages for; one segment while segments are merged.
@@ -54,6 +56,7 @@ pub mod format;
 pub(crate) mod inspect;
 mod keeping;
 mod kept;
+mod later;
 mod log;
 mod loss;
 mod pace;
@@ -104,9 +107,10 @@ pub(crate) const CURSOR_EVERY: u64 = 500;
 const CURSOR_AGE: Duration = Duration::from_secs(1);
 /// The age at which a moved cursor is written even if nothing else is.
 const CURSOR_IDLE: Duration = Duration::from_secs(30);
-/// How long records for which nobody waits may stay unwritten.
+/// How long that for which nobody waits may stay unwritten.
 const LAZY: Duration = Duration::from_secs(10);
-/// The most bytes that may wait for the disk; further messages are refused.
+/// The most bytes of messages at QoS 1 and 2 that may wait for the disk; further ones are refused. The other purposes of
+/// records have room in proportion.
 pub(crate) const PENDING_MAX: usize = 4 << 20;
 /// The most bytes that are read ahead for all consumers.
 pub(crate) const AHEAD_ALL: usize = 6 << 20;

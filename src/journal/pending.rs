@@ -4,10 +4,42 @@ use std::time::{Duration, Instant};
 
 use super::format::RecordKind;
 use super::record::{self, RecordDraft};
-use super::{LAZY, Position};
+use super::{LAZY, PENDING_MAX, Position};
 
 /// A disk that has not responded for this long counts as failing.
 const STANDS_STILL: Duration = Duration::from_secs(20);
+/// The number of waiting bytes that are written at once, even if nobody waits for them.
+const WORTH_A_WRITE: usize = 1 << 20;
+
+/// What a waiting record is for. Each purpose has room of its own, so that no number of records for one of them keeps out
+/// those for another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Purpose {
+    /// Messages at QoS 0, for which no publisher waits.
+    Unasked,
+    /// Messages at QoS 1 and 2.
+    Asked,
+    /// Sessions, other values, and consumers.
+    Sessions,
+    /// Steps of QoS 2 exchanges.
+    Steps,
+    /// What the journal writes of its own accord. It has bounds of its own.
+    Own,
+}
+
+const PURPOSES: usize = Purpose::Own as usize + 1;
+
+impl Purpose {
+    /// The most waiting bytes.
+    const fn most(self) -> usize {
+        match self {
+            Purpose::Unasked | Purpose::Sessions => PENDING_MAX / 2,
+            Purpose::Asked => PENDING_MAX,
+            Purpose::Steps => PENDING_MAX / 4,
+            Purpose::Own => usize::MAX,
+        }
+    }
+}
 
 /// The records that wait to be written, and those that are being written.
 #[derive(Debug, Default)]
@@ -16,6 +48,8 @@ pub(crate) struct Pending {
     newest: u64,
     /// The records, without their CRCs.
     bytes: Vec<u8>,
+    /// The length of the records for each purpose.
+    lengths: [usize; PURPOSES],
     /// When they must be written; `None` if they can wait for a record that has a time.
     due: Option<Instant>,
     /// The bytes that are being written.
@@ -34,15 +68,32 @@ impl Pending {
         Position(self.newest)
     }
 
+    /// Whether there is room for `len` bytes more. One record has room however large it is.
+    pub(crate) fn has_room(&self, purpose: Purpose, len: usize) -> bool {
+        let waiting = self.lengths[purpose as usize];
+        waiting == 0 || waiting + len <= purpose.most()
+    }
+
+    /// Whether more than half of the room for this purpose is used.
+    pub(crate) fn is_crowded(&self, purpose: Purpose) -> bool {
+        self.lengths[purpose as usize] > purpose.most() / 2
+    }
+
     /// Adds a record, and returns its position.
     pub(crate) fn push(
         &mut self,
+        purpose: Purpose,
         (kind, flags, boot): (RecordKind, u8, u32),
         consumers: impl ExactSizeIterator<Item = (u64, u64)>,
         body: &[&[u8]],
     ) -> Position {
         self.newest += 1;
+        let begin = self.bytes.len();
         record::encode(&mut self.bytes, self.newest, &RecordDraft { kind, flags, boot, body }, consumers);
+        self.lengths[purpose as usize] += self.bytes.len() - begin;
+        if self.bytes.len() >= WORTH_A_WRITE {
+            self.due_now();
+        }
         Position(self.newest)
     }
 
@@ -64,6 +115,13 @@ impl Pending {
         self.due.get_or_insert_with(|| Instant::now() + LAZY);
     }
 
+    /// Records that there is nothing for which [`Pending::due_later`] was called any more.
+    pub(crate) fn not_due_later(&mut self) {
+        if self.bytes.is_empty() {
+            self.due = self.due.filter(|due| *due <= Instant::now());
+        }
+    }
+
     /// When the waiting records must be written, if that is set.
     pub(crate) fn due(&self) -> Option<Instant> {
         self.due
@@ -72,6 +130,7 @@ impl Pending {
     /// Gives the waiting records to the writing thread.
     pub(crate) fn take(&mut self, bytes: &mut Vec<u8>, now: Instant) {
         std::mem::swap(&mut self.bytes, bytes);
+        self.lengths = Default::default();
         (self.writing, self.writing_since, self.due) = (bytes.len(), Some(now), None);
     }
 
@@ -83,6 +142,11 @@ impl Pending {
     /// Records that everything taken is written.
     pub(crate) fn written(&mut self) {
         (self.writing, self.writing_since) = (0, None);
+    }
+
+    /// Whether the present write, if there is one, has made progress within this time.
+    pub(crate) fn is_quick(&self, within: Duration) -> bool {
+        self.writing_since.is_none_or(|since| since.elapsed() < within)
     }
 
     /// A text about a write that makes no progress.

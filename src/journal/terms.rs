@@ -111,8 +111,6 @@ pub struct Extra {
     pub received: Option<(ConsumerId, u16)>,
     /// Set if this consumer had the message until now, with this ordinal.
     pub handed_over: Option<(ConsumerId, u64)>,
-    /// Whether nobody waits for it, so that it may be written a little later together with others.
-    pub lazy: bool,
 }
 
 /// A step of a QoS 2 exchange of a persistent session or an upstream [MQTT-4.3.3].

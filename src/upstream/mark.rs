@@ -191,6 +191,9 @@ mod tests {
             std::thread::yield_now();
         }
         while journal.note(consumer, Note::Again(0)).is_ok() {}
+        let mut names = 0..;
+        while journal.keep(&format!("{}", names.next().unwrap()), Some(&[0; 4096]), false).is_ok() {}
+        while journal.keep(&format!("{}", names.next().unwrap()), Some(&[0]), false).is_ok() {}
         wants(&mut mark, "mqtt://two");
         assert!(mark.set(true, true).is_err() && mark.is_foreign(true));
         wants(&mut mark, "mqtt://one");

@@ -298,7 +298,7 @@ async fn open(
     if expiry > 0 || !connect.clean {
         tokio::select! {
             biased;
-            () = core.allowance.wait(&holder) => {}
+            () = core.wait_for_card(&holder) => {}
             () = place.cut() => return Err(Reason::SERVER_BUSY),
             // of two connections the newer one waits, in the place that both share
             () = place.replaced() => return Err(Reason::SERVER_BUSY),
@@ -325,6 +325,11 @@ async fn open(
         }
     }
     let present = resumed.is_some();
+    if !present && expiry > 0 && !core.ingress.journal().has_room_for_session(&owner) {
+        // CONNACK would promise a session that is gone after a restart
+        let _ = core.registry.release(claim, None);
+        return Err(Reason::SERVER_BUSY);
+    }
     let mut session = begin_session(core, &connect, (&owner, &holder), resumed, expiry);
     core.keep_will_of(&holder, &owner, connect.will.as_ref().filter(|will| permissions.may_publish(&will.topic)));
     let subscriber = core.subscriber(&session);

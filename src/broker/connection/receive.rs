@@ -12,7 +12,7 @@ use crate::access::guesses::network;
 use crate::exchange::filters::MAX_LEVELS;
 use crate::exchange::ingress::{Accepted, Receipt};
 use crate::exchange::receiving::FREE;
-use crate::journal::{Note, Outcome, Position};
+use crate::journal::{Full, Note, Outcome, Position};
 use crate::message::{Draft, MOST_DEEP, Qos, levels, via};
 use crate::mqtt::write::AckPacket;
 use crate::mqtt::{
@@ -77,18 +77,13 @@ impl BrokerConnection {
         result.map(|()| placed)
     }
 
-    /// When this client may change its session again, if its user has written too much to the card. Subscriptions of a session
-    /// that ends with its connection are not written, so they do not wait for those who write.
-    pub(super) fn card_turn(&self) -> Option<Instant> {
-        let is_kept = self.session.expiry > 0 || self.session.durable.is_some();
-        is_kept.then(|| self.core.allowance.until(&self.holder)).flatten()
-    }
-
     /// Whether a packet of this type may be processed now. If not, it waits with all that follow, for the client's turn or
     /// for room.
     fn may_begin(&mut self, kind: PacketType) -> bool {
         self.held_until = match kind {
-            PacketType::Subscribe | PacketType::Unsubscribe => self.turn().max(self.card_turn()),
+            PacketType::Subscribe | PacketType::Unsubscribe => {
+                self.turn().max(self.core.card_turn(&self.session, &self.holder))
+            }
             PacketType::Publish if self.batch.is_empty() => self.turn(),
             _ => None,
         };
@@ -134,7 +129,7 @@ impl BrokerConnection {
         for packet_id in refused {
             self.session.unreleased.remove(&packet_id);
             // the batch may have taken it to the disk as received
-            self.note(Note::Forgotten(packet_id));
+            let _ = self.note(Note::Forgotten(packet_id));
         }
     }
 
@@ -147,8 +142,7 @@ impl BrokerConnection {
             }
             PacketType::PubAck | PacketType::PubRec | PacketType::PubRel | PacketType::PubComp => {
                 let (packet_id, reason) = acknowledgement(body, self.version).map_err(ConnectionEnd::Broken)?;
-                self.acknowledgement(found.kind, packet_id, reason);
-                Ok(())
+                self.acknowledgement(found.kind, packet_id, reason)
             }
             PacketType::Subscribe => {
                 let subscribe = Subscribe::decode(body, self.version).map_err(ConnectionEnd::Broken)?;
@@ -266,7 +260,7 @@ impl BrokerConnection {
         Ok(Ok(()))
     }
 
-    fn acknowledgement(&mut self, kind: PacketType, packet_id: u16, reason: Reason) {
+    fn acknowledgement(&mut self, kind: PacketType, packet_id: u16, reason: Reason) -> Result<(), ConnectionEnd> {
         let settled = match kind {
             PacketType::PubAck => self.session.outbound.acknowledged(packet_id),
             PacketType::PubComp => self.session.outbound.completed(packet_id),
@@ -278,10 +272,13 @@ impl BrokerConnection {
                 }
             },
             _ => {
-                let known = self.session.unreleased.remove(&packet_id);
+                let known = self.session.unreleased.contains(&packet_id);
                 let reason = if known { Reason::SUCCESS } else { Reason::PACKET_ID_NOT_FOUND };
                 // sent after the PUBREC of the same message, if that still waits for its receipt
-                let durable = known.then(|| self.note(Note::Forgotten(packet_id))).flatten();
+                let durable = if known { self.note(Note::Forgotten(packet_id)) } else { Ok(None) };
+                // with an old record the next message with this id would be taken for a repetition after a restart
+                let durable = durable.map_err(|Full| ConnectionEnd::Ended(Reason::SERVER_BUSY))?;
+                self.session.unreleased.remove(&packet_id);
                 let state = AckState::Waits(Receipt { durable });
                 self.acks.push(PendingAck { kind: AckPacket::PubComp, packet_id, reason, state });
                 None
@@ -290,6 +287,7 @@ impl BrokerConnection {
         if let Some(source) = settled {
             self.settle(source);
         }
+        Ok(())
     }
 
     /// Answers a PUBREC with a PUBREL. In a persistent session the PUBREL waits until it is on disk that the client has the
@@ -299,7 +297,8 @@ impl BrokerConnection {
             Received::Release(ordinal) => (Reason::SUCCESS, *ordinal),
             _ => (Reason::PACKET_ID_NOT_FOUND, None),
         };
-        let durable = ordinal.and_then(|ordinal| self.note(Note::Released(ordinal)));
+        // if the journal cannot write, the message may arrive twice after a restart
+        let durable = ordinal.and_then(|ordinal| self.note(Note::Released(ordinal)).ok().flatten());
         if durable.is_none() && self.acks.is_empty() {
             write::ack(self.out.tail(), self.version, AckPacket::PubRel, packet_id, reason);
         } else {
@@ -308,11 +307,10 @@ impl BrokerConnection {
         }
     }
 
-    /// Records a step of a QoS 2 exchange of a persistent session. If the journal cannot write, nothing waits for the
-    /// record, and the message may arrive twice after a restart.
-    fn note(&self, note: Note) -> Option<Position> {
-        let durable = self.session.durable.as_ref()?;
-        self.core.ingress.journal().note(durable.consumer, note).ok()
+    /// Records a step of a QoS 2 exchange of a persistent session.
+    fn note(&self, note: Note) -> Result<Option<Position>, Full> {
+        let Some(durable) = &self.session.durable else { return Ok(None) };
+        self.core.ingress.journal().note(durable.consumer, note).map(Some)
     }
 
     /// Ends a delivery: acknowledged, refused or impossible.

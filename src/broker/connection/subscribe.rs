@@ -14,7 +14,7 @@ use crate::exchange::filters::MAX_LEVELS;
 use crate::exchange::meter::Walk;
 use crate::exchange::receiving::Reservation;
 use crate::exchange::subscribers::SubscriptionOptions;
-use crate::journal::Position;
+use crate::journal::{Full, Position};
 use crate::message::{Qos, check_filter, levels};
 use crate::mqtt::{Error, Reason, RetainHandling, Subscribe, SubscribeFilter, Unsubscribe, Version, write};
 
@@ -122,7 +122,7 @@ impl BrokerConnection {
     /// Continues with a packet of which only a part was processed. Returns whether other packets may follow.
     pub(super) fn continue_change(&mut self) -> Result<bool, ConnectionEnd> {
         if self.change.is_some() {
-            self.held_until = self.turn().max(self.card_turn());
+            self.held_until = self.turn().max(self.core.card_turn(&self.session, &self.holder));
         }
         if self.held_until.is_none()
             && let Some(change) = self.change.take()
@@ -141,14 +141,18 @@ impl BrokerConnection {
         for (at, end) in (first..).zip(next) {
             let filter = &change.filters[std::mem::replace(&mut change.begin, *end)..*end];
             walk.visits(STEPS_OF_A_FILTER);
-            let reason = match &change.subscribe {
+            let (reason, kept) = match &change.subscribe {
                 Some(SubscribeTerms { id, each }) => {
-                    self.subscribe_one(filter, each[at], *id, (&mut walk, &mut found))?
+                    match self.subscribe_one(filter, each[at], *id, (&mut walk, &mut found))? {
+                        Ok(kept) => (Reason(each[at].qos as u8), kept),
+                        Err(reason) => (reason, None),
+                    }
                 }
-                None => self.unsubscribe_one(filter),
+                None => {
+                    let reason = self.unsubscribe_one(filter);
+                    (reason, self.core.keep_subscription(&mut self.session, filter, None).unwrap_or_default())
+                }
             };
-            let is_kept = change.subscribe.is_none() || !reason.is_error();
-            let kept = is_kept.then(|| self.core.keep_subscription(&mut self.session, filter)).flatten();
             change.kept = change.kept.max(kept);
             // MQTT 3.1 has no refusal: the client gets a normal answer, and no messages
             let silent = change.subscribe.as_ref().filter(|_| self.version == Version::V31 && reason.is_error());
@@ -184,33 +188,34 @@ impl BrokerConnection {
         Ok(())
     }
 
+    /// Adds a subscription. Returns the position to wait for before the client may rely on it, or why it is refused.
     fn subscribe_one(
         &mut self,
         wanted: &str,
         terms: FilterTerms,
         id: Option<u32>,
         search: (&mut Walk, &mut usize),
-    ) -> Result<Reason, ConnectionEnd> {
+    ) -> Result<Result<Option<Position>, Reason>, ConnectionEnd> {
         let Some((shared, filter)) = checked(wanted) else {
             return match self.version.is_v5() {
-                true => Ok(Reason::TOPIC_FILTER_INVALID),
+                true => Ok(Err(Reason::TOPIC_FILTER_INVALID)),
                 false => Err(ConnectionEnd::Broken(Error::Malformed("invalid topic filter"))), // [MQTT-4.7.1-2], [MQTT-4.8.0-1]
             };
         };
         if !self.permissions.may_subscribe(filter) {
             self.core.access.denied(&self.identity, self.address, Denied::Subscribe(filter));
-            return Ok(Reason::NOT_AUTHORIZED);
+            return Ok(Err(Reason::NOT_AUTHORIZED));
         }
         let known = self.session.subscriptions.contains_key(wanted);
         let count = self.session.subscriptions.len();
         if !known && (count >= MAX_FILTERS || !self.session.has_room_for(wanted)) {
             self.core.access.quota(&self.identity, self.address, "subscriptions");
-            return Ok(Reason::QUOTA_EXCEEDED);
+            return Ok(Err(Reason::QUOTA_EXCEEDED));
         }
         let filter_bytes = self.session.filter_bytes + wanted.len();
         if !known && (filter_bytes > MAX_FILTER_BYTES || !self.core.can_keep(&self.session, wanted)) {
             self.core.access.quota(&self.identity, self.address, "bytes of topic filters");
-            return Ok(Reason::QUOTA_EXCEEDED);
+            return Ok(Err(Reason::QUOTA_EXCEEDED));
         }
         let options = SubscriptionOptions {
             qos: terms.qos,
@@ -219,12 +224,16 @@ impl BrokerConnection {
             retain_as_published: terms.retain_as_published || self.is_bridge,
             id,
         };
+        let kept = match self.core.keep_subscription(&mut self.session, wanted, Some(&options)) {
+            Ok(kept) => kept,
+            Err(Full) => return Ok(Err(Reason::QUOTA_EXCEEDED)),
+        };
         if shared {
             self.subscribe_shared(wanted, filter, options);
         } else {
             self.subscribe_own(filter, options, terms.retain_handling, search);
         }
-        Ok(Reason(terms.qos as u8))
+        Ok(Ok(kept))
     }
 
     fn subscribe_shared(&mut self, shared: &str, filter: &str, options: SubscriptionOptions) {

@@ -124,6 +124,56 @@ async fn what_clients_write_is_at_the_cost_of_their_user() {
     assert_eq!(holders, [guests, PlaceHolder::Guest(None)].into());
 }
 
+#[tokio::test]
+async fn what_the_journal_refuses_is_not_granted() {
+    use crate::journal::Note;
+    use crate::journal::storage::memory::{Faults, MemoryStorage};
+
+    let storage = MemoryStorage::default();
+    let files = storage.clone();
+    let clock = Arc::new(crate::time::SystemClock);
+    let broker = broker(move || crate::journal::Journal::open(Arc::new(files), Default::default(), clock).unwrap());
+    let connect = |id: u8| [&b"\x10\x0d\0\x04MQTT\x04\0\0\0\0\x01"[..], &[id]].concat();
+    let mut client = reach(&broker, 4096);
+    // QoS 2 with packet id 7
+    client.write_all(&[connect(b'a'), b"\x34\x06\0\x01t\0\x07x".to_vec()].concat()).await.unwrap();
+    let mut answers = [0; 8];
+    client.read_exact(&mut answers).await.unwrap();
+    assert_eq!(answers, [0x20, 2, 0, 0, 0x50, 2, 0, 7]);
+    // from now on the disk does not respond, and there is no room left
+    storage.set_faults(Faults { hold_sync: true, ..Faults::NONE });
+    let journal = broker.core.ingress.journal();
+    for number in 0.. {
+        let _ = journal.keep_session(&format!("another/{number}"), Some(&[b'x'; 400]), false);
+        if !journal.has_room_for_session("b") {
+            break;
+        }
+    }
+    let consumer = journal.consumers()[0].1;
+    while journal.note(consumer, Note::Again(1)).is_ok() {}
+    let mut other = reach(&broker, 4096);
+    other.write_all(&connect(b'b')).await.unwrap();
+    let mut refused = [0; 4];
+    other.read_exact(&mut refused).await.unwrap();
+    assert_eq!(refused, [0x20, 2, 0, 3], "its session would be gone after a restart");
+    client.write_all(&subscribe(b't')).await.unwrap();
+    let mut suback = [0; 5];
+    client.read_exact(&mut suback).await.unwrap();
+    assert_eq!(suback, [0x90, 3, 0, 1, 0x80]);
+    // without a PUBCOMP the client sends its PUBREL again when it connects again
+    client.write_all(b"\x62\x02\0\x07").await.unwrap();
+    assert_eq!(client.read(&mut [0; 4]).await.unwrap(), 0);
+    storage.set_faults(Faults::NONE);
+    while journal.status().pending_bytes > 0 {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    let mut client = reach(&broker, 4096);
+    client.write_all(&[connect(b'a'), b"\x62\x02\0\x07".to_vec()].concat()).await.unwrap();
+    let mut answers = [0; 8];
+    client.read_exact(&mut answers).await.unwrap();
+    assert_eq!(answers, [0x20, 2, 1, 0, 0x70, 2, 0, 7]);
+}
+
 /// A SUBSCRIBE to these filters at QoS 0.
 fn subscribe_to(filters: impl Iterator<Item = String>) -> Vec<u8> {
     let mut body = vec![0, 1];

@@ -283,10 +283,10 @@ impl Ingress {
             cost += walk.cost(consumers.len() + groups.len());
             let packet_id = ids.next_if(|(place, _)| *place == at as u32).map(|(_, packet_id)| *packet_id);
             let received = received.map(|(session, _)| session).zip(packet_id);
-            let kept = retains(self.stats(), &sequencer.retained, message)
+            let mut kept = retains(self.stats(), &sequencer.retained, message)
                 .then(|| batch.message_at(entry.offset).to_owned_memory());
             let is_asked = message.qos() > Qos::AtMostOnce;
-            let written = write(&mut appender, (batch, entry.offset), kept.as_ref(), &consumers, received);
+            let written = write(&mut appender, (batch, entry.offset), &mut kept, &consumers, received);
             if is_traced {
                 self.traces().accepted(message, written.map_err(drop), upstreams, self.clock().boot_ms());
             }

@@ -7,8 +7,9 @@ use std::collections::HashMap;
 
 use super::super::log::Packing;
 use super::super::parts::{PARTS, Part, PartHolder, guaranteed, usable};
+use super::super::pending::Purpose;
 use super::super::settings::JournalSettings;
-use super::super::{ConsumerId, Full, PENDING_MAX, WhenFull};
+use super::super::{ConsumerId, Full, WhenFull};
 use super::JournalState;
 
 impl JournalState {
@@ -56,6 +57,7 @@ impl JournalState {
     /// Checks whether there is room for a message of `len` bytes, and counts it as refused if there is none.
     pub(super) fn admit(
         &mut self,
+        purpose: Purpose,
         len: usize,
         consumers: &[ConsumerId],
         settings: &JournalSettings,
@@ -63,7 +65,7 @@ impl JournalState {
         let is_too_large = len as u64 > usable(settings);
         let refuses = settings.when_full == WhenFull::Refuse;
         let is_stuck = refuses && (self.trouble.now().is_some() || !self.has_space(len, consumers, settings));
-        if is_stuck || is_too_large || self.pending.len() + len > PENDING_MAX.max(len) {
+        if is_stuck || is_too_large || !self.pending.has_room(purpose, len) {
             self.counts.refuse();
             return Err(Full);
         }
@@ -75,7 +77,7 @@ impl JournalState {
 
     /// Whether the journal and the parts of all consumers have room for `len` more bytes without dropping anything. The
     /// room is computed again only when it seems to be used up and something has changed since the last time.
-    fn has_space(&mut self, len: usize, consumers: &[ConsumerId], settings: &JournalSettings) -> bool {
+    pub(super) fn has_space(&mut self, len: usize, consumers: &[ConsumerId], settings: &JournalSettings) -> bool {
         if self.has_room(len as u64, consumers) {
             return true;
         }

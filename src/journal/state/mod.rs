@@ -2,6 +2,7 @@
 //! alone changes it; operations on several parts are here.
 
 mod giving_way;
+mod outdated;
 
 use std::time::Instant;
 
@@ -12,16 +13,17 @@ use super::boots::{Boots, encode_boot};
 use super::consumers::{CURSOR_LEN, ConsumerQueues, Queue};
 use super::format::{CONSUMER_LEN, FLAG_HANDED_OVER, FLAG_RECEIVED, FLAG_RETAINED, RECORD_HEAD, RecordKind, u64_at};
 use super::kept::Kept;
+use super::later::{Later, Subject};
 use super::log::{Log, Segment};
 use super::loss::Losses;
-use super::pending::Pending;
+use super::pending::{Pending, Purpose};
 use super::record::RecordRef;
 use super::report::{JournalCounts, Report, Reports, Status};
 use super::settings::JournalSettings;
 use super::space_left::SpaceLeft;
 use super::trouble::Trouble;
-use super::{Backlog, ConsumerId, Extra, Full, Limits, Note, PENDING_MAX, Position};
-use crate::message::{Message, fnv::hash};
+use super::{Backlog, ConsumerId, Extra, Full, Limits, Note, Position};
+use crate::message::{Message, Qos, fnv::hash};
 use crate::time::Clock;
 
 /// How the threads end.
@@ -38,6 +40,8 @@ pub(crate) enum Stop {
 pub struct JournalState {
     /// Records that are not on disk yet.
     pub(super) pending: Pending,
+    /// What becomes records later.
+    pub(super) later: Later,
     pub(super) queues: ConsumerQueues,
     pub(super) kept: Kept,
     /// The segments and files on disk.
@@ -74,12 +78,13 @@ impl JournalState {
     /// Adds a record to the waiting ones, and returns its position.
     fn push(
         &mut self,
+        purpose: Purpose,
         kind: RecordKind,
         flags: u8,
         consumers: impl ExactSizeIterator<Item = (u64, u64)>,
         body: &[&[u8]],
     ) -> Position {
-        self.pending.push((kind, flags, self.boots.number()), consumers, body)
+        self.pending.push(purpose, (kind, flags, self.boots.number()), consumers, body)
     }
 
     /// See [`super::Journal::append_with`].
@@ -91,7 +96,8 @@ impl JournalState {
         settings: &JournalSettings,
     ) -> Result<Position, Full> {
         let (view, size) = (message.view(), message.size());
-        self.admit(RECORD_HEAD + CONSUMER_LEN * (consumers.len() + 1) + size, consumers, settings)?;
+        let purpose = if view.qos() == Qos::AtMostOnce { Purpose::Unasked } else { Purpose::Asked };
+        self.admit(purpose, RECORD_HEAD + CONSUMER_LEN * (consumers.len() + 1) + size, consumers, settings)?;
         if consumers.iter().any(|id| self.queues.get(*id).is_some_and(|queue| queue.refuses(size))) {
             return Err(Full);
         }
@@ -124,33 +130,36 @@ impl JournalState {
         if extra.retained {
             flags |= FLAG_RETAINED;
             self.kept.retain(message.clone());
+            if !self.later.is_empty() {
+                self.later.forget(&Subject::Retained(view.topic().into()));
+            }
         }
-        let position = self.push(RecordKind::Message, flags, pairs.into_iter(), &[view.as_bytes()]);
-        self.due(extra.lazy);
+        let position = self.push(purpose, RecordKind::Message, flags, pairs.into_iter(), &[view.as_bytes()]);
+        self.pending.due_now();
         Ok(position)
     }
 
-    /// Makes the added records be written. `lazy` means that nobody waits for them.
-    fn due(&mut self, lazy: bool) {
-        if lazy { self.pending.due_later() } else { self.pending.due_now() }
-    }
-
-    fn control(&self, len: usize) -> Result<(), Full> {
-        // small records that may release space, so they get twice the room of messages
-        if self.pending.len() + len > 2 * PENDING_MAX { Err(Full) } else { Ok(()) }
+    fn has_memory(&self, purpose: Purpose, len: usize) -> Result<(), Full> {
+        if self.pending.has_room(purpose, len) { Ok(()) } else { Err(Full) }
     }
 
     /// See [`super::Journal::received`].
     pub(super) fn append_received(&mut self, id: ConsumerId, packet_id: u16) -> Result<Position, Full> {
-        self.control(0)?;
+        self.has_memory(Purpose::Steps, RECORD_HEAD + CONSUMER_LEN)?;
         let Some(key) = self.queues.get(id).map(Queue::key) else { return Ok(self.pending.newest()) };
         self.pending.due_now();
-        Ok(self.push(RecordKind::Message, FLAG_RECEIVED, [(key, u64::from(packet_id))].into_iter(), &[]))
+        Ok(self.push(
+            Purpose::Steps,
+            RecordKind::Message,
+            FLAG_RECEIVED,
+            [(key, u64::from(packet_id))].into_iter(),
+            &[],
+        ))
     }
 
     /// See [`super::Journal::note`].
     pub(super) fn append_note(&mut self, id: ConsumerId, note: Note) -> Result<Position, Full> {
-        self.control(0)?;
+        self.has_memory(Purpose::Steps, RECORD_HEAD + CONSUMER_LEN + 16)?;
         let Some(key) = self.queues.get(id).map(Queue::key) else { return Ok(self.pending.newest()) };
         let (what, value) = match note {
             Note::Forgotten(packet_id) => (0u64, u64::from(packet_id)),
@@ -159,7 +168,7 @@ impl JournalState {
         };
         self.pending.due_now();
         let body: &[&[u8]] = &[&what.to_le_bytes(), &value.to_le_bytes()];
-        Ok(self.push(RecordKind::Note, 0, [(key, 0)].into_iter(), body))
+        Ok(self.push(Purpose::Steps, RecordKind::Note, 0, [(key, 0)].into_iter(), body))
     }
 
     /// Keeps or deletes a named value, see [`super::Journal::keep_session`].
@@ -169,23 +178,42 @@ impl JournalState {
         value: Option<&[u8]>,
         lazy: bool,
     ) -> Result<(Position, usize), Full> {
-        if self.kept.value(name) == value {
-            // known already, but perhaps not on disk yet
-            return Ok((if lazy { self.pending.newest() } else { self.barrier() }, 0));
-        }
         let Ok(len) = u16::try_from(name.len()) else { return Err(Full) };
+        let known = self.kept.value(name).map(|known| &known[..]);
+        let is_known = known == value;
+        // what belongs to a session is not written before the session's first state, and not deleted after a later one
+        let has_place = !name.starts_with('\0') && (known.is_none() || value.is_none());
+        if lazy && (is_known || !has_place) {
+            let bytes = if is_known { 0 } else { self.keep_later(name, value) };
+            return Ok((self.pending.newest(), bytes));
+        }
+        if is_known && !self.later.has(&Subject::Value(name.into())) {
+            // known already, but perhaps not on disk yet
+            return Ok((self.barrier(), 0));
+        }
+        if let Some(value) = value {
+            self.has_memory(Purpose::Sessions, RECORD_HEAD + usize::from(len) + value.len())?;
+        }
         match value {
-            Some(value) => {
-                self.control(name.len() + value.len())?;
-                self.kept.keep(name, value);
-            }
+            Some(value) => self.kept.keep(name, value),
             None => self.kept.forget(name),
         }
-        self.due(lazy);
-        let body: &[&[u8]] = &[&len.to_le_bytes(), name.as_bytes(), value.unwrap_or_default()];
+        if lazy {
+            self.pending.due_later()
+        } else {
+            self.pending.due_now()
+        }
         let begin = self.pending.len();
-        let position = self.push(RecordKind::State, 0, std::iter::empty(), body);
+        let position = self.push_value(Purpose::Sessions, name);
+        self.later.forget(&Subject::Value(name.into()));
         Ok((position, self.pending.len() - begin))
+    }
+
+    /// Adds a record of the present state of a named value.
+    fn push_value(&mut self, purpose: Purpose, name: &str) -> Position {
+        let value = self.kept.value(name).cloned().unwrap_or_default();
+        let body: &[&[u8]] = &[&(name.len() as u16).to_le_bytes(), name.as_bytes(), &value];
+        self.push(purpose, RecordKind::State, 0, std::iter::empty(), body)
     }
 
     /// See [`super::Journal::barrier`].
@@ -213,7 +241,7 @@ impl JournalState {
             key = key.wrapping_add(1);
         }
         let base = self.pending.newest().0;
-        self.push(RecordKind::Consumer, 0, [(key, base)].into_iter(), &[name.as_bytes()]);
+        self.push(Purpose::Sessions, RecordKind::Consumer, 0, [(key, base)].into_iter(), &[name.as_bytes()]);
         self.insert(name, key, base, limits)
     }
 
@@ -224,7 +252,7 @@ impl JournalState {
         };
         queue.bound(limits);
         let base = queue.base();
-        self.push(RecordKind::Consumer, 0, [(key, base)].into_iter(), &[name.as_bytes()]);
+        self.push(Purpose::Sessions, RecordKind::Consumer, 0, [(key, base)].into_iter(), &[name.as_bytes()]);
         self.rename(id, name);
         id
     }
@@ -250,7 +278,7 @@ impl JournalState {
     /// See [`super::Journal::remove`].
     pub(super) fn remove(&mut self, id: ConsumerId) -> Backlog {
         let Some(queue) = self.forget(id) else { return Backlog::default() };
-        self.push(RecordKind::ConsumerRemoved, 0, [(queue.key(), 0)].into_iter(), &[]);
+        self.push(Purpose::Sessions, RecordKind::ConsumerRemoved, 0, [(queue.key(), 0)].into_iter(), &[]);
         self.pending.due_later();
         queue.backlog()
     }
@@ -292,7 +320,7 @@ impl JournalState {
     pub(super) fn push_cursors(&mut self, orderly: bool) {
         let Some(body) = self.queues.take_cursors(orderly) else { return };
         for part in body.chunks(CURSOR_LEN * 500) {
-            self.push(RecordKind::Cursors, 0, std::iter::empty(), &[part, &[u8::from(orderly)]]);
+            self.push(Purpose::Own, RecordKind::Cursors, 0, std::iter::empty(), &[part, &[u8::from(orderly)]]);
         }
         self.pending.due_now();
     }
@@ -302,7 +330,7 @@ impl JournalState {
         if let Some(boot) = self.boots.observe(clock) {
             let mut body = Vec::new();
             encode_boot(self.boots.number(), &boot, &mut body);
-            self.push(RecordKind::Clock, 0, std::iter::empty(), &[&body]);
+            self.push(Purpose::Own, RecordKind::Clock, 0, std::iter::empty(), &[&body]);
         }
     }
 
@@ -399,9 +427,16 @@ impl JournalState {
     }
 
     /// Gives the waiting records to the writing thread.
-    pub(super) fn take_pending(&mut self, bytes: &mut Vec<u8>, clock: &dyn Clock, now: Instant) {
+    pub(super) fn take_pending(
+        &mut self,
+        bytes: &mut Vec<u8>,
+        (clock, settings): (&dyn Clock, &JournalSettings),
+        now: Instant,
+    ) {
+        let is_part = self.push_outdated(settings);
         self.push_cursors(false);
         self.push_clock(clock);
         self.pending.take(bytes, now);
+        self.go_on_later(is_part);
     }
 }

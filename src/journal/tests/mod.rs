@@ -1,6 +1,7 @@
 //! Tests of the journal as a whole. The tests of what it survives are in `tests/faults.rs`.
 
 mod faults;
+mod later;
 mod locks;
 mod merging;
 mod parts;

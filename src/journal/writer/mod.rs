@@ -112,7 +112,7 @@ impl Writer {
                     if state.pending.due().is_none() {
                         return WriterAction::End;
                     }
-                    state.take_pending(bytes, &*self.shared.clock.0, now);
+                    state.take_pending(bytes, (&*self.shared.clock.0, &self.shared.settings), now);
                     return WriterAction::Write;
                 }
                 None => {}
@@ -122,7 +122,7 @@ impl Writer {
                 state.push_cursors(false);
             }
             if state.pending.due().is_some_and(|due| due <= now) {
-                state.take_pending(bytes, &*self.shared.clock.0, now);
+                state.take_pending(bytes, (&*self.shared.clock.0, &self.shared.settings), now);
                 return WriterAction::Write;
             }
             match [state.pending.due(), idle].into_iter().flatten().min() {
@@ -339,7 +339,10 @@ impl Writer {
 
     /// Writes a snapshot, and returns the progress of each consumer at that moment by its key.
     fn snapshot(&mut self) -> io::Result<HashMap<u64, u64>> {
-        let contents = SnapshotContents::of(&self.shared.state.lock());
+        let mut state = self.shared.state.lock();
+        let contents = SnapshotContents::of(&state);
+        state.later.are_in_log();
+        drop(state);
         let bytes = contents.write(&*self.shared.storage, random())?;
         let mut state = self.shared.state.lock();
         state.log.cover(contents.covered());
