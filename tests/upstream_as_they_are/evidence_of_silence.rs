@@ -37,6 +37,16 @@ fn a_message_at_which_the_line_goes_silent_lets_others_go_first() {
 }
 
 #[test]
+fn an_upstream_that_takes_nothing_for_a_while_gets_everything_in_order() {
+    // as with a broker that accepts connections while it is out of memory
+    let played = Played::new(|heard| if heard.connection < 2 && !heard.is_connect() { Say::Gone } else { Say::Usual });
+    let (gateway, port) = start(&upstream(played.port, "protocol = 4\nkeep_alive = \"5 s\""));
+    publish(&gateway, "a", &FIVE, false);
+    played.wait_for(&FIVE);
+    assert_eq!((drained(port), played.texts()), (0, FIVE.map(str::to_owned).into()));
+}
+
+#[test]
 fn a_subscription_at_which_an_upstream_goes_silent_is_left_out_and_forwarding_goes_on() {
     let begin = |protocol: u8| {
         let played = Played::new(|heard| match heard.filters() {

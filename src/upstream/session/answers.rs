@@ -62,9 +62,13 @@ impl UpstreamSession {
                 self.pauses += 1;
                 self.pause = Some(Pause { until: None, times: self.pauses });
             }
+        } else if !refused && self.was_trial(at) {
+            self.got_through = true;
+            self.hold_again(at);
         } else if !self.proves_flag(at) {
             let message = &mut self.in_flight[at];
             self.got_through |= !refused;
+            self.put_off.trial.others_arrive(!refused);
             let copy = message.gone_to.filter(|_| !refused);
             let outcome = if refused { LedgerOutcome::Dropped(DropReason::Refused) } else { LedgerOutcome::Acked };
             message.outcome = Some(outcome);

@@ -365,12 +365,16 @@ impl UpstreamSession {
             self.put_off(source, released, now);
             return actions;
         }
+        if self.waits_for_others(&source, released) {
+            self.hold_back(source, released, now);
+            return actions;
+        }
         if released {
             self.hand_over_recorded(source, now, &mut actions);
             return actions;
         }
         if self.is_held_back(lane, position, &source.message) {
-            self.hold_back(source, now);
+            self.hold_back(source, released, now);
             return actions;
         }
         let in_flight = SentMessage::new(Some(source), now);

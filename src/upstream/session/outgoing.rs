@@ -67,10 +67,11 @@ impl UpstreamSession {
         self.settle(actions);
     }
 
-    /// Holds a message back until others are acknowledged.
-    pub(super) fn hold_back(&mut self, source: SentFrom, now: u64) {
+    /// Holds a message back until others are acknowledged. `is_released` tells that the upstream has it, and only PUBREL is
+    /// sent.
+    pub(super) fn hold_back(&mut self, source: SentFrom, is_released: bool, now: u64) {
         let mut held = SentMessage::new(Some(source), now);
-        held.held = true;
+        (held.held, held.is_released) = (true, is_released);
         self.held += 1;
         self.in_flight.push_back(held);
     }

@@ -345,7 +345,7 @@ impl UpstreamSession {
         if self.in_flight.iter().any(SentMessage::is_awaited) {
             return None;
         }
-        let held = self.in_flight.iter().find(|message| message.held)?;
+        let held = &self.in_flight[self.next_held()?];
         held.source.as_ref().map(|source| &source.message)
     }
 
@@ -354,17 +354,24 @@ impl UpstreamSession {
         if self.held > 0 && !self.suspicion.releases() && !self.in_flight.iter().any(SentMessage::is_awaited) {
             self.suspicion.in_order();
         }
+        self.look_for_trial();
         self.held().is_some()
     }
 
     /// Sends the message of [`UpstreamSession::held`]; `is_current` as for [`UpstreamSession::delivery`].
     pub(crate) fn send_held(&mut self, is_current: bool, now: u64) -> Vec<SessionAction> {
         let mut actions = Vec::new();
-        let Some(at) = self.in_flight.iter().position(|message| message.held) else { return actions };
+        let Some(at) = self.next_held() else { return actions };
         let Some(mut message) = self.in_flight.remove(at) else { return actions };
         message.held = false;
         self.held = self.held.saturating_sub(1);
-        self.hand_over(message, at, is_current, now, &mut actions);
+        match message.source.take() {
+            Some(source) if message.is_released => self.hand_over_recorded(source, now, &mut actions),
+            source => {
+                message.source = source;
+                self.hand_over(message, at, is_current, now, &mut actions);
+            }
+        }
         actions
     }
 }

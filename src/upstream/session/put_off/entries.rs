@@ -1,6 +1,7 @@
 //! What is known about messages that are put off. Decisions only, without I/O.
 
 use super::super::sent::SentFrom;
+use super::trial::{EndedAt, Trial};
 use super::{FIRST_MS, LONGEST_MS, STRIKES};
 use crate::journal::Position;
 use crate::upstream::lanes::Lane;
@@ -30,8 +31,9 @@ pub(super) struct PutOffEntry {
 #[derive(Clone, Debug, Default)]
 pub(in crate::upstream::session) struct PutOff {
     pub(super) entries: Vec<PutOffEntry>,
-    /// The message at which the last connections ended, and their number.
-    ended: Option<(Lane, Position, u32)>,
+    /// The message at which the last connections ended.
+    pub(super) ended: Option<EndedAt>,
+    pub(in crate::upstream::session) trial: Trial,
     /// The time until which connections are made with small segments.
     pub(super) small_until: u64,
     /// Whether the upstream has completed an exchange at QoS 2.
@@ -90,18 +92,15 @@ impl PutOff {
     /// whether that is new. `got_through` tells that others were acknowledged on this connection.
     pub(super) fn ended(&mut self, source: &SentFrom, got_through: bool, now: u64) -> Option<(bool, &mut PutOffEntry)> {
         let (lane, position) = (source.lane, source.position);
-        let times = match self.ended {
-            Some((known_lane, known, times)) if (known_lane, known) == (lane, position) => times + 1,
-            _ => 1,
-        };
-        self.ended = Some((lane, position, times));
+        let ended = EndedAt::after(self.ended, source, got_through, self.trial);
+        self.ended = Some(ended);
         let is_known = self.knows(lane, position);
         if !is_known && !got_through {
             // the others do not get through either
             self.entries.iter_mut().for_each(|entry| entry.due = entry.due.min(now));
         }
         let is_large = self.entries.iter().any(|entry| entry.size.is_some_and(|size| source.message.size() >= size));
-        (is_known || times >= STRIKES || got_through && is_large).then(|| self.add(source, now))
+        (is_known || ended.with_others >= STRIKES || got_through && is_large).then(|| self.add(source, now))
     }
 
     /// Records that a message has ended, with whatever outcome.
@@ -109,12 +108,14 @@ impl PutOff {
         let before = self.entries.len();
         self.entries.retain(|entry| (entry.lane, entry.position) != (lane, position));
         self.is_news |= self.entries.len() < before;
+        self.ended = self.ended.filter(|ended| ended.place != (lane, position));
     }
 
     /// Handles a new connection.
     pub(in crate::upstream::session) fn connected(&mut self) {
         self.is_news = true;
         self.entries.iter_mut().for_each(|entry| entry.is_told = false);
+        self.begin_trial();
     }
 
     /// Handles a silence that large packets may be the reason of.
@@ -133,8 +134,8 @@ impl PutOff {
         self.entries.is_empty()
     }
 
-    /// Whether anything is put off.
+    /// Whether anything is put off, or connections keep ending at the same message.
     pub(in crate::upstream::session) fn blames(&self) -> bool {
-        !self.entries.is_empty()
+        !self.entries.is_empty() || self.ended.is_some_and(|ended| ended.ends > 1)
     }
 }

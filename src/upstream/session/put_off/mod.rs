@@ -5,8 +5,9 @@
 //! packets of its size. The message may be innocent of both, so it is kept. It is put off when
 //!
 //! - the upstream has acknowledged later messages and not this one for [`PASSED_MS`], or
-//! - [`STRIKES`] connections in a row went silent while it was the oldest unanswered message, or the upstream closed them when
-//!   it got its PUBREL. If no other message gets through either, the line or the upstream is the reason, and the order is kept.
+//! - [`STRIKES`] connections went silent while it was the oldest unanswered message, or the upstream closed them when it got
+//!   its PUBREL, although others were acknowledged on these. If no other message gets through either, the line or the upstream
+//!   is the reason, and the order is kept; to see whether others get through, one may go first ([`trial`]).
 //!
 //! A message that is put off is tried again after 20 s, and then more and more rarely, up to once an hour. Until it has
 //! arrived, others like it wait behind it: those of its topic if the upstream acknowledges none of them, and those at QoS 2 if the
@@ -24,6 +25,7 @@
 //! stays, and at most [`MOST_PASSED_EXACT`] go past it.
 
 mod entries;
+mod trial;
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 
@@ -238,6 +240,10 @@ impl UpstreamSession {
 
     /// Handles the end of a silent connection: the message at which it went silent may be put off.
     pub(super) fn went_silent(&mut self, now: u64) {
+        if self.is_trial_fruitless() {
+            self.put_off.suspect_path(now);
+            return;
+        }
         let awaited = || self.in_flight.iter().filter(|message| message.is_awaited());
         let mut sources = awaited().filter_map(|message| message.source.as_ref());
         let known = sources.clone().find(|source| self.put_off.knows(source.lane, source.position));
@@ -293,6 +299,7 @@ impl UpstreamSession {
                 );
             }
         }
+        self.put_off.is_at_release(exact);
         true
     }
 
