@@ -47,6 +47,18 @@ fn what_waits_for_an_upstream_survives_a_mistake_in_the_configuration() {
 }
 
 #[test]
+fn what_waits_for_a_rule_that_is_gone_is_not_dropped_without_a_word() {
+    let (gateway, _) = start(&upstream(1, ""));
+    publish(&gateway, "a", &["1", "2"], false);
+    let played = Played::new(|_| Say::Usual);
+    let (setup, port) = gateway.end().setup().config(&upstream(played.port, "").replace("loft/#", "lofts/#")).http();
+    let gateway = setup.start();
+    let line = gateway.wait_for_line("no rule of the upstream matches it any more");
+    assert!(line.contains("ERROR") && line.contains("home") && line.contains("loft/a"), "{line}");
+    wait_until("they are counted", || ledger(port)["dropped"]["no_rule"] == 2);
+}
+
+#[test]
 fn what_waits_for_an_upstream_can_be_discarded() {
     let mut port = 0;
     let without = orphaned(&mut port);

@@ -434,6 +434,10 @@ impl UpstreamSession {
         let why = match outcome {
             LedgerOutcome::Dropped(DropReason::Refused) => "the upstream refuses it",
             LedgerOutcome::Dropped(DropReason::TooLarge) => "it is larger than the upstream takes",
+            // of the gateway's own announcements only useful ones are meant for an upstream
+            LedgerOutcome::Dropped(DropReason::NoRule) if message.view().origin() != self.announcer => {
+                "it waited, and no rule of the upstream matches it any more"
+            }
             LedgerOutcome::Dropped(DropReason::Loop) => "it has passed through too many gateways: is there a loop?",
             _ => "",
         };
