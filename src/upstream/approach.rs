@@ -8,6 +8,8 @@
 //! **Will.** An upstream may refuse or close the connection because of the will, or never answer: its retain flag, its QoS
 //! or its topic. If that may be the reason, the next attempt leaves out the flag, and then the whole will. What works is kept
 //! for an hour, and after silence for five minutes.
+//!
+//! **Pause.** An address that asks to be left alone is not tried for a minute at least, also if another one is.
 
 use crate::mqtt::Version;
 
@@ -52,6 +54,10 @@ struct KnownAddress {
     trial: Option<StatusWill>,
     /// Whether the last such doubt came from silence.
     is_silent: bool,
+    /// The number of times in a row that the address asked to be left alone, and the time until which it is, in milliseconds
+    /// of the boot clock.
+    sent_away: u32,
+    away_until: u64,
 }
 
 /// What is known about all addresses.
@@ -80,6 +86,23 @@ impl Approach {
     /// Forgets everything, because the settings have changed.
     pub(crate) fn forget(&mut self) {
         self.known.clear();
+    }
+
+    /// Records that this address asks to be left alone, and returns how many times in a row it has.
+    pub(crate) fn sent_away(&mut self, address: usize) -> u32 {
+        let known = self.at(address);
+        known.sent_away += 1;
+        known.sent_away
+    }
+
+    /// Leaves an address alone until this time.
+    pub(crate) fn leave_alone(&mut self, address: usize, until: u64) {
+        self.at(address).away_until = until;
+    }
+
+    /// The time until which an address is left alone; the others are tried meanwhile.
+    pub(crate) fn left_alone_until(&self, address: usize) -> u64 {
+        self.known.get(address).map_or(0, |known| known.away_until)
     }
 
     /// Whether this address has accepted a connection.
@@ -125,6 +148,7 @@ impl Approach {
     ) -> bool {
         let known = self.at(address);
         known.worked = true;
+        (known.sent_away, known.away_until) = (0, 0);
         (known.ends, known.try_v311, known.doubts) = (0, false, 0);
         match offer.version {
             Version::V5 => known.spoke_v5 = true,

@@ -17,7 +17,6 @@ const SENT_AWAY: Retry = Retry { min: Duration::from_secs(60), max: Duration::fr
 pub(crate) struct Backoff {
     retry: Retry,
     failures: u32,
-    sent_away: u32,
 }
 
 impl Backoff {
@@ -38,16 +37,15 @@ impl Backoff {
         half + half.mul_f64(random as f64 / u64::MAX as f64)
     }
 
-    /// The next pause after the upstream has asked to be left alone. It is never shorter than the first one.
-    pub(crate) fn next_long(&mut self, random: u64) -> Duration {
-        let whole = doubled(SENT_AWAY, self.sent_away).max(self.retry.max);
-        self.sent_away = self.sent_away.saturating_add(1);
+    /// The pause of an address that has asked this number of times in a row to be left alone. It is never shorter than the
+    /// first one.
+    pub(crate) fn long(&self, times: u32, random: u64) -> Duration {
+        let whole = doubled(SENT_AWAY, times.saturating_sub(1)).max(self.retry.max);
         whole + whole.mul_f64(random as f64 / u64::MAX as f64 / 4.0)
     }
 
     /// Records how long a connection lasted.
     pub(crate) fn connected_for(&mut self, time: Duration) {
-        self.sent_away = 0;
         if time >= LASTED {
             self.failures = 0;
         }
@@ -116,9 +114,8 @@ mod tests {
     fn whoever_is_sent_away_stays_away_for_long() {
         let mut backoff = Backoff::new(Retry { min: Duration::from_millis(10), max: Duration::from_millis(20) });
         assert_eq!(backoff.next(u64::MAX), Duration::from_millis(10));
-        let waits: Vec<_> = (0..7).map(|_| backoff.next_long(0).as_secs()).collect();
+        let waits: Vec<_> = (1..8).map(|times| backoff.long(times, 0).as_secs()).collect();
         assert_eq!(waits, [60, 120, 240, 480, 900, 900, 900]);
-        backoff.connected_for(Duration::ZERO);
-        assert_eq!(backoff.next_long(u64::MAX), Duration::from_secs(75));
+        assert_eq!(backoff.long(1, u64::MAX), Duration::from_secs(75));
     }
 }

@@ -20,6 +20,7 @@ pub(crate) mod approach;
 pub(crate) mod backoff;
 pub mod client;
 pub mod discovery;
+mod door;
 mod inbox;
 pub(crate) mod lanes;
 pub mod mark;

@@ -82,6 +82,7 @@ impl UpstreamSession {
         self.rules = rules;
         let before: Vec<_> = before.into_iter().filter(|(filter, _)| !self.opening.has_left_out(filter)).collect();
         self.opening.forget();
+        self.learned.forget();
         self.retain_refused = false;
         let mut actions = Vec::new();
         if self.link.is_some() {

@@ -34,6 +34,7 @@ mod answers;
 mod deadlines;
 mod down;
 mod exact;
+mod learned;
 mod opening;
 mod outgoing;
 mod put_off;
@@ -47,6 +48,7 @@ use std::collections::VecDeque;
 pub(crate) use self::down::{Inbound, InboundLoss, NotTaken};
 pub(crate) use self::exact::EXACT_IDS;
 use self::exact::{BegunExchanges, IN_USE, Spread};
+use self::learned::Learned;
 use self::opening::SessionOpening;
 use self::put_off::PutOff;
 use self::rate::Throttle;
@@ -131,6 +133,7 @@ pub(crate) struct UpstreamSession {
     last_answer: u64,
     suspicion: Suspicion,
     opening: SessionOpening,
+    learned: Learned,
     throttle: Throttle,
     /// Whether the upstream does not accept the retain flag.
     retain_refused: bool,
@@ -181,6 +184,7 @@ impl UpstreamSession {
             last_answer: 0,
             suspicion: Suspicion::default(),
             opening: SessionOpening::default(),
+            learned: Learned::default(),
             throttle: Throttle::new(settings.rate),
             retain_refused: false,
             got_through: false,

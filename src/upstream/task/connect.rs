@@ -1,29 +1,53 @@
 //! Connects: tries addresses and versions in turn, and logs the results.
 
+use std::pin::pin;
 use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info, warn};
 
 use super::Upstream;
+use super::settle::{direct, without_rules};
 use crate::health::Pulse;
 use crate::upstream::approach::NextAttempt;
+use crate::upstream::settings::{UpstreamAddress, UpstreamSettings};
 use crate::upstream::tls;
-use crate::upstream::wire::{Broken, Link, StatusWill, UpstreamClient};
+use crate::upstream::wire::{Broken, ConnectOffer, Link, StatusWill, UpstreamClient};
 
 /// The number of different failures to connect that are logged.
 const REASONS: usize = 8;
 
+/// How an attempt ended.
+enum AttemptEnd {
+    Done(Result<Link, Broken>),
+    /// The settings with which it was made have changed.
+    Outdated,
+    Cancelled,
+}
+
 impl<C: UpstreamClient> Upstream<C> {
     /// Tries the addresses in turn until one accepts; `None` if cancelled.
     pub(super) async fn connect(&mut self, pulse: &mut Pulse, cancel: &CancellationToken) -> Option<Link> {
-        let (mut failed_in_turn, mut sent_away) = (0, 0);
+        // the addresses that have failed since the last pause
+        let mut failed = Vec::new();
         loop {
+            if self.settings.has_changed().unwrap_or(false) {
+                self.apply_settings();
+                failed.clear();
+            }
             let settings = self.current.clone();
             self.session.set_settings(&settings);
             self.backoff.set_retry(settings.retry);
-            self.address %= settings.addresses.len().max(1);
-            let address = settings.addresses.get(self.address)?;
+            if let Some(pause) = self.pause_of_all(&settings) {
+                if pulse.during(self.pause(pause, cancel)).await {
+                    return None;
+                }
+                continue;
+            }
+            let at = self.next_address(&settings, &failed)?;
+            self.address = at;
+            self.session.at_address(at);
+            let address = settings.addresses.get(at)?;
             self.shown.address = address.to_string();
             self.show();
             let no_retain = self.session.is_retain_refused();
@@ -31,10 +55,13 @@ impl<C: UpstreamClient> Upstream<C> {
             offer.has_small_segments = self.session.has_small_segments(self.clock.boot_ms());
             let has_steps = self.has_steps();
             self.mark.wants(&settings, address, has_steps);
-            let attempt = self.client.connect(&settings, address, offer, &mut self.mark);
-            let result = tokio::select! {
-                () = cancel.cancelled() => return None,
-                result = pulse.during(attempt) => result,
+            let result = match self.attempt(&settings, address, offer, pulse, cancel).await {
+                AttemptEnd::Cancelled => return None,
+                AttemptEnd::Outdated => {
+                    self.mark.asked(false);
+                    continue;
+                }
+                AttemptEnd::Done(result) => result,
             };
             // an upstream that refuses has not made a session
             self.mark.asked(!matches!(result, Err(Broken::Silent)));
@@ -58,23 +85,71 @@ impl<C: UpstreamClient> Upstream<C> {
                 debug!(upstream = self.name, ?offer, "tried another way: {shown}");
                 continue;
             }
-            self.address += 1;
-            failed_in_turn += 1;
-            sent_away += usize::from(matches!(why, Broken::SentAway(_)));
+            failed.push(at);
             let random = getrandom::u64().unwrap_or(0);
-            let pause = match settings.addresses.len() {
-                all if failed_in_turn < all => None,
-                all if sent_away >= all => Some(self.backoff.next_long(random)),
-                _ => Some(self.backoff.next(random)),
+            if matches!(why, Broken::SentAway(_)) {
+                let pause = self.backoff.long(self.approach.sent_away(at), random);
+                self.approach.leave_alone(at, self.clock.boot_ms() + pause.as_millis() as u64);
+            }
+            let next = self.next_address(&settings, &failed);
+            let pause = match next {
+                Some(_) => Duration::ZERO,
+                None => self.pause_of_all(&settings).unwrap_or_else(|| self.backoff.next(random)),
             };
-            self.failed(&why, &shown, pause.unwrap_or_default());
-            if let Some(pause) = pause {
-                (failed_in_turn, sent_away) = (0, 0);
+            self.failed(&why, &shown, pause);
+            self.address = next.unwrap_or(at + 1);
+            if next.is_none() {
+                failed.clear();
                 if pulse.during(self.pause(pause, cancel)).await {
                     return None;
                 }
             }
         }
+    }
+
+    /// Makes one attempt. New rules are in force for new messages at once, however long it takes; other new settings end it.
+    async fn attempt(
+        &mut self,
+        settings: &UpstreamSettings,
+        address: &UpstreamAddress,
+        offer: ConnectOffer,
+        pulse: &mut Pulse,
+        cancel: &CancellationToken,
+    ) -> AttemptEnd {
+        let mut attempt = pin!(self.client.connect(settings, address, offer, &mut self.mark));
+        let (mut may_change, mut has_changed) = (true, false);
+        let end = loop {
+            tokio::select! {
+                () = cancel.cancelled() => break AttemptEnd::Cancelled,
+                result = pulse.during(&mut attempt) => break AttemptEnd::Done(result),
+                changed = self.settings.changed(), if may_change => {
+                    (may_change, has_changed) = (changed.is_ok(), has_changed || changed.is_ok());
+                    if without_rules(&self.settings.borrow()) != without_rules(settings) {
+                        break AttemptEnd::Outdated;
+                    }
+                    direct(&self.door, &self.consumers, self.lanes.append(), &self.settings.borrow());
+                }
+            }
+        };
+        if has_changed {
+            // all the rest follows when the attempt has ended
+            self.settings.mark_changed();
+        }
+        end
+    }
+
+    /// The next address that has not failed since the last pause and is not left alone.
+    fn next_address(&self, settings: &UpstreamSettings, failed: &[usize]) -> Option<usize> {
+        let (all, now) = (settings.addresses.len(), self.clock.boot_ms());
+        let mut addresses = (0..all).map(|step| (self.address + step) % all);
+        addresses.find(|at| !failed.contains(at) && self.approach.left_alone_until(*at) <= now)
+    }
+
+    /// The pause until an address may be tried, if all of them have asked to be left alone.
+    fn pause_of_all(&self, settings: &UpstreamSettings) -> Option<Duration> {
+        let now = self.clock.boot_ms();
+        let waits = (0..settings.addresses.len()).map(|at| self.approach.left_alone_until(at).saturating_sub(now));
+        waits.min().filter(|wait| *wait > 0).map(Duration::from_millis)
     }
 
     fn will_refused(&self, will: StatusWill) {

@@ -7,6 +7,7 @@ mod fault;
 mod handing;
 mod pass;
 mod settle;
+mod showing;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -23,7 +24,8 @@ use self::failback::{Failback, FailbackTries};
 use super::approach::Approach;
 use super::backoff::Backoff;
 use super::client::RemoteClient;
-use super::inbox::{InboxDoor, UpstreamInbox};
+use super::door::InboxDoor;
+use super::inbox::UpstreamInbox;
 use super::lanes::{Consumers, Lane, Lanes, Readers};
 use super::mark::SessionMark;
 use super::retained::{Passes, losses};
@@ -31,7 +33,7 @@ use super::rule::UpstreamRules;
 use super::session::{SessionAction, UpstreamSession};
 use super::settings::{Order, UpstreamSettings};
 use super::twins::Twins;
-use super::wire::{Ack, Broken, ClientEvent, Link, Role, UpstreamClient, Version};
+use super::wire::{Ack, Broken, ClientEvent, Link, Role, UpstreamClient};
 use crate::exchange::ingress::{Ingress, IngressError};
 use crate::exchange::trace::TraceEvent;
 use crate::health::{Health, Pulse};
@@ -334,6 +336,7 @@ impl<C: UpstreamClient> Upstream<C> {
             alive = self.inbox.acknowledge(&mut self.client, self.clock.boot_ms()) && more.is_some();
             let (more, has_room) = (more == Some(true), self.session.has_room(Role::Live));
             let wake = self.wake();
+            let is_first_welcome = self.approach.left_alone_until(0) <= self.clock.boot_ms();
             tokio::select! {
                 () = cancel.cancelled() => {
                     self.say_good_bye().await;
@@ -361,7 +364,7 @@ impl<C: UpstreamClient> Upstream<C> {
                     continue;
                 }
                 _ = self.synced.changed(), if waits_for_disk => {}
-                true = Failback::is_due(&mut self.failback, &self.current) => {
+                true = Failback::is_due(&mut self.failback, &self.current), if is_first_welcome => {
                     self.say_good_bye().await;
                     self.address = 0;
                     self.failback_tries.begin();
@@ -465,30 +468,5 @@ impl<C: UpstreamClient> Upstream<C> {
             alive &= done.is_ok();
         }
         alive
-    }
-
-    fn set_state(&mut self, state: UpstreamState, version: Option<Version>) {
-        self.shown.state = state;
-        self.shown.version = version;
-        self.shown.since_boot_ms = self.clock.boot_ms();
-        self.show();
-    }
-
-    fn show(&mut self) {
-        self.show_at = None;
-        if self.shown.state == UpstreamState::Connected {
-            self.passes.losses(losses(&self.consumers.backlog()), self.clock.boot_ms());
-        }
-        self.shown.count(&self.consumers.backlog());
-        self.shown.in_flight = self.session.in_flight();
-        (self.shown.received, self.shown.received_dropped) = self.inbox.counts();
-        let shown = &self.shown;
-        self.snapshots.send_if_modified(|last| {
-            let is_new = last != shown;
-            if is_new {
-                last.clone_from(shown);
-            }
-            is_new
-        });
     }
 }

@@ -5,7 +5,8 @@ use tracing::{debug, info};
 use super::{GOOD_BYE, Upstream};
 use crate::message::{Origin, via};
 use crate::mqtt::Version;
-use crate::upstream::lanes::Lane;
+use crate::upstream::door::InboxDoor;
+use crate::upstream::lanes::{Consumers, Lane};
 use crate::upstream::rule::UpstreamRules;
 use crate::upstream::session::SessionAction;
 use crate::upstream::settings::UpstreamSettings;
@@ -83,8 +84,7 @@ impl<C: UpstreamClient> Upstream<C> {
 
     /// Directs new messages to the lane to which they belong.
     pub(super) fn set_filters(&self) {
-        let filters = UpstreamRules::new(&self.current).local_filters();
-        self.door.set_filters(self.consumers.id(self.lanes.append()), Origin::upstream(&self.name), filters);
+        direct(&self.door, &self.consumers, self.lanes.append(), &self.settings.borrow());
     }
 
     pub(super) fn set_carried(&mut self, gateway: Option<via::Id>) {
@@ -94,6 +94,12 @@ impl<C: UpstreamClient> Upstream<C> {
     }
 }
 
-fn without_rules(settings: &UpstreamSettings) -> UpstreamSettings {
+/// Directs new messages to a lane by the newest rules, which may not be applied otherwise yet.
+pub(super) fn direct(door: &InboxDoor, consumers: &Consumers, lane: Lane, settings: &UpstreamSettings) {
+    let filters = UpstreamRules::new(settings).local_filters();
+    door.set_filters(consumers.id(lane), Origin::upstream(&settings.name), filters);
+}
+
+pub(super) fn without_rules(settings: &UpstreamSettings) -> UpstreamSettings {
     UpstreamSettings { out: Vec::new(), inbound: Vec::new(), both: Vec::new(), ..settings.clone() }
 }

@@ -1,5 +1,6 @@
 //! Tests of the task with a scripted upstream, and in other files with real brokers.
 
+mod attempts;
 mod exact;
 mod lanes;
 mod pulse;
@@ -17,7 +18,7 @@ use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
-use super::inbox::InboxDoor;
+use super::door::InboxDoor;
 use super::mark::SessionMark;
 use super::rule::tests::rule;
 use super::settings::{Order, OutQos, UpstreamAddress, UpstreamSettings};
@@ -347,6 +348,7 @@ async fn an_idle_upstream_wakes_nobody() {
     let mut running = Running::start(settings(&["mqtt://one"]), TestDoor::default(), client);
     script.answers.send(Ok(link(Version::V5))).await.unwrap();
     running.until("connected", |snapshot| snapshot.state == UpstreamState::Connected).await;
+    script.event(ClientEvent::Subscribed(vec![1])).await;
     tokio::time::sleep(Duration::from_secs(10)).await;
     let before = running.polls.load(Ordering::Relaxed);
     tokio::time::sleep(Duration::from_secs(3600)).await;

@@ -1,0 +1,34 @@
+//! What one address of an upstream has taught says nothing about the others, which may be other brokers.
+
+use super::UpstreamSession;
+use super::opening::SessionOpening;
+
+/// What is known of the addresses that are not in use.
+#[derive(Debug, Default)]
+pub(super) struct Learned {
+    /// The index of the address in use.
+    address: usize,
+    others: Vec<(usize, bool, SessionOpening)>,
+}
+
+impl Learned {
+    /// Forgets the other addresses, because rules or settings have changed.
+    pub(super) fn forget(&mut self) {
+        self.others.clear();
+    }
+}
+
+impl UpstreamSession {
+    /// Chooses the address of the next connection.
+    pub(crate) fn at_address(&mut self, address: usize) {
+        if self.learned.address == address {
+            return;
+        }
+        let known = self.learned.others.iter().position(|(other, ..)| *other == address);
+        let known = known.map(|at| self.learned.others.swap_remove(at));
+        let (_, retain_refused, opening) = known.unwrap_or_default();
+        let before = std::mem::replace(&mut self.learned.address, address);
+        let retain_refused = std::mem::replace(&mut self.retain_refused, retain_refused);
+        self.learned.others.push((before, retain_refused, std::mem::replace(&mut self.opening, opening)));
+    }
+}

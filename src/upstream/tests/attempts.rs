@@ -1,0 +1,57 @@
+//! Attempts to connect, and connections that end to get what was not taken.
+
+use super::*;
+
+/// Waits until new messages are kept by these filters.
+async fn directed(door: &TestDoor, filters: &[&str]) {
+    let directed = async {
+        while *door.filters.lock() != filters {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    };
+    timeout(Duration::from_secs(10), directed).await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn new_settings_are_in_force_while_an_attempt_hangs() {
+    let ((mut script, client), door) = (Script::new(), TestDoor::default());
+    let before = settings(&["mqtt://one"]);
+    let running = Running::start(before.clone(), door.clone(), client);
+    assert_eq!(script.next().await, connect("one", Version::V5));
+    directed(&door, &["loft/#"]).await;
+    for filter in ["cellar/#", "attic/#"] {
+        let out = vec![rule(filter, "", "", OutQos::AtLeastOnce)];
+        running.settings.send_replace(Arc::new(UpstreamSettings { out, ..before.clone() }));
+        directed(&door, &[filter]).await;
+    }
+    assert!(script.asked.try_recv().is_err(), "the attempt goes on");
+    script.answers.send(Ok(link(Version::V5))).await.unwrap();
+    script.next().await;
+    directed(&door, &["attic/#"]).await;
+    running.append("attic/a", "1");
+    assert_eq!(script.next().await, Asked::Publish("attic/a 1".into()));
+    running.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn another_address_is_tried_at_once_while_an_attempt_hangs() {
+    let (mut script, client) = Script::new();
+    let running = Running::start(settings(&["mqtt://one"]), TestDoor::default(), client);
+    assert_eq!(script.next().await, connect("one", Version::V5));
+    running.settings.send_replace(Arc::new(settings(&["mqtt://two"])));
+    assert_eq!(timeout(Duration::from_secs(1), script.next()).await, Ok(connect("two", Version::V5)));
+    running.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_address_that_asks_for_it_is_left_alone_while_another_one_is_tried() {
+    let (mut script, client) = Script::new();
+    let running = Running::start(settings(&["mqtt://one", "mqtt://two"]), TestDoor::default(), client);
+    assert_eq!(script.next().await, connect("one", Version::V5));
+    script.answers.send(Err(Broken::SentAway("busy".into()))).await.unwrap();
+    for _ in 0..6 {
+        assert_eq!(script.next().await, connect("two", Version::V5));
+        script.answers.send(Err(Broken::Failed("no route".into()))).await.unwrap();
+    }
+    running.stop().await;
+}
