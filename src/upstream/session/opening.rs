@@ -6,12 +6,15 @@
 //! an hour, and forwarding continues. One at which the connection goes silent, so that nothing is answered any more, is left
 //! out at once, but only for a minute at first, because the line may be the reason. After that time it is sent on the
 //! connection that there is.
+//!
+//! A subscription that is refused, or not answered for a minute although the connection lives, is reported, and asked for again
+//! after an hour, with every connection, and when rules or settings change.
 
 use std::collections::VecDeque;
 
 use tracing::{debug, info, warn};
 
-use super::{SessionAction, UpstreamSession};
+use super::{ANSWER_TIMEOUT_MS, SessionAction, UpstreamSession};
 use crate::message::{Qos, TopicFilter};
 
 /// The most filters in one packet: AWS IoT Core closes the connection if there are more.
@@ -42,6 +45,24 @@ struct OpeningEntry {
     until: Option<u64>,
 }
 
+/// Subscriptions of one packet. They stay here until the answer comes, because answers come in the order of the packets.
+#[derive(Clone, Debug)]
+struct AskedFilters {
+    filters: Vec<TopicFilter>,
+    at: u64,
+    patience: AskedPatience,
+}
+
+/// What still depends on an answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum AskedPatience {
+    /// If the connection ends, these may be the reason.
+    Suspected,
+    /// Its absence is not reported yet.
+    Unreported,
+    Nothing,
+}
+
 /// The progress of the opening.
 #[derive(Clone, Debug, Default)]
 pub(super) struct SessionOpening {
@@ -52,7 +73,9 @@ pub(super) struct SessionOpening {
     /// The parts that are not sent yet on this connection.
     queue: VecDeque<(OpeningStep, Qos)>,
     /// The subscriptions that are sent and not answered.
-    unanswered: VecDeque<Vec<TopicFilter>>,
+    unanswered: VecDeque<AskedFilters>,
+    /// The filters that were refused or not answered on this connection, and when they are asked for again.
+    again: Vec<(TopicFilter, u64)>,
     status_unanswered: bool,
     /// When the next part is sent although there is no answer.
     patience: Option<u64>,
@@ -72,7 +95,10 @@ impl SessionOpening {
     }
 
     pub(crate) fn deadline(&self) -> Option<u64> {
-        self.patience.or_else(|| self.left_out.iter().filter_map(|what| self.left_out_until(what)).min())
+        let left_out = self.left_out.iter().filter_map(|what| self.left_out_until(what));
+        let next = self.patience.or_else(|| left_out.chain(self.again.iter().map(|(_, due)| *due)).min());
+        let unreported = self.unanswered.iter().filter(|asked| asked.patience != AskedPatience::Nothing);
+        next.into_iter().chain(unreported.map(|asked| asked.at + ANSWER_TIMEOUT_MS)).min()
     }
 
     fn left_out_until(&self, what: &OpeningStep) -> Option<u64> {
@@ -90,18 +116,20 @@ impl SessionOpening {
 
     /// The unanswered part, if there is only one.
     fn alone(&self) -> Option<OpeningStep> {
-        match (self.unanswered.len(), self.status_unanswered) {
-            (0, true) => Some(OpeningStep::Status),
-            (1, false) => match &self.unanswered[0][..] {
-                [filter] => Some(OpeningStep::Filter(filter.clone())),
-                _ => None,
-            },
+        let mut suspected = self.suspected().flat_map(|asked| &asked.filters);
+        match (suspected.next(), suspected.next(), self.status_unanswered) {
+            (None, None, true) => Some(OpeningStep::Status),
+            (Some(filter), None, false) => Some(OpeningStep::Filter(filter.clone())),
             _ => None,
         }
     }
 
+    fn suspected(&self) -> impl Iterator<Item = &AskedFilters> {
+        self.unanswered.iter().filter(|asked| asked.patience == AskedPatience::Suspected)
+    }
+
     fn is_answered(&self) -> bool {
-        self.unanswered.is_empty() && !self.status_unanswered
+        self.suspected().next().is_none() && !self.status_unanswered
     }
 
     /// Resets the progress after the end of the connection.
@@ -110,6 +138,7 @@ impl SessionOpening {
         self.unanswered.clear();
         (self.status_unanswered, self.patience, self.overdue) = (false, None, None);
         self.left_out.clear();
+        self.again.clear();
     }
 
     fn strike(&mut self, what: OpeningStep, now: u64) -> u32 {
@@ -144,11 +173,24 @@ impl SessionOpening {
         (self.single, self.status_without_flag) = (false, false);
         self.entries.clear();
         self.left_out.clear();
+        self.again.clear();
     }
 
-    /// Whether a filter was left out on this connection.
+    /// Whether a filter was left out on this connection, refused or not answered.
     pub(crate) fn has_left_out(&self, filter: &TopicFilter) -> bool {
         self.left_out.contains(&OpeningStep::Filter(filter.clone()))
+            || self.again.iter().any(|(known, _)| known == filter)
+    }
+
+    /// Asks for a filter again later. Returns whether that is new.
+    fn ask_later(&mut self, filter: &TopicFilter, now: u64) -> bool {
+        let known = self.again.iter_mut().find(|(known, _)| known == filter);
+        let is_new = known.is_none();
+        match known {
+            Some((_, due)) => *due = now + LEFT_OUT_MS,
+            None => self.again.push((filter.clone(), now + LEFT_OUT_MS)),
+        }
+        is_new
     }
 }
 
@@ -180,7 +222,9 @@ impl UpstreamSession {
             .filter(|(f, _)| !self.opening.is_left_out(&OpeningStep::Filter(f.clone()), now))
             .collect();
         for part in wanted.chunks(if self.opening.single { 1 } else { FILTERS }) {
-            self.opening.unanswered.push_back(part.iter().map(|(filter, _)| filter.clone()).collect());
+            let filters = part.iter().map(|(filter, _)| filter.clone()).collect();
+            let patience = AskedPatience::Suspected;
+            self.opening.unanswered.push_back(AskedFilters { filters, at: now, patience });
             actions.push(SessionAction::Subscribe(part.to_vec()));
         }
     }
@@ -228,11 +272,57 @@ impl UpstreamSession {
             while self.opening.patience.is_some() {
                 self.say_next(now, actions);
             }
-            self.opening.unanswered.clear();
+            for asked in self.opening.unanswered.iter_mut().filter(|asked| asked.patience != AskedPatience::Nothing) {
+                asked.patience = AskedPatience::Unreported;
+            }
             self.opening.status_unanswered = false;
             self.opening.overdue = alone;
         }
+        self.report_unanswered(now);
         self.say_left_out(now, actions);
+        self.ask_again(now, actions);
+    }
+
+    /// Reports subscriptions that have not been answered for long, although the connection lives.
+    fn report_unanswered(&mut self, now: u64) {
+        let opening = &mut self.opening;
+        for at in 0..opening.unanswered.len() {
+            let asked = &mut opening.unanswered[at];
+            if asked.patience == AskedPatience::Nothing || asked.at + ANSWER_TIMEOUT_MS > now {
+                continue;
+            }
+            asked.patience = AskedPatience::Nothing;
+            for filter in asked.filters.clone() {
+                let (upstream, rule) = (&self.name, self.rules.place_of(&filter));
+                if opening.ask_later(&filter, now) && !self.is_quiet {
+                    warn!(
+                        upstream, %filter, rule,
+                        "the upstream does not answer to the subscription: nothing may come down by it"
+                    );
+                } else {
+                    debug!(upstream, %filter, "the upstream does not answer to the subscription");
+                }
+            }
+        }
+    }
+
+    /// Asks again for what was refused or not answered on this connection, when its time has come.
+    fn ask_again(&mut self, now: u64, actions: &mut Vec<SessionAction>) {
+        let is_due = self.opening.again.iter().any(|(_, due)| *due <= now);
+        if self.link.is_none() || self.opening.patience.is_some() || !is_due {
+            return;
+        }
+        let subscriptions = self.rules.subscriptions();
+        let is_wanted = |filter: &TopicFilter| subscriptions.iter().any(|(wanted, _)| wanted == filter);
+        self.opening.again.retain(|(filter, _)| is_wanted(filter));
+        let due = self.opening.again.iter_mut().filter(|(_, due)| *due <= now);
+        let due: Vec<TopicFilter> = due
+            .map(|(filter, due)| {
+                *due = now + LEFT_OUT_MS;
+                filter.clone()
+            })
+            .collect();
+        self.subscribe(subscriptions.into_iter().filter(|(filter, _)| due.contains(filter)).collect(), now, actions);
     }
 
     /// Sends parts that were left out on this connection, when their time has come.
@@ -263,11 +353,17 @@ impl UpstreamSession {
     pub(crate) fn subscribed(&mut self, reasons: &[u8], now: u64) -> Vec<SessionAction> {
         let upstream = &self.name;
         self.opening.overdue = None;
-        let filters = self.opening.unanswered.pop_front().unwrap_or_default();
+        let filters = self.opening.unanswered.pop_front().map(|asked| asked.filters).unwrap_or_default();
         for (at, filter) in filters.iter().enumerate() {
             // a filter without a reason code is not granted
             let reason = reasons.get(at).copied().unwrap_or(UNSPECIFIED);
-            if self.is_quiet {
+            let is_known = if reason >= 0x80 {
+                !self.opening.ask_later(filter, now)
+            } else {
+                self.opening.again.retain(|(known, _)| known != filter);
+                false
+            };
+            if self.is_quiet || is_known {
                 debug!(upstream, %filter, reason, "subscribed, or not");
             } else if reason >= 0x80 {
                 let rule = self.rules.place_of(filter);

@@ -95,3 +95,47 @@ fn an_upstream_that_answers_messages_is_not_silent_because_of_a_subscription() {
     bench.disconnect_at(&Broken::Silent, ANSWER_MS);
     assert_eq!(asked(&bench.session.connected(V4, ANSWER_MS)), ["a/#"]);
 }
+
+#[test]
+fn a_subscription_that_is_refused_or_not_answered_is_asked_for_again() {
+    const MINUTE: u64 = ANSWER_TIMEOUT_MS;
+    const HOUR: u64 = 60 * MINUTE;
+    let rules = |bench: &mut UpstreamSettings| bench.inbound = vec![rule("a/#", "", "", Qos::AtLeastOnce)];
+    let mut bench = Bench::new(rules);
+    let mut same = settings();
+    rules(&mut same);
+    assert_eq!(asked(&bench.session.connected(V4, 0)), ["a/#"]);
+    bench.session.subscribed(&[0x80], 0);
+    assert_eq!(bench.session.deadline(), Some(HOUR));
+    assert_eq!(asked(&bench.session.time(HOUR)), ["a/#"]);
+    // now there is no answer at all
+    assert_eq!(bench.session.deadline(), Some(HOUR + MINUTE));
+    assert_eq!(bench.session.time(HOUR + MINUTE), []);
+    assert_eq!(bench.session.deadline(), Some(2 * HOUR + MINUTE));
+    // a reload asks at once
+    assert_eq!(asked(&bench.session.set_rules(UpstreamRules::new(&same), HOUR + MINUTE)), ["a/#"]);
+    // the answers come in the order of the packets, and the second one grants it
+    bench.session.subscribed(&[0x80], HOUR + MINUTE);
+    bench.session.subscribed(&[1], HOUR + MINUTE);
+    assert_eq!(bench.session.deadline(), None);
+    assert_eq!(asked(&bench.session.set_rules(UpstreamRules::new(&same), HOUR + MINUTE)), [""; 0]);
+}
+
+#[test]
+fn what_one_address_has_taught_says_nothing_of_another() {
+    let mut bench = Bench::new(|settings| settings.inbound = vec![rule("a/#", "", "", Qos::AtLeastOnce)]);
+    for _ in 0..3 {
+        assert_eq!(asked(&bench.session.connected(V4, 0)), ["a/#"]);
+        bench.disconnect(&Broken::Closed);
+    }
+    assert_eq!(asked(&bench.session.connected(V4, 0)), [""; 0], "it is left out");
+    bench.disconnect(&Broken::Dismissed(RETAIN_NOT_SUPPORTED, String::new()));
+    bench.session.at_address(1);
+    assert_eq!(asked(&bench.session.connected(V4, 0)), ["a/#"]);
+    assert!(!bench.session.is_retain_refused());
+    bench.session.subscribed(&[1], 0);
+    bench.disconnect(&Broken::Failed(String::new()));
+    bench.session.at_address(0);
+    assert_eq!(asked(&bench.session.connected(V4, 0)), [""; 0]);
+    assert!(bench.session.is_retain_refused());
+}
