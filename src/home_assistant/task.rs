@@ -260,7 +260,7 @@ impl HomeAssistant {
             Draft { qos, retain: true, boot_ms: self.now(), origin: Origin::announcer(), ..Draft::new(topic, payload) };
         match self.ingress.publish(&draft).await {
             // a full session or a full journal of one upstream must not keep the message from the others
-            Err(IngressError::Full(_)) => {
+            Err(IngressError::Full(_) | IngressError::TooLarge) => {
                 draft.qos = Qos::AtMostOnce;
                 self.ingress.publish(&draft).await.map(drop)
             }

@@ -72,7 +72,10 @@ impl From<TopicError> for HttpProblem {
 
 impl From<IngressError> for HttpProblem {
     fn from(error: IngressError) -> HttpProblem {
-        HttpProblem::unavailable(error.to_string())
+        match error {
+            IngressError::TooLarge => HttpProblem::new(StatusCode::PAYLOAD_TOO_LARGE, error.to_string()),
+            _ => HttpProblem::unavailable(error.to_string()),
+        }
     }
 }
 

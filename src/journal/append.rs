@@ -2,6 +2,8 @@
 
 use parking_lot::MutexGuard;
 
+use super::parts::usable;
+use super::record::longest;
 use super::state::JournalState;
 use super::{ConsumerId, Extra, Full, Journal, Position, Shared};
 use crate::message::Message;
@@ -63,6 +65,11 @@ impl<'a> Appender<'a> {
         state.retain_later(message, &shared.settings)?;
         self.wakes |= !was_due;
         Ok(())
+    }
+
+    /// Whether a message for this number of consumers does not fit, however empty the journal is.
+    pub(crate) fn is_too_large(&self, message: &Message, consumers: usize) -> bool {
+        longest(message.size(), consumers) as u64 > usable(&self.shared.settings)
     }
 
     /// Records that this session's QoS 2 PUBLISH was received, if nobody needs the message itself.

@@ -30,6 +30,12 @@ pub struct RecordDraft<'a> {
     pub body: &'a [&'a [u8]],
 }
 
+/// The most bytes of the record of a message of this size for this number of consumers.
+pub(super) fn longest(size: usize, consumers: usize) -> usize {
+    // one more place for the session that has sent it
+    RECORD_HEAD + (consumers + 1) * CONSUMER_LEN + size
+}
+
 /// Appends a record; `consumers` are keys and ordinals. Returns its padded length.
 pub fn encode(
     out: &mut Vec<u8>,

@@ -56,6 +56,10 @@ pub(super) struct UpstreamInbox {
     held_bytes: usize,
     /// Whether there is no room and that has been logged.
     is_stuck: bool,
+    /// Whether messages of this connection were not taken, so that the following ones are not either.
+    has_missed: bool,
+    /// Whether the upstream forgets our session with the connection, so that nothing comes again.
+    is_clean: bool,
     /// The numbers of lost messages, by limit.
     lost: [u64; InboundLoss::COUNT],
 }
@@ -80,6 +84,8 @@ impl UpstreamInbox {
             dropped: 0,
             held_bytes: 0,
             is_stuck: false,
+            has_missed: false,
+            is_clean: false,
             lost: [0; InboundLoss::COUNT],
         }
     }
@@ -146,9 +152,22 @@ impl UpstreamInbox {
         // in the order of the messages [MQTT-4.6.0-2, MQTT-4.6.0-3]
         if self.held.is_empty() {
             self.unsafe_yet.push_back((Receipt::default(), ack));
-        } else if self.held.len() < HELD {
+        } else if self.held.len() < HELD && !self.has_missed {
             self.held.push_back(WaitingMessage::Refused(ack));
+        } else {
+            self.has_missed = true;
         }
+    }
+
+    /// Whether the connection must end, because the upstream sends again only on a new one what was not taken, and there is
+    /// room now.
+    pub(crate) fn needs_connection(&self) -> bool {
+        self.has_missed && self.held.is_empty() && self.unsafe_yet.is_empty() && self.answers.len() == 0
+    }
+
+    /// Handles a new connection.
+    pub(crate) fn connected(&mut self, is_clean: bool) {
+        (self.has_missed, self.is_clean) = (false, is_clean);
     }
 
     /// Handles the end of the connection, before [`UpstreamInbox::disconnected`]. Returns whether an acknowledgement may be the
@@ -221,10 +240,7 @@ impl UpstreamInbox {
                 self.lose(InboundLoss::TooLarge, &message.topic, size);
                 self.refuse(packet_id, qos);
             }
-            // a message that is larger than the limit is held alone
-            Ok(message)
-                if self.held.is_empty() || self.held.len() < HELD && self.held_bytes + message.size() <= HELD_BYTES =>
-            {
+            Ok(message) if self.has_room_for(&message) => {
                 self.held_bytes += message.size();
                 self.held.push_back(WaitingMessage::Message(message));
             }
@@ -232,9 +248,21 @@ impl UpstreamInbox {
                 self.lose(InboundLoss::NoRoom, &message.topic, size);
                 self.dropped += 1;
             }
+            Ok(message) if self.is_clean => {
+                self.lose(InboundLoss::NoRoomInCleanSession, &message.topic, size);
+                self.refuse(packet_id, qos);
+            }
             // it is not acknowledged, so the upstream sends it again on the next connection
-            Ok(_) => {}
+            Ok(_) => self.has_missed = true,
         }
+    }
+
+    fn has_room_for(&self, message: &Inbound) -> bool {
+        // what comes after a message that was not taken may not pass it
+        let is_in_turn = !self.has_missed || message.packet_id == 0;
+        let fits = self.held.len() < HELD && self.held_bytes + message.size() <= HELD_BYTES;
+        // a message that is larger than the limit is held alone
+        is_in_turn && (self.held.is_empty() || fits)
     }
 
     /// Publishes held messages, as far as there is room.
@@ -286,6 +314,16 @@ impl UpstreamInbox {
                     let (topic, size) = (message.topic.clone(), message.payload.len());
                     self.lose(InboundLoss::NoRoom, &topic, size);
                     self.dropped += 1;
+                }
+                // it would hold up all that come after it, for ever
+                Err(IngressError::TooLarge) => {
+                    let (topic, size, is_exact) = (message.topic.clone(), message.payload.len(), message.is_exact);
+                    self.lose(InboundLoss::NeverFits, &topic, size);
+                    self.dropped += 1;
+                    if packet_id != 0 {
+                        let ack = if is_exact { Ack::Recorded } else { Ack::Taken };
+                        self.unsafe_yet.push_back((Receipt::default(), ack(packet_id)));
+                    }
                 }
                 Err(IngressError::Full(_)) => {
                     if !std::mem::replace(&mut self.is_stuck, true) {

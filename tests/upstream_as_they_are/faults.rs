@@ -4,7 +4,8 @@ use std::fs;
 use std::net::TcpListener;
 
 use crate::played::{Played, Say};
-use crate::support::{free_port, http, wait_until};
+use crate::support::packet::publish as publish_packet;
+use crate::support::{Connect, free_port, http, wait_until};
 use crate::{publish, start};
 
 fn upstream(name: &str, port: u16, keys: &str) -> String {
@@ -72,4 +73,31 @@ fn an_upstream_that_is_not_there_is_named_until_it_is() {
     }
     wait_until("only one is left", || http::get(http, "/readyz").text().starts_with("ok; 1 part is faulty\n"));
     assert!(fault(http, "refused").is_some());
+}
+
+#[test]
+fn a_message_from_an_upstream_that_the_journal_can_never_take_holds_up_nothing() {
+    for qos in [1, 2] {
+        let played = Played::new(move |heard| match heard.publish() {
+            Some(_) => Say::Also(
+                [("large", vec![b'x'; 1900 << 10], 7), ("small", b"later".to_vec(), 8)]
+                    .map(|(topic, payload, id)| {
+                        publish_packet(format!("down/{topic}").as_bytes(), &payload, 0x30 | qos << 1, Some(id), None)
+                    })
+                    .concat(),
+            ),
+            None => Say::Usual,
+        });
+        let rule = format!("[[upstream.in]]\ntopic_filter = \"down/#\"\nqos = {qos}\n");
+        let config = upstream("home", played.port, "protocol = 4") + &rule + "[journal]\nmax_size = \"4 MiB\"\n";
+        let (gateway, port) = start(&config);
+        // its session must keep them
+        let mut reader = Connect::new("reader").persistent().open(gateway.port);
+        reader.subscribe("down/#", 1);
+        publish(&gateway, "a", &["1"], false);
+        assert_eq!(reader.receive().text(), "later");
+        let line = gateway.wait_for_line("message from upstream dropped");
+        assert!(line.contains("ERROR") && line.contains("down/large") && line.contains("journal.max_size"), "{line}");
+        wait_until("it is counted", || http::get(port, "/api/v1/upstreams").json()[0]["received_dropped"] == 1);
+    }
 }

@@ -44,6 +44,9 @@ pub enum IngressError {
     /// A consumer that refuses messages when it is full is full.
     #[error(transparent)]
     Full(#[from] Full),
+    /// The journal never has room for a message of this size.
+    #[error("it is larger than the journal can take: journal.max_size is too small for it")]
+    TooLarge,
     /// The gateway is shutting down.
     #[error("the gateway is shutting down")]
     Closed,
@@ -59,6 +62,8 @@ pub struct Accepted {
     pub(crate) receipt: Receipt,
     /// The indices in the batch of messages that were not accepted.
     pub(crate) refused: SmallVec<[u32; 4]>,
+    /// Whether one of these is larger than the journal can ever take.
+    pub(crate) is_too_large: bool,
     /// The indices of messages that were delivered and forwarded, but for which the retained store had no room.
     pub(crate) unretained: SmallVec<[u32; 4]>,
 }
@@ -66,7 +71,11 @@ pub struct Accepted {
 impl Accepted {
     /// The receipt, if the whole batch was accepted.
     pub(crate) fn whole(&self) -> Result<Receipt, IngressError> {
-        if self.refused.is_empty() { Ok(self.receipt) } else { Err(IngressError::Full(Full)) }
+        match (self.refused.is_empty(), self.is_too_large) {
+            (true, _) => Ok(self.receipt),
+            (false, true) => Err(IngressError::TooLarge),
+            (false, false) => Err(IngressError::Full(Full)),
+        }
     }
 }
 
@@ -295,6 +304,7 @@ impl Ingress {
                 Ok(_) => {}
                 Err(Full) if is_asked => {
                     accepted.refused.push(at as u32);
+                    accepted.is_too_large |= appender.is_too_large(&batch.message_at(entry.offset), consumers.len());
                     continue;
                 }
                 // at QoS 0 there is no answer, and live subscribers get the message nevertheless

@@ -17,7 +17,7 @@ use super::later::{Later, Subject};
 use super::log::{Log, Segment};
 use super::loss::Losses;
 use super::pending::{Pending, Purpose};
-use super::record::RecordRef;
+use super::record::{RecordRef, longest};
 use super::report::{JournalCounts, Report, Reports, Status};
 use super::settings::JournalSettings;
 use super::space_left::SpaceLeft;
@@ -97,7 +97,7 @@ impl JournalState {
     ) -> Result<Position, Full> {
         let (view, size) = (message.view(), message.size());
         let purpose = if view.qos() == Qos::AtMostOnce { Purpose::Unasked } else { Purpose::Asked };
-        self.admit(purpose, RECORD_HEAD + CONSUMER_LEN * (consumers.len() + 1) + size, consumers, settings)?;
+        self.admit(purpose, longest(size, consumers.len()), consumers, settings)?;
         if consumers.iter().any(|id| self.queues.get(*id).is_some_and(|queue| queue.refuses(size))) {
             return Err(Full);
         }

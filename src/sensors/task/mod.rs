@@ -241,7 +241,7 @@ where
             let is_state = publication.topic == slot.sensor.settings.topic.as_str();
             let refused = match (self.publish)(draft).await {
                 Ok(()) => false,
-                Err(IngressError::Full(_)) => true,
+                Err(IngressError::Full(_) | IngressError::TooLarge) => true,
                 Err(error) => return Err(error),
             };
             let unsent = if is_state { &mut slot.state_unsent } else { &mut slot.status_unsent };

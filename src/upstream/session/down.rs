@@ -50,11 +50,15 @@ pub(crate) enum InboundLoss {
     TooLarge,
     /// There is no room for it, and at QoS 0 it does not come again.
     NoRoom,
+    /// The same at another QoS, with a session that the upstream forgets.
+    NoRoomInCleanSession,
+    /// The journal never has room for a message of this size.
+    NeverFits,
 }
 
 impl InboundLoss {
     /// The number of kinds.
-    pub(crate) const COUNT: usize = 5;
+    pub(crate) const COUNT: usize = 7;
 
     /// The limit in words.
     pub(crate) fn words(self) -> &'static str {
@@ -64,6 +68,10 @@ impl InboundLoss {
             InboundLoss::Loop => "it has passed through too many gateways: is there a loop?",
             InboundLoss::TooLarge => "larger than max_packet_size",
             InboundLoss::NoRoom => "it came at QoS 0, and there is no room for it",
+            InboundLoss::NoRoomInCleanSession => {
+                "there is no room for it, and with clean_session it does not come again"
+            }
+            InboundLoss::NeverFits => "larger than the journal can take: journal.max_size is too small for it",
         }
     }
 }

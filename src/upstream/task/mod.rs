@@ -105,6 +105,8 @@ enum ConversationEnd {
     Failback,
     /// Packet ids of the old connection stay in use.
     Renewed,
+    /// What was not taken comes again only on a new connection.
+    Missed,
     Cancelled,
 }
 
@@ -211,6 +213,7 @@ impl<C: UpstreamClient> Upstream<C> {
             let end = self.converse(link, &mut pulse, &cancel).await?;
             self.client.close();
             self.backoff.connected_for(connected.elapsed());
+            let is_planned = self.session.is_renewing() || matches!(end, ConversationEnd::Missed);
             let (why, at_once) = match end {
                 ConversationEnd::Cancelled => break,
                 ConversationEnd::Changed => (Broken::Failed("the configuration has changed".into()), true),
@@ -218,9 +221,12 @@ impl<C: UpstreamClient> Upstream<C> {
                 ConversationEnd::Renewed => {
                     (Broken::Failed("what it never acknowledges needs a new one".into()), false)
                 }
+                ConversationEnd::Missed => {
+                    (Broken::Failed("what there was no room for comes again on a new one".into()), false)
+                }
                 ConversationEnd::Broken(why) => (why, false),
             };
-            if !at_once && !self.session.is_renewing() {
+            if !at_once && !is_planned {
                 self.is_down(&why, &format!("the connection ended: {why}"));
             }
             let by_message = matches!(why, Broken::Closed | Broken::Dismissed(..)) && self.session.own_in_flight() > 0;
@@ -303,6 +309,7 @@ impl<C: UpstreamClient> Upstream<C> {
         self.failback_tries.connected(self.address);
         self.failback = Failback::after(&self.current, self.address, self.failback_tries);
         self.set_state(UpstreamState::Connected, Some(link.version));
+        self.inbox.connected(self.current.clean_session);
         self.begin_exact(&link);
         let actions = self.session.connected(link, now);
         self.perform(actions)
@@ -334,6 +341,10 @@ impl<C: UpstreamClient> Upstream<C> {
             self.readers.say_settled();
             let waits_for_disk = self.passes.waits_for_disk(synced) || self.exact.waits_for_disk();
             alive = self.inbox.acknowledge(&mut self.client, self.clock.boot_ms()) && more.is_some();
+            if self.inbox.needs_connection() {
+                self.say_good_bye().await;
+                return Ok(ConversationEnd::Missed);
+            }
             let (more, has_room) = (more == Some(true), self.session.has_room(Role::Live));
             let wake = self.wake();
             let is_first_welcome = self.approach.left_alone_until(0) <= self.clock.boot_ms();

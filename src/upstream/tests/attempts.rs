@@ -55,3 +55,57 @@ async fn an_address_that_asks_for_it_is_left_alone_while_another_one_is_tried() 
     }
     running.stop().await;
 }
+
+#[tokio::test(start_paused = true)]
+async fn what_an_upstream_sent_while_there_was_no_room_comes_again() {
+    let ((mut script, client), door) = (Script::new(), TestDoor::default());
+    let running = Running::start(settings(&["mqtt://one"]), door.clone(), client);
+    script.answers.send(Ok(link(Version::V5))).await.unwrap();
+    script.next().await;
+    script.next().await;
+    let message = |packet_id: u16, size: usize| {
+        ClientEvent::Received(InMessage {
+            packet_id,
+            topic: format!("sites/loft/commands/{packet_id}"),
+            payload: "x".repeat(size).into(),
+            qos: Qos::AtLeastOnce,
+            retain: false,
+            expiry: None,
+            properties: Vec::new(),
+        })
+    };
+    *door.full.lock() = true;
+    for packet_id in 1..=60 {
+        script.event(message(packet_id, 200 << 10)).await;
+    }
+    script.event(message(61, 1)).await;
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    *door.full.lock() = false;
+    // those that found room are acknowledged in order, and nothing passes the first that did not
+    let mut taken = 0;
+    loop {
+        match script.next().await {
+            Asked::Ack(ack) => {
+                taken += 1;
+                assert_eq!(ack, Ack::Taken(taken));
+            }
+            other => {
+                assert_eq!(other, Asked::Disconnect);
+                break;
+            }
+        }
+    }
+    assert!((30..60).contains(&taken), "{taken}");
+    script.events.send(Err(Broken::Closed)).await.unwrap();
+    assert_eq!(script.next().await, connect("one", Version::V5));
+    script.answers.send(Ok(Link { session_present: true, ..link(Version::V5) })).await.unwrap();
+    script.next().await;
+    for packet_id in taken + 1..=61 {
+        script.event(message(packet_id, 1)).await;
+        assert_eq!(script.next().await, Asked::Ack(Ack::Taken(packet_id)));
+    }
+    let expected: Vec<String> = (1..=61).map(|packet_id| format!("commands/{packet_id}")).collect();
+    let published: Vec<String> = door.published.lock().iter().map(|(topic, _)| topic.clone()).collect();
+    assert_eq!(published, expected);
+    running.stop().await;
+}
