@@ -265,6 +265,18 @@ impl UpstreamInbox {
         is_in_turn && (self.held.is_empty() || fits)
     }
 
+    /// Counts the oldest held message as lost, and acknowledges it.
+    fn lose_oldest(&mut self, loss: InboundLoss) {
+        let Some(WaitingMessage::Message(message)) = self.held.front() else { return };
+        let (topic, size, packet_id) = (message.topic.clone(), message.payload.len(), message.packet_id);
+        let ack = if message.is_exact { Ack::Recorded } else { Ack::Taken };
+        self.lose(loss, &topic, size);
+        self.dropped += 1;
+        if packet_id != 0 {
+            self.unsafe_yet.push_back((Receipt::default(), ack(packet_id)));
+        }
+    }
+
     /// Publishes held messages, as far as there is room.
     pub(crate) async fn deliver(&mut self, door: &InboxDoor, now: u64) -> Result<(), IngressError> {
         if self.is_closed {
@@ -311,20 +323,10 @@ impl UpstreamInbox {
                 }
                 // one with a packet id waits there
                 Err(IngressError::Full(_)) if message.qos == Qos::AtMostOnce && packet_id == 0 => {
-                    let (topic, size) = (message.topic.clone(), message.payload.len());
-                    self.lose(InboundLoss::NoRoom, &topic, size);
-                    self.dropped += 1;
+                    self.lose_oldest(InboundLoss::NoRoom);
                 }
                 // it would hold up all that come after it, for ever
-                Err(IngressError::TooLarge) => {
-                    let (topic, size, is_exact) = (message.topic.clone(), message.payload.len(), message.is_exact);
-                    self.lose(InboundLoss::NeverFits, &topic, size);
-                    self.dropped += 1;
-                    if packet_id != 0 {
-                        let ack = if is_exact { Ack::Recorded } else { Ack::Taken };
-                        self.unsafe_yet.push_back((Receipt::default(), ack(packet_id)));
-                    }
-                }
+                Err(IngressError::TooLarge) => self.lose_oldest(InboundLoss::NeverFits),
                 Err(IngressError::Full(_)) => {
                     if !std::mem::replace(&mut self.is_stuck, true) {
                         warn!(upstream = self.name, "the journal is full: messages from upstream wait there");

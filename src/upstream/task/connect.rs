@@ -50,25 +50,18 @@ impl<C: UpstreamClient> Upstream<C> {
             let address = settings.addresses.get(at)?;
             self.shown.address = address.to_string();
             self.show();
-            let no_retain = self.session.is_retain_refused();
-            let mut offer = self.approach.offer(&settings, self.address, no_retain, self.clock.boot_ms());
-            offer.has_small_segments = self.session.has_small_segments(self.clock.boot_ms());
-            let has_steps = self.has_steps();
-            self.mark.wants(&settings, address, has_steps);
-            let result = match self.attempt(&settings, address, offer, pulse, cancel).await {
+            let offer = self.next_offer(&settings, address);
+            let end = self.attempt(&settings, address, offer, pulse, cancel).await;
+            // an upstream that refuses has not made a session
+            self.mark.asked(matches!(&end, AttemptEnd::Done(result) if *result != Err(Broken::Silent)));
+            let result = match end {
                 AttemptEnd::Cancelled => return None,
-                AttemptEnd::Outdated => {
-                    self.mark.asked(false);
-                    continue;
-                }
+                AttemptEnd::Outdated => continue,
                 AttemptEnd::Done(result) => result,
             };
-            // an upstream that refuses has not made a session
-            self.mark.asked(!matches!(result, Err(Broken::Silent)));
             let why = match result {
                 Ok(link) => {
-                    let now = self.clock.boot_ms();
-                    if self.approach.accepted(&settings, self.address, offer, now) {
+                    if self.approach.accepted(&settings, at, offer, self.clock.boot_ms()) {
                         self.will_refused(offer.will);
                     }
                     return Some(link);
@@ -86,25 +79,47 @@ impl<C: UpstreamClient> Upstream<C> {
                 continue;
             }
             failed.push(at);
-            let random = getrandom::u64().unwrap_or(0);
-            if matches!(why, Broken::SentAway(_)) {
-                let pause = self.backoff.long(self.approach.sent_away(at), random);
-                self.approach.leave_alone(at, self.clock.boot_ms() + pause.as_millis() as u64);
-            }
-            let next = self.next_address(&settings, &failed);
-            let pause = match next {
-                Some(_) => Duration::ZERO,
-                None => self.pause_of_all(&settings).unwrap_or_else(|| self.backoff.next(random)),
-            };
-            self.failed(&why, &shown, pause);
-            self.address = next.unwrap_or(at + 1);
-            if next.is_none() {
+            if let Some(pause) = self.after_failure(&settings, &failed, &why, &shown) {
                 failed.clear();
                 if pulse.during(self.pause(pause, cancel)).await {
                     return None;
                 }
             }
         }
+    }
+
+    /// Handles a failed attempt at the present address. Returns the pause before the next one, or `None` if another address is
+    /// tried at once.
+    fn after_failure(
+        &mut self,
+        settings: &UpstreamSettings,
+        failed: &[usize],
+        why: &Broken,
+        shown: &str,
+    ) -> Option<Duration> {
+        let (at, random) = (self.address, getrandom::u64().unwrap_or(0));
+        if matches!(why, Broken::SentAway(_)) {
+            let pause = self.backoff.long(self.approach.sent_away(at), random);
+            self.approach.leave_alone(at, self.clock.boot_ms() + pause.as_millis() as u64);
+        }
+        let next = self.next_address(settings, failed);
+        let pause = match next {
+            Some(_) => None,
+            None => Some(self.pause_of_all(settings).unwrap_or_else(|| self.backoff.next(random))),
+        };
+        self.failed(why, shown, pause.unwrap_or_default());
+        self.address = next.unwrap_or(at + 1);
+        pause
+    }
+
+    /// The form of the next CONNECT to the present address.
+    fn next_offer(&mut self, settings: &UpstreamSettings, address: &UpstreamAddress) -> ConnectOffer {
+        let (now, no_retain) = (self.clock.boot_ms(), self.session.is_retain_refused());
+        let mut offer = self.approach.offer(settings, self.address, no_retain, now);
+        offer.has_small_segments = self.session.has_small_segments(now);
+        let has_steps = self.has_steps();
+        self.mark.wants(settings, address, has_steps);
+        offer
     }
 
     /// Makes one attempt. New rules are in force for new messages at once, however long it takes; other new settings end it.
