@@ -7,7 +7,7 @@ mod support;
 
 use std::collections::BTreeSet;
 use std::net::TcpStream;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -356,6 +356,52 @@ fn the_command_overwrites_nothing_and_says_what_became_of_the_lines() {
         (code, json["files"][0]["valid"].as_bool(), json["files"][1]["valid"].as_bool()),
         (Some(78), Some(false), Some(true))
     );
+}
+
+#[test]
+fn nobody_else_reads_what_an_import_writes() {
+    let dir = tempfile::tempdir().unwrap();
+    let set_mode = |path: &Path, mode| std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
+    set_mode(dir.path(), 0o755);
+    let conf = "listener 1883\npassword_file passwd\nconnection home\naddress 192.0.2.1:1883\ntopic # out\nremote_username u\n\
+                remote_password hunter2\n";
+    write(dir.path(), "mosquitto.conf", conf);
+    write(dir.path(), "passwd", &format!("alice:{SEVEN}\n"));
+    let import = |to: &str| {
+        let (code, lines) = run(&["import", "mosquitto", "mosquitto.conf", "--force", "-o", to], dir.path());
+        assert_eq!(code, Some(0), "{lines:?}");
+        lines
+    };
+    let rights = |name: &str| {
+        let about = dir.path().join(name).metadata().unwrap();
+        (about.permissions().mode() & 0o777, about.gid())
+    };
+    let modes = || (rights("pigateway.toml").0, rights("home.password").0);
+    let is_root = rustix::process::geteuid().is_root();
+    let hint = |lines: &[String]| lines.iter().filter(|line| line.contains("chgrp pigateway")).count();
+    let lines = import("pigateway.toml");
+    assert_eq!((modes(), hint(&lines)), ((0o640, 0o600), usize::from(is_root)), "{lines:?}");
+    let warned = || run(&["check", "pigateway.toml"], dir.path()).1.join("\n");
+    assert!(!warned().contains("on this machine"), "{}", warned());
+    for name in ["pigateway.toml", "home.password"] {
+        set_mode(&dir.path().join(name), 0o644);
+    }
+    assert_eq!(warned().matches("everybody on this machine can read").count(), 2, "{}", warned());
+    import("pigateway.toml");
+    assert_eq!(modes(), (0o640, 0o600), "what was there is closed before a password is in it");
+    set_mode(&dir.path().join("home.password"), 0o640);
+    import("pigateway.toml");
+    assert_eq!(modes(), (0o640, 0o640), "a group that a person has chosen can still read it");
+    if is_root {
+        // as the package makes /etc/pigateway
+        let closed = dir.path().join("etc");
+        std::fs::create_dir(&closed).unwrap();
+        std::os::unix::fs::chown(&closed, None, Some(12_345)).unwrap();
+        set_mode(&closed, 0o750);
+        let lines = import("etc/pigateway.toml");
+        assert_eq!((rights("etc/pigateway.toml"), rights("etc/home.password")), ((0o640, 12_345), (0o640, 12_345)));
+        assert_eq!(hint(&lines), 0, "{lines:?}");
+    }
 }
 
 #[test]

@@ -18,6 +18,7 @@ use super::{broker, home_assistant, mdns, sensors, sizes, upstream};
 use crate::broker::settings::ListenerSettings;
 use crate::http::settings::{HttpSettings, HttpTls, Network, frame_ancestor};
 use crate::journal::settings::{JournalSettings, WhenFull};
+use crate::secret;
 use crate::tls::TlsFiles;
 use crate::upstream::settings::Order;
 
@@ -83,7 +84,13 @@ fn load_from(
     let text = std::str::from_utf8(&bytes).map_err(|error| {
         whole(Some(line_and_column(&bytes, error.valid_up_to())), "found bytes that are not UTF-8; valid: text".into())
     })?;
-    read(text, path, environment)
+    let mut loaded = read(text, path, environment)?;
+    if loaded.settings.broker.access.hashes().next().is_some() && secret::is_public(path) {
+        let message = "everybody on this machine can read this file and try to guess the passwords of its hashes; chgrp it to \
+                       the group that pigateway runs as and chmod 640";
+        loaded.warnings.insert(0, ConfigProblem { file, place: None, key: String::new(), message: message.into() });
+    }
+    Ok(loaded)
 }
 
 /// Reads the text of a configuration file. Relative paths and messages refer to `path`.

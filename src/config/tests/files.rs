@@ -124,3 +124,25 @@ fn secrets_that_others_can_read_are_warned_about() {
     assert_eq!(found("mqtts://h", 0o644).len(), 1);
     assert_eq!(found("mqtts://h", 0o640).len(), 0);
 }
+
+#[test]
+fn hashes_that_others_can_read_are_warned_about_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("t.toml");
+    let set_mode = |path: &Path, mode| std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
+    set_mode(dir.path(), 0o755);
+    let hash = crate::access::hash::make("password").unwrap();
+    let user = |name: &str| format!("[[broker.user]]\nname = \"{name}\"\npassword_hash = \"{hash}\"\n");
+    let found = |text: &str, mode| -> Vec<String> {
+        std::fs::write(&path, text).unwrap();
+        set_mode(&path, mode);
+        load_in(&path, &environment()).unwrap().warnings.iter().map(|found| found.to_string()).collect()
+    };
+    let with_hashes = user("a") + &user("b");
+    let [public] = &found(&with_hashes, 0o644)[..] else { panic!("one warning") };
+    assert!(public.contains("guess the passwords") && public.contains("chmod 640"), "{public}");
+    assert_eq!(found(&with_hashes, 0o640), [] as [String; 0]);
+    assert_eq!(found("[log]\nlevel = \"info\"\n", 0o644), [] as [String; 0]);
+    set_mode(dir.path(), 0o750);
+    assert_eq!(found(&with_hashes, 0o644), [] as [String; 0]);
+}
