@@ -68,11 +68,17 @@ impl Import<'_> {
     fn sensors(&mut self, root: &YamlNode, prefix: &str) {
         let mut names = Vec::new();
         let mut topics = Vec::new();
+        let mut made = Vec::new();
         for input in root.items("digital_inputs") {
             let mut text = TomlText::default();
-            match sensor(input, root, prefix, &mut names, &mut topics, &mut text) {
-                Ok(()) => self.text.append(&text),
-                Err(why) => input.lines().iter().for_each(|line| line.revoke(&why)),
+            let result = sensor(input, root, prefix, &mut names, &mut topics, &mut text);
+            made.push((input, result.map(|()| text)));
+        }
+        // a line that several inputs share is taken over if one of them takes it
+        for (input, result) in made {
+            match result {
+                Ok(text) => self.text.append(&text),
+                Err(why) => input.lines().iter().for_each(|line| line.not_taken(&*why)),
             }
             for line in input.lines() {
                 line.not_needed("it is no setting of a digital input that has a meaning here");
@@ -129,7 +135,7 @@ impl Import<'_> {
             self.text.key("username", quoted(user));
             self.password(mqtt);
         }
-        if mqtt.line("clean_session").is_some() {
+        if mqtt.given("clean_session").is_some() {
             self.text.key("clean_session", mqtt.is_set("clean_session"));
         }
         if let Some(seconds) = mqtt.text("keepalive").and_then(|text| text.parse::<u64>().ok()) {
@@ -161,7 +167,7 @@ impl Import<'_> {
     }
 
     fn password(&mut self, mqtt: &YamlNode) {
-        let Some(line) = mqtt.line("password").filter(|line| !line.value.is_empty()) else { return };
+        let Some(line) = mqtt.given("password") else { return };
         let file = "mqtt-io.password".to_owned();
         self.text.key("password_file", quoted(&file));
         if !self.options.keeps_secrets {
@@ -175,7 +181,8 @@ impl Import<'_> {
     fn tls(&mut self, tls: &YamlNode) {
         let mut fields = Vec::new();
         for (key, field) in [("ca_certs", "ca"), ("certfile", "cert"), ("keyfile", "key")] {
-            let Some(line) = tls.line(key) else { continue };
+            tls.line(key).filter(|line| line.value.is_empty()).into_iter().for_each(|line| line.taken());
+            let Some(line) = tls.given(key) else { continue };
             let (path, is_there) = self.files.locate(&line.value);
             if !is_there {
                 self.to_do.push(format!("{path} is not here; it must be before the gateway starts"));
@@ -231,6 +238,7 @@ impl Import<'_> {
                         line.not_taken("streams are not read: keep mqtt-io for it, with this gateway as its broker")
                     }
                     "logging" => line.not_needed("[log] level says what is logged"),
+                    _ if name.starts_with("x-") => line.not_needed("no input has it from here"),
                     _ => line.not_taken("it has no equivalent"),
                 }
             }
@@ -270,7 +278,7 @@ fn sensor(
         _ => "off",
     };
     text.key("bias", quoted(bias));
-    if let Some(line) = input.line("bouncetime") {
+    if let Some(line) = input.given("bouncetime") {
         match line.value.parse::<u64>() {
             Ok(ms) => text.key("debounce", quoted(&format!("{} ms", ms.min(10_000)))),
             Err(_) => line.wrong("valid: milliseconds"),
@@ -314,7 +322,7 @@ fn pin(input: &YamlNode, root: &YamlNode) -> Result<u64, String> {
 fn payloads(input: &YamlNode) {
     for (key, ours) in [("on_payload", "ON"), ("off_payload", "OFF")] {
         let Some(line) = input.line(key) else { continue };
-        if line.value == ours { line.taken() } else { line.differs(format!("it says {ours}")) }
+        if line.value == ours || line.value.is_empty() { line.taken() } else { line.differs(format!("it says {ours}")) }
     }
 }
 

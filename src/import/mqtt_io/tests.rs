@@ -161,3 +161,67 @@ fn what_is_not_such_a_file_is_said_with_its_place() {
     assert!(fails("a: 1\n").contains("this is not a configuration of mqtt-io"));
     assert!(fails(&"[".repeat(100)).contains("nested too deeply"));
 }
+
+#[test]
+fn what_an_input_says_itself_wins_over_what_it_merges() {
+    let yaml = "\
+mqtt: {host: localhost}
+x-defaults: &d
+  module: raspberrypi
+  inverted: no
+  retain: no
+  pullup: no
+x-others: &e {module: pcf8574, bouncetime: 250, retain: yes}
+digital_inputs:
+  - {<<: *d, name: front, pin: 4, inverted: yes, pullup: yes, retain: yes}
+  - {name: back, pin: 5, retain: yes, <<: [*d, *e]}
+  - {<<: *e, <<: *d, name: side, pin: 6, module: raspberrypi}
+  - {<<: *d, name: none}
+";
+    let (settings, imported) = of(yaml);
+    let read: Vec<_> = settings
+        .sensors
+        .iter()
+        .map(|of| (of.name.as_str(), of.active, of.bias, of.retain, of.debounce.as_millis()))
+        .collect();
+    let usual = 50;
+    assert_eq!(
+        read,
+        [
+            ("front", Level::Low, Bias::PullUp, true, usual),
+            ("back", Level::High, Bias::Off, true, 250),
+            ("side", Level::High, Bias::Off, true, 250),
+        ],
+        "{}",
+        imported.text
+    );
+    assert!(!imported.text.contains("digital_inputs.1.retain: yes\""), "{}", imported.text);
+    // what one input shares with another that is left out is taken over all the same
+    assert!(!imported.text.contains("x-defaults.module"), "{}", imported.text);
+    let (_, imported) = of("mqtt: {host: localhost}\ndigital_inputs: [{<<: x, name: a, pin: 4}]\n");
+    assert!(imported.text.contains("valid after <<"), "{}", imported.text);
+}
+
+#[test]
+fn a_value_that_is_null_is_none() {
+    let text = |nothing: &str| {
+        format!(
+            "mqtt: {{host: h, user: u, password: {nothing}, client_id: {nothing}, clean_session: {nothing}, tls: {{enabled: yes, \
+             ca_certs: {nothing}}}}}\ndigital_inputs: [{{name: a, pin: 4, bouncetime: {nothing}, on_payload: {nothing}}}]\n"
+        )
+    };
+    let without = "mqtt: {host: h, user: u, tls: {enabled: yes}}\ndigital_inputs: [{name: a, pin: 4}]\n";
+    let said = |settings: &Settings| {
+        let upstream = &settings.upstreams[0];
+        let has_files = upstream.password.is_some() || upstream.tls.as_ref().unwrap().ca.is_some();
+        (upstream.client_id.clone(), upstream.clean_session, has_files, settings.sensors.clone())
+    };
+    let usual = said(&of(without).0);
+    for nothing in ["~", "null", "''"] {
+        let (settings, imported) = of(&text(nothing));
+        assert_eq!(said(&settings), usual, "{}", imported.text);
+        assert!(imported.secrets.is_empty() && imported.summary.to_do.is_empty(), "{nothing}: {}", imported.text);
+    }
+    let (_, imported) = of("mqtt: {host: h, user: u, password: '~'}\ndigital_inputs: []\n");
+    assert_eq!(imported.secrets[0].password, "~");
+}

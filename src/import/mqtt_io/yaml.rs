@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::rc::Rc;
 
-use saphyr_parser::{Event, Parser};
+use saphyr_parser::{Event, Parser, ScalarStyle};
 
 use crate::import::ImportError;
 use crate::import::line::{LinePlace, SettingLine, SettingLines};
@@ -28,6 +28,13 @@ impl YamlNode {
         }
     }
 
+    fn entries(self) -> Vec<(String, YamlNode)> {
+        match self {
+            YamlNode::Map(entries) => entries,
+            _ => Vec::new(),
+        }
+    }
+
     /// The line of a key.
     pub(crate) fn line(&self, key: &str) -> Option<&Rc<SettingLine>> {
         match self.get(key) {
@@ -38,7 +45,12 @@ impl YamlNode {
 
     /// The text of a key, if it is not empty.
     pub(crate) fn text(&self, key: &str) -> Option<&str> {
-        self.line(key).map(|line| line.value.as_str()).filter(|text| !matches!(*text, "" | "~" | "null"))
+        self.given(key).map(|line| line.value.as_str())
+    }
+
+    /// The line of a key, if its value is not empty.
+    pub(crate) fn given(&self, key: &str) -> Option<&Rc<SettingLine>> {
+        self.line(key).filter(|line| !line.value.is_empty())
     }
 
     /// Whether the value is `true`, `yes` or `on`, which all mean true in YAML 1.1.
@@ -66,7 +78,7 @@ impl YamlNode {
 
 /// A map or list whose end has not been read.
 enum OpenNode {
-    Map { entries: Vec<(String, YamlNode)>, key: Option<String>, anchor: usize },
+    Map { entries: Vec<(String, YamlNode)>, merged: Vec<(String, YamlNode)>, key: Option<String>, anchor: usize },
     List { items: Vec<YamlNode>, anchor: usize },
 }
 
@@ -110,7 +122,7 @@ impl YamlReader<'_> {
     /// Processes an event. Returns whether the document has ended.
     fn take(&mut self, event: Event, number: usize) -> bool {
         match event {
-            Event::Scalar(text, _, anchor, _) => {
+            Event::Scalar(text, style, anchor, _) => {
                 if let Some(OpenNode::Map { key: key @ None, .. }) = self.open.last_mut() {
                     *key = Some(text.into_owned());
                     return false;
@@ -118,14 +130,27 @@ impl YamlReader<'_> {
                 let written = self.name();
                 let key = written.rsplit('.').next().unwrap_or_default().to_owned();
                 let key = if key == "password" { "remote_password".into() } else { key };
+                // without quotes these mean that there is no value
+                let is_null = style == ScalarStyle::Plain && matches!(&*text, "~" | "null" | "Null" | "NULL");
+                let text = if is_null { "" } else { &*text };
                 let place = LinePlace { file: self.file.clone(), number };
-                let line = self.lines.add(SettingLine::new(place, &format!("{written}:"), &key, &text));
+                let line = self.lines.add(SettingLine::new(place, &format!("{written}:"), &key, text));
                 self.add(YamlNode::Value(line), anchor);
             }
-            Event::MappingStart(anchor, _) => self.open.push(OpenNode::Map { entries: Vec::new(), key: None, anchor }),
+            Event::MappingStart(anchor, _) => {
+                self.open.push(OpenNode::Map { entries: Vec::new(), merged: Vec::new(), key: None, anchor })
+            }
             Event::SequenceStart(anchor, _) => self.open.push(OpenNode::List { items: Vec::new(), anchor }),
             Event::MappingEnd | Event::SequenceEnd => match self.open.pop() {
-                Some(OpenNode::Map { entries, anchor, .. }) => self.add(YamlNode::Map(entries), anchor),
+                Some(OpenNode::Map { mut entries, merged, anchor, .. }) => {
+                    // an entry of the map itself wins, wherever `<<` stands
+                    for (name, node) in merged {
+                        if !entries.iter().any(|(own, _)| *own == name) {
+                            entries.push((name, node));
+                        }
+                    }
+                    self.add(YamlNode::Map(entries), anchor);
+                }
                 Some(OpenNode::List { items, anchor }) => self.add(YamlNode::List(items), anchor),
                 None => {}
             },
@@ -153,13 +178,16 @@ impl YamlReader<'_> {
             self.anchors.push((anchor, node.clone()));
         }
         match self.open.last_mut() {
-            Some(OpenNode::Map { entries, key, .. }) => match key.take() {
-                // `<<` copies the entries of another map
-                Some(name) if name == "<<" => {
-                    if let YamlNode::Map(more) = node {
-                        entries.extend(more);
+            Some(OpenNode::Map { entries, merged, key, .. }) => match key.take() {
+                // `<<` copies the entries of another map, or of several, of which an earlier one wins
+                Some(name) if name == "<<" => match node {
+                    YamlNode::Map(more) => merged.extend(more),
+                    YamlNode::List(maps) => merged.extend(maps.into_iter().flat_map(YamlNode::entries)),
+                    YamlNode::Value(line) => {
+                        line.wrong("valid after <<: a map, or a list of maps");
+                        entries.push((name, YamlNode::Value(line)));
                     }
-                }
+                },
                 Some(name) => entries.push((name, node)),
                 None => {}
             },
