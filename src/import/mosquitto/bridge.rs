@@ -20,6 +20,8 @@ pub(super) struct Bridges {
     pub(crate) secrets: Vec<SecretFile>,
     pub(crate) to_do: Vec<String>,
     names: Vec<String>,
+    /// The name of each upstream, with its client id and its addresses without their schemes.
+    taken: Vec<(String, String, Vec<String>)>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -90,11 +92,14 @@ impl Bridges {
         self.names.push(name.clone());
         let has_tls = has_tls(section);
         let addresses = addresses(section, has_tls)?;
+        let client_id = client_id(section, options)?;
+        self.check_twins(&name, &client_id, &addresses)?;
         text.table("[[upstream]]");
         text.key("name", quoted(&name));
         text.key("addresses", list(&addresses));
         let topics = topics(section);
         protocol(section, &topics, text);
+        write_client_id(section, &client_id, text);
         self.login(section, &name, options, text);
         session(section, text);
         if has_tls {
@@ -117,16 +122,23 @@ impl Bridges {
         Ok(())
     }
 
-    fn login(&mut self, section: &Section, name: &str, options: &Options, text: &mut TomlText) {
-        let client_id = section.get("remote_clientid");
-        match &client_id {
-            Some(line) => text.key("client_id", quoted(&line.value)),
-            None => {
-                let head = section.head.as_ref().map(|line| line.word().to_owned()).unwrap_or_default();
-                let id = format!("{}.{head}", options.host_name);
-                text.key_with("client_id", quoted(&id), "what mosquitto makes of the names of host and connection");
-            }
+    /// Fails for a second bridge with one client id at one broker: they would disconnect each other for ever.
+    fn check_twins(&mut self, name: &str, id: &str, addresses: &[String]) -> Result<(), String> {
+        let place = |address: &String| address.split_once("://").map_or("", |(_, place)| place).to_lowercase();
+        let places: Vec<String> = addresses.iter().map(place).collect();
+        let is_twin = |(_, other_id, others): &&(String, String, Vec<String>)| {
+            other_id == id && others.iter().any(|other| places.contains(other))
+        };
+        if let Some((other, _, _)) = self.taken.iter().find(is_twin) {
+            return Err(format!(
+                "{other} has its client id at the same address, and the two would disconnect each other: give one an id of its own"
+            ));
         }
+        self.taken.push((name.into(), id.into(), places));
+        Ok(())
+    }
+
+    fn login(&mut self, section: &Section, name: &str, options: &Options, text: &mut TomlText) {
         let username = section.get("remote_username");
         if let Some(line) = &username {
             text.key("username", quoted(&line.value));
@@ -188,7 +200,7 @@ impl Bridges {
             );
         }
         if let Some(line) = section.get("bridge_alpn") {
-            line.not_taken("no application protocol is asked for in the TLS handshake");
+            fields.push(format!("alpn = {}", list(std::slice::from_ref(&line.value))));
         }
         if let Some(line) = section.get("bridge_tls_version") {
             match line.word() {
@@ -197,6 +209,29 @@ impl Bridges {
             }
         }
         if fields.is_empty() { "{}".into() } else { format!("{{ {} }}", fields.join(", ")) }
+    }
+}
+
+/// The client id, if it and the user name can be sent.
+fn client_id(section: &Section, options: &Options) -> Result<String, String> {
+    let fits = |text: &str, most: usize| (1..=most).contains(&text.len()) && !text.contains(char::is_control);
+    let most = usize::from(u16::MAX);
+    for (key, most) in [("remote_clientid", most), ("remote_username", most), ("bridge_alpn", 255)] {
+        if let Some(line) = section.get(key).filter(|line| !fits(&line.value, most)) {
+            line.wrong(format!("valid: up to {most} bytes without control characters"));
+            return Err(format!("its {key} cannot be sent"));
+        }
+    }
+    let head = section.head.as_ref().map(|line| line.word().to_owned()).unwrap_or_default();
+    let usual = || format!("{}.{head}", options.host_name);
+    Ok(section.get("remote_clientid").map_or_else(usual, |line| line.value.clone()))
+}
+
+fn write_client_id(section: &Section, id: &str, text: &mut TomlText) {
+    if section.has("remote_clientid") {
+        text.key("client_id", quoted(id));
+    } else {
+        text.key_with("client_id", quoted(id), "what mosquitto makes of the names of host and connection");
     }
 }
 

@@ -78,8 +78,12 @@ pub(super) fn write_limits(global: &Section, max_connections: Option<i64>, text:
     connections(global, max_connections, &mut limits);
     packets(global, &mut limits);
     queues(global, &mut limits);
-    if let Some(expiry) = global.get("persistent_client_expiration").and_then(|line| expiry(&line)) {
-        limits.key("session_expiry", quoted(&expiry));
+    match global.get("persistent_client_expiration") {
+        Some(line) => expiry(&line).into_iter().for_each(|expiry| limits.key("session_expiry", quoted(&expiry))),
+        None => {
+            let why = "mosquitto keeps the sessions of clients that are away for ever; \"7 days\" is usual here";
+            limits.key_with("session_expiry", quoted(&format!("{MAX_EXPIRY_DAYS} days")), why);
+        }
     }
     if let Some((line, available)) = global.flag("retain_available") {
         if available {

@@ -75,3 +75,39 @@ fn bridges_keep_their_ids_apart_and_loops_need_version_5() {
     // an empty value counts as missing
     assert!(of("connection\naddress h\ntopic # out\n").text.contains("missing"));
 }
+
+#[test]
+fn the_application_protocol_of_a_bridge_is_asked_for() {
+    let conf = "listener 1883\nconnection aws\naddress abc-ats.iot.eu-west-1.amazonaws.com:443\nbridge_alpn x-amzn-mqtt-ca\n\
+                bridge_cafile /ca.pem\nbridge_certfile /s.pem\nbridge_keyfile /s.key\ntopic loft/# out 1\n";
+    let result = of(conf);
+    assert_eq!(result.settings.upstreams[0].tls.as_ref().unwrap().alpn, ["x-amzn-mqtt-ca"], "{}", result.text);
+    assert!(!result.text.contains("\"bridge_alpn"), "{}", result.text);
+}
+
+#[test]
+fn a_bridge_that_would_disconnect_another_or_cannot_say_who_it_is_is_left_out() {
+    let bridge = |name: &str, address: &str, more: &str| {
+        format!("connection {name}\naddress {address}\n{more}\ntopic a/# out 0\n")
+    };
+    let (site, one) = ("remote_clientid site", "192.0.2.1:1883");
+    for (second, is_there) in [
+        (bridge("b", one, site), false),
+        (bridge("b", "192.0.2.2 192.0.2.1", site), false),
+        (bridge("b", one, &format!("{site}\nbridge_cafile /ca")), false),
+        (bridge("b", "192.0.2.1:1884", site), true),
+        (bridge("b", one, "remote_clientid other"), true),
+        (bridge("b", one, ""), true),
+        (bridge("b", one, "remote_clientid a\tb"), false),
+        (bridge("b", one, "remote_username a\tb"), false),
+        (bridge("b", one, &format!("bridge_cafile /ca\nbridge_alpn {}", "x".repeat(256))), false),
+    ] {
+        let result = of(&format!("listener 1883\n{}{second}", bridge("a", one, site)));
+        let names: Vec<&str> = result.settings.upstreams.iter().map(|upstream| upstream.name.as_str()).collect();
+        assert_eq!(names, if is_there { &["a", "b"][..] } else { &["a"] }, "{second}\n{}", result.text);
+        assert_eq!(result.summary.to_do.iter().any(|item| item.contains("left out")), !is_there, "{second}");
+    }
+    // without ids of their own, connections of one name have one id
+    let result = of(&format!("listener 1883\n{}{}", bridge("a", one, ""), bridge("a", one, "")));
+    assert_eq!(result.settings.upstreams.len(), 1, "{}", result.text);
+}

@@ -302,6 +302,8 @@ fn limits_and_the_log_keep_their_meaning() {
         let expiry = of(&format!("persistent_client_expiration {text}\n")).settings.broker.session_expiry;
         assert_eq!(expiry, Duration::from_secs(days * 86_400), "{text}");
     }
+    // mosquitto keeps sessions for ever
+    assert_eq!(of("listener 1883\n").settings.broker.session_expiry, Duration::from_secs(49_710 * 86_400));
     for (conf, connections) in [
         ("listener 1883\nmax_connections 10\nlistener 1884\nmax_connections 20\n", 30),
         ("listener 1883\nmax_connections 10\nlistener 1884\n", 256),
