@@ -46,12 +46,12 @@ pub(crate) struct Replies {
     by_filter: HashMap<Arc<str>, u64>,
     next: u64,
     bytes: usize,
-    turn: Turn,
+    turn: SearchTurn,
 }
 
 /// The searches in one turn of the connection.
 #[derive(Debug, Default)]
-struct Turn {
+struct SearchTurn {
     walk: Walk,
     found: usize,
 }
@@ -133,7 +133,7 @@ impl Replies {
     /// Ends a turn of the connection, and charges the client for what was searched in it.
     pub(crate) fn end_turn(&mut self, ingress: &Ingress, client: Origin) {
         if self.turn.walk.steps() > 0 {
-            let Turn { walk, found } = std::mem::take(&mut self.turn);
+            let SearchTurn { walk, found } = std::mem::take(&mut self.turn);
             ingress.meter().charge(client, walk.cost(found));
         }
     }

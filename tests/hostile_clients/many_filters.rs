@@ -1,6 +1,9 @@
 //! Clients with thousands of subscriptions: what they do costs as much as it is large, and others have their turns in between.
 
 use std::collections::HashSet;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
 use std::time::Duration;
 
 use super::assert_it_serves;
@@ -138,4 +141,37 @@ fn what_waits_in_many_groups_comes_as_the_session_has_room_for_it() {
     }
     client.ping();
     assert!(client.has_come().is_none());
+}
+
+#[test]
+fn while_a_large_session_comes_back_nothing_comes_twice() {
+    let gateway = Gateway::start();
+    let connect = Connect::v5("client").persistent();
+    let mut client = connect.open(gateway.port);
+    let others: Vec<String> = (0..2_000).map(|number| format!("others/{number}")).collect();
+    client.subscribe_all(&with_qos(&others, 0), &Properties::new());
+    client.subscribe_all(&[("a/#", 0), ("a/b", 1)], &Properties::new());
+    let (stop, port) = (Arc::new(AtomicBool::new(false)), gateway.port);
+    let publishing = thread::spawn({
+        let stop = stop.clone();
+        move || {
+            let mut publisher = Connect::v5("publisher").open(port);
+            for number in 0.. {
+                publisher.publish("a/b", number.to_string(), 1, false);
+                if stop.load(Ordering::Relaxed) {
+                    return;
+                }
+            }
+        }
+    });
+    for _ in 0..20 {
+        for _ in 0..20 {
+            let message = client.receive();
+            assert_eq!(message.qos, 1, "{} comes from the journal, and live too", message.text());
+        }
+        client.vanish();
+        client = connect.open(gateway.port);
+    }
+    stop.store(true, Ordering::Relaxed);
+    publishing.join().unwrap();
 }

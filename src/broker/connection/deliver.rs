@@ -5,7 +5,7 @@ use super::super::session::{DeliverySource, Send};
 use super::BrokerConnection;
 use super::output::{LARGE, SocketOutput};
 use super::run::OUT_FULL;
-use super::subscribe::Change;
+use super::subscribe::FilterChange;
 use crate::exchange::delivery::{Grant, Queued, Run};
 use crate::exchange::shared::is_behind;
 use crate::exchange::stats::Stats;
@@ -132,7 +132,7 @@ impl BrokerConnection {
 
     /// Whether the answer to a SUBSCRIBE still waits for the disk or for the rest of its filters.
     fn awaits_suback(&self) -> bool {
-        self.change.as_ref().is_some_and(Change::is_subscribe)
+        self.change.as_ref().is_some_and(FilterChange::is_subscribe)
             || self.subacks.iter().any(|(_, answer)| answer.first() == Some(&SUBACK))
     }
 

@@ -36,8 +36,7 @@ use self::aliases::InboundAliases;
 pub(super) use self::leave::part;
 use self::output::SocketOutput;
 pub use self::peer::Peer;
-use self::subscribe::Change;
-pub(super) use self::subscribe::{FILTERS_AT_ONCE, STEPS_OF_A_FILTER};
+use self::subscribe::FilterChange;
 use super::away::Parked;
 use super::core::{self, Core};
 use super::registry::expires;
@@ -162,7 +161,7 @@ struct BrokerConnection {
     /// searched the retained messages too much.
     held_until: Option<Instant>,
     /// A packet of which only a part was processed.
-    change: Option<Change>,
+    change: Option<FilterChange>,
     /// Whether there is more to do, which waits only until others have had their turns.
     has_more: bool,
     /// When the packets that are being processed were read, in milliseconds of the boot clock; set when first needed.

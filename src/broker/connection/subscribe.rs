@@ -5,6 +5,7 @@
 
 use bytes::BytesMut;
 
+use super::super::core::portions::{FILTERS_AT_ONCE, STEPS_OF_A_FILTER, TIME_AT_ONCE};
 use super::super::core::session_route;
 use super::super::replies::repeated;
 use super::super::session::{Subscription, split_share};
@@ -25,13 +26,8 @@ const MAX_FILTERS: usize = 10_000;
 const MAX_AT_ONCE: usize = 65_535;
 /// Most bytes of all topic filters of one session.
 const MAX_FILTER_BYTES: usize = 2 << 20;
-/// The filters of a packet that are processed in one turn.
-pub(in crate::broker) const FILTERS_AT_ONCE: usize = 64;
-/// The steps that a filter costs in addition to the retained messages that it examines.
-pub(in crate::broker) const STEPS_OF_A_FILTER: usize = 4;
-
 /// A SUBSCRIBE or UNSUBSCRIBE that is being processed.
-pub(super) struct Change {
+pub(super) struct FilterChange {
     packet_id: u16,
     /// `None` for an UNSUBSCRIBE.
     subscribe: Option<SubscribeTerms>,
@@ -63,14 +59,14 @@ struct FilterTerms {
     retain_handling: RetainHandling,
 }
 
-impl Change {
-    fn new<'a>(packet_id: u16, filters: impl Iterator<Item = &'a str>, memory: Option<Reservation>) -> Change {
+impl FilterChange {
+    fn new<'a>(packet_id: u16, filters: impl Iterator<Item = &'a str>, memory: Option<Reservation>) -> FilterChange {
         let (mut text, mut ends) = (String::new(), Vec::new());
         for filter in filters {
             text.push_str(filter);
             ends.push(text.len());
         }
-        Change {
+        FilterChange {
             packet_id,
             subscribe: None,
             filters: text,
@@ -104,8 +100,8 @@ impl BrokerConnection {
         });
         let terms = SubscribeTerms { id: subscribe.id, each: each.collect() };
         let filters = subscribe.filters.iter().map(|wanted| wanted.filter);
-        let change = Change::new(subscribe.packet_id, filters, memory);
-        self.change(Change { subscribe: Some(terms), ..change })
+        let change = FilterChange::new(subscribe.packet_id, filters, memory);
+        self.change(FilterChange { subscribe: Some(terms), ..change })
     }
 
     pub(super) fn unsubscribe(
@@ -116,7 +112,7 @@ impl BrokerConnection {
         if unsubscribe.filters.len() > MAX_AT_ONCE {
             return Err(ConnectionEnd::Ended(Reason::QUOTA_EXCEEDED));
         }
-        self.change(Change::new(unsubscribe.packet_id, unsubscribe.filters.iter().copied(), memory))
+        self.change(FilterChange::new(unsubscribe.packet_id, unsubscribe.filters.iter().copied(), memory))
     }
 
     /// Continues with a packet of which only a part was processed. Returns whether other packets may follow.
@@ -133,12 +129,16 @@ impl BrokerConnection {
     }
 
     /// Processes the next filters of a packet, and answers it after the last.
-    fn change(&mut self, mut change: Change) -> Result<(), ConnectionEnd> {
+    fn change(&mut self, mut change: FilterChange) -> Result<(), ConnectionEnd> {
         let first = change.reasons.len();
         let mut walk = if first == 0 { Walk::default() } else { Walk::beyond_what_is_free() };
         let mut found = 0;
         let next = change.ends[first..].iter().take(FILTERS_AT_ONCE);
+        let begun = std::time::Instant::now();
         for (at, end) in (first..).zip(next) {
+            if at > first && begun.elapsed() >= TIME_AT_ONCE {
+                break;
+            }
             let filter = &change.filters[std::mem::replace(&mut change.begin, *end)..*end];
             walk.visits(STEPS_OF_A_FILTER);
             let (reason, kept) = match &change.subscribe {

@@ -84,18 +84,20 @@ impl Core {
         let known = &mut *guard;
         let entry = known.by_filter.entry(shared.into()).or_insert_with(|| {
             let group = SharedGroup::new(self.inbox_limits(), Some(&self.queues));
-            self.ingress.add_route(filter, Route::Shared { group: group.clone(), consumer: None });
             Group { group, sessions: 0, keepers: 0 }
         });
+        let is_new = entry.sessions == 0;
         let had = entry.keepers > 0;
         entry.sessions += usize::from(old.is_none());
         entry.keepers -= usize::from(old.is_some_and(|old| keeps(session, old)));
         entry.keepers += usize::from(keeps(session, new));
         let (has, group) = (entry.keepers > 0, entry.group.clone());
-        if has && !had {
-            self.begin_to_keep(session, shared, filter, known, &group);
-        } else if had && !has {
-            self.ingress.add_route(filter, Route::Shared { group: group.clone(), consumer: None });
+        let consumer = (has && !had).then(|| self.begin_to_keep(session, shared, known, &group));
+        let route = Route::Shared { group: group.clone(), consumer };
+        if is_new {
+            self.ingress.add_new_route(filter, route);
+        } else if has != had {
+            self.ingress.add_route(filter, route);
         }
         group
     }
@@ -104,20 +106,18 @@ impl Core {
         &self,
         session: &Session,
         shared: &str,
-        filter: &str,
         known: &mut KnownGroups,
         group: &Arc<SharedGroup>,
-    ) {
+    ) -> ConsumerId {
         let journal = self.ingress.journal();
-        let consumer = group.consumer().unwrap_or_else(|| {
+        group.consumer().unwrap_or_else(|| {
             let name = consumer_name(journal, known, session, shared);
             let consumer = journal.register(&name, self.journal_limits(CONNECTED_FACTOR));
             known.by_consumer.insert(consumer, group.clone());
             let reader = journal.reader_with_news(consumer, self.groups.news.clone());
             group.keep(journal, consumer, reader);
             consumer
-        });
-        self.ingress.add_route(filter, Route::Shared { group: group.clone(), consumer: Some(consumer) });
+        })
     }
 
     /// Limits what waits for a group. The limit is lower if no member is connected.

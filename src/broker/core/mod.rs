@@ -1,7 +1,7 @@
 //! The state that all connections share, and what happens to sessions between connections.
 
 pub(crate) mod groups;
-mod portions;
+pub(in crate::broker) mod portions;
 
 use std::collections::HashMap;
 use std::net::IpAddr;

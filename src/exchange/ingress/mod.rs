@@ -415,6 +415,11 @@ impl Ingress {
         sequencer.routes.insert(filter, route);
     }
 
+    /// Adds a route to a receiver that has none with this filter yet. Does not look at the others with this filter.
+    pub(crate) fn add_new_route(&self, filter: &str, route: Route) {
+        self.inner.sequencer.lock().routes.insert(filter, route);
+    }
+
     pub(crate) fn remove_route(&self, filter: &str, route: &Route) {
         self.inner.sequencer.lock().routes.remove(filter, |known| known.is_same(route));
     }
