@@ -143,11 +143,9 @@ async fn what_the_journal_refuses_is_not_granted() {
     // from now on the disk does not respond, and there is no room left
     storage.set_faults(Faults { hold_sync: true, ..Faults::NONE });
     let journal = broker.core.ingress.journal();
-    for number in 0.. {
-        let _ = journal.keep_session(&format!("another/{number}"), Some(&[b'x'; 400]), false);
-        if !journal.has_room_for_session("b") {
-            break;
-        }
+    for size in [400, 1] {
+        let keep = |number| journal.keep_session(&format!("{size}.{number}"), Some(&vec![b'x'; size]), false);
+        let _ = (0..).find(|number: &u32| keep(*number).is_err());
     }
     let consumer = journal.consumers()[0].1;
     while journal.note(consumer, Note::Again(1)).is_ok() {}
