@@ -45,7 +45,7 @@ impl Bridges {
         let mut bridges = Bridges::default();
         for section in sections {
             let mut text = TomlText::default();
-            match bridges.upstream(section, files, options, &mut text) {
+            match bridges.upstream((section, sections), files, options, &mut text) {
                 Ok(()) => bridges.text.append(&text),
                 Err(why) => bridges.leave_out(section, &why),
             }
@@ -65,7 +65,7 @@ impl Bridges {
 
     fn upstream(
         &mut self,
-        section: &Section,
+        (section, all): (&Section, &[Section]),
         files: &Files,
         options: &Options,
         text: &mut TomlText,
@@ -98,7 +98,10 @@ impl Bridges {
         text.key("name", quoted(&name));
         text.key("addresses", list(&addresses));
         let topics = topics(section);
-        protocol(section, &topics, text);
+        // what one bridge sends, another one at the same broker may bring back
+        let there: Vec<Topic> =
+            all.iter().filter(|other| share_address(section, other)).flat_map(self::topics).collect();
+        protocol(section, &there, text);
         write_client_id(section, &client_id, text);
         self.login(section, &name, options, text);
         session(section, text);
@@ -242,6 +245,16 @@ fn has_tls(section: &Section) -> bool {
 
 fn is_about_tls(key: &str) -> bool {
     ["bridge_certfile", "bridge_keyfile", "bridge_alpn", "bridge_insecure", "bridge_tls_version"].contains(&key)
+}
+
+fn share_address(a: &Section, b: &Section) -> bool {
+    let places = |section: &Section| -> Vec<String> {
+        let line = section.get("address");
+        let words = line.iter().flat_map(|line| line.value.split_whitespace());
+        words.filter_map(|word| address(&word.to_lowercase(), "mqtt")).collect()
+    };
+    let of_b = places(b);
+    places(a).iter().any(|place| of_b.contains(place))
 }
 
 fn addresses(section: &Section, has_tls: bool) -> Result<Vec<String>, String> {

@@ -68,6 +68,10 @@ fn bridges_keep_their_ids_apart_and_loops_need_version_5() {
     let result = of(conf);
     let [a, b] = result.settings.upstreams.as_slice() else { panic!("two") };
     assert_eq!((a.client_id.as_str(), b.client_id.as_str()), ("attic.a", "attic.b"));
+    // what the second sends, the first brings back
+    assert_eq!((a.protocol, a.v5_only, b.protocol, b.v5_only), (Protocol::Auto, true, Protocol::Auto, true));
+    let apart = of(&conf.replacen("address h", "address g", 1));
+    let [a, b] = apart.settings.upstreams.as_slice() else { panic!("two") };
     assert_eq!((a.protocol, a.v5_only, b.protocol), (Protocol::Auto, true, Protocol::V4));
     assert!(result.remark("remote_password (hidden)").contains("remote_username"));
     assert!(result.secrets.is_empty());
