@@ -54,10 +54,25 @@ pub(crate) fn sha256_hex(bytes: &[u8]) -> String {
     sha256(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// Reads a file of the gateway; `None` if it cannot be read or has more bytes than `most`. Blocks.
-pub(crate) fn read_private(path: &Path, most: u64) -> Option<String> {
-    let is_ours = fs::symlink_metadata(path).is_ok_and(|file| file.is_file() && file.len() <= most);
-    is_ours.then(|| fs::read_to_string(path).ok()).flatten()
+/// Reads a file of the gateway. `None` if there is none, or something that the gateway has not written, such as a file with
+/// more bytes than `most`. After an error it is unknown what is in the file, so it must not be replaced. Blocks.
+pub(crate) fn read_private(path: &Path, most: u64) -> io::Result<Option<String>> {
+    let read = fs::symlink_metadata(path).and_then(|about| match about.is_file() && about.len() <= most {
+        true => fs::read_to_string(path).map(Some),
+        false => Ok(None),
+    });
+    match read {
+        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::InvalidData) => Ok(None),
+        read => read,
+    }
+}
+
+/// What a person can do about a file of the gateway that cannot be read.
+pub(crate) fn remedy_for_private(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::PermissionDenied => "give it to the user that pigateway runs as",
+        _ => "see dmesg, and delete it if the card has lost it",
+    }
 }
 
 /// Replaces a whole file of the gateway, which nobody else can read. A power cut leaves the old or the new file, and after
@@ -234,6 +249,19 @@ mod tests {
         assert!(error.is_missing());
         let dir = tempfile::tempdir().unwrap();
         assert!(password(dir.path()).unwrap_err().to_string().ends_with("is not a file"));
+    }
+
+    #[test]
+    fn what_cannot_be_read_is_not_taken_for_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("file");
+        assert_eq!(read_private(&file, 9).unwrap(), None);
+        for (content, read) in [(&b"text"[..], Some("text")), (b"\xff", None), (b"far too long", None)] {
+            fs::write(&file, content).unwrap();
+            assert_eq!(read_private(&file, 9).unwrap().as_deref(), read);
+        }
+        assert_eq!(read_private(dir.path(), 1 << 20).unwrap(), None);
+        assert!(read_private(&file.join("below"), 9).is_err());
     }
 
     #[test]

@@ -93,15 +93,20 @@ impl Familiar {
         text
     }
 
-    /// Adds the entries of a text form and skips lines that cannot be read: a damaged file costs users only their
-    /// precedence.
+    /// Adds the entries of a text form, as older ones than those that are known, and skips lines that cannot be read: a
+    /// damaged file costs users only their precedence.
     pub fn read(&self, text: &str) {
         let mut addresses = self.addresses.lock();
         for line in text.split('\n').take(MOST_USERS) {
             let mut fields = line.split('\t');
             let Some(user) = fields.next().filter(|user| !user.is_empty()) else { continue };
-            let known = fields.filter_map(|field| field.parse().ok()).take(MOST_OF_USER).collect();
-            addresses.insert(user.into(), known);
+            let read: Vec<IpAddr> = fields.filter_map(|field| field.parse().ok()).take(MOST_OF_USER).collect();
+            let known = addresses.entry(user.into()).or_default();
+            for address in read.into_iter().rev() {
+                if known.len() < MOST_OF_USER && !known.contains(&address) {
+                    known.push_front(address);
+                }
+            }
         }
     }
 }

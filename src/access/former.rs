@@ -53,6 +53,16 @@ impl Former {
         others
     }
 
+    /// Adds what could be read only now: users that were known before the present ones.
+    pub(crate) fn learn(&mut self, earlier: Former) {
+        for (name, was) in earlier.users {
+            let is_another = |is: &FormerUser| !was.is_there && is.digests.is_disjoint(&was.digests);
+            if self.users.get(&name).is_none_or(is_another) {
+                self.users.insert(name, was);
+            }
+        }
+    }
+
     /// The text form, kept over restarts.
     pub(crate) fn to_text(&self) -> String {
         let line = |(name, known): (&String, &FormerUser)| {
@@ -120,6 +130,19 @@ mod tests {
         let certificate = user("cert", "");
         assert_eq!(others(&[&[&certificate], &[], &[&certificate]]), nobody);
         assert_eq!(others(&[&[&user("tidy", "1")], &[], &[&user("tidy", "2")]]), nobody, "it has left nothing");
+    }
+
+    #[test]
+    fn what_is_read_late_is_older() {
+        let mut former = Former::default();
+        let (ada, bob, eve) = (user("ada", "2"), user("bob", "2"), user("eve", "2"));
+        assert!(former.update([&ada, &bob, &eve].into_iter(), |_| true).is_empty());
+        let digest = |hash: &str| sha256_hex(hash.as_bytes());
+        let text =
+            format!("ada\twas\t{}\nbob\tis\t{}\ncat\tis\t0\neve\twas\t{}\n", digest("1"), digest("1"), digest("2"));
+        former.learn(Former::read(&text));
+        assert_eq!(former.update([&ada, &bob, &eve].into_iter(), |_| true), ["ada"]);
+        assert!(former.to_text().contains("cat\twas\t0\n"), "{}", former.to_text());
     }
 
     #[test]

@@ -66,11 +66,17 @@ impl Replaced {
         self.hashes.lock().iter().map(|(name, hash)| format!("{name}\t{hash}\n")).collect()
     }
 
-    /// Reads the text form and skips lines that cannot be read; for those the configured hash counts.
+    /// Adds the entries of a text form where none is known, and skips lines that cannot be read; for those the configured
+    /// hash counts.
     pub fn read(&self, text: &str) {
         let lines = text.lines().filter_map(|line| line.split_once('\t'));
         let lines = lines.filter(|(_, hash)| is_usable(hash) && !is_from_mosquitto(hash));
-        *self.hashes.lock() = lines.take(MOST).map(|(name, hash)| (name.into(), hash.into())).collect();
+        let mut hashes = self.hashes.lock();
+        for (name, hash) in lines {
+            if hashes.len() < MOST {
+                hashes.entry(name.into()).or_insert_with(|| hash.into());
+            }
+        }
     }
 }
 

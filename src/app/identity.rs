@@ -33,7 +33,7 @@ pub(super) fn choose(data_dir: &Path, is_new: bool) {
 
 /// Appends the suffix to client ids that are not configured.
 pub(super) fn apply(settings: &mut Settings, data_dir: &Path) {
-    let Some(suffix) = read_private(&data_dir.join(FILE), LARGEST) else { return };
+    let Ok(Some(suffix)) = read_private(&data_dir.join(FILE), LARGEST) else { return };
     let suffix = suffix.trim();
     if suffix.len() != DIGITS || !suffix.bytes().all(|byte| byte.is_ascii_hexdigit()) {
         return;

@@ -205,9 +205,11 @@ impl RunningGateway {
         let made_up: Vec<_> = settings.sensors.iter().filter(|sensor| source.simulates(sensor)).cloned().collect();
 
         start_router(dispatcher, &core, &supervisor, router_pulse).await;
-        familiar::read(&settings.gateway.data_dir, &core.access, &settings.broker.access, users.are_all_known());
-        let former = FormerUsers::open(&settings, &core).await;
-        let keeping = familiar::keep(settings.gateway.data_dir.clone(), core.access.clone(), supervisor.token());
+        let is_read =
+            familiar::read(&settings.gateway.data_dir, &core.access, &settings.broker.access, users.are_all_known());
+        let former = FormerUsers::open(&settings, &core, health.clone()).await;
+        let keeping =
+            familiar::keep(settings.gateway.data_dir.clone(), is_read, core.access.clone(), supervisor.token());
         supervisor.spawn_endless("addresses of users", keeping);
         let kept =
             replaced::read(&settings.gateway.data_dir, &core.access, &settings.broker.access, users.are_all_known());
@@ -315,6 +317,7 @@ impl RunningGateway {
                     }
                     self.say_status(&mut said);
                 }
+                () = self.reloadable.names_again() => self.reloadable.try_names_again().await,
                 // the sender is in the status that this struct holds, so it cannot end
                 _ = self.health.changed() => self.say_status(&mut said),
             }
@@ -352,6 +355,7 @@ impl RunningGateway {
         let applied = users::apply_last(&mut self.users, SHUTDOWN / 4, apply);
         // sensors publish "offline" before any client is disconnected
         let _ = tokio::join!(applied, timeout(SHUTDOWN / 4, self.sensors_gone.changed()));
+        let _ = timeout(SHUTDOWN / 4, self.reloadable.finish_names()).await;
         // upstreams and persistent sessions get only messages that are on disk
         let ingress = &self.core.ingress;
         let said = Receipt { durable: Some(ingress.journal().barrier()) };

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use tokio::sync::watch;
+use tokio::time::sleep_until;
 use tracing::{error, info, warn};
 
 use super::former::FormerUsers;
@@ -114,6 +115,24 @@ impl Reloadable {
         {
             self.core.end_sessions_of(name).await;
         }
+    }
+
+    /// Waits until [`Reloadable::try_names_again`] is due, if ever. Safe to cancel.
+    pub(crate) async fn names_again(&self) {
+        match self.former.again() {
+            Some(at) => sleep_until(at).await,
+            None => std::future::pending().await,
+        }
+    }
+
+    /// Tries again to read or write the names of former users.
+    pub(crate) async fn try_names_again(&mut self) {
+        self.former.try_again(&self.settings.broker.access, &self.core).await;
+    }
+
+    /// Tries a last time to write the names of former users.
+    pub(crate) async fn finish_names(&mut self) {
+        self.former.finish().await;
     }
 
     async fn apply(&mut self, new: &Settings) {

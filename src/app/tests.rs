@@ -101,7 +101,7 @@ async fn a_name_is_known_on_disk_as_long_as_there_are_sessions_of_it() {
     settings.broker.access.users =
         vec![UserSettings { name, password_hash: Some("a".into()), rights, client_ids, is_admin: false }];
     let written = || std::fs::read_to_string(settings.gateway.data_dir.join("user-names")).unwrap();
-    let mut former = FormerUsers::open(&settings, &gateway.core).await;
+    let mut former = FormerUsers::open(&settings, &gateway.core, Health::default()).await;
     assert!(written().starts_with("ada\tis\t"), "{}", written());
     // whether or not an administrator has removed the user, the sessions end after this
     former.update(&AccessSettings::default(), &gateway.core).await;

@@ -60,7 +60,7 @@ impl HomeAssistant {
         ingress: Ingress,
         data_dir: &Path,
     ) -> Option<HomeAssistant> {
-        let store = Store::new(data_dir);
+        let mut store = Store::new(data_dir);
         let memory = store.read();
         if !settings.enabled && memory.is_empty() {
             return None;
@@ -108,6 +108,9 @@ impl HomeAssistant {
         // the dispatcher reports the reason
         let _ = self.listen(&cancel).await;
         cancel.cancelled().await;
+        if self.store.again().is_some() {
+            self.store.write(self.announcer.memory()).await;
+        }
         if self.settings.enabled {
             let _ = self.say_status("offline").await;
         }
@@ -125,6 +128,7 @@ impl HomeAssistant {
         while self.settings.enabled || !self.announcer.is_done() {
             let told = self.said.as_ref().map_or_else(Instant::now, |(_, _, at)| *at);
             let deadline = self.deadline();
+            let again = self.store.again();
             tokio::select! {
                 () = cancel.cancelled() => return Ok(()),
                 () = subscriber.inbox.filled() => {
@@ -139,6 +143,7 @@ impl HomeAssistant {
                 _ = health.changed(), if self.settings.enabled => self.say_state(false).await?,
                 () = any_changed(&mut upstreams), if self.settings.enabled => self.say_state(false).await?,
                 () = sleep_until(beat::at_or_after(told + EVERY)), if self.settings.enabled => self.say_state(true).await?,
+                () = sleep_until(again.unwrap_or(told)), if again.is_some() => self.store.write(self.announcer.memory()).await,
                 () = sleep_until(deadline.unwrap_or(told)), if deadline.is_some() => {
                     let actions = self.announcer.time(self.now());
                     self.perform(actions).await?;
