@@ -135,6 +135,8 @@ impl Sensor {
     /// Ends the sensor, and returns its last message.
     pub(crate) fn stop(&mut self) -> Publication {
         (self.online, self.motion) = (false, None);
+        // nobody knows what the pin does from now on
+        (self.stuck, self.edges, self.finding) = (false, PinEdges::default(), None);
         self.status()
     }
 
@@ -338,6 +340,29 @@ mod tests {
         let said = told(false, PayloadFormat::Json);
         assert!(said.iter().all(|said| !said.contains("stuck")) && said.len() == 2, "{said:#?}");
         assert_eq!(told(true, PayloadFormat::OnOff).len(), 2, "it has no place for it");
+    }
+
+    #[test]
+    fn what_a_pin_did_before_a_fault_is_forgotten() {
+        use super::super::settings::Level;
+        let clock = crate::time::TestClock::new(0, 0);
+        let topic = crate::message::Topic::new("a").unwrap();
+        let warm_up = std::time::Duration::ZERO;
+        let mut sensor = Sensor::new(SensorSettings { warm_up, ..SensorSettings::new("s", 1, topic) }, 0);
+        sensor.event(PinEventKind::Watched { level: Level::Low, boot_ms: 1 }, &*clock);
+        sensor.event(PinEventKind::Edge { level: Level::High, boot_ms: 1_000 }, &*clock);
+        for now in [2_000, 90_000_000] {
+            sensor.time(now, &*clock);
+        }
+        let stuck = sensor.snapshot();
+        assert!(stuck.stuck && stuck.finding.is_some());
+        let fault = Fault { problem: "pin 1 is named twice".into(), remedy: String::new() };
+        sensor.event(PinEventKind::Fault(fault), &*clock);
+        assert!(!sensor.snapshot().stuck && sensor.snapshot().finding.is_none());
+        sensor.event(PinEventKind::Watched { level: Level::Low, boot_ms: 90_001_000 }, &*clock);
+        sensor.time(90_100_000, &*clock);
+        let healed = sensor.snapshot();
+        assert!(!healed.stuck && healed.finding.is_none() && healed.state == SensorState::Off, "{healed:?}");
     }
 
     #[test]

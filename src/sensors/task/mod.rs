@@ -20,6 +20,8 @@ use crate::time::SharedClock;
 
 /// The interval of new attempts for messages that could not be published, or were published without wall time.
 const AGAIN: Duration = Duration::from_secs(1);
+/// The most sensors whose last message is kept until there is room.
+const MOST_LEAVING: usize = 1024;
 
 /// Why the sensors ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -42,9 +44,8 @@ pub(crate) async fn run<S: EdgeSource>(
     cancel: CancellationToken,
 ) -> Result<(), SensorsError> {
     let publish = async move |draft: Draft<'_>| ingress.publish(&draft).await.map(drop);
-    Task { source, clock, snapshots, health, publish, sensors: Vec::new(), again: None }
-        .run(settings, pulse, cancel)
-        .await
+    let (sensors, leaving) = (Vec::new(), Vec::new());
+    Task { source, clock, snapshots, health, publish, sensors, leaving, again: None }.run(settings, pulse, cancel).await
 }
 
 /// A sensor, with the messages for which the gateway had no room.
@@ -63,6 +64,8 @@ struct Task<S, P> {
     health: Health,
     publish: P,
     sensors: Vec<SensorSlot>,
+    /// The last messages of sensors that are gone, with their names, for which the gateway had no room.
+    leaving: Vec<(String, Publication)>,
     again: Option<Instant>,
 }
 
@@ -109,6 +112,7 @@ where
                 () = pulse.asked(), if self.source.is_at_work() => pulse.answer(),
             }
         }
+        self.say_farewells().await?;
         for index in 0..self.sensors.len() {
             let offline = self.sensors[index].sensor.stop();
             self.publish_all(index, vec![offline]).await?;
@@ -149,8 +153,12 @@ where
                 continue;
             }
             let offline = self.sensors[index].sensor.stop();
-            self.publish_all(index, vec![offline]).await?;
-            let gone = self.sensors.remove(index).sensor.settings;
+            self.publish_all(index, vec![offline.clone()]).await?;
+            let slot = self.sensors.remove(index);
+            let gone = slot.sensor.settings;
+            if slot.status_unsent && self.leaving.len() < MOST_LEAVING {
+                self.leaving.push((gone.name.clone(), offline));
+            }
             info!(sensor = gone.name, pin = gone.pin, topic = %gone.topic, "stopped");
         }
         for new in settings {
@@ -160,6 +168,7 @@ where
             let sensor = Sensor::new(new.clone(), self.clock.boot_ms());
             // after a crash the "online" of the last run is still retained
             let offline = sensor.status();
+            self.leaving.retain(|(_, left)| left.topic != offline.topic);
             self.sensors.push(SensorSlot { sensor, has_pin: true, status_unsent: false, state_unsent: false });
             self.publish_all(self.sensors.len() - 1, vec![offline]).await?;
         }
@@ -200,7 +209,7 @@ where
         let timer = due.map_or(3_600_000, |due| due.saturating_sub(boot_now).min(3_600_000));
         let timer = now + Duration::from_millis(timer);
         let unfinished = |slot: &SensorSlot| slot.status_unsent || slot.state_unsent || slot.sensor.lacks_time();
-        if !self.sensors.iter().any(unfinished) {
+        if self.leaving.is_empty() && !self.sensors.iter().any(unfinished) {
             self.again = None;
             return timer;
         }
@@ -211,16 +220,21 @@ where
         let clock = self.clock.clone();
         let now = clock.boot_ms();
         let again = self.again.take_if(|again| *again <= Instant::now()).is_some();
+        if again {
+            self.say_farewells().await?;
+        }
         for index in 0..self.sensors.len() {
             let mut publications = self.sensors[index].sensor.time(now, clock.as_ref());
             if again && publications.is_empty() {
                 let slot = &mut self.sensors[index];
-                if std::mem::take(&mut slot.status_unsent) {
+                if slot.status_unsent {
                     publications.push(slot.sensor.status());
                 }
                 let has_time = slot.sensor.lacks_time() && clock.is_synchronised();
-                if std::mem::take(&mut slot.state_unsent) || has_time {
-                    publications.extend(slot.sensor.state(clock.as_ref()));
+                if slot.state_unsent || has_time {
+                    let state = slot.sensor.state(clock.as_ref());
+                    slot.state_unsent &= state.is_some();
+                    publications.extend(state);
                 }
             }
             self.publish_all(index, publications).await?;
@@ -228,22 +242,38 @@ where
         Ok(())
     }
 
+    /// Publishes the last messages of sensors that are gone, as far as there is room.
+    async fn say_farewells(&mut self) -> Result<(), IngressError> {
+        for (name, offline) in std::mem::take(&mut self.leaving) {
+            if self.is_refused(&name, &offline).await? {
+                self.leaving.push((name, offline));
+            }
+        }
+        Ok(())
+    }
+
+    /// Publishes a message of this sensor, and returns whether the gateway has no room for it.
+    async fn is_refused(&mut self, sensor: &str, publication: &Publication) -> Result<bool, IngressError> {
+        let draft = Draft {
+            qos: publication.qos,
+            retain: publication.retain,
+            boot_ms: self.clock.boot_ms(),
+            origin: Origin::sensor(sensor),
+            ..Draft::new(&publication.topic, &publication.payload)
+        };
+        match (self.publish)(draft).await {
+            Ok(()) => Ok(false),
+            Err(IngressError::Full(_) | IngressError::TooLarge) => Ok(true),
+            Err(error) => Err(error),
+        }
+    }
+
     async fn publish_all(&mut self, index: usize, publications: Vec<Publication>) -> Result<(), IngressError> {
-        let slot = &mut self.sensors[index];
         for publication in publications {
-            let draft = Draft {
-                qos: publication.qos,
-                retain: publication.retain,
-                boot_ms: self.clock.boot_ms(),
-                origin: Origin::sensor(&slot.sensor.settings.name),
-                ..Draft::new(&publication.topic, &publication.payload)
-            };
+            let name = self.sensors[index].sensor.settings.name.clone();
+            let refused = self.is_refused(&name, &publication).await?;
+            let slot = &mut self.sensors[index];
             let is_state = publication.topic == slot.sensor.settings.topic.as_str();
-            let refused = match (self.publish)(draft).await {
-                Ok(()) => false,
-                Err(IngressError::Full(_) | IngressError::TooLarge) => true,
-                Err(error) => return Err(error),
-            };
             let unsent = if is_state { &mut slot.state_unsent } else { &mut slot.status_unsent };
             if refused {
                 slot.sensor.refused += 1;

@@ -2,6 +2,7 @@ use std::collections::VecDeque;
 
 use parking_lot::Mutex;
 use tokio::sync::mpsc;
+use tracing_subscriber::layer::SubscriberExt;
 
 use super::super::edge::{PinEvent, PinEventKind};
 use super::super::settings::{Level, PayloadFormat};
@@ -60,6 +61,16 @@ impl EdgeSource for Told {
     }
 }
 
+/// Counts the warnings in the log.
+#[derive(Clone, Default)]
+struct Warnings(Arc<Mutex<usize>>);
+
+impl<S: tracing::Subscriber> tracing_subscriber::Layer<S> for Warnings {
+    fn on_event(&self, event: &tracing::Event<'_>, _: tracing_subscriber::layer::Context<'_, S>) {
+        *self.0.lock() += usize::from(*event.metadata().level() == tracing::Level::WARN);
+    }
+}
+
 /// Published messages: milliseconds, topic and payload.
 type Published = Arc<Mutex<Vec<(u64, String, String)>>>;
 
@@ -110,6 +121,7 @@ impl Bench {
             health: Health::default(),
             publish,
             sensors: Vec::new(),
+            leaving: Vec::new(),
             again: None,
         };
         let until = cancel.clone();
@@ -233,6 +245,43 @@ async fn what_the_journal_refuses_is_told_later() {
     let seen = bench.take();
     assert_eq!(seen.iter().map(|m| (m.1.as_str(), m.2.as_str())).collect::<Vec<_>>(), [("a", "ON")]);
     assert!(bench.snapshots.borrow()[0].refused >= 4);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_sensor_that_is_gone_is_offline_once_the_journal_has_room() {
+    let bench = Bench::new(vec![sensor("a", 4), sensor("b", 5), sensor("c", 6)]);
+    bench.at(15_000).await;
+    bench.take();
+    *bench.full.lock() = true;
+    bench.settings.send_replace(Arc::from(vec![sensor("a", 4)]));
+    bench.at(20_000).await;
+    // the next one on this topic has something newer to say
+    bench.settings.send_replace(Arc::from(vec![sensor("a", 4), sensor("c", 6)]));
+    bench.at(21_000).await;
+    *bench.full.lock() = false;
+    bench.at(23_000).await;
+    let seen = bench.take();
+    let mut seen: Vec<_> = seen.iter().map(|message| (message.1.as_str(), message.2.as_str())).collect();
+    seen.sort();
+    assert_eq!(seen, [("b/status", "offline"), ("c/status", "online")]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_full_journal_is_said_once() {
+    let warnings = Warnings::default();
+    let _log = tracing::subscriber::set_default(tracing_subscriber::registry().with(warnings.clone()));
+    let bench = Bench::new(vec![sensor("a", 4)]);
+    bench.at(15_000).await;
+    *bench.full.lock() = true;
+    bench.edge(4, Level::High).await;
+    bench.at(30_000).await;
+    assert_eq!(*warnings.0.lock(), 1);
+    *bench.full.lock() = false;
+    bench.at(32_000).await;
+    *bench.full.lock() = true;
+    bench.edge(4, Level::Low).await;
+    bench.at(90_000).await;
+    assert_eq!(*warnings.0.lock(), 2, "it was over in between");
 }
 
 #[tokio::test(start_paused = true)]
