@@ -80,6 +80,16 @@ fn a_full_disk_delays_puback_says_so_and_heals_by_itself() {
 }
 
 #[test]
+fn a_limit_of_files_is_a_full_disk_and_not_the_end() {
+    let gateway = Setup::default().start_after("ulimit -f 100");
+    let mut client = Connect::v5("client").open(gateway.port);
+    client.send(&publish(b"kept", b"x", 0x33, Some(7), Some(&Properties::new())));
+    gateway.wait_for_line("has no room left");
+    client.ping();
+    local_clients_are_served(gateway.port);
+}
+
+#[test]
 fn a_full_disk_refuses_where_it_is_told_to() {
     let upstream = support::free_port();
     let (setup, http) = Setup::default().config(&config(upstream, "refuse")).http();

@@ -2,6 +2,7 @@
 
 use std::io::{Error, ErrorKind};
 
+use rustix::io::Errno;
 use tracing::error;
 
 use crate::health::{Fault, Health};
@@ -75,6 +76,9 @@ pub(crate) fn advice(error: &Error, place: &str) -> String {
         ),
         PermissionDenied => {
             format!("{place} must not be written ({error}): give it to the user that pigateway runs as")
+        }
+        _ if matches!(Errno::from_io_error(error), Some(Errno::MFILE | Errno::NFILE)) => {
+            format!("{place} cannot be opened ({error}): fewer clients, or a higher LimitNOFILE; it is tried again")
         }
         NotADirectory if error.raw_os_error().is_none() => format!(
             "{place} is a symbolic link, and nothing is written where one leads: set gateway.data_dir to where it leads, or \

@@ -2,6 +2,7 @@
 
 use std::io;
 
+use rustix::process::Signal as Number;
 use tokio::runtime::Builder;
 use tokio::signal::unix::{self, SignalKind};
 
@@ -30,6 +31,8 @@ pub(crate) struct Signals {
     interrupt: unix::Signal,
     terminate: unix::Signal,
     hangup: unix::Signal,
+    /// Not waited for: a file that must not become as large (`ulimit -f`) is an error of its write, and not the end.
+    _too_large: unix::Signal,
 }
 
 impl Signals {
@@ -39,6 +42,7 @@ impl Signals {
             interrupt: unix::signal(SignalKind::interrupt())?,
             terminate: unix::signal(SignalKind::terminate())?,
             hangup,
+            _too_large: unix::signal(SignalKind::from_raw(Number::XFSZ.as_raw()))?,
         })
     }
 
@@ -56,7 +60,7 @@ impl Signals {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use rustix::process::{Signal as Number, getpid, kill_process};
+    use rustix::process::{getpid, kill_process};
 
     /// One test, because the signals of another would come here too.
     #[test]
