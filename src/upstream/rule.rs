@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use super::settings::{OutQos, Rule, SecretPlace, UpstreamSettings};
 use crate::access::authorise::is_reserved;
+pub(crate) use crate::exchange::filters::names_first_level;
 use crate::message::{Qos, TopicFilter, check_topic, matches};
 
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -7,14 +7,15 @@ use std::path::PathBuf;
 use toml::de::{DeTable, DeValue};
 
 use super::{CliError, print};
-use crate::access::authorise::Authoriser;
+use crate::access::authorise::{Authoriser, is_reserved};
 use crate::access::identity::Identity;
 use crate::access::made::UserLists;
 use crate::access::settings::{AccessRule, AccessSettings, AnonymousFrom, AnonymousSettings, Rights, UserSettings};
 use crate::broker::settings::Address;
 use crate::config::{self, Settings};
+use crate::home_assistant::device::{self, AnnouncedGateway};
 use crate::message::{check_topic, matches};
-use crate::upstream::rule::UpstreamRules;
+use crate::upstream::rule::{Target, UpstreamRules, names_first_level};
 use crate::upstream::settings::{OutQos, UpstreamSettings};
 
 #[derive(Debug, clap::Args)]
@@ -143,6 +144,9 @@ impl Explained<'_> {
     fn text(&self) -> String {
         let mut text = format!("{}\n", self.args.topic);
         self.sensors(&mut text);
+        if self.is_announced() {
+            text += "  the gateway itself publishes it for Home Assistant, retained\n";
+        }
         for (kind, words) in [("publish", "may publish it"), ("subscribe", "may receive it")] {
             let _ = writeln!(text, "\n  {words}:");
             self.who(kind, &mut text);
@@ -165,6 +169,28 @@ impl Explained<'_> {
                 );
             }
         }
+    }
+
+    /// Whether the gateway publishes on this topic because it is announced to Home Assistant.
+    fn is_announced(&self) -> bool {
+        let Settings { home_assistant, gateway, sensors, broker, .. } = self.settings;
+        let (prefix, id) = (home_assistant.prefix(), &gateway.id);
+        let topic = &self.args.topic;
+        let about = AnnouncedGateway { id: id.clone(), ..AnnouncedGateway::default() };
+        let is_of = |device: device::Device| device.topic == *topic;
+        home_assistant.enabled
+            && (broker.access.reserved.contains(topic)
+                || is_of(device::gateway(prefix, &about))
+                || sensors.iter().filter_map(|sensor| device::sensor(prefix, id, sensor)).any(is_of))
+    }
+
+    /// Where the topic goes at an upstream. Of the gateway's own messages only those are kept for it whose first level a rule
+    /// names, and all rules map them.
+    fn outgoing(&self, upstream: &UpstreamSettings) -> Option<Target> {
+        let (rules, topic) = (UpstreamRules::new(upstream), &self.args.topic);
+        let names = |filter: &str| names_first_level(filter) && matches(filter, topic);
+        let is_kept = !self.is_announced() || rules.local_filters().iter().any(|filter| names(filter));
+        rules.outgoing(topic).filter(|_| is_kept)
     }
 
     /// Writes for every client in question whether it may use the topic, and the line that decides it.
@@ -225,12 +251,13 @@ impl Explained<'_> {
         let rules = if kind == "publish" { &rights.publish } else { &rights.subscribe };
         let client_id = self.args.client.as_deref().unwrap_or_default();
         let identity = Identity { user: user.map(Into::into), client_id: client_id.into(), listener: None };
-        let permissions = authoriser(user, rights.clone()).permissions(&identity);
+        let reserved = &self.settings.broker.access.reserved;
+        let permissions = authoriser(user, rights.clone(), reserved).permissions(&identity);
         let allowed = if kind == "publish" { permissions.may_publish(topic) } else { permissions.may_receive(topic) };
         let selects = |rule: &AccessRule| {
             let alone = AccessRule { deny: false, filter: rule.filter.clone() };
             let rights = Rights { publish: Vec::new(), subscribe: vec![alone] };
-            authoriser(user, rights).permissions(&identity).may_receive(topic)
+            authoriser(user, rights, &[]).permissions(&identity).may_receive(topic)
         };
         let cited = |rule: &AccessRule| {
             let shown = format!("{}{}", if rule.deny { "!" } else { "" }, rule.filter);
@@ -249,11 +276,14 @@ impl Explained<'_> {
             let rule = rules.iter().find(|rule| !rule.deny && selects(rule));
             return rule.map_or("yes".into(), |rule| format!("yes, by {}", cited(rule)));
         }
+        if kind == "publish" && reserved.contains(&self.args.topic) {
+            return "no, only the gateway itself publishes it".into();
+        }
+        if kind == "publish" && is_reserved(topic) {
+            return "no, it is the broker's own".into();
+        }
         if let Some(rule) = rules.iter().find(|rule| rule.deny && selects(rule)) {
             return format!("no, {} denies it", cited(rule));
-        }
-        if topic.starts_with('$') && kind == "publish" {
-            return "no, topics that begin with $ are the broker's own".into();
         }
         let with_an_id =
             |rule: &&AccessRule| !rule.deny && rule.filter.contains("%c") && could_select(rule, user, topic);
@@ -266,8 +296,10 @@ impl Explained<'_> {
     fn kept(&self, text: &mut String) {
         let topic = &self.args.topic;
         let _ = writeln!(text, "\n  kept:");
-        if topic.starts_with('$') {
-            let _ = writeln!(text, "    no: the broker makes it up when somebody asks");
+        if is_reserved(topic) {
+            let is_made_up = topic.starts_with("$SYS");
+            let why = if is_made_up { "the broker makes it up when somebody asks" } else { "nobody publishes it" };
+            let _ = writeln!(text, "    no: {why}");
             return;
         }
         let broker = &self.settings.broker;
@@ -286,7 +318,7 @@ impl Explained<'_> {
             broker.max_queued_messages
         );
         for upstream in &self.settings.upstreams {
-            if UpstreamRules::new(upstream).outgoing(topic).is_some_and(|target| target.qos != OutQos::AtMostOnce) {
+            if self.outgoing(upstream).is_some_and(|target| target.qos != OutQos::AtMostOnce) {
                 let size = config::units::show_size(self.settings.journal.max_size);
                 let _ = writeln!(
                     text,
@@ -305,7 +337,7 @@ impl Explained<'_> {
             let rules = UpstreamRules::new(upstream);
             let addresses: Vec<String> = upstream.addresses.iter().map(ToString::to_string).collect();
             let (name, addresses) = (&upstream.name, addresses.join(", "));
-            if let Some(target) = rules.outgoing(topic) {
+            if let Some(target) = self.outgoing(upstream) {
                 let to = target.topic;
                 let qos = match target.qos {
                     OutQos::AtMostOnce => "QoS 0",
@@ -315,6 +347,10 @@ impl Explained<'_> {
                 };
                 let places = places_out(upstream, topic);
                 let _ = writeln!(text, "    up to {name:?} ({addresses}) as {to:?} with {qos}, by {places}");
+                none = false;
+            } else if rules.outgoing(topic).is_some() {
+                let why = "what the gateway says of itself goes by a rule that begins with its first level";
+                let _ = writeln!(text, "    not up to {name:?} ({addresses}): {why}");
                 none = false;
             }
             for (from, place) in sources(upstream, topic) {
@@ -328,9 +364,9 @@ impl Explained<'_> {
     }
 }
 
-/// An authoriser with these rights only.
-fn authoriser(user: Option<&str>, rights: Rights) -> Authoriser {
-    let mut access = AccessSettings::default();
+/// An authoriser with these rights only, and with topics on which nobody publishes.
+fn authoriser(user: Option<&str>, rights: Rights, reserved: &[String]) -> Authoriser {
+    let mut access = AccessSettings { reserved: reserved.to_vec(), ..AccessSettings::default() };
     match user {
         None => access.anonymous.rights = rights,
         Some(name) => {

@@ -35,14 +35,18 @@ remote_prefix = "commands/"
 "##;
 
 fn explained(topic: &str, user: Option<&str>, client: Option<&str>) -> String {
-    let loaded = config::read(TEXT, Path::new("t.toml"), &Environment::default()).unwrap();
+    explained_of(TEXT, topic, user, client)
+}
+
+fn explained_of(text: &str, topic: &str, user: Option<&str>, client: Option<&str>) -> String {
+    let loaded = config::read(text, Path::new("t.toml"), &Environment::default()).unwrap();
     let args = ExplainArgs {
         topic: topic.into(),
         user: user.map(Into::into),
         client: client.map(Into::into),
         config: "t.toml".into(),
     };
-    let lines = RuleLines::of(TEXT);
+    let lines = RuleLines::of(text);
     let made_in = HashMap::new();
     Explained { settings: &loaded.settings, lines: &lines, file: "t.toml", made_in: &made_in, args: &args }.text()
 }
@@ -92,6 +96,47 @@ fn client_ids_and_the_brokers_own_topics() {
     assert!(explained("dev/a/x", Some("esp"), Some("b")).contains("no publish rule selects it"));
     let text = explained("$SYS/broker/uptime", Some(""), None);
     assert!(text.contains("the broker's own") && text.contains("makes it up") && !text.contains("esp"), "{text}");
+}
+
+#[test]
+fn topics_that_begin_with_a_dollar_sign_are_like_others_where_a_rule_names_them() {
+    let text = TEXT.replace("publish = []", "publish = [\"$foo/#\", \"$share/#\"]");
+    let foo = explained_of(&text, "$foo/x", Some(""), None);
+    assert!(foo.contains("yes, by \"$foo/#\"") && foo.contains("as the retained message"), "{foo}");
+    let text = explained_of(&text, "$share/g/x", Some(""), None);
+    assert!(text.contains("the broker's own") && text.contains("nobody publishes it"), "{text}");
+    assert!(explained("$foo/x", Some(""), None).contains("no publish rule selects it"));
+}
+
+#[test]
+fn what_the_gateway_says_of_itself_is_its_own_and_goes_up_by_a_rule_that_names_it() {
+    let head = "[gateway]\nid = \"loft\"\n[home_assistant]\nenabled = true\n";
+    let everything = TEXT.replace("topic_filter = \"loft/#\"", "topic_filter = \"#\"").replace("publish = []", "");
+    let named = |filter: &str| {
+        format!("{head}{everything}[[upstream.out]]\ntopic_filter = \"{filter}\"\nremote_prefix = \"named/\"\n")
+    };
+    let (own, other) = (["pigateway/loft/status", "pigateway/loft/state"], ["loft/a", "pigateway/attic/status"]);
+    let devices = ["homeassistant/device/pigateway_loft/config", "homeassistant/device/pigateway_loft_pir/config"];
+    let everything_alone = format!("{head}{everything}");
+    for topic in own.iter().chain(&devices) {
+        let text = explained_of(&everything_alone, topic, Some(""), None);
+        assert!(text.contains("itself publishes it") && text.contains("not up to \"home\""), "{text}");
+        assert!(!text.contains("until it has acknowledged"), "{text}");
+        assert_eq!(text.contains("no, only the gateway itself publishes it"), own.contains(topic), "{text}");
+        let first = topic.split('/').next().unwrap();
+        let text = explained_of(&named(&format!("{first}/#")), topic, Some(""), None);
+        let up = format!("up to \"home\" (mqtt://192.0.2.7:1883) as \"sites/{topic}\"");
+        assert!(text.contains(&up) && text.contains("until it has acknowledged"), "{text}");
+    }
+    for topic in other {
+        let text = explained_of(&everything_alone, topic, Some(""), None);
+        assert!(
+            text.contains("yes, by \"#\"") && text.contains("up to \"home\"") && !text.contains("itself"),
+            "{text}"
+        );
+    }
+    let off = explained_of(&everything, own[0], Some(""), None);
+    assert!(off.contains("yes, by") && off.contains("up to \"home\"") && !off.contains("itself"), "{off}");
 }
 
 #[test]
