@@ -62,7 +62,7 @@ impl HomeAssistant {
     ) -> Option<HomeAssistant> {
         let mut store = Store::new(data_dir);
         let memory = store.read();
-        if !settings.enabled && memory.is_empty() {
+        if !settings.enabled && memory.has_none_known() {
             return None;
         }
         let inbox = Inbox::new("Home Assistant", INBOX);

@@ -16,7 +16,7 @@
 //! # A person's decision
 //!
 //! If a person deletes a device on Home Assistant's page, Home Assistant clears the device's configuration. The device is
-//! not announced again until its configuration here has changed.
+//! not announced again until its configuration here has changed. Switching the announcement off and on is no such change.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -80,6 +80,11 @@ pub struct AnnouncerMemory {
 }
 
 impl AnnouncerMemory {
+    /// Whether Home Assistant knows nothing that would have to be removed.
+    pub(crate) fn has_none_known(&self) -> bool {
+        self.known.is_empty()
+    }
+
     /// Whether there is nothing to keep.
     pub(crate) fn is_empty(&self) -> bool {
         self.known.is_empty() && self.deleted.is_empty()
@@ -126,10 +131,10 @@ impl Announcer {
 
     /// Whether there is nothing to announce and nothing to remove.
     pub(crate) fn is_done(&self) -> bool {
-        self.memory.known.is_empty()
+        self.memory.has_none_known()
     }
 
-    /// Replaces the announced devices.
+    /// Replaces the announced devices. There are none while the announcement is switched off.
     pub(crate) fn announce(&mut self, devices: Vec<Device>, now_ms: u64) -> Vec<AnnouncerAction> {
         let before = self.memory.clone();
         let topics: BTreeSet<String> = devices.iter().map(|device| device.topic.clone()).collect();
@@ -140,7 +145,9 @@ impl Announcer {
             };
             self.take(device);
         }
-        self.memory.deleted.retain(|topic, _| topics.contains(topic));
+        if !topics.is_empty() {
+            self.memory.deleted.retain(|topic, _| topics.contains(topic));
+        }
         for (topic, known) in &mut self.memory.known {
             if !topics.contains(topic) && !known.removed {
                 (known.removed, known.told_ms) = (true, None);

@@ -136,8 +136,23 @@ fn what_a_person_has_deleted_stays_away_until_its_configuration_changes() {
     assert_eq!(told(announcer.announce(vec![device("a", "2", &["x"]), device("b", "1", &["x"])], 4)), ["a x"]);
     // a device that was removed from the configuration in between counts as a new one
     announcer.cleared("b");
-    announcer.announce(vec![], 5);
+    announcer.announce(vec![device("a", "2", &["x"])], 5);
     assert_eq!(told(announcer.announce(vec![device("b", "1", &["x"])], 6)), ["b x"]);
+}
+
+#[test]
+fn what_a_person_has_deleted_stays_away_when_the_announcement_is_switched_off_and_on() {
+    let mut announcer = Announcer::default();
+    let both = || vec![device("a", "1", &["x"]), device("b", "1", &["x"])];
+    announcer.announce(both(), 0);
+    announcer.cleared("a");
+    let mut announcer = restarted(&announcer);
+    announcer.announce(vec![], 1);
+    assert_eq!(told(announcer.birth(2)), ["b x", "b gone"]);
+    announcer.time(2 + HEARD_MS);
+    assert!(announcer.is_done());
+    let mut announcer = restarted(&announcer);
+    assert_eq!(told(announcer.announce(both(), 3 + HEARD_MS)), ["b x"]);
 }
 
 #[test]
