@@ -4,7 +4,8 @@
 
 mod support;
 
-use std::net::TcpListener;
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
 use std::path::Path;
 
 use support::broker::gateway;
@@ -49,6 +50,54 @@ fn messages_are_published_and_shown() {
     let nobody = free_port().to_string();
     let (code, _) = run(&["publish", "a", "b", "--host", "127.0.0.1", "--port", &nobody], "", dir);
     assert_eq!(code, Some(69));
+}
+
+#[test]
+fn a_message_that_the_rules_forbid_is_an_error() {
+    let gateway = Gateway::with("[broker.anonymous]\npublish = [\"a/#\"]\n");
+    let port = gateway.port.to_string();
+    let (code, lines) = run(&["publish", "b", "x", "--port", &port], "", gateway.dir());
+    assert!(code == Some(69) && lines[0].contains("b: the rules do not allow it"), "{lines:?}");
+    let (code, lines) = run(&["publish", "a/b", "x", "--port", &port], "", gateway.dir());
+    assert_eq!((code, lines), (Some(0), vec![]));
+}
+
+/// The body of the next packet, which is short.
+fn read_packet(client: &mut TcpStream) -> Vec<u8> {
+    let mut head = [0; 2];
+    client.read_exact(&mut head).unwrap();
+    let mut body = vec![0; head[1].into()];
+    client.read_exact(&mut body).unwrap();
+    body
+}
+
+/// Answers clients of other versions with this, and takes one message in MQTT 3.1.1. Returns the versions that came, and the
+/// message.
+fn old_broker(listener: &TcpListener, answer: &[u8]) -> (Vec<u8>, Vec<u8>) {
+    let mut versions = Vec::new();
+    loop {
+        let (mut client, _) = listener.accept().unwrap();
+        versions.push(read_packet(&mut client)[6]);
+        if versions.ends_with(&[4]) {
+            client.write_all(&[0x20, 2, 0, 0]).unwrap();
+            let message = read_packet(&mut client);
+            client.write_all(&[0x40, 2, 0, 1]).unwrap();
+            return (versions, message);
+        }
+        client.write_all(answer).unwrap();
+    }
+}
+
+#[test]
+fn a_broker_that_knows_only_an_older_version_is_spoken_to_in_that() {
+    for answer in [&[0x20, 2, 0, 1][..], &[]] {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = listener.local_addr().unwrap().port().to_string();
+        let broker = std::thread::spawn(move || old_broker(&listener, answer));
+        let args = ["publish", "a", "b", "--host", "127.0.0.1", "--port", &port];
+        assert_eq!(run(&args, "", Path::new(".")), (Some(0), vec![]));
+        assert_eq!(broker.join().unwrap(), (vec![5, 4], b"\0\x01a\0\x01b".to_vec()));
+    }
 }
 
 fn gateway_at(port: &str) -> std::process::Command {

@@ -1,5 +1,6 @@
-//! `pigateway publish` and `pigateway subscribe`: a simple client that speaks MQTT 3.1.1 over plain TCP. A traced message is
-//! published in MQTT 5, whose user properties carry its id, and its progress is asked for over HTTP.
+//! `pigateway publish` and `pigateway subscribe`: a simple client over plain TCP. It publishes in MQTT 5, in which a broker can
+//! say that it does not take the message, and in MQTT 3.1.1 where the broker knows no other. A traced message has its id in a
+//! user property, and its progress is asked for over HTTP.
 
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
@@ -115,8 +116,40 @@ fn binary(out: &mut Vec<u8>, bytes: &[u8]) {
     out.extend(&bytes[..usize::from(length)]);
 }
 
+/// Why a broker does not let the client in.
+struct BrokerRefusal {
+    error: CliError,
+    /// Whether another version of MQTT may help. Some brokers say nothing before they close the connection.
+    is_of_version: bool,
+}
+
+impl From<CliError> for BrokerRefusal {
+    fn from(error: CliError) -> BrokerRefusal {
+        BrokerRefusal { error, is_of_version: false }
+    }
+}
+
+impl From<io::Error> for BrokerRefusal {
+    fn from(error: io::Error) -> BrokerRefusal {
+        CliError::from(error).into()
+    }
+}
+
 impl CommandClient {
+    /// Connects in MQTT 5 or, if the broker does not know it, in MQTT 3.1.1. Returns the version too.
+    fn open_newest(broker: &BrokerArgs, password: Option<&str>) -> Result<(CommandClient, u8), CliError> {
+        match CommandClient::try_open(broker, password, V5) {
+            Ok(client) => Ok((client, V5)),
+            Err(refusal) if refusal.is_of_version => Ok((CommandClient::open(broker, password, V311)?, V311)),
+            Err(refusal) => Err(refusal.error),
+        }
+    }
+
     fn open(broker: &BrokerArgs, password: Option<&str>, version: u8) -> Result<CommandClient, CliError> {
+        CommandClient::try_open(broker, password, version).map_err(|refusal| refusal.error)
+    }
+
+    fn try_open(broker: &BrokerArgs, password: Option<&str>, version: u8) -> Result<CommandClient, BrokerRefusal> {
         let at = format!("{}:{}", broker.host, broker.port);
         let mut stream = Err(failed(format!("{at}: the name has no address")));
         for address in addresses(&broker.host, broker.port)? {
@@ -141,15 +174,17 @@ impl CommandClient {
             binary(&mut body, password.unwrap_or_default().as_bytes());
         }
         client.send(0x10, &body)?;
-        let (first, answer) =
-            client.read(Some(Instant::now() + PATIENCE))?.ok_or_else(|| failed(format!("{at}: no answer")))?;
-        match (first >> 4, answer.get(1)) {
-            (2, Some(0)) => Ok(client),
-            (2, Some(4 | 0x86)) => Err(failed("wrong user name or password")),
-            (2, Some(5 | 0x87)) => Err(failed("not authorised: --user NAME gives a user name")),
-            (2, Some(code)) => Err(failed(format!("refused with code {code}"))),
-            _ => Err(failed(format!("{at}: the answer is not MQTT"))),
-        }
+        let answer = client.read(Some(Instant::now() + PATIENCE));
+        let answer = answer.map_err(|error| BrokerRefusal { error, is_of_version: true })?;
+        let (first, answer) = answer.ok_or_else(|| failed(format!("{at}: no answer")))?;
+        let error = match (first >> 4, answer.get(1)) {
+            (2, Some(0)) => return Ok(client),
+            (2, Some(4 | 0x86)) => failed("wrong user name or password"),
+            (2, Some(5 | 0x87)) => failed("not authorised: --user NAME gives a user name"),
+            (2, Some(code)) => failed(format!("refused with code {code}")),
+            _ => failed(format!("{at}: the answer is not MQTT")),
+        };
+        Err(BrokerRefusal { error, is_of_version: first >> 4 == 2 && matches!(answer.get(1), Some(1 | 0x84)) })
     }
 
     fn send(&mut self, first: u8, body: &[u8]) -> io::Result<()> {
@@ -199,24 +234,32 @@ impl CommandClient {
 pub(super) fn publish(args: &PublishArgs) -> Result<(), CliError> {
     let password = args.broker.user.as_deref().map(user::read_password).transpose()?;
     let trace = if args.trace { Some(FollowedMessage::begin(args, password.as_deref())?) } else { None };
-    let version = if args.trace { V5 } else { V311 };
-    let mut client = CommandClient::open(&args.broker, password.as_deref(), version)?;
+    let (mut client, version) = CommandClient::open_newest(&args.broker, password.as_deref())?;
     let mut body = Vec::new();
     binary(&mut body, args.topic.as_bytes());
     if args.qos > 0 {
         body.extend([0, 1]);
     }
-    if let Some(trace) = &trace {
-        let mut property = vec![USER_PROPERTY];
-        binary(&mut property, TRACE_PROPERTY.as_bytes());
-        binary(&mut property, trace.id.as_bytes());
+    if version == V5 {
+        let mut property = Vec::new();
+        if let Some(trace) = &trace {
+            property.push(USER_PROPERTY);
+            binary(&mut property, TRACE_PROPERTY.as_bytes());
+            binary(&mut property, trace.id.as_bytes());
+        }
         body.push(property.len() as u8);
         body.extend(property);
     }
     body.extend(args.payload.as_bytes());
     client.send(0x30 | args.qos << 1 | u8::from(args.retain), &body)?;
-    if args.qos > 0 && client.expect(PUBACK)?.get(2).is_some_and(|reason| *reason >= 0x80) {
-        return Err(failed("the gateway does not accept the message"));
+    if args.qos > 0 {
+        match client.expect(PUBACK)?.get(2) {
+            Some(0x87) => return Err(failed(format!("{}: the rules do not allow it", args.topic))),
+            Some(reason @ 0x80..) => {
+                return Err(failed(format!("the broker does not accept the message (reason {reason:#04x})")));
+            }
+            _ => {}
+        }
     }
     client.send(0xe0, &[])?;
     trace.map_or(Ok(()), |trace| trace.print())
