@@ -322,8 +322,11 @@ impl Session {
 
     /// Adds a subscription and returns the one that it replaces.
     pub(crate) fn subscribe(&mut self, filter: &str, subscription: Subscription) -> Option<Subscription> {
+        let replaced = self.subscriptions.get(filter).map(|known| known.options);
         let (tree, inner) = self.tree(filter, &subscription);
-        tree.remove(inner, |_| true);
+        if let Some(options) = replaced {
+            tree.remove(inner, |known| *known == options);
+        }
         tree.insert(inner, subscription.options);
         let old = self.subscriptions.insert(filter.into(), subscription);
         if old.is_none() {
@@ -336,7 +339,8 @@ impl Session {
     pub(crate) fn unsubscribe(&mut self, filter: &str) -> Option<Subscription> {
         let removed = self.subscriptions.remove(filter)?;
         let (tree, inner) = self.tree(filter, &removed);
-        tree.remove(inner, |_| true);
+        // several groups may have this filter, and their entries differ at most in the options
+        tree.remove(inner, |known| *known == removed.options);
         self.filter_bytes -= filter.len();
         self.held.remove(units(filter));
         Some(removed)

@@ -1,4 +1,5 @@
 use super::*;
+use crate::exchange::inbox::InboxLimits;
 use crate::message::Draft;
 
 fn queued(qos: Qos) -> Queued {
@@ -76,4 +77,22 @@ fn overlapping_subscriptions_grant_one_delivery() {
         Subscription { options: SubscriptionOptions { no_local: true, ..options(Qos::AtLeastOnce, 1) }, group: None },
     );
     assert!(session.grant(queued(Qos::ExactlyOnce).message.view()).is_none(), "its own");
+}
+
+#[test]
+fn two_groups_of_one_filter_are_two_subscriptions() {
+    let mut session = Session::new("me", 9, None, 0);
+    let options = |qos| SubscriptionOptions { qos, no_local: false, retain_as_published: false, id: None };
+    let group = || SharedGroup::new(InboxLimits { messages: 1, bytes: 1 }, None);
+    let qos = |session: &Session| session.grant(queued(Qos::ExactlyOnce).message.view()).map(|grant| grant.qos);
+    for (first, second) in [(Qos::AtLeastOnce, Qos::ExactlyOnce), (Qos::ExactlyOnce, Qos::ExactlyOnce)] {
+        session.subscribe("$share/a/a/#", Subscription { options: options(Qos::AtMostOnce), group: Some(group()) });
+        session.subscribe("$share/b/a/#", Subscription { options: options(second), group: Some(group()) });
+        // another QoS for the first is no change of the second
+        session.subscribe("$share/a/a/#", Subscription { options: options(first), group: Some(group()) });
+        session.unsubscribe("$share/a/a/#");
+        assert_eq!(qos(&session), Some(second));
+        session.unsubscribe("$share/b/a/#");
+        assert_eq!(qos(&session), None);
+    }
 }
