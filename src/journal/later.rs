@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 /// Something whose state is kept.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub(crate) enum Subject {
+pub(crate) enum LateSubject {
     /// The retained message of this topic.
     Retained(Arc<str>),
     /// The value with this name.
@@ -27,8 +27,8 @@ struct Noted {
 /// What is outdated in the log, in the order in which it was noted.
 #[derive(Debug, Default)]
 pub(crate) struct Later {
-    places: BTreeMap<u64, Subject>,
-    noted: HashMap<Subject, Noted>,
+    places: BTreeMap<u64, LateSubject>,
+    noted: HashMap<LateSubject, Noted>,
     next: u64,
 }
 
@@ -39,7 +39,7 @@ impl Later {
 
     /// Notes a change. `existed` tells whether there was a state before, and `exists` whether there is one now. Returns
     /// whether it was not noted before and has to be written.
-    pub(crate) fn note(&mut self, subject: Subject, existed: bool, exists: bool) -> bool {
+    pub(crate) fn note(&mut self, subject: LateSubject, existed: bool, exists: bool) -> bool {
         match self.noted.get(&subject) {
             Some(noted) => {
                 if !noted.is_in_log && !exists {
@@ -58,18 +58,18 @@ impl Later {
     }
 
     /// Records that a record of the present state was made.
-    pub(crate) fn forget(&mut self, subject: &Subject) {
+    pub(crate) fn forget(&mut self, subject: &LateSubject) {
         if let Some(noted) = self.noted.remove(subject) {
             self.places.remove(&noted.place);
         }
     }
 
     /// What was noted first.
-    pub(crate) fn first(&self) -> Option<Subject> {
+    pub(crate) fn first(&self) -> Option<LateSubject> {
         self.places.first_key_value().map(|(_, subject)| subject.clone())
     }
 
-    pub(crate) fn has(&self, subject: &Subject) -> bool {
+    pub(crate) fn has(&self, subject: &LateSubject) -> bool {
         self.noted.contains_key(subject)
     }
 
@@ -85,7 +85,7 @@ mod tests {
 
     #[test]
     fn only_what_the_log_may_have_is_deleted_from_it() {
-        let subject = |name: &str| Subject::Value(name.into());
+        let subject = |name: &str| LateSubject::Value(name.into());
         let mut later = Later::default();
         assert!(later.note(subject("a"), false, true) && later.note(subject("b"), true, true));
         assert!(!later.note(subject("c"), false, false), "it never was there");

@@ -23,7 +23,7 @@ use super::settings::JournalSettings;
 use super::snapshot::{SnapshotTable, TableSegment};
 use super::state::JournalState;
 use super::storage::Storage;
-use super::trouble::Unread;
+use super::trouble::NotRead;
 use super::{JournalError, Limits};
 use crate::message::MessageRef;
 use crate::secret::ASIDE_SUFFIX;
@@ -209,7 +209,7 @@ impl Recovery<'_> {
         for (file, len, errno) in std::mem::take(&mut self.unread) {
             let is_damage = Errno::from_raw_os_error(errno) == Errno::IO
                 && (is_other_data_read || self.storage.read_at(&file, DATA, &mut [0; 4096]).is_ok());
-            let unread = Unread::File { file: file.clone(), errno };
+            let unread = NotRead::File { file: file.clone(), errno };
             let error = std::io::Error::from_raw_os_error(errno).to_string();
             self.state.reports.add(Report::Unreadable { file: file.clone(), error });
             if is_damage {

@@ -10,7 +10,7 @@ use crate::health::{Fault, Health};
 /// A journal, or a file of it, that this run has not read. It may hold what an earlier run has acknowledged, so nothing is
 /// written beside it, and only a restart reads it.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub(crate) enum Unread {
+pub(crate) enum NotRead {
     /// The directory was not there or could not be read at the start, or another one has taken its place.
     #[error("it holds a journal that was not there or could not be read at the start")]
     Journal,
@@ -24,14 +24,14 @@ pub(crate) enum Unread {
     },
 }
 
-impl From<Unread> for Error {
-    fn from(unread: Unread) -> Error {
+impl From<NotRead> for Error {
+    fn from(unread: NotRead) -> Error {
         Error::new(ErrorKind::AlreadyExists, unread)
     }
 }
 
 /// What was not read, if that is the error.
-pub(crate) fn unread(error: &Error) -> Option<&Unread> {
+pub(crate) fn unread(error: &Error) -> Option<&NotRead> {
     error.get_ref()?.downcast_ref()
 }
 
@@ -51,10 +51,10 @@ pub(crate) fn is_lasting(error: &Error) -> bool {
 pub(crate) fn advice(error: &Error, place: &str) -> String {
     use ErrorKind::*;
     match unread(error) {
-        Some(Unread::Journal) => {
+        Some(NotRead::Journal) => {
             return format!("{place} must not be written, because {error}: restart pigateway, which then reads it");
         }
-        Some(Unread::File { errno, .. }) => {
+        Some(NotRead::File { errno, .. }) => {
             let remedy = match Error::from_raw_os_error(*errno).kind() {
                 PermissionDenied => "give it to the user that pigateway runs as",
                 _ => "see dmesg for the reason",

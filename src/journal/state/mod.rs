@@ -13,7 +13,7 @@ use super::boots::{Boots, encode_boot};
 use super::consumers::{CURSOR_LEN, ConsumerQueues, Queue};
 use super::format::{CONSUMER_LEN, FLAG_HANDED_OVER, FLAG_RECEIVED, FLAG_RETAINED, RECORD_HEAD, RecordKind, u64_at};
 use super::kept::Kept;
-use super::later::{Later, Subject};
+use super::later::{LateSubject, Later};
 use super::log::{Log, Segment};
 use super::loss::Losses;
 use super::pending::{Pending, Purpose};
@@ -131,7 +131,7 @@ impl JournalState {
             flags |= FLAG_RETAINED;
             self.kept.retain(message.clone());
             if !self.later.is_empty() {
-                self.later.forget(&Subject::Retained(view.topic().into()));
+                self.later.forget(&LateSubject::Retained(view.topic().into()));
             }
         }
         let position = self.push(purpose, RecordKind::Message, flags, pairs.into_iter(), &[view.as_bytes()]);
@@ -187,7 +187,7 @@ impl JournalState {
             let bytes = if is_known { 0 } else { self.keep_later(name, value) };
             return Ok((self.pending.newest(), bytes));
         }
-        if is_known && !self.later.has(&Subject::Value(name.into())) {
+        if is_known && !self.later.has(&LateSubject::Value(name.into())) {
             // known already, but perhaps not on disk yet
             return Ok((self.barrier(), 0));
         }
@@ -205,7 +205,7 @@ impl JournalState {
         }
         let begin = self.pending.len();
         let position = self.push_value(Purpose::Sessions, name);
-        self.later.forget(&Subject::Value(name.into()));
+        self.later.forget(&LateSubject::Value(name.into()));
         Ok((position, self.pending.len() - begin))
     }
 

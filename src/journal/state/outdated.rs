@@ -4,7 +4,7 @@ use bytes::Bytes;
 
 use super::super::WhenFull;
 use super::super::format::{CONSUMER_LEN, FLAG_RETAINED, RECORD_HEAD, RecordKind};
-use super::super::later::Subject;
+use super::super::later::LateSubject;
 use super::super::parts::usable;
 use super::super::pending::Purpose;
 use super::super::settings::JournalSettings;
@@ -28,7 +28,7 @@ impl JournalState {
         }
         let existed = self.kept.retained_on(view.topic()).is_some();
         self.kept.retain(message.clone());
-        self.note_later(Subject::Retained(view.topic().into()), existed, !view.payload().is_empty());
+        self.note_later(LateSubject::Retained(view.topic().into()), existed, !view.payload().is_empty());
         Ok(())
     }
 
@@ -39,11 +39,11 @@ impl JournalState {
             Some(value) => self.kept.keep(name, value),
             None => self.kept.forget(name),
         }
-        let is_new = self.note_later(Subject::Value(name.into()), existed, value.is_some());
+        let is_new = self.note_later(LateSubject::Value(name.into()), existed, value.is_some());
         if is_new { RECORD_HEAD + 2 + name.len() + value.map_or(0, <[u8]>::len) } else { 0 }
     }
 
-    fn note_later(&mut self, subject: Subject, existed: bool, exists: bool) -> bool {
+    fn note_later(&mut self, subject: LateSubject, existed: bool, exists: bool) -> bool {
         let is_new = self.later.note(subject, existed, exists);
         if is_new {
             self.pending.due_later();
@@ -69,8 +69,8 @@ impl JournalState {
                 self.space.take(len as u64);
             }
             match &subject {
-                Subject::Retained(topic) => self.push_retained(topic),
-                Subject::Value(name) => _ = self.push_value(Purpose::Own, name),
+                LateSubject::Retained(topic) => self.push_retained(topic),
+                LateSubject::Value(name) => _ = self.push_value(Purpose::Own, name),
             }
             self.later.forget(&subject);
         }
@@ -78,10 +78,10 @@ impl JournalState {
     }
 
     /// The length of a record of the present state of this.
-    fn length_of(&self, subject: &Subject) -> usize {
+    fn length_of(&self, subject: &LateSubject) -> usize {
         let (name, state) = match subject {
-            Subject::Retained(topic) => (topic, self.kept.retained_on(topic).map_or(0, Message::size)),
-            Subject::Value(name) => (name, self.kept.value(name).map_or(0, Bytes::len)),
+            LateSubject::Retained(topic) => (topic, self.kept.retained_on(topic).map_or(0, Message::size)),
+            LateSubject::Value(name) => (name, self.kept.value(name).map_or(0, Bytes::len)),
         };
         RECORD_HEAD + CONSUMER_LEN + name.len() + state
     }

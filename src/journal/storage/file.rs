@@ -14,7 +14,7 @@ use tracing::warn;
 use super::Storage;
 use super::direct::{Opened, Sectors};
 use crate::journal::format::{SEGMENT_SUFFIX, SNAPSHOT};
-use crate::journal::trouble::Unread;
+use crate::journal::trouble::NotRead;
 use crate::secret::set_aside;
 
 const LINK: &str = "it is a symbolic link, and none is followed here";
@@ -124,7 +124,7 @@ impl FileStorage {
             return Ok(());
         }
         if files(&self.dir)?.iter().any(|(name, _)| name.ends_with(SEGMENT_SUFFIX) || name == SNAPSHOT) {
-            return Err(Unread::Journal.into());
+            return Err(NotRead::Journal.into());
         }
         *used = Some(there);
         Ok(())

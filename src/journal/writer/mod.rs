@@ -20,7 +20,7 @@ use super::log::Segment;
 use super::record;
 use super::snapshot::SnapshotContents;
 use super::state::{JournalState, Stop};
-use super::trouble::{Unread, advice, is_lasting, is_taken, unread};
+use super::trouble::{NotRead, advice, is_lasting, is_taken, unread};
 use super::{PENDING_MAX, Position, Shared};
 
 /// A snapshot is written after this number of segments, or when they are as large as the previous snapshot, because a start
@@ -50,7 +50,7 @@ pub(crate) struct Writer {
     /// The waiting bytes when a merge of everything possible released nothing; reset when a segment begins.
     in_vain: Option<u64>,
     /// A file that was not read at the start: nothing may be written beside it.
-    unread: Option<Unread>,
+    unread: Option<NotRead>,
 }
 
 fn random() -> u64 {

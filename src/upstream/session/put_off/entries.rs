@@ -1,7 +1,7 @@
 //! What is known about messages that are put off. Decisions only, without I/O.
 
 use super::super::sent::SentFrom;
-use super::trial::{EndedAt, Trial};
+use super::ended_at::{EndedAt, Trial};
 use super::{FIRST_MS, LONGEST_MS, STRIKES};
 use crate::journal::Position;
 use crate::upstream::lanes::Lane;

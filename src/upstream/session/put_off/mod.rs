@@ -24,6 +24,7 @@
 //! more, as the last of its lane, and its old place is settled. At QoS 2 the packet id depends on the place, so such a message
 //! stays, and at most [`MOST_PASSED_EXACT`] go past it.
 
+mod ended_at;
 mod entries;
 mod trial;
 

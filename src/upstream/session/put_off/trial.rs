@@ -1,7 +1,7 @@
 //! Finds out whether others get through when connections end at a message and nothing else is acknowledged on them either.
 //!
 //! That is so on a line that has failed and at an upstream that takes nothing, and then the order must be kept. It is so as well
-//! if the message comes first and is itself the reason. So after [`ENDS`] connections in a row that ended at it, others go
+//! if the message comes first and is itself the reason. So after two connections in a row that ended at it, others go
 //! first on the next one, one at a time, until one of them is acknowledged. Then the message is sent at once. Others are those
 //! of other topics, so the order in each topic is kept.
 //!
@@ -15,87 +15,17 @@ use std::cmp::Reverse;
 
 use super::super::sent::SentFrom;
 use super::super::{SentMessage, UpstreamSession};
+use super::ended_at::Trial;
 use super::{LIKE_BYTES, PutOff};
-use crate::journal::Position;
 use crate::message::{Message, Qos};
-use crate::upstream::lanes::Lane;
 use crate::upstream::settings::OutQos;
 
-/// The number of connections in a row that end at a message before others go first.
-const ENDS: u32 = 2;
 /// The same if there are no others than those of its topic.
 const ENDS_OF_TOPIC: u32 = 3;
 /// Every path carries a packet with this many bytes of a message.
 const SMALL: usize = 500;
 /// The most messages that wait meanwhile.
 const HELD: usize = 64;
-
-/// The message at which the last connections ended.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct EndedAt {
-    pub(super) place: (Lane, Position),
-    size: usize,
-    /// The number of these connections.
-    pub(super) ends: u32,
-    /// The number of those on which others were acknowledged.
-    pub(super) with_others: u32,
-    /// The number of connections on which others went first and did not get through either.
-    tries: u32,
-    /// Whether others go first on the next connection.
-    others_first: bool,
-    /// Whether messages at QoS 2 are like it.
-    is_exact: bool,
-}
-
-impl EndedAt {
-    /// What is known after a connection has ended at this message.
-    pub(super) fn after(before: Option<EndedAt>, source: &SentFrom, got_through: bool, trial: Trial) -> EndedAt {
-        let place = (source.lane, source.position);
-        let before = before.filter(|before| before.place == place);
-        let ends = before.map_or(0, |before| before.ends) + 1;
-        EndedAt {
-            place,
-            size: source.message.size(),
-            ends,
-            with_others: before.map_or(0, |before| before.with_others) + u32::from(got_through),
-            tries: before.map_or(0, |before| before.tries),
-            others_first: ends >= ENDS && (!got_through || trial != Trial::None),
-            is_exact: false,
-        }
-    }
-}
-
-/// Whether others go first on this connection.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(in crate::upstream::session) enum Trial {
-    #[default]
-    None,
-    /// Others go first, as soon as the message is there.
-    Runs,
-    /// This one of the same topic goes first, and is sent again in its turn.
-    Of(Lane, Position),
-    /// It has ended, and messages are sent in order.
-    Ended,
-}
-
-impl Trial {
-    fn is_on(self) -> bool {
-        matches!(self, Trial::Runs | Trial::Of(..))
-    }
-
-    fn end(&mut self) {
-        if self.is_on() {
-            *self = Trial::Ended;
-        }
-    }
-
-    /// Records whether another message was acknowledged.
-    pub(in crate::upstream::session) fn others_arrive(&mut self, is_acked: bool) {
-        if is_acked {
-            self.end();
-        }
-    }
-}
 
 impl PutOff {
     pub(super) fn begin_trial(&mut self) {
