@@ -34,6 +34,8 @@ pub(in crate::upstream::session) struct PutOff {
     /// The message at which the last connections ended.
     pub(super) ended: Option<EndedAt>,
     pub(in crate::upstream::session) trial: Trial,
+    /// Whether the upstream closed the last connection while a PUBREL was unanswered.
+    pub(super) at_release: bool,
     /// The time until which connections are made with small segments.
     pub(super) small_until: u64,
     /// Whether the upstream has completed an exchange at QoS 2.
@@ -134,8 +136,9 @@ impl PutOff {
         self.entries.is_empty()
     }
 
-    /// Whether anything is put off, or connections keep ending at the same message.
+    /// Whether anything is put off, connections keep ending at the same message, or the last one ended before a PUBREL was
+    /// answered.
     pub(in crate::upstream::session) fn blames(&self) -> bool {
-        !self.entries.is_empty() || self.ended.is_some_and(|ended| ended.ends > 1)
+        !self.entries.is_empty() || self.at_release || self.ended.is_some_and(|ended| ended.ends > 1)
     }
 }

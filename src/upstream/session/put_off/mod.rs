@@ -281,6 +281,7 @@ impl UpstreamSession {
             }
             return true;
         }
+        self.put_off.at_release = self.in_flight.iter().any(|message| message.is_awaited() && message.is_released);
         let mut awaited = self.in_flight.iter().filter(|message| message.is_awaited());
         let Some(source) = awaited.next().filter(|message| message.is_released).and_then(|it| it.source.clone()) else {
             return false;
