@@ -5,8 +5,7 @@ use super::settings::Settings;
 use crate::access::settings::{ListenerAccess, UserSettings};
 use crate::broker::settings::ListenerSettings;
 use crate::sensors::settings::SensorSettings;
-use crate::upstream::settings::loops;
-use crate::upstream::settings::{Protocol, UpstreamSettings};
+use crate::upstream::settings::{Protocol, UpstreamSettings, need_v5, set_v5_only};
 
 /// The consequences of a changed configuration.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -147,7 +146,7 @@ fn limits_differ(old: &Settings, new: &Settings) -> bool {
 }
 
 /// The old upstreams with the new rules. If the protocol differs, the rules stay old, because the new ones may be correct
-/// only with the new protocol.
+/// only with the new protocol. The same holds for rules that would loop with those of another upstream in force.
 fn upstreams(old: &[UpstreamSettings], new: &[UpstreamSettings], restart: &mut Vec<String>) -> Vec<UpstreamSettings> {
     let added = new.iter().filter(|upstream| !old.iter().any(|was| was.name == upstream.name));
     restart.extend(added.map(|upstream| format!("upstream {} (new)", upstream.name)));
@@ -165,11 +164,28 @@ fn upstreams(old: &[UpstreamSettings], new: &[UpstreamSettings], restart: &mut V
             kept.out = upstream.out.clone();
             kept.inbound = upstream.inbound.clone();
             kept.both = upstream.both.clone();
-            kept.v5_only = kept.protocol == Protocol::Auto && !loops(&kept, &kept).is_empty();
         }
         in_force.push(kept);
     }
+    while let Some((one, two)) = looping(old, &in_force) {
+        for at in [one, two] {
+            if in_force[at] != old[at] {
+                restart.push(format!("upstream {}: its rules, which would loop until then", old[at].name));
+                in_force[at] = old[at].clone();
+            }
+        }
+    }
+    set_v5_only(&mut in_force);
     in_force
+}
+
+/// Two upstreams, by their places, that would loop because one of them still speaks MQTT 3.1.1 and one has new rules.
+fn looping(old: &[UpstreamSettings], in_force: &[UpstreamSettings]) -> Option<(usize, usize)> {
+    let pairs = (0..in_force.len()).flat_map(|one| (0..one).map(move |two| (one, two)));
+    let is_new = |at: usize| in_force[at] != old[at];
+    let is_v4 = |at: usize| in_force[at].protocol == Protocol::V4;
+    let mut looping = pairs.filter(|&(one, two)| is_new(one) || is_new(two));
+    looping.find(|&(one, two)| (is_v4(one) || is_v4(two)) && need_v5(&in_force[one], &in_force[two]))
 }
 
 fn connection_keys(old: &UpstreamSettings, new: &UpstreamSettings) -> Vec<String> {
@@ -314,6 +330,33 @@ topic_filter = "b/#"
         );
         assert_eq!(reload.restart, ["upstream u: protocol"]);
         assert_eq!((reload.rules, reload.settings), (vec![], settings(BASE)));
+    }
+
+    #[test]
+    fn rules_of_two_upstreams_at_one_broker_do_not_loop_after_a_reload() {
+        let two = |one: &str, two: &str| {
+            let head =
+                |name| format!("[[upstream]]\nname = \"{name}\"\nclient_id = \"{name}\"\naddresses = [\"mqtt://h\"]\n");
+            settings(&format!("{}{one}\n{}{two}\n", head("one"), head("two")))
+        };
+        let out = "[[upstream.out]]\ntopic_filter = \"loft/#\"";
+        let inbound = "[[upstream.in]]\ntopic_filter = \"loft/+\"";
+        let (apart, v4) = ("[[upstream.in]]\ntopic_filter = \"attic/+\"", "protocol = 4\n");
+        let is_v5_only =
+            |reload: &Reload| reload.settings.upstreams.iter().map(|each| each.v5_only).collect::<Vec<_>>();
+
+        let same = two(out, inbound);
+        let reload = Reload::plan(&same, &same);
+        assert_eq!((is_v5_only(&reload), &reload.rules), (vec![true, true], &vec![]));
+        let reload = Reload::plan(&two(out, apart), &same);
+        assert_eq!((is_v5_only(&reload), &reload.rules), (vec![true, true], &vec!["one".into(), "two".into()]));
+        assert_eq!(is_v5_only(&Reload::plan(&same, &two(out, apart))), [false, false]);
+
+        // the first speaks 3.1.1 until the restart, so the second waits with its rules
+        let old = two(&format!("{v4}{out}"), apart);
+        let reload = Reload::plan(&old, &same);
+        assert_eq!(reload.settings.upstreams, old.upstreams);
+        assert_eq!(reload.restart, ["upstream one: protocol", "upstream two: its rules, which would loop until then"]);
     }
 
     #[test]

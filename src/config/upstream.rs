@@ -11,7 +11,7 @@ use super::paths::Paths;
 use crate::message::{Qos, TopicError, check_filter, check_topic};
 use crate::upstream::settings::{
     OutQos, Password, Protocol, Proxy, Rate, Rule, SecretPlace, UpstreamAddress, UpstreamSettings, UpstreamTls,
-    fingerprint, loops,
+    fingerprint, loops, set_v5_only, shares_address,
 };
 
 const ADDRESSES_FORM: &str =
@@ -56,12 +56,13 @@ pub(super) fn read(root: &Table, paths: &Paths, gateway_id: &str) -> Vec<Upstrea
             let valid = "valid: [[upstream.out]], [[upstream.in]] or [[upstream.both]] below it";
             table.warning("out", format!("this upstream has no rules, so nothing goes up or comes down; {valid}"));
         }
-        check_loops(&table, &mut upstream);
-        check_loops_with(&table, &mut upstream, &mut upstreams);
+        check_loops(&table, &upstream);
+        check_loops_with(&table, &upstream, &upstreams);
         check_twins(&table, &upstream, &upstreams);
         table.finish();
         upstreams.push(upstream);
     }
+    set_v5_only(&mut upstreams);
     upstreams
 }
 
@@ -286,7 +287,7 @@ fn check_rule<Q>(filter: &Value, rule: &Rule<Q>) -> bool {
 
 /// Checks rules for loops. With MQTT 3.1.1 a broker returns to the gateway what the gateway has sent. Rules that would
 /// forward this again are refused if 3.1.1 is configured, and otherwise keep the gateway from falling back to it.
-fn check_loops(table: &Table, upstream: &mut UpstreamSettings) {
+fn check_loops(table: &Table, upstream: &UpstreamSettings) {
     let pairs = loops(upstream, upstream);
     let Some((out, inbound)) = pairs.first() else { return };
     match upstream.protocol {
@@ -300,14 +301,13 @@ fn check_loops(table: &Table, upstream: &mut UpstreamSettings) {
         Protocol::Auto => {
             let message = looping(out, inbound) + "; this upstream is used with MQTT 5 only";
             table.warning("protocol", message);
-            upstream.v5_only = true;
         }
     }
 }
 
 /// The same for the rules of two upstreams at one broker. Only MQTT 5 carries the property by which the gateway knows its own
 /// messages, so both must use it.
-fn check_loops_with(table: &Table, upstream: &mut UpstreamSettings, others: &mut [UpstreamSettings]) {
+fn check_loops_with(table: &Table, upstream: &UpstreamSettings, others: &[UpstreamSettings]) {
     for other in others {
         if !shares_address(upstream, other) {
             continue;
@@ -320,16 +320,8 @@ fn check_loops_with(table: &Table, upstream: &mut UpstreamSettings, others: &mut
             table.problem("protocol", message + "; valid: protocol = 5 for both, or rules that do not overlap");
         } else if [upstream.protocol, other.protocol].contains(&Protocol::Auto) {
             table.warning("protocol", message + "; both are used with MQTT 5 only");
-            for each in [&mut *upstream, other] {
-                each.v5_only |= each.protocol == Protocol::Auto;
-            }
         }
     }
-}
-
-fn shares_address(a: &UpstreamSettings, b: &UpstreamSettings) -> bool {
-    let same_place = |a: &UpstreamAddress, b: &UpstreamAddress| a.host == b.host && a.port == b.port;
-    a.addresses.iter().any(|a| b.addresses.iter().any(|b| same_place(a, b)))
 }
 
 fn looping(out: &SecretPlace, inbound: &SecretPlace) -> String {

@@ -6,7 +6,7 @@ use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
 
-pub(crate) use self::overlap::loops;
+pub(crate) use self::overlap::{loops, need_v5, set_v5_only, shares_address};
 pub use super::address::{Proxy, ProxyScheme, Scheme, UpstreamAddress};
 use crate::message::{Qos, Topic, via};
 

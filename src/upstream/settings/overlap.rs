@@ -1,6 +1,6 @@
 //! Finds out which topics two filters share, and which rules of an upstream would loop.
 
-use super::{Rule, SecretPlace, UpstreamSettings};
+use super::{Protocol, Rule, SecretPlace, UpstreamAddress, UpstreamSettings};
 
 /// Whether at least one topic matches both filters [MQTT-4.7.1, 4.7.2]. The empty text, which is no topic, counts as one,
 /// because `/#` and `+` have nothing else in common.
@@ -44,6 +44,27 @@ pub(crate) fn loops<'a>(
         }
     }
     pairs
+}
+
+/// Whether two upstreams have an address in common, so that they may be one broker.
+pub(crate) fn shares_address(a: &UpstreamSettings, b: &UpstreamSettings) -> bool {
+    let same_place = |a: &UpstreamAddress, b: &UpstreamAddress| a.host == b.host && a.port == b.port;
+    a.addresses.iter().any(|a| b.addresses.iter().any(|b| same_place(a, b)))
+}
+
+/// Whether a message could go round between two upstreams, or with one upstream given twice, if MQTT 3.1.1 were spoken.
+pub(crate) fn need_v5(a: &UpstreamSettings, b: &UpstreamSettings) -> bool {
+    shares_address(a, b) && (!loops(a, b).is_empty() || !loops(b, a).is_empty())
+}
+
+/// Keeps each upstream that may choose its version from falling back to MQTT 3.1.1 if its rules would then loop, with each
+/// other or with the rules of another upstream.
+pub(crate) fn set_v5_only(upstreams: &mut [UpstreamSettings]) {
+    for at in 0..upstreams.len() {
+        let upstream = &upstreams[at];
+        let is_v5_only = upstream.protocol == Protocol::Auto && upstreams.iter().any(|other| need_v5(upstream, other));
+        upstreams[at].v5_only = is_v5_only;
+    }
 }
 
 #[cfg(test)]
