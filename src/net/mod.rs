@@ -3,6 +3,7 @@
 pub mod address;
 pub mod forwarded;
 pub(crate) mod port;
+pub(crate) mod queue;
 
 use std::net::SocketAddr;
 use std::time::Duration;

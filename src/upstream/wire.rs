@@ -1,6 +1,7 @@
 //! The types that session and client exchange: packets, independent of the library.
 
 use std::future::Future;
+use std::time::Duration;
 
 use bytes::{BufMut, Bytes, BytesMut};
 
@@ -247,6 +248,17 @@ pub(crate) fn said(text: &str) -> String {
     if text.chars().nth(SAID).is_some() { shown + "..." } else { shown }
 }
 
+/// What the line does while an answer is overdue.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LineProgress {
+    /// Nothing, so the upstream should have answered.
+    Nothing,
+    /// There is something on it, and it is not known whether it moves.
+    Unsure,
+    /// What is on it moves, and the answer may come after it.
+    Moves,
+}
+
 /// The connection has no room for another request at the moment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Busy;
@@ -276,6 +288,11 @@ pub trait UpstreamClient: Send {
 
     /// The next events, at least one, or the end of the connection. Safe to cancel.
     fn events(&mut self) -> impl Future<Output = Result<Vec<ClientEvent>, Broken>> + Send;
+
+    /// What the line does while an answer has been owed for this long.
+    fn line(&mut self, _owed: Duration) -> LineProgress {
+        LineProgress::Nothing
+    }
 
     /// Sends DISCONNECT, so that the upstream does not publish the will.
     fn disconnect(&mut self) -> Result<(), Busy>;

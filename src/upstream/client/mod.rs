@@ -17,6 +17,7 @@ mod v4;
 mod v5;
 
 use std::net::IpAddr;
+use std::time::Duration;
 
 use rustls::pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -29,7 +30,9 @@ use self::connection::UpstreamConnection;
 use self::stream::{Bare, UpstreamStream};
 use super::mark::SessionMark;
 use super::settings::{ProxyScheme, UpstreamAddress, UpstreamSettings};
-use super::wire::{Ack, Broken, Busy, ClientEvent, ConnectOffer, Link, OutMessage, UpstreamClient, Version};
+use super::wire::{
+    Ack, Broken, Busy, ClientEvent, ConnectOffer, LineProgress, Link, OutMessage, UpstreamClient, Version,
+};
 use super::{password, tls};
 use crate::message::{Qos, TopicFilter};
 use crate::secret::Secret;
@@ -154,6 +157,10 @@ impl UpstreamClient for RemoteClient {
             Some(connection) => connection.events().await,
             None => Err(Broken::Closed),
         }
+    }
+
+    fn line(&mut self, owed: Duration) -> LineProgress {
+        self.connection.as_mut().map_or(LineProgress::Nothing, |connection| connection.line(owed))
     }
 
     fn disconnect(&mut self) -> Result<(), Busy> {

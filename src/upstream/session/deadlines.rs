@@ -1,13 +1,38 @@
 //! Timers of the session.
 
 use super::{ANSWER_TIMEOUT_MS, SentMessage, SessionAction, UpstreamSession};
+use crate::upstream::wire::LineProgress;
+
+/// After this time it is known whether a line moves, in milliseconds.
+const LOOK_MS: u64 = 5_000;
 
 impl UpstreamSession {
-    fn answer_deadline(&self) -> Option<u64> {
+    /// Since when the upstream owes an answer.
+    fn owed_since(&self) -> Option<u64> {
         // while PUBREL waits for our disk, the upstream has nothing to answer
         let owes = |message: &&SentMessage| message.is_awaited() && (message.is_released || !message.is_recorded);
         let oldest = self.in_flight.iter().find(owes)?;
-        Some(oldest.handed_over.max(self.last_answer) + ANSWER_TIMEOUT_MS)
+        Some(oldest.handed_over.max(self.last_answer))
+    }
+
+    fn answer_deadline(&self) -> Option<u64> {
+        self.owed_since().map(|since| (since + ANSWER_TIMEOUT_MS).max(self.line_until))
+    }
+
+    /// For how long an answer has been owed, in milliseconds, if that is too long. The line may be slow, so what it does must be told by
+    /// [`UpstreamSession::line`].
+    pub(crate) fn overdue(&self, now: u64) -> Option<u64> {
+        let is_due = self.link.is_some() && self.answer_deadline().is_some_and(|deadline| deadline <= now);
+        self.owed_since().filter(|_| is_due).map(|since| now.saturating_sub(since))
+    }
+
+    /// Records what the line does while an answer is overdue.
+    pub(crate) fn line(&mut self, progress: LineProgress, now: u64) {
+        match progress {
+            LineProgress::Nothing => {}
+            LineProgress::Unsure => self.line_until = now + LOOK_MS,
+            LineProgress::Moves => self.line_until = now + ANSWER_TIMEOUT_MS,
+        }
     }
 
     /// When [`UpstreamSession::time`] must be called.

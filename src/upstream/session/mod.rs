@@ -131,6 +131,8 @@ pub(crate) struct UpstreamSession {
     spread: Spread,
     begun: BegunExchanges,
     last_answer: u64,
+    /// While a slow line still carries what the answers come after: until when they are waited for.
+    line_until: u64,
     suspicion: Suspicion,
     opening: SessionOpening,
     learned: Learned,
@@ -182,6 +184,7 @@ impl UpstreamSession {
             spread: Spread::default(),
             begun: BegunExchanges::default(),
             last_answer: 0,
+            line_until: 0,
             suspicion: Suspicion::default(),
             opening: SessionOpening::default(),
             learned: Learned::default(),
@@ -255,7 +258,7 @@ impl UpstreamSession {
         self.suspicion.connected();
         (self.got_through, self.is_out_of_order) = (false, false);
         (self.renews, self.lets_out) = (false, false);
-        (self.handed, self.oldest_passed) = (0, None);
+        (self.handed, self.oldest_passed, self.line_until) = (0, None, 0);
         self.put_off.connected();
         self.open(now, &mut actions);
         actions

@@ -5,6 +5,7 @@ mod exact;
 mod failback;
 mod fault;
 mod handing;
+mod line;
 mod pass;
 mod settle;
 mod showing;
@@ -368,6 +369,7 @@ impl<C: UpstreamClient> Upstream<C> {
                 },
                 settled = self.inbox.next_settled(&self.door) => settled?,
                 () = sleep(wake.unwrap_or_default()), if wake.is_some() => {
+                    self.look_at_line();
                     let actions = self.session.time(self.clock.boot_ms());
                     alive &= self.perform(actions);
                     self.inbox.deliver(&self.door, self.clock.boot_ms()).await?;

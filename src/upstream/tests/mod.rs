@@ -3,10 +3,12 @@
 mod attempts;
 mod exact;
 mod lanes;
+mod line;
 mod pulse;
 mod real;
 mod tls;
 
+use std::collections::VecDeque;
 use std::future::{Future, poll_fn};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -23,13 +25,15 @@ use super::mark::SessionMark;
 use super::rule::tests::rule;
 use super::settings::{Order, OutQos, UpstreamAddress, UpstreamSettings};
 use super::task::{Upstream, UpstreamError};
-use super::wire::{Ack, Broken, Busy, ClientEvent, ConnectOffer, InMessage, Link, OutMessage, UpstreamClient, Version};
+use super::wire::{
+    Ack, Broken, Busy, ClientEvent, ConnectOffer, InMessage, LineProgress, Link, OutMessage, UpstreamClient, Version,
+};
 use crate::exchange::ingress::{IngressError, Receipt};
 use crate::health::PulseTaker;
 use crate::journal::{ConsumerId, Full, Journal, Limits, Position, WhenFull};
 use crate::message::{Draft, Message, Origin, Qos, Topic, TopicFilter};
 use crate::status::{UpstreamSnapshot, UpstreamState};
-use crate::time::SystemClock;
+use crate::time::{SharedClock, SystemClock};
 
 /// A replacement for the ingress.
 #[derive(Clone, Default)]
@@ -80,6 +84,8 @@ struct Scripted {
     asked: mpsc::UnboundedSender<Asked>,
     answers: mpsc::Receiver<Result<Link, Broken>>,
     events: mpsc::Receiver<Result<Vec<ClientEvent>, Broken>>,
+    /// What the line does, each time it is looked at.
+    line: VecDeque<LineProgress>,
 }
 
 impl Scripted {
@@ -119,6 +125,9 @@ impl UpstreamClient for Scripted {
     async fn events(&mut self) -> Result<Vec<ClientEvent>, Broken> {
         self.events.recv().await.unwrap_or(Err(Broken::Closed))
     }
+    fn line(&mut self, _: Duration) -> LineProgress {
+        self.line.pop_front().unwrap_or(LineProgress::Nothing)
+    }
     fn disconnect(&mut self) -> Result<(), Busy> {
         self.ask(Asked::Disconnect)
     }
@@ -150,10 +159,19 @@ impl Running {
         door: TestDoor,
         client: C,
     ) -> Running {
+        Running::by(Arc::new(SystemClock), journal, settings, door, client)
+    }
+
+    fn by<C: UpstreamClient + 'static>(
+        clock: SharedClock,
+        journal: Journal,
+        settings: UpstreamSettings,
+        door: TestDoor,
+        client: C,
+    ) -> Running {
         let limits = Limits { messages: 100_000, bytes: 64 << 20, when_full: WhenFull::DropOldest };
         let (settings, settings_rx) = watch::channel(Arc::new(settings));
         let cancel = CancellationToken::new();
-        let clock = Arc::new(SystemClock);
         let (door, kept) = (InboxDoor::Test(door), (limits, Order::Strict));
         let upstream = Upstream::with(settings_rx, &journal, kept, door, client, 256 << 10, clock);
         let snapshots = upstream.snapshots.subscribe();
@@ -226,7 +244,10 @@ impl Script {
         let (asked_tx, asked) = mpsc::unbounded_channel();
         let (answers, answers_rx) = mpsc::channel(16);
         let (events, events_rx) = mpsc::channel(16);
-        (Script { asked, answers, events }, Scripted { asked: asked_tx, answers: answers_rx, events: events_rx })
+        (
+            Script { asked, answers, events },
+            Scripted { asked: asked_tx, answers: answers_rx, events: events_rx, line: VecDeque::new() },
+        )
     }
 
     async fn next(&mut self) -> Asked {

@@ -1,5 +1,7 @@
 //! One connection to an upstream: encodes requests to bytes, and decodes bytes to events.
 
+mod line;
+
 use std::collections::VecDeque;
 use std::io;
 use std::os::fd::OwnedFd;
@@ -10,8 +12,8 @@ use bytes::{BufMut, BytesMut};
 use futures_util::FutureExt;
 use rustix::net::sockopt::set_tcp_quickack;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, ReadHalf, WriteHalf, split};
-use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at};
 
+use self::line::{KeepAlive, Line};
 use super::pace::ReadPace;
 use super::stream::UpstreamStream;
 use super::{Incoming, Request, v4, v5};
@@ -45,6 +47,7 @@ const PUBREC: u8 = 0x50;
 const PUBREL: u8 = 0x62;
 const PUBCOMP: u8 = 0x70;
 const PINGREQ: u8 = 0xc0;
+const PINGRESP: u8 = 0xd0;
 const DISCONNECT: u8 = 0xe0;
 
 /// Assigns the packet ids of a range in turn. The range is longer than the number of unanswered packets can be.
@@ -63,23 +66,6 @@ impl Ids {
         let id = self.next;
         self.next = if id == self.last { self.first } else { id + 1 };
         id
-    }
-}
-
-/// The state of the keep alive.
-struct KeepAlive {
-    ticks: Interval,
-    heard: bool,
-    wrote: bool,
-    /// Set when a PINGREQ was sent at the last tick: the number of bytes that must be written until it is out.
-    asked: Option<u64>,
-}
-
-impl KeepAlive {
-    fn new(period: Duration) -> KeepAlive {
-        let mut ticks = interval_at(Instant::now() + period, period);
-        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        KeepAlive { ticks, heard: false, wrote: false, asked: None }
     }
 }
 
@@ -111,6 +97,7 @@ pub(super) struct UpstreamConnection {
     /// Whether something was read since the last write.
     unacknowledged: bool,
     keep_alive: KeepAlive,
+    line: Line,
     accepted: Option<(Link, Option<u16>)>,
     /// Whether the CONNACK has arrived.
     is_open: bool,
@@ -152,6 +139,7 @@ impl UpstreamConnection {
             input: BytesMut::new(),
             unacknowledged: false,
             keep_alive: KeepAlive::new(Duration::from_secs(3600)),
+            line: Line::default(),
             accepted: None,
             is_open: false,
             events: Vec::new(),
@@ -245,8 +233,9 @@ impl UpstreamConnection {
             read = read(&mut self.reader, &mut self.input, &mut self.pace, !self.events.is_empty()) => match read {
                 Ok(None) => {}
                 Ok(Some(0)) => self.broken = Some(Broken::Closed),
-                Ok(Some(_)) => {
+                Ok(Some(bytes)) => {
                     self.unacknowledged = true;
+                    self.line.read += bytes as u64;
                     self.decode();
                 }
                 Err(error) => self.broken = Some(tls::broken_io(&error)),
@@ -331,7 +320,6 @@ impl UpstreamConnection {
     fn wrote(&mut self, bytes: usize) {
         self.written += bytes as u64;
         self.needs_flush = true;
-        self.keep_alive.wrote = true;
         while self.unsent.front().is_some_and(|(end, _)| *end <= self.written)
             && let Some((_, packet_id)) = self.unsent.pop_front()
         {
@@ -352,23 +340,6 @@ impl UpstreamConnection {
                 Some(Ok(bytes)) if bytes > 0 => self.decode(),
                 _ => self.broken = Some(why.clone()),
             }
-        }
-    }
-
-    fn tick(&mut self) {
-        let alive = &mut self.keep_alive;
-        if let Some(ping) = alive.asked
-            && !alive.heard
-            // on a slow line a ping may wait behind a large message
-            && !(ping > self.written && alive.wrote)
-        {
-            self.broken = Some(Broken::Silent);
-            return;
-        }
-        (alive.heard, alive.wrote) = (false, false);
-        if alive.asked.is_none_or(|ping| ping <= self.written) {
-            self.append(&Request::Ping);
-            self.keep_alive.asked = Some(self.encoded);
         }
     }
 
@@ -396,6 +367,9 @@ impl UpstreamConnection {
         check_kind(self.input[0], self.version)?;
         if self.input.len() < length {
             return Ok(None);
+        }
+        if self.input[0] == PINGRESP {
+            self.line.ping_answered();
         }
         let mut packet = self.input.split_to(length);
         let version = self.version;

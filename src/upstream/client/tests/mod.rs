@@ -1,5 +1,7 @@
 //! Tests of what the client sends and accepts, with a simulated upstream.
 
+mod line;
+
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
