@@ -132,6 +132,19 @@ pub struct InMessage {
     pub(crate) properties: Vec<u8>,
 }
 
+/// The head of a message from the upstream that is larger than the gateway accepts.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OversizedMessage {
+    /// The packet id to acknowledge; 0 at QoS 0.
+    pub packet_id: u16,
+    /// The remote topic, not mapped yet.
+    pub topic: String,
+    /// The QoS of this delivery.
+    pub qos: Qos,
+    /// The number of bytes behind the head.
+    pub size: usize,
+}
+
 /// An event on a connection.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ClientEvent {
@@ -145,6 +158,8 @@ pub enum ClientEvent {
     Completed(u16),
     /// A message has arrived.
     Received(InMessage),
+    /// A message has arrived that is larger than the gateway accepts, and was not kept.
+    TooLarge(OversizedMessage),
     /// The upstream has released this packet id of a message at QoS 2 (PUBREL).
     Released(u16),
     /// The upstream has answered the oldest unanswered subscription, with a reason code for each filter.

@@ -9,6 +9,7 @@ mod evidence;
 mod evidence_of_silence;
 mod exactly_once;
 mod faults;
+mod large;
 mod line;
 mod orphans;
 mod outage;

@@ -126,7 +126,7 @@ fn within() -> Vec<Stranger> {
         also(("auth", 5), Wait("it sent AUTH"), b"\xf0\x02\x18\0"),
         also(("type-0", 4), Wait("not MQTT"), b"\0\0"),
         also(("type-15", 4), Wait("not MQTT"), b"\xf0\0"),
-        also(("huge", 4), Wait("268435460 bytes"), b"\x30\xff\xff\xff\x7f"),
+        also(("huge", 4), Wait("268435460 bytes"), b"\x90\xff\xff\xff\x7f"),
         also(("qos-3", 4), Wait("not MQTT"), b"\x36\x06\0\x01a\0\x01x"),
         also(("empty-topic", 4), Wait("which is empty"), b"\x30\x03\0\0x"),
         also(("wildcard", 5), Wait("contains a wildcard"), b"\x32\x0b\0\x05dow/#\0\x01\0x"),

@@ -41,9 +41,10 @@ use crate::secret::Secret;
 const SPARE_REQUESTS: usize = 512;
 /// The number of addresses of one name that may stay silent in one attempt.
 const MOST_SILENT: usize = 3;
-/// The largest packet with 3.1.1, in bytes. That version cannot tell the upstream a limit, and a larger packet would end
-/// every connection again.
-const MAX_INCOMING_V4: usize = 16 << 20;
+/// The bytes of a PUBLISH of 3.1.1 besides its topic and its payload.
+const HEAD: usize = 9;
+/// The largest frame of a WebSocket, in bytes, if messages are not allowed to be larger.
+const FRAME: usize = 16 << 20;
 
 /// A packet to send.
 enum Request {
@@ -84,7 +85,7 @@ impl RemoteClient {
         offer: ConnectOffer,
         max_packet_size: usize,
     ) -> Result<(RemoteClient, Link), Broken> {
-        let stream = over(Box::new(Bare(stream)), address).await?;
+        let stream = over(Box::new(Bare(stream)), address, max_packet_size).await?;
         let mut connection = connection(stream, settings, offer.version, max_packet_size);
         let link = connection.open(settings, offer.will, None).await?;
         Ok((RemoteClient { max_packet_size, connection: Some(connection) }, link))
@@ -183,8 +184,9 @@ async fn attempt(
 ) -> Result<(UpstreamConnection, Link), (Broken, Option<IpAddr>)> {
     let begin = Instant::now();
     let end = begin + settings.connect_timeout;
-    let stream =
-        timeout_at(end, open(settings, address, offer.has_small_segments, silent)).await.unwrap_or_else(|_| {
+    let stream = timeout_at(end, open((settings, max_packet_size), address, offer.has_small_segments, silent))
+        .await
+        .unwrap_or_else(|_| {
             let seconds = settings.connect_timeout.as_secs_f32();
             Err(Broken::Failed(format!("there is no connection within {seconds} s (connect_timeout)")))
         });
@@ -212,28 +214,32 @@ fn connection(
     max_packet_size: usize,
 ) -> UpstreamConnection {
     let max_incoming = match version {
-        Version::V31 | Version::V311 => MAX_INCOMING_V4,
+        Version::V31 | Version::V311 => max_packet_size + HEAD,
         Version::V5 => max_packet_size,
     };
     UpstreamConnection::new(stream, version, max_incoming, usize::from(settings.max_inflight) + SPARE_REQUESTS)
 }
 
 /// Adds WebSocket to the stream if the address needs it.
-async fn over(stream: Box<dyn UpstreamStream>, address: &UpstreamAddress) -> Result<Box<dyn UpstreamStream>, Broken> {
+async fn over(
+    stream: Box<dyn UpstreamStream>,
+    address: &UpstreamAddress,
+    max_packet_size: usize,
+) -> Result<Box<dyn UpstreamStream>, Broken> {
     if !address.scheme.is_web_socket() {
         return Ok(stream);
     }
-    Ok(Box::new(frames::upgrade(stream, address, MAX_INCOMING_V4).await?))
+    Ok(Box::new(frames::upgrade(stream, address, FRAME.max(max_packet_size + HEAD)).await?))
 }
 
 /// Whether TCP, and TLS if it is needed, can be established with an address.
 pub(super) async fn is_reachable(settings: &UpstreamSettings, address: &UpstreamAddress) -> bool {
-    matches!(timeout(settings.connect_timeout, open(settings, address, false, &[])).await, Ok(Ok(_)))
+    matches!(timeout(settings.connect_timeout, open((settings, 0), address, false, &[])).await, Ok(Ok(_)))
 }
 
 /// Opens the stream for MQTT, and returns the remote address unless there is a proxy.
 async fn open(
-    settings: &UpstreamSettings,
+    (settings, max_packet_size): (&UpstreamSettings, usize),
     address: &UpstreamAddress,
     has_small_segments: bool,
     silent: &[IpAddr],
@@ -265,7 +271,7 @@ async fn open(
         Some(secure) => Box::new(secure.connect(tcp).await?),
         None => Box::new(tcp),
     };
-    Ok((over(stream, address).await?, peer))
+    Ok((over(stream, address, max_packet_size).await?, peer))
 }
 
 /// The parts for a TLS connection.

@@ -105,6 +105,14 @@ impl UpstreamSession {
         actions
     }
 
+    /// Why a message on this remote topic that is larger than the gateway accepts is not taken.
+    pub(crate) fn too_large(&self, topic: &str) -> NotTaken {
+        match self.rules.incoming(topic) {
+            Some((topic, ..)) => NotTaken::Lost(InboundLoss::TooLarge, topic),
+            None => NotTaken::Unwanted,
+        }
+    }
+
     /// Maps a message from the upstream. One that is not taken must be acknowledged at once.
     pub(crate) fn incoming(&self, message: InMessage) -> Result<Inbound, NotTaken> {
         let (topic, qos, keeps_retain) = self.rules.incoming(&message.topic).ok_or(NotTaken::Unwanted)?;

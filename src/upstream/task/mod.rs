@@ -431,6 +431,12 @@ impl<C: UpstreamClient> Upstream<C> {
                     self.inbox.deliver(&self.door, self.clock.boot_ms()).await?;
                     continue;
                 }
+                ClientEvent::TooLarge(message) => {
+                    let about = (message.packet_id, message.qos, message.size);
+                    self.inbox.received(Err(self.session.too_large(&message.topic)), about);
+                    self.inbox.deliver(&self.door, self.clock.boot_ms()).await?;
+                    continue;
+                }
                 ClientEvent::Released(packet_id) => {
                     self.inbox.released(packet_id);
                     self.inbox.deliver(&self.door, self.clock.boot_ms()).await?;

@@ -75,7 +75,7 @@ impl UpstreamConnection {
         // a look from before the answer was owed tells nothing
         let before = self.line.looked.filter(|(at, ..)| at.elapsed() < owed);
         self.line.looked = Some((Instant::now(), up, down));
-        let is_arriving = !self.input.is_empty();
+        let is_arriving = !self.input.is_empty() || self.oversized.is_some();
         let answered = self.line.answered.filter(|(asked, _)| asked.elapsed() < owed);
         let is_there = answered.is_some_and(|(_, heard)| heard.elapsed() >= TO_ANSWER);
         let is_leaving = !is_there && waiting + self.output.len() as u64 >= FEW;

@@ -1,6 +1,7 @@
 //! One connection to an upstream: encodes requests to bytes, and decodes bytes to events.
 
 mod line;
+mod oversized;
 
 use std::collections::VecDeque;
 use std::io;
@@ -14,6 +15,7 @@ use rustix::net::sockopt::set_tcp_quickack;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, ReadHalf, WriteHalf, split};
 
 use self::line::{KeepAlive, Line};
+use self::oversized::Oversized;
 use super::pace::ReadPace;
 use super::stream::UpstreamStream;
 use super::{Incoming, Request, v4, v5};
@@ -94,6 +96,8 @@ pub(super) struct UpstreamConnection {
     /// The ends of messages in the encoded bytes, with their packet ids.
     unsent: VecDeque<(u64, u16)>,
     input: BytesMut,
+    /// The message that is being passed over.
+    oversized: Option<Oversized>,
     /// Whether something was read since the last write.
     unacknowledged: bool,
     keep_alive: KeepAlive,
@@ -137,6 +141,7 @@ impl UpstreamConnection {
             needs_flush: false,
             unsent: VecDeque::new(),
             input: BytesMut::new(),
+            oversized: None,
             unacknowledged: false,
             keep_alive: KeepAlive::new(Duration::from_secs(3600)),
             line: Line::default(),
@@ -359,10 +364,12 @@ impl UpstreamConnection {
 
     /// The next complete packet.
     fn next_packet(&mut self) -> Result<Option<Incoming>, Broken> {
+        if self.oversized.is_some() {
+            return Ok(self.go_past());
+        }
         let Some(length) = packet_length(&self.input)? else { return Ok(None) };
         if length > self.max_incoming {
-            let max = self.max_incoming;
-            return Err(Broken::Failed(format!("it sent a packet of {length} bytes, and at most {max} are taken")));
+            return self.pass_over(length);
         }
         check_kind(self.input[0], self.version)?;
         if self.input.len() < length {

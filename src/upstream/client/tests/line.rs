@@ -98,6 +98,21 @@ async fn the_line_moves_while_the_other_side_takes_what_waits() {
 }
 
 #[tokio::test]
+async fn answers_wait_behind_a_large_message_that_arrives() {
+    let (mut connection, mut theirs) = over_tcp(OWED).await;
+    let mut arrive = async |bytes: &[u8]| {
+        theirs.write_all(bytes).await.unwrap();
+        let events = timeout(Duration::from_millis(200), connection.events()).await;
+        assert!(events.is_err(), "{events:?}");
+        connection.line(OWED)
+    };
+    assert_eq!(arrive(&[0x30, 0xe0, 0xff, 0x07, 0, 1, b'a']).await, LineProgress::Unsure);
+    assert_eq!(arrive(b"").await, LineProgress::Nothing);
+    assert_eq!(arrive(&[0; 5000]).await, LineProgress::Moves);
+    assert_eq!(arrive(b"an answer to a ping").await, LineProgress::Nothing);
+}
+
+#[tokio::test]
 async fn what_was_written_and_what_was_answered_is_told_in_one_turn() {
     let (mut connection, mut theirs) = over_tcp(OWED).await;
     let publish = |connection: &mut UpstreamConnection| {

@@ -14,7 +14,7 @@ use rumqttc::{mqttbytes as p4, v5::mqttbytes as p5};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, DuplexStream, ReadBuf, duplex};
 
 use super::*;
-use crate::upstream::wire::{InMessage, StatusWill};
+use crate::upstream::wire::{InMessage, OversizedMessage, StatusWill};
 
 /// Counts the writes to a stream.
 struct Counted(DuplexStream, Arc<AtomicUsize>);
@@ -271,9 +271,43 @@ async fn requests_are_bounded() {
 #[tokio::test]
 async fn a_packet_that_is_too_large_is_named_before_it_is_there() {
     let (mut connection, mut theirs, _) = opened(Version::V5, 1024).await;
-    theirs.write_all(&[0x30, 0xe8, 0x07]).await.unwrap();
+    theirs.write_all(&[0x90, 0xe8, 0x07]).await.unwrap();
     let Err(Broken::Failed(why)) = connection.events().await else { panic!("taken") };
     assert!(why.contains("1003 bytes") && why.contains("1000"), "{why}");
+}
+
+#[tokio::test]
+async fn a_message_that_is_too_large_is_passed_over_and_the_next_one_is_taken() {
+    for version in [Version::V311, Version::V5] {
+        for (qos, packet_id) in [(Qos::AtMostOnce, 0), (Qos::AtLeastOnce, 7), (Qos::ExactlyOnce, 7)] {
+            let (mut connection, mut theirs, _) = opened(version, 1024).await;
+            let large = OutMessage { topic: "large".into(), ..message(&[0; 3 << 20], qos) };
+            let mut bytes = BytesMut::new();
+            large.encode(version, 7, &mut bytes);
+            message(b"small", Qos::AtMostOnce).encode(version, 0, &mut bytes);
+            let upstream = async {
+                // with an end of a read at every place of the head
+                for byte in &bytes[..20] {
+                    theirs.write_all(&[*byte]).await.unwrap();
+                    tokio::task::yield_now().await;
+                }
+                theirs.write_all(&bytes[20..]).await.unwrap();
+            };
+            let events = async {
+                let mut events = Vec::new();
+                while events.len() < 2 {
+                    events.extend(connection.events().await.unwrap());
+                }
+                events
+            };
+            let (events, ()) = tokio::join!(events, upstream);
+            let size = (3 << 20) + usize::from(version == Version::V5);
+            let head = OversizedMessage { packet_id, topic: "large".into(), qos, size };
+            assert_eq!(events[0], ClientEvent::TooLarge(head));
+            let ClientEvent::Received(message) = &events[1] else { panic!("{events:?}") };
+            assert_eq!(&message.payload[..], b"small");
+        }
+    }
 }
 
 #[tokio::test]
@@ -313,6 +347,10 @@ async fn what_an_upstream_may_not_send_ends_the_connection_and_is_not_acknowledg
         (v4, b"\x30\x05\0\x02\xff\xfex", "not MQTT"),
         (v4, b"\x36\x06\0\x01a\0\x01x", "not MQTT"),
         (v4, b"\xe0\0", "closed the connection"),
+        (v4, b"\x36\xe8\x07", "not MQTT"),
+        (v4, b"\x32\xe8\x07\x03\xe8", "not MQTT"),
+        (v4, b"\x32\xe8\x07\0\x01a\0\0", "a message without a packet id"),
+        (v5, b"\x30\xe8\x07\0\0\x03\x23\0\x01", "which is empty"),
         (
             v5,
             b"\xe0\x11\x9d\x0f\x1c\0\x0cevil.example",
