@@ -105,6 +105,16 @@ impl UpstreamRules {
         self.out.iter().any(|mapping| mapping.qos == OutQos::ExactlyOnce)
     }
 
+    /// Whether any rule sends messages that the upstream confirms.
+    pub(crate) fn wants_answers(&self) -> bool {
+        self.out.iter().any(|mapping| mapping.qos != OutQos::AtMostOnce)
+    }
+
+    /// Whether any rule keeps the retain flag of messages to the upstream.
+    pub(crate) fn keeps_retain(&self) -> bool {
+        self.out.iter().any(|mapping| mapping.retain)
+    }
+
     /// The destination of a message that was published here; `None` if it is not forwarded.
     pub(crate) fn outgoing(&self, topic: &str) -> Option<Target> {
         let (topic, rule) = first(&self.out, topic)?;

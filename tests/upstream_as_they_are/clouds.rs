@@ -10,6 +10,7 @@ use rustls::pki_types::PrivateKeyDer;
 use rustls::{ServerConfig, ServerConnection, StreamOwned};
 
 use crate::played::{Played, Say};
+use crate::support::packet::packet;
 use crate::support::tls::Authority;
 use crate::support::{Connect, PATIENCE, Setup, wait_until};
 use crate::{drained, ledger, publish, start, upstream};
@@ -93,4 +94,33 @@ fn an_upstream_that_takes_qos_2_as_1_gets_each_message_once() {
         assert_eq!((drained(port), ledger(port)["acked"].clone()), (0, 3.into()));
         assert_eq!(played.texts(), ["1", "2", "3"]);
     }
+}
+
+#[test]
+fn what_an_upstream_grants_less_than_was_asked_for_is_said_once() {
+    // Maximum QoS 0 and Retain Available 0, and then an end of the connection at the second message
+    let played = Played::new(|heard| match heard.packet.kind() {
+        1 => Say::Instead(packet(0x20, &[&[0, 0, 4, 0x24, 0, 0x25, 0]])),
+        8 => {
+            let codes = heard.filters().unwrap().into_iter().map(|filter| u8::from(filter != "cmd/a"));
+            Say::Instead(packet(0x90, &[&heard.packet.id().to_be_bytes(), &[0], &codes.collect::<Vec<_>>()]))
+        }
+        3 if heard.connection == 0 => Say::Last(vec![0xe0, 1, 0x8b]),
+        _ => Say::Usual,
+    });
+    let rules = "qos = 2\n[[upstream.in]]\ntopic_filter = \"cmd/a\"\nqos = 2\n[[upstream.in]]\ntopic_filter = \"cmd/b\"\nqos = 2\n\
+                 [[upstream.in]]\ntopic_filter = \"cmd/c\"\nqos = 1\n";
+    let (gateway, _) = start(&(upstream(played.port, "protocol = 5") + rules));
+    publish(&gateway, "a", &["1"], true);
+    wait_until("a second connection", || played.log().connections.len() >= 2);
+    publish(&gateway, "a", &["2"], true);
+    played.wait_for(&["2"]);
+    let says = |text: &str| gateway.log().iter().filter(|line| line.contains("WARN") && line.contains(text)).count();
+    gateway.wait_for_lines("connected upstream", 2);
+    assert_eq!(says("takes only QoS 0: it confirms nothing"), 1);
+    assert_eq!(says("takes no retained messages"), 1);
+    let line = gateway.wait_for_line("grants the subscription at QoS 0 only");
+    assert!(line.contains("cmd/a") && line.contains("pigateway.toml:"), "{line}");
+    assert!(gateway.wait_for_line("grants the subscription at QoS 1 only").contains("cmd/b"));
+    assert_eq!((says("at QoS 0 only"), says("at QoS 1 only"), says("cmd/c")), (1, 1, 0));
 }

@@ -91,6 +91,7 @@ impl UpstreamSession {
         let before: Vec<_> = before.into_iter().filter(|(filter, _)| !self.opening.has_left_out(filter)).collect();
         self.opening.forget();
         self.learned.forget();
+        self.forget_granted();
         self.retain_refused = false;
         let mut actions = Vec::new();
         if self.link.is_some() {

@@ -34,6 +34,7 @@ mod answers;
 mod deadlines;
 mod down;
 mod exact;
+mod granted;
 mod learned;
 mod opening;
 mod outgoing;
@@ -48,6 +49,7 @@ use std::collections::VecDeque;
 pub(crate) use self::down::{Inbound, InboundLoss, NotTaken};
 pub(crate) use self::exact::EXACT_IDS;
 use self::exact::{BegunExchanges, IN_USE, Spread};
+use self::granted::Granted;
 use self::learned::Learned;
 use self::opening::SessionOpening;
 use self::put_off::PutOff;
@@ -136,6 +138,7 @@ pub(crate) struct UpstreamSession {
     suspicion: Suspicion,
     opening: SessionOpening,
     learned: Learned,
+    granted: Granted,
     throttle: Throttle,
     /// Whether the upstream does not accept the retain flag.
     retain_refused: bool,
@@ -188,6 +191,7 @@ impl UpstreamSession {
             suspicion: Suspicion::default(),
             opening: SessionOpening::default(),
             learned: Learned::default(),
+            granted: Granted::default(),
             throttle: Throttle::new(settings.rate),
             retain_refused: false,
             got_through: false,
@@ -260,6 +264,7 @@ impl UpstreamSession {
         (self.renews, self.lets_out) = (false, false);
         (self.handed, self.oldest_passed, self.line_until) = (0, None, 0);
         self.put_off.connected();
+        self.say_limits(link);
         self.open(now, &mut actions);
         actions
     }

@@ -351,25 +351,25 @@ impl UpstreamSession {
 
     /// Processes the answer to a subscription.
     pub(crate) fn subscribed(&mut self, reasons: &[u8], now: u64) -> Vec<SessionAction> {
-        let upstream = &self.name;
         self.opening.overdue = None;
         let filters = self.opening.unanswered.pop_front().map(|asked| asked.filters).unwrap_or_default();
         for (at, filter) in filters.iter().enumerate() {
             // a filter without a reason code is not granted
             let reason = reasons.get(at).copied().unwrap_or(UNSPECIFIED);
-            let is_known = if reason >= 0x80 {
-                !self.opening.ask_later(filter, now)
-            } else {
+            if reason < 0x80 {
                 self.opening.again.retain(|(known, _)| known != filter);
-                false
-            };
-            if self.is_quiet || is_known {
-                debug!(upstream, %filter, reason, "subscribed, or not");
-            } else if reason >= 0x80 {
-                let rule = self.rules.place_of(filter);
-                warn!(upstream, %filter, rule, reason, "the upstream refuses the subscription: nothing comes down by it");
+                self.say_granted(filter, reason);
             } else {
-                info!(upstream, %filter, qos = reason, "subscribed");
+                let is_new = self.opening.ask_later(filter, now);
+                let (upstream, rule) = (&self.name, self.rules.place_of(filter));
+                if is_new && !self.is_quiet {
+                    warn!(
+                        upstream, %filter, rule, reason,
+                        "the upstream refuses the subscription: nothing comes down by it"
+                    );
+                } else {
+                    debug!(upstream, %filter, reason, "the upstream refuses the subscription");
+                }
             }
             self.opening.acquit(&OpeningStep::Filter(filter.clone()));
         }

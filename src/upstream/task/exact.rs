@@ -147,10 +147,6 @@ impl<C: UpstreamClient> Upstream<C> {
     pub(super) fn begin_exact(&mut self, link: &Link) {
         let is_exact = self.session.is_exact();
         self.exact.begun_as = is_exact;
-        if is_exact && link.max_qos < Qos::ExactlyOnce {
-            let upstream = &self.name;
-            warn!(upstream, "the upstream does not take QoS 2: messages of rules with qos = 2 may come there twice");
-        }
         if link.session_present && !self.exact.must_forget && self.mark.goes_on(is_exact) {
             // if this cannot be written, there is a doubt after a crash, as there was before
             let _ = self.mark.set(is_exact, false);
