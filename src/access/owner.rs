@@ -26,6 +26,8 @@ pub(crate) enum ConsumerOwner<'a> {
 const UPSTREAM: &str = "upstream/";
 /// Suffix of the name of an upstream's second lane.
 const SECOND: &str = "/2";
+/// Suffix of the name under which messages wait that no rule of their upstream matches any more.
+pub(crate) const SHELF: &str = "/no-rule";
 
 /// The name under which messages wait for an upstream.
 pub(crate) fn upstream_consumer(upstream: &str) -> String {
@@ -37,6 +39,11 @@ pub(crate) fn second_consumer(upstream: &str) -> String {
     format!("{UPSTREAM}{upstream}{SECOND}")
 }
 
+/// The name under which messages wait that no rule of their upstream matches any more.
+pub(crate) fn shelf_consumer(upstream: &str) -> String {
+    format!("{UPSTREAM}{upstream}{SHELF}")
+}
+
 impl ConsumerOwner<'_> {
     /// Takes the owner from a consumer's lasting name.
     pub(crate) fn of(name: &str) -> ConsumerOwner<'_> {
@@ -45,7 +52,10 @@ impl ConsumerOwner<'_> {
             return ConsumerOwner::Shared { group, of_guests: owner == "g", user: user.filter(|_| owner == "u") };
         }
         match (name.strip_prefix(UPSTREAM), name.strip_prefix("session/")) {
-            (Some(upstream), _) => ConsumerOwner::Upstream(upstream.strip_suffix(SECOND).unwrap_or(upstream)),
+            (Some(upstream), _) => {
+                let shorter = upstream.strip_suffix(SECOND).or(upstream.strip_suffix(SHELF));
+                ConsumerOwner::Upstream(shorter.unwrap_or(upstream))
+            }
             (_, Some(session)) => ConsumerOwner::Session(SessionName::of(session)),
             _ => ConsumerOwner::Unknown,
         }
@@ -82,6 +92,7 @@ mod tests {
         for (name, shown) in [
             ("upstream/home", "upstream home"),
             ("upstream/home/2", "upstream home"),
+            ("upstream/home/no-rule", "upstream home"),
             ("session/upstream/2", "the session of client upstream/2"),
             ("share/u/g/a/#", "the shared subscription g/a/#"),
             ("", "a consumer whose name was lost"),

@@ -9,7 +9,7 @@ use tracing::warn;
 
 use super::AppError;
 use super::data_dir::DataDir;
-use crate::access::owner::ConsumerOwner;
+use crate::access::owner::{ConsumerOwner, upstream_consumer};
 use crate::config::Settings;
 use crate::journal::settings::JournalSettings;
 use crate::journal::storage::file::FileStorage;
@@ -77,17 +77,22 @@ fn show(name: String, consumers: Vec<ConsumerId>, journal: Journal) -> UpstreamS
     })
 }
 
-/// Removes the messages that wait for an upstream from the journal in this data directory, which no gateway may be using.
-/// Returns their number, or `None` if the journal has no such upstream.
+/// Removes the messages that wait for an upstream, or `NAME/no-rule` for those that none of its rules matches, from the journal in this
+/// data directory, which no gateway may be using. Returns their number, or `None` if the journal has no such upstream.
 pub(crate) fn discard(data_dir: &Path, upstream: &str) -> Result<Option<usize>, AppError> {
     let lock = DataDir::open(data_dir)?;
     let storage = Arc::new(FileStorage::new(&data_dir.join("journal")));
     let settings = JournalSettings { max_size: NO_BOUND, when_full: WhenFull::Refuse, ..JournalSettings::default() };
     let journal = Journal::open(storage, settings, Arc::new(SystemClock))?;
     let found = unknown(&journal, |name| name != upstream).remove(upstream);
+    if found.is_some() {
+        forget_unknown(&journal, |name| name != upstream);
+    }
+    let consumer = upstream_consumer(upstream);
+    let shelf = || journal.consumers().into_iter().find(|(name, ..)| **name == *consumer);
+    let found = found.or_else(|| shelf().map(|(_, id, backlog)| vec![(id, backlog)]));
     if let Some(consumers) = &found {
         remove(&journal, consumers);
-        forget_unknown(&journal, |name| name != upstream);
     }
     journal.close();
     drop(lock);

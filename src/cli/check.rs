@@ -7,7 +7,7 @@ use clap::ValueEnum;
 use serde::Serialize;
 
 use super::{CliError, print};
-use crate::access::owner::ConsumerOwner;
+use crate::access::owner::{ConsumerOwner, SHELF, shelf_consumer};
 use crate::config::{self, ConfigProblem};
 use crate::import::kind_of_file;
 use crate::journal::inspect::waiting;
@@ -108,28 +108,38 @@ fn made_users(settings: &config::Settings, report: &mut CheckReport) {
     }
 }
 
-/// Messages that wait for upstreams which the configuration does not have. It may be a mistake in the configuration.
+/// Messages that wait for upstreams or for rules which the configuration does not have. It may be a mistake in the configuration.
 fn orphans(settings: &config::Settings) -> Vec<FileFinding> {
     let dir = &settings.gateway.data_dir;
     // if the journal cannot be read, the gateway itself reports it
     let consumers = waiting(dir).unwrap_or_default();
     let mut unknown: BTreeMap<&str, u64> = BTreeMap::new();
-    for (name, messages) in consumers.iter().filter(|(_, messages)| *messages > 0) {
-        if let ConsumerOwner::Upstream(name) = ConsumerOwner::of(name)
-            && !settings.upstreams.iter().any(|upstream| upstream.name == name)
-        {
+    let mut shelved: BTreeMap<&str, u64> = BTreeMap::new();
+    for (consumer, messages) in consumers.iter().filter(|(_, messages)| *messages > 0) {
+        let ConsumerOwner::Upstream(name) = ConsumerOwner::of(consumer) else { continue };
+        if !settings.upstreams.iter().any(|upstream| upstream.name == name) {
             *unknown.entry(name).or_default() += messages;
+        } else if **consumer == *shelf_consumer(name) {
+            *shelved.entry(name).or_default() += messages;
         }
     }
-    let finding = |(name, messages): (&str, u64)| {
+    let finding = |why: String, discard: String| {
         let dir = dir.display();
         let message = format!(
-            "{messages} messages wait for upstream {name}, which is not configured: they are kept, and are the first to give \
-             way when the journal is full; pigateway journal {dir} --discard {name} removes them"
+            "{why}: they are kept, and are the first to give way when the journal is full; pigateway journal {dir} --discard \
+             {discard} removes them"
         );
         FileFinding { line: None, column: None, key: String::new(), shown: message.clone(), message }
     };
-    unknown.into_iter().map(finding).collect()
+    let unknown = unknown.into_iter().map(|(name, messages)| {
+        let why = format!("{messages} messages wait for upstream {name}, which is not configured");
+        finding(why, name.to_owned())
+    });
+    let shelved = shelved.into_iter().map(|(name, messages)| {
+        let why = format!("{messages} messages wait for upstream {name}, and none of its rules matched them");
+        finding(why, format!("{name}{SHELF}"))
+    });
+    unknown.chain(shelved).collect()
 }
 
 fn show(report: &CheckReport) -> Result<(), CliError> {

@@ -13,7 +13,7 @@ use std::future::pending;
 
 use super::settings::Order;
 use super::wire::Role;
-use crate::access::owner::{second_consumer, upstream_consumer};
+use crate::access::owner::{second_consumer, shelf_consumer, upstream_consumer};
 use crate::journal::{Backlog, ConsumerId, Delivery, Journal, Limits, Outcome, Position, Reader};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
@@ -85,6 +85,14 @@ impl Lanes {
         }
     }
 
+    /// The lane for messages that are older than those which wait.
+    pub(crate) fn for_old(&self) -> Lane {
+        match self.order {
+            Order::Strict => Lane::Second,
+            Order::LiveFirst => self.append.other(),
+        }
+    }
+
     /// The lanes in the order in which they are sent.
     pub(crate) fn in_turn(&self) -> [(Lane, Role); 2] {
         match self.order {
@@ -98,6 +106,7 @@ impl Lanes {
 #[derive(Clone, Debug)]
 pub(crate) struct Consumers {
     journal: Journal,
+    shelf: String,
     ids: [Option<ConsumerId>; 2],
 }
 
@@ -107,11 +116,15 @@ impl Consumers {
         let known = journal.consumers();
         let ids = Lane::ALL.map(|lane| {
             let name = lane.consumer(upstream);
-            let is_needed =
-                lane == Lane::First || order == Order::LiveFirst || known.iter().any(|(known, ..)| **known == *name);
+            // what lies on the shelf goes to the second one when it comes back
+            let is_known = |name: &str| known.iter().any(|(known, ..)| **known == *name);
+            let is_needed = lane == Lane::First
+                || order == Order::LiveFirst
+                || is_known(&name)
+                || is_known(&shelf_consumer(upstream));
             is_needed.then(|| journal.register(&name, limits))
         });
-        Consumers { journal: journal.clone(), ids }
+        Consumers { journal: journal.clone(), shelf: shelf_consumer(upstream), ids }
     }
 
     /// The consumer of a lane. If there is only one lane, it is that one's.
@@ -133,6 +146,11 @@ impl Consumers {
     pub(crate) fn backlog(&self) -> Backlog {
         let lanes = self.ids.iter().flatten().map(|id| self.journal.backlog(*id));
         lanes.fold(Backlog::default(), |sum, lane| sum.plus(&lane))
+    }
+
+    /// The same together with what fits no rule any more.
+    pub(crate) fn all_backlog(&self) -> Backlog {
+        self.backlog().plus(&self.journal.backlog_of(&self.shelf).unwrap_or_default())
     }
 
     /// Readers of both lanes, each from its oldest unsettled message on.

@@ -31,6 +31,7 @@ pub(crate) mod retained;
 pub(crate) mod rule;
 pub(crate) mod session;
 pub mod settings;
+mod shelf;
 pub(crate) mod task;
 #[cfg(test)]
 mod tests;

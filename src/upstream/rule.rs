@@ -121,6 +121,11 @@ impl UpstreamRules {
         Some(Target { topic, qos: rule.qos, retain: rule.retain, max_age: rule.max_age })
     }
 
+    /// Whether any rule is for a message that was published here, although it may not be possible to map its topic.
+    pub(crate) fn is_meant(&self, topic: &str) -> bool {
+        self.out.iter().any(|mapping| matches(&mapping.filter, topic))
+    }
+
     /// The local topic for a message from the upstream, its highest QoS, and whether it keeps the retain flag; `None` if it
     /// is not accepted.
     pub(crate) fn incoming(&self, topic: &str) -> Option<(String, Qos, bool)> {

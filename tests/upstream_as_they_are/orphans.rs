@@ -46,16 +46,63 @@ fn what_waits_for_an_upstream_survives_a_mistake_in_the_configuration() {
     assert_eq!((drained(port), ledger(port)["acked"].clone()), (0, 20.into()));
 }
 
-#[test]
-fn what_waits_for_a_rule_that_is_gone_is_not_dropped_without_a_word() {
+/// Twenty messages wait for an unreachable upstream. Then a typo in the rule comes, and the upstream. Returns the gateway with the typo and
+/// its port for HTTP.
+fn mistyped(played: &Played) -> (Gateway, u16) {
     let (gateway, _) = start(&upstream(1, ""));
-    publish(&gateway, "a", &["1", "2"], false);
-    let played = Played::new(|_| Say::Usual);
+    let texts = (0..20).map(|n| n.to_string()).collect::<Vec<_>>();
+    publish(&gateway, "a", &texts.iter().map(String::as_str).collect::<Vec<_>>(), false);
     let (setup, port) = gateway.end().setup().config(&upstream(played.port, "").replace("loft/#", "lofts/#")).http();
     let gateway = setup.start();
-    let line = gateway.wait_for_line("no rule of the upstream matches it any more");
-    assert!(line.contains("ERROR") && line.contains("home") && line.contains("loft/a"), "{line}");
-    wait_until("they are counted", || ledger(port)["dropped"]["no_rule"] == 2);
+    let line = gateway.wait_for_line("no rule of the upstream matches any more");
+    assert!(line.contains("WARN") && line.contains("loft/a") && line.contains("--discard home/no-rule"), "{line}");
+    (gateway, port)
+}
+
+#[test]
+fn what_waits_for_a_rule_that_is_gone_goes_up_when_the_rule_is_back() {
+    let played = Played::new(|_| Say::Usual);
+    let (gateway, port) = mistyped(&played);
+    publish(&gateway, "b", &["meant for nobody"], false);
+    let counts = |port: u16| {
+        let ledger = ledger(port);
+        (ledger["pending"].clone(), ledger["accepted"].clone(), ledger["dropped"]["no_rule"].clone())
+    };
+    let nothing_lost = (20.into(), 20.into(), 0.into());
+    wait_until("all are counted as waiting", || counts(port) == nothing_lost);
+    let file = gateway.dir().join("pigateway.toml").display().to_string();
+    let (code, text) = pigateway(&["check", &file]);
+    assert!(code == Some(0) && text.contains("20 messages wait for upstream home, and none of its rules"), "{text}");
+    // over another restart with the typo
+    let typo = upstream(played.port, "").replace("loft/#", "lofts/#");
+    let (setup, port) = gateway.end().setup().config(&typo).http();
+    let gateway = setup.start();
+    gateway.wait_for_line("connected upstream");
+    assert_eq!(counts(port), nothing_lost);
+    let (setup, port) = gateway.end().setup().config(&upstream(played.port, "")).http();
+    let gateway = setup.start();
+    publish(&gateway, "a", &["20"], false);
+    let expected: Vec<String> = (0..=20).map(|n| n.to_string()).collect();
+    wait_until("all have arrived", || played.texts().len() >= expected.len());
+    assert_eq!(played.texts(), expected);
+    assert_eq!((drained(port), ledger(port)["acked"].clone()), (0, 21.into()));
+    gateway.wait_for_line("a rule matches them again");
+}
+
+#[test]
+fn what_no_rule_matches_can_be_discarded() {
+    let played = Played::new(|_| Say::Usual);
+    let (gateway, port) = mistyped(&played);
+    wait_until("all are counted as waiting", || ledger(port)["pending"] == 20);
+    let data = gateway.dir().join("data").display().to_string();
+    let killed = gateway.end();
+    let (code, text) = pigateway(&["journal", &data, "--discard", "home/no-rule"]);
+    assert!(code == Some(0) && text.contains("20 messages"), "{code:?} {text}");
+    let (setup, port) = killed.setup().config(&upstream(played.port, "")).http();
+    let gateway = setup.start();
+    publish(&gateway, "a", &["new"], false);
+    played.wait_for(&["new"]);
+    assert_eq!((played.texts().len(), drained(port)), (1, 0));
 }
 
 #[test]

@@ -106,6 +106,11 @@ impl UpstreamSession {
         actions
     }
 
+    /// Whether any rule is for a message on this local topic.
+    pub(crate) fn is_meant(&self, topic: &str) -> bool {
+        self.rules.is_meant(topic)
+    }
+
     /// Why a message on this remote topic that is larger than the gateway accepts is not taken.
     pub(crate) fn too_large(&self, topic: &str) -> NotTaken {
         match self.rules.incoming(topic) {

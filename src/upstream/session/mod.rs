@@ -64,7 +64,7 @@ use super::rule::UpstreamRules;
 use super::settings::UpstreamSettings;
 use super::wire::{Broken, Link, OutMessage, Role};
 use crate::journal::{Delivery, Position};
-use crate::message::{Origin, Qos, TopicFilter};
+use crate::message::{Message, Origin, Qos, TopicFilter};
 use crate::status::ledger::{Counts, DropReason, LedgerOutcome};
 
 /// The number of connections that a message may end before it is set aside.
@@ -106,6 +106,8 @@ pub(crate) enum SessionAction {
     /// Append the message at this position once more, as the last of its lane, and settle the old one. See
     /// [`UpstreamSession::moving`].
     Move(Lane, Position),
+    /// Put the message at this position onto the shelf, because no rule is for it. See [`UpstreamSession::unmeant`].
+    Shelve(Lane, Position),
 }
 
 /// A pause, in which the upstream accepts nothing.
@@ -166,6 +168,8 @@ pub(crate) struct UpstreamSession {
     /// Whether the end of the connection has another reason than what the session has sent.
     is_explained: bool,
     counts: Counts,
+    /// Messages that no rule is for any more, about to be put onto the shelf.
+    unmeant: Vec<(Lane, Position, Message)>,
     /// Whether the packets with which every connection begins are not logged again.
     is_quiet: bool,
 }
@@ -208,6 +212,7 @@ impl UpstreamSession {
             renews: false,
             is_explained: false,
             counts: Counts::default(),
+            unmeant: Vec::new(),
             is_quiet: false,
         }
     }
@@ -290,6 +295,7 @@ impl UpstreamSession {
         }
         self.interrupt_exchanges();
         self.in_flight.clear();
+        self.unmeant.clear();
         (self.held, self.waiting, self.under_way) = (0, 0, UnderWay::default());
         // a message that was to be sent again is sent on the next connection
         self.pause = self.pause.filter(|pause| pause.until.is_some());
@@ -448,7 +454,12 @@ impl UpstreamSession {
             LedgerOutcome::Dropped(DropReason::TooLarge) => "it is larger than the upstream takes",
             // of the gateway's own announcements only useful ones are meant for an upstream
             LedgerOutcome::Dropped(DropReason::NoRule) if message.view().origin() != self.announcer => {
-                "it waited, and no rule of the upstream matches it any more"
+                if !self.rules.is_meant(message.view().topic()) {
+                    self.unmeant.push((lane, position, message));
+                    actions.push(SessionAction::Shelve(lane, position));
+                    return;
+                }
+                "its topic would not be valid there"
             }
             LedgerOutcome::Dropped(DropReason::Loop) => "it has passed through too many gateways: is there a loop?",
             _ => "",

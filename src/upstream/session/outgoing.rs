@@ -3,9 +3,11 @@
 use bytes::Bytes;
 
 use super::{SentFrom, SentMessage, SessionAction, UpstreamSession, exact};
+use crate::journal::Position;
 use crate::message::{Message, Qos};
 use crate::status::ledger::{DropReason, LedgerOutcome};
 use crate::upstream::discovery::{self, Forwarded};
+use crate::upstream::lanes::Lane;
 use crate::upstream::properties;
 use crate::upstream::settings::OutQos;
 use crate::upstream::wire::{Link, OutMessage, Version};
@@ -14,6 +16,19 @@ impl UpstreamSession {
     /// Whether messages may have the retain flag.
     fn takes_retain(&self, link: Link) -> bool {
         link.retain_available && !self.retain_refused
+    }
+
+    /// The message of [`SessionAction::Shelve`].
+    pub(crate) fn unmeant(&mut self, lane: Lane, position: Position) -> Option<Message> {
+        let at = self.unmeant.iter().position(|(of, at, _)| (*of, *at) == (lane, position))?;
+        Some(self.unmeant.swap_remove(at).2)
+    }
+
+    /// Counts a message as dropped, because no rule is for it and the shelf has no room.
+    pub(crate) fn drop_unmeant(&mut self, message: &Message) -> LedgerOutcome {
+        let why = "it waited, no rule of the upstream matches it any more, and there is no room to keep it";
+        self.counts.add_loss(&self.name, DropReason::NoRule, message.view().topic(), why);
+        LedgerOutcome::Dropped(DropReason::NoRule)
     }
 
     /// The status message with this payload, if a status topic is configured.

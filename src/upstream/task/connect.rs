@@ -7,9 +7,12 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info, warn};
 
 use super::Upstream;
+use super::failback::Failback;
 use super::settle::{direct, without_rules};
 use crate::health::Pulse;
+use crate::status::UpstreamState;
 use crate::upstream::approach::NextAttempt;
+use crate::upstream::retained::losses;
 use crate::upstream::settings::{UpstreamAddress, UpstreamSettings};
 use crate::upstream::tls;
 use crate::upstream::wire::{Broken, ConnectOffer, Link, StatusWill, UpstreamClient};
@@ -26,6 +29,33 @@ enum AttemptEnd {
 }
 
 impl<C: UpstreamClient> Upstream<C> {
+    /// Begins a new connection, and returns whether it stays open.
+    pub(super) fn begin(&mut self, link: Link) -> bool {
+        let (upstream, address, version) = (&self.name, &self.shown.address, link.version);
+        let (resumed, waiting) = (link.session_present, self.consumers.backlog().messages);
+        let is_news = self.backoff.is_news();
+        if is_news {
+            info!(upstream, address, ?version, resumed, waiting, "connected");
+        }
+        self.session.set_quiet(!is_news);
+        self.set_carried(link.gateway);
+        let now = self.clock.boot_ms();
+        self.passes.connected(link.session_present, losses(&self.consumers.backlog()), now);
+        self.lanes.connected(self.consumers.waiting());
+        self.set_filters();
+        self.shown.failed_attempts = 0;
+        self.reasons.clear();
+        self.is_well();
+        self.failback_tries.connected(self.address);
+        self.failback = Failback::after(&self.current, self.address, self.failback_tries);
+        self.set_state(UpstreamState::Connected, Some(link.version));
+        self.inbox.connected(self.current.clean_session);
+        self.begin_exact(&link);
+        self.look_at_shelf();
+        let actions = self.session.connected(link, now);
+        self.perform(actions)
+    }
+
     /// Tries the addresses in turn until one accepts; `None` if cancelled.
     pub(super) async fn connect(&mut self, pulse: &mut Pulse, cancel: &CancellationToken) -> Option<Link> {
         // the addresses that have failed since the last pause

@@ -9,6 +9,15 @@ use crate::upstream::session::SessionAction;
 use crate::upstream::wire::{Role, UpstreamClient};
 
 impl<C: UpstreamClient> Upstream<C> {
+    /// Sends what waits, if messages may be sent. Returns whether there may be more, or `None` if the connection accepts nothing.
+    pub(super) fn send_waiting(&mut self, is_ready: bool) -> Option<bool> {
+        if self.shelf.is_looking() {
+            return Some(self.take_from_shelf());
+        }
+        let more = if is_ready { self.take_from_journal() } else { Some(false) };
+        if is_ready && more == Some(false) && self.passes.is_active() { self.step_pass() } else { more }
+    }
+
     /// Sends messages as far as there is room. Returns whether there may be more, or `None` if the connection accepts
     /// nothing.
     pub(super) fn take_from_journal(&mut self) -> Option<bool> {

@@ -8,6 +8,7 @@ mod handing;
 mod line;
 mod pass;
 mod settle;
+mod shelving;
 mod showing;
 
 use std::sync::Arc;
@@ -33,6 +34,7 @@ use super::retained::{Passes, losses};
 use super::rule::UpstreamRules;
 use super::session::{SessionAction, UpstreamSession};
 use super::settings::{Order, UpstreamSettings};
+use super::shelf::Shelf;
 use super::twins::Twins;
 use super::wire::{Ack, Broken, ClientEvent, Link, Role, UpstreamClient};
 use crate::exchange::ingress::{Ingress, IngressError};
@@ -94,6 +96,7 @@ pub struct Upstream<C> {
     show_at: Option<Instant>,
     exact: Exact,
     mark: SessionMark,
+    shelf: Shelf,
     health: Health,
 }
 
@@ -163,6 +166,7 @@ impl<C: UpstreamClient> Upstream<C> {
             ..UpstreamSnapshot::default()
         };
         let mark = SessionMark::restore(journal, &current.name);
+        let shelf = Shelf::new(journal, &current.name, limits);
         let mut session = UpstreamSession::new(rules, &current);
         for (lane, consumer) in consumers.all().filter(|_| mark.is_exact() == Some(true)) {
             session.may_have_begun(lane, journal.maybe_sent(consumer, u16::MAX.into()));
@@ -195,6 +199,7 @@ impl<C: UpstreamClient> Upstream<C> {
             show_at: None,
             exact: Exact::default(),
             mark,
+            shelf,
             health: Health::default(),
         }
     }
@@ -202,7 +207,7 @@ impl<C: UpstreamClient> Upstream<C> {
     /// The state of the upstream, for those who show it.
     pub fn shown(&self) -> UpstreamShown {
         let consumers = self.consumers.clone();
-        UpstreamShown::new(self.snapshots.subscribe(), move || consumers.backlog())
+        UpstreamShown::new(self.snapshots.subscribe(), move || consumers.all_backlog())
     }
 
     /// Runs until `cancel`. Ends earlier only if nothing can be published here any more. Answers `pulse` whether the
@@ -290,32 +295,6 @@ impl<C: UpstreamClient> Upstream<C> {
         }
     }
 
-    /// Begins a new connection, and returns whether it stays open.
-    fn begin(&mut self, link: Link) -> bool {
-        let (upstream, address, version) = (&self.name, &self.shown.address, link.version);
-        let (resumed, waiting) = (link.session_present, self.consumers.backlog().messages);
-        let is_news = self.backoff.is_news();
-        if is_news {
-            info!(upstream, address, ?version, resumed, waiting, "connected");
-        }
-        self.session.set_quiet(!is_news);
-        self.set_carried(link.gateway);
-        let now = self.clock.boot_ms();
-        self.passes.connected(link.session_present, losses(&self.consumers.backlog()), now);
-        self.lanes.connected(self.consumers.waiting());
-        self.set_filters();
-        self.shown.failed_attempts = 0;
-        self.reasons.clear();
-        self.is_well();
-        self.failback_tries.connected(self.address);
-        self.failback = Failback::after(&self.current, self.address, self.failback_tries);
-        self.set_state(UpstreamState::Connected, Some(link.version));
-        self.inbox.connected(self.current.clean_session);
-        self.begin_exact(&link);
-        let actions = self.session.connected(link, now);
-        self.perform(actions)
-    }
-
     /// Exchanges packets with the upstream until the connection ends.
     async fn converse(
         &mut self,
@@ -335,10 +314,7 @@ impl<C: UpstreamClient> Upstream<C> {
             if was_closed && !self.inbox.is_closed() {
                 self.inbox.deliver(&self.door, self.clock.boot_ms()).await?;
             }
-            let mut more = if is_ready { self.take_from_journal() } else { Some(false) };
-            if is_ready && more == Some(false) && self.passes.is_active() {
-                more = self.step_pass();
-            }
+            let more = self.send_waiting(is_ready);
             self.readers.say_settled();
             let waits_for_disk = self.passes.waits_for_disk(synced) || self.exact.waits_for_disk();
             alive = self.inbox.acknowledge(&mut self.client, self.clock.boot_ms()) && more.is_some();
@@ -384,6 +360,7 @@ impl<C: UpstreamClient> Upstream<C> {
                     return Ok(ConversationEnd::Failback);
                 }
                 () = tokio::task::yield_now(), if more => {}
+                () = self.shelf.ready(), if self.shelf.is_looking() && !more => {}
                 () = self.readers.ready(), if has_room && !more => {}
                 () = pulse.asked() => {
                     pulse.answer();
@@ -476,6 +453,10 @@ impl<C: UpstreamClient> Upstream<C> {
                 }
                 SessionAction::Move(lane, position) => {
                     alive &= self.move_last(lane, position);
+                    Ok(())
+                }
+                SessionAction::Shelve(lane, position) => {
+                    self.shelve(lane, position);
                     Ok(())
                 }
                 SessionAction::Break | SessionAction::Renew => {

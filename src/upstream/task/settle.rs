@@ -17,7 +17,7 @@ impl<C: UpstreamClient> Upstream<C> {
     pub(super) async fn say_good_bye(&mut self) {
         // messages that have just been synced are still sent, if any may be
         let synced = *self.synced.borrow();
-        if self.release_safe(synced) {
+        if self.release_safe(synced) && !self.shelf.is_looking() {
             while self.take_from_journal() == Some(true) {}
         }
         let offline = self.session.status("offline");
@@ -65,6 +65,7 @@ impl<C: UpstreamClient> Upstream<C> {
         self.set_carried(self.gateway);
         let actions = self.session.set_rules(UpstreamRules::new(&self.current), self.clock.boot_ms());
         let alive = self.perform(actions);
+        self.look_at_shelf();
         self.readers.say_settled();
         let is_same = without_rules(&old) == without_rules(&self.current);
         let v4_forbidden = self.current.v5_only && self.shown.version == Some(Version::V311);

@@ -17,7 +17,7 @@ impl<C: UpstreamClient> Upstream<C> {
         if self.shown.state == UpstreamState::Connected {
             self.passes.losses(losses(&self.consumers.backlog()), self.clock.boot_ms());
         }
-        self.shown.count(&self.consumers.backlog());
+        self.shown.count(&self.consumers.all_backlog());
         self.shown.in_flight = self.session.in_flight();
         (self.shown.received, self.shown.received_dropped) = self.inbox.counts();
         let shown = &self.shown;

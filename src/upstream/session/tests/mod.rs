@@ -37,6 +37,8 @@ struct Bench {
     renewed: bool,
     recorded: Vec<u16>,
     released: Vec<u16>,
+    /// The topics of the messages that no rule matched.
+    shelved: Vec<String>,
 }
 
 fn draft<'a>(topic: &'a str, payload: &'a [u8]) -> Draft<'a> {
@@ -55,7 +57,8 @@ impl Bench {
         let session = UpstreamSession::new(UpstreamRules::new(&settings), &settings);
         let reader = journal.reader(consumer);
         let (sent, recorded, released) = (Vec::new(), Vec::new(), Vec::new());
-        Bench { journal, consumer, reader, session, sent, broken: false, renewed: false, recorded, released }
+        let shelved = Vec::new();
+        Bench { journal, consumer, reader, session, sent, broken: false, renewed: false, recorded, released, shelved }
     }
 
     fn append(&mut self, draft: &Draft<'_>) {
@@ -81,6 +84,12 @@ impl Bench {
                 }
                 SessionAction::Settle(..) => panic!("one lane only"),
                 SessionAction::Rewind => self.reader.rewind(),
+                SessionAction::Shelve(Lane::First, position) => {
+                    let message = self.session.unmeant(Lane::First, position).unwrap();
+                    self.shelved.push(message.view().topic().to_owned());
+                    self.reader.settle_as(position, crate::journal::Outcome::Moved);
+                }
+                SessionAction::Shelve(..) => panic!("one lane only"),
                 SessionAction::Break => self.broken = true,
                 SessionAction::Renew => self.renewed = true,
                 SessionAction::Move(lane, position) => {
