@@ -7,6 +7,7 @@
 
 use bytes::Bytes;
 
+use super::asked::session_name;
 use super::settings::{UpstreamAddress, UpstreamSettings};
 use crate::journal::{Full, Journal};
 
@@ -65,8 +66,7 @@ impl SessionMark {
 
     /// Sets the session to ask for. `has_steps` tells that something is recorded which would be wrong in a new session.
     pub(super) fn wants(&mut self, settings: &UpstreamSettings, address: &UpstreamAddress, has_steps: bool) {
-        let user = settings.username.as_deref().unwrap_or_default();
-        self.wanted = format!("{address}\n{}\n{user}", settings.client_id);
+        self.wanted = session_name(settings, address);
         self.has_steps = has_steps;
     }
 

@@ -17,6 +17,7 @@
 mod address;
 pub(crate) mod announce;
 pub(crate) mod approach;
+mod asked;
 pub(crate) mod backoff;
 pub mod client;
 pub mod discovery;

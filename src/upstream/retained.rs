@@ -22,7 +22,7 @@ use std::ops::Bound;
 
 use tracing::{debug, info, warn};
 
-use super::{mark, shelf};
+use super::{asked, mark, shelf};
 use crate::journal::{Backlog, Journal, Outcome, Position};
 use crate::message::{Message, TopicFilter};
 
@@ -128,7 +128,9 @@ fn kept<'a>(journal: &Journal, prefix: &'a str) -> impl Iterator<Item = (&'a str
 
 /// Deletes the records of upstreams that do not exist any more.
 pub(crate) fn forget_unknown(journal: &Journal, is_known: impl Fn(&str) -> bool) {
-    for (prefix, name) in [PREFIX, mark::PREFIX, shelf::PREFIX].iter().flat_map(|prefix| kept(journal, prefix)) {
+    for (prefix, name) in
+        [PREFIX, mark::PREFIX, shelf::PREFIX, asked::PREFIX].iter().flat_map(|prefix| kept(journal, prefix))
+    {
         let upstream = name.strip_prefix(prefix).and_then(|rest| rest.split_once('\0'));
         if upstream.is_some_and(|(upstream, _)| !is_known(upstream)) {
             // a record that stays now is deleted at the next start

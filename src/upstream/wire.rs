@@ -164,6 +164,8 @@ pub enum ClientEvent {
     Released(u16),
     /// The upstream has answered the oldest unanswered subscription, with a reason code for each filter.
     Subscribed(Vec<u8>),
+    /// The upstream has answered the oldest unanswered UNSUBSCRIBE.
+    Unsubscribed,
 }
 
 /// A successful acknowledgement.
@@ -295,7 +297,7 @@ pub trait UpstreamClient: Send {
     /// Subscribes in one packet. [`ClientEvent::Subscribed`] follows.
     fn subscribe(&mut self, filters: &[(TopicFilter, Qos)]) -> Result<(), Busy>;
 
-    /// Unsubscribes in one packet.
+    /// Unsubscribes in one packet. [`ClientEvent::Unsubscribed`] follows.
     fn unsubscribe(&mut self, filters: &[TopicFilter]) -> Result<(), Busy>;
 
     /// Sends an acknowledgement for a message from the upstream.

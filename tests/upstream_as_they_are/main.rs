@@ -14,6 +14,7 @@ mod line;
 mod orphans;
 mod outage;
 mod played;
+mod sessions;
 mod strangers;
 #[path = "../support/mod.rs"]
 mod support;

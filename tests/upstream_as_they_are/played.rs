@@ -56,19 +56,28 @@ impl Heard {
 
     /// The filters of a SUBSCRIBE.
     pub fn filters(&self) -> Option<Vec<String>> {
-        (self.packet.kind() == 8).then(|| {
-            let mut reader = Reader(&self.packet.body);
-            reader.number(2);
-            if self.version == V5 {
-                reader.properties();
-            }
-            let mut filters = Vec::new();
-            while !reader.0.is_empty() {
-                filters.push(reader.text());
+        (self.packet.kind() == 8).then(|| self.named(true))
+    }
+
+    /// The filters of an UNSUBSCRIBE.
+    pub fn given_up(&self) -> Option<Vec<String>> {
+        (self.packet.kind() == 10).then(|| self.named(false))
+    }
+
+    fn named(&self, has_options: bool) -> Vec<String> {
+        let mut reader = Reader(&self.packet.body);
+        reader.number(2);
+        if self.version == V5 {
+            reader.properties();
+        }
+        let mut filters = Vec::new();
+        while !reader.0.is_empty() {
+            filters.push(reader.text());
+            if has_options {
                 reader.number(1);
             }
-            filters
-        })
+        }
+        filters
     }
 
     /// Whether it is a CONNECT.
@@ -233,6 +242,7 @@ fn usual(heard: &Heard, log: &mut Log) -> Vec<u8> {
             log.filters.extend(filters);
             packet(0x90, &[&said.id().to_be_bytes(), none, &codes])
         }
+        10 => packet(0xb0, &[&said.id().to_be_bytes(), none, if *version == V5 { &[0] } else { &[] }]),
         12 => packet(0xd0, &[]),
         _ => Vec::new(),
     }

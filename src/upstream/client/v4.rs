@@ -59,8 +59,10 @@ pub(super) fn decode(bytes: &mut BytesMut) -> Result<Incoming, Broken> {
     {
         return Err(refused(code));
     }
-    if let [0x90, ..] = bytes[..] {
-        return subscribed(bytes);
+    match bytes[..] {
+        [0x90, ..] => return subscribed(bytes),
+        [0xb0, 2, _, _] => return Ok(Incoming::Event(ClientEvent::Unsubscribed)),
+        _ => {}
     }
     let packet = Packet::read(bytes, usize::MAX).map_err(|_: Error| Broken::Garbled)?;
     Ok(match packet {

@@ -74,6 +74,8 @@ pub(super) fn decode(bytes: &mut BytesMut) -> Result<Incoming, Broken> {
         // a broker that does not know version 5 answers with a CONNACK of 3.1.1, and so do some that refuse
         [0x20, 2, _, code] if code > 5 && code < 0x80 => return Err(v4::refused(code)),
         [0x20, 2, _, code] if code != 0 => return Err(Broken::Version),
+        // asking again would change nothing about a refusal
+        [0xb0, ..] => return Ok(Incoming::Event(ClientEvent::Unsubscribed)),
         // the two short forms of DISCONNECT [MQTT-3.14.2], which rumqttc does not know
         [0xe0, 0] => return Err(Broken::Closed),
         [0xe0, 1, reason] => {

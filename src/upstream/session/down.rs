@@ -5,7 +5,7 @@ use tracing::debug;
 
 use super::{SessionAction, UpstreamSession};
 use crate::exchange::filters::MAX_LEVELS;
-use crate::message::{Qos, levels};
+use crate::message::{Qos, TopicFilter, levels};
 use crate::status::ledger::DropReason;
 use crate::upstream::properties;
 use crate::upstream::rule::UpstreamRules;
@@ -104,6 +104,11 @@ impl UpstreamSession {
             self.subscribe(new, now, &mut actions);
         }
         actions
+    }
+
+    /// The subscriptions that the rules ask for.
+    pub(crate) fn subscriptions(&self) -> Vec<(TopicFilter, Qos)> {
+        self.rules.subscriptions()
     }
 
     /// Whether any rule is for a message on this local topic.

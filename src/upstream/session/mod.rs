@@ -51,6 +51,7 @@ pub(crate) use self::exact::EXACT_IDS;
 use self::exact::{BegunExchanges, IN_USE, Spread};
 use self::granted::Granted;
 use self::learned::Learned;
+pub(crate) use self::opening::FILTERS;
 use self::opening::SessionOpening;
 use self::put_off::PutOff;
 use self::rate::Throttle;

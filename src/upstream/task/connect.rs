@@ -13,6 +13,7 @@ use crate::health::Pulse;
 use crate::status::UpstreamState;
 use crate::upstream::approach::NextAttempt;
 use crate::upstream::retained::losses;
+use crate::upstream::session::{FILTERS, SessionAction};
 use crate::upstream::settings::{UpstreamAddress, UpstreamSettings};
 use crate::upstream::tls;
 use crate::upstream::wire::{Broken, ConnectOffer, Link, StatusWill, UpstreamClient};
@@ -52,8 +53,14 @@ impl<C: UpstreamClient> Upstream<C> {
         self.inbox.connected(self.current.clean_session);
         self.begin_exact(&link);
         self.look_at_shelf();
+        if let Some(address) = self.current.addresses.get(self.address) {
+            self.asked.connected(&self.current, address, link.session_present);
+        }
         let actions = self.session.connected(link, now);
-        self.perform(actions)
+        let excess = self.asked.in_excess(&self.session.subscriptions());
+        let excess = excess.chunks(FILTERS).map(|part| SessionAction::Unsubscribe(part.to_vec()));
+        let alive = self.perform(actions);
+        self.perform(excess.collect()) && alive
     }
 
     /// Tries the addresses in turn until one accepts; `None` if cancelled.

@@ -24,6 +24,7 @@ pub(crate) use self::fault::PART;
 use self::exact::Exact;
 use self::failback::{Failback, FailbackTries};
 use super::approach::Approach;
+use super::asked::AskedRecord;
 use super::backoff::Backoff;
 use super::client::RemoteClient;
 use super::door::InboxDoor;
@@ -97,6 +98,7 @@ pub struct Upstream<C> {
     exact: Exact,
     mark: SessionMark,
     shelf: Shelf,
+    asked: AskedRecord,
     health: Health,
 }
 
@@ -167,6 +169,7 @@ impl<C: UpstreamClient> Upstream<C> {
         };
         let mark = SessionMark::restore(journal, &current.name);
         let shelf = Shelf::new(journal, &current.name, limits);
+        let asked = AskedRecord::new(journal, &current.name);
         let mut session = UpstreamSession::new(rules, &current);
         for (lane, consumer) in consumers.all().filter(|_| mark.is_exact() == Some(true)) {
             session.may_have_begun(lane, journal.maybe_sent(consumer, u16::MAX.into()));
@@ -200,6 +203,7 @@ impl<C: UpstreamClient> Upstream<C> {
             exact: Exact::default(),
             mark,
             shelf,
+            asked,
             health: Health::default(),
         }
     }
@@ -237,7 +241,9 @@ impl<C: UpstreamClient> Upstream<C> {
             }
             let by_message = matches!(why, Broken::Closed | Broken::Dismissed(..)) && self.session.own_in_flight() > 0;
             self.passes.disconnected(by_message, self.clock.boot_ms());
-            if self.inbox.ended(matches!(why, Broken::Closed | Broken::Dismissed(..)), self.clock.boot_ms()) {
+            let by_upstream = matches!(why, Broken::Closed | Broken::Dismissed(..));
+            let at_answer = self.inbox.ended(by_upstream, self.clock.boot_ms());
+            if self.asked.ended(by_upstream) || at_answer {
                 self.session.explain();
             }
             let actions = self.session.disconnected(&why, self.clock.boot_ms());
@@ -401,6 +407,10 @@ impl<C: UpstreamClient> Upstream<C> {
                     self.session.completed(packet_id, self.clock.boot_ms())
                 }
                 ClientEvent::Recorded(packet_id) => self.session.recorded(packet_id, self.clock.boot_ms()),
+                ClientEvent::Unsubscribed => {
+                    self.asked.unsubscribed();
+                    continue;
+                }
                 ClientEvent::Subscribed(reasons) => self.session.subscribed(&reasons, self.clock.boot_ms()),
                 ClientEvent::Received(message) => {
                     let about = (message.packet_id, message.qos, message.payload.len());
@@ -436,8 +446,14 @@ impl<C: UpstreamClient> Upstream<C> {
                     Ok(())
                 }
                 SessionAction::Release(packet_id) => self.client.ack(Ack::Released(packet_id)),
-                SessionAction::Subscribe(filters) => self.client.subscribe(&filters),
-                SessionAction::Unsubscribe(filters) => self.client.unsubscribe(&filters),
+                SessionAction::Subscribe(filters) => {
+                    self.asked.subscribes(filters.iter().map(|(filter, _)| filter));
+                    self.client.subscribe(&filters)
+                }
+                SessionAction::Unsubscribe(filters) => {
+                    self.asked.unsubscribes(&filters);
+                    self.client.unsubscribe(&filters)
+                }
                 SessionAction::Settle(lane, position, outcome) => {
                     self.readers.settle(lane, position, outcome.in_journal());
                     self.door.trace(position, TraceEvent::Settled(outcome.shown()), &self.name);

@@ -66,6 +66,7 @@ impl<C: UpstreamClient> Upstream<C> {
         let actions = self.session.set_rules(UpstreamRules::new(&self.current), self.clock.boot_ms());
         let alive = self.perform(actions);
         self.look_at_shelf();
+        self.asked.forgive();
         self.readers.say_settled();
         let is_same = without_rules(&old) == without_rules(&self.current);
         let v4_forbidden = self.current.v5_only && self.shown.version == Some(Version::V311);
