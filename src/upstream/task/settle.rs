@@ -73,7 +73,10 @@ impl<C: UpstreamClient> Upstream<C> {
         // packet ids may be in use there from another time: see [`exact`](super::exact)
         let (is_exact, has_exact) = (self.session.is_exact(), self.session.has_exact());
         let is_another = self.exact.is_another(is_exact, has_exact, self.mark.is_exact());
-        if is_same && !v4_forbidden && !is_another {
+        // the upstream knows it from CONNECT
+        let is_version_5 = self.shown.version == Some(Version::V5);
+        let introduces_itself_anew = is_version_5 && old.introduction() != self.current.introduction();
+        if is_same && !v4_forbidden && !is_another && !introduces_itself_anew {
             info!(upstream = self.name, "new rules");
             return !alive;
         }

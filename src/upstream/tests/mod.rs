@@ -364,6 +364,34 @@ async fn rules_change_on_a_live_connection_and_the_rest_needs_a_new_one() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn another_introduction_needs_a_new_connection() {
+    for (version, needs_one) in [(Version::V5, true), (Version::V311, false)] {
+        let (mut script, client) = Script::new();
+        let mut same = settings(&["mqtt://one"]);
+        same.inbound = vec![rule("commands/#", "", "", Qos::AtLeastOnce)];
+        let mut running = Running::start(same.clone(), TestDoor::default(), client);
+        script.next().await;
+        script.answers.send(Ok(link(version))).await.unwrap();
+        assert_eq!(script.next().await, Asked::Subscribe(vec!["commands/#".into()]));
+        let mut mapped = same;
+        mapped.inbound[0].local_prefix = "mirror/".into();
+        mapped.out[0].remote_prefix = "there/".into();
+        running.settings.send_replace(Arc::new(mapped));
+        if needs_one {
+            assert_eq!(script.next().await, Asked::Disconnect);
+            script.events.send(Err(Broken::Closed)).await.unwrap();
+            assert_eq!(script.next().await, connect("one", Version::V5));
+        } else {
+            let is_new = |snapshot: &UpstreamSnapshot| snapshot.rules.iter().any(|rule| rule.contains("there/"));
+            running.until("new rules", is_new).await;
+            running.append("loft/a", "1");
+            assert_eq!(script.next().await, Asked::Publish("there/loft/a 1".into()));
+        }
+        running.stop().await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn an_idle_upstream_wakes_nobody() {
     let (mut script, client) = Script::new();
     let mut running = Running::start(settings(&["mqtt://one"]), TestDoor::default(), client);
