@@ -20,6 +20,7 @@ use tokio_tungstenite::tungstenite::http::header::{
 use tokio_tungstenite::tungstenite::protocol::{Role, WebSocketConfig};
 use tokio_tungstenite::tungstenite::{Error, Message};
 
+use super::pieces::{PIECE, Pieces};
 use super::stream::UpstreamStream;
 use crate::upstream::settings::UpstreamAddress;
 use crate::upstream::tls;
@@ -31,11 +32,10 @@ const WRITE: usize = 64 << 10;
 /// The longest answer to the handshake, in bytes.
 const LONGEST_ANSWER: usize = 16 << 10;
 
-/// Makes the WebSocket handshake [RFC 6455 section 4.1]. Incoming frames may have at most `most` bytes.
+/// Makes the WebSocket handshake [RFC 6455 section 4.1].
 pub(super) async fn upgrade(
     mut stream: Box<dyn UpstreamStream>,
     address: &UpstreamAddress,
-    most: usize,
 ) -> Result<ClientFrames, Broken> {
     let url = format!("{}://{}{}", address.scheme.name(), address.authority(), address.path);
     let failed = |error: Error| Broken::Failed(format!("WebSocket: {error}"));
@@ -65,8 +65,8 @@ pub(super) async fn upgrade(
     // the first frames may have come with the answer
     let rest = answer.split_off(length);
     let config =
-        WebSocketConfig::default().write_buffer_size(0).max_message_size(Some(most)).max_frame_size(Some(most));
-    let socket = WebSocketStream::from_partially_read(stream, rest, Role::Client, Some(config)).await;
+        WebSocketConfig::default().write_buffer_size(0).max_message_size(Some(PIECE)).max_frame_size(Some(PIECE));
+    let socket = WebSocketStream::from_raw_socket(Pieces::new(stream, &rest), Role::Client, Some(config)).await;
     Ok(ClientFrames { socket, rest: Bytes::new(), unflushed: false })
 }
 
@@ -94,7 +94,7 @@ fn judge(response: &Response, accept_key: &str, path: &str) -> Result<(), Broken
 }
 
 pub(super) struct ClientFrames {
-    socket: WebSocketStream<Box<dyn UpstreamStream>>,
+    socket: WebSocketStream<Pieces<Box<dyn UpstreamStream>>>,
     /// The unread part of the last frame.
     rest: Bytes,
     unflushed: bool,
@@ -206,7 +206,7 @@ mod tests {
         });
         let stream = TcpStream::connect(("127.0.0.1", port)).await.unwrap();
         let address = UpstreamAddress::parse(&format!("ws://127.0.0.1:{port}/mqtt?token=secret")).unwrap();
-        let read = match upgrade(Box::new(stream), &address, 1024).await {
+        let read = match upgrade(Box::new(stream), &address).await {
             Err(broken) => Err(broken.to_string()),
             Ok(mut frames) => {
                 let mut bytes = Vec::new();

@@ -9,6 +9,7 @@ mod connection;
 mod dial;
 mod frames;
 mod pace;
+mod pieces;
 pub mod proxy;
 mod stream;
 #[cfg(test)]
@@ -43,8 +44,6 @@ const SPARE_REQUESTS: usize = 512;
 const MOST_SILENT: usize = 3;
 /// The bytes of a PUBLISH of 3.1.1 besides its topic and its payload.
 const HEAD: usize = 9;
-/// The largest frame of a WebSocket, in bytes, if messages are not allowed to be larger.
-const FRAME: usize = 16 << 20;
 
 /// A packet to send.
 enum Request {
@@ -85,7 +84,7 @@ impl RemoteClient {
         offer: ConnectOffer,
         max_packet_size: usize,
     ) -> Result<(RemoteClient, Link), Broken> {
-        let stream = over(Box::new(Bare(stream)), address, max_packet_size).await?;
+        let stream = over(Box::new(Bare(stream)), address).await?;
         let mut connection = connection(stream, settings, offer.version, max_packet_size);
         let link = connection.open(settings, offer.will, None).await?;
         Ok((RemoteClient { max_packet_size, connection: Some(connection) }, link))
@@ -184,9 +183,8 @@ async fn attempt(
 ) -> Result<(UpstreamConnection, Link), (Broken, Option<IpAddr>)> {
     let begin = Instant::now();
     let end = begin + settings.connect_timeout;
-    let stream = timeout_at(end, open((settings, max_packet_size), address, offer.has_small_segments, silent))
-        .await
-        .unwrap_or_else(|_| {
+    let stream =
+        timeout_at(end, open(settings, address, offer.has_small_segments, silent)).await.unwrap_or_else(|_| {
             let seconds = settings.connect_timeout.as_secs_f32();
             Err(Broken::Failed(format!("there is no connection within {seconds} s (connect_timeout)")))
         });
@@ -221,25 +219,21 @@ fn connection(
 }
 
 /// Adds WebSocket to the stream if the address needs it.
-async fn over(
-    stream: Box<dyn UpstreamStream>,
-    address: &UpstreamAddress,
-    max_packet_size: usize,
-) -> Result<Box<dyn UpstreamStream>, Broken> {
+async fn over(stream: Box<dyn UpstreamStream>, address: &UpstreamAddress) -> Result<Box<dyn UpstreamStream>, Broken> {
     if !address.scheme.is_web_socket() {
         return Ok(stream);
     }
-    Ok(Box::new(frames::upgrade(stream, address, FRAME.max(max_packet_size + HEAD)).await?))
+    Ok(Box::new(frames::upgrade(stream, address).await?))
 }
 
 /// Whether TCP, and TLS if it is needed, can be established with an address.
 pub(super) async fn is_reachable(settings: &UpstreamSettings, address: &UpstreamAddress) -> bool {
-    matches!(timeout(settings.connect_timeout, open((settings, 0), address, false, &[])).await, Ok(Ok(_)))
+    matches!(timeout(settings.connect_timeout, open(settings, address, false, &[])).await, Ok(Ok(_)))
 }
 
 /// Opens the stream for MQTT, and returns the remote address unless there is a proxy.
 async fn open(
-    (settings, max_packet_size): (&UpstreamSettings, usize),
+    settings: &UpstreamSettings,
     address: &UpstreamAddress,
     has_small_segments: bool,
     silent: &[IpAddr],
@@ -271,7 +265,7 @@ async fn open(
         Some(secure) => Box::new(secure.connect(tcp).await?),
         None => Box::new(tcp),
     };
-    Ok((over(stream, address, max_packet_size).await?, peer))
+    Ok((over(stream, address).await?, peer))
 }
 
 /// The parts for a TLS connection.
