@@ -32,6 +32,7 @@ use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
+use self::reading::HistoryEnd;
 use crate::status::{SensorSnapshot, SensorState};
 use crate::time::{SharedClock, beat, kernel_boot};
 
@@ -102,14 +103,16 @@ struct SensorWriter {
     /// The number of the last state that was written, by the sensor's count.
     seq: u64,
     last: Option<EventState>,
-    /// Whether something was written without wall time.
+    /// Whether something was written in this boot without wall time.
     lacks_time: bool,
     dirty: bool,
+    /// Whether the last line may be incomplete, because its write has failed.
+    is_torn: bool,
 }
 
 impl SensorWriter {
-    fn open(dir: &Path, sensor: &str) -> io::Result<SensorWriter> {
-        let last = reading::last(dir, sensor)?;
+    fn open(dir: &Path, sensor: &str, boot: &str) -> io::Result<SensorWriter> {
+        let HistoryEnd { last, lacks_time } = reading::end(dir, sensor, boot)?;
         fs::create_dir_all(dir)?;
         let mut file = for_appending(dir, sensor)?;
         let size = file.metadata()?.len();
@@ -124,22 +127,32 @@ impl SensorWriter {
             next,
             seq: 0,
             last: last.map(|(_, state)| state),
-            lacks_time: false,
+            lacks_time,
             dirty: false,
+            is_torn: false,
         })
     }
 
     fn write(&mut self, dir: &Path, sensor: &str, line: &impl Serialize) -> io::Result<()> {
         let mut bytes = serde_json::to_vec(line)?;
         bytes.push(b'\n');
+        if self.is_torn {
+            bytes.insert(0, b'\n');
+        }
         if self.size + bytes.len() as u64 > MAX_FILE {
             self.file.sync_data()?;
-            fs::rename(current(dir, sensor), old(dir, sensor))?;
+            match fs::rename(current(dir, sensor), old(dir, sensor)) {
+                // it was renamed before, and then there was no room for a new one
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                renamed => renamed?,
+            }
             self.file = for_appending(dir, sensor)?;
             self.size = 0;
         }
-        // in one call, so that a line is complete unless the power fails
+        // in one call, so that a line is complete unless the power fails or the disk becomes full
+        self.is_torn = true;
         self.file.write_all(&bytes)?;
+        self.is_torn = false;
         self.size += bytes.len() as u64;
         self.dirty = true;
         Ok(())
@@ -164,6 +177,8 @@ impl SensorWriter {
         for change in snapshot.recent.iter().filter(|change| change.seq > known) {
             let state = if change.on { EventState::On } else { EventState::Off };
             self.event(dir, &snapshot.name, state, change.boot_ms, now)?;
+            // if the next one fails, only that one is written again
+            self.seq = change.seq;
         }
         self.seq = snapshot.seq;
         if snapshot.state == SensorState::Offline && self.last.is_some_and(|last| last != EventState::Offline) {
@@ -181,7 +196,11 @@ impl SensorWriter {
     }
 
     fn sync(&mut self) -> io::Result<()> {
-        if std::mem::take(&mut self.dirty) { self.file.sync_data() } else { Ok(()) }
+        if self.dirty {
+            self.file.sync_data()?;
+            self.dirty = false;
+        }
+        Ok(())
     }
 }
 
@@ -216,15 +235,16 @@ impl Scribe {
     fn note(&mut self, snapshots: &[SensorSnapshot]) {
         let now = self.now();
         self.writers.retain(|name, _| snapshots.iter().any(|snapshot| snapshot.name == *name));
+        let mut noted = Ok(());
         for snapshot in snapshots {
-            let result = self.note_one(snapshot, &now);
-            self.judge(result);
+            noted = noted.and(self.note_one(snapshot, &now));
         }
+        self.judge(noted);
     }
 
     fn note_one(&mut self, snapshot: &SensorSnapshot, now: &Now) -> io::Result<()> {
         if !self.writers.contains_key(&snapshot.name) {
-            self.writers.insert(snapshot.name.clone(), SensorWriter::open(&self.dir, &snapshot.name)?);
+            self.writers.insert(snapshot.name.clone(), SensorWriter::open(&self.dir, &snapshot.name, &self.boot)?);
         }
         let Some(writer) = self.writers.get_mut(&snapshot.name) else { return Ok(()) };
         writer.catch_up(&self.dir, snapshot, now)
@@ -237,14 +257,14 @@ impl Scribe {
 
     fn sync(&mut self) {
         let now = self.now();
-        let mut results = Vec::new();
+        let mut synced = Ok(());
         for (sensor, writer) in &mut self.writers {
-            results.push(writer.learn_time(&self.dir, sensor, &now).and_then(|()| writer.sync()));
+            synced = synced.and(writer.learn_time(&self.dir, sensor, &now).and_then(|()| writer.sync()));
         }
-        results.into_iter().for_each(|result| self.judge(result));
+        self.judge(synced);
     }
 
-    /// Handles the result of a write. A full disk costs only history, and is logged once.
+    /// Handles the result for all sensors. A full disk costs only history, and is logged once.
     fn judge(&mut self, result: io::Result<()>) {
         match result {
             Ok(()) => self.failing = false,
@@ -278,7 +298,10 @@ pub(crate) async fn run(
                     scribe = on_disk(scribe, Scribe::sync).await?;
                 }
                 next = beat::within(SYNC);
-                continue;
+                if !scribe.failing {
+                    continue;
+                }
+                false
             }
         };
         let snapshots = sensors.borrow_and_update().clone();

@@ -85,15 +85,31 @@ impl HistoryFiles {
     }
 }
 
-/// The number and the state of the last change. Blocks for the disk.
-pub(super) fn last(dir: &Path, sensor: &str) -> io::Result<Option<(u64, EventState)>> {
-    let mut last = None;
+/// How the files of a sensor end.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct HistoryEnd {
+    /// The number and the state of the last change.
+    pub(super) last: Option<(u64, EventState)>,
+    /// Whether a change in this boot has no time yet, and no later line gives it.
+    pub(super) lacks_time: bool,
+}
+
+/// Reads how the files of a sensor end in this boot. Blocks for the disk.
+pub(super) fn end(dir: &Path, sensor: &str, boot: &str) -> io::Result<HistoryEnd> {
+    let mut end = HistoryEnd::default();
     let take = |line: &HistoryLine<'_>| {
-        last = line.n.zip(line.state).or(last);
+        let change = line.n.zip(line.state);
+        end.last = change.or(end.last);
+        if line.boot == boot {
+            match change {
+                Some(_) => end.lacks_time |= line.unix_ms.is_none(),
+                None => end.lacks_time &= line.offset_ms.is_none(),
+            }
+        }
         ControlFlow::Continue(())
     };
     HistoryFiles::open(dir, sensor)?.each(|_| true, take)?;
-    Ok(last)
+    Ok(end)
 }
 
 /// At most `limit` changes of a sensor with numbers above `after`, oldest first. With `since`, only those that are known to

@@ -117,7 +117,10 @@ fn lines_that_others_have_written_are_read_too() {
     let expected = [(3, EventState::On, Some(1005)), (4, EventState::Off, Some(1006)), (5, EventState::On, None)];
     assert_eq!(states(&all), expected);
     assert_eq!(all[0].boot, "b1");
-    assert_eq!(reading::last(dir.path(), "loft").unwrap(), Some((5, EventState::On)));
+    let end = |boot| reading::end(dir.path(), "loft", boot).unwrap();
+    let last = Some((5, EventState::On));
+    assert_eq!(end("b1"), HistoryEnd { last, lacks_time: false }, "a later line gives the time");
+    assert_eq!(end("b2"), HistoryEnd { last, lacks_time: true });
 }
 
 #[test]
@@ -129,4 +132,77 @@ fn a_file_that_becomes_the_older_one_while_it_is_read_is_neither_missed_nor_told
     fs::hard_link(current(dir.path(), "loft"), old(dir.path(), "loft")).unwrap();
     let all = read(dir.path(), "loft", None, 0, 9).unwrap();
     assert_eq!(states(&all), [(1, EventState::On, Some(1)), (2, EventState::On, Some(2))]);
+}
+
+#[test]
+fn what_was_written_before_a_restart_gets_its_time_in_the_same_boot() {
+    let dir = tempfile::tempdir().unwrap();
+    let clock = TestClock::new(10_000, 0);
+    scribe(dir.path(), &clock).note(&[snapshot(SensorState::On, &[(1, true, 2_000)])]);
+    let mut second = scribe(dir.path(), &clock);
+    second.note(&[snapshot(SensorState::On, &[])]);
+    clock.synchronise(1_010_000);
+    assert!(second.has_unsynced());
+    second.sync();
+    assert_eq!(states(&read(dir.path(), "loft", None, 0, 9).unwrap()), [(1, EventState::On, Some(1_002_000))]);
+    // it is known now, and of another boot nothing can be learned
+    for boot in ["b1", "b2"] {
+        let mut later = Scribe { boot: boot.into(), ..scribe(dir.path(), &clock) };
+        later.note(&[snapshot(SensorState::On, &[])]);
+        assert!(!later.has_unsynced(), "{boot}");
+    }
+}
+
+/// Notes a snapshot while another file stands in the place of the sensor's, and expects that this fails.
+fn fails_with(scribe: &mut Scribe, file: File, snapshot: &SensorSnapshot) {
+    let good = std::mem::replace(&mut scribe.writers.get_mut("loft").unwrap().file, file);
+    scribe.note(std::slice::from_ref(snapshot));
+    assert!(scribe.failing);
+    scribe.writers.get_mut("loft").unwrap().file = good;
+}
+
+#[test]
+fn a_line_that_a_full_disk_has_cut_costs_no_other() {
+    let dir = tempfile::tempdir().unwrap();
+    let clock = TestClock::new(10_000, 0);
+    let mut scribe = scribe(dir.path(), &clock);
+    scribe.note(&[snapshot(SensorState::On, &[(1, true, 1)])]);
+    let both = snapshot(SensorState::Off, &[(1, true, 1), (2, false, 2)]);
+    let full = OpenOptions::new().write(true).open("/dev/full").unwrap();
+    scribe.writers.get_mut("loft").unwrap().file.write_all(br#"{"n":2,"sta"#).unwrap();
+    fails_with(&mut scribe, full, &both);
+    scribe.note(&[both]);
+    assert!(!scribe.failing);
+    let all = read(dir.path(), "loft", None, 0, 9).unwrap();
+    assert_eq!(all.iter().map(|event| event.n).collect::<Vec<_>>(), [1, 2]);
+}
+
+#[test]
+fn what_was_written_before_the_disk_was_full_is_not_written_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let clock = TestClock::new(10_000, 0);
+    let mut scribe = scribe(dir.path(), &clock);
+    scribe.note(&[snapshot(SensorState::On, &[(1, true, 1)])]);
+    // takes some lines and then no more
+    let (narrow, _other) = std::os::unix::net::UnixStream::pair().unwrap();
+    narrow.set_nonblocking(true).unwrap();
+    let changes: Vec<_> = (1..=9_000).map(|seq| (seq, seq % 2 == 1, seq)).collect();
+    let many = snapshot(SensorState::Off, &changes);
+    fails_with(&mut scribe, std::os::fd::OwnedFd::from(narrow).into(), &many);
+    scribe.note(&[many]);
+    let all = read(dir.path(), "loft", None, 1, 9_000).unwrap();
+    assert!(all.len() > 1 && all.first().unwrap().n > 2 && all.last().unwrap().n == 9_000);
+}
+
+#[test]
+fn a_file_that_was_renamed_and_has_no_successor_yet_gets_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let clock = TestClock::new(10_000, 0);
+    let mut scribe = scribe(dir.path(), &clock);
+    scribe.note(&[snapshot(SensorState::On, &[(1, true, 1)])]);
+    fs::rename(current(dir.path(), "loft"), old(dir.path(), "loft")).unwrap();
+    scribe.writers.get_mut("loft").unwrap().size = MAX_FILE;
+    scribe.note(&[snapshot(SensorState::Off, &[(1, true, 1), (2, false, 2)])]);
+    let all = read(dir.path(), "loft", None, 0, 9).unwrap();
+    assert_eq!(all.iter().map(|event| event.n).collect::<Vec<_>>(), [1, 2]);
 }
