@@ -37,6 +37,7 @@
 //! | [`health`] | pulse of the tasks, problems |
 //! | [`supervise`] | named tasks; the first unexpected end wins; one deadline for shutdown |
 //! | [`workers`] | the threads that serve connections: one, or more where that pays |
+//! | [`kept_file`] | small files of the gateway, written again after a failure |
 //! | [`secret`] | passwords, certificates and keys in files |
 //! | [`time`] | clocks |
 //!
@@ -57,6 +58,7 @@ pub mod home_assistant;
 pub mod http;
 pub mod import;
 pub mod journal;
+pub mod kept_file;
 pub mod mdns;
 pub mod message;
 pub mod mqtt;

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 /// The rooms from the ground floor up. Each may import only rooms on the floors below its own.
 const FLOORS: [&[&str]; 11] = [
     &["time", "supervise", "workers", "secret"],
-    &["health", "message"],
+    &["health", "message", "kept_file"],
     &["mqtt", "tls"],
     &["net", "access"],
     &["journal", "import"],

@@ -7,16 +7,15 @@
 mod clock;
 mod data_dir;
 pub mod exit_code;
-mod familiar;
 pub(crate) mod file_system;
 mod former;
 mod home_assistant;
 mod identity;
+mod kept;
 mod mdns;
 mod orphans;
 mod pulse;
 mod reload;
-mod replaced;
 mod summary;
 #[cfg(test)]
 mod tests;
@@ -43,6 +42,8 @@ use self::former::FormerUsers;
 use self::pulse::{Feeding, ROUTER, Rooms};
 use self::reload::Reloadable;
 use self::users::{Users, UsersChanged};
+use crate::access::familiar::Familiar;
+use crate::access::replaced::Replaced;
 use crate::broker::core::Core;
 use crate::broker::listener::Listener;
 use crate::broker::{Broker, sys};
@@ -205,15 +206,13 @@ impl RunningGateway {
         let made_up: Vec<_> = settings.sensors.iter().filter(|sensor| source.simulates(sensor)).cloned().collect();
 
         start_router(dispatcher, &core, &supervisor, router_pulse).await;
-        let is_read =
-            familiar::read(&settings.gateway.data_dir, &core.access, &settings.broker.access, users.are_all_known());
+        let (dir, users_now) = (&settings.gateway.data_dir, &settings.broker.access);
+        let file = kept::open::<Familiar>(dir, &core.access, users_now, users.are_all_known()).await;
         let former = FormerUsers::open(&settings, &core, health.clone()).await;
-        let keeping =
-            familiar::keep(settings.gateway.data_dir.clone(), is_read, core.access.clone(), supervisor.token());
+        let keeping = kept::keep::<Familiar>(file, core.access.clone(), supervisor.token());
         supervisor.spawn_endless("addresses of users", keeping);
-        let kept =
-            replaced::read(&settings.gateway.data_dir, &core.access, &settings.broker.access, users.are_all_known());
-        let keeping = replaced::keep(settings.gateway.data_dir.clone(), kept, core.access.clone(), supervisor.token());
+        let file = kept::open::<Replaced>(dir, &core.access, users_now, users.are_all_known()).await;
+        let keeping = kept::keep::<Replaced>(file, core.access.clone(), supervisor.token());
         supervisor.spawn_endless("password hashes", keeping);
 
         let (sensor_settings, sensor_changes) = watch::channel(settings.sensors.clone().into());

@@ -2,40 +2,35 @@
 
 use std::fs;
 use std::io;
-use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::path::Path;
 
 use tokio::time::Instant;
-use tracing::{info, warn};
+use tracing::warn;
 
 use super::announcer::AnnouncerMemory;
-use crate::secret::{read_private, remedy_for_private, replace_private};
+use crate::kept_file::KeptFile;
+use crate::secret::{remedy_for_private, replace_private};
 
 const NAME: &str = "home_assistant.json";
 /// The size in bytes above which the file is ignored, because the gateway does not write such a file.
 const LARGEST: u64 = 16 << 20;
-/// The interval of new attempts to write the file.
-const AGAIN: Duration = Duration::from_secs(60);
 
-/// What was announced and must be removed later, in a file that only the gateway can read.
+/// What was announced and must be removed later, in a file that only the gateway can read. A file that could not be read
+/// stays as it is, and the next start reads it.
 #[derive(Debug)]
-pub(super) struct Store {
-    path: PathBuf,
-    /// When the next attempt is due, if the last one has failed.
-    again: Option<Instant>,
-    /// Whether the file could not be read. Then it stays as it is, and the next start reads it.
-    is_unread: bool,
-}
+pub(super) struct Store(KeptFile);
 
 impl Store {
     pub(crate) fn new(data_dir: &Path) -> Store {
-        Store { path: data_dir.join(NAME), again: None, is_unread: false }
+        let cost = "what goes while Home Assistant is away may stay there";
+        Store(KeptFile::new(data_dir.join(NAME), LARGEST, cost).replaced_by(replace_or_remove))
     }
 
-    /// Reads the file. Blocks for a moment.
-    pub(crate) fn read(&mut self) -> AnnouncerMemory {
-        let path = self.path.display();
-        let text = match read_private(&self.path, LARGEST) {
+    /// Reads the file.
+    pub(crate) async fn read(&mut self) -> AnnouncerMemory {
+        let read = self.0.read().await;
+        let path = self.0.path().display();
+        let text = match read {
             Ok(Some(text)) => text,
             Ok(None) => return AnnouncerMemory::default(),
             Err(error) => {
@@ -44,7 +39,6 @@ impl Store {
                     %error,
                     "{path} cannot be read: what has gone since may stay in Home Assistant; {remedy}, and restart pigateway"
                 );
-                self.is_unread = true;
                 return AnnouncerMemory::default();
             }
         };
@@ -54,37 +48,28 @@ impl Store {
         })
     }
 
-    /// When the next attempt is due, if the last one has failed.
+    /// When the next attempt to write is due, if the last one has failed.
     pub(crate) fn again(&self) -> Option<Instant> {
-        self.again
+        self.0.again().filter(|_| self.0.is_read())
     }
 
-    /// Replaces the whole file, so that a power cut leaves either the old or the new one. If there is nothing to keep, the
-    /// file is deleted.
+    /// Replaces the whole file. If there is nothing to keep, the file is deleted.
     pub(crate) async fn write(&mut self, memory: &AnnouncerMemory) {
-        if self.is_unread {
-            return;
-        }
-        let (path, is_empty) = (self.path.clone(), memory.is_empty());
+        let text = if memory.is_empty() { Ok(String::new()) } else { serde_json::to_string(memory) };
         // strings and JSON values can always be serialised
-        let text = serde_json::to_vec(memory).unwrap_or_default();
-        let write = move || match is_empty {
-            false => replace_private(&path, &text),
-            true => match fs::remove_file(&path) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-                _ => Ok(()),
-            },
-        };
-        let written = tokio::task::spawn_blocking(write).await.unwrap_or(Ok(()));
-        match &written {
-            Ok(()) if self.again.is_some() => info!("what Home Assistant has been told is written again"),
-            Err(error) if self.again.is_none() => {
-                let path = self.path.display();
-                warn!(%error, "{path} cannot be written: what goes while Home Assistant is away may stay there");
-            }
-            _ => {}
+        if let Ok(text) = text {
+            self.0.write(move || text).await;
         }
-        self.again = written.is_err().then(|| Instant::now() + AGAIN);
+    }
+}
+
+fn replace_or_remove(path: &Path, content: &[u8]) -> io::Result<()> {
+    if !content.is_empty() {
+        return replace_private(path, content);
+    }
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
     }
 }
 
@@ -100,7 +85,7 @@ mod tests {
     async fn what_is_written_is_read_and_nobody_elses_business() {
         let dir = tempfile::tempdir().unwrap();
         let mut store = Store::new(dir.path());
-        assert!(store.read().is_empty());
+        assert!(store.read().await.is_empty());
         let mut announcer = Announcer::default();
         announcer.announce(
             vec![gateway("homeassistant", &AnnouncedGateway { id: "loft".into(), ..AnnouncedGateway::default() })],
@@ -109,11 +94,12 @@ mod tests {
         for _ in 0..2 {
             store.write(announcer.memory()).await;
         }
-        assert_eq!(store.read(), *announcer.memory());
+        let again = async || Store::new(dir.path()).read().await;
+        assert_eq!(again().await, *announcer.memory());
         let path = dir.path().join(NAME);
         assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
         fs::write(&path, "{").unwrap();
-        assert!(store.read().is_empty(), "damage is no reason not to start");
+        assert!(again().await.is_empty(), "damage is no reason not to start");
         store.write(&AnnouncerMemory::default()).await;
         assert!(!path.exists());
         store.write(&AnnouncerMemory::default()).await;
@@ -121,7 +107,7 @@ mod tests {
         // nothing below something that is no directory can be read
         let mut unread = Store::new(&path.join("x"));
         fs::write(&path, "").unwrap();
-        assert!(unread.read().is_empty());
+        assert!(unread.read().await.is_empty());
         fs::remove_file(&path).unwrap();
         fs::create_dir_all(path.join("x")).unwrap();
         unread.write(announcer.memory()).await;

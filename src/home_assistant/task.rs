@@ -61,7 +61,7 @@ impl HomeAssistant {
         data_dir: &Path,
     ) -> Option<HomeAssistant> {
         let mut store = Store::new(data_dir);
-        let memory = store.read();
+        let memory = store.read().await;
         if !settings.enabled && memory.has_none_known() {
             return None;
         }
