@@ -170,6 +170,7 @@ impl Reloadable {
             ("users with other rules", &plan.users_access),
             ("sensors started", &plan.sensors_started),
             ("sensors stopped", &plan.sensors_stopped),
+            ("sensors with other settings", &plan.sensors_changed),
             ("upstreams with other rules", &plan.rules),
         ] {
             if !names.is_empty() {

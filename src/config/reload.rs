@@ -24,10 +24,12 @@ pub(crate) struct Reload {
     pub(crate) users_revoked: Vec<String>,
     /// The names of users whose rights have changed.
     pub(crate) users_access: Vec<String>,
-    /// The names of sensors that are new or changed, and must be started.
+    /// The names of sensors that are new or have another pin.
     pub(crate) sensors_started: Vec<String>,
-    /// The names of sensors that are gone or changed, and must be stopped.
+    /// The names of sensors that are gone or have another pin.
     pub(crate) sensors_stopped: Vec<String>,
+    /// The names of sensors that go on with other settings.
+    pub(crate) sensors_changed: Vec<String>,
     /// The names of upstreams whose rules have changed.
     pub(crate) rules: Vec<String>,
     /// The keys whose change needs a restart.
@@ -66,8 +68,11 @@ impl Reload {
                 .any(|was| same_password(was, user) && (&was.rights, was.is_admin) != (&user.rights, user.is_admin))
         };
         let sensors = |sensors: &[SensorSettings], others: &[SensorSettings]| {
-            sensors.iter().filter(|sensor| !others.contains(sensor)).map(|sensor| sensor.name.clone()).collect()
+            let is_other = |sensor: &&SensorSettings| !others.iter().any(|other| other.has_same_pin(sensor));
+            sensors.iter().filter(is_other).map(|sensor| sensor.name.clone()).collect()
         };
+        let has_changed =
+            |sensor: &&SensorSettings| old.sensors.iter().any(|was| was.has_same_pin(sensor) && was != *sensor);
         Reload {
             log: old.log != new.log,
             anonymous: old.broker.access.anonymous != new.broker.access.anonymous
@@ -78,6 +83,7 @@ impl Reload {
             users_access: new_users.iter().filter(access).map(|user| user.name.clone()).collect(),
             sensors_started: sensors(&settings.sensors, &old.sensors),
             sensors_stopped: sensors(&old.sensors, &settings.sensors),
+            sensors_changed: settings.sensors.iter().filter(has_changed).map(|sensor| sensor.name.clone()).collect(),
             rules: changed_rules(&old.upstreams, &settings.upstreams),
             settings,
             restart,
@@ -275,6 +281,7 @@ topic_filter = "b/#"
             users_access: vec![],
             sensors_started: vec![],
             sensors_stopped: vec![],
+            sensors_changed: vec![],
             rules: vec![],
             restart: vec![],
         };
@@ -298,7 +305,10 @@ topic_filter = "b/#"
     fn sensors_limits_log_and_anonymous_clients_change_live() {
         let reload = plan("pin = 1", "pin = 2");
         assert_eq!((reload.sensors_started, reload.sensors_stopped), (vec!["s".into()], vec!["s".into()]));
-        assert_eq!(reload.settings.sensors[0].pin, 2);
+        assert!(reload.sensors_changed.is_empty() && reload.settings.sensors[0].pin == 2);
+        let reload = plan("pin = 1", "pin = 1\nhold = \"9 s\"");
+        assert!(reload.sensors_started.is_empty() && reload.sensors_stopped.is_empty());
+        assert_eq!(reload.sensors_changed, ["s"]);
         let reload = plan("[[broker.user]]\nname = \"a\"", "[broker]\nmax_sessions = 3\n[[broker.user]]\nname = \"a\"");
         assert!(reload.limits && !reload.anonymous && !reload.log);
         assert_eq!(reload.settings.broker.max_sessions, 3);

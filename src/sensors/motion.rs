@@ -115,8 +115,19 @@ impl Motion {
         }
     }
 
+    /// Goes on with other times. The next call of `time` reports what follows from them.
+    pub(crate) fn change(&mut self, timing: Timing, started: u64) {
+        self.timing = timing;
+        self.warm_up_end = started.saturating_add(timing.warm_up);
+        self.stuck &= self.active_changed.saturating_add(timing.stuck_after) <= self.now;
+    }
+
     pub(crate) fn is_warm(&self) -> bool {
         self.warm
+    }
+
+    pub(crate) fn is_stuck(&self) -> bool {
+        self.stuck
     }
 
     /// When [`Motion::time`] must be called at the latest, if nothing else happens.

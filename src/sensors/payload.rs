@@ -14,7 +14,7 @@
 //! | `since` | when that state began, in UTC; `null` while the clock is not synchronised |
 //! | `time` | the time of the event, which is the same; `null` likewise |
 //! | `boot_ms` | `since` on the boot clock: milliseconds since the Pi started, correct even if its date is not |
-//! | `seq` | number of this state since the gateway started, from 1: a gap means that a message was missed |
+//! | `seq` | number of this state since the gateway started or the sensor got another pin, from 1: a gap means that a message was missed |
 //! | `clock` | only while the clock is not synchronised: `"unsynchronised"`. The message is repeated with times, and the same `seq`, once it is |
 //! | `simulated` | only if the motion is simulated: `true` |
 //! | `stuck` | only if the sensors are announced to Home Assistant: whether motion has lasted for suspiciously long; repeated when that changes |
@@ -36,7 +36,7 @@ pub(crate) struct SensorReading {
     pub(crate) on: bool,
     /// When the state began, in milliseconds of the boot clock.
     pub(crate) since_boot_ms: u64,
-    /// The number of the state since the start of the gateway.
+    /// The number of the state since the sensor was started.
     pub(crate) seq: u64,
 }
 

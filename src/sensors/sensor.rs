@@ -140,6 +140,34 @@ impl Sensor {
         self.status()
     }
 
+    /// Goes on with other settings for the same pin, and returns what receivers must know of that.
+    pub(crate) fn change(&mut self, settings: SensorSettings, clock: &dyn Clock) -> Vec<Publication> {
+        let old = std::mem::replace(&mut self.settings, settings);
+        let was_stuck = self.stuck;
+        if let Some(motion) = &mut self.motion {
+            motion.change(timing(&self.settings), self.started);
+            self.stuck = motion.is_stuck();
+        }
+        let form = |sensor: &SensorSettings| (sensor.payload, sensor.qos, sensor.retain, sensor.tells_stuck);
+        let has_moved = old.topic != self.settings.topic;
+        let is_told = self.settings.tells_stuck && was_stuck != self.stuck;
+        let differs = has_moved || is_told || form(&old) != form(&self.settings);
+        let mut publications = Vec::new();
+        if has_moved {
+            publications.push(self.status());
+        }
+        if differs && self.online {
+            publications.extend(self.state(clock));
+        }
+        publications.extend(self.time(clock.boot_ms(), clock));
+        publications
+    }
+
+    /// The message that there is nothing to come on `<topic>/status`.
+    pub(crate) fn farewell(&self) -> Publication {
+        Publication { payload: b"offline".to_vec(), ..self.status() }
+    }
+
     /// Processes an event at its pin.
     pub(crate) fn event(&mut self, kind: PinEventKind, clock: &dyn Clock) -> Vec<Publication> {
         match kind {

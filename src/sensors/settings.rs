@@ -121,4 +121,9 @@ impl SensorSettings {
             tells_stuck: false,
         }
     }
+    /// Whether it is the same sensor at the same pin, whatever becomes of its levels.
+    pub(crate) fn has_same_pin(&self, other: &SensorSettings) -> bool {
+        let pin = |sensor: &SensorSettings| (sensor.pin, sensor.active, sensor.bias);
+        self.name == other.name && pin(self) == pin(other) && self.simulate == other.simulate
+    }
 }

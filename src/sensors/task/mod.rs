@@ -146,10 +146,17 @@ where
         }
     }
 
-    /// Starts, restarts and stops sensors so that they correspond to `settings`.
+    /// Starts, changes and stops sensors so that they correspond to `settings`.
     async fn apply(&mut self, settings: &[SensorSettings]) -> Result<(), IngressError> {
         for index in (0..self.sensors.len()).rev() {
-            if settings.contains(&self.sensors[index].sensor.settings) {
+            let old = &self.sensors[index].sensor;
+            if let Some(new) = settings.iter().find(|new| new.has_same_pin(&old.settings)) {
+                if new.topic != old.settings.topic {
+                    let (name, offline) = (new.name.clone(), old.farewell());
+                    if self.is_refused(&name, &offline).await? && self.leaving.len() < MOST_LEAVING {
+                        self.leaving.push((name, offline));
+                    }
+                }
                 continue;
             }
             let offline = self.sensors[index].sensor.stop();
@@ -162,7 +169,9 @@ where
             info!(sensor = gone.name, pin = gone.pin, topic = %gone.topic, "stopped");
         }
         for new in settings {
-            if self.sensors.iter().any(|slot| slot.sensor.settings == *new) {
+            let known = self.sensors.iter().position(|slot| slot.sensor.settings.has_same_pin(new));
+            if let Some(index) = known {
+                self.change(index, new).await?;
                 continue;
             }
             let sensor = Sensor::new(new.clone(), self.clock.boot_ms());
@@ -185,6 +194,20 @@ where
         }
         self.source.watch(&first);
         Ok(())
+    }
+
+    /// Gives a sensor other settings for the same pin.
+    async fn change(&mut self, index: usize, new: &SensorSettings) -> Result<(), IngressError> {
+        let sensor = &mut self.sensors[index].sensor;
+        if sensor.settings == *new {
+            return Ok(());
+        }
+        info!(sensor = new.name, pin = new.pin, topic = %new.topic, "goes on with other settings");
+        let clock = self.clock.clone();
+        let publications = sensor.change(new.clone(), clock.as_ref());
+        let status = sensor.status().topic;
+        self.leaving.retain(|(_, left)| left.topic != status);
+        self.publish_all(index, publications).await
     }
 
     /// Makes a sensor faulty, because it has no pin or has lost it.

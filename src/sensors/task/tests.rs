@@ -213,7 +213,7 @@ async fn new_settings_touch_only_the_sensors_that_changed() {
     let bench = Bench::new(vec![sensor("a", 4), sensor("b", 5), sensor("c", 6)]);
     bench.at(15_000).await;
     bench.take();
-    let changed = SensorSettings { hold: Duration::from_secs(1), ..sensor("b", 5) };
+    let changed = SensorSettings { active: Level::Low, ..sensor("b", 5) };
     bench.settings.send_replace(Arc::from(vec![sensor("a", 4), changed, sensor("d", 7)]));
     bench.at(26_000).await;
     let mut seen = bench.take();
@@ -225,11 +225,68 @@ async fn new_settings_touch_only_the_sensors_that_changed() {
         told(15_000, "c/status", "offline"),
         told(15_000, "d/status", "offline"),
         told(15_000, "d/status", "online"),
-        told(25_000, "b", "OFF"),
+        told(25_000, "b", "ON"),
         told(25_000, "d", "OFF"),
     ];
     assert_eq!(seen, expected);
     assert_eq!(*bench.orders.lock(), [vec![4, 5, 6], vec![4, 5, 7]]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_sensor_with_other_settings_at_the_same_pin_keeps_its_state_and_its_count() {
+    let bench = Bench::new(vec![sensor("a", 4), sensor("b", 5)]);
+    bench.at(15_000).await;
+    bench.edge(4, Level::High).await;
+    bench.at(16_000).await;
+    bench.take();
+    // nothing changes for those who listen
+    let hold = |seconds| SensorSettings { hold: Duration::from_secs(seconds), ..sensor("a", 4) };
+    bench.settings.send_replace(Arc::from(vec![hold(100), sensor("b", 5)]));
+    bench.at(17_000).await;
+    bench.edge(4, Level::Low).await;
+    bench.at(50_000).await;
+    assert_eq!(bench.take(), []);
+    assert_eq!((bench.snapshots.borrow()[0].state, bench.snapshots.borrow()[0].seq), (SensorState::On, 2));
+    // motion has ended by the new rule
+    bench.settings.send_replace(Arc::from(vec![hold(20), sensor("b", 5)]));
+    bench.at(50_001).await;
+    assert_eq!(bench.take(), [told(50_000, "a", "OFF")]);
+    assert_eq!((bench.snapshots.borrow()[0].since_boot_ms, bench.snapshots.borrow()[0].seq), (Some(37_000), 3));
+    // two that change their places, one of them with another payload
+    let topic = |name| Topic::new(name).unwrap();
+    let first = SensorSettings { topic: topic("b"), ..hold(20) };
+    let second = SensorSettings { topic: topic("a"), payload: PayloadFormat::Json, ..sensor("b", 5) };
+    bench.settings.send_replace(Arc::from(vec![first, second]));
+    bench.at(60_000).await;
+    let seen = bench.take();
+    let of = |topic| seen.iter().filter(|said| said.1 == topic).map(|said| &*said.2).collect::<Vec<_>>();
+    assert_eq!((of("a/status"), of("b/status")), (vec!["offline", "online"], vec!["offline", "online"]));
+    assert_eq!((of("b"), of("a").len()), (vec!["OFF"], 1));
+    assert!(of("a")[0].contains(r#""seq":1"#) && seen.len() == 6, "{seen:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_sensor_is_stuck_and_warms_up_by_its_present_settings() {
+    let minutes = |minutes: u64| Duration::from_secs(60 * minutes);
+    let with = |warm_up, stuck_after| SensorSettings { warm_up, stuck_after, ..sensor("a", 4) };
+    let bench = Bench::new(vec![with(minutes(60), minutes(5))]);
+    let apply = async |settings: SensorSettings| {
+        bench.settings.send_replace(Arc::from(vec![settings]));
+        tokio::time::sleep(Duration::from_millis(10)).await;
+        bench.snapshots.borrow()[0].clone()
+    };
+    bench.at(60_000).await;
+    bench.edge(4, Level::High).await;
+    bench.at(70_000).await;
+    assert_eq!(apply(with(minutes(60), minutes(5))).await.state, SensorState::WarmUp);
+    let warm = apply(with(minutes(1), minutes(5))).await;
+    assert_eq!((warm.state, warm.stuck), (SensorState::On, false));
+    bench.at(500_000).await;
+    assert!(bench.snapshots.borrow()[0].stuck);
+    assert!(!apply(with(minutes(1), minutes(10))).await.stuck);
+    assert!(apply(with(minutes(1), minutes(2))).await.stuck);
+    // what is warm does not become cold
+    assert_eq!(apply(with(minutes(60), minutes(2))).await.state, SensorState::On);
 }
 
 #[tokio::test(start_paused = true)]
