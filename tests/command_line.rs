@@ -211,3 +211,27 @@ fn every_command_has_help() {
         assert!(code == Some(0) && help.len() > 2, "{command}: {help:?}");
     }
 }
+
+#[test]
+fn a_sensor_that_is_to_be_deployed_is_told_from_an_upstream_of_the_same_name() {
+    let script = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/deploy/deploy")).unwrap();
+    let begin = script.find("has_sensor() {").unwrap();
+    let function = &script[begin..begin + script[begin..].find("\n}\n").unwrap() + 3];
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::create_dir_all(dir.path().join("new/usr/bin")).unwrap();
+    std::os::unix::fs::symlink(env!("CARGO_BIN_EXE_pigateway"), dir.path().join("new/usr/bin/pigateway")).unwrap();
+    let sensor = "\n[[sensor]]\nname = \"loft\"\npin = 17\ntopic = \"loft/motion\"\n";
+    std::fs::write(dir.path().join("sensor-0.toml"), sensor).unwrap();
+    for (config, is_there) in [
+        ("", false),
+        ("[[upstream]]\nname = \"loft\"\naddresses = [\"mqtt://192.0.2.7\"]\n", false),
+        ("# name = \"loft\"\n[[sensor]]\nname = \"other\"\npin = 4\ntopic = \"a\"\n", false),
+        ("[[sensor]]\nname='loft' # the roof\npin = 4\ntopic = \"a\"", true),
+        ("[[sensor]]\ntopic = \"a\"\npin = 4\nname   =   \"loft\"\n", true),
+    ] {
+        std::fs::write(dir.path().join("pigateway.toml"), config).unwrap();
+        let script = format!("set -eu\n{function}has_sensor '\"loft\"' sensor-0.toml");
+        let status = std::process::Command::new("sh").args(["-c", &script]).current_dir(dir.path()).status().unwrap();
+        assert_eq!(status.success(), is_there, "{config}");
+    }
+}
