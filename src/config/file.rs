@@ -14,7 +14,7 @@ use super::document::{Document, MISSING, Table, Value, assign, line_and_column};
 use super::error::{ConfigProblem, ConfigProblems, FileProblem, nearest};
 use super::paths::{Environment, Paths};
 use super::settings::Settings;
-use super::{broker, home_assistant, mdns, sensors, sizes, upstream};
+use super::{broker, doors, home_assistant, mdns, sensors, sizes, upstream};
 use crate::broker::settings::ListenerSettings;
 use crate::http::settings::{HttpSettings, HttpTls, Network, frame_ancestor};
 use crate::journal::settings::{JournalSettings, WhenFull};
@@ -177,6 +177,7 @@ fn sections(root: Table, paths: &Paths, environment: &Environment) -> Settings {
     settings.mdns = mdns::read(&root);
     home_assistant::read(&root, &mut settings);
     sizes::check(&root, &settings);
+    doors::check(&root, &settings);
     root.finish();
     settings
 }

@@ -10,6 +10,7 @@
 mod accounts;
 mod broker;
 mod document;
+mod doors;
 mod error;
 mod file;
 mod home_assistant;
