@@ -10,7 +10,9 @@ mod pass;
 mod settle;
 mod shelving;
 mod showing;
+mod turn;
 
+use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -37,7 +39,7 @@ use super::session::{SessionAction, UpstreamSession};
 use super::settings::{Order, UpstreamSettings};
 use super::shelf::Shelf;
 use super::twins::Twins;
-use super::wire::{Ack, Broken, ClientEvent, Link, Role, UpstreamClient};
+use super::wire::{Ack, Broken, ClientEvent, Link, UpstreamClient};
 use crate::exchange::ingress::{Ingress, IngressError};
 use crate::exchange::trace::TraceEvent;
 use crate::health::{Health, Pulse};
@@ -301,8 +303,25 @@ impl<C: UpstreamClient> Upstream<C> {
         }
     }
 
-    /// Exchanges packets with the upstream until the connection ends.
+    /// Exchanges packets with the upstream until the connection ends, and says good-bye if it is not broken.
     async fn converse(
+        &mut self,
+        link: Link,
+        pulse: &mut Pulse,
+        cancel: &CancellationToken,
+    ) -> Result<ConversationEnd, UpstreamError> {
+        let end = self.talk(link, pulse, cancel).await?;
+        if !matches!(end, ConversationEnd::Broken(_)) {
+            self.say_good_bye().await;
+        }
+        if let ConversationEnd::Failback = end {
+            self.address = 0;
+            self.failback_tries.begin();
+        }
+        Ok(end)
+    }
+
+    async fn talk(
         &mut self,
         link: Link,
         pulse: &mut Pulse,
@@ -311,46 +330,25 @@ impl<C: UpstreamClient> Upstream<C> {
         let mut alive = self.begin(link);
         let mut may_change = true;
         while alive {
-            let synced = *self.synced.borrow_and_update();
-            let was_closed = self.inbox.is_closed();
-            let is_ready = self.release_safe(synced);
-            if self.exact.is_overdue() {
-                return Ok(ConversationEnd::Broken(self.disk_is_slow()));
-            }
-            if was_closed && !self.inbox.is_closed() {
-                self.inbox.deliver(&self.door, self.clock.boot_ms()).await?;
-            }
-            let more = self.send_waiting(is_ready);
-            self.readers.say_settled();
-            let waits_for_disk = self.passes.waits_for_disk(synced) || self.exact.waits_for_disk();
-            alive = self.inbox.acknowledge(&mut self.client, self.clock.boot_ms()) && more.is_some();
-            if self.inbox.needs_connection() {
-                self.say_good_bye().await;
-                return Ok(ConversationEnd::Missed);
-            }
-            let (more, has_room) = (more == Some(true), self.session.has_room(Role::Live));
-            let wake = self.wake();
-            let is_first_welcome = self.approach.left_alone_until(0) <= self.clock.boot_ms();
+            let waits = match self.advance().await? {
+                ControlFlow::Continue(waits) => waits,
+                ControlFlow::Break(end) => return Ok(end),
+            };
+            alive = !waits.is_last;
             tokio::select! {
-                () = cancel.cancelled() => {
-                    self.say_good_bye().await;
-                    return Ok(ConversationEnd::Cancelled);
-                }
+                () = cancel.cancelled() => return Ok(ConversationEnd::Cancelled),
                 events = self.client.events() => match events {
                     Ok(events) => alive &= self.handle(events).await?,
                     Err(why) => return Ok(ConversationEnd::Broken(why)),
                 },
                 changed = self.settings.changed(), if may_change => match changed {
-                    Ok(()) => {
-                        if self.apply_settings() {
-                            self.say_good_bye().await;
-                            return Ok(ConversationEnd::Changed);
-                        }
-                    }
+                    Ok(()) => if self.apply_settings() {
+                        return Ok(ConversationEnd::Changed);
+                    },
                     Err(_) => may_change = false,
                 },
                 settled = self.inbox.next_settled(&self.door) => settled?,
-                () = sleep(wake.unwrap_or_default()), if wake.is_some() => {
+                () = sleep(waits.wake.unwrap_or_default()), if waits.wake.is_some() => {
                     self.look_at_line();
                     let actions = self.session.time(self.clock.boot_ms());
                     alive &= self.perform(actions);
@@ -358,16 +356,13 @@ impl<C: UpstreamClient> Upstream<C> {
                     self.show();
                     continue;
                 }
-                _ = self.synced.changed(), if waits_for_disk => {}
-                true = Failback::is_due(&mut self.failback, &self.current), if is_first_welcome => {
-                    self.say_good_bye().await;
-                    self.address = 0;
-                    self.failback_tries.begin();
+                _ = self.synced.changed(), if waits.for_disk => {}
+                true = Failback::is_due(&mut self.failback, &self.current), if waits.is_first_welcome => {
                     return Ok(ConversationEnd::Failback);
                 }
-                () = tokio::task::yield_now(), if more => {}
-                () = self.shelf.ready(), if self.shelf.is_looking() && !more => {}
-                () = self.readers.ready(), if has_room && !more => {}
+                () = tokio::task::yield_now(), if waits.has_more => {}
+                () = self.shelf.ready(), if self.shelf.is_looking() && !waits.has_more => {}
+                () = self.readers.ready(), if waits.has_room && !waits.has_more => {}
                 () = pulse.asked() => {
                     pulse.answer();
                     continue;
@@ -375,23 +370,8 @@ impl<C: UpstreamClient> Upstream<C> {
             }
             self.show_at.get_or_insert_with(|| Instant::now() + SOON);
         }
-        if self.session.is_renewing() {
-            self.say_good_bye().await;
-            return Ok(ConversationEnd::Renewed);
-        }
-        Ok(ConversationEnd::Broken(Broken::Silent))
-    }
-
-    /// The time until there is work without an event. Nothing is polled, so that a Pi can sleep meanwhile.
-    fn wake(&self) -> Option<Duration> {
-        let now = self.clock.boot_ms();
-        let deadlines =
-            [self.session.deadline(), self.passes.deadline(), self.inbox.deadline(now)].into_iter().flatten();
-        let deadlines = deadlines.map(|deadline| Duration::from_millis(deadline.saturating_sub(now)));
-        let held = self.inbox.is_holding().then_some(SOON);
-        let at = [self.show_at, self.exact.deadline()].into_iter().flatten();
-        let show = at.map(|at| at.saturating_duration_since(Instant::now()));
-        deadlines.chain(held).chain(show).min()
+        let is_renewing = self.session.is_renewing();
+        Ok(if is_renewing { ConversationEnd::Renewed } else { ConversationEnd::Broken(Broken::Silent) })
     }
 
     /// Processes events, and returns whether the connection stays open.
