@@ -5,6 +5,7 @@
 //! behind. Nothing is awaited under that lock.
 
 mod carried;
+mod takers;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -16,6 +17,7 @@ use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use self::carried::Carried;
+use self::takers::Takers;
 use super::filters::{FilterTree, names_first_level};
 use super::keeping::{retains, write};
 use super::live::{LiveLink, Room, RouterError, empty_batch};
@@ -266,49 +268,19 @@ impl Ingress {
         let mut cost = Duration::ZERO;
         for (at, entry) in batch.iter().enumerate() {
             let message = entry.message;
-            let mut consumers: SmallVec<[ConsumerId; 4]> = SmallVec::new();
-            let mut groups: SmallVec<[&Arc<SharedGroup>; 2]> = SmallVec::new();
-            let mut upstreams = 0;
-            let mut walk = Walk::default();
-            sequencer.routes.matches(message.topic(), &mut walk, |route| match route {
-                Route::Upstream { consumer, origin, is_named } => {
-                    let is_wanted = *is_named || message.origin() != announcer;
-                    if is_wanted && message.origin() != *origin && !consumers.contains(consumer) {
-                        consumers.push(*consumer);
-                        upstreams += 1;
-                    }
-                }
-                Route::Session { consumer, qos, not_from } => {
-                    let is_live_only = message.qos().min(*qos) == Qos::AtMostOnce;
-                    if !is_live_only && *not_from != Some(message.origin()) && !consumers.contains(consumer) {
-                        consumers.push(*consumer);
-                    }
-                }
-                Route::Shared { consumer: Some(consumer), .. } if message.qos() > Qos::AtMostOnce => {
-                    consumers.push(*consumer);
-                }
-                Route::Shared { group, .. } => groups.push(group),
-            });
-            cost += walk.cost(consumers.len() + groups.len());
+            let takers = Takers::of(&sequencer.routes, message, announcer);
+            cost += takers.cost;
             let packet_id = ids.next_if(|(place, _)| *place == at as u32).map(|(_, packet_id)| *packet_id);
             let received = received.map(|(session, _)| session).zip(packet_id);
             let mut kept = retains(self.stats(), &sequencer.retained, message)
                 .then(|| batch.message_at(entry.offset).to_owned_memory());
-            let is_asked = message.qos() > Qos::AtMostOnce;
-            let written = write(&mut appender, (batch, entry.offset), &mut kept, &consumers, received);
+            let written = write(&mut appender, (batch, entry.offset), &mut kept, &takers.consumers, received);
             if is_traced {
-                self.traces().accepted(message, written.map_err(drop), upstreams, self.clock().boot_ms());
+                self.traces().accepted(message, written.map_err(drop), takers.upstreams, self.clock().boot_ms());
             }
-            match written {
-                Ok(position) if is_asked => accepted.receipt.durable = position.max(accepted.receipt.durable),
-                Ok(_) => {}
-                Err(Full) if is_asked => {
-                    accepted.refused.push(at as u32);
-                    accepted.is_too_large |= appender.is_too_large(&batch.message_at(entry.offset), consumers.len());
-                    continue;
-                }
-                // at QoS 0 there is no answer, and live subscribers get the message nevertheless
-                Err(Full) => self.inner.stats.publish_dropped.add(1),
+            if !self.note(&mut accepted, at as u32, message.qos(), written) {
+                accepted.is_too_large |= appender.is_too_large(&batch.message_at(entry.offset), takers.consumers.len());
+                continue;
             }
             if message.retain() && kept.is_none() {
                 accepted.unretained.push(at as u32);
@@ -318,10 +290,10 @@ impl Ingress {
                 let _ = sequencer.retained.apply(&kept);
                 expires |= message.expiry().is_some();
             }
-            if !groups.is_empty() {
+            if !takers.groups.is_empty() {
                 // one copy, however many groups there are
                 let message = batch.message_at(entry.offset).to_counted_memory();
-                for_groups.extend(groups.into_iter().map(|group| (group, message.clone())));
+                for_groups.extend(takers.groups.into_iter().map(|group| (group, message.clone())));
             }
         }
         drop(appender);
@@ -335,6 +307,23 @@ impl Ingress {
             self.inner.meter.charge(first.message.origin(), cost);
         }
         accepted
+    }
+
+    /// Notes what the journal says of one message. Returns whether the message is accepted.
+    fn note(&self, accepted: &mut Accepted, at: u32, qos: Qos, written: Result<Option<Position>, Full>) -> bool {
+        match written {
+            Ok(position) if qos > Qos::AtMostOnce => {
+                accepted.receipt.durable = position.max(accepted.receipt.durable);
+            }
+            Ok(_) => {}
+            Err(Full) if qos > Qos::AtMostOnce => {
+                accepted.refused.push(at);
+                return false;
+            }
+            // at QoS 0 there is no answer, and live subscribers get the message nevertheless
+            Err(Full) => self.inner.stats.publish_dropped.add(1),
+        }
+        true
     }
 
     /// Completes when [`Ingress::try_publish`] may find room again. It must be created before the attempt.

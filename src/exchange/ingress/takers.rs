@@ -1,0 +1,57 @@
+//! Who must get a message besides those who get it live.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use smallvec::SmallVec;
+
+use super::Route;
+use crate::exchange::filters::FilterTree;
+use crate::exchange::meter::Walk;
+use crate::exchange::shared::SharedGroup;
+use crate::journal::ConsumerId;
+use crate::message::{MessageRef, Origin, Qos};
+
+/// The consumers and groups to which one message goes.
+#[derive(Default)]
+pub(super) struct Takers<'a> {
+    pub(super) consumers: SmallVec<[ConsumerId; 4]>,
+    pub(super) groups: SmallVec<[&'a Arc<SharedGroup>; 2]>,
+    /// How many of the consumers are upstreams.
+    pub(super) upstreams: usize,
+    /// The time that the search has cost, which its publisher pays.
+    pub(super) cost: Duration,
+}
+
+impl<'a> Takers<'a> {
+    pub(super) fn of(routes: &'a FilterTree<Route>, message: MessageRef<'_>, announcer: Origin) -> Takers<'a> {
+        let mut takers = Takers::default();
+        let mut walk = Walk::default();
+        routes.matches(message.topic(), &mut walk, |route| takers.add(route, message, announcer));
+        takers.cost = walk.cost(takers.consumers.len() + takers.groups.len());
+        takers
+    }
+
+    fn add(&mut self, route: &'a Route, message: MessageRef<'_>, announcer: Origin) {
+        let consumers = &mut self.consumers;
+        match route {
+            Route::Upstream { consumer, origin, is_named } => {
+                let is_wanted = *is_named || message.origin() != announcer;
+                if is_wanted && message.origin() != *origin && !consumers.contains(consumer) {
+                    consumers.push(*consumer);
+                    self.upstreams += 1;
+                }
+            }
+            Route::Session { consumer, qos, not_from } => {
+                let is_live_only = message.qos().min(*qos) == Qos::AtMostOnce;
+                if !is_live_only && *not_from != Some(message.origin()) && !consumers.contains(consumer) {
+                    consumers.push(*consumer);
+                }
+            }
+            Route::Shared { consumer: Some(consumer), .. } if message.qos() > Qos::AtMostOnce => {
+                consumers.push(*consumer);
+            }
+            Route::Shared { group, .. } => self.groups.push(group),
+        }
+    }
+}
