@@ -88,13 +88,31 @@ fn takes_nothing(error: &io::Error) -> bool {
     matches!(error.kind(), StorageFull | QuotaExceeded | ReadOnlyFilesystem)
 }
 
-/// What a person can do about an error.
-pub(crate) fn hint(error: &io::Error) -> &'static str {
-    match error.kind() {
+/// What stands in the place of the directory or of one above it and is none, with what is valid there.
+pub(crate) fn obstacle(path: &Path) -> Option<String> {
+    let path = std::path::absolute(path).ok()?;
+    let there = path.ancestors().find(|part| fs::symlink_metadata(part).is_ok())?;
+    let found = match (fs::metadata(there), fs::read_link(there)) {
+        (Ok(about), _) if about.is_dir() => return None,
+        (Ok(about), _) if about.is_file() => "a file".to_owned(),
+        (Ok(_), _) => "no directory".into(),
+        (Err(error), Ok(to)) if error.kind() == io::ErrorKind::NotFound => {
+            format!("a link to {}, which leads nowhere", to.display())
+        }
+        // it may be one that only others can look at
+        (Err(_), _) => return None,
+    };
+    Some(format!("found {found} at {}; valid: a directory, or a path at which one can be made", there.display()))
+}
+
+/// What is wrong with the directory, and what a person can do.
+pub(super) fn reason(path: &Path, error: &io::Error) -> String {
+    let remedy = match error.kind() {
         io::ErrorKind::WouldBlock => " (another pigateway uses it: stop that one, or set gateway.data_dir)",
         io::ErrorKind::PermissionDenied => " (gateway.data_dir must be a directory that this user may write)",
         _ => "",
-    }
+    };
+    obstacle(path).unwrap_or_else(|| format!("{error}{remedy}"))
 }
 
 #[cfg(test)]
@@ -155,6 +173,19 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("file");
         fs::write(&path, "").unwrap();
-        assert_eq!(DataDir::open(&path).unwrap_err().exit_code().number(), 73);
+        let nowhere = dir.path().join("link");
+        std::os::unix::fs::symlink("/nowhere/data", &nowhere).unwrap();
+        for (wrong, words) in [
+            (path.clone(), "found a file at "),
+            (path.join("below"), "found a file at "),
+            (nowhere.clone(), "found a link to /nowhere/data, which leads nowhere"),
+            (nowhere.join("below"), "found a link to /nowhere/data"),
+            ("/dev/null".into(), "found no directory at /dev/null; valid: a directory"),
+        ] {
+            let error = DataDir::open(&wrong).unwrap_err();
+            assert_eq!(error.exit_code().number(), 73);
+            assert!(error.to_string().contains(words), "{error}");
+        }
+        assert_eq!((obstacle(dir.path()), obstacle(&dir.path().join("new/data"))), (None, None));
     }
 }

@@ -5,7 +5,7 @@
 //! the router last.
 
 mod clock;
-mod data_dir;
+pub(crate) mod data_dir;
 pub mod exit_code;
 pub(crate) mod file_system;
 mod former;
@@ -88,7 +88,7 @@ pub enum AppError {
     #[error(transparent)]
     Router(#[from] RouterError),
     /// The data directory cannot be created or written, or another gateway uses it.
-    #[error("cannot use {} as data directory: {source}{}", path.display(), data_dir::hint(source))]
+    #[error("cannot use {} as data directory: {}", path.display(), data_dir::reason(path, source))]
     DataDir {
         /// The path of the directory.
         path: PathBuf,

@@ -8,6 +8,7 @@ use serde::Serialize;
 
 use super::{CliError, print};
 use crate::access::owner::{ConsumerOwner, SHELF, shelf_consumer};
+use crate::app::data_dir::obstacle as obstacle_to;
 use crate::config::{self, ConfigProblem};
 use crate::import::kind_of_file;
 use crate::journal::inspect::waiting;
@@ -80,6 +81,7 @@ fn report(path: &Path) -> CheckReport {
             report.warnings = loaded.warnings.iter().map(FileFinding::from).collect();
             report.warnings.extend(orphans(&loaded.settings));
             made_users(&loaded.settings, &mut report);
+            report.problems.extend(obstacle(&loaded.settings, path));
             for file in &loaded.files {
                 let list = if file.is_missing { &mut report.missing_files } else { &mut report.problems };
                 list.push(FileFinding::from(&file.problem));
@@ -106,6 +108,13 @@ fn made_users(settings: &config::Settings, report: &mut CheckReport) {
         }
         Err(problems) => report.missing_files.extend(problems.problems.iter().map(FileFinding::from)),
     }
+}
+
+/// What stands in the way of the data directory, without which the gateway does not start.
+fn obstacle(settings: &config::Settings, file: &Path) -> Option<FileFinding> {
+    let (key, message) = ("gateway.data_dir".to_owned(), obstacle_to(&settings.gateway.data_dir)?);
+    let shown = format!("{}: {key}: {message}", file.display());
+    Some(FileFinding { line: None, column: None, key, message, shown })
 }
 
 /// Messages that wait for upstreams or for rules which the configuration does not have. It may be a mistake in the configuration.
@@ -208,6 +217,22 @@ mod tests {
         assert!(matches!(check_these(&[&incomplete]), Err(CliError::Check { bad: 1, all: 1 })));
         std::fs::write(dir.path().join("p"), "secret\r\n").unwrap();
         assert!(check_these(&[&incomplete]).is_ok());
+    }
+
+    #[test]
+    fn a_data_directory_that_cannot_be_one_is_a_problem() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("pigateway.toml");
+        for (data_dir, is_valid) in [("new/data", true), ("pigateway.toml", false), ("link/data", false)] {
+            std::fs::write(&path, format!("[gateway]\ndata_dir = \"{data_dir}\"\n")).unwrap();
+            let found = report(&path);
+            assert_eq!(found.valid, is_valid, "{found:?}");
+            let is_named = |problem: &FileFinding| problem.shown.contains("gateway.data_dir: found a ");
+            assert!(found.problems.iter().all(is_named), "{found:?}");
+            if is_valid {
+                std::os::unix::fs::symlink("/nowhere/data", dir.path().join("link")).unwrap();
+            }
+        }
     }
 
     #[test]
