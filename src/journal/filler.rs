@@ -52,11 +52,15 @@ pub(super) struct Filler {
     places: HashMap<ConsumerId, ReadPosition>,
     /// Segments that could not be read, with the number of attempts and the time of the next one.
     unread: HashMap<u64, (usize, Option<Instant>)>,
+    /// Since when a segment cannot be read for consumers.
+    failed: HashMap<u64, Instant>,
+    /// Consumers that wait for such a segment, with the time of the next attempt.
+    later: Vec<(ConsumerId, Instant)>,
 }
 
 impl Filler {
     pub(super) fn new(shared: Arc<Shared>) -> Filler {
-        Filler { shared, places: HashMap::new(), unread: HashMap::new() }
+        Filler { shared, places: HashMap::new(), unread: HashMap::new(), failed: HashMap::new(), later: Vec::new() }
     }
 
     /// Runs until told to stop.
@@ -76,14 +80,22 @@ impl Filler {
             } else if let Some(generation) = state.log.next_to_check() {
                 drop(state);
                 self.verify(generation);
-            } else if let Some(due) = self.unread.values().filter_map(|(_, due)| *due).min() {
+            } else if let Some(due) = self.next_attempt() {
                 if shared.fill.wait_until(&mut state, due).timed_out() {
-                    state.log.check(self.unread_by(Instant::now()));
+                    let now = Instant::now();
+                    state.log.check(self.unread_by(now));
+                    self.later.extract_if(.., |(_, due)| *due <= now).for_each(|(id, _)| state.queues.fill_again(id));
                 }
             } else {
                 shared.fill.wait(&mut state);
             }
         }
+    }
+
+    /// When something that could not be read is tried again.
+    fn next_attempt(&self) -> Option<Instant> {
+        let checks = self.unread.values().filter_map(|(_, due)| *due);
+        checks.chain(self.later.iter().map(|(_, due)| *due)).min()
     }
 
     /// The segments to try again now.
@@ -115,8 +127,16 @@ impl Filler {
     /// Reads ahead for a consumer until it has enough or there is no more.
     fn fill(&mut self, id: ConsumerId) {
         while let Some(job) = self.job(id) {
-            let (found, place) = self.read(&job, self.places.get(&id).copied());
+            let (found, place, is_unread) = self.read(&job, self.places.get(&id).copied());
             let mut state = self.shared.state.lock();
+            if is_unread && let Some(pause) = pause_before(&mut self.failed, job.generation) {
+                self.failed.retain(|generation, _| state.log.get(*generation).is_some());
+                self.later.push((id, Instant::now() + pause));
+                return;
+            }
+            if !is_unread {
+                self.failed.remove(&job.generation);
+            }
             let is_there = state.log.get(job.generation).is_some_and(|segment| segment.header.salt == job.header.salt);
             let Some(queue) = state.queues.get_mut(id) else { return };
             // a segment that was given up meanwhile may have been overwritten during the read
@@ -156,15 +176,17 @@ impl Filler {
         })
     }
 
-    fn read(&self, job: &Job, place: Option<ReadPosition>) -> (Vec<(u64, u64, Message)>, ReadPosition) {
+    /// Reads what a job asks for. Returns it with the place where to continue, and whether the disk has not read all of it.
+    fn read(&self, job: &Job, place: Option<ReadPosition>) -> (Vec<(u64, u64, Message)>, ReadPosition, bool) {
         let mut scanner = Scanner::new(&*self.shared.storage, &job.name, &job.header, job.end);
         if let Some(place) = place.filter(|place| place.salt == job.header.salt && place.last < job.from) {
             scanner.seek(place.offset, place.last);
         }
         let mut at = ReadPosition { salt: job.header.salt, offset: scanner.offset(), last: job.last };
-        let (mut found, mut bytes) = (Vec::new(), 0);
+        let (mut found, mut bytes, mut reached) = (Vec::new(), 0, 0);
         while let Some((offset, record)) = scanner.next_record() {
             let position = record.position();
+            reached = position;
             if position > job.last {
                 break;
             }
@@ -182,7 +204,8 @@ impl Filler {
                 break;
             }
         }
-        (found, at)
+        let is_unread = scanner.unreadable > 0 && (scanner.damage.places > 0 || reached < at.last);
+        (found, at, is_unread)
     }
 
     /// Reads a segment to its end and reports damage.
@@ -218,4 +241,14 @@ impl Filler {
         error!("journal: {report}");
         state.reports.add(report);
     }
+}
+
+/// How long to wait before a segment that was not read is read again for a consumer; `None` if it counts as damaged.
+fn pause_before(failed: &mut HashMap<u64, Instant>, generation: u64) -> Option<Duration> {
+    let failing = failed.entry(generation).or_insert_with(Instant::now).elapsed();
+    let mut until = Duration::ZERO;
+    READ_AGAIN.into_iter().find(|pause| {
+        until += *pause;
+        failing < until
+    })
 }

@@ -185,6 +185,11 @@ impl ConsumerQueues {
         any
     }
 
+    /// Requests again what could not be read for a consumer.
+    pub(crate) fn fill_again(&mut self, id: ConsumerId) {
+        self.fills.push_back(id);
+    }
+
     /// The next consumer for which to read ahead.
     pub(crate) fn next_fill(&mut self) -> Option<ConsumerId> {
         self.fills.pop_front()

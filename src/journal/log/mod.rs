@@ -148,15 +148,22 @@ impl Log {
     }
 
     /// Marks a segment that cannot be merged. It stays as it is for its consumers, and the check reports what is wrong.
-    /// Returns whether it must be checked now.
-    pub(crate) fn leave(&mut self, generation: u64) -> bool {
+    /// Returns whether it must be checked now. `is_unread` tells that the disk could not read it, which may be over soon.
+    pub(crate) fn leave(&mut self, generation: u64, is_unread: bool) -> bool {
         let Some(segment) = self.segments.get_mut(&generation) else { return false };
         segment.is_damaged = true;
+        // what is known to be bad is not checked any more
+        segment.is_unread = is_unread && !segment.is_bad;
         let is_new = !segment.is_bad && !self.unverified.contains(&generation);
         if is_new {
             self.unverified.push_back(generation);
         }
         is_new
+    }
+
+    /// Whether a segment could not be read, and may be merged once it can be.
+    pub(crate) fn has_unread(&self) -> bool {
+        self.segments.values().any(|segment| segment.is_unread)
     }
 
     /// Requests the check of these segments.
@@ -180,6 +187,7 @@ impl Log {
         let Some(still) = self.segments.get_mut(&generation).filter(|still| still.header.salt == salt) else {
             return false; // given up meanwhile
         };
+        still.is_unread = false;
         still.is_damaged &= !is_whole;
         still.is_bad |= !is_whole;
         true

@@ -63,6 +63,8 @@ pub struct Segment {
     pub(crate) is_bad: bool,
     /// Whether records cannot be read, so that it is not merged.
     pub(crate) is_damaged: bool,
+    /// Whether the disk has not read it, and nobody knows yet whether it will.
+    pub(crate) is_unread: bool,
 }
 
 impl Segment {
@@ -82,6 +84,7 @@ impl Segment {
             contents: SegmentContents::default(),
             is_bad: false,
             is_damaged: false,
+            is_unread: false,
         }
     }
 

@@ -47,6 +47,8 @@ pub struct Faults {
     pub hold_second_merge: bool,
     /// The error with which every read of records fails; headers can be read.
     pub read: Option<i32>,
+    /// The number of reads of records that fail before they succeed again; `None` if all fail.
+    pub reads: Option<u32>,
     /// Whether only reads of the first segment's file fail.
     pub read_of_first: bool,
     /// The error with which every read of a header fails.
@@ -66,6 +68,7 @@ impl Faults {
         hold_merge: false,
         hold_second_merge: false,
         read: None,
+        reads: None,
         read_of_first: false,
         read_header: None,
         hold_remove: false,
@@ -218,9 +221,13 @@ impl Storage for MemoryStorage {
     }
 
     fn read_at(&self, name: &str, offset: u64, buffer: &mut [u8]) -> io::Result<usize> {
-        let disk = self.disk.0.lock();
-        if !disk.faults.read_of_first || name == FIRST {
-            fault(if offset >= DATA { disk.faults.read } else { disk.faults.read_header })?;
+        let mut disk = self.disk.0.lock();
+        if offset < DATA && (!disk.faults.read_of_first || name == FIRST) {
+            fault(disk.faults.read_header)?;
+        }
+        if offset >= DATA && (!disk.faults.read_of_first || name == FIRST) && disk.faults.reads != Some(0) {
+            disk.faults.reads = disk.faults.reads.map(|left| left - 1);
+            fault(disk.faults.read)?;
         }
         let seen = &disk.files.get(name).ok_or_else(missing)?.seen;
         let from = seen.get(offset as usize..).unwrap_or_default();

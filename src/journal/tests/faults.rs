@@ -292,6 +292,19 @@ fn blocks_that_cannot_be_read_cost_only_their_file() {
 }
 
 #[test]
+fn what_is_not_read_for_a_moment_is_read_later_and_not_lost() {
+    let storage = MemoryStorage::default();
+    let journal = open(&storage, settings(1 << 20, WhenFull::DropOldest));
+    let id = journal.register("upstream/a", ANY);
+    let positions: Vec<Position> = (0..50u8).map(|n| journal.append(&message(&[n; 1000]), &[id]).unwrap()).collect();
+    wait_synced(&journal, positions[49]);
+    storage.set_faults(Faults { read: Some(24), reads: Some(3), ..Faults::NONE });
+    let read = read_all(&journal, &mut journal.reader(id), 50);
+    assert!(read.iter().zip(&positions).all(|(delivery, position)| delivery.position == *position));
+    assert_eq!(journal.backlog(id).lost, 0);
+}
+
+#[test]
 fn a_name_that_is_taken_by_another_file_is_passed_over() {
     let storage = MemoryStorage::default();
     let journal = open(&storage, settings(SMALL, WhenFull::DropOldest));

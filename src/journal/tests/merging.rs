@@ -255,6 +255,21 @@ fn what_cannot_be_read_once_is_not_given_up_for_good() {
     assert_eq!(waiting(&journal, slow), expected);
 }
 
+#[test]
+fn nothing_is_dropped_because_the_disk_does_not_read_for_a_moment() {
+    let storage = MemoryStorage::default();
+    let (journal, slow, quick) = ready_to_merge(&storage);
+    let expected = waiting(&journal, slow);
+    storage.set_faults(Faults { read: Some(5), ..Faults::default() });
+    let positions: Vec<Position> = (0..70).map(|_| journal.append(&message(&[b'x'; 900]), &[quick]).unwrap()).collect();
+    wait_for("trouble is known", || journal.status().failing.is_some());
+    assert_eq!((journal.status().evicted, journal.backlog(slow).dropped), (0, 0));
+    storage.set_faults(Faults::default());
+    wait_synced(&journal, positions[69]);
+    assert_eq!((journal.status().evicted, journal.backlog(slow).dropped), (0, 0));
+    assert_eq!(waiting(&journal, slow), expected);
+}
+
 /// Begins a merge that waits for the disk. Returns the journal and the consumer with waiting messages.
 fn in_the_middle_of_a_merge(storage: &MemoryStorage) -> (Journal, ConsumerId) {
     let (journal, slow, quick) = ready_to_merge(storage);

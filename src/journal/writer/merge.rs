@@ -146,7 +146,7 @@ impl Writer {
             }
             if scanner.damage.places > 0 || scanner.unreadable > 0 || scanner.offset() < segment.end {
                 copied.bytes.truncate(begin);
-                self.leave(segment.header.generation);
+                self.leave(segment.header.generation, scanner.unreadable > 0);
                 copied.whole.clear();
                 copied.is_damaged = true;
                 return copied;
@@ -164,8 +164,8 @@ impl Writer {
     }
 
     /// Leaves a segment that cannot be merged as it is. The check of files reports what is wrong with it.
-    fn leave(&self, generation: u64) {
-        if self.shared.state.lock().log.leave(generation) {
+    fn leave(&self, generation: u64, is_unread: bool) {
+        if self.shared.state.lock().log.leave(generation, is_unread) {
             self.shared.fill.notify_one();
         }
     }

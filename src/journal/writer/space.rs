@@ -38,6 +38,10 @@ impl Writer {
                 continue;
             }
             let mut state = self.shared.state.lock();
+            if state.log.has_unread() {
+                // a disk that does not read for a moment is no reason to drop what could be merged once it does
+                return Err(io::Error::other("a file of the journal cannot be read at present"));
+            }
             if state.orphans_give_way() {
                 continue;
             }
@@ -47,7 +51,7 @@ impl Writer {
             if merges && (refuses || above.is_none_or(|(_, above)| above <= 0)) {
                 // guaranteed messages, and those that must not be dropped, are worth more writing
                 merges = self.merge(usize::MAX)? == Some(true);
-                if merges {
+                if merges || self.shared.state.lock().log.has_unread() {
                     continue;
                 }
             }
