@@ -129,6 +129,51 @@ fn it_arrives(upstream: u16, payloads: &[&str]) {
 }
 
 #[test]
+fn what_is_retained_at_qos_0_while_the_disk_is_full_is_there_after_it_has_healed_and_a_restart() {
+    // copies the files from the file system of the test's own, which ends with the gateway
+    let copy = "{ (tail --pid=$$ -f /dev/null; cp -a data/journal copy && mv copy copied) >/dev/null 2>&1 & }";
+    for when_full in ["refuse", "drop_oldest"] {
+        let rules = format!("[journal]\nwhen_full = \"{when_full}\"\n");
+        let (setup, http) = Setup::default().config(&rules).http();
+        let gateway = setup.start_after(&format!("mkdir data; mount -t tmpfs -o size=12m tmpfs data; {copy}"));
+        let mut client = Connect::v5("client").open(gateway.port);
+        client.publish("lamp", "old", 0, true);
+        client.publish("gone", "old", 0, true);
+        // what has no hurry is written with it
+        assert_eq!(client.publish("asked", "1", 1, true), 0);
+        let data = gateway.dir().join("data").display().to_string();
+        gateway.run_inside(&["sh", "-c", &format!("head -c 12M /dev/zero >{data}/ballast; true")]);
+        let mut filler = Connect::v5("filler").open(gateway.port);
+        for number in 0u16.. {
+            let topic = format!("fill/{}", number % 4);
+            filler.send(&publish(topic.as_bytes(), &[b'x'; 200_000], 0x33, Some(number + 1), Some(&Properties::new())));
+            if journal(http)["refused"].as_u64() > Some(0) {
+                break;
+            }
+            assert!(number < 300, "{}", journal(http));
+        }
+        client.publish("lamp", "new", 0, true);
+        client.publish("gone", "", 0, true);
+        client.ping();
+        gateway.run_inside(&["rm", &format!("{data}/ballast")]);
+        wait_until("it takes messages again", || client.publish("asked", "2", 1, true) == 0);
+        wait_until("the status is well again", || journal(http)["failing"].is_null());
+        let left = gateway.end();
+        let path = |name: &str| left.dir().join(name);
+        wait_until("a copy", || path("copied").exists());
+        std::fs::create_dir_all(path("data")).unwrap();
+        std::fs::rename(path("copied"), path("data/journal")).unwrap();
+        let gateway = left.restart();
+        let mut client = Connect::new("client").open(gateway.port);
+        client.subscribe("+", 1);
+        let mut kept = [client.receive(), client.receive()].map(|message| (message.topic.clone(), message.text()));
+        kept.sort();
+        assert_eq!(kept, [("asked".into(), "2".into()), ("lamp".into(), "new".into())], "{when_full}");
+        client.ping();
+    }
+}
+
+#[test]
 fn a_read_only_disk_is_read_and_written_once_it_can_be() {
     let upstream = support::free_port();
     let rules = config(upstream, "drop_oldest");
