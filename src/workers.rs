@@ -38,8 +38,8 @@ const CALM: Duration = Duration::from_millis(500);
 /// A load is light if all threads together use less than this part of one core. It is half of what makes the others work, so
 /// that they do not start and stop all the time.
 const LIGHT: (u32, u32) = (1, 4);
-/// The number of times that another thread than before serves, from which on two of them serve. When the others lie down, it may
-/// be another one once or twice.
+/// The number of times that another thread than before serves, from which on two of them serve. When the others lie
+/// down, it may be another one once or twice.
 const TURNS: u32 = 4;
 /// How long the end of the gateway waits for threads that are still busy, for example with a disk or with pins.
 const LEFT_BEHIND: Duration = Duration::from_millis(200);

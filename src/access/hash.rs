@@ -15,8 +15,9 @@ use sha2::{Digest, Sha512};
 
 /// Most memory for one password check, in KiB. A Pi with 512 MB can still bear it.
 pub(crate) const MAX_MEMORY: u32 = 64 << 10;
-/// Most KiB times passes of argon2id: four passes over the most memory, which take a small Pi some seconds. One check runs at
-/// a time, and the name of nobody is checked against somebody's hash, so a dearer one would keep everybody waiting.
+/// Most KiB times passes of argon2id: four passes over the most memory, which take a small Pi some seconds. One check
+/// runs at a time, and the name of nobody is checked against somebody's hash, so a dearer one would keep everybody
+/// waiting.
 pub(crate) const MAX_WORK: u64 = 4 * MAX_MEMORY as u64;
 /// Most rounds of PBKDF2. They take a small Pi some seconds.
 const MAX_ROUNDS: u32 = 500_000;

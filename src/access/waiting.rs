@@ -84,9 +84,9 @@ impl WaitingRoom {
 }
 
 impl Ticket {
-    /// Gives the place back, because the client has sent its CONNECT and other limits apply. Returns whether it still had the
-    /// place: otherwise it has been cut and must not become a client, because whoever waits for [`Ticket::cut`] ends it
-    /// without the steps that the end of a client takes. After `true` it is never cut.
+    /// Gives the place back, because the client has sent its CONNECT and other limits apply. Returns whether it still
+    /// had the place: otherwise it has been cut and must not become a client, because whoever waits for [`Ticket::cut`]
+    /// ends it without the steps that the end of a client takes. After `true` it is never cut.
     pub(crate) fn seated(&self) -> bool {
         let waiting = &mut self.room.state.lock().waiting;
         let place = waiting.iter().position(|waiting| waiting.number == self.number);

@@ -4,8 +4,8 @@
 //! is processed. For the others a position in the order of topics is remembered, from which the store is read further as the
 //! client accepts messages. A topic that changes meanwhile is sent with its new message, and then also live.
 //!
-//! A client may have thousands of filters that find nothing more. So what is searched for it in one turn of its connection is
-//! limited, and is charged as one search.
+//! A client may have thousands of filters that find nothing more. So what is searched for it in one turn of its
+//! connection is limited, and is charged as one search.
 
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::sync::Arc;

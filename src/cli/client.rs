@@ -1,6 +1,6 @@
-//! `pigateway publish` and `pigateway subscribe`: a simple client over plain TCP. It publishes in MQTT 5, in which a broker can
-//! say that it does not take the message, and in MQTT 3.1.1 where the broker knows no other. A traced message has its id in a
-//! user property, and its progress is asked for over HTTP.
+//! `pigateway publish` and `pigateway subscribe`: a simple client over plain TCP. It publishes in MQTT 5, in which a
+//! broker can say that it does not take the message, and in MQTT 3.1.1 where the broker knows no other. A traced
+//! message has its id in a user property, and its progress is asked for over HTTP.
 
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpStream, ToSocketAddrs};

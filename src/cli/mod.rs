@@ -57,7 +57,8 @@ enum Command {
     /// Make a configuration of mosquitto's or mqtt-io's
     #[command(subcommand)]
     Import(import::From),
-    /// Show the contents of a journal: segments, consumers with their ledgers, damage; changes nothing, can run beside a gateway
+    /// Show the contents of a journal: segments, consumers with their ledgers, damage; changes nothing, can run beside
+    /// a gateway
     Journal(Deferred<journal::JournalArgs>),
     /// Print completions for a shell
     Completions(Deferred<man::CompletionsArgs>),

@@ -36,8 +36,9 @@ pub(super) fn line_and_column(text: &[u8], at: usize) -> (usize, usize) {
     (line, String::from_utf8_lossy(&before[line_start..]).chars().count() + 1)
 }
 
-/// Lines and columns at every [`LineMarks::STEP`]th byte of a text. A file can have a problem in each of its lines, or many in
-/// one line, so counting from the beginning each time would take a time that grows with the square of its length.
+/// Lines and columns at every [`LineMarks::STEP`]th byte of a text. A file can have a problem in each of its lines, or
+/// many in one line, so counting from the beginning each time would take a time that grows with the square of its
+/// length.
 struct LineMarks(Vec<(usize, usize)>);
 
 impl LineMarks {

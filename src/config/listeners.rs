@@ -103,8 +103,8 @@ fn anonymous(value: &Value, usual: &AnonymousSettings) -> AnonymousSettings {
     settings
 }
 
-/// Whether two listeners cannot be open at the same time. `[::]` includes IPv4, `[::ffff:127.0.0.1]` is 127.0.0.1, and port 0
-/// stands for any free port.
+/// Whether two listeners cannot be open at the same time. `[::]` includes IPv4, `[::ffff:127.0.0.1]` is 127.0.0.1, and
+/// port 0 stands for any free port.
 pub(super) fn collide(a: SocketAddr, b: SocketAddr) -> bool {
     let (from, to) = (a.ip().to_canonical(), b.ip().to_canonical());
     let takes = |a: IpAddr, b: IpAddr| match a {

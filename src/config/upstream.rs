@@ -305,8 +305,8 @@ fn check_loops(table: &Table, upstream: &UpstreamSettings) {
     }
 }
 
-/// The same for the rules of two upstreams at one broker. Only MQTT 5 carries the property by which the gateway knows its own
-/// messages, so both must use it.
+/// The same for the rules of two upstreams at one broker. Only MQTT 5 carries the property by which the gateway knows
+/// its own messages, so both must use it.
 fn check_loops_with(table: &Table, upstream: &UpstreamSettings, others: &[UpstreamSettings]) {
     for other in others {
         if !shares_address(upstream, other) {

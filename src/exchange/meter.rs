@@ -3,8 +3,8 @@
 //! All messages pass one lock and one dispatcher, so a client that makes them search for long makes all others wait. The
 //! usual cost of a subscription or a publication is covered by its size. But filters can be made such that each searches the
 //! whole store of retained messages without a result, and a topic of many levels can visit thousands of filters for a single
-//! delivery. A [`Walk`] counts the visited entries. Beyond a free number, and beyond those that lead to messages, it measures
-//! processor time.
+//! delivery. A [`Walk`] counts the visited entries. Beyond a free number, and beyond those that lead to messages, it
+//! measures processor time.
 //!
 //! That time is charged to the client that has caused it: the subscriber for retained messages, the publisher for filters,
 //! because a topic of few levels visits few of them, whatever filters others have. All charged clients

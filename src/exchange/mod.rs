@@ -14,8 +14,8 @@
 //!
 //! Of `live`, `fanout`, `subscribers`, `inbox` and `delivery` each uses those named after it. `hold` and `shared` use
 //! subscribers with their inboxes, which know neither of them: an inbox tells those that hold publishers for it when there
-//! is room (`HoldsPublishers`), and both an inbox without room and a message from a shared group know the way back to the group
-//! (`SharesOut`).
+//! is room (`HoldsPublishers`), and both an inbox without room and a message from a shared group know the way back to
+//! the group (`SharesOut`).
 //!
 //! A message comes from an MQTT client, a sensor, an upstream or HTTP, gets its place in `ingress`, and goes two ways:
 //! through `live` to connected subscribers, and through the journal to those who must get it in any case.

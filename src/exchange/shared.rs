@@ -10,9 +10,9 @@
 //! A QoS 2 message must reach the member to which its delivery began, and no other [MQTT-4.8.2-4], [MQTT-4.8.2-5]. So for a
 //! persistent member it is first handed over in the journal to the member's session.
 //!
-//! A member gets only messages that it may receive, so joining a group takes nothing away from others. If no connected member
-//! may receive a message, it is handed over to the session of a member that may and is away, and if there is none, it is given
-//! up.
+//! A member gets only messages that it may receive, so joining a group takes nothing away from others. If no connected
+//! member may receive a message, it is handed over to the session of a member that may and is away, and if there is
+//! none, it is given up.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Weak};
@@ -339,8 +339,8 @@ impl GroupState {
         absent.map_or(Recipient::Nobody, |absent| Recipient::Session(absent.consumer))
     }
 
-    /// Moves a kept message to a session. Returns whether that was possible: if the disk accepts nothing at present, the next
-    /// wake of the group or of the session's client tries again.
+    /// Moves a kept message to a session. Returns whether that was possible: if the disk accepts nothing at present,
+    /// the next wake of the group or of the session's client tries again.
     fn hand_over(&mut self, next: GroupNext, to: ConsumerId) -> bool {
         if let (GroupNext::Kept(delivery), Some(durable)) = (&next, &self.durable)
             && durable.journal.hand_over(durable.consumer, delivery, to).is_err()

@@ -14,8 +14,8 @@ const SLOW: Duration = Duration::from_secs(2);
 impl Journal {
     /// Keeps a persistent session; `None` deletes it. It is on disk once [`Journal::synced`] has reached the returned
     /// position. `lazy` means that nobody waits for that, so it may get its position later. A name that continues after two
-    /// NULs is a part of the session with the name before them, and is deleted with it. Also returns the number of bytes that
-    /// are written, which is 0 if the value is known already.
+    /// NULs is a part of the session with the name before them, and is deleted with it. Also returns the number of
+    /// bytes that are written, which is 0 if the value is known already.
     pub(crate) fn keep_session(&self, name: &str, value: Option<&[u8]>, lazy: bool) -> Result<(Position, usize), Full> {
         let size = name.len() + value.map_or(0, <[u8]>::len);
         if !self.can_keep(name.len(), size - name.len()) {

@@ -19,8 +19,8 @@ use crate::time::beat;
 /// The first and the longest pause before the system bus is tried again. A bus without Avahi reports when Avahi starts.
 const PAUSE: [Duration; 2] = [Duration::from_secs(5), Duration::from_secs(300)];
 
-/// Avahi is not looked for before this time after the start: when a Pi boots all others need its processor, and nobody misses an
-/// announcement for so short a time.
+/// Avahi is not looked for before this time after the start: when a Pi boots all others need its processor, and nobody
+/// misses an announcement for so short a time.
 const FIRST: Duration = Duration::from_secs(2);
 
 /// Why nothing is announced until then.

@@ -1,9 +1,9 @@
 //! Writes the lines of the log to stderr without waiting for ever.
 //!
-//! A pipe or a terminal whose reader has stopped (`pigateway | less`, Ctrl-S, a hung program that collects logs) takes nothing
-//! more once its buffer is full. A write would then stop the thread that logs, and soon the gateway. So a line waits for at
-//! most [`PATIENCE`], and is left out after that. As long as nothing is taken, further lines are left out at once. Their
-//! number is written when the reader goes on.
+//! A pipe or a terminal whose reader has stopped (`pigateway | less`, Ctrl-S, a hung program that collects logs) takes
+//! nothing more once its buffer is full. A write would then stop the thread that logs, and soon the gateway. So a line
+//! waits for at most [`PATIENCE`], and is left out after that. As long as nothing is taken, further lines are left out
+//! at once. Their number is written when the reader goes on.
 
 use std::io::{self, Write};
 use std::os::fd::AsFd;

@@ -61,8 +61,8 @@ pub struct UpstreamSnapshot {
     pub(crate) seconds_left: Option<u64>,
     /// The number of messages that came from the upstream and were published here.
     pub(crate) received: u64,
-    /// The number of messages that came from the upstream and were dropped, because no rule wants them, a limit excludes them,
-    /// or there was no room.
+    /// The number of messages that came from the upstream and were dropped, because no rule wants them, a limit
+    /// excludes them, or there was no room.
     pub(crate) received_dropped: u64,
 }
 

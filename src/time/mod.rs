@@ -85,8 +85,8 @@ impl Clock for SystemClock {
     }
 }
 
-/// Wall time minus boot clock in milliseconds, as it was last used. Both clocks are slowed and sped up together, so it changes
-/// only when the clock is set.
+/// Wall time minus boot clock in milliseconds, as it was last used. Both clocks are slowed and sped up together, so it
+/// changes only when the clock is set.
 static OFFSET_MS: AtomicI64 = AtomicI64::new(0);
 
 /// Wall time minus boot clock: the best of a few measurements, because a thread may have to wait between two readings.

@@ -2,12 +2,12 @@
 //!
 //! **Version.** Version 5 is tried first. The next attempt uses 3.1.1 if the upstream answers that it does not know version
 //! 5, if it does not answer, if its answer is not MQTT 5, or if it closes the connection twice in a row before it has
-//! answered. If 3.1.1 works, version 5 is not tried again for an hour. If version 5 has worked before, a connection that ends
-//! early proves nothing: then it takes [`ODD_ENDS`] in a row.
+//! answered. If 3.1.1 works, version 5 is not tried again for an hour. If version 5 has worked before, a connection
+//! that ends early proves nothing: then it takes [`ODD_ENDS`] in a row.
 //!
 //! **Will.** An upstream may refuse or close the connection because of the will, or never answer: its retain flag, its QoS
-//! or its topic. If that may be the reason, the next attempt leaves out the flag, and then the whole will. What works is kept
-//! for an hour, and after silence for five minutes.
+//! or its topic. If that may be the reason, the next attempt leaves out the flag, and then the whole will. What works
+//! is kept for an hour, and after silence for five minutes.
 //!
 //! **Pause.** An address that asks to be left alone is not tried for a minute at least, also if another one is.
 

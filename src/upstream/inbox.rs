@@ -170,8 +170,8 @@ impl UpstreamInbox {
         (self.has_missed, self.is_clean) = (false, is_clean);
     }
 
-    /// Handles the end of the connection, before [`UpstreamInbox::disconnected`]. Returns whether an acknowledgement may be the
-    /// reason.
+    /// Handles the end of the connection, before [`UpstreamInbox::disconnected`]. Returns whether an acknowledgement
+    /// may be the reason.
     pub(crate) fn ended(&mut self, by_upstream: bool, now: u64) -> bool {
         let (may_be_it, is_kept) = self.answers.ended(by_upstream, now);
         if is_kept {
@@ -340,7 +340,8 @@ impl UpstreamInbox {
         Ok(())
     }
 
-    /// Waits until what must be kept of the oldest published message is on disk. Never ends while there is none. Safe to cancel.
+    /// Waits until what must be kept of the oldest published message is on disk. Never ends while there is none. Safe
+    /// to cancel.
     pub(crate) async fn next_settled(&mut self, door: &InboxDoor) -> Result<(), IngressError> {
         let Some((receipt, ack)) = self.unsafe_yet.front().copied() else {
             return std::future::pending().await;

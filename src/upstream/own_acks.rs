@@ -1,9 +1,9 @@
 //! Answers to messages from the upstream, and the suspicion that they make it end connections.
 //!
-//! An upstream may close the connection when it gets a PUBACK, PUBREC or PUBCOMP, for example because it has a fault in QoS 2.
-//! It then sends the same message on every connection, so no connection lasts. If two in a row end so, answers are kept back
-//! for a minute, and longer each time, so that forwarding goes on. If a connection ends all the same meanwhile, the answers are
-//! not the reason, and are trusted for an hour.
+//! An upstream may close the connection when it gets a PUBACK, PUBREC or PUBCOMP, for example because it has a fault in
+//! QoS 2. It then sends the same message on every connection, so no connection lasts. If two in a row end so, answers
+//! are kept back for a minute, and longer each time, so that forwarding goes on. If a connection ends all the same
+//! meanwhile, the answers are not the reason, and are trusted for an hour.
 
 use std::collections::{BTreeSet, VecDeque};
 
@@ -11,7 +11,8 @@ use super::wire::Ack;
 
 /// The number of connections in a row that must end after an answer.
 const STRIKES: u32 = 2;
-/// The first time for which answers are kept back, and the longest, in milliseconds. For the longest one they are also trusted.
+/// The first time for which answers are kept back, and the longest, in milliseconds. For the longest one they are also
+/// trusted.
 const FIRST_MS: u64 = 60_000;
 const LONGEST_MS: u64 = 3_600_000;
 

@@ -25,15 +25,16 @@
 //! (`bridge4`), which mosquitto's bridge uses by default, and with MQTT 5 (`bridge5`), which the gateway uses by default.
 //! `line` is an outage after which the messages go over a slow line, and shows how much of the line is used.
 //!
-//! `rumqttd` is the stock server of rumqttd, without TLS and WebSocket. `floor` is a program that only waits, reads and writes
-//! for each message of the `light` rows, whose figures are the broker's processor time for a message: no broker can need less.
+//! `rumqttd` is the stock server of rumqttd, without TLS and WebSocket. `floor` is a program that only waits, reads and
+//! writes for each message of the `light` rows, whose figures are the broker's processor time for a message: no broker
+//! can need less.
 //!
 //! The rows after `start` show the cost of many filters, retained messages, sessions and connections. `filters-plus-50000`
 //! is the number of deliveries per second on topics that are each matched by one of 50 000 filters `+/N/a`.
 //! `retained-100000 ten` is the time in which a SUBSCRIBE selects ten of 100 000 retained messages. With 10 000 sessions of
 //! absent clients, `sessions-10000 back` is the time of a reconnect, and `sessions-10000 kept` is the broker's processor
-//! time for a message at QoS 1 that waits for one of them. With 10 000 silent clients, `connected-10000 each` is the memory of one of
-//! them, and `connected-10000 one more` is the time in which another one connects.
+//! time for a message at QoS 1 that waits for one of them. With 10 000 silent clients, `connected-10000 each` is the
+//! memory of one of them, and `connected-10000 one more` is the time in which another one connects.
 
 mod bridge;
 mod brokers;

@@ -1,4 +1,5 @@
-//! Clients with thousands of subscriptions: what they do costs as much as it is large, and others have their turns in between.
+//! Clients with thousands of subscriptions: what they do costs as much as it is large, and others have their turns in
+//! between.
 
 use std::collections::HashSet;
 use std::sync::Arc;

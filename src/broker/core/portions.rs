@@ -16,7 +16,8 @@ use crate::workers::worked;
 
 /// The most filters that are processed in one turn.
 pub(in crate::broker) const FILTERS_AT_ONCE: usize = 64;
-/// The time after which no further filter is processed in one turn. It is well below the one that the meter counts forty times.
+/// The time after which no further filter is processed in one turn. It is well below the one that the meter counts
+/// forty times.
 pub(in crate::broker) const TIME_AT_ONCE: Duration = Duration::from_millis(2);
 /// The steps that a filter costs in addition to the retained messages that it examines: those of one turn are free.
 pub(in crate::broker) const STEPS_OF_A_FILTER: usize = 4;

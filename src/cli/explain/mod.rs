@@ -184,8 +184,8 @@ impl Explained<'_> {
                 || sensors.iter().filter_map(|sensor| device::sensor(prefix, id, sensor)).any(is_of))
     }
 
-    /// Where the topic goes at an upstream. Of the gateway's own messages only those are kept for it whose first level a rule
-    /// names, and all rules map them.
+    /// Where the topic goes at an upstream. Of the gateway's own messages only those are kept for it whose first level
+    /// a rule names, and all rules map them.
     fn outgoing(&self, upstream: &UpstreamSettings) -> Option<Target> {
         let (rules, topic) = (UpstreamRules::new(upstream), &self.args.topic);
         let names = |filter: &str| names_first_level(filter) && matches(filter, topic);

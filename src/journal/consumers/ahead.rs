@@ -3,8 +3,8 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-/// The bytes of all consumers. Every batch on disk asks for them, so they are counted as they change and not summed up, which
-/// would take long with thousands of consumers.
+/// The bytes of all consumers. Every batch on disk asks for them, so they are counted as they change and not summed up,
+/// which would take long with thousands of consumers.
 #[derive(Debug, Default)]
 pub(super) struct AheadOfAll(Arc<AtomicUsize>);
 

@@ -180,7 +180,8 @@ fn regular(file: File) -> io::Result<File> {
 }
 
 /// Sets aside what stands in the place of a file or directory of ours and is something else, such as a directory in the
-/// place of a file. Otherwise it would keep the journal from being written for ever. Links stay, because an error names them.
+/// place of a file. Otherwise it would keep the journal from being written for ever. Links stay, because an error names
+/// them.
 fn make_way(path: &Path, is_ours: impl Fn(&fs::Metadata) -> bool) -> io::Result<()> {
     let Ok(about) = fs::symlink_metadata(path) else { return Ok(()) };
     if is_ours(&about) || about.is_symlink() {

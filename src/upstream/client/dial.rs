@@ -15,8 +15,8 @@ const HEAD_START: Duration = Duration::from_millis(250);
 /// The number of addresses of a name that are tried.
 const MOST: usize = 16;
 
-/// The bytes of a small segment. With its headers it is a packet of 1280 bytes, which every path of IPv6 must carry [RFC 8200
-/// section 5].
+/// The bytes of a small segment. With its headers it is a packet of 1280 bytes, which every path of IPv6 must carry
+/// [RFC 8200 section 5].
 const SMALL_SEGMENT: u32 = 1220;
 
 /// Connects to one of the addresses of a name, except these.

@@ -70,8 +70,8 @@ pub(super) async fn upgrade(
     Ok(ClientFrames { socket, rest: Bytes::new(), unflushed: false })
 }
 
-/// Judges the answer to the handshake. A server may leave the subprotocol out: brokers behind some proxies do, and the answer
-/// to CONNECT tells whether it is MQTT.
+/// Judges the answer to the handshake. A server may leave the subprotocol out: brokers behind some proxies do, and the
+/// answer to CONNECT tells whether it is MQTT.
 fn judge(response: &Response, accept_key: &str, path: &str) -> Result<(), Broken> {
     let header = |name| response.headers().get(name).and_then(|value| value.to_str().ok()).unwrap_or_default();
     let has = |name, token: &str| header(name).split(',').any(|part| part.trim().eq_ignore_ascii_case(token));

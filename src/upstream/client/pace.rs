@@ -17,7 +17,8 @@ use tokio::io::unix::AsyncFd;
 /// message, so the pause never empties the window.
 const PER_MESSAGE: Duration = Duration::from_micros(1);
 /// The pause for each message of a small window, such as the 20 messages that mosquitto announces. It must be longer for
-/// several answers to come together: about a quarter of the time in which a fast upstream on the same network works through the window.
+/// several answers to come together: about a quarter of the time in which a fast upstream on the same network works
+/// through the window.
 const PER_MESSAGE_OF_FEW: Duration = Duration::from_micros(5);
 /// The longest pause for a small window.
 const FEW: Duration = Duration::from_micros(100);

@@ -143,9 +143,9 @@ impl BegunExchanges {
         is_due
     }
 
-    /// Handles the end of a connection by the upstream. `None` means that it was not asked to free a packet id. After a few such
-    /// ends it is not asked any more, and `true` is returned: if an id is still in use there, its next message is not released
-    /// either, and stays here.
+    /// Handles the end of a connection by the upstream. `None` means that it was not asked to free a packet id. After a
+    /// few such ends it is not asked any more, and `true` is returned: if an id is still in use there, its next message
+    /// is not released either, and stays here.
     pub(super) fn ended_while_freeing(&mut self) -> Option<bool> {
         if self.asked.is_empty() {
             return None;

@@ -401,8 +401,8 @@ impl UpstreamSession {
         actions
     }
 
-    /// Settles ended messages up to the first one that has not ended and is not passed over. While messages are sent one at a
-    /// time, settles all ended ones.
+    /// Settles ended messages up to the first one that has not ended and is not passed over. While messages are sent
+    /// one at a time, settles all ended ones.
     fn settle(&mut self, actions: &mut Vec<SessionAction>) {
         let mut at = 0;
         // the first message of each lane that is passed over: the ordinal from which on nothing goes past it, and its place

@@ -7,8 +7,8 @@
 //! out at once, but only for a minute at first, because the line may be the reason. After that time it is sent on the
 //! connection that there is.
 //!
-//! A subscription that is refused, or not answered for a minute although the connection lives, is reported, and asked for again
-//! after an hour, with every connection, and when rules or settings change.
+//! A subscription that is refused, or not answered for a minute although the connection lives, is reported, and asked
+//! for again after an hour, with every connection, and when rules or settings change.
 
 use std::collections::VecDeque;
 

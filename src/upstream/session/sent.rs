@@ -15,8 +15,8 @@ pub(super) struct SentFrom {
     pub(super) ordinal: u64,
     /// Whether it may have been sent before.
     pub(super) resent: bool,
-    /// Whether it may have been sent at QoS 2 in the upstream's present session, before the start of the process or in a session
-    /// of which it is not certain that it is the same.
+    /// Whether it may have been sent at QoS 2 in the upstream's present session, before the start of the process or in
+    /// a session of which it is not certain that it is the same.
     pub(super) is_possible: bool,
     /// Whether it was sent at QoS 2 in the upstream's present session.
     pub(super) is_begun: bool,

@@ -26,9 +26,9 @@ fn sides<Q>(rule: &Rule<Q>) -> (String, String, &SecretPlace) {
 }
 
 /// The pairs of rules that would loop with MQTT 3.1.1, where the upstream returns what it was sent. A loop is a message that
-/// is sent by a rule of `to` and comes back by one of `back` to a topic from which it would be sent again. The two may be one
-/// upstream, or two at one broker. A rule for both directions loops with itself. With version 5 the no local option prevents
-/// this, and between two upstreams the property that names the gateways that a message has passed.
+/// is sent by a rule of `to` and comes back by one of `back` to a topic from which it would be sent again. The two may
+/// be one upstream, or two at one broker. A rule for both directions loops with itself. With version 5 the no local
+/// option prevents this, and between two upstreams the property that names the gateways that a message has passed.
 pub(crate) fn loops<'a>(
     to: &'a UpstreamSettings,
     back: &'a UpstreamSettings,

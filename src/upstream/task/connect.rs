@@ -125,8 +125,8 @@ impl<C: UpstreamClient> Upstream<C> {
         }
     }
 
-    /// Handles a failed attempt at the present address. Returns the pause before the next one, or `None` if another address is
-    /// tried at once.
+    /// Handles a failed attempt at the present address. Returns the pause before the next one, or `None` if another
+    /// address is tried at once.
     fn after_failure(
         &mut self,
         settings: &UpstreamSettings,

@@ -223,8 +223,8 @@ impl UpstreamConnection {
         }
     }
 
-    /// Whether nothing has happened but that messages were written that the upstream will answer, and the next read is due in
-    /// a moment. It probably brings answers to earlier messages, and both are told in one turn.
+    /// Whether nothing has happened but that messages were written that the upstream will answer, and the next read is
+    /// due in a moment. It probably brings answers to earlier messages, and both are told in one turn.
     fn waits_for_answers(&self) -> bool {
         !self.is_news && self.broken.is_none() && self.pace.as_ref().is_some_and(ReadPace::is_pausing)
     }

@@ -1,8 +1,8 @@
 //! Messages that do not get through although others do: they are put off, and others go first.
 //!
 //! An upstream may never acknowledge one message although it acknowledges later ones, for example because the queue of its
-//! topic stands still. And connections may go silent whenever a certain message is sent, for example because the line swallows
-//! packets of its size. The message may be innocent of both, so it is kept. It is put off when
+//! topic stands still. And connections may go silent whenever a certain message is sent, for example because the line
+//! swallows packets of its size. The message may be innocent of both, so it is kept. It is put off when
 //!
 //! - the upstream has acknowledged later messages and not this one for [`PASSED_MS`], or
 //! - [`STRIKES`] connections went silent while it was the oldest unanswered message, or the upstream closed them when it got
@@ -10,19 +10,19 @@
 //!   is the reason, and the order is kept; to see whether others get through, one may go first ([`trial`]).
 //!
 //! A message that is put off is tried again after 20 s, and then more and more rarely, up to once an hour. Until it has
-//! arrived, others like it wait behind it: those of its topic if the upstream acknowledges none of them, and those at QoS 2 if the
-//! upstream has never answered a PUBREL. Of messages that are at least as large as one at which connections went silent, one
-//! more silent connection is enough.
+//! arrived, others like it wait behind it: those of its topic if the upstream acknowledges none of them, and those at
+//! QoS 2 if the upstream has never answered a PUBREL. Of messages that are at least as large as one at which
+//! connections went silent, one more silent connection is enough.
 //!
-//! For an hour after such a silence, connections are made with small TCP segments, because a path may swallow larger packets. So
-//! the message may get through as well.
+//! For an hour after such a silence, connections are made with small TCP segments, because a path may swallow larger
+//! packets. So the message may get through as well.
 //!
 //! On its connection a packet id that is never acknowledged stays in use and takes a place of the window. When such ids take
 //! half of the window, when their messages are due, and before they would be used again, there is a new connection.
 //!
-//! At most [`MOST_PASSED`] messages go past a message, because a crash repeats these. Then it is appended to the journal once
-//! more, as the last of its lane, and its old place is settled. At QoS 2 the packet id depends on the place, so such a message
-//! stays, and at most [`MOST_PASSED_EXACT`] go past it.
+//! At most [`MOST_PASSED`] messages go past a message, because a crash repeats these. Then it is appended to the
+//! journal once more, as the last of its lane, and its old place is settled. At QoS 2 the packet id depends on the
+//! place, so such a message stays, and at most [`MOST_PASSED_EXACT`] go past it.
 
 mod ended_at;
 mod entries;
@@ -94,7 +94,8 @@ impl UpstreamSession {
         self.in_flight.push_back(waiting);
     }
 
-    /// Forgets messages that were not handed out in their turn before this one, because the journal does not have them any more.
+    /// Forgets messages that were not handed out in their turn before this one, because the journal does not have them
+    /// any more.
     pub(super) fn forget_missing(&mut self, lane: Lane, position: Position) {
         let is_missing = |entry: &PutOffEntry| entry.lane == lane && entry.position < position;
         if !self.put_off.entries.iter().any(is_missing) {

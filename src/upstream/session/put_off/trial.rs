@@ -1,9 +1,9 @@
 //! Finds out whether others get through when connections end at a message and nothing else is acknowledged on them either.
 //!
-//! That is so on a line that has failed and at an upstream that takes nothing, and then the order must be kept. It is so as well
-//! if the message comes first and is itself the reason. So after two connections in a row that ended at it, others go
-//! first on the next one, one at a time, until one of them is acknowledged. Then the message is sent at once. Others are those
-//! of other topics, so the order in each topic is kept.
+//! That is so on a line that has failed and at an upstream that takes nothing, and then the order must be kept. It is
+//! so as well if the message comes first and is itself the reason. So after two connections in a row that ended at it,
+//! others go first on the next one, one at a time, until one of them is acknowledged. Then the message is sent at once.
+//! Others are those of other topics, so the order in each topic is kept.
 //!
 //! If nothing else waits, messages are sent in order. Only if the message is larger than what every path carries, or if
 //! connections keep ending at it, a later message of its topic goes first. That one is then sent once more in its turn, so
@@ -46,7 +46,8 @@ impl UpstreamSession {
         self.in_flight.iter().filter(|message| message.held).filter_map(|message| message.source.as_ref())
     }
 
-    /// Whether a message of the journal must wait until others are acknowledged. `is_released` tells that only PUBREL is sent.
+    /// Whether a message of the journal must wait until others are acknowledged. `is_released` tells that only PUBREL
+    /// is sent.
     pub(in crate::upstream::session) fn waits_for_others(&mut self, source: &SentFrom, is_released: bool) -> bool {
         let Some(ended) = self.put_off.ended.filter(|_| self.put_off.trial.is_on()) else { return false };
         let (mut count, mut bytes, mut is_here, mut has_topic) = (0, 0, false, false);
