@@ -135,6 +135,40 @@ fn a_reader_that_does_not_read_and_comes_again_and_again_holds_nobody_else() {
     }
 }
 
+/// Subscribes to everything, publishes more than a queue holds, reads nothing, and comes again at once under another client id.
+fn flood(port: u16, over: &AtomicBool) {
+    let burst = publish(b"flood", &[b'x'; 100], 0, None, None).repeat(600);
+    let mut number = 0;
+    while !over.load(Ordering::Relaxed) {
+        number += 1;
+        let mut client = Connect::new(&format!("flood-{number}")).open(port);
+        client.subscribe("#", 0);
+        client.try_send(&burst);
+        client.reset();
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+#[test]
+fn whoever_gets_everything_reads_nothing_and_comes_again_and_again_holds_nobody() {
+    let small = "[broker]\nmax_queued_messages = 100\n";
+    let (mut gateway, beside) = (Gateway::with(small), Gateway::with(small));
+    let over = AtomicBool::new(false);
+    let (disturbed, undisturbed) = std::thread::scope(|scope| {
+        let disturbed = scope.spawn(|| pair(gateway.port, &over));
+        let undisturbed = scope.spawn(|| pair(beside.port, &over));
+        scope.spawn(|| flood(gateway.port, &over));
+        std::thread::sleep(Duration::from_secs(5));
+        over.store(true, Ordering::Relaxed);
+        (disturbed.join().unwrap(), undisturbed.join().unwrap())
+    });
+    let longest = disturbed[disturbed.len() - 1];
+    println!("{} round trips beside {}, at most {longest:?}", disturbed.len(), undisturbed.len());
+    assert!(disturbed.len() > undisturbed.len() / 4, "{} of {}", disturbed.len(), undisturbed.len());
+    assert!(longest < undisturbed[undisturbed.len() - 1] * 2 + Duration::from_millis(500), "{longest:?}");
+    assert_it_serves(&mut gateway);
+}
+
 #[test]
 fn a_persistent_subscriber_that_stands_still_holds_nobody_and_loses_nothing_that_the_journal_has() {
     const MESSAGES: usize = 3000;

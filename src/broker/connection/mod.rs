@@ -243,6 +243,8 @@ where
         // the gateway's own last messages, such as that a sensor is offline, are still delivered
         connection.deliver();
     }
+    // its own last messages may wait for a place, and nobody must wait for a reader that is gone
+    connection.subscriber.inbox.give_up();
     if let Some(reason) = end.reason() {
         write::disconnect(connection.out.tail(), version, reason);
     }

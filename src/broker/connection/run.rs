@@ -166,6 +166,9 @@ impl BrokerConnection {
     /// Ends the connection for this reason as soon as what the client has sent before is processed.
     fn leave(&mut self, pace: &mut ClientPace, end: ConnectionEnd) {
         self.is_deaf |= matches!(end, ConnectionEnd::Closed | ConnectionEnd::Stalled);
+        if !end.is_stopping() {
+            self.subscriber.inbox.give_up();
+        }
         pace.leaving.get_or_insert_with(|| Leaving::new(end));
     }
 

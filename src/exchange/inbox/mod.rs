@@ -44,7 +44,7 @@ pub(crate) struct InboxLimits {
 /// The result of an offer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum InboxOffer {
-    /// Nothing is left to offer. A closed inbox has dropped all of it.
+    /// Nothing is left to offer. An inbox without a reader has dropped all of it.
     Done,
     /// This number of messages was dropped, and the others were taken.
     Dropped(u64),
@@ -71,6 +71,8 @@ struct InboxState {
     slow: bool,
     /// Whether the reader was slow and has not caught up.
     behind: bool,
+    /// Whether the reader takes nothing more.
+    is_given_up: bool,
     closed: bool,
     dropped: u64,
     taken: ReaderTaken,
@@ -209,7 +211,7 @@ impl Inbox {
     /// of [`super::hold::Holds::now`].
     pub(crate) fn offer(&self, offered: &mut VecDeque<Run>, now: Duration) -> InboxOffer {
         let mut state = self.state.lock();
-        if state.closed {
+        if state.closed || state.is_given_up {
             offered.clear();
             return InboxOffer::Done;
         }
@@ -273,7 +275,7 @@ impl Inbox {
     /// Records that publishers are held. Returns `false` if there is no reason for it any more.
     pub(crate) fn hold(&self, by: Arc<dyn HoldsPublishers>) -> bool {
         let mut state = self.state.lock();
-        let is_full = state.full && !state.closed && !state.slow;
+        let is_full = state.full && !state.closed && !state.slow && !state.is_given_up;
         if is_full {
             state.held_by = Some(by);
         }
@@ -286,7 +288,7 @@ impl Inbox {
     pub(crate) fn lose(&self) -> u64 {
         let mut state = self.state.lock();
         state.held_by = None;
-        if state.closed || !state.full {
+        if state.closed || state.is_given_up || !state.full {
             return 0;
         }
         let (mut dropped, mut of_groups) = (0, Vec::new());
@@ -400,6 +402,18 @@ impl Inbox {
     /// Waits until a message has come into an empty inbox. Safe to cancel.
     pub(crate) async fn filled(&self) {
         self.filled.notified().await;
+    }
+
+    /// Records that the reader takes nothing more, because its client is leaving. No publisher is held for it from now on,
+    /// and what comes is dropped. What waits stays until [`Inbox::close`], because some of it may belong to a group.
+    pub(crate) fn give_up(&self) {
+        let mut state = self.state.lock();
+        state.is_given_up = true;
+        let held_by = state.held_by.take();
+        drop(state);
+        if let Some(holds) = held_by {
+            holds.release(self.id);
+        }
     }
 
     /// Closes the inbox, because the subscriber is gone. Returns the messages that it did not take.

@@ -145,6 +145,22 @@ fn a_subscriber_whose_client_does_not_read_is_waited_for_once_and_then_loses() {
 }
 
 #[test]
+fn nobody_is_held_for_a_reader_that_is_leaving() {
+    let (reader, holds, now) = (reader(), Arc::new(Holds::default()), Instant::now());
+    let (inbox, publisher) = (&reader.inbox, Origin::client("p"));
+    inbox.take_run(1);
+    assert_eq!(inbox.offer(&mut queued(15), AT), InboxOffer::Full);
+    assert_eq!(holds.begin(&reader, publisher, now), 0);
+    assert!(holds.holds(publisher) && holds.is_any());
+    inbox.give_up();
+    assert!(!holds.holds(publisher) && !holds.is_any() && !inbox.is_full());
+    assert_eq!(inbox.offer(&mut queued(15), AT), InboxOffer::Done, "what comes is for nobody");
+    assert_eq!((holds.begin(&reader, publisher, now), inbox.len()), (0, 15));
+    assert!(!holds.is_any());
+    assert_eq!(inbox.close().len(), 3, "what has waited is handed back");
+}
+
+#[test]
 fn what_a_shared_subscription_has_given_is_not_lost_with_what_came_too_fast() {
     let (reader, holds, begin) = (reader(), Arc::new(Holds::default()), Instant::now());
     let inbox = &reader.inbox;
