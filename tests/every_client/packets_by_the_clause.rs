@@ -90,7 +90,13 @@ fn what_follows_a_refused_connect_is_not_read() {
     let mut watcher = Connect::new("watcher").open(gateway.port);
     watcher.subscribe("#", 1);
     let method = Connect::v5("a").properties(Properties::new().text(0x15, "SCRAM-SHA-1"));
-    for (version, refused, reason) in [(V311, Connect::new("").clean(false), 2), (V5, method, 0x8c)] {
+    let long = "x".repeat(1025);
+    for (version, refused, reason) in [
+        (V311, Connect::new("").clean(false), 2),
+        (V311, Connect::new(&long), 2),
+        (V5, Connect::v5(&long), 0x85),
+        (V5, method, 0x8c),
+    ] {
         let section = (version == V5).then(Properties::new);
         let will = refused.will("will", "x", 1, false);
         let mut client = Client::raw(gateway.port, version);

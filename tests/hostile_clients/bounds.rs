@@ -137,6 +137,21 @@ fn more_sessions_than_are_kept() {
 }
 
 #[test]
+fn hundreds_of_sessions_with_the_longest_ids_are_small() {
+    let mut gateway = Gateway::start();
+    for number in 0..500 {
+        let id = format!("{number:x>1024}");
+        let mut client = Connect::v5(&id).persistent().open(gateway.port);
+        client.subscribe("news", 1);
+        client.disconnect();
+    }
+    assert_eq!(Connect::v5(&"x".repeat(1025)).persistent().refused(gateway.port), 0x85);
+    gateway.wait_for_line("its client id is longer than 1024 bytes");
+    assert_small(&gateway);
+    assert_it_serves(&mut gateway);
+}
+
+#[test]
 fn a_hundred_thousand_distinct_topics() {
     let mut gateway = Gateway::start();
     let mut client = Connect::new("client").open(gateway.port);

@@ -83,8 +83,7 @@ fn a_reset_before_connack_and_back_with_the_same_id() {
 #[test]
 fn odd_client_ids_are_ids_like_others() {
     let mut gateway = Gateway::start();
-    // together with the rest of CONNECT, within the 64 KiB that are accepted before login
-    let long = "x".repeat(65_000);
+    let long = "x".repeat(1024);
     for id in ["a/b", "/", "+", "#", "a b", "été", "日本", "$SYS/x", "../../etc/passwd", "session/a", &long] {
         for connect in [Connect::new(id), Connect::v5(id), Connect::v5(id).persistent()] {
             let mut client = connect.open(gateway.port);

@@ -12,9 +12,16 @@ use crate::access::authenticate::{Authenticated, Credentials, Refusal};
 use crate::access::authorise::Permissions;
 use crate::access::identity::Identity;
 use crate::access::places::{Newcomer, Place};
+use crate::health::beginning;
 use crate::message::via;
 use crate::mqtt::write::{self, ConnAckProperties};
 use crate::mqtt::{Connect, Reason};
+
+/// The longest client id in bytes. The id is the name of the session, so the registry, the journal and all that belongs to the
+/// session have copies of it. Every server must accept 23 bytes [MQTT-3.1.3-5], and hardly any client uses more than 100.
+const LONGEST_ID: usize = 1024;
+/// The number of bytes of a longer one that are logged.
+const SHOWN: usize = 64;
 
 /// A client that may connect.
 pub(crate) struct Admitted {
@@ -40,6 +47,13 @@ pub(crate) async fn admit(core: &Arc<Core>, connect: Connect, peer: &Peer) -> Re
     }
     if connect.extended_authentication {
         return Err(Reason::BAD_AUTHENTICATION_METHOD);
+    }
+    if connect.client_id.len() > LONGEST_ID {
+        let why = format!("its client id is longer than {LONGEST_ID} bytes");
+        let credentials = credentials(&connect, peer);
+        let client_id = beginning(credentials.client_id, SHOWN);
+        core.access.refused(&Credentials { client_id, ..credentials }, &why);
+        return Err(Reason::CLIENT_ID_NOT_VALID);
     }
     let is_v5 = connect.version.is_v5();
     let assigned = connect.client_id.is_empty();
