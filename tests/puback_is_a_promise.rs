@@ -161,6 +161,46 @@ fn subscriptions_come_back_and_go_on_ending() {
 }
 
 #[test]
+fn what_has_begun_is_completed_after_unsubscribe_and_a_restart() {
+    for is_killed in [true, false] {
+        let gateway = Gateway::start();
+        let reader = || Connect::new("reader").persistent();
+        let mut client = reader().open(gateway.port);
+        client.subscribe_all(&[("once", 2), ("received", 2), ("often", 1), ("less", 1)], &Properties::new());
+        let mut publisher = Connect::new("publisher").open(gateway.port);
+        for (topic, qos) in [("once", 2), ("received", 2), ("often", 1), ("less", 2)] {
+            publisher.publish(topic, topic, qos, false);
+        }
+        let begun: Vec<_> = (0..4).map(|_| client.receive_unacked()).collect();
+        assert_eq!(begun.iter().map(|message| message.qos).collect::<Vec<_>>(), [2, 2, 1, 1]);
+        client.ack(0x50, begun[1].id);
+        assert_eq!(client.expect(6).id(), begun[1].id);
+        for message in &begun {
+            client.unsubscribe(&message.topic);
+        }
+        publisher.publish("often", "too late", 1, false);
+        let gateway = again(gateway, is_killed);
+        let mut client = reader().open(gateway.port);
+        let mut resent = Vec::new();
+        for _ in &begun {
+            match client.read() {
+                release if release.kind() == 6 => {
+                    assert_eq!(release.id(), begun[1].id, "the client has the message");
+                    client.ack(0x70, release.id());
+                }
+                packet => resent.push(Publish::read(&packet, V311)),
+            }
+        }
+        for (sent, message) in resent.iter().zip([&begun[0], &begun[2], &begun[3]]) {
+            assert_eq!((&sent.topic, sent.id, sent.dup), (&message.topic, message.id, true));
+            assert!(sent.qos >= message.qos, "{sent:?}");
+        }
+        client.ping();
+        assert!(client.has_come().is_none(), "and nothing else");
+    }
+}
+
+#[test]
 fn a_full_journal_refuses_where_it_is_told_to() {
     let config = "[journal]\nmax_size = \"1 MiB\"\nwhen_full = \"refuse\"\n[broker]\nmax_packet_size = \"64 KiB\"\n\
                   [[upstream]]\nname = \"home\"\naddresses = [\"mqtt://127.0.0.1:1\"]\n[[upstream.out]]\ntopic_filter = \"up/#\"\n";

@@ -9,15 +9,25 @@ use super::subscribe::FilterChange;
 use crate::exchange::delivery::{Grant, Queued, Run};
 use crate::exchange::shared::is_behind;
 use crate::exchange::stats::Stats;
+use crate::journal::Delivery;
 use crate::message::{Message, MessageRef, Qos};
 use crate::mqtt::alias::OutboundAliases;
 use crate::mqtt::publish::{Outgoing, encode};
 use crate::mqtt::write::{self, AckPacket, SUBACK};
 use crate::mqtt::{Reason, Version};
 use bytes::Bytes;
+use smallvec::SmallVec;
 
 /// The number of messages that are taken from the inbox or the journal at a time.
 const TAKE: usize = 64;
+
+/// How to complete a delivery that may have begun before the gateway was started, if the client has unsubscribed since then
+/// [MQTT-3.10.4-3]. A message that may have been sent at QoS 1 and was published at QoS 2 is sent at QoS 2: then it is at
+/// most repeated, and a delivery that has begun at QoS 2 goes on.
+fn completing(delivery: &Delivery) -> Option<Grant> {
+    let qos = delivery.message.view().qos();
+    delivery.resent.then(|| Grant { qos, retain: false, ids: SmallVec::new(), share: None })
+}
 
 /// Writes one message. Returns whether it was written; it is not if it is too large for the client or has expired.
 fn write_one(
@@ -192,7 +202,8 @@ impl BrokerConnection {
             }
             any = true;
             let source = DeliverySource::Journal(delivery.position, delivery.ordinal);
-            match self.session.grant(delivery.message.view()) {
+            let grant = self.session.grant(delivery.message.view());
+            match grant.or_else(|| completing(&delivery)) {
                 Some(_) if self.is_there(delivery.message.view()) => self.settle(source),
                 Some(grant) if delivery.released && grant.qos == Qos::ExactlyOnce => {
                     let packet_id = self.session.outbound.next_id(&source, true);
