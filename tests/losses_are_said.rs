@@ -125,3 +125,33 @@ fn when_the_journal_refuses_it_names_who_holds_the_space() {
     let line = gateway.wait_for_line("journal: full (journal.max_size)");
     assert!(line.contains("ERROR") && line.contains("wait for upstream home"), "{line}");
 }
+
+#[test]
+fn what_the_journal_can_never_take_holds_up_no_client() {
+    let (setup, port) = Setup::default().config(&format!("{OPEN}[journal]\nmax_size = \"4 MiB\"\n")).http();
+    let gateway = setup.start();
+    // its session must keep them
+    let mut reader = Connect::new("reader").persistent().open(gateway.port);
+    reader.subscribe("a/#", 2);
+    let large = vec![b'x'; 1900 << 10];
+    for qos in [1, 2] {
+        // without an answer such a client sends it again and again, and nothing else
+        let mut older = Connect::new("older").open(gateway.port);
+        older.publish("a/large", &large, qos, false);
+        older.publish("a/small", "later", qos, false);
+        assert_eq!(reader.receive().text(), "later");
+        let mut newer = Connect::v5("newer").open(gateway.port);
+        assert_eq!(newer.publish("a/large", &large, qos, false), 0x97);
+        assert_eq!(newer.publish("a/small", "later", qos, false), 0);
+        assert_eq!(reader.receive().text(), "later");
+    }
+    for name in ["older", "newer"] {
+        let line = gateway.wait_for_line(&format!("client_id=\"{name}\""));
+        assert!(line.contains("ERROR") && line.contains("a/large") && line.contains("journal.max_size"), "{line}");
+        let lines = gateway.log().iter().filter(|line| line.contains(name) && line.contains("not taken")).count();
+        assert_eq!(lines, 1, "once");
+        let status = http::get(port, "/api/v1/gateway").text();
+        assert!(status.contains(&format!("client {name}")), "{status}");
+    }
+    wait_for_figure(&gateway, "publish/messages/dropped", |count| count == 4);
+}

@@ -53,7 +53,8 @@ counters! {
     publish_bytes_received,
     /// Payload bytes of PUBLISH packets sent.
     publish_bytes_sent,
-    /// Messages that were not delivered to a client: its queue was full, it was too slow, or they were too large for it.
+    /// Messages that were not delivered to a client: its queue was full, it was too slow, or they were too large for it
+    /// or for the journal.
     publish_dropped,
     /// Messages that expired before they were delivered.
     publish_expired,

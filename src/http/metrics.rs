@@ -97,7 +97,11 @@ fn broker(text: &mut MetricsText, stats: &Stats) {
         ("mqtt_packets_sent_total", "MQTT packets sent.", &stats.packets_sent),
         ("mqtt_publish_received_total", "PUBLISH packets received.", &stats.publish_received),
         ("mqtt_publish_sent_total", "PUBLISH packets sent.", &stats.publish_sent),
-        ("mqtt_publish_dropped_total", "Messages that a client was too slow for.", &stats.publish_dropped),
+        (
+            "mqtt_publish_dropped_total",
+            "Messages that a client was too slow for, or that were too large.",
+            &stats.publish_dropped,
+        ),
         ("mqtt_publish_expired_total", "Messages that expired before delivery.", &stats.publish_expired),
         ("retained_refused_total", "Messages that the retained store had no room for.", &stats.retained_refused),
         ("connects_refused_total", "MQTT clients refused.", &stats.refused),

@@ -73,18 +73,23 @@ impl Acks {
         self.ending
     }
 
-    /// Records that the batch has its place in the order. Returns the packet ids of messages that were not accepted.
+    /// Records that the batch has its place in the order. Returns the packet ids of messages that were not accepted and that
+    /// the client may send again.
     pub(crate) fn placed(&mut self, accepted: &Accepted, is_v5: bool) -> SmallVec<[u16; 4]> {
         let mut refused = SmallVec::new();
         self.queue.retain_mut(|ack| {
             let AckState::InBatch(place) = ack.state else { return true };
             ack.state = AckState::Waits(accepted.receipt);
             let is_refused = accepted.refused.contains(&place);
+            // MQTT 3 has no refusal. Without a PUBACK the client sends the message again, and with it all that it has to say
+            // would wait for ever for a message that never fits. So that one is acknowledged and dropped, as mosquitto does
+            if is_refused && !is_v5 && accepted.never_fit.iter().any(|message| message.place == place) {
+                return true;
+            }
             if is_refused || (is_v5 && accepted.unretained.contains(&place)) {
                 refused.push(ack.packet_id);
                 ack.reason = Reason::QUOTA_EXCEEDED;
             }
-            // MQTT 3 has no refusal; without a PUBACK the client sends the message again
             is_v5 || !is_refused
         });
         if !refused.is_empty() {
@@ -97,6 +102,7 @@ impl Acks {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::exchange::ingress::NeverFits;
 
     fn ack(kind: AckPacket, packet_id: u16, reason: Reason) -> PendingAck {
         PendingAck { kind, packet_id, reason, state: AckState::InBatch(u32::from(packet_id)) }
@@ -122,5 +128,21 @@ mod tests {
             acks.pop();
         }
         assert_eq!(acks.ending(), 0);
+    }
+
+    #[test]
+    fn what_never_fits_is_acknowledged_to_those_who_would_repeat_it_for_ever() {
+        let never_fit = vec![NeverFits { place: 2, topic: "t".into(), size: 9 }];
+        let accepted = Accepted { refused: [1, 2].into_iter().collect(), never_fit, ..Accepted::default() };
+        for (is_v5, refused, answers) in [
+            (false, &[1][..], &[(0, Reason::SUCCESS), (2, Reason::SUCCESS)][..]),
+            (true, &[1, 2], &[(0, Reason::SUCCESS), (1, Reason::QUOTA_EXCEEDED), (2, Reason::QUOTA_EXCEEDED)]),
+        ] {
+            let mut acks = Acks::default();
+            (0..3).for_each(|id| acks.push(ack(AckPacket::PubAck, id, Reason::SUCCESS)));
+            assert_eq!(&acks.placed(&accepted, is_v5)[..], refused);
+            let sent: Vec<_> = acks.queue.iter().map(|ack| (ack.packet_id, ack.reason)).collect();
+            assert_eq!(sent, answers);
+        }
     }
 }

@@ -125,6 +125,7 @@ impl BrokerConnection {
         if !accepted.unretained.is_empty() {
             self.core.access.quota(&self.identity, self.address, "retained messages");
         }
+        accepted.never_fit.iter().for_each(|message| self.never_fits(message));
         let refused = self.acks.placed(accepted, self.version.is_v5());
         for packet_id in refused {
             self.session.unreleased.remove(&packet_id);

@@ -64,16 +64,26 @@ pub struct Accepted {
     pub(crate) receipt: Receipt,
     /// The indices in the batch of messages that were not accepted.
     pub(crate) refused: SmallVec<[u32; 4]>,
-    /// Whether one of these is larger than the journal can ever take.
-    pub(crate) is_too_large: bool,
+    /// Those of them that are larger than the journal can ever take.
+    pub(crate) never_fit: Vec<NeverFits>,
     /// The indices of messages that were delivered and forwarded, but for which the retained store had no room.
     pub(crate) unretained: SmallVec<[u32; 4]>,
+}
+
+/// A message that is larger than the journal can ever take.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct NeverFits {
+    /// Its index in the batch.
+    pub(crate) place: u32,
+    pub(crate) topic: Box<str>,
+    /// The bytes of its payload.
+    pub(crate) size: usize,
 }
 
 impl Accepted {
     /// The receipt, if the whole batch was accepted.
     pub(crate) fn whole(&self) -> Result<Receipt, IngressError> {
-        match (self.refused.is_empty(), self.is_too_large) {
+        match (self.refused.is_empty(), !self.never_fit.is_empty()) {
             (true, _) => Ok(self.receipt),
             (false, true) => Err(IngressError::TooLarge),
             (false, false) => Err(IngressError::Full(Full)),
@@ -279,7 +289,10 @@ impl Ingress {
                 self.traces().accepted(message, written.map_err(drop), takers.upstreams, self.clock().boot_ms());
             }
             if !self.note(&mut accepted, at as u32, message.qos(), written) {
-                accepted.is_too_large |= appender.is_too_large(&batch.message_at(entry.offset), takers.consumers.len());
+                if appender.is_too_large(&batch.message_at(entry.offset), takers.consumers.len()) {
+                    let (topic, size) = (message.topic().into(), message.payload().len());
+                    accepted.never_fit.push(NeverFits { place: at as u32, topic, size });
+                }
                 continue;
             }
             if message.retain() && kept.is_none() {
