@@ -8,6 +8,7 @@ use tokio_rustls::TlsAcceptor;
 use tokio_util::task::TaskTracker;
 use tracing::{debug, info};
 
+use super::capacity::UNSEATED;
 use super::connection::{Peer, part, serve};
 use super::core::Core;
 use super::settings::ListenerSettings;
@@ -47,9 +48,8 @@ impl Listener {
 }
 
 fn accept(accepted: AcceptedConnection, through: &Through, core: &Arc<Core>, connections: &TaskTracker) {
-    // more sockets than places are allowed, because some wait for their CONNECT or password check, and some are being closed
     let bounds = core.bounds();
-    let (most, of_network) = (bounds.most + 4 * MOST, bounds.of_network() + MOST);
+    let (most, of_network) = (bounds.most + UNSEATED, bounds.of_network() + MOST);
     let from = accepted.from;
     // a client's address behind a proxy is not known yet
     let network_of = (!accepted.is_proxied()).then(|| from.ip());

@@ -16,6 +16,7 @@
 
 pub(crate) mod allowance;
 pub(crate) mod away;
+mod capacity;
 pub mod connection;
 pub mod core;
 pub mod keep;

@@ -38,6 +38,7 @@ use crate::access::guesses::network;
 use crate::access::places::{Bounds, Newcomer, Place, Places};
 use crate::exchange::receiving::Receiving;
 use crate::health::Pulse;
+use crate::net::descriptors;
 use crate::net::port::{AcceptedConnection, Port, PortSettings};
 use crate::tls::{TlsFiles, common_name};
 use crate::workers::worked;
@@ -166,12 +167,13 @@ pub async fn serve(site: &Arc<Site>, stream: impl AsyncRead + AsyncWrite + Unpin
 fn place(site: &Arc<Site>, from: SocketAddr) -> Option<Place> {
     let from = from.ip().to_canonical();
     let newcomer = Newcomer { user: None, from, session: None, is_returning: false, is_unknown: true };
-    let bounds = Bounds { most: MAX_CONNECTIONS, has_users: site.access.authoriser.has_any_users() };
+    let most = MAX_CONNECTIONS.min(descriptors::of_http());
+    let bounds = Bounds { most, has_users: site.access.authoriser.has_any_users() };
     let place = site.places.enter(&newcomer, bounds);
     if place.is_err()
         && let Some(more_since_last) = site.access.limiter.due(network(from), "HTTP connections")
     {
-        warn!(%from, most = MAX_CONNECTIONS, more_since_last, "HTTP connection closed at once: there are too many");
+        warn!(%from, most, more_since_last, "HTTP connection closed at once: there are too many");
     }
     place.ok()
 }

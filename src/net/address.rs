@@ -4,6 +4,7 @@ use std::ffi::OsStr;
 use std::fmt;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
@@ -174,6 +175,15 @@ fn bound_path(line: &[u8]) -> Option<&Path> {
 pub(crate) enum PortStream {
     Tcp(TcpStream),
     Unix(UnixStream),
+}
+
+impl AsFd for PortStream {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match self {
+            PortStream::Tcp(stream) => stream.as_fd(),
+            PortStream::Unix(stream) => stream.as_fd(),
+        }
+    }
 }
 
 impl AsyncRead for PortStream {

@@ -1,6 +1,7 @@
 //! Ports, for the broker's listeners and for HTTP.
 
 pub mod address;
+pub(crate) mod descriptors;
 pub mod forwarded;
 pub(crate) mod port;
 pub(crate) mod queue;

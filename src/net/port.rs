@@ -6,6 +6,7 @@
 
 use std::future::pending;
 use std::net::SocketAddr;
+use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,7 +17,7 @@ use tracing::{debug, info, warn};
 
 use super::address::{Address, Listening, PortStream};
 use super::forwarded::{self, Network};
-use super::{ListenError, bind, hint, is_about_the_connection, prepare};
+use super::{ListenError, bind, descriptors, hint, is_about_the_connection, prepare};
 use crate::health::{Fault, Health};
 use crate::secret::FileError;
 use crate::tls::{self, TlsFiles};
@@ -161,6 +162,10 @@ impl Port {
     pub(crate) async fn accept(&mut self) -> AcceptedConnection {
         loop {
             match self.step().await {
+                PortStep::Accepted(Ok((stream, _))) if !descriptors::may_keep(stream.as_fd()) => {
+                    drop(stream);
+                    self.rest(&format!("the other descriptors, of {}, are kept back", descriptors::limit()));
+                }
                 PortStep::Accepted(Ok((stream, from))) => {
                     self.health.clear(&self.accepting());
                     let Some(place) = self.place() else { continue };
@@ -170,11 +175,7 @@ impl Port {
                     return AcceptedConnection { stream, from, tls, place, is_proxied };
                 }
                 PortStep::Accepted(Err(error)) if is_about_the_connection(&error) => {}
-                PortStep::Accepted(Err(error)) => {
-                    let remedy = "fewer clients, or a higher LimitNOFILE; those who are connected go on";
-                    self.health.raise(&self.accepting(), &Fault::new(format!("no new ones for now: {error}"), remedy));
-                    self.paused_until = Some(Instant::now() + PAUSE);
-                }
+                PortStep::Accepted(Err(error)) => self.rest(&error.to_string()),
                 PortStep::Time => {
                     let now = Instant::now();
                     self.paused_until = self.paused_until.filter(|until| *until > now);
@@ -185,6 +186,13 @@ impl Port {
                 PortStep::Asked(is_asked) => self.look(is_asked).await,
             }
         }
+    }
+
+    /// Accepts nothing for a while, because the system has no means for another connection.
+    fn rest(&mut self, why: &str) {
+        let remedy = "fewer clients, or a higher LimitNOFILE; those who are connected go on";
+        self.health.raise(&self.accepting(), &Fault::new(format!("no new ones for now: {why}"), remedy));
+        self.paused_until = Some(Instant::now() + PAUSE);
     }
 
     /// A place for a connection; `None` if all are taken.

@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::io::Write;
 use std::net::TcpStream;
 
-use super::assert_it_serves;
+use super::{assert_it_serves, assert_it_serves_but};
 use crate::support::http::get;
 use crate::support::packet::{Properties, publish};
 use crate::support::{Client, Connect, Gateway, Setup, wait_until};
@@ -72,6 +72,30 @@ fn half_open_sockets_by_the_hundred() {
     });
     assert_it_serves(&mut gateway);
     drop(silent);
+}
+
+#[test]
+fn clients_that_take_all_descriptors_leave_some_for_the_journal() {
+    let setup = Setup::default().config("[broker]\nmax_connections = 1000\n");
+    let mut gateway = setup.start_after("ulimit -n 300");
+    let line = gateway.wait_for_line("fewer clients may be connected than broker.max_connections says");
+    assert!(line.contains("WARN") && line.contains("300 descriptors"), "{line}");
+    let mut sleeper = Connect::v5("sleeper").persistent().open(gateway.port);
+    sleeper.subscribe("kept", 1);
+    sleeper.disconnect();
+    let mut publisher = Connect::v5("publisher").open(gateway.port);
+    let sockets: Vec<TcpStream> = (0..400).map(|_| TcpStream::connect(("127.0.0.1", gateway.port)).unwrap()).collect();
+    let line = gateway.wait_for_line("no new ones for now");
+    assert!(line.contains("LimitNOFILE"), "{line}");
+    for _ in 0..20 {
+        // each needs a part of a new file
+        assert_eq!(publisher.publish("kept", vec![b'x'; 1 << 20], 1, false), 0);
+    }
+    let in_vain: Vec<String> = gateway.log().into_iter().filter(|line| line.contains("cannot be opened")).collect();
+    assert_eq!(in_vain, [""; 0]);
+    drop(sockets);
+    Connect::new("later").open_eventually(gateway.port).ping();
+    assert_it_serves_but(&mut gateway, &["no new ones for now", "has lost its oldest messages"]);
 }
 
 #[test]

@@ -19,6 +19,7 @@ use self::groups::Groups;
 use self::portions::{Portions, by_group};
 use super::allowance::Allowance;
 use super::away::Parked;
+use super::capacity;
 use super::registry::{Kick, Registry};
 use super::session::{DurableFeed, Session, Subscription, split_share};
 use super::settings::BrokerSettings;
@@ -114,6 +115,7 @@ impl Core {
         cancel: CancellationToken,
     ) -> Arc<Core> {
         ingress.set_max_packet_size(settings.max_packet_size);
+        capacity::report(settings.max_connections);
         Arc::new(Core {
             access: Arc::new(Access::new(&settings.access)),
             queues: DeliveryMemory::new(most_waiting(&settings)),
@@ -143,6 +145,9 @@ impl Core {
             self.health.forget(CLIENT_PART);
         }
         self.ingress.set_max_packet_size(settings.max_packet_size);
+        if settings.max_connections != self.settings.load().max_connections {
+            capacity::report(settings.max_connections);
+        }
         self.queues.set_most(most_waiting(&settings));
         self.settings.store(Arc::new(settings));
         for client in self.clients.lock().values() {
@@ -202,7 +207,7 @@ impl Core {
 
     /// The number of places for clients.
     pub(super) fn bounds(&self) -> Bounds {
-        let most = self.settings.load().max_connections;
+        let most = capacity::places(self.settings.load().max_connections);
         Bounds { most, has_users: self.access.authoriser.has_any_users() }
     }
 
