@@ -49,15 +49,15 @@ fn topics(first: &str, second: &str) {
         // a filter matches the topics of filters that it covers, and the tree of filters agrees
         assert_eq!(matches(first, second), covers(first, second), "{first} {second}");
         let mut tree = FilterTree::default();
-        tree.insert(first, 1);
+        tree.insert(first, 1_usize);
         tree.insert(second, 2);
         let mut found = Vec::new();
         tree.matches(second, &mut Walk::default(), |value| found.push(*value));
         found.sort_unstable();
-        let expected: &[i32] = if matches(first, second) { &[1, 2] } else { &[2] };
+        let expected: &[usize] = if matches(first, second) { &[1, 2] } else { &[2] };
         assert_eq!(found, expected, "{first} {second}");
-        assert_eq!(tree.remove(first, |value| *value == 1), Some(1));
-        assert_eq!(tree.remove(second, |value| *value == 2), Some(2));
+        assert_eq!(tree.remove(first, &1), Some(1));
+        assert_eq!(tree.remove(second, &2), Some(2));
         assert!(tree.is_empty());
     }
 }

@@ -10,7 +10,7 @@ use crate::journal::Position;
 use crate::message::{Message, MessageRef, Packed, Qos};
 
 /// Identifies an inbox. Each inbox has its own id, also those that one client has one after another.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct InboxId(u64);
 
 impl InboxId {

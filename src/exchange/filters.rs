@@ -8,6 +8,8 @@ use std::collections::HashMap;
 use std::ops::ControlFlow;
 
 use super::meter::Walk;
+pub use super::values::FilterValue;
+use super::values::FilterValues;
 
 /// The most levels of a filter or topic, so that a search needs little stack. mosquitto has the same limit.
 pub const MAX_LEVELS: usize = 200;
@@ -16,13 +18,13 @@ const STEP: usize = 16;
 
 /// Values by topic filter.
 #[derive(Debug)]
-pub struct FilterTree<V> {
+pub struct FilterTree<V: FilterValue> {
     root: FilterNode<V>,
     len: usize,
 }
 
 #[derive(Debug)]
-struct FilterNode<V> {
+struct FilterNode<V: FilterValue> {
     /// The levels from the parent to this node, joined by `/`. Those of the root are not used.
     levels: Box<str>,
     has_wildcard: bool,
@@ -31,9 +33,9 @@ struct FilterNode<V> {
     /// The child whose first level is `+`.
     plus: Option<Box<FilterNode<V>>>,
     /// Values of filters that end here.
-    here: Vec<V>,
+    here: FilterValues<V>,
     /// Values of filters that end here with `#`.
-    below: Vec<V>,
+    below: FilterValues<V>,
 }
 
 type Children<V> = HashMap<Box<str>, Box<FilterNode<V>>>;
@@ -72,23 +74,27 @@ fn after(levels: &str, count: usize) -> Option<&str> {
     levels.get(count + 1..)
 }
 
-impl<V> FilterNode<V> {
+impl<V: FilterValue> FilterNode<V> {
     fn new(levels: &str) -> FilterNode<V> {
         FilterNode {
             levels: levels.into(),
             has_wildcard: branches(levels),
             children: None,
             plus: None,
-            here: Vec::new(),
-            below: Vec::new(),
+            here: FilterValues::none(),
+            below: FilterValues::none(),
         }
     }
 
     fn is_empty(&self) -> bool {
-        self.children.is_none() && self.plus.is_none() && self.here.is_empty() && self.below.is_empty()
+        self.children.is_none() && self.plus.is_none() && self.has_no_values()
     }
 
-    fn values(&mut self, has_hash: bool) -> &mut Vec<V> {
+    fn has_no_values(&self) -> bool {
+        self.here.as_slice().is_empty() && self.below.as_slice().is_empty()
+    }
+
+    fn values(&mut self, has_hash: bool) -> &mut FilterValues<V> {
         if has_hash { &mut self.below } else { &mut self.here }
     }
 
@@ -130,13 +136,14 @@ impl<V> FilterNode<V> {
     }
 
     fn visit<'a>(&'a self, rest: Option<&str>, all: bool, walk: &mut Walk, found: &mut impl FnMut(&'a V)) {
-        if all && !self.below.is_empty() {
-            walk.visits(self.below.len());
-            self.below.iter().for_each(&mut *found);
+        let (here, below) = (self.here.as_slice(), self.below.as_slice());
+        if all && !below.is_empty() {
+            walk.visits(below.len());
+            below.iter().for_each(&mut *found);
         }
         let Some(rest) = rest else {
-            walk.visits(self.here.len());
-            self.here.iter().for_each(found);
+            walk.visits(here.len());
+            here.iter().for_each(found);
             return;
         };
         if let Some(child) = self.children.as_ref().and_then(|children| children.get(first_level(rest))) {
@@ -190,7 +197,7 @@ impl<V> FilterNode<V> {
     /// Joins a node with its only child, if no filter ends or branches here.
     fn join(self: &mut Box<FilterNode<V>>) {
         let count = self.children.as_ref().map_or(0, |children| children.len()) + usize::from(self.plus.is_some());
-        if count != 1 || !self.here.is_empty() || !self.below.is_empty() {
+        if count != 1 || !self.has_no_values() {
             return;
         }
         let only = self.plus.take().or_else(|| self.children.take()?.into_values().next());
@@ -201,21 +208,13 @@ impl<V> FilterNode<V> {
         }
     }
 
-    fn remove(&mut self, levels: Option<&str>, has_hash: bool, is_it: &mut impl FnMut(&V) -> bool) -> Option<V> {
-        let Some(levels) = levels else {
-            let values = self.values(has_hash);
-            let at = values.iter().position(is_it)?;
-            let removed = values.swap_remove(at);
-            if values.is_empty() {
-                *values = Vec::new();
-            }
-            return Some(removed);
-        };
+    fn remove(&mut self, levels: Option<&str>, has_hash: bool, key: &V::Key) -> Option<V> {
+        let Some(levels) = levels else { return self.values(has_hash).remove(key) };
         let first = first_level(levels);
         let child = self.child(first)?;
         let count = child.levels.len();
         let is_below = levels.starts_with(&*child.levels) && matches!(levels.as_bytes().get(count), None | Some(b'/'));
-        let removed = if is_below { child.remove(after(levels, count), has_hash, is_it) } else { None };
+        let removed = if is_below { child.remove(after(levels, count), has_hash, key) } else { None };
         if child.is_empty() {
             self.disown(first);
         } else {
@@ -225,13 +224,13 @@ impl<V> FilterNode<V> {
     }
 }
 
-impl<V> Default for FilterTree<V> {
+impl<V: FilterValue> Default for FilterTree<V> {
     fn default() -> Self {
         FilterTree { root: FilterNode::new(""), len: 0 }
     }
 }
 
-impl<V> FilterTree<V> {
+impl<V: FilterValue> FilterTree<V> {
     /// Whether the tree has no values.
     pub fn is_empty(&self) -> bool {
         self.len == 0
@@ -260,17 +259,13 @@ impl<V> FilterTree<V> {
             rest = after(levels, count);
             node = child;
         }
-        let values = node.values(has_hash);
-        if values.is_empty() {
-            values.reserve_exact(1);
-        }
-        values.push(value);
+        node.values(has_hash).push(value);
     }
 
-    /// Removes the first value of this filter that `is_it` accepts.
-    pub fn remove(&mut self, filter: &str, mut is_it: impl FnMut(&V) -> bool) -> Option<V> {
+    /// Removes a value of this filter with this key.
+    pub fn remove(&mut self, filter: &str, key: &V::Key) -> Option<V> {
         let (levels, has_hash) = ends(filter);
-        let removed = self.root.remove(levels, has_hash, &mut is_it);
+        let removed = self.root.remove(levels, has_hash, key);
         self.len -= usize::from(removed.is_some());
         removed
     }
@@ -316,7 +311,7 @@ mod tests {
                 tree.insert(filter, at);
             }
             for (at, filter) in filters.iter().enumerate().filter(|(at, _)| gone[*at]) {
-                prop_assert_eq!(tree.remove(filter, |value| *value == at), Some(at));
+                prop_assert_eq!(tree.remove(filter, &at), Some(at));
             }
             for topic in topics.iter().map(|levels| levels.join("/")).filter(|topic| !topic.is_empty()) {
                 let mut found = Vec::new();
@@ -327,7 +322,7 @@ mod tests {
                 prop_assert_eq!(found, expected, "{}", topic);
             }
             for at in (0..filters.len()).filter(|at| !gone[*at]) {
-                tree.remove(filters[at], |value| *value == at);
+                tree.remove(filters[at], &at);
             }
             prop_assert!(tree.is_empty() && tree.root.is_empty(), "nothing is left behind");
         }
@@ -335,7 +330,7 @@ mod tests {
 
     #[test]
     fn levels_that_nothing_branches_off_from_share_a_node() {
-        fn nodes<V>(node: &FilterNode<V>) -> usize {
+        fn nodes<V: FilterValue>(node: &FilterNode<V>) -> usize {
             let children = node.children.iter().flat_map(|children| children.values());
             1 + children.chain(&node.plus).map(|child| nodes(child)).sum::<usize>()
         }
@@ -351,8 +346,8 @@ mod tests {
         tree.matches(&format!("7{}/x", "/a/b".repeat(99)), &mut walk, |_| found += 1);
         assert_eq!(found, 2);
         assert!(walk.steps < 40, "{walk:?}");
-        for number in 0..100 {
-            assert!(tree.remove(&deep(&number.to_string(), "/#"), |_| true).is_some());
+        for number in 0..100_usize {
+            assert!(tree.remove(&deep(&number.to_string(), "/#"), &number).is_some());
         }
         assert_eq!(nodes(&tree.root), 101);
     }

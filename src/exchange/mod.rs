@@ -5,7 +5,7 @@
 //! | `ingress` | the entrance for messages: order, retained store, journal, router |
 //! | `live`, `fanout`, `subscribers`, `inbox`, `delivery` | from router to client |
 //! | `hold` | whether publishers wait for a reader whose queue is full |
-//! | `filters`, `shared`, `missed` | topic filters, shared subscriptions, groups that wait for room at a member |
+//! | `filters`, `values`, `shared`, `missed` | topic filters with what they select, shared subscriptions, groups that wait for room at a member |
 //! | `retained`, `search`, `expiry` | retained messages: the store, reading it, expiry |
 //! | `carried` | messages that reach another gateway without a subscription |
 //! | `meter` | limits what searches of one client may cost the others |
@@ -39,4 +39,5 @@ pub(crate) mod shared;
 pub(crate) mod stats;
 pub(crate) mod subscribers;
 pub(crate) mod trace;
+mod values;
 pub(crate) mod waiting;

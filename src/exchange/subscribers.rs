@@ -6,13 +6,14 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use parking_lot::RwLock;
 use smallvec::SmallVec;
 
-use super::filters::FilterTree;
+use super::delivery::InboxId;
+use super::filters::{FilterTree, FilterValue};
 use super::inbox::Inbox;
 use super::meter::Walk;
 use crate::message::{Origin, Qos};
 
 /// How a subscriber wants the messages of a filter.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct SubscriptionOptions {
     /// The highest QoS of deliveries.
     pub(crate) qos: Qos,
@@ -21,6 +22,15 @@ pub struct SubscriptionOptions {
     /// Whether messages keep the retain flag of the publication.
     pub(crate) retain_as_published: bool,
     pub(crate) id: Option<u32>,
+}
+
+/// Several groups of a session may have the same filter, and their entries differ at most in the options.
+impl FilterValue for SubscriptionOptions {
+    type Key = SubscriptionOptions;
+
+    fn key(&self) -> SubscriptionOptions {
+        *self
+    }
 }
 
 #[derive(Debug)]
@@ -49,6 +59,15 @@ pub(super) struct SubscriberEntry {
     pub(super) since: u64,
     /// ... and the first for which other options apply.
     pub(super) until: u64,
+}
+
+/// An entry belongs to a subscriber, which may have one with old options beside it.
+impl FilterValue for SubscriberEntry {
+    type Key = InboxId;
+
+    fn key(&self) -> InboxId {
+        self.subscriber.inbox.id()
+    }
 }
 
 impl SubscriberEntry {
@@ -97,7 +116,7 @@ impl Subscribers {
         let mut tree = self.tree.write();
         let mut entry = SubscriberEntry { subscriber: subscriber.clone(), options, since, until: u64::MAX };
         let mut current = None;
-        while let Some(old) = tree.remove(filter, |entry| Arc::ptr_eq(&entry.subscriber, subscriber)) {
+        while let Some(old) = tree.remove(filter, &subscriber.inbox.id()) {
             if old.until == u64::MAX {
                 current = Some(old);
             }
@@ -117,7 +136,7 @@ impl Subscribers {
     pub(crate) fn remove(&self, filter: &str, subscriber: &Arc<Subscriber>) -> bool {
         let mut tree = self.tree.write();
         let mut was_there = false;
-        while tree.remove(filter, |entry| Arc::ptr_eq(&entry.subscriber, subscriber)).is_some() {
+        while tree.remove(filter, &subscriber.inbox.id()).is_some() {
             was_there = true;
         }
         self.changed(0, usize::from(was_there));

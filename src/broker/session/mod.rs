@@ -325,7 +325,7 @@ impl Session {
         let replaced = self.subscriptions.get(filter).map(|known| known.options);
         let (tree, inner) = self.tree(filter, &subscription);
         if let Some(options) = replaced {
-            tree.remove(inner, |known| *known == options);
+            tree.remove(inner, &options);
         }
         tree.insert(inner, subscription.options);
         let old = self.subscriptions.insert(filter.into(), subscription);
@@ -339,8 +339,7 @@ impl Session {
     pub(crate) fn unsubscribe(&mut self, filter: &str) -> Option<Subscription> {
         let removed = self.subscriptions.remove(filter)?;
         let (tree, inner) = self.tree(filter, &removed);
-        // several groups may have this filter, and their entries differ at most in the options
-        tree.remove(inner, |known| *known == removed.options);
+        tree.remove(inner, &removed.options);
         self.filter_bytes -= filter.len();
         self.held.remove(units(filter));
         Some(removed)

@@ -5,6 +5,7 @@
 //! behind. Nothing is awaited under that lock.
 
 mod carried;
+mod route;
 mod takers;
 
 use std::sync::Arc;
@@ -17,8 +18,9 @@ use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use self::carried::Carried;
+pub(crate) use self::route::{Route, RouteKey};
 use self::takers::Takers;
-use super::filters::{FilterTree, names_first_level};
+use super::filters::{FilterTree, FilterValue, names_first_level};
 use super::keeping::{retains, write};
 use super::live::{LiveLink, Room, RouterError, empty_batch};
 use super::meter::{FREE_STEPS, Meter, Walk};
@@ -91,53 +93,14 @@ impl Accepted {
     }
 }
 
-/// A receiver that must get messages whether it is connected or not.
-#[derive(Clone, Debug)]
-pub(crate) enum Route {
-    /// An upstream, which does not get its own messages back.
-    Upstream {
-        /// Its consumer in the journal.
-        consumer: ConsumerId,
-        /// The origin of its own messages.
-        origin: Origin,
-        /// Whether the filter names its first level explicitly, which messages of the announcer require.
-        is_named: bool,
-    },
-    /// A persistent session, for everything that is delivered above QoS 0.
-    Session {
-        /// Its consumer in the journal.
-        consumer: ConsumerId,
-        /// The highest QoS, which is not 0.
-        qos: Qos,
-        /// The origin of messages that are left out.
-        not_from: Option<Origin>,
-    },
-    Shared {
-        group: Arc<SharedGroup>,
-        /// The consumer that keeps messages above QoS 0, if a session of the group is persistent.
-        consumer: Option<ConsumerId>,
-    },
-}
-
-impl Route {
-    /// Whether both lead to the same consumer or group.
-    pub(crate) fn is_same(&self, other: &Route) -> bool {
-        match (self, other) {
-            (Route::Upstream { consumer: a, .. }, Route::Upstream { consumer: b, .. }) => a == b,
-            (Route::Session { consumer: a, .. }, Route::Session { consumer: b, .. }) => a == b,
-            (Route::Shared { group: a, .. }, Route::Shared { group: b, .. }) => Arc::ptr_eq(a, b),
-            _ => false,
-        }
-    }
-}
-
 #[derive(Debug)]
 pub(super) struct Sequencer {
     next_seq: u64,
     link: LiveLink,
     pub(super) retained: Retained,
     routes: FilterTree<Route>,
-    upstream_filters: Vec<(Origin, TopicFilter)>,
+    /// The filters of upstreams, with the consumers for their messages.
+    upstream_filters: Vec<(Origin, ConsumerId, TopicFilter)>,
 }
 
 #[derive(Debug)]
@@ -393,7 +356,7 @@ impl Ingress {
     ) -> (bool, SelectedRetained) {
         let mut sequencer = self.inner.sequencer.lock();
         for route in old.iter().chain(&new) {
-            sequencer.routes.remove(filter, |known| known.is_same(route));
+            sequencer.routes.remove(filter, &route.key());
         }
         if let Some(route) = new {
             sequencer.routes.insert(filter, route);
@@ -413,17 +376,17 @@ impl Ingress {
     /// of the same filter.
     pub(crate) fn add_route(&self, filter: &str, route: Route) {
         let mut sequencer = self.inner.sequencer.lock();
-        sequencer.routes.remove(filter, |known| known.is_same(&route));
+        sequencer.routes.remove(filter, &route.key());
         sequencer.routes.insert(filter, route);
     }
 
-    /// Adds a route to a receiver that has none with this filter yet. Does not look at the others with this filter.
+    /// Adds a route to a receiver that has none with this filter yet.
     pub(crate) fn add_new_route(&self, filter: &str, route: Route) {
         self.inner.sequencer.lock().routes.insert(filter, route);
     }
 
     pub(crate) fn remove_route(&self, filter: &str, route: &Route) {
-        self.inner.sequencer.lock().routes.remove(filter, |known| known.is_same(route));
+        self.inner.sequencer.lock().routes.remove(filter, &route.key());
     }
 
     /// Replaces the filters of an upstream at once, with the consumer for their messages: every message goes either to the
@@ -431,10 +394,9 @@ impl Ingress {
     pub(crate) fn set_upstream_filters(&self, consumer: ConsumerId, origin: Origin, filters: Vec<TopicFilter>) {
         let mut guard = self.inner.sequencer.lock();
         let sequencer = &mut *guard;
-        let is_its_own = |route: &Route| matches!(route, Route::Upstream { origin: from, .. } if *from == origin);
-        sequencer.upstream_filters.retain(|(owner, filter)| {
+        sequencer.upstream_filters.retain(|(owner, old, filter)| {
             if *owner == origin {
-                sequencer.routes.remove(filter, is_its_own);
+                sequencer.routes.remove(filter, &RouteKey::Consumer(*old));
             }
             *owner != origin
         });
@@ -442,7 +404,7 @@ impl Ingress {
             sequencer
                 .routes
                 .insert(&filter, Route::Upstream { consumer, origin, is_named: names_first_level(&filter) });
-            sequencer.upstream_filters.push((origin, filter));
+            sequencer.upstream_filters.push((origin, consumer, filter));
         }
     }
 
