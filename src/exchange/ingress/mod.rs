@@ -205,7 +205,7 @@ impl Ingress {
         let mut sequencer = self.inner.sequencer.lock();
         // with few filters no topic can visit many
         let is_deep = batch.deep() > 0 && sequencer.routes.len().max(self.inner.subscribers.len()) > FREE_STEPS;
-        if !sequencer.link.has_room() || is_deep && sequencer.link.is_deep() || sequencer.link.is_held(batch) {
+        if !sequencer.link.has_room(batch) || is_deep && sequencer.link.is_deep() || sequencer.link.is_held(batch) {
             return Ok(None);
         }
         let seq = sequencer.next_seq;

@@ -41,6 +41,10 @@ const SEGMENT_BYTES: usize = 128 * 1024;
 const SEGMENTS: usize = 8;
 /// The bytes by which the dispatcher may be behind: half of what the ring certainly keeps.
 const WINDOW: u64 = (SEGMENT_BYTES * SEGMENTS / 2) as u64;
+/// The bytes by which it may be further behind for a batch of few messages and at most [`SMALL`] bytes: whoever publishes now
+/// and then need not win a race for room against many that publish as much as they can. They fill less than a segment.
+const FOR_SMALL: u64 = 32 << 10;
+const SMALL: usize = 4 << 10;
 /// The largest batch, in messages, that may go directly to the inboxes. Larger ones come from a flood, where it is better to
 /// publish and deliver on two cores at the same time.
 pub(crate) const STRAIGHT: u32 = 8;
@@ -160,15 +164,17 @@ fn send(link: &mut LinkTx, packet: Packet) -> Result<(), RouterError> {
 }
 
 impl LiveLink {
-    /// Whether the dispatcher is close enough for another batch.
-    pub(crate) fn has_room(&self) -> bool {
+    /// Whether the dispatcher is close enough for this batch.
+    pub(crate) fn has_room(&self, batch: &BatchBuilder) -> bool {
+        let is_small = batch.len() <= STRAIGHT && batch.size() <= SMALL;
+        let window = if is_small { WINDOW + FOR_SMALL } else { WINDOW };
         let behind = self.flow.appended.load(Ordering::Relaxed) - self.flow.consumed.load(Ordering::Acquire);
-        if behind < WINDOW {
+        if behind < window {
             return true;
         }
         self.flow.publishers_wait.store(true, Ordering::SeqCst);
         // checked again, because the dispatcher now knows that somebody waits
-        self.flow.appended.load(Ordering::Relaxed) - self.flow.consumed.load(Ordering::SeqCst) < WINDOW
+        self.flow.appended.load(Ordering::Relaxed) - self.flow.consumed.load(Ordering::SeqCst) < window
     }
 
     /// Whether a batch with topics of many levels is on its way through the router. If so, publishers of such topics are

@@ -118,6 +118,32 @@ async fn while_a_batch_with_topics_of_many_levels_is_on_its_way_the_next_one_wai
 }
 
 #[tokio::test]
+async fn a_flood_leaves_room_for_those_who_publish_now_and_then() {
+    let starting = tokio::task::spawn_blocking(|| start(Arc::default(), Arc::default()));
+    let (mut link, _dispatcher) = starting.await.unwrap().unwrap();
+    let batch = |messages: u32| {
+        let mut builder = BatchBuilder::default();
+        (0..messages).for_each(|_| builder.push(&crate::message::Draft::new("flood", &[b'x'; 1000])));
+        builder
+    };
+    let mut seq = 0;
+    let mut publish = |link: &mut LiveLink, messages: u32| {
+        link.publish(batch(messages).finish(seq), messages, false).unwrap();
+        seq += u64::from(messages);
+    };
+    while link.has_room(&batch(20)) {
+        publish(&mut link, 20);
+    }
+    let mut small = 0;
+    while link.has_room(&batch(1)) {
+        publish(&mut link, 1);
+        small += 1;
+    }
+    assert!((10..=33).contains(&small), "{small}");
+    assert!(!link.has_room(&batch(20)) && link.room().is_held());
+}
+
+#[tokio::test]
 async fn batches_arrive_in_order_whichever_way_they_take() {
     use crate::exchange::inbox::{Inbox, InboxLimits};
     use crate::exchange::subscribers::SubscriptionOptions;
@@ -145,7 +171,7 @@ async fn batches_arrive_in_order_whichever_way_they_take() {
         let count = builder.len();
         let room = link.room();
         let notified = room.notified();
-        if !link.has_room() {
+        if !link.has_room(&builder) {
             notified.await;
         }
         link.publish(builder.finish(seq), count, false).unwrap();
