@@ -17,6 +17,9 @@ use super::file_system::{self, AtPowerCut, Mounts};
 use crate::secret::set_aside;
 use crate::status::PowerCut;
 
+/// The name of the file that is locked.
+const LOCK: &str = "lock";
+
 /// The data directory, locked for this process until dropped.
 #[derive(Debug)]
 pub(crate) struct DataDir {
@@ -31,7 +34,7 @@ pub(crate) struct DataDir {
 impl DataDir {
     pub(crate) fn open(path: &Path) -> Result<DataDir, AppError> {
         let failed = |source: io::Error| AppError::DataDir { path: path.into(), source };
-        let name = path.join("lock");
+        let name = path.join(LOCK);
         let make = || {
             DirBuilder::new().recursive(true).mode(0o700).create(path)?;
             if fs::metadata(path)?.mode() & 0o077 != 0 && is_ours(path, &name)? {
@@ -112,6 +115,19 @@ pub(super) fn reason(path: &Path, error: &io::Error) -> String {
         io::ErrorKind::PermissionDenied => " (gateway.data_dir must be a directory that this user may write)",
         _ => "",
     };
+    let lock = path.join(LOCK);
+    if error.kind() == io::ErrorKind::PermissionDenied
+        && OpenOptions::new()
+            .write(true)
+            .open(&lock)
+            .is_err_and(|error| error.kind() == io::ErrorKind::PermissionDenied)
+        && let Ok(about) = fs::symlink_metadata(&lock)
+    {
+        let (owner, lock) = (about.uid(), lock.display());
+        return format!(
+            "{error}: {lock} belongs to user {owner} (stop a gateway that runs as that user, then chown it)"
+        );
+    }
     obstacle(path).unwrap_or_else(|| format!("{error}{remedy}"))
 }
 

@@ -5,6 +5,8 @@
 use std::fs;
 use std::path::Path;
 
+use tracing::error;
+
 use crate::config::Settings;
 use crate::secret::{read_private, replace_private};
 
@@ -33,7 +35,16 @@ pub(super) fn choose(data_dir: &Path, is_new: bool) {
 
 /// Appends the suffix to client ids that are not configured.
 pub(super) fn apply(settings: &mut Settings, data_dir: &Path) {
-    let Ok(Some(suffix)) = read_private(&data_dir.join(FILE), LARGEST) else { return };
+    let file = data_dir.join(FILE);
+    let suffix = match read_private(&file, LARGEST) {
+        Ok(Some(suffix)) => suffix,
+        Ok(None) => return,
+        Err(error) => {
+            let file = file.display();
+            error!("{file} cannot be read ({error}): upstreams without client_id take this gateway for another one");
+            return;
+        }
+    };
     let suffix = suffix.trim();
     if suffix.len() != DIGITS || !suffix.bytes().all(|byte| byte.is_ascii_hexdigit()) {
         return;

@@ -91,15 +91,17 @@ pub(super) fn request(at: SocketAddr, method: &str, path: &str, login: Option<&s
     read(&answer).map_err(failed)
 }
 
+const NOT_HTTP: &str = "the answer is not HTTP; with [http] tls, only HTTPS is answered: ask with curl";
+
 /// Parses an HTTP answer and returns its body as JSON.
 pub fn read(answer: &[u8]) -> Result<Value, String> {
     let text = String::from_utf8_lossy(answer);
-    let (head, body) = text.split_once("\r\n\r\n").ok_or("the answer is not HTTP")?;
+    let (head, body) = text.split_once("\r\n\r\n").ok_or(NOT_HTTP)?;
     match head.split(' ').nth(1) {
         Some("200" | "201") => serde_json::from_str(body).map_err(|_| "the answer is not the gateway's".into()),
         Some("401" | "403") => Err("not authorised: --user NAME, of a user who may read # or $SYS/#".into()),
         Some(code) => Err(format!("HTTP {code}")),
-        None => Err("the answer is not HTTP".into()),
+        None => Err(NOT_HTTP.into()),
     }
 }
 

@@ -73,7 +73,16 @@ fn addresses(table: &Table) -> Vec<UpstreamAddress> {
         value.problem(format!("the list is empty; valid: {ADDRESSES_FORM}"));
     }
     let valid = "mqtt://HOST:PORT, mqtts://HOST:PORT, ws://HOST:PORT/PATH or wss://HOST:PORT/PATH";
-    items.iter().filter_map(|item| item.parsed(valid, UpstreamAddress::parse)).collect()
+    let address = |item: &Value| {
+        let text = item.as_text().unwrap_or_default();
+        if text.contains('@') && UpstreamAddress::parse(text).is_none() {
+            // the value is not repeated, because it contains a password
+            item.problem("user and password do not belong into an address, but into username and password_file");
+            return None;
+        }
+        item.parsed(valid, UpstreamAddress::parse)
+    };
+    items.iter().filter_map(address).collect()
 }
 
 fn session(table: &Table, upstream: &mut UpstreamSettings) {
@@ -390,6 +399,16 @@ mod tests {
         for direction in ["in", "out", "both"] {
             let found = problem(&format!("[[upstream.{direction}]]\ntopic_filter = \"$share/g/cmd/#\""));
             assert!(found.contains("would be a shared subscription; valid: the filter alone"), "{found}");
+        }
+    }
+
+    #[test]
+    fn a_password_in_an_address_is_not_repeated() {
+        for address in ["mqtt://me:hunter2@h:1883", "mqtts://hunter2@h", "wss://me:hunter2@h/mqtt", "me:hunter2@h"] {
+            let text = format!("[[upstream]]\nname = \"u\"\naddresses = [\"{address}\"]\n");
+            let Err(found) = read_all(&text, Path::new("t.toml"), &Environment::default()) else { panic!("{address}") };
+            let said = found.problems.iter().map(ToString::to_string).collect::<String>();
+            assert!(said.contains("into username and password_file") && !said.contains("hunter2"), "{said}");
         }
     }
 

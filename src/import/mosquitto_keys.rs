@@ -132,7 +132,12 @@ const KEYS: &[Key] = &[
         Last,
         NotTaken("retained messages expire only where their publisher says so"),
     ),
-    key("allow_duplicate_messages", Global, Last, Only("true", "each subscription that selects a message delivers it")),
+    key(
+        "allow_duplicate_messages",
+        Global,
+        Last,
+        Only("false", "a client gets a message once, also if several of its subscriptions select it"),
+    ),
     key("set_tcp_nodelay", Global, Last, NotNeeded("small packets never wait here")),
     key("sys_interval", Global, Last, NotNeeded("$SYS is published at an interval of its own")),
     key("retry_interval", Global, Last, NotNeeded("messages are sent again when a client comes back, as MQTT says")),

@@ -198,7 +198,8 @@ impl Bridges {
         if let Some((line, true)) = section.flag("bridge_insecure") {
             line.not_taken("the name in the upstream's certificate is always checked");
             self.to_do.push(
-                "the upstream's certificate must have the name that its address has: bridge_insecure has no equivalent"
+                "the upstream's certificate must have the name that its address has: set tls.server_name if it has another \
+                 one, or tls.fingerprint to accept this certificate alone"
                     .into(),
             );
         }

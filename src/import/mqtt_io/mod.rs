@@ -148,6 +148,10 @@ impl Import<'_> {
             mqtt.line(key).into_iter().for_each(|line| line.taken());
         }
         self.status(mqtt, prefix);
+        if let Some(node) = mqtt.get("ha_discovery") {
+            let why = "[home_assistant] enabled = true tells Home Assistant of all sensors";
+            node.lines().iter().for_each(|line| line.not_taken(why));
+        }
         for line in mqtt.lines() {
             match line.key.as_str() {
                 "protocol" => line.not_needed("MQTT 5 is spoken where the upstream can, 3.1.1 elsewhere"),
@@ -192,7 +196,11 @@ impl Import<'_> {
         }
         tls.line("enabled").into_iter().for_each(|line| line.taken());
         if tls.is_set("insecure") || tls.text("cert_reqs").is_some_and(|text| text != "CERT_REQUIRED") {
-            self.to_do.push("the upstream's certificate must be valid for its name: it is always checked".into());
+            self.to_do.push(
+                "the upstream's certificate must be valid for its name: set tls.server_name if that is another one, or \
+                 tls.fingerprint to accept this certificate alone"
+                    .into(),
+            );
         }
         for line in tls.lines() {
             match line.key.as_str() {
@@ -222,10 +230,19 @@ impl Import<'_> {
     /// Sets the fate of everything that is no digital input.
     fn rest(&mut self, root: &YamlNode) {
         let YamlNode::Map(entries) = root else { return };
-        for (name, node) in entries.iter().filter(|(name, _)| !matches!(name.as_str(), "mqtt" | "digital_inputs")) {
+        for module in root.items("gpio_modules") {
+            let is_own = module.text("module").is_some_and(|kind| OWN_PINS.contains(&kind));
+            module.lines().iter().for_each(|line| match is_own {
+                true => line.not_needed("the Pi's own pins are read without a module"),
+                false => line.not_taken(
+                    "only the Pi's own pins are read: keep mqtt-io for others, with this gateway as its broker",
+                ),
+            });
+        }
+        let elsewhere = ["mqtt", "digital_inputs", "gpio_modules"];
+        for (name, node) in entries.iter().filter(|(name, _)| !elsewhere.contains(&name.as_str())) {
             for line in node.lines() {
                 match name.as_str() {
-                    "gpio_modules" => line.not_needed("the Pi's own pins are read without a module"),
                     "digital_outputs" => line.not_taken(
                         "the gateway switches no outputs: keep mqtt-io for them, with this gateway as its broker",
                     ),

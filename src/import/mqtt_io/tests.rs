@@ -83,6 +83,8 @@ fn digital_inputs_become_sensors() {
         ("digital_inputs.5.name: bad/#", "NOT TAKEN OVER: its topic"),
         ("digital_outputs.1.name: lamp", "NOT TAKEN OVER"),
         ("digital_inputs.1.ha_discovery.component: binary_sensor", "home_assistant"),
+        ("gpio_modules.1.module: raspberrypi", "not needed"),
+        ("gpio_modules.2.module: pcf8574", "NOT TAKEN OVER: only the Pi's own pins"),
         ("mqtt.host: localhost", "not needed"),
         ("logging.version: 1", "not needed"),
     ] {
