@@ -171,7 +171,7 @@ fn sections(root: Table, paths: &Paths, environment: &Environment) -> Settings {
     settings.broker = broker::read(&root, paths);
     settings.gpio = sensors::gpio(&root);
     settings.sensors = sensors::read(&root);
-    settings.upstreams = upstream::read(&root, paths, &settings.gateway.id);
+    settings.upstreams = upstream::read(&root, paths, &settings.gateway.id, &settings.broker.listeners);
     (settings.journal, settings.order) = journal(&root);
     settings.http = http(&root, paths, &settings);
     settings.mdns = mdns::read(&root);

@@ -16,6 +16,7 @@ mod file;
 mod home_assistant;
 mod listeners;
 mod mdns;
+mod own_address;
 mod paths;
 pub(crate) mod reload;
 mod sensors;

@@ -5,7 +5,7 @@ use super::settings::Settings;
 use crate::access::settings::{ListenerAccess, UserSettings};
 use crate::broker::settings::ListenerSettings;
 use crate::sensors::settings::SensorSettings;
-use crate::upstream::settings::{Protocol, UpstreamSettings, need_v5, set_v5_only};
+use crate::upstream::settings::{Protocol, UpstreamSettings, need_v5, returns, set_v5_only};
 
 /// The consequences of a changed configuration.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -185,13 +185,15 @@ fn upstreams(old: &[UpstreamSettings], new: &[UpstreamSettings], restart: &mut V
     in_force
 }
 
-/// Two upstreams, by their places, that would loop because one of them still speaks MQTT 3.1.1 and one has new rules.
+/// Two upstreams, by their places, that would loop because one of them still speaks MQTT 3.1.1 and one has new rules. Both are
+/// the same if it is the gateway itself.
 fn looping(old: &[UpstreamSettings], in_force: &[UpstreamSettings]) -> Option<(usize, usize)> {
-    let pairs = (0..in_force.len()).flat_map(|one| (0..one).map(move |two| (one, two)));
+    let pairs = (0..in_force.len()).flat_map(|one| (0..=one).map(move |two| (one, two)));
     let is_new = |at: usize| in_force[at] != old[at];
     let is_v4 = |at: usize| in_force[at].protocol == Protocol::V4;
     let mut looping = pairs.filter(|&(one, two)| is_new(one) || is_new(two));
-    looping.find(|&(one, two)| (is_v4(one) || is_v4(two)) && need_v5(&in_force[one], &in_force[two]))
+    let is_looping = |one: usize, two| need_v5(&in_force[one], &in_force[two]) || one == two && returns(&in_force[one]);
+    looping.find(|&(one, two)| (is_v4(one) || is_v4(two)) && is_looping(one, two))
 }
 
 fn connection_keys(old: &UpstreamSettings, new: &UpstreamSettings) -> Vec<String> {

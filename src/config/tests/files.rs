@@ -104,7 +104,7 @@ fn secrets_that_others_can_read_are_warned_about() {
         std::fs::write(&path, UPSTREAM.replace("mqtt://h", address) + login).unwrap();
         load_in(&path, &environment()).unwrap().warnings.iter().map(|found| found.to_string()).collect()
     };
-    for (address, mode) in [("mqtts://h", 0o600), ("mqtt://127.0.0.1", 0o640), ("wss://h/", 0o400)] {
+    for (address, mode) in [("mqtts://h", 0o600), ("mqtt://127.0.0.1:1884", 0o640), ("wss://h/", 0o400)] {
         assert_eq!(found(address, mode), [] as [String; 0]);
     }
     let sent = found("mqtt://h", 0o600).pop().unwrap();

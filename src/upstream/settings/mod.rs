@@ -6,7 +6,7 @@ use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
 
-pub(crate) use self::overlap::{loops, need_v5, set_v5_only, shares_address};
+pub(crate) use self::overlap::{loops, loops_with_itself, need_v5, returns, set_v5_only, shares_address};
 pub use super::address::{Proxy, ProxyScheme, Scheme, UpstreamAddress};
 use crate::message::{Qos, Topic, via};
 
@@ -31,6 +31,8 @@ pub struct UpstreamSettings {
     pub protocol: Protocol,
     /// With [`Protocol::Auto`]: whether 3.1.1 is excluded because the rules would loop there.
     pub(crate) v5_only: bool,
+    /// Whether an address is that of a listener of this gateway.
+    pub(crate) is_own: bool,
     /// The client id, which is not empty.
     pub(crate) client_id: String,
     /// Whether the client id is not configured but derived.
@@ -87,6 +89,7 @@ impl UpstreamSettings {
             addresses,
             protocol: Protocol::default(),
             v5_only: false,
+            is_own: false,
             client_id: client_id.into(),
             has_default_client_id: false,
             username: None,

@@ -46,6 +46,22 @@ pub(crate) fn loops<'a>(
     pairs
 }
 
+/// The pairs of rules that would loop with MQTT 3.1.1 if the upstream is the gateway itself. What a rule sends is then published
+/// here under its topic there, and what comes in was published here.
+pub(crate) fn loops_with_itself(settings: &UpstreamSettings) -> Vec<(&SecretPlace, &SecretPlace)> {
+    let turned = |(local, remote, place)| (remote, local, place);
+    let out = settings.out.iter().chain(&settings.both).map(sides);
+    let inbound = settings.inbound.iter().map(sides).chain(settings.both.iter().map(sides)).map(turned);
+    // the filters of what a rule takes and of what it makes of that, both here
+    let rules: Vec<_> = out.chain(inbound).collect();
+    let mut pairs = Vec::new();
+    for (_, made, first) in &rules {
+        let again = rules.iter().filter(|(taken, ..)| filters_overlap(made, taken));
+        pairs.extend(again.map(|(.., second)| (*first, *second)));
+    }
+    pairs
+}
+
 /// Whether two upstreams have an address in common, so that they may be one broker.
 pub(crate) fn shares_address(a: &UpstreamSettings, b: &UpstreamSettings) -> bool {
     let same_place = |a: &UpstreamAddress, b: &UpstreamAddress| a.host == b.host && a.port == b.port;
@@ -57,13 +73,18 @@ pub(crate) fn need_v5(a: &UpstreamSettings, b: &UpstreamSettings) -> bool {
     shares_address(a, b) && (!loops(a, b).is_empty() || !loops(b, a).is_empty())
 }
 
+/// Whether the upstream is this gateway and a message could go round if MQTT 3.1.1 were spoken.
+pub(crate) fn returns(upstream: &UpstreamSettings) -> bool {
+    upstream.is_own && !loops_with_itself(upstream).is_empty()
+}
+
 /// Keeps each upstream that may choose its version from falling back to MQTT 3.1.1 if its rules would then loop, with each
-/// other or with the rules of another upstream.
+/// other or with the rules of another upstream, or because it is this gateway.
 pub(crate) fn set_v5_only(upstreams: &mut [UpstreamSettings]) {
     for at in 0..upstreams.len() {
         let upstream = &upstreams[at];
-        let is_v5_only = upstream.protocol == Protocol::Auto && upstreams.iter().any(|other| need_v5(upstream, other));
-        upstreams[at].v5_only = is_v5_only;
+        let is_needed = returns(upstream) || upstreams.iter().any(|other| need_v5(upstream, other));
+        upstreams[at].v5_only = upstream.protocol == Protocol::Auto && is_needed;
     }
 }
 
