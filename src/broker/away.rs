@@ -66,14 +66,9 @@ impl Away {
         self.due.len()
     }
 
-    /// When something is due next.
-    pub(crate) fn next(&self) -> Option<Instant> {
-        self.due.first().map(|(at, _)| *at)
-    }
-
-    /// The sessions for which something is due by `now`.
-    pub(crate) fn due(&self, now: Instant) -> Vec<Arc<str>> {
-        self.due.iter().take_while(|(at, _)| *at <= now).map(|(_, session)| session.clone()).collect()
+    /// The session for which something is due next, with the time.
+    pub(crate) fn next(&self) -> Option<&(Instant, Arc<str>)> {
+        self.due.first()
     }
 
     /// The session that has been without its client for longest, of the owner with most sessions. If owners have equally

@@ -11,7 +11,7 @@ use tokio::time::Instant;
 
 use super::away::{Away, Parked};
 use crate::access::identity::{Identity, SessionName};
-use crate::mqtt::{Reason, Will};
+use crate::mqtt::Reason;
 
 /// Ends a connection from outside of its task.
 #[derive(Debug, Default)]
@@ -51,11 +51,17 @@ impl Kick {
 
 #[derive(Debug)]
 enum SessionSlot {
-    Active { generation: u64, arrived: Instant, kick: Arc<Kick>, done: oneshot::Receiver<Parked> },
+    /// In use. `arrived` is when its connection arrived; `None` if the broker itself has the session in hand.
+    Active {
+        generation: u64,
+        arrived: Option<Instant>,
+        kick: Arc<Kick>,
+        done: oneshot::Receiver<Parked>,
+    },
     Parked(Box<Parked>),
 }
 
-/// The right of one connection to use a session.
+/// The right of one connection, or of the broker itself, to use a session.
 #[derive(Debug)]
 pub(crate) struct Claim {
     session: Arc<str>,
@@ -70,6 +76,8 @@ struct RegistryState {
     slots: HashMap<Arc<str>, SessionSlot>,
     generation: u64,
     away: Away,
+    /// The number of absent clients' sessions that the broker has in hand.
+    in_hand: usize,
     /// For each client id, the number of users' sessions with it.
     of_users: HashMap<Box<str>, usize>,
 }
@@ -87,20 +95,14 @@ impl Registry {
     /// Returns `None` if a connection that arrived later has the session, because of two connections in quick succession the
     /// newer one may be processed first.
     pub(crate) async fn claim(&self, session: &str, arrived: Instant) -> Option<(Claim, Option<Parked>)> {
-        let kick = Arc::new(Kick::default());
-        let (done, end) = oneshot::channel();
         let (claim, old) = {
             let mut state = self.state.lock();
-            if let Some(SessionSlot::Active { arrived: later, .. }) = state.slots.get(session)
+            if let Some(SessionSlot::Active { arrived: Some(later), .. }) = state.slots.get(session)
                 && *later > arrived
             {
                 return None;
             }
-            state.generation += 1;
-            let generation = state.generation;
-            let session: Arc<str> = session.into();
-            let old = state.put(&session, SessionSlot::Active { generation, arrived, kick: kick.clone(), done: end });
-            (Claim { session, generation, kick, done: Some(done) }, old)
+            state.activate(&session.into(), Some(arrived))
         };
         let parked = match old {
             None => None,
@@ -128,10 +130,7 @@ impl Registry {
         let is_ours = matches!(state.slots.get(&claim.session),
             Some(SessionSlot::Active { generation, .. }) if *generation == claim.generation);
         match (is_ours, parked) {
-            (true, Some(parked)) if state.is_outdated(&claim.session) => {
-                state.remove(&claim.session);
-                return Some((claim, parked));
-            }
+            (true, Some(parked)) if state.is_outdated(&claim.session) => return Some((claim, parked)),
             (true, Some(parked)) => {
                 state.put(&claim.session, SessionSlot::Parked(Box::new(parked)));
                 self.changed.notify_one();
@@ -178,8 +177,16 @@ impl Registry {
         }
     }
 
-    /// Takes out the sessions of a user's absent clients. The sessions of connected clients end with their connections.
-    pub(crate) fn take_all_of(&self, user: &str) -> Vec<Parked> {
+    /// Takes an absent client's session in hand. It must be released afterwards, like all that the broker takes in hand. If
+    /// its client comes back before, it waits for that, because a new session of the same name would be ended with the old
+    /// one.
+    pub(crate) fn take_in_hand(&self, session: &str) -> Option<(Claim, Parked)> {
+        self.state.lock().take_in_hand(&session.into())
+    }
+
+    /// Takes the sessions of a user's absent clients in hand, all at once so that none of them is found any more. The sessions
+    /// of connected clients end with their connections.
+    pub(crate) fn take_all_of(&self, user: &str) -> Vec<(Claim, Parked)> {
         let mut state = self.state.lock();
         let is_of_user = |session: &&Arc<str>| SessionName::of(session).user == Some(user);
         let sessions: Vec<Arc<str>> = state.slots.keys().filter(is_of_user).cloned().collect();
@@ -188,7 +195,7 @@ impl Registry {
             if let Some(SessionSlot::Active { kick, .. }) = state.slots.get(&session) {
                 kick.end_session();
             }
-            away.extend(state.take(&session));
+            away.extend(state.take_in_hand(&session));
         }
         away
     }
@@ -210,46 +217,26 @@ impl Registry {
     /// The numbers of connected clients and of sessions of absent clients.
     pub(crate) fn counts(&self) -> (usize, usize) {
         let state = self.state.lock();
-        let away = state.away.len();
+        let away = state.away.len() + state.in_hand;
         (state.slots.len() - away, away)
     }
 
-    /// Takes out the sessions that have expired by `now`. If more than `most` clients are absent, also takes out the session
-    /// that has been without its client for longest, of the owner who has most. Clients without a user name count as one
-    /// owner.
-    pub(crate) fn expired(&self, now: Instant, most: usize) -> Vec<Parked> {
+    /// Takes the session in hand of which something is due next, if it is due by `now`: its end or its delayed will. If nothing
+    /// is due and more than `most` clients are absent, takes the session that has been without its client for longest, of the
+    /// owner who has most. Clients without a user name count as one owner.
+    pub(crate) fn take_due(&self, now: Instant, most: usize) -> Option<(Claim, Parked)> {
         let mut state = self.state.lock();
-        let mut gone = Vec::new();
-        for session in state.away.due(now) {
-            if matches!(state.slots.get(&session), Some(SessionSlot::Parked(parked)) if parked.expires <= now) {
-                gone.extend(state.take(&session));
-            }
-        }
-        while state.away.len() > most
-            && let Some(session) = state.away.to_give_way()
-        {
-            gone.extend(state.take(&session));
-        }
-        gone
-    }
-
-    /// Takes out the delayed wills that are due by `now`, with the names of their sessions.
-    pub(crate) fn due_wills(&self, now: Instant) -> Vec<(Arc<str>, Will)> {
-        let mut state = self.state.lock();
-        let mut due = Vec::new();
-        for session in state.away.due(now) {
-            let Some(mut parked) = state.take(&session) else { continue };
-            if let Some((_, will)) = parked.will.take_if(|(at, _)| *at <= now) {
-                due.push((session.clone(), will));
-            }
-            state.put(&session, SessionSlot::Parked(Box::new(parked)));
-        }
-        due
+        let session = match state.away.next() {
+            Some((at, session)) if *at <= now => session.clone(),
+            _ if state.away.len() > most => state.away.to_give_way()?,
+            _ => return None,
+        };
+        state.take_in_hand(&session)
     }
 
     /// Waits until a parked session or a delayed will is due, or until a session is parked.
     pub(crate) async fn due(&self) {
-        let next = self.state.lock().away.next();
+        let next = self.state.lock().away.next().map(|(at, _)| *at);
         let sleep = async {
             match next {
                 Some(at) => tokio::time::sleep_until(at).await,
@@ -264,11 +251,31 @@ impl Registry {
 }
 
 impl RegistryState {
+    /// Claims a session for a connection that has arrived at this time, or for the broker. Also returns its old slot.
+    fn activate(&mut self, session: &Arc<str>, arrived: Option<Instant>) -> (Claim, Option<SessionSlot>) {
+        let kick = Arc::new(Kick::default());
+        let (done, end) = oneshot::channel();
+        self.generation += 1;
+        let generation = self.generation;
+        let old = self.put(session, SessionSlot::Active { generation, arrived, kick: kick.clone(), done: end });
+        (Claim { session: session.clone(), generation, kick, done: Some(done) }, old)
+    }
+
+    /// Takes the session of an absent client in hand.
+    fn take_in_hand(&mut self, session: &Arc<str>) -> Option<(Claim, Parked)> {
+        let Some(SessionSlot::Parked(_)) = self.slots.get(session) else { return None };
+        match self.activate(session, None) {
+            (claim, Some(SessionSlot::Parked(parked))) => Some((claim, *parked)),
+            _ => None,
+        }
+    }
+
     /// Replaces the slot of a session, and returns the old one.
     fn put(&mut self, session: &Arc<str>, slot: SessionSlot) -> Option<SessionSlot> {
         let old = self.remove(session);
-        if let SessionSlot::Parked(parked) = &slot {
-            self.away.add(session, parked);
+        match &slot {
+            SessionSlot::Parked(parked) => self.away.add(session, parked),
+            SessionSlot::Active { arrived, .. } => self.in_hand += usize::from(arrived.is_none()),
         }
         let name = SessionName::of(session);
         if name.user.is_some() {
@@ -281,8 +288,9 @@ impl RegistryState {
     /// Removes the slot of a session with everything that belongs to it.
     fn remove(&mut self, session: &Arc<str>) -> Option<SessionSlot> {
         let old = self.slots.remove(session)?;
-        if let SessionSlot::Parked(parked) = &old {
-            self.away.remove(session, parked);
+        match &old {
+            SessionSlot::Parked(parked) => self.away.remove(session, parked),
+            SessionSlot::Active { arrived, .. } => self.in_hand -= usize::from(arrived.is_none()),
         }
         let name = SessionName::of(session);
         if name.user.is_some()
@@ -328,6 +336,49 @@ mod tests {
         let now = Instant::now();
         let expires = now + Duration::from_secs(seconds);
         Parked { session: Session::new(client_id, 1, None, 0), expires, since: now, will: None }
+    }
+
+    /// Ends what is due, or more than `most`. Returns the names of these sessions.
+    fn ended(registry: &Registry, most: usize) -> Vec<Box<str>> {
+        let due = std::iter::from_fn(|| registry.take_due(Instant::now(), most));
+        due.map(|(claim, parked)| {
+            assert!(registry.release(claim, None).is_none());
+            parked.session.owner
+        })
+        .collect()
+    }
+
+    /// A claim that waits for the release of the session.
+    async fn claiming(registry: &Arc<Registry>, session: &'static str, arrived: Instant) -> Claiming {
+        let registry = registry.clone();
+        let next = tokio::spawn(async move { registry.claim(session, arrived).await.unwrap() });
+        tokio::task::yield_now().await;
+        assert!(!next.is_finished());
+        next
+    }
+
+    type WayIntoHand = fn(&Registry) -> Option<(Claim, Parked)>;
+    type Claiming = tokio::task::JoinHandle<(Claim, Option<Parked>)>;
+
+    #[tokio::test]
+    async fn who_comes_back_while_the_broker_has_its_session_in_hand_waits() {
+        let node = "u/ada\0node";
+        let ways: [WayIntoHand; 3] = [
+            |registry| registry.take_due(Instant::now(), 0),
+            |registry| registry.take_all_of("ada").pop(),
+            |registry| registry.take_in_hand("u/ada\0node"),
+        ];
+        for (take, has_ended) in ways.into_iter().flat_map(|take| [(take, true), (take, false)]) {
+            let registry = Arc::new(Registry::default());
+            let arrived = Instant::now();
+            registry.restore(node, parked(node, 9));
+            let (claim, held) = take(&registry).unwrap();
+            assert_eq!(registry.counts(), (0, 1), "it is still that of an absent client");
+            let next = claiming(&registry, node, arrived).await;
+            assert_eq!(registry.counts(), (1, 0));
+            assert!(registry.release(claim, (!has_ended).then_some(held)).is_none());
+            assert_eq!(next.await.unwrap().1.is_none(), has_ended);
+        }
     }
 
     #[tokio::test]
@@ -385,7 +436,7 @@ mod tests {
         registry.due().await; // a session was parked
         registry.due().await;
         assert_eq!(begin.elapsed(), Duration::from_secs(2));
-        let gone: Vec<_> = registry.expired(Instant::now(), 1).into_iter().map(|p| p.session.owner).collect();
+        let gone = ended(&registry, 1);
         assert_eq!(gone, ["a".into(), "b".into()] as [Box<str>; 2]);
     }
 
@@ -399,7 +450,7 @@ mod tests {
             let guest = SessionName::of_guest(&number.to_string());
             registry.restore(&guest, parked(&guest, 50));
         }
-        let gone: Vec<_> = registry.expired(Instant::now(), 5).into_iter().map(|p| p.session.owner).collect();
+        let gone = ended(&registry, 5);
         let oldest: Vec<_> = (0..16).map(|number| SessionName::of_guest(&number.to_string())).collect();
         assert_eq!(gone, oldest, "the user's, longest away of all, stays");
         assert!(registry.take(user, |_| true).is_some());
@@ -407,12 +458,16 @@ mod tests {
 
     #[tokio::test]
     async fn a_session_without_a_user_ends_when_a_user_has_its_client_id() {
-        let registry = Registry::default();
+        let registry = Arc::new(Registry::default());
         let (guest, user) = ("g/\0node", "u/ada\0node");
         let (guests, _) = registry.claim(guest, Instant::now()).await.unwrap();
         let (users, none) = registry.claim(user, Instant::now()).await.unwrap();
         assert!(none.is_none(), "it is another session");
-        assert!(registry.release(guests, Some(parked(guest, 9))).is_some(), "nobody can come back for it");
+        let (guests, _) = registry.release(guests, Some(parked(guest, 9))).expect("nobody can come back for it");
+        let next = claiming(&registry, guest, Instant::now()).await;
+        assert!(registry.release(guests, None).is_none());
+        let (next, none) = next.await.unwrap();
+        assert!(none.is_none() && registry.release(next, None).is_none());
         assert!(registry.release(users, Some(parked(user, 9))).is_none());
         assert_eq!(registry.counts(), (0, 1));
     }
@@ -425,19 +480,16 @@ mod tests {
         registry.restore(other, parked(other, 9));
         let (claim, _) = registry.claim(connected, Instant::now()).await.unwrap();
         assert_eq!(registry.users(), HashSet::from(["ada".into(), "adam".into()]));
-        let taken: Vec<_> = registry.take_all_of("ada").into_iter().map(|parked| parked.session.owner).collect();
+        let taken: Vec<_> = registry.take_all_of("ada").into_iter().map(|(_, parked)| parked.session.owner).collect();
         assert_eq!(taken, [away.into()] as [Box<str>; 1]);
         // the next connection with that name waits until the session has ended, and finds nothing
-        let next = tokio::spawn({
-            let registry = registry.clone();
-            async move { registry.claim(connected, Instant::now()).await.unwrap().1.is_none() }
-        });
+        let next = claiming(&registry, connected, Instant::now()).await;
         assert_eq!(claim.kick.kicked().await, Reason::SESSION_TAKEN_OVER);
         let (claim, _) = registry.release(claim, Some(parked(connected, 9))).unwrap();
         tokio::task::yield_now().await;
         assert!(!next.is_finished());
         assert!(registry.release(claim, None).is_none());
-        assert!(next.await.unwrap());
+        assert!(next.await.unwrap().1.is_none());
         assert!(registry.take(other, |_| true).is_some());
     }
 }

@@ -310,21 +310,10 @@ async fn open(
     let kick = claim.kick.clone();
     place.on_cut(move || kick.kick(Reason::SERVER_BUSY));
     let parked = core.inherit(&identity, &permissions, parked).await;
-    let mut resumed = None;
-    if let Some(Parked { session, will, .. }) = parked {
-        if connect.clean {
-            // the old session ends here, and with it the delay of its will [MQTT-3.1.3-9]
-            if let Some((_, will)) = will {
-                core.publish_delayed(&owner, will).await;
-            }
-            let ended = core.end(session).await;
-            // CONNACK reports that the session is gone [MQTT-3.1.2-4], so a restart must not bring it back; but a disk that
-            // does not respond must not keep the client out
-            let _ = tokio::time::timeout(super::core::LONGEST_SYNC, core.ingress.settled(ended)).await;
-        } else {
-            resumed = Some(session);
-        }
-    }
+    let resumed = match parked {
+        Some(parked) => core.take_up(parked, arrived, connect.clean).await,
+        None => None,
+    };
     let present = resumed.is_some();
     if !present && expiry > 0 && !core.ingress.journal().has_room_for_session(&owner) {
         // CONNACK would promise a session that is gone after a restart
@@ -453,9 +442,8 @@ async fn close(
         core.keep(&mut session, false);
         let expires = expires(now, session.expiry, core.settings.load().session_expiry);
         let parked = Parked { session, expires, since: now, will: delayed };
-        if let Some((claim, parked)) = core.registry.release(claim, Some(parked)) {
-            core.end_parked(parked).await;
-            let _ = core.registry.release(claim, None);
+        if let Some(over) = core.registry.release(claim, Some(parked)) {
+            core.end_in_hand(over).await;
         }
     } else {
         core.end(session).await;

@@ -7,6 +7,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::timeout;
 
 use super::*;
+use crate::access::identity::SessionName;
 
 /// A broker without a port.
 fn broker(journal: impl FnOnce() -> crate::journal::Journal + Send + 'static) -> crate::broker::Broker {
@@ -170,6 +171,120 @@ async fn what_the_journal_refuses_is_not_granted() {
     let mut answers = [0; 8];
     client.read_exact(&mut answers).await.unwrap();
     assert_eq!(answers, [0x20, 2, 1, 0, 0x70, 2, 0, 7]);
+}
+
+/// The CONNECT of a client with a persistent session.
+fn connect(id: u8) -> Vec<u8> {
+    [&b"\x10\x0d\0\x04MQTT\x04\0\0\0\0\x01"[..], &[id]].concat()
+}
+
+/// Makes a session with this many subscriptions, which expires at once.
+async fn leave_expired(broker: &crate::broker::Broker, id: u8, filters: usize) {
+    let mut client = reach(broker, 64 << 10);
+    let subscribe = subscribe_to((0..filters).map(|number| format!("{id}/{number}")));
+    client.write_all(&[connect(id), subscribe].concat()).await.unwrap();
+    client.read_exact(&mut vec![0; 4 + 1 + write::variable_len(2 + filters) + 2 + filters]).await.unwrap();
+    client.write_all(&[0xe0, 0]).await.unwrap();
+    let name = SessionName::of_guest(std::str::from_utf8(&[id]).unwrap());
+    let registry = &broker.core.registry;
+    let mut parked = loop {
+        match registry.take(&name, |_| true) {
+            Some(parked) => break parked,
+            None => tokio::time::sleep(Duration::from_millis(1)).await,
+        }
+    };
+    parked.expires = Instant::now();
+    registry.restore(&name, parked);
+}
+
+#[tokio::test]
+async fn who_comes_back_while_expired_sessions_are_ended_has_a_session_that_lasts() {
+    use crate::message::{Draft, Qos};
+
+    let broker = broker(journal);
+    for id in *b"ab" {
+        leave_expired(&broker, id, 200).await;
+    }
+    let mut sweep = Box::pin(broker.core.clone().sweep());
+    let first_portion = std::future::poll_fn(|context| Poll::Ready(sweep.as_mut().poll(context)));
+    assert!(first_portion.await.is_pending());
+    let mut client = reach(&broker, 4096);
+    client.write_all(&[&connect(b'b')[..], &subscribe(b't')].concat()).await.unwrap();
+    let mut answers = [0; 9];
+    client.read_exact(&mut answers).await.unwrap();
+    assert_eq!(answers, [0x20, 2, 0, 0, 0x90, 3, 0, 1, 1], "the expired session is not continued");
+    tokio::spawn(sweep);
+    while broker.core.registry.counts() != (1, 0) {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    assert_eq!(broker.core.stats.sessions_expired.get(), 2);
+    let draft = Draft { qos: Qos::AtLeastOnce, ..Draft::new("t", b"heard") };
+    broker.core.ingress.publish(&draft).await.unwrap();
+    let mut publish = [0; 12];
+    timeout(Duration::from_secs(30), client.read_exact(&mut publish)).await.expect("it hears").unwrap();
+    assert_eq!(&publish[7..], b"heard");
+    assert!(!broker.core.ingress.journal().kept(&SessionName::of_guest("b")).is_empty(), "it outlives a restart");
+}
+
+#[tokio::test]
+async fn who_comes_back_to_a_session_that_is_being_ended_waits_for_the_end() {
+    let broker = broker(journal);
+    leave_expired(&broker, b'a', 200).await;
+    let mut sweep = Box::pin(broker.core.clone().sweep());
+    let first_portion = std::future::poll_fn(|context| Poll::Ready(sweep.as_mut().poll(context)));
+    assert!(first_portion.await.is_pending());
+    let mut client = reach(&broker, 4096);
+    client.write_all(&connect(b'a')).await.unwrap();
+    while broker.core.registry.counts() != (1, 0) {
+        tokio::task::yield_now().await;
+    }
+    assert!(broker.core.clients(1).is_empty(), "it has no session before the old one has ended");
+    tokio::spawn(sweep);
+    let mut connack = [0; 4];
+    timeout(Duration::from_secs(30), client.read_exact(&mut connack)).await.expect("it is not left waiting").unwrap();
+    assert_eq!(connack, [0x20, 2, 0, 0]);
+}
+
+#[tokio::test]
+async fn a_user_who_is_removed_while_its_will_is_published_leaves_no_session() {
+    let core = broker(journal).core;
+    let name = "u/ada\0node";
+    let session = core.new_session(name, 1, true, 60);
+    let since = Instant::now();
+    core.registry.restore(name, Parked { session, expires: since + Duration::from_secs(60), since, will: None });
+    let (claim, parked) = core.registry.take_due(since, 0).unwrap();
+    core.end_sessions_of("ada").await;
+    let over = core.registry.release(claim, Some(parked)).expect("it ends");
+    core.end_in_hand(over).await;
+    assert!(!core.registry.knows(name) && core.ingress.journal().consumers().is_empty());
+}
+
+#[tokio::test]
+async fn a_will_is_published_before_its_client_continues_a_session_after_the_delay() {
+    let broker = broker(journal);
+    let will = Will {
+        topic: "will".into(),
+        payload: (*b"gone").into(),
+        qos: crate::message::Qos::AtMostOnce,
+        retain: true,
+        delay: 1,
+        expiry: None,
+        properties: [].into(),
+    };
+    let retained = || broker.core.ingress.retained_size().0;
+    for (delay, is_due) in [(Duration::from_secs(60), false), (Duration::ZERO, true)] {
+        leave_expired(&broker, b'a', 1).await;
+        let (claim, mut parked) = broker.core.registry.take_in_hand(&SessionName::of_guest("a")).unwrap();
+        let now = Instant::now();
+        parked.expires = now + Duration::from_secs(60);
+        parked.will = Some((now + delay, will.clone()));
+        assert!(broker.core.registry.release(claim, Some(parked)).is_none());
+        let mut client = reach(&broker, 4096);
+        client.write_all(&[connect(b'a'), vec![0xe0, 0]].concat()).await.unwrap();
+        let mut connack = [0; 4];
+        client.read_exact(&mut connack).await.unwrap();
+        assert_eq!((connack, retained() > 0), ([0x20, 2, 1, 0], is_due));
+    }
 }
 
 /// A SUBSCRIBE to these filters at QoS 0.

@@ -1,5 +1,6 @@
 //! The state that all connections share, and what happens to sessions between connections.
 
+mod endings;
 pub(crate) mod groups;
 pub(in crate::broker) mod portions;
 
@@ -11,9 +12,8 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use parking_lot::Mutex;
-use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
-use tracing::{info, warn};
+use tracing::info;
 
 use self::groups::Groups;
 use self::portions::{Portions, by_group};
@@ -29,9 +29,9 @@ use crate::access::identity::{Identity, SessionName};
 use crate::access::places::{Bounds, PlaceHolder, Places};
 use crate::access::quota::Quota;
 use crate::access::waiting::{Sockets, WaitingRoom};
-use crate::exchange::delivery::{Run, Share};
+use crate::exchange::delivery::Run;
 use crate::exchange::inbox::{Inbox, InboxLimits};
-use crate::exchange::ingress::{Ingress, Receipt, Route};
+use crate::exchange::ingress::{Ingress, Route};
 use crate::exchange::stats::Stats;
 use crate::exchange::subscribers::{Subscriber, SubscriptionOptions};
 use crate::exchange::waiting::{self, DeliveryMemory};
@@ -334,60 +334,6 @@ impl Core {
         }
     }
 
-    /// Ends a session and deletes everything that was kept for it. Once the receipt is complete, a crash cannot bring it
-    /// back.
-    pub(super) async fn end(&self, mut session: Session) -> Receipt {
-        // at once, because a new session of the same client may begin before the last subscription has ended
-        let receipt = self.forget(&session);
-        session.outbound.shares().for_each(Share::give_up);
-        let filters: Vec<Box<str>> = session.subscriptions.keys().cloned().collect();
-        let mut portions = Portions::of(self, &session.owner);
-        for filter in filters {
-            portions.next().await;
-            if let Some(subscription) = session.unsubscribe(&filter) {
-                self.drop_subscription(&session, &filter, &subscription);
-            }
-        }
-        portions.end();
-        receipt
-    }
-
-    /// Deletes what the journal keeps of a session.
-    fn forget(&self, session: &Session) -> Receipt {
-        let Some(durable) = &session.durable else { return Receipt::default() };
-        let journal = self.ingress.journal();
-        // no group hands anything over to it any more
-        let groups = session.subscriptions.values().filter_map(|known| known.group.as_ref());
-        groups.for_each(|group| group.forget(durable.consumer));
-        journal.remove(durable.consumer);
-        // if this cannot be written now, the session comes back after the next start and expires then
-        let ended = journal.keep_session(&session.name, None, false).ok();
-        self.charge(session, ended.map_or(0, |(_, bytes)| bytes));
-        Receipt { durable: ended.map(|(position, _)| position) }
-    }
-
-    /// Ends the session of an absent client, and with it the delay of its will [MQTT-3.1.2-8].
-    pub(super) async fn end_parked(&self, parked: Parked) -> Receipt {
-        if let Some((_, will)) = parked.will {
-            self.publish_delayed(&parked.session.owner, will).await;
-        }
-        self.end(parked.session).await
-    }
-
-    /// Ends all sessions of a user that was removed, with the messages that wait in them. A later user of that name finds
-    /// nothing, even after a power cut.
-    pub(crate) async fn end_sessions_of(&self, user: &str) {
-        let mut last = Receipt::default();
-        for parked in self.registry.take_all_of(user) {
-            info!(client_id = %SessionName::of(&parked.session.owner), "its session has ended: its user was removed");
-            let ended = self.end_parked(parked).await;
-            last = if ended.durable.is_some() { ended } else { last };
-        }
-        // a disk that does not respond must not delay the caller
-        let _ = timeout(LONGEST_SYNC, self.ingress.settled(last)).await;
-        self.access.passwords.familiar.forget(user);
-    }
-
     /// Finds what a client gets in addition to its own session. A session without a recorded owner, from an older version,
     /// goes to the first client with its client id that may have all its subscriptions. A session of a client without a user
     /// name ends when a user connects with its client id: it is mostly the same device, which has been given a password and
@@ -399,9 +345,9 @@ impl Core {
         own: Option<Parked>,
     ) -> Option<Parked> {
         if identity.user.is_some()
-            && let Some(left) = self.registry.take(&SessionName::of_guest(&identity.client_id), |_| true)
+            && let Some(left) = self.registry.take_in_hand(&SessionName::of_guest(&identity.client_id))
         {
-            self.end_parked(left).await;
+            self.end_in_hand(left).await;
         }
         if own.is_some() {
             return own;
@@ -416,33 +362,6 @@ impl Core {
         self.keep_will(&found.session.owner, None);
         found.session.owner = identity.session();
         Some(found)
-    }
-
-    /// Ends expired sessions and publishes delayed wills, until cancelled.
-    pub async fn sweep(self: Arc<Self>) {
-        loop {
-            tokio::select! {
-                () = self.cancel.cancelled() => return,
-                () = self.registry.due() => {}
-            }
-            let now = Instant::now();
-            let most = self.settings.load().max_sessions;
-            for (session, will) in self.registry.due_wills(now) {
-                self.publish_delayed(&session, will).await;
-            }
-            for parked in self.registry.expired(now, most) {
-                let Parked { session, expires, .. } = &parked;
-                if *expires > now {
-                    warn!(
-                        client_id = %SessionName::of(&session.owner),
-                        "more clients are away than broker.max_sessions: of whoever has most sessions, the one longest away \
-                         is given up"
-                    );
-                }
-                self.stats.sessions_expired.add(1);
-                self.end_parked(parked).await;
-            }
-        }
     }
 }
 
