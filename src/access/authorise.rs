@@ -30,6 +30,8 @@ pub(crate) struct Authoriser {
 
 #[derive(Debug)]
 struct Policy {
+    /// Higher than that of the policy before it.
+    version: u64,
     /// For listeners without an entry in `listeners`.
     usual: Entrance,
     /// Listeners that have their own users or their own setting for anonymous clients.
@@ -55,12 +57,13 @@ impl Entrance {
 }
 
 impl Policy {
-    fn new(settings: &AccessSettings) -> Policy {
+    fn new(settings: &AccessSettings, version: u64) -> Policy {
         let own = |access: &ListenerAccess| {
             let users = access.users.as_ref().unwrap_or(&settings.users);
             (access.listener.clone(), Entrance::new(&access.anonymous, users))
         };
         Policy {
+            version,
             usual: Entrance::new(&settings.anonymous, &settings.users),
             listeners: settings.listeners.iter().map(own).collect(),
             reserved: settings.reserved.clone().into(),
@@ -70,17 +73,38 @@ impl Policy {
     fn at(&self, listener: Option<&str>) -> &Entrance {
         listener.and_then(|name| self.listeners.get(name)).unwrap_or(&self.usual)
     }
+
+    /// The permissions of a client that comes in here.
+    fn permissions(&self, place: &Entrance, identity: &Identity) -> Permissions {
+        let rights = match &identity.user {
+            None => Some(place.anonymous.rights.clone()),
+            Some(name) => place.users.get(&**name).map(|user| user.rights.clone()),
+        };
+        let rights = rights.unwrap_or(Rights { publish: Vec::new(), subscribe: Vec::new() });
+        Permissions {
+            publish: AccessRules::new(&rights.publish, identity),
+            subscribe: AccessRules::new(&rights.subscribe, identity),
+            rights,
+            reserved: self.reserved.clone(),
+        }
+    }
 }
 
 impl Authoriser {
     /// Starts with the users and rules of these settings.
     pub(crate) fn new(settings: &AccessSettings) -> Authoriser {
-        Authoriser { policy: ArcSwap::from_pointee(Policy::new(settings)), key: RandomState::new() }
+        Authoriser { policy: ArcSwap::from_pointee(Policy::new(settings, 0)), key: RandomState::new() }
     }
 
     /// Replaces users and rules. Sessions for which [`Authoriser::still_holds`] is false afterwards must end.
     pub(crate) fn reload(&self, settings: &AccessSettings) {
-        self.policy.store(Arc::new(Policy::new(settings)));
+        let version = self.version() + 1;
+        self.policy.store(Arc::new(Policy::new(settings, version)));
+    }
+
+    /// Changes with the rules.
+    pub(super) fn version(&self) -> u64 {
+        self.policy.load().version
     }
 
     /// Whether at least one user may sign in at this listener.
@@ -119,18 +143,21 @@ impl Authoriser {
     /// The permissions of this client.
     pub(crate) fn permissions(&self, identity: &Identity) -> Permissions {
         let policy = self.policy.load();
-        let place = policy.at(identity.listener.as_deref());
-        let rights = match &identity.user {
-            None => Some(place.anonymous.rights.clone()),
-            Some(name) => place.users.get(&**name).map(|user| user.rights.clone()),
-        };
-        let rights = rights.unwrap_or(Rights { publish: Vec::new(), subscribe: Vec::new() });
-        Permissions {
-            publish: AccessRules::new(&rights.publish, identity),
-            subscribe: AccessRules::new(&rights.subscribe, identity),
-            rights,
-            reserved: policy.reserved.clone(),
+        policy.permissions(policy.at(identity.listener.as_deref()), identity)
+    }
+
+    /// The permissions that this client would be given by the rules of a version; if its listener is unknown, those at each
+    /// listener.
+    pub(super) fn in_force(&self, identity: &Identity) -> (u64, Vec<Permissions>) {
+        let policy = self.policy.load();
+        let mut all = vec![policy.permissions(policy.at(identity.listener.as_deref()), identity)];
+        let own = policy.listeners.values().filter(|_| identity.listener.is_none());
+        for permissions in own.map(|place| policy.permissions(place, identity)) {
+            if !all.contains(&permissions) {
+                all.push(permissions);
+            }
         }
+        (policy.version, all)
     }
 
     /// Whether a client that was given these permissions would be given the same ones now.

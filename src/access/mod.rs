@@ -8,7 +8,7 @@
 //! | `hash`, `replaced` | forms of password hashes, and argon2id in place of the weaker ones |
 //! | `guesses`, `familiar` | how fast passwords may be guessed, and who goes first |
 //! | `former` | users that there were |
-//! | `authorise` | what it may publish and receive |
+//! | `authorise`, `in_force` | what it may publish and receive, also while it is not connected |
 //! | `places` | places of connections, and who gives way |
 //! | `quota` | shares of what is counted |
 //! | `security` | events that a person should see |
@@ -23,6 +23,7 @@ pub(crate) mod former;
 pub(crate) mod guesses;
 pub mod hash;
 pub(crate) mod identity;
+pub(crate) mod in_force;
 pub(crate) mod limiter;
 pub mod made;
 pub(crate) mod owner;

@@ -36,6 +36,7 @@ use super::core::{Core, consumer_name, session_route};
 use super::registry::expires;
 use super::session::{Session, Subscription, split_share};
 use crate::access::identity::SessionName;
+use crate::access::in_force::RightsInForce;
 use crate::access::places::PlaceHolder;
 use crate::exchange::subscribers::SubscriptionOptions;
 use crate::journal::{Full, PART, Position};
@@ -260,7 +261,7 @@ impl Core {
         }
         let owner = session.owner.clone();
         let identity = SessionName::of(&owner).identity();
-        let permissions = LazyCell::new(|| Arc::new(self.access.authoriser.permissions(&identity)));
+        let rights = LazyCell::new(|| Arc::new(RightsInForce::of(&self.access, identity)));
         session.held.belongs_to(&self.subscriptions, Core::holder(&owner, None));
         let prefix = part(name, "");
         let parts = self.ingress.journal().kept(&prefix);
@@ -274,8 +275,8 @@ impl Core {
             let group = shared.map(|(_, inner)| self.join_group(&session, filter, inner, None, *options));
             if let Some(group) = &group {
                 self.bound_group(group, 1);
-                if let Some(consumer) = session.consumer() {
-                    group.expect(consumer, Arc::clone(&permissions));
+                if let Some(consumer) = session.awaits(*options) {
+                    group.expect(consumer, Arc::clone(&rights));
                 }
             }
             if group.is_none()

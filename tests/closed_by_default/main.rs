@@ -6,6 +6,7 @@
 mod support;
 
 mod addresses;
+mod groups;
 mod guessing;
 mod listeners;
 mod places;

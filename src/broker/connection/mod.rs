@@ -422,7 +422,7 @@ async fn close(
     if let ConnectionEnd::Disconnected(_, Some(expiry)) = end {
         session.expiry = expiry;
     }
-    core.detach(&mut session, &connection.subscriber, connection.pending).await;
+    core.detach(&mut session, (&connection.subscriber, &connection.identity), connection.pending).await;
     session.left = connection.subscriber.inbox.account().map(|account| account.left(session.outbound.bytes()));
     let will = connection.will.filter(|_| end.publishes_will());
     let keep = session.durable.is_some() && session.expiry > 0 && !claim.kick.ends_session();

@@ -19,7 +19,6 @@ use crate::exchange::ingress::Route;
 use crate::exchange::shared::SharedGroup;
 use crate::exchange::subscribers::SubscriptionOptions;
 use crate::journal::{ConsumerId, Journal, News};
-use crate::message::Qos;
 
 #[derive(Debug)]
 struct Group {
@@ -47,7 +46,7 @@ pub(crate) struct Groups {
 
 /// Whether messages must be kept for a session while its client is absent.
 fn keeps(session: &Session, options: SubscriptionOptions) -> bool {
-    session.durable.is_some() && options.qos > Qos::AtMostOnce
+    session.awaits(options).is_some()
 }
 
 /// The part `NAME/FILTER` of the name of a group's consumer; `None` if it is the name of another consumer.

@@ -4,6 +4,7 @@ mod endings;
 pub(crate) mod groups;
 pub(in crate::broker) mod portions;
 
+use std::cell::LazyCell;
 use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -26,6 +27,7 @@ use super::settings::BrokerSettings;
 use crate::access::Access;
 use crate::access::authorise::Permissions;
 use crate::access::identity::{Identity, SessionName};
+use crate::access::in_force::RightsInForce;
 use crate::access::places::{Bounds, PlaceHolder, Places};
 use crate::access::quota::Quota;
 use crate::access::waiting::{Sockets, WaitingRoom};
@@ -303,13 +305,23 @@ impl Core {
 
     /// Ends live delivery for a session whose client has left. Unacknowledged messages of shared subscriptions go to other
     /// members.
-    pub(super) async fn detach(&self, session: &mut Session, subscriber: &Arc<Subscriber>, pending: Option<Run>) {
+    pub(super) async fn detach(
+        &self,
+        session: &mut Session,
+        (subscriber, identity): (&Arc<Subscriber>, &Identity),
+        pending: Option<Run>,
+    ) {
+        let rights = LazyCell::new(|| Arc::new(RightsInForce::of(&self.access, identity.clone())));
         let mut portions = Portions::of(self, &session.owner);
         // in the opposite order, for the same reason
         for (filter, subscription) in by_qos(session, false).chain(by_qos(session, true)) {
             portions.next().await;
             match &subscription.group {
                 Some(group) => {
+                    if let Some(consumer) = session.awaits(subscription.options) {
+                        // before it leaves, so that what only it may have waits for it
+                        group.expect(consumer, Arc::clone(&rights));
+                    }
                     if group.leave(subscriber) {
                         self.bound_group(group, 1);
                     }

@@ -355,6 +355,11 @@ impl Session {
         self.durable.as_ref().map(|durable| durable.consumer)
     }
 
+    /// Its consumer in the journal, if messages for this subscription are kept while the client is absent.
+    pub(crate) fn awaits(&self, options: SubscriptionOptions) -> Option<ConsumerId> {
+        self.consumer().filter(|_| options.qos > Qos::AtMostOnce)
+    }
+
     fn tree<'f>(
         &mut self,
         filter: &'f str,
