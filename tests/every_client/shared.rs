@@ -38,6 +38,18 @@ fn the_group_shares_the_messages() {
 }
 
 #[test]
+fn persistent_members_take_turns_at_qos_2_too() {
+    let gateway = Gateway::start();
+    let mut workers = ["a", "b", "c"].map(|name| Connect::v5(name).persistent().open(gateway.port));
+    workers.iter_mut().for_each(|worker| assert_eq!(worker.subscribe(FILTER, 2), 2));
+    let mut publisher = Connect::new("publisher").open(gateway.port);
+    for number in 0..9 {
+        publisher.publish("jobs/x", number.to_string(), 2, false);
+        assert_eq!(workers[number % 3].receive().text(), number.to_string());
+    }
+}
+
+#[test]
 fn what_a_member_leaves_behind_goes_to_the_others() {
     let gateway = Gateway::start();
     let (mut first, mut second) = (worker(&gateway, "first"), worker(&gateway, "second"));

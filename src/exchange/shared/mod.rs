@@ -186,7 +186,6 @@ impl SharedGroup {
 
     /// Gives a message to a member, or puts it back if the client is gone.
     fn give(self: &Arc<Self>, state: &mut GroupState, at: usize, next: GroupNext) -> bool {
-        state.next = at + 1;
         let Member { options, subscriber, .. } = &state.members[at];
         let kept = match &next {
             GroupNext::Kept(delivery) => Some((delivery.position, delivery.ordinal)),

@@ -37,7 +37,7 @@ pub(super) struct GroupBacklog {
 pub(super) struct GroupState {
     pub(super) members: Vec<Member>,
     absent: Vec<AbsentMember>,
-    pub(super) next: usize,
+    next: usize,
     pub(super) durable: Option<GroupBacklog>,
     /// Messages from the journal that were left unacknowledged, by ordinal.
     pub(super) again: BTreeMap<u64, Delivery>,
@@ -69,7 +69,7 @@ impl GroupState {
     }
 
     /// Who gets a message: the next member in turn that may receive it and has room.
-    pub(super) fn recipient(&self, next: &GroupNext) -> Recipient {
+    pub(super) fn recipient(&mut self, next: &GroupNext) -> Recipient {
         let view = next.message().view();
         let topic = view.topic();
         let is_kept = matches!(next, GroupNext::Kept(_));
@@ -84,6 +84,7 @@ impl GroupState {
             is_awaited = true;
             if member.has_room(journal) {
                 let takes_over = member.takes_over().filter(|_| is_kept && view.qos() == Qos::ExactlyOnce);
+                self.next = at + 1;
                 return takes_over.map_or(Recipient::Member(at), Recipient::Session);
             }
         }
