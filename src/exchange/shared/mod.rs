@@ -1,7 +1,8 @@
 //! Shared subscriptions (`$share/NAME/FILTER`) [MQTT-4.8.2]: each message goes to one member of the group.
 //!
 //! A group gives a message to the next member with room in its window, so a slow or stuck member gets fewer. Messages for
-//! which no member has room wait, within limits, and unacknowledged messages of a member that leaves go to another.
+//! which no member has room wait, within limits, and unacknowledged messages of a member that leaves go to another. If members
+//! may receive different things, the first messages for members without room are passed over, so that the others go on.
 //!
 //! Where messages wait depends on the members. While one of the sessions is persistent and subscribes with more than QoS 0,
 //! the group has a consumer in the journal: a message that was acknowledged to its publisher is on disk, and is settled when
@@ -11,9 +12,11 @@
 //! persistent member it is first handed over in the journal to the member's session.
 //!
 //! A member gets only messages that it may receive, so joining a group takes nothing away from others. If no connected member
-//! may receive a message, it is handed over to the session of a member that may and is away, and if there is none, it is given
-//! up.
+//! may receive a message, it waits apart for one that may and is away, and if there is none, it is given up. If too many wait
+//! so, the oldest are handed over to the session of the one that left last.
 
+mod aside;
+mod member;
 mod state;
 
 use std::sync::{Arc, Weak};
@@ -21,7 +24,10 @@ use std::sync::{Arc, Weak};
 use parking_lot::Mutex;
 use smallvec::SmallVec;
 
-use self::state::{GroupBacklog, GroupNext, GroupState, Recipient};
+use self::aside::GroupNext;
+use self::member::Member;
+pub(crate) use self::member::is_behind;
+use self::state::{GroupBacklog, GroupState, Recipient};
 use super::delivery::{InboxId, KeptPlace, RetainFlag, Run, Share, SharesOut, Terms};
 use super::inbox::InboxLimits;
 use super::subscribers::{Subscriber, SubscriptionOptions};
@@ -29,47 +35,7 @@ use super::waiting::DeliveryMemory;
 use crate::access::authorise::Permissions;
 use crate::access::in_force::RightsInForce;
 use crate::journal::{ConsumerId, Delivery, Journal, Outcome, Reader};
-use crate::message::{Message, Qos};
-
-/// The most unsettled messages of one member.
-const MEMBER_WINDOW: usize = 20;
-
-#[derive(Debug)]
-struct Member {
-    /// Its group.
-    group: Weak<dyn SharesOut>,
-    subscriber: Arc<Subscriber>,
-    permissions: Arc<Permissions>,
-    options: SubscriptionOptions,
-    unsettled: usize,
-    /// The consumer of its session, if that is persistent.
-    consumer: Option<ConsumerId>,
-}
-
-impl Member {
-    fn takes_over(&self) -> Option<ConsumerId> {
-        self.consumer.filter(|_| self.options.qos == Qos::ExactlyOnce)
-    }
-
-    /// Whether it accepts a message. If not, it asks the group as soon as it does.
-    fn has_room(&self, journal: Option<&Journal>) -> bool {
-        let inbox = &self.subscriber.inbox;
-        let takes_more = || !self.takes_over().zip(journal).is_some_and(|(id, journal)| is_behind(journal, id));
-        // a member with unsettled messages asks with each that it settles
-        self.unsettled < MEMBER_WINDOW
-            && inbox.has_room_for(&self.group)
-            && (takes_more() || {
-                // before another check, so that it is noticed if the session has more room after it
-                inbox.behind.add(&self.group);
-                takes_more()
-            })
-    }
-}
-
-/// Whether so much waits for a session that no more is handed over to it.
-pub(crate) fn is_behind(journal: &Journal, session: ConsumerId) -> bool {
-    journal.backlog(session).messages >= MEMBER_WINDOW
-}
+use crate::message::Message;
 
 /// One group, which is named by a name and a filter.
 #[derive(Debug)]
@@ -91,8 +57,7 @@ impl SharedGroup {
         let mut state = self.state.lock();
         state.enqueue(message, false);
         self.pump(&mut state);
-        let is_short = || self.waiting.as_ref().is_some_and(DeliveryMemory::is_short);
-        while state.waiting.len() > self.limits.messages || state.bytes > self.limits.bytes || is_short() {
+        while state.waiting.len() > self.limits.messages || state.bytes > self.limits.bytes || self.is_short() {
             let Some(oldest) = state.waiting.pop_front() else { break };
             state.bytes -= oldest.size();
             state.dropped += 1;
@@ -122,14 +87,17 @@ impl SharedGroup {
         consumer: Option<ConsumerId>,
     ) {
         let mut state = self.state.lock();
-        consumer.into_iter().for_each(|consumer| state.forget(consumer));
-        match state.members.iter_mut().find(|member| Arc::ptr_eq(&member.subscriber, subscriber)) {
-            Some(member) => member.options = options,
-            None => {
-                let (subscriber, permissions) = (subscriber.clone(), permissions.clone());
-                let group = Arc::downgrade(self) as Weak<dyn SharesOut>;
-                state.members.push(Member { group, subscriber, permissions, options, unsettled: 0, consumer });
-            }
+        if let Some(consumer) = consumer {
+            state.forget(consumer);
+        }
+        if let Some(member) = state.members.iter_mut().find(|member| Arc::ptr_eq(&member.subscriber, subscriber)) {
+            member.options = options;
+        } else {
+            state.reconsider(|topic| permissions.may_receive(topic));
+            let is_awaited = !state.passed.is_empty();
+            let (subscriber, permissions) = (subscriber.clone(), permissions.clone());
+            let group = Arc::downgrade(self) as Weak<dyn SharesOut>;
+            state.members.push(Member { group, subscriber, permissions, options, unsettled: 0, is_awaited, consumer });
         }
         self.pump(&mut state);
     }
@@ -140,14 +108,20 @@ impl SharedGroup {
     }
 
     /// Removes a session that does not belong to the group any more.
-    pub(crate) fn forget(&self, consumer: ConsumerId) {
-        self.state.lock().forget(consumer);
+    pub(crate) fn forget(self: &Arc<Self>, consumer: ConsumerId) {
+        let mut state = self.state.lock();
+        if let Some(gone) = state.forget(consumer) {
+            state.reconsider(|topic| gone.rights.may_receive(topic));
+            self.pump(&mut state);
+        }
     }
 
     /// Removes a client, and returns whether the group has no members now.
     pub(crate) fn leave(self: &Arc<Self>, subscriber: &Arc<Subscriber>) -> bool {
         let mut state = self.state.lock();
-        state.members.retain(|member| !Arc::ptr_eq(&member.subscriber, subscriber));
+        if let Some(at) = state.members.iter().position(|member| Arc::ptr_eq(&member.subscriber, subscriber)) {
+            state.remove(at);
+        }
         self.pump(&mut state);
         let is_empty = state.members.is_empty();
         if let Some(durable) = state.durable.as_mut().filter(|_| is_empty) {
@@ -164,28 +138,49 @@ impl SharedGroup {
 
     /// Distributes waiting messages as far as members have room.
     fn pump(self: &Arc<Self>, state: &mut GroupState) {
+        if state.has_room_for_passed() {
+            self.distribute_passed(state);
+        }
         while state.has_room() {
             let Some(next) = state.take() else { return };
-            let is_done = match state.recipient(&next) {
-                Recipient::Member(at) => self.give(state, at, next),
-                Recipient::Session(consumer) => state.hand_over(next, consumer),
-                Recipient::Later => {
-                    state.put_back(next);
-                    false
-                }
-                Recipient::Nobody => {
-                    state.give_up(next);
-                    true
-                }
-            };
-            if !is_done {
+            if !self.distribute(state, next, false) || !state.hand_over_due(self.limits, || self.is_short()) {
                 return;
             }
         }
     }
 
+    fn distribute_passed(self: &Arc<Self>, state: &mut GroupState) {
+        let mut passed = state.take_passed();
+        while let Some(next) = passed.pop_front() {
+            if !self.distribute(state, next, true) || !state.has_room() {
+                break;
+            }
+        }
+        state.pass_over_again(passed);
+    }
+
+    /// Lets a message go on, or wait aside. Returns whether that was possible.
+    fn distribute(self: &Arc<Self>, state: &mut GroupState, next: GroupNext, was_passed: bool) -> bool {
+        match state.recipient(&next) {
+            Recipient::Member(at) => self.give(state, at, next),
+            Recipient::Session(consumer) => return state.hand_over(next, consumer),
+            Recipient::Later if was_passed || (state.passed.has_room() && !self.is_short()) => state.pass_over(next),
+            Recipient::Later => {
+                state.put_back(next);
+                return false;
+            }
+            Recipient::Absent => state.set_apart(next),
+            Recipient::Nobody => state.give_up(next),
+        }
+        true
+    }
+
+    fn is_short(&self) -> bool {
+        self.waiting.as_ref().is_some_and(DeliveryMemory::is_short)
+    }
+
     /// Gives a message to a member, or puts it back if the client is gone.
-    fn give(self: &Arc<Self>, state: &mut GroupState, at: usize, next: GroupNext) -> bool {
+    fn give(self: &Arc<Self>, state: &mut GroupState, at: usize, next: GroupNext) {
         let Member { options, subscriber, .. } = &state.members[at];
         let kept = match &next {
             GroupNext::Kept(delivery) => Some((delivery.position, delivery.ordinal)),
@@ -202,10 +197,9 @@ impl SharedGroup {
             state.members[at].unsettled += 1;
         } else {
             // the client is gone, but has not left the group yet
-            state.members.remove(at);
             state.put_back(next);
+            state.remove(at);
         }
-        true
     }
 }
 

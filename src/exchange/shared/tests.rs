@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
+use super::member::MEMBER_WINDOW;
 use super::*;
 use crate::exchange::inbox::Inbox;
 use crate::message::{Draft, Origin, Qos};
@@ -82,4 +83,32 @@ fn a_member_gets_nothing_and_takes_nothing_that_it_may_not_receive() {
     group.push(message(34));
     group.push(public(35));
     assert_eq!(taken(&guest), [35]);
+}
+
+#[test]
+fn a_member_without_room_does_not_hold_up_those_that_may_receive_less() {
+    let group = SharedGroup::new(InboxLimits { messages: 1000, bytes: 100_000 }, None);
+    let (user, guest) = (member("user"), member("guest"));
+    group.join((&user, &Permissions::to_receive(&["t", "public"])), OPTIONS, None);
+    group.join((&guest, &Permissions::to_receive(&["public"])), OPTIONS, None);
+    let public = |payload| Message::new(&Draft { qos: Qos::AtLeastOnce, ..Draft::new("public", &[payload]) });
+    let settle = |count: usize| (0..count).for_each(|_| group.clone().settled(user.inbox.id(), None));
+    (0..60).for_each(|n| group.push(message(n)));
+    (60..64).for_each(|n| group.push(public(n)));
+    assert_eq!((taken(&user), taken(&guest)), ((0..20).collect(), vec![60, 61, 62, 63]));
+    // what was passed over comes before what is newer, and in its order
+    group.push(message(64));
+    for expected in [20..40_u8, 40..60, 64..65] {
+        settle(expected.len());
+        assert_eq!(taken(&user), expected.collect::<Vec<u8>>());
+    }
+    // no more than a few are passed over, and those behind them wait
+    settle(5);
+    (0..60).for_each(|n| group.push(message(n)));
+    (60..110).for_each(|n| group.push(message(n)));
+    group.push(public(110));
+    assert_eq!((taken(&user).len(), taken(&guest)), (5, vec![]));
+    // nobody is left who may receive them
+    group.leave(&user);
+    assert_eq!(taken(&guest), [110]);
 }
