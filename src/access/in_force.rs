@@ -8,8 +8,8 @@ use super::Access;
 use super::authorise::Permissions;
 use super::identity::Identity;
 
-/// What a client that is not connected may receive. A connection ends when its client's rights change; this follows the rules
-/// in force instead.
+/// What a client that is not connected may receive. A connection ends when its client's rights change; this follows the
+/// rules in force instead.
 #[derive(Debug)]
 pub(crate) struct RightsInForce {
     access: Arc<Access>,

@@ -1,5 +1,5 @@
-//! Messages of a group that wait for some of its members while the others go on: for those that have no room, and for those
-//! that are away.
+//! Messages of a group that wait for some of its members while the others go on: for those that have no room, and for
+//! those that are away.
 //!
 //! Both are few, because the others' messages that are settled meanwhile stay in the journal's list of those in hand.
 
@@ -90,8 +90,8 @@ impl SetApart {
         self.by_ordinal.insert(delivery.ordinal, ApartDelivery { delivery, at_bytes });
     }
 
-    /// Takes out the oldest message if it cannot wait any longer, because too many do, or so many have come after it that the
-    /// journal's limits would soon drop it.
+    /// Takes out the oldest message if it cannot wait any longer, because too many do, or so many have come after it
+    /// that the journal's limits would soon drop it.
     pub(super) fn pop_due(&mut self, limits: InboxLimits, is_short: impl Fn() -> bool) -> Option<Delivery> {
         let first = self.by_ordinal.first_entry()?;
         let is_far = self.newest.0 - *first.key().min(&self.newest.0) >= FARTHEST.min(limits.messages as u64 / 2)

@@ -1,19 +1,20 @@
 //! Shared subscriptions (`$share/NAME/FILTER`) [MQTT-4.8.2]: each message goes to one member of the group.
 //!
-//! A group gives a message to the next member with room in its window, so a slow or stuck member gets fewer. Messages for
-//! which no member has room wait, within limits, and unacknowledged messages of a member that leaves go to another. If members
-//! may receive different things, the first messages for members without room are passed over, so that the others go on.
+//! A group gives a message to the next member with room in its window, so a slow or stuck member gets fewer. Messages
+//! for which no member has room wait, within limits, and unacknowledged messages of a member that leaves go to another.
+//! If members may receive different things, the first messages for members without room are passed over, so that the
+//! others go on.
 //!
-//! Where messages wait depends on the members. While one of the sessions is persistent and subscribes with more than QoS 0,
-//! the group has a consumer in the journal: a message that was acknowledged to its publisher is on disk, and is settled when
-//! a member has acknowledged it. Otherwise, and at QoS 0, messages wait in memory.
+//! Where messages wait depends on the members. While one of the sessions is persistent and subscribes with more than
+//! QoS 0, the group has a consumer in the journal: a message that was acknowledged to its publisher is on disk, and is
+//! settled when a member has acknowledged it. Otherwise, and at QoS 0, messages wait in memory.
 //!
-//! A QoS 2 message must reach the member to which its delivery began, and no other [MQTT-4.8.2-4], [MQTT-4.8.2-5]. So for a
-//! persistent member it is first handed over in the journal to the member's session.
+//! A QoS 2 message must reach the member to which its delivery began, and no other [MQTT-4.8.2-4], [MQTT-4.8.2-5]. So
+//! for a persistent member it is first handed over in the journal to the member's session.
 //!
-//! A member gets only messages that it may receive, so joining a group takes nothing away from others. If no connected member
-//! may receive a message, it waits apart for one that may and is away, and if there is none, it is given up. If too many wait
-//! so, the oldest are handed over to the session of the one that left last.
+//! A member gets only messages that it may receive, so joining a group takes nothing away from others. If no connected
+//! member may receive a message, it waits apart for one that may and is away, and if there is none, it is given up. If
+//! too many wait so, the oldest are handed over to the session of the one that left last.
 
 mod aside;
 mod member;
@@ -51,8 +52,8 @@ impl SharedGroup {
         Arc::new(SharedGroup { limits, waiting: waiting.cloned(), state: Mutex::default() })
     }
 
-    /// Adds a message that nobody needs kept. If too many wait, the oldest is dropped. The message is in memory of its own,
-    /// which groups share.
+    /// Adds a message that nobody needs kept. If too many wait, the oldest is dropped. The message is in memory of its
+    /// own, which groups share.
     pub(crate) fn push(self: &Arc<Self>, message: Message) {
         let mut state = self.state.lock();
         state.enqueue(message, false);

@@ -158,8 +158,8 @@ impl GroupState {
         true
     }
 
-    /// Moves a kept message to a session. Returns whether that was possible: if the disk accepts nothing at present, the next
-    /// wake of the group or of the session's client tries again.
+    /// Moves a kept message to a session. Returns whether that was possible: if the disk accepts nothing at present,
+    /// the next wake of the group or of the session's client tries again.
     pub(super) fn hand_over(&mut self, next: GroupNext, to: ConsumerId) -> bool {
         if let (GroupNext::Kept(delivery), Some(durable)) = (&next, &self.durable)
             && durable.journal.hand_over(durable.consumer, delivery, to).is_err()
