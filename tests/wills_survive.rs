@@ -77,7 +77,10 @@ fn after_a_crash_wills_are_published_at_the_next_start() {
     watcher_now.disconnect();
     settle(&gateway);
     gateway = gateway.kill().restart();
-    assert_eq!(watcher(gateway.port).drain(), []);
+    // what was not known to be acknowledged when the power went may come again, also the marks by which `drain` finds its end
+    let mut again = watcher(gateway.port).drain();
+    again.retain(|message| message.topic.starts_with("will/"));
+    assert_eq!(again, []);
 }
 
 #[test]
