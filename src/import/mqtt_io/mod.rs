@@ -239,10 +239,10 @@ impl Import<'_> {
                 ),
             });
         }
-        let elsewhere = ["mqtt", "digital_inputs", "gpio_modules"];
-        for (name, node) in entries.iter().filter(|(name, _)| !elsewhere.contains(&name.as_str())) {
+        for (name, node) in entries.iter().filter(|(name, _)| !matches!(name.as_str(), "mqtt" | "digital_inputs")) {
             for line in node.lines() {
                 match name.as_str() {
+                    "gpio_modules" => {}
                     "digital_outputs" => line.not_taken(
                         "the gateway switches no outputs: keep mqtt-io for them, with this gateway as its broker",
                     ),
