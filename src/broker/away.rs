@@ -8,8 +8,8 @@ use std::sync::Arc;
 use tokio::time::Instant;
 
 use super::session::Session;
+use super::waiting_will::WaitingWill;
 use crate::access::identity::SessionName;
-use crate::mqtt::Will;
 
 /// A session whose client is absent.
 #[derive(Debug)]
@@ -20,7 +20,7 @@ pub(crate) struct Parked {
     /// When its client left.
     pub(crate) since: Instant,
     /// A will that waits for its delay, with the time when it is published.
-    pub(crate) will: Option<(Instant, Will)>,
+    pub(crate) will: Option<(Instant, WaitingWill)>,
 }
 
 /// Sessions sorted by a time.

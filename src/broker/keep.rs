@@ -35,6 +35,7 @@ use super::away::Parked;
 use super::core::{Core, consumer_name, session_route};
 use super::registry::expires;
 use super::session::{Session, Subscription, split_share};
+use super::waiting_will::WaitingWill;
 use crate::access::identity::SessionName;
 use crate::access::in_force::RightsInForce;
 use crate::access::places::PlaceHolder;
@@ -307,7 +308,10 @@ impl Core {
             u32::MAX => expires(now, u32::MAX, bound.saturating_sub(Duration::from_millis(away_ms as u64))),
             _ => expires(now, left_over as u32, bound),
         };
-        let will = will.map(|will| (now + Duration::from_secs(u64::from(will.delay)), will));
+        let will = will.map(|will| {
+            let due = now + Duration::from_secs(u64::from(will.delay));
+            (due, WaitingWill::kept(&self.wills, Core::holder(&owner, None), will))
+        });
         self.registry.restore(&owner, Parked { session, expires, since: now, will });
         waiting
     }

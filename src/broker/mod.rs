@@ -7,6 +7,7 @@
 //! | `connection/` | one client from CONNECT to the end: `handshake`, `admit`, then `run` with `receive` and `deliver` |
 //! | `allowance` | limits what changes of sessions write to the card |
 //! | `keep`, `wills` | sessions, retained messages and last wills on disk |
+//! | `waiting_will` | last wills in memory |
 //! | `groups` | shared subscriptions |
 //! | `session`, `registry`, `away`, `core` | what outlives a connection, who has a client id, what connections share |
 //! | `sys` | `$SYS` |
@@ -26,6 +27,7 @@ mod replies;
 pub(crate) mod session;
 pub mod settings;
 pub(crate) mod sys;
+pub(crate) mod waiting_will;
 pub(crate) mod wills;
 
 use std::net::SocketAddr;

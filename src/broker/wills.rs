@@ -99,17 +99,17 @@ impl Core {
     pub(crate) async fn publish_orphaned_wills(&self) {
         let orphaned = std::mem::take(&mut *self.orphaned_wills.lock());
         for (session, will) in orphaned {
-            self.publish_delayed(&session, will).await;
+            self.publish_delayed(&session, &will).await;
         }
     }
 
     /// Publishes the last will of a client, if the client may publish it.
-    pub(super) async fn publish_will(&self, identity: &Identity, permissions: &Permissions, will: Will) {
+    pub(super) async fn publish_will(&self, identity: &Identity, permissions: &Permissions, will: &Will) {
         if !permissions.may_publish(&will.topic) {
             info!(client_id = &*identity.client_id, topic = &*will.topic, "last will not published: no permission");
             return;
         }
-        let message = draft(&will, &identity.session(), self.ingress.clock().boot_ms());
+        let message = draft(will, &identity.session(), self.ingress.clock().boot_ms());
         match self.ingress.publish(&message.view().to_draft()).await {
             Ok(_) | Err(IngressError::Closed) => {}
             Err(error) => warn!(client_id = &*identity.client_id, %error, "last will not published"),
@@ -117,7 +117,7 @@ impl Core {
     }
 
     /// Publishes a will that was authorised when its client connected or left.
-    pub(super) async fn publish_delayed(&self, session: &str, will: Will) {
+    pub(super) async fn publish_delayed(&self, session: &str, will: &Will) {
         let name = SessionName::of(session);
         let identity = Identity { user: name.user.map(Into::into), client_id: name.client_id.into(), listener: None };
         let nobody = Identity { user: None, client_id: "".into(), listener: None };

@@ -255,3 +255,36 @@ fn filters_that_are_too_large_to_keep_are_refused_and_others_go_on() {
     gateway = gateway_again;
     assert_it_serves(&mut gateway);
 }
+
+#[test]
+fn wills_are_bounded_by_who_has_most_of_them() {
+    let user = crate::support::quick_hash("secret");
+    let gateway = Gateway::with(&format!(
+        "[broker]\nmax_connections = 1000\n[[broker.user]]\nname = \"ada\"\npassword_hash = \"{user}\"\n"
+    ));
+    let large = "w".repeat(60_000);
+    let with_will = |number: usize| {
+        let delay = Properties::new().four(0x18, 3600);
+        Connect::v5(&format!("{number}")).persistent().will_with("will", &large, 1, false, delay)
+    };
+    let mut clients = VecDeque::new();
+    let refusal = loop {
+        let (client, connack) = with_will(clients.len()).try_open(gateway.port);
+        if connack.reason != 0 {
+            break connack.reason;
+        }
+        clients.push_back(client);
+        assert!(clients.len() < 200, "nobody is refused");
+    };
+    assert_eq!((refusal, clients.len() > 50), (0x97, true), "{}", clients.len());
+    assert_eq!(Connect::new("old").will("will", &large, 1, false).refused(gateway.port), 3);
+    // others have their share, and small wills cost nearly nothing
+    Connect::new("ada").login("ada", "secret").will("will", &large, 1, false).open(gateway.port);
+    Connect::new("small").will("will", "offline", 1, false).open(gateway.port);
+    // a client that comes back replaces its own will, also that of a session that waits for its delay
+    drop(clients.pop_front());
+    wait_until("it has left", || with_will(0).try_open(gateway.port).1.reason == 0);
+    assert_eq!(with_will(500).refused(gateway.port), 0x97);
+    clients.pop_back().unwrap().disconnect();
+    wait_until("there is room again", || with_will(500).try_open(gateway.port).1.reason == 0);
+}

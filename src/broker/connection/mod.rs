@@ -41,6 +41,7 @@ use super::away::Parked;
 use super::core::{self, Core};
 use super::registry::expires;
 use super::session::Session;
+use super::waiting_will::WaitingWill;
 use crate::access::authorise::Permissions;
 use crate::access::guesses::network;
 use crate::access::identity::Identity;
@@ -51,7 +52,7 @@ use crate::exchange::subscribers::Subscriber;
 use crate::journal::Position;
 use crate::message::{BatchBuilder, Origin, via};
 use crate::mqtt::alias::OutboundAliases;
-use crate::mqtt::{self, Reason, Version, Will, write};
+use crate::mqtt::{self, Reason, Version, write};
 
 /// Why a connection ends.
 #[derive(Clone, Debug)]
@@ -140,7 +141,7 @@ struct BrokerConnection {
     keep_alive: u16,
     session: Session,
     subscriber: Arc<Subscriber>,
-    will: Option<Will>,
+    will: Option<WaitingWill>,
     /// The largest packet in bytes that the client accepts.
     max_packet: usize,
     aliases: InboundAliases,
@@ -293,7 +294,7 @@ async fn open(
     admitted: Admitted,
     (peer, arrived): (&Peer, Instant),
 ) -> Result<OpenedConnection, Reason> {
-    let Admitted { connect, identity, permissions, password_hash, assigned, keep_alive, expiry, place } = admitted;
+    let Admitted { mut connect, identity, permissions, password_hash, assigned, keep_alive, expiry, place } = admitted;
     let owner = identity.session();
     let holder = Core::holder(&owner, Some(peer.address));
     if expiry > 0 || !connect.clean {
@@ -310,6 +311,16 @@ async fn open(
     let kick = claim.kick.clone();
     place.on_cut(move || kick.kick(Reason::SERVER_BUSY));
     let parked = core.inherit(&identity, &permissions, parked).await;
+    let old = parked.as_ref().and_then(|parked| parked.will.as_ref()).map(|(_, will)| will);
+    let has_will = connect.will.is_some();
+    let will = connect.will.take().and_then(|will| WaitingWill::hold(&core.wills, &holder, will, old));
+    if has_will && will.is_none() {
+        core.access.quota(&identity, peer.address, "bytes of last wills");
+        if let Some(over) = core.registry.release(claim, parked) {
+            core.end_in_hand(over).await;
+        }
+        return Err(Reason::QUOTA_EXCEEDED);
+    }
     let resumed = match parked {
         Some(parked) => core.take_up(parked, arrived, connect.clean).await,
         None => None,
@@ -321,7 +332,7 @@ async fn open(
         return Err(Reason::SERVER_BUSY);
     }
     let mut session = begin_session(core, &connect, (&owner, &holder), resumed, expiry);
-    core.keep_will_of(&holder, &owner, connect.will.as_ref().filter(|will| permissions.may_publish(&will.topic)));
+    core.keep_will_of(&holder, &owner, will.as_deref().filter(|will| permissions.may_publish(&will.topic)));
     let subscriber = core.subscriber(&session);
     subscriber.inbox.set_in_hand(session.outbound.bytes());
     session.left = None;
@@ -355,7 +366,7 @@ async fn open(
         keep_alive,
         session,
         subscriber,
-        will: connect.will,
+        will,
         max_packet: connect.maximum_packet_size as usize,
         aliases: InboundAliases::default(),
         outbound_aliases: OutboundAliases::new(connect.topic_alias_maximum),
@@ -432,7 +443,7 @@ async fn close(
         if keep && will.delay > 0 && connection.permissions.may_publish(&will.topic) {
             delayed = Some((now + Duration::from_secs(u64::from(will.delay)), will));
         } else {
-            core.publish_will(&connection.identity, &connection.permissions, will).await;
+            core.publish_will(&connection.identity, &connection.permissions, &will).await;
         }
     }
     if delayed.is_none() {

@@ -8,6 +8,7 @@ use tokio::time::timeout;
 
 use super::*;
 use crate::access::identity::SessionName;
+use crate::mqtt::Will;
 
 /// A broker without a port.
 fn broker(journal: impl FnOnce() -> crate::journal::Journal + Send + 'static) -> crate::broker::Broker {
@@ -277,7 +278,8 @@ async fn a_will_is_published_before_its_client_continues_a_session_after_the_del
         let (claim, mut parked) = broker.core.registry.take_in_hand(&SessionName::of_guest("a")).unwrap();
         let now = Instant::now();
         parked.expires = now + Duration::from_secs(60);
-        parked.will = Some((now + delay, will.clone()));
+        let holder = Core::holder(&parked.session.owner, None);
+        parked.will = Some((now + delay, WaitingWill::kept(&broker.core.wills, holder, will.clone())));
         assert!(broker.core.registry.release(claim, Some(parked)).is_none());
         let mut client = reach(&broker, 4096);
         client.write_all(&[connect(b'a'), vec![0xe0, 0]].concat()).await.unwrap();

@@ -55,7 +55,7 @@ impl Core {
     /// Ends the session of an absent client, and with it the delay of its will [MQTT-3.1.2-8].
     async fn end_parked(&self, parked: Parked) -> Receipt {
         if let Some((_, will)) = parked.will {
-            self.publish_delayed(&parked.session.owner, will).await;
+            self.publish_delayed(&parked.session.owner, &will).await;
         }
         self.end(parked.session).await
     }
@@ -86,7 +86,7 @@ impl Core {
         }
         // only a client that comes back within the delay prevents its will [MQTT-3.1.3-9]
         if let Some((_, will)) = parked.will.take_if(|(at, _)| *at <= arrived) {
-            self.publish_delayed(&parked.session.owner, will).await;
+            self.publish_delayed(&parked.session.owner, &will).await;
         }
         Some(parked.session)
     }
@@ -127,7 +127,7 @@ impl Core {
     async fn attend(&self, (claim, mut parked): (Claim, Parked), now: Instant) {
         let has_expired = parked.expires <= now;
         if !has_expired && let Some((_, will)) = parked.will.take_if(|(at, _)| *at <= now) {
-            self.publish_delayed(&parked.session.owner, will).await;
+            self.publish_delayed(&parked.session.owner, &will).await;
             // in the meantime its user may have been removed
             if let Some(over) = self.registry.release(claim, Some(parked)) {
                 self.end_in_hand(over).await;

@@ -24,6 +24,7 @@ use super::capacity;
 use super::registry::{Kick, Registry};
 use super::session::{DurableFeed, Session, Subscription, split_share};
 use super::settings::BrokerSettings;
+use super::waiting_will::MAX_WILLS;
 use crate::access::Access;
 use crate::access::authorise::Permissions;
 use crate::access::identity::{Identity, SessionName};
@@ -93,6 +94,8 @@ pub struct Core {
     pub(crate) places: Arc<Places>,
     /// The subscriptions of all sessions, including those of absent clients.
     pub(super) subscriptions: Arc<Quota>,
+    /// The bytes of all wills, including those of absent clients.
+    pub(super) wills: Arc<Quota>,
     /// The memory of messages that wait for clients.
     pub(super) queues: DeliveryMemory,
     /// Counters for metrics and `$SYS`.
@@ -130,6 +133,7 @@ impl Core {
             sockets: Arc::default(),
             places: Arc::default(),
             subscriptions: Arc::new(Quota::new(MAX_SUBSCRIPTIONS)),
+            wills: Arc::new(Quota::new(MAX_WILLS)),
             cancel,
             clients: Mutex::default(),
             next_client: AtomicU64::new(0),
